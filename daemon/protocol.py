@@ -1,0 +1,190 @@
+"""Messages between the daemon and its clients: msgpack tagged Structs, never pickle.
+
+Two sockets, both `ipc://` in a 0700 directory. ROUTER takes a `Request` and answers with a `Reply` that carries the same
+request id; commands are idempotent under it. XPUB sends a `Welcome` to each new subscriber, then `Feed` messages.
+"""
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct, field
+
+from presets.events import Event
+from presets.findings import Finding
+from presets.fold import RunView
+
+PROTOCOL_VERSION = 1
+MAX_MESSAGE_BYTES = 8 * 2**20
+REPLAY_PAGE = 500  # events per reply
+
+
+class JobRecord(Struct, kw_only=True):
+    """One submitted job, as the job table holds it."""
+
+    id: int
+    name: str
+    job_path: str  # absolute
+    out: str  # absolute; the run folder is out/name
+    gpus: list[int]
+    state: str  # queued, starting, running, stopping, stopped, done, failed, cancelled
+    position: int = 0  # in the queue, from 1; 0 when not queued
+    submitted_at: float = 0.0
+    started_at: float = 0.0
+    finished_at: float = 0.0
+    attempt: int = 0
+    step: int = 0
+    steps: int = 0
+    pid: int = 0  # of the launcher process, 0 when none runs
+    outcome: str = ""  # why it ended and what to do next
+
+    @property
+    def run_dir(self) -> str:
+        return f"{self.out}/{self.name}"
+
+
+# --- requests -------------------------------------------------------------------------------------------------
+
+
+class Hello(Struct, tag=True):
+    version: int
+
+
+class Submit(Struct, tag=True):
+    job_path: str
+    out: str = ""  # default: the folder `runs` beside the job file
+
+
+class Jobs(Struct, tag=True):
+    pass
+
+
+class Snapshot(Struct, tag=True):
+    job: str  # id or name
+
+
+class Replay(Struct, tag=True):
+    job: str
+    since: int  # events with a greater seq, at most REPLAY_PAGE of them
+
+
+class Stop(Struct, tag=True):
+    """Save, then stop; the job can be resumed."""
+
+    job: str
+
+
+class Resume(Struct, tag=True):
+    job: str
+
+
+class Cancel(Struct, tag=True):
+    """Take the job from the queue, or end its trainer without saving; checkpoints stay."""
+
+    job: str
+
+
+class Shutdown(Struct, tag=True):
+    """End the daemon. Trainers go on and are adopted by the next one."""
+
+
+Command = Hello | Submit | Jobs | Snapshot | Replay | Stop | Resume | Cancel | Shutdown
+
+
+class Request(Struct, kw_only=True):
+    version: int = PROTOCOL_VERSION
+    id: str  # made by the client; the same id again gets the same answer and acts once
+    command: Command
+
+
+# --- replies --------------------------------------------------------------------------------------------------
+
+
+class HelloReply(Struct, tag=True):
+    version: int
+    epoch: str  # another one for each daemon process
+    pid: int
+
+
+class JobReply(Struct, tag=True):
+    job: JobRecord
+
+
+class JobsReply(Struct, tag=True):
+    jobs: list[JobRecord]
+
+
+class SnapshotReply(Struct, tag=True):
+    job: JobRecord
+    view: RunView
+
+
+class ReplayReply(Struct, tag=True):
+    events: list[Event]
+    more: bool
+
+
+class Done(Struct, tag=True):
+    pass
+
+
+class Refused(Struct, tag=True):
+    """The request was understood and refused: a user's error, with its fix."""
+
+    what: str
+    fix: str = ""
+    findings: list[Finding] = field(default_factory=list)
+
+
+Answer = HelloReply | JobReply | JobsReply | SnapshotReply | ReplayReply | Done | Refused
+
+
+class Reply(Struct, kw_only=True):
+    version: int = PROTOCOL_VERSION
+    id: str
+    answer: Answer
+
+
+# --- feed -----------------------------------------------------------------------------------------------------
+
+
+class Welcome(Struct, tag=True):
+    """The subscription is established: nothing published after this is missed."""
+
+    epoch: str
+
+
+class RunBeat(Struct):
+    job: int
+    last_seq: int
+    trainer_alive: bool
+    seconds_since_step: float
+
+
+class Beat(Struct, tag=True):
+    """Once a second: the daemon lives; `last_seq` betrays a lost event, `epoch` a new daemon."""
+
+    epoch: str
+    runs: list[RunBeat]
+
+
+class RunEvent(Struct, tag=True):
+    job: int
+    event: Event
+
+
+class JobChanged(Struct, tag=True):
+    job: JobRecord
+
+
+Feed = Welcome | Beat | RunEvent | JobChanged
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: Any) -> bytes:
+    return _encoder.encode(message)
+
+
+request_decoder = msgspec.msgpack.Decoder(Request)
+reply_decoder = msgspec.msgpack.Decoder(Reply)
+feed_decoder = msgspec.msgpack.Decoder(Feed)

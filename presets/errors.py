@@ -1,0 +1,20 @@
+"""Errors that a user can mend. Everything else is an assert or a bug."""
+
+
+class UserError(ValueError):
+    """Something the user gave us is wrong: says what, where, and how to fix it.
+
+    The text reads `where: what. fix`, on one line, so that it can stand in a terminal, an event or a dialog.
+    """
+
+    def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
+        self.what, self.where, self.fix = what, where, fix
+        super().__init__(f"{where + ': ' if where else ''}{what}{'. ' + fix if fix else ''}")
+
+
+class JobError(UserError):
+    """A job file that cannot be read: one problem per line in `problems`, each with its full key path."""
+
+    def __init__(self, problems: list[str], *, where: str = "") -> None:
+        self.problems = problems
+        super().__init__("\n  ".join(problems), where=where)

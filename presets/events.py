@@ -1,0 +1,70 @@
+"""Events: what a trainer tells about its run, in `events.jsonl` and on the wire.
+
+The trainer (rank 0) writes one JSON object per line; `seq` rises by one from 1 within a run, across attempts. Readers
+fold events into a `presets.fold.RunView`. Kinds and their data (all keys always there unless marked optional):
+
+| kind | data |
+|---|---|
+| started | name, job (tables), plan (text), versions {package: version}, device, steps, resumed_from (step, 0 at first) |
+| phase | name (loading, quantizing, caching, training, sampling, saving), done, total, text |
+| step | step, expert (high_noise or low_noise), loss, lr, grad_norm, timestep, seconds {part: s, total: s}, vram_gib, ram_gib, clips [id] |
+| sample | step, path, poster, prompt, seed |
+| checkpoint | step, path, sha256 |
+| finding | code, severity, field, message, fix |
+| changed | field, old, new |
+| replanned | why, old, new |
+| log | level (info, warning), text |
+| stopped | step, path (of the checkpoint, "" when none), why |
+| failed | cause, next (what to do next) |
+| done | step, files [path], seconds |
+
+Paths in events are relative to the run folder.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+EventKind = Literal["started", "phase", "step", "sample", "checkpoint", "finding", "changed", "replanned", "log", "stopped", "failed", "done"]
+TERMINAL_KINDS = frozenset({"stopped", "failed", "done"})
+EVENTS_FILE = "events.jsonl"
+
+
+class Event(Struct, kw_only=True):
+    v: int = 1
+    seq: int
+    time: float  # wall clock, seconds since 1970
+    run: str
+    attempt: int
+    kind: EventKind
+    data: dict[str, Any]
+
+
+_decoder = msgspec.json.Decoder(Event)
+
+
+def decode_event(line: bytes) -> Event:
+    """One line of events.jsonl. Raises msgspec.DecodeError or msgspec.ValidationError."""
+    return _decoder.decode(line)
+
+
+def read_events(path: Path, *, offset: int = 0) -> Iterator[tuple[Event, int]]:
+    """Events of a file from a byte offset, each with the offset just behind it.
+
+    A last line without its newline is torn (a writer died, or is still writing): it is left for the next read.
+    A complete line that does not decode is a damaged file and raises ValueError with its offset.
+    """
+    with path.open("rb") as f:
+        f.seek(offset)
+        for line in f:
+            if not line.endswith(b"\n"):
+                return
+            try:
+                event = decode_event(line)
+            except msgspec.MsgspecError as e:
+                raise ValueError(f"{path}: damaged event at byte {offset}: {e}") from None
+            offset += len(line)
+            yield event, offset

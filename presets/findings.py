@@ -1,0 +1,19 @@
+"""Findings: what is wrong, doubtful or improvable about a job, and the concrete fix."""
+
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+Severity = Literal["error", "warning", "advice"]
+
+
+class Finding(Struct, kw_only=True, frozen=True):
+    """One finding. `fix` is for people; `set` holds the same fix as new field values, when it can be put so."""
+
+    code: str  # kebab-case, stable: "frames-4n-plus-1"
+    severity: Severity
+    field: str  # path in the job, or the file it is about
+    message: str  # what is so, and what would happen
+    fix: str
+    set: dict[str, Any] = msgspec.field(default_factory=dict)  # {"datasets[0].num_frames": 41}

@@ -1,0 +1,152 @@
+"""The state of a run as a pure fold of its events: the same on the daemon, the dashboard and in a test."""
+
+from typing import Any
+
+from msgspec import Struct, field
+
+from presets.events import Event
+
+LOG_TAIL = 500  # lines kept for the dashboard; the file holds all
+
+
+class Phase(Struct):
+    name: str = "waiting"
+    done: int = 0
+    total: int = 0
+    text: str = ""
+
+
+class StepPoint(Struct, array_like=True):
+    """One point of the loss plot."""
+
+    step: int
+    loss: float
+
+
+class Sample(Struct):
+    step: int
+    path: str
+    poster: str
+    prompt: str
+    seed: int
+
+
+class Checkpoint(Struct):
+    step: int
+    path: str
+
+
+class LogLine(Struct):
+    time: float
+    kind: str  # the event's kind, so that a reader can pick
+    text: str
+
+
+class RunView(Struct, kw_only=True):
+    """Everything a dashboard shows. `last_seq` says how far the fold has come."""
+
+    run: str = ""
+    name: str = ""
+    attempt: int = 0
+    last_seq: int = 0
+    state: str = "starting"  # starting, running, stopped, failed, done
+    started_at: float = 0.0
+    updated_at: float = 0.0
+    last_step_at: float = 0.0
+    plan: str = ""
+    device: str = ""
+    steps: int = 0  # in all
+    step: int = 0  # done
+    expert: str = ""
+    loss: float = 0.0
+    lr: float = 0.0
+    grad_norm: float = 0.0
+    timestep: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)  # of the last step, by part
+    seconds_per_step: float = 0.0  # running mean
+    vram_gib: float = 0.0
+    ram_gib: float = 0.0
+    phase: Phase = field(default_factory=Phase)
+    losses: dict[str, list[StepPoint]] = field(default_factory=dict)  # expert -> points, one per step
+    samples: list[Sample] = field(default_factory=list)
+    checkpoints: list[Checkpoint] = field(default_factory=list)
+    findings: list[dict[str, Any]] = field(default_factory=list)
+    log: list[LogLine] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)  # the LoRA files, once done
+    outcome: str = ""  # why it stopped or failed, and what to do next
+
+    @property
+    def eta_seconds(self) -> float:
+        """Seconds of training left at the present pace; previews and saves come on top."""
+        return max(0, self.steps - self.step) * self.seconds_per_step
+
+
+def fold(view: RunView, event: Event) -> None:
+    """Apply one event. Events at or before `last_seq` were applied already and change nothing."""
+    if event.seq <= view.last_seq:
+        return
+    view.last_seq, view.run, view.attempt, view.updated_at = event.seq, event.run, event.attempt, event.time
+    data = event.data
+    match event.kind:
+        case "started":
+            view.name, view.plan, view.device, view.steps = data["name"], data["plan"], data["device"], data["steps"]
+            view.state, view.outcome, view.files = "running", "", []
+            view.started_at = view.started_at or event.time
+            _rewind(view, data["resumed_from"])
+            _note(view, event, f"attempt {event.attempt} started on {data['device']}: {data['plan']}")
+        case "phase":
+            phase = Phase(data["name"], data["done"], data["total"], data.get("text", ""))
+            if phase.name != view.phase.name and phase.name != "training":
+                _note(view, event, f"{phase.name} {phase.text}".rstrip())
+            view.phase = phase
+        case "step":
+            view.phase = Phase("training", data["step"], view.steps)
+            view.step, view.expert, view.loss = data["step"], data["expert"], data["loss"]
+            view.lr, view.grad_norm, view.timestep = data["lr"], data["grad_norm"], data["timestep"]
+            view.vram_gib, view.ram_gib, view.seconds = data["vram_gib"], data["ram_gib"], data["seconds"]
+            total = data["seconds"]["total"]
+            view.seconds_per_step = total if not view.seconds_per_step else 0.9 * view.seconds_per_step + 0.1 * total
+            view.last_step_at = event.time
+            view.losses.setdefault(view.expert, []).append(StepPoint(view.step, view.loss))
+        case "sample":
+            view.samples.append(Sample(data["step"], data["path"], data["poster"], data["prompt"], data["seed"]))
+            _note(view, event, f"preview {data['path']}")
+        case "checkpoint":
+            view.checkpoints.append(Checkpoint(data["step"], data["path"]))
+            _note(view, event, f"checkpoint {data['path']}")
+        case "finding":
+            view.findings.append(data)
+            _note(view, event, f"{data['severity']}: {data['message']}")
+        case "changed":
+            if data["field"] == "training.steps":
+                view.steps = data["new"]
+            _note(view, event, f"{data['field']} changed from {data['old']} to {data['new']}")
+        case "replanned":
+            view.plan = data["new"]
+            _note(view, event, f"replanned: {data['why']}")
+        case "log":
+            _note(view, event, data["text"])
+        case "stopped":
+            view.state, view.outcome = "stopped", data["why"]
+            _note(view, event, f"stopped after step {data['step']}: {data['why']}")
+        case "failed":
+            view.state, view.outcome = "failed", f"{data['cause']} {data['next']}".strip()
+            _note(view, event, f"failed: {view.outcome}")
+        case "done":
+            view.state, view.files = "done", data["files"]
+            _note(view, event, f"done: {', '.join(data['files'])}")
+
+
+def _rewind(view: RunView, step: int) -> None:
+    """A resume starts again from a checkpoint: what came after it in the plot is trained anew."""
+    view.step = step
+    for points in view.losses.values():
+        while points and points[-1].step > step:
+            points.pop()
+    view.samples = [s for s in view.samples if s.step <= step]
+    view.checkpoints = [c for c in view.checkpoints if c.step <= step]
+
+
+def _note(view: RunView, event: Event, text: str) -> None:
+    view.log.append(LogLine(event.time, event.kind, text))
+    del view.log[:-LOG_TAIL]

@@ -1,0 +1,241 @@
+"""Job files: TOML in and out without loss, with errors that name the key, what was expected and the nearest known key."""
+
+import math
+import os
+import tempfile
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from presets.errors import JobError, UserError
+from presets.fields import PathPart, annotations, field_of, join_path, nearest, parse_path, struct_of, toml_text
+from presets.job import Job
+
+
+def load_job(path: Path) -> Job:
+    """Read a job file. Raises JobError (a ValueError) with every problem in it, or UserError if it cannot be read."""
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        raise UserError("no such job file", where=str(path), fix="Make one with: wanlora new") from None
+    except UnicodeDecodeError as e:
+        raise UserError(f"not UTF-8 text (byte {e.start})", where=str(path), fix="Save it as UTF-8") from None
+    except OSError as e:
+        raise UserError(f"cannot be read: {e.strerror}", where=str(path)) from None
+    return parse_job(text, where=str(path))
+
+
+def parse_job(text: str, *, where: str = "job") -> Job:
+    """Parse the text of a job file. Raises JobError."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as e:
+        raise JobError([f"not valid TOML: {e}"], where=where) from None
+    return job_from_dict(raw, where=where)
+
+
+def job_from_dict(raw: dict[str, Any], *, where: str = "job") -> Job:
+    """Turn plain tables into a Job, collecting every problem before raising JobError."""
+    problems: list[str] = []
+    built = _build(Job, raw, [], problems)
+    if problems:
+        raise JobError(problems, where=where)
+    assert isinstance(built, Job)
+    return built
+
+
+def _build(struct: type[Struct], raw: Any, at: list[PathPart], problems: list[str]) -> Struct | None:
+    """Build `struct` from `raw`; problems are appended, and None returned when there are any in this table."""
+    if not isinstance(raw, dict):
+        problems.append(f"{join_path(at)}: expected a table, got {toml_text(raw)}")
+        return None
+    known = annotations(struct)
+    before = len(problems)
+    for key in raw:
+        if key not in known:
+            near = nearest(key, list(known))
+            problems.append(
+                f"{join_path([*at, key])}: unknown key" + (f". Did you mean {join_path([*at, near])}?" if near else f". Known here: {', '.join(known)}")
+            )
+    values: dict[str, Any] = {}
+    for info in msgspec.structs.fields(struct):
+        here = [*at, info.name]
+        if info.name not in raw:
+            if info.required:
+                problems.append(f"{join_path(here)}: missing, and it has no default")
+            continue
+        value, child = raw[info.name], struct_of(known[info.name])
+        if child is None:
+            values[info.name] = _convert(value, known[info.name], here, problems)
+        elif isinstance(info.type, type) and issubclass(info.type, Struct):
+            values[info.name] = _build(child, value, here, problems)
+        elif isinstance(value, list):
+            values[info.name] = [_build(child, item, [*here, i], problems) for i, item in enumerate(value)]
+            if not problems:
+                _convert(values[info.name], known[info.name], here, problems)
+        else:
+            problems.append(f"{join_path(here)}: expected one or more [[{join_path(here)}]] tables, got {toml_text(value)}")
+    return None if len(problems) > before else struct(**values)
+
+
+def _convert(value: Any, annotation: Any, at: list[PathPart], problems: list[str]) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):  # TOML knows nan and inf, no field does
+        problems.append(f"{join_path(at)}: expected a finite number, got {value}")
+        return None
+    try:
+        return msgspec.convert(value, annotation)
+    except msgspec.ValidationError as e:
+        general = join_path([p for p in at if isinstance(p, str)])
+        problems.append(f"{join_path(at)}: {_expected(general, str(e))}, got {toml_text(value)}")
+        return None
+
+
+def _expected(general_path: str, message: str) -> str:
+    """msgspec says which limit was missed; for a wrong type our own words for the type are clearer."""
+    try:
+        field = field_of(general_path)
+    except UserError:  # a list of tables has limits but no Field of its own
+        return message
+    wrong_kind = " got " in message or message.startswith("Invalid enum value")
+    if field.name == "name" and "matching regex" in message:
+        return "expected 1 to 64 letters, digits, dots, underscores or dashes, not starting with a dot"
+    if wrong_kind:
+        return f"expected {field.type_text}"
+    return (message[0].lower() + message[1:].partition(" - at")[0]).replace("`int`", "an integer").replace("`float`", "a number").replace("`str`", "text").replace("`array`", "a list")
+
+
+def job_to_dict(job: Job) -> dict[str, Any]:
+    """Plain tables of a Job, in panel order; fields that are None are left out."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: clean(v) for k, v in value.items() if v is not None}
+        return [clean(v) for v in value] if isinstance(value, list) else value
+
+    tables: dict[str, Any] = clean(msgspec.to_builtins(job))
+    return tables
+
+
+def dump_job(job: Job, *, onto: str = "") -> str:
+    """The TOML text of a job. With `onto`, the text of an existing job file, its comments and order are kept."""
+    import tomlkit  # 50 ms, and only writers need it
+
+    document = tomlkit.parse(onto) if onto else tomlkit.document()
+    tables = job_to_dict(job)
+    for key in [k for k in document if k not in tables]:
+        del document[key]
+    for key, value in tables.items():
+        if key in document:
+            _merge(document[key], value) if isinstance(value, dict) else _replace_list(document, key, value)
+        else:
+            document[key] = _toml_item(value)
+    return tomlkit.dumps(document)
+
+
+def _merge(table: Any, values: dict[str, Any]) -> None:
+    """Bring a tomlkit table to `values`, touching only what differs, so that comments stay."""
+    for key in [k for k in table if k not in values]:
+        del table[key]
+    for key, value in values.items():
+        if key not in table:
+            table[key] = _toml_item(value)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            _replace_list(table, key, value)
+        elif table[key] != value or isinstance(table[key], bool) != isinstance(value, bool):
+            table[key] = value
+
+
+def _replace_list(parent: Any, key: str, values: list[dict[str, Any]]) -> None:
+    """Tables of a [[list]] keep their comments while their number stays the same."""
+    if len(parent[key]) == len(values):
+        for table, value in zip(parent[key], values, strict=True):
+            _merge(table, value)
+    else:
+        parent[key] = _toml_item(values)
+
+
+def _toml_item(value: Any) -> Any:
+    import tomlkit
+
+    if isinstance(value, dict):
+        table = tomlkit.table()
+        for key, v in value.items():
+            table[key] = _toml_item(v)
+        return table
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        tables = tomlkit.aot()
+        for v in value:
+            tables.append(_toml_item(v))
+        return tables
+    return value
+
+
+def save_job(job: Job, path: Path) -> None:
+    """Write a job file in one atomic step; comments of an existing file are kept. Raises UserError."""
+    try:
+        onto = path.read_text("utf-8") if path.exists() else ""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
+            f.write(dump_job(job, onto=onto))
+            f.flush()
+            os.fsync(f.fileno())
+        Path(f.name).replace(path)
+    except OSError as e:
+        raise UserError(f"cannot be written: {e.strerror}", where=str(path), fix="Choose another place with --out") from None
+
+
+def get_value(job: Job, path: str) -> Any:
+    """The value at a field path. Raises UserError for a path that the job does not have."""
+    at: Any = job
+    for part in parse_path(path):
+        try:
+            at = at[part] if isinstance(part, int) else getattr(at, part)
+        except (AttributeError, IndexError, TypeError):
+            field_of(path)  # names the nearest field when the path itself is wrong
+            raise UserError(f"the job has no {path}") from None
+    return at
+
+
+def with_value(job: Job, path: str, value: Any) -> Job:
+    """A copy of the job with one field changed. The value is checked as in a job file: raises JobError or UserError."""
+    field_of(path)
+    get_value(job, path.rpartition(".")[0])
+    tables = job_to_dict(job)
+    at: Any = tables
+    *parents, last = parse_path(path)
+    for part in parents:
+        at = at[part]
+    if value is None:
+        at.pop(last, None)
+    else:
+        at[last] = value
+    return job_from_dict(tables, where="--set")
+
+
+def parse_value(path: str, text: str) -> Any:
+    """What a user typed for a field (`--set training.lr=5e-5`, a wizard input) as a plain value. Raises JobError.
+
+    Text fields take the text as it is; everything else is read as TOML, and bare words as text.
+    """
+    field = field_of(path)
+    text = text.strip()
+    if field.type_text == "text":
+        return text
+    if text == "" and field.default is None:
+        return None
+    try:
+        value = tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        value = [v.strip() for v in text.split(",")] if field.type_text.startswith("list") and "," in text else text
+        if isinstance(value, list):
+            value = [int(v) if v.lstrip("-").isdigit() else v for v in value]
+    if field.type_text.startswith("list") and not isinstance(value, list):
+        value = [value]
+    problems: list[str] = []
+    _convert(value, field.annotation, parse_path(path), problems)
+    if problems:
+        raise JobError(problems)
+    return value

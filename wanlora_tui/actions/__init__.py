@@ -1,0 +1,42 @@
+"""The one registry of actions: every key binding, the footer, the help screen and the command palette read it.
+
+A screen binds what it offers with `bindings("jobs.open", ...)`; an action that is not registered cannot be bound.
+"""
+
+from dataclasses import dataclass
+
+from textual.binding import Binding
+
+
+@dataclass(frozen=True, kw_only=True)
+class Action:
+    id: str  # "jobs.open": remappable, stable
+    keys: str  # comma-separated; the first is shown. Keys that survive tmux and SSH only
+    action: str  # Textual action, e.g. "open_job"
+    label: str  # one or two words, for the footer
+    help: str  # one sentence, for the help screen and the palette
+    show: bool = True  # in the footer
+
+
+_registry: dict[str, Action] = {}
+
+
+def register(*actions: Action) -> None:
+    for action in actions:
+        assert action.id not in _registry, action.id
+        _registry[action.id] = action
+
+
+def bindings(*ids: str) -> list[Binding | tuple[str, str] | tuple[str, str, str]]:
+    """Textual bindings of the named actions, for a `BINDINGS` class variable."""
+    return [
+        Binding(a.keys, a.action, a.label, show=a.show, tooltip=a.help, id=a.id, priority=False)
+        for a in (_registry[i] for i in ids)
+    ]  # fmt: skip
+
+
+def all_actions() -> list[Action]:
+    return list(_registry.values())
+
+
+from wanlora_tui.actions import general, wizard  # noqa: E402, F401  (each registers its actions on import)

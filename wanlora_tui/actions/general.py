@@ -1,0 +1,1 @@
+"""Actions of the app, the jobs screen and the dashboard."""
