@@ -18,3 +18,11 @@ class JobError(UserError):
     def __init__(self, problems: list[str], *, where: str = "") -> None:
         self.problems = problems
         super().__init__("\n  ".join(problems), where=where)
+
+
+class ClipError(UserError):
+    """A file that cannot serve as a clip. `code` is its finding's: `not-a-video` or `clip-unreadable`."""
+
+    def __init__(self, what: str, *, code: str, where: str = "", fix: str = "") -> None:
+        self.code = code
+        super().__init__(what, where=where, fix=fix)
