@@ -1,0 +1,241 @@
+"""Facts of this machine: GPUs through NVML, RAM and cores as far as this process may use them, free disk.
+
+Reading never fails: a GPU that cannot be read says why in its `error`, a machine without GPUs in `gpu_problem`.
+"""
+
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+import psutil
+from msgspec import Struct
+
+PROC_CGROUP = Path("/proc/self/cgroup")
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+
+
+class GpuProcess(Struct, frozen=True, kw_only=True):
+    """A process that holds memory on a GPU."""
+
+    pid: int
+    name: str  # "" when it belongs to another container or user
+    memory: int  # bytes; 0 when the driver does not tell
+
+
+class Gpu(Struct, frozen=True, kw_only=True):
+    """One card, or the slice of it that a CUDA program would get when MIG divides it."""
+
+    index: int  # NVML's, in PCI bus order: CUDA counts alike only with CUDA_DEVICE_ORDER=PCI_BUS_ID, or select by uuid
+    name: str = ""
+    uuid: str = ""  # as CUDA_VISIBLE_DEVICES takes it; the slice's under MIG
+    capability: tuple[int, int] = (0, 0)  # compute capability
+    vram_total: int = 0  # bytes
+    vram_free: int = 0
+    driver: str = ""
+    processes: list[GpuProcess] = msgspec.field(default_factory=list)
+    mig: bool = False
+    error: str = ""  # why this GPU cannot be used, and what to do
+    note: str = ""  # what could not be read although the GPU works
+
+
+class Machine(Struct, frozen=True, kw_only=True):
+    gpus: list[Gpu]
+    gpu_problem: str  # why `gpus` is empty, and what to do; "" otherwise
+    ram_total: int  # bytes this process may use: a container's limit counts
+    ram_free: int  # bytes available without swapping
+    cores: int  # CPU cores this process may use
+    disk_free: int  # bytes
+    disk_path: str  # the folder that disk_free is about: the nearest that exists
+
+
+def read_machine(disk_path: Path, *, nvml: Any = None) -> Machine:
+    """Facts of this machine and of the disk that holds `disk_path` (which need not exist). `nvml` stands in for pynvml in tests."""
+    ram_total, ram_free = _ram()
+    gpus, problem = _read_gpus(nvml, ram_total, ram_free)
+    place, disk_free = _disk(disk_path.absolute())
+    return Machine(gpus=gpus, gpu_problem=problem, ram_total=ram_total, ram_free=ram_free, cores=_cores(), disk_free=disk_free, disk_path=str(place))
+
+
+def _read_gpus(nvml: Any, ram_total: int, ram_free: int) -> tuple[list[Gpu], str]:
+    if nvml is None:
+        import pynvml
+
+        nvml = pynvml
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as e:
+        return [], _init_problem(nvml, e)
+    try:
+        driver = nvml.nvmlSystemGetDriverVersion()
+        count = nvml.nvmlDeviceGetCount()
+        if count == 0:
+            return [], "The NVIDIA driver runs but sees no GPU. Check with nvidia-smi; a container needs to be started with GPU access (docker run --gpus all)."
+        return [_read_gpu(nvml, i, driver, ram_total, ram_free) for i in range(count)], ""
+    except nvml.NVMLError as e:
+        return [], f"The NVIDIA driver stopped answering ({_text(e)}). Look at nvidia-smi and the kernel log; a reboot mends most causes."
+    finally:
+        with suppress(nvml.NVMLError):  # a driver in trouble may not even say goodbye
+            nvml.nvmlShutdown()
+
+
+def _init_problem(nvml: Any, error: Exception) -> str:
+    if isinstance(error, nvml.NVMLError_LibraryNotFound):
+        return "There is no NVIDIA driver on this machine (libnvidia-ml was not found). Install the driver; a container needs to be started with GPU access (docker run --gpus all)."
+    if isinstance(error, nvml.NVMLError_DriverNotLoaded):
+        return "The NVIDIA driver is installed but not loaded. Try: modprobe nvidia, or reboot."
+    if isinstance(error, nvml.NVMLError_LibRmVersionMismatch):
+        return "The NVIDIA driver was updated and the old one is still loaded. Reboot."
+    if isinstance(error, nvml.NVMLError_NoPermission):
+        return "This user may not use the NVIDIA driver. Check the rights of /dev/nvidia*."
+    return f"The NVIDIA driver does not answer ({_text(error)}). Look at nvidia-smi."
+
+
+def _text(error: Exception) -> str:
+    return str(error).lower()
+
+
+def _read_gpu(nvml: Any, index: int, driver: str, ram_total: int, ram_free: int) -> Gpu:
+    """Everything about one GPU. A failure keeps what was read before it and becomes the GPU's `error`."""
+    gpu = Gpu(index=index, driver=driver)
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        gpu = msgspec.structs.replace(gpu, name=nvml.nvmlDeviceGetName(handle), uuid=nvml.nvmlDeviceGetUUID(handle), capability=tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)))
+        if _mig_enabled(nvml, handle):
+            gpu = msgspec.structs.replace(gpu, mig=True)
+            handle = _first_slice(nvml, handle)
+            if handle is None:
+                return msgspec.structs.replace(gpu, error="MIG is on and no slice was made. Make one (nvidia-smi mig -cgi ... -C) or turn MIG off (nvidia-smi -mig 0)")
+            gpu = msgspec.structs.replace(gpu, name=nvml.nvmlDeviceGetName(handle), uuid=nvml.nvmlDeviceGetUUID(handle))
+        try:
+            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+            gpu = msgspec.structs.replace(gpu, vram_total=int(memory.total), vram_free=int(memory.free))
+        except nvml.NVMLError_NotSupported:  # GPU and CPU share one memory (DGX Spark, Jetson)
+            gpu = msgspec.structs.replace(gpu, vram_total=ram_total, vram_free=ram_free, note="GPU and CPU share their memory")
+        try:
+            gpu = msgspec.structs.replace(gpu, processes=_processes(nvml, handle))
+        except (nvml.NVMLError_NoPermission, nvml.NVMLError_NotSupported) as e:
+            gpu = msgspec.structs.replace(gpu, note="; ".join(filter(None, (gpu.note, f"who holds its memory cannot be read ({_text(e)})"))))
+    except nvml.NVMLError_GpuIsLost:
+        gpu = msgspec.structs.replace(gpu, error="The driver lost this GPU (it fell off the bus). Reboot; if it comes back, check power and cooling")
+    except nvml.NVMLError as e:
+        gpu = msgspec.structs.replace(gpu, error=f"It cannot be read ({_text(e)}). Look at nvidia-smi")
+    return gpu
+
+
+def _mig_enabled(nvml: Any, handle: Any) -> bool:
+    try:
+        current, _pending = nvml.nvmlDeviceGetMigMode(handle)
+        return bool(current == nvml.NVML_DEVICE_MIG_ENABLE)
+    except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound):  # cards and drivers that know no MIG
+        return False
+
+
+def _first_slice(nvml: Any, handle: Any) -> Any:
+    """A CUDA program gets one slice of a card, the first unless it asks for another. None when no slice exists."""
+    for i in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        try:
+            return nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i)
+        except nvml.NVMLError_NotFound:  # places need not be filled from the first on
+            continue
+    return None
+
+
+def _processes(nvml: Any, handle: Any) -> list[GpuProcess]:
+    """Who holds memory, most first. One program may use the GPU for computing and for drawing."""
+    held: dict[int, int] = {}
+    for found in (nvml.nvmlDeviceGetComputeRunningProcesses(handle), nvml.nvmlDeviceGetGraphicsRunningProcesses(handle)):
+        for process in found:
+            held[process.pid] = max(held.get(process.pid, 0), process.usedGpuMemory or 0)
+    return sorted((GpuProcess(pid=pid, name=_process_name(pid), memory=memory) for pid, memory in held.items()), key=lambda p: (-p.memory, p.pid))
+
+
+def _process_name(pid: int) -> str:
+    try:
+        return psutil.Process(pid).name()
+    except psutil.Error:
+        return ""
+
+
+def _disk(path: Path) -> tuple[Path, int]:
+    """The nearest of `path` and its parents that can be asked, and the bytes free for us there."""
+    for place in (path, *path.parents):
+        try:
+            return place, shutil.disk_usage(place).free
+        except OSError:
+            continue
+    raise AssertionError("not even the root folder has a size")
+
+
+def _ram() -> tuple[int, int]:
+    memory = psutil.virtual_memory()
+    limits = cgroup_memory()
+    return min([memory.total, *(limit for limit, _ in limits)]), min([memory.available, *(max(0, limit - used) for limit, used in limits)])
+
+
+def cgroup_memory(proc: Path = PROC_CGROUP, root: Path = CGROUP_ROOT) -> list[tuple[int, int]]:
+    """(limit, used) in bytes of each memory control group that limits this process. Both versions of Linux control groups.
+
+    Page cache that the kernel can drop at once does not count as used.
+    """
+    limits = []
+    for folder, version in _cgroups(proc, root, "memory"):
+        names = ("memory.max", "memory.current", "inactive_file") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        limit, used = _number(folder / names[0]), _number(folder / names[1])
+        if limit is not None and used is not None:
+            limits.append((limit, max(0, used - _statistic(folder / "memory.stat", names[2]))))
+    return limits
+
+
+def _cores(proc: Path = PROC_CGROUP, root: Path = CGROUP_ROOT) -> int:
+    """Cores this process may run on, a container's CPU quota counted in whole cores (rounded up)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for folder, version in _cgroups(proc, root, "cpu"):
+        if version == 2:
+            words = _content(folder / "cpu.max").split()
+            quota, period = (int(words[0]), int(words[1])) if len(words) == 2 and words[0].isdigit() else (0, 1)
+        else:
+            quota, period = _number(folder / "cpu.cfs_quota_us") or 0, _number(folder / "cpu.cfs_period_us") or 1
+        if quota > 0:
+            cores = min(cores, max(1, -(-quota // period)))
+    return cores
+
+
+def _cgroups(proc: Path, root: Path, controller: str) -> list[tuple[Path, int]]:
+    """The folders of the control groups this process is in, innermost first, each with its version (1 or 2).
+
+    Inside a container the path in /proc may be the host's, of which only the end is mounted: groups that are not there are passed over.
+    """
+    found = []
+    for line in _content(proc).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            version, top = 2, root
+        elif controller in controllers.split(","):
+            version, top = 1, root / controller
+        else:
+            continue
+        inside = PurePosixPath(path.lstrip("/"))
+        inside = PurePosixPath() if ".." in inside.parts else inside  # seen from another namespace: only the mounted top is ours
+        found += [(top / group, version) for group in (inside, *inside.parents) if (top / group).is_dir()]
+    return list(dict.fromkeys(found))
+
+
+def _content(path: Path) -> str:
+    """A kernel file's text; "" when this kernel does not have it."""
+    try:
+        return path.read_text("ascii")
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> int | None:
+    """The number in a kernel file; None for "max" and for no such file."""
+    text = _content(path).strip()
+    return int(text) if text.isdigit() else None
+
+
+def _statistic(path: Path, name: str) -> int:
+    return next((int(line.split()[1]) for line in _content(path).splitlines() if line.startswith(f"{name} ")), 0)
