@@ -5,6 +5,7 @@ A field is named by its path: `training.lr`, `datasets.num_frames` (the field in
 """
 
 import difflib
+import json
 import re
 import types
 import typing
@@ -46,6 +47,15 @@ class Field(Struct, frozen=True, kw_only=True):
     def required(self) -> bool:
         return self.default is msgspec.NODEFAULT
 
+    @property
+    def limits_text(self) -> str:
+        """`1 to 1024`, `above 0, at most 10`, `at least 1`; of a list, its items' limits. Empty without limits."""
+        meta = _limits(self.annotation)
+        if meta.ge is not None and meta.le is not None:
+            return f"{meta.ge} to {meta.le}"
+        words = (("at least", meta.ge), ("above", meta.gt), ("at most", meta.le), ("below", meta.lt))
+        return ", ".join(f"{word} {limit}" for word, limit in words if limit is not None)
+
 
 def _strip(annotation: Any) -> tuple[Any, Meta | None]:
     if typing.get_origin(annotation) is typing.Annotated:
@@ -58,6 +68,13 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         return typing.get_args(annotation)
     return (annotation,)
+
+
+def _limits(annotation: Any) -> Meta:
+    """Where the numeric limits of a field stand: on itself, on the items of its list, or on one of its alternatives."""
+    base, meta = _strip(annotation)
+    inner = typing.get_args(base) if typing.get_origin(base) is list else _alternatives(base)
+    return next((m for _, m in map(_strip, inner) if m is not None), meta or Meta())
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:
@@ -81,9 +98,11 @@ def toml_text(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return f'"{value}"'
+        return json.dumps(value, ensure_ascii=False)  # a JSON string is a TOML basic string
     if isinstance(value, list):
         return "[" + ", ".join(toml_text(v) for v in value) + "]"
+    if isinstance(value, dict):
+        return "a table"
     return "left out" if value is None else str(value)
 
 
@@ -94,7 +113,7 @@ def _type_text(annotation: Any) -> str:
     if choices:
         return "one of " + ", ".join(toml_text(c) for c in choices)
     words = []
-    for alternative in _alternatives(annotation):
+    for alternative, _ in map(_strip, _alternatives(annotation)):
         if typing.get_origin(alternative) is Literal:
             words += [toml_text(c) for c in typing.get_args(alternative)]
         elif typing.get_origin(alternative) is list:
@@ -126,12 +145,13 @@ def _describe(struct: type[Struct], prefix: str) -> typing.Iterator[Field]:
             yield from _describe(child, path)
             continue
         base, meta = _strip(annotation)
+        limits = _limits(annotation)
         assert meta is not None and meta.title and meta.description, f"{path} has no description"
         default = info.default_factory() if info.default_factory is not msgspec.NODEFAULT else info.default
         yield Field(
             path=path, label=meta.title, help=meta.description, unit=(meta.extra or {}).get("unit", ""),
             annotation=annotation, default=default, choices=_choices(base), type_text=_type_text(base),
-            minimum=meta.ge if meta.ge is not None else meta.gt, maximum=meta.le if meta.le is not None else meta.lt,
+            minimum=limits.ge if limits.ge is not None else limits.gt, maximum=limits.le if limits.le is not None else limits.lt,
         )  # fmt: skip
 
 

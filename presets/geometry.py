@@ -45,7 +45,7 @@ def bucket_for(frames: int, height: int, width: int, resolution: int) -> Bucket:
 
     Its area is at most resolution^2, its sides are multiples of 16, and neither side is larger than the clip's
     (a clip under 16 pixels is refused by a rule before it comes here). Of the candidates around the ideal scale the
-    one that crops least wins, then the larger one.
+    largest wins, and among those about as large the one that crops least.
     """
     assert height >= SIDE_MULTIPLE and width >= SIDE_MULTIPLE, (height, width)
     scale = min(1.0, resolution / math.sqrt(height * width))
@@ -62,7 +62,10 @@ def bucket_for(frames: int, height: int, width: int, resolution: int) -> Bucket:
         return 1 - (h * w) / (height * cover * width * cover)
 
     candidates = [(h, w) for h in sides(ideal_h, height) for w in sides(ideal_w, width) if h * w <= resolution**2]
-    # Prefer area first in steps of 5%, so that a slightly smaller crop does not cost a much smaller picture.
+    if not candidates:  # a ribbon: its short side cannot shrink below one patch, so its long side is cropped
+        longest = min(resolution**2 // SIDE_MULTIPLE, max(height, width)) // SIDE_MULTIPLE * SIDE_MULTIPLE
+        candidates = [(SIDE_MULTIPLE, longest) if height < width else (longest, SIDE_MULTIPLE)]
+    # Prefer area first in steps of 10%, so that a slightly smaller crop does not cost a much smaller picture.
     best = max(candidates, key=lambda hw: (round(hw[0] * hw[1] / resolution**2, 1), -cropped(*hw), hw[0] * hw[1]))
     return Bucket(frames, *best)
 

@@ -18,7 +18,7 @@ def about(label: str, help: str, *, unit: str = "", **limits: Any) -> Meta:
 
 
 class JobPanel(Struct, kw_only=True, forbid_unknown_fields=True):
-    name: Annotated[str, about("Training name", "Names the run folder and the LoRA files. Letters, digits, dot, underscore, dash; 1 to 64.", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}$")]
+    name: Annotated[str, about("Training name", "Names the run folder and the LoRA files. Letters, digits, dot, underscore, dash; 1 to 64.", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}\Z")]
     kind: Annotated[Kind, about("Kind", "What the LoRA teaches: a motion or camera move, a visual style, or one character.")] = "motion"
     trigger: Annotated[str, about("Trigger word", "A made-up word that switches the LoRA on. Replaces [trigger] in captions and prompts. Motion LoRAs usually need none; style and character LoRAs should have one.", max_length=100)] = ""
     gpus: Annotated[list[int], about("GPUs", "Index of each GPU the job may use.", min_length=1)] = field(default_factory=lambda: [0])
@@ -47,7 +47,7 @@ class MultistagePanel(Struct, kw_only=True, forbid_unknown_fields=True):
 class TargetPanel(Struct, kw_only=True, forbid_unknown_fields=True):
     type: Annotated[Literal["lora"], about("Target type", "What is trained.")] = "lora"
     rank: Annotated[int, about("Linear rank", "Capacity of the LoRA. 16 is enough for most; 32 for complex looks or close-up faces on large cards.", ge=1, le=1024)] = 16
-    alpha: Annotated[float | None, about("Alpha", "LoRA scale is alpha / rank. Left out, it equals the rank.", gt=0)] = None
+    alpha: Annotated[Annotated[float, Meta(gt=0)] | None, about("Alpha", "LoRA scale is alpha / rank. Left out, it equals the rank.")] = None
 
 
 class SavePanel(Struct, kw_only=True, forbid_unknown_fields=True):

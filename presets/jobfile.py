@@ -2,7 +2,7 @@
 
 import math
 import os
-import tempfile
+import secrets
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from presets.errors import JobError, UserError
-from presets.fields import PathPart, annotations, field_of, join_path, nearest, parse_path, struct_of, toml_text
+from presets.fields import FIELDS, PathPart, annotations, field_of, join_path, nearest, parse_path, struct_of, toml_text
 from presets.job import Job
 
 
@@ -95,16 +95,19 @@ def _convert(value: Any, annotation: Any, at: list[PathPart], problems: list[str
 
 def _expected(general_path: str, message: str) -> str:
     """msgspec says which limit was missed; for a wrong type our own words for the type are clearer."""
-    try:
-        field = field_of(general_path)
-    except UserError:  # a list of tables has limits but no Field of its own
-        return message
+    if general_path not in FIELDS:  # a list of tables has a least length but no Field of its own
+        return "expected at least one table"
+    field = FIELDS[general_path]
     wrong_kind = " got " in message or message.startswith("Invalid enum value")
     if field.name == "name" and "matching regex" in message:
         return "expected 1 to 64 letters, digits, dots, underscores or dashes, not starting with a dot"
     if wrong_kind:
         return f"expected {field.type_text}"
-    return (message[0].lower() + message[1:].partition(" - at")[0]).replace("`int`", "an integer").replace("`float`", "a number").replace("`str`", "text").replace("`array`", "a list")
+    if " of length <= " in message:
+        return f"expected at most {message.partition(' of length <= ')[2].partition(' ')[0]} characters"
+    if " of length >= " in message:
+        return f"expected at least one {field.type_text.removeprefix('list of ').removesuffix('s')}" if field.type_text.startswith("list") else "expected some text"
+    return f"expected {field.limits_text}{' for each' if field.type_text.startswith('list') else ''}"
 
 
 def job_to_dict(job: Job) -> dict[str, Any]:
@@ -173,18 +176,27 @@ def _toml_item(value: Any) -> Any:
     return value
 
 
-def save_job(job: Job, path: Path) -> None:
-    """Write a job file in one atomic step; comments of an existing file are kept. Raises UserError."""
+def save_job(job: Job, path: Path, *, fresh: bool = False) -> None:
+    """Write a job file in one atomic step; permissions and (unless `fresh`) comments of an existing file are kept. Raises UserError."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        onto = path.read_text("utf-8") if path.exists() else ""
+        onto = path.read_text("utf-8") if path.exists() and not fresh else ""
+        text = dump_job(job, onto=onto)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as f:
-            f.write(dump_job(job, onto=onto))
-            f.flush()
-            os.fsync(f.fileno())
-        Path(f.name).replace(path)
+        try:
+            with temporary.open("x", encoding="utf-8") as f:
+                f.write(text)
+                f.flush()
+                os.fsync(f.fileno())
+            if path.exists():
+                temporary.chmod(path.stat().st_mode & 0o777)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as e:
         raise UserError(f"cannot be written: {e.strerror}", where=str(path), fix="Choose another place with --out") from None
+    except ValueError as e:  # tomlkit and the UTF-8 decoder, about what lies there already
+        raise UserError(f"what lies there is not valid TOML: {e}", where=str(path), fix="Mend it, or choose another place with --out") from None
 
 
 def get_value(job: Job, path: str) -> Any:
@@ -202,7 +214,7 @@ def get_value(job: Job, path: str) -> Any:
 def with_value(job: Job, path: str, value: Any) -> Job:
     """A copy of the job with one field changed. The value is checked as in a job file: raises JobError or UserError."""
     field_of(path)
-    get_value(job, path.rpartition(".")[0])
+    get_value(job, path)
     tables = job_to_dict(job)
     at: Any = tables
     *parents, last = parse_path(path)
@@ -222,12 +234,10 @@ def parse_value(path: str, text: str) -> Any:
     """
     field = field_of(path)
     text = text.strip()
-    if field.type_text == "text":
-        return text
     if text == "" and field.default is None:
         return None
     try:
-        value = tomllib.loads(f"x = {text}")["x"]
+        value = text if field.type_text == "text" or "\n" in text else tomllib.loads(f"x = {text}")["x"]
     except tomllib.TOMLDecodeError:
         value = [v.strip() for v in text.split(",")] if field.type_text.startswith("list") and "," in text else text
         if isinstance(value, list):
