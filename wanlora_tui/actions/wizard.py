@@ -1,1 +1,40 @@
-"""Actions of the wizard."""
+"""Actions of the wizard, its form fields, lists and dialogs."""
+
+from wanlora_tui.actions import Action, register
+
+register(
+    Action(id="wizard.help", keys="f1,question_mark", action="step_help", label="Help", help="Explain this step of the wizard and list its keys."),
+    Action(id="wizard.back", keys="f7,left_square_bracket", action="back", label="Back", help="Go to the step before this one.", show=False),
+    Action(id="wizard.next", keys="f8,right_square_bracket", action="next", label="Next", help="Go to the next step; on the last one, launch the job.", show=False),
+    Action(id="wizard.leave", keys="escape", action="leave", label="Leave", help="Leave the wizard. What was entered is kept and offered again."),
+    Action(id="wizard.browse", keys="f4", action="browse", label="Browse", help="Pick a folder or an image from a tree."),
+    Action(id="wizard.recommended", keys="f6", action="recommended", label="Recommended", help="Set the field back to its recommended value."),
+    Action(id="wizard.remove", keys="f9", action="remove", label="Remove", help="Remove the folder or the prompt that has the focus."),
+    Action(id="wizard.add", keys="f5", action="add", label="Add", help="Add a folder of clips or a sample prompt."),
+    Action(id="wizard.fix", keys="f", action="fix", label="Fix", help="Apply the fix of the highlighted finding."),
+    Action(id="wizard.fix_all", keys="F", action="fix_all", label="Fix all", help="Apply every fix that can be applied by itself."),
+    Action(id="wizard.show_file", keys="t", action="show_file", label="Job file", help="Switch between the findings and the text of the job file."),
+    Action(id="form.previous", keys="up", action="form_previous", label="Previous field", help="Go to the field above.", show=False),
+    Action(id="form.next", keys="down", action="form_next", label="Next field", help="Go to the field below.", show=False),
+    Action(id="form.choice_before", keys="left", action="cycle(-1)", label="Choice before", help="Take the choice before this one.", show=False),
+    Action(id="form.choice_after", keys="right", action="cycle(1)", label="Choice after", help="Take the next choice.", show=False),
+    Action(id="form.open", keys="enter,space", action="show_overlay", label="Choices", help="Open the list of choices of a field.", show=False),
+    Action(id="form.complete", keys="tab", action="complete", label="Complete", help="Complete the path being typed, or go to the next field.", show=False),
+    Action(id="list.down", keys="j", action="cursor_down", label="Down", help="Go down one line of a list, table or tree.", show=False),
+    Action(id="list.up", keys="k", action="cursor_up", label="Up", help="Go up one line of a list, table or tree.", show=False),
+    Action(id="list.top", keys="g", action="first", label="Top", help="Go to the first line of a list.", show=False),
+    Action(id="list.bottom", keys="G", action="last", label="Bottom", help="Go to the last line of a list.", show=False),
+    Action(id="table.top", keys="g", action="scroll_top", label="Top", help="Go to the first row of a table.", show=False),
+    Action(id="table.bottom", keys="G", action="scroll_bottom", label="Bottom", help="Go to the last row of a table.", show=False),
+    Action(id="text.down", keys="j", action="scroll_down", label="Down", help="Scroll a text down.", show=False),
+    Action(id="text.up", keys="k", action="scroll_up", label="Up", help="Scroll a text up.", show=False),
+    Action(id="text.top", keys="g", action="scroll_home", label="Top", help="Scroll to the beginning of a text.", show=False),
+    Action(id="text.bottom", keys="G", action="scroll_end", label="Bottom", help="Scroll to the end of a text.", show=False),
+    Action(id="picker.choose", keys="enter", action="choose", label="Choose", help="Take the highlighted folder or file."),
+    Action(id="picker.open", keys="right,l", action="open_folder", label="Open", help="Open the highlighted folder in the tree."),
+    Action(id="picker.close", keys="left,h", action="close_folder", label="Close", help="Close the highlighted folder, or go to the one that holds it."),
+    Action(id="picker.parent", keys="backspace", action="parent", label="Up", help="Show the folder above the top one of the tree."),
+    Action(id="dialog.cancel", keys="escape", action="cancel", label="Cancel", help="Close a dialog without doing anything."),
+    Action(id="dialog.previous", keys="left,up", action="app.focus_previous", label="Previous", help="Go to the answer before this one.", show=False),
+    Action(id="dialog.next", keys="right,down", action="app.focus_next", label="Next", help="Go to the next answer.", show=False),
+)

@@ -1,0 +1,150 @@
+"""Step 5: prompts for the previews, each with the image it starts from."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.message import Message
+from textual.widgets import Button, Static
+
+from presets.captions import resolve_caption
+from presets.clips import IMAGE_SUFFIXES
+from presets.rules.sample import image_problem
+from wanlora_tui.actions import bindings
+from wanlora_tui.screens.wizard.pane import Edited, StepPane
+from wanlora_tui.text import count
+from wanlora_tui.typed_paths import absolute
+from wanlora_tui.widgets.field_input import FieldInput
+from wanlora_tui.widgets.folder_picker import PathPicker
+
+NONE = "No prompts: this job makes no previews, only checkpoints. Press F5 to add a prompt, or go on without."
+
+
+@dataclass
+class ImageRead(Message):
+    """A control image was opened, or could not be."""
+
+    path: str
+    problem: str
+
+
+class PromptRow(Vertical):
+    """One prompt, its image, and what is known about the image."""
+
+    def __init__(self, index: int, pane: "PromptsPane") -> None:
+        super().__init__(id=f"prompt-{index}")
+        self.index, self.pane = index, pane
+
+    def compose(self) -> ComposeResult:
+        with Horizontal(classes="row"):
+            yield Static(f"Prompt {self.index + 1}", classes="heading")
+            yield Button("Image F4", classes="browse", compact=True)
+            yield Button("Remove F9", classes="remove", compact=True)
+        yield self.pane.row(f"sample.prompts[{self.index}].prompt")
+        yield self.pane.row(f"sample.prompts[{self.index}].ctrl_img")
+        yield Static("", classes="image-state", markup=False)
+
+
+class PromptsPane(StepPane):
+    BINDINGS = bindings("wizard.add", "wizard.browse", "wizard.remove")
+    DEFAULT_CSS = """
+    PromptsPane #prompt-state { height: auto; }
+    PromptsPane #prompts { height: 1fr; margin-top: 1; }
+    PromptsPane PromptRow { height: auto; margin-bottom: 1; }
+    PromptsPane PromptRow .heading { width: 26; text-style: bold; }
+    PromptsPane .field-label { padding-left: 2; }
+    PromptsPane .field-control { max-width: 100; }
+    PromptsPane .image-state { height: auto; padding-left: 26; }
+    """
+
+    def compose(self) -> ComposeResult:
+        yield Static("", id="prompt-state", markup=False)
+        yield VerticalScroll(id="prompts", can_focus=False)
+        with Horizontal(classes="row"):
+            yield Button("Add a prompt F5", id="add", compact=True)
+
+    async def on_mount(self) -> None:
+        await self._show_rows()
+
+    def focus_first(self) -> None:
+        rows = self.query(FieldInput)
+        if rows:
+            rows.first().control.focus()
+        else:
+            self.query_one("#add").focus()
+
+    async def _show_rows(self) -> None:
+        box = self.query_one("#prompts", VerticalScroll)
+        await box.remove_children()
+        await box.mount_all(PromptRow(i, self) for i in range(len(self.state.draft.prompts)))
+        self.bring_up_to_date()
+
+    def bring_up_to_date(self) -> None:
+        super().bring_up_to_date()
+        prompts, job = self.state.draft.prompts, self.state.job()
+        if prompts:
+            example = resolve_caption(prompts[0].prompt, "", job.job.trigger)
+            text = f"{count(len(prompts), 'prompt')}, previews every {job.sample.every} steps." + (f" The first reads: {example}" if example != prompts[0].prompt else "")
+        else:
+            text = NONE
+        self.query_one("#prompt-state", Static).update(text)
+        for i, prompt in enumerate(prompts):
+            if prompt.ctrl_img:
+                self._read_image(prompt.ctrl_img, self.base_folder())
+            else:
+                self._say(i, "✗ needs an image: pick one with F4", wrong=True)
+
+    @work(thread=True, group="images", exit_on_error=False)
+    def _read_image(self, path: str, base: Path) -> None:
+        self.post_message(ImageRead(path, image_problem(base / Path(path).expanduser())))
+
+    @on(ImageRead)
+    def _image_read(self, event: ImageRead) -> None:
+        for i, prompt in enumerate(self.state.draft.prompts):
+            if prompt.ctrl_img == event.path:
+                self._say(i, f"✗ {event.problem}" if event.problem else "✓ the image opens", wrong=bool(event.problem))
+
+    def _say(self, index: int, text: str, *, wrong: bool) -> None:
+        for row in self.query(f"#prompt-{index}"):
+            label = row.query_one(".image-state", Static)
+            label.update(text)
+            label.set_class(wrong, "problem")
+
+    def _index(self) -> int | None:
+        """The prompt that has the focus, else the last one; None when there is none."""
+        focused = [row.index for row in self.query(PromptRow) if row.has_focus_within]
+        return focused[0] if focused else len(self.state.draft.prompts) - 1 if self.state.draft.prompts else None
+
+    @on(Button.Pressed, "#add")
+    async def action_add(self) -> None:
+        self.state.add_prompt()
+        await self._show_rows()
+        self.query_one(f"#prompt-{len(self.state.draft.prompts) - 1}").query(FieldInput).first().control.focus()
+        self.post_message(Edited())
+
+    @on(Button.Pressed, ".remove")
+    async def action_remove(self) -> None:
+        index = self._index()
+        if index is not None:
+            self.state.remove_prompt(index)
+            await self._show_rows()
+            self.focus_first()
+            self.post_message(Edited())
+
+    @on(Button.Pressed, ".browse")
+    def action_browse(self) -> None:
+        index = self._index()
+        if index is not None:
+            self._browse(index)
+
+    @work
+    async def _browse(self, index: int) -> None:
+        here = self.state.draft.prompts[index].ctrl_img
+        start = absolute(here, self.base_folder()) if here else Path(self.state.draft.folders[0])
+        picked = await self.app.push_screen_wait(PathPicker(start, title=f"Control image of prompt {index + 1}", suffixes=IMAGE_SUFFIXES))
+        if picked is not None:
+            control = self.query_one(f"#prompt-{index}").query(FieldInput).last().control
+            control.value = picked
+            control.focus()

@@ -1,0 +1,244 @@
+"""Step 6: what was found, with its fixes, what the job will do, and the job file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from rich.console import Group
+from rich.padding import Padding
+from rich.text import Text
+from textual import on, work
+from textual.app import ComposeResult
+from textual.containers import Horizontal, VerticalScroll
+from textual.message import Message
+from textual.widgets import Button, ContentSwitcher, Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from presets.check import SEVERITIES, check, gather, read_run_folder
+from presets.errors import JobError
+from presets.facts import Facts
+from presets.findings import Finding
+from presets.job import Job
+from presets.jobfile import dump_job
+from presets.machine import Machine
+from wanlora_tui.actions import bindings
+from wanlora_tui.screens.wizard.forecast import forecast
+from wanlora_tui.screens.wizard.pane import Choices, Edited, StepPane
+from wanlora_tui.screens.wizard.state import WizardState
+from wanlora_tui.text import count, home_path, shorten
+from wanlora_tui.widgets.folder_picker import PathInput
+
+HEADINGS = {  # glyph, noun, heading, what it means
+    "error": ("✗", "error", "ERRORS", "must be mended before the launch"),
+    "warning": ("!", "warning", "WARNINGS", "worth a thought"),
+    "advice": ("i", "hint", "ADVICE", "as you like"),
+}
+
+
+@dataclass
+class Checked(Message):
+    """The findings of a check. More will follow while `done` is false: scene cuts take longer than the rest."""
+
+    revision: int
+    facts: Facts
+    findings: list[Finding]
+    done: bool
+
+
+@dataclass
+class Jump(Message):
+    """Go to the field of a finding."""
+
+    field: str
+
+
+class TextPage(VerticalScroll):
+    BINDINGS = bindings("text.down", "text.up", "text.top", "text.bottom")
+
+
+class ReviewPane(StepPane):
+    BINDINGS = bindings("wizard.fix", "wizard.fix_all", "wizard.show_file")
+    DEFAULT_CSS = """
+    ReviewPane #forecast { height: auto; }
+    ReviewPane #path-label { width: 9; }
+    ReviewPane #job-path { width: 1fr; }
+    ReviewPane #path-note { height: auto; }
+    ReviewPane #counts { width: 1fr; text-style: bold; }
+    ReviewPane ContentSwitcher { height: 1fr; min-height: 5; }
+    ReviewPane #findings { height: 1fr; border: none; padding: 0; }
+    ReviewPane #file { height: 1fr; border: none; }
+    ReviewPane #file-text { height: auto; }
+    """
+
+    def __init__(self, state: WizardState) -> None:
+        super().__init__(state)
+        self.revision = 0  # rises with every check asked for; older answers are dropped
+        self.checking = True
+        self.facts: Facts | None = None
+        self.findings: list[Finding] = []
+
+    def compose(self) -> ComposeResult:
+        yield Static("", id="forecast", markup=False)
+        with Horizontal(classes="row"):
+            yield Static("Job file", id="path-label")
+            yield PathInput(str(self.state.draft.job_path), base=self.state.cwd, placeholder=str(self.state.job_path()), id="job-path")
+        yield Static("", id="path-note", markup=False)
+        with Horizontal(classes="row"):
+            yield Static("", id="counts", markup=False)
+            yield Button("Fix f", id="fix", compact=True)
+            yield Button("Fix all F", id="fix-all", compact=True)
+            yield Button("Job file t", id="show-file", compact=True)
+        with ContentSwitcher(initial="findings"):
+            yield Choices(id="findings", markup=False)
+            with TextPage(id="file"):
+                yield Static("", id="file-text", markup=False)
+
+    def on_mount(self) -> None:
+        self.bring_up_to_date()
+
+    def focus_first(self) -> None:
+        self.query_one("#findings").focus()
+
+    # Checking
+
+    def bring_up_to_date(self) -> None:
+        """Check again: called after every change of the job or of a fact."""
+        self._show_path()
+        self.revision += 1
+        self.checking = True
+        self._show_counts()
+        try:
+            job = self.state.job()
+        except JobError as e:
+            self.findings = self.state.findings() or [Finding(code="job-file", severity="error", field="job", message=str(e), fix="Change the field that it names")]
+            self.checking = False
+            self._show_findings()
+            return
+        assert self.state.machine is not None
+        self._check(self.revision, job, self.state.job_path().parent, self.state.machine, self.facts)
+
+    @work(thread=True, group="check", exit_on_error=False)
+    def _check(self, revision: int, job: Job, base: Path, machine: Machine, known: Facts | None) -> None:
+        out = base / "runs"
+        paths = [str(Path(d.path)) for d in job.datasets]
+        if known is not None and known.cuts and [d.path for d in known.datasets] == paths and self._same_model(known, job, base):
+            facts = msgspec.structs.replace(known, base=base, out=out, run=read_run_folder(job, base, out))
+            self.post_message(Checked(revision, facts, check(job, facts), True))
+            return
+        facts = gather(job, base, out=out, machine=machine, scenes=False)
+        self.post_message(Checked(revision, facts, check(job, facts), False))
+        facts = gather(job, base, out=out, machine=machine)
+        self.post_message(Checked(revision, facts, check(job, facts), True))
+
+    def _same_model(self, known: Facts, job: Job, base: Path) -> bool:
+        return known.model is not None and known.model.path == job.model.path and known.base == base
+
+    @on(Checked)
+    def _checked(self, event: Checked) -> None:
+        if event.revision != self.revision:
+            return
+        self.facts, self.checking = event.facts, not event.done
+        self.findings = sorted([*self.state.findings(), *event.findings], key=lambda f: SEVERITIES.index(f.severity))
+        self._show_findings()
+
+    # Showing
+
+    def _show_path(self) -> None:
+        note, path = self.query_one("#path-note", Static), self.state.job_path()
+        problem = self.state.path_problem()
+        if problem:
+            note.update(f"✗ {problem}")
+        elif path.exists():
+            note.update(f"! {home_path(str(path))} exists: launching asks before replacing it")
+        else:
+            note.update(f"✓ a new file; the run goes to runs/{self.state.value('job.name')} beside it")
+        note.set_class(bool(problem), "problem")
+        self.query_one("#job-path", PathInput).placeholder = str(path)
+        self.query_one("#file-text", Static).update(self._file_text())
+
+    def _file_text(self) -> str:
+        try:
+            return dump_job(self.state.written_job())
+        except JobError as e:
+            return str(e)
+
+    def _show_counts(self) -> None:
+        words = [f"{HEADINGS[s][0]} {count(n, HEADINGS[s][1])}" for s in SEVERITIES if (n := sum(f.severity == s for f in self.findings))]
+        text = ", ".join(words) or ("" if self.checking else "✓ nothing found: ready to launch")
+        self.query_one("#counts", Static).update(text + (" … checking" if self.checking else ""))
+
+    def _show_findings(self) -> None:
+        self._show_counts()
+        if self.facts is not None:
+            self.query_one("#forecast", Static).update("\n".join(forecast(self.state.job(), self.facts)))
+        options = self.query_one("#findings", Choices)
+        before = options.highlighted_option.id if options.highlighted_option is not None else None
+        options.clear_options()
+        for severity in SEVERITIES:
+            group = [(i, f) for i, f in enumerate(self.findings) if f.severity == severity]
+            if group:
+                glyph, _, title, what = HEADINGS[severity]
+                options.add_option(Option(Text(f"{glyph} {title} · {what}", style="bold"), disabled=True))
+            for i, finding in group:
+                options.add_option(Option(self._entry(finding), id=f"finding-{i}"))
+        ids = [options.get_option_at_index(i).id for i in range(options.option_count)]
+        real = [i for i, id in enumerate(ids) if id is not None]
+        options.highlighted = ids.index(before) if before in ids else real[0] if real else None
+
+    def _entry(self, finding: Finding) -> Group:
+        glyph = HEADINGS[finding.severity][0]
+        fix = f"fix (f): {finding.fix}" if finding.set else f"by hand: {finding.fix}"
+        return Group(
+            Text.assemble((f"{glyph} {shorten(home_path(finding.field), 50)}", "bold"), (f"  {finding.code}", "dim")),
+            Padding(Text(finding.message), (0, 0, 0, 2)),
+            Padding(Text(fix, style="italic"), (0, 0, 0, 2)),
+        )
+
+    # Keys
+
+    def current(self) -> Finding | None:
+        option = self.query_one("#findings", Choices).highlighted_option
+        return self.findings[int(option.id.removeprefix("finding-"))] if option is not None and option.id else None
+
+    @on(Button.Pressed, "#fix")
+    def action_fix(self) -> None:
+        finding = self.current()
+        if finding is None:
+            self.notify("There is nothing to fix.")
+        elif not finding.set:
+            self.notify(f"This one needs you: {finding.fix}", severity="warning")
+        else:
+            self._apply([finding])
+
+    @on(Button.Pressed, "#fix-all")
+    def action_fix_all(self) -> None:
+        self._apply([f for f in self.findings if f.set])
+
+    def _apply(self, findings: list[Finding]) -> None:
+        applied = self.state.apply(findings)
+        if applied:
+            self.notify("\n".join(applied), title="Fixed")
+            self.post_message(Edited(scan=True))
+        else:
+            self.notify("No finding has a fix that can be applied by itself.")
+
+    @on(Button.Pressed, "#show-file")
+    def action_show_file(self) -> None:
+        switcher = self.query_one(ContentSwitcher)
+        switcher.current = "file" if switcher.current == "findings" else "findings"
+        self.query_one("#show-file", Button).label = "Findings t" if switcher.current == "file" else "Job file t"
+        self.query_one(f"#{switcher.current}").focus()
+
+    @on(OptionList.OptionSelected, "#findings")
+    def _jump(self, event: OptionList.OptionSelected) -> None:
+        event.stop()
+        finding = self.current()
+        if finding is not None:
+            self.post_message(Jump(finding.field))
+
+    @on(Input.Changed, "#job-path")
+    def _path_typed(self, event: Input.Changed) -> None:
+        event.stop()
+        if event.value.strip() != self.state.draft.job_path:
+            self.state.draft.job_path = event.value.strip()
+            self.post_message(Edited())

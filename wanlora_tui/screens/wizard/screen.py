@@ -1,0 +1,336 @@
+"""The wizard: six steps from nothing to a written, checked job file."""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from textual import events, on, work
+from textual.app import ComposeResult
+from textual.containers import Container, Horizontal, VerticalScroll
+from textual.message import Message
+from textual.screen import Screen
+from textual.widgets import Button, Footer, OptionList, Static
+from textual.widgets.option_list import Option
+from textual.worker import Worker, WorkerState
+
+from presets.clips import DatasetFacts, scan_dataset
+from presets.errors import UserError
+from presets.job import DatasetPanel
+from presets.jobfile import save_job
+from presets.machine import Machine, read_machine
+from wanlora_tui.actions import bindings
+from wanlora_tui.drafts import Draft, DraftError, DraftStore, age_text
+from wanlora_tui.screens.wizard.captions import CaptionsPane
+from wanlora_tui.screens.wizard.clips import ClipsPane
+from wanlora_tui.screens.wizard.dialogs import Ask, StepHelp
+from wanlora_tui.screens.wizard.kind import Chosen, KindPane
+from wanlora_tui.screens.wizard.pane import Edited, StepPane
+from wanlora_tui.screens.wizard.prompts import PromptsPane
+from wanlora_tui.screens.wizard.review import Jump, ReviewPane
+from wanlora_tui.screens.wizard.settings import SettingsPane
+from wanlora_tui.screens.wizard.state import WizardState
+from wanlora_tui.screens.wizard.steps import NAMES, STEPS, position, step_of_field
+from wanlora_tui.widgets.field_input import FieldInput, field_id
+
+SCAN_DELAY = 0.4  # seconds without a key before a folder that is being typed is read
+
+
+@dataclass
+class MachineRead(Message):
+    machine: Machine
+
+
+@dataclass
+class Scanned(Message):
+    folder: str
+    found: DatasetFacts
+
+
+class WizardScreen(Screen[str | None]):
+    """Dismisses with the absolute path of the written job file, to be launched, or with None."""
+
+    BINDINGS = bindings("wizard.help", "wizard.leave", "wizard.back", "wizard.next")
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012  (Textual's own declaration)
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012
+    CSS = """
+    WizardScreen #title { height: 1; padding: 0 1; background: $primary 20%; text-style: bold; }
+    WizardScreen #middle { height: 1fr; }
+    WizardScreen #steps { width: 28; height: 1fr; border: none; border-right: solid $primary 40%; padding: 1; display: none; background: transparent; }
+    WizardScreen.-wide #steps { display: block; }
+    WizardScreen #pane { width: 1fr; height: 1fr; }
+    WizardScreen #help-area { height: 5; border-top: solid $primary 60%; border-title-color: $primary; padding: 0 1; }
+    WizardScreen.-tall #help-area { height: 6; }
+    WizardScreen #help-text { height: auto; }
+    WizardScreen #nav { height: 1; padding: 0 1; }
+    WizardScreen #nav Button { min-width: 0; width: 14; }
+    WizardScreen #nav-state { width: 1fr; content-align: center middle; color: $text-muted; }
+    """
+
+    def __init__(self, draft_path: Path | None = None) -> None:
+        super().__init__()
+        self.store = DraftStore(draft_path)
+        self.state = WizardState(Draft(), Path.cwd())
+        self._scan_running: set[str] = set()
+        self._draft_problem = ""
+
+    def compose(self) -> ComposeResult:
+        yield Static("", id="title", markup=False)
+        with Horizontal(id="middle"):
+            steps = OptionList(id="steps", compact=True, markup=False)
+            steps.can_focus = False  # F7 and F8 walk the steps; this list shows where one is, and takes the mouse
+            yield steps
+            yield Container(id="pane")
+        with VerticalScroll(id="help-area", can_focus=False):
+            yield Static("", id="help-text", markup=False)
+        with Horizontal(id="nav"):
+            yield Button("◀ Back F7", id="back", compact=True)
+            yield Static("", id="nav-state", markup=False)
+            yield Button("Next F8 ▶", id="next", variant="primary", compact=True)
+        yield Footer()
+
+    def on_mount(self) -> None:
+        self._read_machine()
+        self._begin()
+
+    @property
+    def pane(self) -> StepPane | None:
+        panes = self.query(StepPane)
+        return panes.first() if panes else None
+
+    @property
+    def step(self) -> str:
+        return self.state.draft.step
+
+    # The draft
+
+    @work
+    async def _begin(self) -> None:
+        """Offer the kept draft, then show the first step or the one where it was left."""
+        try:
+            draft = self.store.load()
+        except DraftError as e:
+            aside = self.store.set_aside()
+            self.notify(f"{e}. It lies at {aside} now; this is a new job.", severity="error", timeout=20)
+            draft = None
+        if draft is not None and not draft.is_empty:
+            what = f"A {draft.kind or 'new'} LoRA" + (f" from {', '.join(Path(f).name for f in draft.folders)}" if draft.folders else "")
+            text = f"{what}, left at step {position(draft.step) + 1} of {len(STEPS)}: {STEPS[position(draft.step)].title}."
+            answers = {"continue": "Continue", "fresh": "Start afresh"}
+            answer = await self.app.push_screen_wait(Ask(f"Continue the half-filled job from {age_text(time.time() - draft.saved)}?", text, answers))
+            if answer != "fresh":
+                self.state.draft = draft
+        self._scan()
+        await self._machine_known()
+        await self.go_to(self.step)
+
+    async def _machine_known(self) -> None:
+        """Steps from the third on need the machine; it takes a moment to read."""
+        if position(self.step) > position("clips"):
+            self.query_one("#nav-state", Static).update("… reading the machine")
+            for worker in [w for w in self.workers if w.group == "machine"]:
+                self.state.machine = await worker.wait()
+            self.state.refresh()
+
+    def _keep(self) -> None:
+        """Save the draft. A failure is said, and typing goes on."""
+        problem = ""
+        try:
+            self.store.save(self.state.draft)
+        except DraftError as e:
+            problem = str(e)
+            if problem != self._draft_problem:
+                self.notify(problem, severity="error", timeout=20)
+        self._draft_problem = problem
+
+    # Facts: workers read, messages bring, handlers change the state
+
+    @work(thread=True, group="machine", exit_on_error=False)
+    def _read_machine(self) -> Machine:
+        machine = read_machine(self.state.cwd)
+        self.post_message(MachineRead(machine))
+        return machine
+
+    @on(MachineRead)
+    def _machine_read(self, event: MachineRead) -> None:
+        self.state.machine = event.machine
+        self.state.refresh()
+        self._show()
+
+    def _scan(self) -> None:
+        """Read the folders that have not been read yet."""
+        for index, folder in enumerate(self.state.draft.folders):
+            if folder not in self.state.scans and folder not in self._scan_running:
+                self._scan_running.add(folder)
+                self._scan_folder(folder, index)
+
+    @work(thread=True, group="scan", exit_on_error=False)
+    def _scan_folder(self, folder: str, index: int) -> None:
+        self.post_message(Scanned(folder, scan_dataset(DatasetPanel(path=folder), index, self.state.cwd)))
+
+    @on(Scanned)
+    def _scanned(self, event: Scanned) -> None:
+        self._scan_running.discard(event.folder)
+        if event.folder in self.state.draft.folders:  # it may have been removed meanwhile
+            self.state.scans[event.folder] = event.found
+            self.state.refresh()
+            self._show()
+
+    @on(Worker.StateChanged)
+    def _worker_failed(self, event: Worker.StateChanged) -> None:
+        if event.state is WorkerState.ERROR:
+            self.notify(f"{type(event.worker.error).__name__}: {event.worker.error}", title="A bug: this could not be read", severity="error", timeout=30)
+
+    # Changes made in a step
+
+    @on(FieldInput.Changed)
+    def _field_changed(self, event: FieldInput.Changed) -> None:
+        event.stop()
+        if event.error:
+            self.state.set_typed(event.path, event.text)
+        else:
+            self.state.set_value(event.path, event.value)
+        self._keep()
+        if event.path.endswith("].path"):
+            self.set_timer(SCAN_DELAY, self._scan)
+        self._show()
+
+    @on(Edited)
+    async def _edited(self, event: Edited) -> None:
+        event.stop()
+        self._keep()
+        if event.scan:
+            self._scan()
+        if isinstance(event, Chosen):
+            await self.action_next()
+        else:
+            self._show()
+
+    def _show(self) -> None:
+        """Bring the step in view up to date with the state."""
+        if self.pane is not None and (self.state.ready or self.step in ("kind", "clips")):
+            self.pane.bring_up_to_date()
+        self._show_help(self.focused)
+
+    # Steps
+
+    async def go_to(self, name: str, *, field: str = "") -> None:
+        """Show a step, or the first one before it that must be filled in first; `field` gets the focus."""
+        name = self.state.furthest(name)
+        self.state.draft.step = name
+        pane = {
+            "kind": KindPane, "clips": ClipsPane, "captions": CaptionsPane, "prompts": PromptsPane, "review": ReviewPane,
+        }[name](self.state) if name != "settings" else SettingsPane(self.state, field=field)  # fmt: skip
+        box = self.query_one("#pane", Container)
+        with self.app.batch_update():
+            await box.remove_children()
+            await box.mount(pane)
+        place = position(name)
+        self.query_one("#title", Static).update(f"New LoRA job · step {place + 1} of {len(STEPS)} · {STEPS[place].title}")
+        self.query_one("#nav-state", Static).update("the draft is kept as you type")
+        self.query_one("#back", Button).disabled = place == 0
+        self.query_one("#next", Button).label = "Launch F8 ▶" if name == NAMES[-1] else "Next F8 ▶"
+        self._list_steps()
+        rows = self.query(f"#{field_id(field)}").results(FieldInput) if field else ()
+        row = next(iter(rows), None)
+        if row is not None:
+            row.control.focus()
+        else:
+            pane.focus_first()
+        self._show_help(None)
+
+    def _list_steps(self) -> None:
+        steps, place = self.query_one("#steps", OptionList), position(self.step)
+        steps.clear_options()
+        for i, step in enumerate(STEPS):
+            glyph = "▶" if i == place else "✓" if i < place else " "
+            steps.add_option(Option(f"{glyph} {i + 1} {step.title}", disabled=self.state.furthest(step.name) != step.name))
+        steps.highlighted = place
+
+    @on(OptionList.OptionSelected, "#steps")
+    async def _step_clicked(self, event: OptionList.OptionSelected) -> None:
+        event.stop()
+        await self.go_to(NAMES[event.option_index])
+
+    @on(Jump)
+    async def _jump(self, event: Jump) -> None:
+        await self.go_to(step_of_field(event.field), field=event.field)
+
+    @on(Button.Pressed, "#back")
+    async def action_back(self) -> None:
+        if position(self.step) > 0:
+            await self.go_to(NAMES[position(self.step) - 1])
+
+    @on(Button.Pressed, "#next")
+    async def action_next(self) -> None:
+        problem = self.state.blocked(self.step)
+        if problem:
+            self.notify(problem, severity="warning")
+        elif isinstance(self.pane, ReviewPane):
+            self._launch(self.pane)
+        elif self.pane is not None:
+            await self.go_to(NAMES[position(self.step) + 1])
+            self._keep()
+
+    # Help
+
+    @on(events.DescendantFocus)
+    def _focus_moved(self, event: events.DescendantFocus) -> None:
+        self._show_help(event.widget)
+
+    def _show_help(self, focused: object) -> None:
+        """What the focused field means, or what this step wants."""
+        row = next((n for n in focused.ancestors if isinstance(n, FieldInput)), None) if hasattr(focused, "ancestors") else None
+        area, text = self.query_one("#help-area"), self.query_one("#help-text", Static)
+        area.border_title = row.help_title() if row is not None else STEPS[position(self.step)].title
+        text.update(row.help_lines() if row is not None else STEPS[position(self.step)].hint)
+        area.scroll_home(animate=False)
+
+    def action_step_help(self) -> None:
+        self.app.push_screen(StepHelp(STEPS[position(self.step)]))
+
+    # Leaving and launching
+
+    @work
+    async def action_leave(self) -> None:
+        if self.state.draft.is_empty:
+            self.dismiss(None)
+            return
+        text = "What you have entered is kept, and offered again the next time you start a new job."
+        answer = await self.app.push_screen_wait(Ask("Leave the wizard?", text, {"leave": "Leave, keep the draft", "stay": "Stay", "discard": "Throw it away"}))
+        if answer == "discard":
+            self.store.delete()
+        if answer in ("leave", "discard"):
+            self.dismiss(None)
+
+    @work
+    async def _launch(self, review: ReviewPane) -> None:
+        """Write the job file and hand its path back, unless something stands in the way: then say what."""
+        errors = [f for f in review.findings if f.severity == "error"]
+        problem = self.state.path_problem()
+        if errors:
+            names = ", ".join(f"{f.field} ({f.code})" for f in errors[:4]) + (f" and {len(errors) - 4} more" if len(errors) > 4 else "")
+            self.notify(f"Mend first: {names}", title="Not launched", severity="error", timeout=10)
+            review.focus_first()
+        elif review.checking:
+            self.notify("Still checking the job: one moment, then press F8 again.", severity="warning")
+        elif problem:
+            self.notify(problem, title="Not launched", severity="error")
+            review.query_one("#job-path").focus()
+        elif await self._may_write(self.state.job_path()):
+            path = self.state.job_path().absolute()
+            try:
+                save_job(self.state.written_job(), path, fresh=True)
+            except UserError as e:
+                self.notify(str(e), title="Not launched", severity="error", timeout=20)
+                return
+            self.store.delete()
+            self.dismiss(str(path))
+
+    async def _may_write(self, path: Path) -> bool:
+        if not path.exists():
+            return True
+        answers = {"replace": "Replace it", "keep": "Choose another name"}
+        answer = await self.app.push_screen_wait(Ask("Replace this file?", f"{path} exists already.", answers))
+        if answer != "replace" and self.pane is not None:
+            self.pane.query_one("#job-path").focus()
+        return answer == "replace"

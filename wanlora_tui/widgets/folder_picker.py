@@ -1,0 +1,147 @@
+"""Choosing a folder or a file: a path input that completes as a shell does, and a tree to browse."""
+
+import asyncio
+from pathlib import Path
+
+from textual import on
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical
+from textual.screen import ModalScreen
+from textual.suggester import Suggester
+from textual.widgets import Button, DirectoryTree, Footer, Input, Static, Tree
+from textual.widgets.directory_tree import DirEntry
+
+from wanlora_tui.actions import bindings
+from wanlora_tui.typed_paths import absolute, complete_path
+
+
+class _PathSuggester(Suggester):
+    def __init__(self, base: Path, suffixes: frozenset[str] | None) -> None:
+        super().__init__(use_cache=False, case_sensitive=True)
+        self.base, self.suffixes = base, suffixes
+
+    async def get_suggestion(self, value: str) -> str | None:
+        return await asyncio.to_thread(complete_path, value, self.base, self.suffixes)  # a network folder may be slow
+
+
+class PathInput(Input):
+    """A path being typed. Tab and right take the completion shown; Tab without one goes to the next field."""
+
+    BINDINGS = bindings("form.previous", "form.next", "form.complete")
+
+    def __init__(self, value: str = "", *, base: Path, suffixes: frozenset[str] | None = None, placeholder: str = "", id: str | None = None) -> None:
+        super().__init__(value, placeholder=placeholder, suggester=_PathSuggester(base, suffixes), compact=True, id=id)
+        self.base, self.suffixes = base, suffixes
+
+    async def action_complete(self) -> None:
+        """Looks itself, since keys may come faster than the suggestion that is shown."""
+        whole = await asyncio.to_thread(complete_path, self.value, self.base, self.suffixes)
+        if whole and whole != self.value:
+            self.value = whole
+            self.cursor_position = len(whole)
+        else:
+            self.screen.focus_next()
+
+    def action_form_previous(self) -> None:
+        self.screen.focus_previous()
+
+    def action_form_next(self) -> None:
+        self.screen.focus_next()
+
+
+class _Tree(DirectoryTree):
+    """Folders, and the files of some suffixes, with plain icons that every terminal has."""
+
+    ICON_NODE, ICON_NODE_EXPANDED, ICON_FILE = "▸ ", "▾ ", "  "
+    BINDINGS = bindings("picker.choose", "picker.open", "picker.close", "picker.parent", "list.down", "list.up", "text.top", "text.bottom")
+
+    def __init__(self, path: Path, suffixes: frozenset[str] | None) -> None:
+        super().__init__(path)
+        self.suffixes = suffixes
+
+    def filter_paths(self, paths: "list[Path]") -> "list[Path]":  # type: ignore[override]
+        return [p for p in paths if not p.name.startswith(".") and (p.is_dir() or (self.suffixes is not None and p.suffix.lower() in self.suffixes))]
+
+    def action_choose(self) -> None:
+        assert isinstance(self.screen, PathPicker)
+        if self.cursor_node is not None and self.cursor_node.data is not None:
+            self.screen.choose(self.cursor_node.data.path)
+
+    def action_open_folder(self) -> None:
+        if self.cursor_node is not None and self.cursor_node.allow_expand:
+            self.cursor_node.expand()
+
+    def action_close_folder(self) -> None:
+        node = self.cursor_node
+        if node is not None and node.is_expanded and node.parent is not None:
+            node.collapse()
+        elif node is not None and node.parent is not None:
+            self.move_cursor(node.parent)
+        else:
+            self.action_parent()
+
+    def action_parent(self) -> None:
+        self.path = Path(self.path).parent
+        self.screen.query_one("#picker-path", Input).value = str(self.path)
+
+
+class PathPicker(ModalScreen[str | None]):
+    """Pick a folder (`suffixes` None) or a file. Dismisses with its absolute path, or None."""
+
+    BINDINGS = bindings("dialog.cancel")
+    DEFAULT_CSS = """
+    PathPicker { align: center middle; }
+    PathPicker > Vertical { width: 90%; max-width: 100; height: 90%; border: round $primary; padding: 0 1; background: $surface; }
+    PathPicker DirectoryTree { height: 1fr; background: $surface; }
+    PathPicker #picker-row { height: 1; }
+    PathPicker #picker-problem { height: auto; color: $text-error; }
+    PathPicker #picker-hint { height: auto; color: $text-muted; }
+    PathPicker Button { margin-right: 2; }
+    """
+
+    def __init__(self, start: Path, *, title: str, suffixes: frozenset[str] | None = None) -> None:
+        super().__init__()
+        while not start.is_dir() and start != start.parent:
+            start = start.parent
+        self.start, self.picker_title, self.suffixes = start, title, suffixes
+
+    def compose(self) -> ComposeResult:
+        what = "folder" if self.suffixes is None else "file"
+        with Vertical() as box:
+            box.border_title = self.picker_title
+            yield PathInput(str(self.start), base=self.start, suffixes=self.suffixes, id="picker-path")
+            yield Static("", id="picker-problem", markup=False)
+            yield _Tree(self.start, self.suffixes)
+            yield Static(f"Enter takes the {what} · right opens a folder · left closes it · backspace goes up", id="picker-hint")
+            with Horizontal(id="picker-row"):
+                yield Button(f"Take this {what}", id="picker-take", variant="primary", compact=True)
+                yield Button("Cancel", id="picker-cancel", compact=True)
+        yield Footer()
+
+    def on_mount(self) -> None:
+        self.query_one(_Tree).focus()
+
+    @on(Tree.NodeHighlighted)
+    def _highlighted(self, event: Tree.NodeHighlighted[DirEntry]) -> None:
+        if event.node.data is not None:
+            self.query_one("#picker-path", Input).value = str(event.node.data.path)
+
+    @on(Input.Submitted)
+    @on(Button.Pressed, "#picker-take")
+    def _take(self) -> None:
+        self.choose(absolute(self.query_one("#picker-path", Input).value, self.start))
+
+    @on(Button.Pressed, "#picker-cancel")
+    def action_cancel(self) -> None:
+        self.dismiss(None)
+
+    def choose(self, path: Path) -> None:
+        """Dismiss with the path, or say why it cannot be taken."""
+        problem = ""
+        if self.suffixes is None and not path.is_dir():
+            problem = f"✗ {path} is not a folder"
+        elif self.suffixes is not None and not path.is_file():
+            problem = "✗ This is a folder: open it (right arrow) and take a file" if path.is_dir() else f"✗ No such file: {path}"
+        self.query_one("#picker-problem", Static).update(problem)
+        if not problem:
+            self.dismiss(str(path))
