@@ -1,10 +1,13 @@
 """Messages between the daemon and its clients: msgpack tagged Structs, never pickle.
 
 Two sockets, both `ipc://` in a 0700 directory. ROUTER takes a `Request` and answers with a `Reply` that carries the same
-request id; commands are idempotent under it. XPUB sends a `Welcome` to each new subscriber, then `Feed` messages.
+request id; commands are idempotent under it. XPUB sends a `Welcome` whenever somebody subscribes, then `Feed` messages.
+
+`Envelope` and the keys of `Refused` stay as they are in every protocol version, so that two versions can always tell
+each other apart and say which side to upgrade.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct, field
@@ -14,20 +17,30 @@ from presets.findings import Finding
 from presets.fold import RunView
 
 PROTOCOL_VERSION = 1
-MAX_MESSAGE_BYTES = 8 * 2**20
-REPLAY_PAGE = 500  # events per reply
+MAX_MESSAGE_BYTES = 8 * 2**20  # what the daemon takes from a client, and what the feed carries
+MAX_REPLY_BYTES = 64 * 2**20  # a snapshot has one loss point per step: 15 bytes each, up to a million steps
+MAX_EVENT_BYTES = 2**20  # a longer line of events.jsonl counts as damaged
+REPLAY_PAGE = 500  # events per reply, fewer when they are large
+REPLAY_PAGE_BYTES = 2 * 2**20
+
+JobState = Literal["queued", "starting", "running", "stopping", "stopped", "done", "failed", "cancelled"]
+RUNNING_STATES = frozenset({"starting", "running", "stopping"})  # the job holds its GPUs
+LIVE_STATES = RUNNING_STATES | {"queued"}
+RESUMABLE_STATES = frozenset({"stopped", "failed", "cancelled"})
+ENDED_STATES = RESUMABLE_STATES | {"done"}
 
 
 class JobRecord(Struct, kw_only=True):
     """One submitted job, as the job table holds it."""
 
     id: int
+    revision: int = 0  # rises with every change: of two records the higher one is the newer
     name: str
     job_path: str  # absolute
     out: str  # absolute; the run folder is out/name
     gpus: list[int]
-    state: str  # queued, starting, running, stopping, stopped, done, failed, cancelled
-    position: int = 0  # in the queue, from 1; 0 when not queued
+    state: JobState
+    position: int = 0  # 1 when it is next on its GPUs, counting the queued jobs that share one; 0 when not queued
     submitted_at: float = 0.0
     started_at: float = 0.0
     finished_at: float = 0.0
@@ -50,16 +63,24 @@ class Hello(Struct, tag=True):
 
 
 class Submit(Struct, tag=True):
-    job_path: str
-    out: str = ""  # default: the folder `runs` beside the job file
+    job_path: str  # absolute
+    out: str = ""  # absolute; default: the folder `runs` beside the job file
 
 
 class Jobs(Struct, tag=True):
     pass
 
 
+class Show(Struct, tag=True):
+    """One job's record."""
+
+    job: str  # id or name, here and below; a name means its live job, else the newest one
+
+
 class Snapshot(Struct, tag=True):
-    job: str  # id or name
+    """One job's record and the fold of its events."""
+
+    job: str
 
 
 class Replay(Struct, tag=True):
@@ -87,13 +108,20 @@ class Shutdown(Struct, tag=True):
     """End the daemon. Trainers go on and are adopted by the next one."""
 
 
-Command = Hello | Submit | Jobs | Snapshot | Replay | Stop | Resume | Cancel | Shutdown
+Command = Hello | Submit | Jobs | Show | Snapshot | Replay | Stop | Resume | Cancel | Shutdown
 
 
 class Request(Struct, kw_only=True):
     version: int = PROTOCOL_VERSION
     id: str  # made by the client; the same id again gets the same answer and acts once
     command: Command
+
+
+class Envelope(Struct):
+    """What is read first of any Request or Reply, whatever its protocol version."""
+
+    version: int = 0
+    id: str = ""
 
 
 # --- replies --------------------------------------------------------------------------------------------------
@@ -154,14 +182,17 @@ class Welcome(Struct, tag=True):
 
 
 class RunBeat(Struct):
+    """A live job, or one that ended a short while ago: the last event of a run can be the one that was lost."""
+
     job: int
+    state: JobState
     last_seq: int
     trainer_alive: bool
-    seconds_since_step: float
+    seconds_since_step: float  # or since any later event: loading, sampling and saving are progress too
 
 
 class Beat(Struct, tag=True):
-    """Once a second: the daemon lives; `last_seq` betrays a lost event, `epoch` a new daemon."""
+    """Once a second: the daemon lives; `last_seq` and `state` betray a lost message, `epoch` a new daemon."""
 
     epoch: str
     runs: list[RunBeat]
@@ -185,6 +216,7 @@ def encode(message: Any) -> bytes:
     return _encoder.encode(message)
 
 
+envelope_decoder = msgspec.msgpack.Decoder(Envelope)
 request_decoder = msgspec.msgpack.Decoder(Request)
 reply_decoder = msgspec.msgpack.Decoder(Reply)
 feed_decoder = msgspec.msgpack.Decoder(Feed)

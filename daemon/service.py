@@ -1,0 +1,333 @@
+"""What the daemon does, without its sockets: takes commands, carries out what the queue says, watches trainers.
+
+Commands and ticks never overlap: one runs to its end before the next begins. What clients should hear is left in
+`outbox`. Everything that must survive is committed before anything is done about it.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import sqlite3
+import time
+from pathlib import Path
+
+import msgspec
+
+from daemon import protocol as wire
+from daemon.launch import start_trainer
+from daemon.paths import Places, make_private
+from daemon.processes import boot_id, identify, is_alive, marked, oom_kills
+from daemon.queue import AskStop, Changed, Entry, Instruction, Kill, Launch, Queue, Terminate, Verdict
+from daemon.store import Store
+from daemon.tail import Tail
+from daemon.trainer import Trainer, verdict
+from presets.errors import JobError, UserError
+from presets.findings import Finding
+from presets.jobfile import absolute_paths, load_job, save_job
+
+log = logging.getLogger("daemon")
+
+KEEP_TAILS = 8  # folds of ended jobs kept in memory
+JOB_FILE = "job.toml"  # in a run folder: the trainer has accepted the job
+BEAT_AFTER_END = 600.0  # seconds for which an ended job stays in the beat
+
+_answer_decoder = msgspec.msgpack.Decoder(wire.Answer)
+
+
+class Service:
+    """All jobs of one daemon."""
+
+    def __init__(self, places: Places, trainer_command: list[str], *, epoch: str) -> None:
+        """Open the job table, adopt the trainers that still run, and go on where the last daemon ended.
+
+        Raises UserError when the table cannot be opened.
+        """
+        self.places, self.epoch = places, epoch
+        self.outbox: list[wire.Feed] = []
+        self.closing = False
+        self._command = trainer_command
+        self._trainers: dict[int, Trainer] = {}
+        self._tails: dict[int, Tail] = {}
+        self._complaints: set[str] = set()
+        self._unsaved: set[int] = set()
+        make_private(places.state)
+        make_private(places.state / "jobs")
+        self._store = Store(places.database)
+        self._queue = Queue(self._store.entries(), paused=self._store.fact("paused"))
+        self._restore()
+
+    def close(self) -> None:
+        """Let go of everything. Trainers go on."""
+        self._store.close()
+
+    # --- coming back ------------------------------------------------------------------------------------------
+
+    def _restore(self) -> None:
+        now = time.time()
+        for entry in self._queue.running():
+            self._read(entry, publish=False)
+        boot, last_boot = boot_id(), self._store.fact("boot")
+        with self._store as store:
+            store.set_fact("boot", boot)
+        if last_boot and last_boot != boot:
+            log.info("the machine restarted")
+            self._apply(self._queue.rebooted(now))
+            return
+        for entry in self._queue.running():
+            job, marker = entry.record.id, self._marker(entry.record.id)
+            process = entry.trainer
+            if process is None and (found := marked(marker)):  # the old daemon died right after launching it
+                process = found[0]
+                self._apply(self._queue.launched(job, process, now, first_seq=entry.first_seq, oom_kills=oom_kills()))
+            if process is None:
+                log.info("job %d had not been launched yet", job)
+                self._apply(self._queue.never_launched(job, now))
+            else:
+                self._trainers[job] = Trainer(process, marker)
+                log.info("job %d: %s trainer %d", job, "adopted" if is_alive(process) else "lost", process.pid)
+                self._apply(self._queue.adopted(job, now))
+        self._apply(self._queue.fill(now))
+
+    def _marker(self, job: int) -> str:
+        return f"{self.places.state}:{job}"
+
+    # --- commands ---------------------------------------------------------------------------------------------
+
+    async def answer(self, request: wire.Request) -> wire.Answer:
+        """Carry out one request. The same request id again gets the same answer and acts once."""
+        try:
+            remembered = self._store.answer(request.id)
+            if remembered is not None:
+                return _answer_decoder.decode(remembered)
+            return await self._carry_out(request)
+        except JobError as e:
+            findings = [Finding(code="job-file", severity="error", field=p.partition(": ")[0], message=p, fix="Correct it in the job file") for p in e.problems]
+            return wire.Refused(str(e), findings=findings)
+        except UserError as e:
+            return wire.Refused(f"{e.where}: {e.what}" if e.where else e.what, e.fix)
+        except (OSError, sqlite3.Error) as e:
+            log.exception("request failed")
+            return wire.Refused(f"the daemon could not do it: {e}", f"Check the disk of {self.places.state}")
+
+    async def _carry_out(self, request: wire.Request) -> wire.Answer:
+        queue, now = self._queue, time.time()
+        match request.command:
+            case wire.Hello():
+                return wire.HelloReply(wire.PROTOCOL_VERSION, self.epoch, os.getpid())
+            case wire.Submit(job_path=path, out=out):
+                return self._submit(request.id, path, out, now)
+            case wire.Jobs():
+                return wire.JobsReply([self._record(e) for e in queue.entries.values()])
+            case wire.Show(job=key):
+                return wire.JobReply(self._record(queue.find(key)))
+            case wire.Snapshot(job=key):
+                entry = queue.find(key)
+                tail = await self._caught_up(entry)
+                return wire.SnapshotReply(self._record(entry), tail.view)
+            case wire.Replay(job=key, since=since):
+                events, more = (await self._caught_up(queue.find(key))).page(since)
+                return wire.ReplayReply(events, more)
+            case wire.Stop(job=key):
+                entry = queue.find(key)
+                return self._change(request.id, entry, queue.stop(entry.record.id, now))
+            case wire.Resume(job=key):
+                entry = queue.find(key)
+                return self._change(request.id, entry, queue.resume(entry.record.id, now))
+            case wire.Cancel(job=key):
+                entry = queue.find(key)
+                return self._change(request.id, entry, queue.cancel(entry.record.id, now))
+            case wire.Shutdown():
+                self.closing = True
+                return wire.Done()
+
+    def _submit(self, request_id: str, path: str, out: str, now: float) -> wire.Answer:
+        for given in (path, out or "/"):
+            if not given.startswith("/") or "\0" in given:
+                raise UserError("the daemon needs an absolute path", where=repr(given)[:200])
+        job_path = Path(path)
+        job = load_job(job_path)
+        record = wire.JobRecord(
+            id=self._store.next_id(), name=job.job.name, job_path=path, out=str(Path(out or job_path.parent / "runs").resolve()), gpus=sorted(set(job.job.gpus)),
+            state="queued", submitted_at=now, steps=job.training.steps,
+        )  # fmt: skip
+        self._require_free(record)
+        save_job(absolute_paths(job, job_path.parent), self.places.job_file(record.id), fresh=True)
+        # The acceptance is on disk before anything else: a client that asks again after a crash finds it accepted.
+        answer = wire.JobReply(record)
+        with self._store as store:
+            store.save(Entry(record=record, order=self._queue.last_place()))
+            store.remember(request_id, wire.encode(answer))
+        log.info("job %d: %s submitted", record.id, record.name)
+        self._apply(self._queue.submit(msgspec.structs.replace(record), now))
+        return answer
+
+    def _require_free(self, record: wire.JobRecord) -> None:
+        """Refuse a run folder that a live job uses, or that already holds a run: the trainer would, hours later perhaps."""
+        self._queue.require_free(record)
+        if (Path(record.run_dir) / JOB_FILE).exists():
+            ended = [e.record for e in self._queue.entries.values() if e.record.run_dir == record.run_dir]
+            way = f"go on with it: wanlora resume {ended[-1].id}" if ended and ended[-1].state in wire.RESUMABLE_STATES else "move that folder away"
+            raise UserError("this folder already holds a run", where=record.run_dir, fix=f"Give this job another name, or {way}")
+
+    def _change(self, request_id: str, entry: Entry, instructions: list[Instruction]) -> wire.Answer:
+        self._apply(instructions, answered=(request_id, entry))
+        return wire.JobReply(self._record(entry))
+
+    # --- carrying out -----------------------------------------------------------------------------------------
+
+    def _apply(self, instructions: list[Instruction], *, answered: tuple[str, Entry] | None = None) -> None:
+        """Commit and announce every change, then do the rest; it may lead to more."""
+        changed = list(dict.fromkeys(i.job for i in instructions if isinstance(i, Changed)))
+        for job in changed:
+            self._queue.entries[job].record.revision += 1
+            self._record(self._queue.entries[job])
+        self._save(changed, answered)
+        self.outbox += [wire.JobChanged(msgspec.structs.replace(self._queue.entries[job].record)) for job in changed]
+        for instruction in instructions:
+            entry = self._queue.entries[instruction.job]
+            match instruction:
+                case Launch():
+                    self._apply(self._launch(entry))
+                case AskStop():
+                    self._ask_stop(entry)
+                case Terminate():
+                    self._trainers[instruction.job].terminate()
+                case Kill():
+                    log.info("job %d: killing its trainer", instruction.job)
+                    self._trainers[instruction.job].kill()
+
+    def _save(self, jobs: list[int], answered: tuple[str, Entry] | None = None) -> None:
+        """Commit. What a full disk refuses is kept and tried again at every tick: training must not suffer from it."""
+        self._unsaved.update(jobs)
+        if not self._unsaved and not answered:
+            return
+        try:
+            with self._store as store:
+                for job in self._unsaved:
+                    store.save(self._queue.entries[job])
+                if store.fact("paused") != self._queue.paused:
+                    store.set_fact("paused", self._queue.paused)
+                if answered:
+                    store.remember(answered[0], wire.encode(wire.JobReply(answered[1].record)))
+            self._unsaved.clear()
+        except sqlite3.Error as e:
+            self._complain(f"the job table cannot be written: {e}")
+
+    def _launch(self, entry: Entry) -> list[Instruction]:
+        record, now = entry.record, time.time()
+        job, run_dir = record.id, Path(record.run_dir)
+        try:
+            self._read(entry, publish=False)
+            tail = self._tails[job]
+            record.attempt = max(record.attempt, tail.view.attempt + 1)
+            (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+            if (run_dir / "control").exists():  # requests to an earlier attempt
+                shutil.rmtree(run_dir / "control")
+            kills = oom_kills()
+            child = start_trainer(
+                self._command, job_file=self.places.job_file(job), out=record.out, resume=entry.resume and (run_dir / JOB_FILE).exists(),
+                gpus=record.gpus, marker=self._marker(job), log=self._log(record),
+            )  # fmt: skip
+        except OSError as e:
+            return self._queue.ended(job, Verdict("failed", f"The trainer could not be launched: {e}. Mend that, then: wanlora resume {record.name}"), now)
+        process = identify(child.pid)
+        assert process is not None  # it is our child and nobody has waited for it yet
+        self._trainers[job] = Trainer(process, self._marker(job), child)
+        log.info("job %d: trainer %d launched, attempt %d", job, child.pid, record.attempt)
+        return self._queue.launched(job, process, now, first_seq=tail.last_seq, oom_kills=kills)
+
+    def _log(self, record: wire.JobRecord) -> Path:
+        return Path(record.run_dir) / "logs" / f"attempt_{record.attempt}.log"
+
+    def _ask_stop(self, entry: Entry) -> None:
+        control = Path(entry.record.run_dir) / "control"
+        try:
+            control.mkdir(parents=True, exist_ok=True)
+            draft = control / "stop.tmp"
+            draft.write_bytes(msgspec.json.encode({"id": f"stop-{entry.record.attempt}", "command": "stop"}))
+            draft.replace(control / "stop.json")
+        except OSError as e:
+            log.warning("job %d: cannot write %s (%s); its trainer is asked with SIGTERM instead, which saves too", entry.record.id, control, e)
+            self._trainers[entry.record.id].terminate()
+
+    # --- watching ---------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """Read what trainers wrote, notice those that ended, send signals that fell due."""
+        now = time.time()
+        self._save([])
+        for entry in self._queue.running():
+            job = entry.record.id
+            trainer, tail = self._trainers[job], self._tails[job]
+            alive = trainer.poll()  # before reading: of a trainer that is gone, everything is there to be read
+            more = self._read(entry, publish=True)
+            if tail.started is not None and tail.started.seq > entry.first_seq:
+                self._apply(self._queue.started(job))
+            if tail.last_word is not None and tail.last_word.seq > entry.first_seq and not more:
+                self._apply(self._queue.said_last_word(job, now))
+            if not alive and not more:
+                del self._trainers[job]
+                end = verdict(entry, tail, exit_code=trainer.exit_code, log=self._log(entry.record))
+                log.info("job %d: %s %s", job, end.state, end.outcome)
+                self._apply(self._queue.ended(job, end, now))
+        self._apply(self._queue.tick(now, {e.record.id: self._last_event(e) for e in self._queue.running()}))
+
+    def _read(self, entry: Entry, *, publish: bool) -> bool:
+        """Take in new events; True when there are more to come at once. Without `publish` it goes on to the end."""
+        job = entry.record.id
+        tail = self._tails.setdefault(job, Tail(Path(entry.record.run_dir)))
+        try:
+            events = tail.poll()
+            while events and not publish:
+                events = tail.poll()
+        except OSError as e:
+            self._complain(f"job {job}: {tail.path} cannot be read: {e}")
+            return False
+        self.outbox += [wire.RunEvent(job, event) for event in events]
+        self._record(entry)
+        return bool(events)
+
+    def _last_event(self, entry: Entry) -> float:
+        return max(self._tails[entry.record.id].view.updated_at, entry.record.started_at)
+
+    async def _caught_up(self, entry: Entry) -> Tail:
+        """The job's tail, read to the end of the file. A long one is read in pieces, so that the beat goes on."""
+        job = entry.record.id
+        if job not in self._tails:
+            tail = Tail(Path(entry.record.run_dir))
+            while tail.poll():
+                await asyncio.sleep(0)
+            ended = [j for j in self._tails if j not in self._trainers]
+            for old in ended[: max(0, len(ended) - KEEP_TAILS + 1)]:
+                del self._tails[old]
+            self._tails[job] = tail
+        elif job not in self._trainers:  # `wanlora train --resume` may have written there since
+            while self._tails[job].poll():
+                await asyncio.sleep(0)
+        return self._tails[job]
+
+    def _record(self, entry: Entry) -> wire.JobRecord:
+        """The record with the progress of now."""
+        if tail := self._tails.get(entry.record.id):
+            entry.record.step = tail.view.step
+            entry.record.steps = tail.view.steps or entry.record.steps
+        return entry.record
+
+    def beat(self) -> wire.Beat:
+        now = time.time()
+        runs = []
+        for entry in self._queue.entries.values():
+            record, job = entry.record, entry.record.id
+            if record.state in wire.ENDED_STATES and now - record.finished_at > BEAT_AFTER_END:
+                continue
+            trainer = job in self._trainers
+            quiet = max(0.0, now - self._last_event(entry)) if trainer else 0.0
+            runs.append(wire.RunBeat(job, record.state, self._tails[job].last_seq if job in self._tails else 0, trainer, quiet))
+        return wire.Beat(self.epoch, runs)
+
+    def _complain(self, text: str) -> None:
+        """Log what would otherwise be logged ten times a second."""
+        if text not in self._complaints:
+            self._complaints.add(text)
+            log.error("%s", text)
