@@ -66,6 +66,8 @@ class RunView(Struct, kw_only=True):
     seconds_per_step: float = 0.0  # running mean
     vram_gib: float = 0.0
     ram_gib: float = 0.0
+    vram_total_gib: float = 0.0  # of the device; 0 when it has none or the trainer did not say
+    ram_total_gib: float = 0.0
     phase: Phase = field(default_factory=Phase)
     losses: dict[str, list[StepPoint]] = field(default_factory=dict)  # expert -> points, one per step
     samples: list[Sample] = field(default_factory=list)
@@ -91,6 +93,7 @@ def fold(view: RunView, event: Event) -> None:
         case "started":
             view.name, view.plan, view.device, view.steps = data["name"], data["plan"], data["device"], data["steps"]
             view.state, view.outcome, view.files = "running", "", []
+            view.vram_total_gib, view.ram_total_gib = data.get("vram_total_gib", 0.0), data.get("ram_total_gib", 0.0)
             view.started_at = view.started_at or event.time
             _rewind(view, data["resumed_from"])
             _note(view, event, f"attempt {event.attempt} started on {data['device']}: {data['plan']}")

@@ -1,1 +1,28 @@
 """Actions of the app, the jobs screen and the dashboard."""
+
+from wanlora_tui.actions import Action, register
+
+register(
+    Action(id="app.help", keys="f1,question_mark", action="app.help", label="Help", help="All keys of this screen, and what they do."),
+    Action(id="app.daemon", keys="d", action="app.daemon", label="Daemon", help="Where the daemon is; starts it when it does not answer.", show=False),
+    Action(id="app.interrupt", keys="ctrl+c", action="app.interrupt", label="Leave", help="Twice: leave the terminal interface. Jobs go on.", show=False),
+    Action(id="jobs.new", keys="n", action="screen.new_job", label="New", help="Open the wizard: from a folder of clips to a job."),
+    Action(id="jobs.open", keys="enter", action="screen.open_job", label="Open", help="Open the dashboard of the job under the cursor."),
+    Action(id="jobs.stop", keys="s", action="screen.stop_job", label="Stop", help="Save a checkpoint and stop the job under the cursor."),
+    Action(id="jobs.resume", keys="r", action="screen.resume_job", label="Resume", help="Queue a stopped or failed job again; it goes on from its newest checkpoint."),
+    Action(id="jobs.cancel", keys="c", action="screen.cancel_job", label="Cancel", help="Take the job from the queue, or end it without saving."),
+    Action(id="jobs.quit", keys="q", action="app.leave", label="Quit", help="Close the terminal interface. Jobs go on."),
+    Action(id="dashboard.stop", keys="s", action="screen.stop_run", label="Stop", help="Save a checkpoint and stop; the job can be resumed."),
+    Action(id="dashboard.resume", keys="r", action="screen.resume_run", label="Resume", help="Queue a stopped or failed job again.", show=False),
+    Action(id="dashboard.view", keys="v", action="screen.next_pane", label="View", help="Next view: loss, preview, log, files."),
+    Action(id="dashboard.preview", keys="p", action="screen.pane('preview')", label="Preview", help="The newest preview, and where its file lies."),
+    Action(id="dashboard.log", keys="l", action="screen.pane('log')", label="Log", help="What happened, line by line. End follows the newest line again.", show=False),
+    Action(id="dashboard.files", keys="f", action="screen.pane('files')", label="Files", help="LoRA files, checkpoints, findings and the plan.", show=False),
+    Action(id="dashboard.plot", keys="o", action="screen.pane('plot')", label="Loss", help="The loss of each expert.", show=False),
+    Action(id="dashboard.copy", keys="y", action="screen.copy_path", label="Copy path", help="Copy the path of the run folder through the terminal (OSC 52).", show=False),
+    Action(id="dashboard.back", keys="escape", action="screen.back", label="Jobs", help="Back to all jobs."),
+    Action(id="dashboard.quit", keys="q", action="app.leave", label="Detach", help="Close the terminal interface. The job goes on."),
+    Action(id="confirm.yes", keys="y", action="screen.answer(True)", label="Yes", help="Do it."),
+    Action(id="confirm.no", keys="n,escape", action="screen.answer(False)", label="No", help="Leave things as they are."),
+    Action(id="help.close", keys="escape,q,f1,question_mark", action="screen.close", label="Close", help="Close the help."),
+)

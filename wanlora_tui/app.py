@@ -1,0 +1,215 @@
+"""The terminal interface: jobs, wizard, dashboard, over one connection to the daemon."""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+
+from textual import events, work
+from textual.app import App, SystemCommand
+from textual.screen import Screen
+from textual.widget import Widget
+
+from daemon.client import Client, DaemonError, NotRunning, RequestRefused, ping
+from daemon.launch import ensure_running
+from daemon.paths import places
+from daemon.protocol import ENDED_STATES, LIVE_STATES, JobRecord
+from wanlora_tui.actions import all_actions, bindings
+from wanlora_tui.board import Board
+from wanlora_tui.lights import daemon_light
+from wanlora_tui.runfeed import RunFeed
+from wanlora_tui.screens.dashboard import DashboardScreen
+from wanlora_tui.screens.help import HelpScreen
+from wanlora_tui.screens.jobs import JobsScreen
+from wanlora_tui.seen import MemoryFile
+from wanlora_tui.text import count, home_path
+
+TWICE_SECONDS = 3.0  # within which a second Ctrl-C leaves
+SAVE_SECONDS = 5.0  # between two writes of what was seen: a killed TUI forgets no more than that
+RETRY_SECONDS = 1.0
+
+
+class WanloraApp(App[None]):
+    """`job`: open its dashboard at once. `host`: the machine at the other end of a tunnel, whose daemon is not ours to start.
+
+    `close_when_done`: seconds after the end of that job until the app closes by itself; 0 keeps it open.
+    """
+
+    CSS_PATH = "app.tcss"
+    TITLE = "wanlora"
+    BINDINGS = bindings("app.help", "app.daemon", "app.interrupt")
+
+    def __init__(self, daemon_dir: Path | None, state_dir: Path, *, image: type[Widget], job: JobRecord | None = None, host: str = "", close_when_done: float = 0.0) -> None:
+        super().__init__()
+        self.daemon_dir, self.host = daemon_dir, host
+        self.memory = MemoryFile(state_dir)
+        self.farewell: list[str] = []  # lines for the terminal, once the screens are gone
+        self._state_dir, self._image, self._job, self._close_when_done = state_dir, image, job, close_when_done
+        self._client = Client(daemon_dir)
+        self._board = Board()
+        self._interrupted_at = 0.0
+        self._close_at: float | None = None
+
+    @property
+    def client(self) -> Client:
+        return self._client
+
+    def on_mount(self) -> None:
+        if self.memory.memory.theme in self.available_themes:
+            self.theme = self.memory.memory.theme
+        self.theme_changed_signal.subscribe(self, lambda theme: self._remember_theme(theme.name))
+        self.push_screen(JobsScreen(self._client, self._board))
+        if self._job is not None:
+            self.open_dashboard(self._job)
+        self.set_interval(SAVE_SECONDS, self._save_memory)
+        if self._close_when_done:
+            self.set_interval(1.0, self._close_after_end)
+        self._connect()
+
+    def _close_after_end(self) -> None:
+        """Count down once the job is over; any key ends the count and leaves the app to its user."""
+        if not self._close_when_done or not isinstance(self.screen, DashboardScreen) or not self.screen.is_over:
+            return
+        now = time.monotonic()
+        if self._close_at is None:
+            self._close_at = now + self._close_when_done
+            self.notify(f"It is over. This closes in {self._close_when_done:.0f} seconds; any key keeps it open.", timeout=self._close_when_done)
+        elif now >= self._close_at:
+            self.action_leave()
+
+    async def on_event(self, event: events.Event) -> None:
+        if isinstance(event, events.Key) and self._close_at is not None:
+            self._close_when_done, self._close_at = 0.0, None
+            self.clear_notifications()
+        await super().on_event(event)
+
+    def _remember_theme(self, name: str) -> None:
+        self.memory.memory.theme = name
+
+    def _save_memory(self) -> None:
+        try:
+            self.memory.save()
+        except OSError as e:
+            self.notify(f"What you have seen cannot be remembered: {e}", severity="warning")
+
+    # --- the daemon --------------------------------------------------------------------------------------------
+
+    @work(exclusive=True, group="board")
+    async def _connect(self) -> None:
+        """Start the daemon if none runs, then follow it for as long as the app lives."""
+        async with AsyncExitStack() as stack:
+            stack.push_async_exit(self._client)  # closed with the app; it is not entered, because the daemon may yet have to start
+            while True:
+                try:
+                    if not self.host and await asyncio.to_thread(self._start_daemon):
+                        self.notify("Started the daemon. It goes on when you leave.")
+                    await self._board.follow(self._client, self._board_changed)
+                except DaemonError as e:
+                    self._board.problem = str(e)
+                    self._board_changed()
+                await asyncio.sleep(RETRY_SECONDS)
+
+    def _start_daemon(self) -> bool:
+        """Whether it had to be started."""
+        try:
+            ping(self.daemon_dir)
+            return False
+        except NotRunning:
+            ensure_running(self.daemon_dir)
+            return True
+
+    @work(exclusive=True, group="daemon")
+    async def action_daemon(self) -> None:
+        """Say where the daemon is; start it when it does not answer."""
+        where = home_path(str(places(self.daemon_dir).runtime))
+        light = daemon_light(self._board.beat_age)
+        if light.level != "bad" or self.host:
+            self.notify(f"{light.text}\n{where}", title="Daemon", timeout=8)
+            return
+        try:
+            await asyncio.to_thread(ensure_running, self.daemon_dir)
+        except DaemonError as e:
+            self.notify(str(e), title="Daemon", severity="error", timeout=15)
+        else:
+            self.notify("Started again; it has taken over what runs.", title="Daemon")
+
+    def _board_changed(self) -> None:
+        for screen in self.screen_stack:
+            if isinstance(screen, JobsScreen):
+                screen.post_message(JobsScreen.Changed())
+
+    # --- screens -----------------------------------------------------------------------------------------------
+
+    def open_dashboard(self, record: JobRecord) -> None:
+        self.push_screen(DashboardScreen(RunFeed(self._client, record, self.memory), self._client, self._image, host=self.host))
+
+    def close_dashboard(self) -> None:
+        self.pop_screen()
+
+    @work
+    async def open_wizard(self) -> None:
+        """From the wizard to the dashboard of the job it wrote."""
+        if self.host:
+            self.notify(f"The wizard looks at clips and GPUs of this machine. Run wanlora on {self.host} for it.", severity="warning", timeout=10)
+            return
+        from wanlora_tui.screens.wizard import WizardScreen
+
+        path = await self.push_screen_wait(WizardScreen())
+        if path is None:
+            return
+        try:
+            record = await self._client.submit(path)
+        except RequestRefused as e:
+            self.notify("\n".join([str(e), *(f"{f.field}: {f.message}" for f in e.findings)]), title=f"Not submitted: {path}", severity="error", timeout=30)
+        except DaemonError as e:
+            self.notify(f"{e}\nThe job file is kept: {path}", title="Not submitted", severity="error", timeout=30)
+        else:
+            self.open_dashboard(record)
+
+    # --- help and leaving --------------------------------------------------------------------------------------
+
+    def action_help(self) -> None:
+        if not isinstance(self.screen, HelpScreen):
+            self.push_screen(HelpScreen(getattr(self.screen, "HELP_GROUP", "")))
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """The palette: Textual's own, and every registered action that the screen can take now."""
+        yield from super().get_system_commands(screen)
+        offered = {binding.binding.id for binding in screen.active_bindings.values() if binding.enabled}
+        for action in all_actions():
+            if action.id in offered and not action.id.startswith(("list.", "table.", "text.")):
+                yield SystemCommand(action.label, action.help, partial(screen.run_action, action.action))
+
+    def action_interrupt(self) -> None:
+        now = time.monotonic()
+        if now - self._interrupted_at < TWICE_SECONDS:
+            self.action_leave()
+        self._interrupted_at = now
+        self.notify("Press Ctrl+C again to leave. Jobs go on without you.", timeout=TWICE_SECONDS)
+
+    def action_leave(self) -> None:
+        """Close the screens and stop nothing; the farewell says how to come back."""
+        if isinstance(self.screen, DashboardScreen):
+            self.farewell += parting(self.screen.run.record, self.host)
+        else:
+            live = sum(r.state in LIVE_STATES for r in self._board.records.values())
+            if live:
+                self.farewell.append(f"{count(live, 'job')} {'goes' if live == 1 else 'go'} on. Come back with: wanlora")
+        self.exit()
+
+    async def action_quit(self) -> None:
+        """Ctrl+Q and the palette's Quit: the same as leaving."""
+        self.action_leave()
+
+    def on_unmount(self) -> None:
+        self._save_memory()
+
+
+def parting(record: JobRecord, host: str) -> list[str]:
+    """What to say about a job on the way out."""
+    if record.state in ENDED_STATES:
+        return [f"{record.name}: {record.state}. {record.outcome}".rstrip()]
+    does = "waits in the queue" if record.state == "queued" else "goes on training"
+    return [f"{record.name} {does}. Come back with: wanlora attach {record.name}{' --host ' + host if host else ''}"]

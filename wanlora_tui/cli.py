@@ -1,0 +1,141 @@
+"""The `wanlora` command: arguments, exit codes, and where errors go.
+
+stdout is data, stderr is talk. Exit codes: 0 done, 1 findings or failure, 2 usage, 75 saved and can be resumed
+(130 when Ctrl-C ended a command that had not finished). Every handler is imported only when its command runs.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from pathlib import Path
+
+DONE, FAILED, USAGE, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
+
+_EPILOG = """\
+A first job, from a folder of clips to two LoRA files:
+  wanlora new --kind motion --clips clips/orbit --out job.toml
+  wanlora check job.toml
+  wanlora submit job.toml && wanlora attach
+
+stdout is data, stderr is talk. Exit codes: 0 done, 1 findings or failure, 2 usage, 75 saved and can be resumed.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options; `handler` names the function that runs it."""
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--dir", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="directory of the daemon's sockets and job table (default: your runtime directory)")
+    top = argparse.ArgumentParser(
+        prog="wanlora", parents=[shared], epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train LoRAs for Wan 2.2 I2V A14B. Without a command: the terminal interface, with the wizard and all jobs.",
+    )  # fmt: skip
+    top.add_argument("--version", action="store_true", help="print the version and leave")
+    top.set_defaults(handler="tui:open_tui")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(name: str, handler: str, help: str, parent: "argparse._SubParsersAction[argparse.ArgumentParser]" = commands) -> argparse.ArgumentParser:
+        sub = parent.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", parents=[shared])
+        sub.set_defaults(handler=handler)
+        return sub
+
+    c = command("demo", "demo:demo", "make demo clips and a tiny base model, train on them, show the dashboard")
+    c.add_argument("--plain", action="store_true", help="one line per event instead of the dashboard")
+    c.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps")
+    c.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where the demo lives (default: ./demo)")
+    c.add_argument("--prepare", type=Path, metavar="DIR", help="only write DIR/clips, DIR/base and DIR/job.toml")
+
+    c = command("new", "job:new", "write a job file from a preset, this machine and a folder of clips")
+    c.add_argument("--kind", required=True, choices=["motion", "style", "character"], help="what the LoRA teaches")
+    c.add_argument("--clips", required=True, type=Path, metavar="DIR", help="folder of clips with their captions")
+    c.add_argument("--name", metavar="NAME", help="training name (default: the folder's name)")
+    c.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change one field, e.g. training.lr=5e-5; may be repeated")
+    c.add_argument("--out", type=Path, default=Path("job.toml"), metavar="FILE", help="the job file (default: job.toml)")
+
+    c = command("check", "job:check", "list everything wrong, doubtful or improvable about a job")
+    c.add_argument("job", type=Path, metavar="JOB", help="job file")
+    c.add_argument("--json", action="store_true", help="a list of {code, severity, field, message, fix}")
+
+    c = command("train", "job:train", "train one job in the foreground, without the daemon")
+    c.add_argument("job", type=Path, metavar="JOB", help="job file")
+    c.add_argument("--out", type=Path, metavar="DIR", help="parent of the run folder (default: `runs` beside the job file)")
+    c.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+
+    c = command("submit", "queue:submit", "hand a job to the daemon, which trains it when its GPU is free")
+    c.add_argument("job", type=Path, metavar="JOB", help="job file")
+    c.add_argument("--out", type=Path, metavar="DIR", help="parent of the run folder (default: `runs` beside the job file)")
+
+    c = command("jobs", "queue:jobs", "list the jobs")
+    c.add_argument("--json", action="store_true", help="the job records as a list")
+
+    c = command("watch", "watch:watch", "follow a job line by line until it ends; leaving does not stop it")
+    c.add_argument("job", nargs="?", metavar="JOB", help="name or number (default: the one that runs, else the newest)")
+    form = c.add_mutually_exclusive_group()
+    form.add_argument("--plain", action="store_true", help="one line per event, each step included, also on a terminal")
+    form.add_argument("--json", action="store_true", help="the event objects, one per line")
+    c.add_argument("--since", type=_seq, default=0, metavar="SEQ", help="only events with a greater sequence number")
+
+    for name, does in (
+        ("stop", "save a checkpoint, then stop; the job can be resumed"),
+        ("resume", "queue a stopped or failed job again; it goes on from its newest checkpoint"),
+        ("cancel", "take a job from the queue, or end it without saving; its checkpoints stay"),
+    ):
+        c = command(name, f"queue:{name}", does)
+        c.add_argument("job", metavar="JOB", help="name or number")
+
+    c = command("attach", "tui:attach", "the live dashboard, here or through SSH")
+    c.add_argument("job", nargs="?", metavar="JOB", help="name or number (default: the one that runs, else the newest)")
+    c.add_argument("--host", metavar="USER@BOX", help="the machine that trains; needs ssh there and wanlora on its PATH")
+
+    group = commands.add_parser("daemon", help="start, stop or ask after the daemon", description="The daemon queues, starts and watches trainers. Stopping it does not stop them.")
+    parts = group.add_subparsers(title="commands", metavar="start|stop|status", required=True)
+    command("start", "daemon:start", "start the daemon, if none runs", parts)
+    command("stop", "daemon:stop", "end the daemon; trainers go on and are found again by the next one", parts)
+    c = command("status", "daemon:status", "say whether the daemon runs, and where", parts)
+    c.add_argument("--json", action="store_true", help="one object")
+
+    command("doctor", "doctor:doctor", "check GPU, driver, memory, disk, terminal and model files")
+    return top
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _seq(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command line and give its exit code."""
+    from presets.errors import UserError
+
+    args = parser().parse_args(argv)
+    args.dir = getattr(args, "dir", None)  # before or behind the command's name; the option itself has no default, so neither place hides the other
+    if args.version:
+        from importlib.metadata import version
+
+        print(version("wanlora-tui"))
+        return DONE
+    module, _, function = args.handler.partition(":")
+    try:
+        code: int = getattr(importlib.import_module(f"wanlora_tui.commands.{module}"), function)(args)
+        sys.stdout.flush()
+        return code
+    except UserError as e:
+        print(f"wanlora: {e}", file=sys.stderr)
+        return FAILED
+    except BrokenPipeError:  # the reader has left (`wanlora watch | head`); the interpreter's last flush must not complain
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except KeyboardInterrupt:
+        print("wanlora: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

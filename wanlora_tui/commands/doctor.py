@@ -1,0 +1,189 @@
+"""doctor: what this machine has and lacks for training, one line each, with the fix."""
+
+import os
+import shutil
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from daemon.client import DaemonError, NotRunning, ping
+from daemon.paths import places
+from presets.machine import Machine, read_machine
+from wanlora_tui.commands.link import daemon_dir
+from wanlora_tui.text import size
+
+GIB = 2**30
+TORCH_SECONDS = 120.0  # importing torch from a cold network disk can take a minute
+LEAST_RAM = 32 * GIB  # both experts in float8, 28 GiB, have to fit somewhere
+LEAST_DISK = 80 * GIB  # the bf16 model is 68 GiB; LoRA files and previews come on top
+LEAST_COLUMNS, LEAST_ROWS = 80, 24
+
+Level = Literal["ok", "warn", "fail"]
+
+
+class Line(NamedTuple):
+    level: Level
+    subject: str
+    text: str
+    fix: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.level:<4}  {self.subject:<12} {self.text}" + (f"\n{'':19}-> {self.fix}" if self.fix else "")
+
+
+def doctor(args: Namespace) -> int:
+    """Print every line; 1 when something fails, 0 with warnings."""
+    failed = False
+    for line in diagnose(daemon_dir(args)):
+        print(line, flush=True)
+        failed |= line.level == "fail"
+    return 1 if failed else 0
+
+
+def diagnose(folder: Path | None) -> Iterator[Line]:
+    """Every check, cheapest first; each is told as soon as it is known."""
+    yield _python()
+    machine = read_machine(Path.cwd())
+    yield from _gpus(machine)
+    yield _ram(machine)
+    yield _disk(machine)
+    yield _runtime(folder)
+    yield _daemon(folder)
+    yield _terminal()
+    yield _colour()
+    yield _pictures()
+    yield _codecs()
+    yield _model()
+    yield _torch(bool(machine.gpus))
+
+
+def _python() -> Line:
+    text = f"{sys.version.split()[0]} ({sys.executable})"
+    return Line("ok", "Python", text) if sys.version_info >= (3, 11) else Line("fail", "Python", text, "Install Python 3.11 or newer and set up again")
+
+
+def _gpus(machine: Machine) -> Iterator[Line]:
+    if not machine.gpus:
+        yield Line("warn", "GPU", f"none: {machine.gpu_problem or 'no NVIDIA GPU found'}", "Without one only the demo can train here; run wanlora on the machine that has the GPU")
+        return
+    for gpu in machine.gpus:
+        text = f"{gpu.index}: {gpu.name}, {size(gpu.vram_free)} of {size(gpu.vram_total)} free, driver {gpu.driver}, compute {gpu.capability[0]}.{gpu.capability[1]}"
+        if gpu.error:
+            yield Line("warn", "GPU", f"{gpu.index}: {gpu.name or 'unknown'}: {gpu.error}", "Look at it with nvidia-smi; leave it out of job.gpus meanwhile")
+        elif gpu.mig:
+            yield Line("warn", "GPU", f"{text}, in MIG mode", "Name the slice to the job through CUDA_VISIBLE_DEVICES, or turn MIG off")
+        elif gpu.vram_total and gpu.vram_free < gpu.vram_total // 2:
+            yield Line("warn", "GPU", text, "Another program holds much of it: see nvidia-smi")
+        else:
+            yield Line("ok", "GPU", text)
+
+
+def _ram(machine: Machine) -> Line:
+    text = f"{size(machine.ram_free)} of {size(machine.ram_total)} free, {machine.cores} cores"
+    if machine.ram_free >= LEAST_RAM:
+        return Line("ok", "RAM", text)
+    return Line("warn", "RAM", text, f"The 14B model wants {size(LEAST_RAM)} free, to keep both experts at hand; the demo does not")
+
+
+def _disk(machine: Machine) -> Line:
+    text = f"{size(machine.disk_free)} free at {machine.disk_path}"
+    if machine.disk_free < GIB:
+        return Line("fail", "Disk", text, "Free some space, or work in a folder on another disk")
+    return Line("ok", "Disk", text) if machine.disk_free >= LEAST_DISK else Line("warn", "Disk", text, f"The 14B model and a run want about {size(LEAST_DISK)}")
+
+
+def _runtime(folder: Path | None) -> Line:
+    where = places(folder)
+    at = next(p for p in (where.runtime, *where.runtime.parents) if p.exists())
+    if not os.access(at, os.W_OK):
+        return Line("fail", "Runtime dir", f"{where.runtime} cannot be written", "Name another with --dir, or mend the rights of that folder")
+    if where.runtime.exists() and where.runtime.stat().st_mode & 0o077:
+        return Line("warn", "Runtime dir", f"{where.runtime} is open to other users", f"chmod 700 {where.runtime}")
+    return Line("ok", "Runtime dir", str(where.runtime))
+
+
+def _daemon(folder: Path | None) -> Line:
+    try:
+        ping(folder)
+        return Line("ok", "Daemon", "answers")
+    except NotRunning:
+        return Line("ok", "Daemon", "none runs; it starts by itself with the first job")
+    except DaemonError as e:
+        return Line("fail", "Daemon", e.what, e.fix or "wanlora daemon stop, then start it again")
+
+
+def _terminal() -> Line:
+    if not sys.stdout.isatty():
+        return Line("warn", "Terminal", "the output is no terminal, so its size and colours are unknown", "Run doctor on the terminal that will show the dashboard")
+    columns, rows = os.get_terminal_size(sys.stdout.fileno())
+    text = f"{columns}x{rows}, TERM={os.environ.get('TERM', '')}" + (", in tmux" if "TMUX" in os.environ else "")
+    if os.environ.get("TERM", "") in ("", "dumb"):
+        return Line("fail", "Terminal", text, "Set TERM, e.g. TERM=xterm-256color; or use wanlora watch --plain")
+    return Line("ok", "Terminal", text) if columns >= LEAST_COLUMNS and rows >= LEAST_ROWS else Line("warn", "Terminal", text, f"Make it {LEAST_COLUMNS}x{LEAST_ROWS} or larger")
+
+
+def _colour() -> Line:
+    if os.environ.get("NO_COLOR"):
+        return Line("ok", "Colour", "off (NO_COLOR); every state also has a word")
+    if os.environ.get("COLORTERM", "") in ("truecolor", "24bit"):
+        return Line("ok", "Colour", "16 million colours")
+    return Line("ok", "Colour", "the terminal names no 24-bit colour; previews are drawn in fewer colours (COLORTERM=truecolor if yours can do it)")
+
+
+def _pictures() -> Line:
+    from textual_image.renderable import Image
+
+    kind = {"textual_image.renderable.sixel": "Sixel", "textual_image.renderable.tgp": "Kitty graphics", "textual_image.renderable.halfcell": "half cells"}.get(Image.__module__, "characters")
+    return Line("ok", "Pictures", f"previews are drawn with {kind}")
+
+
+def _codecs() -> Line:
+    try:
+        import av
+    except ImportError as e:
+        return Line("fail", "Video", f"PyAV cannot be imported: {e}", f"{sys.executable} -m pip install --force-reinstall av")
+    missing = sorted({"libx264"} - av.codecs_available)
+    if missing:
+        return Line("fail", "Video", f"PyAV {av.__version__} has no {', '.join(missing)} encoder", "Install the PyAV wheel from PyPI instead of a system build")
+    return Line("ok", "Video", f"PyAV {av.__version__} reads clips and writes H.264; no ffmpeg program is needed" + (f" (there is one: {shutil.which('ffmpeg')})" if shutil.which("ffmpeg") else ""))
+
+
+def _model() -> Line:
+    from presets.model import read_model
+
+    from presets.job import ModelPanel
+
+    path = ModelPanel().path
+    facts = read_model(path, Path.cwd())
+    if not facts.local:
+        return Line("warn", "Model files", f"{path} is not in the Hugging Face cache", "The first real job downloads it (68 GiB); or name a folder in model.path")
+    errors = [p for p in facts.problems if p.severity == "error"]
+    if errors:
+        return Line("fail", "Model files", f"{path}: {errors[0].message}", errors[0].fix)
+    return Line("ok", "Model files", f"{path} is here")
+
+
+def _torch(has_gpu: bool) -> Line:
+    """torch itself is asked in another process: importing it takes seconds and a broken CUDA can end the process."""
+    try:
+        installed = version("torch")
+    except PackageNotFoundError:
+        return Line("fail", "torch", "not installed", f"{sys.executable} -m pip install -e .")
+    question = "import torch; print(torch.version.cuda or '', torch.cuda.is_available(), sep='|')"
+    try:
+        asked = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        return Line("fail", "torch", f"{installed} did not import within {TORCH_SECONDS:.0f} s", "Is the disk with the environment very slow, or is the driver hanging (nvidia-smi)?")
+    if asked.returncode:
+        return Line("fail", "torch", f"{installed} cannot be imported: {asked.stderr.strip().rpartition(chr(10))[2]}", "Install torch again, for this Python and this CUDA")
+    cuda, _, available = asked.stdout.strip().rpartition("\n")[2].partition("|")
+    if available == "True":
+        return Line("ok", "torch", f"{installed}, CUDA {cuda}")
+    if has_gpu:
+        why = f"built for CUDA {cuda}, which this driver does not serve" if cuda else "a build without CUDA"
+        return Line("fail", "torch", f"{installed}: {why}", "Install a CUDA build that suits the driver: see pytorch.org/get-started")
+    return Line("ok", "torch", f"{installed}, without CUDA; enough for the demo")

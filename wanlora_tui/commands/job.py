@@ -1,0 +1,105 @@
+"""new, check, train: a job file and nothing else, no daemon."""
+
+import os
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import msgspec
+
+from presets.errors import JobError, UserError
+from presets.findings import Finding
+from presets.job import DatasetPanel, Job
+from presets.jobfile import load_job, parse_value, save_job, with_value
+from wanlora_tui.commands.link import say
+
+
+def default_out(job_path: Path) -> Path:
+    """The parent of run folders when none is named."""
+    return job_path.resolve().parent / "runs"
+
+
+def new(args: Namespace) -> int:
+    """Write the recommended job, with `--set` applied; prints the file's path, and the reasons on stderr."""
+    from presets.clips import scan_dataset
+    from presets.machine import read_machine
+    from presets.recommend import recommend
+
+    target: Path = args.out.resolve()
+    if target.exists():
+        raise UserError("exists already", where=str(args.out), fix="Choose another file with --out, or delete this one")
+    clips: Path = args.clips.resolve()
+    facts = scan_dataset(DatasetPanel(path=str(clips)), 0, target.parent)
+    for problem in facts.problems:
+        say(f"{problem.severity}: {problem.message} {problem.fix}".rstrip())
+    if not facts.clips:
+        raise UserError("no readable clip or image in this folder", where=str(args.clips), fix="Point --clips at a folder of mp4 files, each with a caption of the same name (.txt)")
+    inside = clips.is_relative_to(target.parent)
+    found = recommend(
+        args.kind, read_machine(clips), facts.clips,
+        name=args.name or _name_from(clips.name), clips_path=str(clips.relative_to(target.parent)) if inside else str(clips),
+    )  # fmt: skip
+    job = _with_settings(found.job, args.set)
+    save_job(job, target)
+    for field, reason in found.reasons.items():
+        say(f"{field}: {reason}")
+    print(args.out)
+    say(f"Look through it, then: wanlora check {args.out} && wanlora submit {args.out}")
+    return 0
+
+
+def _name_from(folder: str) -> str:
+    """A folder's name as a training name: other characters become dashes."""
+    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in folder).strip("-.")
+    return kept[:64] or "lora"
+
+
+def _with_settings(job: Job, settings: list[str]) -> Job:
+    for setting in settings:
+        field, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set {setting!r} has no value", fix="Write it as --set training.lr=5e-5")
+        field = _first_dataset(field.strip())
+        job = with_value(job, field, parse_value(field, text))
+    return job
+
+
+def _first_dataset(field: str) -> str:
+    """`datasets.num_frames` means the only dataset that a new job has."""
+    return "datasets[0]." + field.removeprefix("datasets.") if field.startswith("datasets.") else field
+
+
+def check(args: Namespace) -> int:
+    """Print every finding; 1 when there is an error."""
+    from presets.check import has_errors, render
+
+    findings = findings_of(args.job, out=default_out(args.job), scenes=True)
+    errors = has_errors(findings)
+    if args.json:
+        shown = [{"code": f.code, "severity": f.severity, "field": f.field, "message": f.message, "fix": f.fix} for f in findings]
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(shown)) + b"\n")
+    else:
+        print(render(findings))
+        say(f"{args.job} {'cannot be trained as it is' if errors else 'is ready to train'}.")
+    return 1 if errors else 0
+
+
+def findings_of(path: Path, *, out: Path, scenes: bool) -> list[Finding]:
+    """What the rules say (`scenes`: with a search for cuts, which decodes every clip); a job file that cannot be read is reported in the same form, one finding per problem."""
+    from presets.check import check as run_rules
+    from presets.check import gather
+
+    try:
+        job = load_job(path)
+    except JobError as e:
+        parts = [p.partition(": ") for p in e.problems]
+        return [Finding(code="job-file", severity="error", field=field if rest else str(path), message=rest or field, fix="") for field, _, rest in parts]
+    return run_rules(job, gather(job, path.resolve().parent, out=out, scenes=scenes))
+
+
+def train(args: Namespace) -> int:
+    """Become the trainer: its output, its signals and its exit code are the command's own."""
+    load_job(args.job)  # a mistake in the file is told in a blink, not after torch has been imported
+    out = ["--out", str(args.out)] if args.out else []
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "engine", str(args.job), *out, *(["--resume"] if args.resume else [])])

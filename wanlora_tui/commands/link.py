@@ -1,0 +1,45 @@
+"""The way to the daemon that all commands share: where it is, starting it, and which job is meant."""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+from daemon.client import NotRunning, ping
+from daemon.launch import ensure_running
+from daemon.paths import places
+from daemon.protocol import LIVE_STATES, RUNNING_STATES, JobRecord
+from presets.errors import UserError
+from wanlora_tui.text import home_path
+
+
+def say(text: str) -> None:
+    """Talk goes to stderr, so that stdout holds nothing but data."""
+    print(text, file=sys.stderr)
+
+
+def daemon_dir(args: Namespace) -> Path | None:
+    """The directory of the daemon that this command talks to; None for the user's own."""
+    return args.dir.absolute() if args.dir is not None else None
+
+
+def is_running(folder: Path | None) -> bool:
+    """Whether a daemon answers there. Raises VersionMismatch when it speaks another protocol."""
+    try:
+        ping(folder)
+        return True
+    except NotRunning:
+        return False
+
+
+def start_daemon(folder: Path | None) -> None:
+    """Start the daemon if none runs, and say so."""
+    if not is_running(folder):
+        ensure_running(folder)
+        say(f"Started the daemon in {home_path(str(places(folder).runtime))}.")
+
+
+def pick_job(jobs: list[JobRecord]) -> JobRecord:
+    """The job that is meant when none is named: the newest that runs, else the newest that waits, else the newest. Raises UserError."""
+    if not jobs:
+        raise UserError("no jobs yet", fix="Submit one with: wanlora submit job.toml")
+    return max(jobs, key=lambda j: (j.state in RUNNING_STATES, j.state in LIVE_STATES, j.id))

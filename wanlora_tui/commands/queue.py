@@ -1,0 +1,88 @@
+"""submit, jobs, stop, resume, cancel: one request each."""
+
+import asyncio
+import sys
+from argparse import Namespace
+
+import msgspec
+
+from daemon.client import Client
+from daemon.protocol import JobRecord
+from presets.errors import UserError
+from wanlora_tui.commands.job import default_out, findings_of
+from wanlora_tui.commands.link import daemon_dir, say, start_daemon
+from wanlora_tui.text import home_path, state_text
+
+
+def submit(args: Namespace) -> int:
+    """Check a job and hand it over; prints the job's name. Starts the daemon if none runs."""
+    from presets.check import has_errors, render
+
+    findings = findings_of(args.job, out=args.out or default_out(args.job), scenes=False)
+    if findings:
+        say(render(findings))
+    if has_errors(findings):
+        raise UserError("not submitted", where=str(args.job), fix="Mend the errors above and submit again")
+
+    async def go() -> JobRecord:
+        async with Client(daemon_dir(args)) as client:
+            return await client.submit(args.job, args.out or "")
+
+    start_daemon(daemon_dir(args))
+    record = asyncio.run(go())
+    print(record.name)
+    say(f"{_where(record)}. The run folder is {home_path(record.run_dir)}. Watch it with: wanlora attach {record.name}")
+    return 0
+
+
+def _where(record: JobRecord) -> str:
+    return f"{record.name} waits at position {record.position}" if record.position else f"{record.name} is {record.state}"
+
+
+def jobs(args: Namespace) -> int:
+    """A table on a terminal or a pipe, or the records as JSON."""
+
+    async def go() -> list[JobRecord]:
+        async with Client(daemon_dir(args)) as client:
+            return await client.jobs()
+
+    records = asyncio.run(go())
+    if args.json:
+        sys.stdout.buffer.write(msgspec.json.encode(records) + b"\n")
+        return 0
+    if not records:
+        say("No jobs yet. Make one with `wanlora new`, hand it over with `wanlora submit`, or open the wizard with `wanlora`.")
+        return 0
+    rows = [("ID", "NAME", "STATE", "STEP", "GPU", "RUN FOLDER")]
+    for r in records:
+        state = state_text(r.state) + (f" ({r.position})" if r.position else "")
+        rows.append((str(r.id), r.name, state, f"{r.step}/{r.steps}", ",".join(map(str, r.gpus)), home_path(r.run_dir)))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def _one(args: Namespace, verb: str, done: str) -> int:
+    async def go() -> JobRecord:
+        async with Client(daemon_dir(args)) as client:
+            record: JobRecord = await getattr(client, verb)(args.job)
+            return record
+
+    record = asyncio.run(go())
+    say(f"{record.name}: {done}. State: {record.state}.")
+    return 0
+
+
+def stop(args: Namespace) -> int:
+    return _one(args, "stop", f"will save and stop; go on later with: wanlora resume {args.job}")
+
+
+def resume(args: Namespace) -> int:
+    return _one(args, "resume", "queued again")
+
+
+def cancel(args: Namespace) -> int:
+    return _one(args, "cancel", "cancelled; its checkpoints stay")
+
+

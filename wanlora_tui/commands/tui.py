@@ -1,0 +1,65 @@
+"""The commands that open the terminal interface: no command at all, and attach."""
+
+import asyncio
+import os
+import sys
+from argparse import Namespace
+from contextlib import ExitStack
+from pathlib import Path
+
+from daemon.client import Client
+from daemon.paths import places
+from daemon.protocol import JobRecord
+from presets.errors import UserError
+from wanlora_tui.commands.link import daemon_dir, pick_job, say, start_daemon
+
+
+def need_terminal(instead: str) -> None:
+    """Raises UserError when the screens have no terminal to be drawn on."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UserError("this needs a terminal", fix=f"Without one, use: {instead}")
+    if os.environ.get("TERM", "") in ("", "dumb"):
+        raise UserError(f"the terminal says it can draw nothing (TERM={os.environ.get('TERM', '')!r})", fix=f"Set TERM, e.g. TERM=xterm-256color, or use: {instead}")
+
+
+def open_tui(args: Namespace) -> int:
+    """The jobs, and the wizard behind `n`."""
+    need_terminal("wanlora jobs, wanlora new, wanlora watch (see wanlora --help)")
+    return run_app(daemon_dir(args))
+
+
+def attach(args: Namespace) -> int:
+    """The dashboard of one job; leaving it does not stop the job."""
+    need_terminal("wanlora watch" + (f" {args.job}" if args.job else ""))
+    with ExitStack() as stack:
+        if args.host:
+            from wanlora_tui.tunnel import tunnel
+
+            folder: Path | None = stack.enter_context(tunnel(args.host))
+        else:
+            folder = daemon_dir(args)
+            start_daemon(folder)
+        record = asyncio.run(_find(folder, args.job or ""))
+        return run_app(folder, state_folder=daemon_dir(args), job=record, host=args.host or "")
+
+
+async def _find(folder: Path | None, job: str) -> JobRecord:
+    async with Client(folder) as client:
+        return (await client.snapshot(job))[0] if job else pick_job(await client.jobs())
+
+
+def run_app(folder: Path | None, *, state_folder: Path | None = None, job: JobRecord | None = None, host: str = "", close_when_done: float = 0.0) -> int:
+    """Run the app on the daemon of `folder` and say what its user should know after it closed.
+
+    What was seen is kept with the user's own records, or with those of the daemon in `state_folder`: the folder of a
+    tunnel is gone afterwards.
+    """
+    from textual_image.widget import Image  # asks the terminal what it can draw, which only works before the app runs
+
+    from wanlora_tui.app import WanloraApp
+
+    app = WanloraApp(folder, places(state_folder if host else folder).state, image=Image, job=job, host=host, close_when_done=close_when_done)
+    app.run()
+    for line in app.farewell:
+        say(line)
+    return app.return_code or 0

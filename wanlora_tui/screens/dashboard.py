@@ -1,0 +1,185 @@
+"""One run, live: loss, pace, memory, what happens, what came out. Leaving it stops nothing."""
+
+from pathlib import Path
+
+from rich.text import Text
+from textual import on, work
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.message import Message
+from textual.screen import Screen
+from textual.widget import Widget
+from textual.widgets import Footer, Static
+
+from daemon.client import Client, DaemonError
+from daemon.protocol import ENDED_STATES, RESUMABLE_STATES
+from wanlora_tui.actions import bindings
+from wanlora_tui.lights import Light, daemon_light, trainer_light
+from wanlora_tui.runfeed import Run
+from wanlora_tui.screens.confirm import Confirm
+from wanlora_tui.text import state_text
+from wanlora_tui.widgets.event_log import EventLog
+from wanlora_tui.widgets.files_list import FilesList
+from wanlora_tui.widgets.loss_plot import LossPlot
+from wanlora_tui.widgets.meters import MemoryBar, Numbers
+from wanlora_tui.widgets.phase_bar import PhaseBar
+from wanlora_tui.widgets.poster import Poster
+
+WIDTHS = [(0, "-narrow"), (120, "-wide")]  # columns from which on a class holds
+HEIGHTS = [(0, "-short"), (30, "-tall")]  # rows
+PANES = ("plot", "preview", "log", "files")
+LIGHT_STYLES = {"good": "$success", "waiting": "$warning", "bad": "bold $error", "off": "$text-muted"}
+
+
+class DashboardScreen(Screen[None]):
+    """Renders a Run. `client` is None for a recorded run, which takes no commands."""
+
+    HELP_GROUP = "dashboard"
+    AUTO_FOCUS = ""
+    BINDINGS = bindings(
+        "dashboard.stop", "dashboard.resume", "dashboard.view", "dashboard.preview", "dashboard.log", "dashboard.files",
+        "dashboard.plot", "dashboard.copy", "dashboard.back", "dashboard.quit",
+    )  # fmt: skip
+    HORIZONTAL_BREAKPOINTS = WIDTHS
+    VERTICAL_BREAKPOINTS = HEIGHTS
+
+    class Changed(Message):
+        """The run has changed; many of them are one."""
+
+        def can_replace(self, message: Message) -> bool:
+            return isinstance(message, DashboardScreen.Changed)
+
+    def __init__(self, run: Run, client: Client | None, image: type[Widget], *, host: str = "") -> None:
+        super().__init__()
+        self._run, self._client, self._image, self._host = run, client, image, host
+        self._pane = "plot"
+        self._told_away = False
+
+    @property
+    def run(self) -> Run:
+        return self._run
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self._run.record.run_dir)
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="title")
+        yield Static(id="lights")
+        yield PhaseBar(id="phase")
+        with Horizontal(id="body"):
+            with Vertical(id="left"):
+                yield LossPlot(id="plot")
+                yield EventLog(id="log")
+            with Vertical(id="right"):
+                yield Numbers(id="numbers")
+                with Horizontal(id="bars"):
+                    yield MemoryBar(id="vram")
+                    yield MemoryBar(id="ram")
+                yield Poster(self._image, host=self._host, id="preview")
+                yield FilesList(id="files")
+        yield Footer()
+
+    def on_mount(self) -> None:
+        self.action_pane("plot")
+        self._follow()
+        self.set_interval(1.0, self._render_lights)
+
+    @work(exclusive=True, group="follow")
+    async def _follow(self) -> None:
+        await self._run.follow(self._changed)
+
+    def _changed(self) -> None:
+        self.post_message(self.Changed())
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self._render_all)
+
+    # --- rendering ---------------------------------------------------------------------------------------------
+
+    @on(Changed)
+    def _render_all(self) -> None:
+        record, view = self._run.record, self._run.view
+        gpus = "GPU " + ",".join(map(str, record.gpus)) + (f" on {self._host}" if self._host else "")
+        self.query_one("#title", Static).update(
+            Text.assemble((record.name, "bold"), f"  {state_text(record.state)}  attempt {max(1, view.attempt)}  {gpus}", no_wrap=True, overflow="ellipsis")
+        )
+        self.query_one(PhaseBar).show(record, view)
+        self.query_one(LossPlot).show(view.losses)
+        self.query_one(EventLog).show(view.log)
+        self.query_one(Numbers).show(view)
+        self.query_one("#vram", MemoryBar).show("VRAM", view.vram_gib, view.vram_total_gib)
+        self.query_one("#ram", MemoryBar).show("RAM", view.ram_gib, view.ram_total_gib)
+        self.query_one(Poster).show(view.samples, self.run_dir)
+        self.query_one(FilesList).show(view, self.run_dir)
+        self._render_lights()
+        self.refresh_bindings()
+        if self._run.away and not self._told_away:
+            self._told_away = True
+            self.notify(self._run.away, timeout=10)
+
+    def _render_lights(self) -> None:
+        lights: list[Light] = [daemon_light(self._run.beat_age), trainer_light(self._run.record, self._run.view, self._run.beat, self._run.beat_age)]
+        parts = [part for light in lights for part in ((light.line, LIGHT_STYLES[light.level]), "   ")]
+        self.query_one("#lights", Static).update(Content.assemble(*parts, self._run.problem))
+
+    # --- panes: in a narrow terminal one at a time -------------------------------------------------------------
+
+    def action_pane(self, pane: str) -> None:
+        """Show one pane; the same key again goes back to the loss. In a wide terminal all are there: the key focuses it."""
+        wide = self.has_class("-wide")
+        self._pane = "plot" if pane == self._pane and not wide else pane
+        for name in PANES:
+            self.set_class(name == self._pane, f"-pane-{name}")
+        target = self.query_one(f"#{self._pane}")
+        if target.can_focus:
+            target.focus()
+        else:
+            self.set_focus(None)
+        self.call_after_refresh(self._render_all)
+
+    def action_next_pane(self) -> None:
+        self.action_pane(PANES[(PANES.index(self._pane) + 1) % len(PANES)])
+
+    # --- commands ----------------------------------------------------------------------------------------------
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        state = self._run.record.state
+        if action == "stop_run":
+            return True if self._client is not None and state in ("starting", "running") else None
+        if action == "resume_run":
+            return True if self._client is not None and state in RESUMABLE_STATES else None
+        return True
+
+    @work
+    async def action_stop_run(self) -> None:
+        name = self._run.record.name
+        if await self.app.push_screen_wait(Confirm(f"Stop {name}? It saves a checkpoint first and can be resumed.\nTo leave without stopping it, press q instead.", "Stop", "Go on")):
+            await self._send("stop", f"{name} will save and stop.")
+
+    @work
+    async def action_resume_run(self) -> None:
+        await self._send("resume", f"{self._run.record.name} is queued again.")
+
+    async def _send(self, verb: str, done: str) -> None:
+        try:
+            self._run.record = await getattr(self._client, verb)(str(self._run.record.id))
+        except DaemonError as e:
+            self.notify(str(e), severity="error", timeout=10)
+        else:
+            self.notify(done)
+            self.post_message(self.Changed())
+
+    def action_copy_path(self) -> None:
+        path = str(self.run_dir)
+        self.app.copy_to_clipboard(path)
+        self.notify(f"{path}\nSent to the terminal's clipboard (OSC 52). If your terminal or tmux does not pass it on, copy it from here.", title="Run folder", timeout=10)
+
+    def action_back(self) -> None:
+        self.app.close_dashboard()  # type: ignore[attr-defined]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has ended and all it said has been folded in."""
+        return self._run.record.state in ENDED_STATES

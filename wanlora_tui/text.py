@@ -1,0 +1,75 @@
+"""Numbers, times, paths and states as short text: the same words in the screens, the plain lines and the tables."""
+
+import time
+from pathlib import Path
+
+STATE_GLYPHS = {
+    "queued": "…", "starting": "◌", "running": "►", "stopping": "◐",
+    "stopped": "■", "done": "✓", "failed": "✗", "cancelled": "⊘",
+}  # fmt: skip
+EXPERTS = {"high_noise": "high noise", "low_noise": "low noise"}
+
+
+def state_text(state: str) -> str:
+    """A job's state as glyph and word, so that it reads without colour."""
+    return f"{STATE_GLYPHS.get(state, '?')} {state}"
+
+
+def expert_text(expert: str) -> str:
+    return EXPERTS.get(expert, expert)
+
+
+def duration(seconds: float) -> str:
+    """`42s`, `3m 07s`, `1h 12m`, `2d 03h`: at most seven characters below ten days."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s}s"
+    if s < 3600:
+        return f"{s // 60}m {s % 60:02d}s"
+    if s < 86400:
+        return f"{s // 3600}h {s % 3600 // 60:02d}m"
+    return f"{s // 86400}d {s % 86400 // 3600:02d}h"
+
+
+def seconds_each(seconds: float) -> str:
+    """Seconds per step with the digits that matter: `0.21`, `1.82`, `16.6`, `120`."""
+    return f"{seconds:.2f}" if seconds < 10 else f"{seconds:.1f}" if seconds < 100 else f"{seconds:.0f}"
+
+
+def rate(value: float) -> str:
+    """A learning rate as users write it: `1e-4`, `5e-5`, `1.25e-4`."""
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return "0" if value == 0 else f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
+def size(count: float) -> str:
+    """Bytes in the units of disks and memory: `1.4 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def clock(wall: float) -> str:
+    """The local time of day of a wall-clock stamp."""
+    return time.strftime("%H:%M:%S", time.localtime(wall))
+
+
+def count(number: int, noun: str) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def shorten(text: str, width: int) -> str:
+    """The text, cut in the middle when it is wider than `width`: both ends of a path say the most."""
+    if len(text) <= width:
+        return text
+    head = max(0, (width - 1) // 3)
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head):]}" if width > 1 else "…"[:width]
+
+
+def home_path(path: str) -> str:
+    """An absolute path with the home folder as `~`."""
+    home = str(Path.home())
+    return "~" + path[len(home):] if path == home or path.startswith(home + "/") else path

@@ -1,0 +1,1 @@
+"""The widgets: each renders what it is handed and keeps nothing else."""

@@ -1,0 +1,55 @@
+"""Bars of memory, and the numbers of the last step."""
+
+from rich.table import Table
+from rich.text import Text
+from textual.widgets import Static
+
+from presets.fold import RunView
+from wanlora_tui.text import duration, expert_text, rate, seconds_each
+
+FULL, EMPTY = "█", "░"
+
+
+def bar(done: float, total: float, width: int) -> str:
+    """A bar of `width` cells; nothing is drawn full before it is."""
+    filled = min(width, int(width * done / total)) if total > 0 else 0
+    return FULL * filled + EMPTY * (width - filled)
+
+
+class MemoryBar(Static):
+    """`VRAM ████░░░░ 18.2/24.0 GiB`: how much is taken, of how much."""
+
+    def show(self, label: str, used_gib: float, total_gib: float) -> None:
+        numbers = f"{used_gib:.1f}/{total_gib:.0f} GiB" if total_gib else f"{used_gib:.1f} GiB" if used_gib else "none used"
+        width = max(4, self.size.width - len(label) - len(numbers) - 2)
+        full = total_gib > 0 and used_gib / total_gib > 0.95
+        middle = bar(used_gib, total_gib, width) if total_gib else " " * width
+        self.update(Text.assemble(f"{label} ", (middle, "bold" if full else ""), f" {numbers}", no_wrap=True, overflow="crop"))
+
+
+class Numbers(Static):
+    """Step, time and optimizer figures: two rows in a narrow place, two columns in a tall one."""
+
+    def show(self, view: RunView) -> None:
+        last = {e: p[-1].loss for e, p in view.losses.items() if p}
+        cells = [
+            ("step", f"{view.step}/{view.steps}"),
+            ("ETA", duration(view.eta_seconds) if view.state == "running" and view.seconds_per_step else "-"),
+            ("s/step", seconds_each(view.seconds_per_step) if view.seconds_per_step else "-"),
+            ("expert", expert_text(view.expert) or "-"),
+            ("high loss", f"{last['high_noise']:.4f}" if "high_noise" in last else "-"),
+            ("low loss", f"{last['low_noise']:.4f}" if "low_noise" in last else "-"),
+            ("lr", rate(view.lr) if view.step else "-"),
+            ("grad norm", f"{view.grad_norm:.3f}" if view.step else "-"),
+        ]
+        across = 4 if self.size.width >= 72 else 2
+        table = Table.grid(padding=(0, 1), expand=True)
+        for _ in range(across):
+            table.add_column(no_wrap=True, ratio=1)
+        pairs = [Text.assemble((f"{label} ", "dim"), (value, "bold"), overflow="ellipsis", no_wrap=True) for label, value in cells]
+        if across == 2:
+            pairs += [Text.assemble((f"{part} ", "dim"), (f"{s:.3f} s", "bold")) for part, s in view.seconds.items() if part != "total"]
+            pairs += [Text()] * (len(pairs) % 2)
+        for i in range(0, len(pairs), across):
+            table.add_row(*pairs[i : i + across])
+        self.update(table)

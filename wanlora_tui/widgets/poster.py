@@ -1,0 +1,51 @@
+"""The newest preview: its poster picture, and always the path of its file, for terminals that draw no pictures."""
+
+from pathlib import Path
+
+from PIL import Image as PILImage
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.containers import Container, Vertical
+from textual.widget import Widget
+from textual.widgets import Static
+
+from presets.fold import Sample
+
+
+class Poster(Vertical):
+    """`image` is the textual-image widget class that this terminal can show."""
+
+    def __init__(self, image: type[Widget], *, host: str = "", id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._class, self._host = image, host
+        self._shown: tuple[str, int] | None = None
+        self.border_title = "preview"
+
+    def compose(self) -> ComposeResult:
+        yield Container(self._class(id="poster-image"), id="poster-frame")
+        yield Static(id="poster-text")
+
+    def show(self, samples: list[Sample], run_dir: Path) -> None:
+        """Draw the newest sample; a picture that cannot be read is said, not hidden."""
+        if not samples:
+            self.query_one("#poster-text", Static).update("No preview yet.")
+            return
+        newest = samples[-1]
+        poster = run_dir / newest.poster
+        shown = (str(poster), newest.step)
+        if shown == self._shown:
+            return
+        self._shown = shown
+        self.border_title = f"preview at step {newest.step}"
+        note = f"scp {self._host}:{run_dir / newest.path} ." if self._host else str(run_dir / newest.path)
+        picture: PILImage.Image | None = None
+        if not self._host:
+            try:
+                with PILImage.open(poster) as opened:
+                    picture = opened.convert("RGB")
+            except (OSError, ValueError) as e:
+                note = f"The poster cannot be shown ({e.strerror if isinstance(e, OSError) and e.strerror else e}).\n{note}"
+        image = self.query_one("#poster-image")
+        image.image = picture  # type: ignore[attr-defined]  # every class of textual_image.widget has it
+        image.display = picture is not None
+        self.query_one("#poster-text", Static).update(Text.assemble((f"{newest.prompt}\n", "italic"), note, overflow="fold"))
