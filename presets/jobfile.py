@@ -13,6 +13,7 @@ from msgspec import Struct
 from presets.errors import JobError, UserError
 from presets.fields import FIELDS, PathPart, annotations, field_of, join_path, nearest, parse_path, struct_of, toml_text
 from presets.job import Job
+from presets.model import looks_like_hub_id
 
 
 def load_job(path: Path) -> Job:
@@ -197,6 +198,27 @@ def save_job(job: Job, path: Path, *, fresh: bool = False) -> None:
         raise UserError(f"cannot be written: {e.strerror}", where=str(path), fix="Choose another place with --out") from None
     except ValueError as e:  # tomlkit and the UTF-8 decoder, about what lies there already
         raise UserError(f"what lies there is not valid TOML: {e}", where=str(path), fix="Mend it, or choose another place with --out") from None
+
+
+def absolute_paths(job: Job, base: Path) -> Job:
+    """A copy of the job that no longer depends on where its file lies: its paths, relative to `base`, made absolute.
+
+    A model or recovery adapter that is not there and looks like a Hub id is one, and stays as it is.
+    """
+
+    def place(path: str) -> str:
+        return str((base / Path(path).expanduser()).absolute()) if path else ""
+
+    def local_or_hub(path: str) -> str:
+        return path if looks_like_hub_id(path) and not Path(place(path)).exists() else place(path)
+
+    out = msgspec.convert(msgspec.to_builtins(job), Job)
+    out.model.path, out.quantization.ara = local_or_hub(job.model.path), local_or_hub(job.quantization.ara)
+    for dataset in out.datasets:
+        dataset.path = place(dataset.path)
+    for prompt in out.sample.prompts:
+        prompt.ctrl_img = place(prompt.ctrl_img)
+    return out
 
 
 def get_value(job: Job, path: str) -> Any:
