@@ -4,7 +4,14 @@ import itertools
 
 import pytest
 
-from presets.geometry import Bucket, bucket_for, is_valid_frame_count, nearest_frame_counts, uniform_indices, uniform_speed
+from presets.geometry import (
+    Bucket,
+    bucket_for,
+    is_valid_frame_count,
+    nearest_frame_counts,
+    uniform_indices,
+    uniform_speed,
+)
 
 SIDES = [16, 17, 31, 32, 63, 144, 176, 240, 272, 333, 480, 512, 600, 640, 720, 831, 832, 1000, 1080, 1280, 1920, 2160, 3840]
 RESOLUTIONS = [64, 100, 256, 480, 512, 640, 768, 1024, 1280]

@@ -1,6 +1,5 @@
 """Job files: round trips, kept comments, and errors that name the key, what was expected and the nearest known key."""
 
-import os
 import tomllib
 
 import pytest
@@ -8,7 +7,17 @@ import pytest
 from presets.errors import JobError, UserError
 from presets.fields import FIELDS, toml_text
 from presets.job import DatasetPanel, Job, JobPanel, PromptPanel
-from presets.jobfile import dump_job, get_value, job_from_dict, job_to_dict, load_job, parse_job, parse_value, save_job, with_value
+from presets.jobfile import (
+    dump_job,
+    get_value,
+    job_from_dict,
+    job_to_dict,
+    load_job,
+    parse_job,
+    parse_value,
+    save_job,
+    with_value,
+)
 
 LEAST = '[job]\nname = "orbit"\n[[datasets]]\npath = "clips"\n'
 COMMENTED = """\
@@ -69,7 +78,7 @@ def test_round_trip_through_a_file(tmp_path):
     path = tmp_path / "deep" / "job.toml"
     save_job(full_job(), path)
     assert load_job(path) == full_job()
-    assert os.listdir(path.parent) == ["job.toml"], "the temporary file stays behind"
+    assert list(path.parent.iterdir()) == [path], "the temporary file stays behind"
 
 
 def test_comments_and_order_stay_when_values_change(tmp_path):

@@ -1,0 +1,181 @@
+"""Check a job: gather the facts once, run every rule over them, and show what was found."""
+
+import os
+import re
+import tempfile
+import textwrap
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from presets.clips import DatasetFacts, scan_dataset
+from presets.cuts import find_cuts
+from presets.errors import ClipError, UserError
+from presets.facts import Facts, RunFolder
+from presets.fields import toml_text
+from presets.findings import Finding
+from presets.job import Job
+from presets.jobfile import absolute_paths, job_to_dict, load_job
+from presets.machine import Machine, read_machine
+from presets.model import read_model
+from presets.rules import RULES
+
+OPTIONAL_PACKAGES = ("bitsandbytes", "prodigyopt")
+SEVERITIES = ("error", "warning", "advice")
+# Fields and panels that may change between the attempts of one run; with anything else changed it would be another run.
+FREE_TO_CHANGE = ("job.gpus", "save", "sample", "training.steps", "training.lr")
+
+_cuts: dict[tuple[str, int, int], list[int] | ClipError] = {}  # (path, size, mtime) -> what find_cuts said: it decodes the whole clip
+
+
+def installed_packages() -> frozenset[str]:
+    """The optional packages that can be imported here."""
+    return frozenset(p for p in OPTIONAL_PACKAGES if find_spec(p) is not None)
+
+
+def gather(job: Job, base: Path, *, out: Path, machine: Machine | None = None, scenes: bool = True) -> Facts:
+    """Read everything the rules look at. `base` is the job file's folder, the run folder will be `out`/NAME.
+
+    `scenes` looks for scene cuts, which decodes every clip once per process; everything else is quick. Raises nothing for
+    bad input: what cannot be read is a finding in the facts.
+    """
+    datasets = [scan_dataset(panel, i, base) for i, panel in enumerate(job.datasets)]
+    cuts: dict[str, list[int]] = {}
+    if scenes:
+        datasets, cuts = _look_for_cuts(datasets)
+    return Facts(
+        base=base, datasets=datasets, machine=machine or read_machine(out), model=read_model(job.model.path, base), out=out, run=read_run_folder(job, base, out),
+        cuts=cuts, packages=installed_packages(),
+    )  # fmt: skip
+
+
+def check(job: Job, facts: Facts) -> list[Finding]:
+    """Everything found, errors first, then warnings, then advice; within these in the order of datasets, model, rules."""
+    found = [f for d in facts.datasets for f in d.problems]
+    if facts.model is not None:  # a boundary in the job makes up for one that the model does not name
+        found += [f for f in facts.model.problems if f.code != "model-no-boundary" or job.model.boundary == "model"]
+    for rule in RULES.values():
+        found += rule(job, facts)
+    return sorted(found, key=lambda f: SEVERITIES.index(f.severity))
+
+
+def has_errors(findings: Iterable[Finding]) -> bool:
+    return any(f.severity == "error" for f in findings)
+
+
+def render(findings: list[Finding], *, width: int = 100) -> str:
+    """Findings as plain text, one paragraph each, and a last line that counts them."""
+    out = []
+    for f in findings:
+        out.append(f"{f.severity.upper()}  {f.field}  [{f.code}]")
+        for text in (f.message, f"Fix: {f.fix}" if f.fix else ""):
+            out += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        out.append("")
+    return "\n".join([*out, summary(findings)])
+
+
+def summary(findings: list[Finding]) -> str:
+    """`1 error, 2 warnings`, or `nothing found`."""
+    counts = {s: sum(f.severity == s for f in findings) for s in SEVERITIES}
+    words = [f"{n} {s}{'s' if n > 1 and s != 'advice' else ''}" for s, n in counts.items() if n]
+    return ", ".join(words) or "nothing found"
+
+
+def _look_for_cuts(datasets: list[DatasetFacts]) -> tuple[list[DatasetFacts], dict[str, list[int]]]:
+    """Scene cuts of every video. A clip whose middle does not decode leaves its dataset and becomes a problem of it."""
+    paths = list(dict.fromkeys(c.path for d in datasets for c in d.clips if c.kind == "video"))
+    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # decoding lets go of the interpreter
+        told = dict(zip(paths, pool.map(_cuts_of, paths), strict=True))
+    broken = {path: e for path, e in told.items() if isinstance(e, ClipError)}
+    out = [
+        msgspec.structs.replace(
+            d, clips=[c for c in d.clips if c.path not in broken],
+            problems=d.problems + [Finding(code=e.code, severity="error", field=c.path, message=f"{Path(c.path).name} {e.what}.", fix=f"{e.fix}.") for c in d.clips if (e := broken.get(c.path))],
+        )
+        for d in datasets
+    ]  # fmt: skip
+    return out, {path: cuts for path, cuts in told.items() if not isinstance(cuts, ClipError)}
+
+
+def _cuts_of(path: str) -> list[int] | ClipError:
+    status = Path(path).stat()
+    key = path, status.st_size, status.st_mtime_ns
+    if key not in _cuts:
+        try:
+            _cuts[key] = find_cuts(Path(path))
+        except ClipError as e:
+            _cuts[key] = e
+    return _cuts[key]
+
+
+def existing_parent(path: Path) -> Path:
+    """`path` itself if it exists, else the nearest folder above it that does."""
+    path = path.absolute()
+    return next(p for p in (path, *path.parents) if _exists(p))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:  # inside a folder that we may not look into
+        return False
+
+
+def read_run_folder(job: Job, base: Path, out: Path) -> RunFolder:
+    """What lies at OUT/NAME already, and whether it can be written."""
+    folder = out.absolute() / job.job.name
+    place = existing_parent(folder)
+    try:
+        with tempfile.TemporaryFile(dir=place):  # permission bits lie on read-only disks and for root
+            problem = ""
+    except OSError as e:
+        problem = (e.strerror or str(e)).lower()
+    differences = _differences(job, base, folder / "job.toml")
+    return RunFolder(path=str(folder), name=job.job.name, problem=problem, differences=differences, free_name=_free_name(job.job.name, out) if differences else "")
+
+
+def _differences(job: Job, base: Path, held_path: Path) -> list[str]:
+    """How the job in a run folder differs from `job` in what a resumed run may not change."""
+    if not _exists(held_path):
+        return []
+    try:
+        held = load_job(held_path)
+    except UserError as e:
+        return [f"its job.toml cannot be read: {e.what}"]
+    ours, theirs = _flat(absolute_paths(job, base)), _flat(absolute_paths(held, base))
+    return [f"{key} = {theirs.get(key, 'left out')} there, {ours.get(key, 'left out')} here" for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
+
+
+def _flat(job: Job) -> dict[str, str]:
+    """Field path -> value as text, without what may change between attempts."""
+    out: dict[str, str] = {}
+
+    def walk(value: Any, path: str) -> None:
+        if any(path == free or path.startswith(f"{free}.") for free in FREE_TO_CHANGE):
+            return
+        if isinstance(value, dict):
+            for key, v in value.items():
+                walk(v, f"{path}.{key}" if path else key)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for i, v in enumerate(value):
+                walk(v, f"{path}[{i}]")
+        else:
+            out[path] = toml_text(value)
+
+    walk(job_to_dict(job), "")
+    return out
+
+
+def _free_name(name: str, out: Path) -> str:
+    """`orbit` -> `orbit_2`, `orbit_v2` -> `orbit_v3`, and so on until nothing lies there."""
+    stem, number = re.fullmatch(r"(.*?)(\d{1,6})?", name).groups()  # type: ignore[union-attr]
+    stem, count = (stem, int(number)) if number and stem else (f"{name}_", 1)
+    while True:
+        count += 1
+        candidate = f"{stem[: 64 - len(str(count))]}{count}"
+        if not (out / candidate).exists():
+            return candidate

@@ -1,0 +1,60 @@
+"""What the rules look at besides the job: facts of its clips, its model, the machine and the run folder."""
+
+from pathlib import Path
+
+from msgspec import Struct, field
+
+from presets.clips import ClipFacts, DatasetFacts
+from presets.job import DatasetPanel, Job
+from presets.machine import Gpu, Machine
+from presets.model import ModelFacts
+
+TINY_PARAMETERS = 100_000_000  # below this a base is a demo or a test, and any machine will do
+
+
+class RunFolder(Struct, kw_only=True):
+    """The folder OUT/NAME, before the run."""
+
+    path: str
+    name: str
+    problem: str = ""  # why nothing can be written there
+    differences: list[str] = field(default_factory=list)  # how the job that lies there differs from this one; [] when none lies there
+    free_name: str = ""  # a name that is not taken, when there are differences
+
+
+class Facts(Struct, kw_only=True):
+    """Gathered once by `presets.check.gather`; whatever is not known is None or missing, and the rules that need it say nothing."""
+
+    base: Path  # relative paths of the job start here
+    datasets: list[DatasetFacts] = field(default_factory=list)  # in the order of job.datasets
+    machine: Machine | None = None
+    model: ModelFacts | None = None
+    out: Path = Path("runs")
+    run: RunFolder | None = None
+    cuts: dict[str, list[int]] = field(default_factory=dict)  # clip path -> frames that begin a new shot, for every clip looked at
+    packages: frozenset[str] = frozenset()  # optional packages that can be imported
+
+    @property
+    def tiny(self) -> bool:
+        """The base model is known and is a toy: machine rules do not apply. An unknown model counts as the real one."""
+        return self.model is not None and self.model.local and 0 < self.model.parameters < TINY_PARAMETERS
+
+
+def paired(job: Job, facts: Facts) -> list[tuple[int, DatasetPanel, DatasetFacts]]:
+    """Each dataset whose clips are known, with its index."""
+    return [(i, panel, found) for i, (panel, found) in enumerate(zip(job.datasets, facts.datasets, strict=False))]
+
+
+def videos(found: DatasetFacts) -> list[ClipFacts]:
+    return [c for c in found.clips if c.kind == "video"]
+
+
+def used_gpus(job: Job, facts: Facts) -> list[Gpu]:
+    """The GPUs that the job names and that could be read."""
+    return [g for g in facts.machine.gpus if g.index in job.job.gpus and not g.error] if facts.machine else []
+
+
+def names(clips: list[ClipFacts], *, most: int = 3) -> str:
+    """`a.mp4, b.mp4, c.mp4 and 4 more`"""
+    shown = ", ".join(Path(c.path).name for c in clips[:most])
+    return f"{shown} and {len(clips) - most} more" if len(clips) > most else shown

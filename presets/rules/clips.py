@@ -1,0 +1,102 @@
+"""Rules about the clips themselves: size, cuts, number."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from presets.clips import ClipFacts
+from presets.facts import Facts, names, paired, used_gpus, videos
+from presets.geometry import SIDE_MULTIPLE
+from presets.job import Job
+from presets.recipe import load_recipe
+from presets.rules.registry import Found, rule
+from presets.sizes import GIB
+
+SMALLEST_RESOLUTION = 64  # the least that datasets.resolutions takes
+
+
+def reach(clip: ClipFacts) -> int:
+    """The R of `resolutions` that leaves a clip at its own size: the side of the square of its area, rounded up."""
+    return math.ceil(math.sqrt(clip.width * clip.height))
+
+
+@rule("clip-too-small", "error")
+def clip_too_small(job: Job, facts: Facts) -> Iterator[Found]:
+    """Both sides of every clip have at least 16 pixels, one patch of the model."""
+    for i, _, found in paired(job, facts):
+        small = [c for c in found.clips if min(c.width, c.height) < SIDE_MULTIPLE]
+        if small:
+            yield Found(f"datasets[{i}].path", f"{names(small)} have a side under {SIDE_MULTIPLE} pixels, too small for one patch of the model", fix="Take them out of the folder")
+
+
+@rule("clip-below-resolution", "warning")
+def clip_below_resolution(job: Job, facts: Facts) -> Iterator[Found]:
+    """Every clip is as large as the smallest resolution; clips are never enlarged."""
+    for i, panel, found in paired(job, facts):
+        least = min(panel.resolutions)
+        small = sorted((c for c in found.clips if min(c.width, c.height) >= SIDE_MULTIPLE and reach(c) < least), key=reach)
+        if not small:
+            continue
+        path, worst = f"datasets[{i}].resolutions", small[0]
+        message = f"{names(small)} reach no listed resolution (the smallest is {worst.width}x{worst.height}) and train at their own size; clips are never enlarged"
+        fits = reach(worst)
+        if len(small) == len(found.clips) and fits >= SMALLEST_RESOLUTION:
+            yield Found(path, message, fix=f"Set {path} = [{fits}], or use larger clips", set={path: [fits]})
+        else:
+            yield Found(path, message, fix="Replace them with larger copies, or take them out of the folder")
+
+
+@rule("resolution-not-reached", "warning")
+def resolution_not_reached(job: Job, facts: Facts) -> Iterator[Found]:
+    """Each listed resolution is reached by some clip."""
+    for i, panel, found in paired(job, facts):
+        largest = max((reach(c) for c in found.clips), default=math.inf)
+        useless = [r for r in panel.resolutions if r > largest and r > min(panel.resolutions)]
+        if useless:
+            path = f"datasets[{i}].resolutions"
+            message = f"no clip is large enough for {', '.join(map(str, useless))}: each would train once more at its own size"
+            yield Found(path, message, set={path: [r for r in panel.resolutions if r not in useless]})
+
+
+@rule("bucket-1024-tight", "warning")
+def bucket_1024_tight(job: Job, facts: Facts) -> Iterator[Found]:
+    """The 1024 bucket waits for 48 GB of VRAM: memory peaks at the largest bucket."""
+    vram = min((g.vram_total for g in used_gpus(job, facts)), default=None)
+    if vram is None or facts.tiny:
+        return
+    for i, panel in enumerate(job.datasets):
+        if max(panel.resolutions) >= 1024 and panel.num_frames > 1 and vram < 47 * GIB:
+            path, rest = f"datasets[{i}].resolutions", [r for r in panel.resolutions if r < 1024]
+            message = f"1024 buckets of {panel.num_frames} frames on {vram / GIB:.0f} GiB of VRAM: memory is likely to run out whenever a clip of the largest bucket comes up"
+            yield Found(path, message, set={path: rest or [512]})
+
+
+@rule("scene-cuts", "warning")
+def scene_cuts(job: Job, facts: Facts) -> Iterator[Found]:
+    """Each clip is one shot: the model would learn to cut."""
+    for i, _, found in paired(job, facts):
+        cut = [(c, facts.cuts[c.path]) for c in videos(found) if facts.cuts.get(c.path)]
+        if cut:
+            listed = "; ".join(f"{Path(c.path).name} at frame {', '.join(map(str, frames[:6]))}{' ...' if len(frames) > 6 else ''}" for c, frames in cut[:5])
+            more = f"; and {len(cut) - 5} more clip{'s' if len(cut) > 6 else ''}" if len(cut) > 5 else ""
+            yield Found(f"datasets[{i}].path", f"scene cuts inside clips teach the LoRA to cut: {listed}{more}", fix="Split these clips at their cuts, one shot each")
+
+
+@rule("too-few-clips", "warning")
+def too_few_clips(job: Job, facts: Facts) -> Iterator[Found]:
+    """There are enough clips for the kind of LoRA: about 10 at the least."""
+    known = [(i, f) for i, p, f in paired(job, facts) if not p.regularization]
+    count = sum(len(f.clips) for _, f in known)
+    recipe = load_recipe(job.job.kind)
+    if known and 0 < count < recipe.clips.low:
+        message = f"{count} clip{'s' if count > 1 else ''} for a {job.job.kind} LoRA, which usually takes {recipe.clips.low} to {recipe.clips.high}: it may only work in scenes like these"
+        yield Found(f"datasets[{known[0][0]}].path", message, fix=f"Add clips until there are {recipe.clips.low} or more")
+
+
+@rule("clip-hdr", "warning")
+def clip_hdr(job: Job, facts: Facts) -> Iterator[Found]:
+    """No clip is HDR: its colours look washed out when read as ordinary video."""
+    for i, _, found in paired(job, facts):
+        hdr = [c for c in found.clips if c.hdr]
+        if hdr:
+            yield Found(f"datasets[{i}].path", f"{names(hdr)} are HDR video and train with washed-out colours", fix="Export them as ordinary (SDR, BT.709) video")

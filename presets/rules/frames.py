@@ -1,0 +1,135 @@
+"""Rules about frame counts and speed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+from presets.clips import ClipFacts
+from presets.facts import Facts, names, paired, videos
+from presets.geometry import WAN_FPS, is_valid_frame_count, nearest_frame_counts, uniform_speed
+from presets.job import DatasetPanel, Job
+from presets.rules.registry import Found, rule
+
+MOST_FRAMES = 81  # 5 seconds at 16 FPS: the longest that Wan 2.2 I2V makes
+SPEED_LIMIT = 1.25
+
+
+def frames_that_fit(panel: DatasetPanel, clip: ClipFacts) -> int:
+    """The largest 4n+1 that this clip fills without a frame coming twice."""
+    available = int(clip.duration * WAN_FPS + 1e-6) if panel.sampling == "realtime" else clip.frames
+    return nearest_frame_counts(max(1, available))[0]
+
+
+def too_short(panel: DatasetPanel, clip: ClipFacts) -> bool:
+    if panel.sampling == "realtime":
+        return clip.duration * WAN_FPS + 1e-6 < panel.num_frames
+    return clip.frames < panel.num_frames
+
+
+@rule("frames-4n-plus-1", "error")
+def frames_4n_plus_1(job: Job, facts: Facts) -> Iterator[Found]:
+    """Every frame count, of datasets and of previews, is 4n+1: 1, 5, 9, ... 33, 41, 81."""
+    shortest = {i: min((frames_that_fit(p, c) for c in videos(f)), default=MOST_FRAMES) for i, p, f in paired(job, facts)}
+    fields = [(f"datasets[{i}].num_frames", d.num_frames, shortest.get(i, MOST_FRAMES)) for i, d in enumerate(job.datasets)]
+    for path, frames, limit in [*fields, ("sample.num_frames", job.sample.num_frames, MOST_FRAMES)]:
+        if not is_valid_frame_count(frames):
+            below, above = nearest_frame_counts(frames)
+            better = above if above - frames < frames - below and above <= limit else below
+            yield Found(path, f"{frames} is not 4n+1: the video encoder packs 1 + 4 + 4 + ... frames, so the last ones would be dropped", set={path: better})
+
+
+@rule("frames-beyond-81", "warning")
+def frames_beyond_81(job: Job, facts: Facts) -> Iterator[Found]:
+    """No more than 81 frames: Wan 2.2 I2V was made for at most 5 seconds at 16 FPS."""
+    fields = [(f"datasets[{i}].num_frames", d.num_frames) for i, d in enumerate(job.datasets)]
+    if job.sample.prompts:
+        fields.append(("sample.num_frames", job.sample.num_frames))
+    for path, frames in fields:
+        if frames > MOST_FRAMES:
+            yield Found(path, f"{frames} frames are longer than anything Wan 2.2 I2V makes (81), and memory grows with each", set={path: MOST_FRAMES})
+
+
+@rule("clip-too-short", "error")
+def clip_too_short(job: Job, facts: Facts) -> Iterator[Found]:
+    """Every clip has as many frames (uniform) or seconds (realtime: frames / 16) as its dataset asks for."""
+    for i, panel, found in paired(job, facts):
+        short = sorted((c for c in videos(found) if panel.num_frames > 1 and too_short(panel, c)), key=lambda c: c.duration)
+        if not short:
+            continue
+        path = f"datasets[{i}].num_frames"
+        if panel.sampling == "realtime":
+            message = f"{panel.num_frames} frames in real time take {panel.num_frames / WAN_FPS:.2f} s, but {names(short)} run {short[0].duration:.2f} s at the shortest"
+        else:
+            message = f"{panel.num_frames} frames are asked for, but {names(short)} have {min(c.frames for c in short)} at the least, so frames would come twice"
+        fits = min(frames_that_fit(panel, c) for c in short)
+        if fits >= 5:
+            yield Found(path, message, fix=f"Set {path} = {fits}, or take the short clips out of the folder", set={path: fits})
+        else:
+            yield Found(path, message, fix="Take the short clips out of the folder: they have fewer than 5 frames")
+
+
+@rule("frames-mismatch", "warning")
+def frames_mismatch(job: Job, facts: Facts) -> Iterator[Found]:
+    """Previews have about as many frames as training, or the motion looks too fast or too slow in them."""
+    trained = [d.num_frames for d in job.datasets if d.num_frames > 1 and not d.regularization]
+    if not job.sample.prompts or not trained:
+        return
+    shown = job.sample.num_frames
+    if all(max(shown / n, n / shown) > SPEED_LIMIT for n in trained):
+        nearest = min(trained, key=lambda n: abs(n - shown))
+        better = nearest if is_valid_frame_count(nearest) else nearest_frame_counts(nearest)[0]
+        word = "too fast" if shown < nearest else "stretched out"
+        yield Found("sample.num_frames", f"previews of {shown} frames from a LoRA trained at {nearest}: the motion will look {word}", set={"sample.num_frames": better})
+
+
+@rule("one-frame-of-video", "warning")
+def one_frame_of_video(job: Job, facts: Facts) -> Iterator[Found]:
+    """A folder of video clips is not trained at 1 frame, which teaches looks but no motion."""
+    for i, panel, found in paired(job, facts):
+        clips = videos(found)
+        if panel.num_frames == 1 and clips:
+            fits = min(41, *(frames_that_fit(panel, c) for c in clips))
+            path = f"datasets[{i}].num_frames"
+            message = f"only the first frame of {len(clips)} video clips would be seen, so no motion is learnt"
+            if fits >= 5:
+                yield Found(path, message, set={path: fits})
+            else:
+                yield Found(path, message, fix="Use longer clips")
+
+
+def _off(speed: float) -> float:
+    """How far a speed factor is from true speed, in either direction: 2.0 and 0.5 are equally far."""
+    return max(speed, 1 / speed) if speed > 0 else float("inf")
+
+
+def true_speed_frames(clips: list[ClipFacts], *, low: int = 5, high: int = MOST_FRAMES) -> int:
+    """The 4n+1 count in low..high that plays the median clip nearest to its true speed, no more than the shortest clip has."""
+    high = max(low, min(high, nearest_frame_counts(min(c.frames for c in clips))[0]))
+    middle = median(c.duration for c in clips)
+    return min(range(low, high + 1, 4), key=lambda n: _off(uniform_speed(middle, n)))
+
+
+@rule("speed-factor", "warning")
+def speed_factor(job: Job, facts: Facts) -> Iterator[Found]:
+    """Uniform sampling leaves every clip within 1.25x of its true speed."""
+    for i, panel, found in paired(job, facts):
+        clips = videos(found)
+        if panel.sampling != "uniform" or panel.num_frames == 1:
+            continue
+        speeds = sorted(((uniform_speed(c.duration, panel.num_frames), c) for c in clips), key=lambda sc: -_off(sc[0]))
+        worst = [(s, c) for s, c in speeds if _off(s) > SPEED_LIMIT]
+        if not worst:
+            continue
+        listed = ", ".join(f"{Path(c.path).name} {s:.2f}x" for s, c in worst[:4]) + (f" and {len(worst) - 4} more" if len(worst) > 4 else "")
+        message = f"{panel.num_frames} frames spread over whole clips and played at 16 a second change their speed: {listed}"
+        path = f"datasets[{i}]"
+        better = true_speed_frames(clips)
+        realtime = all(c.duration * WAN_FPS + 1e-6 >= panel.num_frames for c in clips)
+        if all(_off(uniform_speed(c.duration, better)) <= SPEED_LIMIT for c in clips):
+            way = f', or sampling = "realtime" for a window of {panel.num_frames / WAN_FPS:.1f} s out of each clip' if realtime else ""
+            yield Found(f"{path}.num_frames", message, fix=f"Set {path}.num_frames = {better}{way}", set={f"{path}.num_frames": better})
+        elif realtime:
+            fix = f'Set {path}.sampling = "realtime" (a window of {panel.num_frames / WAN_FPS:.1f} s out of each clip), or trim the clips to about {panel.num_frames / WAN_FPS:.1f} s'
+            yield Found(f"{path}.sampling", message, fix=fix, set={f"{path}.sampling": "realtime"})
+        else:
+            yield Found(f"{path}.num_frames", message, fix=f"Trim the clips to about {panel.num_frames / WAN_FPS:.1f} s, all alike; {better} frames suit the middle one best")

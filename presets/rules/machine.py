@@ -1,0 +1,93 @@
+"""Rules about the machine: GPU, memory."""
+
+from collections.abc import Iterator
+
+from presets.facts import Facts, used_gpus
+from presets.job import Job
+from presets.rules.registry import Found, rule
+from presets.sizes import GIB, ExpertShape, human
+
+BF16_CAPABILITY = (8, 0)
+LITTLE_VRAM = 0.8  # of the card: less free than this is somebody else's doing
+
+
+def expert_bytes(facts: Facts) -> int:
+    """One expert in bf16."""
+    return 2 * expert_shape(facts).parameters
+
+
+def expert_shape(facts: Facts) -> ExpertShape:
+    """The local model's shape, or Wan 2.2 A14B's."""
+    model = facts.model
+    if model is None or not model.local or not (model.width and model.num_layers):
+        return ExpertShape()
+    return ExpertShape(width=model.width, ffn=model.ffn or round(model.width * 2.7), layers=model.num_layers)
+
+
+@rule("gpu-missing", "error")
+def gpu_missing(job: Job, facts: Facts) -> Iterator[Found]:
+    """There is an NVIDIA GPU, unless the base model is a tiny one."""
+    machine = facts.machine
+    if machine is not None and not facts.tiny and not machine.gpus:
+        why = f" ({machine.gpu_problem})" if machine.gpu_problem else ""
+        yield Found("job.gpus", f"no NVIDIA GPU was found{why}, and a 14B model cannot be trained without one", fix="Run this on a machine with an NVIDIA GPU, or see what is wrong with: wanlora doctor")
+
+
+@rule("gpu-unknown", "error")
+def gpu_unknown(job: Job, facts: Facts) -> Iterator[Found]:
+    """Every GPU that the job names exists, can be read and is named once."""
+    machine = facts.machine
+    if machine is None or not machine.gpus:
+        return
+    good = [g.index for g in machine.gpus if not g.error]
+    wanted = job.job.gpus
+    missing = [i for i in wanted if i not in good]
+    if missing:
+        broken = [f"GPU {g.index}: {g.error}" for g in machine.gpus if g.error and g.index in missing]
+        message = "; ".join(broken) if broken else f"there is no GPU {missing[0]}, only {', '.join(map(str, good)) or 'none that answers'}"
+        kept = [i for i in dict.fromkeys(wanted) if i in good] or good[:1]
+        yield Found("job.gpus", message, set={"job.gpus": kept}) if kept else Found("job.gpus", message, fix="See what is wrong with: wanlora doctor")
+    elif len(set(wanted)) < len(wanted):
+        yield Found("job.gpus", "a GPU is named twice", set={"job.gpus": list(dict.fromkeys(wanted))})
+
+
+@rule("gpu-old", "warning")
+def gpu_old(job: Job, facts: Facts) -> Iterator[Found]:
+    """Each GPU computes in bf16 (compute capability 8.0 and up)."""
+    for gpu in used_gpus(job, facts):
+        if gpu.capability and gpu.capability < BF16_CAPABILITY:
+            message = f"GPU {gpu.index} ({gpu.name}) has compute capability {gpu.capability[0]}.{gpu.capability[1]} and no bf16 units: steps will be very slow"
+            yield Found("job.gpus", message, fix="Use a card of the RTX 30 series or newer")
+
+
+@rule("gpu-busy", "warning")
+def gpu_busy(job: Job, facts: Facts) -> Iterator[Found]:
+    """Nobody else holds the memory of the job's GPUs."""
+    if facts.tiny:
+        return
+    for gpu in used_gpus(job, facts):
+        if gpu.vram_free < LITTLE_VRAM * gpu.vram_total:
+            holders = sorted(gpu.processes, key=lambda p: -p.memory)[:3]
+            who = ": " + ", ".join(f"{p.name or 'a process'} (pid {p.pid}) {human(p.memory)}" for p in holders) if holders else ""
+            message = f"only {human(gpu.vram_free)} of {human(gpu.vram_total)} are free on GPU {gpu.index}{who}"
+            yield Found("job.gpus", message, fix="End those programs first, or give the job another GPU")
+
+
+@rule("ram-too-small", "error")
+def ram_too_small(job: Job, facts: Facts) -> Iterator[Found]:
+    """The machine's RAM holds one expert in bf16, which passes through it while loading."""
+    if facts.machine is None or facts.tiny:
+        return
+    need = expert_bytes(facts)
+    if facts.machine.ram_total < need:
+        message = f"this machine has {human(facts.machine.ram_total)} of RAM, and one expert takes {human(need)} while it is loaded"
+        yield Found("model.path", message, fix=f"Use a machine with {need / GIB + 4:.0f} GiB of RAM or more")
+
+
+@rule("rank-headroom", "advice")
+def rank_headroom(job: Job, facts: Facts) -> Iterator[Found]:
+    """Ranks above 16 wait for 48 GB of VRAM and a run that was stable at 16."""
+    vram = min((g.vram_total for g in used_gpus(job, facts)), default=None)
+    if vram is not None and not facts.tiny and job.target.rank > 16 and vram < 47 * GIB:
+        message = f"rank {job.target.rank} on {vram / GIB:.0f} GiB takes memory that frames and resolution could use, and overfits sooner"
+        yield Found("target.rank", message, set={"target.rank": 16})

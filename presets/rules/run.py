@@ -1,0 +1,42 @@
+"""Rules about the place the run writes to."""
+
+from collections.abc import Iterator
+
+from presets.facts import Facts
+from presets.job import Job
+from presets.rules.machine import expert_shape
+from presets.rules.registry import Found, rule
+from presets.sizes import disk_need, human
+
+
+@rule("run-folder-other-job", "error")
+def run_folder_other_job(job: Job, facts: Facts) -> Iterator[Found]:
+    """The run folder is new, or holds this same job."""
+    run = facts.run
+    if run is not None and run.name == job.job.name and run.differences:
+        shown = "; ".join(run.differences[:3]) + (f"; and {len(run.differences) - 3} more" if len(run.differences) > 3 else "")
+        yield Found("job.name", f"{run.path} already holds another job ({shown})", fix=f'Set job.name = "{run.free_name}", or choose another place with --out', set={"job.name": run.free_name})
+
+
+@rule("out-not-writable", "error")
+def out_not_writable(job: Job, facts: Facts) -> Iterator[Found]:
+    """The run folder can be written to."""
+    if facts.run is not None and facts.run.problem:
+        yield Found("job.name", f"{facts.run.path} cannot be written: {facts.run.problem}", fix="Choose another place with --out")
+
+
+@rule("disk-too-small", "error")
+def disk_too_small(job: Job, facts: Facts) -> Iterator[Found]:
+    """The disk has room for every checkpoint that is kept, one more being written, the LoRA files and the previews."""
+    if facts.machine is None:
+        return
+    need, free = disk_need(job, expert_shape(facts)), facts.machine.disk_free
+    if need.total <= free:
+        return
+    what = f"the run needs {human(need.total)} (a checkpoint is {human(need.checkpoint)}, {job.save.keep} are kept), and {human(free)} are free at {facts.machine.disk_path}"
+    per_save = need.checkpoint + need.files // (min(job.save.keep, -(-job.training.steps // job.save.every)) + 1)
+    affordable = int((free - need.samples) // per_save) - 1 if per_save else 0
+    if affordable >= 2:
+        yield Found("save.keep", what, fix=f"Set save.keep = {affordable}, free some space, or choose another place with --out", set={"save.keep": affordable})
+    else:
+        yield Found("save.keep", what, fix="Free some space, or choose another place with --out")

@@ -1,0 +1,32 @@
+"""docs/job-file.md is made from the fields and the rules, and is up to date."""
+
+from pathlib import Path
+
+from presets.docs import page
+from presets.fields import FIELDS
+from presets.jobfile import parse_job
+from presets.rules import RULES
+
+PAGE = Path(__file__).parents[2] / "docs" / "job-file.md"
+
+
+def test_the_page_is_up_to_date():
+    assert PAGE.read_text("utf-8") == page(), "stale: python -m presets.docs > docs/job-file.md"
+
+
+def test_the_page_holds_every_field_and_every_rule():
+    text = page()
+    for field in FIELDS.values():
+        assert f"| `{field.name}` | {field.label} |" in text
+    for rule in RULES.values():
+        assert f"| `{rule.code}` | {rule.severity} | {rule.about} |" in text
+
+
+def test_tables_have_the_same_number_of_cells_in_each_row():
+    for line in page().splitlines():
+        if line.startswith("|"):
+            assert line.replace("\\|", "").count("|") in (6, 4), line
+
+
+def test_the_example_is_a_job():
+    parse_job(page().partition("```toml\n")[2].partition("```")[0])

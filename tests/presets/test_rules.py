@@ -1,0 +1,305 @@
+"""Every rule: silent on a good job, heard when it is broken, and mended by the fix it offers."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from PIL import Image
+
+from presets.check import check
+from presets.facts import Facts, RunFolder
+from presets.findings import Finding
+from presets.job import Job
+from presets.jobfile import with_value
+from presets.rules import RULES
+from presets.rules.frames import too_short
+from presets.rules.sample import image_problem
+from tests.presets.making import clip, clips, facts, gpu, image, job, machine, process, real_model, tiny_model
+
+PROMPT = {"prompt": "orbit", "ctrl_img": ""}
+short = [*clips(11), clip("short.mp4", frames=30)]
+
+
+def prompts(**sample: Any) -> dict[str, Any]:
+    """A sample panel with one prompt, whose image is the test's own."""
+    return {"prompts": [{"prompt": "orbit", "ctrl_img": "IMAGE"}]} | sample
+
+
+# code, field, job, facts, what the fix sets (None: nothing can be set)
+CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
+    # frames
+    ("frames-4n-plus-1", "datasets[0].num_frames", job(datasets=[{"num_frames": 40}]), facts(), {"datasets[0].num_frames": 41}),
+    ("frames-4n-plus-1", "datasets[0].num_frames", job(datasets=[{"num_frames": 40}]), facts(clips(frames=40)), {"datasets[0].num_frames": 37}),
+    ("frames-4n-plus-1", "datasets[0].num_frames", job(datasets=[{"num_frames": 39}]), facts(), {"datasets[0].num_frames": 37}),
+    ("frames-4n-plus-1", "datasets[0].num_frames", job(datasets=[{"num_frames": 2}]), facts(), {"datasets[0].num_frames": 1}),
+    ("frames-4n-plus-1", "datasets[1].num_frames", job(datasets=[{}, {"num_frames": 42}]), facts(clips(), clips()), {"datasets[1].num_frames": 41}),
+    ("frames-4n-plus-1", "sample.num_frames", job(sample={"num_frames": 80}), facts(), {"sample.num_frames": 81}),
+    ("frames-beyond-81", "datasets[0].num_frames", job(datasets=[{"num_frames": 85}]), facts(clips(frames=85)), {"datasets[0].num_frames": 81}),
+    ("frames-beyond-81", "sample.num_frames", job(sample=prompts(num_frames=121)), facts(), {"sample.num_frames": 81}),
+    ("clip-too-short", "datasets[0].num_frames", job(), facts(short), {"datasets[0].num_frames": 29}),
+    ("clip-too-short", "datasets[0].num_frames", job(), facts([*clips(11), clip("s.mp4", frames=4)]), None),
+    ("clip-too-short", "datasets[0].num_frames", job(datasets=[{"sampling": "realtime"}]), facts(clips(frames=60, fps=30)), {"datasets[0].num_frames": 29}),
+    ("one-frame-of-video", "datasets[0].num_frames", job(datasets=[{"num_frames": 1}]), facts(clips(frames=33)), {"datasets[0].num_frames": 33}),
+    ("frames-mismatch", "sample.num_frames", job(sample=prompts(num_frames=81)), facts(), {"sample.num_frames": 41}),
+    ("frames-mismatch", "sample.num_frames", job(sample=prompts(num_frames=21)), facts(), {"sample.num_frames": 41}),
+    ("speed-factor", "datasets[0].num_frames", job(datasets=[{"num_frames": 33}]), facts(clips(frames=65)), {"datasets[0].num_frames": 65}),
+    ("speed-factor", "datasets[0].num_frames", job(), facts(clips(frames=60, fps=30)), {"datasets[0].num_frames": 33}),
+    ("speed-factor", "datasets[0].sampling", job(), facts(clips(frames=160)), {"datasets[0].sampling": "realtime"}),
+    ("speed-factor", "datasets[0].num_frames", job(), facts([*clips(6, frames=160), *clips(6, frames=60, fps=60)]), None),
+    # clips
+    ("clip-too-small", "datasets[0].path", job(), facts([*clips(), clip("thin.mp4", width=800, height=15)]), None),
+    ("clip-below-resolution", "datasets[0].resolutions", job(), facts(clips(width=320, height=240)), {"datasets[0].resolutions": [278]}),
+    ("clip-below-resolution", "datasets[0].resolutions", job(), facts([*clips(), clip("small.mp4", width=320, height=240)]), None),
+    ("resolution-not-reached", "datasets[0].resolutions", job(datasets=[{"resolutions": [512, 768, 1024]}]), facts(), {"datasets[0].resolutions": [512, 768]}),
+    ("bucket-1024-tight", "datasets[0].resolutions", job(datasets=[{"resolutions": [512, 1024]}]), facts(clips(width=1280, height=1280), machine=machine(gpu(24))), {"datasets[0].resolutions": [512]}),
+    ("bucket-1024-tight", "datasets[0].resolutions", job(datasets=[{"resolutions": [1024]}]), facts(clips(width=1280, height=1280), machine=machine(gpu(24))), {"datasets[0].resolutions": [512]}),
+    ("scene-cuts", "datasets[0].path", job(), facts(cuts={"/clips/03.mp4": [8, 20], "/clips/04.mp4": []}), None),
+    ("too-few-clips", "datasets[0].path", job(), facts(clips(9)), None),
+    ("clip-hdr", "datasets[0].path", job(), facts([*clips(), clip("hdr.mp4", hdr=True)]), None),
+    # datasets
+    ("latent-cache-multi-frame", "datasets[0].cache_latents", job(datasets=[{"cache_latents": True}]), facts(), {"datasets[0].cache_latents": False}),
+    ("nothing-to-learn", "datasets[0].regularization", job(datasets=[{"regularization": True}]), facts(), {"datasets[0].regularization": False}),
+    ("dataset-weight-zero", "datasets[0].weight", job(datasets=[{"weight": 0.0}]), facts(), {"datasets[0].weight": 1.0}),
+    ("reg-parity", "multistage.switch_every", job(datasets=[{}, {"regularization": True}], multistage={"switch_every": 1}), facts(clips(), clips()), {"multistage.switch_every": 10}),
+    ("flip-with-motion", "datasets[0].flip_x", job(datasets=[{"flip_x": True, "flip_y": True}]), facts(), {"datasets[0].flip_x": False, "datasets[0].flip_y": False}),
+    ("flip-with-motion", "datasets[0].flip_y", job("character", datasets=[{"flip_y": True}]), facts(), {"datasets[0].flip_y": False}),
+    ("batch-multiple-buckets", "training.batch_size", job(training={"batch_size": 2}), facts([*clips(), clip("wide.mp4", width=1280, height=720)]), {"training.batch_size": 1}),
+    # captions
+    ("caption-or-default", "datasets[0].default_caption", job(), facts(clips(caption="")), None),
+    ("caption-or-default", "datasets[0].default_caption", job(), facts([*clips(), clip("z.mp4", caption="")]), {"datasets[0].default_caption": "orbit 360 around the subject"}),
+    ("caption-or-default", "datasets[0].default_caption", job("character", job={"trigger": "frung"}), facts(clips(caption="")), {"datasets[0].default_caption": "[trigger], person"}),
+    ("trigger-missing-in-captions", "datasets[0].path", job(job={"trigger": "frung"}), facts(), None),
+    ("trigger-missing-in-captions", "datasets[0].default_caption", job(job={"trigger": "frung"}, datasets=[{"default_caption": "a man"}]), facts(clips(caption="")), {"datasets[0].default_caption": "[trigger], a man"}),
+    ("trigger-placeholder-empty", "job.trigger", job(), facts(clips(caption="[trigger], a man")), None),
+    ("trigger-placeholder-empty", "job.trigger", job(sample={"prompts": [{"prompt": "[trigger] walks", "ctrl_img": "IMAGE"}]}), facts(), None),
+    ("unload-te-with-captions", "training.unload_text_encoder", job(training={"unload_text_encoder": True}), facts(), {"training.unload_text_encoder": False}),
+    ("text-cache-and-dropout", "datasets[0].caption_dropout", job(training={"cache_text_embeddings": True}), facts(), {"datasets[0].caption_dropout": 0.0}),
+    ("text-cache-and-trigger", "training.cache_text_embeddings", job(job={"trigger": "frung"}, training={"cache_text_embeddings": True}), facts(clips(caption="[trigger], a man")), {"training.cache_text_embeddings": False}),
+    # sample
+    ("sample-needs-ctrl-img", "sample.prompts[0].ctrl_img", job(sample={"prompts": [PROMPT]}), facts(), None),
+    ("sample-needs-ctrl-img", "sample.prompts[1].ctrl_img", job(sample={"prompts": [{"prompt": "a", "ctrl_img": "IMAGE"}, {"prompt": "b", "ctrl_img": "nowhere.png"}]}), facts(), None),
+    ("sample-prompt-empty", "sample.prompts[0].prompt", job(sample={"prompts": [{"prompt": " ", "ctrl_img": "IMAGE"}]}), facts(), None),
+    ("dimension-multiple-of-16", "sample.width", job(sample={"width": 500}), facts(), {"sample.width": 496}),
+    ("dimension-multiple-of-16", "sample.height", job(sample={"height": 1080}), facts(), {"sample.height": 1088}),
+    ("sample-every-save-every", "sample.every", job(sample=prompts(every=100)), facts(), {"sample.every": 250}),
+    ("sample-fps-16", "sample.fps", job(sample=prompts(fps=24)), facts(), {"sample.fps": 16}),
+    # training
+    ("dop-excludes-cached-text", "training.cache_text_embeddings", job(job={"trigger": "x"}, training={"dop": True, "cache_text_embeddings": True}), facts(), {"training.cache_text_embeddings": False}),
+    ("dop-needs-trigger", "job.trigger", job(training={"dop": True}), facts(), {"training.dop": False}),
+    ("dop-needs-trigger", "training.dop_class", job("style", job={"trigger": "x"}, training={"dop": True, "dop_class": " "}), facts(), {"training.dop_class": "scene"}),
+    ("dop-with-motion", "training.dop", job(job={"trigger": "x"}, training={"dop": True}), facts(), {"training.dop": False}),
+    ("too-many-steps", "training.steps", job(training={"steps": 5000}), facts(), {"training.steps": 2500}),
+    ("warmup-beyond-steps", "training.warmup_steps", job(training={"warmup_steps": 2000}), facts(), {"training.warmup_steps": 100}),
+    ("learning-rate-high", "training.lr", job(training={"lr": 1e-3}), facts(), {"training.lr": 1e-4}),
+    ("learning-rate-prodigy", "training.lr", job(training={"optimizer": "prodigy"}), facts(), {"training.lr": 1.0}),
+    ("optimizer-unavailable", "training.optimizer", job(), facts(packages=frozenset()), {"training.optimizer": "adamw"}),
+    ("optimizer-unavailable", "training.optimizer", job(), facts(machine=machine()), {"training.optimizer": "adamw"}),
+    ("optimizer-unavailable", "training.optimizer", job(training={"optimizer": "prodigy", "lr": 1.0}), facts(packages=frozenset({"bitsandbytes"})), {"training.optimizer": "adamw"}),
+    ("timestep-bias-kind", "training.timestep_bias", job("style"), facts(), {"training.timestep_bias": "high_noise"}),
+    ("timestep-bias-kind", "training.timestep_bias", job(training={"timestep_bias": "low_noise"}), facts(), {"training.timestep_bias": "balanced"}),
+    ("timestep-bias-kind", "training.timestep_bias", job("character", training={"timestep_bias": "high_noise"}), facts(), {"training.timestep_bias": "balanced"}),
+    ("save-every-beyond-steps", "save.every", job(training={"steps": 200}), facts(), {"save.every": 50}),
+    ("keep-few", "save.keep", job(save={"keep": 2}), facts(), {"save.keep": 4}),
+    # experts
+    ("stage-none", "multistage.high_noise", job(multistage={"high_noise": False, "low_noise": False}), facts(), {"multistage.high_noise": True, "multistage.low_noise": True}),
+    ("stage-kind", "multistage.high_noise", job(multistage={"high_noise": False}), facts(), {"multistage.high_noise": True}),
+    ("stage-kind", "multistage.low_noise", job("character", multistage={"low_noise": False}), facts(), {"multistage.low_noise": True}),
+    ("switch-every-with-steps", "multistage.switch_every", job(training={"steps": 10}), facts(), {"multistage.switch_every": 2}),
+    ("switch-every-with-swap", "multistage.switch_every", job(multistage={"switch_every": 1}), facts(machine=machine(gpu(48))), {"multistage.switch_every": 10}),
+    ("boundary-out-of-range", "model.boundary", job(model={"boundary": 875.0}), facts(), {"model.boundary": 0.875}),
+    ("boundary-out-of-range", "model.boundary", job(model={"boundary": -1.0}), facts(), {"model.boundary": "model"}),
+    # model
+    ("model-not-local", "model.path", job(), facts(model=real_model(local=False)), None),
+    ("ara-unused", "quantization.ara", job(quantization={"ara": "some/adapter"}), facts(), {"quantization.ara": ""}),
+    # machine
+    ("gpu-missing", "job.gpus", job(), facts(machine=machine(problem="There is no NVIDIA driver on this machine.")), None),
+    ("gpu-unknown", "job.gpus", job(job={"gpus": [3]}), facts(), {"job.gpus": [0]}),
+    ("gpu-unknown", "job.gpus", job(job={"gpus": [0, 0]}), facts(), {"job.gpus": [0]}),
+    ("gpu-unknown", "job.gpus", job(), facts(machine=machine(gpu(error="The driver lost this GPU. Reboot"), gpu(index=1))), {"job.gpus": [1]}),
+    ("gpu-unknown", "job.gpus", job(), facts(machine=machine(gpu(error="The driver lost this GPU. Reboot"))), None),
+    ("gpu-old", "job.gpus", job(), facts(machine=machine(gpu(capability=(7, 5)))), None),
+    ("gpu-busy", "job.gpus", job(), facts(machine=machine(gpu(vram_free=50 * 2**30, processes=[process()]))), None),
+    ("ram-too-small", "model.path", job(), facts(machine=machine(gpu(), ram_gib=16)), None),
+    ("rank-headroom", "target.rank", job(target={"rank": 32}), facts(machine=machine(gpu(24))), {"target.rank": 16}),
+    # run
+    ("run-folder-other-job", "job.name", job(), facts(run=RunFolder(path="/data/runs/orbit", name="orbit", differences=["target.rank = 8 there, 16 here"], free_name="orbit_2")), {"job.name": "orbit_2"}),
+    ("out-not-writable", "job.name", job(), facts(run=RunFolder(path="/proc/orbit", name="orbit", problem="no such file or directory")), None),
+    ("disk-too-small", "save.keep", job(), facts(machine=machine(gpu(), disk_gib=5)), {"save.keep": 3}),
+    ("disk-too-small", "save.keep", job(), facts(machine=machine(gpu(), disk_gib=0.1)), None),
+    # not yet
+    ("quantization-unavailable", "quantization.transformer", job(quantization={"transformer": "float8"}), facts(), {"quantization.transformer": "auto"}),
+    ("quantization-unavailable", "model.low_vram", job(model={"low_vram": True}), facts(), {"model.low_vram": "auto"}),
+    ("quantization-unavailable", "model.layer_offloading", job(model={"layer_offloading": True}), facts(), {"model.layer_offloading": "auto"}),
+    ("one-gpu", "job.gpus", job(job={"gpus": [1, 0]}), facts(machine=machine(gpu(), gpu(index=1))), {"job.gpus": [1]}),
+    ("vram-too-small", "job.gpus", job(), facts(machine=machine(gpu(24))), None),
+]
+
+
+@pytest.fixture(scope="session")
+def picture(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("image") / "control.png"
+    Image.new("RGB", (64, 48), "teal").save(path)
+    return path
+
+
+def with_picture(made: Job, picture: Path) -> Job:
+    out = msgspec.convert(msgspec.to_builtins(made), Job)
+    for prompt in out.sample.prompts:
+        prompt.ctrl_img = prompt.ctrl_img.replace("IMAGE", str(picture))
+    return out
+
+
+def of(code: str, made: Job, known: Facts) -> list[Finding]:
+    return [f for f in check(made, known) if f.code == code]
+
+
+@pytest.mark.parametrize("kind", ["motion", "style", "character"])
+def test_a_good_job_has_no_findings(kind, picture):
+    made = job(kind, training={"timestep_bias": "high_noise" if kind == "style" else "balanced"}, sample=prompts())
+    assert check(with_picture(made, picture), facts()) == []
+
+
+def test_every_rule_has_a_case():
+    assert {code for code, *_ in CASES} == set(RULES)
+
+
+@pytest.mark.parametrize(("code", "field", "made", "known", "fix"), CASES, ids=[f"{c[0]}-{i}" for i, c in enumerate(CASES)])
+def test_a_broken_rule_is_told_and_its_fix_mends_it(code, field, made, known, fix, picture):
+    made = with_picture(made, picture)
+    before = msgspec.json.encode(made)
+    found = of(code, made, known)
+    assert [f.field for f in found] == [field], found
+    (finding,) = found
+    assert finding.severity == RULES[code].severity
+    for sentence in (finding.message, finding.fix):
+        assert sentence.endswith(".") and not sentence.endswith("..") and "  " not in sentence
+    assert finding.set == (fix or {})
+    assert msgspec.json.encode(made) == before, "a rule changed the job"
+    if fix:
+        for path, value in finding.set.items():
+            made = with_value(made, path, value)
+        assert of(code, made, known) == []
+
+
+ALMOST: list[tuple[str, Job, Facts]] = [
+    ("clip-too-short", job(), facts(clips(frames=41))),
+    ("clip-too-short", job(datasets=[{"sampling": "realtime"}]), facts(clips(frames=41))),
+    ("clip-too-short", job(datasets=[{"num_frames": 1}]), facts(clips(frames=3))),
+    ("clip-too-short", job(), facts([image(f"{i}.png") for i in range(12)])),
+    ("frames-mismatch", job(sample=prompts(num_frames=33)), facts()),
+    ("frames-mismatch", job(sample={"num_frames": 81}), facts()),  # no prompts, no previews
+    ("frames-mismatch", job(datasets=[{"num_frames": 1}], sample=prompts()), facts([image()])),
+    ("speed-factor", job(), facts(clips(frames=51))),
+    ("speed-factor", job(), facts(clips(frames=33))),
+    ("speed-factor", job(datasets=[{"sampling": "realtime"}]), facts(clips(frames=160))),
+    ("latent-cache-multi-frame", job(datasets=[{"cache_latents": True, "num_frames": 1}]), facts([image()])),
+    ("flip-with-motion", job("style", datasets=[{"flip_x": True}]), facts()),
+    ("caption-or-default", job(datasets=[{"default_caption": "orbit"}]), facts(clips(caption=""))),
+    ("caption-or-default", job(training={"unload_text_encoder": True}), facts(clips(caption=""))),
+    ("trigger-missing-in-captions", job(job={"trigger": "frung"}), facts(clips(caption="Frung, a man"))),
+    ("trigger-missing-in-captions", job(job={"trigger": "frung"}), facts(clips(caption="[trigger], a man"))),
+    ("trigger-missing-in-captions", job(job={"trigger": "frung"}, datasets=[{}, {"regularization": True}]), facts(clips(caption="frung"), clips())),
+    ("unload-te-with-captions", job(job={"trigger": "frung"}, training={"unload_text_encoder": True}), facts(clips(caption="[trigger]"))),
+    ("text-cache-and-dropout", job(training={"cache_text_embeddings": True}, datasets=[{"caption_dropout": 0.0}]), facts()),
+    ("too-few-clips", job(datasets=[{}, {}]), facts(clips(5), clips(5))),
+    ("too-many-steps", job(training={"steps": 5000}), facts(clips(80))),
+    ("learning-rate-high", job(training={"optimizer": "prodigy", "lr": 1.0}), facts()),
+    ("batch-multiple-buckets", job(training={"batch_size": 4}), facts()),
+    ("switch-every-with-steps", job(training={"steps": 10}, multistage={"high_noise": False}), facts()),
+    ("switch-every-with-swap", job(multistage={"switch_every": 1}), facts(machine=machine(gpu(80)))),
+    ("bucket-1024-tight", job(datasets=[{"resolutions": [1024]}]), facts(clips(width=1280, height=1280), machine=machine(gpu(48)))),
+    ("boundary-out-of-range", job(model={"boundary": 0.875}), facts()),
+    ("run-folder-other-job", job(job={"name": "new"}), facts(run=RunFolder(path="/r/orbit", name="orbit", differences=["x"], free_name="y"))),
+    ("gpu-missing", job(), facts(machine=machine(), model=tiny_model())),
+    ("ram-too-small", job(), facts(machine=machine(gpu(), ram_gib=4), model=tiny_model())),
+    ("vram-too-small", job(), facts(machine=machine(gpu(8)), model=tiny_model())),
+    ("vram-too-small", job(multistage={"low_noise": False}), facts(machine=machine(gpu(40)))),
+    ("disk-too-small", job(), facts(machine=machine(gpu(), disk_gib=1), model=tiny_model())),
+    ("quantization-unavailable", job(quantization={"transformer": "none"}, model={"low_vram": False, "layer_offloading": False}), facts()),
+]
+
+
+@pytest.mark.parametrize(("code", "made", "known"), ALMOST, ids=[f"{c[0]}-{i}" for i, c in enumerate(ALMOST)])
+def test_a_rule_stays_silent_at_its_edge(code, made, known, picture):
+    assert of(code, with_picture(made, picture), known) == []
+
+
+def test_the_four_rules_that_are_never_broken_are_errors():
+    assert {RULES[c].severity for c in ("frames-4n-plus-1", "latent-cache-multi-frame", "sample-needs-ctrl-img", "dop-excludes-cached-text")} == {"error"}
+
+
+def test_speed_names_the_worst_clips_first():
+    known = facts([clip("ok.mp4", frames=41), clip("fast.mp4", frames=82), clip("faster.mp4", frames=164), *clips(9)])
+    (finding,) = of("speed-factor", job(), known)
+    assert finding.message.endswith("faster.mp4 4.00x, fast.mp4 2.00x.")
+
+
+def test_long_lists_of_clips_are_cut():
+    (finding,) = of("clip-too-short", job(), facts(clips(12, frames=20)))
+    assert "00.mp4, 01.mp4, 02.mp4 and 9 more" in finding.message
+
+
+def test_realtime_needs_frames_over_16_seconds():
+    panel = job(datasets=[{"sampling": "realtime"}]).datasets[0]
+    assert not too_short(panel, clip(frames=77, fps=30.0))  # 2.567 s; 41 / 16 = 2.5625
+    assert too_short(panel, clip(frames=76, fps=30.0))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "does not exist"), (b"", "not an image"), (b"hello, this is text", "not an image"), (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "the control image is"), ("truncated", "damaged"), ("folder", "not a file")],
+)
+def test_control_images_that_do_not_open(tmp_path, picture, content, words):
+    path = tmp_path / "c.png"
+    if content == "truncated":
+        whole = Image.effect_noise((64, 64), 50)
+        whole.save(path)
+        path.write_bytes(path.read_bytes()[:-200])
+    elif content == "folder":
+        path.mkdir()
+    elif content is not None:
+        path.write_bytes(content)
+    assert words in image_problem(path)
+    made = job(sample={"prompts": [{"prompt": "a", "ctrl_img": "c.png"}]})
+    (finding,) = of("sample-needs-ctrl-img", made, facts(base=tmp_path))
+    assert str(path) in finding.message
+
+
+def test_a_control_image_relative_to_the_job_file(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "c.jpg")
+    made = job(sample={"prompts": [{"prompt": "a", "ctrl_img": "c.jpg"}]})
+    assert of("sample-needs-ctrl-img", made, facts(base=tmp_path)) == []
+
+
+def test_a_missing_control_image_is_offered_from_the_clips(picture):
+    known = facts([*clips(), msgspec.structs.replace(image(), path=str(picture))])
+    made = job(sample={"prompts": [PROMPT]})
+    (finding,) = of("sample-needs-ctrl-img", made, known)
+    assert finding.set == {"sample.prompts[0].ctrl_img": str(picture)}
+    assert of("sample-needs-ctrl-img", with_value(made, *next(iter(finding.set.items()))), known) == []
+
+
+def test_who_holds_the_gpu_is_named():
+    (finding,) = of("gpu-busy", job(), facts(machine=machine(gpu(vram_free=50 * 2**30, processes=[process(4711, 30)]))))
+    assert "python (pid 4711) 30.0 GiB" in finding.message
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=lambda r: r.code)
+def test_rules_say_nothing_when_nothing_is_known(rule):
+    """A model that is not local, no machine, no clips: no rule may crash or guess."""
+    empty = Facts(base=Path("/"))
+    list(rule(job(), empty))
+    list(rule(job(training={"batch_size": 4, "dop": True}, multistage={"switch_every": 1}), Facts(base=Path("/"), machine=machine(), model=real_model(local=False, parameters=0, width=0, num_layers=0, ffn=0))))
+
+
+def test_a_rule_that_crashes_is_not_hidden(monkeypatch):
+    def crash(job: Job, facts: Facts):
+        raise RuntimeError("a bug")
+        yield
+
+    crashing: Callable = crash
+    monkeypatch.setitem(RULES, "stage-none", msgspec.structs.replace(RULES["stage-none"], find=crashing))
+    with pytest.raises(RuntimeError, match="a bug"):
+        check(job(), facts())
