@@ -85,7 +85,7 @@ def scan_dataset(panel: DatasetPanel, index: int, base: Path) -> DatasetFacts:
     field = f"datasets[{index}].path"
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
-        return DatasetFacts(path=str(root), clips=[], problems=[_error("dataset-missing", field, f"The folder {root} {what}.", "Choose the folder that holds the clips.")])
+        return DatasetFacts(path=str(root), clips=[], problems=[_error("dataset-missing", field, f"the folder {root} {what}", "Choose the folder that holds the clips")])
     problems: list[Finding] = []
     clips: list[Path] = []
     texts: list[Path] = []
@@ -100,13 +100,13 @@ def scan_dataset(panel: DatasetPanel, index: int, base: Path) -> DatasetFacts:
     facts = [clip for clip, _ in probed if clip is not None]
     problems += [finding for _, found in probed for finding in found]
     if not clips and not problems:
-        problems.append(_error("dataset-empty", field, f"The folder {root} holds no clip and no image.", f"Put clips into it ({', '.join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))}) or choose another folder."))
+        problems.append(_error("dataset-empty", field, f"the folder {root} holds no clip and no image", f"Put clips into it ({', '.join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))}) or choose another folder"))
     stems = {path.with_suffix("") for path in clips}
     orphans = [path for stem, path in captions.items() if stem not in stems]
     if orphans:
-        problems.append(_advice("caption-without-clip", field, f"{_count(orphans, 'caption')} without a clip of the same name: {_names(orphans, root)}.", "Rename each caption like its clip, or remove it."))
+        problems.append(_advice("caption-without-clip", field, f"{_count(orphans, 'caption')} without a clip of the same name: {_names(orphans, root)}", "Rename each caption like its clip, or remove it"))
     if ignored:
-        problems.append(_advice("files-ignored", field, f"{_count(ignored, 'file')} left aside as neither clip, image nor caption: {_names(ignored, root)}.", "Nothing to do if they do not belong to the dataset."))
+        problems.append(_advice("files-ignored", field, f"{_count(ignored, 'file')} left aside as neither clip, image nor caption: {_names(ignored, root)}", "Nothing to do if they do not belong to the dataset"))
     return DatasetFacts(path=str(root), clips=facts, problems=problems)
 
 
@@ -114,7 +114,7 @@ def _walk(root: Path, field: str, problems: list[Finding]) -> Iterator[Path]:
     """Files below `root`; links to folders are followed, but no folder is entered twice. Folders that cannot be read become problems."""
 
     def unreadable(e: OSError) -> None:
-        problems.append(_error("dataset-unreadable", field, f"The folder {e.filename} cannot be read ({(e.strerror or str(e)).lower()}).", "Check who may read it."))
+        problems.append(_error("dataset-unreadable", field, f"the folder {e.filename} cannot be read ({(e.strerror or str(e)).lower()})", "Check who may read it"))
 
     entered: set[tuple[int, int]] = set()
     for folder, below, files in os.walk(root, onerror=unreadable, followlinks=True):
@@ -135,12 +135,12 @@ def _probe_with_caption(path: Path, caption_file: Path | None) -> tuple[ClipFact
             caption = read_caption(caption_file)
             has_caption = caption != ""
         except CaptionError as e:
-            problems.append(_error("caption-unreadable", str(caption_file), f"{caption_file.name}: {e.what}.", f"{e.fix}."))
+            problems.append(_error("caption-unreadable", str(caption_file), f"{caption_file.name}: {e.what}", e.fix))
             has_caption = True  # there is one, so "no caption" would be a second, wrong complaint
     try:
         return msgspec.structs.replace(probe_clip(path), has_caption=has_caption, caption=caption), problems
     except ClipError as e:
-        return None, [_error(e.code, str(path), f"{path.name} {e.what}.", f"{e.fix}." if e.fix else ""), *problems]
+        return None, [_error(e.code, str(path), f"{path.name} {e.what}", e.fix), *problems]
 
 
 def _error(code: str, field: str, message: str, fix: str) -> Finding:

@@ -72,10 +72,10 @@ def _read_gpus(nvml: Any, ram_total: int, ram_free: int) -> tuple[list[Gpu], str
         driver = nvml.nvmlSystemGetDriverVersion()
         count = nvml.nvmlDeviceGetCount()
         if count == 0:
-            return [], "The NVIDIA driver runs but sees no GPU. Check with nvidia-smi; a container needs to be started with GPU access (docker run --gpus all)."
+            return [], "the NVIDIA driver runs but sees no GPU: look at nvidia-smi, or start the container with GPU access, docker run --gpus all"
         return [_read_gpu(nvml, i, driver, ram_total, ram_free) for i in range(count)], ""
     except nvml.NVMLError as e:
-        return [], f"The NVIDIA driver stopped answering ({_text(e)}). Look at nvidia-smi and the kernel log; a reboot mends most causes."
+        return [], f"the NVIDIA driver stopped answering, {_text(e)}: look at nvidia-smi and the kernel log, a reboot mends most causes"
     finally:
         with suppress(nvml.NVMLError):  # a driver in trouble may not even say goodbye
             nvml.nvmlShutdown()
@@ -83,14 +83,14 @@ def _read_gpus(nvml: Any, ram_total: int, ram_free: int) -> tuple[list[Gpu], str
 
 def _init_problem(nvml: Any, error: Exception) -> str:
     if isinstance(error, nvml.NVMLError_LibraryNotFound):
-        return "There is no NVIDIA driver on this machine (libnvidia-ml was not found). Install the driver; a container needs to be started with GPU access (docker run --gpus all)."
+        return "there is no NVIDIA driver on this machine: install it, or start the container with GPU access, docker run --gpus all"
     if isinstance(error, nvml.NVMLError_DriverNotLoaded):
-        return "The NVIDIA driver is installed but not loaded. Try: modprobe nvidia, or reboot."
+        return "the NVIDIA driver is installed but not loaded: try modprobe nvidia, or reboot"
     if isinstance(error, nvml.NVMLError_LibRmVersionMismatch):
-        return "The NVIDIA driver was updated and the old one is still loaded. Reboot."
+        return "the NVIDIA driver was updated and the old one is still loaded: reboot"
     if isinstance(error, nvml.NVMLError_NoPermission):
-        return "This user may not use the NVIDIA driver. Check the rights of /dev/nvidia*."
-    return f"The NVIDIA driver does not answer ({_text(error)}). Look at nvidia-smi."
+        return "this user may not use the NVIDIA driver: check the rights of /dev/nvidia*"
+    return f"the NVIDIA driver does not answer, {_text(error)}: look at nvidia-smi"
 
 
 def _text(error: Exception) -> str:
@@ -107,7 +107,7 @@ def _read_gpu(nvml: Any, index: int, driver: str, ram_total: int, ram_free: int)
             gpu = msgspec.structs.replace(gpu, mig=True)
             handle = _first_slice(nvml, handle)
             if handle is None:
-                return msgspec.structs.replace(gpu, error="MIG is on and no slice was made. Make one (nvidia-smi mig -cgi ... -C) or turn MIG off (nvidia-smi -mig 0)")
+                return msgspec.structs.replace(gpu, error="MIG is on and no slice was made: make one (nvidia-smi mig -cgi ... -C) or turn MIG off (nvidia-smi -mig 0)")
             gpu = msgspec.structs.replace(gpu, name=nvml.nvmlDeviceGetName(handle), uuid=nvml.nvmlDeviceGetUUID(handle))
         try:
             memory = nvml.nvmlDeviceGetMemoryInfo(handle)
@@ -119,9 +119,9 @@ def _read_gpu(nvml: Any, index: int, driver: str, ram_total: int, ram_free: int)
         except (nvml.NVMLError_NoPermission, nvml.NVMLError_NotSupported) as e:
             gpu = msgspec.structs.replace(gpu, note="; ".join(filter(None, (gpu.note, f"who holds its memory cannot be read ({_text(e)})"))))
     except nvml.NVMLError_GpuIsLost:
-        gpu = msgspec.structs.replace(gpu, error="The driver lost this GPU (it fell off the bus). Reboot; if it comes back, check power and cooling")
+        gpu = msgspec.structs.replace(gpu, error="the driver lost this GPU, it fell off the bus: reboot, and if that happens again check power and cooling")
     except nvml.NVMLError as e:
-        gpu = msgspec.structs.replace(gpu, error=f"It cannot be read ({_text(e)}). Look at nvidia-smi")
+        gpu = msgspec.structs.replace(gpu, error=f"it cannot be read, {_text(e)}: look at nvidia-smi")
     return gpu
 
 

@@ -22,7 +22,7 @@ I2V_BOUNDARY = 0.9  # of Wan 2.2 I2V A14B's own model_index.json
 WEIGHTS = {"transformer": "diffusion_pytorch_model", "transformer_2": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 DTYPE_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "C64": 64}
 MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
-AGAIN = "Download or copy this file again."
+AGAIN = "Download or copy this file again"
 
 
 class PartFacts(Struct, frozen=True, kw_only=True):
@@ -77,9 +77,9 @@ def read_model(path: str, base: Path, *, hub_cache: Path | None = None) -> Model
     if folder.is_dir():
         return _read_folder(path, folder)
     if folder.exists():
-        return _absent(path, "is a single file", "Give the folder of the diffusers model, the one with model_index.json in it.")
+        return _absent(path, "is a single file", "Give the folder of the diffusers model, the one with model_index.json in it")
     if not looks_like_hub_id(path):
-        return _absent(path, "does not exist" if Path(path).expanduser().is_absolute() else f"does not exist (looked for {folder}), and it is no Hub id either", "Give a diffusers folder or a Hub id such as owner/name.")
+        return _absent(path, "does not exist" if Path(path).expanduser().is_absolute() else f"does not exist (looked for {folder}), and it is no Hub id either", "Give a diffusers folder or a Hub id such as owner/name")
     cached = _cached(path, hub_cache)
     facts = _read_folder(path, cached) if cached is not None else None
     # A download that was broken off goes on when the trainer asks for the model: nothing is wrong with it.
@@ -87,7 +87,7 @@ def read_model(path: str, base: Path, *, hub_cache: Path | None = None) -> Model
 
 
 def _absent(path: str, what: str, fix: str) -> ModelFacts:
-    return ModelFacts(path=path, local=True, missing=["model_index.json"], problems=[_problem("model-missing", f"The model {path} {what}.", fix)])
+    return ModelFacts(path=path, local=True, missing=["model_index.json"], problems=[_problem("model-missing", f"the model {path} {what}", fix)])
 
 
 def _cached(path: str, hub_cache: Path | None) -> Path | None:
@@ -116,8 +116,8 @@ def _read_folder(path: str, folder: Path) -> ModelFacts:
     problems: list[Finding] = []
     index = _read_config(folder / "model_index.json", folder, missing, problems)
     if index is None and missing:
-        hint = " It holds safetensors files, so it may be in another program's layout." if any(folder.glob("*.safetensors")) else ""
-        problems.append(_problem("model-incomplete", f"The folder {folder} has no model_index.json, so it is no diffusers model.{hint}", "Give the folder of a diffusers model of Wan 2.2 I2V A14B."))
+        hint = "; it holds safetensors files, so it may be in another program's layout" if any(folder.glob("*.safetensors")) else ""
+        problems.append(_problem("model-incomplete", f"the folder {folder} has no model_index.json, so it is no diffusers model{hint}", "Give the folder of a diffusers model of Wan 2.2 I2V A14B"))
         return ModelFacts(path=path, local=True, folder=str(folder), missing=missing, problems=problems)
     configs = {}
     for expert, noise in EXPERT_NAMES.items():
@@ -125,7 +125,7 @@ def _read_folder(path: str, folder: Path) -> ModelFacts:
             configs[expert] = _read_config(folder / expert / "config.json", folder, missing, problems) or {}
         else:
             missing.append(f"{expert}/config.json")
-            problems.append(_problem("model-not-i2v", f"The {noise} expert is missing: {folder} has no {expert}/config.json. Wan 2.2 I2V A14B has two experts; Wan 2.1 and the 5B model have one.", "Complete the folder, or give a model that has both experts."))
+            problems.append(_problem("model-not-i2v", f"the {noise} expert is missing: {folder} has no {expert}/config.json; Wan 2.2 I2V A14B has two experts, Wan 2.1 and the 5B model have one", "Complete the folder, or give a model that has both experts"))
     parts, channels = {}, {}
     for part, stem in WEIGHTS.items():
         if part in EXPERT_NAMES and part not in configs:
@@ -140,12 +140,12 @@ def _read_folder(path: str, folder: Path) -> ModelFacts:
     _read_config(folder / "scheduler" / "scheduler_config.json", folder, missing, problems)
     unnamed = [m for m in missing if m not in {f"{e}/config.json" for e in EXPERT_NAMES}]
     if unnamed:
-        problems.append(_problem("model-incomplete", f"Missing in the model folder {folder}: {', '.join(unnamed)}.", "Download the model again; what is there already is kept."))
+        problems.append(_problem("model-incomplete", f"missing in the model folder {folder}: {', '.join(unnamed)}", "Download the model again; what is there already is kept"))
     problems += _expert_problems(configs, channels)
     boundary = (index or {}).get("boundary_ratio")
     if not isinstance(boundary, int | float) or not 0 < boundary < 1:
         boundary = None
-        problems.append(Finding(code="model-no-boundary", severity="warning", field="model.boundary", message=f"The model's model_index.json names no boundary_ratio between its experts, so the job must set model.boundary; Wan 2.2 I2V has {I2V_BOUNDARY}.", fix=f"Set model.boundary = {I2V_BOUNDARY}.", set={"model.boundary": I2V_BOUNDARY}))  # fmt: skip
+        problems.append(Finding(code="model-no-boundary", severity="warning", field="model.boundary", message=f"the model's model_index.json names no boundary_ratio between its experts, so the job must set model.boundary; Wan 2.2 I2V has {I2V_BOUNDARY}", fix=f"Set model.boundary = {I2V_BOUNDARY}", set={"model.boundary": I2V_BOUNDARY}))  # fmt: skip
     first = next((c for c in configs.values() if c), {})
     return ModelFacts(
         path=path, local=True, folder=str(folder), in_channels=_whole(first, "in_channels"), out_channels=_whole(first, "out_channels"), num_layers=_whole(first, "num_layers"),
@@ -168,12 +168,12 @@ def _expert_problems(configs: dict[str, dict[str, Any]], channels: dict[str, int
         inputs = channels.get(expert, _whole(config, "in_channels"))
         if inputs != I2V_CHANNELS:
             kind = {16: "a text-to-video model", 48: "the 5B model"}.get(inputs, "another model")
-            found.append(_problem("model-not-i2v", f"The {EXPERT_NAMES[expert]} expert ({expert}) takes {inputs} input channels, so this is {kind}; image-to-video takes {I2V_CHANNELS}.", "Give Wan 2.2 I2V A14B."))
+            found.append(_problem("model-not-i2v", f"the {EXPERT_NAMES[expert]} expert ({expert}) takes {inputs} input channels, so this is {kind}; image-to-video takes {I2V_CHANNELS}", "Give Wan 2.2 I2V A14B"))
         elif _whole(config, "in_channels") != I2V_CHANNELS or _whole(config, "out_channels") != LATENT_CHANNELS:
-            found.append(_problem("model-not-i2v", f"{expert}/config.json says in_channels {config.get('in_channels')} and out_channels {config.get('out_channels')}; Wan 2.2 I2V A14B has {I2V_CHANNELS} and {LATENT_CHANNELS}.", "Give Wan 2.2 I2V A14B."))
+            found.append(_problem("model-not-i2v", f"{expert}/config.json says in_channels {config.get('in_channels')} and out_channels {config.get('out_channels')}; Wan 2.2 I2V A14B has {I2V_CHANNELS} and {LATENT_CHANNELS}", "Give Wan 2.2 I2V A14B"))
     shapes = {tuple(c.get(k) for k in ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim")) for c in configs.values() if c}
     if len(shapes) > 1:
-        found.append(_problem("model-not-i2v", "The two experts differ in their layers or widths, so they are not of one model.", "Give Wan 2.2 I2V A14B."))
+        found.append(_problem("model-not-i2v", "the two experts differ in their layers or widths, so they are not of one model", "Give Wan 2.2 I2V A14B"))
     return found
 
 
@@ -187,12 +187,12 @@ def _read_config(path: Path, folder: Path, missing: list[str], problems: list[Fi
     except OSError as e:
         problems.append(_unreadable(path, e))
     except _Damaged as e:
-        problems.append(_problem("model-corrupt", f"{name} {e.what} ({folder}).", e.fix))
+        problems.append(_problem("model-corrupt", f"{name} {e.what} ({folder})", e.fix))
     return None
 
 
 def _unreadable(path: Path, error: OSError) -> Finding:
-    return _problem("model-unreadable", f"{path} cannot be read ({(error.strerror or str(error)).lower()}).", "Check who may read it, and the disk.")
+    return _problem("model-unreadable", f"{path} cannot be read ({(error.strerror or str(error)).lower()})", "Check who may read it, and the disk")
 
 
 def _json_object(content: bytes) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def _read_weights(part: Path, stem: str, folder: Path, missing: list[str], probl
             return PartFacts(parameters=0, size_bytes=0, dtype=""), {}
         found = index.get("weight_map")
         if not isinstance(found, dict) or not found or not all(isinstance(v, str) and "/" not in v for v in found.values()):
-            problems.append(_problem("model-corrupt", f"{index_path.relative_to(folder).as_posix()} has no usable weight_map ({folder}).", AGAIN))
+            problems.append(_problem("model-corrupt", f"{index_path.relative_to(folder).as_posix()} has no usable weight_map ({folder})", AGAIN))
             return PartFacts(parameters=0, size_bytes=0, dtype=""), {}
         weight_map = found
     shards = sorted(set(weight_map.values())) or [f"{stem}.safetensors"]
@@ -234,11 +234,11 @@ def _read_weights(part: Path, stem: str, folder: Path, missing: list[str], probl
         except OSError as e:
             problems.append(_unreadable(part / shard, e))
         except _Damaged as e:
-            problems.append(_problem("model-corrupt", f"{name} {e.what} ({folder}).", e.fix))
+            problems.append(_problem("model-corrupt", f"{name} {e.what} ({folder})", e.fix))
         whole = False
     lost = sorted(set(weight_map) - set(tensors))
     if whole and lost:
-        problems.append(_problem("model-corrupt", f"{index_path.relative_to(folder).as_posix()} names {len(lost)} tensors that its shards do not hold, such as {lost[0]} ({folder}).", "Download the model again."))
+        problems.append(_problem("model-corrupt", f"{index_path.relative_to(folder).as_posix()} names tensors that its shards do not hold: {lost[0]}{f' and {len(lost) - 1} more' if len(lost) > 1 else ''} ({folder})", "Download the model again"))
     held: dict[str, int] = {}
     for dtype, shape in tensors.values():
         held[dtype] = held.get(dtype, 0) + prod(shape) * DTYPE_BITS.get(dtype, 8)

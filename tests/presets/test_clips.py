@@ -298,8 +298,8 @@ def test_scan_pairs_captions_and_names_every_problem(tmp_path: Path) -> None:
         ("files-ignored", "datasets[2].path"),
     ]
     assert [p.severity for p in facts.problems] == ["error", "error", "error", "advice", "advice"]
-    assert facts.problems[3].message == "1 caption without a clip of the same name: lost.txt."
-    assert facts.problems[4].message == "1 file left aside as neither clip, image nor caption: README.md."
+    assert facts.problems[3].message == "1 caption without a clip of the same name: lost.txt"
+    assert facts.problems[4].message == "1 file left aside as neither clip, image nor caption: README.md"
 
 
 def test_scan_of_nothing(tmp_path: Path) -> None:
@@ -324,7 +324,7 @@ def test_many_ignored_files_are_one_finding(tmp_path: Path) -> None:
     for i in range(20):
         (tmp_path / f"{i:02}.json").write_text("{}")
     [finding] = scan_dataset(DatasetPanel(path=str(tmp_path)), 0, Path("/")).problems
-    assert finding.message.startswith("20 files left aside") and finding.message.endswith("07.json and 12 more.")
+    assert finding.message.startswith("20 files left aside") and finding.message.endswith("07.json and 12 more")
 
 
 def test_a_link_that_leads_back_up_ends_the_walk(tmp_path: Path) -> None:
