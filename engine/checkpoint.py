@@ -1,0 +1,202 @@
+"""Complete resumable states on disk: written aside, fsynced, hashed in a manifest, renamed. Never half there.
+
+A checkpoint folder holds, for each trained expert, `lora_EXPERT.safetensors` (fp32), `optimizer_EXPERT.safetensors` and
+maybe `ema_EXPERT.safetensors`, then `state.json` (step, job, base identity, versions, the optimizers' plain values) and
+`manifest.json` (size and sha256 of each file), which is written last.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from presets.errors import UserError
+
+CHECKPOINTS = "checkpoints"
+_TENSOR = "__tensor__"  # in a skeleton: the key of a tensor that lives in the safetensors file
+
+
+@dataclass
+class State:
+    """What a checkpoint holds. `meta` is plain JSON; tensors are by expert."""
+
+    step: int  # optimizer steps done
+    lora: dict[str, dict[str, torch.Tensor]]
+    optimizer: dict[str, dict[str, Any]]  # torch's optimizer.state_dict()
+    ema: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+class DiskFull(UserError):
+    """No room for a checkpoint; the ones already there are whole."""
+
+
+def folder_name(step: int) -> str:
+    return f"step_{step:09d}"
+
+
+def save(run: Path, state: State) -> tuple[Path, str]:
+    """Write `checkpoints/step_NNNNNNNNN`; returns (folder, sha256 of its manifest). Raises DiskFull or UserError.
+
+    A checkpoint of the same step (from an attempt that was rolled back) is replaced.
+    """
+    parent = run / CHECKPOINTS
+    final = parent / folder_name(state.step)
+    aside = parent / f"{final.name}.tmp-{os.getpid()}"
+    try:
+        parent.mkdir(exist_ok=True)
+        aside.mkdir()
+        manifest: dict[str, dict[str, Any]] = {}
+        for name, write in _parts(state).items():
+            write(aside / name)
+            _fsync(aside / name)
+            manifest[name] = {"bytes": (aside / name).stat().st_size, "sha256": _sha256(aside / name)}
+        text = json.dumps({"step": state.step, "files": manifest}, indent=1)
+        (aside / "manifest.json").write_text(text)
+        _fsync(aside / "manifest.json")
+        _fsync(aside)
+        if final.exists():
+            shutil.rmtree(final)
+        aside.rename(final)
+        _fsync(parent)
+    except OSError as e:
+        raise _refusal(e, parent) from e
+    except Exception as e:  # safetensors reports a failed write as its own error, with the cause only in the text
+        if "No space left" in str(e) or "os error 28" in str(e):
+            raise _refusal(OSError(errno.ENOSPC, "No space left on device"), parent) from e
+        raise
+    finally:
+        if aside.exists():
+            shutil.rmtree(aside)
+    return final, hashlib.sha256(text.encode()).hexdigest()
+
+
+def _refusal(error: OSError, where: Path) -> UserError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFull("the disk is full: the checkpoint was not written, earlier ones are whole", where=str(where), fix="Free some space, then resume")
+    return UserError(f"cannot write a checkpoint: {error.strerror}", where=str(where), fix="Make the folder writable, or choose another with --out")
+
+
+def _parts(state: State) -> dict[str, Any]:
+    """File name -> function that writes it."""
+    parts: dict[str, Any] = {}
+
+    def tensors(values: dict[str, torch.Tensor]) -> Any:
+        return lambda path: save_file({k: v.detach().cpu().contiguous() for k, v in values.items()}, path)
+
+    skeletons: dict[str, Any] = {}
+    for expert, values in state.lora.items():
+        parts[f"lora_{expert}.safetensors"] = tensors(values)
+    for expert, values in state.ema.items():
+        parts[f"ema_{expert}.safetensors"] = tensors(values)
+    for expert, optimizer in state.optimizer.items():
+        flat: dict[str, torch.Tensor] = {}
+        skeletons[expert] = _split(optimizer, "", flat)
+        parts[f"optimizer_{expert}.safetensors"] = tensors(flat)
+    plain = {"step": state.step, "optimizer": skeletons, **state.meta}
+    parts["state.json"] = lambda path: path.write_text(json.dumps(plain))
+    return parts
+
+
+def _split(value: Any, at: str, flat: dict[str, torch.Tensor]) -> Any:
+    """Take the tensors out of a nested state_dict: they go to `flat`, the rest stays plain. Dict keys keep their type."""
+    if isinstance(value, torch.Tensor):
+        flat[at] = value
+        return {_TENSOR: at}
+    if isinstance(value, dict):
+        return {"__dict__": [[k, _split(v, f"{at}.{k}", flat)] for k, v in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_split(v, f"{at}.{i}", flat) for i, v in enumerate(value)]
+    assert value is None or isinstance(value, bool | int | float | str), type(value)
+    return value
+
+
+def _join(value: Any, flat: dict[str, torch.Tensor]) -> Any:
+    if isinstance(value, dict):
+        return flat[value[_TENSOR]] if _TENSOR in value else {k: _join(v, flat) for k, v in value["__dict__"]}
+    return [_join(v, flat) for v in value] if isinstance(value, list) else value
+
+
+def verify(folder: Path) -> str:
+    """Why a checkpoint cannot be trusted, or "" when every file is as its manifest says."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        for name, entry in manifest["files"].items():
+            path = folder / name
+            if path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
+                return f"{name} differs from its manifest"
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        return f"no readable manifest ({e})"
+    return ""
+
+
+def listed(run: Path) -> list[Path]:
+    """Checkpoint folders by name, oldest first, unverified."""
+    parent = run / CHECKPOINTS
+    return sorted(p for p in parent.glob("step_*") if re.fullmatch(r"step_\d{9}", p.name)) if parent.exists() else []
+
+
+def newest(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and a sentence for each newer one that does not."""
+    refused: list[str] = []
+    for folder in reversed(listed(run)):
+        why = verify(folder)
+        if not why:
+            return folder, refused
+        refused.append(f"checkpoint {folder.name} is damaged and was passed over: {why}")
+    return None, refused
+
+
+def load(folder: Path) -> State:
+    """Read a verified checkpoint; tensors on the CPU."""
+    plain = json.loads((folder / "state.json").read_text())
+    skeletons = plain.pop("optimizer")
+    step = plain.pop("step")
+    experts = list(skeletons)
+    return State(
+        step=step,
+        lora={e: load_file(folder / f"lora_{e}.safetensors") for e in experts},
+        optimizer={e: _join(skeletons[e], load_file(folder / f"optimizer_{e}.safetensors")) for e in experts},
+        ema={e: load_file(folder / f"ema_{e}.safetensors") for e in experts if (folder / f"ema_{e}.safetensors").exists()},
+        meta=plain,
+    )
+
+
+def prune(run: Path, keep: int) -> list[int]:
+    """Remove all but the newest `keep` checkpoints; returns the steps removed. The newest that verifies always stays."""
+    gone: list[int] = []
+    for folder in listed(run)[:-keep]:
+        remove(folder)
+        gone.append(int(folder.name.removeprefix("step_")))
+    return gone
+
+
+def remove(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def sweep(run: Path) -> None:
+    """Remove what killed writers left behind."""
+    for leftover in (run / CHECKPOINTS).glob("step_*.tmp-*"):
+        shutil.rmtree(leftover)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

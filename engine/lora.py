@@ -1,0 +1,137 @@
+"""The LoRA of one expert: attached through peft, saved under the names that ComfyUI and diffusers both load.
+
+File keys are Wan's own module names (`diffusion_model.blocks.0.self_attn.q.lora_A.weight`), one file per expert.
+lora_A is (rank, in), lora_B (out, rank); the branch adds alpha / rank * B A x.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import WanTransformer3DModel
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from engine.base import BaseFolder, Expert
+from engine.keyed import keyed_rng
+from presets.job import Job
+from presets.jobfile import job_to_dict
+
+TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]  # ten linears per block, attn1 and attn2
+ADAPTER = "default"
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+# diffusers name -> Wan's own name, applied in this order
+_WAN_NAMES = [
+    ("attn1", "self_attn"), ("attn2", "cross_attn"), ("to_out.0", "o"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"),
+    ("ffn.net.0.proj", "ffn.0"), ("ffn.net.2", "ffn.2"),
+]  # fmt: skip
+
+
+def attach(model: WanTransformer3DModel, expert: Expert, *, rank: int, alpha: float, seed: int) -> None:
+    """Add a fp32 LoRA to the ten linears of every block. B starts at zero, A uniform in +-1/sqrt(in), keyed by its name."""
+    model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, init_lora_weights=False), adapter_name=ADAPTER)
+    for name, layer in layers(model):
+        a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        a.data, b.data = a.data.float(), b.data.float()
+        limit = 1 / a.shape[1] ** 0.5  # Kaiming uniform with a = sqrt(5), as peft and ai-toolkit start
+        values = keyed_rng(seed, "lora", expert, name).uniform(-limit, limit, tuple(a.shape)).astype(np.float32)
+        a.data.copy_(torch.from_numpy(values))
+        b.data.zero_()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+
+
+def layers(model: WanTransformer3DModel) -> list[tuple[str, Any]]:
+    """(diffusers module name, peft layer) of every adapted linear, in model order; none for an expert that does not train."""
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer)]
+
+
+def tensors(model: WanTransformer3DModel) -> dict[str, torch.nn.Parameter]:
+    """Trainable parameters by `<module>.lora_A.weight` / `<module>.lora_B.weight`, diffusers module names."""
+    out: dict[str, torch.nn.Parameter] = {}
+    for name, layer in layers(model):
+        out[f"{name}.lora_A.weight"] = layer.lora_A[ADAPTER].weight
+        out[f"{name}.lora_B.weight"] = layer.lora_B[ADAPTER].weight
+    return out
+
+
+@torch.no_grad()
+def load_tensors(mine: dict[str, torch.nn.Parameter], values: dict[str, torch.Tensor]) -> None:
+    """Copy saved fp32 tensors into the attached LoRA; both by the names of `tensors`."""
+    assert mine.keys() == values.keys(), sorted(mine.keys() ^ values.keys())[:4]
+    for name, parameter in mine.items():
+        parameter.copy_(values[name])
+
+
+@contextmanager
+def strength(model: WanTransformer3DModel, factor: float) -> Iterator[None]:
+    """Scale the LoRA branch inside the block: a dataset's weight, or 0 for the base's own answer."""
+    found = layers(model)
+    before = [layer.scaling[ADAPTER] for _, layer in found]
+    for (_, layer), scale in zip(found, before, strict=True):
+        layer.scaling[ADAPTER] = scale * factor
+    try:
+        yield
+    finally:
+        for (_, layer), scale in zip(found, before, strict=True):
+            layer.scaling[ADAPTER] = scale
+
+
+def wan_name(module: str) -> str:
+    """`blocks.0.attn1.to_q` -> `blocks.0.self_attn.q`."""
+    for diffusers_name, name in _WAN_NAMES:
+        module = module.replace(diffusers_name, name)
+    return module
+
+
+def save_lora(path: Path, values: dict[str, torch.Tensor], *, job: Job, base: BaseFolder, expert: Expert, step: int) -> None:
+    """Write one expert's LoRA file (names as in `tensors`) with everything a user may ask of it later in its metadata.
+
+    An alpha tensor per module is written only when alpha differs from the rank: without one every loader takes alpha = rank.
+    """
+    dtype = DTYPES[job.save.dtype]
+    out: dict[str, torch.Tensor] = {}
+    for name, value in values.items():
+        module, _, kind = name.rpartition(".lora_")
+        out[f"diffusion_model.{wan_name(module)}.lora_{kind}"] = value.detach().to("cpu", dtype).contiguous()
+        if kind == "A.weight" and job_alpha(job) != job.target.rank:
+            out[f"diffusion_model.{wan_name(module)}.alpha"] = torch.tensor(job_alpha(job), dtype=torch.float32)
+    tables = job_to_dict(job)
+    metadata = {
+        "format": "pt",
+        "modelspec.architecture": "wan_2.2_i2v_a14b/lora",
+        "wanlora.expert": expert,
+        "wanlora.boundary": str(base.boundary),
+        "wanlora.base": job.model.path,
+        "wanlora.base_identity": base.identity,
+        "wanlora.rank": str(job.target.rank),
+        "wanlora.alpha": str(job_alpha(job)),
+        "wanlora.step": str(step),
+        "wanlora.trigger": job.job.trigger,
+        "wanlora.job_hash": job_hash(job),
+        "wanlora.job": json.dumps(tables),
+        "ss_base_model_version": "wan_2.2_i2v_14b",
+        "ss_output_name": job.job.name,
+    }
+    save_file(out, path, metadata)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, framework="pt") as f:
+        return f.metadata() or {}
+
+
+def job_alpha(job: Job) -> float:
+    return float(job.target.rank if job.target.alpha is None else job.target.alpha)
+
+
+def job_hash(job: Job) -> str:
+    return hashlib.blake2b(json.dumps(job_to_dict(job), sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -1,0 +1,69 @@
+"""What a micro-batch is trained on, as a sum of terms, each with its own forward and backward.
+
+The executor runs the terms one after another; gradients add up in the LoRA, so no second graph is ever alive.
+B batch, C latent channels, F h w latent shape.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional as F
+
+from presets.job import AdvancedPanel, TrainingPanel
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss: predict with `text`, compare by `loss` (prediction -> scalar, its weight included)."""
+
+    name: str
+    text_BSD: torch.Tensor
+    loss: Callable[[torch.Tensor], torch.Tensor]
+
+
+def distance(kind: str, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Mean loss over all elements, in fp32. huber has its corner at 1."""
+    prediction, target = prediction.float(), target.float()
+    if kind == "mae":
+        return F.l1_loss(prediction, target)
+    if kind == "huber":
+        return F.huber_loss(prediction, target, delta=1.0)
+    return F.mse_loss(prediction, target)
+
+
+def noised(x0: torch.Tensor, noise: torch.Tensor, sigma_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flow matching: x_t = (1 - s) x0 + s e, and the velocity target e - x0 (Lipman et al. 2023, as Wan is trained)."""
+    s = sigma_B.view(-1, 1, 1, 1, 1)
+    return (1 - s) * x0 + s * noise, noise - x0
+
+
+def main_term(training: TrainingPanel, advanced: AdvancedPanel, text_BSD: torch.Tensor, target: torch.Tensor, weight: float) -> Term:
+    """The flow-matching loss, times `weight` (this micro-batch's share of the optimizer step).
+
+    Differential guidance moves the target away from the current prediction p: p + scale (target - p), p without gradient
+    (ai-toolkit's formula). With MSE this is the plain gradient times the scale, and the loss shown is scale^2 as large.
+    """
+
+    def loss(prediction: torch.Tensor) -> torch.Tensor:
+        goal = target
+        if advanced.differential_guidance:
+            p = prediction.detach().float()
+            goal = p + advanced.differential_guidance_scale * (target - p)
+        return weight * distance(training.loss, prediction, goal)
+
+    return Term("main", text_BSD, loss)
+
+
+def preservation_term(training: TrainingPanel, class_text_BSD: torch.Tensor, base_prediction: torch.Tensor, weight: float) -> Term:
+    """Differential output preservation: with the class word in place of the trigger, answer as the base model does."""
+
+    def loss(prediction: torch.Tensor) -> torch.Tensor:
+        return weight * training.dop_multiplier * distance("mse", prediction, base_prediction)
+
+    return Term("preservation", class_text_BSD, loss)
+
+
+def class_prompt(caption: str, trigger: str, dop_class: str) -> str:
+    """The caption with the class word for the trigger; the class word alone when the caption does not name the trigger."""
+    return caption.replace(trigger, dop_class) if trigger and trigger in caption else dop_class

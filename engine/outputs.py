@@ -1,0 +1,118 @@
+"""What a run leaves behind: checkpoints with their LoRA files, previews, and the final pair."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine import checkpoint, lora
+from engine.base import Expert
+from engine.control import Control
+from engine.preview import sample_latents, to_frames, write_poster, write_video
+from engine.setup import Run, shots
+from presets.jobfile import job_to_dict
+
+
+def weights(run: Run, expert: Expert) -> dict[str, torch.Tensor]:
+    """What is saved and shown for an expert: the running average when there is one, else the LoRA itself."""
+    learner = run.learners[expert]
+    return learner.ema.average if learner.ema else _values(run, expert)
+
+
+def _values(run: Run, expert: Expert) -> dict[str, torch.Tensor]:
+    return {name: value.detach() for name, value in run.learners[expert].parameters.items()}
+
+
+@contextmanager
+def shown_weights(run: Run) -> Iterator[None]:
+    """Inside, the LoRAs are what is saved (the running averages, when kept); after, the trained ones, untouched."""
+    averaged = [e for e, learner in run.learners.items() if learner.ema]
+    trained = {e: {k: v.clone() for k, v in _values(run, e).items()} for e in averaged}
+    for expert in averaged:
+        lora.load_tensors(run.learners[expert].parameters, weights(run, expert))
+    try:
+        yield
+    finally:
+        for expert in averaged:
+            lora.load_tensors(run.learners[expert].parameters, trained[expert])
+
+
+def save_all(run: Run, step: int, *, rehearsal: bool = False) -> str:
+    """One checkpoint and the LoRA files of its step; then prune. Returns the checkpoint's path in the run folder.
+
+    A rehearsal writes a checkpoint as large as the later ones and takes it away again: it proves room and permission.
+    """
+    run.log.phase("saving", 0, 1, "rehearsal" if rehearsal else "checkpoint")
+    moments: dict[str, dict[str, Any]] = {e: {"exp_avg": _values(run, e), "exp_avg_sq": _values(run, e)} for e in run.learners}  # before step 1 Adam has none
+    state = checkpoint.State(
+        step=step,
+        lora={e: _values(run, e) for e in run.learners},
+        optimizer=moments if rehearsal else {e: learner.optimizer.state_dict() for e, learner in run.learners.items()},
+        ema={e: learner.ema.average for e, learner in run.learners.items() if learner.ema},
+        meta={"job": job_to_dict(run.job), "base": run.base.identity, "versions": run.versions, "run": run.log.run, "attempt": run.log.attempt},
+    )
+    folder, digest = checkpoint.save(run.folder, state)
+    if rehearsal:
+        checkpoint.remove(folder)
+        return ""
+    for expert in run.learners:
+        _write_lora(run, expert, lora_file(run, expert, step), step)
+    for old in checkpoint.prune(run.folder, run.job.save.keep):
+        for expert in run.learners:
+            lora_file(run, expert, old).unlink(missing_ok=True)
+    path = str(folder.relative_to(run.folder))
+    run.log.emit("checkpoint", step=step, path=path, sha256=digest)
+    return path
+
+
+def save_final(run: Run, step: int) -> list[str]:
+    """`NAME_high_noise.safetensors` and `NAME_low_noise.safetensors`; returns their names."""
+    names = []
+    for expert in run.learners:
+        file = lora_file(run, expert, None)
+        _write_lora(run, expert, file, step)
+        names.append(file.name)
+    return names
+
+
+def lora_file(run: Run, expert: Expert, step: int | None) -> Path:
+    number = "" if step is None else f"_{step:09d}"
+    return run.folder / f"{run.job.job.name}{number}_{expert}.safetensors"
+
+
+def _write_lora(run: Run, expert: Expert, file: Path, step: int) -> None:
+    aside = file.with_name(f".{file.name}.tmp")
+    lora.save_lora(aside, weights(run, expert), job=run.job, base=run.base, expert=expert, step=step)
+    aside.rename(file)
+
+
+def preview_dir(run: Run, step: int) -> Path:
+    return run.folder / "samples" / checkpoint.folder_name(step)
+
+
+def previews_made(run: Run, step: int) -> bool:
+    """Whether the set of a step is whole (a run killed among its previews makes the rest on resume)."""
+    return all((preview_dir(run, step) / f"{i:02d}.mp4").exists() for i in range(len(run.job.sample.prompts)))
+
+
+def make_previews(run: Run, step: int, control: Control) -> None:
+    """One mp4 and one poster PNG per prompt. A stop wish ends the set early; the loop sees it next."""
+    panel = run.job.sample
+    preview_dir(run, step).mkdir(parents=True, exist_ok=True)
+    for i, (shot, prompt) in enumerate(zip(shots(run), panel.prompts, strict=True)):
+        if control.stop_wished():
+            return
+
+        def progress(done: int, total: int, number: int = i) -> None:
+            run.log.phase("sampling", number * total + done, len(panel.prompts) * total, f"preview {number + 1} of {len(panel.prompts)}")
+
+        with shown_weights(run):
+            latents = sample_latents(run.executors, run.vae, shot, panel, boundary=run.base.boundary, shift=run.base.flow_shift, progress=progress)
+        frames = to_frames(run.vae, latents)
+        video = preview_dir(run, step) / f"{i:02d}.mp4"
+        poster = video.with_suffix(".png")
+        write_poster(poster, frames)
+        write_video(video, frames, panel.fps)
+        run.log.emit("sample", step=step, path=str(video.relative_to(run.folder)), poster=str(poster.relative_to(run.folder)), prompt=prompt.prompt, seed=shot.seed)

@@ -1,0 +1,115 @@
+"""Frozen linears in the plan's precision, with the LoRA branch, and gradients for all but the frozen weight.
+
+The packed weight is all that backward keeps: it is dequantized again there, never saved in bf16. One packed copy serves
+both products.
+
+M rows (tokens), K in, N out, R rank.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+E4M3_MAX, INT8_MAX = 448.0, 127.0
+GROUP = 128  # of qint4, along the inputs
+Packed = tuple[torch.Tensor, ...]  # (weight,) or (q, scale) or (q, scale, shift)
+COMPUTED_IN_8_BITS = "float8"
+
+
+def pack_weight(weight_NK: torch.Tensor, precision: str) -> Packed:
+    """Quantize one frozen weight for storage. Scales are per output row (qint4: per group of 128 inputs), fp32.
+
+    none: bf16/fp32 as it is. float8, qfloat8: e4m3 with absmax / 448. qint8: absmax / 127. qint4: 0..15 with minimum and
+    step of the group, two to a byte.
+    """
+    w = weight_NK.float()
+    match precision:
+        case "none":
+            return (weight_NK,)
+        case "float8" | "qfloat8":
+            scale = w.abs().amax(1, keepdim=True).clamp(min=1e-12) / E4M3_MAX
+            return (w / scale).to(torch.float8_e4m3fn), scale
+        case "qint8":
+            scale = w.abs().amax(1, keepdim=True).clamp(min=1e-12) / INT8_MAX
+            return (w / scale).round().to(torch.int8), scale
+        case "qint4":
+            n, k = w.shape
+            groups = w.view(n, -1, GROUP) if k % GROUP == 0 else w.view(n, 1, k)
+            low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
+            scale = ((high - low) / 15).clamp(min=1e-12)
+            q = ((groups - low) / scale).round().clamp(0, 15).to(torch.uint8).view(n, k)
+            return q[:, 0::2] | (q[:, 1::2] << 4), scale.squeeze(2), low.squeeze(2)
+        case other:
+            raise AssertionError(other)
+
+
+def unpack_weight(packed: Packed, precision: str, dtype: torch.dtype) -> torch.Tensor:
+    """The (N, K) weight that `packed` stands for."""
+    if precision == "none":
+        return packed[0].to(dtype)
+    if precision != "qint4":
+        return (packed[0].to(torch.float32) * packed[1]).to(dtype)
+    q, scale, low = packed
+    n, groups = scale.shape
+    values = torch.stack([q & 15, q >> 4], dim=2).view(n, groups, -1).to(torch.float32)
+    return (values * scale.unsqueeze(2) + low.unsqueeze(2)).to(dtype).view(n, -1)
+
+
+def _to_e4m3(x_MK: torch.Tensor, floor: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row-wise float8 of an activation: (M, K) e4m3 and (M, 1) fp32 scale."""
+    scale = x_MK.abs().amax(1, keepdim=True).float().clamp(min=floor) / E4M3_MAX
+    return (x_MK.float() / scale).to(torch.float8_e4m3fn), scale
+
+
+class _Float8Product(torch.autograd.Function):
+    """y = x W^T with float8 matrix products in both directions.
+
+    Forward: x and W row-wise. Backward: the contraction runs over the rows of W, whose scale therefore cannot stay
+    outside; it folds into g before g is quantized.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_MK: torch.Tensor, w_NK: torch.Tensor, scale_N1: torch.Tensor, bias_N: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(w_NK, scale_N1)
+        x8, x_scale = _to_e4m3(x_MK, 1e-6)
+        return torch._scaled_mm(x8, w_NK.t(), scale_a=x_scale, scale_b=scale_N1.t(), bias=bias_N, out_dtype=torch.bfloat16, use_fast_accum=True)
+
+    @staticmethod
+    def backward(ctx: Any, g_MN: torch.Tensor) -> Any:
+        w_NK, scale_N1 = ctx.saved_tensors
+        g8, g_scale = _to_e4m3(g_MN * scale_N1.t().to(g_MN.dtype), 1e-12)
+        w_KN = w_NK.t().contiguous()
+        ones = torch.ones(1, w_KN.shape[0], device=g_MN.device)
+        dx = torch._scaled_mm(g8, w_KN.t(), scale_a=g_scale, scale_b=ones, out_dtype=torch.bfloat16, use_fast_accum=True)
+        return dx, None, None, None
+
+
+class _DequantizedProduct(torch.autograd.Function):
+    """y = x W^T with W dequantized on the spot, in both directions."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MK: torch.Tensor, precision: str, bias_N: torch.Tensor, *packed: torch.Tensor) -> torch.Tensor:
+        ctx.precision = precision
+        ctx.save_for_backward(*packed)
+        return F.linear(x_MK, unpack_weight(packed, precision, x_MK.dtype), bias_N)
+
+    @staticmethod
+    def backward(ctx: Any, g_MN: torch.Tensor) -> Any:
+        w = unpack_weight(ctx.saved_tensors, ctx.precision, g_MN.dtype)
+        return g_MN @ w, None, None, *(None for _ in ctx.saved_tensors)
+
+
+def frozen_linear(x: torch.Tensor, packed: Packed, bias_N: torch.Tensor, precision: str) -> torch.Tensor:
+    """x (..., K) through a frozen linear -> (..., N)."""
+    x_MK = x.reshape(-1, x.shape[-1])
+    if precision == COMPUTED_IN_8_BITS:
+        y = _Float8Product.apply(x_MK, *packed, bias_N)
+    else:
+        y = _DequantizedProduct.apply(x_MK, precision, bias_N, *packed)
+    return y.view(*x.shape[:-1], -1)
+
+
+def lora_branch(x: torch.Tensor, a_RK: torch.Tensor, b_NR: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """scale * B A x, in x's dtype; A and B are fp32 masters."""
+    return F.linear(F.linear(x, a_RK.to(x.dtype)) * scale.to(x.dtype), b_NR.to(x.dtype))

@@ -1,0 +1,117 @@
+"""Previews: the base with the LoRA as it stands, through both experts, from each prompt's control image.
+
+The loop is that of diffusers' WanImageToVideoPipeline, step for step (a test compares them bit for bit); it is written
+out so that experts may be run by an executor.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from PIL import Image, ImageOps
+
+from engine.base import EXPERTS, Expert
+from engine.executor import ResidentExecutor
+from engine.latents import condition, decode
+from engine.timesteps import NUM_TRAIN_TIMESTEPS
+from presets.geometry import SIDE_MULTIPLE
+from presets.job import SamplePanel
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One preview to make. Text embeddings are (1, S, D)."""
+
+    image_CHW: torch.Tensor  # float32 in [-1, 1], sides multiples of 16
+    text: torch.Tensor
+    negative: torch.Tensor
+    seed: int
+
+
+def control_image(path: Path, width: int, height: int) -> torch.Tensor:
+    """The control image at its own shape, inside an area of width x height: (3, H, W) float32 in [-1, 1].
+
+    Sides are multiples of 16; what the rounding leaves over is cropped evenly.
+    """
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    scale = math.sqrt(width * height / (image.width * image.height))
+    w, h = (max(1, round(side * scale / SIDE_MULTIPLE)) * SIDE_MULTIPLE for side in image.size)
+    while w * h > width * height:  # rounding up both sides may leave the area
+        if w * image.height > h * image.width:
+            w -= SIDE_MULTIPLE
+        else:
+            h -= SIDE_MULTIPLE
+    fitted = ImageOps.fit(image, (w, h), Image.Resampling.LANCZOS)
+    return torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def scheduler_for(sampler: str, shift: float) -> Any:
+    """flowmatch: Euler on the flow; unipc: the multistep solver on flow sigmas. Both with the model's own shift."""
+    if sampler == "unipc":
+        return UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift)
+    return FlowMatchEulerDiscreteScheduler(shift=shift)
+
+
+@torch.no_grad()
+def sample_latents(
+    executors: dict[Expert, ResidentExecutor],
+    vae: AutoencoderKLWan,
+    shot: Shot,
+    panel: SamplePanel,
+    *,
+    boundary: float,
+    shift: float,
+    progress: Callable[[int, int], None],
+) -> torch.Tensor:
+    """Denoise one preview: latents (1, 16, F, h, w), float32."""
+    device = shot.image_CHW.device
+    _, H, W = shot.image_CHW.shape
+    shape = (1, vae.config.z_dim, (panel.num_frames - 1) // 4 + 1, H // 8, W // 8)
+    # On the CPU, so that the same seed gives the same preview on every card.
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(shot.seed)).to(device)
+    conditioning = condition(vae, shot.image_CHW.unsqueeze(0), panel.num_frames)
+    scheduler = scheduler_for(panel.sampler, shift)
+    scheduler.set_timesteps(panel.steps, device=device)
+    for i, t in enumerate(scheduler.timesteps):
+        progress(i, panel.steps)
+        executor = executors[EXPERTS[0] if t >= boundary * NUM_TRAIN_TIMESTEPS else EXPERTS[1]]
+        x, timestep = torch.cat([latents, conditioning], dim=1), t.expand(1)
+        velocity = executor.predict(x, timestep, shot.text)
+        if panel.guidance > 1:
+            unguided = executor.predict(x, timestep, shot.negative)
+            velocity = unguided + panel.guidance * (velocity - unguided)
+        latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
+    progress(panel.steps, panel.steps)
+    return latents
+
+
+def to_frames(vae: AutoencoderKLWan, latents: torch.Tensor) -> np.ndarray:
+    """Latents (1, 16, F, h, w) -> uint8 frames (T, H, W, 3)."""
+    video = decode(vae, latents)[0]
+    return ((video + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
+
+
+def write_video(path: Path, frames_THWC: np.ndarray, fps: int) -> None:
+    """H.264 in an mp4 that every player opens; written aside and renamed, so that a watcher never sees half a file."""
+    aside = path.with_name(f".{path.name}.tmp")
+    with av.open(str(aside), "w", format="mp4", options={"movflags": "faststart"}) as container:
+        stream: Any = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "17", "preset": "medium"})
+        stream.height, stream.width, stream.pix_fmt = *frames_THWC.shape[1:3], "yuv420p"
+        for frame in frames_THWC:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
+    aside.rename(path)
+
+
+def write_poster(path: Path, frames_THWC: np.ndarray) -> None:
+    """The middle frame: the first is only the control image again."""
+    aside = path.with_name(f".{path.name}.tmp")
+    Image.fromarray(frames_THWC[len(frames_THWC) // 2]).save(aside, format="PNG")
+    aside.rename(path)

@@ -1,0 +1,101 @@
+"""A ring of device slots that block weights pass through, filled ahead of the visits by a copy stream.
+
+Which slot serves which visit is decided beforehand by a pure function (`plan_loads`), so that a block still in a slot
+(the last ones of the forward are the first of the backward) is not copied again.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+Key = tuple[str, int]  # (expert, block)
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One use of one block: in which slot it lies, and whether it must be copied there first."""
+
+    key: Key
+    slot: int
+    load: bool
+    after: int  # the earlier visit whose end frees the slot; -1 when free from the start
+
+
+def plan_loads(keys: list[Key], held: list[Key | None]) -> list[Visit]:
+    """Assign a slot to each visit in order. `held` is what the slots hold now.
+
+    When a block is in no slot, it replaces the one whose next use is farthest away (Belady's rule, optimal since the
+    order is known).
+    """
+    content, last_user = list(held), [-1] * len(held)
+    visits: list[Visit] = []
+    for i, key in enumerate(keys):
+        if key in content:
+            slot, load = content.index(key), False
+        else:
+
+            def next_use(slot: int, now: int = i) -> int:
+                later = [j for j in range(now + 1, len(keys)) if keys[j] == content[slot]]
+                return -1 - last_user[slot] + 2 * len(keys) if not later else later[0]
+
+            slot, load = max(range(len(content)), key=next_use), True
+        visits.append(Visit(key, slot, load, last_user[slot]))
+        content[slot], last_user[slot] = key, i
+    return visits
+
+
+class Ring:
+    """Device slots of one layout's size. One pass at a time: `begin`, then `take` and `release` each visit in order."""
+
+    def __init__(self, size: int, slots: int, device: torch.device) -> None:
+        self.device = device
+        self.slots = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(slots)]
+        self.held: list[Key | None] = [None] * slots
+        self._cuda = device.type == "cuda"
+        self.stream: Any = torch.cuda.Stream(device) if self._cuda else None
+        self._ready: list[Any] = [torch.cuda.Event() for _ in range(slots)] if self._cuda else []
+        self._free: list[Any] = [torch.cuda.Event() for _ in range(slots)] if self._cuda else []
+
+    def begin(self, keys: list[Key], masters: dict[Key, torch.Tensor]) -> None:
+        """Start a pass over these blocks; the first copies start now."""
+        self._visits, self._masters, self._next = plan_loads(keys, self.held), masters, 0
+        if self._cuda:
+            for event in self._free:  # everything queued so far may still read the slots
+                event.record()
+        self._issue(done=-1)
+
+    def _issue(self, done: int) -> None:
+        """Queue every copy, in order, whose slot is free once visit `done` has been queued."""
+        while self._next < len(self._visits) and self._visits[self._next].after <= done:
+            visit = self._visits[self._next]
+            if visit.load:
+                self._copy(visit)
+                self.held[visit.slot] = visit.key
+            self._next += 1
+
+    def _copy(self, visit: Visit) -> None:
+        source = self._masters[visit.key]
+        if not self._cuda:
+            self.slots[visit.slot].copy_(source)
+            return
+        with torch.cuda.stream(self.stream):
+            self.stream.wait_event(self._free[visit.slot])
+            self.slots[visit.slot].copy_(source, non_blocking=True)
+            self._ready[visit.slot].record(self.stream)
+
+    def take(self, visit: int) -> torch.Tensor:
+        """The slot's buffer of a visit; the current stream waits for its copy."""
+        assert visit < self._next, "a visit was taken before its copy could be queued"
+        slot = self._visits[visit].slot
+        if self._cuda and self._visits[visit].load:
+            torch.cuda.current_stream(self.device).wait_event(self._ready[slot])
+        return self.slots[slot]
+
+    def release(self, visit: int) -> None:
+        """The kernels of a visit are queued: its slot may be written once they have run."""
+        if self._cuda:
+            self._free[self._visits[visit].slot].record()
+        self._issue(done=visit)
+
+

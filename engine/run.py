@@ -1,0 +1,104 @@
+"""One job from its file to its LoRA files: checks, run folder, lock, training, and an honest last event."""
+
+import fcntl
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from engine.console import Console
+from engine.control import Control
+from engine.eventlog import EventLog
+from presets.check import check, gather
+from presets.errors import UserError
+from presets.findings import Finding
+from presets.job import Job
+from presets.jobfile import absolute_paths, load_job, save_job
+
+DONE, FAILED, USAGE, RESUMABLE = 0, 1, 2, 75  # 75 is EX_TEMPFAIL: saved, start me again
+LOCK_FILE, JOB_FILE = ".lock", "job.toml"
+
+
+def run_job(job_path: Path, out: Path | None, *, resume: bool, workers: int | None = None, device: str | None = None) -> int:
+    """Train the job at `job_path` into OUT/NAME and return the exit code. User errors are printed and logged, never raised."""
+    try:
+        job = load_job(job_path)
+        base_dir = job_path.resolve().parent
+        folder = (out.resolve() if out else base_dir / "runs") / job.job.name
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun's own variable
+            raise UserError("this version trains a job on one GPU", where="job.gpus", fix="Set job.gpus to one GPU")
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            return _train_in(folder, job, base_dir, resume=resume, workers=workers, device=device)
+    except UserError as e:
+        print(f"wanlora: {e}", file=sys.stderr)
+        return FAILED
+    except OSError as e:
+        print(f"wanlora: {e.filename or job_path}: {e.strerror}. Choose a place you can write to with --out", file=sys.stderr)
+        return FAILED
+
+
+def _train_in(folder: Path, job: Job, base_dir: Path, *, resume: bool, workers: int | None, device: str | None) -> int:
+    if not resume and (folder / JOB_FILE).exists():
+        raise UserError("this folder already holds a run", where=str(folder), fix="Continue it with --resume, or give the job another name")
+    with Console() as console:
+        log = EventLog(folder, listener=console.show)
+        try:
+            return _attempt(folder, job, base_dir, log, resume=resume, workers=workers, device=device)
+        except UserError as e:
+            log.emit("failed", cause=e.what if not e.where else f"{e.where}: {e.what}.", next=e.fix)
+        except Exception as e:
+            trace = traceback.format_exc()
+            print(trace, file=sys.stderr)
+            log.emit("failed", cause=f"{type(e).__name__}: {e}", next="This is a bug in wanlora; the log holds the details. The last checkpoint can be resumed")
+        finally:
+            log.close()
+    return FAILED
+
+
+def _attempt(folder: Path, job: Job, base_dir: Path, log: EventLog, *, resume: bool, workers: int | None, device: str | None) -> int:
+    log.phase("loading", 0, 4, "checking the job")
+    facts = gather(job, base_dir, out=folder.parent)
+    findings = check(job, facts)
+    for finding in findings:
+        log.emit("finding", code=finding.code, severity=finding.severity, field=finding.field, message=finding.message, fix=finding.fix)
+    if errors := [f for f in findings if f.severity == "error"]:
+        raise UserError(_summary(errors), fix="Mend them in the job file, then start again")
+    if not resume:
+        save_job(absolute_paths(job, base_dir), folder / JOB_FILE)
+
+    import torch  # only now: a job that is refused is refused in a second
+
+    from engine.setup import prepare
+    from engine.trainer import train
+
+    torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    control = Control(folder)
+    control.listen()
+    run = prepare(job, facts, folder, log, device=torch_device, workers=default_workers() if workers is None else workers, resume=resume)
+    outcome = train(run, control)
+    return DONE if outcome.done else RESUMABLE
+
+
+def _summary(errors: list[Finding]) -> str:
+    return f"{len(errors)} error{'s' if len(errors) > 1 else ''} in the job: " + "; ".join(f"{f.field}: {f.message}" for f in errors)
+
+
+def default_workers() -> int:
+    """Half the cores, at most 4: decoding must not starve the process that feeds the GPU."""
+    return max(1, min(4, (os.cpu_count() or 2) // 2))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the run folder: one trainer at a time. Raises UserError when another has it."""
+    with (folder / LOCK_FILE).open("w") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError("another trainer is running in this folder", where=str(folder), fix="Wait for it, or stop it first") from None
+        yield
+
+

@@ -1,0 +1,164 @@
+"""Everything a run needs before step 1, loaded in the order that keeps the memory peak low."""
+
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+
+from engine import checkpoint, lora
+from engine.base import BaseFolder, Expert, find_base, load_expert, load_vae, needed_experts, trained_experts
+from engine.eventlog import EventLog
+from engine.executor import ResidentExecutor
+from engine.items import Item, build_items
+from engine.loader import Loader
+from engine.objective import class_prompt
+from engine.optim import Ema, build_optimizer
+from engine.order import Order
+from engine.preview import Shot, control_image
+from engine.text import TextBook, encode_texts
+from presets.captions import resolve_caption
+from presets.check import Facts
+from presets.errors import UserError
+from presets.job import Job
+from presets.jobfile import job_to_dict
+
+MAY_CHANGE = ("training.steps", "training.lr", "save.", "sample.")  # on resume; anything else would be another run
+
+
+@dataclass
+class Learner:
+    """The learning side of one trained expert. `parameters` are the fp32 LoRA tensors by name."""
+
+    executor: ResidentExecutor
+    parameters: dict[str, torch.nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    ema: Ema | None
+
+
+@dataclass
+class Run:
+    """A run ready for its next step."""
+
+    job: Job
+    base_dir: Path  # relative paths of the job start here
+    folder: Path
+    log: EventLog
+    device: torch.device
+    base: BaseFolder
+    vae: AutoencoderKLWan
+    book: TextBook
+    executors: dict[Expert, ResidentExecutor]  # of every loaded expert
+    learners: dict[Expert, Learner]  # of the trained ones
+    order: Order
+    loader: Loader
+    start: int = 0  # optimizer steps already done
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def text(self, texts: list[str]) -> torch.Tensor:
+        return self.book.batch(texts, device=self.device)
+
+
+def versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "diffusers", "peft", "transformers", "wanlora-tui")}
+
+
+def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torch.device, workers: int, resume: bool) -> Run:
+    """Load, encode and restore. Raises UserError."""
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # bf16 products crawl on a CPU
+    log.phase("loading", 0, 4, "base model")
+    base = find_base(job, facts.base)
+    items = build_items(job, facts.base, facts.datasets)
+    order = Order(items, job.training.batch_size, job.job.seed)
+
+    log.phase("loading", 1, 4, "text encoder")
+    book = encode_texts(
+        base, all_texts(job, items), device=device, dtype=dtype, precision=job.quantization.text_encoder,
+        progress=lambda done, total: log.phase("caching", done, total, "captions"),
+    )  # fmt: skip
+    vae = load_vae(base, device=device, dtype=dtype)
+
+    executors: dict[Expert, ResidentExecutor] = {}
+    learners: dict[Expert, Learner] = {}
+    for i, expert in enumerate(needed_experts(job)):
+        log.phase("loading", 2 + i, 4, f"{expert} expert")
+        model = load_expert(base, expert, device=device, dtype=dtype)
+        if expert in trained_experts(job):
+            lora.attach(model, expert, rank=job.target.rank, alpha=lora.job_alpha(job), seed=job.job.seed)
+        executors[expert] = ResidentExecutor(model, recompute=device.type == "cuda")
+        if expert in trained_experts(job):
+            parameters = lora.tensors(model)
+            ema = Ema(job.training.ema_decay, dict(parameters)) if job.training.ema else None
+            learners[expert] = Learner(executors[expert], parameters, build_optimizer(job.training, list(parameters.values())), ema)
+
+    run = Run(
+        job=job, base_dir=facts.base, folder=folder, log=log, device=device, base=base, vae=vae, book=book, executors=executors,
+        learners=learners, order=order, loader=Loader(order, workers, log=lambda text: log.emit("log", level="warning", text=text)), versions=versions(),
+    )  # fmt: skip
+    checkpoint.sweep(folder)
+    if resume:
+        restore(run)
+    return run
+
+
+def all_texts(job: Job, items: list[Item]) -> set[str]:
+    """Every text the run can ask for: captions, the empty one, class prompts, preview prompts and the negative."""
+    trigger = job.job.trigger
+    captions = {item.caption for item in items}
+    texts = set(captions) | {resolve_caption(p.prompt, "", trigger) for p in job.sample.prompts} | {job.sample.negative}
+    if any(d.caption_dropout > 0 for d in job.datasets):
+        texts.add("")
+    if job.training.dop:
+        texts |= {class_prompt(caption, trigger, job.training.dop_class) for caption in captions | {""}}
+    return texts
+
+
+def restore(run: Run) -> None:
+    """Continue from the newest checkpoint that verifies, or from the start when there is none (said in the log)."""
+    folder, refused = checkpoint.newest(run.folder)
+    for text in refused:
+        run.log.emit("finding", code="checkpoint-damaged", severity="warning", field=str(run.folder), message=text, fix="The run goes on from the one before")
+    if folder is None:
+        run.log.emit("log", level="warning", text="no checkpoint to resume from: starting at step 1")
+        return
+    state = checkpoint.load(folder)
+    if state.meta["base"] != run.base.identity:
+        raise UserError("the base model's weights are not those this run began with", where=str(run.base.path), fix="Put the same base back, or start a new run under another name")
+    for path, old, new in job_changes(state.meta["job"], job_to_dict(run.job)):
+        if not path.startswith(MAY_CHANGE):
+            raise UserError(f"{path} was {old!r} when this run began and is now {new!r}", where=str(run.folder), fix="Set it back, or start a new run under another name")
+        run.log.emit("changed", field=path, old=old, new=new)
+    run.start = state.step
+    for expert, learner in run.learners.items():
+        lora.load_tensors(learner.parameters, state.lora[expert])
+        learner.optimizer.load_state_dict(state.optimizer[expert])
+        if learner.ema:
+            learner.ema.load(state.ema[expert])
+
+
+def job_changes(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[tuple[str, object, object]]:
+    """(path, old, new) of every value that differs between two jobs as plain tables."""
+    out: list[tuple[str, object, object]] = []
+    for key in sorted(old.keys() | new.keys()):
+        a, b, path = old.get(key), new.get(key), f"{at}.{key}" if at else key
+        if isinstance(a, dict) and isinstance(b, dict):
+            out += job_changes(a, b, path)
+        elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and all(isinstance(v, dict) for v in a + b):
+            for i, (x, y) in enumerate(zip(a, b, strict=True)):
+                out += job_changes(x, y, f"{path}[{i}]")
+        elif a != b:
+            out.append((path, a, b))
+    return out
+
+
+def shots(run: Run) -> list[Shot]:
+    """The previews of one set, in the order of the job's prompts."""
+    panel = run.job.sample
+    out = []
+    for i, prompt in enumerate(panel.prompts):
+        image = control_image(run.base_dir / prompt.ctrl_img, panel.width, panel.height).to(run.device)
+        text = resolve_caption(prompt.prompt, "", run.job.job.trigger)
+        out.append(Shot(image, run.text([text]), run.text([panel.negative]), panel.seed + (i if panel.walk_seed else 0)))
+    return out

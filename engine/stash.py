@@ -1,0 +1,111 @@
+"""What a block's backward needs from its forward: its input, its attention's output and logsumexp.
+
+On the device, or in pinned host memory: written by one copy stream during the forward, read ahead by another during the
+backward. A block's three tensors travel as one.
+"""
+
+from typing import Any
+
+import torch
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+class DeviceStash:
+    """Everything stays where it is."""
+
+    def __init__(self) -> None:
+        self._kept: dict[int, Tensors] = {}
+
+    def put(self, block: int, tensors: Tensors) -> None:
+        self._kept[block] = tensors
+
+    def prefetch(self, block: int) -> None:
+        pass
+
+    def get(self, block: int) -> Tensors:
+        return self._kept.pop(block)
+
+    def flush(self) -> None:
+        pass
+
+
+class HostStash:
+    """Pinned host buffers, one per block, made at first use and reused for every bucket they are large enough for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._cuda = device.type == "cuda"
+        self._out: Any = torch.cuda.Stream(device) if self._cuda else None
+        self._in: Any = torch.cuda.Stream(device) if self._cuda else None
+        self._host: dict[int, torch.Tensor] = {}
+        self._shapes: dict[int, list[tuple[torch.dtype, torch.Size]]] = {}
+        self._leaving: list[tuple[Any, Tensors]] = []  # on their way out: alive until the copy is done
+        self._arriving: dict[int, tuple[Any, Tensors]] = {}
+
+    def _views(self, block: int) -> list[torch.Tensor]:
+        views, offset = [], 0
+        for dtype, shape in self._shapes[block]:
+            size = shape.numel() * dtype.itemsize
+            views.append(self._host[block][offset : offset + size].view(dtype).view(shape))
+            offset += -(-size // 256) * 256
+        return views
+
+    def put(self, block: int, tensors: Tensors) -> None:
+        self._shapes[block] = [(t.dtype, t.shape) for t in tensors]
+        need = sum(-(-t.numel() * t.element_size() // 256) * 256 for t in tensors)
+        if block not in self._host or self._host[block].numel() < need:
+            self._host[block] = torch.empty(need, dtype=torch.uint8, pin_memory=self._cuda)
+        if not self._cuda:
+            for view, tensor in zip(self._views(block), tensors, strict=True):
+                view.copy_(tensor)
+            return
+        self._drop_left(keep=1)
+        self._out.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._out):
+            for view, tensor in zip(self._views(block), tensors, strict=True):
+                view.copy_(tensor, non_blocking=True)
+            done = torch.cuda.Event()
+            done.record()
+        self._leaving.append((done, tensors))
+
+    def _drop_left(self, keep: int) -> None:
+        """Let go of tensors whose copy the current stream has waited for: their memory may then be used again."""
+        while len(self._leaving) > keep:
+            done, _ = self._leaving.pop(0)
+            torch.cuda.current_stream(self.device).wait_event(done)
+
+    def flush(self) -> None:
+        """The forward is over: reads must come after the last writes."""
+        if self._cuda:
+            self._drop_left(keep=0)
+            self._in.wait_stream(self._out)
+
+    def prefetch(self, block: int) -> None:
+        """Start bringing a block's tensors back, unless they are on their way already."""
+        if block < 0 or block in self._arriving or block not in self._shapes:
+            return
+        # Allocated on the current stream, so that freeing and reuse follow its order; the copy waits for that.
+        tensors = tuple(torch.empty(shape, dtype=dtype, device=self.device) for dtype, shape in self._shapes[block])
+        done = None
+        if self._cuda:
+            self._in.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(self._in):
+                for tensor, view in zip(tensors, self._views(block), strict=True):
+                    tensor.copy_(view, non_blocking=True)
+                done = torch.cuda.Event()
+                done.record()
+        else:
+            for tensor, view in zip(tensors, self._views(block), strict=True):
+                tensor.copy_(view)
+        self._arriving[block] = (done, tensors)
+
+    def get(self, block: int) -> Tensors:
+        self.prefetch(block)
+        done, tensors = self._arriving.pop(block)
+        if done is not None:
+            torch.cuda.current_stream(self.device).wait_event(done)
+        return tensors
+
+
+Stash = DeviceStash | HostStash

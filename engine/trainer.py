@@ -1,0 +1,161 @@
+"""The training loop, top to bottom: clips -> latents + conditioning -> noise, sigma, expert -> loss -> gradient -> step.
+
+B batch, C channels, F h w latent shape, T pixel frames, S text tokens, D text width.
+"""
+
+import math
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+
+from engine.base import Expert, trained_experts
+from engine.clock import Stopwatch
+from engine.control import Control
+from engine.keyed import keyed_rng
+from engine.latents import condition, encode, pixels
+from engine.loader import Batch
+from engine.objective import Term, class_prompt, main_term, noised, preservation_term
+from engine.optim import clip_gradients, lr_at, set_lr
+from engine.outputs import make_previews, previews_made, save_all, save_final
+from engine.report import device_name, plan_text, ram_gib, report_non_finite, vram_gib
+from engine.setup import Learner, Run
+from engine.timesteps import NUM_TRAIN_TIMESTEPS, draw_sigma
+from presets.job import Job
+from presets.jobfile import job_to_dict
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `done`, or stopped with `why`."""
+
+    step: int
+    done: bool
+    why: str = ""
+
+
+def expert_at(job: Job, step: int) -> Expert:
+    """Whose turn optimizer step `step` (from 0) is: switch_every steps each, high noise first."""
+    experts = trained_experts(job)
+    return experts[step // job.multistage.switch_every % len(experts)]
+
+
+def train(run: Run, control: Control) -> Outcome:
+    """Run the loop from `run.start`. Raises UserError; the newest checkpoint is whole whatever happens."""
+    job, log = run.job, run.log
+    began = time.perf_counter()
+    bad_steps = 0
+    log.emit(
+        "started", name=job.job.name, job=job_to_dict(job), plan=plan_text(run), versions=run.versions, device=device_name(run.device),
+        steps=job.training.steps, resumed_from=run.start,
+    )  # fmt: skip
+    with ExitStack() as stack:
+        stack.callback(run.loader.close)
+        if run.start == 0:
+            save_all(run, 0, rehearsal=True)  # a full disk or a read-only folder shows itself now, not after hours
+        if wants_previews(job, run.start) and not previews_made(run, run.start):
+            make_previews(run, run.start, control)
+
+        for step in range(run.start, job.training.steps):
+            expert = expert_at(job, step)
+            learner = run.learners[expert]
+            set_lr(learner.optimizer, lr_at(job.training, step))
+            watch = Stopwatch(run.device)
+            losses: dict[str, torch.Tensor] = {}
+            timesteps: list[float] = []
+            clips: list[str] = []
+            micro_batches = range(step * job.training.gradient_accumulation, (step + 1) * job.training.gradient_accumulation)
+            clips_in_step = sum(len(run.order.batch(index)) for index in micro_batches)
+
+            for index in micro_batches:
+                if control.stop_wished():
+                    return stop(run, learner, step, control)
+                with watch.part("data"):
+                    batch = run.loader.batch(index)
+                with watch.part("vae"):
+                    video_BCTHW = pixels(batch.frames, device=run.device)
+                    x0_BCFhw = encode(run.vae, video_BCTHW)
+                    conditioning_BCFhw = condition(run.vae, video_BCTHW[:, :, 0], batch.bucket.frames)
+                    del video_BCTHW
+                noise_BCFhw, sigma_B = draws(run, expert, step, batch, x0_BCFhw)
+                x_t, target = noised(x0_BCFhw, noise_BCFhw, sigma_B)
+                x_BCFhw = torch.cat([x_t, conditioning_BCFhw], dim=1)
+                timestep_B = sigma_B * NUM_TRAIN_TIMESTEPS
+                with watch.part("transformer"):
+                    for term in terms(run, learner, batch, x_BCFhw, timestep_B, target, share=len(batch.ids) / clips_in_step):
+                        loss = learner.executor.forward_backward(x_BCFhw, timestep_B, term.text_BSD, term.loss, strength=batch.weights[0])
+                        losses[term.name] = losses.get(term.name, 0) + loss
+                timesteps += timestep_B.tolist()
+                clips += batch.ids
+
+            with watch.part("optimizer"):
+                parameters = list(learner.parameters.values())
+                norm = float(clip_gradients(parameters, job.training.max_grad_norm))
+                loss_value = float(sum(losses.values()))
+                finite = math.isfinite(norm) and math.isfinite(loss_value)
+                if finite:  # a non-finite step never reaches the weights
+                    learner.optimizer.step()
+                    if learner.ema:
+                        learner.ema.update(learner.parameters)
+                learner.optimizer.zero_grad(set_to_none=True)
+            bad_steps = 0 if finite else bad_steps + 1
+            if not finite:
+                report_non_finite(run, step, clips, timesteps, bad_steps)
+                continue
+            log.emit(
+                "step", step=step + 1, expert=expert, loss=loss_value, parts={name: float(value) for name, value in losses.items()}, lr=lr_at(job.training, step),
+                grad_norm=norm, timestep=sum(timesteps) / len(timesteps), seconds=watch.seconds(), vram_gib=vram_gib(run.device), ram_gib=ram_gib(), clips=clips,
+            )  # fmt: skip
+
+            done = step + 1
+            last = done == job.training.steps
+            if last or done % job.save.every == 0:
+                save_all(run, done)
+            if wants_previews(job, done):
+                make_previews(run, done, control)
+
+        files = save_final(run, job.training.steps)
+        log.emit("done", step=job.training.steps, files=files, seconds=round(time.perf_counter() - began, 3))
+    return Outcome(job.training.steps, done=True)
+
+
+def wants_previews(job: Job, step: int) -> bool:
+    """Whether previews are due after `step` steps: at the start (sample.first), every so often, and at the end."""
+    if not job.sample.prompts:
+        return False
+    if step == 0:
+        return job.sample.first
+    return step == job.training.steps or (job.sample.every > 0 and step % job.sample.every == 0)
+
+
+def draws(run: Run, expert: Expert, step: int, batch: Batch, x0_BCFhw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise and sigma of each sample, keyed by (seed, step, position, clip): the same on a retry, a resume, another card."""
+    seed, shape = run.job.job.seed, tuple(x0_BCFhw.shape[1:])
+    noise, sigmas = [], []
+    for i, clip in enumerate(batch.ids):
+        noise.append(torch.from_numpy(keyed_rng(seed, "noise", step, batch.index, i, clip).standard_normal(shape, dtype="float32")))
+        u = float(keyed_rng(seed, "timestep", step, batch.index, i, clip).random())
+        sigmas.append(draw_sigma(run.job.training, expert, run.base.boundary, u))
+    return torch.stack(noise).to(run.device), torch.tensor(sigmas, dtype=torch.float32, device=run.device)
+
+
+def terms(
+    run: Run, learner: Learner, batch: Batch, x_BCFhw: torch.Tensor, timestep_B: torch.Tensor, target: torch.Tensor, *, share: float
+) -> list[Term]:
+    """The losses of one micro-batch; `share` is its part of the optimizer step, so that accumulation equals a larger batch."""
+    training, trigger = run.job.training, run.job.job.trigger
+    out = [main_term(training, run.job.advanced, run.text(batch.captions), target, share)]
+    if training.dop:
+        text = run.text([class_prompt(caption, trigger, training.dop_class) for caption in batch.captions])
+        base_prediction = learner.executor.predict(x_BCFhw, timestep_B, text, strength=0.0)
+        out.append(preservation_term(training, text, base_prediction, share))
+    return out
+
+
+def stop(run: Run, learner: Learner, step: int, control: Control) -> Outcome:
+    """Honour a stop between micro-batches: partial gradients are dropped, `step` steps are done and saved."""
+    learner.optimizer.zero_grad(set_to_none=True)
+    path = save_all(run, step) if step > 0 else ""
+    run.log.emit("stopped", step=step, path=path, why=control.why)
+    return Outcome(step, done=False, why=control.why)

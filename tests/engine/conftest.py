@@ -1,0 +1,15 @@
+"""The tiny base, made once per test session: the real model classes at toy sizes, in fp32."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from engine.tiny import build_tiny
+
+    return build_tiny(tmp_path_factory.mktemp("tiny") / "base")

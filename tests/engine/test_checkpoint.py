@@ -1,0 +1,128 @@
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from engine import checkpoint
+from engine.checkpoint import State
+from engine.optim import build_optimizer
+from presets.errors import UserError
+from presets.job import TrainingPanel
+
+
+def make_state(step: int, seed: int = 0) -> State:
+    g = torch.Generator().manual_seed(seed)
+    p = torch.nn.Parameter(torch.randn(3, 4, generator=g))
+    optimizer = torch.optim.AdamW([p], lr=1e-3)
+    p.grad = torch.randn(3, 4, generator=g)
+    optimizer.step()
+    return State(step=step, lora={"high_noise": {"a": p.detach()}}, optimizer={"high_noise": optimizer.state_dict()}, meta={"job": {"x": 1}, "base": "b"})
+
+
+def test_everything_comes_back_bit_for_bit(tmp_path):
+    state = make_state(5)
+    folder, digest = checkpoint.save(tmp_path, state)
+    assert folder.name == "step_000000005" and len(digest) == 64
+    back = checkpoint.load(folder)
+    assert back.step == 5 and back.meta == state.meta
+    assert torch.equal(back.lora["high_noise"]["a"], state.lora["high_noise"]["a"])
+    mine, theirs = state.optimizer["high_noise"], back.optimizer["high_noise"]
+    assert mine["param_groups"] == [{**g, "betas": tuple(g["betas"])} for g in theirs["param_groups"]]
+    assert mine["state"].keys() == theirs["state"].keys()
+    for key, value in mine["state"][0].items():
+        assert torch.equal(value, theirs["state"][0][key]), key
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_a_restored_optimizer_takes_the_same_next_step(tmp_path, name):
+    def step(p, optimizer, seed):
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
+        optimizer.step()
+
+    panel = TrainingPanel(optimizer=name, lr=0.01)
+    p = torch.nn.Parameter(torch.ones(6, 5))
+    optimizer = build_optimizer(panel, [p])
+    for i in range(3):
+        step(p, optimizer, i)
+    checkpoint.save(tmp_path, State(3, {"e": {"p": p.detach()}}, {"e": optimizer.state_dict()}))
+    state = checkpoint.load(checkpoint.newest(tmp_path)[0])
+    q = torch.nn.Parameter(state.lora["e"]["p"])
+    fresh = build_optimizer(panel, [q])
+    fresh.load_state_dict(state.optimizer["e"])
+    for i in range(3, 6):
+        step(p, optimizer, i)
+        step(q, fresh, i)
+    assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])
+def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, damage):
+    good, _ = checkpoint.save(tmp_path, make_state(5))
+    bad, _ = checkpoint.save(tmp_path, make_state(10, seed=1))
+    file = bad / "lora_high_noise.safetensors"
+    data = file.read_bytes()
+    match damage:
+        case "truncate":
+            file.write_bytes(data[:-1])
+        case "flip":
+            file.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        case "remove":
+            file.unlink()
+        case "manifest":
+            (bad / "manifest.json").write_text((bad / "manifest.json").read_text()[:-4])
+    found, refused = checkpoint.newest(tmp_path)
+    assert found == good
+    assert len(refused) == 1 and "step_000000010" in refused[0]
+
+
+def test_kill_at_any_instant_leaves_no_half_checkpoint(tmp_path):
+    """A child that saves in a loop is killed again and again: whatever is listed verifies."""
+    code = (
+        "import sys, torch; from engine import checkpoint; from engine.checkpoint import State\n"
+        "i = int(sys.argv[2]); print('go', flush=True)\n"
+        "from pathlib import Path\n"
+        "while True:\n i += 1; checkpoint.save(Path(sys.argv[1]), State(i, {'e': {'a': torch.full((400, 400), float(i))}}, {'e': {'state': {}, 'param_groups': []}}))\n"
+    )
+    step = 0
+    for kill in range(4):
+        child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(step)], stdout=subprocess.PIPE)
+        assert child.stdout.readline() == b"go\n"
+        before = len(checkpoint.listed(tmp_path))
+        while len(checkpoint.listed(tmp_path)) < before + 3 + kill:
+            assert child.poll() is None
+        child.kill()
+        child.wait()
+        folders = checkpoint.listed(tmp_path)
+        assert all(checkpoint.verify(f) == "" for f in folders)
+        step = checkpoint.load(folders[-1]).step
+    checkpoint.sweep(tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("*.tmp-*"))
+
+
+def test_saving_the_same_step_again_replaces_it(tmp_path):
+    checkpoint.save(tmp_path, make_state(5, seed=0))
+    second = make_state(5, seed=1)
+    folder, _ = checkpoint.save(tmp_path, second)
+    assert torch.equal(checkpoint.load(folder).lora["high_noise"]["a"], second.lora["high_noise"]["a"])
+
+
+def test_prune_keeps_the_newest(tmp_path):
+    for step in (1, 2, 3, 4):
+        checkpoint.save(tmp_path, make_state(step))
+    assert checkpoint.prune(tmp_path, 2) == [1, 2]
+    assert [f.name for f in checkpoint.listed(tmp_path)] == ["step_000000003", "step_000000004"]
+    assert checkpoint.prune(tmp_path, 2) == []
+
+
+def test_an_unwritable_place_is_a_user_error(tmp_path):
+    (tmp_path / "checkpoints").write_text("in the way")
+    with pytest.raises(UserError, match="cannot write a checkpoint"):
+        checkpoint.save(tmp_path, make_state(1))
+
+
+def test_state_file_is_plain_json_and_no_pickle(tmp_path):
+    folder, _ = checkpoint.save(tmp_path, make_state(5))
+    assert json.loads((folder / "state.json").read_text())["step"] == 5
+    assert {p.suffix for p in folder.iterdir()} == {".json", ".safetensors"}
