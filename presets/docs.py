@@ -29,6 +29,23 @@ RULES_INTRO = """\
 
 Errors keep a job from starting; warnings and advice do not. `wanlora check JOB` shows them, each with its fix.
 """
+# What is found while clips and models are read, before any rule: see presets.clips, presets.media, presets.model.
+READING = {
+    "dataset-missing": ("error", "A dataset's folder exists."),
+    "dataset-empty": ("error", "A dataset's folder holds a clip or an image."),
+    "dataset-unreadable": ("error", "A dataset's folders may be read."),
+    "not-a-video": ("error", "A clip is a video or a still image: no GIF, no text file with a video's name."),
+    "clip-unreadable": ("error", "A clip is complete and decodes from its first to its last frame."),
+    "caption-unreadable": ("error", "A caption is UTF-8 text of at most 10,000 characters."),
+    "caption-without-clip": ("advice", "A caption has a clip of the same name."),
+    "files-ignored": ("advice", "A dataset's folder holds nothing but clips, images and captions."),
+    "model-missing": ("error", "The base model is a folder or a Hub id."),
+    "model-incomplete": ("error", "The base model's folder has all its parts."),
+    "model-not-i2v": ("error", "The base model is Wan 2.2 I2V A14B: two experts with 36 input channels."),
+    "model-corrupt": ("error", "The base model's files are whole."),
+    "model-unreadable": ("error", "The base model's files may be read."),
+    "model-no-boundary": ("warning", "The base model, or else the job, names the boundary between the experts."),
+}
 PANELS = {"datasets": "[[datasets]]", "sample.prompts": "[[sample.prompts]]"}
 
 
@@ -58,7 +75,8 @@ def page() -> str:
         out.append("")
     out += [RULES_INTRO, "| code | severity | rule |\n|---|---|---|"]
     order = ("error", "warning", "advice")
-    out += [f"| `{r.code}` | {r.severity} | {_cell(r.about)} |" for r in sorted(RULES.values(), key=lambda r: (order.index(r.severity), r.code))]
+    every = [(r.code, r.severity, r.about) for r in RULES.values()] + [(code, severity, about) for code, (severity, about) in READING.items()]
+    out += [f"| `{code}` | {severity} | {_cell(about)} |" for code, severity, about in sorted(every, key=lambda r: (order.index(r[1]), r[0]))]
     return "\n".join(out) + "\n"
 
 

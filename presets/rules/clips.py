@@ -46,16 +46,16 @@ def clip_below_resolution(job: Job, facts: Facts) -> Iterator[Found]:
             yield Found(path, message, fix="Replace them with larger copies, or take them out of the folder")
 
 
-@rule("resolution-not-reached", "warning")
+@rule("resolution-not-reached", "advice")
 def resolution_not_reached(job: Job, facts: Facts) -> Iterator[Found]:
-    """Each listed resolution is reached by some clip."""
+    """Each listed resolution makes a difference to some clip."""
     for i, panel, found in paired(job, facts):
         largest = max((reach(c) for c in found.clips), default=math.inf)
-        useless = [r for r in panel.resolutions if r > largest and r > min(panel.resolutions)]
-        if useless:
-            path = f"datasets[{i}].resolutions"
-            message = f"no clip is large enough for {', '.join(map(str, useless))}: each would train once more at its own size"
-            yield Found(path, message, set={path: [r for r in panel.resolutions if r not in useless]})
+        whole = sorted(r for r in panel.resolutions if r >= largest)  # under each of these every clip trains at its own size
+        if len(whole) > 1:
+            path, useless = f"datasets[{i}].resolutions", whole[1:]
+            message = f"no clip is larger than {whole[0]}, so {', '.join(map(str, useless))} change{'s' if len(useless) == 1 else ''} nothing"
+            yield Found(path, message, set={path: [r for r in dict.fromkeys(panel.resolutions) if r not in useless or r == whole[0]]})
 
 
 @rule("bucket-1024-tight", "warning")

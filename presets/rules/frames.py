@@ -5,10 +5,12 @@ from pathlib import Path
 from statistics import median
 
 from presets.clips import ClipFacts
-from presets.facts import Facts, names, paired, videos
+from presets.facts import Facts, names, paired, used_gpus, videos
 from presets.geometry import WAN_FPS, is_valid_frame_count, nearest_frame_counts, uniform_speed
 from presets.job import DatasetPanel, Job
+from presets.recipe import tier_for
 from presets.rules.registry import Found, rule
+from presets.sizes import GIB
 
 MOST_FRAMES = 81  # 5 seconds at 16 FPS: the longest that Wan 2.2 I2V makes
 SPEED_LIMIT = 1.25
@@ -123,7 +125,9 @@ def speed_factor(job: Job, facts: Facts) -> Iterator[Found]:
         listed = ", ".join(f"{Path(c.path).name} {s:.2f}x" for s, c in worst[:4]) + (f" and {len(worst) - 4} more" if len(worst) > 4 else "")
         message = f"{panel.num_frames} frames spread over whole clips and played at 16 a second change their speed: {listed}"
         path = f"datasets[{i}]"
-        better = true_speed_frames(clips)
+        vram = min((g.vram_total for g in used_gpus(job, facts)), default=None)
+        memory_allows = MOST_FRAMES if vram is None or facts.tiny else max(panel.num_frames, tier_for(vram / GIB).frames.high)
+        better = true_speed_frames(clips, high=memory_allows)
         realtime = all(c.duration * WAN_FPS + 1e-6 >= panel.num_frames for c in clips)
         if all(_off(uniform_speed(c.duration, better)) <= SPEED_LIMIT for c in clips):
             way = f', or sampling = "realtime" for a window of {panel.num_frames / WAN_FPS:.1f} s out of each clip' if realtime else ""

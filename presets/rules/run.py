@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import msgspec
+
 from presets.facts import Facts
 from presets.job import Job
 from presets.rules.machine import expert_shape
@@ -23,6 +25,15 @@ def out_not_writable(job: Job, facts: Facts) -> Iterator[Found]:
     """The run folder can be written to."""
     if facts.run is not None and facts.run.problem:
         yield Found("job.name", f"{facts.run.path} cannot be written: {facts.run.problem}", fix="Choose another place with --out")
+
+
+@rule("keep-few", "advice")
+def keep_few(job: Job, facts: Facts) -> Iterator[Found]:
+    """At least 4 checkpoints are kept, where the disk allows: the best is often not the last."""
+    more = msgspec.structs.replace(job, save=msgspec.structs.replace(job.save, keep=4))
+    room = facts.machine is None or disk_need(more, expert_shape(facts)).total <= facts.machine.disk_free
+    if room and job.save.keep < 4 and job.training.steps // job.save.every > job.save.keep:
+        yield Found("save.keep", f"only the newest {job.save.keep} checkpoints stay, and the best is often an earlier one", set={"save.keep": 4})
 
 
 @rule("disk-too-small", "error")

@@ -102,10 +102,3 @@ def save_every_beyond_steps(job: Job, facts: Facts) -> Iterator[Found]:
     if job.save.every > job.training.steps >= 4:
         message = f"the first checkpoint would come at step {job.save.every}, after the end: a run that is killed starts over, and there is nothing to choose from"
         yield Found("save.every", message, set={"save.every": max(1, job.training.steps // 4)})
-
-
-@rule("keep-few", "advice")
-def keep_few(job: Job, facts: Facts) -> Iterator[Found]:
-    """At least 4 checkpoints are kept: the best is often not the last."""
-    if job.save.keep < 4 and job.training.steps // job.save.every > job.save.keep:
-        yield Found("save.keep", f"only the newest {job.save.keep} checkpoints stay, and the best is often an earlier one", set={"save.keep": 4})

@@ -1,8 +1,10 @@
 """docs/job-file.md is made from the fields and the rules, and is up to date."""
 
+import re
 from pathlib import Path
 
-from presets.docs import page
+import presets
+from presets.docs import READING, page
 from presets.fields import FIELDS
 from presets.jobfile import parse_job
 from presets.rules import RULES
@@ -20,6 +22,15 @@ def test_the_page_holds_every_field_and_every_rule():
         assert f"| `{field.name}` | {field.label} |" in text
     for rule in RULES.values():
         assert f"| `{rule.code}` | {rule.severity} | {rule.about} |" in text
+
+
+def test_what_reading_can_find_is_on_the_page():
+    codes = set()
+    for module in ("clips", "media", "model"):
+        source = (Path(presets.__file__).parent / f"{module}.py").read_text("utf-8")
+        codes |= set(re.findall(r'(?:code=|_error\(|_advice\(|_problem\()"([a-z0-9-]+)"', source))
+    assert codes == set(READING)
+    assert not codes & set(RULES)
 
 
 def test_tables_have_the_same_number_of_cells_in_each_row():

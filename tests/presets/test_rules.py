@@ -47,12 +47,16 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
     ("speed-factor", "datasets[0].num_frames", job(datasets=[{"num_frames": 33}]), facts(clips(frames=65)), {"datasets[0].num_frames": 65}),
     ("speed-factor", "datasets[0].num_frames", job(), facts(clips(frames=60, fps=30)), {"datasets[0].num_frames": 33}),
     ("speed-factor", "datasets[0].sampling", job(), facts(clips(frames=160)), {"datasets[0].sampling": "realtime"}),
+    ("speed-factor", "datasets[0].num_frames", job(), facts(clips(frames=81)), {"datasets[0].num_frames": 81}),
+    ("speed-factor", "datasets[0].sampling", job(), facts(clips(frames=81), machine=machine(gpu(24))), {"datasets[0].sampling": "realtime"}),
     ("speed-factor", "datasets[0].num_frames", job(), facts([*clips(6, frames=160), *clips(6, frames=60, fps=60)]), None),
     # clips
     ("clip-too-small", "datasets[0].path", job(), facts([*clips(), clip("thin.mp4", width=800, height=15)]), None),
     ("clip-below-resolution", "datasets[0].resolutions", job(), facts(clips(width=320, height=240)), {"datasets[0].resolutions": [278]}),
     ("clip-below-resolution", "datasets[0].resolutions", job(), facts([*clips(), clip("small.mp4", width=320, height=240)]), None),
-    ("resolution-not-reached", "datasets[0].resolutions", job(datasets=[{"resolutions": [512, 768, 1024]}]), facts(), {"datasets[0].resolutions": [512, 768]}),
+    ("resolution-not-reached", "datasets[0].resolutions", job(datasets=[{"resolutions": [512, 832, 1024]}]), facts(), {"datasets[0].resolutions": [512, 832]}),
+    ("resolution-not-reached", "datasets[0].resolutions", job(datasets=[{"resolutions": [1280, 1024, 768]}]), facts(), {"datasets[0].resolutions": [1024, 768]}),
+    ("resolution-not-reached", "datasets[0].resolutions", job(datasets=[{"resolutions": [1024, 1024]}]), facts(clips(width=1024, height=1024)), {"datasets[0].resolutions": [1024]}),
     ("bucket-1024-tight", "datasets[0].resolutions", job(datasets=[{"resolutions": [512, 1024]}]), facts(clips(width=1280, height=1280), machine=machine(gpu(24))), {"datasets[0].resolutions": [512]}),
     ("bucket-1024-tight", "datasets[0].resolutions", job(datasets=[{"resolutions": [1024]}]), facts(clips(width=1280, height=1280), machine=machine(gpu(24))), {"datasets[0].resolutions": [512]}),
     ("scene-cuts", "datasets[0].path", job(), facts(cuts={"/clips/03.mp4": [8, 20], "/clips/04.mp4": []}), None),
@@ -183,7 +187,34 @@ def test_a_broken_rule_is_told_and_its_fix_mends_it(code, field, made, known, fi
         assert of(code, made, known) == []
 
 
+@pytest.mark.parametrize(("code", "made", "known"), [c[:1] + c[2:4] for c in CASES], ids=[f"{c[0]}-{i}" for i, c in enumerate(CASES)])
+def test_mending_everything_comes_to_an_end(code, made, known, picture):
+    """No fix undoes another one: applying them one after the other leaves nothing that could be set."""
+    made = with_picture(made, picture)
+    done = []
+    while settable := [f for f in check(made, known) if f.set]:
+        finding = settable[0]
+        assert (finding.code, finding.set) not in done, f"{finding.code} comes back after {[c for c, _ in done]}"
+        done.append((finding.code, finding.set))
+        for path, value in finding.set.items():
+            made = with_value(made, path, value)
+
+
 ALMOST: list[tuple[str, Job, Facts]] = [
+    ("resolution-not-reached", job(datasets=[{"resolutions": [512, 768, 1024]}]), facts()),  # 832 px: 1024 leaves the clip whole
+    ("clip-too-small", job(), facts(clips(width=800, height=16))),
+    ("clip-below-resolution", job(), facts(clips(width=512, height=512))),
+    ("speed-factor", job(), facts([image()])),
+    ("bucket-1024-tight", job(datasets=[{"resolutions": [1024]}]), facts(clips(width=1280, height=1280), machine=machine(gpu(8)), model=tiny_model())),
+    ("bucket-1024-tight", job(datasets=[{"resolutions": [1024], "num_frames": 1}]), facts([image(width=2000, height=2000)], machine=machine(gpu(24)))),
+    ("trigger-missing-in-captions", job(job={"trigger": "frung"}, training={"unload_text_encoder": True}), facts()),
+    ("stage-none", job("style", multistage={"high_noise": False}), facts()),
+    ("stage-none", job("style", multistage={"low_noise": False}), facts()),
+    ("keep-few", job(save={"keep": 3}), facts(machine=machine(gpu(), disk_gib=5))),
+    ("keep-few", job(save={"keep": 3, "every": 1000}), facts()),
+    ("reg-parity", job(datasets=[{}, {}], multistage={"switch_every": 1}), facts(clips(), clips())),
+    ("reg-parity", job(datasets=[{}, {"regularization": True}], multistage={"switch_every": 1, "low_noise": False}), facts(clips(), clips())),
+    ("batch-multiple-buckets", job(training={"batch_size": 2}, datasets=[{"repeats": 2}]), facts([*clips(), clip("wide.mp4", width=1280, height=720)])),
     ("clip-too-short", job(), facts(clips(frames=41))),
     ("clip-too-short", job(datasets=[{"sampling": "realtime"}]), facts(clips(frames=41))),
     ("clip-too-short", job(datasets=[{"num_frames": 1}]), facts(clips(frames=3))),
@@ -239,6 +270,29 @@ def test_speed_names_the_worst_clips_first():
 def test_long_lists_of_clips_are_cut():
     (finding,) = of("clip-too-short", job(), facts(clips(12, frames=20)))
     assert "00.mp4, 01.mp4, 02.mp4 and 9 more" in finding.message
+
+
+def test_a_real_time_window_that_is_too_long_is_told_in_seconds():
+    (finding,) = of("clip-too-short", job(datasets=[{"sampling": "realtime"}]), facts(clips(frames=60, fps=30)))
+    assert finding.message.startswith("41 frames in real time take 2.56 s, but 00.mp4") and "run 2.00 s" in finding.message
+
+
+def test_what_a_flip_does_is_said_for_each_kind():
+    def told(kind: str, **flips: bool) -> str:
+        return of("flip-with-motion", job(kind, datasets=[flips]), facts())[0].message
+
+    assert "left into right" in told("motion", flip_x=True) and "sides of the character" in told("character", flip_x=True)
+    assert "upside down" in told("motion", flip_y=True)
+
+
+def test_the_smallest_count_that_is_still_a_clip():
+    assert of("clip-too-short", job(), facts(clips(frames=5)))[0].set == {"datasets[0].num_frames": 5}
+    assert of("one-frame-of-video", job(datasets=[{"num_frames": 1}]), facts(clips(frames=5)))[0].set == {"datasets[0].num_frames": 5}
+
+
+def test_a_toy_model_leaves_the_frames_to_the_clips():
+    known = facts(clips(frames=81), machine=machine(gpu(24)), model=tiny_model())
+    assert of("speed-factor", job(), known)[0].set == {"datasets[0].num_frames": 81}
 
 
 def test_realtime_needs_frames_over_16_seconds():
