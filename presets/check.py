@@ -6,6 +6,7 @@ import tempfile
 import textwrap
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,20 @@ def read_run_folder(job: Job, base: Path, out: Path) -> RunFolder:
     except OSError as e:
         problem = (e.strerror or str(e)).lower()
     differences = _differences(job, base, folder / "job.toml")
-    return RunFolder(path=str(folder), name=job.job.name, problem=problem, differences=differences, free_name=_free_name(job.job.name, out) if differences else "")
+    return RunFolder(
+        path=str(folder), name=job.job.name, problem=problem, differences=differences, size=_size(folder),
+        free_name=_free_name(job.job.name, out) if differences else "",
+    )  # fmt: skip
+
+
+def _size(folder: Path) -> int:
+    """Bytes of all files below a folder; what vanishes or may not be read while we look counts nothing."""
+    total = 0
+    for place, _, files in os.walk(folder):
+        for name in files:
+            with suppress(OSError):
+                total += Path(place, name).lstat().st_size
+    return total
 
 
 def _differences(job: Job, base: Path, held_path: Path) -> list[str]:

@@ -19,6 +19,7 @@ class RunFolder(Struct, kw_only=True):
     name: str
     problem: str = ""  # why nothing can be written there
     differences: list[str] = field(default_factory=list)  # how the job that lies there differs from this one; [] when none lies there
+    size: int = 0  # bytes that lie there already: a resumed run needs that much less
     free_name: str = ""  # a name that is not taken, when there are differences
 
 

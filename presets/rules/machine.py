@@ -19,9 +19,9 @@ def expert_bytes(facts: Facts) -> int:
 def expert_shape(facts: Facts) -> ExpertShape:
     """The local model's shape, or Wan 2.2 A14B's."""
     model = facts.model
-    if model is None or not model.local or not (model.width and model.num_layers):
+    if model is None or 0 in (model.width, model.ffn, model.num_layers):
         return ExpertShape()
-    return ExpertShape(width=model.width, ffn=model.ffn or round(model.width * 2.7), layers=model.num_layers)
+    return ExpertShape(width=model.width, ffn=model.ffn, layers=model.num_layers)
 
 
 @rule("gpu-missing", "error")

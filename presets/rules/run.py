@@ -27,11 +27,16 @@ def out_not_writable(job: Job, facts: Facts) -> Iterator[Found]:
         yield Found("job.name", f"{facts.run.path} cannot be written: {facts.run.problem}", fix="Choose another place with --out")
 
 
+def _held(job: Job, facts: Facts) -> int:
+    """Bytes that the run folder holds already."""
+    return facts.run.size if facts.run is not None and facts.run.name == job.job.name else 0
+
+
 @rule("keep-few", "advice")
 def keep_few(job: Job, facts: Facts) -> Iterator[Found]:
     """At least 4 checkpoints are kept, where the disk allows: the best is often not the last."""
     more = msgspec.structs.replace(job, save=msgspec.structs.replace(job.save, keep=4))
-    room = facts.machine is None or disk_need(more, expert_shape(facts)).total <= facts.machine.disk_free
+    room = facts.machine is None or disk_need(more, expert_shape(facts)).total <= facts.machine.disk_free + _held(job, facts)
     if room and job.save.keep < 4 and job.training.steps // job.save.every > job.save.keep:
         yield Found("save.keep", f"only the newest {job.save.keep} checkpoints stay, and the best is often an earlier one", set={"save.keep": 4})
 
@@ -41,12 +46,13 @@ def disk_too_small(job: Job, facts: Facts) -> Iterator[Found]:
     """The disk has room for every checkpoint that is kept, one more being written, the LoRA files and the previews."""
     if facts.machine is None:
         return
+    held = _held(job, facts)
     need, free = disk_need(job, expert_shape(facts)), facts.machine.disk_free
-    if need.total <= free:
+    if need.total <= free + held:
         return
-    what = f"the run needs {human(need.total)} (a checkpoint is {human(need.checkpoint)}, {job.save.keep} are kept), and {human(free)} are free at {facts.machine.disk_path}"
+    what = f"the run needs {human(need.total - held)}{' more' if held else ''} (a checkpoint is {human(need.checkpoint)}, {job.save.keep} are kept), and {human(free)} are free at {facts.machine.disk_path}"
     per_save = need.checkpoint + need.files // (min(job.save.keep, -(-job.training.steps // job.save.every)) + 1)
-    affordable = int((free - need.samples) // per_save) - 1 if per_save else 0
+    affordable = int((free + held - need.samples) // per_save) - 1 if per_save else 0
     if affordable >= 2:
         yield Found("save.keep", what, fix=f"Set save.keep = {affordable}, free some space, or choose another place with --out", set={"save.keep": affordable})
     else:

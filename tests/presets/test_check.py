@@ -173,6 +173,13 @@ def test_a_relative_and_an_absolute_path_to_the_same_clips_are_the_same(folder, 
     assert read_run_folder(made, folder, tmp_path).differences == []
 
 
+def test_what_a_run_holds_already_is_counted(folder, tmp_path):
+    hold(folder, tmp_path, JOB)
+    (tmp_path / "orbit" / "checkpoints").mkdir()
+    (tmp_path / "orbit" / "checkpoints" / "state").write_bytes(b"x" * 1000)
+    assert read_run_folder(load_job(folder / "job.toml"), folder, tmp_path).size == 1000 + len(JOB)
+
+
 def test_a_damaged_job_in_the_run_folder_is_another_job(folder, tmp_path):
     hold(folder, tmp_path, "[job")
     run = read_run_folder(load_job(folder / "job.toml"), folder, tmp_path)

@@ -211,6 +211,7 @@ ALMOST: list[tuple[str, Job, Facts]] = [
     ("stage-none", job("style", multistage={"high_noise": False}), facts()),
     ("stage-none", job("style", multistage={"low_noise": False}), facts()),
     ("keep-few", job(save={"keep": 3}), facts(machine=machine(gpu(), disk_gib=5))),
+    ("disk-too-small", job(), facts(machine=machine(gpu(), disk_gib=1), run=RunFolder(path="/data/runs/orbit", name="orbit", size=5 * 2**30))),
     ("keep-few", job(save={"keep": 3, "every": 1000}), facts()),
     ("reg-parity", job(datasets=[{}, {}], multistage={"switch_every": 1}), facts(clips(), clips())),
     ("reg-parity", job(datasets=[{}, {"regularization": True}], multistage={"switch_every": 1, "low_noise": False}), facts(clips(), clips())),
@@ -244,6 +245,7 @@ ALMOST: list[tuple[str, Job, Facts]] = [
     ("boundary-out-of-range", job(model={"boundary": 0.875}), facts()),
     ("run-folder-other-job", job(job={"name": "new"}), facts(run=RunFolder(path="/r/orbit", name="orbit", differences=["x"], free_name="y"))),
     ("gpu-missing", job(), facts(machine=machine(), model=tiny_model())),
+    ("gpu-old", job(), facts(machine=machine(gpu(capability=(8, 0))))),
     ("ram-too-small", job(), facts(machine=machine(gpu(), ram_gib=4), model=tiny_model())),
     ("vram-too-small", job(), facts(machine=machine(gpu(8)), model=tiny_model())),
     ("vram-too-small", job(multistage={"low_noise": False}), facts(machine=machine(gpu(40)))),
@@ -333,6 +335,12 @@ def test_a_missing_control_image_is_offered_from_the_clips(picture):
     (finding,) = of("sample-needs-ctrl-img", made, known)
     assert finding.set == {"sample.prompts[0].ctrl_img": str(picture)}
     assert of("sample-needs-ctrl-img", with_value(made, *next(iter(finding.set.items()))), known) == []
+
+
+def test_which_gpu_is_wrong_is_said():
+    assert of("gpu-unknown", job(job={"gpus": [3]}), facts(machine=machine(gpu(), gpu(index=1))))[0].message == "There is no GPU 3, only 0, 1."
+    lost = machine(gpu(error="The driver lost this GPU. Reboot"), gpu(index=1, error="Another trouble"))
+    assert of("gpu-unknown", job(), facts(machine=lost))[0].message == "GPU 0: The driver lost this GPU. Reboot."
 
 
 def test_who_holds_the_gpu_is_named():
