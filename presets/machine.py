@@ -218,7 +218,6 @@ def _cgroups(proc: Path, root: Path, controller: str) -> list[tuple[Path, int]]:
         else:
             continue
         inside = PurePosixPath(path.lstrip("/"))
-        inside = PurePosixPath() if ".." in inside.parts else inside  # seen from another namespace: only the mounted top is ours
         found += [(top / group, version) for group in (inside, *inside.parents) if (top / group).is_dir()]
     return list(dict.fromkeys(found))
 

@@ -2,8 +2,10 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -56,21 +58,43 @@ def test_containers_and_codecs(tmp_path: Path, name: str, codec: str, canonical:
     assert facts.duration == pytest.approx(50 / 24, abs=0.002)
 
 
-def test_vp8_references_that_are_never_shown_are_not_counted(tmp_path: Path) -> None:
-    import av
+def rewritten(source: Path, path: Path, change: Callable[[int, bytes], bytes | None]) -> Path:
+    """A copy of a video in which `change` gave packet i other content, or None to leave it out."""
+    with av.open(str(source)) as whole, av.open(str(path), "w") as out:
+        copy = out.add_stream_from_template(whole.streams.video[0])
+        for i, packet in enumerate(p for p in whole.demux(video=0) if p.size):
+            content = change(i, bytes(packet))
+            if content is not None:
+                other = av.Packet(content)
+                other.pts, other.dts, other.time_base, other.is_keyframe, other.stream = packet.pts, packet.dts, packet.time_base, packet.is_keyframe, copy
+                out.mux(other)
+    return path
 
-    whole, path = write_clip(tmp_path / "whole.webm", frames=30, codec="libvpx"), tmp_path / "hidden.webm"
-    with av.open(str(whole)) as source, av.open(str(path), "w") as out:
-        copy = out.add_stream_from_template(source.streams.video[0])
-        for number, packet in enumerate(p for p in source.demux(video=0) if p.size):
-            content = bytearray(bytes(packet))
-            if number in (5, 6, 20):
-                content[0] &= ~0x10  # show_frame = 0
-            hidden = av.Packet(bytes(content))
-            hidden.pts, hidden.dts, hidden.time_base, hidden.is_keyframe, hidden.stream = packet.pts, packet.dts, packet.time_base, packet.is_keyframe, copy
-            out.mux(hidden)
+
+def test_vp8_references_that_are_never_shown_are_not_counted(tmp_path: Path) -> None:
+    whole = write_clip(tmp_path / "whole.webm", frames=30, codec="libvpx")
+    hide = bytes([0xFF & ~0x10])  # show_frame = 0
+    path = rewritten(whole, tmp_path / "hidden.webm", lambda i, packet: bytes([packet[0] & hide[0]]) + packet[1:] if i in (5, 6, 20) else packet)
     assert decoded_frames(path) == [i for i in range(30) if i not in (5, 6, 20)]
     assert probe_clip(path).frames == 27
+
+
+def test_frames_before_the_first_keyframe_are_not_counted(tmp_path: Path) -> None:
+    path = rewritten(write_clip(tmp_path / "whole.mkv"), tmp_path / "joined_late.mkv", lambda i, packet: packet if i >= 5 else None)
+    assert decoded_frames(path) == list(range(12, 48))
+    facts = probe_clip(path)
+    assert facts.frames == 36 and facts.duration == pytest.approx(36 / 24, abs=0.002)
+
+
+def test_an_end_that_decodes_to_nothing(tmp_path: Path) -> None:
+    filler = b"\0\0\0\4\x4c\1\xff\x80"  # of HEVC: a unit of the stream without a picture in it
+    path = rewritten(write_clip(tmp_path / "whole.mp4", codec="libx265"), tmp_path / "hollow.mp4", lambda i, packet: packet if i < 40 else filler)
+    assert "of its 2.0 s do not decode" in refused(path).what
+
+
+def test_a_first_frame_that_is_half_damaged(tmp_path: Path) -> None:
+    path = rewritten(write_clip(tmp_path / "whole.avi", codec="mpeg4"), tmp_path / "damaged.avi", lambda i, packet: packet[: len(packet) // 2] + bytes(len(packet) // 2) if i == 0 else packet)
+    assert refused(path).what == "its first frame does not decode"
 
 
 @pytest.mark.parametrize("fps", [16.0, 25.0, 30000 / 1001, 59.94])
@@ -137,8 +161,6 @@ def test_truncated_files(tmp_path: Path, name: str, codec: str, cut: float | str
 
 
 def test_truncated_with_the_index_in_front(tmp_path: Path) -> None:
-    import av
-
     whole, path = write_clip(tmp_path / "whole.mp4"), tmp_path / "stream.mp4"
     with av.open(str(whole)) as source, av.open(str(path), "w", options={"movflags": "faststart"}) as out:
         copy = out.add_stream_from_template(source.streams.video[0])
@@ -152,8 +174,6 @@ def test_truncated_with_the_index_in_front(tmp_path: Path) -> None:
 
 
 def test_a_clip_trimmed_by_an_edit_list_starts_between_keyframes(tmp_path: Path) -> None:
-    import av
-
     whole, path = write_clip(tmp_path / "whole.mp4"), tmp_path / "trimmed.mp4"
     with av.open(str(whole)) as source, av.open(str(path), "w", options={"avoid_negative_ts": "disabled", "use_editlist": "1"}) as out:
         copy = out.add_stream_from_template(source.streams.video[0])
@@ -213,8 +233,6 @@ def test_an_image_named_as_a_video(tmp_path: Path) -> None:
 
 
 def test_sound_alone_is_no_video(tmp_path: Path) -> None:
-    import av
-
     path = tmp_path / "song.mp4"
     with av.open(str(path), "w") as out:
         voice = out.add_stream("aac", rate=8000, layout="mono")

@@ -136,6 +136,11 @@ def test_a_cut_through_one_blended_frame_is_one_cut(tmp_path: Path) -> None:
     assert found in ([20], [21])
 
 
+def test_a_blend_of_flat_pictures_is_one_cut(tmp_path: Path) -> None:
+    red, blue = (np.full((HEIGHT, WIDTH, 3), colour, np.uint8) for colour in ((220, 20, 20), (20, 20, 220)))
+    assert len(cuts_in(tmp_path, lambda t: red if t < 20 else mixed(0.4, red, blue) if t == 20 else blue, 40)) == 1
+
+
 def test_portrait_and_tiny_clips(tmp_path: Path) -> None:
     def picture(t: int) -> Picture:
         return np.ascontiguousarray((STILL if t < 10 else OTHER)[:, :64])
