@@ -86,7 +86,8 @@ def send(process: ProcessId, number: signal.Signals) -> None:
 
 def oom_kills() -> int:
     """How many processes the kernel has ended for want of memory since boot; -1 when it does not say."""
-    for line in Path("/proc/vmstat").read_text().splitlines():
+    facts = Path("/proc/vmstat")
+    for line in facts.read_text().splitlines() if facts.exists() else []:
         if line.startswith("oom_kill "):
             return int(line.split()[1])
     return -1

@@ -13,7 +13,7 @@ from daemon.processes import ProcessId
 from daemon.protocol import ENDED_STATES, RESUMABLE_STATES, RUNNING_STATES, JobRecord
 from presets.errors import UserError
 
-CANCEL_GRACE = 10.0  # seconds between SIGTERM and SIGKILL
+CANCEL_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 STOP_GRACE = 900.0  # seconds without any event after which a stop request is repeated as SIGTERM
 LINGER_GRACE = 120.0  # seconds a trainer may take to go after it said its last word
 
@@ -211,12 +211,16 @@ class Queue:
         record.state = "queued"
         return [Changed(job), *self.fill(now)]
 
-    def rebooted(self, now: float) -> list[Instruction]:
-        """The machine restarted: nothing runs any more, and nothing starts before a user has looked."""
+    def rebooted(self, now: float, finished: Mapping[int, Verdict]) -> list[Instruction]:
+        """The machine restarted: nothing runs any more, and nothing starts before a user has looked.
+
+        `finished`: what became of the jobs that had come to their end before.
+        """
         out: list[Instruction] = []
         for entry in self.running():
             where = f" at step {entry.record.step}" if entry.record.step else ""
-            out += self._finish(entry, Verdict("stopped", f"The machine restarted while this job ran{where}. Go on from the last checkpoint with: wanlora resume {entry.record.name}"), now)
+            broken_off = Verdict("stopped", f"The machine restarted while this job ran{where}. Go on from the last checkpoint with: wanlora resume {entry.record.name}")
+            out += self._finish(entry, finished.get(entry.record.id, broken_off), now)
         if queued := self.queued():
             self.paused = "The machine restarted. The queue waits until a job is resumed or submitted."
             for entry in queued:

@@ -21,7 +21,7 @@ from daemon.processes import boot_id, identify, is_alive, marked, oom_kills
 from daemon.queue import AskStop, Changed, Entry, Instruction, Kill, Launch, Queue, Terminate, Verdict
 from daemon.store import Store
 from daemon.tail import Tail
-from daemon.trainer import Trainer, verdict
+from daemon.trainer import Trainer, last_word, verdict
 from presets.errors import JobError, UserError
 from presets.findings import Finding
 from presets.jobfile import absolute_paths, load_job, save_job
@@ -72,7 +72,8 @@ class Service:
             store.set_fact("boot", boot)
         if last_boot and last_boot != boot:
             log.info("the machine restarted")
-            self._apply(self._queue.rebooted(now))
+            said = {e.record.id: last_word(e, self._tails[e.record.id]) for e in self._queue.running()}
+            self._apply(self._queue.rebooted(now, {job: word for job, word in said.items() if word is not None and word.state != "stopped"}))
             return
         for entry in self._queue.running():
             job, marker = entry.record.id, self._marker(entry.record.id)
@@ -264,7 +265,7 @@ class Service:
             more = self._read(entry, publish=True)
             if tail.started is not None and tail.started.seq > entry.first_seq:
                 self._apply(self._queue.started(job))
-            if tail.last_word is not None and tail.last_word.seq > entry.first_seq and not more:
+            if last_word(entry, tail) and not more:
                 self._apply(self._queue.said_last_word(job, now))
             if not alive and not more:
                 del self._trainers[job]

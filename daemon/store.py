@@ -26,7 +26,7 @@ class Store:
     def __init__(self, path: Path) -> None:
         """Open or make the table, bringing an older one up to date. Raises UserError for a newer or damaged one."""
         try:
-            self._db = sqlite3.connect(path, isolation_level=None)
+            self._db = sqlite3.connect(path, isolation_level=None, timeout=0.2)  # a wait here is a wait of every client
             self._db.execute("PRAGMA journal_mode=WAL")
             self._db.execute("PRAGMA synchronous=FULL")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]

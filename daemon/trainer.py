@@ -56,16 +56,23 @@ class Trainer:
             send(process, signal.SIGKILL)
 
 
+def last_word(entry: Entry, tail: Tail) -> Verdict | None:
+    """What the trainer itself said its present attempt came to; None when it has not said anything yet."""
+    word = tail.last_word
+    if word is None or word.seq <= entry.first_seq:
+        return None
+    match word.kind:
+        case "done":
+            return Verdict("done")
+        case "stopped":
+            return Verdict("stopped", word.data["why"])
+    return Verdict("failed", f"{word.data['cause']} {word.data['next']}".strip())
+
+
 def verdict(entry: Entry, tail: Tail, *, exit_code: int | None, log: Path) -> Verdict:
     """What came of an attempt whose processes are gone: its own last word, or else what can be found out."""
-    word = tail.last_word
-    if word is not None and word.seq > entry.first_seq:
-        match word.kind:
-            case "done":
-                return Verdict("done")
-            case "stopped":
-                return Verdict("stopped", word.data["why"])
-        return Verdict("failed", f"{word.data['cause']} {word.data['next']}".strip())
+    if said := last_word(entry, tail):
+        return said
     code, lines = _read_log(log)
     code = exit_code if code is None else code
     at = f" after step {tail.view.step}" if tail.view.step else ""
@@ -80,8 +87,8 @@ def verdict(entry: Entry, tail: Tail, *, exit_code: int | None, log: Path) -> Ve
             cause += " If nobody did that by hand, a memory limit of the container or batch system is likely."
     else:
         cause = f"The trainer ended with exit code {code} and without a word{at}."
-    said = "\n".join(["Its last lines:", *lines]) if lines else "Its log is empty."
-    return Verdict("failed", f"{cause} Go on from the last checkpoint with: wanlora resume {entry.record.name}\n{said}\nAll of it: {log}")
+    end = "\n".join(["Its last lines:", *lines]) if lines else "Its log is empty."
+    return Verdict("failed", f"{cause} Go on from the last checkpoint with: wanlora resume {entry.record.name}\n{end}\nAll of it: {log}")
 
 
 def _read_log(log: Path) -> tuple[int | None, list[str]]:

@@ -1,0 +1,134 @@
+"""A real daemon in a directory of its own, and the proof that nothing of it is left behind."""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from daemon.client import Client, NotRunning, ping
+from daemon.processes import MARKER
+from daemon.protocol import ENDED_STATES, LIVE_STATES, JobRecord
+
+FAKE = Path(__file__).with_name("fake_trainer.py")
+PATIENCE = 30.0  # seconds until a condition that must come true counts as never coming true
+
+
+async def until(condition, what: str = ""):
+    """Wait for a condition (plain or async), and give what it gave."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        found = condition()
+        found = await found if asyncio.iscoroutine(found) else found
+        if found:
+            return found
+        assert time.monotonic() < deadline, f"never came true: {what or condition}"
+        await asyncio.sleep(0.02)
+
+
+class Box:
+    """One daemon's directory."""
+
+    def __init__(self, dir: Path) -> None:
+        self.dir = dir
+        self.process: subprocess.Popen[bytes] | None = None
+        self.trainer: list[str] = []
+
+    def start(self, *trainer_options: str, command: list[str] | None = None) -> int:
+        """Start the daemon with the fake trainer, and wait for its answer. Gives its pid."""
+        if trainer_options or command or not self.trainer:
+            self.trainer = command or [sys.executable, str(FAKE), *trainer_options]
+        with (self.dir / "daemon.out").open("ab") as log:
+            self.process = subprocess.Popen([sys.executable, "-m", "daemon", "--dir", str(self.dir), "--trainer", *self.trainer], stdout=log, stderr=log, start_new_session=True)
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return ping(self.dir).pid
+            except NotRunning:
+                assert self.process.poll() is None and time.monotonic() < deadline, self.log()
+                time.sleep(0.02)
+
+    def kill9(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def client(self, **options) -> Client:
+        return Client(self.dir, **options)
+
+    def log(self) -> str:
+        return (self.dir / "daemon.out").read_text()
+
+    def job(self, name: str, *, steps: int = 20, gpus: list[int] | None = None) -> Path:
+        path = self.dir / "jobs" / f"{name}.toml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f'[job]\nname = "{name}"\ngpus = {gpus or [0]}\n[training]\nsteps = {steps}\n[[datasets]]\npath = "clips"\n')
+        return path
+
+    def run_dir(self, name: str) -> Path:
+        return self.dir / "jobs" / "runs" / name
+
+    async def wait(self, client: Client, job: int | str, *states: str) -> JobRecord:
+        """Wait until a job is in one of the states (default: until it has ended)."""
+
+        async def there():
+            record = await client.show(job)
+            return record if record.state in (states or ENDED_STATES) else None
+
+        return await until(there, f"job {job} becoming {states or 'ended'}; the daemon said:\n{self.log()}")
+
+    def processes(self) -> dict[int, str]:
+        """Everything that lives and belongs to this directory: daemons and trainers."""
+        found = {}
+        for entry in os.scandir("/proc"):
+            if entry.name.isdigit():
+                try:
+                    command = Path(f"/proc/{entry.name}/cmdline").read_bytes()
+                    environment = Path(f"/proc/{entry.name}/environ").read_bytes()
+                except OSError:
+                    continue
+                if f"{MARKER}={self.dir}/".encode() in environment or str(self.dir).encode() in command:
+                    found[int(entry.name)] = command.replace(b"\0", b" ").decode()
+        return found
+
+    async def tear_down(self) -> None:
+        if self.process is None:
+            return
+        try:
+            ping(self.dir)
+        except NotRunning:
+            self.start()
+        async with self.client() as client:
+            for record in await client.jobs():
+                if record.state in LIVE_STATES:
+                    await client.cancel(record.id)
+            for record in await client.jobs():
+                await self.wait(client, record.id)
+            await client.shutdown()
+        await until(lambda: not self.processes(), f"all processes gone: {self.processes()}")
+
+
+@pytest.fixture
+def short_dir() -> Iterator[Path]:
+    """Socket paths have 107 bytes, too few for tmp_path on some machines."""
+    dir = Path(tempfile.mkdtemp(prefix="wl", dir="/tmp"))
+    yield dir
+    shutil.rmtree(dir)
+
+
+@pytest.fixture
+async def box(short_dir: Path) -> Iterator[Box]:
+    box = Box(short_dir)
+    yield box
+    await box.tear_down()
+
+
+@pytest.fixture
+def waiting() -> Callable:
+    return until

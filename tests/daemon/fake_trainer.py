@@ -1,0 +1,96 @@
+"""A trainer without a model: the run folder, events, control files, signals and exit codes of the real one.
+
+Run as the daemon runs the engine: fake_trainer.py [options] JOB --out DIR [--resume]
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+
+from presets.events import Event, read_events
+from presets.jobfile import load_job
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("job", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--pace", type=float, default=0.01, help="seconds per step")
+    parser.add_argument("--hold-at", type=int, default=-1, help="the step after which it waits for a request")
+    parser.add_argument("--die-at", type=int, default=-1, help="the step after which it kills itself with SIGKILL")
+    parser.add_argument("--exit-at", type=int, default=-1, help="the step after which it exits with code 3 and no word")
+    parser.add_argument("--fail", action="store_true", help="say failed at once")
+    parser.add_argument("--deaf", action="store_true", help="ignore SIGTERM and control files")
+    parser.add_argument("--linger", action="store_true", help="stay after the last word")
+    args = parser.parse_args()
+
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if args.deaf else lambda number, _: asked.append(number))
+    job = load_job(args.job)
+    run_dir = args.out / job.job.name
+    path = run_dir / "events.jsonl"
+    (run_dir / "control").mkdir(parents=True, exist_ok=True)
+    if (run_dir / "job.toml").exists() and not args.resume:
+        print("this folder already holds a run", file=sys.stderr)
+        return 1
+    shutil.copyfile(args.job, run_dir / "job.toml")
+    old = [event for event, _ in read_events(path)] if path.exists() else []
+    seq, attempt = (old[-1].seq, old[-1].attempt + 1) if old else (0, 1)
+    first = max((e.data["step"] for e in old if e.kind == "checkpoint"), default=0)
+    file = path.open("ab", buffering=0)
+
+    def emit(kind, **data):
+        nonlocal seq
+        seq += 1
+        file.write(msgspec.json.encode(Event(seq=seq, time=time.time(), run="fake", attempt=attempt, kind=kind, data=data)) + b"\n")
+
+    def save(step):
+        (run_dir / f"checkpoints/step_{step:09}").mkdir(parents=True, exist_ok=True)
+        emit("checkpoint", step=step, path=f"checkpoints/step_{step:09}", sha256="0")
+
+    def stop_asked():
+        for control in (run_dir / "control").glob("*.json"):
+            assert json.loads(control.read_text())["command"] == "stop"
+            asked.append(0)
+            control.unlink()
+        return bool(asked) and not args.deaf
+
+    facts = {"pid": os.getpid(), "session": os.getsid(0), "gpus": os.environ["CUDA_VISIBLE_DEVICES"], "args": sys.argv[1:], "cwd": str(Path.cwd())}
+    print("facts", json.dumps(facts), flush=True)
+    if args.fail:
+        emit("failed", cause="2 errors in the job.", next="Mend them.")
+        return 1
+    emit("started", name=job.job.name, job={}, plan="fake", versions={}, device="cpu", steps=job.training.steps, resumed_from=first)
+    emit("phase", name="loading", done=1, total=1, text="")
+    for step in range(first + 1, job.training.steps + 1):
+        time.sleep(args.pace)
+        emit("step", step=step, expert="high_noise" if step % 2 else "low_noise", loss=1 / step, lr=1e-4, grad_norm=0.1, timestep=900.0, seconds={"total": args.pace}, vram_gib=0.0, ram_gib=0.1, clips=[0])
+        if step % 10 == 0:
+            save(step)
+        if step == args.die_at:
+            print("last words of the log", flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+        if step == args.exit_at:
+            return 3
+        while step == args.hold_at and not stop_asked():
+            time.sleep(0.01)
+        if stop_asked():
+            save(step)
+            emit("stopped", step=step, path=f"checkpoints/step_{step:09}", why="stop asked for")
+            return 75
+    emit("done", step=job.training.steps, files=["a.safetensors"], seconds=1.0)
+    while args.linger:
+        time.sleep(1)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
