@@ -53,20 +53,39 @@ class DatasetFacts(Struct, frozen=True, kw_only=True):
     problems: list[Finding]  # unreadable files and captions, ignored files; each names its file
 
 
+_known: dict[tuple[str, int, int, int], ClipFacts] = {}  # (path, inode, size, mtime) -> facts: wizard, check and trainer scan the same folder again and again
+
+
 def probe_clip(path: Path) -> ClipFacts:
     """Facts of one video or image, which is known to decode at least its first and last frame. Its caption is not read.
 
-    Raises ClipError, which names the file, the reason and a fix.
+    A file that did not change is probed once per process. Raises ClipError, which names the file, the reason and a fix.
     """
-    from presets.media import probe_image, probe_video
-
     path = path.absolute()
     suffix = path.suffix.lower()
-    if suffix in IMAGE_SUFFIXES:
-        width, height, rotation, codec = probe_image(path)
-        return ClipFacts(path=str(path), kind="image", frames=1, fps=0.0, duration=0.0, width=width, height=height, rotation=rotation, codec=codec, variable_rate=False, size_bytes=path.stat().st_size)
-    if suffix not in VIDEO_SUFFIXES | ANIMATION_SUFFIXES:
+    if suffix not in VIDEO_SUFFIXES | IMAGE_SUFFIXES | ANIMATION_SUFFIXES:
         raise ClipError(f"{suffix or 'no suffix'} is no clip", code="not-a-video", where=str(path), fix=f"Clips end in {', '.join(sorted(VIDEO_SUFFIXES))}; images in {', '.join(sorted(IMAGE_SUFFIXES))}")
+    probe = _probe_image if suffix in IMAGE_SUFFIXES else _probe_video
+    try:
+        status = path.stat()
+    except OSError:
+        return probe(path)  # which says what is wrong
+    key = str(path), status.st_ino, status.st_size, status.st_mtime_ns
+    if key not in _known:
+        _known[key] = probe(path)
+    return _known[key]
+
+
+def _probe_image(path: Path) -> ClipFacts:
+    from presets.media import probe_image
+
+    width, height, rotation, codec = probe_image(path)
+    return ClipFacts(path=str(path), kind="image", frames=1, fps=0.0, duration=0.0, width=width, height=height, rotation=rotation, codec=codec, variable_rate=False, size_bytes=path.stat().st_size)
+
+
+def _probe_video(path: Path) -> ClipFacts:
+    from presets.media import probe_video
+
     v = probe_video(path)
     width, height = (v.height, v.width) if v.rotation in (90, 270) else (v.width, v.height)
     return ClipFacts(

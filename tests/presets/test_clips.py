@@ -105,6 +105,15 @@ def test_rates(tmp_path: Path, fps: float, suffix: str) -> None:
     assert facts.duration == pytest.approx(31 / fps, abs=0.002)
 
 
+def test_a_file_that_changed_is_probed_again(tmp_path: Path) -> None:
+    path = write_clip(tmp_path / "clip.mp4", frames=9)
+    assert probe_clip(path).frames == 9 and probe_clip(path) is probe_clip(path)
+    write_clip(path, frames=13)
+    assert probe_clip(path).frames == 13
+    path.write_bytes(b"")
+    refused(path)
+
+
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
 def test_variable_rate(tmp_path: Path, suffix: str) -> None:
     path = write_clip(tmp_path / f"clip{suffix}", frames=30, variable=True)  # 1, 1, 2, 1, 1, 2 ... ticks of 1/24 s
