@@ -115,14 +115,16 @@ class Loader:
         if not self._workers:
             return self._decode_here(index)
         self.prefetch(index)
-        pending = self._pending.pop(index)
+        pending = self._pending[index]
         try:
-            for future in pending.futures:
-                for note in future.result():
-                    self._log(note)
-            frames = np.ndarray(_shape(pending.draws), np.uint8, self._memory, pending.slot * self._slot_size).copy()
-        finally:
-            self._release(pending)
+            notes = [note for future in pending.futures for note in future.result()]
+        except Exception:  # asked again, it is decoded again; a KeyboardInterrupt leaves it under way
+            self._release(self._pending.pop(index))
+            raise
+        for note in notes:
+            self._log(note)
+        frames = np.ndarray(_shape(pending.draws), np.uint8, self._memory, pending.slot * self._slot_size).copy()
+        self._release(self._pending.pop(index))
         return Batch(index, pending.draws, frames)
 
     def close(self) -> None:
