@@ -128,3 +128,22 @@ def test_the_log_is_bounded():
         t.add("log", level="info", text=str(i))
     view = folded(t.events)
     assert len(view.log) == LOG_TAIL and view.log[-1].text == str(LOG_TAIL + 49)
+
+
+def test_each_phase_is_noted_once_and_training_not_at_all():
+    t = Tape()
+    t.start()
+    for done in range(3):
+        t.add("phase", name="caching", done=done, total=3, text="captions")
+    t.add("phase", name="training", done=0, total=20, text="")
+    t.add("phase", name="sampling", done=0, total=2, text="")
+    view = folded(t.events)
+    assert [line.text for line in view.log if line.kind == "phase"] == ["caching captions", "sampling"]
+    assert (view.phase.name, view.phase.done, view.phase.total) == ("sampling", 0, 2)
+
+
+def test_a_run_began_with_its_first_attempt():
+    events = whole_run()
+    view = folded(events)
+    assert view.started_at == events[0].time and view.updated_at == events[-1].time
+    assert view.last_step_at == max(e.time for e in events if e.kind == "step")

@@ -103,6 +103,17 @@ def test_frames_follow_memory_and_clips(on, of, frames):
     assert job.datasets[0].num_frames == frames and job.datasets[0].sampling == "uniform"
 
 
+def test_reasons_say_what_decided_the_frames():
+    assert "shortest clip has 30 frames" in made("motion", "24 GB", "short").reasons["datasets[0].num_frames"]
+    assert "half the time of 81" in made("motion", "80 GB", "hd").reasons["datasets[0].num_frames"]
+    assert "1.95x" in (why := made("motion", "24 GB", "hd").reasons["datasets[0].num_frames"]) and "81" not in why
+
+
+def test_image_datasets_still_preview_as_video():
+    job = made("style", "24 GB", "images").job
+    assert (job.datasets[0].num_frames, job.sample.num_frames) == (1, 41)
+
+
 def test_style_and_character_keep_true_speed_where_clips_are_long_enough():
     for kind in ("style", "character"):
         job = made(kind, "24 GB", "hd").job
