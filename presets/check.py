@@ -95,7 +95,7 @@ def _look_for_cuts(datasets: list[DatasetFacts]) -> tuple[list[DatasetFacts], di
     out = [
         msgspec.structs.replace(
             d, clips=[c for c in d.clips if c.path not in broken],
-            problems=d.problems + [Finding(code=e.code, severity="error", field=c.path, message=f"{Path(c.path).name} {e.what}.", fix=f"{e.fix}.") for c in d.clips if (e := broken.get(c.path))],
+            problems=d.problems + [Finding(code=e.code, severity="error", field=c.path, message=f"{Path(c.path).name} {e.what}", fix=e.fix) for c in d.clips if (e := broken.get(c.path))],
         )
         for d in datasets
     ]  # fmt: skip

@@ -24,7 +24,7 @@ from presets.job import Job
 class Found(Struct, frozen=True):
     """One place where a rule is broken. Without `fix`, the fix is to set what `set` says.
 
-    `message` and `fix` are written without a capital and full stop; `Rule` makes sentences of them.
+    Like every Finding's, `message` and `fix` are phrases without a full stop: a reader puts them where it likes.
     """
 
     field: str
@@ -46,13 +46,7 @@ class Rule(Struct, frozen=True):
         for found in self.find(job, facts):
             fix = found.fix or "Set " + " and ".join(f"{path} = {toml_text(value)}" for path, value in found.set.items())
             assert found.fix or found.set, f"{self.code} offers no fix"
-            yield Finding(code=self.code, severity=self.severity, field=found.field, message=_sentence(found.message), fix=_sentence(fix), set=found.set)
-
-
-def _sentence(text: str) -> str:
-    """With a full stop, and a capital unless it begins with a name or a value (`a.mp4`, `40`)."""
-    first = text.partition(" ")[0]
-    return (text[0].upper() if first.isalpha() else text[0]) + text[1:] + "."
+            yield Finding(code=self.code, severity=self.severity, field=found.field, message=found.message, fix=fix, set=found.set)
 
 
 RULES: dict[str, Rule] = {}

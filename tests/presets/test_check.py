@@ -91,7 +91,7 @@ def test_scene_cuts_are_found_once_per_clip(tmp_path, monkeypatch):
     (tmp_path / "clips" / "c.txt").write_text("orbit")
     made = parse_job(JOB)
     found = check(made, gather(made, tmp_path, out=tmp_path, machine=machine(gpu())))
-    assert [f.message for f in found if f.code == "scene-cuts"] == ["Scene cuts inside clips teach the LoRA to cut: c.mp4 at frame 24."]
+    assert [f.message for f in found if f.code == "scene-cuts"] == ["scene cuts inside clips teach the LoRA to cut: c.mp4 at frame 24"]
 
     def decode_again(path: Path) -> list[int]:
         raise AssertionError("decoded twice")
