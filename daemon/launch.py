@@ -76,7 +76,8 @@ def ensure_running(dir: Path | None = None) -> None:
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
         try:
-            ping(dir)
+            if ping(dir).pid != process.pid:  # another client's was faster; ours sees that and goes
+                process.wait(START_TIMEOUT)
             return
         except NotRunning:
             time.sleep(0.05)

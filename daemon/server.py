@@ -56,13 +56,14 @@ def serve(places: Places, trainer_command: list[str] | None = None) -> None:
     """Run the daemon until SIGTERM, SIGINT or a Shutdown. Trainers go on.
 
     `trainer_command`: what starts a trainer, followed by the job file, `--out DIR` and perhaps `--resume`; the engine
-    through torchrun by default. Raises UserError when another daemon serves these places, or they cannot be used.
+    through torchrun by default. Raises UserError when another daemon serves these places, they cannot be used, or
+    somebody removes them.
     """
     lock = take_lock(places)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # trainers inherit it: the end of a login ends nobody
     try:
         make_private(places.runtime)
-        asyncio.run(Server(places, trainer_command or torchrun()).run())
+        asyncio.run(Server(places, trainer_command or torchrun(), lock).run())
     finally:
         os.close(lock)
 
@@ -70,8 +71,9 @@ def serve(places: Places, trainer_command: list[str] | None = None) -> None:
 class Server:
     """Moves messages between the sockets and the service, and keeps its time."""
 
-    def __init__(self, places: Places, trainer_command: list[str]) -> None:
-        self._places = places
+    def __init__(self, places: Places, trainer_command: list[str], lock: int) -> None:
+        """`lock`: the descriptor from `take_lock`."""
+        self._places, self._lock = places, lock
         self._service = Service(places, trainer_command, epoch=uuid.uuid4().hex)
         self._context = zmq.asyncio.Context()
         self._router = self._socket(zmq.ROUTER)
@@ -175,8 +177,19 @@ class Server:
             if time.monotonic() >= next_beat:
                 next_beat = time.monotonic() + BEAT
                 await self._feed.send(encode(self._service.beat()), flags=zmq.NOBLOCK)
+                self._require_state()
                 self._rebind()
             await asyncio.sleep(TICK)
+
+    def _require_state(self) -> None:
+        """End when the state directory is gone, and the lock with it: the next daemon may be at work there already.
+        Raises UserError."""
+        try:
+            ours = os.path.samestat(self._places.lock.stat(), os.fstat(self._lock))
+        except FileNotFoundError:
+            ours = False
+        if not ours:
+            raise UserError("the state directory was removed while the daemon ran, and its job table with it", where=str(self._places.state), fix="Trainers go on; their run folders are whole")
 
     def _rebind(self) -> None:
         """Come back when somebody removed the runtime directory, as login managers do when a user logs out."""

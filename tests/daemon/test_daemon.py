@@ -197,6 +197,17 @@ async def test_a_trainer_that_ended_while_no_daemon_ran_is_accounted_for(box: Bo
         assert (await box.wait(client, "one")).state == "done"
 
 
+async def test_a_restarted_daemon_knows_a_long_run_from_its_first_answer(box: Box):
+    box.start("--pace", "0", "--hold-at", "9000")
+    async with box.client() as client:
+        await client.submit(box.job("one", steps=9001))
+        await until(lambda: (box.run_dir("one") / "events.jsonl").exists() and len(file_events(box.run_dir("one"))) > 9900)
+        box.kill9()
+        box.start()
+        record, view = await client.snapshot("one")
+        assert view.last_seq == file_events(box.run_dir("one"))[-1].seq and record.step == 9000
+
+
 async def test_a_stop_taken_by_a_daemon_that_died_still_stands(box: Box):
     box.start("--hold-at", "5")
     async with box.client() as client:
@@ -397,6 +408,14 @@ async def test_a_removed_runtime_directory_is_made_again(box: Box):
             return 0
 
     assert await until(back) == pid
+
+
+async def test_a_daemon_whose_whole_directory_is_removed_goes(box: Box):
+    box.start()
+    process, box.process = box.process, None
+    shutil.rmtree(box.dir / "state")
+    assert await asyncio.to_thread(process.wait, 30) == 1
+    assert "the state directory was removed" in box.log() and "Traceback" not in box.log()
 
 
 async def test_many_clients_come_and_go_without_a_trace(box: Box):

@@ -1,5 +1,6 @@
 """Frames, versions and damage on the real sockets: whatever comes in, the daemon answers and stays."""
 
+import asyncio
 import os
 import pickle
 import random
@@ -128,11 +129,14 @@ async def test_an_oversize_frame_costs_only_its_sender(raw: Raw, box: Box):
 async def test_each_subscriber_is_welcomed_with_the_epoch(raw: Raw, box: Box):
     async with box.client() as a, box.client() as b:
         epoch = (await a.hello()).epoch
-        for client in (a, b):
-            async for message in client.feed():
-                assert isinstance(message, (wire.Welcome, wire.Beat)) and message.epoch == epoch
-                if isinstance(message, wire.Welcome):
-                    break
+        feeds = [a.feed(), b.feed()]
+        for feed in feeds:  # the second subscribes to what the first has subscribed to already
+            async with asyncio.timeout(10):
+                while not isinstance(message := await anext(feed), wire.Welcome):
+                    assert isinstance(message, wire.Beat)
+            assert message.epoch == epoch
+        for feed in feeds:
+            await feed.aclose()
 
 
 async def test_rubbish_on_the_feed_socket_is_ignored(raw: Raw, box: Box):
