@@ -19,6 +19,7 @@ from wanlora_tui.lights import Light, daemon_light, trainer_light
 from wanlora_tui.runfeed import Run
 from wanlora_tui.screens.confirm import Confirm
 from wanlora_tui.text import state_text
+from wanlora_tui.throttle import Throttle
 from wanlora_tui.widgets.event_log import EventLog
 from wanlora_tui.widgets.files_list import FilesList
 from wanlora_tui.widgets.loss_plot import LossPlot
@@ -55,6 +56,7 @@ class DashboardScreen(Screen[None]):
         self._run, self._client, self._image, self._host = run, client, image, host
         self._pane = "plot"
         self._told_away = False
+        self._drawing = Throttle(self, self._render_all)
 
     @property
     def run(self) -> Run:
@@ -99,6 +101,9 @@ class DashboardScreen(Screen[None]):
     # --- rendering ---------------------------------------------------------------------------------------------
 
     @on(Changed)
+    def _draw_soon(self) -> None:
+        self._drawing.ask()
+
     def _render_all(self) -> None:
         record, view = self._run.record, self._run.view
         gpus = "GPU " + ",".join(map(str, record.gpus)) + (f" on {self._host}" if self._host else "")

@@ -15,6 +15,7 @@ from wanlora_tui.board import Board
 from wanlora_tui.lights import daemon_light
 from wanlora_tui.screens.confirm import Confirm
 from wanlora_tui.text import count, duration, home_path, seconds_each, shorten, state_text
+from wanlora_tui.throttle import Throttle
 
 COLUMNS = (("name", "NAME"), ("state", "STATE"), ("step", "STEP"), ("expert", "EXPERT"), ("loss", "LOSS"), ("pace", "S/STEP"), ("eta", "ETA"), ("gpu", "GPU"))
 NARROW_NAME, WIDE_NAME = 18, 40
@@ -51,6 +52,7 @@ class JobsScreen(Screen[None]):
         super().__init__()
         self._client, self._board = client, board
         self._order: list[int] = []
+        self._drawing = Throttle(self, self._render_all)
 
     def compose(self) -> ComposeResult:
         yield Static(id="jobs-title")
@@ -71,6 +73,9 @@ class JobsScreen(Screen[None]):
         self._render_all()
 
     @on(Changed)
+    def _draw_soon(self) -> None:
+        self._drawing.ask()
+
     def _render_all(self) -> None:
         records = self._board.ordered()
         table, loaded = self.query_one(JobTable), self._board.beat_age is not None

@@ -1,0 +1,214 @@
+"""The whole interface against a real daemon with a real (small) trainer process."""
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+from textual_image.widget import HalfcellImage
+
+from daemon.client import Client
+from daemon.protocol import JobRecord
+from tests.wanlora_tui.harness import DEADLINE, answers, end_daemon, own_daemon, running_daemon, short_dir, write_job
+from tests.wanlora_tui.test_dashboard import outside, shown
+from wanlora_tui.actions import all_actions
+from wanlora_tui.app import WanloraApp
+from wanlora_tui.screens.confirm import Confirm
+from wanlora_tui.screens.dashboard import DashboardScreen
+from wanlora_tui.screens.help import HelpScreen
+from wanlora_tui.screens.jobs import JobsScreen
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with own_daemon() as folder:
+        yield folder
+
+
+async def until(pilot: Pilot[None], condition: Callable[[], Any], what: str) -> None:
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, f"{what} did not come; the screen says:\n{shown(pilot.app.screen)}"
+        await pilot.pause(0.02)
+    await pilot.pause()
+
+
+def says(pilot: Pilot[None], *words: str) -> Callable[[], bool]:
+    return lambda: all(word in shown(pilot.app.screen) for word in words)
+
+
+@asynccontextmanager
+async def interface(folder: Path, size: tuple[int, int] = (80, 24), **options: Any) -> AsyncIterator[tuple[WanloraApp, Pilot[None]]]:
+    app = WanloraApp(folder, folder / "seen", image=HalfcellImage, **options)
+    async with app.run_test(size=size, notifications=True) as pilot:
+        yield app, pilot
+
+
+async def submit(folder: Path, tmp_path: Path, name: str = "orbit_v1", **options: int) -> JobRecord:
+    async with Client(folder) as client:
+        return await client.submit(write_job(tmp_path, name, **options))
+
+
+@pytest.mark.parametrize("size", [(80, 24), (100, 30), (160, 48)])
+async def test_the_empty_screen_says_what_to_do(folder: Path, size: tuple[int, int]):
+    async with interface(folder, size) as (app, pilot):
+        await until(pilot, says(pilot, "No jobs yet", "Press n for the wizard", "wanlora demo", "● daemon alive", "New", "Quit", "Help"), "the empty screen")
+        assert not list(outside(app.screen))
+
+
+async def test_it_starts_the_daemon_and_says_so():
+    folder = short_dir()
+    try:
+        async with interface(folder) as (_, pilot):
+            await until(pilot, says(pilot, "Started the daemon", "● daemon alive"), "the start of the daemon")
+        assert answers(folder)  # and it goes on
+    finally:
+        end_daemon(folder)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (160, 48)])
+async def test_jobs_are_listed_with_their_pace_and_their_place(folder: Path, tmp_path: Path, size: tuple[int, int]):
+    await submit(folder, tmp_path, "orbit_v1", steps=5000, pace_ms=20)
+    await submit(folder, tmp_path, "style_v1")
+    async with interface(folder, size) as (app, pilot):
+        await until(pilot, says(pilot, "orbit_v1", "► running", "/5000", "high", "0.31", "style_v1", "… queued (1)", "2 jobs, 1 running, 1 queued"), "the table")
+        assert not list(outside(app.screen))
+
+
+async def test_open_watch_and_leave_stops_nothing(folder: Path, tmp_path: Path):
+    record = await submit(folder, tmp_path, steps=5000, pace_ms=20)
+    async with interface(folder) as (app, pilot):
+        await until(pilot, says(pilot, "orbit_v1", "► running"), "the job")
+        await pilot.press("enter")
+        await until(pilot, says(pilot, "● high noise", "trainer progressing", "/5000"), "the dashboard")
+        await pilot.press("escape")
+        await until(pilot, lambda: isinstance(app.screen, JobsScreen), "the jobs screen")
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, DashboardScreen), "the dashboard")
+        await pilot.press("q")
+    assert app.farewell == ["orbit_v1 goes on training. Come back with: wanlora attach orbit_v1"]
+    async with Client(folder) as client:
+        assert (await client.show(record.id)).state == "running"
+
+
+async def test_coming_back_says_what_happened_meanwhile(folder: Path, tmp_path: Path):
+    record = await submit(folder, tmp_path, steps=100_000, pace_ms=5)
+    async with interface(folder, job=record) as (_, pilot):
+        await until(pilot, says(pilot, "trainer progressing"), "the dashboard")
+        assert "Since you left" not in shown(pilot.app.screen)
+        await pilot.press("q")
+    async with Client(folder) as client:
+        left_at = (await client.show(record.id)).step
+        while (await client.show(record.id)).step < left_at + 50:
+            time.sleep(0.05)
+    async with interface(folder, job=record) as (_, pilot):
+        await until(pilot, says(pilot, "Since you left:", "steps", "preview", "0 warnings"), "the summary")
+
+
+async def test_stop_asks_first_then_the_job_can_be_resumed(folder: Path, tmp_path: Path):
+    record = await submit(folder, tmp_path, steps=100_000, pace_ms=5)
+    async with interface(folder, job=record) as (app, pilot):
+        await until(pilot, says(pilot, "trainer progressing"), "the dashboard")
+        await pilot.press("s")
+        await until(pilot, lambda: isinstance(app.screen, Confirm), "the question")
+        await pilot.press("n")
+        await until(pilot, lambda: isinstance(app.screen, DashboardScreen), "the dashboard")
+        async with Client(folder) as client:
+            assert (await client.show(record.id)).state == "running"
+        await pilot.press("s")
+        await until(pilot, lambda: isinstance(app.screen, Confirm), "the question")
+        await pilot.press("y")
+        await until(pilot, says(pilot, "■ stopped", "trainer stopped"), "the stop")
+        await pilot.press("r")
+        await until(pilot, says(pilot, "attempt 2", "► running", "trainer progressing"), "the second attempt")
+
+
+async def test_cancel_from_the_jobs_screen(folder: Path, tmp_path: Path):
+    await submit(folder, tmp_path, "orbit_v1", steps=100_000, pace_ms=5)
+    await submit(folder, tmp_path, "style_v1")
+    async with interface(folder) as (_, pilot):
+        await until(pilot, says(pilot, "… queued (1)"), "the queue")
+        await pilot.press("j", "c")
+        await until(pilot, says(pilot, "Cancel style_v1?"), "the question")
+        await pilot.press("y")
+        await until(pilot, says(pilot, "⊘ cancelled"), "the end of the queued job")
+        assert says(pilot, "► running")()
+
+
+async def test_a_failed_job_says_why(folder: Path, tmp_path: Path):
+    await submit(folder, tmp_path, "broken_v1")
+    async with interface(folder) as (_, pilot):
+        await until(pilot, says(pilot, "✗ failed", "out of memory", "Lower datasets.resolutions."), "the cause")
+
+
+async def test_the_daemon_dies_and_comes_back_while_we_watch(tmp_path: Path):
+    folder = short_dir()
+    with running_daemon(folder):
+        record = await submit(folder, tmp_path, steps=100_000, pace_ms=20)
+        async with interface(folder, job=record) as (app, pilot):
+            await until(pilot, says(pilot, "trainer progressing"), "the dashboard")
+            async with Client(folder) as client:
+                await client.shutdown()
+            await until(pilot, says(pilot, "✗ daemon not answering, training goes on", "trainer not seen"), "the dead light")
+            before = app.screen.run.view.step
+            await pilot.press("d")
+            await until(pilot, says(pilot, "● daemon alive", "● trainer progressing"), "the light")
+            await until(pilot, lambda: app.screen.run.view.step > before + 10, "the steps taken meanwhile")
+            points = [p.step for line in app.screen.run.view.losses.values() for p in line]
+            assert sorted(points) == list(range(1, len(points) + 1))  # none lost, none twice
+
+
+async def test_it_closes_by_itself_after_the_end_unless_a_key_is_pressed(folder: Path, tmp_path: Path):
+    record = await submit(folder, tmp_path, steps=20)
+    async with interface(folder, job=record, close_when_done=0.5) as (app, pilot):
+        await until(pilot, lambda: not app.is_running or app.farewell, "the end")
+    assert app.farewell == ["orbit_v1: done."]
+    async with interface(folder, job=record, close_when_done=600.0) as (app, pilot):
+        await until(pilot, lambda: app._close_at is not None, "the count")
+        await pilot.press("p")
+        assert app._close_at is None and not app._close_when_done
+
+
+async def test_help_lists_every_key_of_the_screen_and_the_palette_runs_them(folder: Path, tmp_path: Path):
+    record = await submit(folder, tmp_path, steps=100_000, pace_ms=20)
+    async with interface(folder, (160, 60), job=record) as (app, pilot):
+        await until(pilot, says(pilot, "trainer progressing"), "the dashboard")
+        await pilot.press("question_mark")
+        await until(pilot, lambda: isinstance(app.screen, HelpScreen), "the help")
+        text = " ".join(shown(app.screen).split())
+        missing = [a.id for a in all_actions() if a.id.startswith(("dashboard.", "app.")) and a.help not in text]
+        assert not missing
+        await pilot.press("escape", "ctrl+p")
+        await pilot.press(*"preview")
+        await until(pilot, says(pilot, "Preview"), "the palette")
+        await pilot.press("enter", "enter")
+        await until(pilot, lambda: app.screen.has_class("-pane-preview"), "the preview")
+
+
+async def test_ctrl_c_asks_once(folder: Path):
+    async with interface(folder) as (app, pilot):
+        await until(pilot, says(pilot, "● daemon alive"), "the screen")
+        await pilot.press("ctrl+c")
+        await until(pilot, says(pilot, "Press Ctrl+C again to leave"), "the warning")
+        assert app.return_code is None
+        await pilot.press("ctrl+c")
+        assert app.return_code == 0
+
+
+async def test_the_theme_is_remembered(folder: Path):
+    async with interface(folder) as (app, pilot):
+        await until(pilot, says(pilot, "● daemon alive"), "the screen")
+        app.theme = "textual-light"
+        await pilot.press("q")
+    async with interface(folder) as (app, _):
+        assert app.theme == "textual-light"
+
+
+def test_every_binding_has_an_id_and_keys_that_survive_tmux():
+    for action in all_actions():
+        assert action.id and action.help.endswith("."), action
+        assert not {"ctrl+enter", "ctrl+a", "ctrl+b"} & set(action.keys.split(",")), action
+        assert "ctrl+shift" not in action.keys, action

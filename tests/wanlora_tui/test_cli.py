@@ -1,0 +1,308 @@
+"""The real `wanlora` in processes of its own: what it prints where, and its exit codes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from presets.jobfile import load_job
+from tests.videos import write_clip
+from tests.wanlora_tui.harness import ROOT, environment, own_daemon, short_dir, until, wanlora, write_job
+
+HEAVY = ("torch", "diffusers", "transformers", "peft", "textual", "zmq", "av", "msgspec", "numpy", "PIL")
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    with own_daemon() as folder:
+        yield folder
+
+
+def loaded_by(code: str) -> set[str]:
+    """Which heavy packages are there after some code ran in a fresh process."""
+    code += f"\nimport sys; print(*[m for m in {HEAVY!r} if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
+    return set(run.stdout.strip().rpartition("\n")[2].split())
+
+
+def clips(folder: Path, *names: str) -> None:
+    (folder / "clips").mkdir()
+    for name in names:
+        write_clip(folder / f"clips/{name}.mp4", frames=48)
+        (folder / f"clips/{name}.txt").write_text("orbit 360 around the castle")
+
+
+def test_help_imports_nothing_heavy():
+    assert loaded_by("from wanlora_tui.cli import parser\nparser().format_help()") == set()
+
+
+def test_the_interface_imports_no_trainer():
+    assert not {"torch", "diffusers", "transformers", "peft"} & loaded_by("import wanlora_tui.app, wanlora_tui.commands.doctor, wanlora_tui.commands.demo, wanlora_tui.screens.wizard")
+
+
+def test_help_names_every_command():
+    said = wanlora("--help")
+    assert said.returncode == 0
+    for word in ("demo", "new", "check", "train", "submit", "jobs", "watch", "stop", "resume", "cancel", "attach", "daemon", "doctor", "Exit codes"):
+        assert word in said.stdout, word
+
+
+@pytest.mark.parametrize("line", ["fly", "check", "watch --json --plain", "demo --steps 0", "demo --steps x", "watch --since -1", "new --kind dance --clips .", "daemon", "stop"])
+def test_usage_is_told_with_code_2(line: str):
+    said = wanlora(*line.split())
+    assert said.returncode == 2 and "usage:" in said.stderr and said.stdout == ""
+
+
+def test_a_missing_job_file_is_one_line_and_no_traceback(tmp_path: Path):
+    for command in ("check", "train", "submit"):
+        said = wanlora(command, tmp_path / "no.toml")
+        assert said.returncode == 1 and said.stdout == ""
+        assert said.stderr.startswith("wanlora: ") and "no such job file" in said.stderr and "Traceback" not in said.stderr and said.stderr.count("\n") == 1
+
+
+def test_a_mistake_in_a_job_file_is_told_with_its_key(tmp_path: Path):
+    job = write_job(tmp_path)
+    job.write_text(job.read_text().replace("steps = 60", "stepz = 60", 1))
+    said = wanlora("check", job, "--json")
+    (found,) = json.loads(said.stdout)
+    assert said.returncode == 1 and found["field"] == "training.stepz" and "training.steps" in found["message"]
+    assert set(found) == {"code", "severity", "field", "message", "fix"}
+    assert "training.stepz" in wanlora("train", job).stderr
+
+
+def test_check_lists_findings_for_people_and_for_programs(tmp_path: Path):
+    clips(tmp_path, "a")
+    job = write_job(tmp_path)
+    job.write_text(job.read_text().replace("num_frames = 41", "num_frames = 40", 1))
+    said, asked = wanlora("check", job), wanlora("check", job, "--json")
+    assert said.returncode == asked.returncode == 1
+    assert "frames-4n-plus-1" in said.stdout and "cannot be trained as it is" in said.stderr
+    codes = [f["code"] for f in json.loads(asked.stdout)]
+    assert "frames-4n-plus-1" in codes and asked.stderr == ""
+
+
+def test_new_writes_a_job_that_loads_and_takes_settings(tmp_path: Path):
+    clips(tmp_path, "one", "two")
+    said = wanlora("new", "--kind", "motion", "--clips", "clips", "--name", "orbit_v1", "--set", "training.lr=5e-5", "--set", "datasets.num_frames=33", "--out", "job.toml", cwd=tmp_path)
+    assert (said.returncode, said.stdout) == (0, "job.toml\n"), said.stderr
+    job = load_job(tmp_path / "job.toml")
+    assert (job.job.name, job.job.kind, job.training.lr, job.datasets[0].num_frames, job.datasets[0].path) == ("orbit_v1", "motion", 5e-5, 33, "clips")
+    again = wanlora("new", "--kind", "motion", "--clips", "clips", "--out", "job.toml", cwd=tmp_path)
+    assert again.returncode == 1 and "exists already" in again.stderr and load_job(tmp_path / "job.toml").job.name == "orbit_v1"
+
+
+@pytest.mark.parametrize(("setting", "words"), [("training.lr", "has no value"), ("training.lrr=1", "Did you mean training.lr?"), ("training.steps=many", "expected integer"), ("target.rank=0", "rank")])
+def test_new_refuses_a_wrong_setting(tmp_path: Path, setting: str, words: str):
+    clips(tmp_path, "one")
+    said = wanlora("new", "--kind", "style", "--clips", tmp_path / "clips", "--set", setting, "--out", tmp_path / "job.toml")
+    assert said.returncode == 1 and words in said.stderr and not (tmp_path / "job.toml").exists()
+
+
+def test_new_refuses_a_folder_without_clips(tmp_path: Path):
+    (tmp_path / "clips").mkdir()
+    said = wanlora("new", "--kind", "style", "--clips", tmp_path / "clips", "--out", tmp_path / "job.toml")
+    assert said.returncode == 1 and said.stderr.count("wanlora:") == 1 and not (tmp_path / "job.toml").exists()
+
+
+def test_without_a_terminal_the_screens_say_what_to_use(folder: Path):
+    for line in ((), ("attach",)):
+        said = wanlora(*line, "--dir", folder)
+        assert said.returncode == 1 and "needs a terminal" in said.stderr and "wanlora watch" in said.stderr
+
+
+def test_without_a_daemon(tmp_path: Path):
+    empty = short_dir()
+    for line in (("jobs",), ("watch",), ("stop", "x"), ("resume", "x"), ("cancel", "x")):
+        said = wanlora(*line, "--dir", empty)
+        assert said.returncode == 1 and "no daemon is running" in said.stderr and said.stdout == "", line
+    status = wanlora("daemon", "status", "--json", "--dir", empty)
+    assert status.returncode == 1 and json.loads(status.stdout)["running"] is False
+    assert wanlora("daemon", "stop", "--dir", empty).returncode == 0
+    empty.rmdir()
+
+
+def test_the_daemon_starts_once_answers_and_ends():
+    folder = short_dir()
+    try:
+        assert "Started" in wanlora("daemon", "start", "--dir", folder).stderr
+        assert "runs already" in wanlora("daemon", "start", "--dir", folder).stderr
+        assert wanlora("--dir", folder, "daemon", "status").returncode == 0  # the option works on both sides of the command
+    finally:
+        assert "has ended" in wanlora("daemon", "stop", "--dir", folder).stderr
+    assert wanlora("daemon", "status", "--dir", folder).returncode == 1
+
+
+def submit(folder: Path, job: Path) -> None:
+    """Past the checks: the test trainer needs neither clips nor a GPU."""
+    code = f"import asyncio, pathlib\nfrom daemon.client import Client\nasync def go():\n    async with Client(pathlib.Path({str(folder)!r})) as c: await c.submit({str(job)!r})\nasyncio.run(go())"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment())
+
+
+def test_watch_prints_a_line_for_each_event_and_ends_with_the_run(folder: Path, tmp_path: Path):
+    submit(folder, write_job(tmp_path, "watched_v1", steps=40, pace_ms=5))
+    live = wanlora("watch", "watched_v1", "--plain", "--dir", folder)
+    assert live.returncode == 0
+    events = [json.loads(line) for line in wanlora("watch", "watched_v1", "--json", "--dir", folder).stdout.splitlines()]
+    assert [e["seq"] for e in events] == list(range(1, len(events) + 1)) and events[-1]["kind"] == "done"
+    assert [line.split()[1] for line in live.stdout.splitlines()] == [e["kind"] for e in events]
+    since = wanlora("watch", "watched_v1", "--json", "--since", events[-3]["seq"], "--dir", folder).stdout.splitlines()
+    assert [json.loads(line)["seq"] for line in since] == [e["seq"] for e in events[-2:]]
+    assert wanlora("watch", "watched_v1", "--json", "--since", "9999", "--dir", folder).stdout == ""
+
+
+def test_the_exit_code_of_watch_is_the_outcome(folder: Path, tmp_path: Path):
+    submit(folder, write_job(tmp_path, "broken_v2"))
+    said = wanlora("watch", "broken_v2", "--dir", folder)
+    assert said.returncode == 1 and " failed out of memory" in said.stdout and "broken_v2: failed" in said.stderr
+    submit(folder, write_job(tmp_path, "stopped_v1", steps=100_000, pace_ms=5))
+    watching = subprocess.Popen([sys.executable, "-m", "wanlora_tui.cli", "watch", "stopped_v1", "--plain", "--dir", str(folder)], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
+    assert watching.stdout is not None
+    until(lambda: " step " in watching.stdout.readline(), "a step")
+    assert "will save and stop" in wanlora("stop", "stopped_v1", "--dir", folder).stderr
+    rest = watching.communicate(timeout=60)[0]
+    assert watching.returncode == 75 and " stopped step" in rest
+    assert wanlora("resume", "stopped_v1", "--dir", folder).returncode == 0
+    until(lambda: "► running" in wanlora("jobs", "--dir", folder).stdout, "the resumed job")
+    assert wanlora("cancel", "stopped_v1", "--dir", folder).returncode == 0
+    assert wanlora("watch", "stopped_v1", "--dir", folder).returncode == 1
+
+
+def test_ctrl_c_leaves_the_watch_and_the_job_goes_on(folder: Path, tmp_path: Path):
+    submit(folder, write_job(tmp_path, "left_v1", steps=100_000, pace_ms=5))
+    watching = subprocess.Popen([sys.executable, "-m", "wanlora_tui.cli", "watch", "--dir", str(folder)], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert watching.stdout is not None
+    until(lambda: " step " in watching.stdout.readline(), "a step")
+    watching.send_signal(signal.SIGINT)
+    talk = watching.communicate(timeout=60)[1]
+    assert watching.returncode == 130 and "goes on" in talk and "Traceback" not in talk
+    record = next(j for j in json.loads(wanlora("jobs", "--json", "--dir", folder).stdout) if j["name"] == "left_v1")
+    assert record["state"] == "running"
+    wanlora("cancel", "left_v1", "--dir", folder)
+
+
+def test_a_reader_that_leaves_makes_no_noise(folder: Path, tmp_path: Path):
+    submit(folder, write_job(tmp_path, "piped_v1", steps=100_000, pace_ms=1))
+    command = f"{sys.executable} -m wanlora_tui.cli watch piped_v1 --plain --dir {folder} | head -2"
+    said = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+    assert len(said.stdout.splitlines()) == 2 and said.stderr == ""
+    wanlora("cancel", "piped_v1", "--dir", folder)
+
+
+def test_submit_checks_first_and_keeps_what_is_wrong_from_the_queue(folder: Path, tmp_path: Path):
+    (tmp_path / "clips").mkdir()
+    said = wanlora("submit", write_job(tmp_path, "hollow_v1"), "--dir", folder)
+    assert said.returncode == 1 and "ERROR" in said.stderr and "not submitted" in said.stderr and said.stdout == ""
+    assert "hollow_v1" not in wanlora("jobs", "--dir", folder).stdout
+
+
+def test_unknown_jobs_are_named(folder: Path):
+    for command in ("stop", "resume", "cancel", "watch"):
+        said = wanlora(command, "nobody", "--dir", folder)
+        assert said.returncode == 1 and "nobody" in said.stderr and "Traceback" not in said.stderr
+
+
+def test_doctor_gives_a_line_per_check(folder: Path):
+    said = wanlora("doctor", "--dir", folder, timeout=180)
+    levels = [line.split()[0] for line in said.stdout.splitlines() if not line.startswith(" ")]
+    subjects = {line[6:18].strip() for line in said.stdout.splitlines() if not line.startswith(" ")}
+    assert set(levels) <= {"ok", "warn", "fail"} and said.returncode == ("fail" in levels)
+    assert subjects >= {"Python", "GPU", "RAM", "Disk", "Runtime dir", "Daemon", "Terminal", "Colour", "Pictures", "Video", "Model files", "torch"}
+    assert "answers" in said.stdout
+
+
+def test_train_becomes_the_trainer(tmp_path: Path):
+    """Its exit code is the trainer's own: the engine refuses a job without clips, in its own words."""
+    (tmp_path / "clips").mkdir()
+    said = wanlora("train", write_job(tmp_path), "--out", tmp_path / "runs", timeout=180)
+    assert said.returncode == 1 and "Traceback" not in said.stderr and said.stderr
+
+
+SSH = """#!{python}
+# Stands in for ssh: runs the command here, or forwards each -L LOCAL:REMOTE socket within this machine.
+import socket, subprocess, sys, threading
+args = sys.argv[1:]
+host = args[args.index("--") + 1]
+if host != "me@box":
+    print(f"ssh: Could not resolve hostname {{host}}", file=sys.stderr)
+    sys.exit(255)
+if "-N" not in args:
+    sys.exit(subprocess.run(["bash", "-c", args[args.index("--") + 2]]).returncode)
+def pump(a, b):
+    while data := a.recv(65536):
+        b.sendall(data)
+    b.shutdown(socket.SHUT_WR)
+def serve(local, remote):
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(local)
+    listener.listen()
+    while True:
+        near, _ = listener.accept()
+        far = socket.socket(socket.AF_UNIX)
+        far.connect(remote)
+        threading.Thread(target=pump, args=(near, far), daemon=True).start()
+        threading.Thread(target=pump, args=(far, near), daemon=True).start()
+threads = [threading.Thread(target=serve, args=args[i + 1].split(":")) for i, a in enumerate(args) if a == "-L"]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+"""
+
+
+@pytest.fixture
+def ssh(tmp_path: Path, folder: Path) -> dict[str, str]:
+    """A PATH on which `ssh me@box` reaches this machine, whose `wanlora` asks the daemon of `folder`."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "ssh").write_text(SSH.format(python=sys.executable))
+    (tools / "wanlora").write_text(f"#!/bin/sh\nexec {sys.executable} -m wanlora_tui.cli --dir {folder} \"$@\"\n")
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    return environment(PATH=f"{tools}:{os.environ['PATH']}")
+
+
+def test_a_tunnel_brings_both_sockets_here(ssh: dict[str, str], folder: Path, tmp_path: Path):
+    submit(folder, write_job(tmp_path, "far_v1", steps=30))
+    wanlora("watch", "far_v1", "--dir", folder)
+    code = """
+import asyncio, stat
+from daemon.client import Client
+from wanlora_tui.tunnel import tunnel
+async def seen(folder):
+    async with Client(folder) as client:
+        events = []
+        async for item in client.follow("far_v1"):
+            events.append(type(item).__name__)
+            if "Beat" in events and "Event" in events:
+                return [j.name for j in await client.jobs()]
+with tunnel("me@box") as folder:
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    print(asyncio.run(seen(folder)))
+assert not folder.exists()
+"""
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ssh, capture_output=True, text=True, timeout=60, check=False)
+    assert said.returncode == 0 and "far_v1" in said.stdout, said.stderr
+
+
+@pytest.mark.parametrize(("host", "words"), [("me@nowhere", "Could not resolve hostname me@nowhere"), ("-oProxyCommand=x", "is not a host")])
+def test_a_tunnel_that_cannot_open_says_why(ssh: dict[str, str], host: str, words: str):
+    code = f"from wanlora_tui.tunnel import tunnel\nwith tunnel({host!r}): pass"
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ssh, capture_output=True, text=True, timeout=60, check=False)
+    assert said.returncode == 1 and words in said.stderr.splitlines()[-1]
+
+
+def test_a_far_machine_without_a_daemon_or_without_wanlora(ssh: dict[str, str], tmp_path: Path):
+    code = "from wanlora_tui.tunnel import tunnel\nwith tunnel('me@box'): pass"
+    tool = tmp_path / "bin/wanlora"
+    tool.write_text("""#!/bin/sh\necho '{"running": false, "protocol": 1}'\nexit 1\n""")
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ssh, capture_output=True, text=True, timeout=60, check=False)
+    assert "no daemon runs there" in said.stderr and "wanlora daemon start" in said.stderr
+    tool.unlink()
+    path = ":".join([str(tool.parent), *(p for p in ssh["PATH"].split(":")[1:] if not Path(p, "wanlora").exists())])
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ssh | {"PATH": path}, capture_output=True, text=True, timeout=60, check=False)
+    assert "no wanlora on the PATH" in said.stderr
+
+

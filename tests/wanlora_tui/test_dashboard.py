@@ -1,0 +1,170 @@
+"""The dashboard over recorded runs: three sizes, every pane, no colour, and nothing outside the screen."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+from textual.screen import Screen
+from textual.widget import Widget
+from textual_image.widget import HalfcellImage
+
+from tests.wanlora_tui.runs import Tape, usual
+from wanlora_tui.screenshot import RecordedApp, load_run, main
+from wanlora_tui.widgets.event_log import EventLog
+from wanlora_tui.widgets.poster import Poster
+
+SIZES = [(80, 24), (100, 30), (160, 48)]
+
+
+def shown(screen: Screen[None]) -> str:
+    """The text on the screen, as a terminal would have it."""
+    return "\n".join("".join(segment.text for segment in strip) for strip in screen._compositor.render_strips())
+
+
+def outside(screen: Screen[None]) -> Iterator[str]:
+    """Widgets that reach over the edge of the screen, and are not in something that scrolls."""
+
+    def scrolls(widget: Widget) -> bool:
+        return any(isinstance(a, Widget) and (a.allow_vertical_scroll or a.allow_horizontal_scroll) for a in widget.ancestors if a is not screen)
+
+    for widget in screen.walk_children(Widget):
+        if widget.is_on_screen and widget.region.area and not scrolls(widget) and not screen.region.contains_region(widget.region):
+            yield f"{widget!r} {widget.region}"
+
+
+def app_over(tape: Tape, folder: Path) -> RecordedApp:
+    return RecordedApp(load_run(tape.write(folder / tape.name)), HalfcellImage)
+
+
+async def settle(pilot: Pilot[None]) -> None:
+    for _ in range(4):
+        await pilot.pause()
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_what_matters_is_there_at_every_size(size: tuple[int, int], tmp_path: Path):
+    async with app_over(usual(), tmp_path).run_test(size=size) as pilot:
+        await settle(pilot)
+        text = shown(pilot.app.screen)
+        for words in ("orbit_v1", "► running", "● daemon alive", "● trainer progressing", "training █", "40% 120/300", "high noise", "low noise", "high loss 0.", "ETA 56s", "VRAM █", "18.2/140 GiB", "61.5/512 GiB", "checkpoint checkpoints/step_000000100", "Detach", "Stop"):
+            assert words in text, words
+        assert "●●" in text and "○○" in text  # both trends, each with a marker of its own
+        assert not list(outside(pilot.app.screen))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("key", "words"), [("p", ["▀▀▀", "orbit 360 around the castle", "step_000000100"]), ("l", ["attempt 1 started"]), ("f", ["Run folder", "2 checkpoints", "castle.mp4 would play"])])
+async def test_every_pane_can_be_reached(size: tuple[int, int], key: str, words: list[str], tmp_path: Path):
+    async with app_over(usual(), tmp_path).run_test(size=size) as pilot:
+        await pilot.press(key)
+        await settle(pilot)
+        text = shown(pilot.app.screen)
+        assert all(word in text for word in words), text
+        assert not list(outside(pilot.app.screen))
+
+
+async def test_v_goes_round_all_panes_and_the_same_key_goes_back(tmp_path: Path):
+    async with app_over(usual(), tmp_path).run_test(size=(80, 24)) as pilot:
+        panes = []
+        for _ in range(4):
+            await pilot.press("v")
+            await settle(pilot)
+            panes.append([p for p in ("plot", "preview", "log", "files") if pilot.app.screen.has_class(f"-pane-{p}")])
+        assert panes == [["preview"], ["log"], ["files"], ["plot"]]
+        await pilot.press("p", "p")
+        assert pilot.app.screen.has_class("-pane-plot")
+
+
+async def test_it_follows_a_change_of_size(tmp_path: Path):
+    async with app_over(usual(), tmp_path).run_test(size=(160, 48)) as pilot:
+        for size in ((80, 24), (40, 12), (200, 60), (100, 30)):
+            await pilot.resize_terminal(*size)
+            await settle(pilot)
+            assert "orbit_v1" in shown(pilot.app.screen)
+        assert not list(outside(pilot.app.screen))
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_without_colour_it_reads_the_same(size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with app_over(usual(), tmp_path).run_test(size=size) as pilot:
+        await settle(pilot)
+        text = shown(pilot.app.screen)
+        assert all(word in text for word in ("► running", "● high noise", "○ low noise", "● trainer progressing"))
+        for strip in pilot.app.screen._compositor.render_strips():
+            for segment in strip:
+                for colour in (segment.style.color, segment.style.bgcolor) if segment.style else ():
+                    assert colour is None or colour.triplet is None or len({*colour.triplet}) == 1, segment
+
+
+@pytest.mark.parametrize(("end", "words"), [("done", "✓ done  orbit_v1_high_noise.safetensors"), ("stopped", "■ stopped  asked to stop"), ("failed", "✗ failed  out of memory. Lower the resolution.")])
+async def test_how_it_ended_is_said(end: str, words: str, tmp_path: Path):
+    tape = usual()
+    if end == "done":
+        tape.done()
+    elif end == "stopped":
+        tape.add("stopped", step=120, path="", why="asked to stop")
+    else:
+        tape.add("failed", cause="out of memory.", next="Lower the resolution.")
+    async with app_over(tape, tmp_path).run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        assert words in shown(pilot.app.screen)
+
+
+async def test_loading_shows_its_progress(tmp_path: Path):
+    tape = Tape()
+    tape.start()
+    tape.phase("loading", 3, 4, "text encoder")
+    async with app_over(tape, tmp_path).run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        text = shown(pilot.app.screen)
+        assert "loading text encoder █" in text and "75% 3/4" in text and "trainer loading" in text and "from the first step on" in text
+
+
+async def test_a_poster_that_cannot_be_read_is_said(tmp_path: Path):
+    tape = usual()
+    app = app_over(tape, tmp_path)
+    poster = tmp_path / tape.name / "samples/step_000000100/00.png"
+    poster.write_bytes(b"not a picture")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("p")
+        await settle(pilot)
+        assert "The poster cannot be shown" in shown(pilot.app.screen)
+        assert not pilot.app.screen.query_one(Poster).query_one("#poster-image").display
+
+
+async def test_the_log_keeps_a_readers_place(tmp_path: Path):
+    tape = usual(until=290, steps=300)
+    for i in range(60):
+        tape.add("log", level="info", text=f"line {i}")
+    run = load_run(tape.write(tmp_path / tape.name))
+    async with RecordedApp(run, HalfcellImage).run_test(size=(80, 24)) as pilot:
+        await pilot.press("l")
+        await settle(pilot)
+        log = pilot.app.screen.query_one(EventLog)
+        assert log.following and "line 59" in shown(pilot.app.screen)
+        await pilot.press("g")
+        await settle(pilot)
+        run.view.log.append(run.view.log[-1].__class__(tape.now + 1, "log", "the newest"))
+        log.show(run.view.log)
+        await settle(pilot)
+        assert not log.following and "the newest" not in shown(pilot.app.screen)
+        await pilot.press("G")
+        await settle(pilot)
+        assert log.following and "the newest" in shown(pilot.app.screen)
+
+
+def test_the_screenshot_is_the_dashboard(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    events = usual().write(tmp_path / "orbit_v1")
+    out = tmp_path / "docs" / "dashboard.svg"
+    assert main([str(out), "--events", str(events), "--until-step", "60"]) == 0
+    svg = out.read_text()
+    assert "60/300" in svg.replace("&#160;", " ") and "<svg" in svg and str(out) in capsys.readouterr().out
+    assert not re.search(r"120/300", svg)
+
+
+def test_a_screenshot_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main([str(tmp_path / "a.svg"), "--events", str(tmp_path / "none.jsonl")]) == 1
+    assert "cannot be read" in capsys.readouterr().err
