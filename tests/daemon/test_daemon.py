@@ -155,10 +155,11 @@ async def test_kill_9_of_a_client_hurts_nobody(box: Box):
         await client.submit(box.job("one"))
         script = f"import asyncio\nfrom pathlib import Path\nfrom daemon.client import Client\nasync def main():\n    async with Client(Path({str(box.dir)!r})) as c:\n        async for x in c.follow('one'):\n            print(x, flush=True)\nasyncio.run(main())"
         watcher = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
-        assert watcher.stdout is not None and b"Event" in watcher.stdout.readline()
-        watcher.kill()
-        watcher.wait()
-        watcher.stdout.close()
+        try:
+            assert watcher.stdout is not None and any(b"Event(" in line for line in watcher.stdout)
+        finally:
+            watcher.kill()
+            watcher.communicate()
         await client.stop("one")
         assert (await box.wait(client, "one")).state == "stopped"
 
