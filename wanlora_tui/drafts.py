@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct, field
 
 from presets.errors import UserError
-from presets.fields import field_of
+from presets.fields import field_of, parse_path
 from presets.job import Kind, PromptPanel
 
 
@@ -53,8 +53,11 @@ class DraftStore:
             draft = msgspec.json.decode(self.path.read_bytes(), type=Draft)
             for path, value in draft.values.items():
                 msgspec.convert(value, field_of(path).annotation)
-            for path in draft.typed:
+            for path in (*draft.values, *draft.typed):
                 field_of(path)
+                panel, index = parse_path(path)[:2]
+                if panel == "datasets" and not (isinstance(index, int) and index < len(draft.folders)):
+                    raise DraftError(f"{path} belongs to no folder")
         except FileNotFoundError:
             return None
         except OSError as e:

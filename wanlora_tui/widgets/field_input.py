@@ -60,23 +60,11 @@ class Choice(Select[Any]):
     def action_cycle(self, step: int) -> None:
         self.value = self.choices[(self.choices.index(self.value) + step) % len(self.choices)]
 
-    def action_form_previous(self) -> None:
-        self.screen.focus_previous()
-
-    def action_form_next(self) -> None:
-        self.screen.focus_next()
-
 
 class FieldText(Input):
     """A one-line text input that arrow keys leave, as in a form."""
 
     BINDINGS = bindings("form.previous", "form.next")
-
-    def action_form_previous(self) -> None:
-        self.screen.focus_previous()
-
-    def action_form_next(self) -> None:
-        self.screen.focus_next()
 
 
 class FieldInput(Vertical):
@@ -106,8 +94,9 @@ class FieldInput(Vertical):
 
     @dataclass
     class Changed(Message):
-        """`value` holds when `error` is ""; otherwise `text` is what was typed."""
+        """`value` holds when `error` is ""; otherwise `text` is what was typed. Whoever has taken it in calls `row.taken()`."""
 
+        row: "FieldInput"
         path: str
         text: str
         value: Any
@@ -119,6 +108,8 @@ class FieldInput(Vertical):
         self.value, self.recommended, self.reason, self.typed = value, recommended, reason, typed
         self.base, self.suffixes = base, suffixes  # as for PathInput; base None: the field is no path
         self.error = ""
+        self._note = ""
+        self._on_the_way = 0  # changes posted and not yet taken in
 
     def compose(self) -> ComposeResult:
         with Horizontal():
@@ -143,13 +134,15 @@ class FieldInput(Vertical):
     def on_mount(self) -> None:
         if self.typed is not None:
             self._parse(self.typed)
+        else:
+            self._show_value()  # it may have changed since compose
         self._mark()
 
     def on_descendant_focus(self) -> None:
-        self.query_one(".field-label", Static).update(f"▸{self.field.label}")
+        self.query_one(".field-label", Static).update(f"▸{self.field.label}", layout=False)
 
     def on_descendant_blur(self) -> None:
-        self.query_one(".field-label", Static).update(f" {self.field.label}")
+        self.query_one(".field-label", Static).update(f" {self.field.label}", layout=False)
 
     @property
     def control(self) -> Choice | FieldText | PathInput:
@@ -158,13 +151,24 @@ class FieldInput(Vertical):
         return found
 
     def set_value(self, value: Any, *, recommended: Any, reason: str | None) -> None:
-        """Bring the row to new values from outside, without touching what is being typed right now."""
+        """Bring the row to new values from outside.
+
+        Text that is no valid value yet stays, and so does a path being typed, which means the same before and after it
+        was resolved. While changes of this row are on their way, what comes from outside is older than they are.
+        """
         self.recommended, self.reason = recommended, reason
-        control = self.control
-        if self.typed is None and value != self.value and not (control.has_focus and isinstance(control, Input)):
+        if not self.is_mounted:  # on_mount will show it
             self.value = value
-            control.value = value if isinstance(control, Choice) else value_text(value)
+            return
+        control = self.control
+        if self.typed is None and value != self.value and not self._on_the_way and not (reason is None and control.has_focus):
+            self.value = value
+            self._show_value()
         self._mark()
+
+    def _show_value(self) -> None:
+        control = self.control
+        control.value = self.value if isinstance(control, Choice) else value_text(self.value)
 
     def reset(self) -> None:
         """Back to the recommended value, if there is one."""
@@ -173,21 +177,23 @@ class FieldInput(Vertical):
         control = self.control
         control.value = self.recommended if isinstance(control, Choice) else value_text(self.recommended)
 
-    @on(Input.Changed)
-    def _typed(self, event: Input.Changed) -> None:
-        event.stop()
-        before = (self.value, self.typed)
-        self._parse(event.value)
-        if (self.value, self.typed) != before:
-            self.post_message(self.Changed(self.path, event.value, self.value, self.error))
-        self._mark()
+    def taken(self) -> None:
+        """A posted change has arrived where the values are kept."""
+        self._on_the_way -= 1
 
+    @on(Input.Changed)
     @on(Select.Changed)
-    def _chosen(self, event: Select.Changed) -> None:
+    def _edited(self, event: Input.Changed | Select.Changed) -> None:
+        """Reads what the control holds by now, since the event may be older than that."""
         event.stop()
-        if event.value is not self.value:
-            self.value = event.value
-            self.post_message(self.Changed(self.path, value_text(event.value), event.value, ""))
+        control, before = self.control, (self.value, self.typed)
+        if isinstance(control, Choice):
+            self.value = control.value
+        else:
+            self._parse(control.value)
+        if (self.value, self.typed) != before:
+            self._on_the_way += 1
+            self.post_message(self.Changed(self, self.path, self.typed if self.typed is not None else value_text(self.value), self.value, self.error))
         self._mark()
 
     def _parse(self, text: str) -> None:
@@ -212,7 +218,9 @@ class FieldInput(Vertical):
         else:
             wanted = value_text(self.recommended) or "empty"
             note = f"{CHANGED} yours" + (f", {RECOMMENDED} {wanted}" if len(wanted) <= 12 else "")
-        self.query_one(".field-note", Static).update(note)
+        if note != self._note:
+            self._note = note
+            self.query_one(".field-note", Static).update(note)
 
     def help_title(self) -> str:
         return f"{self.field.label} · {self.path}"

@@ -42,12 +42,6 @@ class PathInput(Input):
         else:
             self.screen.focus_next()
 
-    def action_form_previous(self) -> None:
-        self.screen.focus_previous()
-
-    def action_form_next(self) -> None:
-        self.screen.focus_next()
-
 
 class _Tree(DirectoryTree):
     """Folders, and the files of some suffixes, with plain icons that every terminal has."""

@@ -52,7 +52,6 @@ class ClipsPane(StepPane):
         self.query_one("#clips" if self.state.draft.folders else "#folder").focus()
 
     def bring_up_to_date(self) -> None:
-        super().bring_up_to_date()
         self._list_folders(self._current)
         self.call_next(self._show_folder)
 
@@ -93,6 +92,7 @@ class ClipsPane(StepPane):
             frames = self.query_one("#frames")
             await frames.remove_children()
             await frames.mount(*(self.row(p) for p in wanted))
+        super().bring_up_to_date()
         if found is not None:
             cursor = table.cursor_row
             table.show(found, self.state.job().datasets[index] if ready else None)

@@ -183,7 +183,7 @@ class ReviewPane(StepPane):
                 options.add_option(Option(self._entry(finding), id=f"finding-{i}"))
         ids = [options.get_option_at_index(i).id for i in range(options.option_count)]
         real = [i for i, id in enumerate(ids) if id is not None]
-        options.highlighted = ids.index(before) if before in ids else real[0] if real else None
+        options.highlighted = ids.index(before) if before is not None and before in ids else real[0] if real else None
 
     def _entry(self, finding: Finding) -> Group:
         glyph = HEADINGS[finding.severity][0]

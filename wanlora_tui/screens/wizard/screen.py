@@ -53,7 +53,7 @@ class WizardScreen(Screen[str | None]):
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012  (Textual's own declaration)
     VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012
     CSS = """
-    WizardScreen #title { height: 1; padding: 0 1; background: $primary 20%; text-style: bold; }
+    WizardScreen #wizard-title { height: 1; padding: 0 1; background: $primary 20%; text-style: bold; }
     WizardScreen #middle { height: 1fr; }
     WizardScreen #steps { width: 28; height: 1fr; border: none; border-right: solid $primary 40%; padding: 1; display: none; background: transparent; }
     WizardScreen.-wide #steps { display: block; }
@@ -72,9 +72,10 @@ class WizardScreen(Screen[str | None]):
         self.state = WizardState(Draft(), Path.cwd())
         self._scan_running: set[str] = set()
         self._draft_problem = ""
+        self._said = ("", "")  # title and text of the help area
 
     def compose(self) -> ComposeResult:
-        yield Static("", id="title", markup=False)
+        yield Static("", id="wizard-title", markup=False)
         with Horizontal(id="middle"):
             steps = OptionList(id="steps", compact=True, markup=False)
             steps.can_focus = False  # F7 and F8 walk the steps; this list shows where one is, and takes the mouse
@@ -185,6 +186,7 @@ class WizardScreen(Screen[str | None]):
     @on(FieldInput.Changed)
     def _field_changed(self, event: FieldInput.Changed) -> None:
         event.stop()
+        event.row.taken()
         if event.error:
             self.state.set_typed(event.path, event.text)
         else:
@@ -225,7 +227,7 @@ class WizardScreen(Screen[str | None]):
             await box.remove_children()
             await box.mount(pane)
         place = position(name)
-        self.query_one("#title", Static).update(f"New LoRA job · step {place + 1} of {len(STEPS)} · {STEPS[place].title}")
+        self.query_one("#wizard-title", Static).update(f"New LoRA job · step {place + 1} of {len(STEPS)} · {STEPS[place].title}")
         self.query_one("#nav-state", Static).update("the draft is kept as you type")
         self.query_one("#back", Button).disabled = place == 0
         self.query_one("#next", Button).label = "Launch F8 ▶" if name == NAMES[-1] else "Next F8 ▶"
@@ -271,6 +273,16 @@ class WizardScreen(Screen[str | None]):
             await self.go_to(NAMES[position(self.step) + 1])
             self._keep()
 
+    async def action_step_action(self, name: str) -> None:
+        """Run an action of the step in view: keys, the footer and the palette all come through here."""
+        if self.pane is not None:
+            await self.pane.run_action(name)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "step_action" and self.pane is not None:
+            return self.pane.check_action(str(parameters[0]), ())
+        return super().check_action(action, parameters)
+
     # Help
 
     @on(events.DescendantFocus)
@@ -281,9 +293,13 @@ class WizardScreen(Screen[str | None]):
         """What the focused field means, or what this step wants."""
         row = next((n for n in focused.ancestors if isinstance(n, FieldInput)), None) if hasattr(focused, "ancestors") else None
         area, text = self.query_one("#help-area"), self.query_one("#help-text", Static)
-        area.border_title = row.help_title() if row is not None else STEPS[position(self.step)].title
-        text.update(row.help_lines() if row is not None else STEPS[position(self.step)].hint)
-        area.scroll_home(animate=False)
+        step = STEPS[position(self.step)]
+        said = (row.help_title(), row.help_lines()) if row is not None else (step.title, step.hint)
+        if said != self._said:
+            self._said = said
+            area.border_title = said[0]
+            text.update(said[1])
+            area.scroll_home(animate=False)
 
     def action_step_help(self) -> None:
         self.app.push_screen(StepHelp(STEPS[position(self.step)]))

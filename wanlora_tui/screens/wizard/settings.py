@@ -42,6 +42,7 @@ class SettingsPane(StepPane):
     def __init__(self, state: WizardState, *, field: str = "") -> None:
         super().__init__(state)
         self.wanted = field  # the field to show first, when a finding led here
+        self.shown = ""  # the panel whose form stands there
 
     def compose(self) -> ComposeResult:
         with Horizontal():
@@ -72,7 +73,7 @@ class SettingsPane(StepPane):
         return option.id if option is not None and option.id else "machine"
 
     async def _show_panel(self) -> None:
-        form = self.query_one("#form", VerticalScroll)
+        form, self.shown = self.query_one("#form", VerticalScroll), self.panel
         await form.remove_children()
         form.scroll_home(animate=False)
         form.can_focus = self.panel == "machine"  # nothing in it takes the focus, so the text itself must scroll by keys
@@ -104,14 +105,16 @@ class SettingsPane(StepPane):
         super().bring_up_to_date()
         panels = self.query_one("#panels", Choices)
         for i, panel in enumerate(("machine", *PANELS)):
-            panels.replace_option_prompt_at_index(i, self._entry(panel))
+            if panels.get_option_at_index(i).prompt != self._entry(panel):
+                panels.replace_option_prompt_at_index(i, self._entry(panel))
         if self.panel == "machine":
             self.call_next(self._show_panel)
 
     @on(OptionList.OptionHighlighted, "#panels")
     async def _highlighted(self, event: OptionList.OptionHighlighted) -> None:
         event.stop()
-        await self._show_panel()
+        if self.panel != self.shown:
+            await self._show_panel()
 
     @on(OptionList.OptionSelected, "#panels")
     def _into_form(self, event: OptionList.OptionSelected) -> None:

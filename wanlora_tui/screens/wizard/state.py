@@ -3,8 +3,8 @@
 No rule is decided here. Facts come in from outside (machine, scanned folders); the job comes out.
 """
 
-import os
 import re
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -238,7 +238,11 @@ class WizardState:
             return f"{path} is a folder: add a file name"
         if not folder.is_dir():
             return f"{folder} is a file, not a folder"
-        return "" if os.access(folder, os.W_OK | os.X_OK) else f"{folder} cannot be written to: choose another place"
+        try:
+            with tempfile.TemporaryFile(dir=folder):  # permission bits lie on read-only disks and for root
+                return ""
+        except OSError as e:
+            return f"nothing can be written in {folder} ({(e.strerror or str(e)).lower()}): choose another place"
 
     # Steps
 

@@ -74,11 +74,11 @@ def position(name: str) -> int:
 
 
 def step_of_field(path: str) -> str:
-    """The step on which a field is edited, for jumping to it from a finding."""
+    """The step on which the field (or file) that a finding names is edited, to jump there."""
     if path == "job.kind":
         return "kind"
-    if path.startswith("datasets") and (path.endswith(".path") or path.endswith("]")):
-        return "clips"
+    if path.startswith(("/", "~")) or path == "datasets" or (path.startswith("datasets") and path.endswith((".path", "]"))):
+        return "clips"  # a clip or caption file, or the list of folders
     if path in ("job.name", "job.trigger") or path.endswith((".default_caption", ".caption_dropout")):
         return "captions"
     return "prompts" if path.startswith("sample.prompts") else "settings"

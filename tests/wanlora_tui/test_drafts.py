@@ -1,0 +1,95 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from presets.job import PromptPanel
+from tests.wanlora_tui.harness import ROOT, environment, until
+from wanlora_tui.drafts import Draft, DraftError, DraftStore, age_text, default_draft_path, without_index
+
+
+def a_draft() -> Draft:
+    return Draft(
+        step="settings", kind="style", folders=["/clips/neon", "/clips/more"], values={"training.lr": 5e-5, "datasets[1].resolutions": [512, 768], "model.low_vram": True},
+        typed={"training.steps": "many"}, prompts=[PromptPanel(prompt="a street", ctrl_img="/a.png")], job_path="~/neon.toml",
+    )  # fmt: skip
+
+
+def test_what_is_kept_comes_back_whole(tmp_path: Path) -> None:
+    store = DraftStore(tmp_path / "state" / "draft.json")
+    assert store.load() is None
+    draft = a_draft()
+    store.save(draft)
+    assert store.load() == draft
+    assert draft.saved > 0
+    assert [p.name for p in store.path.parent.iterdir()] == ["draft.json"]  # no temporary file stays
+    store.delete()
+    store.delete()
+    assert store.load() is None
+
+
+def test_the_draft_is_private(tmp_path: Path) -> None:
+    store = DraftStore(tmp_path / "state" / "draft.json")
+    store.save(a_draft())
+    assert store.path.stat().st_mode & 0o077 == 0
+    assert store.path.parent.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe", b'{"kind": "dance"}', b'{"surprise": 1}', b'{"values": {"training.speed": 1}}', b'{"values": {"training.lr": "fast"}}', b'{"typed": {"training.speed": "x"}}', b'{"folders": ["/a"], "values": {"datasets[1].weight": 2.0}}', b'{"values": {"datasets.weight": 2.0}}'],
+)
+def test_a_file_that_is_no_draft_is_refused_and_set_aside(tmp_path: Path, content: bytes) -> None:
+    store = DraftStore(tmp_path / "draft.json")
+    store.path.write_bytes(content)
+    with pytest.raises(DraftError, match=r"draft\.json"):
+        store.load()
+    aside = store.set_aside()
+    assert aside.read_bytes() == content
+    assert store.load() is None
+
+
+def test_a_draft_that_cannot_be_written_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DraftError, match="cannot be kept"):
+        DraftStore(tmp_path / "file" / "draft.json").save(Draft())
+
+
+def test_a_killed_writer_never_leaves_half_a_draft(tmp_path: Path) -> None:
+    path = tmp_path / "draft.json"
+    code = (
+        "from pathlib import Path; from wanlora_tui.drafts import Draft, DraftStore\n"
+        f"store = DraftStore(Path({str(path)!r})); n = 0\n"
+        "while True:\n    n += 1; store.save(Draft(kind='motion', folders=['/clips'] * (n % 2000)))"
+    )
+    for _ in range(3):
+        path.unlink(missing_ok=True)
+        writer = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment())
+        until(path.exists, "the first draft")
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.wait()
+        draft = DraftStore(path).load()
+        assert draft is not None and draft.kind == "motion"
+
+
+def test_the_default_place_is_the_state_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert default_draft_path() == tmp_path / "wanlora" / "draft.json"
+
+
+def test_entries_move_up_when_a_dataset_goes() -> None:
+    entries = {"datasets[0].weight": 1, "datasets[1].weight": 2, "datasets[2].weight": 3, "training.lr": 4, "datasets[10].weight": 5}
+    assert without_index(entries, "datasets", 1) == {"datasets[0].weight": 1, "datasets[1].weight": 3, "training.lr": 4, "datasets[9].weight": 5}
+
+
+def test_ages_read_as_people_say_them() -> None:
+    assert [age_text(s) for s in (-5, 3, 61, 720, 3600, 7300, 90_000, 200_000)] == ["moments ago", "moments ago", "1 minute ago", "12 minutes ago", "1 hour ago", "2 hours ago", "1 day ago", "2 days ago"]
+
+
+def test_empty_means_nothing_was_chosen() -> None:
+    assert Draft(step="clips").is_empty
+    assert not Draft(kind="motion").is_empty
+    assert not Draft(folders=["/a"]).is_empty
