@@ -26,7 +26,7 @@ from presets.media import FrameIndex, open_video, read_index
 
 Frames = NDArray[np.uint8]  # (frames, height, width, 3), RGB
 
-# Lanczos widens its kernel when it shrinks, so it antialiases (FAST_BILINEAR does not). Full chroma and accurate rounding bring
+# Lanczos widens its kernel when it shrinks, so it antialiases (plain FAST_BILINEAR does not). Full chroma and accurate rounding bring
 # the result to what converting first and resizing after would give; BITEXACT makes it the same on every processor.
 SCALING = Interpolation.LANCZOS | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 SEEK_GAIN = 24  # frames that a seek must save: it empties the decoder's pipeline

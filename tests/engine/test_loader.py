@@ -91,6 +91,16 @@ def test_a_batch_may_be_asked_again(folder: Path) -> None:
         assert np.array_equal(first, first_copy), "a batch belongs to whoever asked for it"
 
 
+def test_seeks_never_mix_the_frames_of_two_batches(tmp_path: Path) -> None:
+    for i in range(4):
+        write_clip(tmp_path / f"{i}.mp4", frames=48 if i else 240, fps=24, width=160, height=96)
+    order = order_of(tmp_path, batch_size=1, resolutions=[128], num_frames=41, sampling="uniform")
+    indices = [(7 * i) % 29 for i in range(24)]  # each leaves batches behind that are being decoded
+    with Loader(order, 2, ahead=1, log=no_log) as loader, Loader(order, 0, log=no_log) as plain:
+        for i in indices:
+            assert np.array_equal(loader.batch(i).frames, plain.batch(i).frames)
+
+
 def test_workers_hold_no_torch_and_leave_with_the_loader(folder: Path) -> None:
     loader = Loader(order_of(folder), 2, log=no_log)
     until(lambda: len(loader.pids) == 2)
