@@ -67,7 +67,7 @@ async def reviewed(pilot) -> ReviewPane:  # type: ignore[no-untyped-def]
     await at_step(pilot, "review")
     pane = screen_of(pilot).pane
     assert isinstance(pane, ReviewPane)
-    await until(pilot, lambda: not pane.checking, "the findings")
+    await until(pilot, lambda: not pane.checking and not pane.watching, "the findings")
     return pane
 
 

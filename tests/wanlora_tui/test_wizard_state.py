@@ -212,4 +212,4 @@ def test_the_forecast_counts_what_will_be_made(tmp_path: Path) -> None:
     assert preview_rounds(state.job()) == 5  # 0, 300, 600, 900, and the end
     lines = forecast(state.job(), facts)
     assert "1000 steps, about 500 for each expert" in lines[0] and "seen 500 times" in lines[0]
-    assert "4 checkpoints, the newest 4 kept" in lines[1] and "10 previews in 5 rounds" in lines[1] and "free" in lines[1]
+    assert "4 checkpoints (newest 4 kept)" in lines[1] and "10 previews" in lines[1] and "free" in lines[1]

@@ -24,7 +24,7 @@ class ClipsPane(StepPane):
     DEFAULT_CSS = """
     ClipsPane #folder { width: 1fr; }
     ClipsPane #folder-label { width: 8; }
-    ClipsPane #folders { height: auto; max-height: 4; border: none; padding: 0; margin-top: 1; }
+    ClipsPane #folders { height: auto; max-height: 4; border: none; padding: 0; }
     ClipsPane #problems { height: auto; max-height: 4; }
     ClipsPane #problems Static { height: auto; }
     ClipsPane #frames { height: auto; }
@@ -81,7 +81,7 @@ class ClipsPane(StepPane):
         folders, index = self.state.draft.folders, self._current
         found = self.state.scans.get(folders[index]) if index < len(folders) else None
         order = sorted(found.problems, key=lambda p: list(GLYPHS).index(p.severity)) if found else []
-        self.query_one("#problem-text", Static).update("\n".join(f"{GLYPHS[p.severity]} {p.message} {p.fix}" for p in order))
+        self.query_one("#problem-text", Static).update("\n".join(f"{GLYPHS[p.severity]} {p.message.rstrip('.')}. {p.fix}" for p in order))
         self.query_one("#problems").display = bool(order)
         table, ready = self.query_one(ClipTable), self.state.ready
         table.display = found is not None and bool(found.clips)

@@ -32,10 +32,10 @@ def forecast(job: Job, facts: Facts) -> list[str]:
     if job.multistage.high_noise and job.multistage.low_noise:
         per_expert = f", about {job.training.steps // 2} for each expert"
     rounds = preview_rounds(job)
-    previews = f"{count(rounds * len(job.sample.prompts), 'preview')} in {count(rounds, 'round')}" if rounds else "no previews (no prompts)"
+    previews = count(rounds * len(job.sample.prompts), "preview") if rounds else "no previews (no prompts)"
     need = disk_need(job, expert_shape(facts))
     free = f" of {size(facts.machine.disk_free)} free" if facts.machine else ""
     return [
         f"{count(job.training.steps, 'step')}{per_expert} · each of {count(clips, 'clip')} seen {epochs(job, facts.datasets):.0f} times",
-        f"{count(saves, 'checkpoint')}, the newest {min(saves, job.save.keep)} kept · {previews} · disk {size(need.total)}{free}",
+        f"{count(saves, 'checkpoint')} (newest {min(saves, job.save.keep)} kept) · {previews} · disk {size(need.total)}{free}",
     ]

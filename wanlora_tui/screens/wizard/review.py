@@ -73,7 +73,8 @@ class ReviewPane(StepPane):
     def __init__(self, state: WizardState) -> None:
         super().__init__(state)
         self.revision = 0  # rises with every check asked for; older answers are dropped
-        self.checking = True
+        self.checking = True  # the rules have not answered yet
+        self.watching = False  # scene cuts are being looked for: slow with many clips, and never an error
         self.facts: Facts | None = None
         self.findings: list[Finding] = []
 
@@ -137,7 +138,7 @@ class ReviewPane(StepPane):
     def _checked(self, event: Checked) -> None:
         if event.revision != self.revision:
             return
-        self.facts, self.checking = event.facts, not event.done
+        self.facts, self.checking, self.watching = event.facts, False, not event.done
         self.findings = sorted([*self.state.findings(), *event.findings], key=lambda f: SEVERITIES.index(f.severity))
         self._show_findings()
 
@@ -164,8 +165,8 @@ class ReviewPane(StepPane):
 
     def _show_counts(self) -> None:
         words = [f"{HEADINGS[s][0]} {count(n, HEADINGS[s][1])}" for s in SEVERITIES if (n := sum(f.severity == s for f in self.findings))]
-        text = ", ".join(words) or ("" if self.checking else "✓ nothing found: ready to launch")
-        self.query_one("#counts", Static).update(text + (" … checking" if self.checking else ""))
+        text = ", ".join(words) or ("" if self.checking else "✓ ready to launch")
+        self.query_one("#counts", Static).update(text + (" … checking" if self.checking else " … cuts" if self.watching else ""))
 
     def _show_findings(self) -> None:
         self._show_counts()

@@ -1,5 +1,6 @@
 """The wizard: six steps from nothing to a written, checked job file."""
 
+import asyncio
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,7 @@ class WizardScreen(Screen[str | None]):
         self.store = DraftStore(draft_path)
         self.state = WizardState(Draft(), Path.cwd())
         self._scan_running: set[str] = set()
+        self._machine_there = asyncio.Event()
         self._draft_problem = ""
         self._said = ("", "")  # title and text of the help area
 
@@ -120,6 +122,7 @@ class WizardScreen(Screen[str | None]):
             answer = await self.app.push_screen_wait(Ask(f"Continue the half-filled job from {age_text(time.time() - draft.saved)}?", text, answers))
             if answer != "fresh":
                 self.state.draft = draft
+        self.state.refresh()
         self._scan()
         await self._machine_known()
         await self.go_to(self.step)
@@ -128,9 +131,7 @@ class WizardScreen(Screen[str | None]):
         """Steps from the third on need the machine; it takes a moment to read."""
         if position(self.step) > position("clips"):
             self.query_one("#nav-state", Static).update("… reading the machine")
-            for worker in [w for w in self.workers if w.group == "machine"]:
-                self.state.machine = await worker.wait()
-            self.state.refresh()
+            await self._machine_there.wait()
 
     def _keep(self) -> None:
         """Save the draft. A failure is said, and typing goes on."""
@@ -146,15 +147,14 @@ class WizardScreen(Screen[str | None]):
     # Facts: workers read, messages bring, handlers change the state
 
     @work(thread=True, group="machine", exit_on_error=False)
-    def _read_machine(self) -> Machine:
-        machine = read_machine(self.state.cwd)
-        self.post_message(MachineRead(machine))
-        return machine
+    def _read_machine(self) -> None:
+        self.post_message(MachineRead(read_machine(self.state.cwd)))
 
     @on(MachineRead)
     def _machine_read(self, event: MachineRead) -> None:
         self.state.machine = event.machine
         self.state.refresh()
+        self._machine_there.set()
         self._show()
 
     def _scan(self) -> None:
