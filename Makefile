@@ -3,16 +3,36 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PACKAGES := wanlora_tui daemon engine presets tests benchmarks
 
-.PHONY: setup demo test lint docs clean help
+.PHONY: help setup demo test lint docs bench clean
 
 help:
-	@echo "make setup | demo | test | lint | docs | clean"
+	@echo "make setup | demo | test | lint | docs | bench | clean"
 
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "wanlora needs Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }
-	@$(PYTHON) -m venv $(VENV) || { echo "This Python has no venv module; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "This Python cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/wanlora demo
+
+test: setup lint
+	$(BIN)/python -m pytest -q
+
+lint: setup
+	$(BIN)/ruff check $(PACKAGES)
+	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/python -m presets.docs > docs/job-file.md
+
+bench: setup
+	$(BIN)/python benchmarks/cold_start.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .cache demo

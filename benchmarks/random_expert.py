@@ -6,7 +6,8 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from engine.block import LINEARS, Lora
-from engine.masters import Layout, block_tensors, fill, host_buffer, layout_of
+from engine.masters import Layout, block_tensors, fill, layout_of
+from engine.pinned import host_buffer
 
 REAL = {"in_channels": 36, "out_channels": 16}  # the rest are the class's defaults: 40 blocks, 40 heads of 128, ffn 13824
 TINY = {**REAL, "num_attention_heads": 2, "attention_head_dim": 16, "text_dim": 32, "freq_dim": 32, "ffn_dim": 64, "num_layers": 4, "rope_max_seq_len": 64}

@@ -70,8 +70,9 @@ def save(run: Path, state: State) -> tuple[Path, str]:
     except OSError as e:
         raise _refusal(e, parent) from e
     except Exception as e:  # safetensors reports a failed write as its own error, with the cause only in the text
-        if "No space left" in str(e) or "os error 28" in str(e):
-            raise _refusal(OSError(errno.ENOSPC, "No space left on device"), parent) from e
+        code = re.search(r"os error (\d+)", str(e))
+        if code:
+            raise _refusal(OSError(int(code[1]), os.strerror(int(code[1]))), parent) from e
         raise
     finally:
         if aside.exists():
@@ -80,7 +81,7 @@ def save(run: Path, state: State) -> tuple[Path, str]:
 
 
 def _refusal(error: OSError, where: Path) -> UserError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DiskFull("the disk is full: the checkpoint was not written, earlier ones are whole", where=str(where), fix="Free some space, then resume")
     return UserError(f"cannot write a checkpoint: {error.strerror}", where=str(where), fix="Make the folder writable, or choose another with --out")
 

@@ -9,28 +9,37 @@ from typing import Any
 
 import msgspec
 
-from presets.events import EVENTS_FILE, TERMINAL_KINDS, Event, EventKind, read_events
+from presets.events import EVENTS_FILE, TERMINAL_KINDS, Event, EventKind, decode_event
 
 
 class EventLog:
     """Appends to `events.jsonl`. Opening an existing file continues its run: same id, next seq, next attempt.
 
-    A torn last line (the writer was killed inside a write) is cut off first. `listener` sees each event too: the
-    console of `python -m engine`.
+    A torn last line (the writer was killed inside a write) is cut off first. A damaged line further up (a bad disk) is
+    left alone and counted in `damaged`: its seq is taken. `listener` sees each event too: the console of `python -m engine`.
     """
 
     def __init__(self, folder: Path, *, listener: Callable[[Event], None], clock: Callable[[], float] = time.time) -> None:
         self.path = folder / EVENTS_FILE
         self._listener, self._clock = listener, clock
         self.run, self.attempt, self._seq = uuid.uuid4().hex[:12], 1, 0
+        self.damaged = 0
         if self.path.exists():
-            end, last = 0, None
-            for event, offset in read_events(self.path):
-                end, last = offset, event
-            os.truncate(self.path, end)
-            if last:
-                self.run, self.attempt, self._seq = last.run, last.attempt + 1, last.seq
+            self._continue()
         self._file = self.path.open("ab", buffering=0)
+
+    def _continue(self) -> None:
+        whole = self.path.read_bytes()
+        end = whole.rfind(b"\n") + 1
+        for line in whole[:end].splitlines():
+            try:
+                last = decode_event(line)
+            except msgspec.MsgspecError:
+                self.damaged += 1
+                self._seq += 1
+            else:
+                self.run, self.attempt, self._seq = last.run, last.attempt + 1, last.seq
+        os.truncate(self.path, end)
 
     def emit(self, kind: EventKind, **data: Any) -> None:
         """Append one event. Terminal events are on the disk when this returns."""

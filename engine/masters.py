@@ -75,9 +75,3 @@ def fill(layout: Layout, buffer: torch.Tensor, weights: Weights, plain: Plain) -
             target.copy_(source)
     for key, target in into_plain.items():
         target.copy_(plain[key])
-
-
-def host_buffer(size: int, *, pinned: bool) -> torch.Tensor:
-    return torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
-
-

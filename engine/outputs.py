@@ -45,7 +45,9 @@ def save_all(run: Run, step: int, *, rehearsal: bool = False) -> str:
     A rehearsal writes a checkpoint as large as the later ones and takes it away again: it proves room and permission.
     """
     run.log.phase("saving", 0, 1, "rehearsal" if rehearsal else "checkpoint")
-    moments: dict[str, dict[str, Any]] = {e: {"exp_avg": _values(run, e), "exp_avg_sq": _values(run, e)} for e in run.learners}  # before step 1 Adam has none
+    moments: dict[str, dict[str, Any]] = {
+        e: {name: {k: torch.zeros_like(v) for k, v in _values(run, e).items()} for name in ("exp_avg", "exp_avg_sq")} for e in run.learners
+    }  # before step 1 Adam has none
     state = checkpoint.State(
         step=step,
         lora={e: _values(run, e) for e in run.learners},

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-E4M3_MAX, INT8_MAX = 448.0, 127.0
+from engine.quant_ops import E4M3_MAX, rowwise_e4m3
+
+INT8_MAX = 127.0
 GROUP = 128  # of qint4, along the inputs
 Packed = tuple[torch.Tensor, ...]  # (weight,) or (q, scale) or (q, scale, shift)
 COMPUTED_IN_8_BITS = "float8"
@@ -56,12 +58,6 @@ def unpack_weight(packed: Packed, precision: str, dtype: torch.dtype) -> torch.T
     return (values * scale.unsqueeze(2) + low.unsqueeze(2)).to(dtype).view(n, -1)
 
 
-def _to_e4m3(x_MK: torch.Tensor, floor: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row-wise float8 of an activation: (M, K) e4m3 and (M, 1) fp32 scale."""
-    scale = x_MK.abs().amax(1, keepdim=True).float().clamp(min=floor) / E4M3_MAX
-    return (x_MK.float() / scale).to(torch.float8_e4m3fn), scale
-
-
 class _Float8Product(torch.autograd.Function):
     """y = x W^T with float8 matrix products in both directions.
 
@@ -72,13 +68,13 @@ class _Float8Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_MK: torch.Tensor, w_NK: torch.Tensor, scale_N1: torch.Tensor, bias_N: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(w_NK, scale_N1)
-        x8, x_scale = _to_e4m3(x_MK, 1e-6)
+        x8, x_scale = rowwise_e4m3(x_MK, None, 1e-6)
         return torch._scaled_mm(x8, w_NK.t(), scale_a=x_scale, scale_b=scale_N1.t(), bias=bias_N, out_dtype=torch.bfloat16, use_fast_accum=True)
 
     @staticmethod
     def backward(ctx: Any, g_MN: torch.Tensor) -> Any:
         w_NK, scale_N1 = ctx.saved_tensors
-        g8, g_scale = _to_e4m3(g_MN * scale_N1.t().to(g_MN.dtype), 1e-12)
+        g8, g_scale = rowwise_e4m3(g_MN, scale_N1.squeeze(1), 1e-12)
         w_KN = w_NK.t().contiguous()
         ones = torch.ones(1, w_KN.shape[0], device=g_MN.device)
         dx = torch._scaled_mm(g8, w_KN.t(), scale_a=g_scale, scale_b=ones, out_dtype=torch.bfloat16, use_fast_accum=True)

@@ -41,15 +41,27 @@ def control_image(path: Path, width: int, height: int) -> torch.Tensor:
     Sides are multiples of 16; what the rounding leaves over is cropped evenly.
     """
     image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    scale = math.sqrt(width * height / (image.width * image.height))
-    w, h = (max(1, round(side * scale / SIDE_MULTIPLE)) * SIDE_MULTIPLE for side in image.size)
-    while w * h > width * height:  # rounding up both sides may leave the area
-        if w * image.height > h * image.width:
-            w -= SIDE_MULTIPLE
-        else:
-            h -= SIDE_MULTIPLE
+    w, h = preview_size(image.width, image.height, width * height)
     fitted = ImageOps.fit(image, (w, h), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.asarray(fitted).copy()).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def preview_size(width: int, height: int, area: int) -> tuple[int, int]:
+    """The sides, multiples of 16 with at most `area` pixels, that crop least off a picture of width x height; the larger of equals."""
+    scale = math.sqrt(area / (width * height))
+
+    def near(side: float) -> set[int]:
+        down = max(1, math.floor(side / SIDE_MULTIPLE)) * SIDE_MULTIPLE
+        return {down, down + SIDE_MULTIPLE}
+
+    def kept(w: int, h: int) -> float:
+        cover = max(w / width, h / height)
+        return w * h / (width * cover * height * cover)
+
+    candidates = {(w, h) for w in near(width * scale) for h in near(height * scale)}
+    candidates |= {(w, area // w // SIDE_MULTIPLE * SIDE_MULTIPLE) for w, _ in candidates} | {(area // h // SIDE_MULTIPLE * SIDE_MULTIPLE, h) for _, h in candidates}
+    fitting = [(w, h) for w, h in candidates if w > 0 and h > 0 and w * h <= area]
+    return max(fitting, key=lambda wh: (round(kept(*wh), 2), wh[0] * wh[1]))
 
 
 def scheduler_for(sampler: str, shift: float) -> Any:

@@ -46,6 +46,8 @@ def _train_in(folder: Path, job: Job, base_dir: Path, *, resume: bool, workers: 
     with Console() as console:
         log = EventLog(folder, listener=console.show)
         try:
+            if log.damaged:
+                log.emit("log", level="warning", text=f"{log.damaged} lines of {log.path.name} are damaged and were passed over; is the disk failing?")
             return _attempt(folder, job, base_dir, log, resume=resume, workers=workers, device=device)
         except UserError as e:
             log.emit("failed", cause=e.what if not e.where else f"{e.where}: {e.what}.", next=e.fix)
@@ -70,15 +72,21 @@ def _attempt(folder: Path, job: Job, base_dir: Path, log: EventLog, *, resume: b
         save_job(absolute_paths(job, base_dir), folder / JOB_FILE)
 
     import torch  # only now: a job that is refused is refused in a second
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
 
     from engine.setup import prepare
     from engine.trainer import train
+
+    diffusers_logging.disable_progress_bar()  # our own phases tell the progress
+    transformers_logging.disable_progress_bar()
 
     torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     control = Control(folder)
     control.listen()
     run = prepare(job, facts, folder, log, device=torch_device, workers=default_workers() if workers is None else workers, resume=resume)
-    outcome = train(run, control)
+    with run.loader:
+        outcome = train(run, control)
     return DONE if outcome.done else RESUMABLE
 
 

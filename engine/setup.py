@@ -20,12 +20,10 @@ from engine.order import Order
 from engine.preview import Shot, control_image
 from engine.text import TextBook, encode_texts
 from presets.captions import resolve_caption
-from presets.check import Facts
+from presets.check import FREE_TO_CHANGE, Facts
 from presets.errors import UserError
 from presets.job import Job
 from presets.jobfile import job_to_dict
-
-MAY_CHANGE = ("training.steps", "training.lr", "save.", "sample.")  # on resume; anything else would be another run
 
 
 @dataclass
@@ -99,7 +97,11 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
     )  # fmt: skip
     checkpoint.sweep(folder)
     if resume:
-        restore(run)
+        try:
+            restore(run)
+        except BaseException:
+            run.loader.close()
+            raise
     return run
 
 
@@ -127,7 +129,7 @@ def restore(run: Run) -> None:
     if state.meta["base"] != run.base.identity:
         raise UserError("the base model's weights are not those this run began with", where=str(run.base.path), fix="Put the same base back, or start a new run under another name")
     for path, old, new in job_changes(state.meta["job"], job_to_dict(run.job)):
-        if not path.startswith(MAY_CHANGE):
+        if not any(path == free or path.startswith(f"{free}.") for free in FREE_TO_CHANGE):
             raise UserError(f"{path} was {old!r} when this run began and is now {new!r}", where=str(run.folder), fix="Set it back, or start a new run under another name")
         run.log.emit("changed", field=path, old=old, new=new)
     run.start = state.step

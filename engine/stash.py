@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from engine.pinned import host_buffer
+
 Tensors = tuple[torch.Tensor, ...]
 
 
@@ -55,7 +57,8 @@ class HostStash:
         self._shapes[block] = [(t.dtype, t.shape) for t in tensors]
         need = sum(-(-t.numel() * t.element_size() // 256) * 256 for t in tensors)
         if block not in self._host or self._host[block].numel() < need:
-            self._host[block] = torch.empty(need, dtype=torch.uint8, pin_memory=self._cuda)
+            self._host.pop(block, None)
+            self._host[block] = host_buffer(need, pinned=self._cuda)
         if not self._cuda:
             for view, tensor in zip(self._views(block), tensors, strict=True):
                 view.copy_(tensor)

@@ -5,7 +5,6 @@ B batch, C channels, F h w latent shape, T pixel frames, S text tokens, D text w
 
 import math
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -50,73 +49,72 @@ def train(run: Run, control: Control) -> Outcome:
         "started", name=job.job.name, job=job_to_dict(job), plan=plan_text(run), versions=run.versions, device=device_name(run.device),
         steps=job.training.steps, resumed_from=run.start,
     )  # fmt: skip
-    with ExitStack() as stack:
-        stack.callback(run.loader.close)
-        if run.start == 0:
-            save_all(run, 0, rehearsal=True)  # a full disk or a read-only folder shows itself now, not after hours
-        if wants_previews(job, run.start) and not previews_made(run, run.start):
-            make_previews(run, run.start, control)
+    run.loader.prefetch(run.start * job.training.gradient_accumulation)  # decodes while the first previews are made
+    if run.start == 0:
+        save_all(run, 0, rehearsal=True)  # a full disk or a read-only folder shows itself now, not after hours
+    if wants_previews(job, run.start) and not previews_made(run, run.start):
+        make_previews(run, run.start, control)
 
-        for step in range(run.start, job.training.steps):
-            expert = expert_at(job, step)
-            learner = run.learners[expert]
-            set_lr(learner.optimizer, lr_at(job.training, step))
-            watch = Stopwatch(run.device)
-            losses: dict[str, torch.Tensor] = {}
-            timesteps: list[float] = []
-            clips: list[str] = []
-            micro_batches = range(step * job.training.gradient_accumulation, (step + 1) * job.training.gradient_accumulation)
-            clips_in_step = sum(len(run.order.batch(index)) for index in micro_batches)
+    for step in range(run.start, job.training.steps):
+        expert = expert_at(job, step)
+        learner = run.learners[expert]
+        set_lr(learner.optimizer, lr_at(job.training, step))
+        watch = Stopwatch(run.device)
+        losses: dict[str, torch.Tensor] = {}
+        timesteps: list[float] = []
+        clips: list[str] = []
+        micro_batches = range(step * job.training.gradient_accumulation, (step + 1) * job.training.gradient_accumulation)
+        clips_in_step = sum(len(run.order.batch(index)) for index in micro_batches)
 
-            for index in micro_batches:
-                if control.stop_wished():
-                    return stop(run, learner, step, control)
-                with watch.part("data"):
-                    batch = run.loader.batch(index)
-                with watch.part("vae"):
-                    video_BCTHW = pixels(batch.frames, device=run.device)
-                    x0_BCFhw = encode(run.vae, video_BCTHW)
-                    conditioning_BCFhw = condition(run.vae, video_BCTHW[:, :, 0], batch.bucket.frames)
-                    del video_BCTHW
-                noise_BCFhw, sigma_B = draws(run, expert, step, batch, x0_BCFhw)
-                x_t, target = noised(x0_BCFhw, noise_BCFhw, sigma_B)
-                x_BCFhw = torch.cat([x_t, conditioning_BCFhw], dim=1)
-                timestep_B = sigma_B * NUM_TRAIN_TIMESTEPS
-                with watch.part("transformer"):
-                    for term in terms(run, learner, batch, x_BCFhw, timestep_B, target, share=len(batch.ids) / clips_in_step):
-                        loss = learner.executor.forward_backward(x_BCFhw, timestep_B, term.text_BSD, term.loss, strength=batch.weights[0])
-                        losses[term.name] = losses.get(term.name, 0) + loss
-                timesteps += timestep_B.tolist()
-                clips += batch.ids
+        for index in micro_batches:
+            if control.stop_wished():
+                return stop(run, learner, step, control)
+            with watch.part("data"):
+                batch = run.loader.batch(index)
+            with watch.part("vae"):
+                video_BCTHW = pixels(batch.frames, device=run.device)
+                x0_BCFhw = encode(run.vae, video_BCTHW)
+                conditioning_BCFhw = condition(run.vae, video_BCTHW[:, :, 0], batch.bucket.frames)
+                del video_BCTHW
+            noise_BCFhw, sigma_B = draws(run, expert, step, batch, x0_BCFhw)
+            x_t, target = noised(x0_BCFhw, noise_BCFhw, sigma_B)
+            x_BCFhw = torch.cat([x_t, conditioning_BCFhw], dim=1)
+            timestep_B = sigma_B * NUM_TRAIN_TIMESTEPS
+            with watch.part("transformer"):
+                for term in terms(run, learner, batch, x_BCFhw, timestep_B, target, share=len(batch.ids) / clips_in_step):
+                    loss = learner.executor.forward_backward(x_BCFhw, timestep_B, term.text_BSD, term.loss, strength=batch.weights[0])
+                    losses[term.name] = losses.get(term.name, 0) + loss
+            timesteps += timestep_B.tolist()
+            clips += batch.ids
 
-            with watch.part("optimizer"):
-                parameters = list(learner.parameters.values())
-                norm = float(clip_gradients(parameters, job.training.max_grad_norm))
-                loss_value = float(sum(losses.values()))
-                finite = math.isfinite(norm) and math.isfinite(loss_value)
-                if finite:  # a non-finite step never reaches the weights
-                    learner.optimizer.step()
-                    if learner.ema:
-                        learner.ema.update(learner.parameters)
-                learner.optimizer.zero_grad(set_to_none=True)
-            bad_steps = 0 if finite else bad_steps + 1
-            if not finite:
-                report_non_finite(run, step, clips, timesteps, bad_steps)
-                continue
+        with watch.part("optimizer"):
+            parameters = list(learner.parameters.values())
+            norm = float(clip_gradients(parameters, job.training.max_grad_norm))
+            loss_value = float(sum(losses.values()))
+            finite = math.isfinite(norm) and math.isfinite(loss_value)
+            if finite:  # a non-finite step never reaches the weights
+                learner.optimizer.step()
+                if learner.ema:
+                    learner.ema.update(learner.parameters)
+            learner.optimizer.zero_grad(set_to_none=True)
+        bad_steps = 0 if finite else bad_steps + 1
+        if finite:
             log.emit(
                 "step", step=step + 1, expert=expert, loss=loss_value, parts={name: float(value) for name, value in losses.items()}, lr=lr_at(job.training, step),
                 grad_norm=norm, timestep=sum(timesteps) / len(timesteps), seconds=watch.seconds(), vram_gib=vram_gib(run.device), ram_gib=ram_gib(), clips=clips,
             )  # fmt: skip
+        else:
+            report_non_finite(run, step, clips, timesteps, bad_steps)
 
-            done = step + 1
-            last = done == job.training.steps
-            if last or done % job.save.every == 0:
-                save_all(run, done)
-            if wants_previews(job, done):
-                make_previews(run, done, control)
+        done = step + 1
+        last = done == job.training.steps
+        if last or done % job.save.every == 0:
+            save_all(run, done)
+        if wants_previews(job, done):
+            make_previews(run, done, control)
 
-        files = save_final(run, job.training.steps)
-        log.emit("done", step=job.training.steps, files=files, seconds=round(time.perf_counter() - began, 3))
+    files = save_final(run, job.training.steps)
+    log.emit("done", step=job.training.steps, files=files, seconds=round(time.perf_counter() - began, 3))
     return Outcome(job.training.steps, done=True)
 
 

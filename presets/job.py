@@ -61,7 +61,7 @@ class TrainingPanel(Struct, kw_only=True, forbid_unknown_fields=True):
     batch_size: Annotated[int, about("Batch size", "Clips per forward pass. 1 is realistic; 2-4 on 80 GB and more.", ge=1, le=64)] = 1
     gradient_accumulation: Annotated[int, about("Gradient accumulation", "Batches added up before one optimizer step.", ge=1, le=1024)] = 1
     lr: Annotated[float, about("Learning rate", "1e-4 suits Wan LoRAs. Lower to 5e-5 if the LoRA takes over too fast.", gt=0, le=10)] = 1e-4
-    optimizer: Annotated[Literal["adamw", "adamw8bit", "adafactor", "prodigy"], about("Optimizer", "adamw keeps its state in fp32; adamw8bit in 8 bits (NVIDIA cards only).")] = "adamw8bit"
+    optimizer: Annotated[Literal["adamw", "adamw8bit", "adafactor", "prodigy"], about("Optimizer", "adamw keeps its state in fp32; adamw8bit in 8 bits (NVIDIA cards, package bitsandbytes); prodigy finds its own rate (package prodigyopt).")] = "adamw"
     lr_scheduler: Annotated[Literal["constant", "linear", "cosine"], about("Learning-rate schedule", "How the rate moves after the warm-up.")] = "constant"
     warmup_steps: Annotated[int, about("Warm-up", "Steps during which the learning rate rises from 0.", unit="steps", ge=0)] = 0
     weight_decay: Annotated[float, about("Weight decay", "Mild regularization. Leave at 1e-4 without a reason.", ge=0, le=1)] = 1e-4

@@ -37,12 +37,16 @@ def test_a_torn_line_is_cut_off_whatever_its_length(tmp_path):
         assert [(e.seq, e.kind) for e in events] == [(1, "log"), (2, "log"), (3, "done")]
 
 
-def test_damage_in_the_middle_is_refused_with_its_place(tmp_path):
-    emit(tmp_path, "log", "log")
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_a_damaged_line_keeps_its_seq_and_the_run_goes_on(tmp_path, which):
+    emit(tmp_path, "log", "log", "log")
     path = tmp_path / "events.jsonl"
-    path.write_bytes(b"xx" + path.read_bytes()[2:])
-    with pytest.raises(ValueError, match="damaged event at byte 0"):
-        EventLog(tmp_path, listener=lambda e: None)
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[which] = b"xx" + lines[which][2:]
+    path.write_bytes(b"".join(lines))
+    log, seen = emit(tmp_path, "done")
+    assert log.damaged == 1 and seen[0].seq == 4
+    assert path.read_bytes().startswith(b"".join(lines))
 
 
 def test_lines_are_what_the_contract_says(tmp_path):

@@ -7,14 +7,15 @@ from diffusers import WanTransformer3DModel
 from engine import lora
 from engine.block import LINEARS
 from engine.executor import ResidentExecutor
-from engine.masters import block_tensors, fill, host_buffer, layout_of
+from engine.masters import block_tensors, fill, layout_of
+from engine.pinned import host_buffer
 from engine.ring import Ring
 from engine.streamed import Kernels, StreamedExecutor, make_stash
 
 CPU = torch.device("cpu")
 BLOCKS = 4
 X = torch.randn(2, 36, 3, 4, 6, generator=torch.Generator().manual_seed(1))
-TEXT = torch.randn(2, 512, 32, generator=torch.Generator().manual_seed(2))
+TEXT = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(2))
 TARGETS = [torch.randn(2, 16, 3, 4, 6, generator=torch.Generator().manual_seed(s)) for s in (3, 4)]
 T = torch.tensor([900.0, 300.0])
 
@@ -86,7 +87,7 @@ def test_the_same_operations_give_the_same_bits(model, parts, plain, plan):
     assert all(torch.equal(grads[name], our_grads[name]) for name in grads)
 
 
-@pytest.mark.parametrize("plan", [{"chunk": 1}, {"chunk": 5}, {"chunk": 7, "resident": 4, "kept": 1}, {"chunk": 17, "stash": "device"}], ids=str)
+@pytest.mark.parametrize("plan", [{"chunk": 5}, {"chunk": 7, "resident": 4, "kept": 1}, {"chunk": 17, "stash": "device"}], ids=str)
 def test_chunks_change_only_the_order_of_sums(model, parts, plain, plan):
     losses, grads, prediction = plain
     run = executor(model, parts, **plan)
@@ -103,7 +104,7 @@ def test_strength_zero_is_the_base(model, parts):
 
 
 def test_two_experts_share_a_ring(model, parts, plain):
-    masters, layout, loras = parts
+    masters, layout, _ = parts
     ring = Ring(layout.bytes, 3, CPU)
     high = executor(model, parts, ring=ring)
     other = [torch.zeros_like(m) for m in masters]

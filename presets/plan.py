@@ -1,0 +1,36 @@
+"""A memory plan: how the experts are held and run. The planner chooses it, the executor follows it.
+
+The rungs from the fastest to the smallest: kept blocks (no recompute), resident blocks (no copy), everything streamed,
+what backward needs in host memory, the token-wise parts in ever smaller chunks.
+"""
+
+from typing import Literal
+
+from msgspec import Struct
+
+Precision = Literal["none", "float8", "qfloat8", "qint8", "qint4"]
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """One way to run both experts. Block counts are per expert."""
+
+    precision: Precision = "none"  # of the frozen blocks; float8 also multiplies in 8 bits
+    resident: int = 0  # blocks whose weights stay on the device
+    kept: int = 0  # of the resident ones, blocks that keep their graph and are not recomputed
+    stash: Literal["device", "host"] = "host"  # where a block's input and attention output wait for its backward
+    chunk: int = 0  # tokens at a time in the token-wise parts; 0: all at once
+    slots: int = 3  # device buffers that streamed blocks pass through
+    vae_frames: int = 4  # pixel frames the VAE works on at a time; a multiple of 4
+    compiled: bool = True
+
+    @property
+    def text(self) -> str:
+        """One line for people."""
+        words = [{"none": "bf16"}.get(self.precision, self.precision)]
+        words.append(f"{self.resident} blocks resident, the others streamed" if self.resident else "all blocks streamed")
+        if self.kept:
+            words.append(f"{self.kept} kept")
+        words.append(f"activations on the {'GPU' if self.stash == 'device' else 'host'}")
+        if self.chunk:
+            words.append(f"{self.chunk} tokens at a time")
+        return ", ".join(words)

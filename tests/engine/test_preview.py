@@ -1,0 +1,81 @@
+"""Previews against diffusers' own pipeline, bit for bit, through both experts with LoRAs on."""
+
+import av
+import numpy as np
+import pytest
+import torch
+from diffusers import WanImageToVideoPipeline
+from PIL import Image
+
+from engine import lora
+from engine.base import EXPERTS
+from engine.executor import ResidentExecutor
+from engine.preview import Shot, control_image, sample_latents, scheduler_for, to_frames, write_poster, write_video
+from presets.job import SamplePanel
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny):
+    pipe = WanImageToVideoPipeline.from_pretrained(tiny)
+    pipe.set_progress_bar_config(disable=True)
+    for i, (expert, model) in enumerate(zip(EXPERTS, (pipe.transformer, pipe.transformer_2), strict=True)):
+        model.requires_grad_(False)
+        lora.attach(model, expert, rank=4, alpha=4, seed=3)
+        for name, p in lora.tensors(model).items():
+            if "lora_B" in name:
+                p.data.normal_(0, 0.5, generator=torch.Generator().manual_seed(i))
+    return pipe
+
+
+@pytest.mark.parametrize("sampler", ["flowmatch", "unipc"])
+@pytest.mark.parametrize("guidance", [1.0, 3.5])
+def test_latents_equal_the_pipeline_bit_for_bit(pipe, tmp_path, sampler, guidance):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8))
+    picture.save(tmp_path / "a.png")
+    panel = SamplePanel(width=48, height=32, num_frames=5, steps=6, guidance=guidance, sampler=sampler)
+    pipe.scheduler = scheduler_for(sampler, 5.0)
+    image = pipe.video_processor.preprocess(picture, height=32, width=48)
+    theirs = pipe(
+        image=picture, prompt="orbit", negative_prompt="blur", height=32, width=48, num_frames=5, num_inference_steps=6, guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(7), output_type="latent",
+    ).frames  # fmt: skip
+    ours_image = control_image(tmp_path / "a.png", 48, 32)
+    torch.testing.assert_close(ours_image, image[0], rtol=0, atol=1e-6)
+    with torch.no_grad():
+        text, negative = (pipe._get_t5_prompt_embeds([t]) for t in ("orbit", "blur"))
+    executors = {e: ResidentExecutor(m, recompute=False) for e, m in zip(EXPERTS, (pipe.transformer, pipe.transformer_2), strict=True)}
+    seen = []
+    ours = sample_latents(
+        executors, pipe.vae, Shot(image[0], text, negative, 7), panel, boundary=0.9, shift=5.0, progress=lambda done, total: seen.append((done, total))
+    )
+    assert torch.equal(ours, theirs)
+    assert seen == [(i, 6) for i in range(7)]
+
+
+@pytest.mark.parametrize(("size", "area", "expected"), [((100, 100), (64, 64), (64, 64)), ((200, 100), (64, 64), (80, 48)), ((1080, 1920), (768, 768), (576, 1024)), ((33, 1000), (64, 64), (16, 256))])
+def test_control_image_keeps_its_shape_inside_the_area(tmp_path, size, area, expected):
+    Image.new("RGB", size, (255, 0, 0)).save(tmp_path / "a.png")
+    image = control_image(tmp_path / "a.png", *area)
+    width, height = image.shape[2], image.shape[1]
+    assert width * height <= area[0] * area[1] and width % 16 == height % 16 == 0
+    assert (width, height) == expected
+    assert image[0].min() == 1.0 and image[1].max() == -1.0
+
+
+def test_video_and_poster_hold_the_frames(tmp_path):
+    frames = np.stack([np.full((32, 48, 3), 20 * i, np.uint8) for i in range(9)])
+    write_video(tmp_path / "a.mp4", frames, 16)
+    write_poster(tmp_path / "a.png", frames)
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        stream = container.streams.video[0]
+        assert (stream.codec_context.name, stream.width, stream.height, stream.average_rate) == ("h264", 48, 32, 16)
+        decoded = [f.to_ndarray(format="rgb24") for f in container.decode(stream)]
+    assert len(decoded) == 9
+    assert all(abs(float(d.mean()) - 20 * i) < 4 for i, d in enumerate(decoded))
+    assert np.asarray(Image.open(tmp_path / "a.png")).mean() == 80
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "a.png"]
+
+
+def test_frames_of_latents_are_whole_bytes(pipe):
+    frames = to_frames(pipe.vae, torch.randn(1, 16, 2, 4, 6))
+    assert frames.shape == (5, 32, 48, 3) and frames.dtype == np.uint8
