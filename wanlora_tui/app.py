@@ -156,7 +156,9 @@ class WanloraApp(App[None]):
             return
         from wanlora_tui.screens.wizard import WizardScreen
 
-        path = await self.push_screen_wait(WizardScreen())
+        # A daemon in a directory of its own keeps everything there, the half-filled wizard too.
+        draft = self._state_dir / "draft.json" if self.daemon_dir is not None else None
+        path = await self.push_screen_wait(WizardScreen(draft))
         if path is None:
             return
         try:

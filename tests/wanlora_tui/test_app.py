@@ -20,6 +20,7 @@ from wanlora_tui.screens.confirm import Confirm
 from wanlora_tui.screens.dashboard import DashboardScreen
 from wanlora_tui.screens.help import HelpScreen
 from wanlora_tui.screens.jobs import JobsScreen
+from wanlora_tui.screens.wizard import WizardScreen
 
 
 @pytest.fixture
@@ -186,6 +187,15 @@ async def test_help_lists_every_key_of_the_screen_and_the_palette_runs_them(fold
         await until(pilot, says(pilot, "Preview"), "the palette")
         await pilot.press("enter", "enter")
         await until(pilot, lambda: app.screen.has_class("-pane-preview"), "the preview")
+
+
+async def test_n_opens_the_wizard_and_escape_comes_back(folder: Path):
+    async with interface(folder) as (app, pilot):
+        await until(pilot, says(pilot, "No jobs yet"), "the empty screen")
+        await pilot.press("n")
+        await until(pilot, lambda: isinstance(app.screen, WizardScreen), "the wizard")
+        await pilot.press("escape")
+        await until(pilot, lambda: isinstance(app.screen, JobsScreen), "the jobs screen")
 
 
 async def test_ctrl_c_asks_once(folder: Path):

@@ -8,7 +8,7 @@ from textual.widgets import Static
 
 from presets.fold import RunView
 from wanlora_tui.actions import bindings
-from wanlora_tui.text import home_path
+from wanlora_tui.text import count, home_path
 
 
 class FilesList(VerticalScroll):
@@ -36,7 +36,7 @@ class FilesList(VerticalScroll):
             text.append("✓ LoRA  ", "bold").append(f"{file}\n")
         if view.checkpoints:
             newest = view.checkpoints[-1]
-            text.append(f"{len(view.checkpoints)} checkpoints, newest  ", "dim").append(f"{newest.path}\n")
+            text.append(f"{count(len(view.checkpoints), 'checkpoint')}, newest  ", "dim").append(f"{newest.path}\n")
         for finding in view.findings:
             text.append(f"! {finding['severity']} {finding['field']}: ", "bold").append(f"{finding['message']} {finding['fix']}\n")
         if not view.findings:

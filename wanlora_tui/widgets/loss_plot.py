@@ -9,7 +9,7 @@ from presets.fold import StepPoint
 from wanlora_tui.text import expert_text
 
 # expert -> (marker of the trend, marker of single steps, theme variable of the colour)
-MARKS = {"high_noise": ("●", "·", "accent"), "low_noise": ("○", "'", "warning")}
+MARKS = {"high_noise": ("●", "·", "accent"), "low_noise": ("○", "'", "text-primary")}
 OTHER = ("x", "·", "foreground")
 POINTS_PER_COLUMN = 2  # single steps drawn at most; more would only paint the canvas solid
 SMOOTHING = 0.06  # of the steps shown: the width of the averaging window
@@ -93,11 +93,12 @@ class LossPlot(PlotextPlot):
         plt.xaxes(True, False)
         plt.yaxes(True, False)
         plt.yfrequency(max(2, self.size.height // 3))
-        self.border_title = "loss  " + "  ".join(f"{MARKS.get(e, OTHER)[0]} {expert_text(e)}" for e in shown) if shown else "loss, from the first step on"
+        legend = "  ".join(f"[${MARKS.get(e, OTHER)[2]}]{MARKS.get(e, OTHER)[0]}[/] {expert_text(e)}" for e in shown)
+        self.border_title = f"loss  {legend}" if shown else "loss, from the first step on"
         self.refresh()
 
     def _colour(self, variable: str, faint: bool) -> tuple[int, int, int]:
         variables = self.app.theme_variables
         colour, ground = Color.parse(variables[variable]), Color.parse(variables["surface"])
-        mixed = colour.blend(ground, 0.55) if faint else colour
+        mixed = colour.blend(ground, 0.3) if faint else colour
         return mixed.rgb

@@ -2,29 +2,31 @@
 
 from rich.table import Table
 from rich.text import Text
+from textual.content import Content
 from textual.widgets import Static
 
 from presets.fold import RunView
 from wanlora_tui.text import duration, expert_text, rate, seconds_each
 
 FULL, EMPTY = "█", "░"
+TIGHT = 0.95  # of the memory: the bar changes its colour
 
 
-def bar(done: float, total: float, width: int) -> str:
+def bar(done: float, total: float, width: int, colour: str = "$primary") -> Content:
     """A bar of `width` cells; nothing is drawn full before it is."""
     filled = min(width, int(width * done / total)) if total > 0 else 0
-    return FULL * filled + EMPTY * (width - filled)
+    return Content.assemble((FULL * filled, colour), (EMPTY * (width - filled), "$text-muted"))
 
 
 class MemoryBar(Static):
     """`VRAM ████░░░░ 18.2/24.0 GiB`: how much is taken, of how much."""
 
     def show(self, label: str, used_gib: float, total_gib: float) -> None:
-        numbers = f"{used_gib:.1f}/{total_gib:.0f} GiB" if total_gib else f"{used_gib:.1f} GiB" if used_gib else "none used"
+        numbers = f"{used_gib:.1f}/{total_gib:.0f} GiB" if total_gib else f"{used_gib:.1f} GiB" if used_gib else "-"
         width = max(4, self.size.width - len(label) - len(numbers) - 2)
-        full = total_gib > 0 and used_gib / total_gib > 0.95
-        middle = bar(used_gib, total_gib, width) if total_gib else " " * width
-        self.update(Text.assemble(f"{label} ", (middle, "bold" if full else ""), f" {numbers}", no_wrap=True, overflow="crop"))
+        tight = total_gib > 0 and used_gib / total_gib > TIGHT
+        middle = bar(used_gib, total_gib, width, "$warning" if tight else "$primary") if total_gib else " " * width
+        self.update(Content.assemble(f"{label} ", middle, f" {numbers}"))
 
 
 class Numbers(Static):

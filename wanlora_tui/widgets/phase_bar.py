@@ -1,6 +1,7 @@
 """What the run is doing right now and how far it is: loading, caching, training, sampling, saving."""
 
 from rich.text import Text
+from textual.content import Content
 from textual.widgets import Static
 
 from daemon.protocol import ENDED_STATES, JobRecord
@@ -24,4 +25,4 @@ class PhaseBar(Static):
             self.update(Text(name, style="bold", no_wrap=True))
             return
         numbers = f" {100 * phase.done // phase.total:3d}% {phase.done}/{phase.total}"
-        self.update(Text.assemble((name, "bold"), bar(phase.done, phase.total, max(4, width - len(name) - len(numbers))), numbers, no_wrap=True, overflow="crop"))
+        self.update(Content.assemble((name, "bold"), bar(phase.done, phase.total, max(4, width - len(name) - len(numbers))), numbers))
