@@ -25,11 +25,17 @@ EPS = 1e-6
 
 Weights = dict[str, Packed]  # "attn1.to_q" -> packed weight
 Plain = dict[str, torch.Tensor]  # "attn1.to_q.bias", "attn1.norm_q.weight", "norm2.weight", "norm2.bias", "scale_shift_table"
-Lora = dict[str, tuple[torch.Tensor, torch.Tensor]]  # "attn1.to_q" -> (A, B); absent when the expert does not train
+Lora = dict[str, tuple[torch.Tensor, torch.Tensor]]  # "attn1.to_q" -> (A (R, in), B (out, R)); empty when the expert has none
 
 
-def _linear(name: str, x: torch.Tensor, weights: Weights, plain: Plain, lora: Lora, strength: torch.Tensor, precision: str) -> torch.Tensor:
+def _linear(
+    name: str, x: torch.Tensor, weights: Weights, plain: Plain, lora: Lora, recovery: Lora, strength: torch.Tensor, precision: str
+) -> torch.Tensor:
+    """The frozen linear, the accuracy recovery branch that belongs to it (if any), and the LoRA at its strength (if any)."""
     y = frozen_linear(x, weights[name], plain[f"{name}.bias"], precision)
+    if name in recovery:
+        down, up = recovery[name]
+        y = y + F.linear(F.linear(x, down), up)
     return y + lora_branch(x, *lora[name], strength) if name in lora else y
 
 
@@ -50,12 +56,12 @@ def _rotated(x_BTNK: torch.Tensor, cos_1T1K: torch.Tensor, sin_1T1K: torch.Tenso
 
 def before(
     x_BTD: torch.Tensor, time_B6D: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, weights: Weights, plain: Plain, lora: Lora,
-    strength: torch.Tensor, heads: int, precision: str,
+    recovery: Lora, strength: torch.Tensor, heads: int, precision: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """q, k, v as (B, T, N, K)."""
     shift, scale, *_ = (plain["scale_shift_table"] + time_B6D.float()).chunk(6, dim=1)
     h = _modulated(x_BTD, scale, shift)
-    q, k, v = (_linear(name, h, weights, plain, lora, strength, precision) for name in BEFORE_LINEARS)
+    q, k, v = (_linear(name, h, weights, plain, lora, recovery, strength, precision) for name in BEFORE_LINEARS)
     q, k = _rms_norm(q, plain["attn1.norm_q.weight"]), _rms_norm(k, plain["attn1.norm_k.weight"])
     q, k, v = (t.unflatten(2, (heads, -1)) for t in (q, k, v))
     return _rotated(q, cos, sin), _rotated(k, cos, sin), v
@@ -63,12 +69,12 @@ def before(
 
 def after(
     x_BTD: torch.Tensor, a_BTD: torch.Tensor, text_BSD: torch.Tensor, time_B6D: torch.Tensor, weights: Weights, plain: Plain, lora: Lora,
-    strength: torch.Tensor, heads: int, precision: str,
+    recovery: Lora, strength: torch.Tensor, heads: int, precision: str,
 ) -> torch.Tensor:  # fmt: skip
     """The block's output from its input and its self-attention's output."""
 
     def linear(name: str, x: torch.Tensor) -> torch.Tensor:
-        return _linear(name, x, weights, plain, lora, strength, precision)
+        return _linear(name, x, weights, plain, lora, recovery, strength, precision)
 
     _, _, gate, c_shift, c_scale, c_gate = (plain["scale_shift_table"] + time_B6D.float()).chunk(6, dim=1)
     x = (x_BTD.float() + linear("attn1.to_out.0", a_BTD) * gate).type_as(x_BTD)

@@ -4,9 +4,32 @@ B batch, C channels, T frames, F latent frames = (T-1)/4+1, H W pixels, h w late
 Latents are normalised: (z - mean) / std per channel, with the VAE's own constants.
 """
 
+from typing import Protocol
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
+
+
+class Encoder(Protocol):
+    """A VAE's encoder: `engine.vae.ClipEncoder` on CUDA, the VAE's own way elsewhere."""
+
+    vae: AutoencoderKLWan
+
+    def moments(self, video_BCTHW: torch.Tensor) -> torch.Tensor: ...
+
+
+class PlainEncoder:
+    """The VAE's own encode, four frames at a time."""
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        self.vae = vae
+
+    @torch.no_grad()
+    def moments(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Mean and log-variance (B, 2 x 16, F, h, w), in the VAE's dtype."""
+        moments: torch.Tensor = self.vae.encode(video_BCTHW.to(self.vae.dtype)).latent_dist.parameters
+        return moments
 
 
 def pixels(frames_BTHWC: np.ndarray, *, device: torch.device) -> torch.Tensor:
@@ -23,10 +46,10 @@ def _statistics(vae: AutoencoderKLWan, like: torch.Tensor) -> tuple[torch.Tensor
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKLWan, video_BCTHW: torch.Tensor) -> torch.Tensor:
+def encode(encoder: Encoder, video_BCTHW: torch.Tensor) -> torch.Tensor:
     """Video in [-1, 1] -> float32 latents (B, 16, F, h, w), the mode of the posterior (no noise of its own)."""
-    z = vae.encode(video_BCTHW.to(vae.dtype)).latent_dist.mode().float()
-    mean, inverse = _statistics(vae, z)
+    z = encoder.moments(video_BCTHW).chunk(2, dim=1)[0].float()
+    mean, inverse = _statistics(encoder.vae, z)
     return (z - mean) * inverse
 
 
@@ -39,7 +62,7 @@ def decode(vae: AutoencoderKLWan, latents_BCFhw: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def condition(vae: AutoencoderKLWan, first_BCHW: torch.Tensor, frames: int) -> torch.Tensor:
+def condition(encoder: Encoder, first_BCHW: torch.Tensor, frames: int) -> torch.Tensor:
     """The 20 conditioning channels (B, 4 + 16, F, h, w): mask, then latents of the first frame followed by zeros.
 
     The mask's 4 channels are the 4 pixel frames of a latent frame: all one in latent frame 0, zero after.
@@ -47,7 +70,7 @@ def condition(vae: AutoencoderKLWan, first_BCHW: torch.Tensor, frames: int) -> t
     """
     B, C, H, W = first_BCHW.shape
     video = torch.cat([first_BCHW.unsqueeze(2), first_BCHW.new_zeros(B, C, frames - 1, H, W)], dim=2)
-    latents = encode(vae, video)
+    latents = encode(encoder, video)
     mask = latents.new_zeros(B, 4, *latents.shape[2:])
     mask[:, :, 0] = 1
     return torch.cat([mask, latents], dim=1)

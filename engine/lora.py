@@ -1,4 +1,4 @@
-"""The LoRA of one expert: attached through peft, saved under the names that ComfyUI and diffusers both load.
+"""The LoRA of one expert: laid out by peft, saved under the names that ComfyUI and diffusers both load.
 
 File keys are Wan's own module names (`diffusion_model.blocks.0.self_attn.q.lora_A.weight`), one file per expert.
 lora_A is (rank, in), lora_B (out, rank); the branch adds alpha / rank * B A x.
@@ -6,8 +6,6 @@ lora_A is (rank, in), lora_B (out, rank); the branch adds alpha / rank * B A x.
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from engine.base import BaseFolder, Expert
+from engine.block import LINEARS, Lora
 from engine.keyed import keyed_rng
 from presets.job import Job
 from presets.jobfile import job_to_dict
@@ -35,54 +34,41 @@ _WAN_NAMES = [
 ]  # fmt: skip
 
 
-def attach(model: WanTransformer3DModel, expert: Expert, *, rank: int, alpha: float, seed: int) -> None:
-    """Add a fp32 LoRA to the ten linears of every block. B starts at zero, A uniform in +-1/sqrt(in), keyed by its name."""
-    model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, init_lora_weights=False), adapter_name=ADAPTER)
-    for name, layer in layers(model):
-        a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-        a.data, b.data = a.data.float(), b.data.float()
-        limit = 1 / a.shape[1] ** 0.5  # Kaiming uniform with a = sqrt(5), as peft and ai-toolkit start
-        values = keyed_rng(seed, "lora", expert, name).uniform(-limit, limit, tuple(a.shape)).astype(np.float32)
-        a.data.copy_(torch.from_numpy(values))
-        b.data.zero_()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("lora_" in name)
+Parameters = dict[str, torch.nn.Parameter]  # "blocks.0.attn1.to_q.lora_A.weight" -> fp32 tensor, diffusers module names
 
 
-def layers(model: WanTransformer3DModel) -> list[tuple[str, Any]]:
-    """(diffusers module name, peft layer) of every adapted linear, in model order; none for an expert that does not train."""
-    return [(name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer)]
+def make(config: Any, expert: Expert, *, rank: int, alpha: float, seed: int, blocks: int, device: torch.device) -> Parameters:
+    """A new fp32 LoRA on the ten linears of every block: what peft would add to the expert, made without the expert.
 
-
-def tensors(model: WanTransformer3DModel) -> dict[str, torch.nn.Parameter]:
-    """Trainable parameters by `<module>.lora_A.weight` / `<module>.lora_B.weight`, diffusers module names."""
-    out: dict[str, torch.nn.Parameter] = {}
-    for name, layer in layers(model):
-        out[f"{name}.lora_A.weight"] = layer.lora_A[ADAPTER].weight
-        out[f"{name}.lora_B.weight"] = layer.lora_B[ADAPTER].weight
+    peft decides modules and shapes on a model without memory (`config` is the diffusers config). B starts at zero, A
+    uniform in +-1/sqrt(in), keyed by seed, expert and name.
+    """
+    with torch.device("meta"):
+        model = WanTransformer3DModel.from_config({**config, "num_layers": blocks})
+        model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, init_lora_weights=False), adapter_name=ADAPTER)
+    out: Parameters = {}
+    for name, layer in model.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+        limit = 1 / down.shape[1] ** 0.5  # Kaiming uniform with a = sqrt(5), as peft and ai-toolkit start
+        values = keyed_rng(seed, "lora", expert, name).uniform(-limit, limit, tuple(down.shape)).astype(np.float32)
+        out[f"{name}.lora_A.weight"] = torch.nn.Parameter(torch.from_numpy(values).to(device))
+        out[f"{name}.lora_B.weight"] = torch.nn.Parameter(torch.zeros(up.shape, device=device))
     return out
 
 
+def by_block(parameters: Parameters, blocks: int) -> list[Lora]:
+    """The same tensors as the executor takes them: per block, linear name -> (A, B)."""
+    return [{name: (parameters[f"blocks.{i}.{name}.lora_A.weight"], parameters[f"blocks.{i}.{name}.lora_B.weight"]) for name in LINEARS} for i in range(blocks)]
+
+
 @torch.no_grad()
-def load_tensors(mine: dict[str, torch.nn.Parameter], values: dict[str, torch.Tensor]) -> None:
-    """Copy saved fp32 tensors into the attached LoRA; both by the names of `tensors`."""
+def load_tensors(mine: Parameters, values: dict[str, torch.Tensor]) -> None:
+    """Copy saved fp32 tensors into the attached LoRA; both by the names of `make`."""
     assert mine.keys() == values.keys(), sorted(mine.keys() ^ values.keys())[:4]
     for name, parameter in mine.items():
         parameter.copy_(values[name])
-
-
-@contextmanager
-def strength(model: WanTransformer3DModel, factor: float) -> Iterator[None]:
-    """Scale the LoRA branch inside the block: a dataset's weight, or 0 for the base's own answer."""
-    found = layers(model)
-    before = [layer.scaling[ADAPTER] for _, layer in found]
-    for (_, layer), scale in zip(found, before, strict=True):
-        layer.scaling[ADAPTER] = scale * factor
-    try:
-        yield
-    finally:
-        for (_, layer), scale in zip(found, before, strict=True):
-            layer.scaling[ADAPTER] = scale
 
 
 def wan_name(module: str) -> str:
@@ -93,7 +79,7 @@ def wan_name(module: str) -> str:
 
 
 def save_lora(path: Path, values: dict[str, torch.Tensor], *, job: Job, base: BaseFolder, expert: Expert, step: int) -> None:
-    """Write one expert's LoRA file (names as in `tensors`) with everything a user may ask of it later in its metadata.
+    """Write one expert's LoRA file (names as in `make`) with everything a user may ask of it later in its metadata.
 
     An alpha tensor per module is written only when alpha differs from the rank: without one every loader takes alpha = rank.
     """

@@ -111,7 +111,7 @@ def make_previews(run: Run, step: int, control: Control) -> None:
             run.log.phase("sampling", number * total + done, len(panel.prompts) * total, f"preview {number + 1} of {len(panel.prompts)}")
 
         with shown_weights(run):
-            latents = sample_latents(run.executors, run.vae, shot, panel, boundary=run.base.boundary, shift=run.base.flow_shift, progress=progress)
+            latents = sample_latents(run.experts.executors, run.encoder, shot, panel, boundary=run.base.boundary, shift=run.base.flow_shift, progress=progress)
         frames = to_frames(run.vae, latents)
         video = preview_dir(run, step) / f"{i:02d}.mp4"
         poster = video.with_suffix(".png")

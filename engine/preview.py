@@ -5,7 +5,7 @@ out so that experts may be run by an executor.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -18,8 +18,8 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, UniPCMu
 from PIL import Image, ImageOps
 
 from engine.base import EXPERTS, Expert
-from engine.executor import ResidentExecutor
-from engine.latents import condition, decode
+from engine.latents import Encoder, condition, decode
+from engine.streamed import StreamedExecutor
 from engine.timesteps import NUM_TRAIN_TIMESTEPS
 from presets.geometry import SIDE_MULTIPLE
 from presets.job import SamplePanel
@@ -73,8 +73,8 @@ def scheduler_for(sampler: str, shift: float) -> Any:
 
 @torch.no_grad()
 def sample_latents(
-    executors: dict[Expert, ResidentExecutor],
-    vae: AutoencoderKLWan,
+    executors: Mapping[Expert, StreamedExecutor],
+    encoder: Encoder,
     shot: Shot,
     panel: SamplePanel,
     *,
@@ -85,10 +85,10 @@ def sample_latents(
     """Denoise one preview: latents (1, 16, F, h, w), float32."""
     device = shot.image_CHW.device
     _, H, W = shot.image_CHW.shape
-    shape = (1, vae.config.z_dim, (panel.num_frames - 1) // 4 + 1, H // 8, W // 8)
+    shape = (1, encoder.vae.config.z_dim, (panel.num_frames - 1) // 4 + 1, H // 8, W // 8)
     # On the CPU, so that the same seed gives the same preview on every card.
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(shot.seed)).to(device)
-    conditioning = condition(vae, shot.image_CHW.unsqueeze(0), panel.num_frames)
+    conditioning = condition(encoder, shot.image_CHW.unsqueeze(0), panel.num_frames)
     scheduler = scheduler_for(panel.sampler, shift)
     scheduler.set_timesteps(panel.steps, device=device)
     for i, t in enumerate(scheduler.timesteps):

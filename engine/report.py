@@ -3,7 +3,6 @@
 import psutil
 import torch
 
-from engine.base import EXPERTS
 from engine.setup import Run
 from presets.errors import UserError
 
@@ -19,8 +18,9 @@ def report_non_finite(run: Run, step: int, clips: list[str], timesteps: list[flo
 
 def plan_text(run: Run) -> str:
     """One line on how the experts are held and run."""
-    dtype = str(next(iter(run.executors.values())).model.dtype).removeprefix("torch.")
-    return f"{dtype}, {' and '.join(e for e in EXPERTS if e in run.executors)} resident on {run.device.type}"
+    if run.device.type != "cuda":
+        return "fp32 on the CPU, everything resident"
+    return f"{run.experts.plan.text}; attention by {run.experts.backend}"
 
 
 def device_name(device: torch.device) -> str:
@@ -34,6 +34,10 @@ def vram_gib(device: torch.device) -> float:
     peak = torch.cuda.max_memory_reserved(device)
     torch.cuda.reset_peak_memory_stats(device)
     return round(peak / 2**30, 3)
+
+
+def vram_total_gib(device: torch.device) -> float:
+    return round(torch.cuda.get_device_properties(device).total_memory / 2**30, 3) if device.type == "cuda" else 0.0
 
 
 def ram_gib() -> float:

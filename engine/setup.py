@@ -1,5 +1,6 @@
 """Everything a run needs before step 1, loaded in the order that keeps the memory peak low."""
 
+import json
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -8,30 +9,32 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan
 
-from engine import checkpoint, lora
-from engine.base import BaseFolder, Expert, find_base, load_expert, load_vae, needed_experts, trained_experts
+from engine import attention, checkpoint, lora
+from engine.base import SUBFOLDER, BaseFolder, Expert, find_base, load_vae
 from engine.eventlog import EventLog
-from engine.executor import ResidentExecutor
+from engine.experts import Experts
 from engine.items import Item, build_items
+from engine.latents import Encoder, PlainEncoder
 from engine.loader import Loader
 from engine.objective import class_prompt
 from engine.optim import Ema, build_optimizer
 from engine.order import Order
 from engine.preview import Shot, control_image
 from engine.text import TextBook, encode_texts
+from engine.vae import ClipEncoder
 from presets.captions import resolve_caption
 from presets.check import FREE_TO_CHANGE, Facts
 from presets.errors import UserError
 from presets.job import Job
 from presets.jobfile import job_to_dict
+from presets.plan import Plan
 
 
 @dataclass
 class Learner:
     """The learning side of one trained expert. `parameters` are the fp32 LoRA tensors by name."""
 
-    executor: ResidentExecutor
-    parameters: dict[str, torch.nn.Parameter]
+    parameters: lora.Parameters
     optimizer: torch.optim.Optimizer
     ema: Ema | None
 
@@ -47,9 +50,10 @@ class Run:
     device: torch.device
     base: BaseFolder
     vae: AutoencoderKLWan
+    encoder: Encoder
     book: TextBook
-    executors: dict[Expert, ResidentExecutor]  # of every loaded expert
-    learners: dict[Expert, Learner]  # of the trained ones
+    experts: Experts
+    learners: dict[Expert, Learner]  # of the trained experts
     order: Order
     loader: Loader
     start: int = 0  # optimizer steps already done
@@ -58,41 +62,46 @@ class Run:
     def text(self, texts: list[str]) -> torch.Tensor:
         return self.book.batch(texts, device=self.device)
 
+    def set_plan(self, plan: Plan) -> None:
+        """Run under another plan from now on."""
+        self.experts.set_plan(plan)
+        self.encoder = make_encoder(self.vae, plan)
+
 
 def versions() -> dict[str, str]:
     return {name: version(name) for name in ("torch", "diffusers", "peft", "transformers", "wanlora-tui")}
 
 
+def make_encoder(vae: AutoencoderKLWan, plan: Plan) -> Encoder:
+    return ClipEncoder(vae, frames=plan.vae_frames, compiled=plan.compiled) if next(vae.parameters()).is_cuda else PlainEncoder(vae)
+
+
 def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torch.device, workers: int, resume: bool) -> Run:
     """Load, encode and restore. Raises UserError."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # bf16 products crawl on a CPU
-    log.phase("loading", 0, 4, "base model")
+    log.phase("loading", 0, 1, "base model")
     base = find_base(job, facts.base)
     items = build_items(job, facts.base, facts.datasets)
     order = Order(items, job.training.batch_size, job.job.seed)
+    plan = plan_for(job, items, device)
 
-    log.phase("loading", 1, 4, "text encoder")
+    log.phase("loading", 0, 1, "text encoder")
     book = encode_texts(
         base, all_texts(job, items), device=device, dtype=dtype, precision=job.quantization.text_encoder,
         progress=lambda done, total: log.phase("caching", done, total, "captions"),
     )  # fmt: skip
     vae = load_vae(base, device=device, dtype=dtype)
-
-    executors: dict[Expert, ResidentExecutor] = {}
-    learners: dict[Expert, Learner] = {}
-    for i, expert in enumerate(needed_experts(job)):
-        log.phase("loading", 2 + i, 4, f"{expert} expert")
-        model = load_expert(base, expert, device=device, dtype=dtype)
-        if expert in trained_experts(job):
-            lora.attach(model, expert, rank=job.target.rank, alpha=lora.job_alpha(job), seed=job.job.seed)
-        executors[expert] = ResidentExecutor(model, recompute=device.type == "cuda")
-        if expert in trained_experts(job):
-            parameters = lora.tensors(model)
-            ema = Ema(job.training.ema_decay, dict(parameters)) if job.training.ema else None
-            learners[expert] = Learner(executors[expert], parameters, build_optimizer(job.training, list(parameters.values())), ema)
-
+    config = expert_config(base)
+    largest = max(item.bucket.tokens for item in items)
+    backend, why = attention.choose(device, tokens=largest, heads=config["num_attention_heads"], width=config["attention_head_dim"], dtype=dtype)
+    log.emit("log", level="info", text=f"attention by {backend}: {why}")
+    experts = Experts(job, base, plan, backend=backend, device=device, dtype=dtype, recovery={}, progress=lambda done, total, text: log.phase("loading", done, total, text))
+    learners = {
+        expert: Learner(parameters, build_optimizer(job.training, list(parameters.values())), Ema(job.training.ema_decay, dict(parameters)) if job.training.ema else None)
+        for expert, parameters in experts.parameters.items()
+    }
     run = Run(
-        job=job, base_dir=facts.base, folder=folder, log=log, device=device, base=base, vae=vae, book=book, executors=executors,
+        job=job, base_dir=facts.base, folder=folder, log=log, device=device, base=base, vae=vae, encoder=make_encoder(vae, plan), book=book, experts=experts,
         learners=learners, order=order, loader=Loader(order, workers, log=lambda text: log.emit("log", level="warning", text=text)), versions=versions(),
     )  # fmt: skip
     checkpoint.sweep(folder)
@@ -103,6 +112,19 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
             run.loader.close()
             raise
     return run
+
+
+def expert_config(base: BaseFolder) -> dict[str, Any]:
+    """The diffusers config of the experts (both are alike)."""
+    config: dict[str, Any] = json.loads((base.path / SUBFOLDER["high_noise"] / "config.json").read_text())
+    return config
+
+
+def plan_for(job: Job, items: list[Item], device: torch.device) -> Plan:
+    """How to hold and run the experts on this machine."""
+    if device.type != "cuda":
+        return Plan(precision="none", resident=10_000, stash="device", compiled=False)
+    return Plan(precision="float8" if torch.cuda.get_device_capability(device) >= (8, 9) else "qint8", stash="host", vae_frames=8)
 
 
 def all_texts(job: Job, items: list[Item]) -> set[str]:

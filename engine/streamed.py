@@ -10,6 +10,7 @@ B batch, C channels, F h w latent shape, T tokens, S text tokens, D width, N hea
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,24 +21,42 @@ from engine.block import Lora, Plain, Weights, after, before
 from engine.masters import Layout
 from engine.ring import Key, Ring
 from engine.stash import DeviceStash, HostStash, Stash
+from presets.plan import Plan
 
 LossFn = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Kernels:
-    """How blocks are computed: one set for both experts, so that each part is compiled once."""
+class ExpertWeights:
+    """One expert's parts: the diffusers model without its blocks, the packed blocks in host memory, and its branches.
 
-    precision: str
-    backend: str  # attention
-    chunk: int  # tokens per chunk of the token-wise parts; 0: all at once
-    before: Callable[..., Any]
-    after: Callable[..., Any]
+    `lora` is what trains (empty for an expert that does not), `scaling` its alpha / rank; `recovery` is frozen.
+    """
 
-    @staticmethod
-    def make(precision: str, backend: str, *, chunk: int, compiled: bool) -> "Kernels":
-        wrap: Any = torch.compile if compiled else (lambda f: f)
-        return Kernels(precision, backend, chunk, wrap(before), wrap(after))
+    name: str
+    stem: WanTransformer3DModel
+    masters: list[torch.Tensor]
+    layout: Layout
+    lora: list[Lora]
+    scaling: float
+    recovery: list[Lora]
+
+
+@cache
+def _compiled(function: Any) -> Any:
+    """Compiled once per process: both experts, all blocks, every plan. Shapes that vary become symbolic by themselves."""
+    return torch.compile(function)
+
+
+class Machinery:
+    """What both experts share under one plan: block functions, the ring of slots, the stash."""
+
+    def __init__(self, plan: Plan, backend: str, slot_bytes: int, device: torch.device) -> None:
+        self.plan, self.backend, self.device = plan, backend, device
+        self.before = _compiled(before) if plan.compiled else before
+        self.after = _compiled(after) if plan.compiled else after
+        self.ring = Ring(slot_bytes, plan.slots, device)
+        self.stash: Stash = DeviceStash() if plan.stash == "device" else HostStash(device)
 
 
 class _Attention(torch.autograd.Function):
@@ -67,37 +86,23 @@ class _Call:
 
 
 class StreamedExecutor:
-    """One expert. `stem` is the diffusers model without its blocks; `masters` are the packed blocks in host memory.
+    """One expert, run as the machinery's plan says.
 
-    `resident` blocks (by number) lie on the device for good; of these, `kept` also keep their graph from the forward.
+    Resident blocks lie on the device for good; of these, kept ones also keep their graph from the forward.
     """
 
-    def __init__(
-        self,
-        name: str,
-        stem: WanTransformer3DModel,
-        masters: list[torch.Tensor],
-        layout: Layout,
-        lora: list[Lora],
-        *,
-        scaling: float,
-        kernels: Kernels,
-        ring: Ring,
-        stash: Stash,
-        resident: int = 0,
-        kept: int = 0,
-    ) -> None:
-        assert kept <= resident <= len(masters), "a kept graph needs its weights to stay"
-        self.name, self.stem, self.layout, self.lora, self.scaling = name, stem, layout, lora, scaling
-        self.kernels, self.ring, self.stash = kernels, ring, stash
-        self.heads = stem.config.num_attention_heads
-        self.blocks = len(masters)
-        self.device = next(stem.parameters()).device
+    def __init__(self, weights: ExpertWeights, machinery: Machinery) -> None:
+        plan = machinery.plan
+        self.blocks = len(weights.masters)
+        resident, kept = min(plan.resident, self.blocks), min(plan.kept, self.blocks)
+        assert kept <= resident, "a kept graph needs its weights to stay"
+        self.weights, self.machinery, self.device = weights, machinery, machinery.device
+        self.heads = weights.stem.config.num_attention_heads
         # Residents are spread evenly, so that the copies of the others find time between them.
         chosen = [i for i in range(self.blocks) if (i + 1) * resident // self.blocks > i * resident // self.blocks]
-        self._resident = {i: masters[i].to(self.device) for i in chosen}
+        self._resident = {i: weights.masters[i].to(self.device) for i in chosen}
         self._kept = set(chosen[len(chosen) - kept :])
-        self._masters: dict[Key, torch.Tensor] = {(name, i): m for i, m in enumerate(masters)}
+        self._masters: dict[Key, torch.Tensor] = {(weights.name, i): m for i, m in enumerate(weights.masters)}
 
     # --- the whole model ------------------------------------------------------------------------------------------
 
@@ -125,10 +130,10 @@ class StreamedExecutor:
                     h = graphs[block][1].detach()
                 else:
                     y, a, lse = self._forward_block(block, weights, plain, h, call, train=True)
-                    self.stash.put(block, (h, a, lse))
+                    self.machinery.stash.put(block, (h, a, lse))
                     h = y
                     del y, a, lse
-            self.stash.flush()
+            self.machinery.stash.flush()
         h = h.detach().requires_grad_(True)
         value = loss(self._leave(h, temb, x_BCFhw.shape))
         value.backward()
@@ -143,38 +148,38 @@ class StreamedExecutor:
                 g_BTD = leaf.grad
                 del leaf, y
             else:
-                x, a, lse = self.stash.get(block)
-                self.stash.prefetch(block - 1)
+                x, a, lse = self.machinery.stash.get(block)
+                self.machinery.stash.prefetch(block - 1)
                 g_BTD = self._backward_block(block, weights, plain, x, a, lse, g_BTD, call)
                 del x, a, lse
         return value.detach()
 
     def _visits(self, order: "range | list[int]") -> Iterator[tuple[int, Weights, Plain]]:
         """Blocks in order, each with its tensors on the device; the slot is released when the next one is asked for."""
-        streamed = [(self.name, i) for i in order if i not in self._resident]
-        self.ring.begin(streamed, self._masters)
+        streamed = [(self.weights.name, i) for i in order if i not in self._resident]
+        self.machinery.ring.begin(streamed, self._masters)
         turn = 0
         for block in order:
             if block in self._resident:
-                yield block, *self.layout.views(self._resident[block])
+                yield block, *self.weights.layout.views(self._resident[block])
                 continue
-            yield block, *self.layout.views(self.ring.take(turn)[: self.layout.bytes])
-            self.ring.release(turn)
+            yield block, *self.weights.layout.views(self.machinery.ring.take(turn)[: self.weights.layout.bytes])
+            self.machinery.ring.release(turn)
             turn += 1
 
     def _enter(self, x_BCFhw: torch.Tensor, timestep_B: torch.Tensor, text_BSD: torch.Tensor, strength: float) -> tuple[torch.Tensor, torch.Tensor, _Call]:
         """Patches, time and text embeddings, rope: what diffusers' forward does before its blocks."""
-        stem = self.stem
+        stem = self.weights.stem
         x = x_BCFhw.to(stem.patch_embedding.weight.dtype)
         cos, sin = stem.rope(x)
         h_BTD = stem.patch_embedding(x).flatten(2).transpose(1, 2).contiguous()
         temb, time, text, _ = stem.condition_embedder(timestep_B, text_BSD.to(x.dtype), None)
-        factor = torch.tensor(self.scaling * strength, device=self.device)
+        factor = torch.tensor(self.weights.scaling * strength, device=self.device)
         return h_BTD, temb, _Call(text, time.unflatten(1, (6, -1)), cos, sin, factor)
 
     def _leave(self, h_BTD: torch.Tensor, temb: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """Final norm, projection and unpatchify: what diffusers' forward does after its blocks. (B, 16, F, h, w)."""
-        stem, (B, _, F, h, w) = self.stem, shape
+        stem, (B, _, F, h, w) = self.weights.stem, shape
         shift, scale = (stem.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
         h_BTD = (stem.norm_out(h_BTD.float()) * (1 + scale) + shift).type_as(h_BTD)
         pt, ph, pw = stem.config.patch_size
@@ -184,17 +189,20 @@ class StreamedExecutor:
     # --- one block ------------------------------------------------------------------------------------------------
 
     def _before(self, block: int, weights: Weights, plain: Plain, x: torch.Tensor, call: _Call, part: slice) -> Any:
-        k = self.kernels
-        return k.before(x, call.time_B6D, call.cos[:, part], call.sin[:, part], weights, plain, self.lora[block], call.strength, self.heads, k.precision)
+        own, m = self.weights, self.machinery
+        cos, sin = call.cos[:, part], call.sin[:, part]
+        return m.before(x, call.time_B6D, cos, sin, weights, plain, own.lora[block], own.recovery[block], call.strength, self.heads, m.plan.precision)
 
     def _after(self, block: int, weights: Weights, plain: Plain, x: torch.Tensor, a: torch.Tensor, call: _Call) -> torch.Tensor:
-        k = self.kernels
-        out: torch.Tensor = k.after(x, a, call.text_BSD, call.time_B6D, weights, plain, self.lora[block], call.strength, self.heads, k.precision)
+        own, m = self.weights, self.machinery
+        out: torch.Tensor = m.after(
+            x, a, call.text_BSD, call.time_B6D, weights, plain, own.lora[block], own.recovery[block], call.strength, self.heads, m.plan.precision
+        )
         return out
 
     def _chunks(self, tokens: int) -> list[slice]:
         """Near-equal runs of tokens, none above the plan's chunk."""
-        count = math.ceil(tokens / self.kernels.chunk) if self.kernels.chunk else 1
+        count = math.ceil(tokens / self.machinery.plan.chunk) if self.machinery.plan.chunk else 1
         size = math.ceil(tokens / count)
         return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 
@@ -208,7 +216,7 @@ class StreamedExecutor:
         self, block: int, weights: Weights, plain: Plain, x_BTD: torch.Tensor, call: _Call, *, train: bool
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(output, attention output (B, T, D), logsumexp), without a graph."""
-        out, lse = attention.forward(self.kernels.backend, *self._qkv(block, weights, plain, x_BTD, call))
+        out, lse = attention.forward(self.machinery.backend, *self._qkv(block, weights, plain, x_BTD, call))
         a_BTD = out.transpose(1, 2).flatten(2, 3)
         parts = [self._after(block, weights, plain, x_BTD[:, part], a_BTD[:, part], call) for part in self._chunks(x_BTD.shape[1])]
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], a_BTD, lse
@@ -218,7 +226,7 @@ class StreamedExecutor:
         with torch.enable_grad():
             leaf = x_BTD.detach().requires_grad_(True)
             q, k, v = (t.transpose(1, 2) for t in self._before(block, weights, plain, leaf, call, slice(None)))
-            a = _Attention.apply(self.kernels.backend, q, k, v).transpose(1, 2).flatten(2, 3)
+            a = _Attention.apply(self.machinery.backend, q, k, v).transpose(1, 2).flatten(2, 3)
             return leaf, self._after(block, weights, plain, leaf, a, call)
 
     def _backward_block(
@@ -244,14 +252,14 @@ class StreamedExecutor:
             with torch.enable_grad():
                 q, k, v = self._before(block, weights, plain, x, call, slice(None))
             qh, kh, vh = (t.detach().transpose(1, 2) for t in (q, k, v))
-            grads = attention.backward(self.kernels.backend, heads(ga), qh, kh, vh, heads(a_BTD), lse)
+            grads = attention.backward(self.machinery.backend, heads(ga), qh, kh, vh, heads(a_BTD), lse)
             torch.autograd.backward((q, k, v), tuple(t.transpose(1, 2) for t in grads))
             assert x.grad is not None
             return gx.add_(x.grad)
 
         with torch.no_grad():
             qh, kh, vh = self._qkv(block, weights, plain, x_BTD, call)
-            grads = attention.backward(self.kernels.backend, heads(ga), qh, kh, vh, heads(a_BTD), lse)
+            grads = attention.backward(self.machinery.backend, heads(ga), qh, kh, vh, heads(a_BTD), lse)
         del ga, qh, kh, vh
         for part in chunks:
             x = x_BTD[:, part].detach().requires_grad_(True)
@@ -262,7 +270,3 @@ class StreamedExecutor:
             gx[:, part] += x.grad
             del x, q, k, v
         return gx
-
-
-def make_stash(device: torch.device, where: str) -> Stash:
-    return DeviceStash() if where == "device" else HostStash(device)

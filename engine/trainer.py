@@ -7,6 +7,7 @@ import math
 import time
 from dataclasses import dataclass
 
+import psutil
 import torch
 
 from engine.base import Expert, trained_experts
@@ -18,8 +19,9 @@ from engine.loader import Batch
 from engine.objective import Term, class_prompt, main_term, noised, preservation_term
 from engine.optim import clip_gradients, lr_at, set_lr
 from engine.outputs import make_previews, previews_made, save_all, save_final
-from engine.report import device_name, plan_text, ram_gib, report_non_finite, vram_gib
+from engine.report import device_name, plan_text, ram_gib, report_non_finite, vram_gib, vram_total_gib
 from engine.setup import Learner, Run
+from engine.streamed import StreamedExecutor
 from engine.timesteps import NUM_TRAIN_TIMESTEPS, draw_sigma
 from presets.job import Job
 from presets.jobfile import job_to_dict
@@ -47,7 +49,7 @@ def train(run: Run, control: Control) -> Outcome:
     bad_steps = 0
     log.emit(
         "started", name=job.job.name, job=job_to_dict(job), plan=plan_text(run), versions=run.versions, device=device_name(run.device),
-        steps=job.training.steps, resumed_from=run.start,
+        steps=job.training.steps, resumed_from=run.start, vram_total_gib=vram_total_gib(run.device), ram_total_gib=round(psutil.virtual_memory().total / 2**30, 3),
     )  # fmt: skip
     run.loader.prefetch(run.start * job.training.gradient_accumulation)  # decodes while the first previews are made
     if run.start == 0:
@@ -57,7 +59,7 @@ def train(run: Run, control: Control) -> Outcome:
 
     for step in range(run.start, job.training.steps):
         expert = expert_at(job, step)
-        learner = run.learners[expert]
+        learner, executor = run.learners[expert], run.experts.executors[expert]
         set_lr(learner.optimizer, lr_at(job.training, step))
         watch = Stopwatch(run.device)
         losses: dict[str, torch.Tensor] = {}
@@ -73,16 +75,16 @@ def train(run: Run, control: Control) -> Outcome:
                 batch = run.loader.batch(index)
             with watch.part("vae"):
                 video_BCTHW = pixels(batch.frames, device=run.device)
-                x0_BCFhw = encode(run.vae, video_BCTHW)
-                conditioning_BCFhw = condition(run.vae, video_BCTHW[:, :, 0], batch.bucket.frames)
+                x0_BCFhw = encode(run.encoder, video_BCTHW)
+                conditioning_BCFhw = condition(run.encoder, video_BCTHW[:, :, 0], batch.bucket.frames)
                 del video_BCTHW
             noise_BCFhw, sigma_B = draws(run, expert, step, batch, x0_BCFhw)
             x_t, target = noised(x0_BCFhw, noise_BCFhw, sigma_B)
             x_BCFhw = torch.cat([x_t, conditioning_BCFhw], dim=1)
             timestep_B = sigma_B * NUM_TRAIN_TIMESTEPS
             with watch.part("transformer"):
-                for term in terms(run, learner, batch, x_BCFhw, timestep_B, target, share=len(batch.ids) / clips_in_step):
-                    loss = learner.executor.forward_backward(x_BCFhw, timestep_B, term.text_BSD, term.loss, strength=batch.weights[0])
+                for term in terms(run, executor, batch, x_BCFhw, timestep_B, target, share=len(batch.ids) / clips_in_step):
+                    loss = executor.forward_backward(x_BCFhw, timestep_B, term.text_BSD, term.loss, strength=batch.weights[0])
                     losses[term.name] = losses.get(term.name, 0) + loss
             timesteps += timestep_B.tolist()
             clips += batch.ids
@@ -139,14 +141,14 @@ def draws(run: Run, expert: Expert, step: int, batch: Batch, x0_BCFhw: torch.Ten
 
 
 def terms(
-    run: Run, learner: Learner, batch: Batch, x_BCFhw: torch.Tensor, timestep_B: torch.Tensor, target: torch.Tensor, *, share: float
+    run: Run, executor: StreamedExecutor, batch: Batch, x_BCFhw: torch.Tensor, timestep_B: torch.Tensor, target: torch.Tensor, *, share: float
 ) -> list[Term]:
     """The losses of one micro-batch; `share` is its part of the optimizer step, so that accumulation equals a larger batch."""
     training, trigger = run.job.training, run.job.job.trigger
     out = [main_term(training, run.job.advanced, run.text(batch.captions), target, share)]
     if training.dop:
         text = run.text([class_prompt(caption, trigger, training.dop_class) for caption in batch.captions])
-        base_prediction = learner.executor.predict(x_BCFhw, timestep_B, text, strength=0.0)
+        base_prediction = executor.predict(x_BCFhw, timestep_B, text, strength=0.0)
         out.append(preservation_term(training, text, base_prediction, share))
     return out
 

@@ -7,29 +7,31 @@ import torch
 from diffusers import WanImageToVideoPipeline
 from PIL import Image
 
-from engine import lora
 from engine.base import EXPERTS
-from engine.executor import ResidentExecutor
+from engine.latents import PlainEncoder
 from engine.preview import Shot, control_image, sample_latents, scheduler_for, to_frames, write_poster, write_video
 from presets.job import SamplePanel
+from tests.engine.plain import attach, packed, streamed
 
 
 @pytest.fixture(scope="module")
 def pipe(tiny):
     pipe = WanImageToVideoPipeline.from_pretrained(tiny)
     pipe.set_progress_bar_config(disable=True)
-    for i, (expert, model) in enumerate(zip(EXPERTS, (pipe.transformer, pipe.transformer_2), strict=True)):
-        model.requires_grad_(False)
-        lora.attach(model, expert, rank=4, alpha=4, seed=3)
-        for name, p in lora.tensors(model).items():
-            if "lora_B" in name:
-                p.data.normal_(0, 0.5, generator=torch.Generator().manual_seed(i))
     return pipe
+
+
+@pytest.fixture(scope="module")
+def executors(pipe):
+    """Our executors over the same weights and LoRAs as the pipeline's experts."""
+    models = dict(zip(EXPERTS, (pipe.transformer, pipe.transformer_2), strict=True))
+    parameters = {e: attach(m, e, rank=4, alpha=4, seed=i, strong=True) for i, (e, m) in enumerate(models.items())}
+    return {e: streamed(packed(m, e, parameters[e], scaling=1.0)) for e, m in models.items()}
 
 
 @pytest.mark.parametrize("sampler", ["flowmatch", "unipc"])
 @pytest.mark.parametrize("guidance", [1.0, 3.5])
-def test_latents_equal_the_pipeline_bit_for_bit(pipe, tmp_path, sampler, guidance):
+def test_latents_equal_the_pipeline_bit_for_bit(pipe, executors, tmp_path, sampler, guidance):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 48, 3), dtype=np.uint8))
     picture.save(tmp_path / "a.png")
     panel = SamplePanel(width=48, height=32, num_frames=5, steps=6, guidance=guidance, sampler=sampler)
@@ -43,10 +45,9 @@ def test_latents_equal_the_pipeline_bit_for_bit(pipe, tmp_path, sampler, guidanc
     torch.testing.assert_close(ours_image, image[0], rtol=0, atol=1e-6)
     with torch.no_grad():
         text, negative = (pipe._get_t5_prompt_embeds([t]) for t in ("orbit", "blur"))
-    executors = {e: ResidentExecutor(m, recompute=False) for e, m in zip(EXPERTS, (pipe.transformer, pipe.transformer_2), strict=True)}
     seen = []
     ours = sample_latents(
-        executors, pipe.vae, Shot(image[0], text, negative, 7), panel, boundary=0.9, shift=5.0, progress=lambda done, total: seen.append((done, total))
+        executors, PlainEncoder(pipe.vae), Shot(image[0], text, negative, 7), panel, boundary=0.9, shift=5.0, progress=lambda done, total: seen.append((done, total))
     )
     assert torch.equal(ours, theirs)
     assert seen == [(i, 6) for i in range(7)]

@@ -1,0 +1,143 @@
+"""Weights quantized by optimum-quanto, as the plain tensors that `engine.precision.unpack_weight` reads.
+
+quanto chooses the scales and makes the codes; its tensor classes are left out, because unpacking theirs compiles a C++
+extension (on CUDA with nvcc), and their matrix kernels lose to a dequantization inside the compiled block.
+
+Group scales of qint4 come from one of three of quanto's optimizers:
+
+    max             quanto's default: minimum and maximum of the group
+    hqq             quanto's HQQ (Badri and Shaji, "Half-Quadratic Quantization"): the range stays, the shift moves
+    least_squares   ours: scale and shift of least squared error, never worse than max
+
+N outputs, K inputs, G groups of a row.
+"""
+
+from typing import Any, Literal
+
+import torch
+from optimum.quanto import AbsmaxOptimizer, HqqOptimizer, MaxOptimizer, qfloat8, qint4, qint8, quantize_weight
+from optimum.quanto.tensor.optimizers.hqq_optimizer import shrink_lp_op
+
+from engine.precision import Packed
+
+Fit = Literal["max", "hqq", "least_squares"]
+SMALLEST_SCALE = 1e-12  # of a row or group that is constant; quanto itself divides by zero there
+LARGEST_GROUP, GROUP_STEP, SMALLEST_GROUP = 128, 32, 32  # quanto's own rule for a linear (QModuleMixin)
+EIGHT_BITS = {"float8": qfloat8, "qfloat8": qfloat8, "qint8": qint8}
+ELEMENTS_AT_ONCE = 1 << 24  # least_squares works on this many weights at a time: 64 MiB of fp32 per temporary
+
+
+def group_size(inputs: int) -> int | None:
+    """Inputs per scale of qint4, as quanto chooses for a linear: 128, else 96, 64 or 32 where it divides, None for the whole row."""
+    if inputs <= LARGEST_GROUP:
+        return None
+    return next((g for g in range(LARGEST_GROUP, SMALLEST_GROUP - 1, -GROUP_STEP) if inputs % g == 0), None)
+
+
+def pack_weight_quanto(weight_NK: torch.Tensor, precision: str, fit: Fit = "least_squares") -> Packed:
+    """`engine.precision.pack_weight` with quanto's quantizers, on any device; same layout, same meaning. Scales are fp32.
+
+    `fit` matters for qint4 alone; with 8 bits the scale is absmax / largest value.
+    """
+    if precision == "none":
+        return (weight_NK,)
+    w_NK = weight_NK.detach().float()
+    assert w_NK.ndim == 2 and w_NK.shape[0] > 1, w_NK.shape
+    if precision in EIGHT_BITS:
+        qtype = EIGHT_BITS[precision]
+        scale_N1 = AbsmaxOptimizer()(w_NK, qtype=qtype, axis=0).clamp(min=SMALLEST_SCALE)
+        # optimized=False: else quanto may pick a class with a CUDA kernel of its own, and compile it
+        return quantize_weight(w_NK, qtype, 0, scale_N1, optimized=False)._data, scale_N1
+    assert precision == "qint4", precision
+    n, k = w_NK.shape
+    size = group_size(k) or k
+    scale, shift = _optimizer(fit)(w_NK, qtype=qint4, axis=0, group_size=size)
+    codes_NK = _codes(w_NK.view(-1, size), scale, shift).view(n, k)
+    assert k % 2 == 0, "two codes share a byte"
+    return codes_NK[:, 0::2] | (codes_NK[:, 1::2] << 4), scale.view(n, -1), -shift.view(n, -1)
+
+
+def _codes(groups: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """0..15 by quanto's own operator: round((w + shift) / scale)."""
+    codes: torch.Tensor = torch.ops.quanto.quantize_affine(groups, bits=4, axis=0, group_size=None, scale=scale, shift=shift)
+    return codes
+
+
+def _optimizer(fit: Fit) -> Any:
+    match fit:
+        case "max":
+            return _Max()
+        case "hqq":
+            return PlainHqq()
+        case "least_squares":
+            return LeastSquares()
+
+
+class _Max(MaxOptimizer):
+    """quanto's default, safe for constant groups."""
+
+    def optimize(self, base: torch.Tensor, qtype: Any, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+        scale, shift = super().optimize(base, qtype, axis)
+        return scale.clamp(min=SMALLEST_SCALE), shift
+
+
+class PlainHqq(HqqOptimizer):
+    """quanto's HQQ, iterating on plain codes: the same shifts (a test compares them), without its packed tensors."""
+
+    def optimize(self, base: torch.Tensor, qtype: Any, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+        assert axis == 0, axis
+        scale, shift = MaxOptimizer.optimize(self, base, qtype, axis)
+        scale = scale.clamp(min=SMALLEST_SCALE)
+        codes, beta = _codes(base, scale, shift), self.beta
+        value = scale * codes - shift
+        best = float((base - value).abs().mean())
+        for _ in range(self.iters):
+            wanted = base - shrink_lp_op(base - value, beta, self.lp_norm)
+            candidate = torch.mean(codes * scale - wanted, dim=-1, keepdim=True)
+            codes = _codes(base, scale, candidate)
+            value = scale * codes - candidate
+            error = float((base - value).abs().mean())
+            if error >= best:
+                break
+            best, shift, beta = error, candidate, beta * self.kappa
+        return scale, shift
+
+
+class LeastSquares(MaxOptimizer):
+    """The grid of least squared error found by alternation (Lloyd's algorithm on an even grid), for each group by itself.
+
+    Codes are the nearest to the weights for a given grid; the best grid for given codes is the straight line that regresses
+    weights on codes. Begun at the full range and at narrower ones (outliers clipped); the best grid seen is kept, and the
+    full range is among those seen.
+    """
+
+    starts = (1.0, 0.9, 0.8, 0.7, 0.6)  # share of the full range, around its middle
+    rounds = 5
+
+    def optimize(self, base: torch.Tensor, qtype: Any, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
+        assert axis == 0, axis
+        rows = max(1, ELEMENTS_AT_ONCE // base.shape[1])
+        parts = [self._fit(part, qtype) for part in base.split(rows)]
+        scale, shift = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        return scale, shift
+
+    def _fit(self, base: torch.Tensor, qtype: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        full_scale, full_shift = MaxOptimizer.optimize(self, base, qtype, 0)
+        full_scale = full_scale.clamp(min=SMALLEST_SCALE)
+        middle = 2 ** (qtype.bits - 1) - 0.5  # of the codes
+        mean = base.mean(1, keepdim=True)
+        best_scale, best_shift = full_scale, full_shift
+        best = torch.full_like(full_scale, torch.inf)
+        for start in self.starts:
+            scale, shift = full_scale * start, full_shift + full_scale * (start - 1) * middle
+            for _ in range(self.rounds + 1):
+                codes = _codes(base, scale, shift).to(base.dtype)
+                error = (scale * codes - shift - base).square_().sum(1, keepdim=True)
+                better = error < best
+                best, best_scale, best_shift = torch.where(better, error, best), torch.where(better, scale, best_scale), torch.where(better, shift, best_shift)
+                centre = codes.mean(1, keepdim=True)
+                codes -= centre
+                slope = (codes * (base - mean)).sum(1, keepdim=True) / codes.square().sum(1, keepdim=True).clamp(min=1e-6)
+                scale = torch.where(slope > SMALLEST_SCALE, slope, scale)  # one code for the whole group: nothing to regress on
+                shift = scale * centre - mean
+        return best_scale, best_shift
