@@ -112,7 +112,7 @@ class LeastSquares(MaxOptimizer):
     """
 
     starts = (1.0, 0.9, 0.8, 0.7, 0.6)  # share of the full range, around its middle
-    rounds = 5
+    rounds = 3  # 20 grids in all; twice as many gain another 0.5% of the error
 
     def optimize(self, base: torch.Tensor, qtype: Any, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
         assert axis == 0, axis
