@@ -61,6 +61,15 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--out", type=Path, metavar="DIR", help="parent of the run folder (default: `runs` beside the job file)")
     c.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
 
+    c = command("ara", "ara:ara", "build an accuracy recovery adapter: what 4-bit weights lose, put back as a small LoRA")
+    c.add_argument("model", metavar="MODEL", help="folder or Hub id of the base model")
+    c.add_argument("--rank", type=_positive, default=16, metavar="N", help="rank of the correction (default: 16)")
+    c.add_argument("--precision", choices=["qint4", "uint4"], default="qint4", help="uint4 is torchao's grid, the one of published adapters (default: qint4)")
+    c.add_argument("--clips", type=Path, metavar="DIR", help="a few clips with captions: errors are weighed by what the model sees on them")
+    c.add_argument("--full", action="store_true", help="with --clips: weigh by how channels vary together; slower, and better")
+    c.add_argument("--expert", choices=["both", "high", "low"], default="both", help="which expert to correct (default: both)")
+    c.add_argument("--out", type=Path, metavar="FILE", help="the adapter (default: ara-PRECISION-rRANK.safetensors)")
+
     c = command("submit", "queue:submit", "hand a job to the daemon, which trains it when its GPU is free")
     c.add_argument("job", type=Path, metavar="JOB", help="job file")
     c.add_argument("--out", type=Path, metavar="DIR", help="parent of the run folder (default: `runs` beside the job file)")
