@@ -1,11 +1,10 @@
-"""Facts of a base model: a diffusers folder of Wan 2.2 I2V A14B, read from its JSON files and safetensors headers alone.
+"""Facts of a base model, read from JSON files and safetensors headers alone: a diffusers folder of Wan 2.2 I2V A14B, or ComfyUI's files.
 
-Layout (diffusers, WanImageToVideoPipeline): model_index.json with boundary_ratio; transformer (high noise) and
+Layout of diffusers (WanImageToVideoPipeline): model_index.json with boundary_ratio; transformer (high noise) and
 transformer_2 (low noise), each with config.json and weights in one or more shards; vae, text_encoder, tokenizer, scheduler.
 No weight is loaded: a header tells every tensor's type, shape and place, so a truncated shard shows at once.
 """
 
-import json
 import re
 from math import prod
 from pathlib import Path
@@ -13,16 +12,15 @@ from typing import Any
 
 from msgspec import Struct, field
 
+from presets import comfy
 from presets.findings import Finding
+from presets.headers import AGAIN, DTYPE_BITS, Damaged, TensorPlace, json_object, read_header
 
 EXPERT_NAMES = {"transformer": "high noise", "transformer_2": "low noise"}
 I2V_CHANNELS = 36  # 16 noisy latents + 4 mask + 16 conditioning latents
 LATENT_CHANNELS = 16
 I2V_BOUNDARY = 0.9  # of Wan 2.2 I2V A14B's own model_index.json
 WEIGHTS = {"transformer": "diffusion_pytorch_model", "transformer_2": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-DTYPE_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "C64": 64}
-MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
-AGAIN = "Download or copy this file again"
 
 
 class PartFacts(Struct, frozen=True, kw_only=True):
@@ -77,7 +75,7 @@ def read_model(path: str, base: Path, *, hub_cache: Path | None = None) -> Model
     if folder.is_dir():
         return _read_folder(path, folder)
     if folder.exists():
-        return _absent(path, "is a single file", "Give the folder of the diffusers model, the one with model_index.json in it")
+        return _absent(path, "is a single file", "Give its folder: one with model_index.json in it, or one with the four files of ComfyUI")
     if not looks_like_hub_id(path):
         return _absent(path, "does not exist" if Path(path).expanduser().is_absolute() else f"does not exist (looked for {folder}), and it is no Hub id either", "Give a diffusers folder or a Hub id such as owner/name")
     cached = _cached(path, hub_cache)
@@ -104,18 +102,13 @@ def _problem(code: str, message: str, fix: str) -> Finding:
     return Finding(code=code, severity="error", field="model.path", message=message, fix=fix)
 
 
-class _Damaged(Exception):
-    """A file of the model that cannot be used; the text says what about it, without its name."""
-
-    def __init__(self, what: str, fix: str = AGAIN) -> None:
-        self.what, self.fix = what, fix
-
-
 def _read_folder(path: str, folder: Path) -> ModelFacts:
     missing: list[str] = []
     problems: list[Finding] = []
     index = _read_config(folder / "model_index.json", folder, missing, problems)
     if index is None and missing:
+        if single := comfy.find_single_files(folder):
+            return _read_single_files(path, folder, single)
         hint = "; it holds safetensors files, so it may be in another program's layout" if any(folder.glob("*.safetensors")) else ""
         problems.append(_problem("model-incomplete", f"the folder {folder} has no model_index.json, so it is no diffusers model{hint}", "Give the folder of a diffusers model of Wan 2.2 I2V A14B"))
         return ModelFacts(path=path, local=True, folder=str(folder), missing=missing, problems=problems)
@@ -145,13 +138,8 @@ def _read_folder(path: str, folder: Path) -> ModelFacts:
     boundary = (index or {}).get("boundary_ratio")
     if not isinstance(boundary, int | float) or not 0 < boundary < 1:
         boundary = None
-        problems.append(Finding(code="model-no-boundary", severity="warning", field="model.boundary", message=f"the model's model_index.json names no boundary_ratio between its experts, so the job must set model.boundary; Wan 2.2 I2V has {I2V_BOUNDARY}", fix=f"Set model.boundary = {I2V_BOUNDARY}", set={"model.boundary": I2V_BOUNDARY}))  # fmt: skip
-    first = next((c for c in configs.values() if c), {})
-    return ModelFacts(
-        path=path, local=True, folder=str(folder), in_channels=_whole(first, "in_channels"), out_channels=_whole(first, "out_channels"), num_layers=_whole(first, "num_layers"),
-        width=_whole(first, "num_attention_heads") * _whole(first, "attention_head_dim"), ffn=_whole(first, "ffn_dim"), boundary_ratio=boundary,
-        parameters=sum(parts[e].parameters for e in EXPERT_NAMES if e in parts), size_bytes=sum(p.size_bytes for p in parts.values()), parts=parts, missing=missing, problems=problems,
-    )  # fmt: skip
+        problems.append(_no_boundary("the model's model_index.json names"))
+    return _facts(path, folder, configs, parts, boundary=boundary, missing=missing, problems=problems)
 
 
 def _whole(config: dict[str, Any], key: str) -> int:
@@ -181,12 +169,12 @@ def _read_config(path: Path, folder: Path, missing: list[str], problems: list[Fi
     """A JSON object; None, with the reason noted, when the file is missing or damaged."""
     name = path.relative_to(folder).as_posix()
     try:
-        return _json_object(path.read_bytes())
+        return json_object(path.read_bytes())
     except FileNotFoundError:
         missing.append(name)
     except OSError as e:
         problems.append(_unreadable(path, e))
-    except _Damaged as e:
+    except Damaged as e:
         problems.append(_problem("model-corrupt", f"{name} {e.what} ({folder})", e.fix))
     return None
 
@@ -195,19 +183,7 @@ def _unreadable(path: Path, error: OSError) -> Finding:
     return _problem("model-unreadable", f"{path} cannot be read ({(error.strerror or str(error)).lower()})", "Check who may read it, and the disk")
 
 
-def _json_object(content: bytes) -> dict[str, Any]:
-    if content.startswith(b"version https://git-lfs"):
-        raise _Damaged("is a Git LFS pointer, the content itself was not fetched", "Run: git lfs pull")
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError):
-        raise _Damaged("is no valid JSON") from None
-    if not isinstance(value, dict):
-        raise _Damaged("holds no JSON object")
-    return value
-
-
-def _read_weights(part: Path, stem: str, folder: Path, missing: list[str], problems: list[Finding]) -> tuple[PartFacts, dict[str, list[int]]]:
+def _read_weights(part: Path, stem: str, folder: Path, missing: list[str], problems: list[Finding]) -> tuple[PartFacts, dict[str, tuple[int, ...]]]:
     """A part's weights and the shape of each of its tensors: the shards of its index file, else its one file, as diffusers chooses."""
     index_path = part / f"{stem}.safetensors.index.json"
     weight_map: dict[str, str] = {}
@@ -221,68 +197,68 @@ def _read_weights(part: Path, stem: str, folder: Path, missing: list[str], probl
             return PartFacts(parameters=0, size_bytes=0, dtype=""), {}
         weight_map = found
     shards = sorted(set(weight_map.values())) or [f"{stem}.safetensors"]
-    tensors: dict[str, tuple[str, list[int]]] = {}
+    tensors: dict[str, TensorPlace] = {}
     size, whole = 0, True
     for shard in shards:
         name = (part / shard).relative_to(folder).as_posix()
         try:
             size += (part / shard).stat().st_size
-            tensors |= _read_header(part / shard)
+            tensors |= read_header(part / shard)
             continue
         except FileNotFoundError:
             missing.append(name)
         except OSError as e:
             problems.append(_unreadable(part / shard, e))
-        except _Damaged as e:
+        except Damaged as e:
             problems.append(_problem("model-corrupt", f"{name} {e.what} ({folder})", e.fix))
         whole = False
     lost = sorted(set(weight_map) - set(tensors))
     if whole and lost:
         problems.append(_problem("model-corrupt", f"{index_path.relative_to(folder).as_posix()} names tensors that its shards do not hold: {lost[0]}{f' and {len(lost) - 1} more' if len(lost) > 1 else ''} ({folder})", "Download the model again"))
+    return _part_facts(tensors, size), {name: place.shape for name, place in tensors.items()}
+
+
+def _part_facts(tensors: dict[str, TensorPlace], size_bytes: int) -> PartFacts:
     held: dict[str, int] = {}
-    for dtype, shape in tensors.values():
-        held[dtype] = held.get(dtype, 0) + prod(shape) * DTYPE_BITS.get(dtype, 8)
-    return PartFacts(parameters=sum(prod(shape) for _, shape in tensors.values()), size_bytes=size, dtype=max(held, key=lambda d: held[d], default="")), {name: shape for name, (_, shape) in tensors.items()}
+    for place in tensors.values():
+        held[place.dtype] = held.get(place.dtype, 0) + prod(place.shape) * DTYPE_BITS.get(place.dtype, 8)
+    return PartFacts(parameters=sum(prod(place.shape) for place in tensors.values()), size_bytes=size_bytes, dtype=max(held, key=lambda d: held[d], default=""))
 
 
-def _read_header(path: Path) -> dict[str, tuple[str, list[int]]]:
-    """Type and shape of each tensor of a safetensors file, whose size must fit its header to the byte.
-
-    Format: 8 bytes header length (little endian), the header as JSON, then the tensors without a gap
-    (huggingface/safetensors, README). Raises OSError, and _Damaged when the file is truncated or is none.
-    """
-    size = path.stat().st_size
-    with path.open("rb") as f:
-        start = f.read(8)
-        if start == b"version ":
-            raise _Damaged("is a Git LFS pointer, the weights themselves were not fetched", "Run: git lfs pull")
-        length = int.from_bytes(start, "little")
-        if len(start) < 8 or not 2 <= length <= MAX_HEADER:
-            raise _Damaged("is no safetensors file" if size else "is empty (0 bytes)")
-        if 8 + length > size:
-            raise _Damaged("is truncated inside its header")
-        header = _json_object(f.read(length))
-    tensors: dict[str, tuple[str, list[int]]] = {}
-    places: list[tuple[int, int]] = []
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
+def _read_single_files(path: str, folder: Path, found: comfy.SingleFiles) -> ModelFacts:
+    """Facts of a folder with ComfyUI's files. They name no boundary, and no config beside them says what they are."""
+    problems = [_problem("model-incomplete", what, fix) for what, fix in comfy.complaints(found, folder)]
+    parts: dict[str, PartFacts] = {}
+    configs: dict[str, dict[str, Any]] = {}
+    channels: dict[str, int] = {}
+    for part, file in found.files.items():
+        name = file.relative_to(folder).as_posix()
         try:
-            dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-            fits = isinstance(dtype, str) and all(isinstance(n, int) and n >= 0 for n in [*shape, begin, end])
-            fits = fits and (dtype not in DTYPE_BITS or (end - begin) * 8 == prod(shape) * DTYPE_BITS[dtype])
-        except (TypeError, KeyError, ValueError):
-            fits = False
-        if not fits:
-            raise _Damaged(f"has a damaged header (tensor {name})")
-        tensors[name] = (dtype, list(shape))
-        places.append((begin, end))
-    at = 0
-    for begin, end in sorted(places):
-        if begin != at:
-            raise _Damaged("has a damaged header (its tensors overlap or leave gaps)")
-        at = end
-    promised = 8 + length + at
-    if promised != size:
-        raise _Damaged(f"is truncated: {promised - size:,} of {promised:,} bytes are missing" if promised > size else f"is {size - promised:,} bytes longer than its header says")
-    return tensors
+            tensors = comfy.plain_names(read_header(file))
+            parts[part] = _part_facts({n: place for n, place in tensors.items() if comfy.is_weight(n)}, file.stat().st_size)
+            if part in EXPERT_NAMES:
+                configs[part] = comfy.expert_config(tensors)
+                channels[part] = configs[part]["in_channels"]
+            elif part == "text_encoder" and comfy.TOKENIZER not in tensors:
+                problems.append(_problem("model-incomplete", f"{name} has no tokenizer in it (no tensor {comfy.TOKENIZER}), so it is not ComfyUI's own file ({folder})", f"Take {comfy.EXAMPLES[part]} of Comfy-Org, or a diffusers folder"))
+        except OSError as e:
+            problems.append(_unreadable(file, e))
+        except Damaged as e:
+            problems.append(_problem("model-corrupt", f"{name} {e.what} ({folder})", e.fix))
+        except KeyError as e:
+            problems.append(_problem("model-not-i2v", f"{name} is no expert of Wan: it has no tensor {e.args[0]} of the usual form ({folder})", "Give Wan 2.2 I2V A14B"))
+    problems += [*_expert_problems(configs, channels), _no_boundary("ComfyUI's files name")]
+    return _facts(path, folder, configs, parts, boundary=None, missing=[], problems=problems)
+
+
+def _no_boundary(whose: str) -> Finding:
+    return Finding(code="model-no-boundary", severity="warning", field="model.boundary", message=f"{whose} no boundary_ratio between its experts, so the job must set model.boundary; Wan 2.2 I2V has {I2V_BOUNDARY}", fix=f"Set model.boundary = {I2V_BOUNDARY}", set={"model.boundary": I2V_BOUNDARY})
+
+
+def _facts(path: str, folder: Path, configs: dict[str, dict[str, Any]], parts: dict[str, PartFacts], *, boundary: float | None, missing: list[str], problems: list[Finding]) -> ModelFacts:
+    first = next((c for c in configs.values() if c), {})
+    return ModelFacts(
+        path=path, local=True, folder=str(folder), in_channels=_whole(first, "in_channels"), out_channels=_whole(first, "out_channels"), num_layers=_whole(first, "num_layers"),
+        width=_whole(first, "num_attention_heads") * _whole(first, "attention_head_dim"), ffn=_whole(first, "ffn_dim"), boundary_ratio=boundary,
+        parameters=sum(parts[e].parameters for e in EXPERT_NAMES if e in parts), size_bytes=sum(p.size_bytes for p in parts.values()), parts=parts, missing=missing, problems=problems,
+    )  # fmt: skip

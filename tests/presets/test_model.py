@@ -209,9 +209,9 @@ def test_folders_of_other_programs(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert "no model_index.json" in one_problem(tmp_path / "empty", "model-incomplete")
     (tmp_path / "comfy").mkdir()
-    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "comfy" / "wan2.2_i2v_high_noise_14B_fp16.safetensors")
+    save_file({"a": np.zeros(1, np.float32)}, tmp_path / "comfy" / "model_00001.safetensors")
     assert "another program's layout" in one_problem(tmp_path / "comfy", "model-incomplete")
-    assert "single file" in one_problem(tmp_path / "comfy" / "wan2.2_i2v_high_noise_14B_fp16.safetensors", "model-missing")
+    assert "single file" in one_problem(tmp_path / "comfy" / "model_00001.safetensors", "model-missing")
     for path in (str(tmp_path / "gone"), "./gone", "a/b/c", "~/no/such/model"):
         [problem] = read_model(path, tmp_path).problems
         assert problem.code == "model-missing"

@@ -1,0 +1,74 @@
+"""Text encoder, tokenizer and VAE of a base model, from a diffusers folder or from ComfyUI's files.
+
+S text tokens.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+
+from engine.sources import Source
+from presets.errors import UserError
+
+Tokenize = Callable[[str], tuple[torch.Tensor, torch.Tensor]]  # text -> token ids (1, S), attention mask (1, S)
+TIED = "encoder.embed_tokens.weight"  # is shared.weight
+
+
+def load_vae(source: Source, *, device: torch.device, dtype: torch.dtype) -> AutoencoderKLWan:
+    """Frozen, in eval mode. Raises UserError."""
+    if source.single is None:
+        model: Any = AutoencoderKLWan.from_pretrained(source.folder, subfolder="vae", torch_dtype=dtype)
+    else:
+        part = source.part("vae")
+        with torch.device("meta"):
+            model = AutoencoderKLWan.from_config(part.config)
+        shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+        part.require(shapes)
+        model.load_state_dict({name: part.stored[name].read(dtype) for name in shapes}, assign=True)
+    return model.requires_grad_(False).eval().to(device)
+
+
+def load_text_encoder(source: Source, *, dtype: torch.dtype) -> UMT5EncoderModel:
+    """Frozen, in eval mode, on the CPU. Raises UserError."""
+    if source.single is None:
+        model: Any = UMT5EncoderModel.from_pretrained(source.folder / "text_encoder", dtype=dtype)
+    else:
+        part = source.part("text_encoder")
+        with torch.device("meta"):
+            model = UMT5EncoderModel(UMT5Config(**part.config))
+        shapes = {name: tuple(t.shape) for name, t in model.state_dict().items() if name != TIED}
+        part.require(shapes | {TIED: shapes["shared.weight"]} if TIED in part.stored else shapes)
+        model.load_state_dict({name: part.stored[name].read(dtype) for name in shapes}, assign=True, strict=False)
+        model.encoder.embed_tokens = model.shared
+    return model.requires_grad_(False).eval()
+
+
+def load_tokenizer(source: Source, *, length: int) -> Tokenize:
+    """A function from a text to `length` tokens: cut after the closing token's place, padded behind it. Raises UserError."""
+    spiece = source.spiece_model()
+    if spiece is None:
+        tokenizer: Any = AutoTokenizer.from_pretrained(source.folder / "tokenizer")
+
+        def by_transformers(text: str) -> tuple[torch.Tensor, torch.Tensor]:
+            tokens = tokenizer([text], padding="max_length", max_length=length, truncation=True, return_attention_mask=True, return_tensors="pt")
+            return tokens.input_ids, tokens.attention_mask
+
+        return by_transformers
+
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        pieces = SentencePieceProcessor(model_proto=spiece)
+    except RuntimeError as e:
+        raise UserError(f"the tokenizer in it is damaged ({e})", where=str(source.folder), fix="Download the text encoder's file again") from None
+
+    def by_sentencepiece(text: str) -> tuple[torch.Tensor, torch.Tensor]:
+        tokens = [*pieces.encode(text)[: length - 1], pieces.eos_id()]
+        ids = torch.full((1, length), pieces.pad_id())
+        ids[0, : len(tokens)] = torch.tensor(tokens)
+        return ids, (torch.arange(length) < len(tokens)).long().unsqueeze(0)
+
+    return by_sentencepiece

@@ -1,0 +1,215 @@
+"""Where a base model's tensors lie: a diffusers folder, or ComfyUI's single files. Opened by their headers alone.
+
+Every part looks the same from above: tensors under the names of diffusers (transformers for the text encoder), read one at a
+time straight from their place in the file. Nothing is mapped into memory, so what has been read leaves no trace in it.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from engine.comfy import CONFIGS, NAMES
+from presets.comfy import TOKENIZER, WEIGHT_SCALES, SingleFiles, complaints, find_single_files, plain_names
+from presets.errors import UserError
+from presets.headers import AGAIN, Damaged, TensorPlace, json_object, read_header
+from presets.model import WEIGHTS
+
+Expert = Literal["high_noise", "low_noise"]
+EXPERTS: tuple[Expert, Expert] = ("high_noise", "low_noise")
+SUBFOLDER: dict[Expert, str] = {"high_noise": "transformer", "low_noise": "transformer_2"}
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+SAMPLED_PAGES = 64
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor in its file."""
+
+    name: str  # in the file, for errors
+    file: Path
+    place: TensorPlace
+    scale: TensorPlace | None = None  # weight = stored * scale; one number, or one per row
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.place.shape
+
+    @property
+    def readable(self) -> bool:
+        """Whether its type is one of those we know, and its scale one number or one per row."""
+        scale = self.scale
+        known = scale is None or (scale.dtype in DTYPES and prod(scale.shape) in (1, self.shape[0] if self.shape else 1))
+        return known and self.place.dtype in DTYPES
+
+    def raw(self, into: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(as stored, its fp32 scale), on the CPU. The tensor is a view of `into` (uint8, large enough) when given. Raises UserError."""
+        scale = None
+        if self.scale is not None:
+            scale = self._fetch(self.scale, None).float()
+            scale = scale.view(-1, *[1] * (len(self.shape) - 1)) if scale.numel() > 1 else scale.view(())
+        return self._fetch(self.place, into), scale
+
+    def read(self, dtype: torch.dtype) -> torch.Tensor:
+        """The tensor itself in `dtype`, dequantized when it is stored in 8 bits. Raises UserError."""
+        return weight_of(*self.raw(), dtype)
+
+    def _fetch(self, place: TensorPlace, into: torch.Tensor | None) -> torch.Tensor:
+        buffer = torch.empty(place.size, dtype=torch.uint8) if into is None else into[: place.size]
+        read_into(self.file, place.begin, buffer)
+        return buffer.view(DTYPES[place.dtype]).view(place.shape)
+
+
+def weight_of(raw: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """What a stored tensor stands for."""
+    return raw.to(dtype) if scale is None else (raw.float() * scale).to(dtype)
+
+
+def read_into(path: Path, begin: int, buffer: torch.Tensor) -> None:
+    """Fill a uint8 host buffer from the file. Lets other threads run. Raises UserError."""
+    view, done = buffer.numpy().data, 0
+    try:
+        with path.open("rb", buffering=0) as f:
+            f.seek(begin)
+            while done < len(view):  # one read moves at most 2 GiB
+                count = f.readinto(view[done:])
+                if not count:
+                    raise UserError("ends too early", where=str(path), fix=AGAIN)
+                done += count
+    except OSError as e:
+        raise UserError(f"cannot be read ({(e.strerror or str(e)).lower()})", where=str(path), fix="Check the disk, and who may read the file") from None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network of the model: its configuration (as its class takes it) and its tensors."""
+
+    name: str  # transformer, transformer_2, text_encoder, vae
+    files: tuple[Path, ...]
+    config: dict[str, Any]
+    stored: dict[str, Stored]
+
+    def require(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        """Exactly these tensors must be here, in these shapes. Raises UserError that names the first which is not."""
+        where = str(self.files[0].parent if len(self.files) > 1 else self.files[0])
+        for name, shape in shapes.items():
+            if name not in self.stored:
+                raise UserError(f"the tensor {name} is missing", where=where, fix=AGAIN)
+            found = self.stored[name]
+            if found.shape != shape:
+                raise UserError(f"the tensor {found.name} has the shape {list(found.shape)}, not {list(shape)}", where=str(found.file), fix="Give the weights of Wan 2.2 I2V A14B, all of one model")
+            if not found.readable:
+                raise UserError(f"the tensor {found.name} is stored in a form that cannot be read ({found.place.dtype})", where=str(found.file), fix="Take the bf16, fp16 or fp8_scaled file")
+        if unknown := sorted(set(self.stored) - set(shapes)):
+            raise UserError(f"the tensor {self.stored[unknown[0]].name} does not belong to Wan 2.2 I2V A14B", where=str(self.stored[unknown[0]].file), fix="Give the weights of Wan 2.2 I2V A14B")
+
+    def identity(self) -> str:
+        """Hash of what tells these weights from others: each file's size, time of change, header and sampled pages."""
+        return identity(self.files)
+
+
+def identity(files: Iterable[Path]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for file in files:
+        status = file.stat()
+        size = status.st_size
+        digest.update(f"{size}\0{status.st_mtime_ns}\0".encode())
+        with file.open("rb") as f:
+            header = int.from_bytes(f.read(8), "little")
+            digest.update(f.read(min(header, size)))
+            for i in range(SAMPLED_PAGES):
+                f.seek(size * i // SAMPLED_PAGES)
+                digest.update(f.read(4096))
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Source:
+    """A base model on this disk. Parts are opened when asked for: a model of one expert serves a job of one expert."""
+
+    folder: Path
+    single: SingleFiles | None = None  # ComfyUI's files, else it is a diffusers folder
+
+    def expert(self, expert: Expert) -> Part:
+        return self.part(SUBFOLDER[expert])
+
+    def part(self, name: str) -> Part:
+        """Raises UserError when its files are not there, damaged, or of another kind."""
+        return _diffusers_part(self.folder, name) if self.single is None else _single_part(self.single.files[name], name)
+
+    def spiece_model(self) -> bytes | None:
+        """The SentencePiece model that ComfyUI keeps in the text encoder's file. None for a diffusers folder. Raises UserError."""
+        if self.single is None:
+            return None
+        file = self.single.files["text_encoder"]
+        place = _header(file).get(TOKENIZER)
+        if place is None:
+            raise UserError(f"has no tokenizer in it (no tensor {TOKENIZER})", where=str(file), fix="Take ComfyUI's own umt5_xxl file, or a diffusers folder")
+        model = torch.empty(place.size, dtype=torch.uint8)
+        read_into(file, place.begin, model)
+        return model.numpy().tobytes()
+
+
+def open_source(folder: Path) -> Source:
+    """The base model in `folder`. Raises UserError when there is none, or ComfyUI's files are not complete."""
+    if (folder / "model_index.json").exists():
+        return Source(folder)
+    single = find_single_files(folder)
+    if single is None:
+        raise UserError("is neither a diffusers folder nor one with ComfyUI's files", where=str(folder), fix="Give the folder of Wan 2.2 I2V A14B")
+    if wrong := complaints(single, folder):
+        raise UserError(wrong[0][0], where=str(folder), fix=wrong[0][1])
+    return Source(folder, single)
+
+
+def _header(file: Path) -> dict[str, TensorPlace]:
+    try:
+        return read_header(file)
+    except Damaged as e:
+        raise UserError(e.what, where=str(file), fix=e.fix) from None
+    except OSError as e:
+        raise UserError(f"cannot be read ({(e.strerror or str(e)).lower()})", where=str(file), fix="Check that the file is there and who may read it") from None
+
+
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        return json_object(file.read_bytes())
+    except Damaged as e:
+        raise UserError(e.what, where=str(file), fix=e.fix) from None
+    except OSError as e:
+        raise UserError(f"cannot be read ({(e.strerror or str(e)).lower()})", where=str(file), fix="Download the model again; what is there already is kept") from None
+
+
+def _diffusers_part(folder: Path, name: str) -> Part:
+    """The shards of the part's index, else its one file, as diffusers chooses."""
+    index = folder / name / f"{WEIGHTS[name]}.safetensors.index.json"
+    if index.exists():
+        weight_map = _object(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) and "/" not in v for v in weight_map.values()):
+            raise UserError("has no usable weight_map", where=str(index), fix=AGAIN)
+        files = tuple(folder / name / shard for shard in sorted(set(weight_map.values())))
+    else:
+        files = (folder / name / f"{WEIGHTS[name]}.safetensors",)
+    stored = {tensor: Stored(tensor, file, place) for file in files for tensor, place in _header(file).items()}
+    config = {key: value for key, value in _object(folder / name / "config.json").items() if not key.startswith("_")}
+    return Part(name, files, config, stored)
+
+
+def _single_part(file: Path, name: str) -> Part:
+    places = plain_names(_header(file))
+    try:
+        config = CONFIGS[name](places)
+    except (KeyError, ValueError) as e:
+        raise UserError(f"is not the file of this part: the tensor {e.args[0]} is not there or has another form", where=str(file), fix="Give ComfyUI's files of Wan 2.2 I2V A14B") from None
+    stored = {}
+    for ours, theirs in NAMES[name](places).items():
+        scale = next((places[key] for s in WEIGHT_SCALES if (key := f"{theirs.removesuffix('.weight')}.{s}") in places), None)
+        stored[ours] = Stored(theirs, file, places[theirs], scale if theirs.endswith(".weight") else None)
+    return Part(name, (file,), config, stored)
