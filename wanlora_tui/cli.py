@@ -103,6 +103,14 @@ def parser() -> argparse.ArgumentParser:
     c = command("status", "daemon:status", "say whether the daemon runs, and where", parts)
     c.add_argument("--json", action="store_true", help="one object")
 
+    group = commands.add_parser("cache", help="list or empty the cache of packed weights", description="Packed weights of base models, kept so that the next start is fast.")
+    group.set_defaults(handler="cache:show", json=False)
+    parts = group.add_subparsers(title="commands", metavar="list|clear|path")
+    c = command("list", "cache:show", "what is in it, last used first (also without a word)", parts)
+    c.add_argument("--json", action="store_true", help="a list of objects")
+    command("clear", "cache:clear", "delete all of it", parts)
+    command("path", "cache:path", "where it is", parts)
+
     command("doctor", "doctor:doctor", "check GPU, driver, memory, disk, terminal and model files")
     return top
 

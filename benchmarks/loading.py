@@ -1,0 +1,155 @@
+"""How long an expert takes to load, from its files and from the weight cache, and how much host memory that takes at most.
+
+    python -m benchmarks.loading [--tiny] [--precision float8] [--dir DIR] [--cold] [--json FILE]
+
+Writes a diffusers folder of random weights of the real shape (28 GB in bf16 for one expert; --tiny: 8 blocks of width 1024),
+loads it, writes the cache, loads again from it, each in a process of its own, so that peaks are not mixed. --cold also drops
+the files from the page cache before each load. Beside the times: peak memory above what the interpreter held before.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.random_expert import REAL, empty_model
+from engine.loading import load_stem
+from engine.sources import open_source
+from engine.weightcache import cached_blocks
+from presets.cachefacts import list_cache
+
+SMALL = {**REAL, "num_attention_heads": 8, "attention_head_dim": 128, "text_dim": 256, "freq_dim": 64, "ffn_dim": 2816, "num_layers": 8}
+FULL = {**REAL, "num_layers": 40}
+MIB = 2**20
+
+
+def write_expert(folder: Path, config: dict[str, Any]) -> int:
+    """One expert in bf16 as a diffusers folder, a shard for each block; its bytes."""
+    from diffusers import WanTransformer3DModel
+    from safetensors.torch import save_file
+
+    part = folder / "transformer"
+    part.mkdir(parents=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    weight_map: dict[str, str] = {}
+
+    def shard(name: str, tensors: dict[str, torch.Tensor]) -> None:
+        save_file({k: t.to("cpu", torch.bfloat16).contiguous() for k, t in tensors.items()}, part / name)
+        weight_map.update(dict.fromkeys(tensors, name))
+
+    shard("stem.safetensors", empty_model(config, device, torch.bfloat16, num_layers=0).state_dict())
+    for i in range(config["num_layers"]):
+        state = empty_model(config, device, torch.bfloat16, num_layers=1).blocks[0].state_dict()
+        shard(f"block-{i:02}.safetensors", {f"blocks.{i}.{k}": t for k, t in state.items()})
+    with torch.device("meta"):
+        full = dict(WanTransformer3DModel(**{**config, "num_layers": 0}).config) | {"num_layers": config["num_layers"]}
+    (part / "config.json").write_text(json.dumps({k: v for k, v in full.items() if not k.startswith("_")}))
+    (part / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "model_index.json").write_text("{}")
+    return sum(f.stat().st_size for f in part.iterdir())
+
+
+def drop_pages(folder: Path) -> None:
+    """Let the system forget the files' contents, so that they come from the disk."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            fd = os.open(file, os.O_RDONLY)
+            try:
+                os.fsync(fd)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            finally:
+                os.close(fd)
+
+
+def memory(field: str) -> int:
+    """Bytes of this process in host memory: VmRSS now, VmHWM at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def load_once(folder: Path, cache: Path, precision: str) -> dict[str, Any]:
+    """Load in this process. Seconds, bytes, and the peak of host memory above what was held before."""
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda" if cuda else "cpu")
+    dtype = torch.bfloat16 if cuda else torch.float32
+    torch.zeros(1, device=device)
+    source = open_source(folder)
+    source.expert("high_noise")
+    phases: dict[str, float] = {}
+    last = time.perf_counter()
+
+    def progress(done: int, total: int, text: str) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        phases[text] = phases.get(text, 0.0) + now - last
+        last = now
+
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (man 5 proc)
+    before = memory("VmRSS")
+    start = last = time.perf_counter()
+    masters, layout = cached_blocks(source, "high_noise", precision, dtype=dtype, pinned=cuda, device=device, progress=progress, folder=cache, warn=print)
+    blocks = time.perf_counter() - start
+    peak = memory("VmHWM") - before
+    load_stem(source, "high_noise", device=device, dtype=dtype)
+    part = source.expert("high_noise")
+    return {
+        "seconds": blocks, "seconds_stem": time.perf_counter() - start - blocks, "phases": phases, "packed_bytes": len(masters) * layout.bytes, "peak_bytes": peak,
+        "source_block_bytes": sum(s.place.size for n, s in part.stored.items() if n.startswith("blocks.0.")), "device": torch.cuda.get_device_name() if cuda else "cpu",
+    }  # fmt: skip
+
+
+def in_a_process(folder: Path, cache: Path, precision: str) -> dict[str, Any]:
+    run = subprocess.run([sys.executable, "-m", "benchmarks.loading", "--load", str(folder), str(cache), "--precision", precision], capture_output=True, text=True)
+    if run.returncode:
+        sys.exit(run.stdout + run.stderr)
+    return json.loads(run.stdout.splitlines()[-1])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Time and peak host memory of loading an expert, first and from the cache.")
+    parser.add_argument("--tiny", action="store_true", help="8 blocks of width 1024")
+    parser.add_argument("--precision", default="float8")
+    parser.add_argument("--dir", type=Path, help="where the folder is written and removed again (default: the system's temporary one)")
+    parser.add_argument("--cold", action="store_true", help="also from the disk instead of the page cache")
+    parser.add_argument("--check", action="store_true", help="fail when a load held more than packed and four source blocks")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument("--load", nargs=2, type=Path, metavar=("FOLDER", "CACHE"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.load:
+        print(json.dumps(load_once(*args.load, args.precision)))
+        return 0
+    rows = []
+    with tempfile.TemporaryDirectory(dir=args.dir) as temporary:
+        folder, cache = Path(temporary) / "model", Path(temporary) / "cache"
+        size = write_expert(folder, SMALL if args.tiny else FULL)
+        print(f"one expert of {size / 2**30:.2f} GiB, into {args.precision}; torch {torch.__version__}")
+        for case in ("first", "cached", *(("cached, cold", "first, cold") if args.cold else ())):
+            if "cold" in case:
+                drop_pages(folder)
+                drop_pages(cache)
+            if case == "first, cold":
+                for entry in list_cache(cache):
+                    entry.path.unlink()
+            row = {"case": case, **in_a_process(folder, cache, args.precision)}
+            rows.append(row)
+            beside = row["peak_bytes"] - row["packed_bytes"]
+            print(
+                f"{case:12}  {row['seconds']:7.2f} s  " + "  ".join(f"{k} {v:.2f} s" for k, v in row["phases"].items() if v >= 0.005)
+                + f"  stem {row['seconds_stem']:.2f} s  packed {row['packed_bytes'] / MIB:.0f} MiB, peak {row['peak_bytes'] / MIB:.0f} MiB: {beside / row['source_block_bytes']:.2f} source blocks beside them"
+            )  # fmt: skip
+    print(f"cached / first: {rows[1]['seconds'] / rows[0]['seconds']:.2f}")
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+    return int(args.check and any(r["peak_bytes"] > r["packed_bytes"] + 4 * r["source_block_bytes"] for r in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
