@@ -16,6 +16,7 @@ from daemon.client import Client, DaemonError, NotRunning, RequestRefused, ping
 from daemon.launch import ensure_running
 from daemon.paths import places
 from daemon.protocol import ENDED_STATES, LIVE_STATES, JobRecord
+from presets.fold import RunView
 from wanlora_tui.actions import all_actions, bindings
 from wanlora_tui.board import Board
 from wanlora_tui.lights import daemon_light
@@ -194,7 +195,7 @@ class WanloraApp(App[None]):
     def action_leave(self) -> None:
         """Close the screens and stop nothing; the farewell says how to come back."""
         if isinstance(self.screen, DashboardScreen):
-            self.farewell += parting(self.screen.run.record, self.host)
+            self.farewell += parting(self.screen.run.record, self.screen.run.view, self.host)
         else:
             live = sum(r.state in LIVE_STATES for r in self._board.records.values())
             if live:
@@ -209,8 +210,10 @@ class WanloraApp(App[None]):
         self._save_memory()
 
 
-def parting(record: JobRecord, host: str) -> list[str]:
-    """What to say about a job on the way out."""
+def parting(record: JobRecord, view: RunView, host: str) -> list[str]:
+    """What to say about a job on the way out. A run that has said it is done may have a process that is still closing."""
+    if view.state == "done" and record.state in LIVE_STATES and view.attempt == record.attempt:
+        return [f"{record.name}: done."]
     if record.state in ENDED_STATES:
         return [f"{record.name}: {record.state}. {record.outcome}".rstrip()]
     does = "waits in the queue" if record.state == "queued" else "goes on training"

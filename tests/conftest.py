@@ -1,0 +1,78 @@
+"""What tests of several floors share: a user's own home that nobody else's files reach, and the demo's clips with their tiny base."""
+
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.terminal import Terminal
+from tests.wanlora_tui.harness import end_daemon, environment, until, wanlora
+
+WANLORA = Path(sys.executable).with_name("wanlora")  # the installed command
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `wanlora demo --prepare` writes: clips, clips_control, base, job.toml. Not to be changed: copy what a test trains on."""
+    folder = tmp_path_factory.mktemp("demo")
+    said = wanlora("demo", "--prepare", folder, cwd=folder)
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.splitlines() == [str(folder / "job.toml")]
+    return folder
+
+
+def processes_under(home: Path) -> dict[int, str]:
+    """pid -> command line of every process that was started with this home, however it has detached itself since."""
+    found = {}
+    mark = f"HOME={home}".encode()
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit():
+            try:
+                if mark in Path(entry.path, "environ").read_bytes().split(b"\0"):
+                    found[int(entry.name)] = Path(entry.path, "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+            except OSError:  # it has ended meanwhile, or is another user's
+                continue
+    return {pid: command for pid, command in found.items() if command}  # one without a command line is a zombie
+
+
+@pytest.fixture
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A fresh user: empty home, XDG folders and runtime directory. Their daemon and all it started are ended with the test.
+
+    Its path is short, because the path of a socket may have 107 bytes.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="wl", dir="/tmp"))
+    monkeypatch.setenv("HOME", str(folder))
+    for name, place in {"RUNTIME_DIR": "run", "STATE_HOME": "state", "CONFIG_HOME": "config", "CACHE_HOME": "cache", "DATA_HOME": "data"}.items():
+        (folder / place).mkdir(mode=0o700)
+        monkeypatch.setenv(f"XDG_{name}", str(folder / place))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # several trainers on two cores: their threads would wait for each other, spinning
+    try:
+        yield folder
+        end_daemon(None)
+        until(lambda: not processes_under(folder), "the end of everything that was started")
+    finally:
+        for pid in processes_under(folder):
+            os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def terminal(home: Path) -> Iterator[Callable[..., Terminal]]:
+    """`terminal("attach", cwd=..., size=...)`: the installed `wanlora` on a terminal of its own, as the user of `home`."""
+    opened: list[Terminal] = []
+
+    def open_terminal(*args: str, cwd: Path, size: tuple[int, int] = (80, 24)) -> Terminal:
+        opened.append(Terminal([str(WANLORA), *args], size=size, cwd=cwd, env=environment()))
+        return opened[-1]
+
+    try:
+        yield open_terminal
+    finally:
+        for one in opened:
+            one.close()

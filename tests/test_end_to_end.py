@@ -1,0 +1,284 @@
+"""The whole house at once: real commands, real terminals, the real daemon and the real trainer, on a tiny base."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import av
+import pytest
+from safetensors import safe_open
+
+from daemon.client import Client, ping
+from presets.events import Event, read_events
+from presets.fields import FIELDS
+from presets.fold import RunView, fold
+from presets.jobfile import load_job, save_job, with_value
+from tests.conftest import processes_under
+from tests.engine.jobs import write_job
+from tests.terminal import Terminal
+from tests.videos import write_clip
+from tests.wanlora_tui.harness import until, wanlora
+
+SLOWLY = 300  # seconds; a tenth of it on a quiet machine
+FIRST_LABELS = {f.panel: f.label for f in reversed(FIELDS.values()) if "." in f.path and not f.path.startswith("sample.prompts")}
+FIRST_LABELS = dict(reversed(FIRST_LABELS.items()))  # panel -> the label of its first field, in the order of the wizard
+
+
+def events(run: Path) -> list[Event]:
+    file = run / "events.jsonl"
+    return [event for event, _ in read_events(file)] if file.exists() else []
+
+
+def steps(run: Path) -> list[int]:
+    return [e.data["step"] for e in events(run) if e.kind == "step"]
+
+
+def folded(told: list[Event]) -> RunView:
+    view = RunView()
+    for event in told:
+        fold(view, event)
+    return view
+
+
+def watched(job: str, cwd: Path) -> list[Event]:
+    """What the daemon tells of a job that has ended, from its first event to its last."""
+    said = wanlora("watch", job, "--json", cwd=cwd)
+    return [Event(**json.loads(line)) for line in said.stdout.splitlines()]
+
+
+def snapshot(job: str) -> RunView:
+    """The fold that the daemon gives to whoever attaches."""
+
+    async def go() -> RunView:
+        async with Client() as client:
+            return (await client.snapshot(job))[1]
+
+    return asyncio.run(go())
+
+
+def jobs(cwd: Path) -> dict[str, dict]:
+    said = wanlora("jobs", "--json", cwd=cwd)
+    assert said.returncode == 0, said.stderr
+    return {r["name"]: r for r in json.loads(said.stdout)}
+
+
+def assert_whole(run: Path) -> None:
+    """The run folder holds what job.md promises of a finished run: numbered events without gaps, every step once, two LoRA files."""
+    told, job = events(run), load_job(run / "job.toml")
+    assert [e.seq for e in told] == list(range(1, len(told) + 1))
+    assert steps(run) == list(range(1, job.training.steps + 1))
+    assert told[-1].kind == "done" and told[-1].data["files"] == [f"{job.job.name}_high_noise.safetensors", f"{job.job.name}_low_noise.safetensors"]
+    for name in told[-1].data["files"]:
+        with safe_open(run / name, "np") as opened:
+            keys = list(opened.keys())
+        assert keys and all(key.startswith("diffusion_model.blocks.") for key in keys)
+
+
+# --- from the first key to the LoRA files -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def work(tmp_path: Path, prepared: Path) -> Path:
+    """The folder a newcomer starts `wanlora` in: twelve clips with captions, a picture, a base model."""
+    folder = tmp_path / "work"
+    (folder / "orbit").mkdir(parents=True)
+    for i in range(12):
+        write_clip(folder / f"orbit/clip_{i:02}.mp4", frames=9, fps=16.0, width=64, height=48)
+        (folder / f"orbit/clip_{i:02}.txt").write_text(f"orbit {30 * (i + 1)} around the square")
+    shutil.copy(prepared / "clips_control/white_vase.png", folder / "vase.png")
+    shutil.copytree(prepared / "base", folder / "base")
+    return folder
+
+
+def line_of(text: str, label: str) -> str:
+    """The form row of the field that has the focus, if that is the one; else ""."""
+    return next((line for line in text.splitlines() if f"▸{label} " in f"{line} "), "")
+
+
+def panel_of(text: str) -> str:
+    """The panel whose form stands in the settings; "" while one is being drawn."""
+    first_row = text.splitlines()[1][19:]
+    return next((panel for panel, label in FIRST_LABELS.items() if first_row.startswith(f"  {label} ")), "")
+
+
+def fill(screen: Terminal, label: str, text: str) -> None:
+    """Replace what stands in the field that has the focus. Each key waits for the one before: a fast burst is not how people type."""
+    screen.wait(lambda t: line_of(t, label), f"the focus on {label}")
+    screen.press("ctrl+u")
+    screen.wait(lambda t: "✗" in line_of(t, label), f"{label} emptied")
+    screen.press(text)
+    screen.wait(lambda t: "● yours" in (line := line_of(t, label)) and f" {text}" in line, f"{label} = {text}")
+
+
+def open_panel(screen: Terminal, panel: str) -> None:
+    """From the list of panels down to one, and into its form."""
+    screen.wait(lambda t: "▸" not in t, "the focus on the panels")
+    names = ["", *FIRST_LABELS]  # the first entry shows the machine, which has no form
+    for name in names[names.index(panel_of(screen.text)) + 1 : names.index(panel) + 1]:
+        screen.press("j")
+        screen.wait(lambda t, name=name: panel_of(t) == name, f"the panel {name}")
+    screen.press("enter")
+    screen.wait(lambda t: line_of(t, FIRST_LABELS[panel]), f"the focus in the form {panel}")
+
+
+def walk_down(screen: Terminal, label: str) -> None:
+    for _ in range(20):
+        at = next(line for line in screen.text.splitlines() if "▸" in line)
+        if f"▸{label} " in at:
+            return
+        screen.press("down")
+        screen.wait(lambda t, at=at: "▸" in t and at not in t, "the field below")
+    raise AssertionError(f"the arrow keys do not reach {label}:\n{screen.text}")
+
+
+def fill_the_wizard(screen: Terminal, run_steps: int) -> None:
+    """All six steps by keys, up to a review without errors. Everything stays as recommended but the name, the model, the number of steps and of the previews' steps."""
+    screen.press("n")
+    screen.wait("step 1 of 6")
+    screen.press("enter")  # motion
+    screen.wait("step 2 of 6")
+    screen.press("orbit")
+    screen.wait(lambda t: "Folder  orbit" in t, "the typed folder")
+    screen.press("enter")
+    screen.wait("12 clips, 7 s ✓")
+    screen.press("f8")
+    screen.wait("step 3 of 6")
+    screen.wait("12 of 12 clips have their own caption")
+    fill(screen, "Training name", "square_v1")
+    screen.press("f8")
+    screen.wait("step 4 of 6")
+    screen.wait("RAM")
+    open_panel(screen, "model")
+    fill(screen, "Name or path", "base")
+    screen.press("up")
+    open_panel(screen, "training")
+    fill(screen, "Steps", str(run_steps))
+    screen.press("up")
+    open_panel(screen, "sample")
+    walk_down(screen, "Sample steps")
+    fill(screen, "Sample steps", "2")
+    screen.press("f8")
+    screen.wait("step 5 of 6")
+    screen.press("f5")
+    screen.wait(lambda t: "orbit 30 around the square" in line_of(t, "Prompt"), "the first caption as the prompt")
+    screen.press("down")
+    screen.wait(lambda t: line_of(t, "Control image"), "the image's field")
+    screen.press("vase.png")
+    screen.wait("✓ the image opens")
+    screen.press("f8")
+    screen.wait("step 6 of 6")
+    screen.wait(lambda t: "seen" in t and "… checking" not in t and "… cuts" not in t, "the findings")
+    assert "✗" not in screen.text and "a new file; the run goes to runs/square_v1 beside it" in screen.words
+
+
+@pytest.mark.timeout(SLOWLY)
+def test_from_the_first_key_to_the_lora_files_through_the_death_of_the_interface(home: Path, work: Path, terminal: Callable[..., Terminal]):
+    total, run, notes = 100, work / "runs/square_v1", home / "state/wanlora/tui.json"
+    screen = terminal(cwd=work)
+    screen.wait("No jobs yet")
+    fill_the_wizard(screen, total)
+    screen.press("f8")
+    screen.wait("● daemon alive")
+    screen.wait(lambda t: any(f"step {n}/{total} " in t for n in range(1, total)), "steps on the dashboard")
+    seen = screen.wait(lambda _: notes.exists() and json.loads(notes.read_text())["seen"].get(events(run)[0].run), "a note of what was on the screen")
+    daemon = ping().pid
+    screen.kill9()
+
+    job = load_job(work / "square_v1.toml")
+    assert (job.model.path, job.training.steps, job.datasets[0].path, job.sample.prompts[0].ctrl_img) == ("base", total, "orbit", "vase.png")
+    killed_at = len(steps(run))
+    until(lambda: len(steps(run)) >= killed_at + 5, "steps after the interface was killed")
+    assert ping().pid == daemon
+
+    missed = len([e for e in events(run) if e.kind == "step" and e.seq > seen])
+    again = terminal("attach", cwd=work)
+    away = again.wait(lambda t: "Since you left: " in t and t, "what was missed")
+    told = int(" ".join(away.replace("▌", " ").split()).partition("Since you left: ")[2].split()[0])
+    assert missed <= told <= total
+    again.wait("✓ done")
+    again.wait(f"step {total}/{total} ")
+    file = folded(events(run))
+    high, low = file.losses["high_noise"][-1].loss, file.losses["low_noise"][-1].loss
+    again.wait(f"high loss {high:.4f} low loss {low:.4f}")
+    again.press("f")
+    again.wait("✓ LoRA square_v1_high_noise.safetensors")
+    assert "✓ LoRA square_v1_low_noise.safetensors" in again.words
+    again.press("q")
+    assert again.wait_end() == 0
+    assert "square_v1: done." in again.words
+
+    assert_whole(run)
+    assert [e.data["step"] for e in events(run) if e.kind == "sample"] == [0, total]
+    assert watched("square_v1", work) == events(run) and snapshot("square_v1") == file
+
+
+# --- the daemon dies, a job stops and goes on, another waits ------------------------------------------------------------
+
+
+@pytest.mark.timeout(SLOWLY)
+def test_a_daemon_killed_jobs_queued_stopped_and_resumed_with_the_real_trainer(home: Path, prepared: Path, tmp_path: Path):
+    def run_of(name: str) -> Path:
+        return tmp_path / name / "runs" / name
+
+    for name, run_steps in (("long", 160), ("short", 4)):
+        job_file = write_job(tmp_path / name, prepared / "base", prompts=0, clips=2, steps=run_steps)
+        save_job(with_value(load_job(job_file), "job.name", name), job_file)
+        said = wanlora("submit", job_file, cwd=tmp_path)
+        assert said.returncode == 0 and said.stdout == f"{name}\n", said.stderr
+    until(lambda: len(steps(run_of("long"))) >= 3, "the first steps")
+    before = jobs(tmp_path)
+    assert (before["long"]["state"], before["short"]["state"], before["short"]["position"]) == ("running", "queued", 1)
+
+    os.kill(ping().pid, signal.SIGKILL)
+    at = len(steps(run_of("long")))
+    until(lambda: len(steps(run_of("long"))) >= at + 3, "steps without a daemon")
+    assert wanlora("jobs", cwd=tmp_path).returncode == 1
+    assert wanlora("daemon", "start", cwd=tmp_path).returncode == 0
+    after = jobs(tmp_path)
+    assert (after["long"]["state"], after["long"]["pid"], after["long"]["attempt"]) == ("running", before["long"]["pid"], 1)
+    assert (after["short"]["state"], after["short"]["position"]) == ("queued", 1)
+
+    assert wanlora("stop", "long", cwd=tmp_path).returncode == 0
+    assert wanlora("watch", "long", cwd=tmp_path).returncode == 75
+    stopped = events(run_of("long"))[-1]
+    assert stopped.kind == "stopped" and jobs(tmp_path)["long"]["state"] == "stopped"
+    assert steps(run_of("long")) == list(range(1, stopped.data["step"] + 1)) and stopped.data["step"] < 160
+    assert wanlora("resume", "long", cwd=tmp_path).returncode == 0
+    assert wanlora("watch", "short", "--plain", cwd=tmp_path).returncode == 0
+    said = wanlora("watch", "long", "--plain", cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+
+    for name in ("long", "short"):
+        assert_whole(run_of(name))
+        assert watched(name, tmp_path) == events(run_of(name)) and snapshot(name) == folded(events(run_of(name)))
+    long, short = events(run_of("long")), events(run_of("short"))
+    second = [e for e in long if e.attempt == 2]
+    assert long[second[0].seq - 2] == stopped and next(e for e in second if e.kind == "started").data["resumed_from"] == stopped.data["step"]
+    assert stopped.time <= short[0].time and short[-1].time <= second[0].time, "two jobs trained on one GPU at once"
+    assert wanlora("daemon", "stop", cwd=tmp_path).returncode == 0
+    until(lambda: not processes_under(home), "the end of the daemon and its trainers")
+
+
+# --- the demo -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(SLOWLY)
+def test_the_demo_prepares_then_trains_to_files_that_exist(home: Path, prepared: Path, tmp_path: Path):
+    folder = tmp_path / "demo"
+    shutil.copytree(prepared, folder)
+    assert len(list((folder / "clips").glob("*.mp4"))) == len(list((folder / "clips").glob("*.txt"))) == 12
+    assert wanlora("check", "job.toml", cwd=folder).returncode == 0
+    drawn = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.suffix in (".mp4", ".png", ".safetensors")}
+    said = wanlora("demo", "--plain", "--steps", "2", "--out", folder, cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+    assert {p: p.stat().st_mtime_ns for p in drawn} == drawn, "what lay there ready was made anew"
+    high, low, preview = (Path(line) for line in said.stdout.splitlines()[-3:])
+    run = folder / "runs/demo_orbit"
+    assert (high, low) == (run / "demo_orbit_high_noise.safetensors", run / "demo_orbit_low_noise.safetensors")
+    assert_whole(run)
+    with av.open(preview) as video:
+        assert video.streams.video[0].codec.name == "h264" and preview.with_suffix(".png").exists()
