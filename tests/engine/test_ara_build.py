@@ -1,6 +1,7 @@
 """An adapter built on a model of the real classes brings its quantized output nearer to the unquantized one."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from engine.precision import unpack_weight
 from engine.sources import open_source
 from engine.tiny import build_tiny
 from tests.engine.jobs import clip
+from tests.engine.plain import PlainExecutor, attach, packed, streamed
 
 CPU = torch.device("cpu")
 
@@ -160,3 +162,24 @@ def test_the_uint4_grid_is_that_of_torchao():
     multiples = value / steps
     torch.testing.assert_close(multiples, multiples.round(), rtol=0, atol=1e-4)
     assert (value - random.float().view(16, 4, 64)).abs().max() <= 0.52 * steps.max() + 0.02
+
+
+@pytest.mark.parametrize("plan", [{}, {"chunk": 9}, {"resident": 2, "kept": 2}], ids=str)
+def test_in_the_executor_it_is_part_of_the_frozen_model(base, reader, plan):
+    """Prediction, loss and LoRA gradients are those of a model whose weights hold dequantized + B A; at any strength of the LoRA."""
+    loras = [{name: (a.float(), b.float()) for name, (a, b) in lora.items()} for lora in build(reader, 8)]
+    quantized, merged = model_with(base, quantized=False), model_with(base, loras, quantized=True)
+    trained = attach(merged, "high_noise", rank=2, alpha=2, seed=1, strong=True)
+    ours = streamed(replace(packed(quantized, "high_noise", trained, scaling=1.0, precision="qint4"), recovery=loras), precision="qint4", **plan)
+    theirs, (x, t, text, _) = PlainExecutor(merged), samples(1, seed=4)[0]
+
+    def gradients(run) -> list[torch.Tensor]:
+        for p in trained.values():
+            p.grad = None
+        value = run.forward_backward(x, t, text, lambda out: out.square().mean(), strength=0.5)
+        return [value, *(p.grad.clone() for p in trained.values())]
+
+    for a, b in zip(gradients(ours), gradients(theirs), strict=True):
+        assert (a - b).norm() <= 1e-4 * b.norm()
+    for strength in (0.0, 1.0):
+        torch.testing.assert_close(ours.predict(x, t, text, strength=strength), theirs.predict(x, t, text, strength=strength), rtol=1e-4, atol=1e-5)
