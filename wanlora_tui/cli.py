@@ -56,6 +56,13 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("job", type=Path, metavar="JOB", help="job file")
     c.add_argument("--json", action="store_true", help="a list of {code, severity, field, message, fix}")
 
+    c = command("plan", "plan:plan", "memory and time of a job: precision, blocks on the GPU, peak VRAM and RAM, seconds per step")
+    c.add_argument("job", type=Path, metavar="JOB", help="job file")
+    c.add_argument("--vram", type=_gib, metavar="GIB", help="plan for a card of this much memory")
+    c.add_argument("--ram", type=_gib, metavar="GIB", help="plan for a machine of this much RAM")
+    c.add_argument("--gpu", metavar="NAME", help="plan for a known card, e.g. 4090 or 'A100 80GB', instead of the one here")
+    c.add_argument("--json", action="store_true", help="one object")
+
     c = command("train", "job:train", "train one job in the foreground, without the daemon")
     c.add_argument("job", type=Path, metavar="JOB", help="job file")
     c.add_argument("--out", type=Path, metavar="DIR", help="parent of the run folder (default: `runs` beside the job file)")
@@ -119,6 +126,16 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
     return int(text)
+
+
+def _gib(text: str) -> float:
+    try:
+        size = float(text)
+    except ValueError:
+        size = 0.0
+    if not 0 < size < 1e5:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an amount of memory in GiB")
+    return size
 
 
 def _seq(text: str) -> int:

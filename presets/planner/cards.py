@@ -1,0 +1,117 @@
+"""Known cards and what is guessed of unknown ones: from a GPU, or a card's name, to `Hardware`."""
+
+import difflib
+import tomllib
+from functools import cache
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from presets.errors import UserError
+from presets.machine import Gpu, Machine
+from presets.planner.inputs import Hardware
+from presets.planner.rates import Rates, recall
+from presets.sizes import GIB
+
+CARDS = Path(__file__).with_name("cards.toml")
+DRIVER_BYTES = int(0.4 * GIB)  # what a driver keeps of an idle card, a small desktop included
+# What an H200 reaches of its sheet's numbers, measured: device copies 4.3 of 4.8 TB/s, float8 products 1500 TFLOP/s of a
+# sheet that says twice its bf16 (787 held), exact attention 676 forward and 428 backward.
+MEMORY_SHARE, FLOAT8_SHARE, FORWARD_SHARE, BACKWARD_SHARE = 0.9, 0.95, 0.86, 0.54
+LEAST_GUESS = 0.1  # of a card: the smallest MIG slice has a seventh
+
+
+class Card(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One row of cards.toml."""
+
+    name: str
+    nvml: list[str]
+    capability: tuple[int, int]
+    vram: float  # GiB
+    bf16: float  # TFLOP/s, dense
+    fp8: float = 0.0
+    memory: float  # GB/s
+    copy: float  # GB/s
+    sustained: float
+
+
+@cache
+def load_cards() -> list[Card]:
+    """All cards of the table. One that does not parse is a bug: msgspec.ValidationError passes through."""
+    return msgspec.convert(tomllib.loads(CARDS.read_text("utf-8"))["cards"], list[Card])
+
+
+def find_card(text: str) -> Card:
+    """The card that a user means: `4090`, `rtx 4090`, `NVIDIA GeForce RTX 4090`, `a100 80gb`. Raises UserError."""
+    wanted = _words(text)
+    names = {card.name: card for card in load_cards()}
+    exact = [c for c in names.values() if wanted == _words(c.name) or any(wanted == _words(n) for n in c.nvml)]
+    near = exact or [c for c in names.values() if wanted and wanted <= _words(c.name)]
+    if len(near) == 1:
+        return near[0]
+    if near:
+        raise UserError(f"{text!r} may be {' or '.join(c.name for c in near)}", where="--gpu", fix="Name one of them")
+    close = difflib.get_close_matches(text.lower(), [n.lower() for n in names], n=3, cutoff=0.4)
+    like = [n for n in names if n.lower() in close] or list(names)
+    raise UserError(f"no card called {text!r} is known", where="--gpu", fix=f"Name one of {', '.join(like)}; or give its memory with --vram")
+
+
+def nearest_card(vram: int) -> Card:
+    """The slowest of the known cards whose memory is nearest to `vram` bytes: what a bare amount of memory is taken for."""
+    return min(load_cards(), key=lambda c: (abs(c.vram * GIB - vram), c.bf16))
+
+
+def _words(text: str) -> frozenset[str]:
+    """A card's name without what all share: `NVIDIA GeForce RTX 4060 Ti 16 GB` -> {4060, ti, 16gb}."""
+    words = text.lower().replace("-", " ").replace(" gb", "gb").split()
+    return frozenset(w for w in words if w not in ("nvidia", "geforce", "rtx", "tesla"))
+
+
+def card_hardware(card: Card, *, ram: int, vram: int | None = None) -> Hardware:
+    """A known card in a machine of `ram` bytes, nothing else running. `vram` replaces the card's own memory."""
+    total = int(card.vram * GIB) if vram is None else vram
+    bf16, fp8 = card.bf16 * card.sustained, card.fp8 * card.sustained * FLOAT8_SHARE
+    return Hardware(
+        name=card.name, capability=card.capability, vram_total=total, vram_free=total - DRIVER_BYTES, ram_total=ram, ram_free=ram, copy_gbps=card.copy, bf16_tflops=bf16,
+        fp8_tflops=fp8, attention_forward_tflops=bf16 * FORWARD_SHARE, attention_backward_tflops=bf16 * BACKWARD_SHARE, memory_gbps=card.memory * MEMORY_SHARE,
+        source=f"the known rates of {card.name}",
+    )  # fmt: skip
+
+
+def gpu_hardware(gpu: Gpu, machine: Machine, *, rates: Rates | None = None, idle: bool = False) -> Hardware:
+    """A GPU of this machine. Its rates are those given, else those measured here before, else the table's.
+
+    `idle` reckons with all of the card's and the machine's memory, as it will be when nothing else runs: what a job in a
+    queue will find. Otherwise with what is free now.
+    """
+    rates = rates or recall(gpu)
+    free = gpu.vram_total - DRIVER_BYTES if idle else gpu.vram_free
+    memory = {"vram_total": gpu.vram_total, "vram_free": free, "ram_total": machine.ram_total, "ram_free": machine.ram_total if idle else machine.ram_free}
+    if rates is not None:
+        return Hardware(
+            name=gpu.name, capability=gpu.capability, copy_gbps=rates.copy_gbps, bf16_tflops=rates.bf16_tflops, fp8_tflops=rates.fp8_tflops, memory_gbps=rates.memory_gbps,
+            attention_forward_tflops=rates.attention_forward_tflops, attention_backward_tflops=rates.attention_backward_tflops,
+            source=f"measured on this machine{f' on {rates.date[:10]}' if rates.date else ''}", **memory,
+        )  # fmt: skip
+    card, share = _like(gpu)
+    known = card_hardware(card, ram=machine.ram_total)
+    if share < 1:  # a slice, or a lesser sibling
+        scaled = {f: getattr(known, f) * share for f in ("bf16_tflops", "fp8_tflops", "attention_forward_tflops", "attention_backward_tflops", "memory_gbps")}
+        known = msgspec.structs.replace(known, **scaled, source=f"guessed from {card.name}, not measured here yet")
+    else:
+        known = msgspec.structs.replace(known, source=f"{known.source}, not measured here yet")
+    return msgspec.structs.replace(known, name=gpu.name, capability=gpu.capability, **memory)
+
+
+def _like(gpu: Gpu) -> tuple[Card, float]:
+    """(the table's card that comes nearest, how much of it this GPU is). Unknown cards are taken for the slowest of their kind."""
+    name = gpu.name.removeprefix("NVIDIA ")
+    for card in load_cards():
+        if name in card.nvml:
+            return card, 1.0
+        if gpu.mig and any(name.startswith(n) for n in card.nvml):
+            return card, max(LEAST_GUESS, min(1.0, gpu.vram_total / (card.vram * GIB)))
+    kin = [c for c in load_cards() if c.capability == gpu.capability] or [c for c in load_cards() if c.capability <= gpu.capability] or load_cards()
+    slowest = min(kin, key=lambda c: (abs(c.vram * GIB - gpu.vram_total), c.bf16))
+    return slowest, 0.9

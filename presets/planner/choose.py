@@ -1,0 +1,152 @@
+"""Choosing: the fastest plan that fits in the memory of a machine, with the rungs above and below it."""
+
+from typing import Literal
+
+from msgspec import Struct
+
+from presets.errors import UserError
+from presets.facts import Facts
+from presets.job import Job
+from presets.plan import Plan, Precision
+from presets.planner.costs import Costs, Prediction
+from presets.planner.inputs import Hardware, Workload, shape_of, workload_of
+from presets.planner.rungs import AS_FAST, LEAST_SAVED, RUNG, Limits, Rung, frontier, limits_of, priced, with_vae_frames
+from presets.sizes import ExpertShape, human
+
+Wish = Literal["auto", "none", "float8", "qfloat8", "qint8", "qint4", "qint4+ara"]
+NOT_SLOWER = 1.03  # bf16 is preferred to 8 bits as long as it costs no more time than this ...
+ROOMY = 0.75  # ... and no more than this share of the machine's RAM
+WORDS = {"none": "bf16"}
+
+
+class Choice(Struct, frozen=True, kw_only=True):
+    """What was chosen, why its precision, and what more or less memory would mean."""
+
+    plan: Plan
+    prediction: Prediction
+    why: str  # of the precision
+    up: Rung | None  # the next faster rung, which does not fit here; None at the top
+    down: Rung | None  # the next smaller rung; None at the bottom
+    ladder: list[Rung]  # all rungs of this precision that host memory allows, by rising memory
+
+
+class DoesNotFit(UserError):
+    """No plan fits. `smallest` is the one that needs least VRAM of those considered, `short` what it lacks."""
+
+    def __init__(self, what: str, *, fix: str, smallest: Prediction, plan: Plan, short: Literal["vram", "ram"]) -> None:
+        self.smallest, self.plan, self.short = smallest, plan, short
+        super().__init__(what, where=WHERE[short], fix=fix)
+
+
+WHERE = {"vram": "job.gpus", "ram": "quantization.transformer"}
+
+
+def choose(
+    work: Workload,
+    hardware: Hardware,
+    shape: ExpertShape | None = None,
+    *,
+    low_vram: Literal["auto"] | bool = "auto",
+    layer_offloading: Literal["auto"] | bool = "auto",
+    precision: Wish = "auto",
+    compiled: bool = True,
+) -> Choice:
+    """The fastest plan that fits. Raises DoesNotFit with the numbers.
+
+    `auto` takes float8 where the card multiplies in 8 bits: the fastest, half the host memory of bf16. Other cards gain no
+    speed from 8 bits, so they keep bf16 where it fits into three quarters of the host's memory and its copies cost no time, else qint8. Where 8 bits do
+    not fit either, qint4.
+    """
+    costs = Costs(work, hardware, shape)
+    limits = limits_of(low_vram, layer_offloading)
+    if precision != "auto":
+        wanted: Precision = "qint4" if precision == "qint4+ara" else precision
+        return _choice(costs, wanted, limits, "as the job asks", compiled=compiled)
+    first: Precision = "float8" if hardware.computes_float8 else "qint8"
+    best: Choice | None = None
+    refusal: DoesNotFit | None = None
+    try:
+        why = "this card multiplies in 8 bits" if first == "float8" else "bf16 would be slower here or not fit"
+        best = _choice(costs, first, limits, why, compiled=compiled)
+    except DoesNotFit as e:
+        refusal = e
+    if first == "qint8":
+        try:
+            exact = _choice(costs, "none", limits, "this card multiplies no faster in 8 bits, and bf16 fits", compiled=compiled)
+            quick = best is None or exact.prediction.seconds.total <= NOT_SLOWER * best.prediction.seconds.total
+            if quick and exact.prediction.ram <= ROOMY * hardware.ram_total:
+                return exact
+        except DoesNotFit:
+            pass  # 8 bits do, or are about to be refused with their smaller numbers
+    if best is not None:
+        return best
+    assert refusal is not None
+    try:
+        return _choice(costs, "qint4", limits, f"{first} does not fit", compiled=compiled)
+    except DoesNotFit as smaller:
+        raise (smaller if smaller.short == refusal.short == "ram" or smaller.smallest.need_vram < refusal.smallest.need_vram else refusal) from None
+
+
+def choose_for(job: Job, facts: Facts, hardware: Hardware) -> Choice:
+    """The plan of a job, by its own panels. Raises DoesNotFit."""
+    return choose(
+        workload_of(job, facts), hardware, shape_of(facts), low_vram=job.model.low_vram, layer_offloading=job.model.layer_offloading, precision=job.quantization.transformer,
+    )  # fmt: skip
+
+
+def _choice(costs: Costs, precision: Precision, limits: Limits, why: str, *, compiled: bool) -> Choice:
+    hardware, margin = costs.hardware, costs.c.ram_margin
+    everything = priced(costs, precision, limits, compiled=compiled)
+    in_ram = [r for r in everything if r.ram + margin <= hardware.ram_free]
+    if not in_ram:
+        raise _too_little_ram(costs, min(everything, key=lambda r: (r.ram, r.need_vram)))
+    fitting = [r for r in in_ram if r.need_vram <= hardware.vram_free]
+    if not fitting:
+        within = [r for r in everything if r.need_vram <= hardware.vram_free]
+        if within:  # what saves VRAM takes RAM, and there is too little of it
+            raise _too_little_ram(costs, min(within, key=lambda r: (r.ram, r.need_vram)))
+        raise _too_little_vram(costs, min(everything, key=lambda r: (r.need_vram, r.seconds)), limits)
+    fastest = min(r.seconds for r in fitting)
+    chosen = min((r for r in fitting if r.seconds <= AS_FAST * fastest), key=lambda r: (r.need_vram, r.seconds))
+    ladder = frontier(in_ram)
+    up = next((r for r in ladder if r.need_vram > hardware.vram_free and r.seconds * RUNG <= chosen.seconds), None)
+    down = next((r for r in reversed(ladder) if r.need_vram <= chosen.need_vram - LEAST_SAVED and r.seconds > chosen.seconds), None)
+    plan = with_vae_frames(costs, chosen.plan)
+    return Choice(plan=plan, prediction=costs.predict(plan), why=why, up=up, down=down, ladder=ladder)
+
+
+def _too_little_ram(costs: Costs, least: Rung) -> DoesNotFit:
+    found, hardware = costs.predict(least.plan), costs.hardware
+    held = hardware.ram_total - hardware.ram_free
+    what = (
+        f"{WORDS.get(least.plan.precision, least.plan.precision)} needs {human(found.ram + costs.c.ram_margin)} of RAM at the least"
+        f" ({human(found.ram_held['masters'])} for the frozen weights of {costs.work.needed} expert{'s' if costs.work.needed > 1 else ''},"
+        f" {human(found.ram_held['stash'])} for activations), and {human(hardware.ram_free)} of {human(hardware.ram_total)} are free"
+    )
+    fix = "Choose a smaller precision, train one expert without previews, or use a machine with more RAM"
+    if found.ram + costs.c.ram_margin <= hardware.ram_total and held:
+        fix = "End other programs on this machine, or choose a smaller precision"
+    return DoesNotFit(what, fix=fix, smallest=found, plan=least.plan, short="ram")
+
+
+def _too_little_vram(costs: Costs, least: Rung, limits: Limits) -> DoesNotFit:
+    found, hardware = costs.predict(least.plan), costs.hardware
+    total = f" of {human(hardware.vram_total)}" if hardware.vram_free < 0.95 * hardware.vram_total else ""
+    rule = ""
+    if limits.resident == "all":
+        rule = " with every block resident (layer offloading off)"
+    elif limits.chunked is False:
+        rule = " without chunks (Low VRAM off)"
+    what = f"{hardware.name} has {human(hardware.vram_free)}{total} of VRAM free, and the smallest plan{rule} needs {human(found.need_vram)}, most of all {TIGHTEST[found.tightest]}"
+    fix = 'Set model.layer_offloading = "auto"' if limits.resident == "all" else 'Set model.low_vram = "auto"' if limits.chunked is False else FIX[found.tightest]
+    return DoesNotFit(what, fix=fix, smallest=found, plan=least.plan, short="vram")
+
+
+TIGHTEST = {
+    "step": "in the training step of the largest bucket", "vae": "while the VAE encodes the largest clip", "preview": "while a preview is made",
+    "text": "while the text encoder works",
+}  # fmt: skip
+FIX = {
+    "step": "Fewer frames, a smaller resolution or an 8-bit optimizer take less", "vae": "Fewer frames or a smaller resolution take less",
+    "preview": "Smaller previews (sample.width, sample.height) take less", "text": 'Set quantization.text_encoder = "float8"',
+}  # fmt: skip

@@ -1,0 +1,384 @@
+"""What a plan costs: bytes on the device and in host memory, seconds per step by part. Formulas over the sizes of the work
+and a table of coefficients; nothing else is empirical.
+
+T tokens, B batch size, M = B T rows, D width, F inner width of the feed-forward, L blocks, r rank. A *row tensor* is one
+(M, D) tensor in bf16: 2 M D bytes. The linears of an expert hold P = L (8 D^2 + 2 D F) parameters.
+
+Linears take 2 M (P - 2 L D^2) + 2 B S (2 L D^2) operations a pass: keys and values of the cross-attention see the S text
+tokens alone. A recomputed step makes three passes (forward, recomputation, input gradient), a kept
+block two. Attention takes 4 B T^2 D L forward and twice that backward; it is never computed twice. Prediction errs a
+little high.
+"""
+
+import math
+from dataclasses import dataclass
+
+from msgspec import Struct
+
+from presets.plan import Plan, Precision
+from presets.planner.inputs import Hardware, Load, Workload
+from presets.sizes import GIB, OPTIMIZER_BYTES, ExpertShape
+
+ALIGN = 256  # bytes; see engine.masters
+QINT4_GROUP = 128  # inputs per scale and shift
+STORED = {"none": 2.0, "float8": 1.0, "qfloat8": 1.0, "qint8": 1.0, "qint4": 0.5}  # bytes per weight, without scales
+TEXT_TOKENS = 512
+FLOAT8 = "float8"  # the precision that also multiplies in 8 bits
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Everything that was fitted to measurements, or stands in for one. Fitted on an H200, 2026-11-22, unless it says otherwise.
+
+    Bytes are in row tensors of 2 M D bytes where a comment says "rows".
+    """
+
+    # On the device
+    context: float = 0.6 * GIB  # CUDA itself, kernels and library handles: outside torch's count. An estimate
+    stem: float = 21.3  # bytes per D^2 of the parts around the blocks: 0.52 GiB
+    fixed: float = 0.13 * GIB  # of a pass, whatever its length: norms' tables, LoRA casts, text
+    outside: float = 5.9  # rows over the whole length while chunks are worked on: gradients in and out, without the stash window
+    chunk: float = 6.2  # rows over one chunk: backward of the token-wise parts ...
+    chunk_ffn: float = 4.0  # ... and, of width F, its feed-forward
+    attention: float = 12.9  # rows during attention's backward when chunked: q, k, v, their gradients, workspace
+    stash_rows: float = 2.0  # rows that wait for a block's backward: its input and its attention's output
+    stash_window: int = 2  # blocks of these on the device with a host stash: the present one and the one read ahead
+    kept: float = 17.8  # rows of a kept block's graph ...
+    kept_ffn: float = 2.0  # ... and, of width F
+    kept_backward: float = 9.0  # rows while a kept block goes backward
+    forward_attention: float = 9.0  # rows of a pass without a graph around attention. An estimate
+    forward_outside: float = 4.0  # the same around the token-wise parts. An estimate
+    forward_chunk: float = 5.0
+    forward_chunk_ffn: float = 2.5
+    lost: float = 0.19  # of the working set: what the allocator cannot hand out again
+    lost_chunked: float = 0.42
+    lost_stash: float = 0.32  # of a device stash
+    lost_kept: float = 0.035
+    lost_vae: float = 0.1  # An estimate
+    # The VAE: bytes per pixel of a frame, counted tensor by tensor on a run without data
+    encode_pixel: float = 3840.0
+    encode_frame: float = 960.0  # for each frame that goes through at a time
+    encode_clip_frame: float = 18.0  # for each frame of the clip: its pixels in fp32 and bf16
+    decode_pixel: float = 10400.0
+    decode_clip_frame: float = 30.0
+    vae_workspace: float = 1.15  # what the convolutions take besides. An estimate
+    vae_weights: float = 0.24 * GIB
+    # Host memory
+    process: float = 4.0 * GIB  # Python, CUDA and the data workers
+    text_linears: float = 0.815  # share of the text encoder that its precision shrinks; the embedding table stays bf16
+    ram_margin: float = 1.5 * GIB  # for everything else on the machine
+    # Seconds
+    half_rows: float = 250.0  # rows at which a matrix product runs at half its rate
+    attention_forward: float = 0.90  # of the isolated rate
+    attention_backward: float = 1.0
+    traffic_forward: float = 116.0  # rows read and written by one block's token-wise parts, besides the products
+    traffic_backward: float = 239.0
+    traffic_chunked: float = 55.0  # more of it when chunked, forward ...
+    traffic_chunked_backward: float = 61.0  # ... and backward
+    chunked_again: float = 0.22  # of a pass: q, k, v once more for attention's backward when chunked
+    copy: float = 0.9  # of the copy rate, while the card computes
+    call: float = 0.15e-3  # seconds of Python and launches for one part of one block; hidden behind the GPU's work
+    vae_rate: float = 0.182  # of the bf16 rate: 143 of 787 TFLOP/s
+    step: float = 0.02  # seconds of a step that belong to nothing else
+    video: float = 2.0  # seconds to write one preview. An estimate
+    save: float = 3.0  # seconds of a checkpoint. An estimate
+    compile: float = 40.0  # seconds for each new shape, 30 to 45
+
+
+FITTED = Coefficients()
+ENCODE_FLOP, DECODE_FLOP = 54e12 / (41 * 512 * 512), 91e12 / (41 * 512 * 512)  # per pixel and frame, counted at 41 x 512 x 512
+
+
+class Seconds(Struct, frozen=True, kw_only=True):
+    """Where the time of one optimizer step goes. The parts add up to `total`."""
+
+    transformer: float  # computing
+    copies: float  # waiting for copies that the computing does not hide
+    vae: float
+    other: float  # optimizer, data, launches that nothing hides
+    copying: float = 0.0  # how long the busiest direction of the copy engines works, hidden or not: no part of the total
+
+    @property
+    def total(self) -> float:
+        return self.transformer + self.copies + self.vae + self.other
+
+    @property
+    def copies_hidden(self) -> bool:
+        """Whether computing hides the copies, but for a hundredth of the step."""
+        return self.copies <= 0.01 * self.total
+
+
+class Prediction(Struct, frozen=True, kw_only=True):
+    """What a plan is expected to take on a machine. Bytes and seconds."""
+
+    peak_vram: int  # allocated at the highest once training has begun: text is encoded before
+    peak_reserved: int  # with what the allocator cannot reuse
+    need_vram: int  # with the CUDA context as well: what must be free before the run
+    phases: dict[str, int]  # allocated peak of each phase: text, then step, vae, preview
+    held: dict[str, int]  # what lies on the device through all phases but text: weights, ring, lora, stem, vae
+    ram: int
+    ram_held: dict[str, int]  # masters, stash, process, text
+    seconds: Seconds  # of the mean step
+    largest: Seconds  # of a step of the largest bucket
+    preview: float  # seconds for one preview; 0 without previews
+    total: float  # seconds of the whole run: steps, previews, checkpoints, compilation
+
+    @property
+    def tightest(self) -> str:
+        """The phase that takes most, text included."""
+        return max(self.phases, key=lambda name: self.phases[name])
+
+
+def block_bytes(shape: ExpertShape, precision: Precision, ara_rank: int = 0) -> int:
+    """One packed block with its scales, biases and norms; the layout of engine.masters."""
+    D, F = shape.width, shape.ffn
+    linears = [(D, D)] * 8 + [(F, D), (D, F)]
+    total = 0.0
+    for out, into in linears:
+        total += out * into * STORED[precision] + 2 * out  # weight and bias
+        if precision == "qint4":
+            groups = into / QINT4_GROUP if into % QINT4_GROUP == 0 else 1
+            total += 8 * out * groups
+        elif precision != "none":
+            total += 4 * out
+        total += 2 * ara_rank * (into + out)
+    return int(total + 8 * D + 4 * (2 + 6) * D + ALIGN * 40)  # norms in bf16, norm2 and the modulation table in fp32
+
+
+class Costs:
+    """Costs of plans for one workload on one machine: what does not depend on the plan is worked out once."""
+
+    def __init__(self, work: Workload, hardware: Hardware, shape: ExpertShape | None = None, coefficients: Coefficients = FITTED) -> None:
+        self.work, self.hardware, self.shape, self.c = work, hardware, shape or ExpertShape(), coefficients
+        self.row = 2 * self.shape.width  # bytes of one row of a row tensor
+        self.ratio = self.shape.ffn / self.shape.width
+        self.layers = self.shape.layers
+        self.tail = max(work.loads, key=lambda load: load.rows)
+        self.clip = max(work.loads, key=lambda load: load.batch * load.bucket.frames * load.bucket.height * load.bucket.width)
+
+    # --- bytes ----------------------------------------------------------------------------------------------------
+
+    def held(self, plan: Plan) -> dict[str, int]:
+        """What lies on the device from the first step to the last."""
+        w, c = self.work, self.c
+        block = block_bytes(self.shape, plan.precision, w.ara_rank)
+        parameters = self.shape.lora_parameters(w.rank)
+        per_expert = 4 + OPTIMIZER_BYTES[w.optimizer] + (4 if w.ema else 0)
+        return {
+            "weights": plan.resident * w.needed * block,
+            "ring": plan.slots * block,
+            "lora": parameters * (per_expert * w.trained + 4),  # gradients exist for one expert at a time
+            "stem": int(c.stem * self.shape.width**2) * w.needed,
+            "vae": int(c.vae_weights),
+        }
+
+    def stash(self, plan: Plan) -> int:
+        """Bytes that wait for their backward, of the largest batch."""
+        blocks = self.layers - plan.kept
+        heads = self.shape.width // 128
+        return int(blocks * self.tail.rows * (self.c.stash_rows * self.row + 4 * heads))
+
+    def weight_copy(self, plan: Plan) -> float:
+        """The largest weight once more: transposed for the float8 product, or dequantized."""
+        each = {"float8": 1, "none": 0}.get(plan.precision, 2)
+        return each * self.shape.width * self.shape.ffn
+
+    def step_bytes(self, plan: Plan) -> tuple[float, float]:
+        """(working set of a training step at its highest, what of it the allocator loses)."""
+        c, rows = self.c, self.tail.rows
+        tensor = rows * self.row
+        part = chunk_rows(self.tail, plan.chunk) * self.row
+        waiting = self.layers - plan.kept
+        window = min(waiting, c.stash_window) * c.stash_rows
+        stash = float(self.stash(plan)) if plan.stash == "device" else window * tensor
+        token_wise = c.outside * tensor + (c.chunk + c.chunk_ffn * self.ratio) * part
+        recomputed = max(token_wise, c.attention * tensor) if waiting else 0.0
+        kept = (c.kept + c.kept_ffn * self.ratio) * tensor
+        graphs, working = 0.0, recomputed
+        if plan.kept:  # residents are spread evenly, so all but one graph may be alive while a block is recomputed
+            graphs = plan.kept * kept
+            working = max(c.kept_backward * tensor, recomputed - kept)
+        share = c.lost_chunked if part < tensor else c.lost
+        lost = share * (recomputed or working) + c.lost_kept * graphs + (c.lost_stash * stash if plan.stash == "device" else share * stash)
+        return c.fixed + self.weight_copy(plan) + stash + graphs + working, lost
+
+    def forward_bytes(self, plan: Plan, load: Load) -> tuple[float, float]:
+        """The same of a pass without a graph, as previews make."""
+        c, tensor, part = self.c, load.rows * self.row, chunk_rows(load, plan.chunk) * self.row
+        work = max(c.forward_attention * tensor, c.forward_outside * tensor + (c.forward_chunk + c.forward_chunk_ffn * self.ratio) * part)
+        return c.fixed + self.weight_copy(plan) + work, (c.lost_chunked if part < tensor else c.lost) * work
+
+    def encode_bytes(self, plan: Plan) -> float:
+        """The VAE at work on the largest clip of a batch, `plan.vae_frames` at a time."""
+        c, load = self.c, self.clip
+        bucket = load.bucket
+        return load.batch * bucket.height * bucket.width * _encode_pixel(c, bucket.frames, plan.vae_frames)
+
+    def preview_bytes(self, plan: Plan) -> tuple[float, float]:
+        """(the highest of a preview's own phases, what of it the allocator loses)."""
+        previews, c = self.work.previews, self.c
+        if previews is None:
+            return 0.0, 0.0
+        bucket = previews.bucket
+        pixels = bucket.height * bucket.width
+        decode = pixels * (c.decode_pixel * c.vae_workspace * min(1.0, (1 + bucket.frames) / 5) + c.decode_clip_frame * bucket.frames)
+        encode = pixels * _encode_pixel(c, bucket.frames, plan.vae_frames)
+        forward, lost = self.forward_bytes(plan, Load(bucket, 1, 1.0))
+        return max((decode, c.lost_vae * decode), (encode, c.lost_vae * encode), (forward, lost), key=lambda pair: pair[0] + pair[1])
+
+    def vram(self, plan: Plan) -> tuple[dict[str, int], int]:
+        """(allocated peak of each phase, reserved peak over all)."""
+        c = self.c
+        base = sum(self.held(plan).values())
+        found = {"step": self.step_bytes(plan), "preview": self.preview_bytes(plan)}
+        encode = self.encode_bytes(plan)
+        found["vae"] = encode, c.lost_vae * encode
+        text = self.text_bytes()
+        phases = {name: int(base + size) for name, (size, _) in found.items() if size} | {"text": text}
+        reserved = max([base + size + lost for size, lost in found.values()] + [text * 1.05])
+        return phases, int(reserved)
+
+    def text_bytes(self) -> int:
+        """The text encoder on the device, alone there: captions are encoded before anything else is loaded."""
+        w, c = self.work, self.c
+        each = 2.0 if w.text_precision == "none" else 2 - c.text_linears
+        return int(w.text_parameters * each + 0.35 * GIB)
+
+    def ram(self, plan: Plan) -> dict[str, int]:
+        """Host memory, by what holds it. The text encoder passes through before the experts come."""
+        w = self.work
+        masters = block_bytes(self.shape, plan.precision, w.ara_rank) * self.layers * w.needed
+        stash = self.stash(plan) if plan.stash == "host" else 0
+        text = max(0, 2 * w.text_parameters - masters - stash)
+        return {"masters": masters, "stash": stash, "process": int(self.c.process), "text": text}
+
+    # --- seconds --------------------------------------------------------------------------------------------------
+
+    def linear_seconds(self, plan: Plan, load: Load) -> float:
+        """One pass of all frozen linears and the LoRA."""
+        h, c, rows = self.hardware, self.c, load.rows
+        rate = (h.fp8_tflops or h.bf16_tflops) if plan.precision == FLOAT8 else h.bf16_tflops
+        of_text = 2 * self.layers * self.shape.width**2
+        products = 2 * rows * (self.shape.parameters - of_text) + 2 * load.batch * TEXT_TOKENS * chunk_count(load, plan.chunk) * of_text
+        branches = 2 * rows * (self.shape.lora_parameters(self.work.rank) + self.shape.lora_parameters(self.work.ara_rank))
+        return products / (rate * 1e12) * (1 + c.half_rows / chunk_rows(load, plan.chunk)) + branches / (h.bf16_tflops * 1e12)
+
+    def _weights_again(self, plan: Plan, load: Load) -> tuple[float, float]:
+        """Seconds of a (forward, backward) pass that go into dequantizing or transposing weights, once per chunk."""
+        moved = self.shape.parameters * chunk_count(load, plan.chunk) / (self.hardware.memory_gbps * 1e9)
+        if plan.precision == FLOAT8:
+            return 0.0, 2 * moved
+        each = 0.0 if plan.precision == "none" else STORED[plan.precision] + 2
+        return each * moved, each * moved
+
+    def _traffic(self, factor: float, rows: int) -> float:
+        return factor * rows * self.row * self.layers / (self.hardware.memory_gbps * 1e9)
+
+    def forward(self, plan: Plan, load: Load) -> tuple[float, float]:
+        """(computing, copying to the device) of one pass without a graph."""
+        h, c, rows = self.hardware, self.c, load.rows
+        chunked = chunk_count(load, plan.chunk) > 1
+        attention = 4 * load.batch * load.bucket.tokens**2 * self.shape.width * self.layers / (h.attention_forward_tflops * c.attention_forward * 1e12)
+        token_wise = self.linear_seconds(plan, load) + self._traffic(c.traffic_forward + (c.traffic_chunked if chunked else 0), rows) + self._weights_again(plan, load)[0]
+        calls = 2 * chunk_count(load, plan.chunk) + 1
+        return max(attention + token_wise, calls * self.layers * c.call), self._copy(plan, self.layers - plan.resident)
+
+    def backward(self, plan: Plan, load: Load) -> tuple[float, float]:
+        """(computing, copying to the device) of the backward half of a step, recomputation included."""
+        h, c, rows = self.hardware, self.c, load.rows
+        chunked = chunk_count(load, plan.chunk) > 1
+        redone = (self.layers - plan.kept) / self.layers
+        forward_again, backward_again = self._weights_again(plan, load)
+        linear = self.linear_seconds(plan, load)
+        again = linear + self._traffic(c.traffic_forward, rows) + forward_again
+        attention = 8 * load.batch * load.bucket.tokens**2 * self.shape.width * self.layers / (h.attention_backward_tflops * c.attention_backward * 1e12)
+        gradient = linear + self._traffic(c.traffic_backward, rows) + backward_again
+        if chunked:
+            again = again * (1 + c.chunked_again) + self._traffic(c.traffic_chunked_backward, rows)
+        calls = (5 if chunked else 4) * chunk_count(load, plan.chunk) + 1
+        copying = self._copy(plan, max(0, self.layers - plan.resident - plan.slots)) + self._stash_copy(plan, load)
+        return max(attention + gradient + redone * again, calls * self.layers * c.call), copying
+
+    def _copy(self, plan: Plan, blocks: int) -> float:
+        return blocks * block_bytes(self.shape, plan.precision, self.work.ara_rank) / (self.hardware.copy_gbps * self.c.copy * 1e9)
+
+    def _stash_copy(self, plan: Plan, load: Load) -> float:
+        if plan.stash == "device":
+            return 0.0
+        return (self.layers - plan.kept) * self.c.stash_rows * load.rows * self.row / (self.hardware.copy_gbps * self.c.copy * 1e9)
+
+    def micro_batch(self, plan: Plan, load: Load) -> Seconds:
+        """One micro-batch: every term forward and backward, the extra forwards, the VAE."""
+        w, c = self.work, self.c
+        forward, fetched = self.forward(plan, load)
+        backward, fetched_back = self.backward(plan, load)
+        first = max(fetched, self._stash_copy(plan, load))  # weights in and stash out go in opposite directions
+        waits = w.terms * (max(0.0, first - forward) + max(0.0, fetched_back - backward)) + w.extra_forwards * max(0.0, fetched - forward)
+        bucket = load.bucket
+        encodes = 2 * ENCODE_FLOP * load.batch * bucket.frames * bucket.height * bucket.width / (self.hardware.bf16_tflops * c.vae_rate * 1e12)
+        return Seconds(
+            transformer=w.terms * (forward + backward) + w.extra_forwards * forward, copies=waits, vae=encodes, other=0.0,
+            copying=w.terms * (first + fetched_back) + w.extra_forwards * fetched,
+        )  # fmt: skip
+
+    def step(self, plan: Plan, loads: tuple[Load, ...]) -> Seconds:
+        """One optimizer step over the mix of `loads` (whose shares add up to 1)."""
+        parts = [(load.share * self.work.accumulation, self.micro_batch(plan, load)) for load in loads]
+        update = self.shape.lora_parameters(self.work.rank) * (3 * (4 + OPTIMIZER_BYTES[self.work.optimizer]) + 16) / (self.hardware.memory_gbps * 1e9)
+        return Seconds(
+            transformer=sum(n * s.transformer for n, s in parts), copies=sum(n * s.copies for n, s in parts), vae=sum(n * s.vae for n, s in parts),
+            other=self.c.step + update, copying=sum(n * s.copying for n, s in parts),
+        )  # fmt: skip
+
+    def preview_seconds(self, plan: Plan) -> float:
+        """One preview: its passes, the VAE both ways, the file."""
+        previews, c = self.work.previews, self.c
+        if previews is None:
+            return 0.0
+        bucket = previews.bucket
+        forward, fetched = self.forward(plan, Load(bucket, 1, 1.0))
+        vae = (ENCODE_FLOP + DECODE_FLOP) * bucket.frames * bucket.height * bucket.width / (self.hardware.bf16_tflops * c.vae_rate * 1e12)
+        return previews.steps * (1 + previews.guided) * max(forward, fetched) + vae + c.video
+
+    # --- all of it ------------------------------------------------------------------------------------------------
+
+    def predict(self, plan: Plan) -> Prediction:
+        phases, reserved = self.vram(plan)
+        w, c = self.work, self.c
+        ram = self.ram(plan)
+        mean = self.step(plan, w.loads)
+        preview = self.preview_seconds(plan)
+        shapes = {load.bucket for load in w.loads} | ({w.previews.bucket} if w.previews else set())
+        previews = w.previews.prompts * w.previews.sets * preview if w.previews else 0.0
+        return Prediction(
+            peak_vram=training_peak(phases), peak_reserved=reserved, need_vram=int(reserved + c.context), phases=phases, held=self.held(plan), ram=sum(ram.values()), ram_held=ram,
+            seconds=mean, largest=self.step(plan, (Load(w.largest.bucket, w.largest.batch, 1.0),)), preview=preview,
+            total=w.steps * mean.total + previews + w.saves * c.save + (len(shapes) * c.compile if plan.compiled else 0.0),
+        )  # fmt: skip
+
+
+def predict(plan: Plan, work: Workload, hardware: Hardware, shape: ExpertShape | None = None) -> Prediction:
+    """What a plan takes for this work on this machine. `shape` is Wan 2.2 A14B's when it is not given."""
+    return Costs(work, hardware, shape).predict(plan)
+
+
+def training_peak(phases: dict[str, int]) -> int:
+    """The highest of the phases that the plan is about."""
+    return max(size for name, size in phases.items() if name != "text")
+
+
+def chunk_count(load: Load, chunk: int) -> int:
+    """How many near-equal runs of tokens, none above `chunk` (0: all at once), the token-wise parts are cut into."""
+    return math.ceil(load.bucket.tokens / chunk) if chunk else 1
+
+
+def chunk_rows(load: Load, chunk: int) -> int:
+    """Rows of such a run, over the whole batch."""
+    return load.batch * math.ceil(load.bucket.tokens / chunk_count(load, chunk))
+
+
+def _encode_pixel(c: Coefficients, frames: int, at_once: int) -> float:
+    """Bytes per pixel of a frame while a clip is encoded; the first run has one frame more."""
+    through = min(frames, 1 + at_once)
+    caches = c.encode_pixel if frames > 1 else 2 * c.encode_frame
+    return (caches + c.encode_frame * through) * c.vae_workspace + c.encode_clip_frame * frames

@@ -1,0 +1,121 @@
+"""plan: what the memory planner makes of a job, for this machine or a named one."""
+
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from presets.check import gather
+from presets.errors import UserError
+from presets.facts import Facts
+from presets.fields import toml_text
+from presets.job import Job
+from presets.jobfile import load_job
+from presets.machine import Gpu, Machine
+from presets.planner.cards import DRIVER_BYTES, card_hardware, find_card, gpu_hardware, nearest_card
+from presets.planner.choose import Choice, DoesNotFit, choose_for
+from presets.planner.costs import Seconds
+from presets.planner.inputs import Hardware, Workload, workload_of
+from presets.planner.knobs import Knob, knobs
+from presets.planner.rungs import Rung
+from presets.sizes import GIB, human
+from wanlora_tui.commands.job import default_out
+from wanlora_tui.text import count, duration, seconds_each
+
+
+def plan(args: Namespace) -> int:
+    """Print the plan, what it is predicted to take, and the rungs beside it; 1 when nothing fits."""
+    job = load_job(args.job)
+    facts = gather(job, args.job.resolve().parent, out=default_out(args.job), scenes=False)
+    assert facts.machine is not None
+    hardware = hardware_for(job, facts.machine, card=args.gpu, vram=args.vram, ram=args.ram)
+    try:
+        choice = choose_for(job, facts, hardware)
+    except DoesNotFit as e:
+        return _refuse(e, job, facts, hardware, as_json=args.json)
+    work = workload_of(job, facts)
+    if args.json:
+        _print_json({"fits": True, "hardware": hardware, **{f: getattr(choice, f) for f in choice.__struct_fields__}, "seconds_per_step": choice.prediction.seconds.total})
+    else:
+        for head, text in _lines(choice, hardware, work, clips=any(d.clips for d in facts.datasets)):
+            print(f"{head:<10} {text}")
+    return 0
+
+
+def hardware_for(job: Job, machine: Machine, *, card: str | None, vram: float | None, ram: float | None) -> Hardware:
+    """The machine to plan for: a named card, or the job's GPU here; `vram` and `ram` (GiB) in place of what there is. Raises UserError."""
+    total = int(vram * GIB) if vram is not None else None
+    host = int(ram * GIB) if ram is not None else machine.ram_total
+    if card is not None:
+        return card_hardware(find_card(card), ram=host, vram=total)
+    gpu = next((g for g in machine.gpus if g.index == job.job.gpus[0]), None)
+    if gpu is None and total is not None:
+        like = nearest_card(total)
+        found = card_hardware(like, ram=host, vram=total)
+        return msgspec.structs.replace(found, name=f"a card of {vram:g} GiB", source=f"no card is named: reckoned at the speed of {like.name}")
+    found = gpu_hardware(_usable(gpu, job, machine), machine)
+    if total is not None:
+        found = msgspec.structs.replace(found, vram_total=total, vram_free=total - DRIVER_BYTES)
+    return found if ram is None else msgspec.structs.replace(found, ram_total=host, ram_free=host)
+
+
+def _usable(gpu: Gpu | None, job: Job, machine: Machine) -> Gpu:
+    if gpu is None:
+        why = machine.gpu_problem or f"there is no GPU {job.job.gpus[0]}"
+        raise UserError(f"no GPU to plan for ({why})", fix="Name a card with --gpu, for instance --gpu 4090, or an amount of memory with --vram")
+    if gpu.error:
+        raise UserError(gpu.error, where=f"GPU {gpu.index}", fix="Name another card with --gpu")
+    return gpu
+
+
+def _lines(choice: Choice, hardware: Hardware, work: Workload, *, clips: bool) -> Iterator[tuple[str, str]]:
+    found, bucket = choice.prediction, work.largest.bucket
+    yield "GPU", f"{hardware.name}, {human(hardware.vram_free)} of {human(hardware.vram_total)} free; {hardware.source}"
+    yield "Work", f"{bucket.frames}x{bucket.height}x{bucket.width} at the largest{'' if clips else ', as if clips filled their resolutions'}, {work.largest.rows} tokens a batch"
+    yield "Plan", choice.plan.text
+    yield "", f"precision {choice.plan.precision}: {choice.why}"
+    yield "VRAM", f"{human(found.need_vram)} of {human(hardware.vram_free)}; {human(found.peak_vram)} in use at the peak ({', '.join(f'{name} {human(size)}' for name, size in found.phases.items())})"
+    yield "RAM", f"{human(found.ram)} of {human(hardware.ram_free)} ({', '.join(f'{name} {human(size)}' for name, size in found.ram_held.items() if size)})"
+    yield "Step", _seconds(found.seconds)
+    if len(work.loads) > 1:
+        yield "", f"largest bucket: {_seconds(found.largest)}"
+    if work.previews:
+        previews = work.previews.prompts * work.previews.sets
+        yield "Previews", f"{duration(found.preview)} each, {count(previews, 'preview')} in {count(work.previews.sets, 'set')}"
+    yield "Total", f"{duration(found.total)} for {count(work.steps, 'step')}, previews and checkpoints included"
+    yield "Up", _rung(choice.up, found.seconds.total, "needs") if choice.up else "nothing faster, whatever the memory"
+    yield "Down", _rung(choice.down, found.seconds.total, "would do with") if choice.down else "nothing smaller"
+
+
+def _seconds(s: Seconds) -> str:
+    parts = {"transformer": s.transformer, "VAE": s.vae, "other": s.other}
+    copies = "copies hidden" if s.copies_hidden else f"waiting for copies {seconds_each(s.copies)}"
+    return f"{seconds_each(s.total)} s: {', '.join(f'{name} {seconds_each(value)}' for name, value in parts.items())}, {copies}"
+
+
+def _rung(rung: Rung, seconds: float, verb: str) -> str:
+    change = (rung.seconds / seconds - 1) * 100
+    return f"{seconds_each(rung.seconds)} s a step ({change:+.0f}%) {verb} {human(rung.need_vram)} of VRAM: {rung.plan.text}"
+
+
+def _refuse(error: DoesNotFit, job: Job, facts: Facts, hardware: Hardware, *, as_json: bool) -> int:
+    """Tell why nothing fits, and what would help."""
+    turns = knobs(job, facts, hardware, short=error.short)
+    if as_json:
+        _print_json({"fits": False, "hardware": hardware, "message": error.what, "fix": error.fix, "short": error.short, "plan": error.plan, "prediction": error.smallest, "knobs": turns})
+        return 1
+    print(f"wanlora: {error}", file=sys.stderr)
+    for knob in turns:
+        print(f"  {_knob(knob)}", file=sys.stderr)
+    return 1
+
+
+def _knob(knob: Knob) -> str:
+    change = ", ".join(f"{path} = {toml_text(value)}" for path, value in knob.set.items())
+    return f"{change}: {human(knob.need_vram)} of VRAM, {human(knob.need_ram)} of RAM{', fits' if knob.fits else ''}"
+
+
+def _print_json(value: dict[str, Any]) -> None:
+    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value)) + b"\n")
