@@ -23,7 +23,7 @@ from daemon.store import Store
 from daemon.tail import Tail
 from daemon.trainer import Trainer, last_word, verdict
 from presets.errors import JobError, UserError
-from presets.findings import Finding
+from presets.findings import of_job_error
 from presets.jobfile import absolute_paths, load_job, save_job
 
 log = logging.getLogger("daemon")
@@ -103,8 +103,7 @@ class Service:
                 return _answer_decoder.decode(remembered)
             return await self._carry_out(request)
         except JobError as e:
-            findings = [Finding(code="job-file", severity="error", field=p.partition(": ")[0], message=p, fix="Correct it in the job file") for p in e.problems]
-            return wire.Refused(str(e), findings=findings)
+            return wire.Refused(str(e), findings=of_job_error(e))
         except UserError as e:
             return wire.Refused(f"{e.where}: {e.what}" if e.where else e.what, e.fix)
         except (OSError, sqlite3.Error) as e:

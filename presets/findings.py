@@ -5,6 +5,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from presets.errors import JobError
+
 Severity = Literal["error", "warning", "advice"]
 
 
@@ -17,3 +19,13 @@ class Finding(Struct, kw_only=True, frozen=True):
     message: str  # what is so, and what would happen
     fix: str
     set: dict[str, Any] = msgspec.field(default_factory=dict)  # {"datasets[0].num_frames": 41}
+
+
+def of_job_error(error: JobError) -> list[Finding]:
+    """The problems of a job file that cannot be read, one finding each; its field is the key, or the file when it is no TOML."""
+    found = []
+    for problem in error.problems:
+        key, _, rest = problem.partition(": ")
+        field, message = (key, rest) if rest and " " not in key else (error.where, problem)
+        found.append(Finding(code="job-file", severity="error", field=field, message=message, fix="Correct it in the job file"))
+    return found

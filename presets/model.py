@@ -150,14 +150,15 @@ def _whole(config: dict[str, Any], key: str) -> int:
 def _expert_problems(configs: dict[str, dict[str, Any]], channels: dict[str, int]) -> list[Finding]:
     """What makes the two experts something else than Wan 2.2 I2V A14B. `channels` are those of the weights themselves."""
     found = []
-    for expert, config in configs.items():
-        if not config:
-            continue  # its config.json is damaged, which is said already
-        inputs = channels.get(expert, _whole(config, "in_channels"))
-        if inputs != I2V_CHANNELS:
-            kind = {16: "a text-to-video model", 48: "the 5B model"}.get(inputs, "another model")
-            found.append(_problem("model-not-i2v", f"the {EXPERT_NAMES[expert]} expert ({expert}) takes {inputs} input channels, so this is {kind}; image-to-video takes {I2V_CHANNELS}", "Give Wan 2.2 I2V A14B"))
-        elif _whole(config, "in_channels") != I2V_CHANNELS or _whole(config, "out_channels") != LATENT_CHANNELS:
+    inputs = {expert: channels.get(expert, _whole(config, "in_channels")) for expert, config in configs.items() if config}  # a damaged config.json is said already
+    for count in sorted({n for n in inputs.values() if n != I2V_CHANNELS}):
+        kind = {16: "a text-to-video model", 48: "the 5B model"}.get(count, "another model")
+        here = [expert for expert, n in inputs.items() if n == count]
+        who = f"both experts ({', '.join(here)}) take" if len(here) > 1 else f"the {EXPERT_NAMES[here[0]]} expert ({here[0]}) takes"
+        found.append(_problem("model-not-i2v", f"{who} {count} input channels, so this is {kind}; image-to-video takes {I2V_CHANNELS}", "Give Wan 2.2 I2V A14B"))
+    for expert in (e for e, n in inputs.items() if n == I2V_CHANNELS):
+        config = configs[expert]
+        if _whole(config, "in_channels") != I2V_CHANNELS or _whole(config, "out_channels") != LATENT_CHANNELS:
             found.append(_problem("model-not-i2v", f"{expert}/config.json says in_channels {config.get('in_channels')} and out_channels {config.get('out_channels')}; Wan 2.2 I2V A14B has {I2V_CHANNELS} and {LATENT_CHANNELS}", "Give Wan 2.2 I2V A14B"))
     shapes = {tuple(c.get(k) for k in ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim")) for c in configs.values() if c}
     if len(shapes) > 1:

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 
 from presets.errors import JobError, UserError
-from presets.findings import Finding
+from presets.findings import Finding, of_job_error
 from presets.job import DatasetPanel, Job
 from presets.jobfile import load_job, parse_value, save_job, with_value
 from wanlora_tui.commands.link import say
@@ -92,8 +92,7 @@ def findings_of(path: Path, *, out: Path, scenes: bool) -> list[Finding]:
     try:
         job = load_job(path)
     except JobError as e:
-        parts = [p.partition(": ") for p in e.problems]
-        return [Finding(code="job-file", severity="error", field=field if rest else str(path), message=rest or field, fix="") for field, _, rest in parts]
+        return of_job_error(e)
     return run_rules(job, gather(job, path.resolve().parent, out=out, scenes=scenes))
 
 
