@@ -115,7 +115,7 @@ class Prediction(Struct, frozen=True, kw_only=True):
     peak_reserved: int  # with what the allocator cannot reuse
     need_vram: int  # with the CUDA context as well: what must be free before the run
     phases: dict[str, int]  # allocated peak of each phase: text, then step, vae, preview
-    held: dict[str, int]  # what lies on the device through all phases but text: weights, ring, lora, stem, vae
+    held: dict[str, int]  # what lies on the device through all phases but text: weights, ring, lora, stem, ara, vae
     ram: int
     ram_held: dict[str, int]  # masters, stash, process, text
     seconds: Seconds  # of the mean step
@@ -129,7 +129,7 @@ class Prediction(Struct, frozen=True, kw_only=True):
         return max(self.phases, key=lambda name: self.phases[name])
 
 
-def block_bytes(shape: ExpertShape, precision: Precision, ara_rank: int = 0) -> int:
+def block_bytes(shape: ExpertShape, precision: Precision) -> int:
     """One packed block with its scales, biases and norms; the layout of engine.masters."""
     D, F = shape.width, shape.ffn
     linears = [(D, D)] * 8 + [(F, D), (D, F)]
@@ -141,7 +141,6 @@ def block_bytes(shape: ExpertShape, precision: Precision, ara_rank: int = 0) -> 
             total += 8 * out * groups
         elif precision != "none":
             total += 4 * out
-        total += 2 * ara_rank * (into + out)
     return int(total + 8 * D + 4 * (2 + 6) * D + ALIGN * 40)  # norms in bf16, norm2 and the modulation table in fp32
 
 
@@ -161,7 +160,7 @@ class Costs:
     def held(self, plan: Plan) -> dict[str, int]:
         """What lies on the device from the first step to the last."""
         w, c = self.work, self.c
-        block = block_bytes(self.shape, plan.precision, w.ara_rank)
+        block = block_bytes(self.shape, plan.precision)
         parameters = self.shape.lora_parameters(w.rank)
         per_expert = 4 + OPTIMIZER_BYTES[w.optimizer] + (4 if w.ema else 0)
         return {
@@ -169,6 +168,7 @@ class Costs:
             "ring": plan.slots * block,
             "lora": parameters * (per_expert * w.trained + 4),  # gradients exist for one expert at a time
             "stem": int(c.stem * self.shape.width**2) * w.needed,
+            "ara": 2 * self.shape.lora_parameters(w.ara_rank) * w.needed,
             "vae": int(c.vae_weights),
         }
 
@@ -247,7 +247,7 @@ class Costs:
     def ram(self, plan: Plan) -> dict[str, int]:
         """Host memory, by what holds it. The text encoder passes through before the experts come."""
         w = self.work
-        masters = block_bytes(self.shape, plan.precision, w.ara_rank) * self.layers * w.needed
+        masters = block_bytes(self.shape, plan.precision) * self.layers * w.needed
         stash = self.stash(plan) if plan.stash == "host" else 0
         text = max(0, 2 * w.text_parameters - masters - stash)
         return {"masters": masters, "stash": stash, "process": int(self.c.process), "text": text}
@@ -300,7 +300,7 @@ class Costs:
         return max(attention + gradient + redone * again, calls * self.layers * c.call), copying
 
     def _copy(self, plan: Plan, blocks: int) -> float:
-        return blocks * block_bytes(self.shape, plan.precision, self.work.ara_rank) / (self.hardware.copy_gbps * self.c.copy * 1e9)
+        return blocks * block_bytes(self.shape, plan.precision) / (self.hardware.copy_gbps * self.c.copy * 1e9)
 
     def _stash_copy(self, plan: Plan, load: Load) -> float:
         if plan.stash == "device":
