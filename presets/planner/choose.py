@@ -1,5 +1,6 @@
 """Choosing: the fastest plan that fits in the memory of a machine, with the rungs above and below it."""
 
+import math
 from typing import Literal
 
 from msgspec import Struct
@@ -8,10 +9,11 @@ from presets.errors import UserError
 from presets.facts import Facts
 from presets.job import Job
 from presets.plan import Plan, Precision
+from presets.planner.cards import DRIVER_BYTES
 from presets.planner.costs import Costs, Prediction
 from presets.planner.inputs import Hardware, Workload, shape_of, workload_of
 from presets.planner.rungs import AS_FAST, LEAST_SAVED, RUNG, Limits, Rung, frontier, limits_of, priced, with_vae_frames
-from presets.sizes import ExpertShape, human
+from presets.sizes import GIB, ExpertShape, human
 
 Wish = Literal["auto", "none", "float8", "qfloat8", "qint8", "qint4", "qint4+ara"]
 NOT_SLOWER = 1.03  # bf16 is preferred to 8 bits as long as it costs no more time than this ...
@@ -118,14 +120,15 @@ def _choice(costs: Costs, precision: Precision, limits: Limits, why: str, *, com
 def _too_little_ram(costs: Costs, least: Rung) -> DoesNotFit:
     found, hardware = costs.predict(least.plan), costs.hardware
     held = hardware.ram_total - hardware.ram_free
-    what = (
-        f"{WORDS.get(least.plan.precision, least.plan.precision)} needs {human(found.ram + costs.c.ram_margin)} of RAM at the least"
-        f" ({human(found.ram_held['masters'])} for the frozen weights of {costs.work.needed} expert{'s' if costs.work.needed > 1 else ''},"
-        f" {human(found.ram_held['stash'])} for activations), and {human(hardware.ram_free)} of {human(hardware.ram_total)} are free"
-    )
-    fix = "Choose a smaller precision, train one expert without previews, or use a machine with more RAM"
-    if found.ram + costs.c.ram_margin <= hardware.ram_total and held:
-        fix = "End other programs on this machine, or choose a smaller precision"
+    precision, need = least.plan.precision, found.ram + costs.c.ram_margin
+    parts = [f"{human(found.ram_held['masters'])} for the frozen weights of {costs.work.needed} expert{'s' if costs.work.needed > 1 else ''}"]
+    parts += [f"{human(found.ram_held['stash'])} for activations"] if found.ram_held["stash"] else []
+    what = f"{WORDS.get(precision, precision)} needs {human(need)} of RAM at the least ({', '.join(parts)}), and {human(hardware.ram_free)} of {human(hardware.ram_total)} are free"
+    smaller = "" if precision == "qint4" else ", choose a smaller precision"
+    if need <= hardware.ram_total and held:
+        fix = f"End other programs on this machine{smaller}, or use one with more RAM"
+    else:
+        fix = f"Train one expert without previews{smaller}, or use a machine with {math.ceil(need / GIB)} GiB of RAM or more"
     return DoesNotFit(what, fix=fix, smallest=found, plan=least.plan, short="ram")
 
 
@@ -138,7 +141,14 @@ def _too_little_vram(costs: Costs, least: Rung, limits: Limits) -> DoesNotFit:
     elif limits.chunked is False:
         rule = " without chunks (Low VRAM off)"
     what = f"{hardware.name} has {human(hardware.vram_free)}{total} of VRAM free, and the smallest plan{rule} needs {human(found.need_vram)}, most of all {TIGHTEST[found.tightest]}"
-    fix = 'Set model.layer_offloading = "auto"' if limits.resident == "all" else 'Set model.low_vram = "auto"' if limits.chunked is False else FIX[found.tightest]
+    if limits.resident == "all":
+        fix = 'Set model.layer_offloading = "auto"'
+    elif limits.chunked is False:
+        fix = 'Set model.low_vram = "auto"'
+    elif found.tightest == "text" and costs.work.text_precision != "none":
+        fix = f"Use a card with {math.ceil((found.need_vram + DRIVER_BYTES) / GIB)} GiB or more"
+    else:
+        fix = FIX[found.tightest]
     return DoesNotFit(what, fix=fix, smallest=found, plan=least.plan, short="vram")
 
 

@@ -48,6 +48,8 @@ def _turned(job: Job, facts: Facts, hardware: Hardware, change: dict[str, Any]) 
 
 def _changes(job: Job, facts: Facts) -> Iterator[dict[str, Any]]:
     """Every knob that is not turned yet, from what costs nothing to what costs most."""
+    if switched_off := {f"model.{name}": "auto" for name in ("low_vram", "layer_offloading") if getattr(job.model, name) is False}:
+        yield switched_off
     if job.quantization.text_encoder == "none":
         yield {"quantization.text_encoder": "float8"}
     if job.quantization.transformer not in ("auto", "qint4", "qint4+ara"):
