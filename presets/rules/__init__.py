@@ -1,6 +1,19 @@
 """Every rule about a job. A rule is one small function over the job and the facts; `RULES` holds them all by code."""
 
-from presets.rules import captions, clips, datasets, experts, frames, machine, model, run, sample, training, unavailable  # noqa: F401
+from presets.rules import (  # noqa: F401
+    captions,
+    clips,
+    datasets,
+    experts,
+    frames,
+    machine,
+    model,
+    plan,
+    run,
+    sample,
+    training,
+    unavailable,
+)
 from presets.rules.registry import RULES, Found, Rule
 
 __all__ = ["RULES", "Found", "Rule"]

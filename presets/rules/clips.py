@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from presets.clips import ClipFacts
-from presets.facts import Facts, names, paired, used_gpus, videos
+from presets.facts import Facts, names, paired, videos
 from presets.geometry import SIDE_MULTIPLE
 from presets.job import Job
 from presets.recipe import load_recipe
 from presets.rules.registry import Found, rule
-from presets.sizes import GIB
 
 SMALLEST_RESOLUTION = 64  # the least that datasets.resolutions takes
 
@@ -56,19 +55,6 @@ def resolution_not_reached(job: Job, facts: Facts) -> Iterator[Found]:
             path, useless = f"datasets[{i}].resolutions", whole[1:]
             message = f"no clip is larger than {whole[0]}, so {', '.join(map(str, useless))} change{'s' if len(useless) == 1 else ''} nothing"
             yield Found(path, message, set={path: [r for r in dict.fromkeys(panel.resolutions) if r not in useless or r == whole[0]]})
-
-
-@rule("bucket-1024-tight", "warning")
-def bucket_1024_tight(job: Job, facts: Facts) -> Iterator[Found]:
-    """The 1024 bucket waits for 48 GB of VRAM: memory peaks at the largest bucket."""
-    vram = min((g.vram_total for g in used_gpus(job, facts)), default=None)
-    if vram is None or facts.tiny:
-        return
-    for i, panel in enumerate(job.datasets):
-        if max(panel.resolutions) >= 1024 and panel.num_frames > 1 and vram < 47 * GIB:
-            path, rest = f"datasets[{i}].resolutions", [r for r in panel.resolutions if r < 1024]
-            message = f"1024 buckets of {panel.num_frames} frames on {vram / GIB:.0f} GiB of VRAM: memory is likely to run out whenever a clip of the largest bucket comes up"
-            yield Found(path, message, set={path: rest or [512]})
 
 
 @rule("scene-cuts", "warning")

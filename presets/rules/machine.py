@@ -1,11 +1,12 @@
-"""Rules about the machine: GPU, memory."""
+"""Rules about the machine's GPUs. For memory see presets.rules.plan."""
 
 from collections.abc import Iterator
 
 from presets.facts import Facts, used_gpus
 from presets.job import Job
+from presets.planner.inputs import shape_of as expert_shape
 from presets.rules.registry import Found, rule
-from presets.sizes import GIB, ExpertShape, human
+from presets.sizes import GIB, human
 
 BF16_CAPABILITY = (8, 0)
 LITTLE_VRAM = 0.8  # of the card: less free than this is somebody else's doing
@@ -14,14 +15,6 @@ LITTLE_VRAM = 0.8  # of the card: less free than this is somebody else's doing
 def expert_bytes(facts: Facts) -> int:
     """One expert in bf16."""
     return 2 * expert_shape(facts).parameters
-
-
-def expert_shape(facts: Facts) -> ExpertShape:
-    """The local model's shape, or Wan 2.2 A14B's."""
-    model = facts.model
-    if model is None or 0 in (model.width, model.ffn, model.num_layers):
-        return ExpertShape()
-    return ExpertShape(width=model.width, ffn=model.ffn, layers=model.num_layers)
 
 
 @rule("gpu-missing", "error")
@@ -71,17 +64,6 @@ def gpu_busy(job: Job, facts: Facts) -> Iterator[Found]:
             who = ": " + ", ".join(f"{p.name or 'a process'} (pid {p.pid}) {human(p.memory)}" for p in holders) if holders else ""
             message = f"only {human(gpu.vram_free)} of {human(gpu.vram_total)} are free on GPU {gpu.index}{who}"
             yield Found("job.gpus", message, fix="End those programs first, or give the job another GPU")
-
-
-@rule("ram-too-small", "error")
-def ram_too_small(job: Job, facts: Facts) -> Iterator[Found]:
-    """The machine's RAM holds one expert in bf16, which passes through it while loading."""
-    if facts.machine is None or facts.tiny:
-        return
-    need = expert_bytes(facts)
-    if facts.machine.ram_total < need:
-        message = f"this machine has {human(facts.machine.ram_total)} of RAM, and one expert takes {human(need)} while it is loaded"
-        yield Found("model.path", message, fix=f"Use a machine with {need / GIB + 4:.0f} GiB of RAM or more")
 
 
 @rule("rank-headroom", "advice")

@@ -57,8 +57,8 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
     ("resolution-not-reached", "datasets[0].resolutions", job(datasets=[{"resolutions": [512, 832, 1024]}]), facts(), {"datasets[0].resolutions": [512, 832]}),
     ("resolution-not-reached", "datasets[0].resolutions", job(datasets=[{"resolutions": [1280, 1024, 768]}]), facts(), {"datasets[0].resolutions": [1024, 768]}),
     ("resolution-not-reached", "datasets[0].resolutions", job(datasets=[{"resolutions": [1024, 1024]}]), facts(clips(width=1024, height=1024)), {"datasets[0].resolutions": [1024]}),
-    ("bucket-1024-tight", "datasets[0].resolutions", job(datasets=[{"resolutions": [512, 1024]}]), facts(clips(width=1280, height=1280), machine=machine(gpu(24))), {"datasets[0].resolutions": [512]}),
-    ("bucket-1024-tight", "datasets[0].resolutions", job(datasets=[{"resolutions": [1024]}]), facts(clips(width=1280, height=1280), machine=machine(gpu(24))), {"datasets[0].resolutions": [512]}),
+    ("bucket-1024-tight", "datasets[0].resolutions", job(datasets=[{"resolutions": [512, 1024]}]), facts(clips(width=1280, height=1280), machine=machine(gpu(18))), {"datasets[0].resolutions": [512]}),
+    ("bucket-1024-tight", "datasets[0].resolutions", job(datasets=[{"resolutions": [1024]}]), facts(clips(width=1280, height=1280), machine=machine(gpu(18))), {"datasets[0].resolutions": [512]}),
     ("scene-cuts", "datasets[0].path", job(), facts(cuts={"/clips/03.mp4": [8, 20], "/clips/04.mp4": []}), None),
     ("too-few-clips", "datasets[0].path", job(), facts(clips(9)), None),
     ("clip-hdr", "datasets[0].path", job(), facts([*clips(), clip("hdr.mp4", hdr=True)]), None),
@@ -126,6 +126,11 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
     ("gpu-old", "job.gpus", job(), facts(machine=machine(gpu(capability=(7, 5)))), None),
     ("gpu-busy", "job.gpus", job(), facts(machine=machine(gpu(vram_free=50 * 2**30, processes=[process()]))), None),
     ("ram-too-small", "model.path", job(), facts(machine=machine(gpu(), ram_gib=16)), None),
+    ("ram-too-small", "model.path", job(quantization={"transformer": "none"}), facts(machine=machine(gpu(24), ram_gib=40)), {"quantization.transformer": "auto"}),
+    ("plan-does-not-fit", "job.gpus", job(), facts(machine=machine(gpu(6))), None),
+    ("plan-does-not-fit", "job.gpus", job(training={"optimizer": "adamw8bit"}, sample=prompts(width=1024, height=1024)), facts(machine=machine(gpu(12))), {"sample.width": 512, "sample.height": 512}),
+    ("plan-does-not-fit", "job.gpus", job(model={"layer_offloading": False}, quantization={"transformer": "float8"}), facts(machine=machine(gpu(24))), {"model.layer_offloading": "auto"}),
+    ("plan-does-not-fit", "job.gpus", job(datasets=[{"resolutions": [512, 1024]}]), facts(clips(width=1280, height=1280), machine=machine(gpu(12))), {"datasets[0].resolutions": [512]}),
     ("rank-headroom", "target.rank", job(target={"rank": 32}), facts(machine=machine(gpu(24))), {"target.rank": 16}),
     # run
     ("run-folder-other-job", "job.name", job(), facts(run=RunFolder(path="/data/runs/orbit", name="orbit", differences=["target.rank = 8 there, 16 here"], free_name="orbit_2")), {"job.name": "orbit_2"}),
@@ -133,11 +138,7 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
     ("disk-too-small", "save.keep", job(), facts(machine=machine(gpu(), disk_gib=5)), {"save.keep": 3}),
     ("disk-too-small", "save.keep", job(), facts(machine=machine(gpu(), disk_gib=0.1)), None),
     # not yet
-    ("quantization-unavailable", "quantization.transformer", job(quantization={"transformer": "float8"}), facts(), {"quantization.transformer": "auto"}),
-    ("quantization-unavailable", "model.low_vram", job(model={"low_vram": True}), facts(), {"model.low_vram": "auto"}),
-    ("quantization-unavailable", "model.layer_offloading", job(model={"layer_offloading": True}), facts(), {"model.layer_offloading": "auto"}),
     ("one-gpu", "job.gpus", job(job={"gpus": [1, 0]}), facts(machine=machine(gpu(), gpu(index=1))), {"job.gpus": [1]}),
-    ("vram-too-small", "job.gpus", job(), facts(machine=machine(gpu(24))), None),
 ]
 
 
@@ -241,16 +242,17 @@ ALMOST: list[tuple[str, Job, Facts]] = [
     ("batch-multiple-buckets", job(training={"batch_size": 4}), facts()),
     ("switch-every-with-steps", job(training={"steps": 10}, multistage={"high_noise": False}), facts()),
     ("switch-every-with-swap", job(multistage={"switch_every": 1}), facts(machine=machine(gpu(80)))),
-    ("bucket-1024-tight", job(datasets=[{"resolutions": [1024]}]), facts(clips(width=1280, height=1280), machine=machine(gpu(48)))),
+    ("bucket-1024-tight", job(datasets=[{"resolutions": [1024]}]), facts(clips(width=1280, height=1280), machine=machine(gpu(24)))),
+    ("bucket-1024-tight", job(datasets=[{"resolutions": [1024]}]), facts(clips(width=832, height=480), machine=machine(gpu(8)))),
+    ("plan-does-not-fit", job(), facts(machine=machine(gpu(4)), model=tiny_model())),
+    ("plan-does-not-fit", job(), facts(machine=machine(gpu(24, vram_free=2**30, processes=[process()])))),  # busy now, not when its turn comes
+    ("plan-does-not-fit", job(model={"low_vram": True, "layer_offloading": True}, quantization={"transformer": "qint4"}), facts(machine=machine(gpu(10)))),
     ("boundary-out-of-range", job(model={"boundary": 0.875}), facts()),
     ("run-folder-other-job", job(job={"name": "new"}), facts(run=RunFolder(path="/r/orbit", name="orbit", differences=["x"], free_name="y"))),
     ("gpu-missing", job(), facts(machine=machine(), model=tiny_model())),
     ("gpu-old", job(), facts(machine=machine(gpu(capability=(8, 0))))),
     ("ram-too-small", job(), facts(machine=machine(gpu(), ram_gib=4), model=tiny_model())),
-    ("vram-too-small", job(), facts(machine=machine(gpu(8)), model=tiny_model())),
-    ("vram-too-small", job(multistage={"low_noise": False}), facts(machine=machine(gpu(40)))),
     ("disk-too-small", job(), facts(machine=machine(gpu(), disk_gib=1), model=tiny_model())),
-    ("quantization-unavailable", job(quantization={"transformer": "none"}, model={"low_vram": False, "layer_offloading": False}), facts()),
 ]
 
 
