@@ -15,12 +15,13 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
 from engine.ara_moments import READERS, Moment, Place
 from engine.ara_weights import ExpertReader
-from engine.base import EXPERTS, BaseFolder, Expert, load_vae
+from engine.base import EXPERTS, BaseFolder, Expert
 from engine.frames import Request, decode
 from engine.items import Item, build_items
 from engine.keyed import keyed_rng
 from engine.latents import PlainEncoder, condition, encode, pixels
 from engine.loading import load_stem
+from engine.parts import load_vae
 from engine.text import encode_texts
 from engine.timesteps import NUM_TRAIN_TIMESTEPS, sigma_range
 from presets.clips import scan_dataset
@@ -54,7 +55,7 @@ def samples_from_clips(job: Job, base: BaseFolder, *, device: torch.device, dtyp
     texts = encode_texts(
         base, {item.caption for item in items}, device=device, dtype=dtype, precision="none", progress=lambda done, total: progress("captions", done, total)
     )
-    encoder = PlainEncoder(load_vae(base, device=device, dtype=dtype))
+    encoder = PlainEncoder(load_vae(base.source, device=device, dtype=dtype))
     out: dict[Expert, list[Sample]] = {expert: [] for expert in EXPERTS}
     for number, item in enumerate(items):
         progress("clips", number, len(items))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from engine.keyed import keyed_rng
-from engine.precision import Packed, pack_weight, unpack_weight
+from engine.precision import Packed, unpack_weight
 
 Grid = Literal["qint4", "uint4"]
 GRIDS: tuple[Grid, ...] = ("qint4", "uint4")
@@ -23,7 +23,11 @@ UINT4_TOP = 15.0
 
 def pack_on_grid(weight_NK: torch.Tensor, grid: Grid) -> Packed:
     """One frozen weight on a grid, for `unpack_weight(packed, PRECISION, dtype)`."""
-    return _pack_uint4(weight_NK) if grid == "uint4" else pack_weight(weight_NK, PRECISION)
+    if grid == "uint4":
+        return _pack_uint4(weight_NK)
+    from engine.quanto_pack import pack_weight_quanto  # 2 s to import, and only 4 bits need it
+
+    return pack_weight_quanto(weight_NK, PRECISION)
 
 
 def _pack_uint4(weight_NK: torch.Tensor) -> Packed:

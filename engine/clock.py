@@ -14,6 +14,7 @@ class Stopwatch:
         self._cuda = device.type == "cuda"
         self._marks: list[tuple[str, float | torch.cuda.Event, float | torch.cuda.Event]] = []
         self._began = time.perf_counter()
+        self.current = ""  # the part under way, also after an error in it
 
     def _mark(self) -> "float | torch.cuda.Event":
         if not self._cuda:
@@ -24,7 +25,7 @@ class Stopwatch:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        start = self._mark()
+        self.current, start = name, self._mark()
         yield
         self._marks.append((name, start, self._mark()))
 

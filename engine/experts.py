@@ -4,14 +4,15 @@ import gc
 from collections.abc import Callable
 
 import torch
-from diffusers import WanTransformer3DModel
 
 from engine import lora
-from engine.base import BaseFolder, Expert, load_expert, needed_experts, trained_experts
+from engine.ara_grid import Grid
+from engine.base import BaseFolder, Expert, needed_experts, trained_experts
 from engine.block import Lora
-from engine.masters import Layout, block_tensors, fill, layout_of
-from engine.pinned import host_buffer
+from engine.loading import load_stem
 from engine.streamed import ExpertWeights, Machinery, StreamedExecutor
+from engine.weightcache import cached_blocks
+from presets.cachefacts import cache_dir
 from presets.job import Job
 from presets.plan import Plan
 
@@ -25,14 +26,18 @@ class Experts:
     """
 
     def __init__(
-        self, job: Job, base: BaseFolder, plan: Plan, *, backend: str, device: torch.device, dtype: torch.dtype, recovery: dict[Expert, list[Lora]], progress: Progress
+        self, job: Job, base: BaseFolder, plan: Plan, *, backend: str, device: torch.device, dtype: torch.dtype, recovery: dict[Expert, list[Lora]], grid: Grid,
+        progress: Progress, warn: Callable[[str], None],
     ) -> None:
         self.backend, self.device = backend, device
         self.parameters: dict[Expert, dict[str, torch.nn.Parameter]] = {}
         self._weights: dict[Expert, ExpertWeights] = {}
-        needed = needed_experts(job)
-        for expert in needed:
-            stem, masters, layout = _load(base, expert, plan.precision, device=device, dtype=dtype, progress=progress)
+        source = base.source
+        for expert in needed_experts(job):
+            stem = load_stem(source, expert, device=device, dtype=dtype)
+            masters, layout = cached_blocks(
+                source, expert, plan.precision, dtype=dtype, pinned=device.type == "cuda", device=device, progress=progress, folder=cache_dir(), warn=warn, grid=grid
+            )
             branches: list[Lora] = [{} for _ in masters]
             if expert in trained_experts(job):
                 self.parameters[expert] = lora.make(stem.config, expert, rank=job.target.rank, alpha=lora.job_alpha(job), seed=job.job.seed, blocks=len(masters), device=device)
@@ -51,23 +56,3 @@ class Experts:
             torch.cuda.empty_cache()
         self.machinery = Machinery(plan, self.backend, max(w.layout.bytes for w in self._weights.values()), self.device)
         self.executors = {expert: StreamedExecutor(weights, self.machinery) for expert, weights in self._weights.items()}
-
-
-def _load(
-    base: BaseFolder, expert: Expert, precision: str, *, device: torch.device, dtype: torch.dtype, progress: Progress
-) -> tuple[WanTransformer3DModel, list[torch.Tensor], Layout]:
-    """(the model without its blocks, packed blocks, their layout)."""
-    stem = load_expert(base, expert, device=torch.device("cpu"), dtype=dtype)
-    blocks = list(stem.blocks)
-    stem.blocks = torch.nn.ModuleList()
-    masters: list[torch.Tensor] = []
-    layout: Layout | None = None
-    for i in range(len(blocks)):
-        progress(i, len(blocks), f"{expert} expert")
-        weights, plain = block_tensors({k: v.to(device) for k, v in blocks[i].state_dict().items()}, precision)
-        blocks[i] = None  # one copy at a time
-        layout = layout or layout_of(weights, plain)
-        masters.append(host_buffer(layout.bytes, pinned=device.type == "cuda"))
-        fill(layout, masters[-1], weights, plain)
-    assert layout is not None
-    return stem.to(device), masters, layout

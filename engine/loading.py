@@ -11,10 +11,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 from diffusers import WanTransformer3DModel
 
+from engine.ara_grid import Grid
 from engine.block import LINEARS, NORMS, Plain, Weights
 from engine.masters import Layout, fill, layout_of
+from engine.packing import pack
 from engine.pinned import host_buffer
-from engine.precision import Packed, pack_weight
+from engine.precision import Packed
 from engine.sources import FLOAT8, Expert, Part, Source, Stored, weight_of
 from presets.errors import UserError
 
@@ -56,7 +58,7 @@ def load_stem(source: Source, expert: Expert, *, device: torch.device, dtype: to
 
 
 def load_blocks(
-    source: Source, expert: Expert, precision: str, *, dtype: torch.dtype, pinned: bool, device: torch.device, progress: Progress
+    source: Source, expert: Expert, precision: str, *, dtype: torch.dtype, pinned: bool, device: torch.device, progress: Progress, grid: Grid = "qint4"
 ) -> tuple[list[torch.Tensor], Layout]:
     """The expert's blocks as packed host buffers. `dtype` is that of activations: biases, norms, and weights of precision none.
 
@@ -71,7 +73,7 @@ def load_blocks(
     layout: Layout | None = None
     for i in range(count):
         progress(i, count, "reading blocks")
-        weights, plain = _pack_block(tensors, precision, dtype, device)
+        weights, plain = _pack_block(tensors, precision, dtype, device, grid)
         layout = layout or layout_of(weights, plain)
         buffer = host_buffer(layout.bytes, pinned=pinned)
         fill(layout, buffer, weights, plain)
@@ -82,7 +84,7 @@ def load_blocks(
     return masters, layout
 
 
-def _pack_block(tensors: Iterator[tuple[torch.Tensor, torch.Tensor | None]], precision: str, dtype: torch.dtype, device: torch.device) -> tuple[Weights, Plain]:
+def _pack_block(tensors: Iterator[tuple[torch.Tensor, torch.Tensor | None]], precision: str, dtype: torch.dtype, device: torch.device, grid: Grid) -> tuple[Weights, Plain]:
     """The next block's tensors, on the device. The order is that of `engine.masters.block_tensors`."""
     weights: Weights = {}
     plain: Plain = {}
@@ -90,7 +92,7 @@ def _pack_block(tensors: Iterator[tuple[torch.Tensor, torch.Tensor | None]], pre
         read, scale = next(tensors)
         raw, scale = read.to(device), None if scale is None else scale.to(device)
         if (linear := key.removesuffix(".weight")) in LINEARS:
-            weights[linear] = tuple(_own(t, read) for t in _pack(raw, scale, precision, dtype))
+            weights[linear] = tuple(_own(t, read) for t in _pack(raw, scale, precision, dtype, grid))
         else:
             plain[key] = _own(weight_of(raw, scale, torch.float32 if stays_fp32(key) else dtype), read)
     return weights, plain
@@ -101,13 +103,13 @@ def _own(tensor: torch.Tensor, read: torch.Tensor) -> torch.Tensor:
     return tensor.clone() if tensor.data_ptr() == read.data_ptr() else tensor
 
 
-def _pack(raw_NK: torch.Tensor, scale: torch.Tensor | None, precision: str, dtype: torch.dtype) -> Packed:
+def _pack(raw_NK: torch.Tensor, scale: torch.Tensor | None, precision: str, dtype: torch.dtype, grid: Grid) -> Packed:
     if precision in E4M3_PRECISIONS and raw_NK.dtype == torch.float8_e4m3fn:
         one = torch.ones((), device=raw_NK.device) if scale is None else scale
         return raw_NK, one.expand(raw_NK.shape[0], 1).contiguous()
     if precision == "none":
-        return pack_weight(weight_of(raw_NK, scale, dtype), precision)
-    return pack_weight(weight_of(raw_NK, scale, torch.float32) if scale is not None or raw_NK.dtype in FLOAT8 else raw_NK, precision)
+        return pack(weight_of(raw_NK, scale, dtype), precision)
+    return pack(weight_of(raw_NK, scale, torch.float32) if scale is not None or raw_NK.dtype in FLOAT8 else raw_NK, precision, grid)
 
 
 def _read_ahead(order: list[Stored], *, pinned: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.block import LINEARS, NORMS, Plain, Weights
-from engine.precision import pack_weight
+from engine.packing import pack
 
 ALIGN = 256  # bytes; every kernel's vector loads are happy with it
 
@@ -50,7 +50,7 @@ class Layout:
 
 def block_tensors(state: dict[str, torch.Tensor], precision: str) -> tuple[Weights, Plain]:
     """A diffusers block's state dict as packed weights and plain tensors."""
-    weights = {name: pack_weight(state[f"{name}.weight"], precision) for name in LINEARS}
+    weights = {name: pack(state[f"{name}.weight"], precision) for name in LINEARS}
     plain = {f"{name}.bias": state[f"{name}.bias"] for name in LINEARS}
     plain |= {f"{name}.weight": state[f"{name}.weight"] for name in NORMS}
     plain |= {name: state[name].float() for name in ("norm2.weight", "norm2.bias", "scale_shift_table")}

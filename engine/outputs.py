@@ -12,6 +12,7 @@ from engine.base import Expert
 from engine.control import Control
 from engine.preview import sample_latents, to_frames, write_poster, write_video
 from engine.setup import Run, shots
+from presets.errors import UserError
 from presets.jobfile import job_to_dict
 
 
@@ -101,20 +102,36 @@ def previews_made(run: Run, step: int) -> bool:
 
 def make_previews(run: Run, step: int, control: Control) -> None:
     """One mp4 and one poster PNG per prompt. A stop wish ends the set early; the loop sees it next."""
-    panel = run.job.sample
     preview_dir(run, step).mkdir(parents=True, exist_ok=True)
-    for i, (shot, prompt) in enumerate(zip(shots(run), panel.prompts, strict=True)):
+    for i in range(len(run.job.sample.prompts)):
         if control.stop_wished():
             return
+        try:
+            _preview(run, step, i)
+        except (UserError, OSError, torch.OutOfMemoryError) as e:
+            where, text = f"sample.prompts[{i}]", f"the preview after step {step} could not be made: {e}"
+            run.log.emit("finding", code="preview-failed", severity="warning", field=where, message=text, fix="The training goes on; look at the control image and the free memory")
 
-        def progress(done: int, total: int, number: int = i) -> None:
-            run.log.phase("sampling", number * total + done, len(panel.prompts) * total, f"preview {number + 1} of {len(panel.prompts)}")
 
-        with shown_weights(run):
-            latents = sample_latents(run.experts.executors, run.encoder, shot, panel, boundary=run.base.boundary, shift=run.base.flow_shift, progress=progress)
-        frames = to_frames(run.vae, latents)
-        video = preview_dir(run, step) / f"{i:02d}.mp4"
-        poster = video.with_suffix(".png")
-        write_poster(poster, frames)
-        write_video(video, frames, panel.fps)
-        run.log.emit("sample", step=step, path=str(video.relative_to(run.folder)), poster=str(poster.relative_to(run.folder)), prompt=prompt.prompt, seed=shot.seed)
+def _preview(run: Run, step: int, i: int) -> None:
+    panel = run.job.sample
+    shot, prompt = shots(run)[i], panel.prompts[i]
+
+    def progress(done: int, total: int) -> None:
+        run.log.phase("sampling", i * total + done, len(panel.prompts) * total, f"preview {i + 1} of {len(panel.prompts)}")
+
+    with shown_weights(run):
+        frames = None
+        while frames is None:
+            try:
+                latents = sample_latents(run.experts.executors, run.encoder, shot, panel, boundary=run.base.boundary, shift=run.base.flow_shift, progress=progress)
+                frames = to_frames(run.vae, latents)
+            except torch.OutOfMemoryError:
+                latents = None
+            if frames is None:  # outside the handler, whose traceback holds on to tensors
+                run.replan("preview")
+    video = preview_dir(run, step) / f"{i:02d}.mp4"
+    poster = video.with_suffix(".png")
+    write_poster(poster, frames)
+    write_video(video, frames, panel.fps)
+    run.log.emit("sample", step=step, path=str(video.relative_to(run.folder)), poster=str(poster.relative_to(run.folder)), prompt=prompt.prompt, seed=shot.seed)

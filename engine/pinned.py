@@ -11,8 +11,12 @@ import torch
 from presets.errors import UserError
 
 
+class HostMemoryRefused(UserError):
+    """The system would not page-lock so much memory."""
+
+
 def host_buffer(size: int, *, pinned: bool) -> torch.Tensor:
-    """A uint8 buffer of `size` bytes in host memory, page-locked when asked. Raises UserError when the system refuses."""
+    """A uint8 buffer of `size` bytes in host memory, page-locked when asked. Raises HostMemoryRefused."""
     buffer = torch.empty(size, dtype=torch.uint8)
     if pinned and size:
         _register(buffer)
@@ -23,7 +27,7 @@ def _register(buffer: torch.Tensor) -> None:
     address, size = buffer.data_ptr(), buffer.numel()
     code = int(torch.cuda.cudart().cudaHostRegister(address, size, 0))
     if code != 0:
-        raise UserError(
+        raise HostMemoryRefused(
             f"the system would not lock {size / 2**20:.0f} MiB of RAM for the GPU (CUDA error {code})", where="model.layer_offloading",
             fix="Close other programs, raise the memory limit (ulimit -l, the container's memory), or use a smaller precision",
         )  # fmt: skip

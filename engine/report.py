@@ -20,7 +20,7 @@ def plan_text(run: Run) -> str:
     """One line on how the experts are held and run."""
     if run.device.type != "cuda":
         return "fp32 on the CPU, everything resident"
-    return f"{run.experts.plan.text}; attention by {run.experts.backend}"
+    return f"{run.experts.plan.text}; attention by {run.experts.backend}; {run.planning.why}"
 
 
 def device_name(device: torch.device) -> str:

@@ -21,8 +21,8 @@ DONE, FAILED, USAGE, RESUMABLE = 0, 1, 2, 75  # 75 is EX_TEMPFAIL: saved, start 
 LOCK_FILE, JOB_FILE = ".lock", "job.toml"
 
 
-def run_job(job_path: Path, out: Path | None, *, resume: bool, workers: int | None = None, device: str | None = None) -> int:
-    """Train the job at `job_path` into OUT/NAME and return the exit code. User errors are printed and logged, never raised."""
+def run_job(job_path: Path, out: Path | None, *, resume: bool, workers: int | None = None, device: str | None = None, vram_gib: float | None = None) -> int:
+    """Train the job at `job_path` into OUT/NAME and return the exit code. `vram_gib` caps the card's memory. User errors are printed and logged, never raised."""
     try:
         job = load_job(job_path)
         base_dir = job_path.resolve().parent
@@ -31,7 +31,7 @@ def run_job(job_path: Path, out: Path | None, *, resume: bool, workers: int | No
             raise UserError("this version trains a job on one GPU", where="job.gpus", fix="Set job.gpus to one GPU")
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
-            return _train_in(folder, job, base_dir, resume=resume, workers=workers, device=device)
+            return _train_in(folder, job, base_dir, resume=resume, workers=workers, device=device, vram_gib=vram_gib)
     except UserError as e:
         print(f"wanlora: {e}", file=sys.stderr)
         return FAILED
@@ -40,7 +40,7 @@ def run_job(job_path: Path, out: Path | None, *, resume: bool, workers: int | No
         return FAILED
 
 
-def _train_in(folder: Path, job: Job, base_dir: Path, *, resume: bool, workers: int | None, device: str | None) -> int:
+def _train_in(folder: Path, job: Job, base_dir: Path, *, resume: bool, workers: int | None, device: str | None, vram_gib: float | None) -> int:
     if not resume and (folder / JOB_FILE).exists():
         raise UserError("this folder already holds a run", where=str(folder), fix="Continue it with --resume, or give the job another name")
     with Console() as console:
@@ -48,7 +48,7 @@ def _train_in(folder: Path, job: Job, base_dir: Path, *, resume: bool, workers: 
         try:
             if log.damaged:
                 log.emit("log", level="warning", text=f"{log.damaged} lines of {log.path.name} are damaged and were passed over; is the disk failing?")
-            return _attempt(folder, job, base_dir, log, resume=resume, workers=workers, device=device)
+            return _attempt(folder, job, base_dir, log, resume=resume, workers=workers, device=device, vram_gib=vram_gib)
         except UserError as e:
             log.emit("failed", cause=e.what if not e.where else f"{e.where}: {e.what}.", next=e.fix)
         except Exception as e:
@@ -60,7 +60,7 @@ def _train_in(folder: Path, job: Job, base_dir: Path, *, resume: bool, workers: 
     return FAILED
 
 
-def _attempt(folder: Path, job: Job, base_dir: Path, log: EventLog, *, resume: bool, workers: int | None, device: str | None) -> int:
+def _attempt(folder: Path, job: Job, base_dir: Path, log: EventLog, *, resume: bool, workers: int | None, device: str | None, vram_gib: float | None) -> int:
     log.phase("loading", 0, 4, "checking the job")
     facts = gather(job, base_dir, out=folder.parent)
     findings = check(job, facts)
@@ -82,9 +82,12 @@ def _attempt(folder: Path, job: Job, base_dir: Path, log: EventLog, *, resume: b
     transformers_logging.disable_progress_bar()
 
     torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    vram = None if vram_gib is None else int(vram_gib * 2**30)
+    if vram is not None and torch_device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(min(1.0, vram / torch.cuda.get_device_properties(torch_device).total_memory), torch_device)
     control = Control(folder)
     control.listen()
-    run = prepare(job, facts, folder, log, device=torch_device, workers=default_workers() if workers is None else workers, resume=resume)
+    run = prepare(job, facts, folder, log, device=torch_device, workers=default_workers() if workers is None else workers, resume=resume, vram=vram)
     with run.loader:
         outcome = train(run, control)
     return DONE if outcome.done else RESUMABLE

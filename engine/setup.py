@@ -1,7 +1,6 @@
 """Everything a run needs before step 1, loaded in the order that keeps the memory peak low."""
 
-import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,11 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from engine import attention, checkpoint, lora
-from engine.base import SUBFOLDER, BaseFolder, Expert, find_base, load_vae
+from engine.ara_file import find_ara, load_ara
+from engine.ara_grid import Grid
+from engine.ara_weights import linear_shapes
+from engine.base import BaseFolder, Expert, find_base, needed_experts
+from engine.block import Lora
 from engine.eventlog import EventLog
 from engine.experts import Experts
 from engine.items import Item, build_items
@@ -19,15 +22,22 @@ from engine.loader import Loader
 from engine.objective import class_prompt
 from engine.optim import Ema, build_optimizer
 from engine.order import Order
+from engine.parts import load_vae
+from engine.planning import Planning, diagnose, plan_run, release, smaller
 from engine.preview import Shot, control_image
 from engine.text import TextBook, encode_texts
 from engine.vae import ClipEncoder
+from presets import VERSION
 from presets.captions import resolve_caption
 from presets.check import FREE_TO_CHANGE, Facts
 from presets.errors import UserError
 from presets.job import Job
 from presets.jobfile import job_to_dict
 from presets.plan import Plan
+from presets.planner.rungs import Scarce
+
+WHERE: dict[Scarce, str] = {"vram": "run", "step": "training step", "vae": "VAE", "preview": "preview", "ram": "host's memory"}
+KNOBS = "In order of worth: a smaller entry in datasets.resolutions, fewer num_frames, a smaller quantization, batch_size 1, ending other programs on the card"
 
 
 @dataclass
@@ -53,6 +63,7 @@ class Run:
     encoder: Encoder
     book: TextBook
     experts: Experts
+    planning: Planning
     learners: dict[Expert, Learner]  # of the trained experts
     order: Order
     loader: Loader
@@ -62,47 +73,63 @@ class Run:
     def text(self, texts: list[str]) -> torch.Tensor:
         return self.book.batch(texts, device=self.device)
 
+    def replan(self, scarce: Scarce) -> None:
+        """Memory ran out (where `scarce` says): go one rung down and say so. Raises UserError at the last rung."""
+        why = diagnose(self.device) if self.device.type == "cuda" else "out of memory"
+        release(self.device)
+        plan, old = smaller(self.job, self.planning, scarce), self.planning.plan
+        if plan is None:
+            raise UserError(f"out of memory in the {WHERE[scarce]}, and no smaller plan is left ({why})", where=old.text, fix=KNOBS)
+        self.log.emit("replanned", why=f"out of memory in the {WHERE[scarce]}: {why}", old=old.text, new=plan.text)
+        self.set_plan(plan)
+
     def set_plan(self, plan: Plan) -> None:
         """Run under another plan from now on."""
+        self.planning = replace(self.planning, plan=plan)
         self.experts.set_plan(plan)
         self.encoder = make_encoder(self.vae, plan)
 
 
 def versions() -> dict[str, str]:
-    return {name: version(name) for name in ("torch", "diffusers", "peft", "transformers", "wanlora-tui")}
+    return {"wanlora-tui": VERSION, **{name: version(name) for name in ("torch", "diffusers", "peft", "transformers")}}
 
 
 def make_encoder(vae: AutoencoderKLWan, plan: Plan) -> Encoder:
     return ClipEncoder(vae, frames=plan.vae_frames, compiled=plan.compiled) if next(vae.parameters()).is_cuda else PlainEncoder(vae)
 
 
-def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torch.device, workers: int, resume: bool) -> Run:
-    """Load, encode and restore. Raises UserError."""
+def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torch.device, workers: int, resume: bool, vram: int | None = None) -> Run:
+    """Load, encode and restore. `vram` caps the card's memory, in bytes. Raises UserError."""
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # bf16 products crawl on a CPU
     log.phase("loading", 0, 1, "base model")
     base = find_base(job, facts.base)
     items = build_items(job, facts.base, facts.datasets)
     order = Order(items, job.training.batch_size, job.job.seed)
-    plan = plan_for(job, items, device)
+    planning = plan_run(job, facts, device, vram=vram)
+    plan = planning.plan
 
     log.phase("loading", 0, 1, "text encoder")
     book = encode_texts(
         base, all_texts(job, items), device=device, dtype=dtype, precision=job.quantization.text_encoder,
         progress=lambda done, total: log.phase("caching", done, total, "captions"),
     )  # fmt: skip
-    vae = load_vae(base, device=device, dtype=dtype)
-    config = expert_config(base)
+    vae = load_vae(base.source, device=device, dtype=dtype)
+    config = base.source.expert("high_noise" if job.multistage.high_noise else "low_noise").config
     largest = max(item.bucket.tokens for item in items)
     backend, why = attention.choose(device, tokens=largest, heads=config["num_attention_heads"], width=config["attention_head_dim"], dtype=dtype)
     log.emit("log", level="info", text=f"attention by {backend}: {why}")
-    experts = Experts(job, base, plan, backend=backend, device=device, dtype=dtype, recovery={}, progress=lambda done, total, text: log.phase("loading", done, total, text))
+    recovery, grid = recovery_of(job, facts.base, base, config, device, dtype)
+    experts = Experts(
+        job, base, plan, backend=backend, device=device, dtype=dtype, recovery=recovery, grid=grid, progress=lambda done, total, text: log.phase("loading", done, total, text),
+        warn=lambda text: log.emit("log", level="warning", text=text),
+    )  # fmt: skip
     learners = {
         expert: Learner(parameters, build_optimizer(job.training, list(parameters.values())), Ema(job.training.ema_decay, dict(parameters)) if job.training.ema else None)
         for expert, parameters in experts.parameters.items()
     }
     run = Run(
         job=job, base_dir=facts.base, folder=folder, log=log, device=device, base=base, vae=vae, encoder=make_encoder(vae, plan), book=book, experts=experts,
-        learners=learners, order=order, loader=Loader(order, workers, log=lambda text: log.emit("log", level="warning", text=text)), versions=versions(),
+        planning=planning, learners=learners, order=order, loader=Loader(order, workers, log=lambda text: log.emit("log", level="warning", text=text)), versions=versions(),
     )  # fmt: skip
     checkpoint.sweep(folder)
     if resume:
@@ -114,17 +141,19 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
     return run
 
 
-def expert_config(base: BaseFolder) -> dict[str, Any]:
-    """The diffusers config of the experts (both are alike)."""
-    config: dict[str, Any] = json.loads((base.path / SUBFOLDER["high_noise"] / "config.json").read_text())
-    return config
-
-
-def plan_for(job: Job, items: list[Item], device: torch.device) -> Plan:
-    """How to hold and run the experts on this machine."""
-    if device.type != "cuda":
-        return Plan(precision="none", resident=10_000, stash="device", compiled=False)
-    return Plan(precision="float8" if torch.cuda.get_device_capability(device) >= (8, 9) else "qint8", stash="host", vae_frames=8)
+def recovery_of(
+    job: Job, base_dir: Path, base: BaseFolder, config: dict[str, Any], device: torch.device, dtype: torch.dtype
+) -> tuple[dict[Expert, list[Lora]], Grid]:
+    """The accuracy recovery adapter of qint4+ara, per expert and block, and the 4-bit grid it was made for. Raises UserError."""
+    if job.quantization.transformer != "qint4+ara":
+        return {}, "qint4"
+    if not job.quantization.ara:
+        raise UserError("qint4+ara needs an adapter", where="quantization.ara", fix="Name one, or build it with wanlora ara")
+    path = find_ara(job.quantization.ara, base_dir)
+    ara = load_ara(
+        path, shapes=linear_shapes(config), blocks=config["num_layers"], needed=needed_experts(job), identity=base.identity, device=device, dtype=dtype
+    )
+    return ara.experts, ara.grid
 
 
 def all_texts(job: Job, items: list[Item]) -> set[str]:

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from diffusers.pipelines.wan.pipeline_wan_i2v import prompt_clean
-from transformers import AutoTokenizer, UMT5EncoderModel
 
 from engine.base import BaseFolder
+from engine.parts import load_text_encoder, load_tokenizer
 from engine.rowwise import shrink_linears
 
 MAX_TOKENS = 512  # what Wan was trained with; longer captions are cut, shorter ones padded with zero rows
@@ -48,18 +48,18 @@ def encode_texts(
     `precision` is quantization.text_encoder: none, float8 or qint8 (weights only, one scale per row).
     """
     todo = sorted(set(texts))
-    tokenizer: Any = AutoTokenizer.from_pretrained(base.path / "tokenizer")
-    encoder: Any = UMT5EncoderModel.from_pretrained(base.path / "text_encoder", dtype=dtype)
-    encoder.requires_grad_(False).eval()
+    source = base.source
+    tokenize = load_tokenizer(source, length=MAX_TOKENS)
+    encoder: Any = load_text_encoder(source, dtype=dtype)
     if precision != "none":
         shrink_linears(encoder, precision, device=device)
     encoder.to(device)
     book = TextBook()
     for done, text in enumerate(todo):
         progress(done, len(todo))
-        tokens = tokenizer([prompt_clean(text)], padding="max_length", max_length=MAX_TOKENS, truncation=True, return_attention_mask=True, return_tensors="pt")
-        rows = encoder(tokens.input_ids.to(device), tokens.attention_mask.to(device)).last_hidden_state[0]
-        book.add(text, rows[: int(tokens.attention_mask.sum())].to(dtype).cpu().clone())
+        ids, mask = tokenize(prompt_clean(text))
+        rows = encoder(ids.to(device), mask.to(device)).last_hidden_state[0]
+        book.add(text, rows[: int(mask.sum())].to(dtype).cpu().clone())
     progress(len(todo), len(todo))
     del encoder
     gc.collect()

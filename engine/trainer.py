@@ -5,7 +5,9 @@ B batch, C channels, F h w latent shape, T pixel frames, S text tokens, D text w
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import psutil
 import torch
@@ -19,12 +21,14 @@ from engine.loader import Batch
 from engine.objective import Term, class_prompt, main_term, noised, preservation_term
 from engine.optim import clip_gradients, lr_at, set_lr
 from engine.outputs import make_previews, previews_made, save_all, save_final
+from engine.pinned import HostMemoryRefused
 from engine.report import device_name, plan_text, ram_gib, report_non_finite, vram_gib, vram_total_gib
 from engine.setup import Learner, Run
 from engine.streamed import StreamedExecutor
 from engine.timesteps import NUM_TRAIN_TIMESTEPS, draw_sigma
 from presets.job import Job
 from presets.jobfile import job_to_dict
+from presets.planner.rungs import Scarce
 
 
 @dataclass(frozen=True)
@@ -59,41 +63,17 @@ def train(run: Run, control: Control) -> Outcome:
 
     for step in range(run.start, job.training.steps):
         expert = expert_at(job, step)
-        learner, executor = run.learners[expert], run.experts.executors[expert]
+        learner = run.learners[expert]
         set_lr(learner.optimizer, lr_at(job.training, step))
         watch = Stopwatch(run.device)
-        losses: dict[str, torch.Tensor] = {}
-        timesteps: list[float] = []
-        clips: list[str] = []
-        micro_batches = range(step * job.training.gradient_accumulation, (step + 1) * job.training.gradient_accumulation)
-        clips_in_step = sum(len(run.order.batch(index)) for index in micro_batches)
-
-        for index in micro_batches:
-            if control.stop_wished():
-                return stop(run, learner, step, control)
-            with watch.part("data"):
-                batch = run.loader.batch(index)
-            with watch.part("vae"):
-                video_BCTHW = pixels(batch.frames, device=run.device)
-                x0_BCFhw = encode(run.encoder, video_BCTHW)
-                conditioning_BCFhw = condition(run.encoder, video_BCTHW[:, :, 0], batch.bucket.frames)
-                del video_BCTHW
-            noise_BCFhw, sigma_B = draws(run, expert, step, batch, x0_BCFhw)
-            x_t, target = noised(x0_BCFhw, noise_BCFhw, sigma_B)
-            x_BCFhw = torch.cat([x_t, conditioning_BCFhw], dim=1)
-            timestep_B = sigma_B * NUM_TRAIN_TIMESTEPS
-            with watch.part("transformer"):
-                for term in terms(run, executor, batch, x_BCFhw, timestep_B, target, share=len(batch.ids) / clips_in_step):
-                    loss = executor.forward_backward(x_BCFhw, timestep_B, term.text_BSD, term.loss, strength=batch.weights[0])
-                    losses[term.name] = losses.get(term.name, 0) + loss
-            timesteps += timestep_B.tolist()
-            clips += batch.ids
-
+        passed = with_room(run, learner, watch, partial(gradients, run, step, expert, watch, control))
+        if passed is None:
+            return stop(run, learner, step, control)
         with watch.part("optimizer"):
-            parameters = list(learner.parameters.values())
-            norm = float(clip_gradients(parameters, job.training.max_grad_norm))
-            loss_value = float(sum(losses.values()))
-            finite = math.isfinite(norm) and math.isfinite(loss_value)
+            norm = float(clip_gradients(list(learner.parameters.values()), job.training.max_grad_norm))
+            losses = {name: float(value) for name, value in passed.losses.items()}
+            loss = sum(losses.values())
+            finite = math.isfinite(norm) and math.isfinite(loss)
             if finite:  # a non-finite step never reaches the weights
                 learner.optimizer.step()
                 if learner.ema:
@@ -102,11 +82,11 @@ def train(run: Run, control: Control) -> Outcome:
         bad_steps = 0 if finite else bad_steps + 1
         if finite:
             log.emit(
-                "step", step=step + 1, expert=expert, loss=loss_value, parts={name: float(value) for name, value in losses.items()}, lr=lr_at(job.training, step),
-                grad_norm=norm, timestep=sum(timesteps) / len(timesteps), seconds=watch.seconds(), vram_gib=vram_gib(run.device), ram_gib=ram_gib(), clips=clips,
+                "step", step=step + 1, expert=expert, loss=loss, parts=losses, lr=lr_at(job.training, step), grad_norm=norm,
+                timestep=sum(passed.timesteps) / len(passed.timesteps), seconds=watch.seconds(), vram_gib=vram_gib(run.device), ram_gib=ram_gib(), clips=passed.clips,
             )  # fmt: skip
         else:
-            report_non_finite(run, step, clips, timesteps, bad_steps)
+            report_non_finite(run, step, passed.clips, passed.timesteps, bad_steps)
 
         done = step + 1
         last = done == job.training.steps
@@ -118,6 +98,58 @@ def train(run: Run, control: Control) -> Outcome:
     files = save_final(run, job.training.steps)
     log.emit("done", step=job.training.steps, files=files, seconds=round(time.perf_counter() - began, 3))
     return Outcome(job.training.steps, done=True)
+
+
+@dataclass
+class Passed:
+    """What the micro-batches of one step have come to; the gradients are in the LoRA's parameters."""
+
+    losses: dict[str, torch.Tensor]  # by term
+    timesteps: list[float]
+    clips: list[str]
+
+
+def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch, control: Control) -> Passed | None:
+    """All micro-batches of an optimizer step, forward and backward. None when a stop is wished for between two of them."""
+    accumulation = run.job.training.gradient_accumulation
+    micro_batches = range(step * accumulation, (step + 1) * accumulation)
+    clips_in_step = sum(len(run.order.batch(index)) for index in micro_batches)
+    executor = run.experts.executors[expert]
+    passed = Passed({}, [], [])
+    for index in micro_batches:
+        if control.stop_wished():
+            return None
+        with watch.part("data"):
+            batch = run.loader.batch(index)
+        with watch.part("vae"):
+            video_BCTHW = pixels(batch.frames, device=run.device)
+            x0_BCFhw = encode(run.encoder, video_BCTHW)
+            conditioning_BCFhw = condition(run.encoder, video_BCTHW[:, :, 0], batch.bucket.frames)
+            del video_BCTHW
+        noise_BCFhw, sigma_B = draws(run, expert, step, batch, x0_BCFhw)
+        x_t, target = noised(x0_BCFhw, noise_BCFhw, sigma_B)
+        x_BCFhw = torch.cat([x_t, conditioning_BCFhw], dim=1)
+        timestep_B = sigma_B * NUM_TRAIN_TIMESTEPS
+        with watch.part("transformer"):
+            for term in terms(run, executor, batch, x_BCFhw, timestep_B, target, share=len(batch.ids) / clips_in_step):
+                loss = executor.forward_backward(x_BCFhw, timestep_B, term.text_BSD, term.loss, strength=batch.weights[0])
+                passed.losses[term.name] = passed.losses.get(term.name, 0) + loss
+        passed.timesteps += timestep_B.tolist()
+        passed.clips += batch.ids
+    return passed
+
+
+def with_room(run: Run, learner: Learner, watch: Stopwatch, attempt: Callable[[], Passed | None]) -> Passed | None:
+    """The attempt's result; when memory runs out, the same step again, one rung down. Noise is keyed, so it is the same step."""
+    while True:
+        try:
+            return attempt()
+        except torch.OutOfMemoryError:
+            scarce: Scarce = "vae" if watch.current == "vae" else "step"
+        except HostMemoryRefused:
+            scarce = "ram"
+        learner.optimizer.zero_grad(set_to_none=True)  # what the failed attempt added
+        run.replan(scarce)
 
 
 def wants_previews(job: Job, step: int) -> bool:

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import torch
 
+from engine.ara_grid import Grid
 from engine.loading import Progress, load_blocks, open_expert
 from engine.masters import Layout, Slot
+from engine.packing import pack
 from engine.pinned import host_buffer
-from engine.precision import pack_weight
 from engine.sources import Expert, Part, Source, read_into
+from presets import VERSION
 from presets.cachefacts import CAP, SUFFIX, UNFINISHED, CachedTensor, CacheHeader, make_room, read_cache_header, touch
 from presets.errors import UserError
 from presets.sizes import human
@@ -35,37 +37,38 @@ class _Unusable(Exception):
 
 
 def cached_blocks(
-    source: Source, expert: Expert, precision: str, *, dtype: torch.dtype, pinned: bool, device: torch.device, progress: Progress, folder: Path, warn: Warn, cap: int = CAP
+    source: Source, expert: Expert, precision: str, *, dtype: torch.dtype, pinned: bool, device: torch.device, progress: Progress, folder: Path, warn: Warn, cap: int = CAP,
+    grid: Grid = "qint4",
 ) -> tuple[list[torch.Tensor], Layout]:
     """`engine.loading.load_blocks` through the cache in `folder`. Raises UserError for what is wrong with the source."""
     part = open_expert(source, expert)
-    key = cache_key(part, precision, dtype)
+    key = cache_key(part, precision, dtype, grid)
     path = folder / f"{key}{SUFFIX}"
     if (found := _read(path, key, pinned=pinned, device=device, progress=progress, warn=warn)) is not None:
         return found
-    masters, layout = load_blocks(source, expert, precision, dtype=dtype, pinned=pinned, device=device, progress=progress)
+    masters, layout = load_blocks(source, expert, precision, dtype=dtype, pinned=pinned, device=device, progress=progress, grid=grid)
     if len(masters) * layout.bytes < WORTH * sum(s.place.size for name, s in part.stored.items() if name.startswith("blocks.")):
         progress(0, len(masters), "writing the weight cache")
         header = CacheHeader(
             key=key, model=str(source.folder), expert=expert, precision=precision, block_bytes=layout.bytes, hashes=_hashes(masters),
             layout=tuple(CachedTensor(s.key, s.part, str(s.dtype).removeprefix("torch."), s.shape, s.offset) for s in layout.slots),
-            versions={name: version(name) for name in ("torch", "wanlora-tui")},
+            versions={"torch": version("torch"), "wanlora-tui": VERSION},
         )  # fmt: skip
         _write(path, header, masters, progress=progress, warn=warn, cap=cap)
     return masters, layout
 
 
-def cache_key(part: Part, precision: str, dtype: torch.dtype) -> str:
+def cache_key(part: Part, precision: str, dtype: torch.dtype, grid: Grid = "qint4") -> str:
     """Hash of everything the packed blocks depend on."""
-    told = f"{FORMAT}\0{part.name}\0{part.identity()}\0{precision}\0{dtype}\0{_packing(precision)}"
+    told = f"{FORMAT}\0{part.name}\0{part.identity()}\0{precision}\0{dtype}\0{_packing(precision, grid)}"
     return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
 
-def _packing(precision: str) -> str:
+def _packing(precision: str, grid: Grid) -> str:
     """How this version packs: the bytes that a known weight becomes. A cache of another way of packing is not found."""
     known = torch.linspace(-1, 1, 4 * 256).view(4, 256).square().sub(0.3)
     digest = hashlib.blake2b(digest_size=8)
-    for t in pack_weight(known, precision):
+    for t in pack(known, precision, grid):
         digest.update(f"{t.dtype}{tuple(t.shape)}".encode() + t.contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 

@@ -151,9 +151,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
     args.dir = getattr(args, "dir", None)  # before or behind the command's name; the option itself has no default, so neither place hides the other
     if args.version:
-        from importlib.metadata import version
+        from presets import VERSION
 
-        print(version("wanlora-tui"))
+        print(VERSION)
         return DONE
     module, _, function = args.handler.partition(":")
     try:

@@ -25,6 +25,7 @@ def test_any_run_length_gives_the_plain_encode(vae, length, frames):
 
 
 def test_norm_silu_is_the_formula_in_float64():
-    x, gamma = torch.randn(1, 6, 2, 3, 3), torch.rand(6, 1, 1, 1)
-    normed = x.double() / x.double().square().sum(1, keepdim=True).sqrt() * 6**0.5 * gamma.double()
-    torch.testing.assert_close(norm_silu(x, gamma).double(), normed * torch.sigmoid(normed), rtol=1e-5, atol=1e-6)
+    x, gamma, bias = torch.randn(1, 6, 2, 3, 3), torch.rand(6, 1, 1, 1), torch.randn(6)
+    y = x.double() + bias.double().view(-1, 1, 1, 1)
+    normed = y / y.square().sum(1, keepdim=True).sqrt() * 6**0.5 * gamma.double()
+    torch.testing.assert_close(norm_silu(x, bias, gamma).double(), normed * torch.sigmoid(normed), rtol=1e-5, atol=1e-6)

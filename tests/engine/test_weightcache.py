@@ -82,8 +82,8 @@ def test_what_the_key_holds(cache, wide, tmp_path):
 
 def test_another_way_of_packing_is_another_key(cache, wide, monkeypatch):
     cache.load(wide)
-    plain = weightcache.pack_weight
-    monkeypatch.setattr(weightcache, "pack_weight", lambda w, precision: tuple(t + 1 if t.dtype == torch.float32 else t for t in plain(w, precision)))
+    plain = weightcache.pack
+    monkeypatch.setattr(weightcache, "pack", lambda w, *how: tuple(t + 1 if t.dtype == torch.float32 else t for t in plain(w, *how)))
     assert not cache.hits(wide)
 
 

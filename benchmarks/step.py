@@ -1,0 +1,240 @@
+"""One training step of an expert of the real shape: a plain baseline and our plans, in one process on one card.
+
+    python -m benchmarks.step --json results.json                 (an NVIDIA card; 64 GiB of host RAM for the long clips)
+    python -m benchmarks.step --tiny                              (the same code on the CPU, in seconds)
+    python -m benchmarks.step --cases 41x512x512:streamed ...     (some cases only)
+
+Random weights, LoRA rank 16 on all ten linears, AdamW, batch 1. The baseline is what most trainers do: the diffusers model
+in eager mode, default SDPA, every block checkpointed, bf16, resident, LoRA by peft. Useful TFLOP/s counts forward and
+input-gradient work alone: 4 * 11.95e9 * T + 12 * T^2 * 5120 * 40 floating-point operations, no recompute.
+"""
+
+import argparse
+import gc
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from diffusers import AutoencoderKLWan
+from peft import LoraConfig
+
+from benchmarks.random_expert import REAL, TINY, empty_model, expert
+from engine import attention, lora
+from engine.latents import condition, encode
+from engine.optim import clip_gradients
+from engine.streamed import Machinery, StreamedExecutor
+from engine.vae import ClipEncoder
+from presets.geometry import Bucket
+from presets.plan import Plan
+
+GIB = 2**30
+PLANS: dict[str, dict[str, Any]] = {
+    "kept": {"resident": 40, "kept": 40, "stash": "device", "vae_frames": 40},
+    "resident": {"resident": 40, "stash": "device", "vae_frames": 40},
+    "streamed": {"stash": "host", "vae_frames": 8},
+    "streamed-small": {"stash": "host", "chunk": 4096, "slots": 2, "vae_frames": 4},
+    "streamed-chunked": {"stash": "host", "chunk": 8192, "vae_frames": 4},
+}
+DEFAULT = [
+    "41x512x512:baseline", "41x512x512:kept", "41x512x512:resident", "41x512x512:streamed", "41x512x512:streamed-small", "41x768x768:streamed",
+    "41x1024x1024:streamed-chunked", "81x480x832:streamed-small", "81x480x832:streamed-chunked", "81x720x1280:streamed-chunked",
+]  # fmt: skip
+
+
+@dataclass
+class Bench:
+    """The card, one random expert, and the VAE."""
+
+    device: torch.device
+    config: dict[str, Any]
+    dtype: torch.dtype
+    precision: str
+
+    def sync(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def seconds(self, run: Callable[[], Any], repeats: int) -> float:
+        """Best of `repeats`: what the card can do, not what a neighbour left of it."""
+        best = float("inf")
+        for _ in range(repeats):
+            self.sync()
+            start = time.perf_counter()
+            run()
+            self.sync()
+            best = min(best, time.perf_counter() - start)
+        return best
+
+    def fresh(self) -> None:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def peaks(self) -> dict[str, float]:
+        """GiB: allocated, reserved, and the whole card's use by NVML's count."""
+        if self.device.type != "cuda":
+            return {"peak_gib": 0.0, "reserved_gib": 0.0, "card_gib": 0.0}
+        free, total = torch.cuda.mem_get_info()
+        return {
+            "peak_gib": torch.cuda.max_memory_allocated() / GIB,
+            "reserved_gib": torch.cuda.max_memory_reserved() / GIB,
+            "card_gib": (total - free) / GIB,
+        }
+
+
+def useful_tflop(tokens: int) -> float:
+    return (4 * 11.95e9 * tokens + 12 * tokens**2 * 5120 * 40) / 1e12
+
+
+def inputs(bench: Bench, bucket: Bucket) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    torch.manual_seed(1)
+    x = torch.randn(1, 36, *bucket.latent, device=bench.device)
+    text = torch.randn(1, 512, bench.config.get("text_dim", 4096), device=bench.device, dtype=bench.dtype)
+    target = torch.randn(1, 16, *bucket.latent, device=bench.device)
+    return x, torch.tensor([900.0], device=bench.device), text, lambda out: (out.float() - target).square().mean()
+
+
+def optimizer_step(optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter]) -> None:
+    float(clip_gradients(parameters, 1.0))
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def adamw(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-4, fused=parameters[0].is_cuda)
+
+
+def measure(bench: Bench, step: Callable[[], None]) -> dict[str, float]:
+    """Warm up (compilation, autotuning), then time; peaks of the timed steps alone."""
+    start = time.perf_counter()
+    step()
+    bench.sync()
+    first = time.perf_counter() - start
+    if first < 100:
+        step()
+    if bench.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    seconds = bench.seconds(step, 3 if first < 60 else 1)
+    return {"seconds_per_step": seconds, "first_step_seconds": first, **bench.peaks()}
+
+
+def baseline(bench: Bench, bucket: Bucket) -> dict[str, float]:
+    model = empty_model(bench.config, bench.device, bench.dtype, num_layers=bench.config.get("num_layers", 40))
+    model.add_adapter(LoraConfig(r=16, lora_alpha=16, target_modules=lora.TARGETS))
+    parameters = [p for name, p in model.named_parameters() if "lora_" in name]
+    for p in parameters:
+        p.requires_grad_(True)
+        p.data = p.data.float()
+    model.enable_gradient_checkpointing()
+    model.train()
+    optimizer = adamw(parameters)
+    x, timestep, text, loss = inputs(bench, bucket)
+
+    def step() -> None:
+        loss(model(x.to(bench.dtype), timestep, text, return_dict=False)[0]).backward()
+        optimizer_step(optimizer, parameters)
+
+    return measure(bench, step)
+
+
+def planned(bench: Bench, bucket: Bucket, plan: Plan, weights: Any, parameters: list[torch.nn.Parameter], backend: str) -> dict[str, float]:
+    executor = StreamedExecutor(weights, Machinery(plan, backend, weights.layout.bytes, bench.device))
+    optimizer = adamw(parameters)
+    x, timestep, text, loss = inputs(bench, bucket)
+
+    def step() -> None:
+        executor.forward_backward(x, timestep, text, loss)
+        optimizer_step(optimizer, parameters)
+
+    result = measure(bench, step)
+    result["predict_seconds"] = bench.seconds(lambda: executor.predict(x, timestep, text), 2)
+    return result
+
+
+def encoded(bench: Bench, bucket: Bucket, plan: Plan, vae: AutoencoderKLWan) -> dict[str, float]:
+    """The VAE's part of a step: target and conditioning."""
+    encoder = ClipEncoder(vae, frames=plan.vae_frames, compiled=plan.compiled)
+    video = torch.rand(1, 3, bucket.frames, bucket.height, bucket.width, device=bench.device) * 2 - 1
+
+    def both() -> None:
+        encode(encoder, video)
+        condition(encoder, video[:, :, 0], bucket.frames)
+
+    both()
+    return {"vae_seconds": bench.seconds(both, 2), "vae_peak_gib": bench.peaks()["peak_gib"]}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tiny", action="store_true", help="toy sizes on the CPU")
+    parser.add_argument("--precision", default="float8")
+    parser.add_argument("--cases", nargs="*", default=DEFAULT, metavar="FxHxW:PLAN")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    device = torch.device("cpu" if args.tiny else "cuda")
+    bench = Bench(device, TINY if args.tiny else REAL, torch.float32 if args.tiny else torch.bfloat16, "none" if args.tiny else args.precision)
+    if not args.tiny:
+        print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
+    backend, why = attention.choose(device, tokens=11264, heads=bench.config.get("num_attention_heads", 40), width=bench.config.get("attention_head_dim", 128), dtype=bench.dtype)
+    print(f"attention by {backend}, {why}", flush=True)
+
+    rows: list[dict[str, Any]] = []
+    weights: Any = None
+    parameters: list[torch.nn.Parameter] = []
+    vae: Any = None
+    for case in args.cases:
+        shape, _, name = case.partition(":")
+        frames, height, width = (int(v) for v in shape.split("x"))
+        bucket = Bucket(frames, height, width) if not args.tiny else Bucket(5, 32, 48)
+        bench.fresh()
+        try:
+            if name == "baseline":
+                row: dict[str, Any] = {"case": shape, "plan": "baseline: diffusers, eager, SDPA, checkpointed, bf16", **baseline(bench, bucket)}
+            else:
+                if weights is None:
+                    start = time.perf_counter()
+                    weights, named = expert("high_noise", bench.config, bench.precision, device, bench.dtype)
+                    parameters = list(named.values())
+                    vae = AutoencoderKLWan(**({"base_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1} if args.tiny else {})).to(device, bench.dtype).eval()
+                    print(f"expert packed as {bench.precision} in {time.perf_counter() - start:.0f} s, {weights.layout.bytes / 2**20:.0f} MiB a block", flush=True)
+                plan = Plan(precision=bench.precision, compiled=not args.tiny, **PLANS[name])
+                row = {"case": shape, "plan": f"{name}: {plan.text}", **planned(bench, bucket, plan, weights, parameters, backend)}
+                bench.fresh()
+                row |= encoded(bench, bucket, plan, vae)
+                row["outside_share"] = row["vae_seconds"] / (row["vae_seconds"] + row["seconds_per_step"])
+        except Exception:
+            print(f"FAILED {case}", flush=True)
+            traceback.print_exc(limit=8, file=sys.stdout)
+            continue
+        same = next((r for r in rows if r["case"] == shape and r["plan"].startswith("baseline")), None)
+        row["tokens"] = bucket.tokens
+        row["ratio_to_baseline"] = same["seconds_per_step"] / row["seconds_per_step"] if same else None
+        row["useful_tflops"] = useful_tflop(bucket.tokens) / row["seconds_per_step"]
+        row["host_gib"] = psutil.Process().memory_info().rss / GIB
+        rows.append(row)
+        show(row)
+        if args.json:
+            args.json.write_text(json.dumps(rows, indent=1))
+    return 0
+
+
+def show(row: dict[str, Any]) -> None:
+    ratio = f"{row['ratio_to_baseline']:.2f}x" if row["ratio_to_baseline"] else "-"
+    outside = f", VAE {row['vae_seconds']:.2f} s (outside {row['outside_share']:.0%}, peak {row['vae_peak_gib']:.1f})" if "vae_seconds" in row else ""
+    print(
+        f"{row['case']:>13} {row['plan']}: {row['seconds_per_step']:.3f} s/step, {ratio}, {row['useful_tflops']:.0f} TFLOP/s, peak {row['peak_gib']:.2f} GiB "
+        f"(reserved {row['reserved_gib']:.2f}, card {row['card_gib']:.2f}), host {row['host_gib']:.1f}, first {row['first_step_seconds']:.0f} s{outside}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
