@@ -125,7 +125,8 @@ def _preview(run: Run, step: int, i: int) -> None:
         while frames is None:
             try:
                 latents = sample_latents(run.experts.executors, run.encoder, shot, panel, boundary=run.base.boundary, shift=run.base.flow_shift, progress=progress)
-                frames = to_frames(run.vae, latents)
+                with run.experts.parked():
+                    frames = to_frames(run.vae, latents)
             except torch.OutOfMemoryError:
                 latents = None
             if frames is None:  # outside the handler, whose traceback holds on to tensors

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpsample
+from torch import nn
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 
 from engine.sources import Source
@@ -28,6 +30,10 @@ def load_vae(source: Source, *, device: torch.device, dtype: torch.dtype) -> Aut
         shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
         part.require(shapes)
         model.load_state_dict({name: part.stored[name].read(dtype) for name in shapes}, assign=True)
+    for module in model.modules():  # they copy to fp32 to repeat pixels, which is exact in any type and takes half the memory
+        for name, child in list(module.named_children()):
+            if isinstance(child, WanUpsample):
+                setattr(module, name, nn.Upsample(scale_factor=child.scale_factor, mode=child.mode))
     return model.requires_grad_(False).eval().to(device)
 
 

@@ -19,7 +19,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     kept: int = 0  # of the resident ones, blocks that keep their graph and are not recomputed
     stash: Literal["device", "host"] = "host"  # where a block's input and attention output wait for its backward
     chunk: int = 0  # tokens at a time in the token-wise parts; 0: all at once
-    slots: int = 3  # device buffers that streamed blocks pass through
+    slots: int = 3  # device buffers that streamed blocks pass through; 0 when all are resident
     vae_frames: int = 4  # pixel frames the VAE works on at a time; a multiple of 4
     compiled: bool = True
 
@@ -27,7 +27,9 @@ class Plan(Struct, frozen=True, kw_only=True):
     def text(self) -> str:
         """One line for people."""
         words = [{"none": "bf16"}.get(self.precision, self.precision)]
-        words.append(f"{self.resident} blocks resident, the others streamed" if self.resident else "all blocks streamed")
+        words.append(f"{self.resident} blocks resident" if self.resident else "all blocks streamed")
+        if self.resident and self.slots:
+            words.append("the others streamed")
         if self.kept:
             words.append(f"{self.kept} kept")
         words.append(f"activations on the {'GPU' if self.stash == 'device' else 'host'}")

@@ -8,7 +8,6 @@ from typing import Any
 from msgspec import Struct
 
 from presets.captions import TRIGGER_MARK
-from presets.check import installed_packages
 from presets.clips import ClipFacts
 from presets.geometry import SIDE_MULTIPLE, WAN_FPS, Bucket, bucket_for, nearest_frame_counts, uniform_speed
 from presets.job import DatasetPanel, Job, JobPanel, Kind
@@ -65,7 +64,6 @@ def recommend(kind: Kind, machine: Machine, clips: list[ClipFacts], *, name: str
     for path, advised in {**recipe.values, **tier.values}.items():
         draft.set(path, advised.value, advised.reason)
     _steps(draft, recipe, clips)
-    _optimizer(draft, gpu)
     _text(draft, recipe, clips, name)
     _frames(draft, recipe, tier, clips)
     _resolutions(draft, tier, clips)
@@ -86,13 +84,6 @@ def _steps(draft: _Draft, recipe: Recipe, clips: list[ClipFacts]) -> None:
     steps = round((recipe.steps.low + share * (recipe.steps.high - recipe.steps.low)) / every) * every
     given = f"for {len(clips)} clip{'s' if len(clips) != 1 else ''}" if clips else "to begin with"
     draft.set("training.steps", steps, f"{recipe.steps.low} to {recipe.steps.high} suit this kind; {steps} {given}")
-
-
-def _optimizer(draft: _Draft, gpu: Gpu | None) -> None:
-    if gpu is None:
-        draft.set("training.optimizer", "adamw", "The 8-bit optimizer runs on NVIDIA GPUs only")
-    elif "bitsandbytes" not in installed_packages():
-        draft.set("training.optimizer", "adamw", "The 8-bit optimizer needs the package bitsandbytes, which is not installed; a LoRA is small enough without it")
 
 
 def _text(draft: _Draft, recipe: Recipe, clips: list[ClipFacts], name: str) -> None:

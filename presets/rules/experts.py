@@ -2,11 +2,9 @@
 
 from collections.abc import Iterator
 
-from presets.facts import Facts, used_gpus
+from presets.facts import Facts
 from presets.job import Job
-from presets.rules.machine import expert_bytes
 from presets.rules.registry import Found, rule
-from presets.sizes import GIB
 
 
 def both(job: Job) -> bool:
@@ -36,16 +34,6 @@ def switch_every_with_steps(job: Job, facts: Facts) -> Iterator[Found]:
     if both(job) and every >= steps > 1:
         message = f"the high-noise expert trains for the first {every} steps, and the run ends after {steps}: the low-noise LoRA would stay empty"
         yield Found("multistage.switch_every", message, set={"multistage.switch_every": max(1, min(10, steps // 4))})
-
-
-@rule("switch-every-with-swap", "warning")
-def switch_every_with_swap(job: Job, facts: Facts) -> Iterator[Found]:
-    """The experts take turns of 10 steps or more where the GPU cannot hold both."""
-    vram = min((g.vram_total for g in used_gpus(job, facts)), default=None)
-    if both(job) and job.multistage.switch_every < 10 and vram is not None and not facts.tiny and vram < 2 * expert_bytes(facts):
-        every = "each step" if job.multistage.switch_every == 1 else f"every {job.multistage.switch_every} steps"
-        message = f"{vram / GIB:.0f} GiB of VRAM do not hold both experts: a switch means moving one out and the other in, and {every} that is slow"
-        yield Found("multistage.switch_every", message, set={"multistage.switch_every": 10})
 
 
 @rule("boundary-out-of-range", "error")

@@ -211,8 +211,8 @@ def test_the_nearest_folder_that_exists(tmp_path):
 def test_a_full_disk_is_said_in_numbers():
     known = facts(machine=machine(gpu(), disk_gib=1))
     (finding,) = [f for f in check(job(), known) if f.code == "disk-too-small"]
-    # rank 16: 40 x 16 x (8 x 10240 + 2 x 18944) = 76.7 million parameters an expert; (4 + 2) bytes each, two experts
-    assert f"a checkpoint is {2 * 76_677_120 * 6 / GIB * 1024:.0f} MiB" in finding.message and "1.0 GiB are free at /data" in finding.message
+    # rank 16: 40 x 16 x (8 x 10240 + 2 x 18944) = 76.7 million parameters an expert; (4 + 8) bytes each, two experts
+    assert f"a checkpoint is {2 * 76_677_120 * 12 / GIB:.1f} GiB" in finding.message and "1.0 GiB are free at /data" in finding.message
 
 
 # Showing

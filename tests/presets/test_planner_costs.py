@@ -57,10 +57,9 @@ def test_what_was_measured_on_an_h200(size, given, peak, reserved, seconds, forw
         assert costs.forward(chosen, costs.work.loads[0])[0] == pytest.approx(forward, rel=0.20)
 
 
-# Diffusers' encoder, 4 frames at a time, in bf16 on the same card.
-@pytest.mark.parametrize(("size", "seconds"), [((41, 512, 512), 0.38), ((41, 768, 768), 0.83), ((81, 480, 832), 1.12)])
-def test_two_encodes_a_step(size, seconds):
-    assert predict(plan(), work(*size), H200).seconds.vae == pytest.approx(2 * seconds, rel=0.10)
+def test_two_encodes_a_step():
+    """Our encoder, 8 frames at a time, in bf16 on the same card: 0.205 s for 41 x 512 x 512."""
+    assert predict(plan(), work(41, 512, 512), H200).seconds.vae == pytest.approx(2 * 0.205, rel=0.10)
 
 
 def test_a_packed_block_of_14b():

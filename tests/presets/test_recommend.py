@@ -13,7 +13,7 @@ from presets.job import Kind
 from presets.jobfile import dump_job, get_value, parse_job
 from presets.recipe import load_recipe, load_tiers, tier_for
 from presets.recommend import Recommendation, made_up_word, plain_job, recommend
-from tests.presets.making import PACKAGES, clip, clips, facts, gpu, image, machine, tiny_model
+from tests.presets.making import clip, clips, facts, gpu, image, machine, tiny_model
 
 KINDS: list[Kind] = ["motion", "style", "character"]
 MACHINES = {
@@ -45,13 +45,8 @@ def known(on: str, of: str) -> Facts:
     return facts(CLIPS[of] or clips(), machine=MACHINES[on])
 
 
-@pytest.fixture
-def bitsandbytes(monkeypatch):
-    monkeypatch.setattr("presets.recommend.installed_packages", lambda: PACKAGES)
-
-
 @pytest.mark.parametrize(("kind", "on", "of"), itertools.product(KINDS, MACHINES, CLIPS))
-def test_a_recommended_job_has_no_errors_and_reasons_for_all_it_changes(kind, on, of, bitsandbytes):
+def test_a_recommended_job_has_no_errors_and_reasons_for_all_it_changes(kind, on, of):
     found = made(kind, on, of)
     plain = plain_job(kind, "orbit", "clips")
     fields = [p.replace("datasets.", "datasets[0].") for p in FIELDS if not p.startswith("sample.prompts")]
@@ -67,7 +62,7 @@ def test_a_recommended_job_has_no_errors_and_reasons_for_all_it_changes(kind, on
 
 
 @pytest.mark.parametrize(("kind", "on", "of"), itertools.product(KINDS, ["24 GB", "80 GB"], ["hd", "just enough", "portrait"]))
-def test_good_clips_give_no_warning_but_memory_and_speed(kind, on, of, bitsandbytes):
+def test_good_clips_give_no_warning_but_memory_and_speed(kind, on, of):
     found = [f for f in check(made(kind, on, of).job, known(on, of)) if f.severity != "advice"]
     allowed = {"trigger-missing-in-captions"} | ({"speed-factor"} if kind == "motion" and on == "24 GB" else set())
     assert {f.code for f in found} <= allowed
@@ -135,14 +130,6 @@ def test_previews_have_the_shape_of_the_clips(on, of, size):
     job = made("motion", on, of).job
     assert (job.sample.width, job.sample.height) == size
     assert job.sample.width % 16 == job.sample.height % 16 == 0
-
-
-def test_the_optimizer_needs_its_package_and_a_gpu(bitsandbytes, monkeypatch):
-    assert made("motion").job.training.optimizer == "adamw8bit"
-    assert made("motion", "no GPU").job.training.optimizer == "adamw"
-    monkeypatch.setattr("presets.recommend.installed_packages", frozenset)
-    found = made("motion")
-    assert found.job.training.optimizer == "adamw" and "bitsandbytes" in found.reasons["training.optimizer"]
 
 
 def test_the_gpu_with_most_free_memory():
