@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import av
 import msgspec
 import pytest
 import tomlkit
@@ -110,6 +111,19 @@ def truncated(work: Path) -> None:
     clip.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
 
 
+def truncated_behind_its_index(work: Path) -> None:
+    """As a broken download of a clip made for the web: its table of frames, in front, promises what is not there."""
+    clip, whole = work / "clips/b.mp4", work / "whole.mp4"
+    with av.open(str(clip)) as source, av.open(str(whole), "w", options={"movflags": "faststart"}) as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(source.streams.video[0]):
+            if packet.size:
+                packet.stream = stream
+                out.mux(packet)
+    clip.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * 0.8)])
+    whole.unlink()
+
+
 def without_clips(work: Path) -> None:
     shutil.rmtree(work / "clips")
     (work / "clips").mkdir()
@@ -140,6 +154,7 @@ def another_job(work: Path) -> None:
 
 BAD = {
     "a truncated mp4": Bad("clip-unreadable", "clips/b.mp4", "b.mp4", "Copy or export it again", truncated),
+    "an mp4 truncated behind its index": Bad("clip-unreadable", "clips/b.mp4", "b.mp4", "Copy or export it again", truncated_behind_its_index),
     "a GIF": Bad("not-a-video", "clips/d.gif", "d.gif", "Convert it to mp4", lambda work: write_clip(work / "clips/d.gif", frames=8, codec="gif")),
     "a GIF named .mp4": Bad("not-a-video", "clips/d.mp4", "d.mp4", "Convert it to mp4", lambda work: write_clip(work / "d.gif", frames=8, codec="gif").rename(work / "clips/d.mp4")),
     "an empty folder": Bad("dataset-empty", "datasets[0].path", "holds no clip and no image", "Put clips into it", without_clips),
