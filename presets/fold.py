@@ -118,7 +118,8 @@ def fold(view: RunView, event: Event) -> None:
             view.checkpoints.append(Checkpoint(data["step"], data["path"]))
             _note(view, event, f"checkpoint {data['path']}")
         case "finding":
-            view.findings.append(data)
+            if data not in view.findings:  # each attempt checks the job anew and says the same again
+                view.findings.append(data)
             _note(view, event, f"{data['severity']}: {data['message']}")
         case "changed":
             if data["field"] == "training.steps":

@@ -5,10 +5,12 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import av
+import psutil
 import pytest
 from safetensors import safe_open
 
@@ -64,6 +66,19 @@ def jobs(cwd: Path) -> dict[str, dict]:
     said = wanlora("jobs", "--json", cwd=cwd)
     assert said.returncode == 0, said.stderr
     return {r["name"]: r for r in json.loads(said.stdout)}
+
+
+@contextmanager
+def held(launcher: int) -> Iterator[None]:
+    """The trainer stands still meanwhile."""
+    processes = psutil.Process(launcher).children(recursive=True)
+    for process in processes:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.resume()
 
 
 def assert_whole(run: Path) -> None:
@@ -184,9 +199,10 @@ def test_from_the_first_key_to_the_lora_files_through_the_death_of_the_interface
     screen.press("f8")
     screen.wait("● daemon alive")
     screen.wait(lambda t: any(f"step {n}/{total} " in t for n in range(1, total)), "steps on the dashboard")
-    seen = screen.wait(lambda _: notes.exists() and json.loads(notes.read_text())["seen"].get(events(run)[0].run), "a note of what was on the screen")
-    daemon = ping().pid
-    screen.kill9()
+    with held(jobs(work)["square_v1"]["pid"]):  # however fast this machine is
+        seen = screen.wait(lambda _: notes.exists() and json.loads(notes.read_text())["seen"].get(events(run)[0].run), "a note of what was on the screen")
+        daemon = ping().pid
+        screen.kill9()
 
     job = load_job(work / "square_v1.toml")
     assert (job.model.path, job.training.steps, job.datasets[0].path, job.sample.prompts[0].ctrl_img) == ("base", total, "orbit", "vase.png")
@@ -221,21 +237,24 @@ def test_from_the_first_key_to_the_lora_files_through_the_death_of_the_interface
 
 @pytest.mark.timeout(SLOWLY)
 def test_a_daemon_killed_jobs_queued_stopped_and_resumed_with_the_real_trainer(home: Path, prepared: Path, tmp_path: Path):
-    def run_of(name: str) -> Path:
-        return tmp_path / name / "runs" / name
-
-    for name, run_steps in (("long", 160), ("short", 4)):
-        job_file = write_job(tmp_path / name, prepared / "base", prompts=0, clips=2, steps=run_steps)
-        save_job(with_value(load_job(job_file), "job.name", name), job_file)
-        said = wanlora("submit", job_file, cwd=tmp_path)
+    long, short = (tmp_path / name / "runs" / name for name in ("long", "short"))
+    job_file = write_job(tmp_path / "long", prepared / "base", prompts=0, clips=2, save={"every": 50_000}, steps=100_000)
+    save_job(with_value(load_job(job_file), "job.name", "long"), job_file)
+    chosen = [f"--set={setting}" for setting in (f"model.path={prepared / 'base'}", "training.steps=4", "multistage.switch_every=1", "quantization.text_encoder=none")]
+    (tmp_path / "short").mkdir()
+    made = wanlora("new", "--kind", "motion", "--clips", job_file.parent / "clips", "--name", "short", *chosen, "--out", "short/job.toml", cwd=tmp_path)
+    assert made.returncode == 0 and made.stdout == "short/job.toml\n", made.stderr
+    assert wanlora("check", "short/job.toml", cwd=tmp_path).returncode == 0
+    for name in ("long", "short"):
+        said = wanlora("submit", f"{name}/job.toml", cwd=tmp_path)
         assert said.returncode == 0 and said.stdout == f"{name}\n", said.stderr
-    until(lambda: len(steps(run_of("long"))) >= 3, "the first steps")
+    until(lambda: len(steps(long)) >= 3, "the first steps")
     before = jobs(tmp_path)
     assert (before["long"]["state"], before["short"]["state"], before["short"]["position"]) == ("running", "queued", 1)
 
     os.kill(ping().pid, signal.SIGKILL)
-    at = len(steps(run_of("long")))
-    until(lambda: len(steps(run_of("long"))) >= at + 3, "steps without a daemon")
+    at = len(steps(long))
+    until(lambda: len(steps(long)) >= at + 3, "steps without a daemon")
     assert wanlora("jobs", cwd=tmp_path).returncode == 1
     assert wanlora("daemon", "start", cwd=tmp_path).returncode == 0
     after = jobs(tmp_path)
@@ -244,21 +263,26 @@ def test_a_daemon_killed_jobs_queued_stopped_and_resumed_with_the_real_trainer(h
 
     assert wanlora("stop", "long", cwd=tmp_path).returncode == 0
     assert wanlora("watch", "long", cwd=tmp_path).returncode == 75
-    stopped = events(run_of("long"))[-1]
+    stopped = events(long)[-1]
     assert stopped.kind == "stopped" and jobs(tmp_path)["long"]["state"] == "stopped"
-    assert steps(run_of("long")) == list(range(1, stopped.data["step"] + 1)) and stopped.data["step"] < 160
+    assert steps(long) == list(range(1, stopped.data["step"] + 1))
     assert wanlora("resume", "long", cwd=tmp_path).returncode == 0
     assert wanlora("watch", "short", "--plain", cwd=tmp_path).returncode == 0
-    said = wanlora("watch", "long", "--plain", cwd=tmp_path)
-    assert said.returncode == 0, said.stderr
+    until(lambda: len(steps(long)) >= stopped.data["step"] + 3, "steps after the resume")
+    assert wanlora("stop", "long", cwd=tmp_path).returncode == 0
+    assert wanlora("watch", "long", "--plain", cwd=tmp_path).returncode == 75
 
-    for name in ("long", "short"):
-        assert_whole(run_of(name))
-        assert watched(name, tmp_path) == events(run_of(name)) and snapshot(name) == folded(events(run_of(name)))
-    long, short = events(run_of("long")), events(run_of("short"))
-    second = [e for e in long if e.attempt == 2]
-    assert long[second[0].seq - 2] == stopped and next(e for e in second if e.kind == "started").data["resumed_from"] == stopped.data["step"]
-    assert stopped.time <= short[0].time and short[-1].time <= second[0].time, "two jobs trained on one GPU at once"
+    told, other = events(long), events(short)
+    second = [e for e in told if e.attempt == 2]
+    assert [e.seq for e in told] == list(range(1, len(told) + 1)) and told[second[0].seq - 2] == stopped
+    assert next(e for e in second if e.kind == "started").data["resumed_from"] == stopped.data["step"]
+    assert steps(long) == list(range(1, told[-1].data["step"] + 1)), "a step was lost or made twice"
+    assert stopped.time <= other[0].time and other[-1].time <= second[0].time, "two jobs trained on one GPU at once"
+    assert_whole(short)
+    for name, run in (("long", long), ("short", short)):
+        assert watched(name, tmp_path) == events(run) and snapshot(name) == folded(events(run))
+    findings = [e.data for e in told if e.kind == "finding"]
+    assert len(findings) == 2 * len(snapshot("long").findings) > 0, "both attempts tell their findings; each is listed once"
     assert wanlora("daemon", "stop", cwd=tmp_path).returncode == 0
     until(lambda: not processes_under(home), "the end of the daemon and its trainers")
 

@@ -67,6 +67,13 @@ def test_the_whole_run():
     assert [f["code"] for f in view.findings] == ["frames-mismatch"]
 
 
+def test_a_finding_of_every_attempt_is_listed_once():
+    events = whole_run()
+    finding = next(e for e in events if e.kind == "finding")
+    view = folded([*events, Event(seq=events[-1].seq + 1, time=0.0, run=finding.run, attempt=3, kind="finding", data=dict(finding.data))])
+    assert len(view.findings) == 1 and len([line for line in view.log if line.kind == "finding"]) == 2
+
+
 def test_a_resume_rewinds_the_plot_and_what_was_saved_after_it():
     view = folded(whole_run())
     points = sorted((p.step, p.loss) for ps in view.losses.values() for p in ps)
