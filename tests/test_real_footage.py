@@ -34,6 +34,8 @@ from presets.jobfile import save_job
 from tests.footage import CLIPS, real_clips
 from tests.wanlora_tui.harness import environment, wanlora
 
+pytestmark = pytest.mark.timeout(300)  # the first run fetches the clips
+
 CAPTIONS = {"bikes.mp4": "a bicycle race", "bigbuckbunny.mp4": "a rabbit on a meadow", "carphone_pristine.mp4": "a man talks in a car", "carphone_distorted.mp4": "a man talks in a car"}
 STEPS, RANK, ALPHA, SEED, PROMPT = 8, 4, 8.0, 42, "a bicycle race through a town"
 WIDTH, HEIGHT = 96, 48
