@@ -43,10 +43,10 @@ def folder_name(step: int) -> str:
     return f"step_{step:09d}"
 
 
-def save(run: Path, state: State) -> tuple[Path, str]:
+def save(run: Path, state: State, *, rehearsal: bool = False) -> tuple[Path, str]:
     """Write `checkpoints/step_NNNNNNNNN`; returns (folder, sha256 of its manifest). Raises DiskFull or UserError.
 
-    A checkpoint of the same step (from an attempt that was rolled back) is replaced.
+    A checkpoint of the same step (from an attempt that was rolled back) is replaced. A rehearsal does all but the rename.
     """
     parent = run / CHECKPOINTS
     final = parent / folder_name(state.step)
@@ -63,27 +63,30 @@ def save(run: Path, state: State) -> tuple[Path, str]:
         (aside / "manifest.json").write_text(text)
         _fsync(aside / "manifest.json")
         _fsync(aside)
+        if rehearsal:
+            return aside, ""
         if final.exists():
             shutil.rmtree(final)
         aside.rename(final)
         _fsync(parent)
-    except OSError as e:
-        raise _refusal(e, parent) from e
-    except Exception as e:  # safetensors reports a failed write as its own error, with the cause only in the text
-        code = re.search(r"os error (\d+)", str(e))
-        if code:
-            raise _refusal(OSError(int(code[1]), os.strerror(int(code[1]))), parent) from e
-        raise
+    except Exception as e:
+        raise refusal_of(e, parent) from e
     finally:
         if aside.exists():
             shutil.rmtree(aside)
     return final, hashlib.sha256(text.encode()).hexdigest()
 
 
-def _refusal(error: OSError, where: Path) -> UserError:
+def refusal_of(error: Exception, where: Path) -> Exception:
+    """A failed write as a user's error; any other error as it is. safetensors tells the system's error in its text alone."""
+    code = re.search(r"os error (\d+)", str(error))
+    if code and not isinstance(error, OSError):
+        error = OSError(int(code[1]), os.strerror(int(code[1])))
+    if not isinstance(error, OSError):
+        return error
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return DiskFull("the disk is full: the checkpoint was not written, earlier ones are whole", where=str(where), fix="Free some space, then resume")
-    return UserError(f"cannot write a checkpoint: {error.strerror}", where=str(where), fix="Make the folder writable, or choose another with --out")
+        return DiskFull("the disk is full: nothing was lost, earlier checkpoints are whole", where=str(where), fix="Free some space, then resume")
+    return UserError(f"cannot write there: {error.strerror}", where=str(where), fix="Make the folder writable, or choose another with --out")
 
 
 def _parts(state: State) -> dict[str, Any]:
@@ -171,17 +174,20 @@ def load(folder: Path) -> State:
     )
 
 
+def set_aside(run: Path, *, after: int) -> None:
+    """Rename damaged checkpoints newer than step `after`, so that they do not count among those kept."""
+    for folder in listed(run):
+        if int(folder.name.removeprefix("step_")) > after:
+            folder.rename(folder.with_name(f"{folder.name}.damaged-{os.getpid()}"))
+
+
 def prune(run: Path, keep: int) -> list[int]:
-    """Remove all but the newest `keep` checkpoints; returns the steps removed. The newest that verifies always stays."""
+    """Remove all but the newest `keep` checkpoints; returns the steps removed."""
     gone: list[int] = []
     for folder in listed(run)[:-keep]:
-        remove(folder)
+        shutil.rmtree(folder)
         gone.append(int(folder.name.removeprefix("step_")))
     return gone
-
-
-def remove(folder: Path) -> None:
-    shutil.rmtree(folder)
 
 
 def sweep(run: Path) -> None:

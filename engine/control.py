@@ -3,21 +3,26 @@
 import json
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
 CONTROL_DIR = "control"
 
 
+class StopWished(Exception):
+    """A stop is wished for, in the middle of something that leaves nothing behind."""
+
+
 class Control:
     """Polled at each micro-step edge. Who launches an attempt empties the folder first. SIGTERM and SIGINT wish a stop with a save; a second one ends at once."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, refuse: Callable[[str], None]) -> None:
+        self._refuse = refuse  # told of commands that nobody knows
         self.folder = folder / CONTROL_DIR
         self.folder.mkdir(exist_ok=True)
         self._signals = 0
         self.why = ""  # a stop is wished for, and why
-        self.refused: list[str] = []  # commands nobody knows, for the event log
 
     def listen(self) -> None:
         """Install the signal handlers. Main thread only."""
@@ -30,6 +35,11 @@ class Control:
             sys.exit(128 + number)
         self.why = f"{signal.Signals(number).name} received"
 
+    def honour(self) -> None:
+        """Raise StopWished when a stop is wished for."""
+        if self.stop_wished():
+            raise StopWished(self.why)
+
     def stop_wished(self) -> bool:
         """Read and delete the control files; true once a stop is wished for."""
         for file in sorted(self.folder.glob("*.json")):
@@ -41,5 +51,5 @@ class Control:
             if command == "stop":
                 self.why = "stop asked for"
             else:
-                self.refused.append(str(command))
+                self._refuse(str(command))
         return bool(self.why)

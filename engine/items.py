@@ -47,13 +47,20 @@ def _of_dataset(job: Job, number: int, panel: DatasetPanel, root: Path, clips: l
     return [
         Item(
             id=f"{number}/{Path(clip.path).relative_to(root).as_posix()}@{resolution}", repeat=repeat, dataset=number, path=clip.path, kind=clip.kind, bucket=bucket,
-            sampling=panel.sampling, caption=resolve_caption(clip.caption, panel.default_caption, job.job.trigger), caption_dropout=panel.caption_dropout,
+            sampling=panel.sampling, caption=caption_of(job, panel, clip), caption_dropout=panel.caption_dropout,
             weight=panel.weight, regularization=panel.regularization, flip_x=panel.flip_x, flip_y=panel.flip_y,
         )
         for clip in clips
         for resolution, bucket in _buckets(clip, panel).items()
         for repeat in range(panel.repeats)
     ]  # fmt: skip
+
+
+def caption_of(job: Job, panel: DatasetPanel, clip: ClipFacts) -> str:
+    """What a clip trains with: its own caption or the default one; the trigger alone when the text encoder is to be unloaded."""
+    if job.training.unload_text_encoder:
+        return job.job.trigger
+    return resolve_caption(clip.caption, panel.default_caption, job.job.trigger)
 
 
 def _buckets(clip: ClipFacts, panel: DatasetPanel) -> dict[int, Bucket]:

@@ -56,10 +56,6 @@ class Batch:
         """LoRA strength of each sample; all equal (see Order)."""
         return [d.item.weight for d in self.draws]
 
-    @property
-    def regularization(self) -> list[bool]:
-        return [d.item.regularization for d in self.draws]
-
 
 class Loader:
     """Gives the batches of an order, by index. Any index may be asked at any time; asking in order is fast.

@@ -7,6 +7,7 @@ memory than these buffers and the block being packed. Quantization runs on the G
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -53,8 +54,16 @@ def load_stem(source: Source, expert: Expert, *, device: torch.device, dtype: to
         model = WanTransformer3DModel.from_config({**part.config, "num_layers": 0})
     model.rope = type(model.rope)(model.config.attention_head_dim, model.config.patch_size, model.config.rope_max_seq_len)  # its buffers are in no file
     state = {name: part.stored[name].read(torch.float32 if stays_fp32(name) else dtype) for name in model.state_dict()}
+    for name, tensor in state.items():
+        require_numbers(tensor, name, part.stored[name].file)
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False).eval().to(device)
+
+
+def require_numbers(tensor: torch.Tensor, name: str, file: Path) -> None:
+    """Raises UserError for NaN or infinity among weights: a damaged file whose header is whole, that would only show as a bad loss."""
+    if not bool(torch.isfinite(tensor if tensor.dtype.itemsize > 1 else tensor.to(torch.float16)).all()):
+        raise UserError(f"the weight {name} holds values that are no numbers: the file is damaged", where=str(file), fix="Download it again")
 
 
 def load_blocks(
@@ -73,7 +82,7 @@ def load_blocks(
     layout: Layout | None = None
     for i in range(count):
         progress(i, count, "reading blocks")
-        weights, plain = _pack_block(tensors, precision, dtype, device, grid)
+        weights, plain = _pack_block(tensors, precision, dtype, device, grid, file=order[i * len(KEYS)].file)
         layout = layout or layout_of(weights, plain)
         buffer = host_buffer(layout.bytes, pinned=pinned)
         fill(layout, buffer, weights, plain)
@@ -84,13 +93,16 @@ def load_blocks(
     return masters, layout
 
 
-def _pack_block(tensors: Iterator[tuple[torch.Tensor, torch.Tensor | None]], precision: str, dtype: torch.dtype, device: torch.device, grid: Grid) -> tuple[Weights, Plain]:
+def _pack_block(
+    tensors: Iterator[tuple[torch.Tensor, torch.Tensor | None]], precision: str, dtype: torch.dtype, device: torch.device, grid: Grid, *, file: Path
+) -> tuple[Weights, Plain]:
     """The next block's tensors, on the device. The order is that of `engine.masters.block_tensors`."""
     weights: Weights = {}
     plain: Plain = {}
     for key in KEYS:
         read, scale = next(tensors)
         raw, scale = read.to(device), None if scale is None else scale.to(device)
+        require_numbers(raw, key, file)
         if (linear := key.removesuffix(".weight")) in LINEARS:
             weights[linear] = tuple(_own(t, read) for t in _pack(raw, scale, precision, dtype, grid))
         else:

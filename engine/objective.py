@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn import functional as F
 
+from presets.captions import replace_word
 from presets.job import AdvancedPanel, TrainingPanel
 
 
@@ -66,4 +67,5 @@ def preservation_term(training: TrainingPanel, class_text_BSD: torch.Tensor, bas
 
 def class_prompt(caption: str, trigger: str, dop_class: str) -> str:
     """The caption with the class word for the trigger; the class word alone when the caption does not name the trigger."""
-    return caption.replace(trigger, dop_class) if trigger and trigger in caption else dop_class
+    text, times = replace_word(caption, trigger, dop_class) if trigger else (caption, 0)
+    return text if times else dop_class

@@ -9,7 +9,7 @@ import torch
 
 from engine import checkpoint, lora
 from engine.base import Expert
-from engine.control import Control
+from engine.control import Control, StopWished
 from engine.preview import sample_latents, to_frames, write_poster, write_video
 from engine.setup import Run, shots
 from presets.errors import UserError
@@ -56,9 +56,8 @@ def save_all(run: Run, step: int, *, rehearsal: bool = False) -> str:
         ema={e: learner.ema.average for e, learner in run.learners.items() if learner.ema},
         meta={"job": job_to_dict(run.job), "base": run.base.identity, "versions": run.versions, "run": run.log.run, "attempt": run.log.attempt},
     )
-    folder, digest = checkpoint.save(run.folder, state)
+    folder, digest = checkpoint.save(run.folder, state, rehearsal=rehearsal)
     if rehearsal:
-        checkpoint.remove(folder)
         return ""
     for expert in run.learners:
         _write_lora(run, expert, lora_file(run, expert, step), step)
@@ -68,6 +67,13 @@ def save_all(run: Run, step: int, *, rehearsal: bool = False) -> str:
     path = str(folder.relative_to(run.folder))
     run.log.emit("checkpoint", step=step, path=path, sha256=digest)
     return path
+
+
+def complete_loras(run: Run) -> None:
+    """Write the LoRA files of the checkpoint a run resumed from, if a kill came between the two."""
+    for expert in run.learners:
+        if not (file := lora_file(run, expert, run.start)).exists():
+            _write_lora(run, expert, file, run.start)
 
 
 def save_final(run: Run, step: int) -> list[str]:
@@ -87,8 +93,13 @@ def lora_file(run: Run, expert: Expert, step: int | None) -> Path:
 
 def _write_lora(run: Run, expert: Expert, file: Path, step: int) -> None:
     aside = file.with_name(f".{file.name}.tmp")
-    lora.save_lora(aside, weights(run, expert), job=run.job, base=run.base, expert=expert, step=step)
-    aside.rename(file)
+    try:
+        lora.save_lora(aside, weights(run, expert), job=run.job, base=run.base, expert=expert, step=step)
+        aside.chmod(0o644)  # safetensors makes files that only their owner can read
+        aside.rename(file)
+    except Exception as e:
+        aside.unlink(missing_ok=True)
+        raise checkpoint.refusal_of(e, file.parent) from e
 
 
 def preview_dir(run: Run, step: int) -> Path:
@@ -107,17 +118,20 @@ def make_previews(run: Run, step: int, control: Control) -> None:
         if control.stop_wished():
             return
         try:
-            _preview(run, step, i)
+            _preview(run, step, i, control)
+        except StopWished:
+            return  # the loop sees it next
         except (UserError, OSError, torch.OutOfMemoryError) as e:
             where, text = f"sample.prompts[{i}]", f"the preview after step {step} could not be made: {e}"
             run.log.emit("finding", code="preview-failed", severity="warning", field=where, message=text, fix="The training goes on; look at the control image and the free memory")
 
 
-def _preview(run: Run, step: int, i: int) -> None:
+def _preview(run: Run, step: int, i: int, control: Control) -> None:
     panel = run.job.sample
     shot, prompt = shots(run)[i], panel.prompts[i]
 
     def progress(done: int, total: int) -> None:
+        control.honour()
         run.log.phase("sampling", i * total + done, len(panel.prompts) * total, f"preview {i + 1} of {len(panel.prompts)}")
 
     with shown_weights(run):

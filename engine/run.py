@@ -7,15 +7,17 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from engine.console import Console
-from engine.control import Control
+from engine.control import Control, StopWished
 from engine.eventlog import EventLog
-from presets.check import check, gather
+from presets.check import Facts, check, gather
 from presets.errors import UserError
 from presets.findings import Finding
 from presets.job import Job
 from presets.jobfile import absolute_paths, load_job, save_job
+from presets.plan import KNOBS
 
 DONE, FAILED, USAGE, RESUMABLE = 0, 1, 2, 75  # 75 is EX_TEMPFAIL: saved, start me again
 LOCK_FILE, JOB_FILE = ".lock", "job.toml"
@@ -41,7 +43,7 @@ def run_job(job_path: Path, out: Path | None, *, resume: bool, workers: int | No
 
 
 def _train_in(folder: Path, job: Job, base_dir: Path, *, resume: bool, workers: int | None, device: str | None, vram_gib: float | None) -> int:
-    if not resume and (folder / JOB_FILE).exists():
+    if not resume and ((folder / JOB_FILE).exists() or checkpoint_folders(folder)):
         raise UserError("this folder already holds a run", where=str(folder), fix="Continue it with --resume, or give the job another name")
     with Console() as console:
         log = EventLog(folder, listener=console.show)
@@ -54,7 +56,8 @@ def _train_in(folder: Path, job: Job, base_dir: Path, *, resume: bool, workers: 
         except Exception as e:
             trace = traceback.format_exc()
             print(trace, file=sys.stderr)
-            log.emit("failed", cause=f"{type(e).__name__}: {e}", next="This is a bug in wanlora; the log holds the details. The last checkpoint can be resumed")
+            kept = ". The last checkpoint can be resumed" if checkpoint_folders(folder) else ""
+            log.emit("failed", cause=f"{type(e).__name__}: {e}", next=f"This is a bug in wanlora; the log holds the details{kept}")
         finally:
             log.close()
     return FAILED
@@ -68,26 +71,40 @@ def _attempt(folder: Path, job: Job, base_dir: Path, log: EventLog, *, resume: b
         log.emit("finding", code=finding.code, severity=finding.severity, field=finding.field, message=finding.message, fix=finding.fix)
     if errors := [f for f in findings if f.severity == "error"]:
         raise UserError(_summary(errors), fix="Mend them in the job file, then start again")
-    if not resume:
+    if not resume or not (folder / JOB_FILE).exists():
         save_job(absolute_paths(job, base_dir), folder / JOB_FILE)
 
     import torch  # only now: a job that is refused is refused in a second
-    from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    from engine.setup import prepare
-    from engine.trainer import train
+    transformers_logging.set_verbosity_error()  # before diffusers is imported: it asks for image processors that nobody needs
+    transformers_logging.disable_progress_bar()  # our own phases tell the progress
+    from diffusers.utils import logging as diffusers_logging
 
-    diffusers_logging.disable_progress_bar()  # our own phases tell the progress
-    transformers_logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
 
-    torch_device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    torch_device = torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
     vram = None if vram_gib is None else int(vram_gib * 2**30)
     if vram is not None and torch_device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(min(1.0, vram / torch.cuda.get_device_properties(torch_device).total_memory), torch_device)
-    control = Control(folder)
+    control = Control(folder, refuse=lambda command: log.emit("log", level="warning", text=f"the command {command!r} is not known and was passed over"))
     control.listen()
-    run = prepare(job, facts, folder, log, device=torch_device, workers=default_workers() if workers is None else workers, resume=resume, vram=vram)
+    try:
+        return _run(job, facts, folder, log, control, device=torch_device, workers=workers, resume=resume, vram=vram)
+    except StopWished as e:
+        log.emit("stopped", step=0, path="", why=f"{e}; stopped while loading, nothing was lost")
+        return RESUMABLE
+    except torch.OutOfMemoryError as e:
+        raise UserError(f"the GPU ran out of memory outside a training step: {str(e).splitlines()[0]}", where="job.gpus", fix=KNOBS) from e
+
+
+def _run(
+    job: Job, facts: Facts, folder: Path, log: EventLog, control: Control, *, device: Any, workers: int | None, resume: bool, vram: int | None
+) -> int:
+    from engine.setup import prepare
+    from engine.trainer import train
+
+    run = prepare(job, facts, folder, log, device=device, workers=default_workers() if workers is None else workers, resume=resume, control=control, vram=vram)
     with run.loader:
         outcome = train(run, control)
     return DONE if outcome.done else RESUMABLE
@@ -95,6 +112,10 @@ def _attempt(folder: Path, job: Job, base_dir: Path, log: EventLog, *, resume: b
 
 def _summary(errors: list[Finding]) -> str:
     return f"{len(errors)} error{'s' if len(errors) > 1 else ''} in the job: " + "; ".join(f"{f.field}: {f.message}" for f in errors)
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    return list((folder / "checkpoints").glob("step_*"))
 
 
 def default_workers() -> int:

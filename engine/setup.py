@@ -14,6 +14,7 @@ from engine.ara_grid import Grid
 from engine.ara_weights import linear_shapes
 from engine.base import BaseFolder, Expert, find_base, needed_experts
 from engine.block import Lora
+from engine.control import Control
 from engine.eventlog import EventLog
 from engine.experts import Experts
 from engine.items import Item, build_items
@@ -33,11 +34,10 @@ from presets.check import FREE_TO_CHANGE, Facts
 from presets.errors import UserError
 from presets.job import Job
 from presets.jobfile import job_to_dict
-from presets.plan import Plan
+from presets.plan import KNOBS, Plan
 from presets.planner.rungs import Scarce
 
 WHERE: dict[Scarce, str] = {"vram": "run", "step": "training step", "vae": "VAE", "preview": "preview", "ram": "host's memory"}
-KNOBS = "In order of worth: a smaller entry in datasets.resolutions, fewer num_frames, a smaller quantization, batch_size 1, ending other programs on the card"
 
 
 @dataclass
@@ -98,8 +98,13 @@ def make_encoder(vae: AutoencoderKLWan, plan: Plan) -> Encoder:
     return ClipEncoder(vae, frames=plan.vae_frames, compiled=plan.compiled) if next(vae.parameters()).is_cuda else PlainEncoder(vae)
 
 
-def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torch.device, workers: int, resume: bool, vram: int | None = None) -> Run:
+def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torch.device, workers: int, resume: bool, control: Control, vram: int | None = None) -> Run:
     """Load, encode and restore. `vram` caps the card's memory, in bytes. Raises UserError."""
+
+    def progress(name: str, done: int, total: int, text: str) -> None:
+        control.honour()  # nothing is lost by stopping here
+        log.phase(name, done, total, text)
+
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # bf16 products crawl on a CPU
     log.phase("loading", 0, 1, "base model")
     base = find_base(job, facts.base)
@@ -111,7 +116,7 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
     log.phase("loading", 0, 1, "text encoder")
     book = encode_texts(
         base, all_texts(job, items), device=device, dtype=dtype, precision=job.quantization.text_encoder,
-        progress=lambda done, total: log.phase("caching", done, total, "captions"),
+        progress=lambda done, total: progress("caching", done, total, "captions"),
     )  # fmt: skip
     vae = load_vae(base.source, device=device, dtype=dtype)
     config = base.source.expert("high_noise" if job.multistage.high_noise else "low_noise").config
@@ -120,7 +125,7 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
     log.emit("log", level="info", text=f"attention by {backend}: {why}")
     recovery, grid = recovery_of(job, facts.base, base, config, device, dtype)
     experts = Experts(
-        job, base, plan, backend=backend, device=device, dtype=dtype, recovery=recovery, grid=grid, progress=lambda done, total, text: log.phase("loading", done, total, text),
+        job, base, plan, backend=backend, device=device, dtype=dtype, recovery=recovery, grid=grid, progress=lambda done, total, text: progress("loading", done, total, text),
         warn=lambda text: log.emit("log", level="warning", text=text),
     )  # fmt: skip
     learners = {
@@ -172,7 +177,7 @@ def restore(run: Run) -> None:
     """Continue from the newest checkpoint that verifies, or from the start when there is none (said in the log)."""
     folder, refused = checkpoint.newest(run.folder)
     for text in refused:
-        run.log.emit("finding", code="checkpoint-damaged", severity="warning", field=str(run.folder), message=text, fix="The run goes on from the one before")
+        run.log.emit("finding", code="checkpoint-damaged", severity="warning", field=checkpoint.CHECKPOINTS, message=text, fix="The run goes on from the one before")
     if folder is None:
         run.log.emit("log", level="warning", text="no checkpoint to resume from: starting at step 1")
         return
@@ -184,6 +189,7 @@ def restore(run: Run) -> None:
             raise UserError(f"{path} was {old!r} when this run began and is now {new!r}", where=str(run.folder), fix="Set it back, or start a new run under another name")
         run.log.emit("changed", field=path, old=old, new=new)
     run.start = state.step
+    checkpoint.set_aside(run.folder, after=state.step)
     for expert, learner in run.learners.items():
         lora.load_tensors(learner.parameters, state.lora[expert])
         learner.optimizer.load_state_dict(state.optimizer[expert])

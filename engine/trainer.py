@@ -20,7 +20,7 @@ from engine.latents import condition, encode, pixels
 from engine.loader import Batch
 from engine.objective import Term, class_prompt, main_term, noised, preservation_term
 from engine.optim import clip_gradients, lr_at, set_lr
-from engine.outputs import make_previews, previews_made, save_all, save_final
+from engine.outputs import complete_loras, make_previews, previews_made, save_all, save_final
 from engine.pinned import HostMemoryRefused
 from engine.report import device_name, plan_text, ram_gib, report_non_finite, vram_gib, vram_total_gib
 from engine.setup import Learner, Run
@@ -58,6 +58,8 @@ def train(run: Run, control: Control) -> Outcome:
     run.loader.prefetch(run.start * job.training.gradient_accumulation)  # decodes while the first previews are made
     if run.start == 0:
         save_all(run, 0, rehearsal=True)  # a full disk or a read-only folder shows itself now, not after hours
+    else:
+        complete_loras(run)
     if wants_previews(job, run.start) and not previews_made(run, run.start):
         make_previews(run, run.start, control)
 
@@ -95,9 +97,10 @@ def train(run: Run, control: Control) -> Outcome:
         if wants_previews(job, done):
             make_previews(run, done, control)
 
-    files = save_final(run, job.training.steps)
-    log.emit("done", step=job.training.steps, files=files, seconds=round(time.perf_counter() - began, 3))
-    return Outcome(job.training.steps, done=True)
+    last_step = max(run.start, job.training.steps)  # steps may have been lowered below what was done
+    files = save_final(run, last_step)
+    log.emit("done", step=last_step, files=files, seconds=round(time.perf_counter() - began, 3))
+    return Outcome(last_step, done=True)
 
 
 @dataclass
@@ -189,5 +192,6 @@ def stop(run: Run, learner: Learner, step: int, control: Control) -> Outcome:
     """Honour a stop between micro-batches: partial gradients are dropped, `step` steps are done and saved."""
     learner.optimizer.zero_grad(set_to_none=True)
     path = save_all(run, step) if step > 0 else ""
-    run.log.emit("stopped", step=step, path=path, why=control.why)
+    why = control.why if step > 0 else f"{control.why}; no step was done yet, so there was nothing to save"
+    run.log.emit("stopped", step=step, path=path, why=why)
     return Outcome(step, done=False, why=control.why)

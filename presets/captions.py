@@ -1,5 +1,6 @@
 """Captions: one text file per clip, `castle_orbit.txt` beside `castle_orbit.mp4`."""
 
+import re
 from pathlib import Path
 
 from presets.errors import UserError
@@ -49,3 +50,8 @@ def resolve_caption(caption: str, default: str, trigger: str) -> str:
     for tail in (", ", ",", " ", ""):
         text = text.replace(TRIGGER_MARK + tail, "")
     return text.strip()
+
+
+def replace_word(text: str, word: str, by: str) -> tuple[str, int]:
+    """(`text` with the whole word `word` replaced, in any case, how often it was there). `man` is not found in `woman`."""
+    return re.subn(rf"(?<!\w){re.escape(word)}(?!\w)", lambda _: by, text, flags=re.IGNORECASE)

@@ -8,6 +8,9 @@ from typing import Literal
 
 from msgspec import Struct
 
+# What takes less memory, for people.
+KNOBS = "In order of worth: a smaller entry in datasets.resolutions, fewer num_frames, a smaller quantization, batch_size 1, ending other programs on the card"
+
 Precision = Literal["none", "float8", "qfloat8", "qint8", "qint4"]
 
 

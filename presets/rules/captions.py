@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from presets.captions import TRIGGER_MARK
+from presets.captions import TRIGGER_MARK, replace_word
 from presets.clips import ClipFacts
 from presets.facts import Facts, names, paired
 from presets.job import DatasetPanel, Job, Kind
@@ -55,7 +55,7 @@ def trigger_missing_in_captions(job: Job, facts: Facts) -> Iterator[Found]:
         if panel.regularization:
             continue
         captioned = [(c, caption_of(panel, c)) for c in found.clips]
-        without = [c for c, text in captioned if text.strip() and trigger.lower() not in text.lower() and TRIGGER_MARK not in text]
+        without = [c for c, text in captioned if text.strip() and not replace_word(text, trigger, "")[1] and TRIGGER_MARK not in text]
         own = [c for c in without if c.has_caption]
         path = f"datasets[{i}].default_caption"
         if own:

@@ -118,7 +118,7 @@ def test_prune_keeps_the_newest(tmp_path):
 
 def test_an_unwritable_place_is_a_user_error(tmp_path):
     (tmp_path / "checkpoints").write_text("in the way")
-    with pytest.raises(UserError, match="cannot write a checkpoint"):
+    with pytest.raises(UserError, match="cannot write there"):
         checkpoint.save(tmp_path, make_state(1))
 
 

@@ -78,7 +78,7 @@ def test_a_batch_carries_what_the_step_needs(folder: Path) -> None:
     with Loader(order_of(folder, weight=0.5, regularization=True, caption_dropout=0.0), 0, log=no_log) as loader:
         batch = loader.batch(0)
     n = len(batch.ids)
-    assert (batch.captions, batch.weights, batch.regularization) == (["a clip"] * n, [0.5] * n, [True] * n)
+    assert (batch.captions, batch.weights) == (["a clip"] * n, [0.5] * n)
 
 
 def test_a_batch_may_be_asked_again(folder: Path) -> None:

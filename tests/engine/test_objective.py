@@ -50,3 +50,5 @@ def test_class_prompt():
     assert class_prompt("frung walks, frung smiles", "frung", "person") == "person walks, person smiles"
     assert class_prompt("a street", "frung", "person") == "person"
     assert class_prompt("", "frung", "person") == "person"
+    assert class_prompt("Frung, young woman", "frung", "person") == "person, young woman"
+    assert class_prompt("a woman, man", "man", "person") == "a woman, person"

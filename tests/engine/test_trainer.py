@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine import checkpoint
+from engine import checkpoint, lora
 from engine.run import run_job
 from presets.fold import RunView, fold
 from presets.job import Job
@@ -186,12 +186,12 @@ def test_one_stage_alone(tiny, tmp_path):
 
 @pytest.fixture
 def broken(tiny, tmp_path) -> Path:
-    """A base whose low-noise expert answers NaN."""
+    """A base whose low-noise expert answers numbers so large that the loss is infinite."""
     path = tmp_path / "broken"
     shutil.copytree(tiny, path)
     file = path / "transformer_2" / "diffusion_pytorch_model.safetensors"
     weights = load_file(file)
-    weights["proj_out.bias"][0] = float("nan")
+    weights["proj_out.bias"][0] = 3e38
     save_file(weights, file)
     return path
 
@@ -229,6 +229,81 @@ def test_a_full_disk_is_said_before_the_first_step(tiny, tmp_path):
     assert done.returncode == 1, done.stderr
     failed = of_kind(tmp_path / "runs/t", "failed")[-1]
     assert "checkpoint" in failed["cause"] and not of_kind(tmp_path / "runs/t", "step")
+
+
+def test_weights_that_are_no_numbers_are_refused_before_training(tiny, tmp_path):
+    for place in ("proj_out.bias", "blocks.1.ffn.net.2.weight"):
+        base = shutil.copytree(tiny, tmp_path / place)
+        file = base / "transformer" / "diffusion_pytorch_model.safetensors"
+        weights = load_file(file)
+        weights[place].view(-1)[3] = float("nan")
+        save_file(weights, file)
+        job = write_job(tmp_path / f"job-{place}", base, prompts=0)
+        assert run_job(job, None, resume=False, workers=0, device="cpu") == 1
+        failed = of_kind(tmp_path / f"job-{place}" / "runs" / "t", "failed")[-1]
+        assert place in failed["cause"] and str(file) in failed["cause"] and failed["next"] == "Download it again"
+
+
+def test_an_unknown_command_is_said_and_passed_over(tiny, tmp_path):
+    job = write_job(tmp_path, tiny, prompts=0, **LONG)
+    process = start(job)
+    run = tmp_path / "runs" / "t"
+    wait_for_step(run, 1, process)
+    for name, command in (("1", "dance"), ("2", "stop")):
+        (run / "control" / f"{name}.tmp").write_text(json.dumps({"id": name, "command": command}))
+        (run / "control" / f"{name}.tmp").rename(run / "control" / f"{name}.json")
+    process.communicate(timeout=60)
+    assert process.returncode == 75
+    assert any("'dance' is not known" in d["text"] for d in of_kind(run, "log"))
+
+
+def test_a_stop_in_the_middle_of_a_preview_ends_it(tiny, tmp_path):
+    job = write_job(tmp_path, tiny, sample={"every": 0, "steps": 1000}, steps=2)
+    process = start(job)
+    run = tmp_path / "runs" / "t"
+    deadline = time.monotonic() + 90
+    while not run.exists() or not any(d["name"] == "sampling" and d["done"] > 3 for d in of_kind(run, "phase")):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 75 and not of_kind(run, "sample")
+
+
+def test_unloading_the_text_encoder_trains_on_the_trigger_alone(tiny, tmp_path):
+    from engine.items import build_items
+    from presets.check import gather
+
+    path = edited(write_job(tmp_path, tiny, trigger="frung"), training__unload_text_encoder=True)
+    job = load_job(path)
+    items = build_items(job, tmp_path, gather(job, tmp_path, out=tmp_path, scenes=False).datasets)
+    assert {item.caption for item in items} == {"frung"}
+
+
+def test_damaged_checkpoints_do_not_push_out_good_ones(tiny, tmp_path):
+    job = write_job(tmp_path, tiny, prompts=0, steps=8, save={"every": 2, "keep": 4})
+    assert run_job(job, None, resume=False, workers=0, device="cpu") == 0
+    run = tmp_path / "runs" / "t"
+    for step in (6, 8):
+        (run / f"checkpoints/step_{step:09d}/lora_high_noise.safetensors").write_bytes(b"torn")
+    assert run_job(edited(job, save__keep=2, save__every=1, training__steps=5), None, resume=True, workers=0, device="cpu") == 0
+    assert [f.name[-1] for f in checkpoint.listed(run)] == ["4", "5"]
+    assert all(checkpoint.verify(f) == "" for f in checkpoint.listed(run))
+
+
+def test_a_resume_with_fewer_steps_names_the_step_of_its_weights(tiny, tmp_path):
+    job = write_job(tmp_path, tiny, prompts=0, steps=4)
+    assert run_job(job, None, resume=False, workers=0, device="cpu") == 0
+    assert run_job(edited(job, training__steps=2), None, resume=True, workers=0, device="cpu") == 0
+    assert of_kind(tmp_path / "runs/t", "done")[-1]["step"] == 4
+    assert lora.read_metadata(tmp_path / "runs/t/t_low_noise.safetensors")["wanlora.step"] == "4"
+
+
+def test_a_run_begun_by_resume_is_held_as_well(tiny, tmp_path, capsys):
+    job = write_job(tmp_path, tiny, prompts=0, steps=2)
+    assert run_job(job, None, resume=True, workers=0, device="cpu") == 0
+    assert run_job(job, None, resume=False, workers=0, device="cpu") == 1
+    assert "already holds a run" in capsys.readouterr().err
 
 
 def test_no_thread_or_worker_stays(tiny, tmp_path):

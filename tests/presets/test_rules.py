@@ -137,6 +137,7 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
     ("disk-too-small", "save.keep", job(), facts(machine=machine(gpu(), disk_gib=8)), {"save.keep": 3}),
     ("disk-too-small", "save.keep", job(), facts(machine=machine(gpu(), disk_gib=0.1)), None),
     # not yet
+    ("latent-cache-unavailable", "datasets[0].cache_latents", job(datasets=[{"num_frames": 1, "cache_latents": True}]), facts(), {"datasets[0].cache_latents": False}),
     ("one-gpu", "job.gpus", job(job={"gpus": [1, 0]}), facts(machine=machine(gpu(), gpu(index=1))), {"job.gpus": [1]}),
 ]
 

@@ -1,0 +1,155 @@
+"""Whole jobs of the real shape on one card: load, train, checkpoint, preview, under several caps of the card's memory.
+
+    python -m benchmarks.whole_job --dir /dev/shm/wl --json whole.json          (an NVIDIA card, 100 GiB of RAM, 35 GiB of disk)
+    python -m benchmarks.whole_job --tiny --dir /tmp/wl                          (the same code on the CPU)
+
+Writes a base of random weights (both experts are the same files, linked), a text encoder that is only as wide as the real one,
+and clips; then runs `python -m engine` once per cap. Both experts train, switch_every 1, with previews of 41 frames at 768 x 768 at
+the end. The first job quantizes and fills the weight cache; the others start from it.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import av
+import numpy as np
+import torch
+
+from benchmarks.loading import FULL, write_expert
+from benchmarks.random_expert import TINY
+from engine.tiny import build_tiny
+from presets.events import read_events
+from presets.job import (
+    DatasetPanel,
+    Job,
+    JobPanel,
+    ModelPanel,
+    MultistagePanel,
+    PromptPanel,
+    SamplePanel,
+    SavePanel,
+    TrainingPanel,
+)
+from presets.jobfile import save_job
+
+
+def write_base(folder: Path, *, tiny: bool) -> Path:
+    """A complete diffusers folder; the real shape unless `tiny`."""
+    import shutil
+
+    from diffusers import AutoencoderKLWan
+
+    config = TINY if tiny else FULL
+    build_tiny(folder, text_dim=config.get("text_dim", 4096))
+    index = (folder / "model_index.json").read_text()
+    for part in ("transformer", "transformer_2"):
+        shutil.rmtree(folder / part)
+    write_expert(folder, config)
+    (folder / "model_index.json").write_text(index)
+    (folder / "transformer_2").symlink_to("transformer")
+    if not tiny:
+        torch.manual_seed(0)
+        AutoencoderKLWan().to(torch.bfloat16).save_pretrained(folder / "vae")
+    return folder
+
+
+def write_clips(folder: Path, *, side: int, frames: int, count: int = 12) -> None:
+    """A square that crosses noise, each clip its own way."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        noise = np.random.default_rng(number).integers(60, 190, (side, side, 3), dtype=np.uint8)
+        with av.open(str(folder / f"{number:02}.mp4"), "w") as out:
+            stream: Any = out.add_stream("libx264", rate=16, options={"preset": "ultrafast"})
+            stream.width, stream.height, stream.pix_fmt = side, side, "yuv420p"
+            for i in range(frames):
+                picture = noise.copy()
+                at = (i * side // frames + number * 17) % (side - side // 4)
+                picture[at : at + side // 4, side // 3 : side // 2] = (230, 40, 40)
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            out.mux(stream.encode())
+        (folder / f"{number:02}.txt").write_text(f"a red square crosses, take {number}")
+
+
+def write_job(folder: Path, base: Path, name: str, args: argparse.Namespace) -> Path:
+    side, frames, preview = (64, 5, 64) if args.tiny else (args.side, 41, 768)
+    from PIL import Image
+
+    Image.new("RGB", (preview, preview), (90, 120, 60)).save(folder / "control.png")
+    job = Job(
+        job=JobPanel(name=name), model=ModelPanel(path=str(base)), multistage=MultistagePanel(switch_every=args.switch_every),
+        save=SavePanel(every=args.steps), training=TrainingPanel(steps=args.steps),
+        datasets=[DatasetPanel(path="clips", num_frames=frames, resolutions=[side], sampling="realtime")],
+        sample=SamplePanel(every=0, first=False, width=preview, height=preview, num_frames=frames, steps=args.preview_steps, prompts=[PromptPanel(prompt="a red square", ctrl_img="control.png")]),
+    )  # fmt: skip
+    path = folder / f"{name}.toml"
+    save_job(job, path)
+    return path
+
+
+def summary(run: Path, began: float, cap: str) -> dict[str, Any]:
+    events = [e for e, _ in read_events(run / "events.jsonl")]
+    steps = [e for e in events if e.kind == "step"]
+    found: dict[str, Any] = {"case": "whole job", "cap_gib": cap, "end": events[-1].kind, "cause": events[-1].data.get("cause", ""), "plan": "", "replanned": [e.data["new"] for e in events if e.kind == "replanned"]}
+    found["findings"] = [e.data["message"] for e in events if e.kind == "finding" and e.data["severity"] != "advice"]
+    for event in events:
+        if event.kind == "started":
+            found["plan"], found["seconds_to_started"] = event.data["plan"], event.time - began
+    if steps:
+        late = steps[len(steps) // 2 :]
+        found["seconds_to_first_step"] = steps[0].time - began
+        found["seconds_per_step"] = median(e.data["seconds"]["total"] for e in late)
+        found["parts"] = {part: median(e.data["seconds"][part] for e in late) for part in late[0].data["seconds"]}
+        found["outside_share"] = 1 - found["parts"]["transformer"] / found["seconds_per_step"]
+        found["peak_reserved_gib"] = max(e.data["vram_gib"] for e in steps)
+        found["ram_gib"] = max(e.data["ram_gib"] for e in steps)
+        found["losses"] = [round(e.data["loss"], 4) for e in steps]
+    saved, made = ([e for e in events if e.kind == kind] for kind in ("checkpoint", "sample"))
+    if made:
+        found["preview_seconds"] = made[-1].time - saved[-1].time
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dir", type=Path, required=True)
+    parser.add_argument("--caps", nargs="*", default=["none", "24", "10"], help="GiB of the card that each job may use")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--side", type=int, default=512)
+    parser.add_argument("--switch-every", type=int, default=1)
+    parser.add_argument("--preview-steps", type=int, default=4)
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args = parser.parse_args()
+    base = args.dir / "base"
+    if not base.exists():
+        start = time.time()
+        write_base(base, tiny=args.tiny)
+        write_clips(args.dir / "clips", side=64 if args.tiny else args.side, frames=12 if args.tiny else 49)
+        print(f"base and clips written in {time.time() - start:.0f} s", flush=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    rows = []
+    for cap in args.caps:
+        path = write_job(args.dir, base, f"cap-{cap}-{args.side}-{args.switch_every}", args)
+        began = time.time()
+        command = [sys.executable, "-m", "engine", str(path), *([] if cap == "none" else ["--vram", cap])]
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        row = {"exit": done.returncode, "seconds": time.time() - began, **summary(args.dir / "runs" / path.stem, began, cap)}
+        rows.append(row)
+        print(json.dumps(row, indent=1), flush=True)
+        if done.returncode:
+            print(done.stderr[-3000:], flush=True)
+        if args.json:
+            args.json.write_text(json.dumps(rows, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
