@@ -12,7 +12,7 @@ from typing import Any
 from engine.console import Console
 from engine.control import Control, StopWished
 from engine.eventlog import EventLog
-from presets.check import Facts, check, gather
+from presets.check import Facts, check, gather, read_run_folder
 from presets.errors import UserError
 from presets.findings import Finding
 from presets.job import Job
@@ -45,6 +45,8 @@ def run_job(job_path: Path, out: Path | None, *, resume: bool, workers: int | No
 def _train_in(folder: Path, job: Job, base_dir: Path, *, resume: bool, workers: int | None, device: str | None, vram_gib: float | None) -> int:
     if not resume and ((folder / JOB_FILE).exists() or checkpoint_folders(folder)):
         raise UserError("this folder already holds a run", where=str(folder), fix="Continue it with --resume, or give the job another name")
+    if resume and (other := read_run_folder(job, base_dir, folder.parent).differences):
+        raise UserError(f"the run that lies here was begun with another job ({'; '.join(other[:3])})", where=str(folder), fix="Set it back, or give the job another name")
     with Console() as console:
         log = EventLog(folder, listener=console.show)
         try:
@@ -64,7 +66,9 @@ def _train_in(folder: Path, job: Job, base_dir: Path, *, resume: bool, workers: 
 
 
 def _attempt(folder: Path, job: Job, base_dir: Path, log: EventLog, *, resume: bool, workers: int | None, device: str | None, vram_gib: float | None) -> int:
-    log.phase("loading", 0, 4, "checking the job")
+    control = Control(folder, refuse=lambda command: log.emit("log", level="warning", text=f"the command {command!r} is not known and was passed over"))
+    control.listen()
+    log.phase("loading", 0, 1, "checking the job")
     facts = gather(job, base_dir, out=folder.parent)
     findings = check(job, facts)
     for finding in findings:
@@ -87,9 +91,8 @@ def _attempt(folder: Path, job: Job, base_dir: Path, log: EventLog, *, resume: b
     vram = None if vram_gib is None else int(vram_gib * 2**30)
     if vram is not None and torch_device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(min(1.0, vram / torch.cuda.get_device_properties(torch_device).total_memory), torch_device)
-    control = Control(folder, refuse=lambda command: log.emit("log", level="warning", text=f"the command {command!r} is not known and was passed over"))
-    control.listen()
     try:
+        control.honour()
         return _run(job, facts, folder, log, control, device=torch_device, workers=workers, resume=resume, vram=vram)
     except StopWished as e:
         log.emit("stopped", step=0, path="", why=f"{e}; stopped while loading, nothing was lost")

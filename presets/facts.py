@@ -41,6 +41,11 @@ class Facts(Struct, kw_only=True):
         return self.model is not None and self.model.local and 0 < self.model.parameters < TINY_PARAMETERS
 
 
+def model_missing(facts: Facts) -> bool:
+    """`model.path` leads nowhere: then what the model would need of the machine is not worth saying."""
+    return facts.model is not None and any(p.code == "model-missing" for p in facts.model.problems)
+
+
 def paired(job: Job, facts: Facts) -> list[tuple[int, DatasetPanel, DatasetFacts]]:
     """Each dataset whose clips are known, with its index."""
     return [(i, panel, found) for i, (panel, found) in enumerate(zip(job.datasets, facts.datasets, strict=False))]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from presets.facts import Facts, used_gpus
+from presets.facts import Facts, model_missing, used_gpus
 from presets.job import Job
 from presets.planner.inputs import shape_of as expert_shape
 from presets.rules.registry import Found, rule
@@ -21,7 +21,7 @@ def expert_bytes(facts: Facts) -> int:
 def gpu_missing(job: Job, facts: Facts) -> Iterator[Found]:
     """There is an NVIDIA GPU, unless the base model is a tiny one."""
     machine = facts.machine
-    if machine is not None and not facts.tiny and not machine.gpus:
+    if machine is not None and not facts.tiny and not model_missing(facts) and not machine.gpus:
         why = f" ({machine.gpu_problem})" if machine.gpu_problem else ""
         yield Found("job.gpus", f"no NVIDIA GPU was found{why}, and a 14B model cannot be trained without one", fix="Run this on a machine with an NVIDIA GPU, or see what is wrong with: wanlora doctor")
 

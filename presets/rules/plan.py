@@ -6,7 +6,7 @@ They reckon with all of the card's and the machine's memory, as a queued job wil
 from collections.abc import Iterator
 from functools import lru_cache
 
-from presets.facts import Facts, used_gpus
+from presets.facts import Facts, model_missing, used_gpus
 from presets.fields import toml_text
 from presets.job import Job
 from presets.planner.cards import gpu_hardware
@@ -29,7 +29,7 @@ def _hardware(job: Job, facts: Facts) -> Hardware | None:
 
 def _outcome(job: Job, facts: Facts) -> Choice | DoesNotFit | None:
     hardware = _hardware(job, facts)
-    if hardware is None:
+    if hardware is None or model_missing(facts):
         return None
     return _planned(workload_of(job, facts), hardware, shape_of(facts), job.model.low_vram, job.model.layer_offloading, job.quantization.transformer)
 
