@@ -29,15 +29,23 @@ from benchmarks.random_expert import REAL, TINY, empty_model, expert
 from engine import attention, lora
 from engine.latents import condition, encode
 from engine.optim import clip_gradients
+from engine.rates import measure as measure_rates
 from engine.streamed import Machinery, StreamedExecutor
 from engine.vae import ClipEncoder
 from presets.geometry import Bucket
+from presets.machine import read_machine
 from presets.plan import Plan
+from presets.planner.cards import gpu_hardware
+from presets.planner.costs import Costs
+from presets.planner.inputs import Hardware, Load, Workload
 
 GIB = 2**30
 PLANS: dict[str, dict[str, Any]] = {
-    "kept": {"resident": 40, "kept": 40, "stash": "device", "vae_frames": 40},
-    "resident": {"resident": 40, "stash": "device", "vae_frames": 40},
+    "kept": {"resident": 40, "kept": 40, "stash": "device", "slots": 0, "vae_frames": 40},
+    "kept-20": {"resident": 40, "kept": 20, "stash": "device", "slots": 0, "vae_frames": 40},
+    "resident": {"resident": 40, "stash": "device", "slots": 0, "vae_frames": 40},
+    "resident-20": {"resident": 20, "stash": "device", "vae_frames": 20},
+    "streamed-device": {"stash": "device", "vae_frames": 20},
     "streamed": {"stash": "host", "vae_frames": 8},
     "streamed-small": {"stash": "host", "chunk": 4096, "slots": 2, "vae_frames": 4},
     "streamed-chunked": {"stash": "host", "chunk": 8192, "vae_frames": 4},
@@ -172,6 +180,28 @@ def encoded(bench: Bench, bucket: Bucket, plan: Plan, vae: AutoencoderKLWan) -> 
     return {"vae_seconds": bench.seconds(both, 2), "vae_peak_gib": bench.peaks()["peak_gib"]}
 
 
+def hardware_of(bench: Bench) -> Hardware | None:
+    """This card with rates measured now; None on the CPU."""
+    if bench.device.type != "cuda":
+        return None
+    machine = read_machine(Path.cwd())
+    gpu = machine.gpus[torch.cuda.current_device()]
+    return gpu_hardware(gpu, machine, rates=measure_rates(gpu, bench.device), idle=True)
+
+
+def predicted(plan: Plan, bucket: Bucket, hardware: Hardware) -> dict[str, float]:
+    """What the planner says of the same work: one expert's transformer and optimizer, and the VAE's two encodes."""
+    work = Workload(loads=(Load(bucket, 1, 1.0),), steps=1, trained=1, needed=1)
+    costs = Costs(work, hardware)
+    held = costs.held(plan)
+    seconds = costs.step(plan, work.loads)
+    return {
+        "predicted_peak_gib": (sum(held.values()) - held["vae"] + costs.step_bytes(plan)[0]) / GIB,
+        "predicted_seconds": seconds.total - seconds.vae,
+        "predicted_vae_seconds": seconds.vae,
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="toy sizes on the CPU")
@@ -186,6 +216,7 @@ def main() -> int:
     backend, why = attention.choose(device, tokens=11264, heads=bench.config.get("num_attention_heads", 40), width=bench.config.get("attention_head_dim", 128), dtype=bench.dtype)
     print(f"attention by {backend}, {why}", flush=True)
 
+    hardware = hardware_of(bench)
     rows: list[dict[str, Any]] = []
     weights: Any = None
     parameters: list[torch.nn.Parameter] = []
@@ -209,6 +240,8 @@ def main() -> int:
                 row = {"case": shape, "plan": f"{name}: {plan.text}", **planned(bench, bucket, plan, weights, parameters, backend)}
                 bench.fresh()
                 row |= encoded(bench, bucket, plan, vae)
+                if hardware is not None:
+                    row |= predicted(plan, bucket, hardware)
                 row["outside_share"] = row["vae_seconds"] / (row["vae_seconds"] + row["seconds_per_step"])
         except Exception:
             print(f"FAILED {case}", flush=True)
@@ -229,9 +262,10 @@ def main() -> int:
 def show(row: dict[str, Any]) -> None:
     ratio = f"{row['ratio_to_baseline']:.2f}x" if row["ratio_to_baseline"] else "-"
     outside = f", VAE {row['vae_seconds']:.2f} s (outside {row['outside_share']:.0%}, peak {row['vae_peak_gib']:.1f})" if "vae_seconds" in row else ""
+    told = f"; predicted {row['predicted_seconds']:.2f} s, {row['predicted_peak_gib']:.2f} GiB, VAE {row['predicted_vae_seconds']:.2f} s" if "predicted_seconds" in row else ""
     print(
         f"{row['case']:>13} {row['plan']}: {row['seconds_per_step']:.3f} s/step, {ratio}, {row['useful_tflops']:.0f} TFLOP/s, peak {row['peak_gib']:.2f} GiB "
-        f"(reserved {row['reserved_gib']:.2f}, card {row['card_gib']:.2f}), host {row['host_gib']:.1f}, first {row['first_step_seconds']:.0f} s{outside}",
+        f"(reserved {row['reserved_gib']:.2f}, card {row['card_gib']:.2f}), host {row['host_gib']:.1f}, first {row['first_step_seconds']:.0f} s{outside}{told}",
         flush=True,
     )
 

@@ -153,9 +153,8 @@ def _codecs() -> Line:
 
 
 def _model() -> Line:
-    from presets.model import read_model
-
     from presets.job import ModelPanel
+    from presets.model import read_model
 
     path = ModelPanel().path
     facts = read_model(path, Path.cwd())
