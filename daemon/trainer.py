@@ -9,6 +9,7 @@ from pathlib import Path
 from daemon.processes import ProcessId, is_alive, marked, oom_kills, send
 from daemon.queue import Entry, Verdict
 from daemon.tail import Tail
+from presets.text import sentences
 
 ORPHAN_GRACE = 180.0  # seconds for a worker whose launcher died to save and stop
 LOG_BYTES = 64 * 2**10
@@ -66,7 +67,7 @@ def last_word(entry: Entry, tail: Tail) -> Verdict | None:
             return Verdict("done")
         case "stopped":
             return Verdict("stopped", word.data["why"])
-    return Verdict("failed", f"{word.data['cause']} {word.data['next']}".strip())
+    return Verdict("failed", sentences(word.data['cause'], word.data['next']))
 
 
 def verdict(entry: Entry, tail: Tail, *, exit_code: int | None, log: Path) -> Verdict:

@@ -1,5 +1,7 @@
 """Errors that a user can mend. Everything else is an assert or a bug."""
 
+from presets.text import sentences
+
 
 class UserError(ValueError):
     """Something the user gave us is wrong: says what, where, and how to fix it.
@@ -9,7 +11,7 @@ class UserError(ValueError):
 
     def __init__(self, what: str, *, where: str = "", fix: str = "") -> None:
         self.what, self.where, self.fix = what, where, fix
-        super().__init__(f"{where + ': ' if where else ''}{what}{'. ' + fix if fix else ''}")
+        super().__init__(f"{where + ': ' if where else ''}{f'{sentences(what)} {fix}' if fix else what}")
 
 
 class JobError(UserError):

@@ -5,6 +5,7 @@ from typing import Any
 from msgspec import Struct, field
 
 from presets.events import Event
+from presets.text import sentences
 
 LOG_TAIL = 500  # lines kept for the dashboard; the file holds all
 
@@ -134,7 +135,7 @@ def fold(view: RunView, event: Event) -> None:
             view.state, view.outcome = "stopped", data["why"]
             _note(view, event, f"stopped after step {data['step']}: {data['why']}")
         case "failed":
-            view.state, view.outcome = "failed", f"{data['cause']} {data['next']}".strip()
+            view.state, view.outcome = "failed", sentences(data['cause'], data['next'])
             _note(view, event, f"failed: {view.outcome}")
         case "done":
             view.state, view.files = "done", data["files"]

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from textual import events, work
-from textual.app import App, SystemCommand
+from textual.app import SystemCommand
 from textual.screen import Screen
 from textual.widget import Widget
 
@@ -17,8 +17,10 @@ from daemon.launch import ensure_running
 from daemon.paths import places
 from daemon.protocol import ENDED_STATES, LIVE_STATES, JobRecord
 from presets.fold import RunView
+from presets.text import sentences
 from wanlora_tui.actions import all_actions, bindings
 from wanlora_tui.board import Board
+from wanlora_tui.keys import KeysInOrder
 from wanlora_tui.lights import daemon_light
 from wanlora_tui.runfeed import RunFeed
 from wanlora_tui.screens.dashboard import DashboardScreen
@@ -30,9 +32,10 @@ from wanlora_tui.text import count, home_path
 TWICE_SECONDS = 3.0  # within which a second Ctrl-C leaves
 SAVE_SECONDS = 5.0  # between two writes of what was seen: a killed TUI forgets no more than that
 RETRY_SECONDS = 1.0
+OF_WIDGETS = ("list.", "table.", "text.", "form.", "picker.", "dialog.")  # actions that mean something on the focused widget only
 
 
-class WanloraApp(App[None]):
+class WanloraApp(KeysInOrder):
     """`job`: open its dashboard at once. `host`: the machine at the other end of a tunnel, whose daemon is not ours to start.
 
     `close_when_done`: seconds after the end of that job until the app closes by itself; 0 keeps it open.
@@ -165,7 +168,7 @@ class WanloraApp(App[None]):
         try:
             record = await self._client.submit(path)
         except RequestRefused as e:
-            self.notify("\n".join([str(e), *(f"{f.field}: {f.message}" for f in e.findings)]), title=f"Not submitted: {path}", severity="error", timeout=30)
+            self.notify("\n".join([str(e), *(f"{f.field}: {sentences(f.message, f.fix)}" for f in e.findings)]), title=f"Not submitted: {path}", severity="error", timeout=30)
         except DaemonError as e:
             self.notify(f"{e}\nThe job file is kept: {path}", title="Not submitted", severity="error", timeout=30)
         else:
@@ -182,7 +185,7 @@ class WanloraApp(App[None]):
         yield from super().get_system_commands(screen)
         offered = {binding.binding.id for binding in screen.active_bindings.values() if binding.enabled}
         for action in all_actions():
-            if action.id in offered and not action.id.startswith(("list.", "table.", "text.")):
+            if action.id in offered and not action.id.startswith(OF_WIDGETS):
                 yield SystemCommand(action.label, action.help, partial(screen.run_action, action.action))
 
     def action_interrupt(self) -> None:

@@ -5,6 +5,7 @@ Every line reads `HH:MM:SS KIND text`. The words and their order are stable; onl
 
 from presets.events import Event
 from presets.fold import RunView, fold
+from presets.text import sentences
 from wanlora_tui.text import clock, count, duration, expert_text, rate, seconds_each
 
 
@@ -33,7 +34,7 @@ def _text(view: RunView, event: Event) -> str:
         case "checkpoint":
             return f"step {data['step']} {data['path']}"
         case "finding":
-            return f"{data['severity']} {data['code']} {data['field']}: {data['message']} {data['fix']}"
+            return f"{data['severity']} {data['code']} {data['field']}: {sentences(data['message'], data['fix'])}"
         case "changed":
             return f"{data['field']} from {data['old']} to {data['new']}"
         case "replanned":
@@ -43,7 +44,7 @@ def _text(view: RunView, event: Event) -> str:
         case "stopped":
             return f"step {data['step']}: {data['why']}"
         case "failed":
-            return f"{data['cause']} {data['next']}"
+            return sentences(data['cause'], data['next'])
         case "done":
             return f"step {data['step']}, {duration(data['seconds'])}: {' '.join(data['files'])}"
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import Input
 from textual_image.widget import HalfcellImage
 
 from daemon.client import Client
 from daemon.protocol import JobRecord
 from tests.wanlora_tui.harness import DEADLINE, answers, end_daemon, own_daemon, running_daemon, short_dir, write_job
 from tests.wanlora_tui.test_dashboard import outside, shown
+from tests.wanlora_tui.wizard_pilot import type_ahead
 from wanlora_tui.actions import all_actions
 from wanlora_tui.app import WanloraApp
 from wanlora_tui.screens.confirm import Confirm
@@ -21,6 +23,7 @@ from wanlora_tui.screens.dashboard import DashboardScreen
 from wanlora_tui.screens.help import HelpScreen
 from wanlora_tui.screens.jobs import JobsScreen
 from wanlora_tui.screens.wizard import WizardScreen
+from wanlora_tui.widgets.folder_picker import PathInput
 
 
 @pytest.fixture
@@ -142,7 +145,7 @@ async def test_cancel_from_the_jobs_screen(folder: Path, tmp_path: Path):
 async def test_a_failed_job_says_why(folder: Path, tmp_path: Path):
     await submit(folder, tmp_path, "broken_v1")
     async with interface(folder) as (_, pilot):
-        await until(pilot, says(pilot, "✗ failed", "out of memory", "Lower datasets.resolutions."), "the cause")
+        await until(pilot, says(pilot, "✗ failed", "out of memory. Lower datasets.resolutions."), "the cause")
 
 
 async def test_the_daemon_dies_and_comes_back_while_we_watch(tmp_path: Path):
@@ -187,6 +190,27 @@ async def test_help_lists_every_key_of_the_screen_and_the_palette_runs_them(fold
         await until(pilot, says(pilot, "Preview"), "the palette")
         await pilot.press("enter", "enter")
         await until(pilot, lambda: app.screen.has_class("-pane-preview"), "the preview")
+
+
+async def test_keys_typed_ahead_are_taken_in_order_and_the_palette_has_no_key_of_a_widget(folder: Path, tmp_path: Path):
+    await submit(folder, tmp_path)
+    async with interface(folder) as (app, pilot):
+        await until(pilot, says(pilot, "orbit_v1"), "the job")
+        await pilot.press("ctrl+p")
+        await until(pilot, lambda: isinstance(app.focused, Input), "the palette")
+        type_ahead(app, "abc", "backspace", "d")
+        await until(pilot, lambda: app.focused.value in ("abc", "abd"), "the letters")
+        assert app.focused.value == "abd"
+        await pilot.press("escape")
+        await app.push_screen(WizardScreen(folder / "draft.json"))
+        await until(pilot, lambda: app.screen.pane is not None, "the wizard")
+        await pilot.press("enter")
+        await until(pilot, lambda: app.screen.step == "clips" and isinstance(app.focused, PathInput), "the folder's input")
+        offered = {b.binding.id for b in app.screen.active_bindings.values()}
+        told = {c.help for c in app.get_system_commands(app.screen)}
+        assert {"form.next", "form.complete", "wizard.browse"} <= offered and "Pick a folder or an image from a tree." in told
+        widgets_own = {a.help for a in all_actions() if a.id.startswith(("form.", "list.", "table.", "text.", "picker.", "dialog."))}
+        assert not widgets_own & told
 
 
 async def test_n_opens_the_wizard_and_escape_comes_back(folder: Path):

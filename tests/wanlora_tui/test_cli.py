@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,8 +49,9 @@ def test_the_interface_imports_no_trainer():
 def test_help_names_every_command():
     said = wanlora("--help")
     assert said.returncode == 0
-    for word in ("demo", "new", "check", "train", "submit", "jobs", "watch", "stop", "resume", "cancel", "attach", "daemon", "doctor", "Exit codes"):
-        assert word in said.stdout, word
+    for word in ("demo", "new", "check", "train", "submit", "jobs", "watch", "stop", "resume", "cancel", "attach", "plan", "ara", "cache", "daemon", "doctor"):
+        assert re.search(rf"^ +{word} ", said.stdout, re.MULTILINE), word
+    assert "Exit codes" in said.stdout
 
 
 @pytest.mark.parametrize("line", ["fly", "check", "watch --json --plain", "demo --steps 0", "demo --steps x", "watch --since -1", "new --kind dance --clips .", "daemon", "stop"])
@@ -107,6 +109,8 @@ def test_new_refuses_a_folder_without_clips(tmp_path: Path):
     (tmp_path / "clips").mkdir()
     said = wanlora("new", "--kind", "style", "--clips", tmp_path / "clips", "--out", tmp_path / "job.toml")
     assert said.returncode == 1 and said.stderr.count("wanlora:") == 1 and not (tmp_path / "job.toml").exists()
+    missing = wanlora("new", "--kind", "style", "--clips", tmp_path / "none", "--out", tmp_path / "job.toml")
+    assert f"error: the folder {tmp_path / 'none'} does not exist. Choose the folder" in missing.stderr
 
 
 def test_without_a_terminal_the_screens_say_what_to_use(folder: Path):

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from textual.pilot import Pilot
 from textual.screen import Screen
@@ -111,6 +112,22 @@ async def test_how_it_ended_is_said(end: str, words: str, tmp_path: Path):
     async with app_over(tape, tmp_path).run_test(size=(80, 24)) as pilot:
         await settle(pilot)
         assert words in shown(pilot.app.screen)
+
+
+@pytest.mark.parametrize(
+    ("state", "stop", "resume"),
+    [("queued", False, False), ("starting", True, False), ("running", True, False), ("stopping", None, False), ("stopped", False, True), ("failed", False, True), ("cancelled", False, True), ("done", False, False)],
+)
+async def test_the_footer_offers_what_the_state_allows(state: str, stop: bool | None, resume: bool, tmp_path: Path):
+    run = load_run(usual().write(tmp_path / "orbit_v1"))
+    run.record = msgspec.structs.replace(run.record, state=state)
+    async with RecordedApp(run, HalfcellImage).run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        footer = shown(pilot.app.screen).splitlines()[-1]
+        assert ("s Stop" in footer, "r Resume" in footer) == (stop is not False, resume), footer
+        assert "q Detach" in footer, footer
+        pilot.app.screen._client = object()  # with a daemon they can be pressed
+        assert (pilot.app.screen.check_action("stop_run", ()), pilot.app.screen.check_action("resume_run", ())) == (stop, resume)
 
 
 async def test_loading_shows_its_progress(tmp_path: Path):

@@ -18,7 +18,7 @@ def test_every_kind_is_one_line_that_says_it():
     tape.add("replanned", why="out of memory", old="a", new="b")
     tape.add("log", level="info", text="two\nlines")
     tape.add("stopped", step=60, path="", why="asked to stop")
-    tape.add("failed", cause="out of memory.", next="Lower the resolution.")
+    tape.add("failed", cause="out of memory", next="Lower the resolution")
     lines = lines_of(tape)
     assert len(lines) == len(tape.events)
     assert all(re.match(r"\d\d:\d\d:\d\d [a-z]+ \S", line) and "\n" not in line for line in lines)

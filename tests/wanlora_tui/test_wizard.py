@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 from textual.widgets import Button, DataTable, Input
+from textual.widgets._toast import Toast
 
 from presets.fields import FIELDS
+from presets.job import PromptPanel
 from presets.jobfile import load_job
 from tests.videos import write_clip
 from tests.wanlora_tui.harness import ROOT, environment
@@ -24,6 +26,7 @@ from tests.wanlora_tui.wizard_pilot import (
     screen_of,
     screen_text,
     static,
+    type_ahead,
     type_text,
     until,
     wizard,
@@ -371,6 +374,61 @@ async def test_escape_asks_and_the_draft_is_offered_again(work: Path) -> None:
         await pilot.press("escape", "right", "right", "enter")  # throw it away
         await until(pilot, lambda: pilot.app.result is None, "the end")
     assert not draft.exists()
+
+
+async def test_escape_at_the_offer_goes_back_and_keeps_the_draft(work: Path) -> None:
+    draft = a_draft(work, "settings")
+    before = draft.read_bytes()
+    async with wizard(draft) as pilot:
+        assert "Continue the half-filled job" in screen_text(pilot.app)
+        await pilot.press("escape")
+        await until(pilot, lambda: pilot.app.result != "not dismissed", "the way back")
+        assert pilot.app.result is None
+    assert draft.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("keys", "prompt", "image"),
+    [
+        (("def", "tab", "/tmp/y.png"), "def", "/tmp/y.png"),
+        (("def", "down", "/tmp/y.png"), "def", "/tmp/y.png"),
+        (("abc", "backspace", "d", "tab", "y"), "abd", "y"),
+        (("def", "tab", "control/ca", "tab"), "def", "control/castle.png"),
+        (("a", "tab", "y", "shift+tab", "b"), "b", "y"),  # a field entered by a key is selected whole
+    ],
+)
+async def test_keys_typed_ahead_go_where_they_were_meant_to(work: Path, keys: tuple[str, ...], prompt: str, image: str) -> None:
+    async with wizard(a_draft(work, "prompts", prompts=[PromptPanel(prompt="")])) as pilot:
+        await resumed(pilot, "prompts")
+        rows = list(pilot.app.screen.query(FieldInput))
+        await until(pilot, lambda: rows[0].control.has_focus, "the first field")
+        await pilot.press("end")
+        type_ahead(pilot.app, *keys)
+        await until(pilot, lambda: (rows[0].control.value, rows[1].control.value) == (prompt, image), f"{prompt!r} and {image!r}")
+
+
+async def test_a_prompt_can_be_typed_right_behind_the_key_that_adds_it(work: Path) -> None:
+    async with wizard(a_draft(work, "prompts")) as pilot:
+        await resumed(pilot, "prompts")
+        type_ahead(pilot.app, "f5", "backspace", "orbit")
+        await until(pilot, lambda: [r.control.value[-5:] for r in pilot.app.screen.query(FieldInput)][:1] == ["orbit"], "the prompt")
+
+
+async def test_a_notice_leaves_the_help_in_view(work: Path) -> None:
+    for size in ((80, 24), (100, 40)):
+        async with wizard(a_draft(work, "review", values={"model.path": str(work / "base"), "datasets[0].num_frames": 40}), size=size) as pilot:
+            await resumed(pilot, "review")
+            await reviewed(pilot)
+            await pilot.press("f8")
+            await until(pilot, lambda: "Not launched" in screen_text(pilot.app), "the refusal")
+            for step in ("review", "prompts", "settings"):
+                await at_step(pilot, step)
+                screen = screen_of(pilot)
+                toasts = [t.region for t in screen.query(Toast)]
+                assert toasts and all(screen.region.contains_region(t) for t in toasts)
+                for id in ("#help-area", "#nav", "Footer"):
+                    assert not any(t.overlaps(screen.query_one(id).region) for t in toasts), (id, screen_text(pilot.app))
+                await pilot.press("f7")
 
 
 async def test_starting_afresh_forgets_the_draft_at_the_first_choice(work: Path) -> None:

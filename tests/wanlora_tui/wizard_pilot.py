@@ -9,18 +9,20 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
+from textual import events
 from textual.app import App
 from textual.pilot import Pilot
 from textual.widgets import Static
 
 from tests.videos import write_clip, write_image
+from wanlora_tui.keys import KeysInOrder
 from wanlora_tui.screens.wizard import WizardScreen
 from wanlora_tui.widgets.field_input import FieldInput
 
 DEADLINE = 60.0  # generous: other work may share the cores
 
 
-class WizardApp(App[None]):
+class WizardApp(KeysInOrder):
     def __init__(self, draft: Path) -> None:
         super().__init__()
         self.draft, self.result = draft, "not dismissed"
@@ -57,6 +59,14 @@ def screen_of(pilot: Pilot[None]) -> WizardScreen:
 async def type_text(pilot: Pilot[None], text: str) -> None:
     names = {" ": "space", "/": "slash", ".": "full_stop", "_": "underscore", "-": "minus", "[": "left_square_bracket", "]": "right_square_bracket", ",": "comma"}
     await pilot.press(*(names.get(c, c) for c in text))
+
+
+def type_ahead(app: App[Any], *keys: str) -> None:
+    """Keys that are all there before the first is looked at: names of keys, or texts of letters in one."""
+    names = {"tab": "\t", "backspace": "\x7f", "down": None, "shift+tab": None, "f5": None}
+    for key in keys:
+        for name, character in [(key, names[key])] if key in names else [(c, c) for c in key]:
+            app.post_message(events.Key(name, character))
 
 
 async def at_step(pilot: Pilot[None], name: str) -> None:

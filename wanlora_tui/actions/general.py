@@ -13,7 +13,7 @@ register(
     Action(id="jobs.cancel", keys="c", action="screen.cancel_job", label="Cancel", help="Take the job from the queue, or end it without saving."),
     Action(id="jobs.quit", keys="q", action="app.leave", label="Quit", help="Close the terminal interface. Jobs go on."),
     Action(id="dashboard.stop", keys="s", action="screen.stop_run", label="Stop", help="Save a checkpoint and stop; the job can be resumed."),
-    Action(id="dashboard.resume", keys="r", action="screen.resume_run", label="Resume", help="Queue a stopped or failed job again.", show=False),
+    Action(id="dashboard.resume", keys="r", action="screen.resume_run", label="Resume", help="Queue a stopped or failed job again."),
     Action(id="dashboard.view", keys="v", action="screen.next_pane", label="View", help="Next view: loss, preview, log, files."),
     Action(id="dashboard.preview", keys="p", action="screen.pane('preview')", label="Preview", help="The newest preview, and where its file lies."),
     Action(id="dashboard.log", keys="l", action="screen.pane('log')", label="Log", help="What happened, line by line. End follows the newest line again.", show=False),

@@ -11,6 +11,7 @@ from presets.errors import JobError, UserError
 from presets.findings import Finding, of_job_error
 from presets.job import DatasetPanel, Job
 from presets.jobfile import load_job, parse_value, save_job, with_value
+from presets.text import sentences
 from wanlora_tui.commands.link import say
 
 
@@ -31,7 +32,7 @@ def new(args: Namespace) -> int:
     clips: Path = args.clips.resolve()
     facts = scan_dataset(DatasetPanel(path=str(clips)), 0, target.parent)
     for problem in facts.problems:
-        say(f"{problem.severity}: {problem.message} {problem.fix}".rstrip())
+        say(f"{problem.severity}: {sentences(problem.message, problem.fix)}")
     if not facts.clips:
         raise UserError("no readable clip or image in this folder", where=str(args.clips), fix="Point --clips at a folder of mp4 files, each with a caption of the same name (.txt)")
     inside = clips.is_relative_to(target.parent)

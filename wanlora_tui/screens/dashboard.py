@@ -13,7 +13,7 @@ from textual.widget import Widget
 from textual.widgets import Footer, Static
 
 from daemon.client import Client, DaemonError
-from daemon.protocol import ENDED_STATES, RESUMABLE_STATES
+from daemon.protocol import ENDED_STATES, RESUMABLE_STATES, RUNNING_STATES
 from wanlora_tui.actions import bindings
 from wanlora_tui.lights import Light, daemon_light, trainer_light
 from wanlora_tui.runfeed import Run
@@ -150,12 +150,14 @@ class DashboardScreen(Screen[None]):
     # --- commands ----------------------------------------------------------------------------------------------
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """What makes no sense for the job's state is not offered; what cannot be done just now is greyed out in the footer."""
+        possible_in = {"stop_run": RUNNING_STATES, "resume_run": RESUMABLE_STATES}.get(action)
+        if possible_in is None:
+            return True
         state = self._run.record.state
-        if action == "stop_run":
-            return True if self._client is not None and state in ("starting", "running") else None
-        if action == "resume_run":
-            return True if self._client is not None and state in RESUMABLE_STATES else None
-        return True
+        if state not in possible_in:
+            return False
+        return None if self._client is None or state == "stopping" else True
 
     @work
     async def action_stop_run(self) -> None:

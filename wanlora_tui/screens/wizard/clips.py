@@ -8,6 +8,7 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Button, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from presets.text import sentences
 from wanlora_tui.actions import bindings
 from wanlora_tui.screens.wizard.pane import Choices, Edited, StepPane
 from wanlora_tui.text import count, home_path, shorten
@@ -81,7 +82,7 @@ class ClipsPane(StepPane):
         folders, index = self.state.draft.folders, self._current
         found = self.state.scans.get(folders[index]) if index < len(folders) else None
         order = sorted(found.problems, key=lambda p: list(GLYPHS).index(p.severity)) if found else []
-        self.query_one("#problem-text", Static).update("\n".join(f"{GLYPHS[p.severity]} {p.message.rstrip('.')}. {p.fix}" for p in order))
+        self.query_one("#problem-text", Static).update("\n".join(f"{GLYPHS[p.severity]} {sentences(p.message, p.fix)}" for p in order))
         self.query_one("#problems").display = bool(order)
         table, ready = self.query_one(ClipTable), self.state.ready
         table.display = found is not None and bool(found.clips)

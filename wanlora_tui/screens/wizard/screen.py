@@ -19,6 +19,7 @@ from presets.errors import UserError
 from presets.job import DatasetPanel
 from presets.jobfile import save_job
 from presets.machine import Machine, read_machine
+from presets.text import sentences
 from wanlora_tui.actions import bindings
 from wanlora_tui.drafts import Draft, DraftError, DraftStore, age_text
 from wanlora_tui.screens.wizard.captions import CaptionsPane
@@ -62,6 +63,8 @@ class WizardScreen(Screen[str | None]):
     WizardScreen #help-area { height: 5; border-top: solid $primary 60%; border-title-color: $primary; padding: 0 1; }
     WizardScreen.-tall #help-area { height: 6; }
     WizardScreen #help-text { height: auto; }
+    WizardScreen ToastRack { margin-bottom: 7; }  /* over the pane: the help, the buttons and the footer stay in view */
+    WizardScreen.-tall ToastRack { margin-bottom: 8; }
     WizardScreen #nav { height: 1; padding: 0 1; }
     WizardScreen #nav Button { min-width: 0; width: 14; }
     WizardScreen #nav-state { width: 1fr; content-align: center middle; color: $text-muted; }
@@ -113,14 +116,17 @@ class WizardScreen(Screen[str | None]):
             draft = self.store.load()
         except DraftError as e:
             aside = self.store.set_aside()
-            self.notify(f"{e}. It lies at {aside} now; this is a new job.", severity="error", timeout=20)
+            self.notify(sentences(str(e), f"It lies at {aside} now; this is a new job"), severity="error", timeout=20)
             draft = None
         if draft is not None and not draft.is_empty:
             what = f"A {draft.kind or 'new'} LoRA" + (f" from {', '.join(Path(f).name for f in draft.folders)}" if draft.folders else "")
             text = f"{what}, left at step {position(draft.step) + 1} of {len(STEPS)}: {STEPS[position(draft.step)].title}."
             answers = {"continue": "Continue", "fresh": "Start afresh"}
             answer = await self.app.push_screen_wait(Ask(f"Continue the half-filled job from {age_text(time.time() - draft.saved)}?", text, answers))
-            if answer != "fresh":
+            if not answer:  # Escape: back to where the user came from, and the draft stays
+                self.dismiss(None)
+                return
+            if answer == "continue":
                 self.state.draft = draft
         self.state.refresh()
         self._scan()

@@ -1,0 +1,74 @@
+"""Keys that come faster than they can be taken."""
+
+import asyncio
+
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.widgets import Input
+
+from tests.wanlora_tui.wizard_pilot import type_ahead, until
+from wanlora_tui.keys import KeysInOrder
+
+
+class Stuck(Input):
+    """Takes a key and is not done with it before it is let go."""
+
+    go = asyncio.Event()
+
+    async def on_key(self, event: events.Key) -> None:
+        event.stop()
+        await self.go.wait()
+
+
+class Form(KeysInOrder):
+    BINDINGS = [Binding("f2", "note", priority=True), ("f3", "drop")]  # noqa: RUF012  (Textual's own declaration)
+
+    def __init__(self, *inputs: Input) -> None:
+        super().__init__()
+        self.inputs, self.noted = inputs, 0
+
+    def compose(self) -> ComposeResult:
+        yield from self.inputs
+
+    def action_note(self) -> None:
+        self.noted += 1
+
+    async def action_drop(self) -> None:
+        assert self.focused is not None
+        await self.focused.remove()
+
+
+async def test_a_paste_waits_for_the_keys_before_it() -> None:
+    app = Form(Input(), Input())
+    async with app.run_test() as pilot:
+        type_ahead(app, "def", "tab")
+        app.post_message(events.Paste("a path"))
+        type_ahead(app, "!")
+        await until(pilot, lambda: app.inputs[1].value, "the paste")
+        await until(pilot, lambda: [i.value for i in app.inputs] == ["def", "a path!"], "all of it, each in its field")
+
+
+async def test_keys_go_on_when_the_field_they_were_typed_into_goes_away() -> None:
+    app = Form(Input(), Input())
+    async with app.run_test() as pilot:
+        app.post_message(events.Key("a", "a"))
+        app.post_message(events.Key("f3", None))
+        app.post_message(events.Key("b", "b"))
+        await until(pilot, lambda: app.inputs[1].value == "b", "the key behind")
+        assert not app.inputs[0].is_attached
+
+
+async def test_a_field_that_hangs_does_not_hold_the_keyboard() -> None:
+    app = Form(Stuck())
+    async with app.run_test() as pilot:
+        app.post_message(events.Key("a", "a"))
+        app.post_message(events.Key("f2", None))
+        try:
+            end = asyncio.get_running_loop().time() + 60
+            while not app.noted and asyncio.get_running_loop().time() < end:
+                await asyncio.sleep(0.02)
+            assert app.noted == 1
+        finally:
+            Stuck.go.set()
+        await pilot.pause()
