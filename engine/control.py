@@ -20,9 +20,12 @@ class Control:
     def __init__(self, folder: Path, *, refuse: Callable[[str], None]) -> None:
         self._refuse = refuse  # told of commands that nobody knows
         self.folder = folder / CONTROL_DIR
-        self.folder.mkdir(exist_ok=True)
         self._signals = 0
         self.why = ""  # a stop is wished for, and why
+
+    def open(self) -> None:
+        """Make the folder: the job is accepted, and commands may come."""
+        self.folder.mkdir(exist_ok=True)
 
     def listen(self) -> None:
         """Install the signal handlers. Main thread only."""

@@ -18,6 +18,7 @@ from presets.findings import Finding
 from presets.job import Job
 from presets.jobfile import absolute_paths, load_job, save_job
 from presets.plan import KNOBS
+from presets.text import sentences
 
 DONE, FAILED, USAGE, RESUMABLE = 0, 1, 2, 75  # 75 is EX_TEMPFAIL: saved, start me again
 LOCK_FILE, JOB_FILE = ".lock", "job.toml"
@@ -54,7 +55,7 @@ def _train_in(folder: Path, job: Job, base_dir: Path, *, resume: bool, workers: 
                 log.emit("log", level="warning", text=f"{log.damaged} lines of {log.path.name} are damaged and were passed over; is the disk failing?")
             return _attempt(folder, job, base_dir, log, resume=resume, workers=workers, device=device, vram_gib=vram_gib)
         except UserError as e:
-            log.emit("failed", cause=e.what if not e.where else f"{e.where}: {e.what}.", next=e.fix)
+            log.emit("failed", cause=sentences(f"{e.where}: {e.what}" if e.where else e.what), next=sentences(e.fix))
         except Exception as e:
             trace = traceback.format_exc()
             print(trace, file=sys.stderr)
@@ -91,6 +92,7 @@ def _attempt(folder: Path, job: Job, base_dir: Path, log: EventLog, *, resume: b
     vram = None if vram_gib is None else int(vram_gib * 2**30)
     if vram is not None and torch_device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(min(1.0, vram / torch.cuda.get_device_properties(torch_device).total_memory), torch_device)
+    control.open()
     try:
         control.honour()
         return _run(job, facts, folder, log, control, device=torch_device, workers=workers, resume=resume, vram=vram)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from daemon.client import DaemonError, ping
-from daemon.launch import ensure_running, torchrun
+from daemon.launch import ensure_running
 from daemon.paths import places
 from tests.daemon.conftest import until
 
@@ -59,10 +59,11 @@ def test_the_trainer_is_launched_by_torchrun_without_importing_torch():
     assert "--signals-to-handle=SIGTERM,SIGINT,SIGQUIT" in told and "--shutdown-timeout=90" in told
 
 
-def test_an_older_torchrun_is_not_given_what_it_does_not_know(tmp_path, monkeypatch):
+def test_an_older_torchrun_is_not_given_what_it_does_not_know(tmp_path):
+    """In an interpreter of its own: here torch may have been imported already."""
     (tmp_path / "torch/distributed").mkdir(parents=True)
     (tmp_path / "torch/__init__.py").write_text("")
     (tmp_path / "torch/distributed/run.py").write_text('parser.add_argument("--signals-to-handle")')
-    monkeypatch.syspath_prepend(tmp_path)
-    command = torchrun()
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from daemon.launch import torchrun; print(*torchrun(), sep=chr(10))"
+    command = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
     assert "--signals-to-handle=SIGTERM,SIGINT,SIGQUIT" in command and not any("shutdown" in part for part in command)

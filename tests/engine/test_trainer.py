@@ -242,7 +242,7 @@ def test_weights_that_are_no_numbers_are_refused_before_training(tiny, tmp_path)
         job = write_job(tmp_path / f"job-{place}", base, prompts=0)
         assert run_job(job, None, resume=False, workers=0, device="cpu") == 1
         failed = of_kind(tmp_path / f"job-{place}" / "runs" / "t", "failed")[-1]
-        assert place in failed["cause"] and str(file) in failed["cause"] and failed["next"] == "Download it again"
+        assert place in failed["cause"] and str(file) in failed["cause"] and failed["next"] == "Download it again."
 
 
 def test_an_unknown_command_is_said_and_passed_over(tiny, tmp_path):
