@@ -25,7 +25,6 @@ from engine.optim import Ema, build_optimizer
 from engine.order import Order
 from engine.parts import load_vae
 from engine.planning import Planning, diagnose, plan_run, release, smaller
-from engine.preview import Shot, control_image
 from engine.text import TextBook, encode_texts
 from engine.vae import ClipEncoder
 from presets import VERSION
@@ -209,15 +208,4 @@ def job_changes(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[
                 out += job_changes(x, y, f"{path}[{i}]")
         elif a != b:
             out.append((path, a, b))
-    return out
-
-
-def shots(run: Run) -> list[Shot]:
-    """The previews of one set, in the order of the job's prompts."""
-    panel = run.job.sample
-    out = []
-    for i, prompt in enumerate(panel.prompts):
-        image = control_image(run.base_dir / prompt.ctrl_img, panel.width, panel.height).to(run.device)
-        text = resolve_caption(prompt.prompt, "", run.job.job.trigger)
-        out.append(Shot(image, run.text([text]), run.text([panel.negative]), panel.seed + (i if panel.walk_seed else 0)))
     return out

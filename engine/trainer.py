@@ -12,20 +12,20 @@ from functools import partial
 import psutil
 import torch
 
-from engine.base import Expert, trained_experts
+from engine.base import Expert
 from engine.clock import Stopwatch
 from engine.control import Control
-from engine.keyed import keyed_rng
 from engine.latents import condition, encode, pixels
-from engine.loader import Batch
-from engine.objective import Term, class_prompt, main_term, noised, preservation_term
+from engine.microbatch import draws, terms
+from engine.objective import noised
 from engine.optim import clip_gradients, lr_at, set_lr
-from engine.outputs import complete_loras, make_previews, previews_made, save_all, save_final
+from engine.outputs import complete_loras, save_all, save_final
 from engine.pinned import HostMemoryRefused
+from engine.previews import make_previews, previews_made
 from engine.report import device_name, plan_text, ram_gib, report_non_finite, vram_gib, vram_total_gib
 from engine.setup import Learner, Run
-from engine.streamed import StreamedExecutor
-from engine.timesteps import NUM_TRAIN_TIMESTEPS, draw_sigma
+from engine.stages import expert_at
+from engine.timesteps import NUM_TRAIN_TIMESTEPS
 from presets.job import Job
 from presets.jobfile import job_to_dict
 from presets.planner.rungs import Scarce
@@ -38,12 +38,6 @@ class Outcome:
     step: int
     done: bool
     why: str = ""
-
-
-def expert_at(job: Job, step: int) -> Expert:
-    """Whose turn optimizer step `step` (from 0) is: switch_every steps each, high noise first."""
-    experts = trained_experts(job)
-    return experts[step // job.multistage.switch_every % len(experts)]
 
 
 def train(run: Run, control: Control) -> Outcome:
@@ -162,30 +156,6 @@ def wants_previews(job: Job, step: int) -> bool:
     if step == 0:
         return job.sample.first
     return step == job.training.steps or (job.sample.every > 0 and step % job.sample.every == 0)
-
-
-def draws(run: Run, expert: Expert, step: int, batch: Batch, x0_BCFhw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise and sigma of each sample, keyed by (seed, step, position, clip): the same on a retry, a resume, another card."""
-    seed, shape = run.job.job.seed, tuple(x0_BCFhw.shape[1:])
-    noise, sigmas = [], []
-    for i, clip in enumerate(batch.ids):
-        noise.append(torch.from_numpy(keyed_rng(seed, "noise", step, batch.index, i, clip).standard_normal(shape, dtype="float32")))
-        u = float(keyed_rng(seed, "timestep", step, batch.index, i, clip).random())
-        sigmas.append(draw_sigma(run.job.training, expert, run.base.boundary, u))
-    return torch.stack(noise).to(run.device), torch.tensor(sigmas, dtype=torch.float32, device=run.device)
-
-
-def terms(
-    run: Run, executor: StreamedExecutor, batch: Batch, x_BCFhw: torch.Tensor, timestep_B: torch.Tensor, target: torch.Tensor, *, share: float
-) -> list[Term]:
-    """The losses of one micro-batch; `share` is its part of the optimizer step, so that accumulation equals a larger batch."""
-    training, trigger = run.job.training, run.job.job.trigger
-    out = [main_term(training, run.job.advanced, run.text(batch.captions), target, share)]
-    if training.dop:
-        text = run.text([class_prompt(caption, trigger, training.dop_class) for caption in batch.captions])
-        base_prediction = executor.predict(x_BCFhw, timestep_B, text, strength=0.0)
-        out.append(preservation_term(training, text, base_prediction, share))
-    return out
 
 
 def stop(run: Run, learner: Learner, step: int, control: Control) -> Outcome:

@@ -38,10 +38,20 @@ class QuantizationPanel(Struct, kw_only=True, forbid_unknown_fields=True):
     text_encoder: Annotated[Literal["none", "float8", "qint8"], about("Text encoder", "Precision of the UMT5 text encoder. float8 costs next to no quality.")] = "float8"
 
 
+class ExpertPanel(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What one expert does otherwise than the common values say."""
+
+    lr: Annotated[Annotated[float, Meta(gt=0, le=10)] | None, about("Learning rate", "Of this expert alone. Left out, it is the common one.")] = None
+    rank: Annotated[Annotated[int, Meta(ge=1, le=1024)] | None, about("Linear rank", "Of this expert's LoRA alone. Left out, it is the common one.")] = None
+    share: Annotated[float, about("Share of the steps", "Steps of this expert in proportion to the other's share: 2 against 1 gives it two turns of three.", gt=0, le=1000)] = 1.0
+
+
 class MultistagePanel(Struct, kw_only=True, forbid_unknown_fields=True):
     high_noise: Annotated[bool, about("Train high noise", "Train the expert of the early, noisy timesteps: composition, motion, camera.")] = True
     low_noise: Annotated[bool, about("Train low noise", "Train the expert of the late, clean timesteps: detail, identity, texture.")] = True
     switch_every: Annotated[int, about("Switch every", "Optimizer steps on one expert before the other has its turn. 10 suits most cards; 1 when switching is free.", unit="steps", ge=1, le=100_000)] = 10
+    high: ExpertPanel = field(default_factory=ExpertPanel)
+    low: ExpertPanel = field(default_factory=ExpertPanel)
 
 
 class TargetPanel(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -54,6 +64,7 @@ class SavePanel(Struct, kw_only=True, forbid_unknown_fields=True):
     dtype: Annotated[Literal["bf16", "fp16", "fp32"], about("Data type", "Precision of the LoRA files. Checkpoints always hold fp32.")] = "bf16"
     every: Annotated[int, about("Save every", "Steps between checkpoints.", unit="steps", ge=1)] = 250
     keep: Annotated[int, about("Checkpoints to keep", "The newest ones stay; the best is often not the last, so keep several.", ge=2, le=1000)] = 4
+    ema: Annotated[bool, about("Save the average", "With EMA on, the LoRA files hold the running average; off, the trained weights as they stand.")] = True
 
 
 class TrainingPanel(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -75,6 +86,8 @@ class TrainingPanel(Struct, kw_only=True, forbid_unknown_fields=True):
     cache_text_embeddings: Annotated[bool, about("Cache text embeddings", "Encode every caption once. Only for captions that never change: not with DOP, best with dropout 0.")] = False
     dop: Annotated[bool, about("Differential output preservation", "A second loss that keeps the base model's answer for the class word. About doubles the work; helps style and character LoRAs.")] = False
     dop_multiplier: Annotated[float, about("DOP multiplier", "Weight of the preservation loss.", ge=0, le=100)] = 1.0
+    blank_prompt_preservation: Annotated[bool, about("Blank prompt preservation", "A second loss that keeps the base model's answer to the empty prompt. About doubles the work; not together with DOP.")] = False
+    blank_prompt_preservation_multiplier: Annotated[float, about("Blank prompt multiplier", "Weight of the blank prompt loss.", ge=0, le=100)] = 1.0
     dop_class: Annotated[str, about("DOP class", "The ordinary word that stands in for the trigger: person, scene, landscape.", max_length=100)] = "person"
 
 
@@ -101,6 +114,11 @@ class DatasetPanel(Struct, kw_only=True, forbid_unknown_fields=True):
 class PromptPanel(Struct, kw_only=True, forbid_unknown_fields=True):
     prompt: Annotated[str, about("Prompt", "What the preview shows. [trigger] is replaced.", max_length=10_000)]
     ctrl_img: Annotated[str, about("Control image", "The image the preview starts from. Wan 2.2 I2V cannot make a preview without one.")] = ""
+    width: Annotated[Annotated[int, Meta(ge=16, le=4096)] | None, about("Width", "Of this preview alone, a multiple of 16. Left out, it is the common one.", unit="px")] = None
+    height: Annotated[Annotated[int, Meta(ge=16, le=4096)] | None, about("Height", "Of this preview alone, a multiple of 16. Left out, it is the common one.", unit="px")] = None
+    num_frames: Annotated[Annotated[int, Meta(ge=1, le=1025)] | None, about("Preview frames", "Of this preview alone: 4n+1. Left out, they are the common ones.", unit="frames")] = None
+    seed: Annotated[Annotated[int, Meta(ge=0, le=2**63 - 1)] | None, about("Seed", "Of this preview alone. Left out, it follows the common one.")] = None
+    strength: Annotated[float, about("LoRA strength", "How strongly the LoRA acts in this preview; 0 shows the base model.", ge=0, le=10)] = 1.0
 
 
 class SamplePanel(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -109,13 +127,18 @@ class SamplePanel(Struct, kw_only=True, forbid_unknown_fields=True):
     sampler: Annotated[Literal["flowmatch", "unipc"], about("Sampler", "flowmatch is Euler on the flow; unipc is the multistep sampler of the model.")] = "flowmatch"
     width: Annotated[int, about("Width", "A multiple of 16. The control image keeps its shape inside this area.", unit="px", ge=16, le=4096)] = 768
     height: Annotated[int, about("Height", "A multiple of 16.", unit="px", ge=16, le=4096)] = 768
-    guidance: Annotated[float, about("Guidance scale", "3.5 to 4 for Wan 2.2.", ge=0, le=50)] = 4.0
+    guidance: Annotated[float, about("Guidance scale", "3.5 to 4 for Wan 2.2; 1 with an accelerator.", ge=0, le=50)] = 4.0
+    guidance_low: Annotated[Annotated[float, Meta(ge=0, le=50)] | None, about("Guidance, low noise", "Of the low-noise expert alone. Left out, both have the same.")] = None
     steps: Annotated[int, about("Sample steps", "Denoising steps. Beyond 25 little changes.", unit="steps", ge=1, le=1000)] = 25
     seed: Annotated[int, about("Sample seed", "Fixed, so that previews can be compared.", ge=0, le=2**63 - 1)] = 42
     walk_seed: Annotated[bool, about("Walk seed", "Each prompt of a set takes the next seed.")] = True
     num_frames: Annotated[int, about("Preview frames", "4n+1, best equal to the training frames; others change the speed of what was learnt.", unit="frames", ge=1, le=1025)] = 41
     fps: Annotated[int, about("FPS", "Playback rate of the preview file. Wan moves at 16.", unit="1/s", ge=1, le=120)] = 16
     negative: Annotated[str, about("Negative prompt", "What the previews should avoid.", max_length=10_000)] = ""
+    ema: Annotated[bool, about("Sample the average", "With EMA on, previews show the running average; off, the trained weights as they stand.")] = True
+    accelerator: Annotated[str, about("Accelerator LoRA", "Few-step LoRA file (such as lightx2v's) that previews alone use, so that 4 sample steps do. Training never sees it.")] = ""
+    accelerator_low: Annotated[str, about("Accelerator, low noise", "The file for the low-noise expert. Left empty, both experts use the same.")] = ""
+    accelerator_strength: Annotated[float, about("Accelerator strength", "How strongly the accelerator acts.", gt=0, le=10)] = 1.0
     prompts: Annotated[list[PromptPanel], about("Prompts", "2 to 4 prompts like your clips, each with its control image. None: no previews are made.")] = field(default_factory=list)
 
 
