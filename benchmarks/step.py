@@ -27,7 +27,7 @@ from peft import LoraConfig
 
 from benchmarks.random_expert import REAL, TINY, empty_model, expert
 from engine import attention, lora
-from engine.latents import condition, encode
+from engine.latents import encode_pair
 from engine.optim import clip_gradients
 from engine.rates import measure as measure_rates
 from engine.streamed import Machinery, StreamedExecutor
@@ -173,8 +173,7 @@ def encoded(bench: Bench, bucket: Bucket, plan: Plan, vae: AutoencoderKLWan) -> 
     video = torch.rand(1, 3, bucket.frames, bucket.height, bucket.width, device=bench.device) * 2 - 1
 
     def both() -> None:
-        encode(encoder, video)
-        condition(encoder, video[:, :, 0], bucket.frames)
+        encode_pair(encoder, video)
 
     both()
     return {"vae_seconds": bench.seconds(both, 2), "vae_peak_gib": bench.peaks()["peak_gib"]}

@@ -18,6 +18,8 @@ class Encoder(Protocol):
 
     def moments(self, video_BCTHW: torch.Tensor) -> torch.Tensor: ...
 
+    def pair(self, video_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
+
 
 class PlainEncoder:
     """The VAE's own encode, four frames at a time."""
@@ -30,6 +32,12 @@ class PlainEncoder:
         """Mean and log-variance (B, 2 x 16, F, h, w), in the VAE's dtype."""
         moments: torch.Tensor = self.vae.encode(video_BCTHW.to(self.vae.dtype)).latent_dist.parameters
         return moments
+
+    def pair(self, video_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Moments of the clips, and of their first frame followed by zeros."""
+        still = torch.zeros_like(video_BCTHW)
+        still[:, :, 0] = video_BCTHW[:, :, 0]
+        return self.moments(video_BCTHW), self.moments(still)
 
 
 def pixels(frames_BTHWC: np.ndarray, *, device: torch.device) -> torch.Tensor:
@@ -45,12 +53,31 @@ def _statistics(vae: AutoencoderKLWan, like: torch.Tensor) -> tuple[torch.Tensor
     return mean, inverse
 
 
-@torch.no_grad()
-def encode(encoder: Encoder, video_BCTHW: torch.Tensor) -> torch.Tensor:
-    """Video in [-1, 1] -> float32 latents (B, 16, F, h, w), the mode of the posterior (no noise of its own)."""
-    z = encoder.moments(video_BCTHW).chunk(2, dim=1)[0].float()
+def _latents(encoder: Encoder, moments: torch.Tensor) -> torch.Tensor:
+    """The mode of the posterior (no noise of its own), normalised, in fp32."""
+    z = moments.chunk(2, dim=1)[0].float()
     mean, inverse = _statistics(encoder.vae, z)
     return (z - mean) * inverse
+
+
+def _with_mask(latents_BCFhw: torch.Tensor) -> torch.Tensor:
+    """The mask's 4 channels are the 4 pixel frames of a latent frame: all one in latent frame 0, zero after."""
+    mask = latents_BCFhw.new_zeros(latents_BCFhw.shape[0], 4, *latents_BCFhw.shape[2:])
+    mask[:, :, 0] = 1
+    return torch.cat([mask, latents_BCFhw], dim=1)
+
+
+@torch.no_grad()
+def encode(encoder: Encoder, video_BCTHW: torch.Tensor) -> torch.Tensor:
+    """Video in [-1, 1] -> float32 latents (B, 16, F, h, w)."""
+    return _latents(encoder, encoder.moments(video_BCTHW))
+
+
+@torch.no_grad()
+def encode_pair(encoder: Encoder, video_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a training step needs of a clip: its latents, and the 20 conditioning channels of its first frame (`condition`)."""
+    target, still = encoder.pair(video_BCTHW)
+    return _latents(encoder, target), _with_mask(_latents(encoder, still))
 
 
 @torch.no_grad()
@@ -65,12 +92,8 @@ def decode(vae: AutoencoderKLWan, latents_BCFhw: torch.Tensor) -> torch.Tensor:
 def condition(encoder: Encoder, first_BCHW: torch.Tensor, frames: int) -> torch.Tensor:
     """The 20 conditioning channels (B, 4 + 16, F, h, w): mask, then latents of the first frame followed by zeros.
 
-    The mask's 4 channels are the 4 pixel frames of a latent frame: all one in latent frame 0, zero after.
     Bit for bit what diffusers' WanImageToVideoPipeline.prepare_latents builds.
     """
     B, C, H, W = first_BCHW.shape
     video = torch.cat([first_BCHW.unsqueeze(2), first_BCHW.new_zeros(B, C, frames - 1, H, W)], dim=2)
-    latents = encode(encoder, video)
-    mask = latents.new_zeros(B, 4, *latents.shape[2:])
-    mask[:, :, 0] = 1
-    return torch.cat([mask, latents], dim=1)
+    return _with_mask(encode(encoder, video))

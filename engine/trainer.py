@@ -12,10 +12,11 @@ from functools import partial
 import psutil
 import torch
 
+from engine import faults
 from engine.base import Expert
 from engine.clock import Stopwatch
 from engine.control import Control
-from engine.latents import condition, encode, pixels
+from engine.latents import encode_pair, pixels
 from engine.microbatch import draws, terms
 from engine.objective import noised
 from engine.optim import clip_gradients, lr_at, set_lr
@@ -69,11 +70,15 @@ def train(run: Run, control: Control) -> Outcome:
             norm = float(clip_gradients(list(learner.parameters.values()), job.training.max_grad_norm))
             losses = {name: float(value) for name, value in passed.losses.items()}
             loss = sum(losses.values())
+            loss = faults.poison("loss", step + 1, loss)
             finite = math.isfinite(norm) and math.isfinite(loss)
             if finite:  # a non-finite step never reaches the weights
+                faults.at("optimizer.before-step", step + 1)
                 learner.optimizer.step()
+                faults.at("optimizer.after-step", step + 1)
                 if learner.ema:
                     learner.ema.update(learner.parameters)
+                faults.at("ema", step + 1)
             learner.optimizer.zero_grad(set_to_none=True)
         bad_steps = 0 if finite else bad_steps + 1
         if finite:
@@ -93,6 +98,7 @@ def train(run: Run, control: Control) -> Outcome:
 
     last_step = max(run.start, job.training.steps)  # steps may have been lowered below what was done
     files = save_final(run, last_step)
+    faults.at("done.before-event", last_step)
     log.emit("done", step=last_step, files=files, seconds=round(time.perf_counter() - began, 3))
     return Outcome(last_step, done=True)
 
@@ -117,20 +123,25 @@ def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch, control: Co
         if control.stop_wished():
             return None
         with watch.part("data"):
+            faults.at("data.decode", step + 1)
             batch = run.loader.batch(index)
         with watch.part("vae"):
+            faults.at("vae.encode", step + 1)
             video_BCTHW = pixels(batch.frames, device=run.device)
-            x0_BCFhw = encode(run.encoder, video_BCTHW)
-            conditioning_BCFhw = condition(run.encoder, video_BCTHW[:, :, 0], batch.bucket.frames)
+            x0_BCFhw, conditioning_BCFhw = encode_pair(run.encoder, video_BCTHW)
             del video_BCTHW
+        faults.at("noise", step + 1)
         noise_BCFhw, sigma_B = draws(run, expert, step, batch, x0_BCFhw)
         x_t, target = noised(x0_BCFhw, noise_BCFhw, sigma_B)
+        target = faults.poison("target", step + 1, target)
         x_BCFhw = torch.cat([x_t, conditioning_BCFhw], dim=1)
         timestep_B = sigma_B * NUM_TRAIN_TIMESTEPS
         with watch.part("transformer"):
+            faults.at("forward", step + 1)
             for term in terms(run, executor, batch, x_BCFhw, timestep_B, target, share=len(batch.ids) / clips_in_step):
                 loss = executor.forward_backward(x_BCFhw, timestep_B, term.text_BSD, term.loss, strength=batch.weights[0])
                 passed.losses[term.name] = passed.losses.get(term.name, 0) + loss
+            faults.at("backward", step + 1)
         passed.timesteps += timestep_B.tolist()
         passed.clips += batch.ids
     return passed

@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 CHANNELS = 8  # of the padded input
+PAIR_FRAMES = 16  # with fewer at a time, two clips at once would need more memory than the run saves
 HISTORY = 2  # frames before a run that a 3-frame causal convolution looks at
 
 
@@ -65,13 +66,32 @@ class ClipEncoder:
     @torch.no_grad()
     def moments(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
         """Mean and log-variance (B, 2 x 16, F, h, w) of clips of 4n+1 frames, in the VAE's dtype."""
+        history: dict[int, torch.Tensor] = {}
+        out = [self._run(self._padded(run), history, first=i == 0) for i, run in enumerate(self._runs(video_BCTHW, self.frames))]
+        return self.vae.quant_conv(torch.cat(out, dim=2))
+
+    @torch.no_grad()
+    def pair(self, video_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Moments of the clips, and of their first frame followed by zeros, as one batch: the first frame goes through once."""
+        if self.frames < PAIR_FRAMES:
+            still = torch.zeros_like(video_BCTHW)
+            still[:, :, 0] = video_BCTHW[:, :, 0]
+            return self.moments(video_BCTHW), self.moments(still)
+        history: dict[int, torch.Tensor] = {}
+        first, *runs = self._runs(video_BCTHW, self.frames // 2 // 4 * 4, alone=True)
+        out = [self._run(self._padded(first), history, first=True).repeat(2, 1, 1, 1, 1)]
+        history = {key: value.repeat(2, 1, 1, 1, 1) for key, value in history.items()}
+        for run in runs:
+            out.append(self._run(self._padded(torch.cat([run, torch.zeros_like(run)])), history, first=False))
+        target, still = self.vae.quant_conv(torch.cat(out, dim=2)).chunk(2)
+        return target, still
+
+    def _runs(self, video_BCTHW: torch.Tensor, frames: int, *, alone: bool = False) -> list[torch.Tensor]:
+        """The clips cut into runs of `frames`; the first run has the first frame besides, or holds nothing else when `alone`."""
         T = video_BCTHW.shape[2]
         assert T % 4 == 1, T
-        history: dict[int, torch.Tensor] = {}
-        cuts = [0, *range(1 + self.frames, T, self.frames), T]  # the first run has one frame more
-        runs = [video_BCTHW[:, :, a:b] for a, b in pairwise(cuts) if b > a]
-        out = [self._run(self._padded(run), history, first=i == 0) for i, run in enumerate(runs)]
-        return self.vae.quant_conv(torch.cat(out, dim=2))
+        cuts = sorted({0, *range(1 if alone else 1 + frames, T, frames), T})
+        return [video_BCTHW[:, :, a:b] for a, b in pairwise(cuts)]
 
     def _run(self, x: torch.Tensor, history: dict[int, torch.Tensor], *, first: bool) -> torch.Tensor:
         encoder = self.vae.encoder
