@@ -7,6 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from engine import faults
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m engine", description="Train one job. Exit codes: 0 done, 1 failed, 2 usage, 75 saved and can be resumed.")
@@ -14,11 +16,23 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the run folder goes (default: the folder `runs` beside the job file)")
     parser.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
     parser.add_argument("--vram", type=float, metavar="GIB", help="use at most so much of the card's memory")
+    parser.add_argument(
+        "--fault", action="append", default=[], type=fault, metavar="KIND:POINT:STEP", help="for tests: fail on purpose, e.g. sigkill:save.before-rename:4 (kinds and points: engine/faults.py)"
+    )
     args = parser.parse_args(argv)
 
+    faults.arm(args.fault)
     from engine.run import run_job
 
     return run_job(args.job, args.out, resume=args.resume, vram_gib=args.vram)
+
+
+def fault(text: str) -> str:
+    try:
+        faults.parse(text)
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(str(e)) from None
+    return text
 
 
 if __name__ == "__main__":

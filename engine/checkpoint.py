@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from engine import faults
 from presets.errors import UserError
 
 CHECKPOINTS = "checkpoints"
@@ -52,6 +53,7 @@ def save(run: Path, state: State, *, rehearsal: bool = False) -> tuple[Path, str
     final = parent / folder_name(state.step)
     aside = parent / f"{final.name}.tmp-{os.getpid()}"
     try:
+        faults.at("save.begin", state.step)
         parent.mkdir(exist_ok=True)
         aside.mkdir()
         manifest: dict[str, dict[str, Any]] = {}
@@ -59,15 +61,19 @@ def save(run: Path, state: State, *, rehearsal: bool = False) -> tuple[Path, str
             write(aside / name)
             _fsync(aside / name)
             manifest[name] = {"bytes": (aside / name).stat().st_size, "sha256": _sha256(aside / name)}
+            faults.at(f"save.after-{name.partition('_')[0]}", state.step)
+        faults.at("save.before-manifest", state.step)
         text = json.dumps({"step": state.step, "files": manifest}, indent=1)
         (aside / "manifest.json").write_text(text)
         _fsync(aside / "manifest.json")
         _fsync(aside)
+        faults.at("save.before-rename", state.step)
         if rehearsal:
             return aside, ""
         if final.exists():
             shutil.rmtree(final)
         aside.rename(final)
+        faults.at("save.after-rename", state.step)
         _fsync(parent)
     except Exception as e:
         raise refusal_of(e, parent) from e

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from engine import faults
 from presets.events import EVENTS_FILE, TERMINAL_KINDS, Event, EventKind, decode_event
 
 
@@ -45,7 +46,12 @@ class EventLog:
         """Append one event. Terminal events are on the disk when this returns."""
         self._seq += 1
         event = Event(seq=self._seq, time=self._clock(), run=self.run, attempt=self.attempt, kind=kind, data=data)
-        self._file.write(msgspec.json.encode(event) + b"\n")
+        line = msgspec.json.encode(event) + b"\n"
+        faults.at("event.before-write", step := data.get("step", -1))
+        if faults.due("event.mid-write", step):
+            self._file.write(line[: len(line) // 2])
+            faults.at("event.mid-write", step)
+        self._file.write(line)
         if kind in TERMINAL_KINDS:
             os.fsync(self._file.fileno())
         self._listener(event)

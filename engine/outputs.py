@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from engine import checkpoint, lora
+from engine import checkpoint, faults, lora
 from engine.base import Expert
 from engine.setup import Run
 from presets.jobfile import job_to_dict
@@ -42,10 +42,12 @@ def save_all(run: Run, step: int, *, rehearsal: bool = False) -> str:
         return ""
     for expert in run.learners:
         _write_lora(run, expert, lora_file(run, expert, step), step)
+    faults.at("prune", step)
     for old in checkpoint.prune(run.folder, run.job.save.keep):
         for expert in run.learners:
             lora_file(run, expert, old).unlink(missing_ok=True)
     path = str(folder.relative_to(run.folder))
+    faults.at("checkpoint.before-event", step)
     run.log.emit("checkpoint", step=step, path=path, sha256=digest)
     return path
 
@@ -60,6 +62,7 @@ def complete_loras(run: Run) -> None:
 def save_final(run: Run, step: int) -> list[str]:
     """`NAME_high_noise.safetensors` and `NAME_low_noise.safetensors`; returns their names."""
     names = []
+    faults.at("final.begin", step)
     for expert in run.learners:
         file = lora_file(run, expert, None)
         _write_lora(run, expert, file, step)
@@ -77,6 +80,7 @@ def _write_lora(run: Run, expert: Expert, file: Path, step: int) -> None:
     try:
         lora.save_lora(aside, weights(run, expert), job=run.job, base=run.base, expert=expert, step=step)
         aside.chmod(0o644)  # safetensors makes files that only their owner can read
+        faults.at("lora-file.before-rename", step)
         aside.rename(file)
     except Exception as e:
         aside.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from engine import checkpoint, lora
+from engine import checkpoint, faults, lora
 from engine.control import Control, StopWished
 from engine.outputs import values, weights
 from engine.preview import Shot, control_image, sample_latents, to_frames, write_poster, write_video
@@ -56,6 +56,7 @@ def make_previews(run: Run, step: int, control: Control) -> None:
         if control.stop_wished():
             return
         try:
+            faults.at("preview.begin", step)
             _preview(run, step, i, control)
         except StopWished:
             return  # the loop sees it next
@@ -70,6 +71,7 @@ def _preview(run: Run, step: int, i: int, control: Control) -> None:
 
     def progress(done: int, total: int) -> None:
         control.honour()
+        faults.at("preview.denoise", step)
         run.log.phase("sampling", i * total + done, len(panel.prompts) * total, f"preview {i + 1} of {len(panel.prompts)}")
 
     with shown_weights(run):
@@ -77,6 +79,7 @@ def _preview(run: Run, step: int, i: int, control: Control) -> None:
         while frames is None:
             try:
                 latents = sample_latents(run.experts.executors, run.encoder, shot, panel, boundary=run.base.boundary, shift=run.base.flow_shift, progress=progress)
+                faults.at("preview.decode", step)
                 with run.experts.parked():
                     frames = to_frames(run.vae, latents)
             except torch.OutOfMemoryError:
@@ -86,5 +89,6 @@ def _preview(run: Run, step: int, i: int, control: Control) -> None:
     video = preview_dir(run, step) / f"{i:02d}.mp4"
     poster = video.with_suffix(".png")
     write_poster(poster, frames)
+    faults.at("preview.before-video", step)
     write_video(video, frames, panel.fps)
     run.log.emit("sample", step=step, path=str(video.relative_to(run.folder)), poster=str(poster.relative_to(run.folder)), prompt=prompt.prompt, seed=shot.seed)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLWan
 
-from engine import attention, checkpoint, lora
+from engine import attention, checkpoint, faults, lora
 from engine.ara_file import find_ara, load_ara
 from engine.ara_grid import Grid
 from engine.ara_weights import linear_shapes
@@ -180,6 +180,7 @@ def restore(run: Run) -> None:
     if folder is None:
         run.log.emit("log", level="warning", text="no checkpoint to resume from: starting at step 1")
         return
+    faults.at("resume.loading", int(folder.name.removeprefix("step_")))
     state = checkpoint.load(folder)
     if state.meta["base"] != run.base.identity:
         raise UserError("the base model's weights are not those this run began with", where=str(run.base.path), fix="Put the same base back, or start a new run under another name")
@@ -194,6 +195,7 @@ def restore(run: Run) -> None:
         learner.optimizer.load_state_dict(state.optimizer[expert])
         if learner.ema:
             learner.ema.load(state.ema[expert])
+    faults.at("resume.restored", run.start)
 
 
 def job_changes(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[tuple[str, object, object]]:

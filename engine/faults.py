@@ -1,0 +1,121 @@
+"""Faults on purpose, for tests: `python -m engine JOB --fault sigkill:save.before-rename:4`.
+
+Unarmed, `at` costs one look at an empty list. A fault names what happens (KINDS), where (POINTS) and at which step, and strikes once; the same
+fault given twice strikes twice. Steps are numbered as in the events: the first step trained is 1, and a save, a preview or a resume bears the
+number of the steps done.
+"""
+
+import errno
+import os
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+KINDS = {
+    "raise": "a bug: InjectedFault, which nothing expects",
+    "sigkill": "the process is gone at once, as by kill -9 or the out-of-memory killer",
+    "sigterm": "a polite stop arrives",
+    "hang": "nothing goes on, until someone kills the process",
+    "enospc": "the disk is full",
+    "nan": "the value becomes not-a-number (at the points in VALUES)",
+}
+POINTS = {
+    "data.decode": "before each micro-batch is taken from the loader",
+    "vae.encode": "before its clips are encoded",
+    "noise": "before its noise and sigma are drawn",
+    "forward": "before the first term's forward and backward",
+    "backward": "after the last term's backward",
+    "optimizer.before-step": "gradients are clipped, weights as before",
+    "optimizer.after-step": "weights moved, running average not",
+    "ema": "weights and running average moved, no event yet",
+    "event.before-write": "before the first event that bears the step",
+    "event.mid-write": "that event is half on the disk",
+    "save.begin": "before the folder aside is made",
+    "save.after-lora": "the first file is written",
+    "save.after-optimizer": "all tensors are written",
+    "save.before-manifest": "all files but the manifest are written",
+    "save.before-rename": "the folder aside is whole",
+    "save.after-rename": "the checkpoint is in place, its folder not synced",
+    "lora-file.before-rename": "a LoRA file is written aside",
+    "prune": "before old checkpoints are removed",
+    "checkpoint.before-event": "the checkpoint stands, no event says so",
+    "preview.begin": "before a preview",
+    "preview.denoise": "before each of its denoising steps",
+    "preview.decode": "latents are done, frames are not",
+    "preview.before-video": "its poster is written, its video is not",
+    "final.begin": "before the final pair is written",
+    "done.before-event": "everything is written but the last event",
+    "resume.loading": "before the checkpoint is read (step: its number)",
+    "resume.restored": "weights and optimizers are restored",
+}
+VALUES = {"target": "what the prediction is compared with: loss and gradients follow", "loss": "the loss alone"}
+
+
+class InjectedFault(Exception):
+    """A bug on purpose."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    kind: str
+    point: str
+    step: int
+
+
+_armed: list[Fault] = []
+
+
+def parse(text: str) -> Fault:
+    """KIND:POINT:STEP. Raises ValueError."""
+    kind, point, step = text.split(":") if text.count(":") == 2 else ("", "", "")
+    if kind not in KINDS or not step.isdecimal():
+        raise ValueError(f"{text!r} is no fault: expected KIND:POINT:STEP with a kind of {', '.join(KINDS)} and a whole step")
+    if point not in (places := VALUES if kind == "nan" else POINTS):
+        raise ValueError(f"{text!r}: no such point; {kind} knows {', '.join(places)}")
+    return Fault(kind, point, int(step))
+
+
+def arm(faults: Sequence[str]) -> None:
+    """Arm these faults and no others. Raises ValueError."""
+    _armed[:] = [parse(text) for text in faults]
+
+
+def due(point: str, step: int) -> bool:
+    """Whether a fault would strike there: for a caller who has to bring about half of something first."""
+    return any(fault.point == point and fault.step == step for fault in _armed)
+
+
+def at(point: str, step: int) -> None:
+    """Let the armed fault of this point and step strike. Raises what the fault says."""
+    if _armed and (fault := _take(point, step)):
+        _strike(fault)
+
+
+def poison(point: str, step: int, value: Any) -> Any:
+    """The value, or not-a-number in its place."""
+    return value * float("nan") if _armed and _take(point, step) else value
+
+
+def _take(point: str, step: int) -> Fault | None:
+    for fault in _armed:
+        if fault.point == point and fault.step == step:
+            _armed.remove(fault)
+            return fault
+    return None
+
+
+def _strike(fault: Fault) -> None:
+    match fault.kind:
+        case "raise":
+            raise InjectedFault(f"on purpose, at {fault.point} of step {fault.step}")
+        case "enospc":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), fault.point)
+        case "sigkill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "sigterm":
+            os.kill(os.getpid(), signal.SIGTERM)
+        case "hang":
+            while True:
+                time.sleep(3600)
