@@ -16,7 +16,7 @@ from engine import faults
 from engine.base import Expert
 from engine.clock import Stopwatch
 from engine.control import Control
-from engine.latents import condition, encode, pixels
+from engine.latents import encode_pair, pixels
 from engine.microbatch import draws, terms
 from engine.objective import noised
 from engine.optim import clip_gradients, lr_at, set_lr
@@ -128,8 +128,7 @@ def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch, control: Co
         with watch.part("vae"):
             faults.at("vae.encode", step + 1)
             video_BCTHW = pixels(batch.frames, device=run.device)
-            x0_BCFhw = encode(run.encoder, video_BCTHW)
-            conditioning_BCFhw = condition(run.encoder, video_BCTHW[:, :, 0], batch.bucket.frames)
+            x0_BCFhw, conditioning_BCFhw = encode_pair(run.encoder, video_BCTHW)
             del video_BCTHW
         faults.at("noise", step + 1)
         noise_BCFhw, sigma_B = draws(run, expert, step, batch, x0_BCFhw)
