@@ -9,26 +9,25 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
+from presets.changes import FREE_TO_CHANGE as FREE_TO_CHANGE  # read from here too
+from presets.changes import LIVE_FIELDS as LIVE_FIELDS
+from presets.changes import breaking, changes
 from presets.clips import DatasetFacts, scan_dataset
 from presets.cuts import find_cuts
 from presets.errors import ClipError, UserError
 from presets.facts import Facts, RunFolder
-from presets.fields import toml_text
 from presets.findings import Finding
 from presets.job import Job
-from presets.jobfile import absolute_paths, job_to_dict, load_job
+from presets.jobfile import absolute_paths, load_job
 from presets.machine import Machine, read_machine
 from presets.model import read_model
 from presets.rules import RULES
 
 OPTIONAL_PACKAGES = ("bitsandbytes", "prodigyopt")
 SEVERITIES = ("error", "warning", "advice")
-# Fields and panels that may change between the attempts of one run; with anything else changed it would be another run.
-FREE_TO_CHANGE = ("job.gpus", "save", "sample", "training.steps", "training.lr")
 
 _cuts: dict[tuple[str, int, int], list[int] | ClipError] = {}  # (path, size, mtime) -> what find_cuts said: it decodes the whole clip
 
@@ -160,28 +159,8 @@ def _differences(job: Job, base: Path, held_path: Path) -> list[str]:
         held = load_job(held_path)
     except UserError as e:
         return [f"its job.toml cannot be read: {e.what}"]
-    ours, theirs = _flat(absolute_paths(job, base)), _flat(absolute_paths(held, base))
-    return [f"{key} = {theirs.get(key, 'left out')} there, {ours.get(key, 'left out')} here" for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key)]
-
-
-def _flat(job: Job) -> dict[str, str]:
-    """Field path -> value as text, without what may change between attempts."""
-    out: dict[str, str] = {}
-
-    def walk(value: Any, path: str) -> None:
-        if any(path == free or path.startswith(f"{free}.") for free in FREE_TO_CHANGE):
-            return
-        if isinstance(value, dict):
-            for key, v in value.items():
-                walk(v, f"{path}.{key}" if path else key)
-        elif isinstance(value, list) and value and isinstance(value[0], dict):
-            for i, v in enumerate(value):
-                walk(v, f"{path}[{i}]")
-        else:
-            out[path] = toml_text(value)
-
-    walk(job_to_dict(job), "")
-    return out
+    found = breaking(changes(absolute_paths(held, base), absolute_paths(job, base)))
+    return [f"{c.field} = {c.old} there, {c.new} here" for c in found]
 
 
 def _free_name(name: str, out: Path) -> str:
