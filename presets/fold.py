@@ -4,6 +4,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
+from presets.changes import LIVE_FIELDS
 from presets.events import Event
 from presets.text import sentences
 
@@ -71,6 +72,8 @@ class RunView(Struct, kw_only=True):
     ram_total_gib: float = 0.0
     phase: Phase = field(default_factory=Phase)
     losses: dict[str, list[StepPoint]] = field(default_factory=dict)  # expert -> points, one per step
+    resumed: list[int] = field(default_factory=list)  # the steps that an attempt went on from: resumes and rollbacks
+    settings: dict[str, Any] = field(default_factory=dict)  # what can be changed while it trains -> the value now
     samples: list[Sample] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     findings: list[dict[str, Any]] = field(default_factory=list)
@@ -96,6 +99,7 @@ def fold(view: RunView, event: Event) -> None:
             view.state, view.outcome, view.files = "running", "", []
             view.vram_total_gib, view.ram_total_gib = data.get("vram_total_gib", 0.0), data.get("ram_total_gib", 0.0)
             view.started_at = view.started_at or event.time
+            view.settings = {field: value_at(data["job"], field) for field in LIVE_FIELDS}
             _rewind(view, data["resumed_from"])
             _note(view, event, f"attempt {event.attempt} started on {data['device']}: {data['plan']}")
         case "phase":
@@ -125,6 +129,8 @@ def fold(view: RunView, event: Event) -> None:
         case "changed":
             if data["field"] == "training.steps":
                 view.steps = data["new"]
+            if data["field"] in LIVE_FIELDS:
+                view.settings[data["field"]] = data["new"]
             _note(view, event, f"{data['field']} changed from {data['old']} to {data['new']}")
         case "replanned":
             view.plan = data["new"]
@@ -145,11 +151,20 @@ def fold(view: RunView, event: Event) -> None:
 def _rewind(view: RunView, step: int) -> None:
     """A resume starts again from a checkpoint: what came after it in the plot is trained anew."""
     view.step = step
+    view.resumed = [*(s for s in view.resumed if s < step), step] if step else []
     for points in view.losses.values():
         while points and points[-1].step > step:
             points.pop()
     view.samples = [s for s in view.samples if s.step <= step]
     view.checkpoints = [c for c in view.checkpoints if c.step <= step]
+
+
+def value_at(tables: dict[str, Any], path: str) -> Any:
+    """The value at a field path of a job as plain tables; None when it is left out."""
+    at: Any = tables
+    for part in path.split("."):
+        at = at.get(part) if isinstance(at, dict) else None
+    return at
 
 
 def _note(view: RunView, event: Event, text: str) -> None:
