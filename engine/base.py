@@ -4,10 +4,11 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.sources import EXPERTS, SUBFOLDER, Expert, Source, identity, open_source
+from engine.sources import SUBFOLDER, Source, identity, open_source
 from presets.errors import UserError
 from presets.job import Job
 from presets.model import looks_like_hub_id, read_model, resolve_model
+from presets.stages import EXPERTS, Expert, trained_experts
 
 __all__ = ["EXPERTS", "SUBFOLDER", "BaseFolder", "Expert", "find_base", "needed_experts", "trained_experts"]
 FLOW_SHIFT = 5.0  # Wan's own for image-to-video, where the model names none
@@ -58,11 +59,6 @@ def _download(job: Job) -> Path:
         return Path(snapshot_download(job.model.path, allow_patterns=["model_index.json", *(f"{p}/*" for p in parts)]))
     except Exception as e:  # the Hub client raises a dozen unrelated classes: gone, gated, offline, disk full
         raise UserError(f"could not download the model: {e}", where=f"model.path = {job.model.path!r}", fix="Check the network and the id, or give a local folder") from e
-
-
-def trained_experts(job: Job) -> list[Expert]:
-    """The experts that learn, high noise first."""
-    return [e for e in EXPERTS if getattr(job.multistage, e)]
 
 
 def needed_experts(job: Job) -> list[Expert]:

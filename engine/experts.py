@@ -16,6 +16,7 @@ from engine.weightcache import cached_blocks
 from presets.cachefacts import cache_dir
 from presets.job import Job
 from presets.plan import Plan
+from presets.stages import alpha_of, rank_of
 
 Progress = Callable[[int, int, str], None]
 
@@ -43,10 +44,10 @@ class Experts:
             )
             branches: list[Lora] = [{} for _ in masters]
             if expert in trained_experts(job):
-                self.parameters[expert] = lora.make(stem.config, expert, rank=job.target.rank, alpha=lora.job_alpha(job), seed=job.job.seed, blocks=len(masters), device=device)
+                self.parameters[expert] = lora.make(stem.config, expert, rank=rank_of(job, expert), alpha=alpha_of(job, expert), seed=job.job.seed, blocks=len(masters), device=device)
                 branches = lora.by_block(self.parameters[expert], len(masters))
             own = recovery.get(expert, [{} for _ in masters])
-            self._weights[expert] = ExpertWeights(expert, stem, masters, layout, branches, lora.job_alpha(job) / job.target.rank, own)
+            self._weights[expert] = ExpertWeights(expert, stem, masters, layout, branches, alpha_of(job, expert) / rank_of(job, expert), own)
         self.set_plan(plan)
 
     def set_plan(self, plan: Plan) -> None:

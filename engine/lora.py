@@ -22,6 +22,7 @@ from engine.block import LINEARS, Lora
 from engine.keyed import keyed_rng
 from presets.job import Job
 from presets.jobfile import job_to_dict
+from presets.stages import alpha_of, rank_of
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]  # ten linears per block, attn1 and attn2
 ADAPTER = "default"
@@ -83,13 +84,13 @@ def save_lora(path: Path, values: dict[str, torch.Tensor], *, job: Job, base: Ba
 
     An alpha tensor per module is written only when alpha differs from the rank: without one every loader takes alpha = rank.
     """
-    dtype = DTYPES[job.save.dtype]
+    dtype, rank, alpha = DTYPES[job.save.dtype], rank_of(job, expert), alpha_of(job, expert)
     out: dict[str, torch.Tensor] = {}
     for name, value in values.items():
         module, _, kind = name.rpartition(".lora_")
         out[f"diffusion_model.{wan_name(module)}.lora_{kind}"] = value.detach().to("cpu", dtype).contiguous()
-        if kind == "A.weight" and job_alpha(job) != job.target.rank:
-            out[f"diffusion_model.{wan_name(module)}.alpha"] = torch.tensor(job_alpha(job), dtype=torch.float32)
+        if kind == "A.weight" and alpha != rank:
+            out[f"diffusion_model.{wan_name(module)}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
     tables = job_to_dict(job)
     metadata = {
         "format": "pt",
@@ -98,8 +99,8 @@ def save_lora(path: Path, values: dict[str, torch.Tensor], *, job: Job, base: Ba
         "wanlora.boundary": str(base.boundary),
         "wanlora.base": job.model.path,
         "wanlora.base_identity": base.identity,
-        "wanlora.rank": str(job.target.rank),
-        "wanlora.alpha": str(job_alpha(job)),
+        "wanlora.rank": str(rank),
+        "wanlora.alpha": str(alpha),
         "wanlora.step": str(step),
         "wanlora.trigger": job.job.trigger,
         "wanlora.job_hash": job_hash(job),
@@ -113,10 +114,6 @@ def save_lora(path: Path, values: dict[str, torch.Tensor], *, job: Job, base: Ba
 def read_metadata(path: Path) -> dict[str, str]:
     with safe_open(path, framework="pt") as f:
         return f.metadata() or {}
-
-
-def job_alpha(job: Job) -> float:
-    return float(job.target.rank if job.target.alpha is None else job.target.alpha)
 
 
 def job_hash(job: Job) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from presets.errors import UserError
-from presets.job import TrainingPanel
+from presets.job import Job, TrainingPanel
+from presets.stages import Expert, lr_of
 
 Parameters = list[torch.nn.Parameter]
 
@@ -40,16 +41,21 @@ def build_optimizer(training: TrainingPanel, parameters: Parameters) -> torch.op
             raise AssertionError(other)
 
 
-def lr_at(training: TrainingPanel, step: int) -> float:
-    """The learning rate of optimizer step `step` (from 0): a linear warm-up, then constant, linear to 0, or cosine to 0."""
+def lr_at(job: Job, expert: Expert, step: int) -> float:
+    """An expert's learning rate at optimizer step `step` (from 0): a linear warm-up, then constant, linear to 0, or cosine to 0.
+
+    The schedule's position is the step of the whole run, over both experts; it multiplies the rate that the expert has of
+    its own, else the common one. So both come to their ends with the run, however the turns are shared.
+    """
+    training, lr = job.training, lr_of(job, expert)
     if step < training.warmup_steps:
-        return training.lr * (step + 1) / training.warmup_steps
+        return lr * (step + 1) / training.warmup_steps
     if training.lr_scheduler == "constant":
-        return training.lr
+        return lr
     span = max(1, training.steps - training.warmup_steps)
     progress = min(1.0, (step - training.warmup_steps) / span)
     factor = 1 - progress if training.lr_scheduler == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
-    return training.lr * factor
+    return lr * factor
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

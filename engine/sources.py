@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -18,9 +18,8 @@ from presets.comfy import TOKENIZER, WEIGHT_SCALES, SingleFiles, complaints, fin
 from presets.errors import UserError
 from presets.headers import AGAIN, Damaged, TensorPlace, json_object, read_header
 from presets.model import WEIGHTS
+from presets.stages import Expert
 
-Expert = Literal["high_noise", "low_noise"]
-EXPERTS: tuple[Expert, Expert] = ("high_noise", "low_noise")
 SUBFOLDER: dict[Expert, str] = {"high_noise": "transformer", "low_noise": "transformer_2"}
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,

@@ -1,10 +1,8 @@
-"""Which expert has its turn at which optimizer step."""
+"""Which expert has its turn at which optimizer step, and its learning rate then.
 
-from engine.base import Expert, trained_experts
-from presets.job import Job
+A function of the job and the step alone (presets.stages): a checkpoint holds the stage's position by holding its step.
+"""
 
+from presets.stages import expert_at
 
-def expert_at(job: Job, step: int) -> Expert:
-    """Whose turn optimizer step `step` (from 0) is: switch_every steps each, high noise first."""
-    experts = trained_experts(job)
-    return experts[step // job.multistage.switch_every % len(experts)]
+__all__ = ["expert_at"]

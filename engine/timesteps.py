@@ -1,53 +1,13 @@
-"""Which sigma a sample trains at: a density over the noise levels, cut to the range of the expert whose turn it is.
+"""The sigma of one sample, drawn by a counter-based key. The densities are `presets.timesteps`."""
 
-Every density is drawn through its inverse distribution function, so one uniform number gives one sigma and the cut to a
-range is exact. With F the distribution function of the type on [0, 1] and q a quantile inside the expert's range
-[low, high]:  sigma = F^-1( F(low) + q (F(high) - F(low)) ).
+from engine.keyed import keyed_rng
+from presets.job import Job
+from presets.stages import Expert
+from presets.timesteps import NUM_TRAIN_TIMESTEPS, sigma_at, sigma_range
 
-    linear    F(s) = s
-    sigmoid   s = sigmoid(z), z ~ N(0, 1):        F(s) = Phi(logit(s))
-    shift     s = 5 u / (1 + 4 u), u ~ U(0, 1):   F(s) = s / (5 - 4 s)      (shift 5, as Wan samples)
-
-The bias bends the quantile, u ~ U(0, 1): balanced q = u, high noise q = 1 - u^3, low noise q = u^3 (the cubic of
-ai-toolkit's content/style switch). It leans inside each expert's range; how often an expert trains is the schedule's.
-"""
-
-import math
-from statistics import NormalDist
-
-from engine.base import EXPERTS, Expert
-from presets.job import TrainingPanel
-
-SHIFT = 5.0
-NUM_TRAIN_TIMESTEPS = 1000.0  # the model takes timestep = 1000 sigma
-_NORMAL = NormalDist()
-_EDGE = 1e-12  # logit of 0 and 1 is infinite
+__all__ = ["NUM_TRAIN_TIMESTEPS", "draw_sigma", "sigma_range"]
 
 
-def sigma_range(expert: Expert, boundary: float) -> tuple[float, float]:
-    """[low, high] of an expert: high noise has the boundary and above, low noise all below."""
-    return (boundary, 1.0) if expert == EXPERTS[0] else (0.0, boundary)
-
-
-def cdf(kind: str, s: float) -> float:
-    """F(s) of a timestep type on [0, 1]."""
-    if kind == "sigmoid":
-        s = min(max(s, _EDGE), 1 - _EDGE)
-        return _NORMAL.cdf(math.log(s / (1 - s)))
-    return s / (SHIFT - (SHIFT - 1) * s) if kind == "shift" else s
-
-
-def inverse_cdf(kind: str, u: float) -> float:
-    """F^-1(u) of a timestep type."""
-    if kind == "sigmoid":
-        return 1 / (1 + math.exp(-_NORMAL.inv_cdf(min(max(u, _EDGE), 1 - _EDGE))))
-    return SHIFT * u / (1 + (SHIFT - 1) * u) if kind == "shift" else u
-
-
-def draw_sigma(training: TrainingPanel, expert: Expert, boundary: float, u: float) -> float:
-    """The sigma of one sample from one uniform number in [0, 1)."""
-    bias = training.timestep_bias
-    q = 1 - u**3 if bias == "high_noise" else u**3 if bias == "low_noise" else u
-    low, high = sigma_range(expert, boundary)
-    f_low, f_high = cdf(training.timestep_type, low), cdf(training.timestep_type, high)
-    return min(max(inverse_cdf(training.timestep_type, f_low + q * (f_high - f_low)), low), high)
+def draw_sigma(job: Job, expert: Expert, boundary: float, *key: int | str) -> float:
+    """The sigma of the sample with this key (its visit: epoch, clip, repeat): the same wherever it is drawn again."""
+    return sigma_at(job.training, expert, boundary, float(keyed_rng(job.job.seed, "timestep", *key).random()))

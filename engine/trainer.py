@@ -61,7 +61,7 @@ def train(run: Run, control: Control) -> Outcome:
     for step in range(run.start, job.training.steps):
         expert = expert_at(job, step)
         learner = run.learners[expert]
-        set_lr(learner.optimizer, lr_at(job.training, step))
+        set_lr(learner.optimizer, lr_at(job, expert, step))
         watch = Stopwatch(run.device)
         passed = with_room(run, learner, watch, partial(gradients, run, step, expert, watch, control))
         if passed is None:
@@ -83,7 +83,7 @@ def train(run: Run, control: Control) -> Outcome:
         bad_steps = 0 if finite else bad_steps + 1
         if finite:
             log.emit(
-                "step", step=step + 1, expert=expert, loss=loss, parts=losses, lr=lr_at(job.training, step), grad_norm=norm,
+                "step", step=step + 1, expert=expert, loss=loss, parts=losses, lr=lr_at(job, expert, step), grad_norm=norm,
                 timestep=sum(passed.timesteps) / len(passed.timesteps), seconds=watch.seconds(), vram_gib=vram_gib(run.device), ram_gib=ram_gib(), clips=passed.clips,
             )  # fmt: skip
         else:
@@ -131,7 +131,7 @@ def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch, control: Co
             x0_BCFhw, conditioning_BCFhw = encode_pair(run.encoder, video_BCTHW)
             del video_BCTHW
         faults.at("noise", step + 1)
-        noise_BCFhw, sigma_B = draws(run, expert, step, batch, x0_BCFhw)
+        noise_BCFhw, sigma_B = draws(run, expert, batch, x0_BCFhw)
         x_t, target = noised(x0_BCFhw, noise_BCFhw, sigma_B)
         target = faults.poison("target", step + 1, target)
         x_BCFhw = torch.cat([x_t, conditioning_BCFhw], dim=1)

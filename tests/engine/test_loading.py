@@ -13,11 +13,12 @@ from diffusers import WanTransformer3DModel
 from engine.block import LINEARS
 from engine.loading import KEYS, load_blocks, load_stem, open_expert
 from engine.masters import block_tensors, layout_of
-from engine.sources import EXPERTS, SUBFOLDER, Stored, open_source
+from engine.sources import SUBFOLDER, Stored, open_source
 from engine.streamed import ExpertWeights, Machinery, StreamedExecutor
 from engine.tiny import build_tiny
 from presets.errors import UserError
 from presets.plan import Plan
+from presets.stages import EXPERTS
 
 CPU = torch.device("cpu")
 PRECISIONS = ("none", "float8", "qfloat8", "qint8", "qint4")

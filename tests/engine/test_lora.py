@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from engine import lora
 from engine.base import EXPERTS, BaseFolder
 from presets.job import DatasetPanel, Job, JobPanel, SavePanel, TargetPanel
+from presets.stages import alpha_of
 from tests.engine.plain import attach
 
 
@@ -22,7 +23,7 @@ def trained_pair(tiny, job: Job):
     pipe = WanImageToVideoPipeline.from_pretrained(tiny)
     pipe.set_progress_bar_config(disable=True)
     models = dict(zip(EXPERTS, (pipe.transformer, pipe.transformer_2), strict=True))
-    return pipe, {e: attach(m, e, rank=job.target.rank, alpha=lora.job_alpha(job), seed=i, strong=True) for i, (e, m) in enumerate(models.items())}
+    return pipe, {e: attach(m, e, rank=job.target.rank, alpha=alpha_of(job, e), seed=i, strong=True) for i, (e, m) in enumerate(models.items())}
 
 
 def run(pipe) -> torch.Tensor:

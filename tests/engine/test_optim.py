@@ -5,7 +5,7 @@ import torch
 
 from engine.optim import Ema, build_optimizer, clip_gradients, lr_at
 from presets.errors import UserError
-from presets.job import TrainingPanel
+from presets.job import DatasetPanel, ExpertPanel, Job, JobPanel, MultistagePanel, TrainingPanel
 
 
 def test_adamw_takes_the_step_of_the_paper():
@@ -23,12 +23,15 @@ def test_adamw_takes_the_step_of_the_paper():
 
 
 def test_schedules_at_their_corners():
-    constant = TrainingPanel(lr=1.0, steps=100, warmup_steps=10)
-    assert [lr_at(constant, s) for s in (0, 4, 9, 10, 99)] == [0.1, 0.5, 1.0, 1.0, 1.0]
-    linear = TrainingPanel(lr=1.0, steps=110, warmup_steps=10, lr_scheduler="linear")
-    assert lr_at(linear, 10) == 1.0 and lr_at(linear, 60) == 0.5 and lr_at(linear, 110) == 0.0
-    cosine = TrainingPanel(lr=2.0, steps=100, lr_scheduler="cosine")
-    assert lr_at(cosine, 0) == 2.0 and lr_at(cosine, 50) == pytest.approx(1.0) and lr_at(cosine, 100) == pytest.approx(0.0)
+    def rates(*steps: int, expert="low_noise", **training) -> list[float]:
+        job = Job(job=JobPanel(name="t"), datasets=[DatasetPanel(path="x")], training=TrainingPanel(**training), multistage=MultistagePanel(high=ExpertPanel(lr=0.5)))
+        return [lr_at(job, expert, step) for step in steps]
+
+    warm = {"lr": 1.0, "steps": 110, "warmup_steps": 10}
+    assert rates(0, 4, 9, 10, 99, **warm) == [0.1, 0.5, 1.0, 1.0, 1.0]
+    assert rates(10, 60, 110, lr_scheduler="linear", **warm) == [1.0, 0.5, 0.0]
+    assert rates(0, 50, 100, lr=2.0, steps=100, lr_scheduler="cosine") == pytest.approx([2.0, 1.0, 0.0])
+    assert rates(4, 60, lr_scheduler="linear", expert="high_noise", **warm) == [0.25, 0.25], "its own rate, at the same place of the schedule"
 
 
 def test_clipping_scales_to_the_norm_and_reports_the_norm_before():

@@ -14,9 +14,10 @@ from transformers import UMT5EncoderModel
 from engine.loading import load_blocks, load_stem, open_expert
 from engine.parts import load_text_encoder, load_tokenizer, load_vae
 from engine.precision import unpack_weight
-from engine.sources import EXPERTS, SUBFOLDER, identity, open_source
+from engine.sources import SUBFOLDER, identity, open_source
 from engine.tiny import build_tiny
 from presets.errors import UserError
+from presets.stages import EXPERTS
 from tests.engine.comfy_files import expert_name, vae_name, write_expert, write_text_encoder, write_vae
 
 CPU = torch.device("cpu")

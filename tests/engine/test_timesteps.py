@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from engine.keyed import keyed_rng
-from engine.timesteps import draw_sigma, sigma_range
 from presets.job import TrainingPanel
+from presets.timesteps import sigma_at, sigma_range
 
 N = 4000
 
@@ -38,7 +38,7 @@ def test_density_is_the_type_cut_to_the_range_with_the_bias_on_its_quantile(kind
     panel = TrainingPanel(timestep_type=kind, timestep_bias=bias)
     low, high = (0.9, 1.0) if expert == "high_noise" else (0.0, 0.9)
     assert sigma_range(expert, 0.9) == (low, high)
-    samples = np.array([draw_sigma(panel, expert, 0.9, float(keyed_rng(1, "t", i).random())) for i in range(N)])
+    samples = np.array([sigma_at(panel, expert, 0.9, float(keyed_rng(1, "t", i).random())) for i in range(N)])
     assert samples.min() >= low and samples.max() <= high
     f = FORMS[kind]
 
@@ -53,7 +53,7 @@ def test_high_noise_bias_leans_to_noise_and_low_noise_bias_away():
     means = {}
     for bias in ("low_noise", "balanced", "high_noise"):
         panel = TrainingPanel(timestep_bias=bias)
-        means[bias] = np.mean([draw_sigma(panel, "low_noise", 0.9, (i + 0.5) / 500) for i in range(500)])
+        means[bias] = np.mean([sigma_at(panel, "low_noise", 0.9, (i + 0.5) / 500) for i in range(500)])
     assert means["low_noise"] < 0.3 < means["balanced"] < 0.5 < means["high_noise"]  # 0.9 / 4, 0.9 / 2, 0.9 * 3 / 4
 
 
@@ -62,4 +62,4 @@ def test_extreme_draws_stay_in_range(kind):
     for expert in ("high_noise", "low_noise"):
         low, high = sigma_range(expert, 0.875)
         for u in (0.0, 1e-15, 1 - 1e-15):
-            assert low <= draw_sigma(TrainingPanel(timestep_type=kind), expert, 0.875, u) <= high
+            assert low <= sigma_at(TrainingPanel(timestep_type=kind), expert, 0.875, u) <= high
