@@ -8,6 +8,7 @@ number of the steps done.
 import errno
 import os
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,6 +108,7 @@ def _take(point: str, step: int) -> Fault | None:
 
 
 def _strike(fault: Fault) -> None:
+    print(f"fault: {fault.kind} at {fault.point} of step {fault.step}, on purpose", file=sys.stderr, flush=True)
     match fault.kind:
         case "raise":
             raise InjectedFault(f"on purpose, at {fault.point} of step {fault.step}")
