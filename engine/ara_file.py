@@ -25,15 +25,9 @@ from engine.base import EXPERTS, Expert
 from engine.block import LINEARS, Lora
 from engine.lora import wan_name
 from presets.errors import UserError
+from presets.lorafile import NUMBERED, Key, parse_key
 
 FORMAT = "1"  # of what `save_ara` writes
-NUMBERED: dict[str, Expert] = {"transformer_1": "high_noise", "transformer_2": "low_noise"}
-_MODULES = {**{name: name for name in LINEARS}, **{wan_name(name): name for name in LINEARS}}
-_KEY = re.compile(
-    r"(?:(?P<root>diffusion_model|transformer)\.)?(?:(?P<numbered>transformer_[12])\.)?blocks\.(?P<block>\d+)\."
-    r"(?P<module>[\w.]+?)\.(?:(?P<side>lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.weight|(?P<alpha>alpha))"
-)
-_SIDES = {"lora_A": "A", "lora_down": "A", "lora_B": "B", "lora_up": "B"}
 AGAIN = "Download it again, or build one with: wanlora ara"
 
 
@@ -81,7 +75,7 @@ def load_ara(
     _check_coverage(sorted_out, metadata, path, needed)
     grid = _grid(path, metadata)
     _check_origin(grid, metadata, identity, where)
-    default_factor = _alpha_over_rank(metadata, where)
+    default_factor = alpha_over_rank(metadata, where)
     loras = {
         expert: _blocks_of(sorted_out[expert], shapes, blocks, default_factor, f"{where}, {expert}") for expert in EXPERTS if expert in sorted_out and expert in needed
     }
@@ -109,33 +103,32 @@ def _sorted_out(tensors: dict[str, torch.Tensor], metadata: dict[str, str], path
     """The tensors by expert and linear."""
     if not tensors:
         raise UserError("holds no tensor", where=str(path), fix=AGAIN)
-    matches: dict[str, re.Match[str]] = {}
+    keys: dict[str, Key] = {}
     for key in tensors:
-        match = _KEY.fullmatch(key)
-        if match is None or match["module"] not in _MODULES:
+        found = parse_key(key)
+        if found is None or found.module not in LINEARS or found.kind not in ("A", "B", "alpha"):
             raise UserError(f"holds {key!r}, which is no part of a Wan adapter", where=str(path), fix="Give a LoRA-format adapter for Wan 2.2 14B, in Wan's or diffusers' names")
-        matches[key] = match
-    plain = {key for key, m in matches.items() if m["numbered"] is None}
-    numbers = {m["numbered"] for m in matches.values()} - {None}
+        keys[key] = found
+    plain = {key for key, found in keys.items() if not found.number}
+    numbers = {found.number for found in keys.values()} - {""}
     home: Expert | None = None  # of keys without a number
     if plain and numbers:
-        if numbers != {"transformer_2"} or any(matches[key]["root"] != "transformer" for key in plain):
+        if numbers != {"transformer_2"} or any(keys[key].root != "transformer" for key in plain):
             raise UserError("names an expert in some of its keys and none in others", where=str(path), fix=AGAIN)
         home = "high_noise"
     elif plain:
         home = _said_expert(metadata, path)
     out: dict[Expert, _Linears] = {}
-    for key, match in matches.items():
-        expert = home if match["numbered"] is None else NUMBERED[match["numbered"]]
+    for key, found in keys.items():
+        expert = NUMBERED[found.number] if found.number else home
         assert expert is not None
         tensor = tensors[key]
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor.float()).all()):
             raise UserError(f"{key} holds numbers that are not finite", where=str(path), fix=AGAIN)
-        slot = out.setdefault(expert, {}).setdefault((int(match["block"]), _MODULES[match["module"]]), {})
-        side = "alpha" if match["alpha"] else _SIDES[match["side"]]
-        if side in slot:
+        slot = out.setdefault(expert, {}).setdefault((found.block, found.module), {})
+        if found.kind in slot:
             raise UserError(f"holds {key} twice, under two names", where=str(path), fix=AGAIN)
-        slot[side] = tensor
+        slot[found.kind] = tensor
     return out
 
 
@@ -175,7 +168,7 @@ def _check_origin(grid: Grid, metadata: dict[str, str], identity: str, where: st
         raise UserError("was built by another version, which rounded weights differently", where=where, fix="Build it again with: wanlora ara")
 
 
-def _alpha_over_rank(metadata: dict[str, str], where: str) -> float:
+def alpha_over_rank(metadata: dict[str, str], where: str) -> float:
     """The factor of linears without an alpha tensor: 1, or what diffusers notes in its metadata."""
     try:
         notes = json.loads(metadata.get("lora_adapter_metadata", "{}"))

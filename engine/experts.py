@@ -1,12 +1,14 @@
 """Both experts, loaded as a plan asks and ready to run; the plan may be changed between two steps."""
 
 import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 import torch
 
 from engine import lora
+from engine.accelerator import Accelerator, Branches
 from engine.ara_grid import Grid
 from engine.base import BaseFolder, Expert, needed_experts, trained_experts
 from engine.block import Lora
@@ -80,3 +82,24 @@ class Experts:
             for weights in self._weights.values():
                 weights.stem.to(self.device)
             self.set_plan(self.plan)
+
+    @contextmanager
+    def accelerated(self, accelerators: Mapping[Expert, Accelerator]) -> Iterator[None]:
+        """Inside, each expert runs with its accelerator's changes, under whatever plan; after, as before."""
+        own = self._weights
+        with ExitStack() as stack:
+            for expert, accelerator in accelerators.items():
+                stack.enter_context(accelerator.on(own[expert].stem))
+            self._take({
+                expert: replace(w, recovery=Branches(w.recovery, a.branches, self.device), shifts=a.shifts) if (a := accelerators.get(expert)) else w
+                for expert, w in own.items()
+            })  # fmt: skip
+            try:
+                yield
+            finally:
+                self._take(own)
+
+    def _take(self, weights: dict[Expert, ExpertWeights]) -> None:
+        self._weights = weights
+        for expert, executor in self.executors.items():
+            executor.weights = weights[expert]

@@ -8,7 +8,7 @@ B batch, C channels, F h w latent shape, T tokens, S text tokens, D width, N hea
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -30,7 +30,8 @@ LossFn = Callable[[torch.Tensor], torch.Tensor]
 class ExpertWeights:
     """One expert's parts: the diffusers model without its blocks, the packed blocks in host memory, and its branches.
 
-    `lora` is what trains (empty for an expert that does not), `scaling` its alpha / rank; `recovery` is frozen.
+    `lora` is what trains (empty for an expert that does not), `scaling` its alpha / rank; `recovery` is frozen. `shifts` are
+    added to a block's plain tensors (for previews with an accelerator).
     """
 
     name: str
@@ -39,7 +40,8 @@ class ExpertWeights:
     layout: Layout
     lora: list[Lora]
     scaling: float
-    recovery: list[Lora]
+    recovery: Sequence[Lora]
+    shifts: Sequence[Plain] = ()
 
 
 @cache
@@ -161,11 +163,17 @@ class StreamedExecutor:
         turn = 0
         for block in order:
             if block in self._resident:
-                yield block, *self.weights.layout.views(self._resident[block])
+                yield block, *self._tensors(block, self._resident[block])
                 continue
-            yield block, *self.weights.layout.views(self.machinery.ring.take(turn)[: self.weights.layout.bytes])
+            yield block, *self._tensors(block, self.machinery.ring.take(turn)[: self.weights.layout.bytes])
             self.machinery.ring.release(turn)
             turn += 1
+
+    def _tensors(self, block: int, buffer: torch.Tensor) -> tuple[Weights, Plain]:
+        weights, plain = self.weights.layout.views(buffer)
+        if self.weights.shifts:
+            plain |= {name: plain[name] + shift.to(plain[name]) for name, shift in self.weights.shifts[block].items()}
+        return weights, plain
 
     def _enter(self, x_BCFhw: torch.Tensor, timestep_B: torch.Tensor, text_BSD: torch.Tensor, strength: float) -> tuple[torch.Tensor, torch.Tensor, _Call]:
         """Patches, time and text embeddings, rope: what diffusers' forward does before its blocks."""
