@@ -190,7 +190,7 @@ def hardware_of(bench: Bench) -> Hardware | None:
 
 def predicted(plan: Plan, bucket: Bucket, hardware: Hardware) -> dict[str, float]:
     """What the planner says of the same work: one expert's transformer and optimizer, and the VAE's two encodes."""
-    work = Workload(loads=(Load(bucket, 1, 1.0),), steps=1, trained=1, needed=1)
+    work = Workload(loads=(Load(bucket, 1, 1.0),), steps=1, ranks=(16,), needed=1)
     costs = Costs(work, hardware)
     held = costs.held(plan)
     seconds = costs.step(plan, work.loads)

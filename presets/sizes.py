@@ -7,6 +7,7 @@ WanTransformerBlock). A LoRA of rank r on a linear adds r * (in + out) parameter
 from msgspec import Struct
 
 from presets.job import Job
+from presets.stages import rank_of, trained_experts
 
 GIB = 2**30
 FILE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -47,8 +48,7 @@ class DiskNeed(Struct, frozen=True, kw_only=True):
 
 def disk_need(job: Job, shape: ExpertShape) -> DiskNeed:
     """What the job will write. A checkpoint holds, for each trained expert, the fp32 LoRA, the optimizer's state and the average, if any."""
-    experts = job.multistage.high_noise + job.multistage.low_noise
-    parameters = experts * shape.lora_parameters(job.target.rank)
+    parameters = shape.lora_parameters(sum(rank_of(job, e) for e in trained_experts(job)))
     checkpoint = parameters * (4 + OPTIMIZER_BYTES[job.training.optimizer] + (4 if job.training.ema else 0))
     saves = -(-job.training.steps // job.save.every)
     kept = min(job.save.keep, saves)

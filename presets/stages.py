@@ -37,6 +37,12 @@ def rank_of(job: Job, expert: Expert) -> int:
     return job.target.rank if own is None else own
 
 
+def high_ranks(job: Job, usual: int) -> list[str]:
+    """The fields that give a trained expert a rank above the usual one."""
+    fields = [("target.rank" if panel_of(job, e).rank is None else f"multistage.{PANEL[e]}.rank") for e in trained_experts(job) if rank_of(job, e) > usual]
+    return list(dict.fromkeys(fields))
+
+
 def alpha_of(job: Job, expert: Expert) -> float:
     """The alpha of an expert's LoRA: target.alpha holds for both; left out, it is the expert's rank (a scale of 1)."""
     return float(rank_of(job, expert) if job.target.alpha is None else job.target.alpha)
@@ -46,6 +52,11 @@ def lr_of(job: Job, expert: Expert) -> float:
     """The learning rate of an expert before warm-up and schedule: its own, else the common one."""
     own = panel_of(job, expert).lr
     return job.training.lr if own is None else own
+
+
+def rates(job: Job) -> dict[str, float]:
+    """The learning rates in force, by the field that gives each."""
+    return {("training.lr" if panel_of(job, e).lr is None else f"multistage.{PANEL[e]}.lr"): lr_of(job, e) for e in trained_experts(job)}
 
 
 def high_part(job: Job) -> Fraction:

@@ -161,12 +161,11 @@ class Costs:
         """What lies on the device from the first step to the last."""
         w, c = self.work, self.c
         block = block_bytes(self.shape, plan.precision)
-        parameters = self.shape.lora_parameters(w.rank)
         per_expert = 4 + OPTIMIZER_BYTES[w.optimizer] + (4 if w.ema else 0)
         return {
             "weights": plan.resident * w.needed * block,
             "ring": plan.slots * block,
-            "lora": parameters * (per_expert * w.trained + 4),  # gradients exist for one expert at a time
+            "lora": self.shape.lora_parameters(sum(w.ranks)) * per_expert + self.shape.lora_parameters(w.rank) * 4,  # gradients exist for one expert at a time
             "stem": int(c.stem * self.shape.width**2) * w.needed,
             "ara": 2 * self.shape.lora_parameters(w.ara_rank) * w.needed,
             "vae": int(c.vae_weights),

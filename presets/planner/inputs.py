@@ -13,6 +13,7 @@ from presets.facts import Facts
 from presets.geometry import SIDE_MULTIPLE, Bucket, bucket_for
 from presets.job import DatasetPanel, Job
 from presets.sizes import ExpertShape
+from presets.stages import rank_of, trained_experts
 
 TextPrecision = Literal["none", "float8", "qint8"]
 TEXT_PARAMETERS = 5_681_000_000  # the encoder half of UMT5-XXL
@@ -48,8 +49,7 @@ class Workload(Struct, frozen=True, kw_only=True):
     loads: tuple[Load, ...]
     steps: int = 2000  # optimizer steps
     accumulation: int = 1
-    rank: int = 16
-    trained: int = 2  # experts that learn
+    ranks: tuple[int, ...] = (16, 16)  # of the experts that learn
     needed: int = 2  # experts in host memory: previews go through both
     optimizer: str = "adamw"
     ema: bool = False
@@ -60,6 +60,11 @@ class Workload(Struct, frozen=True, kw_only=True):
     text_precision: TextPrecision = "float8"
     text_parameters: int = TEXT_PARAMETERS
     ara_rank: int = 0  # of a frozen branch on every linear; 0: none
+
+    @property
+    def rank(self) -> int:
+        """The largest: gradients and branches exist for one expert at a time."""
+        return max(self.ranks)
 
     @property
     def largest(self) -> Load:
@@ -90,13 +95,14 @@ class Hardware(Struct, frozen=True, kw_only=True):
 
 def workload_of(job: Job, facts: Facts | None = None) -> Workload:
     """The work of a job. Datasets whose clips are not known count as clips that fill their resolutions, square."""
-    trained = job.multistage.high_noise + job.multistage.low_noise
+    ranks = tuple(rank_of(job, e) for e in trained_experts(job)) or (job.target.rank,)
+    preserves = job.training.dop or job.training.blank_prompt_preservation
     previews = _previews(job)
     text = facts.model.parts.get("text_encoder") if facts and facts.model else None
     return Workload(
-        loads=_loads(job, facts.datasets if facts else []), steps=job.training.steps, accumulation=job.training.gradient_accumulation, rank=job.target.rank,
-        trained=max(1, trained), needed=2 if previews else max(1, trained), optimizer=job.training.optimizer, ema=job.training.ema, terms=1 + job.training.dop,
-        extra_forwards=int(job.training.dop), previews=previews, saves=-(-job.training.steps // job.save.every), text_precision=job.quantization.text_encoder,
+        loads=_loads(job, facts.datasets if facts else []), steps=job.training.steps, accumulation=job.training.gradient_accumulation, ranks=ranks,
+        needed=2 if previews else len(ranks), optimizer=job.training.optimizer, ema=job.training.ema, terms=1 + preserves,
+        extra_forwards=int(preserves), previews=previews, saves=-(-job.training.steps // job.save.every), text_precision=job.quantization.text_encoder,
         text_parameters=text.parameters if text and text.parameters else TEXT_PARAMETERS, ara_rank=ARA_RANK if job.quantization.transformer == "qint4+ara" else 0,
     )  # fmt: skip
 
@@ -119,16 +125,16 @@ def _previews(job: Job) -> Previews | None:
 
 
 def _loads(job: Job, found: list[DatasetFacts]) -> tuple[Load, ...]:
-    """Batches hold items of one bucket and one LoRA weight, as the trainer makes them."""
-    groups: Counter[tuple[Bucket, float]] = Counter()
+    """Batches hold items of one bucket and one LoRA weight, all of them regularization or none, as the trainer makes them."""
+    groups: Counter[tuple[Bucket, float, bool]] = Counter()
     for i, panel in enumerate(job.datasets):
         clips = found[i].clips if i < len(found) else []
         for clip in clips:
-            groups.update({(bucket, panel.weight): panel.repeats for bucket in clip_buckets(clip, panel)})
+            groups.update({(bucket, panel.weight, panel.regularization): panel.repeats for bucket in clip_buckets(clip, panel)})
         if not clips:
-            groups.update({(bucket, panel.weight): job.training.batch_size * panel.repeats for bucket in _square_buckets(panel)})
+            groups.update({(bucket, panel.weight, panel.regularization): job.training.batch_size * panel.repeats for bucket in _square_buckets(panel)})
     batches: Counter[tuple[Bucket, int]] = Counter()
-    for (bucket, _), count in groups.items():
+    for (bucket, *_), count in groups.items():
         size = min(count, job.training.batch_size)
         batches[bucket, size] += -(-count // size)
     total = sum(batches.values())

@@ -10,6 +10,7 @@ from presets.job import Job
 from presets.jobfile import get_value, with_value
 from presets.planner.choose import DoesNotFit, choose_for
 from presets.planner.inputs import Hardware
+from presets.stages import high_ranks
 
 SMALL_PREVIEW, SMALL_BUCKET, FEW_FRAMES, USUAL_RANK = 512, 512, 21, 16
 WORTH = 64 * 2**20  # bytes: knobs that save less are not worth turning
@@ -71,5 +72,5 @@ def _changes(job: Job, facts: Facts) -> Iterator[dict[str, Any]]:
         long |= {"sample.num_frames": FEW_FRAMES}
     if long:
         yield long
-    if job.target.rank > USUAL_RANK:
-        yield {"target.rank": USUAL_RANK}
+    if high := high_ranks(job, USUAL_RANK):
+        yield dict.fromkeys(high, USUAL_RANK)

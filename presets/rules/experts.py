@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from presets.facts import Facts
 from presets.job import Job
 from presets.rules.registry import Found, rule
+from presets.stages import EXPERTS, PANEL, high_part, panel_of, steps_of
 
 
 def both(job: Job) -> bool:
@@ -34,6 +35,42 @@ def switch_every_with_steps(job: Job, facts: Facts) -> Iterator[Found]:
     if both(job) and every >= steps > 1:
         message = f"the high-noise expert trains for the first {every} steps, and the run ends after {steps}: the low-noise LoRA would stay empty"
         yield Found("multistage.switch_every", message, set={"multistage.switch_every": max(1, min(10, steps // 4))})
+
+
+@rule("expert-settings-unused", "warning")
+def expert_settings_unused(job: Job, facts: Facts) -> Iterator[Found]:
+    """Values for one expert alone stand where that expert is trained, a share of the steps where both are."""
+    for expert, panel in PANEL.items():
+        trained, values = getattr(job.multistage, expert), panel_of(job, expert)
+        unused = [name for name in ("lr", "rank") if getattr(values, name) is not None and not trained] + ["share"] * (values.share != 1 and not both(job))
+        if unused:
+            paths = {f"multistage.{panel}.{name}": (1.0 if name == "share" else None) for name in unused}
+            off = next((e for e in PANEL if not getattr(job.multistage, e)), expert)
+            message = f"the {off.replace('_noise', '-noise')} expert is not trained, so {' and '.join(paths)} would change nothing"
+            yield Found(next(iter(paths)), message, fix=f"Leave {'it' if len(paths) == 1 else 'them'} out, or set multistage.{off} = true", set=paths)
+
+
+@rule("expert-share-extreme", "warning")
+def expert_share_extreme(job: Job, facts: Facts) -> Iterator[Found]:
+    """Each expert's share of the steps comes to at least one of its turns."""
+    steps, every = job.training.steps, job.multistage.switch_every
+    if not both(job) or every >= steps:  # switch-every-with-steps speaks of the latter
+        return
+    part, counts = high_part(job), steps_of(job)
+    for expert, own in ((EXPERTS[0], part), (EXPERTS[1], 1 - part)):
+        if own * steps < every:
+            path = f"multistage.{PANEL[expert]}.share"
+            message = f"the {expert.replace('_noise', '-noise')} expert's share is {float(own * steps):.2g} of {steps} steps, less than one turn of {every}: it gets {counts[expert]} steps"
+            yield Found(path, message, set={f"multistage.{panel}.share": 1.0 for panel in PANEL.values()})
+
+
+@rule("boundary-unusual", "warning")
+def boundary_unusual(job: Job, facts: Facts) -> Iterator[Found]:
+    """A boundary that the job sets is near those of Wan's models (0.875 and 0.9)."""
+    boundary = job.model.boundary
+    if isinstance(boundary, float | int) and 0 < boundary < 1 and not 0.7 <= boundary <= 0.97:
+        message = f"inference hands over from one expert to the other at about 0.9; with {boundary:g} each would train on noise levels that it never sees there"
+        yield Found("model.boundary", message, set={"model.boundary": "model"})
 
 
 @rule("boundary-out-of-range", "error")

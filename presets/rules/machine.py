@@ -4,9 +4,11 @@ from collections.abc import Iterator
 
 from presets.facts import Facts, model_missing, used_gpus
 from presets.job import Job
+from presets.jobfile import get_value
 from presets.planner.inputs import shape_of as expert_shape
 from presets.rules.registry import Found, rule
 from presets.sizes import GIB, human
+from presets.stages import high_ranks
 
 BF16_CAPABILITY = (8, 0)
 LITTLE_VRAM = 0.8  # of the card: less free than this is somebody else's doing
@@ -70,6 +72,7 @@ def gpu_busy(job: Job, facts: Facts) -> Iterator[Found]:
 def rank_headroom(job: Job, facts: Facts) -> Iterator[Found]:
     """Ranks above 16 wait for 48 GB of VRAM and a run that was stable at 16."""
     vram = min((g.vram_total for g in used_gpus(job, facts)), default=None)
-    if vram is not None and not facts.tiny and job.target.rank > 16 and vram < 47 * GIB:
-        message = f"rank {job.target.rank} on {vram / GIB:.0f} GiB takes memory that frames and resolution could use, and overfits sooner"
-        yield Found("target.rank", message, set={"target.rank": 16})
+    high = high_ranks(job, 16)
+    if vram is not None and not facts.tiny and high and vram < 47 * GIB:
+        message = f"rank {max(get_value(job, path) for path in high)} on {vram / GIB:.0f} GiB takes memory that frames and resolution could use, and overfits sooner"
+        yield Found(high[0], message, set=dict.fromkeys(high, 16))

@@ -2,15 +2,18 @@
 
 from collections.abc import Iterator
 
-from presets.facts import Facts, paired
+from presets.facts import Facts, paired, used_gpus
 from presets.job import Job
 from presets.recipe import load_recipe
 from presets.rules.registry import Found, rule
+from presets.stages import PANEL, panel_of, trained_experts
+from presets.stages import rates
 
 OVERFIT_STEPS = 4000
 LARGE_SET = 60  # clips: with that many, long runs do not overfit so soon
 DOP_CLASS = {"motion": "person", "style": "scene", "character": "person"}
 PACKAGE = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}
+OLDEST_8BIT = (6, 0)  # compute capability: Pascal, what bitsandbytes' 8-bit optimizers ask for
 
 
 @rule("dop-excludes-cached-text", "error")
@@ -32,6 +35,23 @@ def dop_needs_trigger(job: Job, facts: Facts) -> Iterator[Found]:
     elif not job.training.dop_class.strip():
         message = "DOP puts the class in the place of the trigger word, and no class is given"
         yield Found("training.dop_class", message, set={"training.dop_class": DOP_CLASS[job.job.kind]})
+
+
+@rule("bpp-excludes-dop", "error")
+def bpp_excludes_dop(job: Job, facts: Facts) -> Iterator[Found]:
+    """Blank prompt preservation and differential output preservation exclude each other."""
+    if job.training.dop and job.training.blank_prompt_preservation:
+        message = "both keep the base model's answers, one to the class word and one to the empty prompt, and a step has room for one"
+        yield Found("training.blank_prompt_preservation", message, set={"training.blank_prompt_preservation": False})
+
+
+@rule("blank-prompt-with-dropout", "advice")
+def blank_prompt_with_dropout(job: Job, facts: Facts) -> Iterator[Found]:
+    """Blank prompt preservation goes with caption dropout 0."""
+    paths = [f"datasets[{i}].caption_dropout" for i, panel in enumerate(job.datasets) if panel.caption_dropout > 0]
+    if job.training.blank_prompt_preservation and not job.training.dop and paths:
+        message = "a dropped caption teaches the empty prompt, whose answer blank prompt preservation keeps: the two work against each other"
+        yield Found(paths[0], message, set=dict.fromkeys(paths, 0.0))
 
 
 @rule("dop-with-motion", "advice")
@@ -58,30 +78,41 @@ def warmup_beyond_steps(job: Job, facts: Facts) -> Iterator[Found]:
         yield Found("training.warmup_steps", message, set={"training.warmup_steps": job.training.steps // 20})
 
 
+def learning_rates(job: Job) -> dict[str, float]:
+    """Every learning rate of the job that some expert trains with, by its field."""
+    own = {f"multistage.{PANEL[e]}.lr": panel_of(job, e).lr for e in trained_experts(job)}
+    common = {"training.lr": job.training.lr} if None in own.values() or not own else {}
+    return common | {path: lr for path, lr in own.items() if lr is not None}
+
+
 @rule("learning-rate-high", "warning")
 def learning_rate_high(job: Job, facts: Facts) -> Iterator[Found]:
     """The learning rate is below 1e-3 (prodigy finds its own, and starts from 1)."""
-    if job.training.optimizer != "prodigy" and job.training.lr >= 1e-3:
-        yield Found("training.lr", f"a learning rate of {job.training.lr:g} is ten times the usual or more: the LoRA is likely to break the picture", set={"training.lr": 1e-4})
+    for path, lr in learning_rates(job).items():
+        if job.training.optimizer != "prodigy" and lr >= 1e-3:
+            yield Found(path, f"a learning rate of {lr:g} is ten times the usual or more: the LoRA is likely to break the picture", set={path: 1e-4})
 
 
 @rule("learning-rate-prodigy", "warning")
 def learning_rate_prodigy(job: Job, facts: Facts) -> Iterator[Found]:
     """With prodigy the learning rate is 1: it multiplies the rate that prodigy finds."""
-    if job.training.optimizer == "prodigy" and job.training.lr < 0.1:
-        yield Found("training.lr", f"prodigy finds the rate itself and multiplies it by {job.training.lr:g}, so next to nothing would be learnt", set={"training.lr": 1.0})
+    for path, lr in learning_rates(job).items():
+        if job.training.optimizer == "prodigy" and lr < 0.1:
+            yield Found(path, f"prodigy finds the rate itself and multiplies it by {lr:g}, so next to nothing would be learnt", set={path: 1.0})
 
 
 @rule("optimizer-unavailable", "error")
 def optimizer_unavailable(job: Job, facts: Facts) -> Iterator[Found]:
-    """The optimizer's package is installed, and adamw8bit has an NVIDIA GPU."""
-    optimizer = job.training.optimizer
-    package = PACKAGE.get(optimizer)
+    """The optimizer's package is installed, and adamw8bit has an NVIDIA GPU of Pascal's generation or newer."""
+    optimizer, adamw = job.training.optimizer, {"training.optimizer": "adamw"}
+    package, old = PACKAGE.get(optimizer), [g for g in used_gpus(job, facts) if g.capability < OLDEST_8BIT]
     if package and package not in facts.packages:
         message = f"{optimizer} needs the package {package}, which is not installed"
-        yield Found("training.optimizer", message, fix=f'Set training.optimizer = "adamw", or install it: pip install {package}', set={"training.optimizer": "adamw"})
+        yield Found("training.optimizer", message, fix=f'Set training.optimizer = "adamw", or install it: pip install {package}', set=adamw)
     elif optimizer == "adamw8bit" and facts.machine is not None and not facts.machine.gpus:
-        yield Found("training.optimizer", "adamw8bit runs on NVIDIA GPUs only, and there is none", set={"training.optimizer": "adamw"})
+        yield Found("training.optimizer", "adamw8bit runs on NVIDIA GPUs only, and there is none", set=adamw)
+    elif optimizer == "adamw8bit" and old:
+        yield Found("training.optimizer", f"adamw8bit needs compute capability {OLDEST_8BIT[0]}.{OLDEST_8BIT[1]}, and {old[0].name} has {old[0].capability[0]}.{old[0].capability[1]}", set=adamw)
 
 
 @rule("timestep-bias-kind", "advice")

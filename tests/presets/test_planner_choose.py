@@ -14,7 +14,7 @@ from presets.planner.costs import Costs
 from presets.planner.inputs import Hardware, Load, Previews, Workload, shape_of, workload_of
 from presets.planner.knobs import knobs
 from presets.planner.rungs import AS_FAST, candidates, limits_of, next_down
-from presets.sizes import GIB, ExpertShape
+from presets.sizes import GIB, ExpertShape, disk_need
 from tests.presets.making import clip, clips, facts, gpu, image, job, machine, tiny_model
 
 PREVIEWS = Previews(bucket=Bucket(41, 512, 512), prompts=2, steps=25, guided=True, sets=9)
@@ -130,7 +130,7 @@ def descent(plan: Plan, of: Workload, hardware: Hardware, **how: Any) -> list[Pl
     return out
 
 
-@pytest.mark.parametrize("of", [work(), work(previews=None, trained=1, needed=1), work(81, 720), work(1, 512)])
+@pytest.mark.parametrize("of", [work(), work(previews=None, ranks=(16,), needed=1), work(81, 720), work(1, 512)])
 @pytest.mark.parametrize("card", ["4090", "A100 80GB", "H200"])
 def test_each_rung_down_takes_less_and_the_last_has_none_below(card, of):
     hardware = on(card, ram=256)
@@ -192,14 +192,14 @@ def test_the_work_of_a_job():
     assert {load.bucket for load in of.loads} == {Bucket(41, 512, 512), Bucket(41, 768, 768), Bucket(41, 384, 672), Bucket(41, 480, 832), Bucket(1, 512, 512)}
     assert sum(load.share for load in of.loads) == pytest.approx(1)
     assert [load.batch for load in of.loads if load.bucket.frames == 1] == [1], "one image fills no batch of two"
-    assert (of.accumulation, of.rank, of.trained, of.needed, of.terms, of.extra_forwards, of.ema, of.previews) == (3, 32, 1, 1, 2, 1, True, None)
+    assert (of.accumulation, of.ranks, of.needed, of.terms, of.extra_forwards, of.ema, of.previews) == (3, (32,), 1, 2, 1, True, None)
 
 
 def test_the_previews_of_a_job():
     prompts = [{"prompt": "p", "ctrl_img": "a.png"}]
     of = workload_of(job(multistage={"high_noise": False}, training={"steps": 1000}, sample={"prompts": prompts * 3, "every": 250, "width": 832, "height": 480, "guidance": 1.0}))
     assert of.previews == Previews(bucket=Bucket(41, 480, 832), prompts=3, steps=25, guided=False, sets=5)  # first, 250, 500, 750, last
-    assert (of.trained, of.needed) == (1, 2), "previews go through both experts"
+    assert (len(of.ranks), of.needed) == (1, 2), "previews go through both experts"
 
 
 def test_clips_that_are_not_known_fill_their_resolutions():
@@ -243,3 +243,16 @@ def test_knobs_for_host_memory():
 
 def test_unused_facts_are_not_needed():
     assert choose_for(job(), facts(model=None, machine=machine(gpu())), on("H200")).plan == choose_for(job(), facts(), on("H200")).plan
+
+
+def test_each_expert_s_own_rank_counts():
+    """Held: LoRA, moments and average of 8 + 64; gradients of the larger alone."""
+    made = job(target={"rank": 8}, multistage={"low": {"rank": 64}})
+    of = workload_of(made)
+    assert of.ranks == (8, 64) and of.rank == 64
+    plan = choose(of, on("H200")).plan
+    per_rank = Costs(work(ranks=(1,)), on("H200")).shape.lora_parameters(1)
+    assert Costs(of, on("H200")).held(plan)["lora"] == per_rank * ((8 + 64) * 12 + 64 * 4)
+    need, common = (disk_need(m, ExpertShape()).checkpoint for m in (made, job(target={"rank": 8})))
+    assert need == common * (8 + 64) // 16
+    assert workload_of(job(multistage={"low": {"rank": 64}, "low_noise": False})).ranks == (16,), "an expert that does not learn has no LoRA"

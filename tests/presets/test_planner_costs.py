@@ -23,7 +23,7 @@ H200 = Hardware(
 
 def work(frames: int = 41, height: int = 512, width: int = 512, batch: int = 1, **more: Any) -> Workload:
     """One expert, rank 16, AdamW, no previews."""
-    return Workload(**{"loads": (Load(Bucket(frames, height, width), batch, 1.0),), "trained": 1, "needed": 1, **more})
+    return Workload(**{"loads": (Load(Bucket(frames, height, width), batch, 1.0),), "ranks": (16,), "needed": 1, **more})
 
 
 def plan(**more: Any) -> Plan:
@@ -73,7 +73,7 @@ def test_a_packed_block_of_14b():
 
 @pytest.mark.parametrize(("precision", "masters"), [("float8", 26.2), ("none", 52.4), ("qint4", 14.7)])
 def test_host_memory_holds_both_experts_and_the_stash(precision, masters):
-    found = predict(plan(precision=precision), work(needed=2, trained=2), H200)
+    found = predict(plan(precision=precision), work(needed=2, ranks=(16, 16)), H200)
     assert found.ram_held["masters"] / GIB == pytest.approx(masters, rel=0.01)
     assert found.ram_held["stash"] == pytest.approx(40 * 2 * 11264 * 5120 * 2, rel=0.01)  # inputs and attention outputs in bf16
     assert found.ram == sum(found.ram_held.values())
@@ -93,7 +93,7 @@ def test_the_text_encoder_counts_where_it_is_the_most():
 def works() -> list[Workload]:
     previews = Previews(bucket=Bucket(41, 768, 768), prompts=2, steps=25, guided=True, sets=9)
     return [
-        work(), work(1, 512, 512), work(81, 480, 832), work(81, 720, 1280, trained=2, needed=2), work(41, 512, 512, batch=3, rank=64, terms=2, extra_forwards=1), work(previews=previews, needed=2),
+        work(), work(1, 512, 512), work(81, 480, 832), work(81, 720, 1280, ranks=(16, 16), needed=2), work(41, 512, 512, batch=3, ranks=(64,), terms=2, extra_forwards=1), work(previews=previews, needed=2),
         msgspec.structs.replace(work(), loads=(Load(Bucket(41, 512, 512), 1, 0.5), Load(Bucket(41, 1024, 1024), 1, 0.5)), accumulation=2),
     ]  # fmt: skip
 
@@ -142,7 +142,7 @@ def test_what_costs_memory_costs_no_time(of):
             assert costs.step(msgspec.structs.replace(full, **more), of.loads).total <= seconds * 1.0001, (full, more)
 
 
-@pytest.mark.parametrize("more", [{"rank": 32}, {"ema": True}, {"optimizer": "prodigy"}, {"trained": 2, "needed": 2}, {"ara_rank": 16}])
+@pytest.mark.parametrize("more", [{"ranks": (32,)}, {"ema": True}, {"optimizer": "prodigy"}, {"ranks": (16, 16), "needed": 2}, {"ara_rank": 16}])
 def test_more_work_takes_more(more):
     before, after = predict(plan(), work(), H200), predict(plan(), work(**more), H200)
     assert after.peak_vram > before.peak_vram
