@@ -146,6 +146,8 @@ def _merge(table: Any, values: dict[str, Any]) -> None:
     for key, value in values.items():
         if key not in table:
             table[key] = _toml_item(value)
+        elif isinstance(value, dict):
+            _merge(table[key], value)
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             _replace_list(table, key, value)
         elif table[key] != value or isinstance(table[key], bool) != isinstance(value, bool):

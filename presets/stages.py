@@ -54,11 +54,6 @@ def lr_of(job: Job, expert: Expert) -> float:
     return job.training.lr if own is None else own
 
 
-def rates(job: Job) -> dict[str, float]:
-    """The learning rates in force, by the field that gives each."""
-    return {("training.lr" if panel_of(job, e).lr is None else f"multistage.{PANEL[e]}.lr"): lr_of(job, e) for e in trained_experts(job)}
-
-
 def high_part(job: Job) -> Fraction:
     """The high-noise expert's part of the turns: 1 or 0 when it learns alone or not at all."""
     if len(trained_experts(job)) < 2:

@@ -214,6 +214,41 @@ def test_saving_keeps_the_file_s_permissions(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "[multistage]\nswitch_every = 5 # five\n[multistage.high]\nlr = 5e-5 # slow\nrank = 8\n",
+        "[multistage]\nhigh.lr = 5e-5 # slow\nswitch_every = 5 # five\nhigh.rank = 8\n",
+        "[multistage]\nhigh = {lr = 5e-5, rank = 8} # slow\nswitch_every = 5 # five\n",
+        "[multistage.high]\nlr = 5e-5 # slow\nrank = 8\n[training]\nsteps = 7 # five\n[multistage.low]\nrank = 3\n",
+        "[multistage]\nswitch_every = 5 # five\n[training]\nsteps = 7\n[multistage.high]\nlr = 5e-5 # slow\nrank = 8\n",
+    ],
+    ids=["tables", "dotted", "inline", "apart", "late"],
+)
+def test_values_of_one_expert_keep_their_place_and_comments(written):
+    text = LEAST + written
+    job = parse_job(text)
+    assert (job.multistage.high.lr, job.multistage.high.rank, job.multistage.low.lr) == (5e-5, 8, None)
+    job = with_value(with_value(with_value(job, "multistage.high.lr", 1e-5), "multistage.high.rank", None), "multistage.low.rank", 4)
+    dumped = dump_job(job, onto=text)
+    assert parse_job(dumped) == job and dump_job(job, onto=dumped) == dumped
+    assert "# slow" in dumped and "# five" in dumped and dumped.count("multistage.high]") == written.count("multistage.high]")
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("[multistage.high]\nlrr = 1\n", "multistage.high.lrr: unknown key. Did you mean multistage.high.lr?"),
+        ("[multistage.low]\nlr = 0\n", "multistage.low.lr: expected above 0, at most 10, got 0"),
+        ("[multistage.low]\nrank = 2.5\n", "multistage.low.rank: expected integer or left out, got 2.5"),
+        ("[multistage.low]\nshare = 0\n", "multistage.low.share: expected above 0, at most 1000, got 0"),
+        ("[multistage]\nhigh = 1e-4\n", "multistage.high: expected a table, got 0.0001"),
+    ],
+)
+def test_mistakes_about_one_expert_are_named(written, expected):
+    assert problems(LEAST + written) == [expected]
+
+
 def test_with_value_checks_and_leaves_the_original_alone():
     job = parse_job(LEAST)
     assert with_value(job, "datasets[0].num_frames", 33).datasets[0].num_frames == 33
@@ -235,6 +270,7 @@ def test_with_value_checks_and_leaves_the_original_alone():
         ("model.boundary", "0.875", 0.875), ("model.boundary", "model", "model"), ("datasets[0].resolutions", "512, 768", [512, 768]), ("datasets[0].resolutions", "[512]", [512]),
         ("datasets[0].resolutions", "512", [512]), ("job.trigger", "123", "123"), ("job.trigger", "true", "true"), ("job.name", "orbit-2", "orbit-2"), ("target.alpha", "", None),
         ("sample.negative", 'a "b", c', 'a "b", c'), ("training.loss", "huber", "huber"), ("target.alpha", "8", 8.0),
+        ("multistage.high.lr", "5e-5", 5e-5), ("multistage.low.rank", "", None), ("multistage.low.rank", "32", 32), ("multistage.high.share", "0.5", 0.5),
     ],
 )  # fmt: skip
 def test_what_a_user_types(path, text, value):
