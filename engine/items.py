@@ -57,9 +57,12 @@ def _of_dataset(job: Job, number: int, panel: DatasetPanel, root: Path, clips: l
 
 
 def caption_of(job: Job, panel: DatasetPanel, clip: ClipFacts) -> str:
-    """What a clip trains with: its own caption or the default one; the trigger alone when the text encoder is to be unloaded."""
+    """What a clip trains with: its own caption or the default one; the trigger alone when the text encoder is to be unloaded.
+
+    A regularization clip shows what the trigger is not, so it then trains with the empty caption.
+    """
     if job.training.unload_text_encoder:
-        return job.job.trigger
+        return "" if panel.regularization else job.job.trigger
     return resolve_caption(clip.caption, panel.default_caption, job.job.trigger)
 
 

@@ -8,20 +8,18 @@ import torch
 from engine.base import Expert
 from engine.keyed import keyed_rng
 from engine.loader import Batch
-from engine.objective import Term, class_prompt, main_term, preservation_term
+from engine.objective import Term, main_term, preservation_term, preserved_prompt, preserves
 from engine.setup import Run
 from engine.streamed import StreamedExecutor
 from engine.timesteps import draw_sigma
 
 
-def draws(run: Run, expert: Expert, step: int, batch: Batch, x0_BCFhw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise and sigma of each sample, keyed by (seed, step, position, clip): the same on a retry, a resume, another card."""
-    seed, shape = run.job.job.seed, tuple(x0_BCFhw.shape[1:])
-    noise, sigmas = [], []
-    for i, clip in enumerate(batch.ids):
-        noise.append(torch.from_numpy(keyed_rng(seed, "noise", step, batch.index, i, clip).standard_normal(shape, dtype="float32")))
-        u = float(keyed_rng(seed, "timestep", step, batch.index, i, clip).random())
-        sigmas.append(draw_sigma(run.job.training, expert, run.base.boundary, u))
+def draws(run: Run, expert: Expert, batch: Batch, x0_BCFhw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise and sigma of each sample, keyed by its visit (epoch, clip, repeat): the same on a retry, a resume, another card,
+    and in whatever micro-batch it comes, so that accumulation equals a larger batch."""
+    shape = tuple(x0_BCFhw.shape[1:])
+    noise = [torch.from_numpy(keyed_rng(run.job.job.seed, "noise", *draw.key).standard_normal(shape, dtype="float32")) for draw in batch.draws]
+    sigmas = [draw_sigma(run.job, expert, run.base.boundary, *draw.key) for draw in batch.draws]
     return torch.stack(noise).to(run.device), torch.tensor(sigmas, dtype=torch.float32, device=run.device)
 
 
@@ -31,8 +29,12 @@ def terms(
     """The losses of one micro-batch; `share` is its part of the optimizer step, so that accumulation equals a larger batch."""
     training, trigger = run.job.training, run.job.job.trigger
     out = [main_term(training, run.job.advanced, run.text(batch.captions), target, share)]
-    if training.dop:
-        text = run.text([class_prompt(caption, trigger, training.dop_class) for caption in batch.captions])
-        base_prediction = executor.predict(x_BCFhw, timestep_B, text, strength=0.0)
-        out.append(preservation_term(training, text, base_prediction, share))
+    if preserves(training):
+        prompts = [preserved_prompt(training, caption, trigger) for caption in batch.captions]
+        # Where that is the very caption which trains (a dropped one, a class alone), the two losses would ask opposite things of one prompt.
+        rows = [i for i, (prompt, caption) in enumerate(zip(prompts, batch.captions, strict=True)) if prompt != caption]
+        if rows:
+            text = run.text(prompts)
+            base_prediction = executor.predict(x_BCFhw, timestep_B, text, strength=0.0)
+            out.append(preservation_term(training, text, base_prediction, rows, share))
     return out

@@ -43,7 +43,8 @@ def main_term(training: TrainingPanel, advanced: AdvancedPanel, text_BSD: torch.
     """The flow-matching loss, times `weight` (this micro-batch's share of the optimizer step).
 
     Differential guidance moves the target away from the current prediction p: p + scale (target - p), p without gradient
-    (ai-toolkit's formula). With MSE this is the plain gradient times the scale, and the loss shown is scale^2 as large.
+    (ai-toolkit's formula). The gradient is the plain one times the scale with MSE, the plain one itself with MAE; with huber
+    the error is taken scale times as large, so its corner comes scale times sooner. The loss shown is scale^2 (MSE) as large.
     """
 
     def loss(prediction: torch.Tensor) -> torch.Tensor:
@@ -56,13 +57,27 @@ def main_term(training: TrainingPanel, advanced: AdvancedPanel, text_BSD: torch.
     return Term("main", text_BSD, loss)
 
 
-def preservation_term(training: TrainingPanel, class_text_BSD: torch.Tensor, base_prediction: torch.Tensor, weight: float) -> Term:
-    """Differential output preservation: with the class word in place of the trigger, answer as the base model does."""
+def preserves(training: TrainingPanel) -> bool:
+    """Whether a second term keeps the base model's answers: DOP or blank prompt preservation, which exclude each other."""
+    return training.dop or training.blank_prompt_preservation
+
+
+def preserved_prompt(training: TrainingPanel, caption: str, trigger: str) -> str:
+    """The prompt whose answer is to stay as the base's while `caption` trains: DOP's class prompt, or the empty one."""
+    return class_prompt(caption, trigger, training.dop_class) if training.dop else ""
+
+
+def preservation_term(training: TrainingPanel, text_BSD: torch.Tensor, base_prediction: torch.Tensor, rows: list[int], weight: float) -> Term:
+    """Answer as the base model does, where the trigger is not called (`text_BSD` are the preserved prompts): MSE times the multiplier.
+
+    `rows` are the samples of the micro-batch that it holds for; the others count 0 in the mean.
+    """
+    multiplier = training.dop_multiplier if training.dop else training.blank_prompt_preservation_multiplier
 
     def loss(prediction: torch.Tensor) -> torch.Tensor:
-        return weight * training.dop_multiplier * distance("mse", prediction, base_prediction)
+        return weight * multiplier * len(rows) / len(prediction) * distance("mse", prediction[rows], base_prediction[rows])
 
-    return Term("preservation", class_text_BSD, loss)
+    return Term("preservation" if training.dop else "blank_prompt", text_BSD, loss)
 
 
 def class_prompt(caption: str, trigger: str, dop_class: str) -> str:

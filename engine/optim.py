@@ -1,9 +1,12 @@
 """The optimizer of one expert's LoRA, its learning rate as a function of the step, clipping, and the running average."""
 
 import math
+import sys
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
+from transformers.optimization import Adafactor
 
 from presets.errors import UserError
 from presets.job import Job, TrainingPanel
@@ -13,7 +16,7 @@ Parameters = list[torch.nn.Parameter]
 
 
 def build_optimizer(training: TrainingPanel, parameters: Parameters) -> torch.optim.Optimizer:
-    """AdamW and relatives over fp32 LoRA tensors. Raises UserError when the library or the card is missing."""
+    """AdamW and relatives over fp32 LoRA tensors, all with decoupled weight decay. Raises UserError when the library or the card is missing."""
     lr, decay = training.lr, training.weight_decay
     device = parameters[0].device
     match training.optimizer:
@@ -29,13 +32,16 @@ def build_optimizer(training: TrainingPanel, parameters: Parameters) -> torch.op
             adamw8bit: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, lr=lr, weight_decay=decay)
             return adamw8bit
         case "adafactor":
-            return torch.optim.Adafactor(parameters, lr=lr, weight_decay=decay)
+            # torch's own multiplies the rate by the size of each tensor, and a LoRA's B begins at 0: it would hardly move.
+            adafactor: torch.optim.Optimizer = Adafactor(parameters, lr=lr, weight_decay=decay, scale_parameter=False, relative_step=False)
+            return adafactor
         case "prodigy":
             try:
                 import prodigyopt
             except ImportError:
                 raise UserError("prodigy needs the prodigyopt package", where="training.optimizer", fix='pip install prodigyopt, or set training.optimizer = "adamw"') from None
-            prodigy: torch.optim.Optimizer = prodigyopt.Prodigy(parameters, lr=lr, weight_decay=decay)
+            with redirect_stdout(sys.stderr):  # it prints that its weight decay is decoupled
+                prodigy: torch.optim.Optimizer = prodigyopt.Prodigy(parameters, lr=lr, weight_decay=decay, safeguard_warmup=training.warmup_steps > 0)
             return prodigy
         case other:
             raise AssertionError(other)

@@ -22,7 +22,7 @@ from engine.latents import Encoder, PlainEncoder
 from engine.loader import Loader
 from engine.objective import class_prompt
 from engine.optim import Ema, build_optimizer
-from engine.order import Order
+from engine.order import Order, place_in
 from engine.parts import load_vae
 from engine.planning import Planning, diagnose, plan_run, release, smaller
 from engine.text import TextBook, encode_texts
@@ -108,7 +108,7 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
     log.phase("loading", 0, 1, "base model")
     base = find_base(job, facts.base)
     items = build_items(job, facts.base, facts.datasets)
-    order = Order(items, job.training.batch_size, job.job.seed)
+    order = Order(items, job.training.batch_size, job.job.seed, place_in(job))
     planning = plan_run(job, facts, device, vram=vram)
     plan = planning.plan
 
@@ -165,7 +165,7 @@ def all_texts(job: Job, items: list[Item]) -> set[str]:
     trigger = job.job.trigger
     captions = {item.caption for item in items}
     texts = set(captions) | {resolve_caption(p.prompt, "", trigger) for p in job.sample.prompts} | {job.sample.negative}
-    if any(d.caption_dropout > 0 for d in job.datasets):
+    if job.training.blank_prompt_preservation or any(d.caption_dropout > 0 for d in job.datasets):
         texts.add("")
     if job.training.dop:
         texts |= {class_prompt(caption, trigger, job.training.dop_class) for caption in captions | {""}}

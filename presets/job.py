@@ -70,9 +70,9 @@ class SavePanel(Struct, kw_only=True, forbid_unknown_fields=True):
 class TrainingPanel(Struct, kw_only=True, forbid_unknown_fields=True):
     steps: Annotated[int, about("Steps", "Optimizer steps in all, over both experts. 1500-2500 for motion and style, 2000-3000 for a character.", unit="steps", ge=1, le=1_000_000)] = 2000
     batch_size: Annotated[int, about("Batch size", "Clips per forward pass. 1 is realistic; 2-4 on 80 GB and more.", ge=1, le=64)] = 1
-    gradient_accumulation: Annotated[int, about("Gradient accumulation", "Batches added up before one optimizer step.", ge=1, le=1024)] = 1
+    gradient_accumulation: Annotated[int, about("Gradient accumulation", "Batches added up before one optimizer step. 4 batches of 1 clip give the gradient of 1 batch of 4, for less memory; unlike a batch, they may differ in shape.", ge=1, le=1024)] = 1
     lr: Annotated[float, about("Learning rate", "1e-4 suits Wan LoRAs. Lower to 5e-5 if the LoRA takes over too fast.", gt=0, le=10)] = 1e-4
-    optimizer: Annotated[Literal["adamw", "adamw8bit", "adafactor", "prodigy"], about("Optimizer", "adamw keeps its state in fp32; adamw8bit in 8 bits (NVIDIA cards, package bitsandbytes); prodigy finds its own rate (package prodigyopt).")] = "adamw"
+    optimizer: Annotated[Literal["adamw", "adamw8bit", "adafactor", "prodigy"], about("Optimizer", "adamw keeps its state in fp32; adamw8bit in 8 bits (NVIDIA cards, package bitsandbytes); adafactor keeps next to none, at adamw's learning rate; prodigy finds its own rate (package prodigyopt), so its learning rate is 1.")] = "adamw"
     lr_scheduler: Annotated[Literal["constant", "linear", "cosine"], about("Learning-rate schedule", "How the rate moves after the warm-up.")] = "constant"
     warmup_steps: Annotated[int, about("Warm-up", "Steps during which the learning rate rises from 0.", unit="steps", ge=0)] = 0
     weight_decay: Annotated[float, about("Weight decay", "Mild regularization. Leave at 1e-4 without a reason.", ge=0, le=1)] = 1e-4
@@ -84,15 +84,15 @@ class TrainingPanel(Struct, kw_only=True, forbid_unknown_fields=True):
     ema_decay: Annotated[float, about("EMA decay", "How slowly the average follows.", gt=0, lt=1)] = 0.99
     unload_text_encoder: Annotated[bool, about("Unload text encoder", "Encode only the trigger word, then drop the encoder: captions are not used. Only for trigger-only training.")] = False
     cache_text_embeddings: Annotated[bool, about("Cache text embeddings", "Encode every caption once. Only for captions that never change: not with DOP, best with dropout 0.")] = False
-    dop: Annotated[bool, about("Differential output preservation", "A second loss that keeps the base model's answer for the class word. About doubles the work; helps style and character LoRAs.")] = False
+    dop: Annotated[bool, about("Differential output preservation", "A second loss that keeps the base model's answer to each caption with the class word for the trigger (the class word alone where the caption has no trigger). On regularization clips too. About doubles the work; helps style and character LoRAs.")] = False
     dop_multiplier: Annotated[float, about("DOP multiplier", "Weight of the preservation loss.", ge=0, le=100)] = 1.0
-    blank_prompt_preservation: Annotated[bool, about("Blank prompt preservation", "A second loss that keeps the base model's answer to the empty prompt. About doubles the work; not together with DOP.")] = False
+    blank_prompt_preservation: Annotated[bool, about("Blank prompt preservation", "A second loss that keeps the base model's answer to the empty prompt, but on clips whose caption was dropped this time. About doubles the work; not together with DOP.")] = False
     blank_prompt_preservation_multiplier: Annotated[float, about("Blank prompt multiplier", "Weight of the blank prompt loss.", ge=0, le=100)] = 1.0
     dop_class: Annotated[str, about("DOP class", "The ordinary word that stands in for the trigger: person, scene, landscape.", max_length=100)] = "person"
 
 
 class AdvancedPanel(Struct, kw_only=True, forbid_unknown_fields=True):
-    differential_guidance: Annotated[bool, about("Differential guidance", "Push the target away from the current prediction. With the MSE loss this multiplies the gradient by the scale.")] = False
+    differential_guidance: Annotated[bool, about("Differential guidance", "Push the target away from the current prediction. With the MSE loss this is the plain gradient times the scale: under Adam it mostly comes to nothing but stronger clipping and less weight for DOP. With MAE it does nothing.")] = False
     differential_guidance_scale: Annotated[float, about("Guidance scale", "3 for edit-like LoRAs, 1-2 for broad looks.", gt=0, le=100)] = 3.0
 
 
@@ -101,8 +101,8 @@ class DatasetPanel(Struct, kw_only=True, forbid_unknown_fields=True):
     default_caption: Annotated[str, about("Default caption", "Used for a clip without its own caption file.", max_length=10_000)] = ""
     caption_dropout: Annotated[float, about("Caption dropout", "How often the caption is replaced by the empty one.", ge=0, le=1)] = 0.05
     weight: Annotated[float, about("LoRA weight", "Strength of the LoRA while this dataset trains.", ge=0, le=10)] = 1.0
-    repeats: Annotated[int, about("Repeats", "How many times each clip comes in one epoch.", ge=1, le=10_000)] = 1
-    regularization: Annotated[bool, about("Is regularization", "Clips that show what should stay as it is.")] = False
+    repeats: Annotated[int, about("Repeats", "How many times each clip comes in one epoch, each time with noise, timestep, flips and dropout of its own.", ge=1, le=10_000)] = 1
+    regularization: Annotated[bool, about("Is regularization", "Clips that show what should stay as it is, captioned without the trigger. They train with the same loss, evenly spread among the other clips for either expert, as often as their number and repeats say.")] = False
     cache_latents: Annotated[bool, about("Cache latents", "Encode once and reuse. Only for image datasets (1 frame); never for clips.")] = False
     flip_x: Annotated[bool, about("Flip X", "Mirror left and right half of the time. Turns an orbit round: off for motion and for asymmetric characters.")] = False
     flip_y: Annotated[bool, about("Flip Y", "Mirror upside down half of the time.")] = False

@@ -3,9 +3,11 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from presets.facts import Facts, paired
+from presets.captions import replace_word, resolve_caption
+from presets.facts import Facts, names, paired
 from presets.geometry import SIDE_MULTIPLE, bucket_for
 from presets.job import Job
+from presets.planner.inputs import clip_buckets
 from presets.rules.registry import Found, rule
 
 
@@ -34,16 +36,36 @@ def dataset_weight_zero(job: Job, facts: Facts) -> Iterator[Found]:
             yield Found(path, "at weight 0 the LoRA is off while this dataset trains, so it teaches nothing and only takes time", set={path: 1.0})
 
 
-@rule("reg-parity", "warning")
-def reg_parity(job: Job, facts: Facts) -> Iterator[Found]:
-    """With a regularization dataset the experts switch every 10 steps or so, not at each step."""
-    regularized = any(d.regularization for d in job.datasets) and not all(d.regularization for d in job.datasets)
-    if regularized and job.multistage.high_noise and job.multistage.low_noise and job.multistage.switch_every == 1:
-        message = (
-            "experts alternate at every step while clips come in shuffled order: how many of the regularization clips each expert sees is left to chance, "
-            "and in a short run one may get most of them"
-        )
-        yield Found("multistage.switch_every", message, set={"multistage.switch_every": 10})
+@rule("reg-too-much", "warning")
+def reg_too_much(job: Job, facts: Facts) -> Iterator[Found]:
+    """Regularization clips are no more than 6 of 10 visits of an epoch, repeats counted."""
+    visits = {True: 0, False: 0}
+    for _, panel, found in paired(job, facts):
+        visits[panel.regularization] += panel.repeats * sum(len(clip_buckets(clip, panel)) for clip in found.clips)
+    if not visits[False] or visits[True] <= 0.6 * sum(visits.values()):
+        return
+    factor = -(-visits[True] // visits[False])
+    more = {f"datasets[{i}].repeats": panel.repeats * factor for i, panel in enumerate(job.datasets) if not panel.regularization}
+    message = f"{visits[True]} of the {sum(visits.values())} visits of an epoch are regularization, so most steps teach nothing new"
+    yield Found(next(iter(more)), message, set=more)
+
+
+@rule("reg-with-trigger", "warning")
+def reg_with_trigger(job: Job, facts: Facts) -> Iterator[Found]:
+    """The captions of regularization clips do not name the trigger word."""
+    trigger = job.job.trigger.strip()
+    if not trigger or job.training.unload_text_encoder:
+        return
+    for i, panel, found in paired(job, facts):
+        named = [c for c in found.clips if panel.regularization and replace_word(resolve_caption(c.caption, panel.default_caption, trigger), trigger, "")[1]]
+        own = [c for c in named if c.has_caption]
+        if own:
+            message = f"the captions of {names(own)} name the trigger word, which ties it to clips that show what it is not"
+            yield Found(f"datasets[{i}].path", message, fix="Write the ordinary word, such as person, in its place in these caption files")
+        if len(named) > len(own):
+            path = f"datasets[{i}].default_caption"
+            plain = replace_word(resolve_caption(panel.default_caption, "", trigger), trigger, job.training.dop_class)[0]
+            yield Found(path, "the default caption names the trigger word, which ties it to clips that show what it is not", set={path: plain})
 
 
 @rule("flip-with-motion", "warning")

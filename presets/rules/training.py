@@ -7,7 +7,6 @@ from presets.job import Job
 from presets.recipe import load_recipe
 from presets.rules.registry import Found, rule
 from presets.stages import PANEL, panel_of, trained_experts
-from presets.stages import rates
 
 OVERFIT_STEPS = 4000
 LARGE_SET = 60  # clips: with that many, long runs do not overfit so soon

@@ -41,7 +41,7 @@ def test_differential_guidance_is_the_plain_gradient_times_its_scale():
 
 
 def test_preservation_pulls_to_the_base_by_its_multiplier():
-    loss, grad = gradient(preservation_term(TrainingPanel(dop=True, dop_multiplier=2.0), torch.zeros(1), X0, 0.5), P)
+    loss, grad = gradient(preservation_term(TrainingPanel(dop=True, dop_multiplier=2.0), torch.zeros(1), X0, [0, 1], 0.5), P)
     torch.testing.assert_close(loss.double(), (2 * 0.5 * (P.double() - X0.double()) ** 2).mean(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(grad, 2 * 0.5 * 2 * (P - X0) / P.numel(), rtol=1e-4, atol=1e-8)
 
