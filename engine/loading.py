@@ -77,7 +77,7 @@ def load_blocks(
     part = open_expert(source, expert)
     count = part.config["num_layers"]
     order = [part.stored[f"blocks.{i}.{key}"] for i in range(count) for key in KEYS]
-    tensors = _read_ahead(order, pinned=pinned)
+    tensors = read_ahead(order, pinned=pinned)
     masters: list[torch.Tensor] = []
     layout: Layout | None = None
     for i in range(count):
@@ -124,7 +124,7 @@ def _pack(raw_NK: torch.Tensor, scale: torch.Tensor | None, precision: str, dtyp
     return pack(weight_of(raw_NK, scale, torch.float32) if scale is not None or raw_NK.dtype in FLOAT8 else raw_NK, precision, grid)
 
 
-def _read_ahead(order: list[Stored], *, pinned: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+def read_ahead(order: list[Stored], *, pinned: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """Each tensor as stored, with its scale, in order. It is gone when the next one is asked for. Raises UserError."""
     largest = max(s.place.size for s in order)
     free = deque(host_buffer(largest, pinned=pinned) for _ in range(READERS + 1))

@@ -1,4 +1,4 @@
-"""Text encoder, tokenizer and VAE of a base model, from a diffusers folder or from ComfyUI's files.
+"""Tokenizer and VAE of a base model, from a diffusers folder or from ComfyUI's files.
 
 S text tokens.
 """
@@ -10,13 +10,12 @@ import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpsample
 from torch import nn
-from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
+from transformers import AutoTokenizer
 
 from engine.sources import Source
 from presets.errors import UserError
 
 Tokenize = Callable[[str], tuple[torch.Tensor, torch.Tensor]]  # text -> token ids (1, S), attention mask (1, S)
-TIED = "encoder.embed_tokens.weight"  # is shared.weight
 
 
 def load_vae(source: Source, *, device: torch.device, dtype: torch.dtype) -> AutoencoderKLWan:
@@ -35,21 +34,6 @@ def load_vae(source: Source, *, device: torch.device, dtype: torch.dtype) -> Aut
             if isinstance(child, WanUpsample):
                 setattr(module, name, nn.Upsample(scale_factor=child.scale_factor, mode=child.mode))
     return model.requires_grad_(False).eval().to(device)
-
-
-def load_text_encoder(source: Source, *, dtype: torch.dtype) -> UMT5EncoderModel:
-    """Frozen, in eval mode, on the CPU. Raises UserError."""
-    if source.single is None:
-        model: Any = UMT5EncoderModel.from_pretrained(source.folder / "text_encoder", dtype=dtype)
-    else:
-        part = source.part("text_encoder")
-        with torch.device("meta"):
-            model = UMT5EncoderModel(UMT5Config(**part.config))
-        shapes = {name: tuple(t.shape) for name, t in model.state_dict().items() if name != TIED}
-        part.require(shapes | {TIED: shapes["shared.weight"]} if TIED in part.stored else shapes)
-        model.load_state_dict({name: part.stored[name].read(dtype) for name in shapes}, assign=True, strict=False)
-        model.encoder.embed_tokens = model.shared
-    return model.requires_grad_(False).eval()
 
 
 def load_tokenizer(source: Source, *, length: int) -> Tokenize:

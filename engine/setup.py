@@ -25,6 +25,7 @@ from engine.optim import Ema, build_optimizer
 from engine.order import Order, place_in
 from engine.parts import load_vae
 from engine.planning import Planning, diagnose, plan_run, release, smaller
+from engine.tensorcache import TensorCache
 from engine.text import TextBook, encode_texts
 from engine.vae import ClipEncoder
 from presets import VERSION
@@ -116,6 +117,7 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
     book = encode_texts(
         base, all_texts(job, items), device=device, dtype=dtype, precision=job.quantization.text_encoder,
         progress=lambda done, total: progress("caching", done, total, "captions"),
+        cache=TensorCache("texts", warn=lambda text: log.emit("log", level="warning", text=text)) if job.training.cache_text_embeddings else None,
     )  # fmt: skip
     vae = load_vae(base.source, device=device, dtype=dtype)
     config = base.source.expert("high_noise" if job.multistage.high_noise else "low_noise").config

@@ -144,6 +144,12 @@ class Source:
         """Raises UserError when its files are not there, damaged, or of another kind."""
         return _diffusers_part(self.folder, name) if self.single is None else _single_part(self.single.files[name], name)
 
+    def tokenizer_files(self) -> list[Path]:
+        """Everything the tokenizer is made from."""
+        if self.single is not None:
+            return [self.single.files["text_encoder"]]
+        return sorted(f for f in (self.folder / "tokenizer").iterdir() if f.is_file())
+
     def spiece_model(self) -> bytes | None:
         """The SentencePiece model that ComfyUI keeps in the text encoder's file. None for a diffusers folder. Raises UserError."""
         if self.single is None:

@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from transformers import UMT5EncoderModel
 
 from engine.loading import load_blocks, load_stem, open_expert
-from engine.parts import load_text_encoder, load_tokenizer, load_vae
+from engine.parts import load_tokenizer, load_vae
 from engine.precision import unpack_weight
 from engine.sources import SUBFOLDER, identity, open_source
 from engine.tiny import build_tiny
+from engine.umt5 import load_text_encoder
 from presets.errors import UserError
 from presets.stages import EXPERTS
 from tests.engine.comfy_files import expert_name, vae_name, write_expert, write_text_encoder, write_vae

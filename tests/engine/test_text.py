@@ -1,12 +1,30 @@
+import json
+import os
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import WanImageToVideoPipeline
+from safetensors.torch import load_file, save_file
+from transformers import UMT5EncoderModel
 
+from engine import text as text_module
+from engine import umt5
 from engine.base import BaseFolder
+from engine.loading import READERS
+from engine.rowwise import RowwiseLinear, packed_rows
+from engine.run import run_job
+from engine.sources import open_source
+from engine.tensorcache import TensorCache
 from engine.text import MAX_TOKENS, encode_texts
+from presets.errors import UserError
+from presets.tensorcaches import list_tensors
+from tests.engine.jobs import write_job
 
 CPU = torch.device("cpu")
 TEXTS = ["orbit around the red ball", "", "a  \n b &amp; c", "orbit " * 400]
+FEW = TEXTS[:2]
 
 
 def encode(tiny, precision):
@@ -36,3 +54,127 @@ def test_eight_bits_stay_close(tiny, precision, limit):
     exact, small = (encode(tiny, p).batch(TEXTS, device=CPU) for p in ("none", precision))
     error = (small - exact).norm() / exact.norm()
     assert 0 < error < limit
+
+
+class Cached:
+    """Encodes through a cache and tells how often the encoder itself was loaded."""
+
+    def __init__(self, tiny, folder, monkeypatch):
+        self.tiny, self.folder, self.warnings, self.loads = tiny, folder, [], 0
+        plain = text_module.load_text_encoder
+
+        def load(*args, **more):
+            self.loads += 1
+            return plain(*args, **more)
+
+        monkeypatch.setattr(text_module, "load_text_encoder", load)
+
+    def __call__(self, texts=TEXTS, precision="none", *, base=None, cap=2**30):
+        cache = TensorCache("texts", warn=self.warnings.append, folder=self.folder, cap=cap)
+        return encode_texts(
+            BaseFolder(base or self.tiny, 0.9, 5.0, "x"), texts, device=CPU, dtype=torch.float32, precision=precision, progress=lambda done, total: None, cache=cache
+        ).batch(texts, device=CPU)
+
+
+@pytest.fixture
+def cached(tiny, tmp_path, monkeypatch):
+    return Cached(tiny, tmp_path / "texts", monkeypatch)
+
+
+def test_with_everything_cached_the_encoder_is_not_loaded(cached, tiny):
+    first = cached()
+    assert cached.loads == 1 and len(list_tensors(cached.folder)) == len(TEXTS) and cached.warnings == []
+    assert torch.equal(cached(), first) and torch.equal(first, encode(tiny, "none").batch(TEXTS, device=CPU))
+    assert cached.loads == 2  # one of them without the cache
+    cached([*TEXTS, "a new one"])
+    assert cached.loads == 3
+    assert {e.about for e in list_tensors(cached.folder)} >= {"orbit around the red ball", "", "a new one"}
+
+
+def test_what_the_key_of_a_text_holds(cached, tiny, tmp_path):
+    cached(FEW)
+    cached(FEW, precision="qint8")
+    assert cached.loads == 2
+    other = Path(shutil.copytree(tiny, tmp_path / "other"))
+    cached(FEW, base=other)
+    assert cached.loads == 2  # the same files in another place
+    (other / "tokenizer/tokenizer_config.json").write_text((other / "tokenizer/tokenizer_config.json").read_text() + " ")
+    cached(FEW, base=other)
+    assert cached.loads == 3
+    os.utime(other / "text_encoder/model.safetensors")
+    cached(FEW, base=other)
+    assert cached.loads == 4
+
+
+def test_a_damaged_embedding_is_made_anew(cached):
+    first = cached(FEW)
+    path = next(e.path for e in list_tensors(cached.folder) if e.about == TEXTS[0])
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert torch.equal(cached(FEW), first) and cached.loads == 2 and len(cached.warnings) == 1 and "made anew" in cached.warnings[0]
+    path.write_bytes(content[:-5])
+    assert torch.equal(cached(FEW), first) and cached.loads == 3 and len(cached.warnings) == 2
+    assert torch.equal(cached(FEW), first) and cached.loads == 3
+
+
+def test_a_run_trains_from_cached_texts_alone(cached, tiny, tmp_path, monkeypatch):
+    """The whole trainer: the second run ends in the same LoRA, and never loads the encoder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    ends = []
+    for name, on in (("off", False), ("cold", True), ("warm", True)):
+        job = write_job(tmp_path / name, tiny, steps=2, prompts=1, dataset={"caption_dropout": 0.5}, sample={"first": False, "steps": 1}, cache_text_embeddings=on)
+        assert run_job(job, None, resume=False, workers=0, device="cpu") == 0
+        ends.append((tmp_path / name / "runs/t/t_high_noise.safetensors").read_bytes()[-2000:])
+        assert cached.loads == (2 if name == "warm" else len(ends))
+    assert ends[0] == ends[1] == ends[2]
+
+
+@pytest.mark.parametrize("precision", ["none", "float8"])
+def test_the_encoder_is_read_piece_by_piece(tiny, tmp_path, monkeypatch, precision):
+    """Shards, bf16, the table under its other name: the weights of from_pretrained, through a handful of buffers."""
+    base = Path(shutil.copytree(tiny, tmp_path / "base"))
+    folder = base / "text_encoder"
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    tensors[umt5.TIED] = tensors.pop(umt5.TABLE)
+    tensors["decoder.final_layer_norm.weight"] = torch.ones(32)  # passed over, as transformers does
+    weight_map = {name: f"model-{i % 2}.safetensors" for i, name in enumerate(sorted(tensors))}
+    for shard in set(weight_map.values()):
+        save_file({name: t for name, t in tensors.items() if weight_map[name] == shard}, folder / shard)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+    places, plain = set(), umt5.weight_of
+    monkeypatch.setattr(umt5, "weight_of", lambda raw, *more: (places.add(raw.data_ptr()), plain(raw, *more))[1])
+    monkeypatch.setattr(umt5, "packed_rows", lambda raw, *more: (places.add(raw.data_ptr()), packed_rows(raw, *more))[1])
+    model = umt5.load_text_encoder(open_source(base), dtype=torch.bfloat16, precision=precision)
+    theirs = UMT5EncoderModel.from_pretrained(tiny / "text_encoder", dtype=torch.bfloat16).state_dict()
+    ours = model.state_dict()
+    linears = {n for n, m in UMT5EncoderModel.from_pretrained(tiny / "text_encoder").named_modules() if isinstance(m, torch.nn.Linear)}
+    assert len(linears) > READERS + 1 >= len(places)
+    for name, tensor in theirs.items():
+        owner = name.removesuffix(".weight")
+        if precision == "none" or owner not in linears:
+            assert torch.equal(ours[name], tensor), name
+        else:
+            q, scale = ours[f"{owner}.q"], ours[f"{owner}.scale"]
+            assert q.dtype == torch.float8_e4m3fn and (q.float() * scale - tensor.float()).norm() < 0.04 * tensor.float().norm()
+    assert set(ours) == {n for n in theirs if precision == "none" or n.removesuffix(".weight") not in linears} | {f"{n}.{t}" for n in linears if precision != "none" for t in ("q", "scale")}
+
+
+def test_stored_float8_rows_are_taken_over():
+    q = torch.randn(4, 8).to(torch.float8_e4m3fn)
+    ours, scale = packed_rows(q, torch.tensor(0.5), "float8")
+    assert torch.equal(ours.float(), q.float()) and torch.equal(scale, torch.full((4, 1), 0.5))
+    x = torch.randn(3, 8)
+    torch.testing.assert_close(RowwiseLinear(ours, scale)(x), x @ (q.float() * 0.5).T)
+
+
+def test_numbers_that_are_none_are_named(tiny, tmp_path):
+    base = Path(shutil.copytree(tiny, tmp_path / "base"))
+    file = base / "text_encoder/model.safetensors"
+    tensors = load_file(file)
+    tensors["encoder.block.1.layer.0.SelfAttention.k.weight"][1, 1] = float("nan")
+    save_file(tensors, file)
+    with pytest.raises(UserError, match=r"SelfAttention\.k\.weight holds values that are no numbers"):
+        encode(base, "none")
