@@ -5,11 +5,11 @@ it changes outside of them (embeddings, the head) is added by hooks that are gon
 written to. Files: `presets.lorafile`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -46,32 +46,6 @@ class Accelerator:
                     change = {kind: t.to(next(module.parameters()).device) for kind, t in change.items()}
                     stack.callback(module.register_forward_hook(_adding(change)).remove)
             yield
-
-
-class Branches(Sequence[Lora]):
-    """Per block the accelerator's branch together with the recovery adapter's, on the device while the block is run."""
-
-    def __init__(self, recovery: Sequence[Lora], accelerator: Sequence[Lora], device: torch.device) -> None:
-        self.recovery, self.accelerator, self.device = recovery, accelerator, device
-        self._at, self._here = -1, Lora()
-
-    def __len__(self) -> int:
-        return len(self.recovery)
-
-    @overload
-    def __getitem__(self, block: int) -> Lora: ...
-    @overload
-    def __getitem__(self, block: slice) -> Sequence[Lora]: ...
-    def __getitem__(self, block: int | slice) -> Lora | Sequence[Lora]:
-        assert isinstance(block, int)
-        if block != self._at:  # the parts of a block come one after the other
-            self._here = dict(self.recovery[block])
-            for name, (a, b) in self.accelerator[block].items():
-                a, b = a.to(self.device), b.to(self.device)
-                own = self.recovery[block].get(name)
-                self._here[name] = (a, b) if own is None else (torch.cat([own[0], a]), torch.cat([own[1], b], dim=1))
-            self._at = block
-        return self._here
 
 
 def _adding(change: Change) -> Any:

@@ -102,6 +102,7 @@ def save_lora(path: Path, values: dict[str, torch.Tensor], *, job: Job, base: Ba
         "wanlora.rank": str(rank),
         "wanlora.alpha": str(alpha),
         "wanlora.step": str(step),
+        "wanlora.average": str(job.training.ema and job.save.ema).lower(),
         "wanlora.trigger": job.job.trigger,
         "wanlora.job_hash": job_hash(job),
         "wanlora.job": json.dumps(tables),

@@ -12,9 +12,9 @@ from presets.jobfile import job_to_dict
 
 
 def weights(run: Run, expert: Expert) -> dict[str, torch.Tensor]:
-    """What is saved and shown for an expert: the running average when there is one, else the LoRA itself."""
+    """What the LoRA files of an expert hold: the running average when there is one and save.ema asks for it, else the LoRA itself."""
     learner = run.learners[expert]
-    return learner.ema.average if learner.ema else values(run, expert)
+    return learner.ema.average if learner.ema and run.job.save.ema else values(run, expert)
 
 
 def values(run: Run, expert: Expert) -> dict[str, torch.Tensor]:

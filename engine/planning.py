@@ -31,6 +31,7 @@ class Planning:
     hardware: Hardware | None
     work: Workload
     shape: ExpertShape
+    batched_guidance: bool = False  # previews ask both prompts in one batch of two
 
 
 def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None) -> Planning:

@@ -23,6 +23,7 @@ from engine.streamed import StreamedExecutor
 from engine.timesteps import NUM_TRAIN_TIMESTEPS
 from presets.geometry import SIDE_MULTIPLE
 from presets.job import SamplePanel
+from presets.previews import low_guidance
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Shot:
     text: torch.Tensor
     negative: torch.Tensor
     seed: int
+    frames: int
+    strength: float = 1.0  # of the trained LoRA
 
 
 def control_image(path: Path, width: int, height: int) -> torch.Tensor:
@@ -80,25 +83,36 @@ def sample_latents(
     *,
     boundary: float,
     shift: float,
+    batched_guidance: bool,
     progress: Callable[[int, int], None],
 ) -> torch.Tensor:
-    """Denoise one preview: latents (1, 16, F, h, w), float32."""
+    """Denoise one preview: latents (1, 16, F, h, w), float32.
+
+    Guidance is each expert's own; at 1 or below, the negative prompt is not asked at all. `batched_guidance` asks both
+    prompts in one batch of two: the weights pass through once, activations take twice the room, and sums may round otherwise.
+    """
     device = shot.image_CHW.device
     _, H, W = shot.image_CHW.shape
-    shape = (1, encoder.vae.config.z_dim, (panel.num_frames - 1) // 4 + 1, H // 8, W // 8)
+    shape = (1, encoder.vae.config.z_dim, (shot.frames - 1) // 4 + 1, H // 8, W // 8)
     # On the CPU, so that the same seed gives the same preview on every card.
     latents = torch.randn(shape, generator=torch.Generator().manual_seed(shot.seed)).to(device)
-    conditioning = condition(encoder, shot.image_CHW.unsqueeze(0), panel.num_frames)
+    conditioning = condition(encoder, shot.image_CHW.unsqueeze(0), shot.frames)
     scheduler = scheduler_for(panel.sampler, shift)
     scheduler.set_timesteps(panel.steps, device=device)
     for i, t in enumerate(scheduler.timesteps):
         progress(i, panel.steps)
-        executor = executors[EXPERTS[0] if t >= boundary * NUM_TRAIN_TIMESTEPS else EXPERTS[1]]
+        noisy = bool(t >= boundary * NUM_TRAIN_TIMESTEPS)
+        executor, guidance = executors[EXPERTS[0 if noisy else 1]], panel.guidance if noisy else low_guidance(panel)
         x, timestep = torch.cat([latents, conditioning], dim=1), t.expand(1)
-        velocity = executor.predict(x, timestep, shot.text)
-        if panel.guidance > 1:
-            unguided = executor.predict(x, timestep, shot.negative)
-            velocity = unguided + panel.guidance * (velocity - unguided)
+        if guidance <= 1:
+            velocity = executor.predict(x, timestep, shot.text, strength=shot.strength)
+        else:
+            if batched_guidance:
+                both = executor.predict(x.expand(2, -1, -1, -1, -1), timestep.expand(2), torch.cat([shot.text, shot.negative]), strength=shot.strength)
+                guided, unguided = both.chunk(2)
+            else:
+                guided, unguided = (executor.predict(x, timestep, text, strength=shot.strength) for text in (shot.text, shot.negative))
+            velocity = unguided + guidance * (guided - unguided)
         latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
     progress(panel.steps, panel.steps)
     return latents

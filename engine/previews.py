@@ -4,24 +4,30 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import av
 import torch
 
 from engine import checkpoint, faults, lora
 from engine.control import Control, StopWished
-from engine.outputs import values, weights
+from engine.outputs import values
 from engine.preview import Shot, control_image, sample_latents, to_frames, write_poster, write_video
 from engine.setup import Run
+from engine.sheets import Row, read_small, side_by_side, steps_shown, write_sheet
 from presets.captions import resolve_caption
 from presets.errors import UserError
+from presets.events import EVENTS_FILE, read_events
+from presets.previews import preview_seed, preview_size_of
+
+Told = dict[tuple[int, int], str]  # (step, prompt) -> the video in the run folder, of each preview that the events tell of
 
 
 @contextmanager
 def shown_weights(run: Run) -> Iterator[None]:
-    """Inside, the LoRAs are what is saved (the running averages, when kept); after, the trained ones, untouched."""
-    averaged = [e for e, learner in run.learners.items() if learner.ema]
+    """Inside, the LoRAs are what previews show (with sample.ema the running averages, when kept); after, the trained ones, untouched."""
+    averaged = {e: learner.ema for e, learner in run.learners.items() if learner.ema and run.job.sample.ema}
     trained = {e: {k: v.clone() for k, v in values(run, e).items()} for e in averaged}
-    for expert in averaged:
-        lora.load_tensors(run.learners[expert].parameters, weights(run, expert))
+    for expert, ema in averaged.items():
+        lora.load_tensors(run.learners[expert].parameters, ema.average)
     try:
         yield
     finally:
@@ -29,56 +35,80 @@ def shown_weights(run: Run) -> Iterator[None]:
             lora.load_tensors(run.learners[expert].parameters, trained[expert])
 
 
-def shots(run: Run) -> list[Shot]:
-    """The previews of one set, in the order of the job's prompts."""
+def shot_of(run: Run, i: int) -> Shot:
+    """The preview of prompt `i`. Raises OSError or UserError when its control image cannot be used."""
     panel = run.job.sample
-    out = []
-    for i, prompt in enumerate(panel.prompts):
-        image = control_image(run.base_dir / prompt.ctrl_img, panel.width, panel.height).to(run.device)
-        text = resolve_caption(prompt.prompt, "", run.job.job.trigger)
-        out.append(Shot(image, run.text([text]), run.text([panel.negative]), panel.seed + (i if panel.walk_seed else 0)))
-    return out
+    prompt, size = panel.prompts[i], preview_size_of(panel, i)
+    image = control_image(run.base_dir / Path(prompt.ctrl_img).expanduser(), size.width, size.height).to(run.device)
+    text = resolve_caption(prompt.prompt, "", run.job.job.trigger)
+    return Shot(image, run.text([text]), run.text([panel.negative]), preview_seed(panel, i), size.frames, prompt.strength)
 
 
 def preview_dir(run: Run, step: int) -> Path:
     return run.folder / "samples" / checkpoint.folder_name(step)
 
 
+def video_path(run: Run, step: int, i: int) -> Path:
+    return preview_dir(run, step) / f"{i:02d}.mp4"
+
+
+def told(run: Run, last: int) -> Told:
+    """The previews up to step `last` whose videos lie there and whose events tell of the prompts and seeds of the job as it is now."""
+    panel, out = run.job.sample, Told()
+    of_now = {(f"{i:02d}.mp4", prompt.prompt, preview_seed(panel, i)): i for i, prompt in enumerate(panel.prompts)}
+    for event, _ in read_events(run.folder / EVENTS_FILE):
+        if event.kind == "sample" and event.data["step"] <= last:
+            path = run.folder / event.data["path"]
+            i = of_now.get((path.name, event.data["prompt"], event.data["seed"]))
+            if i is not None and path.exists():
+                out[event.data["step"], i] = event.data["path"]
+    return out
+
+
 def previews_made(run: Run, step: int) -> bool:
-    """Whether the set of a step is whole (a run killed among its previews makes the rest on resume)."""
-    return all((preview_dir(run, step) / f"{i:02d}.mp4").exists() for i in range(len(run.job.sample.prompts)))
+    """Whether the set of a step is whole (a run that ended among its previews makes the rest on resume)."""
+    made = told(run, step)
+    return all((step, i) in made for i in range(len(run.job.sample.prompts)))
 
 
-def make_previews(run: Run, step: int, control: Control) -> None:
-    """One mp4 and one poster PNG per prompt. A stop wish ends the set early; the loop sees it next."""
+def make_previews(run: Run, step: int, control: Control, *, missing: bool = False) -> None:
+    """One mp4 and one poster PNG per prompt, the sheets with them; with `missing`, only what is not made yet. A stop wish ends the set early; the
+    loop sees it next. A preview that cannot be made is a finding."""
     preview_dir(run, step).mkdir(parents=True, exist_ok=True)
+    made = told(run, step) if missing else {}
     for i in range(len(run.job.sample.prompts)):
         if control.stop_wished():
             return
+        if (step, i) in made:
+            continue
         try:
             faults.at("preview.begin", step)
             _preview(run, step, i, control)
         except StopWished:
             return  # the loop sees it next
-        except (UserError, OSError, torch.OutOfMemoryError) as e:
+        except (UserError, OSError, av.FFmpegError, torch.OutOfMemoryError) as e:
             where, text = f"sample.prompts[{i}]", f"the preview after step {step} could not be made: {e}"
             run.log.emit("finding", code="preview-failed", severity="warning", field=where, message=text, fix="The training goes on; look at the control image and the free memory")
+            run.experts.ensure()
 
 
 def _preview(run: Run, step: int, i: int, control: Control) -> None:
     panel = run.job.sample
-    shot, prompt = shots(run)[i], panel.prompts[i]
+    shot, prompt = shot_of(run, i), panel.prompts[i]
 
     def progress(done: int, total: int) -> None:
         control.honour()
         faults.at("preview.denoise", step)
         run.log.phase("sampling", i * total + done, len(panel.prompts) * total, f"preview {i + 1} of {len(panel.prompts)}")
 
-    with shown_weights(run):
+    with shown_weights(run), run.experts.accelerated(run.accelerators):
         frames = None
         while frames is None:
             try:
-                latents = sample_latents(run.experts.executors, run.encoder, shot, panel, boundary=run.base.boundary, shift=run.base.flow_shift, progress=progress)
+                latents = sample_latents(
+                    run.experts.executors, run.encoder, shot, panel, boundary=run.base.boundary, shift=run.base.flow_shift,
+                    batched_guidance=run.planning.batched_guidance, progress=progress,
+                )  # fmt: skip
                 faults.at("preview.decode", step)
                 with run.experts.parked():
                     frames = to_frames(run.vae, latents)
@@ -86,9 +116,34 @@ def _preview(run: Run, step: int, i: int, control: Control) -> None:
                 latents = None
             if frames is None:  # outside the handler, whose traceback holds on to tensors
                 run.replan("preview")
-    video = preview_dir(run, step) / f"{i:02d}.mp4"
+    video = video_path(run, step, i)
     poster = video.with_suffix(".png")
     write_poster(poster, frames)
     faults.at("preview.before-video", step)
     write_video(video, frames, panel.fps)
-    run.log.emit("sample", step=step, path=str(video.relative_to(run.folder)), poster=str(poster.relative_to(run.folder)), prompt=prompt.prompt, seed=shot.seed)
+    pictures = {name: str(path.relative_to(run.folder)) for name, path in _sheets(run, step, i).items()}
+    run.log.emit(
+        "sample", step=step, path=str(video.relative_to(run.folder)), poster=str(poster.relative_to(run.folder)), prompt=prompt.prompt, seed=shot.seed, **pictures
+    )
+
+
+def _sheets(run: Run, step: int, i: int) -> dict[str, Path]:
+    """Bring the step's sheet and the comparison of prompt `i` up to date. All is read from the videos, so a resumed run draws what an uninterrupted one does."""
+    panel, name = run.job.sample, run.job.job.name
+    made = told(run, step) | {(step, i): str(video_path(run, step, i).relative_to(run.folder))}
+    fresh = {key: read_small(run.folder / path) for key, path in made.items() if key[0] == step or (key[1] == i and key[0] in steps_shown([s for s, p in made if p == i]))}
+    frames = {key: found for key, found in fresh.items() if found is not None}
+    sheet, across, film = preview_dir(run, step) / "sheet.png", *(run.folder / "samples" / f"compare_{i:02d}.{x}" for x in ("png", "mp4"))
+    rows = [Row(panel.prompts[p].prompt or "(empty prompt)", _about(run, p), f) for (s, p), f in sorted(frames.items()) if s == step]
+    write_sheet(sheet, f"{name}, step {step}", rows)
+    steps = [(f"step {s}", f) for (s, p), f in sorted(frames.items()) if p == i]
+    write_sheet(across, f"{name}: {panel.prompts[i].prompt} ({_about(run, i)})", [Row(title, "", f) for title, f in steps])
+    write_video(film, side_by_side(steps), panel.fps)
+    return {"sheet": sheet, "compare": across, "compare_video": film}
+
+
+def _about(run: Run, i: int) -> str:
+    panel = run.job.sample
+    prompt, size = panel.prompts[i], preview_size_of(panel, i)
+    words = [f"seed {preview_seed(panel, i)}", f"{size.frames} frames", f"{panel.steps} sample steps"]
+    return ", ".join(words + ([f"LoRA strength {prompt.strength:g}"] if prompt.strength != 1 else []) + (["accelerated"] if run.accelerators else []))

@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from engine import attention, checkpoint, faults, lora
+from engine.accelerator import Accelerator, load_accelerators
 from engine.ara_file import find_ara, load_ara
 from engine.ara_grid import Grid
 from engine.ara_weights import linear_shapes
@@ -65,6 +66,7 @@ class Run:
     experts: Experts
     planning: Planning
     learners: dict[Expert, Learner]  # of the trained experts
+    accelerators: dict[Expert, Accelerator]  # of previews alone
     order: Order
     loader: Loader
     start: int = 0  # optimizer steps already done
@@ -108,6 +110,9 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # bf16 products crawl on a CPU
     log.phase("loading", 0, 1, "base model")
     base = find_base(job, facts.base)
+    accelerators, notes = load_accelerators(job, facts.base, base, dtype)
+    for note in notes:
+        log.emit("log", level="info", text=note)
     items = build_items(job, facts.base, facts.datasets)
     order = Order(items, job.training.batch_size, job.job.seed, place_in(job))
     planning = plan_run(job, facts, device, vram=vram)
@@ -135,7 +140,7 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
     }
     run = Run(
         job=job, base_dir=facts.base, folder=folder, log=log, device=device, base=base, vae=vae, encoder=make_encoder(vae, plan), book=book, experts=experts,
-        planning=planning, learners=learners, order=order, loader=Loader(order, workers, log=lambda text: log.emit("log", level="warning", text=text)), versions=versions(),
+        planning=planning, learners=learners, accelerators=accelerators, order=order, loader=Loader(order, workers, log=lambda text: log.emit("log", level="warning", text=text)), versions=versions(),
     )  # fmt: skip
     checkpoint.sweep(folder)
     if resume:

@@ -56,7 +56,7 @@ def train(run: Run, control: Control) -> Outcome:
     else:
         complete_loras(run)
     if wants_previews(job, run.start) and not previews_made(run, run.start):
-        make_previews(run, run.start, control)
+        make_previews(run, run.start, control, missing=True)
 
     for step in range(run.start, job.training.steps):
         expert = expert_at(job, step)

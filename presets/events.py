@@ -8,7 +8,7 @@ fold events into a `presets.fold.RunView`. Kinds and their data (all keys always
 | started | name, job (tables), plan (text), versions {package: version}, device, steps, resumed_from (step, 0 at first), optional vram_total_gib, ram_total_gib (what the machine has) |
 | phase | name (loading, quantizing, caching, training, sampling, saving), done, total, text |
 | step | step, expert (high_noise or low_noise), loss, parts {term: loss}, lr, grad_norm, timestep, seconds {part: s, total: s}, vram_gib, ram_gib, clips [id] |
-| sample | step, path, poster, prompt, seed |
+| sample | step, path, poster, prompt, seed, optional sheet (all prompts of the step), compare and compare_video (this prompt across the steps) |
 | checkpoint | step, path, sha256 |
 | finding | code, severity, field, message, fix |
 | changed | field, old, new |

@@ -220,6 +220,7 @@ def absolute_paths(job: Job, base: Path) -> Job:
         dataset.path = place(dataset.path)
     for prompt in out.sample.prompts:
         prompt.ctrl_img = place(prompt.ctrl_img)
+    out.sample.accelerator, out.sample.accelerator_low = place(job.sample.accelerator), place(job.sample.accelerator_low)
     return out
 
 

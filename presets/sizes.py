@@ -7,6 +7,7 @@ WanTransformerBlock). A LoRA of rank r on a linear adds r * (in + out) parameter
 from msgspec import Struct
 
 from presets.job import Job
+from presets.previews import preview_size_of
 from presets.stages import rank_of, trained_experts
 
 GIB = 2**30
@@ -15,6 +16,7 @@ FILE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "adafactor": 4, "prodigy": 16}
 PREVIEW_BITS_PER_PIXEL = 0.5  # of H.264, generous
 POSTER_BYTES_PER_PIXEL = 2.0  # of PNG, generous
+SHEET_ROW = 5 * 256 * 256 * POSTER_BYTES_PER_PIXEL  # bytes that a preview adds to its step's contact sheet
 
 
 class ExpertShape(Struct, frozen=True):
@@ -53,11 +55,11 @@ def disk_need(job: Job, shape: ExpertShape) -> DiskNeed:
     saves = -(-job.training.steps // job.save.every)
     kept = min(job.save.keep, saves)
     rounds = (job.training.steps // job.sample.every if job.sample.every else 0) + job.sample.first + 1
-    pixels = job.sample.width * job.sample.height
-    preview = pixels * (job.sample.num_frames * PREVIEW_BITS_PER_PIXEL / 8 + POSTER_BYTES_PER_PIXEL)
+    sizes = [preview_size_of(job.sample, i) for i in range(len(job.sample.prompts))]
+    previews = sum(s.width * s.height * (s.frames * PREVIEW_BITS_PER_PIXEL / 8 + POSTER_BYTES_PER_PIXEL) + SHEET_ROW for s in sizes)
     return DiskNeed(
         checkpoint=checkpoint, checkpoints=checkpoint * (kept + 1), files=parameters * FILE_BYTES[job.save.dtype] * (kept + 1),
-        samples=round(rounds * len(job.sample.prompts) * preview),
+        samples=round(rounds * previews),
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from presets.clips import ClipFacts, DatasetFacts
 from presets.facts import Facts
 from presets.geometry import SIDE_MULTIPLE, Bucket, bucket_for
 from presets.job import DatasetPanel, Job
+from presets.previews import largest_preview, low_guidance
 from presets.sizes import ExpertShape
 from presets.stages import rank_of, trained_experts
 
@@ -119,9 +120,11 @@ def _previews(job: Job) -> Previews | None:
     panel = job.sample
     if not panel.prompts:
         return None
-    sides = (max(SIDE_MULTIPLE, side // SIDE_MULTIPLE * SIDE_MULTIPLE) for side in (panel.height, panel.width))
+    largest = largest_preview(job)
+    sides = (max(SIDE_MULTIPLE, side // SIDE_MULTIPLE * SIDE_MULTIPLE) for side in (largest.height, largest.width))
     sets = 1 + panel.first + ((job.training.steps - 1) // panel.every if panel.every else 0)  # the last one comes at the end in any case
-    return Previews(bucket=Bucket(panel.num_frames, *sides), prompts=len(panel.prompts), steps=panel.steps, guided=panel.guidance > 1, sets=sets)
+    guided = max(panel.guidance, low_guidance(panel)) > 1
+    return Previews(bucket=Bucket(largest.frames, *sides), prompts=len(panel.prompts), steps=panel.steps, guided=guided, sets=sets)
 
 
 def _loads(job: Job, found: list[DatasetFacts]) -> tuple[Load, ...]:

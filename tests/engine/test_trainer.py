@@ -41,7 +41,7 @@ def test_a_run_leaves_what_the_contract_says(finished):
     assert names == sorted([
         ".lock", "job.toml", "events.jsonl", "t_high_noise.safetensors", "t_low_noise.safetensors",
         *(f"t_{s:09d}_{e}.safetensors" for s in (4, 8) for e in ("high_noise", "low_noise")),
-        *(f"samples/step_{s:09d}/00.{x}" for s in (0, 4, 8) for x in ("mp4", "png")),
+        *(f"samples/step_{s:09d}/{name}" for s in (0, 4, 8) for name in ("00.mp4", "00.png", "sheet.png")), "samples/compare_00.png", "samples/compare_00.mp4",
     ])  # fmt: skip
     assert [f.name for f in checkpoint.listed(finished)] == ["step_000000004", "step_000000008"]
     assert load_job(finished / "job.toml").datasets[0].path == str(finished.parents[1] / "clips")
