@@ -27,6 +27,10 @@ from daemon.protocol import (
     Answer,
     Beat,
     Cancel,
+    Changes,
+    ChangesReply,
+    Checkpoints,
+    CheckpointsReply,
     Command,
     Done,
     Feed,
@@ -43,6 +47,9 @@ from daemon.protocol import (
     Request,
     Resume,
     RunEvent,
+    SampleNow,
+    SaveNow,
+    Set,
     Show,
     Shutdown,
     Snapshot,
@@ -55,10 +62,12 @@ from daemon.protocol import (
     feed_decoder,
     reply_decoder,
 )
+from presets.changes import Change
 from presets.errors import UserError
 from presets.events import Event
 from presets.findings import Finding
 from presets.fold import RunView
+from presets.rollback import StoredCheckpoint
 
 SILENCE = 3.0  # seconds without any message, three beats, after which a feed counts as lost
 LONGEST_PAUSE = 8.0  # seconds between two attempts to find a lost daemon again
@@ -178,9 +187,13 @@ class Client:
         """The daemon's epoch and pid."""
         return await self._ask(Hello(PROTOCOL_VERSION), HelloReply)
 
-    async def submit(self, job_path: str | Path, out: str | Path = "") -> JobRecord:
-        """Queue a job file; `out` defaults to the folder `runs` beside it. Paths may be relative to here."""
-        return (await self._ask(Submit(str(Path(job_path).absolute()), str(Path(out).absolute()) if out else ""), JobReply)).job
+    async def submit(self, job_path: str | Path, out: str | Path = "", *, resume: bool = False, from_step: int | None = None, accept_changes: bool = False) -> JobRecord:
+        """Queue a job file; `out` defaults to the folder `runs` beside it. Paths may be relative to here.
+
+        `resume`: go on with the run that lies in its run folder, whoever began it; the rest as for `resume`.
+        """
+        where = str(Path(job_path).absolute()), str(Path(out).absolute()) if out else ""
+        return (await self._ask(Submit(*where, resume=resume, from_step=from_step, accept_changes=accept_changes), JobReply)).job
 
     async def jobs(self) -> list[JobRecord]:
         """All jobs, oldest first."""
@@ -202,8 +215,29 @@ class Client:
         """Have it saved and stopped; the answer comes at once, the end later in the feed."""
         return (await self._ask(Stop(str(job)), JobReply)).job
 
-    async def resume(self, job: str | int) -> JobRecord:
-        return (await self._ask(Resume(str(job)), JobReply)).job
+    async def resume(self, job: str | int, from_step: int | None = None, accept_changes: bool = False) -> JobRecord:
+        """Queue an ended job again, from its newest checkpoint or that of `from_step`. Its job file is read anew: changes
+        that break exactness are refused unless `accept_changes`."""
+        return (await self._ask(Resume(str(job), from_step, accept_changes), JobReply)).job
+
+    async def changes(self, job: str | int) -> list[Change]:
+        """How the job file differs by now from what the last attempt was given."""
+        return (await self._ask(Changes(str(job)), ChangesReply)).changes
+
+    async def checkpoints(self, job: str | int) -> tuple[JobRecord, list[StoredCheckpoint]]:
+        """The checkpoints that a job can go back to, oldest first."""
+        reply = await self._ask(Checkpoints(str(job)), CheckpointsReply)
+        return reply.job, reply.checkpoints
+
+    async def set(self, job: str | int, field: str, value: str) -> JobRecord:
+        """Change a field of a running job; the answer comes at once, the `changed` event when the trainer has done it."""
+        return (await self._ask(Set(str(job), field, value), JobReply)).job
+
+    async def save_now(self, job: str | int) -> JobRecord:
+        return (await self._ask(SaveNow(str(job)), JobReply)).job
+
+    async def sample_now(self, job: str | int) -> JobRecord:
+        return (await self._ask(SampleNow(str(job)), JobReply)).job
 
     async def cancel(self, job: str | int) -> JobRecord:
         return (await self._ask(Cancel(str(job)), JobReply)).job

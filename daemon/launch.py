@@ -17,7 +17,7 @@ KEEP_LOG_BYTES = 4 * 2**20
 
 
 def torchrun(grace: int = 180) -> list[str]:
-    """The command that trains with the engine; a job file, `--out DIR` and perhaps `--resume` follow it.
+    """The command that trains with the engine; a job file, `--out DIR` and perhaps `--resume ...` follow it.
 
     torchrun ends its workers on SIGHUP unless told which signals are its own, and 30 seconds after SIGTERM unless told
     to wait (`grace`, seconds). It learnt to wait later than torch 2.9, so its own source is asked what it knows;
@@ -35,7 +35,7 @@ def torchrun(grace: int = 180) -> list[str]:
     return [*command, "-m", "engine"]
 
 
-def start_trainer(command: list[str], *, job_file: Path, out: str, resume: bool, gpus: list[int], marker: str, log: Path) -> subprocess.Popen[bytes]:
+def start_trainer(command: list[str], *, job_file: Path, out: str, options: list[str], gpus: list[int], marker: str, log: Path) -> subprocess.Popen[bytes]:
     """Start a trainer in a session of its own, its output in `log`. Raises OSError.
 
     It inherits that SIGHUP is ignored, which the daemon does for itself: the end of a login ends neither.
@@ -44,7 +44,7 @@ def start_trainer(command: list[str], *, job_file: Path, out: str, resume: bool,
     environment = os.environ | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)), MARKER: marker}
     with log.open("wb") as output:
         return subprocess.Popen(
-            [*command, str(job_file), "--out", out, *(["--resume"] if resume else [])],
+            [*command, str(job_file), "--out", out, *options],
             cwd="/", env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 

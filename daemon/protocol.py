@@ -12,11 +12,13 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct, field
 
+from presets.changes import Change
 from presets.events import Event
 from presets.findings import Finding
 from presets.fold import RunView
+from presets.rollback import StoredCheckpoint
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_MESSAGE_BYTES = 8 * 2**20  # what the daemon takes from a client, and what the feed carries
 MAX_REPLY_BYTES = 64 * 2**20  # a snapshot has one loss point per step: 15 bytes each, up to a million steps
 MAX_EVENT_BYTES = 2**20  # a longer line of events.jsonl counts as damaged
@@ -49,6 +51,7 @@ class JobRecord(Struct, kw_only=True):
     steps: int = 0
     pid: int = 0  # of the launcher process, 0 when none runs
     outcome: str = ""  # why it ended and what to do next
+    doing: str = ""  # the phase of its trainer (training, sampling, paused ...); "" when none runs
 
     @property
     def run_dir(self) -> str:
@@ -65,6 +68,9 @@ class Hello(Struct, tag=True):
 class Submit(Struct, tag=True):
     job_path: str  # absolute
     out: str = ""  # absolute; default: the folder `runs` beside the job file
+    resume: bool = False  # go on with the run that lies in the run folder, from here on as in Resume
+    from_step: int | None = None
+    accept_changes: bool = False
 
 
 class Jobs(Struct, tag=True):
@@ -95,6 +101,42 @@ class Stop(Struct, tag=True):
 
 
 class Resume(Struct, tag=True):
+    """Queue an ended job again. Its job file is read anew; changes that break exactness must be accepted."""
+
+    job: str
+    from_step: int | None = None  # go back to the checkpoint of this step; default: the newest
+    accept_changes: bool = False
+
+
+class Changes(Struct, tag=True):
+    """How the job file differs by now from what the last attempt was given."""
+
+    job: str
+
+
+class Checkpoints(Struct, tag=True):
+    """The checkpoints that a job can go back to."""
+
+    job: str
+
+
+class Set(Struct, tag=True):
+    """Change one of presets.changes.LIVE_FIELDS of a running job, at its next micro-batch."""
+
+    job: str
+    field: str
+    value: str  # as after --set
+
+
+class SaveNow(Struct, tag=True):
+    """Have a running job write a checkpoint at its next micro-batch, and go on."""
+
+    job: str
+
+
+class SampleNow(Struct, tag=True):
+    """Have a running job make its previews at its next micro-batch, and go on."""
+
     job: str
 
 
@@ -108,7 +150,7 @@ class Shutdown(Struct, tag=True):
     """End the daemon. Trainers go on and are adopted by the next one."""
 
 
-Command = Hello | Submit | Jobs | Show | Snapshot | Replay | Stop | Resume | Cancel | Shutdown
+Command = Hello | Submit | Jobs | Show | Snapshot | Replay | Stop | Resume | Changes | Checkpoints | Set | SaveNow | SampleNow | Cancel | Shutdown
 
 
 class Request(Struct, kw_only=True):
@@ -151,6 +193,16 @@ class ReplayReply(Struct, tag=True):
     more: bool
 
 
+class ChangesReply(Struct, tag=True):
+    job: JobRecord
+    changes: list[Change]
+
+
+class CheckpointsReply(Struct, tag=True):
+    job: JobRecord
+    checkpoints: list[StoredCheckpoint]  # oldest first
+
+
 class Done(Struct, tag=True):
     pass
 
@@ -163,7 +215,7 @@ class Refused(Struct, tag=True):
     findings: list[Finding] = field(default_factory=list)
 
 
-Answer = HelloReply | JobReply | JobsReply | SnapshotReply | ReplayReply | Done | Refused
+Answer = HelloReply | JobReply | JobsReply | SnapshotReply | ReplayReply | ChangesReply | CheckpointsReply | Done | Refused
 
 
 class Reply(Struct, kw_only=True):

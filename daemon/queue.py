@@ -10,7 +10,7 @@ from typing import Literal
 from msgspec import Struct
 
 from daemon.processes import ProcessId
-from daemon.protocol import ENDED_STATES, RESUMABLE_STATES, RUNNING_STATES, JobRecord
+from daemon.protocol import ENDED_STATES, RUNNING_STATES, JobRecord
 from presets.errors import UserError
 
 CANCEL_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
@@ -26,6 +26,8 @@ class Entry(Struct, kw_only=True):
     record: JobRecord
     order: int  # in the queue: lower runs first
     resume: bool = False  # continue from the last checkpoint
+    from_step: int | None = None  # or from the one of this step
+    accept_changes: bool = False  # the user has seen how the job file differs from the run that was begun
     ending: Ending = ""  # asked for, and not come to pass yet
     due: float = 0.0  # when the next signal goes out; 0: none will
     due_signal: Literal["terminate", "kill"] = "terminate"
@@ -107,24 +109,39 @@ class Queue:
 
     # --- what users ask for -----------------------------------------------------------------------------------
 
-    def submit(self, record: JobRecord, now: float) -> list[Instruction]:
-        """Take in a new job, whose run folder must be free."""
+    def submit(self, record: JobRecord, now: float, *, resume: bool = False, from_step: int | None = None, accept_changes: bool = False) -> list[Instruction]:
+        """Take in a new job, whose run folder must be free. `resume`: it goes on with a run that lies there."""
         assert record.id not in self.entries
         self.require_free(record)
-        self.entries[record.id] = Entry(record=record, order=self.last_place())
+        self.entries[record.id] = Entry(record=record, order=self.last_place(), resume=resume, from_step=from_step, accept_changes=accept_changes)
         self._enqueue(self.entries[record.id])
         return self._unpause(record.id, now)
 
-    def resume(self, job: int, now: float) -> list[Instruction]:
-        """Put an ended job back into the queue, to go on from its last checkpoint. Raises UserError."""
-        entry = self.entries[job]
+    def require_resumable(self, entry: Entry, *, further: bool = False) -> None:
+        """Raises UserError unless the job can be queued again. `further`: there is something to do even when it is done."""
         record = entry.record
         if record.state == "queued" and self.paused:
-            return self._unpause(job, now)
-        if record.state not in RESUMABLE_STATES:
-            raise UserError(f"is {record.state}, there is nothing to resume", where=record.name, fix="Only a stopped, failed or cancelled job can be resumed")
+            return
+        if record.state == "done" and not further:
+            raise UserError(
+                "is done, there is nothing to resume", where=record.name,
+                fix=f"For more steps raise training.steps in {record.job_path} and resume; to go back, resume from a checkpoint (see: wanlora checkpoints {record.name})",
+            )  # fmt: skip
+        if record.state not in ENDED_STATES:
+            raise UserError(f"is {record.state}, there is nothing to resume", where=record.name, fix="Only a job that has ended can be resumed")
         self.require_free(record)
-        entry.resume, entry.order = record.attempt > 0, self.last_place()
+
+    def resume(self, job: int, now: float, *, from_step: int | None = None, accept_changes: bool = False, further: bool = False) -> list[Instruction]:
+        """Put an ended job back into the queue, to go on from its last checkpoint or that of `from_step`. Raises UserError."""
+        entry = self.entries[job]
+        self.require_resumable(entry, further=further)
+        record = entry.record
+        if record.state == "queued":
+            if from_step is not None or accept_changes:
+                entry.from_step, entry.accept_changes = from_step, accept_changes
+            return self._unpause(job, now)
+        entry.resume, entry.order = entry.resume or record.attempt > 0, self.last_place()
+        entry.from_step, entry.accept_changes = from_step, accept_changes
         record.finished_at = 0.0
         self._enqueue(entry)
         return self._unpause(job, now)

@@ -11,20 +11,26 @@ import shutil
 import sqlite3
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from daemon import protocol as wire
 from daemon.launch import start_trainer
+from daemon.orders import Order, leave
 from daemon.paths import Places, make_private
 from daemon.processes import boot_id, identify, is_alive, marked, oom_kills
 from daemon.queue import AskStop, Changed, Entry, Instruction, Kill, Launch, Queue, Terminate, Verdict
+from daemon.resume import changed_since, require_accepted, require_checkpoint
 from daemon.store import Store
 from daemon.tail import Tail
 from daemon.trainer import Trainer, last_word, verdict
+from presets.changes import live_value
 from presets.errors import JobError, UserError
 from presets.findings import of_job_error
+from presets.fold import RunView
 from presets.jobfile import absolute_paths, load_job, save_job
+from presets.rollback import checkpoints_of
 
 log = logging.getLogger("daemon")
 
@@ -115,8 +121,8 @@ class Service:
         match request.command:
             case wire.Hello():
                 return wire.HelloReply(wire.PROTOCOL_VERSION, self.epoch, os.getpid())
-            case wire.Submit(job_path=path, out=out):
-                return self._submit(request.id, path, out, now)
+            case wire.Submit():
+                return await self._submit(request.id, request.command, now)
             case wire.Jobs():
                 return wire.JobsReply([self._record(e) for e in queue.entries.values()])
             case wire.Show(job=key):
@@ -131,9 +137,22 @@ class Service:
             case wire.Stop(job=key):
                 entry = queue.find(key)
                 return self._change(request.id, entry, queue.stop(entry.record.id, now))
-            case wire.Resume(job=key):
+            case wire.Resume(job=key, from_step=from_step, accept_changes=accept):
+                return await self._resume(request.id, queue.find(key), from_step, accept, now)
+            case wire.Changes(job=key):
                 entry = queue.find(key)
-                return self._change(request.id, entry, queue.resume(entry.record.id, now))
+                return wire.ChangesReply(self._record(entry), changed_since(entry.record, self.places.job_file(entry.record.id))[1])
+            case wire.Checkpoints(job=key):
+                entry = queue.find(key)
+                view = (await self._caught_up(entry)).view
+                return wire.CheckpointsReply(self._record(entry), checkpoints_of(Path(entry.record.run_dir), view))
+            case wire.Set(job=key, field=field, value=value):
+                live_value(field, value)
+                return self._tell(request.id, queue.find(key), Order(command="set", field=field, value=value))
+            case wire.SaveNow(job=key):
+                return self._tell(request.id, queue.find(key), Order(command="save"))
+            case wire.SampleNow(job=key):
+                return self._tell(request.id, queue.find(key), Order(command="sample"))
             case wire.Cancel(job=key):
                 entry = queue.find(key)
                 return self._change(request.id, entry, queue.cancel(entry.record.id, now))
@@ -141,7 +160,8 @@ class Service:
                 self.closing = True
                 return wire.Done()
 
-    def _submit(self, request_id: str, path: str, out: str, now: float) -> wire.Answer:
+    async def _submit(self, request_id: str, asked: wire.Submit, now: float) -> wire.Answer:
+        path, out = asked.job_path, asked.out
         for given in (path, out or "/"):
             if not given.startswith("/") or "\0" in given:
                 raise UserError("the daemon needs an absolute path", where=repr(given)[:200])
@@ -151,24 +171,55 @@ class Service:
             id=self._store.next_id(), name=job.job.name, job_path=path, out=str(Path(out or job_path.parent / "runs").resolve()), gpus=sorted(set(job.job.gpus)),
             state="queued", submitted_at=now, steps=job.training.steps,
         )  # fmt: skip
-        self._require_free(record)
+        self._queue.require_free(record)
+        known = [e for e in self._queue.entries.values() if e.record.run_dir == record.run_dir]
+        held = Path(record.run_dir, JOB_FILE)
+        options: dict[str, Any] = {}
+        if asked.resume and known:
+            return await self._resume(request_id, known[-1], asked.from_step, asked.accept_changes, now, job_path=path)
+        if asked.resume:
+            if not held.exists():
+                raise UserError("no run lies here that could be resumed", where=record.run_dir, fix="Submit the job without --resume")
+            require_accepted(record, changed_since(record, held)[1], asked.accept_changes)
+            require_checkpoint(record, checkpoints_of(Path(record.run_dir), RunView()), asked.from_step)
+            options = {"resume": True, "from_step": asked.from_step, "accept_changes": asked.accept_changes}
+        elif held.exists():  # the trainer would refuse it, hours later perhaps
+            way = f"wanlora resume {known[-1].record.id}" if known else f"wanlora submit {path} --resume"
+            raise UserError("this folder already holds a run", where=record.run_dir, fix=f"Give this job another name, or go on with that run: {way}")
         save_job(absolute_paths(job, job_path.parent), self.places.job_file(record.id), fresh=True)
         # The acceptance is on disk before anything else: a client that asks again after a crash finds it accepted.
         answer = wire.JobReply(record)
         with self._store as store:
-            store.save(Entry(record=record, order=self._queue.last_place()))
+            store.save(Entry(record=record, order=self._queue.last_place(), **options))
             store.remember(request_id, wire.encode(answer))
         log.info("job %d: %s submitted", record.id, record.name)
-        self._apply(self._queue.submit(msgspec.structs.replace(record), now))
+        self._apply(self._queue.submit(msgspec.structs.replace(record), now, **options))
         return answer
 
-    def _require_free(self, record: wire.JobRecord) -> None:
-        """Refuse a run folder that a live job uses, or that already holds a run: the trainer would, hours later perhaps."""
-        self._queue.require_free(record)
-        if (Path(record.run_dir) / JOB_FILE).exists():
-            ended = [e.record for e in self._queue.entries.values() if e.record.run_dir == record.run_dir]
-            way = f"go on with it: wanlora resume {ended[-1].id}" if ended and ended[-1].state in wire.RESUMABLE_STATES else "move that folder away"
-            raise UserError("this folder already holds a run", where=record.run_dir, fix=f"Give this job another name, or {way}")
+    async def _resume(self, request_id: str, entry: Entry, from_step: int | None, accept: bool, now: float, *, job_path: str = "") -> wire.Answer:
+        """Queue an ended job again, with its job file (or the one at `job_path`) as it is now."""
+        record, copy = entry.record, self.places.job_file(entry.record.id)
+        job_path = job_path or record.job_path
+        job, found = changed_since(msgspec.structs.replace(record, job_path=job_path), copy)
+        more = job.training.steps > record.step
+        self._queue.require_resumable(entry, further=from_step is not None or more)
+        require_accepted(record, found, accept)
+        if from_step is not None:
+            require_checkpoint(record, checkpoints_of(Path(record.run_dir), (await self._caught_up(entry)).view), from_step)
+        record.job_path = job_path
+        if found:
+            save_job(job, copy, fresh=True)
+            record.gpus, record.steps = sorted(set(job.job.gpus)), job.training.steps
+        return self._change(request_id, entry, self._queue.resume(record.id, now, from_step=from_step, accept_changes=accept, further=from_step is not None or more))
+
+    def _tell(self, request_id: str, entry: Entry, order: Order) -> wire.Answer:
+        """Leave an order for the job's trainer. Raises UserError unless it runs."""
+        record = entry.record
+        if record.state not in ("starting", "running"):
+            fix = "It is about to end" if record.state == "stopping" else f"Change its job file {record.job_path}, then: wanlora resume {record.name}" if order.command == "set" else "Only a running job can do that"
+            raise UserError(f"is {record.state}, so its trainer takes no orders", where=record.name, fix=fix)
+        leave(Path(record.run_dir), request_id, order)
+        return self._change(request_id, entry, [])
 
     def _change(self, request_id: str, entry: Entry, instructions: list[Instruction]) -> wire.Answer:
         self._apply(instructions, answered=(request_id, entry))
@@ -226,7 +277,7 @@ class Service:
                 shutil.rmtree(run_dir / "control")
             kills = oom_kills()
             child = start_trainer(
-                self._command, job_file=self.places.job_file(job), out=record.out, resume=entry.resume and (run_dir / JOB_FILE).exists(),
+                self._command, job_file=self.places.job_file(job), out=record.out, options=_options(entry) if (run_dir / JOB_FILE).exists() else [],
                 gpus=record.gpus, marker=self._marker(job), log=self._log(record),
             )  # fmt: skip
         except OSError as e:
@@ -241,14 +292,10 @@ class Service:
         return Path(record.run_dir) / "logs" / f"attempt_{record.attempt}.log"
 
     def _ask_stop(self, entry: Entry) -> None:
-        control = Path(entry.record.run_dir) / "control"
         try:
-            control.mkdir(parents=True, exist_ok=True)
-            draft = control / "stop.tmp"
-            draft.write_bytes(msgspec.json.encode({"id": f"stop-{entry.record.attempt}", "command": "stop"}))
-            draft.replace(control / "stop.json")
+            leave(Path(entry.record.run_dir), f"stop-{entry.record.attempt}", Order(command="stop"))
         except OSError as e:
-            log.warning("job %d: cannot write %s (%s); its trainer is asked with SIGTERM instead, which saves too", entry.record.id, control, e)
+            log.warning("job %d: its trainer cannot be left an order (%s) and is asked with SIGTERM instead, which saves too", entry.record.id, e)
             self._trainers[entry.record.id].terminate()
 
     # --- watching ---------------------------------------------------------------------------------------------
@@ -311,7 +358,9 @@ class Service:
         """The record with the progress of now."""
         if tail := self._tails.get(entry.record.id):
             entry.record.step = tail.view.step
-            entry.record.steps = tail.view.steps or entry.record.steps
+            if entry.record.state != "queued" and tail.view.attempt >= entry.record.attempt:  # what is queued to go on may have been given other steps
+                entry.record.steps = tail.view.steps or entry.record.steps
+            entry.record.doing = tail.view.phase.name if entry.record.id in self._trainers else ""
         return entry.record
 
     def beat(self) -> wire.Beat:
@@ -331,3 +380,11 @@ class Service:
         if text not in self._complaints:
             self._complaints.add(text)
             log.error("%s", text)
+
+
+def _options(entry: Entry) -> list[str]:
+    """What the trainer of a run that lies there already is told."""
+    if not entry.resume:
+        return []
+    back = ["--from", str(entry.from_step)] if entry.from_step is not None else []
+    return ["--resume", *back, *(["--accept-changes"] if entry.accept_changes else [])]

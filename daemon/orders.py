@@ -1,0 +1,32 @@
+"""Orders to a running trainer: small files in RUN/control, which it reads and deletes at its next micro-batch."""
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+
+class Order(Struct, kw_only=True, omit_defaults=True):
+    """What a trainer is asked to do. `field` and `value` (as after --set) belong to `set` alone."""
+
+    id: str = ""
+    command: Literal["stop", "save", "sample", "set"]
+    field: str = ""
+    value: str = ""
+
+
+def leave(run_dir: Path, request: str, order: Order) -> None:
+    """Leave an order, whole or not at all. Names sort by time, so that the trainer takes orders as they were given;
+    the same request again changes nothing while its order lies there. Raises OSError.
+    """
+    control = run_dir / "control"
+    control.mkdir(parents=True, exist_ok=True)
+    mark = hashlib.sha256(request.encode()).hexdigest()[:16]
+    if any(control.glob(f"*-{mark}.json")):
+        return
+    draft = control / f"{mark}.tmp"
+    draft.write_bytes(msgspec.json.encode(msgspec.structs.replace(order, id=request)))
+    draft.replace(control / f"{time.time_ns():020d}-{mark}.json")
