@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from engine.ara_build import correct
 from engine.ara_moments import READERS, Moment, moment_of
 from engine.ara_weights import block_module, linear_shapes
-from engine.block import LINEARS, NORMS, Lora, Plain, Weights, after, before
+from engine.block import LINEARS, NORMS, Lora, Plain, Weights, after, before, of_text
 from engine.precision import Packed, pack_weight, unpack_weight
 from engine.quanto_pack import pack_weight_quanto
 
@@ -97,14 +97,19 @@ def calibrated(config: dict[str, Any], state: State, inputs: Inputs, *, full: bo
     return moments
 
 
-def run(case: Case, plain: Plain, inputs: Inputs, dtype: torch.dtype, heads: int, *, first: Callable[..., Any] = before, second: Callable[..., Any] = after) -> tuple[torch.Tensor, torch.Tensor]:
+Parts = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]
+
+
+def run(case: Case, plain: Plain, inputs: Inputs, dtype: torch.dtype, heads: int, parts: Parts = (before, of_text, after)) -> tuple[torch.Tensor, torch.Tensor]:
     """(output, leaf): the block's forward in `dtype`, with a graph from the leaf."""
     one = torch.ones((), device=inputs.x.device)
     x = inputs.x.to(dtype, copy=True).requires_grad_()
     text, time = inputs.text.to(dtype), inputs.time.to(dtype)
+    first, between, last = parts
     q, k, v = first(x, time, inputs.cos, inputs.sin, case.weights, plain, {}, case.recovery, one, heads, case.precision)
+    text_kv = between(text, case.weights, plain, {}, case.recovery, one, heads, case.precision)
     a = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2).flatten(2, 3)
-    return second(x, a, text, time, case.weights, plain, {}, case.recovery, one, heads, case.precision), x
+    return last(x, a, *text_kv, time, case.weights, plain, {}, case.recovery, one, heads, case.precision), x
 
 
 def plain_of(state: State, dtype: torch.dtype) -> Plain:
@@ -166,13 +171,13 @@ def weight_error(case: Case, state: State) -> float:
 def milliseconds(case: Case, plain: Plain, inputs: Inputs, heads: int) -> tuple[float, float]:
     """Median forward and backward of the compiled block on the GPU."""
     torch._dynamo.reset()  # it stops compiling a function after eight variants
-    compiled: list[Callable[..., Any]] = [torch.compile(before), torch.compile(after)]
+    compiled: Parts = torch.compile(before), torch.compile(of_text), torch.compile(after)
     grad = inputs.grad.bfloat16()
     times: list[tuple[float, float]] = []
     for _ in range(RUNS + 3):
         marks = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
         marks[0].record()
-        y, _ = run(case, plain, inputs, torch.bfloat16, heads, first=compiled[0], second=compiled[1])
+        y, _ = run(case, plain, inputs, torch.bfloat16, heads, compiled)
         marks[1].record()
         y.backward(grad)
         marks[2].record()

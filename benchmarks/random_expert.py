@@ -50,4 +50,4 @@ def expert(name: str, config: dict[str, Any], precision: str, device: torch.devi
     parameters = lora.make(stem.config, "high_noise", rank=rank, alpha=rank, seed=0, blocks=len(masters), device=device)
     for parameter in parameters.values():
         parameter.data.normal_(0, 0.01)
-    return ExpertWeights(name, stem, masters, layout, lora.by_block(parameters, len(masters)), 1.0, [{} for _ in masters]), parameters
+    return ExpertWeights(name, stem, masters, layout, lora.by_block(parameters, len(masters)), 1.0), parameters

@@ -154,7 +154,7 @@ def baseline(bench: Bench, bucket: Bucket) -> dict[str, float]:
 
 
 def planned(bench: Bench, bucket: Bucket, plan: Plan, weights: Any, parameters: list[torch.nn.Parameter], backend: str) -> dict[str, float]:
-    executor = StreamedExecutor(weights, Machinery(plan, backend, weights.layout.bytes, bench.device))
+    executor = StreamedExecutor(weights, Machinery(plan, backend, weights.block_bytes, bench.device))
     optimizer = adamw(parameters)
     x, timestep, text, loss = inputs(bench, bucket)
 

@@ -1,11 +1,12 @@
-"""One Wan transformer block as two token-wise functions around its self-attention.
+"""One Wan transformer block as two token-wise functions around its self-attention, and what the text is to it.
 
-    before(x)      -> q, k, v         norm, modulation, three linears, qk-norm, rope
-    after(x, a)    -> y               output projection, cross-attention to the text, feed-forward
+    before(x)           -> q, k, v         norm, modulation, three linears, qk-norm, rope
+    of_text(text)       -> text k, v       what the cross-attention looks at: once a visit, however many chunks there are
+    after(x, a, k, v)   -> y               output projection, cross-attention to the text, feed-forward
 
-Both work on any run of tokens by themselves, so they can be chunked over tokens; only attention needs them all. Weights
-come in as plain tensors, so one compilation serves all blocks. The arithmetic is that of diffusers' WanTransformerBlock,
-operation for operation (a test compares them bit for bit in fp32).
+`before` and `after` work on any run of tokens by themselves; only attention needs them all. Weights come in as plain
+tensors, so one compilation serves all blocks. The arithmetic is that of diffusers' WanTransformerBlock, operation for
+operation (a test compares them bit for bit in fp32).
 
 B batch, T tokens, S text tokens, D width, N heads, K head width.
 """
@@ -19,7 +20,7 @@ LINEARS = (
     "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",
     "ffn.net.0.proj", "ffn.net.2",
 )  # fmt: skip
-BEFORE_LINEARS = LINEARS[:3]
+BEFORE_LINEARS, TEXT_LINEARS = LINEARS[:3], LINEARS[5:7]
 NORMS = ("attn1.norm_q", "attn1.norm_k", "attn2.norm_q", "attn2.norm_k")
 EPS = 1e-6
 
@@ -67,11 +68,19 @@ def before(
     return _rotated(q, cos, sin), _rotated(k, cos, sin), v
 
 
+def of_text(
+    text_BSD: torch.Tensor, weights: Weights, plain: Plain, lora: Lora, recovery: Lora, strength: torch.Tensor, heads: int, precision: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values of the cross-attention, as (B, S, N, K)."""
+    k, v = (_linear(name, text_BSD, weights, plain, lora, recovery, strength, precision) for name in TEXT_LINEARS)
+    return _rms_norm(k, plain["attn2.norm_k.weight"]).unflatten(2, (heads, -1)), v.unflatten(2, (heads, -1))
+
+
 def after(
-    x_BTD: torch.Tensor, a_BTD: torch.Tensor, text_BSD: torch.Tensor, time_B6D: torch.Tensor, weights: Weights, plain: Plain, lora: Lora,
-    recovery: Lora, strength: torch.Tensor, heads: int, precision: str,
+    x_BTD: torch.Tensor, a_BTD: torch.Tensor, k_BSNK: torch.Tensor, v_BSNK: torch.Tensor, time_B6D: torch.Tensor, weights: Weights, plain: Plain,
+    lora: Lora, recovery: Lora, strength: torch.Tensor, heads: int, precision: str,
 ) -> torch.Tensor:  # fmt: skip
-    """The block's output from its input and its self-attention's output."""
+    """The block's output from its input, its self-attention's output, and the text's keys and values."""
 
     def linear(name: str, x: torch.Tensor) -> torch.Tensor:
         return _linear(name, x, weights, plain, lora, recovery, strength, precision)
@@ -81,9 +90,7 @@ def after(
 
     h = F.layer_norm(x.float(), x.shape[-1:], plain["norm2.weight"].float(), plain["norm2.bias"].float(), EPS).type_as(x)
     q = _rms_norm(linear("attn2.to_q", h), plain["attn2.norm_q.weight"]).unflatten(2, (heads, -1))
-    k = _rms_norm(linear("attn2.to_k", text_BSD), plain["attn2.norm_k.weight"]).unflatten(2, (heads, -1))
-    v = linear("attn2.to_v", text_BSD).unflatten(2, (heads, -1))
-    c = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2).flatten(2, 3)
+    c = F.scaled_dot_product_attention(q.transpose(1, 2), k_BSNK.transpose(1, 2), v_BSNK.transpose(1, 2)).transpose(1, 2).flatten(2, 3)
     x = x + linear("attn2.to_out.0", c)
 
     h = F.gelu(linear("ffn.net.0.proj", _modulated(x, c_scale, c_shift)), approximate="tanh")

@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 
 from engine import lora
-from engine.accelerator import Accelerator, Branches
+from engine.accelerator import Accelerator
 from engine.ara_grid import Grid
 from engine.base import BaseFolder, Expert, needed_experts, trained_experts
 from engine.block import Lora
 from engine.loading import load_stem
+from engine.masters import pack_branches
 from engine.streamed import ExpertWeights, Machinery, StreamedExecutor
 from engine.weightcache import cached_blocks
 from presets.cachefacts import cache_dir
@@ -48,7 +49,7 @@ class Experts:
             if expert in trained_experts(job):
                 self.parameters[expert] = lora.make(stem.config, expert, rank=rank_of(job, expert), alpha=alpha_of(job, expert), seed=job.job.seed, blocks=len(masters), device=device)
                 branches = lora.by_block(self.parameters[expert], len(masters))
-            own = recovery.get(expert, [{} for _ in masters])
+            own = pack_branches(recovery.get(expert, []), pinned=device.type == "cuda")
             self._weights[expert] = ExpertWeights(expert, stem, masters, layout, branches, alpha_of(job, expert) / rank_of(job, expert), own)
         self.set_plan(plan)
 
@@ -56,8 +57,13 @@ class Experts:
         """Run under another plan from now on; what the old one held on the device is let go first."""
         self.plan = plan
         self._drop()
-        self.machinery = Machinery(plan, self.backend, max(w.layout.bytes for w in self._weights.values()), self.device)
+        self.machinery = Machinery(plan, self.backend, max(w.block_bytes for w in self._weights.values()), self.device)
         self.executors = {expert: StreamedExecutor(weights, self.machinery) for expert, weights in self._weights.items()}
+
+    def ensure(self) -> None:
+        """The executors, made again when a preview that failed took them away."""
+        if len(self.executors) < len(self._weights):
+            self.set_plan(self.plan)
 
     def _drop(self) -> None:
         self.executors.clear()
@@ -91,7 +97,7 @@ class Experts:
             for expert, accelerator in accelerators.items():
                 stack.enter_context(accelerator.on(own[expert].stem))
             self._take({
-                expert: replace(w, recovery=Branches(w.recovery, a.branches, self.device), shifts=a.shifts) if (a := accelerators.get(expert)) else w
+                expert: replace(w, accelerator=a.branches, shifts=a.shifts) if (a := accelerators.get(expert)) else w
                 for expert, w in own.items()
             })  # fmt: skip
             try:

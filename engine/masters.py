@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from engine.block import LINEARS, NORMS, Plain, Weights
+from engine.block import LINEARS, NORMS, Lora, Plain, Weights
 from engine.packing import pack
+from engine.pinned import host_buffer
 
 ALIGN = 256  # bytes; every kernel's vector loads are happy with it
 
@@ -65,6 +66,30 @@ def layout_of(weights: Weights, plain: Plain) -> Layout:
         slots.append(slot)
         offset += math.ceil(slot.bytes / ALIGN) * ALIGN
     return Layout(tuple(slots), offset)
+
+
+@dataclass(frozen=True)
+class Branches:
+    """Frozen low-rank branches beside the linears, packed as the blocks are: a buffer per block, which travels with it."""
+
+    buffers: list[torch.Tensor]
+    layout: Layout
+
+    def views(self, buffer: torch.Tensor) -> Lora:
+        packed, _ = self.layout.views(buffer)
+        return {name: (parts[0], parts[1]) for name, parts in packed.items()}
+
+
+def pack_branches(per_block: list[Lora], *, pinned: bool) -> Branches | None:
+    """The same linears and shapes in every block; None when there are none. Raises HostMemoryRefused."""
+    if not per_block or not per_block[0]:
+        return None
+    first: Weights = dict(per_block[0])
+    layout, buffers = layout_of(first, {}), []
+    for lora in per_block:
+        buffers.append(host_buffer(layout.bytes, pinned=pinned))
+        fill(layout, buffers[-1], dict(lora), {})
+    return Branches(buffers, layout)
 
 
 def fill(layout: Layout, buffer: torch.Tensor, weights: Weights, plain: Plain) -> None:

@@ -46,19 +46,22 @@ def plan_loads(keys: list[Key], held: list[Key | None]) -> list[Visit]:
 
 
 class Ring:
-    """Device slots of one layout's size. One pass at a time: `begin`, then `take` and `release` each visit in order."""
+    """Device slots of one layout's size. One pass at a time: `begin`, then `take` and `release` each visit in order.
 
-    def __init__(self, size: int, slots: int, device: torch.device) -> None:
+    `cuda` is torch.cuda, or what stands in for it in tests; without one (on the CPU) copies are made at once.
+    """
+
+    def __init__(self, size: int, slots: int, device: torch.device, cuda: Any = None) -> None:
         self.device = device
         self.slots = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(slots)]
         self.held: list[Key | None] = [None] * slots
-        self._cuda = device.type == "cuda"
-        self.stream: Any = torch.cuda.Stream(device) if self._cuda else None
-        self._ready: list[Any] = [torch.cuda.Event() for _ in range(slots)] if self._cuda else []
-        self._free: list[Any] = [torch.cuda.Event() for _ in range(slots)] if self._cuda else []
+        self._cuda = cuda
+        self.stream: Any = cuda.Stream(device) if cuda else None
+        self._ready: list[Any] = [cuda.Event() for _ in range(slots)] if cuda else []
+        self._free: list[Any] = [cuda.Event() for _ in range(slots)] if cuda else []
 
-    def begin(self, keys: list[Key], masters: dict[Key, torch.Tensor]) -> None:
-        """Start a pass over these blocks; the first copies start now."""
+    def begin(self, keys: list[Key], masters: dict[Key, tuple[torch.Tensor, ...]]) -> None:
+        """Start a pass over these blocks, each of one or more pieces; the first copies start now."""
         self._visits, self._masters, self._next = plan_loads(keys, self.held), masters, 0
         if self._cuda:
             for event in self._free:  # everything queued so far may still read the slots
@@ -75,21 +78,26 @@ class Ring:
             self._next += 1
 
     def _copy(self, visit: Visit) -> None:
-        source = self._masters[visit.key]
         if not self._cuda:
-            self.slots[visit.slot].copy_(source)
+            self._write(visit)
             return
-        with torch.cuda.stream(self.stream):
+        with self._cuda.stream(self.stream):
             self.stream.wait_event(self._free[visit.slot])
-            self.slots[visit.slot].copy_(source, non_blocking=True)
+            self._write(visit)
             self._ready[visit.slot].record(self.stream)
+
+    def _write(self, visit: Visit) -> None:
+        offset = 0
+        for piece in self._masters[visit.key]:
+            self.slots[visit.slot][offset : offset + piece.numel()].copy_(piece, non_blocking=True)
+            offset += piece.numel()
 
     def take(self, visit: int) -> torch.Tensor:
         """The slot's buffer of a visit; the current stream waits for its copy."""
         assert visit < self._next, "a visit was taken before its copy could be queued"
         slot = self._visits[visit].slot
         if self._cuda and self._visits[visit].load:
-            torch.cuda.current_stream(self.device).wait_event(self._ready[slot])
+            self._cuda.current_stream(self.device).wait_event(self._ready[slot])
         return self.slots[slot]
 
     def release(self, visit: int) -> None:

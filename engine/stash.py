@@ -33,13 +33,16 @@ class DeviceStash:
 
 
 class HostStash:
-    """Pinned host buffers, one per block, made at first use and reused for every bucket they are large enough for."""
+    """Pinned host buffers, one per block, made at first use and reused for every bucket they are large enough for.
 
-    def __init__(self, device: torch.device) -> None:
+    `cuda` as in `engine.ring.Ring`.
+    """
+
+    def __init__(self, device: torch.device, cuda: Any = None) -> None:
         self.device = device
-        self._cuda = device.type == "cuda"
-        self._out: Any = torch.cuda.Stream(device) if self._cuda else None
-        self._in: Any = torch.cuda.Stream(device) if self._cuda else None
+        self._cuda = cuda
+        self._out: Any = cuda.Stream(device) if cuda else None
+        self._in: Any = cuda.Stream(device) if cuda else None
         self._host: dict[int, torch.Tensor] = {}
         self._shapes: dict[int, list[tuple[torch.dtype, torch.Size]]] = {}
         self._leaving: list[tuple[Any, Tensors]] = []  # on their way out: alive until the copy is done
@@ -58,17 +61,17 @@ class HostStash:
         need = sum(-(-t.numel() * t.element_size() // 256) * 256 for t in tensors)
         if block not in self._host or self._host[block].numel() < need:
             self._host.pop(block, None)
-            self._host[block] = host_buffer(need, pinned=self._cuda)
+            self._host[block] = host_buffer(need, pinned=self.device.type == "cuda")
         if not self._cuda:
             for view, tensor in zip(self._views(block), tensors, strict=True):
                 view.copy_(tensor)
             return
         self._drop_left(keep=1)
-        self._out.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._out):
+        self._out.wait_stream(self._cuda.current_stream(self.device))
+        with self._cuda.stream(self._out):
             for view, tensor in zip(self._views(block), tensors, strict=True):
                 view.copy_(tensor, non_blocking=True)
-            done = torch.cuda.Event()
+            done = self._cuda.Event()
             done.record()
         self._leaving.append((done, tensors))
 
@@ -76,7 +79,7 @@ class HostStash:
         """Let go of tensors whose copy the current stream has waited for: their memory may then be used again."""
         while len(self._leaving) > keep:
             done, _ = self._leaving.pop(0)
-            torch.cuda.current_stream(self.device).wait_event(done)
+            self._cuda.current_stream(self.device).wait_event(done)
 
     def flush(self) -> None:
         """The forward is over: reads must come after the last writes."""
@@ -92,11 +95,11 @@ class HostStash:
         tensors = tuple(torch.empty(shape, dtype=dtype, device=self.device) for dtype, shape in self._shapes[block])
         done = None
         if self._cuda:
-            self._in.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(self._in):
+            self._in.wait_stream(self._cuda.current_stream(self.device))
+            with self._cuda.stream(self._in):
                 for tensor, view in zip(tensors, self._views(block), strict=True):
                     tensor.copy_(view, non_blocking=True)
-                done = torch.cuda.Event()
+                done = self._cuda.Event()
                 done.record()
         else:
             for tensor, view in zip(tensors, self._views(block), strict=True):
@@ -107,7 +110,7 @@ class HostStash:
         self.prefetch(block)
         done, tensors = self._arriving.pop(block)
         if done is not None:
-            torch.cuda.current_stream(self.device).wait_event(done)
+            self._cuda.current_stream(self.device).wait_event(done)
         return tensors
 
 

@@ -1,24 +1,24 @@
 """Runs an expert block by block under a memory plan. The frozen weights pass through a ring of device slots, or stay.
 
 Forward, without a graph: each block's input and its attention's output go to the stash. Backward, last block first: the
-block is recomputed around the stashed attention, so attention itself runs once; the token-wise parts may be cut into
-chunks, so that their working set does not grow with the clip. No graph spans more than one part of one block.
+block is recomputed around the stashed attention, so attention itself runs once; what follows the attention, whose working
+set is the largest, may be cut into chunks of tokens. No graph spans more than one part of one block.
 
 B batch, C channels, F h w latent shape, T tokens, S text tokens, D width, N heads, K head width.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import WanTransformer3DModel
+from torch.autograd.graph import get_gradient_edge
 
 from engine import attention
-from engine.block import Lora, Plain, Weights, after, before
-from engine.masters import Layout
+from engine.block import Lora, Plain, Weights, after, before, of_text
+from engine.masters import Branches, Layout
 from engine.ring import Key, Ring
 from engine.stash import DeviceStash, HostStash, Stash
 from presets.plan import Plan
@@ -30,8 +30,8 @@ LossFn = Callable[[torch.Tensor], torch.Tensor]
 class ExpertWeights:
     """One expert's parts: the diffusers model without its blocks, the packed blocks in host memory, and its branches.
 
-    `lora` is what trains (empty for an expert that does not), `scaling` its alpha / rank; `recovery` is frozen. `shifts` are
-    added to a block's plain tensors (for previews with an accelerator).
+    `lora` is what trains (empty for an expert that does not), `scaling` its alpha / rank; `recovery` is frozen and travels
+    with the blocks. `accelerator` and `shifts` are for previews: branches in host memory, and what is added to plain tensors.
     """
 
     name: str
@@ -40,8 +40,36 @@ class ExpertWeights:
     layout: Layout
     lora: list[Lora]
     scaling: float
-    recovery: Sequence[Lora]
+    recovery: Branches | None = None
+    accelerator: Sequence[Lora] = ()
     shifts: Sequence[Plain] = ()
+
+    @property
+    def block_bytes(self) -> int:
+        return self.layout.bytes + (self.recovery.layout.bytes if self.recovery else 0)
+
+    def pieces(self, block: int) -> tuple[torch.Tensor, ...]:
+        """The host buffers that make up a block, in the order in which they lie on the device."""
+        return (self.masters[block], self.recovery.buffers[block]) if self.recovery else (self.masters[block],)
+
+    def on_device(self, block: int, buffer: torch.Tensor) -> "Frozen":
+        """A block's tensors, as views of a device buffer that holds its pieces where nothing is added."""
+        weights, plain = self.layout.views(buffer)
+        recovery = self.recovery.views(buffer[self.layout.bytes :]) if self.recovery else {}
+        if self.shifts:
+            plain |= {name: plain[name] + shift.to(plain[name]) for name, shift in self.shifts[block].items()}
+        for name, pair in self.accelerator[block].items() if self.accelerator else ():
+            a, b = (t.to(buffer.device) for t in pair)
+            recovery[name] = (torch.cat([recovery[name][0], a]), torch.cat([recovery[name][1], b], dim=1)) if name in recovery else (a, b)
+        return Frozen(weights, plain, recovery)
+
+
+class Frozen(NamedTuple):
+    """The frozen tensors of one block, on the device."""
+
+    weights: Weights
+    plain: Plain
+    recovery: Lora
 
 
 @cache
@@ -51,14 +79,15 @@ def _compiled(function: Any) -> Any:
 
 
 class Machinery:
-    """What both experts share under one plan: block functions, the ring of slots, the stash."""
+    """What both experts share under one plan: block functions, the ring of slots, the stash. `cuda` as in `engine.ring.Ring`."""
 
-    def __init__(self, plan: Plan, backend: str, slot_bytes: int, device: torch.device) -> None:
+    def __init__(self, plan: Plan, backend: str, slot_bytes: int, device: torch.device, cuda: Any = None) -> None:
         self.plan, self.backend, self.device = plan, backend, device
-        self.before = _compiled(before) if plan.compiled else before
-        self.after = _compiled(after) if plan.compiled else after
-        self.ring = Ring(slot_bytes, plan.slots, device)
-        self.stash: Stash = DeviceStash() if plan.stash == "device" else HostStash(device)
+        self.before, self.of_text, self.after = (_compiled(part) if plan.compiled else part for part in (before, of_text, after))
+        if cuda is None and device.type == "cuda":
+            cuda = torch.cuda
+        self.ring = Ring(slot_bytes, plan.slots, device, cuda)
+        self.stash: Stash = DeviceStash() if plan.stash == "device" else HostStash(device, cuda)
 
 
 class _Attention(torch.autograd.Function):
@@ -102,9 +131,9 @@ class StreamedExecutor:
         self.heads = weights.stem.config.num_attention_heads
         # Residents are spread evenly, so that the copies of the others find time between them.
         chosen = [i for i in range(self.blocks) if (i + 1) * resident // self.blocks > i * resident // self.blocks]
-        self._resident = {i: weights.masters[i].to(self.device) for i in chosen}
+        self._resident = {i: torch.cat([piece.to(self.device) for piece in weights.pieces(i)]) for i in chosen}
         self._kept = set(chosen[len(chosen) - kept :])
-        self._masters: dict[Key, torch.Tensor] = {(weights.name, i): m for i, m in enumerate(weights.masters)}
+        self._masters: dict[Key, tuple[torch.Tensor, ...]] = {(weights.name, i): weights.pieces(i) for i in range(self.blocks)}
 
     # --- the whole model ------------------------------------------------------------------------------------------
 
@@ -112,8 +141,8 @@ class StreamedExecutor:
     def predict(self, x_BCFhw: torch.Tensor, timestep_B: torch.Tensor, text_BSD: torch.Tensor, *, strength: float = 1.0) -> torch.Tensor:
         """The velocity (B, 16, F, h, w), without a graph. `strength` scales the LoRA; 0 is the base."""
         h, temb, call = self._enter(x_BCFhw, timestep_B, text_BSD, strength)
-        for block, weights, plain in self._visits(range(self.blocks)):
-            h = self._forward_block(block, weights, plain, h, call, train=False)[0]
+        for block, frozen in self._visits(range(self.blocks)):
+            h = self._forward_block(block, frozen, h, call)[0]
         return self._leave(h, temb, x_BCFhw.shape)
 
     def forward_backward(
@@ -126,12 +155,12 @@ class StreamedExecutor:
             order = [*range(self.blocks), *reversed(range(self.blocks))]
             visits = self._visits(order)
             for _ in range(self.blocks):
-                block, weights, plain = next(visits)
+                block, frozen = next(visits)
                 if block in self._kept:
-                    graphs[block] = self._kept_block(block, weights, plain, h, call)
+                    graphs[block] = self._kept_block(block, frozen, h, call)
                     h = graphs[block][1].detach()
                 else:
-                    y, a, lse = self._forward_block(block, weights, plain, h, call, train=True)
+                    y, a, lse = self._forward_block(block, frozen, h, call)
                     self.machinery.stash.put(block, (h, a, lse))
                     h = y
                     del y, a, lse
@@ -142,7 +171,7 @@ class StreamedExecutor:
         g_BTD = h.grad
         assert g_BTD is not None
         del h
-        for block, weights, plain in visits:
+        for block, frozen in visits:
             if block in self._kept:
                 leaf, y = graphs.pop(block)
                 y.backward(g_BTD)
@@ -152,28 +181,22 @@ class StreamedExecutor:
             else:
                 x, a, lse = self.machinery.stash.get(block)
                 self.machinery.stash.prefetch(block - 1)
-                g_BTD = self._backward_block(block, weights, plain, x, a, lse, g_BTD, call)
+                self._backward_block(block, frozen, x, a, lse, g_BTD, call)
                 del x, a, lse
         return value.detach()
 
-    def _visits(self, order: "range | list[int]") -> Iterator[tuple[int, Weights, Plain]]:
+    def _visits(self, order: "range | list[int]") -> Iterator[tuple[int, Frozen]]:
         """Blocks in order, each with its tensors on the device; the slot is released when the next one is asked for."""
         streamed = [(self.weights.name, i) for i in order if i not in self._resident]
         self.machinery.ring.begin(streamed, self._masters)
         turn = 0
         for block in order:
             if block in self._resident:
-                yield block, *self._tensors(block, self._resident[block])
+                yield block, self.weights.on_device(block, self._resident[block])
                 continue
-            yield block, *self._tensors(block, self.machinery.ring.take(turn)[: self.weights.layout.bytes])
+            yield block, self.weights.on_device(block, self.machinery.ring.take(turn))
             self.machinery.ring.release(turn)
             turn += 1
-
-    def _tensors(self, block: int, buffer: torch.Tensor) -> tuple[Weights, Plain]:
-        weights, plain = self.weights.layout.views(buffer)
-        if self.weights.shifts:
-            plain |= {name: plain[name] + shift.to(plain[name]) for name, shift in self.weights.shifts[block].items()}
-        return weights, plain
 
     def _enter(self, x_BCFhw: torch.Tensor, timestep_B: torch.Tensor, text_BSD: torch.Tensor, strength: float) -> tuple[torch.Tensor, torch.Tensor, _Call]:
         """Patches, time and text embeddings, rope: what diffusers' forward does before its blocks."""
@@ -196,85 +219,74 @@ class StreamedExecutor:
 
     # --- one block ------------------------------------------------------------------------------------------------
 
-    def _before(self, block: int, weights: Weights, plain: Plain, x: torch.Tensor, call: _Call, part: slice) -> Any:
-        own, m = self.weights, self.machinery
-        cos, sin = call.cos[:, part], call.sin[:, part]
-        return m.before(x, call.time_B6D, cos, sin, weights, plain, own.lora[block], own.recovery[block], call.strength, self.heads, m.plan.precision)
+    def _before(self, block: int, frozen: Frozen, x_BTD: torch.Tensor, call: _Call) -> Any:
+        """q, k, v (B, T, N, K) of all tokens."""
+        m, (weights, plain, recovery) = self.machinery, frozen
+        return m.before(x_BTD, call.time_B6D, call.cos, call.sin, weights, plain, self.weights.lora[block], recovery, call.strength, self.heads, m.plan.precision)
 
-    def _after(self, block: int, weights: Weights, plain: Plain, x: torch.Tensor, a: torch.Tensor, call: _Call) -> torch.Tensor:
-        own, m = self.weights, self.machinery
-        out: torch.Tensor = m.after(
-            x, a, call.text_BSD, call.time_B6D, weights, plain, own.lora[block], own.recovery[block], call.strength, self.heads, m.plan.precision
-        )
-        return out
+    def _of_text(self, block: int, frozen: Frozen, call: _Call) -> Any:
+        """The cross-attention's keys and values (B, S, N, K)."""
+        m, (weights, plain, recovery) = self.machinery, frozen
+        return m.of_text(call.text_BSD, weights, plain, self.weights.lora[block], recovery, call.strength, self.heads, m.plan.precision)
 
-    def _chunks(self, tokens: int) -> list[slice]:
-        """Near-equal runs of tokens, none above the plan's chunk."""
-        count = math.ceil(tokens / self.machinery.plan.chunk) if self.machinery.plan.chunk else 1
-        size = math.ceil(tokens / count)
+    def _after(self, block: int, frozen: Frozen, x: torch.Tensor, a: torch.Tensor, text: tuple[torch.Tensor, torch.Tensor], call: _Call) -> Any:
+        """The block's output for a run of tokens, from its input and its attention's output there."""
+        m, (weights, plain, recovery) = self.machinery, frozen
+        return m.after(x, a, *text, call.time_B6D, weights, plain, self.weights.lora[block], recovery, call.strength, self.heads, m.plan.precision)
+
+    def _runs(self, tokens: int) -> list[slice]:
+        """The plan's near-equal runs of tokens."""
+        size = -(-tokens // self.machinery.plan.chunks(tokens))
         return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 
-    def _qkv(self, block: int, weights: Weights, plain: Plain, x_BTD: torch.Tensor, call: _Call) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """q, k, v (B, N, T, K) of all tokens, without a graph."""
-        parts = [self._before(block, weights, plain, x_BTD[:, part], call, part) for part in self._chunks(x_BTD.shape[1])]
-        q, k, v = ((torch.cat(t, dim=1) if len(t) > 1 else t[0]).transpose(1, 2) for t in zip(*parts, strict=True))
-        return q, k, v
+    def _forward_block(self, block: int, frozen: Frozen, x_BTD: torch.Tensor, call: _Call) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(output, attention's output (B, T, D), logsumexp), without a graph."""
+        out, lse = attention.forward(self.machinery.backend, *(t.transpose(1, 2) for t in self._before(block, frozen, x_BTD, call)))
+        a_BTD, text = out.transpose(1, 2).flatten(2, 3), self._of_text(block, frozen, call)
+        runs = self._runs(x_BTD.shape[1])
+        if len(runs) == 1:
+            return self._after(block, frozen, x_BTD, a_BTD, text, call), a_BTD, lse
+        y_BTD = torch.empty_like(x_BTD)
+        for run in runs:
+            y_BTD[:, run] = self._after(block, frozen, x_BTD[:, run], a_BTD[:, run], text, call)
+        return y_BTD, a_BTD, lse
 
-    def _forward_block(
-        self, block: int, weights: Weights, plain: Plain, x_BTD: torch.Tensor, call: _Call, *, train: bool
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(output, attention output (B, T, D), logsumexp), without a graph."""
-        out, lse = attention.forward(self.machinery.backend, *self._qkv(block, weights, plain, x_BTD, call))
-        a_BTD = out.transpose(1, 2).flatten(2, 3)
-        parts = [self._after(block, weights, plain, x_BTD[:, part], a_BTD[:, part], call) for part in self._chunks(x_BTD.shape[1])]
-        return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0], a_BTD, lse
-
-    def _kept_block(self, block: int, weights: Weights, plain: Plain, x_BTD: torch.Tensor, call: _Call) -> tuple[torch.Tensor, torch.Tensor]:
+    def _kept_block(self, block: int, frozen: Frozen, x_BTD: torch.Tensor, call: _Call) -> tuple[torch.Tensor, torch.Tensor]:
         """(input leaf, output with its graph)."""
         with torch.enable_grad():
             leaf = x_BTD.detach().requires_grad_(True)
-            q, k, v = (t.transpose(1, 2) for t in self._before(block, weights, plain, leaf, call, slice(None)))
+            q, k, v = (t.transpose(1, 2) for t in self._before(block, frozen, leaf, call))
             a = _Attention.apply(self.machinery.backend, q, k, v).transpose(1, 2).flatten(2, 3)
-            return leaf, self._after(block, weights, plain, leaf, a, call)
+            return leaf, self._after(block, frozen, leaf, a, self._of_text(block, frozen, call), call)
 
     def _backward_block(
-        self, block: int, weights: Weights, plain: Plain, x_BTD: torch.Tensor, a_BTD: torch.Tensor, lse: torch.Tensor, g_BTD: torch.Tensor, call: _Call
-    ) -> torch.Tensor:
-        """The gradient of the block's input; the LoRA's gradients are added to its parameters."""
-        chunks = self._chunks(x_BTD.shape[1])
-        gx, ga = torch.empty_like(x_BTD), torch.empty_like(a_BTD)
-        for part in chunks:
-            x, a = (t[:, part].detach().requires_grad_(True) for t in (x_BTD, a_BTD))
-            with torch.enable_grad():
-                y = self._after(block, weights, plain, x, a, call)
-            y.backward(g_BTD[:, part])
-            assert x.grad is not None and a.grad is not None
-            gx[:, part], ga[:, part] = x.grad, a.grad
-            del x, a, y
+        self, block: int, frozen: Frozen, x_BTD: torch.Tensor, a_BTD: torch.Tensor, lse: torch.Tensor, g_BTD: torch.Tensor, call: _Call
+    ) -> None:
+        """Turn `g`, the gradient of the block's output, into that of its input; the LoRA's gradients are added to its parameters."""
 
         def heads(t_BTD: torch.Tensor) -> torch.Tensor:
             return t_BTD.unflatten(2, (self.heads, -1)).transpose(1, 2)
 
-        if len(chunks) == 1:
-            x = x_BTD.detach().requires_grad_(True)
+        with torch.enable_grad():
+            text = self._of_text(block, frozen, call)
+        text_leaves = tuple(t.detach().requires_grad_(True) for t in text)
+        ga_BTD = torch.empty_like(a_BTD)
+        for run in self._runs(x_BTD.shape[1]):
+            x, a = (t[:, run].detach().requires_grad_(True) for t in (x_BTD, a_BTD))
             with torch.enable_grad():
-                q, k, v = self._before(block, weights, plain, x, call, slice(None))
-            qh, kh, vh = (t.detach().transpose(1, 2) for t in (q, k, v))
-            grads = attention.backward(self.machinery.backend, heads(ga), qh, kh, vh, heads(a_BTD), lse)
-            torch.autograd.backward((q, k, v), tuple(t.transpose(1, 2) for t in grads))
-            assert x.grad is not None
-            return gx.add_(x.grad)
+                y = self._after(block, frozen, x, a, text_leaves, call)
+            y.backward(g_BTD[:, run])
+            assert x.grad is not None and a.grad is not None
+            g_BTD[:, run], ga_BTD[:, run] = x.grad, a.grad
+            del x, a, y
+        torch.autograd.backward(text, tuple(t.grad for t in text_leaves))
 
-        with torch.no_grad():
-            qh, kh, vh = self._qkv(block, weights, plain, x_BTD, call)
-            grads = attention.backward(self.machinery.backend, heads(ga), qh, kh, vh, heads(a_BTD), lse)
-        del ga, qh, kh, vh
-        for part in chunks:
-            x = x_BTD[:, part].detach().requires_grad_(True)
-            with torch.enable_grad():
-                q, k, v = self._before(block, weights, plain, x, call, part)
-            torch.autograd.backward((q, k, v), tuple(t[:, :, part].transpose(1, 2) for t in grads))
-            assert x.grad is not None
-            gx[:, part] += x.grad
-            del x, q, k, v
-        return gx
+        x = x_BTD.detach().requires_grad_(True)
+        with torch.enable_grad():
+            qkv = self._before(block, frozen, x, call)
+        edges = [get_gradient_edge(t) for t in qkv]  # the graph without q, k and v themselves, which only attention needs
+        grads = attention.backward(self.machinery.backend, heads(ga_BTD), *(t.detach().transpose(1, 2) for t in qkv), heads(a_BTD), lse)
+        del qkv, ga_BTD
+        torch.autograd.backward(edges, tuple(t.transpose(1, 2) for t in grads))
+        assert x.grad is not None
+        g_BTD += x.grad

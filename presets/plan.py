@@ -4,6 +4,7 @@ The rungs from the fastest to the smallest: kept blocks (no recompute), resident
 what backward needs in host memory, the token-wise parts in ever smaller chunks.
 """
 
+import math
 from typing import Literal
 
 from msgspec import Struct
@@ -21,10 +22,16 @@ class Plan(Struct, frozen=True, kw_only=True):
     resident: int = 0  # blocks whose weights stay on the device
     kept: int = 0  # of the resident ones, blocks that keep their graph and are not recomputed
     stash: Literal["device", "host"] = "host"  # where a block's input and attention output wait for its backward
-    chunk: int = 0  # tokens at a time in the token-wise parts; 0: all at once
+    chunk: int = 0  # tokens at a time in what follows the attention (output projection, cross-attention, feed-forward); 0: all at once
     slots: int = 3  # device buffers that streamed blocks pass through; 0 when all are resident
     vae_frames: int = 4  # pixel frames the VAE works on at a time; a multiple of 4
     compiled: bool = True
+
+    def chunks(self, tokens: int) -> int:
+        """How many runs of tokens, none above `chunk`, the parts after the attention are cut into: the fewest, or up to half as
+        many again when those are all alike (a run of another length is another shape to compile)."""
+        least = math.ceil(tokens / self.chunk) if self.chunk else 1
+        return next((count for count in range(least, least * 3 // 2 + 1) if tokens % count == 0), least)
 
     @property
     def text(self) -> str:

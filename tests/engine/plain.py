@@ -76,8 +76,8 @@ def packed(model: WanTransformer3DModel, name: str, parameters: lora.Parameters,
         masters.append(host_buffer(layout.bytes, pinned=False))
         fill(layout, masters[-1], weights, plain)
     branches = lora.by_block(parameters, len(masters)) if parameters else [{} for _ in masters]
-    return ExpertWeights(name, model, masters, layout, branches, scaling, [{} for _ in masters])
+    return ExpertWeights(name, model, masters, layout, branches, scaling)
 
 
 def streamed(weights: ExpertWeights, **plan) -> StreamedExecutor:
-    return StreamedExecutor(weights, Machinery(Plan(compiled=False, **plan), "cpu", weights.layout.bytes, CPU))
+    return StreamedExecutor(weights, Machinery(Plan(compiled=False, **plan), "cpu", weights.block_bytes, CPU))

@@ -18,6 +18,7 @@ from engine.ara_moments import Moment, moment_of
 from engine.ara_weights import ExpertReader, block_module
 from engine.base import EXPERTS
 from engine.block import LINEARS
+from engine.masters import pack_branches
 from engine.precision import unpack_weight
 from engine.sources import open_source
 from engine.tiny import build_tiny
@@ -170,7 +171,7 @@ def test_in_the_executor_it_is_part_of_the_frozen_model(base, reader, plan):
     loras = [{name: (a.float(), b.float()) for name, (a, b) in lora.items()} for lora in build(reader, 8)]
     quantized, merged = model_with(base, quantized=False), model_with(base, loras, quantized=True)
     trained = attach(merged, "high_noise", rank=2, alpha=2, seed=1, strong=True)
-    ours = streamed(replace(packed(quantized, "high_noise", trained, scaling=1.0, precision="qint4"), recovery=loras), precision="qint4", **plan)
+    ours = streamed(replace(packed(quantized, "high_noise", trained, scaling=1.0, precision="qint4"), recovery=pack_branches(loras, pinned=False)), precision="qint4", **plan)
     theirs, (x, t, text, _) = PlainExecutor(merged), samples(1, seed=4)[0]
 
     def gradients(run) -> list[torch.Tensor]:

@@ -39,7 +39,7 @@ def test_predictions_are_those_of_the_whole_model(tiny, expert):
     stem = load_stem(source, expert, device=CPU, dtype=torch.float32)
     masters, layout = blocks(source, expert)
     none = [{} for _ in masters]
-    run = StreamedExecutor(ExpertWeights(expert, stem, masters, layout, none, 1.0, none), Machinery(Plan(precision="none", stash="device", slots=2, compiled=False), "cpu", layout.bytes, CPU))
+    run = StreamedExecutor(ExpertWeights(expert, stem, masters, layout, none, 1.0), Machinery(Plan(precision="none", stash="device", slots=2, compiled=False), "cpu", layout.bytes, CPU))
     whole = WanTransformer3DModel.from_pretrained(tiny, subfolder=SUBFOLDER[expert], torch_dtype=torch.float32).eval()
     x, t, text = torch.randn(2, 36, 3, 4, 6), torch.tensor([900.0, 300.0]), torch.randn(2, 16, 32)
     with torch.no_grad():

@@ -37,11 +37,11 @@ def test_the_turn_from_forward_to_backward_copies_nothing_again(slots):
 
 
 def test_the_ring_reads_ahead_but_never_over_a_slot_in_use():
-    masters = {("e", i): torch.full((4,), i, dtype=torch.uint8) for i in range(6)}
-    ring = Ring(4, 2, torch.device("cpu"))
+    masters = {("e", i): (torch.full((4,), i, dtype=torch.uint8), torch.full((2,), 10 + i, dtype=torch.uint8)) for i in range(6)}
+    ring = Ring(6, 2, torch.device("cpu"))
     keys = [("e", i) for i in [*range(6), *reversed(range(6))]]
     for _ in range(2):
         ring.begin(keys, masters)
         for i, key in enumerate(keys):
-            assert ring.take(i).tolist() == [key[1]] * 4
+            assert ring.take(i).tolist() == [key[1]] * 4 + [10 + key[1]] * 2
             ring.release(i)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
+from engine.masters import pack_branches
 from engine.streamed import ExpertWeights, Machinery, StreamedExecutor
 from presets.plan import Plan
 from tests.engine.plain import CPU, PlainExecutor, attach, packed, streamed
@@ -84,7 +85,7 @@ def test_strength_zero_is_the_base(model, weights, plain):
 def test_two_experts_share_the_machinery(weights, plain):
     machinery = Machinery(Plan(compiled=False), "cpu", weights.layout.bytes, CPU)
     none: list = [{}] * BLOCKS
-    other = ExpertWeights("low_noise", weights.stem, [torch.zeros_like(m) for m in weights.masters], weights.layout, none, 0.5, none)
+    other = ExpertWeights("low_noise", weights.stem, [torch.zeros_like(m) for m in weights.masters], weights.layout, none, 0.5)
     high, low = StreamedExecutor(weights, machinery), StreamedExecutor(other, machinery)
     assert torch.equal(high.predict(X, T, TEXT), plain[2])
     assert not torch.equal(low.predict(X, T, TEXT), plain[2])
@@ -104,7 +105,7 @@ def test_a_recovery_branch_is_a_frozen_part_of_the_base(model, weights, paramete
             block[name] = (down, up)
         masters.append(taken)
         recovery.append(block)
-    run = streamed(ExpertWeights("high_noise", weights.stem, masters, weights.layout, weights.lora, 0.5, recovery))
+    run = streamed(ExpertWeights("high_noise", weights.stem, masters, weights.layout, weights.lora, 0.5, pack_branches(recovery, pinned=False)))
     losses, grads, prediction = plain
     ours, our_grads = two_terms(run, parameters)
     torch.testing.assert_close(ours, losses, rtol=1e-5, atol=0)
