@@ -152,7 +152,10 @@ class Service:
             case wire.SaveNow(job=key):
                 return self._tell(request.id, queue.find(key), Order(command="save"))
             case wire.SampleNow(job=key):
-                return self._tell(request.id, queue.find(key), Order(command="sample"))
+                entry = queue.find(key)
+                if not load_job(self.places.job_file(entry.record.id)).sample.prompts:
+                    raise UserError("has no sample prompts to make previews of", where=entry.record.name, fix="Give it some in [sample] when it has stopped, then resume")
+                return self._tell(request.id, entry, Order(command="sample"))
             case wire.Cancel(job=key):
                 entry = queue.find(key)
                 return self._change(request.id, entry, queue.cancel(entry.record.id, now))

@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("job", type=Path, metavar="JOB", help="job file")
     c.add_argument("--out", type=Path, metavar="DIR", help="parent of the run folder (default: `runs` beside the job file)")
     c.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    _going_on(c)
 
     c = command("ara", "ara:ara", "build an accuracy recovery adapter: what 4-bit weights lose, put back as a small LoRA")
     c.add_argument("model", metavar="MODEL", help="folder or Hub id of the base model")
@@ -80,6 +81,8 @@ def parser() -> argparse.ArgumentParser:
     c = command("submit", "queue:submit", "hand a job to the daemon, which trains it when its GPU is free")
     c.add_argument("job", type=Path, metavar="JOB", help="job file")
     c.add_argument("--out", type=Path, metavar="DIR", help="parent of the run folder (default: `runs` beside the job file)")
+    c.add_argument("--resume", action="store_true", help="go on with the run that lies in its run folder, whoever began it")
+    _going_on(c)
 
     c = command("jobs", "queue:jobs", "list the jobs")
     c.add_argument("--json", action="store_true", help="the job records as a list")
@@ -91,13 +94,30 @@ def parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="the event objects, one per line")
     c.add_argument("--since", type=_seq, default=0, metavar="SEQ", help="only events with a greater sequence number")
 
-    for name, does in (
-        ("stop", "save a checkpoint, then stop; the job can be resumed"),
-        ("resume", "queue a stopped or failed job again; it goes on from its newest checkpoint"),
-        ("cancel", "take a job from the queue, or end it without saving; its checkpoints stay"),
+    for name, handler, does in (
+        ("stop", "queue:stop", "save a checkpoint, then stop; the job can be resumed"),
+        ("cancel", "queue:cancel", "take a job from the queue, or end it without saving; its checkpoints stay"),
+        ("save", "live:save", "have a running job save a checkpoint now, and go on"),
+        ("sample", "live:sample", "have a running job make its previews now, and go on"),
     ):
-        c = command(name, f"queue:{name}", does)
+        c = command(name, handler, does)
         c.add_argument("job", metavar="JOB", help="name or number")
+
+    c = command("set", "live:set_field", "change a running job, e.g. wanlora set JOB training.lr=5e-5")
+    c.epilog = "These can be changed while a job runs: training.lr, multistage.high.lr, multistage.low.lr, training.steps, save.every, save.keep, sample.every. A change takes effect at the next micro-batch and holds until the run ends; a resume repeats it at the same step. Anything else: stop the job, edit its job file, resume."
+    c.add_argument("job", metavar="JOB", help="name or number")
+    c.add_argument("settings", nargs="+", metavar="FIELD=VALUE", help="one or more settings; all are looked at before the first is sent")
+
+    c = command("resume", "resume:resume", "queue an ended job again, from its newest checkpoint or an older one")
+    c.epilog = "The job file is read anew. Learning rates, steps, [save], [sample] and GPUs may have changed; any other change is shown and asked about, because the run would not go on exactly as it was begun. Without a terminal it is refused unless --accept-changes is given. See the steps to go back to with: wanlora checkpoints JOB"
+    c.add_argument("job", metavar="JOB", help="name or number")
+    _going_on(c)
+
+    c = command("checkpoints", "resume:checkpoints", "list the checkpoints of a run with their losses and previews, to go back to one")
+    c.epilog = "Losses are means over the last 20 steps of each expert up to the checkpoint."
+    c.add_argument("job", metavar="JOB", help="name or number, or a job file (needs no daemon)")
+    c.add_argument("--out", type=Path, metavar="DIR", help="with a job file: parent of the run folder (default: `runs` beside the job file)")
+    c.add_argument("--json", action="store_true", help="a list of objects")
 
     c = command("attach", "tui:attach", "the live dashboard, here or through SSH")
     c.add_argument("job", nargs="?", metavar="JOB", help="name or number (default: the one that runs, else the newest)")
@@ -120,6 +140,12 @@ def parser() -> argparse.ArgumentParser:
 
     command("doctor", "doctor:doctor", "check GPU, driver, memory, disk, terminal and model files")
     return top
+
+
+def _going_on(c: argparse.ArgumentParser) -> None:
+    """What every command that goes on with a run takes."""
+    c.add_argument("--from", type=_positive, dest="from_step", metavar="STEP", help="go back to the checkpoint of this step; what came after it is set aside")
+    c.add_argument("--accept-changes", action="store_true", help="go on although the job file has changed in ways that break exactness")
 
 
 def _positive(text: str) -> int:

@@ -4,6 +4,7 @@ Every line reads `HH:MM:SS KIND text`. The words and their order are stable; onl
 """
 
 from presets.events import Event
+from presets.fields import toml_text
 from presets.fold import RunView, fold
 from presets.text import sentences
 from wanlora_tui.text import clock, count, duration, expert_text, rate, seconds_each
@@ -36,7 +37,8 @@ def _text(view: RunView, event: Event) -> str:
         case "finding":
             return f"{data['severity']} {data['code']} {data['field']}: {sentences(data['message'], data['fix'])}"
         case "changed":
-            return f"{data['field']} from {data['old']} to {data['new']}"
+            at = f" after step {data['step']}" if "step" in data else ""
+            return f"{data['field']} from {toml_text(data['old'])} to {toml_text(data['new'])}{at}"
         case "replanned":
             return f"{data['why']}: {data['new']}"
         case "log":

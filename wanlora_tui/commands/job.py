@@ -99,7 +99,12 @@ def findings_of(path: Path, *, out: Path, scenes: bool) -> list[Finding]:
 
 def train(args: Namespace) -> int:
     """Become the trainer: its output, its signals and its exit code are the command's own."""
-    load_job(args.job)  # a mistake in the file is told in a blink, not after torch has been imported
-    out = ["--out", str(args.out)] if args.out else []
+    job = load_job(args.job)  # a mistake in the file is told in a blink, not after torch has been imported
+    options = ["--out", str(args.out)] if args.out else []
+    if args.resume or args.accept_changes or args.from_step is not None:
+        from wanlora_tui.commands.resume import agreed_here
+
+        accept = agreed_here(args.job, job, args.out or default_out(args.job), accepted=args.accept_changes)
+        options += ["--resume", *(["--from", str(args.from_step)] if args.from_step is not None else []), *(["--accept-changes"] if accept else [])]
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "engine", str(args.job), *out, *(["--resume"] if args.resume else [])])
+    os.execv(sys.executable, [sys.executable, "-m", "engine", str(args.job), *options])

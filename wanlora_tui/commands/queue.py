@@ -1,4 +1,4 @@
-"""submit, jobs, stop, resume, cancel: one request each."""
+"""submit, jobs, stop, cancel: one request each."""
 
 import asyncio
 import sys
@@ -9,8 +9,10 @@ import msgspec
 from daemon.client import Client
 from daemon.protocol import JobRecord
 from presets.errors import UserError
+from presets.jobfile import load_job
 from wanlora_tui.commands.job import default_out, findings_of
 from wanlora_tui.commands.link import daemon_dir, say, start_daemon
+from wanlora_tui.commands.resume import agreed_here
 from wanlora_tui.text import home_path, state_text
 
 
@@ -18,7 +20,12 @@ def submit(args: Namespace) -> int:
     """Check a job and hand it over; prints the job's name. Starts the daemon if none runs."""
     from presets.check import has_errors, render
 
-    findings = findings_of(args.job, out=args.out or default_out(args.job), scenes=False)
+    out = args.out or default_out(args.job)
+    findings = findings_of(args.job, out=out, scenes=False)
+    going_on, accept = _goes_on(args), False
+    if going_on and not any(f.code == "job-file" for f in findings):
+        accept = agreed_here(args.job, load_job(args.job), out, accepted=args.accept_changes)
+        findings = [f for f in findings if not (accept and f.code == "run-folder-other-job")]
     if findings:
         say(render(findings))
     if has_errors(findings):
@@ -26,13 +33,17 @@ def submit(args: Namespace) -> int:
 
     async def go() -> JobRecord:
         async with Client(daemon_dir(args)) as client:
-            return await client.submit(args.job, args.out or "")
+            return await client.submit(args.job, args.out or "", resume=going_on, from_step=args.from_step, accept_changes=accept)
 
     start_daemon(daemon_dir(args))
     record = asyncio.run(go())
     print(record.name)
     say(f"{_where(record)}. The run folder is {home_path(record.run_dir)}. Watch it with: wanlora attach {record.name}")
     return 0
+
+
+def _goes_on(args: Namespace) -> bool:
+    return bool(args.resume or args.accept_changes or args.from_step is not None)
 
 
 def _where(record: JobRecord) -> str:
@@ -55,7 +66,7 @@ def jobs(args: Namespace) -> int:
         return 0
     rows = [("ID", "NAME", "STATE", "STEP", "GPU", "RUN FOLDER")]
     for r in records:
-        state = state_text(r.state) + (f" ({r.position})" if r.position else "")
+        state = state_text(r.state) + (f" ({r.position})" if r.position else ", paused" if r.doing == "paused" else "")
         rows.append((str(r.id), r.name, state, f"{r.step}/{r.steps}", ",".join(map(str, r.gpus)), home_path(r.run_dir)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
@@ -76,10 +87,6 @@ def _one(args: Namespace, verb: str, done: str) -> int:
 
 def stop(args: Namespace) -> int:
     return _one(args, "stop", f"will save and stop; go on later with: wanlora resume {args.job}")
-
-
-def resume(args: Namespace) -> int:
-    return _one(args, "resume", "queued again")
 
 
 def cancel(args: Namespace) -> int:

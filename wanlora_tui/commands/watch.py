@@ -42,7 +42,7 @@ class LinePrinter:
 
     def event(self, view: RunView, event: Event) -> None:
         line = plain_line(view, event)
-        if self.live and event.kind in ("step", "phase"):
+        if self.live and event.kind in ("step", "phase") and event.data.get("name") != "paused":
             print(f"\r\x1b[K{line}", end="", flush=True)
             self.open_line = True
         else:

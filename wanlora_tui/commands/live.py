@@ -1,0 +1,50 @@
+"""set, save, sample: orders to a job that trains."""
+
+import asyncio
+from argparse import Namespace
+
+from daemon.client import Client
+from daemon.protocol import JobRecord
+from presets.changes import live_value
+from presets.errors import UserError
+from wanlora_tui.commands.link import daemon_dir, say
+
+SOON = "at its next micro-batch"
+
+
+def set_field(args: Namespace) -> int:
+    """Every setting is looked at before the first one is sent."""
+    pairs = []
+    for setting in args.settings:
+        field, equals, value = setting.partition("=")
+        if not equals:
+            raise UserError(f"{setting!r} has no value", fix="Write it as training.lr=5e-5")
+        live_value(field.strip(), value)
+        pairs.append((field.strip(), value.strip()))
+
+    async def go() -> None:
+        async with Client(daemon_dir(args)) as client:
+            for field, value in pairs:
+                record = await client.set(args.job, field, value)
+                say(f"{record.name}: {field} = {value or 'left out'} {SOON}.")
+
+    asyncio.run(go())
+    return 0
+
+
+def save(args: Namespace) -> int:
+    async def go() -> JobRecord:
+        async with Client(daemon_dir(args)) as client:
+            return await client.save_now(args.job)
+
+    say(f"{asyncio.run(go()).name}: saves a checkpoint {SOON} and goes on.")
+    return 0
+
+
+def sample(args: Namespace) -> int:
+    async def go() -> JobRecord:
+        async with Client(daemon_dir(args)) as client:
+            return await client.sample_now(args.job)
+
+    say(f"{asyncio.run(go()).name}: makes its previews {SOON} and goes on.")
+    return 0

@@ -1,0 +1,109 @@
+"""resume, checkpoints: going on with a run that has ended, with its job file as it is now, from the newest or an older checkpoint."""
+
+import asyncio
+import sys
+import time
+from argparse import Namespace
+from pathlib import Path
+
+import msgspec
+
+from daemon.client import Client
+from daemon.protocol import JobRecord
+from presets.changes import Change, breaking, changes
+from presets.errors import UserError
+from presets.events import EVENTS_FILE, read_events
+from presets.fold import RunView, fold
+from presets.job import Job
+from presets.jobfile import absolute_paths, load_job
+from presets.rollback import StoredCheckpoint, checkpoints_of
+from wanlora_tui.commands.job import default_out
+from wanlora_tui.commands.link import daemon_dir, say
+from wanlora_tui.text import count, home_path, size
+
+
+def resume(args: Namespace) -> int:
+    """Show how the job file has changed, ask when that breaks exactness, and queue the job again."""
+
+    async def go() -> JobRecord:
+        async with Client(daemon_dir(args)) as client:
+            record = await client.show(args.job)
+            accept = agreed(record.name, await client.changes(record.id), accepted=args.accept_changes)
+            return await client.resume(record.id, args.from_step, accept)
+
+    record = asyncio.run(go())
+    back = f" It goes back to step {args.from_step}; what came after is set aside in {home_path(record.run_dir)}/abandoned." if args.from_step is not None else ""
+    say(f"{record.name}: queued again. State: {record.state}.{back}")
+    return 0
+
+
+def agreed(name: str, found: list[Change], *, accepted: bool) -> bool:
+    """Whether changes that break exactness are accepted: `accepted` from the start, or asked for on a terminal.
+
+    Raises UserError when the answer is no, or there is nobody to ask.
+    """
+    if found:
+        say(f"{name}: its job file has changed since this run was last started:")
+        for change in sorted(found, key=lambda c: not c.breaks):
+            say(f"  {change.text}{'   breaks exactness' if change.breaks else ''}")
+    if accepted or not breaking(found):
+        return accepted
+    how = f"Set {'it' if len(breaking(found)) == 1 else 'them'} back in the job file, or accept with --accept-changes"
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise UserError(f"not resumed: {count(len(breaking(found)), 'change')} would make it another run from here on", where=name, fix=how)
+    print("From here on it will not be the run that was begun. Go on with the changes? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise UserError("not resumed, and nothing was changed", where=name, fix=how)
+    return True
+
+
+def agreed_here(path: Path, job: Job, out: Path, *, accepted: bool) -> bool:
+    """The same for a job file and the run folder in `out`, without a daemon."""
+    held = out / job.job.name / "job.toml"
+    found = changes(absolute_paths(load_job(held), held.parent), absolute_paths(job, path.resolve().parent)) if held.exists() else []
+    return agreed(job.job.name, found, accepted=accepted)
+
+
+def checkpoints(args: Namespace) -> int:
+    """A table, or the same as JSON. JOB may be a job file: then its run folder is read, and no daemon is asked."""
+    path = Path(args.job)
+    if path.suffix == ".toml" or "/" in args.job:
+        name, run_dir, there = _read_here(path, args.out)
+    else:
+        async def go() -> tuple[JobRecord, list[StoredCheckpoint]]:
+            async with Client(daemon_dir(args)) as client:
+                return await client.checkpoints(args.job)
+
+        record, there = asyncio.run(go())
+        name, run_dir = record.name, Path(record.run_dir)
+    if args.json:
+        sys.stdout.buffer.write(msgspec.json.encode(there) + b"\n")
+        return 0
+    if not there:
+        say(f"{name} has no checkpoint yet. Its run folder is {home_path(str(run_dir))}.")
+        return 0
+    rows: list[tuple[str, ...]] = [("STEP", "WRITTEN", "HIGH LOSS", "LOW LOSS", "SIZE", "PREVIEWS")]
+    for c in there:
+        losses = (f"{c.losses[e]:.4f}" if e in c.losses else "-" for e in ("high_noise", "low_noise"))
+        previews = home_path(str((run_dir / c.previews[0]).parent)) if c.previews else "-"
+        rows.append((str(c.step), time.strftime("%Y-%m-%d %H:%M", time.localtime(c.time)), *losses, size(c.size), previews))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    way = f"wanlora train {args.job} --resume --from STEP" if path.suffix == ".toml" else f"wanlora resume {name} --from STEP"
+    say(f"Go back to one (while it does not run) with: {way}")
+    return 0
+
+
+def _read_here(path: Path, out: Path | None) -> tuple[str, Path, list[StoredCheckpoint]]:
+    job = load_job(path)
+    run_dir = (out or default_out(path)) / job.job.name
+    view = RunView()
+    try:
+        for event, _ in read_events(run_dir / EVENTS_FILE):
+            fold(view, event)
+    except FileNotFoundError:
+        raise UserError("no run lies here", where=str(run_dir), fix="Name its parent folder with --out") from None
+    except ValueError as e:
+        raise UserError(str(e), fix="The checkpoints themselves may be whole: see the folder") from None
+    return job.job.name, run_dir, checkpoints_of(run_dir, view)
