@@ -1,6 +1,7 @@
 """Every rule about a job. A rule is one small function over the job and the facts; `RULES` holds them all by code."""
 
 from presets.rules import (  # noqa: F401
+    accelerator,
     captions,
     clips,
     datasets,

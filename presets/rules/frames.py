@@ -33,7 +33,9 @@ def frames_4n_plus_1(job: Job, facts: Facts) -> Iterator[Found]:
     """Every frame count, of datasets and of previews, is 4n+1: 1, 5, 9, ... 33, 41, 81."""
     shortest = {i: min((frames_that_fit(p, c) for c in videos(f)), default=MOST_FRAMES) for i, p, f in paired(job, facts)}
     fields = [(f"datasets[{i}].num_frames", d.num_frames, shortest.get(i, MOST_FRAMES)) for i, d in enumerate(job.datasets)]
-    for path, frames, limit in [*fields, ("sample.num_frames", job.sample.num_frames, MOST_FRAMES)]:
+    fields += [("sample.num_frames", job.sample.num_frames, MOST_FRAMES)]
+    fields += [(f"sample.prompts[{i}].num_frames", p.num_frames, MOST_FRAMES) for i, p in enumerate(job.sample.prompts) if p.num_frames is not None]
+    for path, frames, limit in fields:
         if not is_valid_frame_count(frames):
             below, above = nearest_frame_counts(frames)
             better = above if above - frames < frames - below and above <= limit else below
@@ -46,6 +48,7 @@ def frames_beyond_81(job: Job, facts: Facts) -> Iterator[Found]:
     fields = [(f"datasets[{i}].num_frames", d.num_frames) for i, d in enumerate(job.datasets)]
     if job.sample.prompts:
         fields.append(("sample.num_frames", job.sample.num_frames))
+        fields += [(f"sample.prompts[{i}].num_frames", p.num_frames) for i, p in enumerate(job.sample.prompts) if p.num_frames is not None]
     for path, frames in fields:
         if frames > MOST_FRAMES:
             yield Found(path, f"{frames} frames are longer than anything Wan 2.2 I2V makes (81), and memory grows with each", set={path: MOST_FRAMES})
@@ -76,12 +79,15 @@ def frames_mismatch(job: Job, facts: Facts) -> Iterator[Found]:
     trained = [d.num_frames for d in job.datasets if d.num_frames > 1 and not d.regularization]
     if not job.sample.prompts or not trained:
         return
-    shown = job.sample.num_frames
-    if all(max(shown / n, n / shown) > SPEED_LIMIT for n in trained):
+    own = {f"sample.prompts[{i}].num_frames": p.num_frames for i, p in enumerate(job.sample.prompts) if p.num_frames is not None}
+    common = {"sample.num_frames": job.sample.num_frames} if len(own) < len(job.sample.prompts) else {}
+    for path, shown in (common | own).items():
+        if any(max(shown / n, n / shown) <= SPEED_LIMIT for n in trained):
+            continue
         nearest = min(trained, key=lambda n: abs(n - shown))
         better = nearest if is_valid_frame_count(nearest) else nearest_frame_counts(nearest)[0]
         word = "too fast" if shown < nearest else "stretched out"
-        yield Found("sample.num_frames", f"previews of {shown} frames from a LoRA trained at {nearest}: the motion will look {word}", set={"sample.num_frames": better})
+        yield Found(path, f"previews of {shown} frames from a LoRA trained at {nearest}: the motion will look {word}", set={path: better})
 
 
 @rule("one-frame-of-video", "warning")

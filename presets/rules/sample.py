@@ -6,6 +6,7 @@ from pathlib import Path
 from presets.facts import Facts
 from presets.geometry import SIDE_MULTIPLE
 from presets.job import Job
+from presets.previews import low_guidance
 from presets.rules.registry import Found, rule
 
 
@@ -61,11 +62,19 @@ def sample_prompt_empty(job: Job, facts: Facts) -> Iterator[Found]:
 @rule("dimension-multiple-of-16", "error")
 def dimension_multiple_of_16(job: Job, facts: Facts) -> Iterator[Found]:
     """Width and height of previews are multiples of 16."""
-    for side in ("width", "height"):
-        size = getattr(job.sample, side)
-        if size % SIDE_MULTIPLE:
-            nearest = max(SIDE_MULTIPLE, round(size / SIDE_MULTIPLE) * SIDE_MULTIPLE)
-            yield Found(f"sample.{side}", f"{size} is not a multiple of 16, and the model's patches are 16 pixels wide", set={f"sample.{side}": nearest})
+    for at, panel in [("sample", job.sample), *((f"sample.prompts[{i}]", prompt) for i, prompt in enumerate(job.sample.prompts))]:
+        for side in ("width", "height"):
+            size = getattr(panel, side)
+            if size is not None and size % SIDE_MULTIPLE:
+                nearest = max(SIDE_MULTIPLE, round(size / SIDE_MULTIPLE) * SIDE_MULTIPLE)
+                yield Found(f"{at}.{side}", f"{size} is not a multiple of 16, and the model's patches are 16 pixels wide", set={f"{at}.{side}": nearest})
+
+
+@rule("sample-negative-unused", "advice")
+def sample_negative_unused(job: Job, facts: Facts) -> Iterator[Found]:
+    """A negative prompt comes with guidance: without it nothing asks what to avoid."""
+    if job.sample.prompts and job.sample.negative.strip() and max(job.sample.guidance, low_guidance(job.sample)) <= 1:
+        yield Found("sample.negative", "without guidance the negative prompt is not used", fix='Set sample.negative = "", or sample.guidance above 1', set={"sample.negative": ""})
 
 
 @rule("sample-every-save-every", "advice")

@@ -27,6 +27,11 @@ def prompts(**sample: Any) -> dict[str, Any]:
     return {"prompts": [{"prompt": "orbit", "ctrl_img": "IMAGE"}]} | sample
 
 
+def own_prompt(**own: Any) -> dict[str, Any]:
+    """A sample panel whose one prompt has values of its own."""
+    return {"prompts": [{"prompt": "orbit", "ctrl_img": "IMAGE"} | own]}
+
+
 # code, field, job, facts, what the fix sets (None: nothing can be set)
 CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
     # frames
@@ -92,6 +97,21 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
     ("dimension-multiple-of-16", "sample.height", job(sample={"height": 1080}), facts(), {"sample.height": 1088}),
     ("sample-every-save-every", "sample.every", job(sample=prompts(every=100)), facts(), {"sample.every": 250}),
     ("sample-fps-16", "sample.fps", job(sample=prompts(fps=24)), facts(), {"sample.fps": 16}),
+    ("sample-negative-unused", "sample.negative", job(sample=prompts(negative="blur", guidance=1.0)), facts(), {"sample.negative": ""}),
+    ("dimension-multiple-of-16", "sample.prompts[0].height", job(sample=own_prompt(height=1080)), facts(), {"sample.prompts[0].height": 1088}),
+    ("frames-4n-plus-1", "sample.prompts[0].num_frames", job(sample=own_prompt(num_frames=42)), facts(), {"sample.prompts[0].num_frames": 41}),
+    ("frames-beyond-81", "sample.prompts[0].num_frames", job(sample=own_prompt(num_frames=121)), facts(), {"sample.prompts[0].num_frames": 81}),
+    ("frames-mismatch", "sample.prompts[0].num_frames", job(sample=own_prompt(num_frames=21) | {"num_frames": 81}), facts(), {"sample.prompts[0].num_frames": 41}),
+    # the accelerator
+    ("accelerator-unreadable", "sample.accelerator", job(sample=prompts(accelerator="/nowhere.safetensors")), facts(), None),
+    ("accelerator-unreadable", "sample.accelerator_low", job(sample=prompts(accelerator_low="/nowhere.safetensors")), facts(), None),
+    ("accelerator-expert", "sample.accelerator", job(sample=prompts(accelerator_low="/a.safetensors")), facts(), None),
+    ("accelerator-expert", "sample.accelerator_low", job(sample=prompts(accelerator="/4steps-HIGH-rank64.safetensors")), facts(), None),
+    ("accelerator-expert", "sample.accelerator", job(sample=prompts(accelerator="/low_noise_model.safetensors")), facts(), None),
+    ("accelerator-expert", "sample.accelerator", job(sample=prompts(accelerator="/a_low.safetensors", accelerator_low="/a_high.safetensors")), facts(), {"sample.accelerator": "/a_high.safetensors", "sample.accelerator_low": "/a_low.safetensors"}),
+    ("accelerator-guidance", "sample.guidance", job(sample=prompts(accelerator="/a.safetensors", steps=4)), facts(), {"sample.guidance": 1.0}),
+    ("accelerator-guidance", "sample.guidance_low", job(sample=prompts(accelerator="/a.safetensors", guidance=1.0, guidance_low=3.0)), facts(), {"sample.guidance": 1.0, "sample.guidance_low": 1.0}),
+    ("accelerator-steps", "sample.steps", job(sample=prompts(accelerator="/a.safetensors", steps=25)), facts(), {"sample.steps": 4}),
     # training
     ("dop-excludes-cached-text", "training.cache_text_embeddings", job(job={"trigger": "x"}, training={"dop": True, "cache_text_embeddings": True}), facts(), {"training.cache_text_embeddings": False}),
     ("dop-needs-trigger", "job.trigger", job(training={"dop": True}), facts(), {"training.dop": False}),
@@ -154,7 +174,6 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
     ("disk-too-small", "save.keep", job(), facts(machine=machine(gpu(), disk_gib=8)), {"save.keep": 3}),
     ("disk-too-small", "save.keep", job(), facts(machine=machine(gpu(), disk_gib=0.1)), None),
     # not yet
-    ("latent-cache-unavailable", "datasets[0].cache_latents", job(datasets=[{"num_frames": 1, "cache_latents": True}]), facts(), {"datasets[0].cache_latents": False}),
     ("one-gpu", "job.gpus", job(job={"gpus": [1, 0]}), facts(machine=machine(gpu(), gpu(index=1))), {"job.gpus": [1]}),
 ]
 
