@@ -60,8 +60,8 @@ def _latents(encoder: Encoder, moments: torch.Tensor) -> torch.Tensor:
     return (z - mean) * inverse
 
 
-def _with_mask(latents_BCFhw: torch.Tensor) -> torch.Tensor:
-    """The mask's 4 channels are the 4 pixel frames of a latent frame: all one in latent frame 0, zero after."""
+def with_mask(latents_BCFhw: torch.Tensor) -> torch.Tensor:
+    """The conditioning channels (B, 4 + 16, F, h, w) of a first frame's latents. The mask's 4 channels are the 4 pixel frames of a latent frame: all one in latent frame 0, zero after."""
     mask = latents_BCFhw.new_zeros(latents_BCFhw.shape[0], 4, *latents_BCFhw.shape[2:])
     mask[:, :, 0] = 1
     return torch.cat([mask, latents_BCFhw], dim=1)
@@ -77,7 +77,7 @@ def encode(encoder: Encoder, video_BCTHW: torch.Tensor) -> torch.Tensor:
 def encode_pair(encoder: Encoder, video_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What a training step needs of a clip: its latents, and the 20 conditioning channels of its first frame (`condition`)."""
     target, still = encoder.pair(video_BCTHW)
-    return _latents(encoder, target), _with_mask(_latents(encoder, still))
+    return _latents(encoder, target), with_mask(_latents(encoder, still))
 
 
 @torch.no_grad()
@@ -96,4 +96,4 @@ def condition(encoder: Encoder, first_BCHW: torch.Tensor, frames: int) -> torch.
     """
     B, C, H, W = first_BCHW.shape
     video = torch.cat([first_BCHW.unsqueeze(2), first_BCHW.new_zeros(B, C, frames - 1, H, W)], dim=2)
-    return _with_mask(encode(encoder, video))
+    return with_mask(encode(encoder, video))

@@ -36,7 +36,7 @@ class Batch:
 
     index: int
     draws: list[Draw]
-    frames: NDArray[np.uint8]  # (batch, frames, height, width, 3), RGB; the caller's own copy
+    frames: NDArray[np.uint8]  # (batch, frames, height, width, 3), RGB; the caller's own copy. Of draws whose pixels are not needed: anything
 
     @property
     def bucket(self) -> Bucket:
@@ -60,13 +60,13 @@ class Batch:
 class Loader:
     """Gives the batches of an order, by index. Any index may be asked at any time; asking in order is fast.
 
-    `workers` processes decode up to `ahead` batches ahead; 0 decodes in this process, when asked. `log` is told, in the
+    `workers` processes decode up to `ahead` batches ahead; 0 decodes in this process, when asked. Draws that are `needless` are not decoded. `log` is told, in the
     caller's thread, when a worker died and its clip is tried again. Close it when done; it is a context manager.
     """
 
-    def __init__(self, order: Order, workers: int, ahead: int = 4, *, log: Callable[[str], None]) -> None:
+    def __init__(self, order: Order, workers: int, ahead: int = 4, *, log: Callable[[str], None], needless: Callable[[Draw], bool] | None = None) -> None:
         assert workers >= 0 and ahead >= 0
-        self._order, self._ahead, self._log = order, ahead, log
+        self._order, self._ahead, self._log, self._needless = order, ahead, log, needless or (lambda draw: False)
         self._pending: dict[int, _Pending] = {}
         self._workers: list[_Worker] = []
         self._closed = False
@@ -144,12 +144,13 @@ class Loader:
         draws = self._order.batch(index)
         frames = np.empty(_shape(draws), np.uint8)
         for draw, out in zip(draws, frames, strict=True):
-            decode_into(draw.request, out, threads=min(MOST_THREADS, len(os.sched_getaffinity(0))))
+            if not self._needless(draw):
+                decode_into(draw.request, out, threads=min(MOST_THREADS, len(os.sched_getaffinity(0))))
         return Batch(index, draws, frames)
 
     def _submit(self, draws: list[Draw]) -> "_Pending":
         slot = self._free.pop()
-        jobs = [_Job(Task(draw.request, slot * self._slot_size + i * _bytes(draw.item.bucket)), Future()) for i, draw in enumerate(draws)]
+        jobs = [_Job(Task(draw.request, slot * self._slot_size + i * _bytes(draw.item.bucket)), Future()) for i, draw in enumerate(draws) if not self._needless(draw)]
         for job in jobs:
             self._tasks.put(job)
         return _Pending(draws, slot, [job.future for job in jobs])

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -19,6 +19,7 @@ from engine.control import Control
 from engine.eventlog import EventLog
 from engine.experts import Experts
 from engine.items import Item, build_items
+from engine.latentcache import LatentCache
 from engine.latents import Encoder, PlainEncoder
 from engine.loader import Loader
 from engine.objective import class_prompt
@@ -26,19 +27,28 @@ from engine.optim import Ema, build_optimizer
 from engine.order import Order, place_in
 from engine.parts import load_vae
 from engine.planning import Planning, diagnose, plan_run, release, smaller
+from engine.resume import Begin
 from engine.tensorcache import TensorCache
 from engine.text import TextBook, encode_texts
 from engine.vae import ClipEncoder
 from presets import VERSION
 from presets.captions import resolve_caption
-from presets.check import FREE_TO_CHANGE, Facts
 from presets.errors import UserError
+from presets.events import Event
+from presets.facts import Facts
+from presets.findings import Finding
+from presets.history import Setting
 from presets.job import Job
-from presets.jobfile import job_to_dict
 from presets.plan import KNOBS, Plan
 from presets.planner.rungs import Scarce
 
 WHERE: dict[Scarce, str] = {"vram": "run", "step": "training step", "vae": "VAE", "preview": "preview", "ram": "host's memory"}
+
+
+class Watcher(Protocol):
+    """Looks at a run's events in their order, on resume those of earlier attempts first, and says what it finds. The same events, the same findings."""
+
+    def feed(self, event: Event) -> list[Finding]: ...
 
 
 @dataclass
@@ -69,6 +79,10 @@ class Run:
     accelerators: dict[Expert, Accelerator]  # of previews alone
     order: Order
     loader: Loader
+    begin: Begin
+    latents: LatentCache | None = None  # of images, when a dataset wants it
+    ahead: list[Setting] = field(default_factory=list)  # set in an earlier attempt at steps that are to come again
+    watchers: list[Watcher] = field(default_factory=list)  # of the events; what they find is told
     start: int = 0  # optimizer steps already done
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -100,12 +114,15 @@ def make_encoder(vae: AutoencoderKLWan, plan: Plan) -> Encoder:
     return ClipEncoder(vae, frames=plan.vae_frames, compiled=plan.compiled) if next(vae.parameters()).is_cuda else PlainEncoder(vae)
 
 
-def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torch.device, workers: int, resume: bool, control: Control, vram: int | None = None) -> Run:
-    """Load, encode and restore. `vram` caps the card's memory, in bytes. Raises UserError."""
+def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torch.device, workers: int, begin: Begin, control: Control, vram: int | None = None) -> Run:
+    """Load and encode. `vram` caps the card's memory, in bytes. Raises UserError."""
 
     def progress(name: str, done: int, total: int, text: str) -> None:
         control.honour()  # nothing is lost by stopping here
         log.phase(name, done, total, text)
+
+    def warn(text: str) -> None:
+        log.emit("log", level="warning", text=text)
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # bf16 products crawl on a CPU
     log.phase("loading", 0, 1, "base model")
@@ -122,47 +139,47 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
     book = encode_texts(
         base, all_texts(job, items), device=device, dtype=dtype, precision=job.quantization.text_encoder,
         progress=lambda done, total: progress("caching", done, total, "captions"),
-        cache=TensorCache("texts", warn=lambda text: log.emit("log", level="warning", text=text)) if job.training.cache_text_embeddings else None,
+        cache=TensorCache("texts", warn=warn) if job.training.cache_text_embeddings else None,
     )  # fmt: skip
     vae = load_vae(base.source, device=device, dtype=dtype)
+    encoder = make_encoder(vae, plan)
+    latents = None
+    if any(panel.cache_latents for panel in job.datasets):
+        how = f"{type(encoder).__name__} {plan.compiled}"
+        latents = LatentCache(job, items, TensorCache("latents", warn=warn), vae=base.source.part("vae").identity(), how=how, device=device, dtype=dtype, warn=warn)
+        made = latents.fill(encoder, lambda done, total: progress("caching", done, total, "latents"))
+        log.emit("log", level="info", text=f"latents of images: {made} encoded, the others read from the cache")
     config = base.source.expert("high_noise" if job.multistage.high_noise else "low_noise").config
     largest = max(item.bucket.tokens for item in items)
     backend, why = attention.choose(device, tokens=largest, heads=config["num_attention_heads"], width=config["attention_head_dim"], dtype=dtype)
     log.emit("log", level="info", text=f"attention by {backend}: {why}")
-    recovery, grid = recovery_of(job, facts.base, base, config, device, dtype)
+    recovery, grid = recovery_of(job, facts.base, base, config, dtype)
     experts = Experts(
         job, base, plan, backend=backend, device=device, dtype=dtype, recovery=recovery, grid=grid, progress=lambda done, total, text: progress("loading", done, total, text),
-        warn=lambda text: log.emit("log", level="warning", text=text),
+        warn=warn,
     )  # fmt: skip
     learners = {
         expert: Learner(parameters, build_optimizer(job.training, list(parameters.values())), Ema(job.training.ema_decay, dict(parameters)) if job.training.ema else None)
         for expert, parameters in experts.parameters.items()
     }
     run = Run(
-        job=job, base_dir=facts.base, folder=folder, log=log, device=device, base=base, vae=vae, encoder=make_encoder(vae, plan), book=book, experts=experts,
-        planning=planning, learners=learners, accelerators=accelerators, order=order, loader=Loader(order, workers, log=lambda text: log.emit("log", level="warning", text=text)), versions=versions(),
+        job=job, base_dir=facts.base, folder=folder, log=log, device=device, base=base, vae=vae, encoder=encoder, book=book, experts=experts,
+        planning=planning, learners=learners, accelerators=accelerators, order=order, loader=Loader(order, workers, log=warn, needless=latents.holds if latents else None), begin=begin, ahead=list(begin.ahead), latents=latents, versions=versions(),
     )  # fmt: skip
-    checkpoint.sweep(folder)
-    if resume:
-        try:
-            restore(run)
-        except BaseException:
-            run.loader.close()
-            raise
     return run
 
 
 def recovery_of(
-    job: Job, base_dir: Path, base: BaseFolder, config: dict[str, Any], device: torch.device, dtype: torch.dtype
+    job: Job, base_dir: Path, base: BaseFolder, config: dict[str, Any], dtype: torch.dtype
 ) -> tuple[dict[Expert, list[Lora]], Grid]:
-    """The accuracy recovery adapter of qint4+ara, per expert and block, and the 4-bit grid it was made for. Raises UserError."""
+    """The accuracy recovery adapter of qint4+ara, per expert and block, in host memory, and the 4-bit grid it was made for. Raises UserError."""
     if job.quantization.transformer != "qint4+ara":
         return {}, "qint4"
     if not job.quantization.ara:
         raise UserError("qint4+ara needs an adapter", where="quantization.ara", fix="Name one, or build it with wanlora ara")
     path = find_ara(job.quantization.ara, base_dir)
     ara = load_ara(
-        path, shapes=linear_shapes(config), blocks=config["num_layers"], needed=needed_experts(job), identity=base.identity, device=device, dtype=dtype
+        path, shapes=linear_shapes(config), blocks=config["num_layers"], needed=needed_experts(job), identity=base.identity, device=torch.device("cpu"), dtype=dtype
     )
     return ara.experts, ara.grid
 
@@ -177,44 +194,3 @@ def all_texts(job: Job, items: list[Item]) -> set[str]:
     if job.training.dop:
         texts |= {class_prompt(caption, trigger, job.training.dop_class) for caption in captions | {""}}
     return texts
-
-
-def restore(run: Run) -> None:
-    """Continue from the newest checkpoint that verifies, or from the start when there is none (said in the log)."""
-    folder, refused = checkpoint.newest(run.folder)
-    for text in refused:
-        run.log.emit("finding", code="checkpoint-damaged", severity="warning", field=checkpoint.CHECKPOINTS, message=text, fix="The run goes on from the one before")
-    if folder is None:
-        run.log.emit("log", level="warning", text="no checkpoint to resume from: starting at step 1")
-        return
-    faults.at("resume.loading", int(folder.name.removeprefix("step_")))
-    state = checkpoint.load(folder)
-    if state.meta["base"] != run.base.identity:
-        raise UserError("the base model's weights are not those this run began with", where=str(run.base.path), fix="Put the same base back, or start a new run under another name")
-    for path, old, new in job_changes(state.meta["job"], job_to_dict(run.job)):
-        if not any(path == free or path.startswith(f"{free}.") for free in FREE_TO_CHANGE):
-            raise UserError(f"{path} was {old!r} when this run began and is now {new!r}", where=str(run.folder), fix="Set it back, or start a new run under another name")
-        run.log.emit("changed", field=path, old=old, new=new)
-    run.start = state.step
-    checkpoint.set_aside(run.folder, after=state.step)
-    for expert, learner in run.learners.items():
-        lora.load_tensors(learner.parameters, state.lora[expert])
-        learner.optimizer.load_state_dict(state.optimizer[expert])
-        if learner.ema:
-            learner.ema.load(state.ema[expert])
-    faults.at("resume.restored", run.start)
-
-
-def job_changes(old: dict[str, Any], new: dict[str, Any], at: str = "") -> list[tuple[str, object, object]]:
-    """(path, old, new) of every value that differs between two jobs as plain tables."""
-    out: list[tuple[str, object, object]] = []
-    for key in sorted(old.keys() | new.keys()):
-        a, b, path = old.get(key), new.get(key), f"{at}.{key}" if at else key
-        if isinstance(a, dict) and isinstance(b, dict):
-            out += job_changes(a, b, path)
-        elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b) and all(isinstance(v, dict) for v in a + b):
-            for i, (x, y) in enumerate(zip(a, b, strict=True)):
-                out += job_changes(x, y, f"{path}[{i}]")
-        elif a != b:
-            out.append((path, a, b))
-    return out

@@ -16,7 +16,7 @@ from engine import faults
 from engine.base import Expert
 from engine.clock import Stopwatch
 from engine.control import Control
-from engine.latents import encode_pair, pixels
+from engine.latentcache import latents_of
 from engine.microbatch import draws, terms
 from engine.objective import noised
 from engine.optim import clip_gradients, lr_at, set_lr
@@ -127,9 +127,7 @@ def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch, control: Co
             batch = run.loader.batch(index)
         with watch.part("vae"):
             faults.at("vae.encode", step + 1)
-            video_BCTHW = pixels(batch.frames, device=run.device)
-            x0_BCFhw, conditioning_BCFhw = encode_pair(run.encoder, video_BCTHW)
-            del video_BCTHW
+            x0_BCFhw, conditioning_BCFhw = latents_of(run.encoder, batch, run.latents, device=run.device)
         faults.at("noise", step + 1)
         noise_BCFhw, sigma_B = draws(run, expert, batch, x0_BCFhw)
         x_t, target = noised(x0_BCFhw, noise_BCFhw, sigma_B)

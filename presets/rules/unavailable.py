@@ -12,11 +12,3 @@ def one_gpu(job: Job, facts: Facts) -> Iterator[Found]:
     """A job names one GPU: several come with a later version."""
     if len(set(job.job.gpus)) > 1:
         yield Found("job.gpus", f"this version trains a job on one GPU, and {len(set(job.job.gpus))} are named", set={"job.gpus": job.job.gpus[:1]})
-
-
-@rule("latent-cache-unavailable", "error")
-def latent_cache_unavailable(job: Job, facts: Facts) -> Iterator[Found]:
-    """Cached latents of images come with a later version; those of clips never do (latent-cache-multi-frame)."""
-    for i, panel in enumerate(job.datasets):
-        if panel.cache_latents and panel.num_frames == 1:
-            yield Found(f"datasets[{i}].cache_latents", "this version encodes images anew each time they are drawn", set={f"datasets[{i}].cache_latents": False})

@@ -123,7 +123,7 @@ def test_a_run_trains_from_cached_texts_alone(cached, tiny, tmp_path, monkeypatc
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     ends = []
     for name, on in (("off", False), ("cold", True), ("warm", True)):
-        job = write_job(tmp_path / name, tiny, steps=2, prompts=1, dataset={"caption_dropout": 0.5}, sample={"first": False, "steps": 1}, cache_text_embeddings=on)
+        job = write_job(tmp_path / name, tiny, steps=2, prompts=0, dataset={"caption_dropout": 0.5}, cache_text_embeddings=on)
         assert run_job(job, None, resume=False, workers=0, device="cpu") == 0
         ends.append((tmp_path / name / "runs/t/t_high_noise.safetensors").read_bytes()[-2000:])
         assert cached.loads == (2 if name == "warm" else len(ends))
