@@ -7,7 +7,7 @@ from pathlib import Path
 from engine.sources import SUBFOLDER, Source, identity, open_source
 from presets.errors import UserError
 from presets.job import Job
-from presets.model import looks_like_hub_id, read_model, resolve_model
+from presets.model import I2V_BOUNDARY, looks_like_hub_id, read_model, resolve_model
 from presets.stages import EXPERTS, Expert, trained_experts
 
 __all__ = ["EXPERTS", "SUBFOLDER", "BaseFolder", "Expert", "find_base", "needed_experts", "trained_experts"]
@@ -31,20 +31,20 @@ class BaseFolder:
 def find_base(job: Job, base: Path) -> BaseFolder:
     """The folder of `model.path`, downloaded from the Hub first when it is an id. Raises UserError."""
     path = resolve_model(job.model.path, base)
+    downloaded = path is None
     if path is None:
         if not looks_like_hub_id(job.model.path):
             raise UserError("no such model folder", where=f"model.path = {job.model.path!r}", fix="Give a diffusers folder, a folder of ComfyUI's files or a Hub id")
         path = _download(job)
-        if problems := read_model(str(path), base).problems:  # a local folder was checked with the job
-            raise UserError(problems[0].message, where=str(path), fix=problems[0].fix)
+    facts = read_model(str(path), base)
+    problems = [p for p in facts.problems if p.code != "model-no-boundary"]  # which the job may make up for
+    if problems and downloaded:  # a local folder was checked with the job
+        raise UserError(problems[0].message, where=str(path), fix=problems[0].fix)
     source = open_source(path)
-    index, scheduler = {}, {}
-    if source.single is None:
-        index = json.loads((path / "model_index.json").read_text())
-        scheduler = json.loads((path / "scheduler" / "scheduler_config.json").read_text())
-    boundary = index.get("boundary_ratio") if job.model.boundary == "model" else job.model.boundary
+    scheduler = json.loads((path / "scheduler" / "scheduler_config.json").read_text()) if source.single is None else {}
+    boundary = facts.boundary_ratio if job.model.boundary == "model" else job.model.boundary
     if boundary is None:
-        raise UserError("the model names no boundary_ratio", where=str(path), fix="Set model.boundary = 0.9")
+        raise UserError("the model names no boundary_ratio between 0 and 1", where=str(path), fix=f"Set model.boundary = {I2V_BOUNDARY}")
     shift = scheduler.get("flow_shift") or scheduler.get("shift") or FLOW_SHIFT
     files = [file for expert in trained_experts(job) for file in source.expert(expert).files]
     return BaseFolder(path, float(boundary), float(shift), identity(files, times=False))

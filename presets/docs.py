@@ -44,7 +44,7 @@ READING = {
     "model-not-i2v": ("error", "The base model is Wan 2.2 I2V A14B: two experts with 36 input channels."),
     "model-corrupt": ("error", "The base model's files are whole."),
     "model-unreadable": ("error", "The base model's files may be read."),
-    "model-no-boundary": ("warning", "The base model, or else the job, names the boundary between the experts."),
+    "model-no-boundary": ("error", "The base model, or else the job, names the boundary between the experts."),
 }
 PANELS = {"datasets": "[[datasets]]", "sample.prompts": "[[sample.prompts]]"}
 

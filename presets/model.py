@@ -253,7 +253,7 @@ def _read_single_files(path: str, folder: Path, found: comfy.SingleFiles) -> Mod
 
 
 def _no_boundary(whose: str) -> Finding:
-    return Finding(code="model-no-boundary", severity="warning", field="model.boundary", message=f"{whose} no boundary_ratio between its experts, so the job must set model.boundary; Wan 2.2 I2V has {I2V_BOUNDARY}", fix=f"Set model.boundary = {I2V_BOUNDARY}", set={"model.boundary": I2V_BOUNDARY})
+    return Finding(code="model-no-boundary", severity="error", field="model.boundary", message=f"{whose} no boundary_ratio between 0 and 1, so the job must set model.boundary; Wan 2.2 I2V has {I2V_BOUNDARY}", fix=f"Set model.boundary = {I2V_BOUNDARY}", set={"model.boundary": I2V_BOUNDARY})
 
 
 def _facts(path: str, folder: Path, configs: dict[str, dict[str, Any]], parts: dict[str, PartFacts], *, boundary: float | None, missing: list[str], problems: list[Finding]) -> ModelFacts:

@@ -118,7 +118,7 @@ def test_errors_come_first_then_warnings_then_advice():
 
 
 def test_a_boundary_in_the_job_makes_up_for_a_model_without_one():
-    problem = Finding(code="model-no-boundary", severity="warning", field="model.boundary", message="m", fix="f", set={"model.boundary": 0.9})
+    problem = Finding(code="model-no-boundary", severity="error", field="model.boundary", message="m", fix="f", set={"model.boundary": 0.9})
     known = facts(model=real_model(boundary_ratio=None, problems=[problem]))
     assert codes(check(job(), known)) == ["model-no-boundary"]
     assert check(job(model={"boundary": 0.9}), known) == []

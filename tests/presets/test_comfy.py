@@ -49,7 +49,7 @@ def test_a_folder_of_four_files(tmp_path, prefix):
     assert facts.parameters == 2 * weights and facts.parts["transformer"].parameters == weights and facts.parts["text_encoder"].parameters == 8
     assert facts.size_bytes == sum(f.stat().st_size for f in tmp_path.iterdir()) and facts.local and facts.missing == []
     (boundary,) = facts.problems
-    assert boundary.code == "model-no-boundary" and boundary.set == {"model.boundary": 0.9} and boundary.severity == "warning"
+    assert boundary.code == "model-no-boundary" and boundary.set == {"model.boundary": 0.9} and boundary.severity == "error"
     assert resolve_model(str(tmp_path), Path("/")) == tmp_path
 
 

@@ -112,7 +112,7 @@ def test_no_usable_boundary(folder: Path, ratio: Any) -> None:
     write_json(folder / "model_index.json", {"boundary_ratio": ratio})
     assert "boundary_ratio" in one_problem(folder, "model-no-boundary")
     facts = read_model(str(folder), Path("/"))
-    assert facts.boundary_ratio is None and facts.problems[0].set == {"model.boundary": 0.9} and facts.problems[0].severity == "warning"
+    assert facts.boundary_ratio is None and facts.problems[0].set == {"model.boundary": 0.9} and facts.problems[0].severity == "error"
 
 
 def damaged(path: Path, how: str) -> None:
