@@ -2,8 +2,10 @@
 
 A checkpoint folder holds, for each trained expert, `lora_EXPERT.safetensors` (fp32), `optimizer_EXPERT.safetensors` and
 maybe `ema_EXPERT.safetensors`, then `state.json` (step, job, base identity, versions, the optimizers' plain values) and
-`manifest.json` (size and sha256 of each file), which is written last.
+`manifest.json` (size and sha256 of each file), which is written last. torch is imported by what reads or writes tensors alone.
 """
+
+from __future__ import annotations
 
 import errno
 import hashlib
@@ -13,15 +15,16 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load_file, save_file
+from typing import TYPE_CHECKING, Any
 
 from engine import faults
 from presets.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+
 CHECKPOINTS = "checkpoints"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TENSOR = "__tensor__"  # in a skeleton: the key of a tensor that lives in the safetensors file
 
 
@@ -42,6 +45,10 @@ class DiskFull(UserError):
 
 def folder_name(step: int) -> str:
     return f"step_{step:09d}"
+
+
+def step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
 
 
 def save(run: Path, state: State, *, rehearsal: bool = False) -> tuple[Path, str]:
@@ -70,9 +77,12 @@ def save(run: Path, state: State, *, rehearsal: bool = False) -> tuple[Path, str
         faults.at("save.before-rename", state.step)
         if rehearsal:
             return aside, ""
+        before = parent / f"{final.name}.old-{os.getpid()}"
         if final.exists():
-            shutil.rmtree(final)
+            final.rename(before)
         aside.rename(final)
+        if before.exists():
+            shutil.rmtree(before)
         faults.at("save.after-rename", state.step)
         _fsync(parent)
     except Exception as e:
@@ -90,17 +100,19 @@ def refusal_of(error: Exception, where: Path) -> Exception:
         error = OSError(int(code[1]), os.strerror(int(code[1])))
     if not isinstance(error, OSError):
         return error
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if error.errno in FULL:
         return DiskFull("the disk is full: nothing was lost, earlier checkpoints are whole", where=str(where), fix="Free some space, then resume")
     return UserError(f"cannot write there: {error.strerror}", where=str(where), fix="Make the folder writable, or choose another with --out")
 
 
 def _parts(state: State) -> dict[str, Any]:
     """File name -> function that writes it."""
+    from safetensors.torch import save_file
+
     parts: dict[str, Any] = {}
 
     def tensors(values: dict[str, torch.Tensor]) -> Any:
-        return lambda path: save_file({k: v.detach().cpu().contiguous() for k, v in values.items()}, path)
+        return lambda path: save_file({k: v.detach().to("cpu", copy=True).contiguous() for k, v in values.items()}, path)  # copies: 8-bit AdamW shares its tables
 
     skeletons: dict[str, Any] = {}
     for expert, values in state.lora.items():
@@ -118,6 +130,8 @@ def _parts(state: State) -> dict[str, Any]:
 
 def _split(value: Any, at: str, flat: dict[str, torch.Tensor]) -> Any:
     """Take the tensors out of a nested state_dict: they go to `flat`, the rest stays plain. Dict keys keep their type."""
+    import torch
+
     if isinstance(value, torch.Tensor):
         flat[at] = value
         return {_TENSOR: at}
@@ -165,8 +179,21 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
     return None, refused
 
 
+def of_step(run: Path, step: int) -> Path:
+    """The checkpoint of a step. Raises UserError when there is none, with the steps there are, or when it is damaged."""
+    folder = run / CHECKPOINTS / folder_name(step)
+    if not folder.exists():
+        steps = ", ".join(str(step_of(f)) for f in listed(run))
+        raise UserError(f"there is no checkpoint of step {step}", where=str(run), fix=f"There are checkpoints of the steps {steps}" if steps else "There is no checkpoint at all: start without --from")
+    if why := verify(folder):
+        raise UserError(f"the checkpoint is damaged: {why}", where=str(folder), fix="Choose another")
+    return folder
+
+
 def load(folder: Path) -> State:
     """Read a verified checkpoint; tensors on the CPU."""
+    from safetensors.torch import load_file
+
     plain = json.loads((folder / "state.json").read_text())
     skeletons = plain.pop("optimizer")
     step = plain.pop("step")
@@ -183,7 +210,7 @@ def load(folder: Path) -> State:
 def set_aside(run: Path, *, after: int) -> None:
     """Rename damaged checkpoints newer than step `after`, so that they do not count among those kept."""
     for folder in listed(run):
-        if int(folder.name.removeprefix("step_")) > after:
+        if step_of(folder) > after:
             folder.rename(folder.with_name(f"{folder.name}.damaged-{os.getpid()}"))
 
 
@@ -192,14 +219,17 @@ def prune(run: Path, keep: int) -> list[int]:
     gone: list[int] = []
     for folder in listed(run)[:-keep]:
         shutil.rmtree(folder)
-        gone.append(int(folder.name.removeprefix("step_")))
+        gone.append(step_of(folder))
     return gone
 
 
 def sweep(run: Path) -> None:
-    """Remove what killed writers left behind."""
+    """Remove what killed writers left behind. One that was moved aside for another, which never came, goes back to its place."""
     for leftover in (run / CHECKPOINTS).glob("step_*.tmp-*"):
         shutil.rmtree(leftover)
+    for old in (run / CHECKPOINTS).glob("step_*.old-*"):
+        place = old.with_name(old.name.partition(".")[0])
+        shutil.rmtree(old) if place.exists() else old.rename(place)
 
 
 def _sha256(path: Path) -> str:
