@@ -27,6 +27,7 @@ from peft import LoraConfig
 
 from benchmarks.random_expert import REAL, TINY, empty_model, expert
 from engine import attention, lora
+from engine.device import open_device
 from engine.latents import encode_pair
 from engine.optim import clip_gradients
 from engine.rates import measure as measure_rates
@@ -41,11 +42,11 @@ from presets.planner.inputs import Hardware, Load, Workload
 
 GIB = 2**30
 PLANS: dict[str, dict[str, Any]] = {
-    "kept": {"resident": 40, "kept": 40, "stash": "device", "slots": 0, "vae_frames": 40},
-    "kept-20": {"resident": 40, "kept": 20, "stash": "device", "slots": 0, "vae_frames": 40},
-    "resident": {"resident": 40, "stash": "device", "slots": 0, "vae_frames": 40},
-    "resident-20": {"resident": 20, "stash": "device", "vae_frames": 20},
-    "streamed-device": {"stash": "device", "vae_frames": 20},
+    "kept": {"resident": 40, "kept": 40, "stash": "device", "slots": 0, "vae_frames": 16},
+    "kept-20": {"resident": 40, "kept": 20, "stash": "device", "slots": 0, "vae_frames": 16},
+    "resident": {"resident": 40, "stash": "device", "slots": 0, "vae_frames": 16},
+    "resident-20": {"resident": 20, "stash": "device", "vae_frames": 16},
+    "streamed-device": {"stash": "device", "vae_frames": 16},
     "streamed": {"stash": "host", "vae_frames": 8},
     "streamed-small": {"stash": "host", "chunk": 4096, "slots": 2, "vae_frames": 4},
     "streamed-chunked": {"stash": "host", "chunk": 8192, "vae_frames": 4},
@@ -208,7 +209,7 @@ def main() -> int:
     parser.add_argument("--cases", nargs="*", default=DEFAULT, metavar="FxHxW:PLAN")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
-    device = torch.device("cpu" if args.tiny else "cuda")
+    device = open_device("cpu" if args.tiny else "cuda")
     bench = Bench(device, TINY if args.tiny else REAL, torch.float32 if args.tiny else torch.bfloat16, "none" if args.tiny else args.precision)
     if not args.tiny:
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)

@@ -67,13 +67,13 @@ def _train_in(folder: Path, job: Job, base_dir: Path, *, resume: bool, workers: 
 
 
 def _attempt(folder: Path, job: Job, base_dir: Path, log: EventLog, *, resume: bool, workers: int | None, device: str | None, vram_gib: float | None) -> int:
-    control = Control(folder, refuse=lambda command: log.emit("log", level="warning", text=f"the command {command!r} is not known and was passed over"))
+    control = Control(folder, tell=log.finding)
     control.listen()
     log.phase("loading", 0, 1, "checking the job")
     facts = gather(job, base_dir, out=folder.parent)
     findings = check(job, facts)
     for finding in findings:
-        log.emit("finding", code=finding.code, severity=finding.severity, field=finding.field, message=finding.message, fix=finding.fix)
+        log.finding(finding)
     if errors := [f for f in findings if f.severity == "error"]:
         raise UserError(_summary(errors), fix="Mend them in the job file, then start again")
     if not resume or not (folder / JOB_FILE).exists():
@@ -86,12 +86,12 @@ def _attempt(folder: Path, job: Job, base_dir: Path, log: EventLog, *, resume: b
     transformers_logging.disable_progress_bar()  # our own phases tell the progress
     from diffusers.utils import logging as diffusers_logging
 
+    from engine.device import open_device
+
     diffusers_logging.disable_progress_bar()
 
-    torch_device = torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
     vram = None if vram_gib is None else int(vram_gib * 2**30)
-    if vram is not None and torch_device.type == "cuda":
-        torch.cuda.set_per_process_memory_fraction(min(1.0, vram / torch.cuda.get_device_properties(torch_device).total_memory), torch_device)
+    torch_device = open_device(device, vram=vram)
     control.open()
     try:
         control.honour()

@@ -19,7 +19,7 @@ from presets.sizes import ExpertShape
 
 Scarce = Literal["vram", "step", "vae", "preview", "ram"]
 CHUNKS = (16384, 8192, 4096, 2048, 1024)  # tokens; smaller ones leave the matrix units idle
-VAE_FRAMES = (40, 20, 16, 8, 4)
+VAE_FRAMES = (16, 8, 4)  # more at a time is no faster
 SLOTS, FEWEST_SLOTS = 3, 2  # one block computes while the next arrives; a third evens things out
 STRIDE = 2  # blocks from one plan to the next
 AS_FAST = 1.01  # plans this close count as equally fast: the one that needs less memory is taken

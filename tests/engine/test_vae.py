@@ -13,10 +13,10 @@ def vae() -> AutoencoderKLWan:
     return AutoencoderKLWan(base_dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, temperal_downsample=[False, True, True]).eval()
 
 
-@pytest.mark.parametrize("frames", [4, 8, 40])
-@pytest.mark.parametrize("length", [1, 5, 13, 21])
+@pytest.mark.parametrize("frames", [4, 8])
+@pytest.mark.parametrize("length", [1, 5, 13])
 def test_any_run_length_gives_the_plain_encode(vae, length, frames):
-    video = torch.rand(2, 3, length, 32, 48, generator=torch.Generator().manual_seed(length)) * 2 - 1
+    video = torch.rand(2, 3, length, 16, 32, generator=torch.Generator().manual_seed(length)) * 2 - 1
     with torch.no_grad():
         plain = vae.encode(video).latent_dist.parameters
     ours = ClipEncoder(vae, frames=frames, compiled=False).moments(video)
@@ -24,10 +24,10 @@ def test_any_run_length_gives_the_plain_encode(vae, length, frames):
     assert (ours - plain).norm() <= 1e-5 * plain.norm()
 
 
-@pytest.mark.parametrize("frames", [4, 16, 40])
-@pytest.mark.parametrize("length", [1, 5, 21])
+@pytest.mark.parametrize("frames", [4, 16])
+@pytest.mark.parametrize("length", [1, 13])
 def test_a_clip_and_its_still_go_through_as_one_batch(vae, length, frames):
-    video = torch.rand(2, 3, length, 32, 48, generator=torch.Generator().manual_seed(length)) * 2 - 1
+    video = torch.rand(2, 3, length, 16, 32, generator=torch.Generator().manual_seed(length)) * 2 - 1
     still = torch.cat([video[:, :, :1], torch.zeros_like(video[:, :, 1:])], dim=2)
     with torch.no_grad():
         plain = [vae.encode(v).latent_dist.parameters for v in (video, still)]

@@ -1,0 +1,19 @@
+"""The device a run works on, and torch's settings for it."""
+
+import torch
+
+VARIANTS = 64  # of one compiled function: experts of different ranks, chunks, buckets. Beyond torch's own 8 it would run eager without a word
+
+
+def open_device(name: str | None = None, *, vram: int | None = None) -> torch.device:
+    """The device named, or the first GPU, or the CPU. `vram` caps what torch may take of a GPU, in bytes."""
+    device = torch.device(name or ("cuda:0" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda":
+        from torch._dynamo import config  # seconds to import, and nothing is compiled elsewhere
+
+        config.recompile_limit = VARIANTS
+        # Segments that grow: clips of several sizes leave no holes between them that nothing else fits into.
+        torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+        if vram is not None:
+            torch.cuda.set_per_process_memory_fraction(min(1.0, vram / torch.cuda.get_device_properties(device).total_memory), device)
+    return device
