@@ -82,10 +82,9 @@ class HostStash:
             self._cuda.current_stream(self.device).wait_event(done)
 
     def flush(self) -> None:
-        """The forward is over: reads must come after the last writes."""
+        """The forward is over: the current stream waits for the last writes, and reads wait for the current stream."""
         if self._cuda:
             self._drop_left(keep=0)
-            self._in.wait_stream(self._out)
 
     def prefetch(self, block: int) -> None:
         """Start bringing a block's tensors back, unless they are on their way already."""

@@ -23,6 +23,7 @@ from engine.ring import Key, Ring
 from engine.stash import DeviceStash, HostStash, Stash
 from presets.plan import Plan
 
+BLOCK: tuple[Callable[..., Any], ...] = (before, of_text, after)
 LossFn = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -83,7 +84,7 @@ class Machinery:
 
     def __init__(self, plan: Plan, backend: str, slot_bytes: int, device: torch.device, cuda: Any = None) -> None:
         self.plan, self.backend, self.device = plan, backend, device
-        self.before, self.of_text, self.after = (_compiled(part) if plan.compiled else part for part in (before, of_text, after))
+        self.before, self.of_text, self.after = (_compiled(part) if plan.compiled else part for part in BLOCK)
         if cuda is None and device.type == "cuda":
             cuda = torch.cuda
         self.ring = Ring(slot_bytes, plan.slots, device, cuda)
@@ -285,8 +286,9 @@ class StreamedExecutor:
         with torch.enable_grad():
             qkv = self._before(block, frozen, x, call)
         edges = [get_gradient_edge(t) for t in qkv]  # the graph without q, k and v themselves, which only attention needs
-        grads = attention.backward(self.machinery.backend, heads(ga_BTD), *(t.detach().transpose(1, 2) for t in qkv), heads(a_BTD), lse)
-        del qkv, ga_BTD
+        q, k, v = (t.detach().transpose(1, 2) for t in qkv)
+        grads = attention.backward(self.machinery.backend, heads(ga_BTD), q, k, v, heads(a_BTD), lse)
+        del q, k, v, qkv, ga_BTD
         torch.autograd.backward(edges, tuple(t.transpose(1, 2) for t in grads))
         assert x.grad is not None
         g_BTD += x.grad
