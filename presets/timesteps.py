@@ -16,8 +16,11 @@ import math
 from itertools import pairwise
 from statistics import NormalDist
 
-from presets.job import TrainingPanel
-from presets.stages import EXPERTS, Expert
+from msgspec import Struct
+
+from presets.errors import UserError
+from presets.job import Job, TrainingPanel
+from presets.stages import EXPERTS, Expert, steps_of
 
 SHIFT = 5.0
 NUM_TRAIN_TIMESTEPS = 1000.0  # the model takes timestep = 1000 sigma
@@ -79,3 +82,27 @@ def masses(training: TrainingPanel, expert: Expert, boundary: float, bins: int) 
     """
     edges = [distribution(training, expert, boundary, i / bins) for i in range(bins + 1)]
     return [b - a for a, b in pairwise(edges)]
+
+
+class ExpertTimesteps(Struct, frozen=True, kw_only=True):
+    """Where one expert trains. Timesteps run from 0 to 1000."""
+
+    expert: Expert
+    trained: bool
+    steps: int  # optimizer steps of the run
+    low: float  # the range of its timesteps
+    high: float
+    median: float
+    masses: tuple[float, ...]  # the part of its samples in each of the equal bins of 0 to 1000
+
+
+def timesteps_of(job: Job, boundary: float, *, bins: int) -> list[ExpertTimesteps]:
+    """Both experts of a job, high noise first. Raises UserError when the boundary is no noise level."""
+    if not 0 < boundary < 1:
+        raise UserError(f"{boundary:g} is no noise level between 0 and 1", where="model.boundary", fix='Set model.boundary = "model", or a number such as 0.9')
+    steps, out = steps_of(job), []
+    for expert in EXPERTS:
+        low, high = (s * NUM_TRAIN_TIMESTEPS for s in sigma_range(expert, boundary))
+        middle = median(job.training, expert, boundary) * NUM_TRAIN_TIMESTEPS
+        out.append(ExpertTimesteps(expert=expert, trained=expert in steps, steps=steps.get(expert, 0), low=low, high=high, median=middle, masses=tuple(masses(job.training, expert, boundary, bins))))
+    return out

@@ -63,6 +63,11 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--gpu", metavar="NAME", help="plan for a known card, e.g. 4090 or 'A100 80GB', instead of the one here")
     c.add_argument("--json", action="store_true", help="one object")
 
+    c = command("timesteps", "timesteps:timesteps", "plot at which timesteps each expert will train")
+    c.add_argument("job", type=Path, metavar="JOB", help="job file")
+    c.add_argument("--png", type=Path, metavar="FILE", help="draw the same chart into a PNG file too")
+    c.add_argument("--json", action="store_true", help="one object, with each expert's samples in bins of 10 timesteps")
+
     c = command("train", "job:train", "train one job in the foreground, without the daemon")
     c.add_argument("job", type=Path, metavar="JOB", help="job file")
     c.add_argument("--out", type=Path, metavar="DIR", help="parent of the run folder (default: `runs` beside the job file)")

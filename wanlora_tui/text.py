@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
 STATE_GLYPHS = {
     "queued": "…", "starting": "◌", "running": "►", "stopping": "◐",
@@ -54,6 +55,15 @@ def size(count: float) -> str:
 def clock(wall: float) -> str:
     """The local time of day of a wall-clock stamp."""
     return time.strftime("%H:%M:%S", time.localtime(wall))
+
+
+def value_text(value: Any) -> str:
+    """A value as a user types or reads it: `512, 768`, `on`, `0.0001`; "" for a field that is left out."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, list):
+        return ", ".join(value_text(v) for v in value)
+    return "" if value is None else str(value)
 
 
 def count(number: int, noun: str) -> str:

@@ -242,10 +242,41 @@ async def test_every_field_is_reached_by_keyboard(work: Path) -> None:
         await at_step(pilot, "prompts")
         await pilot.press("f5")
         await until(pilot, lambda: screen_of(pilot).query("#prompt-0"), "the prompt")
-        for path in ("sample.prompts[0].prompt", "sample.prompts[0].ctrl_img"):
-            await focus_field(pilot, path)
+        own = screen_of(pilot).query_one("#prompt-0 .more", Button)
+        for path in screen_of(pilot).state.prompt_fields(0):
+            if path.endswith(".width"):
+                own.focus()
+                await pilot.press("enter")
+                await pilot.pause()
+            row = await focus_field(pilot, path)
+            assert row.control.region in screen_of(pilot).region, f"{path} cannot be seen"
             reached.add(path.replace("[0]", ""))
     assert reached == set(FIELDS)
+
+
+async def test_the_values_of_one_expert_follow_the_common_ones_and_its_stage(work: Path) -> None:
+    async with wizard(a_draft(work, "settings")) as pilot:
+        await resumed(pilot, "settings")
+        state = screen_of(pilot).state
+        state.set_value("training.steps", 1000)
+        state.set_value("training.lr", 2e-4)
+        for _ in range(PANELS.index("multistage") + 1):
+            await pilot.press("j")
+        await until(pilot, lambda: screen_of(pilot).query("#heading-low_noise"), "the form")
+        assert "High noise alone: 500 of 1000 steps" in screen_text(pilot.app) and "left out: 0.0002" in screen_text(pilot.app)
+        await pilot.press("enter")
+        row = await focus_field(pilot, "multistage.high.share")
+        row.control.value = "3"
+        await until(pilot, lambda: "alone: 750 of 1000 steps" in static(pilot, "#heading-high_noise"), "the share")
+        row = await focus_field(pilot, "multistage.high.rank")
+        await type_text(pilot, "32")
+        await until(pilot, lambda: state.job().multistage.high.rank == 32, "the rank")
+        await pilot.press("ctrl+u")
+        await until(pilot, lambda: state.job().multistage.high.rank is None, "no rank")
+        assert "multistage.high.rank" not in state.draft.values, "left out again is as recommended"
+        state.set_value("multistage.high_noise", False)
+        screen_of(pilot).pane.bring_up_to_date()  # type: ignore[union-attr]
+        assert "not trained" in static(pilot, "#heading-high_noise") and "1000 of 1000" in static(pilot, "#heading-low_noise")
 
 
 async def test_bad_input_is_shown_kept_and_blocks_the_launch(work: Path) -> None:
@@ -411,7 +442,7 @@ async def test_a_prompt_can_be_typed_right_behind_the_key_that_adds_it(work: Pat
     async with wizard(a_draft(work, "prompts")) as pilot:
         await resumed(pilot, "prompts")
         type_ahead(pilot.app, "f5", "backspace", "orbit")
-        await until(pilot, lambda: [r.control.value[-5:] for r in pilot.app.screen.query(FieldInput)][:1] == ["orbit"], "the prompt")
+        await until(pilot, lambda: [r.control.value[-5:] for r in list(pilot.app.screen.query(FieldInput))[:1] if r.is_mounted] == ["orbit"], "the prompt")
 
 
 async def test_a_notice_leaves_the_help_in_view(work: Path) -> None:

@@ -189,6 +189,18 @@ def test_every_field_is_in_some_form(tmp_path: Path) -> None:
         state.value(path)
 
 
+def test_an_empty_field_says_what_it_follows(tmp_path: Path) -> None:
+    state = a_state(tmp_path)
+    state.add_prompt()
+    state.set_value("target.rank", 24)
+    state.set_value("sample.seed", 7)
+    state.set_value("sample.prompts[0].width", 320)
+    state.set_value("sample.prompts[0].seed", None)
+    wanted = {"multistage.low.rank": "left out: 24", "target.alpha": "left out: 24", "sample.prompts[0].seed": "left out: 7", "sample.prompts[0].width": "left out: 768", "training.lr": ""}
+    assert {path: state.placeholder(path) for path in wanted} == wanted
+    assert (state.job().sample.prompts[0].width, state.job().sample.prompts[0].seed) == (320, None)
+
+
 def test_findings_lead_to_the_step_of_their_field() -> None:
     wanted = {"job.kind": "kind", "datasets[0].path": "clips", "/clips/a.mp4": "clips", "job.trigger": "captions", "datasets[1].default_caption": "captions", "datasets[0].num_frames": "settings", "job.gpus": "settings", "sample.prompts[1].ctrl_img": "prompts", "sample.prompts": "prompts", "sample.width": "settings", "save.keep": "settings"}
     assert {path: step_of_field(path) for path in wanted} == wanted
@@ -211,5 +223,5 @@ def test_the_forecast_counts_what_will_be_made(tmp_path: Path) -> None:
     state.set_value("sample.every", 300)
     assert preview_rounds(state.job()) == 5  # 0, 300, 600, 900, and the end
     lines = forecast(state.job(), facts)
-    assert "1000 steps, about 500 for each expert" in lines[0] and "seen 500 times" in lines[0]
+    assert "1000 steps, 500 for high noise and 500 for low noise" in lines[0] and "seen 500 times" in lines[0]
     assert "4 checkpoints (newest 4 kept)" in lines[1] and "10 previews" in lines[1] and "free" in lines[1]

@@ -13,11 +13,15 @@ from textual.widget import Widget
 from textual.widgets import Footer, Static
 
 from daemon.client import Client, DaemonError
-from daemon.protocol import ENDED_STATES, RESUMABLE_STATES, RUNNING_STATES
+from daemon.protocol import ENDED_STATES, LIVE_STATES, RESUMABLE_STATES, RUNNING_STATES
 from wanlora_tui.actions import bindings
 from wanlora_tui.lights import Light, daemon_light, trainer_light
 from wanlora_tui.runfeed import Run
+from wanlora_tui.screens.change import ChangeScreen
+from wanlora_tui.screens.checkpoints import CheckpointsScreen
+from wanlora_tui.screens.compare import CompareScreen
 from wanlora_tui.screens.confirm import Confirm
+from wanlora_tui.screens.resume import resume_run
 from wanlora_tui.text import state_text
 from wanlora_tui.throttle import Throttle
 from wanlora_tui.widgets.event_log import EventLog
@@ -30,6 +34,11 @@ from wanlora_tui.widgets.poster import Poster
 WIDTHS = [(0, "-narrow"), (120, "-wide")]  # columns from which on a class holds
 HEIGHTS = [(0, "-short"), (30, "-tall")]  # rows
 PANES = ("plot", "preview", "log", "files")
+TRAINING = frozenset({"starting", "running"})  # its trainer takes orders
+POSSIBLE_IN = {
+    "stop_run": RUNNING_STATES, "resume_run": RESUMABLE_STATES, "change_run": TRAINING, "save_now": TRAINING, "sample_now": TRAINING,
+    "go_back": (LIVE_STATES | ENDED_STATES) - {"queued"},
+}  # fmt: skip
 LIGHT_STYLES = {"good": "$success", "waiting": "$warning", "bad": "bold $error", "off": "$text-muted"}
 
 
@@ -39,8 +48,8 @@ class DashboardScreen(Screen[None]):
     HELP_GROUP = "dashboard"
     AUTO_FOCUS = ""
     BINDINGS = bindings(
-        "dashboard.stop", "dashboard.resume", "dashboard.view", "dashboard.preview", "dashboard.log", "dashboard.files",
-        "dashboard.plot", "dashboard.copy", "dashboard.back", "dashboard.quit",
+        "dashboard.stop", "dashboard.resume", "dashboard.change", "dashboard.save", "dashboard.sample", "dashboard.checkpoints", "dashboard.compare",
+        "dashboard.view", "dashboard.preview", "dashboard.log", "dashboard.files", "dashboard.plot", "dashboard.copy", "dashboard.back", "dashboard.quit",
     )  # fmt: skip
     HORIZONTAL_BREAKPOINTS = WIDTHS
     VERTICAL_BREAKPOINTS = HEIGHTS
@@ -111,7 +120,7 @@ class DashboardScreen(Screen[None]):
             Text.assemble((record.name, "bold"), f"  {state_text(record.state)}  attempt {max(1, view.attempt)}  {gpus}", no_wrap=True, overflow="ellipsis")
         )
         self.query_one(PhaseBar).show(record, view)
-        self.query_one(LossPlot).show(view.losses)
+        self.query_one(LossPlot).show(view.losses, view.resumed)
         self.query_one(EventLog).show(view.log)
         self.query_one(Numbers).show(view)
         self.query_one("#vram", MemoryBar).show("VRAM", view.vram_gib, view.vram_total_gib)
@@ -151,13 +160,15 @@ class DashboardScreen(Screen[None]):
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """What makes no sense for the job's state is not offered; what cannot be done just now is greyed out in the footer."""
-        possible_in = {"stop_run": RUNNING_STATES, "resume_run": RESUMABLE_STATES}.get(action)
+        if action == "compare":
+            return bool(self._run.view.samples)
+        possible_in = POSSIBLE_IN.get(action)
         if possible_in is None:
             return True
         state = self._run.record.state
         if state not in possible_in:
             return False
-        return None if self._client is None or state == "stopping" else True
+        return None if self._client is None or (state == "stopping" and action != "go_back") else True
 
     @work
     async def action_stop_run(self) -> None:
@@ -167,11 +178,55 @@ class DashboardScreen(Screen[None]):
 
     @work
     async def action_resume_run(self) -> None:
-        await self._send("resume", f"{self._run.record.name} is queued again.")
+        await self._resume()
 
-    async def _send(self, verb: str, done: str) -> None:
+    async def _resume(self, from_step: int | None = None) -> None:
+        assert self._client is not None
+        if queued := await resume_run(self.app, self._client, self._run.record, from_step=from_step):
+            self._run.record = queued
+            self.post_message(self.Changed())
+
+    @work
+    async def action_change_run(self) -> None:
+        changed = await self.app.push_screen_wait(ChangeScreen(self._run.record.name, self._run.view.settings))
+        for field, value in changed or []:
+            await self._send("set", f"{field} = {value or 'left out'} at the next micro-batch.", field, value)
+
+    @work
+    async def action_save_now(self) -> None:
+        await self._send("save_now", "A checkpoint is written at the next micro-batch.")
+
+    @work
+    async def action_sample_now(self) -> None:
+        await self._send("sample_now", "The previews are made at the next micro-batch.")
+
+    @work
+    async def action_go_back(self) -> None:
+        """Show the checkpoints, and go back to the one that is chosen."""
+        assert self._client is not None
+        record = self._run.record
         try:
-            self._run.record = await getattr(self._client, verb)(str(self._run.record.id))
+            record, found = await self._client.checkpoints(record.id)
+        except DaemonError as e:
+            self.notify(str(e), severity="error", timeout=10)
+            return
+        if not found:
+            self.notify(f"{record.name} has no checkpoint yet.", severity="warning")
+            return
+        step = await self.app.push_screen_wait(CheckpointsScreen(record.name, self.run_dir, found, running=record.state not in ENDED_STATES))
+        if step is None:
+            return
+        later = record.step - step
+        question = f"Go back to step {step} of {record.name} and train on from there?" + (f"\nThe {later} steps after it are set aside in the run folder (abandoned)." if later > 0 else "")
+        if await self.app.push_screen_wait(Confirm(question, "Go back", "Stay")):
+            await self._resume(step)
+
+    def action_compare(self) -> None:
+        self.app.push_screen(CompareScreen(self._run, self.run_dir, self._image, host=self._host))
+
+    async def _send(self, verb: str, done: str, *values: str) -> None:
+        try:
+            self._run.record = await getattr(self._client, verb)(str(self._run.record.id), *values)
         except DaemonError as e:
             self.notify(str(e), severity="error", timeout=10)
         else:

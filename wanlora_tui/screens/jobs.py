@@ -14,6 +14,7 @@ from wanlora_tui.actions import bindings
 from wanlora_tui.board import Board
 from wanlora_tui.lights import daemon_light
 from wanlora_tui.screens.confirm import Confirm
+from wanlora_tui.screens.resume import resume_run
 from wanlora_tui.text import count, duration, home_path, seconds_each, shorten, state_text
 from wanlora_tui.throttle import Throttle
 
@@ -111,7 +112,8 @@ class JobsScreen(Screen[None]):
         live = view is not None and r.state in RUNNING_STATES
         step = view.step if view is not None and live else r.step
         position = f" ({r.position})" if r.position else ""
-        cells = [shorten(r.name, WIDE_NAME if self.size.width >= 100 else NARROW_NAME), state_text(r.state) + position, f"{step}/{r.steps or (view.steps if view else 0)}"]
+        state = "‖ paused" if view is not None and live and view.phase.name == "paused" else state_text(r.state) + position
+        cells = [shorten(r.name, WIDE_NAME if self.size.width >= 100 else NARROW_NAME), state, f"{step}/{r.steps or (view.steps if view else 0)}"]
         if view is not None and live:
             training = view.phase.name == "training"
             cells += [
@@ -128,7 +130,9 @@ class JobsScreen(Screen[None]):
         record = self._current()
         lines = [self._board.problem] if self._board.problem else []
         if record is not None:
-            lines += [home_path(record.run_dir), record.outcome]
+            view = self._board.views.get(record.id)
+            paused = view.phase.text if view is not None and record.state in RUNNING_STATES and view.phase.name == "paused" else ""
+            lines += [home_path(record.run_dir), paused, record.outcome]
         self.query_one("#jobs-detail", Static).update("\n".join(line for line in lines if line))
 
     @on(DataTable.RowHighlighted)
@@ -180,7 +184,7 @@ class JobsScreen(Screen[None]):
     async def action_resume_job(self) -> None:
         record = self._current()
         if record is not None:
-            await self._send("resume", record)
+            await resume_run(self.app, self._client, record)
 
     @work
     async def action_cancel_job(self) -> None:

@@ -18,18 +18,10 @@ from presets.errors import JobError
 from presets.fields import Field, field_of
 from presets.jobfile import parse_value
 from wanlora_tui.actions import bindings
+from wanlora_tui.text import value_text
 from wanlora_tui.widgets.folder_picker import PathInput
 
 RECOMMENDED, CHANGED, WRONG = "◆", "●", "✗"
-
-
-def value_text(value: Any) -> str:
-    """A value as a user types or reads it: `512, 768`, `on`, `0.0001`; "" for a field that is left out."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, list):
-        return ", ".join(value_text(v) for v in value)
-    return "" if value is None else str(value)
 
 
 def range_text(field: Field) -> str:
@@ -102,11 +94,12 @@ class FieldInput(Vertical):
         value: Any
         error: str
 
-    def __init__(self, path: str, value: Any, *, recommended: Any, reason: str | None = "", typed: str | None = None, base: Path | None = None, suffixes: frozenset[str] | None = None) -> None:
+    def __init__(self, path: str, value: Any, *, recommended: Any, reason: str | None = "", typed: str | None = None, base: Path | None = None, suffixes: frozenset[str] | None = None, placeholder: str = "") -> None:
         super().__init__(id=field_id(path))
         self.path, self.field = path, field_of(path)
         self.value, self.recommended, self.reason, self.typed = value, recommended, reason, typed
         self.base, self.suffixes = base, suffixes  # as for PathInput; base None: the field is no path
+        self.placeholder = placeholder  # what an empty input stands for
         self.error = ""
         self._note = ""
         self._on_the_way = 0  # changes posted and not yet taken in
@@ -127,7 +120,7 @@ class FieldInput(Vertical):
                 self.add_class("-path")
                 control = PathInput(text, base=self.base, suffixes=self.suffixes)
             else:
-                control = FieldText(text, compact=True, placeholder="left out" if self.field.default is None else "")
+                control = FieldText(text, compact=True, placeholder=self.placeholder)
         control.add_class("field-control")
         return control
 
@@ -165,6 +158,12 @@ class FieldInput(Vertical):
             self.value = value
             self._show_value()
         self._mark()
+
+    def set_placeholder(self, text: str) -> None:
+        """What an empty input stands for now: it follows another field."""
+        self.placeholder = text
+        if self.is_mounted and isinstance(self.control, FieldText):
+            self.control.placeholder = text
 
     def _show_value(self) -> None:
         control = self.control

@@ -60,12 +60,14 @@ class LossPlot(PlotextPlot):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._losses: dict[str, list[StepPoint]] = {}
+        self._resumed: list[int] = []
 
     def on_mount(self) -> None:
         self.app.theme_changed_signal.subscribe(self, lambda _: self._draw())
 
-    def show(self, losses: dict[str, list[StepPoint]]) -> None:
-        self._losses = losses
+    def show(self, losses: dict[str, list[StepPoint]], resumed: list[int]) -> None:
+        """`resumed`: the steps that an attempt went on from; each gets a line upright."""
+        self._losses, self._resumed = losses, resumed
         self._draw()
 
     def on_resize(self) -> None:
@@ -89,11 +91,16 @@ class LossPlot(PlotextPlot):
             ticks = sorted({float(round(first + (last - first) * i / n)) for n in [max(1, width // 20)] for i in range(n + 1)})
             plt.ylim(low, high)
             plt.xlim(first, last)
+            for step in self._resumed:
+                if first < step < last:
+                    plt.vline(step, color=self._colour("foreground", True))
             plt.xticks(ticks, [f"{t:.0f}" for t in ticks])
         plt.xaxes(True, False)
         plt.yaxes(True, False)
         plt.yfrequency(max(2, self.size.height // 3))
         legend = "  ".join(f"[${MARKS.get(e, OTHER)[2]}]{MARKS.get(e, OTHER)[0]}[/] {expert_text(e)}" for e in shown)
+        if shown and self._resumed:
+            legend += "  │ went on at step " + ", ".join(map(str, self._resumed[-3:]))
         self.border_title = f"loss  {legend}" if shown else "loss, from the first step on"
         self.refresh()
 

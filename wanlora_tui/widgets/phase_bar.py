@@ -20,6 +20,9 @@ class PhaseBar(Static):
             self.update(Text(shorten(f"{state_text(record.state)}{'  ' + text if text else ''}", width), style="bold", no_wrap=True))
             return
         phase = view.phase
+        if phase.name == "paused":
+            self.update(Content.assemble(("‖ paused ", "bold $warning"), (shorten(phase.text, max(1, width - 9)), "$warning")))
+            return
         name = f"{phase.name} " if not phase.text else f"{phase.name} {shorten(phase.text, width // 3)} "
         if not phase.total:
             self.update(Text(name, style="bold", no_wrap=True))

@@ -12,6 +12,19 @@ from textual.widgets import Static
 from presets.fold import Sample
 
 
+def read_picture(path: Path, host: str, *, of: Path | None = None) -> tuple[PILImage.Image | None, str]:
+    """A picture (None when it is on another `host`, or cannot be read) and the words under it: where it, or what it is a poster `of`, lies."""
+    where = of or path
+    if host:
+        return None, f"scp {host}:{where} ."
+    try:
+        with PILImage.open(path) as opened:
+            return opened.convert("RGB"), str(where)
+    except (OSError, ValueError) as e:
+        what = "poster" if of else "picture"
+        return None, f"The {what} cannot be shown ({e.strerror if isinstance(e, OSError) and e.strerror else e}).\n{where}"
+
+
 class Poster(Vertical):
     """`image` is the textual-image widget class that this terminal can show."""
 
@@ -37,14 +50,7 @@ class Poster(Vertical):
             return
         self._shown = shown
         self.border_title = f"preview at step {newest.step}"
-        note = f"scp {self._host}:{run_dir / newest.path} ." if self._host else str(run_dir / newest.path)
-        picture: PILImage.Image | None = None
-        if not self._host:
-            try:
-                with PILImage.open(poster) as opened:
-                    picture = opened.convert("RGB")
-            except (OSError, ValueError) as e:
-                note = f"The poster cannot be shown ({e.strerror if isinstance(e, OSError) and e.strerror else e}).\n{note}"
+        picture, note = read_picture(poster, self._host, of=run_dir / newest.path)
         image = self.query_one("#poster-image")
         image.image = picture  # type: ignore[attr-defined]  # every class of textual_image.widget has it
         image.display = picture is not None

@@ -7,7 +7,8 @@ from presets.facts import Facts
 from presets.job import Job
 from presets.rules.machine import expert_shape
 from presets.sizes import disk_need
-from wanlora_tui.text import count, size
+from presets.stages import steps_of
+from wanlora_tui.text import count, expert_text, size
 
 
 def epochs(job: Job, datasets: list[DatasetFacts]) -> float:
@@ -28,9 +29,8 @@ def forecast(job: Job, facts: Facts) -> list[str]:
     """Steps, checkpoints, previews and disk, one line each."""
     clips = sum(len(d.clips) for d in facts.datasets)
     saves = math.ceil(job.training.steps / job.save.every)
-    per_expert = ""
-    if job.multistage.high_noise and job.multistage.low_noise:
-        per_expert = f", about {job.training.steps // 2} for each expert"
+    steps = steps_of(job)
+    per_expert = f", {' and '.join(f'{n} for {expert_text(e)}' for e, n in steps.items())}" if len(steps) > 1 else ""
     rounds = preview_rounds(job)
     previews = count(rounds * len(job.sample.prompts), "preview") if rounds else "no previews (no prompts)"
     need = disk_need(job, expert_shape(facts))

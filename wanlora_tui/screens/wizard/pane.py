@@ -11,6 +11,8 @@ from wanlora_tui.actions import bindings
 from wanlora_tui.screens.wizard.state import WizardState
 from wanlora_tui.widgets.field_input import FieldInput
 
+LORA_SUFFIXES = frozenset({".safetensors"})
+
 
 class Edited(Message):
     """The draft has changed: keep it, and bring what is shown up to date. `scan`: folders have to be read."""
@@ -49,16 +51,17 @@ class StepPane(Vertical):
         for row in self.query(FieldInput):
             recommended, reason = self.state.recommended(row.path)
             row.set_value(self.state.value(row.path), recommended=recommended, reason=reason)
+            row.set_placeholder(self.state.placeholder(row.path))
 
     def row(self, path: str) -> FieldInput:
         """The form row of a field."""
         state = self.state
         recommended, reason = state.recommended(path)
-        is_image = path.endswith(".ctrl_img")
-        is_path = is_image or (path.startswith("datasets[") and path.endswith(".path")) or path in ("model.path", "quantization.ara")
+        is_image, is_lora = path.endswith(".ctrl_img"), path in ("quantization.ara", "sample.accelerator", "sample.accelerator_low")
+        is_path = is_image or (path.startswith("datasets[") and path.endswith(".path")) or is_lora or path == "model.path"
         return FieldInput(
             path, state.value(path), recommended=recommended, reason=reason, typed=state.draft.typed.get(path),
-            base=self.base_folder() if is_path else None, suffixes=IMAGE_SUFFIXES if is_image else None,
+            base=self.base_folder() if is_path else None, suffixes=IMAGE_SUFFIXES if is_image else LORA_SUFFIXES if is_lora else None, placeholder=state.placeholder(path),
         )  # fmt: skip
 
     def base_folder(self) -> Path:

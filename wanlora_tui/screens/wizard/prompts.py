@@ -42,9 +42,25 @@ class PromptRow(Vertical):
             yield Static(f"Prompt {self.index + 1}", classes="heading")
             yield Button("Image F4", classes="browse", compact=True)
             yield Button("Remove F9", classes="remove", compact=True)
-        yield self.pane.row(f"sample.prompts[{self.index}].prompt")
-        yield self.pane.row(f"sample.prompts[{self.index}].ctrl_img")
+            yield Button("Own size, frames, seed", classes="more", compact=True)
+        text, image, *own = self.pane.state.prompt_fields(self.index)
+        yield self.pane.row(text)
+        yield self.pane.row(image)
         yield Static("", classes="image-state", markup=False)
+        with Vertical(classes="own"):
+            yield from map(self.pane.row, own)
+
+    def on_mount(self) -> None:
+        state = self.pane.state
+        own = state.prompt_fields(self.index)[2:]
+        self.set_class(any(path in state.draft.typed or state.value(path) != state.recommended(path)[0] for path in own), "-open")
+
+    @on(Button.Pressed, ".more")
+    def _toggle(self, event: Button.Pressed) -> None:
+        event.stop()
+        self.toggle_class("-open")
+        if self.has_class("-open"):
+            self.query_one(".own").query(FieldInput).first().control.focus()
 
 
 class PromptsPane(StepPane):
@@ -54,6 +70,8 @@ class PromptsPane(StepPane):
     PromptsPane #prompts { height: 1fr; margin-top: 1; }
     PromptsPane PromptRow { height: auto; margin-bottom: 1; }
     PromptsPane PromptRow .heading { width: 26; text-style: bold; }
+    PromptsPane PromptRow .own { height: auto; display: none; }
+    PromptsPane PromptRow.-open .own { display: block; }
     PromptsPane .field-label { padding-left: 2; }
     PromptsPane .field-control { max-width: 100; }
     PromptsPane .image-state { height: auto; padding-left: 26; }
@@ -145,6 +163,6 @@ class PromptsPane(StepPane):
         start = absolute(here, self.base_folder()) if here else Path(self.state.draft.folders[0])
         picked = await self.app.push_screen_wait(PathPicker(start, title=f"Control image of prompt {index + 1}", suffixes=IMAGE_SUFFIXES))
         if picked is not None:
-            control = self.query_one(f"#prompt-{index}").query(FieldInput).last().control
+            control = self.query_one(f"#prompt-{index}").query(FieldInput)[1].control  # the prompt, then its image
             control.value = picked
             control.focus()

@@ -8,10 +8,11 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from presets.machine import Machine
+from presets.stages import EXPERTS, PANEL, Expert, steps_of, trained_experts
 from wanlora_tui.screens.wizard.pane import Choices, StepPane
 from wanlora_tui.screens.wizard.state import PANELS, WizardState
-from wanlora_tui.text import count, home_path, size
-from wanlora_tui.widgets.field_input import CHANGED, RECOMMENDED, FieldInput, value_text
+from wanlora_tui.text import count, expert_text, home_path, size, value_text
+from wanlora_tui.widgets.field_input import CHANGED, RECOMMENDED, FieldInput
 
 
 def machine_lines(machine: Machine) -> list[str]:
@@ -94,6 +95,9 @@ class SettingsPane(StepPane):
             if path.endswith("].path") and len(folders) > 1:
                 index = int(path.partition("[")[2].partition("]")[0])
                 out.append(Static(f"Dataset {index + 1} of {len(folders)}", classes="heading", markup=False))
+            expert = next((e for e, name in PANEL.items() if path == f"multistage.{name}.lr"), None)
+            if expert is not None:
+                out.append(Static(self._expert_heading(expert), id=f"heading-{expert}", classes="heading", markup=False))
             out.append(self.row(path))
         if panel == "sample":
             out.append(Static("Prompts and their control images: next step.", classes="muted"))
@@ -101,8 +105,18 @@ class SettingsPane(StepPane):
             out.append(Static("Add and remove datasets in step 2, Clips.", classes="muted"))
         return out
 
+    def _expert_heading(self, expert: Expert) -> str:
+        job = self.state.job()
+        name = expert_text(expert)[0].upper() + expert_text(expert)[1:]
+        if expert not in trained_experts(job):
+            return f"{name} alone: not trained, so these values are not used"
+        return f"{name} alone: {steps_of(job)[expert]} of {count(job.training.steps, 'step')}"
+
     def bring_up_to_date(self) -> None:
         super().bring_up_to_date()
+        for expert in EXPERTS:
+            for heading in self.query(f"#heading-{expert}").results(Static):
+                heading.update(self._expert_heading(expert))
         panels = self.query_one("#panels", Choices)
         for i, panel in enumerate(("machine", *PANELS)):
             if panels.get_option_at_index(i).prompt != self._entry(panel):

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from presets.errors import JobError
-from presets.fields import FIELDS, PathPart, join_path, parse_path, toml_text
+from presets.fields import FIELDS, PathPart, field_of, join_path, parse_path, toml_text
 from presets.findings import Finding
 from presets.job import Job, Kind, PromptPanel
 from presets.jobfile import get_value, job_from_dict, job_to_dict, parse_value
 from wanlora_tui.drafts import Draft, without_index
 from wanlora_tui.screens.wizard import steps
+from wanlora_tui.text import value_text
 from wanlora_tui.typed_paths import absolute
 
 if TYPE_CHECKING:
@@ -24,6 +25,11 @@ if TYPE_CHECKING:
     from presets.machine import Machine
     from presets.recommend import Recommendation
 
+# field that may be left out -> the one it then follows
+COMMON = {
+    "multistage.high.lr": "training.lr", "multistage.low.lr": "training.lr", "multistage.high.rank": "target.rank", "multistage.low.rank": "target.rank",
+    "target.alpha": "target.rank", "sample.guidance_low": "sample.guidance",
+}  # fmt: skip
 PANELS = ("job", "model", "quantization", "multistage", "target", "save", "training", "advanced", "datasets", "sample")
 
 
@@ -114,7 +120,7 @@ class WizardState:
     def recommended(self, path: str) -> tuple[Any, str | None]:
         """(value the field would have without the user, reason: "" for a plain default, None where only the user can say)."""
         if path.startswith("sample.prompts"):
-            return "", None
+            return ("", None) if path.endswith((".prompt", ".ctrl_img")) else (field_of(path).default, "")
         if path == "job.kind" or path.endswith("].path"):
             return self.value(path), None
         value = get_value(self.recommended_job(), path)
@@ -191,12 +197,24 @@ class WizardState:
         return out
 
     def fields(self, panel: str) -> list[str]:
-        """Field paths of one panel's form, in the order of the job file; one set per dataset, one per prompt."""
+        """Field paths of one panel's form, in the order of the job file; one set per dataset, one per prompt, one per expert."""
         if panel == "datasets":
             return [f.path.replace("datasets.", f"datasets[{i}].") for i in range(len(self.draft.folders)) for f in FIELDS.values() if f.panel == panel]
         if panel == "sample.prompts":
-            return [f"sample.prompts[{i}].{name}" for i in range(len(self.draft.prompts)) for name in ("prompt", "ctrl_img")]
-        return [f.path for f in FIELDS.values() if f.panel == panel]
+            return [path for i in range(len(self.draft.prompts)) for path in self.prompt_fields(i)]
+        return [f.path for f in FIELDS.values() if f.panel in (panel, f"{panel}.high", f"{panel}.low")]
+
+    def prompt_fields(self, index: int) -> list[str]:
+        """Field paths of one prompt: its text and image, then what it may have of its own."""
+        return [f.path.replace("sample.prompts.", f"sample.prompts[{index}].") for f in FIELDS.values() if f.panel == "sample.prompts"]
+
+    def placeholder(self, path: str) -> str:
+        """What an empty input of the field stands for: the common value where there is one."""
+        field, parts = field_of(path), parse_path(path)
+        if field.default is not None:
+            return ""
+        common = COMMON.get(field.path) or (f"sample.{parts[-1]}" if parts[1] == "prompts" else "")
+        return f"left out: {value_text(self.value(common))}" if common else "left out"
 
     def changed(self, panel: str) -> int:
         """How many fields of a panel the user has set."""
