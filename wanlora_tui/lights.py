@@ -44,6 +44,8 @@ def trainer_light(record: JobRecord, view: RunView, beat: RunBeat | None, beat_a
         return Light("waiting", f"trainer {record.state}")
     if not beat.trainer_alive:
         return Light("bad" if record.state == "running" else "waiting", "trainer not running" if record.state == "running" else f"trainer {record.state}")
+    if view.phase.name == "paused":
+        return Light("waiting", "trainer paused: it goes on by itself")
     if view.phase.name != "training":
         return Light("good", f"trainer {view.phase.name}")
     limit = max(LEAST_PATIENCE, PATIENCE * view.seconds_per_step)

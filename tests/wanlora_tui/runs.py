@@ -19,6 +19,7 @@ class Tape:
     def __init__(self, name: str = "orbit_v1", steps: int = 300) -> None:
         self.events: list[Event] = []
         self.name, self.steps, self.now, self.attempt = name, steps, 1_790_000_000.0, 1
+        self.job: dict[str, Any] = {}
 
     def add(self, kind: EventKind, **data: Any) -> Event:
         self.now += 0.31
@@ -28,7 +29,7 @@ class Tape:
 
     def start(self, resumed_from: int = 0) -> None:
         self.add(
-            "started", name=self.name, job={}, plan="float8, 40 of 40 blocks streamed, peak 6.0 GiB", versions={}, device="NVIDIA H200", steps=self.steps,
+            "started", name=self.name, job=self.job, plan="float8, 40 of 40 blocks streamed, peak 6.0 GiB", versions={}, device="NVIDIA H200", steps=self.steps,
             resumed_from=resumed_from, vram_total_gib=140.0, ram_total_gib=512.0,
         )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """A trainer for tests: a real process that writes a run folder as the engine does, as fast or as slowly as it is told.
 
-The daemon starts it as `python trainer.py JOB --out DIR [--resume]`. The pace is in the job: `training.warmup_steps`
+The daemon starts it as `python trainer.py JOB --out DIR [--resume [--from STEP] [--accept-changes]]`. The pace is in the job: `training.warmup_steps`
 milliseconds per step (a field that means nothing here). A job called `broken...` fails at its third step.
 """
 
@@ -13,8 +13,14 @@ from pathlib import Path
 import msgspec
 
 from presets.events import Event
-from presets.jobfile import load_job
+from presets.jobfile import get_value, job_to_dict, load_job, parse_value, with_value
 from tests.wanlora_tui.runs import Tape
+
+
+def save(run: Path, step: int) -> None:
+    folder = run / f"checkpoints/step_{step:09d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").write_text('{"files": {"state.json": {"bytes": 150000000}}}')
 
 
 def main() -> int:
@@ -26,9 +32,9 @@ def main() -> int:
     file = run / "events.jsonl"
     old = [msgspec.json.decode(line, type=Event) for line in file.read_bytes().splitlines()] if resume and file.exists() else []
     tape = Tape(job.job.name, job.training.steps)
-    tape.now = time.time()
+    tape.now, tape.job = time.time(), job_to_dict(job)
     tape.events = old
-    begin = max((e.data["step"] for e in old if e.kind == "step"), default=0)
+    begin = int(sys.argv[sys.argv.index("--from") + 1]) if "--from" in sys.argv else max((e.data["step"] for e in old if e.kind == "step"), default=0)
     tape.attempt = (old[-1].attempt if old else 0) + 1
 
     with file.open("ab") as f:
@@ -40,7 +46,9 @@ def main() -> int:
 
         tape.start(begin)
         flush()
-        for step in range(begin + 1, job.training.steps + 1):
+        step = begin
+        while step < job.training.steps:
+            step += 1
             if job.job.name.startswith("broken") and step == 3:
                 tape.add("failed", cause="out of memory", next="Lower datasets.resolutions.")
                 flush()
@@ -50,18 +58,28 @@ def main() -> int:
             tape.step(step)
             flush()
             if step % 20 == 0:
-                (run / f"checkpoints/step_{step:09d}").mkdir(parents=True, exist_ok=True)
+                save(run, step)
                 tape.checkpoint(step)
                 tape.sample(step)
                 tape.write_posters(run)
                 flush(2)
-            for asked in control.glob("*.json"):
-                assert json.loads(asked.read_text())["command"] == "stop"
+            for asked in sorted(control.glob("*.json")):
+                order = json.loads(asked.read_text())
                 asked.unlink()
-                (run / f"checkpoints/step_{step:09d}").mkdir(parents=True, exist_ok=True)
-                tape.add("stopped", step=step, path=f"checkpoints/step_{step:09d}", why="asked to stop; go on with: wanlora resume")
+                if order["command"] == "set":
+                    before, job = get_value(job, order["field"]), with_value(job, order["field"], parse_value(order["field"], order["value"]))
+                    tape.add("changed", field=order["field"], old=before, new=get_value(job, order["field"]), step=step)
+                elif order["command"] == "sample":
+                    tape.sample(step)
+                    tape.write_posters(run)
+                else:
+                    save(run, step)
+                    tape.checkpoint(step)
                 flush()
-                return 75
+                if order["command"] == "stop":
+                    tape.add("stopped", step=step, path=f"checkpoints/step_{step:09d}", why="asked to stop; go on with: wanlora resume")
+                    flush()
+                    return 75
         tape.done()
         flush()
     return 0

@@ -39,4 +39,4 @@ def all_actions() -> list[Action]:
     return list(_registry.values())
 
 
-from wanlora_tui.actions import general, wizard  # noqa: E402, F401  (each registers its actions on import)
+from wanlora_tui.actions import general, live, wizard  # noqa: E402, F401  (each registers its actions on import)

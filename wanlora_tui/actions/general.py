@@ -15,7 +15,7 @@ register(
     Action(id="dashboard.stop", keys="s", action="screen.stop_run", label="Stop", help="Save a checkpoint and stop; the job can be resumed."),
     Action(id="dashboard.resume", keys="r", action="screen.resume_run", label="Resume", help="Queue a stopped or failed job again."),
     Action(id="dashboard.view", keys="v", action="screen.next_pane", label="View", help="Next view: loss, preview, log, files."),
-    Action(id="dashboard.preview", keys="p", action="screen.pane('preview')", label="Preview", help="The newest preview, and where its file lies."),
+    Action(id="dashboard.preview", keys="p", action="screen.pane('preview')", label="Preview", help="The newest preview, and where its file lies.", show=False),
     Action(id="dashboard.log", keys="l", action="screen.pane('log')", label="Log", help="What happened, line by line. End follows the newest line again.", show=False),
     Action(id="dashboard.files", keys="f", action="screen.pane('files')", label="Files", help="LoRA files, checkpoints, findings and the plan.", show=False),
     Action(id="dashboard.plot", keys="o", action="screen.pane('plot')", label="Loss", help="The loss of each expert.", show=False),

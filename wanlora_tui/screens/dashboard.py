@@ -13,7 +13,7 @@ from textual.widget import Widget
 from textual.widgets import Footer, Static
 
 from daemon.client import Client, DaemonError
-from daemon.protocol import ENDED_STATES, LIVE_STATES, RESUMABLE_STATES, RUNNING_STATES
+from daemon.protocol import ENDED_STATES, RESUMABLE_STATES, RUNNING_STATES
 from wanlora_tui.actions import bindings
 from wanlora_tui.lights import Light, daemon_light, trainer_light
 from wanlora_tui.runfeed import Run
@@ -37,7 +37,7 @@ PANES = ("plot", "preview", "log", "files")
 TRAINING = frozenset({"starting", "running"})  # its trainer takes orders
 POSSIBLE_IN = {
     "stop_run": RUNNING_STATES, "resume_run": RESUMABLE_STATES, "change_run": TRAINING, "save_now": TRAINING, "sample_now": TRAINING,
-    "go_back": (LIVE_STATES | ENDED_STATES) - {"queued"},
+    "go_back": ENDED_STATES,
 }  # fmt: skip
 LIGHT_STYLES = {"good": "$success", "waiting": "$warning", "bad": "bold $error", "off": "$text-muted"}
 
@@ -90,7 +90,7 @@ class DashboardScreen(Screen[None]):
                     yield MemoryBar(id="ram")
                 yield Poster(self._image, host=self._host, id="preview")
                 yield FilesList(id="files")
-        yield Footer()
+        yield Footer(show_command_palette=False, compact=True)  # in 80 columns every key counts; the help tells of the palette
 
     def on_mount(self) -> None:
         self.action_pane("plot")
@@ -168,7 +168,7 @@ class DashboardScreen(Screen[None]):
         state = self._run.record.state
         if state not in possible_in:
             return False
-        return None if self._client is None or (state == "stopping" and action != "go_back") else True
+        return None if self._client is None or state == "stopping" else True
 
     @work
     async def action_stop_run(self) -> None:
@@ -213,7 +213,7 @@ class DashboardScreen(Screen[None]):
         if not found:
             self.notify(f"{record.name} has no checkpoint yet.", severity="warning")
             return
-        step = await self.app.push_screen_wait(CheckpointsScreen(record.name, self.run_dir, found, running=record.state not in ENDED_STATES))
+        step = await self.app.push_screen_wait(CheckpointsScreen(record.name, self.run_dir, found))
         if step is None:
             return
         later = record.step - step

@@ -1,0 +1,59 @@
+"""The checkpoints that a run can go back to: when each was written, the losses there, its previews."""
+
+import time
+from pathlib import Path
+
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.screen import ModalScreen
+from textual.widgets import DataTable, Footer, Static
+
+from presets.rollback import StoredCheckpoint
+from wanlora_tui.actions import bindings
+from wanlora_tui.text import home_path, size
+
+COLUMNS = ("STEP", "WRITTEN", "HIGH LOSS", "LOW LOSS", "SIZE", "PREVIEWS")
+
+
+class CheckpointTable(DataTable[Text]):
+    BINDINGS = bindings("checkpoints.choose", "list.down", "list.up", "table.top", "table.bottom")
+
+
+class CheckpointsScreen(ModalScreen[int | None]):
+    """Dismisses with the step to go back to, or None."""
+
+    BINDINGS = bindings("dialog.cancel")
+
+    def __init__(self, name: str, run_dir: Path, found: list[StoredCheckpoint]) -> None:
+        super().__init__()
+        self._name, self._run_dir, self._found = name, run_dir, found[::-1]
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="checkpoints-box"):
+            yield Static(f"Go back to a checkpoint of {self._name}", id="checkpoints-title", markup=False)
+            yield CheckpointTable(cursor_type="row", cell_padding=1)
+            yield Static(id="checkpoints-detail", markup=False)
+            yield Footer()
+
+    def on_mount(self) -> None:
+        table = self.query_one(CheckpointTable)
+        table.add_columns(*COLUMNS)
+        for c in self._found:
+            losses = [f"{c.losses[e]:.4f}" if e in c.losses else "-" for e in ("high_noise", "low_noise")]
+            cells = [str(c.step), time.strftime("%m-%d %H:%M", time.localtime(c.time)), *losses, size(c.size), str(len(c.previews) or "-")]
+            table.add_row(*(Text(cell, no_wrap=True) for cell in cells))
+        table.focus()
+
+    @on(DataTable.RowHighlighted)
+    def _moved(self, event: DataTable.RowHighlighted) -> None:
+        c = self._found[event.cursor_row]
+        self.query_one("#checkpoints-detail", Static).update("\n".join(home_path(str(self._run_dir / p)) for p in [c.path, *c.previews[:2]]))
+
+    @on(DataTable.RowSelected)
+    def _chosen(self, event: DataTable.RowSelected) -> None:
+        self.dismiss(self._found[event.cursor_row].step)
+
+    def action_cancel(self) -> None:
+        self.dismiss(None)
