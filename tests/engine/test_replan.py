@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from engine import setup
+from engine import previews, setup
 from engine.pinned import HostMemoryRefused
 from engine.planning import Planning
 from engine.run import run_job
@@ -95,7 +95,7 @@ def test_a_preview_without_room_is_made_one_rung_down_or_left_out(tiny, tmp_path
 
 def test_a_preview_that_cannot_be_made_is_a_finding(tiny, tmp_path):
     job = write_job(tmp_path, tiny, steps=2, sample={"every": 0})
-    plain = setup.control_image
+    plain = previews.control_image
     seen: list[Path] = []
 
     def gone(path, *args):
@@ -105,7 +105,7 @@ def test_a_preview_that_cannot_be_made_is_a_finding(tiny, tmp_path):
         return plain(path, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setup, "control_image", gone)
+        patch.setattr(previews, "control_image", gone)
         assert run_job(job, None, resume=False, workers=0, device="cpu") == 0
     run = tmp_path / "runs" / "t"
     assert len(of_kind(run, "sample")) == 1 and len(of_kind(run, "step")) == 2
