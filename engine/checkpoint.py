@@ -38,6 +38,13 @@ class State:
     ema: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def nbytes(self) -> int:
+        """About what it takes on the disk."""
+        flat: dict[str, torch.Tensor] = {}
+        _split([self.lora, self.optimizer, self.ema], "", flat)
+        return sum(tensor.nbytes for tensor in flat.values())
+
 
 class DiskFull(UserError):
     """No room for a checkpoint; the ones already there are whole."""
@@ -177,6 +184,11 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
             return folder, refused
         refused.append(f"checkpoint {folder.name} is damaged and was passed over: {why}")
     return None, refused
+
+
+def digest(folder: Path) -> str:
+    """What `save` returned for a checkpoint."""
+    return _sha256(folder / "manifest.json")
 
 
 def of_step(run: Path, step: int) -> Path:

@@ -1,26 +1,70 @@
-"""What reaches a running trainer from outside: control files and signals. Both only set a wish; the loop honours it."""
+"""What reaches a running trainer from outside: control files and signals.
 
-import json
+A command is a file RUN/control/ID.json, written aside and renamed in: `{"id": ..., "command": "stop"|"save"|"sample"|"set",
+"field": "training.lr", "value": "5e-5"}` (`field` and `value` for set alone; value is TOML text as after `--set`).
+
+Stop is honoured between two micro-batches: the gradients of the unfinished step are dropped. The others are honoured between
+two optimizer steps, where the state is whole: a save holds every step that is done, a new value counts from the next step on.
+A file is deleted once its command is honoured or refused. What was written while no trainer ran is found by the next attempt
+and honoured at its first step; a launcher removes stops that were meant for an attempt which is gone.
+"""
+
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Literal, get_args
+
+import msgspec
+from msgspec import Struct
+
+from presets.errors import UserError
+from presets.findings import Finding
 
 CONTROL_DIR = "control"
+POLL_SECONDS = 0.1  # while the trainer waits for something else
+Verb = Literal["stop", "save", "sample", "set"]
+
+
+class Command(Struct, frozen=True, kw_only=True):
+    """One control file's content."""
+
+    id: str = ""
+    command: str
+    field: str = ""
+    value: str = ""
 
 
 class StopWished(Exception):
     """A stop is wished for, in the middle of something that leaves nothing behind."""
 
 
-class Control:
-    """Polled at each micro-step edge. Who launches an attempt empties the folder first. SIGTERM and SIGINT wish a stop with a save; a second one ends at once."""
+def parse_command(content: bytes) -> Command:
+    """Raises UserError for what is no command. The field and value of a set are looked at when it is honoured."""
+    try:
+        command = msgspec.json.decode(content, type=Command)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
+        raise UserError(f"not a command: {e}") from None
+    if command.command not in get_args(Verb):
+        raise UserError(f"the command {command.command!r} is not known", fix=f"Known are: {', '.join(get_args(Verb))}")
+    return command
 
-    def __init__(self, folder: Path, *, refuse: Callable[[str], None]) -> None:
-        self._refuse = refuse  # told of commands that nobody knows
+
+def refusal(what: str, error: UserError) -> Finding:
+    """The finding that answers a command which cannot be honoured."""
+    return Finding(code="command-refused", severity="warning", field=error.where or CONTROL_DIR, message=f"{what} was refused: {error.what}", fix=error.fix or "Look at the command")
+
+
+class Control:
+    """Polled at each micro-step edge. SIGTERM and SIGINT wish a stop with a save; a second one ends at once."""
+
+    def __init__(self, folder: Path, *, tell: Callable[[Finding], None]) -> None:
+        self._tell = tell  # told of files that are no command
         self.folder = folder / CONTROL_DIR
         self._signals = 0
+        self._waiting: dict[Path, Command] = {}  # read, and neither honoured nor refused yet
         self.why = ""  # a stop is wished for, and why
 
     def open(self) -> None:
@@ -44,15 +88,45 @@ class Control:
             raise StopWished(self.why)
 
     def stop_wished(self) -> bool:
-        """Read and delete the control files; true once a stop is wished for."""
-        for file in sorted(self.folder.glob("*.json")):
+        """Read the control files; true once a stop is wished for."""
+        for file in sorted(self.folder.glob("*.json"), key=_written):
+            if file in self._waiting:
+                continue
             try:
-                command = json.loads(file.read_text())["command"]
-            except (ValueError, KeyError, TypeError):
-                command = f"unreadable {file.name}"
-            file.unlink(missing_ok=True)
-            if command == "stop":
+                command = parse_command(file.read_bytes())
+            except UserError as e:
+                self._tell(refusal(file.name, e))
+                file.unlink(missing_ok=True)
+                continue
+            except FileNotFoundError:  # the launcher took it back
+                continue
+            if command.command == "stop":
                 self.why = "stop asked for"
+                file.unlink(missing_ok=True)
             else:
-                self._refuse(str(command))
+                self._waiting[file] = command
         return bool(self.why)
+
+    def waiting(self) -> list[tuple[Path, Command]]:
+        """The commands other than stop, oldest first. The caller reports each that it honoured or refused to `done`."""
+        self.stop_wished()
+        return list(self._waiting.items())
+
+    def done(self, file: Path) -> None:
+        """A command is honoured or refused: its file goes, so that no later attempt meets it again."""
+        file.unlink(missing_ok=True)
+        del self._waiting[file]
+
+    def sleep(self, seconds: float) -> None:
+        """Wait so long, or until a stop is wished for: then raises StopWished."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.honour()
+            time.sleep(POLL_SECONDS)
+
+
+def _written(file: Path) -> tuple[int, str]:
+    try:
+        return file.stat().st_mtime_ns, file.name
+    except FileNotFoundError:
+        return 0, file.name

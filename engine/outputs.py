@@ -7,8 +7,10 @@ import torch
 
 from engine import checkpoint, faults, lora
 from engine.base import Expert
+from engine.control import Control
+from engine.restore import meta_of
+from engine.room import when_there_is_room
 from engine.setup import Run
-from presets.jobfile import job_to_dict
 
 
 def weights(run: Run, expert: Expert) -> dict[str, torch.Tensor]:
@@ -21,27 +23,28 @@ def values(run: Run, expert: Expert) -> dict[str, torch.Tensor]:
     return {name: value.detach() for name, value in run.learners[expert].parameters.items()}
 
 
-def save_all(run: Run, step: int, *, rehearsal: bool = False) -> str:
-    """One checkpoint and the LoRA files of its step; then prune. Returns the checkpoint's path in the run folder.
-
-    A rehearsal writes a checkpoint as large as the later ones and takes it away again: it proves room and permission.
-    """
-    run.log.phase("saving", 0, 1, "rehearsal" if rehearsal else "checkpoint")
+def rehearse(run: Run) -> None:
+    """Write a checkpoint as large as the later ones and take it away again: it proves room and permission. Raises UserError."""
+    run.log.phase("saving", 0, 1, "rehearsal")
     moments: dict[str, dict[str, Any]] = {
         e: {name: {k: torch.zeros_like(v) for k, v in values(run, e).items()} for name in ("exp_avg", "exp_avg_sq")} for e in run.learners
     }  # before step 1 Adam has none
-    state = checkpoint.State(
-        step=step,
-        lora={e: values(run, e) for e in run.learners},
-        optimizer=moments if rehearsal else {e: learner.optimizer.state_dict() for e, learner in run.learners.items()},
-        ema={e: learner.ema.average for e, learner in run.learners.items() if learner.ema},
-        meta={"job": job_to_dict(run.job), "base": run.base.identity, "versions": run.versions, "run": run.log.run, "attempt": run.log.attempt},
-    )
-    folder, digest = checkpoint.save(run.folder, state, rehearsal=rehearsal)
-    if rehearsal:
-        return ""
+    checkpoint.save(run.folder, _state(run, 0, moments), rehearsal=True)
+
+
+def save_all(run: Run, step: int, control: Control) -> str:
+    """One checkpoint and the LoRA files of its step; then prune. Returns the checkpoint's path in the run folder. Saves a step only once.
+
+    Waits while the disk is full; raises StopWished when a stop comes meanwhile.
+    """
+    if path := run.log.history.checkpoints.get(step):
+        run.log.emit("log", level="info", text=f"step {step} is saved already: {path}")
+        return path
+    run.log.phase("saving", 0, 1, "checkpoint")
+    state = _state(run, step, {e: learner.optimizer.state_dict() for e, learner in run.learners.items()})
+    folder, digest = when_there_is_room(run.log, control, run.folder, f"the checkpoint of step {step}", state.nbytes, lambda: checkpoint.save(run.folder, state))
     for expert in run.learners:
-        _write_lora(run, expert, lora_file(run, expert, step), step)
+        write_lora(run, expert, lora_file(run, expert, step), step, control)
     faults.at("prune", step)
     for old in checkpoint.prune(run.folder, run.job.save.keep):
         for expert in run.learners:
@@ -52,20 +55,30 @@ def save_all(run: Run, step: int, *, rehearsal: bool = False) -> str:
     return path
 
 
-def complete_loras(run: Run) -> None:
-    """Write the LoRA files of the checkpoint a run resumed from, if a kill came between the two."""
+def _state(run: Run, step: int, optimizer: dict[str, dict[str, Any]]) -> checkpoint.State:
+    return checkpoint.State(
+        step=step, lora={e: values(run, e) for e in run.learners}, optimizer=optimizer,
+        ema={e: learner.ema.average for e, learner in run.learners.items() if learner.ema}, meta=meta_of(run, step),
+    )  # fmt: skip
+
+
+def complete(run: Run, control: Control) -> None:
+    """Do what a kill has cut off behind the checkpoint that the run resumed from: its LoRA files, its event."""
     for expert in run.learners:
         if not (file := lora_file(run, expert, run.start)).exists():
-            _write_lora(run, expert, file, run.start)
+            write_lora(run, expert, file, run.start, control)
+    folder = run.begin.checkpoint
+    if folder is not None and run.start not in run.log.history.checkpoints:
+        run.log.emit("checkpoint", step=run.start, path=str(folder.relative_to(run.folder)), sha256=checkpoint.digest(folder))
 
 
-def save_final(run: Run, step: int) -> list[str]:
+def save_final(run: Run, step: int, control: Control) -> list[str]:
     """`NAME_high_noise.safetensors` and `NAME_low_noise.safetensors`; returns their names."""
     names = []
     faults.at("final.begin", step)
     for expert in run.learners:
         file = lora_file(run, expert, None)
-        _write_lora(run, expert, file, step)
+        write_lora(run, expert, file, step, control)
         names.append(file.name)
     return names
 
@@ -75,13 +88,18 @@ def lora_file(run: Run, expert: Expert, step: int | None) -> Path:
     return run.folder / f"{run.job.job.name}{number}_{expert}.safetensors"
 
 
-def _write_lora(run: Run, expert: Expert, file: Path, step: int) -> None:
+def write_lora(run: Run, expert: Expert, file: Path, step: int, control: Control) -> None:
     aside = file.with_name(f".{file.name}.tmp")
-    try:
-        lora.save_lora(aside, weights(run, expert), job=run.job, base=run.base, expert=expert, step=step)
-        aside.chmod(0o644)  # safetensors makes files that only their owner can read
-        faults.at("lora-file.before-rename", step)
-        aside.rename(file)
-    except Exception as e:
-        aside.unlink(missing_ok=True)
-        raise checkpoint.refusal_of(e, file.parent) from e
+
+    def write() -> None:
+        try:
+            lora.save_lora(aside, weights(run, expert), job=run.job, base=run.base, expert=expert, step=step)
+            aside.chmod(0o644)  # safetensors makes files that only their owner can read
+            faults.at("lora-file.before-rename", step)
+            aside.rename(file)
+        except Exception as e:
+            aside.unlink(missing_ok=True)
+            raise checkpoint.refusal_of(e, file.parent) from e
+
+    need = sum(value.nbytes for value in weights(run, expert).values())
+    when_there_is_room(run.log, control, run.folder, file.name, need, write)

@@ -1,19 +1,54 @@
 """What a run says about itself: the plan in words, the card, memory in use, and steps that went wrong."""
 
+from typing import Any
+
 import psutil
 import torch
 
+from engine.resume import JOB_FILE
 from engine.setup import Run
 from presets.errors import UserError
+from presets.findings import Finding
+from presets.jobfile import job_to_dict, save_job
 
 NON_FINITE_LIMIT = 3  # in a row, then the run stops
 
 
-def report_non_finite(run: Run, step: int, clips: list[str], timesteps: list[float], in_a_row: int) -> None:
-    text = f"step {step + 1}: the loss or gradient is not finite; the step was skipped (clips {', '.join(clips)}, timesteps {', '.join(f'{t:.0f}' for t in timesteps)})"
-    run.log.emit("finding", code="non-finite", severity="warning", field="training.lr", message=text, fix="Lower training.lr if it comes again; look at the clips named")
-    if in_a_row >= NON_FINITE_LIMIT:
-        raise UserError(f"{in_a_row} steps in a row were not finite", where=f"step {step + 1}", fix="The last checkpoint is good: lower training.lr and resume")
+def announce(run: Run, unlike: list[str]) -> None:
+    """The attempt begins: what it runs with, what has changed since the checkpoint, and what is no longer as it was."""
+    job, log = run.job, run.log
+    log.emit(
+        "started", name=job.job.name, job=job_to_dict(job), plan=plan_text(run), versions=run.versions, device=device_name(run.device), steps=job.training.steps,
+        resumed_from=run.start, vram_total_gib=vram_total_gib(run.device), ram_total_gib=round(psutil.virtual_memory().total / 2**30, 3),
+    )  # fmt: skip
+    for s in run.begin.settings:
+        log.emit("changed", field=s.field, old=s.old, new=s.new, step=s.step)
+    for text in unlike:
+        log.finding(Finding(code="not-comparable", severity="warning", field="job", message=text, fix="Nothing needs doing; a run to compare with others is begun anew"))
+    if run.begin.keep:  # only now: until the changes are told, the next resume has to see them
+        save_job(run.begin.keep, run.folder / JOB_FILE, fresh=True)
+    for event in log.history.events:
+        if event.kind == "step":
+            for watcher in run.watchers:
+                watcher.feed(event)  # what it found is told already
+    log.history.forget()
+
+
+def report_step(run: Run, **data: Any) -> None:
+    """One good step, and what the watchers of the events think of it."""
+    event = run.log.emit("step", **data)
+    for watcher in run.watchers:
+        for finding in watcher.feed(event):
+            run.log.finding(finding, step=data["step"])
+
+
+def report_non_finite(run: Run, step: int, clips: list[str], timesteps: list[float]) -> None:
+    """Step `step` (from 1) was skipped. Raises UserError when it was one too many in a row."""
+    history = run.log.history
+    text = f"step {step}: the loss or gradient is not finite; the step was skipped, number {len(history.skipped) + 1} in this run (clips {', '.join(clips)}, timesteps {', '.join(f'{t:.0f}' for t in timesteps)})"
+    run.log.finding(Finding(code="non-finite", severity="warning", field="training.lr", message=text, fix="Lower training.lr if it comes again; look at the clips named"), step=step)
+    if (in_a_row := history.bad_in_a_row(step)) >= NON_FINITE_LIMIT:
+        raise UserError(f"{in_a_row} steps in a row were not finite", where=f"step {step}", fix="The last checkpoint is good: lower training.lr and resume")
 
 
 def plan_text(run: Run) -> str:

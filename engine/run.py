@@ -9,23 +9,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from engine.console import Console
 from engine.control import Control, StopWished
 from engine.eventlog import EventLog
-from presets.check import Facts, check, gather, read_run_folder
+from engine.resume import JOB_FILE, Begin, find_begin
+from presets.check import Facts, check, gather
 from presets.errors import UserError
 from presets.findings import Finding
-from presets.job import Job
 from presets.jobfile import absolute_paths, load_job, save_job
 from presets.plan import KNOBS
 from presets.text import sentences
 
 DONE, FAILED, USAGE, RESUMABLE = 0, 1, 2, 75  # 75 is EX_TEMPFAIL: saved, start me again
-LOCK_FILE, JOB_FILE = ".lock", "job.toml"
+LOCK_FILE = ".lock"
 
 
-def run_job(job_path: Path, out: Path | None, *, resume: bool, workers: int | None = None, device: str | None = None, vram_gib: float | None = None) -> int:
-    """Train the job at `job_path` into OUT/NAME and return the exit code. `vram_gib` caps the card's memory. User errors are printed and logged, never raised."""
+def run_job(
+    job_path: Path, out: Path | None, *, resume: bool, from_step: int | None = None, accept_changes: bool = False, workers: int | None = None,
+    device: str | None = None, vram_gib: float | None = None,
+) -> int:  # fmt: skip
+    """Train the job at `job_path` into OUT/NAME and return the exit code. User errors are printed and logged, never raised.
+
+    `resume` goes on from the newest checkpoint, or back to that of `from_step`; with `accept_changes` also when the run is no longer
+    the one that was begun. `vram_gib` caps the card's memory.
+    """
     try:
         job = load_job(job_path)
         base_dir = job_path.resolve().parent
@@ -34,7 +43,10 @@ def run_job(job_path: Path, out: Path | None, *, resume: bool, workers: int | No
             raise UserError("this version trains a job on one GPU", where="job.gpus", fix="Set job.gpus to one GPU")
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
-            return _train_in(folder, job, base_dir, resume=resume, workers=workers, device=device, vram_gib=vram_gib)
+            if not resume and ((folder / JOB_FILE).exists() or checkpoint_folders(folder)):
+                raise UserError("this folder already holds a run", where=str(folder), fix="Continue it with --resume, or give the job another name")
+            begin = find_begin(folder, job, base_dir, from_step=from_step, accept=accept_changes) if resume else Begin(job=job)
+            return _train_in(folder, begin, base_dir, workers=workers, device=device, vram_gib=vram_gib)
     except UserError as e:
         print(f"wanlora: {e}", file=sys.stderr)
         return FAILED
@@ -43,17 +55,13 @@ def run_job(job_path: Path, out: Path | None, *, resume: bool, workers: int | No
         return FAILED
 
 
-def _train_in(folder: Path, job: Job, base_dir: Path, *, resume: bool, workers: int | None, device: str | None, vram_gib: float | None) -> int:
-    if not resume and ((folder / JOB_FILE).exists() or checkpoint_folders(folder)):
-        raise UserError("this folder already holds a run", where=str(folder), fix="Continue it with --resume, or give the job another name")
-    if resume and (other := read_run_folder(job, base_dir, folder.parent).differences):
-        raise UserError(f"the run that lies here was begun with another job ({'; '.join(other[:3])})", where=str(folder), fix="Set it back, or give the job another name")
+def _train_in(folder: Path, begin: Begin, base_dir: Path, *, workers: int | None, device: str | None, vram_gib: float | None) -> int:
     with Console() as console:
         log = EventLog(folder, listener=console.show)
         try:
             if log.damaged:
                 log.emit("log", level="warning", text=f"{log.damaged} lines of {log.path.name} are damaged and were passed over; is the disk failing?")
-            return _attempt(folder, job, base_dir, log, resume=resume, workers=workers, device=device, vram_gib=vram_gib)
+            return _attempt(folder, begin, base_dir, log, workers=workers, device=device, vram_gib=vram_gib)
         except UserError as e:
             log.emit("failed", cause=sentences(f"{e.where}: {e.what}" if e.where else e.what), next=sentences(e.fix))
         except Exception as e:
@@ -62,21 +70,26 @@ def _train_in(folder: Path, job: Job, base_dir: Path, *, resume: bool, workers: 
             kept = ". The last checkpoint can be resumed" if checkpoint_folders(folder) else ""
             log.emit("failed", cause=f"{type(e).__name__}: {e}", next=f"This is a bug in wanlora; the log holds the details{kept}")
         finally:
+            if not log.flush():
+                print(f"wanlora: the disk is full: the last {log.waiting} events could not be written to {log.path}", file=sys.stderr)
             log.close()
     return FAILED
 
 
-def _attempt(folder: Path, job: Job, base_dir: Path, log: EventLog, *, resume: bool, workers: int | None, device: str | None, vram_gib: float | None) -> int:
+def _attempt(folder: Path, begin: Begin, base_dir: Path, log: EventLog, *, workers: int | None, device: str | None, vram_gib: float | None) -> int:
     control = Control(folder, tell=log.finding)
     control.listen()
     log.phase("loading", 0, 1, "checking the job")
+    job = begin.job
     facts = gather(job, base_dir, out=folder.parent)
+    if begin.resumed and facts.run is not None:  # how the job differs from the one that lies there has been asked about
+        facts.run = msgspec.structs.replace(facts.run, differences=[])
     findings = check(job, facts)
     for finding in findings:
         log.finding(finding)
     if errors := [f for f in findings if f.severity == "error"]:
         raise UserError(_summary(errors), fix="Mend them in the job file, then start again")
-    if not resume or not (folder / JOB_FILE).exists():
+    if not (folder / JOB_FILE).exists():
         save_job(absolute_paths(job, base_dir), folder / JOB_FILE)
 
     import torch  # only now: a job that is refused is refused in a second
@@ -95,7 +108,7 @@ def _attempt(folder: Path, job: Job, base_dir: Path, log: EventLog, *, resume: b
     control.open()
     try:
         control.honour()
-        return _run(job, facts, folder, log, control, device=torch_device, workers=workers, resume=resume, vram=vram)
+        return _run(begin, facts, folder, log, control, device=torch_device, workers=workers, vram=vram)
     except StopWished as e:
         log.emit("stopped", step=0, path="", why=f"{e}; stopped while loading, nothing was lost")
         return RESUMABLE
@@ -103,13 +116,11 @@ def _attempt(folder: Path, job: Job, base_dir: Path, log: EventLog, *, resume: b
         raise UserError(f"the GPU ran out of memory outside a training step: {str(e).splitlines()[0]}", where="job.gpus", fix=KNOBS) from e
 
 
-def _run(
-    job: Job, facts: Facts, folder: Path, log: EventLog, control: Control, *, device: Any, workers: int | None, resume: bool, vram: int | None
-) -> int:
+def _run(begin: Begin, facts: Facts, folder: Path, log: EventLog, control: Control, *, device: Any, workers: int | None, vram: int | None) -> int:
     from engine.setup import prepare
     from engine.trainer import train
 
-    run = prepare(job, facts, folder, log, device=device, workers=default_workers() if workers is None else workers, resume=resume, control=control, vram=vram)
+    run = prepare(begin.job, facts, folder, log, device=device, workers=default_workers() if workers is None else workers, begin=begin, control=control, vram=vram)
     with run.loader:
         outcome = train(run, control)
     return DONE if outcome.done else RESUMABLE

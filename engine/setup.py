@@ -5,10 +5,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import torch
 from diffusers import AutoencoderKLWan
 
-from engine import attention, checkpoint, faults, lora
+from engine import attention, lora
 from engine.accelerator import Accelerator, load_accelerators
 from engine.ara_file import find_ara, load_ara
 from engine.ara_grid import Grid
@@ -39,14 +40,16 @@ from presets.facts import Facts
 from presets.findings import Finding
 from presets.history import Setting
 from presets.job import Job
+from presets.model import read_model
 from presets.plan import KNOBS, Plan
 from presets.planner.rungs import Scarce
+from presets.spikes import SpikeWatch
 
 WHERE: dict[Scarce, str] = {"vram": "run", "step": "training step", "vae": "VAE", "preview": "preview", "ram": "host's memory"}
 
 
 class Watcher(Protocol):
-    """Looks at a run's events in their order, on resume those of earlier attempts first, and says what it finds. The same events, the same findings."""
+    """Looks at a run's `step` events in their order, on resume those of earlier attempts first, and says what it finds. The same events, the same findings."""
 
     def feed(self, event: Event) -> list[Finding]: ...
 
@@ -82,7 +85,7 @@ class Run:
     begin: Begin
     latents: LatentCache | None = None  # of images, when a dataset wants it
     ahead: list[Setting] = field(default_factory=list)  # set in an earlier attempt at steps that are to come again
-    watchers: list[Watcher] = field(default_factory=list)  # of the events; what they find is told
+    watchers: list[Watcher] = field(default_factory=lambda: [SpikeWatch()])  # of the steps; what they find is told
     start: int = 0  # optimizer steps already done
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -126,7 +129,9 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # bf16 products crawl on a CPU
     log.phase("loading", 0, 1, "base model")
-    base = find_base(job, facts.base)
+    base = find_base(job, facts.base, progress=lambda done, total, text: progress("loading", done, total, text))
+    if facts.model is None or not facts.model.local:  # it has just come from the Hub
+        facts = msgspec.structs.replace(facts, model=read_model(str(base.path), facts.base))
     accelerators, notes = load_accelerators(job, facts.base, base, dtype)
     for note in notes:
         log.emit("log", level="info", text=note)

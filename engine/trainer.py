@@ -1,35 +1,28 @@
 """The training loop, top to bottom: clips -> latents + conditioning -> noise, sigma, expert -> loss -> gradient -> step.
 
-B batch, C channels, F h w latent shape, T pixel frames, S text tokens, D text width.
+Between two optimizer steps the state is whole: there it is saved, shown in previews and changed by commands.
 """
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-import psutil
-import torch
-
 from engine import faults
-from engine.base import Expert
 from engine.clock import Stopwatch
-from engine.control import Control
-from engine.latentcache import latents_of
-from engine.microbatch import draws, terms
-from engine.objective import noised
+from engine.control import Control, StopWished
+from engine.gradients import gradients, with_memory
+from engine.live import honour
 from engine.optim import clip_gradients, lr_at, set_lr
-from engine.outputs import complete_loras, save_all, save_final
-from engine.pinned import HostMemoryRefused
+from engine.outputs import complete, rehearse, save_all, save_final
 from engine.previews import make_previews, previews_made
-from engine.report import device_name, plan_text, ram_gib, report_non_finite, vram_gib, vram_total_gib
-from engine.setup import Learner, Run
+from engine.report import announce, ram_gib, report_non_finite, report_step, vram_gib
+from engine.restore import restore
+from engine.resume import clear_the_way
+from engine.room import until_events_are_written
+from engine.setup import Run
 from engine.stages import expert_at
-from engine.timesteps import NUM_TRAIN_TIMESTEPS
 from presets.job import Job
-from presets.jobfile import job_to_dict
-from presets.planner.rungs import Scarce
 
 
 @dataclass(frozen=True)
@@ -42,135 +35,107 @@ class Outcome:
 
 
 def train(run: Run, control: Control) -> Outcome:
-    """Run the loop from `run.start`. Raises UserError; the newest checkpoint is whole whatever happens."""
-    job, log = run.job, run.log
+    """Run the loop from where the attempt begins. Raises UserError; the newest checkpoint is whole whatever happens."""
     began = time.perf_counter()
-    bad_steps = 0
-    log.emit(
-        "started", name=job.job.name, job=job_to_dict(job), plan=plan_text(run), versions=run.versions, device=device_name(run.device),
-        steps=job.training.steps, resumed_from=run.start, vram_total_gib=vram_total_gib(run.device), ram_total_gib=round(psutil.virtual_memory().total / 2**30, 3),
-    )  # fmt: skip
-    run.loader.prefetch(run.start * job.training.gradient_accumulation)  # decodes while the first previews are made
-    if run.start == 0:
-        save_all(run, 0, rehearsal=True)  # a full disk or a read-only folder shows itself now, not after hours
-    else:
-        complete_loras(run)
-    if wants_previews(job, run.start) and not previews_made(run, run.start):
-        make_previews(run, run.start, control, missing=True)
-
-    for step in range(run.start, job.training.steps):
-        expert = expert_at(job, step)
-        learner = run.learners[expert]
-        set_lr(learner.optimizer, lr_at(job, expert, step))
-        watch = Stopwatch(run.device)
-        passed = with_room(run, learner, watch, partial(gradients, run, step, expert, watch, control))
-        if passed is None:
-            return stop(run, learner, step, control)
-        with watch.part("optimizer"):
-            norm = float(clip_gradients(list(learner.parameters.values()), job.training.max_grad_norm))
-            losses = {name: float(value) for name, value in passed.losses.items()}
-            loss = sum(losses.values())
-            loss = faults.poison("loss", step + 1, loss)
-            finite = math.isfinite(norm) and math.isfinite(loss)
-            if finite:  # a non-finite step never reaches the weights
-                faults.at("optimizer.before-step", step + 1)
-                learner.optimizer.step()
-                faults.at("optimizer.after-step", step + 1)
-                if learner.ema:
-                    learner.ema.update(learner.parameters)
-                faults.at("ema", step + 1)
-            learner.optimizer.zero_grad(set_to_none=True)
-        bad_steps = 0 if finite else bad_steps + 1
-        if finite:
-            log.emit(
-                "step", step=step + 1, expert=expert, loss=loss, parts=losses, lr=lr_at(job, expert, step), grad_norm=norm,
-                timestep=sum(passed.timesteps) / len(passed.timesteps), seconds=watch.seconds(), vram_gib=vram_gib(run.device), ram_gib=ram_gib(), clips=passed.clips,
-            )  # fmt: skip
+    unlike = restore(run)
+    clear_the_way(run.begin, run.folder, run.log)
+    announce(run, unlike)
+    step = run.start
+    try:
+        run.loader.prefetch(step * run.job.training.gradient_accumulation)  # decodes while the first previews are made
+        if step == 0:
+            rehearse(run)  # a full disk or a read-only folder shows itself now, not after hours
         else:
-            report_non_finite(run, step, passed.clips, passed.timesteps, bad_steps)
-
-        done = step + 1
-        last = done == job.training.steps
-        if last or done % job.save.every == 0:
-            save_all(run, done)
-        if wants_previews(job, done):
-            make_previews(run, done, control)
-
-    last_step = max(run.start, job.training.steps)  # steps may have been lowered below what was done
-    files = save_final(run, last_step)
-    faults.at("done.before-event", last_step)
-    log.emit("done", step=last_step, files=files, seconds=round(time.perf_counter() - began, 3))
-    return Outcome(last_step, done=True)
-
-
-@dataclass
-class Passed:
-    """What the micro-batches of one step have come to; the gradients are in the LoRA's parameters."""
-
-    losses: dict[str, torch.Tensor]  # by term
-    timesteps: list[float]
-    clips: list[str]
+            complete(run, control)
+        if previews_due(run.job, step) and not previews_made(run, step):
+            make_previews(run, step, control, missing=True)
+        while True:
+            until_events_are_written(run.log, control)
+            honour(run, step, control)
+            if step >= run.job.training.steps:  # they may have been cut below what is done
+                return finish(run, step, control, began)
+            if not optimizer_step(run, step, control):
+                return stop(run, step, control)
+            step += 1
+            if step % run.job.save.every == 0:
+                save_all(run, step, control)
+            if previews_due(run.job, step) and step < run.job.training.steps:
+                make_previews(run, step, control)
+    except StopWished:
+        return stop_unsaved(run, step, control)
 
 
-def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch, control: Control) -> Passed | None:
-    """All micro-batches of an optimizer step, forward and backward. None when a stop is wished for between two of them."""
-    accumulation = run.job.training.gradient_accumulation
-    micro_batches = range(step * accumulation, (step + 1) * accumulation)
-    clips_in_step = sum(len(run.order.batch(index)) for index in micro_batches)
-    executor = run.experts.executors[expert]
-    passed = Passed({}, [], [])
-    for index in micro_batches:
-        if control.stop_wished():
-            return None
-        with watch.part("data"):
-            faults.at("data.decode", step + 1)
-            batch = run.loader.batch(index)
-        with watch.part("vae"):
-            faults.at("vae.encode", step + 1)
-            x0_BCFhw, conditioning_BCFhw = latents_of(run.encoder, batch, run.latents, device=run.device)
-        faults.at("noise", step + 1)
-        noise_BCFhw, sigma_B = draws(run, expert, batch, x0_BCFhw)
-        x_t, target = noised(x0_BCFhw, noise_BCFhw, sigma_B)
-        target = faults.poison("target", step + 1, target)
-        x_BCFhw = torch.cat([x_t, conditioning_BCFhw], dim=1)
-        timestep_B = sigma_B * NUM_TRAIN_TIMESTEPS
-        with watch.part("transformer"):
-            faults.at("forward", step + 1)
-            for term in terms(run, executor, batch, x_BCFhw, timestep_B, target, share=len(batch.ids) / clips_in_step):
-                loss = executor.forward_backward(x_BCFhw, timestep_B, term.text_BSD, term.loss, strength=batch.weights[0])
-                passed.losses[term.name] = passed.losses.get(term.name, 0) + loss
-            faults.at("backward", step + 1)
-        passed.timesteps += timestep_B.tolist()
-        passed.clips += batch.ids
-    return passed
+def optimizer_step(run: Run, step: int, control: Control) -> bool:
+    """Optimizer step `step` (from 0) of the expert whose turn it is. False when a stop came first: then nothing has changed."""
+    job = run.job
+    expert = expert_at(job, step)
+    learner = run.learners[expert]
+    set_lr(learner.optimizer, lr_at(job, expert, step))
+    watch = Stopwatch(run.device)
+    passed = with_memory(run, learner, watch, partial(gradients, run, step, expert, watch, control))
+    if passed is None:
+        learner.optimizer.zero_grad(set_to_none=True)
+        return False
+    with watch.part("optimizer"):
+        norm = float(clip_gradients(list(learner.parameters.values()), job.training.max_grad_norm))
+        losses = {name: float(value) for name, value in passed.losses.items()}
+        loss = sum(losses.values())
+        loss = faults.poison("loss", step + 1, loss)
+        finite = math.isfinite(norm) and math.isfinite(loss)
+        if finite:  # a non-finite step never reaches the weights
+            faults.at("optimizer.before-step", step + 1)
+            learner.optimizer.step()
+            faults.at("optimizer.after-step", step + 1)
+            if learner.ema:
+                learner.ema.update(learner.parameters)
+            faults.at("ema", step + 1)
+        learner.optimizer.zero_grad(set_to_none=True)
+    if finite:
+        report_step(
+            run, step=step + 1, expert=expert, loss=loss, parts=losses, lr=lr_at(job, expert, step), grad_norm=norm, timestep=sum(passed.timesteps) / len(passed.timesteps),
+            seconds=watch.seconds(), vram_gib=vram_gib(run.device), ram_gib=ram_gib(), clips=passed.clips,
+        )  # fmt: skip
+    else:
+        report_non_finite(run, step + 1, passed.clips, passed.timesteps)
+    return True
 
 
-def with_room(run: Run, learner: Learner, watch: Stopwatch, attempt: Callable[[], Passed | None]) -> Passed | None:
-    """The attempt's result; when memory runs out, the same step again, one rung down. Noise is keyed, so it is the same step."""
-    while True:
-        try:
-            return attempt()
-        except torch.OutOfMemoryError:
-            scarce: Scarce = "vae" if watch.current == "vae" else "step"
-        except HostMemoryRefused:
-            scarce = "ram"
-        learner.optimizer.zero_grad(set_to_none=True)  # what the failed attempt added
-        run.replan(scarce)
-
-
-def wants_previews(job: Job, step: int) -> bool:
-    """Whether previews are due after `step` steps: at the start (sample.first), every so often, and at the end."""
+def previews_due(job: Job, step: int) -> bool:
+    """Whether previews are due after `step` steps: at the start (sample.first) and every so often. `finish` makes those of the end."""
     if not job.sample.prompts:
         return False
+    return job.sample.first if step == 0 else job.sample.every > 0 and step % job.sample.every == 0
+
+
+def finish(run: Run, step: int, control: Control, began: float) -> Outcome:
+    """All steps are done: the last checkpoint, the last previews, the final LoRA files."""
+    if step not in run.log.history.checkpoints:
+        save_all(run, step, control)
+    if run.job.sample.prompts and not previews_made(run, step):
+        make_previews(run, step, control, missing=True)
+        if control.stop_wished() and not previews_made(run, step):
+            return stop(run, step, control)
+    files = save_final(run, step, control)
+    faults.at("done.before-event", step)
+    run.log.emit("done", step=step, files=files, seconds=round(time.perf_counter() - began, 3))
+    return Outcome(step, done=True)
+
+
+def stop(run: Run, step: int, control: Control) -> Outcome:
+    """Honour a stop: `step` steps are done and saved, with whatever was set before the stop."""
+    honour(run, step, control)
+    path, why = "", control.why
     if step == 0:
-        return job.sample.first
-    return step == job.training.steps or (job.sample.every > 0 and step % job.sample.every == 0)
+        why += "; no step was done yet, so there was nothing to save"
+    else:
+        path = run.log.history.checkpoints.get(step) or save_all(run, step, control)
+    run.log.emit("stopped", step=step, path=path, why=why)
+    return Outcome(step, done=False, why=control.why)
 
 
-def stop(run: Run, learner: Learner, step: int, control: Control) -> Outcome:
-    """Honour a stop between micro-batches: partial gradients are dropped, `step` steps are done and saved."""
-    learner.optimizer.zero_grad(set_to_none=True)
-    path = save_all(run, step) if step > 0 else ""
-    why = control.why if step > 0 else f"{control.why}; no step was done yet, so there was nothing to save"
+def stop_unsaved(run: Run, step: int, control: Control) -> Outcome:
+    """Honour a stop while the disk is full: the run ends with the checkpoint it has."""
+    kept, path = max(run.log.history.checkpoints.items(), default=(0, ""))
+    why = f"{control.why} while the disk was full" + (f": what came after step {kept} could not be saved and is trained again" if kept < step else "")
     run.log.emit("stopped", step=step, path=path, why=why)
     return Outcome(step, done=False, why=control.why)

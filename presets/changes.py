@@ -11,9 +11,13 @@ from presets.job import Job
 from presets.jobfile import job_to_dict, parse_value
 
 # Fields and panels that may change between the attempts of one run; with anything else changed it is no longer the run that was begun.
-FREE_TO_CHANGE = ("job.gpus", "save", "sample", "training.steps", "training.lr", "multistage.high.lr", "multistage.low.lr")
+FREE_TO_CHANGE = ("job.gpus", "model.low_vram", "model.layer_offloading", "training.cache_text_embeddings", "save", "sample", "training.steps", "training.lr", "multistage.high.lr", "multistage.low.lr")
 # What may be set while the job trains, from the next micro-batch on.
 LIVE_FIELDS = ("training.lr", "multistage.high.lr", "multistage.low.lr", "training.steps", "save.every", "save.keep", "sample.every")
+# With these changed, the state of a checkpoint does not fit any more.
+IMPOSSIBLE_TO_CHANGE = (
+    "target.type", "target.rank", "multistage.high.rank", "multistage.low.rank", "multistage.high_noise", "multistage.low_noise", "training.optimizer",
+)  # fmt: skip
 LEFT_OUT = "left out"
 
 
@@ -24,6 +28,7 @@ class Change(Struct, frozen=True, kw_only=True):
     old: str  # as it stands in a job file, or "left out"
     new: str
     breaks: bool  # the run would not go on exactly as it was begun
+    impossible: bool = False  # it could not go on at all: what was learnt does not fit the new value
 
     @property
     def text(self) -> str:
@@ -34,7 +39,7 @@ def changes(old: Job, new: Job) -> list[Change]:
     """Every field in which two jobs differ, by its path. Relative paths count as they are written: make both absolute first."""
     was, now = _flat(old), _flat(new)
     return [
-        Change(field=field, old=was.get(field, LEFT_OUT), new=now.get(field, LEFT_OUT), breaks=not is_free(field))
+        Change(field=field, old=was.get(field, LEFT_OUT), new=now.get(field, LEFT_OUT), breaks=not is_free(field), impossible=field in IMPOSSIBLE_TO_CHANGE)
         for field in sorted(was.keys() | now.keys()) if was.get(field) != now.get(field)
     ]  # fmt: skip
 

@@ -163,7 +163,7 @@ def test_more_steps_may_be_asked_for_on_resume(tiny, tmp_path):
     assert run_job(job, None, resume=False, workers=0, device="cpu") == 0
     assert run_job(edited(job, training__steps=4), None, resume=True, workers=0, device="cpu") == 0
     assert sorted(step_losses(tmp_path / "runs/t")) == [1, 2, 3, 4]
-    assert {"field": "training.steps", "old": 2, "new": 4} in of_kind(tmp_path / "runs/t", "changed")
+    assert of_kind(tmp_path / "runs/t", "changed") == [{"field": "training.steps", "old": 2, "new": 4, "step": 2}]
 
 
 @pytest.mark.parametrize("field", ["dop", "ema", "differential_guidance", "unload_text_encoder"])
@@ -255,7 +255,7 @@ def test_an_unknown_command_is_said_and_passed_over(tiny, tmp_path):
         (run / "control" / f"{name}.tmp").rename(run / "control" / f"{name}.json")
     process.communicate(timeout=60)
     assert process.returncode == 75
-    assert any("'dance' is not known" in d["text"] for d in of_kind(run, "log"))
+    assert any(d["code"] == "command-refused" and "'dance' is not known" in d["message"] for d in of_kind(run, "finding"))
 
 
 def test_a_stop_in_the_middle_of_a_preview_ends_it(tiny, tmp_path):

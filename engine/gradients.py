@@ -1,0 +1,76 @@
+"""The gradients of one optimizer step: its micro-batches one after the other, forward and backward.
+
+B batch, C channels, F h w latent shape, S text tokens, D text width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from engine import faults
+from engine.base import Expert
+from engine.clock import Stopwatch
+from engine.control import Control
+from engine.latentcache import latents_of
+from engine.microbatch import draws, terms
+from engine.objective import noised
+from engine.pinned import HostMemoryRefused
+from engine.setup import Learner, Run
+from engine.timesteps import NUM_TRAIN_TIMESTEPS
+from presets.planner.rungs import Scarce
+
+
+@dataclass
+class Passed:
+    """What the micro-batches of one step have come to; the gradients are in the LoRA's parameters."""
+
+    losses: dict[str, torch.Tensor]  # by term
+    timesteps: list[float]
+    clips: list[str]
+
+
+def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch, control: Control) -> Passed | None:
+    """All micro-batches of an optimizer step, forward and backward. None when a stop is wished for between two of them."""
+    accumulation = run.job.training.gradient_accumulation
+    micro_batches = range(step * accumulation, (step + 1) * accumulation)
+    clips_in_step = sum(len(run.order.batch(index)) for index in micro_batches)
+    executor = run.experts.executors[expert]
+    passed = Passed({}, [], [])
+    for index in micro_batches:
+        if control.stop_wished():
+            return None
+        with watch.part("data"):
+            faults.at("data.decode", step + 1)
+            batch = run.loader.batch(index)
+        with watch.part("vae"):
+            faults.at("vae.encode", step + 1)
+            x0_BCFhw, conditioning_BCFhw = latents_of(run.encoder, batch, run.latents, device=run.device)
+        faults.at("noise", step + 1)
+        noise_BCFhw, sigma_B = draws(run, expert, batch, x0_BCFhw)
+        x_t, target = noised(x0_BCFhw, noise_BCFhw, sigma_B)
+        target = faults.poison("target", step + 1, target)
+        x_BCFhw = torch.cat([x_t, conditioning_BCFhw], dim=1)
+        timestep_B = sigma_B * NUM_TRAIN_TIMESTEPS
+        with watch.part("transformer"):
+            faults.at("forward", step + 1)
+            for term in terms(run, executor, batch, x_BCFhw, timestep_B, target, share=len(batch.ids) / clips_in_step):
+                loss = executor.forward_backward(x_BCFhw, timestep_B, term.text_BSD, term.loss, strength=batch.weights[0])
+                passed.losses[term.name] = passed.losses.get(term.name, 0) + loss
+            faults.at("backward", step + 1)
+        passed.timesteps += timestep_B.tolist()
+        passed.clips += batch.ids
+    return passed
+
+
+def with_memory(run: Run, learner: Learner, watch: Stopwatch, attempt: Callable[[], Passed | None]) -> Passed | None:
+    """The attempt's result; when memory runs out, the same step again, one rung down. Noise is keyed, so it is the same step."""
+    while True:
+        try:
+            return attempt()
+        except torch.OutOfMemoryError:
+            scarce: Scarce = "vae" if watch.current == "vae" else "step"
+        except HostMemoryRefused:
+            scarce = "ram"
+        learner.optimizer.zero_grad(set_to_none=True)  # what the failed attempt added
+        run.replan(scarce)

@@ -1,0 +1,55 @@
+"""What happens between two optimizer steps on a wish from outside: new values, a save, previews. See engine.control."""
+
+from engine.control import Command, Control, refusal
+from engine.outputs import save_all
+from engine.previews import make_previews
+from engine.setup import Run
+from presets.changes import live_value
+from presets.errors import UserError
+from presets.jobfile import get_value, with_value
+
+
+def honour(run: Run, step: int, control: Control) -> None:
+    """`step` optimizer steps are done and the state is whole. First what was set here when this step was trained before, then new commands."""
+    for setting in [s for s in run.ahead if s.step <= step]:
+        run.ahead.remove(setting)
+        run.job = with_value(run.job, setting.field, setting.new)
+        run.log.emit("changed", field=setting.field, old=setting.old, new=setting.new, step=step)
+    for file, command in control.waiting():
+        try:
+            _obey(run, step, command, control)
+        except UserError as e:
+            run.log.finding(refusal(_words(command), e))
+        if command.command != "sample" or not control.why:  # previews that a stop cut short are made by the next attempt
+            control.done(file)
+
+
+def _obey(run: Run, step: int, command: Command, control: Control) -> None:
+    match command.command:
+        case "set":
+            _set(run, step, command.field, command.value)
+        case "save":
+            if step == 0:
+                raise UserError("no step was done yet, so there is nothing to save", fix="Wait for the first step")
+            save_all(run, step, control)
+        case "sample":
+            if not run.job.sample.prompts:
+                raise UserError("the job has no preview prompts", where="sample.prompts", fix="Stop the job, add a prompt with its control image to the job file, and resume")
+            make_previews(run, step, control)
+
+
+def _set(run: Run, step: int, field: str, text: str) -> None:
+    """From the next step on; a newer wish takes the place of what was to be set later."""
+    new = live_value(field, text)
+    changed = with_value(run.job, field, new)
+    old = get_value(run.job, field)
+    run.ahead[:] = [s for s in run.ahead if s.field != field]
+    if old == new:
+        run.log.emit("log", level="info", text=f"{field} is {new} already")
+        return
+    run.job = changed
+    run.log.emit("changed", field=field, old=old, new=new, step=step)
+
+
+def _words(command: Command) -> str:
+    return f"set {command.field} = {command.value}" if command.command == "set" else command.command

@@ -1,0 +1,86 @@
+"""A run's state: what a checkpoint holds of it, and how it comes back.
+
+Held are the LoRA in fp32, the optimizer and the running average of each trained expert. Everything else is a function of the
+job and the number of steps done, so it is written down in `position` only to be compared on resume: the place in the order of
+clips, the expert whose turn it is, the learning rates. Random numbers are keyed by (seed, purpose, visit of a clip) and have
+no state. A checkpoint is written between two optimizer steps: there is never a half-accumulated gradient in it.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine import checkpoint, faults, lora
+from engine.report import device_name
+from engine.setup import Run
+from presets.errors import UserError
+from presets.jobfile import absolute_paths, job_to_dict
+from presets.stages import expert_at, steps_of
+
+
+def meta_of(run: Run, step: int) -> dict[str, Any]:
+    """What a checkpoint says of itself besides tensors; plain JSON."""
+    return {
+        "job": job_to_dict(absolute_paths(run.job, run.base_dir)), "base": run.base.identity, "plan": run.planning.plan.text, "device": device_name(run.device),
+        "versions": run.versions, "run": run.log.run, "attempt": run.log.attempt, "position": position(run, step), "data": fingerprint(run),
+    }  # fmt: skip
+
+
+def position(run: Run, step: int) -> dict[str, Any]:
+    """Where a run stands after `step` optimizer steps: a pure function of the job and the step."""
+    batch = step * run.job.training.gradient_accumulation
+    return {
+        "step": step, "micro_step": 0, "expert": expert_at(run.job, step), "steps_of": steps_of(run.job, step), "batch": batch, "epoch": batch // run.order.batches_per_epoch,
+        "next_clips": [draw.item.id for draw in run.order.batch(batch)], "random": f"keyed by seed {run.job.job.seed}",
+    }  # fmt: skip
+
+
+def fingerprint(run: Run) -> dict[str, Any]:
+    """What is trained on, by content as far as the order and the texts go: the visits of an epoch, captions, sizes of the files."""
+    told = [{**msgspec.to_builtins(item), "path": Path(item.path).stat().st_size} for item in run.order.items]
+    return {"visits": len(told), "sha256": hashlib.sha256(msgspec.json.encode(told, order="deterministic")).hexdigest()}
+
+
+def restore(run: Run) -> list[str]:
+    """Bring the state of `run.begin` back; returns sentences on what is no longer as it was. Raises UserError when it does not fit."""
+    begin = run.begin
+    if begin.checkpoint is None:
+        return []
+    faults.at("resume.loading", begin.step)
+    state = checkpoint.load(begin.checkpoint)
+    if state.meta["base"] != run.base.identity:
+        raise UserError("the base model's weights are not those this run began with", where=str(run.base.path), fix="Put the same base back, or start a new run under another name")
+    same_data = state.meta["data"] == fingerprint(run)
+    if not same_data and begin.comparable and not begin.accepted:
+        raise UserError(
+            f"the clips or captions have changed since step {begin.step} ({state.meta['data']['visits']} visits an epoch then, {len(run.order.items)} now)", where="datasets",
+            fix="Put them back, or go on all the same with --accept-changes (the run is then no longer comparable)",
+        )  # fmt: skip
+    for expert, learner in run.learners.items():
+        lora.load_tensors(learner.parameters, state.lora[expert])
+        learner.optimizer.load_state_dict(state.optimizer[expert])
+        if learner.ema:  # switched on since: the average begins with what was learnt
+            learner.ema.load(state.ema.get(expert, state.lora[expert]))
+    run.start = begin.step
+    faults.at("resume.restored", run.start)
+    return _unlike(run, state.meta, same_data)
+
+
+def _unlike(run: Run, meta: dict[str, Any], same_data: bool) -> list[str]:
+    out = []
+    begin = run.begin
+    if not begin.comparable:
+        out.append(f"the job has changed in {', '.join(c.field for c in begin.since if c.breaks)}: from step {begin.step + 1} on this is another run than the one that was begun, and not comparable with it")
+    elif not same_data:
+        out.append(f"the clips or captions have changed: from step {begin.step + 1} on this is another run than the one that was begun, and not comparable with it")
+    elif meta["position"] != position(run, begin.step):
+        out.append("this version of wanlora takes the clips or the experts in another order: the run is not comparable with an uninterrupted one")
+    for what, old, new in [
+        ("card", meta["device"], device_name(run.device)), ("plan", meta["plan"], run.planning.plan.text),
+        *((f"version of {name}", meta["versions"].get(name, "none"), version) for name, version in run.versions.items()),
+    ]:  # fmt: skip
+        if old != new:
+            out.append(f"resumed with another {what} ({new}, before: {old}): that the result equals the uninterrupted run to the bit is not promised")
+    return out
