@@ -72,7 +72,7 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
     for problem in read_model(model, Path.cwd()).problems:
         if problem.severity == "error":
             raise UserError(problem.message, where=model, fix=problem.fix)
-    base = find_base(job, Path.cwd())
+    base = find_base(job, Path.cwd(), progress=lambda _done, _total, text: _say(text))
     readers = {e: ExpertReader(open_source(base.path), e) for e in wanted}
     shapes = readers[wanted[0]].shapes
     smallest = min(min(shape) for shape in shapes.values())

@@ -1,6 +1,7 @@
 """The frozen base: Wan 2.2 I2V A14B as a diffusers folder, loaded part by part."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,16 +29,23 @@ class BaseFolder:
         return open_source(self.path)
 
 
-def find_base(job: Job, base: Path) -> BaseFolder:
-    """The folder of `model.path`, downloaded from the Hub first when it is an id. Raises UserError."""
+def find_base(job: Job, base: Path, *, progress: Callable[[int, int, str], None] = lambda done, total, text: None, endpoint: str | None = None) -> BaseFolder:
+    """The folder of `model.path`, downloaded from the Hub first when it is an id. Raises UserError.
+
+    `progress` is told the bytes that are there and those there will be; `endpoint` is the Hub's own by default.
+    """
     path = resolve_model(job.model.path, base)
     downloaded = path is None
     if path is None:
         if not looks_like_hub_id(job.model.path):
             raise UserError("no such model folder", where=f"model.path = {job.model.path!r}", fix="Give a diffusers folder, a folder of ComfyUI's files or a Hub id")
-        path = _download(job)
+        from engine.hub import fetch, lacking  # only now: it takes a while, and most jobs have their model
+
+        path = fetch(job.model.path, needed_experts(job), progress=progress, endpoint=endpoint)
     facts = read_model(str(path), base)
     problems = [p for p in facts.problems if p.code != "model-no-boundary"]  # which the job may make up for
+    if downloaded and not lacking(path, set(needed_experts(job))):  # without the weights of an expert that the job does not need
+        problems = [p for p in problems if p.code != "model-incomplete"]
     if problems and downloaded:  # a local folder was checked with the job
         raise UserError(problems[0].message, where=str(path), fix=problems[0].fix)
     source = open_source(path)
@@ -48,17 +56,6 @@ def find_base(job: Job, base: Path) -> BaseFolder:
     shift = scheduler.get("flow_shift") or scheduler.get("shift") or FLOW_SHIFT
     files = [file for expert in trained_experts(job) for file in source.expert(expert).files]
     return BaseFolder(path, float(boundary), float(shift), identity(files, times=False))
-
-
-def _download(job: Job) -> Path:
-    from huggingface_hub import snapshot_download
-
-    experts = [SUBFOLDER[e] for e in needed_experts(job)]
-    parts = [*experts, "vae", "text_encoder", "tokenizer", "scheduler"]
-    try:
-        return Path(snapshot_download(job.model.path, allow_patterns=["model_index.json", *(f"{p}/*" for p in parts)]))
-    except Exception as e:  # the Hub client raises a dozen unrelated classes: gone, gated, offline, disk full
-        raise UserError(f"could not download the model: {e}", where=f"model.path = {job.model.path!r}", fix="Check the network and the id, or give a local folder") from e
 
 
 def needed_experts(job: Job) -> list[Expert]:

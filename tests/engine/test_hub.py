@@ -1,0 +1,201 @@
+"""A base model from the Hub: from a real HTTP server on the loopback, cut off, stopped, refused, without room."""
+
+import hashlib
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+
+from engine import hub as hub_module
+from engine.base import find_base
+from engine.hub import fetch
+from engine.run import run_job
+from presets.errors import UserError
+from presets.job import DatasetPanel, Job, JobPanel, ModelPanel, MultistagePanel
+from presets.model import read_model, resolve_model
+from tests.engine.hub_server import serving
+from tests.engine.jobs import of_kind, write_job
+
+ID = "owner/model"
+BOTH = ("high_noise", "low_noise")
+TEXT = "text_encoder/model-00001-of-00002.safetensors"
+EXPERT = "transformer/diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def repository(tiny, tmp_path_factory) -> Path:
+    """The tiny base as people publish models: a part in shards, and files that nobody needs."""
+    folder = Path(shutil.copytree(tiny, tmp_path_factory.mktemp("repository") / "model"))
+    for name in ("README.md", ".gitattributes", "transformer/diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.fp16.safetensors", "text_encoder/pytorch_model.bin", "assets/logo.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"not needed")
+    (folder / "tiny.json").unlink()
+    text = folder / "text_encoder"
+    tensors = load_file(text / "model.safetensors")
+    (text / "model.safetensors").unlink()
+    names = sorted(tensors)
+    weight_map = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(names)}
+    for shard in set(weight_map.values()):
+        save_file({n: tensors[n] for n in names if weight_map[n] == shard}, text / shard)
+    (text / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    return folder
+
+
+@pytest.fixture
+def hub(repository, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
+    monkeypatch.setattr(hub_module, "WAIT", 0.01)
+    monkeypatch.setattr(hub_module, "POLL", 0.01)
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
+    with serving(repository) as server:
+        yield server
+
+
+def quiet(done: int, total: int, text: str) -> None:
+    pass
+
+
+def get(hub, tmp_path, experts=BOTH, progress=quiet, repo=ID):
+    return fetch(repo, experts, progress=progress, endpoint=hub.endpoint, cache=tmp_path / "hub")
+
+
+def files(folder: Path) -> set[str]:
+    return {f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()}
+
+
+def said(call) -> str:
+    with pytest.raises(UserError) as error:
+        call()
+    assert error.value.fix and error.value.where
+    return f"{error.value} {error.value.fix}"
+
+
+def test_what_is_needed_comes_and_nothing_else(hub, repository, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    seen: list[tuple[int, int]] = []
+    folder = get(hub, tmp_path, progress=lambda done, total, text: seen.append((done, total)))
+    needed = {name for name in files(repository) if not name.endswith((".bin", ".md", ".png")) and "fp16" not in name and name != ".gitattributes"}
+    assert files(folder) == needed
+    assert all((folder / name).read_bytes() == (repository / name).read_bytes() for name in needed)
+    weights = sum((repository / name).stat().st_size for name in needed if name.endswith(".safetensors"))
+    assert seen[-1] == (weights, weights)
+    assert resolve_model(ID, tmp_path, hub_cache=tmp_path / "hub") == folder and read_model(ID, tmp_path, hub_cache=tmp_path / "hub").problems == []
+    assert all(token == (not path.startswith("/cdn/")) for _, path, _, token in hub.asked)  # the token goes to the Hub alone
+    assert not list((tmp_path / "hub").rglob("*.incomplete"))
+    count = len(hub.asked)
+    assert get(hub, tmp_path) == folder and len(hub.asked) == count  # nobody is asked again
+
+
+def test_a_cut_connection_is_taken_up_where_it_was(hub, repository, tmp_path):
+    size = (repository / EXPERT).stat().st_size
+    hub.cuts[EXPERT] = [20_000, 0, 30_000]
+    folder = get(hub, tmp_path)
+    ranges = hub.gets(EXPERT)
+    begins = [int(r.removeprefix("bytes=").rstrip("-")) if r else 0 for r in ranges]
+    assert begins[0] == 0 and begins[1] == begins[2] == 20_000 and begins[3] == 50_000 < size
+    assert (folder / EXPERT).read_bytes() == (repository / EXPERT).read_bytes()
+
+
+def test_a_stopped_download_goes_on_in_the_next_start(hub, repository, tmp_path):
+    """The next process: only the partial files are left of the first."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(done, total, text):
+        if total > 1000 and text.startswith("downloading") and any(p.stat().st_size >= 5000 for p in (tmp_path / "hub").rglob("*.incomplete")):
+            raise Stop
+
+    hub.cuts[EXPERT] = [5000, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    with pytest.raises(Stop):
+        get(hub, tmp_path, progress=stop)
+    (partial,) = [p for p in (tmp_path / "hub").rglob("*.incomplete") if p.name.startswith(hashlib.sha256((repository / EXPERT).read_bytes()).hexdigest())]
+    assert partial.stat().st_size == 5000
+    hub.cuts.clear()
+    hub.asked.clear()
+    folder = get(hub, tmp_path)
+    assert hub.gets(EXPERT) == ["bytes=5000-"] and (folder / EXPERT).read_bytes() == (repository / EXPERT).read_bytes()
+
+
+def test_what_arrives_damaged_is_fetched_again_once(hub, repository, tmp_path):
+    hub.spoilt = [TEXT]
+    folder = get(hub, tmp_path)
+    assert len(hub.gets(TEXT)) == 2 and (folder / TEXT).read_bytes() == (repository / TEXT).read_bytes()
+    hub.spoilt = [TEXT, TEXT]
+    assert "arrives damaged" in said(lambda: get(hub, tmp_path / "other"))
+
+
+def test_one_expert_is_enough_for_a_job_of_one(hub, repository, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    job = Job(job=JobPanel(name="t"), model=ModelPanel(path=ID), multistage=MultistagePanel(low_noise=False), datasets=[DatasetPanel(path=".")])
+    base = find_base(job, tmp_path, endpoint=hub.endpoint)
+    assert not (base.path / "transformer_2/diffusion_pytorch_model.safetensors").exists() and (base.path / EXPERT).exists()
+    count = len(hub.asked)
+    assert find_base(job, tmp_path, endpoint=hub.endpoint).path == base.path and len(hub.asked) == count
+    get(hub, tmp_path)  # a job of both adds the other
+    assert (base.path / "transformer_2/diffusion_pytorch_model.safetensors").exists() and len(hub.gets(EXPERT)) == 1
+
+
+def test_too_little_room_is_told_before_anything_large_comes(hub, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(hub_module.shutil, "disk_usage", lambda path: usage._replace(free=2**30 + 1000))
+    text = said(lambda: get(hub, tmp_path))
+    assert "are to be downloaded into" in text and "1.0 GiB free" in text and "Free" in text and not any(path.startswith("/cdn/") for _, path, _, _ in hub.asked)
+
+
+@pytest.mark.parametrize(("status", "code", "words"), [
+    (404, "RepoNotFound", "no repository owner/model"), (401, "RepoNotFound", "hf auth login"), (403, "GatedRepo", "is gated"), (429, "", "too many requests"), (403, "", "does not let you"), (503, "", "fault of its own"),
+])  # fmt: skip
+def test_refusals_of_the_repository(hub, tmp_path, status, code, words):
+    hub.refusals[""] = [(status, {"X-Error-Code": code} if code else {})] * 20
+    assert words in said(lambda: get(hub, tmp_path))
+
+
+def test_a_gated_repository_shows_itself_at_its_files(hub, tmp_path):
+    """Its list of files is public."""
+    hub.refusals["model_index.json"] = [(403, {"X-Error-Code": "GatedRepo"})] * 20
+    assert "Accept its terms" in said(lambda: get(hub, tmp_path))
+
+
+def test_a_limit_on_requests_is_waited_out(hub, tmp_path):
+    hub.refusals[EXPERT] = [(429, {}), (503, {})]
+    assert (get(hub, tmp_path) / EXPERT).exists()
+    hub.refusals[EXPERT] = [(429, {})] * 50
+    assert "too many requests" in said(lambda: get(hub, tmp_path / "other"))
+
+
+def test_without_a_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    with socket.socket() as taken:  # bound, not listening: nobody answers there
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(UserError, match="cannot be reached") as error:
+            fetch(ID, BOTH, progress=quiet, endpoint=f"http://127.0.0.1:{taken.getsockname()[1]}", cache=tmp_path)
+    assert "Check the network" in error.value.fix
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert "HF_HUB_OFFLINE" in said(lambda: fetch(ID, BOTH, progress=quiet, cache=tmp_path))
+
+
+def test_what_is_no_diffusers_model(hub, repository, tmp_path, monkeypatch):
+    monkeypatch.setattr(hub, "folder", repository / "assets")
+    assert "has no model_index.json" in said(lambda: get(hub, tmp_path))
+    bare = Path(shutil.copytree(repository, tmp_path / "bare"))
+    (bare / TEXT).unlink()
+    monkeypatch.setattr(hub, "folder", bare)
+    assert f"lacks {TEXT}" in said(lambda: get(hub, tmp_path))
+
+
+def test_a_job_trains_on_a_model_from_the_hub(hub, tiny, tmp_path, monkeypatch):
+    """The whole trainer: the download is a phase of it, in bytes."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("engine.run.check", lambda job, facts: [])  # it holds the unseen model for the real one, which needs a GPU
+    monkeypatch.setattr("engine.hub.fetch", lambda repo, experts, **more: fetch(repo, experts, **{**more, "endpoint": hub.endpoint}))
+    path = write_job(tmp_path, tiny, prompts=0, steps=1)
+    path.write_text(path.read_text().replace(str(tiny), ID))
+    assert run_job(path, None, resume=False, workers=0, device="cpu") == 0
+    phases = [d for d in of_kind(tmp_path / "runs/t", "phase") if d["name"] == "loading" and d["text"].startswith("downloading") and d["total"] > 10_000]
+    assert phases and phases[-1]["done"] == phases[-1]["total"] and of_kind(tmp_path / "runs/t", "done")
