@@ -1,4 +1,4 @@
-"""Orders to a running trainer: small files in RUN/control, which it reads and deletes at its next micro-batch."""
+"""Orders to a running trainer: small files in RUN/control, which it reads between micro-batches and deletes when it has honoured them."""
 
 import hashlib
 import time

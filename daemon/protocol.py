@@ -121,7 +121,7 @@ class Checkpoints(Struct, tag=True):
 
 
 class Set(Struct, tag=True):
-    """Change one of presets.changes.LIVE_FIELDS of a running job, at its next micro-batch."""
+    """Change one of presets.changes.LIVE_FIELDS of a running job, from its next step on."""
 
     job: str
     field: str
@@ -129,13 +129,13 @@ class Set(Struct, tag=True):
 
 
 class SaveNow(Struct, tag=True):
-    """Have a running job write a checkpoint at its next micro-batch, and go on."""
+    """Have a running job write a checkpoint after the step it is at, and go on."""
 
     job: str
 
 
 class SampleNow(Struct, tag=True):
-    """Have a running job make its previews at its next micro-batch, and go on."""
+    """Have a running job make its previews after the step it is at, and go on."""
 
     job: str
 

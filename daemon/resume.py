@@ -9,13 +9,17 @@ from presets.job import Job
 from presets.jobfile import absolute_paths, load_job
 from presets.rollback import StoredCheckpoint
 
+JOB_FILE = "job.toml"  # in a run folder: the trainer has accepted the job
 
-def changed_since(record: JobRecord, given: Path) -> tuple[Job, list[Change]]:
-    """The user's job file as it is now with its paths made absolute, and how it differs from what the last attempt was `given`.
+
+def changed_since(record: JobRecord, copy: Path) -> tuple[Job, list[Change]]:
+    """The user's job file as it is now with its paths made absolute, and how it differs from the run's own (RUN/job.toml,
+    or the daemon's `copy` before the trainer has written that).
 
     A job file that is gone counts as unchanged. Raises UserError when it cannot be read, or has become another run's.
     """
-    before = absolute_paths(load_job(given), given.parent)
+    held = Path(record.run_dir, JOB_FILE)
+    before = load_job(held if held.exists() else copy)  # both hold absolute paths
     path = Path(record.job_path)
     if not path.exists():
         return before, []
@@ -26,7 +30,14 @@ def changed_since(record: JobRecord, given: Path) -> tuple[Job, list[Change]]:
 
 
 def require_accepted(record: JobRecord, found: list[Change], accept: bool) -> None:
-    """Raises UserError when the job file has changed in ways that break exactness and nobody has accepted that."""
+    """Raises UserError when the job file has changed in ways that break exactness and nobody has accepted that, or so that
+    no checkpoint fits it any more."""
+    learnt = any(Path(record.run_dir, "checkpoints").glob("step_*"))
+    if learnt and (impossible := [c for c in found if c.impossible]):
+        raise UserError(
+            f"its job file has changed so that what was learnt does not fit it ({'; '.join(c.text for c in impossible)})", where=record.name,
+            fix=f"Set it back in {record.job_path}, or submit it as a new job under another name",
+        )  # fmt: skip
     if (wrong := breaking(found)) and not accept:
         raise UserError(
             f"its job file has changed so that the run would not go on as it was begun ({'; '.join(c.text for c in wrong)})", where=record.name,

@@ -21,7 +21,7 @@ from daemon.orders import Order, leave
 from daemon.paths import Places, make_private
 from daemon.processes import boot_id, identify, is_alive, marked, oom_kills
 from daemon.queue import AskStop, Changed, Entry, Instruction, Kill, Launch, Queue, Terminate, Verdict
-from daemon.resume import changed_since, require_accepted, require_checkpoint
+from daemon.resume import JOB_FILE, changed_since, require_accepted, require_checkpoint
 from daemon.store import Store
 from daemon.tail import Tail
 from daemon.trainer import Trainer, last_word, verdict
@@ -35,7 +35,6 @@ from presets.rollback import checkpoints_of
 log = logging.getLogger("daemon")
 
 KEEP_TAILS = 8  # folds of ended jobs kept in memory
-JOB_FILE = "job.toml"  # in a run folder: the trainer has accepted the job
 BEAT_AFTER_END = 600.0  # seconds for which an ended job stays in the beat
 
 _answer_decoder = msgspec.msgpack.Decoder(wire.Answer)

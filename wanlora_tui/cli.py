@@ -109,7 +109,7 @@ def parser() -> argparse.ArgumentParser:
         c.add_argument("job", metavar="JOB", help="name or number")
 
     c = command("set", "live:set_field", "change a running job, e.g. wanlora set JOB training.lr=5e-5")
-    c.epilog = "These can be changed while a job runs: training.lr, multistage.high.lr, multistage.low.lr, training.steps, save.every, save.keep, sample.every. A change takes effect at the next micro-batch and holds until the run ends; a resume repeats it at the same step. Anything else: stop the job, edit its job file, resume."
+    c.epilog = "These can be changed while a job runs: training.lr, multistage.high.lr, multistage.low.lr, training.steps, save.every, save.keep, sample.every. A change counts from the next step on; a resume repeats it at the same step. Anything else: stop the job, edit its job file, resume."
     c.add_argument("job", metavar="JOB", help="name or number")
     c.add_argument("settings", nargs="+", metavar="FIELD=VALUE", help="one or more settings; all are looked at before the first is sent")
 

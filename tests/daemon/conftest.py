@@ -68,7 +68,7 @@ class Box:
     def job(self, name: str, *, steps: int = 20, gpus: list[int] | None = None) -> Path:
         path = self.dir / "jobs" / f"{name}.toml"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(f'[job]\nname = "{name}"\ngpus = {gpus or [0]}\n[training]\nsteps = {steps}\n[[datasets]]\npath = "clips"\n')
+        path.write_text(f'[job]\nname = "{name}"\ngpus = {gpus or [0]}\n[training]\nsteps = {steps}\n[[datasets]]\npath = "clips"\n[[sample.prompts]]\nprompt = "p"\n')
         return path
 
     def run_dir(self, name: str) -> Path:

@@ -87,6 +87,12 @@ async def test_a_job_that_does_not_run_takes_no_orders_and_says_what_to_do(box: 
         with pytest.raises(RequestRefused, match="no such job"):
             await client.save_now("nobody")
         await client.cancel("two")
+        path = box.job("three")
+        path.write_text(path.read_text().partition("[[sample")[0])
+        await client.submit(path)
+        await at_step(client, 5, "three")
+        with pytest.raises(RequestRefused, match="three: has no sample prompts to make previews of"):
+            await client.sample_now("three")
 
 
 async def test_the_same_order_request_acts_once(box: Box):
@@ -129,10 +135,15 @@ async def test_a_changed_job_file_is_taken_up_and_what_breaks_exactness_is_asked
         path.write_text(path.read_text().replace("steps = 20", "steps = 17\nlr = 5e-5"))
         free = await client.changes("one")
         assert [(c.text, c.breaks) for c in free] == [("training.lr: 0.0001 -> 5e-05", False), ("training.steps: 20 -> 17", False)]
-        path.write_text(path.read_text() + "[target]\nrank = 8\n")
-        assert [c.field for c in await client.changes("one") if c.breaks] == ["target.rank"]
-        with pytest.raises(RequestRefused, match=r"one: its job file has changed .*target\.rank: 16 -> 8.*--accept-changes"):
+        path.write_text(path.read_text().replace("[training]", "[training]\nloss = 'mae'"))
+        assert [c.field for c in await client.changes("one") if c.breaks] == ["training.loss"]
+        with pytest.raises(RequestRefused, match=r"one: its job file has changed .*training\.loss: .mse. -> .mae..*--accept-changes"):
             await client.resume("one")
+        good = path.read_text()
+        path.write_text(good + "[target]\nrank = 8\n")
+        with pytest.raises(RequestRefused, match=r"one: its job file has changed so that what was learnt does not fit it \(target\.rank: 16 -> 8\)"):
+            await client.resume("one", accept_changes=True)
+        path.write_text(good)
         assert (await client.show("one")).state == "stopped"
         assert (await client.resume("one", accept_changes=True)).steps == 17
         assert (await box.wait(client, "one")).step == 17
@@ -212,8 +223,8 @@ async def test_a_run_that_the_daemon_did_not_begin_can_be_submitted_to_go_on(box
             await client.submit(path)
         assert f"wanlora submit {path} --resume" in refused.value.fix
         original = path.read_text()
-        path.write_text(original + "[target]\nrank = 8\n")
-        with pytest.raises(RequestRefused, match=r"target\.rank: 16 -> 8"):
+        path.write_text(original.replace("[training]", "[training]\nloss = 'mae'"))
+        with pytest.raises(RequestRefused, match=r"training\.loss: .mse. -> .mae."):
             await client.submit(path, resume=True)
         path.write_text(original)
         with pytest.raises(RequestRefused, match="no checkpoint of step 3"):

@@ -9,7 +9,6 @@ from presets.changes import live_value
 from presets.errors import UserError
 from wanlora_tui.commands.link import daemon_dir, say
 
-SOON = "at its next micro-batch"
 
 
 def set_field(args: Namespace) -> int:
@@ -26,7 +25,7 @@ def set_field(args: Namespace) -> int:
         async with Client(daemon_dir(args)) as client:
             for field, value in pairs:
                 record = await client.set(args.job, field, value)
-                say(f"{record.name}: {field} = {value or 'left out'} {SOON}.")
+                say(f"{record.name}: {field} = {value or 'left out'} from its next step on.")
 
     asyncio.run(go())
     return 0
@@ -37,7 +36,7 @@ def save(args: Namespace) -> int:
         async with Client(daemon_dir(args)) as client:
             return await client.save_now(args.job)
 
-    say(f"{asyncio.run(go()).name}: saves a checkpoint {SOON} and goes on.")
+    say(f"{asyncio.run(go()).name}: saves a checkpoint after the step it is at, and goes on.")
     return 0
 
 
@@ -46,5 +45,5 @@ def sample(args: Namespace) -> int:
         async with Client(daemon_dir(args)) as client:
             return await client.sample_now(args.job)
 
-    say(f"{asyncio.run(go()).name}: makes its previews {SOON} and goes on.")
+    say(f"{asyncio.run(go()).name}: makes its previews after the step it is at, and goes on.")
     return 0

@@ -45,7 +45,9 @@ def agreed(name: str, found: list[Change], *, accepted: bool) -> bool:
     if found:
         say(f"{name}: its job file has changed since this run was last started:")
         for change in sorted(found, key=lambda c: not c.breaks):
-            say(f"  {change.text}{'   breaks exactness' if change.breaks else ''}")
+            say(f"  {change.text}{'   does not fit what was learnt' if change.impossible else '   breaks exactness' if change.breaks else ''}")
+    if any(c.impossible for c in found):  # a refusal comes, unless nothing was learnt yet; no yes could help
+        return True
     if accepted or not breaking(found):
         return accepted
     how = f"Set {'it' if len(breaking(found)) == 1 else 'them'} back in the job file, or accept with --accept-changes"

@@ -6,7 +6,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
-from textual.widgets import Footer, Input, Static
+from textual.widgets import Input, Static
 
 from presets.changes import LIVE_FIELDS, live_value
 from presets.errors import JobError
@@ -35,7 +35,7 @@ class ChangeScreen(ModalScreen[list[tuple[str, str]] | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(id="change-box"):
-            yield Static(f"Change {self._name} while it trains", id="change-title", markup=False)
+            yield Static(f"Change {self._name} while it trains: Enter applies, Esc leaves", id="change-title", markup=False)
             for field in LIVE_FIELDS:
                 about = field_of(field)
                 with Horizontal(classes="change-row"):
@@ -43,7 +43,6 @@ class ChangeScreen(ModalScreen[list[tuple[str, str]] | None]):
                     yield FieldText(self._now[field], placeholder="as above" if field in EXPERTS else "", compact=True, name=field, classes="change-input")
                     yield Static(range_text(about), classes="change-range", markup=False)
             yield Static(id="change-problem", markup=False)
-            yield Footer()
 
     def on_mount(self) -> None:
         self.query(Input).first().focus()
@@ -71,7 +70,7 @@ class ChangeScreen(ModalScreen[list[tuple[str, str]] | None]):
         for row in self.query(Input):
             row.set_class(row.name in found, "-wrong")
         lines = [f"✗ {field}: {text}" for field, text in found.items()] or [f"● {field}: {self._now[field] or 'left out'} -> {text or 'left out'}" for field, text in self.changed()]
-        self.query_one("#change-problem", Static).update("\n".join(lines) or "It takes effect at the next micro-batch. A resume repeats it at the same step.")
+        self.query_one("#change-problem", Static).update("\n".join(lines) or "It counts from the next step on. A resume repeats it at the same step.")
 
     @on(Input.Submitted)
     def _entered(self) -> None:

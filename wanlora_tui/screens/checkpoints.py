@@ -8,7 +8,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.screen import ModalScreen
-from textual.widgets import DataTable, Footer, Static
+from textual.widgets import DataTable, Static
 
 from presets.rollback import StoredCheckpoint
 from wanlora_tui.actions import bindings
@@ -32,10 +32,9 @@ class CheckpointsScreen(ModalScreen[int | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(id="checkpoints-box"):
-            yield Static(f"Go back to a checkpoint of {self._name}", id="checkpoints-title", markup=False)
+            yield Static(f"Checkpoints of {self._name}: Enter goes back to one, Esc leaves", id="checkpoints-title", markup=False)
             yield CheckpointTable(cursor_type="row", cell_padding=1)
             yield Static(id="checkpoints-detail", markup=False)
-            yield Footer()
 
     def on_mount(self) -> None:
         table = self.query_one(CheckpointTable)

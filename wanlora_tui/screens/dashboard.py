@@ -128,7 +128,8 @@ class DashboardScreen(Screen[None]):
         self.query_one(Poster).show(view.samples, self.run_dir)
         self.query_one(FilesList).show(view, self.run_dir)
         self._render_lights()
-        self.refresh_bindings()
+        if self.is_current:  # under a dialog the actions would be looked up in that
+            self.refresh_bindings()
         if self._run.away and not self._told_away:
             self._told_away = True
             self.notify(self._run.away, timeout=10)
@@ -174,7 +175,8 @@ class DashboardScreen(Screen[None]):
     async def action_stop_run(self) -> None:
         name = self._run.record.name
         if await self.app.push_screen_wait(Confirm(f"Stop {name}? It saves a checkpoint first and can be resumed.\nTo leave without stopping it, press q instead.", "Stop", "Go on")):
-            await self._send("stop", f"{name} will save and stop.")
+            if await self._send("stop"):
+                self.notify(f"{name} will save and stop.")
 
     @work
     async def action_resume_run(self) -> None:
@@ -189,16 +191,22 @@ class DashboardScreen(Screen[None]):
     @work
     async def action_change_run(self) -> None:
         changed = await self.app.push_screen_wait(ChangeScreen(self._run.record.name, self._run.view.settings))
+        sent = []
         for field, value in changed or []:
-            await self._send("set", f"{field} = {value or 'left out'} at the next micro-batch.", field, value)
+            if await self._send("set", field, value):
+                sent.append(f"{field} = {value or 'left out'}")
+        if sent:
+            self.notify("\n".join([*sent, "from the next step on."]))
 
     @work
     async def action_save_now(self) -> None:
-        await self._send("save_now", "A checkpoint is written at the next micro-batch.")
+        if await self._send("save_now"):
+            self.notify("A checkpoint is written after the step it is at.")
 
     @work
     async def action_sample_now(self) -> None:
-        await self._send("sample_now", "The previews are made at the next micro-batch.")
+        if await self._send("sample_now"):
+            self.notify("The previews are made after the step it is at.")
 
     @work
     async def action_go_back(self) -> None:
@@ -224,14 +232,15 @@ class DashboardScreen(Screen[None]):
     def action_compare(self) -> None:
         self.app.push_screen(CompareScreen(self._run, self.run_dir, self._image, host=self._host))
 
-    async def _send(self, verb: str, done: str, *values: str) -> None:
+    async def _send(self, verb: str, *values: str) -> bool:
+        """Whether the daemon took it; a refusal is shown."""
         try:
             self._run.record = await getattr(self._client, verb)(str(self._run.record.id), *values)
         except DaemonError as e:
             self.notify(str(e), severity="error", timeout=10)
-        else:
-            self.notify(done)
-            self.post_message(self.Changed())
+            return False
+        self.post_message(self.Changed())
+        return True
 
     def action_copy_path(self) -> None:
         path = str(self.run_dir)

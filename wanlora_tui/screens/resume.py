@@ -20,7 +20,8 @@ async def resume_run(app: App[None], client: Client, record: JobRecord, *, from_
     """Queue an ended job again; asks first when its job file no longer is what the run was begun with. None when it was not queued. Call it from a worker."""
     try:
         found = await client.changes(record.id)
-        if wrong := breaking(found):
+        wrong = breaking(found)
+        if wrong and not any(c.impossible for c in wrong):  # to those no yes could help: the refusal says why
             question = f"The job file of {record.name} has changed:\n{diff_text(found)}\n✗ breaks exactness: from here on it would not be the run that was begun. Go on with the changes?"
             if not await app.push_screen_wait(Confirm(question, "Go on", "Leave it")):
                 return None
