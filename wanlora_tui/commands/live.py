@@ -10,7 +10,6 @@ from presets.errors import UserError
 from wanlora_tui.commands.link import daemon_dir, say
 
 
-
 def set_field(args: Namespace) -> int:
     """Every setting is looked at before the first one is sent."""
     pairs = []

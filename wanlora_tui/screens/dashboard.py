@@ -174,9 +174,9 @@ class DashboardScreen(Screen[None]):
     @work
     async def action_stop_run(self) -> None:
         name = self._run.record.name
-        if await self.app.push_screen_wait(Confirm(f"Stop {name}? It saves a checkpoint first and can be resumed.\nTo leave without stopping it, press q instead.", "Stop", "Go on")):
-            if await self._send("stop"):
-                self.notify(f"{name} will save and stop.")
+        question = f"Stop {name}? It saves a checkpoint first and can be resumed.\nTo leave without stopping it, press q instead."
+        if await self.app.push_screen_wait(Confirm(question, "Stop", "Go on")) and await self._send("stop"):
+            self.notify(f"{name} will save and stop.")
 
     @work
     async def action_resume_run(self) -> None:
