@@ -14,6 +14,15 @@ BLOCKS = 5
 EXPERTS = ("high_noise", "low_noise")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tensors of a few kilobytes: a second thread only waits for the first."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def both() -> dict[str, ExpertWeights]:
     out = {}
