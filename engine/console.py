@@ -6,6 +6,8 @@ from types import TracebackType
 from presets.events import Event
 from presets.fold import RunView, fold
 
+BYTES = 10_000_000  # what is counted so high is bytes
+
 
 class Console:
     """An event listener. On a terminal one line is redrawn for steps and phases; everything else scrolls above it."""
@@ -39,6 +41,7 @@ class Console:
             self._bar.set_description_str(f"{view.phase.name} {view.phase.text}".rstrip(), refresh=False)
             self._bar.set_postfix_str(step if event.kind == "step" else "", refresh=False)
             self._bar.n, self._bar.total = view.phase.done, view.phase.total
+            self._bar.unit_scale = view.phase.total >= BYTES
             self._bar.refresh()
 
     def _print(self, text: str) -> None:

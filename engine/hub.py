@@ -43,7 +43,7 @@ Progress = Callable[[int, int, str], None]  # bytes here, bytes in all, what is 
 CONNECTIONS = 4  # files at once
 TRIES = 6  # for a file, without a new byte in between
 WAIT = 2.0  # seconds before the second try; twice as long before each further one
-POLL = 0.5  # seconds between two looks at the progress
+POLL = 1.0  # seconds between two looks at the progress
 TIMEOUT = 30.0  # seconds without an answer
 RESERVE = 2**30  # bytes to be left on the disk
 KEPT = "What was downloaded is kept, the next start goes on from there"
@@ -226,7 +226,7 @@ def _bring(place: _Place, files: list[_File], progress: Progress, where: str) ->
                 future.result()
             here = sum(place.bytes_here(file) for file in files)
             rate = (here - before) / max(0.1, time.monotonic() - began)
-            progress(here, total, f"downloading {human(here)} of {human(total)}, {human(rate)}/s")
+            progress(here, total, f"downloading, {human(rate)}/s")
     finally:
         halt.set()
         pool.shutdown(cancel_futures=True)

@@ -135,13 +135,17 @@ def parser() -> argparse.ArgumentParser:
     c = command("status", "daemon:status", "say whether the daemon runs, and where", parts)
     c.add_argument("--json", action="store_true", help="one object")
 
-    group = commands.add_parser("cache", help="list or empty the cache of packed weights", description="Packed weights of base models, kept so that the next start is fast.")
-    group.set_defaults(handler="cache:show", json=False)
+    group = commands.add_parser("cache", help="list or empty what is kept for the next start", description="Kept so that the next start is fast: packed weights of base models, latents of images, text embeddings.")
+    group.set_defaults(handler="cache:show", json=False, kind=None)
     parts = group.add_subparsers(title="commands", metavar="list|clear|path")
+    kinds = ("weights", "latents", "texts")
     c = command("list", "cache:show", "what is in it, last used first (also without a word)", parts)
+    c.add_argument("kind", nargs="?", choices=kinds, help="every entry of one cache (default: all, summed up)")
     c.add_argument("--json", action="store_true", help="a list of objects")
-    command("clear", "cache:clear", "delete all of it", parts)
-    command("path", "cache:path", "where it is", parts)
+    c = command("clear", "cache:clear", "delete all of it", parts)
+    c.add_argument("kind", nargs="?", choices=kinds, help="only this cache")
+    c = command("path", "cache:path", "where it is", parts)
+    c.add_argument("kind", nargs="?", choices=kinds, help="of one cache")
 
     command("doctor", "doctor:doctor", "check GPU, driver, memory, disk, terminal and model files")
     return top

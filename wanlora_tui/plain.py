@@ -7,7 +7,7 @@ from presets.events import Event
 from presets.fields import toml_text
 from presets.fold import RunView, fold
 from presets.text import sentences
-from wanlora_tui.text import clock, count, duration, expert_text, rate, seconds_each
+from wanlora_tui.text import clock, count, duration, expert_text, rate, seconds_each, so_far
 
 
 def plain_line(view: RunView, event: Event) -> str:
@@ -22,7 +22,7 @@ def _text(view: RunView, event: Event) -> str:
             resumed = f", resumed from step {data['resumed_from']}" if data["resumed_from"] else ""
             return f"{data['name']}, attempt {event.attempt}, {count(data['steps'], 'step')} on {data['device']}{resumed}: {data['plan']}"
         case "phase":
-            progress = f" {data['done']}/{data['total']}" if data["total"] else ""
+            progress = f" {so_far(data['done'], data['total'])}" if data["total"] else ""
             return f"{data['name']}{progress} {data.get('text', '')}"
         case "step":
             vram = f", VRAM {data['vram_gib']:.1f} GiB" if data["vram_gib"] else ""

@@ -52,6 +52,11 @@ def size(count: float) -> str:
     return f"{count:.1f} TiB"
 
 
+def so_far(done: int, total: int) -> str:
+    """`812/2000`; `1.4 GiB of 68.0 GiB` for what is counted in bytes, as downloads are."""
+    return f"{done}/{total}" if total < 10_000_000 else f"{size(done)} of {size(total)}"
+
+
 def clock(wall: float) -> str:
     """The local time of day of a wall-clock stamp."""
     return time.strftime("%H:%M:%S", time.localtime(wall))

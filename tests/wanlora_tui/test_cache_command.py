@@ -37,8 +37,9 @@ def home(tmp_path: Path) -> tuple[Path, dict[str, str]]:
 def test_an_empty_cache(home):
     folder, env = home
     said = wanlora("cache", env=env)
-    assert said.returncode == 0 and said.stdout == "" and "is empty" in said.stderr and not folder.exists()
-    assert wanlora("cache", "path", env=env).stdout == f"{folder}\n"
+    assert said.returncode == 0 and said.stdout == "" and said.stderr.count("is empty") == 3 and not folder.exists()
+    assert wanlora("cache", "path", "weights", env=env).stdout == f"{folder}\n"
+    assert wanlora("cache", "path", env=env).stdout == f"{folder.parent}\n"
     assert wanlora("cache", "clear", env=env).returncode == 0
     assert json.loads(wanlora("cache", "list", "--json", env=env).stdout) == []
 
@@ -47,15 +48,44 @@ def test_list_and_clear(home):
     folder, env = home
     old, new = write(folder, header("aa"), age=7200), write(folder, header("bb", expert="low_noise", precision="qint4"))
     (folder / "cc.blocks").write_bytes(b"no cache file")
-    lines = wanlora("cache", "list", env=env).stdout.splitlines()
-    assert len(lines) == 4 and lines[0].split() == ["SIZE", "USED", "PRECISION", "EXPERT", "MODEL"]
+    said = wanlora("cache", "list", env=env)
+    lines = said.stdout.splitlines()
+    assert len(lines) == 4 and lines[0].split() == ["CACHE", "SIZE", "USED", "WHAT"]
     assert "2h 00m ago" in lines[3] and "float8" in lines[3] and "high noise" in lines[3] and "/models/wan" in lines[3]
-    assert sum("damaged" in line for line in lines) == 1
+    assert sum("damaged" in line for line in lines) == 1 and "Packed weights: " in said.stderr and "of at most" in said.stderr
     rows = json.loads(wanlora("cache", "list", "--json", env=env).stdout)
     assert {r["path"]: r["damaged"] for r in rows} == {str(old): False, str(new): False, str(folder / "cc.blocks"): True}
     assert next(r for r in rows if r["path"] == str(new))["precision"] == "qint4"
     said = wanlora("cache", "clear", env=env)
     assert said.returncode == 0 and "Freed" in said.stderr and list(folder.iterdir()) == []
+
+
+def entry(folder: Path, key: str, about: str) -> Path:
+    """As the engine writes it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    header = json.dumps({"__metadata__": {"key": key, "hash": "0", "about": about}, "x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    (folder / f"{key}.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\1" * 8)
+    return folder / f"{key}.safetensors"
+
+
+def test_latents_and_texts_are_listed_and_cleared_apart(home):
+    folder, env = home
+    weights, latents, texts = folder, folder.parent / "latents", folder.parent / "texts"
+    write(weights, header("aa"))
+    picture, text = entry(latents, "bb", "/pictures/a.png 512x512"), entry(texts, "cc", "a red ball")
+    (latents / "dd.safetensors").write_bytes(b"nothing")
+    lines = wanlora("cache", env=env).stdout.splitlines()
+    assert [line.split()[0] for line in lines] == ["CACHE", "weights", "latents", "texts"] and "2 images, 1 damaged" in lines[2] and "1 text" in lines[3]
+    lines = wanlora("cache", "list", "latents", env=env).stdout.splitlines()
+    assert len(lines) == 3 and sum("/pictures/a.png 512x512" in line for line in lines) == 1 and sum("damaged" in line for line in lines) == 1
+    rows = json.loads(wanlora("cache", "list", "--json", env=env).stdout)
+    assert {r["path"]: (r["kind"], r.get("about"), r["damaged"]) for r in rows if r["kind"] != "weights"} == {
+        str(picture): ("latents", "/pictures/a.png 512x512", False), str(latents / "dd.safetensors"): ("latents", "", True), str(text): ("texts", "a red ball", False),
+    }  # fmt: skip
+    assert wanlora("cache", "clear", "latents", env=env).returncode == 0
+    assert list(latents.iterdir()) == [] and text.exists() and list(weights.iterdir())
+    assert wanlora("cache", "clear", "nonsense", env=env).returncode == 2
+    assert wanlora("cache", "clear", env=env).returncode == 0 and not text.exists() and list(weights.iterdir()) == []
 
 
 def test_what_cannot_be_deleted_is_told(home):

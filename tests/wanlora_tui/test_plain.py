@@ -46,3 +46,9 @@ def test_since_you_left_counts_what_was_missed():
     tape.done()
     plain_lines(view, tape.events)
     assert since_you_left(tape.events[-2:], view).endswith("; done")
+
+
+def test_a_download_counts_in_bytes_a_person_reads():
+    tape = Tape(steps=10)
+    tape.add("phase", name="loading", done=3 * 2**30, total=68 * 2**30, text="downloading, 85.0 MiB/s")
+    assert lines_of(tape)[-1].endswith("phase loading 3.0 GiB of 68.0 GiB downloading, 85.0 MiB/s")

@@ -1,4 +1,4 @@
-"""cache list, clear, path: the packed weights that make a second start fast."""
+"""cache list, clear, path: what makes a second start fast. Packed weights, latents of images, text embeddings."""
 
 import sys
 import time
@@ -6,50 +6,103 @@ from argparse import Namespace
 
 import msgspec
 
-from presets.cachefacts import CAP, CacheHeader, budget, cache_dir, clear_cache, list_cache
+from presets.cachefacts import CacheEntry, budget, clear_cache, list_cache
 from presets.errors import UserError
+from presets.tensorcaches import (
+    CALLED,
+    CAPS,
+    KINDS,
+    CacheKind,
+    TensorEntry,
+    cache_folder,
+    caches_dir,
+    clear_tensors,
+    list_tensors,
+    tensor_budget,
+)
 from wanlora_tui.commands.link import say
-from wanlora_tui.text import duration, expert_text, home_path, size
+from wanlora_tui.text import count, duration, expert_text, home_path, size
+
+ONE = {"latents": "image", "texts": "text"}
+Row = tuple[str, str, str, str]
 
 
 def show(args: Namespace) -> int:
-    """One line per file, last used first; or the same as JSON."""
-    folder = cache_dir()
-    entries = list_cache(folder)
+    """Every file of packed weights and a line for each other cache; every entry of one cache when it is named; or all of it as JSON."""
+    kinds: tuple[CacheKind, ...] = (args.kind,) if args.kind else KINDS
     if args.json:
-        rows = [{"path": str(e.path), "size_bytes": e.size, "used": e.used, "damaged": e.header is None, **_told(e.header)} for e in entries]
-        sys.stdout.buffer.write(msgspec.json.encode(rows) + b"\n")
+        sys.stdout.buffer.write(msgspec.json.encode([row for kind in kinds for row in _objects(kind)]) + b"\n")
         return 0
-    if not entries:
-        say(f"The weight cache in {home_path(str(folder))} is empty. The first start of a job fills it.")
-        return 0
-    table = [("SIZE", "USED", "PRECISION", "EXPERT", "MODEL")]
-    for e in entries:
-        ago = f"{duration(max(0.0, time.time() - e.used))} ago"
-        table.append((size(e.size), ago, e.header.precision, expert_text(e.header.expert), home_path(e.header.model)) if e.header else (size(e.size), ago, "damaged", "", home_path(str(e.path))))
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    for row in table:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    say(f"{size(sum(e.size for e in entries))} of at most {size(budget(folder, CAP))} in {home_path(str(folder))}. Empty it with: wanlora cache clear")
+    table: list[Row] = []
+    talk = []
+    for kind in kinds:
+        rows, told = _weights() if kind == "weights" else _tensors(kind, each=bool(args.kind))
+        table += rows
+        talk.append(told)
+    if table:
+        table.insert(0, ("CACHE", "SIZE", "USED", "WHAT"))
+        widths = [max(len(row[i]) for row in table) for i in range(4)]
+        for row in table:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        talk.append("Empty them with: wanlora cache clear")
+    say("\n".join(talk))
     return 0
 
 
-def _told(header: CacheHeader | None) -> dict[str, object]:
-    return {} if header is None else {name: getattr(header, name) for name in ("model", "expert", "precision", "versions")}
+def _weights() -> tuple[list[Row], str]:
+    folder = cache_folder("weights")
+    entries = list_cache(folder)
+    rows = [("weights", size(e.size), _ago(e), f"{e.header.precision}, {expert_text(e.header.expert)}, {home_path(e.header.model)}" if e.header else f"damaged: {home_path(str(e.path))}") for e in entries]
+    return rows, _total("weights", sum(e.size for e in entries), budget(folder, CAPS["weights"]) if entries else 0)
+
+
+def _tensors(kind: CacheKind, *, each: bool) -> tuple[list[Row], str]:
+    folder = cache_folder(kind)
+    entries = list_tensors(folder)
+    total = sum(e.size for e in entries)
+    rows: list[Row] = [(kind, size(e.size), _ago(e), f"damaged: {home_path(str(e.path))}" if e.about is None else home_path(e.about)) for e in entries]
+    if entries and not each:
+        damaged = sum(e.about is None for e in entries)
+        rows = [(kind, size(total), _ago(entries[0]), count(len(entries), ONE[kind]) + (f", {damaged} damaged" if damaged else ""))]
+    return rows, _total(kind, total, tensor_budget(folder, CAPS[kind], total) if entries else 0)
+
+
+def _total(kind: CacheKind, total: int, limit: int) -> str:
+    folder = home_path(str(cache_folder(kind)))
+    if not total:
+        return f"The cache of {CALLED[kind]} in {folder} is empty."
+    return f"{CALLED[kind].capitalize()}: {size(total)} of at most {size(limit)} in {folder}."
+
+
+def _ago(entry: CacheEntry | TensorEntry) -> str:
+    return f"{duration(max(0.0, time.time() - entry.used))} ago"
+
+
+def _objects(kind: CacheKind) -> list[dict[str, object]]:
+    folder = cache_folder(kind)
+    if kind == "weights":
+        return [
+            {"kind": kind, "path": str(e.path), "size_bytes": e.size, "used": e.used, "damaged": e.header is None}
+            | ({name: getattr(e.header, name) for name in ("model", "expert", "precision", "versions")} if e.header else {})
+            for e in list_cache(folder)
+        ]
+    return [{"kind": kind, "path": str(e.path), "size_bytes": e.size, "used": e.used, "damaged": e.about is None, "about": e.about or ""} for e in list_tensors(folder)]
 
 
 def clear(args: Namespace) -> int:
-    """Delete all of it. Runs that go on are not disturbed."""
-    folder = cache_dir()
-    try:
-        freed = clear_cache(folder)
-    except OSError as e:
-        raise UserError(f"cannot be deleted: {e.strerror or e}", where=str(e.filename or folder), fix="Check who may write there") from None
-    say(f"Freed {size(freed)} in {home_path(str(folder))}. The next start of a job reads its model again.")
+    """Delete one cache, or all. Runs that go on are not disturbed."""
+    kinds: tuple[CacheKind, ...] = (args.kind,) if args.kind else KINDS
+    for kind in kinds:
+        folder = cache_folder(kind)
+        try:
+            freed = clear_cache(folder) if kind == "weights" else clear_tensors(folder)
+        except OSError as e:
+            raise UserError(f"cannot be deleted: {e.strerror or e}", where=str(e.filename or folder), fix="Check who may write there") from None
+        say(f"Freed {size(freed)} of {CALLED[kind]} in {home_path(str(folder))}.")
     return 0
 
 
 def path(args: Namespace) -> int:
-    """The folder, whether it is there or not."""
-    print(cache_dir())
+    """The folder of all caches, or of one, whether it is there or not."""
+    print(cache_folder(args.kind) if args.kind else caches_dir())
     return 0

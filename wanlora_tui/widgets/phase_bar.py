@@ -6,7 +6,7 @@ from textual.widgets import Static
 
 from daemon.protocol import ENDED_STATES, JobRecord
 from presets.fold import RunView
-from wanlora_tui.text import shorten, state_text
+from wanlora_tui.text import shorten, so_far, state_text
 from wanlora_tui.widgets.meters import bar
 
 
@@ -27,5 +27,5 @@ class PhaseBar(Static):
         if not phase.total:
             self.update(Text(name, style="bold", no_wrap=True))
             return
-        numbers = f" {100 * phase.done // phase.total:3d}% {phase.done}/{phase.total}"
+        numbers = f" {100 * phase.done // phase.total:3d}% {so_far(phase.done, phase.total)}"
         self.update(Content.assemble((name, "bold"), bar(phase.done, phase.total, max(4, width - len(name) - len(numbers))), numbers))
