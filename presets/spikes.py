@@ -1,10 +1,12 @@
 """Loss spikes: losses that stand out among those of the same expert and the same noise level.
 
 The loss of a flow-matching step depends on its timestep far more than on what was learnt, so a loss is compared with the last
-ones of its own tenth of the timesteps. Median and MAD (median absolute deviation) are not moved by the spikes themselves.
+ones of its own tenth of the timesteps, as a factor: clips differ by factors, and the losses of a healthy run are skewed, with a long tail upwards.
+Median and MAD (median absolute deviation) of the logarithms are not moved by the spikes themselves.
 """
 
 from collections import defaultdict, deque
+from math import exp, log
 from statistics import median
 
 from presets.events import Event
@@ -12,10 +14,10 @@ from presets.findings import Finding
 
 BINS, TIMESTEPS = 10, 1000
 WINDOW = 50  # losses remembered per expert and bin
-ENOUGH = 8  # of them, before any is judged
-DEVIATIONS = 8.0  # from the median, in standard deviations as MAD estimates them
+ENOUGH = 12  # of them, before any is judged
+DEVIATIONS = 6.0  # from the median, in standard deviations as MAD estimates them
 SCALE = 1.4826  # standard deviation of a normal distribution / its MAD
-FLOOR = 0.05  # of the median: the least that counts as one deviation, however even the losses are
+FLOOR = 0.1  # as a factor, a tenth: the least that counts as one deviation, however even the losses are
 QUIET = 50  # steps without a further finding
 
 
@@ -34,11 +36,11 @@ class SpikeWatch:
         found = []
         if len(losses) >= ENOUGH and data["step"] >= self._told + QUIET:
             usual = median(losses)
-            deviation = max(SCALE * median(abs(loss - usual) for loss in losses), FLOOR * usual)
-            if data["loss"] > usual + DEVIATIONS * deviation:
+            deviation = max(SCALE * median(abs(log(loss / usual)) for loss in losses), FLOOR)
+            if data["loss"] > usual * exp(DEVIATIONS * deviation):
                 self._told = data["step"]
                 found.append(_finding(data["step"], data["loss"], usual, data["timestep"], data["clips"]))
-        losses.append(data["loss"])
+        losses.append(max(data["loss"], 1e-12))
         return found
 
 

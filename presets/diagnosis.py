@@ -1,0 +1,207 @@
+"""Diagnosis of a run from its own events: the usual troubles of these LoRAs, each named once, with its numbers and what to do.
+
+A watcher looks for a few related troubles. It is fed the events of the surviving branch in order, so after a resume it knows what it knew and has told
+what it told. Findings whose code is in `presets.strain.TIMING` hang on the clock or on memory; all others are functions of the training alone: a run
+that was interrupted raises the same ones at the same steps. Thresholds are wide on purpose: a healthy run stays silent.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from statistics import median
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from presets.errors import UserError
+from presets.events import Event
+from presets.findings import Finding
+from presets.geometry import WAN_FPS
+from presets.job import Job
+from presets.jobfile import with_value
+from presets.spikes import SpikeWatch
+from presets.stages import EXPERTS, PANEL, Expert, lr_of, rank_of, trained_experts
+from presets.strain import Memory, Pace, Previews, Starving
+from presets.trends import Change, change, evened
+
+LOOK_EVERY = 50  # steps
+EARLY = 200  # steps before anything is said of what the previews show
+WINDOW = 4000  # steps of an expert that are remembered
+BINS, TIMESTEPS = 20, 1000  # losses are compared at like noise only
+SPEED = 1.25
+NAMES: dict[Expert, str] = {"high_noise": "high-noise", "low_noise": "low-noise"}
+
+
+class Watcher(Protocol):
+    def feed(self, event: Event) -> list[Finding]: ...
+
+
+class Diagnosis:
+    """All watchers of a run. Feed every event; each code is told once, loss spikes as often as they come."""
+
+    def __init__(self, job: Job, *, ram_total_gib: float = 0.0, vram_total_gib: float = 0.0) -> None:
+        memory = Memory(job.training.steps, ram_total_gib=ram_total_gib, vram_total_gib=vram_total_gib)
+        self._watchers: list[Watcher] = [Learning(job), MotionSpeed(job), Pace(), Starving(), memory, Previews()]
+        self._spikes = SpikeWatch()
+        self._told: set[str] = set()
+
+    def feed(self, event: Event) -> list[Finding]:
+        found = [f for watcher in self._watchers for f in watcher.feed(event) if f.code not in self._told]
+        self._told |= {f.code for f in found}
+        return found + self._spikes.feed(event)
+
+
+class Point(Struct, frozen=True):
+    """One step of an expert."""
+
+    bin: int  # of its timestep
+    main: float
+    preservation: float | None
+    lr: float
+    grad_norm: float
+
+
+class Learning:
+    """The camera does not move, details get worse, one expert does not learn, the run overfits."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._points: dict[Expert, list[Point]] = {e: [] for e in EXPERTS}
+        self._visits: Counter[str] = Counter()
+        self._steps: Counter[Expert] = Counter()
+
+    def feed(self, event: Event) -> list[Finding]:
+        data = event.data
+        if event.kind == "changed":
+            self._job = changed(self._job, data)
+        if event.kind != "step":
+            return []
+        expert: Expert = data["expert"]
+        points = self._points[expert]
+        kept = [value for name, value in data["parts"].items() if name != "main"]
+        points.append(Point(min(BINS - 1, int(data["timestep"] * BINS / TIMESTEPS)), data["parts"].get("main", data["loss"]), sum(kept) if kept else None, data["lr"], data["grad_norm"]))
+        del points[:-WINDOW]
+        self._visits.update(data["clips"])
+        self._steps[expert] += 1
+        if data["step"] % LOOK_EVERY:
+            return []
+        found = [*self._not_learning(), *self._overfit(data["step"])]
+        return [*found, *self._camera(data["step"]), *self._detail(data["step"])] if data["step"] >= EARLY else found
+
+    # --- what the job itself explains, once the previews can show it ----------------------------------------------------
+
+    def _camera(self, step: int) -> Iterator[Finding]:
+        job = self._job
+        if job.job.kind != "motion":
+            return
+        high = self._steps["high_noise"] / max(1, self._steps.total())
+        shows = "previews will move as the base model does"
+        if not job.multistage.high_noise:
+            yield _finding("camera-does-not-move", "multistage.high_noise", f"the high-noise expert, which lays out camera and motion, had none of {step} steps: {shows}", "Train it: set multistage.high_noise = true in a new run")
+        elif job.training.timestep_bias == "low_noise":
+            yield _finding("camera-does-not-move", "training.timestep_bias", f"after {step} steps with a bias towards low noise the early timesteps, where camera and motion arise, were hardly seen: {shows}", "If the camera does not move, use balanced or high_noise in a new run, and name the motion in the captions")
+        elif high < 0.25:
+            yield _finding("camera-does-not-move", "multistage.high.share", f"only {self._steps['high_noise']} of {step} steps went to the high-noise expert, which lays out camera and motion", "If the camera does not move, give multistage.high a larger share in a new run")
+
+    def _detail(self, step: int) -> Iterator[Finding]:
+        job = self._job
+        if not job.multistage.low_noise:
+            if job.job.kind != "motion":
+                yield _finding("detail-worse", "multistage.low_noise", f"the low-noise expert, which draws detail and faces, had none of {step} steps: a {job.job.kind} will hardly be met", "Train it: set multistage.low_noise = true in a new run")
+            return
+        lr, rank = lr_of(job, "low_noise"), rank_of(job, "low_noise")
+        if lr >= 4e-4 and job.training.optimizer != "prodigy":
+            own = "training.lr" if job.multistage.low.lr is None else "multistage.low.lr"
+            yield _finding("detail-worse", own, f"{self._steps['low_noise']} steps of the low-noise expert at a learning rate of {lr:g}: detail and faces easily get worse than the base model's", f"If they do, set {own} = 1e-4 while it runs and go on from an earlier checkpoint")
+        elif job.job.kind != "motion" and job.training.timestep_bias == "high_noise":
+            yield _finding("detail-worse", "training.timestep_bias", f"after {step} steps with a bias towards high noise the late timesteps, where identity and detail live, were hardly seen", "If faces or detail look worse than the base model's, use balanced or low_noise in a new run")
+        elif job.job.kind == "character" and rank < 8:
+            yield _finding("detail-worse", "target.rank", f"rank {rank} is little for a face", "If the likeness stays loose, raise target.rank to 16 or 32 in a new run")
+
+    # --- what the numbers say -------------------------------------------------------------------------------------------
+
+    def _not_learning(self) -> Iterator[Finding]:
+        told = " Camera and motion are this expert's part." if self._job.job.kind == "motion" else ""
+        for expert in trained_experts(self._job):
+            last = self._points[expert][-30:]
+            if len(last) < 30:
+                continue
+            what = f"the {NAMES[expert]} expert does not learn: "
+            own = f"multistage.{PANEL[expert]}.lr"
+            if all(p.lr == 0 for p in last):
+                yield _finding("expert-not-learning", own, f"{what}its learning rate was 0 in its last {len(last)} steps.{told}", f"Set {own} while it runs, or fewer warm-up steps in a new run", "warning")
+            elif all(p.grad_norm < 1e-7 for p in last):
+                yield _finding("expert-not-learning", f"multistage.{PANEL[expert]}", f"{what}its gradients were 0 in its last {len(last)} steps.{told}", "Check the weights of its datasets (datasets.weight = 0 gives no gradient); else this is a fault worth reporting", "warning")
+        if len(trained_experts(self._job)) == 2 and all(len(points) >= 300 for points in self._points.values()):
+            trends = {e: _trend(points, 100) for e, points in self._points.items()}
+            for expert, other in (EXPERTS, EXPERTS[::-1]):
+                mine, theirs = trends[expert], trends[other]
+                if theirs.ratio < 0.75 and theirs.z < -4 and abs(mine.ratio - 1) < 0.1 and abs(mine.z) < 2:
+                    text = f"the loss of the {NAMES[expert]} expert stayed where it began ({mine.ratio - 1:+.1%}) while the other's fell ({theirs.ratio - 1:+.0%})."
+                    yield _finding("expert-not-learning", f"multistage.{PANEL[expert]}.lr", text + (told if expert == "high_noise" else ""), f"If its part does not show in the previews, raise multistage.{PANEL[expert]}.lr or its share of the steps")
+
+    def _overfit(self, step: int) -> Iterator[Finding]:
+        job = self._job
+        visits = median(self._visits.values()) if self._visits else 0
+        knobs = "Compare the previews of earlier checkpoints: the best is rarely the last. More varied clips and fewer steps help" + (
+            "; then a smaller rank or learning rate" if job.training.dop else "; so does training.dop = true with a trigger word"
+        )
+        for expert, points in self._points.items():
+            if len(points) < 300:
+                continue
+            trend = _trend(points, 100)
+            if trend.ratio < 0.4 and trend.z < -8 and visits >= 20:
+                yield _finding("overfit", "training.steps", f"at like noise levels the loss of the {NAMES[expert]} expert is down to {trend.ratio:.0%} of what it began with, after {visits:.0f} visits of each clip: it knows the clips by heart", knobs, "warning")
+                return
+            kept = [(p.bin, p.preservation) for p in points if p.preservation is not None]
+            if len(kept) >= 400:
+                even, quarter = evened(kept), len(kept) // 4
+                drift = change(even[quarter : 2 * quarter], even[-quarter:])  # it begins at 0 and rises at first in every run
+                if drift.ratio > 1.5 and drift.z > 6 and trend.ratio < 0.95:
+                    yield _finding("overfit", "training.steps", f"the preservation loss of the {NAMES[expert]} expert rose by {drift.ratio - 1:.0%} while its loss on the clips fell to {trend.ratio:.0%}: it leaves the base model behind to fit the clips", knobs, "warning")
+                    return
+        if step >= 3000 and visits >= 200 and len(self._visits) < 60:
+            yield _finding("overfit", "training.steps", f"{step} steps, {visits:.0f} visits of each of {len(self._visits)} clips: LoRAs begin to work only in scenes like their clips", knobs)
+
+
+class MotionSpeed:
+    """Previews of other lengths than the training clips play the motion at another speed."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._sped: set[str] = set()  # what the check before the run said of the clips' own speed
+
+    def feed(self, event: Event) -> list[Finding]:
+        if event.kind == "finding" and event.data["code"] == "speed-factor":
+            self._sped.add(event.data["message"])
+        trained = sorted({d.num_frames for d in self._job.datasets if d.num_frames > 1 and not d.regularization})
+        if event.kind != "sample" or event.data["step"] == 0 or not trained:
+            return []
+        panel = self._job.sample
+        frames = next((p.num_frames for p in panel.prompts if p.prompt == event.data["prompt"] and p.num_frames), panel.num_frames)
+        near = min(trained, key=lambda n: abs(n - frames))
+        played = panel.fps / WAN_FPS
+        speed = played * max(frames, near) / min(frames, near) if frames != near else played
+        if max(speed, 1 / speed) <= SPEED:
+            return []
+        text = f"previews of {frames} frames at {panel.fps} a second, trained on {near} frames: the motion will not have the speed of the clips"
+        sped = "".join(f"; {message}" for message in sorted(self._sped))
+        return [_finding("motion-too-fast", "sample.num_frames", text + sped, f"Set sample.num_frames = {near} and sample.fps = {WAN_FPS}, and judge the speed by those previews")]
+
+
+def _trend(points: list[Point], most: int) -> Change:
+    """The main loss at like noise: the first points against the last, at most a third of all each."""
+    even = evened([(p.bin, p.main) for p in points])
+    stretch = min(most, len(even) // 3)
+    return change(even[:stretch], even[-stretch:])
+
+
+def changed(job: Job, data: dict[str, Any]) -> Job:
+    """The job after a `changed` event. A field that this version does not know changes nothing here."""
+    try:
+        return with_value(job, data["field"], data["new"])
+    except UserError:
+        return job
+
+
+def _finding(code: str, field: str, message: str, fix: str, severity: Any = "advice") -> Finding:
+    return Finding(code=code, severity=severity, field=field, message=message, fix=fix)

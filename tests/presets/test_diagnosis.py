@@ -1,0 +1,188 @@
+"""Each trouble of the guide on a made-up run that has it, and silence on runs that are well."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import exp
+from typing import Any
+
+import pytest
+
+from presets.diagnosis import Diagnosis
+from presets.events import Event
+from presets.findings import Finding
+from presets.job import (
+    DatasetPanel,
+    ExpertPanel,
+    Job,
+    JobPanel,
+    MultistagePanel,
+    PromptPanel,
+    SamplePanel,
+    TargetPanel,
+    TrainingPanel,
+)
+from presets.stages import expert_at
+from presets.strain import TIMING
+from presets.trends import change, evened
+
+
+def job_of(kind: Any = "motion", *, training: dict | None = None, multistage: dict | None = None, rank: int = 16, frames: int = 41, sample: dict | None = None) -> Job:
+    return Job(
+        job=JobPanel(name="t", kind=kind), multistage=MultistagePanel(**(multistage or {})), training=TrainingPanel(**{"steps": 2000, **(training or {})}), target=TargetPanel(rank=rank),
+        datasets=[DatasetPanel(path="clips", num_frames=frames)], sample=SamplePanel(**{"num_frames": 41, **(sample or {})}, prompts=[PromptPanel(prompt="orbit", ctrl_img="c.png")]),
+    )  # fmt: skip
+
+
+@dataclass
+class Made:
+    """A made-up run: noisy losses around a level that hangs on the timestep, as flow matching has them."""
+
+    job: Job
+    seed: int = 0
+    clips: int = 15
+    level: Callable[[str, int], float] = lambda expert, step: 1.0  # factor on the loss
+    keeps: Callable[[str, int], float] | None = None  # preservation loss
+    seconds: Callable[[int], dict[str, float]] = lambda step: {"data": 0.05, "vae": 1.0, "transformer": 6.0, "optimizer": 0.1}
+    ram: Callable[[int], float] = lambda step: 40.0
+    norm: Callable[[str], float] = lambda expert: 0.3
+    lr: Callable[[str, int], float] = lambda expert, step: 1e-4
+    extra: dict[int, list[tuple[str, dict[str, Any]]]] = field(default_factory=dict)  # events after a step
+    attempt: int = 1
+    seq: int = 0
+    time: float = 0.0
+
+    def event(self, kind: Any, data: dict[str, Any]) -> Event:
+        self.seq += 1
+        return Event(seq=self.seq, time=self.time, run="r", attempt=self.attempt, kind=kind, data=data)
+
+    def events(self, steps: int, first: int = 1) -> list[Event]:
+        out = [self.event("started", {"resumed_from": first - 1})]
+        for step in range(first, steps + 1):
+            rng = random.Random(f"{self.seed}/{step}")
+            expert = expert_at(self.job, step - 1)
+            timestep = rng.uniform(900, 1000) if expert == "high_noise" else rng.uniform(0, 900)
+            main = (0.05 + 0.4 * (1 - timestep / 1000)) * self.level(expert, step) * exp(rng.gauss(0, 0.35))
+            parts = {"main": main} | ({"preservation": self.keeps(expert, step) * exp(rng.gauss(0, 0.3))} if self.keeps else {})
+            seconds = {part: value * exp(rng.gauss(0, 0.05)) for part, value in self.seconds(step).items()}
+            seconds["total"] = sum(seconds.values())
+            self.time += seconds["total"]
+            clip = f"0/{rng.randrange(self.clips)}.mp4@{rng.choice([512, 768])}"
+            out.append(self.event("step", {
+                "step": step, "expert": expert, "loss": sum(parts.values()), "parts": parts, "lr": self.lr(expert, step), "grad_norm": self.norm(expert) * exp(rng.gauss(0, 0.4)),
+                "timestep": timestep, "seconds": seconds, "vram_gib": 60 + rng.random(), "ram_gib": self.ram(step) + rng.random() * 0.2, "clips": [clip],
+            }))  # fmt: skip
+            out += [self.event(kind, data) for kind, data in self.extra.get(step, [])]
+        return out
+
+
+def diagnose(made: Made, steps: int) -> list[Finding]:
+    diagnosis = Diagnosis(made.job, ram_total_gib=128.0, vram_total_gib=80.0)
+    return [finding for event in made.events(steps) for finding in diagnosis.feed(event)]
+
+
+def codes(made: Made, steps: int) -> list[str]:
+    return [finding.code for finding in diagnose(made, steps)]
+
+
+HEALTHY = {
+    "constant noisy losses": Made(job_of()),
+    "a normal decay": Made(job_of(), level=lambda e, s: 0.75 + 0.25 * exp(-s / 400)),
+    "only one expert falls a little": Made(job_of(), level=lambda e, s: 1.0 if e == "high_noise" else 0.85 + 0.15 * exp(-s / 300)),
+    "a character with preservation that settles": Made(job_of("character"), keeps=lambda e, s: 0.02 * (1 - exp(-s / 150)), level=lambda e, s: 0.8 + 0.2 * exp(-s / 400)),
+    "one expert alone": Made(job_of("style", multistage={"high_noise": False})),
+    "warm-up and cosine": Made(job_of(training={"lr_scheduler": "cosine", "warmup_steps": 50}), lr=lambda e, s: 1e-4 * min(1, (s - 1) / 50)),
+    "the cache fills, then stays": Made(job_of(), ram=lambda s: 40 + 6 * min(1, s / 120)),
+    "two sizes of step": Made(job_of(), seconds=lambda s: {"data": 0.05, "vae": 1.0, "transformer": 6.0 + 5 * (s % 3 == 0), "optimizer": 0.1}),
+    "slower after a replan that was told": Made(job_of(), seconds=lambda s: {"data": 0.05, "vae": 1.0, "transformer": 6.0 if s < 300 else 9.0}, extra={300: [("replanned", {"why": "", "old": "", "new": ""})]}),
+    "a slow minute": Made(job_of(), seconds=lambda s: {"data": 0.05, "transformer": 6.0 if not 300 < s < 320 else 20.0}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_healthy_run_stays_silent(name, seed):
+    made = HEALTHY[name]
+    made.seed, made.seq, made.time = seed, 0, 0.0
+    assert diagnose(made, 600) == []
+
+
+def samples(*steps: int, seconds: float = 0.0) -> dict[int, list[tuple[str, dict[str, Any]]]]:
+    return {step: [("sample", {"step": step, "prompt": "orbit", "path": "", "poster": "", "seed": 1})] for step in steps}
+
+
+SICK = {
+    "motion too fast": ("motion-too-fast", Made(job_of(frames=41, sample={"num_frames": 81}), extra=samples(50, 100)), "81 frames"),
+    "previews played too fast": ("motion-too-fast", Made(job_of(sample={"fps": 24}), extra=samples(50)), "24 a second"),
+    "high noise off": ("camera-does-not-move", Made(job_of(multistage={"high_noise": False})), "none of 200 steps"),
+    "bias towards low noise": ("camera-does-not-move", Made(job_of(training={"timestep_bias": "low_noise"})), "low noise"),
+    "a small share of high noise": ("camera-does-not-move", Made(job_of(multistage={"low": ExpertPanel(share=9.0)})), "of 200 steps"),
+    "low noise off for a character": ("detail-worse", Made(job_of("character", multistage={"low_noise": False})), "none of 200 steps"),
+    "a learning rate that breaks faces": ("detail-worse", Made(job_of("style", training={"lr": 1e-3})), "0.001"),
+    "a small rank for a face": ("detail-worse", Made(job_of("character", rank=4)), "rank 4"),
+    "no learning rate": ("expert-not-learning", Made(job_of(), lr=lambda e, s: 0.0 if e == "low_noise" else 1e-4), "low-noise"),
+    "no gradient": ("expert-not-learning", Made(job_of(), norm=lambda e: 0.0 if e == "high_noise" else 0.3), "Camera and motion"),
+    "one flat, the other falls": ("expert-not-learning", Made(job_of(), level=lambda e, s: 1.0 if e == "high_noise" else 0.5 + 0.5 * exp(-s / 150)), "high-noise"),
+    "clips known by heart": ("overfit", Made(job_of("character"), clips=5, level=lambda e, s: exp(-s / 250)), "visits of each clip"),
+    "preservation lost": ("overfit", Made(job_of("character"), keeps=lambda e, s: 0.01 * s / 100, level=lambda e, s: 0.5 + 0.5 * exp(-s / 300)), "preservation"),
+    "slower with time": ("slower-with-time", Made(job_of(), seconds=lambda s: {"data": 0.05, "vae": 1.0, "transformer": 6.0 * (1 + s / 500)}), "transformer"),
+    "memory creeps": ("memory-creeping", Made(job_of(), ram=lambda s: 40 + s * 0.05), "more steps"),
+    "data comes late": ("data-starving", Made(job_of(), seconds=lambda s: {"data": 4.0, "vae": 1.0, "transformer": 6.0}), "clips to be decoded"),
+    "memory runs out again and again": ("memory-tight", Made(job_of(), extra={s: [("replanned", {"why": "", "old": "", "new": ""})] for s in (10, 20)}), "twice"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SICK)
+def test_each_trouble_is_named_once_with_its_numbers(name):
+    code, made, words = SICK[name]
+    found = [f for f in diagnose(made, 1100) if f.code == code]
+    assert len(found) == 1 and words in found[0].message and found[0].fix, found
+
+
+def test_previews_that_take_the_time():
+    made = Made(job_of())
+    events, out = Diagnosis(made.job), []
+    for event in made.events(150):
+        out += events.feed(event)
+        if event.kind == "step" and event.data["step"] % 50 == 0:
+            made_at = event.time + 900
+            out += events.feed(Event(seq=0, time=made_at, run="r", attempt=1, kind="sample", data={"step": event.data["step"], "prompt": "orbit"}))
+    assert [f.code for f in out] == ["previews-dominate"]
+
+
+def test_a_resume_finds_the_same_as_no_resume():
+    """Up to step 620, on from 600: the events after 600 are cut off, the diagnosis is built anew from the rest and goes on."""
+    def made() -> Made:
+        return Made(job_of("character"), clips=5, level=lambda e, s: exp(-s / 250))
+
+    straight = diagnose(made(), 1100)
+    before = Diagnosis(made().job)
+    first = [f for event in made().events(600) for f in before.feed(event)]
+    second, again = Diagnosis(made().job), made()
+    for event in again.events(600):
+        second.feed(event)
+    again.attempt = 2
+    then = [f for event in again.events(1100, first=601) for f in second.feed(event)]
+    assert [f for f in first + then if f.code not in TIMING] == [f for f in straight if f.code not in TIMING] != []
+
+
+def test_slowness_is_judged_within_an_attempt():
+    made, diagnosis = Made(job_of()), Diagnosis(job_of())
+    for event in made.events(200):
+        assert diagnosis.feed(event) == []
+    made.attempt, made.seconds = 2, lambda s: {"data": 0.05, "vae": 3.0, "transformer": 18.0}
+    for event in made.events(400, first=201):
+        assert diagnosis.feed(event) == []
+
+
+def test_a_change_while_it_runs_is_taken_in():
+    made = Made(job_of("style", training={"lr": 1e-3}), extra={100: [("changed", {"field": "training.lr", "old": 1e-3, "new": 1e-4, "step": 100})]})
+    assert codes(made, 500) == []
+
+
+def test_trends():
+    rng = random.Random(1)
+    flat, high = ([rng.gauss(m, 0.3) for _ in range(200)] for m in (1.0, 1.3))
+    assert abs(change(flat[:100], flat[100:]).z) < 4 and change(flat, high).z > 5
+    assert change([1.0] * 50, [1.0] * 50).z == 0
+    assert evened([(0, 1.0), (1, 10.0), (0, 1.0), (1, 20.0), (1, 10.0)]) == [1.0, 1.0, 1.0, 2.0, 1.0]
