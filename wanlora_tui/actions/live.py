@@ -3,11 +3,11 @@
 from wanlora_tui.actions import Action, register
 
 register(
-    Action(id="dashboard.change", keys="e", action="screen.change_run", label="Change", help="Change learning rates, steps or intervals of the running job."),
-    Action(id="dashboard.save", keys="w", action="screen.save_now", label="Save", help="Write a checkpoint and LoRA files now, and go on."),
-    Action(id="dashboard.sample", keys="n", action="screen.sample_now", label="Sample", help="Make the previews now, and go on."),
-    Action(id="dashboard.checkpoints", keys="b", action="screen.go_back", label="Go back", help="List the checkpoints; go back to one and train on from there."),
-    Action(id="dashboard.compare", keys="c", action="screen.compare", label="Compare", help="The same prompt across the checkpoints, side by side or one by one."),
+    Action(id="dashboard.change", keys="e", action="change_run", label="Change", help="Change learning rates, steps or intervals of the running job."),
+    Action(id="dashboard.save", keys="w", action="save_now", label="Save", help="Write a checkpoint and LoRA files now, and go on."),
+    Action(id="dashboard.sample", keys="n", action="sample_now", label="Sample", help="Make the previews now, and go on."),
+    Action(id="dashboard.checkpoints", keys="b", action="go_back", label="Go back", help="List the checkpoints; go back to one and train on from there."),
+    Action(id="dashboard.compare", keys="c", action="compare", label="Compare", help="The same prompt across the checkpoints, side by side or one by one."),
     Action(id="change.apply", keys="enter", action="screen.apply", label="Apply", help="Send every changed value to the trainer."),
     Action(id="checkpoints.choose", keys="enter", action="select_cursor", label="Go back to it", help="Go back to the checkpoint under the cursor."),
     Action(id="compare.left", keys="left,h", action="screen.step(-1)", label="Earlier", help="The same prompt at the step before."),
