@@ -15,7 +15,6 @@ from engine.setup import Run
 from engine.sheets import Row, read_small, side_by_side, steps_shown, write_sheet
 from presets.captions import resolve_caption
 from presets.errors import UserError
-from presets.events import EVENTS_FILE, read_events
 from presets.previews import preview_seed, preview_size_of
 
 Told = dict[tuple[int, int], str]  # (step, prompt) -> the video in the run folder, of each preview that the events tell of
@@ -53,15 +52,13 @@ def video_path(run: Run, step: int, i: int) -> Path:
 
 
 def told(run: Run, last: int) -> Told:
-    """The previews up to step `last` whose videos lie there and whose events tell of the prompts and seeds of the job as it is now."""
+    """The previews of this branch up to step `last` that lie there, of the prompts and seeds as the job has them now."""
     panel, out = run.job.sample, Told()
     of_now = {(f"{i:02d}.mp4", prompt.prompt, preview_seed(panel, i)): i for i, prompt in enumerate(panel.prompts)}
-    for event, _ in read_events(run.folder / EVENTS_FILE):
-        if event.kind == "sample" and event.data["step"] <= last:
-            path = run.folder / event.data["path"]
-            i = of_now.get((path.name, event.data["prompt"], event.data["seed"]))
-            if i is not None and path.exists():
-                out[event.data["step"], i] = event.data["path"]
+    for path, data in run.log.history.samples.items():
+        i = of_now.get((Path(path).name, data["prompt"], data["seed"]))
+        if i is not None and data["step"] <= last and (run.folder / path).exists():
+            out[data["step"], i] = path
     return out
 
 
@@ -134,7 +131,7 @@ def _sheets(run: Run, step: int, i: int) -> dict[str, Path]:
     fresh = {key: read_small(run.folder / path) for key, path in made.items() if key[0] == step or (key[1] == i and key[0] in steps_shown([s for s, p in made if p == i]))}
     frames = {key: found for key, found in fresh.items() if found is not None}
     sheet, across, film = preview_dir(run, step) / "sheet.png", *(run.folder / "samples" / f"compare_{i:02d}.{x}" for x in ("png", "mp4"))
-    rows = [Row(panel.prompts[p].prompt or "(empty prompt)", _about(run, p), f) for (s, p), f in sorted(frames.items()) if s == step]
+    rows = [Row(f"{p:02d}: {panel.prompts[p].prompt}", _about(run, p), f) for (s, p), f in sorted(frames.items()) if s == step]
     write_sheet(sheet, f"{name}, step {step}", rows)
     steps = [(f"step {s}", f) for (s, p), f in sorted(frames.items()) if p == i]
     write_sheet(across, f"{name}: {panel.prompts[i].prompt} ({_about(run, i)})", [Row(title, "", f) for title, f in steps])

@@ -1,6 +1,7 @@
 """Pictures to judge previews by: a sheet of one step's prompts, and one prompt across the steps, as picture and as video."""
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,12 @@ def _font() -> Any:
     return ImageFont.load_default(TEXT)
 
 
+def _plain(text: str) -> str:
+    """What Pillow's own font can write: letters without their accents, a question mark for each of another script."""
+    letters = "".join(c for c in unicodedata.normalize("NFKD", " ".join(text.split())) if not unicodedata.combining(c))
+    return letters.encode("ascii", "replace").decode()
+
+
 def _write(draw: ImageDraw.ImageDraw, x: int, y: int, lines: Sequence[str], line: int, colour: tuple[int, int, int]) -> int:
     """Returns the y below."""
     for text in lines:
@@ -110,7 +117,7 @@ def _write(draw: ImageDraw.ImageDraw, x: int, y: int, lines: Sequence[str], line
 
 def _wrapped(text: str, width: int, *, most: int) -> list[str]:
     """Text in lines no wider than `width` pixels, `most` of them; what does not fit ends in three dots."""
-    font, lines, words = _font(), [""], " ".join(text.split()).split(" ")
+    font, lines, words = _font(), [""], _plain(text).split(" ")
     for word in words:
         longer = f"{lines[-1]} {word}".strip()
         if font.getlength(longer) <= width or not lines[-1]:

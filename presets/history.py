@@ -12,6 +12,8 @@ from msgspec import Struct
 from presets.changes import LIVE_FIELDS
 from presets.events import Event
 
+TELLING = frozenset({"step", "sample", "checkpoint", "finding", "changed", "replanned"})  # kinds that something can be learnt from
+
 
 class Setting(Struct, frozen=True, kw_only=True):
     """A value of the job that changed after `step` steps: its `changed` event."""
@@ -26,9 +28,9 @@ class History:
     """Fed with all events of a run in order, knows those of the present branch."""
 
     def __init__(self) -> None:
-        self.events: list[Event] = []  # that tell of a step: step, sample, checkpoint, finding, changed
+        self.events: list[Event] = []  # of the kinds in TELLING
         self.checkpoints: dict[int, str] = {}  # step -> path
-        self.samples: set[str] = set()  # paths of previews
+        self.samples: dict[str, dict[str, Any]] = {}  # path of a preview -> what its event told
         self.skipped: set[int] = set()  # steps that were not finite, numbered as in `step` events
         self.rolling_back: int | None = None  # a rollback to this step was begun and its attempt has not started
         self._set: dict[tuple[int, str], Setting] = {}
@@ -49,10 +51,10 @@ class History:
             case "checkpoint":
                 self.checkpoints[data["step"]] = data["path"]
             case "sample":
-                self.samples.add(data["path"])
+                self.samples[data["path"]] = data
             case "finding" if data["code"] == "non-finite" and "step" in data:
                 self.skipped.add(data["step"])
-        if self._keep and event.kind != "started" and "step" in data:
+        if self._keep and event.kind in TELLING:
             self.events.append(event)
 
     def forget(self) -> None:
@@ -79,7 +81,7 @@ class History:
 
     def _go_back(self, step: int) -> None:
         """`changed` after `step` steps is told again by the new attempt; everything else of that step stands."""
-        self.events = [e for e in self.events if e.data["step"] < step + (e.kind != "changed")]
+        self.events = [e for e in self.events if "step" not in e.data or e.data["step"] < step + (e.kind != "changed")]
         self.checkpoints = {s: path for s, path in self.checkpoints.items() if s <= step}
-        self.samples = {e.data["path"] for e in self.events if e.kind == "sample"}
+        self.samples = {path: data for path, data in self.samples.items() if data["step"] <= step}
         self.skipped = {s for s in self.skipped if s <= step}
