@@ -30,3 +30,14 @@ def leave(run_dir: Path, request: str, order: Order) -> None:
     draft = control / f"{mark}.tmp"
     draft.write_bytes(msgspec.json.encode(msgspec.structs.replace(order, id=request)))
     draft.replace(control / f"{time.time_ns():020d}-{mark}.json")
+
+
+def forget_stops(run_dir: Path) -> None:
+    """Remove stops that were meant for an attempt which is gone. Other orders wait for the next attempt. Raises OSError."""
+    for file in (run_dir / "control").glob("*.json"):
+        try:
+            order = msgspec.json.decode(file.read_bytes(), type=Order)
+        except msgspec.MsgspecError:  # the trainer refuses it, and says so
+            continue
+        if order.command == "stop":
+            file.unlink(missing_ok=True)

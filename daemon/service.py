@@ -7,7 +7,6 @@ Commands and ticks never overlap: one runs to its end before the next begins. Wh
 import asyncio
 import logging
 import os
-import shutil
 import sqlite3
 import time
 from pathlib import Path
@@ -17,7 +16,7 @@ import msgspec
 
 from daemon import protocol as wire
 from daemon.launch import start_trainer
-from daemon.orders import Order, leave
+from daemon.orders import Order, forget_stops, leave
 from daemon.paths import Places, make_private
 from daemon.processes import boot_id, identify, is_alive, marked, oom_kills
 from daemon.queue import AskStop, Changed, Entry, Instruction, Kill, Launch, Queue, Terminate, Verdict
@@ -275,8 +274,7 @@ class Service:
             tail = self._tails[job]
             record.attempt = max(record.attempt, tail.view.attempt + 1)
             (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-            if (run_dir / "control").exists():  # requests to an earlier attempt
-                shutil.rmtree(run_dir / "control")
+            forget_stops(run_dir)
             kills = oom_kills()
             child = start_trainer(
                 self._command, job_file=self.places.job_file(job), out=record.out, options=_options(entry) if (run_dir / JOB_FILE).exists() else [],

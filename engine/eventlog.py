@@ -38,6 +38,7 @@ class EventLog:
         self.run, self.attempt, self._seq = uuid.uuid4().hex[:12], 1, 0
         self.damaged = 0
         self.history = History()
+        self.watch: Callable[[Event], None] | None = None  # sees each event last, and may emit what it makes of it
         self._waiting: deque[tuple[Event, bytes]] = deque()
         if self.path.exists():
             self._continue()
@@ -68,7 +69,7 @@ class EventLog:
     def waiting_bytes(self) -> int:
         return sum(len(line) for _, line in self._waiting)
 
-    def emit(self, kind: EventKind, **data: Any) -> Event:
+    def emit(self, kind: EventKind, **data: Any) -> None:
         """Append one event. Terminal events are on the disk when this returns, if it has room for them."""
         self._seq += 1
         event = Event(seq=self._seq, time=self._clock(), run=self.run, attempt=self.attempt, kind=kind, data=data)
@@ -76,7 +77,8 @@ class EventLog:
         self.history.add(event)
         self.flush()
         self._listener(event)
-        return event
+        if self.watch:
+            self.watch(event)
 
     def phase(self, name: str, done: int, total: int, text: str = "") -> None:
         self.emit("phase", name=name, done=done, total=total, text=text)

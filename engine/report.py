@@ -1,14 +1,17 @@
 """What a run says about itself: the plan in words, the card, memory in use, and steps that went wrong."""
 
-from typing import Any
+from functools import partial
 
 import psutil
 import torch
 
 from engine.resume import JOB_FILE
 from engine.setup import Run
+from presets.diagnosis import Diagnosis
 from presets.errors import UserError
+from presets.events import Event
 from presets.findings import Finding
+from presets.history import TELLING
 from presets.jobfile import job_to_dict, save_job
 
 NON_FINITE_LIMIT = 3  # in a row, then the run stops
@@ -17,9 +20,10 @@ NON_FINITE_LIMIT = 3  # in a row, then the run stops
 def announce(run: Run, unlike: list[str]) -> None:
     """The attempt begins: what it runs with, what has changed since the checkpoint, and what is no longer as it was."""
     job, log = run.job, run.log
+    ram, vram = round(psutil.virtual_memory().total / 2**30, 3), vram_total_gib(run.device)
     log.emit(
         "started", name=job.job.name, job=job_to_dict(job), plan=plan_text(run), versions=run.versions, device=device_name(run.device), steps=job.training.steps,
-        resumed_from=run.start, vram_total_gib=vram_total_gib(run.device), ram_total_gib=round(psutil.virtual_memory().total / 2**30, 3),
+        resumed_from=run.start, rollback=run.begin.rollback, vram_total_gib=vram, ram_total_gib=ram,
     )  # fmt: skip
     for s in run.begin.settings:
         log.emit("changed", field=s.field, old=s.old, new=s.new, step=s.step)
@@ -27,19 +31,30 @@ def announce(run: Run, unlike: list[str]) -> None:
         log.finding(Finding(code="not-comparable", severity="warning", field="job", message=text, fix="Nothing needs doing; a run to compare with others is begun anew"))
     if run.begin.keep:  # only now: until the changes are told, the next resume has to see them
         save_job(run.begin.keep, run.folder / JOB_FILE, fresh=True)
-    for event in log.history.events:
-        if event.kind == "step":
-            for watcher in run.watchers:
-                watcher.feed(event)  # what it found is told already
-    log.history.forget()
+    run.watchers.append(Diagnosis(job, ram_total_gib=ram, vram_total_gib=vram))
+    _look_back(run)
+    log.watch = partial(_watch, run)
 
 
-def report_step(run: Run, **data: Any) -> None:
-    """One good step, and what the watchers of the events think of it."""
-    event = run.log.emit("step", **data)
-    for watcher in run.watchers:
-        for finding in watcher.feed(event):
-            run.log.finding(finding, step=data["step"])
+def _look_back(run: Run) -> None:
+    """Show the watchers what has led here. What they find was told then, unless a kill came between."""
+    told = {(e.data["code"], e.data.get("step")) for e in run.log.history.events if e.kind == "finding"}
+    events = run.log.history.events
+    run.log.history.forget()
+    for event in events:
+        for finding in found_by(run, event):
+            if (finding.code, event.data.get("step")) not in told:
+                run.log.finding(finding, step=event.data.get("step", run.start))
+
+
+def _watch(run: Run, event: Event) -> None:
+    if event.kind in TELLING:
+        for finding in found_by(run, event):
+            run.log.finding(finding, step=event.data.get("step", run.start))
+
+
+def found_by(run: Run, event: Event) -> list[Finding]:
+    return [finding for watcher in run.watchers for finding in watcher.feed(event)]
 
 
 def report_non_finite(run: Run, step: int, clips: list[str], timesteps: list[float]) -> None:

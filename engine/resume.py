@@ -21,11 +21,12 @@ from presets.changes import LIVE_FIELDS, Change, changes
 from presets.errors import UserError
 from presets.events import EVENTS_FILE, decode_event
 from presets.findings import Finding
+from presets.fold import ABANDONED
 from presets.history import History, Setting
 from presets.job import Job
 from presets.jobfile import absolute_paths, get_value, job_from_dict, load_job, with_value
 
-JOB_FILE, ABANDONED = "job.toml", "abandoned"
+JOB_FILE = "job.toml"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,8 @@ from engine.objective import class_prompt
 from engine.optim import Ema, build_optimizer
 from engine.order import Order, place_in
 from engine.parts import load_vae
-from engine.planning import Planning, diagnose, plan_run, release, smaller
+from engine.pinned import HostMemoryRefused
+from engine.planning import Planning, Shortage, card_memory, plan_run, release, shortage, smaller
 from engine.resume import Begin
 from engine.tensorcache import TensorCache
 from engine.text import TextBook, encode_texts
@@ -43,13 +44,12 @@ from presets.job import Job
 from presets.model import read_model
 from presets.plan import KNOBS, Plan
 from presets.planner.rungs import Scarce
-from presets.spikes import SpikeWatch
 
 WHERE: dict[Scarce, str] = {"vram": "run", "step": "training step", "vae": "VAE", "preview": "preview", "ram": "host's memory"}
 
 
 class Watcher(Protocol):
-    """Looks at a run's `step` events in their order, on resume those of earlier attempts first, and says what it finds. The same events, the same findings."""
+    """Looks at a run's events (presets.history.TELLING) in their order, on resume those of earlier attempts first, and says what it finds. The same events, the same findings."""
 
     def feed(self, event: Event) -> list[Finding]: ...
 
@@ -85,22 +85,45 @@ class Run:
     begin: Begin
     latents: LatentCache | None = None  # of images, when a dataset wants it
     ahead: list[Setting] = field(default_factory=list)  # set in an earlier attempt at steps that are to come again
-    watchers: list[Watcher] = field(default_factory=lambda: [SpikeWatch()])  # of the steps; what they find is told
+    watchers: list[Watcher] = field(default_factory=list)  # of the events; what they find is told
     start: int = 0  # optimizer steps already done
     versions: dict[str, str] = field(default_factory=dict)
+    tidied: Plan | None = None  # the plan under which memory in pieces was laid out anew
 
     def text(self, texts: list[str]) -> torch.Tensor:
         return self.book.batch(texts, device=self.device)
 
-    def replan(self, scarce: Scarce) -> None:
-        """Memory ran out (where `scarce` says): go one rung down and say so. Raises UserError at the last rung."""
-        why = diagnose(self.device) if self.device.type == "cuda" else "out of memory"
+    def short(self) -> Shortage:
+        """Why memory ran out. To be asked in the handler, while what filled it is there."""
+        return shortage(card_memory(self.device), self.planning)
+
+    def replan(self, scarce: Scarce, why: Shortage) -> None:
+        """Memory ran out (where `scarce` says): go one rung down and say so. Memory in pieces is laid out anew first, once under
+        each plan. To be called outside the handler, whose traceback holds on to tensors. Raises UserError at the last rung."""
         release(self.device)
-        plan, old = smaller(self.job, self.planning, scarce), self.planning.plan
-        if plan is None:
-            raise UserError(f"out of memory in the {WHERE[scarce]}, and no smaller plan is left ({why})", where=old.text, fix=KNOBS)
-        self.log.emit("replanned", why=f"out of memory in the {WHERE[scarce]}: {why}", old=old.text, new=plan.text)
-        self.set_plan(plan)
+        old = plan = self.planning.plan
+        if why.cause == "pieces" and self.tidied != old:
+            self.tidied = old
+            self.log.emit("log", level="warning", text=f"out of memory in the {WHERE[scarce]}: {why.text}; everything on the card is laid out anew, and the same is tried again")
+        else:
+            smallest = smaller(self.job, self.planning, scarce, why.lost)
+            if smallest is None:
+                raise UserError(f"out of memory in the {WHERE[scarce]}, and no smaller plan is left ({why.text})", where=old.text, fix=KNOBS)
+            plan = smallest
+            self.log.emit("replanned", why=f"out of memory in the {WHERE[scarce]}: {why.text}", old=old.text, new=plan.text)
+        self.place(plan)
+
+    def place(self, plan: Plan) -> None:
+        """Put a plan into effect, or the first smaller one for which there is room. Raises UserError."""
+        try:
+            self.set_plan(plan)
+            return
+        except torch.OutOfMemoryError:
+            scarce: Scarce = "vram"
+            why = self.short()
+        except HostMemoryRefused as e:
+            scarce, why = "ram", Shortage("host", e.what)
+        self.replan(scarce, why)
 
     def set_plan(self, plan: Plan) -> None:
         """Run under another plan from now on."""
@@ -160,7 +183,7 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
     log.emit("log", level="info", text=f"attention by {backend}: {why}")
     recovery, grid = recovery_of(job, facts.base, base, config, dtype)
     experts = Experts(
-        job, base, plan, backend=backend, device=device, dtype=dtype, recovery=recovery, grid=grid, progress=lambda done, total, text: progress("loading", done, total, text),
+        job, base, plan.precision, backend=backend, device=device, dtype=dtype, recovery=recovery, grid=grid, progress=lambda done, total, text: progress("loading", done, total, text),
         warn=warn,
     )  # fmt: skip
     learners = {
@@ -171,6 +194,7 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
         job=job, base_dir=facts.base, folder=folder, log=log, device=device, base=base, vae=vae, encoder=encoder, book=book, experts=experts,
         planning=planning, learners=learners, accelerators=accelerators, order=order, loader=Loader(order, workers, log=warn, needless=latents.holds if latents else None), begin=begin, ahead=list(begin.ahead), latents=latents, versions=versions(),
     )  # fmt: skip
+    run.place(plan)
     return run
 
 

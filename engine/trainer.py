@@ -16,7 +16,7 @@ from engine.live import honour
 from engine.optim import clip_gradients, lr_at, set_lr
 from engine.outputs import complete, rehearse, save_all, save_final
 from engine.previews import make_previews, previews_made
-from engine.report import announce, ram_gib, report_non_finite, report_step, vram_gib
+from engine.report import announce, ram_gib, report_non_finite, vram_gib
 from engine.restore import restore
 from engine.resume import clear_the_way
 from engine.room import until_events_are_written
@@ -91,8 +91,8 @@ def optimizer_step(run: Run, step: int, control: Control) -> bool:
             faults.at("ema", step + 1)
         learner.optimizer.zero_grad(set_to_none=True)
     if finite:
-        report_step(
-            run, step=step + 1, expert=expert, loss=loss, parts=losses, lr=lr_at(job, expert, step), grad_norm=norm, timestep=sum(passed.timesteps) / len(passed.timesteps),
+        run.log.emit(
+            "step", step=step + 1, expert=expert, loss=loss, parts=losses, lr=lr_at(job, expert, step), grad_norm=norm, timestep=sum(passed.timesteps) / len(passed.timesteps),
             seconds=watch.seconds(), vram_gib=vram_gib(run.device), ram_gib=ram_gib(), clips=passed.clips,
         )  # fmt: skip
     else:

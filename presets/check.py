@@ -20,6 +20,7 @@ from presets.cuts import find_cuts
 from presets.errors import ClipError, UserError
 from presets.facts import Facts, RunFolder
 from presets.findings import Finding
+from presets.fold import ABANDONED
 from presets.job import Job
 from presets.jobfile import absolute_paths, load_job
 from presets.machine import Machine, read_machine
@@ -142,9 +143,11 @@ def read_run_folder(job: Job, base: Path, out: Path) -> RunFolder:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of all files below a folder; what vanishes or may not be read while we look counts nothing."""
+    """Bytes of all files below a folder, but for branches that were left: no resume makes use of them. What vanishes or may not be read while we look counts nothing."""
     total = 0
-    for place, _, files in os.walk(folder):
+    for place, folders, files in os.walk(folder):
+        if place == str(folder) and ABANDONED in folders:
+            folders.remove(ABANDONED)
         for name in files:
             with suppress(OSError):
                 total += Path(place, name).lstat().st_size

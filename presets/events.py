@@ -5,20 +5,21 @@ fold events into a `presets.fold.RunView`. Kinds and their data (all keys always
 
 | kind | data |
 |---|---|
-| started | name, job (tables), plan (text), versions {package: version}, device, steps, resumed_from (step, 0 at first), optional vram_total_gib, ram_total_gib (what the machine has) |
-| phase | name (loading, quantizing, caching, training, sampling, saving), done, total, text |
+| started | name, job (tables, as it counts from here on), plan (text), versions {package: version}, device, steps, resumed_from (step, 0 at first), optional rollback (someone went back to that step: true), vram_total_gib, ram_total_gib (what the machine has) |
+| phase | name (loading, quantizing, caching, training, sampling, saving, paused: the disk is full and the text says what waits), done, total, text |
 | step | step, expert (high_noise or low_noise), loss, parts {term: loss}, lr, grad_norm, timestep, seconds {part: s, total: s}, vram_gib, ram_gib, clips [id] |
 | sample | step, path, poster, prompt, seed, optional sheet (all prompts of the step), compare and compare_video (this prompt across the steps) |
 | checkpoint | step, path, sha256 |
-| finding | code, severity, field, message, fix |
-| changed | field, old, new |
+| finding | code, severity, field, message, fix, optional step (the step it was found at) |
+| changed | field, old, new, step (optimizer steps done: it counts from the next one on) |
 | replanned | why, old, new |
-| log | level (info, warning), text |
+| log | level (info, warning), text, optional rollback (the step that the next attempt goes back to) |
 | stopped | step, path (of the checkpoint, "" when none), why |
 | failed | cause, next (what to do next) |
 | done | step, files [path], seconds |
 
-Paths in events are relative to the run folder.
+Paths in events are relative to the run folder. An attempt that goes on from step S leaves behind what was told of later steps; what
+was set by `changed` is told again when its step comes (presets.history).
 """
 
 from collections.abc import Iterator

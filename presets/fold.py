@@ -8,6 +8,8 @@ from presets.changes import LIVE_FIELDS
 from presets.events import Event
 from presets.text import sentences
 
+ABANDONED = "abandoned"  # the folder in a run folder that holds what a rollback left behind
+MOST_ABANDONED = 20
 LOG_TAIL = 500  # lines kept for the dashboard; the file holds all
 
 
@@ -36,6 +38,18 @@ class Sample(Struct):
 class Checkpoint(Struct):
     step: int
     path: str
+
+
+class Abandoned(Struct):
+    """A branch of the run that was left: an attempt went on from `after`, and what came behind it no longer counts."""
+
+    attempt: int  # the last one that worked at it
+    after: int
+    last: int  # its last step
+    folder: str  # where its checkpoints, LoRA files and previews were moved to, relative to the run folder; "" after a plain resume
+    losses: dict[str, list[StepPoint]] = field(default_factory=dict)
+    samples: list[Sample] = field(default_factory=list)
+    checkpoints: list[Checkpoint] = field(default_factory=list)
 
 
 class LogLine(Struct):
@@ -74,6 +88,7 @@ class RunView(Struct, kw_only=True):
     losses: dict[str, list[StepPoint]] = field(default_factory=dict)  # expert -> points, one per step
     resumed: list[int] = field(default_factory=list)  # the steps that an attempt went on from: resumes and rollbacks
     settings: dict[str, Any] = field(default_factory=dict)  # what can be changed while it trains -> the value now
+    abandoned: list[Abandoned] = field(default_factory=list)  # the newest branches that were left, oldest first
     samples: list[Sample] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     findings: list[dict[str, Any]] = field(default_factory=list)
@@ -100,7 +115,7 @@ def fold(view: RunView, event: Event) -> None:
             view.vram_total_gib, view.ram_total_gib = data.get("vram_total_gib", 0.0), data.get("ram_total_gib", 0.0)
             view.started_at = view.started_at or event.time
             view.settings = {field: value_at(data["job"], field) for field in LIVE_FIELDS}
-            _rewind(view, data["resumed_from"])
+            _rewind(view, data["resumed_from"], data.get("rollback", False))
             _note(view, event, f"attempt {event.attempt} started on {data['device']}: {data['plan']}")
         case "phase":
             phase = Phase(data["name"], data["done"], data["total"], data.get("text", ""))
@@ -148,13 +163,18 @@ def fold(view: RunView, event: Event) -> None:
             _note(view, event, f"done: {', '.join(data['files'])}")
 
 
-def _rewind(view: RunView, step: int) -> None:
-    """A resume starts again from a checkpoint: what came after it in the plot is trained anew."""
+def _rewind(view: RunView, step: int, rollback: bool) -> None:
+    """An attempt starts again from a checkpoint: what came after it in the plot is trained anew."""
+    left = Abandoned(
+        attempt=view.attempt - 1, after=step, last=view.step, folder=f"{ABANDONED}/attempt_{view.attempt - 1}" if rollback else "",
+        losses={expert: behind for expert, points in view.losses.items() if (behind := [p for p in points if p.step > step])},
+        samples=[s for s in view.samples if s.step > step], checkpoints=[c for c in view.checkpoints if c.step > step],
+    )  # fmt: skip
+    if left.losses or left.samples or left.checkpoints:
+        view.abandoned = [*view.abandoned, left][-MOST_ABANDONED:]
     view.step = step
     view.resumed = [*(s for s in view.resumed if s < step), step] if step else []
-    for points in view.losses.values():
-        while points and points[-1].step > step:
-            points.pop()
+    view.losses = {expert: [p for p in points if p.step <= step] for expert, points in view.losses.items()}
     view.samples = [s for s in view.samples if s.step <= step]
     view.checkpoints = [c for c in view.checkpoints if c.step <= step]
 

@@ -1,6 +1,9 @@
+import resource
+
 import msgspec
 import pytest
 
+from engine import faults
 from engine.eventlog import EventLog
 from presets.events import read_events
 
@@ -53,3 +56,52 @@ def test_lines_are_what_the_contract_says(tmp_path):
     emit(tmp_path, "log")
     raw = msgspec.json.decode((tmp_path / "events.jsonl").read_bytes())
     assert set(raw) == {"v", "seq", "time", "run", "attempt", "kind", "data"} and raw["time"] == 5.0
+
+
+@pytest.fixture
+def room():
+    """Limits the size of files, as a stand-in for the room on a disk: a write beyond it is cut short, the next one fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_loses_no_event_and_leaves_no_half_line(tmp_path, room):
+    log = EventLog(tmp_path, listener=lambda event: None)
+    room(2000)
+    for n in range(30):
+        log.emit("log", level="info", text=f"{n:050d}")
+    assert log.waiting and not log.flush()
+    written = [e.data["text"] for e, _ in read_events(tmp_path / "events.jsonl")]
+    assert 0 < len(written) == 30 - log.waiting and (tmp_path / "events.jsonl").read_bytes().endswith(b"\n")
+    room(resource.RLIM_INFINITY)
+    assert log.flush() and not log.waiting
+    log.close()
+    events = [e for e, _ in read_events(tmp_path / "events.jsonl")]
+    assert [e.data["text"] for e in events] == [f"{n:050d}" for n in range(30)] and [e.seq for e in events] == list(range(1, 31))
+
+
+@pytest.fixture
+def armed():
+    yield faults.arm
+    faults.arm([])
+
+
+@pytest.mark.parametrize("point", ["event.before-write", "event.mid-write"])
+def test_the_reserve_gives_way_to_events(tmp_path, armed, point):
+    log = EventLog(tmp_path, listener=lambda event: None)
+    assert (tmp_path / ".reserve").stat().st_size == 64 * 2**10
+    armed([f"enospc:{point}:3"])
+    for n in range(5):
+        log.emit("step", step=n)
+    assert not log.waiting and not (tmp_path / ".reserve").exists()
+    assert [e.data["step"] for e, _ in read_events(tmp_path / "events.jsonl")] == list(range(5))
+    log.close()
+
+
+def test_what_watches_may_answer_with_events(tmp_path):
+    log = EventLog(tmp_path, listener=lambda event: None)
+    log.watch = lambda event: log.emit("log", level="info", text=f"seen {event.seq}") if event.kind == "step" else None
+    log.emit("step", step=1)
+    assert [(e.kind, e.seq) for e, _ in read_events(log.path)] == [("step", 1), ("log", 2)]
+    log.close()

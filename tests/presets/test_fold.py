@@ -81,6 +81,26 @@ def test_a_resume_rewinds_the_plot_and_what_was_saved_after_it():
     assert [c.step for c in view.checkpoints] == [6] and [s.step for s in view.samples] == [6]
 
 
+def test_what_a_resume_leaves_behind_stays_within_reach():
+    t = Tape()
+    t.start()
+    for n in range(1, 6):
+        t.step(n, loss=n / 10)
+        t.add("sample", step=n, path=f"samples/{n}/00.mp4", poster="p", prompt="p", seed=1)
+        t.add("checkpoint", step=n, path=f"checkpoints/{n}", sha256="0")
+    t.start(resumed_from=5)
+    t.attempt += 1
+    t.add("started", name="orbit", job={}, plan="bf16", versions={}, device="cpu", steps=20, resumed_from=2, rollback=True)
+    view = folded(t.events)
+    (left,) = view.abandoned
+    assert (left.attempt, left.after, left.last, left.folder) == (2, 2, 5, "abandoned/attempt_2")
+    assert sorted(p.step for points in left.losses.values() for p in points) == [s.step for s in left.samples] == [c.step for c in left.checkpoints] == [3, 4, 5]
+    assert sorted(p.step for points in view.losses.values() for p in points) == [c.step for c in view.checkpoints] == [1, 2]
+    t.step(3)
+    t.start(resumed_from=2)
+    assert [(a.after, a.last, a.folder) for a in folded(t.events).abandoned] == [(2, 5, "abandoned/attempt_2"), (2, 3, "")]
+
+
 def test_events_already_seen_change_nothing():
     events = whole_run()
     once, twice = folded(events), folded(events)
