@@ -18,7 +18,7 @@ from engine.streamed import ExpertWeights, Machinery, StreamedExecutor
 from engine.weightcache import cached_blocks
 from presets.cachefacts import cache_dir
 from presets.job import Job
-from presets.plan import Plan
+from presets.plan import Plan, Precision
 from presets.stages import alpha_of, rank_of
 
 Progress = Callable[[int, int, str], None]
@@ -27,11 +27,12 @@ Progress = Callable[[int, int, str], None]
 class Experts:
     """The loaded experts by name; `executors` runs each, `parameters` holds the LoRA tensors of the trained ones.
 
-    The packed blocks stay in host memory through every plan, so changing the plan reads nothing again.
+    The packed blocks stay in host memory through every plan, so changing the plan reads nothing again. There are no executors
+    until the first `set_plan`.
     """
 
     def __init__(
-        self, job: Job, base: BaseFolder, plan: Plan, *, backend: str, device: torch.device, dtype: torch.dtype, recovery: dict[Expert, list[Lora]], grid: Grid,
+        self, job: Job, base: BaseFolder, precision: Precision, *, backend: str, device: torch.device, dtype: torch.dtype, recovery: dict[Expert, list[Lora]], grid: Grid,
         progress: Progress, warn: Callable[[str], None],
     ) -> None:
         self.backend, self.device = backend, device
@@ -43,7 +44,7 @@ class Experts:
         for expert in needed_experts(job):
             stem = load_stem(source, expert, device=device, dtype=dtype)
             masters, layout = cached_blocks(
-                source, expert, plan.precision, dtype=dtype, pinned=device.type == "cuda", device=device, progress=progress, folder=cache_dir(), warn=warn, grid=grid
+                source, expert, precision, dtype=dtype, pinned=device.type == "cuda", device=device, progress=progress, folder=cache_dir(), warn=warn, grid=grid
             )
             branches: list[Lora] = [{} for _ in masters]
             if expert in trained_experts(job):
@@ -51,7 +52,6 @@ class Experts:
                 branches = lora.by_block(self.parameters[expert], len(masters))
             own = pack_branches(recovery.get(expert, []), pinned=device.type == "cuda")
             self._weights[expert] = ExpertWeights(expert, stem, masters, layout, branches, alpha_of(job, expert) / rank_of(job, expert), own)
-        self.set_plan(plan)
 
     def set_plan(self, plan: Plan) -> None:
         """Run under another plan from now on; what the old one held on the device is let go first."""

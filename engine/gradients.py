@@ -3,6 +3,7 @@
 B batch, C channels, F h w latent shape, S text tokens, D text width.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,9 +17,11 @@ from engine.latentcache import latents_of
 from engine.microbatch import draws, terms
 from engine.objective import noised
 from engine.pinned import HostMemoryRefused
+from engine.planning import Shortage
 from engine.setup import Learner, Run
 from engine.timesteps import NUM_TRAIN_TIMESTEPS
 from presets.planner.rungs import Scarce
+from presets.sizes import OPTIMIZER_BYTES
 
 
 @dataclass
@@ -67,10 +70,22 @@ def with_memory(run: Run, learner: Learner, watch: Stopwatch, attempt: Callable[
     """The attempt's result; when memory runs out, the same step again, one rung down. Noise is keyed, so it is the same step."""
     while True:
         try:
-            return attempt()
+            passed = attempt()
+            if passed is not None and not learner.optimizer.state:
+                reserve_state(run, learner)
+            return passed
         except torch.OutOfMemoryError:
             scarce: Scarce = "vae" if watch.current == "vae" else "step"
-        except HostMemoryRefused:
-            scarce = "ram"
+            why = run.short()
+        except HostMemoryRefused as e:
+            scarce, why = "ram", Shortage("host", e.what)
         learner.optimizer.zero_grad(set_to_none=True)  # what the failed attempt added
-        run.replan(scarce)
+        run.replan(scarce, why)
+
+
+def reserve_state(run: Run, learner: Learner) -> None:
+    """Take the memory that the optimizer's first step is about to keep, and let it go again: torch then has it at hand. If there
+    is none, it shows while the step can still be done again. Raises torch.OutOfMemoryError."""
+    copies = math.ceil(OPTIMIZER_BYTES[run.job.training.optimizer] / 4)
+    held = [torch.empty_like(p) for p in learner.parameters.values() for _ in range(copies)]
+    del held

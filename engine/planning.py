@@ -2,6 +2,7 @@
 
 import gc
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import msgspec
 import torch
@@ -14,11 +15,14 @@ from presets.job import Job
 from presets.plan import Plan
 from presets.planner.cards import gpu_hardware
 from presets.planner.choose import choose_for
+from presets.planner.costs import predict
 from presets.planner.inputs import Hardware, Workload, shape_of, workload_of
 from presets.planner.rungs import Scarce, limits_of, next_down
 from presets.sizes import ExpertShape
 
 GIB = 2**30
+CONTEXT = 0.6 * GIB  # what CUDA itself holds here
+GREW = 0.75 * GIB  # more than CUDA's own share grows while kernels are loaded
 ALL = 10_000  # blocks: more than any expert has
 
 
@@ -31,6 +35,7 @@ class Planning:
     hardware: Hardware | None
     work: Workload
     shape: ExpertShape
+    others: int = 0  # bytes of the card outside torch's count when the plan was made
     batched_guidance: bool = False  # previews ask both prompts in one batch of two
 
 
@@ -49,27 +54,72 @@ def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None) 
     choice = choose_for(job, facts, hardware)
     p = choice.prediction
     why = f"{choice.why}; predicted {p.peak_vram / GIB:.1f} GiB of VRAM, {p.ram / GIB:.0f} GiB of RAM, {p.seconds.total:.2f} s/step"
-    return Planning(choice.plan, why, hardware, work, shape)
+    seen = card_memory(device)
+    return Planning(choice.plan, why, hardware, work, shape, others=seen.others if seen else 0)
 
 
-def smaller(job: Job, planning: Planning, scarce: Scarce) -> Plan | None:
-    """One rung down from the present plan, or None at the last."""
-    if planning.hardware is None:
+class CardMemory(NamedTuple):
+    """A card's memory as CUDA and torch count it, in bytes."""
+
+    total: int
+    free: int
+    reserved: int  # of it, held by torch here ...
+    allocated: int  # ... and in use
+
+    @property
+    def others(self) -> int:
+        """Held by other programs, and by CUDA itself here (about half a GiB)."""
+        return max(0, self.total - self.free - self.reserved)
+
+
+def card_memory(device: torch.device) -> CardMemory | None:
+    """To be asked where memory ran out, while the failed attempt's tensors are alive. None without a card."""
+    if device.type != "cuda":
         return None
-    limits = limits_of(job.model.low_vram, job.model.layer_offloading)
-    return next_down(planning.plan, planning.work, planning.hardware, planning.shape, limits=limits, scarce=scarce)
-
-
-def diagnose(device: torch.device) -> str:
-    """Why the card ran out, as far as its numbers tell: others' memory, fragmentation, or simply too little."""
     free, total = torch.cuda.mem_get_info(device)
-    reserved, allocated = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
-    others = total - free - reserved
-    if others > 0.1 * total + GIB:
-        return f"other programs hold {others / GIB:.1f} GiB of the card"
-    if reserved - allocated > 0.2 * reserved:
-        return f"{(reserved - allocated) / GIB:.1f} GiB are free but in pieces too small"
-    return f"{allocated / GIB:.1f} GiB in use of {total / GIB:.1f}"
+    return CardMemory(total, free, torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device))
+
+
+class Shortage(NamedTuple):
+    """Why memory ran out."""
+
+    cause: Literal["shrunk", "others", "pieces", "small", "host"]
+    text: str
+    lost: int = 0  # bytes of the card that were free when the plan was made, and no longer are
+
+
+def shortage(now: CardMemory | None, planning: Planning) -> Shortage:
+    """The card's numbers told apart: others took memory since, or held it before; ours lies in pieces; or there is too little."""
+    if now is None:
+        return Shortage("small", "out of memory")
+    lost = now.others - planning.others
+    if lost > GREW:
+        return Shortage("shrunk", f"other programs took {lost / GIB:.1f} GiB of the card since the run began", lost)
+    if now.others > 0.1 * now.total + GIB:
+        return Shortage("others", f"other programs hold {(now.others - CONTEXT) / GIB:.1f} GiB of the card")
+    loose = now.reserved - now.allocated
+    if loose > 0.2 * now.reserved:
+        return Shortage("pieces", f"{loose / GIB:.1f} GiB are free but in pieces too small")
+    cap = min(now.total, planning.hardware.vram_total) if planning.hardware else now.total
+    return Shortage("small", f"{now.allocated / GIB:.1f} GiB in use of {cap / GIB:.1f}")
+
+
+def smaller(job: Job, planning: Planning, scarce: Scarce, lost: int = 0) -> Plan | None:
+    """One rung down from the present plan; further when `lost` bytes of the card are gone and the next would not fit in what is
+    left. None at the last rung."""
+    hardware = planning.hardware
+    if hardware is None:
+        return None
+    hardware = msgspec.structs.replace(hardware, vram_free=max(0, hardware.vram_free - lost))
+    limits = limits_of(job.model.low_vram, job.model.layer_offloading)
+
+    def below(plan: Plan) -> Plan | None:
+        return next_down(plan, planning.work, hardware, planning.shape, limits=limits, scarce=scarce)
+
+    found = plan = below(planning.plan)
+    while lost and plan is not None and predict(plan, planning.work, hardware, planning.shape).need_vram > hardware.vram_free:
+        found, plan = plan, below(plan)
+    return plan or found
 
 
 def release(device: torch.device) -> None:

@@ -110,9 +110,9 @@ def _preview(run: Run, step: int, i: int, control: Control) -> None:
                 with run.experts.parked():
                     frames = to_frames(run.vae, latents)
             except torch.OutOfMemoryError:
-                latents = None
+                latents, why = None, run.short()
             if frames is None:  # outside the handler, whose traceback holds on to tensors
-                run.replan("preview")
+                run.replan("preview", why)
     video = video_path(run, step, i)
     poster = video.with_suffix(".png")
     write_poster(poster, frames)
