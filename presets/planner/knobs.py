@@ -59,7 +59,8 @@ def _changes(job: Job, facts: Facts) -> Iterator[dict[str, Any]]:
         yield {"training.optimizer": "adamw8bit"}
     if job.training.ema:
         yield {"training.ema": False}
-    small = {f"sample.{side}": SMALL_PREVIEW for side in ("width", "height") if get_value(job, f"sample.{side}") > SMALL_PREVIEW}
+    panels = ["sample", *(f"sample.prompts[{i}]" for i in range(len(job.sample.prompts)))]  # a prompt's own values are None where it has none
+    small = {f"{panel}.{side}": SMALL_PREVIEW for panel in panels for side in ("width", "height") if (get_value(job, f"{panel}.{side}") or 0) > SMALL_PREVIEW}
     if job.sample.prompts and small:
         yield small
     if job.training.batch_size > 1:
@@ -68,8 +69,8 @@ def _changes(job: Job, facts: Facts) -> Iterator[dict[str, Any]]:
     if large:
         yield large
     long = {f"datasets[{i}].num_frames": FEW_FRAMES for i, d in enumerate(job.datasets) if d.num_frames > FEW_FRAMES}
-    if job.sample.prompts and job.sample.num_frames > FEW_FRAMES:
-        long |= {"sample.num_frames": FEW_FRAMES}
+    if job.sample.prompts:
+        long |= {f"{panel}.num_frames": FEW_FRAMES for panel in panels if (get_value(job, f"{panel}.num_frames") or 0) > FEW_FRAMES}
     if long:
         yield long
     if high := high_ranks(job, USUAL_RANK):
