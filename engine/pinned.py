@@ -9,6 +9,11 @@ import weakref
 import torch
 
 from presets.errors import UserError
+from presets.machine import free_ram
+from presets.sizes import human
+
+LEAST = 2**28  # bytes of RAM left to everything else
+FIX = "Close other programs, raise the memory limit (ulimit -l, the container's memory), or use a smaller precision"
 
 
 class HostMemoryRefused(UserError):
@@ -17,7 +22,12 @@ class HostMemoryRefused(UserError):
 
 def host_buffer(size: int, *, pinned: bool) -> torch.Tensor:
     """A uint8 buffer of `size` bytes in host memory, page-locked when asked. Raises HostMemoryRefused."""
-    buffer = torch.empty(size, dtype=torch.uint8)
+    if pinned and size > (free := free_ram() - LEAST):  # before the kernel ends a process for it, perhaps this one
+        raise HostMemoryRefused(f"{human(size)} of RAM are needed, and {human(max(0, free))} are free", where="model.layer_offloading", fix=FIX)
+    try:
+        buffer = torch.empty(size, dtype=torch.uint8)
+    except RuntimeError as e:  # what torch's own allocator raises
+        raise HostMemoryRefused(f"the system has no {human(size)} of RAM left", where="model.layer_offloading", fix=FIX) from e
     if pinned and size:
         _register(buffer)
     return buffer
@@ -28,7 +38,6 @@ def _register(buffer: torch.Tensor) -> None:
     code = int(torch.cuda.cudart().cudaHostRegister(address, size, 0))
     if code != 0:
         raise HostMemoryRefused(
-            f"the system would not lock {size / 2**20:.0f} MiB of RAM for the GPU (CUDA error {code})", where="model.layer_offloading",
-            fix="Close other programs, raise the memory limit (ulimit -l, the container's memory), or use a smaller precision",
+            f"the system would not lock {size / 2**20:.0f} MiB of RAM for the GPU (CUDA error {code})", where="model.layer_offloading", fix=FIX
         )  # fmt: skip
     weakref.finalize(buffer.untyped_storage(), torch.cuda.cudart().cudaHostUnregister, address)

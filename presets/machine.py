@@ -169,6 +169,11 @@ def _disk(path: Path) -> tuple[Path, int]:
     raise AssertionError("not even the root folder has a size")
 
 
+def free_ram() -> int:
+    """Bytes this process may still take: what the machine has available, and its control groups allow."""
+    return _ram()[1]
+
+
 def _ram() -> tuple[int, int]:
     memory = psutil.virtual_memory()
     limits = cgroup_memory()
@@ -178,14 +183,15 @@ def _ram() -> tuple[int, int]:
 def cgroup_memory(proc: Path = PROC_CGROUP, root: Path = CGROUP_ROOT) -> list[tuple[int, int]]:
     """(limit, used) in bytes of each memory control group that limits this process. Both versions of Linux control groups.
 
-    Page cache that the kernel can drop at once does not count as used.
+    Page cache does not count as used: the kernel drops it when memory is asked for.
     """
     limits = []
     for folder, version in _cgroups(proc, root, "memory"):
-        names = ("memory.max", "memory.current", "inactive_file") if version == 2 else ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        names, prefix = (("memory.max", "memory.current"), "") if version == 2 else (("memory.limit_in_bytes", "memory.usage_in_bytes"), "total_")
         limit, used = _number(folder / names[0]), _number(folder / names[1])
         if limit is not None and used is not None:
-            limits.append((limit, max(0, used - _statistic(folder / "memory.stat", names[2]))))
+            cache = sum(_statistic(folder / "memory.stat", f"{prefix}{age}_file") for age in ("active", "inactive"))
+            limits.append((limit, max(0, used - cache)))
     return limits
 
 

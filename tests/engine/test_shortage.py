@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from engine import gradients, setup
-from engine.pinned import HostMemoryRefused
+from engine import gradients, pinned, setup
+from engine.pinned import HostMemoryRefused, host_buffer
 from engine.planning import CardMemory, Planning, shortage, smaller
 from engine.setup import Run
 from presets.errors import UserError
@@ -142,3 +142,11 @@ def test_no_room_for_the_optimizers_first_state_is_found_before_its_step(monkeyp
     gradients.reserve_state(SimpleNamespace(job=JOB), learner)
     learner.optimizer.step()
     gradients.with_memory(run, learner, SimpleNamespace(current=""), lambda: "passed")
+
+
+def test_host_memory_that_is_not_there_is_refused_before_the_kernel_ends_a_process(monkeypatch):
+    monkeypatch.setattr(pinned, "free_ram", lambda: 2 * GIB)
+    with pytest.raises(HostMemoryRefused, match=r"3\.0 GiB of RAM are needed, and 1\.8 GiB are free"):
+        host_buffer(3 * GIB, pinned=True)
+    with pytest.raises(HostMemoryRefused, match=r"no .* of RAM left"):
+        host_buffer(2**60, pinned=False)

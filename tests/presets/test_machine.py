@@ -196,7 +196,7 @@ def cgroup(tmp_path: Path, lines: str, files: dict[str, str]) -> tuple[Path, Pat
 def test_memory_limits_of_control_groups_v2(tmp_path: Path) -> None:
     files = {
         "pod/job/memory.max": "max\n", "pod/job/memory.current": "500\n",
-        "pod/memory.max": "1000\n", "pod/memory.current": "700\n", "pod/memory.stat": "anon 300\ninactive_file 200\n",
+        "pod/memory.max": "1000\n", "pod/memory.current": "700\n", "pod/memory.stat": "anon 300\ninactive_file 150\nactive_file 50\n",
         "cgroup.controllers": "memory",
     }  # fmt: skip
     assert cgroup_memory(*cgroup(tmp_path, "0::/pod/job\n", files)) == [(1000, 500)]
@@ -204,7 +204,7 @@ def test_memory_limits_of_control_groups_v2(tmp_path: Path) -> None:
 
 def test_memory_limits_of_control_groups_v1(tmp_path: Path) -> None:
     files = {
-        "memory/docker/abc/memory.limit_in_bytes": "4000\n", "memory/docker/abc/memory.usage_in_bytes": "1000\n", "memory/docker/abc/memory.stat": "inactive_file 1\ntotal_inactive_file 400\n",
+        "memory/docker/abc/memory.limit_in_bytes": "4000\n", "memory/docker/abc/memory.usage_in_bytes": "1000\n", "memory/docker/abc/memory.stat": "inactive_file 1\ntotal_inactive_file 300\ntotal_active_file 100\n",
         "memory/memory.limit_in_bytes": "9223372036854771712\n", "memory/memory.usage_in_bytes": "5000\n",
     }  # fmt: skip
     assert cgroup_memory(*cgroup(tmp_path, "5:cpu,cpuacct:/x\n4:memory:/docker/abc\n", files)) == [(4000, 600), (9223372036854771712, 5000)]
