@@ -192,11 +192,12 @@ def test_every_field_is_in_some_form(tmp_path: Path) -> None:
 def test_an_empty_field_says_what_it_follows(tmp_path: Path) -> None:
     state = a_state(tmp_path)
     state.add_prompt()
+    state.add_prompt()
     state.set_value("target.rank", 24)
     state.set_value("sample.seed", 7)
     state.set_value("sample.prompts[0].width", 320)
     state.set_value("sample.prompts[0].seed", None)
-    wanted = {"multistage.low.rank": "left out: 24", "target.alpha": "left out: 24", "sample.prompts[0].seed": "left out: 7", "sample.prompts[0].width": f"left out: {state.job().sample.width}", "training.lr": ""}
+    wanted = {"multistage.low.rank": "left out: 24", "target.alpha": "left out: 24", "sample.prompts[0].seed": "left out: 7", "sample.prompts[1].seed": "left out: 8", "sample.prompts[0].width": f"left out: {state.job().sample.width}", "training.lr": ""}
     assert {path: state.placeholder(path) for path in wanted} == wanted
     assert (state.job().sample.prompts[0].width, state.job().sample.prompts[0].seed) == (320, None)
 

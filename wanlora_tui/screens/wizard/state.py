@@ -214,7 +214,12 @@ class WizardState:
         if field.default is not None:
             return ""
         common = COMMON.get(field.path) or (f"sample.{parts[-1]}" if parts[1] == "prompts" else "")
-        return f"left out: {value_text(self.value(common))}" if common else "left out"
+        if not common:
+            return "left out"
+        value = self.value(common)
+        if common == "sample.seed" and self.value("sample.walk_seed"):
+            value += parts[2]  # each prompt of a set takes the next
+        return f"left out: {value_text(value)}"
 
     def changed(self, panel: str) -> int:
         """How many fields of a panel the user has set."""
