@@ -39,7 +39,8 @@ def _obey(run: Run, step: int, command: Command, control: Control) -> None:
 
 
 def _set(run: Run, step: int, field: str, text: str) -> None:
-    """From the next step on; a newer wish takes the place of what was to be set later."""
+    """From the next step on; a newer wish takes the place of what was to be set later. Rates follow the schedule of the job as it is
+    now: with other steps a linear or cosine one jumps to where a run of that length would be."""
     new = live_value(field, text)
     changed = with_value(run.job, field, new)
     old = get_value(run.job, field)

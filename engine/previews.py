@@ -11,6 +11,7 @@ from engine import checkpoint, faults, lora
 from engine.control import Control, StopWished
 from engine.outputs import values
 from engine.preview import Shot, control_image, sample_latents, to_frames, write_poster, write_video
+from engine.room import when_there_is_room
 from engine.setup import Run
 from engine.sheets import Row, read_small, side_by_side, steps_shown, write_sheet
 from presets.captions import resolve_caption
@@ -115,10 +116,14 @@ def _preview(run: Run, step: int, i: int, control: Control) -> None:
                 run.replan("preview", why)
     video = video_path(run, step, i)
     poster = video.with_suffix(".png")
-    write_poster(poster, frames)
-    faults.at("preview.before-video", step)
-    write_video(video, frames, panel.fps)
-    pictures = {name: str(path.relative_to(run.folder)) for name, path in _sheets(run, step, i).items()}
+
+    def write() -> dict[str, str]:
+        write_poster(poster, frames)
+        faults.at("preview.before-video", step)
+        write_video(video, frames, panel.fps)
+        return {name: str(path.relative_to(run.folder)) for name, path in _sheets(run, step, i).items()}
+
+    pictures = when_there_is_room(run.log, control, run.folder, f"preview {i + 1} after step {step}", frames.nbytes // 8, write)
     run.log.emit(
         "sample", step=step, path=str(video.relative_to(run.folder)), poster=str(poster.relative_to(run.folder)), prompt=prompt.prompt, seed=shot.seed, **pictures
     )
