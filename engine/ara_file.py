@@ -53,12 +53,9 @@ def find_ara(text: str, base: Path) -> Path:
     where = f"quantization.ara = {text!r}"
     if len(parts) < 3 or not all(re.fullmatch(r"[\w.-]+", part, re.ASCII) and part.strip(".") for part in parts) or not text.endswith(".safetensors"):
         raise UserError(f"no such file (looked for {path})", where=where, fix="Give a .safetensors file, or owner/repository/file.safetensors on the Hub")
-    from huggingface_hub import hf_hub_download
+    from engine.hub import fetch_file  # only now: most adapters are local
 
-    try:
-        return Path(hf_hub_download("/".join(parts[:2]), "/".join(parts[2:])))
-    except Exception as e:  # the Hub client raises a dozen unrelated classes: gone, gated, offline, disk full
-        raise UserError(f"could not download the adapter: {e}", where=where, fix="Check the network and the name, or give a local file") from e
+    return fetch_file("/".join(parts[:2]), "/".join(parts[2:]), where=where)
 
 
 def load_ara(

@@ -121,6 +121,16 @@ def fetch(repo: str, experts: Iterable[Expert], *, progress: Progress, endpoint:
         raise _told(e, repo, where) from e
 
 
+def fetch_file(repo: str, name: str, *, where: str, endpoint: str | None = None, cache: Path | None = None) -> Path:
+    """One small file of a repository, from the Hub's cache when it is there. Raises UserError."""
+    try:
+        return Path(hf_hub_download(repo, name, endpoint=endpoint, cache_dir=cache))
+    except errors.RemoteEntryNotFoundError as e:
+        raise UserError(f"the repository {repo} has no file {name}", where=where, fix=f"Look at what it holds: {constants.ENDPOINT}/{repo}/tree/main") from e
+    except (errors.HTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as e:
+        raise _told(e, repo, where) from e
+
+
 def _cached(repo: str, experts: set[Expert], cache: Path) -> Path | None:
     """The cached folder, when it holds all that these experts need; nobody is asked."""
     index = try_to_load_from_cache(repo, "model_index.json", cache_dir=cache)

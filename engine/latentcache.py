@@ -8,6 +8,7 @@ B batch, C channels, h w latent sides.
 
 import hashlib
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -52,7 +53,7 @@ class LatentCache:
         """Encode what is not there yet; returns how many images were. Raises UserError for an image that cannot be read."""
         if self._moving:
             self._warn('cache_latents: frames that sampling = "realtime" draws at another moment each time are encoded anew each time')
-        requests = self._requests
+        requests, progress = self._requests, _now_and_then(progress)
         digests = _digests({r.path for r in requests})
         keys = {r: key_of("latents", FORMAT, *self._fixed, digests[r.path], *msgspec.structs.astuple(msgspec.structs.replace(r, path=""))) for r in requests}
         missing = []
@@ -97,6 +98,19 @@ def latents_of(encoder: Encoder, batch: Batch, cache: LatentCache | None, *, dev
     ]
     x0 = torch.cat(each)
     return x0, with_mask(x0)
+
+
+def _now_and_then(progress: Progress) -> Progress:
+    """The same, at most five times a second but for the end: an event for each of ten thousand images helps nobody."""
+    last = 0.0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal last
+        if done == total or time.monotonic() - last > 0.2:
+            last = time.monotonic()
+            progress(done, total)
+
+    return tell
 
 
 def _same_each_time(item: Item) -> bool:

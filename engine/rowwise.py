@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from engine.sources import weight_of
 
 STORAGE = {"float8": (torch.float8_e4m3fn, 448.0), "qint8": (torch.int8, 127.0)}  # dtype, largest value
+ROWS = 512  # shrunk at a time: in fp32 a whole weight would take as much as four of them in 8 bits, and more than once
 
 
 def packed_rows(raw: torch.Tensor, stored_scale: torch.Tensor | None, precision: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -19,13 +20,19 @@ def packed_rows(raw: torch.Tensor, stored_scale: torch.Tensor | None, precision:
     What is stored in e4m3 is taken over into float8 as it is: nothing is rounded twice.
     """
     dtype, largest = STORAGE[precision]
+    count = raw.shape[0]
     if raw.dtype == dtype:
         one = torch.ones((), device=raw.device) if stored_scale is None else stored_scale
-        return raw.clone(), one.expand(raw.shape[0], 1).contiguous()
-    weight = weight_of(raw, stored_scale, torch.float32)
-    scale = (weight.abs().amax(1, keepdim=True) / largest).clamp(min=1e-12)
-    q = weight / scale
-    return (q.round() if dtype is torch.int8 else q).to(dtype), scale
+        return raw.clone(), one.expand(count, 1).contiguous()
+    q = torch.empty(raw.shape, dtype=dtype, device=raw.device)
+    scale = torch.empty((count, 1), dtype=torch.float32, device=raw.device)
+    for begin in range(0, count, ROWS):
+        rows = slice(begin, begin + ROWS)
+        weight = weight_of(raw[rows], stored_scale if stored_scale is None or stored_scale.numel() == 1 else stored_scale[rows], torch.float32)
+        scale[rows] = (weight.abs().amax(1, keepdim=True) / largest).clamp(min=1e-12)
+        weight = weight / scale[rows]
+        q[rows] = (weight.round() if dtype is torch.int8 else weight).to(dtype)
+    return q, scale
 
 
 class RowwiseLinear(nn.Module):

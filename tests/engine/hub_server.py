@@ -71,6 +71,8 @@ class Handler(BaseHTTPRequestHandler):
             self._send(status, headers, b"")
         elif path.startswith("/api/models/owner/model"):
             self._send(200, {"Content-Type": "application/json"}, json.dumps(self._info()).encode())
+        elif not path.removeprefix("/api/models").startswith(("/owner/model", "/cdn/")):
+            self._send(404, {"X-Error-Code": "RepoNotFound"}, b"")
         elif name and (file := self.server.folder / name).is_file():
             self._file(name, file, path, body=body)
         elif name:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from engine import hub as hub_module
 from engine.base import find_base
-from engine.hub import fetch
+from engine.hub import fetch, fetch_file
 from engine.run import run_job
 from presets.errors import UserError
 from presets.job import DatasetPanel, Job, JobPanel, ModelPanel, MultistagePanel
@@ -199,3 +199,11 @@ def test_a_job_trains_on_a_model_from_the_hub(hub, tiny, tmp_path, monkeypatch):
     assert run_job(path, None, resume=False, workers=0, device="cpu") == 0
     phases = [d for d in of_kind(tmp_path / "runs/t", "phase") if d["name"] == "loading" and d["text"].startswith("downloading") and d["total"] > 10_000]
     assert phases and phases[-1]["done"] == phases[-1]["total"] and of_kind(tmp_path / "runs/t", "done")
+
+
+def test_a_single_file(hub, repository, tmp_path):
+    """As an adapter is named."""
+    path = fetch_file(ID, "assets/logo.png", where="quantization.ara", endpoint=hub.endpoint, cache=tmp_path / "hub")
+    assert path.read_bytes() == b"not needed"
+    assert "has no file assets/none.png" in said(lambda: fetch_file(ID, "assets/none.png", where="quantization.ara", endpoint=hub.endpoint, cache=tmp_path / "hub"))
+    assert "no repository owner/other" in said(lambda: fetch_file("owner/other", "a.png", where="quantization.ara", endpoint=hub.endpoint, cache=tmp_path / "hub"))

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from engine import latentcache
+from engine import text as text_module
 from engine.frames import decode
 from engine.items import build_items
 from engine.latentcache import LatentCache, latents_of
@@ -28,8 +29,8 @@ from tests.engine.jobs import of_kind, write_job
 CPU = torch.device("cpu")
 
 
-def images(folder: Path, tiny: Path, *, count=3, cache=True, clips=0, steps=4, **dataset) -> Path:
-    job = write_job(folder, tiny, prompts=0, clips=clips, steps=steps, batch_size=2, dataset={"num_frames": 1, "cache_latents": cache, "flip_x": True, **dataset})
+def images(folder: Path, tiny: Path, *, count=3, cache=True, clips=0, training=None, **dataset) -> Path:
+    job = write_job(folder, tiny, prompts=0, clips=clips, **{"steps": 4, "batch_size": 2, **(training or {})}, dataset={"num_frames": 1, "cache_latents": cache, "flip_x": True, **dataset})
     for i in range(count):
         picture = np.random.default_rng(i).integers(0, 255, (48, 64, 3), dtype=np.uint8)
         Image.fromarray(picture).save(folder / "clips" / f"p{i}.png")
@@ -63,19 +64,22 @@ def cached(tiny, tmp_path):
 
 
 def test_steps_are_the_same_with_and_without(tiny, tmp_path, monkeypatch):
-    """Bit for bit: without, while it fills, from it alone; then nothing is decoded and the VAE has no work."""
+    """Both caches of a job, bit for bit: without, while they fill, from them alone; then neither text encoder nor VAE nor decoder has work."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    ends, encoded, plain = [], [], latentcache.encode
+    ends, encoded, loaded, plain, plain_load = [], [], [], latentcache.encode, text_module.load_text_encoder
     monkeypatch.setattr(latentcache, "encode", lambda *a: (encoded.append(1), plain(*a))[1])
+    monkeypatch.setattr(text_module, "load_text_encoder", lambda *a, **more: (loaded.append(1), plain_load(*a, **more))[1])
     for name, cache in (("off", False), ("cold", True), ("warm", True)):
         encoded.clear()
-        if name == "warm":
+        loaded.clear()
+        if cache:
             monkeypatch.setattr("engine.loader.decode_into", None)  # not to be called
-        job = images(tmp_path / name, tiny, cache=cache)
+        job = images(tmp_path / name, tiny, cache=cache, caption_dropout=0.5, training={"cache_text_embeddings": cache})
         assert run_job(job, None, resume=False, workers=0, device="cpu") == 0
         run = tmp_path / name / "runs/t"
         ends.append(([d["loss"] for d in of_kind(run, "step")], (run / "t_high_noise.safetensors").read_bytes()[-1500:]))
         assert len(encoded) == {"off": 6, "cold": 6, "warm": 0}[name]  # off: 4 steps of 2 or 1 images; cold: 3 images, 2 ways round
+        assert len(loaded) == {"off": 1, "cold": 1, "warm": 0}[name]
     assert ends[0] == ends[1] == ends[2] and len(ends[0][0]) == 4
     phases = [d for d in of_kind(tmp_path / "warm/runs/t", "phase") if d["name"] == "caching" and d["text"] == "latents"]
     assert phases and phases[-1]["done"] == phases[-1]["total"]

@@ -12,13 +12,16 @@ from transformers import UMT5EncoderModel
 from engine import text as text_module
 from engine import umt5
 from engine.base import BaseFolder
+from engine.items import build_items
 from engine.loading import READERS
 from engine.rowwise import RowwiseLinear, packed_rows
-from engine.run import run_job
+from engine.setup import all_texts
 from engine.sources import open_source
 from engine.tensorcache import TensorCache
 from engine.text import MAX_TOKENS, encode_texts
+from presets.check import gather
 from presets.errors import UserError
+from presets.jobfile import load_job
 from presets.tensorcaches import list_tensors
 from tests.engine.jobs import write_job
 
@@ -118,18 +121,6 @@ def test_a_damaged_embedding_is_made_anew(cached):
     assert torch.equal(cached(FEW), first) and cached.loads == 3
 
 
-def test_a_run_trains_from_cached_texts_alone(cached, tiny, tmp_path, monkeypatch):
-    """The whole trainer: the second run ends in the same LoRA, and never loads the encoder."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    ends = []
-    for name, on in (("off", False), ("cold", True), ("warm", True)):
-        job = write_job(tmp_path / name, tiny, steps=2, prompts=0, dataset={"caption_dropout": 0.5}, cache_text_embeddings=on)
-        assert run_job(job, None, resume=False, workers=0, device="cpu") == 0
-        ends.append((tmp_path / name / "runs/t/t_high_noise.safetensors").read_bytes()[-2000:])
-        assert cached.loads == (2 if name == "warm" else len(ends))
-    assert ends[0] == ends[1] == ends[2]
-
-
 @pytest.mark.parametrize("precision", ["none", "float8"])
 def test_the_encoder_is_read_piece_by_piece(tiny, tmp_path, monkeypatch, precision):
     """Shards, bf16, the table under its other name: the weights of from_pretrained, through a handful of buffers."""
@@ -162,6 +153,17 @@ def test_the_encoder_is_read_piece_by_piece(tiny, tmp_path, monkeypatch, precisi
     assert set(ours) == {n for n in theirs if precision == "none" or n.removesuffix(".weight") not in linears} | {f"{n}.{t}" for n in linears if precision != "none" for t in ("q", "scale")}
 
 
+@pytest.mark.parametrize("precision", ["float8", "qint8"])
+def test_rows_are_shrunk_alike_wherever_they_are_cut(precision, monkeypatch):
+    weight = torch.randn(7, 16).bfloat16()
+    whole = packed_rows(weight, torch.arange(1, 8).view(7, 1).float(), precision)
+    monkeypatch.setattr("engine.rowwise.ROWS", 3)
+    parts = packed_rows(weight, torch.arange(1, 8).view(7, 1).float(), precision)
+    assert torch.equal(whole[0].float(), parts[0].float()) and torch.equal(whole[1], parts[1])
+    exact = weight.float() * torch.arange(1, 8).view(7, 1)
+    assert (parts[0].float() * parts[1] - exact).norm() < 0.04 * exact.norm() and torch.allclose(parts[1].view(-1) * {"float8": 448, "qint8": 127}[precision], exact.abs().amax(1))
+
+
 def test_stored_float8_rows_are_taken_over():
     q = torch.randn(4, 8).to(torch.float8_e4m3fn)
     ours, scale = packed_rows(q, torch.tensor(0.5), "float8")
@@ -178,3 +180,12 @@ def test_numbers_that_are_none_are_named(tiny, tmp_path):
     save_file(tensors, file)
     with pytest.raises(UserError, match=r"SelfAttention\.k\.weight holds values that are no numbers"):
         encode(base, "none")
+
+
+@pytest.mark.parametrize(("trigger", "expected"), [("frung", {"frung", "orbit frung 0", "ugly"}), ("", {"", "orbit 0", "ugly"})])
+def test_an_unloaded_encoder_has_seen_the_trigger_alone(tiny, tmp_path, trigger, expected):
+    """Or the empty prompt; and what previews need."""
+    path = write_job(tmp_path, tiny, trigger=trigger, unload_text_encoder=True, sample={"negative": "ugly"}, dataset={"caption_dropout": 0.0})
+    job = load_job(path)
+    items = build_items(job, tmp_path, gather(job, tmp_path, out=tmp_path, scenes=False).datasets)
+    assert all_texts(job, items) == expected
