@@ -104,5 +104,6 @@ def timesteps_of(job: Job, boundary: float, *, bins: int) -> list[ExpertTimestep
     for expert in EXPERTS:
         low, high = (s * NUM_TRAIN_TIMESTEPS for s in sigma_range(expert, boundary))
         middle = median(job.training, expert, boundary) * NUM_TRAIN_TIMESTEPS
-        out.append(ExpertTimesteps(expert=expert, trained=expert in steps, steps=steps.get(expert, 0), low=low, high=high, median=middle, masses=tuple(masses(job.training, expert, boundary, bins))))
+        found = tuple(masses(job.training, expert, boundary, bins))
+        out.append(ExpertTimesteps(expert=expert, trained=expert in steps, steps=steps.get(expert, 0), low=low, high=high, median=middle, masses=found))
     return out

@@ -25,7 +25,10 @@ def timesteps(args: Namespace) -> int:
     title = f"{job.job.name}: timestep type {job.training.timestep_type}, bias {job.training.timestep_bias.replace('_', ' ')}, boundary {edge}"
     if args.json:
         experts = timesteps_of(job, boundary, bins=JSON_BINS)
-        told = {"name": job.job.name, "timestep_type": job.training.timestep_type, "timestep_bias": job.training.timestep_bias, "steps": job.training.steps, "boundary": boundary, "boundary_source": source, "bin": NUM_TRAIN_TIMESTEPS / JSON_BINS, "experts": experts}
+        told = {
+            "name": job.job.name, "timestep_type": job.training.timestep_type, "timestep_bias": job.training.timestep_bias, "steps": job.training.steps,
+            "boundary": boundary, "boundary_source": source, "bin": NUM_TRAIN_TIMESTEPS / JSON_BINS, "experts": experts,
+        }  # fmt: skip
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(told)) + b"\n")
     else:
         print("\n".join(text_chart(title, timesteps_of(job, boundary, bins=COLUMNS), job.training.steps, boundary, blocks=unicode_blocks(sys.stdout.encoding))))

@@ -15,6 +15,7 @@ from presets.fields import FIELDS, PathPart, field_of, join_path, parse_path, to
 from presets.findings import Finding
 from presets.job import Job, Kind, PromptPanel
 from presets.jobfile import get_value, job_from_dict, job_to_dict, parse_value
+from presets.previews import preview_seed
 from wanlora_tui.drafts import Draft, without_index
 from wanlora_tui.screens.wizard import steps
 from wanlora_tui.text import value_text
@@ -216,10 +217,10 @@ class WizardState:
         common = COMMON.get(field.path) or (f"sample.{parts[-1]}" if parts[1] == "prompts" else "")
         if not common:
             return "left out"
-        value = self.value(common)
-        if common == "sample.seed" and self.value("sample.walk_seed"):
-            value += parts[2]  # each prompt of a set takes the next
-        return f"left out: {value_text(value)}"
+        if common == "sample.seed":
+            assert isinstance(parts[2], int)
+            return f"left out: {preview_seed(self.job().sample, parts[2])}"
+        return f"left out: {value_text(self.value(common))}"
 
     def changed(self, panel: str) -> int:
         """How many fields of a panel the user has set."""
