@@ -15,7 +15,7 @@ from presets.job import Job
 from presets.plan import Plan
 from presets.planner.cards import gpu_hardware
 from presets.planner.choose import choose_for
-from presets.planner.costs import predict
+from presets.planner.costs import Costs, predict
 from presets.planner.inputs import Hardware, Workload, shape_of, workload_of
 from presets.planner.rungs import Scarce, limits_of, next_down
 from presets.sizes import ExpertShape
@@ -36,7 +36,11 @@ class Planning:
     work: Workload
     shape: ExpertShape
     others: int = 0  # bytes of the card outside torch's count when the plan was made
-    batched_guidance: bool = False  # previews ask both prompts in one batch of two
+
+    @property
+    def batched_guidance(self) -> bool:
+        """Whether previews ask both prompts in one batch of two."""
+        return self.hardware is not None and Costs(self.work, self.hardware, self.shape).batched_guidance(self.plan)
 
 
 def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None) -> Planning:
