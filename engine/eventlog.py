@@ -17,6 +17,7 @@ from presets.events import EVENTS_FILE, TERMINAL_KINDS, Event, EventKind, decode
 from presets.findings import Finding
 from presets.history import History
 
+SYNCED = TERMINAL_KINDS | {"changed"}  # what was set must outlive a power loss: its order is gone by then
 RESERVE_FILE, RESERVE_BYTES = ".reserve", 64 * 2**10
 
 
@@ -70,7 +71,7 @@ class EventLog:
         return sum(len(line) for _, line in self._waiting)
 
     def emit(self, kind: EventKind, **data: Any) -> None:
-        """Append one event. Terminal events are on the disk when this returns, if it has room for them."""
+        """Append one event. Those of the kinds in SYNCED are on the disk when this returns, if it has room for them."""
         self._seq += 1
         event = Event(seq=self._seq, time=self._clock(), run=self.run, attempt=self.attempt, kind=kind, data=data)
         self._waiting.append((event, msgspec.json.encode(event) + b"\n"))
@@ -104,6 +105,10 @@ class EventLog:
             self._waiting.popleft()
         return True
 
+    def sync(self) -> None:
+        """What was emitted so far outlives a power loss."""
+        os.fsync(self._file.fileno())
+
     def _write(self, event: Event, line: bytes) -> None:
         faults.at("event.before-write", step := event.data.get("step", -1))
         if faults.due("event.mid-write", step):
@@ -112,7 +117,7 @@ class EventLog:
         written = 0
         while written < len(line):  # a disk that fills up takes a part and says so only at the next write
             written += self._file.write(line[written:])
-        if event.kind in TERMINAL_KINDS:
+        if event.kind in SYNCED:
             os.fsync(self._file.fileno())
 
     def _keep_reserve(self) -> None:

@@ -41,6 +41,7 @@ def save_all(run: Run, step: int, control: Control) -> str:
         run.log.emit("log", level="info", text=f"step {step} is saved already: {path}")
         return path
     run.log.phase("saving", 0, 1, "checkpoint")
+    run.log.sync()  # a checkpoint whose events are missing would make a gap in the curves
     state = _state(run, step, {e: learner.optimizer.state_dict() for e, learner in run.learners.items()})
     folder, digest = when_there_is_room(run.log, control, run.folder, f"the checkpoint of step {step}", state.nbytes, lambda: checkpoint.save(run.folder, state))
     for expert in run.learners:
