@@ -60,9 +60,9 @@ def base(tiny, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def shown(tiny, tmp_path_factory) -> Path:
-    """The same with previews at every step, through an accelerator, of the weights as they stand; prompts with values of their own."""
+    """The same with previews at every step, through an accelerator, of the running averages; prompts with values of their own."""
     folder = tmp_path_factory.mktemp("shown")
-    path = turning(write_job(folder, tiny, prompts=3, steps=2, ema=True, ema_decay=0.5, sample={**SMALL, "every": 1, "ema": False, "seed": 7}))
+    path = turning(write_job(folder, tiny, prompts=3, steps=2, ema=True, ema_decay=0.5, sample={**SMALL, "every": 1, "seed": 7}))
     job = load_job(path)
     job.sample.accelerator = str(accelerator(folder / "fast.safetensors").relative_to(folder))
     own = job.sample.prompts[1]

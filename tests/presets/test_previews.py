@@ -1,6 +1,8 @@
 """What a prompt says for itself reaches the planner, the disk's need and the knobs as it does the trainer."""
 
+from presets.events import Event
 from presets.geometry import Bucket
+from presets.history import History
 from presets.planner.cards import card_hardware, find_card
 from presets.planner.inputs import workload_of
 from presets.planner.knobs import knobs
@@ -42,3 +44,15 @@ def test_a_large_prompt_is_a_knob_of_its_own():
     hardware = card_hardware(find_card("4090"), ram=128 * 2**30)
     turned = [k.set for k in knobs(job(sample=OWN), facts(), hardware, short="vram")]
     assert {"sample.width": 512, "sample.height": 512, "sample.prompts[1].width": 512, "sample.prompts[1].height": 512} in turned
+
+
+def test_previews_of_a_branch_that_was_left_do_not_count():
+    history = History()
+
+    def tell(seq: int, kind: str, **data) -> None:
+        history.add(Event(seq=seq, time=0.0, run="r", attempt=1, kind=kind, data=data))
+
+    for step in (0, 2, 4):
+        tell(step + 1, "sample", step=step, path=f"samples/{step}.mp4", prompt="orbit", seed=step)
+    tell(6, "started", resumed_from=2)
+    assert {path: data["seed"] for path, data in history.samples.items()} == {"samples/0.mp4": 0, "samples/2.mp4": 2}
