@@ -63,8 +63,9 @@ class Bench:
     def step(self, run: Run, expert: Expert, step: int = 0) -> tuple[dict[str, torch.Tensor], Passed]:
         """The gradients that the micro-batches of an optimizer step leave, by parameter."""
         parameters = run.learners[expert].parameters
-        for parameter in parameters.values():
-            parameter.grad = None
         passed = gradients(run, step, expert, Stopwatch(CPU), self.control)
         assert passed is not None
-        return {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}, passed
+        taken = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+        for parameter in parameters.values():
+            parameter.grad = None
+        return taken, passed

@@ -74,9 +74,11 @@ def test_accumulation_trains_the_lora_of_the_larger_batch(bench):
     for values in ({"training__batch_size": 4}, {"training__gradient_accumulation": 4}):
         optimizer = build_optimizer(bench.job.training, list(bench.parameters.values()))
         for step in range(3):
-            bench.gradients(step, **values)
+            for name, gradient in bench.gradients(step, **values)[0].items():
+                bench.parameters[name].grad = gradient
             clip_gradients(list(bench.parameters.values()), 1.0)
             optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
         moved.append({name: p.data - start[name] for name, p in bench.parameters.items()})
         for name, p in bench.parameters.items():
             p.data.copy_(start[name])
