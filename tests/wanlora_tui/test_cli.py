@@ -49,7 +49,7 @@ def test_the_interface_imports_no_trainer():
 def test_help_names_every_command():
     said = wanlora("--help")
     assert said.returncode == 0
-    for word in ("demo", "new", "check", "train", "submit", "jobs", "watch", "stop", "resume", "cancel", "attach", "plan", "timesteps", "ara", "cache", "daemon", "doctor"):
+    for word in ("demo", "new", "check", "train", "submit", "jobs", "watch", "stop", "resume", "cancel", "set", "save", "sample", "checkpoints", "attach", "plan", "timesteps", "ara", "cache", "daemon", "doctor"):
         assert re.search(rf"^ +{word} ", said.stdout, re.MULTILINE), word
     assert "Exit codes" in said.stdout
 
