@@ -1,13 +1,15 @@
 """What each precision costs in accuracy, on one transformer block: output and input gradient against fp32.
 
-    python benchmarks/precision_error.py [--tiny] [--tokens N] [--json FILE]
+    python -m benchmarks.precision_error [--tiny] [--tokens N] [--all] [--timed] [--json FILE]
 
 The block has the real shape (width 5120, 40 heads, feed-forward 13824) and needs a GPU; --tiny is a small one for any
 machine. Weights are random: Gaussian, and Student's t with 3 degrees of freedom, whose outliers are harder on 4 bits.
 Inputs have channels of very different size that vary together, as those of a trained model do.
 
 Errors are relative to what the block adds: |y' - y| / |y - x|, and the same for the gradient of the input, so that the
-residual path does not hide them. `weight` is |W' - W| / |W| over the ten linears. On a GPU the block is compiled and timed.
+residual path does not hide them. `weight` is |W' - W| / |W| over the ten linears. Weights are packed as the engine packs them;
+the row of bf16 is what that has by itself. --all adds other fits of 4 bits, and adapters weighted by whole second moments, which
+take minutes; --timed compiles each block on a GPU (15 s a row) and times it.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from engine.ara_build import correct
 from engine.ara_moments import READERS, Moment, moment_of
 from engine.ara_weights import block_module, linear_shapes
 from engine.block import LINEARS, NORMS, Lora, Plain, Weights, after, before, of_text
+from engine.packing import pack
 from engine.precision import Packed, pack_weight, unpack_weight
 from engine.quanto_pack import pack_weight_quanto
 
@@ -130,12 +133,15 @@ def adapter(state: State, rank: int, moments: dict[tuple[int, str], Moment] | No
     return out
 
 
-def cases(config: dict[str, Any], state: State, calibration: Inputs) -> list[Callable[[], Case]]:
+def cases(config: dict[str, Any], state: State, calibration: Inputs, *, everything: bool) -> list[Callable[[], Case]]:
     """Made one at a time: a real block in fp32 and its copies fill a card."""
     device = calibration.x.device
 
     def quantized(precision: str) -> Callable[[], Case]:
-        return lambda: Case(precision, precision, packed_by(lambda w: pack_weight(w, precision), state), {})
+        return lambda: Case(precision, precision, packed_by(lambda w: pack(w, precision), state), {})
+
+    def plainly() -> Case:
+        return Case("qint4, plain rounding", "qint4", packed_by(lambda w: pack_weight(w, "qint4"), state), {})
 
     def fitted(fit: Any) -> Callable[[], Case]:
         return lambda: Case(f"qint4, quanto {fit}", "qint4", packed_by(lambda w: pack_weight_quanto(w, "qint4", fit), state), {})
@@ -143,7 +149,7 @@ def cases(config: dict[str, Any], state: State, calibration: Inputs) -> list[Cal
     def recovered(rank: int, weighting: str) -> Callable[[], Case]:
         def make() -> Case:
             moments = calibrated(config, state, calibration, full=weighting == "full") if weighting != "plain" else None
-            return Case(f"qint4+ara {rank}, {weighting}", "qint4", packed_by(lambda w: pack_weight(w, "qint4"), state), adapter(state, rank, moments, device))
+            return Case(f"qint4+ara {rank}, {weighting}", "qint4", packed_by(lambda w: pack(w, "qint4"), state), adapter(state, rank, moments, device))
 
         return make
 
@@ -151,8 +157,8 @@ def cases(config: dict[str, Any], state: State, calibration: Inputs) -> list[Cal
         return Case("none (bf16)", "none", packed_by(lambda w: (w.bfloat16(),), state), {})
 
     return [
-        bf16, *(quantized(p) for p in ("float8", "qfloat8", "qint8", "qint4")), *(fitted(f) for f in ("max", "hqq", "least_squares")),
-        *(recovered(rank, weighting) for weighting in ("plain", "diagonal", "full") for rank in (16, 32)),
+        bf16, *(quantized(p) for p in ("float8", "qfloat8", "qint8", "qint4")), recovered(16, "plain"), recovered(16, "diagonal"), recovered(64, "diagonal"),
+        *([plainly, *(fitted(f) for f in ("max", "hqq")), recovered(16, "full"), recovered(64, "full")] if everything else []),
     ]  # fmt: skip
 
 
@@ -187,7 +193,7 @@ def milliseconds(case: Case, plain: Plain, inputs: Inputs, heads: int) -> tuple[
     return statistics.median(forward), statistics.median(backward)
 
 
-def measure(config: dict[str, Any], tokens: int, device: torch.device, *, heavy: bool, timed: bool) -> list[dict[str, Any]]:
+def measure(config: dict[str, Any], tokens: int, device: torch.device, *, heavy: bool, timed: bool, everything: bool) -> list[dict[str, Any]]:
     """One row per precision."""
     generator = torch.Generator(device).manual_seed(0)
     state = random_state(config, heavy, generator, device)
@@ -204,7 +210,7 @@ def measure(config: dict[str, Any], tokens: int, device: torch.device, *, heavy:
     del y, x
     rows = []
     plain = plain_of(state, torch.bfloat16)
-    for make in cases(config, state, calibration):
+    for make in cases(config, state, calibration, everything=everything):
         case = make()
         y, x = run(case, plain, inputs, torch.bfloat16, heads)
         y.backward(inputs.grad.bfloat16())
@@ -231,17 +237,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a small block, for any machine")
     parser.add_argument("--tokens", type=int, help=f"length of the sequence (default: {TOKENS}, tiny: {TINY_TOKENS})")
+    parser.add_argument("--all", action="store_true", help="other fits of 4 bits and costlier adapters as well")
+    parser.add_argument("--timed", action="store_true", help="time the compiled block, on a GPU")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as a list of objects")
     args = parser.parse_args()
     cuda = torch.cuda.is_available()
     if not cuda and not args.tiny:
         print("The real shape needs a GPU; on this machine use --tiny.", file=sys.stderr)
         return 2
-    device = torch.device("cuda" if cuda else "cpu")
+    device, timed = torch.device("cuda" if cuda else "cpu"), args.timed and cuda
     tokens = args.tokens or (TINY_TOKENS if args.tiny else TOKENS)
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if cuda else 'CPU'}, {tokens} tokens")
-    print(f"{'weights':<14}{'precision':<24}{'weight':>10}{'output':>10}{'gradient':>10}{'MiB':>10}" + (f"{'fwd ms':>10}{'bwd ms':>10}" if cuda else ""))
-    rows = [row for heavy in (False, True) for row in measure(TINY if args.tiny else REAL, tokens, device, heavy=heavy, timed=cuda)]
+    print(f"{'weights':<14}{'precision':<24}{'weight':>10}{'output':>10}{'gradient':>10}{'MiB':>10}" + (f"{'fwd ms':>10}{'bwd ms':>10}" if timed else ""))
+    rows = [row for heavy in (False, True) for row in measure(TINY if args.tiny else REAL, tokens, device, heavy=heavy, timed=timed, everything=args.all)]
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 0
