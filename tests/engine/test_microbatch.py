@@ -16,7 +16,7 @@ from engine.microbatch import draws
 from engine.objective import noised
 from engine.optim import build_optimizer, clip_gradients
 from engine.order import Order, place_in
-from engine.setup import Run
+from engine.setup import Run, all_texts
 from tests.engine.bench import CPU, Bench
 from tests.engine.jobs import write_job
 from tests.engine.plain import attach, layers
@@ -202,3 +202,14 @@ def test_each_dataset_has_its_own_settings_in_the_step(bench):
         batch = loader.batch(i)
         [number] = {d.item.dataset for d in batch.draws}
         assert batch.frames.shape[1] == (1, 5)[number] and set(batch.weights) == {(1.0, 0.25)[number]}
+
+
+def test_the_texts_of_a_run_hold_what_its_terms_ask_for(bench):
+    def texts(**values: object) -> set[str]:
+        job = bench.changed(**{"datasets__caption_dropout": 0.0, "sample__negative": "blur", "training__dop": False} | values)
+        return all_texts(job, bench.items(job))
+
+    captions = {f"orbit number {i} frung" for i in range(4)}
+    assert texts() == captions | {"blur"}
+    assert texts(training__blank_prompt_preservation=True) == captions | {"blur", ""}
+    assert texts(training__dop=True) == captions | {"blur", "person"} | {c.replace("frung", "person") for c in captions}
