@@ -73,14 +73,14 @@ def save(run: Path, state: State, *, rehearsal: bool = False) -> tuple[Path, str
         manifest: dict[str, dict[str, Any]] = {}
         for name, write in _parts(state).items():
             write(aside / name)
-            _fsync(aside / name)
+            fsync(aside / name)
             manifest[name] = {"bytes": (aside / name).stat().st_size, "sha256": _sha256(aside / name)}
             faults.at(f"save.after-{name.partition('_')[0]}", state.step)
         faults.at("save.before-manifest", state.step)
         text = json.dumps({"step": state.step, "files": manifest}, indent=1)
         (aside / "manifest.json").write_text(text)
-        _fsync(aside / "manifest.json")
-        _fsync(aside)
+        fsync(aside / "manifest.json")
+        fsync(aside)
         faults.at("save.before-rename", state.step)
         if rehearsal:
             return aside, ""
@@ -91,7 +91,7 @@ def save(run: Path, state: State, *, rehearsal: bool = False) -> tuple[Path, str
         if before.exists():
             shutil.rmtree(before)
         faults.at("save.after-rename", state.step)
-        _fsync(parent)
+        fsync(parent)
     except Exception as e:
         raise refusal_of(e, parent) from e
     finally:
@@ -249,7 +249,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def _fsync(path: Path) -> None:
+def fsync(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fsync(fd)

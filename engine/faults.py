@@ -96,7 +96,10 @@ def at(point: str, step: int) -> None:
 
 def poison(point: str, step: int, value: Any) -> Any:
     """The value, or not-a-number in its place."""
-    return value * float("nan") if _armed and _take(point, step) else value
+    if _armed and (fault := _take(point, step)):
+        _say(fault)
+        return value * float("nan")
+    return value
 
 
 def _take(point: str, step: int) -> Fault | None:
@@ -107,8 +110,12 @@ def _take(point: str, step: int) -> Fault | None:
     return None
 
 
-def _strike(fault: Fault) -> None:
+def _say(fault: Fault) -> None:
     print(f"fault: {fault.kind} at {fault.point} of step {fault.step}, on purpose", file=sys.stderr, flush=True)
+
+
+def _strike(fault: Fault) -> None:
+    _say(fault)
     match fault.kind:
         case "raise":
             raise InjectedFault(f"on purpose, at {fault.point} of step {fault.step}")

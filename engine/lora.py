@@ -14,7 +14,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from engine.base import BaseFolder, Expert
@@ -115,6 +115,15 @@ def save_lora(path: Path, values: dict[str, torch.Tensor], *, job: Job, base: Ba
 def read_metadata(path: Path) -> dict[str, str]:
     with safe_open(path, framework="pt") as f:
         return f.metadata() or {}
+
+
+def is_whole(path: Path) -> bool:
+    """Whether the file is there and as long as its header says: a power cut may leave less."""
+    try:
+        read_metadata(path)
+    except (FileNotFoundError, SafetensorError):
+        return False
+    return True
 
 
 def job_hash(job: Job) -> str:

@@ -47,13 +47,17 @@ def save_all(run: Run, step: int, control: Control) -> str:
     for expert in run.learners:
         write_lora(run, expert, lora_file(run, expert, step), step, control)
     faults.at("prune", step)
-    for old in checkpoint.prune(run.folder, run.job.save.keep):
-        for expert in run.learners:
-            lora_file(run, expert, old).unlink(missing_ok=True)
+    _prune(run)
     path = str(folder.relative_to(run.folder))
     faults.at("checkpoint.before-event", step)
     run.log.emit("checkpoint", step=step, path=path, sha256=digest)
     return path
+
+
+def _prune(run: Run) -> None:
+    for old in checkpoint.prune(run.folder, run.job.save.keep):
+        for expert in run.learners:
+            lora_file(run, expert, old).unlink(missing_ok=True)
 
 
 def _state(run: Run, step: int, optimizer: dict[str, dict[str, Any]]) -> checkpoint.State:
@@ -64,10 +68,11 @@ def _state(run: Run, step: int, optimizer: dict[str, dict[str, Any]]) -> checkpo
 
 
 def complete(run: Run, control: Control) -> None:
-    """Do what a kill has cut off behind the checkpoint that the run resumed from: its LoRA files, its event."""
+    """Do what a kill or a power cut has cut off behind the checkpoint that the run resumed from: its LoRA files, its event, the removal of older ones."""
     for expert in run.learners:
-        if not (file := lora_file(run, expert, run.start)).exists():
+        if not lora.is_whole(file := lora_file(run, expert, run.start)):
             write_lora(run, expert, file, run.start, control)
+    _prune(run)
     folder = run.begin.checkpoint
     if folder is not None and run.start not in run.log.history.checkpoints:
         run.log.emit("checkpoint", step=run.start, path=str(folder.relative_to(run.folder)), sha256=checkpoint.digest(folder))
@@ -96,6 +101,7 @@ def write_lora(run: Run, expert: Expert, file: Path, step: int, control: Control
         try:
             lora.save_lora(aside, weights(run, expert), job=run.job, base=run.base, expert=expert, step=step)
             aside.chmod(0o644)  # safetensors makes files that only their owner can read
+            checkpoint.fsync(aside)
             faults.at("lora-file.before-rename", step)
             aside.rename(file)
         except Exception as e:

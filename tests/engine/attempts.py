@@ -1,0 +1,174 @@
+"""Attempts of the real trainer, quick to start: a process that has everything imported forks a child for each.
+
+The children are real processes with real signals: they can be killed at any instant. All of them compute with one thread, so that their
+results can be compared bit for bit and two of them can run side by side. `python -m tests.engine.attempts` is the process that forks.
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+@dataclass
+class Attempt:
+    """One trainer process. `code` is as subprocess has it: minus the signal that killed it."""
+
+    pid: int
+    stderr: Path
+    process: subprocess.Popen[Any] | None = None  # when it is a child of this very process
+    code: int | None = None
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        if self.process is not None:
+            threading.Thread(target=self._reap, args=[self.process], daemon=True).start()
+
+    def _reap(self, process: "subprocess.Popen[Any]") -> None:
+        self.code = process.wait()
+        self.ended.set()
+
+    def said(self) -> str:
+        return self.stderr.read_text(errors="replace") if self.stderr.exists() else ""  # the child makes it
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Before `ended` the process is at worst a zombie: its number is still its own."""
+        if self.process is not None:
+            self.process.send_signal(number)  # knows whether it is gone
+        elif not self.ended.is_set():
+            os.kill(self.pid, number)
+
+    def wait(self, seconds: float = 300) -> int:
+        assert self.ended.wait(seconds), f"still running after {seconds} s: {self.said()[-2000:]}"
+        assert self.code is not None
+        return self.code
+
+    def wait_until_struck(self) -> None:
+        self.wait_until(lambda: "on purpose" in self.said())
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 300) -> None:
+        """Until the condition holds or the process is gone."""
+        deadline = time.monotonic() + seconds
+        while not condition() and not self.ended.is_set():
+            assert time.monotonic() < deadline, self.said()[-2000:]
+            time.sleep(0.005)
+
+
+class Trainers:
+    """Starts attempts. A context manager; what still runs at its end is killed."""
+
+    def __init__(self, *, cache: Path) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.engine.attempts"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **ONE_THREAD, "XDG_CACHE_HOME": str(cache)}
+        )
+        self._attempts: dict[int, Attempt] = {}
+        self._started: dict[str, Attempt] = {}
+        self._news = threading.Condition()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def __enter__(self) -> "Trainers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for attempt in list(self._attempts.values()):
+            attempt.kill()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(30)
+
+    def start(self, job: Path, *, resume: bool = False, faults: Sequence[str] = (), workers: int = 0, retry_seconds: float = 15.0) -> Attempt:
+        """Train the job in a new process, as `python -m engine JOB [--resume] [--fault ...]` does."""
+        stderr = job.parent / f"stderr-{time.monotonic_ns()}"
+        request = {"job": str(job), "resume": resume, "faults": list(faults), "workers": workers, "stderr": str(stderr), "retry_seconds": retry_seconds}
+        assert self._process.stdin is not None
+        with self._news:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            assert self._news.wait_for(lambda: str(stderr) in self._started or self._process.poll() is not None, 60), "nothing forks"
+            return self._started[str(stderr)]
+
+    def run(self, job: Path, **how: Any) -> int:
+        return self.start(job, **how).wait()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            news = json.loads(line)
+            with self._news:
+                if "code" in news:
+                    attempt = self._attempts.pop(news["pid"])
+                    attempt.code = news["code"]
+                    attempt.ended.set()
+                else:
+                    self._attempts[news["pid"]] = self._started[news["stderr"]] = Attempt(news["pid"], Path(news["stderr"]))
+                self._news.notify_all()
+
+
+def serve() -> None:
+    """Fork an attempt for each line on stdin; say on stdout who began and who ended, and how."""
+    import torch
+
+    torch.set_num_threads(1)
+    import engine.run
+    import engine.setup
+    import engine.text
+    import engine.trainer  # noqa: F401
+
+    running: set[int] = set()
+    waiting = b""
+    while True:
+        readable, _, _ = select.select([sys.stdin], [], [], 0.005 if running else None)
+        if readable:
+            block = os.read(sys.stdin.fileno(), 1 << 16)
+            if not block:
+                return
+            *lines, waiting = (waiting + block).split(b"\n")
+            for line in lines:
+                request = json.loads(line)
+                if (pid := os.fork()) == 0:
+                    _attempt(request)
+                running.add(pid)
+                print(json.dumps({"pid": pid, "stderr": request["stderr"]}), flush=True)
+        for pid in list(running):
+            gone, status = os.waitpid(pid, os.WNOHANG)
+            if gone:
+                running.remove(pid)
+                print(json.dumps({"pid": pid, "code": os.waitstatus_to_exitcode(status)}), flush=True)
+
+
+def _attempt(request: dict[str, Any]) -> None:
+    """The child: becomes a trainer and never returns."""
+    code = 70
+    try:
+        out = os.open(request["stderr"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        from engine import faults, room
+        from engine.run import run_job
+
+        room.RETRY_SECONDS = request["retry_seconds"]
+        faults.arm(request["faults"])
+        code = run_job(Path(request["job"]), None, resume=request["resume"], workers=request["workers"], device="cpu")
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve()
