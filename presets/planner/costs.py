@@ -115,7 +115,7 @@ class Prediction(Struct, frozen=True, kw_only=True):
     peak_reserved: int  # with what the allocator cannot reuse
     need_vram: int  # with the CUDA context as well: what must be free before the run
     phases: dict[str, int]  # allocated peak of each phase: text, then step, vae, preview
-    held: dict[str, int]  # what lies on the device through all phases but text: weights, ring, lora, stem, ara, vae
+    held: dict[str, int]  # what lies on the device through all phases but text: weights, ring, lora, stem, vae
     ram: int
     ram_held: dict[str, int]  # masters, stash, process, text
     seconds: Seconds  # of the mean step
@@ -157,17 +157,20 @@ class Costs:
 
     # --- bytes ----------------------------------------------------------------------------------------------------
 
+    def block(self, plan: Plan) -> int:
+        """One block as it travels and lies on the device: its weights, and the recovery adapter's branches in bf16."""
+        return block_bytes(self.shape, plan.precision) + 2 * self.shape.lora_parameters(self.work.ara_rank) // self.layers
+
     def held(self, plan: Plan) -> dict[str, int]:
         """What lies on the device from the first step to the last."""
         w, c = self.work, self.c
-        block = block_bytes(self.shape, plan.precision)
+        block = self.block(plan)
         per_expert = 4 + OPTIMIZER_BYTES[w.optimizer] + (4 if w.ema else 0)
         return {
             "weights": plan.resident * w.needed * block,
             "ring": plan.slots * block,
             "lora": self.shape.lora_parameters(sum(w.ranks)) * per_expert + self.shape.lora_parameters(w.rank) * 4,  # gradients exist for one expert at a time
             "stem": int(c.stem * self.shape.width**2) * w.needed,
-            "ara": 2 * self.shape.lora_parameters(w.ara_rank) * w.needed,
             "vae": int(c.vae_weights),
         }
 
@@ -257,7 +260,7 @@ class Costs:
     def ram(self, plan: Plan) -> dict[str, int]:
         """Host memory, by what holds it. The text encoder passes through before the experts come."""
         w = self.work
-        masters = block_bytes(self.shape, plan.precision) * self.layers * w.needed
+        masters = self.block(plan) * self.layers * w.needed
         stash = self.stash(plan) if plan.stash == "host" else 0
         text = max(0, 2 * w.text_parameters - masters - stash)
         return {"masters": masters, "stash": stash, "process": int(self.c.process), "text": text}
@@ -269,7 +272,7 @@ class Costs:
         h, c, rows = self.hardware, self.c, load.rows
         rate = (h.fp8_tflops or h.bf16_tflops) if plan.precision == FLOAT8 else h.bf16_tflops
         of_text = 2 * self.layers * self.shape.width**2
-        products = 2 * rows * (self.shape.parameters - of_text) + 2 * load.batch * TEXT_TOKENS * chunk_count(load, plan.chunk) * of_text
+        products = 2 * rows * (self.shape.parameters - of_text) + 2 * load.batch * TEXT_TOKENS * of_text
         branches = 2 * rows * (self.shape.lora_parameters(self.work.rank) + self.shape.lora_parameters(self.work.ara_rank))
         return products / (rate * 1e12) * (1 + c.half_rows / chunk_rows(load, plan.chunk)) + branches / (h.bf16_tflops * 1e12)
 
@@ -310,7 +313,7 @@ class Costs:
         return max(attention + gradient + redone * again, calls * self.layers * c.call), copying
 
     def _copy(self, plan: Plan, blocks: int) -> float:
-        return blocks * block_bytes(self.shape, plan.precision) / (self.hardware.copy_gbps * self.c.copy * 1e9)
+        return blocks * self.block(plan) / (self.hardware.copy_gbps * self.c.copy * 1e9)
 
     def _stash_copy(self, plan: Plan, load: Load) -> float:
         if plan.stash == "device":
@@ -378,8 +381,8 @@ def training_peak(phases: dict[str, int]) -> int:
 
 
 def chunk_count(load: Load, chunk: int) -> int:
-    """How many near-equal runs of tokens, none above `chunk` (0: all at once), the token-wise parts are cut into."""
-    return math.ceil(load.bucket.tokens / chunk) if chunk else 1
+    """How many runs of tokens, none above `chunk` (0: all at once), what follows the attention is cut into."""
+    return Plan(chunk=chunk).chunks(load.bucket.tokens)
 
 
 def chunk_rows(load: Load, chunk: int) -> int:

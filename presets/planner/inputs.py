@@ -4,6 +4,7 @@ T tokens of a bucket, B batch size. Sizes in bytes, rates in 10^9 bytes or 10^12
 """
 
 from collections import Counter
+from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct
@@ -11,6 +12,7 @@ from msgspec import Struct
 from presets.clips import ClipFacts, DatasetFacts
 from presets.facts import Facts
 from presets.geometry import SIDE_MULTIPLE, Bucket, bucket_for
+from presets.headers import Damaged, read_header
 from presets.job import DatasetPanel, Job
 from presets.previews import largest_preview, low_guidance
 from presets.sizes import ExpertShape
@@ -104,8 +106,19 @@ def workload_of(job: Job, facts: Facts | None = None) -> Workload:
         loads=_loads(job, facts.datasets if facts else []), steps=job.training.steps, accumulation=job.training.gradient_accumulation, ranks=ranks,
         needed=2 if previews else len(ranks), optimizer=job.training.optimizer, ema=job.training.ema, terms=1 + preserves,
         extra_forwards=int(preserves), previews=previews, saves=-(-job.training.steps // job.save.every), text_precision=job.quantization.text_encoder,
-        text_parameters=text.parameters if text and text.parameters else TEXT_PARAMETERS, ara_rank=ARA_RANK if job.quantization.transformer == "qint4+ara" else 0,
+        text_parameters=text.parameters if text and text.parameters else TEXT_PARAMETERS, ara_rank=ara_rank(job, facts.base if facts else None) if job.quantization.transformer == "qint4+ara" else 0,
     )  # fmt: skip
+
+
+def ara_rank(job: Job, base: Path | None) -> int:
+    """The rank of the job's recovery adapter, from its file's header; ARA_RANK where there is none to read (yet)."""
+    path = base / Path(job.quantization.ara).expanduser() if base and job.quantization.ara else None
+    if path is None or not path.is_file():
+        return ARA_RANK
+    try:
+        return max((t.shape[0] for name, t in read_header(path).items() if "lora_A" in name or "lora_down" in name), default=ARA_RANK)
+    except (OSError, Damaged):  # the run refuses it with its reason
+        return ARA_RANK
 
 
 def shape_of(facts: Facts) -> ExpertShape:

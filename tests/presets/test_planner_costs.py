@@ -4,13 +4,17 @@ import random
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from presets.geometry import Bucket
 from presets.plan import Plan
 from presets.planner import Costs, Hardware, Load, Previews, Workload, block_bytes, predict
 from presets.planner.costs import chunk_count, chunk_rows, training_peak
+from presets.planner.inputs import ARA_RANK, ara_rank
 from presets.sizes import GIB, ExpertShape
+from tests.presets.making import job
 
 MIB = 2**20
 # 2026-11-22, one H200: bf16 787 TFLOP/s, row-wise float8 products about 1500, cuDNN attention 676 forward and 428 backward,
@@ -189,3 +193,22 @@ def test_chunks_are_the_executor_s(tokens, chunk, count, rows):
     assert load.bucket.tokens == tokens
     assert (chunk_count(load, chunk), chunk_rows(load, chunk)) == (count, rows)
     assert chunk_rows(msgspec.structs.replace(load, batch=3), chunk) == 3 * rows
+
+
+def test_a_recovery_adapter_travels_with_its_blocks():
+    """A streamed plan holds its share of the slots, a resident one all of it; the host's memory holds it whole."""
+    shape, rank = ExpertShape(), 128
+    whole = 2 * shape.lora_parameters(rank)
+    for made, share in ((plan(slots=2), 2 / 40), (plan(resident=40, slots=0, stash="device"), 2)):
+        of = work(needed=2)
+        without, carried = predict(made, of, H200), predict(made, msgspec.structs.replace(of, ara_rank=rank), H200)
+        assert carried.peak_vram - without.peak_vram == pytest.approx(share * whole, rel=1e-3)
+        assert carried.ram_held["masters"] - without.ram_held["masters"] == pytest.approx(2 * whole, rel=1e-3)
+
+
+def test_the_rank_of_an_adapter_is_read_from_its_file(tmp_path):
+    save_file({"diffusion_model.blocks.0.self_attn.q.lora_A.weight": np.zeros((24, 8), np.float16), "diffusion_model.blocks.0.self_attn.q.lora_B.weight": np.zeros((8, 24), np.float16)}, tmp_path / "a.safetensors")
+    made = job(quantization={"transformer": "qint4+ara", "ara": "a.safetensors"})
+    assert ara_rank(made, tmp_path) == 24 and ara_rank(made, tmp_path / "gone") == ara_rank(made, None) == ARA_RANK
+    (tmp_path / "a.safetensors").write_bytes(b"torn")
+    assert ara_rank(made, tmp_path) == ARA_RANK
