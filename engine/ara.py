@@ -99,6 +99,7 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
     save_ara(out, loras, rank=rank, grid=grid, identity=base.identity, base=model, weighting=weighting)
     print(out)
     print(report.table())
+    print(f'Train on it with quantization.transformer = "qint4+ara" and quantization.ara = "{out}"', file=sys.stderr)
 
 
 def _say(text: str) -> None:

@@ -12,7 +12,7 @@ from presets.check import Facts
 from presets.errors import UserError
 from presets.facts import used_gpus
 from presets.job import Job
-from presets.plan import Plan
+from presets.plan import Plan, Precision
 from presets.planner.cards import gpu_hardware
 from presets.planner.choose import choose_for
 from presets.planner.costs import Costs, predict
@@ -23,6 +23,7 @@ from presets.sizes import ExpertShape
 GIB = 2**30
 CONTEXT = 0.6 * GIB  # what CUDA itself holds here
 GREW = 0.75 * GIB  # more than CUDA's own share grows while kernels are loaded
+DEQUANTIZED: dict[str, Precision] = {"qfloat8": "qfloat8", "qint8": "qint8", "qint4": "qint4", "qint4+ara": "qint4"}  # what any machine computes
 ALL = 10_000  # blocks: more than any expert has
 
 
@@ -47,7 +48,7 @@ def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None) 
     """Choose the fastest plan that fits. `vram` caps the card's memory, in bytes. Raises UserError with the numbers."""
     work, shape = workload_of(job, facts), shape_of(facts)
     if device.type != "cuda" or facts.tiny:
-        plan = Plan(precision="none", resident=ALL, stash="device", compiled=False, vae_frames=8)
+        plan = Plan(precision=DEQUANTIZED.get(job.quantization.transformer, "none"), resident=ALL, stash="device", compiled=False, vae_frames=8)
         return Planning(plan, "a toy model, or no GPU", None, work, shape)
     gpus = used_gpus(job, facts)
     if not gpus or facts.machine is None:

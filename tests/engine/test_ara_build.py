@@ -4,6 +4,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
@@ -20,10 +21,14 @@ from engine.base import EXPERTS
 from engine.block import LINEARS
 from engine.masters import pack_branches
 from engine.precision import unpack_weight
+from engine.run import run_job
 from engine.sources import open_source
+from engine.streamed import StreamedExecutor
 from engine.tiny import build_tiny
-from tests.engine.jobs import clip
+from presets.jobfile import load_job, save_job
+from tests.engine.jobs import clip, write_job
 from tests.engine.plain import PlainExecutor, attach, packed, streamed
+from tests.engine.test_trainer import step_losses
 
 CPU = torch.device("cpu")
 
@@ -184,3 +189,27 @@ def test_in_the_executor_it_is_part_of_the_frozen_model(base, reader, plan):
         assert (a - b).norm() <= 1e-4 * b.norm()
     for strength in (0.0, 1.0):
         torch.testing.assert_close(ours.predict(x, t, text, strength=strength), theirs.predict(x, t, text, strength=strength), rtol=1e-4, atol=1e-5)
+
+
+def test_a_job_trains_on_what_the_command_built(tiny, tmp_path, monkeypatch):
+    """Through the job file, the plan and the trainer: 4-bit weights and the adapter run together, and one without the other elsewhere."""
+    out, seen = tmp_path / "a.safetensors", []
+    assert main([str(tiny), "--rank", "8", "--out", str(out)]) == 0
+    plain = StreamedExecutor.__init__
+
+    def noting(self, weights, machinery) -> None:
+        plain(self, weights, machinery)
+        seen.append((machinery.plan.precision, weights.recovery is not None))
+
+    monkeypatch.setattr(StreamedExecutor, "__init__", noting)
+    for name, panel in (("with", {"transformer": "qint4+ara", "ara": str(out)}), ("without", {"transformer": "qint4"})):
+        path = write_job(tmp_path / name, tiny, prompts=0, steps=1)
+        save_job(replace_panel(load_job(path), **panel), path)
+        assert run_job(path, None, resume=False, workers=0, device="cpu") == 0
+    assert seen[0] == ("qint4", True) and seen[-1] == ("qint4", False) and len(set(seen)) == 2
+    with_it, without = (step_losses(tmp_path / name / "runs" / "t") for name in ("with", "without"))
+    assert with_it != without and with_it == pytest.approx(without, rel=0.2)
+
+
+def replace_panel(job, **quantization):
+    return msgspec.structs.replace(job, quantization=msgspec.structs.replace(job.quantization, **quantization))
