@@ -13,7 +13,7 @@ def open_device(name: str | None = None, *, vram: int | None = None) -> torch.de
 
         config.recompile_limit = VARIANTS
         # Segments that grow: clips of several sizes leave no holes between them that nothing else fits into.
-        torch.cuda.memory._set_allocator_settings("expandable_segments:True")
+        torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
         if vram is not None:
             torch.cuda.set_per_process_memory_fraction(min(1.0, vram / torch.cuda.get_device_properties(device).total_memory), device)
     return device

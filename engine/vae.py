@@ -134,26 +134,21 @@ class ClipEncoder:
         before = history.get(id(weight))
         if before is None:
             before = x.new_zeros((x.shape[0], x.shape[1], HISTORY, *x.shape[3:]))
+        joined = torch.cat([before, x], dim=2).contiguous(memory_format=self._last)
+        history[id(weight)] = joined[:, :, -HISTORY:].clone(memory_format=self._last)
         folded = self._folded.get(id(weight))
-        if folded is None:
-            joined = torch.cat([before, x], dim=2).contiguous(memory_format=self._last)
-            history[id(weight)] = joined[:, :, -HISTORY:].clone(memory_format=self._last)
-            return F.conv3d(joined, weight, padding=(0, 1, 1))
-        history[id(weight)] = (x if x.shape[2] >= HISTORY else torch.cat([before, x], dim=2))[:, :, -HISTORY:].clone(memory_format=self._last)
-        return self._folded_conv(folded, x, before)
+        return F.conv3d(joined, weight, padding=(0, 1, 1)) if folded is None else self._folded_conv(folded, joined)
 
-    def _folded_conv(self, weight_OKHW: torch.Tensor, x: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    def _folded_conv(self, weight_OKHW: torch.Tensor, joined_BCTHW: torch.Tensor) -> torch.Tensor:
         """The same convolution in two dimensions: each frame and the two before it side by side among the channels."""
-        B, C, T, H, W = x.shape
-        side = torch.empty((B, T, H, W, weight_OKHW.shape[1]), dtype=x.dtype, device=x.device)
-        side[..., (HISTORY + 1) * C :] = 0
-        x_BTHWC, before_BTHWC = x.permute(0, 2, 3, 4, 1), before.permute(0, 2, 3, 4, 1)
-        for frame in range(HISTORY + 1):
-            place, old = side[..., frame * C : (frame + 1) * C], HISTORY - frame
-            place[:, :old] = before_BTHWC[:, frame : frame + min(old, T)]
-            place[:, old:] = x_BTHWC[:, : max(T - old, 0)]
-        out = F.conv2d(side.flatten(0, 1).permute(0, 3, 1, 2), weight_OKHW, padding=1)
-        return out.permute(0, 2, 3, 1).unflatten(0, (B, T)).permute(0, 4, 1, 2, 3)
+        B, T = joined_BCTHW.shape[0], joined_BCTHW.shape[2]
+        row = joined_BCTHW.permute(0, 2, 3, 4, 1).flatten(0, 1)  # all clips' frames in a row: what mixes two clips is left out below
+        side = [row[i : B * T - HISTORY + i] for i in range(HISTORY + 1)]
+        if missing := weight_OKHW.shape[1] - len(side) * row.shape[3]:
+            side.append(row.new_zeros((*side[0].shape[:3], missing)))
+        out = F.conv2d(torch.cat(side, dim=3).permute(0, 3, 1, 2), weight_OKHW, padding=1).permute(0, 2, 3, 1)
+        clips = [out[b * T : (b + 1) * T - HISTORY] for b in range(B)]
+        return (torch.stack(clips) if B > 1 else clips[0].unsqueeze(0)).permute(0, 4, 1, 2, 3)
 
     def _downsample(self, layer: Any, x: torch.Tensor, history: dict[int, torch.Tensor], *, first: bool) -> torch.Tensor:
         """Halve the sides, and the frames but for the very first, which stands alone."""
