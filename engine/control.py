@@ -9,8 +9,8 @@ A file is deleted once its command is honoured or refused. What was written whil
 and honoured at its first step; a launcher removes stops that were meant for an attempt which is gone.
 """
 
+import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -79,7 +79,7 @@ class Control:
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._signals += 1
         if self._signals > 1:
-            sys.exit(128 + number)
+            os._exit(128 + number)  # as a kill would, which loses nothing; an exception out of nowhere could tear what is being written
         self.why = f"{signal.Signals(number).name} received"
 
     def honour(self) -> None:

@@ -76,6 +76,7 @@ CASES = {
     "stopped at the edge of an epoch": Case(("sigterm:ema:3",), STOPPED, extra_saves=True),
     "stopped mid-accumulation": Case(("sigterm:forward:4",), STOPPED, extra_saves=True),
     "stopped mid-save": Case(("sigterm:save.before-rename:4",), STOPPED),
+    "stopped in a hurry, by a second signal": Case(("sigterm:forward:4", "sigterm:backward:4"), 128 + signal.SIGTERM),
     "stopped mid-sample": Case(("sigterm:preview.denoise:4",), STOPPED),
     # bugs
     "a bug in a step": Case(("raise:optimizer.after-step:5",), FAILED),
