@@ -1,0 +1,19 @@
+"""The first steps of each golden curve, replayed. `python -m tests.golden --check` replays all of them to the end."""
+
+import pytest
+
+from tests.golden import CURVES, SHORT, STEPS, TOLERANCE, committed, curve, deviation
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_a_curve_goes_as_it_went(name, tiny, tmp_path):
+    golden = committed(name)
+    assert all(len(losses) == STEPS for losses in golden["losses"].values())
+    off = deviation(curve(name, SHORT, tmp_path, tiny), golden)
+    assert off <= TOLERANCE, f"{name} is {off:.2g} off: a change of what is learnt. If it is meant, run `make golden` and commit the difference"
+
+
+def test_a_changed_curve_is_seen():
+    golden = committed("plain")
+    changed = {**golden, "losses": {"main": [*golden["losses"]["main"][:-1], golden["losses"]["main"][-1] * 1.01]}}
+    assert deviation(golden, golden) == 0 and deviation(changed, golden) > TOLERANCE
