@@ -126,14 +126,13 @@ class StreamedExecutor:
     def __init__(self, weights: ExpertWeights, machinery: Machinery) -> None:
         plan = machinery.plan
         self.blocks = len(weights.masters)
-        resident, kept = min(plan.resident, self.blocks), min(plan.kept, self.blocks)
-        assert kept <= resident, "a kept graph needs its weights to stay"
+        resident = min(plan.resident, self.blocks)
         self.weights, self.machinery, self.device = weights, machinery, machinery.device
         self.heads = weights.stem.config.num_attention_heads
         # Residents are spread evenly, so that the copies of the others find time between them.
         chosen = [i for i in range(self.blocks) if (i + 1) * resident // self.blocks > i * resident // self.blocks]
         self._resident = {i: torch.cat([piece.to(self.device) for piece in weights.pieces(i)]) for i in chosen}
-        self._kept = set(chosen[len(chosen) - kept :])
+        self._chosen = chosen
         self._masters: dict[Key, tuple[torch.Tensor, ...]] = {(weights.name, i): weights.pieces(i) for i in range(self.blocks)}
 
     # --- the whole model ------------------------------------------------------------------------------------------
@@ -153,11 +152,12 @@ class StreamedExecutor:
         graphs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # of the kept blocks: input leaf, output
         with torch.no_grad():
             h, temb, call = self._enter(x_BCFhw, timestep_B, text_BSD, strength)
+            kept = self._kept(h.shape[0] * h.shape[1])
             order = [*range(self.blocks), *reversed(range(self.blocks))]
             visits = self._visits(order)
             for _ in range(self.blocks):
                 block, frozen = next(visits)
-                if block in self._kept:
+                if block in kept:
                     graphs[block] = self._kept_block(block, frozen, h, call)
                     h = graphs[block][1].detach()
                 else:
@@ -173,7 +173,7 @@ class StreamedExecutor:
         assert g_BTD is not None
         del h
         for block, frozen in visits:
-            if block in self._kept:
+            if block in kept:
                 leaf, y = graphs.pop(block)
                 y.backward(g_BTD)
                 assert leaf.grad is not None
@@ -185,6 +185,12 @@ class StreamedExecutor:
                 self._backward_block(block, frozen, x, a, lse, g_BTD, call)
                 del x, a, lse
         return value.detach()
+
+    def _kept(self, rows: int) -> set[int]:
+        """The blocks that keep their graph in a step of so many rows."""
+        count = min(self.machinery.plan.kept_for(rows), self.blocks)
+        assert count <= len(self._chosen), "a kept graph needs its weights to stay"
+        return set(self._chosen[len(self._chosen) - count :])
 
     def _visits(self, order: "range | list[int]") -> Iterator[tuple[int, Frozen]]:
         """Blocks in order, each with its tensors on the device; the slot is released when the next one is asked for."""

@@ -21,11 +21,16 @@ class Plan(Struct, frozen=True, kw_only=True):
     precision: Precision = "none"  # of the frozen blocks; float8 also multiplies in 8 bits
     resident: int = 0  # blocks whose weights stay on the device
     kept: int = 0  # of the resident ones, blocks that keep their graph and are not recomputed
+    also_kept: tuple[tuple[int, int], ...] = ()  # (rows, blocks kept) by rising rows: batches of fewer rows than the largest leave room for more graphs
     stash: Literal["device", "host"] = "host"  # where a block's input and attention output wait for its backward
     chunk: int = 0  # tokens at a time in what follows the attention (output projection, cross-attention, feed-forward); 0: all at once
     slots: int = 3  # device buffers that streamed blocks pass through; 0 when all are resident
     vae_frames: int = 4  # pixel frames the VAE works on at a time; a multiple of 4
     compiled: bool = True
+
+    def kept_for(self, rows: int) -> int:
+        """How many blocks keep their graph in a step of so many rows (batch size times tokens)."""
+        return next((kept for most, kept in self.also_kept if rows <= most), self.kept)
 
     def chunks(self, tokens: int) -> int:
         """How many runs of tokens, none above `chunk`, the parts after the attention are cut into: the fewest, or up to half as
@@ -40,8 +45,8 @@ class Plan(Struct, frozen=True, kw_only=True):
         words.append(f"{self.resident} blocks resident" if self.resident else "all blocks streamed")
         if self.resident and self.slots:
             words.append("the others streamed")
-        if self.kept:
-            words.append(f"{self.kept} kept")
+        if self.kept or self.also_kept:
+            words.append(f"{self.kept} kept" + (f" (up to {self.also_kept[0][1]} for smaller clips)" if self.also_kept else ""))
         words.append(f"activations on the {'GPU' if self.stash == 'device' else 'host'}")
         if self.chunk:
             words.append(f"{self.chunk} tokens at a time")

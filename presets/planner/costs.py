@@ -13,6 +13,7 @@ little high.
 import math
 from dataclasses import dataclass
 
+import msgspec
 from msgspec import Struct
 
 from presets.plan import Plan, Precision
@@ -55,17 +56,16 @@ class Coefficients:
     lost_stash: float = 0.32  # of a device stash
     lost_kept: float = 0.035
     lost_vae: float = 0.1  # An estimate
-    # The VAE: bytes per pixel of a frame, counted tensor by tensor on a run without data
-    encode_pixel: float = 3840.0
+    # The VAE: bytes per pixel of a frame
+    encode_pixel: float = 1920.0  # the frames that later runs look back at, per clip in the batch
     encode_frame: float = 960.0  # for each frame that goes through at a time
     encode_clip_frame: float = 18.0  # for each frame of the clip: its pixels in fp32 and bf16
-    decode_pixel: float = 8200.0  # with the workspace 10400 at 41 frames, measured at 512 x 512 and 768 x 768
+    decode_pixel: float = 9400.0
     decode_clip_frame: float = 25.0
-    vae_workspace: float = 1.15  # what the convolutions take besides. An estimate
     vae_weights: float = 0.24 * GIB
     # Host memory
     process: float = 4.0 * GIB  # Python, CUDA and the data workers
-    text_linears: float = 0.815  # share of the text encoder that its precision shrinks; the embedding table stays bf16
+    text_linears: float = 0.815  # share of the text encoder in its linears, which come to the device; the table of words stays in host memory
     ram_margin: float = 1.5 * GIB  # for everything else on the machine
     # Seconds
     half_rows: float = 250.0  # rows at which a matrix product runs at half its rate
@@ -117,7 +117,7 @@ class Prediction(Struct, frozen=True, kw_only=True):
     phases: dict[str, int]  # allocated peak of each phase: text, then step, vae, preview
     held: dict[str, int]  # what lies on the device through all phases but text: weights, ring, lora, stem, vae
     ram: int
-    ram_held: dict[str, int]  # masters, stash, process, text
+    ram_held: dict[str, int]  # masters, stash, process
     seconds: Seconds  # of the mean step
     largest: Seconds  # of a step of the largest bucket
     preview: float  # seconds for one preview; 0 without previews
@@ -174,25 +174,45 @@ class Costs:
             "vae": int(c.vae_weights),
         }
 
-    def stash(self, plan: Plan) -> int:
-        """Bytes that wait for their backward, of the largest batch."""
+    def stash(self, plan: Plan, load: Load | None = None) -> int:
+        """Bytes that wait for their backward, of the largest batch or of `load`."""
         blocks = self.layers - plan.kept
         heads = self.shape.width // 128
-        return int(blocks * self.tail.rows * (self.c.stash_rows * self.row + 4 * heads))
+        return int(blocks * (load or self.tail).rows * (self.c.stash_rows * self.row + 4 * heads))
 
     def weight_copy(self, plan: Plan) -> float:
         """The largest weight once more: transposed for the float8 product, or dequantized."""
         each = {"float8": 1, "none": 0}.get(plan.precision, 2)
         return each * self.shape.width * self.shape.ffn
 
-    def step_bytes(self, plan: Plan) -> tuple[float, float]:
-        """(working set of a training step at its highest, what of it the allocator loses)."""
-        c, rows = self.c, self.tail.rows
-        tensor = rows * self.row
-        part = chunk_rows(self.tail, plan.chunk) * self.row
+    def filled(self, plan: Plan) -> Plan:
+        """The plan with more graphs kept for the batches smaller than the largest: as many as fit in what that one takes."""
+        shorter = sorted({load.rows: load for load in self.work.loads if load.rows < self.tail.rows}.items())
+        if plan.resident <= plan.kept or not shorter:
+            return plan
+        budget = sum(self.step_bytes(plan))
+        found = ((rows, self._most_kept(plan, load, budget)) for rows, load in shorter)
+        return msgspec.structs.replace(plan, also_kept=tuple((rows, kept) for rows, kept in found if kept > plan.kept))
+
+    def _most_kept(self, plan: Plan, load: Load, budget: float) -> int:
+        """Bytes rise evenly with the graphs kept, from the first one on."""
+        def need(kept: int) -> float:
+            return sum(self.step_bytes(msgspec.structs.replace(plan, kept=kept), load))
+
+        first = max(plan.kept, 1)
+        least, most = need(first), need(plan.resident)
+        if most <= budget:
+            return plan.resident
+        return first + int((budget - least) / (most - least) * (plan.resident - first)) if least <= budget else plan.kept
+
+    def step_bytes(self, plan: Plan, load: Load | None = None) -> tuple[float, float]:
+        """(working set of a training step at its highest, what of it the allocator loses), of the largest batch or of `load` with plan.kept graphs."""
+        c, load = self.c, load or self.tail
+        tensor = load.rows * self.row
+        part = chunk_rows(load, plan.chunk) * self.row
         waiting = self.layers - plan.kept
         window = min(waiting, c.stash_window) * c.stash_rows
-        stash = float(self.stash(plan)) if plan.stash == "device" else window * tensor
+        stash = float(self.stash(plan, load)) if plan.stash == "device" else window * tensor
         token_wise = c.outside * tensor + (c.chunk + c.chunk_ffn * self.ratio) * part
         recomputed = max(token_wise, c.attention * tensor) if waiting else 0.0
         kept = (c.kept + c.kept_ffn * self.ratio) * tensor
@@ -223,7 +243,7 @@ class Costs:
             return 0.0, 0.0
         bucket = previews.bucket
         pixels = bucket.height * bucket.width
-        decode = pixels * (c.decode_pixel * c.vae_workspace * min(1.0, (1 + bucket.frames) / 5) + c.decode_clip_frame * bucket.frames)
+        decode = pixels * (c.decode_pixel * min(1.0, (1 + bucket.frames) / 5) + c.decode_clip_frame * bucket.frames)
         encode = pixels * _encode_pixel(c, bucket.frames, plan.vae_frames)
         forward, lost = self.forward_bytes(plan, Load(bucket, 1, 1.0))
         if plan.stash == "host":  # the trainer parks the experts while it decodes
@@ -247,23 +267,21 @@ class Costs:
         encode = self.encode_bytes(plan)
         found["vae"] = encode, c.lost_vae * encode
         text = self.text_bytes()
-        phases = {name: int(base + size) for name, (size, _) in found.items() if size} | {"text": text}
+        phases = {name: int(base + size) for name, (size, _) in found.items() if size} | {"text": int(text)}
         reserved = max([base + size + lost for size, lost in found.values()] + [text * 1.05])
         return phases, int(reserved)
 
     def text_bytes(self) -> int:
         """The text encoder on the device, alone there: captions are encoded before anything else is loaded."""
         w, c = self.work, self.c
-        each = 2.0 if w.text_precision == "none" else 2 - c.text_linears
-        return int(w.text_parameters * each + 0.35 * GIB)
+        return int(w.text_parameters * c.text_linears * (2 if w.text_precision == "none" else 1) + 0.35 * GIB)
 
     def ram(self, plan: Plan) -> dict[str, int]:
-        """Host memory, by what holds it. The text encoder passes through before the experts come."""
+        """Host memory, by what holds it. What the text encoder needs of it, before the experts come, is less than these."""
         w = self.work
         masters = self.block(plan) * self.layers * w.needed
         stash = self.stash(plan) if plan.stash == "host" else 0
-        text = max(0, 2 * w.text_parameters - masters - stash)
-        return {"masters": masters, "stash": stash, "process": int(self.c.process), "text": text}
+        return {"masters": masters, "stash": stash, "process": int(self.c.process)}
 
     # --- seconds --------------------------------------------------------------------------------------------------
 
@@ -300,7 +318,7 @@ class Costs:
         """(computing, copying to the device) of the backward half of a step, recomputation included."""
         h, c, rows = self.hardware, self.c, load.rows
         chunked = chunk_count(load, plan.chunk) > 1
-        redone = (self.layers - plan.kept) / self.layers
+        redone = (self.layers - plan.kept_for(rows)) / self.layers
         forward_again, backward_again = self._weights_again(plan, load)
         linear = self.linear_seconds(plan, load)
         again = linear + self._traffic(c.traffic_forward, rows) + forward_again
@@ -318,7 +336,7 @@ class Costs:
     def _stash_copy(self, plan: Plan, load: Load) -> float:
         if plan.stash == "device":
             return 0.0
-        return (self.layers - plan.kept) * self.c.stash_rows * load.rows * self.row / (self.hardware.copy_gbps * self.c.copy * 1e9)
+        return (self.layers - plan.kept_for(load.rows)) * self.c.stash_rows * load.rows * self.row / (self.hardware.copy_gbps * self.c.copy * 1e9)
 
     def micro_batch(self, plan: Plan, load: Load) -> Seconds:
         """One micro-batch: every term forward and backward, the extra forwards, the VAE."""
@@ -394,4 +412,4 @@ def _encode_pixel(c: Coefficients, frames: int, at_once: int) -> float:
     """Bytes per pixel of a frame while a clip is encoded; the first run has one frame more."""
     through = min(frames, 1 + at_once)
     caches = c.encode_pixel if frames > 1 else 2 * c.encode_frame
-    return (caches + c.encode_frame * through) * c.vae_workspace + c.encode_clip_frame * frames
+    return caches + c.encode_frame * through + c.encode_clip_frame * frames

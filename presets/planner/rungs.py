@@ -21,10 +21,11 @@ Scarce = Literal["vram", "step", "vae", "preview", "ram"]
 CHUNKS = (16384, 8192, 4096, 2048, 1024)  # tokens; smaller ones leave the matrix units idle
 VAE_FRAMES = (16, 8, 4)  # more at a time is no faster
 SLOTS, FEWEST_SLOTS = 3, 2  # one block computes while the next arrives; a third evens things out
-STRIDE = 2  # blocks from one plan to the next
+STRIDE, WIDE_STRIDE = 2, 8  # blocks from one plan to the next; the wide one among residents that only smaller clips have a use for
 AS_FAST = 1.01  # plans this close count as equally fast: the one that needs less memory is taken
 RUNG = 1.02  # one rung of the ladder to the next: this much faster
-LEAST_SAVED, LEAST_SHARE = 256 * 2**20, 0.05  # a rung down saves the smaller of both: less would not be worth the retry
+LEAST_SAVED, LEAST_SHARE = 256 * 2**20, 0.05  # a rung down saves the smaller of both: less would not be worth the retry ...
+LEAST_OF_ALL = 0.02  # ... and at least this share
 
 
 class Rung(Struct, frozen=True, kw_only=True):
@@ -57,20 +58,25 @@ def candidates(costs: Costs, precision: Precision, limits: Limits, *, compiled: 
     """Every plan worth pricing, `vae_frames` left at its least."""
     layers = costs.layers
     longest = max(load.bucket.tokens for load in costs.work.loads)
+    mixed = len({load.rows for load in costs.work.loads}) > 1
     useful = [c for c in CHUNKS if c < longest] or [CHUNKS[-1]]
     chunks = useful if limits.chunked else [0] if limits.chunked is False else [0, *useful]
     counts = sorted({*range(0, layers, STRIDE), layers})
     for kept in [0] if limits.host_stash or limits.resident == "none" else counts:
         stashes: list[Literal["host", "device"]] = ["host"] if limits.host_stash else ["host", "device"] if kept < layers else ["device"]
         for stash, chunk in product(stashes, chunks):
+            hidden = False  # with so many residents nobody waits for a copy: more of them would only let smaller clips keep more
             for resident in [layers] if limits.resident == "all" else [r for r in counts if r >= kept]:
+                if hidden and resident % WIDE_STRIDE:
+                    continue
                 slots = min(SLOTS, layers - resident)
-                plan = Plan(precision=precision, resident=resident, kept=kept, stash=stash, chunk=chunk, slots=slots, vae_frames=VAE_FRAMES[-1], compiled=compiled)
+                plan = costs.filled(Plan(precision=precision, resident=resident, kept=kept, stash=stash, chunk=chunk, slots=slots, vae_frames=VAE_FRAMES[-1], compiled=compiled))
                 yield plan
                 if resident == 0 and chunk:
                     yield msgspec.structs.replace(plan, slots=FEWEST_SLOTS)
-                if limits.resident == "none" or costs.step(plan, costs.work.loads).copies == 0:
-                    break  # more residents would save copies that nobody waits for
+                hidden = hidden or costs.step(plan, costs.work.loads).copies == 0
+                if limits.resident == "none" or (hidden and not mixed):
+                    break
 
 
 def rung(costs: Costs, plan: Plan) -> Rung:
@@ -119,7 +125,7 @@ def next_down(
     ram = sum(costs.ram(plan).values())
 
     def saves(theirs: float, ours: float) -> bool:
-        return theirs <= ours - min(LEAST_SAVED, LEAST_SHARE * ours)
+        return theirs <= ours - max(LEAST_OF_ALL * ours, min(LEAST_SAVED, LEAST_SHARE * ours))
 
     def better(other: Plan) -> bool:
         theirs, their_reserved = costs.vram(other)
@@ -141,4 +147,5 @@ def next_down(
     seconds = [costs.step(p, work.loads).total for p in found]
     as_fast = [p for p, s in zip(found, seconds, strict=True) if s <= min(seconds) * AS_FAST]
     chosen = min(as_fast, key=lambda p: (costs.vram(p)[1], -p.vae_frames))
-    return chosen if scarce == "vae" else with_vae_frames(costs, chosen, plan.vae_frames)
+    wider = with_vae_frames(costs, chosen, plan.vae_frames)
+    return wider if better(wider) else chosen

@@ -51,6 +51,7 @@ def plain(model, parameters):
 
 SAME_OPERATIONS = [
     {"stash": "device"}, {"stash": "host"}, {"slots": 2}, {"slots": 1}, {"resident": 2}, {"resident": 4}, {"resident": 4, "kept": 2}, {"resident": 4, "kept": 4, "stash": "device"},
+    {"resident": 3, "kept": 1, "also_kept": ((36, 3),)}, {"resident": 3, "also_kept": ((35, 3),)},
 ]  # fmt: skip
 
 
@@ -75,6 +76,16 @@ def test_chunks_change_only_the_order_of_sums(weights, parameters, plain, plan):
     for name, grad in grads.items():
         assert (our_grads[name] - grad).norm() <= 1e-5 * grad.norm(), name
     torch.testing.assert_close(run.predict(X, T, TEXT), prediction, rtol=1e-5, atol=1e-6)
+
+
+def test_batches_of_few_rows_keep_more_graphs(weights, monkeypatch):
+    """X is 2 clips of 18 tokens."""
+    kept = []
+    monkeypatch.setattr(StreamedExecutor, "_kept_block", lambda self, block, *args, real=StreamedExecutor._kept_block: kept.append(block) or real(self, block, *args))
+    for also, count in (((36, 3),), 3), (((35, 3),), 1), (((20, 3), (40, 2)), 2):
+        kept.clear()
+        streamed(weights, resident=3, kept=1, also_kept=also).forward_backward(X, T, TEXT, lambda out: out.square().mean())
+        assert len(kept) == count
 
 
 def test_strength_zero_is_the_base(model, weights, plain):

@@ -85,10 +85,8 @@ def test_host_memory_holds_both_experts_and_the_stash(precision, masters):
 
 def test_the_text_encoder_counts_where_it_is_the_most():
     lean, full = (predict(plan(chunk=4096), work(1, 256, 256, text_precision=p), H200) for p in ("float8", "none"))
-    assert full.tightest == "text" and full.need_vram > full.phases["text"] > 10.5 * GIB > full.peak_vram
-    assert lean.phases["text"] < 7 * GIB
-    smallest = predict(plan(precision="qint4", stash="device"), work(1, 256, 256), H200)
-    assert smallest.ram >= 2 * 5_681_000_000, "the encoder passes through host memory in bf16 before the experts come"
+    assert full.tightest == "text" and full.need_vram > full.phases["text"] > 8.5 * GIB > full.peak_vram
+    assert lean.phases["text"] < 5 * GIB, "its linears at one byte each; the table of words stays in host memory"
 
 
 # Properties
@@ -212,3 +210,20 @@ def test_the_rank_of_an_adapter_is_read_from_its_file(tmp_path):
     assert ara_rank(made, tmp_path) == 24 and ara_rank(made, tmp_path / "gone") == ara_rank(made, None) == ARA_RANK
     (tmp_path / "a.safetensors").write_bytes(b"torn")
     assert ara_rank(made, tmp_path) == ARA_RANK
+
+
+def test_smaller_clips_keep_more_graphs_in_what_the_largest_takes():
+    loads = tuple(Load(Bucket(41, side, side), 1, 1 / 3) for side in (512, 768, 1024))
+    costs = Costs(msgspec.structs.replace(work(), loads=loads), H200)
+    bare = plan(resident=24, kept=8)
+    full = costs.filled(bare)
+    small, middle, large = (load.rows for load in loads)
+    assert full.kept_for(large) == full.kept == 8 < full.kept_for(middle) < full.kept_for(small) <= 24
+    budget = sum(costs.step_bytes(full))
+    for load in loads[:2]:
+        kept = full.kept_for(load.rows)
+        assert sum(costs.step_bytes(msgspec.structs.replace(full, kept=kept), load)) <= budget
+        assert kept == 24 or sum(costs.step_bytes(msgspec.structs.replace(full, kept=kept + 1), load)) > 0.98 * budget, "and no more would fit"
+    assert costs.step(full, loads).total < costs.step(bare, loads).total
+    assert costs.filled(plan(resident=0)).also_kept == (), "a graph needs its block's weights to stay"
+    assert Costs(work(), H200).filled(bare) == bare, "all clips alike"
