@@ -24,7 +24,7 @@ from engine.streamed import Machinery, StreamedExecutor
 from presets.geometry import Bucket
 from presets.plan import Plan
 
-STEPS, ROUNDS = 10, 3
+STEPS, ROUNDS = 6, 2
 
 
 def main() -> int:
