@@ -2,8 +2,8 @@
 
 Compared are: every tensor and plain value of the checkpoints, the LoRA files tensor by tensor with their metadata, posters byte by byte, what the events tell of the branch that
 survived, and what a dashboard would show of it. Videos, and the sheets made of their frames, are compared with a tolerance: two encodes of the same frames by
-libx264's SIMD code may differ a little; the posters hold their middle frames exactly. Left out is what cannot be the same: wall clock, seconds, memory in use, run id,
-attempt and seq, and the sha256 of a checkpoint (its state names run and attempt), which is held against the checkpoint itself instead.
+libx264's SIMD code may differ a little; the posters hold their middle frames exactly. Left out is what cannot be the same: wall clock, seconds, memory in use and findings
+about those, run id, attempt and seq, and the sha256 of a checkpoint (its state names run and attempt), which is held against the checkpoint itself instead.
 """
 
 import hashlib
@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from engine import checkpoint
 from presets.events import Event, read_events
 from presets.fold import RunView, fold
+from presets.strain import TIMING
 
 OF_THE_MOMENT = ("seconds", "vram_gib", "ram_gib", "sha256")
 TOLD = ("step", "checkpoint", "sample", "changed", "done")
@@ -36,7 +37,7 @@ def branch(run: Path) -> list[dict[str, Any]]:
     for event in events_of(run):
         if event.kind == "started":
             told = [data for data in told if data["step"] <= event.data["resumed_from"]]
-        elif event.kind in TOLD and "step" in event.data:
+        elif "step" in event.data and (event.kind in TOLD or (event.kind == "finding" and event.data["code"] not in TIMING)):
             told.append({"kind": event.kind, **{k: v for k, v in event.data.items() if k not in OF_THE_MOMENT}})
     return told
 
