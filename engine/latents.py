@@ -18,8 +18,6 @@ class Encoder(Protocol):
 
     def moments(self, video_BCTHW: torch.Tensor) -> torch.Tensor: ...
 
-    def pair(self, video_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]: ...
-
 
 class PlainEncoder:
     """The VAE's own encode, four frames at a time."""
@@ -32,12 +30,6 @@ class PlainEncoder:
         """Mean and log-variance (B, 2 x 16, F, h, w), in the VAE's dtype."""
         moments: torch.Tensor = self.vae.encode(video_BCTHW.to(self.vae.dtype)).latent_dist.parameters
         return moments
-
-    def pair(self, video_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Moments of the clips, and of their first frame followed by zeros."""
-        still = torch.zeros_like(video_BCTHW)
-        still[:, :, 0] = video_BCTHW[:, :, 0]
-        return self.moments(video_BCTHW), self.moments(still)
 
 
 def pixels(frames_BTHWC: np.ndarray, *, device: torch.device) -> torch.Tensor:
@@ -76,8 +68,7 @@ def encode(encoder: Encoder, video_BCTHW: torch.Tensor) -> torch.Tensor:
 @torch.no_grad()
 def encode_pair(encoder: Encoder, video_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """What a training step needs of a clip: its latents, and the 20 conditioning channels of its first frame (`condition`)."""
-    target, still = encoder.pair(video_BCTHW)
-    return _latents(encoder, target), with_mask(_latents(encoder, still))
+    return encode(encoder, video_BCTHW), condition(encoder, video_BCTHW[:, :, 0], video_BCTHW.shape[2])
 
 
 @torch.no_grad()
