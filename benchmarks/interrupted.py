@@ -3,8 +3,8 @@
     python -m benchmarks.interrupted --dir /dev/shm/wl --events FILE      (an NVIDIA card, 64 GiB of RAM, 60 GiB in DIR)
     python -m benchmarks.interrupted --tiny --dir /tmp/wl                 (the same code on the CPU)
 
-Trains 20 steps on the base that benchmarks.whole_job writes, checkpoint at 10, kills the trainer with SIGKILL once step 14 is
-told, resumes, and lets it finish with its preview. Steps 11 to 14 are done twice: their losses must agree bit for bit.
+Trains 20 steps of 21x512x512 on the base that benchmarks.whole_job writes, checkpoint at 10, kills the trainer with SIGKILL once step 14 is
+told, resumes, and lets it finish with its preview of 41x768x768. Steps 11 to 14 are done twice: their losses must agree bit for bit.
 Prints PASS or FAIL; FILE gets the run's events.
 """
 
@@ -28,13 +28,13 @@ STEPS, SAVED, KILLED = 20, 10, 14
 def write_job(folder: Path, base: Path, *, tiny: bool) -> Path:
     from PIL import Image
 
-    side, frames, preview = (64, 5, 64) if tiny else (512, 41, 768)
+    side, frames, preview, shown = (64, 5, 64, 5) if tiny else (512, 21, 768, 41)
     Image.new("RGB", (preview, preview), (90, 120, 60)).save(folder / "control.png")
     job = Job(
         job=JobPanel(name="interrupted", kind="character", trigger="frung"), model=ModelPanel(path=str(base)), multistage=MultistagePanel(switch_every=1),
         save=SavePanel(every=SAVED), training=TrainingPanel(steps=STEPS, dop=True, dop_class="person"),
         datasets=[DatasetPanel(path="clips", num_frames=frames, resolutions=[side], sampling="realtime")],
-        sample=SamplePanel(every=0, first=False, width=preview, height=preview, num_frames=frames, steps=4, prompts=[PromptPanel(prompt="frung, a red square", ctrl_img="control.png")]),
+        sample=SamplePanel(every=0, first=False, width=preview, height=preview, num_frames=shown, steps=4, prompts=[PromptPanel(prompt="frung, a red square", ctrl_img="control.png")]),
     )  # fmt: skip
     path = folder / "interrupted.toml"
     save_job(job, path)
