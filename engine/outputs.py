@@ -55,9 +55,13 @@ def save_all(run: Run, step: int, control: Control) -> str:
 
 
 def _prune(run: Run) -> None:
-    for old in checkpoint.prune(run.folder, run.job.save.keep):
-        for expert in run.learners:
-            lora_file(run, expert, old).unlink(missing_ok=True)
+    """Remove old checkpoints, and every LoRA file of a step before those that stay: also of checkpoints that went another way, damaged."""
+    checkpoint.prune(run.folder, run.job.save.keep)
+    oldest = checkpoint.step_of(checkpoint.listed(run.folder)[0])
+    for expert in run.learners:
+        for file in run.folder.glob(f"{run.job.job.name}_{'[0-9]' * 9}_{expert}.safetensors"):
+            if int(file.stem.removeprefix(f"{run.job.job.name}_")[:9]) < oldest:
+                file.unlink()
 
 
 def _state(run: Run, step: int, optimizer: dict[str, dict[str, Any]]) -> checkpoint.State:
