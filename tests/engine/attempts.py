@@ -4,6 +4,7 @@ The children are real processes with real signals: they can be killed at any ins
 results can be compared bit for bit and two of them can run side by side. `python -m tests.engine.attempts` is the process that forks.
 """
 
+import gc
 import json
 import os
 import select
@@ -124,6 +125,8 @@ def serve() -> None:
     import engine.setup
     import engine.text
     import engine.trainer  # noqa: F401
+
+    gc.freeze()  # what was imported is no garbage: the children need not look through it
 
     running: set[int] = set()
     waiting = b""

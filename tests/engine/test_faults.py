@@ -20,7 +20,7 @@ from tests.engine.jobs import write_job
 from tests.engine.sameness import differences
 
 JOB = {
-    "steps": 6, "gradient_accumulation": 2, "ema": True, "cache_text_embeddings": True, "save": {"every": 2, "keep": 2}, "sample": {"every": 4, "steps": 2, "width": 64, "height": 48},
+    "steps": 6, "gradient_accumulation": 2, "dataset": {"num_frames": 1}, "ema": True, "cache_text_embeddings": True, "save": {"every": 2, "keep": 2}, "sample": {"every": 4, "steps": 2, "width": 64, "height": 48, "num_frames": 1},
 }  # fmt: skip
 KILLED, STOPPED, FAILED = -signal.SIGKILL, 75, 1
 
