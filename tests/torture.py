@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine import faults
+from engine import checkpoint, faults
 from engine.tiny import build_tiny
 from presets.job import Job
 from presets.jobfile import load_job, save_job, with_value
@@ -157,7 +157,9 @@ def disturb(attempt: Attempt, what: str, instant: float, tally: Tally) -> bool:
 def damage(rng: random.Random, run: Path, tally: Tally) -> str:
     """What a power cut may do to files that were not synced, or a bad disk to any."""
     kind = rng.choice(["torn checkpoint", "torn manifest", "torn event", "zeros in events", "torn LoRA file"])
-    patterns = {"torn checkpoint": "checkpoints/step_?????????/*.safetensors", "torn manifest": "checkpoints/step_?????????/manifest.json", "torn LoRA file": "t_0*.safetensors"}
+    patterns = {"torn checkpoint": "checkpoints/step_?????????/*.safetensors", "torn manifest": "checkpoints/step_?????????/manifest.json"}
+    if checkpoints := checkpoint.listed(run):  # LoRA files of older steps were synced long ago
+        patterns["torn LoRA file"] = f"t_{checkpoint.step_of(checkpoints[-1]):09d}_*.safetensors"
     events = run / "events.jsonl"
     if kind == "torn event" and events.exists():
         size = len(events.read_bytes().rstrip(b"\n").rpartition(b"\n")[2])
