@@ -1,5 +1,6 @@
 """The state of a run as a pure fold of its events: the same on the daemon, the dashboard and in a test."""
 
+from statistics import fmean, median
 from typing import Any
 
 from msgspec import Struct, field
@@ -10,6 +11,8 @@ from presets.text import sentences
 
 ABANDONED = "abandoned"  # the folder in a run folder that holds what a rollback left behind
 MOST_ABANDONED = 20
+RECENT = 30  # steps that the pace is the mean of
+UNUSUAL = 4  # times the median: a step that compiled, or waited for something
 LOG_TAIL = 500  # lines kept for the dashboard; the file holds all
 
 
@@ -79,7 +82,8 @@ class RunView(Struct, kw_only=True):
     grad_norm: float = 0.0
     timestep: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)  # of the last step, by part
-    seconds_per_step: float = 0.0  # running mean
+    recent: list[float] = field(default_factory=list)  # seconds of the last steps
+    seconds_per_step: float = 0.0  # mean of these, without those that compiled
     vram_gib: float = 0.0
     ram_gib: float = 0.0
     vram_total_gib: float = 0.0  # of the device; 0 when it has none or the trainer did not say
@@ -127,8 +131,9 @@ def fold(view: RunView, event: Event) -> None:
             view.step, view.expert, view.loss = data["step"], data["expert"], data["loss"]
             view.lr, view.grad_norm, view.timestep = data["lr"], data["grad_norm"], data["timestep"]
             view.vram_gib, view.ram_gib, view.seconds = data["vram_gib"], data["ram_gib"], data["seconds"]
-            total = data["seconds"]["total"]
-            view.seconds_per_step = total if not view.seconds_per_step else 0.9 * view.seconds_per_step + 0.1 * total
+            view.recent = [*view.recent[1 - RECENT :], data["seconds"]["total"]]
+            usual = median(view.recent)
+            view.seconds_per_step = fmean(s for s in view.recent if s <= UNUSUAL * usual)
             view.last_step_at = event.time
             view.losses.setdefault(view.expert, []).append(StepPoint(view.step, view.loss))
         case "sample":

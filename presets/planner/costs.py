@@ -41,20 +41,20 @@ class Coefficients:
     outside: float = 5.9  # rows over the whole length while chunks are worked on: gradients in and out, without the stash window
     chunk: float = 6.2  # rows over one chunk: backward of the token-wise parts ...
     chunk_ffn: float = 4.0  # ... and, of width F, its feed-forward
-    attention: float = 12.9  # rows during attention's backward when chunked: q, k, v, their gradients, workspace
+    attention: float = 14.6  # rows during attention's backward when chunked: q, k, v, their gradients, the graph before them, workspace
     stash_rows: float = 2.0  # rows that wait for a block's backward: its input and its attention's output
     stash_window: int = 2  # blocks of these on the device with a host stash: the present one and the one read ahead
-    kept: float = 17.8  # rows of a kept block's graph ...
+    kept: float = 14.75  # rows of a kept block's graph, besides its weights ...
     kept_ffn: float = 2.0  # ... and, of width F
     kept_backward: float = 9.0  # rows while a kept block goes backward
     forward_attention: float = 9.0  # rows of a pass without a graph around attention. An estimate
     forward_outside: float = 4.0  # the same around the token-wise parts. An estimate
     forward_chunk: float = 5.0
     forward_chunk_ffn: float = 2.5
-    lost: float = 0.19  # of the working set: what the allocator cannot hand out again
-    lost_chunked: float = 0.42
-    lost_stash: float = 0.32  # of a device stash
-    lost_kept: float = 0.035
+    lost: float = 0.2  # of the working set: what the allocator cannot hand out again
+    lost_chunked: float = 0.08
+    lost_stash: float = 0.04  # of a device stash
+    lost_kept: float = 0.002
     lost_vae: float = 0.1  # An estimate
     # The VAE: bytes per pixel of a frame
     encode_pixel: float = 1920.0  # the frames that later runs look back at, per clip in the batch
@@ -75,7 +75,6 @@ class Coefficients:
     traffic_backward: float = 239.0
     traffic_chunked: float = 55.0  # more of it when chunked, forward ...
     traffic_chunked_backward: float = 61.0  # ... and backward
-    chunked_again: float = 0.22  # of a pass: q, k, v once more for attention's backward when chunked
     copy: float = 0.9  # of the copy rate, while the card computes
     call: float = 0.15e-3  # seconds of Python and launches for one part of one block; hidden behind the GPU's work
     vae_rate: float = 0.335  # of the bf16 rate: 54 TFLOP of a 41 x 512 x 512 encode in 0.205 s, of 787 TFLOP/s
@@ -182,8 +181,11 @@ class Costs:
 
     def weight_copy(self, plan: Plan) -> float:
         """The largest weight once more: transposed for the float8 product, or dequantized."""
-        each = {"float8": 1, "none": 0}.get(plan.precision, 2)
-        return each * self.shape.width * self.shape.ffn
+        return self._weight_bytes(plan.precision) * self.shape.width * self.shape.ffn
+
+    def _weight_bytes(self, precision: Precision) -> int:
+        """Of a weight as the backward uses it; a kept graph holds all of its block's. Measured for float8 alone."""
+        return {"float8": 1, "none": 0}.get(precision, 2)
 
     def filled(self, plan: Plan) -> Plan:
         """The plan with more graphs kept for the batches smaller than the largest: as many as fit in what that one takes."""
@@ -215,7 +217,7 @@ class Costs:
         stash = float(self.stash(plan, load)) if plan.stash == "device" else window * tensor
         token_wise = c.outside * tensor + (c.chunk + c.chunk_ffn * self.ratio) * part
         recomputed = max(token_wise, c.attention * tensor) if waiting else 0.0
-        kept = (c.kept + c.kept_ffn * self.ratio) * tensor
+        kept = (c.kept + c.kept_ffn * self.ratio) * tensor + self._weight_bytes(plan.precision) * self.shape.parameters / self.layers
         graphs, working = 0.0, recomputed
         if plan.kept:  # residents are spread evenly, so all but one graph may be alive while a block is recomputed
             graphs = plan.kept * kept
@@ -311,7 +313,7 @@ class Costs:
         chunked = chunk_count(load, plan.chunk) > 1
         attention = 4 * load.batch * load.bucket.tokens**2 * self.shape.width * self.layers / (h.attention_forward_tflops * c.attention_forward * 1e12)
         token_wise = self.linear_seconds(plan, load) + self._traffic(c.traffic_forward + (c.traffic_chunked if chunked else 0), rows) + self._weights_again(plan, load)[0]
-        calls = 2 * chunk_count(load, plan.chunk) + 1
+        calls = chunk_count(load, plan.chunk) + 3
         return max(attention + token_wise, calls * self.layers * c.call), self._copy(plan, self.layers - plan.resident)
 
     def backward(self, plan: Plan, load: Load) -> tuple[float, float]:
@@ -325,8 +327,8 @@ class Costs:
         attention = 8 * load.batch * load.bucket.tokens**2 * self.shape.width * self.layers / (h.attention_backward_tflops * c.attention_backward * 1e12)
         gradient = linear + self._traffic(c.traffic_backward, rows) + backward_again
         if chunked:
-            again = again * (1 + c.chunked_again) + self._traffic(c.traffic_chunked_backward, rows)
-        calls = (5 if chunked else 4) * chunk_count(load, plan.chunk) + 1
+            again += self._traffic(c.traffic_chunked_backward, rows)
+        calls = 2 * chunk_count(load, plan.chunk) + 5
         copying = self._copy(plan, max(0, self.layers - plan.resident - plan.slots)) + self._stash_copy(plan, load)
         return max(attention + gradient + redone * again, calls * self.layers * c.call), copying
 

@@ -148,6 +148,17 @@ def test_seconds_per_step_follows_slowly_and_gives_the_eta():
     assert view.seconds_per_step == 2.0 and view.eta_seconds == pytest.approx(19 * 2.0)
 
 
+def test_the_pace_is_the_mean_of_recent_steps_without_those_that_compiled():
+    t = Tape()
+    t.start()
+    for number, seconds in enumerate([40.0, *[2.0, 4.0] * 20], start=1):
+        t.step(number)
+        t.events[-1].data["seconds"] = {"total": seconds}
+    view = folded(t.events)
+    assert view.seconds_per_step == 3.0 and len(view.recent) == 30
+    assert folded(t.events[:4]).seconds_per_step == 3.0, "the first step, which compiled, is left out"
+
+
 def test_the_log_is_bounded():
     t = Tape()
     t.start()
