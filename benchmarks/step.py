@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import psutil
 import torch
 from diffusers import AutoencoderKLWan
@@ -207,6 +208,7 @@ def predicted(plan: Plan, bucket: Bucket, hardware: Hardware) -> dict[str, float
     """What the planner says of the same work: one expert's transformer and optimizer, and the VAE's two encodes."""
     work = Workload(loads=(Load(bucket, 1, 1.0),), steps=1, ranks=(16,), needed=1)
     costs = Costs(work, hardware)
+    plan = msgspec.structs.replace(plan, kept=plan.kept_for(bucket.tokens), also_kept=())
     held = costs.held(plan)
     seconds = costs.step(plan, work.loads)
     return {
