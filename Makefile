@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := wanlora_tui daemon engine presets tests benchmarks
 
-.PHONY: help setup demo test lint docs bench clean
+.PHONY: help setup demo test lint docs bench golden torture clean
 
 help:
-	@echo "make setup | demo | test | lint | docs | bench | clean"
+	@echo "make setup | demo | test | lint | docs | bench | golden | torture | clean"
 
 setup: $(STAMP)
 
@@ -33,6 +33,12 @@ docs: setup
 
 bench: setup
 	$(BIN)/python benchmarks/cold_start.py
+
+golden: setup
+	$(BIN)/python -m tests.golden
+
+torture: setup
+	$(BIN)/python -m tests.torture --minutes 10
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .cache demo

@@ -19,7 +19,17 @@ from pathlib import Path
 
 from benchmarks.whole_job import write_base, write_clips
 from presets.events import Event, read_events
-from presets.job import DatasetPanel, Job, JobPanel, ModelPanel, MultistagePanel, PromptPanel, SamplePanel, SavePanel, TrainingPanel
+from presets.job import (
+    DatasetPanel,
+    Job,
+    JobPanel,
+    ModelPanel,
+    MultistagePanel,
+    PromptPanel,
+    SamplePanel,
+    SavePanel,
+    TrainingPanel,
+)
 from presets.jobfile import save_job
 
 STEPS, SAVED, KILLED = 20, 10, 14
