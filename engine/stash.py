@@ -87,8 +87,8 @@ class HostStash:
             self._drop_left(keep=0)
 
     def prefetch(self, block: int) -> None:
-        """Start bringing a block's tensors back, unless they are on their way already."""
-        if block < 0 or block in self._arriving or block not in self._shapes:
+        """Start bringing a block's tensors back, unless they are on their way already or this pass left none (it kept the graph)."""
+        if block in self._arriving or block not in self._shapes:
             return
         # Allocated on the current stream, so that freeing and reuse follow its order; the copy waits for that.
         tensors = tuple(torch.empty(shape, dtype=dtype, device=self.device) for dtype, shape in self._shapes[block])
@@ -108,6 +108,7 @@ class HostStash:
     def get(self, block: int) -> Tensors:
         self.prefetch(block)
         done, tensors = self._arriving.pop(block)
+        del self._shapes[block]  # else a pass that keeps this block's graph would fetch them again, and the next one be handed those
         if done is not None:
             self._cuda.current_stream(self.device).wait_event(done)
         return tensors

@@ -88,6 +88,22 @@ def test_batches_of_few_rows_keep_more_graphs(weights, monkeypatch):
         assert len(kept) == count
 
 
+def test_graphs_kept_for_short_clips_alone_leave_nothing_behind(weights, parameters):
+    """A short clip between two long ones keeps a graph that they do not: what the first has stashed must not be met by the second."""
+
+    def grads(**plan) -> list[torch.Tensor]:
+        run, out = streamed(weights, **plan), []
+        for x in (X, X[:, :, :1], X + 1):
+            for p in parameters.values():
+                p.grad = None
+            run.forward_backward(x, T, TEXT, lambda y: y.square().mean())
+            out += [p.grad.clone() for p in parameters.values()]
+        return out
+
+    ours = grads(resident=2, also_kept=((12, 2),))
+    assert all(torch.equal(a, b) for a, b in zip(ours, grads(resident=4, stash="device"), strict=True))
+
+
 def test_strength_zero_is_the_base(model, weights, plain):
     assert torch.equal(streamed(weights).predict(X, T, TEXT, strength=0.0), PlainExecutor(model).predict(X, T, TEXT, strength=0.0))
     assert not torch.equal(plain[2], streamed(weights).predict(X, T, TEXT, strength=0.0))
