@@ -112,7 +112,8 @@ def differences(run: Path, straight: Path, *, extra_saves: bool = False) -> list
 
     mine, theirs = files_of(run), files_of(straight)
     if extra_saves:
-        steps = {name.removeprefix("step_") for name in saved.keys() ^ wanted.keys()}
+        damaged = {folder.name.partition(".")[0] for folder in (run / checkpoint.CHECKPOINTS).glob("*.damaged-*")}  # their LoRA files stay until the next ones are old
+        steps = {name.removeprefix("step_") for name in (saved.keys() ^ wanted.keys()) | (damaged - wanted.keys())}
         mine, theirs = ({k: v for k, v in files.items() if not any(step in k for step in steps)} for files in (mine, theirs))
     compare("files", mine, theirs)
     out.extend(f"video: {name} differs" for name in mine.keys() & theirs.keys() if of_videos(run / name) and not alike(run / name, straight / name))
