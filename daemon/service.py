@@ -208,9 +208,10 @@ class Service:
         if from_step is not None:
             require_checkpoint(record, checkpoints_of(Path(record.run_dir), (await self._caught_up(entry)).view), from_step)
         record.job_path = job_path
+        save_job(job, copy, fresh=True)  # always: an attempt that failed early may have left other values in it, taken back since
+        record.gpus = sorted(set(job.job.gpus))
         if found:
-            save_job(job, copy, fresh=True)
-            record.gpus, record.steps = sorted(set(job.job.gpus)), job.training.steps
+            record.steps = job.training.steps
         return self._change(request_id, entry, self._queue.resume(record.id, now, from_step=from_step, accept_changes=accept, further=from_step is not None or more))
 
     def _tell(self, request_id: str, entry: Entry, order: Order) -> wire.Answer:

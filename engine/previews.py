@@ -72,7 +72,6 @@ def previews_made(run: Run, step: int) -> bool:
 def make_previews(run: Run, step: int, control: Control, *, missing: bool = False) -> None:
     """One mp4 and one poster PNG per prompt, the sheets with them; with `missing`, only what is not made yet. A stop wish ends the set early; the
     loop sees it next. A preview that cannot be made is a finding."""
-    preview_dir(run, step).mkdir(parents=True, exist_ok=True)
     made = told(run, step) if missing else {}
     for i in range(len(run.job.sample.prompts)):
         if control.stop_wished():
@@ -118,6 +117,7 @@ def _preview(run: Run, step: int, i: int, control: Control) -> None:
     poster = video.with_suffix(".png")
 
     def write() -> dict[str, str]:
+        video.parent.mkdir(parents=True, exist_ok=True)
         write_poster(poster, frames)
         faults.at("preview.before-video", step)
         write_video(video, frames, panel.fps)

@@ -7,11 +7,12 @@ import torch
 
 from engine.resume import JOB_FILE
 from engine.setup import Run
-from presets.diagnosis import Diagnosis
+from presets.diagnosis import Diagnosis, changed
 from presets.errors import UserError
 from presets.events import Event
 from presets.findings import Finding
 from presets.history import TELLING
+from presets.job import Job
 from presets.jobfile import job_to_dict, save_job
 
 NON_FINITE_LIMIT = 3  # in a row, then the run stops
@@ -31,9 +32,18 @@ def announce(run: Run, unlike: list[str]) -> None:
         log.finding(Finding(code="not-comparable", severity="warning", field="job", message=text, fix="Nothing needs doing; a run to compare with others is begun anew"))
     if run.begin.keep:  # only now: until the changes are told, the next resume has to see them
         save_job(run.begin.keep, run.folder / JOB_FILE, fresh=True)
-    run.watchers.append(Diagnosis(job, ram_total_gib=ram, vram_total_gib=vram))
+    run.watchers.append(Diagnosis(_as_begun(run), ram_total_gib=ram, vram_total_gib=vram))
     _look_back(run)
     log.watch = partial(_watch, run)
+
+
+def _as_begun(run: Run) -> Job:
+    """The job before the changes that the history tells: looking back, the watchers meet each of them at its step."""
+    job = run.job
+    for event in reversed(run.log.history.events):
+        if event.kind == "changed":
+            job = changed(job, {"field": event.data["field"], "new": event.data["old"]})
+    return job
 
 
 def _look_back(run: Run) -> None:

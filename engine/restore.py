@@ -24,7 +24,7 @@ def meta_of(run: Run, step: int) -> dict[str, Any]:
     """What a checkpoint says of itself besides tensors; plain JSON."""
     return {
         "job": job_to_dict(absolute_paths(run.job, run.base_dir)), "base": run.base.identity, "plan": run.planning.plan.text, "device": device_name(run.device),
-        "versions": run.versions, "run": run.log.run, "attempt": run.log.attempt, "position": position(run, step), "data": fingerprint(run),
+        "versions": run.versions, "run": run.log.run, "attempt": run.log.attempt, "position": position(run, step), "data": run.data,
     }  # fmt: skip
 
 
@@ -45,6 +45,7 @@ def fingerprint(run: Run) -> dict[str, Any]:
 
 def restore(run: Run) -> list[str]:
     """Bring the state of `run.begin` back; returns sentences on what is no longer as it was. Raises UserError when it does not fit."""
+    run.data = fingerprint(run)  # as it is now: a clip that goes away later must not keep a checkpoint from being written
     begin = run.begin
     if begin.checkpoint is None:
         return []
@@ -52,7 +53,7 @@ def restore(run: Run) -> list[str]:
     state = checkpoint.load(begin.checkpoint)
     if state.meta["base"] != run.base.identity:
         raise UserError("the base model's weights are not those this run began with", where=str(run.base.path), fix="Put the same base back, or start a new run under another name")
-    same_data = state.meta["data"] == fingerprint(run)
+    same_data = state.meta["data"] == run.data
     if not same_data and begin.comparable and not begin.accepted:
         raise UserError(
             f"the clips or captions have changed since step {begin.step} ({state.meta['data']['visits']} visits an epoch then, {len(run.order.items)} now)", where="datasets",

@@ -110,7 +110,7 @@ def _attempt(folder: Path, begin: Begin, base_dir: Path, log: EventLog, *, worke
         control.honour()
         return _run(begin, facts, folder, log, control, device=torch_device, workers=workers, vram=vram)
     except StopWished as e:
-        log.emit("stopped", step=0, path="", why=f"{e}; stopped while loading, nothing was lost")
+        log.emit("stopped", step=begin.step, path=str(begin.checkpoint.relative_to(folder)) if begin.checkpoint else "", why=f"{e}; stopped while loading, nothing was lost")
         return RESUMABLE
     except torch.OutOfMemoryError as e:
         raise UserError(f"the GPU ran out of memory outside a training step: {str(e).splitlines()[0]}", where="job.gpus", fix=KNOBS) from e

@@ -87,6 +87,7 @@ class Run:
     ahead: list[Setting] = field(default_factory=list)  # set in an earlier attempt at steps that are to come again
     watchers: list[Watcher] = field(default_factory=list)  # of the events; what they find is told
     start: int = 0  # optimizer steps already done
+    data: dict[str, Any] = field(default_factory=dict)  # fingerprint of the clips and captions, as they were when the attempt began
     versions: dict[str, str] = field(default_factory=dict)
     tidied: Plan | None = None  # the plan under which memory in pieces was laid out anew
 
@@ -208,7 +209,7 @@ def recovery_of(
         raise UserError("qint4+ara needs an adapter", where="quantization.ara", fix="Name one, or build it with wanlora ara")
     path = find_ara(job.quantization.ara, base_dir)
     ara = load_ara(
-        path, shapes=linear_shapes(config), blocks=config["num_layers"], needed=needed_experts(job), identity=base.identity, device=torch.device("cpu"), dtype=dtype
+        path, shapes=linear_shapes(config), blocks=config["num_layers"], needed=needed_experts(job), identities={e: base.identity_of(e) for e in needed_experts(job)}, device=torch.device("cpu"), dtype=dtype
     )
     return ara.experts, ara.grid
 

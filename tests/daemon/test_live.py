@@ -152,6 +152,22 @@ async def test_a_changed_job_file_is_taken_up_and_what_breaks_exactness_is_asked
         assert await client.changes("one") == []  # accepted: the next attempt has nothing to ask
 
 
+async def test_a_change_that_is_taken_back_before_its_attempt_began_is_forgotten(box: Box):
+    box.start("--hold-at", "15")
+    async with box.client() as client:
+        path = await stopped_at(box, client, 15)
+        await client.submit(box.job("two"))  # takes the GPU
+        text = path.read_text()
+        path.write_text(text.replace("steps = 20", "steps = 20\nlr = 5e-5"))
+        assert (await client.resume("one")).state == "queued"
+        await client.stop("one")
+        path.write_text(text)
+        await client.resume("one")
+        await client.cancel("two")
+        await box.wait(client, "one", "done")
+        assert {e.data["lr"] for e in file_events(box.run_dir("one")) if e.kind == "step"} == {1e-4}
+
+
 async def test_a_job_file_that_is_gone_broken_or_anothers(box: Box):
     box.start("--hold-at", "15")
     async with box.client() as client:

@@ -11,6 +11,7 @@ import torch
 from engine import checkpoint, faults, lora, restore, room
 from engine.console import Console
 from engine.run import run_job
+from presets import diagnosis
 from presets.events import Event
 from presets.fold import RunView, fold
 from presets.job import Job
@@ -176,6 +177,33 @@ def test_other_clips_are_asked_about_and_another_card_is_told(tiny, tmp_path, mo
     assert train(job, resume=True, accept_changes=True) == 0
     clips, card = [d["message"] for d in of_kind(run, "finding") if d["code"] == "not-comparable"]
     assert "the clips or captions have changed: from step 2 on" in clips and "another card (NVIDIA H900, before: CPU)" in card
+
+
+def test_looking_back_meets_what_was_set_at_its_step(tiny, tmp_path, at_step, armed, monkeypatch):
+    """A rate too high is found after step 4, when it was set, and a resume that begins with it does not find it at step 2."""
+    monkeypatch.setattr(diagnosis, "EARLY", 2)
+    monkeypatch.setattr(diagnosis, "LOOK_EVERY", 2)
+    job = write_job(tmp_path, tiny, prompts=0, steps=8, lr=1e-4, save={"every": 5})
+    run = tmp_path / "runs" / "t"
+    at_step(run, {3: [new("training.lr", 5e-4)]})
+    armed(["raise:forward:7"])
+    assert train(job) == 1
+    assert train(job, resume=True) == 0
+    assert [d["step"] for d in of_kind(run, "finding") if d["code"] == "detail-worse"] == [4]
+
+
+def test_a_clip_that_goes_away_does_not_keep_the_checkpoint_from_being_written(tiny, tmp_path, monkeypatch):
+    job = write_job(tmp_path, tiny, prompts=0, steps=2, save={"every": 2})
+    show = Console.show
+
+    def shown(self: Console, event: Event) -> None:
+        show(self, event)
+        if event.kind == "step" and event.data["step"] == 2:
+            (tmp_path / "clips" / "0.mp4").rename(tmp_path / "0.mp4")
+
+    monkeypatch.setattr(Console, "show", shown)
+    assert train(job) == 0
+    assert of_kind(tmp_path / "runs" / "t", "done")[-1]["step"] == 2
 
 
 def test_a_full_disk_pauses_the_run_which_goes_on_by_itself(tiny, tmp_path, armed, monkeypatch):

@@ -1,5 +1,7 @@
 """The previews of whole runs: what each prompt says for itself, what stands beside the videos, and that training never notices."""
 
+import errno
+import os
 import random
 import shutil
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from engine import checkpoint, previews, trainer
+from engine import checkpoint, previews, room, trainer
 from engine.run import run_job
 from engine.sheets import EARLIEST, LATEST, SIDE, Row, read_small, side_by_side, small, steps_shown, write_sheet
 from engine.streamed import StreamedExecutor
@@ -203,6 +205,23 @@ def test_previews_that_fail_are_findings_and_the_run_goes_on(tiny, tmp_path, mon
     assert [d["field"] for d in found] == ["sample.prompts[0]", "sample.prompts[1]"]
     assert "control.png" in found[0]["message"] and "no smaller plan is left" in found[1]["message"]
     assert [Path(d["path"]).name for d in of_kind(run, "sample")] == ["02.mp4"] and of_kind(run, "done")
+
+
+def test_a_disk_too_full_for_a_folder_pauses_previews_too(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "RETRY_SECONDS", 0.01)
+    job = write_job(tmp_path, tiny, prompts=1, steps=1, sample={**SMALL, "every": 0, "first": False})
+    mkdir, full = Path.mkdir, [2]
+
+    def no_room(self, *args, **named):
+        if self.parent.name == "samples" and full[0]:
+            full[0] -= 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+        mkdir(self, *args, **named)
+
+    monkeypatch.setattr(Path, "mkdir", no_room)
+    assert go(job) == 0
+    run = tmp_path / "runs" / "t"
+    assert [d["name"] for d in of_kind(run, "phase")].count("paused") == 1 and len(of_kind(run, "sample")) == 1
 
 
 def test_a_comparison_shows_the_first_and_the_last_steps():
