@@ -96,7 +96,7 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
         for e in wanted
     }  # fmt: skip
     weighting = "none" if clips is None else "full" if full else "diagonal"
-    save_ara(out, loras, rank=rank, grid=grid, identity=base.identity, base=model, weighting=weighting)
+    save_ara(out, loras, rank=rank, grid=grid, identities={e: base.identity_of(e) for e in wanted}, base=model, weighting=weighting)
     print(out)
     print(report.table())
     print(f'Train on it with quantization.transformer = "qint4+ara" and quantization.ara = "{out}"', file=sys.stderr)

@@ -12,7 +12,7 @@ Read as well: `transformer.` for `diffusion_model.`, diffusers' own names (`tran
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,11 +59,11 @@ def find_ara(text: str, base: Path) -> Path:
 
 
 def load_ara(
-    path: Path, *, shapes: dict[str, tuple[int, int]], blocks: int, needed: Sequence[Expert], identity: str, device: torch.device, dtype: torch.dtype = torch.bfloat16
+    path: Path, *, shapes: dict[str, tuple[int, int]], blocks: int, needed: Sequence[Expert], identities: Mapping[Expert, str], device: torch.device, dtype: torch.dtype = torch.bfloat16
 ) -> Ara:  # fmt: skip
     """Read and check an adapter for the experts in `needed`; `shapes` are (out, in) of the ten linears of a block.
 
-    `identity` is the base's own, compared with what the file says of itself.
+    `identities` are those of the base's experts, compared with what the file says of each that is needed: it may have been built for both.
     A file for one expert serves when it says so: the other expert is then not in the answer. Raises UserError.
     """
     where = str(path)
@@ -71,7 +71,7 @@ def load_ara(
     sorted_out = _sorted_out(tensors, metadata, path)
     _check_coverage(sorted_out, metadata, path, needed)
     grid = _grid(path, metadata)
-    _check_origin(grid, metadata, identity, where)
+    _check_origin(grid, metadata, {e: identities[e] for e in sorted_out if e in needed}, where)
     default_factor = alpha_over_rank(metadata, where)
     loras = {
         expert: _blocks_of(sorted_out[expert], shapes, blocks, default_factor, f"{where}, {expert}") for expert in EXPERTS if expert in sorted_out and expert in needed
@@ -156,9 +156,8 @@ def _grid(path: Path, metadata: dict[str, str]) -> Grid:
     raise UserError(f"corrects weights in {said}, which is not offered here", where=str(path), fix="Give an adapter for 4 bits (uint4), or build one with: wanlora ara")
 
 
-def _check_origin(grid: Grid, metadata: dict[str, str], identity: str, where: str) -> None:
-    said = metadata.get("wanlora.base_identity")
-    if said is not None and said != identity:
+def _check_origin(grid: Grid, metadata: dict[str, str], identities: dict[Expert, str], where: str) -> None:
+    if any(metadata.get(f"wanlora.base_identity.{expert}", own) != own for expert, own in identities.items()):
         raise UserError("was built for another base model", where=where, fix="Build one for this base with: wanlora ara")
     said = metadata.get("wanlora.ara.fingerprint")
     if said is not None and said != fingerprint(grid):
@@ -204,7 +203,7 @@ def _filled(a: torch.Tensor, b: torch.Tensor, rank: int, device: torch.device, d
     return a.to(device, dtype).contiguous(), b.to(device, dtype).contiguous()
 
 
-def save_ara(path: Path, loras: dict[Expert, list[Lora]], *, rank: int, grid: Grid, identity: str, base: str, weighting: str) -> None:
+def save_ara(path: Path, loras: dict[Expert, list[Lora]], *, rank: int, grid: Grid, identities: Mapping[Expert, str], base: str, weighting: str) -> None:
     """Write an adapter of both experts, or of one (which its metadata then says)."""
     number = {expert: name for name, expert in NUMBERED.items()}
     tensors = {
@@ -213,8 +212,8 @@ def save_ara(path: Path, loras: dict[Expert, list[Lora]], *, rank: int, grid: Gr
     }  # fmt: skip
     metadata = {
         "format": "pt", "modelspec.architecture": "wan_2.2_i2v_a14b/lora", "ss_base_model_version": "wan_2.2_i2v_14b", "wanlora.rank": str(rank), "wanlora.alpha": str(float(rank)),
-        "wanlora.base": base, "wanlora.base_identity": identity, "wanlora.ara": FORMAT, "wanlora.ara.grid": grid, "wanlora.ara.fingerprint": fingerprint(grid), "wanlora.ara.weighting": weighting,
-    }  # fmt: skip
+        "wanlora.base": base, "wanlora.ara": FORMAT, "wanlora.ara.grid": grid, "wanlora.ara.fingerprint": fingerprint(grid), "wanlora.ara.weighting": weighting,
+    } | {f"wanlora.base_identity.{expert}": identities[expert] for expert in loras}  # fmt: skip
     if len(loras) == 1:
         metadata["wanlora.expert"] = next(iter(loras))
     aside = path.with_name(f".{path.name}.tmp")

@@ -28,6 +28,10 @@ class BaseFolder:
     def source(self) -> Source:
         return open_source(self.path)
 
+    def identity_of(self, expert: Expert) -> str:
+        """Of one expert's weights, by content."""
+        return identity(self.source.expert(expert).files, times=False)
+
 
 def find_base(job: Job, base: Path, *, progress: Callable[[int, int, str], None] = lambda done, total, text: None, endpoint: str | None = None) -> BaseFolder:
     """The folder of `model.path`, downloaded from the Hub first when it is an id. Raises UserError.

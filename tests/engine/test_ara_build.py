@@ -8,7 +8,6 @@ import msgspec
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from safetensors import safe_open
 
 from engine.ara import main
 from engine.ara_build import Report, build_expert, correct
@@ -22,7 +21,7 @@ from engine.block import LINEARS
 from engine.masters import pack_branches
 from engine.precision import unpack_weight
 from engine.run import run_job
-from engine.sources import open_source
+from engine.sources import identity, open_source
 from engine.streamed import StreamedExecutor
 from engine.tiny import build_tiny
 from presets.jobfile import load_job, save_job
@@ -139,9 +138,8 @@ def test_the_command_from_a_folder_of_clips_to_a_file_that_loads(tiny, tmp_path,
     said = capsys.readouterr().out
     assert str(out) in said and ("output error" in said) == ("--clips" in options)
     readers = {e: ExpertReader(open_source(tiny), e) for e in EXPERTS}
-    with safe_open(out, framework="pt") as f:
-        identity = f.metadata()["wanlora.base_identity"]
-    ara = load_ara(out, shapes=readers["low_noise"].shapes, blocks=2, needed=EXPERTS, identity=identity, device=CPU)
+    identities = {e: identity(r._part.files, times=False) for e, r in readers.items()}
+    ara = load_ara(out, shapes=readers["low_noise"].shapes, blocks=2, needed=EXPERTS, identities=identities, device=CPU)
     assert list(ara.experts) == (["low_noise"] if "low" in options else list(EXPERTS)) and ara.grid == ("uint4" if "uint4" in options else "qint4")
     assert len(ara.experts["low_noise"]) == 2
     weight = readers["low_noise"].block(1)["attn2.to_v.weight"]

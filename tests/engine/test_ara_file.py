@@ -33,8 +33,8 @@ def written(path: Path, naming, *, metadata: dict | None = None, experts=EXPERTS
     return path
 
 
-def load(path: Path, *, needed=EXPERTS, identity: str = "abc", dtype: torch.dtype = torch.bfloat16):
-    return load_ara(path, shapes=SHAPES, blocks=BLOCKS, needed=needed, identity=identity, device=torch.device("cpu"), dtype=dtype)
+def load(path: Path, *, needed=EXPERTS, identity: str = "abc", low: str = "def", dtype: torch.dtype = torch.bfloat16):
+    return load_ara(path, shapes=SHAPES, blocks=BLOCKS, needed=needed, identities={"high_noise": identity, "low_noise": low}, device=torch.device("cpu"), dtype=dtype)
 
 
 def native(e: str, i: int, name: str) -> str:
@@ -145,7 +145,7 @@ def test_files_that_are_none(tmp_path):
 
 def test_saved_and_loaded_again(tmp_path):
     path = tmp_path / "a.safetensors"
-    save_ara(path, factors(), rank=3, grid="qint4", identity="abc", base="some/base", weighting="full")
+    save_ara(path, factors(), rank=3, grid="qint4", identities={"high_noise": "abc", "low_noise": "def"}, base="some/base", weighting="full")
     ara = load(path)
     assert same(ara) and ara.grid == "qint4" and ara.metadata["wanlora.base"] == "some/base" and ara.metadata["wanlora.rank"] == "3"
     assert ara.experts["high_noise"][0]["attn1.to_q"][0].dtype is torch.bfloat16
@@ -153,7 +153,10 @@ def test_saved_and_loaded_again(tmp_path):
     assert f"{native('low_noise', 1, 'ffn.net.2')}.lora_B.weight" in load_file(path)
     with pytest.raises(UserError, match="another base"):
         load(path, identity="other")
-    save_ara(path, {"low_noise": factors()["low_noise"]}, rank=3, grid="uint4", identity="abc", base="b", weighting="none")
+    assert same(load(path, needed=["low_noise"], identity="other"), ["low_noise"]), "a job of one expert takes its part of an adapter for both"
+    with pytest.raises(UserError, match="another base"):
+        load(path, needed=["low_noise"], low="other")
+    save_ara(path, {"low_noise": factors()["low_noise"]}, rank=3, grid="uint4", identities={"low_noise": "def"}, base="b", weighting="none")
     assert same(load(path), ["low_noise"]) and load(path).grid == "uint4"
 
 
