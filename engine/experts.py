@@ -57,6 +57,8 @@ class Experts:
         """Run under another plan from now on; what the old one held on the device is let go first."""
         self.plan = plan
         self._drop()
+        for weights in self._weights.values():
+            weights.stem.to(self.device)  # from where `parked` has put it
         self.machinery = Machinery(plan, self.backend, max(w.block_bytes for w in self._weights.values()), self.device)
         self.executors = {expert: StreamedExecutor(weights, self.machinery) for expert, weights in self._weights.items()}
 
@@ -85,8 +87,6 @@ class Experts:
         try:
             yield
         finally:
-            for weights in self._weights.values():
-                weights.stem.to(self.device)
             self.set_plan(self.plan)
 
     @contextmanager

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,8 @@ class _Place:
         return Path(hf_hub_download(self.repo, file.name, revision=revision or self.commit, endpoint=self.endpoint, cache_dir=self.cache))
 
     def bytes_here(self, file: _File) -> int:
-        for path in (self.blob(file), self.partial(file)):
-            if path.exists():
+        for path in (self.blob(file), self.partial(file), self.blob(file)):  # which another thread may have renamed since
+            with suppress(FileNotFoundError):
                 return min(file.size, path.stat().st_size)
         return file.size if self.here(file) else 0
 

@@ -101,6 +101,7 @@ def _preview(run: Run, step: int, i: int, control: Control) -> None:
     with shown_weights(run), run.experts.accelerated(run.accelerators):
         frames = None
         while frames is None:
+            latents, why = None, None
             try:
                 latents = sample_latents(
                     run.experts.executors, run.encoder, shot, panel, boundary=run.base.boundary, shift=run.base.flow_shift,
@@ -111,8 +112,11 @@ def _preview(run: Run, step: int, i: int, control: Control) -> None:
                     frames = to_frames(run.vae, latents)
             except torch.OutOfMemoryError:
                 latents, why = None, run.short()
-            if frames is None:  # outside the handler, whose traceback holds on to tensors
-                run.replan("preview", why)
+            if why is not None:  # outside the handler, whose traceback holds on to tensors
+                if frames is None:
+                    run.replan("preview", why)
+                else:  # it is made, but there was no room for the experts to come back
+                    run.place(run.planning.plan)
     video = video_path(run, step, i)
     poster = video.with_suffix(".png")
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from engine import previews, setup
+from engine.experts import Experts
 from engine.pinned import HostMemoryRefused
 from engine.planning import Planning
 from engine.run import run_job
@@ -91,6 +92,25 @@ def test_a_preview_without_room_is_made_one_rung_down_or_left_out(tiny, tmp_path
     assert run_job(write_job(tmp_path / "a", tiny, steps=2, sample={"every": 0}), None, resume=False, workers=0, device="cpu") == 0
     run = tmp_path / "a" / "runs" / "t"
     assert len(of_kind(run, "sample")) == 2 and "preview" in of_kind(run, "replanned")[0]["why"]
+
+
+def test_experts_that_find_no_room_after_a_preview_are_placed_again(tiny, tmp_path, monkeypatch, card):
+    """The preview is made and the training goes on: memory ran out only as the experts came back."""
+    card(STREAMED)
+    plain, calls = Experts.set_plan, []
+
+    def set_plan(self, plan):
+        calls.append(plan)
+        if len(calls) == 2:  # the first placed them
+            self._drop()
+            raise OOM
+        plain(self, plan)
+
+    monkeypatch.setattr(Experts, "set_plan", set_plan)
+    assert run_job(write_job(tmp_path, tiny, steps=2, sample={"every": 0}), None, resume=False, workers=0, device="cpu") == 0
+    run = tmp_path / "runs" / "t"
+    assert len(of_kind(run, "sample")) == 2 and len(of_kind(run, "step")) == 2 and len(calls) >= 3
+    assert not [d for d in of_kind(run, "finding") if d["code"] == "preview-failed"]
 
 
 def test_a_preview_that_cannot_be_made_is_a_finding(tiny, tmp_path):
