@@ -19,7 +19,10 @@ def changed_since(record: JobRecord, copy: Path) -> tuple[Job, list[Change]]:
     A job file that is gone counts as unchanged. Raises UserError when it cannot be read, or has become another run's.
     """
     held = Path(record.run_dir, JOB_FILE)
-    before = load_job(held if held.exists() else copy)  # both hold absolute paths
+    try:
+        before = load_job(held if held.exists() else copy)  # both hold absolute paths
+    except UserError:  # the trainer says so, and goes on when the changes are accepted
+        before = load_job(copy)
     path = Path(record.job_path)
     if not path.exists():
         return before, []

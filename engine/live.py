@@ -17,7 +17,8 @@ def honour(run: Run, step: int, control: Control) -> None:
         run.log.emit("changed", field=setting.field, old=setting.old, new=setting.new, step=step)
     for file, command in control.waiting():
         try:
-            _obey(run, step, command, control)
+            if command.id not in run.log.history.orders:  # else a kill came between the event and the end of the file
+                _obey(run, step, command, control)
         except UserError as e:
             run.log.finding(refusal(_words(command), e))
         if command.command != "sample" or not control.why:  # previews that a stop cut short are made by the next attempt
@@ -27,7 +28,7 @@ def honour(run: Run, step: int, control: Control) -> None:
 def _obey(run: Run, step: int, command: Command, control: Control) -> None:
     match command.command:
         case "set":
-            _set(run, step, command.field, command.value)
+            _set(run, step, command)
         case "save":
             if step == 0:
                 raise UserError("no step was done yet, so there is nothing to save", fix="Wait for the first step")
@@ -38,10 +39,11 @@ def _obey(run: Run, step: int, command: Command, control: Control) -> None:
             make_previews(run, step, control)
 
 
-def _set(run: Run, step: int, field: str, text: str) -> None:
+def _set(run: Run, step: int, command: Command) -> None:
     """From the next step on; a newer wish takes the place of what was to be set later. Rates follow the schedule of the job as it is
     now: with other steps a linear or cosine one jumps to where a run of that length would be."""
-    new = live_value(field, text)
+    field = command.field
+    new = live_value(field, command.value)
     changed = with_value(run.job, field, new)
     old = get_value(run.job, field)
     run.ahead[:] = [s for s in run.ahead if s.field != field]
@@ -49,7 +51,7 @@ def _set(run: Run, step: int, field: str, text: str) -> None:
         run.log.emit("log", level="info", text=f"{field} is {new} already")
         return
     run.job = changed
-    run.log.emit("changed", field=field, old=old, new=new, step=step)
+    run.log.emit("changed", field=field, old=old, new=new, step=step, **({"order": command.id} if command.id else {}))
 
 
 def _words(command: Command) -> str:

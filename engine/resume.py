@@ -142,7 +142,7 @@ def clear_the_way(begin: Begin, folder: Path, log: EventLog) -> None:
         abandon(folder, begin.job.job.name, begin.step, folder / place)
         return
     checkpoint.set_aside(folder, after=begin.step)
-    if begin.checkpoint is None:
+    if begin.resumed and begin.checkpoint is None:
         log.emit("log", level="warning", text="no checkpoint to resume from: starting at step 1")
 
 

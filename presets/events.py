@@ -11,7 +11,7 @@ fold events into a `presets.fold.RunView`. Kinds and their data (all keys always
 | sample | step, path, poster, prompt, seed, optional sheet (all prompts of the step), compare and compare_video (this prompt across the steps) |
 | checkpoint | step, path, sha256 |
 | finding | code, severity, field, message, fix, optional step (the step it was found at) |
-| changed | field, old, new, step (optimizer steps done: it counts from the next one on) |
+| changed | field, old, new, step (optimizer steps done: it counts from the next one on), optional order (id of the request that it honours) |
 | replanned | why, old, new |
 | log | level (info, warning), text, optional rollback (the step that the next attempt goes back to) |
 | stopped | step, path (of the checkpoint, "" when none), why |

@@ -32,6 +32,7 @@ class History:
         self.checkpoints: dict[int, str] = {}  # step -> path
         self.samples: dict[str, dict[str, Any]] = {}  # path of a preview -> what its event told
         self.skipped: set[int] = set()  # steps that were not finite, numbered as in `step` events
+        self.orders: set[str] = set()  # that were honoured by a `changed` event, on whatever branch
         self.rolling_back: int | None = None  # a rollback to this step was begun and its attempt has not started
         self._set: dict[tuple[int, str], Setting] = {}
         self._keep = True
@@ -39,6 +40,8 @@ class History:
     def add(self, event: Event) -> None:
         """Take in the next event."""
         data = event.data
+        if "order" in data:
+            self.orders.add(data["order"])
         match event.kind:
             case "started":
                 self._go_back(data["resumed_from"])

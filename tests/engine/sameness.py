@@ -22,7 +22,7 @@ from presets.events import Event, read_events
 from presets.fold import RunView, fold
 from presets.strain import TIMING
 
-OF_THE_MOMENT = ("seconds", "vram_gib", "ram_gib", "sha256")
+OF_THE_MOMENT = ("seconds", "vram_gib", "ram_gib", "sha256", "order")
 TOLD = ("step", "checkpoint", "sample", "changed", "done")
 OF_AN_ATTEMPT = ("run", "attempt")
 

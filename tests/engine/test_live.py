@@ -38,7 +38,7 @@ def commands_at(patch: pytest.MonkeyPatch, run: Path, commands: Commands, *, pha
         if (event.kind == "step" and not phase) or (event.kind == "phase" and event.data["name"] == phase):
             for n, command in enumerate(left.pop(0 if phase else event.data["step"], [])):
                 aside = run / "control" / f"{n}.tmp"
-                aside.write_text(json.dumps({"id": str(n), **command}))
+                aside.write_text(json.dumps({"id": f"{event.seq}-{n}", **command}))
                 aside.rename(run / "control" / f"{event.seq}-{n}.json")
 
     patch.setattr(Console, "show", shown)
@@ -82,7 +82,7 @@ def test_commands_are_obeyed_between_steps_or_refused_with_the_reason(tiny, tmp_
     })  # fmt: skip
     assert train(job) == 0
     assert [(d["step"], d["lr"]) for d in of_kind(run, "step")] == [(1, 1e-3), (2, 5e-4), (3, 2e-3), (4, 2e-3), (5, 5e-4)]
-    assert of_kind(run, "changed") == [
+    assert [{k: v for k, v in d.items() if k != "order"} for d in of_kind(run, "changed")] == [
         {"field": "training.lr", "old": 1e-3, "new": 5e-4, "step": 1}, {"field": "multistage.low.lr", "old": None, "new": 2e-3, "step": 2},
         {"field": "training.steps", "old": 4, "new": 5, "step": 4},
     ]  # fmt: skip
@@ -142,6 +142,25 @@ def test_what_was_set_is_set_again_at_the_same_step_after_a_fault(tiny, tmp_path
             fold(views[-1], event)
     assert views[0].losses == views[1].losses and views[0].steps == 7 and views[0].settings == views[1].settings
     assert [c.step for c in views[0].checkpoints if c.step != 5] == [3, 6, 7]
+
+
+def test_an_order_that_a_kill_left_behind_is_not_obeyed_again_at_an_earlier_step(tiny, tmp_path, at_step, monkeypatch):
+    """The kill comes when the change is told, and its file still lies there."""
+    job = write_job(tmp_path, tiny, prompts=0, steps=5, save={"every": 2})
+    run = tmp_path / "runs" / "t"
+    at_step(run, {3: [new("training.lr", 3e-4)]})
+    show = Console.show
+
+    def shown(self: Console, event: Event) -> None:
+        show(self, event)
+        if event.kind == "changed" and event.attempt == 1:
+            raise faults.InjectedFault
+
+    monkeypatch.setattr(Console, "show", shown)
+    assert train(job) == 1 and len(list((run / "control").iterdir())) == 1
+    assert train(job, resume=True) == 0 and not list((run / "control").iterdir())
+    assert [d["step"] for d in of_kind(run, "changed")] == [3, 3]
+    assert [(d["step"], d["lr"]) for d in of_kind(run, "step")][-3:] == [(3, 1e-3), (4, 3e-4), (5, 3e-4)]
 
 
 def test_going_back_to_an_older_checkpoint(tiny, tmp_path, capsys):

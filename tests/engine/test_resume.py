@@ -67,6 +67,12 @@ def test_the_newest_checkpoint_that_verifies_and_an_unchanged_job(place):
 def test_nothing_was_saved(place):
     begin = place.begin()
     assert (begin.step, begin.checkpoint, begin.resumed) == (0, None, True)
+    told = []
+    log = EventLog(place.run, listener=told.append)
+    clear_the_way(Begin(job=JOB), place.run, log)
+    assert not told, "a run that begins anew misses no checkpoint"
+    clear_the_way(begin, place.run, log)
+    assert "no checkpoint to resume from" in told[0].data["text"]
 
 
 def test_what_was_set_while_it_trained_counts_on(place):

@@ -62,7 +62,10 @@ def agreed(name: str, found: list[Change], *, accepted: bool) -> bool:
 def agreed_here(path: Path, job: Job, out: Path, *, accepted: bool) -> bool:
     """The same for a job file and the run folder in `out`, without a daemon."""
     held = out / job.job.name / "job.toml"
-    found = changes(absolute_paths(load_job(held), held.parent), absolute_paths(job, path.resolve().parent)) if held.exists() else []
+    try:
+        found = changes(absolute_paths(load_job(held), held.parent), absolute_paths(job, path.resolve().parent)) if held.exists() else []
+    except UserError:  # the trainer says so, and goes on when the changes are accepted unseen
+        return accepted
     return agreed(job.job.name, found, accepted=accepted)
 
 
