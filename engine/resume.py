@@ -70,6 +70,8 @@ def find_begin(folder: Path, job: Job, base_dir: Path, *, from_step: int | None,
     _ask(folder, edits, unreadable, accept=accept, learnt=found is not None)
 
     edited = {c.field for c in edits}
+    if then and history.done and then.training.steps <= step < given.training.steps:  # cut short while it trained, done, and asked to go on: so with the steps of its file
+        edited.add("training.steps")
     if then:
         for path in LIVE_FIELDS:
             if path not in edited:

@@ -32,6 +32,7 @@ class History:
         self.checkpoints: dict[int, str] = {}  # step -> path
         self.samples: dict[str, dict[str, Any]] = {}  # path of a preview -> what its event told
         self.skipped: set[int] = set()  # steps that were not finite, numbered as in `step` events
+        self.done = False  # the last attempt came to the end of the run
         self.orders: set[str] = set()  # that were honoured by a `changed` event, on whatever branch
         self.rolling_back: int | None = None  # a rollback to this step was begun and its attempt has not started
         self._set: dict[tuple[int, str], Setting] = {}
@@ -45,7 +46,9 @@ class History:
         match event.kind:
             case "started":
                 self._go_back(data["resumed_from"])
-                self.rolling_back = None
+                self.rolling_back, self.done = None, False
+            case "done":
+                self.done = True
             case "log" if "rollback" in data:
                 step = self.rolling_back = data["rollback"]
                 self._set = {key: s for key, s in self._set.items() if key[0] < step}

@@ -167,6 +167,18 @@ def test_going_back_moves_what_came_later_and_loses_nothing(place):
     assert (place.run / "abandoned/attempt_1/t_high_noise.safetensors").read_text() == "final"
 
 
+def test_a_run_that_was_cut_short_and_is_done_goes_on_with_the_steps_of_its_file(place):
+    place.set(2, "training.steps", JOB.training.steps, 2)
+    place.save(2, changed(JOB, training__steps=2))
+    assert place.begin().job.training.steps == 2, "a kill came before the end"
+    place.log.emit("done", step=2)
+    begin = place.begin()
+    assert begin.job.training.steps == JOB.training.steps and begin.ahead == [] and [(s.field, s.old) for s in begin.settings] == [("training.steps", 2)]
+    place.log.emit("started", resumed_from=2)
+    place.set(2, "training.steps", 2, JOB.training.steps)
+    assert [(s.field, s.new) for s in place.begin().ahead] == [("training.steps", JOB.training.steps)], "killed before the next checkpoint, it goes on as far"
+
+
 def test_a_rollback_that_was_cut_short_is_taken_up_again(place):
     """The kill came behind the event that tells of it, and before anything was moved."""
     for step in (2, 4):
