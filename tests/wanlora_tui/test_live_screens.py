@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
-from textual.widgets import Input
+from textual.widgets import Input, Static
 from textual_image.widget import HalfcellImage
 
 from daemon.client import Client
@@ -199,3 +200,12 @@ async def test_change_stop_edit_go_back_and_on_with_a_real_trainer(tmp_path: Pat
             await pilot.press("y")
             await wait("the second attempt", says(pilot, "attempt 2", "► running"))
             assert lines(run, "started")[1]["resumed_from"] == 20
+
+
+def test_a_prompt_whose_previews_fail_does_not_move_the_others():
+    samples = [SimpleNamespace(step=10, path=f"samples/a/{i:02d}.mp4", poster=f"samples/a/{i:02d}.png", prompt=f"prompt {i}") for i in (0, 2)]
+    screen = CompareScreen(SimpleNamespace(view=SimpleNamespace(samples=samples)), Path("/run"), Static, host="box")  # type: ignore[arg-type]
+    assert screen.prompts == ["prompt 0", "", "prompt 2"]
+    assert {at: str(path.relative_to("/run")) for at, path in screen.pictures.items()} == {
+        (0, 10): "samples/a/00.png", (2, 10): "samples/a/02.png", (0, -1): "samples/compare_00.png", (2, -1): "samples/compare_02.png", (3, 10): "samples/a/sheet.png",
+    }  # fmt: skip

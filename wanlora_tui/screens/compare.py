@@ -50,15 +50,16 @@ class CompareScreen(Screen[None]):
 
     @property
     def prompts(self) -> list[str]:
-        """As the newest previews have them, in the job's order."""
-        return list({Path(s.path).stem: s.prompt for s in sorted(self._run.view.samples, key=lambda s: (Path(s.path).stem, s.step))}.values())
+        """As the newest previews have them, by their place in the job; "" where no preview could be made yet."""
+        found = {int(Path(s.path).stem): s.prompt for s in sorted(self._run.view.samples, key=lambda s: s.step) if Path(s.path).stem.isdigit()}
+        return [found.get(i, "") for i in range(max(found, default=-1) + 1)]
 
     @property
     def pictures(self) -> dict[tuple[int, int], Path]:
         """(prompt, step) -> picture, of those that the trainer has made."""
         found = {(int(Path(s.poster).stem), s.step): self._run_dir / s.poster for s in self._run.view.samples if Path(s.poster).stem.isdigit()}
         count = len(self.prompts)
-        for i in range(count):
+        for i in {i for i, _ in found}:
             found[i, ALL_STEPS] = self._run_dir / f"samples/compare_{i:02d}.png"
         for s in self._run.view.samples:
             found[count, s.step] = self._run_dir / Path(s.poster).parent / "sheet.png"
