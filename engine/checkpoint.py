@@ -239,6 +239,8 @@ def sweep(run: Path) -> None:
     """Remove what killed writers left behind. One that was moved aside for another, which never came, goes back to its place."""
     for leftover in (run / CHECKPOINTS).glob("step_*.tmp-*"):
         shutil.rmtree(leftover)
+    for aside in run.glob(".job.toml.????????"):  # see presets.jobfile.save_job
+        aside.unlink()
     for old in (run / CHECKPOINTS).glob("step_*.old-*"):
         place = old.with_name(old.name.partition(".")[0])
         shutil.rmtree(old) if place.exists() else old.rename(place)
