@@ -37,7 +37,7 @@ def main() -> int:
     backend, _ = attention.choose(device, tokens=11264, heads=40, width=128, dtype=bench.dtype)
     plan = Plan(precision="none" if args.tiny else "float8", stash="host", compiled=not args.tiny)
     experts = [expert(name, bench.config, bench.precision, device, bench.dtype) for name in ("high_noise", "low_noise")]
-    machinery = Machinery(plan, backend, experts[0][0].layout.bytes, device)
+    machinery = Machinery(plan, backend, experts[0][0].block_bytes, device)
     executors = [StreamedExecutor(weights, machinery) for weights, _ in experts]
     parameters = [list(named.values()) for _, named in experts]
     optimizers = [adamw(p) for p in parameters]

@@ -8,6 +8,8 @@ import time
 
 import torch
 
+from presets.errors import UserError
+
 aten = torch.ops.aten
 CUDA_BACKENDS = ("cudnn", "flash")
 
@@ -32,9 +34,8 @@ def backward(
     if backend == "cpu":
         dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(grad, q, k, v, out, lse, 0.0, False)
         return dq, dk, dv
-    seed = torch.empty((), dtype=torch.long, device="cpu" if backend == "cudnn" else "cuda")  # of the dropout that is off
+    seed = torch.empty((), dtype=torch.long, device=q.device)  # of the dropout that is off
     if backend == "cudnn":
-        seed = seed.to(q.device)
         dq, dk, dv = aten._scaled_dot_product_cudnn_attention_backward(grad, q, k, v, out, lse, seed, seed, None, None, None, T, S, 0.0, False)
     else:
         state = torch.zeros(2, dtype=torch.uint64, device=q.device)
@@ -60,9 +61,13 @@ def choose(device: torch.device, *, tokens: int, heads: int, width: int, dtype: 
                 backward(backend, out, q, k, v, out, lse)
             torch.cuda.synchronize(device)
             seconds[backend] = (time.perf_counter() - start) / 2
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as e:  # a card or build without this kernel
             refused[backend] = str(e).splitlines()[0]
-    assert seconds, f"no exact attention runs on this card: {refused}"
+    if not seconds:
+        reasons = "; ".join(f"{backend}: {why}" for backend, why in refused.items())
+        raise UserError(f"no exact attention runs on this card ({reasons})", where="job.gpus", fix="Use a card of compute capability 8.0 or newer, or update torch")
     best = min(seconds, key=lambda b: seconds[b])
-    words = [f"{b} {s * 1000:.1f} ms" for b, s in seconds.items()] + [f"{b} not available" for b in refused]
+    words = [f"{b} {s * 1000:.1f} ms" for b, s in seconds.items()] + [f"{b} not available ({why})" for b, why in refused.items()]
     return best, f"at {tokens} tokens: {', '.join(words)}"

@@ -1,8 +1,28 @@
 """The device a run works on, and torch's settings for it."""
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 VARIANTS = 64  # of one compiled function: experts of different ranks, chunks, buckets. Beyond torch's own 8 it would run eager without a word
+
+
+SHORT = re.compile(r"(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|out of memory", re.IGNORECASE)
+
+
+@contextmanager
+def memory_errors() -> Iterator[None]:
+    """Inside, cuBLAS, cuDNN and Triton finding no memory raise torch.OutOfMemoryError, as torch's own allocator does."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as e:
+        if SHORT.search(str(e)):
+            raise torch.OutOfMemoryError(str(e)) from e
+        raise
 
 
 def open_device(name: str | None = None, *, vram: int | None = None) -> torch.device:

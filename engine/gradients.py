@@ -13,6 +13,7 @@ from engine import faults
 from engine.base import Expert
 from engine.clock import Stopwatch
 from engine.control import Control
+from engine.device import memory_errors
 from engine.latentcache import latents_of
 from engine.microbatch import draws, terms
 from engine.objective import noised
@@ -70,9 +71,10 @@ def with_memory(run: Run, learner: Learner, watch: Stopwatch, attempt: Callable[
     """The attempt's result; when memory runs out, the same step again, one rung down. Noise is keyed, so it is the same step."""
     while True:
         try:
-            passed = attempt()
-            if passed is not None and not learner.optimizer.state:
-                reserve_state(run, learner)
+            with memory_errors():
+                passed = attempt()
+                if passed is not None and not learner.optimizer.state:
+                    reserve_state(run, learner)
             return passed
         except torch.OutOfMemoryError:
             scarce: Scarce = "vae" if watch.current == "vae" else "step"

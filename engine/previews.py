@@ -9,6 +9,7 @@ import torch
 
 from engine import checkpoint, faults, lora
 from engine.control import Control, StopWished
+from engine.device import memory_errors
 from engine.outputs import values
 from engine.preview import Shot, control_image, sample_latents, to_frames, write_poster, write_video
 from engine.room import when_there_is_room
@@ -103,13 +104,14 @@ def _preview(run: Run, step: int, i: int, control: Control) -> None:
         while frames is None:
             latents, why = None, None
             try:
-                latents = sample_latents(
-                    run.experts.executors, run.encoder, shot, panel, boundary=run.base.boundary, shift=run.base.flow_shift,
-                    batched_guidance=run.planning.batched_guidance, progress=progress,
-                )  # fmt: skip
-                faults.at("preview.decode", step)
-                with run.experts.parked():
-                    frames = to_frames(run.vae, latents)
+                with memory_errors():
+                    latents = sample_latents(
+                        run.experts.executors, run.encoder, shot, panel, boundary=run.base.boundary, shift=run.base.flow_shift,
+                        batched_guidance=run.planning.batched_guidance, progress=progress,
+                    )  # fmt: skip
+                    faults.at("preview.decode", step)
+                    with run.experts.parked():
+                        frames = to_frames(run.vae, latents)
             except torch.OutOfMemoryError:
                 latents, why = None, run.short()
             if why is not None:  # outside the handler, whose traceback holds on to tensors

@@ -99,7 +99,7 @@ def _attempt(folder: Path, begin: Begin, base_dir: Path, log: EventLog, *, worke
     transformers_logging.disable_progress_bar()  # our own phases tell the progress
     from diffusers.utils import logging as diffusers_logging
 
-    from engine.device import open_device
+    from engine.device import memory_errors, open_device
 
     diffusers_logging.disable_progress_bar()
 
@@ -108,7 +108,8 @@ def _attempt(folder: Path, begin: Begin, base_dir: Path, log: EventLog, *, worke
     control.open()
     try:
         control.honour()
-        return _run(begin, facts, folder, log, control, device=torch_device, workers=workers, vram=vram)
+        with memory_errors():
+            return _run(begin, facts, folder, log, control, device=torch_device, workers=workers, vram=vram)
     except StopWished as e:
         log.emit("stopped", step=begin.step, path=str(begin.checkpoint.relative_to(folder)) if begin.checkpoint else "", why=f"{e}; stopped while loading, nothing was lost")
         return RESUMABLE

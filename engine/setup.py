@@ -17,6 +17,7 @@ from engine.ara_weights import linear_shapes
 from engine.base import BaseFolder, Expert, find_base, needed_experts
 from engine.block import Lora
 from engine.control import Control
+from engine.device import memory_errors
 from engine.eventlog import EventLog
 from engine.experts import Experts
 from engine.items import Item, build_items
@@ -117,7 +118,8 @@ class Run:
     def place(self, plan: Plan) -> None:
         """Put a plan into effect, or the first smaller one for which there is room. Raises UserError."""
         try:
-            self.set_plan(plan)
+            with memory_errors():
+                self.set_plan(plan)
             return
         except torch.OutOfMemoryError:
             scarce: Scarce = "vram"

@@ -212,7 +212,7 @@ class StreamedExecutor:
         cos, sin = stem.rope(x)
         h_BTD = stem.patch_embedding(x).flatten(2).transpose(1, 2).contiguous()
         temb, time, text, _ = stem.condition_embedder(timestep_B, text_BSD.to(x.dtype), None)
-        factor = torch.tensor(self.weights.scaling * strength, device=self.device)
+        factor = torch.full((), self.weights.scaling * strength, device=self.device)  # filled there: no copy that the launches would wait for
         return h_BTD, temb, _Call(text, time.unflatten(1, (6, -1)), cos, sin, factor)
 
     def _leave(self, h_BTD: torch.Tensor, temb: torch.Tensor, shape: torch.Size) -> torch.Tensor:

@@ -18,6 +18,7 @@ from presets.sizes import GIB, ExpertShape, human
 Wish = Literal["auto", "none", "float8", "qfloat8", "qint8", "qint4", "qint4+ara"]
 NOT_SLOWER = 1.03  # bf16 is preferred to 8 bits as long as it costs no more time than this ...
 ROOMY = 0.75  # ... and no more than this share of the machine's RAM
+ROOMY_VRAM = 0.85  # of the card: among plans about as fast that leave this much free, the one that takes least RAM is chosen
 WORDS = {"none": "bf16"}
 
 
@@ -109,7 +110,9 @@ def _choice(costs: Costs, precision: Precision, limits: Limits, why: str, *, com
             raise _too_little_ram(costs, min(within, key=lambda r: (r.ram, r.need_vram)))
         raise _too_little_vram(costs, min(everything, key=lambda r: (r.need_vram, r.seconds)), limits)
     fastest = min(r.seconds for r in fitting)
-    chosen = min((r for r in fitting if r.seconds <= AS_FAST * fastest), key=lambda r: (r.need_vram, r.seconds))
+    as_fast = [r for r in fitting if r.seconds <= AS_FAST * fastest]
+    roomy = [r for r in as_fast if r.need_vram <= ROOMY_VRAM * hardware.vram_free]  # then RAM is what others may want
+    chosen = min(roomy, key=lambda r: (r.ram, r.need_vram, r.seconds)) if roomy else min(as_fast, key=lambda r: (r.need_vram, r.seconds))
     ladder = frontier(in_ram)
     up = next((r for r in ladder if r.need_vram > hardware.vram_free and r.seconds * RUNG <= chosen.seconds), None)
     down = next((r for r in reversed(ladder) if r.need_vram <= chosen.need_vram - LEAST_SAVED and r.seconds > chosen.seconds), None)

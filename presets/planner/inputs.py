@@ -93,7 +93,7 @@ class Hardware(Struct, frozen=True, kw_only=True):
 
     @property
     def computes_float8(self) -> bool:
-        return self.capability >= (8, 9)
+        return self.capability >= (8, 9) and self.fp8_tflops > 0
 
 
 def workload_of(job: Job, facts: Facts | None = None) -> Workload:
