@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/wanlora demo
 
 test: setup lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check $(PACKAGES)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ["OMP_NUM_THREADS"] = "1"  # several tests and trainers at once on few cores: their threads would wait for each other, spinning
+
 from tests.terminal import Terminal
 from tests.wanlora_tui.harness import end_daemon, environment, until, wanlora
 

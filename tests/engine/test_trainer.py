@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine import checkpoint, lora
+from engine.console import Console
 from engine.run import run_job
 from presets.fold import RunView, fold
 from presets.job import Job
@@ -281,6 +282,29 @@ def test_unloading_the_text_encoder_trains_on_the_trigger_alone(tiny, tmp_path):
     assert {item.caption for item in items} == {"frung"}
 
 
+def test_a_clip_that_goes_away_mid_run_costs_no_step(tiny, tmp_path, monkeypatch):
+    """The run fails with the clip's name and the state of the last whole step; with the clip back it ends at the same bits."""
+    job = write_job(tmp_path / "cut", tiny, prompts=0, clips=1, save={"every": 14}, **LONG)
+    run, clip, away = tmp_path / "cut/runs/t", tmp_path / "cut/clips/0.mp4", tmp_path / "away.mp4"
+    show = Console.show
+
+    def shown(self, event):
+        show(self, event)
+        if event.kind == "step" and event.data["step"] == 3 and clip.exists():
+            clip.rename(away)
+
+    monkeypatch.setattr(Console, "show", shown)
+    assert run_job(job, None, resume=False, workers=0, device="cpu") == 1
+    monkeypatch.undo()
+    reached = max(step_losses(run))
+    assert reached >= 3 and "0.mp4" in of_kind(run, "failed")[-1]["cause"]
+    assert [d["step"] for d in of_kind(run, "checkpoint")] == [reached] and checkpoint.newest(run)[0] == run / of_kind(run, "checkpoint")[-1]["path"]
+    away.rename(clip)
+    assert run_job(job, None, resume=True, workers=0, device="cpu") == 0
+    assert [d["step"] for d in of_kind(run, "step")] == list(range(1, 15))
+    compare_with_uninterrupted(tiny, tmp_path, run, clips=1, save={"every": 14}, **LONG)
+
+
 def test_damaged_checkpoints_do_not_push_out_good_ones(tiny, tmp_path):
     job = write_job(tmp_path, tiny, prompts=0, steps=8, save={"every": 2, "keep": 4})
     assert run_job(job, None, resume=False, workers=0, device="cpu") == 0
@@ -310,10 +334,9 @@ def test_a_run_begun_by_resume_is_held_as_well(tiny, tmp_path, capsys):
 def test_no_thread_or_worker_stays(tiny, tmp_path):
     import psutil
 
-    before = {p.pid for p in psutil.Process().children(recursive=True)}
+    before, threads = {p.pid for p in psutil.Process().children(recursive=True)}, set(threading.enumerate())
     assert run_job(write_job(tmp_path, tiny, prompts=0, steps=2), None, resume=False, workers=2, device="cpu") == 0
     deadline = time.monotonic() + 10
-    while left := {p.pid for p in psutil.Process().children(recursive=True)} - before:
+    while left := ({p.pid for p in psutil.Process().children(recursive=True)} - before) | (set(threading.enumerate()) - threads):
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
-    assert threading.active_count() < 20
