@@ -54,7 +54,7 @@ def edit(path: Path, **values: object) -> None:
 
 
 def test_a_running_job_is_changed_saved_and_sampled(folder: Path, tmp_path: Path):
-    _, run = begun(folder, tmp_path, "live_v1")
+    path, run = begun(folder, tmp_path, "live_v1")
     said = wanlora("set", "live_v1", "training.lr=5e-5", "save.every = 10", "--dir", folder)
     assert said.returncode == 0 and said.stdout == "" and "live_v1: training.lr = 5e-5 from its next step on." in said.stderr and "save.every = 10" in said.stderr
     until(lambda: [(c["field"], c["old"], c["new"]) for c in lines(run, "changed")] == [("training.lr", 1e-4, 5e-5), ("save.every", 250, 10)], "both changes")
@@ -67,6 +67,9 @@ def test_a_running_job_is_changed_saved_and_sampled(folder: Path, tmp_path: Path
         said = wanlora("set", "live_v1", "save.every=11", setting, "--dir", folder)
         assert said.returncode == 1 and words in said.stderr and said.stderr.count("\n") == 1
     assert len(lines(run, "changed")) == 2  # all are looked at before the first is sent
+    edit(path, training__loss="mae")
+    said = wanlora("resume", "live_v1", "--dir", folder)
+    assert said.returncode == 1 and "live_v1: is running, there is nothing to resume" in said.stderr and "training.loss" not in said.stderr, said.stderr
     wanlora("cancel", "live_v1", "--dir", folder)
     said = wanlora("set", "live_v1", "training.lr=1e-5", "--dir", folder)
     assert said.returncode == 1 and "so its trainer takes no orders" in said.stderr

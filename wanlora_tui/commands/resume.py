@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from daemon.client import Client
-from daemon.protocol import JobRecord
+from daemon.protocol import RUNNING_STATES, JobRecord
 from presets.changes import Change, breaking, changes
 from presets.errors import UserError
 from presets.events import EVENTS_FILE, read_events
@@ -28,6 +28,8 @@ def resume(args: Namespace) -> int:
     async def go() -> JobRecord:
         async with Client(daemon_dir(args)) as client:
             record = await client.show(args.job)
+            if record.state in RUNNING_STATES:  # refused, and nobody should be asked about changes first
+                return await client.resume(record.id, args.from_step)
             accept = agreed(record.name, await client.changes(record.id), accepted=args.accept_changes)
             return await client.resume(record.id, args.from_step, accept)
 
