@@ -22,6 +22,7 @@ from engine.resume import clear_the_way
 from engine.room import until_events_are_written
 from engine.setup import Run
 from engine.stages import expert_at
+from presets.errors import UserError
 from presets.job import Job
 
 
@@ -72,7 +73,12 @@ def optimizer_step(run: Run, step: int, control: Control) -> bool:
     learner = run.learners[expert]
     set_lr(learner.optimizer, lr_at(job, expert, step))
     watch = Stopwatch(run.device)
-    passed = with_memory(run, learner, watch, partial(gradients, run, step, expert, watch, control))
+    try:
+        passed = with_memory(run, learner, watch, partial(gradients, run, step, expert, watch, control))
+    except UserError as e:  # a clip is gone, no smaller plan is left: the weights have not moved, and what is done is not lost with it
+        learner.optimizer.zero_grad(set_to_none=True)
+        save_before_failing(run, step, control, e)
+        raise
     if passed is None:
         learner.optimizer.zero_grad(set_to_none=True)
         return False
@@ -98,6 +104,16 @@ def optimizer_step(run: Run, step: int, control: Control) -> bool:
     else:
         report_non_finite(run, step + 1, passed.clips, passed.timesteps)
     return True
+
+
+def save_before_failing(run: Run, step: int, control: Control, error: UserError) -> None:
+    """Save what `step` steps have come to, as `error` ends the run. Where that fails too, it is said, and `error` stays what ended the run."""
+    if step == 0 or step in run.log.history.checkpoints:
+        return
+    try:
+        save_all(run, step, control)
+    except (UserError, StopWished) as e:
+        run.log.emit("log", level="warning", text=f"what came after the last checkpoint could not be saved before the run failed ({error.what}): {e}")
 
 
 def previews_due(job: Job, step: int) -> bool:
