@@ -54,7 +54,10 @@ def train(run: Run, control: Control) -> Outcome:
             until_events_are_written(run.log, control)
             honour(run, step, control)
             if step >= run.job.training.steps:  # they may have been cut below what is done
-                return finish(run, step, control, began)
+                outcome = finish(run, step, control, began)
+                if outcome is None:
+                    continue
+                return outcome
             if not optimizer_step(run, step, control):
                 return stop(run, step, control)
             step += 1
@@ -123,8 +126,8 @@ def previews_due(job: Job, step: int) -> bool:
     return job.sample.first if step == 0 else job.sample.every > 0 and step % job.sample.every == 0
 
 
-def finish(run: Run, step: int, control: Control, began: float) -> Outcome:
-    """All steps are done: the last checkpoint, the last previews, the final LoRA files."""
+def finish(run: Run, step: int, control: Control, began: float) -> Outcome | None:
+    """All steps are done: the last checkpoint, the last previews, the final LoRA files. None when more steps were ordered meanwhile."""
     if step not in run.log.history.checkpoints:
         save_all(run, step, control)
     if run.job.sample.prompts and not previews_made(run, step):
@@ -132,6 +135,11 @@ def finish(run: Run, step: int, control: Control, began: float) -> Outcome:
         if control.stop_wished() and not previews_made(run, step):
             return stop(run, step, control)
     files = save_final(run, step, control)
+    honour(run, step, control)  # nobody looks at orders after this; the last previews may have taken long
+    if step < run.job.training.steps:
+        return None
+    if control.stop_wished() and control.waiting():  # previews that were ordered and that the stop cut short
+        return stop(run, step, control)
     faults.at("done.before-event", step)
     run.log.emit("done", step=step, files=files, seconds=round(time.perf_counter() - began, 3))
     return Outcome(step, done=True)

@@ -104,6 +104,17 @@ def test_fewer_steps_than_are_done_end_the_run_properly_now(tiny, tmp_path, at_s
     assert lora.read_metadata(run / "t_low_noise.safetensors")["wanlora.step"] == "3"
 
 
+def test_orders_that_come_during_the_last_previews_are_obeyed_or_refused(tiny, tmp_path, at_step):
+    job = write_job(tmp_path, tiny, prompts=1, steps=2, sample={"every": 0, "first": False, "steps": 1}, save={"every": 8})
+    run = tmp_path / "runs" / "t"
+    at_step(run, {0: [new("training.steps", 3), new("training.loss", "mae")]}, phase="sampling")
+    assert train(job) == 0
+    assert [e.kind for e in events(run) if e.kind in ("step", "changed", "checkpoint", "sample", "done")] == ["step", "step", "checkpoint", "sample", "changed", "step", "checkpoint", "sample", "done"]
+    assert [d["message"].partition(" was")[0] for d in of_kind(run, "finding") if d["code"] == "command-refused"] == ["set training.loss = mae"]
+    assert of_kind(run, "done")[0]["step"] == 3 and lora.read_metadata(run / "t_low_noise.safetensors")["wanlora.step"] == "3"
+    assert not list((run / "control").iterdir())
+
+
 SET = {4: [new("training.lr", 3e-4), new("training.steps", 7)]}
 HOW = {"steps": 9, "lr_scheduler": "cosine", "ema": True, "gradient_accumulation": 2}
 
