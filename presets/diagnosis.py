@@ -164,28 +164,37 @@ class Learning:
 
 
 class MotionSpeed:
-    """Previews of other lengths than the training clips play the motion at another speed."""
+    """Previews of other lengths than the training clips, or played at another rate than Wan's, show the motion at another speed.
+
+    The two are judged apart: half the frames at half the rate last as long, but neither looks like the clips.
+    """
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._sped: set[str] = set()  # what the check before the run said of the clips' own speed
+        self._told: set[str] = set()  # fields of which that check said that their frames do not match
 
     def feed(self, event: Event) -> list[Finding]:
         if event.kind == "finding" and event.data["code"] == "speed-factor":
             self._sped.add(event.data["message"])
+        if event.kind == "finding" and event.data["code"] == "frames-mismatch":
+            self._told.add(event.data["field"])
         trained = sorted({d.num_frames for d in self._job.datasets if d.num_frames > 1 and not d.regularization})
         if event.kind != "sample" or event.data["step"] == 0 or not trained:
             return []
         panel = self._job.sample
-        frames = next((p.num_frames for p in panel.prompts if p.prompt == event.data["prompt"] and p.num_frames), panel.num_frames)
+        own = next((i for i, p in enumerate(panel.prompts) if p.prompt == event.data["prompt"] and p.num_frames), None)
+        field, frames = ("sample.num_frames", panel.num_frames) if own is None else (f"sample.prompts[{own}].num_frames", panel.prompts[own].num_frames or panel.num_frames)
         near = min(trained, key=lambda n: abs(n - frames))
-        played = panel.fps / WAN_FPS
-        speed = played * max(frames, near) / min(frames, near) if frames != near else played
-        if max(speed, 1 / speed) <= SPEED:
-            return []
-        text = f"previews of {frames} frames at {panel.fps} a second, trained on {near} frames: the motion will not have the speed of the clips"
-        sped = "".join(f"; {message}" for message in sorted(self._sped))
-        return [_finding("motion-too-fast", "sample.num_frames", text + sped, f"Set sample.num_frames = {near} and sample.fps = {WAN_FPS}, and judge the speed by those previews")]
+        causes = [(near / frames, field, f"{frames} frames, trained on {near}", f"{near}")] if field not in self._told else []
+        causes.append((panel.fps / WAN_FPS, "sample.fps", f"{panel.fps} frames a second, made at {WAN_FPS:g}", f"{WAN_FPS:g}"))
+        out = []
+        for code, word, off in (("motion-too-fast", "faster", [c for c in causes if c[0] > SPEED]), ("motion-too-slow", "slower", [c for c in causes if 1 / c[0] > SPEED])):
+            if off:
+                text = f"previews of {' and '.join(c[2] for c in off)}: the motion will look {word} than in the clips"
+                sets = " and ".join(f"{c[1]} = {c[3]}" for c in off)
+                out.append(_finding(code, off[0][1], "; ".join([text, *sorted(self._sped)]), f"Set {sets}, and judge the speed by those previews"))
+        return out
 
 
 def _trend(points: list[Point], most: int) -> Change:

@@ -112,8 +112,11 @@ def samples(*steps: int, seconds: float = 0.0) -> dict[int, list[tuple[str, dict
 
 
 SICK = {
-    "motion too fast": ("motion-too-fast", Made(job_of(frames=41, sample={"num_frames": 81}), extra=samples(50, 100)), "81 frames"),
-    "previews played too fast": ("motion-too-fast", Made(job_of(sample={"fps": 24}), extra=samples(50)), "24 a second"),
+    "motion too fast": ("motion-too-fast", Made(job_of(frames=81, sample={"num_frames": 41}), extra=samples(50, 100)), "41 frames, trained on 81: the motion will look faster"),
+    "motion too slow": ("motion-too-slow", Made(job_of(frames=41, sample={"num_frames": 81}), extra=samples(50, 100)), "81 frames, trained on 41: the motion will look slower"),
+    "previews played too fast": ("motion-too-fast", Made(job_of(sample={"fps": 24}), extra=samples(50)), "24 frames a second, made at 16: the motion will look faster"),
+    "previews played too slowly": ("motion-too-slow", Made(job_of(sample={"fps": 8}), extra=samples(50)), "8 frames a second, made at 16: the motion will look slower"),
+    "both, and the same way": ("motion-too-fast", Made(job_of(sample={"num_frames": 21, "fps": 24}), extra=samples(50)), "21 frames, trained on 41 and 24 frames a second, made at 16: the motion will look faster"),
     "high noise off": ("camera-does-not-move", Made(job_of(multistage={"high_noise": False})), "none of 200 steps"),
     "bias towards low noise": ("camera-does-not-move", Made(job_of(training={"timestep_bias": "low_noise"})), "low noise"),
     "a small share of high noise": ("camera-does-not-move", Made(job_of(multistage={"low": ExpertPanel(share=9.0)})), "of 200 steps"),
@@ -137,6 +140,19 @@ def test_each_trouble_is_named_once_with_its_numbers(name):
     code, made, words = SICK[name]
     found = [f for f in diagnose(made, 1100) if f.code == code]
     assert len(found) == 1 and words in found[0].message and found[0].fix, found
+
+
+def test_few_frames_at_a_slow_rate_do_not_hide_each_other():
+    found = diagnose(Made(job_of(frames=41, sample={"num_frames": 21, "fps": 8}), extra=samples(50, 100)), 150)
+    assert [(f.code, f.field, f.fix.partition(",")[0]) for f in found] == [
+        ("motion-too-fast", "sample.num_frames", "Set sample.num_frames = 41"), ("motion-too-slow", "sample.fps", "Set sample.fps = 16"),
+    ]  # fmt: skip
+
+
+def test_what_the_check_said_of_the_frames_is_not_said_again():
+    told = {1: [("finding", {"code": "frames-mismatch", "field": "sample.num_frames", "severity": "warning", "message": "m", "fix": "f"})]}
+    made = Made(job_of(sample={"num_frames": 81, "fps": 24}), extra=told | samples(50))
+    assert [(f.code, f.field) for f in diagnose(made, 60)] == [("motion-too-fast", "sample.fps")]
 
 
 def test_previews_that_take_the_time():
