@@ -202,3 +202,5 @@ def test_values_and_ranges_read_as_people_write_them() -> None:
     assert range_text(FIELDS["training.batch_size"]) == "integer, 1 to 64"
     assert range_text(FIELDS["save.every"]) == "integer, 1 or more steps"
     assert range_text(FIELDS["job.seed"]) == "integer, 0 or more"
+    assert range_text(FIELDS["training.lr"]) == "number, above 0, at most 10"
+    assert range_text(FIELDS["multistage.high.lr"]).endswith("above 0, at most 10")

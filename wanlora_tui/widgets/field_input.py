@@ -29,7 +29,10 @@ def range_text(field: Field) -> str:
     low, high = (f"{v:,.12g}".replace(",", " ") if v is not None else "" for v in (field.minimum, field.maximum))
     if high and len(high) > 12:  # 2**63 - 1 says nothing to a person
         high = ""
-    limits = f"{low} to {high}" if low and high else f"{low} or more" if low else f"up to {high}" if high else ""
+    if "above" in field.limits_text or "below" in field.limits_text:  # an end that is not itself allowed
+        limits = field.limits_text
+    else:
+        limits = f"{low} to {high}" if low and high else f"{low} or more" if low else f"up to {high}" if high else ""
     kind = "" if field.choices else field.type_text
     return " ".join(x for x in (", ".join(x for x in (kind, limits) if x), field.unit) if x)
 
