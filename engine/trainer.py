@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
-from engine import faults
+from engine import checkpoint, faults
 from engine.clock import Stopwatch
 from engine.control import Control, StopWished
 from engine.gradients import gradients, with_memory
@@ -158,8 +158,9 @@ def stop(run: Run, step: int, control: Control) -> Outcome:
 
 
 def stop_unsaved(run: Run, step: int, control: Control) -> Outcome:
-    """Honour a stop while the disk is full: the run ends with the checkpoint it has."""
-    kept, path = max(run.log.history.checkpoints.items(), default=(0, ""))
+    """Honour a stop while the disk is full: the run ends with the checkpoint it has. The events may not tell of it yet: they come after its LoRA files."""
+    newest, _ = checkpoint.newest(run.folder)
+    kept, path = (checkpoint.step_of(newest), str(newest.relative_to(run.folder))) if newest else (0, "")
     why = f"{control.why} while the disk was full" + (f": what came after step {kept} could not be saved and is trained again" if kept < step else "")
     run.log.emit("stopped", step=step, path=path, why=why)
     return Outcome(step, done=False, why=control.why)

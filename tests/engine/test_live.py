@@ -264,6 +264,18 @@ def test_a_stop_while_the_disk_is_full_keeps_the_checkpoint_there_is(tiny, tmp_p
     assert train(job, resume=True) == 0 and of_kind(run, "done")[-1]["step"] == 4
 
 
+def test_a_stop_while_a_lora_file_waits_for_room_keeps_its_checkpoint(tiny, tmp_path, armed, at_step):
+    job = write_job(tmp_path, tiny, prompts=0, steps=4, save={"every": 2})
+    run = tmp_path / "runs" / "t"
+    armed(["enospc:lora-file.before-rename:2"] * 2)
+    at_step(run, {0: [{"command": "stop"}]}, phase="paused")
+    assert train(job) == 75
+    (stopped,) = of_kind(run, "stopped")
+    assert (stopped["step"], stopped["path"]) == (2, "checkpoints/step_000000002") and "could not be saved" not in stopped["why"]
+    armed([])
+    assert train(job, resume=True) == 0 and [d["step"] for d in of_kind(run, "step")] == [1, 2, 3, 4]
+
+
 def test_steps_that_were_not_finite_are_counted_on_after_a_resume(tiny, tmp_path, armed):
     """Steps 2 and 3 are skipped, a fault ends the run behind the checkpoint of step 3, and step 4 is the third in a row."""
     job = write_job(tmp_path, tiny, prompts=0, steps=6, save={"every": 3})
