@@ -1,5 +1,6 @@
 """The previews of a run: when they are made, from which weights, and what they leave behind."""
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,8 +85,12 @@ def make_previews(run: Run, step: int, control: Control, *, missing: bool = Fals
             _preview(run, step, i, control)
         except StopWished:
             return  # the loop sees it next
-        except (UserError, OSError, av.FFmpegError, torch.OutOfMemoryError) as e:
-            where, text = f"sample.prompts[{i}]", f"the preview after step {step} could not be made: {e}"
+        except (faults.InjectedFault, torch.AcceleratorError):  # a card that failed answers nothing any more
+            raise
+        except Exception as e:
+            if not isinstance(e, (UserError, OSError, av.FFmpegError, torch.OutOfMemoryError)):  # nobody expected it: where it came from is worth knowing
+                traceback.print_exc()
+            where, text = f"sample.prompts[{i}]", f"the preview after step {step} could not be made: {e or type(e).__name__}"
             run.log.emit("finding", code="preview-failed", severity="warning", field=where, message=text, fix="The training goes on; look at the control image and the free memory")
             run.experts.ensure()
 

@@ -207,6 +207,27 @@ def test_previews_that_fail_are_findings_and_the_run_goes_on(tiny, tmp_path, mon
     assert [Path(d["path"]).name for d in of_kind(run, "sample")] == ["02.mp4"] and of_kind(run, "done")
 
 
+def test_whatever_goes_wrong_in_one_preview_is_a_finding_but_for_a_failed_card(tiny, tmp_path, monkeypatch, capsys):
+    """The control image of the second prompt is too large for PIL from now on; then the card itself fails."""
+    job = write_job(tmp_path, tiny, prompts=2, steps=1, sample={**SMALL, "every": 0, "first": False})
+    plain = previews.control_image
+    calls: list[Exception | None] = [None, Image.DecompressionBombError("a decompression bomb"), torch.AcceleratorError("device-side assert triggered")]
+
+    def image(*args):
+        if error := calls.pop(0):
+            raise error
+        return plain(*args)
+
+    monkeypatch.setattr(previews, "control_image", image)
+    assert go(job) == 0
+    run = tmp_path / "runs" / "t"
+    (found,) = [d for d in of_kind(run, "finding") if d["code"] == "preview-failed"]
+    assert found["field"] == "sample.prompts[1]" and "a decompression bomb" in found["message"]
+    assert [Path(d["path"]).name for d in of_kind(run, "sample")] == ["00.mp4"] and of_kind(run, "done")
+    assert "DecompressionBombError" in capsys.readouterr().err
+    assert go(job, resume=True) == 1 and "device-side assert" in of_kind(run, "failed")[-1]["cause"]
+
+
 def test_a_disk_too_full_for_a_folder_pauses_previews_too(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(room, "RETRY_SECONDS", 0.01)
     job = write_job(tmp_path, tiny, prompts=1, steps=1, sample={**SMALL, "every": 0, "first": False})
