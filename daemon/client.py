@@ -187,13 +187,13 @@ class Client:
         """The daemon's epoch and pid."""
         return await self._ask(Hello(PROTOCOL_VERSION), HelloReply)
 
-    async def submit(self, job_path: str | Path, out: str | Path = "", *, resume: bool = False, from_step: int | None = None, accept_changes: bool = False) -> JobRecord:
+    async def submit(self, job_path: str | Path, out: str | Path = "", *, resume: bool = False, from_step: int | None = None, accepted: str | None = None) -> JobRecord:
         """Queue a job file; `out` defaults to the folder `runs` beside it. Paths may be relative to here.
 
         `resume`: go on with the run that lies in its run folder, whoever began it; the rest as for `resume`.
         """
         where = str(Path(job_path).absolute()), str(Path(out).absolute()) if out else ""
-        return (await self._ask(Submit(*where, resume=resume, from_step=from_step, accept_changes=accept_changes), JobReply)).job
+        return (await self._ask(Submit(*where, resume=resume, from_step=from_step, accepted=accepted), JobReply)).job
 
     async def jobs(self) -> list[JobRecord]:
         """All jobs, oldest first."""
@@ -215,10 +215,10 @@ class Client:
         """Have it saved and stopped; the answer comes at once, the end later in the feed."""
         return (await self._ask(Stop(str(job)), JobReply)).job
 
-    async def resume(self, job: str | int, from_step: int | None = None, accept_changes: bool = False) -> JobRecord:
+    async def resume(self, job: str | int, from_step: int | None = None, accepted: str | None = None) -> JobRecord:
         """Queue an ended job again, from its newest checkpoint or that of `from_step`. Its job file is read anew: changes
-        that break exactness are refused unless `accept_changes`."""
-        return (await self._ask(Resume(str(job), from_step, accept_changes), JobReply)).job
+        that break exactness are refused unless `accepted` is the digest of just these (presets.changes.digest)."""
+        return (await self._ask(Resume(str(job), from_step, accepted), JobReply)).job
 
     async def changes(self, job: str | int) -> list[Change]:
         """How the job file differs by now from what the last attempt was given."""

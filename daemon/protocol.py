@@ -70,7 +70,7 @@ class Submit(Struct, tag=True):
     out: str = ""  # absolute; default: the folder `runs` beside the job file
     resume: bool = False  # go on with the run that lies in the run folder, from here on as in Resume
     from_step: int | None = None
-    accept_changes: bool = False
+    accepted: str | None = None
 
 
 class Jobs(Struct, tag=True):
@@ -101,11 +101,11 @@ class Stop(Struct, tag=True):
 
 
 class Resume(Struct, tag=True):
-    """Queue an ended job again. Its job file is read anew; changes that break exactness must be accepted."""
+    """Queue an ended job again. Its job file is read anew; changes that break exactness must be accepted, those that were shown and no others."""
 
     job: str
     from_step: int | None = None  # go back to the checkpoint of this step; default: the newest
-    accept_changes: bool = False
+    accepted: str | None = None  # presets.changes.digest of the changes that the user accepts, also of none: clips and captions may have changed too; None: nothing is accepted
 
 
 class Changes(Struct, tag=True):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from daemon.protocol import JobRecord
-from presets.changes import Change, breaking, changes
+from presets.changes import UNSEEN, Change, breaking, changes, digest
 from presets.errors import UserError
 from presets.job import Job
 from presets.jobfile import absolute_paths, load_job
@@ -32,18 +32,19 @@ def changed_since(record: JobRecord, copy: Path) -> tuple[Job, list[Change]]:
     return now, changes(before, now)
 
 
-def require_accepted(record: JobRecord, found: list[Change], accept: bool) -> None:
-    """Raises UserError when the job file has changed in ways that break exactness and nobody has accepted that, or so that
-    no checkpoint fits it any more."""
+def require_accepted(record: JobRecord, found: list[Change], accepted: str | None) -> None:
+    """Raises UserError when the job file has changed in ways that break exactness and just these were not `accepted` (their
+    digest), or so that no checkpoint fits it any more."""
     learnt = any(Path(record.run_dir, "checkpoints").glob("step_*"))
     if learnt and (impossible := [c for c in found if c.impossible]):
         raise UserError(
             f"its job file has changed so that what was learnt does not fit it ({'; '.join(c.text for c in impossible)})", where=record.name,
             fix=f"Set it back in {record.job_path}, or submit it as a new job under another name",
         )  # fmt: skip
-    if (wrong := breaking(found)) and not accept:
+    if (wrong := breaking(found)) and accepted not in (digest(wrong), UNSEEN):
+        what = "has changed so that the run would not go on as it was begun" if accepted is None else "has other changes by now than those that were accepted"
         raise UserError(
-            f"its job file has changed so that the run would not go on as it was begun ({'; '.join(c.text for c in wrong)})", where=record.name,
+            f"its job file {what} ({'; '.join(c.text for c in wrong)})", where=record.name,
             fix=f"Set it back in {record.job_path}, or accept it: wanlora resume {record.name} --accept-changes",
         )  # fmt: skip
 

@@ -135,8 +135,8 @@ class Service:
             case wire.Stop(job=key):
                 entry = queue.find(key)
                 return self._change(request.id, entry, queue.stop(entry.record.id, now))
-            case wire.Resume(job=key, from_step=from_step, accept_changes=accept):
-                return await self._resume(request.id, queue.find(key), from_step, accept, now)
+            case wire.Resume(job=key, from_step=from_step, accepted=accepted):
+                return await self._resume(request.id, queue.find(key), from_step, accepted, now)
             case wire.Changes(job=key):
                 entry = queue.find(key)
                 return wire.ChangesReply(self._record(entry), changed_since(entry.record, self.places.job_file(entry.record.id))[1])
@@ -177,13 +177,13 @@ class Service:
         held = Path(record.run_dir, JOB_FILE)
         options: dict[str, Any] = {}
         if asked.resume and known:
-            return await self._resume(request_id, known[-1], asked.from_step, asked.accept_changes, now, job_path=path)
+            return await self._resume(request_id, known[-1], asked.from_step, asked.accepted, now, job_path=path)
         if asked.resume:
             if not held.exists():
                 raise UserError("no run lies here that could be resumed", where=record.run_dir, fix="Submit the job without --resume")
-            require_accepted(record, changed_since(record, held)[1], asked.accept_changes)
+            require_accepted(record, changed_since(record, held)[1], asked.accepted)
             require_checkpoint(record, checkpoints_of(Path(record.run_dir), RunView()), asked.from_step)
-            options = {"resume": True, "from_step": asked.from_step, "accept_changes": asked.accept_changes}
+            options = {"resume": True, "from_step": asked.from_step, "accept_changes": asked.accepted is not None}
         elif held.exists():  # the trainer would refuse it, hours later perhaps
             way = f"wanlora resume {known[-1].record.id}" if known else f"wanlora submit {path} --resume"
             raise UserError("this folder already holds a run", where=record.run_dir, fix=f"Give this job another name, or go on with that run: {way}")
@@ -197,14 +197,14 @@ class Service:
         self._apply(self._queue.submit(msgspec.structs.replace(record), now, **options))
         return answer
 
-    async def _resume(self, request_id: str, entry: Entry, from_step: int | None, accept: bool, now: float, *, job_path: str = "") -> wire.Answer:
+    async def _resume(self, request_id: str, entry: Entry, from_step: int | None, accepted: str | None, now: float, *, job_path: str = "") -> wire.Answer:
         """Queue an ended job again, with its job file (or the one at `job_path`) as it is now."""
         record, copy = entry.record, self.places.job_file(entry.record.id)
         job_path = job_path or record.job_path
         job, found = changed_since(msgspec.structs.replace(record, job_path=job_path), copy)
         more = job.training.steps > record.step
         self._queue.require_resumable(entry, further=from_step is not None or more)
-        require_accepted(record, found, accept)
+        require_accepted(record, found, accepted)
         if from_step is not None:
             require_checkpoint(record, checkpoints_of(Path(record.run_dir), (await self._caught_up(entry)).view), from_step)
         record.job_path = job_path
@@ -212,7 +212,7 @@ class Service:
         record.gpus = sorted(set(job.job.gpus))
         if found:
             record.steps = job.training.steps
-        return self._change(request_id, entry, self._queue.resume(record.id, now, from_step=from_step, accept_changes=accept, further=from_step is not None or more))
+        return self._change(request_id, entry, self._queue.resume(record.id, now, from_step=from_step, accept_changes=accepted is not None, further=from_step is not None or more))
 
     def _tell(self, request_id: str, entry: Entry, order: Order) -> wire.Answer:
         """Leave an order for the job's trainer. Raises UserError unless it runs."""

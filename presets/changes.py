@@ -1,8 +1,10 @@
 """What may change about a job while it trains or between its attempts, and how two jobs differ."""
 
+import hashlib
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from presets.errors import UserError
@@ -19,6 +21,7 @@ IMPOSSIBLE_TO_CHANGE = (
     "target.type", "target.rank", "multistage.high.rank", "multistage.low.rank", "multistage.high_noise", "multistage.low_noise", "training.optimizer",
 )  # fmt: skip
 LEFT_OUT = "left out"
+UNSEEN = "unseen"  # instead of a digest: accepted whatever it is, because the run's own job file cannot be read
 
 
 class Change(Struct, frozen=True, kw_only=True):
@@ -46,6 +49,12 @@ def changes(old: Job, new: Job) -> list[Change]:
 
 def breaking(found: Iterable[Change]) -> list[Change]:
     return [c for c in found if c.breaks]
+
+
+def digest(found: Iterable[Change]) -> str:
+    """What an acceptance names: the changes that break exactness, as they were shown. Any other such change gives another digest."""
+    shown = sorted((c.field, c.old, c.new) for c in breaking(found))
+    return hashlib.sha256(msgspec.json.encode(shown)).hexdigest()[:32]
 
 
 def is_free(field: str) -> bool:

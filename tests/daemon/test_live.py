@@ -10,6 +10,7 @@ import pytest
 from daemon import protocol as wire
 from daemon.client import Client, RequestRefused
 from daemon.orders import Order, leave
+from presets.changes import digest
 from tests.daemon.conftest import Box, until
 from tests.daemon.test_daemon import facts, file_events
 
@@ -142,13 +143,18 @@ async def test_a_changed_job_file_is_taken_up_and_what_breaks_exactness_is_asked
         good = path.read_text()
         path.write_text(good + "[target]\nrank = 8\n")
         with pytest.raises(RequestRefused, match=r"one: its job file has changed so that what was learnt does not fit it \(target\.rank: 16 -> 8\)"):
-            await client.resume("one", accept_changes=True)
+            await client.resume("one", accepted=digest(await client.changes("one")))
         path.write_text(good)
         assert (await client.show("one")).state == "stopped"
-        assert (await client.resume("one", accept_changes=True)).steps == 17
+        shown = digest(await client.changes("one"))
+        path.write_text(good.replace("'mae'", "'huber'"))
+        with pytest.raises(RequestRefused, match=r"one: its job file has other changes by now than those that were accepted \(training\.loss: .mse. -> .huber.\)"):
+            await client.resume("one", accepted=shown)
+        path.write_text(good.replace("lr = 5e-5", "lr = 6e-5"))  # this one needs no acceptance
+        assert (await client.resume("one", accepted=shown)).steps == 17
         assert (await box.wait(client, "one")).step == 17
         assert facts(box.run_dir("one"), 2)["args"][-2:] == ["--resume", "--accept-changes"]
-        assert [e.data["lr"] for e in file_events(box.run_dir("one")) if e.kind == "step" and e.attempt == 2] == [5e-5, 5e-5]
+        assert [e.data["lr"] for e in file_events(box.run_dir("one")) if e.kind == "step" and e.attempt == 2] == [6e-5, 6e-5]
         assert await client.changes("one") == []  # accepted: the next attempt has nothing to ask
 
 

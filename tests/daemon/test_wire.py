@@ -107,7 +107,7 @@ async def test_garbage_is_refused_and_hurts_nobody(raw: Raw, box: Box, frames):
 
 async def test_a_thousand_mutilated_requests(raw: Raw, box: Box):
     rng = random.Random(7)
-    whole = [wire.encode(wire.Request(id=f"r{n}", command=c)) for n, c in enumerate([wire.Jobs(), wire.Snapshot("1"), wire.Replay("1", 3), wire.Stop("x"), wire.Hello(1), wire.Set("x", "training.lr", "1"), wire.Resume("x", 3, True)])]
+    whole = [wire.encode(wire.Request(id=f"r{n}", command=c)) for n, c in enumerate([wire.Jobs(), wire.Snapshot("1"), wire.Replay("1", 3), wire.Stop("x"), wire.Hello(1), wire.Set("x", "training.lr", "1"), wire.Resume("x", 3, "0f")])]
     for _ in range(1000):
         data = bytearray(rng.choice(whole))
         for _ in range(rng.randint(1, 6)):

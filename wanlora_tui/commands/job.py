@@ -104,7 +104,7 @@ def train(args: Namespace) -> int:
     if args.resume or args.accept_changes or args.from_step is not None:
         from wanlora_tui.commands.resume import agreed_here
 
-        accept = agreed_here(args.job, job, args.out or default_out(args.job), accepted=args.accept_changes)
-        options += ["--resume", *(["--from", str(args.from_step)] if args.from_step is not None else []), *(["--accept-changes"] if accept else [])]
+        accepted = agreed_here(job, args.job.resolve().parent, args.out or default_out(args.job), accepted=args.accept_changes)
+        options += ["--resume", *(["--from", str(args.from_step)] if args.from_step is not None else []), *(["--accept-changes"] if accepted is not None else [])]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "engine", str(args.job), *options])

@@ -22,10 +22,10 @@ def submit(args: Namespace) -> int:
 
     out = args.out or default_out(args.job)
     findings = findings_of(args.job, out=out, scenes=False)
-    going_on, accept = _goes_on(args), False
+    going_on, accepted = _goes_on(args), None
     if going_on and not any(f.code == "job-file" for f in findings):
-        accept = agreed_here(args.job, load_job(args.job), out, accepted=args.accept_changes)
-        findings = [f for f in findings if not (accept and f.code == "run-folder-other-job")]
+        accepted = agreed_here(load_job(args.job), args.job.absolute().parent, out, accepted=args.accept_changes)
+        findings = [f for f in findings if not (accepted is not None and f.code == "run-folder-other-job")]
     if findings:
         say(render(findings))
     if has_errors(findings):
@@ -33,7 +33,7 @@ def submit(args: Namespace) -> int:
 
     async def go() -> JobRecord:
         async with Client(daemon_dir(args)) as client:
-            return await client.submit(args.job, args.out or "", resume=going_on, from_step=args.from_step, accept_changes=accept)
+            return await client.submit(args.job, args.out or "", resume=going_on, from_step=args.from_step, accepted=accepted)
 
     start_daemon(daemon_dir(args))
     record = asyncio.run(go())

@@ -10,7 +10,7 @@ import msgspec
 
 from daemon.client import Client
 from daemon.protocol import RUNNING_STATES, JobRecord
-from presets.changes import Change, breaking, changes
+from presets.changes import UNSEEN, Change, breaking, changes, digest
 from presets.errors import UserError
 from presets.events import EVENTS_FILE, read_events
 from presets.fold import RunView, fold
@@ -30,8 +30,8 @@ def resume(args: Namespace) -> int:
             record = await client.show(args.job)
             if record.state in RUNNING_STATES:  # refused, and nobody should be asked about changes first
                 return await client.resume(record.id, args.from_step)
-            accept = agreed(record.name, await client.changes(record.id), accepted=args.accept_changes)
-            return await client.resume(record.id, args.from_step, accept)
+            accepted = agreed(record.name, await client.changes(record.id), accepted=args.accept_changes)
+            return await client.resume(record.id, args.from_step, accepted)
 
     record = asyncio.run(go())
     back = f" It goes back to step {args.from_step}; what came after is set aside in {home_path(record.run_dir)}/abandoned." if args.from_step is not None else ""
@@ -39,8 +39,8 @@ def resume(args: Namespace) -> int:
     return 0
 
 
-def agreed(name: str, found: list[Change], *, accepted: bool) -> bool:
-    """Whether changes that break exactness are accepted: `accepted` from the start, or asked for on a terminal.
+def agreed(name: str, found: list[Change], *, accepted: bool) -> str | None:
+    """The digest of the changes when they are accepted, `accepted` from the start or asked for on a terminal; None when nothing needs that.
 
     Raises UserError when the answer is no, or there is nobody to ask.
     """
@@ -49,25 +49,25 @@ def agreed(name: str, found: list[Change], *, accepted: bool) -> bool:
         for change in sorted(found, key=lambda c: not c.breaks):
             say(f"  {change.text}{'   does not fit what was learnt' if change.impossible else '   breaks exactness' if change.breaks else ''}")
     if any(c.impossible for c in found):  # a refusal comes, unless nothing was learnt yet; no yes could help
-        return True
+        return digest(found)
     if accepted or not breaking(found):
-        return accepted
+        return digest(found) if accepted else None
     how = f"Set {'it' if len(breaking(found)) == 1 else 'them'} back in the job file, or accept with --accept-changes"
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise UserError(f"not resumed: {count(len(breaking(found)), 'change')} would make it another run from here on", where=name, fix=how)
     print("From here on it will not be the run that was begun. Go on with the changes? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise UserError("not resumed, and nothing was changed", where=name, fix=how)
-    return True
+    return digest(found)
 
 
-def agreed_here(path: Path, job: Job, out: Path, *, accepted: bool) -> bool:
-    """The same for a job file and the run folder in `out`, without a daemon."""
+def agreed_here(job: Job, base: Path, out: Path, *, accepted: bool) -> str | None:
+    """The same for a job whose paths are relative to `base`, and the run folder in `out`, without a daemon."""
     held = out / job.job.name / "job.toml"
     try:
-        found = changes(absolute_paths(load_job(held), held.parent), absolute_paths(job, path.resolve().parent)) if held.exists() else []
+        found = changes(absolute_paths(load_job(held), held.parent), absolute_paths(job, base)) if held.exists() else []
     except UserError:  # the trainer says so, and goes on when the changes are accepted unseen
-        return accepted
+        return UNSEEN if accepted else None
     return agreed(job.job.name, found, accepted=accepted)
 
 

@@ -4,7 +4,7 @@ from textual.app import App
 
 from daemon.client import Client, DaemonError
 from daemon.protocol import JobRecord
-from presets.changes import Change, breaking
+from presets.changes import Change, breaking, digest
 from wanlora_tui.screens.confirm import Confirm
 
 LINES = 6  # of a diff that a question has room for in 24 rows
@@ -25,7 +25,7 @@ async def resume_run(app: App[None], client: Client, record: JobRecord, *, from_
             question = f"The job file of {record.name} has changed:\n{diff_text(found)}\n✗ breaks exactness: from here on it would not be the run that was begun. Go on with the changes?"
             if not await app.push_screen_wait(Confirm(question, "Go on", "Leave it")):
                 return None
-        queued = await client.resume(record.id, from_step, bool(wrong))
+        queued = await client.resume(record.id, from_step, digest(wrong) if wrong else None)
     except DaemonError as e:
         app.notify(str(e), severity="error", timeout=10)
         return None
