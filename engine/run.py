@@ -17,6 +17,7 @@ from engine.eventlog import EventLog
 from engine.resume import JOB_FILE, Begin, find_begin
 from presets.check import Facts, check, gather
 from presets.errors import UserError
+from presets.events import EVENTS_FILE
 from presets.findings import Finding
 from presets.jobfile import absolute_paths, load_job, save_job
 from presets.plan import KNOBS
@@ -41,6 +42,8 @@ def run_job(
         folder = (out.resolve() if out else base_dir / "runs") / job.job.name
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun's own variable
             raise UserError("this version trains a job on one GPU", where="job.gpus", fix="Set job.gpus to one GPU")
+        if resume and not holds_a_run(folder):
+            raise UserError("no run lies here that could be resumed", where=str(folder), fix="Start it without --resume, or name the folder that its run folder lies in with --out")
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder):
             if not resume and ((folder / JOB_FILE).exists() or checkpoint_folders(folder)):
@@ -129,6 +132,11 @@ def _run(begin: Begin, facts: Facts, folder: Path, log: EventLog, control: Contr
 
 def _summary(errors: list[Finding]) -> str:
     return f"{len(errors)} error{'s' if len(errors) > 1 else ''} in the job: " + "; ".join(f"{f.field}: {f.message}" for f in errors)
+
+
+def holds_a_run(folder: Path) -> bool:
+    """Whether an attempt was made here. One that ended before its job was accepted has left no more than its events."""
+    return any((folder / name).exists() for name in (JOB_FILE, EVENTS_FILE)) or bool(checkpoint_folders(folder))
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:

@@ -94,7 +94,7 @@ def life(number: int, seed: int, folder: Path, tiny: Path, straights: dict[str, 
         workers, fresh, instant = rng.choice([0, 0, 1, 2]), rng.random() < 0.1, rng.random() * usual[name] * 1.1
         point, step = rng.choice([p for p in faults.POINTS if not p.startswith("event.")]), rng.randint(0, STEPS)
         fault = {"fault": f"sigkill:{point}:{step}", "hang": f"hang:{point}:{step}", "disk": f"enospc:{rng.choice([p for p in faults.POINTS if p.startswith(('save', 'lora', 'event'))])}:{step}"}.get(what)
-        resume = run.exists()
+        resume = (run / "events.jsonl").exists()
         if fresh and fault is None:
             attempt = anew(path, resume=resume)
         else:

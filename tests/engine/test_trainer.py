@@ -324,8 +324,23 @@ def test_a_resume_with_fewer_steps_names_the_step_of_its_weights(tiny, tmp_path)
     assert lora.read_metadata(tmp_path / "runs/t/t_low_noise.safetensors")["wanlora.step"] == "4"
 
 
-def test_a_run_begun_by_resume_is_held_as_well(tiny, tmp_path, capsys):
+def test_where_no_run_lies_there_is_nothing_to_resume(tiny, tmp_path, capsys):
+    """One error, and no folder is made: not by default, not elsewhere, not for a step of it."""
     job = write_job(tmp_path, tiny, prompts=0, steps=2)
+    before = sorted(tmp_path.rglob("*"))
+    for out, step in ((None, None), (tmp_path / "elsewhere", None), (None, 4)):
+        assert run_job(job, out, resume=True, from_step=step, workers=0, device="cpu") == 1
+        (said,) = capsys.readouterr().err.splitlines()
+        assert "no run lies here that could be resumed" in said and "without --resume" in said
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_is_resumed(tiny, tmp_path, capsys):
+    """Killed among its checks it has left its events alone; and a run begun by a resume is held as well."""
+    job = write_job(tmp_path, tiny, prompts=0, steps=2)
+    run = tmp_path / "runs/t"
+    run.mkdir(parents=True)
+    (run / "events.jsonl").touch()
     assert run_job(job, None, resume=True, workers=0, device="cpu") == 0
     assert run_job(job, None, resume=False, workers=0, device="cpu") == 1
     assert "already holds a run" in capsys.readouterr().err
