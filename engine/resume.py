@@ -44,6 +44,7 @@ class Begin:
     damaged: list[str] = field(default_factory=list)  # newer checkpoints that were passed over
     keep: Job | None = None  # what RUN/job.toml is to hold from now on; None: what it holds
     rollback: bool = False
+    abandoned: str = ""  # the folder of a rollback that was cut short: it is taken up again there, so that its branch lies in one place
     accepted: bool = False  # that the run is no longer the one that was begun
 
     @property
@@ -82,7 +83,7 @@ def find_begin(folder: Path, job: Job, base_dir: Path, *, from_step: int | None,
         _ask(folder, [c for c in since if c.impossible], "", accept=accept, learnt=True)
     return Begin(
         job=job, resumed=True, step=step, checkpoint=found, meta=meta, since=since, settings=[Setting(step=step, field=c.field, old=_value(before, c.field), new=_value(now, c.field)) for c in since],
-        ahead=[] if from_step is not None else [s for s in history.ahead(step) if s.field not in edited], damaged=damaged, keep=given if edits or unreadable else None, rollback=back is not None, accepted=accept,
+        ahead=[] if from_step is not None else [s for s in history.ahead(step) if s.field not in edited], damaged=damaged, keep=given if edits or unreadable else None, rollback=back is not None, abandoned=history.abandoned, accepted=accept,
     )  # fmt: skip
 
 
@@ -139,8 +140,8 @@ def clear_the_way(begin: Begin, folder: Path, log: EventLog) -> None:
     for text in begin.damaged:
         log.finding(Finding(code="checkpoint-damaged", severity="warning", field=checkpoint.CHECKPOINTS, message=text, fix="The run goes on from the one before"))
     if begin.rollback:
-        place = f"{ABANDONED}/attempt_{log.attempt - 1}"
-        log.emit("log", level="info", text=f"going back to step {begin.step}: what came after it moves to {place}", rollback=begin.step)
+        place = begin.abandoned or f"{ABANDONED}/attempt_{log.attempt - 1}"
+        log.emit("log", level="info", text=f"going back to step {begin.step}: what came after it moves to {place}", rollback=begin.step, folder=place)
         abandon(folder, begin.job.job.name, begin.step, folder / place)
         return
     checkpoint.set_aside(folder, after=begin.step)

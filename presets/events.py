@@ -13,7 +13,7 @@ fold events into a `presets.fold.RunView`. Kinds and their data (all keys always
 | finding | code, severity, field, message, fix, optional step (the step it was found at) |
 | changed | field, old, new, step (optimizer steps done: it counts from the next one on), optional order (id of the request that it honours) |
 | replanned | why, old, new |
-| log | level (info, warning), text, optional rollback (the step that the next attempt goes back to) |
+| log | level (info, warning), text, optional rollback (the step that the next attempt goes back to) and with it folder (where what came after it moves, relative to the run folder) |
 | stopped | step, path (of the checkpoint, "" when none), why |
 | failed | cause, next (what to do next) |
 | done | step, files [path], seconds |

@@ -93,6 +93,7 @@ class RunView(Struct, kw_only=True):
     resumed: list[int] = field(default_factory=list)  # the steps that an attempt went on from: resumes and rollbacks
     settings: dict[str, Any] = field(default_factory=dict)  # what can be changed while it trains -> the value now
     abandoned: list[Abandoned] = field(default_factory=list)  # the newest branches that were left, oldest first
+    leaving: str = ""  # the folder that a rollback moves things to, until its attempt starts
     samples: list[Sample] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     findings: list[dict[str, Any]] = field(default_factory=list)
@@ -119,7 +120,8 @@ def fold(view: RunView, event: Event) -> None:
             view.vram_total_gib, view.ram_total_gib = data.get("vram_total_gib", 0.0), data.get("ram_total_gib", 0.0)
             view.started_at = view.started_at or event.time
             view.settings = {field: value_at(data["job"], field) for field in LIVE_FIELDS}
-            _rewind(view, data["resumed_from"], data.get("rollback", False))
+            _rewind(view, data["resumed_from"], (view.leaving or f"{ABANDONED}/attempt_{view.attempt - 1}") if data.get("rollback") else "")
+            view.leaving = ""
             _note(view, event, f"attempt {event.attempt} started on {data['device']}: {data['plan']}")
         case "phase":
             phase = Phase(data["name"], data["done"], data["total"], data.get("text", ""))
@@ -156,6 +158,7 @@ def fold(view: RunView, event: Event) -> None:
             view.plan = data["new"]
             _note(view, event, f"replanned: {data['why']}")
         case "log":
+            view.leaving = data.get("folder", view.leaving)
             _note(view, event, data["text"])
         case "stopped":
             view.state, view.outcome = "stopped", data["why"]
@@ -168,10 +171,10 @@ def fold(view: RunView, event: Event) -> None:
             _note(view, event, f"done: {', '.join(data['files'])}")
 
 
-def _rewind(view: RunView, step: int, rollback: bool) -> None:
+def _rewind(view: RunView, step: int, folder: str) -> None:
     """An attempt starts again from a checkpoint: what came after it in the plot is trained anew."""
     left = Abandoned(
-        attempt=view.attempt - 1, after=step, last=view.step, folder=f"{ABANDONED}/attempt_{view.attempt - 1}" if rollback else "",
+        attempt=view.attempt - 1, after=step, last=view.step, folder=folder,
         losses={expert: behind for expert, points in view.losses.items() if (behind := [p for p in points if p.step > step])},
         samples=[s for s in view.samples if s.step > step], checkpoints=[c for c in view.checkpoints if c.step > step],
     )  # fmt: skip

@@ -35,6 +35,7 @@ class History:
         self.done = False  # the last attempt came to the end of the run
         self.orders: set[str] = set()  # that were honoured by a `changed` event, on whatever branch
         self.rolling_back: int | None = None  # a rollback to this step was begun and its attempt has not started
+        self.abandoned = ""  # the folder that this rollback began to move things to, relative to the run folder
         self._set: dict[tuple[int, str], Setting] = {}
         self._keep = True
 
@@ -46,11 +47,12 @@ class History:
         match event.kind:
             case "started":
                 self._go_back(data["resumed_from"])
-                self.rolling_back, self.done = None, False
+                self.rolling_back, self.abandoned, self.done = None, "", False
             case "done":
                 self.done = True
             case "log" if "rollback" in data:
                 step = self.rolling_back = data["rollback"]
+                self.abandoned = data.get("folder", "")
                 self._set = {key: s for key, s in self._set.items() if key[0] < step}
             case "changed" if "step" in data and data["field"] in LIVE_FIELDS:
                 self._change(Setting(step=data["step"], field=data["field"], old=data["old"], new=data["new"]))

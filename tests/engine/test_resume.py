@@ -167,6 +167,30 @@ def test_going_back_moves_what_came_later_and_loses_nothing(place):
     assert (place.run / "abandoned/attempt_1/t_high_noise.safetensors").read_text() == "final"
 
 
+def test_a_rollback_that_was_cut_short_goes_on_in_the_same_folder(place, monkeypatch):
+    for step in (2, 4, 6):
+        place.save(step)
+    before = place.names()
+    rename = Path.rename
+
+    def killed(self: Path, to: Path) -> Path:
+        if "4" in self.name:
+            raise KeyboardInterrupt
+        return rename(self, to)
+
+    place.log.close()
+    place.log = EventLog(place.run, listener=lambda event: None)
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(Path, "rename", killed)
+        clear_the_way(place.begin(from_step=2), place.run, place.log)
+    assert any("4" in name for name in place.names() if not name.startswith("abandoned"))
+    place.log.close()
+    place.log = EventLog(place.run, listener=lambda event: None)
+    clear_the_way(place.begin(), place.run, place.log)
+    assert place.names("abandoned/attempt_1") == sorted(name for name in before if "2" not in name)
+    assert not (place.run / "abandoned/attempt_2").exists()
+
+
 def test_a_run_that_was_cut_short_and_is_done_goes_on_with_the_steps_of_its_file(place):
     place.set(2, "training.steps", JOB.training.steps, 2)
     place.save(2, changed(JOB, training__steps=2))

@@ -101,6 +101,20 @@ def test_what_a_resume_leaves_behind_stays_within_reach():
     assert [(a.after, a.last, a.folder) for a in folded(t.events).abandoned] == [(2, 5, "abandoned/attempt_2"), (2, 3, "")]
 
 
+def test_a_rollback_says_itself_where_it_moved_things():
+    """Killed in the middle of its moves it goes on there, whatever the number of the attempt that takes it up."""
+    t = Tape()
+    t.start()
+    t.step(1)
+    t.step(2)
+    for _ in range(2):
+        t.attempt += 1
+        t.add("log", level="info", text="going back", rollback=1, folder="abandoned/attempt_1")
+    t.add("started", name="orbit", job={}, plan="bf16", versions={}, device="cpu", steps=20, resumed_from=1, rollback=True)
+    view = folded(t.events)
+    assert (view.attempt, [a.folder for a in view.abandoned], view.leaving) == (3, ["abandoned/attempt_1"], "")
+
+
 def test_events_already_seen_change_nothing():
     events = whole_run()
     once, twice = folded(events), folded(events)
