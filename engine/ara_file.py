@@ -42,6 +42,7 @@ class Ara:
     experts: dict[Expert, list[Lora]]
     grid: Grid  # the quantized weights that it corrects: pack with `ara_grid.pack_on_grid(weight, grid)`
     metadata: dict[str, str]
+    assumed: str = ""  # what the file does not say and was taken for granted, for the user to judge
 
 
 def find_ara(text: str, base: Path) -> Path:
@@ -70,7 +71,7 @@ def load_ara(
     tensors, metadata = _read(path)
     sorted_out = _sorted_out(tensors, metadata, path)
     _check_coverage(sorted_out, metadata, path, needed)
-    grid = _grid(path, metadata)
+    grid, assumed = _grid(path, metadata)
     _check_origin(grid, metadata, {e: identities[e] for e in sorted_out if e in needed}, where)
     default_factor = alpha_over_rank(metadata, where)
     loras = {
@@ -82,7 +83,7 @@ def load_ara(
         if set(per_block[0]) != set(ranks):
             raise UserError("covers other linears in one expert than in the other", where=where, fix=AGAIN)
         out[expert] = [{name: _filled(a, b, ranks[name], device, dtype) for name, (a, b) in lora.items()} for lora in per_block]
-    return Ara(out, grid, metadata)
+    return Ara(out, grid, metadata, assumed)
 
 
 def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -148,11 +149,17 @@ def _check_coverage(found: dict[Expert, _Linears], metadata: dict[str, str], pat
         raise UserError(f"is for the {next(iter(found)).replace('_', ' ')} expert, which this job does not use", where=str(path), fix="Give one for the other expert, or for both")
 
 
-def _grid(path: Path, metadata: dict[str, str]) -> Grid:
+def _grid(path: Path, metadata: dict[str, str]) -> tuple[Grid, str]:
+    """The grid that the file names, in its metadata or its file name; or the usual one, and a sentence that says so."""
     said = metadata.get("wanlora.ara.grid") or (re.search(r"uint\d", path.stem) or [""])[0]
+    if not said:
+        return GRIDS[0], (
+            f"{path.name} does not say which 4-bit weights it corrects, neither in its metadata nor in its name: taken as {GRIDS[0]}. On the wrong ones it only adds noise. "
+            "If it was made for uint4 (torchao, as ai-toolkit's are), put uint4 into its file name; to be sure, build one with: wanlora ara"
+        )
     for grid in GRIDS:
-        if said in (grid, ""):
-            return grid
+        if said == grid:
+            return grid, ""
     raise UserError(f"corrects weights in {said}, which is not offered here", where=str(path), fix="Give an adapter for 4 bits (uint4), or build one with: wanlora ara")
 
 

@@ -1,5 +1,6 @@
 """Everything a run needs before step 1, loaded in the order that keeps the memory peak low."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -184,7 +185,7 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
     largest = max(item.bucket.tokens for item in items)
     backend, why = attention.choose(device, tokens=largest, heads=config["num_attention_heads"], width=config["attention_head_dim"], dtype=dtype)
     log.emit("log", level="info", text=f"attention by {backend}: {why}")
-    recovery, grid = recovery_of(job, facts.base, base, config, dtype)
+    recovery, grid = recovery_of(job, facts.base, base, config, dtype, warn=warn)
     experts = Experts(
         job, base, plan.precision, backend=backend, device=device, dtype=dtype, recovery=recovery, grid=grid, progress=lambda done, total, text: progress("loading", done, total, text),
         warn=warn,
@@ -202,7 +203,7 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
 
 
 def recovery_of(
-    job: Job, base_dir: Path, base: BaseFolder, config: dict[str, Any], dtype: torch.dtype
+    job: Job, base_dir: Path, base: BaseFolder, config: dict[str, Any], dtype: torch.dtype, *, warn: Callable[[str], None]
 ) -> tuple[dict[Expert, list[Lora]], Grid]:
     """The accuracy recovery adapter of qint4+ara, per expert and block, in host memory, and the 4-bit grid it was made for. Raises UserError."""
     if job.quantization.transformer != "qint4+ara":
@@ -213,6 +214,8 @@ def recovery_of(
     ara = load_ara(
         path, shapes=linear_shapes(config), blocks=config["num_layers"], needed=needed_experts(job), identities={e: base.identity_of(e) for e in needed_experts(job)}, device=torch.device("cpu"), dtype=dtype
     )
+    if ara.assumed:
+        warn(ara.assumed)
     return ara.experts, ara.grid
 
 

@@ -8,6 +8,7 @@ import msgspec
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from safetensors.torch import load_file, save_file
 
 from engine.ara import main
 from engine.ara_build import Report, build_expert, correct
@@ -25,7 +26,7 @@ from engine.sources import identity, open_source
 from engine.streamed import StreamedExecutor
 from engine.tiny import build_tiny
 from presets.jobfile import load_job, save_job
-from tests.engine.jobs import clip, write_job
+from tests.engine.jobs import clip, of_kind, write_job
 from tests.engine.plain import PlainExecutor, attach, packed, streamed
 from tests.engine.test_trainer import step_losses
 
@@ -200,12 +201,15 @@ def test_a_job_trains_on_what_the_command_built(tiny, tmp_path, monkeypatch):
         seen.append((machinery.plan.precision, weights.recovery is not None))
 
     monkeypatch.setattr(StreamedExecutor, "__init__", noting)
-    for name, panel in (("with", {"transformer": "qint4+ara", "ara": str(out)}), ("without", {"transformer": "qint4"})):
+    save_file(load_file(out), unnamed := tmp_path / "unnamed.safetensors")
+    for name, panel in (("with", {"transformer": "qint4+ara", "ara": str(out)}), ("unnamed", {"transformer": "qint4+ara", "ara": str(unnamed)}), ("without", {"transformer": "qint4"})):
         path = write_job(tmp_path / name, tiny, prompts=0, steps=1)
         save_job(replace_panel(load_job(path), **panel), path)
         assert run_job(path, None, resume=False, workers=0, device="cpu") == 0
     assert seen[0] == ("qint4", True) and seen[-1] == ("qint4", False) and len(set(seen)) == 2
     with_it, without = (step_losses(tmp_path / name / "runs" / "t") for name in ("with", "without"))
+    warned = {name: [d["text"] for d in of_kind(tmp_path / name / "runs/t", "log") if "does not say which 4-bit weights" in d["text"]] for name in ("with", "unnamed")}
+    assert not warned["with"] and len(warned["unnamed"]) == 1
     assert with_it != without and with_it == pytest.approx(without, rel=0.2)
 
 

@@ -168,8 +168,11 @@ def test_an_adapter_of_another_way_to_round_is_refused(tmp_path):
 
 
 def test_the_grid_of_a_published_file_is_in_its_name(tmp_path):
-    assert load(written(tmp_path / "wan22_14b_i2v_torchao_uint4.safetensors", native)).grid == "uint4"
-    assert load(written(tmp_path / "mine.safetensors", native)).grid == "qint4"
+    named, unnamed = load(written(tmp_path / "wan22_14b_i2v_torchao_uint4.safetensors", native)), load(written(tmp_path / "mine.safetensors", native))
+    assert (named.grid, named.assumed) == ("uint4", "")
+    assert unnamed.grid == "qint4" and "mine.safetensors does not say" in unnamed.assumed and "put uint4 into its file name" in unnamed.assumed
+    noted = load(written(tmp_path / "noted.safetensors", native, metadata={"wanlora.ara.grid": "qint4"}))
+    assert (noted.grid, noted.assumed) == ("qint4", "")
     with pytest.raises(UserError, match="uint3"):
         load(written(tmp_path / "wan22_14b_i2v_torchao_uint3.safetensors", native))
 

@@ -258,7 +258,7 @@ class Looks(Bench):
         return choose_for(job, msgspec.structs.replace(self.facts, model=None), card_hardware(find_card("H100 PCIe"), ram=512 * GIB)).plan
 
     def recovery(self, job: Job) -> object:
-        return recovery_of(job, self.facts.base, self.run.base, {}, torch.float32)
+        return recovery_of(job, self.facts.base, self.run.base, {}, torch.float32, warn=print)
 
     def text(self, job: Job) -> object:
         book = encode_texts(self.run.base, ["an orbit"], device=CPU, dtype=torch.float32, precision=job.quantization.text_encoder, progress=lambda done, total: None)
