@@ -59,7 +59,7 @@ def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch, control: Co
         with watch.part("transformer"):
             faults.at("forward", step + 1)
             for term in terms(run, executor, batch, x_BCFhw, timestep_B, target, share=len(batch.ids) / clips_in_step):
-                loss = executor.forward_backward(x_BCFhw, timestep_B, term.text_BSD, term.loss, strength=batch.weights[0])
+                loss = executor.forward_backward(x_BCFhw[term.rows], timestep_B[term.rows], term.text_BSD, term.loss, strength=batch.weights[0])
                 passed.losses[term.name] = passed.losses.get(term.name, 0) + loss
             faults.at("backward", step + 1)
         passed.timesteps += timestep_B.tolist()

@@ -8,7 +8,7 @@ import torch
 from engine.base import Expert
 from engine.keyed import keyed_rng
 from engine.loader import Batch
-from engine.objective import Term, main_term, preservation_term, preserved_prompt, preserves
+from engine.objective import Rows, Term, main_term, preservation_term, preserved_prompt, preserves
 from engine.setup import Run
 from engine.streamed import StreamedExecutor
 from engine.timesteps import draw_sigma
@@ -34,7 +34,8 @@ def terms(
         # Where that is the very caption which trains (a dropped one, a class alone), the two losses would ask opposite things of one prompt.
         rows = [i for i, (prompt, caption) in enumerate(zip(prompts, batch.captions, strict=True)) if prompt != caption]
         if rows:
-            text = run.text(prompts)
-            base_prediction = executor.predict(x_BCFhw, timestep_B, text, strength=0.0)
-            out.append(preservation_term(training, text, base_prediction, rows, share))
+            part: Rows = rows if len(rows) < len(prompts) else slice(None)
+            text = run.text([prompts[i] for i in rows])
+            base_prediction = executor.predict(x_BCFhw[part], timestep_B[part], text, strength=0.0)
+            out.append(preservation_term(training, text, base_prediction, part, share * len(rows) / len(prompts)))
     return out

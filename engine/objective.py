@@ -13,14 +13,17 @@ from torch.nn import functional as F
 from presets.captions import replace_word
 from presets.job import AdvancedPanel, TrainingPanel
 
+Rows = list[int] | slice  # of a micro-batch; a slice where it is all of them, for a list is copied to the device
+
 
 @dataclass(frozen=True)
 class Term:
-    """One loss: predict with `text`, compare by `loss` (prediction -> scalar, its weight included)."""
+    """One loss: predict `rows` of the micro-batch with `text`, compare by `loss` (prediction -> scalar, its weight included)."""
 
     name: str
-    text_BSD: torch.Tensor
+    text_BSD: torch.Tensor  # B: as many as rows
     loss: Callable[[torch.Tensor], torch.Tensor]
+    rows: Rows
 
 
 def distance(kind: str, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
@@ -54,7 +57,7 @@ def main_term(training: TrainingPanel, advanced: AdvancedPanel, text_BSD: torch.
             goal = p + advanced.differential_guidance_scale * (target - p)
         return weight * distance(training.loss, prediction, goal)
 
-    return Term("main", text_BSD, loss)
+    return Term("main", text_BSD, loss, slice(None))
 
 
 def preserves(training: TrainingPanel) -> bool:
@@ -67,17 +70,17 @@ def preserved_prompt(training: TrainingPanel, caption: str, trigger: str) -> str
     return class_prompt(caption, trigger, training.dop_class) if training.dop else ""
 
 
-def preservation_term(training: TrainingPanel, text_BSD: torch.Tensor, base_prediction: torch.Tensor, rows: list[int], weight: float) -> Term:
+def preservation_term(training: TrainingPanel, text_BSD: torch.Tensor, base_prediction: torch.Tensor, rows: Rows, weight: float) -> Term:
     """Answer as the base model does, where the trigger is not called (`text_BSD` are the preserved prompts): MSE times the multiplier.
 
-    `rows` are the samples of the micro-batch that it holds for; the others count 0 in the mean.
+    `rows` are the samples of the micro-batch that it holds for, and that text and prediction are of; `weight` is their share of the step.
     """
     multiplier = training.dop_multiplier if training.dop else training.blank_prompt_preservation_multiplier
 
     def loss(prediction: torch.Tensor) -> torch.Tensor:
-        return weight * multiplier * len(rows) / len(prediction) * distance("mse", prediction[rows], base_prediction[rows])
+        return weight * multiplier * distance("mse", prediction, base_prediction)
 
-    return Term("preservation" if training.dop else "blank_prompt", text_BSD, loss)
+    return Term("preservation" if training.dop else "blank_prompt", text_BSD, loss, rows)
 
 
 def class_prompt(caption: str, trigger: str, dop_class: str) -> str:

@@ -17,6 +17,7 @@ from engine.objective import noised
 from engine.optim import build_optimizer, clip_gradients
 from engine.order import Order, place_in
 from engine.setup import Run, all_texts
+from engine.streamed import StreamedExecutor
 from tests.engine.bench import CPU, Bench
 from tests.engine.jobs import write_job
 from tests.engine.plain import attach, layers
@@ -159,11 +160,14 @@ def latents(run: Run, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     return encode(run.encoder, video), condition(run.encoder, video[:, :, 0], batch.bucket.frames)
 
 
-def test_what_a_dropped_caption_trains_is_not_also_held_fast(bench):
+def test_what_a_dropped_caption_trains_is_not_also_held_fast(bench, monkeypatch):
     """Blank prompt preservation leaves the samples out whose caption was dropped: both losses would want the empty prompt."""
     run = bench.with_job(training__batch_size=4)
     mixed = next(i for i in range(50) if 0 < sum(d.dropped for d in run.order.batch(i)) < 4)
+    predict, predicted = StreamedExecutor.predict, []
+    monkeypatch.setattr(StreamedExecutor, "predict", lambda self, x, *args, **named: predicted.append(len(x)) or predict(self, x, *args, **named))
     full, passed = bench.gradients(mixed, training__batch_size=4, training__blank_prompt_preservation=True)
+    assert predicted == [sum(not d.dropped for d in run.order.batch(mixed))], "nothing is predicted for the others"
     parts = [bench.gradients(4 * mixed + i, training__batch_size=1, training__blank_prompt_preservation=True) for i in range(4)]
     assert [("blank_prompt" in p.losses) for _, p in parts] == [not d.dropped for d in run.order.batch(mixed)]
     mean = sum(float(p.losses.get("blank_prompt", 0.0)) for _, p in parts) / 4

@@ -79,16 +79,16 @@ def test_with_mse_guidance_is_the_plain_gradient_times_its_scale_and_with_mae_th
 )  # fmt: skip
 @pytest.mark.parametrize("rows", [[0, 1], [1]])
 def test_preservation_pulls_to_the_base_by_its_multiplier(training, name, rows):
-    """MSE whatever the main loss is, times multiplier and weight; a sample that preserves nothing counts 0."""
+    """MSE whatever the main loss is, times multiplier and weight; a sample that preserves nothing is not predicted and counts 0."""
     training = msgspec.structs.replace(training, loss="mae")
-    term = preservation_term(training, torch.zeros(1), X0, rows, 0.5)
-    loss, grad = gradient(term, P)
+    term = preservation_term(training, torch.zeros(1), X0[rows], rows, 0.5 * len(rows) / 2)
+    loss, grad = gradient(term, P[rows])
     d = P.double() - X0.double()
     for row in {0, 1} - set(rows):
         d[row] = 0
     assert term.name == name
     torch.testing.assert_close(loss.double(), 2 * 0.5 * (d**2).mean(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(grad.double(), 2 * 0.5 * 2 * d / d.numel(), rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(grad.double(), (2 * 0.5 * 2 * d / d.numel())[rows], rtol=1e-4, atol=1e-9)
 
 
 def test_what_is_preserved():
