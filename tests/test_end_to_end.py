@@ -26,7 +26,7 @@ from tests.videos import write_clip
 from tests.wanlora_tui.harness import until, wanlora
 
 SLOWLY = 300  # seconds; a tenth of it on a quiet machine
-FIRST_LABELS = {f.panel: f.label for f in reversed(FIELDS.values()) if "." in f.path and not f.path.startswith("sample.prompts")}
+FIRST_LABELS = {f.panel: f.label for f in reversed(FIELDS.values()) if f.panel and "." not in f.panel}
 FIRST_LABELS = dict(reversed(FIRST_LABELS.items()))  # panel -> the label of its first field, in the order of the wizard
 
 

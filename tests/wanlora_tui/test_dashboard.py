@@ -62,7 +62,8 @@ async def test_every_pane_can_be_reached(size: tuple[int, int], key: str, words:
         await pilot.press(key)
         await settle(pilot)
         text = shown(pilot.app.screen)
-        assert all(word in text for word in words), text
+        together = "".join(text.split())  # a long path is broken at the edge
+        assert all("".join(word.split()) in together for word in words), text
         assert not list(outside(pilot.app.screen))
 
 
