@@ -4,6 +4,7 @@ torch's own pinned allocator rounds up to a power of two: a 336 MiB block would 
 registered with CUDA instead.
 """
 
+import contextlib
 import weakref
 
 import torch
@@ -37,6 +38,8 @@ def _register(buffer: torch.Tensor) -> None:
     address, size = buffer.data_ptr(), buffer.numel()
     code = int(torch.cuda.cudart().cudaHostRegister(address, size, 0))
     if code != 0:
+        with contextlib.suppress(RuntimeError):  # CUDA remembers the refusal, and would raise it at the next launch of a kernel
+            torch.zeros(1, device="cuda")
         raise HostMemoryRefused(
             f"the system would not lock {size / 2**20:.0f} MiB of RAM for the GPU (CUDA error {code})", where="model.layer_offloading", fix=FIX
         )  # fmt: skip
