@@ -34,6 +34,7 @@ async def test_the_form_sends_what_was_changed_and_nothing_wrong(size: tuple[int
         await settle(pilot)
         text = shown(pilot.app.screen)
         assert all(words in text for words in ("Change orbit_v1 while it trains", "1e-4", "2e-5", "Learning rate, high noise", "as above", "integer, 1 to 1 000 000 steps", "counts from the next step on")), text
+        assert text.count("number, above 0, at most 10") == 3 and "…" not in text, text
         assert not list(outside(pilot.app.screen))
         await pilot.press(*"1e", "minus", "x", "enter")  # what stands in a field is selected: typing replaces it
         await settle(pilot)

@@ -41,7 +41,8 @@ class ChangeScreen(ModalScreen[list[tuple[str, str]] | None]):
                 with Horizontal(classes="change-row"):
                     yield Static(about.label + (f", {EXPERTS[field]}" if field in EXPERTS else ""), classes="change-label", markup=False)
                     yield FieldText(self._now[field], placeholder="as above" if field in EXPERTS else "", compact=True, name=field, classes="change-input")
-                    yield Static(range_text(about), classes="change-range", markup=False)
+                    takes = range_text(about).replace(" or left out", "")  # "as above" says that, and 80 columns have no room for both
+                    yield Static(takes, classes="change-range", markup=False)
             yield Static(id="change-problem", markup=False)
 
     def on_mount(self) -> None:
