@@ -10,6 +10,7 @@ events; this shows it on the card, and last that it can fail: without the wait f
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -126,7 +127,8 @@ def main() -> int:
     config = TINY if args.tiny else {**REAL, "num_layers": BLOCKS}
     sizes = TINY_SIZES if args.tiny else SIZES
     backend = "flash" if cuda else "cpu"
-    torch.use_deterministic_algorithms(True, warn_only=True)  # attention's backward adds in any order otherwise
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS wants it, before its first product, for sums in a fixed order
+    torch.use_deterministic_algorithms(True)  # with warn_only, attention's backward would go on adding in any order
     if not cuda:
         torch.set_num_threads(1)  # toy tensors: a second thread only waits for the first
     torch.manual_seed(0)
