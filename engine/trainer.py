@@ -21,9 +21,9 @@ from engine.restore import restore
 from engine.resume import clear_the_way
 from engine.room import until_events_are_written
 from engine.setup import Run
-from engine.stages import expert_at
 from presets.errors import UserError
 from presets.job import Job
+from presets.stages import expert_at
 
 
 @dataclass(frozen=True)
