@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -26,9 +27,17 @@ from presets.jobfile import save_job
 from tests.videos import numbered, write_clip
 
 
-@cache
+CLIPS = threading.Lock()
+
+
 def clip(number: int) -> Path:
-    """One clip per number and test process: two encodes of the same frames may differ in a bit."""
+    """One clip per number and test process, whichever thread asks: two encodes of the same frames may differ in a bit."""
+    with CLIPS:  # `cache` alone lets two threads that ask at once make one each
+        return _clip(number)
+
+
+@cache
+def _clip(number: int) -> Path:
     path = Path(tempfile.mkdtemp(prefix="wlclips")) / f"{number}.mp4"
     return write_clip(path, frames=12, fps=16.0, width=64, height=48, picture=lambda i: np.roll(numbered(i, 64, 48), 5 * number, axis=1))
 
