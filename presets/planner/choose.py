@@ -12,13 +12,14 @@ from presets.plan import Plan, Precision
 from presets.planner.cards import DRIVER_BYTES
 from presets.planner.costs import Costs, Prediction
 from presets.planner.inputs import Hardware, Workload, shape_of, workload_of
-from presets.planner.rungs import AS_FAST, LEAST_SAVED, RUNG, Limits, Rung, frontier, limits_of, priced, with_vae_frames
+from presets.planner.rungs import LEAST_SAVED, RUNG, Limits, Rung, as_fast, frontier, limits_of, priced, with_vae_frames
 from presets.sizes import GIB, ExpertShape, human
 
 Wish = Literal["auto", "none", "float8", "qfloat8", "qint8", "qint4", "qint4+ara"]
 NOT_SLOWER = 1.03  # bf16 is preferred to 8 bits as long as it costs no more time than this ...
 ROOMY = 0.75  # ... and no more than this share of the machine's RAM
-ROOMY_VRAM = 0.85  # of the card: among plans about as fast that leave this much free, the one that takes least RAM is chosen
+ROOMY_VRAM = 0.9  # of what the card has free: a plan within this is sure to fit ...
+RAM_WORTH = GIB  # ... and is taken for a plan that is no rung slower when it saves this much host memory
 WORDS = {"none": "bf16"}
 
 
@@ -109,15 +110,23 @@ def _choice(costs: Costs, precision: Precision, limits: Limits, why: str, *, com
         if within:  # what saves VRAM takes RAM, and there is too little of it
             raise _too_little_ram(costs, min(within, key=lambda r: (r.ram, r.need_vram)))
         raise _too_little_vram(costs, min(everything, key=lambda r: (r.need_vram, r.seconds)), limits)
-    fastest = min(r.seconds for r in fitting)
-    as_fast = [r for r in fitting if r.seconds <= AS_FAST * fastest]
-    roomy = [r for r in as_fast if r.need_vram <= ROOMY_VRAM * hardware.vram_free]  # then RAM is what others may want
-    chosen = min(roomy, key=lambda r: (r.ram, r.need_vram, r.seconds)) if roomy else min(as_fast, key=lambda r: (r.need_vram, r.seconds))
+    chosen = _sparing_ram(fitting, min(as_fast(fitting), key=lambda r: (r.need_vram, r.ram, r.seconds)), hardware)
     ladder = frontier(in_ram)
     up = next((r for r in ladder if r.need_vram > hardware.vram_free and r.seconds * RUNG <= chosen.seconds), None)
     down = next((r for r in reversed(ladder) if r.need_vram <= chosen.need_vram - LEAST_SAVED and r.seconds > chosen.seconds), None)
     plan = with_vae_frames(costs, chosen.plan)
     return Choice(plan=plan, prediction=costs.predict(plan), why=why, up=up, down=down, ladder=ladder)
+
+
+def _sparing_ram(fitting: list[Rung], chosen: Rung, hardware: Hardware) -> Rung:
+    """The plan that takes least host memory of those that are sure to fit and less than a rung slower than the fastest, where it takes clearly less than
+    `chosen`. Times this close are equal within the model's error, and the host's memory is what others may want; the card's is the run's own."""
+    close = RUNG * min(r.seconds for r in fitting)
+    sparing = [r for r in fitting if r.seconds <= close and r.need_vram <= ROOMY_VRAM * hardware.vram_free and r.ram <= chosen.ram - RAM_WORTH]
+    if not sparing:
+        return chosen
+    least = min(r.ram for r in sparing)
+    return min(as_fast([r for r in sparing if r.ram == least]), key=lambda r: (r.need_vram, r.seconds))
 
 
 def _too_little_ram(costs: Costs, least: Rung) -> DoesNotFit:

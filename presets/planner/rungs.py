@@ -100,6 +100,12 @@ def priced(costs: Costs, precision: Precision, limits: Limits, *, compiled: bool
     return [rung(costs, plan) for plan in candidates(costs, precision, limits, compiled=compiled)]
 
 
+def as_fast(rungs: list[Rung]) -> list[Rung]:
+    """Those that take no more time than the fastest of them, or so little more that nobody would notice."""
+    fastest = min(r.seconds for r in rungs)
+    return [r for r in rungs if r.seconds <= AS_FAST * fastest]
+
+
 def frontier(rungs: Iterable[Rung]) -> list[Rung]:
     """Those that nothing beats, by rising memory and falling time, each a rung apart in time."""
     out: list[Rung] = []

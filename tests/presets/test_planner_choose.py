@@ -9,11 +9,11 @@ import pytest
 from presets.geometry import Bucket
 from presets.plan import Plan
 from presets.planner.cards import card_hardware, find_card
-from presets.planner.choose import Choice, DoesNotFit, choose, choose_for
+from presets.planner.choose import RAM_WORTH, ROOMY_VRAM, Choice, DoesNotFit, choose, choose_for
 from presets.planner.costs import Costs
 from presets.planner.inputs import Hardware, Load, Previews, Workload, shape_of, workload_of
 from presets.planner.knobs import knobs
-from presets.planner.rungs import AS_FAST, candidates, limits_of, next_down
+from presets.planner.rungs import AS_FAST, RUNG, candidates, limits_of, next_down, priced
 from presets.sizes import GIB, ExpertShape, disk_need
 from tests.presets.making import clip, clips, facts, gpu, image, job, machine, tiny_model
 
@@ -59,16 +59,27 @@ def test_more_memory_is_never_slower(card, of):
             seconds.append(choose(of, on(card, vram=vram)).prediction.seconds.total)
         except DoesNotFit:
             assert not seconds, "what fits in less fits in more"
-    assert len(seconds) > 5 and all(later <= sooner * AS_FAST for sooner, later in itertools.pairwise(seconds))
+    assert len(seconds) > 5 and all(later <= sooner * RUNG for sooner, later in itertools.pairwise(seconds))
 
 
-def test_nothing_that_fits_is_much_faster():
-    hardware, of = on("4090"), work()
+@pytest.mark.parametrize(("card", "vram"), [("4090", None), ("H200", 24), ("H200", 32), ("H200", 48), ("H200", 80), ("H200", None)])
+def test_nothing_that_fits_is_clearly_faster_and_nothing_as_fast_spares_the_host(card, vram):
+    hardware, of = on(card, vram=vram), work()
     costs, choice = Costs(of, hardware), choose(of, hardware)
-    for other in candidates(costs, choice.plan.precision, limits_of("auto", "auto")):
-        found = costs.predict(other)
-        if found.need_vram <= hardware.vram_free:
-            assert choice.prediction.seconds.total <= found.seconds.total * AS_FAST
+    found = [r for r in priced(costs, choice.plan.precision, limits_of("auto", "auto")) if r.need_vram <= hardware.vram_free]
+    seconds, fastest = choice.prediction.seconds.total, min(r.seconds for r in found)
+    assert seconds <= fastest * RUNG
+    sure = [r for r in found if r.seconds <= fastest * RUNG and r.need_vram <= ROOMY_VRAM * hardware.vram_free]
+    assert all(choice.prediction.ram < r.ram + RAM_WORTH for r in sure)
+    assert all(seconds <= r.seconds * AS_FAST for r in sure if r.ram <= choice.prediction.ram), "no slower than sparing takes"
+
+
+def test_what_waits_for_its_backward_stays_on_a_card_that_has_the_room():
+    """Both experts at 41x512x512 with previews at 768: 8.7 GiB that a card of 24 GiB holds as well, in a step as fast."""
+    of = work(previews=msgspec.structs.replace(PREVIEWS, bucket=Bucket(41, 768, 768)))
+    for vram in (24, 32, 48, 80, 141):
+        choice = choose(of, on("H200", vram=vram))
+        assert choice.plan.stash == "device" and choice.prediction.ram < 32 * GIB
 
 
 # Precision
