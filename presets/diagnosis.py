@@ -7,6 +7,7 @@ that was interrupted raises the same ones at the same steps. Thresholds are wide
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import PurePath
 from statistics import median
 from typing import Any, Protocol
 
@@ -164,37 +165,56 @@ class Learning:
 
 
 class MotionSpeed:
-    """Previews of other lengths than the training clips, or played at another rate than Wan's, show the motion at another speed.
+    """Previews of another length than the training clips, or played at another rate than Wan's, show the motion at another speed.
 
-    The two are judged apart: half the frames at half the rate last as long, but neither looks like the clips.
+    A LoRA moves by as much from frame to frame as its clips did, and these were spread over num_frames: in a preview of more
+    frames the motion looks too fast beside its source, in one of fewer it is squeezed. "realtime" windows keep the clip's speed,
+    whatever their length. Length and rate are judged apart, for half the frames at half the rate look like neither; only more
+    frames that are played as much slower are as they should be.
     """
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._sped: set[str] = set()  # what the check before the run said of the clips' own speed
-        self._told: set[str] = set()  # fields of which that check said that their frames do not match
 
     def feed(self, event: Event) -> list[Finding]:
-        if event.kind == "finding" and event.data["code"] == "speed-factor":
-            self._sped.add(event.data["message"])
-        if event.kind == "finding" and event.data["code"] == "frames-mismatch":
-            self._told.add(event.data["field"])
-        trained = sorted({d.num_frames for d in self._job.datasets if d.num_frames > 1 and not d.regularization})
-        if event.kind != "sample" or event.data["step"] == 0 or not trained:
-            return []
-        panel = self._job.sample
-        own = next((i for i, p in enumerate(panel.prompts) if p.prompt == event.data["prompt"] and p.num_frames), None)
-        field, frames = ("sample.num_frames", panel.num_frames) if own is None else (f"sample.prompts[{own}].num_frames", panel.prompts[own].num_frames or panel.num_frames)
-        near = min(trained, key=lambda n: abs(n - frames))
-        causes = [(near / frames, field, f"{frames} frames, trained on {near}", f"{near}")] if field not in self._told else []
-        causes.append((panel.fps / WAN_FPS, "sample.fps", f"{panel.fps} frames a second, made at {WAN_FPS:g}", f"{WAN_FPS:g}"))
-        out = []
-        for code, word, off in (("motion-too-fast", "faster", [c for c in causes if c[0] > SPEED]), ("motion-too-slow", "slower", [c for c in causes if 1 / c[0] > SPEED])):
-            if off:
-                text = f"previews of {' and '.join(c[2] for c in off)}: the motion will look {word} than in the clips"
-                sets = " and ".join(f"{c[1]} = {c[3]}" for c in off)
-                out.append(_finding(code, off[0][1], "; ".join([text, *sorted(self._sped)]), f"Set {sets}, and judge the speed by those previews"))
-        return out
+        data = event.data
+        if event.kind == "changed":
+            self._job = changed(self._job, data)
+        if event.kind == "finding" and data["code"] == "speed-factor":
+            self._sped.add(data["message"])
+        return list(self._judge(data)) if event.kind == "sample" and data["step"] > 0 else []
+
+    def _judge(self, data: dict[str, Any]) -> Iterator[Finding]:
+        trained = {d.num_frames: d.sampling for d in self._job.datasets if d.num_frames > 1 and not d.regularization}
+        if not trained:
+            return
+        field, frames = self._frames(data)
+        near, rate = min(trained, key=lambda n: abs(n - frames)), self._job.sample.fps / WAN_FPS
+        length = frames / near if trained[near] == "uniform" else 1.0
+        if length > 1 and _near(length * rate):
+            return
+        by_length = (field, f"{frames} frames, trained on {near}", f"{near}")
+        by_rate = ("sample.fps", f"{self._job.sample.fps} frames a second, made at {WAN_FPS:g}", f"{WAN_FPS:g}")
+        fast = [by_length] * (not _near(length)) + [by_rate] * (rate > SPEED)
+        slow = [by_rate] * (rate < 1 / SPEED)
+        for code, word, causes in (("motion-too-fast", "faster", fast), ("motion-too-slow", "slower", slow)):
+            if causes:
+                text = f"previews of {' and '.join(c[1] for c in causes)}: the motion will look {word} than in the clips"
+                fix = f"Set {' and '.join(f'{c[0]} = {c[2]}' for c in causes)}, and judge the speed by those previews"
+                if length > SPEED:
+                    fix += f"; or leave them their frames and set sample.fps = {max(1, round(WAN_FPS / length))}, which changes the playback alone"
+                yield _finding(code, causes[0][0], "; ".join([text, *sorted(self._sped)]), fix)
+
+    def _frames(self, data: dict[str, Any]) -> tuple[str, int]:
+        """The field that a preview has its frames from, and how many. Its file is NN.mp4, after its prompt's place in the list."""
+        panel, place = self._job.sample, PurePath(data["path"]).stem
+        own = panel.prompts[int(place)].num_frames if place.isdecimal() and int(place) < len(panel.prompts) else None
+        return ("sample.num_frames", panel.num_frames) if own is None else (f"sample.prompts[{int(place)}].num_frames", own)
+
+
+def _near(factor: float) -> bool:
+    return 1 / SPEED <= factor <= SPEED
 
 
 def _trend(points: list[Point], most: int) -> Change:

@@ -75,7 +75,7 @@ def clip_too_short(job: Job, facts: Facts) -> Iterator[Found]:
 
 @rule("frames-mismatch", "warning")
 def frames_mismatch(job: Job, facts: Facts) -> Iterator[Found]:
-    """Previews have about as many frames as training, or the motion looks too fast or too slow in them."""
+    """Previews have about as many frames as training, or the motion looks too fast in them, or ends too early."""
     trained = [d.num_frames for d in job.datasets if d.num_frames > 1 and not d.regularization]
     if not job.sample.prompts or not trained:
         return
@@ -86,8 +86,8 @@ def frames_mismatch(job: Job, facts: Facts) -> Iterator[Found]:
             continue
         nearest = min(trained, key=lambda n: abs(n - shown))
         better = nearest if is_valid_frame_count(nearest) else nearest_frame_counts(nearest)[0]
-        word = "too fast" if shown < nearest else "stretched out"
-        yield Found(path, f"previews of {shown} frames from a LoRA trained at {nearest}: the motion will look {word}", set={path: better})
+        so = "over before they are" if shown > nearest else "cut short"
+        yield Found(path, f"previews of {shown} frames from a LoRA trained at {nearest}: the motion will look too fast, or be {so}", set={path: better})
 
 
 @rule("one-frame-of-video", "warning")

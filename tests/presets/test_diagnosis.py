@@ -27,10 +27,10 @@ from presets.strain import TIMING
 from presets.trends import change, evened
 
 
-def job_of(kind: Any = "motion", *, training: dict | None = None, multistage: dict | None = None, rank: int = 16, frames: int = 41, sample: dict | None = None) -> Job:
+def job_of(kind: Any = "motion", *, training: dict | None = None, multistage: dict | None = None, rank: int = 16, frames: int = 41, sampling: Any = "uniform", sample: dict | None = None) -> Job:
     return Job(
         job=JobPanel(name="t", kind=kind), multistage=MultistagePanel(**(multistage or {})), training=TrainingPanel(**{"steps": 2000, **(training or {})}), target=TargetPanel(rank=rank),
-        datasets=[DatasetPanel(path="clips", num_frames=frames)], sample=SamplePanel(**{"num_frames": 41, **(sample or {})}, prompts=[PromptPanel(prompt="orbit", ctrl_img="c.png")]),
+        datasets=[DatasetPanel(path="clips", num_frames=frames, sampling=sampling)], sample=SamplePanel(**{"num_frames": 41, **(sample or {})}, prompts=[PromptPanel(prompt="orbit", ctrl_img="c.png")]),
     )  # fmt: skip
 
 
@@ -85,6 +85,10 @@ def codes(made: Made, steps: int) -> list[str]:
     return [finding.code for finding in diagnose(made, steps)]
 
 
+def samples(*steps: int) -> dict[int, list[tuple[str, dict[str, Any]]]]:
+    return {step: [("sample", {"step": step, "prompt": "orbit", "path": f"samples/step_{step:09d}/00.mp4", "poster": "", "seed": 1})] for step in steps}
+
+
 HEALTHY = {
     "constant noisy losses": Made(job_of()),
     "a normal decay": Made(job_of(), level=lambda e, s: 0.75 + 0.25 * exp(-s / 400)),
@@ -95,6 +99,9 @@ HEALTHY = {
     "the cache fills, then stays": Made(job_of(), ram=lambda s: 40 + 6 * min(1, s / 120)),
     "two sizes of step": Made(job_of(), seconds=lambda s: {"data": 0.05, "vae": 1.0, "transformer": 6.0 + 5 * (s % 3 == 0), "optimizer": 0.1}),
     "slower after a replan that was told": Made(job_of(), seconds=lambda s: {"data": 0.05, "vae": 1.0, "transformer": 6.0 if s < 300 else 9.0}, extra={300: [("replanned", {"why": "", "old": "", "new": ""})]}),
+    "more frames, played as much slower": Made(job_of(sample={"num_frames": 81, "fps": 8}), extra=samples(50, 100)),
+    "real-time windows of another length": Made(job_of(sampling="realtime", sample={"num_frames": 81}), extra=samples(50, 100)),
+    "previews that are repaired on a resume": Made(job_of(sample={"num_frames": 81, "fps": 24}), extra={40: [("changed", {"field": "sample.num_frames", "old": 81, "new": 41, "step": 40}), ("changed", {"field": "sample.fps", "old": 24, "new": 16, "step": 40})]} | samples(50)),
     "a slow minute": Made(job_of(), seconds=lambda s: {"data": 0.05, "transformer": 6.0 if not 300 < s < 320 else 20.0}),
 }  # fmt: skip
 
@@ -107,13 +114,9 @@ def test_a_healthy_run_stays_silent(name, seed):
     assert diagnose(made, 600) == []
 
 
-def samples(*steps: int, seconds: float = 0.0) -> dict[int, list[tuple[str, dict[str, Any]]]]:
-    return {step: [("sample", {"step": step, "prompt": "orbit", "path": "", "poster": "", "seed": 1})] for step in steps}
-
-
 SICK = {
     "motion too fast": ("motion-too-fast", Made(job_of(frames=81, sample={"num_frames": 41}), extra=samples(50, 100)), "41 frames, trained on 81: the motion will look faster"),
-    "motion too slow": ("motion-too-slow", Made(job_of(frames=41, sample={"num_frames": 81}), extra=samples(50, 100)), "81 frames, trained on 41: the motion will look slower"),
+    "motion too fast, as the guide has it": ("motion-too-fast", Made(job_of(frames=41, sample={"num_frames": 81}), extra=samples(50, 100)), "81 frames, trained on 41: the motion will look faster"),
     "previews played too fast": ("motion-too-fast", Made(job_of(sample={"fps": 24}), extra=samples(50)), "24 frames a second, made at 16: the motion will look faster"),
     "previews played too slowly": ("motion-too-slow", Made(job_of(sample={"fps": 8}), extra=samples(50)), "8 frames a second, made at 16: the motion will look slower"),
     "both, and the same way": ("motion-too-fast", Made(job_of(sample={"num_frames": 21, "fps": 24}), extra=samples(50)), "21 frames, trained on 41 and 24 frames a second, made at 16: the motion will look faster"),
@@ -149,10 +152,18 @@ def test_few_frames_at_a_slow_rate_do_not_hide_each_other():
     ]  # fmt: skip
 
 
-def test_what_the_check_said_of_the_frames_is_not_said_again():
-    told = {1: [("finding", {"code": "frames-mismatch", "field": "sample.num_frames", "severity": "warning", "message": "m", "fix": "f"})]}
-    made = Made(job_of(sample={"num_frames": 81, "fps": 24}), extra=told | samples(50))
-    assert [(f.code, f.field) for f in diagnose(made, 60)] == [("motion-too-fast", "sample.fps")]
+def test_a_way_to_see_the_true_speed_without_other_frames_is_named():
+    (found,) = diagnose(Made(job_of(sample={"num_frames": 81}), extra=samples(50)), 60)
+    assert "Set sample.num_frames = 41" in found.fix and "sample.fps = 8" in found.fix
+
+
+def test_each_preview_is_judged_by_the_frames_of_its_own_prompt():
+    """By its place in the list: two prompts may have the same words."""
+    job = job_of()
+    job.sample.prompts.append(PromptPanel(prompt="orbit", ctrl_img="c.png", num_frames=81))
+    assert diagnose(Made(job, extra=samples(50)), 60) == []
+    second = {"step": 50, "prompt": "orbit", "path": "samples/step_000000050/01.mp4", "poster": "", "seed": 1}
+    assert [f.field for f in diagnose(Made(job, extra={50: [("sample", second)]}), 60)] == ["sample.prompts[1].num_frames"]
 
 
 def test_previews_that_take_the_time():
@@ -162,7 +173,7 @@ def test_previews_that_take_the_time():
         out += events.feed(event)
         if event.kind == "step" and event.data["step"] % 50 == 0:
             made_at = event.time + 900
-            out += events.feed(Event(seq=0, time=made_at, run="r", attempt=1, kind="sample", data={"step": event.data["step"], "prompt": "orbit"}))
+            out += events.feed(Event(seq=0, time=made_at, run="r", attempt=1, kind="sample", data={"step": event.data["step"], "prompt": "orbit", "path": "samples/00.mp4"}))
     assert [f.code for f in out] == ["previews-dominate"]
 
 
