@@ -64,8 +64,12 @@ class Pace:
 
 
 def kind_of(data: dict[str, Any]) -> tuple[str, ...]:
-    """Steps of a kind should take the same time: same expert, and clips of the same datasets and resolutions (ids are DATASET/FILE@RESOLUTION)."""
-    return (data["expert"], *sorted(f"{clip.partition('/')[0]}@{clip.rpartition('@')[2]}" for clip in data["clips"]))
+    """Steps of a kind should take the same time: same expert, and clips of the same datasets and resolutions (ids are DATASET/FILE@RESOLUTION).
+
+    Where a step mixes more than two of these there are too many mixtures for any to come often, and their times lie close together: one kind.
+    """
+    parts = sorted(f"{clip.partition('/')[0]}@{clip.rpartition('@')[2]}" for clip in data["clips"])
+    return (data["expert"], *parts) if len(set(parts)) <= 2 else (data["expert"], f"mixture of {len(parts)}")
 
 
 class Starving:

@@ -193,6 +193,25 @@ def test_a_resume_finds_the_same_as_no_resume():
     assert [f for f in first + then if f.code not in TIMING] == [f for f in straight if f.code not in TIMING] != []
 
 
+def mixed(made: Made, rng: random.Random) -> list[Event]:
+    """The same steps, each of four clips out of two datasets and three resolutions: there are 126 such mixtures for either expert. Large clips take longer."""
+    events = made.events(600)
+    for event in events:
+        if event.kind == "step":
+            clips = [f"{rng.randrange(2)}/{rng.randrange(9)}.mp4@{rng.choice([512, 768, 1024])}" for _ in range(4)]
+            cost = sum(int(clip.rpartition("@")[2]) ** 2 for clip in clips) / 4 / 512**2
+            event.data.update(clips=clips, seconds={part: value * cost for part, value in event.data["seconds"].items()})
+    return events
+
+
+@pytest.mark.parametrize(("slower", "expected"), [(True, ["slower-with-time"]), (False, [])])
+@pytest.mark.parametrize("seed", range(4))
+def test_steps_of_many_mixtures_are_judged_too(slower, expected, seed):
+    made = Made(job_of(), seconds=lambda s: {"data": 0.05, "vae": 1.0, "transformer": 6.0 * (1 + slower * s / 300)})
+    diagnosis = Diagnosis(made.job)
+    assert [f.code for event in mixed(made, random.Random(seed)) for f in diagnosis.feed(event)] == expected
+
+
 def test_slowness_is_judged_within_an_attempt():
     made, diagnosis = Made(job_of()), Diagnosis(job_of())
     for event in made.events(200):
