@@ -307,24 +307,30 @@ class Costs:
     def _traffic(self, factor: float, rows: int) -> float:
         return factor * rows * self.row * self.layers / (self.hardware.memory_gbps * 1e9)
 
+    def attention_seconds(self, load: Load) -> tuple[float, float]:
+        """(forward, backward) of the self-attention of all blocks, by the kernels that the job runs with."""
+        h, c = self.hardware, self.c
+        products = 4 * load.batch * load.bucket.tokens**2 * self.shape.width * self.layers / 1e12
+        return products / (h.attention_forward_tflops * c.attention_forward), 2 * products / (h.attention_backward_tflops * c.attention_backward)
+
     def forward(self, plan: Plan, load: Load) -> tuple[float, float]:
         """(computing, copying to the device) of one pass without a graph."""
-        h, c, rows = self.hardware, self.c, load.rows
+        c, rows = self.c, load.rows
         chunked = chunk_count(load, plan.chunk) > 1
-        attention = 4 * load.batch * load.bucket.tokens**2 * self.shape.width * self.layers / (h.attention_forward_tflops * c.attention_forward * 1e12)
+        attention, _ = self.attention_seconds(load)
         token_wise = self.linear_seconds(plan, load) + self._traffic(c.traffic_forward + (c.traffic_chunked if chunked else 0), rows) + self._weights_again(plan, load)[0]
         calls = chunk_count(load, plan.chunk) + 3
         return max(attention + token_wise, calls * self.layers * c.call), self._copy(plan, self.layers - plan.resident)
 
     def backward(self, plan: Plan, load: Load) -> tuple[float, float]:
         """(computing, copying to the device) of the backward half of a step, recomputation included."""
-        h, c, rows = self.hardware, self.c, load.rows
+        c, rows = self.c, load.rows
         chunked = chunk_count(load, plan.chunk) > 1
         redone = (self.layers - plan.kept_for(rows)) / self.layers
         forward_again, backward_again = self._weights_again(plan, load)
         linear = self.linear_seconds(plan, load)
         again = linear + self._traffic(c.traffic_forward, rows) + forward_again
-        attention = 8 * load.batch * load.bucket.tokens**2 * self.shape.width * self.layers / (h.attention_backward_tflops * c.attention_backward * 1e12)
+        _, attention = self.attention_seconds(load)
         gradient = linear + self._traffic(c.traffic_backward, rows) + backward_again
         if chunked:
             again += self._traffic(c.traffic_chunked_backward, rows)
