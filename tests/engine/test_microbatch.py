@@ -1,6 +1,7 @@
 """One optimizer step of a real run on the tiny base: which gradients the micro-batches leave in the LoRA."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -14,12 +15,13 @@ from engine.latents import condition, encode, pixels
 from engine.loader import Batch, Loader
 from engine.microbatch import draws
 from engine.objective import noised
-from engine.optim import build_optimizer, clip_gradients
+from engine.optim import Ema, build_optimizer, clip_gradients
 from engine.order import Order, place_in
-from engine.setup import Run, all_texts
+from engine.setup import Learner, Run, all_texts
 from engine.streamed import StreamedExecutor
+from engine.trainer import optimizer_step
 from tests.engine.bench import CPU, Bench
-from tests.engine.jobs import write_job
+from tests.engine.jobs import of_kind, write_job
 from tests.engine.plain import attach, layers
 
 EXPERT = "high_noise"
@@ -66,6 +68,44 @@ def test_accumulation_gives_the_gradients_of_the_larger_batch(bench, objective, 
     assert many.clips == one.clips and many.timesteps == pytest.approx(one.timesteps, rel=1e-6)
     assert apart(small, large) < 1e-5
     assert {k: float(v) for k, v in many.losses.items()} == pytest.approx({k: float(v) for k, v in one.losses.items()}, rel=1e-5)
+
+
+def test_a_clip_counts_as_much_in_a_short_batch_as_in_a_full_one(bench):
+    """An epoch of four clips in batches of three: a step of both batches is the mean over the four clips, not over the two batches."""
+    large, one = bench.gradients(0, training__batch_size=4)
+    run = bench.with_job(training__batch_size=3)
+    assert sorted(len(run.order.batch(i)) for i in (0, 1)) == [1, 3]
+    uneven, many = bench.gradients(0, training__batch_size=3, training__gradient_accumulation=2)
+    assert sorted(many.clips) == sorted(one.clips)
+    assert apart(uneven, large) < 1e-5
+    assert float(many.losses["main"]) == pytest.approx(float(one.losses["main"]), rel=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights_though_the_loss_is(bench, monkeypatch):
+    """Neither weights nor running average nor the optimizer's state; the clips and timesteps are named, and the next step is a good one."""
+    plain, learner = StreamedExecutor.forward_backward, bench.run.learners[EXPERT]
+    poisoned = bench.parameters["blocks.1.ffn.net.2.lora_A.weight"]
+
+    def overflown(self, *args, **named):
+        loss = plain(self, *args, **named)
+        poisoned.grad[0, 0] = float("inf")
+        assert loss.isfinite()
+        return loss
+
+    own = Learner(learner.parameters, build_optimizer(bench.job.training, list(learner.parameters.values())), Ema(0.5, dict(learner.parameters)))
+    run = replace(bench.with_job(), learners=bench.run.learners | {EXPERT: own})
+    before = {name: p.data.clone() for name, p in own.parameters.items()}
+    with monkeypatch.context() as patch:
+        patch.setattr(StreamedExecutor, "forward_backward", overflown)
+        assert optimizer_step(run, 0, bench.control)
+    assert all(torch.equal(p, before[name]) and torch.equal(own.ema.average[name], before[name]) for name, p in own.parameters.items())
+    assert not own.optimizer.state and all(p.grad is None for p in own.parameters.values())
+    [said] = [d["message"] for d in of_kind(bench.folder, "finding") if d["code"] == "non-finite"]
+    assert run.order.batch(0)[0].item.id in said and "timesteps 9" in said
+    assert optimizer_step(run, 1, bench.control) and own.optimizer.state
+    assert not any(torch.equal(p, before[name]) for name, p in own.parameters.items())
+    for name, p in own.parameters.items():
+        p.data.copy_(before[name])
 
 
 def test_accumulation_trains_the_lora_of_the_larger_batch(bench):
