@@ -62,11 +62,11 @@ from daemon.protocol import (
     feed_decoder,
     reply_decoder,
 )
-from presets.changes import Change
 from presets.errors import UserError
 from presets.events import Event
 from presets.findings import Finding
 from presets.fold import RunView
+from presets.going_on import GoingOn
 from presets.rollback import StoredCheckpoint
 
 SILENCE = 3.0  # seconds without any message, three beats, after which a feed counts as lost
@@ -217,12 +217,12 @@ class Client:
 
     async def resume(self, job: str | int, from_step: int | None = None, accepted: str | None = None) -> JobRecord:
         """Queue an ended job again, from its newest checkpoint or that of `from_step`. Its job file is read anew: changes
-        that break exactness are refused unless `accepted` is the digest of just these (presets.changes.digest)."""
+        that break exactness are refused unless `accepted` is the digest of just these (presets.going_on)."""
         return (await self._ask(Resume(str(job), from_step, accepted), JobReply)).job
 
-    async def changes(self, job: str | int) -> list[Change]:
-        """How the job file differs by now from what the last attempt was given."""
-        return (await self._ask(Changes(str(job)), ChangesReply)).changes
+    async def going_on(self, job: str | int) -> GoingOn:
+        """How the job file differs by now from what the last attempt was given, and whether the run may go on with it."""
+        return (await self._ask(Changes(str(job)), ChangesReply)).going_on
 
     async def checkpoints(self, job: str | int) -> tuple[JobRecord, list[StoredCheckpoint]]:
         """The checkpoints that a job can go back to, oldest first."""

@@ -12,13 +12,13 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct, field
 
-from presets.changes import Change
 from presets.events import Event
 from presets.findings import Finding
 from presets.fold import RunView
+from presets.going_on import GoingOn
 from presets.rollback import StoredCheckpoint
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_MESSAGE_BYTES = 8 * 2**20  # what the daemon takes from a client, and what the feed carries
 MAX_REPLY_BYTES = 64 * 2**20  # a snapshot has one loss point per step: 15 bytes each, up to a million steps
 MAX_EVENT_BYTES = 2**20  # a longer line of events.jsonl counts as damaged
@@ -105,7 +105,7 @@ class Resume(Struct, tag=True):
 
     job: str
     from_step: int | None = None  # go back to the checkpoint of this step; default: the newest
-    accepted: str | None = None  # presets.changes.digest of the changes that the user accepts, also of none: clips and captions may have changed too; None: nothing is accepted
+    accepted: str | None = None  # presets.going_on.GoingOn.digest of the changes that the user accepts, also of none: clips and captions may have changed too; None: nothing is accepted
 
 
 class Changes(Struct, tag=True):
@@ -195,7 +195,7 @@ class ReplayReply(Struct, tag=True):
 
 class ChangesReply(Struct, tag=True):
     job: JobRecord
-    changes: list[Change]
+    going_on: GoingOn
 
 
 class CheckpointsReply(Struct, tag=True):

@@ -181,7 +181,7 @@ class Service:
         if asked.resume:
             if not held.exists():
                 raise UserError("no run lies here that could be resumed", where=record.run_dir, fix="Submit the job without --resume")
-            require_accepted(record, changed_since(record, held)[1], asked.accepted)
+            require_accepted(record, changed_since(record, None)[1], asked.accepted, command=f"submit {path}")
             require_checkpoint(record, checkpoints_of(Path(record.run_dir), RunView()), asked.from_step)
             options = {"resume": True, "from_step": asked.from_step, "accept_changes": asked.accepted is not None}
         elif held.exists():  # the trainer would refuse it, hours later perhaps
@@ -201,16 +201,16 @@ class Service:
         """Queue an ended job again, with its job file (or the one at `job_path`) as it is now."""
         record, copy = entry.record, self.places.job_file(entry.record.id)
         job_path = job_path or record.job_path
-        job, found = changed_since(msgspec.structs.replace(record, job_path=job_path), copy)
+        job, going = changed_since(msgspec.structs.replace(record, job_path=job_path), copy)
         more = job.training.steps > record.step
         self._queue.require_resumable(entry, further=from_step is not None or more)
-        require_accepted(record, found, accepted)
+        require_accepted(record, going, accepted)
         if from_step is not None:
             require_checkpoint(record, checkpoints_of(Path(record.run_dir), (await self._caught_up(entry)).view), from_step)
         record.job_path = job_path
         save_job(job, copy, fresh=True)  # always: an attempt that failed early may have left other values in it, taken back since
         record.gpus = sorted(set(job.job.gpus))
-        if found:
+        if going.changes:
             record.steps = job.training.steps
         return self._change(request_id, entry, self._queue.resume(record.id, now, from_step=from_step, accept_changes=accepted is not None, further=from_step is not None or more))
 

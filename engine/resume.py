@@ -8,7 +8,6 @@ steps; those that were edited in the file take the file's values. Then RUN/job.t
 
 import json
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,11 @@ from presets.errors import UserError
 from presets.events import EVENTS_FILE, decode_event
 from presets.findings import Finding
 from presets.fold import ABANDONED
+from presets.going_on import JOB_FILE as JOB_FILE  # read from here too
+from presets.going_on import GoingOn, going_on, held_job
 from presets.history import History, Setting
 from presets.job import Job
-from presets.jobfile import absolute_paths, get_value, job_from_dict, load_job, with_value
-
-JOB_FILE = "job.toml"
+from presets.jobfile import absolute_paths, get_value, job_from_dict, with_value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +65,10 @@ def find_begin(folder: Path, job: Job, base_dir: Path, *, from_step: int | None,
     step = meta.get("step", 0)
     given = absolute_paths(job, base_dir)
     then = job_from_dict(meta["job"], where=f"{found}/state.json") if found else None
-    held, unreadable = _held(folder / JOB_FILE, base_dir)
-    edits = changes(held or then or given, given)
-    _ask(folder, edits, unreadable, accept=accept, learnt=found is not None)
+    held, unreadable = held_job(folder, base_dir)
+    asked = going_on(held or then, given, learnt=found is not None, unreadable=unreadable)
+    _require(folder, asked, accept=accept)
+    edits = asked.changes
 
     edited = {c.field for c in edits}
     if then and history.done and then.training.steps <= step < given.training.steps:  # cut short while it trained, done, and asked to go on: so with the steps of its file
@@ -80,7 +80,7 @@ def find_begin(folder: Path, job: Job, base_dir: Path, *, from_step: int | None,
     before, now = then or held or given, absolute_paths(job, base_dir)
     since = changes(before, now)
     if found:
-        _ask(folder, [c for c in since if c.impossible], "", accept=accept, learnt=True)
+        _require(folder, GoingOn(changes=[c for c in since if c.impossible], learnt=True), accept=False)
     return Begin(
         job=job, resumed=True, step=step, checkpoint=found, meta=meta, since=since, settings=[Setting(step=step, field=c.field, old=_value(before, c.field), new=_value(now, c.field)) for c in since],
         ahead=[] if from_step is not None else [s for s in history.ahead(step) if s.field not in edited], damaged=damaged, keep=given if edits or unreadable else None, rollback=back is not None, abandoned=history.abandoned, accepted=accept,
@@ -99,33 +99,12 @@ def read_history(path: Path) -> History:
     return history
 
 
-def _held(path: Path, base_dir: Path) -> tuple[Job | None, str]:
-    """The job that lies in the run folder, and why it cannot be read."""
-    if not path.exists():
-        return None, ""
-    try:
-        return absolute_paths(load_job(path), base_dir), ""
-    except UserError as e:
-        return None, e.what
-
-
-def _ask(folder: Path, edits: Iterable[Change], unreadable: str, *, accept: bool, learnt: bool) -> None:
+def _require(folder: Path, asked: GoingOn, *, accept: bool) -> None:
     """Raise UserError with the difference unless it does no harm or is accepted."""
-    edits = list(edits)
-    broken = [c for c in edits if c.breaks]
-    if learnt and (impossible := [c for c in broken if c.impossible]):
-        raise UserError(f"what was learnt does not fit the changed job:{_listed(impossible)}", where=str(folder), fix="Set it back, or start a new run under another name")
-    if unreadable and not accept:
-        raise UserError(f"the run's own {JOB_FILE} cannot be read ({unreadable}), so nobody can tell what has changed", where=str(folder), fix="Go on all the same with --accept-changes")
-    if broken and not accept:
-        raise UserError(
-            f"the job is not the one this run was begun with:{_listed(broken)}", where=str(folder),
-            fix="Set it back, go on all the same with --accept-changes (the run is then no longer comparable), or give the job another name",
-        )  # fmt: skip
-
-
-def _listed(found: list[Change]) -> str:
-    return "".join(f"\n  {c.text}" for c in found) + "\n"
+    asked.require(
+        asked.digest if accept else None, where=str(folder), lines=True,
+        accept="go on all the same with --accept-changes (the run is then no longer comparable)",
+    )  # fmt: skip
 
 
 def _value(job: Job, path: str) -> Any:

@@ -1,10 +1,8 @@
 """What may change about a job while it trains or between its attempts, and how two jobs differ."""
 
-import hashlib
 from collections.abc import Iterable
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from presets.errors import UserError
@@ -21,7 +19,6 @@ IMPOSSIBLE_TO_CHANGE = (
     "target.type", "target.rank", "multistage.high.rank", "multistage.low.rank", "multistage.high_noise", "multistage.low_noise", "training.optimizer",
 )  # fmt: skip
 LEFT_OUT = "left out"
-UNSEEN = "unseen"  # instead of a digest: accepted whatever it is, because the run's own job file cannot be read
 
 
 class Change(Struct, frozen=True, kw_only=True):
@@ -31,7 +28,7 @@ class Change(Struct, frozen=True, kw_only=True):
     old: str  # as it stands in a job file, or "left out"
     new: str
     breaks: bool  # the run would not go on exactly as it was begun
-    impossible: bool = False  # it could not go on at all: what was learnt does not fit the new value
+    impossible: bool = False  # once something was learnt it could not go on at all: that does not fit the new value
 
     @property
     def text(self) -> str:
@@ -49,12 +46,6 @@ def changes(old: Job, new: Job) -> list[Change]:
 
 def breaking(found: Iterable[Change]) -> list[Change]:
     return [c for c in found if c.breaks]
-
-
-def digest(found: Iterable[Change]) -> str:
-    """What an acceptance names: the changes that break exactness, as they were shown. Any other such change gives another digest."""
-    shown = sorted((c.field, c.old, c.new) for c in breaking(found))
-    return hashlib.sha256(msgspec.json.encode(shown)).hexdigest()[:32]
 
 
 def is_free(field: str) -> bool:

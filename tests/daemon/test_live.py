@@ -10,7 +10,6 @@ import pytest
 from daemon import protocol as wire
 from daemon.client import Client, RequestRefused
 from daemon.orders import Order, leave
-from presets.changes import digest
 from tests.daemon.conftest import Box, until
 from tests.daemon.test_daemon import facts, file_events
 
@@ -132,21 +131,21 @@ async def test_a_changed_job_file_is_taken_up_and_what_breaks_exactness_is_asked
     box.start("--hold-at", "15")
     async with box.client() as client:
         path = await stopped_at(box, client, 15)
-        assert await client.changes("one") == []
+        assert (await client.going_on("one")).changes == []
         path.write_text(path.read_text().replace("steps = 20", "steps = 17\nlr = 5e-5"))
-        free = await client.changes("one")
+        free = (await client.going_on("one")).changes
         assert [(c.text, c.breaks) for c in free] == [("training.lr: 0.0001 -> 5e-05", False), ("training.steps: 20 -> 17", False)]
         path.write_text(path.read_text().replace("[training]", "[training]\nloss = 'mae'"))
-        assert [c.field for c in await client.changes("one") if c.breaks] == ["training.loss"]
+        assert [c.field for c in (await client.going_on("one")).changes if c.breaks] == ["training.loss"]
         with pytest.raises(RequestRefused, match=r"one: its job file has changed .*training\.loss: .mse. -> .mae..*--accept-changes"):
             await client.resume("one")
         good = path.read_text()
         path.write_text(good + "[target]\nrank = 8\n")
         with pytest.raises(RequestRefused, match=r"one: its job file has changed so that what was learnt does not fit it \(target\.rank: 16 -> 8\)"):
-            await client.resume("one", accepted=digest(await client.changes("one")))
+            await client.resume("one", accepted=(await client.going_on("one")).digest)
         path.write_text(good)
         assert (await client.show("one")).state == "stopped"
-        shown = digest(await client.changes("one"))
+        shown = (await client.going_on("one")).digest
         path.write_text(good.replace("'mae'", "'huber'"))
         with pytest.raises(RequestRefused, match=r"one: its job file has other changes by now than those that were accepted \(training\.loss: .mse. -> .huber.\)"):
             await client.resume("one", accepted=shown)
@@ -155,7 +154,7 @@ async def test_a_changed_job_file_is_taken_up_and_what_breaks_exactness_is_asked
         assert (await box.wait(client, "one")).step == 17
         assert facts(box.run_dir("one"), 2)["args"][-2:] == ["--resume", "--accept-changes"]
         assert [e.data["lr"] for e in file_events(box.run_dir("one")) if e.kind == "step" and e.attempt == 2] == [6e-5, 6e-5]
-        assert await client.changes("one") == []  # accepted: the next attempt has nothing to ask
+        assert (await client.going_on("one")).changes == []  # accepted: the next attempt has nothing to ask
 
 
 async def test_a_change_that_is_taken_back_before_its_attempt_began_is_forgotten(box: Box):
@@ -189,6 +188,20 @@ async def test_a_job_file_that_is_gone_broken_or_anothers(box: Box):
         path.unlink()
         await client.resume("one")
         assert (await box.wait(client, "one")).state == "done"
+
+
+async def test_a_run_whose_own_job_file_is_torn_goes_on_with_a_yes(box: Box):
+    box.start("--hold-at", "15")
+    async with box.client() as client:
+        await stopped_at(box, client, 15)
+        (box.run_dir("one") / "job.toml").write_text("[job")
+        with pytest.raises(RequestRefused, match="nobody can tell what has changed"):
+            await client.resume("one")
+        asked = await client.going_on("one")
+        assert asked.verdict == "ask" and asked.changes == []
+        await client.resume("one", accepted=asked.digest)
+        assert (await box.wait(client, "one")).state == "done"
+        assert facts(box.run_dir("one"), 2)["args"][-1] == "--accept-changes"
 
 
 async def test_a_run_goes_back_to_a_chosen_checkpoint(box: Box):
@@ -249,6 +262,13 @@ async def test_a_run_that_the_daemon_did_not_begin_can_be_submitted_to_go_on(box
         with pytest.raises(RequestRefused, match=r"training\.loss: .mse. -> .mae."):
             await client.submit(path, resume=True)
         path.write_text(original)
+        held = box.run_dir("one") / "job.toml"
+        whole = held.read_text()
+        held.write_text("[job")
+        with pytest.raises(RequestRefused, match=r"one: the run's own job\.toml cannot be read .*nobody can tell") as refused:
+            await client.submit(path, resume=True)
+        assert refused.value.fix == f"Accept it: wanlora submit {path} --accept-changes"
+        held.write_text(whole)
         with pytest.raises(RequestRefused, match="no checkpoint of step 3"):
             await client.submit(path, resume=True, from_step=3)
         await client.submit(path, resume=True)

@@ -10,16 +10,18 @@ import msgspec
 
 from daemon.client import Client
 from daemon.protocol import RUNNING_STATES, JobRecord
-from presets.changes import UNSEEN, Change, breaking, changes, digest
 from presets.errors import UserError
 from presets.events import EVENTS_FILE, read_events
 from presets.fold import RunView, fold
+from presets.going_on import GoingOn, going_on, has_learnt, held_job
 from presets.job import Job
 from presets.jobfile import absolute_paths, load_job
 from presets.rollback import StoredCheckpoint, checkpoints_of
 from wanlora_tui.commands.job import default_out
 from wanlora_tui.commands.link import daemon_dir, say
-from wanlora_tui.text import count, home_path, size
+from wanlora_tui.text import home_path, size
+
+ACCEPT = "accept with --accept-changes"
 
 
 def resume(args: Namespace) -> int:
@@ -30,7 +32,7 @@ def resume(args: Namespace) -> int:
             record = await client.show(args.job)
             if record.state in RUNNING_STATES:  # refused, and nobody should be asked about changes first
                 return await client.resume(record.id, args.from_step)
-            accepted = agreed(record.name, await client.changes(record.id), accepted=args.accept_changes)
+            accepted = agreed(record.name, await client.going_on(record.id), accepted=args.accept_changes)
             return await client.resume(record.id, args.from_step, accepted)
 
     record = asyncio.run(go())
@@ -39,36 +41,32 @@ def resume(args: Namespace) -> int:
     return 0
 
 
-def agreed(name: str, found: list[Change], *, accepted: bool) -> str | None:
+def agreed(name: str, asked: GoingOn, *, accepted: bool) -> str | None:
     """The digest of the changes when they are accepted, `accepted` from the start or asked for on a terminal; None when nothing needs that.
 
-    Raises UserError when the answer is no, or there is nobody to ask.
+    Raises UserError when what was learnt does not fit, the answer is no, or there is nobody to ask.
     """
-    if found:
+    if asked.changes:
         say(f"{name}: its job file has changed since this run was last started:")
-        for change in sorted(found, key=lambda c: not c.breaks):
-            say(f"  {change.text}{'   does not fit what was learnt' if change.impossible else '   breaks exactness' if change.breaks else ''}")
-    if any(c.impossible for c in found):  # a refusal comes, unless nothing was learnt yet; no yes could help
-        return digest(found)
-    if accepted or not breaking(found):
-        return digest(found) if accepted else None
-    how = f"Set {'it' if len(breaking(found)) == 1 else 'them'} back in the job file, or accept with --accept-changes"
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise UserError(f"not resumed: {count(len(breaking(found)), 'change')} would make it another run from here on", where=name, fix=how)
-    print("From here on it will not be the run that was begun. Go on with the changes? [y/N] ", end="", file=sys.stderr, flush=True)
-    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise UserError("not resumed, and nothing was changed", where=name, fix=how)
-    return digest(found)
+        for change in asked.shown:
+            mark = asked.mark(change)
+            say(f"  {change.text}{'   ' if mark else ''}{mark}")
+    if asked.verdict == "ask" and not accepted:
+        if not (sys.stdin.isatty() and sys.stderr.isatty()):
+            raise UserError(f"not resumed: {asked.claim}", where=name, fix=asked.fix(accept=ACCEPT))
+        print(f"{name}: {asked.claim}.\n{asked.question} [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise UserError("not resumed, and nothing was changed", where=name, fix=asked.fix(accept=ACCEPT))
+        return asked.digest
+    asked.require(asked.digest, where=name, accept=ACCEPT)
+    return asked.digest if accepted else None
 
 
 def agreed_here(job: Job, base: Path, out: Path, *, accepted: bool) -> str | None:
     """The same for a job whose paths are relative to `base`, and the run folder in `out`, without a daemon."""
-    held = out / job.job.name / "job.toml"
-    try:
-        found = changes(absolute_paths(load_job(held), held.parent), absolute_paths(job, base)) if held.exists() else []
-    except UserError:  # the trainer says so, and goes on when the changes are accepted unseen
-        return UNSEEN if accepted else None
-    return agreed(job.job.name, found, accepted=accepted)
+    run_dir = out / job.job.name
+    held, unreadable = held_job(run_dir, base)
+    return agreed(job.job.name, going_on(held, absolute_paths(job, base), learnt=has_learnt(run_dir), unreadable=unreadable), accepted=accepted)
 
 
 def checkpoints(args: Namespace) -> int:
