@@ -94,6 +94,16 @@ def test_commands_are_obeyed_between_steps_or_refused_with_the_reason(tiny, tmp_
     assert json.loads((checkpoint.newest(run)[0] / "state.json").read_text())["job"]["multistage"]["low"]["lr"] == 2e-3
 
 
+def test_intervals_and_numbers_kept_count_from_when_they_are_set(tiny, tmp_path, at_step):
+    job = write_job(tmp_path, tiny, prompts=1, steps=7, sample={"every": 0, "first": False, "steps": 1, "num_frames": 1}, save={"every": 100, "keep": 9}, dataset={"num_frames": 1})
+    run = tmp_path / "runs" / "t"
+    at_step(run, {1: [new("save.every", 2), new("sample.every", 3)], 5: [new("sample.every", 0), new("save.keep", 2)]})
+    assert train(job) == 0
+    assert [d["step"] for d in of_kind(run, "checkpoint")] == [2, 4, 6, 7]
+    assert [d["step"] for d in of_kind(run, "sample")] == [3, 7], "the last ones are always made"
+    assert [checkpoint.step_of(f) for f in checkpoint.listed(run)] == [6, 7]
+
+
 def test_fewer_steps_than_are_done_end_the_run_properly_now(tiny, tmp_path, at_step):
     job = write_job(tmp_path, tiny, prompts=1, steps=8, sample={"every": 0, "first": False, "steps": 1}, save={"every": 8})
     run = tmp_path / "runs" / "t"

@@ -1,6 +1,7 @@
 import json
 import os
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,21 @@ def test_with_everything_cached_the_encoder_is_not_loaded(cached, tiny):
     cached([*TEXTS, "a new one"])
     assert cached.loads == 3
     assert {e.about for e in list_tensors(cached.folder)} >= {"orbit around the red ball", "", "a new one"}
+
+
+def test_the_encoder_is_gone_once_all_is_encoded(tiny, monkeypatch):
+    """Nothing holds on to it, so its memory is free before the experts come."""
+    plain, loaded = text_module.load_text_encoder, []
+
+    def load(*args, **more):
+        model = plain(*args, **more)
+        loaded.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(text_module, "load_text_encoder", load)
+    book = encode(tiny, "none")
+    assert len(loaded) == 1 and loaded[0]() is None
+    assert book.rows(TEXTS[0]).untyped_storage().nbytes() == book.rows(TEXTS[0]).nbytes, "nor does a row keep a whole padded text"
 
 
 def test_what_the_key_of_a_text_holds(cached, tiny, tmp_path):
