@@ -3,10 +3,12 @@
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 
-from engine import gradients, pinned, setup
+from engine import gradients, noroom, pinned, setup
+from engine.noroom import loading
 from engine.pinned import HostMemoryRefused, host_buffer
 from engine.planning import CardMemory, Planning, shortage, smaller
 from engine.setup import Run
@@ -18,7 +20,7 @@ from presets.planner.inputs import workload_of
 from presets.recommend import plain_job
 from presets.sizes import ExpertShape
 
-GIB = 2**30
+GIB, CPU = 2**30, torch.device("cpu")
 JOB = plain_job("motion", "orbit", "clips")
 CARD = card_hardware(find_card("4090"), ram=128 * GIB)
 
@@ -150,3 +152,32 @@ def test_host_memory_that_is_not_there_is_refused_before_the_kernel_ends_a_proce
         host_buffer(3 * GIB, pinned=True)
     with pytest.raises(HostMemoryRefused, match=r"no .* of RAM left"):
         host_buffer(2**60, pinned=False)
+
+
+@pytest.mark.parametrize(("part", "precision", "said", "helps"), [
+    ("text encoder", "none", "while the text encoder was at work, which takes 9.0 GiB of the card: other programs took 8.0 GiB", 'Set quantization.text_encoder = "float8", which takes 4.7 GiB; end other programs'),
+    ("text encoder", "float8", "which takes 4.7 GiB of the card", "End other programs on the card"),
+    ("VAE", "float8", "while the VAE was loaded, which takes 246 MiB", "End other programs on the card"),
+    ("experts", "float8", "while the experts were loaded, which takes", 'Choose a smaller target.rank; set training.optimizer = "adamw8bit"; end other programs'),
+])  # fmt: skip
+def test_no_room_on_the_card_while_loading_says_what_takes_it_and_what_would_help(planning, monkeypatch, part, precision, said, helps):
+    monkeypatch.setattr(noroom, "card_memory", lambda device: card(0.1, 15.4, 15.0))
+    short = setup.replace(planning, work=msgspec.structs.replace(planning.work, text_precision=precision))
+    with pytest.raises(UserError) as e, loading(part, CPU, short):
+        raise RuntimeError("CUDNN_STATUS_ALLOC_FAILED")
+    assert said in e.value.what and e.value.fix.startswith(helps) and e.value.where == "the card's memory"
+
+
+@pytest.mark.parametrize("error", [HostMemoryRefused("336 MiB of RAM are needed, and 250 MiB are free"), MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
+def test_no_room_on_the_host_while_loading_says_what_all_of_it_takes(planning, error):
+    with pytest.raises(UserError) as e, loading("experts", CPU, planning):
+        raise error
+    assert "26.2 GiB for the frozen weights of 2 experts" in e.value.what and 'quantization.transformer = "qint4", which takes 14.7 GiB' in e.value.fix
+    assert not isinstance(error, HostMemoryRefused) or error.what in e.value.what
+
+
+def test_other_errors_while_loading_stay_what_they_are(planning):
+    for error in (RuntimeError("a bug"), UserError("holds no tensor", where="a file")):
+        with pytest.raises(type(error)) as e, loading("VAE", CPU, planning):
+            raise error
+        assert e.value is error
