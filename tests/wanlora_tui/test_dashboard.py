@@ -6,14 +6,19 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from rich.cells import cell_len
 from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.widget import Widget
+from textual.widgets import Static
 from textual_image.widget import HalfcellImage
 
+from presets.fold import LogLine
 from tests.wanlora_tui.runs import Tape, usual
 from wanlora_tui.screenshot import RecordedApp, load_run, main
 from wanlora_tui.widgets.event_log import EventLog
+from wanlora_tui.widgets.meters import Numbers
+from wanlora_tui.widgets.phase_bar import PhaseBar
 from wanlora_tui.widgets.poster import Poster
 
 SIZES = [(80, 24), (100, 30), (160, 48)]
@@ -88,6 +93,40 @@ async def test_it_follows_a_change_of_size(tmp_path: Path):
         assert not list(outside(pilot.app.screen))
 
 
+async def test_after_a_change_of_size_everything_fits_without_waiting_for_the_next_step(tmp_path: Path):
+    async with app_over(usual(), tmp_path).run_test(size=(80, 24)) as pilot:
+        for size in ((160, 48), (124, 30), (80, 24), (200, 60), (60, 20)):
+            await pilot.resize_terminal(*size)
+            await settle(pilot)
+            screen = pilot.app.screen
+            phase, numbers = screen.query_one(PhaseBar), screen.query_one(Numbers)
+            lines = shown(screen).splitlines()
+            assert cell_len(lines[phase.region.y].rstrip()) == phase.content_region.right, (size, lines[phase.region.y])
+            rows = "\n".join(line[numbers.region.x : numbers.region.right] for line in lines[numbers.region.y : numbers.region.bottom])
+            assert "step 120/300" in rows and "ETA 56s" in rows and "…" not in rows, (size, rows)
+
+
+async def test_the_log_follows_over_a_change_of_size(tmp_path: Path):
+    tape = usual(until=290, steps=300)
+    for i in range(60):
+        tape.add("log", level="info", text=f"line {i}: " + "long enough to be broken when it gets narrow " * 2)
+    run = load_run(tape.write(tmp_path / tape.name))
+    async with RecordedApp(run, HalfcellImage).run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        log = pilot.app.screen.query_one(EventLog)
+        for size in ((160, 48), (100, 30), (70, 20), (50, 12), (200, 60), (80, 24)):
+            await pilot.resize_terminal(*size)
+            await settle(pilot)
+            run.view.log.append(LogLine(tape.now + 1, "log", f"written at {size}"))
+            log.show(run.view.log)
+            await settle(pilot)
+            assert log.following and (size == (50, 12) or f"written at {size}" in shown(pilot.app.screen)), size
+        await pilot.press("l", "g")
+        await pilot.resize_terminal(100, 30)
+        await settle(pilot)
+        assert not log.following  # a reader's place is kept
+
+
 @pytest.mark.parametrize("size", SIZES)
 async def test_without_colour_it_reads_the_same(size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("NO_COLOR", "1")
@@ -113,6 +152,44 @@ async def test_how_it_ended_is_said(end: str, words: str, tmp_path: Path):
     async with app_over(tape, tmp_path).run_test(size=(80, 24)) as pilot:
         await settle(pilot)
         assert words in shown(pilot.app.screen)
+
+
+KILLED = "The trainer was killed by SIGKILL after step 120. If nobody did that by hand, a memory limit of the container or batch system is likely. Go on from the last checkpoint with: wanlora resume orbit_v1\nIts last lines:\nstep 119/300 low_noise\nstep 120/300 low_noise"
+
+
+def ended_by(state: str, outcome: str, folder: Path) -> RecordedApp:
+    """The run that the daemon has given that state; its trainer said nothing of it."""
+    run = load_run(usual().write(folder / "orbit_v1"))
+    run.record = msgspec.structs.replace(run.record, state=state, outcome=outcome)
+    return RecordedApp(run, HalfcellImage)
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_a_killed_trainer_s_end_can_be_read_whole(size: tuple[int, int], tmp_path: Path):
+    async with ended_by("failed", KILLED, tmp_path).run_test(size=size) as pilot:
+        await settle(pilot)
+        text = " ".join(shown(pilot.app.screen).split())
+        assert "✗ failed The trainer was killed by SIGKILL after step 120." in text and "with: wanlora resume orbit_v1 More: f" in text, text
+        assert "ETA -" in text and "ETA 56s" not in text
+        await pilot.press("f")
+        await settle(pilot)
+        assert "Its last lines:" in shown(pilot.app.screen) and "step 119/300 low_noise" in shown(pilot.app.screen)
+        assert not list(outside(pilot.app.screen))
+
+
+async def test_an_earlier_end_is_not_told_of_a_job_that_waits_again(tmp_path: Path):
+    async with ended_by("queued", "stop asked for", tmp_path).run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        assert "… queued" in shown(pilot.app.screen) and "stop asked for" not in shown(pilot.app.screen)
+
+
+async def test_a_finding_and_its_fix_are_two_sentences(tmp_path: Path):
+    tape = usual()
+    tape.add("finding", code="overfit", severity="warning", field="", message="the low-noise expert learns the clips by heart", fix="Stop and take an earlier checkpoint")
+    async with app_over(tape, tmp_path).run_test(size=(160, 48)) as pilot:
+        await settle(pilot)
+        files = str(pilot.app.screen.query_one("#files-text", Static).render())
+        assert "! warning: the low-noise expert learns the clips by heart. Stop and take an earlier checkpoint." in files
 
 
 @pytest.mark.parametrize(

@@ -104,9 +104,6 @@ class DashboardScreen(Screen[None]):
     def _changed(self) -> None:
         self.post_message(self.Changed())
 
-    def on_resize(self) -> None:
-        self.call_after_refresh(self._render_all)
-
     # --- rendering ---------------------------------------------------------------------------------------------
 
     @on(Changed)
@@ -122,11 +119,11 @@ class DashboardScreen(Screen[None]):
         self.query_one(PhaseBar).show(record, view)
         self.query_one(LossPlot).show(view.losses, view.resumed)
         self.query_one(EventLog).show(view.log)
-        self.query_one(Numbers).show(view)
+        self.query_one(Numbers).show(view, running=record.state == "running")
         self.query_one("#vram", MemoryBar).show("VRAM", view.vram_gib, view.vram_total_gib)
         self.query_one("#ram", MemoryBar).show("RAM", view.ram_gib, view.ram_total_gib)
         self.query_one(Poster).show(view.samples, self.run_dir)
-        self.query_one(FilesList).show(view, self.run_dir)
+        self.query_one(FilesList).show(view, self.run_dir, failure=record.outcome or view.outcome if record.state == "failed" else "")
         self._render_lights()
         if self.is_current:  # under a dialog the actions would be looked up in that
             self.refresh_bindings()

@@ -7,6 +7,7 @@ from textual.containers import VerticalScroll
 from textual.widgets import Static
 
 from presets.fold import RunView
+from presets.text import sentences
 from wanlora_tui.actions import bindings
 from wanlora_tui.text import count, home_path
 
@@ -21,12 +22,15 @@ class FilesList(VerticalScroll):
         self.border_title = "files and findings"
         self._shown: tuple[object, ...] = ()
 
-    def show(self, view: RunView, run_dir: Path) -> None:
-        shown = (view.state, len(view.files), len(view.checkpoints), len(view.findings), view.plan, run_dir)
+    def show(self, view: RunView, run_dir: Path, *, failure: str = "") -> None:
+        """`failure`: all that is known of why it failed, with the trainer's last lines."""
+        shown = (view.state, len(view.files), len(view.checkpoints), len(view.findings), view.plan, run_dir, failure)
         if shown == self._shown:
             return
         self._shown = shown
         text = Text(overflow="fold")
+        if failure:
+            text.append("✗ failed  ", "bold").append(f"{failure}\n")
         text.append("Run folder  ", "dim").append(f"{home_path(str(run_dir))}\n")
         if view.device:
             text.append("Device  ", "dim").append(f"{view.device}\n")
@@ -38,7 +42,7 @@ class FilesList(VerticalScroll):
             newest = view.checkpoints[-1]
             text.append(f"{count(len(view.checkpoints), 'checkpoint')}, newest  ", "dim").append(f"{newest.path}\n")
         for finding in view.findings:
-            text.append(f"! {finding['severity']} {finding['field']}: ", "bold").append(f"{finding['message']} {finding['fix']}\n")
+            text.append(f"! {finding['severity']} {finding['field']}".rstrip() + ": ", "bold").append(f"{sentences(finding['message'], finding['fix'])}\n")
         if not view.findings:
             text.append("No findings.", "dim")
         self.query_one(Static).update(text)

@@ -21,7 +21,16 @@ def bar(done: float, total: float, width: int, colour: str = "$primary") -> Cont
 class MemoryBar(Static):
     """`VRAM ████░░░░ 18.2/24.0 GiB`: how much is taken, of how much."""
 
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._last: tuple[str, float, float] | None = None
+
+    def on_resize(self) -> None:
+        if self._last is not None:
+            self.show(*self._last)
+
     def show(self, label: str, used_gib: float, total_gib: float) -> None:
+        self._last = label, used_gib, total_gib
         numbers = f"{used_gib:.1f}/{total_gib:.0f} GiB" if total_gib else f"{used_gib:.1f} GiB" if used_gib else "-"
         width = max(4, self.size.width - len(label) - len(numbers) - 2)
         tight = total_gib > 0 and used_gib / total_gib > TIGHT
@@ -32,11 +41,21 @@ class MemoryBar(Static):
 class Numbers(Static):
     """Step, time and optimizer figures: two rows in a narrow place, two columns in a tall one."""
 
-    def show(self, view: RunView) -> None:
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._last: tuple[RunView, bool] | None = None
+
+    def on_resize(self) -> None:
+        if self._last is not None:
+            self.show(self._last[0], running=self._last[1])
+
+    def show(self, view: RunView, *, running: bool) -> None:
+        """`running`: as the daemon has it. A trainer that was killed has said nothing about its end."""
+        self._last = view, running
         last = {e: p[-1].loss for e, p in view.losses.items() if p}
         cells = [
             ("step", f"{view.step}/{view.steps}"),
-            ("ETA", duration(view.eta_seconds) if view.state == "running" and view.seconds_per_step else "-"),
+            ("ETA", duration(view.eta_seconds) if running and view.state == "running" and view.seconds_per_step else "-"),
             ("s/step", seconds_each(view.seconds_per_step) if view.seconds_per_step else "-"),
             ("expert", expert_text(view.expert) or "-"),
             ("high loss", f"{last['high_noise']:.4f}" if "high_noise" in last else "-"),
