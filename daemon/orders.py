@@ -1,28 +1,20 @@
-"""Orders to a running trainer: small files in RUN/control, which it reads between micro-batches and deletes when it has honoured them."""
+"""Orders to a running trainer: control files, which it reads between micro-batches and deletes when it has honoured them."""
 
 import hashlib
 import time
 from pathlib import Path
-from typing import Literal
 
 import msgspec
-from msgspec import Struct
+
+from presets.control import CONTROL_DIR, ControlFile, parse_control
+from presets.errors import UserError
 
 
-class Order(Struct, kw_only=True, omit_defaults=True):
-    """What a trainer is asked to do. `field` and `value` (as after --set) belong to `set` alone."""
-
-    id: str = ""
-    command: Literal["stop", "save", "sample", "set"]
-    field: str = ""
-    value: str = ""
-
-
-def leave(run_dir: Path, request: str, order: Order) -> None:
+def leave(run_dir: Path, request: str, order: ControlFile) -> None:
     """Leave an order, whole or not at all. Names sort by time, so that the trainer takes orders as they were given;
     the same request again changes nothing while its order lies there. Raises OSError.
     """
-    control = run_dir / "control"
+    control = run_dir / CONTROL_DIR
     control.mkdir(parents=True, exist_ok=True)
     mark = hashlib.sha256(request.encode()).hexdigest()[:16]
     if any(control.glob(f"*-{mark}.json")):
@@ -34,10 +26,10 @@ def leave(run_dir: Path, request: str, order: Order) -> None:
 
 def forget_stops(run_dir: Path) -> None:
     """Remove stops that were meant for an attempt which is gone. Other orders wait for the next attempt. Raises OSError."""
-    for file in (run_dir / "control").glob("*.json"):
+    for file in (run_dir / CONTROL_DIR).glob("*.json"):
         try:
-            order = msgspec.json.decode(file.read_bytes(), type=Order)
-        except msgspec.MsgspecError:  # the trainer refuses it, and says so
+            order = parse_control(file.read_bytes())
+        except UserError:  # the trainer refuses it, and says so
             continue
         if order.command == "stop":
             file.unlink(missing_ok=True)

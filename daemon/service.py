@@ -16,7 +16,7 @@ import msgspec
 
 from daemon import protocol as wire
 from daemon.launch import start_trainer
-from daemon.orders import Order, forget_stops, leave
+from daemon.orders import forget_stops, leave
 from daemon.paths import Places, make_private
 from daemon.processes import boot_id, identify, is_alive, marked, oom_kills
 from daemon.queue import AskStop, Changed, Entry, Instruction, Kill, Launch, Queue, Terminate, Verdict
@@ -25,6 +25,7 @@ from daemon.store import Store
 from daemon.tail import Tail
 from daemon.trainer import Trainer, last_word, verdict
 from presets.changes import live_value
+from presets.control import ControlFile
 from presets.errors import JobError, UserError
 from presets.findings import of_job_error
 from presets.fold import RunView
@@ -146,14 +147,14 @@ class Service:
                 return wire.CheckpointsReply(self._record(entry), checkpoints_of(Path(entry.record.run_dir), view))
             case wire.Set(job=key, field=field, value=value):
                 live_value(field, value)
-                return self._tell(request.id, queue.find(key), Order(command="set", field=field, value=value))
+                return self._tell(request.id, queue.find(key), ControlFile(command="set", field=field, value=value))
             case wire.SaveNow(job=key):
-                return self._tell(request.id, queue.find(key), Order(command="save"))
+                return self._tell(request.id, queue.find(key), ControlFile(command="save"))
             case wire.SampleNow(job=key):
                 entry = queue.find(key)
                 if not load_job(self.places.job_file(entry.record.id)).sample.prompts:
                     raise UserError("has no sample prompts to make previews of", where=entry.record.name, fix="Give it some in [sample] when it has stopped, then resume")
-                return self._tell(request.id, entry, Order(command="sample"))
+                return self._tell(request.id, entry, ControlFile(command="sample"))
             case wire.Cancel(job=key):
                 entry = queue.find(key)
                 return self._change(request.id, entry, queue.cancel(entry.record.id, now))
@@ -214,7 +215,7 @@ class Service:
             record.steps = job.training.steps
         return self._change(request_id, entry, self._queue.resume(record.id, now, from_step=from_step, accept_changes=accepted is not None, further=from_step is not None or more))
 
-    def _tell(self, request_id: str, entry: Entry, order: Order) -> wire.Answer:
+    def _tell(self, request_id: str, entry: Entry, order: ControlFile) -> wire.Answer:
         """Leave an order for the job's trainer. Raises UserError unless it runs."""
         record = entry.record
         if record.state not in ("starting", "running"):
@@ -294,7 +295,7 @@ class Service:
 
     def _ask_stop(self, entry: Entry) -> None:
         try:
-            leave(Path(entry.record.run_dir), f"stop-{entry.record.attempt}", Order(command="stop"))
+            leave(Path(entry.record.run_dir), f"stop-{entry.record.attempt}", ControlFile(command="stop"))
         except OSError as e:
             log.warning("job %d: its trainer cannot be left an order (%s) and is asked with SIGTERM instead, which saves too", entry.record.id, e)
             self._trainers[entry.record.id].terminate()

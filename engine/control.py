@@ -1,7 +1,6 @@
 """What reaches a running trainer from outside: control files and signals.
 
-A command is a file RUN/control/ID.json, written aside and renamed in: `{"id": ..., "command": "stop"|"save"|"sample"|"set",
-"field": "training.lr", "value": "5e-5"}` (`field` and `value` for set alone; value is TOML text as after `--set`).
+A command is a file in RUN/control, see presets.control.
 
 Stop is honoured between two micro-batches: the gradients of the unfinished step are dropped. The others are honoured between
 two optimizer steps, where the state is whole: a save holds every step that is done, a new value counts from the next step on.
@@ -15,41 +14,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Literal, get_args
 
-import msgspec
-from msgspec import Struct
-
+from presets.control import CONTROL_DIR, ControlFile, parse_control
 from presets.errors import UserError
 from presets.findings import Finding
 
-CONTROL_DIR = "control"
 POLL_SECONDS = 0.1  # while the trainer waits for something else
-Verb = Literal["stop", "save", "sample", "set"]
-
-
-class Command(Struct, frozen=True, kw_only=True):
-    """One control file's content."""
-
-    id: str = ""
-    command: str
-    field: str = ""
-    value: str = ""
 
 
 class StopWished(Exception):
     """A stop is wished for, in the middle of something that leaves nothing behind."""
-
-
-def parse_command(content: bytes) -> Command:
-    """Raises UserError for what is no command. The field and value of a set are looked at when it is honoured."""
-    try:
-        command = msgspec.json.decode(content, type=Command)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
-        raise UserError(f"not a command: {e}") from None
-    if command.command not in get_args(Verb):
-        raise UserError(f"the command {command.command!r} is not known", fix=f"Known are: {', '.join(get_args(Verb))}")
-    return command
 
 
 def refusal(what: str, error: UserError) -> Finding:
@@ -64,7 +38,7 @@ class Control:
         self._tell = tell  # told of files that are no command
         self.folder = folder / CONTROL_DIR
         self._signals = 0
-        self._waiting: dict[Path, Command] = {}  # read, and neither honoured nor refused yet
+        self._waiting: dict[Path, ControlFile] = {}  # read, and neither honoured nor refused yet
         self.why = ""  # a stop is wished for, and why
 
     def open(self) -> None:
@@ -93,7 +67,7 @@ class Control:
             if file in self._waiting:
                 continue
             try:
-                command = parse_command(file.read_bytes())
+                command = parse_control(file.read_bytes())
             except UserError as e:
                 self._tell(refusal(file.name, e))
                 file.unlink(missing_ok=True)
@@ -107,7 +81,7 @@ class Control:
                 self._waiting[file] = command
         return bool(self.why)
 
-    def waiting(self) -> list[tuple[Path, Command]]:
+    def waiting(self) -> list[tuple[Path, ControlFile]]:
         """The commands other than stop, oldest first. The caller reports each that it honoured or refused to `done`."""
         self.stop_wished()
         return list(self._waiting.items())

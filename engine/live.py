@@ -1,10 +1,11 @@
 """What happens between two optimizer steps on a wish from outside: new values, a save, previews. See engine.control."""
 
-from engine.control import Command, Control, refusal
+from engine.control import Control, refusal
 from engine.outputs import save_all
 from engine.previews import make_previews
 from engine.setup import Run
 from presets.changes import live_value
+from presets.control import ControlFile
 from presets.errors import UserError
 from presets.jobfile import get_value, with_value
 
@@ -25,7 +26,7 @@ def honour(run: Run, step: int, control: Control) -> None:
             control.done(file)
 
 
-def _obey(run: Run, step: int, command: Command, control: Control) -> None:
+def _obey(run: Run, step: int, command: ControlFile, control: Control) -> None:
     match command.command:
         case "set":
             _set(run, step, command)
@@ -39,7 +40,7 @@ def _obey(run: Run, step: int, command: Command, control: Control) -> None:
             make_previews(run, step, control)
 
 
-def _set(run: Run, step: int, command: Command) -> None:
+def _set(run: Run, step: int, command: ControlFile) -> None:
     """From the next step on; a newer wish takes the place of what was to be set later. Rates follow the schedule of the job as it is
     now: with other steps a linear or cosine one jumps to where a run of that length would be."""
     field = command.field
@@ -54,5 +55,5 @@ def _set(run: Run, step: int, command: Command) -> None:
     run.log.emit("changed", field=field, old=old, new=new, step=step, **({"order": command.id} if command.id else {}))
 
 
-def _words(command: Command) -> str:
+def _words(command: ControlFile) -> str:
     return f"set {command.field} = {command.value}" if command.command == "set" else command.command

@@ -9,7 +9,8 @@ import pytest
 
 from daemon import protocol as wire
 from daemon.client import Client, RequestRefused
-from daemon.orders import Order, leave
+from daemon.orders import forget_stops, leave
+from presets.control import ControlFile
 from tests.daemon.conftest import Box, until
 from tests.daemon.test_daemon import facts, file_events
 
@@ -112,10 +113,20 @@ async def test_the_same_order_request_acts_once(box: Box):
 
 
 def test_an_order_lies_there_once_whole_and_in_its_place(tmp_path: Path):
-    for request, order in (("a/../b", Order(command="set", field="training.lr", value="1e-5")), ("b", Order(command="save")), ("b", Order(command="save")), ("c", Order(command="stop"))):
+    for request, order in (("a/../b", ControlFile(command="set", field="training.lr", value="1e-5")), ("b", ControlFile(command="save")), ("b", ControlFile(command="save")), ("c", ControlFile(command="stop"))):
         leave(tmp_path, request, order)
     there = [msgspec.json.decode(f.read_bytes()) for f in sorted((tmp_path / "control").iterdir())]
     assert there == [{"id": "a/../b", "command": "set", "field": "training.lr", "value": "1e-5"}, {"id": "b", "command": "save"}, {"id": "c", "command": "stop"}]
+
+
+def test_only_stops_are_forgotten_and_what_is_no_command_is_left_to_the_trainer(tmp_path: Path):
+    leave(tmp_path, "a", ControlFile(command="stop"))
+    leave(tmp_path, "b", ControlFile(command="save"))
+    for name, content in (("dance", b'{"command": "dance"}'), ("latin", b'{"id": "\xff", "command": "stop"}'), ("torn", b"{")):
+        (tmp_path / "control" / f"{name}.json").write_bytes(content)
+    forget_stops(tmp_path)
+    assert sorted(f.stem.rpartition("-")[2] for f in (tmp_path / "control").iterdir() if f.stem.isalpha()) == ["dance", "latin", "torn"]
+    assert [msgspec.json.decode(f.read_bytes())["command"] for f in (tmp_path / "control").glob("*-*.json")] == ["save"]
 
 
 async def stopped_at(box: Box, client: Client, step: int, name: str = "one", **options) -> Path:

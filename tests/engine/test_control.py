@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.control import Command, Control, StopWished, parse_command
+from daemon.orders import leave as left_by_the_daemon
+from engine.control import Control, StopWished
+from presets.control import ControlFile, parse_control
 from presets.errors import UserError
 from presets.findings import Finding
 
@@ -34,9 +36,9 @@ def test_commands_wait_in_the_order_they_were_written_until_they_are_done(contro
     second = leave(control, "a", {"id": "a", "command": "save"}, at=2)
     first = leave(control, "b", {"id": "b", "command": "set", "field": "training.lr", "value": "5e-5"}, at=1)
     assert not control.stop_wished() and first.exists(), "a kill before it is honoured must not lose it"
-    assert control.waiting() == [(first, Command(id="b", command="set", field="training.lr", value="5e-5")), (second, Command(id="a", command="save"))]
+    assert control.waiting() == [(first, ControlFile(id="b", command="set", field="training.lr", value="5e-5")), (second, ControlFile(id="a", command="save"))]
     control.done(first)
-    assert not first.exists() and control.waiting() == [(second, Command(id="a", command="save"))]
+    assert not first.exists() and control.waiting() == [(second, ControlFile(id="a", command="save"))]
 
 
 def test_a_stop_is_taken_at_once(control):
@@ -46,7 +48,7 @@ def test_a_stop_is_taken_at_once(control):
     assert not path.exists() and control.waiting() == [] and control.why == "stop asked for"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"command": 5}', b'{"id": "x"}', b"\xff", {"command": "dance"}])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"command": 5}', b'{"id": "x"}', b"\xff", b'{"id": "\xff", "command": "save"}', {"command": "dance"}])
 def test_what_is_no_command_is_refused_and_goes(control, told, content):
     path = leave(control, "x", content)
     assert not control.stop_wished() and not path.exists()
@@ -55,10 +57,17 @@ def test_what_is_no_command_is_refused_and_goes(control, told, content):
 
 def test_the_commands_there_are_named():
     with pytest.raises(UserError, match="stop, save, sample, set"):
-        parse_command(b'{"command": "dance"}')
+        parse_control(b'{"command": "dance"}')
 
 
 def test_waiting_ends_with_a_stop(control):
     leave(control, "s", {"command": "stop"})
     with pytest.raises(StopWished):
         control.sleep(60)
+
+
+def test_what_the_daemon_leaves_is_what_is_taken(control):
+    given = [ControlFile(command="set", field="training.lr", value="5e-5"), ControlFile(command="save"), ControlFile(command="sample")]
+    for number, command in enumerate(given):
+        left_by_the_daemon(control.folder.parent, f"request {number}", command)
+    assert [command for _, command in control.waiting()] == [ControlFile(id=f"request {n}", command=c.command, field=c.field, value=c.value) for n, c in enumerate(given)]
