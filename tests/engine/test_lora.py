@@ -86,4 +86,9 @@ def test_a_new_lora_changes_nothing_and_its_start_depends_on_the_seed_and_the_ex
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     name = "blocks.0.attn1.to_q.lora_A.weight"
     assert not torch.equal(a[name], c[name]) and not torch.equal(a[name], d[name])
+    for key, p in a.items():  # B at zero; A uniform in +-1 / sqrt(in), whose variance is a third of its bound squared
+        bound, n = p.shape[1] ** -0.5, p.numel()
+        assert not p.any() if "lora_B" in key else 0.9 * bound < float(p.detach().abs().max()) <= bound and abs(float(p.detach().mean())) < 4 * bound / (3 * n) ** 0.5
+    every = torch.cat([p.detach().double().flatten() * p.shape[1] ** 0.5 for key, p in a.items() if "lora_A" in key])
+    assert float(every.square().mean()) == pytest.approx(1 / 3, abs=4 * (4 / 45 / len(every)) ** 0.5)
     assert len(a) == 2 * 2 * 10 and all(p.dtype == torch.float32 and p.requires_grad for p in a.values())

@@ -200,6 +200,41 @@ def latents(run: Run, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
     return encode(run.encoder, video), condition(run.encoder, video[:, :, 0], batch.bucket.frames)
 
 
+@pytest.mark.parametrize("objective", ["dop", "blank_prompt_preservation"])
+def test_what_is_preserved_is_so_at_the_strength_of_the_dataset(bench, objective):
+    """At weight 0.5 both terms see half of the LoRA: as with B / 2 at weight 1, gradients of B halved."""
+    values = {f"training__{objective}": True, "datasets__caption_dropout": 0.0}
+    half, passed = bench.gradients(datasets__weight=0.5, **values)
+    saved = {name: p.data.clone() for name, p in bench.parameters.items()}
+    for name, p in bench.parameters.items():
+        p.data.mul_(0.5 if "lora_B" in name else 1.0)
+    halved, expected = bench.gradients(datasets__weight=1.0, **values)
+    for name, p in bench.parameters.items():
+        p.data.copy_(saved[name])
+    assert len(passed.losses) == 2 and {k: float(v) for k, v in passed.losses.items()} == pytest.approx({k: float(v) for k, v in expected.losses.items()}, rel=1e-5)
+    assert apart(half, {name: g * (0.5 if "lora_B" in name else 1.0) for name, g in halved.items()}) < 1e-5
+
+
+def test_the_noise_of_a_visit_is_gaussian_and_its_own(bench):
+    """Standard normal by its first four moments and its distribution function; no two visits share it, nor does its sigma follow from it."""
+    run = bench.with_job(datasets__repeats=2)
+    size, drawn = (1, 16, 1, 32, 32), []
+    for index in range(16):
+        batch = run.loader.batch(index)
+        noise, sigma = draws(run, EXPERT, batch, torch.zeros(size))
+        again, other = (draws(bench.with_job(datasets__repeats=2, job__seed=seed), EXPERT, batch, torch.zeros(size))[0] for seed in (run.job.job.seed, run.job.job.seed + 1))
+        assert torch.equal(noise, again) and not torch.equal(noise, other) and noise.dtype == torch.float32 and 0.9 <= float(sigma) <= 1
+        drawn.append(noise.double().flatten())
+    each = torch.stack(drawn)
+    crossed = each @ each.T / each.shape[1]
+    assert float((crossed - torch.diag(crossed.diagonal())).abs().max()) < 5 / each.shape[1] ** 0.5, "visits are independent"
+    x = each.flatten().sort().values
+    n = len(x)
+    for power, moment, spread in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):  # spread: variance of x^power
+        assert float((x**power).mean()) == pytest.approx(moment, abs=4 * (spread / n) ** 0.5)
+    assert float((torch.arange(1, n + 1) / n - 0.5 * (1 + torch.erf(x / 2**0.5))).abs().max()) < 1.63 / n**0.5
+
+
 def test_what_a_dropped_caption_trains_is_not_also_held_fast(bench, monkeypatch):
     """Blank prompt preservation leaves the samples out whose caption was dropped: both losses would want the empty prompt."""
     run = bench.with_job(training__batch_size=4)

@@ -108,6 +108,17 @@ def test_choices_are_drawn_apart_from_each_other_and_at_their_rate() -> None:
         inside(sum(d.dropped for d in mine), len(mine), 0.05)
 
 
+def test_each_repeat_of_a_clip_has_choices_of_its_own() -> None:
+    """Dropout, flips and windows of the two visits that a clip has in an epoch agree as often as chance would have it."""
+    order = Order([item(f"s{i}", repeat=r, caption_dropout=0.5, flip_x=True, flip_y=True) for i in range(50) for r in (0, 1)], 1, 5)
+    by_visit = {d.key: d for i in range(1000) for d in order.batch(i)}
+    pairs = [(d, by_visit[epoch, name, 1]) for (epoch, name, repeat), d in by_visit.items() if repeat == 0]
+    assert len(pairs) == 500
+    for choice in ("dropped", "flip_x", "flip_y"):
+        inside(sum(getattr(a, choice) == getattr(b, choice) for a, b in pairs), 500, 0.5)
+    assert all(a.start != b.start for a, b in pairs)
+
+
 def test_the_bounds_of_these_tests_can_be_broken() -> None:
     for hits in (20, 90):
         with pytest.raises(AssertionError, match=f"{hits} of 1000 are too"):
