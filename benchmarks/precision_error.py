@@ -28,7 +28,7 @@ from engine.ara_moments import READERS, Moment, moment_of
 from engine.ara_weights import block_module, linear_shapes
 from engine.block import LINEARS, NORMS, Lora, Plain, Weights, after, before, of_text
 from engine.packing import pack
-from engine.precision import Packed, pack_weight, unpack_weight
+from engine.precision import Packed, unpack_weight
 from engine.quanto_pack import pack_weight_quanto
 
 REAL = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "qk_norm": "rms_norm_across_heads", "cross_attn_norm": True, "eps": 1e-6, "added_kv_proj_dim": None}
@@ -140,9 +140,6 @@ def cases(config: dict[str, Any], state: State, calibration: Inputs, *, everythi
     def quantized(precision: str) -> Callable[[], Case]:
         return lambda: Case(precision, precision, packed_by(lambda w: pack(w, precision), state), {})
 
-    def plainly() -> Case:
-        return Case("qint4, plain rounding", "qint4", packed_by(lambda w: pack_weight(w, "qint4"), state), {})
-
     def fitted(fit: Any) -> Callable[[], Case]:
         return lambda: Case(f"qint4, quanto {fit}", "qint4", packed_by(lambda w: pack_weight_quanto(w, "qint4", fit), state), {})
 
@@ -158,7 +155,7 @@ def cases(config: dict[str, Any], state: State, calibration: Inputs, *, everythi
 
     return [
         bf16, *(quantized(p) for p in ("float8", "qfloat8", "qint8", "qint4")), recovered(16, "plain"), recovered(16, "diagonal"), recovered(64, "diagonal"),
-        *([plainly, *(fitted(f) for f in ("max", "hqq")), recovered(16, "full"), recovered(64, "full")] if everything else []),
+        *([*(fitted(f) for f in ("max", "hqq")), recovered(16, "full"), recovered(64, "full")] if everything else []),
     ]  # fmt: skip
 
 

@@ -4,7 +4,6 @@ The default keeps the mean square of each channel. The full matrix E[x x^T] weig
 linear (100 MiB at K = 5120, 730 MiB at 13824), so it is meant for one block at a time.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -42,14 +41,6 @@ class Moment:
         """Keep some rows to measure with; they do not weigh."""
         x_MK = x.detach().reshape(-1, x.shape[-1])
         self.probe.append(x_MK[:: -(-x_MK.shape[0] // PROBE_ROWS)].float().clone())
-
-
-def collect_moments(inputs: Iterable[tuple[str, int, torch.Tensor]], *, full: bool = False) -> dict[Place, Moment]:
-    """Moments by (block, linear) from (linear, block, x) with x (..., K). Linears in `SAME_INPUT` may be left out: see `moment_of`."""
-    out: dict[Place, Moment] = {}
-    for name, block, x in inputs:
-        out.setdefault((block, name), Moment()).add(x, full=full)
-    return out
 
 
 def moment_of(moments: dict[Place, Moment], block: int, name: str) -> Moment | None:

@@ -3,13 +3,15 @@
 import torch
 
 from engine.ara_grid import Grid, pack_on_grid
-from engine.precision import Packed, pack_weight
+from engine.precision import Packed, pack_float8
 
 
 def pack(weight_NK: torch.Tensor, precision: str, grid: Grid = "qint4") -> Packed:
     """One frozen weight as `engine.precision.unpack_weight` reads it. `grid` says on which 4-bit grid an adapter was made."""
-    if precision in ("none", "float8"):
-        return pack_weight(weight_NK, precision)
+    if precision == "none":
+        return (weight_NK,)
+    if precision == "float8":
+        return pack_float8(weight_NK)
     if precision == "qint4":
         return pack_on_grid(weight_NK, grid)
     from engine.quanto_pack import pack_weight_quanto  # 2 s to import, and only these precisions need it

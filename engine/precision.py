@@ -13,41 +13,20 @@ from torch.nn import functional as F
 
 from engine.quant_ops import E4M3_MAX, rowwise_e4m3
 
-INT8_MAX = 127.0
-GROUP = 128  # of qint4, along the inputs
 Packed = tuple[torch.Tensor, ...]  # (weight,) or (q, scale) or (q, scale, shift)
 COMPUTED_IN_8_BITS = "float8"
 
 
-def pack_weight(weight_NK: torch.Tensor, precision: str) -> Packed:
-    """Quantize one frozen weight for storage. Scales are per output row (qint4: per group of 128 inputs), fp32.
-
-    none: bf16/fp32 as it is. float8, qfloat8: e4m3 with absmax / 448. qint8: absmax / 127. qint4: 0..15 with minimum and
-    step of the group, two to a byte.
-    """
+def pack_float8(weight_NK: torch.Tensor) -> Packed:
+    """One frozen weight in e4m3, with a scale per output row in fp32: absmax / 448."""
     w = weight_NK.float()
-    match precision:
-        case "none":
-            return (weight_NK,)
-        case "float8" | "qfloat8":
-            scale = w.abs().amax(1, keepdim=True).clamp(min=1e-12) / E4M3_MAX
-            return (w / scale).to(torch.float8_e4m3fn), scale
-        case "qint8":
-            scale = w.abs().amax(1, keepdim=True).clamp(min=1e-12) / INT8_MAX
-            return (w / scale).round().to(torch.int8), scale
-        case "qint4":
-            n, k = w.shape
-            groups = w.view(n, -1, GROUP) if k % GROUP == 0 else w.view(n, 1, k)
-            low, high = groups.amin(2, keepdim=True), groups.amax(2, keepdim=True)
-            scale = ((high - low) / 15).clamp(min=1e-12)
-            q = ((groups - low) / scale).round().clamp(0, 15).to(torch.uint8).view(n, k)
-            return q[:, 0::2] | (q[:, 1::2] << 4), scale.squeeze(2), low.squeeze(2)
-        case other:
-            raise AssertionError(other)
+    scale = w.abs().amax(1, keepdim=True).clamp(min=1e-12) / E4M3_MAX
+    return (w / scale).to(torch.float8_e4m3fn), scale
 
 
 def unpack_weight(packed: Packed, precision: str, dtype: torch.dtype) -> torch.Tensor:
-    """The (N, K) weight that `packed` stands for."""
+    """The (N, K) weight that `packed` stands for. Scales are per output row (qint4: per group of inputs, with the value of code 0), fp32; qint4
+    has codes 0..15, two to a byte."""
     if precision == "none":
         return packed[0].to(dtype)
     if precision != "qint4":

@@ -23,7 +23,7 @@ from engine.precision import Packed
 Fit = Literal["max", "hqq", "least_squares"]
 SMALLEST_SCALE = 1e-12  # of a row or group that is constant; quanto itself divides by zero there
 LARGEST_GROUP, GROUP_STEP, SMALLEST_GROUP = 128, 32, 32  # quanto's own rule for a linear (QModuleMixin)
-EIGHT_BITS = {"float8": qfloat8, "qfloat8": qfloat8, "qint8": qint8}
+EIGHT_BITS = {"qfloat8": qfloat8, "qint8": qint8}
 ELEMENTS_AT_ONCE = {True: 1 << 24, False: 1 << 19}  # least_squares works on this many weights at a time; what fits a CPU's cache
 
 
@@ -35,12 +35,10 @@ def group_size(inputs: int) -> int | None:
 
 
 def pack_weight_quanto(weight_NK: torch.Tensor, precision: str, fit: Fit = "least_squares") -> Packed:
-    """`engine.precision.pack_weight` with quanto's quantizers, on any device; same layout, same meaning. Scales are fp32.
+    """One frozen weight by quanto's quantizers, on any device. Scales are fp32.
 
     `fit` matters for qint4 alone; with 8 bits the scale is absmax / largest value.
     """
-    if precision == "none":
-        return (weight_NK,)
     w_NK = weight_NK.detach().float()
     assert w_NK.ndim == 2 and w_NK.shape[0] > 1, w_NK.shape
     if precision in EIGHT_BITS:

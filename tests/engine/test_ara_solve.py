@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from engine.ara_moments import collect_moments
+from engine.ara_grid import PRECISION, pack_on_grid
+from engine.ara_moments import Moment
 from engine.ara_solve import best_correction, krylov_svd
-from engine.precision import pack_weight, unpack_weight
+from engine.precision import unpack_weight
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -14,7 +15,7 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def quantization_residual(n: int, k: int, seed: int = 0) -> torch.Tensor:
     w = rand(n, k, seed=seed) * 0.02
-    return w - unpack_weight(pack_weight(w, "qint4"), "qint4", torch.float32)
+    return w - unpack_weight(pack_on_grid(w, "qint4"), PRECISION, torch.float32)
 
 
 def anisotropic(rows: int, k: int, seed: int) -> torch.Tensor:
@@ -25,9 +26,10 @@ def anisotropic(rows: int, k: int, seed: int) -> torch.Tensor:
 
 
 def moment(x: torch.Tensor, *, full: bool) -> torch.Tensor:
-    mean = collect_moments([("l", 0, x)], full=full)[0, "l"].mean
-    assert mean is not None
-    return mean
+    found = Moment()
+    found.add(x, full=full)
+    assert found.mean is not None
+    return found.mean
 
 
 def test_plain_is_the_truncated_svd_to_the_last_digit():
@@ -112,7 +114,9 @@ def test_factors_are_balanced():
 
 def test_moments_add_up_over_calls_and_shapes():
     x = anisotropic(60, 16, seed=3)
-    parts = collect_moments([("l", 2, x[:20].view(2, 10, 16)), ("l", 2, x[20:]), ("other", 2, x)], full=True)
-    torch.testing.assert_close(parts[2, "l"].mean, x.T @ x / 60)
-    torch.testing.assert_close(parts[2, "other"].mean, parts[2, "l"].mean)
+    parts = Moment()
+    parts.add(x[:20].view(2, 10, 16), full=True)
+    parts.add(x[20:], full=True)
+    torch.testing.assert_close(parts.mean, x.T @ x / 60)
+    torch.testing.assert_close(moment(x, full=True), parts.mean)
     torch.testing.assert_close(moment(x, full=False), x.square().mean(0))
