@@ -21,6 +21,7 @@ from wanlora_tui.screens.checkpoints import CheckpointsScreen
 from wanlora_tui.screens.compare import CompareScreen
 from wanlora_tui.screens.confirm import Confirm
 from wanlora_tui.screens.dashboard import DashboardScreen
+from wanlora_tui.screens.help import HelpScreen
 
 SETTINGS = {"training.lr": 1e-4, "training.steps": 300, "save.every": 50, "save.keep": 4, "sample.every": 0, "multistage.high.lr": None, "multistage.low.lr": 2e-5}
 
@@ -121,6 +122,21 @@ async def test_compare_goes_through_prompts_and_steps(size: tuple[int, int], tmp
         await pilot.press("escape")
         await settle(pilot)
         assert isinstance(pilot.app.screen, DashboardScreen)
+
+
+async def test_compare_has_a_help_of_its_own(tmp_path: Path):
+    tape = usual()
+    pictured(tape, tmp_path)
+    async with app_over(tape, tmp_path).run_test(size=(80, 40)) as pilot:
+        await settle(pilot)
+        await pilot.press("c")
+        await settle(pilot)
+        await pilot.app.push_screen(HelpScreen(pilot.app.screen.HELP_GROUP))
+        await settle(pilot)
+        lines = [" ".join(line.split("│")[1].split()) for line in shown(pilot.app.screen).splitlines() if line.count("│") == 2]
+        for keys, does in (("Left h", "The same prompt at the step before."), ("Down j", "The next prompt."), ("y", "Copy the path of the picture through the terminal (OSC 52)."), ("Esc c q", "Back to the dashboard.")):
+            assert any(line.startswith(f"{keys} {does[:40]}") for line in lines), (keys, lines)
+        assert sum(line.split()[:1] == ["G"] for line in lines) == 2  # once for lists, once for texts
 
 
 async def test_compare_on_another_machine_says_how_to_fetch_the_picture(tmp_path: Path):

@@ -24,6 +24,7 @@ SECONDS = 2.0  # between two looks for new pictures
 class CompareScreen(Screen[None]):
     """Draws what lies in the run folder; always says the path, for terminals that draw no pictures."""
 
+    HELP_GROUP = "compare"
     BINDINGS = bindings("compare.left", "compare.right", "compare.up", "compare.down", "compare.copy", "compare.close")
 
     def __init__(self, run: Run, run_dir: Path, image: type[Widget], *, host: str = "") -> None:

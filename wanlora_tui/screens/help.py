@@ -9,8 +9,11 @@ from textual.widgets import Static
 
 from wanlora_tui.actions import Action, all_actions, bindings
 
-GROUPS = {"app": "Everywhere", "jobs": "Jobs", "dashboard": "Dashboard", "list": "In lists", "table": "In lists", "text": "In texts"}
-NAMES = {"question_mark": "?", "escape": "Esc", "enter": "Enter", "comma": ",", "full_stop": ".", "slash": "/", "space": "Space", "tab": "Tab"}
+GROUPS = {"app": "Everywhere", "jobs": "Jobs", "dashboard": "Dashboard", "compare": "Comparing previews", "list": "In lists", "text": "In texts"}
+NAMES = {
+    "question_mark": "?", "escape": "Esc", "enter": "Enter", "space": "Space", "tab": "Tab", "backspace": "Backspace",
+    "left_square_bracket": "[", "right_square_bracket": "]", "up": "Up", "down": "Down", "left": "Left", "right": "Right",
+}  # fmt: skip
 
 
 def key_text(keys: str) -> str:
@@ -19,13 +22,23 @@ def key_text(keys: str) -> str:
 
 
 def groups(first: str) -> dict[str, list[Action]]:
-    """Actions by heading: those of the screen, then what works everywhere, then moving about. Dialogs explain themselves."""
+    """Actions by heading: those of the screen, then what works everywhere, then moving about (in tables as in lists). Dialogs explain themselves."""
     out: dict[str, list[Action]] = {}
-    for group in (first, "app", "list", "table", "text"):
+    for group in (first, "app", "list", "text"):
         for action in all_actions():
             if action.id.partition(".")[0] == group:
                 out.setdefault(GROUPS[group], []).append(action)
     return out
+
+
+def key_table(actions: list[Action]) -> Table:
+    """One row for each action: its keys, and what it does, broken within its own column."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True, min_width=9)
+    table.add_column()
+    for action in actions:
+        table.add_row(Text(key_text(action.keys), "bold"), action.help)
+    return table
 
 
 class HelpScreen(ModalScreen[None]):
@@ -40,13 +53,8 @@ class HelpScreen(ModalScreen[None]):
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="help-box"):
             for heading, actions in groups(self._first).items():
-                table = Table.grid(padding=(0, 2))
-                table.add_column(no_wrap=True, min_width=9)
-                table.add_column()
-                for action in actions:
-                    table.add_row(Text(key_text(action.keys), "bold"), action.help)
                 yield Static(heading, classes="help-heading")
-                yield Static(table)
+                yield Static(key_table(actions))
             yield Static("Ctrl+P opens the command palette: every action by name, and the colour themes.", classes="help-heading")
 
     def on_mount(self) -> None:

@@ -7,6 +7,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Footer, Static
 
 from wanlora_tui.actions import all_actions, bindings
+from wanlora_tui.screens.help import key_table
 from wanlora_tui.screens.wizard.steps import Step
 
 
@@ -65,17 +66,9 @@ class StepHelp(ModalScreen[None]):
         with _Page() as page:
             page.border_title = f"Help · {self.step.title}"
             yield Static(self.step.help, markup=False)
-            yield Static(self._keys(), markup=False)
+            yield Static("Letters and brackets work outside text inputs; F-keys work everywhere.", markup=False)
+            yield Static(key_table([a for a in all_actions() if a.id.partition(".")[0] in ("wizard", "form", "list")]))
         yield Footer()
-
-    def _keys(self) -> str:
-        names = {"question_mark": "?", "left_square_bracket": "[", "right_square_bracket": "]", "escape": "Esc"}
-        lines = []
-        for action in all_actions():
-            if action.id.split(".")[0] in ("wizard", "form", "list"):
-                keys = " or ".join(names.get(k, k.upper() if len(k) > 1 else k) for k in action.keys.split(","))
-                lines.append(f"{keys:<16}{action.help}")
-        return "Letters and brackets work outside text inputs; F-keys work everywhere.\n\n" + "\n".join(lines)
 
     def action_cancel(self) -> None:
         self.dismiss(None)
