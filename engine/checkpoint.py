@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine import faults
+from engine.durable import fsync, make_folder, sha256
 from presets.errors import UserError
 
 if TYPE_CHECKING:
@@ -68,13 +69,13 @@ def save(run: Path, state: State, *, rehearsal: bool = False) -> tuple[Path, str
     aside = parent / f"{final.name}.tmp-{os.getpid()}"
     try:
         faults.at("save.begin", state.step)
-        parent.mkdir(exist_ok=True)
+        make_folder(parent)
         aside.mkdir()
         manifest: dict[str, dict[str, Any]] = {}
         for name, write in _parts(state).items():
             write(aside / name)
             fsync(aside / name)
-            manifest[name] = {"bytes": (aside / name).stat().st_size, "sha256": _sha256(aside / name)}
+            manifest[name] = {"bytes": (aside / name).stat().st_size, "sha256": sha256(aside / name)}
             faults.at(f"save.after-{name.partition('_')[0]}", state.step)
         faults.at("save.before-manifest", state.step)
         text = json.dumps({"step": state.step, "files": manifest}, indent=1)
@@ -88,10 +89,10 @@ def save(run: Path, state: State, *, rehearsal: bool = False) -> tuple[Path, str
         if final.exists():
             final.rename(before)
         aside.rename(final)
-        if before.exists():
-            shutil.rmtree(before)
         faults.at("save.after-rename", state.step)
         fsync(parent)
+        if before.exists():  # only now: a power cut must not find the old one gone and the new one not yet in its place
+            shutil.rmtree(before)
     except Exception as e:
         raise refusal_of(e, parent) from e
     finally:
@@ -162,7 +163,7 @@ def verify(folder: Path) -> str:
         manifest = json.loads((folder / "manifest.json").read_text())
         for name, entry in manifest["files"].items():
             path = folder / name
-            if path.stat().st_size != entry["bytes"] or _sha256(path) != entry["sha256"]:
+            if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
                 return f"{name} differs from its manifest"
     except (OSError, ValueError, KeyError, TypeError) as e:
         return f"no readable manifest ({e})"
@@ -188,7 +189,7 @@ def newest(run: Path) -> tuple[Path | None, list[str]]:
 
 def digest(folder: Path) -> str:
     """What `save` returned for a checkpoint."""
-    return _sha256(folder / "manifest.json")
+    return sha256(folder / "manifest.json")
 
 
 def of_step(run: Path, step: int) -> Path:
@@ -239,21 +240,10 @@ def sweep(run: Path) -> None:
     """Remove what killed writers left behind. One that was moved aside for another, which never came, goes back to its place."""
     for leftover in (run / CHECKPOINTS).glob("step_*.tmp-*"):
         shutil.rmtree(leftover)
-    for aside in run.glob(".job.toml.????????"):  # see presets.jobfile.save_job
+    asides = [".job.toml.????????", ".*.safetensors.tmp", "samples/.*.tmp", "samples/step_*/.*.tmp"]  # see presets.jobfile.save_job, engine.durable.placed
+    for aside in [path for pattern in asides for path in run.glob(pattern)]:
         aside.unlink()
     for old in (run / CHECKPOINTS).glob("step_*.old-*"):
         place = old.with_name(old.name.partition(".")[0])
         shutil.rmtree(old) if place.exists() else old.rename(place)
 
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -13,6 +13,7 @@ import msgspec
 
 from engine import faults
 from engine.checkpoint import FULL
+from engine.durable import fsync
 from presets.events import EVENTS_FILE, TERMINAL_KINDS, Event, EventKind, decode_event
 from presets.findings import Finding
 from presets.history import History
@@ -44,6 +45,7 @@ class EventLog:
         if self.path.exists():
             self._continue()
         self._file = self.path.open("ab", buffering=0)
+        fsync(folder)  # its name must outlive a power loss, else what is synced in it is lost all the same
         self._size = self._file.tell()
         self._keep_reserve()
 

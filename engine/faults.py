@@ -46,6 +46,7 @@ POINTS = {
     "preview.denoise": "before each of its denoising steps",
     "preview.decode": "latents are done, frames are not",
     "preview.before-video": "its poster is written, its video is not",
+    "preview.before-event": "all its files are in their places, no event says so",
     "final.begin": "before the final pair is written",
     "done.before-event": "everything is written but the last event",
     "resume.loading": "before the checkpoint is read (step: its number)",

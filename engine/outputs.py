@@ -8,6 +8,7 @@ import torch
 from engine import checkpoint, faults, lora
 from engine.base import Expert
 from engine.control import Control
+from engine.durable import placed
 from engine.restore import meta_of
 from engine.room import when_there_is_room
 from engine.setup import Run
@@ -99,17 +100,13 @@ def lora_file(run: Run, expert: Expert, step: int | None) -> Path:
 
 
 def write_lora(run: Run, expert: Expert, file: Path, step: int, control: Control) -> None:
-    aside = file.with_name(f".{file.name}.tmp")
-
     def write() -> None:
         try:
-            lora.save_lora(aside, weights(run, expert), job=run.job, base=run.base, expert=expert, step=step)
-            aside.chmod(0o644)  # safetensors makes files that only their owner can read
-            checkpoint.fsync(aside)
-            faults.at("lora-file.before-rename", step)
-            aside.rename(file)
+            with placed(file) as aside:
+                lora.save_lora(aside, weights(run, expert), job=run.job, base=run.base, expert=expert, step=step)
+                aside.chmod(0o644)  # safetensors makes files that only their owner can read
+                faults.at("lora-file.before-rename", step)
         except Exception as e:
-            aside.unlink(missing_ok=True)
             raise checkpoint.refusal_of(e, file.parent) from e
 
     need = sum(value.nbytes for value in weights(run, expert).values())

@@ -18,6 +18,7 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, UniPCMu
 from PIL import Image, ImageOps
 
 from engine.base import EXPERTS, Expert
+from engine.durable import placed
 from engine.latents import Encoder, condition, decode
 from engine.streamed import StreamedExecutor
 from engine.timesteps import NUM_TRAIN_TIMESTEPS
@@ -125,19 +126,16 @@ def to_frames(vae: AutoencoderKLWan, latents: torch.Tensor) -> np.ndarray:
 
 
 def write_video(path: Path, frames_THWC: np.ndarray, fps: int) -> None:
-    """H.264 in an mp4 that every player opens; written aside and renamed, so that a watcher never sees half a file."""
-    aside = path.with_name(f".{path.name}.tmp")
-    with av.open(str(aside), "w", format="mp4", options={"movflags": "faststart"}) as container:
+    """H.264 in an mp4 that every player opens. Never half there, see engine.durable. Raises OSError."""
+    with placed(path) as aside, av.open(str(aside), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream: Any = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "17", "preset": "medium"})
         stream.height, stream.width, stream.pix_fmt = *frames_THWC.shape[1:3], "yuv420p"
         for frame in frames_THWC:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
         container.mux(stream.encode())
-    aside.rename(path)
 
 
 def write_poster(path: Path, frames_THWC: np.ndarray) -> None:
-    """The middle frame: the first is only the control image again."""
-    aside = path.with_name(f".{path.name}.tmp")
-    Image.fromarray(frames_THWC[len(frames_THWC) // 2]).save(aside, format="PNG")
-    aside.rename(path)
+    """The middle frame, as PNG: the first is only the control image again. Raises OSError."""
+    with placed(path) as aside:
+        Image.fromarray(frames_THWC[len(frames_THWC) // 2]).save(aside, format="PNG")

@@ -13,6 +13,7 @@ import msgspec
 
 from engine.console import Console
 from engine.control import Control, StopWished
+from engine.durable import fsync, make_folder
 from engine.eventlog import EventLog
 from engine.resume import JOB_FILE, Begin, find_begin
 from presets.check import Facts, check, gather
@@ -44,7 +45,7 @@ def run_job(
             raise UserError("this version trains a job on one GPU", where="job.gpus", fix="Set job.gpus to one GPU")
         if resume and not holds_a_run(folder):
             raise UserError("no run lies here that could be resumed", where=str(folder), fix="Start it without --resume, or name the folder that its run folder lies in with --out")
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         with locked(folder):
             if not resume and ((folder / JOB_FILE).exists() or checkpoint_folders(folder)):
                 raise UserError("this folder already holds a run", where=str(folder), fix="Continue it with --resume, or give the job another name")
@@ -94,6 +95,7 @@ def _attempt(folder: Path, begin: Begin, base_dir: Path, log: EventLog, *, worke
         raise UserError(_summary(errors), fix="Mend them in the job file, then start again")
     if not (folder / JOB_FILE).exists():
         save_job(absolute_paths(job, base_dir), folder / JOB_FILE)
+        fsync(folder)
 
     import torch  # only now: a job that is refused is refused in a second
     from transformers.utils import logging as transformers_logging

@@ -1,6 +1,8 @@
 """Pictures to judge previews by: a sheet of one step's prompts, and one prompt across the steps, as picture and as video."""
 
 import math
+import os
+import struct
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +13,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+
+from engine.durable import placed
 
 Frames = NDArray[np.uint8]  # (T, H, W, 3)
 SIDE, COLUMNS = 256, 5  # of a small picture, at the most; frames of a preview that a row shows
@@ -52,6 +56,34 @@ def read_small(video: Path) -> Frames | None:
     return np.stack(frames) if frames else None
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a PNG is there and every part of it carries its checksum."""
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except (OSError, SyntaxError):  # the latter is Pillow's word for a broken PNG
+        return False
+    return True
+
+
+def is_video(path: Path) -> bool:
+    """Whether an mp4 is there and as long as its boxes say: a power cut may leave less. What the frames hold is not looked at."""
+    try:
+        with path.open("rb") as f:
+            end, at = f.seek(0, os.SEEK_END), 0
+            while at < end:
+                f.seek(at)
+                size, _ = struct.unpack(">I4s", f.read(8))
+                if size == 1:  # the true size follows, in 64 bits
+                    (size,) = struct.unpack(">Q", f.read(8))
+                if size < 8:
+                    return False
+                at += size
+    except (OSError, struct.error):
+        return False
+    return at == end > 0
+
+
 def steps_shown(steps: Sequence[int]) -> list[int]:
     """Which of the steps a comparison shows: the first and the last ones."""
     rising = sorted(set(steps))
@@ -59,7 +91,7 @@ def steps_shown(steps: Sequence[int]) -> list[int]:
 
 
 def write_sheet(path: Path, title: str, rows: Sequence[Row]) -> None:
-    """Rows of frames spread over each preview, first and last included, with their words; written aside and renamed."""
+    """Rows of frames spread over each preview, first and last included, with their words. Never half there, see engine.durable."""
     picks = [row.frames[np.unique(np.linspace(0, len(row.frames) - 1, COLUMNS).round().astype(int))] for row in rows]
     width = max(480, *(GAP + len(frames) * (frames.shape[2] + GAP) for frames in picks))
     head, line = _wrapped(title, width - 2 * GAP, most=3), TEXT + 5
@@ -74,9 +106,8 @@ def write_sheet(path: Path, title: str, rows: Sequence[Row]) -> None:
         for column, frame in enumerate(frames):
             image.paste(Image.fromarray(frame), (GAP + column * (frames.shape[2] + GAP), y))
         y += frames.shape[1]
-    aside = path.with_name(f".{path.name}.tmp")
-    image.save(aside, format="PNG")
-    aside.rename(path)
+    with placed(path) as aside:
+        image.save(aside, format="PNG")
 
 
 def side_by_side(tiles: Sequence[tuple[str, Frames]]) -> Frames:

@@ -15,7 +15,7 @@ from engine.gradients import gradients, with_memory
 from engine.live import honour
 from engine.optim import clip_gradients, lr_at, set_lr
 from engine.outputs import complete, rehearse, save_all, save_final
-from engine.previews import make_previews, previews_made
+from engine.previews import look_over, make_previews, previews_made
 from engine.report import announce, ram_gib, report_non_finite, vram_gib
 from engine.restore import restore
 from engine.resume import clear_the_way
@@ -48,7 +48,8 @@ def train(run: Run, control: Control) -> Outcome:
             rehearse(run)  # a full disk or a read-only folder shows itself now, not after hours
         else:
             complete(run, control)
-        if previews_due(run.job, step) and not previews_made(run, step):
+        torn = look_over(run, control)
+        if (torn or previews_due(run.job, step)) and not previews_made(run, step):
             make_previews(run, step, control, missing=True)
         while True:
             until_events_are_written(run.log, control)

@@ -8,7 +8,7 @@ fold events into a `presets.fold.RunView`. Kinds and their data (all keys always
 | started | name, job (tables, as it counts from here on), plan (text), versions {package: version}, device, steps, resumed_from (step, 0 at first), optional rollback (someone went back to that step: true), vram_total_gib, ram_total_gib (what the machine has) |
 | phase | name (loading, quantizing, caching, training, sampling, saving, paused: the disk is full and the text says what waits), done, total, text |
 | step | step, expert (high_noise or low_noise), loss, parts {term: loss}, lr, grad_norm, timestep, seconds {part: s, total: s}, vram_gib, ram_gib, clips [id] |
-| sample | step, path, poster, prompt, seed, optional sheet (all prompts of the step), compare and compare_video (this prompt across the steps) |
+| sample | step, path, poster, prompt, seed, optional sheet (all prompts of the step), compare and compare_video (this prompt across the steps), sha256 (of the video) and poster_sha256 |
 | checkpoint | step, path, sha256 |
 | finding | code, severity, field, message, fix, optional step (the step it was found at) |
 | changed | field, old, new, step (optimizer steps done: it counts from the next one on), optional order (id of the request that it honours) |

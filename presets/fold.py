@@ -139,7 +139,12 @@ def fold(view: RunView, event: Event) -> None:
             view.last_step_at = event.time
             view.losses.setdefault(view.expert, []).append(StepPoint(view.step, view.loss))
         case "sample":
-            view.samples.append(Sample(data["step"], data["path"], data["poster"], data["prompt"], data["seed"]))
+            sample = Sample(data["step"], data["path"], data["poster"], data["prompt"], data["seed"])
+            known = [s.path for s in view.samples]
+            if sample.path in known:  # made anew
+                view.samples[known.index(sample.path)] = sample
+            else:
+                view.samples.append(sample)
             _note(view, event, f"preview {data['path']}")
         case "checkpoint":
             view.checkpoints.append(Checkpoint(data["step"], data["path"]))

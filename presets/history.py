@@ -31,6 +31,7 @@ class History:
         self.events: list[Event] = []  # of the kinds in TELLING
         self.checkpoints: dict[int, str] = {}  # step -> path
         self.samples: dict[str, dict[str, Any]] = {}  # path of a preview -> what its event told
+        self.found: set[str] = set()  # the messages of findings that are of no step, on whatever branch
         self.skipped: set[int] = set()  # steps that were not finite, numbered as in `step` events
         self.done = False  # the last attempt came to the end of the run
         self.orders: set[str] = set()  # that were honoured by a `changed` event, on whatever branch
@@ -42,6 +43,8 @@ class History:
     def add(self, event: Event) -> None:
         """Take in the next event."""
         data = event.data
+        if event.kind == "finding" and "step" not in data:
+            self.found.add(data["message"])
         if "order" in data:
             self.orders.add(data["order"])
         match event.kind:

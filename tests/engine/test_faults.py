@@ -32,7 +32,7 @@ class Case:
     faults: tuple[str, ...]
     code: int  # how the first attempt ends
     again: tuple[str, ...] = ()
-    between: Callable[[Path], None] | None = None  # what happens to the run folder before it is taken up again
+    between: Callable[[Path], object] | None = None  # what happens to the run folder before it is taken up again
     workers: tuple[int, int] = (0, 0)  # data workers of the first attempt, and of the others
     extra_saves: bool = False  # a stop saved where the straight run does not
     straight: str = "plain"  # the undisturbed run to compare with
@@ -65,7 +65,7 @@ CASES = {
     **{f"sigkill:{point}:{step}": Case((f"sigkill:{point}:{step}",), KILLED) for point, step in [
         ("data.decode", 1), ("backward", 5), ("optimizer.after-step", 4), ("ema", 6), ("event.before-write", 3), ("event.mid-write", 4),
         ("save.begin", 0), ("save.after-lora", 4), ("save.before-rename", 4), ("save.after-rename", 4),
-        ("lora-file.before-rename", 4), ("prune", 6), ("checkpoint.before-event", 4), ("preview.denoise", 4), ("preview.before-video", 4),
+        ("lora-file.before-rename", 4), ("prune", 6), ("checkpoint.before-event", 4), ("preview.denoise", 4), ("preview.before-video", 4), ("preview.before-event", 4),
         ("final.begin", 6), ("done.before-event", 6),
     ]},
     "killed twice, the second time while it loads": Case(("sigkill:forward:5",), KILLED, ("sigkill:resume.loading:4",)),
@@ -89,6 +89,9 @@ CASES = {
     "torn weights": Case(("sigkill:forward:5",), KILLED, between=torn("checkpoints/step_*/lora_high_noise.safetensors", 0.5)),
     "torn manifest": Case(("raise:forward:3",), FAILED, between=torn("checkpoints/step_*/manifest.json", 0.0)),
     "torn LoRA file": Case(("sigkill:checkpoint.before-event:4",), KILLED, between=torn("t_0*_low_noise.safetensors", 0.3)),
+    "torn video": Case(("sigkill:forward:5",), KILLED, between=torn("samples/step_000000004/00.mp4", 0.6)),
+    "torn poster": Case(("sigkill:forward:5",), KILLED, between=torn("samples/step_000000004/00.png", 0.0)),
+    "torn sheets": Case(("sigkill:forward:5",), KILLED, between=lambda run: [torn(f"samples/{name}", 0.5)(run) for name in ("step_000000000/sheet.png", "compare_00.png", "compare_00.mp4")]),
     "torn last event": Case(("sigkill:forward:4",), KILLED, between=last_event_torn),
     "zeros behind the last event": Case(("sigkill:forward:4",), KILLED, between=last_event_zeros),
     # not-a-number

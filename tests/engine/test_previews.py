@@ -14,8 +14,21 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from engine import checkpoint, previews, room, trainer
+from engine.preview import write_poster, write_video
 from engine.run import run_job
-from engine.sheets import EARLIEST, LATEST, SIDE, Row, read_small, side_by_side, small, steps_shown, write_sheet
+from engine.sheets import (
+    EARLIEST,
+    LATEST,
+    SIDE,
+    Row,
+    is_picture,
+    is_video,
+    read_small,
+    side_by_side,
+    small,
+    steps_shown,
+    write_sheet,
+)
 from engine.streamed import StreamedExecutor
 from presets.jobfile import load_job, save_job
 from tests.engine.jobs import of_kind, write_job
@@ -173,6 +186,49 @@ def test_what_is_missing_is_made_on_resume_and_nothing_twice(tiny, tmp_path, mon
     assert go(job, resume=True) == 0
     assert [(d["step"], Path(d["path"]).name) for d in of_kind(run, "sample")] == [(0, "00.mp4"), (0, "01.mp4"), (1, "00.mp4"), (1, "01.mp4")]
     assert (run / "samples/step_000000000/00.mp4").stat().st_mtime_ns == before
+
+
+def test_what_a_power_cut_tore_is_made_again_or_named(tiny, tmp_path, capsys):
+    """Two sets of two, at steps 0 and 2; the run is taken up at step 2. A video is cut, a poster is zeros, a video is gone, sheets are torn."""
+    job = write_job(tmp_path, tiny, prompts=2, steps=2, sample={**SMALL, "every": 2, "num_frames": 1})
+    run = tmp_path / "runs" / "t"
+    assert go(job) == 0
+    first, last = (run / "samples" / f"step_00000000{step}" for step in (0, 2))
+    poster, kept = (last / "00.png").read_bytes(), (last / "01.mp4").stat().st_mtime_ns
+    sheet = (first / "sheet.png").read_bytes()
+    os.truncate(last / "00.mp4", 1000)
+    (last / "00.png").write_bytes(bytes(len(poster)))
+    (first / "00.mp4").unlink()
+    os.truncate(first / "01.png", 20)
+    assert go(job, resume=True) == 0
+    assert [(d["step"], Path(d["path"]).name) for d in of_kind(run, "sample")][4:] == [(2, "00.mp4")]
+    assert (last / "00.png").read_bytes() == poster and (last / "01.mp4").stat().st_mtime_ns == kept
+    assert is_video(last / "00.mp4") and frames(last / "00.mp4").shape == (1, 32, 32, 3)
+    (found,) = [d for d in of_kind(run, "finding") if d["code"] == "preview-lost"]
+    assert "samples/step_000000000/00.mp4, samples/step_000000000/01.mp4" in found["message"] and "step_000000002" not in found["message"]
+
+    across = run / "samples" / "compare_01.mp4"
+    os.truncate(last / "sheet.png", 50)
+    os.truncate(across, across.stat().st_size - 1)
+    before = len(of_kind(run, "sample"))
+    assert go(job, resume=True) == 0
+    assert is_picture(last / "sheet.png") and is_video(across)
+    assert len([d for d in of_kind(run, "finding") if d["code"] == "preview-lost"]) == 1, "named once"
+    assert len(of_kind(run, "sample")) == before and (first / "sheet.png").read_bytes() == sheet
+
+
+def test_a_picture_and_a_video_are_whole_or_not(tmp_path):
+    write_video(tmp_path / "a.mp4", np.random.default_rng(0).integers(0, 255, (3, 32, 48, 3), dtype=np.uint8), 16)
+    write_poster(tmp_path / "a.png", np.random.default_rng(0).integers(0, 255, (3, 32, 48, 3), dtype=np.uint8))
+    for name, whole in (("a.mp4", is_video), ("a.png", is_picture)):
+        path = tmp_path / name
+        content = path.read_bytes()
+        assert whole(path) and not whole(tmp_path / "gone")
+        for n in (0, 1, 7, 8, 20, len(content) // 2, len(content) - 5):
+            path.write_bytes(content[:n])
+            assert not whole(path), n
+        path.write_bytes(bytes(len(content)))
+        assert not whole(path)
 
 
 def test_previews_that_fail_are_findings_and_the_run_goes_on(tiny, tmp_path, monkeypatch):

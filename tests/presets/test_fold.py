@@ -199,3 +199,11 @@ def test_a_run_began_with_its_first_attempt():
     view = folded(events)
     assert view.started_at == events[0].time and view.updated_at == events[-1].time
     assert view.last_step_at == max(e.time for e in events if e.kind == "step")
+
+
+def test_a_preview_that_is_made_anew_takes_the_place_of_the_one_it_was():
+    t = Tape()
+    t.start()
+    for name in ("00", "01", "00"):
+        t.add("sample", step=0, path=f"samples/0/{name}.mp4", poster=f"samples/0/{name}.png", prompt="p", seed=42)
+    assert [s.path for s in folded(t.events).samples] == ["samples/0/00.mp4", "samples/0/01.mp4"]

@@ -1,0 +1,42 @@
+"""Files that outlive a power loss: written aside, synced, renamed, and then their folder synced. Only after that may an event tell of them."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def fsync(path: Path) -> None:
+    """What was written to a file, or which names a folder holds, is on the disk when this returns. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def placed(path: Path) -> Iterator[Path]:
+    """Inside, write to the path given; at the end that takes the place of `path`, whole and for good. An error leaves what was there before."""
+    aside = path.with_name(f".{path.name}.tmp")
+    try:
+        yield aside
+        fsync(aside)
+        aside.rename(path)
+        fsync(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def make_folder(folder: Path) -> None:
+    """The folder and those it lies in, as far as they are missing; their names outlive a power loss. Raises OSError."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for place in missing:
+        fsync(place.parent)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
