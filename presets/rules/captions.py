@@ -10,9 +10,17 @@ from presets.job import DatasetPanel, Job, Kind
 from presets.recipe import load_recipe
 from presets.rules.registry import Found, rule
 
+MAX_TOKENS = 512  # that the text encoder reads (engine.text)
+
 
 def caption_of(panel: DatasetPanel, clip: ClipFacts) -> str:
     return clip.caption if clip.has_caption else panel.default_caption
+
+
+def about_tokens(text: str) -> float:
+    """How many tokens UMT5 makes of a text, by a cautious estimate: four letters of a Latin script each, or one and a half of another."""
+    plain = sum(letter < "\u0250" for letter in text)
+    return plain / 4 + (len(text) - plain) / 1.5
 
 
 def usual_caption(clips: list[ClipFacts]) -> str:
@@ -75,6 +83,22 @@ def trigger_placeholder_empty(job: Job, facts: Facts) -> Iterator[Found]:
     texts += [d.default_caption for d in job.datasets] + [p.prompt for p in job.sample.prompts]
     if any(TRIGGER_MARK in text for text in texts):
         yield Found("job.trigger", f"captions or prompts hold {TRIGGER_MARK}, but there is no trigger word, so it stands for nothing", fix="Set job.trigger to a made-up word")
+
+
+@rule("caption-cut", "warning")
+def caption_cut(job: Job, facts: Facts) -> Iterator[Found]:
+    """Captions and prompts fit the 512 tokens that the text encoder reads: what comes behind them is not learnt."""
+    long: dict[str, str] = {}
+    if not job.training.unload_text_encoder:
+        for i, _, found in paired(job, facts):
+            if held := [c for c in found.clips if about_tokens(c.caption) > MAX_TOKENS]:
+                long[f"datasets[{i}].path"] = f"the captions of {names(held)} are"
+    texts = {f"datasets[{i}].default_caption": panel.default_caption for i, panel in enumerate(job.datasets) if not job.training.unload_text_encoder}
+    texts |= {f"sample.prompts[{i}].prompt": prompt.prompt for i, prompt in enumerate(job.sample.prompts)} | {"sample.negative": job.sample.negative}
+    long |= {path: "the text is" for path, text in texts.items() if about_tokens(text) > MAX_TOKENS}
+    for path, what in long.items():
+        message = f"{what} longer than the {MAX_TOKENS} tokens (about 2,000 letters) that the text encoder reads: the end is cut off"
+        yield Found(path, message, fix="Shorten it to a few sentences, the most important first")
 
 
 @rule("unload-te-with-captions", "warning")

@@ -6,7 +6,7 @@ from presets.facts import Facts, paired, used_gpus
 from presets.job import Job
 from presets.recipe import load_recipe
 from presets.rules.registry import Found, rule
-from presets.stages import PANEL, panel_of, trained_experts
+from presets.stages import PANEL, Expert, expert_at, panel_of, trained_experts
 
 OVERFIT_STEPS = 4000
 LARGE_SET = 60  # clips: with that many, long runs do not overfit so soon
@@ -75,6 +75,24 @@ def warmup_beyond_steps(job: Job, facts: Facts) -> Iterator[Found]:
     if job.training.warmup_steps >= job.training.steps > 1:
         message = f"the warm-up takes {job.training.warmup_steps} of {job.training.steps} steps, so the learning rate is never reached for long"
         yield Found("training.warmup_steps", message, set={"training.warmup_steps": job.training.steps // 20})
+
+
+@rule("warmup-misses-expert", "advice")
+def warmup_misses_expert(job: Job, facts: Facts) -> Iterator[Found]:
+    """The warm-up lasts into the first turn of both experts: it counts the steps of the whole run."""
+    steps, every, warm = job.training.steps, job.multistage.switch_every, job.training.warmup_steps
+    if not 0 < warm < steps or len(trained_experts(job)) < 2:
+        return
+    first: dict[Expert, int] = {}
+    for step in range(0, steps, every):
+        first.setdefault(expert_at(job, step), step)
+    late = max(first, key=lambda e: first[e])
+    if len(first) == 2 and warm <= first[late]:
+        message = f"the {late.replace('_noise', '-noise')} expert has its first turn after {first[late]} steps, when the warm-up of {warm} is over: it begins at its full learning rate"
+        if first[late] + every < steps:
+            yield Found("training.warmup_steps", message, set={"training.warmup_steps": first[late] + every})
+        else:
+            yield Found("training.warmup_steps", message, fix="Set a smaller multistage.switch_every")
 
 
 def learning_rates(job: Job) -> dict[str, float]:
