@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input
@@ -21,7 +22,7 @@ from wanlora_tui.app import WanloraApp
 from wanlora_tui.screens.confirm import Confirm
 from wanlora_tui.screens.dashboard import DashboardScreen
 from wanlora_tui.screens.help import HelpScreen
-from wanlora_tui.screens.jobs import JobsScreen
+from wanlora_tui.screens.jobs import JobsScreen, JobTable
 from wanlora_tui.screens.wizard import WizardScreen
 from wanlora_tui.widgets.folder_picker import PathInput
 
@@ -80,6 +81,19 @@ async def test_jobs_are_listed_with_their_pace_and_their_place(folder: Path, tmp
     async with interface(folder, size) as (app, pilot):
         await until(pilot, says(pilot, "orbit_v1", "► running", "/5000", "high", "0.31", "style_v1", "… queued (1)", "2 jobs, 1 running, 1 queued"), "the table")
         assert not list(outside(app.screen))
+
+
+async def test_the_table_of_a_long_run_is_whole_in_80_columns(folder: Path, tmp_path: Path):
+    record = await submit(folder, tmp_path, "wan_i2v_motion_orbit_around", steps=5000, pace_ms=20)
+    await submit(folder, tmp_path, "style_v1")
+    async with interface(folder) as (app, pilot):
+        await until(pilot, says(pilot, "► running", "/5000", "0.31", "… queued (1)"), "the table")
+        board = app._board
+        board.records[record.id] = msgspec.structs.replace(board.records[record.id], revision=10**6)
+        board.views[record.id].step, board.views[record.id].seconds_per_step = 4000, 12.5
+        app.screen._render_all()
+        await pilot.pause()
+        assert app.screen.query_one(JobTable).virtual_size.width <= 80 and " GPU" in shown(app.screen)
 
 
 async def test_open_watch_and_leave_stops_nothing(folder: Path, tmp_path: Path):

@@ -19,7 +19,7 @@ from wanlora_tui.text import count, duration, home_path, seconds_each, shorten, 
 from wanlora_tui.throttle import Throttle
 
 COLUMNS = (("name", "NAME"), ("state", "STATE"), ("step", "STEP"), ("expert", "EXPERT"), ("loss", "LOSS"), ("pace", "S/STEP"), ("eta", "ETA"), ("gpu", "GPU"))
-NARROW_NAME, WIDE_NAME = 18, 40
+NARROW_NAME, WIDE_NAME = 15, 40  # 15: every column of a run of thousands of steps is whole in 80 columns
 EMPTY = """\
 No jobs yet.
 
@@ -120,7 +120,7 @@ class JobsScreen(Screen[None]):
                 (view.expert.removesuffix("_noise") if training else view.phase.name) or "-",
                 f"{view.loss:.4f}" if view.step else "-",
                 seconds_each(view.seconds_per_step) if view.seconds_per_step else "-",
-                duration(view.eta_seconds) if view.seconds_per_step else "-",
+                duration(view.eta_seconds) if r.state == "running" and view.seconds_per_step else "-",
             ]
         else:
             cells += ["-", "-", "-", "-"]
