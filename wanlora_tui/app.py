@@ -27,7 +27,7 @@ from wanlora_tui.screens.dashboard import DashboardScreen
 from wanlora_tui.screens.help import HelpScreen
 from wanlora_tui.screens.jobs import JobsScreen
 from wanlora_tui.seen import MemoryFile
-from wanlora_tui.text import count, home_path
+from wanlora_tui.text import count, ending, home_path
 
 TWICE_SECONDS = 3.0  # within which a second Ctrl-C leaves
 SAVE_SECONDS = 5.0  # between two writes of what was seen: a killed TUI forgets no more than that
@@ -218,6 +218,6 @@ def parting(record: JobRecord, view: RunView, host: str) -> list[str]:
     if view.state == "done" and record.state in LIVE_STATES and view.attempt == record.attempt:
         return [f"{record.name}: done."]
     if record.state in ENDED_STATES:
-        return [f"{record.name}: {record.state}. {record.outcome}".rstrip()]
+        return [ending(record.name, record.state, record.outcome)]
     does = "waits in the queue" if record.state == "queued" else "goes on training"
     return [f"{record.name} {does}. Come back with: wanlora attach {record.name}{' --host ' + host if host else ''}"]

@@ -18,7 +18,8 @@ A first job, from a folder of clips to two LoRA files:
   wanlora check job.toml
   wanlora submit job.toml && wanlora attach
 
-stdout is data, stderr is talk. Exit codes: 0 done, 1 findings or failure, 2 usage, 75 saved and can be resumed.
+stdout is data, stderr is talk.
+Exit codes: 0 done, 1 findings or failure, 2 usage, 75 saved and can be resumed.
 """
 
 
@@ -28,9 +29,9 @@ def parser() -> argparse.ArgumentParser:
     shared.add_argument("--dir", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="directory of the daemon's sockets and job table (default: your runtime directory)")
     top = argparse.ArgumentParser(
         prog="wanlora", parents=[shared], epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Train LoRAs for Wan 2.2 I2V A14B. Without a command: the terminal interface, with the wizard and all jobs.",
+        description="Train LoRAs for Wan 2.2 I2V A14B.\nWithout a command: the terminal interface, with the wizard and all jobs.",
     )  # fmt: skip
-    top.add_argument("--version", action="store_true", help="print the version and leave")
+    top.add_argument("--version", action="store_true", help="print the version")
     top.set_defaults(handler="tui:open_tui")
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
 
@@ -41,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
 
     c = command("demo", "demo:demo", "make demo clips and a tiny base model, train on them, show the dashboard")
     c.add_argument("--plain", action="store_true", help="one line per event instead of the dashboard")
-    c.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps")
+    c.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: 40)")
     c.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where the demo lives (default: ./demo)")
     c.add_argument("--prepare", type=Path, metavar="DIR", help="only write DIR/clips, DIR/base and DIR/job.toml")
 
@@ -139,13 +140,13 @@ def parser() -> argparse.ArgumentParser:
     group.set_defaults(handler="cache:show", json=False, kind=None)
     parts = group.add_subparsers(title="commands", metavar="list|clear|path")
     kinds = ("weights", "latents", "texts")
-    c = command("list", "cache:show", "what is in it, last used first (also without a word)", parts)
-    c.add_argument("kind", nargs="?", choices=kinds, help="every entry of one cache (default: all, summed up)")
+    c = command("list", "cache:show", "list what the caches hold, last used first (`wanlora cache` alone does the same)", parts)
+    c.add_argument("kind", nargs="?", choices=kinds, help="show every entry of this cache (default: all caches, summed up)")
     c.add_argument("--json", action="store_true", help="a list of objects")
-    c = command("clear", "cache:clear", "delete all of it", parts)
+    c = command("clear", "cache:clear", "delete the caches, or one of them", parts)
     c.add_argument("kind", nargs="?", choices=kinds, help="only this cache")
-    c = command("path", "cache:path", "where it is", parts)
-    c.add_argument("kind", nargs="?", choices=kinds, help="of one cache")
+    c = command("path", "cache:path", "print the folder of the caches, or of one of them", parts)
+    c.add_argument("kind", nargs="?", choices=kinds, help="only this cache")
 
     command("doctor", "doctor:doctor", "check GPU, driver, memory, disk, terminal and model files")
     return top

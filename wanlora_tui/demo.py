@@ -17,7 +17,7 @@ def prepare(folder: Path, steps: int | None = None) -> Path:
     made = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     if made.returncode:
         said = made.stderr.strip().rpartition("\n")[2]
-        raise UserError(f"the demo could not be prepared: {said or f'exit code {made.returncode}'}", where=str(folder), fix="Choose another folder with --out")
+        raise UserError(f"the demo could not be prepared: {said or f'exit code {made.returncode}'}", fix="" if said else f"Choose another folder than {folder}")
     return folder / "job.toml"
 
 

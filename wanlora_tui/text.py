@@ -20,6 +20,13 @@ def expert_text(expert: str) -> str:
     return EXPERTS.get(expert, expert)
 
 
+def ending(name: str, state: str, outcome: str) -> str:
+    """How a job ended, with why: `orbit: failed. Out of memory.` An outcome that begins with the state is not told it twice."""
+    if outcome.lower().startswith(state):
+        return f"{name}: {outcome[:1].lower()}{outcome[1:]}"
+    return f"{name}: {state}. {outcome}".rstrip()
+
+
 def duration(seconds: float) -> str:
     """`42s`, `3m 07s`, `1h 12m`, `2d 03h`: at most seven characters below ten days."""
     s = round(seconds)

@@ -1,5 +1,6 @@
 """The real `wanlora` in processes of its own: what it prints where, and its exit codes."""
 
+import itertools
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from presets.jobfile import load_job
+from tests.terminal import Terminal
 from tests.videos import write_clip
 from tests.wanlora_tui.harness import ROOT, environment, own_daemon, short_dir, until, wanlora, write_job
 
@@ -92,6 +94,7 @@ def test_new_writes_a_job_that_loads_and_takes_settings(tmp_path: Path):
     clips(tmp_path, "one", "two")
     said = wanlora("new", "--kind", "motion", "--clips", "clips", "--name", "orbit_v1", "--set", "training.lr=5e-5", "--set", "datasets.num_frames=33", "--out", "job.toml", cwd=tmp_path)
     assert (said.returncode, said.stdout) == (0, "job.toml\n"), said.stderr
+    assert "target.rank = 16: " in said.stderr and "training.lr" not in said.stderr and "no prompts, so it makes no previews" in said.stderr
     job = load_job(tmp_path / "job.toml")
     assert (job.job.name, job.job.kind, job.training.lr, job.datasets[0].num_frames, job.datasets[0].path) == ("orbit_v1", "motion", 5e-5, 33, "clips")
     again = wanlora("new", "--kind", "motion", "--clips", "clips", "--out", "job.toml", cwd=tmp_path)
@@ -110,7 +113,7 @@ def test_new_refuses_a_folder_without_clips(tmp_path: Path):
     said = wanlora("new", "--kind", "style", "--clips", tmp_path / "clips", "--out", tmp_path / "job.toml")
     assert said.returncode == 1 and said.stderr.count("wanlora:") == 1 and not (tmp_path / "job.toml").exists()
     missing = wanlora("new", "--kind", "style", "--clips", tmp_path / "none", "--out", tmp_path / "job.toml")
-    assert f"error: the folder {tmp_path / 'none'} does not exist. Choose the folder" in missing.stderr
+    assert missing.stderr == f"wanlora: the folder {tmp_path / 'none'} does not exist. Choose the folder that holds the clips\n"
 
 
 def test_without_a_terminal_the_screens_say_what_to_use(folder: Path):
@@ -167,7 +170,7 @@ def test_the_exit_code_of_watch_is_the_outcome(folder: Path, tmp_path: Path):
     watching = subprocess.Popen([sys.executable, "-m", "wanlora_tui.cli", "watch", "stopped_v1", "--plain", "--dir", str(folder)], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
     assert watching.stdout is not None
     until(lambda: " step " in watching.stdout.readline(), "a step")
-    assert "will save and stop" in wanlora("stop", "stopped_v1", "--dir", folder).stderr
+    assert "stopped_v1 saves a checkpoint and stops. Go on later with: wanlora resume stopped_v1" in wanlora("stop", "stopped_v1", "--dir", folder).stderr
     rest = watching.communicate(timeout=60)[0]
     assert watching.returncode == 75 and " stopped step" in rest
     assert wanlora("resume", "stopped_v1", "--dir", folder).returncode == 0
@@ -217,6 +220,29 @@ def test_doctor_gives_a_line_per_check(folder: Path):
     assert set(levels) <= {"ok", "warn", "fail"} and said.returncode == ("fail" in levels)
     assert subjects >= {"Python", "GPU", "RAM", "Disk", "Runtime dir", "Daemon", "Terminal", "Colour", "Pictures", "Video", "Model files", "torch"}
     assert "answers" in said.stdout
+
+
+def test_what_is_wider_than_the_terminal_is_broken_at_words(tmp_path: Path):
+    clips(tmp_path, "a")
+    write_job(tmp_path)
+    for command in (("doctor",), ("check", "orbit_v1.toml")):
+        terminal = Terminal([sys.executable, "-m", "wanlora_tui.cli", *command], size=(60, 100), cwd=tmp_path, env=environment())
+        try:
+            terminal.wait_end()
+            lines = [line.rstrip() for line in terminal.text.splitlines() if not line.startswith("Gi=")]  # a question about pictures, which this terminal prints
+        finally:
+            terminal.close()
+        ends = [first for first, second in itertools.pairwise(lines) if len(first) == 60 and second[:1].strip() and len(first.split()[-1]) < 30]  # a path may be longer than a line
+        assert any(line.startswith("  ") for line in lines) and not ends, ends
+
+
+def test_cancelling_says_what_becomes_of_it(folder: Path, tmp_path: Path):
+    submit(folder, write_job(tmp_path, "first_v1", steps=100_000, pace_ms=5))
+    submit(folder, write_job(tmp_path, "waiting_v1"))
+    assert wanlora("cancel", "waiting_v1", "--dir", folder).stderr == "waiting_v1 is cancelled. It had not begun.\n"
+    assert wanlora("watch", "waiting_v1", "--dir", folder).stderr == "waiting_v1: cancelled. Its checkpoints stay in the run folder.\n"
+    until(lambda: "► running" in wanlora("jobs", "--dir", folder).stdout, "the first job")
+    assert wanlora("cancel", "first_v1", "--dir", folder).stderr == "first_v1 is being cancelled. Its checkpoints stay.\n"
 
 
 def test_train_becomes_the_trainer(tmp_path: Path):

@@ -70,6 +70,8 @@ def test_a_running_job_is_changed_saved_and_sampled(folder: Path, tmp_path: Path
     edit(path, training__loss="mae")
     said = wanlora("resume", "live_v1", "--dir", folder)
     assert said.returncode == 1 and "live_v1: is running, there is nothing to resume" in said.stderr and "training.loss" not in said.stderr, said.stderr
+    said = wanlora("set", "live_v1", "training.steps=2", "--dir", folder)
+    assert said.returncode == 0 and "steps already, so it saves and is done." in said.stderr
     wanlora("cancel", "live_v1", "--dir", folder)
     said = wanlora("set", "live_v1", "training.lr=1e-5", "--dir", folder)
     assert said.returncode == 1 and "so its trainer takes no orders" in said.stderr

@@ -9,6 +9,7 @@ from wanlora_tui.commands.link import daemon_dir, say, start_daemon
 from wanlora_tui.commands.tui import run_app
 from wanlora_tui.commands.watch import OUTCOMES, LinePrinter, watch_job
 from wanlora_tui.demo import ended, prepare, submit, under_way
+from wanlora_tui.text import ending
 
 LINGER_SECONDS = 20.0  # the finished dashboard stays this long, unless a key says otherwise
 
@@ -43,7 +44,7 @@ def demo(args: Namespace) -> int:
             say(f"Left. {record.name} goes on; come back with: wanlora attach {record.name}, or stop it with: wanlora stop {record.name}")
             return 130
     if record.state != "done":
-        say(f"{record.name}: {record.state}. {record.outcome}".rstrip())
+        say(ending(record.name, record.state, record.outcome))
         return OUTCOMES[record.state]
     run_dir = Path(record.run_dir)
     say("Done: a LoRA for each expert, and a preview made with both.")

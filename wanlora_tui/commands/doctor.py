@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from argparse import Namespace
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +14,7 @@ from typing import Literal, NamedTuple
 from daemon.client import DaemonError, NotRunning, ping
 from daemon.paths import places
 from presets.machine import Machine, read_machine
-from wanlora_tui.commands.link import daemon_dir
+from wanlora_tui.commands.link import daemon_dir, terminal_width
 from wanlora_tui.text import size
 
 GIB = 2**30
@@ -32,14 +33,22 @@ class Line(NamedTuple):
     fix: str = ""
 
     def __str__(self) -> str:
-        return f"{self.level:<4}  {self.subject:<12} {self.text}" + (f"\n{'':19}-> {self.fix}" if self.fix else "")
+        return self.broken(0)
+
+    def broken(self, width: int) -> str:
+        """The text and its fix in a column of their own, broken at words where they are wider than a terminal of `width`; 0 breaks nothing."""
+        head = f"{self.level:<4}  {self.subject:<12} "
+        parts = [(head, " " * len(head), self.text), *([(" " * len(head) + "-> ", " " * (len(head) + 3), self.fix)] if self.fix else [])]
+        if not width:
+            return "\n".join(first + text for first, _, text in parts)
+        return "\n".join(textwrap.fill(text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False) for first, rest, text in parts)
 
 
 def doctor(args: Namespace) -> int:
     """Print every line; 1 when something fails, 0 with warnings."""
-    failed = False
+    failed, width = False, terminal_width(sys.stdout)
     for line in diagnose(daemon_dir(args)):
-        print(line, flush=True)
+        print(line.broken(width), flush=True)
         failed |= line.level == "fail"
     return 1 if failed else 0
 
@@ -100,7 +109,7 @@ def _runtime(folder: Path | None) -> Line:
     where = places(folder)
     at = next(p for p in (where.runtime, *where.runtime.parents) if p.exists())
     if not os.access(at, os.W_OK):
-        return Line("fail", "Runtime dir", f"{where.runtime} cannot be written", "Name another with --dir, or mend the rights of that folder")
+        return Line("fail", "Runtime dir", f"{where.runtime} cannot be written", "Name another with --dir, or correct the permissions of that folder")
     if where.runtime.exists() and where.runtime.stat().st_mode & 0o077:
         return Line("warn", "Runtime dir", f"{where.runtime} is open to other users", f"chmod 700 {where.runtime}")
     return Line("ok", "Runtime dir", str(where.runtime))

@@ -8,11 +8,12 @@ from pathlib import Path
 import msgspec
 
 from presets.errors import JobError, UserError
+from presets.fields import toml_text
 from presets.findings import Finding, of_job_error
 from presets.job import DatasetPanel, Job
-from presets.jobfile import load_job, parse_value, save_job, with_value
+from presets.jobfile import get_value, load_job, parse_value, save_job, with_value
 from presets.text import sentences
-from wanlora_tui.commands.link import say
+from wanlora_tui.commands.link import report_width, say
 
 
 def default_out(job_path: Path) -> Path:
@@ -31,8 +32,13 @@ def new(args: Namespace) -> int:
         raise UserError("exists already", where=str(args.out), fix="Choose another file with --out, or delete this one")
     clips: Path = args.clips.resolve()
     facts = scan_dataset(DatasetPanel(path=str(clips)), 0, target.parent)
+    errors = [p for p in facts.problems if p.severity == "error"]
+    fatal = errors[0] if not facts.clips and len(errors) == 1 else None
     for problem in facts.problems:
-        say(f"{problem.severity}: {sentences(problem.message, problem.fix)}")
+        if problem is not fatal:
+            say(f"{problem.severity}: {sentences(problem.message, problem.fix)}")
+    if fatal is not None:
+        raise UserError(fatal.message, fix=fatal.fix)
     if not facts.clips:
         raise UserError("no readable clip or image in this folder", where=str(args.clips), fix="Point --clips at a folder of mp4 files, each with a caption of the same name (.txt)")
     inside = clips.is_relative_to(target.parent)
@@ -43,7 +49,10 @@ def new(args: Namespace) -> int:
     job = _with_settings(found.job, args.set)
     save_job(job, target)
     for field, reason in found.reasons.items():
-        say(f"{field}: {reason}")
+        if (value := get_value(job, field)) == get_value(found.job, field):  # a reason for another value than the user's would confuse
+            say(f"{field} = {toml_text(value)}: {reason}")
+    if not job.sample.prompts:
+        say("It has no prompts, so it makes no previews: add them to the file as [[sample.prompts]], each with prompt and ctrl_img, or use the wizard.")
     print(args.out)
     say(f"Look through it, then: wanlora check {args.out} && wanlora submit {args.out}")
     return 0
@@ -80,7 +89,7 @@ def check(args: Namespace) -> int:
         shown = [{"code": f.code, "severity": f.severity, "field": f.field, "message": f.message, "fix": f.fix} for f in findings]
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(shown)) + b"\n")
     else:
-        print(render(findings))
+        print(render(findings, width=report_width(sys.stdout)))
         say(f"{args.job} {'cannot be trained as it is' if errors else 'is ready to train'}.")
     return 1 if errors else 0
 

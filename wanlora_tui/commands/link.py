@@ -1,8 +1,10 @@
 """The way to the daemon that all commands share: where it is, starting it, and which job is meant."""
 
+import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
+from typing import TextIO
 
 from daemon.client import NotRunning, ping
 from daemon.launch import ensure_running
@@ -15,6 +17,16 @@ from wanlora_tui.text import home_path
 def say(text: str) -> None:
     """Talk goes to stderr, so that stdout holds nothing but data."""
     print(text, file=sys.stderr)
+
+
+def terminal_width(stream: TextIO) -> int:
+    """The columns of the terminal that the stream writes to; 0 where it is none."""
+    return shutil.get_terminal_size().columns if stream.isatty() else 0
+
+
+def report_width(stream: TextIO) -> int:
+    """Columns for paragraphs: those of the terminal, but no more than read well."""
+    return min(100, terminal_width(stream) or 100)
 
 
 def daemon_dir(args: Namespace) -> Path | None:

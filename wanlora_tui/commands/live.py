@@ -25,6 +25,8 @@ def set_field(args: Namespace) -> int:
             for field, value in pairs:
                 record = await client.set(args.job, field, value)
                 say(f"{record.name}: {field} = {value or 'left out'} from its next step on.")
+                if field == "training.steps" and int(value) <= record.step:
+                    say(f"{record.name} has made {record.step} steps already, so it saves and is done.")
 
     asyncio.run(go())
     return 0

@@ -11,9 +11,9 @@ from daemon.protocol import JobRecord
 from presets.errors import UserError
 from presets.jobfile import load_job
 from wanlora_tui.commands.job import default_out, findings_of
-from wanlora_tui.commands.link import daemon_dir, say, start_daemon
+from wanlora_tui.commands.link import daemon_dir, report_width, say, start_daemon
 from wanlora_tui.commands.resume import agreed_here
-from wanlora_tui.text import home_path, state_text
+from wanlora_tui.text import ending, home_path, state_text
 
 
 def submit(args: Namespace) -> int:
@@ -27,9 +27,9 @@ def submit(args: Namespace) -> int:
         accepted = agreed_here(load_job(args.job), args.job.absolute().parent, out, accepted=args.accept_changes)
         findings = [f for f in findings if not (accepted is not None and f.code == "run-folder-other-job")]
     if findings:
-        say(render(findings))
+        say(render(findings, width=report_width(sys.stderr)))
     if has_errors(findings):
-        raise UserError("not submitted", where=str(args.job), fix="Mend the errors above and submit again")
+        raise UserError("not submitted", where=str(args.job), fix="Correct the errors above and submit again")
 
     async def go() -> JobRecord:
         async with Client(daemon_dir(args)) as client:
@@ -74,22 +74,24 @@ def jobs(args: Namespace) -> int:
     return 0
 
 
-def _one(args: Namespace, verb: str, done: str) -> int:
+def _one(args: Namespace, verb: str) -> JobRecord:
     async def go() -> JobRecord:
         async with Client(daemon_dir(args)) as client:
             record: JobRecord = await getattr(client, verb)(args.job)
             return record
 
-    record = asyncio.run(go())
-    say(f"{record.name}: {done}. State: {record.state}.")
-    return 0
+    return asyncio.run(go())
 
 
 def stop(args: Namespace) -> int:
-    return _one(args, "stop", f"will save and stop; go on later with: wanlora resume {args.job}")
+    record = _one(args, "stop")
+    say(f"{record.name} saves a checkpoint and stops. Go on later with: wanlora resume {record.name}" if record.state == "stopping" else ending(record.name, record.state, record.outcome))
+    return 0
 
 
 def cancel(args: Namespace) -> int:
-    return _one(args, "cancel", "cancelled; its checkpoints stay")
+    record = _one(args, "cancel")
+    say(f"{record.name} {'is cancelled' if record.state == 'cancelled' else 'is being cancelled'}. {'Its checkpoints stay.' if record.attempt else 'It had not begun.'}")
+    return 0
 
 

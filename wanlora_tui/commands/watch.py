@@ -14,6 +14,7 @@ from presets.events import Event
 from presets.fold import RunView, fold
 from wanlora_tui.commands.link import daemon_dir, pick_job, say
 from wanlora_tui.plain import plain_line
+from wanlora_tui.text import ending
 
 OUTCOMES = {"done": 0, "stopped": 75, "failed": 1, "cancelled": 1}
 
@@ -94,5 +95,5 @@ def watch(args: Namespace) -> int:
         say(f"Left. {name} goes on; come back with: wanlora watch{' ' + args.job if args.job else ''}")
         return 130
     if record.state != "done":
-        say(f"{record.name}: {record.state}. {record.outcome}".rstrip())
+        say(ending(record.name, record.state, record.outcome))
     return OUTCOMES[record.state]
