@@ -12,6 +12,9 @@ from engine.durable import placed
 from engine.restore import meta_of
 from engine.room import when_there_is_room
 from engine.setup import Run
+from presets.findings import Finding
+from presets.job import Job
+from presets.jobfile import absolute_paths, job_from_dict, job_to_dict
 
 
 def weights(run: Run, expert: Expert) -> dict[str, torch.Tensor]:
@@ -73,7 +76,7 @@ def _state(run: Run, step: int, optimizer: dict[str, dict[str, Any]]) -> checkpo
 
 
 def complete(run: Run, control: Control) -> None:
-    """Do what a kill or a power cut has cut off behind the checkpoint that the run resumed from: its LoRA files, its event, the removal of older ones."""
+    """Do what a kill or a power cut has cut off behind the checkpoint that the run resumed from: LoRA files, its event, the removal of older ones."""
     for expert in run.learners:
         if not lora.is_whole(file := lora_file(run, expert, run.start)):
             write_lora(run, expert, file, run.start, control)
@@ -81,6 +84,41 @@ def complete(run: Run, control: Control) -> None:
     folder = run.begin.checkpoint
     if folder is not None and run.start not in run.log.history.checkpoints:
         run.log.emit("checkpoint", step=run.start, path=str(folder.relative_to(run.folder)), sha256=checkpoint.digest(folder))
+
+
+def mend(run: Run, control: Control) -> None:
+    """Write the LoRA files of earlier steps that are torn or gone anew from their checkpoints. A torn one that has none is a finding."""
+    for folder in checkpoint.listed(run.folder):
+        step = checkpoint.step_of(folder)
+        files = {expert: lora_file(run, expert, step) for expert in run.learners}
+        missing = [expert for expert, file in files.items() if not lora.is_whole(file)]
+        if step == run.start or not missing or checkpoint.verify(folder):
+            continue
+        state = checkpoint.load(folder)
+        job = _job_then(run, state.meta["job"])
+        for expert in missing:
+            write_lora(run, expert, files[expert], step, control, job=job, values=(state.ema if job.save.ema and state.ema else state.lora)[expert])
+        run.log.emit("log", level="info", text=f"{', '.join(files[expert].name for expert in missing)}: damaged or gone, written anew from the checkpoint of step {step}")
+    for expert in run.learners:
+        numbered = [file for file in sorted(run.folder.glob(f"{run.job.job.name}_{'[0-9]' * 9}_{expert}.safetensors")) if not lora.is_whole(file)]
+        final = lora_file(run, expert, None)  # of a run that was done, and has been asked to go on
+        for file in numbered + ([final] if final.exists() and not lora.is_whole(final) else []):
+            text = f"{file.name} is damaged, and " + ("is written anew when the run is done" if file == final else "there is no whole checkpoint to write it anew from")
+            if text not in run.log.history.found:
+                run.log.finding(Finding(code="lora-damaged", severity="warning", field="save", message=text, fix="Use the LoRA file of another step; the training goes on"))
+
+
+def _job_then(run: Run, tables: dict[str, Any]) -> Job:
+    """The job of a checkpoint, with its paths as the present job file has them where they mean the same."""
+
+    def written(then: Any, absolute: Any, mine: Any) -> Any:
+        if isinstance(then, dict) and isinstance(absolute, dict):
+            return {key: written(value, absolute.get(key), mine.get(key)) for key, value in then.items()}
+        if isinstance(then, list) and isinstance(absolute, list) and len(then) == len(absolute):
+            return [written(*values) for values in zip(then, absolute, mine, strict=True)]
+        return mine if then == absolute else then
+
+    return job_from_dict(written(tables, job_to_dict(absolute_paths(run.job, run.base_dir)), job_to_dict(run.job)))
 
 
 def save_final(run: Run, step: int, control: Control) -> list[str]:
@@ -99,15 +137,17 @@ def lora_file(run: Run, expert: Expert, step: int | None) -> Path:
     return run.folder / f"{run.job.job.name}{number}_{expert}.safetensors"
 
 
-def write_lora(run: Run, expert: Expert, file: Path, step: int, control: Control) -> None:
+def write_lora(run: Run, expert: Expert, file: Path, step: int, control: Control, *, job: Job | None = None, values: dict[str, torch.Tensor] | None = None) -> None:
+    """The LoRA of `step`: the present one, or that of an earlier step with the job of then. Waits while the disk is full; raises StopWished."""
+    tensors = weights(run, expert) if values is None else values
+
     def write() -> None:
         try:
             with placed(file) as aside:
-                lora.save_lora(aside, weights(run, expert), job=run.job, base=run.base, expert=expert, step=step)
+                lora.save_lora(aside, tensors, job=job or run.job, base=run.base, expert=expert, step=step)
                 aside.chmod(0o644)  # safetensors makes files that only their owner can read
                 faults.at("lora-file.before-rename", step)
         except Exception as e:
             raise checkpoint.refusal_of(e, file.parent) from e
 
-    need = sum(value.nbytes for value in weights(run, expert).values())
-    when_there_is_room(run.log, control, run.folder, file.name, need, write)
+    when_there_is_room(run.log, control, run.folder, file.name, sum(value.nbytes for value in tensors.values()), write)

@@ -14,7 +14,7 @@ from engine.control import Control, StopWished
 from engine.gradients import gradients, with_memory
 from engine.live import honour
 from engine.optim import clip_gradients, lr_at, set_lr
-from engine.outputs import complete, rehearse, save_all, save_final
+from engine.outputs import complete, mend, rehearse, save_all, save_final
 from engine.previews import look_over, make_previews, previews_made
 from engine.report import announce, ram_gib, report_non_finite, vram_gib
 from engine.restore import restore
@@ -48,6 +48,7 @@ def train(run: Run, control: Control) -> Outcome:
             rehearse(run)  # a full disk or a read-only folder shows itself now, not after hours
         else:
             complete(run, control)
+        mend(run, control)
         torn = look_over(run, control)
         if (torn or previews_due(run.job, step)) and not previews_made(run, step):
             make_previews(run, step, control, missing=True)

@@ -1,15 +1,20 @@
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from engine import checkpoint
+from engine import checkpoint, lora
 from engine.checkpoint import State
 from engine.optim import build_optimizer
+from engine.run import run_job
 from presets.errors import UserError
 from presets.job import TrainingPanel
+from presets.jobfile import load_job, save_job
+from tests.engine.jobs import of_kind, write_job
 
 
 def make_state(step: int, seed: int = 0) -> State:
@@ -126,3 +131,29 @@ def test_state_file_is_plain_json_and_no_pickle(tmp_path):
     folder, _ = checkpoint.save(tmp_path, make_state(5))
     assert json.loads((folder / "state.json").read_text())["step"] == 5
     assert {p.suffix for p in folder.iterdir()} == {".json", ".safetensors"}
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_lora_files_of_older_steps_are_mended_from_their_checkpoints_or_named(tiny, tmp_path, average):
+    """Three pairs: the first is torn and gone, the second's checkpoint is damaged too; then the rate and the precision are set anew, which the first pair's job did not know."""
+    path = write_job(tmp_path, tiny, prompts=0, steps=3, ema=average, save={"every": 1, "keep": 3})
+    run = tmp_path / "runs" / "t"
+    assert run_job(path, None, resume=False, workers=0, device="cpu") == 0
+    first, gone, second, final = (run / f"t_{name}_noise.safetensors" for name in ("000000001_high", "000000001_low", "000000002_high", "low"))
+    before = [({k: v.clone() for k, v in load_file(file).items()}, lora.read_metadata(file)) for file in (first, gone)]  # cloned: they are views of the file
+    gone.unlink()
+    for file in (first, second, final, run / "checkpoints/step_000000002/lora_high_noise.safetensors"):
+        os.truncate(file, 100)
+    job = load_job(path)
+    job.training.lr, job.save.dtype, job.save.keep, job.training.steps = 2e-3, "fp32", 4, 4
+    save_job(job, path)
+    assert run_job(path, None, resume=True, workers=0, device="cpu") == 0
+    for file, (tensors, metadata) in zip((first, gone), before, strict=True):
+        assert lora.read_metadata(file) == metadata
+        now = load_file(file)
+        assert now.keys() == tensors.keys() and all(torch.equal(now[k], tensors[k]) and now[k].dtype == tensors[k].dtype for k in tensors)
+    told = [d["message"] for d in of_kind(run, "finding") if d["code"] == "lora-damaged"]
+    assert [text.partition(" is damaged")[0] for text in told] == [second.name, final.name] and "no whole checkpoint" in told[0] and "when the run is done" in told[1]
+    assert any("t_000000001_high_noise.safetensors, t_000000001_low_noise.safetensors" in d["text"] for d in of_kind(run, "log"))
+    assert lora.is_whole(final) and run_job(path, None, resume=True, workers=0, device="cpu") == 0
+    assert len([d for d in of_kind(run, "finding") if d["code"] == "lora-damaged"]) == 2, "named once"

@@ -89,6 +89,7 @@ CASES = {
     "torn weights": Case(("sigkill:forward:5",), KILLED, between=torn("checkpoints/step_*/lora_high_noise.safetensors", 0.5)),
     "torn manifest": Case(("raise:forward:3",), FAILED, between=torn("checkpoints/step_*/manifest.json", 0.0)),
     "torn LoRA file": Case(("sigkill:checkpoint.before-event:4",), KILLED, between=torn("t_0*_low_noise.safetensors", 0.3)),
+    "torn older LoRA files": Case(("sigkill:final.begin:6",), KILLED, between=lambda run: [torn("t_000000004_high_noise.safetensors", 0.5)(run), torn("t_000000004_low_noise.safetensors", 0.0)(run)]),
     "torn video": Case(("sigkill:forward:5",), KILLED, between=torn("samples/step_000000004/00.mp4", 0.6)),
     "torn poster": Case(("sigkill:forward:5",), KILLED, between=torn("samples/step_000000004/00.png", 0.0)),
     "torn sheets": Case(("sigkill:forward:5",), KILLED, between=lambda run: [torn(f"samples/{name}", 0.5)(run) for name in ("step_000000000/sheet.png", "compare_00.png", "compare_00.mp4")]),
