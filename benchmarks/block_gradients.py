@@ -64,7 +64,7 @@ def diffusers_block(config: dict[str, Any], state: State, pairs: Lora, inputs: I
     return y.detach().float(), x.grad.float(), gradients_of(pairs)
 
 
-def our_block(config: dict[str, Any], state: State, pairs: Lora, inputs: Inputs, plan: Plan, backend: str, dtype: torch.dtype) -> Result:
+def our_block(config: dict[str, Any], state: State, pairs: Lora, inputs: Inputs, plan: Plan, kernels: attention.Attention, dtype: torch.dtype) -> Result:
     """The executor's own way through one block: streamed in, forward, stash, recompute, backward."""
     device = inputs.x.device
     torch._dynamo.reset()  # each precision is a variant of its own, and their number is limited
@@ -73,7 +73,7 @@ def our_block(config: dict[str, Any], state: State, pairs: Lora, inputs: Inputs,
     master = host_buffer(layout.bytes, pinned=device.type == "cuda")
     fill(layout, master, weights, plain)
     stem = empty_model({**EXPERT, **{k: config[k] for k in ("num_attention_heads", "attention_head_dim", "ffn_dim")}}, device, dtype, num_layers=0)
-    run = StreamedExecutor(ExpertWeights("block", stem, [master], layout, [pairs], 1.0), Machinery(plan, backend, layout.bytes, device))
+    run = StreamedExecutor(ExpertWeights("block", stem, [master], layout, [pairs], 1.0), Machinery(plan, kernels, layout.bytes, device))
     x, text, time = inputs.x.to(dtype), inputs.text.to(dtype), inputs.time.to(dtype)
     call = _Call(text, time, inputs.cos, inputs.sin, torch.ones((), device=device))
     visits = run._visits([0, 0])
@@ -118,8 +118,8 @@ def main() -> int:
     drawn = random_inputs(config, tokens, generator, device, channels)
     inputs = drawn._replace(**{name: getattr(drawn, name).bfloat16().float() for name in ("x", "text", "time", "grad")})
     pairs = branches(config, device)
-    backend, why = attention.choose(device, tokens=tokens, heads=config["num_attention_heads"], width=config["attention_head_dim"], dtype=torch.bfloat16)
-    print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if cuda else 'CPU'}, {tokens} tokens, {TEXT} of text; attention by {backend}: {why}")
+    kernels, why = attention.choose(device, tokens=tokens, heads=config["num_attention_heads"], width=config["attention_head_dim"], dtype=torch.bfloat16, deterministic=False)
+    print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if cuda else 'CPU'}, {tokens} tokens, {TEXT} of text; attention by {kernels.text}: {why}")
     print(f"{'against fp32':<38}{'output':>10}{'input grad':>12}{'A grad':>10}{'B grad':>10}")
     exact = diffusers_block(config, state, pairs, inputs, torch.float32)
     rows: list[dict[str, Any]] = []
@@ -137,9 +137,9 @@ def main() -> int:
     for precision, compiled, chunk in on_a_card if cuda else elsewhere:
         plan = Plan(precision=precision, compiled=compiled, chunk=chunk, slots=1)
         name = f"ours, {'bf16' if precision == 'none' else precision}, {'compiled' if compiled else 'eager'}{f', {chunk} at a time' if chunk else ''}"
-        tell(name, our_block(config, state, pairs, inputs, plan, backend, torch.bfloat16))
+        tell(name, our_block(config, state, pairs, inputs, plan, kernels, torch.bfloat16))
     if not cuda:  # where there is no rounding to blame
-        tell("ours, fp32", our_block(config, state, pairs, inputs, Plan(compiled=False, chunk=tokens // 4, slots=1), backend, torch.float32))
+        tell("ours, fp32", our_block(config, state, pairs, inputs, Plan(compiled=False, chunk=tokens // 4, slots=1), kernels, torch.float32))
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 0

@@ -10,7 +10,6 @@ events; this shows it on the card, and last that it can fail: without the wait f
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,8 @@ from typing import Any
 import torch
 
 from benchmarks.random_expert import REAL, TINY, expert
+from engine.attention import CPU, Attention
+from engine.device import open_device
 from engine.ring import Ring
 from engine.stash import HostStash
 from engine.streamed import ExpertWeights, Machinery, StreamedExecutor
@@ -93,9 +94,9 @@ def delayed(what: str) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def steps(experts: list[ExpertWeights], plan: Plan, backend: str, sizes: tuple[tuple[int, int, int], ...], text_dim: int, device: torch.device) -> list[torch.Tensor]:
+def steps(experts: list[ExpertWeights], plan: Plan, kernels: Attention, sizes: tuple[tuple[int, int, int], ...], text_dim: int, device: torch.device) -> list[torch.Tensor]:
     """Losses and gradients of both experts in turn, two terms each with a pass without a graph before them."""
-    machinery = Machinery(plan, backend, experts[0].block_bytes, device)
+    machinery = Machinery(plan, kernels, experts[0].block_bytes, device)
     runs = [StreamedExecutor(weights, machinery) for weights in experts]
     out: list[torch.Tensor] = []
     for turn, (f, h, w) in enumerate(sizes):
@@ -122,20 +123,18 @@ def main() -> int:
     if not cuda and not args.tiny:
         print("The real width needs a GPU; on this machine use --tiny.", file=sys.stderr)
         return 2
-    device = torch.device("cuda" if cuda else "cpu")
+    device = open_device()
     precision: Precision = args.precision if cuda else "none"
     config = TINY if args.tiny else {**REAL, "num_layers": BLOCKS}
     sizes = TINY_SIZES if args.tiny else SIZES
-    backend = "flash" if cuda else "cpu"
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # cuBLAS wants it, before its first product, for sums in a fixed order
-    torch.use_deterministic_algorithms(True)  # with warn_only, attention's backward would go on adding in any order
+    kernels = Attention("flash", "flash", deterministic=True) if cuda else CPU
     if not cuda:
         torch.set_num_threads(1)  # toy tensors: a second thread only waits for the first
     torch.manual_seed(0)
     dtype = torch.bfloat16 if cuda else torch.float32
     experts = [replace(expert(name, config, precision, device, dtype)[0], name=name) for name in ("high_noise", "low_noise")]
     blocks, failed = len(experts[0].masters), 0
-    print(f"{torch.cuda.get_device_name() if cuda else 'CPU'}, torch {torch.__version__}, {blocks} blocks of {experts[0].block_bytes / 2**20:.0f} MiB, {precision}, attention by {backend}")
+    print(f"{torch.cuda.get_device_name() if cuda else 'CPU'}, torch {torch.__version__}, {blocks} blocks of {experts[0].block_bytes / 2**20:.0f} MiB, {precision}, attention by {kernels.text}")
     for name, changes in PLANS.items():
         own = {**changes, "chunk": 5} if args.tiny and "chunk" in changes else changes
         plan = Plan(precision=precision, compiled=False, **own)
@@ -143,7 +142,7 @@ def main() -> int:
 
         def run(which: Plan, delay: str = "") -> list[torch.Tensor]:
             with delayed(delay):
-                return steps(experts, which, backend, sizes, config.get("text_dim", 4096), device)
+                return steps(experts, which, kernels, sizes, config.get("text_dim", 4096), device)
 
         reference = run(resident)
         cases: dict[str, tuple[Plan, str]] = {"everything resident, again": (resident, ""), "undelayed": (plan, ""), "copies delayed": (plan, "copies"), "copies run ahead": (plan, "computing")}

@@ -70,6 +70,7 @@ class Bench:
     config: dict[str, Any]
     dtype: torch.dtype
     precision: Precision
+    deterministic: bool = True  # the attention, as training.deterministic has it
 
     def sync(self) -> None:
         if self.device.type == "cuda":
@@ -160,8 +161,8 @@ def baseline(bench: Bench, bucket: Bucket) -> dict[str, float]:
     return measure(bench, step)
 
 
-def planned(bench: Bench, bucket: Bucket, plan: Plan, weights: Any, parameters: list[torch.nn.Parameter], backend: str) -> dict[str, float]:
-    executor = StreamedExecutor(weights, Machinery(plan, backend, weights.block_bytes, bench.device))
+def planned(bench: Bench, bucket: Bucket, plan: Plan, weights: Any, parameters: list[torch.nn.Parameter], kernels: attention.Attention) -> dict[str, float]:
+    executor = StreamedExecutor(weights, Machinery(plan, kernels, weights.block_bytes, bench.device))
     optimizer = adamw(parameters)
     x, timestep, text, loss = inputs(bench, bucket)
 
@@ -175,11 +176,11 @@ def planned(bench: Bench, bucket: Bucket, plan: Plan, weights: Any, parameters: 
     return result
 
 
-def mixed_plan(hardware: Hardware | None) -> Plan:
+def mixed_plan(bench: Bench, hardware: Hardware | None) -> Plan:
     """What the planner chooses on this card for a job of both experts whose clips are of three sizes."""
     if hardware is None:
         return Plan(resident=4, kept=1, also_kept=((96, 3),), compiled=False)
-    work = Workload(loads=tuple(Load(Bucket(41, side, side), 1, 1 / len(MIXED)) for side in MIXED))
+    work = Workload(loads=tuple(Load(Bucket(41, side, side), 1, 1 / len(MIXED)) for side in MIXED), deterministic=bench.deterministic)
     return choose(work, hardware).plan
 
 
@@ -204,9 +205,9 @@ def hardware_of(bench: Bench) -> Hardware | None:
     return gpu_hardware(gpu, machine, rates=measure_rates(gpu, bench.device), idle=True)
 
 
-def predicted(plan: Plan, bucket: Bucket, hardware: Hardware) -> dict[str, float]:
+def predicted(bench: Bench, plan: Plan, bucket: Bucket, hardware: Hardware) -> dict[str, float]:
     """What the planner says of the same work: one expert's transformer and optimizer, and the VAE's two encodes."""
-    work = Workload(loads=(Load(bucket, 1, 1.0),), steps=1, ranks=(16,), needed=1)
+    work = Workload(loads=(Load(bucket, 1, 1.0),), steps=1, ranks=(16,), needed=1, deterministic=bench.deterministic)
     costs = Costs(work, hardware)
     plan = msgspec.structs.replace(plan, kept=plan.kept_for(bucket.tokens), also_kept=())
     held = costs.held(plan)
@@ -223,14 +224,15 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="toy sizes on the CPU")
     parser.add_argument("--precision", choices=typing.get_args(Precision), default="float8")
     parser.add_argument("--cases", nargs="*", default=DEFAULT, metavar="FxHxW:PLAN")
+    parser.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=True, help="attention's backward in a fixed order, as training.deterministic has it")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     device = open_device("cpu" if args.tiny else "cuda")
-    bench = Bench(device, TINY if args.tiny else REAL, torch.float32 if args.tiny else torch.bfloat16, "none" if args.tiny else args.precision)
+    bench = Bench(device, TINY if args.tiny else REAL, torch.float32 if args.tiny else torch.bfloat16, "none" if args.tiny else args.precision, args.deterministic)
     if not args.tiny:
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
-    backend, why = attention.choose(device, tokens=11264, heads=bench.config.get("num_attention_heads", 40), width=bench.config.get("attention_head_dim", 128), dtype=bench.dtype)
-    print(f"attention by {backend}, {why}", flush=True)
+    kernels, why = attention.choose(device, tokens=11264, heads=bench.config.get("num_attention_heads", 40), width=bench.config.get("attention_head_dim", 128), dtype=bench.dtype, deterministic=bench.deterministic)
+    print(f"attention by {kernels.text}, {why}", flush=True)
 
     hardware = hardware_of(bench)
     rows: list[dict[str, Any]] = []
@@ -252,19 +254,19 @@ def main() -> int:
                     parameters = list(named.values())
                     vae = AutoencoderKLWan(**({"base_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1} if args.tiny else {})).to(device, bench.dtype).eval()
                     print(f"expert packed as {bench.precision} in {time.perf_counter() - start:.0f} s, {weights.layout.bytes / 2**20:.0f} MiB a block", flush=True)
-                plan = mixed_plan(hardware) if name == "mixed" else Plan(precision=bench.precision, compiled=not args.tiny, **PLANS[name])
-                row = {"case": shape, "plan": f"{name}: {plan.text}", **planned(bench, bucket, plan, weights, parameters, backend)}
+                plan = mixed_plan(bench, hardware) if name == "mixed" else Plan(precision=bench.precision, compiled=not args.tiny, **PLANS[name])
+                row = {"case": shape, "plan": f"{name}: {plan.text}", **planned(bench, bucket, plan, weights, parameters, kernels)}
                 bench.fresh()
                 row |= encoded(bench, bucket, plan, vae)
                 if hardware is not None:
-                    row |= predicted(plan, bucket, hardware)
+                    row |= predicted(bench, plan, bucket, hardware)
                 row["outside_share"] = row["vae_seconds"] / (row["vae_seconds"] + row["seconds_per_step"])
         except Exception:
             print(f"FAILED {case}", flush=True)
             traceback.print_exc(limit=8, file=sys.stdout)
             continue
         same = next((r for r in rows if r["case"] == shape and r["plan"].startswith("baseline")), None)
-        row["tokens"] = bucket.tokens
+        row |= {"tokens": bucket.tokens, "attention": "SDPA" if name == "baseline" else kernels.text}
         row["ratio_to_baseline"] = same["seconds_per_step"] / row["seconds_per_step"] if same else None
         row["useful_tflops"] = useful_tflop(bucket.tokens) / row["seconds_per_step"]
         row["host_gib"] = psutil.Process().memory_info().rss / GIB

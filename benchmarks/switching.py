@@ -36,10 +36,10 @@ def main() -> int:
     args = parser.parse_args()
     device = open_device("cpu" if args.tiny else "cuda")
     bench = Bench(device, TINY if args.tiny else REAL, torch.float32 if args.tiny else torch.bfloat16, "none" if args.tiny else "float8")
-    backend, _ = attention.choose(device, tokens=11264, heads=40, width=128, dtype=bench.dtype)
+    kernels, _ = attention.choose(device, tokens=11264, heads=40, width=128, dtype=bench.dtype, deterministic=True)
     plan = Plan(precision="none" if args.tiny else "float8", stash="host", compiled=not args.tiny)
     experts = [expert(name, bench.config, bench.precision, device, bench.dtype) for name in ("high_noise", "low_noise")]
-    machinery = Machinery(plan, backend, experts[0][0].block_bytes, device)
+    machinery = Machinery(plan, kernels, experts[0][0].block_bytes, device)
     executors = [StreamedExecutor(weights, machinery) for weights, _ in experts]
     parameters = [list(named.values()) for _, named in experts]
     optimizers = [adamw(p) for p in parameters]

@@ -1,11 +1,14 @@
 """The device a run works on, and torch's settings for it."""
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+# cuBLAS's buffers of one size each, so that it works alike every time; torch asks for it where sums have a fixed order.
+CUBLAS_WORKSPACE = ":4096:8"
 VARIANTS = 64  # of one compiled function: experts of different ranks, chunks, buckets. Beyond torch's own 8 it would run eager without a word
 
 
@@ -25,6 +28,22 @@ def memory_errors() -> Iterator[None]:
         raise
 
 
+@contextmanager
+def fixed_order(on: bool = True) -> Iterator[None]:
+    """Inside, torch's GPU kernels add in a fixed order, backward passes included: the same inputs give the same bits. An
+    operation that cannot raises RuntimeError. The setting is the process's, not the thread's."""
+    if not on:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it costs a pass over every new tensor, and nothing here reads what it has not written
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
 def open_device(name: str | None = None, *, vram: int | None = None) -> torch.device:
     """The device named, or the first GPU, or the CPU. `vram` caps what torch may take of a GPU, in bytes."""
     device = torch.device(name or ("cuda:0" if torch.cuda.is_available() else "cpu"))
@@ -32,8 +51,13 @@ def open_device(name: str | None = None, *, vram: int | None = None) -> torch.de
         from torch._dynamo import config  # seconds to import, and nothing is compiled elsewhere
 
         config.recompile_limit = VARIANTS
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = CUBLAS_WORKSPACE
         # Segments that grow: clips of several sizes leave no holes between them that nothing else fits into.
         torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
         if vram is not None:
             torch.cuda.set_per_process_memory_fraction(min(1.0, vram / torch.cuda.get_device_properties(device).total_memory), device)
     return device
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"

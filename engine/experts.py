@@ -10,6 +10,7 @@ import torch
 from engine import lora
 from engine.accelerator import Accelerator
 from engine.ara_grid import Grid
+from engine.attention import Attention
 from engine.base import BaseFolder, Expert, needed_experts, trained_experts
 from engine.block import Lora
 from engine.loading import load_stem
@@ -32,10 +33,10 @@ class Experts:
     """
 
     def __init__(
-        self, job: Job, base: BaseFolder, precision: Precision, *, backend: str, device: torch.device, dtype: torch.dtype, recovery: dict[Expert, list[Lora]], grid: Grid,
+        self, job: Job, base: BaseFolder, precision: Precision, *, attention: Attention, device: torch.device, dtype: torch.dtype, recovery: dict[Expert, list[Lora]], grid: Grid,
         progress: Progress, warn: Callable[[str], None],
     ) -> None:
-        self.backend, self.device = backend, device
+        self.attention, self.device = attention, device
         self.parameters: dict[Expert, dict[str, torch.nn.Parameter]] = {}
         self._weights: dict[Expert, ExpertWeights] = {}
         self.executors: dict[Expert, StreamedExecutor] = {}
@@ -59,7 +60,7 @@ class Experts:
         self._drop()
         for weights in self._weights.values():
             weights.stem.to(self.device)  # from where `parked` has put it
-        self.machinery = Machinery(plan, self.backend, max(w.block_bytes for w in self._weights.values()), self.device)
+        self.machinery = Machinery(plan, self.attention, max(w.block_bytes for w in self._weights.values()), self.device)
         self.executors = {expert: StreamedExecutor(weights, self.machinery) for expert, weights in self._weights.items()}
 
     def ensure(self) -> None:

@@ -6,7 +6,9 @@ from typing import Literal, NamedTuple
 
 import msgspec
 import torch
+from msgspec import Struct
 
+from engine.attention import Attention
 from engine.rates import rates_of
 from presets.check import Facts
 from presets.errors import UserError
@@ -17,6 +19,7 @@ from presets.planner.cards import gpu_hardware
 from presets.planner.choose import choose_for
 from presets.planner.costs import Costs, predict
 from presets.planner.inputs import Hardware, Workload, shape_of, workload_of
+from presets.planner.rates import Rates
 from presets.planner.rungs import Scarce, limits_of, next_down
 from presets.sizes import ExpertShape
 
@@ -25,6 +28,13 @@ CONTEXT = 0.6 * GIB  # what CUDA itself holds here
 GREW = 0.75 * GIB  # more than CUDA's own share grows while kernels are loaded
 DEQUANTIZED: dict[str, Precision] = {"qfloat8": "qfloat8", "qint8": "qint8", "qint4": "qint4", "qint4+ara": "qint4"}  # what any machine computes
 ALL = 10_000  # blocks: more than any expert has
+
+
+class Running(Struct, frozen=True):
+    """How a run is held and computed; a checkpoint keeps it. Another plan or kernel rounds otherwise, so a resume begins with the same."""
+
+    plan: Plan
+    attention: Attention
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,7 @@ class Planning:
     hardware: Hardware | None
     work: Workload
     shape: ExpertShape
+    rates: Rates | None = None  # measured on this card
     others: int = 0  # bytes of the card outside torch's count when the plan was made
 
     @property
@@ -44,8 +55,9 @@ class Planning:
         return self.hardware is not None and Costs(self.work, self.hardware, self.shape).batched_guidance(self.plan)
 
 
-def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None) -> Planning:
-    """Choose the fastest plan that fits. `vram` caps the card's memory, in bytes. Raises UserError with the numbers."""
+def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None, before: Plan | None = None) -> Planning:
+    """The plan of `before` a resume where it still fits, else the fastest that does. `vram` caps the card's memory, in bytes.
+    Raises UserError with the numbers."""
     work, shape = workload_of(job, facts), shape_of(facts)
     if device.type != "cuda" or facts.tiny:
         plan = Plan(precision=DEQUANTIZED.get(job.quantization.transformer, "none"), resident=ALL, stash="device", compiled=False, vae_frames=8)
@@ -53,14 +65,24 @@ def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None) 
     gpus = used_gpus(job, facts)
     if not gpus or facts.machine is None:
         raise UserError("the GPU could not be read", where="job.gpus", fix="Look at wanlora doctor")
-    hardware = gpu_hardware(gpus[0], facts.machine, rates=rates_of(gpus[0], device))
+    rates = rates_of(gpus[0], device)
+    hardware = gpu_hardware(gpus[0], facts.machine, rates=rates)
     if vram is not None:
         hardware = msgspec.structs.replace(hardware, vram_total=min(hardware.vram_total, vram), vram_free=min(hardware.vram_free, vram))
     choice = choose_for(job, facts, hardware)
-    p = choice.prediction
-    why = f"{choice.why}; predicted {p.peak_vram / GIB:.1f} GiB of VRAM, {p.ram / GIB:.0f} GiB of RAM, {p.seconds.total:.2f} s/step"
+    plan, p, why = choice.plan, choice.prediction, choice.why
+    if before is not None and before != plan and before.precision == plan.precision and fits(before, work, hardware, shape):
+        plan, p, why = before, predict(before, work, hardware, shape), f"as before the resume (begun anew it would be: {plan.text}, {p.seconds.total:.2f} s/step)"
+    why = f"{why}; predicted {p.peak_vram / GIB:.1f} GiB of VRAM, {p.ram / GIB:.0f} GiB of RAM, {p.seconds.total:.2f} s/step"
     seen = card_memory(device)
-    return Planning(choice.plan, why, hardware, work, shape, others=seen.others if seen else 0)
+    return Planning(plan, why, hardware, work, shape, rates, others=seen.others if seen else 0)
+
+
+def fits(plan: Plan, work: Workload, hardware: Hardware, shape: ExpertShape) -> bool:
+    """Whether there is room for a plan, as far as can be told before it runs."""
+    costs = Costs(work, hardware, shape)
+    p = costs.predict(plan)
+    return p.need_vram <= hardware.vram_free and p.ram + costs.c.ram_margin <= hardware.ram_free
 
 
 class CardMemory(NamedTuple):

@@ -5,6 +5,7 @@ from functools import partial
 import psutil
 import torch
 
+from engine.device import device_name
 from engine.resume import JOB_FILE
 from engine.setup import Run
 from presets.diagnosis import Diagnosis, changed
@@ -80,11 +81,7 @@ def plan_text(run: Run) -> str:
     """One line on how the experts are held and run."""
     if run.device.type != "cuda":
         return "fp32 on the CPU, everything resident"
-    return f"{run.experts.plan.text}; attention by {run.experts.backend}; {run.planning.why}"
-
-
-def device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return f"{run.experts.plan.text}; attention by {run.experts.attention.text}; {run.planning.why}"
 
 
 def vram_gib(device: torch.device) -> float:

@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from engine import checkpoint, faults, lora
-from engine.report import device_name
+from engine.device import device_name
+from engine.planning import Running
 from engine.setup import Run
 from presets.errors import UserError
 from presets.jobfile import absolute_paths, job_to_dict
@@ -23,9 +24,13 @@ from presets.stages import expert_at, steps_of
 def meta_of(run: Run, step: int) -> dict[str, Any]:
     """What a checkpoint says of itself besides tensors; plain JSON."""
     return {
-        "job": job_to_dict(absolute_paths(run.job, run.base_dir)), "base": run.base.identity, "plan": run.planning.plan.text, "device": device_name(run.device),
+        "job": job_to_dict(absolute_paths(run.job, run.base_dir)), "base": run.base.identity, "running": msgspec.to_builtins(running_of(run)), "device": device_name(run.device),
         "versions": run.versions, "run": run.log.run, "attempt": run.log.attempt, "position": position(run, step), "data": run.data,
     }  # fmt: skip
+
+
+def running_of(run: Run) -> Running:
+    return Running(run.planning.plan, run.experts.attention)
 
 
 def position(run: Run, step: int) -> dict[str, Any]:
@@ -78,8 +83,9 @@ def _unlike(run: Run, meta: dict[str, Any], same_data: bool) -> list[str]:
         out.append(f"the clips or captions have changed: from step {begin.step + 1} on this is another run than the one that was begun, and not comparable with it")
     elif meta["position"] != position(run, begin.step):
         out.append("this version of wanlora takes the clips or the experts in another order: the run is not comparable with an uninterrupted one")
+    before, now = msgspec.convert(meta["running"], Running), running_of(run)
     for what, old, new in [
-        ("card", meta["device"], device_name(run.device)), ("plan", meta["plan"], run.planning.plan.text),
+        ("card", meta["device"], device_name(run.device)), ("plan", before.plan.text, now.plan.text), ("attention kernel", before.attention.text, now.attention.text),
         *((f"version of {name}", meta["versions"].get(name, "none"), version) for name, version in run.versions.items()),
     ]:  # fmt: skip
         if old != new:

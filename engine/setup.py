@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import torch
@@ -15,10 +15,11 @@ from engine.accelerator import Accelerator, load_accelerators
 from engine.ara_file import find_ara, load_ara
 from engine.ara_grid import Grid
 from engine.ara_weights import linear_shapes
+from engine.attention import Attention
 from engine.base import BaseFolder, Expert, find_base, needed_experts
 from engine.block import Lora
 from engine.control import Control
-from engine.device import memory_errors
+from engine.device import device_name, memory_errors
 from engine.eventlog import EventLog
 from engine.experts import Experts
 from engine.items import Item, build_items
@@ -30,17 +31,16 @@ from engine.optim import Ema, build_optimizer
 from engine.order import Order, place_in
 from engine.parts import load_vae
 from engine.pinned import HostMemoryRefused
-from engine.planning import Planning, Shortage, card_memory, plan_run, release, shortage, smaller
+from engine.planning import Planning, Running, Shortage, card_memory, plan_run, release, shortage, smaller
 from engine.resume import Begin
 from engine.tensorcache import TensorCache
 from engine.text import TextBook, encode_texts
 from engine.vae import ClipEncoder
 from presets import VERSION
 from presets.captions import resolve_caption
+from presets.diagnosis import Watcher
 from presets.errors import UserError
-from presets.events import Event
 from presets.facts import Facts
-from presets.findings import Finding
 from presets.history import Setting
 from presets.job import Job
 from presets.model import read_model
@@ -48,12 +48,6 @@ from presets.plan import KNOBS, Plan
 from presets.planner.rungs import Scarce
 
 WHERE: dict[Scarce, str] = {"vram": "run", "step": "training step", "vae": "VAE", "preview": "preview", "ram": "host's memory"}
-
-
-class Watcher(Protocol):
-    """Looks at a run's events (presets.history.TELLING) in their order, on resume those of earlier attempts first, and says what it finds. The same events, the same findings."""
-
-    def feed(self, event: Event) -> list[Finding]: ...
 
 
 @dataclass
@@ -137,7 +131,29 @@ class Run:
 
 
 def versions() -> dict[str, str]:
-    return {"wanlora-tui": VERSION, **{name: version(name) for name in ("torch", "diffusers", "peft", "transformers")}}
+    """Of what the numbers of a run hang on."""
+    return {"wanlora-tui": VERSION, **{name: version(name) for name in ("torch", "diffusers", "peft", "transformers")}, **attention.versions()}
+
+
+def running_before(begin: Begin, device: torch.device) -> Running | None:
+    """How the checkpoint's run was held and computed; None where another card or other versions go on from it."""
+    meta = begin.meta
+    if meta.get("device") != device_name(device) or meta.get("versions") != versions() or "running" not in meta:
+        return None
+    return msgspec.convert(meta["running"], Running)
+
+
+def kernels_of(
+    job: Job, planning: Planning, running: Running | None, config: dict[str, Any], *, device: torch.device, dtype: torch.dtype, tokens: int
+) -> tuple[Attention, str]:
+    """(the attention of a run, why): a resumed run's own, else the fastest that was measured on this card, else the fastest measured now."""
+    fixed = job.training.deterministic
+    if running and running.attention.deterministic == fixed:
+        return running.attention, "as before the resume"
+    if planning.rates:
+        fastest = planning.rates.deterministic_attention if fixed else planning.rates.attention
+        return Attention(fastest.forward_kernel, fastest.backward_kernel, fixed), f"the fastest when this card was measured ({planning.rates.date})"
+    return attention.choose(device, tokens=tokens, heads=config["num_attention_heads"], width=config["attention_head_dim"], dtype=dtype, deterministic=fixed)
 
 
 def make_encoder(vae: AutoencoderKLWan, plan: Plan) -> Encoder:
@@ -164,7 +180,8 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
         log.emit("log", level="info", text=note)
     items = build_items(job, facts.base, facts.datasets)
     order = Order(items, job.training.batch_size, job.job.seed, place_in(job))
-    planning = plan_run(job, facts, device, vram=vram)
+    running = running_before(begin, device)
+    planning = plan_run(job, facts, device, vram=vram, before=running.plan if running else None)
     plan = planning.plan
 
     log.phase("loading", 0, 1, "text encoder")
@@ -183,11 +200,11 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
         log.emit("log", level="info", text=f"latents of images: {made} encoded, the others read from the cache")
     config = base.source.expert("high_noise" if job.multistage.high_noise else "low_noise").config
     largest = max(item.bucket.tokens for item in items)
-    backend, why = attention.choose(device, tokens=largest, heads=config["num_attention_heads"], width=config["attention_head_dim"], dtype=dtype)
-    log.emit("log", level="info", text=f"attention by {backend}: {why}")
+    kernels, why = kernels_of(job, planning, running, config, device=device, dtype=dtype, tokens=largest)
+    log.emit("log", level="info", text=f"attention by {kernels.text}: {why}")
     recovery, grid = recovery_of(job, facts.base, base, config, dtype, warn=warn)
     experts = Experts(
-        job, base, plan.precision, backend=backend, device=device, dtype=dtype, recovery=recovery, grid=grid, progress=lambda done, total, text: progress("loading", done, total, text),
+        job, base, plan.precision, attention=kernels, device=device, dtype=dtype, recovery=recovery, grid=grid, progress=lambda done, total, text: progress("loading", done, total, text),
         warn=warn,
     )  # fmt: skip
     learners = {

@@ -16,8 +16,9 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch.autograd.graph import get_gradient_edge
 
-from engine import attention
+from engine.attention import Attention
 from engine.block import Lora, Plain, Weights, after, before, of_text
+from engine.device import fixed_order
 from engine.masters import Branches, Layout
 from engine.ring import Key, Ring
 from engine.stash import DeviceStash, HostStash, Stash
@@ -82,8 +83,9 @@ def _compiled(function: Any) -> Any:
 class Machinery:
     """What both experts share under one plan: block functions, the ring of slots, the stash. `cuda` as in `engine.ring.Ring`."""
 
-    def __init__(self, plan: Plan, backend: str, slot_bytes: int, device: torch.device, cuda: Any = None) -> None:
-        self.plan, self.backend, self.device = plan, backend, device
+    def __init__(self, plan: Plan, attention: Attention, slot_bytes: int, device: torch.device, cuda: Any = None) -> None:
+        self.plan, self.attention, self.device = plan, attention, device
+        self.fixed_order = attention.deterministic and device.type == "cuda"  # the CPU's order is fixed as it is
         self.before, self.of_text, self.after = (_compiled(part) if plan.compiled else part for part in BLOCK)
         if cuda is None and device.type == "cuda":
             cuda = torch.cuda
@@ -95,15 +97,15 @@ class _Attention(torch.autograd.Function):
     """Self-attention of a block whose graph is kept."""
 
     @staticmethod
-    def forward(ctx: Any, backend: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        out, lse = attention.forward(backend, q, k, v)
-        ctx.backend = backend
+    def forward(ctx: Any, attention: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        out, lse = attention.forward(q, k, v)
+        ctx.attention = attention
         ctx.save_for_backward(q, k, v, out, lse)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        return None, *attention.backward(ctx.backend, grad, *ctx.saved_tensors)
+        return None, *ctx.attention.backward(grad, *ctx.saved_tensors)
 
 
 @dataclass
@@ -140,51 +142,53 @@ class StreamedExecutor:
     @torch.no_grad()
     def predict(self, x_BCFhw: torch.Tensor, timestep_B: torch.Tensor, text_BSD: torch.Tensor, *, strength: float = 1.0) -> torch.Tensor:
         """The velocity (B, 16, F, h, w), without a graph. `strength` scales the LoRA; 0 is the base."""
-        h, temb, call = self._enter(x_BCFhw, timestep_B, text_BSD, strength)
-        for block, frozen in self._visits(range(self.blocks)):
-            h = self._forward_block(block, frozen, h, call)[0]
-        return self._leave(h, temb, x_BCFhw.shape)
+        with fixed_order(self.machinery.fixed_order):
+            h, temb, call = self._enter(x_BCFhw, timestep_B, text_BSD, strength)
+            for block, frozen in self._visits(range(self.blocks)):
+                h = self._forward_block(block, frozen, h, call)[0]
+            return self._leave(h, temb, x_BCFhw.shape)
 
     def forward_backward(
         self, x_BCFhw: torch.Tensor, timestep_B: torch.Tensor, text_BSD: torch.Tensor, loss: LossFn, *, strength: float = 1.0
     ) -> torch.Tensor:
         """Add the gradient of `loss(prediction)` to the LoRA; returns the detached loss."""
-        graphs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # of the kept blocks: input leaf, output
-        with torch.no_grad():
-            h, temb, call = self._enter(x_BCFhw, timestep_B, text_BSD, strength)
-            kept = self._kept(h.shape[0] * h.shape[1])
-            order = [*range(self.blocks), *reversed(range(self.blocks))]
-            visits = self._visits(order)
-            for _ in range(self.blocks):
-                block, frozen = next(visits)
+        with fixed_order(self.machinery.fixed_order):
+            graphs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # of the kept blocks: input leaf, output
+            with torch.no_grad():
+                h, temb, call = self._enter(x_BCFhw, timestep_B, text_BSD, strength)
+                kept = self._kept(h.shape[0] * h.shape[1])
+                order = [*range(self.blocks), *reversed(range(self.blocks))]
+                visits = self._visits(order)
+                for _ in range(self.blocks):
+                    block, frozen = next(visits)
+                    if block in kept:
+                        graphs[block] = self._kept_block(block, frozen, h, call)
+                        h = graphs[block][1].detach()
+                    else:
+                        y, a, lse = self._forward_block(block, frozen, h, call)
+                        self.machinery.stash.put(block, (h, a, lse))
+                        h = y
+                        del y, a, lse
+                self.machinery.stash.flush()
+            h = h.detach().requires_grad_(True)
+            value = loss(self._leave(h, temb, x_BCFhw.shape))
+            value.backward()
+            g_BTD = h.grad
+            assert g_BTD is not None
+            del h
+            for block, frozen in visits:
                 if block in kept:
-                    graphs[block] = self._kept_block(block, frozen, h, call)
-                    h = graphs[block][1].detach()
+                    leaf, y = graphs.pop(block)
+                    y.backward(g_BTD)
+                    assert leaf.grad is not None
+                    g_BTD = leaf.grad
+                    del leaf, y
                 else:
-                    y, a, lse = self._forward_block(block, frozen, h, call)
-                    self.machinery.stash.put(block, (h, a, lse))
-                    h = y
-                    del y, a, lse
-            self.machinery.stash.flush()
-        h = h.detach().requires_grad_(True)
-        value = loss(self._leave(h, temb, x_BCFhw.shape))
-        value.backward()
-        g_BTD = h.grad
-        assert g_BTD is not None
-        del h
-        for block, frozen in visits:
-            if block in kept:
-                leaf, y = graphs.pop(block)
-                y.backward(g_BTD)
-                assert leaf.grad is not None
-                g_BTD = leaf.grad
-                del leaf, y
-            else:
-                x, a, lse = self.machinery.stash.get(block)
-                self.machinery.stash.prefetch(block - 1)
-                self._backward_block(block, frozen, x, a, lse, g_BTD, call)
-                del x, a, lse
-        return value.detach()
+                    x, a, lse = self.machinery.stash.get(block)
+                    self.machinery.stash.prefetch(block - 1)
+                    self._backward_block(block, frozen, x, a, lse, g_BTD, call)
+                    del x, a, lse
+            return value.detach()
 
     def _kept(self, rows: int) -> set[int]:
         """The blocks that keep their graph in a step of so many rows."""
@@ -248,7 +252,7 @@ class StreamedExecutor:
 
     def _forward_block(self, block: int, frozen: Frozen, x_BTD: torch.Tensor, call: _Call) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(output, attention's output (B, T, D), logsumexp), without a graph."""
-        out, lse = attention.forward(self.machinery.backend, *(t.transpose(1, 2) for t in self._before(block, frozen, x_BTD, call)))
+        out, lse = self.machinery.attention.forward(*(t.transpose(1, 2) for t in self._before(block, frozen, x_BTD, call)))
         a_BTD, text = out.transpose(1, 2).flatten(2, 3), self._of_text(block, frozen, call)
         runs = self._runs(x_BTD.shape[1])
         if len(runs) == 1:
@@ -263,7 +267,7 @@ class StreamedExecutor:
         with torch.enable_grad():
             leaf = x_BTD.detach().requires_grad_(True)
             q, k, v = (t.transpose(1, 2) for t in self._before(block, frozen, leaf, call))
-            a = _Attention.apply(self.machinery.backend, q, k, v).transpose(1, 2).flatten(2, 3)
+            a = _Attention.apply(self.machinery.attention, q, k, v).transpose(1, 2).flatten(2, 3)
             return leaf, self._after(block, frozen, leaf, a, self._of_text(block, frozen, call), call)
 
     def _backward_block(
@@ -293,7 +297,7 @@ class StreamedExecutor:
             qkv = self._before(block, frozen, x, call)
         edges = [get_gradient_edge(t) for t in qkv]  # the graph without q, k and v themselves, which only attention needs
         q, k, v = (t.detach().transpose(1, 2) for t in qkv)
-        grads = attention.backward(self.machinery.backend, heads(ga_BTD), q, k, v, heads(a_BTD), lse)
+        grads = self.machinery.attention.backward(heads(ga_BTD), q, k, v, heads(a_BTD), lse)
         del q, k, v, qkv, ga_BTD
         torch.autograd.backward(edges, tuple(t.transpose(1, 2) for t in grads))
         assert x.grad is not None

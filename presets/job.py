@@ -77,6 +77,7 @@ class TrainingPanel(Struct, kw_only=True, forbid_unknown_fields=True):
     warmup_steps: Annotated[int, about("Warm-up", "Steps during which the learning rate rises from 0.", unit="steps", ge=0)] = 0
     weight_decay: Annotated[float, about("Weight decay", "Mild regularization. Leave at 1e-4 without a reason.", ge=0, le=1)] = 1e-4
     max_grad_norm: Annotated[float, about("Gradient clipping", "Largest gradient norm of a step. 0 turns clipping off.", ge=0)] = 1.0
+    deterministic: Annotated[bool, about("Deterministic", "A GPU adds in a fixed order, so that a resumed run equals an uninterrupted one to the bit. Off, attention's backward is faster on some cards (wanlora plan says by how much), and a resumed run differs in the last digits.")] = True
     loss: Annotated[Literal["mse", "mae", "huber"], about("Loss type", "Mean squared error is the standard for flow matching.")] = "mse"
     timestep_type: Annotated[Literal["linear", "sigmoid", "shift"], about("Timestep type", "How timesteps are drawn inside an expert's range: evenly, towards the middle, or towards noise.")] = "linear"
     timestep_bias: Annotated[Literal["balanced", "high_noise", "low_noise"], about("Timestep bias", "Lean towards layout and motion (high noise) or towards detail and identity (low noise).")] = "balanced"

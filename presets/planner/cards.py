@@ -19,6 +19,7 @@ DRIVER_BYTES = int(0.4 * GIB)  # what a driver keeps of an idle card, a small de
 # What an H200 reaches of its sheet's numbers, measured: device copies 4.3 of 4.8 TB/s, float8 products 1500 TFLOP/s of a
 # sheet that says twice its bf16 (787 held), exact attention 676 forward and 428 backward.
 MEMORY_SHARE, FLOAT8_SHARE, FORWARD_SHARE, BACKWARD_SHARE = 0.9, 0.95, 0.86, 0.54
+DETERMINISTIC_SHARE = 0.2  # of a backward that adds in a fixed order: a guess, until it is measured
 LEAST_GUESS = 0.1  # of a card: the smallest MIG slice has a seventh
 
 
@@ -74,7 +75,8 @@ def card_hardware(card: Card, *, ram: int, vram: int | None = None) -> Hardware:
     bf16, fp8 = card.bf16 * card.sustained, card.fp8 * card.sustained * FLOAT8_SHARE
     return Hardware(
         name=card.name, capability=card.capability, vram_total=total, vram_free=total - DRIVER_BYTES, ram_total=ram, ram_free=ram, copy_gbps=card.copy, bf16_tflops=bf16,
-        fp8_tflops=fp8, attention_forward_tflops=bf16 * FORWARD_SHARE, attention_backward_tflops=bf16 * BACKWARD_SHARE, memory_gbps=card.memory * MEMORY_SHARE,
+        fp8_tflops=fp8, attention_forward_tflops=bf16 * FORWARD_SHARE, attention_backward_tflops=bf16 * BACKWARD_SHARE,
+        deterministic_forward_tflops=bf16 * FORWARD_SHARE, deterministic_backward_tflops=bf16 * DETERMINISTIC_SHARE, memory_gbps=card.memory * MEMORY_SHARE,
         source=f"the known rates of {card.name}",
     )  # fmt: skip
 
@@ -91,13 +93,16 @@ def gpu_hardware(gpu: Gpu, machine: Machine, *, rates: Rates | None = None, idle
     if rates is not None:
         return Hardware(
             name=gpu.name, capability=gpu.capability, copy_gbps=rates.copy_gbps, bf16_tflops=rates.bf16_tflops, fp8_tflops=rates.fp8_tflops, memory_gbps=rates.memory_gbps,
-            attention_forward_tflops=rates.attention_forward_tflops, attention_backward_tflops=rates.attention_backward_tflops,
+            attention_forward_tflops=rates.attention.forward_tflops, attention_backward_tflops=rates.attention.backward_tflops,
+            deterministic_forward_tflops=rates.deterministic_attention.forward_tflops, deterministic_backward_tflops=rates.deterministic_attention.backward_tflops,
+            partial_sums=rates.deterministic_attention.backward_kernel == "flash",
             source=f"measured on this machine{f' on {rates.date[:10]}' if rates.date else ''}", **memory,
         )  # fmt: skip
     card, share = _like(gpu)
     known = card_hardware(card, ram=machine.ram_total)
     if share < 1:  # a slice, or a lesser sibling
-        scaled = {f: getattr(known, f) * share for f in ("bf16_tflops", "fp8_tflops", "attention_forward_tflops", "attention_backward_tflops", "memory_gbps")}
+        rates_of_it = ("bf16_tflops", "fp8_tflops", "attention_forward_tflops", "attention_backward_tflops", "deterministic_forward_tflops", "deterministic_backward_tflops", "memory_gbps")
+        scaled = {f: getattr(known, f) * share for f in rates_of_it}
         known = msgspec.structs.replace(known, **scaled, source=f"guessed from {card.name}, not measured here yet")
     else:
         known = msgspec.structs.replace(known, source=f"{known.source}, not measured here yet")

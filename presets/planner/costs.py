@@ -42,6 +42,7 @@ class Coefficients:
     chunk: float = 6.2  # rows over one chunk: backward of the token-wise parts ...
     chunk_ffn: float = 4.0  # ... and, of width F, its feed-forward
     attention: float = 14.6  # rows during attention's backward when chunked: q, k, v, their gradients, the graph before them, workspace
+    attention_sums: float = 6.0  # more of them in a deterministic backward by torch's flash kernel: its partial sums in fp32. An estimate
     stash_rows: float = 2.0  # rows that wait for a block's backward: its input and its attention's output
     stash_window: int = 2  # blocks of these on the device with a host stash: the present one and the one read ahead
     kept: float = 14.75  # rows of a kept block's graph, besides its weights ...
@@ -216,7 +217,7 @@ class Costs:
         window = min(waiting, c.stash_window) * c.stash_rows
         stash = float(self.stash(plan, load)) if plan.stash == "device" else window * tensor
         token_wise = c.outside * tensor + (c.chunk + c.chunk_ffn * self.ratio) * part
-        recomputed = max(token_wise, c.attention * tensor) if waiting else 0.0
+        recomputed = max(token_wise, (c.attention + c.attention_sums * (self.work.deterministic and self.hardware.partial_sums)) * tensor) if waiting else 0.0
         kept = (c.kept + c.kept_ffn * self.ratio) * tensor + self._weight_bytes(plan.precision) * self.shape.parameters / self.layers
         graphs, working = 0.0, recomputed
         if plan.kept:  # residents are spread evenly, so all but one graph may be alive while a block is recomputed
@@ -310,8 +311,9 @@ class Costs:
     def attention_seconds(self, load: Load) -> tuple[float, float]:
         """(forward, backward) of the self-attention of all blocks, by the kernels that the job runs with."""
         h, c = self.hardware, self.c
+        rates = (h.deterministic_forward_tflops, h.deterministic_backward_tflops) if self.work.deterministic else (h.attention_forward_tflops, h.attention_backward_tflops)
         products = 4 * load.batch * load.bucket.tokens**2 * self.shape.width * self.layers / 1e12
-        return products / (h.attention_forward_tflops * c.attention_forward), 2 * products / (h.attention_backward_tflops * c.attention_backward)
+        return products / (rates[0] * c.attention_forward), 2 * products / (rates[1] * c.attention_backward)
 
     def forward(self, plan: Plan, load: Load) -> tuple[float, float]:
         """(computing, copying to the device) of one pass without a graph."""

@@ -53,6 +53,7 @@ class Workload(Struct, frozen=True, kw_only=True):
     steps: int = 2000  # optimizer steps
     accumulation: int = 1
     ranks: tuple[int, ...] = (16, 16)  # of the experts that learn
+    deterministic: bool = True
     needed: int = 2  # experts in host memory: previews go through both
     optimizer: str = "adamw"
     ema: bool = False
@@ -88,6 +89,9 @@ class Hardware(Struct, frozen=True, kw_only=True):
     fp8_tflops: float = 0.0  # 0: the card has no float8 products
     attention_forward_tflops: float
     attention_backward_tflops: float
+    deterministic_forward_tflops: float  # of the kernels that a deterministic job uses
+    deterministic_backward_tflops: float
+    partial_sums: bool = True  # that backward is torch's flash kernel, which keeps some sums of its own
     memory_gbps: float  # of a device-to-device copy, bytes read and written
     source: str = ""  # where the rates come from, for people
 
@@ -103,7 +107,7 @@ def workload_of(job: Job, facts: Facts | None = None) -> Workload:
     previews = _previews(job)
     text = facts.model.parts.get("text_encoder") if facts and facts.model else None
     return Workload(
-        loads=_loads(job, facts.datasets if facts else []), steps=job.training.steps, accumulation=job.training.gradient_accumulation, ranks=ranks,
+        loads=_loads(job, facts.datasets if facts else []), steps=job.training.steps, accumulation=job.training.gradient_accumulation, ranks=ranks, deterministic=job.training.deterministic,
         needed=2 if previews else len(ranks), optimizer=job.training.optimizer, ema=job.training.ema, terms=1 + preserves,
         extra_forwards=int(preserves), previews=previews, saves=-(-job.training.steps // job.save.every), text_precision=job.quantization.text_encoder,
         text_parameters=text.parameters if text and text.parameters else TEXT_PARAMETERS, ara_rank=ara_rank(job, facts.base if facts else None) if job.quantization.transformer == "qint4+ara" else 0,

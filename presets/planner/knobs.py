@@ -55,6 +55,8 @@ def _changes(job: Job, facts: Facts) -> Iterator[dict[str, Any]]:
         yield {"quantization.text_encoder": "float8"}
     if job.quantization.transformer not in ("auto", "qint4", "qint4+ara"):
         yield {"quantization.transformer": "auto"}
+    if job.training.deterministic:
+        yield {"training.deterministic": False}
     if job.training.optimizer in ("adamw", "prodigy") and "bitsandbytes" in facts.packages:
         yield {"training.optimizer": "adamw8bit"}
     if job.training.ema:

@@ -15,18 +15,27 @@ from presets.machine import Gpu
 KEPT = 32  # measurements of other cards and drivers that stay in the file
 
 
+class AttentionRates(Struct, frozen=True):
+    """The fastest kernel of each direction, and its TFLOP/s: 4 T^2 D operations a layer forward, twice that backward."""
+
+    forward_kernel: str
+    forward_tflops: float
+    backward_kernel: str
+    backward_tflops: float
+
+
 class Rates(Struct, frozen=True, kw_only=True):
     """What one card really reaches. Copies and memory in GB/s, products in TFLOP/s."""
 
     name: str
     uuid: str
     driver: str
+    software: str = ""  # versions of what brings kernels of its own
     copy_gbps: float  # pinned host memory to device, one way
     bf16_tflops: float
     fp8_tflops: float = 0.0  # row-wise scaled; 0 where the card has none
-    attention: str = ""  # the backend that was fastest
-    attention_forward_tflops: float
-    attention_backward_tflops: float
+    attention: AttentionRates
+    deterministic_attention: AttentionRates  # its backward adds in a fixed order
     memory_gbps: float  # of a device-to-device copy, bytes read and written
     date: str = ""  # of the measurement, ISO
 

@@ -26,7 +26,6 @@ from presets.job import (
 from presets.jobfile import save_job
 from tests.videos import numbered, write_clip
 
-
 CLIPS = threading.Lock()
 
 

@@ -8,7 +8,7 @@ from diffusers import WanTransformer3DModel
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
-from engine import lora
+from engine import attention, lora
 from engine.masters import block_tensors, fill, layout_of
 from engine.pinned import host_buffer
 from engine.streamed import ExpertWeights, Machinery, StreamedExecutor
@@ -80,4 +80,4 @@ def packed(model: WanTransformer3DModel, name: str, parameters: lora.Parameters,
 
 
 def streamed(weights: ExpertWeights, **plan) -> StreamedExecutor:
-    return StreamedExecutor(weights, Machinery(Plan(compiled=False, **plan), "cpu", weights.block_bytes, CPU))
+    return StreamedExecutor(weights, Machinery(Plan(compiled=False, **plan), attention.CPU, weights.block_bytes, CPU))

@@ -30,7 +30,7 @@ from engine.optim import Ema, build_optimizer
 from engine.outputs import lora_file, save_all, write_lora
 from engine.preview import sample_latents
 from engine.previews import make_previews, shot_of, shown_weights, video_path
-from engine.setup import Learner, Run, prepare, recovery_of
+from engine.setup import Learner, Run, kernels_of, prepare, recovery_of
 from engine.text import encode_texts
 from engine.trainer import optimizer_step, previews_due
 from presets.check import check, read_run_folder
@@ -41,11 +41,12 @@ from presets.job import DatasetPanel, Job, PromptPanel
 from presets.jobfile import job_from_dict, job_to_dict, load_job, save_job, with_value
 from presets.planner.cards import card_hardware, find_card
 from presets.planner.choose import choose_for
+from presets.planner.rates import AttentionRates
 from presets.sizes import ExpertShape, disk_need
 from presets.stages import expert_at, steps_of
 from tests.engine.bench import CPU, Bench
 from tests.engine.jobs import write_job
-from tests.presets.making import gpu, machine
+from tests.presets.making import gpu, machine, rates
 from tests.videos import write_clip
 
 GIB = 2**30
@@ -102,6 +103,7 @@ CASES: dict[str, Case] = {
     "training.warmup_steps": Case(10, "update"),
     "training.weight_decay": Case(0.5, "update"),
     "training.max_grad_norm": Case(1e-8, "update"),
+    "training.deterministic": Case(False, "kernels"),
     "training.loss": Case("mae", "step"),
     "training.timestep_type": Case("sigmoid", "step"),
     "training.timestep_bias": Case("low_noise", "step"),
@@ -213,7 +215,7 @@ class Looks(Bench):
 
     def experts(self, job: Job) -> object:
         experts = Experts(
-            job, self.run.base, "none", backend=self.run.experts.backend, device=CPU, dtype=torch.float32, recovery={}, grid="qint4",
+            job, self.run.base, "none", attention=self.run.experts.attention, device=CPU, dtype=torch.float32, recovery={}, grid="qint4",
             progress=lambda *_: None, warn=print,
         )  # fmt: skip
         experts.set_plan(self.run.planning.plan)
@@ -256,6 +258,10 @@ class Looks(Bench):
 
     def plan(self, job: Job) -> object:
         return choose_for(job, msgspec.structs.replace(self.facts, model=None), card_hardware(find_card("H100 PCIe"), ram=512 * GIB)).plan
+
+    def kernels(self, job: Job) -> object:
+        measured = rates(attention=AttentionRates("cudnn", 600.0, "cudnn", 400.0), deterministic_attention=AttentionRates("cudnn", 600.0, "flash", 150.0))
+        return kernels_of(job, replace(self.run.planning, rates=measured), None, {}, device=CPU, dtype=torch.float32, tokens=1)
 
     def recovery(self, job: Job) -> object:
         return recovery_of(job, self.facts.base, self.run.base, {}, torch.float32, warn=print)

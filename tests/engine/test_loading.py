@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
+from engine import attention
 from engine.block import LINEARS
 from engine.loading import KEYS, load_blocks, load_stem, open_expert
 from engine.masters import block_tensors, layout_of
@@ -39,7 +40,7 @@ def test_predictions_are_those_of_the_whole_model(tiny, expert):
     stem = load_stem(source, expert, device=CPU, dtype=torch.float32)
     masters, layout = blocks(source, expert)
     none = [{} for _ in masters]
-    run = StreamedExecutor(ExpertWeights(expert, stem, masters, layout, none, 1.0), Machinery(Plan(precision="none", stash="device", slots=2, compiled=False), "cpu", layout.bytes, CPU))
+    run = StreamedExecutor(ExpertWeights(expert, stem, masters, layout, none, 1.0), Machinery(Plan(precision="none", stash="device", slots=2, compiled=False), attention.CPU, layout.bytes, CPU))
     whole = WanTransformer3DModel.from_pretrained(tiny, subfolder=SUBFOLDER[expert], torch_dtype=torch.float32).eval()
     x, t, text = torch.randn(2, 36, 3, 4, 6), torch.tensor([900.0, 300.0]), torch.randn(2, 16, 32)
     with torch.no_grad():

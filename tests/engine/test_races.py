@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
+from engine import attention
 from engine.masters import pack_branches
 from engine.streamed import ExpertWeights, Machinery, StreamedExecutor
 from presets.plan import Plan
@@ -38,7 +39,7 @@ def both() -> dict[str, ExpertWeights]:
 
 def steps(both: dict[str, ExpertWeights], plan: Plan, cuda: FakeCuda | None, sizes=((4, 6), (2, 6), (4, 6))) -> list[torch.Tensor]:
     """Both experts in turn, batch 2, clips of several lengths, a pass without a graph between: losses, gradients and predictions."""
-    machinery = Machinery(plan, "cpu", both["high_noise"].block_bytes, CPU, cuda)
+    machinery = Machinery(plan, attention.CPU, both["high_noise"].block_bytes, CPU, cuda)
     runs = {name: StreamedExecutor(weights, machinery) for name, weights in both.items()}
     out = []
     for turn, (h, w) in enumerate(sizes):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
+from engine import attention
 from engine.optim import clip_gradients
 from engine.ring import Ring
 from engine.streamed import ExpertWeights, Machinery, StreamedExecutor
@@ -26,7 +27,7 @@ def expert(name: str, seed: int) -> ExpertWeights:
 def train(plan: Plan, *, switch_every: int = 1, steps: int = STEPS) -> list[torch.Tensor]:
     """Both LoRAs after `steps` of AdamW on two terms, batch 2, two bucket sizes."""
     experts = [expert("high_noise", 0), expert("low_noise", 1)]
-    machinery = Machinery(plan, "cpu", experts[0].block_bytes, CPU)
+    machinery = Machinery(plan, attention.CPU, experts[0].block_bytes, CPU)
     runs = [StreamedExecutor(weights, machinery) for weights in experts]
     parameters = [[p for lora in w.lora for pair in lora.values() for p in pair] for w in experts]
     optimizers = [torch.optim.AdamW(p, lr=1e-3, weight_decay=1e-2) for p in parameters]
@@ -80,7 +81,7 @@ def test_a_switch_moves_nothing(monkeypatch, plan):
     plan = Plan(compiled=False, **plan)
     experts = [expert("high_noise", 0), expert("low_noise", 1)]
     where = [m.data_ptr() for w in experts for m in w.masters]
-    machinery = Machinery(plan, "cpu", experts[0].block_bytes, CPU)
+    machinery = Machinery(plan, attention.CPU, experts[0].block_bytes, CPU)
     runs = [StreamedExecutor(w, machinery) for w in experts]
     streamed = BLOCKS - plan.resident
     cold = max(0, 2 * streamed - plan.slots) if streamed > plan.slots else streamed  # the turn from forward to backward copies nothing again

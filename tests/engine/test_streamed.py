@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
+from engine import attention
 from engine.masters import pack_branches
 from engine.streamed import ExpertWeights, Machinery, StreamedExecutor
 from presets.plan import Plan
@@ -110,7 +111,7 @@ def test_strength_zero_is_the_base(model, weights, plain):
 
 
 def test_two_experts_share_the_machinery(weights, plain):
-    machinery = Machinery(Plan(compiled=False), "cpu", weights.layout.bytes, CPU)
+    machinery = Machinery(Plan(compiled=False), attention.CPU, weights.layout.bytes, CPU)
     none: list = [{}] * BLOCKS
     other = ExpertWeights("low_noise", weights.stem, [torch.zeros_like(m) for m in weights.masters], weights.layout, none, 0.5)
     high, low = StreamedExecutor(weights, machinery), StreamedExecutor(other, machinery)

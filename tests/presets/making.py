@@ -10,6 +10,7 @@ from presets.facts import Facts, RunFolder
 from presets.job import DatasetPanel, Job, JobPanel
 from presets.machine import Gpu, GpuProcess, Machine
 from presets.model import ModelFacts
+from presets.planner.rates import AttentionRates, Rates
 
 GIB = 2**30
 PACKAGES = frozenset({"bitsandbytes", "prodigyopt"})
@@ -42,6 +43,12 @@ def process(pid: int = 7, gib: float = 30) -> GpuProcess:
 def machine(*gpus: Gpu, ram_gib: float = 256, disk_gib: float = 500, problem: str = "") -> Machine:
     ram = int(ram_gib * GIB)
     return Machine(gpus=list(gpus), gpu_problem=problem, ram_total=ram, ram_free=ram, cores=16, disk_free=int(disk_gib * GIB), disk_path="/data")
+
+
+def rates(**more: object) -> Rates:
+    """Measured on `gpu(index=0)`."""
+    plain = {"name": "NVIDIA H100", "uuid": "GPU-0", "driver": "580.1", "copy_gbps": 50.0, "bf16_tflops": 700.0, "fp8_tflops": 1300.0, "date": "2026-11-22T10:00:00"}
+    return Rates(**{**plain, "attention": AttentionRates("cudnn", 600.0, "cudnn", 400.0), "deterministic_attention": AttentionRates("cudnn", 600.0, "flash", 150.0), "memory_gbps": 2900.0, **more})  # type: ignore[arg-type]
 
 
 def real_model(**more: Any) -> ModelFacts:

@@ -8,12 +8,7 @@ from presets.errors import UserError
 from presets.planner import Rates, card_hardware, find_card, gpu_hardware, load_cards, nearest_card, recall, remember
 from presets.planner.rates import KEPT
 from presets.sizes import GIB
-from tests.presets.making import gpu, machine
-
-
-def rates(**more: object) -> Rates:
-    plain = {"name": "NVIDIA H100", "uuid": "GPU-0", "driver": "580.1", "copy_gbps": 50.0, "bf16_tflops": 700.0, "fp8_tflops": 1300.0, "attention": "cudnn", "date": "2026-11-22T10:00:00"}
-    return Rates(**{**plain, "attention_forward_tflops": 600.0, "attention_backward_tflops": 400.0, "memory_gbps": 2900.0, **more})  # type: ignore[arg-type]
+from tests.presets.making import gpu, machine, rates
 
 
 @pytest.fixture(autouse=True)

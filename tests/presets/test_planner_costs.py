@@ -21,13 +21,13 @@ MIB = 2**20
 # pinned copies 55 GB/s, device copies 4.3 TB/s.
 H200 = Hardware(
     name="H200", capability=(9, 0), vram_total=140 * GIB, vram_free=139 * GIB, ram_total=256 * GIB, ram_free=250 * GIB, copy_gbps=55, bf16_tflops=787, fp8_tflops=1500,
-    attention_forward_tflops=676, attention_backward_tflops=428, memory_gbps=4300,
+    attention_forward_tflops=676, attention_backward_tflops=428, deterministic_forward_tflops=676, deterministic_backward_tflops=150, memory_gbps=4300,
 )  # fmt: skip
 
 
 def work(frames: int = 41, height: int = 512, width: int = 512, batch: int = 1, **more: Any) -> Workload:
     """One expert, rank 16, AdamW, no previews."""
-    return Workload(**{"loads": (Load(Bucket(frames, height, width), batch, 1.0),), "ranks": (16,), "needed": 1, **more})
+    return Workload(**{"loads": (Load(Bucket(frames, height, width), batch, 1.0),), "ranks": (16,), "needed": 1, "deterministic": False, **more})
 
 
 def plan(**more: Any) -> Plan:
@@ -232,3 +232,14 @@ def test_smaller_clips_keep_more_graphs_in_what_the_largest_takes():
     assert costs.step(full, loads).total < costs.step(bare, loads).total
     assert costs.filled(plan(resident=0)).also_kept == (), "a graph needs its block's weights to stay"
     assert Costs(work(), H200).filled(bare) == bare, "all clips alike"
+
+
+def test_a_deterministic_backward_has_its_own_rate_and_torchs_kernel_its_own_sums():
+    plan = Plan(precision="float8", chunk=2048)
+    loose, fixed, other = Costs(work(), H200), Costs(work(deterministic=True), H200), Costs(work(deterministic=True), msgspec.structs.replace(H200, partial_sums=False))
+    load = work().largest
+    assert fixed.attention_seconds(load)[1] == pytest.approx(loose.attention_seconds(load)[1] * 428 / 150)
+    assert fixed.attention_seconds(load)[0] == loose.attention_seconds(load)[0]
+    row = 11264 * 5120 * 2
+    assert fixed.step_bytes(plan)[0] - loose.step_bytes(plan)[0] == pytest.approx(6 * row)
+    assert other.step_bytes(plan) == loose.step_bytes(plan)

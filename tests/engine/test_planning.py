@@ -1,0 +1,76 @@
+"""The plan of a resumed run, on a card that is made up."""
+
+from dataclasses import replace
+
+import msgspec
+import pytest
+import torch
+
+from engine import planning
+from engine.attention import CPU, Attention
+from engine.planning import Running, plan_run
+from engine.resume import Begin
+from engine.setup import kernels_of, running_before, versions
+from presets.plan import Plan
+from tests.presets.making import facts, gpu, job, machine, rates
+
+GIB = 2**30
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """plan_run on an H100 with so many GiB free, with measured rates."""
+    monkeypatch.setattr(planning, "rates_of", lambda gpu, device: rates())
+    monkeypatch.setattr(planning, "card_memory", lambda device: None)
+
+    def plan(free: float, before: Plan | None = None, **panels):
+        made = job(**panels)
+        return plan_run(made, facts(machine=machine(gpu(80, vram_free=int(free * GIB)))), CUDA, vram=None, before=before)
+
+    return plan
+
+
+def test_a_resume_keeps_its_plan_though_more_memory_is_free_now(planned):
+    first, other = planned(20), planned(60)
+    assert first.plan != other.plan
+    resumed = planned(60, before=first.plan)
+    assert resumed.plan == first.plan
+    assert "as before the resume" in resumed.why and other.plan.text in resumed.why
+
+
+def test_a_plan_that_no_longer_fits_is_chosen_anew(planned):
+    assert planned(20, before=planned(60).plan) == planned(20)
+
+
+def test_a_plan_of_another_precision_is_chosen_anew(planned):
+    before = planned(60, quantization={"transformer": "none"}).plan
+    assert planned(60, before=before, quantization={"transformer": "qint8"}).plan.precision == "qint8"
+
+
+def held(**changed: object) -> dict[str, object]:
+    running = Running(Plan(), Attention("cudnn", "flash", deterministic=True))
+    return {"device": "CPU", "versions": versions(), "running": msgspec.to_builtins(running), **changed}
+
+
+def test_what_a_checkpoint_holds_of_the_plan_and_the_kernels_comes_back():
+    found = running_before(Begin(job=job(), meta=held()), torch.device("cpu"))
+    assert found == Running(Plan(), Attention("cudnn", "flash", deterministic=True))
+
+
+@pytest.mark.parametrize("changed", [{"device": "NVIDIA H100"}, {"versions": {**versions(), "torch": "1.0"}}], ids=lambda c: next(iter(c)))
+def test_another_card_and_other_versions_plan_anew(changed):
+    assert running_before(Begin(job=job(), meta=held(**changed)), torch.device("cpu")) is None
+
+
+def test_a_resumed_run_has_the_kernels_it_had(planned):
+    made = job()
+    running = Running(Plan(), Attention("cudnn", "flash", deterministic=True))
+    ask = {"device": CUDA, "dtype": torch.bfloat16, "tokens": 1}
+    assert kernels_of(made, planned(60), running, {}, **ask) == (running.attention, "as before the resume")
+    made.training.deterministic = False
+    kernels, why = kernels_of(made, planned(60), running, {}, **ask)
+    assert kernels == Attention("cudnn", "cudnn", deterministic=False) and "measured" in why
+    assert kernels_of(made, planned(60), None, {}, **ask)[0] == kernels
+    shape = {"num_attention_heads": 2, "attention_head_dim": 16}
+    assert kernels_of(made, replace(planned(60), rates=None), None, shape, **{**ask, "device": torch.device("cpu")})[0] == CPU
