@@ -18,7 +18,7 @@ from presets.planner.costs import Costs, block_bytes
 from presets.sizes import human
 
 Part = Literal["text encoder", "VAE", "experts"]
-DOING: dict[Part, str] = {"text encoder": "the text encoder was at work", "VAE": "the VAE was loaded", "experts": "the experts were loaded"}
+DOING: dict[Part, str] = {"text encoder": "the text encoder was at work", "VAE": "the VAE was at work", "experts": "the experts were loaded"}
 END_OTHERS = "end other programs on the card, or use one with more memory"
 
 

@@ -157,7 +157,7 @@ def test_host_memory_that_is_not_there_is_refused_before_the_kernel_ends_a_proce
 @pytest.mark.parametrize(("part", "precision", "said", "helps"), [
     ("text encoder", "none", "while the text encoder was at work, which takes 9.0 GiB of the card: other programs took 8.0 GiB", 'Set quantization.text_encoder = "float8", which takes 4.7 GiB; end other programs'),
     ("text encoder", "float8", "which takes 4.7 GiB of the card", "End other programs on the card"),
-    ("VAE", "float8", "while the VAE was loaded, which takes 246 MiB", "End other programs on the card"),
+    ("VAE", "float8", "while the VAE was at work, which takes 246 MiB", "End other programs on the card"),
     ("experts", "float8", "while the experts were loaded, which takes", 'Choose a smaller target.rank; set training.optimizer = "adamw8bit"; end other programs'),
 ])  # fmt: skip
 def test_no_room_on_the_card_while_loading_says_what_takes_it_and_what_would_help(planning, monkeypatch, part, precision, said, helps):
