@@ -12,7 +12,7 @@ from textual.widgets._toast import Toast
 
 from presets.fields import FIELDS
 from presets.job import PromptPanel
-from presets.jobfile import load_job
+from presets.jobfile import absolute_paths, load_job, save_job
 from tests.videos import write_clip
 from tests.wanlora_tui.harness import ROOT, environment
 from tests.wanlora_tui.harness import until as until_outside
@@ -299,7 +299,7 @@ async def test_bad_input_is_shown_kept_and_blocks_the_launch(work: Path) -> None
         review = await reviewed(pilot)
         assert "training.lr" in [f.field for f in review.findings if f.severity == "error"]
         await pilot.press("f8")
-        await until(pilot, lambda: "Mend first" in screen_text(pilot.app), "the refusal")
+        await until(pilot, lambda: "Correct first" in screen_text(pilot.app), "the refusal")
         assert "training.lr" in screen_text(pilot.app)
         await pilot.press("enter")  # the highlighted finding leads to its field
         await at_step(pilot, "settings")
@@ -354,6 +354,26 @@ async def test_a_job_file_is_never_replaced_without_asking(work: Path) -> None:
         await pilot.press("enter")
         await until(pilot, lambda: pilot.app.result != "not dismissed", "the end of the wizard")
     assert load_job(mine).job.kind == "motion"
+
+
+async def test_a_run_of_the_same_job_stops_the_launch_and_one_key_renames_it(work: Path) -> None:
+    async with wizard(a_draft(work, "review", job_path="mine.toml")) as pilot:
+        await resumed(pilot, "review")
+        pane = await reviewed(pilot)
+        await pilot.press("F")
+        await until(pilot, lambda: not pane.checking, "the second check")
+        assert not [f for f in pane.findings if f.severity == "error"]
+        run = work / "runs" / screen_of(pilot).state.job().job.name
+        run.mkdir(parents=True)
+        save_job(absolute_paths(screen_of(pilot).state.job(), work), run / "job.toml")
+        pane.bring_up_to_date()
+        await until(pilot, lambda: "run-folder-same-job" in screen_text(pilot.app), "the finding")
+        await pilot.press("f8")
+        await until(pilot, lambda: "Correct first: job.name" in " ".join(screen_text(pilot.app).split()), "the refusal")
+        assert not (work / "mine.toml").exists()
+        await pilot.press("f")
+        await until(pilot, lambda: not pane.checking and not [f for f in pane.findings if f.severity == "error"], "the third check")
+        assert screen_of(pilot).state.job().job.name == f"{run.name}_2"
 
 
 async def test_a_place_that_cannot_be_written_stops_the_launch(work: Path) -> None:

@@ -1,5 +1,7 @@
 """Step 6: what was found, with its fixes, what the job will do, and the job file."""
 
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from presets.check import SEVERITIES, check, gather, read_run_folder
 from presets.errors import JobError
 from presets.facts import Facts
 from presets.findings import Finding
+from presets.going_on import JOB_FILE
 from presets.job import Job
 from presets.jobfile import dump_job
 from presets.machine import Machine
@@ -139,8 +142,18 @@ class ReviewPane(StepPane):
         if event.revision != self.revision:
             return
         self.facts, self.checking, self.watching = event.facts, False, not event.done
-        self.findings = sorted([*self.state.findings(), *event.findings], key=lambda f: SEVERITIES.index(f.severity))
+        self.findings = sorted([*self.state.findings(), *event.findings, *self._same_run(event.facts)], key=lambda f: SEVERITIES.index(f.severity))
         self._show_findings()
+
+    def _same_run(self, facts: Facts) -> Iterator[Finding]:
+        """The rules allow a run of this very job in its folder, because a resume may go on with it; the wizard begins new runs, and they would be refused."""
+        run = facts.run
+        if run is not None and not run.differences and (Path(run.path) / JOB_FILE).exists():
+            name = next(name for n in itertools.count(2) if not Path(run.path).with_name(name := f"{run.name[:60]}_{n}").exists())
+            yield Finding(
+                code="run-folder-same-job", severity="error", field="job.name", message=f"{home_path(run.path)} holds a run of this job already",
+                fix=f'Set job.name = "{name}" for a new run; or leave, and go on with that one by r in the list of jobs', set={"job.name": name},
+            )  # fmt: skip
 
     # Showing
 
