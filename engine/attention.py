@@ -1,12 +1,14 @@
 """Exact attention with its pieces in hand: the forward returns what the backward needs, so a block can be recomputed
 without running attention a second time.
 
-`cudnn` and `flash` are torch's own kernels; `flash4` is the package flash-attn-4, for Hopper and Blackwell data-centre cards;
-`cpu` is the CPU's. They agree on what a logsumexp is, so one may run forward and another backward.
+`cudnn` and `flash` are torch's own kernels; `flash-groups` is the latter's deterministic backward, so many heads at a time that a
+card's processors all have work; `flash4` is the package flash-attn-4, for Hopper and Blackwell data-centre cards; `cpu` is the
+CPU's. They agree on what a logsumexp is, so one may run forward and another backward.
 
 B batch, N heads, T query tokens, S key tokens, K head width. Tensors are (B, N, T, K), any strides.
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from engine.device import fixed_order
 from presets.errors import UserError
 
 aten = torch.ops.aten
-KERNELS = ("cudnn", "flash", "flash4")  # of CUDA
+KERNELS = ("cudnn", "flash", "flash-groups", "flash4")  # of CUDA
 FLASH4_CARDS = (9, 10)  # major compute capabilities whose backward it has, in a fixed order too
 AGREE = 0.02  # relative: bf16 kernels that sum in other orders differ by a tenth of this
 Grads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -55,7 +57,7 @@ def forward(kernel: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> t
     if kernel == "cudnn":
         out, lse, *_ = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, False, False)
         return out, lse.flatten(2)  # cuDNN's has a last dimension of one
-    if kernel == "flash":
+    if kernel in ("flash", "flash-groups"):
         out, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, False, False)
     elif kernel == "flash4":
         out, lse, *_ = _flash4()._flash_attn_fwd(*(t.transpose(1, 2) for t in (q, k, v)), return_lse=True)
@@ -71,6 +73,8 @@ def backward(
 ) -> Grads:
     """Raises RuntimeError where `deterministic` is asked of a kernel that says it cannot; cudnn says nothing and cannot either."""
     T, S = q.shape[2], k.shape[2]
+    if kernel == "flash-groups":
+        return _in_groups(grad, q, k, v, out, lse)
     if kernel == "cpu":
         dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(grad, q, k, v, out, lse, 0.0, False)
     elif kernel == "flash4":
@@ -85,6 +89,29 @@ def backward(
                 state = torch.zeros(2, dtype=torch.uint64, device=q.device)
                 dq, dk, dv = aten._scaled_dot_product_flash_attention_backward(grad, q, k, v, out, lse, None, None, T, S, 0.0, False, state, seed)
     return dq, dk, dv
+
+
+def _in_groups(grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor) -> Grads:
+    """The deterministic backward of `flash`. It gives each head as many thread blocks as make at least one for every processor, in
+    one wave more than a few of them when the heads do not divide the processors: groups of heads that do leave none idle."""
+    processors = torch.cuda.get_device_properties(q.device).multi_processor_count
+    grads = tuple(torch.empty_like(t.transpose(1, 2)).transpose(1, 2) for t in (q, k, v))
+    start = 0
+    for size in head_groups(q.shape[1], processors // math.gcd(processors, q.shape[0])):
+        heads = slice(start, start + size)
+        pieces = backward("flash", grad[:, heads], q[:, heads], k[:, heads], v[:, heads], out[:, heads], lse[:, heads].contiguous(), deterministic=True)
+        for whole, piece in zip(grads, pieces, strict=True):
+            whole[:, heads] = piece
+        start += size
+    return grads[0], grads[1], grads[2]
+
+
+def head_groups(heads: int, processors: int) -> list[int]:
+    """Sizes of groups of heads, the largest first, each a divisor of the number of processors."""
+    groups: list[int] = []
+    while left := heads - sum(groups):
+        groups.append(max(size for size in range(1, left + 1) if processors % size == 0))
+    return groups
 
 
 def _flash4() -> Any:
@@ -129,15 +156,16 @@ def survey(device: torch.device, *, tokens: int, heads: int, width: int, dtype: 
     q, k, v, grad = (torch.randn(1, tokens, heads, width, device=device, dtype=dtype).transpose(1, 2) for _ in range(4))
     answer: tuple[torch.Tensor, ...] = ()  # of the first kernel that has one
     gradients: tuple[torch.Tensor, ...] = ()
-    for kernel in kernels(device):
+    for kernel in kernels(device, deterministic=deterministic):
         try:
-            seconds, (out, lse) = _timed(device, partial(forward, kernel, q, k, v))
+            seconds, (out, lse) = timed(device, partial(forward, kernel, q, k, v))
             answer = answer or (out, lse)
             _same(answer, (out, lse))
-            found.forward[kernel] = seconds
+            if kernel != "flash-groups":
+                found.forward[kernel] = seconds
             again = partial(backward, kernel, grad, q, k, v, out, lse, deterministic=deterministic)
             first = again()
-            seconds, grads = _timed(device, again)
+            seconds, grads = timed(device, again)
             if deterministic and not all(torch.equal(a, b) for a, b in zip(first, grads, strict=True)):
                 raise RuntimeError("its backward adds in no fixed order")
             gradients = gradients or grads
@@ -152,12 +180,15 @@ def survey(device: torch.device, *, tokens: int, heads: int, width: int, dtype: 
     return found
 
 
-def kernels(device: torch.device) -> tuple[str, ...]:
+def kernels(device: torch.device, *, deterministic: bool) -> list[str]:
     """Those that may run on a card."""
-    return KERNELS if torch.cuda.get_device_capability(device)[0] in FLASH4_CARDS else KERNELS[:2]
+    absent = {"flash-groups"} if not deterministic else set()
+    if torch.cuda.get_device_capability(device)[0] not in FLASH4_CARDS:
+        absent.add("flash4")
+    return [kernel for kernel in KERNELS if kernel not in absent]
 
 
-def _timed(device: torch.device, run: Callable[[], Any], repeats: int = 2) -> tuple[float, Any]:
+def timed(device: torch.device, run: Callable[[], Any], repeats: int = 2) -> tuple[float, Any]:
     """(mean seconds of a call after one that is not counted, its result)"""
     run()
     _wait(device)

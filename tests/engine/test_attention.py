@@ -1,6 +1,7 @@
 """Attention against float64, and the choice among kernels of which some fail, lie or are not there."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -49,13 +50,13 @@ def card(monkeypatch):
             raise NotImplementedError
         dq, dk, dv = true_backward("cpu", grad, q, k, v, out, lse, deterministic=deterministic)
         if faults[kernel] == "any order":
-            dq = dq * (1 + 1e-6 * torch.rand(()))
+            dq = dq * (1 + 1e-3 * torch.rand(()))
         if faults[kernel] == "wrong gradient":
             dk = dk * 1.1
         return dq, dk, dv
 
     def with_kernels(**faults):
-        monkeypatch.setattr(attention, "kernels", lambda device: tuple(faults))
+        monkeypatch.setattr(attention, "kernels", lambda device, deterministic: list(faults))
         monkeypatch.setattr(attention, "forward", partial(forward, faults))
         monkeypatch.setattr(attention, "backward", partial(backward, faults))
 
@@ -107,3 +108,20 @@ def test_the_fixed_order_ends_where_it_began():
     assert not torch.are_deterministic_algorithms_enabled()
     with fixed_order(False):
         assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize(("heads", "processors", "groups"), [(40, 132, [33, 6, 1]), (40, 128, [32, 8]), (40, 66, [33, 6, 1]), (2, 132, [2]), (40, 7, [7, 7, 7, 7, 7, 1, 1, 1, 1, 1])])
+def test_groups_of_heads_divide_the_processors(heads, processors, groups):
+    assert attention.head_groups(heads, processors) == groups
+
+
+def test_groups_of_heads_come_to_the_same(monkeypatch):
+    """The loop over groups, with the CPU's kernel in the place of the card's."""
+    one_call = attention.backward
+    monkeypatch.setattr(attention, "backward", lambda kernel, *tensors, deterministic: one_call("cpu", *tensors, deterministic=deterministic))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=6))
+    q, k, v, grad = (torch.randn(2, 24, 5, 16).transpose(1, 2) for _ in range(4))
+    out, lse = attention.CPU.forward(q, k, v)
+    for ours, theirs in zip(attention._in_groups(grad, q, k, v, out, lse), one_call("cpu", grad, q, k, v, out, lse, deterministic=True), strict=True):
+        torch.testing.assert_close(ours, theirs)
+        assert ours.transpose(1, 2).is_contiguous()
