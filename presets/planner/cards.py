@@ -95,7 +95,7 @@ def gpu_hardware(gpu: Gpu, machine: Machine, *, rates: Rates | None = None, idle
             name=gpu.name, capability=gpu.capability, copy_gbps=rates.copy_gbps, bf16_tflops=rates.bf16_tflops, fp8_tflops=rates.fp8_tflops, memory_gbps=rates.memory_gbps,
             attention_forward_tflops=rates.attention.forward_tflops, attention_backward_tflops=rates.attention.backward_tflops,
             deterministic_forward_tflops=rates.deterministic_attention.forward_tflops, deterministic_backward_tflops=rates.deterministic_attention.backward_tflops,
-            partial_sums=rates.deterministic_attention.backward_kernel == "flash",
+            partial_sums=rates.deterministic_attention.backward_kernel in ("flash", "flash-groups"),
             source=f"measured on this machine{f' on {rates.date[:10]}' if rates.date else ''}", **memory,
         )  # fmt: skip
     card, share = _like(gpu)
