@@ -299,7 +299,7 @@ async def test_bad_input_is_shown_kept_and_blocks_the_launch(work: Path) -> None
         review = await reviewed(pilot)
         assert "training.lr" in [f.field for f in review.findings if f.severity == "error"]
         await pilot.press("f8")
-        await until(pilot, lambda: "Correct first" in screen_text(pilot.app), "the refusal")
+        await until(pilot, lambda: "Fix first" in screen_text(pilot.app), "the refusal")
         assert "training.lr" in screen_text(pilot.app)
         await pilot.press("enter")  # the highlighted finding leads to its field
         await at_step(pilot, "settings")
@@ -369,7 +369,7 @@ async def test_a_run_of_the_same_job_stops_the_launch_and_one_key_renames_it(wor
         pane.bring_up_to_date()
         await until(pilot, lambda: "run-folder-same-job" in screen_text(pilot.app), "the finding")
         await pilot.press("f8")
-        await until(pilot, lambda: "Correct first: job.name" in " ".join(screen_text(pilot.app).split()), "the refusal")
+        await until(pilot, lambda: "Fix first: job.name" in " ".join(screen_text(pilot.app).split()), "the refusal")
         assert not (work / "mine.toml").exists()
         await pilot.press("f")
         await until(pilot, lambda: not pane.checking and not [f for f in pane.findings if f.severity == "error"], "the third check")

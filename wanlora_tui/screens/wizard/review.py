@@ -32,7 +32,7 @@ from wanlora_tui.text import count, home_path, shorten
 from wanlora_tui.widgets.folder_picker import PathInput
 
 HEADINGS = {  # glyph, noun, heading, what it means
-    "error": ("✗", "error", "ERRORS", "to correct before the launch"),
+    "error": ("✗", "error", "ERRORS", "to fix before the launch"),
     "warning": ("!", "warning", "WARNINGS", "worth a thought"),
     "advice": ("i", "hint", "ADVICE", "as you like"),
 }

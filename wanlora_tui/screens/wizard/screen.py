@@ -331,7 +331,7 @@ class WizardScreen(Screen[str | None]):
         problem = self.state.path_problem()
         if errors:
             names = ", ".join(f"{f.field} ({f.code})" for f in errors[:4]) + (f" and {len(errors) - 4} more" if len(errors) > 4 else "")
-            self.notify(f"Correct first: {names}", title="Not launched", severity="error", timeout=10)
+            self.notify(f"Fix first: {names}", title="Not launched", severity="error", timeout=10)
             review.focus_first()
         elif review.checking:
             self.notify("Still checking the job: one moment, then press F8 again.", severity="warning")
