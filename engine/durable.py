@@ -37,6 +37,12 @@ def make_folder(folder: Path) -> None:
         fsync(place.parent)
 
 
+def sync_folders(folder: Path) -> None:
+    """Whatever was renamed or removed in a folder, or in one below it, stays so after a power loss. Raises OSError."""
+    for place in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        fsync(place)
+
+
 def sha256(path: Path) -> str:
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

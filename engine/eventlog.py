@@ -18,7 +18,7 @@ from presets.events import EVENTS_FILE, TERMINAL_KINDS, Event, EventKind, decode
 from presets.findings import Finding
 from presets.history import History
 
-SYNCED = TERMINAL_KINDS | {"changed"}  # what was set must outlive a power loss: its order is gone by then
+SYNCED = TERMINAL_KINDS | {"changed"}  # and what honours an order: it must outlive a power loss, for its order is gone by then
 RESERVE_FILE, RESERVE_BYTES = ".reserve", 64 * 2**10
 
 
@@ -73,7 +73,7 @@ class EventLog:
         return sum(len(line) for _, line in self._waiting)
 
     def emit(self, kind: EventKind, **data: Any) -> None:
-        """Append one event. Those of the kinds in SYNCED are on the disk when this returns, if it has room for them."""
+        """Append one event. Those of the kinds in SYNCED, and those that honour an order, are on the disk when this returns, if it has room for them."""
         self._seq += 1
         event = Event(seq=self._seq, time=self._clock(), run=self.run, attempt=self.attempt, kind=kind, data=data)
         self._waiting.append((event, msgspec.json.encode(event) + b"\n"))
@@ -119,7 +119,7 @@ class EventLog:
         written = 0
         while written < len(line):  # a disk that fills up takes a part and says so only at the next write
             written += self._file.write(line[written:])
-        if event.kind in SYNCED:
+        if event.kind in SYNCED or "order" in event.data:
             os.fsync(self._file.fileno())
 
     def _keep_reserve(self) -> None:

@@ -1,5 +1,6 @@
 """What happens between two optimizer steps on a wish from outside: new values, a save, previews. See engine.control."""
 
+from engine import faults
 from engine.control import Control, refusal
 from engine.outputs import save_all
 from engine.previews import make_previews
@@ -21,8 +22,9 @@ def honour(run: Run, step: int, control: Control) -> None:
             if command.id not in run.log.history.orders:  # else a kill came between the event and the end of the file
                 _obey(run, step, command, control)
         except UserError as e:
-            run.log.finding(refusal(_words(command), e))
-        if command.command != "sample" or not control.why:  # previews that a stop cut short are made by the next attempt
+            run.log.finding(refusal(_words(command), e), **_order(command))
+        if not _cut_short(command, control):  # the next attempt makes those previews
+            faults.at("control.after-event", step)
             control.done(file)
 
 
@@ -34,10 +36,23 @@ def _obey(run: Run, step: int, command: ControlFile, control: Control) -> None:
             if step == 0:
                 raise UserError("no step was done yet, so there is nothing to save", fix="Wait for the first step")
             save_all(run, step, control)
+            run.log.emit("log", level="info", text=f"saved after step {step}, as ordered", **_order(command))
         case "sample":
             if not run.job.sample.prompts:
                 raise UserError("the job has no preview prompts", where="sample.prompts", fix="Stop the job, add a prompt with its control image to the job file, and resume")
             make_previews(run, step, control)
+            if not _cut_short(command, control):
+                run.log.emit("log", level="info", text=f"previews after step {step} were made, as ordered", **_order(command))
+
+
+def _cut_short(command: ControlFile, control: Control) -> bool:
+    """Whether a stop came while the previews were made that the command is about."""
+    return command.command == "sample" and bool(control.why)
+
+
+def _order(command: ControlFile) -> dict[str, str]:
+    """What an event bears that says a command is honoured or refused: whoever finds its file after that leaves it alone."""
+    return {"order": command.id} if command.id else {}
 
 
 def _set(run: Run, step: int, command: ControlFile) -> None:
@@ -49,10 +64,10 @@ def _set(run: Run, step: int, command: ControlFile) -> None:
     old = get_value(run.job, field)
     run.ahead[:] = [s for s in run.ahead if s.field != field]
     if old == new:
-        run.log.emit("log", level="info", text=f"{field} is {new} already")
+        run.log.emit("log", level="info", text=f"{field} is {new} already", **_order(command))
         return
     run.job = changed
-    run.log.emit("changed", field=field, old=old, new=new, step=step, **({"order": command.id} if command.id else {}))
+    run.log.emit("changed", field=field, old=old, new=new, step=step, **_order(command))
 
 
 def _words(command: ControlFile) -> str:

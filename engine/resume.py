@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from engine import checkpoint
+from engine import checkpoint, faults
 from engine.eventlog import EventLog
 from presets.changes import LIVE_FIELDS, Change, changes
 from presets.errors import UserError
@@ -139,6 +139,8 @@ def abandon(folder: Path, name: str, step: int, place: Path) -> None:
             if (match := re.fullmatch(pattern, path.name)) and int(match[1]) > step:
                 moves.append((int(match[1]), path, where))
     moves += [(10**9, path, "") for path in folder.glob(f"{name}_*_noise.safetensors") if path.name in (f"{name}_high_noise.safetensors", f"{name}_low_noise.safetensors")]
-    for _, path, where in sorted(moves, reverse=True):
+    for n, (_, path, where) in enumerate(sorted(moves, reverse=True)):
+        if n == len(moves) // 2:
+            faults.at("abandon.mid", step)
         (place / where).mkdir(parents=True, exist_ok=True)
         path.rename(place / where / path.name)

@@ -11,6 +11,7 @@ from functools import partial
 from engine import checkpoint, faults
 from engine.clock import Stopwatch
 from engine.control import Control, StopWished
+from engine.durable import sync_folders
 from engine.gradients import gradients, with_memory
 from engine.live import honour
 from engine.optim import clip_gradients, lr_at, set_lr
@@ -40,6 +41,7 @@ def train(run: Run, control: Control) -> Outcome:
     began = time.perf_counter()
     unlike = restore(run)
     clear_the_way(run.begin, run.folder, run.log)
+    sync_folders(run.folder)  # in front of the event that the attempt has started: after that nobody clears the way again
     announce(run, unlike)
     step = run.start
     try:

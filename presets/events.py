@@ -10,10 +10,10 @@ fold events into a `presets.fold.RunView`. Kinds and their data (all keys always
 | step | step, expert (high_noise or low_noise), loss, parts {term: loss}, lr, grad_norm, timestep, seconds {part: s, total: s}, vram_gib, ram_gib, clips [id] |
 | sample | step, path, poster, prompt, seed, optional sheet (all prompts of the step), compare and compare_video (this prompt across the steps), sha256 (of the video) and poster_sha256 |
 | checkpoint | step, path, sha256 |
-| finding | code, severity, field, message, fix, optional step (the step it was found at) |
+| finding | code, severity, field, message, fix, optional step (the step it was found at), optional order (id of the request that it refuses) |
 | changed | field, old, new, step (optimizer steps done: it counts from the next one on), optional order (id of the request that it honours) |
 | replanned | why, old, new |
-| log | level (info, warning), text, optional rollback (the step that the next attempt goes back to) and with it folder (where what came after it moves, relative to the run folder) |
+| log | level (info, warning), text, optional order (id of the request that was honoured), optional rollback (the step that the next attempt goes back to) and with it folder (where what came after it moves, relative to the run folder) |
 | stopped | step, path (of the checkpoint, "" when none), why |
 | failed | cause, next (what to do next) |
 | done | step, files [path], seconds |

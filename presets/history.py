@@ -34,7 +34,7 @@ class History:
         self.found: set[str] = set()  # the messages of findings that are of no step, on whatever branch
         self.skipped: set[int] = set()  # steps that were not finite, numbered as in `step` events
         self.done = False  # the last attempt came to the end of the run
-        self.orders: set[str] = set()  # that were honoured by a `changed` event, on whatever branch
+        self.orders: set[str] = set()  # that were honoured or refused, on whatever branch
         self.rolling_back: int | None = None  # a rollback to this step was begun and its attempt has not started
         self.abandoned = ""  # the folder that this rollback began to move things to, relative to the run folder
         self._set: dict[tuple[int, str], Setting] = {}

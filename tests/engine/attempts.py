@@ -18,6 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from presets.events import Event
+
+Orders = dict[int, list[dict[str, Any]]]  # step -> commands, as in engine.control
 ROOT = Path(__file__).parents[2]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -88,10 +91,10 @@ class Trainers:
         self._process.stdin.close()
         self._process.wait(30)
 
-    def start(self, job: Path, *, resume: bool = False, faults: Sequence[str] = (), workers: int = 0, retry_seconds: float = 15.0) -> Attempt:
-        """Train the job in a new process, as `python -m engine JOB [--resume] [--fault ...]` does."""
+    def start(self, job: Path, *, resume: bool = False, from_step: int | None = None, faults: Sequence[str] = (), workers: int = 0, retry_seconds: float = 15.0, orders: Orders | None = None) -> Attempt:
+        """Train the job in a new process, as `python -m engine JOB [--resume [--from STEP]] [--fault ...]` does. Orders arrive when their step is told."""
         stderr = job.parent / f"stderr-{time.monotonic_ns()}"
-        request = {"job": str(job), "resume": resume, "faults": list(faults), "workers": workers, "stderr": str(stderr), "retry_seconds": retry_seconds}
+        request = {"job": str(job), "resume": resume, "from_step": from_step, "orders": list((orders or {}).items()), "faults": list(faults), "workers": workers, "stderr": str(stderr), "retry_seconds": retry_seconds}
         assert self._process.stdin is not None
         with self._news:
             self._process.stdin.write(json.dumps(request) + "\n")
@@ -164,13 +167,31 @@ def _attempt(request: dict[str, Any]) -> None:
 
         room.RETRY_SECONDS = request["retry_seconds"]
         faults.arm(request["faults"])
-        code = run_job(Path(request["job"]), None, resume=request["resume"], workers=request["workers"], device="cpu")
+        order_at(Path(request["job"]).parent, dict(request["orders"]))
+        code = run_job(Path(request["job"]), None, resume=request["resume"], from_step=request["from_step"], workers=request["workers"], device="cpu")
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 1
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def order_at(folder: Path, orders: Orders) -> None:
+    """In this process: orders come to the trainer while it says that their step is done, so between this step and the next."""
+    from engine.console import Console
+
+    show = Console.show
+
+    def shown(self: Console, event: Event) -> None:
+        show(self, event)
+        for n, command in enumerate(orders.pop(event.data["step"], []) if event.kind == "step" else []):
+            (control,) = folder.glob("runs/*/control")
+            aside = control / f"{n}.tmp"
+            aside.write_text(json.dumps({"id": f"{event.seq}-{n}", **command}))
+            aside.rename(control / f"{event.seq}-{n}.json")
+
+    Console.show = shown  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -105,6 +105,29 @@ def test_what_events_tell_of_is_on_the_disk_and_the_run_goes_on_from_there(tiny,
         shutil.rmtree(runs)
 
 
+def test_a_branch_that_was_gone_back_from_is_on_the_disk_where_it_was_moved_to(tiny, tmp_path, monkeypatch):
+    """Power fails as the attempt says that it has started at step 1: the branch must not lie in the way again."""
+    job = write_job(tmp_path / "job", tiny, prompts=1, steps=2, save={"every": 1, "keep": 2}, sample={"every": 0, "first": False, "steps": 1, "width": 32, "height": 32, "num_frames": 1})
+    run = tmp_path / "job" / "runs" / "t"
+    show = Console.show
+    with monkeypatch.context() as patch:
+        disk = Disk(tmp_path / "job", patch)
+        assert run_job(job, None, resume=False, workers=0, device="cpu") == 0
+        seen = []
+
+        def shown(self: Console, event: Event) -> None:
+            show(self, event)
+            if event.kind == "started":
+                left = disk.after_power_loss(tmp_path / "left") / "runs" / "t"
+                seen.extend(sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if "2" in path.name) for folder in (run, left))
+                assert checkpoint.verify(left / "abandoned/attempt_1/checkpoints/step_000000002") == "" and lora.is_whole(left / "abandoned/attempt_1/t_low_noise.safetensors")
+
+        patch.setattr(Console, "show", shown)
+        assert run_job(job, None, resume=True, from_step=1, workers=0, device="cpu") == 0
+        disk.close()
+    assert seen[0] == seen[1] and len(seen[0]) == 4 and all(name.startswith("abandoned") for name in seen[0])
+
+
 def test_how_an_attempt_ended_is_on_the_disk(tmp_path, monkeypatch):
     disk = Disk(tmp_path, monkeypatch)
     log = EventLog(tmp_path, listener=lambda event: None)

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from engine import faults
-from tests.engine.attempts import Attempt, Trainers
-from tests.engine.jobs import write_job
+from tests.engine.attempts import Attempt, Orders, Trainers
+from tests.engine.jobs import events, write_job
 from tests.engine.sameness import differences
 
 JOB = {
@@ -35,7 +35,8 @@ class Case:
     between: Callable[[Path], object] | None = None  # what happens to the run folder before it is taken up again
     workers: tuple[int, int] = (0, 0)  # data workers of the first attempt, and of the others
     extra_saves: bool = False  # a stop saved where the straight run does not
-    straight: str = "plain"  # the undisturbed run to compare with
+    straight: str = "plain"  # the undisturbed run to compare with; its orders come to the first attempt
+    back: int | None = None  # the second attempt goes back to this step
 
 
 def torn(pattern: str, keep: float) -> Callable[[Path], None]:
@@ -60,6 +61,10 @@ def last_event_zeros(run: Path) -> None:
         f.write(b"\0" * 4096)
 
 
+ORDERS: dict[str, Orders] = {
+    "rate and previews": {2: [{"command": "set", "field": "training.lr", "value": "3e-4"}, {"command": "sample"}]}, "previews": {2: [{"command": "sample"}]}, "save": {3: [{"command": "save"}]},
+    "refused": {3: [{"command": "set", "field": "training.loss", "value": "mae"}]},
+}  # fmt: skip
 CASES = {
     # kill -9: every part of a step, of a save, of a preview, of the end, of the resume itself
     **{f"sigkill:{point}:{step}": Case((f"sigkill:{point}:{step}",), KILLED) for point, step in [
@@ -95,12 +100,15 @@ CASES = {
     "torn sheets": Case(("sigkill:forward:5",), KILLED, between=lambda run: [torn(f"samples/{name}", 0.5)(run) for name in ("step_000000000/sheet.png", "compare_00.png", "compare_00.mp4")]),
     "torn last event": Case(("sigkill:forward:4",), KILLED, between=last_event_torn),
     "zeros behind the last event": Case(("sigkill:forward:4",), KILLED, between=last_event_zeros),
+    # an order was honoured, and nobody has taken it away: it is not honoured again
+    **{f"killed behind an order: {straight}": Case((f"sigkill:control.after-event:{step}",), KILLED, straight=straight) for straight, step in [("rate and previews", 2), ("previews", 2), ("save", 3), ("refused", 3)]},
+    "killed as it went back to an older checkpoint": Case((), 0, ("sigkill:abandon.mid:4",), back=4),
     # not-a-number
     "three steps without numbers": Case(("nan:target:3", "nan:target:4", "nan:loss:5"), FAILED, straight="two skipped"),
     "a step without numbers, then a kill in front of its checkpoint": Case(("nan:target:3", "sigkill:save.begin:4"), KILLED),
     "a step without numbers, and a kill behind its checkpoint": Case(("nan:target:3", "sigkill:forward:5"), KILLED, straight="skipped"),
 }  # fmt: skip
-STRAIGHT: dict[str, tuple[str, ...]] = {"plain": (), "skipped": ("nan:target:3",), "two skipped": ("nan:target:3", "nan:target:4")}
+STRAIGHT: dict[str, tuple[str, ...]] = {"plain": (), "skipped": ("nan:target:3",), "two skipped": ("nan:target:3", "nan:target:4"), **dict.fromkeys(ORDERS, ())}
 
 
 class Proofs:
@@ -117,7 +125,7 @@ class Proofs:
 
     def run_straight(self, name: str) -> None:
         job, run = self.prepare(f"straight {name}")
-        assert self.trainers.run(job, faults=STRAIGHT[name]) == 0
+        assert self.trainers.run(job, faults=STRAIGHT[name], orders=ORDERS.get(name)) == 0
         self.straight[name] = run
 
     def run_case(self, name: str) -> tuple[Path, list[Attempt]]:
@@ -126,7 +134,10 @@ class Proofs:
         attempts = []
         for faulty in (case.faults, case.again, ()):
             if faulty or not attempts or attempts[-1].code != 0:
-                attempt = self.trainers.start(job, resume=bool(attempts), faults=faulty, workers=case.workers[bool(attempts)], retry_seconds=0.1)
+                attempt = self.trainers.start(
+                    job, resume=bool(attempts), faults=faulty, workers=case.workers[bool(attempts)], retry_seconds=0.1,
+                    from_step=case.back if len(attempts) == 1 else None, orders=None if attempts else ORDERS.get(case.straight),
+                )  # fmt: skip
                 attempts.append(attempt)
                 if any(fault.startswith("hang") for fault in faulty):
                     attempt.wait_until_struck()
@@ -156,6 +167,14 @@ def test_a_disturbed_run_comes_to_the_same(proofs, name):
         assert attempt.said().count("on purpose") >= len(faulty), attempt.said()[-3000:]
     assert attempts[-1].code == 0, attempts[-1].said()[-3000:]
     assert differences(run, all_proofs.straight[case.straight], extra_saves=case.extra_saves) == []
+    if case.straight in ORDERS:
+        assert honoured(run) == honoured(all_proofs.straight[case.straight])
+        assert not list((run / "control").iterdir())
+
+
+def honoured(run: Path) -> list[tuple[str, object]]:
+    """Everything that an order can bring about, however often and on whatever branch."""
+    return [(e.kind, e.data.get("step")) for e in events(run) if e.kind in ("sample", "checkpoint") or "order" in e.data or e.data.get("code") == "command-refused"]
 
 
 def test_every_point_is_somewhere_in_the_engine_and_every_one_there_is_known():
