@@ -165,6 +165,31 @@ def test_what_was_set_is_set_again_at_the_same_step_after_a_fault(tiny, tmp_path
     assert [c.step for c in views[0].checkpoints if c.step != 5] == [3, 6, 7]
 
 
+def test_a_newer_wish_takes_the_place_of_what_was_to_be_set_again(tiny, tmp_path, at_step, armed):
+    """Set after step 5 and lost with it; the next attempt, from step 3 on, is told otherwise after step 4."""
+    job = write_job(tmp_path, tiny, prompts=0, steps=7, save={"every": 3}, dataset={"num_frames": 1})
+    run = tmp_path / "runs" / "t"
+    at_step(run, {5: [new("training.lr", 3e-4)]})
+    armed(["raise:forward:6"])
+    assert train(job) == 1
+    armed([])
+    assert [d["step"] for d in of_kind(run, "changed")] == [5]
+    at_step(run, {4: [new("training.lr", 7e-4)]})
+    assert train(job, resume=True) == 0
+    assert [(d["step"], d["lr"]) for d in of_kind(run, "step")][-4:] == [(4, 1e-3), (5, 7e-4), (6, 7e-4), (7, 7e-4)]
+
+
+def test_previews_that_were_ordered_and_cut_short_by_a_stop_are_made_by_the_next_attempt(tiny, tmp_path, at_step):
+    job = write_job(tmp_path, tiny, prompts=1, steps=3, sample={"every": 0, "first": False, "steps": 2, "num_frames": 1}, dataset={"num_frames": 1})
+    run = tmp_path / "runs" / "t"
+    at_step(run, {1: [{"command": "sample"}]})
+    at_step(run, {0: [{"command": "stop"}]}, phase="sampling")
+    assert train(job) == 75
+    assert not of_kind(run, "sample") and len(list((run / "control").glob("*.json"))) == 1
+    assert train(job, resume=True) == 0
+    assert [d["step"] for d in of_kind(run, "sample")] == [1, 3] and not list((run / "control").iterdir())
+
+
 def test_an_order_that_a_kill_left_behind_is_not_obeyed_again_at_an_earlier_step(tiny, tmp_path, at_step, monkeypatch):
     """The kill comes when the change is told, and its file still lies there."""
     job = write_job(tmp_path, tiny, prompts=0, steps=5, save={"every": 2})

@@ -125,6 +125,24 @@ def test_what_the_key_of_a_text_holds(cached, tiny, tmp_path):
     assert cached.loads == 4
 
 
+def test_texts_and_machines_that_differ_by_little_have_entries_of_their_own(cached, monkeypatch):
+    cached(["Orbit"])
+    cached(["orbit"])
+    cached(["orbit", "Orbit"])
+    assert cached.loads == 2
+    monkeypatch.setattr(text_module, "machinery", lambda device, dtype: "another card")
+    cached(["orbit"])
+    assert cached.loads == 3
+
+
+def test_an_entry_under_another_name_is_not_taken(cached):
+    """Sound in itself, but of another text: a copy that went wrong."""
+    first = cached(FEW)
+    one, other = (next(e.path for e in list_tensors(cached.folder) if e.about == text) for text in FEW)
+    shutil.copy(one, other)
+    assert torch.equal(cached(FEW), first) and cached.loads == 2 and "made anew" in cached.warnings[0]
+
+
 def test_a_damaged_embedding_is_made_anew(cached):
     first = cached(FEW)
     path = next(e.path for e in list_tensors(cached.folder) if e.about == TEXTS[0])

@@ -23,7 +23,7 @@ from presets.job import (
     TrainingPanel,
 )
 from presets.stages import expert_at
-from presets.strain import TIMING
+from presets.strain import TIMING, Previews
 from presets.trends import change, evened
 
 
@@ -45,6 +45,7 @@ class Made:
     keeps: Callable[[str, int], float] | None = None  # preservation loss
     seconds: Callable[[int], dict[str, float]] = lambda step: {"data": 0.05, "vae": 1.0, "transformer": 6.0, "optimizer": 0.1}
     ram: Callable[[int], float] = lambda step: 40.0
+    vram: Callable[[int], float] = lambda step: 60.0
     norm: Callable[[str], float] = lambda expert: 0.3
     lr: Callable[[str, int], float] = lambda expert, step: 1e-4
     extra: dict[int, list[tuple[str, dict[str, Any]]]] = field(default_factory=dict)  # events after a step
@@ -70,7 +71,7 @@ class Made:
             clip = f"0/{rng.randrange(self.clips)}.mp4@{rng.choice([512, 768])}"
             out.append(self.event("step", {
                 "step": step, "expert": expert, "loss": sum(parts.values()), "parts": parts, "lr": self.lr(expert, step), "grad_norm": self.norm(expert) * exp(rng.gauss(0, 0.4)),
-                "timestep": timestep, "seconds": seconds, "vram_gib": 60 + rng.random(), "ram_gib": self.ram(step) + rng.random() * 0.2, "clips": [clip],
+                "timestep": timestep, "seconds": seconds, "vram_gib": self.vram(step) + rng.random() * 0.2, "ram_gib": self.ram(step) + rng.random() * 0.2, "clips": [clip],
             }))  # fmt: skip
             out += [self.event(kind, data) for kind, data in self.extra.get(step, [])]
         return out
@@ -97,6 +98,8 @@ HEALTHY = {
     "one expert alone": Made(job_of("style", multistage={"high_noise": False})),
     "warm-up and cosine": Made(job_of(training={"lr_scheduler": "cosine", "warmup_steps": 50}), lr=lambda e, s: 1e-4 * min(1, (s - 1) / 50)),
     "the cache fills, then stays": Made(job_of(), ram=lambda s: 40 + 6 * min(1, s / 120)),
+    "memory that trickles": Made(job_of(), ram=lambda s: 40 + s * 0.004, vram=lambda s: 60 + s * 0.004),
+    "short steps, half of each for the data": Made(job_of(), seconds=lambda s: {"data": 0.15, "transformer": 0.15}),
     "two sizes of step": Made(job_of(), seconds=lambda s: {"data": 0.05, "vae": 1.0, "transformer": 6.0 + 5 * (s % 3 == 0), "optimizer": 0.1}),
     "slower after a replan that was told": Made(job_of(), seconds=lambda s: {"data": 0.05, "vae": 1.0, "transformer": 6.0 if s < 300 else 9.0}, extra={300: [("replanned", {"why": "", "old": "", "new": ""})]}),
     "more frames, played as much slower": Made(job_of(sample={"num_frames": 81, "fps": 8}), extra=samples(50, 100)),
@@ -125,6 +128,7 @@ SICK = {
     "a small share of high noise": ("camera-does-not-move", Made(job_of(multistage={"low": ExpertPanel(share=9.0)})), "of 200 steps"),
     "low noise off for a character": ("detail-worse", Made(job_of("character", multistage={"low_noise": False})), "none of 200 steps"),
     "a learning rate that breaks faces": ("detail-worse", Made(job_of("style", training={"lr": 1e-3})), "0.001"),
+    "bias towards high noise for a character": ("detail-worse", Made(job_of("character", training={"timestep_bias": "high_noise"})), "late timesteps"),
     "a small rank for a face": ("detail-worse", Made(job_of("character", rank=4)), "rank 4"),
     "no learning rate": ("expert-not-learning", Made(job_of(), lr=lambda e, s: 0.0 if e == "low_noise" else 1e-4), "low-noise"),
     "no gradient": ("expert-not-learning", Made(job_of(), norm=lambda e: 0.0 if e == "high_noise" else 0.3), "Camera and motion"),
@@ -133,6 +137,7 @@ SICK = {
     "preservation lost": ("overfit", Made(job_of("character"), keeps=lambda e, s: 0.01 * s / 100, level=lambda e, s: 0.5 + 0.5 * exp(-s / 300)), "preservation"),
     "slower with time": ("slower-with-time", Made(job_of(), seconds=lambda s: {"data": 0.05, "vae": 1.0, "transformer": 6.0 * (1 + s / 500)}), "transformer"),
     "memory creeps": ("memory-creeping", Made(job_of(), ram=lambda s: 40 + s * 0.05), "more steps"),
+    "memory of the card creeps": ("memory-creeping", Made(job_of(), vram=lambda s: 60 + s * 0.05), "the card's memory"),
     "data comes late": ("data-starving", Made(job_of(), seconds=lambda s: {"data": 4.0, "vae": 1.0, "transformer": 6.0}), "clips to be decoded"),
     "memory runs out again and again": ("memory-tight", Made(job_of(), extra={s: [("replanned", {"why": "", "old": "", "new": ""})] for s in (10, 20)}), "twice"),
 }  # fmt: skip
@@ -157,6 +162,12 @@ def test_a_way_to_see_the_true_speed_without_other_frames_is_named():
     assert "Set sample.num_frames = 41" in found.fix and "sample.fps = 8" in found.fix
 
 
+def test_many_visits_of_few_clips_are_named_though_no_loss_falls():
+    made = Made(job_of(training={"steps": 4000}), clips=4)
+    assert [(f.code, "3000 steps" in f.message and "of each of 8 clips" in f.message) for f in diagnose(made, 3100)] == [("overfit", True)]
+    assert codes(Made(job_of(training={"steps": 4000}), clips=40), 3100) == []
+
+
 def test_each_preview_is_judged_by_the_frames_of_its_own_prompt():
     """By its place in the list: two prompts may have the same words."""
     job = job_of()
@@ -175,6 +186,15 @@ def test_previews_that_take_the_time():
             made_at = event.time + 900
             out += events.feed(Event(seq=0, time=made_at, run="r", attempt=1, kind="sample", data={"step": event.data["step"], "prompt": "orbit", "path": "samples/00.mp4"}))
     assert [f.code for f in out] == ["previews-dominate"]
+
+
+def test_previews_before_the_first_step_take_no_time_of_training():
+    told = [("started", 0.0, {}), ("sample", 900.0, {"step": 0})]
+    for step in (1, 2, 3):
+        told += [("step", 900.0 + 100 * step - 40, {"step": step, "seconds": {"total": 60.0}}), ("sample", 900.0 + 100 * step, {"step": step})]
+    watch = Previews()
+    found = [f for kind, at, data in told for f in watch.feed(Event(seq=0, time=at, run="r", attempt=1, kind=kind, data=data))]
+    assert found == [], "120 s of previews beside 180 s of steps"
 
 
 def test_a_resume_finds_the_same_as_no_resume():

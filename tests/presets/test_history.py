@@ -45,6 +45,12 @@ def test_a_newer_wish_replaces_what_was_to_come():
     assert values(history(started(0), lr(3, 0.5), lr(3, 0.2)).ahead(0)) == [(3, 0.2)]
 
 
+def test_what_cannot_be_set_while_it_trains_is_not_set_again():
+    """It was told because a resume began with another job file; the next resume begins with what its own file says."""
+    told = [started(0), step(1), step(2), started(2), ("changed", {"field": "training.loss", "old": "mse", "new": "mae", "step": 2}), lr(2, 0.5)]
+    assert [s.field for s in history(*told).ahead(2)] == ["training.lr"]
+
+
 def test_a_rollback_forgets_what_was_set_after_its_step_and_is_known_until_its_attempt_starts():
     told = [started(0), lr(3, 0.5), lr(7, 0.2), ("log", {"text": "", "rollback": 4})]
     assert history(*told).rolling_back == 4 and values(history(*told).ahead(0)) == [(3, 0.5)]
