@@ -472,6 +472,9 @@ async def test_a_notice_leaves_the_help_in_view(work: Path) -> None:
             await reviewed(pilot)
             await pilot.press("f8")
             await until(pilot, lambda: "Not launched" in screen_text(pilot.app), "the refusal")
+            pilot.app.clear_notifications()
+            screen_of(pilot).notify("many words here " * 20)
+            await until(pilot, lambda: "many words" in screen_text(pilot.app), "the long notice")
             for step in ("review", "prompts", "settings"):
                 await at_step(pilot, step)
                 screen = screen_of(pilot)

@@ -63,8 +63,8 @@ class WizardScreen(Screen[str | None]):
     WizardScreen #help-area { height: 5; border-top: solid $primary 60%; border-title-color: $primary; padding: 0 1; }
     WizardScreen.-tall #help-area { height: 6; }
     WizardScreen #help-text { height: auto; }
-    WizardScreen ToastRack { margin-bottom: 7; }  /* over the pane: the help, the buttons and the footer stay in view */
-    WizardScreen.-tall ToastRack { margin-bottom: 8; }
+    WizardScreen ToastRack { margin-bottom: 8; }  /* over the pane: the help, the buttons and the footer stay in view; a row more, because a notice of many lines reaches one further down */
+    WizardScreen.-tall ToastRack { margin-bottom: 9; }
     WizardScreen #nav { height: 1; padding: 0 1; }
     WizardScreen #nav Button { min-width: 0; width: 14; }
     WizardScreen #nav-state { width: 1fr; content-align: center middle; color: $text-muted; }
