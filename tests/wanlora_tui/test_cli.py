@@ -236,6 +236,18 @@ def test_what_is_wider_than_the_terminal_is_broken_at_words(tmp_path: Path):
         assert any(line.startswith("  ") for line in lines) and not ends, ends
 
 
+def test_steps_watched_on_a_narrow_terminal_are_written_over(folder: Path, tmp_path: Path):
+    submit(folder, write_job(tmp_path, "narrow_v1", steps=30))
+    terminal = Terminal([sys.executable, "-m", "wanlora_tui.cli", "watch", "narrow_v1", "--dir", str(folder)], size=(70, 40), cwd=ROOT, env=environment())
+    try:
+        assert terminal.wait_end() == 0
+        lines = terminal.text.splitlines()
+    finally:
+        terminal.close()
+    stepped = [line for line in lines if line.startswith("step ")]
+    assert len(stepped) <= 4 and all("grad norm" in line for line in stepped) and not any("step 2/30" in line for line in lines), lines
+
+
 def test_cancelling_says_what_becomes_of_it(folder: Path, tmp_path: Path):
     submit(folder, write_job(tmp_path, "first_v1", steps=100_000, pace_ms=5))
     submit(folder, write_job(tmp_path, "waiting_v1"))

@@ -12,7 +12,7 @@ from daemon.client import Client
 from daemon.protocol import ENDED_STATES, JobRecord
 from presets.events import Event
 from presets.fold import RunView, fold
-from wanlora_tui.commands.link import daemon_dir, pick_job, say
+from wanlora_tui.commands.link import daemon_dir, pick_job, say, terminal_width
 from wanlora_tui.plain import plain_line
 from wanlora_tui.text import ending
 
@@ -44,7 +44,8 @@ class LinePrinter:
     def event(self, view: RunView, event: Event) -> None:
         line = plain_line(view, event)
         if self.live and event.kind in ("step", "phase") and event.data.get("name") != "paused":
-            print(f"\r\x1b[K{line}", end="", flush=True)
+            _, _, now = line.partition(" ")  # of a line that is written over nobody needs the time; without it the ETA has room in 80 columns
+            print(f"\r\x1b[K{now[: max(1, terminal_width(sys.stdout) - 1)]}", end="", flush=True)  # a line that wraps could not be written over
             self.open_line = True
         else:
             self.close()
