@@ -9,11 +9,12 @@ from engine import checkpoint, faults, lora
 from engine.base import Expert
 from engine.control import Control
 from engine.durable import placed
+from engine.optim import build_optimizer
 from engine.restore import meta_of
 from engine.room import when_there_is_room
 from engine.setup import Run
 from presets.findings import Finding
-from presets.job import Job
+from presets.job import Job, TrainingPanel
 from presets.jobfile import absolute_paths, job_from_dict, job_to_dict
 
 
@@ -30,10 +31,26 @@ def values(run: Run, expert: Expert) -> dict[str, torch.Tensor]:
 def rehearse(run: Run) -> None:
     """Write a checkpoint as large as the later ones and take it away again: it proves room and permission. Raises UserError."""
     run.log.phase("saving", 0, 1, "rehearsal")
-    moments: dict[str, dict[str, Any]] = {
-        e: {name: {k: torch.zeros_like(v) for k, v in values(run, e).items()} for name in ("exp_avg", "exp_avg_sq")} for e in run.learners
-    }  # before step 1 Adam has none
-    checkpoint.save(run.folder, _state(run, 0, moments), rehearsal=True)
+    checkpoint.save(run.folder, _state(run, 0, {e: state_to_come(run.job.training, values(run, e)) for e in run.learners}), rehearsal=True)
+
+
+def state_to_come(training: TrainingPanel, tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
+    """A state_dict as large as that of the LoRA's optimizer after its first step, before which it has none: a real step with tensors of
+    their own, one of each shape, stands for all of that shape. It holds noise: a disk that compresses does not make it smaller than the real ones.
+    """
+    kinds = {name: (name.rpartition(".lora_")[2], tensor.shape) for name, tensor in tensors.items()}  # A and B of one shape differ: B begins with zeros
+    probes: dict[Any, torch.nn.Parameter] = {}
+    noise = torch.Generator().manual_seed(0)  # the global one is nobody's here
+    for name, kind in kinds.items():
+        if kind not in probes:
+            probe = probes[kind] = torch.nn.Parameter(tensors[name].clone())
+            probe.grad = torch.randn(probe.shape, generator=noise).to(probe)
+    optimizer = build_optimizer(training, list(probes.values()))
+    optimizer.step()
+    told = optimizer.state_dict()
+    number = {kind: n for n, kind in enumerate(probes)}
+    (group,) = told["param_groups"]
+    return {"state": {n: told["state"][number[kind]] for n, kind in enumerate(kinds.values())}, "param_groups": [{**group, "params": list(range(len(kinds)))}]}
 
 
 def save_all(run: Run, step: int, control: Control) -> str:

@@ -12,11 +12,30 @@ from presets.stages import rank_of, trained_experts
 
 GIB = 2**30
 FILE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
-# Optimizer state per trained parameter; prodigy keeps two fp32 tensors more than Adam's moments.
+# Optimizer state in memory per trained parameter, at most; prodigy keeps two fp32 tensors more than Adam's moments. On disk: state_bytes.
 OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "adafactor": 4, "prodigy": 16}
 PREVIEW_BITS_PER_PIXEL = 0.5  # of H.264, generous
 POSTER_BYTES_PER_PIXEL = 2.0  # of PNG, generous
 SHEET_ROW = 5 * 256 * 256 * POSTER_BYTES_PER_PIXEL  # bytes that a preview adds to its step's contact sheet
+
+
+BLOCK_8BIT, LEAST_8BIT = 256, 4096  # bitsandbytes: values that share a scale, and the smallest tensor that is kept in 8 bits
+
+
+def state_bytes(optimizer: str, rows: int, columns: int, *, zero: bool) -> int:
+    """What an optimizer keeps for one fp32 tensor of a LoRA, which at the start is `zero` (B is, A is not), once it has taken a step."""
+    values = rows * columns
+    match optimizer:
+        case "adamw":  # two moments
+            return 8 * values
+        case "adamw8bit":  # the same in bytes, a scale for each block, and two tables of 256 values; small tensors as adamw
+            return 8 * values if values < LEAST_8BIT else 2 * values + 8 * -(-values // BLOCK_8BIT) + 2 * 4 * 256
+        case "adafactor":  # the mean square of each row and of each column
+            return 4 * (rows + columns)
+        case "prodigy":  # two moments, a running sum, and where the tensor began: one number when that was all zero
+            return 12 * values + (4 if zero else 4 * values)
+        case other:
+            raise AssertionError(other)
 
 
 class ExpertShape(Struct, frozen=True):
@@ -28,6 +47,12 @@ class ExpertShape(Struct, frozen=True):
 
     def lora_parameters(self, rank: int) -> int:
         return self.layers * rank * (8 * (self.width + self.width) + 2 * (self.width + self.ffn))
+
+    def checkpoint_bytes(self, rank: int, optimizer: str, *, ema: bool) -> int:
+        """What a checkpoint holds of one expert: the fp32 LoRA, the optimizer's state, and the running average, if any."""
+        linears = 8 * [(self.width, self.width)] + [(self.width, self.ffn), (self.ffn, self.width)]  # (in, out)
+        states = sum(state_bytes(optimizer, rank, i, zero=False) + state_bytes(optimizer, o, rank, zero=True) for i, o in linears)
+        return self.layers * states + self.lora_parameters(rank) * (8 if ema else 4)
 
     @property
     def parameters(self) -> int:
@@ -49,9 +74,9 @@ class DiskNeed(Struct, frozen=True, kw_only=True):
 
 
 def disk_need(job: Job, shape: ExpertShape) -> DiskNeed:
-    """What the job will write. A checkpoint holds, for each trained expert, the fp32 LoRA, the optimizer's state and the average, if any."""
+    """What the job will write."""
     parameters = shape.lora_parameters(sum(rank_of(job, e) for e in trained_experts(job)))
-    checkpoint = parameters * (4 + OPTIMIZER_BYTES[job.training.optimizer] + (4 if job.training.ema else 0))
+    checkpoint = sum(shape.checkpoint_bytes(rank_of(job, e), job.training.optimizer, ema=job.training.ema) for e in trained_experts(job))
     saves = -(-job.training.steps // job.save.every)
     kept = min(job.save.keep, saves)
     rounds = (job.training.steps // job.sample.every if job.sample.every else 0) + job.sample.first + 1

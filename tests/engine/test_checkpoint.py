@@ -10,10 +10,12 @@ from safetensors.torch import load_file
 from engine import checkpoint, lora
 from engine.checkpoint import State
 from engine.optim import build_optimizer
+from engine.outputs import state_to_come
 from engine.run import run_job
 from presets.errors import UserError
-from presets.job import TrainingPanel
+from presets.job import DatasetPanel, Job, JobPanel, ModelPanel, TargetPanel, TrainingPanel
 from presets.jobfile import load_job, save_job
+from presets.sizes import ExpertShape, disk_need
 from tests.engine.jobs import of_kind, write_job
 
 
@@ -157,3 +159,53 @@ def test_lora_files_of_older_steps_are_mended_from_their_checkpoints_or_named(ti
     assert any("t_000000001_high_noise.safetensors, t_000000001_low_noise.safetensors" in d["text"] for d in of_kind(run, "log"))
     assert lora.is_whole(final) and run_job(path, None, resume=True, workers=0, device="cpu") == 0
     assert len([d for d in of_kind(run, "finding") if d["code"] == "lora-damaged"]) == 2, "named once"
+
+
+@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "prodigy"])
+def test_the_rehearsed_and_the_foretold_checkpoint_are_as_large_as_a_real_one(tmp_path, name, ema):
+    """Three blocks of Wan's kind, both experts, ranks of their own."""
+    shape, ranks = ExpertShape(width=256, ffn=640, layers=3), {"high_noise": 16, "low_noise": 8}
+    job = Job(job=JobPanel(name="t"), model=ModelPanel(path="m"), datasets=[DatasetPanel(path="c")], training=TrainingPanel(optimizer=name, ema=ema), target=TargetPanel(rank=16))
+    job.multistage.low.rank = 8
+    g = torch.Generator().manual_seed(0)
+    real, rehearsed = State(1, {}, {}), State(0, {}, {})
+    for expert, rank in ranks.items():
+        linears = [(shape.width, shape.width)] * 8 + [(shape.width, shape.ffn), (shape.ffn, shape.width)]
+        tensors = {f"blocks.{i}.{n}.lora_{side}.weight": torch.randn(rank, a, generator=g) if side == "A" else torch.zeros(b, rank) for i in range(shape.layers) for n, (a, b) in enumerate(linears) for side in "AB"}
+        parameters = [torch.nn.Parameter(t.clone()) for t in tensors.values()]
+        optimizer = build_optimizer(job.training, parameters)
+        for p in parameters:
+            p.grad = torch.randn(p.shape, generator=g)
+        before = torch.get_rng_state()
+        to_come = state_to_come(job.training, tensors)
+        assert torch.equal(torch.get_rng_state(), before)
+        optimizer.step()
+        for state, told in ((real, optimizer.state_dict()), (rehearsed, to_come)):
+            state.lora[expert], state.optimizer[expert] = tensors, told
+            if ema:
+                state.ema[expert] = tensors
+    sizes = []
+    for i, state in enumerate((real, rehearsed)):
+        folder, _ = checkpoint.save(tmp_path / str(i), state)
+        sizes.append({f.name: f.stat().st_size for f in folder.iterdir() if f.suffix == ".safetensors"})
+    assert sizes[0] == sizes[1] and rehearsed.nbytes == real.nbytes
+    headers = sum(int.from_bytes(f.read_bytes()[:8], "little") + 8 for f in (tmp_path / "0").rglob("*.safetensors"))
+    steps = 4 * 20 * shape.layers * len(ranks) if name == "adamw" else 0  # a counter per tensor
+    assert disk_need(job, shape).checkpoint == pytest.approx(sum(sizes[0].values()) - headers - steps, rel=1e-3)
+
+
+def test_the_rehearsal_is_as_large_as_the_checkpoints_of_the_run(tiny, tmp_path, monkeypatch):
+    path = write_job(tmp_path, tiny, prompts=0, steps=2, optimizer="prodigy", lr=1.0, save={"every": 2})
+    job = load_job(path)
+    job.multistage.switch_every = 1
+    save_job(job, path)
+    sizes, save = [], checkpoint.save
+
+    def seen(run, state, **how):
+        sizes.append(state.nbytes)
+        return save(run, state, **how)
+
+    monkeypatch.setattr(checkpoint, "save", seen)
+    assert run_job(path, None, resume=False, workers=0, device="cpu") == 0
+    assert len(sizes) == 2 and sizes[0] == sizes[1] > 0
