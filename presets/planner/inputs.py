@@ -14,6 +14,7 @@ from presets.facts import Facts
 from presets.geometry import SIDE_MULTIPLE, Bucket, bucket_for
 from presets.headers import Damaged, read_header
 from presets.job import DatasetPanel, Job
+from presets.planner.accelerators import Accelerated, accelerated_by
 from presets.previews import largest_preview, low_guidance
 from presets.sizes import ExpertShape
 from presets.stages import rank_of, trained_experts
@@ -44,6 +45,7 @@ class Previews(Struct, frozen=True, kw_only=True):
     steps: int
     guided: bool  # two passes per step
     sets: int
+    accelerated: Accelerated = Accelerated()
 
 
 class Workload(Struct, frozen=True, kw_only=True):
@@ -104,7 +106,7 @@ def workload_of(job: Job, facts: Facts | None = None) -> Workload:
     """The work of a job. Datasets whose clips are not known count as clips that fill their resolutions, square."""
     ranks = tuple(rank_of(job, e) for e in trained_experts(job)) or (job.target.rank,)
     preserves = job.training.dop or job.training.blank_prompt_preservation
-    previews = _previews(job)
+    previews = _previews(job, facts)
     text = facts.model.parts.get("text_encoder") if facts and facts.model else None
     return Workload(
         loads=_loads(job, facts.datasets if facts else []), steps=job.training.steps, accumulation=job.training.gradient_accumulation, ranks=ranks, deterministic=job.training.deterministic,
@@ -133,7 +135,7 @@ def shape_of(facts: Facts) -> ExpertShape:
     return ExpertShape(width=model.width, ffn=model.ffn, layers=model.num_layers)
 
 
-def _previews(job: Job) -> Previews | None:
+def _previews(job: Job, facts: Facts | None) -> Previews | None:
     panel = job.sample
     if not panel.prompts:
         return None
@@ -141,7 +143,8 @@ def _previews(job: Job) -> Previews | None:
     sides = (max(SIDE_MULTIPLE, side // SIDE_MULTIPLE * SIDE_MULTIPLE) for side in (largest.height, largest.width))
     sets = 1 + panel.first + ((job.training.steps - 1) // panel.every if panel.every else 0)  # the last one comes at the end in any case
     guided = max(panel.guidance, low_guidance(panel)) > 1
-    return Previews(bucket=Bucket(largest.frames, *sides), prompts=len(panel.prompts), steps=panel.steps, guided=guided, sets=sets)
+    accelerated = accelerated_by(job, facts.base, shape_of(facts).layers) if facts else Accelerated()
+    return Previews(bucket=Bucket(largest.frames, *sides), prompts=len(panel.prompts), steps=panel.steps, guided=guided, sets=sets, accelerated=accelerated)
 
 
 def _loads(job: Job, found: list[DatasetFacts]) -> tuple[Load, ...]:

@@ -10,12 +10,15 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 
 from engine import lora
-from engine.accelerator import load_accelerator
+from engine.accelerator import Accelerator, load_accelerator
 from engine.block import LINEARS, NORMS
 from engine.masters import pack_branches
+from engine.streamed import Frozen
 from presets import lorafile
 from presets.errors import UserError
+from presets.planner.accelerators import Accelerated, accelerated_by
 from tests.engine.plain import CPU, packed, streamed
+from tests.presets.making import job
 
 BLOCKS, WIDTH, FFN = 2, 32, 64
 G = torch.Generator().manual_seed(3)
@@ -174,3 +177,39 @@ def test_what_only_loading_can_see_is_refused(model, tmp_path, tensors, words):
 
 def test_the_names_are_those_of_the_engine():
     assert set(LINEARS) == lorafile.LINEARS and {*NORMS, "norm2"} == lorafile.NORMS
+
+
+def held(accelerator: Accelerator) -> tuple[int, int]:
+    """Bytes (in the blocks, around them)."""
+    def size(tensors) -> int:
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    branches = size(t for lora in accelerator.branches for pair in lora.values() for t in pair)
+    return branches + size(t for shifts in accelerator.shifts for t in shifts.values()), size(t for change in accelerator.stem.values() for kind, t in change.items())
+
+
+def test_the_planner_counts_what_an_accelerator_holds(model, file, tmp_path):
+    """In host memory: of both experts, to the byte. On the device: the copies that two blocks have beside their own tensors, and what lies around them."""
+    path, _ = file
+    accelerator = load(path, model, dtype=torch.bfloat16)
+    made = job(sample={"prompts": [{"prompt": "p", "ctrl_img": "a.png"}], "accelerator": str(path)})
+    found = accelerated_by(made, tmp_path, BLOCKS)
+    blocks, stem = held(accelerator)
+    assert found.host == 2 * (blocks + stem) and found.stem == 2 * stem
+
+    own = packed(model, "high_noise", {}, scaling=1.0)
+    weights = replace(own, accelerator=accelerator.branches, shifts=accelerator.shifts)
+    buffer = own.masters[0]
+    copies = []
+    for block in range(BLOCKS):
+        frozen: Frozen = weights.on_device(block, buffer.clone())
+        shifted = [frozen.plain[name] for name in accelerator.shifts[block]]
+        branches = [t for pair in frozen.recovery.values() for t in pair]
+        copies.append(sum(t.numel() * t.element_size() for t in [*shifted, *branches]))
+    assert found.block == max(copies)
+    assert accelerated_by(made, None, BLOCKS) == accelerated_by(job(), tmp_path, BLOCKS) == Accelerated()
+    one = job(sample={"prompts": [{"prompt": "p", "ctrl_img": "a.png"}], "accelerator_low": str(path)})
+    assert accelerated_by(one, tmp_path, BLOCKS).host == blocks + stem
+    path = tmp_path / "torn.safetensors"
+    path.write_bytes(b"torn")
+    assert accelerated_by(job(sample={"prompts": [{"prompt": "p", "ctrl_img": "a.png"}], "accelerator": str(path)}), tmp_path, BLOCKS) == Accelerated()
