@@ -26,6 +26,7 @@ from engine.items import Item, build_items
 from engine.latentcache import LatentCache
 from engine.latents import Encoder, PlainEncoder
 from engine.loader import Loader
+from engine.noroom import loading
 from engine.objective import class_prompt
 from engine.optim import Ema, build_optimizer
 from engine.order import Order, place_in
@@ -185,32 +186,35 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
     plan = planning.plan
 
     log.phase("loading", 0, 1, "text encoder")
-    book = encode_texts(
-        base, all_texts(job, items), device=device, dtype=dtype, precision=job.quantization.text_encoder,
-        progress=lambda done, total: progress("caching", done, total, "captions"),
-        cache=TensorCache("texts", warn=warn) if job.training.cache_text_embeddings else None,
-    )  # fmt: skip
-    vae = load_vae(base.source, device=device, dtype=dtype)
-    encoder = make_encoder(vae, plan)
-    latents = None
-    if any(panel.cache_latents for panel in job.datasets):
-        how = f"{type(encoder).__name__} {plan.compiled}"
-        latents = LatentCache(job, items, TensorCache("latents", warn=warn), vae=base.source.part("vae").identity(), how=how, device=device, dtype=dtype, warn=warn)
-        made = latents.fill(encoder, lambda done, total: progress("caching", done, total, "latents"))
-        log.emit("log", level="info", text=f"latents of images: {made} encoded, the others read from the cache")
+    with loading("text encoder", device, planning):
+        book = encode_texts(
+            base, all_texts(job, items), device=device, dtype=dtype, precision=job.quantization.text_encoder,
+            progress=lambda done, total: progress("caching", done, total, "captions"),
+            cache=TensorCache("texts", warn=warn) if job.training.cache_text_embeddings else None,
+        )  # fmt: skip
+    with loading("VAE", device, planning):
+        vae = load_vae(base.source, device=device, dtype=dtype)
+        encoder = make_encoder(vae, plan)
+        latents = None
+        if any(panel.cache_latents for panel in job.datasets):
+            how = f"{type(encoder).__name__} {plan.compiled}"
+            latents = LatentCache(job, items, TensorCache("latents", warn=warn), vae=base.source.part("vae").identity(), how=how, device=device, dtype=dtype, warn=warn)
+            made = latents.fill(encoder, lambda done, total: progress("caching", done, total, "latents"))
+            log.emit("log", level="info", text=f"latents of images: {made} encoded, the others read from the cache")
     config = base.source.expert("high_noise" if job.multistage.high_noise else "low_noise").config
     largest = max(item.bucket.tokens for item in items)
     kernels, why = kernels_of(job, planning, running, config, device=device, dtype=dtype, tokens=largest)
     log.emit("log", level="info", text=f"attention by {kernels.text}: {why}")
-    recovery, grid = recovery_of(job, facts.base, base, config, dtype, warn=warn)
-    experts = Experts(
-        job, base, plan.precision, attention=kernels, device=device, dtype=dtype, recovery=recovery, grid=grid, progress=lambda done, total, text: progress("loading", done, total, text),
-        warn=warn,
-    )  # fmt: skip
-    learners = {
-        expert: Learner(parameters, build_optimizer(job.training, list(parameters.values())), Ema(job.training.ema_decay, dict(parameters)) if job.training.ema else None)
-        for expert, parameters in experts.parameters.items()
-    }
+    with loading("experts", device, planning):
+        recovery, grid = recovery_of(job, facts.base, base, config, dtype, warn=warn)
+        experts = Experts(
+            job, base, plan.precision, attention=kernels, device=device, dtype=dtype, recovery=recovery, grid=grid, progress=lambda done, total, text: progress("loading", done, total, text),
+            warn=warn,
+        )  # fmt: skip
+        learners = {
+            expert: Learner(parameters, build_optimizer(job.training, list(parameters.values())), Ema(job.training.ema_decay, dict(parameters)) if job.training.ema else None)
+            for expert, parameters in experts.parameters.items()
+        }
     run = Run(
         job=job, base_dir=facts.base, folder=folder, log=log, device=device, base=base, vae=vae, encoder=encoder, book=book, experts=experts,
         planning=planning, learners=learners, accelerators=accelerators, order=order, loader=Loader(order, workers, log=warn, needless=latents.holds if latents else None), begin=begin, ahead=list(begin.ahead), latents=latents, versions=versions(),

@@ -1,7 +1,8 @@
 """What a block's backward needs from its forward: its input, its attention's output and logsumexp.
 
 On the device, or in pinned host memory: written by one copy stream during the forward, read ahead by another during the
-backward. A block's three tensors travel as one.
+backward. A block's three tensors travel as one. With a host stash, those of the last blocks may stay on the device all the same: they are the
+first to be asked for, and the device has room for some.
 """
 
 from typing import Any
@@ -19,6 +20,9 @@ class DeviceStash:
     def __init__(self) -> None:
         self._kept: dict[int, Tensors] = {}
 
+    def begin(self, waiting: int) -> None:
+        """A pass begins in which so many blocks are going to be put."""
+
     def put(self, block: int, tensors: Tensors) -> None:
         self._kept[block] = tensors
 
@@ -35,11 +39,13 @@ class DeviceStash:
 class HostStash:
     """Pinned host buffers, one per block, made at first use and reused for every bucket they are large enough for.
 
-    `cuda` as in `engine.ring.Ring`.
+    The last `stay` blocks of a pass have none: theirs stay on the device. `cuda` as in `engine.ring.Ring`.
     """
 
-    def __init__(self, device: torch.device, cuda: Any = None) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, cuda: Any = None, *, stay: int = 0) -> None:
+        self.device, self.stay = device, stay
+        self._leave = 0  # puts still to come of blocks whose tensors leave the device
+        self._here: dict[int, Tensors] = {}
         self._cuda = cuda
         self._out: Any = cuda.Stream(device) if cuda else None
         self._in: Any = cuda.Stream(device) if cuda else None
@@ -56,7 +62,15 @@ class HostStash:
             offset += -(-size // 256) * 256
         return views
 
+    def begin(self, waiting: int) -> None:
+        """A pass begins in which so many blocks are going to be put."""
+        self._leave = max(0, waiting - self.stay)
+
     def put(self, block: int, tensors: Tensors) -> None:
+        if self._leave == 0:
+            self._here[block] = tensors
+            return
+        self._leave -= 1
         self._shapes[block] = [(t.dtype, t.shape) for t in tensors]
         need = sum(-(-t.numel() * t.element_size() // 256) * 256 for t in tensors)
         if block not in self._host or self._host[block].numel() < need:
@@ -87,7 +101,7 @@ class HostStash:
             self._drop_left(keep=0)
 
     def prefetch(self, block: int) -> None:
-        """Start bringing a block's tensors back, unless they are on their way already or this pass left none (it kept the graph)."""
+        """Start bringing a block's tensors back, unless they are here, or on their way, or this pass left none (it kept the graph)."""
         if block in self._arriving or block not in self._shapes:
             return
         # Allocated on the current stream, so that freeing and reuse follow its order; the copy waits for that.
@@ -106,6 +120,8 @@ class HostStash:
         self._arriving[block] = (done, tensors)
 
     def get(self, block: int) -> Tensors:
+        if block in self._here:
+            return self._here.pop(block)
         self.prefetch(block)
         done, tensors = self._arriving.pop(block)
         del self._shapes[block]  # else a pass that keeps this block's graph would fetch them again, and the next one be handed those

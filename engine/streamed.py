@@ -90,7 +90,7 @@ class Machinery:
         if cuda is None and device.type == "cuda":
             cuda = torch.cuda
         self.ring = Ring(slot_bytes, plan.slots, device, cuda)
-        self.stash: Stash = DeviceStash() if plan.stash == "device" else HostStash(device, cuda)
+        self.stash: Stash = DeviceStash() if plan.stash == "device" else HostStash(device, cuda, stay=plan.stash_on_device)
 
 
 class _Attention(torch.autograd.Function):
@@ -157,6 +157,7 @@ class StreamedExecutor:
             with torch.no_grad():
                 h, temb, call = self._enter(x_BCFhw, timestep_B, text_BSD, strength)
                 kept = self._kept(h.shape[0] * h.shape[1])
+                self.machinery.stash.begin(self.blocks - len(kept))
                 order = [*range(self.blocks), *reversed(range(self.blocks))]
                 visits = self._visits(order)
                 for _ in range(self.blocks):

@@ -23,6 +23,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     kept: int = 0  # of the resident ones, blocks that keep their graph and are not recomputed
     also_kept: tuple[tuple[int, int], ...] = ()  # (rows, blocks kept) by rising rows: batches of fewer rows than the largest leave room for more graphs
     stash: Literal["device", "host"] = "host"  # where a block's input and attention output wait for its backward
+    stash_on_device: int = 0  # with a host stash, the last so many of the blocks that recompute: theirs wait on the device, at no copy and no host memory
     chunk: int = 0  # tokens at a time in what follows the attention (output projection, cross-attention, feed-forward); 0: all at once
     slots: int = 3  # device buffers that streamed blocks pass through; 0 when all are resident
     vae_frames: int = 4  # pixel frames the VAE works on at a time; a multiple of 4
@@ -47,7 +48,7 @@ class Plan(Struct, frozen=True, kw_only=True):
             words.append("the others streamed")
         if self.kept or self.also_kept:
             words.append(f"{self.kept} kept" + (f" (up to {self.also_kept[0][1]} for smaller clips)" if self.also_kept else ""))
-        words.append(f"activations on the {'GPU' if self.stash == 'device' else 'host'}")
+        words.append(f"activations on the {'GPU' if self.stash == 'device' else 'host'}" + (f" but for {self.stash_on_device} blocks" if self.stash_on_device else ""))
         if self.chunk:
             words.append(f"{self.chunk} tokens at a time")
         return ", ".join(words)

@@ -12,7 +12,19 @@ from presets.plan import Plan, Precision
 from presets.planner.cards import DRIVER_BYTES
 from presets.planner.costs import Costs, Prediction
 from presets.planner.inputs import Hardware, Workload, shape_of, workload_of
-from presets.planner.rungs import LEAST_SAVED, RUNG, Limits, Rung, as_fast, frontier, limits_of, priced, with_vae_frames
+from presets.planner.rungs import (
+    LEAST_SAVED,
+    RUNG,
+    Limits,
+    Rung,
+    as_fast,
+    frontier,
+    limits_of,
+    priced,
+    rung,
+    with_stash_on_device,
+    with_vae_frames,
+)
 from presets.sizes import GIB, ExpertShape, human
 
 Wish = Literal["auto", "none", "float8", "qfloat8", "qint8", "qint4", "qint4+ara"]
@@ -110,7 +122,7 @@ def _choice(costs: Costs, precision: Precision, limits: Limits, why: str, *, com
         if within:  # what saves VRAM takes RAM, and there is too little of it
             raise _too_little_ram(costs, min(within, key=lambda r: (r.ram, r.need_vram)))
         raise _too_little_vram(costs, min(everything, key=lambda r: (r.need_vram, r.seconds)), limits)
-    chosen = _sparing_ram(fitting, min(as_fast(fitting), key=lambda r: (r.need_vram, r.ram, r.seconds)), hardware)
+    chosen = _sparing_ram(costs, fitting, min(as_fast(fitting), key=lambda r: (r.need_vram, r.ram, r.seconds)), limits)
     ladder = frontier(in_ram)
     up = next((r for r in ladder if r.need_vram > hardware.vram_free and r.seconds * RUNG <= chosen.seconds), None)
     down = next((r for r in reversed(ladder) if r.need_vram <= chosen.need_vram - LEAST_SAVED and r.seconds > chosen.seconds), None)
@@ -118,11 +130,15 @@ def _choice(costs: Costs, precision: Precision, limits: Limits, why: str, *, com
     return Choice(plan=plan, prediction=costs.predict(plan), why=why, up=up, down=down, ladder=ladder)
 
 
-def _sparing_ram(fitting: list[Rung], chosen: Rung, hardware: Hardware) -> Rung:
+def _sparing_ram(costs: Costs, fitting: list[Rung], chosen: Rung, limits: Limits) -> Rung:
     """The plan that takes least host memory of those that are sure to fit and less than a rung slower than the fastest, where it takes clearly less than
-    `chosen`. Times this close are equal within the model's error, and the host's memory is what others may want; the card's is the run's own."""
-    close = RUNG * min(r.seconds for r in fitting)
-    sparing = [r for r in fitting if r.seconds <= close and r.need_vram <= ROOMY_VRAM * hardware.vram_free and r.ram <= chosen.ram - RAM_WORTH]
+    `chosen`. Times this close are equal within the model's error, and the host's memory is what others may want; the card's is the run's own. A host
+    stash stays on the device as far as there is room."""
+    close, sure = RUNG * min(r.seconds for r in fitting), ROOMY_VRAM * costs.hardware.vram_free
+    roomy = [r for r in fitting if r.seconds <= close and r.need_vram <= sure]
+    if not limits.host_stash:
+        roomy = [rung(costs, with_stash_on_device(costs, r.plan, sure)) if r.plan.stash == "host" else r for r in roomy]
+    sparing = [r for r in roomy if r.ram <= chosen.ram - RAM_WORTH]
     if not sparing:
         return chosen
     least = min(r.ram for r in sparing)
@@ -134,7 +150,7 @@ def _too_little_ram(costs: Costs, least: Rung) -> DoesNotFit:
     held = hardware.ram_total - hardware.ram_free
     precision, need = least.plan.precision, found.ram + costs.c.ram_margin
     parts = [f"{human(found.ram_held['masters'])} for the frozen weights of {costs.work.needed} expert{'s' if costs.work.needed > 1 else ''}"]
-    parts += [f"{human(found.ram_held['stash'])} for activations"] if found.ram_held["stash"] else []
+    parts += [f"{human(found.ram_held[held])} for {word}" for held, word in (("stash", "activations"), ("accelerator", "the previews' accelerator")) if found.ram_held[held]]
     what = f"{WORDS.get(precision, precision)} needs {human(need)} of RAM at the least ({', '.join(parts)}), and {human(hardware.ram_free)} of {human(hardware.ram_total)} are free"
     smaller = "" if precision == "qint4" else ", choose a smaller precision"
     if need <= hardware.ram_total and held:

@@ -17,7 +17,8 @@ import msgspec
 from msgspec import Struct
 
 from presets.plan import Plan, Precision
-from presets.planner.inputs import Hardware, Load, Workload
+from presets.planner.accelerators import BLOCKS_ALIVE
+from presets.planner.inputs import Hardware, Load, Previews, Workload
 from presets.sizes import GIB, OPTIMIZER_BYTES, ExpertShape
 
 ALIGN = 256  # bytes; see engine.masters
@@ -117,7 +118,7 @@ class Prediction(Struct, frozen=True, kw_only=True):
     phases: dict[str, int]  # allocated peak of each phase: text, then step, vae, preview
     held: dict[str, int]  # what lies on the device through all phases but text: weights, ring, lora, stem, vae
     ram: int
-    ram_held: dict[str, int]  # masters, stash, process
+    ram_held: dict[str, int]  # masters, stash, accelerator, process
     seconds: Seconds  # of the mean step
     largest: Seconds  # of a step of the largest bucket
     preview: float  # seconds for one preview; 0 without previews
@@ -174,11 +175,14 @@ class Costs:
             "vae": int(c.vae_weights),
         }
 
-    def stash(self, plan: Plan, load: Load | None = None) -> int:
-        """Bytes that wait for their backward, of the largest batch or of `load`."""
-        blocks = self.layers - plan.kept
+    def stash(self, load: Load | None = None) -> int:
+        """Bytes of one block that wait for its backward, of the largest batch or of `load`."""
         heads = self.shape.width // 128
-        return int(blocks * (load or self.tail).rows * (self.c.stash_rows * self.row + 4 * heads))
+        return int((load or self.tail).rows * (self.c.stash_rows * self.row + 4 * heads))
+
+    def staying(self, plan: Plan, waiting: int) -> int:
+        """How many of the blocks that wait do so on the device."""
+        return waiting if plan.stash == "device" else min(plan.stash_on_device, waiting)
 
     def weight_copy(self, plan: Plan) -> float:
         """The largest weight once more: transposed for the float8 product, or dequantized."""
@@ -214,8 +218,10 @@ class Costs:
         tensor = load.rows * self.row
         part = chunk_rows(load, plan.chunk) * self.row
         waiting = self.layers - plan.kept
-        window = min(waiting, c.stash_window) * c.stash_rows
-        stash = float(self.stash(plan, load)) if plan.stash == "device" else window * tensor
+        here = self.staying(plan, waiting)
+        window = min(waiting, c.stash_window) * c.stash_rows * tensor if here < waiting else 0.0
+        staying = float(here * self.stash(load))
+        stash = max(window, staying)  # those that stay are used up before the others come back
         token_wise = c.outside * tensor + (c.chunk + c.chunk_ffn * self.ratio) * part
         recomputed = max(token_wise, (c.attention + c.attention_sums * (self.work.deterministic and self.hardware.partial_sums)) * tensor) if waiting else 0.0
         kept = (c.kept + c.kept_ffn * self.ratio) * tensor + self._weight_bytes(plan.precision) * self.shape.parameters / self.layers
@@ -224,7 +230,7 @@ class Costs:
             graphs = plan.kept * kept
             working = max(c.kept_backward * tensor, recomputed - kept)
         share = c.lost_chunked if part < tensor else c.lost
-        lost = share * (recomputed or working) + c.lost_kept * graphs + (c.lost_stash * stash if plan.stash == "device" else share * stash)
+        lost = share * (recomputed or working) + c.lost_kept * graphs + c.lost_stash * staying + share * window
         return c.fixed + self.weight_copy(plan) + stash + graphs + working, lost
 
     def forward_bytes(self, plan: Plan, load: Load) -> tuple[float, float]:
@@ -248,18 +254,26 @@ class Costs:
         pixels = bucket.height * bucket.width
         decode = pixels * (c.decode_pixel * min(1.0, (1 + bucket.frames) / 5) + c.decode_clip_frame * bucket.frames)
         encode = pixels * _encode_pixel(c, bucket.frames, plan.vae_frames)
-        forward, lost = self.forward_bytes(plan, Load(bucket, 1, 1.0))
+        forward, lost = self.preview_forward_bytes(plan, previews, batch=1)
+        decode, encode = decode + previews.accelerated.stem, encode + previews.accelerated.stem
         if plan.stash == "host":  # the trainer parks the experts while it decodes
             held = self.held(plan)
             decode -= held["weights"] + held["ring"] + held["stem"]
         return max((decode, c.lost_vae * decode), (encode, c.lost_vae * encode), (forward, lost), key=lambda pair: pair[0] + pair[1])
+
+    def preview_forward_bytes(self, plan: Plan, previews: Previews, batch: int) -> tuple[float, float]:
+        """(working set of a preview's pass, what of it the allocator loses), with what its accelerator brings to the device block by block."""
+        size, lost = self.forward_bytes(plan, Load(previews.bucket, batch, 1.0))
+        own = previews.accelerated
+        joined = 2 * self.shape.lora_parameters(self.work.ara_rank) // self.layers if own.block else 0  # copied into one branch with it
+        return size + own.stem + BLOCKS_ALIVE * (own.block + joined), lost
 
     def batched_guidance(self, plan: Plan) -> bool:
         """Whether a preview's two prompts fit as one batch of two, without raising the plan's highest peak."""
         previews = self.work.previews
         if previews is None or not previews.guided:
             return False
-        size, lost = self.forward_bytes(plan, Load(previews.bucket, 2, 1.0))
+        size, lost = self.preview_forward_bytes(plan, previews, batch=2)
         return sum(self.held(plan).values()) + size + lost <= self.vram(plan)[1]
 
     def vram(self, plan: Plan) -> tuple[dict[str, int], int]:
@@ -283,8 +297,9 @@ class Costs:
         """Host memory, by what holds it. What the text encoder needs of it, before the experts come, is less than these."""
         w = self.work
         masters = self.block(plan) * self.layers * w.needed
-        stash = self.stash(plan) if plan.stash == "host" else 0
-        return {"masters": masters, "stash": stash, "process": int(self.c.process)}
+        waiting = self.layers - plan.kept
+        stash = (waiting - self.staying(plan, waiting)) * self.stash()
+        return {"masters": masters, "stash": stash, "accelerator": w.previews.accelerated.host if w.previews else 0, "process": int(self.c.process)}
 
     # --- seconds --------------------------------------------------------------------------------------------------
 
@@ -344,9 +359,9 @@ class Costs:
         return blocks * self.block(plan) / (self.hardware.copy_gbps * self.c.copy * 1e9)
 
     def _stash_copy(self, plan: Plan, load: Load) -> float:
-        if plan.stash == "device":
-            return 0.0
-        return (self.layers - plan.kept_for(load.rows)) * self.c.stash_rows * load.rows * self.row / (self.hardware.copy_gbps * self.c.copy * 1e9)
+        waiting = self.layers - plan.kept_for(load.rows)
+        leaving = waiting - self.staying(plan, waiting)
+        return leaving * self.c.stash_rows * load.rows * self.row / (self.hardware.copy_gbps * self.c.copy * 1e9)
 
     def micro_batch(self, plan: Plan, load: Load) -> Seconds:
         """One micro-batch: every term forward and backward, the extra forwards, the VAE."""

@@ -5,6 +5,8 @@ The planner does not walk a fixed list: every combination of blocks, stash and c
 beats in both memory and time are the rungs.
 """
 
+import math
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import Literal
@@ -22,6 +24,7 @@ CHUNKS = (16384, 8192, 4096, 2048, 1024)  # tokens; smaller ones leave the matri
 VAE_FRAMES = (16, 8, 4)  # more at a time is no faster
 SLOTS, FEWEST_SLOTS = 3, 2  # one block computes while the next arrives; a third evens things out
 STRIDE, WIDE_STRIDE = 2, 8  # blocks from one plan to the next; the wide one among residents that only smaller clips have a use for
+STASH_STRIDE = 8  # blocks more whose stash comes to the device when the host's memory was refused
 AS_FAST = 1.01  # plans this close count as equally fast: the one that needs less memory is taken
 RUNG = 1.02  # one rung of the ladder to the next: this much faster
 LEAST_SAVED, LEAST_SHARE = 256 * 2**20, 0.05  # a rung down saves the smaller of both: less would not be worth the retry ...
@@ -72,11 +75,29 @@ def candidates(costs: Costs, precision: Precision, limits: Limits, *, compiled: 
                 slots = min(SLOTS, layers - resident)
                 plan = costs.filled(Plan(precision=precision, resident=resident, kept=kept, stash=stash, chunk=chunk, slots=slots, vae_frames=VAE_FRAMES[-1], compiled=compiled))
                 yield plan
+                if stash == "host" and not limits.host_stash and (lean := within_ram(costs, plan)) is not None:
+                    yield lean
                 if resident == 0 and chunk:
                     yield msgspec.structs.replace(plan, slots=FEWEST_SLOTS)
                 hidden = hidden or costs.step(plan, costs.work.loads).copies == 0
                 if limits.resident == "none" or (hidden and not mixed):
                     break
+
+
+def within_ram(costs: Costs, plan: Plan) -> Plan | None:
+    """The plan with so much of its stash on the device that the host's memory does for the rest; None when it does anyway, or all would have to stay."""
+    lacking = sum(costs.ram(plan).values()) + costs.c.ram_margin - costs.hardware.ram_free
+    stay = math.ceil(lacking / costs.stash())
+    return msgspec.structs.replace(plan, stash_on_device=stay) if 0 < stay < costs.layers - plan.kept else None
+
+
+def with_stash_on_device(costs: Costs, plan: Plan, vram: float) -> Plan:
+    """The plan with as much of its host stash on the device as keeps its need for VRAM within `vram`."""
+    def staying(blocks: int) -> Plan:
+        return msgspec.structs.replace(plan, stash_on_device=blocks)
+
+    counts = range(plan.stash_on_device + 1, costs.layers - plan.kept)
+    return staying(plan.stash_on_device + bisect_right(counts, vram, key=lambda blocks: rung(costs, staying(blocks)).need_vram))
 
 
 def rung(costs: Costs, plan: Plan) -> Rung:
@@ -147,6 +168,8 @@ def next_down(
     narrower = [p for f in VAE_FRAMES if f < plan.vae_frames and better(p := msgspec.structs.replace(plan, vae_frames=f))]
     if scarce == "vae" and narrower:
         return narrower[0]
+    spared = range(plan.stash_on_device + STASH_STRIDE, costs.layers - plan.kept, STASH_STRIDE) if scarce == "ram" and plan.stash == "host" and not limits.host_stash else ()
+    narrower += [p for blocks in spared if better(p := msgspec.structs.replace(plan, stash_on_device=blocks))]
     found = narrower + [p for p in candidates(costs, plan.precision, limits, compiled=plan.compiled) if better(p)]
     if not found:
         return None

@@ -55,7 +55,7 @@ def steps(both: dict[str, ExpertWeights], plan: Plan, cuda: FakeCuda | None, siz
     return out
 
 
-PLANS = [{}, {"slots": 1}, {"slots": 2, "chunk": 3}, {"resident": 2, "kept": 1}, {"resident": 2, "slots": 2, "chunk": 4}, {"stash": "device"}]
+PLANS = [{}, {"slots": 1}, {"slots": 2, "chunk": 3}, {"resident": 2, "kept": 1}, {"resident": 2, "slots": 2, "chunk": 4}, {"stash": "device"}, {"stash_on_device": 2}, {"stash_on_device": 1, "resident": 3, "kept": 2, "slots": 2}]
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
@@ -69,11 +69,12 @@ def test_every_timing_gives_the_same(both, plan):
     assert all(torch.equal(a, b) for a, b in zip(ours, steps(both, plan, None), strict=True))
 
 
+@pytest.mark.parametrize("stay", [0, 2])
 @pytest.mark.parametrize("wait", ["Ring._copy", "Ring.take", "HostStash.put", "HostStash._drop_left", "HostStash.prefetch", "HostStash.get"])
-def test_each_wait_is_needed(both, wait):
+def test_each_wait_is_needed(both, wait, stay):
     cuda = FakeCuda(broken=wait)
     with Watch(cuda) as watch:
-        steps(both, Plan(compiled=False), cuda, sizes=((4, 6),))
+        steps(both, Plan(compiled=False, stash_on_device=stay), cuda, sizes=((4, 6),))
     assert wait in cuda.waits and watch.races
 
 

@@ -132,6 +132,17 @@ def test_a_preview_that_cannot_be_made_is_a_finding(tiny, tmp_path):
     assert [d["code"] for d in of_kind(run, "finding")].count("preview-failed") == 1
 
 
+@pytest.mark.parametrize(("name", "said"), [("encode_texts", "the text encoder was at work"), ("load_vae", "the VAE was at work"), ("Experts", "the experts were loaded")])
+def test_no_room_while_loading_ends_with_what_would_help(tiny, tmp_path, monkeypatch, card, name, said):
+    def none(*args, **named):
+        raise OOM
+
+    monkeypatch.setattr(setup, name, none)
+    assert run_job(write_job(tmp_path, tiny, prompts=0, steps=2), None, resume=False, workers=0, device="cpu") == 1
+    failed = of_kind(tmp_path / "runs" / "t", "failed")[-1]
+    assert said in failed["cause"] and "End other programs" in failed["next"].replace("end", "End") and "bug" not in failed["next"]
+
+
 def test_the_encoder_follows_the_plan(tiny):
     from engine.parts import load_vae
     from engine.setup import make_encoder

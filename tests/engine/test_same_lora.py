@@ -60,7 +60,7 @@ def resident() -> list[torch.Tensor]:
     return train(Plan(compiled=False, **RESIDENT))
 
 
-@pytest.mark.parametrize("plan", [{}, {"resident": 2, "kept": 1, "slots": 1}], ids=str)
+@pytest.mark.parametrize("plan", [{}, {"resident": 2, "kept": 1, "slots": 1}, {"stash_on_device": 1}, {"resident": 2, "kept": 1, "stash_on_device": 1}], ids=str)
 def test_the_same_operations_end_in_the_same_bits(resident, plan):
     ours = train(Plan(compiled=False, **plan))
     assert all(torch.equal(a, b) for a, b in zip(ours, resident, strict=True))

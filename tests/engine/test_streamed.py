@@ -6,6 +6,7 @@ from diffusers import WanTransformer3DModel
 
 from engine import attention
 from engine.masters import pack_branches
+from engine.stash import HostStash
 from engine.streamed import ExpertWeights, Machinery, StreamedExecutor
 from presets.plan import Plan
 from tests.engine.plain import CPU, PlainExecutor, attach, packed, streamed
@@ -52,6 +53,7 @@ def plain(model, parameters):
 
 SAME_OPERATIONS = [
     {"stash": "device"}, {"stash": "host"}, {"slots": 2}, {"slots": 1}, {"resident": 2}, {"resident": 4}, {"resident": 4, "kept": 2}, {"resident": 4, "kept": 4, "stash": "device"},
+    {"stash_on_device": 1}, {"stash_on_device": 3, "slots": 2}, {"stash_on_device": 4}, {"resident": 2, "kept": 1, "also_kept": ((35, 2),), "stash_on_device": 2},
     {"resident": 3, "kept": 1, "also_kept": ((36, 3),)}, {"resident": 3, "also_kept": ((35, 3),)},
 ]  # fmt: skip
 
@@ -140,3 +142,20 @@ def test_a_recovery_branch_is_a_frozen_part_of_the_base(model, weights, paramete
     for name, grad in grads.items():
         assert (our_grads[name] - grad).norm() <= 1e-4 * grad.norm(), name
     torch.testing.assert_close(run.predict(X, T, TEXT), prediction, rtol=1e-4, atol=1e-5)
+
+
+def test_the_last_blocks_that_recompute_stash_on_the_device(weights, monkeypatch):
+    """The others' tensors go to the host and come back, in a pass of any length: what is staying is counted from the end."""
+    puts: list[tuple[int, bool]] = []
+    plain = HostStash.put
+
+    def put(self, block, tensors):
+        plain(self, block, tensors)
+        puts.append((block, block in self._here))
+
+    monkeypatch.setattr(HostStash, "put", put)
+    run = streamed(weights, resident=4, kept=1, stash_on_device=2)
+    for _ in range(2):
+        run.forward_backward(X, T, TEXT, lambda out: out.square().mean())
+    assert puts == [(0, False), (1, True), (2, True)] * 2 and not run.machinery.stash._here
+    assert set(run.machinery.stash._host) == {0}, "no host memory for those that stay"

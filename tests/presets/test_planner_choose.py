@@ -13,7 +13,7 @@ from presets.planner.choose import RAM_WORTH, ROOMY_VRAM, Choice, DoesNotFit, ch
 from presets.planner.costs import Costs
 from presets.planner.inputs import Hardware, Load, Previews, Workload, shape_of, workload_of
 from presets.planner.knobs import knobs
-from presets.planner.rungs import AS_FAST, RUNG, candidates, limits_of, next_down, priced
+from presets.planner.rungs import AS_FAST, RUNG, candidates, limits_of, next_down, priced, within_ram
 from presets.sizes import GIB, ExpertShape, disk_need
 from tests.presets.making import clip, clips, facts, gpu, image, job, machine, tiny_model
 
@@ -71,6 +71,9 @@ def test_nothing_that_fits_is_clearly_faster_and_nothing_as_fast_spares_the_host
     assert seconds <= fastest * RUNG
     sure = [r for r in found if r.seconds <= fastest * RUNG and r.need_vram <= ROOMY_VRAM * hardware.vram_free]
     assert all(choice.prediction.ram < r.ram + RAM_WORTH for r in sure)
+    if choice.plan.stash_on_device:
+        one_more = msgspec.structs.replace(choice.plan, stash_on_device=choice.plan.stash_on_device + 1)
+        assert costs.predict(one_more).need_vram > ROOMY_VRAM * hardware.vram_free >= choice.prediction.need_vram
     assert all(seconds <= r.seconds * AS_FAST for r in sure if r.ram <= choice.prediction.ram), "no slower than sparing takes"
 
 
@@ -80,6 +83,34 @@ def test_what_waits_for_its_backward_stays_on_a_card_that_has_the_room():
     for vram in (24, 32, 48, 80, 141):
         choice = choose(of, on("H200", vram=vram))
         assert choice.plan.stash == "device" and choice.prediction.ram < 32 * GIB
+    sixteen, twelve = (choose(of, on("H200", vram=vram)) for vram in (16, 12))
+    assert sixteen.plan.stash == twelve.plan.stash == "host" and 0 < twelve.plan.stash_on_device < sixteen.plan.stash_on_device
+    assert sixteen.prediction.ram < 34 * GIB < twelve.prediction.ram < 38 * GIB
+    assert choose(of, on("H200", vram=16), low_vram=True).plan.stash_on_device == 0, "Low VRAM means the host"
+
+
+def test_a_host_too_small_for_the_stash_gives_the_card_as_much_of_it_as_is_lacking():
+    """Not the precision, as long as the card has the room."""
+    of, hardware = work(), on("4090", ram=36, vram=16)
+    plan = Plan(precision="float8")
+    costs = Costs(of, hardware)
+    lean = within_ram(costs, plan)
+    assert lean is not None and sum(costs.ram(lean).values()) + costs.c.ram_margin <= hardware.ram_free
+    fewer = msgspec.structs.replace(lean, stash_on_device=lean.stash_on_device - 1)
+    assert sum(costs.ram(fewer).values()) + costs.c.ram_margin > hardware.ram_free
+    assert within_ram(Costs(of, on("4090", ram=64, vram=16)), plan) is None
+    assert lean in list(candidates(costs, "float8", limits_of("auto", "auto"))) and lean not in list(candidates(costs, "float8", limits_of(True, "auto")))
+    assert choose(of, hardware).plan.precision == "float8"
+
+
+def test_pinned_memory_that_is_refused_brings_some_of_the_stash_to_the_card():
+    of, hardware = work(), on("H200", vram=16, ram=256)
+    costs, plan = Costs(of, hardware), Plan(precision="float8")
+    plans = [plan]
+    while (lower := next_down(plans[-1], of, hardware, scarce="ram")) is not None:
+        plans.append(lower)
+    ram = [sum(costs.ram(p).values()) for p in plans]
+    assert len(plans) > 3 and ram == sorted(ram, reverse=True) and plans[1].stash_on_device and all(costs.predict(p).need_vram <= hardware.vram_free for p in plans)
 
 
 # Precision

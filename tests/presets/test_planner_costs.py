@@ -1,5 +1,6 @@
 """The cost model against what was measured, and the properties it must have whatever its coefficients are."""
 
+import itertools
 import random
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.numpy import save_file
 from presets.geometry import Bucket
 from presets.plan import Plan
 from presets.planner import Costs, Hardware, Load, Previews, Workload, block_bytes, predict
+from presets.planner.accelerators import Accelerated
 from presets.planner.costs import chunk_count, chunk_rows, training_peak
 from presets.planner.inputs import ARA_RANK, ara_rank
 from presets.sizes import GIB, ExpertShape
@@ -113,7 +115,7 @@ def some_plans(count: int, seed: int = 7) -> list[Plan]:
         out.append(
             Plan(
                 precision=rng.choice(["none", "float8", "qint8", "qint4"]), resident=resident, kept=rng.randint(0, resident), stash=rng.choice(["host", "device"]),
-                chunk=rng.choice([0, 20000, 9000, 4096, 1500]), slots=rng.choice([2, 3]), vae_frames=rng.choice([4, 8, 20, 40]),
+                chunk=rng.choice([0, 20000, 9000, 4096, 1500]), slots=rng.choice([2, 3]), vae_frames=rng.choice([4, 8, 20, 40]), stash_on_device=rng.choice([0, 1, 7, 30]),
             )
         )  # fmt: skip
     return out
@@ -125,16 +127,16 @@ def peaks(costs: Costs, of: Plan) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("of", works())
-@pytest.mark.parametrize("field", ["resident", "kept", "chunk", "stash", "slots", "vae_frames"])
+@pytest.mark.parametrize("field", ["resident", "kept", "chunk", "stash", "stash_on_device", "slots", "vae_frames"])
 def test_asking_for_less_never_takes_more_memory(of, field):
     """A block less on the card, a kept graph less, smaller chunks, a host stash, a slot less, fewer frames through the VAE."""
     costs = Costs(of, H200)
     for full in some_plans(60):
         less: dict[str, Any] = {
-            "resident": {"resident": full.resident - 1, "kept": min(full.kept, full.resident - 1)}, "kept": {"kept": full.kept - 1}, "stash": {"stash": "host"},
+            "resident": {"resident": full.resident - 1, "kept": min(full.kept, full.resident - 1)}, "kept": {"kept": full.kept - 1}, "stash": {"stash": "host"}, "stash_on_device": {"stash_on_device": full.stash_on_device - 1},
             "chunk": {"chunk": full.chunk // 2 or 16384}, "slots": {"slots": full.slots - 1}, "vae_frames": {"vae_frames": max(4, full.vae_frames - 4)},
         }[field]  # fmt: skip
-        if min(less.get("resident", 0), less.get("kept", 0)) < 0:
+        if min(less.get("resident", 0), less.get("kept", 0), less.get("stash_on_device", 0)) < 0:
             continue
         smaller = msgspec.structs.replace(full, **less)
         assert peaks(costs, smaller)[0] <= peaks(costs, full)[0], (full, smaller)
@@ -145,7 +147,7 @@ def test_what_costs_memory_costs_no_time(of):
     costs = Costs(of, H200)
     for full in some_plans(40):
         seconds = costs.step(full, of.loads).total
-        for more in ({"resident": 40}, {"resident": 40, "kept": 40}, {"stash": "device"}, {"chunk": 0}):
+        for more in ({"resident": 40}, {"resident": 40, "kept": 40}, {"stash": "device"}, {"stash_on_device": 40}, {"chunk": 0}):
             assert costs.step(msgspec.structs.replace(full, **more), of.loads).total <= seconds * 1.0001, (full, more)
 
 
@@ -198,6 +200,19 @@ def test_chunks_are_the_executor_s(tokens, chunk, count, rows):
     assert chunk_rows(msgspec.structs.replace(load, batch=3), chunk) == 3 * rows
 
 
+def test_a_stash_on_the_device_takes_what_it_spares_the_host():
+    """From none to all, block by block; the host's window goes with the last."""
+    costs, one = Costs(work(), H200), Costs(work(), H200).stash()
+    plans = [plan(stash_on_device=n) for n in range(41)]
+    assert [sum(costs.ram(p).values()) for p in plans] == [sum(costs.ram(plan(stash="device")).values()) + (40 - n) * one for n in range(41)]
+    sizes = [costs.step_bytes(p)[0] for p in plans]
+    assert sizes[0] == pytest.approx(sizes[2], rel=2e-3) and sizes[40] == costs.step_bytes(plan(stash="device"))[0]
+    assert all(b - a == pytest.approx(one) for a, b in itertools.pairwise(sizes[2:]))
+    assert costs.step_bytes(plans[40]) == costs.step_bytes(plan(stash="device"))
+    slow = Costs(work(), msgspec.structs.replace(H200, copy_gbps=3.0))
+    assert slow.step(plans[40], slow.work.loads) == slow.step(plan(stash="device"), slow.work.loads) != slow.step(plans[39], slow.work.loads)
+
+
 def test_a_recovery_adapter_travels_with_its_blocks():
     """A streamed plan holds its share of the slots, a resident one all of it; the host's memory holds it whole."""
     shape, rank = ExpertShape(), 128
@@ -243,3 +258,15 @@ def test_a_deterministic_backward_has_its_own_rate_and_torchs_kernel_its_own_sum
     row = 11264 * 5120 * 2
     assert fixed.step_bytes(plan)[0] - loose.step_bytes(plan)[0] == pytest.approx(6 * row)
     assert other.step_bytes(plan) == loose.step_bytes(plan)
+
+
+def test_an_accelerator_takes_host_memory_always_and_the_device_s_in_previews_alone():
+    previews = Previews(bucket=Bucket(41, 768, 768), prompts=2, steps=4, guided=False, sets=9)
+    own = Accelerated(host=1200 * MIB, block=15 * MIB, stem=40 * MIB)
+    without, with_it = (predict(plan(), work(previews=p, needed=2), H200) for p in (previews, msgspec.structs.replace(previews, accelerated=own)))
+    assert with_it.ram - without.ram == with_it.ram_held["accelerator"] == own.host
+    assert with_it.phases["preview"] - without.phases["preview"] in (own.stem, own.stem + 2 * own.block), "as a preview's decode or its passes are the most"
+    assert {k: v for k, v in with_it.phases.items() if k != "preview"} == {k: v for k, v in without.phases.items() if k != "preview"}
+    costs = Costs(work(previews=msgspec.structs.replace(previews, accelerated=own)), H200)
+    passes = [costs.preview_forward_bytes(plan(), p, batch=1)[0] for p in (previews, costs.work.previews)]
+    assert passes[1] - passes[0] == own.stem + 2 * own.block
