@@ -32,6 +32,19 @@ def test_a_plan_for_people(tmp_path: Path):
         assert words in said.stdout, words
 
 
+def test_what_the_fixed_order_costs_is_told(tmp_path: Path):
+    file = write_job(tmp_path)
+    fixed = wanlora("plan", file, "--gpu", "H200", "--ram", "96")
+    (line,) = [line.strip() for line in fixed.stdout.splitlines() if "training.deterministic = false" in line]
+    job = load_job(file)
+    job.training.deterministic = False
+    save_job(job, file)
+    free = wanlora("plan", file, "--gpu", "H200", "--ram", "96")
+    assert "deterministic" not in free.stdout
+    seconds = next(line for line in free.stdout.splitlines() if line.startswith("Step")).split()[1]
+    assert f"= false {seconds} s (-" in line
+
+
 def test_a_plan_for_programs(tmp_path: Path):
     said = wanlora("plan", write_job(tmp_path), "--gpu", "4090", "--ram", "96", "--json")
     found = json.loads(said.stdout)
@@ -39,6 +52,7 @@ def test_a_plan_for_programs(tmp_path: Path):
     need, seconds = found["prediction"]["need_vram"], found["prediction"]["seconds"]
     assert 8 * GIB < need < found["hardware"]["vram_free"] < 24 * GIB
     assert found["seconds_per_step"] == pytest.approx(sum(seconds[part] for part in ("transformer", "copies", "vae", "other")))
+    assert found["seconds_in_any_order"] < found["seconds_per_step"]
     assert found["ladder"] and found["down"]["need_vram"] < need < found["up"]["need_vram"]
 
 
