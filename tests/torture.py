@@ -6,6 +6,7 @@ tries the same again and not to the instruction. Exit code 0: every run came to 
 """
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -36,6 +37,7 @@ JOBS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # keywords of write_
     "batches, guidance": ({"batch_size": 2, "prompts": 1}, {"advanced.differential_guidance": True}),
     "one expert, schedule": ({"lr_scheduler": "cosine", "warmup_steps": 3, "gradient_accumulation": 3, "prompts": 0}, {"multistage.high_noise": False}),
 }  # fmt: skip
+STRUCK = {"fault": "killed at a named point", "disk": "disk full for a while", "order": "killed behind an order", "back": "killed as it went back"}
 MOST_DISTURBANCES = 6
 DEADLINE = 300.0  # seconds for an attempt: longer is a hang of our own
 
@@ -90,15 +92,23 @@ def life(number: int, seed: int, folder: Path, tiny: Path, straights: dict[str, 
     story = [name]
     for turn in range(rng.randint(1, MOST_DISTURBANCES) + 1):
         last = turn == MOST_DISTURBANCES
-        what = rng.choice(["kill", "kill", "kill", "term", "term twice", "fault", "fault", "disk", "hang"])
+        what = rng.choice(["kill", "kill", "kill", "term", "term twice", "fault", "fault", "disk", "hang", "order", "back"])
         workers, fresh, instant = rng.choice([0, 0, 1, 2]), rng.random() < 0.1, rng.random() * usual[name] * 1.1
-        point, step = rng.choice([p for p in faults.POINTS if not p.startswith("event.")]), rng.randint(0, STEPS)
+        point, step = rng.choice([p for p in faults.POINTS if not p.startswith(("event.", "control.", "abandon."))]), rng.randint(0, STEPS)
         fault = {"fault": f"sigkill:{point}:{step}", "hang": f"hang:{point}:{step}", "disk": f"enospc:{rng.choice([p for p in faults.POINTS if p.startswith(('save', 'lora', 'event'))])}:{step}"}.get(what)
         resume = (run / "events.jsonl").exists()
+        whole, back = [checkpoint.step_of(f) for f in checkpoint.listed(run) if not checkpoint.verify(f)], None
+        if what == "order" and resume:  # it changes nothing, and is honoured as soon as the attempt begins
+            fault = f"sigkill:control.after-event:{max(whole, default=0)}"
+            (run / "control").mkdir(exist_ok=True)
+            (run / "control" / f"{turn}.json").write_text(json.dumps({"id": f"order-{turn}", "command": "set", "field": "save.keep", "value": str(BASE["save"]["keep"])}))
+        elif what == "back" and whole:
+            back = rng.choice(whole)
+            fault = f"sigkill:abandon.mid:{back}"
         if fresh and fault is None:
             attempt = anew(path, resume=resume)
         else:
-            attempt = trainers.start(path, resume=resume, workers=workers, faults=[fault] if fault else [], retry_seconds=0.2)
+            attempt = trainers.start(path, resume=resume, from_step=back, workers=workers, faults=[fault] if fault else [], retry_seconds=0.2)
         tally.attempts += 1
         story.append(f"{fault or what} after {instant:.2f} s with {workers} workers{' in a new interpreter' if fresh and fault is None else ''}")
         if not last:
@@ -124,10 +134,10 @@ def life(number: int, seed: int, folder: Path, tiny: Path, straights: dict[str, 
 def disturb(attempt: Attempt, what: str, instant: float, tally: Tally) -> bool:
     """Let it befall the attempt; returns whether it may have saved at a step of its own."""
     match what:
-        case "fault" | "disk":
+        case "fault" | "disk" | "order" | "back":
             attempt.ended.wait(DEADLINE)
             if "on purpose" in attempt.said():
-                tally.done["killed at a named point" if what == "fault" else "disk full for a while"] += 1
+                tally.done[STRUCK[what]] += 1
             return False
         case "hang":
             attempt.wait_until_struck()
@@ -156,10 +166,11 @@ def disturb(attempt: Attempt, what: str, instant: float, tally: Tally) -> bool:
 
 def damage(rng: random.Random, run: Path, tally: Tally) -> str:
     """What a power cut may do to files that were not synced, or a bad disk to any."""
-    kind = rng.choice(["torn checkpoint", "torn manifest", "torn event", "zeros in events", "torn LoRA file"])
-    patterns = {"torn checkpoint": "checkpoints/step_?????????/*.safetensors", "torn manifest": "checkpoints/step_?????????/manifest.json"}
-    if checkpoints := checkpoint.listed(run):  # LoRA files of older steps were synced long ago
-        patterns["torn LoRA file"] = f"t_{checkpoint.step_of(checkpoints[-1]):09d}_*.safetensors"
+    kind = rng.choice(["torn checkpoint", "torn manifest", "torn event", "zeros in events", "torn LoRA file", "torn preview", "torn sheet"])
+    patterns = {"torn checkpoint": ["checkpoints/step_?????????/*.safetensors"], "torn manifest": ["checkpoints/step_?????????/manifest.json"], "torn sheet": ["samples/compare_*", "samples/step_*/sheet.png"]}
+    saved = [checkpoint.step_of(folder) for folder in checkpoint.listed(run)]
+    patterns["torn LoRA file"] = [f"t_{step:09d}_*.safetensors" for step in saved]
+    patterns["torn preview"] = [f"samples/step_{step:09d}/??.*" for step in range(max(saved, default=0), STEPS + 1)]  # those of steps that are passed are named, and not made again
     events = run / "events.jsonl"
     if kind == "torn event" and events.exists():
         size = len(events.read_bytes().rstrip(b"\n").rpartition(b"\n")[2])
@@ -167,8 +178,8 @@ def damage(rng: random.Random, run: Path, tally: Tally) -> str:
     elif kind == "zeros in events" and events.exists():
         with events.open("ab") as f:
             f.write(b"\0" * rng.randint(1, 4096))
-    elif files := sorted(run.glob(patterns.get(kind, "nothing"))):
-        newest = [f for f in files if f.parent == files[-1].parent]
+    elif files := sorted(file for pattern in patterns.get(kind, []) for file in run.glob(pattern) if file.stat().st_size):
+        newest = [f for f in files if f.parent == files[-1].parent] if kind in ("torn checkpoint", "torn manifest") else files
         os.truncate(file := rng.choice(newest), rng.randint(0, file.stat().st_size - 1))
     else:
         return "nothing to damage"
