@@ -84,7 +84,7 @@ def write_job(folder: Path, base: Path, name: str, args: argparse.Namespace) -> 
     Image.new("RGB", (preview, preview), (90, 120, 60)).save(folder / "control.png")
     job = Job(
         job=JobPanel(name=name), model=ModelPanel(path=str(base)), multistage=MultistagePanel(switch_every=args.switch_every),
-        save=SavePanel(every=args.steps), training=TrainingPanel(steps=args.steps),
+        save=SavePanel(every=args.steps), training=TrainingPanel(steps=args.steps, deterministic=args.deterministic),
         datasets=[DatasetPanel(path="clips", num_frames=frames, resolutions=[side], sampling="realtime")],
         sample=SamplePanel(every=0, first=False, width=preview, height=preview, num_frames=frames, steps=args.preview_steps, prompts=[PromptPanel(prompt="a red square", ctrl_img="control.png")]),
     )  # fmt: skip
@@ -124,6 +124,7 @@ def main() -> int:
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--switch-every", type=int, default=1)
     parser.add_argument("--preview-steps", type=int, default=4)
+    parser.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=True, help="attention's backward in a fixed order")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
