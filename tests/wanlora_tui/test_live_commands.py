@@ -105,7 +105,7 @@ def test_a_resume_goes_back_and_a_changed_job_needs_a_yes(folder: Path, tmp_path
     edit(path, training__loss="mae", training__lr=2e-5)
     said = wanlora("resume", "back_v1", "--dir", folder)
     assert said.returncode == 1 and '  training.loss: "mse" -> "mae"   breaks exactness\n  training.lr: 0.0001 -> 2e-05\n' in said.stderr
-    assert "not resumed: its job file has changed so that from here on it would not be the run that was begun. Set it back in the job file, or accept with --accept-changes" in said.stderr
+    assert f"back_v1 ({run}): not resumed: its job file has changed so that from here on it would not be the run that was begun. Set it back in the job file, or accept with --accept-changes" in said.stderr
 
     for answer, code, words in (("", 1, "not resumed, and nothing was changed"), ("y", 0, "queued again")):
         terminal = Terminal([sys.executable, "-m", "wanlora_tui.cli", "resume", "back_v1", "--from", "20", "--dir", str(folder)], size=(100, 30), cwd=ROOT, env=environment())

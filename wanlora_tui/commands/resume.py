@@ -32,7 +32,7 @@ def resume(args: Namespace) -> int:
             record = await client.show(args.job)
             if record.state in RUNNING_STATES:  # refused, and nobody should be asked about changes first
                 return await client.resume(record.id, args.from_step)
-            accepted = agreed(record.name, await client.going_on(record.id), accepted=args.accept_changes)
+            accepted = agreed(record.name, record.run_dir, await client.going_on(record.id), accepted=args.accept_changes)
             return await client.resume(record.id, args.from_step, accepted)
 
     record = asyncio.run(go())
@@ -41,11 +41,12 @@ def resume(args: Namespace) -> int:
     return 0
 
 
-def agreed(name: str, asked: GoingOn, *, accepted: bool) -> str | None:
+def agreed(name: str, run_dir: str, asked: GoingOn, *, accepted: bool) -> str | None:
     """The digest of the changes when they are accepted, `accepted` from the start or asked for on a terminal; None when nothing needs that.
 
     Raises UserError when what was learnt does not fit, the answer is no, or there is nobody to ask.
     """
+    where = f"{name} ({run_dir})"
     if asked.changes:
         say(f"{name}: its job file has changed since this run was last started:")
         for change in asked.shown:
@@ -53,12 +54,12 @@ def agreed(name: str, asked: GoingOn, *, accepted: bool) -> str | None:
             say(f"  {change.text}{'   ' if mark else ''}{mark}")
     if asked.verdict == "ask" and not accepted:
         if not (sys.stdin.isatty() and sys.stderr.isatty()):
-            raise UserError(f"not resumed: {asked.claim}", where=name, fix=asked.fix(accept=ACCEPT))
+            raise UserError(f"not resumed: {asked.claim}", where=where, fix=asked.fix(accept=ACCEPT))
         print(f"{name}: {asked.claim}.\n{asked.question} [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise UserError("not resumed, and nothing was changed", where=name, fix=asked.fix(accept=ACCEPT))
+            raise UserError("not resumed, and nothing was changed", where=where, fix=asked.fix(accept=ACCEPT))
         return asked.digest
-    asked.require(asked.digest, where=name, accept=ACCEPT)
+    asked.require(asked.digest, where=where, accept=ACCEPT)
     return asked.digest if accepted else None
 
 
@@ -66,7 +67,7 @@ def agreed_here(job: Job, base: Path, out: Path, *, accepted: bool) -> str | Non
     """The same for a job whose paths are relative to `base`, and the run folder in `out`, without a daemon."""
     run_dir = out / job.job.name
     held, unreadable = held_job(run_dir, base)
-    return agreed(job.job.name, going_on(held, absolute_paths(job, base), learnt=has_learnt(run_dir), unreadable=unreadable), accepted=accepted)
+    return agreed(job.job.name, str(run_dir), going_on(held, absolute_paths(job, base), learnt=has_learnt(run_dir), unreadable=unreadable), accepted=accepted)
 
 
 def checkpoints(args: Namespace) -> int:
