@@ -1,6 +1,7 @@
 import math
 import sys
 
+import bitsandbytes
 import pytest
 import torch
 
@@ -76,6 +77,27 @@ def test_prodigy_takes_the_steps_of_the_paper():
     torch.testing.assert_close(p.detach().double() - x0, x - x0, rtol=1e-2, atol=1e-3 * float((x - x0).abs().max()))
 
 
+def test_adamw8bit_is_adamw_but_for_its_rounded_state(monkeypatch):
+    """Against the closed form in float64, on the CPU, where the package runs as well: as it is built for a card, each step and the whole way."""
+    lr, decay, b1, b2 = 1e-2, 0.1, 0.9, 0.999
+    g = torch.Generator().manual_seed(2)
+    start = torch.randn(64, 128, generator=g)  # smaller tensors keep their state in fp32
+    p = torch.nn.Parameter(start.clone())
+    monkeypatch.setattr(torch.nn.Parameter, "device", property(lambda self: torch.device("cuda")))
+    optimizer = build_optimizer(TrainingPanel(optimizer="adamw8bit", lr=lr, weight_decay=decay), [p])
+    monkeypatch.undo()
+    x, m, v = start.double(), torch.zeros_like(start, dtype=torch.float64), torch.zeros_like(start, dtype=torch.float64)
+    for t in range(1, 9):
+        grad = torch.randn(start.shape, generator=g)
+        p.grad = grad.clone()
+        optimizer.step()
+        m, v = b1 * m + (1 - b1) * grad.double(), b2 * v + (1 - b2) * grad.double() ** 2
+        x = x * (1 - lr * decay) - lr * (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + 1e-8)
+    assert optimizer.state[p]["state1"].dtype == torch.uint8
+    assert (p.detach().double() - x).norm() < 0.03 * (x - start.double()).norm()
+    assert (p.detach().double() - x).norm() > 0
+
+
 @pytest.mark.parametrize("kind", ["adamw", "adafactor", "prodigy", "adamw8bit"])
 def test_every_optimizer_goes_on_from_a_checkpoint_to_the_same_bits(kind, tmp_path, capsys):
     """Trained on, then saved, loaded into a new one, and both trained on."""
@@ -87,8 +109,7 @@ def test_every_optimizer_goes_on_from_a_checkpoint_to_the_same_bits(kind, tmp_pa
     def new() -> tuple[list[torch.nn.Parameter], torch.optim.Optimizer]:
         parameters = [torch.nn.Parameter(x / 100) for x in start]
         if kind == "adamw8bit":  # ours wants the card; the package itself also runs without
-            package = pytest.importorskip("bitsandbytes", minversion="0.49", reason="bitsandbytes is an optional package: this installation is without")
-            return parameters, package.optim.AdamW8bit(parameters, lr=1e-3)
+            return parameters, bitsandbytes.optim.AdamW8bit(parameters, lr=1e-3)
         return parameters, build_optimizer(TrainingPanel(optimizer=kind, lr=1.0 if kind == "prodigy" else 1e-3), parameters)
 
     def train(parameters, optimizer, steps) -> None:
