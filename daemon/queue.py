@@ -107,6 +107,16 @@ class Queue:
         """The order of a job that joins the queue now."""
         return 1 + max((e.order for e in self.entries.values()), default=0)
 
+    def place_for(self, record: JobRecord) -> int:
+        """The position of a job that joins the queue now; 0 when it starts at once. To join wakes a paused queue."""
+        taken = {gpu for e in self.running() for gpu in e.record.gpus}
+        waiting: list[list[int]] = []
+        for entry in self.queued():
+            if not taken.isdisjoint(entry.record.gpus):
+                waiting.append(entry.record.gpus)
+            taken.update(entry.record.gpus)
+        return 0 if taken.isdisjoint(record.gpus) else 1 + sum(not set(gpus).isdisjoint(record.gpus) for gpus in waiting)
+
     # --- what users ask for -----------------------------------------------------------------------------------
 
     def submit(self, record: JobRecord, now: float, *, resume: bool = False, from_step: int | None = None, accept_changes: bool = False) -> list[Instruction]:
@@ -307,7 +317,8 @@ class Queue:
         record = entry.record
         record.state, record.outcome = verdict.state, verdict.outcome
         if entry.ending == "cancel" and verdict.state != "done":
-            record.state, record.outcome = "cancelled", "Cancelled. Its checkpoints stay in the run folder."
+            begun = record.attempt > 0 or entry.resume
+            record.state, record.outcome = "cancelled", "Cancelled. Its checkpoints stay in the run folder." if begun else "Cancelled before it began."
         record.finished_at, record.pid, record.position = now, 0, 0
         entry.trainer, entry.ending, entry.due = None, "", 0.0
         return [Changed(record.id)]

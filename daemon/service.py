@@ -174,6 +174,7 @@ class Service:
             state="queued", submitted_at=now, steps=job.training.steps,
         )  # fmt: skip
         self._queue.require_free(record)
+        record.position = self._queue.place_for(record)
         known = [e for e in self._queue.entries.values() if e.record.run_dir == record.run_dir]
         held = Path(record.run_dir, JOB_FILE)
         options: dict[str, Any] = {}

@@ -82,9 +82,8 @@ async def test_the_trainer_gets_its_gpus_a_neutral_folder_and_the_job_as_submitt
 async def test_one_gpu_one_job_at_a_time(box: Box):
     box.start("--hold-at", "5")
     async with box.client() as client:
-        await client.submit(box.job("first"))
-        await client.submit(box.job("second"))
-        await client.submit(box.job("elsewhere", gpus=[1]))
+        submitted = [await client.submit(box.job("first")), await client.submit(box.job("second")), await client.submit(box.job("elsewhere", gpus=[1]))]
+        assert [r.position for r in submitted] == [0, 1, 0]
         await box.wait(client, "first", "running")
         await box.wait(client, "elsewhere", "running")
         assert [(r.state, r.position) for r in await client.jobs()] == [("running", 0), ("queued", 1), ("running", 0)]

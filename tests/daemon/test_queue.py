@@ -161,6 +161,17 @@ def test_a_queued_job_is_cancelled_at_once():
     queue = queue_of([0], [0])
     queue.cancel(2, NOW)
     assert states(queue) == ["running", "cancelled"] and queue.cancel(2, NOW) == []
+    assert queue.entries[2].record.outcome == "Cancelled before it began."
+
+
+def test_a_queued_job_that_would_go_on_with_a_run_keeps_its_checkpoints_when_cancelled():
+    queue = queue_of([0], [0])
+    queue.ended(1, Verdict("stopped"), NOW)
+    queue.resume(1, NOW)
+    queue.submit(record(3), NOW, resume=True)  # a run that another began
+    for job in (1, 3):
+        queue.cancel(job, NOW)
+        assert queue.entries[job].record.outcome == "Cancelled. Its checkpoints stay in the run folder."
 
 
 @pytest.mark.parametrize("end", ["stopped", "failed"])
@@ -310,7 +321,10 @@ def test_no_history_breaks_the_rules(seed):
         try:
             if act == "submit":
                 new = len(queue.entries) + 1
-                instructions = queue.submit(record(new, rng.sample(range(3), rng.randint(1, 3))), now)
+                joining = record(new, rng.sample(range(3), rng.randint(1, 3)))
+                foretold = queue.place_for(joining)
+                instructions = queue.submit(joining, now)
+                assert joining.position == foretold
             elif not queue.entries:
                 continue
             elif act in ("stop", "cancel", "resume"):

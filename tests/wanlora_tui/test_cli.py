@@ -252,7 +252,7 @@ def test_cancelling_says_what_becomes_of_it(folder: Path, tmp_path: Path):
     submit(folder, write_job(tmp_path, "first_v1", steps=100_000, pace_ms=5))
     submit(folder, write_job(tmp_path, "waiting_v1"))
     assert wanlora("cancel", "waiting_v1", "--dir", folder).stderr == "waiting_v1 is cancelled. It had not begun.\n"
-    assert wanlora("watch", "waiting_v1", "--dir", folder).stderr == "waiting_v1: cancelled. Its checkpoints stay in the run folder.\n"
+    assert wanlora("watch", "waiting_v1", "--dir", folder).stderr == "waiting_v1: cancelled before it began.\n"
     until(lambda: "► running" in wanlora("jobs", "--dir", folder).stdout, "the first job")
     assert wanlora("cancel", "first_v1", "--dir", folder).stderr == "first_v1 is being cancelled. Its checkpoints stay.\n"
 
