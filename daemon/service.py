@@ -220,7 +220,10 @@ class Service:
         """Leave an order for the job's trainer. Raises UserError unless it runs."""
         record = entry.record
         if record.state not in ("starting", "running"):
-            fix = "It is about to end" if record.state == "stopping" else f"Change its job file {record.job_path}, then: wanlora resume {record.name}" if order.command == "set" else "Only a running job can do that"
+            fix = "It is about to end" if record.state == "stopping" else "Only a running job can do that"
+            if order.command == "set" and record.state != "stopping":
+                first = f"Take it from the queue with: wanlora stop {record.name}. Then change" if record.state == "queued" else "Change"
+                fix = f"{first} its job file {record.job_path}, and queue it again with: wanlora resume {record.name}"
             raise UserError(f"is {record.state}, so its trainer takes no orders", where=record.name, fix=fix)
         leave(Path(record.run_dir), request_id, order)
         return self._change(request_id, entry, [])

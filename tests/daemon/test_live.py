@@ -77,7 +77,8 @@ async def test_a_job_that_does_not_run_takes_no_orders_and_says_what_to_do(box: 
     async with box.client() as client:
         await client.submit(box.job("one"))
         await client.submit(box.job("two"))
-        with pytest.raises(RequestRefused, match=r"two: is queued, so its trainer takes no orders\. Change its job file .*two\.toml, then: wanlora resume two"):
+        advice = r"two: is queued, so its trainer takes no orders\. Take it from the queue with: wanlora stop two\. Then change its job file .*two\.toml, and queue it again with: wanlora resume two"
+        with pytest.raises(RequestRefused, match=advice):
             await client.set("two", "training.lr", "5e-5")
         await box.wait(client, "one", "running")
         await client.stop("one")
@@ -94,6 +95,26 @@ async def test_a_job_that_does_not_run_takes_no_orders_and_says_what_to_do(box: 
         await at_step(client, 5, "three")
         with pytest.raises(RequestRefused, match="three: has no sample prompts to make previews of"):
             await client.sample_now("three")
+
+
+async def test_a_queued_job_is_changed_as_it_is_advised(box: Box):
+    """Also one that waits to go on with what it has trained."""
+    box.start("--hold-at", "5")
+    async with box.client() as client:
+        path = box.job("two")
+        for number, lr in enumerate(("5e-5", "3e-5")):
+            await client.submit(box.job(f"one{number}"))
+            await box.wait(client, f"one{number}", "running")
+            await (client.resume("two") if number else client.submit(path))
+            await client.stop("two")
+            path.write_text(box.job("two").read_text().replace("[training]", f"[training]\nlr = {lr}"))
+            assert (await client.resume("two")).state == "queued"
+            await client.cancel(f"one{number}")
+            if not number:
+                await at_step(client, 5, "two")
+                await client.stop("two")
+            await box.wait(client, "two")
+        assert [e.data["job"]["training"]["lr"] for e in file_events(box.run_dir("two")) if e.kind == "started"] == [5e-5, 3e-5]
 
 
 async def test_the_same_order_request_acts_once(box: Box):
