@@ -19,7 +19,7 @@ Verb = Literal["stop", "save", "sample", "set"]
 class ControlFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One control file's content."""
 
-    id: str = ""  # what the `changed` event names, so that a command is honoured once
+    id: str = ""  # what the event that honours or refuses it names, so that a command is honoured once
     command: Verb
     field: str = ""
     value: str = ""
