@@ -15,6 +15,7 @@ from engine.base import BaseFolder, Expert, needed_experts, trained_experts
 from engine.block import Lora
 from engine.loading import load_stem
 from engine.masters import pack_branches
+from engine.stash import Stash
 from engine.streamed import ExpertWeights, Machinery, StreamedExecutor
 from engine.weightcache import cached_blocks
 from presets.cachefacts import cache_dir
@@ -54,13 +55,13 @@ class Experts:
             own = pack_branches(recovery.get(expert, []), pinned=device.type == "cuda")
             self._weights[expert] = ExpertWeights(expert, stem, masters, layout, branches, alpha_of(job, expert) / rank_of(job, expert), own)
 
-    def set_plan(self, plan: Plan) -> None:
-        """Run under another plan from now on; what the old one held on the device is let go first."""
+    def set_plan(self, plan: Plan, stash: Stash | None = None) -> None:
+        """Run under another plan from now on; what the old one held on the device is let go first. `stash` is one of the same plan, with its host memory."""
         self.plan = plan
         self._drop()
         for weights in self._weights.values():
             weights.stem.to(self.device)  # from where `parked` has put it
-        self.machinery = Machinery(plan, self.attention, max(w.block_bytes for w in self._weights.values()), self.device)
+        self.machinery = Machinery(plan, self.attention, max(w.block_bytes for w in self._weights.values()), self.device, stash=stash)
         self.executors = {expert: StreamedExecutor(weights, self.machinery) for expert, weights in self._weights.items()}
 
     def ensure(self) -> None:
@@ -78,17 +79,19 @@ class Experts:
     @contextmanager
     def parked(self) -> Iterator[None]:
         """Inside, the device holds nothing of the experts but their LoRAs, where memory is short (what backward needs lies on
-        the host): a preview's decode has the room. Bringing it back costs a tenth of a second."""
+        the host): a preview's decode has the room. The host's memory stays locked, so bringing all back is quick."""
         if self.plan.stash == "device":
             yield
             return
+        assert self.machinery is not None, "the preview has just run"
+        stash = self.machinery.stash
         self._drop()
         for weights in self._weights.values():
             weights.stem.to("cpu")
         try:
             yield
         finally:
-            self.set_plan(self.plan)
+            self.set_plan(self.plan, stash)
 
     @contextmanager
     def accelerated(self, accelerators: Mapping[Expert, Accelerator]) -> Iterator[None]:

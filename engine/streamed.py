@@ -81,16 +81,17 @@ def _compiled(function: Any) -> Any:
 
 
 class Machinery:
-    """What both experts share under one plan: block functions, the ring of slots, the stash. `cuda` as in `engine.ring.Ring`."""
+    """What both experts share under one plan: block functions, the ring of slots, the stash (made here, unless there is one that
+    this plan has used). `cuda` as in `engine.ring.Ring`."""
 
-    def __init__(self, plan: Plan, attention: Attention, slot_bytes: int, device: torch.device, cuda: Any = None) -> None:
+    def __init__(self, plan: Plan, attention: Attention, slot_bytes: int, device: torch.device, cuda: Any = None, stash: Stash | None = None) -> None:
         self.plan, self.attention, self.device = plan, attention, device
         self.fixed_order = attention.deterministic and device.type == "cuda"  # the CPU's order is fixed as it is
         self.before, self.of_text, self.after = (_compiled(part) if plan.compiled else part for part in BLOCK)
         if cuda is None and device.type == "cuda":
             cuda = torch.cuda
         self.ring = Ring(slot_bytes, plan.slots, device, cuda)
-        self.stash: Stash = DeviceStash() if plan.stash == "device" else HostStash(device, cuda, stay=plan.stash_on_device)
+        self.stash = stash or (DeviceStash() if plan.stash == "device" else HostStash(device, cuda, stay=plan.stash_on_device))
 
 
 class _Attention(torch.autograd.Function):

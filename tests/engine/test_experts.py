@@ -1,0 +1,46 @@
+"""Experts while a preview is decoded: off the device, back as they were."""
+
+import pytest
+import torch
+
+from engine.clock import Stopwatch
+from engine.gradients import gradients
+from presets.plan import Plan
+from tests.engine.bench import Bench
+from tests.engine.jobs import write_job
+
+
+@pytest.fixture(scope="module")
+def bench(tiny, tmp_path_factory):
+    bench = Bench(write_job(tmp_path_factory.mktemp("experts"), tiny, prompts=0))
+    yield bench
+    bench.run.loader.close()
+
+
+def gradient(bench: Bench) -> dict[str, torch.Tensor]:
+    parameters = bench.run.learners["high_noise"].parameters
+    for p in parameters.values():
+        p.grad = None
+    assert gradients(bench.run, 0, "high_noise", Stopwatch(torch.device("cpu")), bench.control)
+    return {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+
+
+@pytest.mark.parametrize("stay", [0, 1])
+def test_parked_experts_come_back_with_the_host_memory_they_had(bench, stay):
+    experts = bench.run.experts
+    experts.set_plan(Plan(stash="host", stash_on_device=stay, compiled=False))
+    before = gradient(bench)
+    held = {block: buffer.data_ptr() for block, buffer in experts.machinery.stash._host.items()}
+    with experts.parked():
+        assert not experts.executors and experts.machinery is None
+    after = gradient(bench)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert held and held == {block: buffer.data_ptr() for block, buffer in experts.machinery.stash._host.items()}
+
+
+def test_another_plan_has_a_stash_of_its_own(bench):
+    experts = bench.run.experts
+    experts.set_plan(Plan(stash="host", compiled=False))
+    stash = experts.machinery.stash
+    experts.set_plan(Plan(stash="host", stash_on_device=1, compiled=False))
+    assert experts.machinery.stash is not stash and experts.machinery.stash.stay == 1
