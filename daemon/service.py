@@ -287,7 +287,7 @@ class Service:
                 gpus=record.gpus, marker=self._marker(job), log=self._log(record),
             )  # fmt: skip
         except OSError as e:
-            return self._queue.ended(job, Verdict("failed", f"The trainer could not be launched: {e}. Mend that, then: wanlora resume {record.name}"), now)
+            return self._queue.ended(job, Verdict("failed", f"The trainer could not be launched: {e}. Fix that, then: wanlora resume {record.name}"), now)
         process = identify(child.pid)
         assert process is not None  # it is our child and nobody has waited for it yet
         self._trainers[job] = Trainer(process, self._marker(job), child)

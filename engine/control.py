@@ -9,9 +9,11 @@ and honoured at its first step; a launcher removes stops that were meant for an 
 """
 
 import os
+import select
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -32,12 +34,13 @@ def refusal(what: str, error: UserError) -> Finding:
 
 
 class Control:
-    """Polled at each micro-step edge. SIGTERM and SIGINT wish a stop with a save; a second one ends at once."""
+    """Polled at each micro-step edge. SIGTERM and SIGINT wish a stop with a save; a second one ends at once, and says so on stderr."""
 
     def __init__(self, folder: Path, *, tell: Callable[[Finding], None]) -> None:
         self._tell = tell  # told of files that are no command
         self.folder = folder / CONTROL_DIR
         self._signals = 0
+        self._launcher = 0  # the parent process, since `listen`
         self._waiting: dict[Path, ControlFile] = {}  # read, and neither honoured nor refused yet
         self.why = ""  # a stop is wished for, and why
 
@@ -47,14 +50,17 @@ class Control:
 
     def listen(self) -> None:
         """Install the signal handlers. Main thread only."""
+        self._launcher = os.getppid()
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._signals += 1
+        name = signal.Signals(number).name
         if self._signals > 1:
+            _say(f"wanlora: {name} received again: ended at once, without saving. Checkpoints saved before are whole")
             os._exit(128 + number)  # as a kill would, which loses nothing; an exception out of nowhere could tear what is being written
-        self.why = f"{signal.Signals(number).name} received"
+        self.why = f"{name} received" if os.getppid() == self._launcher else f"its launcher was killed or ended, then {name} received"
 
     def honour(self) -> None:
         """Raise StopWished when a stop is wished for."""
@@ -75,7 +81,7 @@ class Control:
             except FileNotFoundError:  # the launcher took it back
                 continue
             if command.command == "stop":
-                self.why = "stop asked for"
+                self.why = "stopped on request"
                 file.unlink(missing_ok=True)
             else:
                 self._waiting[file] = command
@@ -97,6 +103,13 @@ class Control:
         while time.monotonic() < until:
             self.honour()
             time.sleep(POLL_SECONDS)
+
+
+def _say(line: str) -> None:
+    """Onto stderr past its buffers, which the interrupted code may be in the middle of; not onto a terminal or pipe that takes nothing just now."""
+    with suppress(OSError):
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, f"{line}\n".encode())
 
 
 def _written(file: Path) -> tuple[int, str]:

@@ -92,7 +92,7 @@ def _attempt(folder: Path, begin: Begin, base_dir: Path, log: EventLog, *, worke
     for finding in findings:
         log.finding(finding)
     if errors := [f for f in findings if f.severity == "error"]:
-        raise UserError(_summary(errors), fix="Mend them in the job file, then start again")
+        raise UserError(_summary(errors), fix="Fix them in the job file, then start again")
     if not (folder / JOB_FILE).exists():
         save_job(absolute_paths(job, base_dir), folder / JOB_FILE)
         fsync(folder)
@@ -116,7 +116,7 @@ def _attempt(folder: Path, begin: Begin, base_dir: Path, log: EventLog, *, worke
         with memory_errors():
             return _run(begin, facts, folder, log, control, device=torch_device, workers=workers, vram=vram)
     except StopWished as e:
-        log.emit("stopped", step=begin.step, path=str(begin.checkpoint.relative_to(folder)) if begin.checkpoint else "", why=f"{e}; stopped while loading, nothing was lost")
+        log.emit("stopped", step=begin.step, path=str(begin.checkpoint.relative_to(folder)) if begin.checkpoint else "", why=f"{e} while loading; nothing was lost")
         return RESUMABLE
     except torch.OutOfMemoryError as e:
         raise UserError(f"the GPU ran out of memory outside a training step: {str(e).splitlines()[0]}", where="job.gpus", fix=KNOBS) from e

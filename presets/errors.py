@@ -1,4 +1,4 @@
-"""Errors that a user can mend. Everything else is an assert or a bug."""
+"""Errors that a user can fix. Everything else is an assert or a bug."""
 
 from presets.text import sentences
 

@@ -167,7 +167,7 @@ def fold(view: RunView, event: Event) -> None:
             _note(view, event, data["text"])
         case "stopped":
             view.state, view.outcome = "stopped", data["why"]
-            _note(view, event, f"stopped after step {data['step']}: {data['why']}")
+            _note(view, event, f"stopped after step {data['step']}: {data['why'].removeprefix('stopped ')}")
         case "failed":
             view.state, view.outcome = "failed", sentences(data['cause'], data['next'])
             _note(view, event, f"failed: {view.outcome}")

@@ -199,7 +199,7 @@ def save_job(job: Job, path: Path, *, fresh: bool = False) -> None:
     except OSError as e:
         raise UserError(f"cannot be written: {e.strerror}", where=str(path), fix="Choose another place with --out") from None
     except ValueError as e:  # tomlkit and the UTF-8 decoder, about what lies there already
-        raise UserError(f"what lies there is not valid TOML: {e}", where=str(path), fix="Mend it, or choose another place with --out") from None
+        raise UserError(f"what lies there is not valid TOML: {e}", where=str(path), fix="Correct it, or choose another place with --out") from None
 
 
 def absolute_paths(job: Job, base: Path) -> Job:

@@ -75,7 +75,7 @@ def _read_gpus(nvml: Any, ram_total: int, ram_free: int) -> tuple[list[Gpu], str
             return [], "the NVIDIA driver runs but sees no GPU: look at nvidia-smi, or start the container with GPU access, docker run --gpus all"
         return [_read_gpu(nvml, i, driver, ram_total, ram_free) for i in range(count)], ""
     except nvml.NVMLError as e:
-        return [], f"the NVIDIA driver stopped answering, {_text(e)}: look at nvidia-smi and the kernel log, a reboot mends most causes"
+        return [], f"the NVIDIA driver stopped answering, {_text(e)}: look at nvidia-smi and the kernel log, a reboot fixes most causes"
     finally:
         with suppress(nvml.NVMLError):  # a driver in trouble may not even say goodbye
             nvml.nvmlShutdown()

@@ -83,7 +83,7 @@ def main() -> int:
     facts = {"pid": os.getpid(), "session": os.getsid(0), "gpus": os.environ["CUDA_VISIBLE_DEVICES"], "args": sys.argv[1:], "cwd": str(Path.cwd())}
     print("facts", json.dumps(facts), flush=True)
     if args.fail:
-        emit("failed", cause="2 errors in the job.", next="Mend them.")
+        emit("failed", cause="2 errors in the job.", next="Fix them.")
         return 1
     emit("started", name=job.job.name, job=job_to_dict(job), plan="fake", versions={}, device="cpu", steps=job.training.steps, resumed_from=first)
     emit("phase", name="loading", done=1, total=1, text="")
@@ -103,7 +103,7 @@ def main() -> int:
             time.sleep(0.01)
         if stop_asked(step):
             save(step)
-            emit("stopped", step=step, path=f"checkpoints/step_{step:09}", why="stop asked for")
+            emit("stopped", step=step, path=f"checkpoints/step_{step:09}", why="stopped on request")
             return 75
     emit("done", step=job.training.steps, files=["a.safetensors"], seconds=1.0)
     while args.linger:

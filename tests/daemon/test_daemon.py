@@ -101,7 +101,7 @@ async def test_stop_then_resume_goes_on_from_the_checkpoint(box: Box):
         await until(lambda: "one" in str(box.run_dir("one")) and (box.run_dir("one") / "events.jsonl").exists())
         assert (await client.stop("one")).state == "stopping"
         stopped = await box.wait(client, "one")
-        assert (stopped.state, stopped.outcome) == ("stopped", "stop asked for")
+        assert (stopped.state, stopped.outcome) == ("stopped", "stopped on request")
         step = stopped.step
         await client.resume("one")
         done = await box.wait(client, "one", "done", "running")
@@ -313,7 +313,7 @@ async def test_a_job_that_says_failed_and_one_that_dies_without_a_word(box: Box)
     box.start("--fail")
     async with box.client() as client:
         await client.submit(box.job("said"))
-        assert (await box.wait(client, "said")).outcome == "2 errors in the job. Mend them."
+        assert (await box.wait(client, "said")).outcome == "2 errors in the job. Fix them."
     box.process.terminate()
     box.process.wait()
     box.start("--die-at", "7")
@@ -336,6 +336,8 @@ async def test_a_trainer_that_cannot_be_launched_fails_with_its_reason(box: Box)
         await client.submit(box.job("one"))
         failed = await box.wait(client, "one")
         assert failed.state == "failed" and "could not be launched" in failed.outcome and "/nonexistent/trainer" in failed.outcome
+        assert "Fix that, then: wanlora resume one" in failed.outcome
+        assert "Fix that, then: wanlora resume one" in failed.outcome
         (box.dir / "in_the_way").write_text("a file")
         await client.submit(box.job("two"), box.dir / "in_the_way")
         assert "could not be launched" in (await box.wait(client, "two")).outcome

@@ -105,7 +105,7 @@ def test_stop_asks_once_however_often_it_is_said():
     assert queue.stop(1, NOW) == [Changed(1), AskStop(1)]
     assert queue.stop(1, NOW + 1) == []
     assert queue.entries[1].record.state == "stopping"
-    queue.ended(1, Verdict("stopped", "stop asked for"), NOW + 2)
+    queue.ended(1, Verdict("stopped", "stopped on request"), NOW + 2)
     assert queue.stop(1, NOW + 3) == [] and states(queue) == ["stopped"]
 
 

@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,9 +46,9 @@ def test_commands_wait_in_the_order_they_were_written_until_they_are_done(contro
 
 def test_a_stop_is_taken_at_once(control):
     path = leave(control, "s", {"id": "s", "command": "stop"})
-    with pytest.raises(StopWished, match="stop asked for"):
+    with pytest.raises(StopWished, match="stopped on request"):
         control.honour()
-    assert not path.exists() and control.waiting() == [] and control.why == "stop asked for"
+    assert not path.exists() and control.waiting() == [] and control.why == "stopped on request"
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"command": 5}', b'{"id": "x"}', b"\xff", b'{"id": "\xff", "command": "save"}', {"command": "dance"}])
@@ -71,3 +74,44 @@ def test_what_the_daemon_leaves_is_what_is_taken(control):
     for number, command in enumerate(given):
         left_by_the_daemon(control.folder.parent, f"request {number}", command)
     assert [command for _, command in control.waiting()] == [ControlFile(id=f"request {n}", command=c.command, field=c.field, value=c.value) for n, c in enumerate(given)]
+
+
+LISTEN = """
+import os, signal, sys, time
+from pathlib import Path
+from engine.control import Control
+control = Control(Path(sys.argv[1]), tell=print)
+control.listen()
+"""
+
+
+def test_a_second_signal_ends_at_once_with_a_word():
+    code = LISTEN + "os.kill(os.getpid(), signal.SIGTERM)\nprint(control.why, flush=True)\nos.kill(os.getpid(), signal.SIGINT)\nprint('still here')"
+    said = subprocess.run([sys.executable, "-c", code, "nowhere"], capture_output=True, text=True, timeout=60, check=False)
+    assert (said.returncode, said.stdout) == (128 + signal.SIGINT, "SIGTERM received\n")
+    assert said.stderr.startswith("wanlora: SIGINT received again: ended at once, without saving.") and said.stderr.count("\n") == 1
+
+
+def test_a_stderr_that_takes_nothing_holds_up_no_end():
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    try:
+        while True:
+            os.write(write, bytes(4096))
+    except BlockingIOError:
+        os.set_blocking(write, True)
+    code = LISTEN + "for _ in range(2): os.kill(os.getpid(), signal.SIGTERM)"
+    assert subprocess.run([sys.executable, "-c", code, "nowhere"], stderr=write, timeout=60, check=False).returncode == 128 + signal.SIGTERM
+    os.close(read)
+    os.close(write)
+
+
+def test_a_launcher_that_is_gone_is_told(tmp_path):
+    """What stops the trainer then is a SIGTERM, too: of the daemon, which has seen it left alone."""
+    code = LISTEN + (
+        "there, launcher = Path(sys.argv[1]) / 'there', os.getppid()\nthere.touch()\n"
+        "while os.getppid() == launcher: time.sleep(0.01)\nos.kill(os.getpid(), signal.SIGTERM)\nprint(control.why)"
+    )
+    launcher = ["sh", "-c", '"$0" -c "$1" "$2" & while [ ! -e "$2/there" ]; do sleep 0.02; done; kill -9 $$', sys.executable, code, str(tmp_path)]
+    said = subprocess.run(launcher, capture_output=True, text=True, timeout=60, check=False)
+    assert (said.returncode, said.stdout, said.stderr) == (-signal.SIGKILL, "its launcher was killed or ended, then SIGTERM received\n", "")

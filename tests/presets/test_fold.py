@@ -41,7 +41,7 @@ def whole_run() -> list[Event]:
     for n in range(7, 10):
         t.step(n)
     t.add("checkpoint", step=9, path="checkpoints/step_000000009", sha256="0")
-    t.add("stopped", step=9, path="", why="asked to")
+    t.add("stopped", step=9, path="", why="stopped on request")
     t.start(resumed_from=6)
     t.add("changed", field="training.steps", old=20, new=8)
     for n in range(7, 9):
@@ -65,6 +65,7 @@ def test_the_whole_run():
     assert view.files == ["orbit_high_noise.safetensors"] and view.outcome == ""
     assert view.last_seq == len(whole_run()) and view.eta_seconds == 0
     assert [f["code"] for f in view.findings] == ["frames-mismatch"]
+    assert [line.text for line in view.log if line.kind == "stopped"] == ["stopped after step 9: on request"]
 
 
 def test_a_finding_of_every_attempt_is_listed_once():

@@ -178,9 +178,9 @@ async def test_a_killed_trainer_s_end_can_be_read_whole(size: tuple[int, int], t
 
 
 async def test_an_earlier_end_is_not_told_of_a_job_that_waits_again(tmp_path: Path):
-    async with ended_by("queued", "stop asked for", tmp_path).run_test(size=(80, 24)) as pilot:
+    async with ended_by("queued", "stopped on request", tmp_path).run_test(size=(80, 24)) as pilot:
         await settle(pilot)
-        assert "… queued" in shown(pilot.app.screen) and "stop asked for" not in shown(pilot.app.screen)
+        assert "… queued" in shown(pilot.app.screen) and "stopped on request" not in shown(pilot.app.screen)
 
 
 async def test_a_finding_and_its_fix_are_two_sentences(tmp_path: Path):

@@ -59,7 +59,7 @@ STEPS: tuple[Step, ...] = (
         "review",
         "Review and launch",
         "f fixes the highlighted finding, F all of them, Enter goes to its field, t shows the job file. F8 launches.",
-        "Errors (✗) would stop or spoil the run and must be mended before the launch; warnings (!) are worth a thought; advice (i) is "
+        "Errors (✗) would stop or spoil the run and must be fixed before the launch; warnings (!) are worth a thought; advice (i) is "
         "free. f applies the fix of the highlighted finding, F every fix there is, Enter goes to the field. The job file is plain "
         "TOML: keep it, edit it, start it again with `wanlora submit`. Launching writes it and hands it to the daemon; the "
         "training goes on when you close this window.",
