@@ -99,12 +99,12 @@ def test_experts_that_find_no_room_after_a_preview_are_placed_again(tiny, tmp_pa
     card(STREAMED)
     plain, calls = Experts.set_plan, []
 
-    def set_plan(self, plan):
+    def set_plan(self, plan, stash=None):
         calls.append(plan)
         if len(calls) == 2:  # the first placed them
             self._drop()
             raise OOM
-        plain(self, plan)
+        plain(self, plan, stash)
 
     monkeypatch.setattr(Experts, "set_plan", set_plan)
     assert run_job(write_job(tmp_path, tiny, steps=2, sample={"every": 0}), None, resume=False, workers=0, device="cpu") == 0
