@@ -9,6 +9,7 @@ stdout gets the file's path and a table of errors without and with the adapter, 
 import argparse
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 from engine.ara_grid import GRIDS, Grid
@@ -52,6 +53,11 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
         raise UserError("exists already", where=str(out), fix="Choose another file with --out, or delete this one")
     if not out.absolute().parent.is_dir():
         raise UserError("no such folder", where=str(out.parent), fix="Make it first, or choose another file with --out")
+    try:
+        with tempfile.TemporaryFile(dir=out.absolute().parent):  # permission bits lie on read-only disks and for root
+            pass
+    except OSError as e:
+        raise UserError(f"cannot be written: {(e.strerror or str(e)).lower()}", where=str(out), fix="Choose another file with --out") from None
 
     import torch
 

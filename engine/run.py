@@ -100,7 +100,6 @@ def _attempt(folder: Path, begin: Begin, base_dir: Path, log: EventLog, *, worke
     import torch  # only now: a job that is refused is refused in a second
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.set_verbosity_error()  # before diffusers is imported: it asks for image processors that nobody needs
     transformers_logging.disable_progress_bar()  # our own phases tell the progress
     from diffusers.utils import logging as diffusers_logging
 
