@@ -9,7 +9,7 @@ import gc
 from collections.abc import Callable, Iterable
 
 import torch
-from diffusers.pipelines.wan.pipeline_wan import prompt_clean  # that of pipeline_wan_i2v is the same, and comes with image processors which ask for torchvision
+from diffusers.pipelines.wan.pipeline_wan import prompt_clean  # pipeline_wan_i2v has it, too, but asks for torchvision
 
 from engine.base import BaseFolder
 from engine.parts import load_tokenizer
