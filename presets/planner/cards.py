@@ -53,9 +53,10 @@ def find_card(text: str) -> Card:
         return near[0]
     if near:
         raise UserError(f"{text!r} may be {' or '.join(c.name for c in near)}", where="--gpu", fix="Name one of them")
-    close = difflib.get_close_matches(text.lower(), [n.lower() for n in names], n=3, cutoff=0.4)
-    like = [n for n in names if n.lower() in close] or list(names)
-    raise UserError(f"no card called {text!r} is known", where="--gpu", fix=f"Name one of {', '.join(like)}; or give its memory with --vram")
+    short = {name.lower().removeprefix("rtx "): name for name in names}
+    close = [short[s] for s in difflib.get_close_matches(text.lower().removeprefix("rtx "), list(short), n=3, cutoff=0.6)]
+    guess = f". Did you mean {' or '.join(close)}?" if close else ""
+    raise UserError(f"no card called {text!r} is known{guess}", where="--gpu", fix=f"These are known: {', '.join(names)}. For another give its memory with --vram")
 
 
 def nearest_card(vram: int) -> Card:

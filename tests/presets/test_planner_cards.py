@@ -45,6 +45,13 @@ def test_names_that_people_type(text, name):
             find_card(text)
 
 
+@pytest.mark.parametrize(("text", "guess"), [("4091", "Did you mean RTX 4090? These"), ("4060ti", "Did you mean RTX 4060 Ti 16GB or "), ("radeon", "'radeon' is known. These")])
+def test_an_unknown_card_gets_a_guess_and_all_that_are_known(text, guess):
+    with pytest.raises(UserError) as caught:
+        find_card(text)
+    assert guess in str(caught.value) and all(card.name in caught.value.fix for card in load_cards()) and "--vram" in caught.value.fix
+
+
 def test_a_bare_amount_of_memory_is_taken_for_the_slowest_card_of_that_size():
     assert nearest_card(12 * GIB).name == "RTX 3060"
     assert nearest_card(24 * GIB).name == "RTX 3090"
