@@ -74,7 +74,7 @@ class RunView(Struct, kw_only=True):
     last_step_at: float = 0.0
     plan: str = ""
     device: str = ""
-    steps: int = 0  # in all
+    steps: int = 0  # in all; never fewer than are done: with steps set below that, the run ends where it is
     step: int = 0  # done
     expert: str = ""
     loss: float = 0.0
@@ -115,7 +115,7 @@ def fold(view: RunView, event: Event) -> None:
     data = event.data
     match event.kind:
         case "started":
-            view.name, view.plan, view.device, view.steps = data["name"], data["plan"], data["device"], data["steps"]
+            view.name, view.plan, view.device, view.steps = data["name"], data["plan"], data["device"], max(data["steps"], data["resumed_from"])
             view.state, view.outcome, view.files = "running", "", []
             view.vram_total_gib, view.ram_total_gib = data.get("vram_total_gib", 0.0), data.get("ram_total_gib", 0.0)
             view.started_at = view.started_at or event.time
@@ -155,7 +155,7 @@ def fold(view: RunView, event: Event) -> None:
             _note(view, event, f"{data['severity']}: {data['message']}")
         case "changed":
             if data["field"] == "training.steps":
-                view.steps = data["new"]
+                view.steps = max(data["new"], view.step)
             if data["field"] in LIVE_FIELDS:
                 view.settings[data["field"]] = data["new"]
             _note(view, event, f"{data['field']} changed from {data['old']} to {data['new']}")

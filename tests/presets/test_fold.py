@@ -68,6 +68,19 @@ def test_the_whole_run():
     assert [line.text for line in view.log if line.kind == "stopped"] == ["stopped after step 9: on request"]
 
 
+def test_steps_set_below_what_is_done_count_as_what_is_done():
+    t = Tape()
+    t.start()
+    for n in range(1, 10):
+        t.step(n)
+    t.add("changed", field="training.steps", old=20, new=2, step=9)
+    view = folded(t.events)
+    assert (view.step, view.steps, view.settings["training.steps"]) == (9, 9, 2)
+    t.attempt += 1
+    t.add("started", name="orbit", job={}, plan="bf16", versions={}, device="cpu", steps=2, resumed_from=9)
+    assert (folded(t.events).step, folded(t.events).steps) == (9, 9)
+
+
 def test_a_finding_of_every_attempt_is_listed_once():
     events = whole_run()
     finding = next(e for e in events if e.kind == "finding")
