@@ -56,7 +56,7 @@ class Planning:
 
 
 def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None, before: Plan | None = None) -> Planning:
-    """The plan of `before` a resume where it still fits, else the fastest that does. `vram` caps the card's memory, in bytes.
+    """The plan of `before` a resume where it still fits (with its precision, which "auto" may choose otherwise today), else the fastest that does. `vram` caps the card's memory, in bytes.
     Raises UserError with the numbers."""
     work, shape = workload_of(job, facts), shape_of(facts)
     if device.type != "cuda" or facts.tiny:
@@ -71,7 +71,8 @@ def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None, 
         hardware = msgspec.structs.replace(hardware, vram_total=min(hardware.vram_total, vram), vram_free=min(hardware.vram_free, vram))
     choice = choose_for(job, facts, hardware)
     plan, p, why = choice.plan, choice.prediction, choice.why
-    if before is not None and before != plan and before.precision == plan.precision and fits(before, work, hardware, shape):
+    asked = job.quantization.transformer
+    if before is not None and before != plan and (asked == "auto" or before.precision == plan.precision) and fits(before, work, hardware, shape):
         plan, p, why = before, predict(before, work, hardware, shape), f"as before the resume (begun anew it would be: {plan.text}, {p.seconds.total:.2f} s/step)"
     why = f"{why}; predicted {p.peak_vram / GIB:.1f} GiB of VRAM, {p.ram / GIB:.0f} GiB of RAM, {p.seconds.total:.2f} s/step"
     seen = card_memory(device)

@@ -49,6 +49,7 @@ from presets.plan import KNOBS, Plan
 from presets.planner.rungs import Scarce
 
 WHERE: dict[Scarce, str] = {"vram": "run", "step": "training step", "vae": "VAE", "preview": "preview", "ram": "host's memory"}
+PLANNED = ("model.low_vram", "model.layer_offloading", "quantization.transformer")  # fields by which the user decides on the plan
 
 
 @dataclass
@@ -144,6 +145,11 @@ def running_before(begin: Begin, device: torch.device) -> Running | None:
     return msgspec.convert(meta["running"], Running)
 
 
+def plan_before(begin: Begin, running: Running | None) -> Plan | None:
+    """The checkpoint's plan, unless the job has since been changed in what it says of the plan."""
+    return running.plan if running and not any(c.field in PLANNED for c in begin.since) else None
+
+
 def kernels_of(
     job: Job, planning: Planning, running: Running | None, config: dict[str, Any], *, device: torch.device, dtype: torch.dtype, tokens: int
 ) -> tuple[Attention, str]:
@@ -182,7 +188,7 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
     items = build_items(job, facts.base, facts.datasets)
     order = Order(items, job.training.batch_size, job.job.seed, place_in(job))
     running = running_before(begin, device)
-    planning = plan_run(job, facts, device, vram=vram, before=running.plan if running else None)
+    planning = plan_run(job, facts, device, vram=vram, before=plan_before(begin, running))
     plan = planning.plan
 
     log.phase("loading", 0, 1, "text encoder")

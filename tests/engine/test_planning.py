@@ -10,7 +10,8 @@ from engine import planning
 from engine.attention import CPU, Attention
 from engine.planning import Running, plan_run
 from engine.resume import Begin
-from engine.setup import kernels_of, running_before, versions
+from engine.setup import kernels_of, plan_before, running_before, versions
+from presets.changes import changes
 from presets.plan import Plan
 from tests.presets.making import facts, gpu, job, machine, rates
 
@@ -46,6 +47,23 @@ def test_a_plan_that_no_longer_fits_is_chosen_anew(planned):
 def test_a_plan_of_another_precision_is_chosen_anew(planned):
     before = planned(60, quantization={"transformer": "none"}).plan
     assert planned(60, before=before, quantization={"transformer": "qint8"}).plan.precision == "qint8"
+
+
+def test_a_precision_that_was_chosen_stays_though_it_would_be_chosen_otherwise_now(planned):
+    """float8 comes of rates that were measured; a resume on the same card keeps the weights as they were rounded."""
+    before = planned(60, quantization={"transformer": "qint8"}).plan
+    assert planned(60).plan.precision == "float8" and planned(60, before=before).plan == before
+
+
+@pytest.mark.parametrize("panels", [{"low_vram": True}, {"layer_offloading": True}], ids=lambda panels: next(iter(panels)))
+def test_what_the_user_has_since_said_of_the_plan_counts_on_resume(planned, panels):
+    """Both may change between two attempts without a question, so neither may be without effect."""
+    running = Running(planned(60).plan, CPU)
+    then, now = job(), job(model=panels)
+    assert plan_before(Begin(job=then), running) == running.plan
+    before = plan_before(Begin(job=now, since=changes(then, now)), running)
+    assert planned(60, before=before, model=panels).plan == planned(60, model=panels).plan != running.plan
+    assert plan_before(Begin(job=then), None) is None
 
 
 def held(**changed: object) -> dict[str, object]:
