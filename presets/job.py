@@ -4,6 +4,7 @@ Each field carries its one description (label, help, range, unit) in its annotat
 here for the wizard, `--set`, the error texts and `docs/job-file.md`; nothing describes a field a second time.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct, field
@@ -156,3 +157,9 @@ class Job(Struct, kw_only=True, forbid_unknown_fields=True):
     advanced: AdvancedPanel = field(default_factory=AdvancedPanel)
     datasets: Annotated[list[DatasetPanel], about("Datasets", "One or more folders of clips.", min_length=1)]
     sample: SamplePanel = field(default_factory=SamplePanel)
+
+
+def suggested_name(kind: Kind, folder: str) -> str:
+    """A training name from the name of the folder of clips: `wan_i2v_motion_orbit`. Letters that a name cannot have become underscores."""
+    clean = re.sub(r"[^A-Za-z0-9._-]+", "_", folder).strip("._-")
+    return f"wan_i2v_{kind}_{clean}"[:64].rstrip("._-")

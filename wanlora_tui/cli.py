@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     c = command("new", "job:new", "write a job file from a preset, this machine and a folder of clips")
     c.add_argument("--kind", required=True, choices=["motion", "style", "character"], help="what the LoRA teaches")
     c.add_argument("--clips", required=True, type=Path, metavar="DIR", help="folder of clips with their captions")
-    c.add_argument("--name", metavar="NAME", help="training name (default: the folder's name)")
+    c.add_argument("--name", metavar="NAME", help="training name (default: wan_i2v_KIND_FOLDER)")
     c.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change one field, e.g. training.lr=5e-5; may be repeated")
     c.add_argument("--out", type=Path, default=Path("job.toml"), metavar="FILE", help="the job file (default: job.toml)")
 

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from presets.job import DatasetPanel, Job, JobPanel
+from presets.job import DatasetPanel, Job, JobPanel, suggested_name
 from presets.jobfile import parse_job
 
 LEAST = '[job]\nname = "orbit"\n[[datasets]]\npath = "clips"\n'
@@ -34,3 +34,10 @@ def test_names_that_can_be_folders(name):
 def test_names_that_cannot(name):
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"name": name}, JobPanel)
+
+
+@pytest.mark.parametrize(("folder", "name"), [
+    ("orbit", "wan_i2v_style_orbit"), ("Orbit 360", "wan_i2v_style_Orbit_360"), ("\xf3rbita \u7403!", "wan_i2v_style_rbita"), ("...", "wan_i2v_style"), ("", "wan_i2v_style"), ("x" * 90, "wan_i2v_style_" + "x" * 50),
+])  # fmt: skip
+def test_a_folder_of_any_name_gives_a_name(folder, name):
+    assert suggested_name("style", folder) == name == msgspec.convert({"name": name}, JobPanel).name

@@ -97,6 +97,8 @@ def test_new_writes_a_job_that_loads_and_takes_settings(tmp_path: Path):
     assert "target.rank = 16: " in said.stderr and "training.lr" not in said.stderr and "no prompts, so it makes no previews" in said.stderr
     job = load_job(tmp_path / "job.toml")
     assert (job.job.name, job.job.kind, job.training.lr, job.datasets[0].num_frames, job.datasets[0].path) == ("orbit_v1", "motion", 5e-5, 33, "clips")
+    nameless = wanlora("new", "--kind", "motion", "--clips", "clips", "--out", "other.toml", cwd=tmp_path)
+    assert nameless.returncode == 0 and load_job(tmp_path / "other.toml").job.name == "wan_i2v_motion_clips"  # as the wizard has it
     again = wanlora("new", "--kind", "motion", "--clips", "clips", "--out", "job.toml", cwd=tmp_path)
     assert again.returncode == 1 and "exists already" in again.stderr and load_job(tmp_path / "job.toml").job.name == "orbit_v1"
 

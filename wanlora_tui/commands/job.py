@@ -10,7 +10,7 @@ import msgspec
 from presets.errors import JobError, UserError
 from presets.fields import toml_text
 from presets.findings import Finding, of_job_error
-from presets.job import DatasetPanel, Job
+from presets.job import DatasetPanel, Job, suggested_name
 from presets.jobfile import get_value, load_job, parse_value, save_job, with_value
 from presets.text import sentences
 from wanlora_tui.commands.link import report_width, say
@@ -44,7 +44,7 @@ def new(args: Namespace) -> int:
     inside = clips.is_relative_to(target.parent)
     found = recommend(
         args.kind, read_machine(clips), facts.clips,
-        name=args.name or _name_from(clips.name), clips_path=str(clips.relative_to(target.parent)) if inside else str(clips),
+        name=args.name or suggested_name(args.kind, clips.name), clips_path=str(clips.relative_to(target.parent)) if inside else str(clips),
     )  # fmt: skip
     job = _with_settings(found.job, args.set)
     save_job(job, target)
@@ -56,12 +56,6 @@ def new(args: Namespace) -> int:
     print(args.out)
     say(f"Look through it, then: wanlora check {args.out} && wanlora submit {args.out}")
     return 0
-
-
-def _name_from(folder: str) -> str:
-    """A folder's name as a training name: other characters become dashes."""
-    kept = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in folder).strip("-.")
-    return kept[:64] or "lora"
 
 
 def _with_settings(job: Job, settings: list[str]) -> Job:

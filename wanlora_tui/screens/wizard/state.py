@@ -3,7 +3,6 @@
 No rule is decided here. Facts come in from outside (machine, scanned folders); the job comes out.
 """
 
-import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import msgspec
 from presets.errors import JobError
 from presets.fields import FIELDS, PathPart, field_of, join_path, parse_path, toml_text
 from presets.findings import Finding
-from presets.job import Job, Kind, PromptPanel
+from presets.job import Job, Kind, PromptPanel, suggested_name
 from presets.jobfile import get_value, job_from_dict, job_to_dict, parse_value
 from presets.previews import preview_seed
 from wanlora_tui.drafts import Draft, without_index
@@ -54,10 +53,11 @@ class WizardState:
         self.scans = {folder: found for folder, found in self.scans.items() if folder in self.draft.folders}
         if self.draft.kind is None or self.machine is None or not self.draft.folders:
             return
+        name = suggested_name(self.draft.kind, Path(self.draft.folders[0]).name)
         found = [self.scans[f].clips if f in self.scans else [] for f in self.draft.folders]
         everything = [c for clips in found for c in clips]
         for clips, folder in [(everything, self.draft.folders[0]), *zip(found, self.draft.folders, strict=True)]:
-            made = recommend(self.draft.kind, self.machine, clips, name=self.suggested_name(), clips_path=folder)
+            made = recommend(self.draft.kind, self.machine, clips, name=name, clips_path=folder)
             self._recommendations.append(made)
         first, *per_folder = self._recommendations
         tables = job_to_dict(first.job)
@@ -106,11 +106,6 @@ class WizardState:
     def job_path(self) -> Path:
         """Where the job file goes: as typed (relative to where wanlora was started), else NAME.toml there."""
         return self.cwd / (Path(self.draft.job_path).expanduser() if self.draft.job_path else f"{self.value('job.name')}.toml")
-
-    def suggested_name(self) -> str:
-        folder = Path(self.draft.folders[0]).name if self.draft.folders else ""
-        clean = re.sub(r"[^A-Za-z0-9._-]+", "_", folder).strip("._-")
-        return f"wan_i2v_{self.draft.kind}_{clean}"[:64].rstrip("._-")
 
     # Fields
 
