@@ -33,6 +33,9 @@ NAMES: dict[Expert, str] = {"high_noise": "high-noise", "low_noise": "low-noise"
 
 
 class Watcher(Protocol):
+    """Looks at a run's events (presets.history.TELLING) in their order, on resume those of earlier attempts first, and says what
+    it finds. The same events, the same findings."""
+
     def feed(self, event: Event) -> list[Finding]: ...
 
 
