@@ -26,7 +26,10 @@ def draws(run: Run, expert: Expert, batch: Batch, x0_BCFhw: torch.Tensor) -> tup
 def terms(
     run: Run, executor: StreamedExecutor, batch: Batch, x_BCFhw: torch.Tensor, timestep_B: torch.Tensor, target: torch.Tensor, *, share: float
 ) -> list[Term]:
-    """The losses of one micro-batch; `share` is its part of the optimizer step, so that accumulation equals a larger batch."""
+    """The losses of one micro-batch; `share` is its part of the optimizer step, so that accumulation equals a larger batch.
+
+    The base's prediction for preservation is computed once per micro-batch and nowhere reused: noise is fresh each time, so no other has the same.
+    """
     training, trigger = run.job.training, run.job.job.trigger
     out = [main_term(training, run.job.advanced, run.text(batch.captions), target, share)]
     if preserves(training):
