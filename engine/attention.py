@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from engine.device import fixed_order
+from engine.device import fixed_order, memory_errors
 from presets.errors import UserError
 
 aten = torch.ops.aten
@@ -158,19 +158,20 @@ def survey(device: torch.device, *, tokens: int, heads: int, width: int, dtype: 
     gradients: tuple[torch.Tensor, ...] = ()
     for kernel in kernels(device, deterministic=deterministic):
         try:
-            seconds, (out, lse) = timed(device, partial(forward, kernel, q, k, v))
-            answer = answer or (out, lse)
-            _same(answer, (out, lse))
-            if kernel != "flash-groups":
-                found.forward[kernel] = seconds
-            again = partial(backward, kernel, grad, q, k, v, out, lse, deterministic=deterministic)
-            first = again()
-            seconds, grads = timed(device, again)
-            if deterministic and not all(torch.equal(a, b) for a, b in zip(first, grads, strict=True)):
-                raise RuntimeError("its backward adds in no fixed order")
-            gradients = gradients or grads
-            _same(gradients, grads)
-            found.backward[kernel] = seconds
+            with memory_errors():  # else cuDNN's word for it would be remembered as a fault of the kernel
+                seconds, (out, lse) = timed(device, partial(forward, kernel, q, k, v))
+                answer = answer or (out, lse)
+                _same(answer, (out, lse))
+                if kernel != "flash-groups":
+                    found.forward[kernel] = seconds
+                again = partial(backward, kernel, grad, q, k, v, out, lse, deterministic=deterministic)
+                first = again()
+                seconds, grads = timed(device, again)
+                if deterministic and not all(torch.equal(a, b) for a, b in zip(first, grads, strict=True)):
+                    raise RuntimeError("its backward adds in no fixed order")
+                gradients = gradients or grads
+                _same(gradients, grads)
+                found.backward[kernel] = seconds
         except torch.OutOfMemoryError:
             raise
         except ImportError:

@@ -40,6 +40,8 @@ def card(monkeypatch):
             raise ModuleNotFoundError("No module named 'flash_attn'")
         if faults[kernel] == "no memory":
             raise torch.OutOfMemoryError("out of memory")
+        if faults[kernel] == "no memory in cuDNN":
+            raise RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")
         if faults[kernel] == "unsupported":
             raise RuntimeError("no engine for this card\nand a long trace")
         out, lse = true_forward("cpu", q, k, v)
@@ -93,8 +95,9 @@ def test_no_kernel_at_all_is_an_error_that_says_why(card):
         _ = attention.survey(CPU, **SIZE, deterministic=True).fastest
 
 
-def test_running_out_of_memory_is_no_fault_of_the_kernel(card):
-    card(one="no memory")
+@pytest.mark.parametrize("fault", ["no memory", "no memory in cuDNN"])
+def test_running_out_of_memory_is_no_fault_of_the_kernel(card, fault):
+    card(good="", one=fault)
     with pytest.raises(torch.OutOfMemoryError):
         attention.survey(CPU, **SIZE, deterministic=True)
 
