@@ -223,12 +223,13 @@ class Costs:
         staying = float(here * self.stash(load))
         stash = max(window, staying)  # those that stay are used up before the others come back
         token_wise = c.outside * tensor + (c.chunk + c.chunk_ffn * self.ratio) * part
-        recomputed = max(token_wise, (c.attention + c.attention_sums * (self.work.deterministic and self.hardware.partial_sums)) * tensor) if waiting else 0.0
+        sums = c.attention_sums * (self.work.deterministic and self.hardware.partial_sums)
+        recomputed = max(token_wise, (c.attention + sums) * tensor) if waiting else 0.0
         kept = (c.kept + c.kept_ffn * self.ratio) * tensor + self._weight_bytes(plan.precision) * self.shape.parameters / self.layers
         graphs, working = 0.0, recomputed
         if plan.kept:  # residents are spread evenly, so all but one graph may be alive while a block is recomputed
             graphs = plan.kept * kept
-            working = max(c.kept_backward * tensor, recomputed - kept)
+            working = max((c.kept_backward + sums) * tensor, recomputed - kept)
         share = c.lost_chunked if part < tensor else c.lost
         lost = share * (recomputed or working) + c.lost_kept * graphs + c.lost_stash * staying + share * window
         return c.fixed + self.weight_copy(plan) + stash + graphs + working, lost
