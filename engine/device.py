@@ -44,6 +44,15 @@ def fixed_order(on: bool = True) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
+def compile_alike() -> None:
+    """From now on torch.compile takes no choice by timing kernels that add in other orders: what is compiled anew, its cache lost,
+    gives the same bits. `fixed_order` has it leave the other such choices out by itself."""
+    from torch._inductor import config
+
+    config.dynamic_scale_rblock = False  # else the faster of two sizes of a reduction
+    config.shape_padding = False  # else products with padding where that is faster
+
+
 def open_device(name: str | None = None, *, vram: int | None = None) -> torch.device:
     """The device named, or the first GPU, or the CPU. `vram` caps what torch may take of a GPU, in bytes."""
     device = torch.device(name or ("cuda:0" if torch.cuda.is_available() else "cpu"))

@@ -18,7 +18,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from engine.attention import Attention
 from engine.block import Lora, Plain, Weights, after, before, of_text
-from engine.device import fixed_order
+from engine.device import compile_alike, fixed_order
 from engine.masters import Branches, Layout
 from engine.ring import Key, Ring
 from engine.stash import DeviceStash, HostStash, Stash
@@ -87,6 +87,8 @@ class Machinery:
     def __init__(self, plan: Plan, attention: Attention, slot_bytes: int, device: torch.device, cuda: Any = None, stash: Stash | None = None) -> None:
         self.plan, self.attention, self.device = plan, attention, device
         self.fixed_order = attention.deterministic and device.type == "cuda"  # the CPU's order is fixed as it is
+        if self.fixed_order and plan.compiled:
+            compile_alike()
         self.before, self.of_text, self.after = (_compiled(part) if plan.compiled else part for part in BLOCK)
         if cuda is None and device.type == "cuda":
             cuda = torch.cuda

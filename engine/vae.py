@@ -17,6 +17,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, 
 from torch import nn
 from torch.nn import functional as F
 
+from engine.device import fixed_order
+
 CHANNELS = 8  # of the padded input
 HISTORY = 2  # frames before a run that a 3-frame causal convolution looks at
 
@@ -64,6 +66,7 @@ class ClipEncoder:
         self._first_weight = torch.cat([first, first.new_zeros(first.shape[0], CHANNELS - first.shape[1], *first.shape[2:])], dim=1).contiguous(memory_format=self._last)
 
     @torch.no_grad()
+    @fixed_order()  # else the compiler times sums in several orders, and a resume after its cache is lost may encode otherwise
     def moments(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
         """Mean and log-variance (B, 2 x 16, F, h, w) of clips of 4n+1 frames, in the VAE's dtype."""
         T = video_BCTHW.shape[2]

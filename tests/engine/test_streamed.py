@@ -3,12 +3,14 @@
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from torch._inductor import config as inductor
 
 from engine import attention
 from engine.masters import pack_branches
 from engine.stash import HostStash
 from engine.streamed import ExpertWeights, Machinery, StreamedExecutor
 from presets.plan import Plan
+from tests.engine.fake_cuda import FakeCuda
 from tests.engine.plain import CPU, PlainExecutor, attach, packed, streamed
 
 BLOCKS = 4
@@ -159,3 +161,13 @@ def test_the_last_blocks_that_recompute_stash_on_the_device(weights, monkeypatch
         run.forward_backward(X, T, TEXT, lambda out: out.square().mean())
     assert puts == [(0, False), (1, True), (2, True)] * 2 and not run.machinery.stash._here
     assert set(run.machinery.stash._host) == {0}, "no host memory for those that stay"
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_what_is_compiled_for_a_fixed_order_chooses_no_order_by_its_speed(monkeypatch, deterministic):
+    choices = ("dynamic_scale_rblock", "shape_padding")
+    for name in choices:
+        monkeypatch.setattr(inductor, name, True)
+    kernels = attention.Attention("flash", "flash", deterministic=deterministic)
+    Machinery(Plan(slots=0, stash="device", compiled=True), kernels, 1, torch.device("cuda"), FakeCuda())
+    assert [getattr(inductor, name) for name in choices] == 2 * [not deterministic]

@@ -29,3 +29,12 @@ def test_norm_silu_is_the_formula_in_float64():
     y = x.double() + bias.double().view(-1, 1, 1, 1)
     normed = y / y.square().sum(1, keepdim=True).sqrt() * 6**0.5 * gamma.double()
     torch.testing.assert_close(norm_silu(x, bias, gamma).double(), normed * torch.sigmoid(normed), rtol=1e-5, atol=1e-6)
+
+
+def test_a_clip_is_encoded_in_a_fixed_order(vae, monkeypatch):
+    """What the compiler times, and cuDNN picks, follows the setting as it is while they work."""
+    seen = set()
+    encoder = ClipEncoder(vae, frames=4, compiled=False)
+    monkeypatch.setattr(encoder, "_norm_silu", lambda *tensors: seen.add(torch.are_deterministic_algorithms_enabled()) or norm_silu(*tensors))
+    encoder.moments(torch.rand(1, 3, 5, 16, 32))
+    assert seen == {True} and not torch.are_deterministic_algorithms_enabled()
