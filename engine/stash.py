@@ -21,7 +21,8 @@ class DeviceStash:
         self._kept: dict[int, Tensors] = {}
 
     def begin(self, waiting: int) -> None:
-        """A pass begins in which so many blocks are going to be put."""
+        """A pass begins in which so many blocks are going to be put. What a pass that broke off has left is forgotten."""
+        self._kept.clear()
 
     def put(self, block: int, tensors: Tensors) -> None:
         self._kept[block] = tensors
@@ -63,7 +64,14 @@ class HostStash:
         return views
 
     def begin(self, waiting: int) -> None:
-        """A pass begins in which so many blocks are going to be put."""
+        """A pass begins in which so many blocks are going to be put. What a pass that broke off has left is forgotten: its numbers
+        would be handed to a block whose own stay here."""
+        self.flush()
+        for done, _ in self._arriving.values():
+            if done is not None:  # the memory is free only once nothing is written to it
+                self._cuda.current_stream(self.device).wait_event(done)
+        for left in (self._here, self._shapes, self._arriving):
+            left.clear()
         self._leave = max(0, waiting - self.stay)
 
     def put(self, block: int, tensors: Tensors) -> None:

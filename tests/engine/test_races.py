@@ -78,6 +78,35 @@ def test_each_wait_is_needed(both, wait, stay):
     assert wait in cuda.waits and watch.races
 
 
+@pytest.mark.parametrize("at", [None, 3])
+def test_a_pass_that_broke_off_leaves_nothing_to_the_next_ones(both, monkeypatch, at):
+    """In the loss, or at a block's backward while the stash of the one before is on its way; then a short clip that keeps the graph of that one, and a long one."""
+    weights, cuda = both["high_noise"], FakeCuda()
+    plan = Plan(compiled=False, resident=2, slots=2, stash_on_device=1, also_kept=((6, 2),))
+
+    def breaking(*_: object) -> None:
+        raise ZeroDivisionError
+
+    def passes(cuda: FakeCuda | None, *, broken: bool) -> list[torch.Tensor]:
+        run, out, backward = StreamedExecutor(weights, Machinery(plan, attention.CPU, weights.block_bytes, CPU, cuda)), [], StreamedExecutor._backward_block
+        parameters = [p for lora in weights.lora for pair in lora.values() for p in pair]
+        if broken:
+            with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+                patch.setattr(StreamedExecutor, "_backward_block", lambda run, block, *rest: breaking() if block == at else backward(run, block, *rest))
+                run.forward_backward(torch.ones(1, 36, 2, 4, 6), torch.tensor([500.0]), torch.ones(1, 7, 32), breaking if at is None else torch.mean)
+        for frames in (1, 2):
+            for p in parameters:
+                p.grad = None
+            run.forward_backward(torch.randn(1, 36, frames, 4, 6, generator=torch.Generator().manual_seed(1)), torch.tensor([900.0]), torch.ones(1, 7, 32), lambda y: y.square().mean())
+            out += [p.grad.clone() for p in parameters]
+        return out
+
+    with Watch(cuda) as watch:
+        ours = passes(cuda, broken=True)
+    assert not watch.races, watch.races[:5]
+    assert all(torch.equal(a, b) for a, b in zip(ours, passes(None, broken=False), strict=True))
+
+
 def test_a_recovery_adapter_travels_in_the_same_slot(both):
     g = torch.Generator().manual_seed(5)
     with_branch = {
