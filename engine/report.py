@@ -33,7 +33,7 @@ def announce(run: Run, unlike: list[str]) -> None:
         log.finding(Finding(code="not-comparable", severity="warning", field="job", message=text, fix="Nothing needs doing; a run to compare with others is begun anew"))
     if run.begin.keep:  # only now: until the changes are told, the next resume has to see them
         save_job(run.begin.keep, run.folder / JOB_FILE, fresh=True)
-    run.watchers.append(Diagnosis(_as_begun(run), ram_total_gib=ram, vram_total_gib=vram))
+    run.watchers.append(Diagnosis(_as_begun(run), ram_total_gib=ram, vram_total_gib=vram, speeds=run.speeds))
     _look_back(run)
     log.watch = partial(_watch, run)
 

@@ -41,7 +41,7 @@ from presets import VERSION
 from presets.captions import resolve_caption
 from presets.diagnosis import Watcher
 from presets.errors import UserError
-from presets.facts import Facts
+from presets.facts import Facts, clip_speeds
 from presets.history import Setting
 from presets.job import Job
 from presets.model import read_model
@@ -86,6 +86,7 @@ class Run:
     watchers: list[Watcher] = field(default_factory=list)  # of the events; what they find is told
     start: int = 0  # optimizer steps already done
     data: dict[str, Any] = field(default_factory=dict)  # fingerprint of the clips and captions, as they were when the attempt began
+    speeds: dict[int, float] = field(default_factory=dict)  # of the clips as they are sampled, by number of frames (presets.facts.clip_speeds)
     versions: dict[str, str] = field(default_factory=dict)
     tidied: Plan | None = None  # the plan under which memory in pieces was laid out anew
 
@@ -224,6 +225,7 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
     run = Run(
         job=job, base_dir=facts.base, folder=folder, log=log, device=device, base=base, vae=vae, encoder=encoder, book=book, experts=experts,
         planning=planning, learners=learners, accelerators=accelerators, order=order, loader=Loader(order, workers, log=warn, needless=latents.holds if latents else None), begin=begin, ahead=list(begin.ahead), latents=latents, versions=versions(),
+        speeds=clip_speeds(job, facts),
     )  # fmt: skip
     run.place(plan)
     return run

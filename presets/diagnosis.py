@@ -6,7 +6,7 @@ that was interrupted raises the same ones at the same steps. Thresholds are wide
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import PurePath
 from statistics import median
 from typing import Any, Protocol
@@ -16,9 +16,10 @@ from msgspec import Struct
 from presets.errors import UserError
 from presets.events import Event
 from presets.findings import Finding
-from presets.geometry import WAN_FPS
+from presets.geometry import WAN_FPS, nearest_frame_counts
 from presets.job import Job
 from presets.jobfile import with_value
+from presets.rules.frames import MOST_FRAMES
 from presets.spikes import SpikeWatch
 from presets.stages import EXPERTS, PANEL, Expert, lr_of, rank_of, trained_experts
 from presets.strain import Memory, Pace, Previews, Starving
@@ -42,9 +43,10 @@ class Watcher(Protocol):
 class Diagnosis:
     """All watchers of a run. Feed every event; each code is told once, loss spikes as often as they come."""
 
-    def __init__(self, job: Job, *, ram_total_gib: float = 0.0, vram_total_gib: float = 0.0) -> None:
+    def __init__(self, job: Job, *, ram_total_gib: float = 0.0, vram_total_gib: float = 0.0, speeds: Mapping[int, float] | None = None) -> None:
+        """`speeds`: how much faster than life the clips are shown to the LoRA, by number of frames (presets.facts.clip_speeds)."""
         memory = Memory(job.training.steps, ram_total_gib=ram_total_gib, vram_total_gib=vram_total_gib)
-        self._watchers: list[Watcher] = [Learning(job), MotionSpeed(job), Pace(), Starving(), memory, Previews()]
+        self._watchers: list[Watcher] = [Learning(job), MotionSpeed(job, speeds or {}), Pace(), Starving(), memory, Previews()]
         self._spikes = SpikeWatch()
         self._told: set[str] = set()
 
@@ -168,7 +170,8 @@ class Learning:
 
 
 class MotionSpeed:
-    """Previews of another length than the training clips, or played at another rate than Wan's, show the motion at another speed.
+    """Previews of another length than the training clips, or played at another rate than Wan's, show the motion at another speed; so do all of a LoRA
+    whose clips were sped up to fit their frames.
 
     A LoRA moves by as much from frame to frame as its clips did, and these were spread over num_frames: in a preview of more
     frames the motion looks too fast beside its source, in one of fewer it is squeezed. "realtime" windows keep the clip's speed,
@@ -176,8 +179,8 @@ class MotionSpeed:
     frames that are played as much slower are as they should be.
     """
 
-    def __init__(self, job: Job) -> None:
-        self._job = job
+    def __init__(self, job: Job, speeds: Mapping[int, float]) -> None:
+        self._job, self._speeds = job, speeds
         self._sped: set[str] = set()  # what the check before the run said of the clips' own speed
 
     def feed(self, event: Event) -> list[Finding]:
@@ -194,17 +197,23 @@ class MotionSpeed:
             return
         field, frames = self._frames(data)
         near, rate = min(trained, key=lambda n: abs(n - frames)), self._job.sample.fps / WAN_FPS
-        length = frames / near if trained[near] == "uniform" else 1.0
-        if length > 1 and _near(length * rate):
+        length, speed = (frames / near, self._speeds.get(near, 1.0)) if trained[near] == "uniform" else (1.0, 1.0)
+        if (length > 1 and _near(speed) and _near(length * rate)) or (_near(length) and not _near(speed) and _near(speed * rate)):
             return
         by_length = (field, f"{frames} frames, trained on {near}", f"{near}")
         by_rate = ("sample.fps", f"{self._job.sample.fps} frames a second, made at {WAN_FPS:g}", f"{WAN_FPS:g}")
-        fast = [by_length] * (not _near(length)) + [by_rate] * (rate > SPEED)
-        slow = [by_rate] * (rate < 1 / SPEED)
+        by_clips = ("datasets.sampling", f"clips that {near} frames show {speed:.1f}x as fast as they are", "")
+        fast = [by_length] * (not _near(length)) + [by_rate] * (rate > SPEED) + [by_clips] * (speed > SPEED)
+        slow = [by_rate] * (rate < 1 / SPEED) + [by_clips] * (speed < 1 / SPEED)
         for code, word, causes in (("motion-too-fast", "faster", fast), ("motion-too-slow", "slower", slow)):
             if causes:
                 text = f"previews of {' and '.join(c[1] for c in causes)}: the motion will look {word} than in the clips"
-                fix = f"Set {' and '.join(f'{c[0]} = {c[2]}' for c in causes)}, and judge the speed by those previews"
+                fixes = [f"Set {' and '.join(f'{c[0]} = {c[2]}' for c in causes if c[2])}, and judge the speed by those previews"] * any(c[2] for c in causes)
+                if by_clips in causes:
+                    true = near * speed  # frames at 16 a second
+                    ways = ['datasets.sampling = "realtime"'] * (speed > 1) + [f"datasets.num_frames = {nearest_frame_counts(round(true))[0]}"] * (true <= MOST_FRAMES)
+                    fixes.append(f"{'t' if fixes else 'T'}rain in a new run with {' or '.join(ways)}")
+                fix = "; ".join(fixes)
                 if length > SPEED:
                     fix += f"; or leave them their frames and set sample.fps = {max(1, round(WAN_FPS / length))}, which changes the playback alone"
                 yield _finding(code, causes[0][0], "; ".join([text, *sorted(self._sped)]), fix)

@@ -1,10 +1,12 @@
 """What the rules look at besides the job: facts of its clips, its model, the machine and the run folder."""
 
 from pathlib import Path
+from statistics import median
 
 from msgspec import Struct, field
 
 from presets.clips import ClipFacts, DatasetFacts
+from presets.geometry import uniform_speed
 from presets.job import DatasetPanel, Job
 from presets.machine import Gpu, Machine
 from presets.model import ModelFacts
@@ -58,6 +60,15 @@ def videos(found: DatasetFacts) -> list[ClipFacts]:
 def used_gpus(job: Job, facts: Facts) -> list[Gpu]:
     """The GPUs that the job names and that could be read."""
     return [g for g in facts.machine.gpus if g.index in job.job.gpus and not g.error] if facts.machine else []
+
+
+def clip_speeds(job: Job, facts: Facts) -> dict[int, float]:
+    """How much faster than life uniform sampling shows the clips that are learnt from, by number of frames: the middle one's factor (1.0: true speed)."""
+    speeds: dict[int, list[float]] = {}
+    for _, panel, found in paired(job, facts):
+        if panel.sampling == "uniform" and panel.num_frames > 1 and not panel.regularization:
+            speeds.setdefault(panel.num_frames, []).extend(uniform_speed(c.duration, panel.num_frames) for c in videos(found))
+    return {frames: median(of_clips) for frames, of_clips in speeds.items() if of_clips}
 
 
 def names(clips: list[ClipFacts], *, most: int = 3) -> str:

@@ -157,6 +157,27 @@ def test_few_frames_at_a_slow_rate_do_not_hide_each_other():
     ]  # fmt: skip
 
 
+SPED = {
+    "sped up, played as trained": (job_of(), 1.8, [("motion-too-fast", 'clips that 41 frames show 1.8x as fast', 'Train in a new run with datasets.sampling = "realtime" or datasets.num_frames = 73')]),
+    "sped up beyond 81 frames": (job_of(), 2.4, [("motion-too-fast", "2.4x", 'Train in a new run with datasets.sampling = "realtime"')]),
+    "slowed down": (job_of(), 0.5, [("motion-too-slow", "0.5x", "Train in a new run with datasets.num_frames = 17")]),
+    "sped up, and of other frames": (job_of(sample={"num_frames": 81}), 2.4, [("motion-too-fast", "81 frames, trained on 41 and clips that", "Set sample.num_frames = 41, and judge the speed by those previews; train in a new run with")]),
+    "played slower by as much": (job_of(sample={"fps": 8}), 2.0, []),
+    "nearly true": (job_of(), 1.2, []),
+    "in real time": (job_of(sampling="realtime"), 2.4, []),
+}
+
+
+@pytest.mark.parametrize("name", SPED)
+def test_clips_that_were_sped_up_are_told_once_previews_show_it(name):
+    job, speed, expected = SPED[name]
+    diagnosis = Diagnosis(job, speeds={41: speed})
+    found = [f for event in Made(job, extra=samples(50, 100)).events(120) for f in diagnosis.feed(event)]
+    assert len(found) == len(expected)
+    for finding, (code, words, fix) in zip(found, expected, strict=True):
+        assert finding.code == code and words in finding.message and finding.fix.startswith(fix), finding
+
+
 def test_a_way_to_see_the_true_speed_without_other_frames_is_named():
     (found,) = diagnose(Made(job_of(sample={"num_frames": 81}), extra=samples(50)), 60)
     assert "Set sample.num_frames = 41" in found.fix and "sample.fps = 8" in found.fix

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from presets.check import check
-from presets.facts import Facts, RunFolder
+from presets.facts import Facts, RunFolder, clip_speeds
 from presets.findings import Finding
 from presets.job import Job
 from presets.jobfile import with_value
@@ -425,3 +425,11 @@ def test_a_rule_that_crashes_is_not_hidden(monkeypatch):
     monkeypatch.setitem(RULES, "stage-none", msgspec.structs.replace(RULES["stage-none"], find=crashing))
     with pytest.raises(RuntimeError, match="a bug"):
         check(job(), facts())
+
+
+def test_the_speed_of_clips_is_the_middle_one_s_by_number_of_frames():
+    speeds = clip_speeds(
+        job(datasets=[{}, {"num_frames": 81}, {"num_frames": 33, "sampling": "realtime"}, {"num_frames": 21, "regularization": True}, {"num_frames": 1}]),
+        facts([*clips(3, frames=82), clip(frames=400)], clips(frames=81), clips(), clips(), [image()]),
+    )  # fmt: skip
+    assert speeds == {41: 2.0, 81: 1.0}
