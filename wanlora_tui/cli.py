@@ -35,8 +35,9 @@ def parser() -> argparse.ArgumentParser:
     top.set_defaults(handler="tui:open_tui")
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
 
-    def command(name: str, handler: str, help: str, parent: "argparse._SubParsersAction[argparse.ArgumentParser]" = commands) -> argparse.ArgumentParser:
-        sub = parent.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", parents=[shared])
+    def command(name: str, handler: str, help: str, parent: "argparse._SubParsersAction[argparse.ArgumentParser]" = commands, *, daemon: bool = True) -> argparse.ArgumentParser:
+        """`daemon`: it talks to the daemon, so it takes --dir."""
+        sub = parent.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", parents=[shared] if daemon else [])
         sub.set_defaults(handler=handler)
         return sub
 
@@ -46,36 +47,36 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where the demo lives (default: ./demo)")
     c.add_argument("--prepare", type=Path, metavar="DIR", help="only write DIR/clips, DIR/base and DIR/job.toml")
 
-    c = command("new", "job:new", "write a job file from a preset, this machine and a folder of clips")
+    c = command("new", "job:new", "write a job file from a preset, this machine and a folder of clips", daemon=False)
     c.add_argument("--kind", required=True, choices=["motion", "style", "character"], help="what the LoRA teaches")
     c.add_argument("--clips", required=True, type=Path, metavar="DIR", help="folder of clips with their captions")
     c.add_argument("--name", metavar="NAME", help="training name (default: wan_i2v_KIND_FOLDER)")
     c.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change one field, e.g. training.lr=5e-5; may be repeated")
     c.add_argument("--out", type=Path, default=Path("job.toml"), metavar="FILE", help="the job file (default: job.toml)")
 
-    c = command("check", "job:check", "list everything wrong, doubtful or improvable about a job")
+    c = command("check", "job:check", "list everything wrong, doubtful or improvable about a job", daemon=False)
     c.add_argument("job", type=Path, metavar="JOB", help="job file")
     c.add_argument("--json", action="store_true", help="a list of {code, severity, field, message, fix}")
 
-    c = command("plan", "plan:plan", "memory and time of a job: precision, blocks on the GPU, peak VRAM and RAM, seconds per step")
+    c = command("plan", "plan:plan", "memory and time of a job: precision, blocks on the GPU, peak VRAM and RAM, seconds per step", daemon=False)
     c.add_argument("job", type=Path, metavar="JOB", help="job file")
     c.add_argument("--vram", type=_gib, metavar="GIB", help="plan for a card of this much memory")
     c.add_argument("--ram", type=_gib, metavar="GIB", help="plan for a machine of this much RAM")
     c.add_argument("--gpu", metavar="NAME", help="plan for a known card, e.g. 4090 or 'A100 80GB', instead of the one here")
     c.add_argument("--json", action="store_true", help="one object")
 
-    c = command("timesteps", "timesteps:timesteps", "plot at which timesteps each expert will train")
+    c = command("timesteps", "timesteps:timesteps", "plot at which timesteps each expert will train", daemon=False)
     c.add_argument("job", type=Path, metavar="JOB", help="job file")
     c.add_argument("--png", type=Path, metavar="FILE", help="draw the same chart into a PNG file too")
     c.add_argument("--json", action="store_true", help="one object, with each expert's samples in bins of 10 timesteps")
 
-    c = command("train", "job:train", "train one job in the foreground, without the daemon")
+    c = command("train", "job:train", "train one job in the foreground, without the daemon", daemon=False)
     c.add_argument("job", type=Path, metavar="JOB", help="job file")
     c.add_argument("--out", type=Path, metavar="DIR", help="parent of the run folder (default: `runs` beside the job file)")
     c.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     _going_on(c)
 
-    c = command("ara", "ara:ara", "build an accuracy recovery adapter: what 4-bit weights lose, put back as a small LoRA")
+    c = command("ara", "ara:ara", "build an accuracy recovery adapter: what 4-bit weights lose, put back as a small LoRA", daemon=False)
     c.add_argument("model", metavar="MODEL", help="folder or Hub id of the base model")
     c.add_argument("--rank", type=_positive, default=16, metavar="N", help="rank of the correction (default: 16)")
     c.add_argument("--precision", choices=["qint4", "uint4"], default="qint4", help="uint4 is torchao's grid, the one of published adapters (default: qint4)")
@@ -140,12 +141,12 @@ def parser() -> argparse.ArgumentParser:
     group.set_defaults(handler="cache:show", json=False, kind=None)
     parts = group.add_subparsers(title="commands", metavar="list|clear|path")
     kinds = ("weights", "latents", "texts")
-    c = command("list", "cache:show", "list what the caches hold, last used first (`wanlora cache` alone does the same)", parts)
+    c = command("list", "cache:show", "list what the caches hold, last used first (`wanlora cache` alone does the same)", parts, daemon=False)
     c.add_argument("kind", nargs="?", choices=kinds, help="show every entry of this cache (default: all caches, summed up)")
     c.add_argument("--json", action="store_true", help="a list of objects")
-    c = command("clear", "cache:clear", "delete the caches, or one of them", parts)
+    c = command("clear", "cache:clear", "delete the caches, or one of them", parts, daemon=False)
     c.add_argument("kind", nargs="?", choices=kinds, help="only this cache")
-    c = command("path", "cache:path", "print the folder of the caches, or of one of them", parts)
+    c = command("path", "cache:path", "print the folder of the caches, or of one of them", parts, daemon=False)
     c.add_argument("kind", nargs="?", choices=kinds, help="only this cache")
 
     command("doctor", "doctor:doctor", "check GPU, driver, memory, disk, terminal and model files")

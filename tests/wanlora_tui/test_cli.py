@@ -62,6 +62,12 @@ def test_usage_is_told_with_code_2(line: str):
     assert said.returncode == 2 and "usage:" in said.stderr and said.stdout == ""
 
 
+@pytest.mark.parametrize("line", ["new", "check", "plan", "timesteps", "train", "ara", "cache list", "cache clear", "cache path"])
+def test_commands_without_a_daemon_offer_no_folder_of_one(line: str):
+    assert "--dir" not in wanlora(*line.split(), "--help").stdout
+    assert "--dir" in wanlora("submit", "--help").stdout
+
+
 def test_a_missing_job_file_is_one_line_and_no_traceback(tmp_path: Path):
     for command in ("check", "train", "submit"):
         said = wanlora(command, tmp_path / "no.toml")
