@@ -10,6 +10,8 @@ from presets.rules.machine import expert_shape
 from presets.rules.registry import Found, rule
 from presets.sizes import disk_need, human
 
+ELSEWHERE = "choose another place: with --out, or by putting the job file, beside which the runs lie, into another folder"
+
 
 @rule("run-folder-other-job", "error")
 def run_folder_other_job(job: Job, facts: Facts) -> Iterator[Found]:
@@ -17,14 +19,14 @@ def run_folder_other_job(job: Job, facts: Facts) -> Iterator[Found]:
     run = facts.run
     if run is not None and run.name == job.job.name and run.differences:
         shown = "; ".join(run.differences[:3]) + (f"; and {len(run.differences) - 3} more" if len(run.differences) > 3 else "")
-        yield Found("job.name", f"{run.path} already holds another job ({shown})", fix=f'Set job.name = "{run.free_name}", or choose another place with --out', set={"job.name": run.free_name})
+        yield Found("job.name", f"{run.path} already holds another job ({shown})", fix=f'Set job.name = "{run.free_name}", or {ELSEWHERE}', set={"job.name": run.free_name})
 
 
 @rule("out-not-writable", "error")
 def out_not_writable(job: Job, facts: Facts) -> Iterator[Found]:
     """The run folder can be written to."""
     if facts.run is not None and facts.run.problem:
-        yield Found("job.name", f"{facts.run.path} cannot be written: {facts.run.problem}", fix="Choose another place with --out")
+        yield Found("job.name", f"{facts.run.path} cannot be written: {facts.run.problem}", fix=ELSEWHERE[0].upper() + ELSEWHERE[1:])
 
 
 def _held(job: Job, facts: Facts) -> int:
@@ -54,6 +56,6 @@ def disk_too_small(job: Job, facts: Facts) -> Iterator[Found]:
     per_save = need.checkpoint + need.files // (min(job.save.keep, -(-job.training.steps // job.save.every)) + 1)
     affordable = int((free + held - need.samples) // per_save) - 1 if per_save else 0
     if affordable >= 2:
-        yield Found("save.keep", what, fix=f"Set save.keep = {affordable}, free some space, or choose another place with --out", set={"save.keep": affordable})
+        yield Found("save.keep", what, fix=f"Set save.keep = {affordable}, free some space, or {ELSEWHERE}", set={"save.keep": affordable})
     else:
-        yield Found("save.keep", what, fix="Free some space, or choose another place with --out")
+        yield Found("save.keep", what, fix=f"Free some space, or {ELSEWHERE}")

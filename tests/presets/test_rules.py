@@ -433,3 +433,12 @@ def test_the_speed_of_clips_is_the_middle_one_s_by_number_of_frames():
         facts([*clips(3, frames=82), clip(frames=400)], clips(frames=81), clips(), clips(), [image()]),
     )  # fmt: skip
     assert speeds == {41: 2.0, 81: 1.0}
+
+
+@pytest.mark.parametrize(("made", "known"), [
+    (job(), facts(run=RunFolder(path="/proc/orbit", name="orbit", problem="no such file or directory"))), (job(), facts(run=RunFolder(path="/r/orbit", name="orbit", differences=["x"], free_name="y"))),
+    (job(), facts(machine=machine(gpu(), disk_gib=0.1))),
+])  # fmt: skip
+def test_another_place_is_named_for_the_command_and_for_the_wizard(made: Job, known: Facts):
+    [finding] = [f for f in check(made, known) if f.severity == "error"]
+    assert "--out" in finding.fix and "the job file" in finding.fix
