@@ -51,6 +51,13 @@ def sample_needs_ctrl_img(job: Job, facts: Facts) -> Iterator[Found]:
             yield Found(path, message, fix="Give a PNG or JPEG that looks like the first frame of your clips, or remove the prompt")
 
 
+@rule("sample-no-prompts", "advice")
+def sample_no_prompts(job: Job, facts: Facts) -> Iterator[Found]:
+    """There is a prompt to make previews of, so that checkpoints can be judged."""
+    if not job.sample.prompts:
+        yield Found("sample.prompts", "there is no prompt, so no previews are made, and only the loss tells one checkpoint from another", fix="Add a prompt, worded like your captions, with a control image that looks like the first frame of your clips")
+
+
 @rule("sample-prompt-empty", "warning")
 def sample_prompt_empty(job: Job, facts: Facts) -> Iterator[Found]:
     """Every sample prompt says something."""

@@ -54,7 +54,7 @@ def test_real_clips_through_gather_and_check(folder):
     assert [Path(c.path).name for c in found.datasets[0].clips] == ["a.mp4", "b.mp4"]
     assert found.cuts == {c.path: [] for c in found.datasets[0].clips}
     assert found.model is not None and not found.model.local
-    assert codes(check(made, found)) == ["too-few-clips", "model-not-local"]
+    assert codes(check(made, found)) == ["too-few-clips", "model-not-local", "sample-no-prompts"]
     assert not (folder / "runs").exists(), "checking writes nothing"
 
 
@@ -114,14 +114,14 @@ def test_a_clip_replaced_under_its_name_is_looked_at_again(tmp_path):
 
 def test_errors_come_first_then_warnings_then_advice():
     made = job("style", datasets=[{"cache_latents": True}], multistage={"switch_every": 5000})
-    assert [f.severity for f in check(made, facts())] == ["error", "warning", "advice"]
+    assert [f.severity for f in check(made, facts())] == ["error", "warning", "advice", "advice"]
 
 
 def test_a_boundary_in_the_job_makes_up_for_a_model_without_one():
     problem = Finding(code="model-no-boundary", severity="error", field="model.boundary", message="m", fix="f", set={"model.boundary": 0.9})
     known = facts(model=real_model(boundary_ratio=None, problems=[problem]))
-    assert codes(check(job(), known)) == ["model-no-boundary"]
-    assert check(job(model={"boundary": 0.9}), known) == []
+    assert codes(check(job(), known)) == ["model-no-boundary", "sample-no-prompts"]
+    assert codes(check(job(model={"boundary": 0.9}), known)) == ["sample-no-prompts"]
 
 
 def test_this_machine_is_read_when_none_is_given(folder):

@@ -92,6 +92,7 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
     # sample
     ("sample-needs-ctrl-img", "sample.prompts[0].ctrl_img", job(sample={"prompts": [PROMPT]}), facts(), None),
     ("sample-needs-ctrl-img", "sample.prompts[1].ctrl_img", job(sample={"prompts": [{"prompt": "a", "ctrl_img": "IMAGE"}, {"prompt": "b", "ctrl_img": "nowhere.png"}]}), facts(), None),
+    ("sample-no-prompts", "sample.prompts", job(), facts(), None),
     ("sample-prompt-empty", "sample.prompts[0].prompt", job(sample={"prompts": [{"prompt": " ", "ctrl_img": "IMAGE"}]}), facts(), None),
     ("dimension-multiple-of-16", "sample.width", job(sample={"width": 500}), facts(), {"sample.width": 496}),
     ("dimension-multiple-of-16", "sample.height", job(sample={"height": 1080}), facts(), {"sample.height": 1088}),
@@ -270,6 +271,7 @@ ALMOST: list[tuple[str, Job, Facts]] = [
     ("clip-too-short", job(), facts([image(f"{i}.png") for i in range(12)])),
     ("frames-mismatch", job(sample=prompts(num_frames=33)), facts()),
     ("frames-mismatch", job(sample={"num_frames": 81}), facts()),  # no prompts, no previews
+    ("sample-no-prompts", job(sample=prompts()), facts()),
     ("frames-mismatch", job(datasets=[{"num_frames": 1}], sample=prompts()), facts([image()])),
     ("speed-factor", job(), facts(clips(frames=51))),
     ("speed-factor", job(), facts(clips(frames=33))),
