@@ -23,7 +23,8 @@ def honour(run: Run, step: int, control: Control) -> None:
                 _obey(run, step, command, control)
         except UserError as e:
             run.log.finding(refusal(_words(command), e), **_order(command))
-        if not _cut_short(command, control):  # the next attempt makes those previews
+        written = run.log.flush() or not command.id  # on a full disk the answer waits in memory, and would be lost with the process: then the file must not be
+        if written and not _cut_short(command, control):  # the next attempt makes those previews
             faults.at("control.after-event", step)
             control.done(file)
 

@@ -83,11 +83,14 @@ def _unlike(run: Run, meta: dict[str, Any], same_data: bool) -> list[str]:
         out.append(f"the clips or captions have changed: from step {begin.step + 1} on this is another run than the one that was begun, and not comparable with it")
     elif meta["position"] != position(run, begin.step):
         out.append("this version of wanlora takes the clips or the experts in another order: the run is not comparable with an uninterrupted one")
-    before, now = msgspec.convert(meta["running"], Running), running_of(run)
-    for what, old, new in [
-        ("card", meta["device"], device_name(run.device)), ("plan", before.plan.text, now.plan.text), ("attention kernel", before.attention.text, now.attention.text),
-        *((f"version of {name}", meta["versions"].get(name, "none"), version) for name, version in run.versions.items()),
-    ]:  # fmt: skip
+    now = running_of(run)
+    before = msgspec.convert(meta["running"], Running) if "running" in meta else None
+    things = [("card", meta["device"], device_name(run.device)), *((f"version of {name}", meta["versions"].get(name, "none"), of) for name, of in run.versions.items())]
+    if before is None or before.plan.rounds_as != now.plan.rounds_as:
+        things.append(("plan", before.plan.text if before else "not written down", now.plan.text))
+    if before is not None:
+        things.append(("attention kernel", before.attention.text, now.attention.text))
+    for what, old, new in things:
         if old != new:
             out.append(f"resumed with another {what} ({new}, before: {old}): that the result equals the uninterrupted run to the bit is not promised")
     return out

@@ -109,7 +109,7 @@ class HostStash:
             self._drop_left(keep=0)
 
     def prefetch(self, block: int) -> None:
-        """Start bringing a block's tensors back, unless they are here, or on their way, or this pass left none (it kept the graph)."""
+        """Start bringing a block's tensors back, unless they are here, or on their way, or this pass left none."""
         if block in self._arriving or block not in self._shapes:
             return
         # Allocated on the current stream, so that freeing and reuse follow its order; the copy waits for that.

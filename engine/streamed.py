@@ -180,6 +180,7 @@ class StreamedExecutor:
             g_BTD = h.grad
             assert g_BTD is not None
             del h
+            ahead = iter([block for block in reversed(range(self.blocks)) if block not in kept][1:])
             for block, frozen in visits:
                 if block in kept:
                     leaf, y = graphs.pop(block)
@@ -189,7 +190,7 @@ class StreamedExecutor:
                     del leaf, y
                 else:
                     x, a, lse = self.machinery.stash.get(block)
-                    self.machinery.stash.prefetch(block - 1)
+                    self.machinery.stash.prefetch(next(ahead, -1))
                     self._backward_block(block, frozen, x, a, lse, g_BTD, call)
                     del x, a, lse
             return value.detach()

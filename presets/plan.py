@@ -29,6 +29,11 @@ class Plan(Struct, frozen=True, kw_only=True):
     vae_frames: int = 4  # pixel frames the VAE works on at a time; a multiple of 4
     compiled: bool = True
 
+    @property
+    def rounds_as(self) -> tuple[object, ...]:
+        """What of a plan shows in the last digits of its results. The rest is about where things lie and when they are copied."""
+        return self.precision, self.kept, self.also_kept, self.chunk, self.vae_frames, self.compiled
+
     def kept_for(self, rows: int) -> int:
         """How many blocks keep their graph in a step of so many rows (batch size times tokens)."""
         return next((kept for most, kept in self.also_kept if rows <= most), self.kept)

@@ -1,10 +1,12 @@
-"""Experts while a preview is decoded: off the device, back as they were."""
+"""A loaded run between its steps: experts off the device while a preview is decoded and back, an order that meets a full disk."""
 
 import pytest
 import torch
 
+from engine import live
 from engine.clock import Stopwatch
 from engine.gradients import gradients
+from presets.events import read_events
 from presets.plan import Plan
 from tests.engine.bench import Bench
 from tests.engine.jobs import write_job
@@ -44,3 +46,20 @@ def test_another_plan_has_a_stash_of_its_own(bench):
     stash = experts.machinery.stash
     experts.set_plan(Plan(stash="host", stash_on_device=1, compiled=False))
     assert experts.machinery.stash is not stash and experts.machinery.stash.stay == 1
+
+
+def test_an_order_is_kept_until_its_answer_is_on_the_disk(bench, monkeypatch):
+    """The disk is full as it is honoured: killed then, the next attempt must find it."""
+    run, control = bench.run, bench.control
+    file = control.folder / "1.json"
+    file.write_text('{"id": "one", "command": "set", "field": "save.every", "value": "7"}')
+    plain = run.log.flush
+    monkeypatch.setattr(run.log, "flush", lambda: False)
+    for _ in range(2):
+        live.honour(run, 1, control)
+        assert run.job.save.every == 7 and file.exists()
+    monkeypatch.setattr(run.log, "flush", plain)
+    live.honour(run, 1, control)
+    assert not file.exists()
+    told = [e for e, _ in read_events(bench.folder / "events.jsonl") if e.kind == "changed"]
+    assert [e.data["order"] for e in told] == ["one"], "honoured once"

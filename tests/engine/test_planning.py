@@ -1,12 +1,13 @@
 """The plan of a resumed run, on a card that is made up."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 import torch
 
-from engine import planning
+from engine import planning, restore
 from engine.attention import CPU, Attention
 from engine.planning import Running, plan_run
 from engine.resume import Begin
@@ -92,3 +93,31 @@ def test_a_resumed_run_has_the_kernels_it_had(planned):
     assert kernels_of(made, planned(60), None, {}, **ask)[0] == kernels
     shape = {"num_attention_heads": 2, "attention_head_dim": 16}
     assert kernels_of(made, replace(planned(60), rates=None), None, shape, **{**ask, "device": torch.device("cpu")})[0] == CPU
+
+
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [(Plan(slots=2, resident=3), []), (Plan(stash="device", stash_on_device=4), []), (Plan(chunk=64), ["another plan"]), (Plan(resident=2, kept=1), ["another plan"]), (None, ["another plan", "not written down"])],
+    ids=str,
+)
+def test_only_a_plan_that_rounds_otherwise_is_told(before, told, monkeypatch):
+    """Where things lie shows in no bit."""
+    monkeypatch.setattr(restore, "position", lambda run, step: {})
+    kernels = Attention("cudnn", "flash", deterministic=True)
+    run = SimpleNamespace(
+        begin=Begin(job=job(), meta=held()), device=torch.device("cpu"), versions=versions(), planning=SimpleNamespace(plan=Plan()), experts=SimpleNamespace(attention=kernels),
+    )  # fmt: skip
+    meta = held(position={}, running=msgspec.to_builtins(Running(before, kernels)) if before else None)
+    if before is None:
+        del meta["running"]
+    said = restore._unlike(run, meta, True)
+    assert len(said) == bool(told) and all(words in said[0] for words in told)
+
+
+def test_another_kernel_is_told(monkeypatch):
+    monkeypatch.setattr(restore, "position", lambda run, step: {})
+    run = SimpleNamespace(
+        begin=Begin(job=job(), meta=held()), device=torch.device("cpu"), versions=versions(), planning=SimpleNamespace(plan=Plan()), experts=SimpleNamespace(attention=Attention("flash", "flash", deterministic=True)),
+    )  # fmt: skip
+    (said,) = restore._unlike(run, held(position={}), True)
+    assert "another attention kernel (flash, in a fixed order, before: cudnn forward, flash backward, in a fixed order)" in said
