@@ -1,5 +1,6 @@
 """What tests of several floors share: a user's own home that nobody else's files reach, and the demo's clips with their tiny base."""
 
+import gc
 import os
 import shutil
 import signal
@@ -78,3 +79,9 @@ def terminal(home: Path) -> Iterator[Callable[..., Terminal]]:
     finally:
         for one in opened:
             one.close()
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: collecting garbage, which the trainer does whenever it plans anew, need not look through it."""
+    gc.collect()
+    gc.freeze()
