@@ -49,6 +49,7 @@ POINTS = {
     "preview.before-event": "all its files are in their places, no event says so",
     "final.begin": "before the final pair is written",
     "done.before-event": "everything is written but the last event",
+    "done.after-event": "everything is written and told; the process is about to end",
     "control.after-event": "an order was honoured and that is told, its file still lies there",
     "abandon.mid": "half of a branch that is gone back from has been moved away (step: the one gone back to)",
     "resume.loading": "before the checkpoint is read (step: its number)",

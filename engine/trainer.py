@@ -146,6 +146,7 @@ def finish(run: Run, step: int, control: Control, began: float) -> Outcome | Non
         return stop(run, step, control)
     faults.at("done.before-event", step)
     run.log.emit("done", step=step, files=files, seconds=round(time.perf_counter() - began, 3))
+    faults.at("done.after-event", step)
     return Outcome(step, done=True)
 
 

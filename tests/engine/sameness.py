@@ -35,8 +35,8 @@ def branch(run: Path) -> list[dict[str, Any]]:
     """What the events tell of the weights that lie in the run folder now: each attempt takes back what came after its checkpoint."""
     told: list[dict[str, Any]] = []
     for event in events_of(run):
-        if event.kind == "started":  # what was set after its checkpoint it tells again
-            told = [data for data in told if data["step"] < event.data["resumed_from"] + (data["kind"] != "changed")]
+        if event.kind == "started":  # what was set after its checkpoint it tells again, and that it is done
+            told = [data for data in told if data["step"] < event.data["resumed_from"] + (data["kind"] not in ("changed", "done"))]
         elif "step" in event.data and (event.kind in TOLD or (event.kind == "finding" and event.data["code"] not in TIMING)):
             data = {"kind": event.kind, **{k: v for k, v in event.data.items() if k not in OF_THE_MOMENT}}
             if event.kind != "sample" or data not in told:  # a preview that was torn is made anew, and the same

@@ -71,7 +71,7 @@ CASES = {
         ("data.decode", 1), ("backward", 5), ("optimizer.after-step", 4), ("ema", 6), ("event.before-write", 3), ("event.mid-write", 4),
         ("save.begin", 0), ("save.after-lora", 4), ("save.before-rename", 4), ("save.after-rename", 4),
         ("lora-file.before-rename", 4), ("prune", 6), ("checkpoint.before-event", 4), ("preview.denoise", 4), ("preview.before-video", 4), ("preview.before-event", 4),
-        ("final.begin", 6), ("done.before-event", 6),
+        ("final.begin", 6), ("done.before-event", 6), ("done.after-event", 6),
     ]},
     "killed twice, the second time while it loads": Case(("sigkill:forward:5",), KILLED, ("sigkill:resume.loading:4",)),
     "killed as soon as it was restored, with other data workers": Case(("sigkill:vae.encode:4",), KILLED, ("sigkill:resume.restored:2",), workers=(1, 2)),
