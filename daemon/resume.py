@@ -4,7 +4,6 @@ from pathlib import Path
 
 from daemon.protocol import JobRecord
 from presets.errors import UserError
-from presets.going_on import JOB_FILE as JOB_FILE  # read from here too
 from presets.going_on import GoingOn, going_on, has_learnt, held_job
 from presets.job import Job
 from presets.jobfile import absolute_paths, load_job

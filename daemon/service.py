@@ -20,7 +20,7 @@ from daemon.orders import forget_stops, leave
 from daemon.paths import Places, make_private
 from daemon.processes import boot_id, identify, is_alive, marked, oom_kills
 from daemon.queue import AskStop, Changed, Entry, Instruction, Kill, Launch, Queue, Terminate, Verdict
-from daemon.resume import JOB_FILE, changed_since, require_accepted, require_checkpoint
+from daemon.resume import changed_since, require_accepted, require_checkpoint
 from daemon.store import Store
 from daemon.tail import Tail
 from daemon.trainer import Trainer, last_word, verdict
@@ -29,6 +29,7 @@ from presets.control import ControlFile
 from presets.errors import JobError, UserError
 from presets.findings import of_job_error
 from presets.fold import RunView
+from presets.going_on import JOB_FILE
 from presets.jobfile import absolute_paths, load_job, save_job
 from presets.rollback import checkpoints_of
 

@@ -6,12 +6,12 @@ import psutil
 import torch
 
 from engine.device import device_name
-from engine.resume import JOB_FILE
 from engine.setup import Run
 from presets.diagnosis import Diagnosis, changed
 from presets.errors import UserError
 from presets.events import Event
 from presets.findings import Finding
+from presets.going_on import JOB_FILE
 from presets.history import TELLING
 from presets.job import Job
 from presets.jobfile import job_to_dict, save_job

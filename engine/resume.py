@@ -21,7 +21,6 @@ from presets.errors import UserError
 from presets.events import EVENTS_FILE, decode_event
 from presets.findings import Finding
 from presets.fold import ABANDONED
-from presets.going_on import JOB_FILE as JOB_FILE  # read from here too
 from presets.going_on import GoingOn, going_on, held_job
 from presets.history import History, Setting
 from presets.job import Job

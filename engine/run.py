@@ -15,11 +15,12 @@ from engine.console import Console
 from engine.control import Control, StopWished
 from engine.durable import fsync, make_folder
 from engine.eventlog import EventLog
-from engine.resume import JOB_FILE, Begin, find_begin
+from engine.resume import Begin, find_begin
 from presets.check import Facts, check, gather
 from presets.errors import UserError
 from presets.events import EVENTS_FILE
 from presets.findings import Finding
+from presets.going_on import JOB_FILE
 from presets.jobfile import absolute_paths, load_job, save_job
 from presets.plan import KNOBS
 from presets.text import sentences

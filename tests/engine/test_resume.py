@@ -7,8 +7,9 @@ import torch
 
 from engine import checkpoint
 from engine.eventlog import EventLog
-from engine.resume import JOB_FILE, Begin, clear_the_way, find_begin
+from engine.resume import Begin, clear_the_way, find_begin
 from presets.errors import UserError
+from presets.going_on import JOB_FILE
 from presets.job import DatasetPanel, Job, JobPanel, ModelPanel, MultistagePanel
 from presets.jobfile import absolute_paths, get_value, job_to_dict, save_job, with_value
 
