@@ -1,11 +1,13 @@
-"""A run of the real shape that is killed and resumed: preservation loss on, under a cap of the card's memory.
+"""A run of the real shape that is killed and resumed, against the same run undisturbed: preservation loss on, clips of two sizes, under a
+cap of the card's memory.
 
     python -m benchmarks.interrupted --dir /dev/shm/wl --events FILE      (an NVIDIA card, 64 GiB of RAM, 60 GiB in DIR)
     python -m benchmarks.interrupted --tiny --dir /tmp/wl                 (the same code on the CPU)
 
-Trains 20 steps of 21x512x512 on the base that benchmarks.whole_job writes, checkpoint at 10, kills the trainer with SIGKILL once step 14 is
-told, resumes, and lets it finish with its preview of 41x768x768. Steps 11 to 14 are done twice: their losses must agree bit for bit.
-Prints PASS or FAIL; FILE gets the run's events, with DIR in the place of its path.
+Trains 20 steps of 21 frames at 512 and 384 on the base that benchmarks.whole_job writes, checkpoint at 10, and a preview of 41x768x768;
+then the same again, with SIGKILL to the trainer once step 14 is told, and a resume. Both runs must come to the same as
+tests/engine/sameness.py compares it: checkpoints, LoRA files, posters and events bit for bit; and so must the losses of the steps done twice.
+Prints PASS or FAIL; FILE gets the events of the killed run, with DIR in the place of its path.
 """
 
 import argparse
@@ -30,20 +32,23 @@ from presets.job import (
     TrainingPanel,
 )
 from presets.jobfile import save_job
+from tests.engine.sameness import differences
 
 STEPS, SAVED, KILLED = 20, 10, 14
 
 
-def write_job(folder: Path, base: Path, *, tiny: bool) -> Path:
+def write_job(folder: Path, *, common: Path, tiny: bool) -> Path:
+    """FOLDER/interrupted.toml, of the clips and the base in `common`."""
     from PIL import Image
 
-    side, frames, preview, shown = (64, 5, 64, 5) if tiny else (512, 21, 768, 41)
-    Image.new("RGB", (preview, preview), (90, 120, 60)).save(folder / "control.png")
+    folder.mkdir(parents=True, exist_ok=True)
+    sides, frames, preview, shown = ([96, 64], 5, 64, 5) if tiny else ([512, 384], 21, 768, 41)
+    Image.new("RGB", (preview, preview), (90, 120, 60)).save(common / "control.png")
     job = Job(
-        job=JobPanel(name="interrupted", kind="character", trigger="frung"), model=ModelPanel(path=str(base)), multistage=MultistagePanel(switch_every=1),
+        job=JobPanel(name="interrupted", kind="character", trigger="frung"), model=ModelPanel(path=str(common / "base")), multistage=MultistagePanel(switch_every=1),
         save=SavePanel(every=SAVED), training=TrainingPanel(steps=STEPS, dop=True, dop_class="person"),
-        datasets=[DatasetPanel(path="clips", num_frames=frames, resolutions=[side], sampling="realtime")],
-        sample=SamplePanel(every=0, first=False, width=preview, height=preview, num_frames=shown, steps=4, prompts=[PromptPanel(prompt="frung, a red square", ctrl_img="control.png")]),
+        datasets=[DatasetPanel(path=str(common / "clips"), num_frames=frames, resolutions=sides, sampling="realtime")],
+        sample=SamplePanel(every=0, first=False, width=preview, height=preview, num_frames=shown, steps=4, prompts=[PromptPanel(prompt="frung, a red square", ctrl_img=str(common / "control.png"))]),
     )  # fmt: skip
     path = folder / "interrupted.toml"
     save_job(job, path)
@@ -70,28 +75,31 @@ def main() -> int:
     parser.add_argument("--events", type=Path, metavar="FILE")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
-    base = args.dir / "base"
-    if not base.exists():
-        write_base(base, tiny=args.tiny)
-        write_clips(args.dir / "clips", side=64 if args.tiny else 512, frames=12 if args.tiny else 49)
-    path, run = write_job(args.dir, base, tiny=args.tiny), args.dir / "runs" / "interrupted"
-    command = [sys.executable, "-m", "engine", str(path), "--vram", args.cap]
+    common = args.dir.resolve()
+    if not (common / "base").exists():
+        write_base(common / "base", tiny=args.tiny)
+        write_clips(common / "clips", side=96 if args.tiny else 512, frames=12 if args.tiny else 49)
+    straight, broken = common / "undisturbed", common / "interrupted"
+    commands = [[sys.executable, "-m", "engine", str(write_job(folder, common=common, tiny=args.tiny)), "--vram", args.cap] for folder in (straight, broken)]
+    straight, broken = (folder / "runs" / "interrupted" for folder in (straight, broken))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    trainer = subprocess.Popen(command, env=environment)
-    kill_after(trainer, run, KILLED)
-    print(f"killed: exit {trainer.wait()}", flush=True)
-    resumed = subprocess.run([*command, "--resume"], env=environment)
+    whole = subprocess.run(commands[0], env=environment)
+    trainer = subprocess.Popen(commands[1], env=environment)
+    kill_after(trainer, broken, KILLED)
+    print(f"undisturbed: exit {whole.returncode}; killed: exit {trainer.wait()}", flush=True)
+    resumed = subprocess.run([*commands[1], "--resume"], env=environment)
 
-    events = events_of(run)
+    events = events_of(broken)
     if args.events:
-        told = (run / "events.jsonl").read_text()
-        args.events.write_text(told.replace(str(args.dir.resolve()), "DIR").replace(str(args.dir), "DIR"))
-    losses = [{e.data["step"]: e.data["loss"] for e in events if e.kind == "step" and e.attempt == attempt} for attempt in (1, 2)]
-    twice = sorted(losses[0].keys() & losses[1].keys())
-    same = [step for step in twice if losses[0][step] == losses[1][step]]
-    made = [e.data["path"] for e in events if e.kind == "sample"]
-    print(f"steps done twice: {twice}, the same loss to the bit: {same}; previews: {made}; end: {events[-1].kind}, exit {resumed.returncode}", flush=True)
-    passed = trainer.returncode == -signal.SIGKILL and resumed.returncode == 0 and len(twice) >= KILLED - SAVED and twice == same and bool(made)
+        args.events.write_text((broken / "events.jsonl").read_text().replace(str(common), "DIR"))
+    before, after = ({e.data["step"]: e.data["loss"] for e in events if e.kind == "step" and e.attempt == attempt} for attempt in (1, 2))
+    twice = sorted(before.keys() & after.keys())
+    other = [step for step in twice if before[step] != after[step]]
+    apart = differences(broken, straight)
+    print(f"resumed: exit {resumed.returncode}; steps done twice: {twice}, with another loss: {other or 'none'}; previews: {[e.data['path'] for e in events if e.kind == 'sample']}")
+    print(*apart[:20], f"{len(apart)} differences from the undisturbed run", sep="\n", flush=True)
+    ended = (whole.returncode, trainer.returncode, resumed.returncode) == (0, -signal.SIGKILL, 0)
+    passed = ended and len(twice) >= KILLED - SAVED and not other and not apart
     print("PASS" if passed else "FAIL")
     return 0 if passed else 1
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from benchmarks.random_expert import REAL, TINY, expert
-from engine.attention import CPU, Attention
+from engine.attention import Attention, choose
 from engine.device import open_device
 from engine.ring import Ring
 from engine.stash import HostStash
@@ -127,7 +127,7 @@ def main() -> int:
     precision: Precision = args.precision if cuda else "none"
     config = TINY if args.tiny else {**REAL, "num_layers": BLOCKS}
     sizes = TINY_SIZES if args.tiny else SIZES
-    kernels = Attention("flash", "flash", deterministic=True) if cuda else CPU
+    kernels, _ = choose(device, tokens=11264, heads=config.get("num_attention_heads", 40), width=config.get("attention_head_dim", 128), dtype=torch.bfloat16 if cuda else torch.float32, deterministic=True)
     if not cuda:
         torch.set_num_threads(1)  # toy tensors: a second thread only waits for the first
     torch.manual_seed(0)

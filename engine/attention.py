@@ -1,16 +1,16 @@
 """Exact attention with its pieces in hand: the forward returns what the backward needs, so a block can be recomputed
 without running attention a second time.
 
-`cudnn` and `flash` are torch's own kernels; `flash-groups` is the latter's deterministic backward, so many heads at a time that a
-card's processors all have work; `flash4` is the package flash-attn-4, for Hopper and Blackwell data-centre cards; `cpu` is the
-CPU's. They agree on what a logsumexp is, so one may run forward and another backward.
+`cudnn` and `flash` are torch's own kernels; `triton-large` and `triton-small` are ours, backward alone, in two sizes of tiles for
+cards with more and less shared memory; `flash4` is the package flash-attn-4, for Hopper and Blackwell data-centre cards; `cpu` is
+the CPU's. They agree on what a logsumexp is, so one may run forward and another backward.
 
 B batch, N heads, T query tokens, S key tokens, K head width. Tensors are (B, N, T, K), any strides.
 """
 
-import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -22,7 +22,19 @@ from engine.device import fixed_order, memory_errors
 from presets.errors import UserError
 
 aten = torch.ops.aten
-KERNELS = ("cudnn", "flash", "flash-groups", "flash4")  # of CUDA
+
+
+class Package(NamedTuple):
+    """One that brings kernels, and is not on every machine."""
+
+    name: str
+    module: str
+
+
+KERNELS = ("cudnn", "flash", "triton-large", "triton-small", "flash4")  # of CUDA
+BACKWARD_ONLY = ("triton-large", "triton-small")
+TRITON, FLASH4 = Package("triton", "triton"), Package("flash-attn-4", "flash_attn")
+PACKAGES = {"triton-large": TRITON, "triton-small": TRITON, "flash4": FLASH4}
 FLASH4_CARDS = (9, 10)  # major compute capabilities whose backward it has, in a fixed order too
 AGREE = 0.02  # relative: bf16 kernels that sum in other orders differ by a tenth of this
 Grads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -57,7 +69,7 @@ def forward(kernel: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> t
     if kernel == "cudnn":
         out, lse, *_ = aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, 0.0, False, False)
         return out, lse.flatten(2)  # cuDNN's has a last dimension of one
-    if kernel in ("flash", "flash-groups"):
+    if kernel == "flash":
         out, lse, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, False, False)
     elif kernel == "flash4":
         out, lse, *_ = _flash4()._flash_attn_fwd(*(t.transpose(1, 2) for t in (q, k, v)), return_lse=True)
@@ -73,8 +85,10 @@ def backward(
 ) -> Grads:
     """Raises RuntimeError where `deterministic` is asked of a kernel that says it cannot; cudnn says nothing and cannot either."""
     T, S = q.shape[2], k.shape[2]
-    if kernel == "flash-groups":
-        return _in_groups(grad, q, k, v, out, lse)
+    if kernel in BACKWARD_ONLY:
+        from engine import triton_attention  # Triton comes with the CUDA builds of torch alone
+
+        return triton_attention.backward(triton_attention.TILES[kernel], grad, q, k, v, out, lse)
     if kernel == "cpu":
         dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(grad, q, k, v, out, lse, 0.0, False)
     elif kernel == "flash4":
@@ -91,29 +105,6 @@ def backward(
     return dq, dk, dv
 
 
-def _in_groups(grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor) -> Grads:
-    """The deterministic backward of `flash`. It gives each head as many thread blocks as make at least one for every processor, in
-    one wave more than a few of them when the heads do not divide the processors: groups of heads that do leave none idle."""
-    processors = torch.cuda.get_device_properties(q.device).multi_processor_count
-    grads = tuple(torch.empty_like(t.transpose(1, 2)).transpose(1, 2) for t in (q, k, v))
-    start = 0
-    for size in head_groups(q.shape[1], processors // math.gcd(processors, q.shape[0])):
-        heads = slice(start, start + size)
-        pieces = backward("flash", grad[:, heads], q[:, heads], k[:, heads], v[:, heads], out[:, heads], lse[:, heads].contiguous(), deterministic=True)
-        for whole, piece in zip(grads, pieces, strict=True):
-            whole[:, heads] = piece
-        start += size
-    return grads[0], grads[1], grads[2]
-
-
-def head_groups(heads: int, processors: int) -> list[int]:
-    """Sizes of groups of heads, the largest first, each a divisor of the number of processors."""
-    groups: list[int] = []
-    while left := heads - sum(groups):
-        groups.append(max(size for size in range(1, left + 1) if processors % size == 0))
-    return groups
-
-
 def _flash4() -> Any:
     from flash_attn.cute import interface  # an optional package, and seconds to import
 
@@ -121,11 +112,12 @@ def _flash4() -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Of the optional packages that are installed."""
-    try:
-        return {"flash-attn-4": version("flash-attn-4")}
-    except PackageNotFoundError:
-        return {}
+    """Of the packages that are installed only on some machines."""
+    found = {}
+    for package in (TRITON, FLASH4):
+        with suppress(PackageNotFoundError):
+            found[package.name] = version(package.name)
+    return found
 
 
 class Survey(NamedTuple):
@@ -150,20 +142,25 @@ class Survey(NamedTuple):
 
 
 def survey(device: torch.device, *, tokens: int, heads: int, width: int, dtype: torch.dtype, deterministic: bool) -> Survey:
-    """Run every kernel on random tensors, forward and backward. One that fails, gives another answer than the first, or promises a
-    fixed order and does not keep to it, is refused with the reason. Raises torch.OutOfMemoryError."""
+    """Run every kernel on random tensors, forward and backward (those without a forward after the first one's). One that fails,
+    gives another answer than the first, or promises a fixed order and does not keep to it, is refused with the reason. Raises
+    torch.OutOfMemoryError."""
     found = Survey({}, {}, {})
     q, k, v, grad = (torch.randn(1, tokens, heads, width, device=device, dtype=dtype).transpose(1, 2) for _ in range(4))
     answer: tuple[torch.Tensor, ...] = ()  # of the first kernel that has one
     gradients: tuple[torch.Tensor, ...] = ()
-    for kernel in kernels(device, deterministic=deterministic):
+    for kernel in kernels(device):
         try:
             with memory_errors():  # else cuDNN's word for it would be remembered as a fault of the kernel
-                seconds, (out, lse) = timed(device, partial(forward, kernel, q, k, v))
-                answer = answer or (out, lse)
-                _same(answer, (out, lse))
-                if kernel != "flash-groups":
+                if kernel not in BACKWARD_ONLY:
+                    seconds, (out, lse) = timed(device, partial(forward, kernel, q, k, v))
+                    answer = answer or (out, lse)
+                    _same(answer, (out, lse))
                     found.forward[kernel] = seconds
+                elif answer:
+                    out, lse = answer
+                else:
+                    raise RuntimeError("no other kernel goes forward")
                 if deterministic and kernel == "cudnn":  # small tensors might hide it from the comparison below
                     raise RuntimeError("its backward adds in no fixed order")
                 again = partial(backward, kernel, grad, q, k, v, out, lse, deterministic=deterministic)
@@ -177,18 +174,17 @@ def survey(device: torch.device, *, tokens: int, heads: int, width: int, dtype: 
         except torch.OutOfMemoryError:
             raise
         except ImportError as e:
-            absent = (e.name or "").startswith("flash_attn")
-            found.refused[kernel] = "the package flash-attn-4 is not installed" if absent else f"the package flash-attn-4 is incomplete: {e}"
+            package = PACKAGES[kernel]
+            absent = (e.name or "").startswith(package.module)
+            found.refused[kernel] = f"the package {package.name} is not installed" if absent else f"the package {package.name} is incomplete: {e}"
         except Exception as e:  # a card or build without this kernel; compilers of kernels raise what they like
             found.refused[kernel] = (str(e).splitlines() or [type(e).__name__])[0]
     return found
 
 
-def kernels(device: torch.device, *, deterministic: bool) -> list[str]:
+def kernels(device: torch.device) -> list[str]:
     """Those that may run on a card."""
-    absent = {"flash-groups"} if not deterministic else set()
-    if torch.cuda.get_device_capability(device)[0] not in FLASH4_CARDS:
-        absent.add("flash4")
+    absent = set() if torch.cuda.get_device_capability(device)[0] in FLASH4_CARDS else {"flash4"}
     return [kernel for kernel in KERNELS if kernel not in absent]
 
 

@@ -19,7 +19,7 @@ DRIVER_BYTES = int(0.4 * GIB)  # what a driver keeps of an idle card, a small de
 # What an H200 reaches of its sheet's numbers, measured: device copies 4.3 of 4.8 TB/s, float8 products 1500 TFLOP/s of a
 # sheet that says twice its bf16 (787 held), exact attention 676 forward and 428 backward.
 MEMORY_SHARE, FLOAT8_SHARE, FORWARD_SHARE, BACKWARD_SHARE = 0.9, 0.95, 0.86, 0.54
-DETERMINISTIC_SHARE = 0.2  # of a backward that adds in a fixed order: a guess, until it is measured
+DETERMINISTIC_SHARE = 0.46  # of our own backward that adds in a fixed order
 LEAST_GUESS = 0.1  # of a card: the smallest MIG slice has a seventh
 
 
@@ -96,7 +96,7 @@ def gpu_hardware(gpu: Gpu, machine: Machine, *, rates: Rates | None = None, idle
             name=gpu.name, capability=gpu.capability, copy_gbps=rates.copy_gbps, bf16_tflops=rates.bf16_tflops, fp8_tflops=rates.fp8_tflops, memory_gbps=rates.memory_gbps,
             attention_forward_tflops=rates.attention.forward_tflops, attention_backward_tflops=rates.attention.backward_tflops,
             deterministic_forward_tflops=rates.deterministic_attention.forward_tflops, deterministic_backward_tflops=rates.deterministic_attention.backward_tflops,
-            partial_sums=rates.deterministic_attention.backward_kernel in ("flash", "flash-groups"),
+            partial_sums=rates.deterministic_attention.backward_kernel == "flash",
             source=f"measured on this machine{f' on {rates.date[:10]}' if rates.date else ''}", **memory,
         )  # fmt: skip
     card, share = _like(gpu)

@@ -43,7 +43,7 @@ class Coefficients:
     chunk: float = 6.2  # rows over one chunk: backward of the token-wise parts ...
     chunk_ffn: float = 4.0  # ... and, of width F, its feed-forward
     attention: float = 14.6  # rows during attention's backward when chunked: q, k, v, their gradients, the graph before them, workspace
-    attention_sums: float = 6.0  # more of them in a deterministic backward by torch's flash kernel: its partial sums in fp32. An estimate
+    attention_sums: float = 6.0  # more of them in a deterministic backward by torch's flash kernel: its partial sums in fp32
     stash_rows: float = 2.0  # rows that wait for a block's backward: its input and its attention's output
     stash_window: int = 2  # blocks of these on the device with a host stash: the present one and the one read ahead
     kept: float = 14.75  # rows of a kept block's graph, besides its weights ...

@@ -93,7 +93,7 @@ class Hardware(Struct, frozen=True, kw_only=True):
     attention_backward_tflops: float
     deterministic_forward_tflops: float  # of the kernels that a deterministic job uses
     deterministic_backward_tflops: float
-    partial_sums: bool = True  # that backward is torch's flash kernel, which keeps some sums of its own
+    partial_sums: bool = False  # that backward is torch's flash kernel, which keeps some sums of its own
     memory_gbps: float  # of a device-to-device copy, bytes read and written
     source: str = ""  # where the rates come from, for people
 

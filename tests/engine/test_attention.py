@@ -1,7 +1,6 @@
 """Attention against float64, and the choice among kernels of which some fail, lie or are not there."""
 
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -60,7 +59,7 @@ def card(monkeypatch):
         return dq, dk, dv
 
     def with_kernels(**faults):
-        monkeypatch.setattr(attention, "kernels", lambda device, deterministic: list(faults))
+        monkeypatch.setattr(attention, "kernels", lambda device: list(faults))
         monkeypatch.setattr(attention, "forward", partial(forward, faults))
         monkeypatch.setattr(attention, "backward", partial(backward, faults))
 
@@ -73,11 +72,25 @@ def card(monkeypatch):
      ("any order", True, "no fixed order"), ("wrong gradient", True, "away from")],
 )  # fmt: skip
 def test_a_kernel_with_a_fault_is_refused_with_the_reason(card, fault, forward, why):
-    card(good="", bad=fault)
+    card(flash="", flash4=fault)
     found = attention.survey(CPU, **SIZE, deterministic=True)
-    assert set(found.backward) == {"good"} and ("bad" in found.forward) == forward
-    assert why in found.refused["bad"] and "good" not in found.refused
-    assert f"bad: {found.refused['bad']}" in found.text
+    assert set(found.backward) == {"flash"} and ("flash4" in found.forward) == forward
+    assert why in found.refused["flash4"] and "flash" not in found.refused
+    assert f"flash4: {found.refused['flash4']}" in found.text
+
+
+def test_a_kernel_without_a_forward_goes_back_from_anothers(card):
+    card(flash="", **{"triton-large": "", "triton-small": "any order"})
+    found = attention.survey(CPU, **SIZE, deterministic=True)
+    assert set(found.forward) == {"flash"} and set(found.backward) == {"flash", "triton-large"} and "no fixed order" in found.refused["triton-small"]
+    card(flash="unsupported", **{"triton-large": ""})
+    assert attention.survey(CPU, **SIZE, deterministic=True).refused["triton-large"] == "no other kernel goes forward"
+
+
+@pytest.mark.parametrize(("capability", "names"), [((8, 9), {"cudnn", "flash", "triton-large", "triton-small"}), ((9, 0), set(attention.KERNELS)), ((12, 0), {"cudnn", "flash", "triton-large", "triton-small"})])
+def test_a_card_has_the_kernels_that_were_written_for_it(monkeypatch, capability, names):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert set(attention.kernels(torch.device("cuda"))) == names
 
 
 def test_cudnn_goes_forward_alone_where_an_order_is_asked_for(card):
@@ -121,20 +134,3 @@ def test_the_fixed_order_ends_where_it_began():
     assert not torch.are_deterministic_algorithms_enabled()
     with fixed_order(False):
         assert not torch.are_deterministic_algorithms_enabled()
-
-
-@pytest.mark.parametrize(("heads", "processors", "groups"), [(40, 132, [33, 6, 1]), (40, 128, [32, 8]), (40, 66, [33, 6, 1]), (2, 132, [2]), (40, 7, [7, 7, 7, 7, 7, 1, 1, 1, 1, 1])])
-def test_groups_of_heads_divide_the_processors(heads, processors, groups):
-    assert attention.head_groups(heads, processors) == groups
-
-
-def test_groups_of_heads_come_to_the_same(monkeypatch):
-    """The loop over groups, with the CPU's kernel in the place of the card's."""
-    one_call = attention.backward
-    monkeypatch.setattr(attention, "backward", lambda kernel, *tensors, deterministic: one_call("cpu", *tensors, deterministic=deterministic))
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=6))
-    q, k, v, grad = (torch.randn(2, 24, 5, 16).transpose(1, 2) for _ in range(4))
-    out, lse = attention.CPU.forward(q, k, v)
-    for ours, theirs in zip(attention._in_groups(grad, q, k, v, out, lse), one_call("cpu", grad, q, k, v, out, lse, deterministic=True), strict=True):
-        torch.testing.assert_close(ours, theirs)
-        assert ours.transpose(1, 2).is_contiguous()

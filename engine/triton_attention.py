@@ -1,0 +1,168 @@
+"""The backward of exact attention in two Triton kernels that add in a fixed order: gradients of keys and values, then of queries.
+
+The scores are computed in both, seven products where kernels that add up the gradient of the queries from all sides at once need
+five; in return no two programs write to the same place, so the same inputs give the same bits, and nothing waits in memory but one
+number a row. Formulas: FlashAttention-2 (Dao 2023, arXiv 2307.08691, algorithm 2). Imported where Triton is, on CUDA.
+
+B batch, N heads, T query tokens, S key tokens, K head width. Inside the kernels: M rows of queries and N of keys that a program has
+in hand at a time.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+ROWS = 64  # of one program that sums rows
+MOST = 2**31  # elements that a head may span: offsets within it are 32-bit
+
+
+class Tile(NamedTuple):
+    queries: int  # rows of queries at a time
+    keys: int
+    warps: int
+    stages: int  # loads ahead
+
+
+class Tiles(NamedTuple):
+    of_keys: Tile  # gradients of keys and values: a program has its keys and goes through all queries
+    of_queries: Tile  # of queries: it has its queries and goes through all keys
+
+
+# For 128 wide heads. The large ones need 164 KB of shared memory on Hopper and 132 KB on Ampere, the small ones fit the 99 KB of
+# other cards; without spilling registers, but for a few of the large ones before Hopper.
+TILES = {
+    "triton-large": Tiles(Tile(64, 128, 8, 3), Tile(128, 64, 8, 3)),
+    "triton-small": Tiles(Tile(32, 128, 8, 2), Tile(128, 32, 8, 2)),
+}
+
+
+def backward(
+    tiles: Tiles, grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of q, k, v, laid out (B, T, N, K) in memory. Tensors (B, N, T, K) whose last dimension is dense, `lse` (B, N, T)
+    with the natural logarithm. Raises RuntimeError for widths that are no power of two from 16, and where a tile does not fit."""
+    B, N, T, K = q.shape
+    S = k.shape[2]
+    if K < 16 or K & (K - 1):
+        raise RuntimeError(f"heads of {K} are not a power of two from 16")
+    grad, q, k, v, out = (t if t.stride(-1) == 1 else t.contiguous() for t in (grad, q, k, v, out))
+    assert all(t.shape[2] * t.stride(2) < MOST for t in (grad, q, k, v, out)), "a head that spans more than 32-bit offsets reach"
+    lse = lse.contiguous()
+    dq, dk, dv = (t.new_empty(B, t.shape[2], N, K).transpose(1, 2) for t in (q, k, v))
+    delta = torch.empty_like(lse)
+    _delta[(triton.cdiv(T, ROWS), B * N)](out, grad, delta, T, N, *_strides(out, grad), WIDTH=K, ROWS=ROWS)
+    inputs = (q, k, v, grad, lse, delta)
+    sizes = (T, S, N, K**-0.5)
+    tile = tiles.of_keys
+    _of_keys[(triton.cdiv(S, tile.keys), B * N)](*inputs, dk, dv, *sizes, *_strides(q, k, v, grad, dk, dv), **_options(tile, T, S, K))
+    tile = tiles.of_queries
+    _of_queries[(triton.cdiv(T, tile.queries), B * N)](*inputs, dq, *sizes, *_strides(q, k, v, grad, dq), **_options(tile, T, S, K))
+    return dq, dk, dv
+
+
+def _strides(*tensors: torch.Tensor) -> list[int]:
+    return [stride for t in tensors for stride in t.stride()[:3]]
+
+
+def _options(tile: Tile, T: int, S: int, K: int) -> dict[str, Any]:
+    whole = {"WHOLE_M": T % tile.queries == 0, "WHOLE_N": S % tile.keys == 0}  # else loads and stores at the edge are masked
+    return {"WIDTH": K, "M": tile.queries, "N": tile.keys, **whole, "STAGES": tile.stages, "num_warps": tile.warps, "num_stages": tile.stages}
+
+
+@triton.jit
+def _rows(base, rows, stride, limit, WIDTH: tl.constexpr, WHOLE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """(rows, WIDTH) of a head; zeros beyond its end."""
+    at = base + rows[:, None] * stride + tl.arange(0, WIDTH)[None, :]
+    return tl.load(at) if WHOLE else tl.load(at, mask=rows[:, None] < limit, other=0.0)
+
+
+@triton.jit
+def _numbers(base, rows, limit, WHOLE: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One number a row; zeros beyond the last."""
+    return tl.load(base + rows) if WHOLE else tl.load(base + rows, mask=rows < limit, other=0.0)
+
+
+@triton.jit
+def _put(base, rows, stride, limit, values, WIDTH: tl.constexpr, WHOLE: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = base + rows[:, None] * stride + tl.arange(0, WIDTH)[None, :]
+    values = values.to(base.dtype.element_ty)
+    if WHOLE:
+        tl.store(at, values)
+    else:
+        tl.store(at, values, mask=rows[:, None] < limit)
+
+
+@triton.jit
+def _delta(out, grad, delta, T, heads, out_b, out_n, out_t, grad_b, grad_n, grad_t, WIDTH: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """delta = sum over the width of out * grad, in fp32: what the softmax takes off every row's gradient."""
+    head = tl.program_id(1).to(tl.int64)
+    b, n = head // heads, head % heads
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    o = _rows(out + b * out_b + n * out_n, rows, out_t, T, WIDTH, False).to(tl.float32)
+    g = _rows(grad + b * grad_b + n * grad_n, rows, grad_t, T, WIDTH, False).to(tl.float32)
+    tl.store(delta + head * T + rows, tl.sum(o * g, 1), mask=rows < T)
+
+
+@triton.jit
+def _of_keys(  # type: ignore[no-untyped-def]
+    q, k, v, grad, lse, delta, dk, dv, T, S, heads, scale,
+    q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, grad_b, grad_n, grad_t, dk_b, dk_n, dk_t, dv_b, dv_n, dv_t,
+    WIDTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr, WHOLE_M: tl.constexpr, WHOLE_N: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """dv = P^T grad, dk = dS^T q * scale, with P = exp(scale q k^T - lse) and dS = P * (grad v^T - delta). Transposed throughout:
+    the keys are the rows. Queries beyond the last are zeros, as is their grad, and add nothing."""
+    head = tl.program_id(1).to(tl.int64)
+    b, n = head // heads, head % heads
+    keys = tl.program_id(0) * N + tl.arange(0, N)
+    k_NK = _rows(k + b * k_b + n * k_n, keys, k_t, S, WIDTH, WHOLE_N)
+    v_NK = _rows(v + b * v_b + n * v_n, keys, v_t, S, WIDTH, WHOLE_N)
+    q += b * q_b + n * q_n
+    grad += b * grad_b + n * grad_n
+    lse += head * T
+    delta += head * T
+    dk_NK = tl.zeros([N, WIDTH], tl.float32)
+    dv_NK = tl.zeros([N, WIDTH], tl.float32)
+    for start in tl.range(0, T, M, num_stages=STAGES):
+        queries = start + tl.arange(0, M)
+        q_MK = _rows(q, queries, q_t, T, WIDTH, WHOLE_M)
+        grad_MK = _rows(grad, queries, grad_t, T, WIDTH, WHOLE_M)
+        lse_M = _numbers(lse, queries, T, WHOLE_M)
+        delta_M = _numbers(delta, queries, T, WHOLE_M)
+        p_NM = tl.exp2(tl.dot(k_NK, tl.trans(q_MK)) * (scale * LOG2E) - (lse_M * LOG2E)[None, :])
+        dp_NM = tl.dot(v_NK, tl.trans(grad_MK))
+        dv_NK = tl.dot(p_NM.to(grad_MK.dtype), grad_MK, dv_NK)
+        ds_NM = p_NM * (dp_NM - delta_M[None, :])
+        dk_NK = tl.dot(ds_NM.to(q_MK.dtype), q_MK, dk_NK)
+    _put(dk + b * dk_b + n * dk_n, keys, dk_t, S, dk_NK * scale, WIDTH, WHOLE_N)
+    _put(dv + b * dv_b + n * dv_n, keys, dv_t, S, dv_NK, WIDTH, WHOLE_N)
+
+
+@triton.jit
+def _of_queries(  # type: ignore[no-untyped-def]
+    q, k, v, grad, lse, delta, dq, T, S, heads, scale,
+    q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, grad_b, grad_n, grad_t, dq_b, dq_n, dq_t,
+    WIDTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr, WHOLE_M: tl.constexpr, WHOLE_N: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """dq = dS k * scale. Keys beyond the last are zeros and add nothing."""
+    head = tl.program_id(1).to(tl.int64)
+    b, n = head // heads, head % heads
+    queries = tl.program_id(0) * M + tl.arange(0, M)
+    q_MK = _rows(q + b * q_b + n * q_n, queries, q_t, T, WIDTH, WHOLE_M)
+    grad_MK = _rows(grad + b * grad_b + n * grad_n, queries, grad_t, T, WIDTH, WHOLE_M)
+    lse_M = _numbers(lse + head * T, queries, T, WHOLE_M)
+    delta_M = _numbers(delta + head * T, queries, T, WHOLE_M)
+    k += b * k_b + n * k_n
+    v += b * v_b + n * v_n
+    dq_MK = tl.zeros([M, WIDTH], tl.float32)
+    for start in tl.range(0, S, N, num_stages=STAGES):
+        keys = start + tl.arange(0, N)
+        k_NK = _rows(k, keys, k_t, S, WIDTH, WHOLE_N)
+        v_NK = _rows(v, keys, v_t, S, WIDTH, WHOLE_N)
+        p_MN = tl.exp2(tl.dot(q_MK, tl.trans(k_NK)) * (scale * LOG2E) - (lse_M * LOG2E)[:, None])
+        dp_MN = tl.dot(grad_MK, tl.trans(v_NK))
+        ds_MN = p_MN * (dp_MN - delta_M[:, None])
+        dq_MK = tl.dot(ds_MN.to(k_NK.dtype), k_NK, dq_MK)
+    _put(dq + b * dq_b + n * dq_n, queries, dq_t, T, dq_MK * scale, WIDTH, WHOLE_M)

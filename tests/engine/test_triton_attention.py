@@ -1,0 +1,83 @@
+"""Our attention backward against float64, in Triton's interpreter: the same kernels as on a card, element by element."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+# Triton asks when it is imported whether to interpret, so the kernels run in a process of their own: all cases at once.
+INTERPRETED = """
+import sys, torch
+from engine import triton_attention
+def run(tiles, tensors):
+    try:
+        return triton_attention.backward(tiles, *tensors)
+    except RuntimeError as e:
+        return str(e)
+cases = torch.load(sys.argv[1])
+torch.save({name: {tiles: run(of, tensors) for tiles, of in triton_attention.TILES.items()} for name, tensors in cases.items()}, sys.argv[2])
+"""
+SHAPES = {  # batch, queries, keys, heads, width
+    "whole tiles": (1, 256, 256, 2, 32),
+    "edges and a batch": (2, 100, 75, 3, 16),
+    "fewer queries": (1, 33, 150, 1, 64),
+    "one query": (1, 1, 300, 2, 16),
+    "one key": (1, 300, 1, 2, 16),
+    "other layouts": (1, 70, 70, 2, 16),
+    "heads of 8": (1, 4, 4, 1, 8),
+    "heads of 24": (1, 4, 4, 1, 24),
+}
+REFUSED = [name for name in SHAPES if name.startswith("heads of")]
+TILES = ("triton-large", "triton-small")
+
+
+def drawn(batch: int, tokens: int, heads: int, width: int, seed: int) -> torch.Tensor:
+    return torch.randn(batch, tokens, heads, width, generator=torch.Generator().manual_seed(seed)).transpose(1, 2)
+
+
+def exact(grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """(output, logsumexp, gradients of q, k, v) by autograd in float64."""
+    leaves = [t.double().requires_grad_(True) for t in (q, k, v)]
+    scores = leaves[0] @ leaves[1].transpose(-1, -2) / q.shape[-1] ** 0.5
+    out = scores.softmax(-1) @ leaves[2]
+    out.backward(grad.double())
+    return out.detach().float(), scores.logsumexp(-1).detach().float(), [t.grad for t in leaves if t.grad is not None]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """name of a shape -> (what the kernels gave for each size of tiles, what is right)"""
+    cases, right = {}, {}
+    for name, (batch, queries, keys, heads, width) in SHAPES.items():
+        q, grad = (drawn(batch, queries, heads, width, seed) for seed in (0, 1))
+        k, v = (drawn(batch, keys, heads, width, seed) for seed in (2, 3))
+        if name == "other layouts":  # as autograd may make them: another dimension innermost, or expanded
+            q, grad = q.transpose(-1, -2).contiguous().transpose(-1, -2), torch.ones(()).expand(grad.shape)
+        out, lse, right[name] = exact(grad, q, k, v)
+        if name == "other layouts":
+            lse = torch.stack([lse, lse], -1)[..., 0]
+        cases[name] = (grad, q, k, v, out, lse)
+    folder = tmp_path_factory.mktemp("interpreted")
+    torch.save(cases, folder / "in.pt")
+    command = [sys.executable, "-c", INTERPRETED, str(folder / "in.pt"), str(folder / "out.pt")]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], env={**os.environ, "TRITON_INTERPRET": "1"})
+    assert said.returncode == 0, said.stderr
+    gave = torch.load(folder / "out.pt")
+    return {name: (gave[name], right[name]) for name in SHAPES}
+
+
+@pytest.mark.parametrize("tiles", TILES)
+@pytest.mark.parametrize("shape", [name for name in SHAPES if name not in REFUSED])
+def test_gradients_are_those_of_the_definition(found, shape, tiles):
+    gave, right = found[shape]
+    for ours, theirs in zip(gave[tiles], right, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=1e-5)
+        assert ours.transpose(1, 2).is_contiguous()  # as the projections before it want it
+
+
+@pytest.mark.parametrize("shape", REFUSED)
+def test_other_widths_are_refused(found, shape):
+    assert found[shape][0] == dict.fromkeys(TILES, f"{shape} are not a power of two from 16")
