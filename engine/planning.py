@@ -72,6 +72,8 @@ def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None, 
     choice = choose_for(job, facts, hardware)
     plan, p, why = choice.plan, choice.prediction, choice.why
     asked = job.quantization.transformer
+    if before is not None and work.several_sizes and before.compiled:  # of previews too, that may have come since
+        before = msgspec.structs.replace(before, any_size=True)
     if before is not None and before != plan and (asked == "auto" or before.precision == plan.precision) and fits(before, work, hardware, shape):
         plan, p, why = before, predict(before, work, hardware, shape), f"as before the resume (begun anew it would be: {plan.text}, {p.seconds.total:.2f} s/step)"
     why = f"{why}; predicted {p.peak_vram / GIB:.1f} GiB of VRAM, {p.ram / GIB:.0f} GiB of RAM, {p.seconds.total:.2f} s/step"

@@ -76,8 +76,17 @@ class Frozen(NamedTuple):
 
 @cache
 def _compiled(function: Any) -> Any:
-    """Compiled once per process: both experts, all blocks, every plan. Shapes that vary become symbolic by themselves."""
+    """Compiled once per process: both experts, all blocks, every plan."""
     return torch.compile(function)
+
+
+def _any_size(*tensors: torch.Tensor, dims: tuple[int, ...]) -> None:
+    """Have the compiler take these dimensions for symbols from the first call on. Left to itself it would make constants of the first
+    sizes it sees: code that depends on which clip came first, which a resume changes, and is made twice."""
+    from torch._dynamo import maybe_mark_dynamic  # seconds to import, and only where something is compiled
+
+    for t in tensors:
+        maybe_mark_dynamic(t, dims)
 
 
 class Machinery:
@@ -90,6 +99,7 @@ class Machinery:
         if self.fixed_order and plan.compiled:
             compile_alike()
         self.before, self.of_text, self.after = (_compiled(part) if plan.compiled else part for part in BLOCK)
+        self.any_size = plan.compiled and plan.any_size
         if cuda is None and device.type == "cuda":
             cuda = torch.cuda
         self.ring = Ring(slot_bytes, plan.slots, device, cuda)
@@ -238,16 +248,24 @@ class StreamedExecutor:
     def _before(self, block: int, frozen: Frozen, x_BTD: torch.Tensor, call: _Call) -> Any:
         """q, k, v (B, T, N, K) of all tokens."""
         m, (weights, plain, recovery) = self.machinery, frozen
+        if m.any_size:
+            _any_size(x_BTD, call.cos, call.sin, dims=(0, 1))
+            _any_size(call.time_B6D, dims=(0,))
         return m.before(x_BTD, call.time_B6D, call.cos, call.sin, weights, plain, self.weights.lora[block], recovery, call.strength, self.heads, m.plan.precision)
 
     def _of_text(self, block: int, frozen: Frozen, call: _Call) -> Any:
         """The cross-attention's keys and values (B, S, N, K)."""
         m, (weights, plain, recovery) = self.machinery, frozen
+        if m.any_size:
+            _any_size(call.text_BSD, dims=(0,))
         return m.of_text(call.text_BSD, weights, plain, self.weights.lora[block], recovery, call.strength, self.heads, m.plan.precision)
 
     def _after(self, block: int, frozen: Frozen, x: torch.Tensor, a: torch.Tensor, text: tuple[torch.Tensor, torch.Tensor], call: _Call) -> Any:
         """The block's output for a run of tokens, from its input and its attention's output there."""
         m, (weights, plain, recovery) = self.machinery, frozen
+        if m.any_size:
+            _any_size(x, a, dims=(0, 1))
+            _any_size(*text, call.time_B6D, dims=(0,))
         return m.after(x, a, *text, call.time_B6D, weights, plain, self.weights.lora[block], recovery, call.strength, self.heads, m.plan.precision)
 
     def _runs(self, tokens: int) -> list[slice]:

@@ -28,11 +28,12 @@ class Plan(Struct, frozen=True, kw_only=True):
     slots: int = 3  # device buffers that streamed blocks pass through; 0 when all are resident
     vae_frames: int = 4  # pixel frames the VAE works on at a time; a multiple of 4
     compiled: bool = True
+    any_size: bool = False  # compiled for any batch size and number of tokens at once, as clips and previews of several sizes need it
 
     @property
     def rounds_as(self) -> tuple[object, ...]:
         """What of a plan shows in the last digits of its results. The rest is about where things lie and when they are copied."""
-        return self.precision, self.kept, self.also_kept, self.chunk, self.vae_frames, self.compiled
+        return self.precision, self.kept, self.also_kept, self.chunk, self.vae_frames, self.compiled, self.any_size
 
     def kept_for(self, rows: int) -> int:
         """How many blocks keep their graph in a step of so many rows (batch size times tokens)."""

@@ -410,7 +410,7 @@ class Costs:
         return Prediction(
             peak_vram=training_peak(phases), peak_reserved=reserved, need_vram=int(reserved + c.context), phases=phases, held=self.held(plan), ram=sum(ram.values()), ram_held=ram,
             seconds=mean, largest=self.step(plan, (Load(w.largest.bucket, w.largest.batch, 1.0),)), preview=preview,
-            total=w.steps * mean.total + previews + w.saves * c.save + (len(shapes) * c.compile if plan.compiled else 0.0),
+            total=w.steps * mean.total + previews + w.saves * c.save + ((1 if plan.any_size else len(shapes)) * c.compile if plan.compiled else 0.0),
         )  # fmt: skip
 
 

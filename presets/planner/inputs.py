@@ -73,6 +73,11 @@ class Workload(Struct, frozen=True, kw_only=True):
         return max(self.ranks)
 
     @property
+    def several_sizes(self) -> bool:
+        """Whether passes differ in batch size or tokens: clips do, or previews, which take the shape of their control image."""
+        return len(self.loads) > 1 or self.previews is not None
+
+    @property
     def largest(self) -> Load:
         return max(self.loads, key=lambda load: (load.rows, load.bucket))
 

@@ -73,7 +73,7 @@ def candidates(costs: Costs, precision: Precision, limits: Limits, *, compiled: 
                 if hidden and resident % WIDE_STRIDE:
                     continue
                 slots = min(SLOTS, layers - resident)
-                plan = costs.filled(Plan(precision=precision, resident=resident, kept=kept, stash=stash, chunk=chunk, slots=slots, vae_frames=VAE_FRAMES[-1], compiled=compiled))
+                plan = costs.filled(Plan(precision=precision, resident=resident, kept=kept, stash=stash, chunk=chunk, slots=slots, vae_frames=VAE_FRAMES[-1], compiled=compiled, any_size=compiled and costs.work.several_sizes))
                 yield plan
                 if stash == "host" and not limits.host_stash and (lean := within_ram(costs, plan)) is not None:
                     yield lean

@@ -41,6 +41,14 @@ def test_a_resume_keeps_its_plan_though_more_memory_is_free_now(planned):
     assert "as before the resume" in resumed.why and other.plan.text in resumed.why
 
 
+def test_what_is_compiled_for_one_size_is_not_when_a_resume_brings_others(planned):
+    """Previews of a shape of their own may be asked for between two attempts."""
+    first = planned(60, sample={"prompts": []})
+    assert first.work.loads and not first.plan.any_size
+    resumed = planned(60, before=first.plan, sample={"prompts": [{"prompt": "a red square", "ctrl_img": "a.png"}]})
+    assert resumed.plan == msgspec.structs.replace(first.plan, any_size=True)
+
+
 def test_a_plan_that_no_longer_fits_is_chosen_anew(planned):
     assert planned(20, before=planned(60).plan) == planned(20)
 
@@ -97,7 +105,7 @@ def test_a_resumed_run_has_the_kernels_it_had(planned):
 
 @pytest.mark.parametrize(
     ("before", "told"),
-    [(Plan(slots=2, resident=3), []), (Plan(stash="device", stash_on_device=4), []), (Plan(chunk=64), ["another plan"]), (Plan(resident=2, kept=1), ["another plan"]), (None, ["another plan", "not written down"])],
+    [(Plan(slots=2, resident=3), []), (Plan(stash="device", stash_on_device=4), []), (Plan(chunk=64), ["another plan"]), (Plan(resident=2, kept=1), ["another plan"]), (Plan(any_size=True), ["another plan", "compiled for each size"]), (None, ["another plan", "not written down"])],
     ids=str,
 )
 def test_only_a_plan_that_rounds_otherwise_is_told(before, told, monkeypatch):

@@ -1,11 +1,14 @@
 """Every plan gives what plain autograd gives: loss, prediction and LoRA gradients, on real model classes in fp32."""
 
+from functools import cache, partial
+
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
 from torch._inductor import config as inductor
 
-from engine import attention
+from engine import attention, device
+from engine import streamed as streamed_module
 from engine.masters import pack_branches
 from engine.stash import HostStash
 from engine.streamed import ExpertWeights, Machinery, StreamedExecutor
@@ -171,3 +174,35 @@ def test_what_is_compiled_for_a_fixed_order_chooses_no_order_by_its_speed(monkey
     kernels = attention.Attention("flash", "flash", deterministic=deterministic)
     Machinery(Plan(slots=0, stash="device", compiled=True), kernels, 1, torch.device("cuda"), FakeCuda())
     assert [getattr(inductor, name) for name in choices] == 2 * [not deterministic]
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The block's functions go through the compiler's front end, that makes graphs, and run as they are behind it."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(streamed_module, "_compiled", cache(partial(torch.compile, backend="eager")))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", device.VARIANTS)
+    yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("plan", [{"resident": 4, "kept": 2}, {"chunk": 5}], ids=str)
+def test_one_compilation_does_for_all_sizes(weights, parameters, plain, compiled, plan):
+    """Else what the compiler makes of a clip hangs on the clip before it, and a resume begins with another one."""
+    run = StreamedExecutor(weights, Machinery(Plan(**plan, any_size=True), attention.CPU, weights.block_bytes, CPU))
+
+    def both(frames: int, height: int, batch: int) -> None:
+        x, goal = torch.randn(batch, 36, frames, height, 6), torch.zeros(batch, 16, frames, height, 6)
+        run.forward_backward(x, T[:batch], TEXT[:batch], lambda out: (out - goal).square().mean())
+        run.predict(x, T[:batch], TEXT[:batch])
+
+    both(3, 4, 1)
+    once = compiled()
+    for frames, height in ((3, 8), (1, 8), (5, 4)):
+        both(frames, height, 1)
+    assert compiled() == once > 0
+    both(3, 4, 2)
+    twice = compiled()  # one clip alone is a shape of its own to the compiler
+    both(5, 8, 2)
+    assert compiled() == twice
+    torch.testing.assert_close(run.predict(X, T, TEXT), StreamedExecutor(weights, Machinery(Plan(**plan, compiled=False), attention.CPU, weights.block_bytes, CPU)).predict(X, T, TEXT))

@@ -92,7 +92,7 @@ def test_what_waits_for_its_backward_stays_on_a_card_that_has_the_room():
 def test_a_host_too_small_for_the_stash_gives_the_card_as_much_of_it_as_is_lacking():
     """Not the precision, as long as the card has the room."""
     of, hardware = work(), on("4090", ram=36, vram=16)
-    plan = Plan(precision="float8")
+    plan = Plan(precision="float8", any_size=True)
     costs = Costs(of, hardware)
     lean = within_ram(costs, plan)
     assert lean is not None and sum(costs.ram(lean).values()) + costs.c.ram_margin <= hardware.ram_free
@@ -242,6 +242,16 @@ def test_the_previews_of_a_job():
     of = workload_of(job(multistage={"high_noise": False}, training={"steps": 1000}, sample={"prompts": prompts * 3, "every": 250, "width": 832, "height": 480, "guidance": 1.0}))
     assert of.previews == Previews(bucket=Bucket(41, 480, 832), prompts=3, steps=25, guided=False, sets=5)  # first, 250, 500, 750, last
     assert (len(of.ranks), of.needed) == (1, 2), "previews go through both experts"
+
+
+def test_one_size_alone_is_compiled_for_itself():
+    """Where sizes differ the code must not hang on which came first."""
+    h200, limits = on("H200"), limits_of("auto", "auto")
+    assert not choose(work(previews=None), h200).plan.any_size and choose(work(), h200).plan.any_size
+    several = work(previews=None, loads=tuple(Load(Bucket(41, 512, 512), batch, 0.5) for batch in (1, 2)))
+    choice = choose(several, h200)
+    down = next_down(choice.plan, several, h200, ExpertShape(), limits=limits, scarce="vram")
+    assert choice.plan.any_size and all(r.plan.any_size for r in choice.ladder) and down is not None and down.any_size
 
 
 def test_clips_that_are_not_known_fill_their_resolutions():
