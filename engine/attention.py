@@ -20,6 +20,7 @@ import torch
 
 from engine.device import fixed_order, memory_errors
 from presets.errors import UserError
+from presets.machine import FLASH4_CARDS
 
 aten = torch.ops.aten
 
@@ -35,7 +36,6 @@ KERNELS = ("cudnn", "flash", "triton-large", "triton-small", "flash4")  # of CUD
 BACKWARD_ONLY = ("triton-large", "triton-small")
 TRITON, FLASH4 = Package("triton", "triton"), Package("flash-attn-4", "flash_attn")
 PACKAGES = {"triton-large": TRITON, "triton-small": TRITON, "flash4": FLASH4}
-FLASH4_CARDS = (9, 10)  # major compute capabilities whose backward it has, in a fixed order too
 AGREE = 0.02  # relative: bf16 kernels that sum in other orders differ by a tenth of this
 Grads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 

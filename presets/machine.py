@@ -13,6 +13,7 @@ import msgspec
 import psutil
 from msgspec import Struct
 
+FLASH4_CARDS = (9, 10)  # major compute capabilities (Hopper, Blackwell of data centres) that the optional package flash-attn-4 has both directions for
 PROC_CGROUP = Path("/proc/self/cgroup")
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 

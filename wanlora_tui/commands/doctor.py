@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from daemon.client import DaemonError, NotRunning, ping
 from daemon.paths import places
-from presets.machine import Machine, read_machine
+from presets.machine import FLASH4_CARDS, Machine, read_machine
 from wanlora_tui.commands.link import daemon_dir, terminal_width
 from wanlora_tui.text import size
 
@@ -58,6 +58,7 @@ def diagnose(folder: Path | None) -> Iterator[Line]:
     yield _python()
     machine = read_machine(Path.cwd())
     yield from _gpus(machine)
+    yield from _attention(machine)
     yield _ram(machine)
     yield _disk(machine)
     yield _runtime(folder)
@@ -89,6 +90,16 @@ def _gpus(machine: Machine) -> Iterator[Line]:
             yield Line("warn", "GPU", text, "Another program holds much of it: see nvidia-smi")
         else:
             yield Line("ok", "GPU", text)
+
+
+def _attention(machine: Machine) -> Iterator[Line]:
+    if not any(gpu.capability[0] in FLASH4_CARDS for gpu in machine.gpus):
+        return
+    try:
+        yield Line("ok", "Attention", f"flash-attn-4 {version('flash-attn-4')}, where it is the fastest here")
+    except PackageNotFoundError:
+        text = "torch's kernels and our own; the package flash-attn-4 has faster ones for this card"
+        yield Line("ok", "Attention", text, f"{sys.executable} -m pip install 'flash-attn-4>=4.0.0b36' 'nvidia-cutlass-dsl[cu13]'")
 
 
 def _ram(machine: Machine) -> Line:
