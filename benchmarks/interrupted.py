@@ -85,8 +85,9 @@ def main() -> int:
     commands = [[sys.executable, "-m", "engine", str(write_job(folder, common=common, tiny=args.tiny)), "--vram", args.cap] for folder in (straight, broken)]
     straight, broken = (folder / "runs" / "interrupted" for folder in (straight, broken))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    if not args.alone:
-        print(f"undisturbed: exit {subprocess.run(commands[0], env=environment).returncode}", flush=True)
+    if not args.alone and (failed := subprocess.run(commands[0], env=environment).returncode):
+        print(f"undisturbed: exit {failed}\nFAIL")
+        return 1
     trainer = subprocess.Popen(commands[1], env=environment)
     kill_after(trainer, broken, KILLED)
     print(f"killed: exit {trainer.wait()}", flush=True)

@@ -173,13 +173,17 @@ def survey(device: torch.device, *, tokens: int, heads: int, width: int, dtype: 
                 found.backward[kernel] = seconds
         except torch.OutOfMemoryError:
             raise
-        except ImportError as e:
-            package = PACKAGES[kernel]
-            absent = (e.name or "").startswith(package.module)
-            found.refused[kernel] = f"the package {package.name} is not installed" if absent else f"the package {package.name} is incomplete: {e}"
         except Exception as e:  # a card or build without this kernel; compilers of kernels raise what they like
-            found.refused[kernel] = (str(e).splitlines() or [type(e).__name__])[0]
+            found.refused[kernel] = _reason(kernel, e)
     return found
+
+
+def _reason(kernel: str, error: Exception) -> str:
+    if isinstance(error, ImportError) and kernel in PACKAGES:
+        package = PACKAGES[kernel]
+        absent = (error.name or "").startswith(package.module)
+        return f"the package {package.name} is not installed" if absent else f"the package {package.name} is incomplete: {error}"
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def kernels(device: torch.device) -> list[str]:

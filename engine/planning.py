@@ -75,7 +75,7 @@ def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None, 
     if before is not None and work.several_sizes and before.compiled:  # of previews too, that may have come since
         before = msgspec.structs.replace(before, any_size=True)
     if before is not None and before != plan and (asked == "auto" or before.precision == plan.precision) and fits(before, work, hardware, shape):
-        plan, p, why = before, predict(before, work, hardware, shape), f"as before the resume (begun anew it would be: {plan.text}, {p.seconds.total:.2f} s/step)"
+        plan, p, why = before, predict(before, work, hardware, shape), f"as before the resume (begun anew it would be: {plan.whole_text}, {p.seconds.total:.2f} s/step)"
     why = f"{why}; predicted {p.peak_vram / GIB:.1f} GiB of VRAM, {p.ram / GIB:.0f} GiB of RAM, {p.seconds.total:.2f} s/step"
     seen = card_memory(device)
     return Planning(plan, why, hardware, work, shape, rates, others=seen.others if seen else 0)

@@ -18,7 +18,6 @@ from engine.planning import Running
 from engine.setup import Run
 from presets.errors import UserError
 from presets.jobfile import absolute_paths, job_to_dict
-from presets.plan import Plan
 from presets.stages import expert_at, steps_of
 
 
@@ -75,10 +74,6 @@ def restore(run: Run) -> list[str]:
     return _unlike(run, state.meta, same_data)
 
 
-def _told(plan: Plan) -> str:
-    return f"{plan.text}, compiled for {'any size' if plan.any_size else 'each size'}"
-
-
 def _unlike(run: Run, meta: dict[str, Any], same_data: bool) -> list[str]:
     out = []
     begin = run.begin
@@ -92,7 +87,7 @@ def _unlike(run: Run, meta: dict[str, Any], same_data: bool) -> list[str]:
     before = msgspec.convert(meta["running"], Running) if "running" in meta else None
     things = [("card", meta["device"], device_name(run.device)), *((f"version of {name}", meta["versions"].get(name, "none"), of) for name, of in run.versions.items())]
     if before is None or before.plan.rounds_as != now.plan.rounds_as:
-        things.append(("plan", _told(before.plan) if before else "not written down", _told(now.plan)))
+        things.append(("plan", before.plan.whole_text if before else "not written down", now.plan.whole_text))
     if before is not None:
         things.append(("attention kernel", before.attention.text, now.attention.text))
     for what, old, new in things:

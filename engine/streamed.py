@@ -82,7 +82,8 @@ def _compiled(function: Any) -> Any:
 
 def _any_size(*tensors: torch.Tensor, dims: tuple[int, ...]) -> None:
     """Have the compiler take these dimensions for symbols from the first call on. Left to itself it would make constants of the first
-    sizes it sees: code that depends on which clip came first, which a resume changes, and is made twice."""
+    sizes it sees, and compile again for others: which clip gets which code would hang on their order, which a resume changes. (The
+    first size still counts as a hint: reductions over the width may be cut otherwise where it has no more than 512 tokens.)"""
     from torch._dynamo import maybe_mark_dynamic  # seconds to import, and only where something is compiled
 
     for t in tensors:

@@ -43,15 +43,16 @@ def backward(
     tiles: Tiles, grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k, v, laid out (B, T, N, K) in memory. Tensors (B, N, T, K) whose last dimension is dense, `lse` (B, N, T)
-    with the natural logarithm. Raises RuntimeError for widths that are no power of two from 16, and where a tile does not fit."""
+    with the natural logarithm. Raises RuntimeError for widths that are no power of two from 16, and what Triton raises where a tile
+    does not fit."""
     B, N, T, K = q.shape
     S = k.shape[2]
     if K < 16 or K & (K - 1):
         raise RuntimeError(f"heads of {K} are not a power of two from 16")
     grad, q, k, v, out = (t if t.stride(-1) == 1 else t.contiguous() for t in (grad, q, k, v, out))
-    assert all(t.shape[2] * t.stride(2) < MOST for t in (grad, q, k, v, out)), "a head that spans more than 32-bit offsets reach"
     lse = lse.contiguous()
     dq, dk, dv = (t.new_empty(B, t.shape[2], N, K).transpose(1, 2) for t in (q, k, v))
+    assert all(t.shape[2] * t.stride(2) < MOST for t in (grad, q, k, v, out, dq, dk, dv)), "a head that spans more than 32-bit offsets reach"
     delta = torch.empty_like(lse)
     _delta[(triton.cdiv(T, ROWS), B * N)](out, grad, delta, T, N, *_strides(out, grad), WIDTH=K, ROWS=ROWS)
     inputs = (q, k, v, grad, lse, delta)
@@ -146,7 +147,7 @@ def _of_queries(  # type: ignore[no-untyped-def]
     q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, grad_b, grad_n, grad_t, dq_b, dq_n, dq_t,
     WIDTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr, WHOLE_M: tl.constexpr, WHOLE_N: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """dq = dS k * scale. Keys beyond the last are zeros and add nothing."""
+    """dq = dS k * scale."""
     head = tl.program_id(1).to(tl.int64)
     b, n = head // heads, head % heads
     queries = tl.program_id(0) * M + tl.arange(0, M)
@@ -162,6 +163,8 @@ def _of_queries(  # type: ignore[no-untyped-def]
         k_NK = _rows(k, keys, k_t, S, WIDTH, WHOLE_N)
         v_NK = _rows(v, keys, v_t, S, WIDTH, WHOLE_N)
         p_MN = tl.exp2(tl.dot(q_MK, tl.trans(k_NK)) * (scale * LOG2E) - (lse_M * LOG2E)[:, None])
+        if not WHOLE_N:  # a key of zeros is more likely than all others where their scores are far below zero
+            p_MN = tl.where((keys < S)[None, :], p_MN, 0.0)
         dp_MN = tl.dot(grad_MK, tl.trans(v_NK))
         ds_MN = p_MN * (dp_MN - delta_M[:, None])
         dq_MK = tl.dot(ds_MN.to(k_NK.dtype), k_NK, dq_MK)

@@ -28,7 +28,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     slots: int = 3  # device buffers that streamed blocks pass through; 0 when all are resident
     vae_frames: int = 4  # pixel frames the VAE works on at a time; a multiple of 4
     compiled: bool = True
-    any_size: bool = False  # compiled for any batch size and number of tokens at once, as clips and previews of several sizes need it
+    any_size: bool = False  # compiled for any number of tokens at once (one clip apart from batches), as clips and previews of several sizes need it
 
     @property
     def rounds_as(self) -> tuple[object, ...]:
@@ -44,6 +44,11 @@ class Plan(Struct, frozen=True, kw_only=True):
         many again when those are all alike (a run of another length is another shape to compile)."""
         least = math.ceil(tokens / self.chunk) if self.chunk else 1
         return next((count for count in range(least, least * 3 // 2 + 1) if tokens % count == 0), least)
+
+    @property
+    def whole_text(self) -> str:
+        """With what is no matter of memory."""
+        return f"{self.text}, compiled for {'any' if self.any_size else 'each'} size" if self.compiled else f"{self.text}, not compiled"
 
     @property
     def text(self) -> str:

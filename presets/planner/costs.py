@@ -405,12 +405,13 @@ class Costs:
         ram = self.ram(plan)
         mean = self.step(plan, w.loads)
         preview = self.preview_seconds(plan)
-        shapes = {load.bucket for load in w.loads} | ({w.previews.bucket} if w.previews else set())
+        shapes = {(load.bucket, load.batch) for load in w.loads} | ({(w.previews.bucket, 1)} if w.previews else set())
+        compilations = len({batch > 1 for _, batch in shapes}) if plan.any_size else len(shapes)
         previews = w.previews.prompts * w.previews.sets * preview if w.previews else 0.0
         return Prediction(
             peak_vram=training_peak(phases), peak_reserved=reserved, need_vram=int(reserved + c.context), phases=phases, held=self.held(plan), ram=sum(ram.values()), ram_held=ram,
             seconds=mean, largest=self.step(plan, (Load(w.largest.bucket, w.largest.batch, 1.0),)), preview=preview,
-            total=w.steps * mean.total + previews + w.saves * c.save + ((1 if plan.any_size else len(shapes)) * c.compile if plan.compiled else 0.0),
+            total=w.steps * mean.total + previews + w.saves * c.save + (compilations * c.compile if plan.compiled else 0.0),
         )  # fmt: skip
 
 

@@ -164,7 +164,9 @@ def _loads(job: Job, found: list[DatasetFacts]) -> tuple[Load, ...]:
     batches: Counter[tuple[Bucket, int]] = Counter()
     for (bucket, *_), count in groups.items():
         size = min(count, job.training.batch_size)
-        batches[bucket, size] += -(-count // size)
+        batches[bucket, size] += count // size
+        if count % size:  # the last batch of an epoch
+            batches[bucket, count % size] += 1
     total = sum(batches.values())
     return tuple(Load(bucket, size, count / total) for (bucket, size), count in sorted(batches.items()))
 

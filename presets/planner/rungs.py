@@ -177,4 +177,4 @@ def next_down(
     as_fast = [p for p, s in zip(found, seconds, strict=True) if s <= min(seconds) * AS_FAST]
     chosen = min(as_fast, key=lambda p: (costs.vram(p)[1], -p.vae_frames))
     wider = with_vae_frames(costs, chosen, plan.vae_frames)
-    return wider if better(wider) else chosen
+    return msgspec.structs.replace(wider if better(wider) else chosen, any_size=plan.any_size)

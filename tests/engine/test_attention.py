@@ -1,6 +1,7 @@
 """Attention against float64, and the choice among kernels of which some fail, lie or are not there."""
 
 from functools import partial
+from importlib.metadata import version
 
 import pytest
 import torch
@@ -39,6 +40,8 @@ def card(monkeypatch):
             raise ModuleNotFoundError("No module named 'flash_attn'", name="flash_attn")
         if faults[kernel] == "incomplete":
             raise ModuleNotFoundError("No module named 'cutlass'", name="cutlass")
+        if faults[kernel] == "a part of torch is absent":
+            raise ModuleNotFoundError("No module named 'torch.part'", name="torch.part")
         if faults[kernel] == "no memory":
             raise torch.OutOfMemoryError("out of memory")
         if faults[kernel] == "no memory in cuDNN":
@@ -83,6 +86,8 @@ def test_a_kernel_without_a_forward_goes_back_from_anothers(card):
     card(flash="", **{"triton-large": "", "triton-small": "any order"})
     found = attention.survey(CPU, **SIZE, deterministic=True)
     assert set(found.forward) == {"flash"} and set(found.backward) == {"flash", "triton-large"} and "no fixed order" in found.refused["triton-small"]
+    card(flash="a part of torch is absent")
+    assert attention.survey(CPU, **SIZE, deterministic=True).refused["flash"] == "No module named 'torch.part'"
     card(flash="unsupported", **{"triton-large": ""})
     assert attention.survey(CPU, **SIZE, deterministic=True).refused["triton-large"] == "no other kernel goes forward"
 
@@ -134,3 +139,8 @@ def test_the_fixed_order_ends_where_it_began():
     assert not torch.are_deterministic_algorithms_enabled()
     with fixed_order(False):
         assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_packages_with_kernels_are_told_with_their_versions():
+    """Rates are measured anew, and a resume says so, when one of them changes."""
+    assert attention.versions()["triton"] == version("triton")

@@ -105,7 +105,7 @@ def test_a_resumed_run_has_the_kernels_it_had(planned):
 
 @pytest.mark.parametrize(
     ("before", "told"),
-    [(Plan(slots=2, resident=3), []), (Plan(stash="device", stash_on_device=4), []), (Plan(chunk=64), ["another plan"]), (Plan(resident=2, kept=1), ["another plan"]), (Plan(any_size=True), ["another plan", "compiled for each size"]), (None, ["another plan", "not written down"])],
+    [(Plan(slots=2, resident=3), []), (Plan(stash="device", stash_on_device=4), []), (Plan(chunk=64), ["another plan"]), (Plan(resident=2, kept=1), ["another plan"]), (Plan(any_size=True), ["another plan", "compiled for each size, before: ", "compiled for any size"]), (None, ["another plan", "not written down"])],
     ids=str,
 )
 def test_only_a_plan_that_rounds_otherwise_is_told(before, told, monkeypatch):

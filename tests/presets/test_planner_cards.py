@@ -6,7 +6,7 @@ import pytest
 
 from presets.errors import UserError
 from presets.planner import Rates, card_hardware, find_card, gpu_hardware, load_cards, nearest_card, recall, remember
-from presets.planner.rates import KEPT
+from presets.planner.rates import KEPT, AttentionRates
 from presets.sizes import GIB
 from tests.presets.making import gpu, machine, rates
 
@@ -26,10 +26,17 @@ def test_the_table_is_whole():
 
 
 def test_the_h200_of_the_table_is_the_one_measured():
-    """787 bf16, 1500 float8, 676 and 428 attention, 4.3 TB/s, 55 GB/s (2026-11-22)."""
+    """787 bf16, 1500 float8, 676 and 428 attention (347 in a fixed order), 4.3 TB/s, 55 GB/s (2026-11-22)."""
     found = card_hardware(find_card("h200"), ram=256 * GIB)
-    for name, measured in (("bf16_tflops", 787), ("fp8_tflops", 1500), ("attention_forward_tflops", 676), ("attention_backward_tflops", 428), ("memory_gbps", 4300), ("copy_gbps", 55)):
+    for name, measured in (("bf16_tflops", 787), ("fp8_tflops", 1500), ("attention_forward_tflops", 676), ("attention_backward_tflops", 428), ("deterministic_backward_tflops", 347), ("memory_gbps", 4300), ("copy_gbps", 55)):
         assert getattr(found, name) == pytest.approx(measured, rel=0.02), name
+    assert not found.partial_sums
+
+
+def test_a_card_with_little_shared_memory_goes_back_in_small_tiles():
+    for name, share in (("4090", 260 / 347), ("5090", 260 / 347), ("A100 80GB", 1.0), ("B200", 1.0)):
+        found = card_hardware(find_card(name), ram=256 * GIB)
+        assert found.deterministic_backward_tflops / found.attention_backward_tflops == pytest.approx(share * 347 / 428, rel=0.03), name
 
 
 @pytest.mark.parametrize(
@@ -92,6 +99,9 @@ def test_what_was_measured_comes_before_the_table():
     remember(rates())
     found = gpu_hardware(mine, machine(mine))
     assert (found.bf16_tflops, found.copy_gbps) == (700.0, 50.0) and found.source == "measured on this machine on 2026-11-22"
+    assert found.partial_sums, "its fastest backward in a fixed order was torch's"
+    remember(rates(deterministic_attention=AttentionRates("cudnn", 600.0, "triton-large", 340.0)))
+    assert not gpu_hardware(mine, machine(mine)).partial_sums
     assert recall(gpu(80, driver="590.0")) is None, "another driver brings other kernels"
     assert recall(gpu(80, uuid="GPU-9")) is None
     remember(rates(bf16_tflops=710.0))

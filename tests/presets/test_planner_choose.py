@@ -234,6 +234,8 @@ def test_the_work_of_a_job():
     assert {load.bucket for load in of.loads} == {Bucket(41, 512, 512), Bucket(41, 768, 768), Bucket(41, 384, 672), Bucket(41, 480, 832), Bucket(1, 512, 512)}
     assert sum(load.share for load in of.loads) == pytest.approx(1)
     assert [load.batch for load in of.loads if load.bucket.frames == 1] == [1], "one image fills no batch of two"
+    five = workload_of(job(training={"batch_size": 2}, sample={"prompts": []}), facts([clip(f"{i}.mp4", width=512, height=512) for i in range(5)]))
+    assert {(load.batch, round(load.share, 3)) for load in five.loads} == {(2, 0.667), (1, 0.333)} and five.several_sizes, "the last batch of an epoch is short"
     assert (of.accumulation, of.ranks, of.needed, of.terms, of.extra_forwards, of.ema, of.previews) == (3, (32,), 1, 2, 1, True, None)
 
 
@@ -252,6 +254,9 @@ def test_one_size_alone_is_compiled_for_itself():
     choice = choose(several, h200)
     down = next_down(choice.plan, several, h200, ExpertShape(), limits=limits, scarce="vram")
     assert choice.plan.any_size and all(r.plan.any_size for r in choice.ladder) and down is not None and down.any_size
+    since = next_down(msgspec.structs.replace(choose(work(previews=None), h200).plan, any_size=True), work(previews=None), h200, ExpertShape(), limits=limits, scarce="vram")
+    assert since is not None and since.any_size, "as an earlier attempt was"
+    assert not any(r.plan.any_size for r in priced(Costs(several, h200), "float8", limits, compiled=False))
 
 
 def test_clips_that_are_not_known_fill_their_resolutions():

@@ -192,6 +192,17 @@ def test_the_whole_run():
     assert found.total == pytest.approx(100 * found.seconds.total + 18 * found.preview)
 
 
+def test_what_is_compiled_for_any_size_is_compiled_once_and_once_for_batches():
+    previews = Previews(bucket=Bucket(41, 768, 768), prompts=1, steps=1, guided=False, sets=1)
+    several = work(previews=previews, loads=tuple(Load(Bucket(41, side, side), batch, 1 / 3) for side, batch in ((512, 1), (512, 2), (640, 2))))
+
+    def spent(**how: bool) -> float:
+        return predict(plan(**how), several, H200).total - predict(plan(compiled=False), several, H200).total
+
+    one = predict(plan(), work(), H200).total - predict(plan(compiled=False), work(), H200).total
+    assert spent() == pytest.approx(4 * one) and spent(any_size=True) == pytest.approx(2 * one)
+
+
 @pytest.mark.parametrize(("tokens", "chunk", "count", "rows"), [(11264, 0, 1, 11264), (11264, 5632, 2, 5632), (32760, 8192, 4, 8190), (1024, 4096, 1, 1024), (25344, 25343, 2, 12672)])
 def test_chunks_are_the_executor_s(tokens, chunk, count, rows):
     load = Load(Bucket(1, 16, 16 * tokens), 1, 1.0)

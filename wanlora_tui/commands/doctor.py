@@ -1,13 +1,14 @@
 """doctor: what this machine has and lacks for training, one line each, with the fix."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 import textwrap
 from argparse import Namespace
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,6 +23,7 @@ TORCH_SECONDS = 120.0  # importing torch from a cold network disk can take a min
 LEAST_RAM = 32 * GIB  # both experts in float8, 28 GiB, have to fit somewhere
 LEAST_DISK = 80 * GIB  # the bf16 model is 68 GiB; LoRA files and previews come on top
 LEAST_COLUMNS, LEAST_ROWS = 80, 24
+FLASH4_EXTRA = 'extra == "flash4"'  # of our own requirements
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -99,7 +101,8 @@ def _attention(machine: Machine) -> Iterator[Line]:
         yield Line("ok", "Attention", f"flash-attn-4 {version('flash-attn-4')}, where it is the fastest here")
     except PackageNotFoundError:
         text = "torch's kernels and our own; the package flash-attn-4 has faster ones for this card"
-        yield Line("ok", "Attention", text, f"{sys.executable} -m pip install 'flash-attn-4>=4.0.0b36' 'nvidia-cutlass-dsl[cu13]'")
+        wanted = [of.partition(";")[0].strip() for of in requires("wanlora-tui") or () if FLASH4_EXTRA in of]
+        yield Line("ok", "Attention", text, f"{sys.executable} -m pip install {shlex.join(wanted)}")
 
 
 def _ram(machine: Machine) -> Line:
