@@ -1,6 +1,6 @@
 """What the thread that launches the kernels takes for a block, beside what the block takes: short clips wait for it.
 
-    python -m benchmarks.launches                  (an NVIDIA card with 8 GiB free; two minutes)
+    python -m benchmarks.launches                  (an NVIDIA card)
     python -m benchmarks.launches --tiny           (the same code on the CPU, where nothing is launched ahead)
 
 Ten blocks of the real shape with random weights, all resident, in a fixed order. "Queued" is the time until the last kernel of several

@@ -1,6 +1,6 @@
 """Streams that run late or ahead change nothing: losses and LoRA gradients, bit for bit, with sleeps put between the copies.
 
-    python -m benchmarks.races                  (an NVIDIA card with 6 GiB free; three minutes)
+    python -m benchmarks.races                  (an NVIDIA card with 6 GiB free; more than two minutes)
     python -m benchmarks.races --tiny           (the same code on the CPU, where there are no streams)
 
 Both experts in turn, of the real width and with random weights, batch 2, two clip sizes. Each plan runs undelayed, then with
