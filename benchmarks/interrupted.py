@@ -3,6 +3,7 @@ cap of the card's memory.
 
     python -m benchmarks.interrupted --dir /dev/shm/wl --events FILE      (an NVIDIA card, 64 GiB of RAM, 60 GiB in DIR)
     python -m benchmarks.interrupted --dir /dev/shm/wl --alone            (without the undisturbed run: the steps done twice must agree)
+    python -m benchmarks.interrupted --dir /dev/shm/wl --beside FILE      (also counts the steps that are the same in an earlier run's events)
     python -m benchmarks.interrupted --tiny --dir /tmp/wl                 (the same code on the CPU)
 
 Trains 20 steps of 21 frames at 512 and 384 on the base that benchmarks.whole_job writes, checkpoint at 10, and a preview of 41x768x768;
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks.whole_job import write_base, write_clips
 from presets.events import Event, read_events
@@ -61,6 +63,11 @@ def events_of(run: Path) -> list[Event]:
     return [e for e, _ in read_events(file)] if file.exists() else []
 
 
+def step_bits(events: list[Event]) -> dict[int, tuple[Any, ...]]:
+    """Step -> what of it hangs on every sum before; of the last attempt that made it."""
+    return {e.data["step"]: tuple(e.data[key] for key in ("loss", "grad_norm", "clips", "timestep")) for e in events if e.kind == "step"}
+
+
 def kill_after(process: subprocess.Popen[bytes], run: Path, step: int) -> None:
     """SIGKILL to the trainer once it has told of `step`."""
     while process.poll() is None:
@@ -75,6 +82,7 @@ def main() -> int:
     parser.add_argument("--cap", default="24", help="GiB of the card that the run may use")
     parser.add_argument("--alone", action="store_true", help="only the run that is killed and resumed")
     parser.add_argument("--events", type=Path, metavar="FILE")
+    parser.add_argument("--beside", type=Path, metavar="FILE", help="events of the same job, from another machine or version")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     common = args.dir.resolve()
@@ -101,6 +109,9 @@ def main() -> int:
     other = [step for step in twice if before[step] != after[step]]
     made = [e.data["path"] for e in events if e.kind == "sample"]
     print(f"resumed: exit {resumed.returncode}; steps done twice: {twice}, with another loss: {other or 'none'}; previews: {made}", flush=True)
+    if args.beside:
+        mine, theirs = step_bits(events), step_bits([e for e, _ in read_events(args.beside)])
+        print(f"{args.beside.name}: {sum(mine[step] == theirs.get(step) for step in mine)} of {len(mine)} steps the same to the last bit")
     apart = [] if args.alone else differences(broken, straight)
     if not args.alone:
         print(*apart[:20], f"{len(apart)} differences from the undisturbed run", sep="\n", flush=True)

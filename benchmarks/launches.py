@@ -4,10 +4,12 @@
     python -m benchmarks.launches --tiny           (the same code on the CPU, where nothing is launched ahead)
 
 Ten blocks of the real shape with random weights, all resident, in a fixed order. "Queued" is the time until the last kernel of several
-passes is launched: where it equals the whole, the card waits. Then the operations that the thread spends most on.
+passes is launched: where it equals the whole, the card waits. The baseline leaves CUBLAS_WORKSPACE_CONFIG set, which torch up to 2.11
+reads before every product (see `engine.device.products_in_order`). Then the operations that the thread spends most on.
 """
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.random_expert import REAL, TINY, expert
 from benchmarks.step import Bench, inputs
 from engine import attention
-from engine.device import open_device
+from engine.device import CUBLAS_WORKSPACE, open_device
 from engine.streamed import Machinery, StreamedExecutor
 from presets.geometry import Bucket
 from presets.plan import Plan
@@ -63,8 +65,12 @@ def main() -> int:
         passes = {"forward": lambda x=x, t=t, text=text: executor.predict(x, t, text), "forward and backward": lambda x=x, t=t, text=text, loss=loss: executor.forward_backward(x, t, text, loss)}
         for name, run in passes.items():
             run()
+            variable, value = CUBLAS_WORKSPACE
+            os.environ[variable] = value
+            _, baseline = timed(bench, run, blocks)
+            del os.environ[variable]
             queued, whole = timed(bench, run, blocks)
-            print(f"{bucket.frames}x{side}x{side} {name}: {whole:.2f} ms a block, queued in {queued:.2f} ({queued / whole:.0%})", flush=True)
+            print(f"{bucket.frames}x{side}x{side} {name}: {whole:.2f} ms a block, queued in {queued:.2f} ({queued / whole:.0%}); baseline {baseline:.2f}, {baseline / whole:.2f}x", flush=True)
     with profile(activities=[ProfilerActivity.CPU]) as found:
         run()
         bench.sync()

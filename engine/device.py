@@ -7,8 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-# cuBLAS's buffers of one size each, so that it works alike every time; torch asks for it where sums have a fixed order.
-CUBLAS_WORKSPACE = ":4096:8"
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"  # buffers of one size: torch multiplies in a fixed order only where it is set
 VARIANTS = 64  # of one compiled function: experts of different ranks, chunks, buckets. Beyond torch's own 8 it would run eager without a word
 
 
@@ -54,18 +53,39 @@ def compile_alike() -> None:
 
 
 def open_device(name: str | None = None, *, vram: int | None = None) -> torch.device:
-    """The device named, or the first GPU, or the CPU. `vram` caps what torch may take of a GPU, in bytes."""
+    """The device named, or the first GPU, or the CPU. `vram` caps what torch may take of a GPU, in bytes. Raises
+    torch.OutOfMemoryError on a GPU that has no room at all, best inside `memory_errors`."""
     device = torch.device(name or ("cuda:0" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda":
         from torch._dynamo import config  # seconds to import, and nothing is compiled elsewhere
 
         config.recompile_limit = VARIANTS
-        os.environ["CUBLAS_WORKSPACE_CONFIG"] = CUBLAS_WORKSPACE
         # Segments that grow: clips of several sizes leave no holes between them that nothing else fits into.
         torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
         if vram is not None:
             torch.cuda.set_per_process_memory_fraction(min(1.0, vram / torch.cuda.get_device_properties(device).total_memory), device)
+        products_in_order(device)
     return device
+
+
+def products_in_order(device: torch.device) -> None:
+    """Have torch multiply in a fixed order where `fixed_order` asks for it: it wants an environment variable to be set before its
+    first product, of which this is one. (cuBLAS itself adds in a fixed order on the buffers that torch always gives it.)
+
+    The variable then goes. torch remembers that it was there (`alertCuBLASConfigNotDeterministic`, ATen/Context.cpp), but up to 2.11
+    it also reads it before every product, by a regular expression built anew (`parseChosenWorkspaceSize`,
+    ATen/cuda/CublasHandlePool.cpp): short clips waited for that.
+    """
+    name, value = CUBLAS_WORKSPACE
+    os.environ[name] = value
+    one = torch.ones(2, 2, device=device)
+    with fixed_order():
+        one @ one
+        del os.environ[name]
+        try:
+            one @ one
+        except RuntimeError:  # a torch that asks every time
+            os.environ[name] = value
 
 
 def device_name(device: torch.device) -> str:

@@ -109,12 +109,11 @@ def _attempt(folder: Path, begin: Begin, base_dir: Path, log: EventLog, *, worke
     diffusers_logging.disable_progress_bar()
 
     vram = None if vram_gib is None else int(vram_gib * 2**30)
-    torch_device = open_device(device, vram=vram)
     control.open()
     try:
         control.honour()
         with memory_errors():
-            return _run(begin, facts, folder, log, control, device=torch_device, workers=workers, vram=vram)
+            return _run(begin, facts, folder, log, control, device=open_device(device, vram=vram), workers=workers, vram=vram)
     except StopWished as e:
         log.emit("stopped", step=begin.step, path=str(begin.checkpoint.relative_to(folder)) if begin.checkpoint else "", why=f"{e} while loading; nothing was lost")
         return RESUMABLE
