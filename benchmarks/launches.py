@@ -42,6 +42,16 @@ def timed(bench: Bench, run: Callable[[], Any], blocks: int) -> tuple[float, flo
     return queued / PASSES / blocks * 1e3, (time.perf_counter() - start) / PASSES / blocks * 1e3
 
 
+def set_variable(bench: Bench, value: str | None) -> None:
+    """Buffers that were made for one size must not be taken for another: they are made anew."""
+    bench.sync()
+    os.environ.pop(CUBLAS_WORKSPACE[0], None)
+    if value:
+        os.environ[CUBLAS_WORKSPACE[0]] = value
+    if bench.device.type == "cuda":
+        torch._C._cuda_clearCublasWorkspaces()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=21)
@@ -64,11 +74,10 @@ def main() -> int:
         x, t, text, loss = inputs(bench, bucket)
         passes = {"forward": lambda x=x, t=t, text=text: executor.predict(x, t, text), "forward and backward": lambda x=x, t=t, text=text, loss=loss: executor.forward_backward(x, t, text, loss)}
         for name, run in passes.items():
-            run()
-            variable, value = CUBLAS_WORKSPACE
-            os.environ[variable] = value
+            left = os.environ.get(CUBLAS_WORKSPACE[0])  # set still, where torch asks every time
+            set_variable(bench, CUBLAS_WORKSPACE[1])
             _, baseline = timed(bench, run, blocks)
-            del os.environ[variable]
+            set_variable(bench, left)
             queued, whole = timed(bench, run, blocks)
             print(f"{bucket.frames}x{side}x{side} {name}: {whole:.2f} ms a block, queued in {queued:.2f} ({queued / whole:.0%}); baseline {baseline:.2f}, {baseline / whole:.2f}x", flush=True)
     with profile(activities=[ProfilerActivity.CPU]) as found:

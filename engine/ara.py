@@ -66,6 +66,7 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
     from engine.ara_file import save_ara
     from engine.ara_weights import ExpertReader
     from engine.base import EXPERTS, Expert, find_base
+    from engine.noroom import open_with_room
     from engine.sources import open_source
     from presets.job import DatasetPanel, Job, JobPanel, ModelPanel, MultistagePanel
     from presets.model import read_model
@@ -88,7 +89,7 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
     if (free := shutil.disk_usage(out.absolute().parent).free) < need:
         raise UserError(f"the disk has {free / 2**20:.0f} MiB free, the adapter takes {need / 2**20:.0f} MiB", where=str(out), fix="Free some space, or choose another disk with --out")
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = open_with_room(None, vram=None)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # bf16 products crawl on a CPU
     samples: dict[Expert, list[Sample]] = {}
     if clips is not None:

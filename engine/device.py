@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 import torch
 
-CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"  # buffers of one size: torch multiplies in a fixed order only where it is set
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"  # one of the two values with which torch multiplies in a fixed order
 VARIANTS = 64  # of one compiled function: experts of different ranks, chunks, buckets. Beyond torch's own 8 it would run eager without a word
 
 
-SHORT = re.compile(r"(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|out of memory", re.IGNORECASE)
+SHORT = re.compile(r"(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|CUBLAS_STATUS_NOT_INITIALIZED when calling .cublasCreate|out of memory", re.IGNORECASE)
 
 
 @contextmanager
@@ -53,8 +53,8 @@ def compile_alike() -> None:
 
 
 def open_device(name: str | None = None, *, vram: int | None = None) -> torch.device:
-    """The device named, or the first GPU, or the CPU. `vram` caps what torch may take of a GPU, in bytes. Raises
-    torch.OutOfMemoryError on a GPU that has no room at all, best inside `memory_errors`."""
+    """The device named, or the first GPU, or the CPU. `vram` caps what torch may take of a GPU, in bytes. To be called before anything
+    is multiplied there. Raises torch.OutOfMemoryError on a GPU that has no room at all."""
     device = torch.device(name or ("cuda:0" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda":
         from torch._dynamo import config  # seconds to import, and nothing is compiled elsewhere
@@ -64,17 +64,20 @@ def open_device(name: str | None = None, *, vram: int | None = None) -> torch.de
         torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
         if vram is not None:
             torch.cuda.set_per_process_memory_fraction(min(1.0, vram / torch.cuda.get_device_properties(device).total_memory), device)
-        products_in_order(device)
+        with memory_errors():
+            products_in_order(device)
     return device
 
 
 def products_in_order(device: torch.device) -> None:
     """Have torch multiply in a fixed order where `fixed_order` asks for it: it wants an environment variable to be set before its
-    first product, of which this is one. (cuBLAS itself adds in a fixed order on the buffers that torch always gives it.)
+    first product, of which this is one. (What cuBLAS wants is a buffer of its own for each stream, by the part "Results
+    reproducibility" of NVIDIA's manual, and torch gives it that in any case.)
 
-    The variable then goes. torch remembers that it was there (`alertCuBLASConfigNotDeterministic`, ATen/Context.cpp), but up to 2.11
-    it also reads it before every product, by a regular expression built anew (`parseChosenWorkspaceSize`,
-    ATen/cuda/CublasHandlePool.cpp): short clips waited for that.
+    The variable then goes. torch remembers that it was there (`alertCuBLASConfigNotDeterministic`, ATen/Context.cpp), but 2.11 at
+    least also reads it before every product, by a regular expression built anew (`parseChosenWorkspaceSize`,
+    ATen/cuda/CublasHandlePool.cpp): short clips waited for that. Without it that torch makes the buffers as large as it does by
+    itself: 32 MiB on Hopper, as with it, and 8 MiB on other cards.
     """
     name, value = CUBLAS_WORKSPACE
     os.environ[name] = value
@@ -84,8 +87,10 @@ def products_in_order(device: torch.device) -> None:
         del os.environ[name]
         try:
             one @ one
-        except RuntimeError:  # a torch that asks every time
-            os.environ[name] = value
+        except RuntimeError as e:
+            if name not in str(e):
+                raise
+            os.environ[name] = value  # a torch that asks every time
 
 
 def device_name(device: torch.device) -> str:

@@ -10,7 +10,7 @@ from typing import Literal
 import msgspec
 import torch
 
-from engine.device import memory_errors
+from engine.device import memory_errors, open_device
 from engine.pinned import HostMemoryRefused
 from engine.planning import Planning, card_memory, shortage
 from presets.errors import UserError
@@ -20,6 +20,14 @@ from presets.sizes import human
 Part = Literal["text encoder", "VAE", "experts"]
 DOING: dict[Part, str] = {"text encoder": "the text encoder was at work", "VAE": "the VAE was at work", "experts": "the experts were loaded"}
 END_OTHERS = "end other programs on the card, or use one with more memory"
+
+
+def open_with_room(name: str | None, *, vram: int | None) -> torch.device:
+    """`open_device`, or one UserError where other programs have the whole card."""
+    try:
+        return open_device(name, vram=vram)
+    except torch.OutOfMemoryError as e:
+        raise UserError(f"the GPU has no memory left to begin with: {str(e).splitlines()[0]}", where="the card's memory", fix=END_OTHERS.capitalize()) from e
 
 
 @contextmanager

@@ -104,7 +104,8 @@ def _attempt(folder: Path, begin: Begin, base_dir: Path, log: EventLog, *, worke
     transformers_logging.disable_progress_bar()  # our own phases tell the progress
     from diffusers.utils import logging as diffusers_logging
 
-    from engine.device import memory_errors, open_device
+    from engine.device import memory_errors
+    from engine.noroom import open_with_room
 
     diffusers_logging.disable_progress_bar()
 
@@ -113,7 +114,7 @@ def _attempt(folder: Path, begin: Begin, base_dir: Path, log: EventLog, *, worke
     try:
         control.honour()
         with memory_errors():
-            return _run(begin, facts, folder, log, control, device=open_device(device, vram=vram), workers=workers, vram=vram)
+            return _run(begin, facts, folder, log, control, device=open_with_room(device, vram=vram), workers=workers, vram=vram)
     except StopWished as e:
         log.emit("stopped", step=begin.step, path=str(begin.checkpoint.relative_to(folder)) if begin.checkpoint else "", why=f"{e} while loading; nothing was lost")
         return RESUMABLE

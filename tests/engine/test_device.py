@@ -1,46 +1,75 @@
-"""Products in a fixed order, without torch's variable once torch has seen it."""
+"""Products in a fixed order, without torch's variable once torch has seen it; a card without room."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from engine.device import CUBLAS_WORKSPACE, products_in_order
+from engine import noroom
+from engine.device import CUBLAS_WORKSPACE, memory_errors, products_in_order
+from presets.errors import UserError
 
 NAME, VALUE = CUBLAS_WORKSPACE
 
 
 class Products:
-    """A tensor of a card: its product wants the variable, the first time or every time."""
+    """A tensor of a card: its product wants the variable, the first time or every time. `faults`: what the products raise, in turn."""
 
-    def __init__(self, *, every_time: bool) -> None:
-        self.every_time, self.seen = every_time, list[Any]()
+    def __init__(self, *, every_time: bool = False, faults: tuple[str, ...] = ()) -> None:
+        self.every_time, self.faults, self.seen = every_time, iter(faults), list[Any]()
 
     def __matmul__(self, other: object) -> None:
         assert torch.are_deterministic_algorithms_enabled()
         self.seen.append(os.environ.get(NAME))
+        if fault := next(self.faults, ""):
+            raise RuntimeError(fault)
         if os.environ.get(NAME) != VALUE and (self.every_time or len(self.seen) == 1):
-            raise RuntimeError("not deterministic because it uses CuBLAS")
+            raise RuntimeError(f"not deterministic because it uses CuBLAS: set {NAME}")
 
 
 @pytest.fixture
-def products(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Products:
+def card(monkeypatch: pytest.MonkeyPatch) -> Callable[[Products], Products]:
+    def card(products: Products) -> Products:
+        monkeypatch.setattr(torch, "ones", lambda *size, device: products)
+        return products
+
     monkeypatch.setenv(NAME, "restored after the test")
-    made = Products(every_time=request.param)
-    monkeypatch.setattr(torch, "ones", lambda *size, device: made)
-    return made
+    return card
 
 
-@pytest.mark.parametrize("products", [False], indirect=True)
-def test_the_variable_goes_once_torch_has_seen_it(products):
+def test_the_variable_goes_once_torch_has_seen_it(card):
+    products = card(Products())
     products_in_order(torch.device("cpu"))
     assert products.seen == [VALUE, None]
     assert NAME not in os.environ
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-@pytest.mark.parametrize("products", [True], indirect=True)
-def test_the_variable_stays_for_a_torch_that_asks_every_time(products):
+def test_the_variable_stays_for_a_torch_that_asks_every_time(card):
+    card(Products(every_time=True))
     products_in_order(torch.device("cpu"))
     assert os.environ[NAME] == VALUE
+
+
+@pytest.mark.parametrize("faults", [("CUBLAS_STATUS_EXECUTION_FAILED",), ("", "CUBLAS_STATUS_EXECUTION_FAILED")])
+def test_another_fault_is_not_taken_for_it(card, faults):
+    card(Products(faults=faults))
+    with pytest.raises(RuntimeError, match="EXECUTION_FAILED"):
+        products_in_order(torch.device("cpu"))
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_card_that_others_have_taken_whole_is_one_clear_error(card, monkeypatch):
+    card(Products(faults=("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",)))
+
+    def open_device(name: str | None, *, vram: int | None) -> torch.device:
+        with memory_errors():
+            products_in_order(torch.device("cpu"))
+        raise AssertionError
+
+    monkeypatch.setattr(noroom, "open_device", open_device)
+    with pytest.raises(UserError, match=r"no memory left to begin with: .*cublasCreate") as e:
+        noroom.open_with_room(None, vram=None)
+    assert "other programs" in (e.value.fix or "")

@@ -68,9 +68,9 @@ ORDERS: dict[str, Orders] = {
 CASES = {
     # kill -9: every part of a step, of a save, of a preview, of the end, of the resume itself
     **{f"sigkill:{point}:{step}": Case((f"sigkill:{point}:{step}",), KILLED) for point, step in [
-        ("data.decode", 1), ("backward", 5), ("optimizer.after-step", 4), ("ema", 6), ("event.before-write", 3), ("event.mid-write", 4),
-        ("save.begin", 0), ("save.after-lora", 4), ("save.before-rename", 4), ("save.after-rename", 4),
-        ("lora-file.before-rename", 4), ("prune", 6), ("checkpoint.before-event", 4), ("preview.denoise", 4), ("preview.before-video", 4), ("preview.before-event", 4),
+        ("data.decode", 1), ("noise", 5), ("backward", 5), ("optimizer.before-step", 4), ("optimizer.after-step", 4), ("ema", 6), ("event.before-write", 3), ("event.mid-write", 4),
+        ("save.begin", 0), ("save.after-lora", 4), ("save.after-optimizer", 4), ("save.before-manifest", 4), ("save.before-rename", 4), ("save.after-rename", 4),
+        ("lora-file.before-rename", 4), ("prune", 6), ("checkpoint.before-event", 4), ("preview.begin", 4), ("preview.denoise", 4), ("preview.before-video", 4), ("preview.before-event", 4),
         ("final.begin", 6), ("done.before-event", 6), ("done.after-event", 6),
     ]},
     "killed twice, the second time while it loads": Case(("sigkill:forward:5",), KILLED, ("sigkill:resume.loading:4",)),
