@@ -85,6 +85,10 @@ def main() -> int:
     parser.add_argument("--beside", type=Path, metavar="FILE", help="events of the same job, from another machine or version")
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
+    if args.beside and not args.beside.is_file():
+        parser.error(f"--beside {args.beside}: no such file")
+    if args.events and not args.events.parent.is_dir():
+        parser.error(f"--events {args.events}: there is no folder {args.events.parent}")
     common = args.dir.resolve()
     if not (common / "base").exists():
         write_base(common / "base", tiny=args.tiny)

@@ -4,7 +4,7 @@
     python -m benchmarks.launches --tiny           (the same code on the CPU, where nothing is launched ahead)
 
 Ten blocks of the real shape with random weights, all resident, in a fixed order. "Queued" is the time until the last kernel of several
-passes is launched: where it equals the whole, the card waits. The baseline leaves CUBLAS_WORKSPACE_CONFIG set, which torch up to 2.11
+passes is launched: where it equals the whole, the card waits. The baseline leaves CUBLAS_WORKSPACE_CONFIG set, which torch 2.11
 reads before every product (see `engine.device.products_in_order`). Then the operations that the thread spends most on.
 """
 

@@ -1,4 +1,5 @@
-"""Memory that runs out while the base model is loaded: what the part takes, who holds the rest, and what would help.
+"""Memory that runs out when the card is opened, or while the base model is loaded: what the part takes, who holds the rest, and what
+would help.
 
 A smaller plan would not: of the plan itself nothing lies on the card yet. `Run.place` sees to that.
 """

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from engine import noroom
-from engine.device import CUBLAS_WORKSPACE, memory_errors, products_in_order
+from engine import device, noroom
+from engine.device import CUBLAS_WORKSPACE, memory_errors, open_device, products_in_order
 from presets.errors import UserError
 
 NAME, VALUE = CUBLAS_WORKSPACE
@@ -59,6 +60,21 @@ def test_another_fault_is_not_taken_for_it(card, faults):
     with pytest.raises(RuntimeError, match="EXECUTION_FAILED"):
         products_in_order(torch.device("cpu"))
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_gpu_is_asked_for_a_product_once_its_memory_is_settled(monkeypatch):
+    """The first product takes memory: the cap and the way it is taken come before."""
+    done: list[object] = []
+    monkeypatch.setattr(torch._C, "_accelerator_setAllocatorSettings", done.append)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda of: SimpleNamespace(total_memory=80))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, of: done.append(share))
+    monkeypatch.setattr(device, "products_in_order", done.append)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    opened = open_device("cuda:0", vram=20)
+    assert done == ["expandable_segments:True", 0.25, opened]
+    done.clear()
+    open_device("cpu")
+    assert done == []
 
 
 def test_a_card_that_others_have_taken_whole_is_one_clear_error(card, monkeypatch):
