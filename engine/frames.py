@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median_low
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from PIL import Image, ImageOps
 
 from presets.errors import ClipError
 from presets.geometry import WAN_FPS, Bucket, uniform_indices
-from presets.media import FrameIndex, open_video, read_index
+from presets.media import FrameIndex, decoded, open_video, orientation, read_index
 
 Frames = NDArray[np.uint8]  # (frames, height, width, 3), RGB
 
@@ -117,7 +117,7 @@ def _read_index(path: str, _mtime: int, _size: int) -> FrameIndex:
 def _counted_index(path: str, _mtime: int, _size: int) -> FrameIndex:
     """The index of a clip whose packets mislead: every frame is decoded. Its keyframes are [], so frames are counted from the start."""
     with open_video(Path(path)) as (container, stream):
-        times: list[Any] = [frame.pts for frame in container.decode(stream)]
+        times: list[Any] = [frame.pts for frame in decoded(container, stream)]
         rate = stream.average_rate or stream.guessed_rate or Fraction(WAN_FPS)
         tick = stream.time_base
     if not times:
@@ -153,6 +153,8 @@ def _fill(request: Request, index: FrameIndex, out: Frames, threads: int) -> boo
         stream.codec_context.thread_count = threads
         aspect = stream.sample_aspect_ratio or Fraction(1)
         for place, frame in _visit(container, stream, index, sorted(set(places))):
+            if frame.is_corrupt:
+                raise ClipError(f"is damaged at {index.times[place]:.1f} s: a frame there does not decode", code="clip-unreadable", where=request.path, fix=TAKE_OUT)
             picture = _picture(frame, aspect, request.bucket, scaler, request.path)
             while slot < len(places) and places[slot] == place:
                 out[slot] = picture
@@ -161,38 +163,39 @@ def _fill(request: Request, index: FrameIndex, out: Frames, threads: int) -> boo
 
 
 def _visit(container: Any, stream: Any, index: FrameIndex, wanted: list[int]) -> Iterator[tuple[int, Any]]:
-    """(place, frame) of each wanted place, in order; ends early when one does not come."""
+    """(place, frame) of each wanted place, in order; ends early when one does not come by seeking. Counting from the start also gives each damaged frame on the way: what follows it shows it."""
     if not index.keyframes:
         places = set(wanted)
-        yield from ((i, frame) for i, frame in enumerate(container.decode(stream)) if i in places)
+        counted = islice(enumerate(decoded(container, stream)), wanted[-1] + 1)
+        yield from ((i, frame) for i, frame in counted if i in places or frame.is_corrupt)
         return
-    at, decoded = 0, container.decode(stream)  # at: the place that is decoded next
+    at, frames = 0, decoded(container, stream)  # at: the place that is decoded next
     for place in wanted:
         key = bisect_right(index.keyframes, index.pts[place]) - 1
         key_place = bisect_right(index.pts, index.keyframes[max(0, key)]) - 1
         if key_place - at >= SEEK_GAIN:
             container.seek(index.pts[key_place], stream=stream, backward=True)
-            decoded, at = container.decode(stream), key_place
-        frame = _forward_to(decoded, index.pts[place])
+            frames, at = decoded(container, stream), key_place
+        frame = _forward_to(frames, index.pts[place])
         if frame is None:
             return
         at = place + 1
         yield place, frame
 
 
-def _forward_to(decoded: Iterable[Any], pts: int) -> Any:
-    """The frame with this time, or None when the decoder passes it by."""
-    for frame in decoded:
-        if frame.pts is None or frame.pts > pts:
+def _forward_to(frames: Iterable[Any], pts: int) -> Any:
+    """The frame with this time, or None when the decoder passes it by or marks one on the way as damaged."""
+    for frame in frames:
+        if frame.pts is None or frame.pts > pts or frame.is_corrupt:
             return None
         if frame.pts == pts:
-            return None if frame.is_corrupt else frame
+            return frame
     return None
 
 
 def _picture(frame: Any, aspect: Fraction, bucket: Bucket, scaler: Any, path: str) -> NDArray[np.uint8]:
     """One decoded frame as RGB at the bucket's size: turned upright, resized to cover, cropped around the centre."""
-    swap, flip_x, flip_y = _orientation(frame)
+    swap, flip_x, flip_y = orientation(frame)
     height, width = (bucket.width, bucket.height) if swap else (bucket.height, bucket.width)
     square_w, square_h = square_pixels(frame.width, frame.height, aspect)
     cover_w, cover_h = cover(square_w, square_h, width, height, path)
@@ -218,18 +221,6 @@ def cover(width: float, height: float, at_least_w: int, at_least_h: int, path: s
     if scale > 1.01:  # buckets never exceed their clip, up to rounding
         raise ClipError(f"is {width:.0f}x{height:.0f} now, too small for its {at_least_w}x{at_least_h} bucket", code="clip-unreadable", where=path, fix="It changed since the run began: put the old file back, or start again")
     return max(at_least_w, round(width * scale)), max(at_least_h, round(height * scale))
-
-
-def _orientation(frame: Any) -> tuple[bool, bool, bool]:
-    """(swap rows and columns, then flip left-right, then flip upside down) of a frame's display matrix, to the nearest right angle.
-
-    The matrix takes stored (x, y) to shown (a x + c y, b x + d y). Source: FFmpeg, libavutil/display.h.
-    """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return False, False, False
-    a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).tolist()
-    return (True, c < 0, b < 0) if abs(b) + abs(c) > abs(a) + abs(d) else (False, a < 0, d < 0)
 
 
 # Images

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from presets.media import open_video
+from presets.damage import whole_frames
 
 Picture = NDArray[np.uint8]  # height x width x 3, RGB
 
@@ -26,7 +26,10 @@ LEAST_CONTRAST = 0.05  # standard deviation; darker and flatter pictures count a
 
 
 def find_cuts(path: Path) -> list[int]:
-    """Numbers of the frames that begin a new shot, rising; [] for a clip of one shot. Decodes the clip once. Raises ClipError."""
+    """Numbers of the frames that begin a new shot, rising; [] for a clip of one shot.
+
+    Decodes the clip once, all of it; raises ClipError for one that is damaged or not of one size.
+    """
     return cuts_of(_small_pictures(path))
 
 
@@ -58,10 +61,12 @@ def cuts_of(pictures: list[Picture]) -> list[int]:
 
 
 def _small_pictures(path: Path) -> list[Picture]:
-    with open_video(path) as (container, stream):
-        scale = LONG_SIDE / max(stream.width, stream.height)
-        width, height = (max(BLOCK, round(side * scale / BLOCK) * BLOCK) for side in (stream.width, stream.height))
-        return [np.asarray(f.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray(), np.uint8) for f in container.decode(stream)]
+    pictures: list[Picture] = []
+    for frame in whole_frames(path):
+        scale = LONG_SIDE / max(frame.width, frame.height)
+        width, height = (max(BLOCK, round(side * scale / BLOCK) * BLOCK) for side in (frame.width, frame.height))
+        pictures.append(np.asarray(frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray(), np.uint8))
+    return pictures
 
 
 def _change(a: Picture, b: Picture) -> float:

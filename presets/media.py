@@ -1,4 +1,4 @@
-"""What one media file really holds: opening, indexing and proving it. The only place of the presets that decodes.
+"""What one media file really holds: opening, indexing and proving it. Only this and `presets.damage` decode in the presets.
 
 A clip is trusted only when its container is complete, every picture has a time, and its first and last frames decode:
 what fails here would otherwise fail hours into a training.
@@ -8,22 +8,25 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from itertools import pairwise
+from itertools import dropwhile, pairwise
 from pathlib import Path
 from statistics import median
 from typing import BinaryIO
 
 import av
 import av.container
+import msgspec
 from msgspec import Struct
 
 from presets.errors import ClipError
+from presets.matroska import missing_bytes
 
 # Only containers that hold one video each: FFmpeg would follow a playlist (HLS, concat) named .mp4 to other files and hosts.
 DEMUXERS = "mov,matroska,avi,mpegts,mpeg,flv"
 AGAIN = "Copy or export it again, or take it out of the folder"
 CONVERT = "Convert it to mp4, or take it out of the folder"
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+ROTATIONS = {(False, False, False): 0, (False, True, False): 0, (False, False, True): 0, (False, True, True): 180, (True, False, False): 90, (True, False, True): 90, (True, True, True): 270, (True, True, False): 270}  # by orientation()
 HDR_TRANSFERS = (16, 18)  # PQ and HLG, ITU-T H.273 table 3
 
 
@@ -36,7 +39,7 @@ class VideoFile(Struct, frozen=True, kw_only=True):
     variable_rate: bool
     width: int
     height: int
-    rotation: int  # degrees to turn a stored frame counterclockwise: numpy.rot90(frame, rotation // 90)
+    rotation: int  # degrees to turn a stored frame counterclockwise: numpy.rot90(frame, rotation // 90); a mirrored one is turned, not mirrored
     codec: str
     pixel_aspect: float  # width of a pixel divided by its height
     hdr: bool
@@ -72,7 +75,10 @@ class FrameIndex(Struct, frozen=True):
 
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    """Open a video and its picture stream (cover art is no picture). Raises ClipError, also for FFmpeg's errors inside the block."""
+    """Open a video and its picture stream: the one marked as default, else the first (cover art is no picture).
+
+    Raises ClipError, also for FFmpeg's errors inside the block.
+    """
     where = str(path)
     try:
         # An absolute path, so that no name is taken for a protocol ("concat:..."); old files carry tags that are not UTF-8.
@@ -80,12 +86,49 @@ def open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.Vid
             streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not streams:
                 raise ClipError("holds no picture" + (", only sound" if container.streams.audio else ""), code="not-a-video", where=where, fix="Take it out of the folder")
-            if streams[0].codec_context is None:
+            stream = next((s for s in streams if s.disposition & av.stream.Disposition.default), streams[0])
+            if stream.codec_context is None:
                 raise ClipError("its video is in a format that cannot be decoded here", code="clip-unreadable", where=where, fix="Convert it to H.264 mp4")
-            streams[0].thread_count = 1  # several clips are read at once, so threads inside one gain nothing
-            yield container, streams[0]
+            stream.thread_count = 1  # several clips are read at once, so threads inside one gain nothing
+            yield container, stream
     except av.error.FFmpegError as e:
         raise ClipError(f"is not a video that can be read ({_reason(e)})", code="clip-unreadable", where=where, fix=AGAIN) from None
+
+
+def from_keyframe(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.Packet]:
+    """Packets of `stream` from the next keyframe on. What lies before it does not decode: copies without re-encoding begin anywhere."""
+    return dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream))
+
+
+def time_of(packet: av.Packet) -> int | None:
+    """When the packet's picture is shown, in units of its time base, as far as its container tells."""
+    return packet.pts if packet.pts is not None else packet.dts
+
+
+def decoded(container: av.container.InputContainer, stream: av.VideoStream) -> Iterator[av.VideoFrame]:
+    """The frames from the next keyframe on, but for those shown before it: they need what lies before it too."""
+    begin = None
+    for packet in from_keyframe(container, stream):
+        begin = time_of(packet) if begin is None else begin
+        for frame in packet.decode():
+            assert isinstance(frame, av.VideoFrame)
+            if begin is None or frame.pts is None or frame.pts >= begin:
+                yield frame
+
+
+def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
+    """(swap rows and columns, then flip left-right, then flip upside down): what a frame's display matrix asks for, to the nearest right angle.
+
+    The matrix takes stored (x, y) to shown (a x + c y, b x + d y); one that would leave no picture (all zero) asks for nothing.
+    Source: FFmpeg, libavutil/display.h.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(matrix))  # type: ignore[call-overload]  # PyAV calls it an object; it is a buffer
+    if a * d == b * c:
+        return False, False, False
+    return (True, c < 0, b < 0) if abs(b) + abs(c) > abs(a) + abs(d) else (False, a < 0, d < 0)
 
 
 def _reason(error: av.error.FFmpegError) -> str:
@@ -100,12 +143,17 @@ def read_index(container: av.container.InputContainer, stream: av.VideoStream, *
     """
     shown: list[tuple[int, int]] = []
     keyframes: list[int] = []
+    timed = False  # raw streams have no times at all
     assert stream.time_base is not None
     tick = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25)) / stream.time_base
     for number, packet in enumerate(container.demux(stream)):
         if packet.size == 0:
             continue  # the end mark, or AVI's way to say "once more the same"
-        pts = packet.pts if packet.pts is not None else packet.dts if packet.dts is not None else round(number * tick)
+        pts = time_of(packet)
+        if pts is None and timed:
+            continue  # shown before the file begins: it was cut there
+        timed = timed or pts is not None
+        pts = round(number * tick) if pts is None else pts
         if packet.is_keyframe:
             keyframes.append(pts)
         # Not shown: what an edit list cuts away (trimmed in a phone), and VP8's mere references (RFC 6386, 9.1).
@@ -133,8 +181,9 @@ def probe_video(path: Path) -> VideoFile:
     _refuse_incomplete(path, size, where)
     with open_video(path) as (container, stream):
         index = read_index(container, stream, where=where)
-        first = _decode_from(container, stream, index.pts[0], where, "first")
-        last = _decode_from(container, stream, index.keyframes[-1], where, "last")
+        first, last = _decode_first(path), _decode_last(path, index.keyframes)
+        if first.pts is not None and first.pts > index.pts[0]:  # it was cut where the picture was being refreshed bit by bit
+            index = msgspec.structs.replace(index, pts=[p for p in index.pts if p >= first.pts])
         frame_time = index.duration / len(index.pts)
         missing = (index.pts[-1] - (last.pts if last.pts is not None else index.pts[-1])) * float(index.time_base)
         if missing > 1.5 * frame_time:
@@ -144,25 +193,48 @@ def probe_video(path: Path) -> VideoFile:
         nominal = float(stream.average_rate or 0)
         return VideoFile(
             frames=len(index.pts), fps=nominal if abs(nominal / measured - 1) < 0.01 else measured, duration=index.duration, variable_rate=index.variable_rate,
-            width=first.width, height=first.height, rotation=round(first.rotation / 90) * 90 % 360, codec=context.codec.canonical_name,
+            width=first.width, height=first.height, rotation=ROTATIONS[orientation(first)], codec=context.codec.canonical_name,
             pixel_aspect=float(stream.sample_aspect_ratio or 1), hdr=context.color_trc in HDR_TRANSFERS,
         )  # fmt: skip
 
 
-def _decode_from(container: av.container.InputContainer, stream: av.VideoStream, pts: int, where: str, which: str) -> av.VideoFrame:
-    """The first frame decoded from the keyframe at or before `pts`, or (which == "last") the last one of the file."""
-    found = None
-    try:
-        container.seek(pts, stream=stream, backward=True)
-        for frame in container.decode(stream):
-            found = frame
-            if which == "first":
-                break
-    except av.error.FFmpegError as e:
-        raise ClipError(f"its {which} frame does not decode ({_reason(e)})", code="clip-unreadable", where=where, fix=AGAIN) from None
-    if found is None or found.is_corrupt:
-        raise ClipError(f"its {which} frame does not decode", code="clip-unreadable", where=where, fix=AGAIN)
-    return found
+def _decode_first(path: Path) -> av.VideoFrame:
+    """The first frame that is shown. Raises ClipError."""
+    with open_video(path) as (container, stream):
+        try:
+            first = next(decoded(container, stream), None)
+        except av.error.FFmpegError as e:
+            raise _undecodable(path, "first", f" ({_reason(e)})") from None
+    if first is None or first.is_corrupt:
+        raise _undecodable(path, "first")
+    return first
+
+
+def _decode_last(path: Path, keyframes: list[int]) -> av.VideoFrame:
+    """The last frame, decoded from the last keyframe; where that fails, from the one before, and then from the start. Raises ClipError.
+
+    In MPEG streams a seek is a guess that may lead too far, and with intra refresh no frame after a seek is whole for a while.
+    """
+    reason = ""
+    for start in (*keyframes[:-3:-1], None):
+        with open_video(path) as (container, stream):
+            last = None
+            try:
+                if start is not None:
+                    container.seek(start, stream=stream, backward=True)
+                for frame in decoded(container, stream):
+                    if last is None or frame.pts is None or last.pts is None or frame.pts >= last.pts:  # AVI with B-frames: not always rising
+                        last = frame
+            except av.error.FFmpegError as e:
+                reason = f" ({_reason(e)})"
+                continue
+        if last is not None and not last.is_corrupt:
+            return last
+    raise _undecodable(path, "last", reason)
+
+
+def _undecodable(path: Path, which: str, reason: str = "") -> ClipError:
+    return ClipError(f"its {which} frame does not decode{reason}", code="clip-unreadable", where=str(path), fix=AGAIN)
 
 
 def probe_image(path: Path) -> tuple[int, int, int, str]:
@@ -244,7 +316,7 @@ def _refuse_incomplete(path: Path, size: int, where: str) -> None:
         if start[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide", b"skip"):
             missing, has_index = _mp4_missing(f, size)
         elif start[:4] == b"\x1a\x45\xdf\xa3":
-            missing, has_index = _matroska_missing(f, size), True
+            missing, has_index = missing_bytes(f, size), True
         elif start[:4] == b"RIFF":
             promised = 8 + struct.unpack("<I", start[4:8])[0]
             missing, has_index = max(0, promised - size) if promised > 8 else 0, True
@@ -274,24 +346,3 @@ def _mp4_missing(f: BinaryIO, size: int) -> tuple[int, bool]:
             return at + length - size, True
         at += length
     return 0, has_index
-
-
-def _matroska_missing(f: BinaryIO, size: int) -> int:
-    """Bytes that the Segment promises beyond the end of the file; 0 when its size is unknown (live recording). RFC 8794, 4 and 6."""
-
-    def number(keep_marker: bool) -> tuple[int, bool]:
-        first = f.read(1)
-        if not first or first == b"\0":
-            return 0, True
-        length = 9 - first[0].bit_length()
-        value = int.from_bytes(first + f.read(length - 1), "big")
-        bits = 7 * length
-        return (value, False) if keep_marker else (value & (1 << bits) - 1, value & (1 << bits) - 1 == (1 << bits) - 1)
-
-    f.seek(4)
-    header, _ = number(False)
-    f.seek(header, 1)
-    if number(True)[0] != 0x18538067:
-        return 0
-    length, unknown = number(False)
-    return 0 if unknown else max(0, f.tell() + length - size)

@@ -38,18 +38,19 @@ def number_of(picture: Picture) -> int:
     return sum(1 << bit for bit in range(BITS) if picture[height // 8, int((bit + 0.5) * block)].mean() > 127)
 
 
-def write_clip(path: Path, frames: int = 48, fps: float = 24.0, width: int = 64, height: int = 48, codec: str = "libx264", rotation: int = 0, variable: bool = False, gop: int = 12, sound: bool = False, picture: Callable[[int], Picture] | None = None) -> Path:
+def write_clip(path: Path, frames: int = 48, fps: float = 24.0, width: int = 64, height: int = 48, codec: str = "libx264", rotation: int = 0, variable: bool = False, gop: int = 12, sound: bool = False, picture: Callable[[int], Picture] | None = None, options: dict[str, str] | None = None, muxing: dict[str, str] | None = None) -> Path:
     """Write a video; the container follows from the suffix of `path`. Returns `path`.
 
     `rotation` is the degrees (90, 180, 270) that the picture must be turned counterclockwise for viewing, kept as a
     display matrix as phones do: the file holds pictures of width x height. `variable` doubles every third frame's
-    duration. `picture(i)` gives frame i (default: `numbered`). `sound` adds an AAC track of silence.
+    duration. `picture(i)` gives frame i (default: `numbered`). `sound` adds an AAC track of silence. `options` go to the
+    encoder, `muxing` to the container.
     """
     draw = picture or (lambda i: numbered(i, width, height))
     rate = Fraction(fps).limit_denominator(1001)
     tick = 1 / rate
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream(codec, rate=rate, options=OPTIONS.get(codec, {}))
+    with av.open(str(path), "w", options=muxing or {}) as out:
+        stream = out.add_stream(codec, rate=rate, options=OPTIONS.get(codec, {}) | (options or {}))
         stream.width, stream.height = width, height
         stream.pix_fmt = PIXEL_FORMATS.get(codec, "yuv420p")
         stream.gop_size = gop

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from engine.frames import Request, _visit, choose, decode, decode_into, frame_index
+from presets.clips import probe_clip
 from presets.errors import ClipError
 from presets.geometry import Bucket, uniform_indices
 from presets.media import open_video
@@ -42,26 +43,26 @@ def test_uniform_picks_are_exact_in_other_containers(tmp_path: Path, name: str, 
 
 def test_few_frames_of_a_long_clip_are_reached_by_seeking(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "a.mp4", frames=250, fps=25, gop=10)
-    decoded = 0
+    read = 0
 
     class Counting:
-        """The real container, with a count of the frames that it decodes."""
+        """The real container, with a count of the packets that are read from it."""
 
         def __init__(self, container) -> None:
             self.container, self.seek = container, container.seek
 
-        def decode(self, stream):
-            nonlocal decoded
-            for frame in self.container.decode(stream):
-                decoded += 1
-                yield frame
+        def demux(self, stream):
+            nonlocal read
+            for packet in self.container.demux(stream):
+                read += 1
+                yield packet
 
     index = frame_index(str(clip))
     wanted = uniform_indices(250, 5)
     with open_video(clip) as (container, stream):
         seen = [(place, number_of(f.to_ndarray(format="rgb24"))) for place, f in _visit(Counting(container), stream, index, wanted)]
     assert seen == [(w, w) for w in wanted]
-    assert decoded < 60, "a whole decode would be 250 frames"
+    assert read < 60, "a whole decode would be 250 packets"
     assert numbers(decode(request(clip, 81))) == uniform_indices(250, 81)
 
 
@@ -250,3 +251,63 @@ def test_a_replaced_clip_is_indexed_again(tmp_path: Path) -> None:
     assert len(frame_index(str(clip)).pts) == 48
     write_clip(clip, frames=24)
     assert len(frame_index(str(clip)).pts) == 24
+
+
+def garbled(clip: Path, path: Path, bad: int) -> Path:
+    """A copy whose packet `bad` holds garbage behind its first third."""
+    with av.open(str(clip)) as whole, av.open(str(path), "w") as out:
+        copy = out.add_stream_from_template(whole.streams.video[0])
+        for i, packet in enumerate(p for p in whole.demux(video=0) if p.size):
+            content = bytes(packet)
+            other = av.Packet(content if i != bad else content[: len(content) // 3] + np.random.default_rng(1).bytes(len(content) - len(content) // 3))
+            other.pts, other.dts, other.duration, other.time_base, other.is_keyframe, other.stream = packet.pts, packet.dts, packet.duration, packet.time_base, packet.is_keyframe, copy
+            out.mux(other)
+    return path
+
+
+def noise(i: int) -> np.ndarray:
+    return np.random.default_rng(i).integers(0, 255, (48, 64, 3), np.uint8)
+
+
+@pytest.mark.parametrize("wanted", [48, 9], ids=["the frame itself", "frames that show it"])
+def test_a_frame_that_the_decoder_marks_as_damaged_is_never_delivered(tmp_path: Path, wanted: int) -> None:
+    clip = garbled(write_clip(tmp_path / "a.mp4", frames=48, picture=noise, options={"bf": "0"}), tmp_path / "bad.mp4", 26)
+    with open_video(clip) as (container, stream):
+        assert [i for i, f in enumerate(container.decode(stream)) if f.is_corrupt] == [26], "no test of a damaged frame"
+    with pytest.raises(ClipError, match=r"bad\.mp4: is damaged at 1\.1 s") as caught:
+        decode(request(clip, wanted))
+    assert caught.value.fix
+    assert len(decode(request(clip, 5, sampling="realtime"))) == 5, "what lies before it trains"
+
+
+def test_a_zero_display_matrix_trains_upright(tmp_path: Path) -> None:
+    clip = write_clip(tmp_path / "a.mp4", frames=12)
+    plain = decode(request(clip, 5))
+    content = clip.read_bytes()
+    identity = np.array([1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30], ">i4").tobytes()
+    zero = tmp_path / "zero.mp4"
+    zero.write_bytes(content.replace(identity, bytes(36)))
+    assert probe_clip(zero).rotation == 0
+    assert np.array_equal(decode(request(zero, 5)), plain)
+
+
+@pytest.mark.parametrize("first", [1, 5, 17])
+def test_a_copy_that_begins_between_keyframes_trains_from_the_first_that_decodes(tmp_path: Path, first: int) -> None:
+    """Before its first keyframe the decoder of VP9 gives an error, not frames."""
+    whole = write_clip(tmp_path / "whole.webm", frames=60, codec="libvpx-vp9", gop=12)
+    clip = tmp_path / "cut.webm"
+    with av.open(str(whole)) as source, av.open(str(clip), "w") as out:
+        copy = out.add_stream_from_template(source.streams.video[0])
+        for packet in [p for p in source.demux(video=0) if p.size][first:]:
+            packet.stream = copy
+            out.mux(packet)
+    begin = -(-first // 12) * 12
+    assert probe_clip(clip).frames == 60 - begin
+    assert numbers(decode(request(clip, 9))) == [begin + i for i in uniform_indices(60 - begin, 9)]
+
+
+@pytest.mark.parametrize("name", ["a.ts", "a.mpg"])
+def test_picks_are_exact_where_seeking_is_guessing(tmp_path: Path, name: str) -> None:
+    clip = write_clip(tmp_path / name, frames=100, fps=25, codec="mpeg2video" if name == "a.mpg" else "libx264")
+    clip = clip.rename(tmp_path / "a.mp4")
+    assert numbers(decode(request(clip, 5))) == uniform_indices(100, 5)

@@ -1,0 +1,80 @@
+"""Is a clip whole? Every frame of it is decoded, and a file that is damaged, or changes its size on the way, is an error that tells where."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import av.container
+
+from presets.errors import ClipError
+from presets.matroska import damaged_clusters
+from presets.media import AGAIN, from_keyframe, open_video, orientation, time_of
+
+# The H.264 decoder marks what it had to make up. Most others do so only in words, which this turns into errors; with H.264 it
+# would also refuse sound clips that were cut from longer ones between two keyframes of an open group.
+STRICT = {"err_detect": "explode"}
+MARKS_ITSELF = "h264"
+AVI_SLACK = 2  # frames that the header of an AVI may promise too much
+
+
+def whole_frames(path: Path) -> Iterator[av.VideoFrame]:
+    """Every frame that a clip shows, in order. Raises ClipError, naming the second, at the first that is damaged or of another size, and at the end when some are missing."""
+    with open_video(path) as (container, stream):
+        if stream.codec_context.name != MARKS_ITSELF:
+            stream.codec_context.options = STRICT
+        assert stream.time_base is not None
+        begin, end, size = None, 0, None
+        for packet in from_keyframe(container, stream):
+            time = time_of(packet)
+            begin = time if begin is None else begin
+            end = max(end, (time or 0) + (packet.duration or 0))
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError:
+                if packet.size and (time is None or time < (begin or 0)):
+                    continue  # it is shown before the first keyframe, and needs what lies before it
+                raise _damaged(path, _seconds(stream, begin, time if packet.size else end)) from None
+            for frame in frames:
+                if begin is not None and frame.pts is not None and frame.pts < begin:
+                    continue
+                at = _seconds(stream, begin, frame.pts if frame.pts is not None else time)
+                if frame.is_corrupt:
+                    raise _damaged(path, at)
+                now = _size_as_viewed(frame, stream)
+                if size is not None and now != size:
+                    what = f"changes its size from {_text(size)} to {_text(now)} pixels at {at:.1f} s"
+                    raise ClipError(what, code="clip-size-changes", where=str(path), fix="Cut it there into two clips, or export it again at one size")
+                size = now
+                yield frame
+        _check_container(path, container, stream, begin, end)
+
+
+def _damaged(path: Path, seconds: float) -> ClipError:
+    return ClipError(f"is damaged from {seconds:.1f} s on: a frame there does not decode", code="clip-unreadable", where=str(path), fix=AGAIN)
+
+
+def _check_container(path: Path, container: av.container.InputContainer, stream: av.VideoStream, begin: int | None, end: int) -> None:
+    """What decodes is all that the file once held, as far as its container can tell. Raises ClipError."""
+    if (span := damaged_clusters(path)) is not None:
+        zero = _seconds(stream, 0, begin)
+        where = f"from {span[0] - zero:.1f} s on" if span[0] == span[1] else f"between {span[0] - zero:.1f} and {span[1] - zero:.1f} s"
+        raise ClipError(f"is damaged {where}: what lies there in the file is not what was written", code="clip-unreadable", where=str(path), fix=AGAIN)
+    if container.format.name == "avi" and stream.duration is not None and stream.duration - end > AVI_SLACK:
+        promised, found = _seconds(stream, 0, stream.duration), _seconds(stream, 0, end)
+        raise ClipError(f"is damaged: {promised - found:.1f} of the {promised:.1f} s that its header promises are missing", code="clip-unreadable", where=str(path), fix=AGAIN)
+
+
+def _seconds(stream: av.VideoStream, begin: int | None, time: int | None) -> float:
+    assert stream.time_base is not None
+    return max(0.0, float(((time or 0) - (begin or 0)) * stream.time_base))
+
+
+def _size_as_viewed(frame: av.VideoFrame, stream: av.VideoStream) -> tuple[float, float]:
+    """(width, height) after rotation, in pixels as high as the stored ones."""
+    width, height = frame.width * (stream.codec_context.sample_aspect_ratio or Fraction(1)), Fraction(frame.height)
+    return (float(height), float(width)) if orientation(frame)[0] else (float(width), float(height))
+
+
+def _text(size: tuple[float, float]) -> str:
+    return f"{size[0]:.0f}x{size[1]:.0f}"
