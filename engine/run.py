@@ -22,6 +22,7 @@ from presets.events import EVENTS_FILE
 from presets.findings import Finding
 from presets.going_on import JOB_FILE
 from presets.jobfile import absolute_paths, load_job, save_job
+from presets.names import require_utf8
 from presets.plan import KNOBS
 from presets.text import sentences
 
@@ -41,6 +42,7 @@ def run_job(
     try:
         job = load_job(job_path)
         base_dir = job_path.resolve().parent
+        require_utf8(out or base_dir)
         folder = (out.resolve() if out else base_dir / "runs") / job.job.name
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun's own variable
             raise UserError("this version trains a job on one GPU", where="job.gpus", fix="Set job.gpus to one GPU")

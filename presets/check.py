@@ -26,11 +26,12 @@ from presets.jobfile import absolute_paths, load_job
 from presets.machine import Machine, read_machine
 from presets.model import read_model
 from presets.rules import RULES
+from presets.scans import Identity, identity_of, keep_cuts, known_cuts
 
 OPTIONAL_PACKAGES = ("bitsandbytes", "prodigyopt")
 SEVERITIES = ("error", "warning", "advice")
 
-_cuts: dict[tuple[str, int, int], list[int] | ClipError] = {}  # (path, size, mtime) -> what find_cuts said: it decodes the whole clip
+_cuts: dict[Identity, list[int] | ClipError] = {}  # what find_cuts said: it decodes the whole clip
 
 
 def installed_packages() -> frozenset[str]:
@@ -41,7 +42,7 @@ def installed_packages() -> frozenset[str]:
 def gather(job: Job, base: Path, *, out: Path, machine: Machine | None = None, scenes: bool = True) -> Facts:
     """Read everything the rules look at. `base` is the job file's folder, the run folder will be `out`/NAME.
 
-    `scenes` looks for scene cuts, which decodes every clip once per process; everything else is quick. Raises nothing for
+    `scenes` looks for damage and scene cuts, which decodes every clip once, until it changes; everything else is quick. Raises nothing for
     bad input: what cannot be read is a finding in the facts.
     """
     datasets = [scan_dataset(panel, i, base) for i, panel in enumerate(job.datasets)]
@@ -103,14 +104,18 @@ def _look_for_cuts(datasets: list[DatasetFacts]) -> tuple[list[DatasetFacts], di
 
 
 def _cuts_of(path: str) -> list[int] | ClipError:
-    status = Path(path).stat()
-    key = path, status.st_size, status.st_mtime_ns
-    if key not in _cuts:
+    try:
+        file = identity_of(path)
+    except OSError as e:
+        return ClipError(f"cannot be read any more ({(e.strerror or str(e)).lower()})", code="clip-unreadable", where=path, fix="Put it back, or check again")
+    if file not in _cuts:
         try:
-            _cuts[key] = find_cuts(Path(path))
+            if (cuts := known_cuts(file)) is None:
+                keep_cuts(file, cuts := find_cuts(Path(path)))
+            _cuts[file] = cuts
         except ClipError as e:
-            _cuts[key] = e
-    return _cuts[key]
+            _cuts[file] = e
+    return _cuts[file]
 
 
 def existing_parent(path: Path) -> Path:

@@ -17,10 +17,12 @@ from presets.captions import CaptionError, read_caption
 from presets.errors import ClipError
 from presets.findings import Finding
 from presets.job import DatasetPanel
+from presets.names import advice, escaped, is_utf8
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})
 ANIMATION_SUFFIXES = frozenset({".gif", ".apng"})  # taken for clips by many people, so named as errors, never ignored
+CLIP_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES | ANIMATION_SUFFIXES
 CONTROL_FOLDER = "_controls"  # control images of previews may lie inside a dataset's folder
 NAMED = 8  # how many files one finding names before it counts the rest
 
@@ -63,7 +65,7 @@ def probe_clip(path: Path) -> ClipFacts:
     """
     path = path.absolute()
     suffix = path.suffix.lower()
-    if suffix not in VIDEO_SUFFIXES | IMAGE_SUFFIXES | ANIMATION_SUFFIXES:
+    if suffix not in CLIP_SUFFIXES:
         raise ClipError(f"{suffix or 'no suffix'} is no clip", code="not-a-video", where=str(path), fix=f"Clips end in {', '.join(sorted(VIDEO_SUFFIXES))}; images in {', '.join(sorted(IMAGE_SUFFIXES))}")
     probe = _probe_image if suffix in IMAGE_SUFFIXES else _probe_video
     try:
@@ -102,6 +104,8 @@ def scan_dataset(panel: DatasetPanel, index: int, base: Path) -> DatasetFacts:
     """
     root = (base / Path(panel.path).expanduser()).resolve()
     field = f"datasets[{index}].path"
+    if not is_utf8(str(root)):
+        return DatasetFacts(path=escaped(str(root)), clips=[], problems=[_not_utf8(next(p for p in (*reversed(root.parents), root) if not is_utf8(p.name)))])
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
         return DatasetFacts(path=str(root), clips=[], problems=[_error("dataset-missing", field, f"the folder {root} {what}", "Choose the folder that holds the clips")])
@@ -111,7 +115,10 @@ def scan_dataset(panel: DatasetPanel, index: int, base: Path) -> DatasetFacts:
     ignored: list[Path] = []
     for path in _walk(root, field, problems):
         suffix = path.suffix.lower()
-        (clips if suffix in VIDEO_SUFFIXES | IMAGE_SUFFIXES | ANIMATION_SUFFIXES else texts if suffix == ".txt" else ignored).append(path)
+        if not is_utf8(path.name) and suffix in CLIP_SUFFIXES | {".txt"}:
+            problems.append(_not_utf8(path))
+            continue
+        (clips if suffix in CLIP_SUFFIXES else texts if suffix == ".txt" else ignored).append(path)
     clips.sort(key=lambda p: p.relative_to(root).parts)
     captions = {path.with_suffix(""): path for path in sorted(texts)}
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # PyAV lets go of the interpreter while it reads and decodes
@@ -130,10 +137,10 @@ def scan_dataset(panel: DatasetPanel, index: int, base: Path) -> DatasetFacts:
 
 
 def _walk(root: Path, field: str, problems: list[Finding]) -> Iterator[Path]:
-    """Files below `root`; links to folders are followed, but no folder is entered twice. Folders that cannot be read become problems."""
+    """Files below `root`; links to folders are followed, but no folder is entered twice. Folders that cannot be read, or named, become problems."""
 
     def unreadable(e: OSError) -> None:
-        problems.append(_error("dataset-unreadable", field, f"the folder {e.filename} cannot be read ({(e.strerror or str(e)).lower()})", "Check who may read it"))
+        problems.append(_error("dataset-unreadable", field, f"the folder {escaped(str(e.filename))} cannot be read ({(e.strerror or str(e)).lower()})", "Check who may read it"))
 
     entered: set[tuple[int, int]] = set()
     for folder, below, files in os.walk(root, onerror=unreadable, followlinks=True):
@@ -143,6 +150,8 @@ def _walk(root: Path, field: str, problems: list[Finding]) -> Iterator[Path]:
             continue
         entered.add((status.st_dev, status.st_ino))
         below[:] = sorted(name for name in below if not name.startswith(".") and name != CONTROL_FOLDER)
+        problems += [_not_utf8(Path(folder, name)) for name in below if not is_utf8(name)]
+        below[:] = filter(is_utf8, below)
         yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
 
 
@@ -162,6 +171,11 @@ def _probe_with_caption(path: Path, caption_file: Path | None) -> tuple[ClipFact
         return None, [_error(e.code, str(path), f"{path.name} {e.what}", e.fix), *problems]
 
 
+def _not_utf8(path: Path) -> Finding:
+    what = "folder" if path.is_dir() else "file"
+    return _error("name-not-utf8", escaped(str(path)), f"the name of the {what} {escaped(path.name)} is not UTF-8, so no log and no checkpoint can name it", advice(path))
+
+
 def _error(code: str, field: str, message: str, fix: str) -> Finding:
     return Finding(code=code, severity="error", field=field, message=message, fix=fix)
 
@@ -175,5 +189,5 @@ def _count(paths: list[Path], noun: str) -> str:
 
 
 def _names(paths: list[Path], root: Path) -> str:
-    names = [str(p.relative_to(root)) for p in sorted(paths)[:NAMED]]
+    names = [escaped(str(p.relative_to(root))) for p in sorted(paths)[:NAMED]]
     return ", ".join(names) + (f" and {len(paths) - NAMED} more" if len(paths) > NAMED else "")

@@ -36,6 +36,8 @@ READING = {
     "dataset-unreadable": ("error", "A dataset's folders may be read."),
     "not-a-video": ("error", "A clip is a video or a still image: no GIF, no text file with a video's name."),
     "clip-unreadable": ("error", "A clip is complete and decodes from its first to its last frame."),
+    "clip-size-changes": ("error", "A clip has one size from its first to its last frame."),
+    "name-not-utf8": ("error", "The names of clips, captions and their folders are UTF-8."),
     "caption-unreadable": ("error", "A caption is UTF-8 text of at most 10,000 characters."),
     "caption-without-clip": ("advice", "A caption has a clip of the same name."),
     "files-ignored": ("advice", "A dataset's folder holds nothing but clips, images and captions."),

@@ -14,10 +14,12 @@ from presets.errors import JobError, UserError
 from presets.fields import FIELDS, PathPart, annotations, field_of, join_path, nearest, parse_path, struct_of, toml_text
 from presets.job import Job
 from presets.model import looks_like_hub_id
+from presets.names import escaped, is_utf8, require_utf8
 
 
 def load_job(path: Path) -> Job:
     """Read a job file. Raises JobError (a ValueError) with every problem in it, or UserError if it cannot be read."""
+    require_utf8(path)
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
@@ -85,6 +87,9 @@ def _build(struct: type[Struct], raw: Any, at: list[PathPart], problems: list[st
 def _convert(value: Any, annotation: Any, at: list[PathPart], problems: list[str]) -> Any:
     if isinstance(value, float) and not math.isfinite(value):  # TOML knows nan and inf, no field does
         problems.append(f"{join_path(at)}: expected a finite number, got {value}")
+        return None
+    if odd := next((text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str) and not is_utf8(text)), ""):  # chosen or typed: no file holds one
+        problems.append(f"{join_path(at)}: {escaped(odd)} is not UTF-8. Rename the file or folder")
         return None
     try:
         return msgspec.convert(value, annotation)

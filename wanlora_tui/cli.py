@@ -181,6 +181,19 @@ def _seq(text: str) -> int:
     return int(text)
 
 
+def _require_utf8(args: argparse.Namespace) -> None:
+    """Whatever is named on the command line can be told on. Raises UserError."""
+    from presets.errors import UserError
+    from presets.names import escaped, is_utf8, require_utf8
+
+    for value in vars(args).values():
+        if isinstance(value, Path):
+            require_utf8(value)
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and not is_utf8(text):
+                raise UserError(f"{escaped(text)} is not UTF-8", fix="Rename what it names")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command line and give its exit code."""
     from presets.errors import UserError
@@ -194,6 +207,7 @@ def main(argv: list[str] | None = None) -> int:
         return DONE
     module, _, function = args.handler.partition(":")
     try:
+        _require_utf8(args)
         code: int = getattr(importlib.import_module(f"wanlora_tui.commands.{module}"), function)(args)
         sys.stdout.flush()
         return code

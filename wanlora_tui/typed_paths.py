@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from presets.names import is_utf8
+
 
 def absolute(text: str, base: Path) -> Path:
     """The path a user typed: `~` and paths relative to `base` resolved, without following links."""
@@ -21,6 +23,8 @@ def complete_path(text: str, base: Path, suffixes: frozenset[str] | None) -> str
         folder = (base / Path(head + slash).expanduser()) if slash else base
         entries = sorted(folder.iterdir())
         for entry in entries:
+            if not is_utf8(entry.name):  # no job can name it; the tree of the picker shows it, and says so
+                continue
             if not entry.name.startswith(start) or (entry.name.startswith(".") and not start.startswith(".")):
                 continue
             if entry.is_dir():

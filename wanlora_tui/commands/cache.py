@@ -8,6 +8,7 @@ import msgspec
 
 from presets.cachefacts import CacheEntry, budget, clear_cache, list_cache
 from presets.errors import UserError
+from presets.scans import forget_scans
 from presets.tensorcaches import (
     CALLED,
     CAPS,
@@ -90,7 +91,7 @@ def _objects(kind: CacheKind) -> list[dict[str, object]]:
 
 
 def clear(args: Namespace) -> int:
-    """Delete one cache, or all. Runs that go on are not disturbed."""
+    """Delete one cache, or all, and then also what is known of clips. Runs that go on are not disturbed."""
     kinds: tuple[CacheKind, ...] = (args.kind,) if args.kind else KINDS
     for kind in kinds:
         folder = cache_folder(kind)
@@ -99,6 +100,8 @@ def clear(args: Namespace) -> int:
         except OSError as e:
             raise UserError(f"cannot be deleted: {e.strerror or e}", where=str(e.filename or folder), fix="Check who may write there") from None
         say(f"Freed {size(freed)} of {CALLED[kind]} in {home_path(str(folder))}.")
+    if not args.kind:
+        forget_scans()
     return 0
 
 

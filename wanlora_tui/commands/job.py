@@ -89,7 +89,7 @@ def check(args: Namespace) -> int:
 
 
 def findings_of(path: Path, *, out: Path, scenes: bool) -> list[Finding]:
-    """What the rules say (`scenes`: with a search for cuts, which decodes every clip); a job file that cannot be read is reported in the same form, one finding per problem."""
+    """What the rules say (`scenes`: with a search for damage and cuts, which decodes every clip once); a job file that cannot be read is reported in the same form, one finding per problem."""
     from presets.check import check as run_rules
     from presets.check import gather
 

@@ -21,7 +21,7 @@ def submit(args: Namespace) -> int:
     from presets.check import has_errors, render
 
     out = args.out or default_out(args.job)
-    findings = findings_of(args.job, out=out, scenes=False)
+    findings = findings_of(args.job, out=out, scenes=True)
     going_on, accepted = _goes_on(args), None
     if going_on and not any(f.code == "job-file" for f in findings):
         accepted = agreed_here(load_job(args.job), args.job.absolute().parent, out, accepted=args.accept_changes)

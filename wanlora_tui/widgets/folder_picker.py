@@ -11,6 +11,7 @@ from textual.suggester import Suggester
 from textual.widgets import Button, DirectoryTree, Footer, Input, Static, Tree
 from textual.widgets.directory_tree import DirEntry
 
+from presets.names import escaped, is_utf8
 from wanlora_tui.actions import bindings
 from wanlora_tui.typed_paths import absolute, complete_path
 
@@ -132,7 +133,9 @@ class PathPicker(ModalScreen[str | None]):
     def choose(self, path: Path) -> None:
         """Dismiss with the path, or say why it cannot be taken."""
         problem = ""
-        if self.suffixes is None and not path.is_dir():
+        if not is_utf8(str(path)):
+            problem = f"✗ {escaped(path.name)}: the path is not UTF-8, so no job can name it. Rename it first"
+        elif self.suffixes is None and not path.is_dir():
             problem = f"✗ {path} is not a folder"
         elif self.suffixes is not None and not path.is_file():
             problem = "✗ This is a folder: open it (right arrow) and take a file" if path.is_dir() else f"✗ No such file: {path}"

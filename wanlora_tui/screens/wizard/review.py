@@ -77,7 +77,7 @@ class ReviewPane(StepPane):
         super().__init__(state)
         self.revision = 0  # rises with every check asked for; older answers are dropped
         self.checking = True  # the rules have not answered yet
-        self.watching = False  # scene cuts are being looked for: slow with many clips, and never an error
+        self.watching = False  # every frame is being looked at, for damage and scene cuts: slow with many clips
         self.facts: Facts | None = None
         self.findings: list[Finding] = []
 
