@@ -15,6 +15,7 @@ from statistics import median_low
 from typing import Any, Literal
 
 import numpy as np
+from av.error import FFmpegError
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from msgspec import Struct
 from numpy.typing import NDArray
@@ -117,7 +118,12 @@ def _read_index(path: str, _mtime: int, _size: int) -> FrameIndex:
 def _counted_index(path: str, _mtime: int, _size: int) -> FrameIndex:
     """The index of a clip whose packets mislead: every frame is decoded. Its keyframes are [], so frames are counted from the start."""
     with open_video(Path(path)) as (container, stream):
-        times: list[Any] = [frame.pts for frame in decoded(container, stream)]
+        times: list[Any] = []
+        try:
+            for frame in decoded(container, stream):
+                times.append(frame.pts)
+        except FFmpegError:
+            raise _damaged(path, float((times[-1] - times[0]) * stream.time_base) if times and None not in times else 0.0) from None
         rate = stream.average_rate or stream.guessed_rate or Fraction(WAN_FPS)
         tick = stream.time_base
     if not times:
@@ -152,14 +158,21 @@ def _fill(request: Request, index: FrameIndex, out: Frames, threads: int) -> boo
         stream.codec_context.thread_type = "AUTO"
         stream.codec_context.thread_count = threads
         aspect = stream.sample_aspect_ratio or Fraction(1)
-        for place, frame in _visit(container, stream, index, sorted(set(places))):
-            if frame.is_corrupt:
-                raise ClipError(f"is damaged at {index.times[place]:.1f} s: a frame there does not decode", code="clip-unreadable", where=request.path, fix=TAKE_OUT)
-            picture = _picture(frame, aspect, request.bucket, scaler, request.path)
-            while slot < len(places) and places[slot] == place:
-                out[slot] = picture
-                slot += 1
+        try:
+            for place, frame in _visit(container, stream, index, sorted(set(places))):
+                if frame.is_corrupt:
+                    raise _damaged(request.path, index.times[place])
+                picture = _picture(frame, aspect, request.bucket, scaler, request.path)
+                while slot < len(places) and places[slot] == place:
+                    out[slot] = picture
+                    slot += 1
+        except FFmpegError:
+            return False  # counting from the start will tell where
     return slot == len(places)
+
+
+def _damaged(path: str, seconds: float) -> ClipError:
+    return ClipError(f"is damaged at {seconds:.1f} s: a frame there does not decode", code="clip-unreadable", where=path, fix=TAKE_OUT)
 
 
 def _visit(container: Any, stream: Any, index: FrameIndex, wanted: list[int]) -> Iterator[tuple[int, Any]]:

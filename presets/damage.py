@@ -9,7 +9,7 @@ import av.container
 
 from presets.errors import ClipError
 from presets.matroska import damaged_clusters
-from presets.media import AGAIN, from_keyframe, open_video, orientation, time_of
+from presets.media import AGAIN, changed_size, from_keyframe, open_video, size_as_viewed, time_of
 
 # The H.264 decoder marks what it had to make up. Most others do so only in words, which this turns into errors; with H.264 it
 # would also refuse sound clips that were cut from longer ones between two keyframes of an open group.
@@ -23,7 +23,6 @@ def whole_frames(path: Path) -> Iterator[av.VideoFrame]:
     with open_video(path) as (container, stream):
         if stream.codec_context.name != MARKS_ITSELF:
             stream.codec_context.options = STRICT
-        assert stream.time_base is not None
         begin, end, size = None, 0, None
         for packet in from_keyframe(container, stream):
             time = time_of(packet)
@@ -41,10 +40,9 @@ def whole_frames(path: Path) -> Iterator[av.VideoFrame]:
                 at = _seconds(stream, begin, frame.pts if frame.pts is not None else time)
                 if frame.is_corrupt:
                     raise _damaged(path, at)
-                now = _size_as_viewed(frame, stream)
+                now = size_as_viewed(frame, stream)
                 if size is not None and now != size:
-                    what = f"changes its size from {_text(size)} to {_text(now)} pixels at {at:.1f} s"
-                    raise ClipError(what, code="clip-size-changes", where=str(path), fix="Cut it there into two clips, or export it again at one size")
+                    raise changed_size(path, size, now, at)
                 size = now
                 yield frame
         _check_container(path, container, stream, begin, end)
@@ -67,14 +65,4 @@ def _check_container(path: Path, container: av.container.InputContainer, stream:
 
 def _seconds(stream: av.VideoStream, begin: int | None, time: int | None) -> float:
     assert stream.time_base is not None
-    return max(0.0, float(((time or 0) - (begin or 0)) * stream.time_base))
-
-
-def _size_as_viewed(frame: av.VideoFrame, stream: av.VideoStream) -> tuple[float, float]:
-    """(width, height) after rotation, in pixels as high as the stored ones."""
-    width, height = frame.width * (stream.codec_context.sample_aspect_ratio or Fraction(1)), Fraction(frame.height)
-    return (float(height), float(width)) if orientation(frame)[0] else (float(width), float(height))
-
-
-def _text(size: tuple[float, float]) -> str:
-    return f"{size[0]:.0f}x{size[1]:.0f}"
+    return max(0.0, float(((time or 0) - (begin or 0)) * Fraction(stream.time_base)))

@@ -131,6 +131,17 @@ def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     return (True, c < 0, b < 0) if abs(b) + abs(c) > abs(a) + abs(d) else (False, a < 0, d < 0)
 
 
+def size_as_viewed(frame: av.VideoFrame, stream: av.VideoStream) -> tuple[float, float]:
+    """(width, height) of a frame that `stream` has just given: turned upright, in pixels as high as the stored ones."""
+    width, height = float(frame.width * Fraction(stream.codec_context.sample_aspect_ratio or 1)), float(frame.height)
+    return (height, width) if orientation(frame)[0] else (width, height)
+
+
+def changed_size(path: Path, before: tuple[float, float], now: tuple[float, float], seconds: float) -> ClipError:
+    what = f"changes its size from {before[0]:.0f}x{before[1]:.0f} to {now[0]:.0f}x{now[1]:.0f} pixels at {seconds:.1f} s"
+    return ClipError(what, code="clip-size-changes", where=str(path), fix="Cut it there into two clips, or export it again at one size")
+
+
 def _reason(error: av.error.FFmpegError) -> str:
     return (error.strerror or "no reason given").lower()
 

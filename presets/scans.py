@@ -14,6 +14,7 @@ from msgspec import Struct
 from presets.tensorcaches import caches_dir
 
 VERSION = 1  # of the look: rises when it would find more, or other cuts
+MOST = 50_000  # clips; the ones looked at longest ago go first
 PATIENCE = 2.0  # seconds for another process that writes
 _TABLE = "CREATE TABLE IF NOT EXISTS scans (path TEXT PRIMARY KEY, version INTEGER, size INTEGER, mtime INTEGER, cuts TEXT)"
 
@@ -53,6 +54,7 @@ def keep_cuts(file: Identity, cuts: list[int]) -> None:
         try:
             with _opened() as db:
                 db.execute("INSERT OR REPLACE INTO scans VALUES (?, ?, ?, ?, ?)", (file.path, VERSION, file.size, file.mtime, msgspec.json.encode(cuts).decode()))
+                db.execute("DELETE FROM scans WHERE rowid <= (SELECT max(rowid) FROM scans) - ?", (MOST,))
         except sqlite3.OperationalError:  # locked for long, or no room
             return
         except sqlite3.DatabaseError:  # damaged: the next one begins anew

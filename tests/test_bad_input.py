@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -124,6 +125,40 @@ def truncated_behind_its_index(work: Path) -> None:
     whole.unlink()
 
 
+def damaged_in_the_middle(work: Path) -> None:
+    """As a bad disk or a bad copy leaves it: complete, with a first and a last frame, and a hole from 1.25 s on."""
+    clip, whole = work / "clips/b.mp4", work / "whole.mp4"
+    clip.rename(whole)
+    with av.open(str(whole)) as source, av.open(str(clip), "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for i, packet in enumerate(p for p in source.demux(source.streams.video[0]) if p.size):
+            other = av.Packet(bytes(packet) if i != 20 else bytes(packet)[:4] + bytes(packet.size - 4))
+            other.pts, other.dts, other.duration, other.time_base, other.is_keyframe, other.stream = packet.pts, packet.dts, packet.duration, packet.time_base, packet.is_keyframe, stream
+            out.mux(other)
+    whole.unlink()
+
+
+def of_two_sizes(work: Path) -> None:
+    """As clips joined without re-encoding are."""
+    raw = b""
+    for width, height in ((64, 48), (32, 32)):
+        raw += write_clip(work / "part.h264", frames=24, width=width, height=height, options={"bf": "0"}).read_bytes()
+    (work / "part.h264").write_bytes(raw)
+    with av.open(str(work / "part.h264")) as source, av.open(str(work / "clips/b.mkv"), "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        for i, packet in enumerate(p for p in source.demux(video=0) if p.size):
+            packet.pts = packet.dts = i
+            packet.time_base, packet.stream = Fraction(1, 16), stream
+            out.mux(packet)
+    (work / "clips/b.mp4").unlink()
+    (work / "part.h264").unlink()
+
+
+def with_an_odd_name(work: Path) -> None:
+    (work / "clips/b.mp4").rename(work / "clips" / os.fsdecode(b"caf\xe9.mp4"))
+    (work / "clips/b.txt").unlink()
+
+
 def without_clips(work: Path) -> None:
     shutil.rmtree(work / "clips")
     (work / "clips").mkdir()
@@ -155,6 +190,9 @@ def another_job(work: Path) -> None:
 BAD = {
     "a truncated mp4": Bad("clip-unreadable", "clips/b.mp4", "b.mp4", "Copy or export it again", truncated),
     "an mp4 truncated behind its index": Bad("clip-unreadable", "clips/b.mp4", "b.mp4", "Copy or export it again", truncated_behind_its_index),
+    "an mp4 damaged in the middle": Bad("clip-unreadable", "clips/b.mp4", "b.mp4 is damaged from 1.", "Copy or export it again", damaged_in_the_middle),
+    "a clip of two sizes": Bad("clip-size-changes", "clips/b.mkv", "b.mkv changes its size from 64x48 to 32x32 pixels at 1.5 s", "Cut it there", of_two_sizes),
+    "a name that is not UTF-8": Bad("name-not-utf8", "clips/caf\\xe9.mp4", "caf\\xe9.mp4 is not UTF-8", "mv -n -- $'", with_an_odd_name),
     "a GIF": Bad("not-a-video", "clips/d.gif", "d.gif", "Convert it to mp4", lambda work: write_clip(work / "clips/d.gif", frames=8, codec="gif")),
     "a GIF named .mp4": Bad("not-a-video", "clips/d.mp4", "d.mp4", "Convert it to mp4", lambda work: write_clip(work / "d.gif", frames=8, codec="gif").rename(work / "clips/d.mp4")),
     "an empty folder": Bad("dataset-empty", "datasets[0].path", "holds no clip and no image", "Put clips into it", without_clips),
@@ -208,7 +246,7 @@ def test_check_says_what_where_and_how_to_mend_it(work: Path, name: str):
 
 # --- the trainer and the queue refuse the same ------------------------------------------------------------------------
 
-TRAINED = ("a truncated mp4", "cache_latents with 41 frames", "a text-to-video model")
+TRAINED = ("a truncated mp4", "an mp4 damaged in the middle", "a clip of two sizes", "a name that is not UTF-8", "cache_latents with 41 frames", "a text-to-video model")
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -262,7 +300,7 @@ def test_a_run_of_another_job_stays_as_it_is(work: Path):
     assert set(after) - set(before) <= {f"runs/{NAME}/.lock"}
 
 
-@pytest.mark.parametrize("name", ["a GIF", "a sample without ctrl_img", "an unknown key", "a run folder of another job"])
+@pytest.mark.parametrize("name", ["a GIF", "an mp4 damaged in the middle", "a sample without ctrl_img", "an unknown key", "a run folder of another job"])
 def test_submit_keeps_it_from_the_queue_and_starts_no_daemon(home: Path, work: Path, name: str):
     BAD[name].make(work)
     before = contents(work)

@@ -68,6 +68,23 @@ def scene_cuts(job: Job, facts: Facts) -> Iterator[Found]:
             yield Found(f"datasets[{i}].path", f"scene cuts inside clips teach the LoRA to cut: {listed}{more}", fix="Split these clips at their cuts, one shot each")
 
 
+@rule("images-among-clips", "warning")
+def images_among_clips(job: Job, facts: Facts) -> Iterator[Found]:
+    """A dataset of clips holds no images: each would be a visit of one frame, which is its own start image and shows no motion."""
+    for i, panel, found in paired(job, facts):
+        images, clips = [c for c in found.clips if c.kind == "image"], videos(found)
+        if panel.num_frames == 1 or not images or not clips:
+            continue
+        of_clips = {Path(c.path).with_suffix(""): c for c in clips}
+        beside = [c for c in images if Path(c.path).with_suffix("") in of_clips]
+        shown = [*beside, *(c for c in images if c not in beside)]
+        count = f"{names(shown)} {'is a still image' if len(shown) == 1 else 'are still images'} among {len(clips)} clip{'s' if len(clips) > 1 else ''}"
+        visits = f"{len(images) / len(found.clips):.0%} of the visits then show one frame without motion, which is also its own start image"
+        pair = f"; {names(beside)} also take{'s' if len(beside) == 1 else ''} the caption of the clip of the same name" if beside else ""
+        fix = "Move start images of previews into a folder named _controls in it, and images to learn from into a dataset of their own with num_frames = 1"
+        yield Found(f"datasets[{i}].path", f"{count}: {visits}{pair}", fix=fix)
+
+
 @rule("too-few-clips", "warning")
 def too_few_clips(job: Job, facts: Facts) -> Iterator[Found]:
     """There are enough clips for the kind of LoRA: about 10 at the least."""

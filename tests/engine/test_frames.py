@@ -280,6 +280,18 @@ def test_a_frame_that_the_decoder_marks_as_damaged_is_never_delivered(tmp_path: 
     assert len(decode(request(clip, 5, sampling="realtime"))) == 5, "what lies before it trains"
 
 
+def test_a_packet_that_the_decoder_refuses_is_named_with_its_second(tmp_path: Path) -> None:
+    whole, clip = write_clip(tmp_path / "a.mp4", frames=48, codec="libvpx-vp9"), tmp_path / "bad.mp4"
+    with av.open(str(whole)) as source, av.open(str(clip), "w") as out:
+        copy = out.add_stream_from_template(source.streams.video[0])
+        for i, packet in enumerate(p for p in source.demux(video=0) if p.size):
+            other = av.Packet(bytes(packet) if i != 24 else bytes(packet.size))
+            other.pts, other.dts, other.duration, other.time_base, other.is_keyframe, other.stream = packet.pts, packet.dts, packet.duration, packet.time_base, packet.is_keyframe, copy
+            out.mux(other)
+    with pytest.raises(ClipError, match=r"bad\.mp4: is damaged at (0\.9|1\.0) s: a frame there does not decode"):
+        decode(request(clip, 48))
+
+
 def test_a_zero_display_matrix_trains_upright(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "a.mp4", frames=12)
     plain = decode(request(clip, 5))

@@ -57,6 +57,8 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
     ("speed-factor", "datasets[0].num_frames", job(), facts([*clips(6, frames=160), *clips(6, frames=60, fps=60)]), None),
     # clips
     ("clip-too-small", "datasets[0].path", job(), facts([*clips(), clip("thin.mp4", width=800, height=15)]), None),
+    ("images-among-clips", "datasets[0].path", job(), facts([*clips(), image("start.png")]), None),
+    ("images-among-clips", "datasets[1].path", job(datasets=[{}, {"regularization": True}]), facts(clips(), [*clips(), image("00.png")]), None),
     ("clip-below-resolution", "datasets[0].resolutions", job(), facts(clips(width=320, height=240)), {"datasets[0].resolutions": [278]}),
     ("clip-below-resolution", "datasets[0].resolutions", job(), facts([*clips(), clip("small.mp4", width=320, height=240)]), None),
     ("resolution-not-reached", "datasets[0].resolutions", job(datasets=[{"resolutions": [512, 832, 1024]}]), facts(), {"datasets[0].resolutions": [512, 832]}),
@@ -211,6 +213,14 @@ def test_a_good_job_has_no_findings(kind, picture):
     assert check(with_picture(made, picture), facts()) == []
 
 
+def test_images_beside_their_clips_are_named_first():
+    (found,) = of("images-among-clips", job(), facts([*clips(4), *(image(name) for name in ("a.png", "00.webp", "b.png", "02.png"))]))
+    assert found.message.startswith("00.webp, 02.png, a.png and 1 more are still images among 4 clips: 50% of the visits")
+    assert found.message.endswith("00.webp, 02.png also take the caption of the clip of the same name") and "_controls" in found.fix
+    (found,) = of("images-among-clips", job(), facts([clip("c1.mp4"), image("c1.webp")]))
+    assert "c1.webp is a still image among 1 clip: 50%" in found.message and "c1.webp also takes the caption" in found.message
+
+
 def test_every_rule_has_a_case():
     assert {code for code, *_ in CASES} == set(RULES)
 
@@ -248,6 +258,9 @@ def test_mending_everything_comes_to_an_end(code, made, known, picture):
 
 ALMOST: list[tuple[str, Job, Facts]] = [
     ("resolution-not-reached", job(datasets=[{"resolutions": [512, 768, 1024]}]), facts()),  # 832 px: 1024 leaves the clip whole
+    ("images-among-clips", job(datasets=[{"num_frames": 1}]), facts([*clips(), image()])),
+    ("images-among-clips", job(), facts([image(f"{i}.png") for i in range(12)])),
+    ("images-among-clips", job(datasets=[{}, {}]), facts(clips(), [image()])),
     ("clip-too-small", job(), facts(clips(width=800, height=16))),
     ("clip-below-resolution", job(), facts(clips(width=512, height=512))),
     ("speed-factor", job(), facts([image()])),
