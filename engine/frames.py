@@ -123,7 +123,7 @@ def _counted_index(path: str, _mtime: int, _size: int) -> FrameIndex:
             for frame in decoded(container, stream):
                 times.append(frame.pts)
         except FFmpegError:
-            raise _damaged(path, float((times[-1] - times[0]) * stream.time_base) if times and None not in times else 0.0) from None
+            raise _damaged(path, float((times[-1] - times[0]) * Fraction(stream.time_base or 1)) if times and None not in times else 0.0) from None
         rate = stream.average_rate or stream.guessed_rate or Fraction(WAN_FPS)
         tick = stream.time_base
     if not times:

@@ -1,5 +1,6 @@
 """Is a clip whole? Every frame of it is decoded, and a file that is damaged, or changes its size on the way, is an error that tells where."""
 
+import re
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +17,7 @@ from presets.media import AGAIN, changed_size, from_keyframe, open_video, size_a
 STRICT = {"err_detect": "explode"}
 MARKS_ITSELF = "h264"
 AVI_SLACK = 2  # frames that the header of an AVI may promise too much
+MATROSKA_SHARE, MATROSKA_SLACK = 0.25, 1.0  # of the promised time, and seconds: Matroska does not tell how long the last frame stays, which may be long
 
 
 def whole_frames(path: Path) -> Iterator[av.VideoFrame]:
@@ -58,9 +60,23 @@ def _check_container(path: Path, container: av.container.InputContainer, stream:
         zero = _seconds(stream, 0, begin)
         where = f"from {span[0] - zero:.1f} s on" if span[0] == span[1] else f"between {span[0] - zero:.1f} and {span[1] - zero:.1f} s"
         raise ClipError(f"is damaged {where}: what lies there in the file is not what was written", code="clip-unreadable", where=str(path), fix=AGAIN)
-    if container.format.name == "avi" and stream.duration is not None and stream.duration - end > AVI_SLACK:
-        promised, found = _seconds(stream, 0, stream.duration), _seconds(stream, 0, end)
-        raise ClipError(f"is damaged: {promised - found:.1f} of the {promised:.1f} s that its header promises are missing", code="clip-unreadable", where=str(path), fix=AGAIN)
+    found = _seconds(stream, 0, end)
+    if container.format.name == "avi":
+        promised, slack = _seconds(stream, 0, stream.duration), _seconds(stream, 0, AVI_SLACK)
+    else:
+        promised = _promised_by_matroska(container, stream) if "matroska" in container.format.name else 0.0
+        slack = max(MATROSKA_SLACK, MATROSKA_SHARE * promised)
+    if promised - found > slack + 1e-6:
+        what = f"is damaged: its header promises {promised:.1f} s, and only {found:.1f} s are there"
+        raise ClipError(what, code="clip-unreadable", where=str(path), fix=f"{AGAIN}. If nothing is missing, write its header anew: ffmpeg -i OLD -c copy NEW")
+
+
+def _promised_by_matroska(container: av.container.InputContainer, stream: av.VideoStream) -> float:
+    """Seconds of the picture, by the header and the stream's own tag; 0 where they do not tell it apart from the sound's."""
+    whole = (container.duration or 0) / av.time_base
+    if tagged := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):
+        return min(whole, int(tagged[1]) * 3600 + int(tagged[2]) * 60 + float(tagged[3]))
+    return whole if len(container.streams) == 1 else 0.0
 
 
 def _seconds(stream: av.VideoStream, begin: int | None, time: int | None) -> float:

@@ -119,7 +119,23 @@ def test_frames_that_an_avi_promises_are_missing(tmp_path: Path) -> None:
     chunks = [i for i in range(len(content) - 4) if content[i : i + 4] == b"00dc"][:72]
     path = tmp_path / "few.avi"
     path.write_bytes(content[: chunks[30]] + bytes(chunks[40] - chunks[30]) + content[chunks[40] :].replace(b"idx1", b"JUNK"))
-    assert "s that its header promises are missing" in damaged(path).what
+    assert "its header promises 3.0 s, and only 2." in damaged(path).what
+
+
+def promising(path: Path, seconds: float) -> Path:
+    """Write another duration into the header of a webm that was written without tags."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"\x44\x89\x88") + 3
+    content[at : at + 8] = struct.pack(">d", seconds * 1000)
+    path.write_bytes(content)
+    return path
+
+
+def test_a_webm_whose_header_promises_more_than_it_holds(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.webm", frames=60, codec="libvpx-vp9", muxing={"fflags": "+bitexact"})
+    path.write_bytes(path.read_bytes().replace(b"DURATION", b"DURATIOM"))
+    find_cuts(promising(path, 3.3))  # its last frame may stay on for a while
+    assert "its header promises 5.0 s, and only 2.5 s are there" in damaged(promising(path, 5)).what
 
 
 def raw_h264(path: Path, frames: int, width: int, height: int, aspect: Fraction | None = None) -> bytes:
