@@ -17,6 +17,7 @@ from presets.media import AGAIN, changed_size, from_keyframe, open_video, size_a
 STRICT = {"err_detect": "explode"}
 MARKS_ITSELF = "h264"
 AVI_SLACK = 2  # frames that the header of an AVI may promise too much
+REMUX = "If it plays whole, copy what is in it into a new file: ffmpeg -i OLD -c copy NEW"
 MATROSKA_SHARE, MATROSKA_SLACK = 0.25, 1.0  # of the promised time, and seconds: Matroska does not tell how long the last frame stays, which may be long
 
 
@@ -59,7 +60,7 @@ def _check_container(path: Path, container: av.container.InputContainer, stream:
     if (span := damaged_clusters(path)) is not None:
         zero = _seconds(stream, 0, begin)
         where = f"from {span[0] - zero:.1f} s on" if span[0] == span[1] else f"between {span[0] - zero:.1f} and {span[1] - zero:.1f} s"
-        raise ClipError(f"is damaged {where}: what lies there in the file is not what was written", code="clip-unreadable", where=str(path), fix=AGAIN)
+        raise ClipError(f"is damaged {where}: what lies there in the file is not what was written", code="clip-unreadable", where=str(path), fix=f"{AGAIN}. {REMUX}")
     found = _seconds(stream, 0, end)
     if container.format.name == "avi":
         promised, slack = _seconds(stream, 0, stream.duration), _seconds(stream, 0, AVI_SLACK)
@@ -68,7 +69,7 @@ def _check_container(path: Path, container: av.container.InputContainer, stream:
         slack = max(MATROSKA_SLACK, MATROSKA_SHARE * promised)
     if promised - found > slack + 1e-6:
         what = f"is damaged: its header promises {promised:.1f} s, and only {found:.1f} s are there"
-        raise ClipError(what, code="clip-unreadable", where=str(path), fix=f"{AGAIN}. If nothing is missing, write its header anew: ffmpeg -i OLD -c copy NEW")
+        raise ClipError(what, code="clip-unreadable", where=str(path), fix=f"{AGAIN}. {REMUX}")
 
 
 def _promised_by_matroska(container: av.container.InputContainer, stream: av.VideoStream) -> float:
