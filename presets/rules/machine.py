@@ -39,7 +39,8 @@ def gpu_unknown(job: Job, facts: Facts) -> Iterator[Found]:
     missing = [i for i in wanted if i not in good]
     if missing:
         broken = [f"GPU {g.index}: {g.error}" for g in machine.gpus if g.error and g.index in missing]
-        message = "; ".join(broken) if broken else f"there is no GPU {missing[0]}, only {', '.join(map(str, good)) or 'none that answers'}"
+        among = f" among those that CUDA_VISIBLE_DEVICES={machine.visible} shows" if machine.visible else ""
+        message = "; ".join(broken) if broken else f"there is no GPU {missing[0]}{among}, only {', '.join(map(str, good)) or 'none that answers'}"
         kept = [i for i in dict.fromkeys(wanted) if i in good] or good[:1]
         yield Found("job.gpus", message, set={"job.gpus": kept}) if kept else Found("job.gpus", message, fix="See what is wrong with: wanlora doctor")
     elif len(set(wanted)) < len(wanted):

@@ -66,7 +66,7 @@ def hardware_for(job: Job, machine: Machine, *, card: str | None, vram: float | 
 
 def _usable(gpu: Gpu | None, job: Job, machine: Machine) -> Gpu:
     if gpu is None:
-        why = machine.gpu_problem or f"there is no GPU {job.job.gpus[0]}"
+        why = machine.gpu_problem or f"there is no GPU {job.job.gpus[0]}" + (f" among those that CUDA_VISIBLE_DEVICES={machine.visible} shows" if machine.visible else "")
         raise UserError(f"no GPU to plan for ({why})", fix="Name a card with --gpu, for instance --gpu 4090, or an amount of memory with --vram")
     if gpu.error:
         raise UserError(gpu.error, where=f"GPU {gpu.index}", fix="Name another card with --gpu")
