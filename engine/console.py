@@ -3,6 +3,7 @@
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 
 from presets.events import Event
@@ -41,7 +42,7 @@ class Console:
             self._show(event)
         except OSError:
             self._silent = True
-            with open(os.devnull, "wb") as nothing:  # whatever else is said there would fail as well, at the interpreter's end too
+            with Path(os.devnull).open("wb") as nothing:  # whatever else is said there would fail as well, at the interpreter's end too
                 os.dup2(nothing.fileno(), sys.stderr.fileno())
 
     def _show(self, event: Event) -> None:

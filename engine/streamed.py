@@ -20,6 +20,7 @@ from engine.attention import Attention
 from engine.block import Lora, Plain, Weights, after, before, of_text
 from engine.device import compile_alike, fixed_order
 from engine.masters import Branches, Layout
+from engine.precision import as_bytes
 from engine.ring import Key, Ring
 from engine.stash import DeviceStash, HostStash, Stash
 from presets.plan import Plan
@@ -54,9 +55,11 @@ class ExpertWeights:
         """The host buffers that make up a block, in the order in which they lie on the device."""
         return (self.masters[block], self.recovery.buffers[block]) if self.recovery else (self.masters[block],)
 
-    def on_device(self, block: int, buffer: torch.Tensor) -> "Frozen":
+    def on_device(self, block: int, buffer: torch.Tensor, precision: str = "none") -> "Frozen":
         """A block's tensors, as views of a device buffer that holds its pieces where nothing is added."""
         weights, plain = self.layout.views(buffer)
+        if precision == "qfloat8":  # compiled code takes them from here, and does not read e4m3 on every card
+            weights = {name: as_bytes(packed) for name, packed in weights.items()}
         recovery = self.recovery.views(buffer[self.layout.bytes :]) if self.recovery else {}
         if self.shifts:
             plain |= {name: plain[name] + shift.to(plain[name]) for name, shift in self.shifts[block].items()}
@@ -219,9 +222,9 @@ class StreamedExecutor:
         turn = 0
         for block in order:
             if block in self._resident:
-                yield block, self.weights.on_device(block, self._resident[block])
+                yield block, self.weights.on_device(block, self._resident[block], self.machinery.plan.precision)
                 continue
-            yield block, self.weights.on_device(block, self.machinery.ring.take(turn))
+            yield block, self.weights.on_device(block, self.machinery.ring.take(turn), self.machinery.plan.precision)
             self.machinery.ring.release(turn)
             turn += 1
 

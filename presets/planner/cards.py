@@ -70,9 +70,9 @@ def _squeezed(name: str) -> str:
     return name.lower().removeprefix("rtx").replace(" ", "")
 
 
-def nearest_card(vram: int) -> Card:
-    """The slowest of the known cards whose memory is nearest to `vram` bytes: what a bare amount of memory is taken for."""
-    return min(load_cards(), key=lambda c: (abs(c.vram * GIB - vram), c.bf16))
+def nearest_card(vram: int, *, float8: bool = False) -> Card:
+    """The slowest of the known cards whose memory is nearest to `vram` bytes: what a bare amount of memory is taken for. `float8`: of those that multiply in it."""
+    return min((c for c in load_cards() if c.fp8 or not float8), key=lambda c: (abs(c.vram * GIB - vram), c.bf16))
 
 
 def _words(text: str) -> frozenset[str]:

@@ -6,11 +6,11 @@ from presets.facts import Facts, model_missing, used_gpus
 from presets.job import Job
 from presets.jobfile import get_value
 from presets.planner.inputs import shape_of as expert_shape
+from presets.precisions import LEAST, text
 from presets.rules.registry import Found, rule
 from presets.sizes import GIB, human
 from presets.stages import high_ranks
 
-BF16_CAPABILITY = (8, 0)
 LITTLE_VRAM = 0.8  # of the card: less free than this is somebody else's doing
 
 
@@ -47,12 +47,12 @@ def gpu_unknown(job: Job, facts: Facts) -> Iterator[Found]:
         yield Found("job.gpus", "a GPU is named twice", set={"job.gpus": list(dict.fromkeys(wanted))})
 
 
-@rule("gpu-old", "warning")
+@rule("gpu-old", "error")
 def gpu_old(job: Job, facts: Facts) -> Iterator[Found]:
-    """Each GPU computes in bf16 (compute capability 8.0 and up)."""
-    for gpu in used_gpus(job, facts):
-        if gpu.capability and gpu.capability < BF16_CAPABILITY:
-            message = f"GPU {gpu.index} ({gpu.name}) has compute capability {gpu.capability[0]}.{gpu.capability[1]} and no bf16 units: steps will be very slow"
+    """Each GPU has bf16 and exact attention (compute capability 8.0 and up)."""
+    for gpu in used_gpus(job, facts) if not facts.tiny else []:
+        if gpu.capability < LEAST:
+            message = f"GPU {gpu.index} ({gpu.name}) has compute capability {text(gpu.capability)}: bf16 and the attention of a 14B model begin with {text(LEAST)}"
             yield Found("job.gpus", message, fix="Use a card of the RTX 30 series or newer")
 
 

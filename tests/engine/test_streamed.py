@@ -112,6 +112,16 @@ def test_graphs_kept_for_short_clips_alone_leave_nothing_behind(weights, paramet
     assert all(torch.equal(a, b) for a, b in zip(ours, grads(resident=4, stash="device"), strict=True))
 
 
+def test_e4m3_reaches_compiled_code_as_bytes_and_is_the_same(model, parameters, monkeypatch):
+    """Below compute capability 8.9 no kernel reads float8_e4m3fn (tests/engine/test_older_cards.py)."""
+    held = packed(model, "high_noise", parameters, scaling=0.5, precision="qfloat8")
+    frozen = held.on_device(0, held.masters[0], "qfloat8")
+    assert {part.dtype for parts in frozen.weights.values() for part in parts} == {torch.uint8, torch.float32}
+    ours = streamed(held, precision="qfloat8").predict(X, T, TEXT)
+    monkeypatch.setattr(streamed_module, "as_bytes", lambda parts: parts)
+    assert torch.equal(ours, streamed(held, precision="qfloat8").predict(X, T, TEXT))
+
+
 def test_strength_zero_is_the_base(model, weights, plain):
     assert torch.equal(streamed(weights).predict(X, T, TEXT, strength=0.0), PlainExecutor(model).predict(X, T, TEXT, strength=0.0))
     assert not torch.equal(plain[2], streamed(weights).predict(X, T, TEXT, strength=0.0))
