@@ -46,10 +46,10 @@ def e4m3_values(codes: torch.Tensor) -> torch.Tensor:
     (torch up to 2.9; later ones cast the whole weight to fp32 before the kernel).
     """
     magnitude = (codes & 127).to(torch.int32)
-    normal = ((magnitude << 20) + (120 << 23)).view(torch.float32)  # 4 bits of exponent and 3 of mantissa where fp32 has them, the bias from 7 to 127
-    value = torch.where(magnitude < 8, magnitude.to(torch.float32) * 2.0**-9, normal)
-    value = torch.where(magnitude == 127, torch.nan, value)
-    return torch.where(codes > 127, -value, value)
+    normal = (magnitude << 20) + (120 << 23)  # 4 bits of exponent and 3 of mantissa where fp32 has them, the bias from 7 to 127
+    bits = torch.where(magnitude < 8, (magnitude.to(torch.float32) * 2.0**-9).view(torch.int32), normal)
+    bits = torch.where(magnitude == 127, 0x7FC00000, bits)  # not a number
+    return (bits | ((codes & 128).to(torch.int32) << 24)).view(torch.float32)
 
 
 def as_bytes(packed: Packed) -> Packed:
