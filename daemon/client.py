@@ -68,6 +68,7 @@ from presets.findings import Finding
 from presets.fold import RunView
 from presets.going_on import GoingOn
 from presets.rollback import StoredCheckpoint
+from presets.shell import Shell, shell_here
 
 SILENCE = 3.0  # seconds without any message, three beats, after which a feed counts as lost
 LONGEST_PAUSE = 8.0  # seconds between two attempts to find a lost daemon again
@@ -153,8 +154,10 @@ class Client:
     Every method raises NotRunning, VersionMismatch or RequestRefused. A job is named by its id or its name.
     """
 
-    def __init__(self, dir: Path | None = None, *, timeout: float = 5.0, retries: int = 3) -> None:
-        """`timeout`: seconds for one answer; a request is sent again `retries` times."""
+    def __init__(self, dir: Path | None = None, *, timeout: float = 5.0, retries: int = 3, here: bool = True) -> None:
+        """`timeout`: seconds for one answer; a request is sent again `retries` times. `here`: the daemon is on this machine, so
+        what is submitted or resumed takes this process's settings along (presets.shell)."""
+        self._here = here
         self._where = places(dir)
         self._timeout, self._retries = timeout, retries
         self._context = zmq.asyncio.Context()
@@ -193,7 +196,7 @@ class Client:
         `resume`: go on with the run that lies in its run folder, whoever began it; the rest as for `resume`.
         """
         where = str(Path(job_path).absolute()), str(Path(out).absolute()) if out else ""
-        return (await self._ask(Submit(*where, resume=resume, from_step=from_step, accepted=accepted), JobReply)).job
+        return (await self._ask(Submit(*where, resume=resume, from_step=from_step, accepted=accepted, shell=await self._shell()), JobReply)).job
 
     async def jobs(self) -> list[JobRecord]:
         """All jobs, oldest first."""
@@ -218,7 +221,10 @@ class Client:
     async def resume(self, job: str | int, from_step: int | None = None, accepted: str | None = None) -> JobRecord:
         """Queue an ended job again, from its newest checkpoint or that of `from_step`. Its job file is read anew: changes
         that break exactness are refused unless `accepted` is the digest of just these (presets.going_on)."""
-        return (await self._ask(Resume(str(job), from_step, accepted), JobReply)).job
+        return (await self._ask(Resume(str(job), from_step, accepted, await self._shell()), JobReply)).job
+
+    async def _shell(self) -> Shell | None:
+        return await asyncio.to_thread(shell_here) if self._here else None
 
     async def going_on(self, job: str | int) -> GoingOn:
         """How the job file differs by now from what the last attempt was given, and whether the run may go on with it."""

@@ -1,7 +1,6 @@
 """Starting things that outlive us: trainers from the daemon, the daemon from a client."""
 
 import importlib.util
-import os
 import signal
 import subprocess
 import sys
@@ -35,17 +34,16 @@ def torchrun(grace: int = 180) -> list[str]:
     return [*command, "-m", "engine"]
 
 
-def start_trainer(command: list[str], *, job_file: Path, out: str, options: list[str], gpus: list[int], marker: str, log: Path) -> subprocess.Popen[bytes]:
-    """Start a trainer in a session of its own, its output in `log`. Raises OSError.
+def start_trainer(command: list[str], *, job_file: Path, out: str, options: list[str], environment: dict[str, str], marker: str, log: Path) -> subprocess.Popen[bytes]:
+    """Start a trainer in a session of its own, its output in `log`. `environment`: all of its own, but for the marker. Raises OSError.
 
     It inherits that SIGHUP is ignored, which the daemon does for itself: the end of a login ends neither.
     """
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    environment = os.environ | {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)), MARKER: marker}
     with log.open("wb") as output:
         return subprocess.Popen(
             [*command, str(job_file), "--out", out, *options],
-            cwd="/", env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+            cwd="/", env=environment | {MARKER: marker}, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
 
 

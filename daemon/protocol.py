@@ -17,6 +17,7 @@ from presets.findings import Finding
 from presets.fold import RunView
 from presets.going_on import GoingOn
 from presets.rollback import StoredCheckpoint
+from presets.shell import Shell
 
 PROTOCOL_VERSION = 3
 MAX_MESSAGE_BYTES = 8 * 2**20  # what the daemon takes from a client, and what the feed carries
@@ -41,6 +42,7 @@ class JobRecord(Struct, kw_only=True):
     job_path: str  # absolute
     out: str  # absolute; the run folder is out/name
     gpus: list[int]
+    devices: list[str] = field(default_factory=list)  # the same, by UUID where the driver tells it: what CUDA is shown; [] for none
     state: JobState
     position: int = 0  # 1 when it is next on its GPUs, counting the queued jobs that share one; 0 when not queued
     submitted_at: float = 0.0
@@ -71,6 +73,7 @@ class Submit(Struct, tag=True):
     resume: bool = False  # go on with the run that lies in the run folder, from here on as in Resume
     from_step: int | None = None
     accepted: str | None = None
+    shell: Shell | None = None  # what the trainer gets of the shell that submits; None: nothing, as from another machine
 
 
 class Jobs(Struct, tag=True):
@@ -106,6 +109,7 @@ class Resume(Struct, tag=True):
     job: str
     from_step: int | None = None  # go back to the checkpoint of this step; default: the newest
     accepted: str | None = None  # presets.going_on.GoingOn.digest of the changes that the user accepts, also of none: clips and captions may have changed too; None: nothing is accepted
+    shell: Shell | None = None  # in place of the one before; None leaves that
 
 
 class Changes(Struct, tag=True):

@@ -4,14 +4,15 @@ Each GPU has its own queue, in the order of submission: a job runs when it is at
 GPUs and all of them are free, so a job for several GPUs is never overtaken by small ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, field
 
 from daemon.processes import ProcessId
 from daemon.protocol import ENDED_STATES, RUNNING_STATES, JobRecord
 from presets.errors import UserError
+from presets.shell import Shell
 
 CANCEL_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 STOP_GRACE = 900.0  # seconds without any event after which a stop request is repeated as SIGTERM
@@ -34,6 +35,14 @@ class Entry(Struct, kw_only=True):
     trainer: ProcessId | None = None
     first_seq: int = 0  # last event before this attempt
     oom_kills: int = 0  # of the machine, when this attempt started
+    shell: Shell | None = None  # of the shell that submitted or resumed it, but for secrets
+    secrets: list[str] = field(default_factory=list)  # the names of those: their values are in the daemon's memory alone
+    lacking: list[str] = field(default_factory=list)  # the secrets that this attempt was started without
+
+
+def held(record: JobRecord) -> frozenset[str]:
+    """The GPUs that a job has for itself while it runs, whatever its shell calls them. One without any takes its turn by their numbers."""
+    return frozenset(record.devices or map(str, record.gpus))
 
 
 class Verdict(Struct, frozen=True):
@@ -109,21 +118,22 @@ class Queue:
 
     def place_for(self, record: JobRecord) -> int:
         """The position of a job that joins the queue now; 0 when it starts at once. To join wakes a paused queue."""
-        taken = {gpu for e in self.running() for gpu in e.record.gpus}
-        waiting: list[list[int]] = []
+        taken = {gpu for e in self.running() for gpu in held(e.record)}
+        waiting: list[frozenset[str]] = []
         for entry in self.queued():
-            if not taken.isdisjoint(entry.record.gpus):
-                waiting.append(entry.record.gpus)
-            taken.update(entry.record.gpus)
-        return 0 if taken.isdisjoint(record.gpus) else 1 + sum(not set(gpus).isdisjoint(record.gpus) for gpus in waiting)
+            gpus = held(entry.record)
+            if not taken.isdisjoint(gpus):
+                waiting.append(gpus)
+            taken.update(gpus)
+        return 0 if taken.isdisjoint(held(record)) else 1 + sum(not gpus.isdisjoint(held(record)) for gpus in waiting)
 
     # --- what users ask for -----------------------------------------------------------------------------------
 
-    def submit(self, record: JobRecord, now: float, *, resume: bool = False, from_step: int | None = None, accept_changes: bool = False) -> list[Instruction]:
+    def submit(self, record: JobRecord, now: float, *, resume: bool = False, from_step: int | None = None, accept_changes: bool = False, shell: Shell | None = None, secrets: Sequence[str] = ()) -> list[Instruction]:
         """Take in a new job, whose run folder must be free. `resume`: it goes on with a run that lies there."""
         assert record.id not in self.entries
         self.require_free(record)
-        self.entries[record.id] = Entry(record=record, order=self.last_place(), resume=resume, from_step=from_step, accept_changes=accept_changes)
+        self.entries[record.id] = Entry(record=record, order=self.last_place(), resume=resume, from_step=from_step, accept_changes=accept_changes, shell=shell, secrets=list(secrets))
         self._enqueue(self.entries[record.id])
         return self._unpause(record.id, now)
 
@@ -276,15 +286,15 @@ class Queue:
         """Start every job whose turn it is."""
         out: list[Instruction] = []
         if not self.paused:
-            taken = {gpu for e in self.running() for gpu in e.record.gpus}
+            taken = {gpu for e in self.running() for gpu in held(e.record)}
             for entry in self.queued():
                 record = entry.record
-                if taken.isdisjoint(record.gpus):
+                if taken.isdisjoint(held(record)):
                     record.state, record.outcome, record.pid = "starting", "", 0
                     record.attempt += 1
                     entry.trainer = None
                     out += [Changed(record.id), Launch(record.id)]
-                taken.update(record.gpus)
+                taken.update(held(record))
         return out + self._renumber()
 
     # --- inside -----------------------------------------------------------------------------------------------
@@ -326,12 +336,12 @@ class Queue:
     def _renumber(self) -> list[Instruction]:
         """Bring every job's place in the queue up to date."""
         out: list[Instruction] = []
-        ahead: list[set[int]] = []
+        ahead: list[frozenset[str]] = []
         for entry in self.entries.values():
             if entry.record.state != "queued":
                 entry.record.position = 0
         for entry in self.queued():
-            gpus = set(entry.record.gpus)
+            gpus = held(entry.record)
             position = 1 + sum(not gpus.isdisjoint(other) for other in ahead)
             if position != entry.record.position:
                 entry.record.position = position

@@ -31,7 +31,10 @@ from presets.findings import of_job_error
 from presets.fold import RunView
 from presets.going_on import JOB_FILE
 from presets.jobfile import absolute_paths, load_job, save_job
+from presets.machine import visible_gpus
 from presets.rollback import checkpoints_of
+from presets.shell import Shell, environment
+from presets.visible import VISIBLE, pick, shown_to_cuda
 
 log = logging.getLogger("daemon")
 
@@ -57,6 +60,7 @@ class Service:
         self._tails: dict[int, Tail] = {}
         self._complaints: set[str] = set()
         self._unsaved: set[int] = set()
+        self._secrets: dict[int, dict[str, str]] = {}  # tokens and passwords of the shells that jobs came from: never written down
         make_private(places.state)
         make_private(places.state / "jobs")
         self._store = Store(places.database)
@@ -71,6 +75,10 @@ class Service:
 
     def _restore(self) -> None:
         now = time.time()
+        nameless = [e for e in self._queue.entries.values() if e.record.state in wire.LIVE_STATES and e.shell is None and not e.record.devices]
+        visible = visible_gpus() if nameless else None
+        for entry in nameless:  # from before the table held the names
+            entry.record.devices = pick(entry.record.gpus, visible, all_of_them=True)
         for entry in self._queue.running():
             self._read(entry, publish=False)
         boot, last_boot = boot_id(), self._store.fact("boot")
@@ -137,8 +145,8 @@ class Service:
             case wire.Stop(job=key):
                 entry = queue.find(key)
                 return self._change(request.id, entry, queue.stop(entry.record.id, now))
-            case wire.Resume(job=key, from_step=from_step, accepted=accepted):
-                return await self._resume(request.id, queue.find(key), from_step, accepted, now)
+            case wire.Resume(job=key, from_step=from_step, accepted=accepted, shell=shell):
+                return await self._resume(request.id, queue.find(key), from_step, accepted, shell, now)
             case wire.Changes(job=key):
                 entry = queue.find(key)
                 return wire.ChangesReply(self._record(entry), changed_since(entry.record, self.places.job_file(entry.record.id))[1])
@@ -168,10 +176,13 @@ class Service:
         for given in (path, out or "/"):
             if not given.startswith("/") or "\0" in given:
                 raise UserError("the daemon needs an absolute path", where=repr(given)[:200])
+        if asked.shell is not None:
+            asked.shell.require_sound()
         job_path = Path(path)
         job = load_job(job_path)
+        devices = await asyncio.to_thread(_devices, job.job.gpus, asked.shell)
         record = wire.JobRecord(
-            id=self._store.next_id(), name=job.job.name, job_path=path, out=str(Path(out or job_path.parent / "runs").resolve()), gpus=sorted(set(job.job.gpus)),
+            id=self._store.next_id(), name=job.job.name, job_path=path, out=str(Path(out or job_path.parent / "runs").resolve()), gpus=sorted(set(job.job.gpus)), devices=devices,
             state="queued", submitted_at=now, steps=job.training.steps,
         )  # fmt: skip
         self._queue.require_free(record)
@@ -180,7 +191,7 @@ class Service:
         held = Path(record.run_dir, JOB_FILE)
         options: dict[str, Any] = {}
         if asked.resume and known:
-            return await self._resume(request_id, known[-1], asked.from_step, asked.accepted, now, job_path=path)
+            return await self._resume(request_id, known[-1], asked.from_step, asked.accepted, asked.shell, now, job_path=path)
         if asked.resume:
             if not held.exists():
                 raise UserError("no run lies here that could be resumed", where=record.run_dir, fix="Submit the job without --resume")
@@ -190,19 +201,24 @@ class Service:
         elif held.exists():  # the trainer would refuse it, hours later perhaps
             way = f"wanlora resume {known[-1].record.id}" if known else f"wanlora submit {path} --resume"
             raise UserError("this folder already holds a run", where=record.run_dir, fix=f"Give this job another name, or go on with that run: {way}")
+        shell, secrets = asked.shell.divided() if asked.shell is not None else (None, {})
+        options |= {"shell": shell, "secrets": list(secrets)}
         save_job(absolute_paths(job, job_path.parent), self.places.job_file(record.id), fresh=True)
         # The acceptance is on disk before anything else: a client that asks again after a crash finds it accepted.
         answer = wire.JobReply(record)
         with self._store as store:
             store.save(Entry(record=record, order=self._queue.last_place(), **options))
             store.remember(request_id, wire.encode(answer))
+        self._secrets[record.id] = secrets
         log.info("job %d: %s submitted", record.id, record.name)
         self._apply(self._queue.submit(msgspec.structs.replace(record), now, **options))
         return answer
 
-    async def _resume(self, request_id: str, entry: Entry, from_step: int | None, accepted: str | None, now: float, *, job_path: str = "") -> wire.Answer:
+    async def _resume(self, request_id: str, entry: Entry, from_step: int | None, accepted: str | None, shell: Shell | None, now: float, *, job_path: str = "") -> wire.Answer:
         """Queue an ended job again, with its job file (or the one at `job_path`) as it is now."""
         record, copy = entry.record, self.places.job_file(entry.record.id)
+        if shell is not None:
+            shell.require_sound()
         job_path = job_path or record.job_path
         job, going = changed_since(msgspec.structs.replace(record, job_path=job_path), copy)
         more = job.training.steps > record.step
@@ -210,9 +226,13 @@ class Service:
         require_accepted(record, going, accepted)
         if from_step is not None:
             require_checkpoint(record, checkpoints_of(Path(record.run_dir), (await self._caught_up(entry)).view), from_step)
+        devices = await asyncio.to_thread(_devices, job.job.gpus, shell or entry.shell)
+        if shell is not None:
+            entry.shell, self._secrets[record.id] = shell.divided()
+            entry.secrets = list(self._secrets[record.id])
         record.job_path = job_path
         save_job(job, copy, fresh=True)  # always: an attempt that failed early may have left other values in it, taken back since
-        record.gpus = sorted(set(job.job.gpus))
+        record.gpus, record.devices = sorted(set(job.job.gpus)), devices
         if going.changes:
             record.steps = job.training.steps
         return self._change(request_id, entry, self._queue.resume(record.id, now, from_step=from_step, accept_changes=accepted is not None, further=from_step is not None or more))
@@ -283,9 +303,12 @@ class Service:
             (run_dir / "logs").mkdir(parents=True, exist_ok=True)
             forget_stops(run_dir)
             kills = oom_kills()
+            secrets = self._secrets.get(job, {})
+            kept = {name: os.environ[name] for name in entry.secrets if name not in secrets and name in os.environ}
+            entry.lacking = [name for name in entry.secrets if name not in secrets | kept]
             child = start_trainer(
                 self._command, job_file=self.places.job_file(job), out=record.out, options=_options(entry) if (run_dir / JOB_FILE).exists() else [],
-                gpus=record.gpus, marker=self._marker(job), log=self._log(record),
+                environment=environment(os.environ, entry.shell, kept | secrets) | shown_to_cuda(dict(zip(record.gpus, record.devices, strict=False))), marker=self._marker(job), log=self._log(record),
             )  # fmt: skip
         except OSError as e:
             return self._queue.ended(job, Verdict("failed", f"The trainer could not be launched: {e}. Fix that, then: wanlora resume {record.name}"), now)
@@ -323,6 +346,9 @@ class Service:
             if not alive and not more:
                 del self._trainers[job]
                 end = verdict(entry, tail, exit_code=trainer.exit_code, log=self._log(entry.record))
+                if end.state == "failed" and entry.lacking:
+                    names = " and ".join(entry.lacking)
+                    end = Verdict("failed", f"{end.outcome}\n{names} of the shell that it came from was not at hand: the daemon keeps that in memory alone, and was restarted. If it is needed, go on from a shell that has it: wanlora resume {entry.record.name}")
                 log.info("job %d: %s %s", job, end.state, end.outcome)
                 self._apply(self._queue.ended(job, end, now))
         self._apply(self._queue.tick(now, {e.record.id: self._last_event(e) for e in self._queue.running()}))
@@ -387,6 +413,13 @@ class Service:
         if text not in self._complaints:
             self._complaints.add(text)
             log.error("%s", text)
+
+
+def _devices(gpus: list[int], shell: Shell | None) -> list[str]:
+    """The names of a job's GPUs, as its shell counts them or, where that says nothing, the daemon's own. Asks the driver. Raises UserError."""
+    if shell is not None and shell.gpus is not None:
+        return pick(sorted(set(gpus)), shell.gpus)
+    return pick(sorted(set(gpus)), visible_gpus(), all_of_them=VISIBLE not in os.environ)
 
 
 def _options(entry: Entry) -> list[str]:

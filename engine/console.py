@@ -1,6 +1,9 @@
 """What `python -m engine` prints on stderr: a progress bar on a terminal, plain lines otherwise."""
 
+import os
 import sys
+from contextlib import suppress
+from pathlib import Path
 from types import TracebackType
 
 from presets.events import Event
@@ -10,10 +13,14 @@ BYTES = 10_000_000  # what is counted so high is bytes
 
 
 class Console:
-    """An event listener. On a terminal one line is redrawn for steps and phases; everything else scrolls above it."""
+    """An event listener. On a terminal one line is redrawn for steps and phases; everything else scrolls above it.
+
+    Where nobody reads any more, the terminal closed or the pipe's other end gone, it falls silent: a run does not end of that.
+    """
 
     def __init__(self) -> None:
         self._view = RunView()
+        self._silent = False
         self._bar = None
         if sys.stderr.isatty():
             from tqdm import tqdm
@@ -25,9 +32,20 @@ class Console:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar is not None:
-            self._bar.close()
+            with suppress(OSError):
+                self._bar.close()
 
     def show(self, event: Event) -> None:
+        if self._silent:
+            return
+        try:
+            self._show(event)
+        except OSError:
+            self._silent = True
+            with Path(os.devnull).open("wb") as nothing:  # whatever else is said there would fail as well, at the interpreter's end too
+                os.dup2(nothing.fileno(), sys.stderr.fileno())
+
+    def _show(self, event: Event) -> None:
         view = self._view
         view.log.clear()
         fold(view, event)

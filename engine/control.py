@@ -34,7 +34,11 @@ def refusal(what: str, error: UserError) -> Finding:
 
 
 class Control:
-    """Polled at each micro-step edge. SIGTERM and SIGINT wish a stop with a save; a second one ends at once, and says so on stderr."""
+    """Polled at each micro-step edge. SIGTERM and SIGINT wish a stop with a save; a second one ends at once, and says so on stderr.
+
+    SIGHUP, of a terminal that closes or a connection that drops, wishes the same and never ends at once: the kernel and the shell
+    both send it, one after the other. Where it is ignored, by nohup or the daemon, it stays so.
+    """
 
     def __init__(self, folder: Path, *, tell: Callable[[Finding], None]) -> None:
         self._tell = tell  # told of files that are no command
@@ -53,6 +57,8 @@ class Control:
         self._launcher = os.getppid()
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._on_hangup)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._signals += 1
@@ -61,6 +67,9 @@ class Control:
             _say(f"wanlora: {name} received again: ended at once, without saving. Checkpoints saved before are whole")
             os._exit(128 + number)  # as a kill would, which loses nothing; an exception out of nowhere could tear what is being written
         self.why = f"{name} received" if os.getppid() == self._launcher else f"its launcher was killed or ended, then {name} received"
+
+    def _on_hangup(self, _number: int, _frame: FrameType | None) -> None:
+        self.why = self.why or "SIGHUP received"
 
     def honour(self) -> None:
         """Raise StopWished when a stop is wished for."""

@@ -26,15 +26,35 @@ def pack_float8(weight_NK: torch.Tensor) -> Packed:
 
 def unpack_weight(packed: Packed, precision: str, dtype: torch.dtype) -> torch.Tensor:
     """The (N, K) weight that `packed` stands for. Scales are per output row (qint4: per group of inputs, with the value of code 0), fp32; qint4
-    has codes 0..15, two to a byte."""
+    has codes 0..15, two to a byte, and those of qfloat8 may be given as bytes."""
     if precision == "none":
         return packed[0].to(dtype)
     if precision != "qint4":
-        return (packed[0].to(torch.float32) * packed[1]).to(dtype)
+        q = packed[0]
+        values = e4m3_values(q) if precision == "qfloat8" and q.dtype == torch.uint8 else q.to(torch.float32)
+        return (values * packed[1]).to(dtype)
     q, scale, low = packed
     n, groups = scale.shape
     values = torch.stack([q & 15, q >> 4], dim=2).view(n, groups, -1).to(torch.float32)
     return (values * scale.unsqueeze(2) + low.unsqueeze(2)).to(dtype).view(n, -1)
+
+
+def e4m3_values(codes: torch.Tensor) -> torch.Tensor:
+    """The fp32 values of e4m3 codes that are given as bytes, exactly as a cast has them.
+
+    In integers, because Triton has no e4m3 below compute capability 8.9: a kernel that reads float8_e4m3fn does not compile there
+    (torch up to 2.9; later ones cast the whole weight to fp32 before the kernel).
+    """
+    magnitude = (codes & 127).to(torch.int32)
+    normal = (magnitude << 20) + (120 << 23)  # 4 bits of exponent and 3 of mantissa where fp32 has them, the bias from 7 to 127
+    bits = torch.where(magnitude < 8, (magnitude.to(torch.float32) * 2.0**-9).view(torch.int32), normal)
+    bits = torch.where(magnitude == 127, 0x7FC00000, bits)  # not a number
+    return (bits | ((codes & 128).to(torch.int32) << 24)).view(torch.float32)
+
+
+def as_bytes(packed: Packed) -> Packed:
+    """The same memory, e4m3 as bytes: what `unpack_weight` reads on any card."""
+    return tuple(t.view(torch.uint8) if t.dtype == torch.float8_e4m3fn else t for t in packed)
 
 
 class _Float8Product(torch.autograd.Function):

@@ -19,12 +19,16 @@ from engine.resume import Begin, find_begin
 from presets.check import Facts, check, gather
 from presets.errors import UserError
 from presets.events import EVENTS_FILE
+from presets.facts import used_gpus
 from presets.findings import Finding
 from presets.going_on import JOB_FILE
+from presets.job import Job
 from presets.jobfile import absolute_paths, load_job, save_job
 from presets.names import require_utf8
 from presets.plan import KNOBS
+from presets.shell import without_secrets
 from presets.text import sentences
+from presets.visible import shown_to_cuda
 
 DONE, FAILED, USAGE, RESUMABLE = 0, 1, 2, 75  # 75 is EX_TEMPFAIL: saved, start me again
 LOCK_FILE = ".lock"
@@ -55,7 +59,7 @@ def run_job(
             begin = find_begin(folder, job, base_dir, from_step=from_step, accept=accept_changes) if resume else Begin(job=job)
             return _train_in(folder, begin, base_dir, workers=workers, device=device, vram_gib=vram_gib)
     except UserError as e:
-        print(f"wanlora: {e}", file=sys.stderr)
+        print(f"wanlora: {without_secrets(str(e))}", file=sys.stderr)
         return FAILED
     except OSError as e:
         print(f"wanlora: {e.filename or job_path}: {e.strerror}. Choose a place you can write to with --out", file=sys.stderr)
@@ -70,12 +74,11 @@ def _train_in(folder: Path, begin: Begin, base_dir: Path, *, workers: int | None
                 log.emit("log", level="warning", text=f"{log.damaged} lines of {log.path.name} are damaged and were passed over; is the disk failing?")
             return _attempt(folder, begin, base_dir, log, workers=workers, device=device, vram_gib=vram_gib)
         except UserError as e:
-            log.emit("failed", cause=sentences(f"{e.where}: {e.what}" if e.where else e.what), next=sentences(e.fix))
+            log.emit("failed", cause=without_secrets(sentences(f"{e.where}: {e.what}" if e.where else e.what)), next=without_secrets(sentences(e.fix)))
         except Exception as e:
-            trace = traceback.format_exc()
-            print(trace, file=sys.stderr)
+            print(without_secrets(traceback.format_exc()), file=sys.stderr)
             kept = ". The last checkpoint can be resumed" if checkpoint_folders(folder) else ""
-            log.emit("failed", cause=f"{type(e).__name__}: {e}", next=f"This is a bug in wanlora; the log holds the details{kept}")
+            log.emit("failed", cause=without_secrets(f"{type(e).__name__}: {e}"), next=f"This is a bug in wanlora; the log holds the details{kept}")
         finally:
             if not log.flush():
                 print(f"wanlora: the disk is full: the last {log.waiting} events could not be written to {log.path}", file=sys.stderr)
@@ -99,6 +102,9 @@ def _attempt(folder: Path, begin: Begin, base_dir: Path, log: EventLog, *, worke
     if not (folder / JOB_FILE).exists():
         save_job(absolute_paths(job, base_dir), folder / JOB_FILE)
         fsync(folder)
+
+    if device is None:
+        use_gpus(job, facts)
 
     import torch  # only now: a job that is refused is refused in a second
     from transformers.utils import logging as transformers_logging
@@ -132,6 +138,14 @@ def _run(begin: Begin, facts: Facts, folder: Path, log: EventLog, control: Contr
     with run.loader:
         outcome = train(run, control)
     return DONE if outcome.done else RESUMABLE
+
+
+def use_gpus(job: Job, facts: Facts) -> None:
+    """From now on CUDA sees the job's GPUs alone, the first of them first. To be called before anything asks CUDA what there is,
+    which some packages do while they are imported; afterwards it has no effect."""
+    gpus = sorted(used_gpus(job, facts), key=lambda gpu: job.job.gpus.index(gpu.index))
+    if gpus:
+        os.environ.update(shown_to_cuda({gpu.index: gpu.uuid for gpu in gpus}))
 
 
 def _summary(errors: list[Finding]) -> str:

@@ -20,9 +20,11 @@ from engine.attention import Attention
 from engine.block import Lora, Plain, Weights, after, before, of_text
 from engine.device import compile_alike, fixed_order
 from engine.masters import Branches, Layout
+from engine.precision import as_bytes
 from engine.ring import Key, Ring
 from engine.stash import DeviceStash, HostStash, Stash
 from presets.plan import Plan
+from presets.precisions import TRANSFORMER
 
 BLOCK: tuple[Callable[..., Any], ...] = (before, of_text, after)
 LossFn = Callable[[torch.Tensor], torch.Tensor]
@@ -54,9 +56,11 @@ class ExpertWeights:
         """The host buffers that make up a block, in the order in which they lie on the device."""
         return (self.masters[block], self.recovery.buffers[block]) if self.recovery else (self.masters[block],)
 
-    def on_device(self, block: int, buffer: torch.Tensor) -> "Frozen":
+    def on_device(self, block: int, buffer: torch.Tensor, *, e4m3_as_bytes: bool = False) -> "Frozen":
         """A block's tensors, as views of a device buffer that holds its pieces where nothing is added."""
         weights, plain = self.layout.views(buffer)
+        if e4m3_as_bytes:
+            weights = {name: as_bytes(packed) for name, packed in weights.items()}
         recovery = self.recovery.views(buffer[self.layout.bytes :]) if self.recovery else {}
         if self.shifts:
             plain |= {name: plain[name] + shift.to(plain[name]) for name, shift in self.shifts[block].items()}
@@ -101,6 +105,8 @@ class Machinery:
             compile_alike()
         self.before, self.of_text, self.after = (_compiled(part) if plan.compiled else part for part in BLOCK)
         self.any_size = plan.compiled and plan.any_size
+        reads_e4m3 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= TRANSFORMER["float8"][0]
+        self.e4m3_as_bytes = plan.precision == "qfloat8" and not reads_e4m3  # compiled code cannot read it before
         if cuda is None and device.type == "cuda":
             cuda = torch.cuda
         self.ring = Ring(slot_bytes, plan.slots, device, cuda)
@@ -219,9 +225,9 @@ class StreamedExecutor:
         turn = 0
         for block in order:
             if block in self._resident:
-                yield block, self.weights.on_device(block, self._resident[block])
+                yield block, self.weights.on_device(block, self._resident[block], e4m3_as_bytes=self.machinery.e4m3_as_bytes)
                 continue
-            yield block, self.weights.on_device(block, self.machinery.ring.take(turn))
+            yield block, self.weights.on_device(block, self.machinery.ring.take(turn), e4m3_as_bytes=self.machinery.e4m3_as_bytes)
             self.machinery.ring.release(turn)
             turn += 1
 

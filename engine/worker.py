@@ -1,7 +1,7 @@
 """The data worker: a small process that decodes clips into memory it shares with the trainer.
 
 Messages are msgpack behind a 4-byte length. Tasks come on standard input; answers go to what was standard output. The
-worker ends when its input ends or its parent is gone, ignores SIGINT and SIGTERM (a stopping trainer may still want its batch),
+worker ends when its input ends or its parent is gone, ignores SIGINT, SIGTERM and SIGHUP (a stopping trainer may still want its batch),
 and imports no torch, so it starts in a fraction of a second and holds some tens of MB.
 """
 
@@ -70,7 +70,7 @@ def perform(task: Task, memory: memoryview, *, threads: int) -> Answer:
 
 def main(memory_fd: int, threads: int, parent: int) -> None:
     """The life of a worker; `memory_fd` is the shared memory, `parent` the trainer's process id."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     tasks = os.fdopen(0, "rb")
     answers = os.fdopen(os.dup(1), "wb")

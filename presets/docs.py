@@ -3,6 +3,7 @@
 import sys
 
 from presets.fields import FIELDS, Field, toml_text
+from presets.precisions import CARDS, TEXT_ENCODER, TRANSFORMER, text
 from presets.rules import RULES
 
 INTRO = """\
@@ -23,6 +24,12 @@ path = "clips/orbit"
 ```
 
 `wanlora new` writes a complete job for your clips and your machine, `wanlora check JOB` says what is wrong with one.
+"""
+PRECISIONS_INTRO = """\
+## Which precision runs where
+
+By the GPU's compute capability, which `wanlora doctor` shows. A job that asks for more than its card has is refused before anything is
+downloaded, and `"auto"` never chooses it. Below 8.0 nothing is trained.
 """
 RULES_INTRO = """\
 ## What is checked
@@ -75,6 +82,10 @@ def page() -> str:
             if f.panel == panel:
                 out.append(f"| `{f.name}` | {_cell(f.label)} | {_cell(values_text(f))} | {_cell(_default(f))} | {_cell(f.help)} |")
         out.append("")
+    out += [PRECISIONS_INTRO, "| setting | from | what it does |\n|---|---|---|"]
+    for setting, table in (("quantization.transformer", TRANSFORMER), ("quantization.text_encoder", TEXT_ENCODER)):
+        out += [f'| `{setting} = "{value}"` | {text(least)} | {_cell(how)} |' for value, (least, how) in table.items()]
+    out += ["", *(f"- {text(least)}: {cards}" for least, cards in CARDS.items()), ""]
     out += [RULES_INTRO, "| code | severity | rule |\n|---|---|---|"]
     order = ("error", "warning", "advice")
     every = [(r.code, r.severity, r.about) for r in RULES.values()] + [(code, severity, about) for code, (severity, about) in READING.items()]

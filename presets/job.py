@@ -22,7 +22,7 @@ class JobPanel(Struct, kw_only=True, forbid_unknown_fields=True):
     name: Annotated[str, about("Training name", "Names the run folder and the LoRA files. Letters, digits, dot, underscore, dash; 1 to 64.", pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}\Z")]
     kind: Annotated[Kind, about("Kind", "What the LoRA teaches: a motion or camera move, a visual style, or one character.")] = "motion"
     trigger: Annotated[str, about("Trigger word", "A made-up word that switches the LoRA on. Replaces [trigger] in captions and prompts. Motion LoRAs usually need none; style and character LoRAs should have one.", max_length=100)] = ""
-    gpus: Annotated[list[int], about("GPUs", "Index of each GPU the job may use.", min_length=1)] = field(default_factory=lambda: [0])
+    gpus: Annotated[list[int], about("GPUs", "Number of each GPU the job may use, as nvidia-smi counts them; within CUDA_VISIBLE_DEVICES where that is set, 0 is the first it names.", min_length=1)] = field(default_factory=lambda: [0])
     seed: Annotated[int, about("Seed", "Same seed, same data, same machine class: same LoRA, bit for bit.", ge=0, le=2**63 - 1)] = 42
 
 

@@ -5,13 +5,17 @@ Reading never fails: a GPU that cannot be read says why in its `error`, a machin
 
 import os
 import shutil
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import msgspec
 import psutil
 from msgspec import Struct
+
+from presets.visible import NUMBERS, ORDER, VISIBLE, named_in, numbers_in
 
 FLASH4_CARDS = (9, 10)  # major compute capabilities (Hopper, Blackwell of data centres) that the optional package flash-attn-4 has both directions for
 PROC_CGROUP = Path("/proc/self/cgroup")
@@ -29,7 +33,7 @@ class GpuProcess(Struct, frozen=True, kw_only=True):
 class Gpu(Struct, frozen=True, kw_only=True):
     """One card, or the slice of it that a CUDA program would get when MIG divides it."""
 
-    index: int  # NVML's, in PCI bus order: CUDA counts alike only with CUDA_DEVICE_ORDER=PCI_BUS_ID, or select by uuid
+    index: int  # in job.gpus: within CUDA_VISIBLE_DEVICES where that is set, else in PCI bus order (presets.visible)
     name: str = ""
     uuid: str = ""  # as CUDA_VISIBLE_DEVICES takes it; the slice's under MIG
     capability: tuple[int, int] = (0, 0)  # compute capability
@@ -45,6 +49,7 @@ class Gpu(Struct, frozen=True, kw_only=True):
 class Machine(Struct, frozen=True, kw_only=True):
     gpus: list[Gpu]
     gpu_problem: str  # why `gpus` is empty, and what to do; "" otherwise
+    visible: str | None = None  # CUDA_VISIBLE_DEVICES, where it is set
     ram_total: int  # bytes this process may use: a container's limit counts
     ram_free: int  # bytes available without swapping
     cores: int  # CPU cores this process may use
@@ -52,15 +57,34 @@ class Machine(Struct, frozen=True, kw_only=True):
     disk_path: str  # the folder that disk_free is about: the nearest that exists
 
 
-def read_machine(disk_path: Path, *, nvml: Any = None) -> Machine:
-    """Facts of this machine and of the disk that holds `disk_path` (which need not exist). `nvml` stands in for pynvml in tests."""
+class _NotThere(Exception):
+    """CUDA_VISIBLE_DEVICES names what cannot be found: why, and what to do."""
+
+
+Find = Callable[[], tuple[Any, Any]]  # (NVML's handle of a card, that of the slice which is meant or None)
+
+
+def read_machine(disk_path: Path, *, nvml: Any = None, environ: Mapping[str, str] | None = None) -> Machine:
+    """Facts of this machine, of the GPUs that `environ` (this process's by default) makes visible, and of the disk that holds
+    `disk_path` (which need not exist). `nvml` stands in for pynvml in tests."""
+    environ = os.environ if environ is None else environ
     ram_total, ram_free = _ram()
-    gpus, problem = _read_gpus(nvml, ram_total, ram_free)
+    gpus, problem = _read_gpus(nvml, ram_total, ram_free, environ)
     place, disk_free = _disk(disk_path.absolute())
-    return Machine(gpus=gpus, gpu_problem=problem, ram_total=ram_total, ram_free=ram_free, cores=_cores(), disk_free=disk_free, disk_path=str(place))
+    return Machine(gpus=gpus, gpu_problem=problem, visible=None if NUMBERS in environ else environ.get(VISIBLE), ram_total=ram_total, ram_free=ram_free, cores=_cores(), disk_free=disk_free, disk_path=str(place))
 
 
-def _read_gpus(nvml: Any, ram_total: int, ram_free: int) -> tuple[list[Gpu], str]:
+def visible_gpus(environ: Mapping[str, str] | None = None, *, nvml: Any = None) -> list[str] | None:
+    """The GPUs that `environ` makes visible, named so that any process of this machine finds them: by UUID where the driver tells it.
+    None where neither the environment nor the driver says anything."""
+    environ = os.environ if environ is None else environ
+    names, (gpus, _) = named_in(environ), _read_gpus(nvml, *_ram(), environ)
+    if not gpus:
+        return names
+    return [gpu.uuid or name for gpu, name in zip(gpus, names or [str(gpu.index) for gpu in gpus], strict=True)]
+
+
+def _read_gpus(nvml: Any, ram_total: int, ram_free: int, environ: Mapping[str, str]) -> tuple[list[Gpu], str]:
     if nvml is None:
         import pynvml
 
@@ -74,12 +98,63 @@ def _read_gpus(nvml: Any, ram_total: int, ram_free: int) -> tuple[list[Gpu], str
         count = nvml.nvmlDeviceGetCount()
         if count == 0:
             return [], "the NVIDIA driver runs but sees no GPU: look at nvidia-smi, or start the container with GPU access, docker run --gpus all"
-        return [_read_gpu(nvml, i, driver, ram_total, ram_free) for i in range(count)], ""
+        names = named_in(environ)
+        if names is None:
+            return [_read_gpu(nvml, i, driver, ram_total, ram_free, partial(_find, nvml, str(i), count)) for i in range(count)], ""
+        if not names:
+            return [], f"{VISIBLE} is set to {environ[VISIBLE]!r} and hides all {count} GPU{'s' if count > 1 else ''}: unset it, or name GPUs in it (nvidia-smi -L lists them)"
+        ordered = environ.get(ORDER) != "FASTEST_FIRST" or len({_name(nvml, i) for i in range(count)}) == 1
+        gpus: list[Gpu] = []
+        for number, name in zip(numbers_in(environ, len(names)), names, strict=True):
+            gpu = _read_gpu(nvml, number, driver, ram_total, ram_free, partial(_find, nvml, name, count, ordered=ordered))
+            if gpu.uuid and any(gpu.uuid == other.uuid for other in gpus):
+                gpu = msgspec.structs.replace(gpu, error=f"{VISIBLE}={environ[VISIBLE]} names it twice, and CUDA then shows nothing: name each GPU once")
+            gpus.append(gpu if gpu.uuid else msgspec.structs.replace(gpu, uuid=name))
+        return gpus, ""
     except nvml.NVMLError as e:
         return [], f"the NVIDIA driver stopped answering, {_text(e)}: look at nvidia-smi and the kernel log, a reboot fixes most causes"
     finally:
         with suppress(nvml.NVMLError):  # a driver in trouble may not even say goodbye
             nvml.nvmlShutdown()
+
+
+def _find(nvml: Any, name: str, count: int, *, ordered: bool = True) -> tuple[Any, Any]:
+    """The card, and the slice of it, that a name in CUDA_VISIBLE_DEVICES means. Raises _NotThere, NVMLError."""
+    if name.isdecimal():
+        if not ordered:
+            raise _NotThere(f"{ORDER}=FASTEST_FIRST counts unlike cards in an order that only CUDA knows, so {name} in {VISIBLE} may be any: set {ORDER}=PCI_BUS_ID, or name the GPU by its UUID (nvidia-smi -L)")
+        if int(name) < count:
+            return nvml.nvmlDeviceGetHandleByIndex(int(name)), None
+        found = []
+    elif name.startswith("MIG-"):
+        found = [(card, part) for card in _cards(nvml, count) for part in _slices(nvml, card) if nvml.nvmlDeviceGetUUID(part).startswith(name)]
+        if not found:
+            with suppress(nvml.NVMLError):  # a container may hide the list of slices and give one of them
+                part = nvml.nvmlDeviceGetHandleByUUID(name)
+                found = [(nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(part), part)]
+    elif name.startswith("GPU-"):
+        found = [(card, None) for card in _cards(nvml, count) if nvml.nvmlDeviceGetUUID(card).startswith(name)]
+    else:
+        found = []
+    if len(found) == 1:
+        return found[0]
+    raise _NotThere(f"{VISIBLE} names {name}, and {'several GPUs begin so' if found else 'there is no such GPU'}: see what is there with nvidia-smi -L")
+
+
+def _cards(nvml: Any, count: int) -> Iterator[Any]:
+    """Those that answer."""
+    for i in range(count):
+        with suppress(nvml.NVMLError):
+            card = nvml.nvmlDeviceGetHandleByIndex(i)
+            nvml.nvmlDeviceGetUUID(card)
+            yield card
+
+
+def _name(nvml: Any, index: int) -> str:
+    try:
+        return str(nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByIndex(index)))
+    except nvml.NVMLError:
+        return ""
 
 
 def _init_problem(nvml: Any, error: Exception) -> str:
@@ -98,15 +173,15 @@ def _text(error: Exception) -> str:
     return str(error).lower()
 
 
-def _read_gpu(nvml: Any, index: int, driver: str, ram_total: int, ram_free: int) -> Gpu:
+def _read_gpu(nvml: Any, index: int, driver: str, ram_total: int, ram_free: int, find: Find) -> Gpu:
     """Everything about one GPU. A failure keeps what was read before it and becomes the GPU's `error`."""
     gpu = Gpu(index=index, driver=driver)
     try:
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        handle, part = find()
         gpu = msgspec.structs.replace(gpu, name=nvml.nvmlDeviceGetName(handle), uuid=nvml.nvmlDeviceGetUUID(handle), capability=tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)))
-        if _mig_enabled(nvml, handle):
+        if part is not None or _mig_enabled(nvml, handle):
             gpu = msgspec.structs.replace(gpu, mig=True)
-            handle = _first_slice(nvml, handle)
+            handle = part if part is not None else next(_slices(nvml, handle), None)  # a CUDA program that names the card gets its first slice
             if handle is None:
                 return msgspec.structs.replace(gpu, error="MIG is on and no slice was made: make one (nvidia-smi mig -cgi ... -C) or turn MIG off (nvidia-smi -mig 0)")
             gpu = msgspec.structs.replace(gpu, name=nvml.nvmlDeviceGetName(handle), uuid=nvml.nvmlDeviceGetUUID(handle))
@@ -119,6 +194,8 @@ def _read_gpu(nvml: Any, index: int, driver: str, ram_total: int, ram_free: int)
             gpu = msgspec.structs.replace(gpu, processes=_processes(nvml, handle))
         except (nvml.NVMLError_NoPermission, nvml.NVMLError_NotSupported) as e:
             gpu = msgspec.structs.replace(gpu, note="; ".join(filter(None, (gpu.note, f"who holds its memory cannot be read ({_text(e)})"))))
+    except _NotThere as e:
+        gpu = msgspec.structs.replace(gpu, error=str(e))
     except nvml.NVMLError_GpuIsLost:
         gpu = msgspec.structs.replace(gpu, error="the driver lost this GPU, it fell off the bus: reboot, and if that happens again check power and cooling")
     except nvml.NVMLError as e:
@@ -134,14 +211,13 @@ def _mig_enabled(nvml: Any, handle: Any) -> bool:
         return False
 
 
-def _first_slice(nvml: Any, handle: Any) -> Any:
-    """A CUDA program gets one slice of a card, the first unless it asks for another. None when no slice exists."""
+def _slices(nvml: Any, handle: Any) -> Iterator[Any]:
+    """The slices that MIG has cut from a card."""
+    if not _mig_enabled(nvml, handle):
+        return
     for i in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-        try:
-            return nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i)
-        except nvml.NVMLError_NotFound:  # places need not be filled from the first on
-            continue
-    return None
+        with suppress(nvml.NVMLError_NotFound):  # places need not be filled from the first on
+            yield nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, i)
 
 
 def _processes(nvml: Any, handle: Any) -> list[GpuProcess]:

@@ -51,7 +51,7 @@ class WanloraApp(KeysInOrder):
         self.memory = MemoryFile(state_dir)
         self.farewell: list[str] = []  # lines for the terminal, once the screens are gone
         self._state_dir, self._image, self._job, self._close_when_done = state_dir, image, job, close_when_done
-        self._client = Client(daemon_dir)
+        self._client = Client(daemon_dir, here=not host)
         self._board = Board()
         self._interrupted_at = 0.0
         self._close_at: float | None = None

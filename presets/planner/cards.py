@@ -22,6 +22,7 @@ MEMORY_SHARE, FLOAT8_SHARE, FORWARD_SHARE, BACKWARD_SHARE = 0.9, 0.95, 0.86, 0.5
 # Our own backward that adds in a fixed order, 347 TFLOP/s with large tiles and 260 with small ones, on that H200 too.
 LARGE_TILES_SHARE, SMALL_TILES_SHARE = 0.44, 0.33
 LARGE_TILES = ((8, 0), (9, 0), (10, 0), (10, 3))  # compute capabilities with the shared memory for them
+TOO_OLD = frozenset({"p40", "p100", "v100", "t4", "2060", "2070", "2080"})  # Pascal, Volta and Turing, whatever follows the number
 LEAST_GUESS = 0.1  # of a card: the smallest MIG slice has a seventh
 
 
@@ -46,24 +47,32 @@ def load_cards() -> list[Card]:
 
 
 def find_card(text: str) -> Card:
-    """The card that a user means: `4090`, `rtx 4090`, `NVIDIA GeForce RTX 4090`, `a100 80gb`. Raises UserError."""
+    """The card that a user means: `4090`, `rtx 4090`, `NVIDIA GeForce RTX 4090`, `a100 80gb`. All its words, no fewer: a 5070 is no 5070 Ti.
+    Raises UserError."""
     wanted = _words(text)
     names = {card.name: card for card in load_cards()}
     exact = [c for c in names.values() if wanted == _words(c.name) or any(wanted == _words(n) for n in c.nvml)]
-    near = exact or [c for c in names.values() if wanted and wanted <= _words(c.name)]
-    if len(near) == 1:
-        return near[0]
-    if near:
-        raise UserError(f"{text!r} may be {' or '.join(c.name for c in near)}", where="--gpu", fix="Name one of them")
-    short = {name.lower().removeprefix("rtx "): name for name in names}
-    close = [short[s] for s in difflib.get_close_matches(text.lower().removeprefix("rtx "), list(short), n=3, cutoff=0.6)]
+    if len(exact) == 1:
+        return exact[0]
+    near = [c.name for c in exact or names.values() if wanted and wanted <= _words(c.name)]
+    if len(near) > 1:
+        raise UserError(f"{text!r} may be {' or '.join(near)}", where="--gpu", fix="Name one of them")
+    if old := wanted & TOO_OLD:
+        raise UserError(f"{text!r} is too old ({min(old)}): it has no bf16, which begins with compute capability 8.0", where="--gpu", fix="Name a card of the RTX 30 series or newer")
+    short, typed = {_squeezed(name): name for name in names}, _squeezed(text)
+    like = [s for s in short if typed and s.startswith(typed)] + difflib.get_close_matches(typed, list(short), n=3, cutoff=0.6)
+    close = near or [short[s] for s in dict.fromkeys(like)][:3]
     guess = f". Did you mean {' or '.join(close)}?" if close else ""
     raise UserError(f"no card called {text!r} is known{guess}", where="--gpu", fix=f"These are known: {', '.join(names)}. For another give its memory with --vram")
 
 
-def nearest_card(vram: int) -> Card:
-    """The slowest of the known cards whose memory is nearest to `vram` bytes: what a bare amount of memory is taken for."""
-    return min(load_cards(), key=lambda c: (abs(c.vram * GIB - vram), c.bf16))
+def _squeezed(name: str) -> str:
+    return name.lower().removeprefix("rtx").replace(" ", "")
+
+
+def nearest_card(vram: int, *, float8: bool = False) -> Card:
+    """The slowest of the known cards whose memory is nearest to `vram` bytes: what a bare amount of memory is taken for. `float8`: of those that multiply in it."""
+    return min((c for c in load_cards() if c.fp8 or not float8), key=lambda c: (abs(c.vram * GIB - vram), c.bf16))
 
 
 def _words(text: str) -> frozenset[str]:
@@ -119,7 +128,7 @@ def _like(gpu: Gpu) -> tuple[Card, float]:
     for card in load_cards():
         if name in card.nvml:
             return card, 1.0
-        if gpu.mig and any(name.startswith(n) for n in card.nvml):
+        if gpu.mig and name.partition(" MIG ")[0] in card.nvml:
             return card, max(LEAST_GUESS, min(1.0, gpu.vram_total / (card.vram * GIB)))
     kin = [c for c in load_cards() if c.capability == gpu.capability] or [c for c in load_cards() if c.capability <= gpu.capability] or load_cards()
     slowest = min(kin, key=lambda c: (abs(c.vram * GIB - gpu.vram_total), c.bf16))

@@ -25,6 +25,7 @@ from presets.planner.rungs import (
     with_stash_on_device,
     with_vae_frames,
 )
+from presets.precisions import require
 from presets.sizes import GIB, ExpertShape, human
 
 Wish = Literal["auto", "none", "float8", "qfloat8", "qint8", "qint4", "qint4+ara"]
@@ -67,12 +68,13 @@ def choose(
     precision: Wish = "auto",
     compiled: bool = True,
 ) -> Choice:
-    """The fastest plan that fits. Raises DoesNotFit with the numbers.
+    """The fastest plan that fits. Raises DoesNotFit with the numbers, UserError for a precision that the card does not run.
 
     `auto` takes float8 where the card multiplies in 8 bits: the fastest, half the host memory of bf16. Other cards gain no
     speed from 8 bits, so they keep bf16 where it fits into three quarters of the host's memory and its copies cost no time, else qint8. Where 8 bits do
     not fit either, qint4.
     """
+    require(precision, card=hardware.name, capability=hardware.capability, multiplies_float8=hardware.computes_float8)
     costs = Costs(work, hardware, shape)
     limits = limits_of(low_vram, layer_offloading)
     if precision != "auto":
@@ -104,7 +106,7 @@ def choose(
 
 
 def choose_for(job: Job, facts: Facts, hardware: Hardware) -> Choice:
-    """The plan of a job, by its own panels. Raises DoesNotFit."""
+    """The plan of a job, by its own panels. Raises DoesNotFit, and UserError as `choose`."""
     return choose(
         workload_of(job, facts), hardware, shape_of(facts), low_vram=job.model.low_vram, layer_offloading=job.model.layer_offloading, precision=job.quantization.transformer,
     )  # fmt: skip

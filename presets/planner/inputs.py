@@ -15,6 +15,7 @@ from presets.geometry import SIDE_MULTIPLE, Bucket, bucket_for
 from presets.headers import Damaged, read_header
 from presets.job import DatasetPanel, Job
 from presets.planner.accelerators import Accelerated, accelerated_by
+from presets.precisions import TRANSFORMER
 from presets.previews import largest_preview, low_guidance
 from presets.sizes import ExpertShape
 from presets.stages import rank_of, trained_experts
@@ -104,7 +105,7 @@ class Hardware(Struct, frozen=True, kw_only=True):
 
     @property
     def computes_float8(self) -> bool:
-        return self.capability >= (8, 9) and self.fp8_tflops > 0
+        return self.capability >= TRANSFORMER["float8"][0] and self.fp8_tflops > 0
 
 
 def workload_of(job: Job, facts: Facts | None = None) -> Workload:

@@ -6,11 +6,11 @@ from presets.facts import Facts, model_missing, used_gpus
 from presets.job import Job
 from presets.jobfile import get_value
 from presets.planner.inputs import shape_of as expert_shape
+from presets.precisions import LEAST, text
 from presets.rules.registry import Found, rule
 from presets.sizes import GIB, human
 from presets.stages import high_ranks
 
-BF16_CAPABILITY = (8, 0)
 LITTLE_VRAM = 0.8  # of the card: less free than this is somebody else's doing
 
 
@@ -39,19 +39,20 @@ def gpu_unknown(job: Job, facts: Facts) -> Iterator[Found]:
     missing = [i for i in wanted if i not in good]
     if missing:
         broken = [f"GPU {g.index}: {g.error}" for g in machine.gpus if g.error and g.index in missing]
-        message = "; ".join(broken) if broken else f"there is no GPU {missing[0]}, only {', '.join(map(str, good)) or 'none that answers'}"
+        among = f" among those that CUDA_VISIBLE_DEVICES={machine.visible} shows" if machine.visible else ""
+        message = "; ".join(broken) if broken else f"there is no GPU {missing[0]}{among}, only {', '.join(map(str, good)) or 'none that answers'}"
         kept = [i for i in dict.fromkeys(wanted) if i in good] or good[:1]
         yield Found("job.gpus", message, set={"job.gpus": kept}) if kept else Found("job.gpus", message, fix="See what is wrong with: wanlora doctor")
     elif len(set(wanted)) < len(wanted):
         yield Found("job.gpus", "a GPU is named twice", set={"job.gpus": list(dict.fromkeys(wanted))})
 
 
-@rule("gpu-old", "warning")
+@rule("gpu-old", "error")
 def gpu_old(job: Job, facts: Facts) -> Iterator[Found]:
-    """Each GPU computes in bf16 (compute capability 8.0 and up)."""
-    for gpu in used_gpus(job, facts):
-        if gpu.capability and gpu.capability < BF16_CAPABILITY:
-            message = f"GPU {gpu.index} ({gpu.name}) has compute capability {gpu.capability[0]}.{gpu.capability[1]} and no bf16 units: steps will be very slow"
+    """Each GPU has bf16 and exact attention (compute capability 8.0 and up)."""
+    for gpu in used_gpus(job, facts) if not facts.tiny else []:
+        if gpu.capability < LEAST:
+            message = f"GPU {gpu.index} ({gpu.name}) has compute capability {text(gpu.capability)}: bf16 and the attention of a 14B model begin with {text(LEAST)}"
             yield Found("job.gpus", message, fix="Use a card of the RTX 30 series or newer")
 
 

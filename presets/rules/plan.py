@@ -6,6 +6,7 @@ They reckon with all of the card's and the machine's memory, as a queued job wil
 from collections.abc import Iterator
 from functools import lru_cache
 
+from presets.errors import UserError
 from presets.facts import Facts, model_missing, used_gpus
 from presets.fields import toml_text
 from presets.job import Job
@@ -13,6 +14,7 @@ from presets.planner.cards import gpu_hardware
 from presets.planner.choose import Choice, DoesNotFit, Wish, choose
 from presets.planner.inputs import Hardware, Workload, shape_of, workload_of
 from presets.planner.knobs import Knob, knobs
+from presets.precisions import LEAST, require
 from presets.rules.registry import Found, rule
 from presets.sizes import ExpertShape, human
 
@@ -29,9 +31,17 @@ def _hardware(job: Job, facts: Facts) -> Hardware | None:
 
 def _outcome(job: Job, facts: Facts) -> Choice | DoesNotFit | None:
     hardware = _hardware(job, facts)
-    if hardware is None or model_missing(facts):
+    if hardware is None or model_missing(facts) or _why_not(job.quantization.transformer, hardware) is not None:
         return None
     return _planned(workload_of(job, facts), hardware, shape_of(facts), job.model.low_vram, job.model.layer_offloading, job.quantization.transformer)
+
+
+def _why_not(precision: str, hardware: Hardware) -> UserError | None:
+    try:
+        require(precision, card=hardware.name, capability=hardware.capability, multiplies_float8=hardware.computes_float8)
+    except UserError as e:
+        return e
+    return None
 
 
 @lru_cache(maxsize=64)
@@ -55,6 +65,17 @@ def _found(job: Job, facts: Facts, e: DoesNotFit, field: str) -> Found:
     assert hardware is not None
     turns = knobs(job, facts, hardware, short=e.short)
     return Found(field, e.what, fix=_fix(e, turns), set=turns[0].set if turns and turns[0].fits else {})
+
+
+@rule("precision-unsupported", "error")
+def precision_unsupported(job: Job, facts: Facts) -> Iterator[Found]:
+    """The GPU runs the transformer's precision: float8 begins with compute capability 8.9."""
+    hardware = _hardware(job, facts)
+    if hardware is None or hardware.capability < LEAST:  # that is what `gpu-old` says
+        return
+    why = _why_not(job.quantization.transformer, hardware)
+    if why is not None:
+        yield Found("quantization.transformer", why.what, set={"quantization.transformer": "auto"})
 
 
 @rule("plan-does-not-fit", "error")

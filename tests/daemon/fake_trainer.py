@@ -32,6 +32,7 @@ def main() -> int:
     parser.add_argument("--fail", action="store_true", help="say failed at once")
     parser.add_argument("--deaf", action="store_true", help="ignore SIGTERM and control files")
     parser.add_argument("--linger", action="store_true", help="stay after the last word")
+    parser.add_argument("--environ", type=Path, help="a folder: the environment of each attempt is written into it, as NAME-ATTEMPT.json")
     args = parser.parse_args()
 
     asked: list[int] = []
@@ -48,6 +49,8 @@ def main() -> int:
     seq, attempt = (old[-1].seq, old[-1].attempt + 1) if old else (0, 1)
     first = max((e.data["step"] for e in old if e.kind == "checkpoint"), default=0) if args.from_step < 0 else args.from_step
     file = path.open("ab", buffering=0)
+    if args.environ:
+        (args.environ / f"{job.job.name}-{attempt}.json").write_text(json.dumps(dict(os.environ)))
 
     def emit(kind, **data):
         nonlocal seq

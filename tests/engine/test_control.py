@@ -92,6 +92,18 @@ def test_a_second_signal_ends_at_once_with_a_word():
     assert said.stderr.startswith("wanlora: SIGINT received again: ended at once, without saving.") and said.stderr.count("\n") == 1
 
 
+def test_a_hangup_wishes_a_stop_and_however_many_follow_do_not_end_the_run():
+    """A connection that drops brings two or three: of the kernel and of the shell. A signal of a user's still counts from one."""
+    code = LISTEN + "for _ in range(3): os.kill(os.getpid(), signal.SIGHUP)\nprint(control.why)\nos.kill(os.getpid(), signal.SIGTERM)\nprint(control.why)\nos.kill(os.getpid(), signal.SIGHUP)\nprint(control.why)"
+    said = subprocess.run([sys.executable, "-c", code, "nowhere"], capture_output=True, text=True, timeout=60, check=False)
+    assert (said.returncode, said.stdout) == (0, "SIGHUP received\nSIGTERM received\nSIGTERM received\n"), said.stderr
+
+
+def test_a_hangup_that_is_ignored_stays_ignored():
+    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)" + LISTEN + "os.kill(os.getpid(), signal.SIGHUP)\nprint(repr(control.why))"
+    assert subprocess.run([sys.executable, "-c", code, "nowhere"], capture_output=True, text=True, timeout=60, check=True).stdout == "''\n"
+
+
 def test_a_stderr_that_takes_nothing_holds_up_no_end():
     read, write = os.pipe()
     os.set_blocking(write, False)

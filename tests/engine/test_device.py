@@ -10,7 +10,12 @@ import torch
 
 from engine import device, noroom
 from engine.device import CUBLAS_WORKSPACE, memory_errors, open_device, products_in_order
+from engine.run import run_job
 from presets.errors import UserError
+from presets.jobfile import load_job, save_job, with_value
+from presets.visible import NUMBERS, ORDER, VISIBLE
+from tests.engine.jobs import write_job
+from tests.presets.making import gpu, machine
 
 NAME, VALUE = CUBLAS_WORKSPACE
 
@@ -89,3 +94,22 @@ def test_a_card_that_others_have_taken_whole_is_one_clear_error(card, monkeypatc
     with pytest.raises(UserError, match=r"no memory left to begin with: .*cublasCreate") as e:
         noroom.open_with_room(None, vram=None)
     assert "other programs" in (e.value.fix or "")
+
+
+def test_cuda_is_shown_the_job_s_gpu_alone_before_it_is_asked(tiny, tmp_path, monkeypatch):
+    """The GPU that was planned for is the one that is opened: by UUID, before torch or what imports it counts GPUs."""
+    for name in (VISIBLE, ORDER, NUMBERS):  # put back after the test
+        monkeypatch.setenv(name, "3,1,0")
+    monkeypatch.setattr("presets.check.read_machine", lambda out: machine(gpu(80), gpu(24, index=1, uuid="MIG-2"), gpu(24, index=2, uuid="GPU-2b")))
+    job = write_job(tmp_path, tiny, prompts=0)
+    save_job(with_value(load_job(job), "job.gpus", [1]), job, fresh=True)
+    seen: list[dict[str, str]] = []
+
+    def opened(name: str | None, *, vram: int | None) -> torch.device:
+        seen.append({k: os.environ[k] for k in (VISIBLE, ORDER)})
+        raise UserError("opened")
+
+    monkeypatch.setattr(noroom, "open_device", opened)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("asked too soon") if not seen and os.environ[VISIBLE] != "MIG-2" else False)
+    assert run_job(job, None, resume=False, workers=0) == 1
+    assert seen == [{VISIBLE: "MIG-2", ORDER: "PCI_BUS_ID"}]

@@ -187,7 +187,7 @@ sys.path.insert(0, {root!r})
 from tests.engine.test_loader import order_of
 from engine.loader import Loader
 
-for number in (signal.SIGINT, signal.SIGTERM):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, lambda *_: None)  # a trainer notes the wish and goes on to its next safe point
 loader = Loader(order_of(Path({folder!r})), 2, log=lambda text: print("log", text, flush=True))
 loader.batch(0)
@@ -213,6 +213,7 @@ def test_signals_to_the_group_leave_the_workers_alone(folder: Path) -> None:
     assert process.stdin and process.stdout and process.stderr
     os.killpg(process.pid, signal.SIGINT)
     os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGHUP)
     for pid in pids:  # and to each of them, as an impatient supervisor may
         os.kill(pid, signal.SIGINT)
         os.kill(pid, signal.SIGTERM)

@@ -112,6 +112,26 @@ def test_graphs_kept_for_short_clips_alone_leave_nothing_behind(weights, paramet
     assert all(torch.equal(a, b) for a, b in zip(ours, grads(resident=4, stash="device"), strict=True))
 
 
+def test_e4m3_reaches_compiled_code_as_bytes_and_is_the_same(model, parameters):
+    """Below compute capability 8.9 no kernel reads float8_e4m3fn (tests/engine/test_older_cards.py)."""
+    held = packed(model, "high_noise", parameters, scaling=0.5, precision="qfloat8")
+    frozen = held.on_device(0, held.masters[0], e4m3_as_bytes=True)
+    assert {part.dtype for parts in frozen.weights.values() for part in parts} == {torch.uint8, torch.float32}
+    run = streamed(held, precision="qfloat8")
+    assert run.machinery.e4m3_as_bytes and not streamed(held, precision="float8").machinery.e4m3_as_bytes
+    ours = run.predict(X, T, TEXT)
+    run.machinery.e4m3_as_bytes = False
+    assert torch.equal(ours, run.predict(X, T, TEXT))
+
+
+@pytest.mark.parametrize(("capability", "bytes_there"), [((8, 0), True), ((8, 6), True), ((8, 9), False), ((9, 0), False), ((12, 0), False)])
+def test_cards_that_read_e4m3_are_given_it(monkeypatch, capability, bytes_there):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(streamed_module, "Ring", lambda *args: None)
+    machinery = Machinery(Plan(precision="qfloat8", stash="device", compiled=False), attention.CPU, 0, torch.device("cuda:0"))
+    assert machinery.e4m3_as_bytes == bytes_there
+
+
 def test_strength_zero_is_the_base(model, weights, plain):
     assert torch.equal(streamed(weights).predict(X, T, TEXT, strength=0.0), PlainExecutor(model).predict(X, T, TEXT, strength=0.0))
     assert not torch.equal(plain[2], streamed(weights).predict(X, T, TEXT, strength=0.0))

@@ -2,7 +2,10 @@
 
 import json
 import os
+import pty
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -104,7 +107,7 @@ def compare_with_uninterrupted(tiny, tmp_path, interrupted: Path, **training) ->
 LONG = {"steps": 14, "gradient_accumulation": 2}
 
 
-@pytest.mark.parametrize("how", ["control", "sigterm", "sigkill"])
+@pytest.mark.parametrize("how", ["control", "sigterm", "sighup", "sigkill"])
 def test_a_stopped_run_goes_on_to_the_same_bits(tiny, tmp_path, how):
     job = write_job(tmp_path / "cut", tiny, prompts=0, save={"every": 2}, **LONG)
     run = tmp_path / "cut" / "runs" / "t"
@@ -116,6 +119,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny, tmp_path, how):
             (run / "control" / "1.tmp").rename(run / "control" / "1.json")
         case "sigterm":
             process.terminate()
+        case "sighup":
+            process.send_signal(signal.SIGHUP)
         case "sigkill":
             process.kill()
     process.communicate(timeout=60)
@@ -127,6 +132,30 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny, tmp_path, how):
     assert run_job(job, None, resume=True, workers=1, device="cpu") == 0
     assert [e.seq for e in events(run)] == list(range(1, len(events(run)) + 1))
     compare_with_uninterrupted(tiny, tmp_path, run, save={"every": 2}, **LONG)
+
+
+def test_a_terminal_that_closes_saves_and_loses_nothing(tiny, tmp_path):
+    """The real thing: the trainer leads a session on a pseudo-terminal whose other end goes away, so that nothing can be said there any more."""
+    job = write_job(tmp_path / "cut", tiny, prompts=0, save={"every": 100}, **LONG)
+    run = tmp_path / "cut" / "runs" / "t"
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", "import fcntl, os, sys, termios; fcntl.ioctl(2, termios.TIOCSCTTY, 0); os.execv(sys.executable, [sys.executable, '-m', 'engine', *sys.argv[1:]])", str(job)]
+    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, cwd=Path(__file__).parents[2])
+    os.close(theirs)
+    drained(ours, run)
+    os.close(ours)
+    assert process.wait(timeout=120) == 75
+    last = events(run)[-1]
+    assert last.kind == "stopped" and last.data["why"] == "SIGHUP received" and checkpoint.verify(run / last.data["path"]) == ""
+    assert run_job(job, None, resume=True, workers=1, device="cpu") == 0
+    compare_with_uninterrupted(tiny, tmp_path, run, save={"every": 100}, **LONG)
+
+
+def drained(terminal: int, run: Path) -> None:
+    """Read what is said on the terminal until the run is at its third step."""
+    while max(step_losses(run) if (run / "events.jsonl").exists() else (), default=0) < 3:
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 65536)
 
 
 def test_a_second_trainer_in_the_folder_is_refused(tiny, tmp_path, capsys):

@@ -7,6 +7,7 @@ import presets
 from presets.docs import READING, page
 from presets.fields import FIELDS
 from presets.jobfile import parse_job
+from presets.precisions import TEXT_ENCODER, TRANSFORMER
 from presets.rules import RULES
 
 PAGE = Path(__file__).parents[2] / "docs" / "job-file.md"
@@ -22,6 +23,14 @@ def test_the_page_holds_every_field_and_every_rule():
         assert f"| `{field.name}` | {field.label} |" in text
     for rule in RULES.values():
         assert f"| `{rule.code}` | {rule.severity} | {rule.about} |" in text
+
+
+def test_the_page_says_which_precision_runs_where():
+    text = page()
+    assert '| `quantization.transformer = "float8"` | 8.9 | multiplied in 8 bits' in text and '| `quantization.transformer = "qfloat8"` | 8.0 | ' in text
+    for name, table in (("transformer", TRANSFORMER), ("text_encoder", TEXT_ENCODER)):
+        values = FIELDS[f"quantization.{name}"].type_text
+        assert all(f'"{value}"' in values for value in table) and values.count('"') == 2 * len(table), "each value of the field, and no other"
 
 
 def test_what_reading_can_find_is_on_the_page():

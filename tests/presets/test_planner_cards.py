@@ -42,7 +42,9 @@ def test_a_card_with_little_shared_memory_goes_back_in_small_tiles():
 @pytest.mark.parametrize(
     ("text", "name"),
     [("4090", "RTX 4090"), ("rtx 4090", "RTX 4090"), ("NVIDIA GeForce RTX 4090", "RTX 4090"), ("4060ti", None), ("4060 Ti", "RTX 4060 Ti 16GB"), ("A100 40 GB", "A100 40GB"), ("a100-sxm4-80gb", "A100 80GB"),
-     ("h100 sxm", "H100 SXM"), ("l4", "L4"), ("L40S", "L40S"), ("5070 ti", "RTX 5070 Ti"), ("a6000", "RTX A6000"), ("rtx pro 6000", "RTX PRO 6000"), ("b200", "B200"), ("1080", None), ("a100", None), ("h100", None), ("", None)],
+     ("h100 sxm", "H100 SXM"), ("l4", "L4"), ("L40S", "L40S"), ("5070 ti", "RTX 5070 Ti"), ("a6000", "RTX A6000"), ("rtx pro 6000", "RTX PRO 6000"), ("b200", "B200"), ("1080", None), ("a100", None), ("h100", None), ("", None),
+     ("5070", "RTX 5070"), ("RTX 5070", "RTX 5070"), ("4070 Ti", "RTX 4070 Ti"), ("4070 super", "RTX 4070 SUPER"), ("4070 ti super", "RTX 4070 Ti SUPER"), ("4080 Super", "RTX 4080 SUPER"), ("3090 ti", "RTX 3090 Ti"),
+     ("5060 Ti", "RTX 5060 Ti 16GB"), ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"), ("l40", "L40"), ("a10", "A10"), ("a40", "A40"), ("4060", None), ("5060", None), ("4070 ti 16gb", None), ("6000", None), ("ti", None), ("16gb", None), ("rtx", None), ("3070", None)],
 )  # fmt: skip
 def test_names_that_people_type(text, name):
     if name:
@@ -52,11 +54,33 @@ def test_names_that_people_type(text, name):
             find_card(text)
 
 
-@pytest.mark.parametrize(("text", "guess"), [("4091", "Did you mean RTX 4090? These"), ("4060ti", "Did you mean RTX 4060 Ti 16GB or "), ("radeon", "'radeon' is known. These")])
+@pytest.mark.parametrize(("text", "guess"), [("4091", "Did you mean RTX 4090? These"), ("4060ti", "Did you mean RTX 4060 Ti 16GB or "), ("radeon", "'radeon' is known. These"), ("4060", "no card called '4060' is known. Did you mean RTX 4060 Ti 16GB? These"), ("5060", "Did you mean RTX 5060 Ti 16GB? These")])
 def test_an_unknown_card_gets_a_guess_and_all_that_are_known(text, guess):
     with pytest.raises(UserError) as caught:
         find_card(text)
     assert guess in str(caught.value) and all(card.name in caught.value.fix for card in load_cards()) and "--vram" in caught.value.fix
+
+
+def test_a_name_that_several_cards_share_is_not_guessed():
+    for text, words in (("h100", "may be H100 PCIe or H100 SXM or H100 NVL"), ("6000", "may be RTX 6000 Ada or RTX PRO 6000"), ("ada", "RTX 4000 Ada or ")):
+        with pytest.raises(UserError, match=words):
+            find_card(text)
+
+
+@pytest.mark.parametrize("text", ["T4", "Tesla V100", "v100 32gb", "RTX 2080 Ti"])
+def test_a_card_without_bf16_is_refused_with_the_reason(text):
+    with pytest.raises(UserError, match=r"it has no bf16, which begins with compute capability 8\.0"):
+        find_card(text)
+
+
+def test_each_card_is_found_by_each_of_its_names():
+    for card in load_cards():
+        assert all(find_card(name) is card for name in (card.name, *card.nvml, *(f"NVIDIA {n}" for n in card.nvml))), card.name
+
+
+def test_a_slice_of_a_small_card_is_not_taken_for_a_larger_one_of_a_like_name():
+    mine = gpu(11, name="NVIDIA L40 MIG 1g.11gb", capability=(8, 9), mig=True)
+    assert gpu_hardware(mine, machine(mine)).source == "guessed from L40, not measured here yet"
 
 
 def test_a_bare_amount_of_memory_is_taken_for_the_slowest_card_of_that_size():

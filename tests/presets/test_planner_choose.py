@@ -6,9 +6,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from presets.errors import UserError
 from presets.geometry import Bucket
 from presets.plan import Plan
-from presets.planner.cards import card_hardware, find_card
+from presets.planner.cards import card_hardware, find_card, load_cards
 from presets.planner.choose import RAM_WORTH, ROOMY_VRAM, Choice, DoesNotFit, choose, choose_for
 from presets.planner.costs import Costs
 from presets.planner.inputs import Hardware, Load, Previews, Workload, shape_of, workload_of
@@ -120,6 +121,26 @@ def test_pinned_memory_that_is_refused_brings_some_of_the_stash_to_the_card():
 def test_automatic_precision(card, ram, precision):
     choice = choose(work(), on(card, ram=ram))
     assert choice.plan.precision == precision and choice.why
+
+
+@pytest.mark.parametrize("card", load_cards(), ids=lambda card: card.name)
+def test_automatic_is_float8_just_where_the_card_multiplies_in_it(card):
+    """An exact name each, so that no card escapes; the refusal of an asked one is the same border."""
+    hardware = card_hardware(card, ram=512 * GIB)
+    found = choose(work(), hardware).plan.precision
+    assert (found == "float8") == (card.capability >= (8, 9))
+    if found == "float8":
+        assert choose(work(), hardware, precision="float8").plan.precision == "float8"
+    else:
+        with pytest.raises(UserError) as e:
+            choose(work(), hardware, precision="float8")
+        assert e.value.where == "quantization.transformer" and "needs compute capability 8.9 or newer (RTX 40 and 50 series" in e.value.what and '"auto"' in e.value.fix and not isinstance(e.value, DoesNotFit)
+        assert choose(work(), hardware, precision="qfloat8").plan.precision == "qfloat8"
+
+
+def test_a_torch_without_8_bit_products_for_this_card_is_told_as_such():
+    with pytest.raises(UserError, match="this torch has none for RTX 4090"):
+        choose(work(), on("4090", fp8_tflops=0.0), precision="float8")
 
 
 def test_bf16_is_not_taken_where_the_link_makes_it_slow():

@@ -171,6 +171,8 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
     ("gpu-unknown", "job.gpus", job(), facts(machine=machine(gpu(error="The driver lost this GPU. Reboot"), gpu(index=1))), {"job.gpus": [1]}),
     ("gpu-unknown", "job.gpus", job(), facts(machine=machine(gpu(error="The driver lost this GPU. Reboot"))), None),
     ("gpu-old", "job.gpus", job(), facts(machine=machine(gpu(capability=(7, 5)))), None),
+    ("precision-unsupported", "quantization.transformer", job(quantization={"transformer": "float8"}), facts(machine=machine(gpu(24, name="NVIDIA GeForce RTX 3090", capability=(8, 6)))), {"quantization.transformer": "auto"}),
+    ("precision-unsupported", "quantization.transformer", job(quantization={"transformer": "float8"}), facts(machine=machine(gpu(80, name="NVIDIA A100-SXM4-80GB", capability=(8, 0)))), {"quantization.transformer": "auto"}),
     ("gpu-busy", "job.gpus", job(), facts(machine=machine(gpu(vram_free=50 * 2**30, processes=[process()]))), None),
     ("ram-too-small", "model.path", job(), facts(machine=machine(gpu(), ram_gib=16)), None),
     ("ram-too-small", "model.path", job(quantization={"transformer": "none"}), facts(machine=machine(gpu(24), ram_gib=40)), {"quantization.transformer": "auto"}),
@@ -324,6 +326,11 @@ ALMOST: list[tuple[str, Job, Facts]] = [
     ("run-folder-other-job", job(job={"name": "new"}), facts(run=RunFolder(path="/r/orbit", name="orbit", differences=["x"], free_name="y"))),
     ("gpu-missing", job(), facts(machine=machine(), model=tiny_model())),
     ("gpu-old", job(), facts(machine=machine(gpu(capability=(8, 0))))),
+    ("gpu-old", job(), facts(machine=machine(gpu(capability=(7, 5))), model=tiny_model())),
+    ("precision-unsupported", job(quantization={"transformer": "float8"}), facts(machine=machine(gpu(24, name="NVIDIA GeForce RTX 4090", capability=(8, 9))))),
+    ("precision-unsupported", job(quantization={"transformer": "float8"}), facts(machine=machine(gpu(capability=(7, 5))))),  # that card is refused whole
+    ("precision-unsupported", job(quantization={"transformer": "float8"}), facts(machine=machine(gpu(capability=(8, 6))), model=tiny_model())),
+    *(("precision-unsupported", job(quantization={"transformer": p, "text_encoder": t}), facts(machine=machine(gpu(24, name="NVIDIA GeForce RTX 3090", capability=(8, 6))))) for p, t in (("auto", "float8"), ("qfloat8", "qint8"), ("qint8", "none"), ("qint4", "float8"))),
     ("ram-too-small", job(), facts(machine=machine(gpu(), ram_gib=4), model=tiny_model())),
     ("disk-too-small", job(), facts(machine=machine(gpu(), disk_gib=1), model=tiny_model())),
 ]

@@ -56,6 +56,18 @@ def test_a_plan_for_programs(tmp_path: Path):
     assert found["ladder"] and found["down"]["need_vram"] < need < found["up"]["need_vram"]
 
 
+def test_a_precision_that_the_card_does_not_run_is_refused(tmp_path: Path):
+    file = write_job(tmp_path)
+    job = load_job(file)
+    job.quantization.transformer = "float8"
+    save_job(job, file)
+    said = wanlora("plan", file, "--gpu", "3090", "--ram", "128")
+    assert (said.returncode, said.stdout) == (1, "") and "quantization.transformer: float8 needs compute capability 8.9" in said.stderr and 'Set quantization.transformer = "auto"' in said.stderr
+    told = wanlora("plan", file, "--gpu", "A100 80GB", "--ram", "128", "--json")
+    assert told.returncode == 1 and json.loads(told.stdout)["fits"] is False and "RTX 3090" not in told.stdout
+    assert wanlora("plan", file, "--vram", "24", "--ram", "128").returncode == 0, "an amount of memory is taken for a card that can"
+
+
 def test_clips_that_are_there_count_as_they_are(tmp_path: Path):
     (tmp_path / "clips").mkdir()
     write_clip(tmp_path / "clips/a.mp4", frames=48)

@@ -82,12 +82,14 @@ def _gpus(machine: Machine) -> Iterator[Line]:
     if not machine.gpus:
         yield Line("warn", "GPU", f"none: {machine.gpu_problem or 'no NVIDIA GPU found'}", "Without one only the demo can train here; run wanlora on the machine that has the GPU")
         return
+    if machine.visible is not None:
+        yield Line("ok", "GPU", f"job.gpus counts within CUDA_VISIBLE_DEVICES={machine.visible}")
     for gpu in machine.gpus:
         text = f"{gpu.index}: {gpu.name}, {size(gpu.vram_free)} of {size(gpu.vram_total)} free, driver {gpu.driver}, compute {gpu.capability[0]}.{gpu.capability[1]}"
         if gpu.error:
             yield Line("warn", "GPU", f"{gpu.index}: {gpu.name or 'unknown'}: {gpu.error}", "Look at it with nvidia-smi; leave it out of job.gpus meanwhile")
-        elif gpu.mig:
-            yield Line("warn", "GPU", f"{text}, in MIG mode", "Name the slice to the job through CUDA_VISIBLE_DEVICES, or turn MIG off")
+        elif gpu.mig and machine.visible is None:
+            yield Line("warn", "GPU", f"{text}, in MIG mode", "This is its first slice. For another set CUDA_VISIBLE_DEVICES to its UUID (nvidia-smi -L), or turn MIG off")
         elif gpu.vram_total and gpu.vram_free < gpu.vram_total // 2:
             yield Line("warn", "GPU", text, "Another program holds much of it: see nvidia-smi")
         else:

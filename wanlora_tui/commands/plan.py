@@ -37,6 +37,11 @@ def plan(args: Namespace) -> int:
         choice = choose_for(job, facts, hardware)
     except DoesNotFit as e:
         return _refuse(e, job, facts, hardware, as_json=args.json)
+    except UserError as e:
+        if not args.json:
+            raise
+        _print_json({"fits": False, "hardware": hardware, "message": e.what, "fix": e.fix})
+        return 1
     work = workload_of(job, facts)
     any_order = choose_for(with_value(job, "training.deterministic", False), facts, hardware).prediction.seconds.total
     if args.json:
@@ -55,7 +60,7 @@ def hardware_for(job: Job, machine: Machine, *, card: str | None, vram: float | 
         return card_hardware(find_card(card), ram=host, vram=total)
     gpu = next((g for g in machine.gpus if g.index == job.job.gpus[0]), None)
     if gpu is None and total is not None:
-        like = nearest_card(total)
+        like = nearest_card(total, float8=job.quantization.transformer == "float8")
         found = card_hardware(like, ram=host, vram=total)
         return msgspec.structs.replace(found, name=f"a card of {vram:g} GiB", source=f"no card is named: reckoned at the speed of {like.name}")
     found = gpu_hardware(_usable(gpu, job, machine), machine)
@@ -66,7 +71,7 @@ def hardware_for(job: Job, machine: Machine, *, card: str | None, vram: float | 
 
 def _usable(gpu: Gpu | None, job: Job, machine: Machine) -> Gpu:
     if gpu is None:
-        why = machine.gpu_problem or f"there is no GPU {job.job.gpus[0]}"
+        why = machine.gpu_problem or f"there is no GPU {job.job.gpus[0]}" + (f" among those that CUDA_VISIBLE_DEVICES={machine.visible} shows" if machine.visible else "")
         raise UserError(f"no GPU to plan for ({why})", fix="Name a card with --gpu, for instance --gpu 4090, or an amount of memory with --vram")
     if gpu.error:
         raise UserError(gpu.error, where=f"GPU {gpu.index}", fix="Name another card with --gpu")
