@@ -1,6 +1,8 @@
 """The terminal interface: jobs, wizard, dashboard, over one connection to the daemon."""
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
@@ -27,6 +29,7 @@ from wanlora_tui.screens.dashboard import DashboardScreen
 from wanlora_tui.screens.help import HelpScreen
 from wanlora_tui.screens.jobs import JobsScreen
 from wanlora_tui.seen import MemoryFile
+from wanlora_tui.terminal.streams import has_shell
 from wanlora_tui.text import count, ending, home_path
 
 TWICE_SECONDS = 3.0  # within which a second Ctrl-C leaves
@@ -43,7 +46,7 @@ class WanloraApp(KeysInOrder):
 
     CSS_PATH = "app.tcss"
     TITLE = "wanlora"
-    BINDINGS = bindings("app.help", "app.daemon", "app.interrupt")
+    BINDINGS = bindings("app.help", "app.daemon", "app.interrupt", "app.suspend")
 
     def __init__(self, daemon_dir: Path | None, state_dir: Path, *, image: type[Widget], job: JobRecord | None = None, host: str = "", close_when_done: float = 0.0) -> None:
         super().__init__()
@@ -204,6 +207,14 @@ class WanloraApp(KeysInOrder):
             if live:
                 self.farewell.append(f"{count(live, 'job')} {'goes' if live == 1 else 'go'} on. Come back with: wanlora")
         self.exit()
+
+    def action_suspend_process(self) -> None:
+        """Ctrl+Z: stop, with all that the shell sees as this command, until its `fg`."""
+        if not has_shell():
+            self.notify("There is no shell to go back to: wanlora is what this terminal was opened for.", severity="warning")
+        else:
+            os.killpg(os.getpgrp(), signal.SIGTSTP)
+            self.call_next(self.refresh, layout=True)
 
     async def action_quit(self) -> None:
         """Ctrl+Q and the palette's Quit: the same as leaving."""
