@@ -31,6 +31,7 @@ from wanlora_tui.screens.jobs import JobsScreen
 from wanlora_tui.seen import MemoryFile
 from wanlora_tui.terminal.streams import has_shell
 from wanlora_tui.text import count, ending, home_path
+from wanlora_tui.themes import ReadableThemes, readable
 
 TWICE_SECONDS = 3.0  # within which a second Ctrl-C leaves
 SAVE_SECONDS = 5.0  # between two writes of what was seen: a killed TUI forgets no more than that
@@ -38,7 +39,7 @@ RETRY_SECONDS = 1.0
 OF_WIDGETS = ("list.", "table.", "text.", "form.", "picker.", "dialog.")  # actions that mean something on the focused widget only
 
 
-class WanloraApp(KeysInOrder):
+class WanloraApp(ReadableThemes, KeysInOrder):
     """`job`: open its dashboard at once. `host`: the machine at the other end of a tunnel, whose daemon is not ours to start.
 
     `close_when_done`: seconds after the end of that job until the app closes by itself; 0 keeps it open.
@@ -64,8 +65,8 @@ class WanloraApp(KeysInOrder):
         return self._client
 
     def on_mount(self) -> None:
-        if self.memory.memory.theme in self.available_themes:
-            self.theme = self.memory.memory.theme
+        if (theme := readable(self.memory.memory.theme)) in self.available_themes:
+            self.theme = theme
         self.theme_changed_signal.subscribe(self, lambda theme: self._remember_theme(theme.name))
         self.push_screen(JobsScreen(self._client, self._board))
         if self._job is not None:

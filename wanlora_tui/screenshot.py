@@ -8,7 +8,6 @@ import asyncio
 import sys
 from pathlib import Path
 
-from textual.app import App
 from textual.widget import Widget
 
 from daemon.protocol import JobRecord, JobState
@@ -18,11 +17,12 @@ from presets.fold import RunView, fold
 from wanlora_tui.runfeed import RecordedRun
 from wanlora_tui.screens.dashboard import DashboardScreen
 from wanlora_tui.terminal.pictures import picture_class
+from wanlora_tui.themes import ReadableThemes
 
 SIZE = (150, 44)  # columns, rows: wide enough for every pane, small enough to read in a page
 
 
-class RecordedApp(App[None]):
+class RecordedApp(ReadableThemes):
     """Only the dashboard, over a run that is over or cut off at some event."""
 
     CSS_PATH = "app.tcss"
