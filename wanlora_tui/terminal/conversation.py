@@ -44,7 +44,8 @@ class Conversation:
         self.typed = ""  # what was typed meanwhile
         self._source, self._sink = source, sink
         self._decode = getincrementaldecoder("utf-8")("replace").decode
-        self._asked, self._asked_at = 0, 0.0
+        self._asked, self._asked_at = 0, 0.0  # 0.0: nothing can be on its way
+        self._answers_at_all = False
         self._modes: list[Any] = []
         self._handlers: dict[signal.Signals, Handler] = {}
 
@@ -75,11 +76,14 @@ class Conversation:
         modes[6][termios.VMIN], modes[6][termios.VTIME] = 1, 0
         termios.tcsetattr(self._source, termios.TCSANOW, modes)
 
-    def leave(self) -> None:
-        """Wait until nothing is on its way any more, and give the terminal back as it was: for good, or while the program is suspended."""
+    def leave(self, say: Callable[[str], Any] | None = None) -> None:
+        """Wait until nothing is on its way any more, and give the terminal back as it was: for good, or while the program is suspended.
+
+        `say` writes to the terminal after what is still to be written to it.
+        """
         try:
             self._quiet()
-            self._settle()
+            self._settle(say or self._write)
             termios.tcflush(self._source, termios.TCIFLUSH)
             termios.tcsetattr(self._source, termios.TCSANOW, self._modes)
         except (termios.error, OSError):  # the terminal is gone
@@ -96,11 +100,10 @@ class Conversation:
     def ask(self) -> None:
         """What can you draw, and how large is a cell?"""
         kitty = "" if os.environ.get("TERM", "").startswith(NO_KITTY) or "TMUX" in os.environ or "STY" in os.environ else KITTY_GRAPHICS
-        self._say(kitty + CELL_SIZE + WHAT_ARE_YOU)
+        self._write(kitty + CELL_SIZE + WHAT_ARE_YOU)
+        self._asked, self._asked_at = 1, time.monotonic()
 
-    def _say(self, questions: str) -> None:
-        self._asked_at = time.monotonic()
-        self._asked += questions.count(WHAT_ARE_YOU)
+    def _write(self, questions: str) -> None:
         os.write(self._sink, questions.encode())
 
     def others_asked(self) -> None:
@@ -125,18 +128,22 @@ class Conversation:
         """What of the bytes just read is for Textual."""
         return self.input.feed(self._decode(data), time.monotonic())
 
-    def _settle(self) -> None:
+    def _settle(self, say: Callable[[str], Any]) -> None:
         """Let everything that is on its way arrive, and drop it.
 
         The terminal is asked once more: what it sent before (movements of the mouse, late answers to others) comes first. One
         that has not answered anything is given its time from the last question on; one that never does is not waited for.
         """
         now = time.monotonic()
-        until = (now if self._answered else self._asked_at) + LATEST_SECONDS
-        if self._asked and now < until:
-            self._say(WHAT_ARE_YOU)
+        self._answers_at_all |= self._answered > 0
+        until = (now if self._answers_at_all else self._asked_at) + LATEST_SECONDS
+        if self._asked_at and now < until:
+            say(WHAT_ARE_YOU)
+            self._asked += 1
             self.listen(until)
-        self.typed = ""
+        self._answers_at_all |= self._answered > 0
+        self._asked, self._asked_at, self.typed = 0, 0.0, ""
+        self.input.answers.clear()
 
     # --- what the answers say ----------------------------------------------------------------------------------
 

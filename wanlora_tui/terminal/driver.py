@@ -64,12 +64,10 @@ class TerminalDriver(LinuxDriver):
         self.conversation.on_end_signal(self._end_soon)
 
     def stop_application_mode(self) -> None:
-        self.conversation.on_end_signal(self.conversation.end)
+        """Give the terminal back at once: the program may go on for a while, until its threads have ended."""
         super().stop_application_mode()
-
-    def suspend_application_mode(self) -> None:
-        super().suspend_application_mode()
-        self.conversation.leave()
+        self.conversation.leave(self.write)
+        self.conversation.on_end_signal(self.conversation.end)
 
     def _end_soon(self, number: int, frame: FrameType | None = None) -> None:
         """Close the app as if its user had, with the exit code that shells give to a program ended by this signal."""
