@@ -28,6 +28,8 @@ ODD = {
     "a cell as large as a house": {WHAT_ARE_YOU: "\x1b[?62;4;22c", CELL_SIZE: "\x1b[6;20000;10000t"},
     "a cell of no size": {WHAT_ARE_YOU: "\x1b[?62;4;22c", CELL_SIZE: "\x1b[6;0;0t"},
     "more than was asked": {WHAT_ARE_YOU: "\x1b[>1;10;0c\x1b]11;rgb:1e1e/1e1e/1e1e\x1b\\\x1bP>|odd\x1b\\\x1b[?62;4;22c\x1b[?62;4;22c"},
+    "a key that cannot be": {WHAT_ARE_YOU: "\x1b[99999999u\x1b[?62;4;22c"},
+    "a key that is no number": {WHAT_ARE_YOU: "\x1b[?62;4;22c\x1b[:1u"},
     "a very long list": {WHAT_ARE_YOU: "\x1b[?65;" + ";".join(map(str, range(1, 60))) + "c"},
 }  # fmt: skip
 

@@ -79,8 +79,12 @@ class TerminalDriver(LinuxDriver):
         conversation, parser = self.conversation, XTermParser(self._debug)
 
         def hand_on(text: str) -> None:
-            for message in parser.feed(text) if text else ():
-                self.process_message(message)
+            nonlocal parser
+            try:
+                for message in parser.feed(text) if text else ():
+                    self.process_message(message)
+            except (ValueError, OverflowError):  # of numbers that no key has: Textual's parser ends with it
+                parser = XTermParser(self._debug)
 
         typed, conversation.typed = conversation.typed, ""
         hand_on(typed)
