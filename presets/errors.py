@@ -17,9 +17,9 @@ class UserError(ValueError):
 class JobError(UserError):
     """A job file that cannot be read: one problem per line in `problems`, each with its full key path."""
 
-    def __init__(self, problems: list[str], *, where: str = "") -> None:
+    def __init__(self, problems: list[str], *, where: str = "", fix: str = "") -> None:
         self.problems = problems
-        super().__init__("\n  ".join(problems), where=where)
+        super().__init__("\n  ".join(problems), where=where, fix=fix)
 
 
 class ClipError(UserError):

@@ -27,5 +27,5 @@ def of_job_error(error: JobError) -> list[Finding]:
     for problem in error.problems:
         key, _, rest = problem.partition(": ")
         field, message = (key, rest) if rest and " " not in key else (error.where, problem)
-        found.append(Finding(code="job-file", severity="error", field=field, message=message, fix="Correct it in the job file"))
+        found.append(Finding(code="job-file", severity="error", field=field, message=message, fix=error.fix or "Correct it in the job file"))
     return found

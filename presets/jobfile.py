@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import secrets
 import tomllib
 from pathlib import Path
@@ -12,23 +13,24 @@ from msgspec import Struct
 
 from presets.errors import JobError, UserError
 from presets.fields import FIELDS, PathPart, annotations, field_of, join_path, nearest, parse_path, struct_of, toml_text
+from presets.foreign import NEW_JOB, decoded, escape, other_tables, other_text, swallowed_escape
 from presets.job import Job
 from presets.model import looks_like_hub_id
 from presets.names import escaped, is_utf8, require_utf8
+
+PROSE = ("prompt", "negative", "default_caption")  # texts that may hold a line break
 
 
 def load_job(path: Path) -> Job:
     """Read a job file. Raises JobError (a ValueError) with every problem in it, or UserError if it cannot be read."""
     require_utf8(path)
     try:
-        text = path.read_text("utf-8")
+        data = path.read_bytes()
     except FileNotFoundError:
         raise UserError("no such job file", where=str(path), fix="Make one with: wanlora new") from None
-    except UnicodeDecodeError as e:
-        raise UserError(f"not UTF-8 text (byte {e.start})", where=str(path), fix="Save it as UTF-8") from None
     except OSError as e:
         raise UserError(f"cannot be read: {e.strerror}", where=str(path)) from None
-    return parse_job(text, where=str(path))
+    return parse_job(decoded(data, where=str(path)), where=str(path))
 
 
 def parse_job(text: str, *, where: str = "job") -> Job:
@@ -36,8 +38,19 @@ def parse_job(text: str, *, where: str = "job") -> Job:
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as e:
-        raise JobError([f"not valid TOML: {e}"], where=where) from None
+        if other := other_text(text):
+            raise JobError([other], where=where, fix=NEW_JOB) from None
+        raise JobError([f"not valid TOML: {_with_escape(str(e), text)}"], where=where) from None
+    if other := other_tables(raw):
+        raise JobError([other], where=where, fix=NEW_JOB)
     return job_from_dict(raw, where=where)
+
+
+def _with_escape(message: str, text: str) -> str:
+    """A complaint of the TOML reader; with the way to write a backslash, where one stands in double quotes in the line that it names."""
+    named = re.search(r"\(at line (\d+), column \d+\)", message)
+    found = escape(text.splitlines()[int(named[1]) - 1]) if named else ""
+    return f"{message}: {found}" if found else message
 
 
 def job_from_dict(raw: dict[str, Any], *, where: str = "job") -> Job:
@@ -90,6 +103,9 @@ def _convert(value: Any, annotation: Any, at: list[PathPart], problems: list[str
         return None
     if odd := next((text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str) and not is_utf8(text)), ""):  # chosen or typed: no file holds one
         problems.append(f"{join_path(at)}: {escaped(odd)} is not UTF-8. Rename the file or folder")
+        return None
+    if isinstance(value, str) and at[-1] not in PROSE and swallowed_escape(value):
+        problems.append(f"{join_path(at)}: in double quotes a backslash begins an escape, so this was read as {toml_text(value)}. Write the path in single quotes, or double each backslash")
         return None
     try:
         return msgspec.convert(value, annotation)
@@ -188,7 +204,7 @@ def save_job(job: Job, path: Path, *, fresh: bool = False) -> None:
     """Write a job file in one atomic step; permissions and (unless `fresh`) comments of an existing file are kept. Raises UserError."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        onto = path.read_text("utf-8") if path.exists() and not fresh else ""
+        onto = path.read_text("utf-8-sig") if path.exists() and not fresh else ""
         text = dump_job(job, onto=onto)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

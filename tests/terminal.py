@@ -52,9 +52,13 @@ class Terminal:
                 return
             if not data:
                 return
+            self.came(data)
             with self._lock:
                 # The emulator would draw the ends of these two questions (cell size, terminal's name), which nobody needs answered.
                 self._stream.feed(data.replace(b"\x1b[16t", b"").replace(b"\x1b[>q", b""))
+
+    def came(self, data: bytes) -> None:
+        """Called with all that the program writes, before it is drawn."""
 
     @property
     def text(self) -> str:

@@ -209,6 +209,7 @@ BAD = {
     "DOP with cached text": Bad("dop-excludes-cached-text", "training.cache_text_embeddings", "cached text embeddings cannot", "= false", lambda work: settings(work, training={"dop": True, "cache_text_embeddings": True})),
     "an unknown key": Bad("job-file", "training.lrr", "Did you mean training.lr?", "in the job file", lambda work: settings(work, training={"lrr": 1e-4})),
     "a wrong type": Bad("job-file", "training.steps", 'expected integer, got "many"', "in the job file", lambda work: settings(work, training={"steps": "many"})),
+    "another trainer's job": Bad("job-file", "job.toml", "an ai-toolkit job", "wanlora new", lambda work: (work / "job.toml").write_text("job: extension\nconfig:\n  process:\n  - type: sd_trainer\n")),
     "no TOML": Bad("job-file", "job.toml", "not valid TOML", "in the job file", lambda work: (work / "job.toml").write_text("[job\nname = ")),
     "a model with one expert missing": Bad("model-not-i2v", "model.path", "the low noise expert is missing", "Complete the folder", lambda work: shutil.rmtree(work / "base/transformer_2")),
     "a text-to-video model": Bad("model-not-i2v", "model.path", "16 input channels", "Give Wan 2.2 I2V A14B", text_to_video),

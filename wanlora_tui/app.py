@@ -1,6 +1,8 @@
 """The terminal interface: jobs, wizard, dashboard, over one connection to the daemon."""
 
 import asyncio
+import os
+import signal
 import time
 from collections.abc import Iterable
 from contextlib import AsyncExitStack
@@ -27,7 +29,9 @@ from wanlora_tui.screens.dashboard import DashboardScreen
 from wanlora_tui.screens.help import HelpScreen
 from wanlora_tui.screens.jobs import JobsScreen
 from wanlora_tui.seen import MemoryFile
+from wanlora_tui.terminal.streams import has_shell
 from wanlora_tui.text import count, ending, home_path
+from wanlora_tui.themes import ReadableThemes, readable
 
 TWICE_SECONDS = 3.0  # within which a second Ctrl-C leaves
 SAVE_SECONDS = 5.0  # between two writes of what was seen: a killed TUI forgets no more than that
@@ -35,7 +39,7 @@ RETRY_SECONDS = 1.0
 OF_WIDGETS = ("list.", "table.", "text.", "form.", "picker.", "dialog.")  # actions that mean something on the focused widget only
 
 
-class WanloraApp(KeysInOrder):
+class WanloraApp(ReadableThemes, KeysInOrder):
     """`job`: open its dashboard at once. `host`: the machine at the other end of a tunnel, whose daemon is not ours to start.
 
     `close_when_done`: seconds after the end of that job until the app closes by itself; 0 keeps it open.
@@ -43,7 +47,7 @@ class WanloraApp(KeysInOrder):
 
     CSS_PATH = "app.tcss"
     TITLE = "wanlora"
-    BINDINGS = bindings("app.help", "app.daemon", "app.interrupt")
+    BINDINGS = bindings("app.help", "app.daemon", "app.interrupt", "app.suspend")
 
     def __init__(self, daemon_dir: Path | None, state_dir: Path, *, image: type[Widget], job: JobRecord | None = None, host: str = "", close_when_done: float = 0.0) -> None:
         super().__init__()
@@ -61,8 +65,8 @@ class WanloraApp(KeysInOrder):
         return self._client
 
     def on_mount(self) -> None:
-        if self.memory.memory.theme in self.available_themes:
-            self.theme = self.memory.memory.theme
+        if (theme := readable(self.memory.memory.theme)) in self.available_themes:
+            self.theme = theme
         self.theme_changed_signal.subscribe(self, lambda theme: self._remember_theme(theme.name))
         self.push_screen(JobsScreen(self._client, self._board))
         if self._job is not None:
@@ -204,6 +208,14 @@ class WanloraApp(KeysInOrder):
             if live:
                 self.farewell.append(f"{count(live, 'job')} {'goes' if live == 1 else 'go'} on. Come back with: wanlora")
         self.exit()
+
+    def action_suspend_process(self) -> None:
+        """Ctrl+Z: stop, with all that the shell sees as this command, until its `fg`."""
+        if not has_shell():
+            self.notify("There is no shell to go back to: wanlora is what this terminal was opened for.", severity="warning")
+        else:
+            os.killpg(os.getpgrp(), signal.SIGTSTP)
+            self.call_next(self.refresh, layout=True)
 
     async def action_quit(self) -> None:
         """Ctrl+Q and the palette's Quit: the same as leaving."""

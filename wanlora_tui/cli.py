@@ -197,7 +197,9 @@ def _require_utf8(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one command line and give its exit code."""
     from presets.errors import UserError
+    from wanlora_tui.terminal.streams import make_safe
 
+    make_safe()
     args = parser().parse_args(argv)
     args.dir = getattr(args, "dir", None)  # before or behind the command's name; the option itself has no default, so neither place hides the other
     if args.version:

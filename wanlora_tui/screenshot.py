@@ -8,9 +8,7 @@ import asyncio
 import sys
 from pathlib import Path
 
-from textual.app import App
 from textual.widget import Widget
-from textual_image.widget import HalfcellImage
 
 from daemon.protocol import JobRecord, JobState
 from presets.errors import UserError
@@ -18,11 +16,13 @@ from presets.events import Event, read_events
 from presets.fold import RunView, fold
 from wanlora_tui.runfeed import RecordedRun
 from wanlora_tui.screens.dashboard import DashboardScreen
+from wanlora_tui.terminal.pictures import picture_class
+from wanlora_tui.themes import ReadableThemes
 
 SIZE = (150, 44)  # columns, rows: wide enough for every pane, small enough to read in a page
 
 
-class RecordedApp(App[None]):
+class RecordedApp(ReadableThemes):
     """Only the dashboard, over a run that is over or cut off at some event."""
 
     CSS_PATH = "app.tcss"
@@ -63,7 +63,7 @@ def load_run(events_file: Path, *, until_step: int = 0) -> RecordedRun:
 
 async def svg_of(run: RecordedRun, size: tuple[int, int]) -> str:
     """Draw the dashboard without a terminal and give the picture."""
-    app = RecordedApp(run, HalfcellImage)
+    app = RecordedApp(run, picture_class())
     async with app.run_test(size=size) as pilot:
         await pilot.pause()
         await pilot.pause()

@@ -294,3 +294,80 @@ def test_what_a_user_mistypes(path, text, message):
 @pytest.mark.parametrize("value", ['say "hi"', "back\\slash", "two\nlines", "ü", [1, "a"], True, 1e-4, 10**18])
 def test_toml_text_is_toml(value):
     assert tomllib.loads(f"x = {toml_text(value)}")["x"] == value
+
+
+def test_a_file_from_windows_is_read_whatever_its_editor_put_before_it(tmp_path):
+    path = tmp_path / "job.toml"
+    path.write_bytes(b"\xef\xbb\xbf" + COMMENTED.replace("\n", "\r\n").encode())
+    job = load_job(path)
+    assert job == parse_job(COMMENTED)
+    save_job(with_value(job, "training.lr", 2e-4), path)
+    assert load_job(path).training.lr == 2e-4 and "# keep" in path.read_text("utf-8")
+    path.write_bytes(COMMENTED.encode("utf-16"))
+    with pytest.raises(UserError, match=r"UTF-16 text.*Save it as UTF-8"):
+        load_job(path)
+
+
+@pytest.mark.parametrize(
+    "written, sign",
+    [
+        (r"C:\Users\me\clips", r"\U"), (r"C:\data\clips", r"\d"), (r"D:\clips" + "\\", r"\c"), (r"\\nas\share\clips", r"\s"),
+        (r"clips\orbit", r"\o"), (r"C:\tmp\xyz", r"\x"),
+    ],
+)  # fmt: skip
+def test_a_backslash_in_double_quotes_is_named_with_both_ways_to_write_it(written, sign):
+    (problem,) = problems(LEAST.replace('"clips"', f'"{written}"'))
+    doubled = written.replace("\\", "\\\\")
+    assert "line 4" in problem and f"a backslash begins an escape (here {sign})" in problem
+    assert f"'{written}'" in problem and f'"{doubled}"' in problem
+    for right in (f"'{written}'", f'"{doubled}"'):
+        assert parse_job(LEAST.replace('"clips"', right)).datasets[0].path == written
+
+
+def test_a_backslash_that_toml_reads_as_something_else_is_found_too():
+    (problem,) = problems(LEAST.replace('"clips"', '"C:\\new\\tools"'))
+    assert problem.startswith("datasets[0].path: in double quotes a backslash begins an escape") and "single quotes" in problem
+    assert parse_job(LEAST + '[[sample.prompts]]\nprompt = "A:\\nB"\n').sample.prompts[0].prompt == "A:\nB"
+    (problem,) = problems("[job\nname = 'a\\b'\n")
+    assert "backslash" not in problem
+
+
+AITK = "job: extension\nconfig:\n  name: orbit\n  process:\n    - type: sd_trainer\n      datasets:\n        - folder_path: /d/orbit\n"
+FOREIGN = {
+    "ai-toolkit's YAML": (AITK, "an ai-toolkit job, not a wanlora one"),
+    "ai-toolkit's YAML under a heading": ("---\n# exported\n" + AITK, "an ai-toolkit job"),
+    "ai-toolkit's JSON": ('{"job": "extension", "config": {"name": "orbit", "process": [{"type": "sd_trainer"}]}}', "an ai-toolkit job"),
+    "musubi's command": ("accelerate launch src/musubi_tuner/wan_train_network.py --task i2v-A14B \\\n --dit low.safetensors --network_dim 32\n", "a command of musubi-tuner, not a wanlora job"),
+    "musubi's dataset": ('[general]\nresolution = [832, 480]\n[[datasets]]\nvideo_directory = "/d"\ntarget_frames = [1, 25]\n', "a dataset of musubi-tuner"),
+    "musubi's options": ('dit = "low.safetensors"\ndit_high_noise = "high.safetensors"\nnetwork_module = "networks.lora_wan"\n', "a musubi-tuner job"),
+    "musubi's options in tables": ('[model]\ndit = "low.safetensors"\n[network]\nnetwork_module = "networks.lora_wan"\n', "a musubi-tuner job"),
+    "diffusion-pipe's job": ("output_dir = 'o'\ndataset = 'd.toml'\nepochs = 100\npipeline_stages = 1\n[model]\ntype = 'wan'\n[adapter]\ntype = 'lora'\n", "a diffusion-pipe job"),
+    "diffusion-pipe's dataset": ("resolutions = [512]\nframe_buckets = [1, 33]\n[[directory]]\npath = '/d'\n", "a dataset of diffusion-pipe"),
+    "diffusion-pipe's command": ("deepspeed --num_gpus=1 train.py --deepspeed --config wan.toml\n", "a command of diffusion-pipe"),
+    "kohya's dataset": ("[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = 'd'\n", "a dataset of kohya's sd-scripts"),
+    "some YAML": ("model:\n  rank: 16\nsteps: 2000\n", "a YAML file"),
+    "some JSON": ('{"rank": 16}', "a JSON file"),
+    "a script": ("#!/bin/sh\nset -e\nwanlora train job.toml\n", "a shell script"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text, named", FOREIGN.values(), ids=FOREIGN)
+def test_another_trainer_s_file_is_called_by_its_name(tmp_path, text, named):
+    path = tmp_path / "theirs"
+    path.write_text(text)
+    with pytest.raises(JobError) as raised:
+        load_job(path)
+    assert f"{path}: this is {named}" in str(raised.value) and "wanlora new" in raised.value.fix
+    assert len(raised.value.problems) == 1
+
+
+def test_a_video_is_no_job(tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(b"\0\0\0\x20ftypisom")
+    with pytest.raises(UserError, match="not text"):
+        load_job(path)
+
+
+@pytest.mark.parametrize("wrong", ["[job\nname = 1", "[job]\nname: orbit\n[training]\nlr = 1", "name = orbit", "", "[[datasets]]\npath = 'clips'\n[model]\npath = 'a/b'\n[training]\nsteps = 2000\n"])
+def test_our_own_files_with_mistakes_are_not_taken_for_another_trainer_s(wrong):
+    assert not any("not a wanlora" in problem for problem in problems(wrong))

@@ -255,6 +255,14 @@ async def test_the_theme_is_remembered(folder: Path):
         assert app.theme == "textual-light"
 
 
+async def test_a_remembered_theme_that_is_no_more_gives_way(folder: Path):
+    (folder / "seen").mkdir()
+    (folder / "seen/tui.json").write_bytes(msgspec.json.encode({"theme": "ansi-light"}))
+    async with interface(folder) as (app, pilot):
+        await until(pilot, says(pilot, "No jobs yet"), "the empty screen")
+        assert app.theme == "textual-light"
+
+
 def test_every_binding_has_an_id_and_keys_that_survive_tmux():
     for action in all_actions():
         assert action.id and action.help.endswith("."), action

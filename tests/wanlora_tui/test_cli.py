@@ -1,5 +1,6 @@
 """The real `wanlora` in processes of its own: what it prints where, and its exit codes."""
 
+import asyncio
 import itertools
 import json
 import os
@@ -12,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from daemon.client import Client
 from presets.jobfile import load_job
 from tests.terminal import Terminal
 from tests.videos import write_clip
-from tests.wanlora_tui.harness import ROOT, environment, own_daemon, short_dir, until, wanlora, write_job
+from tests.wanlora_tui.harness import DEADLINE, ROOT, environment, own_daemon, short_dir, until, wanlora, write_job
 
 HEAVY = ("torch", "diffusers", "transformers", "peft", "textual", "zmq", "av", "msgspec", "numpy", "PIL")
 
@@ -128,6 +130,30 @@ def test_without_a_terminal_the_screens_say_what_to_use(folder: Path):
     for line in ((), ("attach",)):
         said = wanlora(*line, "--dir", folder)
         assert said.returncode == 1 and "needs a terminal" in said.stderr and "wanlora watch" in said.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_signs_that_an_encoding_lacks_stop_no_command(folder: Path, tmp_path: Path, encoding: str):
+    async def submit() -> None:
+        async with Client(folder) as client:
+            await client.submit(write_job(tmp_path, f"job_{encoding}", steps=1))
+
+    asyncio.run(submit())
+    said = wanlora("jobs", "--dir", folder, env=environment(PYTHONIOENCODING=encoding))
+    assert said.returncode == 0 and f"job_{encoding}" in said.stdout and "Traceback" not in said.stderr
+
+
+def test_a_file_s_name_that_is_no_text_goes_out_as_it_came_in(tmp_path: Path):
+    name = os.fsdecode(b"caf\xe9.toml")
+    said = subprocess.run([sys.executable, "-m", "wanlora_tui.cli", "check", name], cwd=ROOT, env=environment(), capture_output=True, timeout=DEADLINE, check=False)
+    assert b"caf\xe9.toml" in said.stderr and b"no such job file" in said.stderr
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
+def test_a_closed_stream_stops_no_command(folder: Path, closed: str):
+    said = subprocess.run(f"{sys.executable} -m wanlora_tui.cli jobs --json --dir {folder} {closed}", shell=True, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=DEADLINE, check=False)
+    assert said.returncode == 0 and "Traceback" not in said.stderr
+    assert said.stdout.startswith("" if closed == ">&-" else "[")
 
 
 def test_without_a_daemon(tmp_path: Path):

@@ -1,7 +1,6 @@
 """demo: the whole main job on clips and a model that it makes itself."""
 
 import asyncio
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from wanlora_tui.commands.link import daemon_dir, say, start_daemon
 from wanlora_tui.commands.tui import run_app
 from wanlora_tui.commands.watch import OUTCOMES, LinePrinter, watch_job
 from wanlora_tui.demo import ended, prepare, submit, under_way
+from wanlora_tui.terminal.streams import can_draw
 from wanlora_tui.text import ending
 
 LINGER_SECONDS = 20.0  # the finished dashboard stays this long, unless a key says otherwise
@@ -30,7 +30,7 @@ def demo(args: Namespace) -> int:
         record = asyncio.run(submit(prepare(out, args.steps), folder))
     else:
         say(f"{record.name} is {record.state} already; showing that one.")
-    if not args.plain and sys.stdin.isatty() and sys.stdout.isatty():
+    if not args.plain and can_draw():
         run_app(folder, job=record, close_when_done=LINGER_SECONDS)
         over = asyncio.run(ended(record, folder))
         if over is None:

@@ -15,7 +15,8 @@ from typing import Literal, NamedTuple
 from daemon.client import DaemonError, NotRunning, ping
 from daemon.paths import places
 from presets.machine import FLASH4_CARDS, Machine, read_machine
-from wanlora_tui.commands.link import daemon_dir, terminal_width
+from wanlora_tui.commands.link import daemon_dir
+from wanlora_tui.terminal.streams import can_draw, is_dumb, terminal_width
 from wanlora_tui.text import size
 
 GIB = 2**30
@@ -146,8 +147,10 @@ def _terminal() -> Line:
         return Line("warn", "Terminal", "the output is no terminal, so its size and colours are unknown", "Run doctor on the terminal that will show the dashboard")
     columns, rows = os.get_terminal_size(sys.stdout.fileno())
     text = f"{columns}x{rows}, TERM={os.environ.get('TERM', '')}" + (", in tmux" if "TMUX" in os.environ else "")
-    if os.environ.get("TERM", "") in ("", "dumb"):
+    if is_dumb():
         return Line("fail", "Terminal", text, "Set TERM, e.g. TERM=xterm-256color; or use wanlora watch --plain")
+    if not columns or not rows:
+        return Line("warn", "Terminal", f"{text}: it tells no size, so 80x24 is drawn", "Tell it, e.g.: stty columns 120 rows 40")
     return Line("ok", "Terminal", text) if columns >= LEAST_COLUMNS and rows >= LEAST_ROWS else Line("warn", "Terminal", text, f"Make it {LEAST_COLUMNS}x{LEAST_ROWS} or larger")
 
 
@@ -160,10 +163,14 @@ def _colour() -> Line:
 
 
 def _pictures() -> Line:
-    from textual_image.renderable import Image
+    if not can_draw():
+        return Line("ok", "Pictures", "drawn on terminals only; what this one can do is asked there")
+    from wanlora_tui.terminal.conversation import Conversation
 
-    kind = {"textual_image.renderable.sixel": "Sixel", "textual_image.renderable.tgp": "Kitty graphics", "textual_image.renderable.halfcell": "half cells"}.get(Image.__module__, "characters")
-    return Line("ok", "Pictures", f"previews are drawn with {kind}")
+    with Conversation(sys.stdin.fileno(), sys.stdout.fileno()) as terminal:
+        terminal.ask()
+        terminal.listen()
+        return Line("ok", "Pictures", f"previews are drawn with {terminal.pictures}")
 
 
 def _codecs() -> Line:

@@ -1,6 +1,5 @@
 """The way to the daemon that all commands share: where it is, starting it, and which job is meant."""
 
-import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -11,17 +10,13 @@ from daemon.launch import ensure_running
 from daemon.paths import places
 from daemon.protocol import LIVE_STATES, RUNNING_STATES, JobRecord
 from presets.errors import UserError
+from wanlora_tui.terminal.streams import terminal_width
 from wanlora_tui.text import home_path
 
 
 def say(text: str) -> None:
     """Talk goes to stderr, so that stdout holds nothing but data."""
     print(text, file=sys.stderr)
-
-
-def terminal_width(stream: TextIO) -> int:
-    """The columns of the terminal that the stream writes to; 0 where it is none."""
-    return shutil.get_terminal_size().columns if stream.isatty() else 0
 
 
 def report_width(stream: TextIO) -> int:

@@ -12,13 +12,14 @@ from daemon.paths import places
 from daemon.protocol import JobRecord
 from presets.errors import UserError
 from wanlora_tui.commands.link import daemon_dir, pick_job, say, start_daemon
+from wanlora_tui.terminal.streams import is_dumb, is_terminal
 
 
 def need_terminal(instead: str) -> None:
     """Raises UserError when the screens have no terminal to be drawn on."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
         raise UserError("this needs a terminal", fix=f"Without one, use: {instead}")
-    if os.environ.get("TERM", "") in ("", "dumb"):
+    if is_dumb():
         raise UserError(f"the terminal says it can draw nothing (TERM={os.environ.get('TERM', '')!r})", fix=f"Set TERM, e.g. TERM=xterm-256color, or use: {instead}")
 
 
@@ -54,12 +55,21 @@ def run_app(folder: Path | None, *, state_folder: Path | None = None, job: JobRe
     What was seen is kept with the user's own records, or with those of the daemon in `state_folder`: the folder of a
     tunnel is gone afterwards.
     """
-    from textual_image.widget import Image  # asks the terminal what it can draw, which only works before the app runs
+    from wanlora_tui.terminal.conversation import Conversation
 
-    from wanlora_tui.app import WanloraApp
+    with Conversation(sys.stdin.fileno(), sys.stdout.fileno()) as terminal:
+        terminal.ask()
+        from wanlora_tui.app import WanloraApp  # takes as long as most answers
+        from wanlora_tui.terminal.driver import driver_on
+        from wanlora_tui.terminal.pictures import picture_class
 
-    app = WanloraApp(folder, places(state_folder if host else folder).state, image=Image, job=job, host=host, close_when_done=close_when_done)
-    app.run()
+        terminal.listen()
+        image = picture_class(terminal.pictures, terminal.cell)
+        app = WanloraApp(folder, places(state_folder if host else folder).state, image=image, job=job, host=host, close_when_done=close_when_done)
+        app.driver_class = driver_on(terminal)
+        app.run()
     for line in app.farewell:
         say(line)
+    if (app.return_code or 0) > 128:  # told to end by a signal: what else the command was to do is not wanted any more
+        raise SystemExit(app.return_code)
     return app.return_code or 0

@@ -12,8 +12,9 @@ from daemon.client import Client
 from daemon.protocol import ENDED_STATES, JobRecord
 from presets.events import Event
 from presets.fold import RunView, fold
-from wanlora_tui.commands.link import daemon_dir, pick_job, say, terminal_width
+from wanlora_tui.commands.link import daemon_dir, pick_job, say
 from wanlora_tui.plain import plain_line
+from wanlora_tui.terminal.streams import is_dumb, is_terminal, terminal_width
 from wanlora_tui.text import ending
 
 OUTCOMES = {"done": 0, "stopped": 75, "failed": 1, "cancelled": 1}
@@ -87,7 +88,7 @@ async def watch_job(folder: Path | None, job: str, *, since: int, printer: Print
 
 def watch(args: Namespace) -> int:
     """The exit code is the job's outcome: 0 done, 75 stopped and can be resumed, 1 failed or cancelled."""
-    printer: Printer = JsonPrinter() if args.json else LinePrinter(live=sys.stdout.isatty() and not args.plain)
+    printer: Printer = JsonPrinter() if args.json else LinePrinter(live=is_terminal(sys.stdout) and not is_dumb() and not args.plain)
     try:
         record, _ = asyncio.run(watch_job(daemon_dir(args), args.job or "", since=args.since, printer=printer))
     except KeyboardInterrupt:

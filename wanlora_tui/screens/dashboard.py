@@ -39,7 +39,7 @@ POSSIBLE_IN = {
     "stop_run": RUNNING_STATES, "resume_run": RESUMABLE_STATES, "change_run": TRAINING, "save_now": TRAINING, "sample_now": TRAINING,
     "go_back": ENDED_STATES,
 }  # fmt: skip
-LIGHT_STYLES = {"good": "$success", "waiting": "$warning", "bad": "bold $error", "off": "$text-muted"}
+LIGHT_STYLES = {"good": "$text-success", "waiting": "$text-warning", "bad": "bold $text-error", "off": "$text-muted"}
 
 
 class DashboardScreen(Screen[None]):

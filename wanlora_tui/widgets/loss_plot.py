@@ -9,7 +9,7 @@ from presets.fold import StepPoint
 from wanlora_tui.text import expert_text
 
 # expert -> (marker of the trend, marker of single steps, theme variable of the colour)
-MARKS = {"high_noise": ("●", "·", "accent"), "low_noise": ("○", "'", "text-primary")}
+MARKS = {"high_noise": ("●", "·", "text-accent"), "low_noise": ("○", "'", "text-primary")}
 OTHER = ("x", "·", "foreground")
 POINTS_PER_COLUMN = 2  # single steps drawn at most; more would only paint the canvas solid
 SMOOTHING = 0.06  # of the steps shown: the width of the averaging window

@@ -32,7 +32,7 @@ class PhaseBar(Static):
             return
         phase = view.phase
         if phase.name == "paused":
-            self.update(Content.assemble(("‖ paused ", "bold $warning"), (shorten(phase.text, max(1, width - 9)), "$warning")))
+            self.update(Content.assemble(("‖ paused ", "bold $text-warning"), (shorten(phase.text, max(1, width - 9)), "$text-warning")))
             return
         name = f"{phase.name} " if not phase.text else f"{phase.name} {shorten(phase.text, width // 3)} "
         if not phase.total:

@@ -1,0 +1,114 @@
+"""Textual's driver for Linux and macOS, on terminals as they are: slow, odd, resized to nothing, hung up or told to end."""
+
+import os
+import select
+import signal
+import sys
+import time
+from functools import partial
+from types import FrameType
+from typing import Any, ClassVar, TextIO
+
+from textual import events
+from textual._xterm_parser import XTermParser
+from textual.app import App
+from textual.drivers.linux_driver import LinuxDriver
+
+from wanlora_tui.terminal.answers import ESCAPE
+from wanlora_tui.terminal.conversation import LATEST_SECONDS, Conversation
+
+POLL_SECONDS = 0.1  # how long after the end of the screens the reader notices it
+END_SECONDS = round(LATEST_SECONDS) + 4  # in which the program has ended after a signal; it is ended where it stands afterwards
+
+
+class Display:
+    """Where the screens are drawn. Once the terminal is gone nothing is, and nobody waits for it."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file, self._gone = file, False
+
+    def write(self, text: str) -> None:
+        if not self._gone:
+            try:
+                self._file.write(text)
+            except OSError:
+                self._gone = True
+
+    def flush(self) -> None:
+        if not self._gone:
+            try:
+                self._file.flush()
+            except OSError:
+                self._gone = True
+
+    def isatty(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._file.fileno()
+
+
+class TerminalDriver(LinuxDriver):
+    """Reads through the conversation that was begun before the screens, and draws on stdout: stderr may be a file."""
+
+    conversation: ClassVar[Conversation]
+
+    def __init__(self, app: App[Any], *, debug: bool = False, mouse: bool = True, size: tuple[int, int] | None = None) -> None:
+        super().__init__(app, debug=debug, mouse=mouse, size=size)
+        assert sys.__stdout__ is not None
+        self._file = Display(sys.__stdout__)  # type: ignore[assignment]
+
+    def start_application_mode(self) -> None:
+        super().start_application_mode()
+        self.conversation.others_asked()
+        self.conversation.on_end_signal(self._end_soon)
+
+    def stop_application_mode(self) -> None:
+        """Give the terminal back at once: the program may go on for a while, until its threads have ended."""
+        super().stop_application_mode()
+        self.conversation.leave(self.write)
+        self.conversation.on_end_signal(self.conversation.end)
+
+    def _end_soon(self, number: int, frame: FrameType | None = None) -> None:
+        """Close the app as if its user had, with the exit code that shells give to a program ended by this signal."""
+        signal.alarm(END_SECONDS)
+        self._loop.call_soon_threadsafe(partial(self._app.exit, return_code=128 + number))
+
+    def run_input_thread(self) -> None:
+        """Hand on keys, whole, until the screens end or the terminal hangs up."""
+        conversation, parser = self.conversation, XTermParser(self._debug)
+
+        def hand_on(text: str) -> None:
+            nonlocal parser
+            try:
+                for message in parser.feed(text) if text else ():
+                    self.process_message(message)
+            except (ValueError, OverflowError):  # of numbers that no key has: Textual's parser ends with it
+                parser = XTermParser(self._debug)
+
+        typed, conversation.typed = conversation.typed, ""
+        hand_on(typed)
+        while not self.exit_event.is_set():
+            due = conversation.input.due
+            wait = POLL_SECONDS if due is None else min(POLL_SECONDS, max(0.0, due - time.monotonic()))
+            if select.select([self.fileno], [], [], wait)[0]:
+                try:
+                    data = os.read(self.fileno, 4096)
+                except OSError:
+                    data = b""
+                if not data:
+                    self._end_soon(signal.SIGHUP)
+                    return
+                hand_on(conversation.keys(data))
+            expired = conversation.input.expire(time.monotonic())
+            if expired == ESCAPE:
+                self.process_message(events.Key("escape", ESCAPE))
+            else:
+                hand_on(expired)
+            for message in parser.tick():
+                self.process_message(message)
+
+
+def driver_on(conversation: Conversation) -> type[TerminalDriver]:
+    """The class that Textual makes its driver of."""
+    return type("Driver", (TerminalDriver,), {"conversation": conversation})

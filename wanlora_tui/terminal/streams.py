@@ -1,0 +1,65 @@
+"""The standard streams: whether they are terminals, how wide, and whether the screens can be drawn on them."""
+
+import codecs
+import os
+import sys
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TextIO
+
+
+def is_terminal(stream: object) -> bool:
+    """Whether one of Python's standard streams is a terminal. It is None where the program was started with it closed."""
+    return stream is not None and bool(getattr(stream, "isatty")())  # noqa: B009
+
+
+def can_draw() -> bool:
+    """Whether the screens can be drawn here: a terminal on both sides, and one that can move its cursor."""
+    return is_terminal(sys.stdin) and is_terminal(sys.stdout) and not is_dumb()
+
+
+def is_dumb() -> bool:
+    """Whether the terminal can do no more than print lines."""
+    return os.environ.get("TERM", "") in ("", "dumb")
+
+
+def has_shell() -> bool:
+    """Whether a shell would see this command stop and could have it go on: the parent of its process group is in the same session, but another job."""
+    import psutil  # 20 ms, which every command would pay
+
+    try:
+        parent = psutil.Process(os.getpgrp()).ppid()
+        return os.getsid(parent) == os.getsid(0) and os.getpgid(parent) != os.getpgrp()
+    except (psutil.NoSuchProcess, ProcessLookupError, PermissionError):
+        return False
+
+
+def terminal_width(stream: TextIO) -> int:
+    """The columns of the terminal that the stream writes to; 0 where it is none. One that tells no size has 80."""
+    if not is_terminal(stream):
+        return 0
+    told = os.environ.get("COLUMNS", "")
+    if told.isdecimal() and int(told) > 0:
+        return int(told)
+    return os.get_terminal_size(stream.fileno()).columns or 80
+
+
+def make_safe() -> None:
+    """Standard streams that no output can break: one that was closed swallows it, and signs that its encoding lacks become "?"."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  (as long as the program)
+        elif mode == "w" and isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors=UNWRITABLE)
+
+
+def _unwritable(error: UnicodeError) -> tuple[bytes, int]:
+    """The bytes of a file's name that is not in the encoding go out as they came in; a sign that the encoding lacks becomes "?"."""
+    assert isinstance(error, UnicodeEncodeError)
+    signs = map(ord, error.object[error.start : error.end])
+    return bytes(s - 0xDC00 if 0xDC80 <= s <= 0xDCFF else ord("?") for s in signs), error.end
+
+
+UNWRITABLE = "wanlora.unwritable"
+codecs.register_error(UNWRITABLE, _unwritable)
