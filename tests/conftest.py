@@ -11,10 +11,15 @@ from pathlib import Path
 
 import pytest
 
-os.environ["OMP_NUM_THREADS"] = "1"  # several tests and trainers at once on few cores: their threads would wait for each other, spinning
+# One thread each, in this process and in all that it starts: several tests and trainers share few cores, and their threads would wait for each other, spinning.
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"), "1")
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell that puts us into the background ignores it for us and all that we start, and tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from tests.terminal import Terminal
-from tests.wanlora_tui.harness import end_daemon, environment, until, wanlora
+from tests.waiting import until
+from tests.wanlora_tui.harness import end_daemon, environment, wanlora
 
 WANLORA = Path(sys.executable).with_name("wanlora")  # the installed command
 
@@ -54,7 +59,6 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, place in {"RUNTIME_DIR": "run", "STATE_HOME": "state", "CONFIG_HOME": "config", "CACHE_HOME": "cache", "DATA_HOME": "data"}.items():
         (folder / place).mkdir(mode=0o700)
         monkeypatch.setenv(f"XDG_{name}", str(folder / place))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # several trainers on two cores: their threads would wait for each other, spinning
     try:
         yield folder
         end_daemon(None)

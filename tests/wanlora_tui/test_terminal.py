@@ -13,7 +13,8 @@ import pytest
 
 from daemon.client import Client
 from daemon.protocol import JobRecord
-from tests.wanlora_tui.harness import DEADLINE, ROOT, environment, own_daemon, until, write_job
+from tests.waiting import PATIENCE
+from tests.wanlora_tui.harness import ROOT, environment, own_daemon, until, write_job
 
 
 class Terminal:
@@ -23,7 +24,7 @@ class Terminal:
         columns, rows = size
         self.screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
-        self.process = pexpect.spawn(sys.executable, ["-m", "wanlora_tui.cli", *args], cwd=str(ROOT), env=environment(**env), dimensions=(rows, columns), timeout=DEADLINE)
+        self.process = pexpect.spawn(sys.executable, ["-m", "wanlora_tui.cli", *args], cwd=str(ROOT), env=environment(**env), dimensions=(rows, columns), timeout=PATIENCE)
 
     @property
     def text(self) -> str:
@@ -79,7 +80,7 @@ def record_of(folder: Path, job: JobRecord) -> JobRecord:
 
 @pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}, {"TERM": "screen-256color", "TMUX": "/tmp/none,1,0"}])
 def test_attach_draws_and_q_says_how_to_come_back(folder: Path, tmp_path: Path, env: dict[str, str]):
-    submit(folder, write_job(tmp_path, steps=100_000, pace_ms=10))
+    submit(folder, write_job(tmp_path, steps=100_000, pace_ms=20))
     terminal = Terminal("attach", "--dir", str(folder), **env)
     terminal.wait(lambda text: "orbit_v1" in text and "● trainer progressing" in text and "Detach" in text, "the dashboard")
     terminal.process.send("q")
@@ -88,7 +89,7 @@ def test_attach_draws_and_q_says_how_to_come_back(folder: Path, tmp_path: Path, 
 
 
 def test_a_killed_interface_stops_nothing_and_is_told_what_it_missed(folder: Path, tmp_path: Path):
-    job = submit(folder, write_job(tmp_path, steps=100_000, pace_ms=10))
+    job = submit(folder, write_job(tmp_path, steps=100_000, pace_ms=20))
     terminal = Terminal("attach", "orbit_v1", "--dir", str(folder))
     terminal.wait(lambda text: "● trainer progressing" in text, "the dashboard")
     seen = folder / "state/tui.json"

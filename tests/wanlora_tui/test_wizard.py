@@ -14,6 +14,7 @@ from presets.fields import FIELDS
 from presets.job import PromptPanel
 from presets.jobfile import absolute_paths, load_job, save_job
 from tests.videos import write_clip
+from tests.waiting import PATIENCE
 from tests.wanlora_tui.harness import ROOT, environment
 from tests.wanlora_tui.harness import until as until_outside
 from tests.wanlora_tui.wizard_pilot import (
@@ -511,7 +512,7 @@ def test_kill_9_keeps_what_was_typed(work: Path) -> None:
     pexpect = pytest.importorskip("pexpect", reason="pexpect drives the terminal")
     draft = work / "draft.json"
     code = f"from pathlib import Path; from tests.wanlora_tui.wizard_pilot import WizardApp; WizardApp(Path({str(draft)!r})).run()"
-    child = pexpect.spawn(sys.executable, ["-c", code], cwd=str(work), env=environment(), dimensions=(24, 80), timeout=60)
+    child = pexpect.spawn(sys.executable, ["-c", code], cwd=str(work), env=environment(), dimensions=(24, 80), timeout=PATIENCE)
     child.expect("Motion or camera")
     child.send("\r")
     child.expect("Folder")
@@ -535,9 +536,9 @@ async def test_help_tells_the_step_and_the_keys(work: Path) -> None:
         await until(pilot, lambda: "Help · Kind" in screen_text(pilot.app), "the help")
         assert "two experts" in screen_text(pilot.app)
         await pilot.press("G")
-        await pilot.pause(0.3)
+        await until(pilot, lambda: "Go up one line" in screen_text(pilot.app), "the end of the help")
         text = screen_text(pilot.app)
-        assert "Go up one line" in text and "Enter Space" in text and "ENTER" not in text
+        assert "Enter Space" in text and "ENTER" not in text
         assert all(line.split("│")[1].startswith("  ") for line in text.splitlines() if line.count("│") == 2), text
         await pilot.press("escape")
         await pilot.pause()
