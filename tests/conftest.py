@@ -17,6 +17,7 @@ os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell that puts us into the background ignores it for us and all that we start, and tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+from tests import levels
 from tests.terminal import Terminal
 from tests.waiting import until
 from tests.wanlora_tui.harness import end_daemon, environment, wanlora
@@ -83,6 +84,23 @@ def terminal(home: Path) -> Iterator[Callable[..., Terminal]]:
     finally:
         for one in opened:
             one.close()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for level, what in levels.LEVELS.items():
+        config.addinivalue_line("markers", f"{level}: {what}")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        levels.mark(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    return (yield from levels.watched(item))
 
 
 def pytest_collection_finish() -> None:
