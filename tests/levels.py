@@ -16,7 +16,7 @@ LEVELS = {
     "process": "starts processes (commands, daemons, terminals, workers, compilers) or trains",
     "torture": "trains again and again, killed and starved at one place after another",
 }
-STARTS = {"subprocess", "pexpect", "fork", "multiprocessing", "run_job", "Loader", "ensure_running", "start_trainer"}  # names that start a process, or a training
+STARTS = {"subprocess", "pexpect", "fork", "multiprocessing", "run_job", "Loader", "ensure_running", "start_trainer", "WanloraApp"}  # names that start a process, or a training
 AUDITED = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"}
 
 _started: list[str] | None = None  # what a fast test has started; None while none runs

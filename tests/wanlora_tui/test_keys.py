@@ -7,7 +7,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.widgets import Input
 
-from tests.waiting import until_async
+from tests.waiting import PATIENCE, until_async
 from tests.wanlora_tui.wizard_pilot import type_ahead, until
 from wanlora_tui.keys import KeysInOrder
 
@@ -43,6 +43,7 @@ class Form(KeysInOrder):
 async def test_a_paste_waits_for_the_keys_before_it() -> None:
     app = Form(Input(), Input())
     async with app.run_test() as pilot:
+        app.patience = PATIENCE  # a busy machine may take longer for a key than a user should wait
         type_ahead(app, "def", "tab")
         app.post_message(events.Paste("a path"))
         type_ahead(app, "!")

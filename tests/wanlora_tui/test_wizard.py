@@ -455,6 +455,7 @@ async def test_keys_typed_ahead_go_where_they_were_meant_to(work: Path, keys: tu
         rows = list(pilot.app.screen.query(FieldInput))
         await until(pilot, lambda: rows[0].control.has_focus, "the first field")
         await pilot.press("end")
+        pilot.app.patience = PATIENCE
         type_ahead(pilot.app, *keys)
         await until(pilot, lambda: (rows[0].control.value, rows[1].control.value) == (prompt, image), f"{prompt!r} and {image!r}")
 
@@ -462,6 +463,7 @@ async def test_keys_typed_ahead_go_where_they_were_meant_to(work: Path, keys: tu
 async def test_a_prompt_can_be_typed_right_behind_the_key_that_adds_it(work: Path) -> None:
     async with wizard(a_draft(work, "prompts")) as pilot:
         await resumed(pilot, "prompts")
+        pilot.app.patience = PATIENCE
         type_ahead(pilot.app, "f5", "backspace", "orbit")
         await until(pilot, lambda: [r.control.value[-5:] for r in list(pilot.app.screen.query(FieldInput))[:1] if r.is_mounted] == ["orbit"], "the prompt")
 

@@ -1,8 +1,8 @@
 """The wizard alone in a minimal app, with real clips and the smallest base model that the checks accept."""
 
 import json
-from collections.abc import Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from textual.pilot import Pilot
 from textual.widgets import Static
 
 from tests.videos import write_clip, write_image
-from tests.waiting import until_async
+from tests.waiting import PATIENCE, until_async
 from wanlora_tui.keys import KeysInOrder
 from wanlora_tui.screens.wizard import WizardScreen
 from wanlora_tui.widgets.field_input import FieldInput
@@ -63,6 +63,16 @@ def screen_of(pilot: Pilot[None]) -> WizardScreen:
 async def type_text(pilot: Pilot[None], text: str) -> None:
     names = {" ": "space", "/": "slash", ".": "full_stop", "_": "underscore", "-": "minus", "[": "left_square_bracket", "]": "right_square_bracket", ",": "comma"}
     await pilot.press(*(names.get(c, c) for c in text))
+
+
+@contextmanager
+def patient(app: KeysInOrder) -> Iterator[None]:
+    """No key is given up meanwhile: the app goes on to the next one after a second, in which a busy machine may not get through one."""
+    app.patience, before = PATIENCE, app.patience
+    try:
+        yield
+    finally:
+        app.patience = before
 
 
 def type_ahead(app: App[Any], *keys: str) -> None:
