@@ -35,6 +35,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base: the real model classes at toy sizes, in fp32. Not to be changed."""
+    from engine.tiny import build_tiny  # torch, which most tests do without
+
+    return build_tiny(tmp_path_factory.mktemp("tiny") / "base")
+
+
 def processes_under(home: Path) -> dict[int, str]:
     """pid -> command line of every process that was started with this home, however it has detached itself since."""
     found = {}

@@ -2,6 +2,7 @@
 
 A test is looked through together with its fixtures: the names in its code, and in the tests' own functions and classes that it names.
 What hides from that (a start deep within the product, a name in a string) is caught as it runs, and told with the mark to write.
+Only what is long for its amount of work alone is marked by hand.
 """
 
 import sys
@@ -12,8 +13,8 @@ from typing import Any
 import pytest
 
 LEVELS = {
-    "fast": "computes within this process; whether it passes is known in a minute and a half",
-    "process": "starts processes (commands, daemons, terminals, workers, compilers) or trains",
+    "fast": "computes within this process, for a second or two",
+    "process": "starts processes (commands, daemons, terminals, workers, compilers), trains, or takes many seconds",
     "torture": "trains again and again, killed and starved at one place after another",
 }
 STARTS = {"subprocess", "pexpect", "fork", "multiprocessing", "run_job", "Loader", "ensure_running", "start_trainer", "WanloraApp"}  # names that start a process, or a training

@@ -36,6 +36,7 @@ def test_a_name_in_use_gets_a_number_and_the_job_stays_the_same(tmp_path: Path):
     assert load_job(third).job.name == "demo-4" and load_job(third).training == load_job(job).training
 
 
+@pytest.mark.process
 def test_a_place_that_cannot_be_written_is_one_error(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="the demo could not be prepared") as caught:

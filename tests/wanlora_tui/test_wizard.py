@@ -221,6 +221,7 @@ async def test_captions_show_as_they_will_be_read(work: Path) -> None:
         await until(pilot, lambda: "a frung turns" in screen_text(pilot.app), "the new caption")
 
 
+@pytest.mark.process  # for its length
 async def test_every_field_is_reached_by_keyboard(work: Path) -> None:
     reached: set[str] = set()
     async with wizard(a_draft(work, "settings")) as pilot:
