@@ -13,7 +13,7 @@ from textual_image.widget import HalfcellImage
 
 from daemon.client import Client
 from daemon.protocol import JobRecord
-from tests.waiting import until_async
+from tests.waiting import PATIENCE, until_async
 from tests.wanlora_tui.harness import answers, end_daemon, own_daemon, running_daemon, short_dir, write_job
 from tests.wanlora_tui.test_dashboard import outside, shown
 from tests.wanlora_tui.wizard_pilot import patient, type_ahead, until
@@ -60,7 +60,8 @@ async def test_it_starts_the_daemon_and_says_so():
     folder = short_dir()
     try:
         async with interface(folder) as (_, pilot):
-            await until(pilot, says(pilot, "Started the daemon", "● daemon alive"), "the start of the daemon")
+            await until(pilot, says(pilot, "Started the daemon"), "the word of it, which goes after a few seconds")
+            await until(pilot, says(pilot, "● daemon alive"), "the daemon")
         assert answers(folder)  # and it goes on
     finally:
         end_daemon(folder)
@@ -234,7 +235,8 @@ async def test_n_opens_the_wizard_and_escape_comes_back(folder: Path):
         await until(pilot, lambda: isinstance(app.screen, JobsScreen), "the jobs screen")
 
 
-async def test_ctrl_c_asks_once(folder: Path):
+async def test_ctrl_c_asks_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("wanlora_tui.app.TWICE_SECONDS", PATIENCE)
     async with interface(folder) as (app, pilot):
         await until(pilot, says(pilot, "● daemon alive"), "the screen")
         await pilot.press("ctrl+c")

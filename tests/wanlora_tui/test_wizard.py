@@ -382,7 +382,7 @@ async def test_a_place_that_cannot_be_written_stops_the_launch(work: Path) -> No
     async with wizard(a_draft(work, "review", job_path=str(work / "orbit" / "clip_00.mp4" / "job.toml"))) as pilot:
         await resumed(pilot, "review")
         await reviewed(pilot)
-        assert "is a file, not a folder" in screen_text(pilot.app)
+        await until(pilot, lambda: "is a file, not a folder" in " ".join(screen_text(pilot.app).split()), "the finding")
         await pilot.press("f8")
         await until(pilot, lambda: "Not launched" in screen_text(pilot.app), "the refusal")
         assert pilot.app.result == "not dismissed"
@@ -477,7 +477,7 @@ async def test_a_notice_leaves_the_help_in_view(work: Path) -> None:
             await pilot.press("f8")
             await until(pilot, lambda: "Not launched" in screen_text(pilot.app), "the refusal")
             pilot.app.clear_notifications()
-            screen_of(pilot).notify("many words here " * 20)
+            screen_of(pilot).notify("many words here " * 20, timeout=PATIENCE)
             await until(pilot, lambda: "many words" in screen_text(pilot.app), "the long notice")
             for step in ("review", "prompts", "settings"):
                 await at_step(pilot, step)
