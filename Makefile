@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := wanlora_tui daemon engine presets tests benchmarks
 
-.PHONY: help setup demo test lint docs bench golden torture clean
+.PHONY: help setup demo test fast busy lint docs bench golden torture clean
 
 help:
-	@echo "make setup | demo | test | lint | docs | bench | golden | torture | clean"
+	@echo "make setup | demo | test | fast | busy | lint | docs | bench | golden | torture | clean"
 
 setup: $(STAMP)
 
@@ -23,6 +23,13 @@ demo: setup
 
 test: setup lint
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+
+fast: setup
+	$(BIN)/ruff check $(PACKAGES)
+	$(BIN)/python -m pytest -q -m fast -n auto --maxprocesses 4 --dist loadfile
+
+busy: setup
+	$(BIN)/python -m tests.busy --loops 6
 
 lint: setup
 	$(BIN)/ruff check $(PACKAGES)

@@ -11,10 +11,16 @@ from pathlib import Path
 
 import pytest
 
-os.environ["OMP_NUM_THREADS"] = "1"  # several tests and trainers at once on few cores: their threads would wait for each other, spinning
+# One thread each, in this process and in all that it starts: several tests and trainers share few cores, and their threads would wait for each other, spinning.
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"), "1")
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell that puts us into the background ignores it for us and all that we start, and tests send it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+from tests import levels
 from tests.terminal import Terminal
-from tests.wanlora_tui.harness import end_daemon, environment, until, wanlora
+from tests.waiting import until
+from tests.wanlora_tui.harness import end_daemon, environment, wanlora
 
 WANLORA = Path(sys.executable).with_name("wanlora")  # the installed command
 
@@ -27,6 +33,14 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert said.returncode == 0, said.stderr
     assert said.stdout.splitlines() == [str(folder / "job.toml")]
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny base: the real model classes at toy sizes, in fp32. Not to be changed."""
+    from engine.tiny import build_tiny  # torch, which most tests do without
+
+    return build_tiny(tmp_path_factory.mktemp("tiny") / "base")
 
 
 def processes_under(home: Path) -> dict[int, str]:
@@ -54,7 +68,6 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, place in {"RUNTIME_DIR": "run", "STATE_HOME": "state", "CONFIG_HOME": "config", "CACHE_HOME": "cache", "DATA_HOME": "data"}.items():
         (folder / place).mkdir(mode=0o700)
         monkeypatch.setenv(f"XDG_{name}", str(folder / place))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # several trainers on two cores: their threads would wait for each other, spinning
     try:
         yield folder
         end_daemon(None)
@@ -79,6 +92,23 @@ def terminal(home: Path) -> Iterator[Callable[..., Terminal]]:
     finally:
         for one in opened:
             one.close()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for level, what in levels.LEVELS.items():
+        config.addinivalue_line("markers", f"{level}: {what}")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        levels.mark(item)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    return (yield from levels.watched(item))
 
 
 def pytest_collection_finish() -> None:

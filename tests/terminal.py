@@ -11,7 +11,7 @@ from typing import Any
 import pexpect
 import pyte
 
-from tests.wanlora_tui.harness import until
+from tests.waiting import PATIENCE, until
 
 KEYS = {
     "enter": "\r", "tab": "\t", "escape": "\x1b", "backspace": "\x7f", "ctrl+u": "\x15", "ctrl+c": "\x03", "up": "\x1b[A", "down": "\x1b[B", "right": "\x1b[C", "left": "\x1b[D",
@@ -92,7 +92,7 @@ class Terminal:
     def wait_end(self) -> int:
         """Wait until the program has ended by itself and everything it said is on the screen; gives its exit code."""
         self.wait(lambda _: not self.process.isalive(), "the end of the program")
-        self._reader.join(10)
+        self._reader.join(PATIENCE)
         assert self.process.exitstatus is not None, f"killed by signal {self.process.signalstatus}"
         return int(self.process.exitstatus)
 
@@ -100,5 +100,5 @@ class Terminal:
         """End the program if it still runs. Always called: nothing on a terminal outlives its test."""
         if self.process.isalive():
             self.kill9()
-        self._reader.join(10)
+        self._reader.join(PATIENCE)
         self.process.close()

@@ -45,6 +45,7 @@ from presets.job import (
 from presets.jobfile import save_job
 from tests.conftest import WANLORA
 from tests.videos import write_clip, write_image
+from tests.waiting import PATIENCE
 from tests.wanlora_tui.harness import ROOT, environment, wanlora
 
 NAME = "bad_input"
@@ -346,7 +347,7 @@ def mounted(options: str, folder: Path, *command: str, cwd: Path) -> "subprocess
     """Run `wanlora` in a mount namespace of its own, in which `folder` is mounted with `options`; nobody else sees it. Skips where the system allows no such thing."""
     script = f"mount {options} {folder} || exit 97; exec {WANLORA} " + " ".join(command)
     for unshare in (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"]):
-        said = subprocess.run([*unshare, "sh", "-c", script], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+        said = subprocess.run([*unshare, "sh", "-c", script], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
         if said.returncode != 97 and "unshare" not in said.stderr:
             return said
     pytest.skip(f"this system lets us mount nothing, not even for one process: {said.stderr.strip()}")
@@ -378,7 +379,7 @@ def test_a_full_disk_is_found_by_arithmetic(work: Path):
 def test_two_daemons(home: Path, tmp_path: Path):
     assert wanlora("daemon", "start", cwd=tmp_path).returncode == 0
     first = ping().pid
-    second = subprocess.run([sys.executable, "-m", "daemon"], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+    second = subprocess.run([sys.executable, "-m", "daemon"], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert_no_noise(second)
     [line] = [line for line in second.stderr.splitlines() if "INFO" not in line]
     assert f"another daemon (pid {first}) already serves this directory" in line and str(home) in line
@@ -428,7 +429,7 @@ def test_the_daemon_tells_a_client_of_another_version(home: Path, tmp_path: Path
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.connect(endpoint(places().control))
         socket.send(msgspec.msgpack.encode({"version": PROTOCOL_VERSION + 1, "id": "new", "command": {"type": "Teleport"}}))
-        assert socket.poll(10_000), "no answer"
+        assert socket.poll(1000 * PATIENCE), "no answer"
         reply = reply_decoder.decode(socket.recv())
     assert isinstance(reply.answer, Refused) and f"this client speaks protocol version {PROTOCOL_VERSION + 1}" in reply.answer.what
     assert "The older one is the daemon" in reply.answer.fix

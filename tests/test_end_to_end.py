@@ -23,9 +23,9 @@ from tests.conftest import processes_under
 from tests.engine.jobs import write_job
 from tests.terminal import Terminal
 from tests.videos import write_clip
-from tests.wanlora_tui.harness import until, wanlora
+from tests.waiting import until
+from tests.wanlora_tui.harness import wanlora
 
-SLOWLY = 300  # seconds; a tenth of it on a quiet machine
 FIRST_LABELS = {f.panel: f.label for f in reversed(FIELDS.values()) if f.panel and "." not in f.panel}
 FIRST_LABELS = dict(reversed(FIRST_LABELS.items()))  # panel -> the label of its first field, in the order of the wizard
 
@@ -190,7 +190,6 @@ def fill_the_wizard(screen: Terminal, run_steps: int) -> None:
     assert "✗" not in screen.text and "a new file; the run goes to runs/square_v1 beside it" in screen.words
 
 
-@pytest.mark.timeout(SLOWLY)
 def test_from_the_first_key_to_the_lora_files_through_the_death_of_the_interface(home: Path, work: Path, terminal: Callable[..., Terminal]):
     total, run, notes = 100, work / "runs/square_v1", home / "state/wanlora/tui.json"
     screen = terminal(cwd=work)
@@ -235,7 +234,6 @@ def test_from_the_first_key_to_the_lora_files_through_the_death_of_the_interface
 # --- the daemon dies, a job stops and goes on, another waits ------------------------------------------------------------
 
 
-@pytest.mark.timeout(SLOWLY)
 def test_a_daemon_killed_jobs_queued_stopped_and_resumed_with_the_real_trainer(home: Path, prepared: Path, tmp_path: Path):
     long, short = (tmp_path / name / "runs" / name for name in ("long", "short"))
     job_file = write_job(tmp_path / "long", prepared / "base", prompts=0, clips=2, save={"every": 50_000}, steps=100_000)
@@ -290,7 +288,6 @@ def test_a_daemon_killed_jobs_queued_stopped_and_resumed_with_the_real_trainer(h
 # --- the demo -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(SLOWLY)
 def test_the_demo_prepares_then_trains_to_files_that_exist(home: Path, prepared: Path, tmp_path: Path):
     folder = tmp_path / "demo"
     shutil.copytree(prepared, folder)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 ROOT = Path(__file__).resolve().parent.parent
 BELOW = {"wanlora_tui": {"daemon", "presets"}, "daemon": {"presets"}, "engine": {"presets"}, "presets": set()}  # floor -> floors it may import
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate"}
@@ -70,7 +72,7 @@ def loaded(*floors: str) -> frozenset[str]:
     """Top-level packages in a fresh interpreter that has imported every module of the floors."""
     names = [name for floor in floors for name, _ in files(floor) if name not in CUDA_ONLY or find_spec("triton")]
     program = "import importlib, json, sys\nfor name in json.loads(sys.argv[1]): importlib.import_module(name)\nprint(json.dumps(sorted({n.partition('.')[0] for n in sys.modules})))"
-    said = subprocess.run([sys.executable, "-c", program, json.dumps(names)], cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    said = subprocess.run([sys.executable, "-c", program, json.dumps(names)], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert said.returncode == 0, said.stderr
     return frozenset(json.loads(said.stdout.splitlines()[-1]))
 

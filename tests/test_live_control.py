@@ -3,12 +3,11 @@
 import json
 from pathlib import Path
 
-import pytest
-
 from presets.events import Event, read_events
 from presets.jobfile import load_job, save_job, with_value
 from tests.engine.jobs import write_job
-from tests.wanlora_tui.harness import until, wanlora
+from tests.waiting import until
+from tests.wanlora_tui.harness import wanlora
 
 
 def events(run: Path, kind: str) -> list[Event]:
@@ -16,7 +15,6 @@ def events(run: Path, kind: str) -> list[Event]:
     return [e for e, _ in read_events(file) if e.kind == kind] if file.exists() else []
 
 
-@pytest.mark.timeout(300)
 def test_a_run_is_changed_saved_sampled_stopped_and_taken_back(home: Path, prepared: Path, tmp_path: Path):
     path = write_job(tmp_path, prepared / "base", prompts=1, clips=2, save={"every": 50_000}, steps=100_000)
     job = with_value(load_job(path), "sample.every", 0)

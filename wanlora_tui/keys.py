@@ -17,7 +17,9 @@ PATIENCE = 1.0  # seconds; a widget that goes away while it holds a key never sa
 
 
 class KeysInOrder(App[None]):
-    """An app that takes one key or paste at a time."""
+    """An app that takes one key or paste at a time. `patience`: seconds for one."""
+
+    patience = PATIENCE
 
     @dataclass
     class Done(Message):
@@ -47,7 +49,7 @@ class KeysInOrder(App[None]):
         await super().on_event(event)
         if event.is_forwarded and target.post_message(self.Done(event)):
             self._under_way = event
-            self._patience = asyncio.get_running_loop().call_later(PATIENCE, self.post_message, self.Done(event))
+            self._patience = asyncio.get_running_loop().call_later(self.patience, self.post_message, self.Done(event))
 
     async def _finish(self, event: events.Event) -> None:
         if event is not self._under_way:  # it was done already, when it had bubbled up

@@ -1,12 +1,10 @@
 """A real daemon in a directory of its own, and the proof that nothing of it is left behind."""
 
-import asyncio
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,21 +13,11 @@ import pytest
 from daemon.client import Client, NotRunning, ping
 from daemon.processes import MARKER
 from daemon.protocol import ENDED_STATES, LIVE_STATES, JobRecord
+from tests.waiting import PATIENCE
+from tests.waiting import until as until_blocking
+from tests.waiting import until_async as until
 
 FAKE = Path(__file__).with_name("fake_trainer.py")
-PATIENCE = 30.0  # seconds until a condition that must come true counts as never coming true
-
-
-async def until(condition, what: str = ""):
-    """Wait for a condition (plain or async), and give what it gave."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        found = condition()
-        found = await found if asyncio.iscoroutine(found) else found
-        if found:
-            return found
-        assert time.monotonic() < deadline, f"never came true: {what or condition}"
-        await asyncio.sleep(0.02)
 
 
 class Box:
@@ -46,13 +34,15 @@ class Box:
             self.trainer = command or [sys.executable, str(FAKE), *trainer_options]
         with (self.dir / "daemon.out").open("ab") as log:
             self.process = subprocess.Popen([sys.executable, "-m", "daemon", "--dir", str(self.dir), "--trainer", *self.trainer], stdout=log, stderr=log, start_new_session=True)
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                return ping(self.dir).pid
-            except NotRunning:
-                assert self.process.poll() is None and time.monotonic() < deadline, self.log()
-                time.sleep(0.02)
+        return until_blocking(self._pid, "the daemon's answer")
+
+    def _pid(self) -> int | None:
+        """That of the daemon, once it answers."""
+        assert self.process is not None and self.process.poll() is None, self.log()
+        try:
+            return ping(self.dir).pid
+        except NotRunning:
+            return None
 
     def kill9(self) -> None:
         assert self.process is not None
@@ -101,7 +91,7 @@ class Box:
         if self.process is None:
             return
         try:
-            ping(self.dir)
+            ping(self.dir, timeout=PATIENCE)
         except NotRunning:
             self.start()
         async with self.client() as client:

@@ -15,6 +15,7 @@ from daemon.paths import endpoint, places
 from presets.events import Event
 from tests.daemon.conftest import Box, until
 from tests.daemon.test_daemon import file_events, follow_to_end
+from tests.waiting import PATIENCE
 
 
 class LossyRelay:
@@ -59,7 +60,7 @@ async def followed_through(box: Box, drops, *, steps: int = 60) -> tuple[list[Ev
     try:
         async with Client(relay.dir) as client:
             record = await client.submit(box.job("one", steps=steps))
-            events, records = await asyncio.wait_for(follow_to_end(client, record.id), 60)
+            events, records = await asyncio.wait_for(follow_to_end(client, record.id), PATIENCE)
     finally:
         await relay.close()
         shutil.rmtree(relay.dir)
@@ -96,7 +97,7 @@ async def test_a_follow_begins_anywhere_and_ends_with_the_run(box: Box):
         await box.wait(client, "one")
         every = file_events(box.run_dir("one"))
         for since in (0, 5, len(every)):
-            events, records = await asyncio.wait_for(follow_to_end(client, "one", since), 20)
+            events, records = await asyncio.wait_for(follow_to_end(client, "one", since), PATIENCE)
             assert events == every[since:] and records[-1].state == "done"
 
 
@@ -113,7 +114,7 @@ async def test_a_follow_outlives_daemons_without_repeating_itself(box: Box):
             epochs.add((await client.hello()).epoch)
         assert len(epochs) == 3
         await client.stop("one")
-        events, _ = await asyncio.wait_for(following, 60)
+        events, _ = await asyncio.wait_for(following, PATIENCE)
         assert events == file_events(box.run_dir("one"))
 
 

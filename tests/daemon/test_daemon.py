@@ -18,6 +18,7 @@ from daemon.protocol import ENDED_STATES, Beat, JobRecord, encode
 from presets.events import Event, read_events
 from presets.fold import RunView, fold
 from tests.daemon.conftest import FAKE, Box, until
+from tests.waiting import PATIENCE
 
 
 def file_events(run_dir: Path) -> list[Event]:
@@ -53,7 +54,7 @@ async def test_a_job_is_queued_launched_and_done(box: Box):
     async with box.client() as client:
         record = await client.submit(box.job("one"))
         assert (record.id, record.name, record.state, record.steps) == (1, "one", "queued", 20)
-        events, records = await asyncio.wait_for(follow_to_end(client, record.id), 30)
+        events, records = await asyncio.wait_for(follow_to_end(client, record.id), PATIENCE)
         assert [e.seq for e in events] == list(range(1, len(events) + 1))
         assert events == file_events(box.run_dir("one"))
         end = await client.show("one")
@@ -180,7 +181,7 @@ async def test_kill_9_of_the_daemon_the_next_one_adopts_and_nothing_is_missed(bo
         assert (adopted.state, adopted.pid) == ("running", running.pid) and identify(running.pid) == trainer
         assert (await client.show("two")).state == "queued"
         await client.stop("one")
-        events, records = await asyncio.wait_for(following, 60)
+        events, records = await asyncio.wait_for(following, PATIENCE)
         assert records[-1].state == "stopped"
         assert folded(events) == folded(file_events(box.run_dir("one"))) == encode((await client.snapshot("one"))[1])
         await box.wait(client, "two", "running", "done", "stopped")
@@ -230,7 +231,7 @@ async def test_sigterm_ends_the_daemon_and_not_the_trainer(box: Box):
         record = await box.wait(client, "one", "running")
     os.kill(pid, signal.SIGHUP)  # the login ends: nothing happens
     os.kill(pid, signal.SIGTERM)
-    assert box.process.wait(20) == 0
+    assert box.process.wait(PATIENCE) == 0
     assert identify(record.pid) is not None
     assert not list((box.dir / "run").iterdir())  # no socket is left that nobody serves
     with pytest.raises(NotRunning, match="wanlora daemon start"):
@@ -252,7 +253,7 @@ async def test_detach_for_500_events_then_attach_shows_everything(box: Box):
     async with box.client() as client:
         _, view = await client.snapshot("one")
         late, _ = [], await client.stop("one")
-        rest, _ = await asyncio.wait_for(follow_to_end(client, "one", since=events[-1].seq), 30)
+        rest, _ = await asyncio.wait_for(follow_to_end(client, "one", since=events[-1].seq), PATIENCE)
         late = events + rest
         assert late == file_events(box.run_dir("one"))
         assert folded(late) == encode((await client.snapshot("one"))[1])
@@ -390,7 +391,7 @@ async def test_a_stalled_subscriber_holds_up_nobody(box: Box):
             following = asyncio.create_task(follow_to_end(client, "one"))
             await until(lambda: len(file_events(box.run_dir("one"))) > 6000 if (box.run_dir("one") / "events.jsonl").exists() else False)
             await client.stop("one")
-            events, _ = await asyncio.wait_for(following, 60)
+            events, _ = await asyncio.wait_for(following, PATIENCE)
             assert events == file_events(box.run_dir("one"))
     finally:
         stalled.kill()
@@ -416,7 +417,7 @@ async def test_a_daemon_whose_whole_directory_is_removed_goes(box: Box):
     box.start()
     process, box.process = box.process, None
     shutil.rmtree(box.dir / "state")
-    assert await asyncio.to_thread(process.wait, 30) == 1
+    assert await asyncio.to_thread(process.wait, PATIENCE) == 1
     assert "the state directory was removed" in box.log() and "Traceback" not in box.log()
 
 

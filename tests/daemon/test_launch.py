@@ -11,6 +11,7 @@ from daemon.client import DaemonError, ping
 from daemon.launch import ensure_running
 from daemon.paths import places
 from tests.daemon.conftest import until
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ async def test_it_starts_one_daemon_in_a_session_of_its_own_and_only_one(home):
 async def test_many_starters_at_once_get_one_daemon(home):
     script = f"from pathlib import Path\nfrom daemon.launch import ensure_running\nfrom daemon.client import ping\nensure_running(Path({str(home)!r}))\nprint(ping(Path({str(home)!r})).pid)"
     starters = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    told = {starter.communicate(timeout=60)[0] for starter in starters}
+    told = {starter.communicate(timeout=PATIENCE)[0] for starter in starters}
     assert told == {f"{ping(home).pid}\n"}
 
 

@@ -4,21 +4,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 from msgspec.structs import replace
 
 from daemon.processes import MARKER, boot_id, identify, is_alive, marked, oom_kills, send
+from tests.waiting import until
 
 SLEEP = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 20
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return found
 
 
 def test_a_reused_pid_is_another_process():
@@ -30,7 +22,7 @@ def test_a_reused_pid_is_another_process():
         send(replace(process, start=process.start - 1), signal.SIGKILL)  # meant for one that is long gone
         assert is_alive(process)
         send(process, signal.SIGKILL)
-        wait_for(lambda: not is_alive(process))  # a zombie until its parent looks: it counts as ended
+        until(lambda: not is_alive(process))  # a zombie until its parent looks: it counts as ended
         assert identify(child.pid) == process
     assert identify(child.pid) is None and not is_alive(process)
     send(process, signal.SIGKILL)
@@ -49,14 +41,14 @@ def test_marked_processes_are_found_in_whatever_session_parents_first():
     spawner = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True); time.sleep(600)"
     marker = f"/test/{os.getpid()}:1"
     with subprocess.Popen([sys.executable, "-c", spawner], env=os.environ | {MARKER: marker}) as parent:
-        found = wait_for(lambda: m if len(m := marked(marker)) == 2 else None)
+        found = until(lambda: m if len(m := marked(marker)) == 2 else None)
         assert found[0].pid == parent.pid
         assert marked(marker + "1") == [] and marked(marker[:-1]) == []  # job 1 is not job 11
         parent.kill()
         parent.wait()
         assert [p.pid for p in marked(marker)] == [found[1].pid]
         send(found[1], signal.SIGKILL)
-        wait_for(lambda: not marked(marker))
+        until(lambda: not marked(marker))
 
 
 def test_the_kernel_tells_its_out_of_memory_kills():

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from presets.events import Event
+from tests.waiting import PATIENCE
 
 Orders = dict[int, list[dict[str, Any]]]  # step -> commands, as in engine.control
 ROOT = Path(__file__).parents[2]
@@ -53,17 +54,17 @@ class Attempt:
         elif not self.ended.is_set():
             os.kill(self.pid, number)
 
-    def wait(self, seconds: float = 300) -> int:
-        assert self.ended.wait(seconds), f"still running after {seconds} s: {self.said()[-2000:]}"
+    def wait(self) -> int:
+        assert self.ended.wait(PATIENCE), f"still running after {PATIENCE:.0f} s: {self.said()[-2000:]}"
         assert self.code is not None
         return self.code
 
     def wait_until_struck(self) -> None:
         self.wait_until(lambda: "on purpose" in self.said())
 
-    def wait_until(self, condition: Callable[[], bool], seconds: float = 300) -> None:
+    def wait_until(self, condition: Callable[[], bool]) -> None:
         """Until the condition holds or the process is gone."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + PATIENCE
         while not condition() and not self.ended.is_set():
             assert time.monotonic() < deadline, self.said()[-2000:]
             time.sleep(0.005)
@@ -89,7 +90,7 @@ class Trainers:
             attempt.kill()
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(30)
+        self._process.wait(PATIENCE)
 
     def start(self, job: Path, *, resume: bool = False, from_step: int | None = None, faults: Sequence[str] = (), workers: int = 0, retry_seconds: float = 15.0, orders: Orders | None = None) -> Attempt:
         """Train the job in a new process, as `python -m engine JOB [--resume [--from STEP]] [--fault ...]` does. Orders arrive when their step is told."""
@@ -99,7 +100,7 @@ class Trainers:
         with self._news:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-            assert self._news.wait_for(lambda: str(stderr) in self._started or self._process.poll() is not None, 60), "nothing forks"
+            assert self._news.wait_for(lambda: str(stderr) in self._started or self._process.poll() is not None, PATIENCE), "nothing forks"
             return self._started[str(stderr)]
 
     def run(self, job: Path, **how: Any) -> int:

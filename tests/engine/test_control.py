@@ -14,6 +14,7 @@ from engine.control import Control, StopWished
 from presets.control import ControlFile, parse_control
 from presets.errors import UserError
 from presets.findings import Finding
+from tests.waiting import PATIENCE
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_the_commands_there_are_named():
 def test_waiting_ends_with_a_stop(control):
     leave(control, "s", {"command": "stop"})
     with pytest.raises(StopWished):
-        control.sleep(60)
+        control.sleep(PATIENCE)
 
 
 def test_what_the_daemon_leaves_is_what_is_taken(control):
@@ -87,7 +88,7 @@ control.listen()
 
 def test_a_second_signal_ends_at_once_with_a_word():
     code = LISTEN + "os.kill(os.getpid(), signal.SIGTERM)\nprint(control.why, flush=True)\nos.kill(os.getpid(), signal.SIGINT)\nprint('still here')"
-    said = subprocess.run([sys.executable, "-c", code, "nowhere"], capture_output=True, text=True, timeout=60, check=False)
+    said = subprocess.run([sys.executable, "-c", code, "nowhere"], capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (said.returncode, said.stdout) == (128 + signal.SIGINT, "SIGTERM received\n")
     assert said.stderr.startswith("wanlora: SIGINT received again: ended at once, without saving.") and said.stderr.count("\n") == 1
 
@@ -113,7 +114,7 @@ def test_a_stderr_that_takes_nothing_holds_up_no_end():
     except BlockingIOError:
         os.set_blocking(write, True)
     code = LISTEN + "for _ in range(2): os.kill(os.getpid(), signal.SIGTERM)"
-    assert subprocess.run([sys.executable, "-c", code, "nowhere"], stderr=write, timeout=60, check=False).returncode == 128 + signal.SIGTERM
+    assert subprocess.run([sys.executable, "-c", code, "nowhere"], stderr=write, timeout=PATIENCE, check=False).returncode == 128 + signal.SIGTERM
     os.close(read)
     os.close(write)
 
@@ -125,5 +126,5 @@ def test_a_launcher_that_is_gone_is_told(tmp_path):
         "while os.getppid() == launcher: time.sleep(0.01)\nos.kill(os.getpid(), signal.SIGTERM)\nprint(control.why)"
     )
     launcher = ["sh", "-c", '"$0" -c "$1" "$2" & while [ ! -e "$2/there" ]; do sleep 0.02; done; kill -9 $$', sys.executable, code, str(tmp_path)]
-    said = subprocess.run(launcher, capture_output=True, text=True, timeout=60, check=False)
+    said = subprocess.run(launcher, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert (said.returncode, said.stdout, said.stderr) == (-signal.SIGKILL, "its launcher was killed or ended, then SIGTERM received\n", "")

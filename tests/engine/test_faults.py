@@ -158,6 +158,7 @@ def proofs(tiny: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest
         yield proofs, {name: pool.submit(proofs.run_case, name) for name in wanted}
 
 
+@pytest.mark.torture
 @pytest.mark.parametrize("name", CASES)
 def test_a_disturbed_run_comes_to_the_same(proofs, name):
     case, (all_proofs, runs) = CASES[name], proofs

@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +19,7 @@ from presets.errors import UserError
 from presets.geometry import Bucket
 from presets.job import DatasetPanel, Job, JobPanel
 from tests.videos import write_clip, write_image
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
+from tests.waiting import PATIENCE, until
 
 
 def alive(pid: int) -> bool:
@@ -217,7 +209,7 @@ def test_signals_to_the_group_leave_the_workers_alone(folder: Path) -> None:
     for pid in pids:  # and to each of them, as an impatient supervisor may
         os.kill(pid, signal.SIGINT)
         os.kill(pid, signal.SIGTERM)
-    out, err = process.communicate("1\n2\n30\n", timeout=60)
+    out, err = process.communicate("1\n2\n30\n", timeout=PATIENCE)
     assert (process.returncode, err) == (0, "")
     assert out.splitlines()[-1] == "closed"
     assert "log" not in out
@@ -228,6 +220,6 @@ def test_workers_end_with_a_killed_trainer(folder: Path) -> None:
     process, pids = trainer(folder)
     assert len(pids) == 2
     process.kill()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=PATIENCE)
     until(lambda: not any(alive(pid) for pid in pids))
     assert err == ""

@@ -20,6 +20,7 @@ from engine.tiny import build_tiny
 from presets.errors import UserError
 from presets.plan import Plan
 from presets.stages import EXPERTS
+from tests.waiting import PATIENCE
 
 CPU = torch.device("cpu")
 PRECISIONS = ("none", "float8", "qfloat8", "qint8", "qint4")
@@ -122,5 +123,5 @@ def test_an_error_in_the_middle_leaves_no_thread_behind(tmp_path):
 
 def test_no_second_copy_in_host_memory():
     """The benchmark's own measurement: a second copy of its expert would be eight blocks in the source's precision."""
-    run = subprocess.run([sys.executable, "-m", "benchmarks.loading", "--tiny", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=110)
+    run = subprocess.run([sys.executable, "-m", "benchmarks.loading", "--tiny", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert run.returncode == 0, run.stdout + run.stderr

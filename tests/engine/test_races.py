@@ -11,6 +11,8 @@ from presets.plan import Plan
 from tests.engine.fake_cuda import FakeCuda, Watch
 from tests.engine.plain import CPU, attach, packed
 
+pytestmark = pytest.mark.process  # for its length
+
 BLOCKS = 5
 EXPERTS = ("high_noise", "low_noise")
 

@@ -11,6 +11,8 @@ from engine.streamed import ExpertWeights, Machinery, StreamedExecutor
 from presets.plan import Plan
 from tests.engine.plain import CPU, attach, packed
 
+pytestmark = pytest.mark.process  # it trains
+
 BLOCKS, STEPS = 3, 50
 RESIDENT = {"resident": BLOCKS, "slots": 0, "stash": "device"}
 

@@ -206,6 +206,7 @@ def compiled(monkeypatch):
     torch._dynamo.reset()
 
 
+@pytest.mark.process  # for its length
 @pytest.mark.parametrize("plan", [{"resident": 4, "kept": 2}, {"chunk": 5}], ids=str)
 def test_one_compilation_does_for_all_sizes(weights, parameters, plain, compiled, plan):
     """Else what the compiler makes of a clip hangs on the clip before it, and a resume begins with another one."""

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from presets.fold import RunView, fold
 from presets.job import Job
 from presets.jobfile import load_job, save_job, with_value
 from tests.engine.jobs import events, of_kind, write_job
+from tests.waiting import PATIENCE, until
 
 
 def final_loras(run: Path) -> dict[str, torch.Tensor]:
@@ -85,11 +85,11 @@ def start(job: Path, *args: str) -> subprocess.Popen:
 
 
 def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 90
-    while not (run / "events.jsonl").exists() or max(step_losses(run), default=0) < step:
+    def there() -> bool:
         assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+        return (run / "events.jsonl").exists() and max(step_losses(run), default=0) >= step
+
+    until(there, f"step {step}")
 
 
 def compare_with_uninterrupted(tiny, tmp_path, interrupted: Path, **training) -> None:
@@ -123,7 +123,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny, tmp_path, how):
             process.send_signal(signal.SIGHUP)
         case "sigkill":
             process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == (-9 if how == "sigkill" else 75)
     last = events(run)[-1]
     if how != "sigkill":
@@ -165,7 +165,7 @@ def test_a_second_trainer_in_the_folder_is_refused(tiny, tmp_path, capsys):
     assert run_job(job, None, resume=True, workers=0, device="cpu") == 1
     assert "another trainer is running in this folder" in capsys.readouterr().err
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
 
 
 def edited(path: Path, **values) -> Path:
@@ -283,7 +283,7 @@ def test_an_unknown_command_is_said_and_passed_over(tiny, tmp_path):
     for name, command in (("1", "dance"), ("2", "stop")):
         (run / "control" / f"{name}.tmp").write_text(json.dumps({"id": name, "command": command}))
         (run / "control" / f"{name}.tmp").rename(run / "control" / f"{name}.json")
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 75
     assert any(d["code"] == "command-refused" and "'dance'" in d["message"] for d in of_kind(run, "finding"))
 
@@ -292,12 +292,14 @@ def test_a_stop_in_the_middle_of_a_preview_ends_it(tiny, tmp_path):
     job = write_job(tmp_path, tiny, sample={"every": 0, "steps": 1000}, steps=2)
     process = start(job)
     run = tmp_path / "runs" / "t"
-    deadline = time.monotonic() + 90
-    while not run.exists() or not any(d["name"] == "sampling" and d["done"] > 3 for d in of_kind(run, "phase")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.05)
+
+    def sampling() -> bool:
+        assert process.poll() is None, process.communicate()[1]
+        return (run / "events.jsonl").exists() and any(d["name"] == "sampling" and d["done"] > 3 for d in of_kind(run, "phase"))
+
+    until(sampling, "the middle of a preview")
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=PATIENCE)
     assert process.returncode == 75 and not of_kind(run, "sample")
 
 
@@ -380,7 +382,4 @@ def test_no_thread_or_worker_stays(tiny, tmp_path):
 
     before, threads = {p.pid for p in psutil.Process().children(recursive=True)}, set(threading.enumerate())
     assert run_job(write_job(tmp_path, tiny, prompts=0, steps=2), None, resume=False, workers=2, device="cpu") == 0
-    deadline = time.monotonic() + 10
-    while left := ({p.pid for p in psutil.Process().children(recursive=True)} - before) | (set(threading.enumerate()) - threads):
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
+    until(lambda: {p.pid for p in psutil.Process().children(recursive=True)} <= before and set(threading.enumerate()) <= threads, "the end of every worker and thread")

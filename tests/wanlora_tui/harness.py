@@ -6,31 +6,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from daemon.client import Client, NotRunning, ping
 from daemon.protocol import LIVE_STATES
 from presets.job import DatasetPanel, Job, JobPanel, TrainingPanel
 from presets.jobfile import save_job
+from tests.waiting import LOOK, PATIENCE, until
 
 ROOT = Path(__file__).parents[2]
 TRAINER = [sys.executable, "-m", "tests.wanlora_tui.trainer"]
-DEADLINE = 60.0  # generous: other work may share the cores
-
-
-def until(condition: Callable[[], Any], what: str) -> Any:
-    """Wait for a condition and give its value."""
-    end = time.monotonic() + DEADLINE
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"{what} did not come within {DEADLINE} s")
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -38,10 +26,10 @@ def environment(**more: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color"} | more
 
 
-def wanlora(*args: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None, timeout: float = DEADLINE) -> "subprocess.CompletedProcess[str]":
+def wanlora(*args: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
     """Run the real command and give what it said."""
     command = [sys.executable, "-m", "wanlora_tui.cli", *map(str, args)]
-    return subprocess.run(command, cwd=cwd, env=env or environment(), capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(command, cwd=cwd, env=env or environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
 
 
 def short_dir() -> Path:
@@ -70,12 +58,12 @@ def running_daemon(folder: Path) -> Iterator[Path]:
     finally:
         end_daemon(folder)
         process.terminate()
-        process.wait(20)
+        process.wait(PATIENCE)
 
 
-def answers(folder: Path) -> bool:
+def answers(folder: Path, timeout: float = 2.0) -> bool:
     try:
-        ping(folder)
+        ping(folder, timeout=timeout)
         return True
     except NotRunning:
         return False
@@ -88,13 +76,11 @@ def end_daemon(folder: Path) -> None:
             for job in await client.jobs():
                 if job.state in LIVE_STATES:
                     await client.cancel(job.id)
-            for _ in range(200):
-                if not any(job.state in LIVE_STATES for job in await client.jobs()):
-                    break
-                await asyncio.sleep(0.05)
+            while any(job.state in LIVE_STATES for job in await client.jobs()):
+                await asyncio.sleep(LOOK)
             await client.shutdown()
 
-    if answers(folder):
+    if answers(folder, PATIENCE):  # it may be busy, and must not be left behind
         with ThreadPoolExecutor(1) as thread:  # callers may have a loop of their own
             thread.submit(lambda: asyncio.run(go())).result()
 

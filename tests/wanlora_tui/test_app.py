@@ -1,6 +1,5 @@
 """The whole interface against a real daemon with a real (small) trainer process."""
 
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,9 +13,10 @@ from textual_image.widget import HalfcellImage
 
 from daemon.client import Client
 from daemon.protocol import JobRecord
-from tests.wanlora_tui.harness import DEADLINE, answers, end_daemon, own_daemon, running_daemon, short_dir, write_job
+from tests.waiting import PATIENCE, until_async
+from tests.wanlora_tui.harness import answers, end_daemon, own_daemon, running_daemon, short_dir, write_job
 from tests.wanlora_tui.test_dashboard import outside, shown
-from tests.wanlora_tui.wizard_pilot import type_ahead
+from tests.wanlora_tui.wizard_pilot import patient, type_ahead, until
 from wanlora_tui.actions import all_actions
 from wanlora_tui.app import WanloraApp
 from wanlora_tui.screens.confirm import Confirm
@@ -31,14 +31,6 @@ from wanlora_tui.widgets.folder_picker import PathInput
 def folder() -> Iterator[Path]:
     with own_daemon() as folder:
         yield folder
-
-
-async def until(pilot: Pilot[None], condition: Callable[[], Any], what: str) -> None:
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, f"{what} did not come; the screen says:\n{shown(pilot.app.screen)}"
-        await pilot.pause(0.02)
-    await pilot.pause()
 
 
 def says(pilot: Pilot[None], *words: str) -> Callable[[], bool]:
@@ -68,7 +60,8 @@ async def test_it_starts_the_daemon_and_says_so():
     folder = short_dir()
     try:
         async with interface(folder) as (_, pilot):
-            await until(pilot, says(pilot, "Started the daemon", "● daemon alive"), "the start of the daemon")
+            await until(pilot, says(pilot, "Started the daemon"), "the word of it, which goes after a few seconds")
+            await until(pilot, says(pilot, "● daemon alive"), "the daemon")
         assert answers(folder)  # and it goes on
     finally:
         end_daemon(folder)
@@ -76,7 +69,7 @@ async def test_it_starts_the_daemon_and_says_so():
 
 @pytest.mark.parametrize("size", [(80, 24), (160, 48)])
 async def test_jobs_are_listed_with_their_pace_and_their_place(folder: Path, tmp_path: Path, size: tuple[int, int]):
-    await submit(folder, tmp_path, "orbit_v1", steps=5000, pace_ms=20)
+    await submit(folder, tmp_path, "orbit_v1", steps=5000, pace_ms=500)
     await submit(folder, tmp_path, "style_v1")
     async with interface(folder, size) as (app, pilot):
         await until(pilot, says(pilot, "orbit_v1", "► running", "/5000", "high", "0.31", "style_v1", "… queued (1)", "2 jobs, 1 running, 1 queued"), "the table")
@@ -84,7 +77,7 @@ async def test_jobs_are_listed_with_their_pace_and_their_place(folder: Path, tmp
 
 
 async def test_the_table_of_a_long_run_is_whole_in_80_columns(folder: Path, tmp_path: Path):
-    record = await submit(folder, tmp_path, "wan_i2v_motion_orbit_around", steps=5000, pace_ms=20)
+    record = await submit(folder, tmp_path, "wan_i2v_motion_orbit_around", steps=5000, pace_ms=500)
     await submit(folder, tmp_path, "style_v1")
     async with interface(folder) as (app, pilot):
         await until(pilot, says(pilot, "► running", "/5000", "0.31", "… queued (1)"), "the table")
@@ -97,7 +90,7 @@ async def test_the_table_of_a_long_run_is_whole_in_80_columns(folder: Path, tmp_
 
 
 async def test_open_watch_and_leave_stops_nothing(folder: Path, tmp_path: Path):
-    record = await submit(folder, tmp_path, steps=5000, pace_ms=20)
+    record = await submit(folder, tmp_path, steps=5000, pace_ms=500)
     async with interface(folder) as (app, pilot):
         await until(pilot, says(pilot, "orbit_v1", "► running"), "the job")
         await pilot.press("enter")
@@ -113,21 +106,24 @@ async def test_open_watch_and_leave_stops_nothing(folder: Path, tmp_path: Path):
 
 
 async def test_coming_back_says_what_happened_meanwhile(folder: Path, tmp_path: Path):
-    record = await submit(folder, tmp_path, steps=100_000, pace_ms=5)
+    record = await submit(folder, tmp_path, steps=100_000, pace_ms=100)
     async with interface(folder, job=record) as (_, pilot):
         await until(pilot, says(pilot, "trainer progressing"), "the dashboard")
         assert "Since you left" not in shown(pilot.app.screen)
         await pilot.press("q")
     async with Client(folder) as client:
         left_at = (await client.show(record.id)).step
-        while (await client.show(record.id)).step < left_at + 50:
-            time.sleep(0.05)
+
+        async def went_on() -> bool:
+            return (await client.show(record.id)).step >= left_at + 50
+
+        await until_async(went_on, "50 more steps")
     async with interface(folder, job=record) as (_, pilot):
         await until(pilot, says(pilot, "Since you left:", "steps", "preview", "0 warnings"), "the summary")
 
 
 async def test_stop_asks_first_then_the_job_can_be_resumed(folder: Path, tmp_path: Path):
-    record = await submit(folder, tmp_path, steps=100_000, pace_ms=5)
+    record = await submit(folder, tmp_path, steps=100_000, pace_ms=200)
     async with interface(folder, job=record) as (app, pilot):
         await until(pilot, says(pilot, "trainer progressing"), "the dashboard")
         await pilot.press("s")
@@ -145,7 +141,7 @@ async def test_stop_asks_first_then_the_job_can_be_resumed(folder: Path, tmp_pat
 
 
 async def test_cancel_from_the_jobs_screen(folder: Path, tmp_path: Path):
-    await submit(folder, tmp_path, "orbit_v1", steps=100_000, pace_ms=5)
+    await submit(folder, tmp_path, "orbit_v1", steps=100_000, pace_ms=1000)
     await submit(folder, tmp_path, "style_v1")
     async with interface(folder) as (_, pilot):
         await until(pilot, says(pilot, "… queued (1)"), "the queue")
@@ -165,7 +161,7 @@ async def test_a_failed_job_says_why(folder: Path, tmp_path: Path):
 async def test_the_daemon_dies_and_comes_back_while_we_watch(tmp_path: Path):
     folder = short_dir()
     with running_daemon(folder):
-        record = await submit(folder, tmp_path, steps=100_000, pace_ms=20)
+        record = await submit(folder, tmp_path, steps=100_000, pace_ms=200)
         async with interface(folder, job=record) as (app, pilot):
             await until(pilot, says(pilot, "trainer progressing"), "the dashboard")
             async with Client(folder) as client:
@@ -191,7 +187,7 @@ async def test_it_closes_by_itself_after_the_end_unless_a_key_is_pressed(folder:
 
 
 async def test_help_lists_every_key_of_the_screen_and_the_palette_runs_them(folder: Path, tmp_path: Path):
-    record = await submit(folder, tmp_path, steps=100_000, pace_ms=20)
+    record = await submit(folder, tmp_path, steps=100_000, pace_ms=1000)
     async with interface(folder, (160, 60), job=record) as (app, pilot):
         await until(pilot, says(pilot, "trainer progressing"), "the dashboard")
         await pilot.press("question_mark")
@@ -199,7 +195,10 @@ async def test_help_lists_every_key_of_the_screen_and_the_palette_runs_them(fold
         text = " ".join(shown(app.screen).split())
         missing = [a.id for a in all_actions() if a.id.startswith(("dashboard.", "app.")) and a.help not in text]
         assert not missing
-        await pilot.press("escape", "ctrl+p")
+        await pilot.press("escape")
+        await until(pilot, lambda: isinstance(app.screen, DashboardScreen), "the dashboard")
+        await pilot.press("ctrl+p")
+        await until(pilot, lambda: isinstance(app.focused, Input), "the palette")
         await pilot.press(*"preview")
         await until(pilot, says(pilot, "Preview"), "the palette")
         await pilot.press("enter", "enter")
@@ -212,9 +211,9 @@ async def test_keys_typed_ahead_are_taken_in_order_and_the_palette_has_no_key_of
         await until(pilot, says(pilot, "orbit_v1"), "the job")
         await pilot.press("ctrl+p")
         await until(pilot, lambda: isinstance(app.focused, Input), "the palette")
-        type_ahead(app, "abc", "backspace", "d")
-        await until(pilot, lambda: app.focused.value in ("abc", "abd"), "the letters")
-        assert app.focused.value == "abd"
+        with patient(app):
+            type_ahead(app, "abc", "backspace", "d")
+            await until(pilot, lambda: app.focused.value == "abd", "the letters, and what was taken back")
         await pilot.press("escape")
         await app.push_screen(WizardScreen(folder / "draft.json"))
         await until(pilot, lambda: app.screen.pane is not None, "the wizard")
@@ -236,7 +235,8 @@ async def test_n_opens_the_wizard_and_escape_comes_back(folder: Path):
         await until(pilot, lambda: isinstance(app.screen, JobsScreen), "the jobs screen")
 
 
-async def test_ctrl_c_asks_once(folder: Path):
+async def test_ctrl_c_asks_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("wanlora_tui.app.TWICE_SECONDS", PATIENCE)
     async with interface(folder) as (app, pilot):
         await until(pilot, says(pilot, "● daemon alive"), "the screen")
         await pilot.press("ctrl+c")

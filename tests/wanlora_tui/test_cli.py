@@ -17,7 +17,8 @@ from daemon.client import Client
 from presets.jobfile import load_job
 from tests.terminal import Terminal
 from tests.videos import write_clip
-from tests.wanlora_tui.harness import DEADLINE, ROOT, environment, own_daemon, short_dir, until, wanlora, write_job
+from tests.waiting import PATIENCE
+from tests.wanlora_tui.harness import ROOT, environment, own_daemon, short_dir, until, wanlora, write_job
 
 HEAVY = ("torch", "diffusers", "transformers", "peft", "textual", "zmq", "av", "msgspec", "numpy", "PIL")
 
@@ -145,13 +146,13 @@ def test_signs_that_an_encoding_lacks_stop_no_command(folder: Path, tmp_path: Pa
 
 def test_a_file_s_name_that_is_no_text_goes_out_as_it_came_in(tmp_path: Path):
     name = os.fsdecode(b"caf\xe9.toml")
-    said = subprocess.run([sys.executable, "-m", "wanlora_tui.cli", "check", name], cwd=ROOT, env=environment(), capture_output=True, timeout=DEADLINE, check=False)
+    said = subprocess.run([sys.executable, "-m", "wanlora_tui.cli", "check", name], cwd=ROOT, env=environment(), capture_output=True, timeout=PATIENCE, check=False)
     assert b"caf\xe9.toml" in said.stderr and b"no such job file" in said.stderr
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
 def test_a_closed_stream_stops_no_command(folder: Path, closed: str):
-    said = subprocess.run(f"{sys.executable} -m wanlora_tui.cli jobs --json --dir {folder} {closed}", shell=True, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=DEADLINE, check=False)
+    said = subprocess.run(f"{sys.executable} -m wanlora_tui.cli jobs --json --dir {folder} {closed}", shell=True, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert said.returncode == 0 and "Traceback" not in said.stderr
     assert said.stdout.startswith("" if closed == ">&-" else "[")
 
@@ -200,12 +201,12 @@ def test_the_exit_code_of_watch_is_the_outcome(folder: Path, tmp_path: Path):
     submit(folder, write_job(tmp_path, "broken_v2"))
     said = wanlora("watch", "broken_v2", "--dir", folder)
     assert said.returncode == 1 and " failed out of memory" in said.stdout and "broken_v2: failed" in said.stderr
-    submit(folder, write_job(tmp_path, "stopped_v1", steps=100_000, pace_ms=5))
+    submit(folder, write_job(tmp_path, "stopped_v1", steps=100_000, pace_ms=50))
     watching = subprocess.Popen([sys.executable, "-m", "wanlora_tui.cli", "watch", "stopped_v1", "--plain", "--dir", str(folder)], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
     assert watching.stdout is not None
     until(lambda: " step " in watching.stdout.readline(), "a step")
     assert "stopped_v1 saves a checkpoint and stops. Go on later with: wanlora resume stopped_v1" in wanlora("stop", "stopped_v1", "--dir", folder).stderr
-    rest = watching.communicate(timeout=60)[0]
+    rest = watching.communicate(timeout=PATIENCE)[0]
     assert watching.returncode == 75 and " stopped step" in rest
     assert wanlora("resume", "stopped_v1", "--dir", folder).returncode == 0
     until(lambda: "► running" in wanlora("jobs", "--dir", folder).stdout, "the resumed job")
@@ -214,12 +215,12 @@ def test_the_exit_code_of_watch_is_the_outcome(folder: Path, tmp_path: Path):
 
 
 def test_ctrl_c_leaves_the_watch_and_the_job_goes_on(folder: Path, tmp_path: Path):
-    submit(folder, write_job(tmp_path, "left_v1", steps=100_000, pace_ms=5))
+    submit(folder, write_job(tmp_path, "left_v1", steps=100_000, pace_ms=50))
     watching = subprocess.Popen([sys.executable, "-m", "wanlora_tui.cli", "watch", "--dir", str(folder)], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert watching.stdout is not None
     until(lambda: " step " in watching.stdout.readline(), "a step")
     watching.send_signal(signal.SIGINT)
-    talk = watching.communicate(timeout=60)[1]
+    talk = watching.communicate(timeout=PATIENCE)[1]
     assert watching.returncode == 130 and "goes on" in talk and "Traceback" not in talk
     record = next(j for j in json.loads(wanlora("jobs", "--json", "--dir", folder).stdout) if j["name"] == "left_v1")
     assert record["state"] == "running"
@@ -229,7 +230,7 @@ def test_ctrl_c_leaves_the_watch_and_the_job_goes_on(folder: Path, tmp_path: Pat
 def test_a_reader_that_leaves_makes_no_noise(folder: Path, tmp_path: Path):
     submit(folder, write_job(tmp_path, "piped_v1", steps=100_000, pace_ms=1))
     command = f"{sys.executable} -m wanlora_tui.cli watch piped_v1 --plain --dir {folder} | head -2"
-    said = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+    said = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert len(said.stdout.splitlines()) == 2 and said.stderr == ""
     wanlora("cancel", "piped_v1", "--dir", folder)
 
@@ -248,7 +249,7 @@ def test_unknown_jobs_are_named(folder: Path):
 
 
 def test_doctor_gives_a_line_per_check(folder: Path):
-    said = wanlora("doctor", "--dir", folder, timeout=180)
+    said = wanlora("doctor", "--dir", folder)
     levels = [line.split()[0] for line in said.stdout.splitlines() if not line.startswith(" ")]
     subjects = {line[6:18].strip() for line in said.stdout.splitlines() if not line.startswith(" ")}
     assert set(levels) <= {"ok", "warn", "fail"} and said.returncode == ("fail" in levels)
@@ -283,7 +284,7 @@ def test_steps_watched_on_a_narrow_terminal_are_written_over(folder: Path, tmp_p
 
 
 def test_cancelling_says_what_becomes_of_it(folder: Path, tmp_path: Path):
-    submit(folder, write_job(tmp_path, "first_v1", steps=100_000, pace_ms=5))
+    submit(folder, write_job(tmp_path, "first_v1", steps=100_000, pace_ms=50))
     submit(folder, write_job(tmp_path, "waiting_v1"))
     assert wanlora("cancel", "waiting_v1", "--dir", folder).stderr == "waiting_v1 is cancelled. It had not begun.\n"
     assert wanlora("watch", "waiting_v1", "--dir", folder).stderr == "waiting_v1: cancelled before it began.\n"
@@ -294,7 +295,7 @@ def test_cancelling_says_what_becomes_of_it(folder: Path, tmp_path: Path):
 def test_train_becomes_the_trainer(tmp_path: Path):
     """Its exit code is the trainer's own: the engine refuses a job without clips, in its own words."""
     (tmp_path / "clips").mkdir()
-    said = wanlora("train", write_job(tmp_path), "--out", tmp_path / "runs", timeout=180)
+    said = wanlora("train", write_job(tmp_path), "--out", tmp_path / "runs")
     assert said.returncode == 1 and "Traceback" not in said.stderr and said.stderr
 
 
@@ -359,14 +360,14 @@ with tunnel("me@box") as folder:
     print(asyncio.run(seen(folder)))
 assert not folder.exists()
 """
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ssh, capture_output=True, text=True, timeout=60, check=False)
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ssh, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert said.returncode == 0 and "far_v1" in said.stdout, said.stderr
 
 
 @pytest.mark.parametrize(("host", "words"), [("me@nowhere", "Could not resolve hostname me@nowhere"), ("-oProxyCommand=x", "is not a host")])
 def test_a_tunnel_that_cannot_open_says_why(ssh: dict[str, str], host: str, words: str):
     code = f"from wanlora_tui.tunnel import tunnel\nwith tunnel({host!r}): pass"
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ssh, capture_output=True, text=True, timeout=60, check=False)
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ssh, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert said.returncode == 1 and words in said.stderr.splitlines()[-1]
 
 
@@ -374,11 +375,11 @@ def test_a_far_machine_without_a_daemon_or_without_wanlora(ssh: dict[str, str], 
     code = "from wanlora_tui.tunnel import tunnel\nwith tunnel('me@box'): pass"
     tool = tmp_path / "bin/wanlora"
     tool.write_text("""#!/bin/sh\necho '{"running": false, "protocol": 1}'\nexit 1\n""")
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ssh, capture_output=True, text=True, timeout=60, check=False)
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ssh, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert "no daemon runs there" in said.stderr and "wanlora daemon start" in said.stderr
     tool.unlink()
     path = ":".join([str(tool.parent), *(p for p in ssh["PATH"].split(":")[1:] if not Path(p, "wanlora").exists())])
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ssh | {"PATH": path}, capture_output=True, text=True, timeout=60, check=False)
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ssh | {"PATH": path}, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert "no wanlora on the PATH" in said.stderr
 
 

@@ -29,7 +29,7 @@ def lines(run: Path, kind: str) -> list[dict]:
 
 def begun(folder: Path, tmp_path: Path, name: str, **options: int) -> tuple[Path, Path]:
     """A job that has made steps: its file and its run folder."""
-    path = write_job(tmp_path, name, **({"steps": 100_000, "pace_ms": 5} | options))
+    path = write_job(tmp_path, name, **({"steps": 100_000, "pace_ms": 20} | options))
     job = load_job(path)
     job.sample.prompts = [PromptPanel(prompt="orbit 360 around the castle")]
     save_job(job, path)

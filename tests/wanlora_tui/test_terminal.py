@@ -1,64 +1,36 @@
 """The real program on a real pseudo-terminal, as a terminal emulator sees it."""
 
 import asyncio
-import os
-import signal
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
-import pexpect
-import pyte
 import pytest
 
 from daemon.client import Client
 from daemon.protocol import JobRecord
-from tests.wanlora_tui.harness import DEADLINE, ROOT, environment, own_daemon, until, write_job
-
-
-class Terminal:
-    """One `wanlora` on a terminal of its own."""
-
-    def __init__(self, *args: str, size: tuple[int, int] = (80, 24), **env: str) -> None:
-        columns, rows = size
-        self.screen = pyte.Screen(columns, rows)
-        self._stream = pyte.ByteStream(self.screen)
-        self.process = pexpect.spawn(sys.executable, ["-m", "wanlora_tui.cli", *args], cwd=str(ROOT), env=environment(**env), dimensions=(rows, columns), timeout=DEADLINE)
-
-    @property
-    def text(self) -> str:
-        return "\n".join(self.screen.display)
-
-    def read(self) -> None:
-        try:
-            data = self.process.read_nonblocking(65536, timeout=0.05)
-        except (pexpect.TIMEOUT, pexpect.EOF):
-            return
-        if b"\x1b[c" in data:  # "what are you?": a terminal answers
-            self.process.send(b"\x1b[?62;22c")
-        self._stream.feed(data.replace(b"\x1b[16t", b"").replace(b"\x1b[>q", b""))
-
-    def wait(self, condition: Callable[[str], bool], what: str) -> None:
-        def met() -> bool:
-            self.read()
-            return condition(self.text)
-
-        try:
-            until(met, what)
-        except AssertionError as e:
-            raise AssertionError(f"{e}; the terminal shows:\n{self.text}") from None
-
-    def wait_end(self) -> int:
-        until(lambda: (self.read(), not self.process.isalive())[1], "the end of the program")
-        self.read()
-        assert self.process.exitstatus is not None
-        return int(self.process.exitstatus)
+from tests.terminal import Terminal
+from tests.waiting import until
+from tests.wanlora_tui.harness import ROOT, environment, own_daemon, write_job
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
     with own_daemon() as folder:
         yield folder
+
+
+@pytest.fixture
+def terminal(folder: Path) -> Iterator[Callable[..., Terminal]]:
+    """`terminal("attach", TERM="dumb")`: `wanlora` on a terminal of its own, with the daemon of `folder`."""
+    with ExitStack() as opened:
+
+        def open_terminal(*args: str, **env: str) -> Terminal:
+            command = [sys.executable, "-m", "wanlora_tui.cli", *args, "--dir", str(folder)]
+            return opened.enter_context(closing(Terminal(command, cwd=ROOT, env=environment(**env))))
+
+        yield open_terminal
 
 
 def submit(folder: Path, job: Path) -> JobRecord:
@@ -78,32 +50,31 @@ def record_of(folder: Path, job: JobRecord) -> JobRecord:
 
 
 @pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}, {"TERM": "screen-256color", "TMUX": "/tmp/none,1,0"}])
-def test_attach_draws_and_q_says_how_to_come_back(folder: Path, tmp_path: Path, env: dict[str, str]):
-    submit(folder, write_job(tmp_path, steps=100_000, pace_ms=10))
-    terminal = Terminal("attach", "--dir", str(folder), **env)
-    terminal.wait(lambda text: "orbit_v1" in text and "● trainer progressing" in text and "Detach" in text, "the dashboard")
-    terminal.process.send("q")
-    assert terminal.wait_end() == 0
-    assert "orbit_v1 goes on training. Come back with: wanlora attach orbit_v1" in terminal.text
+def test_attach_draws_and_q_says_how_to_come_back(folder: Path, tmp_path: Path, terminal: Callable[..., Terminal], env: dict[str, str]):
+    submit(folder, write_job(tmp_path, steps=100_000, pace_ms=200))
+    screen = terminal("attach", **env)
+    screen.wait(lambda text: "orbit_v1" in text and "● trainer progressing" in text and "Detach" in text, "the dashboard")
+    screen.press("q")
+    assert screen.wait_end() == 0
+    assert "orbit_v1 goes on training. Come back with: wanlora attach orbit_v1" in screen.text
 
 
-def test_a_killed_interface_stops_nothing_and_is_told_what_it_missed(folder: Path, tmp_path: Path):
-    job = submit(folder, write_job(tmp_path, steps=100_000, pace_ms=10))
-    terminal = Terminal("attach", "orbit_v1", "--dir", str(folder))
-    terminal.wait(lambda text: "● trainer progressing" in text, "the dashboard")
+def test_a_killed_interface_stops_nothing_and_is_told_what_it_missed(folder: Path, tmp_path: Path, terminal: Callable[..., Terminal]):
+    job = submit(folder, write_job(tmp_path, steps=100_000, pace_ms=50))
+    screen = terminal("attach", "orbit_v1")
+    screen.wait("● trainer progressing")
     seen = folder / "state/tui.json"
-    terminal.wait(lambda _: seen.exists(), "the note of what was seen")
-    os.kill(terminal.process.pid, signal.SIGKILL)
-    terminal.process.wait()
+    screen.wait(lambda _: seen.exists(), "the note of what was seen")
+    screen.kill9()
     killed_at = record_of(folder, job).step
     until(lambda: record_of(folder, job).step > killed_at + 100, "the steps after the kill")
-    again = Terminal("attach", "--dir", str(folder))
+    again = terminal("attach")
     again.wait(lambda text: "Since you left:" in text and "● trainer progressing" in text, "what was missed")
-    again.process.send("q")
+    again.press("q")
     assert again.wait_end() == 0
 
 
-def test_a_dumb_terminal_is_told_what_to_use(folder: Path):
-    terminal = Terminal("--dir", str(folder), TERM="dumb")
-    assert terminal.wait_end() == 1
-    assert "wanlora watch" in terminal.text
+def test_a_dumb_terminal_is_told_what_to_use(terminal: Callable[..., Terminal]):
+    screen = terminal(TERM="dumb")
+    assert screen.wait_end() == 1
+    assert "wanlora watch" in screen.text

@@ -14,6 +14,7 @@ from presets.fields import FIELDS
 from presets.job import PromptPanel
 from presets.jobfile import absolute_paths, load_job, save_job
 from tests.videos import write_clip
+from tests.waiting import PATIENCE
 from tests.wanlora_tui.harness import ROOT, environment
 from tests.wanlora_tui.harness import until as until_outside
 from tests.wanlora_tui.wizard_pilot import (
@@ -220,6 +221,7 @@ async def test_captions_show_as_they_will_be_read(work: Path) -> None:
         await until(pilot, lambda: "a frung turns" in screen_text(pilot.app), "the new caption")
 
 
+@pytest.mark.process  # for its length
 async def test_every_field_is_reached_by_keyboard(work: Path) -> None:
     reached: set[str] = set()
     async with wizard(a_draft(work, "settings")) as pilot:
@@ -380,7 +382,7 @@ async def test_a_place_that_cannot_be_written_stops_the_launch(work: Path) -> No
     async with wizard(a_draft(work, "review", job_path=str(work / "orbit" / "clip_00.mp4" / "job.toml"))) as pilot:
         await resumed(pilot, "review")
         await reviewed(pilot)
-        assert "is a file, not a folder" in screen_text(pilot.app)
+        await until(pilot, lambda: "is a file, not a folder" in " ".join(screen_text(pilot.app).split()), "the finding")
         await pilot.press("f8")
         await until(pilot, lambda: "Not launched" in screen_text(pilot.app), "the refusal")
         assert pilot.app.result == "not dismissed"
@@ -454,6 +456,7 @@ async def test_keys_typed_ahead_go_where_they_were_meant_to(work: Path, keys: tu
         rows = list(pilot.app.screen.query(FieldInput))
         await until(pilot, lambda: rows[0].control.has_focus, "the first field")
         await pilot.press("end")
+        pilot.app.patience = PATIENCE
         type_ahead(pilot.app, *keys)
         await until(pilot, lambda: (rows[0].control.value, rows[1].control.value) == (prompt, image), f"{prompt!r} and {image!r}")
 
@@ -461,6 +464,7 @@ async def test_keys_typed_ahead_go_where_they_were_meant_to(work: Path, keys: tu
 async def test_a_prompt_can_be_typed_right_behind_the_key_that_adds_it(work: Path) -> None:
     async with wizard(a_draft(work, "prompts")) as pilot:
         await resumed(pilot, "prompts")
+        pilot.app.patience = PATIENCE
         type_ahead(pilot.app, "f5", "backspace", "orbit")
         await until(pilot, lambda: [r.control.value[-5:] for r in list(pilot.app.screen.query(FieldInput))[:1] if r.is_mounted] == ["orbit"], "the prompt")
 
@@ -473,7 +477,7 @@ async def test_a_notice_leaves_the_help_in_view(work: Path) -> None:
             await pilot.press("f8")
             await until(pilot, lambda: "Not launched" in screen_text(pilot.app), "the refusal")
             pilot.app.clear_notifications()
-            screen_of(pilot).notify("many words here " * 20)
+            screen_of(pilot).notify("many words here " * 20, timeout=PATIENCE)
             await until(pilot, lambda: "many words" in screen_text(pilot.app), "the long notice")
             for step in ("review", "prompts", "settings"):
                 await at_step(pilot, step)
@@ -511,7 +515,7 @@ def test_kill_9_keeps_what_was_typed(work: Path) -> None:
     pexpect = pytest.importorskip("pexpect", reason="pexpect drives the terminal")
     draft = work / "draft.json"
     code = f"from pathlib import Path; from tests.wanlora_tui.wizard_pilot import WizardApp; WizardApp(Path({str(draft)!r})).run()"
-    child = pexpect.spawn(sys.executable, ["-c", code], cwd=str(work), env=environment(), dimensions=(24, 80), timeout=60)
+    child = pexpect.spawn(sys.executable, ["-c", code], cwd=str(work), env=environment(), dimensions=(24, 80), timeout=PATIENCE)
     child.expect("Motion or camera")
     child.send("\r")
     child.expect("Folder")
@@ -535,9 +539,9 @@ async def test_help_tells_the_step_and_the_keys(work: Path) -> None:
         await until(pilot, lambda: "Help · Kind" in screen_text(pilot.app), "the help")
         assert "two experts" in screen_text(pilot.app)
         await pilot.press("G")
-        await pilot.pause(0.3)
+        await until(pilot, lambda: "Go up one line" in screen_text(pilot.app), "the end of the help")
         text = screen_text(pilot.app)
-        assert "Go up one line" in text and "Enter Space" in text and "ENTER" not in text
+        assert "Enter Space" in text and "ENTER" not in text
         assert all(line.split("│")[1].startswith("  ") for line in text.splitlines() if line.count("│") == 2), text
         await pilot.press("escape")
         await pilot.pause()

@@ -21,6 +21,8 @@ from wanlora_tui.screens.wizard.state import PANELS
 from wanlora_tui.screens.wizard.steps import NAMES, STEPS
 from wanlora_tui.widgets.field_input import FieldInput
 
+pytestmark = pytest.mark.process  # for its length
+
 SIZES = [(80, 24), (100, 30), (160, 48)]
 
 

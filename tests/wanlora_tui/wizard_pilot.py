@@ -1,9 +1,8 @@
 """The wizard alone in a minimal app, with real clips and the smallest base model that the checks accept."""
 
 import json
-import time
-from collections.abc import Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,10 @@ from textual.pilot import Pilot
 from textual.widgets import Static
 
 from tests.videos import write_clip, write_image
+from tests.waiting import PATIENCE, until_async
 from wanlora_tui.keys import KeysInOrder
 from wanlora_tui.screens.wizard import WizardScreen
 from wanlora_tui.widgets.field_input import FieldInput
-
-DEADLINE = 60.0  # generous: other work may share the cores
 
 
 class WizardApp(KeysInOrder):
@@ -35,10 +33,16 @@ class WizardApp(KeysInOrder):
 
 
 async def until(pilot: Pilot[None], condition: Callable[[], Any], what: str) -> None:
-    end = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < end, f"{what} did not come within {DEADLINE} s; the screen says:\n{screen_text(pilot.app)}"
-        await pilot.pause(0.02)
+    """Wait for a condition, and then for all that the app has to do at once."""
+
+    def met() -> Any:
+        assert pilot.app._exception is None, "the app has died of an error"
+        return condition()
+
+    try:
+        await until_async(met, what)
+    except AssertionError as e:
+        raise AssertionError(f"{e}; the screen says:\n{screen_text(pilot.app)}") from None
     await pilot.pause()
 
 
@@ -59,6 +63,16 @@ def screen_of(pilot: Pilot[None]) -> WizardScreen:
 async def type_text(pilot: Pilot[None], text: str) -> None:
     names = {" ": "space", "/": "slash", ".": "full_stop", "_": "underscore", "-": "minus", "[": "left_square_bracket", "]": "right_square_bracket", ",": "comma"}
     await pilot.press(*(names.get(c, c) for c in text))
+
+
+@contextmanager
+def patient(app: KeysInOrder) -> Iterator[None]:
+    """No key is given up meanwhile: the app goes on to the next one after a second, in which a busy machine may not get through one."""
+    app.patience, before = PATIENCE, app.patience
+    try:
+        yield
+    finally:
+        app.patience = before
 
 
 def type_ahead(app: App[Any], *keys: str) -> None:

@@ -1,0 +1,68 @@
+"""The suite itself: levels are found, a fast test that starts something is caught, and torch has one thread wherever it runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import levels
+from tests.wanlora_tui.harness import own_daemon, wanlora
+
+
+def computes() -> int:
+    return sum(range(3))
+
+
+def runs_something() -> None:
+    subprocess.run(["true"], check=True)
+
+
+class Runner:
+    def run(self) -> None:
+        def deeper() -> None:
+            wanlora("--help")
+
+        deeper()
+
+
+def trains(tiny: Path) -> None:
+    from engine.run import run_job
+
+    run_job(tiny, None, resume=False)
+
+
+def test_what_a_test_can_reach_gives_its_level():
+    assert not levels.starts(computes, set()) and not levels.starts(levels.LEVELS, set())
+    for one in (runs_something, Runner, trains, own_daemon, lambda: Runner().run(), lambda: [runs_something() for _ in "ab"]):
+        assert levels.starts(one, set()), one
+
+
+def test_each_test_has_one_level(request: pytest.FixtureRequest):
+    for item in request.session.items:
+        assert sum(item.get_closest_marker(level) is not None for level in levels.LEVELS) == 1, item.nodeid
+
+
+class Fast:
+    """A test that says that it is fast."""
+
+    def get_closest_marker(self, name: str) -> bool:
+        return name == "fast"
+
+
+def test_a_fast_test_that_starts_a_process_is_told_which_mark_to_write():
+    watched = levels.watched(Fast())  # type: ignore[arg-type]
+    next(watched)
+    runs_something()
+    with pytest.raises(AssertionError, match=r"mark it @pytest\.mark\.process\. Started: subprocess\.Popen\('true'"):
+        watched.send(None)
+
+
+def test_torch_has_one_thread_here_and_in_all_that_is_started():
+    """With more, trainers on few cores wait for each other, spinning."""
+    code = "import torch; print(torch.get_num_threads(), 'mkl_get_max_threads() : 1\\n' in torch.__config__.parallel_info() or not torch.backends.mkl.is_available())"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "1 True\n"
+    import torch
+
+    assert torch.get_num_threads() == 1

@@ -1,0 +1,31 @@
+"""Pilots wait until the app has nothing to do, however long that takes."""
+
+import asyncio
+from functools import partialmethod
+from time import process_time
+
+import pytest
+import textual.app
+import textual.pilot
+
+from tests.waiting import LOOK, PATIENCE
+
+AT_MOST = 0.5  # seconds of computing: an app that follows a run in full swing is never without something to do
+
+
+async def nothing_to_do(min_sleep: float = 0, max_sleep: float = 1) -> None:
+    """What was due within one look has been done, and all that came of it: every task waits for a timer, a socket or a thread.
+
+    Textual's `wait_for_idle`, which this stands in for, takes a process that gets no CPU for idle, and gives up after a second by the clock.
+    """
+    await asyncio.sleep(LOOK)
+    ready, began = asyncio.get_running_loop()._ready, process_time()  # type: ignore[attr-defined]
+    while ready and process_time() < began + AT_MOST:
+        await asyncio.sleep(0)
+
+
+@pytest.fixture(autouse=True)
+def patient_pilots(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (textual.app, textual.pilot):
+        monkeypatch.setattr(module, "wait_for_idle", nothing_to_do)
+    monkeypatch.setattr(textual.pilot.Pilot, "_wait_for_screen", partialmethod(textual.pilot.Pilot._wait_for_screen, timeout=PATIENCE))
