@@ -5,7 +5,7 @@ what fails here would otherwise fail hours into a training.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import pairwise
@@ -18,6 +18,7 @@ import av.container
 from msgspec import Struct
 
 from presets.errors import ClipError
+from presets.look import never_ends
 
 # Only containers that hold one video each: FFmpeg would follow a playlist (HLS, concat) named .mp4 to other files and hosts.
 DEMUXERS = "mov,matroska,avi,mpegts,mpeg,flv"
@@ -92,7 +93,7 @@ def _reason(error: av.error.FFmpegError) -> str:
     return (error.strerror or "no reason given").lower()
 
 
-def read_index(container: av.container.InputContainer, stream: av.VideoStream, *, where: str) -> FrameIndex:
+def read_index(container: av.container.InputContainer, stream: av.VideoStream, *, where: str, go_on: Callable[[], None] = never_ends) -> FrameIndex:
     """Times of all frames, by reading the packets of `stream` from where `container` stands (its beginning) to its end.
 
     Headers of webm and of cut recordings hold no frame count, and some hold a wrong one; the packets do not lie.
@@ -103,6 +104,7 @@ def read_index(container: av.container.InputContainer, stream: av.VideoStream, *
     assert stream.time_base is not None
     tick = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25)) / stream.time_base
     for number, packet in enumerate(container.demux(stream)):
+        go_on()
         if packet.size == 0:
             continue  # the end mark, or AVI's way to say "once more the same"
         pts = packet.pts if packet.pts is not None else packet.dts if packet.dts is not None else round(number * tick)
@@ -125,16 +127,19 @@ def _gaps(pts: list[int]) -> list[int]:
     return [b - a for a, b in pairwise(pts)]
 
 
-def probe_video(path: Path) -> VideoFile:
-    """Facts of a video file whose first and last frames decode. Raises ClipError for everything else."""
+def probe_video(path: Path, go_on: Callable[[], None] = never_ends) -> VideoFile:
+    """Facts of a video file whose first and last frames decode. Raises ClipError for everything else.
+
+    `go_on` is called between packets and between frames; what it raises ends the reading.
+    """
     where = str(path)
     head, size = _read_head(path)
     _refuse_foreign(head, where)
     _refuse_incomplete(path, size, where)
     with open_video(path) as (container, stream):
-        index = read_index(container, stream, where=where)
-        first = _decode_from(container, stream, index.pts[0], where, "first")
-        last = _decode_from(container, stream, index.keyframes[-1], where, "last")
+        index = read_index(container, stream, where=where, go_on=go_on)
+        first = _decode_from(container, stream, index.pts[0], where, "first", go_on)
+        last = _decode_from(container, stream, index.keyframes[-1], where, "last", go_on)
         frame_time = index.duration / len(index.pts)
         missing = (index.pts[-1] - (last.pts if last.pts is not None else index.pts[-1])) * float(index.time_base)
         if missing > 1.5 * frame_time:
@@ -149,12 +154,13 @@ def probe_video(path: Path) -> VideoFile:
         )  # fmt: skip
 
 
-def _decode_from(container: av.container.InputContainer, stream: av.VideoStream, pts: int, where: str, which: str) -> av.VideoFrame:
+def _decode_from(container: av.container.InputContainer, stream: av.VideoStream, pts: int, where: str, which: str, go_on: Callable[[], None]) -> av.VideoFrame:
     """The first frame decoded from the keyframe at or before `pts`, or (which == "last") the last one of the file."""
     found = None
     try:
         container.seek(pts, stream=stream, backward=True)
         for frame in container.decode(stream):
+            go_on()
             found = frame
             if which == "first":
                 break
