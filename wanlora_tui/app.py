@@ -74,7 +74,7 @@ class WanloraApp(KeysInOrder):
         return self._client
 
     def on_mount(self) -> None:
-        asyncio.get_running_loop().set_default_executor(ReadingThreads())  # nothing of ours writes in a thread
+        asyncio.get_running_loop().set_default_executor(ReadingThreads())  # ours read, or start the daemon, which needs nobody to go on
         if self.memory.memory.theme in self.available_themes:
             self.theme = self.memory.memory.theme
         self.theme_changed_signal.subscribe(self, lambda theme: self._remember_theme(theme.name))

@@ -37,9 +37,9 @@ class Launcher:
         except NotRunning as e:
             raise Unanswered(e.what, fix="It may still take the job when it goes on: look at the list of jobs before you launch again") from None
 
-    def taken(self, path: str, since: float) -> JobRecord | None:
+    def taken(self, path: Path, since: float) -> JobRecord | None:
         """The job that came of a file sent at `since`, as far as is known here."""
-        return _taken(list(self._board.records.values()), Path(path), since)
+        return _taken(list(self._board.records.values()), path, since)
 
     def command(self, path: Path) -> str:
         """What hands in the file from a shell."""

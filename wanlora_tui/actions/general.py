@@ -5,7 +5,7 @@ from wanlora_tui.actions import Action, register
 register(
     Action(id="app.help", keys="f1,question_mark", action="app.help", label="Help", help="All keys of this screen, and what they do."),
     Action(id="app.daemon", keys="d", action="app.daemon", label="Daemon", help="Where the daemon is; starts it when it does not answer.", show=False),
-    Action(id="app.interrupt", keys="ctrl+c", action="app.interrupt", label="Leave", help="Twice: leave the terminal interface. Once is enough while clips are being looked at. Jobs go on.", show=False, priority=True),
+    Action(id="app.interrupt", keys="ctrl+c", action="app.interrupt", label="Leave", help="Twice: leave; once does while clips are looked at. Jobs go on.", show=False, priority=True),
     Action(id="jobs.new", keys="n", action="screen.new_job", label="New", help="Open the wizard: from a folder of clips to a job."),
     Action(id="jobs.open", keys="enter", action="screen.open_job", label="Open", help="Open the dashboard of the job under the cursor."),
     Action(id="jobs.stop", keys="s", action="screen.stop_job", label="Stop", help="Save a checkpoint and stop the job under the cursor."),

@@ -145,4 +145,4 @@ class ClipsPane(StepPane):
         if self.state.draft.folders:
             self.state.remove_folder(self._current)
             self._list_folders(self._current)
-            self.post_message(Edited(scan=True))
+            self.post_message(Edited())

@@ -21,7 +21,7 @@ def look_text(look: Look) -> str:
 
 
 class Edited(Message):
-    """The draft has changed: keep it, and bring what is shown up to date. `scan`: folders have to be read, or no longer."""
+    """The draft has changed: keep it, and bring what is shown up to date. `scan`: folders have to be read."""
 
     def __init__(self, *, scan: bool = False) -> None:
         super().__init__()

@@ -24,12 +24,12 @@ from presets.machine import Machine, read_machine
 from presets.text import sentences
 from wanlora_tui.actions import bindings
 from wanlora_tui.drafts import Draft, DraftError, Drafts, DraftStore
-from wanlora_tui.launcher import Launcher, Unanswered
+from wanlora_tui.launcher import Launcher
 from wanlora_tui.screens.wizard.captions import CaptionsPane
 from wanlora_tui.screens.wizard.clips import ClipsPane
 from wanlora_tui.screens.wizard.dialogs import Ask, StepHelp
 from wanlora_tui.screens.wizard.kind import Chosen, KindPane
-from wanlora_tui.screens.wizard.launching import Launching
+from wanlora_tui.screens.wizard.launching import hand_in
 from wanlora_tui.screens.wizard.offer import offer
 from wanlora_tui.screens.wizard.pane import Edited, StepPane
 from wanlora_tui.screens.wizard.prompts import PromptsPane
@@ -37,7 +37,6 @@ from wanlora_tui.screens.wizard.review import Jump, ReviewPane
 from wanlora_tui.screens.wizard.settings import SettingsPane
 from wanlora_tui.screens.wizard.state import WizardState
 from wanlora_tui.screens.wizard.steps import NAMES, STEPS, position, step_of_field
-from wanlora_tui.text import state_text
 from wanlora_tui.widgets.field_input import FieldInput, field_id
 
 SCAN_DELAY = 0.4  # seconds without a key before a folder that is being typed is read
@@ -129,7 +128,7 @@ class WizardScreen(Screen[JobRecord | str | None]):
     @work
     async def _begin(self) -> None:
         """Offer the drafts of wizards that are gone, then show the first step or the one where the draft was left."""
-        offered = await offer(self.app, self.drafts, self._told)
+        offered = await offer(self.app, self.drafts, self.launcher)
         if offered is None:  # back to where the user came from, and the drafts stay
             self.dismiss(None)
             return
@@ -138,15 +137,6 @@ class WizardScreen(Screen[JobRecord | str | None]):
         self._scan()
         await self._machine_known()
         await self.go_to(self.step)
-
-    def _told(self, draft: Draft) -> str:
-        """What became of a draft whose wizard ended in the middle of its launch; "" for the others."""
-        if not draft.launched:
-            return ""
-        job = self.launcher.taken(draft.launched, draft.launched_at) if self.launcher is not None else None
-        if job is not None:
-            return f"It was launched already: job {job.id} {job.name}, {state_text(job.state)}"
-        return "It was being launched when its wizard ended: see whether it is in the list of jobs"
 
     async def _machine_known(self) -> None:
         """Steps from the third on need the machine; it takes a moment to read."""
@@ -196,11 +186,9 @@ class WizardScreen(Screen[JobRecord | str | None]):
         return [*self.state.looks.values(), *own]
 
     def _scan(self) -> None:
-        """Read the folders that have not been read yet, and no longer those that were taken out."""
-        looks, folders = self.state.looks, self.state.draft.folders
-        for folder in [f for f in looks if f not in folders]:
-            looks.pop(folder).end()
-        for index, folder in enumerate(folders):
+        """Read the folders that have not been read yet."""
+        looks = self.state.looks
+        for index, folder in enumerate(self.state.draft.folders):
             if folder not in self.state.scans and folder not in looks:
                 looks[folder] = Look()
                 self._scan_folder(folder, index, looks[folder])
@@ -410,33 +398,15 @@ class WizardScreen(Screen[JobRecord | str | None]):
         draft = self.state.draft
         draft.launched, draft.launched_at = str(path), sent_before or time.time()
         self._keep()
-        waiting = Launching(path.name)
-        answer: asyncio.Task[JobRecord] = asyncio.create_task(launcher.submit(path, sent_before=sent_before, say=waiting.say))
-
-        def stopped(by_user: bool | None) -> None:
-            if by_user:
-                answer.cancel()
-
-        try:
-            await self.app.push_screen(waiting, stopped)
-            await asyncio.wait({answer})
-        finally:
-            answer.cancel()
-        while self.app.screen is not self:  # what was opened meanwhile goes with it
-            await self.app.pop_screen()
-        later = f"The job file is kept. To hand it in from a shell: {launcher.command(path)}"
-        if answer.cancelled():
-            review.refuse(["You have stopped waiting. The daemon may still take the job: look at the list of jobs before you launch again.", later])
-        elif (error := answer.exception()) is None:
+        answer = await hand_in(self, launcher, path, sent_before)
+        if isinstance(answer, JobRecord):
             self._forget()
-            self.dismiss(answer.result())
-        elif isinstance(error, UserError | OSError):
-            if not isinstance(error, Unanswered):
-                draft.launched = ""
-                self._keep()
-            review.refuse([str(error), *(f"{f.field}: {sentences(f.message, f.fix)}" for f in getattr(error, "findings", [])), later])
-        else:
-            raise error
+            self.dismiss(answer)
+            return
+        if not answer.may_be_taken:
+            draft.launched = ""
+            self._keep()
+        review.refuse(answer.reasons)
 
     async def _may_write(self, path: Path) -> bool:
         if not path.exists() or self.state.wrote(path):

@@ -49,11 +49,13 @@ class WizardState:
     # Facts from outside
 
     def refresh(self) -> None:
-        """Recommend anew; call after the kind, the folders, their scans or the machine have changed."""
+        """Recommend anew, and no longer look at folders that were taken out; call after the kind, the folders, their scans or the machine have changed."""
         from presets.recommend import recommend
 
         self._recommendations, self._recommended = [], None
         self.scans = {folder: found for folder, found in self.scans.items() if folder in self.draft.folders}
+        for folder in [f for f in self.looks if f not in self.draft.folders]:
+            self.looks.pop(folder).end()
         if self.draft.kind is None or self.machine is None or not self.draft.folders:
             return
         name = suggested_name(self.draft.kind, Path(self.draft.folders[0]).name)
