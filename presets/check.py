@@ -5,7 +5,6 @@ import re
 import tempfile
 import textwrap
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +22,7 @@ from presets.findings import Finding
 from presets.fold import ABANDONED
 from presets.job import Job
 from presets.jobfile import absolute_paths, load_job
+from presets.look import Look
 from presets.machine import Machine, read_machine
 from presets.model import read_model
 from presets.rules import RULES
@@ -39,16 +39,17 @@ def installed_packages() -> frozenset[str]:
     return frozenset(p for p in OPTIONAL_PACKAGES if find_spec(p) is not None)
 
 
-def gather(job: Job, base: Path, *, out: Path, machine: Machine | None = None, scenes: bool = True) -> Facts:
+def gather(job: Job, base: Path, *, out: Path, machine: Machine | None = None, scenes: bool = True, look: Look | None = None) -> Facts:
     """Read everything the rules look at. `base` is the job file's folder, the run folder will be `out`/NAME.
 
     `scenes` looks for damage and scene cuts, which decodes every clip once, until it changes; everything else is quick. Raises nothing for
-    bad input: what cannot be read is a finding in the facts.
+    bad input: what cannot be read is a finding in the facts. `look` tells how far it is; raises LookEnded when that was ended.
     """
-    datasets = [scan_dataset(panel, i, base) for i, panel in enumerate(job.datasets)]
+    look = look or Look()
+    datasets = [scan_dataset(panel, i, base, look) for i, panel in enumerate(job.datasets)]
     cuts: dict[str, list[int]] = {}
     if scenes:
-        datasets, cuts = _look_for_cuts(datasets)
+        datasets, cuts = _look_for_cuts(datasets, look)
     return Facts(
         base=base, datasets=datasets, machine=machine or read_machine(out), model=read_model(job.model.path, base), out=out, run=read_run_folder(job, base, out),
         cuts=cuts, packages=installed_packages(),
@@ -87,11 +88,11 @@ def summary(findings: list[Finding]) -> str:
     return ", ".join(words) or "nothing found"
 
 
-def _look_for_cuts(datasets: list[DatasetFacts]) -> tuple[list[DatasetFacts], dict[str, list[int]]]:
+def _look_for_cuts(datasets: list[DatasetFacts], look: Look) -> tuple[list[DatasetFacts], dict[str, list[int]]]:
     """Scene cuts of every video. A clip whose middle does not decode leaves its dataset and becomes a problem of it."""
     paths = list(dict.fromkeys(c.path for d in datasets for c in d.clips if c.kind == "video"))
-    with ThreadPoolExecutor(max_workers=min(4, os.cpu_count() or 1)) as pool:  # decoding lets go of the interpreter
-        told = dict(zip(paths, pool.map(_cuts_of, paths), strict=True))
+    # Decoding lets go of the interpreter.
+    told = dict(zip(paths, look.at_all(paths, lambda p: _cuts_of(p, look), threads=min(4, os.cpu_count() or 1)), strict=True))
     broken = {path: e for path, e in told.items() if isinstance(e, ClipError)}
     out = [
         msgspec.structs.replace(
@@ -103,7 +104,7 @@ def _look_for_cuts(datasets: list[DatasetFacts]) -> tuple[list[DatasetFacts], di
     return out, {path: cuts for path, cuts in told.items() if not isinstance(cuts, ClipError)}
 
 
-def _cuts_of(path: str) -> list[int] | ClipError:
+def _cuts_of(path: str, look: Look) -> list[int] | ClipError:
     try:
         file = identity_of(path)
     except OSError as e:
@@ -111,7 +112,7 @@ def _cuts_of(path: str) -> list[int] | ClipError:
     if file not in _cuts:
         try:
             if (cuts := known_cuts(file)) is None:
-                keep_cuts(file, cuts := find_cuts(Path(path)))
+                keep_cuts(file, cuts := find_cuts(Path(path), look.go_on))
             _cuts[file] = cuts
         except ClipError as e:
             _cuts[file] = e

@@ -5,8 +5,7 @@ only when a file is probed.
 """
 
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +16,7 @@ from presets.captions import CaptionError, read_caption
 from presets.errors import ClipError
 from presets.findings import Finding
 from presets.job import DatasetPanel
+from presets.look import Look
 from presets.names import advice, escaped, is_utf8
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v"})
@@ -58,11 +58,14 @@ class DatasetFacts(Struct, frozen=True, kw_only=True):
 _known: dict[tuple[str, int, int, int], ClipFacts] = {}  # (path, inode, size, mtime) -> facts: wizard, check and trainer scan the same folder again and again
 
 
-def probe_clip(path: Path) -> ClipFacts:
+def probe_clip(path: Path, look: Look | None = None) -> ClipFacts:
     """Facts of one video or image, which is known to decode at least its first and last frame. Its caption is not read.
 
-    A file that did not change is probed once per process. Raises ClipError, which names the file, the reason and a fix.
+    A file that did not change is probed once per process. Raises ClipError, which names the file, the reason and a fix,
+    and LookEnded when `look` was ended before the answer was there.
     """
+    go_on = (look or Look()).go_on
+    go_on()
     path = path.absolute()
     suffix = path.suffix.lower()
     if suffix not in CLIP_SUFFIXES:
@@ -71,24 +74,24 @@ def probe_clip(path: Path) -> ClipFacts:
     try:
         status = path.stat()
     except OSError:
-        return probe(path)  # which says what is wrong
+        return probe(path, go_on)  # which says what is wrong
     key = str(path), status.st_ino, status.st_size, status.st_mtime_ns
     if key not in _known:
-        _known[key] = probe(path)
+        _known[key] = probe(path, go_on)
     return _known[key]
 
 
-def _probe_image(path: Path) -> ClipFacts:
+def _probe_image(path: Path, go_on: Callable[[], None]) -> ClipFacts:
     from presets.media import probe_image
 
     width, height, rotation, codec = probe_image(path)
     return ClipFacts(path=str(path), kind="image", frames=1, fps=0.0, duration=0.0, width=width, height=height, rotation=rotation, codec=codec, variable_rate=False, size_bytes=path.stat().st_size)
 
 
-def _probe_video(path: Path) -> ClipFacts:
+def _probe_video(path: Path, go_on: Callable[[], None]) -> ClipFacts:
     from presets.media import probe_video
 
-    v = probe_video(path)
+    v = probe_video(path, go_on)
     width, height = (v.height, v.width) if v.rotation in (90, 270) else (v.width, v.height)
     return ClipFacts(
         path=str(path), kind="video", frames=v.frames, fps=v.fps, duration=v.duration, width=width, height=height, rotation=v.rotation, codec=v.codec,
@@ -96,12 +99,14 @@ def _probe_video(path: Path) -> ClipFacts:
     )  # fmt: skip
 
 
-def scan_dataset(panel: DatasetPanel, index: int, base: Path) -> DatasetFacts:
+def scan_dataset(panel: DatasetPanel, index: int, base: Path, look: Look | None = None) -> DatasetFacts:
     """Probe every clip below a dataset's folder and pair the captions. `index` is the dataset's place in the job, `base` the job file's folder.
 
     Hidden files and folders, and folders named `_controls`, are no part of a dataset. Everything else is either a clip, a
     caption, or named in `problems`: one error per unusable file, one piece of advice for all files that are left aside.
+    `look` tells how far it is; raises LookEnded when that was ended.
     """
+    look = look or Look()
     root = (base / Path(panel.path).expanduser()).resolve()
     field = f"datasets[{index}].path"
     if not is_utf8(str(root)):
@@ -113,7 +118,7 @@ def scan_dataset(panel: DatasetPanel, index: int, base: Path) -> DatasetFacts:
     clips: list[Path] = []
     texts: list[Path] = []
     ignored: list[Path] = []
-    for path in _walk(root, field, problems):
+    for path in _walk(root, field, problems, look):
         suffix = path.suffix.lower()
         if not is_utf8(path.name) and suffix in CLIP_SUFFIXES | {".txt"}:
             problems.append(_not_utf8(path))
@@ -121,8 +126,8 @@ def scan_dataset(panel: DatasetPanel, index: int, base: Path) -> DatasetFacts:
         (clips if suffix in CLIP_SUFFIXES else texts if suffix == ".txt" else ignored).append(path)
     clips.sort(key=lambda p: p.relative_to(root).parts)
     captions = {path.with_suffix(""): path for path in sorted(texts)}
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:  # PyAV lets go of the interpreter while it reads and decodes
-        probed = list(pool.map(lambda p: _probe_with_caption(p, captions.get(p.with_suffix(""))), clips))
+    # PyAV lets go of the interpreter while it reads and decodes.
+    probed = look.at_all(clips, lambda p: _probe_with_caption(p, captions.get(p.with_suffix("")), look), threads=min(8, os.cpu_count() or 1))
     facts = [clip for clip, _ in probed if clip is not None]
     problems += [finding for _, found in probed for finding in found]
     if not clips and not problems:
@@ -136,14 +141,17 @@ def scan_dataset(panel: DatasetPanel, index: int, base: Path) -> DatasetFacts:
     return DatasetFacts(path=str(root), clips=facts, problems=problems)
 
 
-def _walk(root: Path, field: str, problems: list[Finding]) -> Iterator[Path]:
+def _walk(root: Path, field: str, problems: list[Finding], look: Look) -> Iterator[Path]:
     """Files below `root`; links to folders are followed, but no folder is entered twice. Folders that cannot be read, or named, become problems."""
 
     def unreadable(e: OSError) -> None:
         problems.append(_error("dataset-unreadable", field, f"the folder {escaped(str(e.filename))} cannot be read ({(e.strerror or str(e)).lower()})", "Check who may read it"))
 
     entered: set[tuple[int, int]] = set()
+    look.done = look.total = 0
     for folder, below, files in os.walk(root, onerror=unreadable, followlinks=True):
+        look.go_on()
+        look.done += len(files)
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in entered:
             below.clear()
@@ -155,7 +163,7 @@ def _walk(root: Path, field: str, problems: list[Finding]) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted(files) if not name.startswith("."))
 
 
-def _probe_with_caption(path: Path, caption_file: Path | None) -> tuple[ClipFacts | None, list[Finding]]:
+def _probe_with_caption(path: Path, caption_file: Path | None, look: Look) -> tuple[ClipFacts | None, list[Finding]]:
     problems: list[Finding] = []
     caption, has_caption = "", False
     if caption_file is not None:
@@ -166,7 +174,7 @@ def _probe_with_caption(path: Path, caption_file: Path | None) -> tuple[ClipFact
             problems.append(_error("caption-unreadable", str(caption_file), f"{caption_file.name}: {e.what}", e.fix))
             has_caption = True  # there is one, so "no caption" would be a second, wrong complaint
     try:
-        return msgspec.structs.replace(probe_clip(path), has_caption=has_caption, caption=caption), problems
+        return msgspec.structs.replace(probe_clip(path, look), has_caption=has_caption, caption=caption), problems
     except ClipError as e:
         return None, [_error(e.code, str(path), f"{path.name} {e.what}", e.fix), *problems]
 

@@ -5,12 +5,14 @@ was there before does not come back. So pans, fast motion, flashes, switched lig
 are jumps in time within one shot, whose pictures resemble each other.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from presets.damage import whole_frames
+from presets.look import never_ends
 
 Picture = NDArray[np.uint8]  # height x width x 3, RGB
 
@@ -25,15 +27,16 @@ COMES_BACK = 0.5  # of the jump: a smaller difference across it says that the sc
 LEAST_CONTRAST = 0.05  # standard deviation; darker and flatter pictures count as having this much
 
 
-def find_cuts(path: Path) -> list[int]:
+def find_cuts(path: Path, go_on: Callable[[], None] = never_ends) -> list[int]:
     """Numbers of the frames that begin a new shot, rising; [] for a clip of one shot.
 
-    Decodes the clip once, all of it; raises ClipError for one that is damaged or not of one size.
+    Decodes the clip once, all of it; raises ClipError for one that is damaged or not of one size. `go_on` is called between
+    frames; what it raises ends the search.
     """
-    return cuts_of(_small_pictures(path))
+    return cuts_of(_small_pictures(path, go_on), go_on)
 
 
-def cuts_of(pictures: list[Picture]) -> list[int]:
+def cuts_of(pictures: list[Picture], go_on: Callable[[], None] = never_ends) -> list[int]:
     """The same for frames that are decoded already and brought to about LONG_SIDE pixels, both sides a multiple of BLOCK."""
     count = len(pictures)
     known: dict[tuple[int, int], float] = {}
@@ -45,6 +48,7 @@ def cuts_of(pictures: list[Picture]) -> list[int]:
 
     found: list[int] = []
     for i in range(1, count):
+        go_on()
         if _change(pictures[i - 1], pictures[i]) < LEAST_CHANGE or (size := jump(i - 1, i)) < LEAST_JUMP:
             continue
         near = sorted((jump(j - 1, j) for j in range(max(1, i - NEAR), min(count, i + NEAR + 1)) if j != i), reverse=True)
@@ -60,9 +64,10 @@ def cuts_of(pictures: list[Picture]) -> list[int]:
     return found
 
 
-def _small_pictures(path: Path) -> list[Picture]:
+def _small_pictures(path: Path, go_on: Callable[[], None]) -> list[Picture]:
     pictures: list[Picture] = []
     for frame in whole_frames(path):
+        go_on()
         scale = LONG_SIDE / max(frame.width, frame.height)
         width, height = (max(BLOCK, round(side * scale / BLOCK) * BLOCK) for side in (frame.width, frame.height))
         pictures.append(np.asarray(frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray(), np.uint8))

@@ -5,7 +5,7 @@ what fails here would otherwise fail hours into a training.
 """
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from itertools import dropwhile, pairwise
@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from presets.errors import ClipError
+from presets.look import never_ends
 from presets.matroska import missing_bytes
 
 # Only containers that hold one video each: FFmpeg would follow a playlist (HLS, concat) named .mp4 to other files and hosts.
@@ -146,7 +147,7 @@ def _reason(error: av.error.FFmpegError) -> str:
     return (error.strerror or "no reason given").lower()
 
 
-def read_index(container: av.container.InputContainer, stream: av.VideoStream, *, where: str) -> FrameIndex:
+def read_index(container: av.container.InputContainer, stream: av.VideoStream, *, where: str, go_on: Callable[[], None] = never_ends) -> FrameIndex:
     """Times of all frames, by reading the packets of `stream` from where `container` stands (its beginning) to its end.
 
     Headers of webm and of cut recordings hold no frame count, and some hold a wrong one; the packets do not lie.
@@ -158,6 +159,7 @@ def read_index(container: av.container.InputContainer, stream: av.VideoStream, *
     assert stream.time_base is not None
     tick = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25)) / stream.time_base
     for number, packet in enumerate(container.demux(stream)):
+        go_on()
         if packet.size == 0:
             continue  # the end mark, or AVI's way to say "once more the same"
         pts = time_of(packet)
@@ -184,15 +186,18 @@ def _gaps(pts: list[int]) -> list[int]:
     return [b - a for a, b in pairwise(pts)]
 
 
-def probe_video(path: Path) -> VideoFile:
-    """Facts of a video file whose first and last frames decode. Raises ClipError for everything else."""
+def probe_video(path: Path, go_on: Callable[[], None] = never_ends) -> VideoFile:
+    """Facts of a video file whose first and last frames decode. Raises ClipError for everything else.
+
+    `go_on` is called between packets and between frames; what it raises ends the reading.
+    """
     where = str(path)
     head, size = _read_head(path)
     _refuse_foreign(head, where)
     _refuse_incomplete(path, size, where)
     with open_video(path) as (container, stream):
-        index = read_index(container, stream, where=where)
-        first, last = _decode_first(path), _decode_last(path, index.keyframes)
+        index = read_index(container, stream, where=where, go_on=go_on)
+        first, last = _decode_first(path, go_on), _decode_last(path, index.keyframes, go_on)
         if first.pts is not None and first.pts > index.pts[0]:  # it was cut where the picture was being refreshed bit by bit
             index = msgspec.structs.replace(index, pts=[p for p in index.pts if p >= first.pts])
         frame_time = index.duration / len(index.pts)
@@ -209,10 +214,11 @@ def probe_video(path: Path) -> VideoFile:
         )  # fmt: skip
 
 
-def _decode_first(path: Path) -> av.VideoFrame:
+def _decode_first(path: Path, go_on: Callable[[], None]) -> av.VideoFrame:
     """The first frame that is shown. Raises ClipError."""
     with open_video(path) as (container, stream):
         try:
+            go_on()
             first = next(decoded(container, stream), None)
         except av.error.FFmpegError as e:
             raise _undecodable(path, "first", f" ({_reason(e)})") from None
@@ -221,7 +227,7 @@ def _decode_first(path: Path) -> av.VideoFrame:
     return first
 
 
-def _decode_last(path: Path, keyframes: list[int]) -> av.VideoFrame:
+def _decode_last(path: Path, keyframes: list[int], go_on: Callable[[], None]) -> av.VideoFrame:
     """The last frame, decoded from the last keyframe; where that fails, from the one before, and then from the start. Raises ClipError.
 
     In MPEG streams a seek is a guess that may lead too far, and with intra refresh no frame after a seek is whole for a while.
@@ -234,6 +240,7 @@ def _decode_last(path: Path, keyframes: list[int]) -> av.VideoFrame:
                 if start is not None:
                     container.seek(start, stream=stream, backward=True)
                 for frame in decoded(container, stream):
+                    go_on()
                     if last is None or frame.pts is None or last.pts is None or frame.pts >= last.pts:  # AVI with B-frames: not always rising
                         last = frame
             except av.error.FFmpegError as e:

@@ -8,21 +8,23 @@ from collections.abc import Iterable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from textual import events, work
+from textual.actions import SkipAction
 from textual.app import SystemCommand
 from textual.screen import Screen
 from textual.widget import Widget
 
-from daemon.client import Client, DaemonError, NotRunning, RequestRefused, ping
+from daemon.client import Client, DaemonError, NotRunning, ping
 from daemon.launch import ensure_running
 from daemon.paths import places
 from daemon.protocol import ENDED_STATES, LIVE_STATES, JobRecord
 from presets.fold import RunView
-from presets.text import sentences
 from wanlora_tui.actions import all_actions, bindings
 from wanlora_tui.board import Board
 from wanlora_tui.keys import KeysInOrder
+from wanlora_tui.launcher import Launcher
 from wanlora_tui.lights import daemon_light
 from wanlora_tui.runfeed import RunFeed
 from wanlora_tui.screens.dashboard import DashboardScreen
@@ -32,11 +34,22 @@ from wanlora_tui.seen import MemoryFile
 from wanlora_tui.terminal.streams import has_shell
 from wanlora_tui.text import count, ending, home_path
 from wanlora_tui.themes import ReadableThemes, readable
+from wanlora_tui.threads import ReadingThreads
 
 TWICE_SECONDS = 3.0  # within which a second Ctrl-C leaves
 SAVE_SECONDS = 5.0  # between two writes of what was seen: a killed TUI forgets no more than that
 RETRY_SECONDS = 1.0
 OF_WIDGETS = ("list.", "table.", "text.", "form.", "picker.", "dialog.")  # actions that mean something on the focused widget only
+
+
+@runtime_checkable
+class Looks(Protocol):
+    """A screen that reads clips: the wizard, which is imported only when it is opened."""
+
+    @property
+    def looking(self) -> bool: ...
+
+    def end_looks(self) -> None: ...
 
 
 class WanloraApp(ReadableThemes, KeysInOrder):
@@ -65,6 +78,7 @@ class WanloraApp(ReadableThemes, KeysInOrder):
         return self._client
 
     def on_mount(self) -> None:
+        asyncio.get_running_loop().set_default_executor(ReadingThreads())  # ours read, or start the daemon, which needs nobody to go on
         if (theme := readable(self.memory.memory.theme)) in self.available_themes:
             self.theme = theme
         self.theme_changed_signal.subscribe(self, lambda theme: self._remember_theme(theme.name))
@@ -158,7 +172,7 @@ class WanloraApp(ReadableThemes, KeysInOrder):
 
     @work
     async def open_wizard(self) -> None:
-        """From the wizard to the dashboard of the job it wrote."""
+        """From the wizard to the dashboard of the job that the daemon accepted."""
         if self.host:
             self.notify(f"The wizard looks at clips and GPUs of this machine. Run wanlora on {self.host} for it.", severity="warning", timeout=10)
             return
@@ -166,16 +180,8 @@ class WanloraApp(ReadableThemes, KeysInOrder):
 
         # A daemon in a directory of its own keeps everything there, the half-filled wizard too.
         draft = self._state_dir / "draft.json" if self.daemon_dir is not None else None
-        path = await self.push_screen_wait(WizardScreen(draft))
-        if path is None:
-            return
-        try:
-            record = await self._client.submit(path)
-        except RequestRefused as e:
-            self.notify("\n".join([str(e), *(f"{f.field}: {sentences(f.message, f.fix)}" for f in e.findings)]), title=f"Not submitted: {path}", severity="error", timeout=30)
-        except DaemonError as e:
-            self.notify(f"{e}\nThe job file is kept: {path}", title="Not submitted", severity="error", timeout=30)
-        else:
+        record = await self.push_screen_wait(WizardScreen(draft, Launcher(self._client, self.daemon_dir, self._board)))
+        if isinstance(record, JobRecord):
             self.open_dashboard(record)
 
     # --- help and leaving --------------------------------------------------------------------------------------
@@ -193,6 +199,12 @@ class WanloraApp(ReadableThemes, KeysInOrder):
                 yield SystemCommand(action.label, action.help, partial(screen.run_action, action.action))
 
     def action_interrupt(self) -> None:
+        """Ctrl+C: out of a long look at clips at once, for the draft is kept; elsewhere it copies what is selected, or asks once."""
+        if any(isinstance(screen, Looks) and screen.looking for screen in self.screen_stack):
+            self.action_leave()
+            return
+        if getattr(self.focused, "selected_text", "") or self.screen.get_selected_text():
+            raise SkipAction
         now = time.monotonic()
         if now - self._interrupted_at < TWICE_SECONDS:
             self.action_leave()
@@ -201,6 +213,9 @@ class WanloraApp(ReadableThemes, KeysInOrder):
 
     def action_leave(self) -> None:
         """Close the screens and stop nothing; the farewell says how to come back."""
+        for screen in self.screen_stack:
+            if isinstance(screen, Looks):
+                screen.end_looks()
         if isinstance(self.screen, DashboardScreen):
             self.farewell += parting(self.screen.run.record, self.screen.run.view, self.host)
         else:

@@ -246,6 +246,25 @@ async def test_ctrl_c_asks_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
         assert app.return_code == 0
 
 
+async def test_ctrl_c_copies_what_is_selected_and_is_heard_over_dialogs_and_in_text_fields(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("wanlora_tui.app.TWICE_SECONDS", 600.0)
+    async with interface(folder) as (app, pilot):
+        await until(pilot, says(pilot, "● daemon alive"), "the screen")
+        await pilot.press("n")
+        await until(pilot, lambda: isinstance(app.screen, WizardScreen) and app.screen.pane is not None, "the wizard")
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.focused, PathInput), "the folder's input")
+        await pilot.press(*"abc", "shift+home", "ctrl+c")
+        await until(pilot, lambda: app.clipboard == "abc", "the copy")
+        assert app.return_code is None and not says(pilot, "Press Ctrl+C again")()
+        await pilot.press("end", "escape")
+        await until(pilot, says(pilot, "Leave the wizard?"), "the question")
+        await pilot.press("ctrl+c")
+        await until(pilot, says(pilot, "Press Ctrl+C again to leave"), "the warning")
+        await pilot.press("escape", "ctrl+c")  # with the cursor in the text field again
+        assert app.return_code == 0
+
+
 async def test_the_theme_is_remembered(folder: Path):
     async with interface(folder) as (app, pilot):
         await until(pilot, says(pilot, "● daemon alive"), "the screen")

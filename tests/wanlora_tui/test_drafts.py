@@ -8,7 +8,7 @@ import pytest
 
 from presets.job import PromptPanel
 from tests.wanlora_tui.harness import ROOT, environment, until
-from wanlora_tui.drafts import Draft, DraftError, DraftStore, age_text, default_draft_path, without_index
+from wanlora_tui.drafts import Draft, DraftError, Drafts, DraftStore, age_text, default_draft_path, without_index
 
 
 def a_draft() -> Draft:
@@ -93,3 +93,83 @@ def test_empty_means_nothing_was_chosen() -> None:
     assert Draft(step="clips").is_empty
     assert not Draft(kind="motion").is_empty
     assert not Draft(folders=["/a"]).is_empty
+
+
+def kinds(drafts: Drafts) -> list[str | None]:
+    return [d.kind for _, d in drafts.left_over()[0]]
+
+
+def test_each_wizard_has_a_draft_of_its_own(tmp_path: Path) -> None:
+    drafts = Drafts(tmp_path / "draft.json")
+    one, two = drafts.begin(Draft(kind="motion")), drafts.begin(Draft(kind="style"))
+    assert [one.path.name, two.path.name] == ["draft.json", "draft-2.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["draft-2.json", "draft.json"], "no lock file and no temporary file stays"
+    assert kinds(drafts) == [], "both live"
+    for _ in range(3):  # each write is a new file: the lock goes with it
+        one.save(Draft(kind="character"))
+        assert kinds(drafts) == [] and not DraftStore(one.path).hold()
+    one.release()
+    assert kinds(drafts) == ["character"]
+    two.delete()
+    three = drafts.begin(Draft(kind="motion"))
+    assert three.path == two.path and kinds(drafts) == ["character"]
+
+
+def test_left_over_drafts_come_newest_first_and_only_one_wizard_gets_each(tmp_path: Path) -> None:
+    drafts = Drafts(tmp_path / "draft.json")
+    for kind in ("motion", "style", "character"):
+        drafts.begin(Draft(kind=kind)).release()  # type: ignore[arg-type]
+    drafts.begin(Draft()).release()
+    found, problems = drafts.left_over()
+    assert [d.kind for _, d in found] == ["character", "style", "motion"] and problems == [], "an empty one is not worth an offer"
+    store = found[1][0]
+    assert store.hold()
+    assert not DraftStore(store.path).hold() and kinds(drafts) == ["character", "motion"]
+    store.delete()
+    assert not DraftStore(store.path).hold(), "gone"
+
+
+def test_a_draft_of_an_earlier_version_is_picked_up(tmp_path: Path) -> None:
+    (tmp_path / "draft.json").write_text('{"version":1,"saved":1.0,"step":"clips","kind":"style","folders":["/clips"],"values":{},"typed":{},"prompts":[],"job_path":""}')
+    [(store, draft)], _ = Drafts(tmp_path / "draft.json").left_over()
+    assert (draft.kind, draft.folders, draft.name) == ("style", ["/clips"], "wan_i2v_style_clips") and store.hold()
+
+
+def test_an_earlier_version_reads_a_draft_that_was_not_launched(tmp_path: Path) -> None:
+    DraftStore(tmp_path / "draft.json").save(Draft(kind="style"))
+    assert b"launched" not in (tmp_path / "draft.json").read_bytes()
+
+
+def test_files_that_are_no_drafts_are_told_and_never_overwritten(tmp_path: Path) -> None:
+    drafts = Drafts(tmp_path / "draft.json")
+    for text in ("{", "{{"):
+        drafts.first.write_text(text)
+        (tmp_path / "draft-2.json").write_text(text)
+        found, problems = drafts.left_over()
+        assert found == [] and len(problems) == 2 and "draft-2.json.unread" in problems[0], problems
+    left = {p.name: p.read_text() for p in tmp_path.iterdir()}
+    assert left == {"draft.json.unread": "{", "draft.json.unread-2": "{{", "draft-2.json.unread": "{", "draft-2.json.unread-2": "{{"}
+    (tmp_path / "draft-notes.json").write_text("mine")
+    (tmp_path / "draft-3.json").mkdir()
+    found, problems = drafts.left_over()
+    assert found == [] and len(problems) == 1 and "draft-3.json" in problems[0]
+    assert drafts.begin(Draft(kind="motion")).path == drafts.first
+
+
+def test_a_killed_wizard_holds_nothing(tmp_path: Path) -> None:
+    code = (
+        "from pathlib import Path; from wanlora_tui.drafts import Draft, Drafts\n"
+        f"store = Drafts(Path({str(tmp_path / 'draft.json')!r})).begin(Draft(kind='motion'))\n"
+        "while True:\n    store.save(Draft(kind='motion'))"
+    )
+    drafts = Drafts(tmp_path / "draft.json")
+    writers = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment()) for _ in range(2)]
+    until(lambda: len(list(tmp_path.glob("draft*.json"))) == 2, "both drafts")
+    for _ in range(200):  # while they write as fast as they can
+        assert kinds(drafts) == [] and not DraftStore(drafts.first).hold()
+    os.kill(writers[0].pid, signal.SIGKILL)
+    writers[0].wait()
+    assert kinds(drafts) == ["motion"]
+    os.kill(writers[1].pid, signal.SIGKILL)
+    writers[1].wait()
+    assert kinds(drafts) == ["motion", "motion"]

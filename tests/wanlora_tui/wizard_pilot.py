@@ -105,10 +105,7 @@ async def focus_field(pilot: Pilot[None], path: str) -> FieldInput:
 
 def screen_text(app: App[Any]) -> str:
     """What stands on the screen, as plain text."""
-    lines = []
-    for y in range(app.size.height):
-        lines.append("".join(segment.text for segment in app.screen._compositor.render_strips()[y]))
-    return "\n".join(lines)
+    return "\n".join("".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips())
 
 
 def static(pilot: Pilot[None], selector: str) -> str:

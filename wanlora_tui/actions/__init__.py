@@ -16,6 +16,7 @@ class Action:
     label: str  # one or two words, for the footer
     help: str  # one sentence, for the help screen and the palette
     show: bool = True  # in the footer
+    priority: bool = False  # before the focused widget sees the key, and over dialogs
 
 
 _registry: dict[str, Action] = {}
@@ -30,7 +31,7 @@ def register(*actions: Action) -> None:
 def bindings(*ids: str) -> list[Binding | tuple[str, str] | tuple[str, str, str]]:
     """Textual bindings of the named actions, for a `BINDINGS` class variable."""
     return [
-        Binding(a.keys, a.action, a.label, show=a.show, tooltip=a.help, id=a.id, priority=False)
+        Binding(a.keys, a.action, a.label, show=a.show, tooltip=a.help, id=a.id, priority=a.priority)
         for a in (_registry[i] for i in ids)
     ]  # fmt: skip
 

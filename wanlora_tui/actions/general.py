@@ -5,7 +5,7 @@ from wanlora_tui.actions import Action, register
 register(
     Action(id="app.help", keys="f1,question_mark", action="app.help", label="Help", help="All keys of this screen, and what they do."),
     Action(id="app.daemon", keys="d", action="app.daemon", label="Daemon", help="Where the daemon is; starts it when it does not answer.", show=False),
-    Action(id="app.interrupt", keys="ctrl+c", action="app.interrupt", label="Leave", help="Twice: leave the terminal interface. Jobs go on.", show=False),
+    Action(id="app.interrupt", keys="ctrl+c", action="app.interrupt", label="Leave", help="Twice: leave; once does while clips are looked at. Jobs go on.", show=False, priority=True),
     Action(id="app.suspend", keys="ctrl+z", action="app.suspend_process", label="Shell", help="Go to the shell for a while; come back with: fg.", show=False),
     Action(id="jobs.new", keys="n", action="screen.new_job", label="New", help="Open the wizard: from a folder of clips to a job."),
     Action(id="jobs.open", keys="enter", action="screen.open_job", label="Open", help="Open the dashboard of the job under the cursor."),

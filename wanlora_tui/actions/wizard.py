@@ -14,6 +14,8 @@ register(
     Action(id="wizard.fix", keys="f", action="screen.step_action('fix')", label="Fix", help="Apply the fix of the highlighted finding."),
     Action(id="wizard.fix_all", keys="F", action="screen.step_action('fix_all')", label="Fix all", help="Apply every fix that can be applied by itself."),
     Action(id="wizard.show_file", keys="t", action="screen.step_action('show_file')", label="Job file", help="Switch between the findings and the text of the job file."),
+    Action(id="launch.cancel", keys="escape", action="screen.cancel", label="Stop waiting", help="Stop waiting for the daemon's answer, and go back to the wizard."),
+    Action(id="drafts.discard", keys="f9", action="screen.discard", label="Throw away", help="Throw the highlighted draft away, after a question."),
     Action(id="form.previous", keys="up", action="app.focus_previous", label="Previous field", help="Go to the field above.", show=False),
     Action(id="form.next", keys="down", action="app.focus_next", label="Next field", help="Go to the field below.", show=False),
     Action(id="form.choice_before", keys="left", action="cycle(-1)", label="Choice before", help="Take the choice before this one.", show=False),

@@ -4,7 +4,7 @@ from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
-from wanlora_tui.screens.wizard.pane import StepPane
+from wanlora_tui.screens.wizard.pane import StepPane, look_text
 from wanlora_tui.text import count, home_path
 from wanlora_tui.widgets.clip_table import CaptionTable
 from wanlora_tui.widgets.field_input import FieldInput
@@ -16,6 +16,8 @@ class CaptionsPane(StepPane):
     CaptionsPane .heading { text-style: bold; height: 1; margin-top: 1; }
     CaptionsPane #caption-count { height: auto; margin-top: 1; }
     """
+
+    _counts = ""
 
     def compose(self) -> ComposeResult:
         folders = self.state.draft.folders
@@ -51,9 +53,12 @@ class CaptionsPane(StepPane):
             text += f", {len(clips) - own - bare} use the default caption"
         if bare:
             text += f", ✗ {bare} have none: type a default caption"
-        if self.state.scanning:
-            text = f"… still looking at {count(len(self.state.scanning), 'folder')}. " + text
+        self._counts = text
         label = self.query_one("#caption-count", Static)
-        label.update(text)
         label.set_class(bool(bare), "problem")
+        self.show_progress()
         self.query_one(CaptionTable).show(found, job.job.trigger)
+
+    def show_progress(self) -> None:
+        looks = [look_text(look) for look in self.state.looks.values()]
+        self.query_one("#caption-count", Static).update(f"… {', '.join(looks)}. {self._counts}" if looks else self._counts)

@@ -10,7 +10,7 @@ from textual.widgets.option_list import Option
 
 from presets.text import sentences
 from wanlora_tui.actions import bindings
-from wanlora_tui.screens.wizard.pane import Choices, Edited, StepPane
+from wanlora_tui.screens.wizard.pane import Choices, Edited, StepPane, look_text
 from wanlora_tui.text import count, home_path, shorten
 from wanlora_tui.typed_paths import absolute
 from wanlora_tui.widgets.clip_table import ClipTable
@@ -72,10 +72,16 @@ class ClipsPane(StepPane):
         name = f"{index + 1} {shorten(home_path(folder), 38)}"
         found = self.state.scans.get(folder)
         if found is None:
-            return f"{name}   … looking at the clips"
+            look = self.state.looks.get(folder)
+            return f"{name}   … {look_text(look) if look is not None else 'looking at the clips'}"
         unusable = sum(1 for p in found.problems if p.severity == "error")
         seconds = sum(c.duration for c in found.clips)
         return f"{name}   {count(len(found.clips), 'clip')}, {seconds:.0f} s" + (f"   ✗ {count(unusable, 'problem')}" if unusable else "   ✓")
+
+    def show_progress(self) -> None:
+        for i, folder in enumerate(self.state.draft.folders):
+            if folder in self.state.looks:
+                self.query_one("#folders", Choices).replace_option_prompt_at_index(i, self._line(i, folder))
 
     async def _show_folder(self) -> None:
         """Problems, frames and clips of the highlighted folder."""

@@ -7,11 +7,17 @@ from textual.message import Message
 from textual.widgets import OptionList
 
 from presets.clips import IMAGE_SUFFIXES
+from presets.look import Look
 from wanlora_tui.actions import bindings
 from wanlora_tui.screens.wizard.state import WizardState
 from wanlora_tui.widgets.field_input import FieldInput
 
 LORA_SUFFIXES = frozenset({".safetensors"})
+
+
+def look_text(look: Look) -> str:
+    """`looking at clips 120/5000`, or how many files were found while they are listed."""
+    return f"looking at clips {look.done}/{look.total}" if look.total else f"listing files ({look.done})" if look.done else "looking at the clips"
 
 
 class Edited(Message):
@@ -52,6 +58,9 @@ class StepPane(Vertical):
             recommended, reason = self.state.recommended(row.path)
             row.set_value(self.state.value(row.path), recommended=recommended, reason=reason)
             row.set_placeholder(self.state.placeholder(row.path))
+
+    def show_progress(self) -> None:
+        """Say how far the looks at clips are; called a few times a second while there are any."""
 
     def row(self, path: str) -> FieldInput:
         """The form row of a field."""

@@ -23,10 +23,11 @@ from presets.findings import Finding
 from presets.going_on import JOB_FILE
 from presets.job import Job
 from presets.jobfile import dump_job
+from presets.look import Look, LookEnded
 from presets.machine import Machine
 from wanlora_tui.actions import bindings
 from wanlora_tui.screens.wizard.forecast import forecast
-from wanlora_tui.screens.wizard.pane import Choices, Edited, StepPane
+from wanlora_tui.screens.wizard.pane import Choices, Edited, StepPane, look_text
 from wanlora_tui.screens.wizard.state import WizardState
 from wanlora_tui.text import count, home_path, shorten
 from wanlora_tui.widgets.folder_picker import PathInput
@@ -78,6 +79,8 @@ class ReviewPane(StepPane):
         self.revision = 0  # rises with every check asked for; older answers are dropped
         self.checking = True  # the rules have not answered yet
         self.watching = False  # every frame is being looked at, for damage and scene cuts: slow with many clips
+        self.look: Look | None = None  # the check that is under way
+        self.refusal: list[str] = []  # why the last launch came to nothing; gone with the next change
         self.facts: Facts | None = None
         self.findings: list[Finding] = []
 
@@ -100,6 +103,10 @@ class ReviewPane(StepPane):
     def on_mount(self) -> None:
         self.bring_up_to_date()
 
+    def on_unmount(self) -> None:
+        if self.look is not None:
+            self.look.end()
+
     def focus_first(self) -> None:
         self.query_one("#findings").focus()
 
@@ -107,9 +114,26 @@ class ReviewPane(StepPane):
 
     def bring_up_to_date(self) -> None:
         """Check again: called after every change of the job or of a fact."""
+        self.refusal = []
+        self._check_anew()
+
+    def refuse(self, reasons: list[str]) -> None:
+        """Say in place why a launch came to nothing, and check again: what stood in its way may be a finding by now."""
+        self.refusal = reasons
+        self._check_anew()
+        self._show_findings()
+        options = self.query_one("#findings", Choices)
+        options.highlighted = 0
+        options.scroll_home(animate=False)
+        options.focus()
+
+    def _check_anew(self) -> None:
         self._show_path()
         self.revision += 1
         self.checking = True
+        if self.look is not None:
+            self.look.end()
+        self.look = None
         self._show_counts()
         try:
             job = self.state.job()
@@ -119,20 +143,24 @@ class ReviewPane(StepPane):
             self._show_findings()
             return
         assert self.state.machine is not None
-        self._check(self.revision, job, self.state.job_path().parent, self.state.machine, self.facts)
+        self.look = Look()
+        self._check(self.revision, job, self.state.job_path().parent, self.state.machine, self.facts, self.look)
 
     @work(thread=True, group="check", exit_on_error=False)
-    def _check(self, revision: int, job: Job, base: Path, machine: Machine, known: Facts | None) -> None:
+    def _check(self, revision: int, job: Job, base: Path, machine: Machine, known: Facts | None, look: Look) -> None:
         out = base / "runs"
         paths = [str(Path(d.path)) for d in job.datasets]
         if known is not None and known.cuts and [d.path for d in known.datasets] == paths and self._same_model(known, job, base):
             facts = msgspec.structs.replace(known, base=base, out=out, run=read_run_folder(job, base, out))
             self.post_message(Checked(revision, facts, check(job, facts), True))
             return
-        facts = gather(job, base, out=out, machine=machine, scenes=False)
-        self.post_message(Checked(revision, facts, check(job, facts), False))
-        facts = gather(job, base, out=out, machine=machine)
-        self.post_message(Checked(revision, facts, check(job, facts), True))
+        try:
+            facts = gather(job, base, out=out, machine=machine, scenes=False, look=look)
+            self.post_message(Checked(revision, facts, check(job, facts), False))
+            facts = gather(job, base, out=out, machine=machine, look=look)
+            self.post_message(Checked(revision, facts, check(job, facts), True))
+        except LookEnded:
+            return
 
     def _same_model(self, known: Facts, job: Job, base: Path) -> bool:
         return known.model is not None and known.model.path == job.model.path and known.base == base
@@ -142,6 +170,8 @@ class ReviewPane(StepPane):
         if event.revision != self.revision:
             return
         self.facts, self.checking, self.watching = event.facts, False, not event.done
+        if event.done:
+            self.look = None
         self.findings = sorted([*self.state.findings(), *event.findings, *self._same_run(event.facts)], key=lambda f: SEVERITIES.index(f.severity))
         self._show_findings()
 
@@ -162,6 +192,8 @@ class ReviewPane(StepPane):
         problem = self.state.path_problem()
         if problem:
             note.update(f"✗ {problem}")
+        elif self.state.wrote(path):
+            note.update("✓ written by the last launch, which came to nothing; launching writes it again")
         elif path.exists():
             note.update(f"! {home_path(str(path))} exists: launching asks before replacing it")
         else:
@@ -179,7 +211,13 @@ class ReviewPane(StepPane):
     def _show_counts(self) -> None:
         words = [f"{HEADINGS[s][0]} {count(n, HEADINGS[s][1])}" for s in SEVERITIES if (n := sum(f.severity == s for f in self.findings))]
         text = ", ".join(words) or ("" if self.checking else "✓ ready to launch")
-        self.query_one("#counts", Static).update(text + (" … checking" if self.checking else " … cuts" if self.watching else ""))
+        far = self.look is not None and self.look.done < self.look.total
+        checking = look_text(self.look) if self.look is not None and far else "checking"
+        watching = f"cuts {self.look.done}/{self.look.total}" if self.look is not None and far else "cuts"
+        self.query_one("#counts", Static).update(text + (f" … {checking}" if self.checking else f" … {watching}" if self.watching else ""))
+
+    def show_progress(self) -> None:
+        self._show_counts()
 
     def _show_findings(self) -> None:
         self._show_counts()
@@ -188,6 +226,9 @@ class ReviewPane(StepPane):
         options = self.query_one("#findings", Choices)
         before = options.highlighted_option.id if options.highlighted_option is not None else None
         options.clear_options()
+        if self.refusal:
+            heading = Text("✗ NOT LAUNCHED · the draft is kept, F8 tries again", style="bold")
+            options.add_option(Option(Group(heading, Padding(Text("\n".join(self.refusal)), (0, 0, 0, 2))), id="refusal"))
         for severity in SEVERITIES:
             group = [(i, f) for i, f in enumerate(self.findings) if f.severity == severity]
             if group:
@@ -212,7 +253,7 @@ class ReviewPane(StepPane):
 
     def current(self) -> Finding | None:
         option = self.query_one("#findings", Choices).highlighted_option
-        return self.findings[int(option.id.removeprefix("finding-"))] if option is not None and option.id else None
+        return self.findings[int(option.id.removeprefix("finding-"))] if option is not None and option.id and option.id != "refusal" else None
 
     @on(Button.Pressed, "#fix")
     def action_fix(self) -> None:

@@ -14,18 +14,23 @@ from textual.widgets import Button, Footer, OptionList, Static
 from textual.widgets.option_list import Option
 from textual.worker import Worker, WorkerState
 
+from daemon.protocol import JobRecord
 from presets.clips import DatasetFacts, scan_dataset
 from presets.errors import UserError
 from presets.job import DatasetPanel
-from presets.jobfile import save_job
+from presets.jobfile import dump_job, save_job
+from presets.look import Look, LookEnded
 from presets.machine import Machine, read_machine
 from presets.text import sentences
 from wanlora_tui.actions import bindings
-from wanlora_tui.drafts import Draft, DraftError, DraftStore, age_text
+from wanlora_tui.drafts import Draft, DraftError, Drafts, DraftStore
+from wanlora_tui.launcher import Launcher
 from wanlora_tui.screens.wizard.captions import CaptionsPane
 from wanlora_tui.screens.wizard.clips import ClipsPane
 from wanlora_tui.screens.wizard.dialogs import Ask, StepHelp
 from wanlora_tui.screens.wizard.kind import Chosen, KindPane
+from wanlora_tui.screens.wizard.launching import hand_in
+from wanlora_tui.screens.wizard.offer import offer
 from wanlora_tui.screens.wizard.pane import Edited, StepPane
 from wanlora_tui.screens.wizard.prompts import PromptsPane
 from wanlora_tui.screens.wizard.review import Jump, ReviewPane
@@ -35,6 +40,7 @@ from wanlora_tui.screens.wizard.steps import NAMES, STEPS, position, step_of_fie
 from wanlora_tui.widgets.field_input import FieldInput, field_id
 
 SCAN_DELAY = 0.4  # seconds without a key before a folder that is being typed is read
+PROGRESS = 0.25  # seconds between two looks at how far a scan is
 
 
 @dataclass
@@ -48,8 +54,11 @@ class Scanned(Message):
     found: DatasetFacts
 
 
-class WizardScreen(Screen[str | None]):
-    """Dismisses with the absolute path of the written job file, to be launched, or with None."""
+class WizardScreen(Screen[JobRecord | str | None]):
+    """Dismisses with the job that the daemon has accepted, or with None.
+
+    Without a `launcher` the written job file is all that is wanted: then it dismisses with its absolute path.
+    """
 
     BINDINGS = bindings("wizard.help", "wizard.leave", "wizard.back", "wizard.next")
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012  (Textual's own declaration)
@@ -70,11 +79,12 @@ class WizardScreen(Screen[str | None]):
     WizardScreen #nav-state { width: 1fr; content-align: center middle; color: $text-muted; }
     """
 
-    def __init__(self, draft_path: Path | None = None) -> None:
+    def __init__(self, draft_path: Path | None = None, launcher: Launcher | None = None) -> None:
         super().__init__()
-        self.store = DraftStore(draft_path)
+        self.launcher = launcher
+        self.drafts = Drafts(draft_path)
+        self.store: DraftStore | None = None  # this wizard's own, from its first change on
         self.state = WizardState(Draft(), Path.cwd())
-        self._scan_running: set[str] = set()
         self._machine_there = asyncio.Event()
         self._draft_problem = ""
         self._said = ("", "")  # title and text of the help area
@@ -97,6 +107,12 @@ class WizardScreen(Screen[str | None]):
     def on_mount(self) -> None:
         self._read_machine()
         self._begin()
+        self.set_interval(PROGRESS, self._show_progress)
+
+    def on_unmount(self) -> None:
+        self.end_looks()
+        if self.store is not None:
+            self.store.release()
 
     @property
     def pane(self) -> StepPane | None:
@@ -111,23 +127,12 @@ class WizardScreen(Screen[str | None]):
 
     @work
     async def _begin(self) -> None:
-        """Offer the kept draft, then show the first step or the one where it was left."""
-        try:
-            draft = self.store.load()
-        except DraftError as e:
-            aside = self.store.set_aside()
-            self.notify(sentences(str(e), f"It lies at {aside} now; this is a new job"), severity="error", timeout=20)
-            draft = None
-        if draft is not None and not draft.is_empty:
-            what = f"A {draft.kind or 'new'} LoRA" + (f" from {', '.join(Path(f).name for f in draft.folders)}" if draft.folders else "")
-            text = f"{what}, left at step {position(draft.step) + 1} of {len(STEPS)}: {STEPS[position(draft.step)].title}."
-            answers = {"continue": "Continue", "fresh": "Start afresh"}
-            answer = await self.app.push_screen_wait(Ask(f"Continue the half-filled job from {age_text(time.time() - draft.saved)}?", text, answers))
-            if not answer:  # Escape: back to where the user came from, and the draft stays
-                self.dismiss(None)
-                return
-            if answer == "continue":
-                self.state.draft = draft
+        """Offer the drafts of wizards that are gone, then show the first step or the one where the draft was left."""
+        offered = await offer(self.app, self.drafts, self.launcher)
+        if offered is None:  # back to where the user came from, and the drafts stay
+            self.dismiss(None)
+            return
+        self.state.draft, self.store = offered.draft, offered.store
         self.state.refresh()
         self._scan()
         await self._machine_known()
@@ -143,7 +148,10 @@ class WizardScreen(Screen[str | None]):
         """Save the draft. A failure is said, and typing goes on."""
         problem = ""
         try:
-            self.store.save(self.state.draft)
+            if self.store is None:
+                self.store = self.drafts.begin(self.state.draft)
+            else:
+                self.store.save(self.state.draft)
         except DraftError as e:
             problem = str(e)
             if problem != self._draft_problem:
@@ -163,24 +171,46 @@ class WizardScreen(Screen[str | None]):
         self._machine_there.set()
         self._show()
 
+    @property
+    def looking(self) -> bool:
+        """Clips are being read, here or in the review."""
+        return any(not look.ended for look in self._all_looks())
+
+    def end_looks(self) -> None:
+        """End every look at clips; its threads notice it between two frames."""
+        for look in self._all_looks():
+            look.end()
+
+    def _all_looks(self) -> list[Look]:
+        own = [self.pane.look] if isinstance(self.pane, ReviewPane) and self.pane.look is not None else []
+        return [*self.state.looks.values(), *own]
+
     def _scan(self) -> None:
         """Read the folders that have not been read yet."""
+        looks = self.state.looks
         for index, folder in enumerate(self.state.draft.folders):
-            if folder not in self.state.scans and folder not in self._scan_running:
-                self._scan_running.add(folder)
-                self._scan_folder(folder, index)
+            if folder not in self.state.scans and folder not in looks:
+                looks[folder] = Look()
+                self._scan_folder(folder, index, looks[folder])
 
     @work(thread=True, group="scan", exit_on_error=False)
-    def _scan_folder(self, folder: str, index: int) -> None:
-        self.post_message(Scanned(folder, scan_dataset(DatasetPanel(path=folder), index, self.state.cwd)))
+    def _scan_folder(self, folder: str, index: int, look: Look) -> None:
+        try:
+            self.post_message(Scanned(folder, scan_dataset(DatasetPanel(path=folder), index, self.state.cwd, look)))
+        except LookEnded:
+            return
 
     @on(Scanned)
     def _scanned(self, event: Scanned) -> None:
-        self._scan_running.discard(event.folder)
         if event.folder in self.state.draft.folders:  # it may have been removed meanwhile
+            self.state.looks.pop(event.folder, None)
             self.state.scans[event.folder] = event.found
             self.state.refresh()
             self._show()
+
+    def _show_progress(self) -> None:
+        if self.pane is not None and self.pane.is_mounted and self.looking:
+            self.pane.show_progress()
 
     @on(Worker.StateChanged)
     def _worker_failed(self, event: Worker.StateChanged) -> None:
@@ -320,13 +350,22 @@ class WizardScreen(Screen[str | None]):
         text = "What you have entered is kept, and offered again the next time you start a new job."
         answer = await self.app.push_screen_wait(Ask("Leave the wizard?", text, {"leave": "Leave, keep the draft", "stay": "Stay", "discard": "Throw it away"}))
         if answer == "discard":
-            self.store.delete()
+            self._forget()
         if answer in ("leave", "discard"):
+            self.end_looks()
             self.dismiss(None)
 
-    @work
+    def _forget(self) -> None:
+        """Delete the draft: it was thrown away, or has become a job."""
+        if self.store is not None:
+            try:
+                self.store.delete()
+            except DraftError as e:
+                self.notify(str(e), severity="error", timeout=20)
+
+    @work(exclusive=True, group="launch")
     async def _launch(self, review: ReviewPane) -> None:
-        """Write the job file and hand its path back, unless something stands in the way: then say what."""
+        """Write the job file and hand it in, unless something stands in the way: then say what, and stay."""
         errors = [f for f in review.findings if f.severity == "error"]
         problem = self.state.path_problem()
         if errors:
@@ -340,16 +379,37 @@ class WizardScreen(Screen[str | None]):
             review.query_one("#job-path").focus()
         elif await self._may_write(self.state.job_path()):
             path = self.state.job_path().absolute()
+            job = self.state.written_job()
+            sent_before = self.state.draft.launched_at if self.state.draft.launched == str(path) and self.state.wrote(path) else 0.0
             try:
-                save_job(self.state.written_job(), path, fresh=True)
+                save_job(job, path, fresh=True)
             except UserError as e:
-                self.notify(str(e), title="Not launched", severity="error", timeout=20)
+                review.refuse([sentences(f"The job file {path} {e.what}", "Make room there or mend it, or choose another place above")])
                 return
-            self.store.delete()
-            self.dismiss(str(path))
+            self.state.written[path] = dump_job(job)
+            if self.launcher is None:
+                self._forget()
+                self.dismiss(str(path))
+            else:
+                await self._hand_in(review, self.launcher, path, sent_before)
+
+    async def _hand_in(self, review: ReviewPane, launcher: Launcher, path: Path, sent_before: float) -> None:
+        """Wait for the daemon's answer. The draft says meanwhile that it is under way, in case this program is killed."""
+        draft = self.state.draft
+        draft.launched, draft.launched_at = str(path), sent_before or time.time()
+        self._keep()
+        answer = await hand_in(self, launcher, path, sent_before)
+        if isinstance(answer, JobRecord):
+            self._forget()
+            self.dismiss(answer)
+            return
+        if not answer.may_be_taken:
+            draft.launched = ""
+            self._keep()
+        review.refuse(answer.reasons)
 
     async def _may_write(self, path: Path) -> bool:
-        if not path.exists():
+        if not path.exists() or self.state.wrote(path):
             return True
         answers = {"replace": "Replace it", "keep": "Choose another name"}
         answer = await self.app.push_screen_wait(Ask("Replace this file?", f"{path} exists already.", answers))

@@ -13,7 +13,7 @@ from presets.errors import JobError
 from presets.fields import FIELDS, PathPart, field_of, join_path, parse_path, toml_text
 from presets.findings import Finding
 from presets.job import Job, Kind, PromptPanel, suggested_name
-from presets.jobfile import get_value, job_from_dict, job_to_dict, parse_value
+from presets.jobfile import dump_job, get_value, job_from_dict, job_to_dict, parse_value
 from presets.previews import preview_seed
 from wanlora_tui.drafts import Draft, without_index
 from wanlora_tui.screens.wizard import steps
@@ -22,6 +22,7 @@ from wanlora_tui.typed_paths import absolute
 
 if TYPE_CHECKING:
     from presets.clips import DatasetFacts
+    from presets.look import Look
     from presets.machine import Machine
     from presets.recommend import Recommendation
 
@@ -40,17 +41,21 @@ class WizardState:
         self.draft, self.cwd = draft, cwd
         self.machine: Machine | None = None
         self.scans: dict[str, DatasetFacts] = {}  # by absolute folder
+        self.looks: dict[str, Look] = {}  # by absolute folder: those that are being scanned
+        self.written: dict[Path, str] = {}  # job files that this wizard has written, and what is in them
         self._recommendations: list[Recommendation] = []  # over all clips first, then one per folder
         self._recommended: Job | None = None
 
     # Facts from outside
 
     def refresh(self) -> None:
-        """Recommend anew; call after the kind, the folders, their scans or the machine have changed."""
+        """Recommend anew, and no longer look at folders that were taken out; call after the kind, the folders, their scans or the machine have changed."""
         from presets.recommend import recommend
 
         self._recommendations, self._recommended = [], None
         self.scans = {folder: found for folder, found in self.scans.items() if folder in self.draft.folders}
+        for folder in [f for f in self.looks if f not in self.draft.folders]:
+            self.looks.pop(folder).end()
         if self.draft.kind is None or self.machine is None or not self.draft.folders:
             return
         name = suggested_name(self.draft.kind, Path(self.draft.folders[0]).name)
@@ -106,6 +111,14 @@ class WizardState:
     def job_path(self) -> Path:
         """Where the job file goes: as typed (relative to where wanlora was started), else NAME.toml there."""
         return self.cwd / (Path(self.draft.job_path).expanduser() if self.draft.job_path else f"{self.value('job.name')}.toml")
+
+    def wrote(self, path: Path) -> bool:
+        """Whether the file there is one of this job: as it was written before, or just as it would be written now."""
+        try:
+            there = path.read_text("utf-8")
+        except (OSError, UnicodeDecodeError):
+            return False
+        return there in (self.written.get(path.absolute()), dump_job(self.written_job()))
 
     # Fields
 
