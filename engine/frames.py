@@ -119,10 +119,9 @@ def _counted_index(path: str, _mtime: int, _size: int) -> FrameIndex:
     with open_video(Path(path)) as (container, stream):
         times: list[Any] = [frame.pts for frame in container.decode(stream)]
         rate = stream.average_rate or stream.guessed_rate or Fraction(WAN_FPS)
-        tick = stream.time_base
+        tick = Fraction(stream.time_base)
     if not times:
         raise ClipError("holds no frame that can be decoded", code="clip-unreadable", where=path, fix=TAKE_OUT)
-    assert tick is not None
     if None in times or any(b <= a for a, b in pairwise(times)):
         return FrameIndex(list(range(len(times))), 1 / rate, 1, [])
     return FrameIndex(times, tick, median_low(b - a for a, b in pairwise(times)) if len(times) > 1 else 1, [])

@@ -25,6 +25,8 @@ AGAIN = "Copy or export it again, or take it out of the folder"
 CONVERT = "Convert it to mp4, or take it out of the folder"
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 HDR_TRANSFERS = (16, 18)  # PQ and HLG, ITU-T H.273 table 3
+# Old files carry tags that are not UTF-8. PyAV 19 reads them without being asked to, and no longer takes the word.
+TAGS = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 
 class VideoFile(Struct, frozen=True, kw_only=True):
@@ -75,8 +77,8 @@ def open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.Vid
     """Open a video and its picture stream (cover art is no picture). Raises ClipError, also for FFmpeg's errors inside the block."""
     where = str(path)
     try:
-        # An absolute path, so that no name is taken for a protocol ("concat:..."); old files carry tags that are not UTF-8.
-        with av.open(str(path.absolute()), metadata_errors="replace", options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}) as container:
+        # An absolute path, so that no name is taken for a protocol ("concat:...").
+        with av.open(str(path.absolute()), options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}, **TAGS) as container:
             streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not streams:
                 raise ClipError("holds no picture" + (", only sound" if container.streams.audio else ""), code="not-a-video", where=where, fix="Take it out of the folder")
@@ -100,8 +102,9 @@ def read_index(container: av.container.InputContainer, stream: av.VideoStream, *
     """
     shown: list[tuple[int, int]] = []
     keyframes: list[int] = []
-    assert stream.time_base is not None
-    tick = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25)) / stream.time_base
+    assert stream.time_base
+    time_base = Fraction(stream.time_base)  # PyAV 19 has a type of its own
+    tick = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25)) / time_base
     for number, packet in enumerate(container.demux(stream)):
         if packet.size == 0:
             continue  # the end mark, or AVI's way to say "once more the same"
@@ -118,7 +121,7 @@ def read_index(container: av.container.InputContainer, stream: av.VideoStream, *
     pts_list = [pts for pts, _ in shown]
     gaps = _gaps(pts_list)
     last = shown[-1][1] or (round(median(gaps)) if gaps else round(tick))
-    return FrameIndex(pts_list, stream.time_base, max(1, last), sorted(keyframes))
+    return FrameIndex(pts_list, time_base, max(1, last), sorted(keyframes))
 
 
 def _gaps(pts: list[int]) -> list[int]:
