@@ -119,6 +119,7 @@ def _counted_index(path: str, _mtime: int, _size: int) -> FrameIndex:
     with open_video(Path(path)) as (container, stream):
         times: list[Any] = [frame.pts for frame in container.decode(stream)]
         rate = stream.average_rate or stream.guessed_rate or Fraction(WAN_FPS)
+        assert stream.time_base
         tick = Fraction(stream.time_base)
     if not times:
         raise ClipError("holds no frame that can be decoded", code="clip-unreadable", where=path, fix=TAKE_OUT)

@@ -11,7 +11,7 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import av.container
@@ -26,7 +26,7 @@ CONVERT = "Convert it to mp4, or take it out of the folder"
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 HDR_TRANSFERS = (16, 18)  # PQ and HLG, ITU-T H.273 table 3
 # Old files carry tags that are not UTF-8. PyAV 19 reads them without being asked to, and no longer takes the word.
-TAGS = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
+TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 
 class VideoFile(Struct, frozen=True, kw_only=True):
