@@ -13,6 +13,8 @@ import msgspec
 import psutil
 from msgspec import Struct
 
+from presets.torchbuild import Build, Misfit, installed_build, misfit
+
 FLASH4_CARDS = (9, 10)  # major compute capabilities (Hopper, Blackwell of data centres) that the optional package flash-attn-4 has both directions for
 PROC_CGROUP = Path("/proc/self/cgroup")
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -36,6 +38,7 @@ class Gpu(Struct, frozen=True, kw_only=True):
     vram_total: int = 0  # bytes
     vram_free: int = 0
     driver: str = ""
+    cuda: int = 0  # major version of the CUDA that the driver's library says it serves; 0: unknown
     processes: list[GpuProcess] = msgspec.field(default_factory=list)
     mig: bool = False
     error: str = ""  # why this GPU cannot be used, and what to do
@@ -50,6 +53,12 @@ class Machine(Struct, frozen=True, kw_only=True):
     cores: int  # CPU cores this process may use
     disk_free: int  # bytes
     disk_path: str  # the folder that disk_free is about: the nearest that exists
+    torch: Build | None = None  # the one that is installed
+
+    @property
+    def torch_misfit(self) -> Misfit | None:
+        """Why the installed torch cannot use the GPUs here, as far as can be told without asking it."""
+        return misfit(self.torch, self.gpus[0].driver, cuda=self.gpus[0].cuda) if self.gpus and self.torch else None
 
 
 def read_machine(disk_path: Path, *, nvml: Any = None) -> Machine:
@@ -57,7 +66,7 @@ def read_machine(disk_path: Path, *, nvml: Any = None) -> Machine:
     ram_total, ram_free = _ram()
     gpus, problem = _read_gpus(nvml, ram_total, ram_free)
     place, disk_free = _disk(disk_path.absolute())
-    return Machine(gpus=gpus, gpu_problem=problem, ram_total=ram_total, ram_free=ram_free, cores=_cores(), disk_free=disk_free, disk_path=str(place))
+    return Machine(gpus=gpus, gpu_problem=problem, ram_total=ram_total, ram_free=ram_free, cores=_cores(), disk_free=disk_free, disk_path=str(place), torch=installed_build())
 
 
 def _read_gpus(nvml: Any, ram_total: int, ram_free: int) -> tuple[list[Gpu], str]:
@@ -74,7 +83,8 @@ def _read_gpus(nvml: Any, ram_total: int, ram_free: int) -> tuple[list[Gpu], str
         count = nvml.nvmlDeviceGetCount()
         if count == 0:
             return [], "the NVIDIA driver runs but sees no GPU: look at nvidia-smi, or start the container with GPU access, docker run --gpus all"
-        return [_read_gpu(nvml, i, driver, ram_total, ram_free) for i in range(count)], ""
+        cuda = _served_cuda(nvml)
+        return [_read_gpu(nvml, i, driver, cuda, ram_total, ram_free) for i in range(count)], ""
     except nvml.NVMLError as e:
         return [], f"the NVIDIA driver stopped answering, {_text(e)}: look at nvidia-smi and the kernel log, a reboot fixes most causes"
     finally:
@@ -98,9 +108,16 @@ def _text(error: Exception) -> str:
     return str(error).lower()
 
 
-def _read_gpu(nvml: Any, index: int, driver: str, ram_total: int, ram_free: int) -> Gpu:
+def _served_cuda(nvml: Any) -> int:
+    try:
+        return int(nvml.nvmlSystemGetCudaDriverVersion_v2()) // 1000  # 12040 is CUDA 12.4
+    except (nvml.NVMLError, AttributeError):  # no libcuda here, or a driver or binding that knows no such question
+        return 0
+
+
+def _read_gpu(nvml: Any, index: int, driver: str, cuda: int, ram_total: int, ram_free: int) -> Gpu:
     """Everything about one GPU. A failure keeps what was read before it and becomes the GPU's `error`."""
-    gpu = Gpu(index=index, driver=driver)
+    gpu = Gpu(index=index, driver=driver, cuda=cuda)
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         gpu = msgspec.structs.replace(gpu, name=nvml.nvmlDeviceGetName(handle), uuid=nvml.nvmlDeviceGetUUID(handle), capability=tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)))
