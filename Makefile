@@ -11,11 +11,12 @@ help:
 	@echo "make setup | demo | test | fast | busy | lint | docs | bench | golden | torture | clean"
 
 setup: $(STAMP)
+	@$(BIN)/python -m presets.torchbuild --installed
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "wanlora needs Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "This Python cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' $$($(BIN)/python -m presets.torchbuild)
 	@touch $(STAMP)
 
 demo: setup

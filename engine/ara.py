@@ -66,9 +66,12 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
     from engine.ara_file import save_ara
     from engine.ara_weights import ExpertReader
     from engine.base import EXPERTS, Expert, find_base
+    from engine.device import require_gpu
     from engine.noroom import open_with_room
     from engine.sources import open_source
+    from presets.facts import is_tiny
     from presets.job import DatasetPanel, Job, JobPanel, ModelPanel, MultistagePanel
+    from presets.machine import read_machine
     from presets.model import read_model
 
     wanted: list[Expert] = [e for e in EXPERTS if expert in ("both", e.removesuffix("_noise"))]
@@ -76,9 +79,13 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
         job=JobPanel(name="ara"), model=ModelPanel(path=model), multistage=MultistagePanel(high_noise="high_noise" in wanted, low_noise="low_noise" in wanted),
         datasets=[DatasetPanel(path=str(clips.resolve()) if clips else ".", num_frames=FRAMES, resolutions=[RESOLUTION])],
     )  # fmt: skip
-    for problem in read_model(model, Path.cwd()).problems:
+    facts, machine = read_model(model, Path.cwd()), read_machine(Path.cwd())
+    for problem in facts.problems:
         if problem.severity == "error":
             raise UserError(problem.message, where=model, fix=problem.fix)
+    device = open_with_room(None, vram=None)
+    if machine.gpus and not is_tiny(facts):  # without a GPU it is known to be slow
+        require_gpu(device, machine)
     base = find_base(job, Path.cwd(), progress=lambda _done, _total, text: _say(text))
     readers = {e: ExpertReader(open_source(base.path), e) for e in wanted}
     shapes = readers[wanted[0]].shapes
@@ -89,7 +96,6 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
     if (free := shutil.disk_usage(out.absolute().parent).free) < need:
         raise UserError(f"the disk has {free / 2**20:.0f} MiB free, the adapter takes {need / 2**20:.0f} MiB", where=str(out), fix="Free some space, or choose another disk with --out")
 
-    device = open_with_room(None, vram=None)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # bf16 products crawl on a CPU
     samples: dict[Expert, list[Sample]] = {}
     if clips is not None:

@@ -7,6 +7,10 @@ from contextlib import contextmanager
 
 import torch
 
+from presets.errors import UserError
+from presets.machine import Machine
+from presets.torchbuild import Misfit
+
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"  # one of the two values with which torch multiplies in a fixed order
 VARIANTS = 64  # of one compiled function: experts of different ranks, chunks, buckets. Beyond torch's own 8 it would run eager without a word
 
@@ -67,6 +71,26 @@ def open_device(name: str | None = None, *, vram: int | None = None) -> torch.de
         with memory_errors():
             products_in_order(device)
     return device
+
+
+def require_gpu(device: torch.device, machine: Machine) -> None:
+    """For what is too much for the CPU. Raises UserError where torch has not found a GPU: why, and what mends it."""
+    if device.type == "cuda":
+        return
+    if not machine.gpus:
+        wrong = Misfit(machine.gpu_problem, "Run this on a machine with an NVIDIA GPU")
+    else:
+        wrong = machine.torch_misfit or Misfit(f"torch {torch.__version__} says: {_refusal()}", "See what is wrong with: wanlora doctor")
+    raise UserError(f"torch does not see the GPU, and the CPU is too slow for this base model: {wrong.message}", where="job.gpus", fix=wrong.fix)
+
+
+def _refusal() -> str:
+    """torch's own words for why it has no GPU."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as e:
+        return str(e).splitlines()[0].rstrip(".")
+    return "it gives no reason"
 
 
 def products_in_order(device: torch.device) -> None:

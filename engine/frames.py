@@ -125,10 +125,10 @@ def _counted_index(path: str, _mtime: int, _size: int) -> FrameIndex:
         except FFmpegError:
             raise _damaged(path, float((times[-1] - times[0]) * Fraction(stream.time_base or 1)) if times and None not in times else 0.0) from None
         rate = stream.average_rate or stream.guessed_rate or Fraction(WAN_FPS)
-        tick = stream.time_base
+        assert stream.time_base
+        tick = Fraction(stream.time_base)
     if not times:
         raise ClipError("holds no frame that can be decoded", code="clip-unreadable", where=path, fix=TAKE_OUT)
-    assert tick is not None
     if None in times or any(b <= a for a, b in pairwise(times)):
         return FrameIndex(list(range(len(times))), 1 / rate, 1, [])
     return FrameIndex(times, tick, median_low(b - a for a, b in pairwise(times)) if len(times) > 1 else 1, [])

@@ -98,7 +98,7 @@ def _attempt(folder: Path, begin: Begin, base_dir: Path, log: EventLog, *, worke
     for finding in findings:
         log.finding(finding)
     if errors := [f for f in findings if f.severity == "error"]:
-        raise UserError(_summary(errors), fix="Fix them in the job file, then start again")
+        raise UserError(_summary(errors), fix=errors[0].fix if len(errors) == 1 else "Fix them, as wanlora check says for each, then start again")
     if not (folder / JOB_FILE).exists():
         save_job(absolute_paths(job, base_dir), folder / JOB_FILE)
         fsync(folder)
@@ -112,7 +112,7 @@ def _attempt(folder: Path, begin: Begin, base_dir: Path, log: EventLog, *, worke
     transformers_logging.disable_progress_bar()  # our own phases tell the progress
     from diffusers.utils import logging as diffusers_logging
 
-    from engine.device import memory_errors
+    from engine.device import memory_errors, require_gpu
     from engine.noroom import open_with_room
 
     diffusers_logging.disable_progress_bar()
@@ -122,7 +122,10 @@ def _attempt(folder: Path, begin: Begin, base_dir: Path, log: EventLog, *, worke
     try:
         control.honour()
         with memory_errors():
-            return _run(begin, facts, folder, log, control, device=open_with_room(device, vram=vram), workers=workers, vram=vram)
+            opened = open_with_room(device, vram=vram)
+            if device is None and not facts.tiny and facts.machine is not None:
+                require_gpu(opened, facts.machine)  # before anything is downloaded or packed
+            return _run(begin, facts, folder, log, control, device=opened, workers=workers, vram=vram)
     except StopWished as e:
         log.emit("stopped", step=begin.step, path=str(begin.checkpoint.relative_to(folder)) if begin.checkpoint else "", why=f"{e} while loading; nothing was lost")
         return RESUMABLE

@@ -40,7 +40,12 @@ class Facts(Struct, kw_only=True):
     @property
     def tiny(self) -> bool:
         """The base model is known and is a toy: machine rules do not apply. An unknown model counts as the real one."""
-        return self.model is not None and self.model.local and 0 < self.model.parameters < TINY_PARAMETERS
+        return self.model is not None and is_tiny(self.model)
+
+
+def is_tiny(model: ModelFacts) -> bool:
+    """Whether a base is a toy that any machine can train, the CPU too. One that is not here yet counts as the real one."""
+    return model.local and 0 < model.parameters < TINY_PARAMETERS
 
 
 def model_missing(facts: Facts) -> bool:

@@ -15,6 +15,7 @@ import msgspec
 import psutil
 from msgspec import Struct
 
+from presets.torchbuild import Build, Misfit, installed_build, misfit
 from presets.visible import NUMBERS, ORDER, VISIBLE, named_in, numbers_in
 
 FLASH4_CARDS = (9, 10)  # major compute capabilities (Hopper, Blackwell of data centres) that the optional package flash-attn-4 has both directions for
@@ -40,6 +41,7 @@ class Gpu(Struct, frozen=True, kw_only=True):
     vram_total: int = 0  # bytes
     vram_free: int = 0
     driver: str = ""
+    cuda: int = 0  # major version of the CUDA that the driver's library says it serves; 0: unknown
     processes: list[GpuProcess] = msgspec.field(default_factory=list)
     mig: bool = False
     error: str = ""  # why this GPU cannot be used, and what to do
@@ -55,6 +57,12 @@ class Machine(Struct, frozen=True, kw_only=True):
     cores: int  # CPU cores this process may use
     disk_free: int  # bytes
     disk_path: str  # the folder that disk_free is about: the nearest that exists
+    torch: Build | None = None  # the one that is installed
+
+    @property
+    def torch_misfit(self) -> Misfit | None:
+        """Why the installed torch cannot use the GPUs here, as far as can be told without asking it."""
+        return misfit(self.torch, self.gpus[0].driver, cuda=self.gpus[0].cuda) if self.gpus and self.torch else None
 
 
 class _NotThere(Exception):
@@ -71,7 +79,10 @@ def read_machine(disk_path: Path, *, nvml: Any = None, environ: Mapping[str, str
     ram_total, ram_free = _ram()
     gpus, problem = _read_gpus(nvml, ram_total, ram_free, environ)
     place, disk_free = _disk(disk_path.absolute())
-    return Machine(gpus=gpus, gpu_problem=problem, visible=None if NUMBERS in environ else environ.get(VISIBLE), ram_total=ram_total, ram_free=ram_free, cores=_cores(), disk_free=disk_free, disk_path=str(place))
+    return Machine(
+        gpus=gpus, gpu_problem=problem, visible=None if NUMBERS in environ else environ.get(VISIBLE), ram_total=ram_total, ram_free=ram_free, cores=_cores(),
+        disk_free=disk_free, disk_path=str(place), torch=installed_build(),
+    )  # fmt: skip
 
 
 def visible_gpus(environ: Mapping[str, str] | None = None, *, nvml: Any = None) -> list[str] | None:
@@ -98,15 +109,16 @@ def _read_gpus(nvml: Any, ram_total: int, ram_free: int, environ: Mapping[str, s
         count = nvml.nvmlDeviceGetCount()
         if count == 0:
             return [], "the NVIDIA driver runs but sees no GPU: look at nvidia-smi, or start the container with GPU access, docker run --gpus all"
+        cuda = _served_cuda(nvml)
         names = named_in(environ)
         if names is None:
-            return [_read_gpu(nvml, i, driver, ram_total, ram_free, partial(_find, nvml, str(i), count)) for i in range(count)], ""
+            return [_read_gpu(nvml, i, driver, cuda, ram_total, ram_free, partial(_find, nvml, str(i), count)) for i in range(count)], ""
         if not names:
             return [], f"{VISIBLE} is set to {environ[VISIBLE]!r} and hides all {count} GPU{'s' if count > 1 else ''}: unset it, or name GPUs in it (nvidia-smi -L lists them)"
         ordered = environ.get(ORDER) != "FASTEST_FIRST" or len({_name(nvml, i) for i in range(count)}) == 1
         gpus: list[Gpu] = []
         for number, name in zip(numbers_in(environ, len(names)), names, strict=True):
-            gpu = _read_gpu(nvml, number, driver, ram_total, ram_free, partial(_find, nvml, name, count, ordered=ordered))
+            gpu = _read_gpu(nvml, number, driver, cuda, ram_total, ram_free, partial(_find, nvml, name, count, ordered=ordered))
             if gpu.uuid and any(gpu.uuid == other.uuid for other in gpus):
                 gpu = msgspec.structs.replace(gpu, error=f"{VISIBLE}={environ[VISIBLE]} names it twice, and CUDA then shows nothing: name each GPU once")
             gpus.append(gpu if gpu.uuid else msgspec.structs.replace(gpu, uuid=name))
@@ -173,9 +185,16 @@ def _text(error: Exception) -> str:
     return str(error).lower()
 
 
-def _read_gpu(nvml: Any, index: int, driver: str, ram_total: int, ram_free: int, find: Find) -> Gpu:
+def _served_cuda(nvml: Any) -> int:
+    try:
+        return int(nvml.nvmlSystemGetCudaDriverVersion_v2()) // 1000  # 12040 is CUDA 12.4
+    except (nvml.NVMLError, AttributeError):  # no libcuda here, or a driver or binding that knows no such question
+        return 0
+
+
+def _read_gpu(nvml: Any, index: int, driver: str, cuda: int, ram_total: int, ram_free: int, find: Find) -> Gpu:
     """Everything about one GPU. A failure keeps what was read before it and becomes the GPU's `error`."""
-    gpu = Gpu(index=index, driver=driver)
+    gpu = Gpu(index=index, driver=driver, cuda=cuda)
     try:
         handle, part = find()
         gpu = msgspec.structs.replace(gpu, name=nvml.nvmlDeviceGetName(handle), uuid=nvml.nvmlDeviceGetUUID(handle), capability=tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle)))

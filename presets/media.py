@@ -11,7 +11,7 @@ from fractions import Fraction
 from itertools import dropwhile, pairwise
 from pathlib import Path
 from statistics import median
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import av.container
@@ -29,6 +29,8 @@ CONVERT = "Convert it to mp4, or take it out of the folder"
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 ROTATIONS = {(False, False, False): 0, (False, True, False): 0, (False, False, True): 0, (False, True, True): 180, (True, False, False): 90, (True, False, True): 90, (True, True, True): 270, (True, True, False): 270}  # by orientation()
 HDR_TRANSFERS = (16, 18)  # PQ and HLG, ITU-T H.273 table 3
+# Old files carry tags that are not UTF-8. PyAV 19 reads them without being asked to, and no longer takes the word.
+TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 
 
 class VideoFile(Struct, frozen=True, kw_only=True):
@@ -82,8 +84,8 @@ def open_video(path: Path) -> Iterator[tuple[av.container.InputContainer, av.Vid
     """
     where = str(path)
     try:
-        # An absolute path, so that no name is taken for a protocol ("concat:..."); old files carry tags that are not UTF-8.
-        with av.open(str(path.absolute()), metadata_errors="replace", options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}) as container:
+        # An absolute path, so that no name is taken for a protocol ("concat:...").
+        with av.open(str(path.absolute()), options={"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}, **TAGS) as container:
             streams = [s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
             if not streams:
                 raise ClipError("holds no picture" + (", only sound" if container.streams.audio else ""), code="not-a-video", where=where, fix="Take it out of the folder")
@@ -156,8 +158,9 @@ def read_index(container: av.container.InputContainer, stream: av.VideoStream, *
     shown: list[tuple[int, int]] = []
     keyframes: list[int] = []
     timed = False  # raw streams have no times at all
-    assert stream.time_base is not None
-    tick = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25)) / stream.time_base
+    assert stream.time_base
+    time_base = Fraction(stream.time_base)  # PyAV 19 has a type of its own
+    tick = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25)) / time_base
     for number, packet in enumerate(container.demux(stream)):
         go_on()
         if packet.size == 0:
@@ -179,7 +182,7 @@ def read_index(container: av.container.InputContainer, stream: av.VideoStream, *
     pts_list = [pts for pts, _ in shown]
     gaps = _gaps(pts_list)
     last = shown[-1][1] or (round(median(gaps)) if gaps else round(tick))
-    return FrameIndex(pts_list, stream.time_base, max(1, last), sorted(keyframes))
+    return FrameIndex(pts_list, time_base, max(1, last), sorted(keyframes))
 
 
 def _gaps(pts: list[int]) -> list[int]:

@@ -28,6 +28,14 @@ def gpu_missing(job: Job, facts: Facts) -> Iterator[Found]:
         yield Found("job.gpus", f"no NVIDIA GPU was found{why}, and a 14B model cannot be trained without one", fix="Run this on a machine with an NVIDIA GPU, or see what is wrong with: wanlora doctor")
 
 
+@rule("torch-misfit", "error")
+def torch_misfit(job: Job, facts: Facts) -> Iterator[Found]:
+    """The installed torch was built for a CUDA that the NVIDIA driver serves, unless the base model is a tiny one."""
+    wrong = facts.machine.torch_misfit if facts.machine is not None and not facts.tiny and not model_missing(facts) else None
+    if wrong is not None:
+        yield Found("job.gpus", f"torch would not see the GPU: {wrong.message}", fix=wrong.fix)
+
+
 @rule("gpu-unknown", "error")
 def gpu_unknown(job: Job, facts: Facts) -> Iterator[Found]:
     """Every GPU that the job names exists, can be read and is named once."""

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from engine import device, noroom
-from engine.device import CUBLAS_WORKSPACE, memory_errors, open_device, products_in_order
+from engine.device import CUBLAS_WORKSPACE, memory_errors, open_device, products_in_order, require_gpu
 from engine.run import run_job
 from presets.errors import UserError
 from presets.jobfile import load_job, save_job, with_value
+from presets.machine import Machine
+from presets.torchbuild import Build
 from presets.visible import NUMBERS, ORDER, VISIBLE
 from tests.engine.jobs import write_job
 from tests.presets.making import gpu, machine
@@ -113,3 +115,25 @@ def test_cuda_is_shown_the_job_s_gpu_alone_before_it_is_asked(tiny, tmp_path, mo
     monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("asked too soon") if not seen and os.environ[VISIBLE] != "MIG-2" else False)
     assert run_job(job, None, resume=False, workers=0) == 1
     assert seen == [{VISIBLE: "MIG-2", ORDER: "PCI_BUS_ID"}]
+
+
+@pytest.mark.parametrize(
+    ("here", "what", "fix"),
+    [
+        (machine(gpu(driver="550.54.14"), torch=Build("2.13.0", "13.0")), "torch 2.13.0 is built for CUDA 13.0, which NVIDIA driver 550.54.14 does not serve", "'torch>=2.9,<2.11'"),
+        (machine(gpu(driver="470.82.01"), torch=Build("2.13.0", "13.0")), "driver 470.82.01", "Update the NVIDIA driver"),
+        (machine(gpu(), torch=Build("2.13.0+cpu")), "is a build without CUDA", "pip install"),
+        (machine(gpu(), torch=Build("2.13.0", "13.0")), "The NVIDIA driver on your system is too odd", "wanlora doctor"),
+        (machine(problem="there is no NVIDIA driver on this machine"), "there is no NVIDIA driver on this machine", "a machine with an NVIDIA GPU"),
+    ],
+    ids=["CUDA 13", "no torch fits", "no CUDA", "torch's own word", "no GPU"],
+)
+def test_what_is_too_much_for_the_cpu_is_refused_there(monkeypatch: pytest.MonkeyPatch, here: Machine, what: str, fix: str):
+    def init() -> None:
+        raise RuntimeError("The NVIDIA driver on your system is too odd.\nMore of it.")
+
+    monkeypatch.setattr(torch.cuda, "init", init)
+    with pytest.raises(UserError) as refused:
+        require_gpu(torch.device("cpu"), here)
+    assert what in refused.value.what and fix in refused.value.fix and refused.value.where == "job.gpus"
+    require_gpu(torch.device("cuda:0"), here)

@@ -11,6 +11,7 @@ from presets.job import DatasetPanel, Job, JobPanel
 from presets.machine import Gpu, GpuProcess, Machine
 from presets.model import ModelFacts
 from presets.planner.rates import AttentionRates, Rates
+from presets.torchbuild import Build
 
 GIB = 2**30
 PACKAGES = frozenset({"bitsandbytes", "prodigyopt"})
@@ -40,9 +41,9 @@ def process(pid: int = 7, gib: float = 30) -> GpuProcess:
     return GpuProcess(pid=pid, name="python", memory=int(gib * GIB))
 
 
-def machine(*gpus: Gpu, ram_gib: float = 256, disk_gib: float = 500, problem: str = "") -> Machine:
+def machine(*gpus: Gpu, ram_gib: float = 256, disk_gib: float = 500, problem: str = "", torch: Build | None = None) -> Machine:
     ram = int(ram_gib * GIB)
-    return Machine(gpus=list(gpus), gpu_problem=problem, ram_total=ram, ram_free=ram, cores=16, disk_free=int(disk_gib * GIB), disk_path="/data")
+    return Machine(gpus=list(gpus), gpu_problem=problem, ram_total=ram, ram_free=ram, cores=16, disk_free=int(disk_gib * GIB), disk_path="/data", torch=torch)
 
 
 def rates(**more: object) -> Rates:

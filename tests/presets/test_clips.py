@@ -3,6 +3,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -69,6 +70,23 @@ def rewritten(source: Path, path: Path, change: Callable[[int, bytes], bytes | N
                 other.pts, other.dts, other.time_base, other.is_keyframe, other.stream = packet.pts, packet.dts, packet.time_base, packet.is_keyframe, copy
                 out.mux(other)
     return path
+
+
+def test_tags_that_are_not_utf_8(tmp_path: Path) -> None:
+    """As old programs wrote them; PyAV 18 must be told to read them, PyAV 19 may not be."""
+    with av.open(str(write_clip(tmp_path / "clip.avi", codec="mjpeg"))) as whole, av.open(str(tmp_path / "tagged.avi"), "w") as out:
+        out.metadata["title"] = "cafX"
+        copy = out.add_stream_from_template(whole.streams.video[0])
+        for packet in whole.demux(video=0):
+            if packet.size:
+                packet.stream = copy
+                out.mux(packet)
+    tagged = tmp_path / "tagged.avi"
+    assert b"cafX" in tagged.read_bytes()
+    tagged.write_bytes(tagged.read_bytes().replace(b"cafX", b"caf\xe9"))
+    assert probe_clip(tagged).frames == 48
+    with open_video(tagged) as (container, stream):
+        assert container.metadata["title"].startswith("caf") and type(read_index(container, stream, where="").time_base) is Fraction
 
 
 def test_vp8_references_that_are_never_shown_are_not_counted(tmp_path: Path) -> None:

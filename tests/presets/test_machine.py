@@ -10,6 +10,7 @@ import pynvml
 import pytest
 
 from presets.machine import Gpu, Machine, _cores, cgroup_memory, read_machine
+from presets.torchbuild import installed_build
 
 GIB = 2**30
 NO_MIG = pynvml.NVMLError_NotSupported()
@@ -25,8 +26,8 @@ class Card:
 class FakeNvml:
     """NVML with the given cards; everything else (errors, constants) is pynvml's own."""
 
-    def __init__(self, *cards: Card, init: Exception | None = None, count: Exception | None = None):
-        self.cards, self.init, self.count, self.open = cards, init, count, 0
+    def __init__(self, *cards: Card, init: Exception | None = None, count: Exception | None = None, cuda: Any = 13000):
+        self.cards, self.init, self.count, self.cuda, self.open = cards, init, count, cuda, 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(pynvml, name)
@@ -46,6 +47,9 @@ class FakeNvml:
 
     def nvmlSystemGetDriverVersion(self) -> str:
         return "580.65.06"
+
+    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:
+        return int(self.said(self.cuda))
 
     def nvmlDeviceGetCount(self) -> int:
         return int(self.said(self.count or len(self.cards)))
@@ -84,7 +88,7 @@ class FakeNvml:
         return self.said(card.drawing)
 
 
-def machine(*cards: Card, **driver: Exception) -> Machine:
+def machine(*cards: Card, **driver: Any) -> Machine:
     fake = FakeNvml(*cards, **driver)
     found = read_machine(Path("/"), nvml=fake)
     assert fake.open == 0, "the driver was not let go"
@@ -104,7 +108,7 @@ def test_every_fact_of_a_card() -> None:
     assert (first.index, first.name, first.uuid, first.capability, first.driver) == (0, "NVIDIA H100", "GPU-1", (9, 0), "580.65.06")
     assert (first.vram_total, first.vram_free, first.mig, first.error, first.note) == (80 * GIB, 79 * GIB, False, "", "")
     assert [(p.pid, p.name, p.memory) for p in first.processes] == [(me, psutil.Process().name(), 3 * GIB), (gone, "", 0)]
-    assert second == Gpu(index=1, name="NVIDIA L4", uuid="GPU-2", capability=(9, 0), vram_total=24 * GIB, vram_free=20 * GIB, driver="580.65.06")
+    assert second == Gpu(index=1, name="NVIDIA L4", uuid="GPU-2", capability=(9, 0), vram_total=24 * GIB, vram_free=20 * GIB, driver="580.65.06", cuda=13)
 
 
 @pytest.mark.parametrize(
@@ -121,6 +125,18 @@ def test_no_usable_driver_is_one_sentence_with_a_remedy(error: Exception, words:
     found = machine(init=error)
     assert found.gpus == [] and words in found.gpu_problem and ": " in found.gpu_problem
     assert found.ram_total > 0 and found.cores >= 1 and found.disk_free > 0
+
+
+@pytest.mark.parametrize(("said", "cuda"), [(12040, 12), (13010, 13), (pynvml.NVMLError_LibraryNotFound(), 0), (AttributeError("an old binding"), 0)])
+def test_the_cuda_that_the_driver_serves(said: Any, cuda: int) -> None:
+    assert machine(Card(), cuda=said).gpus[0].cuda == cuda
+
+
+def test_the_installed_torch_is_a_fact_of_the_machine() -> None:
+    found = machine(Card())
+    assert found.torch == installed_build() and found.torch is not None
+    assert (found.torch_misfit is None) == bool(found.torch.cuda), "this driver serves CUDA 13"
+    assert machine().torch_misfit is None, "without a GPU there is nothing to fit"
 
 
 def test_a_driver_without_gpus() -> None:

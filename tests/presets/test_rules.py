@@ -16,6 +16,7 @@ from presets.jobfile import with_value
 from presets.rules import RULES
 from presets.rules.frames import too_short
 from presets.rules.sample import image_problem
+from presets.torchbuild import Build
 from tests.presets.making import clip, clips, facts, gpu, image, job, machine, process, real_model, tiny_model
 
 PROMPT = {"prompt": "orbit", "ctrl_img": ""}
@@ -166,6 +167,8 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
     ("ara-unused", "quantization.ara", job(quantization={"ara": "some/adapter"}), facts(), {"quantization.ara": ""}),
     # machine
     ("gpu-missing", "job.gpus", job(), facts(machine=machine(problem="There is no NVIDIA driver on this machine.")), None),
+    ("torch-misfit", "job.gpus", job(), facts(machine=machine(gpu(driver="550.54.14"), torch=Build("2.13.0", "13.0"))), None),
+    ("torch-misfit", "job.gpus", job(), facts(machine=machine(gpu(), torch=Build("2.13.0+cpu"))), None),
     ("gpu-unknown", "job.gpus", job(job={"gpus": [3]}), facts(), {"job.gpus": [0]}),
     ("gpu-unknown", "job.gpus", job(job={"gpus": [0, 0]}), facts(), {"job.gpus": [0]}),
     ("gpu-unknown", "job.gpus", job(), facts(machine=machine(gpu(error="The driver lost this GPU. Reboot"), gpu(index=1))), {"job.gpus": [1]}),
@@ -325,6 +328,10 @@ ALMOST: list[tuple[str, Job, Facts]] = [
     ("rank-headroom", job(target={"rank": 64}, multistage={"low_noise": False, "high": {"rank": 8}}), facts(machine=machine(gpu(24)))),
     ("run-folder-other-job", job(job={"name": "new"}), facts(run=RunFolder(path="/r/orbit", name="orbit", differences=["x"], free_name="y"))),
     ("gpu-missing", job(), facts(machine=machine(), model=tiny_model())),
+    ("torch-misfit", job(), facts(machine=machine(gpu(driver="550.54.14"), torch=Build("2.13.0", "13.0")), model=tiny_model())),
+    ("torch-misfit", job(), facts(machine=machine(gpu(driver="550.54.14"), torch=Build("2.10.0", "12.8")))),
+    ("torch-misfit", job(), facts(machine=machine(gpu(driver="550.54.14", cuda=13), torch=Build("2.13.0", "13.0")))),
+    ("torch-misfit", job(), facts(machine=machine(gpu(driver="580.65.06"), torch=Build("2.13.0", "13.0")))),
     ("gpu-old", job(), facts(machine=machine(gpu(capability=(8, 0))))),
     ("gpu-old", job(), facts(machine=machine(gpu(capability=(7, 5))), model=tiny_model())),
     ("precision-unsupported", job(quantization={"transformer": "float8"}), facts(machine=machine(gpu(24, name="NVIDIA GeForce RTX 4090", capability=(8, 9))))),

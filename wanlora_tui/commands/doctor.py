@@ -8,13 +8,14 @@ import sys
 import textwrap
 from argparse import Namespace
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from daemon.client import DaemonError, NotRunning, ping
 from daemon.paths import places
 from presets.machine import FLASH4_CARDS, Machine, read_machine
+from presets.torchbuild import REQUIREMENT, command, requirement, served
 from wanlora_tui.commands.link import daemon_dir
 from wanlora_tui.terminal.streams import can_draw, is_dumb, terminal_width
 from wanlora_tui.text import size
@@ -24,7 +25,8 @@ TORCH_SECONDS = 120.0  # importing torch from a cold network disk can take a min
 LEAST_RAM = 32 * GIB  # both experts in float8, 28 GiB, have to fit somewhere
 LEAST_DISK = 80 * GIB  # the bf16 model is 68 GiB; LoRA files and previews come on top
 LEAST_COLUMNS, LEAST_ROWS = 80, 24
-FLASH4_EXTRA = 'extra == "flash4"'  # of our own requirements
+FLASH4 = ("flash-attn-4>=4.0.0b36,<5", "nvidia-cutlass-dsl[cu13]>=4.8,<5")  # the extra flash4 of pyproject.toml
+FLASH4_CUDA = 13  # what it is built for
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -71,7 +73,7 @@ def diagnose(folder: Path | None) -> Iterator[Line]:
     yield _pictures()
     yield _codecs()
     yield _model()
-    yield _torch(bool(machine.gpus))
+    yield _torch(machine)
 
 
 def _python() -> Line:
@@ -104,8 +106,11 @@ def _attention(machine: Machine) -> Iterator[Line]:
         yield Line("ok", "Attention", f"flash-attn-4 {version('flash-attn-4')}, where it is the fastest here")
     except PackageNotFoundError:
         text = "torch's kernels and our own; the package flash-attn-4 has faster ones for this card"
-        wanted = [of.partition(";")[0].strip() for of in requires("wanlora-tui") or () if FLASH4_EXTRA in of]
-        yield Line("ok", "Attention", text, f"{sys.executable} -m pip install {shlex.join(wanted)}")
+        gpu = machine.gpus[0]
+        if max(served(gpu.driver), gpu.cuda) < FLASH4_CUDA:
+            yield Line("ok", "Attention", f"{text}, with a driver that serves CUDA {FLASH4_CUDA}")
+        else:
+            yield Line("ok", "Attention", text, f"{sys.executable} -m pip install {shlex.join(FLASH4)}")
 
 
 def _ram(machine: Machine) -> Line:
@@ -198,23 +203,35 @@ def _model() -> Line:
     return Line("ok", "Model files", f"{path} is here")
 
 
-def _torch(has_gpu: bool) -> Line:
+QUESTION = """
+import torch
+words = ""
+if not torch.cuda.is_available():
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as e:
+        words = str(e).splitlines()[0]
+print(torch.version.cuda or "", torch.cuda.is_available(), words, sep="|")
+"""
+
+
+def _torch(machine: Machine) -> Line:
     """torch itself is asked in another process: importing it takes seconds and a broken CUDA can end the process."""
+    build, wrong = machine.torch, machine.torch_misfit
+    install = command(requirement(machine.gpus[0].driver if machine.gpus else "")[0] or REQUIREMENT)
+    if build is None:
+        return Line("fail", "torch", "not installed", install)
     try:
-        installed = version("torch")
-    except PackageNotFoundError:
-        return Line("fail", "torch", "not installed", f"{sys.executable} -m pip install -e .")
-    question = "import torch; print(torch.version.cuda or '', torch.cuda.is_available(), sep='|')"
-    try:
-        asked = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False)
+        asked = subprocess.run([sys.executable, "-c", QUESTION], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        return Line("fail", "torch", f"{installed} did not import within {TORCH_SECONDS:.0f} s", "Is the disk with the environment very slow, or is the driver hanging (nvidia-smi)?")
+        return Line("fail", "torch", f"{build.version} did not import within {TORCH_SECONDS:.0f} s", "Is the disk with the environment very slow, or is the driver hanging (nvidia-smi)?")
     if asked.returncode:
-        return Line("fail", "torch", f"{installed} cannot be imported: {asked.stderr.strip().rpartition(chr(10))[2]}", "Install torch again, for this Python and this CUDA")
-    cuda, _, available = asked.stdout.strip().rpartition("\n")[2].partition("|")
+        return Line("fail", "torch", f"{build.version} cannot be imported: {asked.stderr.strip().rpartition(chr(10))[2]}", install)
+    cuda, available, words = asked.stdout.strip().rpartition("\n")[2].split("|", 2)
     if available == "True":
-        return Line("ok", "torch", f"{installed}, CUDA {cuda}")
-    if has_gpu:
-        why = f"built for CUDA {cuda}, which this driver does not serve" if cuda else "a build without CUDA"
-        return Line("fail", "torch", f"{installed}: {why}", "Install a CUDA build that suits the driver: see pytorch.org/get-started")
-    return Line("ok", "torch", f"{installed}, without CUDA; enough for the demo")
+        return Line("ok", "torch", f"{build.version}, CUDA {cuda}")
+    if wrong is not None:
+        return Line("fail", "torch", f"{wrong.message}, so it does not see the GPU", wrong.fix)
+    if machine.gpus:
+        return Line("fail", "torch", f"{build}, and does not see the GPU: {words.rstrip('.') or 'it does not say why'}", "Look at nvidia-smi, at CUDA_VISIBLE_DEVICES, and in a container at how it was started: docker run --gpus all")
+    return Line("ok", "torch", f"{build.version}, without {'a GPU' if build.cuda else 'CUDA'}; enough for the demo")
