@@ -1,33 +1,31 @@
-"""The daemon's sockets: ROUTER for requests, XPUB for the feed, both in a directory that only its owner may enter."""
+"""The daemon's process: moves messages between its sockets and the service, and keeps its time."""
 
 import asyncio
-import fcntl
 import logging
-import os
 import signal
 import time
 import uuid
-from typing import Any
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from daemon.launch import torchrun
-from daemon.paths import Places, endpoint, make_private
+from daemon.lock import Lock, take_lock
+from daemon.paths import Places
 from daemon.protocol import (
-    MAX_MESSAGE_BYTES,
     PROTOCOL_VERSION,
     Answer,
     Envelope,
     Refused,
     Reply,
     Welcome,
+    any_version_decoder,
     encode,
     envelope_decoder,
     request_decoder,
 )
 from daemon.service import Service
+from daemon.sockets import Sockets
 from presets.errors import UserError
 
 log = logging.getLogger("daemon")
@@ -35,21 +33,6 @@ log = logging.getLogger("daemon")
 TICK = 0.1  # seconds between two looks at the trainers
 BEAT = 1.0
 MAX_ID = 200  # characters of a request id
-
-
-def take_lock(places: Places) -> int:
-    """Become the one daemon of these places; the lock goes with the returned descriptor. Raises UserError."""
-    make_private(places.state)
-    descriptor = os.open(places.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
-        os.close(descriptor)
-        raise UserError(f"another daemon (pid {holder or 'unknown'}) already serves this directory", where=str(places.state), fix="Use it, or end it with: wanlora daemon stop") from None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
-    return descriptor
 
 
 def serve(places: Places, trainer_command: list[str] | None = None) -> None:
@@ -62,32 +45,23 @@ def serve(places: Places, trainer_command: list[str] | None = None) -> None:
     lock = take_lock(places)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # trainers inherit it: the end of a login ends nobody
     try:
-        make_private(places.runtime)
-        asyncio.run(Server(places, trainer_command or torchrun(), lock).run())
+        asyncio.run(_run(places, trainer_command or torchrun(), lock))
     finally:
-        os.close(lock)
+        lock.close()
+
+
+async def _run(places: Places, trainer_command: list[str], lock: Lock) -> None:
+    await Server(places, trainer_command, lock).run()
 
 
 class Server:
-    """Moves messages between the sockets and the service, and keeps its time."""
+    """The daemon, but for its jobs."""
 
-    def __init__(self, places: Places, trainer_command: list[str], lock: int) -> None:
-        """`lock`: the descriptor from `take_lock`."""
+    def __init__(self, places: Places, trainer_command: list[str], lock: Lock) -> None:
         self._places, self._lock = places, lock
         self._service = Service(places, trainer_command, epoch=uuid.uuid4().hex)
-        self._context = zmq.asyncio.Context()
-        self._router = self._socket(zmq.ROUTER)
-        self._router.setsockopt(zmq.RCVHWM, 16)
-        self._router.setsockopt(zmq.SNDHWM, 32)  # replies to a client that does not read them are dropped
-        self._feed = self._socket(zmq.XPUB)
-        self._feed.setsockopt(zmq.XPUB_VERBOSE, 1)  # every subscription is seen, so that each gets its welcome
-        self._feed.setsockopt(zmq.SNDHWM, 5000)  # beyond that a slow subscriber loses messages, and asks for them later
-
-    def _socket(self, kind: int) -> Any:
-        socket = self._context.socket(kind)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-        socket.setsockopt(zmq.LINGER, 1000)
-        return socket
+        self._sockets = Sockets(places, lock)
+        self._router, self._feed = self._sockets.router, self._sockets.feed
 
     async def run(self) -> None:
         """Serve until asked to end."""
@@ -95,8 +69,10 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, end.set)
-        self._bind()
-        log.info("serving %s, pid %d", self._places.runtime, os.getpid())
+        try:
+            self._sockets.settle()
+        except (OSError, zmq.ZMQError) as e:
+            raise UserError(f"no folder for the sockets can be had: {e}", where=str(self._places.runtime), fix="Name a directory of your own with --dir") from None
         tasks = [asyncio.create_task(work) for work in (self._requests(end), self._subscriptions(), self._time())]
         waiting = asyncio.create_task(end.wait())
         try:
@@ -107,19 +83,9 @@ class Server:
             for task in [waiting, *tasks]:
                 task.cancel()
             await asyncio.gather(waiting, *tasks, return_exceptions=True)
-            self._router.close()
-            self._feed.close()
-            self._context.term()
-            for path in (self._places.control, self._places.feed):
-                path.unlink(missing_ok=True)
+            self._sockets.close()
             self._service.close()
             log.info("ended; trainers go on")
-
-    def _bind(self) -> None:
-        make_private(self._places.runtime)
-        for socket, path in ((self._router, self._places.control), (self._feed, self._places.feed)):
-            socket.bind(endpoint(path))
-            path.chmod(0o600)
 
     # --- requests ---------------------------------------------------------------------------------------------
 
@@ -139,7 +105,7 @@ class Server:
         try:
             envelope = envelope_decoder.decode(b"".join(frames))
             if envelope.version != PROTOCOL_VERSION:
-                return Reply(id=envelope.id[:MAX_ID], answer=_other_version(envelope.version))
+                return self._to_other_version(envelope, frames)
             if not 0 < len(envelope.id) <= MAX_ID:
                 return Reply(id=envelope.id[:MAX_ID], answer=Refused(f"a request id has 1 to {MAX_ID} characters"))
             request = request_decoder.decode(frames[0])
@@ -150,6 +116,14 @@ class Server:
         except Exception as e:  # a bug of ours: it must not take the other clients' daemon away
             log.exception("request failed")
             return Reply(id=request.id, answer=Refused(f"the daemon failed on this request: {type(e).__name__} {e}", f"Please report it, with {self._places.log}"))
+
+    def _to_other_version(self, envelope: Envelope, frames: list[bytes]) -> Reply:
+        """Enough for another version to know us and to end us; the rest is refused."""
+        try:
+            request = any_version_decoder.decode(frames[0])
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return Reply(id=envelope.id[:MAX_ID], answer=_other_version(envelope.version))
+        return Reply(version=request.version, id=request.id[:MAX_ID], answer=self._service.stable(request.command))
 
     # --- feed -------------------------------------------------------------------------------------------------
 
@@ -177,31 +151,18 @@ class Server:
             if time.monotonic() >= next_beat:
                 next_beat = time.monotonic() + BEAT
                 await self._feed.send(encode(self._service.beat()), flags=zmq.NOBLOCK)
-                self._require_state()
-                self._rebind()
+                self._keep_place()
             await asyncio.sleep(TICK)
 
-    def _require_state(self) -> None:
-        """End when the state directory is gone, and the lock with it: the next daemon may be at work there already.
-        Raises UserError."""
-        try:
-            ours = os.path.samestat(self._places.lock.stat(), os.fstat(self._lock))
-        except FileNotFoundError:
-            ours = False
-        if not ours:
+    def _keep_place(self) -> None:
+        """Stay reachable, and end when the state directory is gone, and the lock with it: the next daemon may be at work there
+        already. Raises UserError."""
+        if not self._lock.is_in_place():
             raise UserError("the state directory was removed while the daemon ran, and its job table with it", where=str(self._places.state), fix="Trainers go on; their run folders are whole")
-
-    def _rebind(self) -> None:
-        """Come back when somebody removed the runtime directory, as login managers do when a user logs out."""
-        if self._places.control.exists() and self._places.feed.exists():
-            return
         try:
-            for socket, path in ((self._router, self._places.control), (self._feed, self._places.feed)):
-                socket.unbind(endpoint(path))
-            self._bind()
-            log.info("%s was removed; serving again", self._places.runtime)
+            self._sockets.settle()
         except (OSError, UserError, zmq.ZMQError) as e:
-            log.warning("%s was removed and cannot be made again yet: %s", self._places.runtime, e)
+            log.warning("no folder for the sockets can be had yet: %s", e)
 
 
 def _other_version(version: int) -> Answer:

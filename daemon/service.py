@@ -24,6 +24,7 @@ from daemon.resume import changed_since, require_accepted, require_checkpoint
 from daemon.store import Store
 from daemon.tail import Tail
 from daemon.trainer import Trainer, last_word, verdict
+from presets import VERSION
 from presets.changes import live_value
 from presets.control import ControlFile
 from presets.errors import JobError, UserError
@@ -119,8 +120,8 @@ class Service:
     async def _carry_out(self, request: wire.Request) -> wire.Answer:
         queue, now = self._queue, time.time()
         match request.command:
-            case wire.Hello():
-                return wire.HelloReply(wire.PROTOCOL_VERSION, self.epoch, os.getpid())
+            case wire.Hello() | wire.Shutdown():
+                return self.stable(request.command)
             case wire.Submit():
                 return await self._submit(request.id, request.command, now)
             case wire.Jobs():
@@ -159,9 +160,13 @@ class Service:
             case wire.Cancel(job=key):
                 entry = queue.find(key)
                 return self._change(request.id, entry, queue.cancel(entry.record.id, now))
-            case wire.Shutdown():
-                self.closing = True
-                return wire.Done()
+
+    def stable(self, command: wire.Hello | wire.Shutdown) -> wire.Answer:
+        """What is answered to clients of any version."""
+        if isinstance(command, wire.Hello):
+            return wire.HelloReply(wire.PROTOCOL_VERSION, self.epoch, os.getpid(), VERSION, str(self.places.state))
+        self.closing = True
+        return wire.Done()
 
     async def _submit(self, request_id: str, asked: wire.Submit, now: float) -> wire.Answer:
         path, out = asked.job_path, asked.out

@@ -16,6 +16,7 @@ from daemon.client import Client, NotRunning, ping
 from daemon.processes import MARKER
 from daemon.protocol import ENDED_STATES, LIVE_STATES, JobRecord
 
+ROOT = Path(__file__).parents[2]
 FAKE = Path(__file__).with_name("fake_trainer.py")
 PATIENCE = 30.0  # seconds until a condition that must come true counts as never coming true
 
