@@ -5,6 +5,7 @@ import logging
 import signal
 import time
 import uuid
+from collections import deque
 
 import msgspec
 import zmq
@@ -33,6 +34,7 @@ log = logging.getLogger("daemon")
 TICK = 0.1  # seconds between two looks at the trainers
 BEAT = 1.0
 MAX_ID = 200  # characters of a request id
+LANE = 16  # requests of one client that may wait for their turn
 
 
 def serve(places: Places, trainer_command: list[str] | None = None) -> None:
@@ -62,10 +64,14 @@ class Server:
         self._service = Service(places, trainer_command, epoch=uuid.uuid4().hex)
         self._sockets = Sockets(places, lock)
         self._router, self._feed = self._sockets.router, self._sockets.feed
+        self._lanes: dict[bytes, deque[list[bytes]]] = {}  # client -> its requests that are not answered yet
+        self._lane_tasks: set[asyncio.Task[None]] = set()
+        self._publishing = asyncio.Lock()
+        self._end = asyncio.Event()
 
     async def run(self) -> None:
         """Serve until asked to end."""
-        end = asyncio.Event()
+        end = self._end
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, end.set)
@@ -73,7 +79,7 @@ class Server:
             self._sockets.settle()
         except (OSError, zmq.ZMQError) as e:
             raise UserError(f"no folder for the sockets can be had: {e}", where=str(self._places.runtime), fix="Name a directory of your own with --dir") from None
-        tasks = [asyncio.create_task(work) for work in (self._requests(end), self._subscriptions(), self._time())]
+        tasks = [asyncio.create_task(work) for work in (self._requests(), self._subscriptions(), self._time())]
         waiting = asyncio.create_task(end.wait())
         try:
             done, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -89,41 +95,63 @@ class Server:
 
     # --- requests ---------------------------------------------------------------------------------------------
 
-    async def _requests(self, end: asyncio.Event) -> None:
+    async def _requests(self) -> None:
+        """A client's requests are answered in the order in which they came; one that waits for a disk holds up no other client."""
         while True:
-            frames = await self._router.recv_multipart()
-            reply = await self._reply(frames[1:])
-            await self._publish()
-            await self._router.send_multipart([frames[0], encode(reply)], flags=zmq.NOBLOCK)
-            if self._service.closing:
-                end.set()
+            client, *frames = await self._router.recv_multipart()
+            lane = self._lanes.get(client)
+            if lane is None:
+                self._lanes[client] = deque([frames])
+                task = asyncio.create_task(self._serve(client))
+                self._lane_tasks.add(task)
+                task.add_done_callback(self._lane_tasks.discard)
+            elif len(lane) < LANE:
+                lane.append(frames)
+            else:
+                await self._send(client, _refused(frames, "too many requests at once", "Wait for an answer before the next request"))
             await asyncio.sleep(0)  # a flood of requests must not keep the beat from its turn
 
-    async def _reply(self, frames: list[bytes]) -> Reply:
+    async def _serve(self, client: bytes) -> None:
+        lane = self._lanes[client]
+        while lane:
+            reply = await self._reply(lane[0])
+            await self._publish()
+            await self._send(client, reply)
+            lane.popleft()
+        del self._lanes[client]
+
+    async def _send(self, client: bytes, reply: bytes) -> None:
+        try:
+            await self._router.send_multipart([client, reply], flags=zmq.NOBLOCK)
+        except zmq.ZMQError as e:
+            log.warning("an answer could not be sent: %s", e)
+        if self._service.closing:
+            self._end.set()
+
+    async def _reply(self, frames: list[bytes]) -> bytes:
         """The answer to whatever came in: anything that is no request of our version gets a clear refusal."""
-        envelope = Envelope()
         try:
             envelope = envelope_decoder.decode(b"".join(frames))
             if envelope.version != PROTOCOL_VERSION:
                 return self._to_other_version(envelope, frames)
             if not 0 < len(envelope.id) <= MAX_ID:
-                return Reply(id=envelope.id[:MAX_ID], answer=Refused(f"a request id has 1 to {MAX_ID} characters"))
+                return _refused(frames, f"a request id has 1 to {MAX_ID} characters")
             request = request_decoder.decode(frames[0])
         except (msgspec.MsgspecError, ValueError, RecursionError) as e:
-            return Reply(id=envelope.id[:MAX_ID], answer=Refused(f"not a request that this daemon knows: {e}", "Upgrade wanlora on both sides"))
+            return _refused(frames, f"not a request that this daemon knows: {e}", "Upgrade wanlora on both sides")
         try:
-            return Reply(id=request.id, answer=await self._service.answer(request))
+            return await self._service.reply(request)
         except Exception as e:  # a bug of ours: it must not take the other clients' daemon away
             log.exception("request failed")
-            return Reply(id=request.id, answer=Refused(f"the daemon failed on this request: {type(e).__name__} {e}", f"Please report it, with {self._places.log}"))
+            return _refused(frames, f"the daemon failed on this request: {type(e).__name__} {e}", f"Please report it, with {self._places.log}")
 
-    def _to_other_version(self, envelope: Envelope, frames: list[bytes]) -> Reply:
+    def _to_other_version(self, envelope: Envelope, frames: list[bytes]) -> bytes:
         """Enough for another version to know us and to end us; the rest is refused."""
         try:
             request = any_version_decoder.decode(frames[0])
         except (msgspec.MsgspecError, ValueError, RecursionError):
-            return Reply(id=envelope.id[:MAX_ID], answer=_other_version(envelope.version))
-        return Reply(version=request.version, id=request.id[:MAX_ID], answer=self._service.stable(request.command))
+            return encode(Reply(id=envelope.id[:MAX_ID], answer=_other_version(envelope.version)))
+        return encode(Reply(version=request.version, id=request.id[:MAX_ID], answer=self._service.stable(request.command)))
 
     # --- feed -------------------------------------------------------------------------------------------------
 
@@ -135,9 +163,10 @@ class Server:
             await asyncio.sleep(0)
 
     async def _publish(self) -> None:
-        messages, self._service.outbox = self._service.outbox, []
-        for message in messages:
-            await self._feed.send(encode(message), flags=zmq.NOBLOCK)
+        async with self._publishing:  # in the order in which it happened, whoever publishes
+            messages, self._service.outbox = self._service.outbox, []
+            for message in messages:
+                await self._feed.send(encode(message), flags=zmq.NOBLOCK)
 
     async def _time(self) -> None:
         next_beat = 0.0
@@ -163,6 +192,14 @@ class Server:
             self._sockets.settle()
         except (OSError, UserError, zmq.ZMQError) as e:
             log.warning("no folder for the sockets can be had yet: %s", e)
+
+
+def _refused(frames: list[bytes], what: str, fix: str = "") -> bytes:
+    try:
+        asked = envelope_decoder.decode(b"".join(frames)).id[:MAX_ID]
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        asked = ""
+    return encode(Reply(id=asked, answer=Refused(what, fix)))
 
 
 def _other_version(version: int) -> Answer:

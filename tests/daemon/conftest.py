@@ -40,13 +40,14 @@ class Box:
         self.dir = dir
         self.process: subprocess.Popen[bytes] | None = None
         self.trainer: list[str] = []
+        self.program = ["-m", "daemon"]
 
     def start(self, *trainer_options: str, command: list[str] | None = None) -> int:
         """Start the daemon with the fake trainer, and wait for its answer. Gives its pid."""
         if trainer_options or command or not self.trainer:
             self.trainer = command or [sys.executable, str(FAKE), *trainer_options]
         with (self.dir / "daemon.out").open("ab") as log:
-            self.process = subprocess.Popen([sys.executable, "-m", "daemon", "--dir", str(self.dir), "--trainer", *self.trainer], stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen([sys.executable, *self.program, "--dir", str(self.dir), "--trainer", *self.trainer], stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + PATIENCE
         while True:
             try:
