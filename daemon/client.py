@@ -6,10 +6,9 @@ daemon's restart and its own lateness.
 """
 
 import asyncio
-import os
-import socket
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -18,11 +17,12 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from daemon.paths import Places, endpoint, places
+from daemon.errors import DaemonError, NotAnswering, NotRunning, RequestRefused, Untrusted, VersionMismatch
+from daemon.find import ASK_SECONDS, Found, Sight, Talk, absence, dealer, distrust, find, look, mismatch, require_daemon
+from daemon.paths import endpoint, places
 from daemon.protocol import (
     ENDED_STATES,
     MAX_MESSAGE_BYTES,
-    MAX_REPLY_BYTES,
     PROTOCOL_VERSION,
     Answer,
     Beat,
@@ -62,50 +62,18 @@ from daemon.protocol import (
     feed_decoder,
     reply_decoder,
 )
-from presets.errors import UserError
 from presets.events import Event
-from presets.findings import Finding
 from presets.fold import RunView
 from presets.going_on import GoingOn
 from presets.rollback import StoredCheckpoint
 from presets.shell import Shell, shell_here
 
+__all__ = ["Client", "DaemonError", "NotAnswering", "NotRunning", "RequestRefused", "Sight", "Untrusted", "VersionMismatch", "distrust", "find", "look", "ping"]
+
 SILENCE = 3.0  # seconds without any message, three beats, after which a feed counts as lost
 LONGEST_PAUSE = 8.0  # seconds between two attempts to find a lost daemon again
 
 _T = TypeVar("_T", bound=Answer)
-
-
-class DaemonError(UserError):
-    """The daemon could not do what was asked."""
-
-
-class NotRunning(DaemonError):
-    """No daemon, or none that answers."""
-
-
-class VersionMismatch(DaemonError):
-    """The daemon speaks another protocol version."""
-
-
-class RequestRefused(DaemonError):
-    """The daemon understood and refused; `findings` say more when the job itself is at fault."""
-
-    def __init__(self, what: str, *, fix: str = "", findings: list[Finding] | None = None) -> None:
-        super().__init__(what, fix=fix)
-        self.findings = findings or []
-
-
-def _require_listener(path: Path) -> None:
-    """Raises NotRunning unless somebody listens. Asked of the socket itself, so it holds for a forwarded one too."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(os.fspath(path))
-        except BlockingIOError:  # it listens, with many waiting before us
-            return
-        except OSError:
-            raise NotRunning("no daemon is running", fix="Start it with: wanlora daemon start") from None
 
 
 def _read_reply(data: bytes, request_id: str) -> Answer | None:
@@ -115,37 +83,27 @@ def _read_reply(data: bytes, request_id: str) -> Answer | None:
     except (msgspec.MsgspecError, ValueError, RecursionError):
         raise DaemonError("what answered is not a wanlora daemon") from None
     if envelope.version != PROTOCOL_VERSION:
-        behind = "the daemon: upgrade wanlora where it runs, then `wanlora daemon stop` and `wanlora daemon start`" if envelope.version < PROTOCOL_VERSION else "this side: upgrade wanlora here"
-        raise VersionMismatch(f"the daemon speaks protocol version {envelope.version}, this client version {PROTOCOL_VERSION}", fix=f"The older one is {behind}")
+        raise mismatch(envelope.version)
     if envelope.id != request_id:
         return None
     answer = reply_decoder.decode(data).answer
     if isinstance(answer, Refused):
         raise RequestRefused(answer.what, fix=answer.fix, findings=answer.findings)
+    if isinstance(answer, HelloReply) and answer.version != PROTOCOL_VERSION:
+        raise mismatch(answer.version)
     return answer
 
 
-def _dealer(context: "zmq.Context[Any]", where: Places) -> Any:
-    dealer = context.socket(zmq.DEALER)
-    dealer.setsockopt(zmq.LINGER, 0)
-    dealer.setsockopt(zmq.MAXMSGSIZE, MAX_REPLY_BYTES)
-    dealer.connect(endpoint(where.control))
-    return dealer
-
-
-def ping(dir: Path | None = None, *, timeout: float = 2.0) -> HelloReply:
-    """Say hello to the daemon of `dir`, blocking. Raises NotRunning or VersionMismatch."""
-    where = places(dir)
-    _require_listener(where.control)
-    with zmq.Context() as context:
-        request = Request(id=uuid.uuid4().hex, command=Hello(PROTOCOL_VERSION))
-        with _dealer(context, where) as dealer:
-            dealer.send(encode(request))
-            while dealer.poll(int(timeout * 1000)):
-                answer = _read_reply(dealer.recv(), request.id)
-                if isinstance(answer, HelloReply):
-                    return answer
-    raise NotRunning("the daemon does not answer", fix="It may be stopped (kill -CONT), or its machine too busy")
+def ping(dir: Path | None = None, *, timeout: float = ASK_SECONDS) -> HelloReply:
+    """Say hello to the daemon of `dir`, blocking. Raises NotRunning (NotAnswering when one is there) or VersionMismatch."""
+    found = find(dir)
+    request = Request(id=uuid.uuid4().hex, command=Hello(PROTOCOL_VERSION))
+    with Talk(found, timeout=timeout) as talk:
+        hello = _read_reply(talk.exchange(request), request.id)
+    assert isinstance(hello, HelloReply), hello
+    if found.holder is not None and found.holder.pid != hello.pid:  # it answers where ours should: it has just been driven away
+        raise absence(found)
+    return hello
 
 
 class Client:
@@ -157,8 +115,8 @@ class Client:
     def __init__(self, dir: Path | None = None, *, timeout: float = 5.0, retries: int = 3, here: bool = True) -> None:
         """`timeout`: seconds for one answer; a request is sent again `retries` times. `here`: the daemon is on this machine, so
         what is submitted or resumed takes this process's settings along (presets.shell)."""
-        self._here = here
-        self._where = places(dir)
+        self._dir, self._here = dir, here
+        self._found = Found(places(dir), None)  # as far as is known; looked up anew for each request
         self._timeout, self._retries = timeout, retries
         self._context = zmq.asyncio.Context()
         self._dealer: Any = None
@@ -252,6 +210,8 @@ class Client:
         """End the daemon; trainers go on. A daemon that is gone already is no error."""
         try:
             await self._ask(Shutdown(), Done)
+        except NotAnswering:
+            raise
         except NotRunning:
             return
 
@@ -271,22 +231,36 @@ class Client:
         async with self._lock:
             for attempt in range(self._retries + 1):
                 try:
-                    _require_listener(self._where.control)
-                except NotRunning:
-                    if attempt == 0:
+                    self._connect()
+                except NotRunning as e:
+                    trouble = e
+                    self._hang_up()
+                    if attempt == 0 and self._found.holder is None:
                         raise
-                    await asyncio.sleep(0.2 * 2**attempt)  # it heard us and went away: a new one may know the answer
-                    continue
-                if self._dealer is None:
-                    self._dealer = _dealer(self._context, self._where)
-                await self._dealer.send(data)
-                answer = await self._answer(request_id)
-                if answer is not None:
-                    if not isinstance(answer, expected):
-                        raise DaemonError(f"the daemon answered {type(answer).__name__} where {expected.__name__} was due")
-                    return answer
-                self._hang_up()
-        raise NotRunning(f"the daemon has not answered for {self._timeout * (self._retries + 1):.0f} s", fix="See its log with: wanlora daemon status")
+                    if attempt < self._retries:
+                        await asyncio.sleep(0.2 * 2**attempt)  # it went away or moves: a new one, or the same elsewhere, may know the answer
+                else:
+                    await self._dealer.send(data)
+                    answer = await self._answer(request_id)
+                    if answer is not None:
+                        if not isinstance(answer, expected):
+                            raise DaemonError(f"the daemon answered {type(answer).__name__} where {expected.__name__} was due")
+                        return answer
+                    self._hang_up()
+                    trouble = absence(self._found, self._timeout * (attempt + 1))
+                if self._found.holder is not None and self._found.holder.is_stopped:
+                    raise trouble
+        raise trouble
+
+    def _connect(self) -> None:
+        """To where the daemon is now: it moves when its folder is taken away. Raises NotRunning."""
+        found = find(self._dir)
+        if found.where != self._found.where:
+            self._hang_up()
+        self._found = found
+        require_daemon(found, found.where.control, connected=self._dealer is not None)
+        if self._dealer is None:
+            self._dealer = dealer(self._context, found.where)
 
     async def _answer(self, request_id: str) -> Answer | None:
         """The answer to a request, or None when none comes in time. Answers to earlier, given-up requests are dropped."""
@@ -308,7 +282,8 @@ class Client:
         Finds a lost daemon again by itself, for as long as it takes; only the first connection raises NotRunning.
         A daemon that is away shows in the beats that do not come.
         """
-        _require_listener(self._where.feed)
+        found = find(self._dir)
+        require_daemon(found, found.where.feed)
         pause = 0.1
         while True:
             subscriber = self._context.socket(zmq.SUB)
@@ -317,7 +292,7 @@ class Client:
                 subscriber.setsockopt(zmq.RCVHWM, 5000)
                 subscriber.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
                 subscriber.setsockopt(zmq.SUBSCRIBE, b"")
-                subscriber.connect(endpoint(self._where.feed))
+                subscriber.connect(endpoint(found.where.feed))
                 while await subscriber.poll(int(SILENCE * 1000)):
                     yield await self._read_feed(await subscriber.recv())
                     pause = 0.1
@@ -325,6 +300,10 @@ class Client:
                 subscriber.close(linger=0)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
+            with suppress(DaemonError):
+                there = find(self._dir)
+                require_daemon(there, there.where.feed)
+                found = there
 
     async def _read_feed(self, data: bytes) -> Feed:
         try:

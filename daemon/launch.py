@@ -1,4 +1,4 @@
-"""Starting things that outlive us: trainers from the daemon, the daemon from a client."""
+"""Starting things that outlive us, and ending them: trainers from the daemon, the daemon from a client."""
 
 import importlib.util
 import signal
@@ -7,11 +7,15 @@ import sys
 import time
 from pathlib import Path
 
-from daemon.client import DaemonError, NotRunning, ping
+from daemon.client import DaemonError, NotAnswering, NotRunning, find, ping
 from daemon.paths import make_private, places
 from daemon.processes import MARKER
+from daemon.stop import Stopped, stop_daemon
 
-START_TIMEOUT = 20.0  # seconds for a fresh daemon to answer
+__all__ = ["Stopped", "ensure_running", "start_trainer", "stop_daemon", "torchrun"]
+
+START_TIMEOUT = 120.0  # seconds for a daemon to answer: on a busy machine it may have a long run to read first
+MOVE_TIMEOUT = 3.0  # seconds for one that has lost its folder to open another, or for another client's to take the lock
 KEEP_LOG_BYTES = 4 * 2**20
 
 
@@ -50,17 +54,16 @@ def start_trainer(command: list[str], *, job_file: Path, out: str, options: list
 _started: list[subprocess.Popen[bytes]] = []  # daemons this process started; kept, because they are not to be waited for
 
 
-def ensure_running(dir: Path | None = None) -> None:
-    """Start the daemon of `dir` (the user's own by default) in its own session unless one runs, and wait for its answer.
+def ensure_running(dir: Path | None = None) -> bool:
+    """Start the daemon of `dir` (the user's own by default) in its own session unless one runs, and wait for its answer. Whether it was ours.
 
-    Raises DaemonError with the daemon's own words when it does not come up, VersionMismatch when another version runs.
+    Raises DaemonError with the daemon's own words when it does not come up, NotAnswering when one runs and is hung,
+    VersionMismatch when another version runs.
     """
     where = places(dir)
-    try:
-        ping(dir)
-        return
-    except NotRunning:
-        pass
+    if find(dir).holder is not None or _answers(dir):
+        _wait_for(dir)
+        return False
     make_private(where.state)
     if where.log.exists() and where.log.stat().st_size > KEEP_LOG_BYTES:
         where.log.replace(where.log.with_suffix(".log.1"))
@@ -71,17 +74,40 @@ def ensure_running(dir: Path | None = None) -> None:
             cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
     _started.append(process)
-    deadline = time.monotonic() + START_TIMEOUT
-    while time.monotonic() < deadline:
+    try:
+        if (pid := _wait_for(dir, process)) != process.pid:  # another client's was faster; ours sees that and goes
+            process.wait(START_TIMEOUT)
+        return pid == process.pid
+    except NotAnswering:
+        raise
+    except NotRunning:
+        with where.log.open("rb") as log:
+            log.seek(begin)
+            words = log.read(KEEP_LOG_BYTES).decode("utf-8", "replace").strip().splitlines()
+        raise DaemonError(f"the daemon did not start: {' / '.join(words[-3:]) or 'it said nothing'}", fix=f"Run `wanlora daemon start` to see more, or read {where.log}") from None
+
+
+def _answers(dir: Path | None) -> bool:
+    """Whether a daemon answers that holds no lock here: it comes through a tunnel, or has lost its state folder."""
+    try:
+        ping(dir)
+        return True
+    except NotRunning:
+        return False
+
+
+def _wait_for(dir: Path | None, process: "subprocess.Popen[bytes] | None" = None) -> int:
+    """The pid of the daemon that answers; of one that starts or moves its sockets, in a while. Raises NotRunning when `process`
+    has failed and no other's holds the lock, NotAnswering when one is hung."""
+    begun = hoped = time.monotonic()
+    while True:
         try:
-            if ping(dir).pid != process.pid:  # another client's was faster; ours sees that and goes
-                process.wait(START_TIMEOUT)
-            return
-        except NotRunning:
+            return ping(dir).pid
+        except NotRunning as e:
+            now = time.monotonic()
+            if (isinstance(e, NotAnswering) and e.starting) or (process is not None and process.poll() is None):
+                hoped = now
+            holder = find(dir).holder
+            if now - hoped > MOVE_TIMEOUT or now - begun > START_TIMEOUT or (holder is not None and holder.is_stopped):
+                raise
             time.sleep(0.05)
-        if process.poll() is not None:  # it failed, or another client's daemon was faster and is about to answer
-            deadline = min(deadline, time.monotonic() + 2)
-    with where.log.open("rb") as log:
-        log.seek(begin)
-        words = log.read(KEEP_LOG_BYTES).decode("utf-8", "replace").strip().splitlines()
-    raise DaemonError(f"the daemon did not start: {' / '.join(words[-3:]) or 'it said nothing'}", fix=f"Run `wanlora daemon start` to see more, or read {where.log}")

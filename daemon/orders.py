@@ -1,4 +1,4 @@
-"""Orders to a running trainer: control files, which it reads between micro-batches and deletes when it has honoured them."""
+"""A run folder before its trainer starts, and orders to a running one: control files, which it reads between micro-batches and deletes when it has honoured them."""
 
 import hashlib
 import time
@@ -8,6 +8,10 @@ import msgspec
 
 from presets.control import CONTROL_DIR, ControlFile, parse_control
 from presets.errors import UserError
+from presets.files import read_regular
+from presets.going_on import JOB_FILE
+
+MAX_ORDER_BYTES = 2**16
 
 
 def leave(run_dir: Path, request: str, order: ControlFile) -> None:
@@ -24,12 +28,19 @@ def leave(run_dir: Path, request: str, order: ControlFile) -> None:
     draft.replace(control / f"{time.time_ns():020d}-{mark}.json")
 
 
+def prepare(run_dir: Path) -> bool:
+    """Make a run folder ready for the next attempt. Whether a run lies there already. Raises OSError."""
+    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    forget_stops(run_dir)
+    return (run_dir / JOB_FILE).exists()
+
+
 def forget_stops(run_dir: Path) -> None:
     """Remove stops that were meant for an attempt which is gone. Other orders wait for the next attempt. Raises OSError."""
     for file in (run_dir / CONTROL_DIR).glob("*.json"):
         try:
-            order = parse_control(file.read_bytes())
-        except UserError:  # the trainer refuses it, and says so
+            order = parse_control(read_regular(file, MAX_ORDER_BYTES))
+        except (UserError, OSError):  # the trainer refuses it, and says so
             continue
         if order.command == "stop":
             file.unlink(missing_ok=True)

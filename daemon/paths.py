@@ -36,7 +36,7 @@ class Places:
 
     @property
     def lock(self) -> Path:
-        """Held by the running daemon; its pid is inside. In the state directory, because a login manager may take the
+        """Held by the running daemon; who and where it is stands inside (daemon.lock). In the state directory, because a login manager may take the
         runtime directory away when its user logs out, and two daemons must never share one job table."""
         return self.state / "daemon.lock"
 
@@ -55,9 +55,29 @@ class Places:
 
 
 def runtime_dir() -> Path:
-    """The user's runtime directory for sockets: `$XDG_RUNTIME_DIR/wanlora`, or `/tmp/wanlora-UID` where there is none."""
-    base = os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}"
-    return Path(base) / "wanlora" if os.access(base, os.W_OK) else Path(tempfile.gettempdir()) / f"wanlora-{os.getuid()}"
+    """Where the sockets go: `wanlora` in $XDG_RUNTIME_DIR, or in /run/user/UID where that is not set or not to be used (as after `su`,
+    which leaves the variable of the user before), or `/tmp/wanlora-UID` where there is neither.
+
+    Where the daemon really is its lock tells (daemon.lock): not every shell of a user has the same variables.
+    """
+    for base in (os.environ.get("XDG_RUNTIME_DIR", ""), f"/run/user/{os.getuid()}"):
+        found = Path(base, "wanlora")
+        if base.startswith("/") and _is_own(Path(base)) and len(os.fsencode(found / "control.sock")) <= IPC_PATH_LIMIT:
+            return found
+    return spare_parent() / f"wanlora-{os.getuid()}"
+
+
+def spare_parent() -> Path:
+    """/tmp, whatever TMPDIR says: that is another one in each job of a batch system, and goes with it."""
+    return Path("/tmp") if os.access("/tmp", os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+
+
+def _is_own(directory: Path) -> bool:
+    try:
+        facts = directory.stat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and os.access(directory, os.W_OK | os.X_OK)
 
 
 def places(dir: Path | None = None) -> Places:

@@ -43,6 +43,21 @@ def is_alive(process: ProcessId) -> bool:
     return fields is not None and fields[0] not in "ZX" and int(fields[19]) == process.start and boot_id() == process.boot
 
 
+def state_of(process: ProcessId) -> str:
+    """The letter in /proc of what it does: R runs, S and I wait, D waits for a disk, T and t are stopped by a signal, Z has ended; "" when it is gone."""
+    fields = _stat(process.pid)
+    return fields[0] if fields is not None and int(fields[19]) == process.start else ""
+
+
+def has_open(pid: int, file: Path) -> bool:
+    """Whether a process of this user has a file open."""
+    try:
+        wanted = file.stat()
+        return any(os.path.samestat(descriptor.stat(), wanted) for descriptor in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False
+
+
 def marked(marker: str) -> list[ProcessId]:
     """Every live process that carries `marker`, parents before children; whatever session it moved to."""
     wanted = f"{MARKER}={marker}".encode()

@@ -3,8 +3,10 @@
 Two sockets, both `ipc://` in a 0700 directory. ROUTER takes a `Request` and answers with a `Reply` that carries the same
 request id; commands are idempotent under it. XPUB sends a `Welcome` whenever somebody subscribes, then `Feed` messages.
 
-`Envelope` and the keys of `Refused` stay as they are in every protocol version, so that two versions can always tell
-each other apart and say which side to upgrade.
+`Envelope`, `Hello`, `HelloReply`, `Shutdown`, `Done` and `Refused` stay as they are in every protocol version (optional keys may
+come), and the daemon answers `Hello` and `Shutdown` of any version in the version of the request. So two versions can always tell
+each other apart, say which side to upgrade, and an older or newer daemon can be ended. What is refused is answered in the daemon's
+own version.
 """
 
 from typing import Any, Literal
@@ -170,6 +172,14 @@ class Envelope(Struct):
     id: str = ""
 
 
+class AnyVersionRequest(Struct, kw_only=True):
+    """What is understood in every version."""
+
+    version: int
+    id: str
+    command: Hello | Shutdown
+
+
 # --- replies --------------------------------------------------------------------------------------------------
 
 
@@ -177,6 +187,8 @@ class HelloReply(Struct, tag=True):
     version: int
     epoch: str  # another one for each daemon process
     pid: int
+    wanlora: str = ""  # the version of its package; "" up to 0.1.0, here and below
+    state_dir: str = ""  # may be another than the client's, which finds its way by the runtime directory then
 
 
 class JobReply(Struct, tag=True):
@@ -228,6 +240,14 @@ class Reply(Struct, kw_only=True):
     answer: Answer
 
 
+class AnyVersionReply(Struct, kw_only=True):
+    """The replies that are understood in every version."""
+
+    version: int
+    id: str
+    answer: HelloReply | Done | Refused
+
+
 # --- feed -----------------------------------------------------------------------------------------------------
 
 
@@ -274,5 +294,6 @@ def encode(message: Any) -> bytes:
 
 envelope_decoder = msgspec.msgpack.Decoder(Envelope)
 request_decoder = msgspec.msgpack.Decoder(Request)
+any_version_decoder = msgspec.msgpack.Decoder(AnyVersionRequest)
 reply_decoder = msgspec.msgpack.Decoder(Reply)
 feed_decoder = msgspec.msgpack.Decoder(Feed)

@@ -1,33 +1,32 @@
-"""The daemon's sockets: ROUTER for requests, XPUB for the feed, both in a directory that only its owner may enter."""
+"""The daemon's process: moves messages between its sockets and the service, and keeps its time."""
 
 import asyncio
-import fcntl
 import logging
-import os
 import signal
 import time
 import uuid
-from typing import Any
+from collections import deque
 
 import msgspec
 import zmq
-import zmq.asyncio
 
 from daemon.launch import torchrun
-from daemon.paths import Places, endpoint, make_private
+from daemon.lock import Lock, take_lock
+from daemon.paths import Places
 from daemon.protocol import (
-    MAX_MESSAGE_BYTES,
     PROTOCOL_VERSION,
     Answer,
     Envelope,
     Refused,
     Reply,
     Welcome,
+    any_version_decoder,
     encode,
     envelope_decoder,
     request_decoder,
 )
 from daemon.service import Service
+from daemon.sockets import Sockets
 from presets.errors import UserError
 
 log = logging.getLogger("daemon")
@@ -35,21 +34,7 @@ log = logging.getLogger("daemon")
 TICK = 0.1  # seconds between two looks at the trainers
 BEAT = 1.0
 MAX_ID = 200  # characters of a request id
-
-
-def take_lock(places: Places) -> int:
-    """Become the one daemon of these places; the lock goes with the returned descriptor. Raises UserError."""
-    make_private(places.state)
-    descriptor = os.open(places.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
-        os.close(descriptor)
-        raise UserError(f"another daemon (pid {holder or 'unknown'}) already serves this directory", where=str(places.state), fix="Use it, or end it with: wanlora daemon stop") from None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
-    return descriptor
+LANE = 16  # requests of one client that may wait for their turn
 
 
 def serve(places: Places, trainer_command: list[str] | None = None) -> None:
@@ -62,42 +47,39 @@ def serve(places: Places, trainer_command: list[str] | None = None) -> None:
     lock = take_lock(places)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # trainers inherit it: the end of a login ends nobody
     try:
-        make_private(places.runtime)
-        asyncio.run(Server(places, trainer_command or torchrun(), lock).run())
+        asyncio.run(_run(places, trainer_command or torchrun(), lock))
     finally:
-        os.close(lock)
+        lock.close()
+
+
+async def _run(places: Places, trainer_command: list[str], lock: Lock) -> None:
+    await Server(places, trainer_command, lock).run()
 
 
 class Server:
-    """Moves messages between the sockets and the service, and keeps its time."""
+    """The daemon, but for its jobs."""
 
-    def __init__(self, places: Places, trainer_command: list[str], lock: int) -> None:
-        """`lock`: the descriptor from `take_lock`."""
+    def __init__(self, places: Places, trainer_command: list[str], lock: Lock) -> None:
         self._places, self._lock = places, lock
         self._service = Service(places, trainer_command, epoch=uuid.uuid4().hex)
-        self._context = zmq.asyncio.Context()
-        self._router = self._socket(zmq.ROUTER)
-        self._router.setsockopt(zmq.RCVHWM, 16)
-        self._router.setsockopt(zmq.SNDHWM, 32)  # replies to a client that does not read them are dropped
-        self._feed = self._socket(zmq.XPUB)
-        self._feed.setsockopt(zmq.XPUB_VERBOSE, 1)  # every subscription is seen, so that each gets its welcome
-        self._feed.setsockopt(zmq.SNDHWM, 5000)  # beyond that a slow subscriber loses messages, and asks for them later
-
-    def _socket(self, kind: int) -> Any:
-        socket = self._context.socket(kind)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
-        socket.setsockopt(zmq.LINGER, 1000)
-        return socket
+        self._sockets = Sockets(places, lock)
+        self._router, self._feed = self._sockets.router, self._sockets.feed
+        self._lanes: dict[bytes, deque[list[bytes]]] = {}  # client -> its requests that are not answered yet
+        self._lane_tasks: set[asyncio.Task[None]] = set()
+        self._publishing = asyncio.Lock()
+        self._end = asyncio.Event()
 
     async def run(self) -> None:
         """Serve until asked to end."""
-        end = asyncio.Event()
+        end = self._end
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, end.set)
-        self._bind()
-        log.info("serving %s, pid %d", self._places.runtime, os.getpid())
-        tasks = [asyncio.create_task(work) for work in (self._requests(end), self._subscriptions(), self._time())]
+        try:
+            self._sockets.settle()
+        except (OSError, zmq.ZMQError) as e:
+            raise UserError(f"no folder for the sockets can be had: {e}", where=str(self._places.runtime), fix="Name a directory of your own with --dir") from None
+        tasks = [asyncio.create_task(work) for work in (self._requests(), self._subscriptions(), self._time())]
         waiting = asyncio.create_task(end.wait())
         try:
             done, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -107,49 +89,69 @@ class Server:
             for task in [waiting, *tasks]:
                 task.cancel()
             await asyncio.gather(waiting, *tasks, return_exceptions=True)
-            self._router.close()
-            self._feed.close()
-            self._context.term()
-            for path in (self._places.control, self._places.feed):
-                path.unlink(missing_ok=True)
+            self._sockets.close()
             self._service.close()
             log.info("ended; trainers go on")
 
-    def _bind(self) -> None:
-        make_private(self._places.runtime)
-        for socket, path in ((self._router, self._places.control), (self._feed, self._places.feed)):
-            socket.bind(endpoint(path))
-            path.chmod(0o600)
-
     # --- requests ---------------------------------------------------------------------------------------------
 
-    async def _requests(self, end: asyncio.Event) -> None:
+    async def _requests(self) -> None:
+        """A client's requests are answered in the order in which they came; one that waits for a disk holds up no other client."""
         while True:
-            frames = await self._router.recv_multipart()
-            reply = await self._reply(frames[1:])
-            await self._publish()
-            await self._router.send_multipart([frames[0], encode(reply)], flags=zmq.NOBLOCK)
-            if self._service.closing:
-                end.set()
+            client, *frames = await self._router.recv_multipart()
+            lane = self._lanes.get(client)
+            if lane is None:
+                self._lanes[client] = deque([frames])
+                task = asyncio.create_task(self._serve(client))
+                self._lane_tasks.add(task)
+                task.add_done_callback(self._lane_tasks.discard)
+            elif len(lane) < LANE:
+                lane.append(frames)
+            else:
+                await self._send(client, _refused(frames, "too many requests at once", "Wait for an answer before the next request"))
             await asyncio.sleep(0)  # a flood of requests must not keep the beat from its turn
 
-    async def _reply(self, frames: list[bytes]) -> Reply:
+    async def _serve(self, client: bytes) -> None:
+        lane = self._lanes[client]
+        while lane:
+            reply = await self._reply(lane[0])
+            await self._publish()
+            await self._send(client, reply)
+            lane.popleft()
+        del self._lanes[client]
+
+    async def _send(self, client: bytes, reply: bytes) -> None:
+        try:
+            await self._router.send_multipart([client, reply], flags=zmq.NOBLOCK)
+        except zmq.ZMQError as e:
+            log.warning("an answer could not be sent: %s", e)
+        if self._service.closing:
+            self._end.set()
+
+    async def _reply(self, frames: list[bytes]) -> bytes:
         """The answer to whatever came in: anything that is no request of our version gets a clear refusal."""
-        envelope = Envelope()
         try:
             envelope = envelope_decoder.decode(b"".join(frames))
             if envelope.version != PROTOCOL_VERSION:
-                return Reply(id=envelope.id[:MAX_ID], answer=_other_version(envelope.version))
+                return self._to_other_version(envelope, frames)
             if not 0 < len(envelope.id) <= MAX_ID:
-                return Reply(id=envelope.id[:MAX_ID], answer=Refused(f"a request id has 1 to {MAX_ID} characters"))
+                return _refused(frames, f"a request id has 1 to {MAX_ID} characters")
             request = request_decoder.decode(frames[0])
         except (msgspec.MsgspecError, ValueError, RecursionError) as e:
-            return Reply(id=envelope.id[:MAX_ID], answer=Refused(f"not a request that this daemon knows: {e}", "Upgrade wanlora on both sides"))
+            return _refused(frames, f"not a request that this daemon knows: {e}", "Upgrade wanlora on both sides")
         try:
-            return Reply(id=request.id, answer=await self._service.answer(request))
+            return await self._service.reply(request)
         except Exception as e:  # a bug of ours: it must not take the other clients' daemon away
             log.exception("request failed")
-            return Reply(id=request.id, answer=Refused(f"the daemon failed on this request: {type(e).__name__} {e}", f"Please report it, with {self._places.log}"))
+            return _refused(frames, f"the daemon failed on this request: {type(e).__name__} {e}", f"Please report it, with {self._places.log}")
+
+    def _to_other_version(self, envelope: Envelope, frames: list[bytes]) -> bytes:
+        """Enough for another version to know us and to end us; the rest is refused."""
+        try:
+            request = any_version_decoder.decode(frames[0])
+        except (msgspec.MsgspecError, ValueError, RecursionError):
+            return encode(Reply(id=envelope.id[:MAX_ID], answer=_other_version(envelope.version)))
+        return encode(Reply(version=request.version, id=request.id[:MAX_ID], answer=self._service.stable(request.command)))
 
     # --- feed -------------------------------------------------------------------------------------------------
 
@@ -161,9 +163,10 @@ class Server:
             await asyncio.sleep(0)
 
     async def _publish(self) -> None:
-        messages, self._service.outbox = self._service.outbox, []
-        for message in messages:
-            await self._feed.send(encode(message), flags=zmq.NOBLOCK)
+        async with self._publishing:  # in the order in which it happened, whoever publishes
+            messages, self._service.outbox = self._service.outbox, []
+            for message in messages:
+                await self._feed.send(encode(message), flags=zmq.NOBLOCK)
 
     async def _time(self) -> None:
         next_beat = 0.0
@@ -177,31 +180,26 @@ class Server:
             if time.monotonic() >= next_beat:
                 next_beat = time.monotonic() + BEAT
                 await self._feed.send(encode(self._service.beat()), flags=zmq.NOBLOCK)
-                self._require_state()
-                self._rebind()
+                self._keep_place()
             await asyncio.sleep(TICK)
 
-    def _require_state(self) -> None:
-        """End when the state directory is gone, and the lock with it: the next daemon may be at work there already.
-        Raises UserError."""
-        try:
-            ours = os.path.samestat(self._places.lock.stat(), os.fstat(self._lock))
-        except FileNotFoundError:
-            ours = False
-        if not ours:
+    def _keep_place(self) -> None:
+        """Stay reachable, and end when the state directory is gone, and the lock with it: the next daemon may be at work there
+        already. Raises UserError."""
+        if not self._lock.is_in_place():
             raise UserError("the state directory was removed while the daemon ran, and its job table with it", where=str(self._places.state), fix="Trainers go on; their run folders are whole")
-
-    def _rebind(self) -> None:
-        """Come back when somebody removed the runtime directory, as login managers do when a user logs out."""
-        if self._places.control.exists() and self._places.feed.exists():
-            return
         try:
-            for socket, path in ((self._router, self._places.control), (self._feed, self._places.feed)):
-                socket.unbind(endpoint(path))
-            self._bind()
-            log.info("%s was removed; serving again", self._places.runtime)
+            self._sockets.settle()
         except (OSError, UserError, zmq.ZMQError) as e:
-            log.warning("%s was removed and cannot be made again yet: %s", self._places.runtime, e)
+            log.warning("no folder for the sockets can be had yet: %s", e)
+
+
+def _refused(frames: list[bytes], what: str, fix: str = "") -> bytes:
+    try:
+        asked = envelope_decoder.decode(b"".join(frames)).id[:MAX_ID]
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        asked = ""
+    return encode(Reply(id=asked, answer=Refused(what, fix)))
 
 
 def _other_version(version: int) -> Answer:

@@ -1,7 +1,9 @@
 """What the daemon does, without its sockets: takes commands, carries out what the queue says, watches trainers.
 
-Commands and ticks never overlap: one runs to its end before the next begins. What clients should hear is left in
-`outbox`. Everything that must survive is committed before anything is done about it.
+What reads or writes a user's files for a request, or prepares a run folder, is done aside (daemon.aside) and may take its time; what
+is decided, committed and told from that is decided on the loop in one go, from the state of that moment. So requests and ticks
+interleave there only. What clients should hear is left in `outbox`. Everything that must survive is committed before anything is
+done about it.
 """
 
 import asyncio
@@ -9,36 +11,37 @@ import logging
 import os
 import sqlite3
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from daemon import protocol as wire
-from daemon.launch import start_trainer
-from daemon.orders import forget_stops, leave
+from daemon.aside import Aside
+from daemon.intake import Resumption, read_resumption, read_submission, require_absolute
+from daemon.orders import leave
 from daemon.paths import Places, make_private
-from daemon.processes import boot_id, identify, is_alive, marked, oom_kills
+from daemon.processes import boot_id, is_alive, marked, oom_kills
 from daemon.queue import AskStop, Changed, Entry, Instruction, Kill, Launch, Queue, Terminate, Verdict
-from daemon.resume import changed_since, require_accepted, require_checkpoint
+from daemon.resume import require_accepted, require_checkpoint
+from daemon.runner import Runner
 from daemon.store import Store
-from daemon.tail import Tail
 from daemon.trainer import Trainer, last_word, verdict
+from presets import VERSION
 from presets.changes import live_value
 from presets.control import ControlFile
 from presets.errors import JobError, UserError
 from presets.findings import of_job_error
 from presets.fold import RunView
-from presets.going_on import JOB_FILE
-from presets.jobfile import absolute_paths, load_job, save_job
+from presets.jobfile import load_job, save_text
 from presets.machine import visible_gpus
 from presets.rollback import checkpoints_of
-from presets.shell import Shell, environment
-from presets.visible import VISIBLE, pick, shown_to_cuda
+from presets.shell import Shell
+from presets.visible import pick
 
 log = logging.getLogger("daemon")
 
-KEEP_TAILS = 8  # folds of ended jobs kept in memory
 BEAT_AFTER_END = 600.0  # seconds for which an ended job stays in the beat
 
 _answer_decoder = msgspec.msgpack.Decoder(wire.Answer)
@@ -48,23 +51,23 @@ class Service:
     """All jobs of one daemon."""
 
     def __init__(self, places: Places, trainer_command: list[str], *, epoch: str) -> None:
-        """Open the job table, adopt the trainers that still run, and go on where the last daemon ended.
+        """Open the job table, adopt the trainers that still run, and go on where the last daemon ended. To be made in a running loop.
 
         Raises UserError when the table cannot be opened.
         """
         self.places, self.epoch = places, epoch
         self.outbox: list[wire.Feed] = []
         self.closing = False
-        self._command = trainer_command
-        self._trainers: dict[int, Trainer] = {}
-        self._tails: dict[int, Tail] = {}
+        self._aside = Aside()
+        self._under_way: dict[str, asyncio.Task[bytes]] = {}  # requests, by their ids
         self._complaints: set[str] = set()
         self._unsaved: set[int] = set()
-        self._secrets: dict[int, dict[str, str]] = {}  # tokens and passwords of the shells that jobs came from: never written down
         make_private(places.state)
         make_private(places.state / "jobs")
         self._store = Store(places.database)
         self._queue = Queue(self._store.entries(), paused=self._store.fact("paused"))
+        self._runner = Runner(places, trainer_command, self._queue, self._aside, self._apply)
+        self._trainers, self._tails = self._runner.trainers, self._runner.tails
         self._restore()
 
     def close(self) -> None:
@@ -90,7 +93,7 @@ class Service:
             self._apply(self._queue.rebooted(now, {job: word for job, word in said.items() if word is not None and word.state != "stopped"}))
             return
         for entry in self._queue.running():
-            job, marker = entry.record.id, self._marker(entry.record.id)
+            job, marker = entry.record.id, self._runner.marker(entry.record.id)
             process = entry.trainer
             if process is None and (found := marked(marker)):  # the old daemon died right after launching it
                 process = found[0]
@@ -104,13 +107,21 @@ class Service:
                 self._apply(self._queue.adopted(job, now))
         self._apply(self._queue.fill(now))
 
-    def _marker(self, job: int) -> str:
-        return f"{self.places.state}:{job}"
-
     # --- commands ---------------------------------------------------------------------------------------------
 
-    async def answer(self, request: wire.Request) -> wire.Answer:
-        """Carry out one request. The same request id again gets the same answer and acts once."""
+    async def reply(self, request: wire.Request) -> bytes:
+        """Carry out one request and give the whole reply. The same request id again gets the same answer and acts once, also while
+        the first is still under way."""
+        task = self._under_way.get(request.id)
+        if task is None:
+            task = self._under_way[request.id] = asyncio.create_task(self._reply(request))
+            task.add_done_callback(lambda _: self._under_way.pop(request.id))
+        return await asyncio.shield(task)  # a client that has gone takes nothing back
+
+    async def _reply(self, request: wire.Request) -> bytes:
+        return wire.encode(wire.Reply(id=request.id, answer=await self._answer(request)))  # at once: a tail may be read on afterwards
+
+    async def _answer(self, request: wire.Request) -> wire.Answer:
         try:
             remembered = self._store.answer(request.id)
             if remembered is not None:
@@ -122,122 +133,126 @@ class Service:
             return wire.Refused(f"{e.where}: {e.what}" if e.where else e.what, e.fix)
         except (OSError, sqlite3.Error) as e:
             log.exception("request failed")
-            return wire.Refused(f"the daemon could not do it: {e}", f"Check the disk of {self.places.state}")
+            return wire.Refused(f"the daemon could not do it: {e}", f"Check the disk of {getattr(e, 'filename', None) or self.places.state}")
 
     async def _carry_out(self, request: wire.Request) -> wire.Answer:
-        queue, now = self._queue, time.time()
+        queue = self._queue
         match request.command:
-            case wire.Hello():
-                return wire.HelloReply(wire.PROTOCOL_VERSION, self.epoch, os.getpid())
+            case wire.Hello() | wire.Shutdown():
+                return self.stable(request.command)
             case wire.Submit():
-                return await self._submit(request.id, request.command, now)
+                return await self._submit(request.id, request.command)
             case wire.Jobs():
                 return wire.JobsReply([self._record(e) for e in queue.entries.values()])
             case wire.Show(job=key):
                 return wire.JobReply(self._record(queue.find(key)))
             case wire.Snapshot(job=key):
                 entry = queue.find(key)
-                tail = await self._caught_up(entry)
-                return wire.SnapshotReply(self._record(entry), tail.view)
+                async with self._tails.caught_up(entry.record) as tail:
+                    return wire.SnapshotReply(self._record(entry), tail.view)
             case wire.Replay(job=key, since=since):
-                events, more = (await self._caught_up(queue.find(key))).page(since)
-                return wire.ReplayReply(events, more)
+                async with self._tails.caught_up(queue.find(key).record) as tail:
+                    return wire.ReplayReply(*await self._aside(partial(tail.page, since), what=str(tail.path)))
             case wire.Stop(job=key):
-                entry = queue.find(key)
-                return self._change(request.id, entry, queue.stop(entry.record.id, now))
+                return await self._stop(request.id, queue.find(key))
             case wire.Resume(job=key, from_step=from_step, accepted=accepted, shell=shell):
-                return await self._resume(request.id, queue.find(key), from_step, accepted, shell, now)
+                return await self._resume(request.id, queue.find(key), from_step, accepted, shell)
             case wire.Changes(job=key):
                 entry = queue.find(key)
-                return wire.ChangesReply(self._record(entry), changed_since(entry.record, self.places.job_file(entry.record.id))[1])
+                going = (await self._read_resumption(entry.record, entry.shell)).going
+                return wire.ChangesReply(self._record(entry), going)
             case wire.Checkpoints(job=key):
                 entry = queue.find(key)
-                view = (await self._caught_up(entry)).view
-                return wire.CheckpointsReply(self._record(entry), checkpoints_of(Path(entry.record.run_dir), view))
+                async with self._tails.caught_up(entry.record) as tail:
+                    seen = RunView(losses={expert: list(points) for expert, points in tail.view.losses.items()}, samples=list(tail.view.samples))
+                    there = await self._aside(partial(checkpoints_of, Path(entry.record.run_dir), seen), what=entry.record.run_dir)
+                return wire.CheckpointsReply(self._record(entry), there)
             case wire.Set(job=key, field=field, value=value):
                 live_value(field, value)
-                return self._tell(request.id, queue.find(key), ControlFile(command="set", field=field, value=value))
+                return await self._tell(request.id, queue.find(key), ControlFile(command="set", field=field, value=value))
             case wire.SaveNow(job=key):
-                return self._tell(request.id, queue.find(key), ControlFile(command="save"))
+                return await self._tell(request.id, queue.find(key), ControlFile(command="save"))
             case wire.SampleNow(job=key):
                 entry = queue.find(key)
-                if not load_job(self.places.job_file(entry.record.id)).sample.prompts:
+                copy = self.places.job_file(entry.record.id)
+                if not (await self._aside(partial(load_job, copy), what=str(copy))).sample.prompts:
                     raise UserError("has no sample prompts to make previews of", where=entry.record.name, fix="Give it some in [sample] when it has stopped, then resume")
-                return self._tell(request.id, entry, ControlFile(command="sample"))
+                return await self._tell(request.id, entry, ControlFile(command="sample"))
             case wire.Cancel(job=key):
                 entry = queue.find(key)
-                return self._change(request.id, entry, queue.cancel(entry.record.id, now))
-            case wire.Shutdown():
-                self.closing = True
-                return wire.Done()
+                return self._change(request.id, entry, queue.cancel(entry.record.id, time.time()))
 
-    async def _submit(self, request_id: str, asked: wire.Submit, now: float) -> wire.Answer:
-        path, out = asked.job_path, asked.out
-        for given in (path, out or "/"):
-            if not given.startswith("/") or "\0" in given:
-                raise UserError("the daemon needs an absolute path", where=repr(given)[:200])
+    def stable(self, command: wire.Hello | wire.Shutdown) -> wire.Answer:
+        """What is answered to clients of any version."""
+        if isinstance(command, wire.Hello):
+            return wire.HelloReply(wire.PROTOCOL_VERSION, self.epoch, os.getpid(), VERSION, str(self.places.state))
+        self.closing = True
+        return wire.Done()
+
+    async def _submit(self, request_id: str, asked: wire.Submit) -> wire.Answer:
+        require_absolute(asked.job_path, asked.out or "/")
         if asked.shell is not None:
             asked.shell.require_sound()
-        job_path = Path(path)
-        job = load_job(job_path)
-        devices = await asyncio.to_thread(_devices, job.job.gpus, asked.shell)
-        record = wire.JobRecord(
-            id=self._store.next_id(), name=job.job.name, job_path=path, out=str(Path(out or job_path.parent / "runs").resolve()), gpus=sorted(set(job.job.gpus)), devices=devices,
-            state="queued", submitted_at=now, steps=job.training.steps,
-        )  # fmt: skip
+        record, text, held, going, checkpoints = await self._aside(partial(read_submission, asked, time.time()), what=asked.job_path)
+        record.id = self._store.next_id()
         self._queue.require_free(record)
         record.position = self._queue.place_for(record)
         known = [e for e in self._queue.entries.values() if e.record.run_dir == record.run_dir]
-        held = Path(record.run_dir, JOB_FILE)
         options: dict[str, Any] = {}
         if asked.resume and known:
-            return await self._resume(request_id, known[-1], asked.from_step, asked.accepted, asked.shell, now, job_path=path)
+            return await self._resume(request_id, known[-1], asked.from_step, asked.accepted, asked.shell, job_path=asked.job_path)
         if asked.resume:
-            if not held.exists():
+            if going is None:
                 raise UserError("no run lies here that could be resumed", where=record.run_dir, fix="Submit the job without --resume")
-            require_accepted(record, changed_since(record, None)[1], asked.accepted, command=f"submit {path}")
-            require_checkpoint(record, checkpoints_of(Path(record.run_dir), RunView()), asked.from_step)
+            require_accepted(record, going, asked.accepted, command=f"submit {asked.job_path}")
+            require_checkpoint(record, checkpoints, asked.from_step)
             options = {"resume": True, "from_step": asked.from_step, "accept_changes": asked.accepted is not None}
-        elif held.exists():  # the trainer would refuse it, hours later perhaps
-            way = f"wanlora resume {known[-1].record.id}" if known else f"wanlora submit {path} --resume"
+        elif held:  # the trainer would refuse it, hours later perhaps
+            way = f"wanlora resume {known[-1].record.id}" if known else f"wanlora submit {asked.job_path} --resume"
             raise UserError("this folder already holds a run", where=record.run_dir, fix=f"Give this job another name, or go on with that run: {way}")
         shell, secrets = asked.shell.divided() if asked.shell is not None else (None, {})
         options |= {"shell": shell, "secrets": list(secrets)}
-        save_job(absolute_paths(job, job_path.parent), self.places.job_file(record.id), fresh=True)
+        save_text(text, self.places.job_file(record.id))
         # The acceptance is on disk before anything else: a client that asks again after a crash finds it accepted.
         answer = wire.JobReply(record)
         with self._store as store:
             store.save(Entry(record=record, order=self._queue.last_place(), **options))
             store.remember(request_id, wire.encode(answer))
-        self._secrets[record.id] = secrets
+        self._runner.secrets[record.id] = secrets
         log.info("job %d: %s submitted", record.id, record.name)
-        self._apply(self._queue.submit(msgspec.structs.replace(record), now, **options))
+        self._apply(self._queue.submit(msgspec.structs.replace(record), time.time(), **options))
         return answer
 
-    async def _resume(self, request_id: str, entry: Entry, from_step: int | None, accepted: str | None, shell: Shell | None, now: float, *, job_path: str = "") -> wire.Answer:
+    async def _read_resumption(self, record: wire.JobRecord, shell: Shell | None) -> Resumption:
+        return await self._aside(partial(read_resumption, msgspec.structs.replace(record), self.places.job_file(record.id), shell), what=record.job_path)
+
+    async def _resume(self, request_id: str, entry: Entry, from_step: int | None, accepted: str | None, shell: Shell | None, *, job_path: str = "") -> wire.Answer:
         """Queue an ended job again, with its job file (or the one at `job_path`) as it is now."""
-        record, copy = entry.record, self.places.job_file(entry.record.id)
         if shell is not None:
             shell.require_sound()
-        job_path = job_path or record.job_path
-        job, going = changed_since(msgspec.structs.replace(record, job_path=job_path), copy)
+        job_path = job_path or entry.record.job_path
+        job, text, going, checkpoints, devices = await self._read_resumption(msgspec.structs.replace(entry.record, job_path=job_path), shell or entry.shell)
+        record = entry.record
         more = job.training.steps > record.step
         self._queue.require_resumable(entry, further=from_step is not None or more)
         require_accepted(record, going, accepted)
-        if from_step is not None:
-            require_checkpoint(record, checkpoints_of(Path(record.run_dir), (await self._caught_up(entry)).view), from_step)
-        devices = await asyncio.to_thread(_devices, job.job.gpus, shell or entry.shell)
+        require_checkpoint(record, checkpoints, from_step)
         if shell is not None:
-            entry.shell, self._secrets[record.id] = shell.divided()
-            entry.secrets = list(self._secrets[record.id])
+            entry.shell, secrets = shell.divided()
+            entry.secrets, self._runner.secrets[record.id] = list(secrets), secrets
         record.job_path = job_path
-        save_job(job, copy, fresh=True)  # always: an attempt that failed early may have left other values in it, taken back since
+        save_text(text, self.places.job_file(record.id))  # always: an attempt that failed early may have left other values in it, taken back since
         record.gpus, record.devices = sorted(set(job.job.gpus)), devices
         if going.changes:
             record.steps = job.training.steps
-        return self._change(request_id, entry, self._queue.resume(record.id, now, from_step=from_step, accept_changes=accepted is not None, further=from_step is not None or more))
+        return self._change(request_id, entry, self._queue.resume(record.id, time.time(), from_step=from_step, accept_changes=accepted is not None, further=from_step is not None or more))
 
-    def _tell(self, request_id: str, entry: Entry, order: ControlFile) -> wire.Answer:
+    async def _stop(self, request_id: str, entry: Entry) -> wire.Answer:
+        answer = self._change(request_id, entry, self._queue.stop(entry.record.id, time.time()))
+        await self._runner.stop_left(entry.record.id)
+        return answer
+
+    async def _tell(self, request_id: str, entry: Entry, order: ControlFile) -> wire.Answer:
         """Leave an order for the job's trainer. Raises UserError unless it runs."""
         record = entry.record
         if record.state not in ("starting", "running"):
@@ -246,7 +261,8 @@ class Service:
                 first = f"Take it from the queue with: wanlora stop {record.name}. Then change" if record.state == "queued" else "Change"
                 fix = f"{first} its job file {record.job_path}, and queue it again with: wanlora resume {record.name}"
             raise UserError(f"is {record.state}, so its trainer takes no orders", where=record.name, fix=fix)
-        leave(Path(record.run_dir), request_id, order)
+        async with self._tails.folder(record.id):
+            await self._aside(partial(leave, Path(record.run_dir), request_id, order), what=record.run_dir)
         return self._change(request_id, entry, [])
 
     def _change(self, request_id: str, entry: Entry, instructions: list[Instruction]) -> wire.Answer:
@@ -267,9 +283,11 @@ class Service:
             entry = self._queue.entries[instruction.job]
             match instruction:
                 case Launch():
-                    self._apply(self._launch(entry))
+                    self._runner.launch(entry)
+                case _ if self._runner.is_launching(instruction.job):
+                    pass  # it ends before it starts
                 case AskStop():
-                    self._ask_stop(entry)
+                    self._runner.ask_stop(entry)
                 case Terminate():
                     self._trainers[instruction.job].terminate()
                 case Kill():
@@ -293,41 +311,6 @@ class Service:
         except sqlite3.Error as e:
             self._complain(f"the job table cannot be written: {e}")
 
-    def _launch(self, entry: Entry) -> list[Instruction]:
-        record, now = entry.record, time.time()
-        job, run_dir = record.id, Path(record.run_dir)
-        try:
-            self._read(entry, publish=False)
-            tail = self._tails[job]
-            record.attempt = max(record.attempt, tail.view.attempt + 1)
-            (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-            forget_stops(run_dir)
-            kills = oom_kills()
-            secrets = self._secrets.get(job, {})
-            kept = {name: os.environ[name] for name in entry.secrets if name not in secrets and name in os.environ}
-            entry.lacking = [name for name in entry.secrets if name not in secrets | kept]
-            child = start_trainer(
-                self._command, job_file=self.places.job_file(job), out=record.out, options=_options(entry) if (run_dir / JOB_FILE).exists() else [],
-                environment=environment(os.environ, entry.shell, kept | secrets) | shown_to_cuda(dict(zip(record.gpus, record.devices, strict=False))), marker=self._marker(job), log=self._log(record),
-            )  # fmt: skip
-        except OSError as e:
-            return self._queue.ended(job, Verdict("failed", f"The trainer could not be launched: {e}. Fix that, then: wanlora resume {record.name}"), now)
-        process = identify(child.pid)
-        assert process is not None  # it is our child and nobody has waited for it yet
-        self._trainers[job] = Trainer(process, self._marker(job), child)
-        log.info("job %d: trainer %d launched, attempt %d", job, child.pid, record.attempt)
-        return self._queue.launched(job, process, now, first_seq=tail.last_seq, oom_kills=kills)
-
-    def _log(self, record: wire.JobRecord) -> Path:
-        return Path(record.run_dir) / "logs" / f"attempt_{record.attempt}.log"
-
-    def _ask_stop(self, entry: Entry) -> None:
-        try:
-            leave(Path(entry.record.run_dir), f"stop-{entry.record.attempt}", ControlFile(command="stop"))
-        except OSError as e:
-            log.warning("job %d: its trainer cannot be left an order (%s) and is asked with SIGTERM instead, which saves too", entry.record.id, e)
-            self._trainers[entry.record.id].terminate()
-
     # --- watching ---------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
@@ -336,6 +319,8 @@ class Service:
         self._save([])
         for entry in self._queue.running():
             job = entry.record.id
+            if self._runner.is_launching(job):
+                continue
             trainer, tail = self._trainers[job], self._tails[job]
             alive = trainer.poll()  # before reading: of a trainer that is gone, everything is there to be read
             more = self._read(entry, publish=True)
@@ -345,18 +330,18 @@ class Service:
                 self._apply(self._queue.said_last_word(job, now))
             if not alive and not more:
                 del self._trainers[job]
-                end = verdict(entry, tail, exit_code=trainer.exit_code, log=self._log(entry.record))
+                end = verdict(entry, tail, exit_code=trainer.exit_code, log=self._runner.log_of(entry.record))
                 if end.state == "failed" and entry.lacking:
                     names = " and ".join(entry.lacking)
                     end = Verdict("failed", f"{end.outcome}\n{names} of the shell that it came from was not at hand: the daemon keeps that in memory alone, and was restarted. If it is needed, go on from a shell that has it: wanlora resume {entry.record.name}")
                 log.info("job %d: %s %s", job, end.state, end.outcome)
                 self._apply(self._queue.ended(job, end, now))
-        self._apply(self._queue.tick(now, {e.record.id: self._last_event(e) for e in self._queue.running()}))
+        self._apply(self._queue.tick(now, {e.record.id: self._last_event(e) for e in self._queue.running() if e.record.id in self._trainers}))
 
     def _read(self, entry: Entry, *, publish: bool) -> bool:
         """Take in new events; True when there are more to come at once. Without `publish` it goes on to the end."""
         job = entry.record.id
-        tail = self._tails.setdefault(job, Tail(Path(entry.record.run_dir)))
+        tail = self._tails.open(entry.record)
         try:
             events = tail.poll()
             while events and not publish:
@@ -370,22 +355,6 @@ class Service:
 
     def _last_event(self, entry: Entry) -> float:
         return max(self._tails[entry.record.id].view.updated_at, entry.record.started_at)
-
-    async def _caught_up(self, entry: Entry) -> Tail:
-        """The job's tail, read to the end of the file. A long one is read in pieces, so that the beat goes on."""
-        job = entry.record.id
-        if job not in self._tails:
-            tail = Tail(Path(entry.record.run_dir))
-            while tail.poll():
-                await asyncio.sleep(0)
-            ended = [j for j in self._tails if j not in self._trainers]
-            for old in ended[: max(0, len(ended) - KEEP_TAILS + 1)]:
-                del self._tails[old]
-            self._tails[job] = tail
-        elif job not in self._trainers:  # `wanlora train --resume` may have written there since
-            while self._tails[job].poll():
-                await asyncio.sleep(0)
-        return self._tails[job]
 
     def _record(self, entry: Entry) -> wire.JobRecord:
         """The record with the progress of now."""
@@ -405,7 +374,8 @@ class Service:
                 continue
             trainer = job in self._trainers
             quiet = max(0.0, now - self._last_event(entry)) if trainer else 0.0
-            runs.append(wire.RunBeat(job, record.state, self._tails[job].last_seq if job in self._tails else 0, trainer, quiet))
+            tail = self._tails.get(job)
+            runs.append(wire.RunBeat(job, record.state, tail.last_seq if tail else 0, trainer, quiet))
         return wire.Beat(self.epoch, runs)
 
     def _complain(self, text: str) -> None:
@@ -414,17 +384,3 @@ class Service:
             self._complaints.add(text)
             log.error("%s", text)
 
-
-def _devices(gpus: list[int], shell: Shell | None) -> list[str]:
-    """The names of a job's GPUs, as its shell counts them or, where that says nothing, the daemon's own. Asks the driver. Raises UserError."""
-    if shell is not None and shell.gpus is not None:
-        return pick(sorted(set(gpus)), shell.gpus)
-    return pick(sorted(set(gpus)), visible_gpus(), all_of_them=VISIBLE not in os.environ)
-
-
-def _options(entry: Entry) -> list[str]:
-    """What the trainer of a run that lies there already is told."""
-    if not entry.resume:
-        return []
-    back = ["--from", str(entry.from_step)] if entry.from_step is not None else []
-    return ["--resume", *back, *(["--accept-changes"] if entry.accept_changes else [])]

@@ -8,6 +8,7 @@ import msgspec
 
 from daemon.protocol import MAX_EVENT_BYTES, REPLAY_PAGE, REPLAY_PAGE_BYTES, encode
 from presets.events import EVENTS_FILE, TERMINAL_KINDS, Event, decode_event
+from presets.files import open_regular
 from presets.fold import RunView, fold
 
 INDEX_EVERY = 256  # events between two remembered offsets
@@ -86,7 +87,7 @@ class Tail:
 def _read(path: Path, offset: int, last_seq: int) -> Iterator[tuple[Event, int]]:
     """Events from `offset` on, each with the offset just behind it; `last_seq` is the one before."""
     damage: list[str] = []
-    with path.open("rb") as f:
+    with open_regular(path) as f:
         f.seek(offset)
         for line in f:
             if not line.endswith(b"\n"):

@@ -13,6 +13,7 @@ from msgspec import Struct
 
 from presets.errors import JobError, UserError
 from presets.fields import FIELDS, PathPart, annotations, field_of, join_path, nearest, parse_path, struct_of, toml_text
+from presets.files import read_regular
 from presets.foreign import NEW_JOB, decoded, escape, other_tables, other_text, swallowed_escape
 from presets.job import Job
 from presets.model import looks_like_hub_id
@@ -20,12 +21,14 @@ from presets.names import escaped, is_utf8, require_utf8
 
 PROSE = ("prompt", "negative", "default_caption")  # texts that may hold a line break
 
+MAX_JOB_BYTES = 2**20  # a file with thousands of prompts has less
+
 
 def load_job(path: Path) -> Job:
     """Read a job file. Raises JobError (a ValueError) with every problem in it, or UserError if it cannot be read."""
     require_utf8(path)
     try:
-        data = path.read_bytes()
+        data = read_regular(path, MAX_JOB_BYTES)
     except FileNotFoundError:
         raise UserError("no such job file", where=str(path), fix="Make one with: wanlora new") from None
     except OSError as e:
@@ -202,25 +205,29 @@ def _toml_item(value: Any) -> Any:
 
 def save_job(job: Job, path: Path, *, fresh: bool = False) -> None:
     """Write a job file in one atomic step; permissions and (unless `fresh`) comments of an existing file are kept. Raises UserError."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         onto = path.read_text("utf-8-sig") if path.exists() and not fresh else ""
-        text = dump_job(job, onto=onto)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("x", encoding="utf-8") as f:
-                f.write(text)
-                f.flush()
-                os.fsync(f.fileno())
-            if path.exists():
-                temporary.chmod(path.stat().st_mode & 0o777)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        save_text(dump_job(job, onto=onto), path)
     except OSError as e:
         raise UserError(f"cannot be written: {e.strerror}", where=str(path), fix="Choose another place with --out") from None
     except ValueError as e:  # tomlkit and the UTF-8 decoder, about what lies there already
         raise UserError(f"what lies there is not valid TOML: {e}", where=str(path), fix="Correct it, or choose another place with --out") from None
+
+
+def save_text(text: str, path: Path) -> None:
+    """Write the text of a job file in one atomic step; permissions of an existing file are kept. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with temporary.open("x", encoding="utf-8") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        if path.exists():
+            temporary.chmod(path.stat().st_mode & 0o777)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def absolute_paths(job: Job, base: Path) -> Job:

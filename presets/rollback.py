@@ -6,8 +6,10 @@ from pathlib import Path
 
 from msgspec import Struct, field
 
+from presets.files import read_regular
 from presets.fold import RunView
 
+MAX_MANIFEST_BYTES = 16 * 2**20
 MEAN_OF = 20  # steps of an expert up to the checkpoint whose mean loss is told: single steps say little
 
 
@@ -30,7 +32,7 @@ def checkpoints_of(run_dir: Path, view: RunView) -> list[StoredCheckpoint]:
             continue
         try:
             manifest = folder / "manifest.json"
-            written, listed = manifest.stat().st_mtime, json.loads(manifest.read_bytes())["files"]
+            written, listed = manifest.stat().st_mtime, json.loads(read_regular(manifest, MAX_MANIFEST_BYTES))["files"]
             size = sum(int(entry["bytes"]) for entry in listed.values())
         except (OSError, ValueError, KeyError, TypeError, AttributeError):  # half removed, or damaged: the trainer would pass it over, too
             continue

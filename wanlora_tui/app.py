@@ -16,9 +16,8 @@ from textual.app import SystemCommand
 from textual.screen import Screen
 from textual.widget import Widget
 
-from daemon.client import Client, DaemonError, NotRunning, ping
+from daemon.client import Client, DaemonError, find
 from daemon.launch import ensure_running
-from daemon.paths import places
 from daemon.protocol import ENDED_STATES, LIVE_STATES, JobRecord
 from presets.fold import RunView
 from wanlora_tui.actions import all_actions, bindings
@@ -125,7 +124,7 @@ class WanloraApp(ReadableThemes, KeysInOrder):
             stack.push_async_exit(self._client)  # closed with the app; it is not entered, because the daemon may yet have to start
             while True:
                 try:
-                    if not self.host and await asyncio.to_thread(self._start_daemon):
+                    if not self.host and await asyncio.to_thread(ensure_running, self.daemon_dir):
                         self.notify("Started the daemon. It goes on when you leave.")
                     await self._board.follow(self._client, self._board_changed)
                 except DaemonError as e:
@@ -133,29 +132,19 @@ class WanloraApp(ReadableThemes, KeysInOrder):
                     self._board_changed()
                 await asyncio.sleep(RETRY_SECONDS)
 
-    def _start_daemon(self) -> bool:
-        """Whether it had to be started."""
-        try:
-            ping(self.daemon_dir)
-            return False
-        except NotRunning:
-            ensure_running(self.daemon_dir)
-            return True
-
     @work(exclusive=True, group="daemon")
     async def action_daemon(self) -> None:
         """Say where the daemon is; start it when it does not answer."""
-        where = home_path(str(places(self.daemon_dir).runtime))
         light = daemon_light(self._board.beat_age)
-        if light.level != "bad" or self.host:
-            self.notify(f"{light.text}\n{where}", title="Daemon", timeout=8)
-            return
         try:
-            await asyncio.to_thread(ensure_running, self.daemon_dir)
+            if light.level != "bad" or self.host:
+                self.notify(f"{light.text}\n{home_path(str(find(self.daemon_dir).where.runtime))}", title="Daemon", timeout=8)
+            elif await asyncio.to_thread(ensure_running, self.daemon_dir):
+                self.notify("Started again; it has taken over what runs.", title="Daemon")
+            else:
+                self.notify("It runs, and answers again.", title="Daemon")
         except DaemonError as e:
             self.notify(str(e), title="Daemon", severity="error", timeout=15)
-        else:
-            self.notify("Started again; it has taken over what runs.", title="Daemon")
 
     def _board_changed(self) -> None:
         for screen in self.screen_stack:

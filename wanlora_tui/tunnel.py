@@ -1,6 +1,5 @@
 """Reaching a daemon on another machine: its two sockets, brought here through ssh into a private directory."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -10,10 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+
+import msgspec
+from msgspec import Struct
 
 from daemon.paths import make_private, places
 from daemon.protocol import PROTOCOL_VERSION
+from presets import VERSION
 from presets.errors import UserError
 
 CONNECT_SECONDS = 60.0  # until the forwarded sockets must be there; a person may be typing a passphrase
@@ -21,7 +23,19 @@ RETRY_SECONDS = 2.0  # between two attempts to bring a broken tunnel back
 _KEEPALIVE = ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3", "-o", "ExitOnForwardFailure=yes", "-o", "StreamLocalBindUnlink=yes"]
 
 
-def remote_status(host: str) -> dict[str, Any]:
+class RemoteStatus(Struct):
+    """What is needed of it; other keys are passed over."""
+
+    running: bool
+    protocol: int
+    control: str = ""  # sockets, absolute paths there
+    feed: str = ""
+    state: str = ""  # "" up to 0.1.0
+    version: str = ""
+    problem: str = ""
+
+
+def remote_status(host: str) -> RemoteStatus:
     """What `wanlora daemon status --json` says there. Raises UserError naming what is in the way."""
     if host.startswith("-") or not re.fullmatch(r"[^\s]+", host):
         raise UserError(f"{host!r} is not a host", fix="Write it as user@box")
@@ -34,13 +48,16 @@ def remote_status(host: str) -> dict[str, Any]:
     if asked.returncode == 127:
         raise UserError("no wanlora on the PATH that ssh gets there", where=host, fix="Link it into a folder of that PATH, e.g. ln -s ~/wanlora-tui/.venv/bin/wanlora ~/.local/bin/")
     try:
-        status: dict[str, Any] = json.loads(asked.stdout.strip().rpartition("\n")[2])
-    except ValueError:
+        status = msgspec.json.decode(asked.stdout.strip().rpartition("\n")[2], type=RemoteStatus)
+    except msgspec.MsgspecError:
         raise UserError(f"`wanlora daemon status` answered: {_last_line(asked.stderr or asked.stdout) or 'nothing'}", where=host, fix=f"Try: ssh {host} wanlora doctor") from None
-    if not status["running"]:
+    if not status.running:
         raise UserError("no daemon runs there", where=host, fix=f"Start it with: ssh {host} wanlora daemon start")
-    if status["protocol"] != PROTOCOL_VERSION:
-        raise UserError(f"the daemon there speaks protocol {status['protocol']}, this client {PROTOCOL_VERSION}", where=host, fix="Install the same version of wanlora on both machines")
+    if status.state not in ("", "answering"):
+        raise UserError(f"there {status.problem}", where=host, fix=f"See: ssh {host} wanlora daemon status. End it with: ssh {host} wanlora daemon stop")
+    if status.protocol != PROTOCOL_VERSION:
+        version = f" (wanlora {status.version})" if status.version else ""
+        raise UserError(f"the daemon there speaks protocol {status.protocol}{version}, this client {PROTOCOL_VERSION} (wanlora {VERSION})", where=host, fix="Install the same version of wanlora on both machines")
     return status
 
 
@@ -85,7 +102,7 @@ def tunnel(host: str) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="wl", dir="/tmp"))  # 0700, and short: a socket path holds 107 bytes
     here, log = places(folder), folder / "ssh.log"
     make_private(here.runtime)
-    sockets = {here.control: status["control"], here.feed: status["feed"]}
+    sockets = {here.control: status.control, here.feed: status.feed}
     forwards = [arg for local, remote in sockets.items() for arg in ("-L", f"{local}:{remote}")]
     keeper = _Tunnel(["ssh", "-N", *_KEEPALIVE, *forwards, "--", host], log)
     try:

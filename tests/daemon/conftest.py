@@ -17,6 +17,7 @@ from tests.waiting import PATIENCE
 from tests.waiting import until as until_blocking
 from tests.waiting import until_async as until
 
+ROOT = Path(__file__).parents[2]
 FAKE = Path(__file__).with_name("fake_trainer.py")
 
 
@@ -27,13 +28,14 @@ class Box:
         self.dir = dir
         self.process: subprocess.Popen[bytes] | None = None
         self.trainer: list[str] = []
+        self.program = ["-m", "daemon"]
 
     def start(self, *trainer_options: str, command: list[str] | None = None) -> int:
         """Start the daemon with the fake trainer, and wait for its answer. Gives its pid."""
         if trainer_options or command or not self.trainer:
             self.trainer = command or [sys.executable, str(FAKE), *trainer_options]
         with (self.dir / "daemon.out").open("ab") as log:
-            self.process = subprocess.Popen([sys.executable, "-m", "daemon", "--dir", str(self.dir), "--trainer", *self.trainer], stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen([sys.executable, *self.program, "--dir", str(self.dir), "--trainer", *self.trainer], stdout=log, stderr=log, start_new_session=True)
         return until_blocking(self._pid, "the daemon's answer")
 
     def _pid(self) -> int | None:

@@ -21,8 +21,18 @@ def test_the_users_own_places(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/tmp")
     assert places().runtime == runtime_dir() == Path("/tmp/wanlora") and places().state == tmp_path / "state/wanlora"
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "gone"))
-    assert runtime_dir().name == f"wanlora-{os.getuid()}"
+
+
+def test_a_runtime_directory_that_is_not_to_be_used_is_passed_over(tmp_path: Path, monkeypatch):
+    """Missing, no directory, another user's (su keeps the variable), closed, relative, or too long for a socket."""
+    foreign = next(p for p in map(Path, ("/proc/1", "/proc")) if p.stat().st_uid != os.getuid() or not os.access(p, os.W_OK))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # of one job of a batch system: it goes with it
+    usual = Path(f"/run/user/{os.getuid()}")
+    expected = usual / "wanlora" if usual.exists() else Path(f"/tmp/wanlora-{os.getuid()}")
+    for given in ("", str(tmp_path / "gone"), str(tmp_path / "file"), str(foreign), "run", "/tmp/" + "x" * 100):
+        monkeypatch.setenv("XDG_RUNTIME_DIR", given)
+        assert runtime_dir() == places().runtime == expected, given
 
 
 def test_a_socket_path_that_is_too_long_is_refused_before_anything_is_made(tmp_path: Path):

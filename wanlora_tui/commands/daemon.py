@@ -1,61 +1,89 @@
 """daemon start, stop, status."""
 
-import asyncio
 import json
+import time
 from argparse import Namespace
 
-from daemon.client import Client, NotRunning
-from daemon.paths import places
-from daemon.protocol import LIVE_STATES, PROTOCOL_VERSION, RUNNING_STATES, JobRecord
-from wanlora_tui.commands.link import daemon_dir, is_running, say, start_daemon
-from wanlora_tui.text import count, home_path
+from daemon.client import Sight, look
+from daemon.launch import stop_daemon
+from daemon.protocol import LIVE_STATES, PROTOCOL_VERSION
+from presets import VERSION
+from wanlora_tui.commands.link import daemon_dir, runtime_folder, say, start_daemon
+from wanlora_tui.text import count, duration, home_path
 
 
 def start(args: Namespace) -> int:
     folder = daemon_dir(args)
-    if is_running(folder):
-        say(f"The daemon runs already, in {home_path(str(places(folder).runtime))}.")
-    else:
-        start_daemon(folder)
+    if not start_daemon(folder):
+        say(f"The daemon runs already, in {runtime_folder(folder)}.")
     return 0
 
 
 def stop(args: Namespace) -> int:
-    """0 also when none ran: what was asked for is so."""
-
-    async def go() -> int:
-        async with Client(daemon_dir(args)) as client:
-            running = sum(j.state in RUNNING_STATES for j in await client.jobs())
-            await client.shutdown()
-            return running
-
-    try:
-        running = asyncio.run(go())
-    except NotRunning:
-        say("No daemon runs.")
-        return 0
-    goes_on = f" {count(running, 'trainer')} {'goes' if running == 1 else 'go'} on; the next daemon takes over." if running else ""
-    say(f"The daemon has ended.{goes_on}")
+    """0 when none runs any more, also when none ran: what was asked for is so. 1 when it could not be ended."""
+    done = stop_daemon(daemon_dir(args))
+    if not done.ran or not done.ended:
+        say(done.text)
+        return 0 if done.ended else 1
+    if done.trainers is None:
+        goes_on = " Trainers go on; the next daemon takes over."
+    else:
+        goes_on = f" {count(done.trainers, 'trainer')} {'goes' if done.trainers == 1 else 'go'} on; the next daemon takes over." if done.trainers else ""
+    say(f"{done.text}{goes_on}")
     return 0
 
 
 def status(args: Namespace) -> int:
-    """0 when the daemon answers, 1 when none runs."""
-    where = places(daemon_dir(args))
-
-    async def go() -> list[JobRecord] | None:
-        try:
-            async with Client(daemon_dir(args)) as client:
-                return await client.jobs()
-        except NotRunning:
-            return None
-
-    jobs = asyncio.run(go())
-    live = sum(j.state in LIVE_STATES for j in jobs or [])
+    """0 when a daemon of our protocol answers, else 1."""
+    sight = look(daemon_dir(args))
     if args.json:
-        print(json.dumps({"running": jobs is not None, "control": str(where.control), "feed": str(where.feed), "protocol": PROTOCOL_VERSION, "live_jobs": live}))
-    elif jobs is None:
-        print(f"No daemon runs in {where.runtime}. It starts by itself with `wanlora` or `wanlora submit`.")
+        print(json.dumps(_facts(sight)))
+    elif sight.state == "answering":
+        print(_summary(sight))
     else:
-        print(f"The daemon runs in {where.runtime}: {count(len(jobs), 'job')}, {live} of them running or queued.")
-    return 0 if jobs is not None else 1
+        print(f"{sight.problem}")
+    if sight.state == "answering" and sight.problem:
+        say(f"wanlora: {sight.problem}")
+    return 1 if sight.problem else 0
+
+
+def _summary(sight: Sight) -> str:
+    where, holder, jobs = sight.found.where, sight.found.holder, sight.jobs
+    told = f": {count(len(jobs.jobs), 'job')}, {_live(sight)} of them running or queued" if jobs else ""
+    since = f" for {duration(time.time() - holder.started)}" if holder and holder.started else ""
+    log = f" Its log: {home_path(holder.log)}" if holder and holder.log else ""
+    return f"The daemon runs in {where.runtime}{told}.\nwanlora {_version(sight) or 'of another version'}, pid {sight.pid}{since}.{log}"
+
+
+def _live(sight: Sight) -> int | None:
+    return sum(j.state in LIVE_STATES for j in sight.jobs.jobs) if sight.jobs else None if sight.state != "none" else 0
+
+
+def _version(sight: Sight) -> str:
+    return (sight.hello.wanlora if sight.hello else "") or (sight.found.holder.version if sight.found.holder else "")
+
+
+def _facts(sight: Sight) -> dict[str, object]:
+    """For scripts, and for `wanlora attach --host` on other machines. Keys are added, none is taken away."""
+    where, holder = sight.found.where, sight.found.holder
+    protocol = sight.hello.version if sight.hello else (holder.protocol if holder else 0)
+    return {
+        "running": sight.state != "none",
+        "state": sight.state,  # answering, starting, hung or none
+        "pid": sight.pid or None,
+        "started": holder.started if holder and holder.started else None,  # seconds since 1970
+        "uptime": time.time() - holder.started if holder and holder.started else None,  # seconds
+        "host": holder.host if holder else "",
+        "runtime_dir": str(where.runtime),
+        "control": str(where.control),
+        "feed": str(where.feed),
+        "state_dir": (sight.hello.state_dir if sight.hello else "") or str(where.state),
+        "log": (holder.log if holder else "") or str(where.log),
+        "version": _version(sight),  # of wanlora, the daemon's
+        "protocol": protocol or PROTOCOL_VERSION,  # the daemon's, as far as it is known
+        "client_version": VERSION,
+        "client_protocol": PROTOCOL_VERSION,
+        "live_jobs": _live(sight),  # null when it does not say
+        "problem": sight.problem.what if sight.problem else "",
+        "fix": sight.problem.fix if sight.problem else "",
+    }

@@ -12,8 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from daemon.client import DaemonError, NotRunning, ping
-from daemon.paths import places
+from daemon.client import DaemonError, distrust, find, look
 from presets.machine import FLASH4_CARDS, Machine, read_machine
 from presets.torchbuild import REQUIREMENT, command, requirement, served
 from wanlora_tui.commands.link import daemon_dir
@@ -66,8 +65,11 @@ def diagnose(folder: Path | None) -> Iterator[Line]:
     yield from _attention(machine)
     yield _ram(machine)
     yield _disk(machine)
-    yield _runtime(folder)
-    yield _daemon(folder)
+    try:
+        yield _runtime(folder)
+        yield _daemon(folder)
+    except DaemonError as e:  # the state folder is another user's
+        yield Line("fail", "Daemon", f"{e.where}: {e.what}" if e.where else e.what, e.fix)
     yield _terminal()
     yield _colour()
     yield _pictures()
@@ -128,23 +130,24 @@ def _disk(machine: Machine) -> Line:
 
 
 def _runtime(folder: Path | None) -> Line:
-    where = places(folder)
+    where = find(folder).where
+    if reason := distrust(where.runtime):
+        return Line("warn", "Runtime dir", f"{reason}; the daemon keeps its sockets elsewhere", f"Have {where.runtime} removed, or correct its owner and permissions")
     at = next(p for p in (where.runtime, *where.runtime.parents) if p.exists())
     if not os.access(at, os.W_OK):
-        return Line("fail", "Runtime dir", f"{where.runtime} cannot be written", "Name another with --dir, or correct the permissions of that folder")
+        return Line("warn", "Runtime dir", f"{where.runtime} cannot be written; the daemon keeps its sockets elsewhere", "Correct the permissions of that folder, or name another with --dir")
     if where.runtime.exists() and where.runtime.stat().st_mode & 0o077:
         return Line("warn", "Runtime dir", f"{where.runtime} is open to other users", f"chmod 700 {where.runtime}")
     return Line("ok", "Runtime dir", str(where.runtime))
 
 
 def _daemon(folder: Path | None) -> Line:
-    try:
-        ping(folder)
-        return Line("ok", "Daemon", "answers")
-    except NotRunning:
+    sight = look(folder)
+    if sight.problem is None:
+        return Line("ok", "Daemon", f"answers (pid {sight.pid})")
+    if sight.state == "none":
         return Line("ok", "Daemon", "none runs; it starts by itself with the first job")
-    except DaemonError as e:
-        return Line("fail", "Daemon", e.what, e.fix or "wanlora daemon stop, then start it again")
+    return Line("warn" if sight.state == "starting" else "fail", "Daemon", sight.problem.what, sight.problem.fix or "wanlora daemon stop, then start it again")
 
 
 def _terminal() -> Line:

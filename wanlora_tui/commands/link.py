@@ -5,9 +5,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TextIO
 
-from daemon.client import NotRunning, ping
+from daemon.client import find
 from daemon.launch import ensure_running
-from daemon.paths import places
 from daemon.protocol import LIVE_STATES, RUNNING_STATES, JobRecord
 from presets.errors import UserError
 from wanlora_tui.terminal.streams import terminal_width
@@ -29,20 +28,17 @@ def daemon_dir(args: Namespace) -> Path | None:
     return args.dir.absolute() if args.dir is not None else None
 
 
-def is_running(folder: Path | None) -> bool:
-    """Whether a daemon answers there. Raises VersionMismatch when it speaks another protocol."""
-    try:
-        ping(folder)
-        return True
-    except NotRunning:
+def runtime_folder(folder: Path | None) -> str:
+    """Where the daemon's sockets are, to be told."""
+    return home_path(str(find(folder).where.runtime))
+
+
+def start_daemon(folder: Path | None) -> bool:
+    """Start the daemon if none runs, say so, and wait for its answer. Whether it had to be started. Raises DaemonError, as when one is hung."""
+    if not ensure_running(folder):
         return False
-
-
-def start_daemon(folder: Path | None) -> None:
-    """Start the daemon if none runs, and say so."""
-    if not is_running(folder):
-        ensure_running(folder)
-        say(f"Started the daemon in {home_path(str(places(folder).runtime))}.")
+    say(f"Started the daemon in {runtime_folder(folder)}.")
+    return True
 
 
 def pick_job(jobs: list[JobRecord]) -> JobRecord:
