@@ -68,9 +68,10 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
     from engine.base import EXPERTS, Expert, find_base
     from engine.device import require_gpu
     from engine.noroom import open_with_room
-    from engine.sources import open_source
+    from presets.base_parts import NamedBase
     from presets.facts import is_tiny
     from presets.job import DatasetPanel, Job, JobPanel, ModelPanel, MultistagePanel
+    from presets.layouts import EXPERT_PART
     from presets.machine import read_machine
     from presets.model import read_model
 
@@ -79,7 +80,7 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
         job=JobPanel(name="ara"), model=ModelPanel(path=model), multistage=MultistagePanel(high_noise="high_noise" in wanted, low_noise="low_noise" in wanted),
         datasets=[DatasetPanel(path=str(clips.resolve()) if clips else ".", num_frames=FRAMES, resolutions=[RESOLUTION])],
     )  # fmt: skip
-    facts, machine = read_model(model, Path.cwd()), read_machine(Path.cwd())
+    facts, machine = read_model(NamedBase(path=model, experts=tuple(EXPERT_PART[e] for e in wanted)), Path.cwd()), read_machine(Path.cwd())
     for problem in facts.problems:
         if problem.severity == "error":
             raise UserError(problem.message, where=model, fix=problem.fix)
@@ -87,7 +88,7 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
     if machine.gpus and not is_tiny(facts):  # without a GPU it is known to be slow
         require_gpu(device, machine)
     base = find_base(job, Path.cwd(), progress=lambda _done, _total, text: _say(text))
-    readers = {e: ExpertReader(open_source(base.path), e) for e in wanted}
+    readers = {e: ExpertReader(base.source, e) for e in wanted}
     shapes = readers[wanted[0]].shapes
     smallest = min(min(shape) for shape in shapes.values())
     if rank > smallest:

@@ -1,15 +1,16 @@
-"""The frozen base: Wan 2.2 I2V A14B as a diffusers folder, loaded part by part."""
+"""The frozen base of a run: Wan 2.2 I2V A14B, each part found where it lies or fetched from the Hub first."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.sources import SUBFOLDER, Source, identity, open_source
+from engine.sources import SUBFOLDER, Source, identity
+from presets.base_parts import compose, named_base
 from presets.errors import UserError
 from presets.job import Job
-from presets.model import I2V_BOUNDARY, looks_like_hub_id, read_model, resolve_model
-from presets.stages import EXPERTS, Expert, trained_experts
+from presets.model import I2V_BOUNDARY, facts_of
+from presets.stages import EXPERTS, Expert, needed_experts, trained_experts
 
 __all__ = ["EXPERTS", "SUBFOLDER", "BaseFolder", "Expert", "find_base", "needed_experts", "trained_experts"]
 FLOW_SHIFT = 5.0  # Wan's own for image-to-video, where the model names none
@@ -17,51 +18,54 @@ FLOW_SHIFT = 5.0  # Wan's own for image-to-video, where the model names none
 
 @dataclass(frozen=True)
 class BaseFolder:
-    """A complete base model on this disk, and what the run needs to know of it before any weight is read."""
+    """A base model on this disk, and what the run needs to know of it before any weight is read."""
 
-    path: Path
+    source: Source
     boundary: float  # sigma that divides the experts
     flow_shift: float  # of the model's own scheduler; previews use it
     identity: str  # of the trained experts' weights, by content
-
-    @property
-    def source(self) -> Source:
-        return open_source(self.path)
+    beside: Mapping[str, str] = field(default_factory=dict)  # of the parts beside the experts, by content
 
     def identity_of(self, expert: Expert) -> str:
         """Of one expert's weights, by content."""
         return identity(self.source.expert(expert).files, times=False)
 
 
-def find_base(job: Job, base: Path, *, progress: Callable[[int, int, str], None] = lambda done, total, text: None, endpoint: str | None = None) -> BaseFolder:
-    """The folder of `model.path`, downloaded from the Hub first when it is an id. Raises UserError.
+def find_base(
+    job: Job, base: Path, *, progress: Callable[[int, int, str], None] = lambda done, total, text: None, cache: Path | None = None, endpoint: str | None = None
+) -> BaseFolder:
+    """The base that the job names; what of it is not on this machine is downloaded first. Raises UserError.
 
-    `progress` is told the bytes that are there and those there will be; `endpoint` is the Hub's own by default.
+    `progress` is told the bytes that are there and those there will be; `cache` and `endpoint` are the Hub's own by default.
     """
-    path = resolve_model(job.model.path, base)
-    downloaded = path is None
-    if path is None:
-        if not looks_like_hub_id(job.model.path):
-            raise UserError("no such model folder", where=f"model.path = {job.model.path!r}", fix="Give a diffusers folder, a folder of ComfyUI's files or a Hub id")
-        from engine.hub import fetch, lacking  # only now: it takes a while, and most jobs have their model
+    named = named_base(job)
+    composed = compose(named, base, cache=cache)
+    for _ in range(2):  # again where a file that has come turns out to lack its tokenizer
+        if composed.to_ask:
+            from engine.hub import fetch  # only now: it takes a while, and most jobs have their model
 
-        path = fetch(job.model.path, needed_experts(job), progress=progress, endpoint=endpoint)
-    facts = read_model(str(path), base)
-    problems = [p for p in facts.problems if p.code != "model-no-boundary"]  # which the job may make up for
-    if downloaded and not lacking(path, set(needed_experts(job))):  # without the weights of an expert that the job does not need
-        problems = [p for p in problems if p.code != "model-incomplete"]
-    if problems and downloaded:  # a local folder was checked with the job
-        raise UserError(problems[0].message, where=str(path), fix=problems[0].fix)
-    source = open_source(path)
-    scheduler = json.loads((path / "scheduler" / "scheduler_config.json").read_text()) if source.single is None else {}
+            fetch(named, base, progress=progress, cache=cache, endpoint=endpoint)
+            composed = compose(named, base, cache=cache)
+    assert not composed.to_ask, f"what was fetched is not there: {composed.to_ask}"
+    facts = facts_of(named, composed)
+    errors = [p for p in facts.problems if p.severity == "error" and p.code != "model-no-boundary"]  # which the job may make up for
+    if errors:
+        raise UserError(errors[0].message, where=errors[0].field, fix=errors[0].fix)
+    source = Source(Path(facts.folder), composed.places)
     boundary = facts.boundary_ratio if job.model.boundary == "model" else job.model.boundary
     if boundary is None:
-        raise UserError("the model names no boundary_ratio between 0 and 1", where=str(path), fix=f"Set model.boundary = {I2V_BOUNDARY}")
-    shift = scheduler.get("flow_shift") or scheduler.get("shift") or FLOW_SHIFT
+        raise UserError("the model names no boundary_ratio between 0 and 1", where=facts.folder, fix=f"Set model.boundary = {I2V_BOUNDARY}")
     files = [file for expert in trained_experts(job) for file in source.expert(expert).files]
-    return BaseFolder(path, float(boundary), float(shift), identity(files, times=False))
+    beside = {"vae": source.part("vae").files, "text_encoder": source.part("text_encoder").files, "tokenizer": source.tokenizer_files()}
+    identities = {part: identity(paths, times=False) for part, paths in beside.items()}
+    return BaseFolder(source, float(boundary), _flow_shift(source.folder), identity(files, times=False), identities)
 
 
-def needed_experts(job: Job) -> list[Expert]:
-    """The experts that must be loaded: previews go through both."""
-    return list(EXPERTS) if job.sample.prompts else trained_experts(job)
+def _flow_shift(folder: Path) -> float:
+    """Of the model's own scheduler, where it has one. Raises UserError."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    try:
+        scheduler = json.loads(file.read_text()) if file.exists() else {}
+        return float(scheduler.get("flow_shift") or scheduler.get("shift") or FLOW_SHIFT)
+    except (OSError, ValueError, TypeError, AttributeError) as e:
+        raise UserError(f"cannot be read ({e})", where=str(file), fix="Download this file again") from None

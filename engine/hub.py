@@ -4,39 +4,31 @@ Weights are fetched by ranges into a file beside their place, so a download that
 was; what the Hub gives a SHA-256 for is verified. Files are then handed to the Hub's library, which keeps the order of its cache.
 """
 
-import errno
 import fcntl
 import hashlib
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from huggingface_hub import (
-    HfApi,
-    constants,
-    errors,
-    get_hf_file_metadata,
-    hf_hub_download,
-    hf_hub_url,
-    try_to_load_from_cache,
-)
+from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 
-from engine.sources import SUBFOLDER
-from presets.check import existing_parent
+from presets.base_parts import Composition, NamedBase
+from presets.disk import existing_parent
 from presets.errors import UserError
+from presets.fetching import LACKS_FIX, RESERVE, lacks, parts_from, plan_fetch, wanted_files
 from presets.headers import Damaged, json_object
-from presets.model import WEIGHTS, read_model
+from presets.hub_listing import HubFile, Repository, list_repository, told
+from presets.layouts import EXPERT_NAMES, WEIGHTS, joined, shards_of, weight_files
+from presets.model import settings_problems
 from presets.sizes import human
-from presets.stages import EXPERTS, Expert
 
 Progress = Callable[[int, int, str], None]  # bytes here, bytes in all, what is done; may raise to stop the download
 
@@ -45,80 +37,57 @@ TRIES = 6  # for a file, without a new byte in between
 WAIT = 2.0  # seconds before the second try; twice as long before each further one
 POLL = 1.0  # seconds between two looks at the progress
 TIMEOUT = 30.0  # seconds without an answer
-RESERVE = 2**30  # bytes to be left on the disk
-KEPT = "What was downloaded is kept, the next start goes on from there"
-
-
-@dataclass(frozen=True)
-class _File:
-    """One file of the repository."""
-
-    name: str
-    size: int
-    blob: str  # its name in the cache: the SHA-256 of a large file, git's own hash of a small one
-    sha256: bool
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where it comes from and goes to."""
-
-    repo: str
-    commit: str
-    endpoint: str | None
-    cache: Path
-
-    @property
-    def folder(self) -> Path:
-        return self.cache / f"models--{self.repo.replace('/', '--')}"
-
-    def blob(self, file: _File) -> Path:
-        return self.folder / "blobs" / file.blob
-
-    def partial(self, file: _File) -> Path:
-        return self.folder / "blobs" / f"{file.blob}.incomplete"
-
-    def url(self, file: _File) -> str:
-        return hf_hub_url(self.repo, file.name, revision=self.commit, endpoint=self.endpoint)
-
-    def here(self, file: _File) -> bool:
-        return isinstance(try_to_load_from_cache(self.repo, file.name, cache_dir=self.cache, revision=self.commit), str)
-
-    def link(self, file: _File, *, revision: str | None = None) -> Path:
-        """The file in the cached snapshot; fetched, when its content is not there yet."""
-        return Path(hf_hub_download(self.repo, file.name, revision=revision or self.commit, endpoint=self.endpoint, cache_dir=self.cache))
-
-    def bytes_here(self, file: _File) -> int:
-        for path in (self.blob(file), self.partial(file), self.blob(file)):  # which another thread may have renamed since
-            with suppress(FileNotFoundError):
-                return min(file.size, path.stat().st_size)
-        return file.size if self.here(file) else 0
+SMALL = 2**20  # bytes; what is smaller comes before anything large
 
 
 class _Halted(Exception):
     """Another thread has ended the download."""
 
 
-def fetch(repo: str, experts: Iterable[Expert], *, progress: Progress, endpoint: str | None = None, cache: Path | None = None) -> Path:
-    """The folder of a complete copy of `repo`, as far as a run with these experts needs it. Raises UserError.
+def fetch(named: NamedBase, base: Path, *, progress: Progress, endpoint: str | None = None, cache: Path | None = None) -> None:
+    """Bring every part of the base that is not on this machine into the Hub's cache, as far as the run needs it. Raises UserError.
 
-    `endpoint` and `cache` are the Hub's own by default.
+    All repositories are asked, and room is made sure of, before anything large comes. `endpoint` and `cache` are the Hub's own by default.
     """
-    wanted = set(experts)
-    cache = Path(constants.HF_HUB_CACHE) if cache is None else cache
-    if (folder := _cached(repo, wanted, cache)) is not None:
-        return folder
-    where = f"model.path = {repo!r}"
-    try:
+
+    def ask(repo: str, at: str) -> Repository:
         progress(0, 0, f"asking the Hub for {repo}")
-        info = HfApi(endpoint=endpoint).model_info(repo, files_metadata=True, timeout=TIMEOUT)
-        assert info.sha is not None
-        place = _Place(repo, info.sha, endpoint, cache)
-        files = {s.rfilename: _file_of(s) for s in info.siblings or []}
-        with _alone(place, progress):
-            return _bring_all(place, files, wanted, progress, where)
+        return list_repository(repo, where=_where(at, repo), timeout=TIMEOUT, cache=cache, endpoint=endpoint)
+
+    composed, listings = plan_fetch(named, base, ask, cache=cache)
+    if composed.problems:
+        raise UserError(composed.problems[0].message, where=composed.problems[0].field, fix=composed.problems[0].fix)
+    repositories = [found for repo, found in listings.items() if parts_from(composed, repo)]
+    wheres = {found.repo: _where(composed.places[parts_from(composed, found.repo)[0]].field, found.repo) for found in repositories}
+    files: dict[str, list[HubFile]] = {}
+    for found in repositories:
+        with _telling(found, wheres[found.repo]):
+            files[found.repo] = _files(found, composed, named, progress, wheres[found.repo])
+    if wrong := settings_problems(composed, {part: config for found in repositories for part, config in _configs(found, composed).items()}):
+        raise UserError(wrong[0].message, where=wrong[0].field, fix=wrong[0].fix)
+    need = sum(file.size - found.bytes_here(file) for found in repositories for file in files[found.repo])
+    if repositories:
+        _require_room(repositories[0].cache, need, wheres[repositories[0].repo])
+    total, before = sum(file.size for each in files.values() for file in each), 0
+    for found in repositories:
+        with _telling(found, wheres[found.repo]), _alone(found, progress):
+            _bring(found, files[found.repo], lambda done, _, text, before=before: progress(before + done, total, text), wheres[found.repo])  # type: ignore[misc]
+            for file in files[found.repo]:
+                _link(found, file)
+            _link(found, min(files[found.repo], key=lambda file: file.size), revision="main")  # notes which commit is the main one
+        before += sum(file.size for file in files[found.repo])
+
+
+def _where(at: str, repo: str) -> str:
+    return f"{at} = {repo!r}"
+
+
+@contextmanager
+def _telling(found: Repository, where: str) -> Iterator[None]:
+    try:
+        yield
     except (errors.HTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as e:
-        raise _told(e, repo, where) from e
+        raise told(e, found.repo, where) from e
 
 
 def fetch_file(repo: str, name: str, *, where: str, endpoint: str | None = None, cache: Path | None = None) -> Path:
@@ -128,85 +97,67 @@ def fetch_file(repo: str, name: str, *, where: str, endpoint: str | None = None,
     except errors.RemoteEntryNotFoundError as e:
         raise UserError(f"the repository {repo} has no file {name}", where=where, fix=f"Look at what it holds: {constants.ENDPOINT}/{repo}/tree/main") from e
     except (errors.HTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as e:
-        raise _told(e, repo, where) from e
+        raise told(e, repo, where) from e
 
 
-def _cached(repo: str, experts: set[Expert], cache: Path) -> Path | None:
-    """The cached folder, when it holds all that these experts need; nobody is asked."""
-    index = try_to_load_from_cache(repo, "model_index.json", cache_dir=cache)
-    if not isinstance(index, str) or lacking(Path(index).parent, experts):
-        return None
-    return Path(index).parent
+def _link(found: Repository, file: HubFile, *, revision: str | None = None) -> Path:
+    """The file in the cached snapshot; fetched, when its content is not there yet."""
+    return Path(hf_hub_download(found.repo, file.name, revision=revision or found.commit, endpoint=found.endpoint, cache_dir=found.cache))
 
 
-def lacking(folder: Path, experts: set[Expert]) -> list[str]:
-    """What a run with these experts misses in a diffusers folder; weights of an expert that it does not need are not missed."""
-    spare = {SUBFOLDER[e] for e in EXPERTS if e not in experts}
-    return [name for name in read_model(str(folder), folder).missing if not (name.split("/")[0] in spare and name.endswith(".safetensors"))]
-
-
-def _file_of(sibling: Any) -> _File:
-    large = sibling.lfs
-    return _File(sibling.rfilename, (large.size if large else sibling.size) or 0, large.sha256 if large else sibling.blob_id, large is not None)
-
-
-def _bring_all(place: _Place, files: dict[str, _File], experts: set[Expert], progress: Progress, where: str) -> Path:
-    small = _small_files(files, place.repo, where)
-    for done, file in enumerate(small):
+def _files(found: Repository, composed: Composition, named: NamedBase, progress: Progress, where: str) -> list[HubFile]:
+    """All that has to come from a repository, the largest first. What is small is fetched here: indexes tell the names of shards."""
+    names = wanted_files(composed, named, found)
+    others = [name for name in names if not name.endswith(".safetensors")]
+    small = [name for name in others if name in found.files and (name.endswith(".index.json") or found.files[name].size < SMALL)]
+    for done, name in enumerate(small):
         progress(done, len(small), "downloading the model's settings")
-        place.link(file)
-    weights = _weights(place, files, experts, where)
-    _require_room(place, weights, where)
-    _bring(place, weights, progress, where)
-    for file in weights:
-        place.link(file)
-    return place.link(files["model_index.json"], revision="main").parent  # notes which commit is the main one
-
-
-def _small_files(files: dict[str, _File], repo: str, where: str) -> list[_File]:
-    """Settings, tokenizer and lists of shards. All parts', whichever experts are wanted: they tell what model it is."""
-    if "model_index.json" not in files:
-        raise UserError(f"the repository {repo} has no model_index.json, so it is no diffusers model", where=where, fix="Give a diffusers repository of Wan 2.2 I2V A14B, or download ComfyUI's four files into a folder and give that")
-    names = {"model_index.json", "scheduler/scheduler_config.json"} | {name for name in files if name.startswith("tokenizer/")}
-    names |= {name for part, stem in WEIGHTS.items() for name in (f"{part}/config.json", f"{part}/{stem}.safetensors.index.json")}
-    return [files[name] for name in sorted(names & files.keys())]
-
-
-def _weights(place: _Place, files: dict[str, _File], experts: set[Expert], where: str) -> list[_File]:
-    """The safetensors files of the parts that are needed, the largest first: shards where there is a list of them, as diffusers chooses."""
-    spare = {SUBFOLDER[e] for e in EXPERTS if e not in experts}
-    names = []
-    for part, stem in WEIGHTS.items():
-        if part in spare:
+        _link(found, found.files[name])
+    weights = [name for name in names if name.endswith(".safetensors")]
+    for part in parts_from(composed, found.repo):
+        spot = composed.places[part].spot
+        assert spot is not None, "the Hub has told"
+        if part == "tokenizer" or spot.single or (part in EXPERT_NAMES and part not in named.experts):
             continue
-        index = f"{part}/{stem}.safetensors.index.json"
-        shards = {f"{stem}.safetensors"}
-        if index in files:
-            try:
-                found = json_object(place.link(files[index]).read_bytes()).get("weight_map")
-            except Damaged as e:
-                raise UserError(f"{index} {e.what}", where=where, fix="Give another repository of Wan 2.2 I2V A14B") from None
-            shards = set(found.values()) if isinstance(found, dict) else set()
-        names += [f"{part}/{shard}" for shard in sorted(shards)]
-    if absent := [name for name in names if name not in files]:
-        raise UserError(f"the repository {place.repo} lacks {absent[0]}{f' and {len(absent) - 1} more files' if len(absent) > 1 else ''}", where=where, fix="Give a complete diffusers repository of Wan 2.2 I2V A14B")
-    return sorted((files[name] for name in names), key=lambda file: -file.size)
+        weights = [name for name in weights if name.rpartition("/")[0] != spot.path] + _shards(found, part, spot.path, where)
+    if absent := [name for name in (*others, *weights) if name not in found.files]:
+        raise UserError(lacks(found.repo, absent), where=where, fix=LACKS_FIX)
+    return sorted((found.files[name] for name in (*others, *weights)), key=lambda file: -file.size)
 
 
-def _require_room(place: _Place, files: list[_File], where: str) -> None:
-    need = sum(file.size - place.bytes_here(file) for file in files)
-    disk = existing_parent(place.cache)
-    free = shutil.disk_usage(disk).free
+def _configs(found: Repository, composed: Composition) -> dict[str, dict[str, Any]]:
+    """The config.json of each part that comes from a repository; what is wrong with one is told when the part is read."""
+    configs = {}
+    for part in parts_from(composed, found.repo):
+        spot = composed.places[part].spot
+        if part in WEIGHTS and spot is not None and not spot.single:
+            with suppress(OSError, Damaged):
+                configs[part] = json_object((found.snapshot / spot.path / "config.json").read_bytes())
+    return configs
+
+
+def _shards(found: Repository, part: str, folder: str, where: str) -> list[str]:
+    """The weights of a part's folder: those that its index names, where there is one, as diffusers chooses."""
+    index = joined(folder, f"{WEIGHTS[part]}.safetensors.index.json")
+    if index not in found.files:
+        return weight_files(part, folder, found.files)
+    try:
+        return [joined(folder, shard) for shard in shards_of(found.snapshot / index)]
+    except Damaged as e:
+        raise UserError(f"{index} {e.what}", where=where, fix="Give another repository of Wan 2.2 I2V A14B") from None
+
+
+def _require_room(cache: Path, need: int, where: str) -> None:
+    free = shutil.disk_usage(existing_parent(cache)).free
     if need > 0 and need + RESERVE > free:
-        short = need + RESERVE - free
         raise UserError(
-            f"{human(need)} are to be downloaded into {place.cache}, and its disk has {human(free)} free", where=where,
-            fix=f"Free {human(short)} there, move the Hub's cache to another disk (HF_HOME), or give a local folder",
+            f"{human(need)} are to be downloaded into {cache}, and its disk has {human(free)} free", where=where,
+            fix=f"Free {human(need + RESERVE - free)} there, move the Hub's cache to another disk (HF_HOME), or give a local folder",
         )  # fmt: skip
 
 
 @contextmanager
-def _alone(place: _Place, progress: Progress) -> Iterator[None]:
+def _alone(place: Repository, progress: Progress) -> Iterator[None]:
     """One download of a repository at a time on this machine; the second waits and then finds it done."""
     lock = place.cache / ".locks" / place.folder.name / "wanlora.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -221,7 +172,7 @@ def _alone(place: _Place, progress: Progress) -> Iterator[None]:
         yield
 
 
-def _bring(place: _Place, files: list[_File], progress: Progress, where: str) -> None:
+def _bring(place: Repository, files: list[HubFile], progress: Progress, where: str) -> None:
     """Fetch what is missing, several files at once. Progress is what lies on the disk."""
     total, todo = sum(file.size for file in files), [file for file in files if not place.here(file)]
     began, before = time.monotonic(), sum(place.bytes_here(file) for file in files)
@@ -242,7 +193,7 @@ def _bring(place: _Place, files: list[_File], progress: Progress, where: str) ->
         pool.shutdown(cancel_futures=True)
 
 
-def _bring_one(place: _Place, file: _File, halt: threading.Event, where: str) -> None:
+def _bring_one(place: Repository, file: HubFile, halt: threading.Event, where: str) -> None:
     blob, partial = place.blob(file), place.partial(file)
     blob.parent.mkdir(parents=True, exist_ok=True)
     tries, pause = 0, WAIT
@@ -274,9 +225,9 @@ def _passing(error: Exception) -> bool:
     return not isinstance(error, OSError) or error.errno is None or isinstance(error, ConnectionError | TimeoutError)  # the rest is about the disk
 
 
-def _continue(place: _Place, file: _File, halt: threading.Event) -> None:
+def _continue(place: Repository, file: HubFile, halt: threading.Event) -> None:
     """Add to the partial file what it lacks."""
-    partial, url = place.partial(file), place.url(file)
+    partial, url = place.partial(file), hf_hub_url(place.repo, file.name, revision=place.commit, endpoint=place.endpoint)
     if partial.exists() and partial.stat().st_size > file.size:
         partial.unlink()
     headers = build_hf_headers()
@@ -308,35 +259,3 @@ def _bar_of(halt: threading.Event) -> Any:
 def _sha256(path: Path) -> str:
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _told(error: BaseException, repo: str, where: str) -> UserError:
-    """What went wrong, as a person needs to know it."""
-    if isinstance(error, UserError):
-        return error
-    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:  # the library's wrapping of anything that a request can meet
-        return _told(error.__cause__, repo, where)
-    if isinstance(error, errors.OfflineModeIsEnabled):
-        return UserError(f"{repo} is not on this machine, and HF_HUB_OFFLINE forbids asking the Hub", where=where, fix="Unset HF_HUB_OFFLINE, or give a local folder")
-    if isinstance(error, errors.GatedRepoError):
-        return UserError(f"{repo} is gated: its owner wants to know who downloads it", where=where, fix=f"Accept its terms on its page ({constants.ENDPOINT}/{repo}), then log in here: hf auth login")
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return UserError(f"the Hub has no repository {repo}, or it is private", where=where, fix="Check the id; for a private one log in: hf auth login")
-    if isinstance(error, errors.HfHubHTTPError):
-        return _refused(error.response.status_code, repo, where)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"the disk became full while {repo} was downloaded", where=error.filename or where, fix=f"Free some space. {KEPT}")
-    if isinstance(error, OSError) and error.filename:
-        return UserError(f"{repo} could not be written ({(error.strerror or str(error)).lower()})", where=str(error.filename), fix="Check who may write there, or move the Hub's cache (HF_HOME)")
-    said = str(error).strip().splitlines()
-    return UserError(f"the Hub cannot be reached ({said[0] if said else type(error).__name__})", where=where, fix=f"Check the network and start again. {KEPT}. Or give a local folder")
-
-
-def _refused(status: int, repo: str, where: str) -> UserError:
-    if status == 429:
-        return UserError("the Hub has had too many requests from here (HTTP 429)", where=where, fix=f"Wait some minutes, or log in, which raises the limit: hf auth login. {KEPT}")
-    if status in (401, 403):
-        return UserError(f"the Hub does not let you have {repo} (HTTP {status})", where=where, fix="Log in with an account that may: hf auth login")
-    if status >= 500:
-        return UserError(f"the Hub has a fault of its own (HTTP {status})", where=where, fix=f"Try again later. {KEPT}")
-    return UserError(f"the Hub refuses {repo} (HTTP {status})", where=where, fix="Check the id, or give a local folder")

@@ -98,6 +98,8 @@ def save_lora(path: Path, values: dict[str, torch.Tensor], *, job: Job, base: Ba
         "wanlora.expert": expert,
         "wanlora.boundary": str(base.boundary),
         "wanlora.base": job.model.path,
+        "wanlora.vae": base.source.places["vae"].source,
+        "wanlora.text_encoder": base.source.places["text_encoder"].source,
         "wanlora.base_identity": base.identity,
         "wanlora.rank": str(rank),
         "wanlora.alpha": str(alpha),

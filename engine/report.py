@@ -24,7 +24,7 @@ def announce(run: Run, unlike: list[str]) -> None:
     job, log = run.job, run.log
     ram, vram = round(psutil.virtual_memory().total / 2**30, 3), vram_total_gib(run.device)
     log.emit(
-        "started", name=job.job.name, job=job_to_dict(job), plan=plan_text(run), versions=run.versions, device=device_name(run.device), steps=job.training.steps,
+        "started", name=job.job.name, job=job_to_dict(job), plan=plan_text(run), versions=run.versions, base={part: place.source for part, place in run.base.source.places.items()}, device=device_name(run.device), steps=job.training.steps,
         resumed_from=run.start, rollback=run.begin.rollback, vram_total_gib=vram, ram_total_gib=ram,
     )  # fmt: skip
     for s in run.begin.settings:

@@ -24,7 +24,7 @@ from presets.stages import expert_at, steps_of
 def meta_of(run: Run, step: int) -> dict[str, Any]:
     """What a checkpoint says of itself besides tensors; plain JSON."""
     return {
-        "job": job_to_dict(absolute_paths(run.job, run.base_dir)), "base": run.base.identity, "running": msgspec.to_builtins(running_of(run)), "device": device_name(run.device),
+        "job": job_to_dict(absolute_paths(run.job, run.base_dir)), "base": run.base.identity, "beside": dict(run.base.beside), "running": msgspec.to_builtins(running_of(run)), "device": device_name(run.device),
         "versions": run.versions, "run": run.log.run, "attempt": run.log.attempt, "position": position(run, step), "data": run.data,
     }  # fmt: skip
 
@@ -57,7 +57,7 @@ def restore(run: Run) -> list[str]:
     faults.at("resume.loading", begin.step)
     state = checkpoint.load(begin.checkpoint)
     if state.meta["base"] != run.base.identity:
-        raise UserError("the base model's weights are not those this run began with", where=str(run.base.path), fix="Put the same base back, or start a new run under another name")
+        raise UserError("the base model's weights are not those this run began with", where=str(run.base.source.folder), fix="Put the same base back, or start a new run under another name")
     same_data = state.meta["data"] == run.data
     if not same_data and begin.comparable and not begin.accepted:
         raise UserError(
@@ -85,6 +85,9 @@ def _unlike(run: Run, meta: dict[str, Any], same_data: bool) -> list[str]:
         out.append("this version of wanlora takes the clips or the experts in another order: the run is not comparable with an uninterrupted one")
     now = running_of(run)
     before = msgspec.convert(meta["running"], Running) if "running" in meta else None
+    beside, before_beside = run.base.beside, meta.get("beside", {})
+    for part in (p for p in beside if before_beside.get(p, beside[p]) != beside[p]):
+        out.append(f"resumed with another {part.replace('_', ' ').replace('vae', 'VAE')}, from {run.base.source.places[part].source}: from step {begin.step + 1} on this is another run than the one that was begun, and not comparable with it")
     things = [("card", meta["device"], device_name(run.device)), *((f"version of {name}", meta["versions"].get(name, "none"), of) for name, of in run.versions.items())]
     if before is None or before.plan.rounds_as != now.plan.rounds_as:
         things.append(("plan", before.plan.whole_text if before else "not written down", now.plan.whole_text))

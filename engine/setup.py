@@ -30,7 +30,7 @@ from engine.noroom import loading
 from engine.objective import class_prompt
 from engine.optim import Ema, build_optimizer
 from engine.order import Order, place_in
-from engine.parts import load_vae
+from engine.parts import load_vae, vae_identity
 from engine.pinned import HostMemoryRefused
 from engine.planning import Planning, Running, Shortage, card_memory, plan_run, release, shortage, smaller
 from engine.resume import Begin
@@ -38,6 +38,7 @@ from engine.tensorcache import TensorCache
 from engine.text import TextBook, encode_texts
 from engine.vae import ClipEncoder
 from presets import VERSION
+from presets.base_parts import named_base
 from presets.captions import resolve_caption
 from presets.diagnosis import Watcher
 from presets.errors import UserError
@@ -182,7 +183,7 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
     log.phase("loading", 0, 1, "base model")
     base = find_base(job, facts.base, progress=lambda done, total, text: progress("loading", done, total, text))
     if facts.model is None or not facts.model.local:  # it has just come from the Hub
-        facts = msgspec.structs.replace(facts, model=read_model(str(base.path), facts.base))
+        facts = msgspec.structs.replace(facts, model=read_model(named_base(job), facts.base))
     accelerators, notes = load_accelerators(job, facts.base, base, dtype)
     for note in notes:
         log.emit("log", level="info", text=note)
@@ -205,7 +206,7 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
         latents = None
         if any(panel.cache_latents for panel in job.datasets):
             how = f"{type(encoder).__name__} {plan.compiled}"
-            latents = LatentCache(job, items, TensorCache("latents", warn=warn), vae=base.source.part("vae").identity(), how=how, device=device, dtype=dtype, warn=warn)
+            latents = LatentCache(job, items, TensorCache("latents", warn=warn), vae=vae_identity(base.source), how=how, device=device, dtype=dtype, warn=warn)
             made = latents.fill(encoder, lambda done, total: progress("caching", done, total, "latents"))
             log.emit("log", level="info", text=f"latents of images: {made} encoded, the others read from the cache")
     config = base.source.expert("high_noise" if job.multistage.high_noise else "low_noise").config

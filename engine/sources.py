@@ -1,11 +1,11 @@
-"""Where a base model's tensors lie: a diffusers folder, or ComfyUI's single files. Opened by their headers alone.
+"""Where a base model's tensors lie: folders as diffusers has them, or ComfyUI's single files. Opened by their headers alone.
 
 Every part looks the same from above: tensors under the names of diffusers (transformers for the text encoder), read one at a
 time straight from their place in the file. Nothing is mapped into memory, so what has been read leaves no trace in it.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 
-from engine.comfy import CONFIGS, NAMES
-from presets.comfy import TOKENIZER, WEIGHT_SCALES, SingleFiles, complaints, find_single_files, plain_names
+from engine.comfy import NAMES
+from presets.base_parts import FIELDS, NamedBase, Place, compose
+from presets.comfy import TOKENIZER, WEIGHT_SCALES, config_of, plain_names
 from presets.errors import UserError
 from presets.headers import AGAIN, Damaged, TensorPlace, json_object, read_header
-from presets.model import WEIGHTS
+from presets.layouts import CALLED, EXPERT_PART, TOKENIZER_FILES, WEIGHTS, names_in, shards_of, weight_files
 from presets.stages import Expert
 
-SUBFOLDER: dict[Expert, str] = {"high_noise": "transformer", "low_noise": "transformer_2"}
+SUBFOLDER = EXPERT_PART
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
@@ -134,45 +135,50 @@ def identity(files: Iterable[Path], *, times: bool = True) -> str:
 class Source:
     """A base model on this disk. Parts are opened when asked for: a model of one expert serves a job of one expert."""
 
-    folder: Path
-    single: SingleFiles | None = None  # ComfyUI's files, else it is a diffusers folder
+    folder: Path  # of the experts
+    places: Mapping[str, Place]  # of every part that is here
 
     def expert(self, expert: Expert) -> Part:
         return self.part(SUBFOLDER[expert])
 
     def part(self, name: str) -> Part:
         """Raises UserError when its files are not there, damaged, or of another kind."""
-        return _diffusers_part(self.folder, name) if self.single is None else _single_part(self.single.files[name], name)
+        place, at = self._at(name)
+        assert place.spot is not None and place.root is not None
+        return _single_part(at, name) if place.spot.single else _folder_part(place.root, place.spot.path, name)
 
     def tokenizer_files(self) -> list[Path]:
         """Everything the tokenizer is made from."""
-        if self.single is not None:
-            return [self.single.files["text_encoder"]]
-        return sorted(f for f in (self.folder / "tokenizer").iterdir() if f.is_file())
+        _, at = self._at("tokenizer")
+        return [at] if at.is_file() else [at / name for name in sorted(TOKENIZER_FILES) if (at / name).exists()]
 
     def spiece_model(self) -> bytes | None:
-        """The SentencePiece model that ComfyUI keeps in the text encoder's file. None for a diffusers folder. Raises UserError."""
-        if self.single is None:
-            return None
-        file = self.single.files["text_encoder"]
-        place = _header(file).get(TOKENIZER)
+        """The SentencePiece model: the one that ComfyUI keeps in the text encoder's file, or a folder's where it has no tokenizer.json. Raises UserError."""
+        _, at = self._at("tokenizer")
+        if at.is_dir():
+            return None if (at / "tokenizer.json").exists() else (at / "spiece.model").read_bytes()
+        place = _header(at).get(TOKENIZER)
         if place is None:
-            raise UserError(f"has no tokenizer in it (no tensor {TOKENIZER})", where=str(file), fix="Take ComfyUI's own umt5_xxl file, or a diffusers folder")
+            raise UserError(f"has no tokenizer in it (no tensor {TOKENIZER})", where=str(at), fix="Take ComfyUI's own umt5_xxl file, or a diffusers folder")
         model = torch.empty(place.size, dtype=torch.uint8)
-        read_into(file, place.begin, model)
+        read_into(at, place.begin, model)
         return model.numpy().tobytes()
+
+    def _at(self, name: str) -> tuple[Place, Path]:
+        place = self.places.get(name)
+        at = place.at if place is not None else None
+        if place is None or at is None:
+            raise UserError(f"does not hold {CALLED[name]}", where=str(self.folder), fix=f"Name it in {FIELDS[name]}")
+        return place, at
 
 
 def open_source(folder: Path) -> Source:
-    """The base model in `folder`. Raises UserError when there is none, or ComfyUI's files are not complete."""
-    if (folder / "model_index.json").exists():
-        return Source(folder)
-    single = find_single_files(folder)
-    if single is None:
-        raise UserError("is neither a diffusers folder nor one with ComfyUI's files", where=str(folder), fix="Give the folder of Wan 2.2 I2V A14B")
-    if wrong := complaints(single, folder):
-        raise UserError(wrong[0][0], where=str(folder), fix=wrong[0][1])
-    return Source(folder, single)
+    """What `folder` holds of a base model, and nothing from elsewhere. Raises UserError when it holds no experts."""
+    composed = compose(NamedBase(path=str(folder)), folder)
+    for wrong in composed.problems:
+        if wrong.code != "model-not-i2v":  # one expert serves a job of one expert
+            raise UserError(wrong.message, where=str(folder), fix=wrong.fix)
+    return Source(folder, {part: place for part, place in composed.places.items() if not place.repo})
 
 
 def _header(file: Path) -> dict[str, TensorPlace]:
@@ -193,27 +199,30 @@ def _object(file: Path) -> dict[str, Any]:
         raise UserError(f"cannot be read ({(e.strerror or str(e)).lower()})", where=str(file), fix="Download the model again; what is there already is kept") from None
 
 
-def _diffusers_part(folder: Path, name: str) -> Part:
+def _folder_part(root: Path, sub: str, name: str) -> Part:
     """The shards of the part's index, else its one file, as diffusers chooses."""
-    index = folder / name / f"{WEIGHTS[name]}.safetensors.index.json"
+    folder = root / sub
+    index = folder / f"{WEIGHTS[name]}.safetensors.index.json"
     if index.exists():
-        weight_map = _object(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) and "/" not in v for v in weight_map.values()):
-            raise UserError("has no usable weight_map", where=str(index), fix=AGAIN)
-        files = tuple(folder / name / shard for shard in sorted(set(weight_map.values())))
+        try:
+            files = tuple(folder / shard for shard in shards_of(index))
+        except Damaged as e:
+            raise UserError(e.what, where=str(index), fix=e.fix) from None
     else:
-        files = (folder / name / f"{WEIGHTS[name]}.safetensors",)
+        files = tuple(root / file for file in weight_files(name, sub, names_in(root)))
     stored = {tensor: Stored(tensor, file, place) for file in files for tensor, place in _header(file).items()}
-    config = {key: value for key, value in _object(folder / name / "config.json").items() if not key.startswith("_")}
+    config = {key: value for key, value in _object(folder / "config.json").items() if not key.startswith("_")}
     return Part(name, files, config, stored)
 
 
 def _single_part(file: Path, name: str) -> Part:
     places = plain_names(_header(file))
     try:
-        config = CONFIGS[name](places)
-    except (KeyError, ValueError) as e:
+        config = {key: value for key, value in config_of(name, file, places).items() if not key.startswith("_")}
+    except KeyError as e:
         raise UserError(f"is not the file of this part: the tensor {e.args[0]} is not there or has another form", where=str(file), fix="Give ComfyUI's files of Wan 2.2 I2V A14B") from None
+    except Damaged as e:
+        raise UserError(f"the config.json beside it {e.what}", where=str(file), fix=e.fix) from None
     stored = {}
     for ours, theirs in NAMES[name](places).items():
         scale = next((places[key] for s in WEIGHT_SCALES if (key := f"{theirs.removesuffix('.weight')}.{s}") in places), None)

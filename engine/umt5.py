@@ -29,7 +29,7 @@ def load_text_encoder(source: Source, *, dtype: torch.dtype, precision: str = "n
     part = source.part("text_encoder")
     with torch.device("meta"):
         model: Any = UMT5EncoderModel(UMT5Config.from_dict(part.config))
-    part = _wanted(part, {name: tuple(t.shape) for name, t in model.state_dict().items() if name != TIED}, strict=source.single is not None)
+    part = _wanted(part, {name: tuple(t.shape) for name, t in model.state_dict().items() if name != TIED})
     model.set_input_embeddings(_table(part, dtype))
     names = sorted((name for name in part.stored if name != TABLE), key=lambda name: (part.stored[name].file, part.stored[name].place.begin))  # as they lie in the files
     for name, (read, scale) in zip(names, read_ahead([part.stored[name] for name in names], pinned=device.type == "cuda"), strict=True):
@@ -55,15 +55,13 @@ def encode(model: UMT5EncoderModel, ids: torch.Tensor, mask: torch.Tensor, *, de
     return out
 
 
-def _wanted(part: Part, shapes: dict[str, tuple[int, ...]], *, strict: bool) -> Part:
-    """The part with just the encoder's tensors, each checked. In diffusers folders others may lie beside them, such as a decoder's."""
+def _wanted(part: Part, shapes: dict[str, tuple[int, ...]]) -> Part:
+    """The part with just the encoder's tensors, each checked. Others may lie beside them, such as a decoder's."""
     stored = dict(part.stored)
     if TIED in stored:
         tied = stored.pop(TIED)
         stored.setdefault(TABLE, tied)
-    if not strict:
-        stored = {name: s for name, s in stored.items() if name in shapes}
-    part = replace(part, stored=stored)
+    part = replace(part, stored={name: s for name, s in stored.items() if name in shapes})
     part.require(shapes)
     return part
 

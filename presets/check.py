@@ -11,13 +11,16 @@ from pathlib import Path
 
 import msgspec
 
+from presets.base_parts import named_base
 from presets.changes import FREE_TO_CHANGE as FREE_TO_CHANGE  # read from here too
 from presets.changes import LIVE_FIELDS as LIVE_FIELDS
 from presets.changes import breaking, changes
 from presets.clips import DatasetFacts, scan_dataset
 from presets.cuts import find_cuts
+from presets.disk import existing_parent, exists
 from presets.errors import ClipError, UserError
 from presets.facts import Facts, RunFolder
+from presets.fetching import fetching_of
 from presets.findings import Finding
 from presets.fold import ABANDONED
 from presets.job import Job
@@ -39,20 +42,22 @@ def installed_packages() -> frozenset[str]:
     return frozenset(p for p in OPTIONAL_PACKAGES if find_spec(p) is not None)
 
 
-def gather(job: Job, base: Path, *, out: Path, machine: Machine | None = None, scenes: bool = True, look: Look | None = None) -> Facts:
+def gather(job: Job, base: Path, *, out: Path, machine: Machine | None = None, scenes: bool = True, ask_hub: bool = False, look: Look | None = None) -> Facts:
     """Read everything the rules look at. `base` is the job file's folder, the run folder will be `out`/NAME.
 
-    `scenes` looks for damage and scene cuts, which decodes every clip once, until it changes; everything else is quick. Raises nothing for
-    bad input: what cannot be read is a finding in the facts. `look` tells how far it is; raises LookEnded when that was ended.
+    `scenes` looks for damage and scene cuts, which decodes every clip once, until it changes; `ask_hub` asks the Hub about what is not
+    on this machine, some seconds at most; everything else is quick. Raises nothing for bad input: what cannot be read is a finding in
+    the facts. `look` tells how far it is; raises LookEnded when that was ended.
     """
     look = look or Look()
     datasets = [scan_dataset(panel, i, base, look) for i, panel in enumerate(job.datasets)]
     cuts: dict[str, list[int]] = {}
     if scenes:
         datasets, cuts = _look_for_cuts(datasets, look)
+    named = named_base(job)
     return Facts(
-        base=base, datasets=datasets, machine=machine or read_machine(out), model=read_model(job.model.path, base), out=out, run=read_run_folder(job, base, out),
-        cuts=cuts, packages=installed_packages(),
+        base=base, datasets=datasets, machine=machine or read_machine(out), model=read_model(named, base), named=named, out=out, run=read_run_folder(job, base, out),
+        cuts=cuts, packages=installed_packages(), fetching=fetching_of(named, base) if ask_hub else None,
     )  # fmt: skip
 
 
@@ -61,6 +66,8 @@ def check(job: Job, facts: Facts) -> list[Finding]:
     found = [f for d in facts.datasets for f in d.problems]
     if facts.model is not None:  # a boundary in the job makes up for one that the model does not name
         found += [f for f in facts.model.problems if f.code != "model-no-boundary" or job.model.boundary == "model"]
+    if facts.fetching is not None:
+        found += [f for f in facts.fetching.problems if f not in found]
     for rule in RULES.values():
         found += rule(job, facts)
     return sorted(found, key=lambda f: SEVERITIES.index(f.severity))
@@ -119,19 +126,6 @@ def _cuts_of(path: str, look: Look) -> list[int] | ClipError:
     return _cuts[file]
 
 
-def existing_parent(path: Path) -> Path:
-    """`path` itself if it exists, else the nearest folder above it that does."""
-    path = path.absolute()
-    return next(p for p in (path, *path.parents) if _exists(p))
-
-
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except PermissionError:  # inside a folder that we may not look into
-        return False
-
-
 def read_run_folder(job: Job, base: Path, out: Path) -> RunFolder:
     """What lies at OUT/NAME already, and whether it can be written."""
     folder = out.absolute() / job.job.name
@@ -162,7 +156,7 @@ def _size(folder: Path) -> int:
 
 def _differences(job: Job, base: Path, held_path: Path) -> list[str]:
     """How the job in a run folder differs from `job` in what a resumed run may not change."""
-    if not _exists(held_path):
+    if not exists(held_path):
         return []
     try:
         held = load_job(held_path)

@@ -48,11 +48,14 @@ READING = {
     "caption-unreadable": ("error", "A caption is UTF-8 text of at most 10,000 characters."),
     "caption-without-clip": ("advice", "A caption has a clip of the same name."),
     "files-ignored": ("advice", "A dataset's folder holds nothing but clips, images and captions."),
-    "model-missing": ("error", "The base model is a folder or a Hub id."),
-    "model-incomplete": ("error", "The base model's folder has all its parts."),
+    "model-missing": ("error", "The base model and its parts are folders, files or Hub ids."),
+    "model-incomplete": ("error", "Every source of the base model has the parts that are taken from it, whole."),
     "model-not-i2v": ("error", "The base model is Wan 2.2 I2V A14B: two experts with 36 input channels."),
     "model-corrupt": ("error", "The base model's files are whole."),
     "model-unreadable": ("error", "The base model's files may be read."),
+    "model-unavailable": ("error", "The Hub has every part of the base model that is not here, and gives it to this user."),
+    "vae-wrong": ("error", "The VAE is that of Wan 2.1, with 16 latent channels."),
+    "text-encoder-wrong": ("error", "The text encoder is UMT5, as wide as the experts take it, with its own tokenizer."),
     "model-no-boundary": ("error", "The base model, or else the job, names the boundary between the experts."),
 }
 PANELS = {"datasets": "[[datasets]]", "sample.prompts": "[[sample.prompts]]"}

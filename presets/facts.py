@@ -5,7 +5,9 @@ from statistics import median
 
 from msgspec import Struct, field
 
+from presets.base_parts import NamedBase
 from presets.clips import ClipFacts, DatasetFacts
+from presets.fetching import Fetching
 from presets.geometry import uniform_speed
 from presets.job import DatasetPanel, Job
 from presets.machine import Gpu, Machine
@@ -32,9 +34,11 @@ class Facts(Struct, kw_only=True):
     datasets: list[DatasetFacts] = field(default_factory=list)  # in the order of job.datasets
     machine: Machine | None = None
     model: ModelFacts | None = None
+    named: NamedBase | None = None  # the base as the job named it when its facts were gathered
     out: Path = Path("runs")
     run: RunFolder | None = None
     cuts: dict[str, list[int]] = field(default_factory=dict)  # clip path -> frames that begin a new shot, for every clip looked at
+    fetching: Fetching | None = None  # what the Hub says of parts that are not here; None when all are, or it was not asked
     packages: frozenset[str] = frozenset()  # optional packages that can be imported
 
     @property
@@ -44,8 +48,8 @@ class Facts(Struct, kw_only=True):
 
 
 def is_tiny(model: ModelFacts) -> bool:
-    """Whether a base is a toy that any machine can train, the CPU too. One that is not here yet counts as the real one."""
-    return model.local and 0 < model.parameters < TINY_PARAMETERS
+    """Whether a base is a toy that any machine can train, the CPU too. One whose experts are not here yet counts as the real one."""
+    return 0 < model.parameters < TINY_PARAMETERS
 
 
 def model_missing(facts: Facts) -> bool:

@@ -27,7 +27,9 @@ class JobPanel(Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class ModelPanel(Struct, kw_only=True, forbid_unknown_fields=True):
-    path: Annotated[str, about("Name or path", "Hub id or diffusers folder of Wan 2.2 I2V A14B.", min_length=1)] = "ai-toolkit/Wan2.2-I2V-A14B-Diffusers-bf16"
+    path: Annotated[str, about("Name or path", "Wan 2.2 I2V A14B: Hub id, diffusers folder, or folder of ComfyUI's files. The two experts are enough.", min_length=1)] = "ai-toolkit/Wan2.2-I2V-A14B-Diffusers-bf16"
+    vae: Annotated[str, about("VAE", "Hub id, folder or .safetensors file of the Wan 2.1 VAE. Empty: beside the experts, else ai-toolkit/wan2.1-vae.")] = ""
+    text_encoder: Annotated[str, about("Text encoder", "Hub id, folder or .safetensors file of UMT5-XXL with its tokenizer. Empty: beside the experts, else ai-toolkit/umt5_xxl_encoder.")] = ""
     boundary: Annotated[Literal["model"] | float, about("Expert boundary", "Noise level that divides the two experts. 'model' takes the model's own boundary_ratio (0.9 for I2V); a number overrides it.")] = "model"
     low_vram: Annotated[Auto | bool, about("Low VRAM", "Trade some speed for a lower memory peak. 'auto' decides from the free memory.")] = "auto"
     layer_offloading: Annotated[Auto | bool, about("Layer offloading", "Keep the frozen weights in host RAM and bring each block to the GPU when its turn comes. For cards of 10-12 GB it wants 64 GB of RAM.")] = "auto"

@@ -11,12 +11,12 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from presets.base_parts import looks_like_hub_id
 from presets.errors import JobError, UserError
 from presets.fields import FIELDS, PathPart, annotations, field_of, join_path, nearest, parse_path, struct_of, toml_text
 from presets.files import read_regular
 from presets.foreign import NEW_JOB, decoded, escape, other_tables, other_text, swallowed_escape
 from presets.job import Job
-from presets.model import looks_like_hub_id
 from presets.names import escaped, is_utf8, require_utf8
 
 PROSE = ("prompt", "negative", "default_caption")  # texts that may hold a line break
@@ -233,7 +233,7 @@ def save_text(text: str, path: Path) -> None:
 def absolute_paths(job: Job, base: Path) -> Job:
     """A copy of the job that no longer depends on where its file lies: its paths, relative to `base`, made absolute.
 
-    A model or recovery adapter that is not there and looks like a Hub id is one, and stays as it is.
+    A model, a part of one or a recovery adapter that is not there and looks like a Hub id is one, and stays as it is.
     """
 
     def place(path: str) -> str:
@@ -243,7 +243,8 @@ def absolute_paths(job: Job, base: Path) -> Job:
         return path if looks_like_hub_id(path) and not Path(place(path)).exists() else place(path)
 
     out = msgspec.convert(msgspec.to_builtins(job), Job)
-    out.model.path, out.quantization.ara = local_or_hub(job.model.path), local_or_hub(job.quantization.ara)
+    out.model.path, out.model.vae, out.model.text_encoder = (local_or_hub(p) for p in (job.model.path, job.model.vae, job.model.text_encoder))
+    out.quantization.ara = local_or_hub(job.quantization.ara)
     for dataset in out.datasets:
         dataset.path = place(dataset.path)
     for prompt in out.sample.prompts:

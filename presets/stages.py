@@ -25,6 +25,11 @@ def trained_experts(job: Job) -> list[Expert]:
     return [e for e in EXPERTS if getattr(job.multistage, e)]
 
 
+def needed_experts(job: Job) -> list[Expert]:
+    """The experts that must be loaded: previews go through both."""
+    return list(EXPERTS) if job.sample.prompts else trained_experts(job)
+
+
 def panel_of(job: Job, expert: Expert) -> ExpertPanel:
     panel = getattr(job.multistage, PANEL[expert])
     assert isinstance(panel, ExpertPanel)

@@ -14,6 +14,8 @@ import pytest
 # One thread each, in this process and in all that it starts: several tests and trainers share few cores, and their threads would wait for each other, spinning.
 os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"), "1")
 
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody answers there: what asks the Hub is told so at once, and no test goes out
+
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell that puts us into the background ignores it for us and all that we start, and tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -29,7 +29,7 @@ def out_not_writable(job: Job, facts: Facts) -> Iterator[Found]:
         yield Found("job.name", f"{facts.run.path} cannot be written: {facts.run.problem}", fix=ELSEWHERE[0].upper() + ELSEWHERE[1:])
 
 
-def _held(job: Job, facts: Facts) -> int:
+def held_bytes(job: Job, facts: Facts) -> int:
     """Bytes that the run folder holds already."""
     return facts.run.size if facts.run is not None and facts.run.name == job.job.name else 0
 
@@ -38,7 +38,7 @@ def _held(job: Job, facts: Facts) -> int:
 def keep_few(job: Job, facts: Facts) -> Iterator[Found]:
     """At least 4 checkpoints are kept, where the disk allows: the best is often not the last."""
     more = msgspec.structs.replace(job, save=msgspec.structs.replace(job.save, keep=4))
-    room = facts.machine is None or disk_need(more, expert_shape(facts)).total <= facts.machine.disk_free + _held(job, facts)
+    room = facts.machine is None or disk_need(more, expert_shape(facts)).total <= facts.machine.disk_free + held_bytes(job, facts)
     if room and job.save.keep < 4 and job.training.steps // job.save.every > job.save.keep:
         yield Found("save.keep", f"only the newest {job.save.keep} checkpoints stay, and the best is often an earlier one", set={"save.keep": 4})
 
@@ -48,7 +48,7 @@ def disk_too_small(job: Job, facts: Facts) -> Iterator[Found]:
     """The disk has room for every checkpoint that is kept, one more being written, the LoRA files and the previews."""
     if facts.machine is None:
         return
-    held = _held(job, facts)
+    held = held_bytes(job, facts)
     need, free = disk_need(job, expert_shape(facts)), facts.machine.disk_free
     if need.total <= free + held:
         return

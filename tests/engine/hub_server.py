@@ -1,4 +1,4 @@
-"""A Hub for tests: the few requests of a download, over HTTP on the loopback, from a folder; with faults on demand."""
+"""A Hub for tests: the few requests of a download, over HTTP on the loopback, from a folder for each repository; with faults on demand."""
 
 import hashlib
 import json
@@ -13,21 +13,26 @@ COMMIT = "a" * 40
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves `folder` as the model `owner/model`. Large files (safetensors) lie on "another" server: the same one, as localhost."""
+    """Serves each folder of `repos` under its id. Large files (safetensors) lie on "another" server: the same one, as localhost."""
 
     daemon_threads = True
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, repos: dict[str, Path]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.folder = folder
+        self.repos = repos
         self.asked: list[tuple[str, str, str, bool]] = []  # method, path, range, whether a token came along
         self.cuts: dict[str, list[int]] = {}  # file -> bytes after which each next answer breaks off
-        self.refusals: dict[str, list[tuple[int, dict[str, str]]]] = {}  # path without owner and revision -> status and headers of each next answer; "" is the repository
+        self.refusals: dict[str, list[tuple[int, dict[str, str]]]] = {}  # path without owner and revision -> status and headers of each next answer; "" is any repository, an id that one
         self.spoilt: list[str] = []  # files whose next answer has a wrong byte
 
     @property
     def endpoint(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
+
+    @property
+    def large(self) -> list[str]:
+        """Every large file that was asked for, with its repository: `owner/model/transformer/x.safetensors`."""
+        return [path.removeprefix("/cdn/") for method, path, _, _ in self.asked if method == "GET" and path.startswith("/cdn/")]
 
     def gets(self, file: str) -> list[str]:
         """The ranges in which a file was asked for."""
@@ -38,8 +43,8 @@ class Hub(ThreadingHTTPServer):
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Hub]:
-    hub = Hub(folder)
+def serving(repos: dict[str, Path]) -> Iterator[Hub]:
+    hub = Hub(repos)
     thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     try:
@@ -65,26 +70,29 @@ class Handler(BaseHTTPRequestHandler):
     def _answer(self, *, body: bool) -> None:
         path = urlsplit(self.path).path
         self.server.asked.append((self.command, path, self.headers.get("Range", ""), "Authorization" in self.headers))
-        name = path.split(f"/{COMMIT}/")[-1].split("/main/")[-1] if "/resolve/" in path or path.startswith("/cdn/") else ""
-        if self.server.refusals.get(name) and (body or not path.startswith("/cdn/")):
+        plain = path.removeprefix("/api/models").removeprefix("/cdn").removeprefix("/")
+        repo = next((repo for repo in self.server.repos if plain == repo or plain.startswith(f"{repo}/")), "")
+        name = plain.removeprefix(f"{repo}/").removeprefix("resolve/").removeprefix(f"{COMMIT}/").removeprefix("main/") if not path.startswith("/api/") else ""
+        if not name and self.server.refusals.get(repo):
+            status, headers = self.server.refusals[repo].pop(0)
+            self._send(status, headers, b"")
+        elif self.server.refusals.get(name) and (body or not path.startswith("/cdn/")):
             status, headers = self.server.refusals[name].pop(0)
             self._send(status, headers, b"")
-        elif path.startswith("/api/models/owner/model"):
-            self._send(200, {"Content-Type": "application/json"}, json.dumps(self._info()).encode())
-        elif not path.removeprefix("/api/models").startswith(("/owner/model", "/cdn/")):
+        elif not repo:
             self._send(404, {"X-Error-Code": "RepoNotFound"}, b"")
-        elif name and (file := self.server.folder / name).is_file():
-            self._file(name, file, path, body=body)
-        elif name:
-            self._send(404, {"X-Error-Code": "EntryNotFound"}, b"")
+        elif not name:
+            self._send(200, {"Content-Type": "application/json"}, json.dumps(self._info(repo)).encode())
+        elif (file := self.server.repos[repo] / name).is_file():
+            self._file(repo, name, file, path, body=body)
         else:
-            self._send(404, {"X-Error-Code": "RepoNotFound"}, b"")
+            self._send(404, {"X-Error-Code": "EntryNotFound"}, b"")
 
-    def _file(self, name: str, file: Path, path: str, *, body: bool) -> None:
+    def _file(self, repo: str, name: str, file: Path, path: str, *, body: bool) -> None:
         content = file.read_bytes()
         if name.endswith(".safetensors") and "/resolve/" in path:
             headers = {"X-Repo-Commit": COMMIT, "X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Linked-Size": str(len(content))}
-            self._send(302, {**headers, "Location": f"http://localhost:{self.server.server_port}/cdn/main/{name}"}, b"")
+            self._send(302, {**headers, "Location": f"http://localhost:{self.server.server_port}/cdn/{repo}/{name}"}, b"")
             return
         headers, status, begin = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(content).hexdigest()}"', "Accept-Ranges": "bytes"}, 200, 0
         if ranged := self.headers.get("Range"):
@@ -107,12 +115,12 @@ class Handler(BaseHTTPRequestHandler):
         if cut is not None and cut < len(content):
             self.close_connection = True
 
-    def _info(self) -> dict[str, object]:
-        siblings = []
-        for file in sorted(f for f in self.server.folder.rglob("*") if f.is_file()):
+    def _info(self, repo: str) -> dict[str, object]:
+        siblings, folder = [], self.server.repos[repo]
+        for file in sorted(f for f in folder.rglob("*") if f.is_file()):
             content = file.read_bytes()
-            entry: dict[str, object] = {"rfilename": file.relative_to(self.server.folder).as_posix(), "size": len(content), "blobId": hashlib.sha1(content).hexdigest()}
+            entry: dict[str, object] = {"rfilename": file.relative_to(folder).as_posix(), "size": len(content), "blobId": hashlib.sha1(content).hexdigest()}
             if file.suffix == ".safetensors":
                 entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 100}
             siblings.append(entry)
-        return {"id": "owner/model", "sha": COMMIT, "siblings": siblings, "tags": [], "downloads": 0, "private": False}
+        return {"id": repo, "sha": COMMIT, "siblings": siblings, "tags": [], "downloads": 0, "private": False}

@@ -26,12 +26,15 @@ from engine.accelerator import load_accelerators
 from engine.base import find_base
 from engine.experts import Experts
 from engine.items import build_items
+from engine.latents import PlainEncoder, encode
 from engine.optim import Ema, build_optimizer
 from engine.outputs import lora_file, save_all, write_lora
+from engine.parts import load_vae
 from engine.preview import sample_latents
 from engine.previews import make_previews, shot_of, shown_weights, video_path
 from engine.setup import Learner, Run, kernels_of, prepare, recovery_of
 from engine.text import encode_texts
+from engine.tiny import build_tiny
 from engine.trainer import optimizer_step, previews_due
 from presets.check import check, read_run_folder
 from presets.clips import DatasetFacts, scan_dataset
@@ -72,6 +75,8 @@ CASES: dict[str, Case] = {
     "job.gpus": Case([3], "findings"),
     "job.seed": Case(43, "step"),
     "model.path": Case("elsewhere", "step"),
+    "model.vae": Case("other", "latents"),
+    "model.text_encoder": Case("other", "text"),
     "model.boundary": Case(0.5, "step"),
     "model.low_vram": Case(True, "plan"),
     "model.layer_offloading": Case(True, "plan"),
@@ -267,8 +272,12 @@ class Looks(Bench):
         return recovery_of(job, self.facts.base, self.run.base, {}, torch.float32, warn=print)
 
     def text(self, job: Job) -> object:
-        book = encode_texts(self.run.base, ["an orbit"], device=CPU, dtype=torch.float32, precision=job.quantization.text_encoder, progress=lambda done, total: None)
+        book = encode_texts(find_base(job, self.facts.base), ["an orbit"], device=CPU, dtype=torch.float32, precision=job.quantization.text_encoder, progress=lambda done, total: None)
         return digest(book.batch(["an orbit"], device=CPU))
+
+    def latents(self, job: Job) -> object:
+        encoder = PlainEncoder(load_vae(find_base(job, self.facts.base).source, device=CPU, dtype=torch.float32))
+        return digest(encode(encoder, torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 1, 32, 32)))
 
     def findings(self, job: Job) -> object:
         return check(job, msgspec.structs.replace(self.facts, machine=machine(gpu())))
@@ -308,6 +317,7 @@ def looks(tiny, tmp_path_factory) -> Iterator[Looks]:
         (folder / name).mkdir(exist_ok=True)
         write_clip(folder / name / f"{wide}.mp4", frames=30, fps=16.0, width=128, height=96)
     shutil.copy(folder / "clips" / "0.mp4", folder / "more" / "0.mp4")
+    build_tiny(folder / "other", seed=1)
     Image.fromarray(np.full((48, 64, 3), 99, np.uint8)).save(folder / "control2.png")
     job = load_job(path)
     panel = DatasetPanel(path="clips", num_frames=1, cache_latents=True, resolutions=[64], default_caption="a [trigger] street", caption_dropout=0.0)

@@ -12,13 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from engine import hub as hub_module
 from engine.base import find_base
-from engine.hub import fetch, fetch_file
-from engine.run import run_job
+from engine.hub import fetch_file
+from presets.base_parts import NamedBase
 from presets.errors import UserError
 from presets.job import DatasetPanel, Job, JobPanel, ModelPanel, MultistagePanel
-from presets.model import read_model, resolve_model
+from presets.model import read_model
 from tests.engine.hub_server import serving
-from tests.engine.jobs import of_kind, write_job
 
 ID = "owner/model"
 BOTH = ("high_noise", "low_noise")
@@ -52,7 +51,7 @@ def hub(repository, monkeypatch):
     monkeypatch.setattr(hub_module, "WAIT", 0.01)
     monkeypatch.setattr(hub_module, "POLL", 0.01)
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
-    with serving(repository) as server:
+    with serving({ID: repository}) as server:
         yield server
 
 
@@ -60,8 +59,13 @@ def quiet(done: int, total: int, text: str) -> None:
     pass
 
 
+def job_of(*, path: str = ID, experts=BOTH, **named) -> Job:
+    return Job(job=JobPanel(name="t"), model=ModelPanel(path=path, **named), multistage=MultistagePanel(**{e: e in experts for e in BOTH}), datasets=[DatasetPanel(path=".")])
+
+
 def get(hub, tmp_path, experts=BOTH, progress=quiet, repo=ID):
-    return fetch(repo, experts, progress=progress, endpoint=hub.endpoint, cache=tmp_path / "hub")
+    """The experts' folder."""
+    return find_base(job_of(path=repo, experts=experts), tmp_path, progress=progress, endpoint=hub.endpoint, cache=tmp_path / "hub").source.folder
 
 
 def files(folder: Path) -> set[str]:
@@ -83,8 +87,9 @@ def test_what_is_needed_comes_and_nothing_else(hub, repository, tmp_path, monkey
     assert files(folder) == needed
     assert all((folder / name).read_bytes() == (repository / name).read_bytes() for name in needed)
     weights = sum((repository / name).stat().st_size for name in needed if name.endswith(".safetensors"))
-    assert seen[-1] == (weights, weights)
-    assert resolve_model(ID, tmp_path, hub_cache=tmp_path / "hub") == folder and read_model(ID, tmp_path, hub_cache=tmp_path / "hub").problems == []
+    assert seen[-1][0] == seen[-1][1] > weights and [done for done, total in seen if total == seen[-1][1]] == sorted(done for done, total in seen if total == seen[-1][1])
+    facts = read_model(NamedBase(path=ID), tmp_path, cache=tmp_path / "hub")
+    assert facts.local and facts.folder == str(folder) and facts.problems == [] and set(facts.sources.values()) == {ID}
     assert all(token == (not path.startswith("/cdn/")) for _, path, _, token in hub.asked)  # the token goes to the Hub alone
     assert not list((tmp_path / "hub").rglob("*.incomplete"))
     count = len(hub.asked)
@@ -134,15 +139,13 @@ def test_what_arrives_damaged_is_fetched_again_once(hub, repository, tmp_path):
     assert "arrives damaged" in said(lambda: get(hub, tmp_path / "other"))
 
 
-def test_one_expert_is_enough_for_a_job_of_one(hub, repository, tmp_path, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    job = Job(job=JobPanel(name="t"), model=ModelPanel(path=ID), multistage=MultistagePanel(low_noise=False), datasets=[DatasetPanel(path=".")])
-    base = find_base(job, tmp_path, endpoint=hub.endpoint)
-    assert not (base.path / "transformer_2/diffusion_pytorch_model.safetensors").exists() and (base.path / EXPERT).exists()
+def test_one_expert_is_enough_for_a_job_of_one(hub, repository, tmp_path):
+    folder = get(hub, tmp_path, experts=["high_noise"])
+    assert not (folder / "transformer_2/diffusion_pytorch_model.safetensors").exists() and (folder / EXPERT).exists()
     count = len(hub.asked)
-    assert find_base(job, tmp_path, endpoint=hub.endpoint).path == base.path and len(hub.asked) == count
+    assert get(hub, tmp_path, experts=["high_noise"]) == folder and len(hub.asked) == count
     get(hub, tmp_path)  # a job of both adds the other
-    assert (base.path / "transformer_2/diffusion_pytorch_model.safetensors").exists() and len(hub.gets(EXPERT)) == 1
+    assert (folder / "transformer_2/diffusion_pytorch_model.safetensors").exists() and len(hub.gets(EXPERT)) == 1
 
 
 def test_too_little_room_is_told_before_anything_large_comes(hub, tmp_path, monkeypatch):
@@ -178,31 +181,18 @@ def test_without_a_network(tmp_path, monkeypatch):
     with socket.socket() as taken:  # bound, not listening: nobody answers there
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(UserError, match="cannot be reached") as error:
-            fetch(ID, BOTH, progress=quiet, endpoint=f"http://127.0.0.1:{taken.getsockname()[1]}", cache=tmp_path)
+            find_base(job_of(), tmp_path, endpoint=f"http://127.0.0.1:{taken.getsockname()[1]}", cache=tmp_path)
     assert "Check the network" in error.value.fix
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE" in said(lambda: fetch(ID, BOTH, progress=quiet, cache=tmp_path))
+    assert "HF_HUB_OFFLINE" in said(lambda: find_base(job_of(), tmp_path, cache=tmp_path))
 
 
-def test_what_is_no_diffusers_model(hub, repository, tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "folder", repository / "assets")
-    assert "has no model_index.json" in said(lambda: get(hub, tmp_path))
-    bare = Path(shutil.copytree(repository, tmp_path / "bare"))
+def test_what_is_no_diffusers_model(hub, repository, tmp_path):
+    hub.repos[ID] = repository / "assets"
+    assert "neither model_index.json nor the folders transformer" in said(lambda: get(hub, tmp_path))
+    hub.repos[ID] = bare = Path(shutil.copytree(repository, tmp_path / "bare"))
     (bare / TEXT).unlink()
-    monkeypatch.setattr(hub, "folder", bare)
     assert f"lacks {TEXT}" in said(lambda: get(hub, tmp_path))
-
-
-def test_a_job_trains_on_a_model_from_the_hub(hub, tiny, tmp_path, monkeypatch):
-    """The whole trainer: the download is a phase of it, in bytes."""
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("engine.run.check", lambda job, facts: [])  # it holds the unseen model for the real one, which needs a GPU
-    monkeypatch.setattr("engine.hub.fetch", lambda repo, experts, **more: fetch(repo, experts, **{**more, "endpoint": hub.endpoint}))
-    path = write_job(tmp_path, tiny, prompts=0, steps=1)
-    path.write_text(path.read_text().replace(str(tiny), ID))
-    assert run_job(path, None, resume=False, workers=0, device="cpu") == 0
-    phases = [d for d in of_kind(tmp_path / "runs/t", "phase") if d["name"] == "loading" and d["text"].startswith("downloading") and d["total"] > 10_000]
-    assert phases and phases[-1]["done"] == phases[-1]["total"] and of_kind(tmp_path / "runs/t", "done")
 
 
 def test_a_single_file(hub, repository, tmp_path):

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from engine import lora
 from engine.base import EXPERTS, BaseFolder
+from engine.sources import open_source
 from presets.job import DatasetPanel, Job, JobPanel, SavePanel, TargetPanel
 from presets.stages import alpha_of
 from tests.engine.plain import attach
@@ -38,7 +39,7 @@ def run(pipe) -> torch.Tensor:
 def test_files_load_into_a_diffusers_pipeline_bit_for_bit(tiny, tmp_path, target):
     job = make_job(**target)
     pipe, values = trained_pair(tiny, job)
-    base = BaseFolder(tiny, 0.9, 5.0, "abc")
+    base = BaseFolder(open_source(tiny), 0.9, 5.0, "abc")
     for expert in EXPERTS:
         lora.save_lora(tmp_path / f"{expert}.safetensors", values[expert], job=job, base=base, expert=expert, step=10)
     expected = run(pipe)
@@ -56,7 +57,7 @@ def test_every_key_has_the_form_comfyui_maps(tiny, tmp_path):
     """ComfyUI's rule for Wan: `diffusion_model.` + the module's own Wan name + lora_A/lora_B/alpha."""
     job = make_job(rank=4, alpha=8.0)
     pipe, values = trained_pair(tiny, job)
-    lora.save_lora(tmp_path / "a.safetensors", values["high_noise"], job=job, base=BaseFolder(tiny, 0.9, 5.0, "abc"), expert="high_noise", step=1)
+    lora.save_lora(tmp_path / "a.safetensors", values["high_noise"], job=job, base=BaseFolder(open_source(tiny), 0.9, 5.0, "abc"), expert="high_noise", step=1)
     keys = load_file(tmp_path / "a.safetensors").keys()
     blocks = pipe.transformer.config.num_layers
     modules = [f"{a}.{p}" for a in ("self_attn", "cross_attn") for p in "qkvo"] + ["ffn.0", "ffn.2"]
@@ -68,7 +69,7 @@ def test_every_key_has_the_form_comfyui_maps(tiny, tmp_path):
 def test_metadata_tells_expert_boundary_base_rank_alpha_step_and_job(tiny, tmp_path):
     job = make_job(rank=4)
     _, values = trained_pair(tiny, job)
-    lora.save_lora(tmp_path / "a.safetensors", values["low_noise"], job=job, base=BaseFolder(tiny, 0.9, 5.0, "abc"), expert="low_noise", step=250)
+    lora.save_lora(tmp_path / "a.safetensors", values["low_noise"], job=job, base=BaseFolder(open_source(tiny), 0.9, 5.0, "abc"), expert="low_noise", step=250)
     meta = lora.read_metadata(tmp_path / "a.safetensors")
     assert meta["wanlora.expert"] == "low_noise" and meta["wanlora.boundary"] == "0.9" and meta["wanlora.step"] == "250"
     assert meta["wanlora.rank"] == "4" and meta["wanlora.alpha"] == "4.0" and meta["wanlora.trigger"] == "frung"

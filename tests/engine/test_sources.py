@@ -217,9 +217,9 @@ def test_what_is_wrong_with_comfyui_files(base, tmp_path):
     source = open_source(tmp_path)
     for call in (lambda: source.expert("high_noise"), lambda: source.part("vae"), lambda: source.part("text_encoder")):
         assert "is not the file of this part: the tensor" in said(call)
-    assert "no tokenizer" in said(source.spiece_model)
+    assert "does not hold the tokenizer" in said(source.spiece_model)
     save_file({"spiece_model": torch.zeros(40, dtype=torch.uint8)}, tmp_path / "umt5_xxl.safetensors")
-    assert "tokenizer in it is damaged" in said(lambda: load_tokenizer(source, length=8))
+    assert "tokenizer in it is damaged" in said(lambda: load_tokenizer(open_source(tmp_path), length=8))
     write_expert(tmp_path / FILES["high_noise"], base / "transformer", "fp8_scaled")
     edit(tmp_path / FILES["high_noise"], lambda t: t.update({"blocks.0.ffn.2.scale_weight": torch.ones(5)}))
     assert "blocks.0.ffn.2.weight is stored in a form" in said(lambda: open_expert(source, "high_noise"))

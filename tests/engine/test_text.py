@@ -34,7 +34,7 @@ FEW = TEXTS[:2]
 def encode(tiny, precision):
     seen = []
     book = encode_texts(
-        BaseFolder(tiny, 0.9, 5.0, "x"), TEXTS, device=CPU, dtype=torch.float32, precision=precision, progress=lambda done, total: seen.append((done, total))
+        BaseFolder(open_source(tiny), 0.9, 5.0, "x"), TEXTS, device=CPU, dtype=torch.float32, precision=precision, progress=lambda done, total: seen.append((done, total))
     )
     assert seen[-1] == (len(TEXTS), len(TEXTS))
     return book
@@ -76,7 +76,7 @@ class Cached:
     def __call__(self, texts=TEXTS, precision="none", *, base=None, cap=2**30):
         cache = TensorCache("texts", warn=self.warnings.append, folder=self.folder, cap=cap)
         return encode_texts(
-            BaseFolder(base or self.tiny, 0.9, 5.0, "x"), texts, device=CPU, dtype=torch.float32, precision=precision, progress=lambda done, total: None, cache=cache
+            BaseFolder(open_source(base or self.tiny), 0.9, 5.0, "x"), texts, device=CPU, dtype=torch.float32, precision=precision, progress=lambda done, total: None, cache=cache
         ).batch(texts, device=CPU)
 
 

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from engine.tiny import build_tiny
+from presets.base_parts import NamedBase
 from presets.errors import UserError
 from presets.model import read_model
 from tests.videos import numbered
@@ -24,7 +25,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_it_is_a_complete_model_in_the_eyes_of_the_checks(tiny: Path) -> None:
-    facts = read_model(str(tiny), tiny.parent)
+    facts = read_model(NamedBase(path=str(tiny)), tiny.parent)
     assert (facts.missing, facts.problems) == ([], [])
     assert (facts.in_channels, facts.out_channels, facts.num_layers, facts.boundary_ratio) == (36, 16, 2, 0.9)
     assert facts.parameters < 200_000

@@ -7,6 +7,7 @@ import msgspec
 
 from presets.clips import ClipFacts, DatasetFacts
 from presets.facts import Facts, RunFolder
+from presets.fetching import Fetch, Fetching
 from presets.job import DatasetPanel, Job, JobPanel
 from presets.machine import Gpu, GpuProcess, Machine
 from presets.model import ModelFacts
@@ -54,6 +55,12 @@ def rates(**more: object) -> Rates:
 
 def real_model(**more: Any) -> ModelFacts:
     return ModelFacts(**{"path": "base", "local": True, "in_channels": 36, "out_channels": 16, "num_layers": 40, "width": 5120, "ffn": 13824, "boundary_ratio": 0.9, "parameters": 28_600_000_000, **more})
+
+
+def fetching(gib: float, *, here_gib: float = 0, free_gib: float = 100, **more: Any) -> Fetching:
+    """The experts are to come from the Hub, `gib` of them."""
+    fetch = Fetch(repo="a/b", parts=("transformer", "transformer_2"), total=int((gib + here_gib) * GIB), here=int(here_gib * GIB))
+    return Fetching(cache="/nowhere/hub", free=int(free_gib * GIB), fetches=[fetch], **more)
 
 
 def tiny_model() -> ModelFacts:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from presets import check as checking
-from presets.check import check, existing_parent, gather, has_errors, read_run_folder, render, summary
+from presets.check import check, gather, has_errors, read_run_folder, render, summary
+from presets.disk import existing_parent
 from presets.facts import RunFolder
 from presets.findings import Finding
 from presets.jobfile import load_job, parse_job, save_job, with_value

@@ -10,10 +10,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from presets.model import ModelFacts, looks_like_hub_id, read_model, resolve_model
+from presets import model
+from presets.base_parts import NamedBase, looks_like_hub_id
+from presets.model import ModelFacts
 
 EXPERTS = ("transformer", "transformer_2")
+NOT_HERE = ModelFacts(path="owner/wan", local=False, absent=["the experts, the VAE, the text encoder, the tokenizer from owner/wan"])
 CONFIG = {"in_channels": 36, "out_channels": 16, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 64, "image_dim": None}
+
+
+def read_model(path: str, base: Path, *, cache: Path | None = None, **named: Any) -> ModelFacts:
+    return model.read_model(NamedBase(path=path, **named), base, cache=cache)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -65,7 +72,6 @@ def test_a_complete_model(folder: Path, tmp_path: Path) -> None:
     assert {e: facts.parts[e].parameters for e in EXPERTS} == dict.fromkeys(EXPERTS, each) and facts.parameters == 2 * each
     assert facts.parts["transformer"].dtype == "F16" and facts.parts["text_encoder"].parameters == 12
     assert facts.size_bytes == sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
-    assert resolve_model("models/wan", tmp_path) == folder
 
 
 def test_paths(folder: Path, tmp_path: Path) -> None:
@@ -199,7 +205,7 @@ def test_a_corrupt_config(folder: Path, name: str) -> None:
     assert codes[0] == "model-corrupt" and set(codes) <= {"model-corrupt", "model-no-boundary"}
 
 
-@pytest.mark.parametrize("part", ["vae/config.json", "vae/diffusion_pytorch_model.safetensors", "text_encoder/config.json", "tokenizer/tokenizer.json", "scheduler/scheduler_config.json", "transformer/diffusion_pytorch_model.safetensors"])
+@pytest.mark.parametrize("part", ["vae/config.json", "vae/diffusion_pytorch_model.safetensors", "text_encoder/config.json", "transformer/diffusion_pytorch_model.safetensors"])
 def test_missing_parts_are_named_in_one_problem(folder: Path, part: str) -> None:
     (folder / part).unlink()
     assert part in one_problem(folder, "model-incomplete")
@@ -208,7 +214,7 @@ def test_missing_parts_are_named_in_one_problem(folder: Path, part: str) -> None
 
 def test_folders_of_other_programs(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "no model_index.json" in one_problem(tmp_path / "empty", "model-incomplete")
+    assert "neither model_index.json nor the folders transformer" in one_problem(tmp_path / "empty", "model-incomplete")
     (tmp_path / "comfy").mkdir()
     save_file({"a": np.zeros(1, np.float32)}, tmp_path / "comfy" / "model_00001.safetensors")
     assert "another program's layout" in one_problem(tmp_path / "comfy", "model-incomplete")
@@ -216,7 +222,6 @@ def test_folders_of_other_programs(tmp_path: Path) -> None:
     for path in (str(tmp_path / "gone"), "./gone", "a/b/c", "~/no/such/model"):
         [problem] = read_model(path, tmp_path).problems
         assert problem.code == "model-missing"
-        assert resolve_model(path, tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -245,35 +250,41 @@ def test_hub_ids(path: str, is_id: bool) -> None:
     assert looks_like_hub_id(path) is is_id
 
 
+def snapshot_of(cache: Path, repo: str) -> Path:
+    """The folder of a cached repository's main revision, which holds nothing yet."""
+    folder = cache / f"models--{repo.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc123")
+    (folder / "snapshots" / "abc123").mkdir(parents=True)
+    return folder / "snapshots" / "abc123"
+
+
 def test_a_hub_id_is_read_from_the_cache(tmp_path: Path) -> None:
     cache, base = tmp_path / "hub", tmp_path / "base"
     base.mkdir()
-    assert read_model("owner/wan", base, hub_cache=cache) == ModelFacts(path="owner/wan", local=False)
-    assert resolve_model("owner/wan", base, hub_cache=cache) is None
+    assert read_model("owner/wan", base, cache=cache) == NOT_HERE
 
-    repo = cache / "models--owner--wan"
-    snapshot = write_model(repo / "snapshots" / "abc123")
-    (repo / "refs").mkdir()
-    (repo / "refs" / "main").write_text("abc123")
+    snapshot = write_model(snapshot_of(cache, "owner/wan"))
+    repo = snapshot.parent.parent
     blob = repo / "blobs" / "f00"
     blob.parent.mkdir()
     shard = snapshot / "transformer" / "diffusion_pytorch_model.safetensors"
     shard.rename(blob)
     shard.symlink_to(os.path.relpath(blob, shard.parent))  # as the cache keeps its files
-    facts = read_model("owner/wan", base, hub_cache=cache)
+    facts = read_model("owner/wan", base, cache=cache)
     assert facts.local and facts.problems == [] and facts.folder == str(snapshot) and facts.path == "owner/wan"
-    assert resolve_model("owner/wan", base, hub_cache=cache) == snapshot
 
     damaged(blob, "cut")
-    assert [p.code for p in read_model("owner/wan", base, hub_cache=cache).problems] == ["model-corrupt"]
+    assert [p.code for p in read_model("owner/wan", base, cache=cache).problems] == ["model-corrupt"]
     blob.unlink()  # a download that was broken off will go on
-    assert read_model("owner/wan", base, hub_cache=cache) == ModelFacts(path="owner/wan", local=False)
-    assert resolve_model("owner/wan", base, hub_cache=cache) is None
+    facts = read_model("owner/wan", base, cache=cache)
+    assert not facts.local and facts.problems == [] and facts.absent == ["the high noise expert from owner/wan"]
+    assert read_model("owner/wan", base, cache=cache, experts=("transformer_2",)).local  # which a job of the other does not need
 
     write_model(base / "owner" / "wan")  # a folder of that name comes first
-    assert read_model("owner/wan", base, hub_cache=cache).folder == str(base / "owner" / "wan")
+    assert read_model("owner/wan", base, cache=cache).folder == str(base / "owner" / "wan")
 
 
 def test_reading_a_model_needs_no_torch(folder: Path) -> None:
-    code = f"import sys; from pathlib import Path; from presets.model import read_model; read_model({str(folder)!r}, Path('/')); a = 'huggingface_hub' in sys.modules; read_model('o/n', Path('/')); print(a, [m for m in ('torch', 'transformers', 'diffusers', 'numpy') if m in sys.modules])"
+    code = f"import sys; from pathlib import Path; from presets.base_parts import NamedBase; from presets.model import read_model; read_model(NamedBase(path={str(folder)!r}), Path('/')); a = 'huggingface_hub' in sys.modules; read_model(NamedBase(path='o/n'), Path('/')); print(a, [m for m in ('torch', 'transformers', 'diffusers', 'numpy') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False []"

@@ -17,7 +17,7 @@ from presets.rules import RULES
 from presets.rules.frames import too_short
 from presets.rules.sample import image_problem
 from presets.torchbuild import Build
-from tests.presets.making import clip, clips, facts, gpu, image, job, machine, process, real_model, tiny_model
+from tests.presets.making import clip, clips, facts, fetching, gpu, image, job, machine, process, real_model, tiny_model
 
 PROMPT = {"prompt": "orbit", "ctrl_img": ""}
 short = [*clips(11), clip("short.mp4", frames=30)]
@@ -164,6 +164,8 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
     ("boundary-out-of-range", "model.boundary", job(model={"boundary": -1.0}), facts(), {"model.boundary": "model"}),
     # model
     ("model-not-local", "model.path", job(), facts(model=real_model(local=False)), None),
+    ("model-not-local", "model.path", job(), facts(model=real_model(local=False), fetching=fetching(1)), None),
+    ("cache-too-small", "model.path", job(), facts(model=real_model(local=False), fetching=fetching(200)), None),
     ("ara-unused", "quantization.ara", job(quantization={"ara": "some/adapter"}), facts(), {"quantization.ara": ""}),
     # machine
     ("gpu-missing", "job.gpus", job(), facts(machine=machine(problem="There is no NVIDIA driver on this machine.")), None),

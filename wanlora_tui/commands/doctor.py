@@ -22,7 +22,7 @@ from wanlora_tui.text import size
 GIB = 2**30
 TORCH_SECONDS = 120.0  # importing torch from a cold network disk can take a minute
 LEAST_RAM = 32 * GIB  # both experts in float8, 28 GiB, have to fit somewhere
-LEAST_DISK = 80 * GIB  # the bf16 model is 68 GiB; LoRA files and previews come on top
+LEAST_DISK = 12 * GIB  # checkpoints, LoRA files and previews of a run; what the model takes is told with it
 LEAST_COLUMNS, LEAST_ROWS = 80, 24
 FLASH4 = ("flash-attn-4>=4.0.0b36,<5", "nvidia-cutlass-dsl[cu13]>=4.8,<5")  # the extra flash4 of pyproject.toml
 FLASH4_CUDA = 13  # what it is built for
@@ -126,7 +126,7 @@ def _disk(machine: Machine) -> Line:
     text = f"{size(machine.disk_free)} free at {machine.disk_path}"
     if machine.disk_free < GIB:
         return Line("fail", "Disk", text, "Free some space, or work in a folder on another disk")
-    return Line("ok", "Disk", text) if machine.disk_free >= LEAST_DISK else Line("warn", "Disk", text, f"The 14B model and a run want about {size(LEAST_DISK)}")
+    return Line("ok", "Disk", text) if machine.disk_free >= LEAST_DISK else Line("warn", "Disk", text, f"A run wants about {size(LEAST_DISK)} for its checkpoints, LoRA files and previews")
 
 
 def _runtime(folder: Path | None) -> Line:
@@ -193,17 +193,27 @@ def _codecs() -> Line:
 
 
 def _model() -> Line:
+    from presets.base_parts import NamedBase
+    from presets.fetching import RESERVE, fetching_of
     from presets.job import ModelPanel
     from presets.model import read_model
 
-    path = ModelPanel().path
-    facts = read_model(path, Path.cwd())
-    if not facts.local:
-        return Line("warn", "Model files", f"{path} is not in the Hugging Face cache", "The first real job downloads it (68 GiB); or name a folder in model.path")
+    named = NamedBase(path=ModelPanel().path)
+    facts = read_model(named, Path.cwd())
     errors = [p for p in facts.problems if p.severity == "error"]
     if errors:
-        return Line("fail", "Model files", f"{path}: {errors[0].message}", errors[0].fix)
-    return Line("ok", "Model files", f"{path} is here")
+        return Line("fail", "Model files", f"{named.path}: {errors[0].message}", errors[0].fix)
+    if facts.local:
+        elsewhere = sorted({source for source in facts.sources.values() if source != named.path})
+        return Line("ok", "Model files", f"{named.path} is here" + (f", with {' and '.join(elsewhere)}" if elsewhere else ""))
+    fetching = fetching_of(named, Path.cwd())
+    what = (fetching.text if fetching is not None else "") or ", ".join(facts.absent)
+    if fetching is not None and fetching.problems:
+        return Line("warn", "Model files", f"{what}: {fetching.problems[0].message}", fetching.problems[0].fix)
+    if fetching is not None and fetching.need + RESERVE > fetching.free:
+        return Line("warn", "Model files", f"to be downloaded: {what}; {size(fetching.free)} are free in {fetching.cache}", f"Free {size(fetching.need + RESERVE - fetching.free)} there, or set HF_HOME to a folder on another disk")
+    unknown = f"; the sizes are not known, because {fetching.unknown}" if fetching is not None and fetching.unknown else ""
+    return Line("warn", "Model files", f"not in the Hugging Face cache: {what}{unknown}", "The first real job downloads it; or name a folder in model.path")
 
 
 QUESTION = """

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from presets.base_parts import named_base
 from presets.errors import UserError
 from presets.job import Job
 from presets.jobfile import load_job
@@ -45,7 +46,7 @@ def boundary_of(job: Job, base: Path) -> tuple[float, str]:
     """The boundary that a run of the job would have, and where it comes from. Raises UserError where a run would."""
     if job.model.boundary != "model":
         return float(job.model.boundary), "from the job"
-    facts = read_model(job.model.path, base)
+    facts = read_model(named_base(job), base)
     if facts.boundary_ratio is not None:
         return facts.boundary_ratio, "from the model"
     if facts.local:
