@@ -57,7 +57,7 @@ def gather(job: Job, base: Path, *, out: Path, machine: Machine | None = None, s
     named = named_base(job)
     return Facts(
         base=base, datasets=datasets, machine=machine or read_machine(out), model=read_model(named, base), named=named, out=out, run=read_run_folder(job, base, out),
-        cuts=cuts, packages=installed_packages(), fetching=fetching_of(named, base) if ask_hub else None,
+        cuts=cuts, packages=installed_packages(), fetching=fetching_of(named, base, go_on=look.go_on) if ask_hub else None,
     )  # fmt: skip
 
 

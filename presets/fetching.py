@@ -14,6 +14,7 @@ from presets.errors import UserError
 from presets.findings import Finding
 from presets.hub_listing import Repository, Unreached, list_repository
 from presets.layouts import needed_files, settings_files
+from presets.look import GLANCE, never_ends
 from presets.sizes import human
 from presets.text import sentences
 
@@ -94,8 +95,11 @@ def wanted_files(composed: Composition, named: NamedBase, found: Repository) -> 
     return sorted(set(names))
 
 
-def fetching_of(named: NamedBase, base: Path, *, cache: Path | None = None, endpoint: str | None = None) -> Fetching | None:
-    """Ask the Hub, but not for long. None when all is on this machine: then nobody is asked. Raises nothing: what is wrong is told in the answer."""
+def fetching_of(named: NamedBase, base: Path, *, cache: Path | None = None, endpoint: str | None = None, go_on: Callable[[], None] = never_ends) -> Fetching | None:
+    """Ask the Hub, but not for long. None when all is on this machine: then nobody is asked.
+
+    What is wrong is told in the answer. Raises nothing but what `go_on`, called while the answer is waited for, raises.
+    """
     composed = compose(named, base, cache=cache)
     if not composed.to_ask:
         return None
@@ -123,7 +127,10 @@ def fetching_of(named: NamedBase, base: Path, *, cache: Path | None = None, endp
 
     thread = threading.Thread(target=run, name="asking the Hub", daemon=True)  # looking a name up has no timeout of its own
     thread.start()
-    thread.join(PATIENCE)
+    end = time.monotonic() + PATIENCE
+    while thread.is_alive() and time.monotonic() < end:
+        go_on()
+        thread.join(GLANCE)
     answer = said[0] if said else Unreached("the Hub did not answer in time")
     if isinstance(answer, UserError):
         out.unknown = "" if out.problems else answer.what

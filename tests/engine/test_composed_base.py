@@ -22,6 +22,7 @@ from presets.errors import UserError
 from presets.fetching import fetching_of
 from presets.job import DatasetPanel, Job, JobPanel, ModelPanel, MultistagePanel
 from presets.jobfile import load_job, save_job
+from presets.look import Look, LookEnded
 from presets.model import read_model
 from tests.engine.comfy_files import sentencepiece_model, write_text_encoder, write_vae
 from tests.engine.hub_repos import COMPLETE_REPO, EXPERTS_REPO, all_repos
@@ -322,7 +323,7 @@ def test_what_check_says_of_a_refusal(hub, tmp_path, monkeypatch, status, code, 
         assert [p.code for p in told.problems] == ["model-unavailable"] and words in told.problems[0].message and told.problems[0].field == "model.vae"
     else:
         assert told.problems == [] and "fault of its own" in told.unknown
-    monkeypatch.setattr("presets.check.fetching_of", lambda *_: told)
+    monkeypatch.setattr("presets.check.fetching_of", lambda *_, **_more: told)
     findings = check(job, gather(job, tmp_path, out=tmp_path / "runs", machine=machine(gpu()), ask_hub=True))
     advice = next(f for f in findings if f.code == "model-not-local")
     assert EXPERTS_REPO in advice.message and ("is not known, because" in advice.message) == (words is None)
@@ -334,6 +335,10 @@ def test_a_hub_that_does_not_answer_is_waited_for_a_little(tmp_path, monkeypatch
     monkeypatch.setattr(fetching, "plan_fetch", lambda *_args, **_more: hub_module.threading.Event().wait(5))
     told = fetching_of(named_base(job_of()), tmp_path, cache=tmp_path / "hub")
     assert told is not None and "did not answer in time" in told.unknown and told.fetches == []
+    look = Look()
+    look.end()
+    with pytest.raises(LookEnded):  # nobody wants the answer any more
+        fetching_of(named_base(job_of()), tmp_path, cache=tmp_path / "hub", go_on=look.go_on)
 
 
 def test_room_is_made_sure_of_for_all_repositories_before_the_first(hub, repos, tmp_path, monkeypatch):
@@ -344,7 +349,7 @@ def test_room_is_made_sure_of_for_all_repositories_before_the_first(hub, repos, 
     assert "are to be downloaded into" in said(lambda: found(hub, tmp_path)) and not hub.large
     told = fetching_of(named_base(job_of()), tmp_path, cache=tmp_path / "hub", endpoint=hub.endpoint)
     job = job_of()
-    monkeypatch.setattr("presets.check.fetching_of", lambda *_: told)
+    monkeypatch.setattr("presets.check.fetching_of", lambda *_, **_more: told)
     (finding,) = [f for f in check(job, gather(job, tmp_path, out=tmp_path / "runs", machine=machine(gpu()), ask_hub=True)) if f.code == "cache-too-small"]
     assert "HF_HOME" in finding.fix and finding.severity == "error"
 

@@ -23,7 +23,9 @@ def default_out(job_path: Path) -> Path:
 
 def new(args: Namespace) -> int:
     """Write the recommended job, with `--set` applied; prints the file's path, and the reasons on stderr."""
+    from presets.base_parts import named_base
     from presets.clips import scan_dataset
+    from presets.fetching import fetching_of
     from presets.machine import read_machine
     from presets.recommend import recommend
 
@@ -53,6 +55,8 @@ def new(args: Namespace) -> int:
             say(f"{field} = {toml_text(value)}: {reason}")
     if not job.sample.prompts:
         say("It has no prompts, so it makes no previews: add them to the file as [[sample.prompts]], each with prompt and ctrl_img, or use the wizard.")
+    if (fetching := fetching_of(named_base(job), target.parent)) is not None:
+        say(fetching.told)
     print(args.out)
     say(f"Look through it, then: wanlora check {args.out} && wanlora submit {args.out}")
     return 0
@@ -77,7 +81,7 @@ def check(args: Namespace) -> int:
     """Print every finding; 1 when there is an error."""
     from presets.check import has_errors, render
 
-    findings = findings_of(args.job, out=default_out(args.job), scenes=True)
+    findings = findings_of(args.job, out=default_out(args.job), scenes=True, ask_hub=True)
     errors = has_errors(findings)
     if args.json:
         shown = [{"code": f.code, "severity": f.severity, "field": f.field, "message": f.message, "fix": f.fix} for f in findings]
@@ -88,8 +92,8 @@ def check(args: Namespace) -> int:
     return 1 if errors else 0
 
 
-def findings_of(path: Path, *, out: Path, scenes: bool) -> list[Finding]:
-    """What the rules say (`scenes`: with a search for damage and cuts, which decodes every clip once); a job file that cannot be read is reported in the same form, one finding per problem."""
+def findings_of(path: Path, *, out: Path, scenes: bool, ask_hub: bool = False) -> list[Finding]:
+    """What the rules say (`scenes`: with a search for damage and cuts, which decodes every clip once; `ask_hub`: with what the Hub says of parts to fetch); a job file that cannot be read is reported in the same form, one finding per problem."""
     from presets.check import check as run_rules
     from presets.check import gather
 
@@ -97,7 +101,7 @@ def findings_of(path: Path, *, out: Path, scenes: bool) -> list[Finding]:
         job = load_job(path)
     except JobError as e:
         return of_job_error(e)
-    return run_rules(job, gather(job, path.resolve().parent, out=out, scenes=scenes))
+    return run_rules(job, gather(job, path.resolve().parent, out=out, scenes=scenes, ask_hub=ask_hub))
 
 
 def train(args: Namespace) -> int:

@@ -66,11 +66,11 @@ class StepPane(Vertical):
         """The form row of a field."""
         state = self.state
         recommended, reason = state.recommended(path)
-        is_image, is_lora = path.endswith(".ctrl_img"), path in ("quantization.ara", "sample.accelerator", "sample.accelerator_low")
-        is_path = is_image or (path.startswith("datasets[") and path.endswith(".path")) or is_lora or path == "model.path"
+        is_image, is_weights = path.endswith(".ctrl_img"), path in ("quantization.ara", "sample.accelerator", "sample.accelerator_low", "model.vae", "model.text_encoder")
+        is_path = is_image or (path.startswith("datasets[") and path.endswith(".path")) or is_weights or path == "model.path"
         return FieldInput(
             path, state.value(path), recommended=recommended, reason=reason, typed=state.draft.typed.get(path),
-            base=self.base_folder() if is_path else None, suffixes=IMAGE_SUFFIXES if is_image else LORA_SUFFIXES if is_lora else None, placeholder=state.placeholder(path),
+            base=self.base_folder() if is_path else None, suffixes=IMAGE_SUFFIXES if is_image else LORA_SUFFIXES if is_weights else None, placeholder=state.placeholder(path),
         )  # fmt: skip
 
     def base_folder(self) -> Path:

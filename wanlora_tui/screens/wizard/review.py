@@ -16,9 +16,11 @@ from textual.message import Message
 from textual.widgets import Button, ContentSwitcher, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from presets.base_parts import named_base
 from presets.check import SEVERITIES, check, gather, read_run_folder
 from presets.errors import JobError
 from presets.facts import Facts
+from presets.fetching import fetching_of
 from presets.findings import Finding
 from presets.going_on import JOB_FILE
 from presets.job import Job
@@ -157,13 +159,16 @@ class ReviewPane(StepPane):
         try:
             facts = gather(job, base, out=out, machine=machine, scenes=False, look=look)
             self.post_message(Checked(revision, facts, check(job, facts), False))
-            facts = gather(job, base, out=out, machine=machine, look=look)
+            facts = msgspec.structs.replace(facts, fetching=fetching_of(named_base(job), base, go_on=look.go_on))  # what the Hub says need not wait for the cuts
+            if facts.fetching is not None:
+                self.post_message(Checked(revision, facts, check(job, facts), False))
+            facts = gather(job, base, out=out, machine=machine, ask_hub=True, look=look)
             self.post_message(Checked(revision, facts, check(job, facts), True))
         except LookEnded:
             return
 
     def _same_model(self, known: Facts, job: Job, base: Path) -> bool:
-        return known.model is not None and known.model.path == job.model.path and known.base == base
+        return known.named == named_base(job) and known.base == base
 
     @on(Checked)
     def _checked(self, event: Checked) -> None:

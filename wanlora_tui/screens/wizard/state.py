@@ -105,7 +105,7 @@ class WizardState:
             dataset.path = relative(dataset.path)
         for prompt in job.sample.prompts:
             prompt.ctrl_img = relative(prompt.ctrl_img)
-        job.model.path = relative(job.model.path)
+        job.model.path, job.model.vae, job.model.text_encoder = (relative(p) for p in (job.model.path, job.model.vae, job.model.text_encoder))
         return job
 
     def job_path(self) -> Path:
