@@ -154,15 +154,17 @@ def compose(named: NamedBase, base: Path, *, cache: Path | None = None, listings
 
 def open_origin(at: str, text: str, base: Path, *, alone: bool, cache: Path | None, listings: Mapping[str, Collection[str]]) -> Origin | Finding:
     """What a field of the job names: a folder, a file (`alone`), or a Hub id. A path comes before a Hub id of the same name, as in diffusers."""
-    path = (base / Path(text).expanduser()).resolve()
+    named = base / Path(text).expanduser()
+    path = named.resolve()
     if path.is_dir():
         return Origin(field=at, text=text, alone=alone, root=path, names=names_in(path))
     if path.exists() and alone:
-        if path.suffix != ".safetensors":
+        named = named.parent.resolve() / named.name  # a link, as in the Hub's cache, keeps its own name
+        if named.suffix != ".safetensors":
             return problem("model-missing", f"{text} is no safetensors file", "Give a folder, a .safetensors file or a Hub id such as owner/name", at=at)
-        if re.search(r"-\d+-of-\d+$", path.stem):
-            return problem("model-missing", f"{text} is one of several shards", f"Give its folder: {path.parent}", at=at)
-        return Origin(field=at, text=text, alone=True, root=path.parent, file=path.name, names=frozenset({path.name}))
+        if re.search(r"-\d+-of-\d+$", named.stem):
+            return problem("model-missing", f"{text} is one of several shards", f"Give its folder: {named.parent}", at=at)
+        return Origin(field=at, text=text, alone=True, root=named.parent, file=named.name, names=frozenset({named.name}))
     called = "the model" if at == "model.path" else CALLED["vae" if at == "model.vae" else "text_encoder"]
     if path.exists():
         return problem("model-missing", f"{called} {text} is a single file", "Give its folder: one with the folders transformer and transformer_2 in it, or one with ComfyUI's files", at=at)

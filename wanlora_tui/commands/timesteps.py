@@ -49,8 +49,6 @@ def boundary_of(job: Job, base: Path) -> tuple[float, str]:
     facts = read_model(named_base(job), base)
     if facts.boundary_ratio is not None:
         return facts.boundary_ratio, "from the model"
-    if facts.local:
-        problem = next((p for p in facts.problems if p.severity == "error"), None)
-        assert problem is not None, "a local model without a boundary says so"
+    if (problem := next((p for p in facts.problems if p.severity == "error"), None)) is not None:
         raise UserError(problem.message, where=problem.field, fix=problem.fix)
     return I2V_BOUNDARY, "of Wan 2.2 I2V; the model is not on this machine yet"
