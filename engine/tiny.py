@@ -59,15 +59,19 @@ def _write(folder: Path, recipe: dict[str, Any]) -> None:
     from engine.tiny_parts import write_parts
 
     write_parts(folder, recipe, flow_shift=FLOW_SHIFT)
-    index = {
-        "_class_name": "WanImageToVideoPipeline", "_diffusers_version": recipe["diffusers"], "boundary_ratio": BOUNDARY_RATIO, "expand_timesteps": False,
+    (folder / "model_index.json").write_text(json.dumps(model_index(), indent=2) + "\n")
+    files = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+    (folder / MANIFEST).write_text(json.dumps({"recipe": recipe, "files": files}, indent=2) + "\n")
+
+
+def model_index() -> dict[str, Any]:
+    """model_index.json of Wan 2.2 I2V A14B, as the installed diffusers writes it."""
+    return {
+        "_class_name": "WanImageToVideoPipeline", "_diffusers_version": version("diffusers"), "boundary_ratio": BOUNDARY_RATIO, "expand_timesteps": False,
         "image_encoder": [None, None], "image_processor": [None, None], "scheduler": ["diffusers", "UniPCMultistepScheduler"],
         "text_encoder": ["transformers", "UMT5EncoderModel"], "tokenizer": ["transformers", "T5TokenizerFast"],
         "transformer": ["diffusers", "WanTransformer3DModel"], "transformer_2": ["diffusers", "WanTransformer3DModel"], "vae": ["diffusers", "AutoencoderKLWan"],
     }  # fmt: skip
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-    files = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
-    (folder / MANIFEST).write_text(json.dumps({"recipe": recipe, "files": files}, indent=2) + "\n")
 
 
 def main(argv: list[str] | None = None) -> int:

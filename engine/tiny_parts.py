@@ -23,7 +23,7 @@ CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:
 
 def write_parts(folder: Path, recipe: dict[str, Any], *, flow_shift: float) -> None:
     """Save both experts, VAE, text encoder, tokenizer and scheduler below `folder`. The caller's random state is left as it was."""
-    tokenizer = _tokenizer()
+    tokenizer = build_tokenizer(WORDS)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for part, offset in (("transformer", 0), ("transformer_2", 1)):
             torch.manual_seed(recipe["seed"] * 10 + offset)
@@ -31,7 +31,7 @@ def write_parts(folder: Path, recipe: dict[str, Any], *, flow_shift: float) -> N
         torch.manual_seed(recipe["seed"] * 10 + 2)
         _vae(recipe["vae_dim"]).save_pretrained(folder / "vae")
         torch.manual_seed(recipe["seed"] * 10 + 3)
-        text_encoder = _text_encoder(len(tokenizer), recipe["text_dim"])
+        text_encoder = build_text_encoder(len(tokenizer), recipe["text_dim"])
     shown = is_progress_bar_enabled()
     disable_progress_bar()  # one for a file of 100 kB
     text_encoder.save_pretrained(folder / "text_encoder")
@@ -48,16 +48,17 @@ def _expert(recipe: dict[str, Any]) -> WanTransformer3DModel:
     )  # fmt: skip
 
 
-def _text_encoder(vocabulary: int, width: int) -> UMT5EncoderModel:
+def build_text_encoder(vocabulary: int, width: int) -> UMT5EncoderModel:
     return UMT5EncoderModel(UMT5Config(
         vocab_size=vocabulary, d_model=width, d_kv=8, d_ff=2 * width, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=1,
     ))  # fmt: skip
 
 
-def _tokenizer() -> T5TokenizerFast:
+def build_tokenizer(words: list[str]) -> T5TokenizerFast:
+    """Knows `words` whole and spells the others."""
     space = "\u2581"  # SentencePiece's mark for the space before a word
     pieces = [(token, 0.0) for token in SPECIAL]
-    pieces += [(space + word, -2.0) for word in WORDS] + [(space, -4.0)] + [(c, -6.0) for c in CHARACTERS]
+    pieces += [(space + word, -2.0) for word in words] + [(space, -4.0)] + [(c, -6.0) for c in CHARACTERS]
     tokenizer = Tokenizer(models.Unigram(pieces, unk_id=SPECIAL.index("<unk>")))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
