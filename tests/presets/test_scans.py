@@ -65,6 +65,7 @@ LOOK = """
 """
 
 
+@pytest.mark.process
 def test_another_process_decodes_what_is_new_or_was_damaged(tmp_path: Path) -> None:
     (tmp_path / "clips").mkdir()
     for name in ("a", "b"):

@@ -97,6 +97,7 @@ def tool(folder: Path, name: str, script: str) -> Path:
     return path
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("smi", "proc", "driver"),
     [

@@ -47,6 +47,7 @@ def test_what_is_installed_is_named(monkeypatch):
     assert "flash-attn-4 4.0.0" in line.text and not line.fix
 
 
+@pytest.mark.process
 def test_the_package_s_own_metadata_is_not_asked_for(monkeypatch):
     """A clone that is on the path, and never was installed."""
     monkeypatch.setattr(importlib.metadata, "version", absent)

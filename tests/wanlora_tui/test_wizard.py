@@ -510,6 +510,7 @@ async def test_a_damaged_draft_is_said_and_set_aside(work: Path) -> None:
     assert (work / "draft.json.unread").exists()
 
 
+@pytest.mark.process
 def test_kill_9_keeps_what_was_typed(work: Path) -> None:
     """A real terminal program, killed without warning in the middle of a word."""
     pexpect = pytest.importorskip("pexpect", reason="pexpect drives the terminal")
