@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := wanlora_tui daemon engine presets tests benchmarks
 
-.PHONY: help setup demo test fast busy lint docs bench golden torture clean
+.PHONY: help setup demo test fast busy lint docs bench golden torture resolve lowest newest clean
 
 help:
-	@echo "make setup | demo | test | fast | busy | lint | docs | bench | golden | torture | clean"
+	@echo "make setup | demo | test | fast | busy | lint | docs | bench | golden | torture | resolve | lowest | newest | clean"
 
 setup: $(STAMP)
 	@$(BIN)/python -m presets.torchbuild --installed
@@ -48,5 +48,15 @@ golden: setup
 torture: setup
 	$(BIN)/python -m tests.torture --minutes 10
 
+resolve: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=26.3,<27'
+	$(BIN)/python -m tests.versions resolve
+
+lowest newest: setup
+	$(PYTHON) -m venv --clear .venv-$@
+	$(BIN)/python -m tests.versions $@ > .venv-$@/constraints.txt
+	.venv-$@/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-$@/constraints.txt --editable '.[dev]'
+	.venv-$@/bin/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .cache demo
+	rm -rf $(VENV) .venv-lowest .venv-newest .mypy_cache .ruff_cache .pytest_cache .cache demo

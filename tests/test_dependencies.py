@@ -7,7 +7,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.test_floors import BELOW, ROOT, files, imports
-from tests.versions import bounds, declared
+from tests.versions import bounds, cuda_of, declared, lowest
 
 DISTRIBUTIONS = {"PIL": "pillow", "zmq": "pyzmq", "pynvml": "nvidia-ml-py", "optimum": "optimum-quanto", "flash_attn": "flash-attn-4"}  # that are not called as what is imported of them
 OF_TORCH = {"triton"}  # torch's builds for CUDA bring the one version that they were made with; the others have no use for it
@@ -43,3 +43,13 @@ def test_every_dependency_has_both_bounds(requirement: Requirement):
         assert [s.operator for s in requirement.specifier] == ["=="], "neither pinned nor bounded"
     else:
         assert low < high
+
+
+def test_the_constraints_of_the_lowest_set():
+    named = {Requirement(line).name: str(Requirement(line).specifier) for line in lowest()}
+    assert named["torch"] == "==2.9" and named["textual"] == "==8.2.8" and named["pytest"] == "==8.4" and "flash-attn-4" not in named
+    assert set(named) == {r.name for extra, requirements in declared().items() if extra != "flash4" for r in requirements}
+
+
+def test_which_cuda_a_torch_is_of():
+    assert cuda_of("nvidia-cudnn-cu12==9.10.2.21 ; triton==3.6.0") == "12" and cuda_of("cuda-toolkit[cublas]==13.0.2 nvidia-cudnn-cu13==9.19") == "13" and cuda_of("sympy") == ""
