@@ -88,7 +88,8 @@ class Sockets:
         if not folder.parent.is_dir():  # not ours to make: whoever makes it could not any more
             raise UserError("its parent directory is missing")
         make_private(folder)
-        if _listens(here.control) and _address(here.control) not in [address for _, _, address in lost]:
+        ours = [address for _, _, address in lost]
+        if any(_listens(path) and _address(path) not in ours for path in (here.control, here.feed)):
             raise UserError("another daemon serves there")
         bound: list[Bound] = []
         try:

@@ -94,6 +94,11 @@ def _any_size(*tensors: torch.Tensor, dims: tuple[int, ...]) -> None:
         maybe_mark_dynamic(t, dims)
 
 
+def _reads_e4m3(device: torch.device) -> bool:
+    """Whether compiled code can read float8_e4m3fn there."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= TRANSFORMER["float8"][0]
+
+
 class Machinery:
     """What both experts share under one plan: block functions, the ring of slots, the stash (made here, unless there is one that
     this plan has used). `cuda` as in `engine.ring.Ring`."""
@@ -105,8 +110,7 @@ class Machinery:
             compile_alike()
         self.before, self.of_text, self.after = (_compiled(part) if plan.compiled else part for part in BLOCK)
         self.any_size = plan.compiled and plan.any_size
-        reads_e4m3 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= TRANSFORMER["float8"][0]
-        self.e4m3_as_bytes = plan.precision == "qfloat8" and not reads_e4m3  # compiled code cannot read it before
+        self.e4m3_as_bytes = plan.precision == "qfloat8" and not _reads_e4m3(device)
         if cuda is None and device.type == "cuda":
             cuda = torch.cuda
         self.ring = Ring(slot_bytes, plan.slots, device, cuda)

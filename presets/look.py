@@ -53,7 +53,7 @@ class Look:
         """
         self.done, self.total = 0, len(items)
         waiting: SimpleQueue[int] = SimpleQueue()
-        answers: SimpleQueue[tuple[int, R | BaseException]] = SimpleQueue()
+        answers: SimpleQueue[tuple[int, list[R], BaseException | None]] = SimpleQueue()  # one answer, or what was raised instead
 
         def work() -> None:
             while not self.ended:
@@ -62,9 +62,9 @@ class Look:
                 except Empty:
                     return
                 try:
-                    answers.put((number, function(items[number])))
+                    answers.put((number, [function(items[number])], None))
                 except BaseException as e:  # told to the caller, whose thread it is meant for
-                    answers.put((number, e))
+                    answers.put((number, [], e))
 
         for number in range(len(items)):
             waiting.put(number)
@@ -76,12 +76,12 @@ class Look:
             while len(found) < len(items):
                 self.go_on()
                 try:
-                    number, answer = answers.get(timeout=GLANCE)
+                    number, answer, raised = answers.get(timeout=GLANCE)
                 except Empty:
                     continue
-                if isinstance(answer, BaseException):
-                    raise answer
-                found[number] = answer
+                if raised is not None:
+                    raise raised
+                [found[number]] = answer
                 self.done = len(found)
         except BaseException:
             self.end()

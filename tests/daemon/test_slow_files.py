@@ -85,7 +85,7 @@ async def test_a_job_file_that_does_not_come_holds_up_nobody_else(slow: Box):
 
 async def test_one_that_never_comes_is_refused_in_time_and_the_daemon_can_end(slow: Box):
     gate = Gate(slow.dir / "jobs/slow.gate")
-    async with slow.client() as client:
+    async with slow.client(retries=30) as client:
         with pytest.raises(RequestRefused, match=r"slow\.toml: has not come for 10 s") as refused:
             await client.submit(slow.job("slow"))
         assert "network disk" in refused.value.fix and await client.jobs() == []

@@ -47,7 +47,7 @@ def kernels_for(capability: int, function: Callable[..., Any], given: Sequence[t
         (CudaInterface, "get_compute_capability", staticmethod(lambda device=None: capability)), (CudaInterface, "get_device_properties", staticmethod(lambda device=None: card)),
         (CudaInterface.Worker, "get_device_properties", staticmethod(lambda device=None: card)), (_triton, "triton_hash_with_backend", lambda: "none"),
     ]  # fmt: skip
-    DeviceProperties.create.cache_clear()
+    _forget()
     with ExitStack() as stack:
         for where, name, answer in told:
             stack.enter_context(mock.patch.object(where, name, answer))
@@ -60,8 +60,14 @@ def kernels_for(capability: int, function: Callable[..., Any], given: Sequence[t
         with V.set_graph_handler(graph), V.set_fake_mode(mode), V.set_debug_handler(DebugContext()), config.patch(compile_threads=1):
             graph.run(*there)
             code = graph.codegen()[0]
-    DeviceProperties.create.cache_clear()
+    _forget()
     return KERNEL.findall(getattr(code, "value", code))
+
+
+def _forget() -> None:
+    """What torch has found out about the cards here, or about those that are not."""
+    DeviceProperties.create.cache_clear()
+    _triton.has_triton.cache_clear()
 
 
 def assemble_for(capability: int, source: str, folder: Path) -> None:

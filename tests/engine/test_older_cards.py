@@ -18,6 +18,8 @@ from engine.triton_kernels import rowwise_e4m3_kernel
 from presets.precisions import TRANSFORMER
 from tests.engine.absent_cards import assemble_for, kernels_for
 
+pytestmark = pytest.mark.process  # Triton's assembler is a program
+
 CAPABILITIES = (80, 86, 89, 90, 120)
 WIDTH, HEADS, TOKENS = 256, 2, 64
 STORED = ("qfloat8", "qint8", "qint4")

@@ -114,6 +114,7 @@ def test_only_a_plan_that_rounds_otherwise_is_told(before, told, monkeypatch):
     kernels = Attention("cudnn", "flash", deterministic=True)
     run = SimpleNamespace(
         begin=Begin(job=job(), meta=held()), device=torch.device("cpu"), versions=versions(), planning=SimpleNamespace(plan=Plan()), experts=SimpleNamespace(attention=kernels),
+        base=SimpleNamespace(beside={}),
     )  # fmt: skip
     meta = held(position={}, running=msgspec.to_builtins(Running(before, kernels)) if before else None)
     if before is None:
@@ -126,6 +127,7 @@ def test_another_kernel_is_told(monkeypatch):
     monkeypatch.setattr(restore, "position", lambda run, step: {})
     run = SimpleNamespace(
         begin=Begin(job=job(), meta=held()), device=torch.device("cpu"), versions=versions(), planning=SimpleNamespace(plan=Plan()), experts=SimpleNamespace(attention=Attention("flash", "flash", deterministic=True)),
+        base=SimpleNamespace(beside={}),
     )  # fmt: skip
     (said,) = restore._unlike(run, held(position={}), True)
     assert "another attention kernel (flash, in a fixed order, before: cudnn forward, flash backward, in a fixed order)" in said

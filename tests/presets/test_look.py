@@ -36,6 +36,8 @@ def test_answers_come_in_order_and_are_counted() -> None:
     look = Look()
     assert look.at_all(range(50), lambda n: n * n, threads=4) == [n * n for n in range(50)]
     assert (look.done, look.total) == (50, 50)
+    refused = ValueError("an answer like any other")
+    assert Look().at_all([1], lambda n: refused, threads=1) == [refused]
     assert look.at_all([], lambda n: n, threads=4) == [] and (look.done, look.total) == (0, 0)
 
 

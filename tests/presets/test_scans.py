@@ -58,7 +58,7 @@ LOOK = """
     from presets.jobfile import parse_job
     seen = []
     real = checking.find_cuts
-    checking.find_cuts = lambda path: (seen.append(path.name), real(path))[1]
+    checking.find_cuts = lambda path, *more: (seen.append(path.name), real(path, *more))[1]
     job = parse_job('[job]\\nname = "a"\\n[[datasets]]\\npath = "clips"\\nnum_frames = 5\\n')
     facts = checking.gather(job, Path(sys.argv[1]), out=Path(sys.argv[1]))
     print(sorted(seen), [f.code for d in facts.datasets for f in d.problems])
