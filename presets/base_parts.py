@@ -107,6 +107,12 @@ def looks_like_hub_id(path: str) -> bool:
     return not any(part[-1] in "-." or "--" in part or ".." in part or part.endswith(".git") for part in path.split("/"))
 
 
+def _id_within(text: str) -> str:
+    """The Hub id that is meant by the address of its page, or one with a slash too many; "" where none is."""
+    found = re.fullmatch(r"(?:(?:https?://)?(?:huggingface\.co|hf\.co)/|hf://)?([^/]+/[^/]+)(?:/|/(?:tree|blob|resolve)/.*)?", text)
+    return found[1] if found is not None and looks_like_hub_id(found[1]) else ""
+
+
 def problem(code: str, message: str, fix: str, *, at: str = "model.path") -> Finding:
     return Finding(code=code, severity="error", field=at, message=message, fix=fix)
 
@@ -170,7 +176,7 @@ def open_origin(at: str, text: str, base: Path, *, alone: bool, cache: Path | No
         return problem("model-missing", f"{called} {text} is a single file", "Give its folder: one with the folders transformer and transformer_2 in it, or one with ComfyUI's files", at=at)
     if not looks_like_hub_id(text):
         what = "does not exist" if Path(text).expanduser().is_absolute() else f"does not exist (looked for {path}), and it is no Hub id either"
-        return problem("model-missing", f"{called} {text} {what}", f"Give a {'folder, a file' if alone else 'diffusers folder'} or a Hub id such as owner/name", at=at)
+        return problem("model-missing", f"{called} {text} {what}", f"Give the Hub id alone: {meant}" if (meant := _id_within(text)) else f"Give a {'folder, a file' if alone else 'diffusers folder'} or a Hub id such as owner/name", at=at)
     return _of_hub(at, text, alone=alone, cache=cache, listings=listings)
 
 
@@ -281,5 +287,7 @@ def _expert_problems(own: Origin, places: dict[str, Place]) -> list[Finding]:
         return [problem("model-incomplete", what, fix) for what, fix in comfy.complaints(single, where)]
     files = any(name.endswith(".safetensors") for name in own.names)
     hint = "; it holds safetensors files, so it may be in another program's layout" if files else ""
+    if own.root is not None and own.root.name in EXPERT_NAMES and not own.repo:
+        return [problem("model-incomplete", f"{where} is one expert, and a job takes a folder with both", f"Give the folder around it: {own.root.parent}")]
     fix = "Give a diffusers repository of Wan 2.2 I2V A14B, or download ComfyUI's files into a folder and give that" if own.repo else "Give the folder of a diffusers model of Wan 2.2 I2V A14B, or one with ComfyUI's files"
     return [problem("model-incomplete", f"{where} has neither model_index.json nor the folders transformer and transformer_2, so it is no diffusers model{hint}", fix)]

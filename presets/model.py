@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from presets.base_parts import Composition, NamedBase, Place, compose, parts_text, problem
+from presets.base_parts import KNOWN, Composition, NamedBase, Place, compose, parts_text, problem
 from presets.findings import Finding
 from presets.layouts import EXPERT_NAMES, WEIGHTS
 from presets.part_files import PartFacts, ReadPart, read_config, read_part, wrong_file
@@ -86,12 +86,16 @@ def settings_problems(composed: Composition, configs: dict[str, dict[str, Any]])
 
 
 def _absent(composed: Composition) -> list[str]:
-    """`the VAE from ai-toolkit/wan2.1-vae`"""
+    """`the VAE from ai-toolkit/wan2.1-vae`. Before the experts' repository has told what it holds besides, also where the rest would come from."""
     by_repo: dict[str, list[str]] = {}
     for part, place in composed.places.items():
         if place.at is None:
             by_repo.setdefault(place.repo, []).append(part)
-    return [f"{parts_text(parts)} from {repo}" for repo, parts in by_repo.items()]
+    told = {repo: f"{parts_text(parts)} from {repo}" for repo, parts in by_repo.items()}
+    if composed.unsure and composed.own is not None and (others := [part for part in by_repo[composed.own.repo] if part in KNOWN]):
+        elsewhere = dict.fromkeys(KNOWN[part] for part in others)
+        told[composed.own.repo] += f" ({parts_text(others)} from {' and '.join(elsewhere)}, if that lacks them)"
+    return list(told.values())
 
 
 def _incomplete(composed: Composition, read: dict[str, ReadPart], missing: list[str]) -> list[Finding]:

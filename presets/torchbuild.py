@@ -94,15 +94,18 @@ def command(wanted: str) -> str:
 
 def read_driver() -> str:
     """The version of the NVIDIA driver, from its own tool or from the kernel; "" without one."""
-    try:
-        said = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, timeout=SMI_SECONDS, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
+    for ask in (_asked_smi, lambda: PROC_DRIVER.read_text("ascii", "replace")):
         try:
-            said = PROC_DRIVER.read_text("ascii", "replace")
-        except OSError:
-            return ""
-    found = re.search(r"\b\d{3,}\.\d+(\.\d+)*", said)
-    return found[0] if found else ""
+            found = re.search(r"\b\d{3,}\.\d+(\.\d+)*", ask())
+        except (OSError, subprocess.SubprocessError):
+            continue
+        if found:
+            return found[0]
+    return ""
+
+
+def _asked_smi() -> str:
+    return subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, errors="replace", timeout=SMI_SECONDS, check=True).stdout
 
 
 def served(driver: str) -> int:

@@ -1,6 +1,7 @@
 """Known cards and what is guessed of unknown ones: from a GPU, or a card's name, to `Hardware`."""
 
 import difflib
+import re
 import tomllib
 from functools import cache
 from pathlib import Path
@@ -47,11 +48,11 @@ def load_cards() -> list[Card]:
 
 
 def find_card(text: str) -> Card:
-    """The card that a user means: `4090`, `rtx 4090`, `NVIDIA GeForce RTX 4090`, `a100 80gb`. All its words, no fewer: a 5070 is no 5070 Ti.
-    Raises UserError."""
+    """The card that a user means: `4090`, `rtx 4090`, `RTX5070Ti`, `NVIDIA GeForce RTX 4090`, `3090 24gb`, `a100 80gb`. All its words, no fewer:
+    a 5070 is no 5070 Ti. Its memory may be said too. Raises UserError."""
     wanted = _words(text)
     names = {card.name: card for card in load_cards()}
-    exact = [c for c in names.values() if wanted == _words(c.name) or any(wanted == _words(n) for n in c.nvml)]
+    exact = [c for c in names.values() if any(wanted in (_words(n), _words(n) | {f"{c.vram:.0f}gb"}) for n in (c.name, *c.nvml))]
     if len(exact) == 1:
         return exact[0]
     near = [c.name for c in exact or names.values() if wanted and wanted <= _words(c.name)]
@@ -76,8 +77,9 @@ def nearest_card(vram: int, *, float8: bool = False) -> Card:
 
 
 def _words(text: str) -> frozenset[str]:
-    """A card's name without what all share: `NVIDIA GeForce RTX 4060 Ti 16 GB` -> {4060, ti, 16gb}."""
-    words = text.lower().replace("-", " ").replace(" gb", "gb").split()
+    """A card's name without what all share: `NVIDIA GeForce RTX 4060 Ti 16 GB`, `RTX4060Ti-16GB` -> {4060, ti, 16gb}."""
+    apart = re.sub(r"(?<=\d{4})(?=(ti|super))|(?<=ti)(?=super)|(?<=\brtx)(?=\d)", " ", text.lower())
+    words = re.sub(r"(?<=\d) *(gb|gib)\b", "gb", apart.replace("-", " ")).split()
     return frozenset(w for w in words if w not in ("nvidia", "geforce", "rtx", "tesla"))
 
 

@@ -117,6 +117,24 @@ def test_a_named_source_without_the_part(tmp_path):
     assert [p.field for p in composed.problems] == ["model.vae"] and "the repository owner/vae does not hold the VAE" in composed.problems[0].message
 
 
+@pytest.mark.parametrize("text", ["https://huggingface.co/owner/wan", "https://huggingface.co/owner/wan/tree/main", "http://hf.co/owner/wan/", "huggingface.co/owner/wan", "hf://owner/wan", "owner/wan/"])
+def test_the_address_of_a_repository_is_no_id_and_tells_it(tmp_path, text):
+    (problem,) = put(tmp_path, path=text).problems
+    assert problem.code == "model-missing" and problem.fix == "Give the Hub id alone: owner/wan"
+
+
+@pytest.mark.parametrize("text", ["owner/wan/transformer", "./owner/wan", "https://example.com/owner/wan", "models/wan 2.2", "wan"])
+def test_what_is_no_address_of_a_repository_is_taken_for_a_path(tmp_path, text):
+    (problem,) = put(tmp_path, path=text).problems
+    assert problem.code == "model-missing" and "such as owner/name" in problem.fix
+
+
+def test_the_folder_of_one_expert_is_not_the_base(tmp_path):
+    write(tmp_path / "base", EXPERTS)
+    (problem,) = put(tmp_path, path="base/transformer_2").problems
+    assert "is one expert" in problem.message and problem.fix == f"Give the folder around it: {tmp_path / 'base'}"
+
+
 # Vocabularies
 
 

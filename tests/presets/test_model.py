@@ -15,7 +15,7 @@ from presets.base_parts import NamedBase, looks_like_hub_id
 from presets.model import ModelFacts
 
 EXPERTS = ("transformer", "transformer_2")
-NOT_HERE = ModelFacts(path="owner/wan", local=False, absent=["the experts, the VAE, the text encoder, the tokenizer from owner/wan"])
+NOT_HERE = ModelFacts(path="owner/wan", local=False, absent=["the experts, the VAE, the text encoder, the tokenizer from owner/wan (the VAE, the text encoder, the tokenizer from ai-toolkit/wan2.1-vae and ai-toolkit/umt5_xxl_encoder, if that lacks them)"])
 CONFIG = {"in_channels": 36, "out_channels": 16, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 64, "image_dim": None}
 
 

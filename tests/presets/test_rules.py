@@ -8,6 +8,7 @@ import msgspec
 import pytest
 from PIL import Image
 
+from presets.base_parts import problem
 from presets.check import check
 from presets.facts import Facts, RunFolder, clip_speeds
 from presets.findings import Finding
@@ -451,6 +452,13 @@ HARDLY_KNOWN = msgspec.structs.replace(UNKNOWN, machine=machine(), model=real_mo
 def test_rules_do_not_guess_what_is_not_known(rule, made: Job, known: Facts, certain: set[str]):
     """No machine, no clips, no base to look into: a rule says what is certain all the same, or nothing."""
     assert bool(list(rule(made, known))) == (rule.code in certain)
+
+
+def test_what_cannot_be_had_is_not_promised_besides():
+    """A repository that does not exist is one error."""
+    gone = problem("model-unavailable", "the Hub has no repository a/b, or it is private", "Check the id")
+    known = facts(model=real_model(local=False), fetching=fetching(0, problems=[gone]))
+    assert not [f for f in check(job(), known) if f.code == "model-not-local"]
 
 
 def test_a_rule_that_crashes_is_not_hidden(monkeypatch):

@@ -105,6 +105,8 @@ def tool(folder: Path, name: str, script: str) -> Path:
         ("echo 'NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver.'; exit 9", None, ""),
         (None, "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024\nGCC version:  gcc version 12.3.0\n", "535.183.01"),
         (None, "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.124.06  Release Build  (root@)\n", "570.124.06"),
+        ("echo '[N/A]'", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12\n", "535.183.01"),
+        ("printf '\\377\\n'", "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12\n", "535.183.01"),
         (None, None, ""),
     ],
 )
