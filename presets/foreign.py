@@ -87,7 +87,8 @@ def escape(line: str) -> str:
         rest = quoted.replace(r"\\", "")
         if wrong := re.search(r'\\(?![btnfr"]).?', rest) or re.search(r"\\.?", rest):
             doubled = re.sub(r"\\+", lambda run: r"\\" * len(run[0]), quoted)
-            return f"""in double quotes a backslash begins an escape (here {wrong[0]}). Write it in single quotes: '{quoted}', or double each backslash: "{doubled}\""""
+            single = "" if "'" in quoted else f"Write it in single quotes: '{quoted}', or double"
+            return f'in double quotes a backslash begins an escape (here {wrong[0]}). {single or "Double"} each backslash: "{doubled}"'
     return ""
 
 

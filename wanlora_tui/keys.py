@@ -12,12 +12,17 @@ from dataclasses import dataclass
 from textual import events, on
 from textual.app import App
 from textual.message import Message
+from textual.message_pump import MessagePump
 
-PATIENCE = 1.0  # seconds; a widget that goes away while it holds a key never says that it is done
+PATIENCE = 5.0  # seconds for a widget that hangs
+LOOK = 0.1  # seconds between two looks at the widget: one that has gone away never says that it is done
 
 
 class KeysInOrder(App[None]):
-    """An app that takes one key or paste at a time. `patience`: seconds for one."""
+    """An app that takes one key or paste at a time. `patience`: seconds for one.
+
+    They are counted in looks, so that a loop that is held up, on a busy machine, does not count as a widget that hangs.
+    """
 
     patience = PATIENCE
 
@@ -49,7 +54,18 @@ class KeysInOrder(App[None]):
         await super().on_event(event)
         if event.is_forwarded and target.post_message(self.Done(event)):
             self._under_way = event
-            self._patience = asyncio.get_running_loop().call_later(self.patience, self.post_message, self.Done(event))
+            self._look_again(event, target, int(self.patience / LOOK))
+
+    def _look_again(self, event: events.Event, target: MessagePump, looks: int) -> None:
+        """Wait for the widget as long as it is there, for so many looks."""
+
+        def look() -> None:
+            if looks > 1 and target.is_running and target.is_attached:
+                self._look_again(event, target, looks - 1)
+            else:
+                self.post_message(self.Done(event))
+
+        self._patience = asyncio.get_running_loop().call_later(LOOK, look)
 
     async def _finish(self, event: events.Event) -> None:
         if event is not self._under_way:  # it was done already, when it had bubbled up

@@ -324,6 +324,11 @@ def test_a_backslash_in_double_quotes_is_named_with_both_ways_to_write_it(writte
         assert parse_job(LEAST.replace('"clips"', right)).datasets[0].path == written
 
 
+def test_single_quotes_are_not_offered_for_a_text_that_has_one():
+    (problem,) = problems(LEAST.replace('"clips"', r'"C:\my\bob\'s"'))
+    assert problem.endswith(r"""(here \m). Double each backslash: "C:\\my\\bob\\'s""" + '"')
+
+
 def test_a_backslash_that_toml_reads_as_something_else_is_found_too():
     (problem,) = problems(LEAST.replace('"clips"', '"C:\\new\\tools"'))
     assert problem.startswith("datasets[0].path: in double quotes a backslash begins an escape") and "single quotes" in problem

@@ -1,6 +1,7 @@
 """Keys that come faster than they can be taken."""
 
 import asyncio
+import time
 
 from textual import events
 from textual.app import ComposeResult
@@ -9,7 +10,7 @@ from textual.widgets import Input
 
 from tests.waiting import PATIENCE, until_async
 from tests.wanlora_tui.wizard_pilot import type_ahead, until
-from wanlora_tui.keys import KeysInOrder
+from wanlora_tui.keys import LOOK, KeysInOrder
 
 
 class Stuck(Input):
@@ -20,6 +21,15 @@ class Stuck(Input):
     async def on_key(self, event: events.Key) -> None:
         event.stop()
         await self.go.wait()
+
+
+class Slow(Input):
+    """Takes its time for a key, and holds up the whole app again and again meanwhile, as on a busy machine."""
+
+    async def on_key(self, event: events.Key) -> None:
+        for _ in range(4):
+            time.sleep(2 * LOOK)
+            await asyncio.sleep(0)
 
 
 class Form(KeysInOrder):
@@ -59,6 +69,15 @@ async def test_keys_go_on_when_the_field_they_were_typed_into_goes_away() -> Non
         app.post_message(events.Key("b", "b"))
         await until(pilot, lambda: app.inputs[1].value == "b", "the key behind")
         assert not app.inputs[0].is_attached
+
+
+async def test_an_app_that_is_held_up_still_takes_keys_in_order() -> None:
+    app = Form(Slow(), Input())
+    async with app.run_test() as pilot:
+        app.patience = 5 * LOOK  # less than the key takes
+        type_ahead(app, "tab", "x")
+        await until(pilot, lambda: app.inputs[0].value + app.inputs[1].value, "the letter")
+        assert app.inputs[1].value == "x"
 
 
 async def test_a_field_that_hangs_does_not_hold_the_keyboard() -> None:

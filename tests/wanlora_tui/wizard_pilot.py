@@ -67,7 +67,7 @@ async def type_text(pilot: Pilot[None], text: str) -> None:
 
 @contextmanager
 def patient(app: KeysInOrder) -> Iterator[None]:
-    """No key is given up meanwhile: the app goes on to the next one after a second, in which a busy machine may not get through one."""
+    """No key is given up meanwhile: the app goes on to the next one after some seconds, in which a very busy machine may not get through one."""
     app.patience, before = PATIENCE, app.patience
     try:
         yield

@@ -198,7 +198,7 @@ class ReviewPane(StepPane):
         if problem:
             note.update(f"✗ {problem}")
         elif self.state.wrote(path):
-            note.update("✓ written by the last launch, which came to nothing; launching writes it again")
+            note.update(f"✓ {'written by the last launch, which came to nothing' if path.absolute() in self.state.written else 'this very job stands there'}; launching writes it again")
         elif path.exists():
             note.update(f"! {home_path(str(path))} exists: launching asks before replacing it")
         else:
