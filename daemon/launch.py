@@ -23,7 +23,7 @@ def torchrun(grace: int = 180) -> list[str]:
     """The command that trains with the engine; a job file, `--out DIR` and perhaps `--resume ...` follow it.
 
     torchrun ends its workers on SIGHUP unless told which signals are its own, and 30 seconds after SIGTERM unless told
-    to wait (`grace`, seconds). It learnt to wait later than torch 2.9, so its own source is asked what it knows;
+    to wait (`grace`, seconds). It learnt to wait later than torch 2.10, so its own source is asked what it knows;
     importing torch would take seconds.
     """
     found = importlib.util.find_spec("torch")

@@ -14,9 +14,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-REQUIREMENT = "torch>=2.9,<2.14"  # as in pyproject.toml
-# The wheels of PyPI: up to 2.10 for CUDA 12.8 on x86_64 and without CUDA elsewhere, from 2.11 on for CUDA 13 everywhere.
-REQUIREMENT_CUDA12 = "torch>=2.9,<2.11"
+REQUIREMENT = "torch>=2.10,<2.14"  # as in pyproject.toml
+# The wheels of PyPI: 2.10 for CUDA 12.8 on x86_64 and without CUDA elsewhere, from 2.11 on for CUDA 13 everywhere.
+REQUIREMENT_CUDA12 = "torch>=2.10,<2.11"
 CUDA12_PROCESSORS = ("x86_64",)
 # CUDA's major version -> the first driver that serves all its minor versions. Source: NVIDIA, CUDA Compatibility, "Minor Version Compatibility".
 FIRST_DRIVER = {12: (525, 60), 13: (580,)}

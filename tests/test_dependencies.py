@@ -47,7 +47,7 @@ def test_every_dependency_has_both_bounds(requirement: Requirement):
 
 def test_the_constraints_of_the_lowest_set():
     named = {Requirement(line).name: str(Requirement(line).specifier) for line in lowest()}
-    assert named["torch"] == "==2.9" and named["textual"] == "==8.2.8" and named["pytest"] == "==8.4" and "flash-attn-4" not in named
+    assert named["torch"] == "==2.10" and named["textual"] == "==8.2.8" and named["pytest"] == "==8.4" and "flash-attn-4" not in named
     assert set(named) == {r.name for extra, requirements in declared().items() if extra != "flash4" for r in requirements}
 
 

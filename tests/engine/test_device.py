@@ -120,7 +120,7 @@ def test_cuda_is_shown_the_job_s_gpu_alone_before_it_is_asked(tiny, tmp_path, mo
 @pytest.mark.parametrize(
     ("here", "what", "fix"),
     [
-        (machine(gpu(driver="550.54.14"), torch=Build("2.13.0", "13.0")), "torch 2.13.0 is built for CUDA 13.0, which NVIDIA driver 550.54.14 does not serve", "'torch>=2.9,<2.11'"),
+        (machine(gpu(driver="550.54.14"), torch=Build("2.13.0", "13.0")), "torch 2.13.0 is built for CUDA 13.0, which NVIDIA driver 550.54.14 does not serve", "'torch>=2.10,<2.11'"),
         (machine(gpu(driver="470.82.01"), torch=Build("2.13.0", "13.0")), "driver 470.82.01", "Update the NVIDIA driver"),
         (machine(gpu(), torch=Build("2.13.0+cpu")), "is a build without CUDA", "pip install"),
         (machine(gpu(), torch=Build("2.13.0", "13.0")), "The NVIDIA driver on your system is too odd", "wanlora doctor"),

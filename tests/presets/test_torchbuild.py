@@ -39,8 +39,8 @@ def test_the_words(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "executable", "/with a space/python")
     wrong = misfit(CUDA13, "550.54.14")
     assert wrong.message == "torch 2.13.0 is built for CUDA 13.0, which NVIDIA driver 550.54.14 does not serve: it wants 580 or newer"
-    assert wrong.fix == "Install one that fits driver 550.54.14: '/with a space/python' -m pip uninstall -y torch && '/with a space/python' -m pip install 'torch>=2.9,<2.11'"
-    assert misfit(CPU, "580.1").message == "torch 2.13.0+cpu is a build without CUDA" and "'torch>=2.9,<2.14'" in misfit(CPU, "580.1").fix
+    assert wrong.fix == "Install one that fits driver 550.54.14: '/with a space/python' -m pip uninstall -y torch && '/with a space/python' -m pip install 'torch>=2.10,<2.11'"
+    assert misfit(CPU, "580.1").message == "torch 2.13.0+cpu is a build without CUDA" and "'torch>=2.10,<2.14'" in misfit(CPU, "580.1").fix
     assert misfit(Build("2.10.0", "", "ROCm"), "580.1").message == "torch 2.10.0 is a build for ROCm, without CUDA"
     for build in (CUDA13, CUDA12, CPU):
         wrong = misfit(build, "470.82.01")

@@ -67,9 +67,9 @@ def answers(monkeypatch: pytest.MonkeyPatch, *said: object) -> None:
     ("build", "driver", "available", "words", "level", "text", "fix"),
     [
         (Build("2.13.0", "13.0"), "580.1", True, "", "ok", "2.13.0, CUDA 13.0", ""),
-        (Build("2.13.0", "13.0"), "550.54.14", False, "The NVIDIA driver on your system is too old", "fail", "built for CUDA 13.0, which NVIDIA driver 550.54.14 does not serve", "'torch>=2.9,<2.11'"),
+        (Build("2.13.0", "13.0"), "550.54.14", False, "The NVIDIA driver on your system is too old", "fail", "built for CUDA 13.0, which NVIDIA driver 550.54.14 does not serve", "'torch>=2.10,<2.11'"),
         (Build("2.10.0", "12.8"), "470.82", False, "", "fail", "it wants 525.60 or newer", "Update the NVIDIA driver"),
-        (Build("2.13.0+cpu"), "580.1", False, "Torch not compiled with CUDA enabled", "fail", "a build without CUDA", "'torch>=2.9,<2.14'"),
+        (Build("2.13.0+cpu"), "580.1", False, "Torch not compiled with CUDA enabled", "fail", "a build without CUDA", "'torch>=2.10,<2.14'"),
         (Build("2.13.0", "13.0"), "580.1", False, "No CUDA GPUs are available", "fail", "No CUDA GPUs are available", "CUDA_VISIBLE_DEVICES"),
     ],
 )
@@ -83,7 +83,7 @@ def test_what_torch_makes_of_the_gpu(monkeypatch, build, driver, available, word
 def test_no_torch_at_all(monkeypatch):
     monkeypatch.setattr("presets.torchbuild.platform.machine", lambda: "x86_64")
     line = doctor._torch(machine(gpu(driver="550.1")))
-    assert line.level == "fail" and line.text == "not installed" and "'torch>=2.9,<2.11'" in line.fix
+    assert line.level == "fail" and line.text == "not installed" and "'torch>=2.10,<2.11'" in line.fix
 
 
 def test_it_is_told_after_the_cards(monkeypatch, tmp_path):
