@@ -53,7 +53,8 @@ class Look:
         """
         self.done, self.total = 0, len(items)
         waiting: SimpleQueue[int] = SimpleQueue()
-        answers: SimpleQueue[tuple[int, R | BaseException]] = SimpleQueue()
+        answers: SimpleQueue[tuple[int, R]] = SimpleQueue()
+        raised: list[BaseException] = []  # told to the caller, whose thread it is meant for; an answer may be an error too, given and not raised
 
         def work() -> None:
             while not self.ended:
@@ -63,8 +64,9 @@ class Look:
                     return
                 try:
                     answers.put((number, function(items[number])))
-                except BaseException as e:  # told to the caller, whose thread it is meant for
-                    answers.put((number, e))
+                except BaseException as e:
+                    raised.append(e)
+                    return
 
         for number in range(len(items)):
             waiting.put(number)
@@ -75,12 +77,12 @@ class Look:
                 thread.start()
             while len(found) < len(items):
                 self.go_on()
+                if raised:
+                    raise raised[0]
                 try:
                     number, answer = answers.get(timeout=GLANCE)
                 except Empty:
                     continue
-                if isinstance(answer, BaseException):
-                    raise answer
                 found[number] = answer
                 self.done = len(found)
         except BaseException:
