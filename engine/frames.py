@@ -23,7 +23,7 @@ from PIL import Image, ImageOps
 
 from presets.errors import ClipError
 from presets.geometry import WAN_FPS, Bucket, uniform_indices
-from presets.media import FrameIndex, decoded, open_video, orientation, read_index
+from presets.media import FrameIndex, decoded, is_untagged_hd, open_video, orientation, read_index
 
 Frames = NDArray[np.uint8]  # (frames, height, width, 3), RGB
 
@@ -31,8 +31,6 @@ Frames = NDArray[np.uint8]  # (frames, height, width, 3), RGB
 # the result to what converting first and resizing after would give; BITEXACT makes it the same on every processor.
 SCALING = Interpolation.LANCZOS | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
 SEEK_GAIN = 24  # frames that a seek must save: it empties the decoder's pipeline
-UNSPECIFIED = 2  # AVCOL_SPC_UNSPECIFIED
-HD_HEIGHT = 720  # untagged video of this height or more is BT.709 by convention, smaller is BT.601
 TAKE_OUT = "Re-encode it, or take it out of the folder"
 
 
@@ -212,8 +210,7 @@ def _picture(frame: Any, aspect: Fraction, bucket: Bucket, scaler: Any, path: st
     height, width = (bucket.width, bucket.height) if swap else (bucket.height, bucket.width)
     square_w, square_h = square_pixels(frame.width, frame.height, aspect)
     cover_w, cover_h = cover(square_w, square_h, width, height, path)
-    untagged_hd = frame.colorspace == UNSPECIFIED and frame.height >= HD_HEIGHT and not frame.format.is_rgb
-    rgb = scaler.reformat(frame, width=cover_w, height=cover_h, format="rgb24", src_colorspace=Colorspace.ITU709 if untagged_hd else None, interpolation=SCALING, threads=1)
+    rgb = scaler.reformat(frame, width=cover_w, height=cover_h, format="rgb24", src_colorspace=Colorspace.ITU709 if is_untagged_hd(frame) else None, interpolation=SCALING, threads=1)
     top, left = (cover_h - height) // 2, (cover_w - width) // 2
     picture: NDArray[np.uint8] = rgb.to_ndarray()[top : top + height, left : left + width]
     if swap:

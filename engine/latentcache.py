@@ -27,7 +27,7 @@ from engine.tensorcache import TensorCache, Warn, key_of, machinery
 from presets.errors import UserError
 from presets.job import Job
 
-FORMAT = 1  # a change to what is decoded or encoded is another number
+FORMAT = 2  # a change to what is decoded or encoded is another number
 AHEAD = 8  # images decoded before they are encoded
 
 Progress = Callable[[int, int], None]

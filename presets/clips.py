@@ -45,6 +45,7 @@ class ClipFacts(Struct, frozen=True, kw_only=True):
     size_bytes: int = 0
     pixel_aspect: float = 1.0  # width of a pixel divided by its height; 1 for nearly all clips
     hdr: bool = False  # PQ or HLG: looks washed out when read as ordinary video
+    untagged_hd: bool = False  # read as BT.709 although the file does not say so
 
 
 class DatasetFacts(Struct, frozen=True, kw_only=True):
@@ -95,7 +96,7 @@ def _probe_video(path: Path, go_on: Callable[[], None]) -> ClipFacts:
     width, height = (v.height, v.width) if v.rotation in (90, 270) else (v.width, v.height)
     return ClipFacts(
         path=str(path), kind="video", frames=v.frames, fps=v.fps, duration=v.duration, width=width, height=height, rotation=v.rotation, codec=v.codec,
-        variable_rate=v.variable_rate, size_bytes=path.stat().st_size, pixel_aspect=1 / v.pixel_aspect if v.rotation in (90, 270) else v.pixel_aspect, hdr=v.hdr,
+        variable_rate=v.variable_rate, size_bytes=path.stat().st_size, pixel_aspect=1 / v.pixel_aspect if v.rotation in (90, 270) else v.pixel_aspect, hdr=v.hdr, untagged_hd=v.untagged_hd,
     )  # fmt: skip
 
 

@@ -53,7 +53,8 @@ class Look:
         """
         self.done, self.total = 0, len(items)
         waiting: SimpleQueue[int] = SimpleQueue()
-        answers: SimpleQueue[tuple[int, list[R], BaseException | None]] = SimpleQueue()  # one answer, or what was raised instead
+        answers: SimpleQueue[tuple[int, R]] = SimpleQueue()
+        raised: list[BaseException] = []  # told to the caller, whose thread it is meant for; an answer may be an error too, given and not raised
 
         def work() -> None:
             while not self.ended:
@@ -62,9 +63,10 @@ class Look:
                 except Empty:
                     return
                 try:
-                    answers.put((number, [function(items[number])], None))
-                except BaseException as e:  # told to the caller, whose thread it is meant for
-                    answers.put((number, [], e))
+                    answers.put((number, function(items[number])))
+                except BaseException as e:
+                    raised.append(e)
+                    return
 
         for number in range(len(items)):
             waiting.put(number)
@@ -75,13 +77,13 @@ class Look:
                 thread.start()
             while len(found) < len(items):
                 self.go_on()
+                if raised:
+                    raise raised[0]
                 try:
-                    number, answer, raised = answers.get(timeout=GLANCE)
+                    number, answer = answers.get(timeout=GLANCE)
                 except Empty:
                     continue
-                if raised is not None:
-                    raise raised
-                [found[number]] = answer
+                found[number] = answer
                 self.done = len(found)
         except BaseException:
             self.end()

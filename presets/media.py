@@ -28,6 +28,7 @@ AGAIN = "Copy or export it again, or take it out of the folder"
 CONVERT = "Convert it to mp4, or take it out of the folder"
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 ROTATIONS = {(False, False, False): 0, (False, True, False): 0, (False, False, True): 0, (False, True, True): 180, (True, False, False): 90, (True, False, True): 90, (True, True, True): 270, (True, True, False): 270}  # by orientation()
+UNSPECIFIED = 2  # matrix: AVCOL_SPC_UNSPECIFIED, ITU-T H.273 table 4
 HDR_TRANSFERS = (16, 18)  # PQ and HLG, ITU-T H.273 table 3
 # Old files carry tags that are not UTF-8. PyAV 19 reads them without being asked to, and no longer takes the word.
 TAGS: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
@@ -46,6 +47,7 @@ class VideoFile(Struct, frozen=True, kw_only=True):
     codec: str
     pixel_aspect: float  # width of a pixel divided by its height
     hdr: bool
+    untagged_hd: bool  # read as BT.709 although the file does not say so
 
 
 class FrameIndex(Struct, frozen=True):
@@ -134,6 +136,13 @@ def orientation(frame: av.VideoFrame) -> tuple[bool, bool, bool]:
     return (True, c < 0, b < 0) if abs(b) + abs(c) > abs(a) + abs(d) else (False, a < 0, d < 0)
 
 
+def is_untagged_hd(frame: av.VideoFrame) -> bool:
+    """Whether a frame is to be read as BT.709 although neither file nor codec says so: by convention it is from this size on, where players
+    draw the line too. What is smaller and says nothing is BT.601, as FFmpeg reads it by itself.
+    """
+    return frame.colorspace == UNSPECIFIED and not frame.format.is_rgb and (frame.width >= 1280 or frame.height > 576)
+
+
 def size_as_viewed(frame: av.VideoFrame, stream: av.VideoStream) -> tuple[float, float]:
     """(width, height) of a frame that `stream` has just given: turned upright, in pixels as high as the stored ones."""
     width, height = float(frame.width * Fraction(stream.codec_context.sample_aspect_ratio or 1)), float(frame.height)
@@ -213,7 +222,7 @@ def probe_video(path: Path, go_on: Callable[[], None] = never_ends) -> VideoFile
         return VideoFile(
             frames=len(index.pts), fps=nominal if abs(nominal / measured - 1) < 0.01 else measured, duration=index.duration, variable_rate=index.variable_rate,
             width=first.width, height=first.height, rotation=ROTATIONS[orientation(first)], codec=context.codec.canonical_name,
-            pixel_aspect=float(stream.sample_aspect_ratio or 1), hdr=context.color_trc in HDR_TRANSFERS,
+            pixel_aspect=float(stream.sample_aspect_ratio or 1), hdr=context.color_trc in HDR_TRANSFERS, untagged_hd=is_untagged_hd(first),
         )  # fmt: skip
 
 

@@ -103,3 +103,15 @@ def clip_hdr(job: Job, facts: Facts) -> Iterator[Found]:
         hdr = [c for c in found.clips if c.hdr]
         if hdr:
             yield Found(f"datasets[{i}].path", f"{names(hdr)} are HDR video and train with washed-out colours", fix="Export them as ordinary (SDR, BT.709) video")
+
+
+@rule("clip-untagged", "advice")
+def clip_untagged(job: Job, facts: Facts) -> Iterator[Found]:
+    """Every HD clip says that its colours are BT.709: where nothing is said, programs differ."""
+    for i, _, found in paired(job, facts):
+        untagged = [c for c in found.clips if c.untagged_hd]
+        if untagged:
+            yield Found(
+                f"datasets[{i}].path", f"the colours of {names(untagged)} are untagged and are read as BT.709, as players do from 1280 wide or over 576 high",
+                fix="Nothing to do where a player shows them right. Else export them again with their colours tagged",
+            )  # fmt: skip

@@ -12,7 +12,7 @@ from engine.frames import Request, _visit, choose, decode, decode_into, frame_in
 from presets.clips import probe_clip
 from presets.errors import ClipError
 from presets.geometry import Bucket, uniform_indices
-from presets.media import open_video
+from presets.media import open_video, probe_video
 from tests.videos import number_of, numbered, write_clip
 
 
@@ -167,10 +167,9 @@ def test_pixels_that_are_not_square_are_made_square(tmp_path: Path) -> None:
     assert np.abs(whole[:, 80, 0] - np.linspace(0, 255, 80)).max() < 6, "nothing may be cropped away above and below"
 
 
-@pytest.mark.parametrize(("height", "matrix"), [(96, "ITU601"), (720, "ITU709")])
-def test_untagged_colours_follow_the_convention_for_their_size(tmp_path: Path, height: int, matrix: str) -> None:
+@pytest.mark.parametrize(("width", "height", "matrix"), [(128, 96, "ITU601"), (720, 576, "ITU601"), (960, 720, "ITU709"), (1280, 544, "ITU709"), (768, 578, "ITU709")])
+def test_untagged_colours_follow_the_convention_for_their_size(tmp_path: Path, width: int, height: int, matrix: str) -> None:
     clip = tmp_path / "a.mkv"
-    width = height * 4 // 3
     green = np.broadcast_to(np.array([30, 200, 60], np.uint8), (height, width, 3))
     with av.open(str(clip), "w") as out:
         stream = out.add_stream("ffv1", rate=24)
@@ -180,6 +179,7 @@ def test_untagged_colours_follow_the_convention_for_their_size(tmp_path: Path, h
         out.mux(stream.encode(plain))
         out.mux(stream.encode(None))
     assert np.abs(decode(request(clip, 1, 96, 128)).astype(int) - green[0, 0]).max() <= 3
+    assert probe_video(clip).untagged_hd == (matrix == "ITU709"), "what is read by convention is told"
 
 
 def image_request(path: Path, height: int, width: int) -> Request:

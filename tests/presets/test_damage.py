@@ -10,10 +10,13 @@ import av
 import numpy as np
 import pytest
 
+from presets.check import gather
 from presets.clips import probe_clip
 from presets.cuts import find_cuts
 from presets.errors import ClipError
+from presets.job import DatasetPanel, Job, JobPanel
 from presets.media import decoded, open_video
+from tests.presets.making import gpu, machine
 from tests.videos import Picture, number_of, write_clip
 
 HERE = Path(__file__).resolve().parent.parent / "media"
@@ -73,6 +76,16 @@ def test_a_picture_that_is_missing_or_garbage_in_other_codecs(tmp_path: Path, na
     whole = clip(tmp_path / f"whole{Path(name).suffix.replace('mkv', 'mp4')}", frames=72, codec=codec)
     path = remuxed(whole, tmp_path / name, lambda i, packet: packet if i != 30 else packet[:3] + bytes(len(packet) - 3))
     assert "is damaged from 1.2 s on" in damaged(path).what or "is damaged from 1.3 s on" in damaged(path).what
+
+
+def test_check_lists_every_damaged_clip_beside_the_sound_ones(tmp_path: Path) -> None:
+    whole = clip(tmp_path / "whole.mp4", frames=72)
+    for name in ("bad_1.mp4", "bad_2.mp4"):
+        remuxed(whole, tmp_path / name, lambda i, packet: packet if i != 30 else packet[:3] + bytes(len(packet) - 3))
+    job = Job(job=JobPanel(name="a"), datasets=[DatasetPanel(path=".")])
+    (found,) = gather(job, tmp_path, out=tmp_path / "runs", machine=machine(gpu())).datasets
+    assert [(Path(f.field).name, f.code) for f in found.problems if f.severity == "error"] == [("bad_1.mp4", "clip-unreadable"), ("bad_2.mp4", "clip-unreadable")]
+    assert [Path(c.path).name for c in found.clips] == ["whole.mp4"]
 
 
 def hole(path: Path, into: Path, *, at: float, size: int, zeros: bool) -> Path:

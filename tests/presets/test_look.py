@@ -56,6 +56,11 @@ def test_what_a_file_raises_is_raised_and_ends_the_look() -> None:
     assert look.ended and len(seen) <= 8
 
 
+def test_an_error_that_is_an_answer_is_given_and_not_raised() -> None:
+    answers = Look().at_all(range(5), lambda n: ValueError(n) if n % 2 else n, threads=2)
+    assert [type(answer) for answer in answers] == [int, ValueError, int, ValueError, int]
+
+
 def test_a_thread_that_is_stuck_is_left_behind() -> None:
     """As on a network disk that does not answer; the thread must not keep the program alive either."""
     look, stuck, never = Look(), threading.Event(), threading.Event()

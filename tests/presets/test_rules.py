@@ -71,6 +71,7 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
     ("scene-cuts", "datasets[0].path", job(), facts(cuts={"/clips/03.mp4": [8, 20], "/clips/04.mp4": []}), None),
     ("too-few-clips", "datasets[0].path", job(), facts(clips(9)), None),
     ("clip-hdr", "datasets[0].path", job(), facts([*clips(), clip("hdr.mp4", hdr=True)]), None),
+    ("clip-untagged", "datasets[0].path", job(), facts([*clips(), clip("old.mp4", untagged_hd=True)]), None),
     # datasets
     ("latent-cache-multi-frame", "datasets[0].cache_latents", job(datasets=[{"cache_latents": True}]), facts(), {"datasets[0].cache_latents": False}),
     ("nothing-to-learn", "datasets[0].regularization", job(datasets=[{"regularization": True}]), facts(), {"datasets[0].regularization": False}),
