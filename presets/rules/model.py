@@ -17,7 +17,7 @@ from presets.sizes import disk_need, human
 def model_not_local(job: Job, facts: Facts) -> Iterator[Found]:
     """Every part of the base model is on this machine already."""
     model, fetching = facts.model, facts.fetching
-    if model is None or model.local or (fetching is not None and fetching.problems):  # what cannot be had is an error, and nothing to wait for
+    if model is None or model.local or (fetching is not None and fetching.problems and not fetching.fetches):  # what cannot be had is an error, and nothing to wait for
         return
     text = fetching.text if fetching is not None else ""
     message = f"not all of the base model is on this machine; to be fetched first: {text or ', '.join(model.absent)}"
