@@ -16,15 +16,31 @@ os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM
 
 os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody answers there: what asks the Hub is told so at once, and no test goes out
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell that puts us into the background ignores it for us and all that we start, and tests send it
+# A shell that puts us into the background ignores them for us and all that we start (nohup the second), and tests send them.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+from presets.visible import NUMBERS, ORDER, VISIBLE
 from tests import levels
 from tests.terminal import Terminal
 from tests.waiting import until
 from tests.wanlora_tui.harness import end_daemon, environment, wanlora
 
 WANLORA = Path(sys.executable).with_name("wanlora")  # the installed command
+
+
+@pytest.fixture(autouse=True)
+def visible_gpus() -> Iterator[None]:
+    """A trainer that runs in a test's own process shows CUDA its GPUs by the environment: that ends with the test."""
+    before = {name: os.environ.get(name) for name in (VISIBLE, ORDER, NUMBERS)}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @pytest.fixture(scope="session")
