@@ -30,6 +30,8 @@ from tests.engine.hub_server import Hub, serving
 from tests.engine.jobs import events, of_kind, write_job
 from tests.presets.making import gpu, machine
 
+pytestmark = pytest.mark.process  # takes seconds
+
 CPU = torch.device("cpu")
 SMALL = 30_000  # bytes; the experts have more, configs less
 

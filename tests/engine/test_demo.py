@@ -16,6 +16,8 @@ from presets.errors import UserError
 from presets.geometry import Bucket
 from presets.jobfile import load_job, save_job, with_value
 
+pytestmark = pytest.mark.process  # takes seconds
+
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:

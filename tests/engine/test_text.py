@@ -26,6 +26,8 @@ from presets.jobfile import load_job
 from presets.tensorcaches import list_tensors
 from tests.engine.jobs import write_job
 
+pytestmark = pytest.mark.process  # takes seconds
+
 CPU = torch.device("cpu")
 TEXTS = ["orbit around the red ball", "", "a  \n b &amp; c", "orbit " * 400]
 FEW = TEXTS[:2]

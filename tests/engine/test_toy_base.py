@@ -17,6 +17,8 @@ from engine.toy_base.score import report
 from presets.base_parts import NamedBase
 from presets.model import read_model
 
+pytestmark = pytest.mark.process  # takes seconds
+
 CPU = torch.device("cpu")
 STILL = list(CAMERAS).index("still camera")
 

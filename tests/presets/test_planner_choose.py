@@ -18,6 +18,8 @@ from presets.planner.rungs import AS_FAST, RUNG, candidates, limits_of, next_dow
 from presets.sizes import GIB, ExpertShape, disk_need
 from tests.presets.making import clip, clips, facts, gpu, image, job, machine, tiny_model
 
+pytestmark = pytest.mark.process  # takes seconds
+
 PREVIEWS = Previews(bucket=Bucket(41, 512, 512), prompts=2, steps=25, guided=True, sets=9)
 
 

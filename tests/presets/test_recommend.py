@@ -15,6 +15,8 @@ from presets.recipe import load_recipe, load_tiers, tier_for
 from presets.recommend import Recommendation, made_up_word, plain_job, recommend
 from tests.presets.making import clip, clips, facts, gpu, image, machine, tiny_model
 
+pytestmark = pytest.mark.process  # takes seconds
+
 KINDS: list[Kind] = ["motion", "style", "character"]
 MACHINES = {
     "no GPU": machine(problem="no driver"), "12 GB": machine(gpu(12)), "24 GB": machine(gpu(24)), "32 GB": machine(gpu(32)), "48 GB": machine(gpu(47.5)), "80 GB": machine(gpu(79.6)),

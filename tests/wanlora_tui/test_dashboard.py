@@ -21,6 +21,8 @@ from wanlora_tui.widgets.meters import Numbers
 from wanlora_tui.widgets.phase_bar import PhaseBar
 from wanlora_tui.widgets.poster import Poster
 
+pytestmark = pytest.mark.process  # takes seconds
+
 SIZES = [(80, 24), (100, 30), (160, 48)]
 
 

@@ -11,6 +11,8 @@ from wanlora_tui.typed_paths import absolute, complete_path
 from wanlora_tui.widgets.field_input import Choice, FieldInput, FieldText, range_text, value_text
 from wanlora_tui.widgets.folder_picker import PathInput
 
+pytestmark = pytest.mark.process  # takes seconds
+
 
 class Form(App[None]):
     def __init__(self, *rows: FieldInput) -> None:

@@ -23,6 +23,8 @@ from wanlora_tui.screens.confirm import Confirm
 from wanlora_tui.screens.dashboard import DashboardScreen
 from wanlora_tui.screens.help import HelpScreen
 
+pytestmark = pytest.mark.process  # takes seconds
+
 SETTINGS = {"training.lr": 1e-4, "training.steps": 300, "save.every": 50, "save.keep": 4, "sample.every": 0, "multistage.high.lr": None, "multistage.low.lr": 2e-5}
 
 

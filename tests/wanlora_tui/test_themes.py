@@ -13,6 +13,8 @@ from wanlora_tui.screenshot import RecordedApp
 from wanlora_tui.themes import readable
 from wanlora_tui.widgets.loss_plot import LossPlot
 
+pytestmark = pytest.mark.process  # takes seconds
+
 DISABLED_KEYS = 1.3  # the footer's keys that do nothing now, dimmed by Textual; everything else is far above
 PLOT = 2.0
 PICTURE, RULES = "▀", set("─│━┃▔▁▏ ")

@@ -16,6 +16,8 @@ from tests.wanlora_tui.test_wizard import a_draft, resumed, reviewed, work
 from tests.wanlora_tui.wizard_pilot import focus_field, screen_of, screen_text, until, wizard
 from wanlora_tui.commands import doctor
 
+pytestmark = pytest.mark.process  # takes seconds
+
 EXPERTS_REPO = ModelPanel().path
 FILES = {
     EXPERTS_REPO: ["transformer/config.json", "transformer/diffusion_pytorch_model.safetensors", "transformer_2/config.json", "transformer_2/diffusion_pytorch_model.safetensors"],

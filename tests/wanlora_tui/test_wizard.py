@@ -40,6 +40,8 @@ from wanlora_tui.screens.wizard.state import PANELS
 from wanlora_tui.widgets.field_input import FieldInput
 from wanlora_tui.widgets.folder_picker import PathPicker
 
+pytestmark = pytest.mark.process  # takes seconds
+
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
