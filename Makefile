@@ -11,12 +11,12 @@ help:
 	@echo "make setup | demo | test | fast | busy | lint | docs | bench | golden | torture | resolve | lowest | newest | clean"
 
 setup: $(STAMP)
-	@$(BIN)/python -m presets.torchbuild --installed
+	@$(BIN)/python -m presets.machine.torch_build --installed
 
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "wanlora needs Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "This Python cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' $$($(BIN)/python -m presets.torchbuild)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' $$($(BIN)/python -m presets.machine.torch_build)
 	@touch $(STAMP)
 
 demo: setup
@@ -37,7 +37,7 @@ lint: setup
 	$(BIN)/mypy
 
 docs: setup
-	$(BIN)/python -m presets.docs > docs/job-file.md
+	$(BIN)/python -m presets.rules.docs > docs/job-file.md
 
 bench: setup
 	$(BIN)/python benchmarks/cold_start.py

@@ -19,9 +19,9 @@ from typing import Any
 
 import torch
 
-from engine import attention
-from engine.device import open_device
-from presets.geometry import Bucket
+from engine.system.device import open_device
+from engine.wan import attention
+from presets.clips.geometry import Bucket
 
 HEADS, WIDTH, SLICE = 40, 128, 1024
 REPEATS = 4

@@ -20,13 +20,14 @@ from peft import LoraConfig, inject_adapter_in_model
 from benchmarks.precision_error import REAL, TEXT, TINY, Inputs, State, random_inputs, random_state
 from benchmarks.random_expert import REAL as EXPERT
 from benchmarks.random_expert import empty_model
-from engine import attention, lora
-from engine.ara_weights import block_module, linear_shapes
-from engine.block import Lora
-from engine.masters import block_tensors, fill, layout_of
-from engine.pinned import host_buffer
-from engine.streamed import ExpertWeights, Machinery, StreamedExecutor, _Call
-from presets.plan import Plan, Precision
+from engine.adapters import lora
+from engine.executor.block_executor import ExpertWeights, Machinery, StreamedExecutor, _Call
+from engine.recovery.expert_reader import block_module
+from engine.system.pinned_memory import host_buffer
+from engine.wan import attention
+from engine.wan.block import Lora, linear_shapes
+from engine.weights.packed_blocks import block_tensors, fill, layout_of
+from presets.planner.plan import Plan, Precision
 
 RANK = 16
 TOKENS, TINY_TOKENS = 4096, 96

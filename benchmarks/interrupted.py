@@ -8,7 +8,7 @@ cap of the card's memory.
 
 Trains 20 steps of 21 frames at 512 and 384 on the base that benchmarks.whole_job writes, checkpoint at 10, and a preview of 41x768x768;
 then the same again, with SIGKILL to the trainer once step 14 is told, and a resume. Both runs must come to the same as
-tests/engine/sameness.py compares it: checkpoints, LoRA files, posters and events bit for bit; and so must the losses of the steps done twice.
+tests/helpers/training/sameness.py compares it: checkpoints, LoRA files, posters and events bit for bit; and so must the losses of the steps done twice.
 Prints PASS or FAIL; FILE gets the events of the killed run, with DIR in the place of its path.
 """
 
@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.whole_job import write_base, write_clips
-from presets.events import Event, read_events
-from presets.job import (
+from presets.job.schema import (
     DatasetPanel,
     Job,
     JobPanel,
@@ -34,8 +33,9 @@ from presets.job import (
     SavePanel,
     TrainingPanel,
 )
-from presets.jobfile import save_job
-from tests.engine.sameness import differences
+from presets.job.toml_file import save_job
+from presets.runs.events import Event, read_events
+from tests.helpers.training.sameness import differences
 
 STEPS, SAVED, KILLED = 20, 10, 14
 

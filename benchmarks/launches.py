@@ -5,7 +5,7 @@
 
 Ten blocks of the real shape with random weights, all resident, in a fixed order. "Queued" is the time until the last kernel of several
 passes is launched: where it equals the whole, the card waits. The baseline leaves CUBLAS_WORKSPACE_CONFIG set, which torch 2.11
-reads before every product (see `engine.device.products_in_order`). Then the operations that the thread spends most on.
+reads before every product (see `engine.system.device.products_in_order`). Then the operations that the thread spends most on.
 """
 
 import argparse
@@ -20,11 +20,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.random_expert import REAL, TINY, expert
 from benchmarks.step import Bench, inputs
-from engine import attention
-from engine.device import CUBLAS_WORKSPACE, open_device
-from engine.streamed import Machinery, StreamedExecutor
-from presets.geometry import Bucket
-from presets.plan import Plan
+from engine.executor.block_executor import Machinery, StreamedExecutor
+from engine.system.device import CUBLAS_WORKSPACE, open_device
+from engine.wan import attention
+from presets.clips.geometry import Bucket
+from presets.planner.plan import Plan
 
 BLOCKS, PASSES = 10, 3
 ROWS = 20  # of the table of operations

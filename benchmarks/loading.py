@@ -20,10 +20,10 @@ from typing import Any
 import torch
 
 from benchmarks.random_expert import REAL, empty_model
-from engine.loading import load_stem
-from engine.sources import open_source
-from engine.weightcache import cached_blocks
-from presets.cachefacts import list_cache
+from engine.weights.load_expert import load_stem
+from engine.weights.model_files import open_source
+from engine.weights.weight_cache import cached_blocks
+from presets.caches.weight_cache import list_cache
 
 SMALL = {**REAL, "num_attention_heads": 8, "attention_head_dim": 128, "text_dim": 256, "freq_dim": 64, "ffn_dim": 2816, "num_layers": 8}
 FULL = {**REAL, "num_layers": 40}

@@ -23,13 +23,13 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from engine.ara_build import correct
-from engine.ara_moments import READERS, Moment, moment_of
-from engine.ara_weights import block_module, linear_shapes
-from engine.block import LINEARS, NORMS, Lora, Plain, Weights, after, before, of_text
-from engine.packing import pack
-from engine.precision import Packed, unpack_weight
-from engine.quanto_pack import pack_weight_quanto
+from engine.recovery.build import correct
+from engine.recovery.expert_reader import block_module
+from engine.recovery.input_moments import READERS, Moment, moment_of
+from engine.wan.block import LINEARS, NORMS, Lora, Plain, Weights, after, before, linear_shapes, of_text
+from engine.wan.frozen_linear import Packed, unpack_weight
+from engine.wan.quantize import pack
+from engine.wan.quantize_quanto import pack_weight_quanto
 
 REAL = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "qk_norm": "rms_norm_across_heads", "cross_attn_norm": True, "eps": 1e-6, "added_kv_proj_dim": None}
 TINY = {**REAL, "num_attention_heads": 4, "attention_head_dim": 64, "ffn_dim": 512}

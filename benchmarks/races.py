@@ -5,7 +5,7 @@
 
 Both experts in turn, of the real width and with random weights, batch 2, two clip sizes. Each plan runs undelayed, then with
 its copies delayed (a sleep on the copy stream before each one), then with the computing delayed (a sleep before each block, so
-that copies run ahead). The reference is the same plan with everything resident. tests/engine/test_races.py proves the order of
+that copies run ahead). The reference is the same plan with everything resident. tests/engine/executor/test_races.py proves the order of
 events; this shows it on the card, and last that it can fail: without the wait for a slot's copy results must differ. Exit code 0 when every case is as it should be, 1 otherwise.
 """
 
@@ -20,12 +20,12 @@ from typing import Any
 import torch
 
 from benchmarks.random_expert import REAL, TINY, expert
-from engine.attention import Attention, choose
-from engine.device import open_device
-from engine.ring import Ring
-from engine.stash import HostStash
-from engine.streamed import ExpertWeights, Machinery, StreamedExecutor
-from presets.plan import Plan, Precision
+from engine.executor.activation_offload import HostStash
+from engine.executor.block_executor import ExpertWeights, Machinery, StreamedExecutor
+from engine.executor.weight_ring import Ring
+from engine.system.device import open_device
+from engine.wan.attention import Attention, choose
+from presets.planner.plan import Plan, Precision
 
 BLOCKS = 6
 SIZES = ((3, 48, 48), (2, 32, 40), (3, 48, 48))  # latent frames, height, width: 1728 and 640 tokens

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from diffusers import WanTransformer3DModel
 
-from engine import lora
-from engine.masters import Layout, block_tensors, fill, layout_of
-from engine.pinned import host_buffer
-from engine.streamed import ExpertWeights
+from engine.adapters import lora
+from engine.executor.block_executor import ExpertWeights
+from engine.system.pinned_memory import host_buffer
+from engine.weights.packed_blocks import Layout, block_tensors, fill, layout_of
 
 REAL = {"in_channels": 36, "out_channels": 16}  # the rest are the class's defaults: 40 blocks, 40 heads of 128, ffn 13824
 TINY = {**REAL, "num_attention_heads": 2, "attention_head_dim": 16, "text_dim": 32, "freq_dim": 32, "ffn_dim": 64, "num_layers": 4, "rope_max_seq_len": 64}

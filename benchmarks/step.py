@@ -28,20 +28,21 @@ from diffusers import AutoencoderKLWan
 from peft import LoraConfig
 
 from benchmarks.random_expert import REAL, TINY, empty_model, expert
-from engine import attention, lora
-from engine.device import open_device
-from engine.latents import encode_pair
-from engine.optim import clip_gradients
-from engine.rates import measure as measure_rates
-from engine.streamed import Machinery, StreamedExecutor
-from engine.vae import ClipEncoder
-from presets.geometry import Bucket
-from presets.machine import read_machine
-from presets.plan import Plan, Precision
+from engine.adapters import lora
+from engine.encode.latents import encode_pair
+from engine.encode.vae_encoder import ClipEncoder
+from engine.executor.block_executor import Machinery, StreamedExecutor
+from engine.memory.measure_card import measure as measure_rates
+from engine.system.device import open_device
+from engine.training.optimizer import clip_gradients
+from engine.wan import attention
+from presets.clips.geometry import Bucket
+from presets.machine.machine import read_machine
 from presets.planner.cards import gpu_hardware
 from presets.planner.choose import choose
 from presets.planner.costs import Costs
-from presets.planner.inputs import Hardware, Load, Workload
+from presets.planner.plan import Plan, Precision
+from presets.planner.workload import Hardware, Load, Workload
 
 GIB = 2**30
 LONG = 6  # seconds: a step this long is timed once

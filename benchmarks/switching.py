@@ -20,11 +20,11 @@ import torch
 
 from benchmarks.random_expert import REAL, TINY, expert
 from benchmarks.step import Bench, adamw, inputs, optimizer_step
-from engine import attention
-from engine.device import open_device
-from engine.streamed import Machinery, StreamedExecutor
-from presets.geometry import Bucket
-from presets.plan import Plan
+from engine.executor.block_executor import Machinery, StreamedExecutor
+from engine.system.device import open_device
+from engine.wan import attention
+from presets.clips.geometry import Bucket
+from presets.planner.plan import Plan
 
 STEPS, ROUNDS = 6, 2
 

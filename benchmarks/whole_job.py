@@ -24,9 +24,8 @@ import torch
 
 from benchmarks.loading import FULL, write_expert
 from benchmarks.random_expert import TINY
-from engine.tiny import build_tiny
-from presets.events import read_events
-from presets.job import (
+from engine.demo.tiny_base import build_tiny
+from presets.job.schema import (
     DatasetPanel,
     Job,
     JobPanel,
@@ -37,7 +36,8 @@ from presets.job import (
     SavePanel,
     TrainingPanel,
 )
-from presets.jobfile import save_job
+from presets.job.toml_file import save_job
+from presets.runs.events import read_events
 
 
 def write_base(folder: Path, *, tiny: bool) -> Path:

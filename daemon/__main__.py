@@ -5,8 +5,8 @@ import logging
 import sys
 from pathlib import Path
 
-from daemon.paths import places
 from daemon.server import serve
+from daemon.wire.paths import places
 from presets.errors import UserError
 
 

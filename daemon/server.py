@@ -10,10 +10,12 @@ from collections import deque
 import msgspec
 import zmq
 
-from daemon.launch import torchrun
-from daemon.lock import Lock, take_lock
-from daemon.paths import Places
-from daemon.protocol import (
+from daemon.jobs.service import Service
+from daemon.processes.start_trainer import torchrun
+from daemon.sockets import Sockets
+from daemon.wire.lock import Lock, take_lock
+from daemon.wire.paths import Places
+from daemon.wire.protocol import (
     PROTOCOL_VERSION,
     Answer,
     Envelope,
@@ -25,8 +27,6 @@ from daemon.protocol import (
     envelope_decoder,
     request_decoder,
 )
-from daemon.service import Service
-from daemon.sockets import Sockets
 from presets.errors import UserError
 
 log = logging.getLogger("daemon")

@@ -13,9 +13,9 @@ from typing import Any
 import zmq
 import zmq.asyncio
 
-from daemon.lock import Lock
-from daemon.paths import Places, endpoint, make_private, spare_parent
-from daemon.protocol import MAX_MESSAGE_BYTES
+from daemon.wire.lock import Lock
+from daemon.wire.paths import Places, endpoint, make_private, spare_parent
+from daemon.wire.protocol import MAX_MESSAGE_BYTES
 from presets.errors import UserError
 
 log = logging.getLogger("daemon")

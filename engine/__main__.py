@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine import faults
+from engine.system import fault_injection
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,13 +19,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--accept-changes", action="store_true", help="with --resume: go on though the job or its clips have changed, so that the run is no longer the one that was begun")
     parser.add_argument("--vram", type=float, metavar="GIB", help="use at most so much of the card's memory")
     parser.add_argument(
-        "--fault", action="append", default=[], type=fault, metavar="KIND:POINT:STEP", help="for tests: fail on purpose, e.g. sigkill:save.before-rename:4 (kinds and points: engine/faults.py)"
+        "--fault", action="append", default=[], type=fault, metavar="KIND:POINT:STEP", help="for tests: fail on purpose, e.g. sigkill:save.before-rename:4 (kinds and points: engine/system/fault_injection.py)"
     )
     args = parser.parse_args(argv)
     if not args.resume and (args.from_step is not None or args.accept_changes):
         parser.error("--from and --accept-changes go with --resume")
 
-    faults.arm(args.fault)
+    fault_injection.arm(args.fault)
     from engine.run import run_job
 
     return run_job(args.job, args.out, resume=args.resume, from_step=args.from_step, accept_changes=args.accept_changes, vram_gib=args.vram)
@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def fault(text: str) -> str:
     try:
-        faults.parse(text)
+        fault_injection.parse(text)
     except ValueError as e:
         raise argparse.ArgumentTypeError(str(e)) from None
     return text

@@ -11,24 +11,24 @@ from typing import Any
 
 import msgspec
 
-from engine.console import Console
-from engine.control import Control, StopWished
-from engine.durable import fsync, make_folder
-from engine.eventlog import EventLog
-from engine.resume import Begin, find_begin
-from presets.check import Facts, check, gather
+from engine.runfolder.console import Console
+from engine.runfolder.control import Control, StopWished
+from engine.runfolder.event_log import EventLog
+from engine.runfolder.resume import Begin, find_begin
+from engine.system.durable_files import fsync, make_folder
 from presets.errors import UserError
-from presets.events import EVENTS_FILE
-from presets.facts import used_gpus
+from presets.facts.facts import used_gpus
+from presets.file_names import require_utf8
 from presets.findings import Finding
-from presets.going_on import JOB_FILE
-from presets.job import Job
-from presets.jobfile import absolute_paths, load_job, save_job
-from presets.names import require_utf8
-from presets.plan import KNOBS
-from presets.shell import without_secrets
+from presets.job.resume_check import JOB_FILE
+from presets.job.schema import Job
+from presets.job.toml_file import absolute_paths, load_job, save_job
+from presets.machine.shell import without_secrets
+from presets.machine.visible_gpus import shown_to_cuda
+from presets.planner.plan import KNOBS
+from presets.rules.check import Facts, check, gather
+from presets.runs.events import EVENTS_FILE
 from presets.text import sentences
-from presets.visible import shown_to_cuda
 
 DONE, FAILED, USAGE, RESUMABLE = 0, 1, 2, 75  # 75 is EX_TEMPFAIL: saved, start me again
 LOCK_FILE = ".lock"
@@ -112,8 +112,8 @@ def _attempt(folder: Path, begin: Begin, base_dir: Path, log: EventLog, *, worke
     transformers_logging.disable_progress_bar()  # our own phases tell the progress
     from diffusers.utils import logging as diffusers_logging
 
-    from engine.device import memory_errors, require_gpu
-    from engine.noroom import open_with_room
+    from engine.memory.out_of_memory import open_with_room
+    from engine.system.device import memory_errors, require_gpu
 
     diffusers_logging.disable_progress_bar()
 
@@ -134,8 +134,8 @@ def _attempt(folder: Path, begin: Begin, base_dir: Path, log: EventLog, *, worke
 
 
 def _run(begin: Begin, facts: Facts, folder: Path, log: EventLog, control: Control, *, device: Any, workers: int | None, vram: int | None) -> int:
-    from engine.setup import prepare
-    from engine.trainer import train
+    from engine.training.setup import prepare
+    from engine.training.trainer import train
 
     run = prepare(begin.job, facts, folder, log, device=device, workers=default_workers() if workers is None else workers, begin=begin, control=control, vram=vram)
     with run.loader:

@@ -1,6 +1,6 @@
 """The whole suite on a busy machine: `python -m tests.busy [--loops N] [pytest's arguments]` keeps N processes computing beside it.
 
-What fails here and not on a quiet machine waits for a time instead of a condition (tests/waiting.py).
+What fails here and not on a quiet machine waits for a time instead of a condition (tests/helpers/waiting.py).
 """
 
 import argparse

@@ -22,11 +22,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
-from presets.visible import NUMBERS, ORDER, VISIBLE
-from tests import levels
-from tests.terminal import Terminal
-from tests.waiting import until
-from tests.wanlora_tui.harness import end_daemon, environment, wanlora
+from presets.machine.visible_gpus import NUMBERS, ORDER, VISIBLE
+from tests.helpers import levels
+from tests.helpers.interface.harness import end_daemon, environment, wanlora
+from tests.helpers.terminal import Terminal
+from tests.helpers.waiting import until
 
 WANLORA = Path(sys.executable).with_name("wanlora")  # the installed command
 
@@ -56,7 +56,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny base: the real model classes at toy sizes, in fp32. Not to be changed."""
-    from engine.tiny import build_tiny  # torch, which most tests do without
+    from engine.demo.tiny_base import build_tiny  # torch, which most tests do without
 
     return build_tiny(tmp_path_factory.mktemp("tiny") / "base")
 

@@ -24,12 +24,12 @@ import tomlkit
 import zmq
 from safetensors.numpy import load_file, save_file
 
-from daemon.client import Client, NotRunning, RequestRefused, ping
-from daemon.paths import endpoint, places
-from daemon.protocol import PROTOCOL_VERSION, Refused, reply_decoder
-from presets.events import read_events
+from daemon.errors import NotRunning, RequestRefused
+from daemon.wire.client import Client, ping
+from daemon.wire.paths import endpoint, places
+from daemon.wire.protocol import PROTOCOL_VERSION, Refused, reply_decoder
 from presets.findings import Finding
-from presets.job import (
+from presets.job.schema import (
     DatasetPanel,
     Job,
     JobPanel,
@@ -42,11 +42,13 @@ from presets.job import (
     TargetPanel,
     TrainingPanel,
 )
-from presets.jobfile import save_job
+from presets.job.toml_file import save_job
+from presets.runs.events import read_events
 from tests.conftest import WANLORA
-from tests.videos import write_clip, write_image
-from tests.waiting import PATIENCE
-from tests.wanlora_tui.harness import ROOT, environment, wanlora
+from tests.helpers import ROOT
+from tests.helpers.interface.harness import environment, wanlora
+from tests.helpers.videos import write_clip, write_image
+from tests.helpers.waiting import PATIENCE
 
 NAME = "bad_input"
 

@@ -14,17 +14,17 @@ import psutil
 import pytest
 from safetensors import safe_open
 
-from daemon.client import Client, ping
-from presets.events import Event, read_events
-from presets.fields import FIELDS
-from presets.fold import RunView, fold
-from presets.jobfile import load_job, save_job, with_value
+from daemon.wire.client import Client, ping
+from presets.job.fields import FIELDS
+from presets.job.toml_file import load_job, save_job, with_value
+from presets.runs.events import Event, read_events
+from presets.runs.run_view import RunView, fold
 from tests.conftest import processes_under
-from tests.engine.jobs import write_job
-from tests.terminal import Terminal
-from tests.videos import write_clip
-from tests.waiting import until
-from tests.wanlora_tui.harness import wanlora
+from tests.helpers.interface.harness import wanlora
+from tests.helpers.jobs import write_job
+from tests.helpers.terminal import Terminal
+from tests.helpers.videos import write_clip
+from tests.helpers.waiting import until
 
 FIRST_LABELS = {f.panel: f.label for f in reversed(FIELDS.values()) if f.panel and "." not in f.panel}
 FIRST_LABELS = dict(reversed(FIRST_LABELS.items()))  # panel -> the label of its first field, in the order of the wizard

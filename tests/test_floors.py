@@ -1,57 +1,103 @@
-"""Four floors, arrows only downwards: `wanlora_tui` -> `daemon`, `presets`; `daemon` -> `presets`; `engine` -> `presets`.
+"""Four floors of rooms, arrows only downwards: `wanlora_tui` -> `daemon`, `presets`; `daemon` -> `presets`; `engine` -> `presets`.
 
 Proven twice: by what a fresh interpreter has loaded after every module of a floor was imported, and by reading every
 import statement there is, also those inside functions, which only run when their function does.
 """
 
-import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from tests.waiting import PATIENCE
+from tests.helpers import ROOT
+from tests.helpers.floors import arrows, charter, files, imports
+from tests.helpers.waiting import PATIENCE
 
-ROOT = Path(__file__).resolve().parent.parent
 BELOW = {"wanlora_tui": {"daemon", "presets"}, "daemon": {"presets"}, "engine": {"presets"}, "presets": set()}  # floor -> floors it may import
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate"}
 BANNED = {"wanlora_tui": HEAVY, "daemon": HEAVY | {"textual"}, "engine": {"textual"}, "presets": HEAVY | {"textual"}}
-DAEMON_FOR_CLIENTS = {"client", "launch", "paths", "protocol"}  # what the interface may know of the daemon: no queue, no store, no service
-CUDA_ONLY = {"engine.triton_kernels"}  # needs Triton, which PyTorch's CPU builds come without
+DAEMON_FOR_CLIENTS = {"wire", "errors"}  # what the interface may know of the daemon: no queue, no store, no service
+CUDA_ONLY = {"engine.wan.triton_fp8"}  # needs Triton, which PyTorch's CPU builds come without
+
+# What each room may import of its own floor, the topmost room first. A wall that nobody needs open stays closed.
+ROOMS = {
+    "wanlora_tui": """
+        cli             -> commands terminal
+        commands        -> app output ssh_tunnel terminal
+        screenshot      -> feeds screens terminal themes
+        app             -> actions feeds output screens screens.wizard terminal themes threads widgets
+        screens.wizard  -> actions draft feeds output screens widgets
+        screens         -> actions feeds output widgets
+        widgets         -> actions output
+        draft           -> output
+        feeds           -> output
+        output          ->
+        actions         ->
+        terminal        ->
+        ssh_tunnel      ->
+        themes          ->
+        threads         ->
+    """,
+    "daemon": """
+        __main__   -> server wire
+        server     -> jobs processes sockets wire
+        sockets    -> wire
+        jobs       -> processes wire
+        wire       -> errors processes
+        processes  -> errors
+        errors     ->
+    """,
+    "engine": """
+        __main__   -> run system
+        run        -> memory runfolder system training
+        training   -> adapters data encode executor memory preview runfolder system wan weights
+        preview    -> encode executor system
+        recovery   -> adapters data encode memory system wan weights
+        executor   -> adapters system wan weights
+        adapters   -> system wan weights
+        toy_base   -> demo encode
+        encode     -> data system weights
+        weights    -> system wan
+        memory     -> system wan
+        wan        -> system
+        runfolder  -> system
+        data       -> system
+        demo       ->
+        system     ->
+    """,
+    "presets": """
+        rules       -> base caches clips disk errors facts findings job look machine planner recipes runs text
+        diagnosis   -> clips errors findings job planner runs
+        recipes     -> clips job machine planner
+        planner     -> base clips errors facts job machine text
+        facts       -> base clips job machine
+        caches      -> base
+        base        -> disk errors findings job look text
+        clips       -> errors file_names findings job look
+        machine     -> errors
+        runs        -> errors files job text
+        job         -> errors file_names files
+        findings    -> errors
+        file_names  -> errors
+        errors      -> text
+        text        ->
+        files       ->
+        disk        ->
+        look        ->
+    """,
+}
+MOST_FILES = 14  # in one folder: about twelve, with a little room
 
 
-def files(floor: str, root: Path = ROOT) -> Iterator[tuple[str, Path]]:
-    """(dotted name, file) of every module of a floor."""
-    for path in sorted((root / floor).rglob("*.py")):
-        parts = path.relative_to(root).with_suffix("").parts
-        yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts), path
-
-
-def imports(module: str, path: Path) -> Iterator[tuple[str, int]]:
-    """(full dotted name, line) of whatever a module imports, at its top, inside a function or by `import_module` of a plain name."""
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
-        if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            start = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
-            name = ".".join([*start, *([node.module] if node.module else [])])
-            yield from ((f"{name}.{alias.name}", node.lineno) for alias in node.names)
-        elif isinstance(node, ast.Call) and node.args:
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id if isinstance(node.func, ast.Name) else ""
-            if called in ("import_module", "__import__") and (start_of := _start(node.args[0])):
-                yield start_of, node.lineno
-
-
-def _start(argument: ast.expr) -> str:
-    """The text an argument begins with: a plain string, or the part of an f-string before its first value."""
-    first = argument.values[0] if isinstance(argument, ast.JoinedStr) and argument.values else argument
-    return first.value if isinstance(first, ast.Constant) and isinstance(first.value, str) else ""
+def allowed(floor: str) -> dict[str, set[str]]:
+    """Room -> the rooms of its floor that it may import."""
+    lines = [line.split("->") for line in ROOMS[floor].strip().splitlines()]
+    return {room.strip(): set(below.split()) for room, below in lines}
 
 
 def violations(floor: str, root: Path = ROOT) -> list[str]:
@@ -84,6 +130,38 @@ def test_no_import_statement_goes_up(floor: str):
 
 
 @pytest.mark.parametrize("floor", BELOW)
+def test_a_room_imports_what_its_table_says_and_no_other(floor: str):
+    table, drawn = allowed(floor), arrows(floor)
+    assert [why for (room, below), why in drawn.items() if below not in table.get(room, set())] == []
+    unused = {(room, below) for room in table for below in table[room]} - drawn.keys()
+    assert not unused, "nothing needs these any more: take them out of the table"
+
+
+@pytest.mark.parametrize("floor", BELOW)
+def test_arrows_between_rooms_go_down(floor: str):
+    """The table has no circle, and its order is one in which each room stands above what it imports."""
+    table = allowed(floor)
+    list(TopologicalSorter(table).static_order())
+    order = list(table)
+    assert [(room, below) for room in table for below in table[room] if order.index(below) <= order.index(room)] == []
+
+
+@pytest.mark.parametrize("floor", BELOW)
+def test_every_room_has_a_charter_and_few_files(floor: str):
+    for folder in sorted({path.parent for _, path in files(floor)}):
+        assert len([p for p in folder.glob("*.py") if p.name != "__init__.py"]) <= MOST_FILES, f"{folder} is full: argue for a new room"
+    for room in allowed(floor):
+        if room != "__main__":
+            assert charter(floor, room).endswith((".", ":")), f"{floor}.{room} does not say what it is for"
+
+
+def test_the_same_folders_hold_the_tests():
+    """A folder of tests is a folder of the product, so that whoever looks for the test of a module finds it."""
+    folders = {path.parent.relative_to(ROOT / "tests") for floor in BELOW for path in (ROOT / "tests" / floor).rglob("test_*.py")}
+    assert [str(folder) for folder in folders if not (ROOT / folder / "__init__.py").exists()] == []
+
+
+@pytest.mark.parametrize("floor", BELOW)
 def test_a_fresh_interpreter_loads_only_what_lies_below(floor: str):
     there = loaded(floor)
     assert floor in there and "msgspec" in there
@@ -97,11 +175,11 @@ def test_the_interface_with_a_daemon_in_one_process_stays_light():
 @pytest.mark.parametrize(
     ("floor", "line"),
     [
-        ("presets", "import torch"), ("presets", "from daemon.paths import places"), ("presets", "def f():\n    from engine import lora"),
-        ("daemon", "def f():\n    import torch.distributed.run as run"), ("daemon", "from wanlora_tui import text"), ("daemon", "from textual.app import App"),
-        ("engine", "class C:\n    def f(self):\n        import textual"), ("engine", "from daemon.client import Client"),
+        ("presets", "import torch"), ("presets", "from daemon.wire.paths import places"), ("presets", "def f():\n    from engine.adapters import lora"),
+        ("daemon", "def f():\n    import torch.distributed.run as run"), ("daemon", "from wanlora_tui.output import formatting"), ("daemon", "from textual.app import App"),
+        ("engine", "class C:\n    def f(self):\n        import textual"), ("engine", "from daemon.wire.client import Client"),
         ("wanlora_tui", "from engine.run import run_job"), ("wanlora_tui", "from importlib import import_module\nx = import_module('engine.run')"),
-        ("wanlora_tui", "from daemon.queue import Queue"), ("wanlora_tui", "from daemon import store"), ("wanlora_tui", "import importlib\nx = importlib.import_module(f'engine.{1}')"),
+        ("wanlora_tui", "from daemon.jobs.job_queue import Queue"), ("wanlora_tui", "from daemon.jobs import job_store"), ("wanlora_tui", "import importlib\nx = importlib.import_module(f'engine.{1}')"),
     ],
 )  # fmt: skip
 def test_the_scan_sees_a_hidden_import(tmp_path: Path, floor: str, line: str):
@@ -110,3 +188,11 @@ def test_the_scan_sees_a_hidden_import(tmp_path: Path, floor: str, line: str):
     module.write_text(f'"""A module."""\n\nimport msgspec\nfrom . import sibling\nfrom ..wide import thing\n\n{line}\n')
     [found] = violations(floor, tmp_path)
     assert found.startswith(f"{floor}/deep/module.py:")
+
+
+@pytest.mark.parametrize("line", ["from engine.training import trainer", "def f():\n    from ..training.trainer import train", "import engine.training.trainer as t"])
+def test_the_scan_sees_a_way_into_another_room(tmp_path: Path, line: str):
+    for name in ("wan/block", "training/trainer"):
+        (tmp_path / "engine" / name).parent.mkdir(parents=True)
+        (tmp_path / "engine" / f"{name}.py").write_text(f"{line}\n" if name == "wan/block" else "")
+    assert list(arrows("engine", tmp_path)) == [("wan", "training")]

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 from textual.app import App
 
-from daemon.client import RequestRefused
-from daemon.protocol import JobRecord
-from daemon.resume import changed_since, require_accepted
-from engine.resume import find_begin
+from daemon.errors import RequestRefused
+from daemon.jobs.resume_request import changed_since, require_accepted
+from daemon.wire.protocol import JobRecord
+from engine.runfolder.resume import find_begin
 from presets.errors import UserError
-from presets.jobfile import absolute_paths, load_job, save_job, with_value
-from tests.engine.test_resume import JOB, Place
+from presets.job.toml_file import absolute_paths, load_job, save_job, with_value
+from tests.engine.runfolder.test_resume import JOB, Place
 from wanlora_tui.commands.resume import agreed_here
 from wanlora_tui.screens.confirm import Confirm
 from wanlora_tui.screens.resume import resume_run

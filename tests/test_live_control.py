@@ -3,11 +3,11 @@
 import json
 from pathlib import Path
 
-from presets.events import Event, read_events
-from presets.jobfile import load_job, save_job, with_value
-from tests.engine.jobs import write_job
-from tests.waiting import until
-from tests.wanlora_tui.harness import wanlora
+from presets.job.toml_file import load_job, save_job, with_value
+from presets.runs.events import Event, read_events
+from tests.helpers.interface.harness import wanlora
+from tests.helpers.jobs import write_job
+from tests.helpers.waiting import until
 
 
 def events(run: Path, kind: str) -> list[Event]:

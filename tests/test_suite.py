@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import levels
-from tests.wanlora_tui.harness import own_daemon, wanlora
+from tests.helpers import ROOT, levels
+from tests.helpers.interface.harness import own_daemon, wanlora
 
 
 def computes() -> int:
@@ -62,7 +62,7 @@ def test_a_fast_test_is_watched_while_its_fixtures_are_made_too(tmp_path: Path):
     """What a fixture starts may hide deep within the product, where its name is not seen."""
     (tmp_path / "conftest.py").write_text("from tests.conftest import *\n")
     (tmp_path / "test_it.py").write_text("import pytest\n@pytest.fixture\ndef made():\n    getattr(__import__('os'), 'sys' + 'tem')('true')\ndef test_it(made): pass\n")
-    root = Path(__file__).parents[1]
+    root = ROOT
     said = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path], cwd=root, capture_output=True, text=True)
     assert said.returncode == 1 and "mark it @pytest.mark.process. Started: os.system" in said.stdout, said.stdout
 

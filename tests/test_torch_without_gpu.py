@@ -15,15 +15,16 @@ import tomlkit
 import torch
 from safetensors.numpy import load_file
 
-from engine import ara
+from engine.recovery import command
 from engine.run import run_job
 from presets.errors import UserError
-from presets.events import read_events
-from presets.facts import TINY_PARAMETERS
-from presets.torchbuild import Build, installed_build, misfit
-from tests.presets.making import gpu, machine
-from tests.videos import write_clip
-from tests.wanlora_tui.harness import ROOT, environment, wanlora
+from presets.facts.facts import TINY_PARAMETERS
+from presets.machine.torch_build import Build, installed_build, misfit
+from presets.runs.events import read_events
+from tests.helpers import ROOT
+from tests.helpers.facts import gpu, machine
+from tests.helpers.interface.harness import environment, wanlora
+from tests.helpers.videos import write_clip
 
 NVML = """
 import importlib.util
@@ -115,7 +116,7 @@ def test_a_torch_that_does_not_fit_the_driver(work: Path, tmp_path: Path, home: 
 def test_a_torch_that_sees_no_gpu_though_the_rules_saw_nothing_wrong(work: Path, monkeypatch: pytest.MonkeyPatch):
     """The trainer asks torch before it loads."""
     monkeypatch.setattr("engine.run.check", lambda job, facts: [])
-    monkeypatch.setattr("presets.check.read_machine", lambda out: machine(gpu(), torch=Build("2.13.0", "13.0")))
+    monkeypatch.setattr("presets.rules.check.read_machine", lambda out: machine(gpu(), torch=Build("2.13.0", "13.0")))
     assert run_job(work / "job.toml", None, resume=False, workers=0) == 1
     [run] = (work / "runs").iterdir()
     told = [event for event, _ in read_events(run / "events.jsonl")]
@@ -125,9 +126,9 @@ def test_a_torch_that_sees_no_gpu_though_the_rules_saw_nothing_wrong(work: Path,
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch has a GPU")
 def test_the_builder_of_adapters_refuses_alike(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("presets.machine.read_machine", lambda out: machine(gpu(driver="550.1"), torch=Build("2.13.0", "13.0")))
+    monkeypatch.setattr("presets.machine.machine.read_machine", lambda out: machine(gpu(driver="550.1"), torch=Build("2.13.0", "13.0")))
     with pytest.raises(UserError, match=r"NVIDIA driver 550\.1 does not serve"):
-        ara.build(str(work / "base"), rank=2, grid="qint4", clips=None, full=False, out=tmp_path / "a.safetensors", expert="both")
+        command.build(str(work / "base"), rank=2, grid="qint4", clips=None, full=False, out=tmp_path / "a.safetensors", expert="both")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch has a GPU")

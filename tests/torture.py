@@ -21,13 +21,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine import checkpoint, faults
-from engine.tiny import build_tiny
-from presets.job import Job
-from presets.jobfile import load_job, save_job, with_value
-from tests.engine.attempts import ONE_THREAD, ROOT, Attempt, Trainers
-from tests.engine.jobs import write_job
-from tests.engine.sameness import differences
+from engine.demo.tiny_base import build_tiny
+from engine.runfolder import checkpoint
+from engine.system import fault_injection
+from presets.job.schema import Job
+from presets.job.toml_file import load_job, save_job, with_value
+from tests.helpers import ROOT
+from tests.helpers.jobs import write_job
+from tests.helpers.training.attempts import ONE_THREAD, Attempt, Trainers
+from tests.helpers.training.sameness import differences
 
 STEPS = 12
 BASE: dict[str, Any] = {"steps": STEPS, "save": {"every": 3, "keep": 3}, "sample": {"every": 4, "steps": 2, "width": 64, "height": 48}, "clips": 5}
@@ -94,8 +96,8 @@ def life(number: int, seed: int, folder: Path, tiny: Path, straights: dict[str, 
         last = turn == MOST_DISTURBANCES
         what = rng.choice(["kill", "kill", "kill", "term", "term twice", "fault", "fault", "disk", "hang", "order", "back"])
         workers, fresh, instant = rng.choice([0, 0, 1, 2]), rng.random() < 0.1, rng.random() * usual[name] * 1.1
-        point, step = rng.choice([p for p in faults.POINTS if not p.startswith(("event.", "control.", "abandon."))]), rng.randint(0, STEPS)
-        fault = {"fault": f"sigkill:{point}:{step}", "hang": f"hang:{point}:{step}", "disk": f"enospc:{rng.choice([p for p in faults.POINTS if p.startswith(('save', 'lora', 'event'))])}:{step}"}.get(what)
+        point, step = rng.choice([p for p in fault_injection.POINTS if not p.startswith(("event.", "control.", "abandon."))]), rng.randint(0, STEPS)
+        fault = {"fault": f"sigkill:{point}:{step}", "hang": f"hang:{point}:{step}", "disk": f"enospc:{rng.choice([p for p in fault_injection.POINTS if p.startswith(('save', 'lora', 'event'))])}:{step}"}.get(what)
         resume = (run / "events.jsonl").exists()
         whole, back = [checkpoint.step_of(f) for f in checkpoint.listed(run) if not checkpoint.verify(f)], None
         if what == "order" and resume:  # it changes nothing, and is honoured as soon as the attempt begins

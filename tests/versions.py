@@ -17,9 +17,10 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from presets.torchbuild import REQUIREMENT_CUDA12
+from presets.machine.torch_build import REQUIREMENT_CUDA12
+from tests.helpers import ROOT
 
-PYPROJECT = Path(__file__).resolve().parent.parent / "pyproject.toml"
+PYPROJECT = ROOT / "pyproject.toml"
 LEAST_PIP = Version("26.3")  # an older one that was tried, 23.2, takes only what the Python that runs it could use too, whatever --python-version says
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 

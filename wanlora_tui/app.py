@@ -16,24 +16,26 @@ from textual.app import SystemCommand
 from textual.screen import Screen
 from textual.widget import Widget
 
-from daemon.client import Client, DaemonError, find
-from daemon.launch import ensure_running
-from daemon.protocol import ENDED_STATES, LIVE_STATES, JobRecord
-from presets.fold import RunView
+from daemon.errors import DaemonError
+from daemon.wire.client import Client
+from daemon.wire.find import find
+from daemon.wire.protocol import ENDED_STATES, LIVE_STATES, JobRecord
+from daemon.wire.start import ensure_running
+from presets.runs.run_view import RunView
 from wanlora_tui.actions import all_actions, bindings
-from wanlora_tui.board import Board
-from wanlora_tui.keys import KeysInOrder
-from wanlora_tui.launcher import Launcher
-from wanlora_tui.lights import daemon_light
-from wanlora_tui.runfeed import RunFeed
+from wanlora_tui.feeds.job_list import Board
+from wanlora_tui.feeds.last_seen import MemoryFile
+from wanlora_tui.feeds.launcher import Launcher
+from wanlora_tui.feeds.run_feed import RunFeed
+from wanlora_tui.feeds.status_lights import daemon_light
+from wanlora_tui.output.formatting import count, ending, home_path
 from wanlora_tui.screens.dashboard import DashboardScreen
 from wanlora_tui.screens.help import HelpScreen
 from wanlora_tui.screens.jobs import JobsScreen
-from wanlora_tui.seen import MemoryFile
 from wanlora_tui.terminal.streams import has_shell
-from wanlora_tui.text import count, ending, home_path
 from wanlora_tui.themes import ReadableThemes, readable
 from wanlora_tui.threads import ReadingThreads
+from wanlora_tui.widgets.key_order import KeysInOrder
 
 TWICE_SECONDS = 3.0  # within which a second Ctrl-C leaves
 SAVE_SECONDS = 5.0  # between two writes of what was seen: a killed TUI forgets no more than that

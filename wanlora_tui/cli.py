@@ -184,7 +184,7 @@ def _seq(text: str) -> int:
 def _require_utf8(args: argparse.Namespace) -> None:
     """Whatever is named on the command line can be told on. Raises UserError."""
     from presets.errors import UserError
-    from presets.names import escaped, is_utf8, require_utf8
+    from presets.file_names import escaped, is_utf8, require_utf8
 
     for value in vars(args).values():
         if isinstance(value, Path):

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from textual.widget import Widget
 
-from daemon.protocol import JobRecord, JobState
+from daemon.wire.protocol import JobRecord, JobState
 from presets.errors import UserError
-from presets.events import Event, read_events
-from presets.fold import RunView, fold
-from wanlora_tui.runfeed import RecordedRun
+from presets.runs.events import Event, read_events
+from presets.runs.run_view import RunView, fold
+from wanlora_tui.feeds.run_feed import RecordedRun
 from wanlora_tui.screens.dashboard import DashboardScreen
 from wanlora_tui.terminal.pictures import picture_class
 from wanlora_tui.themes import ReadableThemes

@@ -10,9 +10,9 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler, WanTransformer3
 from torch.nn import functional as F
 from transformers import T5TokenizerFast, UMT5EncoderModel
 
-from engine.text import MAX_TOKENS
-from engine.tiny import model_index
-from engine.tiny_parts import WORDS, build_text_encoder, build_tokenizer
+from engine.demo.tiny_base import model_index
+from engine.demo.tiny_base_parts import WORDS, build_text_encoder, build_tokenizer
+from engine.encode.text_embeddings import MAX_TOKENS
 from engine.toy_base.films import CAMERAS, COLOURS, MOTIONS, SHAPES
 
 TEXT_WIDTH = 64

@@ -10,10 +10,10 @@ import msgspec
 from msgspec import Struct
 
 from presets.errors import UserError
-from presets.machine import Gpu, Machine
-from presets.planner.inputs import Hardware
-from presets.planner.rates import Rates, recall
-from presets.sizes import GIB
+from presets.machine.machine import Gpu, Machine
+from presets.planner.measured_rates import Rates, recall
+from presets.planner.sizes import GIB
+from presets.planner.workload import Hardware
 
 CARDS = Path(__file__).with_name("cards.toml")
 DRIVER_BYTES = int(0.4 * GIB)  # what a driver keeps of an idle card, a small desktop included

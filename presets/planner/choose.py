@@ -6,13 +6,10 @@ from typing import Literal
 from msgspec import Struct
 
 from presets.errors import UserError
-from presets.facts import Facts
-from presets.job import Job
-from presets.plan import Plan, Precision
-from presets.planner.cards import DRIVER_BYTES
-from presets.planner.costs import Costs, Prediction
-from presets.planner.inputs import Hardware, Workload, shape_of, workload_of
-from presets.planner.rungs import (
+from presets.facts.facts import Facts
+from presets.job.schema import Job
+from presets.machine.precisions import require
+from presets.planner.candidates import (
     LEAST_SAVED,
     RUNG,
     Limits,
@@ -25,8 +22,12 @@ from presets.planner.rungs import (
     with_stash_on_device,
     with_vae_frames,
 )
-from presets.precisions import require
-from presets.sizes import GIB, ExpertShape, human
+from presets.planner.cards import DRIVER_BYTES
+from presets.planner.costs import Costs, Prediction
+from presets.planner.plan import Plan, Precision
+from presets.planner.sizes import GIB, ExpertShape
+from presets.planner.workload import Hardware, Workload, shape_of, workload_of
+from presets.text import human
 
 Wish = Literal["auto", "none", "float8", "qfloat8", "qint8", "qint4", "qint4+ara"]
 NOT_SLOWER = 1.03  # bf16 is preferred to 8 bits as long as it costs no more time than this ...

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import msgspec
 from msgspec import Struct
 
-from presets.plan import Plan, Precision
-from presets.planner.accelerators import BLOCKS_ALIVE
-from presets.planner.inputs import Hardware, Load, Previews, Workload
-from presets.sizes import GIB, OPTIMIZER_BYTES, ExpertShape
+from presets.planner.plan import Plan, Precision
+from presets.planner.preview_accelerators import BLOCKS_ALIVE
+from presets.planner.sizes import GIB, OPTIMIZER_BYTES, ExpertShape
+from presets.planner.workload import Hardware, Load, Previews, Workload
 
-ALIGN = 256  # bytes; see engine.masters
+ALIGN = 256  # bytes; see engine.weights.packed_blocks
 QINT4_GROUP = 128  # inputs per scale and shift
 STORED = {"none": 2.0, "float8": 1.0, "qfloat8": 1.0, "qint8": 1.0, "qint4": 0.5}  # bytes per weight, without scales
 TEXT_TOKENS = 512
@@ -131,7 +131,7 @@ class Prediction(Struct, frozen=True, kw_only=True):
 
 
 def block_bytes(shape: ExpertShape, precision: Precision) -> int:
-    """One packed block with its scales, biases and norms; the layout of engine.masters."""
+    """One packed block with its scales, biases and norms; the layout of engine.weights.packed_blocks."""
     D, F = shape.width, shape.ffn
     linears = [(D, D)] * 8 + [(F, D), (D, F)]
     total = 0.0

@@ -1,19 +1,17 @@
 """Every rule about a job. A rule is one small function over the job and the facts; `RULES` holds them all by code."""
 
 from presets.rules import (  # noqa: F401
-    accelerator,
     captions,
     clips,
     datasets,
     experts,
     frames,
     machine,
-    model,
+    model_files,
     plan,
-    run,
-    sample,
+    previews,
+    run_folder,
     training,
-    unavailable,
 )
 from presets.rules.registry import RULES, Found, Rule
 

@@ -1,16 +1,16 @@
 """Rules about captions and the trigger word."""
 
-from collections import Counter
 from collections.abc import Iterator
 
-from presets.captions import TRIGGER_MARK, replace_word
-from presets.clips import ClipFacts
-from presets.facts import Facts, names, paired
-from presets.job import DatasetPanel, Job, Kind
-from presets.recipe import load_recipe
+from presets.clips.captions import TRIGGER_MARK, replace_word
+from presets.clips.clip_facts import ClipFacts
+from presets.clips.clip_statistics import usual_caption
+from presets.facts.facts import Facts, names, paired
+from presets.job.schema import DatasetPanel, Job, Kind
+from presets.recipes.recipe import load_recipe
 from presets.rules.registry import Found, rule
 
-MAX_TOKENS = 512  # that the text encoder reads (engine.text)
+MAX_TOKENS = 512  # that the text encoder reads (engine.encode.text_embeddings)
 
 
 def caption_of(panel: DatasetPanel, clip: ClipFacts) -> str:
@@ -21,12 +21,6 @@ def about_tokens(text: str) -> float:
     """How many tokens UMT5 makes of a text, by a cautious estimate: four letters of a Latin script each, or one and a half of another."""
     plain = sum(letter < "\u0250" for letter in text)
     return plain / 4 + (len(text) - plain) / 1.5
-
-
-def usual_caption(clips: list[ClipFacts]) -> str:
-    """The caption that most of the clips share; "" when none has one."""
-    counted = Counter(c.caption for c in clips if c.caption).most_common(1)
-    return counted[0][0] if counted else ""
 
 
 def suggest_default(kind: Kind, trigger: str, clips: list[ClipFacts]) -> str:

@@ -4,19 +4,12 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from presets.clips import ClipFacts
-from presets.facts import Facts, names, paired, videos
-from presets.geometry import SIDE_MULTIPLE
-from presets.job import Job
-from presets.recipe import load_recipe
+from presets.clips.clip_statistics import SMALLEST_RESOLUTION, reach
+from presets.clips.geometry import SIDE_MULTIPLE
+from presets.facts.facts import Facts, names, paired, videos
+from presets.job.schema import Job
+from presets.recipes.recipe import load_recipe
 from presets.rules.registry import Found, rule
-
-SMALLEST_RESOLUTION = 64  # the least that datasets.resolutions takes
-
-
-def reach(clip: ClipFacts) -> int:
-    """The R of `resolutions` that leaves a clip at its own size: the side of the square of its area, rounded up."""
-    return math.ceil(math.sqrt(clip.width * clip.height))
 
 
 @rule("clip-too-small", "error")

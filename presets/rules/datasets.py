@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from presets.captions import replace_word, resolve_caption
-from presets.facts import Facts, names, paired
-from presets.geometry import SIDE_MULTIPLE, bucket_for
-from presets.job import Job
-from presets.planner.inputs import clip_buckets
+from presets.clips.captions import replace_word, resolve_caption
+from presets.clips.geometry import SIDE_MULTIPLE, bucket_for
+from presets.facts.facts import Facts, names, paired
+from presets.job.schema import Job
+from presets.planner.workload import clip_buckets
 from presets.rules.registry import Found, rule
 
 

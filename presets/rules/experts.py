@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from presets.facts import Facts
-from presets.job import Job
+from presets.facts.facts import Facts
+from presets.job.expert_schedule import EXPERTS, PANEL, high_part, panel_of, steps_of
+from presets.job.schema import Job
 from presets.rules.registry import Found, rule
-from presets.stages import EXPERTS, PANEL, high_part, panel_of, steps_of
 
 
 def both(job: Job) -> bool:

@@ -2,18 +2,15 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 
-from presets.clips import ClipFacts
-from presets.facts import Facts, names, paired, used_gpus, videos
-from presets.geometry import WAN_FPS, is_valid_frame_count, nearest_frame_counts, uniform_speed
-from presets.job import DatasetPanel, Job
-from presets.recipe import tier_for
+from presets.clips.clip_facts import ClipFacts
+from presets.clips.clip_statistics import MOST_FRAMES, SPEED_LIMIT, off_speed, true_speed_frames
+from presets.clips.geometry import WAN_FPS, is_valid_frame_count, nearest_frame_counts, uniform_speed
+from presets.facts.facts import Facts, names, paired, used_gpus, videos
+from presets.job.schema import DatasetPanel, Job
+from presets.planner.sizes import GIB
+from presets.recipes.recipe import tier_for
 from presets.rules.registry import Found, rule
-from presets.sizes import GIB
-
-MOST_FRAMES = 81  # 5 seconds at 16 FPS: the longest that Wan 2.2 I2V makes
-SPEED_LIMIT = 1.25
 
 
 def frames_that_fit(panel: DatasetPanel, clip: ClipFacts) -> int:
@@ -105,18 +102,6 @@ def one_frame_of_video(job: Job, facts: Facts) -> Iterator[Found]:
                 yield Found(path, message, fix="Use longer clips")
 
 
-def _off(speed: float) -> float:
-    """How far a speed factor is from true speed, in either direction: 2.0 and 0.5 are equally far."""
-    return max(speed, 1 / speed) if speed > 0 else float("inf")
-
-
-def true_speed_frames(clips: list[ClipFacts], *, low: int = 5, high: int = MOST_FRAMES) -> int:
-    """The 4n+1 count in low..high that plays the median clip nearest to its true speed, no more than the shortest clip has."""
-    high = max(low, min(high, nearest_frame_counts(min(c.frames for c in clips))[0]))
-    middle = median(c.duration for c in clips)
-    return min(range(low, high + 1, 4), key=lambda n: _off(uniform_speed(middle, n)))
-
-
 @rule("speed-factor", "warning")
 def speed_factor(job: Job, facts: Facts) -> Iterator[Found]:
     """Uniform sampling leaves every clip within 1.25x of its true speed."""
@@ -124,8 +109,8 @@ def speed_factor(job: Job, facts: Facts) -> Iterator[Found]:
         clips = videos(found)
         if panel.sampling != "uniform" or panel.num_frames == 1:
             continue
-        speeds = sorted(((uniform_speed(c.duration, panel.num_frames), c) for c in clips), key=lambda sc: -_off(sc[0]))
-        worst = [(s, c) for s, c in speeds if _off(s) > SPEED_LIMIT]
+        speeds = sorted(((uniform_speed(c.duration, panel.num_frames), c) for c in clips), key=lambda sc: -off_speed(sc[0]))
+        worst = [(s, c) for s, c in speeds if off_speed(s) > SPEED_LIMIT]
         if not worst:
             continue
         listed = ", ".join(f"{Path(c.path).name} {s:.2f}x" for s, c in worst[:4]) + (f" and {len(worst) - 4} more" if len(worst) > 4 else "")
@@ -135,7 +120,7 @@ def speed_factor(job: Job, facts: Facts) -> Iterator[Found]:
         memory_allows = MOST_FRAMES if vram is None or facts.tiny else max(panel.num_frames, tier_for(vram / GIB).frames.high)
         better = true_speed_frames(clips, high=memory_allows)
         realtime = all(c.duration * WAN_FPS + 1e-6 >= panel.num_frames for c in clips)
-        if all(_off(uniform_speed(c.duration, better)) <= SPEED_LIMIT for c in clips):
+        if all(off_speed(uniform_speed(c.duration, better)) <= SPEED_LIMIT for c in clips):
             way = f', or sampling = "realtime" for a window of {panel.num_frames / WAN_FPS:.1f} s out of each clip' if realtime else ""
             yield Found(f"{path}.num_frames", message, fix=f"Set {path}.num_frames = {better}{way}", set={f"{path}.num_frames": better})
         elif realtime:

@@ -2,14 +2,15 @@
 
 from collections.abc import Iterator
 
-from presets.facts import Facts, model_missing, used_gpus
-from presets.job import Job
-from presets.jobfile import get_value
-from presets.planner.inputs import shape_of as expert_shape
-from presets.precisions import LEAST, text
+from presets.facts.facts import Facts, model_missing, used_gpus
+from presets.job.expert_schedule import high_ranks
+from presets.job.schema import Job
+from presets.job.toml_file import get_value
+from presets.machine.precisions import LEAST, text
+from presets.planner.sizes import GIB
+from presets.planner.workload import shape_of as expert_shape
 from presets.rules.registry import Found, rule
-from presets.sizes import GIB, human
-from presets.stages import high_ranks
+from presets.text import human
 
 LITTLE_VRAM = 0.8  # of the card: less free than this is somebody else's doing
 
@@ -85,3 +86,10 @@ def rank_headroom(job: Job, facts: Facts) -> Iterator[Found]:
     if vram is not None and not facts.tiny and high and vram < 47 * GIB:
         message = f"rank {max(get_value(job, path) for path in high)} on {vram / GIB:.0f} GiB takes memory that frames and resolution could use, and overfits sooner"
         yield Found(high[0], message, set=dict.fromkeys(high, 16))
+
+
+@rule("one-gpu", "error")
+def one_gpu(job: Job, facts: Facts) -> Iterator[Found]:
+    """A job names one GPU: several come with a later version."""
+    if len(set(job.job.gpus)) > 1:
+        yield Found("job.gpus", f"this version trains a job on one GPU, and {len(set(job.job.gpus))} are named", set={"job.gpus": job.job.gpus[:1]})

@@ -7,16 +7,17 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from presets.errors import UserError
-from presets.facts import Facts, model_missing, used_gpus
-from presets.fields import toml_text
-from presets.job import Job
+from presets.facts.facts import Facts, model_missing, used_gpus
+from presets.job.fields import toml_text
+from presets.job.schema import Job
+from presets.machine.precisions import LEAST, require
 from presets.planner.cards import gpu_hardware
 from presets.planner.choose import Choice, DoesNotFit, Wish, choose
-from presets.planner.inputs import Hardware, Workload, shape_of, workload_of
-from presets.planner.knobs import Knob, knobs
-from presets.precisions import LEAST, require
+from presets.planner.remedies import Knob, knobs
+from presets.planner.sizes import ExpertShape
+from presets.planner.workload import Hardware, Workload, shape_of, workload_of
 from presets.rules.registry import Found, rule
-from presets.sizes import ExpertShape, human
+from presets.text import human
 
 TIGHT = 0.85  # of the card: a smallest plan above this has nowhere to go when memory runs out
 LARGE_BUCKET = 1024

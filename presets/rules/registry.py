@@ -15,10 +15,10 @@ from typing import Any
 from msgspec import Struct
 from msgspec import field as struct_field
 
-from presets.facts import Facts
-from presets.fields import toml_text
+from presets.facts.facts import Facts
 from presets.findings import Finding, Severity
-from presets.job import Job
+from presets.job.fields import toml_text
+from presets.job.schema import Job
 
 
 class Found(Struct, frozen=True):

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-from presets.facts import Facts, paired, used_gpus
-from presets.job import Job
-from presets.recipe import load_recipe
+from presets.facts.facts import Facts, paired, used_gpus
+from presets.job.expert_schedule import PANEL, Expert, expert_at, panel_of, trained_experts
+from presets.job.schema import Job
+from presets.recipes.recipe import load_recipe
 from presets.rules.registry import Found, rule
-from presets.stages import PANEL, Expert, expert_at, panel_of, trained_experts
 
 OVERFIT_STEPS = 4000
 LARGE_SET = 60  # clips: with that many, long runs do not overfit so soon

@@ -10,15 +10,16 @@ from pathlib import Path
 
 import pytest
 
-from daemon.client import Client, NotRunning, ping
-from daemon.processes import MARKER
-from daemon.protocol import ENDED_STATES, LIVE_STATES, JobRecord
-from tests.waiting import PATIENCE
-from tests.waiting import until as until_blocking
-from tests.waiting import until_async as until
+from daemon.errors import NotRunning
+from daemon.processes.proc import MARKER
+from daemon.wire.client import Client, ping
+from daemon.wire.protocol import ENDED_STATES, LIVE_STATES, JobRecord
+from tests.helpers import ROOT
+from tests.helpers.waiting import PATIENCE
+from tests.helpers.waiting import until as until_blocking
+from tests.helpers.waiting import until_async as until
 
-ROOT = Path(__file__).parents[2]
-FAKE = Path(__file__).with_name("fake_trainer.py")
+FAKE = ROOT / "tests" / "helpers" / "fake_trainer.py"
 
 
 class Box:

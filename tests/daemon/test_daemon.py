@@ -11,14 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from daemon.client import Client, NotRunning, RequestRefused
-from daemon.launch import torchrun
-from daemon.processes import identify
-from daemon.protocol import ENDED_STATES, Beat, JobRecord, encode
-from presets.events import Event, read_events
-from presets.fold import RunView, fold
+from daemon.errors import NotRunning, RequestRefused
+from daemon.processes.proc import identify
+from daemon.processes.start_trainer import torchrun
+from daemon.wire.client import Client
+from daemon.wire.protocol import ENDED_STATES, Beat, JobRecord, encode
+from presets.runs.events import Event, read_events
+from presets.runs.run_view import RunView, fold
 from tests.daemon.conftest import FAKE, Box, until
-from tests.waiting import PATIENCE
+from tests.helpers.waiting import PATIENCE
 
 
 def file_events(run_dir: Path) -> list[Event]:
@@ -153,7 +154,7 @@ async def test_kill_9_of_a_client_hurts_nobody(box: Box):
     box.start("--hold-at", "15")
     async with box.client() as client:
         await client.submit(box.job("one"))
-        script = f"import asyncio\nfrom pathlib import Path\nfrom daemon.client import Client\nasync def main():\n    async with Client(Path({str(box.dir)!r})) as c:\n        async for x in c.follow('one'):\n            print(x, flush=True)\nasyncio.run(main())"
+        script = f"import asyncio\nfrom pathlib import Path\nfrom daemon.wire.client import Client\nasync def main():\n    async with Client(Path({str(box.dir)!r})) as c:\n        async for x in c.follow('one'):\n            print(x, flush=True)\nasyncio.run(main())"
         watcher = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
         try:
             assert watcher.stdout is not None and any(b"Event(" in line for line in watcher.stdout)

@@ -7,10 +7,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from daemon import protocol as wire
-from daemon.client import Client, RequestRefused
-from daemon.orders import forget_stops, leave
-from presets.control import ControlFile
+from daemon.errors import RequestRefused
+from daemon.jobs.control_files import forget_stops, leave
+from daemon.wire import protocol as wire
+from daemon.wire.client import Client
+from presets.runs.control import ControlFile
 from tests.daemon.conftest import Box, until
 from tests.daemon.test_daemon import facts, file_events
 

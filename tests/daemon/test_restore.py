@@ -8,11 +8,11 @@ import sys
 import msgspec
 import pytest
 
-from daemon.client import RequestRefused
-from daemon.processes import MARKER, identify, is_alive
-from daemon.protocol import JobRecord
-from daemon.queue import Entry
-from daemon.store import Store
+from daemon.errors import RequestRefused
+from daemon.jobs.job_queue import Entry
+from daemon.jobs.job_store import Store
+from daemon.processes.proc import MARKER, identify, is_alive
+from daemon.wire.protocol import JobRecord
 from tests.daemon.conftest import FAKE, Box, until
 
 

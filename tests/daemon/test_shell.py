@@ -6,9 +6,10 @@ import sqlite3
 
 import pytest
 
-from daemon.client import Client, RequestRefused
-from presets.shell import is_setting
-from presets.visible import NUMBERS, ORDER, VISIBLE
+from daemon.errors import RequestRefused
+from daemon.wire.client import Client
+from presets.machine.shell import is_setting
+from presets.machine.visible_gpus import NUMBERS, ORDER, VISIBLE
 from tests.daemon.conftest import Box, until
 
 TOKEN = "hf_TheTokenOfThisTest1234"

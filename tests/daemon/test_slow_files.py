@@ -8,26 +8,26 @@ from pathlib import Path
 
 import pytest
 
-from daemon import protocol as wire
-from daemon.client import RequestRefused
+from daemon.errors import RequestRefused
+from daemon.wire import protocol as wire
 from tests.daemon.conftest import Box, until
 from tests.daemon.test_daemon import facts, file_events
-from tests.daemon.test_wire import Raw
+from tests.daemon.wire.test_protocol import Raw
 
 # A network disk that does not answer, for the files of some names, until somebody opens the other end of the pipe beside them. A
 # thread that waits for a real one waits in the same way: in open().
 SLOW = """
 import sys
 from pathlib import Path
-import daemon.intake, daemon.runner
+import daemon.jobs.intake, daemon.jobs.runner
 def slow(real, name, gate):
     def wait(path):
         if path.name == name:
             open(gate(path)).close()
         return real(path)
     return wait
-daemon.intake.load_job = slow(daemon.intake.load_job, "slow.toml", lambda path: path.with_suffix(".gate"))
-daemon.runner.prepare = slow(daemon.runner.prepare, "stuck", lambda path: path.parent.parent / "stuck.gate")
+daemon.jobs.intake.load_job = slow(daemon.jobs.intake.load_job, "slow.toml", lambda path: path.with_suffix(".gate"))
+daemon.jobs.runner.prepare = slow(daemon.jobs.runner.prepare, "stuck", lambda path: path.parent.parent / "stuck.gate")
 from daemon.__main__ import main
 sys.exit(main())
 """

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from daemon.client import Client, DaemonError, NotRunning, find, ping
-from daemon.protocol import Beat, Welcome
-from tests.daemon.conftest import ROOT, until
+from daemon.errors import DaemonError, NotRunning
+from daemon.wire.client import Client, ping
+from daemon.wire.find import find
+from daemon.wire.protocol import Beat, Welcome
+from tests.daemon.conftest import until
+from tests.helpers import ROOT
 
 
 class Users:

@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from engine.run import run_job
-from presets.job import DatasetPanel, Job
-from presets.jobfile import load_job, save_job, with_value
-from tests.engine.jobs import of_kind, write_job
-from tests.videos import numbered, write_clip
+from presets.job.schema import DatasetPanel, Job
+from presets.job.toml_file import load_job, save_job, with_value
+from tests.helpers.jobs import of_kind, write_job
+from tests.helpers.videos import numbered, write_clip
 
 FOLDER = Path(__file__).parent
 STEPS, SHORT = 100, 20

@@ -8,7 +8,7 @@ import tempfile
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-from engine.tiny import build_tiny
+from engine.demo.tiny_base import build_tiny
 from tests.golden import CURVES, FOLDER, STEPS, TOLERANCE, committed, curve, deviation
 
 

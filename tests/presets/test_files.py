@@ -9,7 +9,7 @@ import pytest
 
 from presets.errors import UserError
 from presets.files import open_regular, read_regular
-from presets.jobfile import MAX_JOB_BYTES, load_job
+from presets.job.toml_file import MAX_JOB_BYTES, load_job
 
 
 def no_file(kind: str, folder: Path) -> Path:

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from presets import check as checking
-from presets import clips as known
-from presets.check import gather
-from presets.clips import probe_clip, scan_dataset
-from presets.cuts import find_cuts
+from presets.clips import clip_facts as known
+from presets.clips.clip_facts import probe_clip, scan_dataset
+from presets.clips.media import probe_video
+from presets.clips.scene_cuts import find_cuts
 from presets.errors import ClipError
-from presets.job import DatasetPanel, Job, JobPanel
+from presets.job.schema import DatasetPanel, Job, JobPanel
 from presets.look import Look, LookEnded
-from presets.media import probe_video
-from tests.presets.making import gpu, machine
-from tests.videos import write_clip
+from presets.rules import check as checking
+from presets.rules.check import gather
+from tests.helpers.facts import gpu, machine
+from tests.helpers.videos import write_clip
 
 MANY = 400
 THREADS = 8  # of a scan, at most

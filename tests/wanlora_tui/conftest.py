@@ -8,7 +8,7 @@ import pytest
 import textual.app
 import textual.pilot
 
-from tests.waiting import LOOK, PATIENCE
+from tests.helpers.waiting import LOOK, PATIENCE
 
 AT_MOST = 0.5  # seconds of computing: an app that follows a run in full swing is never without something to do
 

@@ -11,12 +11,12 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 from textual_image.widget import HalfcellImage
 
-from daemon.client import Client
-from daemon.protocol import JobRecord
-from tests.waiting import PATIENCE, until_async
-from tests.wanlora_tui.harness import answers, end_daemon, own_daemon, running_daemon, short_dir, write_job
-from tests.wanlora_tui.test_dashboard import outside, shown
-from tests.wanlora_tui.wizard_pilot import patient, type_ahead, until
+from daemon.wire.client import Client
+from daemon.wire.protocol import JobRecord
+from tests.helpers.interface.harness import answers, end_daemon, own_daemon, running_daemon, short_dir, write_job
+from tests.helpers.interface.wizard_pilot import patient, type_ahead, until
+from tests.helpers.waiting import PATIENCE, until_async
+from tests.wanlora_tui.screens.test_dashboard import outside, shown
 from wanlora_tui.actions import all_actions
 from wanlora_tui.app import WanloraApp
 from wanlora_tui.screens.confirm import Confirm

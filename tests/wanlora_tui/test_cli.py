@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from daemon.client import Client
-from presets.jobfile import load_job
-from tests.terminal import Terminal
-from tests.videos import write_clip
-from tests.waiting import PATIENCE
-from tests.wanlora_tui.harness import ROOT, environment, own_daemon, short_dir, until, wanlora, write_job
+from daemon.wire.client import Client
+from presets.job.toml_file import load_job
+from tests.helpers import ROOT
+from tests.helpers.interface.harness import environment, own_daemon, short_dir, until, wanlora, write_job
+from tests.helpers.terminal import Terminal
+from tests.helpers.videos import write_clip
+from tests.helpers.waiting import PATIENCE
 
 HEAVY = ("torch", "diffusers", "transformers", "peft", "textual", "zmq", "av", "msgspec", "numpy", "PIL")
 
@@ -181,7 +182,7 @@ def test_the_daemon_starts_once_answers_and_ends():
 
 def submit(folder: Path, job: Path) -> None:
     """Past the checks: the test trainer needs neither clips nor a GPU."""
-    code = f"import asyncio, pathlib\nfrom daemon.client import Client\nasync def go():\n    async with Client(pathlib.Path({str(folder)!r})) as c: await c.submit({str(job)!r})\nasyncio.run(go())"
+    code = f"import asyncio, pathlib\nfrom daemon.wire.client import Client\nasync def go():\n    async with Client(pathlib.Path({str(folder)!r})) as c: await c.submit({str(job)!r})\nasyncio.run(go())"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment())
 
 
@@ -346,8 +347,8 @@ def test_a_tunnel_brings_both_sockets_here(ssh: dict[str, str], folder: Path, tm
     wanlora("watch", "far_v1", "--dir", folder)
     code = """
 import asyncio, stat
-from daemon.client import Client
-from wanlora_tui.tunnel import tunnel
+from daemon.wire.client import Client
+from wanlora_tui.ssh_tunnel import tunnel
 async def seen(folder):
     async with Client(folder) as client:
         events = []
@@ -366,13 +367,13 @@ assert not folder.exists()
 
 @pytest.mark.parametrize(("host", "words"), [("me@nowhere", "Could not resolve hostname me@nowhere"), ("-oProxyCommand=x", "is not a host")])
 def test_a_tunnel_that_cannot_open_says_why(ssh: dict[str, str], host: str, words: str):
-    code = f"from wanlora_tui.tunnel import tunnel\nwith tunnel({host!r}): pass"
+    code = f"from wanlora_tui.ssh_tunnel import tunnel\nwith tunnel({host!r}): pass"
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ssh, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert said.returncode == 1 and words in said.stderr.splitlines()[-1]
 
 
 def test_a_far_machine_without_a_daemon_or_without_wanlora(ssh: dict[str, str], tmp_path: Path):
-    code = "from wanlora_tui.tunnel import tunnel\nwith tunnel('me@box'): pass"
+    code = "from wanlora_tui.ssh_tunnel import tunnel\nwith tunnel('me@box'): pass"
     tool = tmp_path / "bin/wanlora"
     tool.write_text("""#!/bin/sh\necho '{"running": false, "protocol": 1}'\nexit 1\n""")
     said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ssh, capture_output=True, text=True, timeout=PATIENCE, check=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 from textual.app import App
 from textual.widgets import Static
 
-from wanlora_tui.typed_paths import complete_path
+from wanlora_tui.output.typed_paths import complete_path
 from wanlora_tui.widgets.folder_picker import PathPicker
 
 

@@ -8,29 +8,29 @@ from pathlib import Path
 
 import pytest
 
-from presets.job import DatasetPanel, Job, JobPanel
-from presets.jobfile import save_job
-from tests.terminal import Terminal
-from tests.videos import write_clip
-from tests.waiting import PATIENCE
-from tests.wanlora_tui.harness import environment, until
-from tests.wanlora_tui.wizard_pilot import make_base
-from wanlora_tui.drafts import Draft, DraftStore
+from presets.job.schema import DatasetPanel, Job, JobPanel
+from presets.job.toml_file import save_job
+from tests.helpers.interface.harness import environment, until
+from tests.helpers.interface.wizard_pilot import make_base
+from tests.helpers.terminal import Terminal
+from tests.helpers.videos import write_clip
+from tests.helpers.waiting import PATIENCE
+from wanlora_tui.draft.draft_store import Draft, DraftStore
 
 MANY = 2000
 THREADS = 8  # that read clips at once, at most
 
 # What runs: the program itself, which writes a line for each clip that it begins to look at, and one when it decides to leave.
 COUNTED = """
-import os, sys, presets.media, presets.clips, presets.cuts, presets.check
+import os, sys, presets.clips.media, presets.clips.clip_facts, presets.clips.scene_cuts, presets.rules.check
 log = os.open(sys.argv.pop(1), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 def counted(function, word):
     def call(*args, **more):
         os.write(log, word)
         return function(*args, **more)
     return call
-presets.media.probe_video = counted(presets.media.probe_video, b"clip\\n")
-presets.check.find_cuts = counted(presets.check.find_cuts, b"cuts\\n")
+presets.clips.media.probe_video = counted(presets.clips.media.probe_video, b"clip\\n")
+presets.rules.check.find_cuts = counted(presets.rules.check.find_cuts, b"cuts\\n")
 import wanlora_tui.app, wanlora_tui.cli
 wanlora_tui.app.WanloraApp.exit = counted(wanlora_tui.app.WanloraApp.exit, b"leave\\n")
 sys.exit(wanlora_tui.cli.main())

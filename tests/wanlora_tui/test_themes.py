@@ -7,8 +7,8 @@ import pytest
 from rich.color import Color, ColorSystem
 from textual.theme import BUILTIN_THEMES
 
-from tests.wanlora_tui.runs import usual
-from tests.wanlora_tui.test_dashboard import app_over, settle
+from tests.helpers.interface.runs import usual
+from tests.wanlora_tui.screens.test_dashboard import app_over, settle
 from wanlora_tui.screenshot import RecordedApp
 from wanlora_tui.themes import readable
 from wanlora_tui.widgets.loss_plot import LossPlot

@@ -3,8 +3,9 @@ import subprocess
 import sys
 import threading
 
-from tests.waiting import PATIENCE
-from tests.wanlora_tui.harness import ROOT, environment
+from tests.helpers import ROOT
+from tests.helpers.interface.harness import environment
+from tests.helpers.waiting import PATIENCE
 from wanlora_tui.threads import ReadingThreads
 
 

@@ -6,10 +6,8 @@ from argparse import Namespace
 
 import msgspec
 
-from presets.cachefacts import CacheEntry, budget, clear_cache, list_cache
-from presets.errors import UserError
-from presets.scans import forget_scans
-from presets.tensorcaches import (
+from presets.caches.clip_scans import forget_scans
+from presets.caches.tensor_cache import (
     CALLED,
     CAPS,
     KINDS,
@@ -21,8 +19,10 @@ from presets.tensorcaches import (
     list_tensors,
     tensor_budget,
 )
-from wanlora_tui.commands.link import say
-from wanlora_tui.text import count, duration, expert_text, home_path, size
+from presets.caches.weight_cache import CacheEntry, budget, clear_cache, list_cache
+from presets.errors import UserError
+from wanlora_tui.commands.common import say
+from wanlora_tui.output.formatting import count, duration, expert_text, home_path, size
 
 ONE = {"latents": "image", "texts": "text"}
 Row = tuple[str, str, str, str]

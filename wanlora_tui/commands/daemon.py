@@ -4,12 +4,12 @@ import json
 import time
 from argparse import Namespace
 
-from daemon.client import Sight, look
-from daemon.launch import stop_daemon
-from daemon.protocol import LIVE_STATES, PROTOCOL_VERSION
+from daemon.wire.find import Sight, look
+from daemon.wire.protocol import LIVE_STATES, PROTOCOL_VERSION
+from daemon.wire.stop import stop_daemon
 from presets import VERSION
-from wanlora_tui.commands.link import daemon_dir, runtime_folder, say, start_daemon
-from wanlora_tui.text import count, duration, home_path
+from wanlora_tui.commands.common import daemon_dir, runtime_folder, say, start_daemon
+from wanlora_tui.output.formatting import count, duration, home_path
 
 
 def start(args: Namespace) -> int:

@@ -12,12 +12,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from daemon.client import DaemonError, distrust, find, look
-from presets.machine import FLASH4_CARDS, Machine, read_machine
-from presets.torchbuild import REQUIREMENT, command, requirement, served
-from wanlora_tui.commands.link import daemon_dir
+from daemon.errors import DaemonError
+from daemon.wire.find import distrust, find, look
+from presets.machine.machine import FLASH4_CARDS, Machine, read_machine
+from presets.machine.torch_build import REQUIREMENT, command, requirement, served
+from wanlora_tui.commands.common import daemon_dir
+from wanlora_tui.output.formatting import size
 from wanlora_tui.terminal.streams import can_draw, is_dumb, terminal_width
-from wanlora_tui.text import size
 
 GIB = 2**30
 TORCH_SECONDS = 120.0  # importing torch from a cold network disk can take a minute
@@ -193,10 +194,10 @@ def _codecs() -> Line:
 
 
 def _model() -> Line:
-    from presets.base_parts import NamedBase
-    from presets.fetching import RESERVE, fetching_of
-    from presets.job import ModelPanel
-    from presets.model import read_model
+    from presets.base.composition import NamedBase
+    from presets.base.fetch_plan import RESERVE, fetching_of
+    from presets.base.model_facts import read_model
+    from presets.job.schema import ModelPanel
 
     named = NamedBase(path=ModelPanel().path)
     facts = read_model(named, Path.cwd())

@@ -8,12 +8,12 @@ from pathlib import Path
 import msgspec
 
 from presets.errors import JobError, UserError
-from presets.fields import toml_text
 from presets.findings import Finding, of_job_error
-from presets.job import DatasetPanel, Job, suggested_name
-from presets.jobfile import get_value, load_job, parse_value, save_job, with_value
+from presets.job.fields import toml_text
+from presets.job.schema import DatasetPanel, Job, suggested_name
+from presets.job.toml_file import get_value, load_job, parse_value, save_job, with_value
 from presets.text import sentences
-from wanlora_tui.commands.link import report_width, say
+from wanlora_tui.commands.common import report_width, say
 
 
 def default_out(job_path: Path) -> Path:
@@ -23,11 +23,11 @@ def default_out(job_path: Path) -> Path:
 
 def new(args: Namespace) -> int:
     """Write the recommended job, with `--set` applied; prints the file's path, and the reasons on stderr."""
-    from presets.base_parts import named_base
-    from presets.clips import scan_dataset
-    from presets.fetching import fetching_of
-    from presets.machine import read_machine
-    from presets.recommend import recommend
+    from presets.base.composition import named_base
+    from presets.base.fetch_plan import fetching_of
+    from presets.clips.clip_facts import scan_dataset
+    from presets.machine.machine import read_machine
+    from presets.recipes.recommend import recommend
 
     target: Path = args.out.resolve()
     if target.exists():
@@ -79,7 +79,7 @@ def _first_dataset(field: str) -> str:
 
 def check(args: Namespace) -> int:
     """Print every finding; 1 when there is an error."""
-    from presets.check import has_errors, render
+    from presets.rules.check import has_errors, render
 
     findings = findings_of(args.job, out=default_out(args.job), scenes=True, ask_hub=True)
     errors = has_errors(findings)
@@ -94,8 +94,8 @@ def check(args: Namespace) -> int:
 
 def findings_of(path: Path, *, out: Path, scenes: bool, ask_hub: bool = False) -> list[Finding]:
     """What the rules say (`scenes`: with a search for damage and cuts, which decodes every clip once; `ask_hub`: with what the Hub says of parts to fetch); a job file that cannot be read is reported in the same form, one finding per problem."""
-    from presets.check import check as run_rules
-    from presets.check import gather
+    from presets.rules.check import check as run_rules
+    from presets.rules.check import gather
 
     try:
         job = load_job(path)

@@ -3,11 +3,11 @@
 import asyncio
 from argparse import Namespace
 
-from daemon.client import Client
-from daemon.protocol import JobRecord
-from presets.changes import live_value
+from daemon.wire.client import Client
+from daemon.wire.protocol import JobRecord
 from presets.errors import UserError
-from wanlora_tui.commands.link import daemon_dir, say
+from presets.job.diff import live_value
+from wanlora_tui.commands.common import daemon_dir, say
 
 
 def set_field(args: Namespace) -> int:

@@ -7,22 +7,23 @@ from typing import Any
 
 import msgspec
 
-from presets.check import gather
 from presets.errors import UserError
-from presets.facts import Facts
-from presets.fields import toml_text
-from presets.job import Job
-from presets.jobfile import load_job, with_value
-from presets.machine import Gpu, Machine
+from presets.facts.facts import Facts
+from presets.job.fields import toml_text
+from presets.job.schema import Job
+from presets.job.toml_file import load_job, with_value
+from presets.machine.machine import Gpu, Machine
+from presets.planner.candidates import Rung
 from presets.planner.cards import DRIVER_BYTES, card_hardware, find_card, gpu_hardware, nearest_card
 from presets.planner.choose import Choice, DoesNotFit, choose_for
 from presets.planner.costs import Seconds
-from presets.planner.inputs import Hardware, Workload, workload_of
-from presets.planner.knobs import Knob, knobs
-from presets.planner.rungs import Rung
-from presets.sizes import GIB, human
+from presets.planner.remedies import Knob, knobs
+from presets.planner.sizes import GIB
+from presets.planner.workload import Hardware, Workload, workload_of
+from presets.rules.check import gather
+from presets.text import human
 from wanlora_tui.commands.job import default_out
-from wanlora_tui.text import count, duration, seconds_each
+from wanlora_tui.output.formatting import count, duration, seconds_each
 
 WORTH_TELLING = 0.98  # of the time: what another order of adding must save
 

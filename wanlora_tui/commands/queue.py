@@ -6,19 +6,19 @@ from argparse import Namespace
 
 import msgspec
 
-from daemon.client import Client
-from daemon.protocol import JobRecord
+from daemon.wire.client import Client
+from daemon.wire.protocol import JobRecord
 from presets.errors import UserError
-from presets.jobfile import load_job
+from presets.job.toml_file import load_job
+from wanlora_tui.commands.common import daemon_dir, report_width, say, start_daemon
 from wanlora_tui.commands.job import default_out, findings_of
-from wanlora_tui.commands.link import daemon_dir, report_width, say, start_daemon
 from wanlora_tui.commands.resume import agreed_here
-from wanlora_tui.text import ending, home_path, state_text
+from wanlora_tui.output.formatting import ending, home_path, state_text
 
 
 def submit(args: Namespace) -> int:
     """Check a job and hand it over; prints the job's name. Starts the daemon if none runs."""
-    from presets.check import has_errors, render
+    from presets.rules.check import has_errors, render
 
     out = args.out or default_out(args.job)
     findings = findings_of(args.job, out=out, scenes=True)

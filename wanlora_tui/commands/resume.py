@@ -8,18 +8,18 @@ from pathlib import Path
 
 import msgspec
 
-from daemon.client import Client
-from daemon.protocol import RUNNING_STATES, JobRecord
+from daemon.wire.client import Client
+from daemon.wire.protocol import RUNNING_STATES, JobRecord
 from presets.errors import UserError
-from presets.events import EVENTS_FILE, read_events
-from presets.fold import RunView, fold
-from presets.going_on import GoingOn, going_on, has_learnt, held_job
-from presets.job import Job
-from presets.jobfile import absolute_paths, load_job
-from presets.rollback import StoredCheckpoint, checkpoints_of
+from presets.job.resume_check import GoingOn, going_on, has_learnt, held_job
+from presets.job.schema import Job
+from presets.job.toml_file import absolute_paths, load_job
+from presets.runs.checkpoints import StoredCheckpoint, checkpoints_of
+from presets.runs.events import EVENTS_FILE, read_events
+from presets.runs.run_view import RunView, fold
+from wanlora_tui.commands.common import daemon_dir, say
 from wanlora_tui.commands.job import default_out
-from wanlora_tui.commands.link import daemon_dir, say
-from wanlora_tui.text import home_path, size
+from wanlora_tui.output.formatting import home_path, size
 
 ACCEPT = "accept with --accept-changes"
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import msgspec
 
-from presets.base_parts import named_base
+from presets.base.composition import named_base
+from presets.base.model_facts import I2V_BOUNDARY, read_model
 from presets.errors import UserError
-from presets.job import Job
-from presets.jobfile import load_job
-from presets.model import I2V_BOUNDARY, read_model
-from presets.timesteps import NUM_TRAIN_TIMESTEPS, timesteps_of
-from wanlora_tui.commands.link import say
-from wanlora_tui.density import COLUMNS, draw_png, text_chart, unicode_blocks
+from presets.job.schema import Job
+from presets.job.timesteps import NUM_TRAIN_TIMESTEPS, timesteps_of
+from presets.job.toml_file import load_job
+from wanlora_tui.commands.common import say
+from wanlora_tui.output.timestep_chart import COLUMNS, draw_png, text_chart, unicode_blocks
 
 JSON_BINS = 100
 

@@ -7,11 +7,11 @@ from argparse import Namespace
 from contextlib import ExitStack
 from pathlib import Path
 
-from daemon.client import Client
-from daemon.paths import places
-from daemon.protocol import JobRecord
+from daemon.wire.client import Client
+from daemon.wire.paths import places
+from daemon.wire.protocol import JobRecord
 from presets.errors import UserError
-from wanlora_tui.commands.link import daemon_dir, pick_job, say, start_daemon
+from wanlora_tui.commands.common import daemon_dir, pick_job, say, start_daemon
 from wanlora_tui.terminal.streams import is_dumb, is_terminal
 
 
@@ -34,7 +34,7 @@ def attach(args: Namespace) -> int:
     need_terminal("wanlora watch" + (f" {args.job}" if args.job else ""))
     with ExitStack() as stack:
         if args.host:
-            from wanlora_tui.tunnel import tunnel
+            from wanlora_tui.ssh_tunnel import tunnel
 
             folder: Path | None = stack.enter_context(tunnel(args.host))
         else:

@@ -8,14 +8,14 @@ from typing import Protocol
 
 import msgspec
 
-from daemon.client import Client
-from daemon.protocol import ENDED_STATES, JobRecord
-from presets.events import Event
-from presets.fold import RunView, fold
-from wanlora_tui.commands.link import daemon_dir, pick_job, say
-from wanlora_tui.plain import plain_line
+from daemon.wire.client import Client
+from daemon.wire.protocol import ENDED_STATES, JobRecord
+from presets.runs.events import Event
+from presets.runs.run_view import RunView, fold
+from wanlora_tui.commands.common import daemon_dir, pick_job, say
+from wanlora_tui.output.formatting import ending
+from wanlora_tui.output.plain_lines import plain_line
 from wanlora_tui.terminal.streams import is_dumb, is_terminal, terminal_width
-from wanlora_tui.text import ending
 
 OUTCOMES = {"done": 0, "stopped": 75, "failed": 1, "cancelled": 1}
 

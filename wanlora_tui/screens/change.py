@@ -8,11 +8,11 @@ from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
-from presets.changes import LIVE_FIELDS, live_value
 from presets.errors import JobError
-from presets.fields import field_of
+from presets.job.diff import LIVE_FIELDS, live_value
+from presets.job.fields import field_of
 from wanlora_tui.actions import bindings
-from wanlora_tui.text import rate
+from wanlora_tui.output.formatting import rate
 from wanlora_tui.widgets.field_input import FieldText, problem_text, range_text
 
 EXPERTS = {"multistage.high.lr": "high noise", "multistage.low.lr": "low noise"}

@@ -10,9 +10,9 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Static
 
-from presets.rollback import StoredCheckpoint
+from presets.runs.checkpoints import StoredCheckpoint
 from wanlora_tui.actions import bindings
-from wanlora_tui.text import home_path, size
+from wanlora_tui.output.formatting import home_path, size
 
 COLUMNS = ("STEP", "WRITTEN", "HIGH LOSS", "LOW LOSS", "SIZE", "PREVIEWS")
 

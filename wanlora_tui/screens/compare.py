@@ -14,7 +14,7 @@ from textual.widget import Widget
 from textual.widgets import Footer, Static
 
 from wanlora_tui.actions import bindings
-from wanlora_tui.runfeed import Run
+from wanlora_tui.feeds.run_feed import Run
 from wanlora_tui.widgets.poster import read_picture
 
 ALL_STEPS = -1

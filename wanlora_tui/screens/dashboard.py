@@ -12,24 +12,25 @@ from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Footer, Static
 
-from daemon.client import Client, DaemonError
-from daemon.protocol import ENDED_STATES, RESUMABLE_STATES, RUNNING_STATES
+from daemon.errors import DaemonError
+from daemon.wire.client import Client
+from daemon.wire.protocol import ENDED_STATES, RESUMABLE_STATES, RUNNING_STATES
 from wanlora_tui.actions import bindings
-from wanlora_tui.lights import Light, daemon_light, trainer_light
-from wanlora_tui.runfeed import Run
+from wanlora_tui.feeds.run_feed import Run
+from wanlora_tui.feeds.status_lights import Light, daemon_light, trainer_light
+from wanlora_tui.output.formatting import state_text
 from wanlora_tui.screens.change import ChangeScreen
 from wanlora_tui.screens.checkpoints import CheckpointsScreen
 from wanlora_tui.screens.compare import CompareScreen
 from wanlora_tui.screens.confirm import Confirm
 from wanlora_tui.screens.resume import resume_run
-from wanlora_tui.text import state_text
-from wanlora_tui.throttle import Throttle
 from wanlora_tui.widgets.event_log import EventLog
 from wanlora_tui.widgets.files_list import FilesList
 from wanlora_tui.widgets.loss_plot import LossPlot
 from wanlora_tui.widgets.meters import MemoryBar, Numbers
 from wanlora_tui.widgets.phase_bar import PhaseBar
 from wanlora_tui.widgets.poster import Poster
+from wanlora_tui.widgets.redraw_throttle import Throttle
 
 WIDTHS = [(0, "-narrow"), (120, "-wide")]  # columns from which on a class holds
 HEIGHTS = [(0, "-short"), (30, "-tall")]  # rows

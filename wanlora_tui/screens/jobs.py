@@ -7,16 +7,17 @@ from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Static
 
-from daemon.client import Client, DaemonError
-from daemon.protocol import LIVE_STATES, RESUMABLE_STATES, RUNNING_STATES, JobRecord
+from daemon.errors import DaemonError
+from daemon.wire.client import Client
+from daemon.wire.protocol import LIVE_STATES, RESUMABLE_STATES, RUNNING_STATES, JobRecord
 from presets.errors import UserError
 from wanlora_tui.actions import bindings
-from wanlora_tui.board import Board
-from wanlora_tui.lights import daemon_light
+from wanlora_tui.feeds.job_list import Board
+from wanlora_tui.feeds.status_lights import daemon_light
+from wanlora_tui.output.formatting import count, duration, home_path, seconds_each, shorten, state_text
 from wanlora_tui.screens.confirm import Confirm
 from wanlora_tui.screens.resume import resume_run
-from wanlora_tui.text import count, duration, home_path, seconds_each, shorten, state_text
-from wanlora_tui.throttle import Throttle
+from wanlora_tui.widgets.redraw_throttle import Throttle
 
 COLUMNS = (("name", "NAME"), ("state", "STATE"), ("step", "STEP"), ("expert", "EXPERT"), ("loss", "LOSS"), ("pace", "S/STEP"), ("eta", "ETA"), ("gpu", "GPU"))
 NARROW_NAME, WIDE_NAME = 15, 40  # 15: every column of a run of thousands of steps is whole in 80 columns

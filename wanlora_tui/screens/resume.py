@@ -2,9 +2,10 @@
 
 from textual.app import App
 
-from daemon.client import Client, DaemonError
-from daemon.protocol import JobRecord
-from presets.going_on import GoingOn
+from daemon.errors import DaemonError
+from daemon.wire.client import Client
+from daemon.wire.protocol import JobRecord
+from presets.job.resume_check import GoingOn
 from wanlora_tui.screens.confirm import Confirm
 
 LINES = 6  # of a diff that a question has room for in 24 rows

@@ -5,12 +5,12 @@ from pathlib import Path
 from rich.text import Text
 from textual.widgets import DataTable
 
-from presets.captions import resolve_caption
-from presets.clips import ClipFacts, DatasetFacts
-from presets.geometry import uniform_speed
-from presets.job import DatasetPanel
+from presets.clips.captions import resolve_caption
+from presets.clips.clip_facts import ClipFacts, DatasetFacts
+from presets.clips.geometry import uniform_speed
+from presets.job.schema import DatasetPanel
 from wanlora_tui.actions import bindings
-from wanlora_tui.text import shorten
+from wanlora_tui.output.formatting import shorten
 
 
 class ListTable(DataTable[Text]):

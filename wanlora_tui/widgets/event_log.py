@@ -5,9 +5,9 @@ from textual.events import Resize
 from textual.geometry import Size
 from textual.widgets import RichLog
 
-from presets.fold import LogLine
+from presets.runs.run_view import LogLine
 from wanlora_tui.actions import bindings
-from wanlora_tui.text import clock
+from wanlora_tui.output.formatting import clock
 
 GLYPHS = {"started": "►", "sample": "▣", "checkpoint": "◆", "finding": "!", "changed": "~", "replanned": "~", "stopped": "■", "failed": "✗", "done": "✓"}
 

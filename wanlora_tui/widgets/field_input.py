@@ -1,6 +1,6 @@
 """One field of the job as a form row: label, control, what is recommended, and at once what is wrong with the input.
 
-The control follows from the field's description in `presets.fields`: a `Choice` when its values can be listed, a text
+The control follows from the field's description in `presets.job.fields`: a `Choice` when its values can be listed, a text
 input otherwise. Nothing here knows a particular field.
 """
 
@@ -15,10 +15,10 @@ from textual.message import Message
 from textual.widgets import Input, Select, Static
 
 from presets.errors import JobError
-from presets.fields import Field, field_of
-from presets.jobfile import parse_value
+from presets.job.fields import Field, field_of
+from presets.job.toml_file import parse_value
 from wanlora_tui.actions import bindings
-from wanlora_tui.text import value_text
+from wanlora_tui.output.formatting import value_text
 from wanlora_tui.widgets.folder_picker import PathInput
 
 RECOMMENDED, CHANGED, WRONG = "◆", "●", "✗"

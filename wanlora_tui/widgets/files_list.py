@@ -6,10 +6,10 @@ from rich.text import Text
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
-from presets.fold import RunView
+from presets.runs.run_view import RunView
 from presets.text import sentences
 from wanlora_tui.actions import bindings
-from wanlora_tui.text import count, home_path
+from wanlora_tui.output.formatting import count, home_path
 
 
 class FilesList(VerticalScroll):

@@ -11,9 +11,9 @@ from textual.suggester import Suggester
 from textual.widgets import Button, DirectoryTree, Footer, Input, Static, Tree
 from textual.widgets.directory_tree import DirEntry
 
-from presets.names import escaped, is_utf8
+from presets.file_names import escaped, is_utf8
 from wanlora_tui.actions import bindings
-from wanlora_tui.typed_paths import absolute, complete_path
+from wanlora_tui.output.typed_paths import absolute, complete_path
 
 
 class _PathSuggester(Suggester):

@@ -5,8 +5,8 @@ import math
 from textual.color import Color
 from textual_plotext import PlotextPlot
 
-from presets.fold import StepPoint
-from wanlora_tui.text import expert_text
+from presets.runs.run_view import StepPoint
+from wanlora_tui.output.formatting import expert_text
 
 # expert -> (marker of the trend, marker of single steps, theme variable of the colour)
 MARKS = {"high_noise": ("●", "·", "text-accent"), "low_noise": ("○", "'", "text-primary")}

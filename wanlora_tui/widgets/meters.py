@@ -5,8 +5,8 @@ from rich.text import Text
 from textual.content import Content
 from textual.widgets import Static
 
-from presets.fold import RunView
-from wanlora_tui.text import duration, expert_text, rate, seconds_each
+from presets.runs.run_view import RunView
+from wanlora_tui.output.formatting import duration, expert_text, rate, seconds_each
 
 FULL, EMPTY = "█", "░"
 TIGHT = 0.95  # of the memory: the bar changes its colour

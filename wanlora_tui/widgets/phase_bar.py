@@ -4,9 +4,9 @@ from rich.text import Text
 from textual.content import Content
 from textual.widgets import Static
 
-from daemon.protocol import ENDED_STATES, JobRecord
-from presets.fold import RunView
-from wanlora_tui.text import shorten, so_far, state_text
+from daemon.wire.protocol import ENDED_STATES, JobRecord
+from presets.runs.run_view import RunView
+from wanlora_tui.output.formatting import shorten, so_far, state_text
 from wanlora_tui.widgets.meters import bar
 
 

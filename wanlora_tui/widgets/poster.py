@@ -9,7 +9,7 @@ from textual.containers import Container, Vertical
 from textual.widget import Widget
 from textual.widgets import Static
 
-from presets.fold import Sample
+from presets.runs.run_view import Sample
 
 
 def read_picture(path: Path, host: str, *, of: Path | None = None) -> tuple[PILImage.Image | None, str]:

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.wanlora_tui.harness import ROOT, environment
+from tests.helpers import ROOT
+from tests.helpers.interface.harness import environment
 from wanlora_tui.terminal.conversation import Conversation
 from wanlora_tui.terminal.pictures import USUAL_CELL
 

@@ -9,7 +9,8 @@ import termios
 
 import pytest
 
-from tests.wanlora_tui.harness import ROOT, environment
+from tests.helpers import ROOT
+from tests.helpers.interface.harness import environment
 from wanlora_tui.terminal.streams import is_terminal, terminal_width
 
 

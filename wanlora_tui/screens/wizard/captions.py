@@ -4,8 +4,8 @@ from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.widgets import Static
 
+from wanlora_tui.output.formatting import count, home_path
 from wanlora_tui.screens.wizard.pane import StepPane, look_text
-from wanlora_tui.text import count, home_path
 from wanlora_tui.widgets.clip_table import CaptionTable
 from wanlora_tui.widgets.field_input import FieldInput
 

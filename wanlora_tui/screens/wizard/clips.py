@@ -10,9 +10,9 @@ from textual.widgets.option_list import Option
 
 from presets.text import sentences
 from wanlora_tui.actions import bindings
+from wanlora_tui.output.formatting import count, home_path, shorten
+from wanlora_tui.output.typed_paths import absolute
 from wanlora_tui.screens.wizard.pane import Choices, Edited, StepPane, look_text
-from wanlora_tui.text import count, home_path, shorten
-from wanlora_tui.typed_paths import absolute
 from wanlora_tui.widgets.clip_table import ClipTable
 from wanlora_tui.widgets.field_input import FieldInput
 from wanlora_tui.widgets.folder_picker import PathInput, PathPicker

@@ -7,8 +7,8 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Footer, Static
 
 from wanlora_tui.actions import all_actions, bindings
+from wanlora_tui.draft.steps import Step
 from wanlora_tui.screens.help import key_table
-from wanlora_tui.screens.wizard.steps import Step
 
 
 class Ask(ModalScreen[str]):

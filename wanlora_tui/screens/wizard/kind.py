@@ -10,8 +10,8 @@ from textual.app import ComposeResult
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
-from presets.job import Kind
-from presets.recipe import Recipe, load_recipe
+from presets.job.schema import Kind
+from presets.recipes.recipe import Recipe, load_recipe
 from wanlora_tui.screens.wizard.pane import Choices, Edited, StepPane
 
 KINDS: tuple[Kind, ...] = get_args(Kind)

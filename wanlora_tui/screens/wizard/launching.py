@@ -10,12 +10,12 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen, Screen
 from textual.widgets import Footer, Static
 
-from daemon.client import RequestRefused
-from daemon.protocol import JobRecord
+from daemon.errors import RequestRefused
+from daemon.wire.protocol import JobRecord
 from presets.errors import UserError
 from presets.text import sentences
 from wanlora_tui.actions import bindings
-from wanlora_tui.launcher import Launcher, Unanswered
+from wanlora_tui.feeds.launcher import Launcher, Unanswered
 
 
 class Launching(ModalScreen[bool]):

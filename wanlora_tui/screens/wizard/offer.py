@@ -16,12 +16,12 @@ from textual.widgets.option_list import Option
 
 from presets.text import sentences
 from wanlora_tui.actions import bindings
-from wanlora_tui.drafts import Draft, DraftError, Drafts, DraftStore, age_text
-from wanlora_tui.launcher import Launcher
+from wanlora_tui.draft.draft_store import Draft, DraftError, Drafts, DraftStore, age_text
+from wanlora_tui.draft.steps import STEPS, position
+from wanlora_tui.feeds.launcher import Launcher
+from wanlora_tui.output.formatting import home_path, shorten, state_text
 from wanlora_tui.screens.wizard.dialogs import Ask
 from wanlora_tui.screens.wizard.pane import Choices
-from wanlora_tui.screens.wizard.steps import STEPS, position
-from wanlora_tui.text import home_path, shorten, state_text
 
 LeftOver = tuple[DraftStore, Draft]
 

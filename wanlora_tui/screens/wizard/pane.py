@@ -6,10 +6,10 @@ from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import OptionList
 
-from presets.clips import IMAGE_SUFFIXES
+from presets.clips.clip_facts import IMAGE_SUFFIXES
 from presets.look import Look
 from wanlora_tui.actions import bindings
-from wanlora_tui.screens.wizard.state import WizardState
+from wanlora_tui.draft.job_draft import WizardState
 from wanlora_tui.widgets.field_input import FieldInput
 
 LORA_SUFFIXES = frozenset({".safetensors"})

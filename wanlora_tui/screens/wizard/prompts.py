@@ -9,13 +9,13 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.message import Message
 from textual.widgets import Button, Static
 
-from presets.captions import resolve_caption
-from presets.clips import IMAGE_SUFFIXES
-from presets.rules.sample import image_problem
+from presets.clips.captions import resolve_caption
+from presets.clips.clip_facts import IMAGE_SUFFIXES
+from presets.rules.previews import image_problem
 from wanlora_tui.actions import bindings
+from wanlora_tui.output.formatting import count
+from wanlora_tui.output.typed_paths import absolute
 from wanlora_tui.screens.wizard.pane import Edited, StepPane
-from wanlora_tui.text import count
-from wanlora_tui.typed_paths import absolute
 from wanlora_tui.widgets.field_input import FieldInput
 from wanlora_tui.widgets.folder_picker import PathPicker
 

@@ -16,22 +16,22 @@ from textual.message import Message
 from textual.widgets import Button, ContentSwitcher, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from presets.base_parts import named_base
-from presets.check import SEVERITIES, check, gather, read_run_folder
+from presets.base.composition import named_base
+from presets.base.fetch_plan import fetching_of
 from presets.errors import JobError
-from presets.facts import Facts
-from presets.fetching import fetching_of
+from presets.facts.facts import Facts
 from presets.findings import Finding
-from presets.going_on import JOB_FILE
-from presets.job import Job
-from presets.jobfile import dump_job
+from presets.job.resume_check import JOB_FILE
+from presets.job.schema import Job
+from presets.job.toml_file import dump_job
 from presets.look import Look, LookEnded
-from presets.machine import Machine
+from presets.machine.machine import Machine
+from presets.rules.check import SEVERITIES, check, gather, read_run_folder
 from wanlora_tui.actions import bindings
-from wanlora_tui.screens.wizard.forecast import forecast
+from wanlora_tui.draft.forecast import forecast
+from wanlora_tui.draft.job_draft import WizardState
+from wanlora_tui.output.formatting import count, home_path, shorten
 from wanlora_tui.screens.wizard.pane import Choices, Edited, StepPane, look_text
-from wanlora_tui.screens.wizard.state import WizardState
-from wanlora_tui.text import count, home_path, shorten
 from wanlora_tui.widgets.folder_picker import PathInput
 
 HEADINGS = {  # glyph, noun, heading, what it means

@@ -14,17 +14,19 @@ from textual.widgets import Button, Footer, OptionList, Static
 from textual.widgets.option_list import Option
 from textual.worker import Worker, WorkerState
 
-from daemon.protocol import JobRecord
-from presets.clips import DatasetFacts, scan_dataset
+from daemon.wire.protocol import JobRecord
+from presets.clips.clip_facts import DatasetFacts, scan_dataset
 from presets.errors import UserError
-from presets.job import DatasetPanel
-from presets.jobfile import dump_job, save_job
+from presets.job.schema import DatasetPanel
+from presets.job.toml_file import dump_job, save_job
 from presets.look import Look, LookEnded
-from presets.machine import Machine, read_machine
+from presets.machine.machine import Machine, read_machine
 from presets.text import sentences
 from wanlora_tui.actions import bindings
-from wanlora_tui.drafts import Draft, DraftError, Drafts, DraftStore
-from wanlora_tui.launcher import Launcher
+from wanlora_tui.draft.draft_store import Draft, DraftError, Drafts, DraftStore
+from wanlora_tui.draft.job_draft import WizardState
+from wanlora_tui.draft.steps import NAMES, STEPS, position, step_of_field
+from wanlora_tui.feeds.launcher import Launcher
 from wanlora_tui.screens.wizard.captions import CaptionsPane
 from wanlora_tui.screens.wizard.clips import ClipsPane
 from wanlora_tui.screens.wizard.dialogs import Ask, StepHelp
@@ -35,8 +37,6 @@ from wanlora_tui.screens.wizard.pane import Edited, StepPane
 from wanlora_tui.screens.wizard.prompts import PromptsPane
 from wanlora_tui.screens.wizard.review import Jump, ReviewPane
 from wanlora_tui.screens.wizard.settings import SettingsPane
-from wanlora_tui.screens.wizard.state import WizardState
-from wanlora_tui.screens.wizard.steps import NAMES, STEPS, position, step_of_field
 from wanlora_tui.widgets.field_input import FieldInput, field_id
 
 SCAN_DELAY = 0.4  # seconds without a key before a folder that is being typed is read

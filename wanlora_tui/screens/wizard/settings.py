@@ -7,11 +7,11 @@ from textual.widget import Widget
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from presets.machine import Machine
-from presets.stages import EXPERTS, PANEL, Expert, steps_of, trained_experts
+from presets.job.expert_schedule import EXPERTS, PANEL, Expert, steps_of, trained_experts
+from presets.machine.machine import Machine
+from wanlora_tui.draft.job_draft import PANELS, WizardState
+from wanlora_tui.output.formatting import count, expert_text, home_path, size, value_text
 from wanlora_tui.screens.wizard.pane import Choices, StepPane
-from wanlora_tui.screens.wizard.state import PANELS, WizardState
-from wanlora_tui.text import count, expert_text, home_path, size, value_text
 from wanlora_tui.widgets.field_input import CHANGED, RECOMMENDED, FieldInput
 
 

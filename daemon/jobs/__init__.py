@@ -1,0 +1,1 @@
+"""What is queued, what runs, what it said."""

@@ -1,0 +1,46 @@
+"""A run folder before its trainer starts, and orders to a running one: control files, which it reads between micro-batches and deletes when it has honoured them."""
+
+import hashlib
+import time
+from pathlib import Path
+
+import msgspec
+
+from presets.errors import UserError
+from presets.files import read_regular
+from presets.job.resume_check import JOB_FILE
+from presets.runs.control import CONTROL_DIR, ControlFile, parse_control
+
+MAX_ORDER_BYTES = 2**16
+
+
+def leave(run_dir: Path, request: str, order: ControlFile) -> None:
+    """Leave an order, whole or not at all. Names sort by time, so that the trainer takes orders as they were given;
+    the same request again changes nothing while its order lies there. Raises OSError.
+    """
+    control = run_dir / CONTROL_DIR
+    control.mkdir(parents=True, exist_ok=True)
+    mark = hashlib.sha256(request.encode()).hexdigest()[:16]
+    if any(control.glob(f"*-{mark}.json")):
+        return
+    draft = control / f"{mark}.tmp"
+    draft.write_bytes(msgspec.json.encode(msgspec.structs.replace(order, id=request)))
+    draft.replace(control / f"{time.time_ns():020d}-{mark}.json")
+
+
+def prepare(run_dir: Path) -> bool:
+    """Make a run folder ready for the next attempt. Whether a run lies there already. Raises OSError."""
+    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    forget_stops(run_dir)
+    return (run_dir / JOB_FILE).exists()
+
+
+def forget_stops(run_dir: Path) -> None:
+    """Remove stops that were meant for an attempt which is gone. Other orders wait for the next attempt. Raises OSError."""
+    for file in (run_dir / CONTROL_DIR).glob("*.json"):
+        try:
+            order = parse_control(read_regular(file, MAX_ORDER_BYTES))
+        except (UserError, OSError):  # the trainer refuses it, and says so
+            continue
+        if order.command == "stop":
+            file.unlink(missing_ok=True)

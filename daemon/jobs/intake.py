@@ -1,0 +1,69 @@
+"""What a request needs from a user's files. It runs aside of the loop, so it reads and changes nothing; what follows is decided on the loop, from what is true by then."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from daemon.jobs.resume_request import changed_since
+from daemon.wire.protocol import JobRecord, Submit
+from presets.errors import UserError
+from presets.job.resume_check import JOB_FILE, GoingOn
+from presets.job.schema import Job
+from presets.job.toml_file import absolute_paths, dump_job, load_job
+from presets.machine.machine import visible_gpus
+from presets.machine.shell import Shell
+from presets.machine.visible_gpus import VISIBLE, pick
+from presets.runs.checkpoints import StoredCheckpoint, checkpoints_of
+from presets.runs.run_view import RunView
+
+
+class Submission(NamedTuple):
+    record: JobRecord  # without its id
+    text: str  # of the job file, with absolute paths
+    held: bool  # the run folder holds a run already
+    going: GoingOn | None  # how the job file differs from that run, when it is to go on
+    checkpoints: list[StoredCheckpoint]
+
+
+class Resumption(NamedTuple):
+    job: Job
+    text: str
+    going: GoingOn
+    checkpoints: list[StoredCheckpoint]
+    devices: list[str]
+
+
+def require_absolute(*given: str) -> None:
+    """Raises UserError: the daemon's working directory is not the client's."""
+    for path in given:
+        if not path.startswith("/") or "\0" in path:
+            raise UserError("the daemon needs an absolute path", where=repr(path)[:200])
+
+
+def read_submission(asked: Submit, now: float) -> Submission:
+    """Raises UserError."""
+    path = Path(asked.job_path)
+    job = load_job(path)
+    record = JobRecord(
+        id=0, name=job.job.name, job_path=asked.job_path, out=str(Path(asked.out or path.parent / "runs").resolve()), gpus=sorted(set(job.job.gpus)),
+        devices=devices_of(job.job.gpus, asked.shell), state="queued", submitted_at=now, steps=job.training.steps,
+    )  # fmt: skip
+    held = Path(record.run_dir, JOB_FILE).exists()
+    goes_on = asked.resume and held
+    return Submission(
+        record, dump_job(absolute_paths(job, path.parent)), held, changed_since(record, None)[1] if goes_on else None,
+        checkpoints_of(Path(record.run_dir), RunView()) if goes_on else [],
+    )  # fmt: skip
+
+
+def read_resumption(record: JobRecord, copy: Path, shell: Shell | None) -> Resumption:
+    """`copy`: the daemon's, of the job as it was. Raises UserError."""
+    job, going = changed_since(record, copy)
+    return Resumption(job, dump_job(job), going, checkpoints_of(Path(record.run_dir), RunView()), devices_of(job.job.gpus, shell))
+
+
+def devices_of(gpus: list[int], shell: Shell | None) -> list[str]:
+    """The names of a job's GPUs, as its shell counts them or, where that says nothing, the daemon's own. Asks the driver. Raises UserError."""
+    if shell is not None and shell.gpus is not None:
+        return pick(sorted(set(gpus)), shell.gpus)
+    return pick(sorted(set(gpus)), visible_gpus(), all_of_them=VISIBLE not in os.environ)

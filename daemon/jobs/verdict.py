@@ -1,0 +1,61 @@
+"""What an attempt came to: its own last word, or what its log and the kernel tell."""
+
+import re
+import signal
+from pathlib import Path
+
+from daemon.jobs.event_tail import Tail
+from daemon.jobs.job_queue import Entry, Verdict
+from daemon.processes.proc import oom_kills
+from presets.text import sentences
+
+LOG_BYTES = 64 * 2**10
+LOG_LINES = 12
+
+
+def last_word(entry: Entry, tail: Tail) -> Verdict | None:
+    """What the trainer itself said its present attempt came to; None when it has not said anything yet."""
+    word = tail.last_word
+    if word is None or word.seq <= entry.first_seq:
+        return None
+    match word.kind:
+        case "done":
+            return Verdict("done")
+        case "stopped":
+            return Verdict("stopped", word.data["why"])
+    return Verdict("failed", sentences(word.data['cause'], word.data['next']))
+
+
+def verdict(entry: Entry, tail: Tail, *, exit_code: int | None, log: Path) -> Verdict:
+    """What came of an attempt whose processes are gone: its own last word, or else what can be found out."""
+    if said := last_word(entry, tail):
+        return said
+    code, lines = _read_log(log)
+    code = exit_code if code is None else code
+    at = f" after step {tail.view.step}" if tail.view.step else ""
+    if code is None:
+        cause = f"The trainer ended without a word{at}."
+    elif code < 0:
+        names = {number.value: number.name for number in signal.Signals}
+        cause = f"The trainer was killed by {names.get(-code, f'signal {-code}')}{at}."
+        if code == -signal.SIGKILL and oom_kills() > entry.oom_kills >= 0:
+            cause += " The machine ran out of RAM and the kernel's out-of-memory killer was at work: close other programs, or choose a smaller precision in quantization.transformer."
+        elif code == -signal.SIGKILL:
+            cause += " If nobody did that by hand, a memory limit of the container or batch system is likely."
+    else:
+        cause = f"The trainer ended with exit code {code} and without a word{at}."
+    end = "\n".join(["Its last lines:", *lines]) if lines else "Its log is empty."
+    return Verdict("failed", f"{cause} Go on from the last checkpoint with: wanlora resume {entry.record.name}\n{end}\nAll of it: {log}")
+
+
+def _read_log(log: Path) -> tuple[int | None, list[str]]:
+    """The trainer's exit code as its launcher noted it (negative: a signal), and the trainer's own last lines."""
+    try:
+        with log.open("rb") as f:
+            f.seek(max(0, log.stat().st_size - LOG_BYTES))
+            text = f.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return None, []
+    note = re.search(r"^.*torch/distributed/elastic/.*failed \(exitcode: (-?\d+)\)", text, re.MULTILINE)
+    own = text[: note.start()] if note else text
+    return int(note[1]) if note else None, [line for line in own.splitlines() if line.strip()][-LOG_LINES:]

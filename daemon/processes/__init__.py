@@ -1,0 +1,1 @@
+"""Processes, and the trainers among them: start, watch, end."""

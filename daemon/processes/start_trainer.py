@@ -1,0 +1,42 @@
+"""Starts a trainer: an ordinary process in a session of its own, through torchrun, that outlives the daemon."""
+
+import importlib.util
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from daemon.errors import DaemonError
+from daemon.processes.proc import MARKER
+
+
+def torchrun(grace: int = 180) -> list[str]:
+    """The command that trains with the engine; a job file, `--out DIR` and perhaps `--resume ...` follow it.
+
+    torchrun ends its workers on SIGHUP unless told which signals are its own, and 30 seconds after SIGTERM unless told
+    to wait (`grace`, seconds). It learnt to wait later than torch 2.10, so its own source is asked what it knows;
+    importing torch would take seconds.
+    """
+    found = importlib.util.find_spec("torch")
+    if found is None or found.origin is None:
+        raise DaemonError("torch is not installed", where=sys.executable, fix="Install wanlora-tui into this Python again")
+    options = (Path(found.origin).parent / "distributed" / "run.py").read_text("utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+    if "--signals-to-handle" in options:
+        command.append("--signals-to-handle=SIGTERM,SIGINT,SIGQUIT")
+    if "--shutdown-timeout" in options:
+        command.append(f"--shutdown-timeout={grace}")
+    return [*command, "-m", "engine"]
+
+
+def start_trainer(command: list[str], *, job_file: Path, out: str, options: list[str], environment: dict[str, str], marker: str, log: Path) -> subprocess.Popen[bytes]:
+    """Start a trainer in a session of its own, its output in `log`. `environment`: all of its own, but for the marker. Raises OSError.
+
+    It inherits that SIGHUP is ignored, which the daemon does for itself: the end of a login ends neither.
+    """
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [*command, str(job_file), "--out", out, *options],
+            cwd="/", env=environment | {MARKER: marker}, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Low-rank adapters and their files: the trained LoRA, the accelerator of previews, the recovery adapter."""

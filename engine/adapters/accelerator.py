@@ -1,0 +1,158 @@
+"""Accelerator LoRAs: a few-step LoRA that previews alone run with, beside the trained one. Training never sees it.
+
+What it changes inside the blocks lies in host memory and comes to the device block by block, so it needs no room there; what
+it changes outside of them (embeddings, the head) is added by hooks that are gone when the previews are made. No weight is
+written to. Files: `presets.base.lora_file`.
+"""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from safetensors import SafetensorError, safe_open
+from torch.nn import functional as F
+
+from engine.adapters.recovery_file import alpha_over_rank
+from engine.wan.block import LINEARS, Lora, Plain
+from engine.weights.base_model import BaseFolder
+from presets.base.lora_file import GIVE, STEM, STEM_TABLE, TABLE, Kind, LoraFile, misfit, read_lora
+from presets.errors import UserError
+from presets.job.expert_schedule import EXPERTS, Expert
+from presets.job.schema import Job
+
+Change = dict[Kind, torch.Tensor]  # of one module: A (rank, in) and B (out, rank) with their scale folded into B, or differences
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """What a file changes in one expert, at the job's strength; all in host memory."""
+
+    branches: list[Lora]  # by block; the same linears at the same rank in each, so that one compilation serves all
+    shifts: list[Plain]  # by block: what is added to biases, norms and the modulation table
+    stem: dict[str, Change]  # by module outside the blocks
+
+    @contextmanager
+    def on(self, stem: WanTransformer3DModel) -> Iterator[None]:
+        """Inside, the parts around the blocks are changed as well."""
+        with ExitStack() as stack:
+            for name, change in self.stem.items():
+                if name == TABLE:
+                    stack.enter_context(_table(stem, change["weight"]))
+                else:
+                    module = stem.get_submodule(name)
+                    change = {kind: t.to(next(module.parameters()).device) for kind, t in change.items()}
+                    stack.callback(module.register_forward_hook(_adding(change)).remove)
+            yield
+
+
+def _adding(change: Change) -> Any:
+    """A forward hook that adds what a module would give more with its change."""
+
+    def hook(module: torch.nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> torch.Tensor:
+        x = args[0]
+        here = {kind: t.to(x.dtype) for kind, t in change.items()}
+        if "A" in here:
+            out = out + F.linear(F.linear(x, here["A"]), here["B"])
+        if "weight" in here:
+            out = out + (F.conv3d(x, here["weight"], stride=module.stride) if isinstance(module, torch.nn.Conv3d) else F.linear(x, here["weight"]))
+        if "bias" in here:
+            out = out + (here["bias"].view(-1, 1, 1, 1) if isinstance(module, torch.nn.Conv3d) else here["bias"])
+        return out
+
+    return hook
+
+
+@contextmanager
+def _table(stem: WanTransformer3DModel, difference: torch.Tensor) -> Iterator[None]:
+    own = stem.scale_shift_table
+    stem.scale_shift_table = torch.nn.Parameter(own + difference.to(own), requires_grad=False)
+    try:
+        yield
+    finally:
+        stem.scale_shift_table = own
+
+
+def load_accelerators(job: Job, base_dir: Path, base: BaseFolder, dtype: torch.dtype) -> tuple[dict[Expert, Accelerator], list[str]]:
+    """The accelerators of a job's previews by expert, and what is worth saying about their files. Raises UserError."""
+    panel, out, notes = job.sample, {}, {}
+    for expert, text in zip(EXPERTS, (panel.accelerator, panel.accelerator_low or panel.accelerator), strict=True):
+        if not text or not panel.prompts:
+            continue
+        path = base_dir / Path(text).expanduser()
+        file = read_lora(path)
+        out[expert] = load_accelerator(path, file, expert, config=base.source.expert(expert).config, strength=panel.accelerator_strength, dtype=dtype)
+        if file.image:
+            notes[str(path)] = f"{path.name}: {len(file.image)} of its {len(file.shapes)} tensors are for an image encoder that Wan 2.2 does not have, such as {file.image[0]}; they are left out"
+    return out, list(notes.values())
+
+
+def load_accelerator(path: Path, file: LoraFile, expert: Expert, *, config: Any, strength: float, dtype: torch.dtype) -> Accelerator:
+    """Read what a file changes in an expert. `config` is the expert's, `dtype` that of activations. Raises UserError."""
+    where = str(path)
+    changes, blocks = file.of(expert), config["num_layers"]
+    if not changes:
+        raise UserError(f"changes nothing in the {expert.replace('_', ' ')} expert", where=where, fix=GIVE)
+    if problem := misfit(file, changes, _shapes(config), blocks):
+        raise UserError(problem, where=where, fix=GIVE)
+    branches: list[dict[str, Change]] = [{} for _ in range(blocks)]
+    shifts: list[Plain] = [{} for _ in range(blocks)]
+    stem: dict[str, Change] = {}
+    try:
+        with safe_open(path, framework="pt") as f:
+            factor = alpha_over_rank(f.metadata() or {}, where)
+            for (block, module), kinds in changes.items():
+                change = _change({kind: _numbers(f.get_tensor(key), key, where) for kind, key in kinds.items()}, factor, strength)
+                if block == STEM:
+                    stem[module] = change
+                    continue
+                if "A" in change:
+                    branches[block][module] = change
+                if "weight" in change:
+                    shifts[block][module if module == TABLE else f"{module}.weight"] = change["weight"]
+                if "bias" in change:
+                    shifts[block][f"{module}.bias"] = change["bias"]
+    except (OSError, SafetensorError) as e:
+        raise UserError(f"cannot be read as safetensors: {e}", where=where, fix="Download or copy this file again") from None
+    return Accelerator(_alike(branches, dtype), shifts, stem)
+
+
+def _shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        model = WanTransformer3DModel.from_config({**config, "num_layers": 1})
+    return {STEM_TABLE if name == TABLE else name.removeprefix("blocks.0."): tuple(t.shape) for name, t in model.state_dict().items()}
+
+
+def _numbers(tensor: torch.Tensor, key: str, where: str) -> torch.Tensor:
+    if not tensor.is_floating_point() or not bool(torch.isfinite(tensor.float()).all()):
+        raise UserError(f"{key} holds numbers that are not finite", where=where, fix="Download or copy this file again")
+    return tensor.float()
+
+
+def _change(read: Change, factor: float, strength: float) -> Change:
+    """alpha / rank (`factor` where the file has no alpha) and the strength folded in."""
+    scale = float(read["alpha"]) / read["A"].shape[0] if "alpha" in read else factor
+    out: Change = {kind: t * strength for kind, t in read.items() if kind in ("weight", "bias")}
+    if "A" in read:
+        out |= {"A": read["A"], "B": read["B"] * (scale * strength)}
+    return out
+
+
+def _alike(branches: list[dict[str, Change]], dtype: torch.dtype) -> list[Lora]:
+    """Each linear that any block changes, in every block at one rank; zeros fill up."""
+    out: list[Lora] = [{} for _ in branches]
+    for name in LINEARS:
+        found = [block[name] for block in branches if name in block]
+        if not found:
+            continue
+        rank, into, outputs = max(c["A"].shape[0] for c in found), found[0]["A"].shape[1], found[0]["B"].shape[0]
+        for block, lora in zip(branches, out, strict=True):
+            a, b = torch.zeros(rank, into, dtype=dtype), torch.zeros(outputs, rank, dtype=dtype)
+            if name in block:
+                own = block[name]["A"].shape[0]
+                a[:own], b[:, :own] = block[name]["A"], block[name]["B"]
+            lora[name] = a, b
+    return out

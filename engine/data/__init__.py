@@ -1,0 +1,1 @@
+"""From a dataset's folder to decoded batches, in worker processes. Imports no torch."""

@@ -1,0 +1,127 @@
+"""Which items each batch holds, and every random choice about them: pure functions of (seed, index). Imports no torch.
+
+There is no state, so a resumed run needs no more than its index, and a seek is free.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from functools import lru_cache
+
+from msgspec import Struct
+
+from engine.data.dataset import Item
+from engine.data.frames import Request
+from engine.system.keyed_random import keyed_rng
+from presets.job.expert_schedule import expert_at, steps_of, trained_experts
+from presets.job.schema import Job
+
+Place = Callable[[int], tuple[int, int]]  # batch index -> (0 or 1: which expert has it, how many batches that expert had before)
+
+
+class Draw(Struct, frozen=True):
+    """One visit of an item, with its choices made."""
+
+    item: Item
+    epoch: int
+    caption: str  # "" when it was dropped
+    dropped: bool
+    flip_x: bool
+    flip_y: bool
+    start: float  # 0..1: where a real-time window lies
+
+    @property
+    def key(self) -> tuple[int, str, int]:
+        """(epoch, item id, repeat): no two visits of a run share it, so it can key further draws."""
+        return self.epoch, self.item.id, self.item.repeat
+
+    @property
+    def request(self) -> Request:
+        """What the data workers decode."""
+        item = self.item
+        return Request(item.path, item.kind, item.bucket, item.sampling, self.start, self.flip_x, self.flip_y)
+
+
+def one_expert(index: int) -> tuple[int, int]:
+    """The Place of a run that trains one expert."""
+    return 0, index
+
+
+def place_in(job: Job) -> Place:
+    """The Place of a job's batches: whose turn each is by presets.job.expert_schedule."""
+
+    def place(index: int) -> tuple[int, int]:
+        step, micro = divmod(index, job.training.gradient_accumulation)
+        expert, experts = expert_at(job, step), trained_experts(job)
+        return experts.index(expert), steps_of(job, step)[expert] * job.training.gradient_accumulation + micro
+
+    return place
+
+
+class Order:
+    """Batches without end, epoch after epoch. Each epoch visits every item exactly once, in its own shuffled order.
+
+    A batch holds items of one bucket and one LoRA weight, all of them regularization or none; the last batch of such a
+    group may be short. Batches of all groups are mixed. Where there is only one group, `batch_size` 4 and four batches of
+    size 1 are the same clips, but at the edge of an epoch.
+
+    Regularization batches, R of the N of an epoch, come evenly in each expert's own sequence of batches, however the
+    experts take turns: among its first j batches there are floor(j R / N) for the first expert, ceil(j R / N) for the
+    second. At the edge of an epoch, where both have had k N together, the two add up to k R exactly, so the epoch is whole.
+    """
+
+    def __init__(self, items: list[Item], batch_size: int, seed: int, place: Place = one_expert) -> None:
+        assert items and batch_size >= 1
+        self.items, self.batch_size, self.seed, self._place = items, batch_size, seed, place
+        sizes: dict[tuple[object, ...], int] = defaultdict(int)
+        for item in items:
+            sizes[_group(item)] += 1
+        counts = {group: -(-size // batch_size) for group, size in sizes.items()}
+        self.batches_per_epoch = sum(counts.values())
+        self.regularization_per_epoch = sum(count for (regularization, *_), count in counts.items() if regularization)
+        self._epoch = lru_cache(maxsize=4)(self._plan)  # two kinds, and prefetching crosses into the next epoch
+
+    def batch(self, index: int) -> list[Draw]:
+        """The visits of batch `index`, counted from 0 over all epochs."""
+        assert index >= 0
+        epoch, start = index // self.batches_per_epoch, index // self.batches_per_epoch * self.regularization_per_epoch
+        regularization, before = self._kind(index)
+        at = before - start if regularization else index % self.batches_per_epoch - (before - start)
+        return [self._draw(self.items[i], epoch) for i in self._epoch(epoch, regularization)[at]]
+
+    def _kind(self, index: int) -> tuple[bool, int]:
+        """(whether batch `index` is regularization, how many such batches come before it)."""
+        R, N = self.regularization_per_epoch, self.batches_per_epoch
+        which, own = self._place(index)
+        first, second = (own, index - own) if which == 0 else (index - own, own)  # batches that each expert has had
+
+        def had(first: int, second: int) -> int:
+            return first * R // N - (-second * R // N)
+
+        before = had(first, second)
+        after = had(first + 1, second) if which == 0 else had(first, second + 1)
+        return after > before, before
+
+    def _plan(self, epoch: int, regularization: bool) -> list[list[int]]:
+        """Batches of one kind in one epoch, as places in `items`. A batch comes where one of its items, chosen by lot, came in the shuffle."""
+        rng = keyed_rng(self.seed, "order", epoch, "regularization" if regularization else "main")
+        mine = [i for i, item in enumerate(self.items) if item.regularization == regularization]
+        groups: dict[tuple[object, ...], list[tuple[int, int]]] = defaultdict(list)
+        for turn, i in enumerate(rng.permutation(mine).tolist()):
+            groups[_group(self.items[i])].append((turn, i))
+        batches = [group[at : at + self.batch_size] for group in groups.values() for at in range(0, len(group), self.batch_size)]
+        batches.sort(key=lambda batch: batch[int(rng.integers(len(batch)))])
+        return [[i for _, i in batch] for batch in batches]
+
+    def _draw(self, item: Item, epoch: int) -> Draw:
+        def chance(purpose: str) -> float:
+            return float(keyed_rng(self.seed, purpose, epoch, item.id, item.repeat).random())
+
+        dropped = chance("caption-dropout") < item.caption_dropout
+        return Draw(
+            item=item, epoch=epoch, caption="" if dropped else item.caption, dropped=dropped,
+            flip_x=item.flip_x and chance("flip-x") < 0.5, flip_y=item.flip_y and chance("flip-y") < 0.5, start=chance("window-start"),
+        )  # fmt: skip
+
+
+def _group(item: Item) -> tuple[object, ...]:
+    return item.regularization, item.bucket, item.weight

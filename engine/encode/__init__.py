@@ -1,0 +1,1 @@
+"""Pixels and captions to latents and embeddings, cached on disk."""

@@ -1,0 +1,90 @@
+"""Clips to latents and back, and the image conditioning of Wan I2V.
+
+B batch, C channels, T frames, F latent frames = (T-1)/4+1, H W pixels, h w latent sides = H/8, W/8.
+Latents are normalised: (z - mean) / std per channel, with the VAE's own constants.
+"""
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan
+
+
+class Encoder(Protocol):
+    """A VAE's encoder: `engine.encode.vae_encoder.ClipEncoder` on CUDA, the VAE's own way elsewhere."""
+
+    vae: AutoencoderKLWan
+
+    def moments(self, video_BCTHW: torch.Tensor) -> torch.Tensor: ...
+
+
+class PlainEncoder:
+    """The VAE's own encode, four frames at a time."""
+
+    def __init__(self, vae: AutoencoderKLWan) -> None:
+        self.vae = vae
+
+    @torch.no_grad()
+    def moments(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Mean and log-variance (B, 2 x 16, F, h, w), in the VAE's dtype."""
+        moments: torch.Tensor = self.vae.encode(video_BCTHW.to(self.vae.dtype)).latent_dist.parameters
+        return moments
+
+
+def pixels(frames_BTHWC: np.ndarray, *, device: torch.device) -> torch.Tensor:
+    """uint8 frames (B, T, H, W, 3) -> float32 (B, 3, T, H, W) in [-1, 1]."""
+    x = torch.from_numpy(frames_BTHWC).to(device).permute(0, 4, 1, 2, 3)
+    return x.float().div_(127.5).sub_(1.0)
+
+
+def _statistics(vae: AutoencoderKLWan, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(mean, 1/std), each (1, C, 1, 1, 1). The reciprocal first, then a product: that is how the Wan pipeline rounds."""
+    mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1).to(like.device, like.dtype)
+    inverse = 1.0 / torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1).to(like.device, like.dtype)
+    return mean, inverse
+
+
+def _latents(encoder: Encoder, moments: torch.Tensor) -> torch.Tensor:
+    """The mode of the posterior (no noise of its own), normalised, in fp32."""
+    z = moments.chunk(2, dim=1)[0].float()
+    mean, inverse = _statistics(encoder.vae, z)
+    return (z - mean) * inverse
+
+
+def with_mask(latents_BCFhw: torch.Tensor) -> torch.Tensor:
+    """The conditioning channels (B, 4 + 16, F, h, w) of a first frame's latents. The mask's 4 channels are the 4 pixel frames of a latent frame: all one in latent frame 0, zero after."""
+    mask = latents_BCFhw.new_zeros(latents_BCFhw.shape[0], 4, *latents_BCFhw.shape[2:])
+    mask[:, :, 0] = 1
+    return torch.cat([mask, latents_BCFhw], dim=1)
+
+
+@torch.no_grad()
+def encode(encoder: Encoder, video_BCTHW: torch.Tensor) -> torch.Tensor:
+    """Video in [-1, 1] -> float32 latents (B, 16, F, h, w)."""
+    return _latents(encoder, encoder.moments(video_BCTHW))
+
+
+@torch.no_grad()
+def encode_pair(encoder: Encoder, video_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a training step needs of a clip: its latents, and the 20 conditioning channels of its first frame (`condition`)."""
+    return encode(encoder, video_BCTHW), condition(encoder, video_BCTHW[:, :, 0], video_BCTHW.shape[2])
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKLWan, latents_BCFhw: torch.Tensor) -> torch.Tensor:
+    """Latents -> video (B, 3, T, H, W) in [-1, 1], float32."""
+    z = latents_BCFhw.to(vae.dtype)
+    mean, inverse = _statistics(vae, z)
+    return vae.decode(z / inverse + mean, return_dict=False)[0].float().clamp_(-1, 1)
+
+
+@torch.no_grad()
+def condition(encoder: Encoder, first_BCHW: torch.Tensor, frames: int) -> torch.Tensor:
+    """The 20 conditioning channels (B, 4 + 16, F, h, w): mask, then latents of the first frame followed by zeros.
+
+    Bit for bit what diffusers' WanImageToVideoPipeline.prepare_latents builds.
+    """
+    B, C, H, W = first_BCHW.shape
+    video = torch.cat([first_BCHW.unsqueeze(2), first_BCHW.new_zeros(B, C, frames - 1, H, W)], dim=2)
+    return with_mask(encode(encoder, video))

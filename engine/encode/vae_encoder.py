@@ -1,0 +1,133 @@
+"""The Wan VAE's encoder, run for speed: several frames at a time, channels last, norm and activation fused.
+
+The same function as diffusers' AutoencoderKLWan.encode, which takes 4 frames at a time: the encoder is causal in time, so
+any cut into runs gives the same latents as long as each convolution is handed the two frames before its run. A run here is
+as many frames as the plan has memory for.
+
+B batch, C channels, T frames, H W pixels, F latent frames, h w latent sides.
+"""
+
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanResample, WanResidualBlock
+from torch import nn
+from torch.nn import functional as F
+
+from engine.system.device import fixed_order
+
+CHANNELS = 8  # of the padded input
+HISTORY = 2  # frames before a run that a 3-frame causal convolution looks at
+
+
+def norm_silu(x_BCTHW: torch.Tensor, bias_C: torch.Tensor | None, gamma: torch.Tensor) -> torch.Tensor:
+    """silu(y / |y| * sqrt(C) * gamma) with y = x + bias, the norm over channels, in fp32 inside.
+
+    WanRMS_norm and the activation after it; the bias is that of the convolution before, which cuDNN would add in a pass
+    of its own.
+    """
+    x = x_BCTHW.float() if bias_C is None else x_BCTHW.float() + bias_C.float().view(-1, 1, 1, 1)
+    scale = x.shape[1] ** 0.5 / x.square().sum(1, keepdim=True).sqrt().clamp(min=1e-12)
+    return F.silu(x * scale * gamma.float()).to(x_BCTHW.dtype)
+
+
+def add_bias(h_BCTHW: torch.Tensor, bias_C: torch.Tensor, x_BCTHW: torch.Tensor) -> torch.Tensor:
+    """h + bias + x in one pass: the end of a residual block."""
+    return (h_BCTHW.float() + bias_C.float().view(-1, 1, 1, 1) + x_BCTHW.float()).to(x_BCTHW.dtype)
+
+
+@cache
+def _compiled(function: Any) -> Any:
+    """One variant for each number of channels: the compiler takes a Parameter's shape for a constant."""
+    return torch.compile(function, dynamic=True)
+
+
+class ClipEncoder:
+    """Encodes whole clips. `frames` is how many pixel frames go through at a time, a multiple of 4."""
+
+    def __init__(self, vae: AutoencoderKLWan, *, frames: int, compiled: bool) -> None:
+        assert frames >= 4 and frames % 4 == 0, frames
+        assert vae.config.patch_size is None, "the 16-channel Wan VAE has no patches"
+        self.vae, self.frames = vae, frames
+        self._norm_silu = _compiled(norm_silu) if compiled else norm_silu
+        self._add_bias = _compiled(add_bias) if compiled else add_bias
+        self._last = torch.channels_last_3d if next(vae.parameters()).is_cuda else torch.contiguous_format
+        for module in vae.encoder.modules():
+            if isinstance(module, nn.Conv3d):
+                module.weight.data = module.weight.data.contiguous(memory_format=self._last)
+            elif isinstance(module, nn.Conv2d) and self._last is torch.channels_last_3d:
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
+        # Three input channels fall off the tensor cores' path; zeros up to 8 change nothing but the speed.
+        first = vae.encoder.conv_in.weight
+        self._first_weight = torch.cat([first, first.new_zeros(first.shape[0], CHANNELS - first.shape[1], *first.shape[2:])], dim=1).contiguous(memory_format=self._last)
+
+    @torch.no_grad()
+    @fixed_order()  # else the compiler times sums in several orders, and a resume after its cache is lost may encode otherwise
+    def moments(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
+        """Mean and log-variance (B, 2 x 16, F, h, w) of clips of 4n+1 frames, in the VAE's dtype."""
+        T = video_BCTHW.shape[2]
+        assert T % 4 == 1, T
+        history: dict[int, torch.Tensor] = {}
+        cuts = [0, *range(1 + self.frames, T, self.frames), T]  # the first run has one frame more
+        runs = [video_BCTHW[:, :, a:b] for a, b in pairwise(cuts) if b > a]
+        out = [self._run(self._padded(run), history, first=i == 0) for i, run in enumerate(runs)]
+        return self.vae.quant_conv(torch.cat(out, dim=2))
+
+    def _run(self, x: torch.Tensor, history: dict[int, torch.Tensor], *, first: bool) -> torch.Tensor:
+        encoder = self.vae.encoder
+        x = self._causal(self._first_weight, x, history) + encoder.conv_in.bias.view(-1, 1, 1, 1)
+        for layer in encoder.down_blocks:
+            x = self._layer(layer, x, history, first=first)
+        middle = encoder.mid_block
+        x = self._layer(middle.resnets[0], x, history, first=first)
+        for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
+            x = self._layer(resnet, attention(x), history, first=first)
+        last = encoder.conv_out
+        return self._causal(last.weight, self._norm_silu(x, None, encoder.norm_out.gamma), history) + last.bias.view(-1, 1, 1, 1)
+
+    def _padded(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
+        B, C, T, H, W = video_BCTHW.shape
+        out = torch.zeros((B, CHANNELS, T, H, W), dtype=self.vae.dtype, device=video_BCTHW.device).contiguous(memory_format=self._last)
+        out[:, :C] = video_BCTHW
+        return out
+
+    def _layer(self, layer: nn.Module, x: torch.Tensor, history: dict[int, torch.Tensor], *, first: bool) -> torch.Tensor:
+        if isinstance(layer, WanResidualBlock):
+            h = self._causal(layer.conv1.weight, self._norm_silu(x, None, layer.norm1.gamma), history)
+            h = self._causal(layer.conv2.weight, self._norm_silu(h, layer.conv1.bias, layer.norm2.gamma), history)
+            return self._add_bias(h, layer.conv2.bias, layer.conv_shortcut(x))
+        if isinstance(layer, WanResample):
+            return self._downsample(layer, x, history, first=first)
+        assert isinstance(layer, WanAttentionBlock), type(layer)
+        return layer(x)
+
+    def _causal(self, weight: torch.Tensor, x: torch.Tensor, history: dict[int, torch.Tensor]) -> torch.Tensor:
+        """A 3x3x3 convolution that sees the past only, without its bias; `history` keeps the last two frames for the next run."""
+        B, C, T, H, W = x.shape
+        joined = torch.empty((B, C, HISTORY + T, H, W), dtype=x.dtype, device=x.device, memory_format=self._last)
+        before = history.get(id(weight))
+        joined[:, :, :HISTORY] = 0 if before is None else before
+        joined[:, :, HISTORY:] = x
+        history[id(weight)] = joined[:, :, -HISTORY:].clone()
+        return F.conv3d(joined, weight, padding=(0, 1, 1))
+
+    def _downsample(self, layer: Any, x: torch.Tensor, history: dict[int, torch.Tensor], *, first: bool) -> torch.Tensor:
+        """Halve the sides, and the frames but for the very first, which stands alone."""
+        B, C, T, H, W = x.shape
+        flat = x.transpose(1, 2).reshape(B * T, C, H, W)
+        flat = layer.resample(flat)
+        x = flat.view(B, T, *flat.shape[1:]).transpose(1, 2)
+        if layer.mode != "downsample3d":
+            return x
+        last = x[:, :, -1:].clone()
+        if first:
+            paired = F.conv3d(x, layer.time_conv.weight, layer.time_conv.bias, stride=(2, 1, 1)) if T > 1 else x[:, :, :0]
+            out = torch.cat([x[:, :, :1], paired], dim=2)
+        else:
+            out = F.conv3d(torch.cat([history[id(layer)], x], dim=2), layer.time_conv.weight, layer.time_conv.bias, stride=(2, 1, 1))
+        history[id(layer)] = last
+        return out

@@ -1,0 +1,1 @@
+"""Both experts, run block by block under a memory plan."""

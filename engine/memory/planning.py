@@ -1,0 +1,159 @@
+"""The plan of a run on this machine, and the next rung down when memory runs out all the same."""
+
+import gc
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import msgspec
+import torch
+from msgspec import Struct
+
+from engine.memory.measure_card import rates_of
+from engine.wan.attention import Attention
+from presets.errors import UserError
+from presets.facts.facts import used_gpus
+from presets.job.schema import Job
+from presets.planner.candidates import Scarce, limits_of, next_down
+from presets.planner.cards import gpu_hardware
+from presets.planner.choose import choose_for
+from presets.planner.costs import Costs, predict
+from presets.planner.measured_rates import Rates
+from presets.planner.plan import Plan, Precision
+from presets.planner.sizes import ExpertShape
+from presets.planner.workload import Hardware, Workload, shape_of, workload_of
+from presets.rules.check import Facts
+
+GIB = 2**30
+CONTEXT = 0.6 * GIB  # what CUDA itself holds here
+GREW = 0.75 * GIB  # more than CUDA's own share grows while kernels are loaded
+DEQUANTIZED: dict[str, Precision] = {"qfloat8": "qfloat8", "qint8": "qint8", "qint4": "qint4", "qint4+ara": "qint4"}  # what any machine computes
+ALL = 10_000  # blocks: more than any expert has
+
+
+class Running(Struct, frozen=True):
+    """How a run is held and computed; a checkpoint keeps it. Another plan or kernel rounds otherwise, so a resume begins with the same."""
+
+    plan: Plan
+    attention: Attention
+
+
+@dataclass(frozen=True)
+class Planning:
+    """What the plan was chosen from, kept for the next choice. `hardware` is None where nothing is planned: on the CPU, for a toy."""
+
+    plan: Plan
+    why: str
+    hardware: Hardware | None
+    work: Workload
+    shape: ExpertShape
+    rates: Rates | None = None  # measured on this card
+    others: int = 0  # bytes of the card outside torch's count when the plan was made
+
+    @property
+    def batched_guidance(self) -> bool:
+        """Whether previews ask both prompts in one batch of two."""
+        return self.hardware is not None and Costs(self.work, self.hardware, self.shape).batched_guidance(self.plan)
+
+
+def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None, before: Plan | None = None) -> Planning:
+    """The plan of `before` a resume where it still fits (with its precision, which "auto" may choose otherwise today), else the fastest that does. `vram` caps the card's memory, in bytes.
+    Raises UserError with the numbers."""
+    work, shape = workload_of(job, facts), shape_of(facts)
+    if device.type != "cuda" or facts.tiny:
+        plan = Plan(precision=DEQUANTIZED.get(job.quantization.transformer, "none"), resident=ALL, stash="device", compiled=False, vae_frames=8)
+        return Planning(plan, "a toy model, or no GPU", None, work, shape)
+    gpus = used_gpus(job, facts)
+    if not gpus or facts.machine is None:
+        raise UserError("the GPU could not be read", where="job.gpus", fix="Look at wanlora doctor")
+    rates = rates_of(gpus[0], device)
+    hardware = gpu_hardware(gpus[0], facts.machine, rates=rates)
+    if vram is not None:
+        hardware = msgspec.structs.replace(hardware, vram_total=min(hardware.vram_total, vram), vram_free=min(hardware.vram_free, vram))
+    choice = choose_for(job, facts, hardware)
+    plan, p, why = choice.plan, choice.prediction, choice.why
+    asked = job.quantization.transformer
+    if before is not None and work.several_sizes and before.compiled:  # of previews too, that may have come since
+        before = msgspec.structs.replace(before, any_size=True)
+    if before is not None and before != plan and (asked == "auto" or before.precision == plan.precision) and fits(before, work, hardware, shape):
+        plan, p, why = before, predict(before, work, hardware, shape), f"as before the resume (begun anew it would be: {plan.whole_text}, {p.seconds.total:.2f} s/step)"
+    why = f"{why}; predicted {p.peak_vram / GIB:.1f} GiB of VRAM, {p.ram / GIB:.0f} GiB of RAM, {p.seconds.total:.2f} s/step"
+    seen = card_memory(device)
+    return Planning(plan, why, hardware, work, shape, rates, others=seen.others if seen else 0)
+
+
+def fits(plan: Plan, work: Workload, hardware: Hardware, shape: ExpertShape) -> bool:
+    """Whether there is room for a plan, as far as can be told before it runs."""
+    costs = Costs(work, hardware, shape)
+    p = costs.predict(plan)
+    return p.need_vram <= hardware.vram_free and p.ram + costs.c.ram_margin <= hardware.ram_free
+
+
+class CardMemory(NamedTuple):
+    """A card's memory as CUDA and torch count it, in bytes."""
+
+    total: int
+    free: int
+    reserved: int  # of it, held by torch here ...
+    allocated: int  # ... and in use
+
+    @property
+    def others(self) -> int:
+        """Held by other programs, and by CUDA itself here (about half a GiB)."""
+        return max(0, self.total - self.free - self.reserved)
+
+
+def card_memory(device: torch.device) -> CardMemory | None:
+    """To be asked where memory ran out, while the failed attempt's tensors are alive. None without a card."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return CardMemory(total, free, torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device))
+
+
+class Shortage(NamedTuple):
+    """Why memory ran out."""
+
+    cause: Literal["shrunk", "others", "pieces", "small", "host"]
+    text: str
+    lost: int = 0  # bytes of the card that were free when the plan was made, and no longer are
+
+
+def shortage(now: CardMemory | None, planning: Planning) -> Shortage:
+    """The card's numbers told apart: others took memory since, or held it before; ours lies in pieces; or there is too little."""
+    if now is None:
+        return Shortage("small", "out of memory")
+    lost = now.others - planning.others
+    if lost > GREW:
+        return Shortage("shrunk", f"other programs took {lost / GIB:.1f} GiB of the card since the run began", lost)
+    if now.others > 0.1 * now.total + GIB:
+        return Shortage("others", f"other programs hold {(now.others - CONTEXT) / GIB:.1f} GiB of the card")
+    loose = now.reserved - now.allocated
+    if loose > 0.2 * now.reserved:
+        return Shortage("pieces", f"{loose / GIB:.1f} GiB are free but in pieces too small")
+    cap = min(now.total, planning.hardware.vram_total) if planning.hardware else now.total
+    return Shortage("small", f"{now.allocated / GIB:.1f} GiB in use of {cap / GIB:.1f}")
+
+
+def smaller(job: Job, planning: Planning, scarce: Scarce, lost: int = 0) -> Plan | None:
+    """One rung down from the present plan; further when `lost` bytes of the card are gone and the next would not fit in what is
+    left. None at the last rung."""
+    hardware = planning.hardware
+    if hardware is None:
+        return None
+    hardware = msgspec.structs.replace(hardware, vram_free=max(0, hardware.vram_free - lost))
+    limits = limits_of(job.model.low_vram, job.model.layer_offloading)
+
+    def below(plan: Plan) -> Plan | None:
+        return next_down(plan, planning.work, hardware, planning.shape, limits=limits, scarce=scarce)
+
+    found = plan = below(planning.plan)
+    while lost and plan is not None and predict(plan, planning.work, hardware, planning.shape).need_vram > hardware.vram_free:
+        found, plan = plan, below(plan)
+    return plan or found
+
+
+def release(device: torch.device) -> None:
+    """Give back what a failed step left behind."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

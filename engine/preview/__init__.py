@@ -1,0 +1,1 @@
+"""One preview: denoising, its video, and sheets to compare by."""

@@ -1,0 +1,162 @@
+"""Pictures to judge previews by: a sheet of one step's prompts, and one prompt across the steps, as picture and as video."""
+
+import math
+import os
+import struct
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from engine.system.durable_files import placed
+
+Frames = NDArray[np.uint8]  # (T, H, W, 3)
+SIDE, COLUMNS = 256, 5  # of a small picture, at the most; frames of a preview that a row shows
+EARLIEST, LATEST = 1, 8  # steps that a comparison shows
+GAP, TEXT = 8, 15  # pixels
+INK, PAPER, FAINT = (235, 235, 235), (18, 18, 20), (150, 150, 156)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a sheet: what it is, something about it, and its small frames."""
+
+    title: str
+    about: str
+    frames: Frames
+
+
+def small_size(width: int, height: int) -> tuple[int, int]:
+    """Sides of a small picture, even as H.264 wants them; nothing grows."""
+    scale = min(1.0, SIDE / max(width, height))
+    return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
+
+
+def small(frames_THWC: Frames) -> Frames:
+    size = small_size(frames_THWC.shape[2], frames_THWC.shape[1])
+    return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in frames_THWC])
+
+
+def read_small(video: Path) -> Frames | None:
+    """The small frames of a preview's video; None when it is gone or does not decode."""
+    try:
+        with av.open(str(video)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            width, height = small_size(stream.width, stream.height)
+            frames = [frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA") for frame in container.decode(stream)]
+    except (OSError, av.FFmpegError, IndexError):
+        return None
+    return np.stack(frames) if frames else None
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a PNG is there and every part of it carries its checksum."""
+    try:
+        with Image.open(path) as image:
+            image.verify()
+    except (OSError, SyntaxError):  # the latter is Pillow's word for a broken PNG
+        return False
+    return True
+
+
+def is_video(path: Path) -> bool:
+    """Whether an mp4 is there and as long as its boxes say: a power cut may leave less. What the frames hold is not looked at."""
+    try:
+        with path.open("rb") as f:
+            end, at = f.seek(0, os.SEEK_END), 0
+            while at < end:
+                f.seek(at)
+                size, _ = struct.unpack(">I4s", f.read(8))
+                if size == 1:  # the true size follows, in 64 bits
+                    (size,) = struct.unpack(">Q", f.read(8))
+                if size < 8:
+                    return False
+                at += size
+    except (OSError, struct.error):
+        return False
+    return at == end > 0
+
+
+def steps_shown(steps: Sequence[int]) -> list[int]:
+    """Which of the steps a comparison shows: the first and the last ones."""
+    rising = sorted(set(steps))
+    return rising if len(rising) <= EARLIEST + LATEST else rising[:EARLIEST] + rising[-LATEST:]
+
+
+def write_sheet(path: Path, title: str, rows: Sequence[Row]) -> None:
+    """Rows of frames spread over each preview, first and last included, with their words. Never half there, see engine.system.durable_files."""
+    picks = [row.frames[np.unique(np.linspace(0, len(row.frames) - 1, COLUMNS).round().astype(int))] for row in rows]
+    width = max(480, *(GAP + len(frames) * (frames.shape[2] + GAP) for frames in picks))
+    head, line = _wrapped(title, width - 2 * GAP, most=3), TEXT + 5
+    labels = [_wrapped(row.title, width - 2 * GAP, most=2) + ([row.about] if row.about else []) for row in rows]
+    height = GAP + len(head) * line + sum(GAP + len(words) * line + frames.shape[1] for words, frames in zip(labels, picks, strict=True)) + GAP
+    image = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(image)
+    y = _write(draw, GAP, GAP, head, line, INK)
+    for row, words, frames in zip(rows, labels, picks, strict=True):
+        y = _write(draw, GAP, y + GAP, words[: len(words) - bool(row.about)], line, INK)
+        y = _write(draw, GAP, y, [row.about] if row.about else [], line, FAINT)
+        for column, frame in enumerate(frames):
+            image.paste(Image.fromarray(frame), (GAP + column * (frames.shape[2] + GAP), y))
+        y += frames.shape[1]
+    with placed(path) as aside:
+        image.save(aside, format="PNG")
+
+
+def side_by_side(tiles: Sequence[tuple[str, Frames]]) -> Frames:
+    """Previews playing beside each other in one video, each under its words; a shorter one stays on its last frame."""
+    length, bar = max(len(frames) for _, frames in tiles), TEXT + 9  # 24: even
+    width, height = (max(frames.shape[axis] for _, frames in tiles) for axis in (2, 1))
+    columns = math.ceil(math.sqrt(len(tiles) * (height + bar) / width)) if len(tiles) > 3 else len(tiles)
+    rows = math.ceil(len(tiles) / columns)
+    out = np.empty((length, rows * (height + bar), columns * width, 3), np.uint8)
+    out[:] = PAPER
+    for i, (words, frames) in enumerate(tiles):
+        y, x = i // columns * (height + bar), i % columns * width
+        label = Image.new("RGB", (width, bar), PAPER)
+        _write(ImageDraw.Draw(label), 4, 4, _wrapped(words, width - 8, most=1), TEXT, INK)
+        out[:, y : y + bar, x : x + width] = np.asarray(label)
+        held = frames[np.minimum(np.arange(length), len(frames) - 1)]
+        out[:, y + bar : y + bar + frames.shape[1], x : x + frames.shape[2]] = held
+    return out
+
+
+def _font() -> Any:
+    return ImageFont.load_default(TEXT)
+
+
+def _plain(text: str) -> str:
+    """What Pillow's own font can write: letters without their accents, a question mark for each of another script."""
+    letters = "".join(c for c in unicodedata.normalize("NFKD", " ".join(text.split())) if not unicodedata.combining(c))
+    return letters.encode("ascii", "replace").decode()
+
+
+def _write(draw: ImageDraw.ImageDraw, x: int, y: int, lines: Sequence[str], line: int, colour: tuple[int, int, int]) -> int:
+    """Returns the y below."""
+    for text in lines:
+        draw.text((x, y), text, fill=colour, font=_font())
+        y += line
+    return y
+
+
+def _wrapped(text: str, width: int, *, most: int) -> list[str]:
+    """Text in lines no wider than `width` pixels, `most` of them; what does not fit ends in three dots."""
+    font, lines, words = _font(), [""], _plain(text).split(" ")
+    for word in words:
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    cut = len(lines) > most
+    lines = lines[:most]
+    while lines[-1] and (font.getlength(lines[-1] + ("..." if cut else "")) > width):
+        lines[-1], cut = lines[-1][:-1], True
+    return [*lines[:-1], lines[-1].rstrip() + ("..." if cut else "")]

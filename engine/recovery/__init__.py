@@ -1,0 +1,1 @@
+"""`wanlora ara`: builds an accuracy recovery adapter."""

@@ -1,0 +1,128 @@
+"""What reaches a running trainer from outside: control files and signals.
+
+A command is a file in RUN/control, see presets.runs.control.
+
+Stop is honoured between two micro-batches: the gradients of the unfinished step are dropped. The others are honoured between
+two optimizer steps, where the state is whole: a save holds every step that is done, a new value counts from the next step on.
+A file is deleted once its command is honoured or refused. What was written while no trainer ran is found by the next attempt
+and honoured at its first step; a launcher removes stops that were meant for an attempt which is gone.
+"""
+
+import os
+import select
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+
+from presets.errors import UserError
+from presets.findings import Finding
+from presets.runs.control import CONTROL_DIR, ControlFile, parse_control
+
+POLL_SECONDS = 0.1  # while the trainer waits for something else
+
+
+class StopWished(Exception):
+    """A stop is wished for, in the middle of something that leaves nothing behind."""
+
+
+def refusal(what: str, error: UserError) -> Finding:
+    """The finding that answers a command which cannot be honoured."""
+    return Finding(code="command-refused", severity="warning", field=error.where or CONTROL_DIR, message=f"{what} was refused: {error.what}", fix=error.fix or "Look at the command")
+
+
+class Control:
+    """Polled at each micro-step edge. SIGTERM and SIGINT wish a stop with a save; a second one ends at once, and says so on stderr.
+
+    SIGHUP, of a terminal that closes or a connection that drops, wishes the same and never ends at once: the kernel and the shell
+    both send it, one after the other. Where it is ignored, by nohup or the daemon, it stays so.
+    """
+
+    def __init__(self, folder: Path, *, tell: Callable[[Finding], None]) -> None:
+        self._tell = tell  # told of files that are no command
+        self.folder = folder / CONTROL_DIR
+        self._signals = 0
+        self._launcher = 0  # the parent process, since `listen`
+        self._waiting: dict[Path, ControlFile] = {}  # read, and neither honoured nor refused yet
+        self.why = ""  # a stop is wished for, and why
+
+    def open(self) -> None:
+        """Make the folder: the job is accepted, and commands may come."""
+        self.folder.mkdir(exist_ok=True)
+
+    def listen(self) -> None:
+        """Install the signal handlers. Main thread only."""
+        self._launcher = os.getppid()
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            signal.signal(signal.SIGHUP, self._on_hangup)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._signals += 1
+        name = signal.Signals(number).name
+        if self._signals > 1:
+            _say(f"wanlora: {name} received again: ended at once, without saving. Checkpoints saved before are whole")
+            os._exit(128 + number)  # as a kill would, which loses nothing; an exception out of nowhere could tear what is being written
+        self.why = f"{name} received" if os.getppid() == self._launcher else f"its launcher was killed or ended, then {name} received"
+
+    def _on_hangup(self, _number: int, _frame: FrameType | None) -> None:
+        self.why = self.why or "SIGHUP received"
+
+    def honour(self) -> None:
+        """Raise StopWished when a stop is wished for."""
+        if self.stop_wished():
+            raise StopWished(self.why)
+
+    def stop_wished(self) -> bool:
+        """Read the control files; true once a stop is wished for."""
+        for file in sorted(self.folder.glob("*.json"), key=_written):
+            if file in self._waiting:
+                continue
+            try:
+                command = parse_control(file.read_bytes())
+            except UserError as e:
+                self._tell(refusal(file.name, e))
+                file.unlink(missing_ok=True)
+                continue
+            except FileNotFoundError:  # the launcher took it back
+                continue
+            if command.command == "stop":
+                self.why = "stopped on request"
+                file.unlink(missing_ok=True)
+            else:
+                self._waiting[file] = command
+        return bool(self.why)
+
+    def waiting(self) -> list[tuple[Path, ControlFile]]:
+        """The commands other than stop, oldest first. The caller reports each that it honoured or refused to `done`."""
+        self.stop_wished()
+        return list(self._waiting.items())
+
+    def done(self, file: Path) -> None:
+        """A command is honoured or refused: its file goes, so that no later attempt meets it again."""
+        file.unlink(missing_ok=True)
+        del self._waiting[file]
+
+    def sleep(self, seconds: float) -> None:
+        """Wait so long, or until a stop is wished for: then raises StopWished."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            self.honour()
+            time.sleep(POLL_SECONDS)
+
+
+def _say(line: str) -> None:
+    """Onto stderr past its buffers, which the interrupted code may be in the middle of; not onto a terminal or pipe that takes nothing just now."""
+    with suppress(OSError):
+        if select.select([], [2], [], 0)[1]:
+            os.write(2, f"{line}\n".encode())
+
+
+def _written(file: Path) -> tuple[int, str]:
+    try:
+        return file.stat().st_mtime_ns, file.name
+    except FileNotFoundError:
+        return 0, file.name

@@ -1,0 +1,132 @@
+"""Writes a run's events: one JSON line each, in order, without gaps across attempts."""
+
+import os
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from engine.runfolder.checkpoint import FULL
+from engine.system import fault_injection
+from engine.system.durable_files import fsync
+from presets.findings import Finding
+from presets.runs.events import EVENTS_FILE, TERMINAL_KINDS, Event, EventKind, decode_event
+from presets.runs.history import History
+
+SYNCED = TERMINAL_KINDS | {"changed"}  # and what honours an order: it must outlive a power loss, for its order is gone by then
+RESERVE_FILE, RESERVE_BYTES = ".reserve", 64 * 2**10
+
+
+class EventLog:
+    """Appends to `events.jsonl`. Opening an existing file continues its run: same id, next seq, next attempt.
+
+    A torn last line (the writer was killed inside a write) is cut off first. A damaged line further up (a bad disk) is
+    left alone and counted in `damaged`: its seq is taken. `listener` sees each event too: the console of `python -m engine`.
+    `history` has been fed with all of them.
+
+    A full disk raises nothing: the events wait in memory (`waiting` of them), `flush` tries again, and the file never holds
+    half a line. A small file kept in reserve gives way then, so that the run can still say why it pauses.
+    """
+
+    def __init__(self, folder: Path, *, listener: Callable[[Event], None], clock: Callable[[], float] = time.time) -> None:
+        self.path = folder / EVENTS_FILE
+        self._reserve = folder / RESERVE_FILE
+        self._listener, self._clock = listener, clock
+        self.run, self.attempt, self._seq = uuid.uuid4().hex[:12], 1, 0
+        self.damaged = 0
+        self.history = History()
+        self.watch: Callable[[Event], None] | None = None  # sees each event last, and may emit what it makes of it
+        self._waiting: deque[tuple[Event, bytes]] = deque()
+        if self.path.exists():
+            self._continue()
+        self._file = self.path.open("ab", buffering=0)
+        fsync(folder)  # its name must outlive a power loss, else what is synced in it is lost all the same
+        self._size = self._file.tell()
+        self._keep_reserve()
+
+    def _continue(self) -> None:
+        whole = self.path.read_bytes()
+        end = whole.rfind(b"\n") + 1
+        for line in whole[:end].splitlines():
+            try:
+                last = decode_event(line)
+            except msgspec.MsgspecError:
+                self.damaged += 1
+                self._seq += 1
+            else:
+                self.run, self.attempt, self._seq = last.run, last.attempt + 1, last.seq
+                self.history.add(last)
+        os.truncate(self.path, end)
+
+    @property
+    def waiting(self) -> int:
+        """Events that a full disk has not taken yet."""
+        return len(self._waiting)
+
+    @property
+    def waiting_bytes(self) -> int:
+        return sum(len(line) for _, line in self._waiting)
+
+    def emit(self, kind: EventKind, **data: Any) -> None:
+        """Append one event. Those of the kinds in SYNCED, and those that honour an order, are on the disk when this returns, if it has room for them."""
+        self._seq += 1
+        event = Event(seq=self._seq, time=self._clock(), run=self.run, attempt=self.attempt, kind=kind, data=data)
+        self._waiting.append((event, msgspec.json.encode(event) + b"\n"))
+        self.history.add(event)
+        self.flush()
+        self._listener(event)
+        if self.watch:
+            self.watch(event)
+
+    def phase(self, name: str, done: int, total: int, text: str = "") -> None:
+        self.emit("phase", name=name, done=done, total=total, text=text)
+
+    def finding(self, finding: Finding, **more: Any) -> None:
+        self.emit("finding", code=finding.code, severity=finding.severity, field=finding.field, message=finding.message, fix=finding.fix, **more)
+
+    def flush(self) -> bool:
+        """Write what waits; False when the disk is full. Raises OSError for any other trouble."""
+        while self._waiting:
+            event, line = self._waiting[0]
+            try:
+                self._write(event, line)
+            except OSError as e:
+                self._file.truncate(self._size)  # whole lines only
+                if e.errno not in FULL:
+                    raise
+                if not self._reserve.exists():
+                    return False
+                self._reserve.unlink()
+                continue
+            self._size += len(line)
+            self._waiting.popleft()
+        return True
+
+    def sync(self) -> None:
+        """What was emitted so far outlives a power loss."""
+        os.fsync(self._file.fileno())
+
+    def _write(self, event: Event, line: bytes) -> None:
+        fault_injection.at("event.before-write", step := event.data.get("step", -1))
+        if fault_injection.due("event.mid-write", step):
+            self._file.write(line[: len(line) // 2])
+            fault_injection.at("event.mid-write", step)
+        written = 0
+        while written < len(line):  # a disk that fills up takes a part and says so only at the next write
+            written += self._file.write(line[written:])
+        if event.kind in SYNCED or "order" in event.data:
+            os.fsync(self._file.fileno())
+
+    def _keep_reserve(self) -> None:
+        with suppress(OSError):  # without it, a full disk is told in the log of the process alone
+            if not self._reserve.exists() or self._reserve.stat().st_size < RESERVE_BYTES:
+                self._reserve.write_bytes(os.urandom(RESERVE_BYTES))  # no file system can store that as a hole
+
+    def close(self) -> None:
+        self._file.close()
+        self._reserve.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""What CUDA, the disk and the operating system give. Knows nothing of Wan or of training."""

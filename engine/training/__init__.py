@@ -1,0 +1,1 @@
+"""The training loop, and all that acts on a run between two optimizer steps."""

@@ -1,0 +1,97 @@
+"""The optimizer of one expert's LoRA, its learning rate as a function of the step, clipping, and the running average."""
+
+import math
+import sys
+from contextlib import redirect_stdout
+from typing import Any
+
+import torch
+from transformers.optimization import Adafactor
+
+from presets.errors import UserError
+from presets.job.expert_schedule import Expert, lr_of
+from presets.job.schema import Job, TrainingPanel
+
+Parameters = list[torch.nn.Parameter]
+
+
+def build_optimizer(training: TrainingPanel, parameters: Parameters) -> torch.optim.Optimizer:
+    """AdamW and relatives over fp32 LoRA tensors, all with decoupled weight decay. Raises UserError when the library or the card is missing."""
+    lr, decay = training.lr, training.weight_decay
+    device = parameters[0].device
+    match training.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=device.type == "cuda")
+        case "adamw8bit":
+            if device.type != "cuda":
+                raise UserError("adamw8bit needs an NVIDIA GPU", where="training.optimizer", fix='Set training.optimizer = "adamw"')
+            try:
+                import bitsandbytes
+            except ImportError:
+                raise UserError("adamw8bit needs the bitsandbytes package", where="training.optimizer", fix='pip install bitsandbytes, or set training.optimizer = "adamw"') from None
+            adamw8bit: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, lr=lr, weight_decay=decay)
+            return adamw8bit
+        case "adafactor":
+            # torch's own multiplies the rate by the size of each tensor, and a LoRA's B begins at 0: it would hardly move.
+            adafactor: torch.optim.Optimizer = Adafactor(parameters, lr=lr, weight_decay=decay, scale_parameter=False, relative_step=False)
+            return adafactor
+        case "prodigy":
+            try:
+                import prodigyopt
+            except ImportError:
+                raise UserError("prodigy needs the prodigyopt package", where="training.optimizer", fix='pip install prodigyopt, or set training.optimizer = "adamw"') from None
+            with redirect_stdout(sys.stderr):  # it prints that its weight decay is decoupled
+                prodigy: torch.optim.Optimizer = prodigyopt.Prodigy(parameters, lr=lr, weight_decay=decay, safeguard_warmup=training.warmup_steps > 0)
+            return prodigy
+        case other:
+            raise AssertionError(other)
+
+
+def lr_at(job: Job, expert: Expert, step: int) -> float:
+    """An expert's learning rate at optimizer step `step` (from 0): a linear warm-up, then constant, linear to 0, or cosine to 0.
+
+    The schedule's position is the step of the whole run, over both experts; it multiplies the rate that the expert has of
+    its own, else the common one. So both come to their ends with the run, however the turns are shared.
+    """
+    training, lr = job.training, lr_of(job, expert)
+    if step < training.warmup_steps:
+        return lr * (step + 1) / training.warmup_steps
+    if training.lr_scheduler == "constant":
+        return lr
+    span = max(1, training.steps - training.warmup_steps)
+    progress = min(1.0, (step - training.warmup_steps) / span)
+    factor = 1 - progress if training.lr_scheduler == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return lr * factor
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def clip_gradients(parameters: Parameters, max_norm: float) -> torch.Tensor:
+    """Scale the gradients to at most `max_norm` (0: leave them); returns their norm before, a 0-d tensor, maybe not finite."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    if max_norm > 0:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
+
+
+class Ema:
+    """A running average of the LoRA: average = decay * average + (1 - decay) * value, after each step of the expert."""
+
+    def __init__(self, decay: float, values: dict[str, Any]) -> None:
+        self.decay = decay
+        self.average: dict[str, torch.Tensor] = {name: value.detach().clone() for name, value in values.items()}
+
+    @torch.no_grad()
+    def update(self, values: dict[str, Any]) -> None:
+        for name, average in self.average.items():
+            average.lerp_(values[name].detach(), 1 - self.decay)
+
+    @torch.no_grad()
+    def load(self, values: dict[str, torch.Tensor]) -> None:
+        assert self.average.keys() == values.keys()
+        for name, average in self.average.items():
+            average.copy_(values[name])

@@ -1,0 +1,93 @@
+"""The gradients of one optimizer step: its micro-batches one after the other, forward and backward.
+
+B batch, C channels, F h w latent shape, S text tokens, D text width.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from engine.encode.latent_cache import latents_of
+from engine.memory.planning import Shortage
+from engine.runfolder.control import Control
+from engine.system import fault_injection
+from engine.system.device import memory_errors
+from engine.system.pinned_memory import HostMemoryRefused
+from engine.system.stopwatch import Stopwatch
+from engine.training.micro_batch import draws, terms
+from engine.training.objective import noised
+from engine.training.setup import Learner, Run
+from presets.job.expert_schedule import Expert
+from presets.job.timesteps import NUM_TRAIN_TIMESTEPS
+from presets.planner.candidates import Scarce
+from presets.planner.sizes import OPTIMIZER_BYTES
+
+
+@dataclass
+class Passed:
+    """What the micro-batches of one step have come to; the gradients are in the LoRA's parameters."""
+
+    losses: dict[str, torch.Tensor]  # by term
+    timesteps: list[float]
+    clips: list[str]
+
+
+def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch, control: Control) -> Passed | None:
+    """All micro-batches of an optimizer step, forward and backward. None when a stop is wished for between two of them."""
+    accumulation = run.job.training.gradient_accumulation
+    micro_batches = range(step * accumulation, (step + 1) * accumulation)
+    clips_in_step = sum(len(run.order.batch(index)) for index in micro_batches)
+    executor = run.experts.executors[expert]
+    passed = Passed({}, [], [])
+    for index in micro_batches:
+        if control.stop_wished():
+            return None
+        with watch.part("data"):
+            fault_injection.at("data.decode", step + 1)
+            batch = run.loader.batch(index)
+        with watch.part("vae"):
+            fault_injection.at("vae.encode", step + 1)
+            x0_BCFhw, conditioning_BCFhw = latents_of(run.encoder, batch, run.latents, device=run.device)
+        fault_injection.at("noise", step + 1)
+        noise_BCFhw, sigma_B = draws(run, expert, batch, x0_BCFhw)
+        x_t, target = noised(x0_BCFhw, noise_BCFhw, sigma_B)
+        target = fault_injection.poison("target", step + 1, target)
+        x_BCFhw = torch.cat([x_t, conditioning_BCFhw], dim=1)
+        timestep_B = sigma_B * NUM_TRAIN_TIMESTEPS
+        with watch.part("transformer"):
+            fault_injection.at("forward", step + 1)
+            for term in terms(run, executor, batch, x_BCFhw, timestep_B, target, share=len(batch.ids) / clips_in_step):
+                loss = executor.forward_backward(x_BCFhw[term.rows], timestep_B[term.rows], term.text_BSD, term.loss, strength=batch.weights[0])
+                passed.losses[term.name] = passed.losses.get(term.name, 0) + loss
+            fault_injection.at("backward", step + 1)
+        passed.timesteps += timestep_B.tolist()
+        passed.clips += batch.ids
+    return passed
+
+
+def with_memory(run: Run, learner: Learner, watch: Stopwatch, attempt: Callable[[], Passed | None]) -> Passed | None:
+    """The attempt's result; when memory runs out, the same step again, one rung down. Noise is keyed, so it is the same step."""
+    while True:
+        try:
+            with memory_errors():
+                passed = attempt()
+                if passed is not None and not learner.optimizer.state:
+                    reserve_state(run, learner)
+            return passed
+        except torch.OutOfMemoryError:
+            scarce: Scarce = "vae" if watch.current == "vae" else "step"
+            why = run.short()
+        except HostMemoryRefused as e:
+            scarce, why = "ram", Shortage("host", e.what)
+        learner.optimizer.zero_grad(set_to_none=True)  # what the failed attempt added
+        run.replan(scarce, why)
+
+
+def reserve_state(run: Run, learner: Learner) -> None:
+    """Take the memory that the optimizer's first step is about to keep, and let it go again: torch then has it at hand. If there
+    is none, it shows while the step can still be done again. Raises torch.OutOfMemoryError."""
+    copies = math.ceil(OPTIMIZER_BYTES[run.job.training.optimizer] / 4)
+    held = [torch.empty_like(p) for p in learner.parameters.values() for _ in range(copies)]
+    del held

@@ -1,0 +1,172 @@
+"""The training loop, top to bottom: clips -> latents + conditioning -> noise, sigma, expert -> loss -> gradient -> step.
+
+Between two optimizer steps the state is whole: there it is saved, shown in previews and changed by commands.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from functools import partial
+
+from engine.runfolder import checkpoint
+from engine.runfolder.control import Control, StopWished
+from engine.runfolder.disk_full import until_events_are_written
+from engine.runfolder.resume import clear_the_way
+from engine.system import fault_injection
+from engine.system.durable_files import sync_folders
+from engine.system.stopwatch import Stopwatch
+from engine.training.commands import honour
+from engine.training.optimizer import clip_gradients, lr_at, set_lr
+from engine.training.previews import look_over, make_previews, previews_made
+from engine.training.reporting import announce, ram_gib, report_non_finite, vram_gib
+from engine.training.restore import restore
+from engine.training.saving import complete, mend, rehearse, save_all, save_final
+from engine.training.setup import Run
+from engine.training.train_step import gradients, with_memory
+from presets.errors import UserError
+from presets.job.expert_schedule import expert_at
+from presets.job.schema import Job
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: `done`, or stopped with `why`."""
+
+    step: int
+    done: bool
+    why: str = ""
+
+
+def train(run: Run, control: Control) -> Outcome:
+    """Run the loop from where the attempt begins. Raises UserError; the newest checkpoint is whole whatever happens."""
+    began = time.perf_counter()
+    unlike = restore(run)
+    clear_the_way(run.begin, run.folder, run.log)
+    sync_folders(run.folder)  # in front of the event that the attempt has started: after that nobody clears the way again
+    announce(run, unlike)
+    step = run.start
+    try:
+        run.loader.prefetch(step * run.job.training.gradient_accumulation)  # decodes while the first previews are made
+        if step == 0:
+            rehearse(run)  # a full disk or a read-only folder shows itself now, not after hours
+        else:
+            complete(run, control)
+        mend(run, control)
+        torn = look_over(run, control)
+        if (torn or previews_due(run.job, step)) and not previews_made(run, step):
+            make_previews(run, step, control, missing=True)
+        while True:
+            until_events_are_written(run.log, control)
+            honour(run, step, control)
+            if step >= run.job.training.steps:  # they may have been cut below what is done
+                outcome = finish(run, step, control, began)
+                if outcome is None:
+                    continue
+                return outcome
+            if not optimizer_step(run, step, control):
+                return stop(run, step, control)
+            step += 1
+            if step % run.job.save.every == 0:
+                save_all(run, step, control)
+            if previews_due(run.job, step) and step < run.job.training.steps:
+                make_previews(run, step, control)
+    except StopWished:
+        return stop_unsaved(run, step, control)
+
+
+def optimizer_step(run: Run, step: int, control: Control) -> bool:
+    """Optimizer step `step` (from 0) of the expert whose turn it is. False when a stop came first: then nothing has changed."""
+    job = run.job
+    expert = expert_at(job, step)
+    learner = run.learners[expert]
+    set_lr(learner.optimizer, lr_at(job, expert, step))
+    watch = Stopwatch(run.device)
+    try:
+        passed = with_memory(run, learner, watch, partial(gradients, run, step, expert, watch, control))
+    except UserError as e:  # a clip is gone, no smaller plan is left: the weights have not moved, and what is done is not lost with it
+        learner.optimizer.zero_grad(set_to_none=True)
+        save_before_failing(run, step, control, e)
+        raise
+    if passed is None:
+        learner.optimizer.zero_grad(set_to_none=True)
+        return False
+    with watch.part("optimizer"):
+        norm = float(clip_gradients(list(learner.parameters.values()), job.training.max_grad_norm))
+        losses = {name: float(value) for name, value in passed.losses.items()}
+        loss = sum(losses.values())
+        loss = fault_injection.poison("loss", step + 1, loss)
+        finite = math.isfinite(norm) and math.isfinite(loss)
+        if finite:  # a non-finite step never reaches the weights
+            fault_injection.at("optimizer.before-step", step + 1)
+            learner.optimizer.step()
+            fault_injection.at("optimizer.after-step", step + 1)
+            if learner.ema:
+                learner.ema.update(learner.parameters)
+            fault_injection.at("ema", step + 1)
+        learner.optimizer.zero_grad(set_to_none=True)
+    if finite:
+        run.log.emit(
+            "step", step=step + 1, expert=expert, loss=loss, parts=losses, lr=lr_at(job, expert, step), grad_norm=norm, timestep=sum(passed.timesteps) / len(passed.timesteps),
+            seconds=watch.seconds(), vram_gib=vram_gib(run.device), ram_gib=ram_gib(), clips=passed.clips,
+        )  # fmt: skip
+    else:
+        report_non_finite(run, step + 1, passed.clips, passed.timesteps)
+    return True
+
+
+def save_before_failing(run: Run, step: int, control: Control, error: UserError) -> None:
+    """Save what `step` steps have come to, as `error` ends the run. Where that fails too, it is said, and `error` stays what ended the run."""
+    if step == 0 or step in run.log.history.checkpoints:
+        return
+    try:
+        save_all(run, step, control)
+    except (UserError, StopWished) as e:
+        run.log.emit("log", level="warning", text=f"what came after the last checkpoint could not be saved before the run failed ({error.what}): {e}")
+
+
+def previews_due(job: Job, step: int) -> bool:
+    """Whether previews are due after `step` steps: at the start (sample.first) and every so often. `finish` makes those of the end."""
+    if not job.sample.prompts:
+        return False
+    return job.sample.first if step == 0 else job.sample.every > 0 and step % job.sample.every == 0
+
+
+def finish(run: Run, step: int, control: Control, began: float) -> Outcome | None:
+    """All steps are done: the last checkpoint, the last previews, the final LoRA files. None when more steps were ordered meanwhile."""
+    if step not in run.log.history.checkpoints:
+        save_all(run, step, control)
+    if run.job.sample.prompts and not previews_made(run, step):
+        make_previews(run, step, control, missing=True)
+        if control.stop_wished() and not previews_made(run, step):
+            return stop(run, step, control)
+    files = save_final(run, step, control)
+    honour(run, step, control)  # nobody looks at orders after this; the last previews may have taken long
+    if step < run.job.training.steps:
+        return None
+    if control.stop_wished() and control.waiting():  # previews that were ordered and that the stop cut short
+        return stop(run, step, control)
+    fault_injection.at("done.before-event", step)
+    run.log.emit("done", step=step, files=files, seconds=round(time.perf_counter() - began, 3))
+    fault_injection.at("done.after-event", step)
+    return Outcome(step, done=True)
+
+
+def stop(run: Run, step: int, control: Control) -> Outcome:
+    """Honour a stop: `step` steps are done and saved, with whatever was set before the stop."""
+    honour(run, step, control)
+    path, why = "", control.why
+    if step == 0:
+        why += "; no step was done yet, so there was nothing to save"
+    else:
+        path = run.log.history.checkpoints.get(step) or save_all(run, step, control)
+    run.log.emit("stopped", step=step, path=path, why=why)
+    return Outcome(step, done=False, why=control.why)
+
+
+def stop_unsaved(run: Run, step: int, control: Control) -> Outcome:
+    """Honour a stop while the disk is full: the run ends with the checkpoint it has. The events may not tell of it yet: they come after its LoRA files."""
+    newest, _ = checkpoint.newest(run.folder)
+    kept, path = (checkpoint.step_of(newest), str(newest.relative_to(run.folder))) if newest else (0, "")
+    why = f"{control.why} while the disk was full" + (f": what came after step {kept} could not be saved and is trained again" if kept < step else "")
+    run.log.emit("stopped", step=step, path=path, why=why)
+    return Outcome(step, done=False, why=control.why)

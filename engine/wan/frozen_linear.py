@@ -1,0 +1,110 @@
+"""Frozen linears in the plan's precision, with the LoRA branch, and gradients for all but the frozen weight.
+
+The packed weight is all that backward keeps: it is dequantized again there, never saved in bf16. One packed copy serves
+both products.
+
+M rows (tokens), K in, N out, R rank.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from engine.wan.fp8_ops import E4M3_MAX, rowwise_e4m3
+
+Packed = tuple[torch.Tensor, ...]  # (weight,) or (q, scale) or (q, scale, shift)
+COMPUTED_IN_8_BITS = "float8"
+
+
+def pack_float8(weight_NK: torch.Tensor) -> Packed:
+    """One frozen weight in e4m3, with a scale per output row in fp32: absmax / 448."""
+    w = weight_NK.float()
+    scale = w.abs().amax(1, keepdim=True).clamp(min=1e-12) / E4M3_MAX
+    return (w / scale).to(torch.float8_e4m3fn), scale
+
+
+def unpack_weight(packed: Packed, precision: str, dtype: torch.dtype) -> torch.Tensor:
+    """The (N, K) weight that `packed` stands for. Scales are per output row (qint4: per group of inputs, with the value of code 0), fp32; qint4
+    has codes 0..15, two to a byte, and those of qfloat8 may be given as bytes."""
+    if precision == "none":
+        return packed[0].to(dtype)
+    if precision != "qint4":
+        q = packed[0]
+        values = e4m3_values(q) if precision == "qfloat8" and q.dtype == torch.uint8 else q.to(torch.float32)
+        return (values * packed[1]).to(dtype)
+    q, scale, low = packed
+    n, groups = scale.shape
+    values = torch.stack([q & 15, q >> 4], dim=2).view(n, groups, -1).to(torch.float32)
+    return (values * scale.unsqueeze(2) + low.unsqueeze(2)).to(dtype).view(n, -1)
+
+
+def e4m3_values(codes: torch.Tensor) -> torch.Tensor:
+    """The fp32 values of e4m3 codes that are given as bytes, exactly as a cast has them.
+
+    In integers, because Triton has no e4m3 below compute capability 8.9: a kernel that reads float8_e4m3fn does not compile there
+    (torch up to 2.9; later ones cast the whole weight to fp32 before the kernel).
+    """
+    magnitude = (codes & 127).to(torch.int32)
+    normal = (magnitude << 20) + (120 << 23)  # 4 bits of exponent and 3 of mantissa where fp32 has them, the bias from 7 to 127
+    bits = torch.where(magnitude < 8, (magnitude.to(torch.float32) * 2.0**-9).view(torch.int32), normal)
+    bits = torch.where(magnitude == 127, 0x7FC00000, bits)  # not a number
+    return (bits | ((codes & 128).to(torch.int32) << 24)).view(torch.float32)
+
+
+def as_bytes(packed: Packed) -> Packed:
+    """The same memory, e4m3 as bytes: what `unpack_weight` reads on any card."""
+    return tuple(t.view(torch.uint8) if t.dtype == torch.float8_e4m3fn else t for t in packed)
+
+
+class _Float8Product(torch.autograd.Function):
+    """y = x W^T with float8 matrix products in both directions.
+
+    Forward: x and W row-wise. Backward: the contraction runs over the rows of W, whose scale therefore cannot stay
+    outside; it folds into g before g is quantized.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x_MK: torch.Tensor, w_NK: torch.Tensor, scale_N1: torch.Tensor, bias_N: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(w_NK, scale_N1)
+        x8, x_scale = rowwise_e4m3(x_MK, None, 1e-6)
+        return torch._scaled_mm(x8, w_NK.t(), scale_a=x_scale, scale_b=scale_N1.t(), bias=bias_N, out_dtype=torch.bfloat16, use_fast_accum=True)
+
+    @staticmethod
+    def backward(ctx: Any, g_MN: torch.Tensor) -> Any:
+        w_NK, scale_N1 = ctx.saved_tensors
+        g8, g_scale = rowwise_e4m3(g_MN, scale_N1.squeeze(1), 1e-12)
+        w_KN = w_NK.t().contiguous()
+        ones = torch.ones(1, w_KN.shape[0], device=g_MN.device)
+        dx = torch._scaled_mm(g8, w_KN.t(), scale_a=g_scale, scale_b=ones, out_dtype=torch.bfloat16, use_fast_accum=True)
+        return dx, None, None, None
+
+
+class _DequantizedProduct(torch.autograd.Function):
+    """y = x W^T with W dequantized on the spot, in both directions."""
+
+    @staticmethod
+    def forward(ctx: Any, x_MK: torch.Tensor, precision: str, bias_N: torch.Tensor, *packed: torch.Tensor) -> torch.Tensor:
+        ctx.precision = precision
+        ctx.save_for_backward(*packed)
+        return F.linear(x_MK, unpack_weight(packed, precision, x_MK.dtype), bias_N)
+
+    @staticmethod
+    def backward(ctx: Any, g_MN: torch.Tensor) -> Any:
+        w = unpack_weight(ctx.saved_tensors, ctx.precision, g_MN.dtype)
+        return g_MN @ w, None, None, *(None for _ in ctx.saved_tensors)
+
+
+def frozen_linear(x: torch.Tensor, packed: Packed, bias_N: torch.Tensor, precision: str) -> torch.Tensor:
+    """x (..., K) through a frozen linear -> (..., N)."""
+    x_MK = x.reshape(-1, x.shape[-1])
+    if precision == COMPUTED_IN_8_BITS:
+        y = _Float8Product.apply(x_MK, *packed, bias_N)
+    else:
+        y = _DequantizedProduct.apply(x_MK, precision, bias_N, *packed)
+    return y.view(*x.shape[:-1], -1)
+
+
+def lora_branch(x: torch.Tensor, a_RK: torch.Tensor, b_NR: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """scale * B A x, in x's dtype; A and B are fp32 masters."""
+    return F.linear(F.linear(x, a_RK.to(x.dtype)) * scale.to(x.dtype), b_NR.to(x.dtype))

@@ -1,0 +1,70 @@
+"""The frozen base of a run: Wan 2.2 I2V A14B, each part found where it lies or fetched from the Hub first."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from engine.weights.model_files import Source, identity
+from presets.base.composition import compose, named_base
+from presets.base.model_facts import I2V_BOUNDARY, facts_of
+from presets.errors import UserError
+from presets.job.expert_schedule import Expert, trained_experts
+from presets.job.schema import Job
+
+FLOW_SHIFT = 5.0  # Wan's own for image-to-video, where the model names none
+
+
+@dataclass(frozen=True)
+class BaseFolder:
+    """A base model on this disk, and what the run needs to know of it before any weight is read."""
+
+    source: Source
+    boundary: float  # sigma that divides the experts
+    flow_shift: float  # of the model's own scheduler; previews use it
+    identity: str  # of the trained experts' weights, by content
+    beside: Mapping[str, str] = field(default_factory=dict)  # of the parts beside the experts, by content
+
+    def identity_of(self, expert: Expert) -> str:
+        """Of one expert's weights, by content."""
+        return identity(self.source.expert(expert).files, times=False)
+
+
+def find_base(
+    job: Job, base: Path, *, progress: Callable[[int, int, str], None] = lambda done, total, text: None, cache: Path | None = None, endpoint: str | None = None
+) -> BaseFolder:
+    """The base that the job names; what of it is not on this machine is downloaded first. Raises UserError.
+
+    `progress` is told the bytes that are there and those there will be; `cache` and `endpoint` are the Hub's own by default.
+    """
+    named = named_base(job)
+    composed = compose(named, base, cache=cache)
+    for _ in range(2):  # again where a file that has come turns out to lack its tokenizer
+        if composed.to_ask:
+            from engine.weights.hub_download import fetch  # only now: it takes a while, and most jobs have their model
+
+            fetch(named, base, progress=progress, cache=cache, endpoint=endpoint)
+            composed = compose(named, base, cache=cache)
+    assert not composed.to_ask, f"what was fetched is not there: {composed.to_ask}"
+    facts = facts_of(named, composed)
+    errors = [p for p in facts.problems if p.severity == "error" and p.code != "model-no-boundary"]  # which the job may make up for
+    if errors:
+        raise UserError(errors[0].message, where=errors[0].field, fix=errors[0].fix)
+    source = Source(Path(facts.folder), composed.places)
+    boundary = facts.boundary_ratio if job.model.boundary == "model" else job.model.boundary
+    if boundary is None:
+        raise UserError("the model names no boundary_ratio between 0 and 1", where=facts.folder, fix=f"Set model.boundary = {I2V_BOUNDARY}")
+    files = [file for expert in trained_experts(job) for file in source.expert(expert).files]
+    beside = {"vae": source.part("vae").files, "text_encoder": source.part("text_encoder").files, "tokenizer": source.tokenizer_files()}
+    identities = {part: identity(paths, times=False) for part, paths in beside.items()}
+    return BaseFolder(source, float(boundary), _flow_shift(source.folder), identity(files, times=False), identities)
+
+
+def _flow_shift(folder: Path) -> float:
+    """Of the model's own scheduler, where it has one. Raises UserError."""
+    file = folder / "scheduler" / "scheduler_config.json"
+    try:
+        scheduler = json.loads(file.read_text()) if file.exists() else {}
+        return float(scheduler.get("flow_shift") or scheduler.get("shift") or FLOW_SHIFT)
+    except (OSError, ValueError, TypeError, AttributeError) as e:
+        raise UserError(f"cannot be read ({e})", where=str(file), fix="Download this file again") from None

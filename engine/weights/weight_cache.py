@@ -1,0 +1,176 @@
+"""Packed blocks on disk, so that the second start reads what the first one made: no conversion, half the bytes or a quarter.
+
+A cache file is found by a hash of the source's files, the precision and the way this version packs; it is verified block
+by block as it is read, and deleted when it is damaged. It is a convenience: whatever goes wrong with it is a warning.
+"""
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from engine.system.pinned_memory import host_buffer
+from engine.wan.int4_grids import Grid
+from engine.wan.quantize import pack
+from engine.weights.load_expert import Progress, load_blocks, open_expert
+from engine.weights.model_files import Expert, Part, Source, read_into
+from engine.weights.packed_blocks import Layout, Slot
+from presets import VERSION
+from presets.caches.weight_cache import (
+    CAP,
+    SUFFIX,
+    UNFINISHED,
+    CachedTensor,
+    CacheHeader,
+    make_room,
+    read_cache_header,
+    touch,
+)
+from presets.errors import UserError
+from presets.text import human
+
+FORMAT = 1
+THREADS = 8  # hashing is what takes longest, about 1 GB/s each
+WORTH = 0.9  # a cache file above this share of the source's bytes gains nothing
+
+Warn = Callable[[str], None]
+
+
+class _Unusable(Exception):
+    """What is wrong with a cache file."""
+
+
+def cached_blocks(
+    source: Source, expert: Expert, precision: str, *, dtype: torch.dtype, pinned: bool, device: torch.device, progress: Progress, folder: Path, warn: Warn, cap: int = CAP,
+    grid: Grid = "qint4",
+) -> tuple[list[torch.Tensor], Layout]:
+    """`engine.weights.load_expert.load_blocks` through the cache in `folder`. Raises UserError for what is wrong with the source."""
+    part = open_expert(source, expert)
+    key = cache_key(part, precision, dtype, grid)
+    path = folder / f"{key}{SUFFIX}"
+    if (found := _read(path, key, pinned=pinned, device=device, progress=progress, warn=warn)) is not None:
+        return found
+    masters, layout = load_blocks(source, expert, precision, dtype=dtype, pinned=pinned, device=device, progress=progress, grid=grid)
+    if len(masters) * layout.bytes < WORTH * sum(s.place.size for name, s in part.stored.items() if name.startswith("blocks.")):
+        progress(0, len(masters), "writing the weight cache")
+        header = CacheHeader(
+            key=key, model=str(source.folder), expert=expert, precision=precision, block_bytes=layout.bytes, hashes=_hashes(masters),
+            layout=tuple(CachedTensor(s.key, s.part, str(s.dtype).removeprefix("torch."), s.shape, s.offset) for s in layout.slots),
+            versions={"torch": version("torch"), "wanlora-tui": VERSION},
+        )  # fmt: skip
+        _write(path, header, masters, progress=progress, warn=warn, cap=cap)
+    return masters, layout
+
+
+def cache_key(part: Part, precision: str, dtype: torch.dtype, grid: Grid = "qint4") -> str:
+    """Hash of everything the packed blocks depend on."""
+    told = f"{FORMAT}\0{part.name}\0{part.identity()}\0{precision}\0{dtype}\0{_packing(precision, grid)}"
+    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+
+
+def _packing(precision: str, grid: Grid) -> str:
+    """How this version packs: the bytes that a known weight becomes. A cache of another way of packing is not found."""
+    known = torch.linspace(-1, 1, 4 * 256).view(4, 256).square().sub(0.3)
+    digest = hashlib.blake2b(digest_size=8)
+    for t in pack(known, precision, grid):
+        digest.update(f"{t.dtype}{tuple(t.shape)}".encode() + t.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _hash(buffer: torch.Tensor) -> str:
+    return hashlib.blake2b(buffer.numpy().data, digest_size=16).hexdigest()
+
+
+def _hashes(masters: list[torch.Tensor]) -> tuple[str, ...]:
+    with ThreadPoolExecutor(_threads()) as pool:  # hashing lets go of the interpreter
+        return tuple(pool.map(_hash, masters))
+
+
+def _threads() -> int:
+    return min(THREADS, os.cpu_count() or 1)
+
+
+def _read(path: Path, key: str, *, pinned: bool, device: torch.device, progress: Progress, warn: Warn) -> tuple[list[torch.Tensor], Layout] | None:
+    """The blocks, read and verified by several threads. None when there is no such file or it was damaged, which is told."""
+    try:
+        header = read_cache_header(path)
+        if header is None or header.key != key:
+            raise _Unusable("it is not whole")
+        masters = list(_verified(path, header, pinned=pinned, device=device, progress=progress))
+    except FileNotFoundError:
+        return None
+    except (_Unusable, OSError) as e:
+        warn(f"the weight cache {path} cannot be used and is made anew: {e}")
+        _delete(path, warn)
+        return None
+    try:
+        touch(path)
+    except OSError as e:
+        warn(f"the weight cache {path} could not be marked as used: {e.strerror or e}")
+    slots = tuple(Slot(t.key, t.part, getattr(torch, t.dtype), t.shape, t.offset) for t in header.layout)
+    return masters, Layout(slots, header.block_bytes)
+
+
+def _verified(path: Path, header: CacheHeader, *, pinned: bool, device: torch.device, progress: Progress) -> Iterator[torch.Tensor]:
+    gpu = torch.cuda.current_device() if pinned and device.index is None else device.index
+
+    def begin() -> None:
+        if pinned:  # a new thread would lock memory through the first GPU, whichever this run has
+            torch.cuda.set_device(gpu)
+
+    def read(block: int) -> torch.Tensor:
+        buffer = host_buffer(header.block_bytes, pinned=pinned)
+        try:
+            read_into(path, header.begin(block), buffer)
+        except UserError as e:
+            raise _Unusable(e.what) from None
+        if _hash(buffer) != header.hashes[block]:
+            raise _Unusable(f"block {block} is not what was written")
+        return buffer
+
+    count = len(header.hashes)
+    pool = ThreadPoolExecutor(_threads(), thread_name_prefix="cache", initializer=begin)
+    try:
+        for block, buffer in enumerate(pool.map(read, range(count))):
+            progress(block, count, "reading the weight cache")
+            yield buffer
+    finally:
+        pool.shutdown(cancel_futures=True)
+    progress(count, count, "reading the weight cache")
+
+
+def _write(path: Path, header: CacheHeader, masters: list[torch.Tensor], *, progress: Progress, warn: Warn, cap: int) -> None:
+    """Write beside, make it durable, then rename: a reader sees a whole file or none."""
+    aside = path.with_name(f".{path.stem}.{os.getpid()}{UNFINISHED}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not make_room(path.parent, header, cap):
+            warn(f"the weight cache has no room for {human(header.size)} in {path.parent}, so the next start takes as long as this one")
+            return
+        with aside.open("wb") as f:
+            fcntl.flock(f, fcntl.LOCK_EX)  # told from the leftovers of a writer that died
+            f.write(header.start)
+            for block, buffer in enumerate(masters):
+                progress(block, len(masters), "writing the weight cache")
+                f.seek(header.begin(block))
+                f.write(buffer.numpy().data)
+            f.truncate(header.size)
+            f.flush()
+            os.fsync(f.fileno())
+            aside.rename(path)
+        progress(len(masters), len(masters), "writing the weight cache")
+    except OSError as e:
+        warn(f"the weight cache could not be written ({(e.strerror or str(e)).lower()}), so the next start takes as long as this one")
+        _delete(aside, warn)
+
+
+def _delete(path: Path, warn: Warn) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as e:
+        warn(f"{path} could not be deleted: {e.strerror or e}")

@@ -1,0 +1,1 @@
+"""The user's caches as files: what they hold, and making room."""

@@ -1,0 +1,1 @@
+"""All facts of a job, gathered once. Judges nothing."""

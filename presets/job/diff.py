@@ -1,0 +1,78 @@
+"""What may change about a job while it trains or between its attempts, and how two jobs differ."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from msgspec import Struct
+
+from presets.errors import UserError
+from presets.job.fields import toml_text
+from presets.job.schema import Job
+from presets.job.toml_file import job_to_dict, parse_value
+
+# Fields and panels that may change between the attempts of one run; with anything else changed it is no longer the run that was begun.
+FREE_TO_CHANGE = ("job.gpus", "model.low_vram", "model.layer_offloading", "training.cache_text_embeddings", "save", "sample", "training.steps", "training.lr", "multistage.high.lr", "multistage.low.lr")
+# What may be set while the job trains, from the next micro-batch on.
+LIVE_FIELDS = ("training.lr", "multistage.high.lr", "multistage.low.lr", "training.steps", "save.every", "save.keep", "sample.every")
+# With these changed, the state of a checkpoint does not fit any more.
+IMPOSSIBLE_TO_CHANGE = (
+    "target.type", "target.rank", "multistage.high.rank", "multistage.low.rank", "multistage.high_noise", "multistage.low_noise", "training.optimizer",
+)  # fmt: skip
+LEFT_OUT = "left out"
+
+
+class Change(Struct, frozen=True, kw_only=True):
+    """One field in which two jobs differ."""
+
+    field: str
+    old: str  # as it stands in a job file, or "left out"
+    new: str
+    breaks: bool  # the run would not go on exactly as it was begun
+    impossible: bool = False  # once something was learnt it could not go on at all: that does not fit the new value
+
+    @property
+    def text(self) -> str:
+        return f"{self.field}: {self.old} -> {self.new}"
+
+
+def changes(old: Job, new: Job) -> list[Change]:
+    """Every field in which two jobs differ, by its path. Relative paths count as they are written: make both absolute first."""
+    was, now = _flat(old), _flat(new)
+    return [
+        Change(field=field, old=was.get(field, LEFT_OUT), new=now.get(field, LEFT_OUT), breaks=not is_free(field), impossible=field in IMPOSSIBLE_TO_CHANGE)
+        for field in sorted(was.keys() | now.keys()) if was.get(field) != now.get(field)
+    ]  # fmt: skip
+
+
+def breaking(found: Iterable[Change]) -> list[Change]:
+    return [c for c in found if c.breaks]
+
+
+def is_free(field: str) -> bool:
+    """Whether a field may change between two attempts of one run."""
+    return any(field == free or field.startswith((f"{free}.", f"{free}[")) for free in FREE_TO_CHANGE)
+
+
+def live_value(field: str, text: str) -> Any:
+    """The value that a user typed for a field of a running job. Raises UserError: no such field, not while it runs, or no such value."""
+    if field not in LIVE_FIELDS:
+        raise UserError("cannot be changed while the job runs", where=field, fix=f"These can: {', '.join(LIVE_FIELDS)}. For others stop the job, edit its job file and resume")
+    return parse_value(field, text)
+
+
+def _flat(job: Job) -> dict[str, str]:
+    """Field path -> value as text."""
+    out: dict[str, str] = {}
+
+    def walk(value: Any, path: str) -> None:
+        if isinstance(value, dict):
+            for key, v in value.items():
+                walk(v, f"{path}.{key}" if path else key)
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for i, v in enumerate(value):
+                walk(v, f"{path}[{i}]")
+        else:
+            out[path] = toml_text(value)
+
+    walk(job_to_dict(job), "")
+    return out

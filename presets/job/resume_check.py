@@ -1,0 +1,114 @@
+"""May a run go on with its job file as it is now: one answer, and one wording, for the trainer, the daemon and whoever asks the user.
+
+It fits; or it needs a yes, because from here on it would not be the run that was begun; or it is impossible, because what was
+learnt does not fit. How a yes is given differs from place to place, and so does the fix that is told; nothing else does.
+"""
+
+import hashlib
+import re
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct, field
+
+from presets.errors import UserError
+from presets.job.diff import Change, breaking, changes
+from presets.job.schema import Job
+from presets.job.toml_file import absolute_paths, load_job
+
+JOB_FILE = "job.toml"  # in a run folder: the job as the trainer has accepted it
+UNSEEN = "unseen"  # instead of a digest: accepted whatever it is, because the run's own job file cannot be read
+
+Verdict = Literal["fits", "ask", "impossible"]
+
+
+class GoingOn(Struct, frozen=True, kw_only=True):
+    """How the job file differs from the job of the run, and what follows for going on."""
+
+    changes: list[Change] = field(default_factory=list)  # all of them, as far as they are known
+    learnt: bool = False  # there is a checkpoint; before that nothing is impossible
+    unreadable: str = ""  # why the job in the run folder cannot be read
+
+    @property
+    def impossible(self) -> list[Change]:
+        return [c for c in self.changes if self.learnt and c.impossible]
+
+    @property
+    def verdict(self) -> Verdict:
+        return "impossible" if self.impossible else "ask" if self.unreadable or breaking(self.changes) else "fits"
+
+    @property
+    def grounds(self) -> list[Change]:
+        """The changes that the verdict rests on."""
+        return self.impossible or breaking(self.changes)
+
+    @property
+    def shown(self) -> list[Change]:
+        """All changes, in the order in which they matter."""
+        return sorted(self.changes, key=lambda c: (c not in self.impossible, not c.breaks))
+
+    @property
+    def digest(self) -> str:
+        """What an acceptance names: the changes that break exactness, as they were shown. Any other such change gives another digest."""
+        if self.unreadable:
+            return UNSEEN
+        told = sorted((c.field, c.old, c.new) for c in breaking(self.changes))
+        return hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:32]
+
+    @property
+    def claim(self) -> str:
+        """What is so, said of the run; without a full stop."""
+        if self.verdict == "impossible":
+            return "its job file has changed so that what was learnt does not fit it"
+        if self.unreadable:
+            return f"the run's own {JOB_FILE} cannot be read ({self.unreadable}), so nobody can tell what has changed"
+        return "its job file has changed " + ("so that from here on it would not be the run that was begun" if self.verdict == "ask" else "since this run was last started")
+
+    @property
+    def question(self) -> str:
+        return "Go on all the same?" if self.unreadable else "Go on with the changes?"
+
+    def mark(self, change: Change) -> str:
+        """What a change does to the run, in a few words; "" for one that does no harm."""
+        return "does not fit what was learnt" if change in self.impossible else "breaks exactness" if change.breaks else ""
+
+    def fix(self, *, accept: str, file: str = "the job file") -> str:
+        """What to do about it. `accept`: how a yes is given here, in words that can follow "or"."""
+        if self.verdict == "impossible":
+            accept = "start a new run under another name"
+        elif self.unreadable:
+            return accept[:1].upper() + accept[1:]
+        return f"Set {'it' if len(self.grounds) == 1 else 'them'} back in {file}, or {accept}"
+
+    def require(self, accepted: str | None, *, where: str, accept: str, file: str = "the job file", lines: bool = False) -> None:
+        """Raise UserError with the difference (`lines`: each change on a line of its own) unless it fits, or just this was
+        `accepted`, by its digest."""
+        if self.verdict == "fits" or (self.verdict == "ask" and accepted == self.digest):
+            return
+        other = accepted is not None and self.verdict == "ask" and not self.unreadable
+        what = "its job file has other changes by now than those that were accepted" if other else self.claim
+        told = [c.text for c in self.grounds]
+        listed = "" if not told else ":" + "".join(f"\n  {text}" for text in told) + "\n" if lines else f" ({'; '.join(told)})"
+        raise UserError(what + listed, where=where, fix=self.fix(accept=accept, file=file))
+
+
+def going_on(before: Job | None, now: Job, *, learnt: bool, unreadable: str = "") -> GoingOn:
+    """`before`: the job of the run, as far as it is known. Both with absolute paths."""
+    return GoingOn(changes=changes(before, now) if before else [], learnt=learnt, unreadable=unreadable)
+
+
+def held_job(run_dir: Path, base: Path) -> tuple[Job | None, str]:
+    """The job that lies in a run folder, its paths absolute, and why it cannot be read; neither where none lies."""
+    path = run_dir / JOB_FILE
+    if not path.exists():
+        return None, ""
+    try:
+        return absolute_paths(load_job(path), base), ""
+    except UserError as e:
+        return None, e.what
+
+
+def has_learnt(run_dir: Path) -> bool:
+    """Whether a complete checkpoint lies there, also one that a killed writer has moved aside. That its files are whole shows only when it is read."""
+    return any(re.fullmatch(r"step_\d{9}(\.old-\d+)?", folder.name) and (folder / "manifest.json").exists() for folder in (run_dir / "checkpoints").glob("step_*"))

@@ -1,0 +1,186 @@
+"""What a plan is made for: the work of a job and the machine that does it, in numbers.
+
+T tokens of a bucket, B batch size. Sizes in bytes, rates in 10^9 bytes or 10^12 operations a second.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+from msgspec import Struct
+
+from presets.base.safetensors_header import Damaged, read_header
+from presets.clips.clip_facts import ClipFacts, DatasetFacts
+from presets.clips.geometry import SIDE_MULTIPLE, Bucket, bucket_for
+from presets.facts.facts import Facts
+from presets.job.expert_schedule import rank_of, trained_experts
+from presets.job.preview_settings import largest_preview, low_guidance
+from presets.job.schema import DatasetPanel, Job
+from presets.machine.precisions import TRANSFORMER
+from presets.planner.preview_accelerators import Accelerated, accelerated_by
+from presets.planner.sizes import ExpertShape
+
+TextPrecision = Literal["none", "float8", "qint8"]
+TEXT_PARAMETERS = 5_681_000_000  # the encoder half of UMT5-XXL
+ARA_RANK = 16  # of an accuracy recovery adapter that was not looked into
+
+
+class Load(Struct, frozen=True):
+    """Micro-batches of one shape."""
+
+    bucket: Bucket
+    batch: int
+    share: float  # of all micro-batches
+
+    @property
+    def rows(self) -> int:
+        """Tokens of the whole batch: B x T."""
+        return self.batch * self.bucket.tokens
+
+
+class Previews(Struct, frozen=True, kw_only=True):
+    """What one set of previews takes, and how many sets the run makes."""
+
+    bucket: Bucket
+    prompts: int
+    steps: int
+    guided: bool  # two passes per step
+    sets: int
+    accelerated: Accelerated = Accelerated()
+
+
+class Workload(Struct, frozen=True, kw_only=True):
+    """What a job asks of a machine."""
+
+    loads: tuple[Load, ...]
+    steps: int = 2000  # optimizer steps
+    accumulation: int = 1
+    ranks: tuple[int, ...] = (16, 16)  # of the experts that learn
+    deterministic: bool = True
+    needed: int = 2  # experts in host memory: previews go through both
+    optimizer: str = "adamw"
+    ema: bool = False
+    terms: int = 1  # losses per micro-batch, each with its own forward and backward
+    extra_forwards: int = 0  # per micro-batch, without a graph (the base's own answer, for DOP)
+    previews: Previews | None = None
+    saves: int = 0  # checkpoints written
+    text_precision: TextPrecision = "float8"
+    text_parameters: int = TEXT_PARAMETERS
+    ara_rank: int = 0  # of a frozen branch on every linear; 0: none
+
+    @property
+    def rank(self) -> int:
+        """The largest: gradients and branches exist for one expert at a time."""
+        return max(self.ranks)
+
+    @property
+    def several_sizes(self) -> bool:
+        """Whether passes differ in batch size or tokens: clips do, or previews, which take the shape of their control image."""
+        return len(self.loads) > 1 or self.previews is not None
+
+    @property
+    def largest(self) -> Load:
+        return max(self.loads, key=lambda load: (load.rows, load.bucket))
+
+
+class Hardware(Struct, frozen=True, kw_only=True):
+    """A GPU, its host's memory and the way between them. Rates are what is really reached."""
+
+    name: str
+    capability: tuple[int, int]
+    vram_total: int
+    vram_free: int
+    ram_total: int
+    ram_free: int
+    copy_gbps: float  # pinned host memory to device, one way
+    bf16_tflops: float
+    fp8_tflops: float = 0.0  # 0: the card has no float8 products
+    attention_forward_tflops: float
+    attention_backward_tflops: float
+    deterministic_forward_tflops: float  # of the kernels that a deterministic job uses
+    deterministic_backward_tflops: float
+    partial_sums: bool = False  # that backward is torch's flash kernel, which keeps some sums of its own
+    memory_gbps: float  # of a device-to-device copy, bytes read and written
+    source: str = ""  # where the rates come from, for people
+
+    @property
+    def computes_float8(self) -> bool:
+        return self.capability >= TRANSFORMER["float8"][0] and self.fp8_tflops > 0
+
+
+def workload_of(job: Job, facts: Facts | None = None) -> Workload:
+    """The work of a job. Datasets whose clips are not known count as clips that fill their resolutions, square."""
+    ranks = tuple(rank_of(job, e) for e in trained_experts(job)) or (job.target.rank,)
+    preserves = job.training.dop or job.training.blank_prompt_preservation
+    previews = _previews(job, facts)
+    text = facts.model.parts.get("text_encoder") if facts and facts.model else None
+    return Workload(
+        loads=_loads(job, facts.datasets if facts else []), steps=job.training.steps, accumulation=job.training.gradient_accumulation, ranks=ranks, deterministic=job.training.deterministic,
+        needed=2 if previews else len(ranks), optimizer=job.training.optimizer, ema=job.training.ema, terms=1 + preserves,
+        extra_forwards=int(preserves), previews=previews, saves=-(-job.training.steps // job.save.every), text_precision=job.quantization.text_encoder,
+        text_parameters=text.parameters if text and text.parameters else TEXT_PARAMETERS, ara_rank=ara_rank(job, facts.base if facts else None) if job.quantization.transformer == "qint4+ara" else 0,
+    )  # fmt: skip
+
+
+def ara_rank(job: Job, base: Path | None) -> int:
+    """The rank of the job's recovery adapter, from its file's header; ARA_RANK where there is none to read (yet)."""
+    path = base / Path(job.quantization.ara).expanduser() if base and job.quantization.ara else None
+    if path is None or not path.is_file():
+        return ARA_RANK
+    try:
+        return max((t.shape[0] for name, t in read_header(path).items() if "lora_A" in name or "lora_down" in name), default=ARA_RANK)
+    except (OSError, Damaged):  # the run refuses it with its reason
+        return ARA_RANK
+
+
+def shape_of(facts: Facts) -> ExpertShape:
+    """The local model's shape, or Wan 2.2 A14B's."""
+    model = facts.model
+    if model is None or 0 in (model.width, model.ffn, model.num_layers):
+        return ExpertShape()
+    return ExpertShape(width=model.width, ffn=model.ffn, layers=model.num_layers)
+
+
+def _previews(job: Job, facts: Facts | None) -> Previews | None:
+    panel = job.sample
+    if not panel.prompts:
+        return None
+    largest = largest_preview(job)
+    sides = (max(SIDE_MULTIPLE, side // SIDE_MULTIPLE * SIDE_MULTIPLE) for side in (largest.height, largest.width))
+    sets = 1 + panel.first + ((job.training.steps - 1) // panel.every if panel.every else 0)  # the last one comes at the end in any case
+    guided = max(panel.guidance, low_guidance(panel)) > 1
+    accelerated = accelerated_by(job, facts.base, shape_of(facts).layers) if facts else Accelerated()
+    return Previews(bucket=Bucket(largest.frames, *sides), prompts=len(panel.prompts), steps=panel.steps, guided=guided, sets=sets, accelerated=accelerated)
+
+
+def _loads(job: Job, found: list[DatasetFacts]) -> tuple[Load, ...]:
+    """Batches hold items of one bucket and one LoRA weight, all of them regularization or none, as the trainer makes them."""
+    groups: Counter[tuple[Bucket, float, bool]] = Counter()
+    for i, panel in enumerate(job.datasets):
+        clips = found[i].clips if i < len(found) else []
+        for clip in clips:
+            groups.update({(bucket, panel.weight, panel.regularization): panel.repeats for bucket in clip_buckets(clip, panel)})
+        if not clips:
+            groups.update({(bucket, panel.weight, panel.regularization): job.training.batch_size * panel.repeats for bucket in _square_buckets(panel)})
+    batches: Counter[tuple[Bucket, int]] = Counter()
+    for (bucket, *_), count in groups.items():
+        size = min(count, job.training.batch_size)
+        batches[bucket, size] += count // size
+        if count % size:  # the last batch of an epoch
+            batches[bucket, count % size] += 1
+    total = sum(batches.values())
+    return tuple(Load(bucket, size, count / total) for (bucket, size), count in sorted(batches.items()))
+
+
+def clip_buckets(clip: ClipFacts, panel: DatasetPanel) -> set[Bucket]:
+    """The buckets of one clip, one per resolution that makes a difference."""
+    aspect = clip.pixel_aspect
+    width, height = (clip.width, int(clip.height / aspect)) if aspect > 1 else (int(clip.width * aspect), clip.height)
+    if min(width, height) < SIDE_MULTIPLE:  # refused by a rule of its own
+        return set()
+    frames = 1 if clip.kind == "image" else panel.num_frames
+    return {bucket_for(frames, height, width, resolution) for resolution in panel.resolutions}
+
+
+def _square_buckets(panel: DatasetPanel) -> set[Bucket]:
+    return {Bucket(panel.num_frames, side, side) for resolution in panel.resolutions for side in [resolution // SIDE_MULTIPLE * SIDE_MULTIPLE]}

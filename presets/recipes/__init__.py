@@ -1,0 +1,1 @@
+"""What the guide advises, as data, and a complete job made from it."""

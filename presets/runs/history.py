@@ -1,0 +1,98 @@
+"""What led to the present weights of a run: its events, without the branches that a resume or a rollback left behind.
+
+A resume from step S trains what came after S anew, so steps, previews, checkpoints and findings of later steps no longer
+count. A value that was set while the run trained counts on: it is set again at the same step, so that the run goes the way
+it went. A rollback forgets what was set after its step, too.
+"""
+
+from typing import Any
+
+from msgspec import Struct
+
+from presets.job.diff import LIVE_FIELDS
+from presets.runs.events import Event
+
+TELLING = frozenset({"step", "sample", "checkpoint", "finding", "changed", "replanned"})  # kinds that something can be learnt from
+
+
+class Setting(Struct, frozen=True, kw_only=True):
+    """A value of the job that changed after `step` steps: its `changed` event."""
+
+    step: int
+    field: str
+    old: Any
+    new: Any
+
+
+class History:
+    """Fed with all events of a run in order, knows those of the present branch."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []  # of the kinds in TELLING
+        self.checkpoints: dict[int, str] = {}  # step -> path
+        self.samples: dict[str, dict[str, Any]] = {}  # path of a preview -> what its event told
+        self.found: set[str] = set()  # the messages of findings that are of no step, on whatever branch
+        self.skipped: set[int] = set()  # steps that were not finite, numbered as in `step` events
+        self.done = False  # the last attempt came to the end of the run
+        self.orders: set[str] = set()  # that were honoured or refused, on whatever branch
+        self.rolling_back: int | None = None  # a rollback to this step was begun and its attempt has not started
+        self.abandoned = ""  # the folder that this rollback began to move things to, relative to the run folder
+        self._set: dict[tuple[int, str], Setting] = {}
+        self._keep = True
+
+    def add(self, event: Event) -> None:
+        """Take in the next event."""
+        data = event.data
+        if event.kind == "finding" and "step" not in data:
+            self.found.add(data["message"])
+        if "order" in data:
+            self.orders.add(data["order"])
+        match event.kind:
+            case "started":
+                self._go_back(data["resumed_from"])
+                self.rolling_back, self.abandoned, self.done = None, "", False
+            case "done":
+                self.done = True
+            case "log" if "rollback" in data:
+                step = self.rolling_back = data["rollback"]
+                self.abandoned = data.get("folder", "")
+                self._set = {key: s for key, s in self._set.items() if key[0] < step}
+            case "changed" if "step" in data and data["field"] in LIVE_FIELDS:
+                self._change(Setting(step=data["step"], field=data["field"], old=data["old"], new=data["new"]))
+            case "checkpoint":
+                self.checkpoints[data["step"]] = data["path"]
+            case "sample":
+                self.samples[data["path"]] = data
+            case "finding" if data["code"] == "non-finite" and "step" in data:
+                self.skipped.add(data["step"])
+        if self._keep and event.kind in TELLING:
+            self.events.append(event)
+
+    def forget(self) -> None:
+        """An attempt is under way and nothing is cut off any more: let go of the events, here and from now on."""
+        self.events, self._keep = [], False
+
+    def ahead(self, step: int) -> list[Setting]:
+        """What was set after `step` steps or later, in the order of the steps: to be set again."""
+        return sorted((s for s in self._set.values() if s.step >= step), key=lambda s: s.step)
+
+    def bad_in_a_row(self, step: int) -> int:
+        """How many steps up to and with `step` were skipped without a good one between."""
+        count = 0
+        while step - count in self.skipped:
+            count += 1
+        return count
+
+    def _change(self, setting: Setting) -> None:
+        """A newer wish replaces what was to come. A wish that is told again, on a resume, replaces nothing."""
+        known = self._set.get((setting.step, setting.field))
+        if known is None or known.new != setting.new:
+            self._set = {key: s for key, s in self._set.items() if s.field != setting.field or s.step < setting.step}
+            self._set[setting.step, setting.field] = setting
+
+    def _go_back(self, step: int) -> None:
+        """`changed` after `step` steps is told again by the new attempt; everything else of that step stands."""
+        self.events = [e for e in self.events if "step" not in e.data or e.data["step"] < step + (e.kind != "changed")]
+        self.checkpoints = {s: path for s, path in self.checkpoints.items() if s <= step}
+        self.samples = {path: data for path, data in self.samples.items() if data["step"] <= step}
+        self.skipped = {s for s in self.skipped if s <= step}

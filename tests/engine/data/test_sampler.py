@@ -1,0 +1,191 @@
+"""The order of batches: complete, mixed, reproducible from an index alone."""
+
+from collections import Counter, defaultdict
+from itertools import pairwise
+from math import comb
+
+import pytest
+
+from engine.data.dataset import Item
+from engine.data.sampler import Draw, Order, place_in
+from presets.clips.geometry import Bucket
+from presets.job.expert_schedule import expert_at
+from presets.job.schema import DatasetPanel, ExpertPanel, Job, JobPanel, MultistagePanel, TrainingPanel
+
+SMALL, LARGE = Bucket(9, 64, 64), Bucket(9, 96, 128)
+
+
+def item(name: str, bucket: Bucket = SMALL, **changes) -> Item:
+    values = {
+        "id": name, "repeat": 0, "dataset": 0, "path": f"/data/{name}", "kind": "video", "bucket": bucket, "sampling": "realtime", "caption": f"caption of {name}",
+        "caption_dropout": 0.0, "weight": 1.0, "regularization": False, "flip_x": False, "flip_y": False,
+    }  # fmt: skip
+    return Item(**(values | changes))
+
+
+def mixed() -> list[Item]:
+    return [*(item(f"s{i}") for i in range(7)), *(item(f"l{i}", LARGE) for i in range(5)), *(item("twice", repeat=r) for r in range(2))]
+
+
+def epoch(order: Order, number: int) -> list[list]:
+    first = number * order.batches_per_epoch
+    return [order.batch(i) for i in range(first, first + order.batches_per_epoch)]
+
+
+def test_every_epoch_visits_every_item_once() -> None:
+    order = Order(mixed(), 2, 42)
+    for number in range(5):
+        visits = Counter(draw.key for batch in epoch(order, number) for draw in batch)
+        assert visits == Counter((number, i.id, i.repeat) for i in mixed())
+
+
+def test_batches_keep_to_a_bucket_and_stay_short_at_its_end() -> None:
+    order = Order(mixed(), 4, 42)
+    assert order.batches_per_epoch == 3 + 2  # 9 small and 5 large
+    for number in range(3):
+        batches = epoch(order, number)
+        assert all(len({draw.item.bucket for draw in batch}) == 1 for batch in batches)
+        assert sorted(len(batch) for batch in batches) == [1, 1, 4, 4, 4]
+
+
+def test_batches_keep_to_one_lora_weight() -> None:
+    order = Order([*(item(f"a{i}") for i in range(6)), *(item(f"b{i}", weight=0.5) for i in range(6))], 4, 1)
+    assert all(len({draw.item.weight for draw in batch}) == 1 for batch in epoch(order, 0))
+
+
+def test_buckets_are_mixed_and_epochs_differ() -> None:
+    order = Order([*(item(f"s{i}") for i in range(40)), *(item(f"l{i}", LARGE) for i in range(40))], 1, 7)
+    buckets = [batch[0].item.bucket for batch in epoch(order, 0)]
+    changes = sum(a != b for a, b in pairwise(buckets))
+    assert changes > 20, "one bucket after the other would be 1 change"
+    ids = [[batch[0].item.id for batch in epoch(order, n)] for n in (0, 1)]
+    assert ids[0] != ids[1]
+
+
+def test_an_index_is_all_that_a_resumed_run_needs() -> None:
+    items = [item(f"s{i}", caption_dropout=0.5, flip_x=True, flip_y=True) for i in range(11)]
+    walked = Order(items, 2, 3)
+    draws = [walked.batch(i) for i in range(40)]
+    for index in (39, 0, 17):
+        assert Order(items, 2, 3).batch(index) == draws[index]
+    assert [Order(items, 2, 4).batch(i) for i in range(6)] != draws[:6]
+
+
+def test_a_small_bucket_comes_anywhere_in_an_epoch() -> None:
+    order = Order([*(item(f"s{i}") for i in range(30)), *(item(f"l{i}", LARGE) for i in range(3))], 4, 7)
+    places = [i / (order.batches_per_epoch - 1) for n in range(300) for i, batch in enumerate(epoch(order, n)) if batch[0].item.bucket == LARGE]
+    assert len(places) == 300, "one short batch of 3 in each epoch"
+    for part in range(4):  # evenly over the quarters: binomial, 300 and 1/4
+        inside(sum(min(int(4 * at), 3) == part for at in places), 300, 0.25)
+
+
+def inside(hits: int, n: int, p: float) -> None:
+    """Assert that `hits` of `n` is what probability `p` gives: exact binomial tails, each above one in 100,000."""
+
+    def tail(counts: range) -> float:
+        return sum(comb(n, k) * p**k * (1 - p) ** (n - k) for k in counts)
+
+    assert tail(range(hits + 1)) > 1e-5, f"{hits} of {n} are too few for {p}"
+    assert tail(range(hits, n + 1)) > 1e-5, f"{hits} of {n} are too many for {p}"
+
+
+def test_choices_are_drawn_apart_from_each_other_and_at_their_rate() -> None:
+    order = Order([item(f"s{i}", caption_dropout=0.05, flip_x=True, flip_y=True) for i in range(50)], 1, 5)
+    draws = [order.batch(i)[0] for i in range(1000)]
+    n = len(draws)
+    inside(sum(d.dropped for d in draws), n, 0.05)
+    inside(sum(d.flip_x for d in draws), n, 0.5)
+    inside(sum(d.flip_y for d in draws), n, 0.5)
+    inside(sum(d.flip_x == d.flip_y for d in draws), n, 0.5)
+    inside(sum(d.flip_x for d in draws if d.dropped), sum(d.dropped for d in draws), 0.5)
+    inside(sum(d.start < 0.25 for d in draws), n, 0.25)
+    inside(sum(a.dropped and b.dropped for a, b in pairwise(draws)), n - 1, 0.05**2)
+    assert len({d.start for d in draws}) == n
+    assert {d.caption for d in draws if d.dropped} == {""}
+    assert all(d.caption == d.item.caption for d in draws if not d.dropped)
+    for clip in {d.item.id for d in draws}:  # every clip, not some clips always
+        mine = [d for d in draws if d.item.id == clip]
+        inside(sum(d.dropped for d in mine), len(mine), 0.05)
+
+
+def test_each_repeat_of_a_clip_has_choices_of_its_own() -> None:
+    """Dropout, flips and windows of the two visits that a clip has in an epoch agree as often as chance would have it."""
+    order = Order([item(f"s{i}", repeat=r, caption_dropout=0.5, flip_x=True, flip_y=True) for i in range(50) for r in (0, 1)], 1, 5)
+    by_visit = {d.key: d for i in range(1000) for d in order.batch(i)}
+    pairs = [(d, by_visit[epoch, name, 1]) for (epoch, name, repeat), d in by_visit.items() if repeat == 0]
+    assert len(pairs) == 500
+    for choice in ("dropped", "flip_x", "flip_y"):
+        inside(sum(getattr(a, choice) == getattr(b, choice) for a, b in pairs), 500, 0.5)
+    assert all(a.start != b.start for a, b in pairs)
+
+
+def test_the_bounds_of_these_tests_can_be_broken() -> None:
+    for hits in (20, 90):
+        with pytest.raises(AssertionError, match=f"{hits} of 1000 are too"):
+            inside(hits, 1000, 0.05)
+
+
+def test_nothing_is_dropped_or_flipped_unasked() -> None:
+    order = Order([item(f"s{i}") for i in range(50)], 1, 5)
+    draws = [order.batch(i)[0] for i in range(200)]
+    assert not any(d.dropped or d.flip_x or d.flip_y for d in draws)
+    order = Order([item(f"s{i}", caption_dropout=1.0) for i in range(50)], 1, 5)
+    assert all(order.batch(i)[0].caption == "" for i in range(100))
+
+
+def test_a_draw_says_what_to_decode() -> None:
+    draw = Order([item("s", kind="video", flip_x=True)], 1, 5).batch(3)[0]
+    request = draw.request
+    assert (request.path, request.bucket, request.sampling, request.start, request.flip_x) == ("/data/s", SMALL, "realtime", draw.start, draw.flip_x)
+
+
+def run_of(accumulation: int = 1, **multistage) -> Job:
+    return Job(job=JobPanel(name="x"), datasets=[DatasetPanel(path="d")], multistage=MultistagePanel(**multistage), training=TrainingPanel(gradient_accumulation=accumulation))
+
+
+TURNS = {
+    "every step": {"switch_every": 1},
+    "every other step, accumulated": {"switch_every": 2, "accumulation": 3},
+    "an even number of batches": {"switch_every": 1, "accumulation": 2},
+    "rarely": {"switch_every": 10},
+    "two turns of three": {"switch_every": 3, "high": ExpertPanel(share=2.0)},
+    "one turn of eight": {"switch_every": 1, "low": ExpertPanel(share=7.0)},
+    "one expert": {"low_noise": False},
+}
+
+
+@pytest.mark.parametrize("turns", TURNS.values(), ids=TURNS)
+@pytest.mark.parametrize(("main", "regularization", "batch_size"), [(6, 6, 1), (9, 3, 1), (3, 9, 2), (10, 7, 3), (11, 1, 1)])
+def test_both_experts_see_regularization_at_its_share(turns: dict, main: int, regularization: int, batch_size: int) -> None:
+    """The parity trap: regularization on every other step while the experts alternate gives one expert all of it."""
+    job = run_of(**turns)
+    items = [*(item(f"m{i}") for i in range(main)), *(item(f"r{i}", regularization=True) for i in range(regularization))]
+    order = Order(items, batch_size, 3, place_in(job))
+    share = order.regularization_per_epoch / order.batches_per_epoch
+    assert order.regularization_per_epoch == -(-regularization // batch_size)
+    had: dict[str, list[bool]] = defaultdict(list)
+    for index in range(12 * order.batches_per_epoch):
+        [kind] = {draw.item.regularization for draw in order.batch(index)}
+        had[expert_at(job, index // job.training.gradient_accumulation)].append(kind)
+    assert len(had) == (1 if "low_noise" in turns else 2)
+    for kinds in had.values():
+        assert all(abs(sum(kinds[:n]) - n * share) < 1 for n in range(len(kinds) + 1)), "less than one batch off, at any time"
+
+
+@pytest.mark.parametrize("turns", TURNS.values(), ids=TURNS)
+def test_with_regularization_too_every_epoch_visits_every_item_once(turns: dict) -> None:
+    items = [*mixed(), *(item(f"r{i}", regularization=True, repeat=i % 2) for i in range(9))]
+    order = Order(items, 2, 42, place_in(run_of(**turns)))
+    for number in range(6):
+        visits = Counter(draw.key for batch in epoch(order, number) for draw in batch)
+        assert visits == Counter((number, i.id, i.repeat) for i in items)
+    far = Order(items, 2, 42, place_in(run_of(**turns)))
+    assert far.batch(57) == order.batch(57), "an index is all that is needed"
+
+
+def test_accumulation_hands_the_step_the_clips_of_the_larger_batch() -> None:
+    items = [item(f"s{i}", caption_dropout=0.5, flip_x=True, regularization=False) for i in range(12)]
+    large, small = Order(items, 4, 9), Order(items, 1, 9)
+    for step in range(9):
+        alone: list[Draw] = [small.batch(4 * step + i)[0] for i in range(4)]
+        assert large.batch(step) == alone, "the same visits, with the same choices, in the same order"

@@ -1,0 +1,40 @@
+"""The fast encoder against diffusers' own, in fp32, for every way of cutting a clip into runs."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKLWan
+
+from engine.encode.vae_encoder import ClipEncoder, norm_silu
+
+
+@pytest.fixture(scope="module")
+def vae() -> AutoencoderKLWan:
+    torch.manual_seed(0)
+    return AutoencoderKLWan(base_dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, temperal_downsample=[False, True, True]).eval()
+
+
+@pytest.mark.parametrize("frames", [4, 8])
+@pytest.mark.parametrize("length", [1, 5, 13])
+def test_any_run_length_gives_the_plain_encode(vae, length, frames):
+    video = torch.rand(2, 3, length, 16, 32, generator=torch.Generator().manual_seed(length)) * 2 - 1
+    with torch.no_grad():
+        plain = vae.encode(video).latent_dist.parameters
+    ours = ClipEncoder(vae, frames=frames, compiled=False).moments(video)
+    assert ours.shape == plain.shape
+    assert (ours - plain).norm() <= 1e-5 * plain.norm()
+
+
+def test_norm_silu_is_the_formula_in_float64():
+    x, gamma, bias = torch.randn(1, 6, 2, 3, 3), torch.rand(6, 1, 1, 1), torch.randn(6)
+    y = x.double() + bias.double().view(-1, 1, 1, 1)
+    normed = y / y.square().sum(1, keepdim=True).sqrt() * 6**0.5 * gamma.double()
+    torch.testing.assert_close(norm_silu(x, bias, gamma).double(), normed * torch.sigmoid(normed), rtol=1e-5, atol=1e-6)
+
+
+def test_a_clip_is_encoded_in_a_fixed_order(vae, monkeypatch):
+    """What the compiler times, and cuDNN picks, follows the setting as it is while they work."""
+    seen = set()
+    encoder = ClipEncoder(vae, frames=4, compiled=False)
+    monkeypatch.setattr(encoder, "_norm_silu", lambda *tensors: seen.add(torch.are_deterministic_algorithms_enabled()) or norm_silu(*tensors))
+    encoder.moments(torch.rand(1, 3, 5, 16, 32))
+    assert seen == {True} and not torch.are_deterministic_algorithms_enabled()

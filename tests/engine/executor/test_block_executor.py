@@ -1,0 +1,232 @@
+"""Every plan gives what plain autograd gives: loss, prediction and LoRA gradients, on real model classes in fp32."""
+
+from functools import cache, partial
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from torch._inductor import config as inductor
+
+from engine.executor import block_executor as streamed_module
+from engine.executor.activation_offload import HostStash
+from engine.executor.block_executor import ExpertWeights, Machinery, StreamedExecutor
+from engine.system import device
+from engine.wan import attention
+from engine.weights.packed_blocks import pack_branches
+from presets.planner.plan import Plan
+from tests.helpers.training.fake_cuda import FakeCuda
+from tests.helpers.training.plain import CPU, PlainExecutor, attach, packed, streamed
+
+BLOCKS = 4
+X = torch.randn(2, 36, 3, 4, 6, generator=torch.Generator().manual_seed(1))
+TEXT = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(2))
+TARGETS = [torch.randn(2, 16, 3, 4, 6, generator=torch.Generator().manual_seed(s)) for s in (3, 4)]
+T = torch.tensor([900.0, 300.0])
+
+
+@pytest.fixture(scope="module")
+def model() -> WanTransformer3DModel:
+    torch.manual_seed(0)
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=16, in_channels=36, out_channels=16, text_dim=32, freq_dim=32,
+        ffn_dim=64, num_layers=BLOCKS, image_dim=None, rope_max_seq_len=32,
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def parameters(model):
+    return attach(model, "high_noise", rank=4, alpha=2, seed=1, strong=True)
+
+
+@pytest.fixture(scope="module")
+def weights(model, parameters) -> ExpertWeights:
+    return packed(model, "high_noise", parameters, scaling=0.5)
+
+
+def two_terms(run, parameters):
+    """Losses and gradients of a step of two terms, each its own forward and backward, at half the LoRA's strength."""
+    for p in parameters.values():
+        p.grad = None
+    losses = [run.forward_backward(X, T, TEXT, lambda out, target=target: (out - target).square().mean(), strength=0.5) for target in TARGETS]
+    return losses, {name: p.grad.clone() for name, p in parameters.items()}
+
+
+@pytest.fixture(scope="module")
+def plain(model, parameters):
+    run = PlainExecutor(model)
+    return *two_terms(run, parameters), run.predict(X, T, TEXT)
+
+
+SAME_OPERATIONS = [
+    {"stash": "device"}, {"stash": "host"}, {"slots": 2}, {"slots": 1}, {"resident": 2}, {"resident": 4}, {"resident": 4, "kept": 2}, {"resident": 4, "kept": 4, "stash": "device"},
+    {"stash_on_device": 1}, {"stash_on_device": 3, "slots": 2}, {"stash_on_device": 4}, {"resident": 2, "kept": 1, "also_kept": ((35, 2),), "stash_on_device": 2},
+    {"resident": 3, "kept": 1, "also_kept": ((36, 3),)}, {"resident": 3, "also_kept": ((35, 3),)},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("plan", SAME_OPERATIONS, ids=str)
+def test_the_same_operations_give_the_same_bits(weights, parameters, plain, plan):
+    losses, grads, prediction = plain
+    run = streamed(weights, **plan)
+    ours, our_grads = two_terms(run, parameters)
+    assert all(torch.equal(a, b) for a, b in zip(losses, ours, strict=True))
+    assert all(torch.equal(grads[name], our_grads[name]) for name in grads)
+    assert torch.equal(run.predict(X, T, TEXT), prediction)
+    ours, our_grads = two_terms(run, parameters)  # and again, from what the ring still holds
+    assert all(torch.equal(grads[name], our_grads[name]) for name in grads)
+
+
+@pytest.mark.parametrize("plan", [{"chunk": 5}, {"chunk": 7, "resident": 4, "kept": 1}, {"chunk": 17, "stash": "device"}], ids=str)
+def test_chunks_change_only_the_order_of_sums(weights, parameters, plain, plan):
+    losses, grads, prediction = plain
+    run = streamed(weights, **plan)
+    ours, our_grads = two_terms(run, parameters)
+    torch.testing.assert_close(ours, losses, rtol=1e-5, atol=0)
+    for name, grad in grads.items():
+        assert (our_grads[name] - grad).norm() <= 1e-5 * grad.norm(), name
+    torch.testing.assert_close(run.predict(X, T, TEXT), prediction, rtol=1e-5, atol=1e-6)
+
+
+def test_batches_of_few_rows_keep_more_graphs(weights, monkeypatch):
+    """X is 2 clips of 18 tokens."""
+    kept = []
+    monkeypatch.setattr(StreamedExecutor, "_kept_block", lambda self, block, *args, real=StreamedExecutor._kept_block: kept.append(block) or real(self, block, *args))
+    for also, count in (((36, 3),), 3), (((35, 3),), 1), (((20, 3), (40, 2)), 2):
+        kept.clear()
+        streamed(weights, resident=3, kept=1, also_kept=also).forward_backward(X, T, TEXT, lambda out: out.square().mean())
+        assert len(kept) == count
+
+
+def test_graphs_kept_for_short_clips_alone_leave_nothing_behind(weights, parameters):
+    """A short clip between two long ones keeps a graph that they do not: what the first has stashed must not be met by the second."""
+
+    def grads(**plan) -> list[torch.Tensor]:
+        run, out = streamed(weights, **plan), []
+        for x in (X, X[:, :, :1], X + 1):
+            for p in parameters.values():
+                p.grad = None
+            run.forward_backward(x, T, TEXT, lambda y: y.square().mean())
+            out += [p.grad.clone() for p in parameters.values()]
+        return out
+
+    ours = grads(resident=2, also_kept=((12, 2),))
+    assert all(torch.equal(a, b) for a, b in zip(ours, grads(resident=4, stash="device"), strict=True))
+
+
+def test_e4m3_reaches_compiled_code_as_bytes_and_is_the_same(model, parameters):
+    """Below compute capability 8.9 no kernel reads float8_e4m3fn (tests/engine/wan/test_older_cards.py)."""
+    held = packed(model, "high_noise", parameters, scaling=0.5, precision="qfloat8")
+    frozen = held.on_device(0, held.masters[0], e4m3_as_bytes=True)
+    assert {part.dtype for parts in frozen.weights.values() for part in parts} == {torch.uint8, torch.float32}
+    run = streamed(held, precision="qfloat8")
+    assert run.machinery.e4m3_as_bytes and not streamed(held, precision="float8").machinery.e4m3_as_bytes
+    ours = run.predict(X, T, TEXT)
+    run.machinery.e4m3_as_bytes = False
+    assert torch.equal(ours, run.predict(X, T, TEXT))
+
+
+@pytest.mark.parametrize(("capability", "bytes_there"), [((8, 0), True), ((8, 6), True), ((8, 9), False), ((9, 0), False), ((12, 0), False)])
+def test_cards_that_read_e4m3_are_given_it(monkeypatch, capability, bytes_there):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(streamed_module, "Ring", lambda *args: None)
+    machinery = Machinery(Plan(precision="qfloat8", stash="device", compiled=False), attention.CPU, 0, torch.device("cuda:0"))
+    assert machinery.e4m3_as_bytes == bytes_there
+
+
+def test_strength_zero_is_the_base(model, weights, plain):
+    assert torch.equal(streamed(weights).predict(X, T, TEXT, strength=0.0), PlainExecutor(model).predict(X, T, TEXT, strength=0.0))
+    assert not torch.equal(plain[2], streamed(weights).predict(X, T, TEXT, strength=0.0))
+
+
+def test_two_experts_share_the_machinery(weights, plain):
+    machinery = Machinery(Plan(compiled=False), attention.CPU, weights.layout.bytes, CPU)
+    none: list = [{}] * BLOCKS
+    other = ExpertWeights("low_noise", weights.stem, [torch.zeros_like(m) for m in weights.masters], weights.layout, none, 0.5)
+    high, low = StreamedExecutor(weights, machinery), StreamedExecutor(other, machinery)
+    assert torch.equal(high.predict(X, T, TEXT), plain[2])
+    assert not torch.equal(low.predict(X, T, TEXT), plain[2])
+    assert torch.equal(high.predict(X, T, TEXT), plain[2])
+
+
+def test_a_recovery_branch_is_a_frozen_part_of_the_base(model, weights, parameters, plain):
+    """A branch that cancels what was taken from the weights gives the plain result again, gradients included."""
+    g = torch.Generator().manual_seed(9)
+    masters, recovery = [], []
+    for master in weights.masters:
+        taken = master.clone()
+        block = {}
+        for name, (weight,) in weights.layout.views(taken)[0].items():
+            down, up = torch.randn(3, weight.shape[1], generator=g) * 0.1, torch.randn(weight.shape[0], 3, generator=g) * 0.1
+            weight.sub_(up @ down)
+            block[name] = (down, up)
+        masters.append(taken)
+        recovery.append(block)
+    run = streamed(ExpertWeights("high_noise", weights.stem, masters, weights.layout, weights.lora, 0.5, pack_branches(recovery, pinned=False)))
+    losses, grads, prediction = plain
+    ours, our_grads = two_terms(run, parameters)
+    torch.testing.assert_close(ours, losses, rtol=1e-5, atol=0)
+    for name, grad in grads.items():
+        assert (our_grads[name] - grad).norm() <= 1e-4 * grad.norm(), name
+    torch.testing.assert_close(run.predict(X, T, TEXT), prediction, rtol=1e-4, atol=1e-5)
+
+
+def test_the_last_blocks_that_recompute_stash_on_the_device(weights, monkeypatch):
+    """The others' tensors go to the host and come back, in a pass of any length: what is staying is counted from the end."""
+    puts: list[tuple[int, bool]] = []
+    plain = HostStash.put
+
+    def put(self, block, tensors):
+        plain(self, block, tensors)
+        puts.append((block, block in self._here))
+
+    monkeypatch.setattr(HostStash, "put", put)
+    run = streamed(weights, resident=4, kept=1, stash_on_device=2)
+    for _ in range(2):
+        run.forward_backward(X, T, TEXT, lambda out: out.square().mean())
+    assert puts == [(0, False), (1, True), (2, True)] * 2 and not run.machinery.stash._here
+    assert set(run.machinery.stash._host) == {0}, "no host memory for those that stay"
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_what_is_compiled_for_a_fixed_order_chooses_no_order_by_its_speed(monkeypatch, deterministic):
+    choices = ("dynamic_scale_rblock", "shape_padding")
+    for name in choices:
+        monkeypatch.setattr(inductor, name, True)
+    kernels = attention.Attention("flash", "flash", deterministic=deterministic)
+    Machinery(Plan(slots=0, stash="device", compiled=True), kernels, 1, torch.device("cuda"), FakeCuda())
+    assert [getattr(inductor, name) for name in choices] == 2 * [not deterministic]
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The block's functions go through the compiler's front end, that makes graphs, and run as they are behind it."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(streamed_module, "_compiled", cache(partial(torch.compile, backend="eager")))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", device.VARIANTS)
+    yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+
+
+@pytest.mark.process  # for its length
+@pytest.mark.parametrize("plan", [{"resident": 4, "kept": 2}, {"chunk": 5}], ids=str)
+def test_one_compilation_does_for_all_sizes(weights, parameters, plain, compiled, plan):
+    """Else what the compiler makes of a clip hangs on the clip before it, and a resume begins with another one."""
+    run = StreamedExecutor(weights, Machinery(Plan(**plan, any_size=True), attention.CPU, weights.block_bytes, CPU))
+
+    def both(frames: int, height: int, batch: int) -> None:
+        x, goal = torch.randn(batch, 36, frames, height, 6), torch.zeros(batch, 16, frames, height, 6)
+        t, text = torch.full((batch,), 900.0), torch.randn(batch, *TEXT.shape[1:])
+        run.forward_backward(x, t, text, lambda out: (out - goal).square().mean())
+        run.predict(x, t, text)
+
+    both(3, 4, 2)
+    once = compiled()
+    for frames, height, batch in ((5, 8, 2), (3, 8, 3), (1, 8, 2)):
+        both(frames, height, batch)
+    assert compiled() == once > 0
+    both(3, 4, 1)
+    twice = compiled()  # one clip alone is a shape of its own to the compiler
+    for frames, height in ((3, 8), (1, 8), (5, 4)):
+        both(frames, height, 1)
+    assert compiled() == twice
+    torch.testing.assert_close(run.predict(X, T, TEXT), StreamedExecutor(weights, Machinery(Plan(**plan, compiled=False), attention.CPU, weights.block_bytes, CPU)).predict(X, T, TEXT))

@@ -1,0 +1,134 @@
+"""The plan of a resumed run, on a card that is made up."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+import torch
+
+from engine.memory import planning
+from engine.memory.planning import Running, plan_run
+from engine.runfolder.resume import Begin
+from engine.training import restore
+from engine.training.setup import kernels_of, plan_before, running_before, versions
+from engine.wan.attention import CPU, Attention
+from presets.job.diff import changes
+from presets.planner.plan import Plan
+from tests.helpers.facts import facts, gpu, job, machine, rates
+
+GIB = 2**30
+CUDA = torch.device("cuda")
+
+
+@pytest.fixture
+def planned(monkeypatch):
+    """plan_run on an H100 with so many GiB free, with measured rates."""
+    monkeypatch.setattr(planning, "rates_of", lambda gpu, device: rates())
+    monkeypatch.setattr(planning, "card_memory", lambda device: None)
+
+    def plan(free: float, before: Plan | None = None, **panels):
+        made = job(**panels)
+        return plan_run(made, facts(machine=machine(gpu(80, vram_free=int(free * GIB)))), CUDA, vram=None, before=before)
+
+    return plan
+
+
+def test_a_resume_keeps_its_plan_though_more_memory_is_free_now(planned):
+    first, other = planned(20), planned(60)
+    assert first.plan != other.plan
+    resumed = planned(60, before=first.plan)
+    assert resumed.plan == first.plan
+    assert "as before the resume" in resumed.why and other.plan.text in resumed.why
+
+
+def test_what_is_compiled_for_one_size_is_not_when_a_resume_brings_others(planned):
+    """Previews of a shape of their own may be asked for between two attempts."""
+    first = planned(60, sample={"prompts": []})
+    assert first.work.loads and not first.plan.any_size
+    resumed = planned(60, before=first.plan, sample={"prompts": [{"prompt": "a red square", "ctrl_img": "a.png"}]})
+    assert resumed.plan == msgspec.structs.replace(first.plan, any_size=True)
+
+
+def test_a_plan_that_no_longer_fits_is_chosen_anew(planned):
+    assert planned(20, before=planned(60).plan) == planned(20)
+
+
+def test_a_plan_of_another_precision_is_chosen_anew(planned):
+    before = planned(60, quantization={"transformer": "none"}).plan
+    assert planned(60, before=before, quantization={"transformer": "qint8"}).plan.precision == "qint8"
+
+
+def test_a_precision_that_was_chosen_stays_though_it_would_be_chosen_otherwise_now(planned):
+    """float8 comes of rates that were measured; a resume on the same card keeps the weights as they were rounded."""
+    before = planned(60, quantization={"transformer": "qint8"}).plan
+    assert planned(60).plan.precision == "float8" and planned(60, before=before).plan == before
+
+
+@pytest.mark.parametrize("panels", [{"low_vram": True}, {"layer_offloading": True}], ids=lambda panels: next(iter(panels)))
+def test_what_the_user_has_since_said_of_the_plan_counts_on_resume(planned, panels):
+    """Both may change between two attempts without a question, so neither may be without effect."""
+    running = Running(planned(60).plan, CPU)
+    then, now = job(), job(model=panels)
+    assert plan_before(Begin(job=then), running) == running.plan
+    before = plan_before(Begin(job=now, since=changes(then, now)), running)
+    assert planned(60, before=before, model=panels).plan == planned(60, model=panels).plan != running.plan
+    assert plan_before(Begin(job=then), None) is None
+
+
+def held(**changed: object) -> dict[str, object]:
+    running = Running(Plan(), Attention("cudnn", "flash", deterministic=True))
+    return {"device": "CPU", "versions": versions(), "running": msgspec.to_builtins(running), **changed}
+
+
+def test_what_a_checkpoint_holds_of_the_plan_and_the_kernels_comes_back():
+    found = running_before(Begin(job=job(), meta=held()), torch.device("cpu"))
+    assert found == Running(Plan(), Attention("cudnn", "flash", deterministic=True))
+
+
+@pytest.mark.parametrize("changed", [{"device": "NVIDIA H100"}, {"versions": {**versions(), "torch": "1.0"}}], ids=lambda c: next(iter(c)))
+def test_another_card_and_other_versions_plan_anew(changed):
+    assert running_before(Begin(job=job(), meta=held(**changed)), torch.device("cpu")) is None
+
+
+def test_a_resumed_run_has_the_kernels_it_had(planned):
+    made = job()
+    running = Running(Plan(), Attention("cudnn", "flash", deterministic=True))
+    ask = {"device": CUDA, "dtype": torch.bfloat16, "tokens": 1}
+    assert kernels_of(made, planned(60), running, {}, **ask) == (running.attention, "as before the resume")
+    made.training.deterministic = False
+    kernels, why = kernels_of(made, planned(60), running, {}, **ask)
+    assert kernels == Attention("cudnn", "cudnn", deterministic=False) and "measured" in why
+    assert kernels_of(made, planned(60), None, {}, **ask)[0] == kernels
+    shape = {"num_attention_heads": 2, "attention_head_dim": 16}
+    assert kernels_of(made, replace(planned(60), rates=None), None, shape, **{**ask, "device": torch.device("cpu")})[0] == CPU
+
+
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [(Plan(slots=2, resident=3), []), (Plan(stash="device", stash_on_device=4), []), (Plan(chunk=64), ["another plan"]), (Plan(resident=2, kept=1), ["another plan"]), (Plan(any_size=True), ["another plan", "compiled for each size, before: ", "compiled for any size"]), (None, ["another plan", "not written down"])],
+    ids=str,
+)
+def test_only_a_plan_that_rounds_otherwise_is_told(before, told, monkeypatch):
+    """Where things lie shows in no bit."""
+    monkeypatch.setattr(restore, "position", lambda run, step: {})
+    kernels = Attention("cudnn", "flash", deterministic=True)
+    run = SimpleNamespace(
+        begin=Begin(job=job(), meta=held()), device=torch.device("cpu"), versions=versions(), planning=SimpleNamespace(plan=Plan()), experts=SimpleNamespace(attention=kernels),
+        base=SimpleNamespace(beside={}),
+    )  # fmt: skip
+    meta = held(position={}, running=msgspec.to_builtins(Running(before, kernels)) if before else None)
+    if before is None:
+        del meta["running"]
+    said = restore._unlike(run, meta, True)
+    assert len(said) == bool(told) and all(words in said[0] for words in told)
+
+
+def test_another_kernel_is_told(monkeypatch):
+    monkeypatch.setattr(restore, "position", lambda run, step: {})
+    run = SimpleNamespace(
+        begin=Begin(job=job(), meta=held()), device=torch.device("cpu"), versions=versions(), planning=SimpleNamespace(plan=Plan()), experts=SimpleNamespace(attention=Attention("flash", "flash", deterministic=True)),
+        base=SimpleNamespace(beside={}),
+    )  # fmt: skip
+    (said,) = restore._unlike(run, held(position={}), True)
+    assert "another attention kernel (flash, in a fixed order, before: cudnn forward, flash backward, in a fixed order)" in said

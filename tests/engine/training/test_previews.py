@@ -1,0 +1,326 @@
+"""The previews of whole runs: what each prompt says for itself, what stands beside the videos, and that training never notices."""
+
+import errno
+import os
+import random
+import shutil
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from engine.executor.block_executor import StreamedExecutor
+from engine.preview.contact_sheets import (
+    EARLIEST,
+    LATEST,
+    SIDE,
+    Row,
+    is_picture,
+    is_video,
+    read_small,
+    side_by_side,
+    small,
+    steps_shown,
+    write_sheet,
+)
+from engine.preview.sampling import write_poster, write_video
+from engine.run import run_job
+from engine.runfolder import checkpoint, disk_full
+from engine.training import previews, trainer
+from presets.job.toml_file import load_job, save_job
+from tests.helpers.jobs import of_kind, write_job
+
+WIDTH = 32
+SMALL = {"width": 32, "height": 32, "guidance": 1.0}
+
+
+def turning(path: Path) -> Path:
+    """The experts take turns at every step."""
+    job = load_job(path)
+    job.multistage.switch_every = 1
+    save_job(job, path)
+    return path
+
+
+def accelerator(path: Path) -> Path:
+    g = torch.Generator().manual_seed(0)
+    tensors = {f"diffusion_model.blocks.{i}.self_attn.{m}.{side}": torch.randn(shape, generator=g) for i in range(2) for m in "qv" for side, shape in (("lora_A.weight", (2, WIDTH)), ("lora_B.weight", (WIDTH, 2)))}
+    save_file(tensors | {"diffusion_model.head.head.diff_b": torch.ones(64), "diffusion_model.blocks.0.cross_attn.k_img.diff_b": torch.ones(WIDTH)}, path)
+    return path
+
+
+def go(job: Path, **more) -> int:
+    return run_job(job, None, resume=more.pop("resume", False), workers=0, device="cpu", **more)
+
+
+def frames(video: Path) -> np.ndarray:
+    with av.open(str(video)) as container:
+        return np.stack([f.to_ndarray(format="rgb24") for f in container.decode(container.streams.video[0])])
+
+
+def random_states() -> tuple:
+    return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+
+
+@pytest.fixture(scope="module")
+def base(tiny, tmp_path_factory) -> Path:
+    """Two steps with everything that a preview could touch, and no preview."""
+    folder = tmp_path_factory.mktemp("quiet")
+    assert go(turning(write_job(folder, tiny, prompts=0, steps=2, ema=True, ema_decay=0.5))) == 0
+    return folder / "runs" / "t"
+
+
+@pytest.fixture(scope="module")
+def shown(tiny, tmp_path_factory) -> Path:
+    """The same with previews at every step, through an accelerator, of the running averages; prompts with values of their own."""
+    folder = tmp_path_factory.mktemp("shown")
+    path = turning(write_job(folder, tiny, prompts=3, steps=2, ema=True, ema_decay=0.5, sample={**SMALL, "every": 1, "seed": 7}))
+    job = load_job(path)
+    job.sample.accelerator = str(accelerator(folder / "fast.safetensors").relative_to(folder))
+    own = job.sample.prompts[1]
+    own.width, own.height, own.num_frames, own.seed = 48, 64, 1, 3
+    job.sample.prompts[2].strength = 0.0
+    save_job(job, path)
+    states = []
+
+    def watched(*args, **named):
+        before = random_states()
+        plain(*args, **named)
+        states.append(before == random_states())
+
+    plain = trainer.make_previews
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer, "make_previews", watched)
+        assert go(path) == 0
+    assert states == [True] * 3, "previews drew from a global generator"
+    return folder / "runs" / "t"
+
+
+def test_training_never_notices(base, shown):
+    ours, theirs = (checkpoint.load(checkpoint.newest(run)[0]) for run in (shown, base))
+    for part in ("lora", "ema"):
+        a, b = getattr(ours, part), getattr(theirs, part)
+        assert all(torch.equal(a[e][k], b[e][k]) for e in b for k in b[e]) and a.keys() == b.keys()
+    for expert, state in theirs.optimizer.items():
+        for number, values in state["state"].items():
+            assert all(torch.equal(torch.as_tensor(ours.optimizer[expert]["state"][number][k]), torch.as_tensor(v)) for k, v in values.items())
+    assert [d["loss"] for d in of_kind(shown, "step")] == [d["loss"] for d in of_kind(base, "step")]
+    assert not [d for d in of_kind(shown, "finding") if d["code"] == "preview-failed"]
+
+
+def test_each_prompt_has_its_own_values(shown):
+    first = shown / "samples" / "step_000000000"
+    assert frames(first / "00.mp4").shape == (5, 32, 32, 3)
+    assert frames(first / "01.mp4").shape == (1, 48, 64, 3)
+    assert [d["seed"] for d in of_kind(shown, "sample") if d["step"] == 0] == [7, 3, 9]
+    last = shown / "samples" / "step_000000002"
+    assert np.array_equal(frames(first / "02.mp4"), frames(last / "02.mp4")), "at strength 0 the LoRA must not show"
+    assert not np.array_equal(frames(first / "00.mp4"), frames(last / "00.mp4"))
+
+
+def test_sheets_stand_beside_the_videos(shown):
+    events = of_kind(shown, "sample")
+    assert len(events) == 9
+    for d in events:
+        assert d["sheet"] == f"samples/step_{d['step']:09d}/sheet.png"
+        assert d["compare"].endswith(f"compare_{Path(d['path']).stem}.png") and d["compare_video"].endswith(".mp4")
+        assert all((shown / d[k]).is_file() for k in ("path", "poster", "sheet", "compare", "compare_video"))
+    assert not list(shown.rglob("*.tmp"))
+    sheet = Image.open(shown / events[-1]["sheet"])
+    assert sheet.width >= 5 * 32 and sheet.height > 32 + 48 + 32
+    across = Image.open(shown / "samples/compare_00.png")
+    assert across.height > 3 * 32, "one row for each of the three sets"
+    assert len(frames(shown / "samples/compare_00.mp4")) == 5
+
+
+def test_what_the_accelerator_cannot_use_is_said(shown):
+    assert [d["text"] for d in of_kind(shown, "log") if "image encoder" in d["text"]] == [
+        "fast.safetensors: 1 of its 10 tensors are for an image encoder that Wan 2.2 does not have, such as diffusion_model.blocks.0.cross_attn.k_img.diff_b; they are left out"
+    ]
+    assert load_job(shown / "job.toml").sample.accelerator == str(shown.parents[1] / "fast.safetensors")
+
+
+def test_averages_are_shown_and_saved_by_choice(tiny, tmp_path, base, shown):
+    """A resume without a step left to do: the previews of the last step anew, and the final files, under the other choices."""
+    job = load_job(base / "job.toml")
+    sample = load_job(shown / "job.toml").sample
+    sample.prompts, sample.accelerator = sample.prompts[:1], ""
+    state = checkpoint.load(checkpoint.newest(base)[0])
+    seen = {}
+    for name, save_average, show_average in (("both", True, True), ("neither", False, False)):
+        job.job.name, job.sample, job.save.ema, job.sample.ema = "t", sample, save_average, show_average
+        folder = tmp_path / name
+        (folder / "runs").mkdir(parents=True)
+        shutil.copytree(base, folder / "runs" / "t")
+        save_job(job, folder / "job.toml")
+        assert go(folder / "job.toml", resume=True) == 0
+        run = folder / "runs" / "t"
+        expected = (state.ema if save_average else state.lora)["high_noise"]
+        written = {k: v.float() for k, v in load_file(run / "t_high_noise.safetensors").items()}
+        ours = written["diffusion_model.blocks.0.self_attn.q.lora_B.weight"]
+        assert torch.equal(ours, expected["blocks.0.attn1.to_q.lora_B.weight"].bfloat16().float())
+        seen[name] = frames(run / "samples" / "step_000000002" / "00.mp4")
+    assert not np.array_equal(seen["both"], seen["neither"])
+
+
+def test_what_is_missing_is_made_on_resume_and_nothing_twice(tiny, tmp_path, monkeypatch):
+    job = write_job(tmp_path, tiny, prompts=2, steps=1, sample={**SMALL, "every": 0})
+    count, plain = [0], previews.write_video
+
+    def killed(path, *args):
+        count[0] += path.name == "01.mp4"
+        if count[0]:
+            raise KeyboardInterrupt
+        plain(path, *args)
+
+    monkeypatch.setattr(previews, "write_video", killed)
+    with pytest.raises(KeyboardInterrupt):
+        go(job)
+    monkeypatch.setattr(previews, "write_video", plain)
+    run = tmp_path / "runs" / "t"
+    assert [(d["step"], Path(d["path"]).name) for d in of_kind(run, "sample")] == [(0, "00.mp4")]
+    before = (run / "samples/step_000000000/00.mp4").stat().st_mtime_ns
+    assert go(job, resume=True) == 0
+    assert [(d["step"], Path(d["path"]).name) for d in of_kind(run, "sample")] == [(0, "00.mp4"), (0, "01.mp4"), (1, "00.mp4"), (1, "01.mp4")]
+    assert (run / "samples/step_000000000/00.mp4").stat().st_mtime_ns == before
+
+
+def test_what_a_power_cut_tore_is_made_again_or_named(tiny, tmp_path, capsys):
+    """Two sets of two, at steps 0 and 2; the run is taken up at step 2. A video is cut, a poster is zeros, a video is gone, sheets are torn."""
+    job = write_job(tmp_path, tiny, prompts=2, steps=2, sample={**SMALL, "every": 2, "num_frames": 1})
+    run = tmp_path / "runs" / "t"
+    assert go(job) == 0
+    first, last = (run / "samples" / f"step_00000000{step}" for step in (0, 2))
+    poster, kept = (last / "00.png").read_bytes(), (last / "01.mp4").stat().st_mtime_ns
+    sheet = (first / "sheet.png").read_bytes()
+    os.truncate(last / "00.mp4", 1000)
+    (last / "00.png").write_bytes(bytes(len(poster)))
+    (first / "00.mp4").unlink()
+    os.truncate(first / "01.png", 20)
+    assert go(job, resume=True) == 0
+    assert [(d["step"], Path(d["path"]).name) for d in of_kind(run, "sample")][4:] == [(2, "00.mp4")]
+    assert (last / "00.png").read_bytes() == poster and (last / "01.mp4").stat().st_mtime_ns == kept
+    assert is_video(last / "00.mp4") and frames(last / "00.mp4").shape == (1, 32, 32, 3)
+    (found,) = [d for d in of_kind(run, "finding") if d["code"] == "preview-lost"]
+    assert "samples/step_000000000/00.mp4, samples/step_000000000/01.mp4" in found["message"] and "step_000000002" not in found["message"]
+
+    across = run / "samples" / "compare_01.mp4"
+    os.truncate(last / "sheet.png", 50)
+    os.truncate(across, across.stat().st_size - 1)
+    before = len(of_kind(run, "sample"))
+    assert go(job, resume=True) == 0
+    assert is_picture(last / "sheet.png") and is_video(across)
+    assert len([d for d in of_kind(run, "finding") if d["code"] == "preview-lost"]) == 1, "named once"
+    assert len(of_kind(run, "sample")) == before and (first / "sheet.png").read_bytes() == sheet
+
+
+def test_a_picture_and_a_video_are_whole_or_not(tmp_path):
+    write_video(tmp_path / "a.mp4", np.random.default_rng(0).integers(0, 255, (3, 32, 48, 3), dtype=np.uint8), 16)
+    write_poster(tmp_path / "a.png", np.random.default_rng(0).integers(0, 255, (3, 32, 48, 3), dtype=np.uint8))
+    for name, whole in (("a.mp4", is_video), ("a.png", is_picture)):
+        path = tmp_path / name
+        content = path.read_bytes()
+        assert whole(path) and not whole(tmp_path / "gone")
+        for n in (0, 1, 7, 8, 20, len(content) // 2, len(content) - 5):
+            path.write_bytes(content[:n])
+            assert not whole(path), n
+        path.write_bytes(bytes(len(content)))
+        assert not whole(path)
+
+
+def test_previews_that_fail_are_findings_and_the_run_goes_on(tiny, tmp_path, monkeypatch):
+    """The first prompt's image goes away, the second one's memory runs out with no smaller plan left; the third is made."""
+    job = write_job(tmp_path, tiny, prompts=3, steps=1, sample={**SMALL, "every": 0, "first": False})
+    plain, predict = previews.shot_of, StreamedExecutor.predict
+
+    def shot(run, i):
+        if i == 0:
+            (tmp_path / "control.png").rename(tmp_path / "away.png")
+        try:
+            made = plain(run, i)
+        finally:
+            if i == 0:
+                (tmp_path / "away.png").rename(tmp_path / "control.png")
+        failing[0] = i == 1
+        return made
+
+    def short(self, *args, **named):
+        if failing[0]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return predict(self, *args, **named)
+
+    failing = [False]
+    monkeypatch.setattr(previews, "shot_of", shot)
+    monkeypatch.setattr(StreamedExecutor, "predict", short)
+    assert go(job) == 0
+    run = tmp_path / "runs" / "t"
+    found = [d for d in of_kind(run, "finding") if d["code"] == "preview-failed"]
+    assert [d["field"] for d in found] == ["sample.prompts[0]", "sample.prompts[1]"]
+    assert "control.png" in found[0]["message"] and "no smaller plan is left" in found[1]["message"]
+    assert [Path(d["path"]).name for d in of_kind(run, "sample")] == ["02.mp4"] and of_kind(run, "done")
+
+
+def test_whatever_goes_wrong_in_one_preview_is_a_finding_but_for_a_failed_card(tiny, tmp_path, monkeypatch, capsys):
+    """The control image of the second prompt is too large for PIL from now on; then the card itself fails."""
+    job = write_job(tmp_path, tiny, prompts=2, steps=1, sample={**SMALL, "every": 0, "first": False})
+    plain = previews.control_image
+    calls: list[Exception | None] = [None, Image.DecompressionBombError("a decompression bomb"), torch.AcceleratorError("device-side assert triggered")]
+
+    def image(*args):
+        if error := calls.pop(0):
+            raise error
+        return plain(*args)
+
+    monkeypatch.setattr(previews, "control_image", image)
+    assert go(job) == 0
+    run = tmp_path / "runs" / "t"
+    (found,) = [d for d in of_kind(run, "finding") if d["code"] == "preview-failed"]
+    assert found["field"] == "sample.prompts[1]" and "a decompression bomb" in found["message"]
+    assert [Path(d["path"]).name for d in of_kind(run, "sample")] == ["00.mp4"] and of_kind(run, "done")
+    assert "DecompressionBombError" in capsys.readouterr().err
+    assert go(job, resume=True) == 1 and "device-side assert" in of_kind(run, "failed")[-1]["cause"]
+
+
+def test_a_disk_too_full_for_a_folder_pauses_previews_too(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(disk_full, "RETRY_SECONDS", 0.01)
+    job = write_job(tmp_path, tiny, prompts=1, steps=1, sample={**SMALL, "every": 0, "first": False})
+    mkdir, full = Path.mkdir, [2]
+
+    def no_room(self, *args, **named):
+        if self.parent.name == "samples" and full[0]:
+            full[0] -= 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
+        mkdir(self, *args, **named)
+
+    monkeypatch.setattr(Path, "mkdir", no_room)
+    assert go(job) == 0
+    run = tmp_path / "runs" / "t"
+    assert [d["name"] for d in of_kind(run, "phase")].count("paused") == 1 and len(of_kind(run, "sample")) == 1
+
+
+def test_a_comparison_shows_the_first_and_the_last_steps():
+    assert steps_shown([4, 0, 2, 2]) == [0, 2, 4]
+    many = steps_shown(range(0, 2000, 50))
+    assert many == [0, 1600, 1650, 1700, 1750, 1800, 1850, 1900, 1950] and len(many) == EARLIEST + LATEST
+
+
+def test_words_fit_the_sheet(tmp_path):
+    picture = np.full((9, 300, 500, 3), 90, np.uint8)
+    rows = [Row("a very long prompt without an end " * 20, "seed 1", small(picture)), Row("x" * 400, "", small(picture[:1, :20, :20]))]
+    write_sheet(tmp_path / "sheet.png", "name, step 5", rows)
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape[1] == 8 + 5 * (SIDE + 8)
+    assert (sheet[:, -7:] == sheet[0, 0]).all() and (sheet[:, :7] == sheet[0, 0]).all(), "nothing reaches into the margin"
+    assert (sheet == 235).any() and (sheet == 90).any()
+
+
+def test_side_by_side_holds_the_shorter_ones(tmp_path):
+    tiles = [(f"step {i}", np.full((frames_, 40, 60, 3), 20 * i, np.uint8)) for i, frames_ in enumerate((1, 5, 5, 5, 3), 1)]
+    out = side_by_side(tiles)
+    assert len(out) == 5 and out.shape[1] % 2 == out.shape[2] % 2 == 0
+    assert all((out[t] == 100).sum() >= 40 * 60 * 3 for t in range(5)), "the shorter one stays"
+    assert read_small(tmp_path / "gone.mp4") is None

@@ -1,0 +1,95 @@
+"""Fifty optimizer steps, the experts taking turns: every plan ends in the same LoRA, and a switch of experts moves nothing."""
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+
+from engine.executor.block_executor import ExpertWeights, Machinery, StreamedExecutor
+from engine.executor.weight_ring import Ring
+from engine.training.optimizer import clip_gradients
+from engine.wan import attention
+from presets.planner.plan import Plan
+from tests.helpers.training.plain import CPU, attach, packed
+
+pytestmark = pytest.mark.process  # it trains
+
+BLOCKS, STEPS = 3, 50
+RESIDENT = {"resident": BLOCKS, "slots": 0, "stash": "device"}
+
+
+def expert(name: str, seed: int) -> ExpertWeights:
+    torch.manual_seed(seed)
+    model = WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=16, in_channels=36, out_channels=16, text_dim=32, freq_dim=32, ffn_dim=64,
+        num_layers=BLOCKS, image_dim=None, rope_max_seq_len=32,
+    ).eval()  # fmt: skip
+    return packed(model, name, attach(model, name, rank=2, alpha=2, seed=seed, strong=True), scaling=1.0)
+
+
+def train(plan: Plan, *, switch_every: int = 1, steps: int = STEPS) -> list[torch.Tensor]:
+    """Both LoRAs after `steps` of AdamW on two terms, batch 2, two bucket sizes."""
+    experts = [expert("high_noise", 0), expert("low_noise", 1)]
+    machinery = Machinery(plan, attention.CPU, experts[0].block_bytes, CPU)
+    runs = [StreamedExecutor(weights, machinery) for weights in experts]
+    parameters = [[p for lora in w.lora for pair in lora.values() for p in pair] for w in experts]
+    optimizers = [torch.optim.AdamW(p, lr=1e-3, weight_decay=1e-2) for p in parameters]
+    g = torch.Generator().manual_seed(7)
+    for step in range(steps):
+        turn = step // switch_every % 2
+        height = 4 if step % 3 else 2
+        x, text, other = (torch.randn(shape, generator=g) for shape in ((2, 36, 1, height, 6), (2, 5, 32), (2, 5, 32)))
+        t, target = torch.rand(2, generator=g) * 1000, torch.randn(2, 16, 1, height, 6, generator=g)
+        runs[turn].forward_backward(x, t, text, lambda y, target=target: (y - target).square().mean())
+        base = runs[turn].predict(x, t, other, strength=0.0)
+        runs[turn].forward_backward(x, t, other, lambda y, base=base: (y - base).square().mean())
+        clip_gradients(parameters[turn], 1.0)
+        optimizers[turn].step()
+        optimizers[turn].zero_grad(set_to_none=True)
+    return [p.detach() for group in parameters for p in group]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Tensors of a few kilobytes: a second thread only waits for the first."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def resident() -> list[torch.Tensor]:
+    return train(Plan(compiled=False, **RESIDENT))
+
+
+@pytest.mark.parametrize("plan", [{}, {"resident": 2, "kept": 1, "slots": 1}, {"stash_on_device": 1}, {"resident": 2, "kept": 1, "stash_on_device": 1}], ids=str)
+def test_the_same_operations_end_in_the_same_bits(resident, plan):
+    ours = train(Plan(compiled=False, **plan))
+    assert all(torch.equal(a, b) for a, b in zip(ours, resident, strict=True))
+
+
+def test_chunks_end_in_the_same_lora(resident):
+    ours, started = train(Plan(compiled=False, chunk=2)), train(Plan(compiled=False, **RESIDENT), steps=0)
+    for a, b, start in zip(ours, resident, started, strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm() and not torch.equal(b, start)
+
+
+@pytest.mark.parametrize("plan", [{"slots": 2}, {"slots": 3, "resident": 1}, RESIDENT], ids=str)
+def test_a_switch_moves_nothing(monkeypatch, plan):
+    """A step of the other expert brings exactly the blocks that it visits: as many as a step of its own with cold slots, none when resident."""
+    copies: list[str] = []
+    plain = Ring._write
+    monkeypatch.setattr(Ring, "_write", lambda self, visit: (copies.append(visit.key[0]), plain(self, visit))[1])
+    plan = Plan(compiled=False, **plan)
+    experts = [expert("high_noise", 0), expert("low_noise", 1)]
+    where = [m.data_ptr() for w in experts for m in w.masters]
+    machinery = Machinery(plan, attention.CPU, experts[0].block_bytes, CPU)
+    runs = [StreamedExecutor(w, machinery) for w in experts]
+    streamed = BLOCKS - plan.resident
+    cold = max(0, 2 * streamed - plan.slots) if streamed > plan.slots else streamed  # the turn from forward to backward copies nothing again
+    for turn, due in ((0, cold), (1, cold), (0, cold), (1, cold), (1, max(0, cold - plan.slots))):  # the last one finds what the one before left
+        copies.clear()
+        own = experts[turn].name
+        runs[turn].forward_backward(torch.ones(1, 36, 1, 4, 6), torch.tensor([500.0]), torch.ones(1, 5, 32), lambda y: y.square().mean())
+        assert copies == [own] * due
+    assert [m.data_ptr() for w in experts for m in w.masters] == where

@@ -1,0 +1,93 @@
+"""Our attention backward against float64, in Triton's interpreter: the same kernels as on a card, element by element."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from tests.helpers import ROOT
+
+# Triton asks when it is imported whether to interpret, so the kernels run in a process of their own: all cases at once.
+INTERPRETED = """
+import sys, torch
+from engine import triton_attention
+def run(tiles, tensors):
+    try:
+        return triton_attention.backward(tiles, *tensors)
+    except RuntimeError as e:
+        return str(e)
+cases = torch.load(sys.argv[1])
+torch.save({name: {tiles: run(of, tensors) for tiles, of in triton_attention.TILES.items()} for name, tensors in cases.items()}, sys.argv[2])
+"""
+SHAPES = {  # batch, queries, keys, heads, width
+    "whole tiles": (1, 256, 256, 2, 32),
+    "edges and a batch": (2, 100, 75, 3, 16),
+    "fewer queries": (1, 33, 150, 1, 64),
+    "one query": (1, 1, 300, 2, 16),
+    "one key": (1, 300, 1, 2, 16),
+    "other layouts": (2, 70, 90, 3, 16),
+    "scores far below zero": (1, 64, 75, 2, 16),
+    "an expanded gradient": (1, 40, 40, 2, 16),
+    "heads of 8": (1, 4, 4, 1, 8),
+    "heads of 24": (1, 4, 4, 1, 24),
+}
+REFUSED = [name for name in SHAPES if name.startswith("heads of")]
+TILES = ("triton-large", "triton-small")
+
+
+def drawn(batch: int, tokens: int, heads: int, width: int, seed: int) -> torch.Tensor:
+    return torch.randn(batch, tokens, heads, width, generator=torch.Generator().manual_seed(seed)).transpose(1, 2)
+
+
+def exact(grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """(output, logsumexp, gradients of q, k, v) by autograd in float64."""
+    leaves = [t.double().requires_grad_(True) for t in (q, k, v)]
+    scores = leaves[0] @ leaves[1].transpose(-1, -2) / q.shape[-1] ** 0.5
+    out = scores.softmax(-1) @ leaves[2]
+    out.backward(grad.double())
+    return out.detach().float(), scores.logsumexp(-1).detach().float(), [t.grad for t in leaves if t.grad is not None]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """name of a shape -> (what the kernels gave for each size of tiles, what is right)"""
+    cases, right = {}, {}
+    for name, (batch, queries, keys, heads, width) in SHAPES.items():
+        q, grad = (drawn(batch, queries, heads, width, seed) for seed in (0, 1))
+        k, v = (drawn(batch, keys, heads, width, seed) for seed in (2, 3))
+        if name == "an expanded gradient":  # as that of a sum is
+            grad = torch.ones(()).expand(grad.shape)
+        if name == "scores far below zero":  # keys that are not there must not count as zeros, which would be the likeliest of all
+            q, k = q + 5.5, k - 5.5
+        out, lse, right[name] = exact(grad, q, k, v)
+        if name == "other layouts":  # each its own: (N, B, T, K) in memory, part of a wider tensor, with the width not innermost, expanded
+            q, k, v = q.transpose(0, 1).contiguous().transpose(0, 1), torch.cat([k, k], 2)[:, :, :keys], v.contiguous()
+            out, lse = out.transpose(-1, -2).contiguous().transpose(-1, -2), torch.stack([lse, lse], -1)[..., 0]
+            assert len({t.stride()[:3] for t in (q, k, v, out, grad)}) == 5
+        if name == "an expanded gradient":
+            assert grad.stride() == (0, 0, 0, 0)
+        cases[name] = (grad, q, k, v, out, lse)
+    folder = tmp_path_factory.mktemp("interpreted")
+    torch.save(cases, folder / "in.pt")
+    command = [sys.executable, "-c", INTERPRETED, str(folder / "in.pt"), str(folder / "out.pt")]
+    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"})
+    assert said.returncode == 0, said.stderr
+    gave = torch.load(folder / "out.pt")
+    return {name: (gave[name], right[name]) for name in SHAPES}
+
+
+@pytest.mark.parametrize("tiles", TILES)
+@pytest.mark.parametrize("shape", [name for name in SHAPES if name not in REFUSED])
+def test_gradients_are_those_of_the_definition(found, shape, tiles):
+    gave, right = found[shape]
+    tolerance = 1e-3 if shape == "scores far below zero" else 1e-5  # fp32 has so much fewer digits behind the point there
+    for ours, theirs in zip(gave[tiles], right, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=tolerance)
+        assert ours.transpose(1, 2).is_contiguous()  # as the projections before it want it
+
+
+@pytest.mark.parametrize("shape", REFUSED)
+def test_other_widths_are_refused(found, shape):
+    assert found[shape][0] == dict.fromkeys(TILES, f"{shape} are not a power of two from 16")

@@ -1,0 +1,126 @@
+"""Stem and blocks, loaded apart, are the model that `from_pretrained` loads: bit for bit."""
+
+import os
+import subprocess
+import sys
+import threading
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+
+from engine.demo.tiny_base import build_tiny
+from engine.executor.block_executor import ExpertWeights, Machinery, StreamedExecutor
+from engine.wan import attention
+from engine.wan.block import LINEARS
+from engine.weights.load_expert import KEYS, load_blocks, load_stem, open_expert
+from engine.weights.model_files import SUBFOLDER, Stored, open_source
+from engine.weights.packed_blocks import block_tensors, layout_of
+from presets.errors import UserError
+from presets.job.expert_schedule import EXPERTS
+from presets.planner.plan import Plan
+from tests.helpers import ROOT
+from tests.helpers.waiting import PATIENCE
+
+CPU = torch.device("cpu")
+PRECISIONS = ("none", "float8", "qfloat8", "qint8", "qint4")
+
+
+def quiet(*_: object) -> None:
+    pass
+
+
+def blocks(source, expert, precision="none", *, dtype=torch.float32):
+    return load_blocks(source, expert, precision, dtype=dtype, pinned=False, device=CPU, progress=quiet)
+
+
+@pytest.mark.parametrize("expert", EXPERTS)
+def test_predictions_are_those_of_the_whole_model(tiny, expert):
+    source = open_source(tiny)
+    stem = load_stem(source, expert, device=CPU, dtype=torch.float32)
+    masters, layout = blocks(source, expert)
+    none = [{} for _ in masters]
+    run = StreamedExecutor(ExpertWeights(expert, stem, masters, layout, none, 1.0), Machinery(Plan(precision="none", stash="device", slots=2, compiled=False), attention.CPU, layout.bytes, CPU))
+    whole = WanTransformer3DModel.from_pretrained(tiny, subfolder=SUBFOLDER[expert], torch_dtype=torch.float32).eval()
+    x, t, text = torch.randn(2, 36, 3, 4, 6), torch.tensor([900.0, 300.0]), torch.randn(2, 16, 32)
+    with torch.no_grad():
+        assert torch.equal(run.predict(x, t, text), whole(x, t, text, return_dict=False)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_stem_is_loaded_as_diffusers_loads_it(tiny, dtype):
+    stem = load_stem(open_source(tiny), "low_noise", device=CPU, dtype=dtype)
+    whole = WanTransformer3DModel.from_pretrained(tiny, subfolder="transformer_2", torch_dtype=dtype)
+    plain = {n: t for n, t in [*whole.named_parameters(), *whole.named_buffers()] if not n.startswith("blocks.")}
+    ours = dict([*stem.named_parameters(), *stem.named_buffers()])
+    assert ours.keys() == plain.keys() and {"rope.freqs_cos", "scale_shift_table"} <= ours.keys()
+    for name, t in plain.items():
+        assert t.dtype == ours[name].dtype and torch.equal(t, ours[name]), name
+    assert not stem.training and not any(p.requires_grad for p in stem.parameters())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_blocks_are_packed_as_the_state_dict_would_be(tiny, precision):
+    whole = WanTransformer3DModel.from_pretrained(tiny, subfolder="transformer", torch_dtype=torch.float32)
+    masters, layout = blocks(open_source(tiny), "high_noise", precision)
+    assert len(masters) == len(whole.blocks)
+    for block, buffer in zip(whole.blocks, masters, strict=True):
+        weights, plain = block_tensors(block.state_dict(), precision)
+        assert layout == layout_of(weights, plain)
+        ours, ours_plain = layout.views(buffer)
+        for name, parts in weights.items():
+            assert all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(ours[name], parts, strict=True)), name
+        assert all(torch.equal(ours_plain[name], t) for name, t in plain.items())
+
+
+def test_activations_in_bf16_take_bf16_biases_and_fp32_modulation(tiny):
+    _, layout = blocks(open_source(tiny), "high_noise", "float8", dtype=torch.bfloat16)
+    types = {s.key: s.dtype for s in layout.slots if s.part < 0}
+    fp32 = {"norm2.weight", "norm2.bias", "scale_shift_table"}
+    assert {k for k, t in types.items() if t == torch.float32} == fp32
+    assert all(t == torch.bfloat16 for k, t in types.items() if k not in fp32)
+
+
+def test_every_tensor_of_a_block_is_loaded(tiny):
+    whole = WanTransformer3DModel.from_pretrained(tiny, subfolder="transformer")
+    assert set(KEYS) == set(whole.blocks[0].state_dict()) and len(KEYS) == 2 * len(LINEARS) + 7
+
+
+def test_only_the_expert_asked_for_is_opened(tiny, monkeypatch):
+    read: set[str] = set()
+    fetch = Stored._fetch
+
+    def noted(self, place, into):
+        read.add(self.file.parent.name)
+        return fetch(self, place, into)
+
+    monkeypatch.setattr(Stored, "_fetch", noted)
+    source = open_source(tiny)
+    blocks(source, "low_noise")
+    assert read == {"transformer_2"}
+
+
+def test_progress_counts_blocks(tiny):
+    seen = []
+    load_blocks(open_source(tiny), "high_noise", "none", dtype=torch.float32, pinned=False, device=CPU, progress=lambda *a: seen.append(a))
+    assert [(done, total) for done, total, _ in seen] == [(0, 2), (1, 2), (2, 2)]
+
+
+def test_an_error_in_the_middle_leaves_no_thread_behind(tmp_path):
+    source = open_source(build_tiny(tmp_path / "deep", layers=16))  # more blocks than the readers can be ahead
+    (file,) = open_expert(source, "high_noise").files
+    before = threading.active_count()
+
+    def cut(done: int, total: int, text: str) -> None:
+        if done == 1:
+            os.truncate(file, file.stat().st_size // 8)
+
+    with pytest.raises(UserError, match="ends too early"):
+        load_blocks(source, "high_noise", "none", dtype=torch.float32, pinned=False, device=CPU, progress=cut)
+    assert threading.active_count() == before
+
+
+def test_no_second_copy_in_host_memory():
+    """The benchmark's own measurement: a second copy of its expert would be eight blocks in the source's precision."""
+    run = subprocess.run([sys.executable, "-m", "benchmarks.loading", "--tiny", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert run.returncode == 0, run.stdout + run.stderr

@@ -1,0 +1,5 @@
+"""What tests share: files, servers and stand-ins made for them, and waiting."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]  # of the checkout

@@ -1,0 +1,141 @@
+"""The wizard alone in a minimal app, with real clips and the smallest base model that the checks accept."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+from textual import events
+from textual.app import App
+from textual.pilot import Pilot
+from textual.widgets import Static
+
+from tests.helpers.videos import write_clip, write_image
+from tests.helpers.waiting import PATIENCE, until_async
+from wanlora_tui.screens.wizard import WizardScreen
+from wanlora_tui.widgets.field_input import FieldInput
+from wanlora_tui.widgets.key_order import KeysInOrder
+
+
+class WizardApp(KeysInOrder):
+    def __init__(self, draft: Path) -> None:
+        super().__init__()
+        self.draft, self.result = draft, "not dismissed"
+
+    def on_mount(self) -> None:
+        self.push_screen(WizardScreen(self.draft), self._dismissed)
+
+    def _dismissed(self, result: str | None) -> None:
+        self.result = result  # type: ignore[assignment]
+
+
+async def until(pilot: Pilot[None], condition: Callable[[], Any], what: str) -> None:
+    """Wait for a condition, and then for all that the app has to do at once."""
+
+    def met() -> Any:
+        assert pilot.app._exception is None, "the app has died of an error"
+        return condition()
+
+    try:
+        await until_async(met, what)
+    except AssertionError as e:
+        raise AssertionError(f"{e}; the screen says:\n{screen_text(pilot.app)}") from None
+    await pilot.pause()
+
+
+@asynccontextmanager
+async def wizard(draft: Path, *, size: tuple[int, int] = (80, 24)) -> Any:
+    """The running wizard; leaving the block is an abrupt end."""
+    app = WizardApp(draft)
+    async with app.run_test(size=size, notifications=True) as pilot:
+        await until(pilot, lambda: not isinstance(app.screen, WizardScreen) or app.screen.pane is not None, "the first step")
+        yield pilot
+
+
+def screen_of(pilot: Pilot[None]) -> WizardScreen:
+    found = next(s for s in pilot.app.screen_stack if isinstance(s, WizardScreen))
+    return found
+
+
+async def type_text(pilot: Pilot[None], text: str) -> None:
+    names = {" ": "space", "/": "slash", ".": "full_stop", "_": "underscore", "-": "minus", "[": "left_square_bracket", "]": "right_square_bracket", ",": "comma"}
+    await pilot.press(*(names.get(c, c) for c in text))
+
+
+@contextmanager
+def patient(app: KeysInOrder) -> Iterator[None]:
+    """No key is given up meanwhile: the app goes on to the next one after some seconds, in which a very busy machine may not get through one."""
+    app.patience, before = PATIENCE, app.patience
+    try:
+        yield
+    finally:
+        app.patience = before
+
+
+def type_ahead(app: App[Any], *keys: str) -> None:
+    """Keys that are all there before the first is looked at: names of keys, or texts of letters in one."""
+    names = {"tab": "\t", "backspace": "\x7f", "down": None, "shift+tab": None, "f5": None}
+    for key in keys:
+        for name, character in [(key, names[key])] if key in names else [(c, c) for c in key]:
+            app.post_message(events.Key(name, character))
+
+
+async def at_step(pilot: Pilot[None], name: str) -> None:
+    await until(pilot, lambda: screen_of(pilot).step == name and screen_of(pilot).pane is not None and screen_of(pilot).pane.is_mounted, f"step {name}")
+
+
+async def scanned(pilot: Pilot[None]) -> None:
+    state = screen_of(pilot).state
+    await until(pilot, lambda: state.draft.folders and not state.scanning and state.ready, "the clips")
+
+
+async def focus_field(pilot: Pilot[None], path: str) -> FieldInput:
+    """Walk to a field with the keyboard alone, as far as Tab goes."""
+    for _ in range(80):
+        focused = pilot.app.focused
+        row = next((n for n in focused.ancestors if isinstance(n, FieldInput)), None) if focused is not None else None
+        if row is not None and row.path == path:
+            return row
+        await pilot.press("tab")
+    raise AssertionError(f"Tab does not reach {path}")
+
+
+def screen_text(app: App[Any]) -> str:
+    """What stands on the screen, as plain text."""
+    return "\n".join("".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips())
+
+
+def static(pilot: Pilot[None], selector: str) -> str:
+    return str(screen_of(pilot).query_one(selector, Static).render())
+
+
+def make_clips(folder: Path, count: int = 3, *, captions: bool = True, frames: int = 48) -> Path:
+    folder.mkdir(parents=True)
+    for i in range(count):
+        write_clip(folder / f"clip_{i:02}.mp4", frames=frames, fps=16.0, width=96, height=96)
+        if captions:
+            (folder / f"clip_{i:02}.txt").write_text(f"orbit {90 * (i + 1)} around the subject")
+    return folder
+
+
+def make_image(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return write_image(path, 96, 96)
+
+
+def make_base(folder: Path) -> Path:
+    """A folder laid out as a diffusers Wan 2.2 I2V model, with next to no weights in it: enough for the checks, not for training."""
+    config = {"in_channels": 36, "out_channels": 16, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 64}
+    files = {"model_index.json": {"boundary_ratio": 0.9}, "scheduler/scheduler_config.json": {}, "tokenizer/tokenizer.json": {}, "vae/config.json": {}, "text_encoder/config.json": {}}
+    files |= {f"{expert}/config.json": config for expert in ("transformer", "transformer_2")}
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content))
+    for part in ("transformer", "transformer_2", "vae"):
+        save_file({"patch_embedding.weight": np.zeros((32, 36, 1, 2, 2), np.float32)}, str(folder / part / "diffusion_pytorch_model.safetensors"))
+    save_file({"shared.weight": np.zeros((8, 8), np.float32)}, str(folder / "text_encoder" / "model.safetensors"))
+    return folder

@@ -1,0 +1,104 @@
+"""A real pseudo-terminal of a given size, with a program on it and an emulator that says what its screen shows."""
+
+import os
+import select
+import signal
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pyte
+
+from tests.helpers.waiting import PATIENCE, until
+
+KEYS = {
+    "enter": "\r", "tab": "\t", "escape": "\x1b", "backspace": "\x7f", "ctrl+u": "\x15", "ctrl+c": "\x03", "up": "\x1b[A", "down": "\x1b[B", "right": "\x1b[C", "left": "\x1b[D",
+    "f1": "\x1bOP", "f4": "\x1bOS", "f5": "\x1b[15~", "f6": "\x1b[17~", "f7": "\x1b[18~", "f8": "\x1b[19~", "f9": "\x1b[20~",
+}  # fmt: skip
+
+
+class _Screen(pyte.Screen):
+    """An emulated screen that answers what a program asks of its terminal (what are you, where is the cursor)."""
+
+    answer: Callable[[str], Any]
+
+    def write_process_input(self, data: str) -> None:
+        self.answer(data)
+
+
+class Terminal:
+    """One program on a terminal of its own. Like a real one it is read all the time, whether somebody looks or not."""
+
+    def __init__(self, command: Sequence[str], *, size: tuple[int, int] = (80, 24), cwd: Path, env: Mapping[str, str]) -> None:
+        columns, rows = size
+        self._lock = threading.Lock()
+        self._screen = _Screen(columns, rows)
+        self._stream = pyte.ByteStream(self._screen)
+        self.process = pexpect.spawn(command[0], list(command[1:]), cwd=str(cwd), env=dict(env), dimensions=(rows, columns))
+        self.process.delaybeforesend = None
+        self._screen.answer = self.process.send
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                if not select.select([self.process.child_fd], [], [], 0.05)[0]:
+                    continue
+                data = os.read(self.process.child_fd, 65536)
+            except (OSError, ValueError):  # the program has ended, and its side of the terminal is closed
+                return
+            if not data:
+                return
+            self.came(data)
+            with self._lock:
+                # The emulator would draw the ends of these two questions (cell size, terminal's name), which nobody needs answered.
+                self._stream.feed(data.replace(b"\x1b[16t", b"").replace(b"\x1b[>q", b""))
+
+    def came(self, data: bytes) -> None:
+        """Called with all that the program writes, before it is drawn."""
+
+    @property
+    def text(self) -> str:
+        """The screen, one line per row."""
+        with self._lock:
+            return "\n".join(line.rstrip() for line in self._screen.display)
+
+    @property
+    def words(self) -> str:
+        """The screen with every run of blanks and line ends as one space: for sentences that may be wrapped."""
+        return " ".join(self.text.split())
+
+    def press(self, *keys: str) -> None:
+        """Keys by name ("f8", "enter"), or text as it is typed."""
+        for key in keys:
+            self.process.send(KEYS.get(key, key))
+
+    def wait(self, wanted: str | Callable[[str], Any], what: str = "") -> Any:
+        """Wait for words on the screen (blanks and line ends do not count), or for a condition on its text; gives the condition's value."""
+        condition = (lambda _: wanted in self.words) if isinstance(wanted, str) else wanted
+        try:
+            return until(lambda: condition(self.text), what or repr(wanted))
+        except AssertionError as e:
+            raise AssertionError(f"{e}; the terminal shows:\n{self.text}") from None
+
+    def kill9(self) -> None:
+        """End the program without a chance to say anything."""
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def wait_end(self) -> int:
+        """Wait until the program has ended by itself and everything it said is on the screen; gives its exit code."""
+        self.wait(lambda _: not self.process.isalive(), "the end of the program")
+        self._reader.join(PATIENCE)
+        assert self.process.exitstatus is not None, f"killed by signal {self.process.signalstatus}"
+        return int(self.process.exitstatus)
+
+    def close(self) -> None:
+        """End the program if it still runs. Always called: nothing on a terminal outlives its test."""
+        if self.process.isalive():
+            self.kill9()
+        self._reader.join(PATIENCE)
+        self.process.close()

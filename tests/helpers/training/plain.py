@@ -1,0 +1,84 @@
+"""The reference: a whole expert in memory, its LoRA in peft's own layers, plain autograd."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from diffusers import WanTransformer3DModel
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+
+from engine.adapters import lora
+from engine.executor.block_executor import ExpertWeights, Machinery, StreamedExecutor
+from engine.system.pinned_memory import host_buffer
+from engine.wan import attention
+from engine.weights.packed_blocks import block_tensors, fill, layout_of
+from presets.planner.plan import Plan
+
+CPU = torch.device("cpu")
+
+
+def attach(model: WanTransformer3DModel, expert: str, *, rank: int, alpha: float, seed: int, strong: bool = False) -> lora.Parameters:
+    """Give a real model peft layers that hold the tensors of `lora.make`; `strong` fills B, so that the LoRA does something."""
+    parameters = lora.make(model.config, expert, rank=rank, alpha=alpha, seed=seed, blocks=len(model.blocks), device=CPU)
+    model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=lora.TARGETS, init_lora_weights=False), adapter_name=lora.ADAPTER)
+    model.requires_grad_(False)
+    for name, layer in layers(model):
+        if strong:
+            up = parameters[f"{name}.lora_B.weight"]
+            up.data.normal_(0, 0.4, generator=torch.Generator().manual_seed(len(name) + seed))
+        layer.lora_A[lora.ADAPTER].weight = parameters[f"{name}.lora_A.weight"]
+        layer.lora_B[lora.ADAPTER].weight = parameters[f"{name}.lora_B.weight"]
+    return parameters
+
+
+def layers(model: WanTransformer3DModel) -> list[tuple[str, LoraLayer]]:
+    return [(name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer)]
+
+
+@contextmanager
+def strength(model: WanTransformer3DModel, factor: float) -> Iterator[None]:
+    before = [layer.scaling[lora.ADAPTER] for _, layer in layers(model)]
+    for _, layer in layers(model):
+        layer.scaling[lora.ADAPTER] *= factor
+    yield
+    for (_, layer), scale in zip(layers(model), before, strict=True):
+        layer.scaling[lora.ADAPTER] = scale
+
+
+class PlainExecutor:
+    """The interface of StreamedExecutor over a whole diffusers model."""
+
+    def __init__(self, model: WanTransformer3DModel) -> None:
+        self.model = model
+
+    @torch.no_grad()
+    def predict(self, x, timestep, text, *, strength: float = 1.0) -> torch.Tensor:
+        with _scaled(self.model, strength):
+            return self.model(x, timestep, text, return_dict=False)[0]
+
+    def forward_backward(self, x, timestep, text, loss, *, strength: float = 1.0) -> torch.Tensor:
+        with _scaled(self.model, strength):
+            value = loss(self.model(x, timestep, text, return_dict=False)[0])
+            value.backward()
+        return value.detach()
+
+
+_scaled = strength
+
+
+def packed(model: WanTransformer3DModel, name: str, parameters: lora.Parameters, *, scaling: float, precision: str = "none") -> ExpertWeights:
+    """The same expert as the streamed executor takes it: packed blocks, the model itself as the stem."""
+    states = [{k.replace(".base_layer", ""): v for k, v in block.state_dict().items() if "lora_" not in k} for block in model.blocks]
+    tensors = [block_tensors(state, precision) for state in states]
+    layout = layout_of(*tensors[0])
+    masters = []
+    for weights, plain in tensors:
+        masters.append(host_buffer(layout.bytes, pinned=False))
+        fill(layout, masters[-1], weights, plain)
+    branches = lora.by_block(parameters, len(masters)) if parameters else [{} for _ in masters]
+    return ExpertWeights(name, model, masters, layout, branches, scaling)
+
+
+def streamed(weights: ExpertWeights, **plan) -> StreamedExecutor:
+    return StreamedExecutor(weights, Machinery(Plan(compiled=False, **plan), attention.CPU, weights.block_bytes, CPU))

@@ -1,0 +1,68 @@
+from pathlib import Path
+
+import pytest
+
+from presets.clips.captions import MAX_CHARACTERS, CaptionError, read_caption, resolve_caption
+
+
+def written(folder: Path, content: bytes) -> Path:
+    path = folder / "clip.txt"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "caption"),
+    [
+        (b"orbit 360 around the subject\n", "orbit 360 around the subject"),
+        (b"\xef\xbb\xbforbit", "orbit"),
+        (b"  one\r\n\r\n  two  \nthree\t\n", "one two three"),
+        ("la cámara gira, 回転 \U0001f3a5".encode(), "la cámara gira, 回転 \U0001f3a5"),
+        (b"", ""),
+        (b" \n ", ""),
+        (("é" * MAX_CHARACTERS).encode(), "é" * MAX_CHARACTERS),
+    ],
+)
+def test_reads_a_caption_on_one_line(tmp_path: Path, content: bytes, caption: str) -> None:
+    assert read_caption(written(tmp_path, content)) == caption
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("el niño".encode("latin-1"), "not UTF-8 (byte 5, line 1)"),
+        (b"fine\n\xff\xff", "not UTF-8 (byte 5, line 2)"),
+        ("orbit".encode("utf-16"), "UTF-16"),
+        (b"x" * (MAX_CHARACTERS + 1), "too long (10,001 bytes"),
+        (b"x" * 1_000_000, "too long (1,000,000 bytes"),
+        (b"or\0bit", "zero bytes"),
+    ],
+)
+def test_refuses_what_is_no_caption(tmp_path: Path, content: bytes, what: str) -> None:
+    path = written(tmp_path, content)
+    with pytest.raises(CaptionError) as refused:
+        read_caption(path)
+    assert what in refused.value.what
+    assert refused.value.where == str(path) and refused.value.fix
+
+
+def test_a_caption_that_is_a_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "clip.txt").mkdir()
+    with pytest.raises(CaptionError, match="cannot be read"):
+        read_caption(tmp_path / "clip.txt")
+
+
+@pytest.mark.parametrize(
+    ("caption", "default", "trigger", "resolved"),
+    [
+        ("[trigger], young woman", "", "frung", "frung, young woman"),
+        ("", "a [trigger] look by [trigger]", "grn", "a grn look by grn"),
+        ("own", "default [trigger]", "frung", "own"),
+        ("[trigger], young woman", "", "", "young woman"),
+        ("portrait of [trigger] at night", "", "", "portrait of at night"),
+        ("[trigger]", "", "", ""),
+        ("", "", "frung", ""),
+    ],
+)
+def test_default_and_trigger(caption: str, default: str, trigger: str, resolved: str) -> None:
+    assert resolve_caption(caption, default, trigger) == resolved

@@ -1,0 +1,338 @@
+"""What is chosen on which machine, and the ladder down when memory runs out."""
+
+import itertools
+from typing import Any
+
+import msgspec
+import pytest
+
+from presets.clips.geometry import Bucket
+from presets.errors import UserError
+from presets.planner.candidates import AS_FAST, RUNG, candidates, limits_of, next_down, priced, within_ram
+from presets.planner.cards import card_hardware, find_card, load_cards
+from presets.planner.choose import RAM_WORTH, ROOMY_VRAM, Choice, DoesNotFit, choose, choose_for
+from presets.planner.costs import Costs
+from presets.planner.plan import Plan
+from presets.planner.remedies import knobs
+from presets.planner.sizes import GIB, ExpertShape, disk_need
+from presets.planner.workload import Hardware, Load, Previews, Workload, shape_of, workload_of
+from tests.helpers.facts import clip, clips, facts, gpu, image, job, machine, tiny_model
+
+pytestmark = pytest.mark.process  # takes seconds
+
+PREVIEWS = Previews(bucket=Bucket(41, 512, 512), prompts=2, steps=25, guided=True, sets=9)
+
+
+def work(frames: int = 41, side: int = 512, **more: Any) -> Workload:
+    return Workload(**{"loads": (Load(Bucket(frames, side, side), 1, 1.0),), "previews": PREVIEWS, **more})
+
+
+def on(card: str, *, ram: float = 128, vram: float | None = None, **more: Any) -> Hardware:
+    found = card_hardware(find_card(card), ram=int(ram * GIB), vram=None if vram is None else int(vram * GIB))
+    return msgspec.structs.replace(found, **more)
+
+
+CASES = list(itertools.product(["3060", "4070", "3090", "4090", "L40S", "A100 80GB", "H200"], [16, 48, 64, 256], [work(), work(81, 480), work(41, 1024), work(1, 1024)]))
+
+
+@pytest.mark.parametrize(("card", "ram", "of"), CASES)
+def test_what_is_chosen_fits_or_the_job_is_refused_with_numbers(card, ram, of):
+    hardware = on(card, ram=ram)
+    try:
+        choice = choose(of, hardware)
+    except DoesNotFit as e:
+        over = e.smallest.need_vram > hardware.vram_free if e.short == "vram" else e.smallest.ram + Costs(of, hardware).c.ram_margin > hardware.ram_free
+        assert over and "GiB" in e.what and e.fix and not e.fix.endswith(".")
+        return
+    assert choice.prediction.need_vram <= hardware.vram_free and choice.prediction.ram < hardware.ram_free
+    assert choice.prediction == Costs(of, hardware).predict(choice.plan)
+    rungs = choice.ladder
+    assert all(a.need_vram < b.need_vram and a.seconds > b.seconds for a, b in itertools.pairwise(rungs))
+    seconds = choice.prediction.seconds.total
+    assert choice.up is None or (choice.up.seconds < seconds and choice.up.need_vram > hardware.vram_free)
+    assert choice.down is None or (choice.down.seconds > seconds and choice.down.need_vram < choice.prediction.need_vram)
+
+
+@pytest.mark.parametrize("of", [work(), work(41, 768), work(81, 480, terms=2, extra_forwards=1)])
+@pytest.mark.parametrize("card", ["3090", "4090", "H200"])
+def test_more_memory_is_never_slower(card, of):
+    seconds: list[float] = []
+    for vram in (8, 9, 10, 12, 14, 16, 20, 24, 32, 40, 48, 80, 120, 141):
+        try:
+            seconds.append(choose(of, on(card, vram=vram)).prediction.seconds.total)
+        except DoesNotFit:
+            assert not seconds, "what fits in less fits in more"
+    assert len(seconds) > 5 and all(later <= sooner * RUNG for sooner, later in itertools.pairwise(seconds))
+
+
+@pytest.mark.parametrize(("card", "vram"), [("4090", None), ("H200", 24), ("H200", 32), ("H200", 48), ("H200", 80), ("H200", None)])
+def test_nothing_that_fits_is_clearly_faster_and_nothing_as_fast_spares_the_host(card, vram):
+    hardware, of = on(card, vram=vram), work()
+    costs, choice = Costs(of, hardware), choose(of, hardware)
+    found = [r for r in priced(costs, choice.plan.precision, limits_of("auto", "auto")) if r.need_vram <= hardware.vram_free]
+    seconds, fastest = choice.prediction.seconds.total, min(r.seconds for r in found)
+    assert seconds <= fastest * RUNG
+    sure = [r for r in found if r.seconds <= fastest * RUNG and r.need_vram <= ROOMY_VRAM * hardware.vram_free]
+    assert all(choice.prediction.ram < r.ram + RAM_WORTH for r in sure)
+    if choice.plan.stash_on_device:
+        one_more = msgspec.structs.replace(choice.plan, stash_on_device=choice.plan.stash_on_device + 1)
+        assert costs.predict(one_more).need_vram > ROOMY_VRAM * hardware.vram_free >= choice.prediction.need_vram
+    assert all(seconds <= r.seconds * AS_FAST for r in sure if r.ram <= choice.prediction.ram), "no slower than sparing takes"
+
+
+def test_what_waits_for_its_backward_stays_on_a_card_that_has_the_room():
+    """Both experts at 41x512x512 with previews at 768: 8.7 GiB that a card of 24 GiB holds as well, in a step as fast."""
+    of = work(previews=msgspec.structs.replace(PREVIEWS, bucket=Bucket(41, 768, 768)))
+    for vram in (24, 32, 48, 80, 141):
+        choice = choose(of, on("H200", vram=vram))
+        assert choice.plan.stash == "device" and choice.prediction.ram < 32 * GIB
+    sixteen, twelve = (choose(of, on("H200", vram=vram)) for vram in (16, 12))
+    assert sixteen.plan.stash == twelve.plan.stash == "host" and 0 < twelve.plan.stash_on_device < sixteen.plan.stash_on_device
+    assert sixteen.prediction.ram < 34 * GIB < twelve.prediction.ram < 38 * GIB
+    assert choose(of, on("H200", vram=16), low_vram=True).plan.stash_on_device == 0, "Low VRAM means the host"
+
+
+def test_a_host_too_small_for_the_stash_gives_the_card_as_much_of_it_as_is_lacking():
+    """Not the precision, as long as the card has the room."""
+    of, hardware = work(), on("4090", ram=36, vram=16)
+    plan = Plan(precision="float8", any_size=True)
+    costs = Costs(of, hardware)
+    lean = within_ram(costs, plan)
+    assert lean is not None and sum(costs.ram(lean).values()) + costs.c.ram_margin <= hardware.ram_free
+    fewer = msgspec.structs.replace(lean, stash_on_device=lean.stash_on_device - 1)
+    assert sum(costs.ram(fewer).values()) + costs.c.ram_margin > hardware.ram_free
+    assert within_ram(Costs(of, on("4090", ram=64, vram=16)), plan) is None
+    assert lean in list(candidates(costs, "float8", limits_of("auto", "auto"))) and lean not in list(candidates(costs, "float8", limits_of(True, "auto")))
+    assert choose(of, hardware).plan.precision == "float8"
+
+
+def test_pinned_memory_that_is_refused_brings_some_of_the_stash_to_the_card():
+    of, hardware = work(), on("H200", vram=16, ram=256)
+    costs, plan = Costs(of, hardware), Plan(precision="float8")
+    plans = [plan]
+    while (lower := next_down(plans[-1], of, hardware, scarce="ram")) is not None:
+        plans.append(lower)
+    ram = [sum(costs.ram(p).values()) for p in plans]
+    assert len(plans) > 3 and ram == sorted(ram, reverse=True) and plans[1].stash_on_device and all(costs.predict(p).need_vram <= hardware.vram_free for p in plans)
+
+
+# Precision
+
+
+@pytest.mark.parametrize(("card", "ram", "precision"), [("4090", 64, "float8"), ("H200", 256, "float8"), ("3090", 128, "none"), ("3090", 48, "qint8"), ("A100 80GB", 256, "none"), ("3090", 28, "qint4"), ("4090", 24, "qint4")])
+def test_automatic_precision(card, ram, precision):
+    choice = choose(work(), on(card, ram=ram))
+    assert choice.plan.precision == precision and choice.why
+
+
+@pytest.mark.parametrize("card", load_cards(), ids=lambda card: card.name)
+def test_automatic_is_float8_just_where_the_card_multiplies_in_it(card):
+    """An exact name each, so that no card escapes; the refusal of an asked one is the same border."""
+    hardware = card_hardware(card, ram=512 * GIB)
+    found = choose(work(), hardware).plan.precision
+    assert (found == "float8") == (card.capability >= (8, 9))
+    if found == "float8":
+        assert choose(work(), hardware, precision="float8").plan.precision == "float8"
+    else:
+        with pytest.raises(UserError) as e:
+            choose(work(), hardware, precision="float8")
+        assert e.value.where == "quantization.transformer" and "needs compute capability 8.9 or newer (RTX 40 and 50 series" in e.value.what and '"auto"' in e.value.fix and not isinstance(e.value, DoesNotFit)
+        assert choose(work(), hardware, precision="qfloat8").plan.precision == "qfloat8"
+
+
+def test_a_torch_without_8_bit_products_for_this_card_is_told_as_such():
+    with pytest.raises(UserError, match="this torch has none for RTX 4090"):
+        choose(work(), on("4090", fp8_tflops=0.0), precision="float8")
+
+
+def test_bf16_is_not_taken_where_the_link_makes_it_slow():
+    slow = on("A100 80GB", ram=256, copy_gbps=5.0)
+    assert choose(work(), slow, layer_offloading=True).plan.precision == "qint8"
+
+
+@pytest.mark.parametrize(("asked", "got"), [("none", "none"), ("qint8", "qint8"), ("qfloat8", "qfloat8"), ("qint4", "qint4"), ("qint4+ara", "qint4")])
+def test_an_asked_precision_is_kept(asked, got):
+    assert choose(work(), on("H200"), precision=asked).plan.precision == got
+    with pytest.raises(DoesNotFit) as e:
+        choose(work(), on("H200", ram=12), precision=asked)
+    assert e.value.short == "ram" and "RAM" in e.value.what
+
+
+# The guide's two switches
+
+
+def test_layer_offloading_streams_all_or_nothing():
+    for card in ("4090", "H200"):
+        assert choose(work(), on(card), layer_offloading=True).plan.resident == 0
+    resident = choose(work(), on("H200"), layer_offloading=False).plan
+    assert (resident.resident, resident.slots) == (40, 0)
+    assert choose(work(), on("4090"), layer_offloading=False).plan.precision == "qint4", "as on the guide's 24 GB cards"
+    with pytest.raises(DoesNotFit) as e:
+        choose(work(), on("4090"), layer_offloading=False, precision="float8")
+    assert e.value.short == "vram" and "every block resident" in e.value.what and 'model.layer_offloading = "auto"' in e.value.fix
+
+
+def test_low_vram_means_chunks_and_a_host_stash():
+    for card in ("4070", "H200"):
+        plan = choose(work(), on(card), low_vram=True).plan
+        assert plan.chunk > 0 and plan.stash == "host" and plan.kept == 0
+        assert choose(work(), on(card), low_vram=False).plan.chunk == 0
+    long, small = work(81, 720), on("4090", vram=16)
+    assert choose(long, small).plan.chunk > 0
+    with pytest.raises(DoesNotFit) as e:
+        choose(long, small, low_vram=False)
+    assert "Low VRAM off" in e.value.what
+
+
+# Down the ladder
+
+
+def descent(plan: Plan, of: Workload, hardware: Hardware, **how: Any) -> list[Plan]:
+    out = [plan]
+    while (lower := next_down(out[-1], of, hardware, **how)) is not None:
+        out.append(lower)
+        assert len(out) < 100, "the ladder has an end"
+    return out
+
+
+@pytest.mark.parametrize("of", [work(), work(previews=None, ranks=(16,), needed=1), work(81, 720), work(1, 512)])
+@pytest.mark.parametrize("card", ["4090", "A100 80GB", "H200"])
+def test_each_rung_down_takes_less_and_the_last_has_none_below(card, of):
+    hardware = on(card, ram=256)
+    costs = Costs(of, hardware)
+    plans = descent(choose(of, hardware).plan, of, hardware)
+    found = [costs.predict(p) for p in plans]
+    for before, after in itertools.pairwise(found):
+        assert after.peak_vram < before.peak_vram and after.peak_reserved <= before.peak_reserved
+    assert {p.precision for p in plans} == {plans[0].precision}, "the weights are packed already"
+    least = min(costs.predict(p).peak_vram for p in candidates(costs, plans[0].precision, limits_of("auto", "auto")))
+    assert found[-1].peak_vram <= least * 1.06
+
+
+@pytest.mark.parametrize("phase", ["step", "vae", "preview"])
+def test_a_rung_down_lowers_the_phase_that_ran_out(phase):
+    of, hardware = work(), on("H200", ram=256)
+    costs = Costs(of, hardware)
+    plans = descent(choose(of, hardware).plan, of, hardware, scarce=phase)
+    assert len(plans) > 3
+    for before, after in itertools.pairwise(plans):
+        assert costs.predict(after).phases[phase] < costs.predict(before).phases[phase]
+        assert costs.vram(after)[1] <= costs.vram(before)[1]
+
+
+def test_a_rung_down_that_runs_out_in_the_vae_first_gives_it_fewer_frames():
+    of, hardware = work(), on("H200", ram=256)
+    first, second, *_ = descent(choose(of, hardware).plan, of, hardware, scarce="vae")
+    assert second == msgspec.structs.replace(first, vae_frames=second.vae_frames) and second.vae_frames < first.vae_frames
+
+
+def test_host_memory_can_be_relieved_too():
+    of, hardware = work(), on("H200", ram=256)
+    costs = Costs(of, hardware)
+    streamed = Plan(precision="float8", stash="host")
+    lower = next_down(streamed, of, hardware, scarce="ram")
+    assert lower is not None and sum(costs.ram(lower).values()) < sum(costs.ram(streamed).values())
+    assert costs.predict(lower).need_vram <= hardware.vram_free
+
+
+def test_a_rung_down_takes_no_host_memory_that_is_not_there():
+    of, hardware = work(), on("H200", ram=36)
+    kept = choose(of, hardware).plan
+    assert kept.precision == "float8"
+    for plan in descent(kept, of, hardware):
+        assert sum(Costs(of, hardware).ram(plan).values()) < hardware.ram_free
+
+
+# From a job
+
+
+def test_the_work_of_a_job():
+    made = job(
+        training={"batch_size": 2, "gradient_accumulation": 3, "dop": True, "steps": 1000, "ema": True}, target={"rank": 32}, multistage={"low_noise": False},
+        datasets=[{"resolutions": [512, 768], "repeats": 2}, {"num_frames": 1}], sample={"prompts": [], "every": 250},
+    )  # fmt: skip
+    known = facts([clip(width=832, height=832), clip("b.mp4", width=832, height=480)], [image(width=2000, height=2000)])
+    of = workload_of(made, known)
+    assert of.largest == Load(Bucket(41, 768, 768), 2, pytest.approx(1 / 5))
+    assert {load.bucket for load in of.loads} == {Bucket(41, 512, 512), Bucket(41, 768, 768), Bucket(41, 384, 672), Bucket(41, 480, 832), Bucket(1, 512, 512)}
+    assert sum(load.share for load in of.loads) == pytest.approx(1)
+    assert [load.batch for load in of.loads if load.bucket.frames == 1] == [1], "one image fills no batch of two"
+    five = workload_of(job(training={"batch_size": 2}, sample={"prompts": []}), facts([clip(f"{i}.mp4", width=512, height=512) for i in range(5)]))
+    assert {(load.batch, round(load.share, 3)) for load in five.loads} == {(2, 0.667), (1, 0.333)} and five.several_sizes, "the last batch of an epoch is short"
+    assert (of.accumulation, of.ranks, of.needed, of.terms, of.extra_forwards, of.ema, of.previews) == (3, (32,), 1, 2, 1, True, None)
+
+
+def test_the_previews_of_a_job():
+    prompts = [{"prompt": "p", "ctrl_img": "a.png"}]
+    of = workload_of(job(multistage={"high_noise": False}, training={"steps": 1000}, sample={"prompts": prompts * 3, "every": 250, "width": 832, "height": 480, "guidance": 1.0}))
+    assert of.previews == Previews(bucket=Bucket(41, 480, 832), prompts=3, steps=25, guided=False, sets=5)  # first, 250, 500, 750, last
+    assert (len(of.ranks), of.needed) == (1, 2), "previews go through both experts"
+
+
+def test_one_size_alone_is_compiled_for_itself():
+    """Where sizes differ the code must not hang on which came first."""
+    h200, limits = on("H200"), limits_of("auto", "auto")
+    assert not choose(work(previews=None), h200).plan.any_size and choose(work(), h200).plan.any_size
+    several = work(previews=None, loads=tuple(Load(Bucket(41, 512, 512), batch, 0.5) for batch in (1, 2)))
+    choice = choose(several, h200)
+    down = next_down(choice.plan, several, h200, ExpertShape(), limits=limits, scarce="vram")
+    assert choice.plan.any_size and all(r.plan.any_size for r in choice.ladder) and down is not None and down.any_size
+    since = next_down(msgspec.structs.replace(choose(work(previews=None), h200).plan, any_size=True), work(previews=None), h200, ExpertShape(), limits=limits, scarce="vram")
+    assert since is not None and since.any_size, "as an earlier attempt was"
+    assert not any(r.plan.any_size for r in priced(Costs(several, h200), "float8", limits, compiled=False))
+
+
+def test_clips_that_are_not_known_fill_their_resolutions():
+    assert workload_of(job(datasets=[{"resolutions": [512, 777]}])).largest.bucket == Bucket(41, 768, 768)
+
+
+@pytest.mark.parametrize("kind", ["motion", "style", "character"])
+def test_every_size_of_card_has_a_plan_for_the_guide_s_start(kind):
+    """41 frames at 512, previews at 512: what the guide starts with."""
+    made = job(kind, sample={"prompts": [{"prompt": "p", "ctrl_img": "a.png"}], "width": 512, "height": 512})
+    for card, ram in (("3080", 64), ("4070", 64), ("4090", 64), ("H200", 256)):
+        assert isinstance(choose_for(made, facts(), on(card, ram=ram)), Choice)
+
+
+def test_a_tiny_base_keeps_everything():
+    known = facts(model=tiny_model())
+    assert shape_of(known) == ExpertShape(width=32, ffn=64, layers=2)
+    choice = choose_for(job(), known, on("4090"))
+    assert choice.plan.resident == choice.plan.kept == 2 or choice.prediction.seconds.copies_hidden
+
+
+def test_knobs_say_what_would_fit():
+    hardware = on("4070", ram=128)
+    prompts = [{"prompt": "p", "ctrl_img": "a.png"}]
+    made = job(sample={"prompts": prompts, "width": 1280, "height": 1280})
+    with pytest.raises(DoesNotFit) as e:
+        choose_for(made, facts(), hardware)
+    turns = knobs(made, facts(), hardware, short=e.value.short)
+    assert turns[0].fits and turns[0].set == {"sample.width": 512, "sample.height": 512} and turns[0].need_vram <= hardware.vram_free
+    assert [k.fits for k in turns] == sorted((k.fits for k in turns), reverse=True)
+
+
+def test_knobs_for_host_memory():
+    hardware = on("4090", ram=36)
+    made = job(quantization={"transformer": "none"})
+    with pytest.raises(DoesNotFit) as e:
+        choose_for(made, facts([*clips()]), hardware)
+    assert e.value.short == "ram"
+    assert {"quantization.transformer": "auto"} in [k.set for k in knobs(made, facts(), hardware, short="ram") if k.fits]
+
+
+def test_unused_facts_are_not_needed():
+    assert choose_for(job(), facts(model=None, machine=machine(gpu())), on("H200")).plan == choose_for(job(), facts(), on("H200")).plan
+
+
+def test_each_expert_s_own_rank_counts():
+    """Held: LoRA, moments and average of 8 + 64; gradients of the larger alone."""
+    made = job(target={"rank": 8}, multistage={"low": {"rank": 64}})
+    of = workload_of(made)
+    assert of.ranks == (8, 64) and of.rank == 64
+    plan = choose(of, on("H200")).plan
+    per_rank = Costs(work(ranks=(1,)), on("H200")).shape.lora_parameters(1)
+    assert Costs(of, on("H200")).held(plan)["lora"] == per_rank * ((8 + 64) * 12 + 64 * 4)
+    need, common = (disk_need(m, ExpertShape()).checkpoint for m in (made, job(target={"rank": 8})))
+    assert need == common * (8 + 64) // 16
+    assert workload_of(job(multistage={"low": {"rank": 64}, "low_noise": False})).ranks == (16,), "an expert that does not learn has no LoRA"

@@ -1,0 +1,228 @@
+"""Draft to job, step order and forecast: no screen, no terminal."""
+
+from pathlib import Path
+
+import pytest
+
+from presets.clips.clip_facts import scan_dataset
+from presets.findings import Finding
+from presets.job.fields import FIELDS
+from presets.job.schema import DatasetPanel, PromptPanel
+from presets.job.toml_file import dump_job, load_job, save_job
+from presets.machine.machine import read_machine
+from presets.rules.check import gather
+from tests.helpers.facts import gpu, machine
+from tests.helpers.interface.wizard_pilot import make_base, make_clips
+from wanlora_tui.draft.draft_store import Draft, DraftStore
+from wanlora_tui.draft.forecast import epochs, forecast, preview_rounds
+from wanlora_tui.draft.job_draft import PANELS, WizardState
+from wanlora_tui.draft.steps import NAMES, STEPS, position, step_of_field
+
+
+def a_state(tmp_path: Path, *, folders: int = 1, scan: bool = True) -> WizardState:
+    state = WizardState(Draft(kind="motion"), tmp_path)
+    state.machine = machine(gpu(80))
+    for i in range(folders):
+        assert state.add_folder(make_clips(tmp_path / f"set_{i}", 2 + i)) == ""
+        if scan:
+            state.scans[state.draft.folders[i]] = scan_dataset(DatasetPanel(path=state.draft.folders[i]), i, tmp_path)
+    state.refresh()
+    return state
+
+
+def test_there_is_no_job_before_kind_folder_and_machine(tmp_path: Path) -> None:
+    state = WizardState(Draft(), tmp_path)
+    state.refresh()
+    assert not state.ready
+    assert state.blocked("kind") and state.furthest("review") == "kind"
+    state.set_kind("style")
+    assert not state.blocked("kind") and "folder" in state.blocked("clips") and state.furthest("review") == "clips"
+    state.add_folder(make_clips(tmp_path / "clips"))
+    assert "machine" in state.blocked("clips") and not state.ready
+    state.machine = read_machine(tmp_path)
+    state.refresh()
+    assert state.ready and state.furthest("review") == "review"
+    assert state.job() == state.recommended_job()
+
+
+def test_choices_lie_over_the_recommendation_and_follow_it_when_equal(tmp_path: Path) -> None:
+    state = a_state(tmp_path)
+    recommended = state.recommended("training.steps")[0]
+    state.set_value("training.steps", 777)
+    state.set_value("datasets[0].resolutions", [512, 768])
+    assert (state.job().training.steps, state.job().datasets[0].resolutions) == (777, [512, 768])
+    assert state.changed("training") == 1
+    state.set_kind("character")
+    assert state.job().training.steps == 777 and state.job().job.kind == "character" and state.job().training.dop
+    state.set_kind("motion")
+    state.set_value("training.steps", recommended)
+    assert "training.steps" not in state.draft.values and state.changed("training") == 0
+
+
+def test_a_field_that_may_be_left_out_can_be_set_and_left_out_again(tmp_path: Path) -> None:
+    state = a_state(tmp_path)
+    state.set_value("target.alpha", 8.0)
+    assert state.job().target.alpha == 8.0
+    state.set_value("target.alpha", None)
+    assert state.job().target.alpha is None
+
+
+def test_several_folders_are_several_datasets_and_leave_without_mixing(tmp_path: Path) -> None:
+    state = a_state(tmp_path, folders=3)
+    state.set_value("datasets[1].weight", 0.5)
+    state.set_value("datasets[2].weight", 0.25)
+    state.set_typed("datasets[2].repeats", "two")
+    assert [d.weight for d in state.job().datasets] == [1.0, 0.5, 0.25]
+    assert [Path(d.path).name for d in state.job().datasets] == ["set_0", "set_1", "set_2"]
+    state.remove_folder(1)
+    assert [(Path(d.path).name, d.weight) for d in state.job().datasets] == [("set_0", 1.0), ("set_2", 0.25)]
+    assert state.draft.typed == {"datasets[1].repeats": "two"}
+    assert set(state.scans) == set(state.draft.folders)
+
+
+def test_a_folder_is_refused_twice_missing_or_a_file(tmp_path: Path) -> None:
+    state = a_state(tmp_path)
+    (tmp_path / "file").write_text("")
+    assert "already" in state.add_folder(Path(state.draft.folders[0]))
+    assert "No such folder" in state.add_folder(tmp_path / "nowhere")
+    assert "not a folder" in state.add_folder(tmp_path / "file")
+    assert len(state.draft.folders) == 1
+
+
+def test_text_that_is_no_value_is_an_error_with_a_fix(tmp_path: Path) -> None:
+    state = a_state(tmp_path)
+    state.set_typed("training.lr", "fast")
+    state.set_typed("datasets[0].num_frames", "4x")
+    found = {f.field: f for f in state.findings()}
+    assert {f.severity for f in found.values()} == {"error"}
+    assert "number" in found["training.lr"].message
+    assert state.job().training.lr == state.recommended("training.lr")[0]  # the job stays whole meanwhile
+    said = state.apply(list(found.values()))
+    assert state.findings() == [] and len(said) == 2
+
+
+def test_of_two_fixes_for_one_field_the_first_counts(tmp_path: Path) -> None:
+    state = a_state(tmp_path)
+
+    def finding(code: str, **fields: object) -> Finding:
+        return Finding(code=code, severity="error", field=next(iter(fields)), message="", fix="", set={k.replace("__", "."): v for k, v in fields.items()})
+
+    said = state.apply([finding("a", training__steps=100), finding("b", training__steps=200, save__every=50), finding("c", save__every=25)])
+    assert (state.job().training.steps, state.job().save.every) == (100, 25)
+    assert said == ["training.steps = 100", "save.every = 25"]
+
+
+def test_the_written_job_is_relative_to_its_file_and_loads_back(tmp_path: Path) -> None:
+    state = a_state(tmp_path)
+    base = make_base(tmp_path / "base")
+    state.set_value("model.path", str(base))
+    state.draft.prompts = [PromptPanel(prompt="orbit", ctrl_img=str(tmp_path / "set_0" / "a.png")), PromptPanel(prompt="orbit", ctrl_img="/elsewhere/b.png")]
+    state.draft.job_path = "orbit.toml"
+    written = state.written_job()
+    assert (written.datasets[0].path, written.model.path) == ("set_0", "base")
+    assert [p.ctrl_img for p in written.sample.prompts] == ["set_0/a.png", "/elsewhere/b.png"]
+    save_job(written, state.job_path())
+    assert load_job(tmp_path / "orbit.toml") == written
+    assert dump_job(written) == (tmp_path / "orbit.toml").read_text()
+    state.draft.job_path = "jobs/deeper/orbit.toml"
+    assert state.written_job().datasets[0].path == str(tmp_path / "set_0")
+
+
+def test_where_the_job_file_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    state = a_state(tmp_path)
+    assert state.job_path() == tmp_path / f"{state.value('job.name')}.toml" and state.path_problem() == ""
+    state.set_value("job.name", "other")
+    assert state.job_path() == tmp_path / "other.toml"
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    state.draft.job_path = "~/jobs/a.toml"
+    assert state.job_path() == tmp_path / "home" / "jobs" / "a.toml" and state.path_problem() == ""
+    state.draft.job_path = str(tmp_path)
+    assert "is a folder" in state.path_problem()
+    state.draft.job_path = str(tmp_path / "set_0" / "clip_00.mp4" / "a.toml")
+    assert "is a file" in state.path_problem()
+    state.draft.job_path = "/proc/nothing/a.toml"
+    assert "written" in state.path_problem() or not Path("/proc").exists()
+
+
+def test_names_made_from_folders_are_valid(tmp_path: Path) -> None:
+    for folder in ("órbita 360°", "...", "x" * 90, "a"):
+        state = WizardState(Draft(kind="motion", folders=[str(tmp_path / folder)]), tmp_path)
+        state.machine = machine(gpu(80))
+        state.refresh()
+        assert state.job().job.name.startswith("wan_i2v_motion")
+
+
+def test_the_whole_job_survives_a_draft_on_disk(tmp_path: Path) -> None:
+    state = a_state(tmp_path)
+    state.set_value("training.lr", 5e-5)
+    state.set_value("model.boundary", 0.875)
+    state.set_value("model.low_vram", True)
+    state.add_prompt()
+    store = DraftStore(tmp_path / "draft.json")
+    store.save(state.draft)
+    draft = store.load()
+    assert draft is not None
+    again = WizardState(draft, tmp_path)
+    again.machine, again.scans = state.machine, state.scans
+    again.refresh()
+    assert again.job() == state.job()
+
+
+def test_prompts_start_from_the_captions(tmp_path: Path) -> None:
+    state = a_state(tmp_path)
+    for _ in range(3):
+        state.add_prompt()
+    assert [p.prompt for p in state.draft.prompts][:2] == ["orbit 90 around the subject", "orbit 180 around the subject"]
+    state.remove_prompt(0)
+    assert state.draft.prompts[0].prompt == "orbit 180 around the subject"
+
+
+def test_every_field_is_in_some_form(tmp_path: Path) -> None:
+    state = a_state(tmp_path, folders=2)
+    state.add_prompt()
+    forms = [path for panel in (*PANELS, "sample.prompts") for path in state.fields(panel)]
+    general = {path.replace("[0]", "") for path in forms if "[1]" not in path}
+    assert general == set(FIELDS)
+    assert all(step_of_field(path) in NAMES for path in forms)
+    for path in forms:
+        state.recommended(path)
+        state.value(path)
+
+
+def test_an_empty_field_says_what_it_follows(tmp_path: Path) -> None:
+    state = a_state(tmp_path)
+    state.add_prompt()
+    state.add_prompt()
+    state.set_value("target.rank", 24)
+    state.set_value("sample.seed", 7)
+    state.set_value("sample.prompts[0].width", 320)
+    state.set_value("sample.prompts[0].seed", None)
+    wanted = {"multistage.low.rank": "left out: 24", "target.alpha": "left out: 24", "sample.prompts[0].seed": "left out: 7", "sample.prompts[1].seed": "left out: 8", "sample.prompts[0].width": f"left out: {state.job().sample.width}", "training.lr": ""}
+    assert {path: state.placeholder(path) for path in wanted} == wanted
+    assert (state.job().sample.prompts[0].width, state.job().sample.prompts[0].seed) == (320, None)
+
+
+def test_findings_lead_to_the_step_of_their_field() -> None:
+    wanted = {"job.kind": "kind", "datasets[0].path": "clips", "/clips/a.mp4": "clips", "job.trigger": "captions", "datasets[1].default_caption": "captions", "datasets[0].num_frames": "settings", "job.gpus": "settings", "sample.prompts[1].ctrl_img": "prompts", "sample.prompts": "prompts", "sample.width": "settings", "save.keep": "settings"}
+    assert {path: step_of_field(path) for path in wanted} == wanted
+    assert position("a step of another version") == 0 and position("review") == len(STEPS) - 1
+
+
+def test_the_forecast_counts_what_will_be_made(tmp_path: Path) -> None:
+    state = a_state(tmp_path)
+    state.set_value("model.path", str(make_base(tmp_path / "base")))
+    state.set_value("training.steps", 1000)
+    state.set_value("save.every", 300)
+    state.set_value("sample.every", 250)
+    facts = gather(state.job(), tmp_path, out=tmp_path / "runs", machine=state.machine, scenes=False)
+    assert epochs(state.job(), facts.datasets) == 500
+    assert preview_rounds(state.job()) == 0
+    assert "no previews" in forecast(state.job(), facts)[1]
+    state.add_prompt()
+    state.add_prompt()
+    assert preview_rounds(state.job()) == 5  # before step 1, and at 250, 500, 750, 1000
+    state.set_value("sample.every", 300)
+    assert preview_rounds(state.job()) == 5  # 0, 300, 600, 900, and the end
+    lines = forecast(state.job(), facts)
+    assert "1000 steps, 500 for high noise and 500 for low noise" in lines[0] and "seen 500 times" in lines[0]
+    assert "4 checkpoints (newest 4 kept)" in lines[1] and "10 previews" in lines[1] and "free" in lines[1]

@@ -1,0 +1,81 @@
+"""The real program on a real pseudo-terminal, as a terminal emulator sees it."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from daemon.wire.client import Client
+from daemon.wire.protocol import JobRecord
+from tests.helpers import ROOT
+from tests.helpers.interface.harness import environment, own_daemon, write_job
+from tests.helpers.terminal import Terminal
+from tests.helpers.waiting import until
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with own_daemon() as folder:
+        yield folder
+
+
+@pytest.fixture
+def terminal(folder: Path) -> Iterator[Callable[..., Terminal]]:
+    """`terminal("attach", TERM="dumb")`: `wanlora` on a terminal of its own, with the daemon of `folder`."""
+    with ExitStack() as opened:
+
+        def open_terminal(*args: str, **env: str) -> Terminal:
+            command = [sys.executable, "-m", "wanlora_tui.cli", *args, "--dir", str(folder)]
+            return opened.enter_context(closing(Terminal(command, cwd=ROOT, env=environment(**env))))
+
+        yield open_terminal
+
+
+def submit(folder: Path, job: Path) -> JobRecord:
+    async def go() -> JobRecord:
+        async with Client(folder) as client:
+            return await client.submit(job)
+
+    return asyncio.run(go())
+
+
+def record_of(folder: Path, job: JobRecord) -> JobRecord:
+    async def go() -> JobRecord:
+        async with Client(folder) as client:
+            return await client.show(job.id)
+
+    return asyncio.run(go())
+
+
+@pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}, {"TERM": "screen-256color", "TMUX": "/tmp/none,1,0"}])
+def test_attach_draws_and_q_says_how_to_come_back(folder: Path, tmp_path: Path, terminal: Callable[..., Terminal], env: dict[str, str]):
+    submit(folder, write_job(tmp_path, steps=100_000, pace_ms=200))
+    screen = terminal("attach", **env)
+    screen.wait(lambda text: "orbit_v1" in text and "● trainer progressing" in text and "Detach" in text, "the dashboard")
+    screen.press("q")
+    assert screen.wait_end() == 0
+    assert "orbit_v1 goes on training. Come back with: wanlora attach orbit_v1" in screen.text
+
+
+def test_a_killed_interface_stops_nothing_and_is_told_what_it_missed(folder: Path, tmp_path: Path, terminal: Callable[..., Terminal]):
+    job = submit(folder, write_job(tmp_path, steps=100_000, pace_ms=50))
+    screen = terminal("attach", "orbit_v1")
+    screen.wait("● trainer progressing")
+    seen = folder / "state/tui.json"
+    screen.wait(lambda _: seen.exists(), "the note of what was seen")
+    screen.kill9()
+    killed_at = record_of(folder, job).step
+    until(lambda: record_of(folder, job).step > killed_at + 100, "the steps after the kill")
+    again = terminal("attach")
+    again.wait(lambda text: "Since you left:" in text and "● trainer progressing" in text, "what was missed")
+    again.press("q")
+    assert again.wait_end() == 0
+
+
+def test_a_dumb_terminal_is_told_what_to_use(terminal: Callable[..., Terminal]):
+    screen = terminal(TERM="dumb")
+    assert screen.wait_end() == 1
+    assert "wanlora watch" in screen.text

@@ -1,0 +1,93 @@
+"""Keys that come faster than they can be taken."""
+
+import asyncio
+import time
+
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.widgets import Input
+
+from tests.helpers.interface.wizard_pilot import type_ahead, until
+from tests.helpers.waiting import PATIENCE, until_async
+from wanlora_tui.widgets.key_order import LOOK, KeysInOrder
+
+
+class Stuck(Input):
+    """Takes a key and is not done with it before it is let go."""
+
+    go = asyncio.Event()
+
+    async def on_key(self, event: events.Key) -> None:
+        event.stop()
+        await self.go.wait()
+
+
+class Slow(Input):
+    """Takes its time for a key, and holds up the whole app again and again meanwhile, as on a busy machine."""
+
+    async def on_key(self, event: events.Key) -> None:
+        for _ in range(4):
+            time.sleep(2 * LOOK)
+            await asyncio.sleep(0)
+
+
+class Form(KeysInOrder):
+    BINDINGS = [Binding("f2", "note", priority=True), ("f3", "drop")]  # noqa: RUF012  (Textual's own declaration)
+
+    def __init__(self, *inputs: Input) -> None:
+        super().__init__()
+        self.inputs, self.noted = inputs, 0
+
+    def compose(self) -> ComposeResult:
+        yield from self.inputs
+
+    def action_note(self) -> None:
+        self.noted += 1
+
+    async def action_drop(self) -> None:
+        assert self.focused is not None
+        await self.focused.remove()
+
+
+async def test_a_paste_waits_for_the_keys_before_it() -> None:
+    app = Form(Input(), Input())
+    async with app.run_test() as pilot:
+        app.patience = PATIENCE  # a busy machine may take longer for a key than a user should wait
+        type_ahead(app, "def", "tab")
+        app.post_message(events.Paste("a path"))
+        type_ahead(app, "!")
+        await until(pilot, lambda: app.inputs[1].value, "the paste")
+        await until(pilot, lambda: [i.value for i in app.inputs] == ["def", "a path!"], "all of it, each in its field")
+
+
+async def test_keys_go_on_when_the_field_they_were_typed_into_goes_away() -> None:
+    app = Form(Input(), Input())
+    async with app.run_test() as pilot:
+        app.post_message(events.Key("a", "a"))
+        app.post_message(events.Key("f3", None))
+        app.post_message(events.Key("b", "b"))
+        await until(pilot, lambda: app.inputs[1].value == "b", "the key behind")
+        assert not app.inputs[0].is_attached
+
+
+async def test_an_app_that_is_held_up_still_takes_keys_in_order() -> None:
+    app = Form(Slow(), Input())
+    async with app.run_test() as pilot:
+        app.patience = 5 * LOOK  # less than the key takes
+        type_ahead(app, "tab", "x")
+        await until(pilot, lambda: app.inputs[0].value + app.inputs[1].value, "the letter")
+        assert app.inputs[1].value == "x"
+
+
+async def test_a_field_that_hangs_does_not_hold_the_keyboard() -> None:
+    app = Form(Stuck())
+    async with app.run_test() as pilot:
+        app.post_message(events.Key("a", "a"))
+        app.post_message(events.Key("f2", None))
+        try:
+            await until_async(lambda: app.noted, "the key behind")
+            assert app.noted == 1
+        finally:
+            Stuck.go.set()
+        await pilot.pause()

@@ -1,0 +1,48 @@
+"""The way to the daemon that all commands share: where it is, starting it, and which job is meant."""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import TextIO
+
+from daemon.wire.find import find
+from daemon.wire.protocol import LIVE_STATES, RUNNING_STATES, JobRecord
+from daemon.wire.start import ensure_running
+from presets.errors import UserError
+from wanlora_tui.output.formatting import home_path
+from wanlora_tui.terminal.streams import terminal_width
+
+
+def say(text: str) -> None:
+    """Talk goes to stderr, so that stdout holds nothing but data."""
+    print(text, file=sys.stderr)
+
+
+def report_width(stream: TextIO) -> int:
+    """Columns for paragraphs: those of the terminal, but no more than read well."""
+    return min(100, terminal_width(stream) or 100)
+
+
+def daemon_dir(args: Namespace) -> Path | None:
+    """The directory of the daemon that this command talks to; None for the user's own."""
+    return args.dir.absolute() if args.dir is not None else None
+
+
+def runtime_folder(folder: Path | None) -> str:
+    """Where the daemon's sockets are, to be told."""
+    return home_path(str(find(folder).where.runtime))
+
+
+def start_daemon(folder: Path | None) -> bool:
+    """Start the daemon if none runs, say so, and wait for its answer. Whether it had to be started. Raises DaemonError, as when one is hung."""
+    if not ensure_running(folder):
+        return False
+    say(f"Started the daemon in {runtime_folder(folder)}.")
+    return True
+
+
+def pick_job(jobs: list[JobRecord]) -> JobRecord:
+    """The job that is meant when none is named: the newest that runs, else the newest that waits, else the newest. Raises UserError."""
+    if not jobs:
+        raise UserError("no jobs yet", fix="Submit one with: wanlora submit job.toml")
+    return max(jobs, key=lambda j: (j.state in RUNNING_STATES, j.state in LIVE_STATES, j.id))

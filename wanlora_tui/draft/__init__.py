@@ -1,0 +1,1 @@
+"""The job being made, without any screen: its values, its steps, and how it is kept."""

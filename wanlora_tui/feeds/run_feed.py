@@ -1,0 +1,97 @@
+"""One run as the dashboard sees it: the job record, the fold of its events, the last beat. No widget knows more."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from daemon.errors import DaemonError
+from daemon.wire.client import Client
+from daemon.wire.protocol import Beat, JobRecord, RunBeat
+from presets.runs.events import Event
+from presets.runs.run_view import RunView, fold
+from wanlora_tui.feeds.last_seen import MemoryFile, since_you_left
+
+RETRY_SECONDS = 1.0
+
+
+class Run(Protocol):
+    """What the dashboard renders."""
+
+    record: JobRecord
+    view: RunView
+    beat: RunBeat | None
+    away: str  # "Since you left: ...", "" when there is nothing to say
+    problem: str  # why the daemon cannot be followed at present
+
+    @property
+    def beat_age(self) -> float | None: ...
+    async def follow(self, changed: Callable[[], None]) -> None: ...
+
+
+class RunFeed:
+    """A run followed through the daemon, over the daemon's own end and the next one's start."""
+
+    def __init__(self, client: Client, record: JobRecord, memory: MemoryFile, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.record, self.view = record, RunView(name=record.name, steps=record.steps, step=record.step)
+        self.beat: RunBeat | None = None
+        self.away, self.problem = "", ""
+        self._client, self._memory, self._clock = client, memory, clock
+        self._heard: float | None = None
+
+    @property
+    def beat_age(self) -> float | None:
+        return None if self._heard is None else self._clock() - self._heard
+
+    async def follow(self, changed: Callable[[], None]) -> None:
+        """Load the run, then apply whatever comes; `changed` is called after each. Ends only when cancelled."""
+        while True:
+            try:
+                await self._load()
+                changed()
+                async for item in self._client.follow(str(self.record.id), since=self.view.last_seq):
+                    self.apply(item)
+                    changed()
+            except DaemonError as e:
+                self.problem = str(e)
+                changed()
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _load(self) -> None:
+        self.record, self.view = await self._client.snapshot(str(self.record.id))
+        self.problem, self._heard = "", self._clock()
+        seen = self._memory.last_seen(self.view.run)
+        if not self.away and 0 < seen < self.view.last_seq:
+            missed = await self._client.replay(str(self.record.id), seen)
+            self.away = since_you_left(missed, self.view)
+        self._memory.saw(self.view.run, self.view.last_seq)
+
+    def apply(self, item: Event | Beat | JobRecord) -> None:
+        """One thing the daemon told."""
+        self._heard, self.problem = self._clock(), ""
+        match item:
+            case Event():
+                fold(self.view, item)
+                self._memory.saw(self.view.run, self.view.last_seq)
+            case Beat():
+                self.beat = next((b for b in item.runs if b.job == self.record.id), None)
+            case JobRecord():
+                self.record = item
+
+
+class RecordedRun:
+    """A run folder without its daemon: what `events.jsonl` says, up to its end. For screenshots and tests."""
+
+    def __init__(self, record: JobRecord, events: list[Event]) -> None:
+        self.record, self.view, self.away, self.problem = record, RunView(), "", ""
+        for event in events:
+            fold(self.view, event)
+        self.beat: RunBeat | None = RunBeat(record.id, record.state, self.view.last_seq, trainer_alive=record.state == "running", seconds_since_step=0.0)
+
+    @property
+    def beat_age(self) -> float | None:
+        return 0.0
+
+    async def follow(self, changed: Callable[[], None]) -> None:
+        """Nothing more will come."""
+        changed()

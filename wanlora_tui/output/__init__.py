@@ -1,0 +1,1 @@
+"""Numbers, times, paths, events and charts as text, without a screen."""
