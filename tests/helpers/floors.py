@@ -43,7 +43,7 @@ def _start(argument: ast.expr) -> str:
 
 def room_of(name: str, root: Path = ROOT) -> str:
     """The room that a dotted name lies in, without its floor: a folder, a file beside folders, or "" for the floor itself."""
-    parts = name.split(".")
+    parts = name.strip(".").split(".")
     while parts and not (root.joinpath(*parts).is_dir() or root.joinpath(*parts).with_suffix(".py").exists()):
         parts.pop()  # a name within a module
     folder = parts if root.joinpath(*parts).is_dir() or len(parts) == 2 else parts[:-1]
