@@ -1,12 +1,12 @@
-"""Every exact attention kernel of this card at a training length: its rate forward and backward, in a fixed order and in any, the memory
-it takes, whether it repeats itself to the bit, and how far it is from fp32.
+"""Every exact attention kernel of this card at a training length: its rate forward and backward, in a fixed order and
+in any, the memory it takes, whether it repeats itself to the bit, and how far it is from fp32.
 
     python -m benchmarks.attention --json FILE                   (an NVIDIA card with 8 GiB free; under a minute)
     python -m benchmarks.attention --frames 81x480x832           (another clip)
     python -m benchmarks.attention --tiny                        (the same code on the CPU)
 
-Rates count 4 T^2 D operations forward and 8 T^2 D backward, as the others here do. Ratios are to `flash` in any order. Errors are
-relative, of output and gradients of two heads against fp32 by the definition, in slices of queries.
+Rates count 4 T^2 D operations forward and 8 T^2 D backward, as the others here do. Ratios are to `flash` in any order.
+Errors are relative, of output and gradients of two heads against fp32 by the definition, in slices of queries.
 """
 
 import argparse
@@ -71,7 +71,10 @@ def main() -> int:
     q, k, v, grad = (torch.randn(1, tokens, heads, width, device=device, dtype=dtype).transpose(1, 2) for _ in range(4))
     exact = by_definition(*(t[0, :2].float() for t in (q, k, v, grad)))
     work, row = 4 * tokens**2 * heads * width, tokens * heads * width * 2
-    print(f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, torch {torch.__version__}, {attention.versions()}, {tokens} tokens, {heads} heads")
+    print(
+        f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, torch {torch.__version__},"
+        f" {attention.versions()}, {tokens} tokens, {heads} heads"
+    )
     rows: list[dict[str, Any]] = []
     for fixed in (False, True):
         for kernel in ["cpu"] if args.tiny else attention.kernels(device):
@@ -90,16 +93,33 @@ def main() -> int:
                 print(f"{name:<34} does not run: {str(e).splitlines()[0] if str(e) else type(e).__name__}", flush=True)
                 rows.append({"kernel": kernel, "fixed_order": fixed, "error": str(e)[:300]})
                 continue
-            rows.append({
-                "kernel": kernel, "fixed_order": fixed, "tokens": tokens, "forward_ms": timed[0] and timed[0] * 1e3, "backward_ms": timed[1] * 1e3,
-                "forward_tflops": timed[0] and work / timed[0] / 1e12, "backward_tflops": 2 * work / timed[1] / 1e12, "same_bits": same, "backward_rows": memory, **dict(zip(("out", "dq", "dk", "dv"), errors, strict=True)),
-            })  # fmt: skip
-            plain = next((r for r in rows if r["kernel"] in ("flash", "cpu") and not r["fixed_order"] and "error" not in r), None)
+            rows.append(
+                {
+                    "kernel": kernel,
+                    "fixed_order": fixed,
+                    "tokens": tokens,
+                    "forward_ms": timed[0] and timed[0] * 1e3,
+                    "backward_ms": timed[1] * 1e3,
+                    "forward_tflops": timed[0] and work / timed[0] / 1e12,
+                    "backward_tflops": 2 * work / timed[1] / 1e12,
+                    "same_bits": same,
+                    "backward_rows": memory,
+                    **dict(zip(("out", "dq", "dk", "dv"), errors, strict=True)),
+                }
+            )
+            plain = next(
+                (r for r in rows if r["kernel"] in ("flash", "cpu") and not r["fixed_order"] and "error" not in r), None
+            )
             ratio = f"{plain['backward_ms'] / rows[-1]['backward_ms']:.2f}x" if plain else "-"
-            forward = f"forward {timed[0] * 1e3:7.2f} ms {rows[-1]['forward_tflops']:4.0f} TFLOP/s" if timed[0] else "(backward alone)"
+            forward = (
+                f"forward {timed[0] * 1e3:7.2f} ms {rows[-1]['forward_tflops']:4.0f} TFLOP/s"
+                if timed[0]
+                else "(backward alone)"
+            )
             print(
-                f"{name:<34} {forward:<31}   backward {timed[1] * 1e3:7.2f} ms {rows[-1]['backward_tflops']:4.0f} TFLOP/s {ratio:>6}   "
-                f"{'same bits ' if same else 'other bits'}  {memory:5.2f} rows   off by {', '.join(f'{e:.2%}' for e in errors)}",
+                f"{name:<34} {forward:<31}   backward {timed[1] * 1e3:7.2f} ms {rows[-1]['backward_tflops']:4.0f}"
+                f" TFLOP/s {ratio:>6}   {'same bits ' if same else 'other bits'}  {memory:5.2f} rows   off by"
+                f" {', '.join(f'{e:.2%}' for e in errors)}",
                 flush=True,
             )
     if args.json:

@@ -2,10 +2,11 @@
 
     python -m benchmarks.block_gradients [--tiny] [--tokens N] [--json FILE]
 
-The block has the real shape (width 5120, 40 heads, feed-forward 13824), random weights that bf16 holds exactly, and a LoRA of
-rank 16 on all ten linears; it needs a GPU with 20 GiB free. --tiny is a small one for any machine. The fp32 reference is
-diffusers' block with the LoRA in peft's layers. Errors are relative: |y' - y| / |y - x| of the output and the same of the input's
-gradient (what the block adds, so that the residual path does not hide them), |g' - g| / |g| over all ten A and all ten B.
+The block has the real shape (width 5120, 40 heads, feed-forward 13824), random weights that bf16 holds exactly, and a
+LoRA of rank 16 on all ten linears; it needs a GPU with 20 GiB free. --tiny is a small one for any machine. The fp32
+reference is diffusers' block with the LoRA in peft's layers. Errors are relative: |y' - y| / |y - x| of the output and
+the same of the input's gradient (what the block adds, so that the residual path does not hide them), |g' - g| / |g|
+over all ten A and all ten B.
 """
 
 import argparse
@@ -31,14 +32,18 @@ from presets.planner.plan import Plan, Precision
 
 RANK = 16
 TOKENS, TINY_TOKENS = 4096, 96
-Result = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]  # output, gradient of the input, gradients of A and B by name
+# output, gradient of the input, gradients of A and B by name
+Result = tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
 
 
 def branches(config: dict[str, Any], device: torch.device) -> Lora:
     g = torch.Generator(device).manual_seed(3)
     out: Lora = {}
     for name, (n, k) in linear_shapes(config).items():
-        out[name] = tuple(torch.nn.Parameter(torch.randn(shape, generator=g, device=device) * size) for shape, size in (((RANK, k), 0.5 / k**0.5), ((n, RANK), 0.05)))  # type: ignore[assignment]
+        out[name] = tuple(
+            torch.nn.Parameter(torch.randn(shape, generator=g, device=device) * size)
+            for shape, size in (((RANK, k), 0.5 / k**0.5), ((n, RANK), 0.05))
+        )  # type: ignore[assignment]
     return out
 
 
@@ -53,7 +58,10 @@ def gradients_of(pairs: Lora) -> dict[str, torch.Tensor]:
 
 
 def diffusers_block(config: dict[str, Any], state: State, pairs: Lora, inputs: Inputs, dtype: torch.dtype) -> Result:
-    module: Any = inject_adapter_in_model(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=lora.TARGETS, init_lora_weights=False), block_module(config, state, inputs.x.device, dtype))
+    module: Any = inject_adapter_in_model(
+        LoraConfig(r=RANK, lora_alpha=RANK, target_modules=lora.TARGETS, init_lora_weights=False),
+        block_module(config, state, inputs.x.device, dtype),
+    )
     module.requires_grad_(False)
     for name, (a, b) in pairs.items():
         layer = module.get_submodule(name)
@@ -65,7 +73,15 @@ def diffusers_block(config: dict[str, Any], state: State, pairs: Lora, inputs: I
     return y.detach().float(), x.grad.float(), gradients_of(pairs)
 
 
-def our_block(config: dict[str, Any], state: State, pairs: Lora, inputs: Inputs, plan: Plan, kernels: attention.Attention, dtype: torch.dtype) -> Result:
+def our_block(
+    config: dict[str, Any],
+    state: State,
+    pairs: Lora,
+    inputs: Inputs,
+    plan: Plan,
+    kernels: attention.Attention,
+    dtype: torch.dtype,
+) -> Result:
     """The executor's own way through one block: streamed in, forward, stash, recompute, backward."""
     device = inputs.x.device
     torch._dynamo.reset()  # each precision is a variant of its own, and their number is limited
@@ -73,8 +89,15 @@ def our_block(config: dict[str, Any], state: State, pairs: Lora, inputs: Inputs,
     layout = layout_of(weights, plain)
     master = host_buffer(layout.bytes, pinned=device.type == "cuda")
     fill(layout, master, weights, plain)
-    stem = empty_model({**EXPERT, **{k: config[k] for k in ("num_attention_heads", "attention_head_dim", "ffn_dim")}}, device, dtype, num_layers=0)
-    run = StreamedExecutor(ExpertWeights("block", stem, [master], layout, [pairs], 1.0), Machinery(plan, kernels, layout.bytes, device))
+    stem = empty_model(
+        {**EXPERT, **{k: config[k] for k in ("num_attention_heads", "attention_head_dim", "ffn_dim")}},
+        device,
+        dtype,
+        num_layers=0,
+    )
+    run = StreamedExecutor(
+        ExpertWeights("block", stem, [master], layout, [pairs], 1.0), Machinery(plan, kernels, layout.bytes, device)
+    )
     x, text, time = inputs.x.to(dtype), inputs.text.to(dtype), inputs.time.to(dtype)
     call = _Call(text, time, inputs.cos, inputs.sin, torch.ones((), device=device))
     visits = run._visits([0, 0])
@@ -92,7 +115,10 @@ def our_block(config: dict[str, Any], state: State, pairs: Lora, inputs: Inputs,
 
 def errors(ours: Result, exact: Result, inputs: Inputs) -> dict[str, float]:
     (y, gx, lora_grads), (y0, gx0, lora_grads0) = ours, exact
-    found = {"output": float((y - y0).norm() / (y0 - inputs.x).norm()), "input_gradient": float((gx - gx0).norm() / (gx0 - inputs.grad).norm())}
+    found = {
+        "output": float((y - y0).norm() / (y0 - inputs.x).norm()),
+        "input_gradient": float((gx - gx0).norm() / (gx0 - inputs.grad).norm()),
+    }
     for side in "AB":
         names = [name for name in lora_grads0 if name.endswith(f".{side}")]
         lost = sum(float((lora_grads[name] - lora_grads0[name]).square().sum()) for name in names)
@@ -115,12 +141,24 @@ def main() -> int:
     tokens = args.tokens or (TINY_TOKENS if args.tiny else TOKENS)
     generator = torch.Generator(device).manual_seed(0)
     state = {k: v.bfloat16().float() for k, v in random_state(config, False, generator, device).items()}
-    channels = torch.exp(torch.randn(config["num_attention_heads"] * config["attention_head_dim"], generator=generator, device=device))
+    channels = torch.exp(
+        torch.randn(config["num_attention_heads"] * config["attention_head_dim"], generator=generator, device=device)
+    )
     drawn = random_inputs(config, tokens, generator, device, channels)
     inputs = drawn._replace(**{name: getattr(drawn, name).bfloat16().float() for name in ("x", "text", "time", "grad")})
     pairs = branches(config, device)
-    kernels, why = attention.choose(device, tokens=tokens, heads=config["num_attention_heads"], width=config["attention_head_dim"], dtype=torch.bfloat16, deterministic=False)
-    print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if cuda else 'CPU'}, {tokens} tokens, {TEXT} of text; attention by {kernels.text}: {why}")
+    kernels, why = attention.choose(
+        device,
+        tokens=tokens,
+        heads=config["num_attention_heads"],
+        width=config["attention_head_dim"],
+        dtype=torch.bfloat16,
+        deterministic=False,
+    )
+    print(
+        f"torch {torch.__version__}, {torch.cuda.get_device_name() if cuda else 'CPU'}, {tokens} tokens, {TEXT} of"
+        f" text; attention by {kernels.text}: {why}"
+    )
     print(f"{'against fp32':<38}{'output':>10}{'input grad':>12}{'A grad':>10}{'B grad':>10}")
     exact = diffusers_block(config, state, pairs, inputs, torch.float32)
     rows: list[dict[str, Any]] = []
@@ -128,19 +166,42 @@ def main() -> int:
     def tell(name: str, result: Result) -> None:
         row = {"case": name, "tokens": tokens, **errors(result, exact, inputs)}
         rows.append(row)
-        print(f"{name:<38}{row['output']:>10.3%}{row['input_gradient']:>12.3%}{row['A_gradient']:>10.3%}{row['B_gradient']:>10.3%}", flush=True)
+        print(
+            f"{name:<38}{row['output']:>10.3%}{row['input_gradient']:>12.3%}{row['A_gradient']:>10.3%}{row['B_gradient']:>10.3%}",
+            flush=True,
+        )
 
     tell("diffusers, eager, bf16, LoRA in fp32", diffusers_block(config, state, pairs, inputs, torch.bfloat16))
     with torch.autocast(device.type, torch.bfloat16):
         tell("diffusers, eager, bf16, autocast", diffusers_block(config, state, pairs, inputs, torch.bfloat16))
-    on_a_card: list[tuple[Precision, bool, int]] = [("none", False, 0), ("none", True, 0), ("none", True, tokens // 4), ("float8", True, 0), ("qfloat8", True, 0), ("qint8", True, 0), ("qint4", True, 0)]
-    elsewhere: list[tuple[Precision, bool, int]] = [("none", False, 0), ("none", False, tokens // 4), ("qint8", False, 0)]
+    on_a_card: list[tuple[Precision, bool, int]] = [
+        ("none", False, 0),
+        ("none", True, 0),
+        ("none", True, tokens // 4),
+        ("float8", True, 0),
+        ("qfloat8", True, 0),
+        ("qint8", True, 0),
+        ("qint4", True, 0),
+    ]
+    elsewhere: list[tuple[Precision, bool, int]] = [
+        ("none", False, 0),
+        ("none", False, tokens // 4),
+        ("qint8", False, 0),
+    ]
     for precision, compiled, chunk in on_a_card if cuda else elsewhere:
         plan = Plan(precision=precision, compiled=compiled, chunk=chunk, slots=1)
-        name = f"ours, {'bf16' if precision == 'none' else precision}, {'compiled' if compiled else 'eager'}{f', {chunk} at a time' if chunk else ''}"
+        name = (
+            f"ours, {'bf16' if precision == 'none' else precision},"
+            f" {'compiled' if compiled else 'eager'}{f', {chunk} at a time' if chunk else ''}"
+        )
         tell(name, our_block(config, state, pairs, inputs, plan, kernels, torch.bfloat16))
     if not cuda:  # where there is no rounding to blame
-        tell("ours, fp32", our_block(config, state, pairs, inputs, Plan(compiled=False, chunk=tokens // 4, slots=1), kernels, torch.float32))
+        tell(
+            "ours, fp32",
+            our_block(
+                config, state, pairs, inputs, Plan(compiled=False, chunk=tokens // 4, slots=1), kernels, torch.float32
+            ),
+        )
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 0

@@ -44,9 +44,14 @@ def time_first_frame(folder: Path) -> float:
     ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, ROWS * 20, COLUMNS * 10))
     begin = time.perf_counter()
     process = subprocess.Popen(
-        [*WANLORA, "--dir", str(folder)], stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-        env=os.environ | {"TERM": "xterm-256color"}, preexec_fn=lambda: ioctl(0, termios.TIOCSCTTY, 0),
-    )  # fmt: skip
+        [*WANLORA, "--dir", str(folder)],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        start_new_session=True,
+        env=os.environ | {"TERM": "xterm-256color"},
+        preexec_fn=lambda: ioctl(0, termios.TIOCSCTTY, 0),
+    )
     os.close(slave)
     seen = 0.0
     while time.perf_counter() - begin < FRAME_LIMIT:
@@ -73,7 +78,13 @@ def time_first_frame(folder: Path) -> float:
 
 def costly_imports(arguments: list[str]) -> list[str]:
     """The most expensive imports of a command, milliseconds each with all that they pull in."""
-    traced = subprocess.run([sys.executable, "-X", "importtime", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=True)
+    traced = subprocess.run(
+        [sys.executable, "-X", "importtime", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     rows = []
     for line in traced.stderr.splitlines():
         parts = line.removeprefix("import time:").split("|")
@@ -90,12 +101,21 @@ def main() -> int:
     try:
         subprocess.run([*WANLORA, "daemon", "start", "--dir", str(folder)], check=True, stderr=subprocess.DEVNULL)
         time_first_frame(folder)  # the first one fills the disk cache
-        for name, times in (("wanlora --help", [time_help() for _ in range(runs)]), ("first frame", [time_first_frame(folder) for _ in range(runs)])):
-            print(f"{name:<16} median {statistics.median(times):.3f} s   best {min(times):.3f} s   worst {max(times):.3f} s   ({runs} runs)")
+        for name, times in (
+            ("wanlora --help", [time_help() for _ in range(runs)]),
+            ("first frame", [time_first_frame(folder) for _ in range(runs)]),
+        ):
+            print(
+                f"{name:<16} median {statistics.median(times):.3f} s   best {min(times):.3f} s   worst {max(times):.3f}"
+                f" s   ({runs} runs)"
+            )
     finally:
         subprocess.run([*WANLORA, "daemon", "stop", "--dir", str(folder)], check=True, stderr=subprocess.DEVNULL)
         shutil.rmtree(folder)
-    for title, arguments in (("wanlora --help", ["-m", "wanlora_tui.cli", "--help"]), ("the interface", ["-c", "import wanlora_tui.app, textual_image.widget"])):
+    for title, arguments in (
+        ("wanlora --help", ["-m", "wanlora_tui.cli", "--help"]),
+        ("the interface", ["-c", "import wanlora_tui.app, textual_image.widget"]),
+    ):
         print(f"\nmost expensive imports of {title}:")
         print("\n".join(costly_imports(arguments)))
     return 0

@@ -1,15 +1,18 @@
-"""A run of the real shape that is killed and resumed, against the same run undisturbed: preservation loss on, clips of two sizes, under a
-cap of the card's memory.
+"""A run of the real shape that is killed and resumed, against the same run undisturbed: preservation loss on, clips of
+two sizes, under a cap of the card's memory.
 
     python -m benchmarks.interrupted --dir /dev/shm/wl --events FILE      (an NVIDIA card, 64 GiB of RAM, 60 GiB in DIR)
-    python -m benchmarks.interrupted --dir /dev/shm/wl --alone            (without the undisturbed run: the steps done twice must agree)
-    python -m benchmarks.interrupted --dir /dev/shm/wl --beside FILE      (also counts the steps that are the same in an earlier run's events)
+    python -m benchmarks.interrupted --dir /dev/shm/wl --alone            (without the undisturbed run: the steps done
+    twice must agree)
+    python -m benchmarks.interrupted --dir /dev/shm/wl --beside FILE      (also counts the steps that are the same in an
+    earlier run's events)
     python -m benchmarks.interrupted --tiny --dir /tmp/wl                 (the same code on the CPU)
 
-Trains 20 steps of 21 frames at 512 and 384 on the base that benchmarks.whole_job writes, checkpoint at 10, and a preview of 41x768x768;
-then the same again, with SIGKILL to the trainer once step 14 is told, and a resume. Both runs must come to the same as
-tests/helpers/training/sameness.py compares it: checkpoints, LoRA files, posters and events bit for bit; and so must the losses of the steps done twice.
-Prints PASS or FAIL; FILE gets the events of the killed run, with DIR in the place of its path.
+Trains 20 steps of 21 frames at 512 and 384 on the base that benchmarks.whole_job writes, checkpoint at 10, and a
+preview of 41x768x768; then the same again, with SIGKILL to the trainer once step 14 is told, and a resume. Both runs
+must come to the same as tests/helpers/training/sameness.py compares it: checkpoints, LoRA files, posters and events bit
+for bit; and so must the losses of the steps done twice. Prints PASS or FAIL; FILE gets the events of the killed run,
+with DIR in the place of its path.
 """
 
 import argparse
@@ -48,11 +51,22 @@ def write_job(folder: Path, *, common: Path, tiny: bool) -> Path:
     sides, frames, preview, shown = ([96, 64], 5, 64, 5) if tiny else ([512, 384], 21, 768, 41)
     Image.new("RGB", (preview, preview), (90, 120, 60)).save(common / "control.png")
     job = Job(
-        job=JobPanel(name="interrupted", kind="character", trigger="frung"), model=ModelPanel(path=str(common / "base")), multistage=MultistagePanel(switch_every=1),
-        save=SavePanel(every=SAVED), training=TrainingPanel(steps=STEPS, dop=True, dop_class="person"),
+        job=JobPanel(name="interrupted", kind="character", trigger="frung"),
+        model=ModelPanel(path=str(common / "base")),
+        multistage=MultistagePanel(switch_every=1),
+        save=SavePanel(every=SAVED),
+        training=TrainingPanel(steps=STEPS, dop=True, dop_class="person"),
         datasets=[DatasetPanel(path=str(common / "clips"), num_frames=frames, resolutions=sides, sampling="realtime")],
-        sample=SamplePanel(every=0, first=False, width=preview, height=preview, num_frames=shown, steps=4, prompts=[PromptPanel(prompt="frung, a red square", ctrl_img=str(common / "control.png"))]),
-    )  # fmt: skip
+        sample=SamplePanel(
+            every=0,
+            first=False,
+            width=preview,
+            height=preview,
+            num_frames=shown,
+            steps=4,
+            prompts=[PromptPanel(prompt="frung, a red square", ctrl_img=str(common / "control.png"))],
+        ),
+    )
     path = folder / "interrupted.toml"
     save_job(job, path)
     return path
@@ -65,7 +79,11 @@ def events_of(run: Path) -> list[Event]:
 
 def step_bits(events: list[Event]) -> dict[int, tuple[Any, ...]]:
     """Step -> what of it hangs on every sum before; of the last attempt that made it."""
-    return {e.data["step"]: tuple(e.data[key] for key in ("loss", "grad_norm", "clips", "timestep")) for e in events if e.kind == "step"}
+    return {
+        e.data["step"]: tuple(e.data[key] for key in ("loss", "grad_norm", "clips", "timestep"))
+        for e in events
+        if e.kind == "step"
+    }
 
 
 def kill_after(process: subprocess.Popen[bytes], run: Path, step: int) -> None:
@@ -82,7 +100,9 @@ def main() -> int:
     parser.add_argument("--cap", default="24", help="GiB of the card that the run may use")
     parser.add_argument("--alone", action="store_true", help="only the run that is killed and resumed")
     parser.add_argument("--events", type=Path, metavar="FILE")
-    parser.add_argument("--beside", type=Path, metavar="FILE", help="events of the same job, from another machine or version")
+    parser.add_argument(
+        "--beside", type=Path, metavar="FILE", help="events of the same job, from another machine or version"
+    )
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     if args.beside and not args.beside.is_file():
@@ -94,7 +114,10 @@ def main() -> int:
         write_base(common / "base", tiny=args.tiny)
         write_clips(common / "clips", side=96 if args.tiny else 512, frames=12 if args.tiny else 49)
     straight, broken = common / "undisturbed", common / "interrupted"
-    commands = [[sys.executable, "-m", "engine", str(write_job(folder, common=common, tiny=args.tiny)), "--vram", args.cap] for folder in (straight, broken)]
+    commands = [
+        [sys.executable, "-m", "engine", str(write_job(folder, common=common, tiny=args.tiny)), "--vram", args.cap]
+        for folder in (straight, broken)
+    ]
     straight, broken = (folder / "runs" / "interrupted" for folder in (straight, broken))
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     if not args.alone and (failed := subprocess.run(commands[0], env=environment).returncode):
@@ -108,14 +131,24 @@ def main() -> int:
     events = events_of(broken)
     if args.events:
         args.events.write_text((broken / "events.jsonl").read_text().replace(str(common), "DIR"))
-    before, after = ({e.data["step"]: e.data["loss"] for e in events if e.kind == "step" and e.attempt == attempt} for attempt in (1, 2))
+    before, after = (
+        {e.data["step"]: e.data["loss"] for e in events if e.kind == "step" and e.attempt == attempt}
+        for attempt in (1, 2)
+    )
     twice = sorted(before.keys() & after.keys())
     other = [step for step in twice if before[step] != after[step]]
     made = [e.data["path"] for e in events if e.kind == "sample"]
-    print(f"resumed: exit {resumed.returncode}; steps done twice: {twice}, with another loss: {other or 'none'}; previews: {made}", flush=True)
+    print(
+        f"resumed: exit {resumed.returncode}; steps done twice: {twice}, with another loss: {other or 'none'};"
+        f" previews: {made}",
+        flush=True,
+    )
     if args.beside:
         mine, theirs = step_bits(events), step_bits([e for e, _ in read_events(args.beside)])
-        print(f"{args.beside.name}: {sum(mine[step] == theirs.get(step) for step in mine)} of {len(mine)} steps the same to the last bit")
+        print(
+            f"{args.beside.name}: {sum(mine[step] == theirs.get(step) for step in mine)} of {len(mine)} steps the same"
+            " to the last bit"
+        )
     apart = [] if args.alone else differences(broken, straight)
     if not args.alone:
         print(*apart[:20], f"{len(apart)} differences from the undisturbed run", sep="\n", flush=True)

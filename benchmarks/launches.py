@@ -3,9 +3,10 @@
     python -m benchmarks.launches                  (an NVIDIA card)
     python -m benchmarks.launches --tiny           (the same code on the CPU, where nothing is launched ahead)
 
-Ten blocks of the real shape with random weights, all resident, in a fixed order. "Queued" is the time until the last kernel of several
-passes is launched: where it equals the whole, the card waits. The baseline leaves CUBLAS_WORKSPACE_CONFIG set, which torch 2.11
-reads before every product (see `engine.system.device.products_in_order`). Then the operations that the thread spends most on.
+Ten blocks of the real shape with random weights, all resident, in a fixed order. "Queued" is the time until the last
+kernel of several passes is launched: where it equals the whole, the card waits. The baseline leaves
+CUBLAS_WORKSPACE_CONFIG set, which torch 2.11 reads before every product (see `engine.system.device.products_in_order`).
+Then the operations that the thread spends most on.
 """
 
 import argparse
@@ -63,8 +64,19 @@ def main() -> int:
     precision = "none" if args.tiny else "float8"
     config = TINY if args.tiny else {**REAL, "num_layers": BLOCKS}
     bench = Bench(device, config, dtype, precision)
-    kernels, why = attention.choose(device, tokens=4096, heads=config.get("num_attention_heads", 40), width=config.get("attention_head_dim", 128), dtype=dtype, deterministic=True)
-    print(f"{'CPU' if args.tiny else torch.cuda.get_device_name()}, torch {torch.__version__}, attention by {kernels.text}, {why}", flush=True)
+    kernels, why = attention.choose(
+        device,
+        tokens=4096,
+        heads=config.get("num_attention_heads", 40),
+        width=config.get("attention_head_dim", 128),
+        dtype=dtype,
+        deterministic=True,
+    )
+    print(
+        f"{'CPU' if args.tiny else torch.cuda.get_device_name()}, torch {torch.__version__}, attention by"
+        f" {kernels.text}, {why}",
+        flush=True,
+    )
     weights, _ = expert("high_noise", config, precision, device, dtype)
     blocks = len(weights.masters)
     plan = Plan(precision=precision, resident=blocks, stash="device", slots=0, compiled=not args.tiny, any_size=True)
@@ -72,14 +84,21 @@ def main() -> int:
     for side in [32] if args.tiny else args.sides:
         bucket = Bucket(5 if args.tiny else args.frames, side, side)
         x, t, text, loss = inputs(bench, bucket)
-        passes = {"forward": lambda x=x, t=t, text=text: executor.predict(x, t, text), "forward and backward": lambda x=x, t=t, text=text, loss=loss: executor.forward_backward(x, t, text, loss)}
+        passes = {
+            "forward": lambda x=x, t=t, text=text: executor.predict(x, t, text),
+            "forward and backward": lambda x=x, t=t, text=text, loss=loss: executor.forward_backward(x, t, text, loss),
+        }
         for name, run in passes.items():
             left = os.environ.get(CUBLAS_WORKSPACE[0])  # set still, where torch asks every time
             set_variable(bench, CUBLAS_WORKSPACE[1])
             _, baseline = timed(bench, run, blocks)
             set_variable(bench, left)
             queued, whole = timed(bench, run, blocks)
-            print(f"{bucket.frames}x{side}x{side} {name}: {whole:.2f} ms a block, queued in {queued:.2f} ({queued / whole:.0%}); baseline {baseline:.2f}, {baseline / whole:.2f}x", flush=True)
+            print(
+                f"{bucket.frames}x{side}x{side} {name}: {whole:.2f} ms a block, queued in {queued:.2f}"
+                f" ({queued / whole:.0%}); baseline {baseline:.2f}, {baseline / whole:.2f}x",
+                flush=True,
+            )
     with profile(activities=[ProfilerActivity.CPU]) as found:
         run()
         bench.sync()

@@ -1,10 +1,12 @@
-"""How long an expert takes to load, from its files and from the weight cache, and how much host memory that takes at most.
+"""How long an expert takes to load, from its files and from the weight cache, and how much host memory that takes at
+most.
 
     python -m benchmarks.loading [--tiny] [--precision float8] [--dir DIR] [--cold] [--json FILE]
 
-Writes a diffusers folder of random weights of the real shape (28 GB in bf16 for one expert; --tiny: 8 blocks of width 1024),
-loads it, writes the cache, loads again from it, each in a process of its own, so that peaks are not mixed. --cold also drops
-the files from the page cache before each load. Beside the times: peak memory above what the interpreter held before.
+Writes a diffusers folder of random weights of the real shape (28 GB in bf16 for one expert; --tiny: 8 blocks of width
+1024), loads it, writes the cache, loads again from it, each in a process of its own, so that peaks are not mixed.
+--cold also drops the files from the page cache before each load. Beside the times: peak memory above what the
+interpreter held before.
 """
 
 import argparse
@@ -25,7 +27,15 @@ from engine.weights.model_files import open_source
 from engine.weights.weight_cache import cached_blocks
 from presets.caches.weight_cache import list_cache
 
-SMALL = {**REAL, "num_attention_heads": 8, "attention_head_dim": 128, "text_dim": 256, "freq_dim": 64, "ffn_dim": 2816, "num_layers": 8}
+SMALL = {
+    **REAL,
+    "num_attention_heads": 8,
+    "attention_head_dim": 128,
+    "text_dim": 256,
+    "freq_dim": 64,
+    "ffn_dim": 2816,
+    "num_layers": 8,
+}
 FULL = {**REAL, "num_layers": 40}
 MIB = 2**20
 
@@ -95,31 +105,56 @@ def load_once(folder: Path, cache: Path, precision: str) -> dict[str, Any]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (man 5 proc)
     before = memory("VmRSS")
     start = last = time.perf_counter()
-    masters, layout = cached_blocks(source, "high_noise", precision, dtype=dtype, pinned=cuda, device=device, progress=progress, folder=cache, warn=print)
+    masters, layout = cached_blocks(
+        source,
+        "high_noise",
+        precision,
+        dtype=dtype,
+        pinned=cuda,
+        device=device,
+        progress=progress,
+        folder=cache,
+        warn=print,
+    )
     blocks = time.perf_counter() - start
     peak = memory("VmHWM") - before
     load_stem(source, "high_noise", device=device, dtype=dtype)
     part = source.expert("high_noise")
     return {
-        "seconds": blocks, "seconds_stem": time.perf_counter() - start - blocks, "phases": phases, "packed_bytes": len(masters) * layout.bytes, "peak_bytes": peak,
-        "source_block_bytes": sum(s.place.size for n, s in part.stored.items() if n.startswith("blocks.0.")), "device": torch.cuda.get_device_name() if cuda else "cpu",
-    }  # fmt: skip
+        "seconds": blocks,
+        "seconds_stem": time.perf_counter() - start - blocks,
+        "phases": phases,
+        "packed_bytes": len(masters) * layout.bytes,
+        "peak_bytes": peak,
+        "source_block_bytes": sum(s.place.size for n, s in part.stored.items() if n.startswith("blocks.0.")),
+        "device": torch.cuda.get_device_name() if cuda else "cpu",
+    }
 
 
 def in_a_process(folder: Path, cache: Path, precision: str) -> dict[str, Any]:
-    run = subprocess.run([sys.executable, "-m", "benchmarks.loading", "--load", str(folder), str(cache), "--precision", precision], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks.loading", "--load", str(folder), str(cache), "--precision", precision],
+        capture_output=True,
+        text=True,
+    )
     if run.returncode:
         sys.exit(run.stdout + run.stderr)
     return json.loads(run.stdout.splitlines()[-1])
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Time and peak host memory of loading an expert, first and from the cache.")
+    parser = argparse.ArgumentParser(
+        description="Time and peak host memory of loading an expert, first and from the cache."
+    )
     parser.add_argument("--tiny", action="store_true", help="8 blocks of width 1024")
     parser.add_argument("--precision", default="float8")
-    parser.add_argument("--dir", type=Path, help="where the folder is written and removed again (default: the system's temporary one)")
+    parser.add_argument(
+        "--dir", type=Path, help="where the folder is written and removed again (default: the system's temporary one)"
+    )
     parser.add_argument("--cold", action="store_true", help="also from the disk instead of the page cache")
-    parser.add_argument("--check", action="store_true", help="fail when a load held more than packed and four source blocks")
+    parser.add_argument(
+        "--check", action="store_true", help="fail when a load held more than packed and four source blocks"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--load", nargs=2, type=Path, metavar=("FOLDER", "CACHE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -142,9 +177,12 @@ def main() -> int:
             rows.append(row)
             beside = row["peak_bytes"] - row["packed_bytes"]
             print(
-                f"{case:12}  {row['seconds']:7.2f} s  " + "  ".join(f"{k} {v:.2f} s" for k, v in row["phases"].items() if v >= 0.005)
-                + f"  stem {row['seconds_stem']:.2f} s  packed {row['packed_bytes'] / MIB:.0f} MiB, peak {row['peak_bytes'] / MIB:.0f} MiB: {beside / row['source_block_bytes']:.2f} source blocks beside them"
-            )  # fmt: skip
+                f"{case:12}  {row['seconds']:7.2f} s  "
+                + "  ".join(f"{k} {v:.2f} s" for k, v in row["phases"].items() if v >= 0.005)
+                + f"  stem {row['seconds_stem']:.2f} s  packed {row['packed_bytes'] / MIB:.0f} MiB, peak"
+                f" {row['peak_bytes'] / MIB:.0f} MiB: {beside / row['source_block_bytes']:.2f} source blocks beside"
+                " them"
+            )
     print(f"cached / first: {rows[1]['seconds'] / rows[0]['seconds']:.2f}")
     if args.json:
         args.json.write_text(json.dumps(rows, indent=2) + "\n")

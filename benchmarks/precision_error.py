@@ -7,9 +7,9 @@ machine. Weights are random: Gaussian, and Student's t with 3 degrees of freedom
 Inputs have channels of very different size that vary together, as those of a trained model do.
 
 Errors are relative to what the block adds: |y' - y| / |y - x|, and the same for the gradient of the input, so that the
-residual path does not hide them. `weight` is |W' - W| / |W| over the ten linears. Weights are packed as the engine packs them;
-the row of bf16 is what that has by itself. --all adds other fits of 4 bits, and adapters weighted by whole second moments, which
-take minutes; --timed compiles each block on a GPU (15 s a row) and times it.
+residual path does not hide them. `weight` is |W' - W| / |W| over the ten linears. Weights are packed as the engine
+packs them; the row of bf16 is what that has by itself. --all adds other fits of 4 bits, and adapters weighted by whole
+second moments, which take minutes; --timed compiles each block on a GPU (15 s a row) and times it.
 """
 
 import argparse
@@ -31,7 +31,15 @@ from engine.wan.frozen_linear import Packed, unpack_weight
 from engine.wan.quantize import pack
 from engine.wan.quantize_quanto import pack_weight_quanto
 
-REAL = {"num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "qk_norm": "rms_norm_across_heads", "cross_attn_norm": True, "eps": 1e-6, "added_kv_proj_dim": None}
+REAL = {
+    "num_attention_heads": 40,
+    "attention_head_dim": 128,
+    "ffn_dim": 13824,
+    "qk_norm": "rms_norm_across_heads",
+    "cross_attn_norm": True,
+    "eps": 1e-6,
+    "added_kv_proj_dim": None,
+}
 TINY = {**REAL, "num_attention_heads": 4, "attention_head_dim": 64, "ffn_dim": 512}
 TOKENS, TINY_TOKENS, TEXT = 4096, 96, 512
 RUNS = 10
@@ -64,8 +72,11 @@ def random_state(config: dict[str, Any], heavy: bool, generator: torch.Generator
     state: State = {}
     for name, shape in linear_shapes(config).items():
         w = torch.randn(shape, generator=generator, device=device) * (1.4 / shape[1] ** 0.5)
-        if heavy:  # a Gaussian over the root of a chi-squared is Student's t; scaled back to the variance of the Gaussian
-            chi = torch.stack([torch.randn(shape, generator=generator, device=device).square() for _ in range(TAILS)]).mean(0)
+        # a Gaussian over the root of a chi-squared is Student's t; scaled back to the variance of the Gaussian
+        if heavy:
+            chi = torch.stack(
+                [torch.randn(shape, generator=generator, device=device).square() for _ in range(TAILS)]
+            ).mean(0)
             w = w / chi.clamp(min=1e-3).sqrt() / (TAILS / (TAILS - 2)) ** 0.5
         state[f"{name}.weight"] = w
         state[f"{name}.bias"] = torch.randn(shape[0], generator=generator, device=device) * 0.02
@@ -75,7 +86,9 @@ def random_state(config: dict[str, Any], heavy: bool, generator: torch.Generator
     return state
 
 
-def random_inputs(config: dict[str, Any], tokens: int, generator: torch.Generator, device: torch.device, channels: torch.Tensor) -> Inputs:
+def random_inputs(
+    config: dict[str, Any], tokens: int, generator: torch.Generator, device: torch.device, channels: torch.Tensor
+) -> Inputs:
     """`channels` (D,) are the sizes of the hidden state's channels: the same for calibration and measurement."""
     heads_width = config["attention_head_dim"]
     width = channels.numel()
@@ -86,7 +99,9 @@ def random_inputs(config: dict[str, Any], tokens: int, generator: torch.Generato
     common = normal(1, tokens, 8) @ normal(1, 8, width)  # what makes channels vary together
     x = (normal(1, tokens, width) + common / 4) * channels
     angles = normal(1, tokens, 1, heads_width // 2).repeat_interleave(2, dim=-1)
-    return Inputs(x, normal(1, TEXT, width), normal(1, 6, width) * 0.3, angles.cos(), angles.sin(), normal(1, tokens, width))
+    return Inputs(
+        x, normal(1, TEXT, width), normal(1, 6, width) * 0.3, angles.cos(), angles.sin(), normal(1, tokens, width)
+    )
 
 
 def calibrated(config: dict[str, Any], state: State, inputs: Inputs, *, full: bool) -> dict[tuple[int, str], Moment]:
@@ -94,7 +109,9 @@ def calibrated(config: dict[str, Any], state: State, inputs: Inputs, *, full: bo
     module = block_module(config, state, inputs.x.device, torch.float32)
     moments = {(0, name): Moment() for name in READERS}
     for (_, name), moment in moments.items():
-        module.get_submodule(name).register_forward_pre_hook(lambda _m, args, moment=moment: moment.add(args[0], full=full))
+        module.get_submodule(name).register_forward_pre_hook(
+            lambda _m, args, moment=moment: moment.add(args[0], full=full)
+        )
     with torch.no_grad():
         module(inputs.x, inputs.text, inputs.time, (inputs.cos, inputs.sin))
     return moments
@@ -103,7 +120,9 @@ def calibrated(config: dict[str, Any], state: State, inputs: Inputs, *, full: bo
 Parts = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]
 
 
-def run(case: Case, plain: Plain, inputs: Inputs, dtype: torch.dtype, heads: int, parts: Parts = (before, of_text, after)) -> tuple[torch.Tensor, torch.Tensor]:
+def run(
+    case: Case, plain: Plain, inputs: Inputs, dtype: torch.dtype, heads: int, parts: Parts = (before, of_text, after)
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(output, leaf): the block's forward in `dtype`, with a graph from the leaf."""
     one = torch.ones((), device=inputs.x.device)
     x = inputs.x.to(dtype, copy=True).requires_grad_()
@@ -111,7 +130,11 @@ def run(case: Case, plain: Plain, inputs: Inputs, dtype: torch.dtype, heads: int
     first, between, last = parts
     q, k, v = first(x, time, inputs.cos, inputs.sin, case.weights, plain, {}, case.recovery, one, heads, case.precision)
     text_kv = between(text, case.weights, plain, {}, case.recovery, one, heads, case.precision)
-    a = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2).flatten(2, 3)
+    a = (
+        F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        .transpose(1, 2)
+        .flatten(2, 3)
+    )
     return last(x, a, *text_kv, time, case.weights, plain, {}, case.recovery, one, heads, case.precision), x
 
 
@@ -128,7 +151,13 @@ def packed_by(pack: Callable[[torch.Tensor], Packed], state: State) -> Weights:
 def adapter(state: State, rank: int, moments: dict[tuple[int, str], Moment] | None, device: torch.device) -> Lora:
     out: Lora = {}
     for name in LINEARS:
-        (a, b), _ = correct(state[f"{name}.weight"], rank, grid="qint4", moment=moment_of(moments, 0, name) if moments else None, key=name)
+        (a, b), _ = correct(
+            state[f"{name}.weight"],
+            rank,
+            grid="qint4",
+            moment=moment_of(moments, 0, name) if moments else None,
+            key=name,
+        )
         out[name] = a.to(device), b.to(device)
     return out
 
@@ -141,12 +170,19 @@ def cases(config: dict[str, Any], state: State, calibration: Inputs, *, everythi
         return lambda: Case(precision, precision, packed_by(lambda w: pack(w, precision), state), {})
 
     def fitted(fit: Any) -> Callable[[], Case]:
-        return lambda: Case(f"qint4, quanto {fit}", "qint4", packed_by(lambda w: pack_weight_quanto(w, "qint4", fit), state), {})
+        return lambda: Case(
+            f"qint4, quanto {fit}", "qint4", packed_by(lambda w: pack_weight_quanto(w, "qint4", fit), state), {}
+        )
 
     def recovered(rank: int, weighting: str) -> Callable[[], Case]:
         def make() -> Case:
             moments = calibrated(config, state, calibration, full=weighting == "full") if weighting != "plain" else None
-            return Case(f"qint4+ara {rank}, {weighting}", "qint4", packed_by(lambda w: pack(w, "qint4"), state), adapter(state, rank, moments, device))
+            return Case(
+                f"qint4+ara {rank}, {weighting}",
+                "qint4",
+                packed_by(lambda w: pack(w, "qint4"), state),
+                adapter(state, rank, moments, device),
+            )
 
         return make
 
@@ -154,9 +190,13 @@ def cases(config: dict[str, Any], state: State, calibration: Inputs, *, everythi
         return Case("none (bf16)", "none", packed_by(lambda w: (w.bfloat16(),), state), {})
 
     return [
-        bf16, *(quantized(p) for p in ("float8", "qfloat8", "qint8", "qint4")), recovered(16, "plain"), recovered(16, "diagonal"), recovered(64, "diagonal"),
+        bf16,
+        *(quantized(p) for p in ("float8", "qfloat8", "qint8", "qint4")),
+        recovered(16, "plain"),
+        recovered(16, "diagonal"),
+        recovered(64, "diagonal"),
         *([*(fitted(f) for f in ("max", "hqq")), recovered(16, "full"), recovered(64, "full")] if everything else []),
-    ]  # fmt: skip
+    ]
 
 
 def weight_error(case: Case, state: State) -> float:
@@ -190,7 +230,9 @@ def milliseconds(case: Case, plain: Plain, inputs: Inputs, heads: int) -> tuple[
     return statistics.median(forward), statistics.median(backward)
 
 
-def measure(config: dict[str, Any], tokens: int, device: torch.device, *, heavy: bool, timed: bool, everything: bool) -> list[dict[str, Any]]:
+def measure(
+    config: dict[str, Any], tokens: int, device: torch.device, *, heavy: bool, timed: bool, everything: bool
+) -> list[dict[str, Any]]:
     """One row per precision."""
     generator = torch.Generator(device).manual_seed(0)
     state = random_state(config, heavy, generator, device)
@@ -212,11 +254,17 @@ def measure(config: dict[str, Any], tokens: int, device: torch.device, *, heavy:
         y, x = run(case, plain, inputs, torch.bfloat16, heads)
         y.backward(inputs.grad.bfloat16())
         assert x.grad is not None
-        stored = sum(t.numel() * t.element_size() for parts in (*case.weights.values(), *case.recovery.values()) for t in parts)
+        stored = sum(
+            t.numel() * t.element_size() for parts in (*case.weights.values(), *case.recovery.values()) for t in parts
+        )
         row: dict[str, Any] = {
-            "weights": f"Student t({TAILS})" if heavy else "Gaussian", "precision": case.name, "weight_error": weight_error(case, state),
-            "output_error": float((y.detach().float() - expected).norm() / added), "gradient_error": float((x.grad.float() - expected_grad).norm() / added_grad), "mib": stored / 2**20,
-        }  # fmt: skip
+            "weights": f"Student t({TAILS})" if heavy else "Gaussian",
+            "precision": case.name,
+            "weight_error": weight_error(case, state),
+            "output_error": float((y.detach().float() - expected).norm() / added),
+            "gradient_error": float((x.grad.float() - expected_grad).norm() / added_grad),
+            "mib": stored / 2**20,
+        }
         del y, x
         if timed:
             row["forward_ms"], row["backward_ms"] = milliseconds(case, plain, inputs, heads)
@@ -245,8 +293,15 @@ def main() -> int:
     device, timed = torch.device("cuda" if cuda else "cpu"), args.timed and cuda
     tokens = args.tokens or (TINY_TOKENS if args.tiny else TOKENS)
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if cuda else 'CPU'}, {tokens} tokens")
-    print(f"{'weights':<14}{'precision':<24}{'weight':>10}{'output':>10}{'gradient':>10}{'MiB':>10}" + (f"{'fwd ms':>10}{'bwd ms':>10}" if timed else ""))
-    rows = [row for heavy in (False, True) for row in measure(TINY if args.tiny else REAL, tokens, device, heavy=heavy, timed=timed, everything=args.all)]
+    print(
+        f"{'weights':<14}{'precision':<24}{'weight':>10}{'output':>10}{'gradient':>10}{'MiB':>10}"
+        + (f"{'fwd ms':>10}{'bwd ms':>10}" if timed else "")
+    )
+    rows = [
+        row
+        for heavy in (False, True)
+        for row in measure(TINY if args.tiny else REAL, tokens, device, heavy=heavy, timed=timed, everything=args.all)
+    ]
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 0

@@ -1,12 +1,14 @@
-"""Streams that run late or ahead change nothing: losses and LoRA gradients, bit for bit, with sleeps put between the copies.
+"""Streams that run late or ahead change nothing: losses and LoRA gradients, bit for bit, with sleeps put between the
+copies.
 
     python -m benchmarks.races                  (an NVIDIA card with 6 GiB free; more than two minutes)
     python -m benchmarks.races --tiny           (the same code on the CPU, where there are no streams)
 
-Both experts in turn, of the real width and with random weights, batch 2, two clip sizes. Each plan runs undelayed, then with
-its copies delayed (a sleep on the copy stream before each one), then with the computing delayed (a sleep before each block, so
-that copies run ahead). The reference is the same plan with everything resident. tests/engine/executor/test_races.py proves the order of
-events; this shows it on the card, and last that it can fail: without the wait for a slot's copy results must differ. Exit code 0 when every case is as it should be, 1 otherwise.
+Both experts in turn, of the real width and with random weights, batch 2, two clip sizes. Each plan runs undelayed, then
+with its copies delayed (a sleep on the copy stream before each one), then with the computing delayed (a sleep before
+each block, so that copies run ahead). The reference is the same plan with everything resident.
+tests/engine/executor/test_races.py proves the order of events; this shows it on the card, and last that it can fail:
+without the wait for a slot's copy results must differ. Exit code 0 when every case is as it should be, 1 otherwise.
 """
 
 import argparse
@@ -45,7 +47,8 @@ Delay = Callable[[], None]
 
 @contextmanager
 def delayed(what: str) -> Iterator[None]:
-    """Inside, `what` ("copies", "computing" or nothing) is late by a sleep each time; or copies are, and nobody waits for them."""
+    """Inside, `what` ("copies", "computing" or nothing) is late by a sleep each time; or copies are, and nobody waits
+    for them."""
     if not what:
         yield
         return
@@ -79,7 +82,11 @@ def delayed(what: str) -> Iterator[None]:
     def hasty_take(self: Ring, visit: int) -> torch.Tensor:
         return self.slots[self._visits[visit].slot]
 
-    changes: list[tuple[Any, str, Any]] = [(Ring, "_write", late_write), (HostStash, "put", late_put), (HostStash, "prefetch", late_prefetch)]
+    changes: list[tuple[Any, str, Any]] = [
+        (Ring, "_write", late_write),
+        (HostStash, "put", late_put),
+        (HostStash, "prefetch", late_prefetch),
+    ]
     if what == "computing":
         changes = [(Ring, "take", late_take)]
     elif what == "copies, nobody waits":
@@ -94,14 +101,24 @@ def delayed(what: str) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def steps(experts: list[ExpertWeights], plan: Plan, kernels: Attention, sizes: tuple[tuple[int, int, int], ...], text_dim: int, device: torch.device) -> list[torch.Tensor]:
+def steps(
+    experts: list[ExpertWeights],
+    plan: Plan,
+    kernels: Attention,
+    sizes: tuple[tuple[int, int, int], ...],
+    text_dim: int,
+    device: torch.device,
+) -> list[torch.Tensor]:
     """Losses and gradients of both experts in turn, two terms each with a pass without a graph before them."""
     machinery = Machinery(plan, kernels, experts[0].block_bytes, device)
     runs = [StreamedExecutor(weights, machinery) for weights in experts]
     out: list[torch.Tensor] = []
     for turn, (f, h, w) in enumerate(sizes):
         g = torch.Generator(device).manual_seed(turn)
-        x, target = torch.randn(2, 36, f, h, w, generator=g, device=device), torch.randn(2, 16, f, h, w, generator=g, device=device)
+        x, target = (
+            torch.randn(2, 36, f, h, w, generator=g, device=device),
+            torch.randn(2, 16, f, h, w, generator=g, device=device),
+        )
         text, t = torch.randn(2, 64, text_dim, generator=g, device=device), torch.tensor([900.0, 300.0], device=device)
         for weights, run in zip(experts, runs, strict=True):
             parameters = [p for lora in weights.lora for pair in lora.values() for p in pair]
@@ -127,14 +144,26 @@ def main() -> int:
     precision: Precision = args.precision if cuda else "none"
     config = TINY if args.tiny else {**REAL, "num_layers": BLOCKS}
     sizes = TINY_SIZES if args.tiny else SIZES
-    kernels, _ = choose(device, tokens=11264, heads=config.get("num_attention_heads", 40), width=config.get("attention_head_dim", 128), dtype=torch.bfloat16 if cuda else torch.float32, deterministic=True)
+    kernels, _ = choose(
+        device,
+        tokens=11264,
+        heads=config.get("num_attention_heads", 40),
+        width=config.get("attention_head_dim", 128),
+        dtype=torch.bfloat16 if cuda else torch.float32,
+        deterministic=True,
+    )
     if not cuda:
         torch.set_num_threads(1)  # toy tensors: a second thread only waits for the first
     torch.manual_seed(0)
     dtype = torch.bfloat16 if cuda else torch.float32
-    experts = [replace(expert(name, config, precision, device, dtype)[0], name=name) for name in ("high_noise", "low_noise")]
+    experts = [
+        replace(expert(name, config, precision, device, dtype)[0], name=name) for name in ("high_noise", "low_noise")
+    ]
     blocks, failed = len(experts[0].masters), 0
-    print(f"{torch.cuda.get_device_name() if cuda else 'CPU'}, torch {torch.__version__}, {blocks} blocks of {experts[0].block_bytes / 2**20:.0f} MiB, {precision}, attention by {kernels.text}")
+    print(
+        f"{torch.cuda.get_device_name() if cuda else 'CPU'}, torch {torch.__version__}, {blocks} blocks of"
+        f" {experts[0].block_bytes / 2**20:.0f} MiB, {precision}, attention by {kernels.text}"
+    )
     for name, changes in PLANS.items():
         own = {**changes, "chunk": 5} if args.tiny and "chunk" in changes else changes
         plan = Plan(precision=precision, compiled=False, **own)
@@ -145,7 +174,12 @@ def main() -> int:
                 return steps(experts, which, kernels, sizes, config.get("text_dim", 4096), device)
 
         reference = run(resident)
-        cases: dict[str, tuple[Plan, str]] = {"everything resident, again": (resident, ""), "undelayed": (plan, ""), "copies delayed": (plan, "copies"), "copies run ahead": (plan, "computing")}
+        cases: dict[str, tuple[Plan, str]] = {
+            "everything resident, again": (resident, ""),
+            "undelayed": (plan, ""),
+            "copies delayed": (plan, "copies"),
+            "copies run ahead": (plan, "computing"),
+        }
         if cuda and name == next(reversed(PLANS)):
             cases["nobody waits for copies"] = (plan, "copies, nobody waits")
         for case, (which, delay) in cases.items():
@@ -161,7 +195,15 @@ def main() -> int:
 
 def replace_plan(plan: Plan, blocks: int) -> Plan:
     """The same operations with nothing to copy: every block resident, kept ones kept, activations on the device."""
-    return Plan(precision=plan.precision, resident=blocks, kept=plan.kept, stash="device", chunk=plan.chunk, slots=0, compiled=False)
+    return Plan(
+        precision=plan.precision,
+        resident=blocks,
+        kept=plan.kept,
+        stash="device",
+        chunk=plan.chunk,
+        slots=0,
+        compiled=False,
+    )
 
 
 if __name__ == "__main__":

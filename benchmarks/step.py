@@ -1,12 +1,13 @@
 """One training step of an expert of the real shape: a plain baseline and our plans, in one process on one card.
 
-    python -m benchmarks.step --json results.json                 (an NVIDIA card; 64 GiB of host RAM for the long clips)
+    python -m benchmarks.step --json results.json                 (an NVIDIA card; 64 GiB of host RAM for the long
+    clips)
     python -m benchmarks.step --tiny                              (the same code on the CPU, in seconds)
     python -m benchmarks.step --cases 41x512x512:streamed ...     (some cases only)
 
-Random weights, LoRA rank 16 on all ten linears, AdamW, batch 1. The baseline is what most trainers do: the diffusers model
-in eager mode, default SDPA, every block checkpointed, bf16, resident, LoRA by peft. Useful TFLOP/s counts forward and
-input-gradient work alone: 4 * 11.95e9 * T + 12 * T^2 * 5120 * 40 floating-point operations, no recompute.
+Random weights, LoRA rank 16 on all ten linears, AdamW, batch 1. The baseline is what most trainers do: the diffusers
+model in eager mode, default SDPA, every block checkpointed, bf16, resident, LoRA by peft. Useful TFLOP/s counts forward
+and input-gradient work alone: 4 * 11.95e9 * T + 12 * T^2 * 5120 * 40 floating-point operations, no recompute.
 """
 
 import argparse
@@ -58,9 +59,19 @@ PLANS: dict[str, dict[str, Any]] = {
     "streamed-chunked": {"stash": "host", "chunk": 8192, "vae_frames": 4},
 }
 DEFAULT = [
-    "41x512x512:baseline", "41x512x512:kept", "41x512x512:resident", "41x512x512:resident-20", "41x512x512:streamed-device", "41x512x512:streamed", "41x512x512:streamed-small",
-    "41x512x512:mixed", "41x768x768:mixed", "41x1024x1024:mixed", "81x480x832:streamed-chunked", "81x720x1280:streamed-chunked",
-]  # fmt: skip
+    "41x512x512:baseline",
+    "41x512x512:kept",
+    "41x512x512:resident",
+    "41x512x512:resident-20",
+    "41x512x512:streamed-device",
+    "41x512x512:streamed",
+    "41x512x512:streamed-small",
+    "41x512x512:mixed",
+    "41x768x768:mixed",
+    "41x1024x1024:mixed",
+    "81x480x832:streamed-chunked",
+    "81x720x1280:streamed-chunked",
+]
 
 
 @dataclass
@@ -114,7 +125,9 @@ def useful_tflop(tokens: int) -> float:
     return (4 * 11.95e9 * tokens + 12 * tokens**2 * 5120 * 40) / 1e12
 
 
-def inputs(bench: Bench, bucket: Bucket) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+def inputs(
+    bench: Bench, bucket: Bucket
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
     torch.manual_seed(1)
     x = torch.randn(1, 36, *bucket.latent, device=bench.device)
     text = torch.randn(1, 512, bench.config.get("text_dim", 4096), device=bench.device, dtype=bench.dtype)
@@ -133,7 +146,8 @@ def adamw(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def measure(bench: Bench, step: Callable[[], None]) -> dict[str, float]:
-    """Warm up (compilation, autotuning), then time the best of three, or one when it is long; peaks of the timed steps alone."""
+    """Warm up (compilation, autotuning), then time the best of three, or one when it is long; peaks of the timed steps
+    alone."""
     first = bench.seconds(step, 1)
     bench.restart_peaks()
     seconds = bench.seconds(step, 1)
@@ -162,7 +176,14 @@ def baseline(bench: Bench, bucket: Bucket) -> dict[str, float]:
     return measure(bench, step)
 
 
-def planned(bench: Bench, bucket: Bucket, plan: Plan, weights: Any, parameters: list[torch.nn.Parameter], kernels: attention.Attention) -> dict[str, float]:
+def planned(
+    bench: Bench,
+    bucket: Bucket,
+    plan: Plan,
+    weights: Any,
+    parameters: list[torch.nn.Parameter],
+    kernels: attention.Attention,
+) -> dict[str, float]:
     executor = StreamedExecutor(weights, Machinery(plan, kernels, weights.block_bytes, bench.device))
     optimizer = adamw(parameters)
     x, timestep, text, loss = inputs(bench, bucket)
@@ -181,7 +202,10 @@ def mixed_plan(bench: Bench, hardware: Hardware | None) -> Plan:
     """What the planner chooses on this card for a job of both experts whose clips are of three sizes."""
     if hardware is None:
         return Plan(resident=4, kept=1, also_kept=((96, 3),), compiled=False)
-    work = Workload(loads=tuple(Load(Bucket(41, side, side), 1, 1 / len(MIXED)) for side in MIXED), deterministic=bench.deterministic)
+    work = Workload(
+        loads=tuple(Load(Bucket(41, side, side), 1, 1 / len(MIXED)) for side in MIXED),
+        deterministic=bench.deterministic,
+    )
     return choose(work, hardware).plan
 
 
@@ -225,14 +249,32 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="toy sizes on the CPU")
     parser.add_argument("--precision", choices=typing.get_args(Precision), default="float8")
     parser.add_argument("--cases", nargs="*", default=DEFAULT, metavar="FxHxW:PLAN")
-    parser.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=True, help="attention's backward in a fixed order, as training.deterministic has it")
+    parser.add_argument(
+        "--deterministic",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="attention's backward in a fixed order, as training.deterministic has it",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     device = open_device("cpu" if args.tiny else "cuda")
-    bench = Bench(device, TINY if args.tiny else REAL, torch.float32 if args.tiny else torch.bfloat16, "none" if args.tiny else args.precision, args.deterministic)
+    bench = Bench(
+        device,
+        TINY if args.tiny else REAL,
+        torch.float32 if args.tiny else torch.bfloat16,
+        "none" if args.tiny else args.precision,
+        args.deterministic,
+    )
     if not args.tiny:
         print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}", flush=True)
-    kernels, why = attention.choose(device, tokens=11264, heads=bench.config.get("num_attention_heads", 40), width=bench.config.get("attention_head_dim", 128), dtype=bench.dtype, deterministic=bench.deterministic)
+    kernels, why = attention.choose(
+        device,
+        tokens=11264,
+        heads=bench.config.get("num_attention_heads", 40),
+        width=bench.config.get("attention_head_dim", 128),
+        dtype=bench.dtype,
+        deterministic=bench.deterministic,
+    )
     print(f"attention by {kernels.text}, {why}", flush=True)
 
     hardware = hardware_of(bench)
@@ -245,19 +287,42 @@ def main() -> int:
         frames, height, width = (int(v) for v in shape.split("x"))
         bucket = Bucket(frames, height, width) if not args.tiny else Bucket(5, 32, 48)
         bench.fresh()
-        torch.compiler.reset()  # code that an earlier case had for its one size would do for a plan that is compiled for any
+        # code that an earlier case had for its one size would do for a plan that is compiled for any
+        torch.compiler.reset()
         try:
             if name == "baseline":
-                row: dict[str, Any] = {"case": shape, "plan": "baseline: diffusers, eager, SDPA, checkpointed, bf16", **baseline(bench, bucket)}
+                row: dict[str, Any] = {
+                    "case": shape,
+                    "plan": "baseline: diffusers, eager, SDPA, checkpointed, bf16",
+                    **baseline(bench, bucket),
+                }
             else:
                 if weights is None:
                     start = time.perf_counter()
                     weights, named = expert("high_noise", bench.config, bench.precision, device, bench.dtype)
                     parameters = list(named.values())
-                    vae = AutoencoderKLWan(**({"base_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1} if args.tiny else {})).to(device, bench.dtype).eval()
-                    print(f"expert packed as {bench.precision} in {time.perf_counter() - start:.0f} s, {weights.layout.bytes / 2**20:.0f} MiB a block", flush=True)
-                plan = mixed_plan(bench, hardware) if name == "mixed" else Plan(precision=bench.precision, compiled=not args.tiny, **PLANS[name])
-                row = {"case": shape, "plan": f"{name}: {plan.text}", **planned(bench, bucket, plan, weights, parameters, kernels)}
+                    vae = (
+                        AutoencoderKLWan(
+                            **({"base_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1} if args.tiny else {})
+                        )
+                        .to(device, bench.dtype)
+                        .eval()
+                    )
+                    print(
+                        f"expert packed as {bench.precision} in {time.perf_counter() - start:.0f} s,"
+                        f" {weights.layout.bytes / 2**20:.0f} MiB a block",
+                        flush=True,
+                    )
+                plan = (
+                    mixed_plan(bench, hardware)
+                    if name == "mixed"
+                    else Plan(precision=bench.precision, compiled=not args.tiny, **PLANS[name])
+                )
+                row = {
+                    "case": shape,
+                    "plan": f"{name}: {plan.text}",
+                    **planned(bench, bucket, plan, weights, parameters, kernels),
+                }
                 bench.fresh()
                 row |= encoded(bench, bucket, plan, vae)
                 if hardware is not None:
@@ -281,11 +346,21 @@ def main() -> int:
 
 def show(row: dict[str, Any]) -> None:
     ratio = f"{row['ratio_to_baseline']:.2f}x" if row["ratio_to_baseline"] else "-"
-    outside = f", VAE {row['vae_seconds']:.2f} s (outside {row['outside_share']:.0%}, peak {row['vae_peak_gib']:.1f})" if "vae_seconds" in row else ""
-    told = f"; predicted {row['predicted_seconds']:.2f} s, {row['predicted_peak_gib']:.2f} GiB, VAE {row['predicted_vae_seconds']:.2f} s" if "predicted_seconds" in row else ""
+    outside = (
+        f", VAE {row['vae_seconds']:.2f} s (outside {row['outside_share']:.0%}, peak {row['vae_peak_gib']:.1f})"
+        if "vae_seconds" in row
+        else ""
+    )
+    told = (
+        f"; predicted {row['predicted_seconds']:.2f} s, {row['predicted_peak_gib']:.2f} GiB, VAE"
+        f" {row['predicted_vae_seconds']:.2f} s"
+        if "predicted_seconds" in row
+        else ""
+    )
     print(
-        f"{row['case']:>13} {row['plan']}: {row['seconds_per_step']:.3f} s/step, {ratio}, {row['useful_tflops']:.0f} TFLOP/s, peak {row['peak_gib']:.2f} GiB "
-        f"(reserved {row['reserved_gib']:.2f}, card {row['card_gib']:.2f}), host {row['host_gib']:.1f}, first {row['first_step_seconds']:.0f} s{outside}{told}",
+        f"{row['case']:>13} {row['plan']}: {row['seconds_per_step']:.3f} s/step, {ratio}, {row['useful_tflops']:.0f}"
+        f" TFLOP/s, peak {row['peak_gib']:.2f} GiB (reserved {row['reserved_gib']:.2f}, card {row['card_gib']:.2f}),"
+        f" host {row['host_gib']:.1f}, first {row['first_step_seconds']:.0f} s{outside}{told}",
         flush=True,
     )
 

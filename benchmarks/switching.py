@@ -1,12 +1,13 @@
 """What switching experts costs when both are streamed: the same steps with a switch after each, and with none.
 
-None stands for switch_every = 50: a run of STEPS steps of one expert, whose one switch, at its beginning, is a share of it larger than a fiftieth.
+None stands for switch_every = 50: a run of STEPS steps of one expert, whose one switch, at its beginning, is a share of
+it larger than a fiftieth.
 
     python -m benchmarks.switching --json switching.json          (an NVIDIA card, 48 GiB of RAM)
     python -m benchmarks.switching --tiny                         (the same code on the CPU)
 
-Two random experts of the real shape in pinned host memory, LoRA rank 16, AdamW, 41x512x512, all blocks streamed, activations on
-the host. The two orders take turns, so that a card that warms up or slows down does so for both.
+Two random experts of the real shape in pinned host memory, LoRA rank 16, AdamW, 41x512x512, all blocks streamed,
+activations on the host. The two orders take turns, so that a card that warms up or slows down does so for both.
 """
 
 import argparse
@@ -35,7 +36,12 @@ def main() -> int:
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     device = open_device("cpu" if args.tiny else "cuda")
-    bench = Bench(device, TINY if args.tiny else REAL, torch.float32 if args.tiny else torch.bfloat16, "none" if args.tiny else "float8")
+    bench = Bench(
+        device,
+        TINY if args.tiny else REAL,
+        torch.float32 if args.tiny else torch.bfloat16,
+        "none" if args.tiny else "float8",
+    )
     kernels, _ = attention.choose(device, tokens=11264, heads=40, width=128, dtype=bench.dtype, deterministic=True)
     plan = Plan(precision="none" if args.tiny else "float8", stash="host", compiled=not args.tiny)
     experts = [expert(name, bench.config, bench.precision, device, bench.dtype) for name in ("high_noise", "low_noise")]
@@ -60,8 +66,17 @@ def main() -> int:
     for turn in range(ROUNDS):
         every.append(steps([0, 1] * (STEPS // 2)))
         never.append(steps([turn % 2] * STEPS))
-    row = {"case": "41x512x512 switching", "plan": plan.text, "seconds_every_1": median(every), "seconds_every_50": median(never), "ratio": median(every) / median(never)}
-    print(f"{row['plan']}: {row['seconds_every_1']:.4f} s/step with switch_every 1, {row['seconds_every_50']:.4f} without a switch (as with 50): {row['ratio']:.3f}x")
+    row = {
+        "case": "41x512x512 switching",
+        "plan": plan.text,
+        "seconds_every_1": median(every),
+        "seconds_every_50": median(never),
+        "ratio": median(every) / median(never),
+    }
+    print(
+        f"{row['plan']}: {row['seconds_every_1']:.4f} s/step with switch_every 1, {row['seconds_every_50']:.4f} without"
+        f" a switch (as with 50): {row['ratio']:.3f}x"
+    )
     if args.json:
         args.json.write_text(json.dumps([row], indent=1))
     return 0

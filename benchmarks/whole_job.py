@@ -1,11 +1,12 @@
 """Whole jobs of the real shape on one card: load, train, checkpoint, preview, under several caps of the card's memory.
 
-    python -m benchmarks.whole_job --dir /dev/shm/wl --json whole.json          (an NVIDIA card, 100 GiB of RAM, 35 GiB of disk)
+    python -m benchmarks.whole_job --dir /dev/shm/wl --json whole.json          (an NVIDIA card, 100 GiB of RAM, 35 GiB
+    of disk)
     python -m benchmarks.whole_job --tiny --dir /tmp/wl                          (the same code on the CPU)
 
-Writes a base of random weights (both experts are the same files, linked), a text encoder that is only as wide as the real one,
-and clips; then runs `python -m engine` once per cap. Both experts train, switch_every 1, with previews of 41 frames at 768 x 768 at
-the end. The first job quantizes and fills the weight cache; the others start from it.
+Writes a base of random weights (both experts are the same files, linked), a text encoder that is only as wide as the
+real one, and clips; then runs `python -m engine` once per cap. Both experts train, switch_every 1, with previews of 41
+frames at 768 x 768 at the end. The first job quantizes and fills the weight cache; the others start from it.
 """
 
 import argparse
@@ -83,11 +84,22 @@ def write_job(folder: Path, base: Path, name: str, args: argparse.Namespace) -> 
 
     Image.new("RGB", (preview, preview), (90, 120, 60)).save(folder / "control.png")
     job = Job(
-        job=JobPanel(name=name), model=ModelPanel(path=str(base)), multistage=MultistagePanel(switch_every=args.switch_every),
-        save=SavePanel(every=args.steps), training=TrainingPanel(steps=args.steps, deterministic=args.deterministic),
+        job=JobPanel(name=name),
+        model=ModelPanel(path=str(base)),
+        multistage=MultistagePanel(switch_every=args.switch_every),
+        save=SavePanel(every=args.steps),
+        training=TrainingPanel(steps=args.steps, deterministic=args.deterministic),
         datasets=[DatasetPanel(path="clips", num_frames=frames, resolutions=[side], sampling="realtime")],
-        sample=SamplePanel(every=0, first=False, width=preview, height=preview, num_frames=frames, steps=args.preview_steps, prompts=[PromptPanel(prompt="a red square", ctrl_img="control.png")]),
-    )  # fmt: skip
+        sample=SamplePanel(
+            every=0,
+            first=False,
+            width=preview,
+            height=preview,
+            num_frames=frames,
+            steps=args.preview_steps,
+            prompts=[PromptPanel(prompt="a red square", ctrl_img="control.png")],
+        ),
+    )
     path = folder / f"{name}.toml"
     save_job(job, path)
     return path
@@ -96,7 +108,14 @@ def write_job(folder: Path, base: Path, name: str, args: argparse.Namespace) -> 
 def summary(run: Path, began: float, cap: str) -> dict[str, Any]:
     events = [e for e, _ in read_events(run / "events.jsonl")]
     steps = [e for e in events if e.kind == "step"]
-    found: dict[str, Any] = {"case": "whole job", "cap_gib": cap, "end": events[-1].kind, "cause": events[-1].data.get("cause", ""), "plan": "", "replanned": [e.data["new"] for e in events if e.kind == "replanned"]}
+    found: dict[str, Any] = {
+        "case": "whole job",
+        "cap_gib": cap,
+        "end": events[-1].kind,
+        "cause": events[-1].data.get("cause", ""),
+        "plan": "",
+        "replanned": [e.data["new"] for e in events if e.kind == "replanned"],
+    }
     found["findings"] = [e.data["message"] for e in events if e.kind == "finding" and e.data["severity"] != "advice"]
     for event in events:
         if event.kind == "started":
@@ -124,7 +143,12 @@ def main() -> int:
     parser.add_argument("--side", type=int, default=512)
     parser.add_argument("--switch-every", type=int, default=1)
     parser.add_argument("--preview-steps", type=int, default=4)
-    parser.add_argument("--deterministic", action=argparse.BooleanOptionalAction, default=True, help="attention's backward in a fixed order")
+    parser.add_argument(
+        "--deterministic",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="attention's backward in a fixed order",
+    )
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
@@ -142,7 +166,11 @@ def main() -> int:
         began = time.time()
         command = [sys.executable, "-m", "engine", str(path), *([] if cap == "none" else ["--vram", cap])]
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-        row = {"exit": done.returncode, "seconds": time.time() - began, **summary(args.dir / "runs" / path.stem, began, cap)}
+        row = {
+            "exit": done.returncode,
+            "seconds": time.time() - began,
+            **summary(args.dir / "runs" / path.stem, began, cap),
+        }
         rows.append(row)
         print(json.dumps(row, indent=1), flush=True)
         if done.returncode:

@@ -12,9 +12,22 @@ from presets.errors import UserError
 
 def main(argv: list[str] | None = None) -> int:
     """Exit 0 when asked to end, 1 when it could not serve."""
-    parser = argparse.ArgumentParser(prog="python -m daemon", description="Queue, launch and watch training jobs. Ends on SIGTERM or Ctrl-C; trainers go on.")
-    parser.add_argument("--dir", type=Path, help="directory for the sockets and the job table, instead of the user's own")
-    parser.add_argument("--trainer", nargs=argparse.REMAINDER, metavar="ARG", help="the command that trains a job, for tests and other launchers; takes all that follows, and is given JOB --out DIR [--resume [--from STEP] [--accept-changes]]")
+    parser = argparse.ArgumentParser(
+        prog="python -m daemon",
+        description="Queue, launch and watch training jobs. Ends on SIGTERM or Ctrl-C; trainers go on.",
+    )
+    parser.add_argument(
+        "--dir", type=Path, help="directory for the sockets and the job table, instead of the user's own"
+    )
+    parser.add_argument(
+        "--trainer",
+        nargs=argparse.REMAINDER,
+        metavar="ARG",
+        help=(
+            "the command that trains a job, for tests and other launchers; takes all that follows, and is given JOB"
+            " --out DIR [--resume [--from STEP] [--accept-changes]]"
+        ),
+    )
     options = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:

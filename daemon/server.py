@@ -78,7 +78,11 @@ class Server:
         try:
             self._sockets.settle()
         except (OSError, zmq.ZMQError) as e:
-            raise UserError(f"no folder for the sockets can be had: {e}", where=str(self._places.runtime), fix="Name a directory of your own with --dir") from None
+            raise UserError(
+                f"no folder for the sockets can be had: {e}",
+                where=str(self._places.runtime),
+                fix="Name a directory of your own with --dir",
+            ) from None
         tasks = [asyncio.create_task(work) for work in (self._requests(), self._subscriptions(), self._time())]
         waiting = asyncio.create_task(end.wait())
         try:
@@ -96,7 +100,8 @@ class Server:
     # --- requests ---------------------------------------------------------------------------------------------
 
     async def _requests(self) -> None:
-        """A client's requests are answered in the order in which they came; one that waits for a disk holds up no other client."""
+        """A client's requests are answered in the order in which they came; one that waits for a disk holds up no other
+        client."""
         while True:
             client, *frames = await self._router.recv_multipart()
             lane = self._lanes.get(client)
@@ -108,7 +113,9 @@ class Server:
             elif len(lane) < LANE:
                 lane.append(frames)
             else:
-                await self._send(client, _refused(frames, "too many requests at once", "Wait for an answer before the next request"))
+                await self._send(
+                    client, _refused(frames, "too many requests at once", "Wait for an answer before the next request")
+                )
             await asyncio.sleep(0)  # a flood of requests must not keep the beat from its turn
 
     async def _serve(self, client: bytes) -> None:
@@ -143,7 +150,11 @@ class Server:
             return await self._service.reply(request)
         except Exception as e:  # a bug of ours: it must not take the other clients' daemon away
             log.exception("request failed")
-            return _refused(frames, f"the daemon failed on this request: {type(e).__name__} {e}", f"Please report it, with {self._places.log}")
+            return _refused(
+                frames,
+                f"the daemon failed on this request: {type(e).__name__} {e}",
+                f"Please report it, with {self._places.log}",
+            )
 
     def _to_other_version(self, envelope: Envelope, frames: list[bytes]) -> bytes:
         """Enough for another version to know us and to end us; the rest is refused."""
@@ -151,7 +162,9 @@ class Server:
             request = any_version_decoder.decode(frames[0])
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return encode(Reply(id=envelope.id[:MAX_ID], answer=_other_version(envelope.version)))
-        return encode(Reply(version=request.version, id=request.id[:MAX_ID], answer=self._service.stable(request.command)))
+        return encode(
+            Reply(version=request.version, id=request.id[:MAX_ID], answer=self._service.stable(request.command))
+        )
 
     # --- feed -------------------------------------------------------------------------------------------------
 
@@ -184,10 +197,14 @@ class Server:
             await asyncio.sleep(TICK)
 
     def _keep_place(self) -> None:
-        """Stay reachable, and end when the state directory is gone, and the lock with it: the next daemon may be at work there
-        already. Raises UserError."""
+        """Stay reachable, and end when the state directory is gone, and the lock with it: the next daemon may be at
+        work there already. Raises UserError."""
         if not self._lock.is_in_place():
-            raise UserError("the state directory was removed while the daemon ran, and its job table with it", where=str(self._places.state), fix="Trainers go on; their run folders are whole")
+            raise UserError(
+                "the state directory was removed while the daemon ran, and its job table with it",
+                where=str(self._places.state),
+                fix="Trainers go on; their run folders are whole",
+            )
         try:
             self._sockets.settle()
         except (OSError, UserError, zmq.ZMQError) as e:
@@ -203,5 +220,12 @@ def _refused(frames: list[bytes], what: str, fix: str = "") -> bytes:
 
 
 def _other_version(version: int) -> Answer:
-    older = "this client: upgrade wanlora there" if version < PROTOCOL_VERSION else "the daemon: upgrade wanlora where it runs, then `wanlora daemon stop` and `wanlora daemon start`"
-    return Refused(f"this client speaks protocol version {version}, the daemon version {PROTOCOL_VERSION}", f"The older one is {older}")
+    older = (
+        "this client: upgrade wanlora there"
+        if version < PROTOCOL_VERSION
+        else "the daemon: upgrade wanlora where it runs, then `wanlora daemon stop` and `wanlora daemon start`"
+    )
+    return Refused(
+        f"this client speaks protocol version {version}, the daemon version {PROTOCOL_VERSION}",
+        f"The older one is {older}",
+    )

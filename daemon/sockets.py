@@ -1,4 +1,5 @@
-"""The daemon's two sockets, in a folder that only its owner may enter, and the way back when somebody takes that folder away."""
+"""The daemon's two sockets, in a folder that only its owner may enter, and the way back when somebody takes that folder
+away."""
 
 import logging
 import os
@@ -50,11 +51,12 @@ class Sockets:
         return found
 
     def settle(self) -> None:
-        """Be reachable, in the wanted folder if it can be had, else in a spare one, and tell it in the lock. To be called again and again.
+        """Be reachable, in the wanted folder if it can be had, else in a spare one, and tell it in the lock. To be
+        called again and again.
 
-        A login manager takes the runtime directory away when its user logs out, and only it can make another; somebody else
-        may have been first in /tmp. Connections that are open stay open in any case. Raises OSError, UserError or zmq.ZMQError
-        when no folder at all can be had.
+        A login manager takes the runtime directory away when its user logs out, and only it can make another; somebody
+        else may have been first in /tmp. Connections that are open stay open in any case. Raises OSError, UserError or
+        zmq.ZMQError when no folder at all can be had.
         """
         for folder in self._folders:
             try:
@@ -75,7 +77,9 @@ class Sockets:
     def _serves(self, folder: Path) -> bool:
         """Whether the sockets there are still ours."""
         here = Places(folder, self.at.state)
-        if folder not in self._bound or [_address(here.control), _address(here.feed)] != [address for _, _, address in self._bound[folder]]:
+        if folder not in self._bound or [_address(here.control), _address(here.feed)] != [
+            address for _, _, address in self._bound[folder]
+        ]:
             return False
         make_private(folder)
         return True
@@ -94,7 +98,8 @@ class Sockets:
         bound: list[Bound] = []
         try:
             for sock, path in ((self.router, here.control), (self.feed, here.feed)):
-                # Under a name of its own first: the end of a socket removes that name, later than asked for and whoever has it by then.
+                # Under a name of its own first: the end of a socket removes that name, later than asked for and whoever
+                # has it by then.
                 first = folder / secrets.token_hex(len(path.name) // 2)
                 sock.bind(endpoint(first))
                 bound.append((sock, first, _address(first)))

@@ -1,6 +1,8 @@
-"""Trains one job: clips -> latents -> noise, timestep, expert -> prediction -> loss -> gradient -> checkpoint, sample, event."""
+"""Trains one job: clips -> latents -> noise, timestep, expert -> prediction -> loss -> gradient -> checkpoint, sample,
+event."""
 
 import logging
 
-# Where bitsandbytes is installed, diffusers imports it, and on some CPUs it says that a 4-bit product is missing which nothing here asks for.
+# Where bitsandbytes is installed, diffusers imports it, and on some CPUs it says that a 4-bit product is missing which
+# nothing here asks for.
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -35,13 +35,21 @@ LOCK_FILE = ".lock"
 
 
 def run_job(
-    job_path: Path, out: Path | None, *, resume: bool, from_step: int | None = None, accept_changes: bool = False, workers: int | None = None,
-    device: str | None = None, vram_gib: float | None = None,
-) -> int:  # fmt: skip
-    """Train the job at `job_path` into OUT/NAME and return the exit code. User errors are printed and logged, never raised.
+    job_path: Path,
+    out: Path | None,
+    *,
+    resume: bool,
+    from_step: int | None = None,
+    accept_changes: bool = False,
+    workers: int | None = None,
+    device: str | None = None,
+    vram_gib: float | None = None,
+) -> int:
+    """Train the job at `job_path` into OUT/NAME and return the exit code. User errors are printed and logged, never
+    raised.
 
-    `resume` goes on from the newest checkpoint, or back to that of `from_step`; with `accept_changes` also when the run is no longer
-    the one that was begun. `vram_gib` caps the card's memory.
+    `resume` goes on from the newest checkpoint, or back to that of `from_step`; with `accept_changes` also when the run
+    is no longer the one that was begun. `vram_gib` caps the card's memory.
     """
     try:
         job = load_job(job_path)
@@ -51,42 +59,85 @@ def run_job(
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun's own variable
             raise UserError("this version trains a job on one GPU", where="job.gpus", fix="Set job.gpus to one GPU")
         if resume and not holds_a_run(folder):
-            raise UserError("no run lies here that could be resumed", where=str(folder), fix="Start it without --resume, or name the folder that its run folder lies in with --out")
+            raise UserError(
+                "no run lies here that could be resumed",
+                where=str(folder),
+                fix="Start it without --resume, or name the folder that its run folder lies in with --out",
+            )
         make_folder(folder)
         with locked(folder):
             if not resume and ((folder / JOB_FILE).exists() or checkpoint_folders(folder)):
-                raise UserError("this folder already holds a run", where=str(folder), fix="Continue it with --resume, or give the job another name")
-            begin = find_begin(folder, job, base_dir, from_step=from_step, accept=accept_changes) if resume else Begin(job=job)
+                raise UserError(
+                    "this folder already holds a run",
+                    where=str(folder),
+                    fix="Continue it with --resume, or give the job another name",
+                )
+            begin = (
+                find_begin(folder, job, base_dir, from_step=from_step, accept=accept_changes)
+                if resume
+                else Begin(job=job)
+            )
             return _train_in(folder, begin, base_dir, workers=workers, device=device, vram_gib=vram_gib)
     except UserError as e:
         print(f"wanlora: {without_secrets(str(e))}", file=sys.stderr)
         return FAILED
     except OSError as e:
-        print(f"wanlora: {e.filename or job_path}: {e.strerror}. Choose a place you can write to with --out", file=sys.stderr)
+        print(
+            f"wanlora: {e.filename or job_path}: {e.strerror}. Choose a place you can write to with --out",
+            file=sys.stderr,
+        )
         return FAILED
 
 
-def _train_in(folder: Path, begin: Begin, base_dir: Path, *, workers: int | None, device: str | None, vram_gib: float | None) -> int:
+def _train_in(
+    folder: Path, begin: Begin, base_dir: Path, *, workers: int | None, device: str | None, vram_gib: float | None
+) -> int:
     with Console() as console:
         log = EventLog(folder, listener=console.show)
         try:
             if log.damaged:
-                log.emit("log", level="warning", text=f"{log.damaged} lines of {log.path.name} are damaged and were passed over; is the disk failing?")
+                log.emit(
+                    "log",
+                    level="warning",
+                    text=(
+                        f"{log.damaged} lines of {log.path.name} are damaged and were passed over; is the disk failing?"
+                    ),
+                )
             return _attempt(folder, begin, base_dir, log, workers=workers, device=device, vram_gib=vram_gib)
         except UserError as e:
-            log.emit("failed", cause=without_secrets(sentences(f"{e.where}: {e.what}" if e.where else e.what)), next=without_secrets(sentences(e.fix)))
+            log.emit(
+                "failed",
+                cause=without_secrets(sentences(f"{e.where}: {e.what}" if e.where else e.what)),
+                next=without_secrets(sentences(e.fix)),
+            )
         except Exception as e:
             print(without_secrets(traceback.format_exc()), file=sys.stderr)
             kept = ". The last checkpoint can be resumed" if checkpoint_folders(folder) else ""
-            log.emit("failed", cause=without_secrets(f"{type(e).__name__}: {e}"), next=f"This is a bug in wanlora; the log holds the details{kept}")
+            log.emit(
+                "failed",
+                cause=without_secrets(f"{type(e).__name__}: {e}"),
+                next=f"This is a bug in wanlora; the log holds the details{kept}",
+            )
         finally:
             if not log.flush():
-                print(f"wanlora: the disk is full: the last {log.waiting} events could not be written to {log.path}", file=sys.stderr)
+                print(
+                    f"wanlora: the disk is full: the last {log.waiting} events could not be written to {log.path}",
+                    file=sys.stderr,
+                )
             log.close()
     return FAILED
 
 
-def _attempt(folder: Path, begin: Begin, base_dir: Path, log: EventLog, *, workers: int | None, device: str | None, vram_gib: float | None) -> int:
+def _attempt(
+    folder: Path,
+    begin: Begin,
+    base_dir: Path,
+    log: EventLog,
+    *,
+    workers: int | None,
+    device: str | None,
+    vram_gib: float | None,
+) -> int:
     control = Control(folder, tell=log.finding)
     control.listen()
     log.phase("loading", 0, 1, "checking the job")
@@ -98,7 +149,10 @@ def _attempt(folder: Path, begin: Begin, base_dir: Path, log: EventLog, *, worke
     for finding in findings:
         log.finding(finding)
     if errors := [f for f in findings if f.severity == "error"]:
-        raise UserError(_summary(errors), fix=errors[0].fix if len(errors) == 1 else "Fix them, as wanlora check says for each, then start again")
+        raise UserError(
+            _summary(errors),
+            fix=errors[0].fix if len(errors) == 1 else "Fix them, as wanlora check says for each, then start again",
+        )
     if not (folder / JOB_FILE).exists():
         save_job(absolute_paths(job, base_dir), folder / JOB_FILE)
         fsync(folder)
@@ -127,32 +181,61 @@ def _attempt(folder: Path, begin: Begin, base_dir: Path, log: EventLog, *, worke
                 require_gpu(opened, facts.machine)  # before anything is downloaded or packed
             return _run(begin, facts, folder, log, control, device=opened, workers=workers, vram=vram)
     except StopWished as e:
-        log.emit("stopped", step=begin.step, path=str(begin.checkpoint.relative_to(folder)) if begin.checkpoint else "", why=f"{e} while loading; nothing was lost")
+        log.emit(
+            "stopped",
+            step=begin.step,
+            path=str(begin.checkpoint.relative_to(folder)) if begin.checkpoint else "",
+            why=f"{e} while loading; nothing was lost",
+        )
         return RESUMABLE
     except torch.OutOfMemoryError as e:
-        raise UserError(f"the GPU ran out of memory outside a training step: {str(e).splitlines()[0]}", where="job.gpus", fix=KNOBS) from e
+        raise UserError(
+            f"the GPU ran out of memory outside a training step: {str(e).splitlines()[0]}", where="job.gpus", fix=KNOBS
+        ) from e
 
 
-def _run(begin: Begin, facts: Facts, folder: Path, log: EventLog, control: Control, *, device: Any, workers: int | None, vram: int | None) -> int:
+def _run(
+    begin: Begin,
+    facts: Facts,
+    folder: Path,
+    log: EventLog,
+    control: Control,
+    *,
+    device: Any,
+    workers: int | None,
+    vram: int | None,
+) -> int:
     from engine.training.setup import prepare
     from engine.training.trainer import train
 
-    run = prepare(begin.job, facts, folder, log, device=device, workers=default_workers() if workers is None else workers, begin=begin, control=control, vram=vram)
+    run = prepare(
+        begin.job,
+        facts,
+        folder,
+        log,
+        device=device,
+        workers=default_workers() if workers is None else workers,
+        begin=begin,
+        control=control,
+        vram=vram,
+    )
     with run.loader:
         outcome = train(run, control)
     return DONE if outcome.done else RESUMABLE
 
 
 def use_gpus(job: Job, facts: Facts) -> None:
-    """From now on CUDA sees the job's GPUs alone, the first of them first. To be called before anything asks CUDA what there is,
-    which some packages do while they are imported; afterwards it has no effect."""
+    """From now on CUDA sees the job's GPUs alone, the first of them first. To be called before anything asks CUDA what
+    there is, which some packages do while they are imported; afterwards it has no effect."""
     gpus = sorted(used_gpus(job, facts), key=lambda gpu: job.job.gpus.index(gpu.index))
     if gpus:
         os.environ.update(shown_to_cuda({gpu.index: gpu.uuid for gpu in gpus}))
 
 
 def _summary(errors: list[Finding]) -> str:
-    return f"{len(errors)} error{'s' if len(errors) > 1 else ''} in the job: " + "; ".join(f"{f.field}: {f.message}" for f in errors)
+    return f"{len(errors)} error{'s' if len(errors) > 1 else ''} in the job: " + "; ".join(
+        f"{f.field}: {f.message}" for f in errors
+    )
 
 
 def holds_a_run(folder: Path) -> bool:
@@ -176,7 +259,7 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError("another trainer is running in this folder", where=str(folder), fix="Wait for it, or stop it first") from None
+            raise UserError(
+                "another trainer is running in this folder", where=str(folder), fix="Wait for it, or stop it first"
+            ) from None
         yield
-
-

@@ -23,7 +23,8 @@ class JobError(UserError):
 
 
 class ClipError(UserError):
-    """A file that cannot serve as a clip. `code` is its finding's: `not-a-video`, `clip-unreadable` or `clip-size-changes`."""
+    """A file that cannot serve as a clip. `code` is its finding's: `not-a-video`, `clip-unreadable` or
+    `clip-size-changes`."""
 
     def __init__(self, what: str, *, code: str, where: str = "", fix: str = "") -> None:
         self.code = code

@@ -1,4 +1,5 @@
-"""Names of files that are not UTF-8, as old disks, archives and other systems leave them. Nothing that is stored or sent can hold one.
+"""Names of files that are not UTF-8, as old disks, archives and other systems leave them. Nothing that is stored or
+sent can hold one.
 
 Python reads the odd bytes of such a name as lone surrogates (PEP 383), which no encoder takes.
 """
@@ -32,7 +33,8 @@ def advice(path: Path) -> str:
 
 
 def rename_command(path: Path) -> str:
-    """What to type in bash to give a file or folder a name that is UTF-8: the one it had if it was written as most Western systems did."""
+    """What to type in bash to give a file or folder a name that is UTF-8: the one it had if it was written as most
+    Western systems did."""
     raw = path.name.encode("utf-8", "surrogateescape")
     try:
         name = raw.decode("cp1252")

@@ -22,10 +22,19 @@ class Finding(Struct, kw_only=True, frozen=True):
 
 
 def of_job_error(error: JobError) -> list[Finding]:
-    """The problems of a job file that cannot be read, one finding each; its field is the key, or the file when it is no TOML."""
+    """The problems of a job file that cannot be read, one finding each; its field is the key, or the file when it is no
+    TOML."""
     found = []
     for problem in error.problems:
         key, _, rest = problem.partition(": ")
         field, message = (key, rest) if rest and " " not in key else (error.where, problem)
-        found.append(Finding(code="job-file", severity="error", field=field, message=message, fix=error.fix or "Correct it in the job file"))
+        found.append(
+            Finding(
+                code="job-file",
+                severity="error",
+                field=field,
+                message=message,
+                fix=error.fix or "Correct it in the job file",
+            )
+        )
     return found

@@ -54,7 +54,8 @@ class Look:
         self.done, self.total = 0, len(items)
         waiting: SimpleQueue[int] = SimpleQueue()
         answers: SimpleQueue[tuple[int, R]] = SimpleQueue()
-        raised: list[BaseException] = []  # told to the caller, whose thread it is meant for; an answer may be an error too, given and not raised
+        # told to the caller, whose thread it is meant for; an answer may be an error too, given and not raised
+        raised: list[BaseException] = []
 
         def work() -> None:
             while not self.ended:

@@ -13,12 +13,16 @@ def sentences(*parts: str) -> str:
     """
     texts = [text for part in parts if (text := part.strip())]
     open_end = bool(texts and _COMMAND.search(texts[-1]))
-    return " ".join(t if _ENDED.search(t) or (open_end and i == len(texts)) else f"{t}." for i, t in enumerate(texts, 1))
+    return " ".join(
+        t if _ENDED.search(t) or (open_end and i == len(texts)) else f"{t}." for i, t in enumerate(texts, 1)
+    )
 
 
 def human(size: float) -> str:
     """Bytes for a person: `1.8 GiB`, `310 MiB`, `12 KiB`."""
     for unit, power in (("GiB", 3), ("MiB", 2)):
         if size >= 1024**power:
-            return f"{size / 1024**power:.1f} {unit}" if size < 100 * 1024**power else f"{size / 1024**power:.0f} {unit}"
+            return (
+                f"{size / 1024**power:.1f} {unit}" if size < 100 * 1024**power else f"{size / 1024**power:.0f} {unit}"
+            )
     return f"{size / 1024:.0f} KiB"

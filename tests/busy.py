@@ -1,4 +1,5 @@
-"""The whole suite on a busy machine: `python -m tests.busy [--loops N] [pytest's arguments]` keeps N processes computing beside it.
+"""The whole suite on a busy machine: `python -m tests.busy [--loops N] [pytest's arguments]` keeps N processes
+computing beside it.
 
 What fails here and not on a quiet machine waits for a time instead of a condition (tests/helpers/waiting.py).
 """
@@ -35,7 +36,10 @@ def main() -> int:
         for loop in loops:
             loop.kill()
             loop.wait()
-    print(f"{args.loops} busy loops on {os.cpu_count()} cores, load up to {max(loads):.1f}: pytest gave {code} after {(time.monotonic() - began) / 60:.1f} minutes")
+    print(
+        f"{args.loops} busy loops on {os.cpu_count()} cores, load up to {max(loads):.1f}: pytest gave {code} after"
+        f" {(time.monotonic() - began) / 60:.1f} minutes"
+    )
     return code
 
 

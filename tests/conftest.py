@@ -1,4 +1,5 @@
-"""What tests of several floors share: a user's own home that nobody else's files reach, and the demo's clips with their tiny base."""
+"""What tests of several floors share: a user's own home that nobody else's files reach, and the demo's clips with their
+tiny base."""
 
 import gc
 import os
@@ -11,12 +12,24 @@ from pathlib import Path
 
 import pytest
 
-# One thread each, in this process and in all that it starts: several tests and trainers share few cores, and their threads would wait for each other, spinning.
-os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"), "1")
+# One thread each, in this process and in all that it starts: several tests and trainers share few cores, and their
+# threads would wait for each other, spinning.
+os.environ |= dict.fromkeys(
+    (
+        "OMP_NUM_THREADS",
+        "MKL_NUM_THREADS",
+        "OPENBLAS_NUM_THREADS",
+        "RAYON_NUM_THREADS",
+        "TORCHINDUCTOR_COMPILE_THREADS",
+    ),
+    "1",
+)
 
-os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # nobody answers there: what asks the Hub is told so at once, and no test goes out
+# nobody answers there: what asks the Hub is told so at once, and no test goes out
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"
 
-# A shell that puts us into the background ignores them for us and all that we start (nohup the second), and tests send them.
+# A shell that puts us into the background ignores them for us and all that we start (nohup the second), and tests send
+# them.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
@@ -45,7 +58,8 @@ def visible_gpus() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `wanlora demo --prepare` writes: clips, clips_control, base, job.toml. Not to be changed: copy what a test trains on."""
+    """What `wanlora demo --prepare` writes: clips, clips_control, base, job.toml. Not to be changed: copy what a test
+    trains on."""
     folder = tmp_path_factory.mktemp("demo")
     said = wanlora("demo", "--prepare", folder, cwd=folder)
     assert said.returncode == 0, said.stderr
@@ -69,7 +83,9 @@ def processes_under(home: Path) -> dict[int, str]:
         if entry.name.isdigit():
             try:
                 if mark in Path(entry.path, "environ").read_bytes().split(b"\0"):
-                    found[int(entry.name)] = Path(entry.path, "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                    found[int(entry.name)] = (
+                        Path(entry.path, "cmdline").read_bytes().replace(b"\0", b" ").decode().strip()
+                    )
             except OSError:  # it has ended meanwhile, or is another user's
                 continue
     return {pid: command for pid, command in found.items() if command}  # one without a command line is a zombie
@@ -77,13 +93,20 @@ def processes_under(home: Path) -> dict[int, str]:
 
 @pytest.fixture
 def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A fresh user: empty home, XDG folders and runtime directory. Their daemon and all it started are ended with the test.
+    """A fresh user: empty home, XDG folders and runtime directory. Their daemon and all it started are ended with the
+    test.
 
     Its path is short, because the path of a socket may have 107 bytes.
     """
     folder = Path(tempfile.mkdtemp(prefix="wl", dir="/tmp"))
     monkeypatch.setenv("HOME", str(folder))
-    for name, place in {"RUNTIME_DIR": "run", "STATE_HOME": "state", "CONFIG_HOME": "config", "CACHE_HOME": "cache", "DATA_HOME": "data"}.items():
+    for name, place in {
+        "RUNTIME_DIR": "run",
+        "STATE_HOME": "state",
+        "CONFIG_HOME": "config",
+        "CACHE_HOME": "cache",
+        "DATA_HOME": "data",
+    }.items():
         (folder / place).mkdir(mode=0o700)
         monkeypatch.setenv(f"XDG_{name}", str(folder / place))
     try:
@@ -98,7 +121,8 @@ def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 @pytest.fixture
 def terminal(home: Path) -> Iterator[Callable[..., Terminal]]:
-    """`terminal("attach", cwd=..., size=...)`: the installed `wanlora` on a terminal of its own, as the user of `home`."""
+    """`terminal("attach", cwd=..., size=...)`: the installed `wanlora` on a terminal of its own, as the user of
+    `home`."""
     opened: list[Terminal] = []
 
     def open_terminal(*args: str, cwd: Path, size: tuple[int, int] = (80, 24)) -> Terminal:
@@ -135,6 +159,7 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: collecting garbage, which the trainer does whenever it plans anew, need not look through it."""
+    """What is imported by now stays: collecting garbage, which the trainer does whenever it plans anew, need not look
+    through it."""
     gc.collect()
     gc.freeze()

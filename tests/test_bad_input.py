@@ -1,4 +1,5 @@
-"""Bad input: one clear error that says what, where and how to mend it; exit code 1, no traceback, nothing trained, nothing of the user's touched.
+"""Bad input: one clear error that says what, where and how to mend it; exit code 1, no traceback, nothing trained,
+nothing of the user's touched.
 
 Every case goes through the real commands, in processes of their own.
 """
@@ -64,11 +65,24 @@ def sound(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Path:
     write_image(folder / "control.png")
     shutil.copytree(prepared / "base", folder / "base")
     job = Job(
-        job=JobPanel(name=NAME, trigger="frung"), model=ModelPanel(path="base"), quantization=QuantizationPanel(text_encoder="none"), multistage=MultistagePanel(switch_every=1),
-        target=TargetPanel(rank=2), save=SavePanel(every=2), training=TrainingPanel(steps=2, optimizer="adamw"),
+        job=JobPanel(name=NAME, trigger="frung"),
+        model=ModelPanel(path="base"),
+        quantization=QuantizationPanel(text_encoder="none"),
+        multistage=MultistagePanel(switch_every=1),
+        target=TargetPanel(rank=2),
+        save=SavePanel(every=2),
+        training=TrainingPanel(steps=2, optimizer="adamw"),
         datasets=[DatasetPanel(path="clips", num_frames=41, resolutions=[64])],
-        sample=SamplePanel(every=2, width=64, height=48, steps=1, num_frames=41, first=False, prompts=[PromptPanel(prompt="[trigger], orbit", ctrl_img="control.png")]),
-    )  # fmt: skip
+        sample=SamplePanel(
+            every=2,
+            width=64,
+            height=48,
+            steps=1,
+            num_frames=41,
+            first=False,
+            prompts=[PromptPanel(prompt="[trigger], orbit", ctrl_img="control.png")],
+        ),
+    )
     save_job(job, folder / "job.toml")
     return folder
 
@@ -79,10 +93,17 @@ def work(sound: Path, tmp_path: Path) -> Path:
 
 
 def settings(work: Path, **panels: dict[str, object]) -> None:
-    """Change the job file as a user does, without anybody checking it. Panels of the first dataset: `datasets`; of the first prompt: `prompt`."""
+    """Change the job file as a user does, without anybody checking it. Panels of the first dataset: `datasets`; of the
+    first prompt: `prompt`."""
     document = tomlkit.parse((work / "job.toml").read_text())
     for panel, values in panels.items():
-        table = document["datasets"][0] if panel == "datasets" else document["sample"]["prompts"][0] if panel == "prompt" else document[panel]
+        table = (
+            document["datasets"][0]
+            if panel == "datasets"
+            else document["sample"]["prompts"][0]
+            if panel == "prompt"
+            else document[panel]
+        )
         for key, value in values.items():
             table[key] = value
     (work / "job.toml").write_text(tomlkit.dumps(document))
@@ -92,7 +113,9 @@ def contents(folder: Path) -> dict[str, str]:
     """Path -> digest of every file below a folder; folders and links too."""
     found = {}
     for path in sorted(folder.rglob("*")):
-        found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        found[str(path.relative_to(folder))] = (
+            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "folder"
+        )
     return found
 
 
@@ -136,7 +159,14 @@ def damaged_in_the_middle(work: Path) -> None:
         stream = out.add_stream_from_template(source.streams.video[0])
         for i, packet in enumerate(p for p in source.demux(source.streams.video[0]) if p.size):
             other = av.Packet(bytes(packet) if i != 20 else bytes(packet)[:4] + bytes(packet.size - 4))
-            other.pts, other.dts, other.duration, other.time_base, other.is_keyframe, other.stream = packet.pts, packet.dts, packet.duration, packet.time_base, packet.is_keyframe, stream
+            other.pts, other.dts, other.duration, other.time_base, other.is_keyframe, other.stream = (
+                packet.pts,
+                packet.dts,
+                packet.duration,
+                packet.time_base,
+                packet.is_keyframe,
+                stream,
+            )
             out.mux(other)
     whole.unlink()
 
@@ -192,34 +222,168 @@ def another_job(work: Path) -> None:
 
 BAD = {
     "a truncated mp4": Bad("clip-unreadable", "clips/b.mp4", "b.mp4", "Copy or export it again", truncated),
-    "an mp4 truncated behind its index": Bad("clip-unreadable", "clips/b.mp4", "b.mp4", "Copy or export it again", truncated_behind_its_index),
-    "an mp4 damaged in the middle": Bad("clip-unreadable", "clips/b.mp4", "b.mp4 is damaged from 1.", "Copy or export it again", damaged_in_the_middle),
-    "a clip of two sizes": Bad("clip-size-changes", "clips/b.mkv", "b.mkv changes its size from 64x48 to 32x32 pixels at 1.5 s", "Cut it there", of_two_sizes),
-    "a name that is not UTF-8": Bad("name-not-utf8", "clips/caf\\xe9.mp4", "caf\\xe9.mp4 is not UTF-8", "mv -n -- $'", with_an_odd_name),
-    "a GIF": Bad("not-a-video", "clips/d.gif", "d.gif", "Convert it to mp4", lambda work: write_clip(work / "clips/d.gif", frames=8, codec="gif")),
-    "a GIF named .mp4": Bad("not-a-video", "clips/d.mp4", "d.mp4", "Convert it to mp4", lambda work: write_clip(work / "d.gif", frames=8, codec="gif").rename(work / "clips/d.mp4")),
-    "an empty folder": Bad("dataset-empty", "datasets[0].path", "holds no clip and no image", "Put clips into it", without_clips),
-    "a 0-byte file": Bad("clip-unreadable", "clips/d.mp4", "d.mp4", "Copy or export it again", lambda work: (work / "clips/d.mp4").touch()),
-    "a text file named .mp4": Bad("not-a-video", "clips/d.mp4", "d.mp4", "", lambda work: (work / "clips/d.mp4").write_text("not a video at all, just words\n" * 40)),
-    "a clip shorter than asked": Bad("clip-too-short", "datasets[0].num_frames", "b.mp4 have 21", "= 21", lambda work: write_clip(work / "clips/b.mp4", frames=21, fps=16.0)),
-    "a caption that is not UTF-8": Bad("caption-unreadable", "clips/b.txt", "not UTF-8", "Save it as UTF-8", lambda work: (work / "clips/b.txt").write_bytes("[trigger], caf\xe9".encode("latin-1"))),
-    "a caption of 1 MB": Bad("caption-unreadable", "clips/b.txt", "too long", "Shorten it", lambda work: (work / "clips/b.txt").write_text("word " * 200_000)),
-    "num_frames 40": Bad("frames-4n-plus-1", "datasets[0].num_frames", "40 is not 4n+1", "= 41", lambda work: settings(work, datasets={"num_frames": 40})),
-    "cache_latents with 41 frames": Bad("latent-cache-multi-frame", "datasets[0].cache_latents", "41 frames", "= false", lambda work: settings(work, datasets={"cache_latents": True})),
-    "a sample without ctrl_img": Bad("sample-needs-ctrl-img", "sample.prompts[0].ctrl_img", "has none", "Give a PNG or JPEG", lambda work: settings(work, prompt={"ctrl_img": ""})),
-    "a ctrl_img that is not there": Bad("sample-needs-ctrl-img", "sample.prompts[0].ctrl_img", "does not exist", "Give a PNG or JPEG", lambda work: settings(work, prompt={"ctrl_img": "nowhere.png"})),
-    "a ctrl_img that is no image": Bad("sample-needs-ctrl-img", "sample.prompts[0].ctrl_img", "is not an image", "Give a PNG or JPEG", lambda work: (work / "control.png").write_text("words")),
-    "DOP with cached text": Bad("dop-excludes-cached-text", "training.cache_text_embeddings", "cached text embeddings cannot", "= false", lambda work: settings(work, training={"dop": True, "cache_text_embeddings": True})),
-    "an unknown key": Bad("job-file", "training.lrr", "Did you mean training.lr?", "in the job file", lambda work: settings(work, training={"lrr": 1e-4})),
-    "a wrong type": Bad("job-file", "training.steps", 'expected integer, got "many"', "in the job file", lambda work: settings(work, training={"steps": "many"})),
-    "another trainer's job": Bad("job-file", "job.toml", "an ai-toolkit job", "wanlora new", lambda work: (work / "job.toml").write_text("job: extension\nconfig:\n  process:\n  - type: sd_trainer\n")),
-    "no TOML": Bad("job-file", "job.toml", "not valid TOML", "in the job file", lambda work: (work / "job.toml").write_text("[job\nname = ")),
-    "a model with one expert missing": Bad("model-not-i2v", "model.path", "the low noise expert is missing", "Complete the folder", lambda work: shutil.rmtree(work / "base/transformer_2")),
-    "a text-to-video model": Bad("model-not-i2v", "model.path", "16 input channels", "Give Wan 2.2 I2V A14B", text_to_video),
-    "a model with a corrupt shard": Bad("model-corrupt", "model.path", "transformer_2/diffusion_pytorch_model.safetensors", "again", corrupt_shard),
-    "an output below a file": Bad("out-not-writable", "job.name", "cannot be written: not a directory", "--out", lambda work: (work / "runs").write_text("")),
-    "a run folder of another job": Bad("run-folder-other-job", "job.name", "training.batch_size = 3 there, 1 here", f'"{NAME}_2"', another_job),
-}  # fmt: skip
+    "an mp4 truncated behind its index": Bad(
+        "clip-unreadable", "clips/b.mp4", "b.mp4", "Copy or export it again", truncated_behind_its_index
+    ),
+    "an mp4 damaged in the middle": Bad(
+        "clip-unreadable", "clips/b.mp4", "b.mp4 is damaged from 1.", "Copy or export it again", damaged_in_the_middle
+    ),
+    "a clip of two sizes": Bad(
+        "clip-size-changes",
+        "clips/b.mkv",
+        "b.mkv changes its size from 64x48 to 32x32 pixels at 1.5 s",
+        "Cut it there",
+        of_two_sizes,
+    ),
+    "a name that is not UTF-8": Bad(
+        "name-not-utf8", "clips/caf\\xe9.mp4", "caf\\xe9.mp4 is not UTF-8", "mv -n -- $'", with_an_odd_name
+    ),
+    "a GIF": Bad(
+        "not-a-video",
+        "clips/d.gif",
+        "d.gif",
+        "Convert it to mp4",
+        lambda work: write_clip(work / "clips/d.gif", frames=8, codec="gif"),
+    ),
+    "a GIF named .mp4": Bad(
+        "not-a-video",
+        "clips/d.mp4",
+        "d.mp4",
+        "Convert it to mp4",
+        lambda work: write_clip(work / "d.gif", frames=8, codec="gif").rename(work / "clips/d.mp4"),
+    ),
+    "an empty folder": Bad(
+        "dataset-empty", "datasets[0].path", "holds no clip and no image", "Put clips into it", without_clips
+    ),
+    "a 0-byte file": Bad(
+        "clip-unreadable",
+        "clips/d.mp4",
+        "d.mp4",
+        "Copy or export it again",
+        lambda work: (work / "clips/d.mp4").touch(),
+    ),
+    "a text file named .mp4": Bad(
+        "not-a-video",
+        "clips/d.mp4",
+        "d.mp4",
+        "",
+        lambda work: (work / "clips/d.mp4").write_text("not a video at all, just words\n" * 40),
+    ),
+    "a clip shorter than asked": Bad(
+        "clip-too-short",
+        "datasets[0].num_frames",
+        "b.mp4 have 21",
+        "= 21",
+        lambda work: write_clip(work / "clips/b.mp4", frames=21, fps=16.0),
+    ),
+    "a caption that is not UTF-8": Bad(
+        "caption-unreadable",
+        "clips/b.txt",
+        "not UTF-8",
+        "Save it as UTF-8",
+        lambda work: (work / "clips/b.txt").write_bytes("[trigger], caf\xe9".encode("latin-1")),
+    ),
+    "a caption of 1 MB": Bad(
+        "caption-unreadable",
+        "clips/b.txt",
+        "too long",
+        "Shorten it",
+        lambda work: (work / "clips/b.txt").write_text("word " * 200_000),
+    ),
+    "num_frames 40": Bad(
+        "frames-4n-plus-1",
+        "datasets[0].num_frames",
+        "40 is not 4n+1",
+        "= 41",
+        lambda work: settings(work, datasets={"num_frames": 40}),
+    ),
+    "cache_latents with 41 frames": Bad(
+        "latent-cache-multi-frame",
+        "datasets[0].cache_latents",
+        "41 frames",
+        "= false",
+        lambda work: settings(work, datasets={"cache_latents": True}),
+    ),
+    "a sample without ctrl_img": Bad(
+        "sample-needs-ctrl-img",
+        "sample.prompts[0].ctrl_img",
+        "has none",
+        "Give a PNG or JPEG",
+        lambda work: settings(work, prompt={"ctrl_img": ""}),
+    ),
+    "a ctrl_img that is not there": Bad(
+        "sample-needs-ctrl-img",
+        "sample.prompts[0].ctrl_img",
+        "does not exist",
+        "Give a PNG or JPEG",
+        lambda work: settings(work, prompt={"ctrl_img": "nowhere.png"}),
+    ),
+    "a ctrl_img that is no image": Bad(
+        "sample-needs-ctrl-img",
+        "sample.prompts[0].ctrl_img",
+        "is not an image",
+        "Give a PNG or JPEG",
+        lambda work: (work / "control.png").write_text("words"),
+    ),
+    "DOP with cached text": Bad(
+        "dop-excludes-cached-text",
+        "training.cache_text_embeddings",
+        "cached text embeddings cannot",
+        "= false",
+        lambda work: settings(work, training={"dop": True, "cache_text_embeddings": True}),
+    ),
+    "an unknown key": Bad(
+        "job-file",
+        "training.lrr",
+        "Did you mean training.lr?",
+        "in the job file",
+        lambda work: settings(work, training={"lrr": 1e-4}),
+    ),
+    "a wrong type": Bad(
+        "job-file",
+        "training.steps",
+        'expected integer, got "many"',
+        "in the job file",
+        lambda work: settings(work, training={"steps": "many"}),
+    ),
+    "another trainer's job": Bad(
+        "job-file",
+        "job.toml",
+        "an ai-toolkit job",
+        "wanlora new",
+        lambda work: (work / "job.toml").write_text("job: extension\nconfig:\n  process:\n  - type: sd_trainer\n"),
+    ),
+    "no TOML": Bad(
+        "job-file",
+        "job.toml",
+        "not valid TOML",
+        "in the job file",
+        lambda work: (work / "job.toml").write_text("[job\nname = "),
+    ),
+    "a model with one expert missing": Bad(
+        "model-not-i2v",
+        "model.path",
+        "the low noise expert is missing",
+        "Complete the folder",
+        lambda work: shutil.rmtree(work / "base/transformer_2"),
+    ),
+    "a text-to-video model": Bad(
+        "model-not-i2v", "model.path", "16 input channels", "Give Wan 2.2 I2V A14B", text_to_video
+    ),
+    "a model with a corrupt shard": Bad(
+        "model-corrupt", "model.path", "transformer_2/diffusion_pytorch_model.safetensors", "again", corrupt_shard
+    ),
+    "an output below a file": Bad(
+        "out-not-writable",
+        "job.name",
+        "cannot be written: not a directory",
+        "--out",
+        lambda work: (work / "runs").write_text(""),
+    ),
+    "a run folder of another job": Bad(
+        "run-folder-other-job", "job.name", "training.batch_size = 3 there, 1 here", f'"{NAME}_2"', another_job
+    ),
+}
 
 
 def assert_no_noise(said: "subprocess.CompletedProcess[str]") -> None:
@@ -250,7 +414,14 @@ def test_check_says_what_where_and_how_to_mend_it(work: Path, name: str):
 
 # --- the trainer and the queue refuse the same ------------------------------------------------------------------------
 
-TRAINED = ("a truncated mp4", "an mp4 damaged in the middle", "a clip of two sizes", "a name that is not UTF-8", "cache_latents with 41 frames", "a text-to-video model")
+TRAINED = (
+    "a truncated mp4",
+    "an mp4 damaged in the middle",
+    "a clip of two sizes",
+    "a name that is not UTF-8",
+    "cache_latents with 41 frames",
+    "a text-to-video model",
+)
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -300,11 +471,22 @@ def test_a_run_of_another_job_stays_as_it_is(work: Path):
         assert_no_noise(said)
         assert str(work / "runs" / NAME) in said.stderr
     after = contents(work)
-    assert {path: after[path] for path in before if not path.endswith("events.jsonl")} == {path: before[path] for path in before if not path.endswith("events.jsonl")}
+    assert {path: after[path] for path in before if not path.endswith("events.jsonl")} == {
+        path: before[path] for path in before if not path.endswith("events.jsonl")
+    }
     assert set(after) - set(before) <= {f"runs/{NAME}/.lock"}
 
 
-@pytest.mark.parametrize("name", ["a GIF", "an mp4 damaged in the middle", "a sample without ctrl_img", "an unknown key", "a run folder of another job"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a GIF",
+        "an mp4 damaged in the middle",
+        "a sample without ctrl_img",
+        "an unknown key",
+        "a run folder of another job",
+    ],
+)
 def test_submit_keeps_it_from_the_queue_and_starts_no_daemon(home: Path, work: Path, name: str):
     BAD[name].make(work)
     before = contents(work)
@@ -346,10 +528,19 @@ def test_an_output_below_a_file_or_in_proc(home: Path, work: Path):
 
 
 def mounted(options: str, folder: Path, *command: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
-    """Run `wanlora` in a mount namespace of its own, in which `folder` is mounted with `options`; nobody else sees it. Skips where the system allows no such thing."""
+    """Run `wanlora` in a mount namespace of its own, in which `folder` is mounted with `options`; nobody else sees it.
+    Skips where the system allows no such thing."""
     script = f"mount {options} {folder} || exit 97; exec {WANLORA} " + " ".join(command)
     for unshare in (["unshare", "--mount"], ["unshare", "--user", "--map-root-user", "--mount"]):
-        said = subprocess.run([*unshare, "sh", "-c", script], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
+        said = subprocess.run(
+            [*unshare, "sh", "-c", script],
+            cwd=cwd,
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
         if said.returncode != 97 and "unshare" not in said.stderr:
             return said
     pytest.skip(f"this system lets us mount nothing, not even for one process: {said.stderr.strip()}")
@@ -371,17 +562,30 @@ def test_a_full_disk_is_found_by_arithmetic(work: Path):
     said = mounted("-t tmpfs -o size=64k none", work / "runs", "check", "job.toml", "--json", cwd=work)
     assert_no_noise(said)
     [finding] = [f for f in json.loads(said.stdout) if f["severity"] == "error"]
-    assert finding["code"] == "disk-too-small" and "64 KiB are free" in finding["message"] and "Free some space" in finding["fix"]
+    assert (
+        finding["code"] == "disk-too-small"
+        and "64 KiB are free" in finding["message"]
+        and "Free some space" in finding["fix"]
+    )
     assert contents(work) == before
 
 
-# --- daemons ------------------------------------------------------------------------------------------------------------
+# --- daemons
+# ------------------------------------------------------------------------------------------------------------
 
 
 def test_two_daemons(home: Path, tmp_path: Path):
     assert wanlora("daemon", "start", cwd=tmp_path).returncode == 0
     first = ping().pid
-    second = subprocess.run([sys.executable, "-m", "daemon"], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
+    second = subprocess.run(
+        [sys.executable, "-m", "daemon"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
     assert_no_noise(second)
     [line] = [line for line in second.stderr.splitlines() if "INFO" not in line]
     assert f"another daemon (pid {first}) already serves this directory" in line and str(home) in line
@@ -395,7 +599,10 @@ def daemon_of_version(version: int) -> Iterator[None]:
     """Something that answers every request where the user's daemon would, in another version of the protocol."""
     where = places()
     where.runtime.mkdir(parents=True)
-    answer, over = msgspec.msgpack.encode({"version": version, "id": "x", "answer": {"type": "Unheard of"}}), threading.Event()
+    answer, over = (
+        msgspec.msgpack.encode({"version": version, "id": "x", "answer": {"type": "Unheard of"}}),
+        threading.Event(),
+    )
     with zmq.Context() as context, context.socket(zmq.ROUTER) as socket:
         socket.bind(endpoint(where.control))
 
@@ -413,7 +620,13 @@ def daemon_of_version(version: int) -> Iterator[None]:
             thread.join()
 
 
-@pytest.mark.parametrize(("version", "older"), [(PROTOCOL_VERSION - 1, "the daemon: upgrade wanlora where it runs"), (PROTOCOL_VERSION + 1, "this side: upgrade wanlora here")])
+@pytest.mark.parametrize(
+    ("version", "older"),
+    [
+        (PROTOCOL_VERSION - 1, "the daemon: upgrade wanlora where it runs"),
+        (PROTOCOL_VERSION + 1, "this side: upgrade wanlora here"),
+    ],
+)
 def test_a_daemon_of_another_version_is_told_by_every_command(home: Path, work: Path, version: int, older: str):
     before = contents(work)
     with daemon_of_version(version):
@@ -421,7 +634,10 @@ def test_a_daemon_of_another_version_is_told_by_every_command(home: Path, work: 
             said = wanlora(*command, cwd=work)
             assert_no_noise(said)
             line = said.stderr.splitlines()[-1]
-            assert f"the daemon speaks protocol version {version}, this client version {PROTOCOL_VERSION}" in line and f"The older one is {older}" in line
+            assert (
+                f"the daemon speaks protocol version {version}, this client version {PROTOCOL_VERSION}" in line
+                and f"The older one is {older}" in line
+            )
         places().control.unlink()  # or the tidying of this test would talk to it
     assert contents(work) == before
 
@@ -430,9 +646,14 @@ def test_the_daemon_tells_a_client_of_another_version(home: Path, tmp_path: Path
     assert wanlora("daemon", "start", cwd=tmp_path).returncode == 0
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
         socket.connect(endpoint(places().control))
-        socket.send(msgspec.msgpack.encode({"version": PROTOCOL_VERSION + 1, "id": "new", "command": {"type": "Teleport"}}))
+        socket.send(
+            msgspec.msgpack.encode({"version": PROTOCOL_VERSION + 1, "id": "new", "command": {"type": "Teleport"}})
+        )
         assert socket.poll(1000 * PATIENCE), "no answer"
         reply = reply_decoder.decode(socket.recv())
-    assert isinstance(reply.answer, Refused) and f"this client speaks protocol version {PROTOCOL_VERSION + 1}" in reply.answer.what
+    assert (
+        isinstance(reply.answer, Refused)
+        and f"this client speaks protocol version {PROTOCOL_VERSION + 1}" in reply.answer.what
+    )
     assert "The older one is the daemon" in reply.answer.fix
     assert wanlora("jobs", cwd=tmp_path).returncode == 0

@@ -1,4 +1,5 @@
-"""What the packages import is declared in pyproject.toml, and every declared dependency has a lower and an upper bound."""
+"""What the packages import is declared in pyproject.toml, and every declared dependency has a lower and an upper
+bound."""
 
 import sys
 
@@ -9,8 +10,16 @@ from packaging.utils import canonicalize_name
 from tests.test_floors import BELOW, ROOT, files, imports
 from tests.versions import bounds, cuda_of, declared, lowest
 
-DISTRIBUTIONS = {"PIL": "pillow", "zmq": "pyzmq", "pynvml": "nvidia-ml-py", "optimum": "optimum-quanto", "flash_attn": "flash-attn-4"}  # that are not called as what is imported of them
-OF_TORCH = {"triton"}  # torch's builds for CUDA bring the one version that they were made with; the others have no use for it
+# that are not called as what is imported of them
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "zmq": "pyzmq",
+    "pynvml": "nvidia-ml-py",
+    "optimum": "optimum-quanto",
+    "flash_attn": "flash-attn-4",
+}
+# torch's builds for CUDA bring the one version that they were made with; the others have no use for it
+OF_TORCH = {"triton"}
 
 
 def imported(floor: str) -> dict[str, str]:
@@ -26,13 +35,17 @@ def imported(floor: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("floor", BELOW)
 def test_what_is_imported_is_declared(floor: str):
-    named = {canonicalize_name(r.name) for extra, requirements in declared().items() if extra != "dev" for r in requirements}
+    named = {
+        canonicalize_name(r.name) for extra, requirements in declared().items() if extra != "dev" for r in requirements
+    }
     missing = {name: place for name, place in imported(floor).items() if name not in named | OF_TORCH}
     assert missing == {}
 
 
 def test_the_scan_finds_them():
-    assert {"rich", "tqdm", "tokenizers", "pillow", "flash-attn-4", "bitsandbytes"} <= set().union(*(imported(floor) for floor in BELOW))
+    assert {"rich", "tqdm", "tokenizers", "pillow", "flash-attn-4", "bitsandbytes"} <= set().union(
+        *(imported(floor) for floor in BELOW)
+    )
 
 
 @pytest.mark.parametrize("requirement", [r for requirements in declared().values() for r in requirements], ids=str)
@@ -47,9 +60,20 @@ def test_every_dependency_has_both_bounds(requirement: Requirement):
 
 def test_the_constraints_of_the_lowest_set():
     named = {Requirement(line).name: str(Requirement(line).specifier) for line in lowest()}
-    assert named["torch"] == "==2.10" and named["textual"] == "==8.2.8" and named["pytest"] == "==8.4" and "flash-attn-4" not in named
-    assert set(named) == {r.name for extra, requirements in declared().items() if extra != "flash4" for r in requirements}
+    assert (
+        named["torch"] == "==2.10"
+        and named["textual"] == "==8.2.8"
+        and named["pytest"] == "==8.4"
+        and "flash-attn-4" not in named
+    )
+    assert set(named) == {
+        r.name for extra, requirements in declared().items() if extra != "flash4" for r in requirements
+    }
 
 
 def test_which_cuda_a_torch_is_of():
-    assert cuda_of("nvidia-cudnn-cu12==9.10.2.21 ; triton==3.6.0") == "12" and cuda_of("cuda-toolkit[cublas]==13.0.2 nvidia-cudnn-cu13==9.19") == "13" and cuda_of("sympy") == ""
+    assert (
+        cuda_of("nvidia-cudnn-cu12==9.10.2.21 ; triton==3.6.0") == "12"
+        and cuda_of("cuda-toolkit[cublas]==13.0.2 nvidia-cudnn-cu13==9.19") == "13"
+        and cuda_of("sympy") == ""
+    )

@@ -82,11 +82,15 @@ def held(launcher: int) -> Iterator[None]:
 
 
 def assert_whole(run: Path) -> None:
-    """The run folder holds what job.md promises of a finished run: numbered events without gaps, every step once, two LoRA files."""
+    """The run folder holds what job.md promises of a finished run: numbered events without gaps, every step once, two
+    LoRA files."""
     told, job = events(run), load_job(run / "job.toml")
     assert [e.seq for e in told] == list(range(1, len(told) + 1))
     assert steps(run) == list(range(1, job.training.steps + 1))
-    assert told[-1].kind == "done" and told[-1].data["files"] == [f"{job.job.name}_high_noise.safetensors", f"{job.job.name}_low_noise.safetensors"]
+    assert told[-1].kind == "done" and told[-1].data["files"] == [
+        f"{job.job.name}_high_noise.safetensors",
+        f"{job.job.name}_low_noise.safetensors",
+    ]
     for name in told[-1].data["files"]:
         with safe_open(run / name, "np") as opened:
             keys = list(opened.keys())
@@ -121,7 +125,8 @@ def panel_of(text: str) -> str:
 
 
 def fill(screen: Terminal, label: str, text: str) -> None:
-    """Replace what stands in the field that has the focus. Each key waits for the one before: a fast burst is not how people type."""
+    """Replace what stands in the field that has the focus. Each key waits for the one before: a fast burst is not how
+    people type."""
     screen.wait(lambda t: line_of(t, label), f"the focus on {label}")
     screen.press("ctrl+u")
     screen.wait(lambda t: "✗" in line_of(t, label), f"{label} emptied")
@@ -151,7 +156,8 @@ def walk_down(screen: Terminal, label: str) -> None:
 
 
 def fill_the_wizard(screen: Terminal, run_steps: int) -> None:
-    """All six steps by keys, up to a review without errors. Everything stays as recommended but the name, the model, the number of steps and of the previews' steps."""
+    """All six steps by keys, up to a review without errors. Everything stays as recommended but the name, the model,
+    the number of steps and of the previews' steps."""
     screen.press("n")
     screen.wait("step 1 of 6")
     screen.press("enter")  # motion
@@ -190,7 +196,9 @@ def fill_the_wizard(screen: Terminal, run_steps: int) -> None:
     assert "✗" not in screen.text and "a new file; the run goes to runs/square_v1 beside it" in screen.words
 
 
-def test_from_the_first_key_to_the_lora_files_through_the_death_of_the_interface(home: Path, work: Path, terminal: Callable[..., Terminal]):
+def test_from_the_first_key_to_the_lora_files_through_the_death_of_the_interface(
+    home: Path, work: Path, terminal: Callable[..., Terminal]
+):
     total, run, notes = 100, work / "runs/square_v1", home / "state/wanlora/tui.json"
     screen = terminal(cwd=work)
     screen.wait("No jobs yet")
@@ -199,12 +207,20 @@ def test_from_the_first_key_to_the_lora_files_through_the_death_of_the_interface
     screen.wait("● daemon alive")
     screen.wait(lambda t: any(f"step {n}/{total} " in t for n in range(1, total)), "steps on the dashboard")
     with held(jobs(work)["square_v1"]["pid"]):  # however fast this machine is
-        seen = screen.wait(lambda _: notes.exists() and json.loads(notes.read_text())["seen"].get(events(run)[0].run), "a note of what was on the screen")
+        seen = screen.wait(
+            lambda _: notes.exists() and json.loads(notes.read_text())["seen"].get(events(run)[0].run),
+            "a note of what was on the screen",
+        )
         daemon = ping().pid
         screen.kill9()
 
     job = load_job(work / "square_v1.toml")
-    assert (job.model.path, job.training.steps, job.datasets[0].path, job.sample.prompts[0].ctrl_img) == ("base", total, "orbit", "vase.png")
+    assert (job.model.path, job.training.steps, job.datasets[0].path, job.sample.prompts[0].ctrl_img) == (
+        "base",
+        total,
+        "orbit",
+        "vase.png",
+    )
     killed_at = len(steps(run))
     until(lambda: len(steps(run)) >= killed_at + 5, "steps after the interface was killed")
     assert ping().pid == daemon
@@ -231,16 +247,41 @@ def test_from_the_first_key_to_the_lora_files_through_the_death_of_the_interface
     assert watched("square_v1", work) == events(run) and snapshot("square_v1") == file
 
 
-# --- the daemon dies, a job stops and goes on, another waits ------------------------------------------------------------
+# --- the daemon dies, a job stops and goes on, another waits
+# ------------------------------------------------------------
 
 
-def test_a_daemon_killed_jobs_queued_stopped_and_resumed_with_the_real_trainer(home: Path, prepared: Path, tmp_path: Path):
+def test_a_daemon_killed_jobs_queued_stopped_and_resumed_with_the_real_trainer(
+    home: Path, prepared: Path, tmp_path: Path
+):
     long, short = (tmp_path / name / "runs" / name for name in ("long", "short"))
-    job_file = write_job(tmp_path / "long", prepared / "base", prompts=0, clips=2, save={"every": 50_000}, steps=100_000)
+    job_file = write_job(
+        tmp_path / "long", prepared / "base", prompts=0, clips=2, save={"every": 50_000}, steps=100_000
+    )
     save_job(with_value(load_job(job_file), "job.name", "long"), job_file)
-    chosen = [f"--set={setting}" for setting in (f"model.path={prepared / 'base'}", "training.steps=4", "multistage.switch_every=1", "quantization.text_encoder=none")]
+    chosen = [
+        f"--set={setting}"
+        for setting in (
+            f"model.path={prepared / 'base'}",
+            "training.steps=4",
+            "multistage.switch_every=1",
+            "quantization.text_encoder=none",
+        )
+    ]
     (tmp_path / "short").mkdir()
-    made = wanlora("new", "--kind", "motion", "--clips", job_file.parent / "clips", "--name", "short", *chosen, "--out", "short/job.toml", cwd=tmp_path)
+    made = wanlora(
+        "new",
+        "--kind",
+        "motion",
+        "--clips",
+        job_file.parent / "clips",
+        "--name",
+        "short",
+        *chosen,
+        "--out",
+        "short/job.toml",
+        cwd=tmp_path,
+    )
     assert made.returncode == 0 and made.stdout == "short/job.toml\n", made.stderr
     assert wanlora("check", "short/job.toml", cwd=tmp_path).returncode == 0
     for name in ("long", "short"):
@@ -256,7 +297,11 @@ def test_a_daemon_killed_jobs_queued_stopped_and_resumed_with_the_real_trainer(h
     assert wanlora("jobs", cwd=tmp_path).returncode == 1
     assert wanlora("daemon", "start", cwd=tmp_path).returncode == 0
     after = jobs(tmp_path)
-    assert (after["long"]["state"], after["long"]["pid"], after["long"]["attempt"]) == ("running", before["long"]["pid"], 1)
+    assert (after["long"]["state"], after["long"]["pid"], after["long"]["attempt"]) == (
+        "running",
+        before["long"]["pid"],
+        1,
+    )
     assert (after["short"]["state"], after["short"]["position"]) == ("queued", 1)
 
     assert wanlora("stop", "long", cwd=tmp_path).returncode == 0
@@ -280,12 +325,15 @@ def test_a_daemon_killed_jobs_queued_stopped_and_resumed_with_the_real_trainer(h
     for name, run in (("long", long), ("short", short)):
         assert watched(name, tmp_path) == events(run) and snapshot(name) == folded(events(run))
     findings = [e.data for e in told if e.kind == "finding"]
-    assert len(findings) == 2 * len(snapshot("long").findings) > 0, "both attempts tell their findings; each is listed once"
+    assert len(findings) == 2 * len(snapshot("long").findings) > 0, (
+        "both attempts tell their findings; each is listed once"
+    )
     assert wanlora("daemon", "stop", cwd=tmp_path).returncode == 0
     until(lambda: not processes_under(home), "the end of the daemon and its trainers")
 
 
-# --- the demo -----------------------------------------------------------------------------------------------------------
+# --- the demo
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_demo_prepares_then_trains_to_files_that_exist(home: Path, prepared: Path, tmp_path: Path):
@@ -293,7 +341,11 @@ def test_the_demo_prepares_then_trains_to_files_that_exist(home: Path, prepared:
     shutil.copytree(prepared, folder)
     assert len(list((folder / "clips").glob("*.mp4"))) == len(list((folder / "clips").glob("*.txt"))) == 12
     assert wanlora("check", "job.toml", cwd=folder).returncode == 0
-    drawn = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.suffix in (".mp4", ".png", ".safetensors")}
+    drawn = {
+        p: p.stat().st_mtime_ns
+        for p in folder.rglob("*")
+        if p.is_file() and p.suffix in (".mp4", ".png", ".safetensors")
+    }
     said = wanlora("demo", "--plain", "--steps", "2", "--out", folder, cwd=tmp_path)
     assert said.returncode == 0, said.stderr
     assert {p: p.stat().st_mtime_ns for p in drawn} == drawn, "what lay there ready was made anew"

@@ -1,4 +1,5 @@
-"""Four floors of rooms, arrows only downwards: `wanlora_tui` -> `daemon`, `presets`; `daemon` -> `presets`; `engine` -> `presets`.
+"""Four floors of rooms, arrows only downwards: `wanlora_tui` -> `daemon`, `presets`; `daemon` -> `presets`; `engine` ->
+`presets`.
 
 Proven twice: by what a fresh interpreter has loaded after every module of a floor was imported, and by reading every
 import statement there is, also those inside functions, which only run when their function does.
@@ -18,7 +19,8 @@ from tests.helpers import ROOT
 from tests.helpers.floors import arrows, charter, files, imports
 from tests.helpers.waiting import PATIENCE
 
-BELOW = {"wanlora_tui": {"daemon", "presets"}, "daemon": {"presets"}, "engine": {"presets"}, "presets": set()}  # floor -> floors it may import
+# floor -> floors it may import
+BELOW = {"wanlora_tui": {"daemon", "presets"}, "daemon": {"presets"}, "engine": {"presets"}, "presets": set()}
 HEAVY = {"torch", "diffusers", "transformers", "peft", "accelerate"}
 BANNED = {"wanlora_tui": HEAVY, "daemon": HEAVY | {"textual"}, "engine": {"textual"}, "presets": HEAVY | {"textual"}}
 DAEMON_FOR_CLIENTS = {"wire", "errors"}  # what the interface may know of the daemon: no queue, no store, no service
@@ -26,7 +28,8 @@ CUDA_ONLY = {"engine.wan.triton_fp8"}  # needs Triton, which PyTorch's CPU build
 
 # What each room may import of its own floor, the topmost room first. A wall that nobody needs open stays closed.
 ROOMS = {
-    "wanlora_tui": """
+    "wanlora_tui": (
+        """
         cli             -> commands terminal
         commands        -> app output ssh_tunnel terminal
         screenshot      -> feeds screens terminal themes
@@ -42,8 +45,10 @@ ROOMS = {
         ssh_tunnel      ->
         themes          ->
         threads         ->
-    """,
-    "daemon": """
+    """
+    ),
+    "daemon": (
+        """
         __main__   -> server wire
         server     -> jobs processes sockets wire
         sockets    -> wire
@@ -51,8 +56,10 @@ ROOMS = {
         wire       -> errors processes
         processes  -> errors
         errors     ->
-    """,
-    "engine": """
+    """
+    ),
+    "engine": (
+        """
         __main__   -> run system
         run        -> memory runfolder system training
         training   -> adapters data encode executor memory preview runfolder system wan weights
@@ -69,8 +76,10 @@ ROOMS = {
         data       -> system
         demo       ->
         system     ->
-    """,
-    "presets": """
+    """
+    ),
+    "presets": (
+        """
         rules       -> base caches clips disk errors facts findings job look machine planner recipes runs text
         diagnosis   -> clips errors findings job planner runs
         recipes     -> clips job machine planner
@@ -89,7 +98,8 @@ ROOMS = {
         files       ->
         disk        ->
         look        ->
-    """,
+    """
+    ),
 }
 MOST_FILES = 14  # in one folder: about twelve, with a little room
 
@@ -117,8 +127,18 @@ def violations(floor: str, root: Path = ROOT) -> list[str]:
 def loaded(*floors: str) -> frozenset[str]:
     """Top-level packages in a fresh interpreter that has imported every module of the floors."""
     names = [name for floor in floors for name, _ in files(floor) if name not in CUDA_ONLY or find_spec("triton")]
-    program = "import importlib, json, sys\nfor name in json.loads(sys.argv[1]): importlib.import_module(name)\nprint(json.dumps(sorted({n.partition('.')[0] for n in sys.modules})))"
-    said = subprocess.run([sys.executable, "-c", program, json.dumps(names)], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    program = (
+        "import importlib, json, sys\nfor name in json.loads(sys.argv[1]):"
+        " importlib.import_module(name)\nprint(json.dumps(sorted({n.partition('.')[0] for n in sys.modules})))"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(names)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
     assert said.returncode == 0, said.stderr
     return frozenset(json.loads(said.stdout.splitlines()[-1]))
 
@@ -149,7 +169,9 @@ def test_arrows_between_rooms_go_down(floor: str):
 @pytest.mark.parametrize("floor", BELOW)
 def test_every_room_has_a_charter_and_few_files(floor: str):
     for folder in sorted({path.parent for _, path in files(floor)}):
-        assert len([p for p in folder.glob("*.py") if p.name != "__init__.py"]) <= MOST_FILES, f"{folder} is full: argue for a new room"
+        assert len([p for p in folder.glob("*.py") if p.name != "__init__.py"]) <= MOST_FILES, (
+            f"{folder} is full: argue for a new room"
+        )
     for room in allowed(floor):
         if room != "__main__":
             assert charter(floor, room).endswith((".", ":")), f"{floor}.{room} does not say what it is for"
@@ -157,7 +179,11 @@ def test_every_room_has_a_charter_and_few_files(floor: str):
 
 def test_the_same_folders_hold_the_tests():
     """A folder of tests is a folder of the product, so that whoever looks for the test of a module finds it."""
-    folders = {path.parent.relative_to(ROOT / "tests") for floor in BELOW for path in (ROOT / "tests" / floor).rglob("test_*.py")}
+    folders = {
+        path.parent.relative_to(ROOT / "tests")
+        for floor in BELOW
+        for path in (ROOT / "tests" / floor).rglob("test_*.py")
+    }
     assert [str(folder) for folder in folders if not (ROOT / folder / "__init__.py").exists()] == []
 
 
@@ -175,13 +201,21 @@ def test_the_interface_with_a_daemon_in_one_process_stays_light():
 @pytest.mark.parametrize(
     ("floor", "line"),
     [
-        ("presets", "import torch"), ("presets", "from daemon.wire.paths import places"), ("presets", "def f():\n    from engine.adapters import lora"),
-        ("daemon", "def f():\n    import torch.distributed.run as run"), ("daemon", "from wanlora_tui.output import formatting"), ("daemon", "from textual.app import App"),
-        ("engine", "class C:\n    def f(self):\n        import textual"), ("engine", "from daemon.wire.client import Client"),
-        ("wanlora_tui", "from engine.run import run_job"), ("wanlora_tui", "from importlib import import_module\nx = import_module('engine.run')"),
-        ("wanlora_tui", "from daemon.jobs.job_queue import Queue"), ("wanlora_tui", "from daemon.jobs import job_store"), ("wanlora_tui", "import importlib\nx = importlib.import_module(f'engine.{1}')"),
+        ("presets", "import torch"),
+        ("presets", "from daemon.wire.paths import places"),
+        ("presets", "def f():\n    from engine.adapters import lora"),
+        ("daemon", "def f():\n    import torch.distributed.run as run"),
+        ("daemon", "from wanlora_tui.output import formatting"),
+        ("daemon", "from textual.app import App"),
+        ("engine", "class C:\n    def f(self):\n        import textual"),
+        ("engine", "from daemon.wire.client import Client"),
+        ("wanlora_tui", "from engine.run import run_job"),
+        ("wanlora_tui", "from importlib import import_module\nx = import_module('engine.run')"),
+        ("wanlora_tui", "from daemon.jobs.job_queue import Queue"),
+        ("wanlora_tui", "from daemon.jobs import job_store"),
+        ("wanlora_tui", "import importlib\nx = importlib.import_module(f'engine.{1}')"),
     ],
-)  # fmt: skip
+)
 def test_the_scan_sees_a_hidden_import(tmp_path: Path, floor: str, line: str):
     module = tmp_path / floor / "deep" / "module.py"
     module.parent.mkdir(parents=True)
@@ -190,7 +224,14 @@ def test_the_scan_sees_a_hidden_import(tmp_path: Path, floor: str, line: str):
     assert found.startswith(f"{floor}/deep/module.py:")
 
 
-@pytest.mark.parametrize("line", ["from engine.training import trainer", "def f():\n    from ..training.trainer import train", "import engine.training.trainer as t"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from engine.training import trainer",
+        "def f():\n    from ..training.trainer import train",
+        "import engine.training.trainer as t",
+    ],
+)
 def test_the_scan_sees_a_way_into_another_room(tmp_path: Path, line: str):
     for name in ("wan/block", "training/trainer"):
         (tmp_path / "engine" / name).parent.mkdir(parents=True)

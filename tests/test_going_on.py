@@ -1,4 +1,5 @@
-"""The trainer, the daemon, the commands and the screens answer the same changes of a job file alike: over one run folder, in the same words."""
+"""The trainer, the daemon, the commands and the screens answer the same changes of a job file alike: over one run
+folder, in the same words."""
 
 import asyncio
 from collections.abc import Callable
@@ -19,11 +20,16 @@ from wanlora_tui.screens.confirm import Confirm
 from wanlora_tui.screens.resume import resume_run
 
 FITS, ASK, IMPOSSIBLE = "fits", "ask", "impossible"
-WORDS = {ASK: "from here on it would not be the run that was begun", IMPOSSIBLE: "what was learnt does not fit it", "unreadable": "nobody can tell what has changed"}
+WORDS = {
+    ASK: "from here on it would not be the run that was begun",
+    IMPOSSIBLE: "what was learnt does not fit it",
+    "unreadable": "nobody can tell what has changed",
+}
 
 
 class Scene:
-    """A run folder with its job file, and each of the four who decide, told to accept or not: what they refuse with, "" when they do not."""
+    """A run folder with its job file, and each of the four who decide, told to accept or not: what they refuse with, ""
+    when they do not."""
 
     def __init__(self, base: Path, *, learnt: bool) -> None:
         self.base, self.place, self.file, self.copy = base, Place(base), base / "t.toml", base / "copy.toml"
@@ -31,7 +37,9 @@ class Scene:
         save_job(absolute_paths(JOB, base), self.copy)
         if learnt:
             self.place.save(2)
-        self.record = JobRecord(id=1, name="t", job_path=str(self.file), out=str(base / "runs"), gpus=[0], state="stopped")
+        self.record = JobRecord(
+            id=1, name="t", job_path=str(self.file), out=str(base / "runs"), gpus=[0], state="stopped"
+        )
         self.asked: list[str] = []
 
     def edit(self, **values: object) -> None:
@@ -41,7 +49,9 @@ class Scene:
         save_job(job, self.file)
 
     def trainer(self, accept: bool) -> str:
-        return refusal(lambda: find_begin(self.place.run, load_job(self.file), self.base, from_step=None, accept=accept))
+        return refusal(
+            lambda: find_begin(self.place.run, load_job(self.file), self.base, from_step=None, accept=accept)
+        )
 
     def daemon(self, accept: bool, copy: bool = True) -> str:
         asked = changed_since(self.record, self.copy if copy else None)[1]
@@ -51,7 +61,8 @@ class Scene:
         return refusal(lambda: agreed_here(load_job(self.file), self.base, self.base / "runs", accepted=accept))
 
     def screen(self, accept: bool) -> str:
-        """Over the daemon's own answers. `accept`: the user says yes to what is asked; otherwise nobody may be queued unasked."""
+        """Over the daemon's own answers. `accept`: the user says yes to what is asked; otherwise nobody may be queued
+        unasked."""
         scene, told = self, []
 
         class Client:
@@ -87,25 +98,39 @@ def refusal(act: Callable[[], object]) -> str:
     return ""
 
 
-@pytest.mark.parametrize(("learnt", "edits", "verdict"), [
-    (True, {}, FITS), (False, {}, FITS),
-    (True, {"training__lr": 5e-5, "save__keep": 9, "sample__guidance": 3.0}, FITS),
-    (True, {"training__loss": "mae"}, ASK), (False, {"training__loss": "mae"}, ASK),
-    (True, {"job__seed": 7, "training__lr": 5e-5}, ASK),
-    (True, {"target__rank": 8}, IMPOSSIBLE), (False, {"target__rank": 8}, ASK),
-    (True, {"training__optimizer": "prodigy", "training__loss": "mae"}, IMPOSSIBLE), (False, {"training__optimizer": "prodigy", "training__loss": "mae"}, ASK),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("learnt", "edits", "verdict"),
+    [
+        (True, {}, FITS),
+        (False, {}, FITS),
+        (True, {"training__lr": 5e-5, "save__keep": 9, "sample__guidance": 3.0}, FITS),
+        (True, {"training__loss": "mae"}, ASK),
+        (False, {"training__loss": "mae"}, ASK),
+        (True, {"job__seed": 7, "training__lr": 5e-5}, ASK),
+        (True, {"target__rank": 8}, IMPOSSIBLE),
+        (False, {"target__rank": 8}, ASK),
+        (True, {"training__optimizer": "prodigy", "training__loss": "mae"}, IMPOSSIBLE),
+        (False, {"training__optimizer": "prodigy", "training__loss": "mae"}, ASK),
+    ],
+)
 def test_all_who_decide_agree(tmp_path: Path, learnt: bool, edits: dict[str, object], verdict: str):
     scene = Scene(tmp_path, learnt=learnt)
     scene.edit(**edits)
-    breaking = [path.replace("__", ".") for path in edits if path not in ("training__lr", "save__keep", "sample__guidance")]
+    breaking = [
+        path.replace("__", ".") for path in edits if path not in ("training__lr", "save__keep", "sample__guidance")
+    ]
     grounds = [path for path in breaking if verdict == ASK or path in ("target.rank", "training.optimizer")]
     for who in (scene.command, scene.daemon, scene.screen, scene.trainer):
         refused, accepted = who(False), who(True)
-        assert bool(refused) == (verdict != FITS) and bool(accepted) == (verdict == IMPOSSIBLE), (who, refused, accepted)
+        assert bool(refused) == (verdict != FITS) and bool(accepted) == (verdict == IMPOSSIBLE), (
+            who,
+            refused,
+            accepted,
+        )
         for told in filter(None, (refused, accepted)):
             assert WORDS[verdict] in told, who
-            assert all(f"{path}: " in told for path in grounds) or who == scene.command, who  # the command has listed them before
+            # the command has listed them before
+            assert all(f"{path}: " in told for path in grounds) or who == scene.command, who
     assert bool(scene.asked) == (verdict == ASK)
 
 
@@ -113,7 +138,13 @@ def test_all_who_decide_agree(tmp_path: Path, learnt: bool, edits: dict[str, obj
 def test_all_agree_on_a_run_whose_own_job_file_cannot_be_read(tmp_path: Path, learnt: bool):
     scene = Scene(tmp_path, learnt=learnt)
     (scene.place.run / "job.toml").write_text("[job")
-    for who in (scene.command, scene.daemon, lambda accept: scene.daemon(accept, copy=False), scene.screen, scene.trainer):
+    for who in (
+        scene.command,
+        scene.daemon,
+        lambda accept: scene.daemon(accept, copy=False),
+        scene.screen,
+        scene.trainer,
+    ):
         assert WORDS["unreadable"] in who(False) and who(True) == ""
 
 

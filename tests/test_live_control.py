@@ -41,10 +41,19 @@ def test_a_run_is_changed_saved_sampled_stopped_and_taken_back(home: Path, prepa
     assert [c["step"] for c in there] == [saved, stopped] and there[0]["size"] > 0
     save_job(with_value(load_job(path), "training.steps", saved + 2), path)
     said = wanlora("resume", "live", "--from", saved, cwd=tmp_path)
-    assert said.returncode == 0 and f"It goes back to step {saved}; what came after is set aside in" in said.stderr, said.stderr
+    assert said.returncode == 0 and f"It goes back to step {saved}; what came after is set aside in" in said.stderr, (
+        said.stderr
+    )
     watched = wanlora("watch", "live", "--plain", cwd=tmp_path)
     assert watched.returncode == 0, watched.stdout + watched.stderr
     again = [e.data for e in events(run, "step") if e.attempt == 2]
-    assert [(s["step"], s["lr"]) for s in again] == [(saved + 1, 5e-6), (saved + 2, 5e-6)]  # the rate holds: it was set before the checkpoint
-    assert list((run / "abandoned").glob(f"*/checkpoints/step_{stopped:09d}")) and not (run / f"checkpoints/step_{stopped:09d}").exists()
-    assert f"changed training.lr from {job.training.lr} to 5e-06 after step {changed[0]['step']}" in watched.stdout and wanlora("daemon", "stop", cwd=tmp_path).returncode == 0
+    # the rate holds: it was set before the checkpoint
+    assert [(s["step"], s["lr"]) for s in again] == [(saved + 1, 5e-6), (saved + 2, 5e-6)]
+    assert (
+        list((run / "abandoned").glob(f"*/checkpoints/step_{stopped:09d}"))
+        and not (run / f"checkpoints/step_{stopped:09d}").exists()
+    )
+    assert (
+        f"changed training.lr from {job.training.lr} to 5e-06 after step {changed[0]['step']}" in watched.stdout
+        and wanlora("daemon", "stop", cwd=tmp_path).returncode == 0
+    )

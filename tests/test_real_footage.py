@@ -34,11 +34,20 @@ from presets.runs.events import Event, read_events
 from tests.helpers.footage import CLIPS, real_clips
 from tests.helpers.interface.harness import wanlora
 
-CAPTIONS = {"bikes.mp4": "a bicycle race", "bigbuckbunny.mp4": "a rabbit on a meadow", "carphone_pristine.mp4": "a man talks in a car", "carphone_distorted.mp4": "a man talks in a car"}
+CAPTIONS = {
+    "bikes.mp4": "a bicycle race",
+    "bigbuckbunny.mp4": "a rabbit on a meadow",
+    "carphone_pristine.mp4": "a man talks in a car",
+    "carphone_distorted.mp4": "a man talks in a car",
+}
 STEPS, RANK, ALPHA, SEED, PROMPT = 8, 4, 8.0, 42, "a bicycle race through a town"
 WIDTH, HEIGHT = 96, 48
 EXPERTS = {"high_noise": "transformer", "low_noise": "transformer_2"}
-LAYERS = {f"attn{n}.{a}": f"{w}_attn.{b}" for n, w in ((1, "self"), (2, "cross")) for a, b in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"))} | {"ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2"}  # fmt: skip
+LAYERS = {
+    f"attn{n}.{a}": f"{w}_attn.{b}"
+    for n, w in ((1, "self"), (2, "cross"))
+    for a, b in (("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "o"))
+} | {"ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2"}
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +60,28 @@ def work(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Path:
         shutil.copy(footage / name, folder / "clips")
         (folder / "clips" / name).with_suffix(".txt").write_text(CAPTIONS[name])
     with av.open(str(footage / "bikes.mp4")) as video:
-        next(video.decode(video.streams.video[0])).to_image(width=WIDTH, height=HEIGHT).save(folder / "town.png")  # of the preview's size: nothing is left to resize
+        # of the preview's size: nothing is left to resize
+        next(video.decode(video.streams.video[0])).to_image(width=WIDTH, height=HEIGHT).save(folder / "town.png")
     job = Job(
-        job=JobPanel(name="footage", seed=SEED), model=ModelPanel(path=str(prepared / "base")), quantization=QuantizationPanel(transformer="none", text_encoder="none"),
-        multistage=MultistagePanel(switch_every=2), target=TargetPanel(rank=RANK, alpha=ALPHA), save=SavePanel(dtype="fp32", every=STEPS),
-        training=TrainingPanel(steps=STEPS, optimizer="adamw", lr=2e-2), datasets=[DatasetPanel(path="clips", num_frames=9, resolutions=[64], sampling="realtime")],
-        sample=SamplePanel(every=STEPS, first=False, width=WIDTH, height=HEIGHT, num_frames=9, steps=4, seed=SEED, prompts=[PromptPanel(prompt=PROMPT, ctrl_img="town.png")]),
-    )  # fmt: skip
+        job=JobPanel(name="footage", seed=SEED),
+        model=ModelPanel(path=str(prepared / "base")),
+        quantization=QuantizationPanel(transformer="none", text_encoder="none"),
+        multistage=MultistagePanel(switch_every=2),
+        target=TargetPanel(rank=RANK, alpha=ALPHA),
+        save=SavePanel(dtype="fp32", every=STEPS),
+        training=TrainingPanel(steps=STEPS, optimizer="adamw", lr=2e-2),
+        datasets=[DatasetPanel(path="clips", num_frames=9, resolutions=[64], sampling="realtime")],
+        sample=SamplePanel(
+            every=STEPS,
+            first=False,
+            width=WIDTH,
+            height=HEIGHT,
+            num_frames=9,
+            steps=4,
+            seed=SEED,
+            prompts=[PromptPanel(prompt=PROMPT, ctrl_img="town.png")],
+        ),
+    )
     save_job(job, folder / "job.toml")
     said = wanlora("train", "job.toml", cwd=folder)
     assert said.returncode == 0, said.stderr
@@ -75,7 +99,9 @@ def told(run: Path, kind: str) -> list[Event]:
 
 def test_every_real_clip_is_trained_on_by_both_experts(run: Path):
     steps = [e.data for e in told(run, "step")]
-    assert [s["step"] for s in steps] == list(range(1, STEPS + 1)) and all(np.isfinite([s["loss"], s["grad_norm"]]).all() for s in steps)
+    assert [s["step"] for s in steps] == list(range(1, STEPS + 1)) and all(
+        np.isfinite([s["loss"], s["grad_norm"]]).all() for s in steps
+    )
     assert [s["expert"] for s in steps] == ["high_noise", "high_noise", "low_noise", "low_noise"] * 2
     assert {name for s in steps for clip in s["clips"] for name in CLIPS if name in clip} == set(CLIPS)
 
@@ -87,7 +113,8 @@ def test_scene_cuts_are_told_before_training(run: Path):
     assert cuts.seq < told(run, "step")[0].seq and "one shot each" in cuts.data["fix"]
 
 
-# --- the files ----------------------------------------------------------------------------------------------------------
+# --- the files
+# ----------------------------------------------------------------------------------------------------------
 
 
 def file_of(run: Path, expert: str) -> Path:
@@ -96,7 +123,8 @@ def file_of(run: Path, expert: str) -> Path:
 
 @pytest.mark.parametrize("expert", EXPERTS)
 def test_comfyui_takes_every_key(run: Path, prepared: Path, expert: str):
-    """ComfyUI maps `diffusion_model.` + a module of Wan's own checkpoint, with lora_A, lora_B and alpha behind it, and nothing else."""
+    """ComfyUI maps `diffusion_model.` + a module of Wan's own checkpoint, with lora_A, lora_B and alpha behind it, and
+    nothing else."""
     linears = {}  # Wan's own name -> (out, in)
     for name, value in load_file(prepared / "base" / EXPERTS[expert] / "diffusion_pytorch_model.safetensors").items():
         found = re.fullmatch(r"(blocks\.\d+)\.(.+)\.weight", name)
@@ -104,9 +132,13 @@ def test_comfyui_takes_every_key(run: Path, prepared: Path, expert: str):
             linears[f"{found[1]}.{LAYERS[found[2]]}"] = tuple(value.shape)
     assert len(linears) == 2 * 10
     tensors = load_file(file_of(run, expert))
-    assert set(tensors) == {f"diffusion_model.{name}.{kind}" for name in linears for kind in ("lora_A.weight", "lora_B.weight", "alpha")}
+    assert set(tensors) == {
+        f"diffusion_model.{name}.{kind}" for name in linears for kind in ("lora_A.weight", "lora_B.weight", "alpha")
+    }
     for name, (rows, columns) in linears.items():
-        assert tensors[f"diffusion_model.{name}.lora_A.weight"].shape == (RANK, columns) and tensors[f"diffusion_model.{name}.lora_B.weight"].shape == (rows, RANK)
+        assert tensors[f"diffusion_model.{name}.lora_A.weight"].shape == (RANK, columns) and tensors[
+            f"diffusion_model.{name}.lora_B.weight"
+        ].shape == (rows, RANK)
         assert tensors[f"diffusion_model.{name}.alpha"].item() == ALPHA
 
 
@@ -118,11 +150,22 @@ def pipeline(base: Path) -> WanImageToVideoPipeline:
 
 
 def trained(run: Path, base: Path) -> WanImageToVideoPipeline:
-    """The base with each expert's LoRA as it stood in memory: the checkpoint's fp32 tensors, put in place by peft itself."""
+    """The base with each expert's LoRA as it stood in memory: the checkpoint's fp32 tensors, put in place by peft
+    itself."""
     pipe = pipeline(base)
     for expert, part in EXPERTS.items():
         model = getattr(pipe, part)
-        model.add_adapter(LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=[*(n.partition(".")[2] for n in LAYERS if n.startswith("attn1.")), "ffn.net.0.proj", "ffn.net.2"]))
+        model.add_adapter(
+            LoraConfig(
+                r=RANK,
+                lora_alpha=ALPHA,
+                target_modules=[
+                    *(n.partition(".")[2] for n in LAYERS if n.startswith("attn1.")),
+                    "ffn.net.0.proj",
+                    "ffn.net.2",
+                ],
+            )
+        )
         values = load_file(run / f"checkpoints/step_{STEPS:09d}" / f"lora_{expert}.safetensors")
         assert any(value.abs().max() > 0 for name, value in values.items() if "lora_B" in name), "nothing was learnt"
         result = set_peft_model_state_dict(model, values)
@@ -142,9 +185,17 @@ def video(pipe: WanImageToVideoPipeline, work: Path, output: str) -> torch.Tenso
     """What the pipeline makes of the preview's prompt, image and seed: latents, or frames in [0, 1]."""
     with Image.open(work / "town.png") as image:
         return pipe(
-            image=image.convert("RGB"), prompt=PROMPT, negative_prompt="", width=WIDTH, height=HEIGHT, num_frames=9, num_inference_steps=4, guidance_scale=4.0,
-            generator=torch.Generator().manual_seed(SEED), output_type=output,
-        ).frames[0]  # fmt: skip
+            image=image.convert("RGB"),
+            prompt=PROMPT,
+            negative_prompt="",
+            width=WIDTH,
+            height=HEIGHT,
+            num_frames=9,
+            num_inference_steps=4,
+            guidance_scale=4.0,
+            generator=torch.Generator().manual_seed(SEED),
+            output_type=output,
+        ).frames[0]
 
 
 def test_diffusers_gives_the_latents_of_the_trained_model_bit_for_bit(work: Path, run: Path, prepared: Path):

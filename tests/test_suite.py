@@ -1,4 +1,5 @@
-"""The suite itself: levels are found, a fast test that starts something is caught, and torch has one thread wherever it runs."""
+"""The suite itself: levels are found, a fast test that starts something is caught, and torch has one thread wherever it
+runs."""
 
 import subprocess
 import sys
@@ -34,7 +35,14 @@ def trains(tiny: Path) -> None:
 
 def test_what_a_test_can_reach_gives_its_level():
     assert not levels.starts(computes, set()) and not levels.starts(levels.LEVELS, set())
-    for one in (runs_something, Runner, trains, own_daemon, lambda: Runner().run(), lambda: [runs_something() for _ in "ab"]):
+    for one in (
+        runs_something,
+        Runner,
+        trains,
+        own_daemon,
+        lambda: Runner().run(),
+        lambda: [runs_something() for _ in "ab"],
+    ):
         assert levels.starts(one, set()), one
 
 
@@ -61,15 +69,26 @@ def test_a_fast_test_that_starts_a_process_is_told_which_mark_to_write():
 def test_a_fast_test_is_watched_while_its_fixtures_are_made_too(tmp_path: Path):
     """What a fixture starts may hide deep within the product, where its name is not seen."""
     (tmp_path / "conftest.py").write_text("from tests.conftest import *\n")
-    (tmp_path / "test_it.py").write_text("import pytest\n@pytest.fixture\ndef made():\n    getattr(__import__('os'), 'sys' + 'tem')('true')\ndef test_it(made): pass\n")
+    (tmp_path / "test_it.py").write_text(
+        "import pytest\n@pytest.fixture\ndef made():\n    getattr(__import__('os'), 'sys' + 'tem')('true')\ndef"
+        " test_it(made): pass\n"
+    )
     root = ROOT
-    said = subprocess.run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path], cwd=root, capture_output=True, text=True)
+    said = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", tmp_path, tmp_path],
+        cwd=root,
+        capture_output=True,
+        text=True,
+    )
     assert said.returncode == 1 and "mark it @pytest.mark.process. Started: os.system" in said.stdout, said.stdout
 
 
 def test_torch_has_one_thread_here_and_in_all_that_is_started():
     """With more, trainers on few cores wait for each other, spinning."""
-    code = "import torch; print(torch.get_num_threads(), 'mkl_get_max_threads() : 1\\n' in torch.__config__.parallel_info() or not torch.backends.mkl.is_available())"
+    code = (
+        "import torch; print(torch.get_num_threads(), 'mkl_get_max_threads() : 1\\n' in"
+        " torch.__config__.parallel_info() or not torch.backends.mkl.is_available())"
+    )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout == "1 True\n"
     import torch

@@ -1,4 +1,5 @@
-"""NVML sees a GPU and torch does not: a job whose base is no toy is refused before anything is loaded, with the command that mends it.
+"""NVML sees a GPU and torch does not: a job whose base is no toy is refused before anything is loaded, with the command
+that mends it.
 
 The NVML is a stand-in, everything else real: the commands, the daemon, and a torch that has no GPU here.
 """
@@ -53,7 +54,8 @@ nvmlDeviceGetComputeRunningProcesses = nvmlDeviceGetGraphicsRunningProcesses = l
 
 
 def with_driver(folder: Path, driver: str, cuda: int) -> dict[str, str]:
-    """The environment of a machine with one RTX 4090 under this driver, which says that it serves this CUDA (12040: 12.4)."""
+    """The environment of a machine with one RTX 4090 under this driver, which says that it serves this CUDA (12040:
+    12.4)."""
     (folder / "nvml").mkdir()
     (folder / "nvml" / "pynvml.py").write_text(NVML.format(real=pynvml.__file__, driver=driver, cuda=cuda))
     return environment(PYTHONPATH=f"{folder / 'nvml'}{os.pathsep}{ROOT}")
@@ -69,7 +71,11 @@ def enlarge(base: Path) -> None:
         for name, tensor in load_file(path).items():
             header[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [at, at + tensor.nbytes]}
             content, at = content + tensor.tobytes(), at + tensor.nbytes
-        header["nothing"] = {"dtype": "BF16", "shape": [TINY_PARAMETERS], "data_offsets": [at, at + 2 * TINY_PARAMETERS]}
+        header["nothing"] = {
+            "dtype": "BF16",
+            "shape": [TINY_PARAMETERS],
+            "data_offsets": [at, at + 2 * TINY_PARAMETERS],
+        }
         said = json.dumps(header).encode()
         with path.open("wb") as f:
             f.write(len(said).to_bytes(8, "little") + said + content)
@@ -91,7 +97,9 @@ def work(prepared: Path, tmp_path: Path) -> Path:
 def test_a_torch_that_does_not_fit_the_driver(work: Path, tmp_path: Path, home: Path):
     driver, cuda = ("550.54.14", 12040) if misfit(installed_build(), "550.54.14") else ("470.82.01", 11040)
     wrong = misfit(installed_build(), driver)
-    env = with_driver(tmp_path, driver, cuda) | {name: value for name, value in os.environ.items() if name.startswith(("HOME", "XDG_"))}
+    env = with_driver(tmp_path, driver, cuda) | {
+        name: value for name, value in os.environ.items() if name.startswith(("HOME", "XDG_"))
+    }
     said = wanlora("check", work / "job.toml", "--json", cwd=work, env=env)
     errors = [f for f in json.loads(said.stdout) if f["severity"] == "error"]
     assert said.returncode == 1 and [f["code"] for f in errors] == ["torch-misfit"]
@@ -120,15 +128,29 @@ def test_a_torch_that_sees_no_gpu_though_the_rules_saw_nothing_wrong(work: Path,
     assert run_job(work / "job.toml", None, resume=False, workers=0) == 1
     [run] = (work / "runs").iterdir()
     told = [event for event, _ in read_events(run / "events.jsonl")]
-    assert told[-1].kind == "failed" and "torch does not see the GPU" in told[-1].data["cause"] and "wanlora doctor" in told[-1].data["next"]
+    assert (
+        told[-1].kind == "failed"
+        and "torch does not see the GPU" in told[-1].data["cause"]
+        and "wanlora doctor" in told[-1].data["next"]
+    )
     assert {e.data["text"] for e in told if e.kind == "phase"} == {"checking the job"}, "something was loaded"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch has a GPU")
 def test_the_builder_of_adapters_refuses_alike(work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("presets.machine.machine.read_machine", lambda out: machine(gpu(driver="550.1"), torch=Build("2.13.0", "13.0")))
+    monkeypatch.setattr(
+        "presets.machine.machine.read_machine", lambda out: machine(gpu(driver="550.1"), torch=Build("2.13.0", "13.0"))
+    )
     with pytest.raises(UserError, match=r"NVIDIA driver 550\.1 does not serve"):
-        command.build(str(work / "base"), rank=2, grid="qint4", clips=None, full=False, out=tmp_path / "a.safetensors", expert="both")
+        command.build(
+            str(work / "base"),
+            rank=2,
+            grid="qint4",
+            clips=None,
+            full=False,
+            out=tmp_path / "a.safetensors",
+            expert="both",
+        )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch has a GPU")
@@ -139,7 +161,9 @@ def test_a_toy_trains_on_the_cpu_all_the_same(prepared: Path, tmp_path: Path):
         write_clip(tmp_path / "clips" / f"{name}.mp4", frames=9, fps=16.0)
         (tmp_path / "clips" / f"{name}.txt").write_text("orbit")
     (tmp_path / "job.toml").write_text(
-        '[job]\nname = "toy"\n[model]\npath = "base"\n[quantization]\ntransformer = "none"\ntext_encoder = "none"\n[target]\nrank = 2\n[training]\nsteps = 1\noptimizer = "adamw"\n[[datasets]]\npath = "clips"\nnum_frames = 5\nresolutions = [64]\n'
+        '[job]\nname = "toy"\n[model]\npath = "base"\n[quantization]\ntransformer = "none"\ntext_encoder ='
+        ' "none"\n[target]\nrank = 2\n[training]\nsteps = 1\noptimizer = "adamw"\n[[datasets]]\npath ='
+        ' "clips"\nnum_frames = 5\nresolutions = [64]\n'
     )
     said = wanlora("train", "job.toml", cwd=tmp_path, env=with_driver(tmp_path, "550.54.14", 12040))
     assert said.returncode == 0, said.stderr

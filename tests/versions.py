@@ -1,8 +1,8 @@
 """The versions that pyproject.toml allows, for `make resolve`, `make lowest` and `make newest`.
 
-    python -m tests.versions resolve    # asks pip for the newest set of each Python, installing nothing
-    python -m tests.versions lowest     # prints the lowest version of each dependency, as constraints for pip
-    python -m tests.versions newest     # prints that there are none
+python -m tests.versions resolve    # asks pip for the newest set of each Python, installing nothing
+python -m tests.versions lowest     # prints the lowest version of each dependency, as constraints for pip
+python -m tests.versions newest     # prints that there are none
 """
 
 import argparse
@@ -21,7 +21,9 @@ from presets.machine.torch_build import REQUIREMENT_CUDA12
 from tests.helpers import ROOT
 
 PYPROJECT = ROOT / "pyproject.toml"
-LEAST_PIP = Version("26.3")  # an older one that was tried, 23.2, takes only what the Python that runs it could use too, whatever --python-version says
+# an older one that was tried, 23.2, takes only what the Python that runs it could use too, whatever --python-version
+# says
+LEAST_PIP = Version("26.3")
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 
 
@@ -33,7 +35,8 @@ def declared() -> dict[str, list[Requirement]]:
 
 
 def bounds(requirement: Requirement) -> tuple[Version | None, Version | None]:
-    """(the lowest version allowed, the first one no longer allowed); a pinned version is its own lowest and has no end."""
+    """(the lowest version allowed, the first one no longer allowed); a pinned version is its own lowest and has no
+    end."""
     by = {s.operator: Version(s.version) for s in requirement.specifier}
     return by.get(">=", by.get("==")), by.get("<")
 
@@ -45,14 +48,32 @@ def lowest() -> list[str]:
 
 
 def resolve(python: str, *more: str) -> dict[str, tuple[str, str]]:
-    """name -> (version, requirements) of the newest set for a Python, wheels alone. Raises CalledProcessError with pip's words on stderr."""
+    """name -> (version, requirements) of the newest set for a Python, wheels alone. Raises CalledProcessError with
+    pip's words on stderr."""
     wanted = [str(r) for requirements in declared().values() for r in requirements]
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         subprocess.run(
-            [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--only-binary=:all:", "--python-version", python, "--target", folder, "--quiet", "--report", report, *wanted, *more],
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--dry-run",
+                "--ignore-installed",
+                "--only-binary=:all:",
+                "--python-version",
+                python,
+                "--target",
+                folder,
+                "--quiet",
+                "--report",
+                report,
+                *wanted,
+                *more,
+            ],
             check=True,
-        )  # fmt: skip
+        )
         metadata = [each["metadata"] for each in json.loads(report.read_text())["install"]]
     return {each["name"].lower(): (each["version"], " ".join(each.get("requires_dist", []))) for each in metadata}
 
@@ -63,14 +84,19 @@ def cuda_of(requirements: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.versions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.versions", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("resolve", "lowest", "newest"))
     what = parser.parse_args().what
     if what != "resolve":
         print("\n".join(lowest()) if what == "lowest" else "# whatever is the newest")
         return 0
     if Version(version("pip")) < LEAST_PIP:
-        sys.exit(f"pip {version('pip')} would resolve for this Python alone: run it through make resolve, which brings pip {LEAST_PIP}")
+        sys.exit(
+            f"pip {version('pip')} would resolve for this Python alone: run it through make resolve, which brings pip"
+            f" {LEAST_PIP}"
+        )
     for python in PYTHONS:
         for more in ((), (REQUIREMENT_CUDA12,)):
             try:
@@ -80,7 +106,11 @@ def main() -> int:
                 return 1
             torch, requirements = found["torch"]
             cuda = cuda_of(requirements)
-            print(f"Python {python}: {len(found)} packages, torch {torch} ({f'CUDA {cuda}' if cuda else 'without CUDA'}), av {found['av'][0]}, transformers {found['transformers'][0]}", flush=True)
+            print(
+                f"Python {python}: {len(found)} packages, torch {torch} ({f'CUDA {cuda}' if cuda else 'without CUDA'}),"
+                f" av {found['av'][0]}, transformers {found['transformers'][0]}",
+                flush=True,
+            )
             if more and cuda not in ("", "12"):
                 print(f"{more[0]} is of CUDA {cuda}", file=sys.stderr)
                 return 1

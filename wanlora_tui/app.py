@@ -40,7 +40,8 @@ from wanlora_tui.widgets.key_order import KeysInOrder
 TWICE_SECONDS = 3.0  # within which a second Ctrl-C leaves
 SAVE_SECONDS = 5.0  # between two writes of what was seen: a killed TUI forgets no more than that
 RETRY_SECONDS = 1.0
-OF_WIDGETS = ("list.", "table.", "text.", "form.", "picker.", "dialog.")  # actions that mean something on the focused widget only
+# actions that mean something on the focused widget only
+OF_WIDGETS = ("list.", "table.", "text.", "form.", "picker.", "dialog.")
 
 
 @runtime_checkable
@@ -54,7 +55,8 @@ class Looks(Protocol):
 
 
 class WanloraApp(ReadableThemes, KeysInOrder):
-    """`job`: open its dashboard at once. `host`: the machine at the other end of a tunnel, whose daemon is not ours to start.
+    """`job`: open its dashboard at once. `host`: the machine at the other end of a tunnel, whose daemon is not ours to
+    start.
 
     `close_when_done`: seconds after the end of that job until the app closes by itself; 0 keeps it open.
     """
@@ -63,7 +65,16 @@ class WanloraApp(ReadableThemes, KeysInOrder):
     TITLE = "wanlora"
     BINDINGS = bindings("app.help", "app.daemon", "app.interrupt", "app.suspend")
 
-    def __init__(self, daemon_dir: Path | None, state_dir: Path, *, image: type[Widget], job: JobRecord | None = None, host: str = "", close_when_done: float = 0.0) -> None:
+    def __init__(
+        self,
+        daemon_dir: Path | None,
+        state_dir: Path,
+        *,
+        image: type[Widget],
+        job: JobRecord | None = None,
+        host: str = "",
+        close_when_done: float = 0.0,
+    ) -> None:
         super().__init__()
         self.daemon_dir, self.host = daemon_dir, host
         self.memory = MemoryFile(state_dir)
@@ -79,7 +90,8 @@ class WanloraApp(ReadableThemes, KeysInOrder):
         return self._client
 
     def on_mount(self) -> None:
-        asyncio.get_running_loop().set_default_executor(ReadingThreads())  # ours read, or start the daemon, which needs nobody to go on
+        # ours read, or start the daemon, which needs nobody to go on
+        asyncio.get_running_loop().set_default_executor(ReadingThreads())
         if (theme := readable(self.memory.memory.theme)) in self.available_themes:
             self.theme = theme
         self.theme_changed_signal.subscribe(self, lambda theme: self._remember_theme(theme.name))
@@ -98,7 +110,10 @@ class WanloraApp(ReadableThemes, KeysInOrder):
         now = time.monotonic()
         if self._close_at is None:
             self._close_at = now + self._close_when_done
-            self.notify(f"It is over. This closes in {self._close_when_done:.0f} seconds; any key keeps it open.", timeout=self._close_when_done)
+            self.notify(
+                f"It is over. This closes in {self._close_when_done:.0f} seconds; any key keeps it open.",
+                timeout=self._close_when_done,
+            )
         elif now >= self._close_at:
             self.action_leave()
 
@@ -123,7 +138,8 @@ class WanloraApp(ReadableThemes, KeysInOrder):
     async def _connect(self) -> None:
         """Start the daemon if none runs, then follow it for as long as the app lives."""
         async with AsyncExitStack() as stack:
-            stack.push_async_exit(self._client)  # closed with the app; it is not entered, because the daemon may yet have to start
+            # closed with the app; it is not entered, because the daemon may yet have to start
+            stack.push_async_exit(self._client)
             while True:
                 try:
                     if not self.host and await asyncio.to_thread(ensure_running, self.daemon_dir):
@@ -140,7 +156,9 @@ class WanloraApp(ReadableThemes, KeysInOrder):
         light = daemon_light(self._board.beat_age)
         try:
             if light.level != "bad" or self.host:
-                self.notify(f"{light.text}\n{home_path(str(find(self.daemon_dir).where.runtime))}", title="Daemon", timeout=8)
+                self.notify(
+                    f"{light.text}\n{home_path(str(find(self.daemon_dir).where.runtime))}", title="Daemon", timeout=8
+                )
             elif await asyncio.to_thread(ensure_running, self.daemon_dir):
                 self.notify("Started again; it has taken over what runs.", title="Daemon")
             else:
@@ -156,7 +174,9 @@ class WanloraApp(ReadableThemes, KeysInOrder):
     # --- screens -----------------------------------------------------------------------------------------------
 
     def open_dashboard(self, record: JobRecord) -> None:
-        self.push_screen(DashboardScreen(RunFeed(self._client, record, self.memory), self._client, self._image, host=self.host))
+        self.push_screen(
+            DashboardScreen(RunFeed(self._client, record, self.memory), self._client, self._image, host=self.host)
+        )
 
     def close_dashboard(self) -> None:
         self.pop_screen()
@@ -165,7 +185,11 @@ class WanloraApp(ReadableThemes, KeysInOrder):
     async def open_wizard(self) -> None:
         """From the wizard to the dashboard of the job that the daemon accepted."""
         if self.host:
-            self.notify(f"The wizard looks at clips and GPUs of this machine. Run wanlora on {self.host} for it.", severity="warning", timeout=10)
+            self.notify(
+                f"The wizard looks at clips and GPUs of this machine. Run wanlora on {self.host} for it.",
+                severity="warning",
+                timeout=10,
+            )
             return
         from wanlora_tui.screens.wizard import WizardScreen
 
@@ -190,7 +214,8 @@ class WanloraApp(ReadableThemes, KeysInOrder):
                 yield SystemCommand(action.label, action.help, partial(screen.run_action, action.action))
 
     def action_interrupt(self) -> None:
-        """Ctrl+C: out of a long look at clips at once, for the draft is kept; elsewhere it copies what is selected, or asks once."""
+        """Ctrl+C: out of a long look at clips at once, for the draft is kept; elsewhere it copies what is selected, or
+        asks once."""
         if any(isinstance(screen, Looks) and screen.looking for screen in self.screen_stack):
             self.action_leave()
             return
@@ -212,13 +237,17 @@ class WanloraApp(ReadableThemes, KeysInOrder):
         else:
             live = sum(r.state in LIVE_STATES for r in self._board.records.values())
             if live:
-                self.farewell.append(f"{count(live, 'job')} {'goes' if live == 1 else 'go'} on. Come back with: wanlora")
+                self.farewell.append(
+                    f"{count(live, 'job')} {'goes' if live == 1 else 'go'} on. Come back with: wanlora"
+                )
         self.exit()
 
     def action_suspend_process(self) -> None:
         """Ctrl+Z: stop, with all that the shell sees as this command, until its `fg`."""
         if not has_shell():
-            self.notify("There is no shell to go back to: wanlora is what this terminal was opened for.", severity="warning")
+            self.notify(
+                "There is no shell to go back to: wanlora is what this terminal was opened for.", severity="warning"
+            )
         else:
             os.killpg(os.getpgrp(), signal.SIGTSTP)
             self.call_next(self.refresh, layout=True)
@@ -232,7 +261,8 @@ class WanloraApp(ReadableThemes, KeysInOrder):
 
 
 def parting(record: JobRecord, view: RunView, host: str) -> list[str]:
-    """What to say about a job on the way out. A run that has said it is done may have a process that is still closing."""
+    """What to say about a job on the way out. A run that has said it is done may have a process that is still
+    closing."""
     if view.state == "done" and record.state in LIVE_STATES and view.attempt == record.attempt:
         return [f"{record.name}: done."]
     if record.state in ENDED_STATES:

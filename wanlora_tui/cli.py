@@ -26,43 +26,81 @@ Exit codes: 0 done, 1 findings or failure, 2 usage, 75 saved and can be resumed.
 def parser() -> argparse.ArgumentParser:
     """Every command with its options; `handler` names the function that runs it."""
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--dir", type=Path, metavar="DIR", default=argparse.SUPPRESS, help="directory of the daemon's sockets and job table (default: your runtime directory)")
+    shared.add_argument(
+        "--dir",
+        type=Path,
+        metavar="DIR",
+        default=argparse.SUPPRESS,
+        help="directory of the daemon's sockets and job table (default: your runtime directory)",
+    )
     top = argparse.ArgumentParser(
-        prog="wanlora", parents=[shared], epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Train LoRAs for Wan 2.2 I2V A14B.\nWithout a command: the terminal interface, with the wizard and all jobs.",
-    )  # fmt: skip
+        prog="wanlora",
+        parents=[shared],
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=(
+            "Train LoRAs for Wan 2.2 I2V A14B.\nWithout a command: the terminal interface, with the wizard and all"
+            " jobs."
+        ),
+    )
     top.add_argument("--version", action="store_true", help="print the version")
     top.set_defaults(handler="tui:open_tui")
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
 
-    def command(name: str, handler: str, help: str, parent: "argparse._SubParsersAction[argparse.ArgumentParser]" = commands, *, daemon: bool = True) -> argparse.ArgumentParser:
+    def command(
+        name: str,
+        handler: str,
+        help: str,
+        parent: "argparse._SubParsersAction[argparse.ArgumentParser]" = commands,
+        *,
+        daemon: bool = True,
+    ) -> argparse.ArgumentParser:
         """`daemon`: it talks to the daemon, so it takes --dir."""
-        sub = parent.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", parents=[shared] if daemon else [])
+        sub = parent.add_parser(
+            name, help=help, description=help[0].upper() + help[1:] + ".", parents=[shared] if daemon else []
+        )
         sub.set_defaults(handler=handler)
         return sub
 
     c = command("demo", "demo:demo", "make demo clips and a tiny base model, train on them, show the dashboard")
     c.add_argument("--plain", action="store_true", help="one line per event instead of the dashboard")
     c.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: 40)")
-    c.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="where the demo lives (default: ./demo)")
+    c.add_argument(
+        "--out", type=Path, default=Path("demo"), metavar="DIR", help="where the demo lives (default: ./demo)"
+    )
     c.add_argument("--prepare", type=Path, metavar="DIR", help="only write DIR/clips, DIR/base and DIR/job.toml")
 
     c = command("new", "job:new", "write a job file from a preset, this machine and a folder of clips", daemon=False)
     c.add_argument("--kind", required=True, choices=["motion", "style", "character"], help="what the LoRA teaches")
     c.add_argument("--clips", required=True, type=Path, metavar="DIR", help="folder of clips with their captions")
     c.add_argument("--name", metavar="NAME", help="training name (default: wan_i2v_KIND_FOLDER)")
-    c.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", help="change one field, e.g. training.lr=5e-5; may be repeated")
-    c.add_argument("--out", type=Path, default=Path("job.toml"), metavar="FILE", help="the job file (default: job.toml)")
+    c.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change one field, e.g. training.lr=5e-5; may be repeated",
+    )
+    c.add_argument(
+        "--out", type=Path, default=Path("job.toml"), metavar="FILE", help="the job file (default: job.toml)"
+    )
 
     c = command("check", "job:check", "list everything wrong, doubtful or improvable about a job", daemon=False)
     c.add_argument("job", type=Path, metavar="JOB", help="job file")
     c.add_argument("--json", action="store_true", help="a list of {code, severity, field, message, fix}")
 
-    c = command("plan", "plan:plan", "memory and time of a job: precision, blocks on the GPU, peak VRAM and RAM, seconds per step", daemon=False)
+    c = command(
+        "plan",
+        "plan:plan",
+        "memory and time of a job: precision, blocks on the GPU, peak VRAM and RAM, seconds per step",
+        daemon=False,
+    )
     c.add_argument("job", type=Path, metavar="JOB", help="job file")
     c.add_argument("--vram", type=_gib, metavar="GIB", help="plan for a card of this much memory")
     c.add_argument("--ram", type=_gib, metavar="GIB", help="plan for a machine of this much RAM")
-    c.add_argument("--gpu", metavar="NAME", help="plan for a known card, e.g. 4090 or 'A100 80GB', instead of the one here")
+    c.add_argument(
+        "--gpu", metavar="NAME", help="plan for a known card, e.g. 4090 or 'A100 80GB', instead of the one here"
+    )
     c.add_argument("--json", action="store_true", help="one object")
 
     c = command("timesteps", "timesteps:timesteps", "plot at which timesteps each expert will train", daemon=False)
@@ -72,23 +110,48 @@ def parser() -> argparse.ArgumentParser:
 
     c = command("train", "job:train", "train one job in the foreground, without the daemon", daemon=False)
     c.add_argument("job", type=Path, metavar="JOB", help="job file")
-    c.add_argument("--out", type=Path, metavar="DIR", help="parent of the run folder (default: `runs` beside the job file)")
+    c.add_argument(
+        "--out", type=Path, metavar="DIR", help="parent of the run folder (default: `runs` beside the job file)"
+    )
     c.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     _going_on(c)
 
-    c = command("ara", "ara:ara", "build an accuracy recovery adapter: what 4-bit weights lose, put back as a small LoRA", daemon=False)
+    c = command(
+        "ara",
+        "ara:ara",
+        "build an accuracy recovery adapter: what 4-bit weights lose, put back as a small LoRA",
+        daemon=False,
+    )
     c.add_argument("model", metavar="MODEL", help="folder or Hub id of the base model")
     c.add_argument("--rank", type=_positive, default=16, metavar="N", help="rank of the correction (default: 16)")
-    c.add_argument("--precision", choices=["qint4", "uint4"], default="qint4", help="uint4 is torchao's grid, the one of published adapters (default: qint4)")
-    c.add_argument("--clips", type=Path, metavar="DIR", help="a few clips with captions: errors are weighed by what the model sees on them")
-    c.add_argument("--full", action="store_true", help="with --clips: weigh by how channels vary together; slower, and better")
-    c.add_argument("--expert", choices=["both", "high", "low"], default="both", help="which expert to correct (default: both)")
+    c.add_argument(
+        "--precision",
+        choices=["qint4", "uint4"],
+        default="qint4",
+        help="uint4 is torchao's grid, the one of published adapters (default: qint4)",
+    )
+    c.add_argument(
+        "--clips",
+        type=Path,
+        metavar="DIR",
+        help="a few clips with captions: errors are weighed by what the model sees on them",
+    )
+    c.add_argument(
+        "--full", action="store_true", help="with --clips: weigh by how channels vary together; slower, and better"
+    )
+    c.add_argument(
+        "--expert", choices=["both", "high", "low"], default="both", help="which expert to correct (default: both)"
+    )
     c.add_argument("--out", type=Path, metavar="FILE", help="the adapter (default: ara-PRECISION-rRANK.safetensors)")
 
     c = command("submit", "queue:submit", "hand a job to the daemon, which trains it when its GPU is free")
     c.add_argument("job", type=Path, metavar="JOB", help="job file")
-    c.add_argument("--out", type=Path, metavar="DIR", help="parent of the run folder (default: `runs` beside the job file)")
-    c.add_argument("--resume", action="store_true", help="go on with the run that lies in its run folder, whoever began it")
+    c.add_argument(
+        "--out", type=Path, metavar="DIR", help="parent of the run folder (default: `runs` beside the job file)"
+    )
+    c.add_argument(
+        "--resume", action="store_true", help="go on with the run that lies in its run folder, whoever began it"
+    )
     _going_on(c)
 
     c = command("jobs", "queue:jobs", "list the jobs")
@@ -111,38 +174,80 @@ def parser() -> argparse.ArgumentParser:
         c.add_argument("job", metavar="JOB", help="name or number")
 
     c = command("set", "live:set_field", "change a running job, e.g. wanlora set JOB training.lr=5e-5")
-    c.epilog = "These can be changed while a job runs: training.lr, multistage.high.lr, multistage.low.lr, training.steps, save.every, save.keep, sample.every. A change counts from the next step on; a resume repeats it at the same step. Anything else: stop the job, edit its job file, resume."
+    c.epilog = (
+        "These can be changed while a job runs: training.lr, multistage.high.lr, multistage.low.lr, training.steps,"
+        " save.every, save.keep, sample.every. A change counts from the next step on; a resume repeats it at the same"
+        " step. Anything else: stop the job, edit its job file, resume."
+    )
     c.add_argument("job", metavar="JOB", help="name or number")
-    c.add_argument("settings", nargs="+", metavar="FIELD=VALUE", help="one or more settings; all are looked at before the first is sent")
+    c.add_argument(
+        "settings",
+        nargs="+",
+        metavar="FIELD=VALUE",
+        help="one or more settings; all are looked at before the first is sent",
+    )
 
     c = command("resume", "resume:resume", "queue an ended job again, from its newest checkpoint or an older one")
-    c.epilog = "The job file is read anew. Learning rates, steps, [save], [sample] and GPUs may have changed; any other change is shown and asked about, because the run would not go on exactly as it was begun. Without a terminal it is refused unless --accept-changes is given. See the steps to go back to with: wanlora checkpoints JOB"
+    c.epilog = (
+        "The job file is read anew. Learning rates, steps, [save], [sample] and GPUs may have changed; any other change"
+        " is shown and asked about, because the run would not go on exactly as it was begun. Without a terminal it is"
+        " refused unless --accept-changes is given. See the steps to go back to with: wanlora checkpoints JOB"
+    )
     c.add_argument("job", metavar="JOB", help="name or number")
     _going_on(c)
 
-    c = command("checkpoints", "resume:checkpoints", "list the checkpoints of a run with their losses and previews, to go back to one")
+    c = command(
+        "checkpoints",
+        "resume:checkpoints",
+        "list the checkpoints of a run with their losses and previews, to go back to one",
+    )
     c.epilog = "Losses are means over the last 20 steps of each expert up to the checkpoint."
     c.add_argument("job", metavar="JOB", help="name or number, or a job file (needs no daemon)")
-    c.add_argument("--out", type=Path, metavar="DIR", help="with a job file: parent of the run folder (default: `runs` beside the job file)")
+    c.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="with a job file: parent of the run folder (default: `runs` beside the job file)",
+    )
     c.add_argument("--json", action="store_true", help="a list of objects")
 
     c = command("attach", "tui:attach", "the live dashboard, here or through SSH")
     c.add_argument("job", nargs="?", metavar="JOB", help="name or number (default: the one that runs, else the newest)")
-    c.add_argument("--host", metavar="USER@BOX", help="the machine that trains; needs ssh there and wanlora on its PATH")
+    c.add_argument(
+        "--host", metavar="USER@BOX", help="the machine that trains; needs ssh there and wanlora on its PATH"
+    )
 
-    group = commands.add_parser("daemon", help="start, stop or ask after the daemon", description="The daemon queues, starts and watches trainers. Stopping it does not stop them.")
+    group = commands.add_parser(
+        "daemon",
+        help="start, stop or ask after the daemon",
+        description="The daemon queues, starts and watches trainers. Stopping it does not stop them.",
+    )
     parts = group.add_subparsers(title="commands", metavar="start|stop|status", required=True)
     command("start", "daemon:start", "start the daemon, if none runs", parts)
     command("stop", "daemon:stop", "end the daemon; trainers go on and are found again by the next one", parts)
     c = command("status", "daemon:status", "say whether the daemon runs, and where", parts)
     c.add_argument("--json", action="store_true", help="one object")
 
-    group = commands.add_parser("cache", help="list or empty what is kept for the next start", description="Kept so that the next start is fast: packed weights of base models, latents of images, text embeddings.")
+    group = commands.add_parser(
+        "cache",
+        help="list or empty what is kept for the next start",
+        description=(
+            "Kept so that the next start is fast: packed weights of base models, latents of images, text embeddings."
+        ),
+    )
     group.set_defaults(handler="cache:show", json=False, kind=None)
     parts = group.add_subparsers(title="commands", metavar="list|clear|path")
     kinds = ("weights", "latents", "texts")
-    c = command("list", "cache:show", "list what the caches hold, last used first (`wanlora cache` alone does the same)", parts, daemon=False)
-    c.add_argument("kind", nargs="?", choices=kinds, help="show every entry of this cache (default: all caches, summed up)")
+    c = command(
+        "list",
+        "cache:show",
+        "list what the caches hold, last used first (`wanlora cache` alone does the same)",
+        parts,
+        daemon=False,
+    )
+    c.add_argument(
+        "kind", nargs="?", choices=kinds, help="show every entry of this cache (default: all caches, summed up)"
+    )
     c.add_argument("--json", action="store_true", help="a list of objects")
     c = command("clear", "cache:clear", "delete the caches, or one of them", parts, daemon=False)
     c.add_argument("kind", nargs="?", choices=kinds, help="only this cache")
@@ -155,8 +260,18 @@ def parser() -> argparse.ArgumentParser:
 
 def _going_on(c: argparse.ArgumentParser) -> None:
     """What every command that goes on with a run takes."""
-    c.add_argument("--from", type=_positive, dest="from_step", metavar="STEP", help="go back to the checkpoint of this step; what came after it is set aside")
-    c.add_argument("--accept-changes", action="store_true", help="go on although the job file has changed in ways that break exactness")
+    c.add_argument(
+        "--from",
+        type=_positive,
+        dest="from_step",
+        metavar="STEP",
+        help="go back to the checkpoint of this step; what came after it is set aside",
+    )
+    c.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="go on although the job file has changed in ways that break exactness",
+    )
 
 
 def _positive(text: str) -> int:
@@ -201,7 +316,8 @@ def main(argv: list[str] | None = None) -> int:
 
     make_safe()
     args = parser().parse_args(argv)
-    args.dir = getattr(args, "dir", None)  # before or behind the command's name; the option itself has no default, so neither place hides the other
+    # before or behind the command's name; the option itself has no default, so neither place hides the other
+    args.dir = getattr(args, "dir", None)
     if args.version:
         from presets import VERSION
 
@@ -216,7 +332,8 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as e:
         print(f"wanlora: {e}", file=sys.stderr)
         return FAILED
-    except BrokenPipeError:  # the reader has left (`wanlora watch | head`); the interpreter's last flush must not complain
+    # the reader has left (`wanlora watch | head`); the interpreter's last flush must not complain
+    except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
     except KeyboardInterrupt:

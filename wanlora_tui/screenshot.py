@@ -1,4 +1,5 @@
-"""The dashboard of a recorded run as an SVG picture: `python -m wanlora_tui.screenshot OUT.svg --events RUN/events.jsonl`.
+"""The dashboard of a recorded run as an SVG picture: `python -m wanlora_tui.screenshot OUT.svg --events
+RUN/events.jsonl`.
 
 It is the real screen, drawn from a real run's events; nothing in it is made up for the picture.
 """
@@ -40,11 +41,25 @@ def record_of(events: list[Event], run_dir: Path, *, job_id: int = 1) -> JobReco
     view = RunView()
     for event in events:
         fold(view, event)
-    states: dict[str, JobState] = {"starting": "starting", "running": "running", "stopped": "stopped", "failed": "failed", "done": "done"}
+    states: dict[str, JobState] = {
+        "starting": "starting",
+        "running": "running",
+        "stopped": "stopped",
+        "failed": "failed",
+        "done": "done",
+    }
     return JobRecord(
-        id=job_id, name=view.name, job_path=str(run_dir / "job.toml"), out=str(run_dir.parent), gpus=[0], state=states[view.state],
-        attempt=view.attempt, step=view.step, steps=view.steps, outcome=view.outcome,
-    )  # fmt: skip
+        id=job_id,
+        name=view.name,
+        job_path=str(run_dir / "job.toml"),
+        out=str(run_dir.parent),
+        gpus=[0],
+        state=states[view.state],
+        attempt=view.attempt,
+        step=view.step,
+        steps=view.steps,
+        outcome=view.outcome,
+    )
 
 
 def load_run(events_file: Path, *, until_step: int = 0) -> RecordedRun:
@@ -54,7 +69,9 @@ def load_run(events_file: Path, *, until_step: int = 0) -> RecordedRun:
     except OSError as e:
         raise UserError(f"cannot be read: {e.strerror}", where=str(events_file)) from None
     if until_step:
-        last = next((i for i, e in enumerate(events) if e.kind == "step" and e.data["step"] >= until_step), len(events) - 1)
+        last = next(
+            (i for i, e in enumerate(events) if e.kind == "step" and e.data["step"] >= until_step), len(events) - 1
+        )
         events = events[: last + 1]
     if not any(e.kind == "started" for e in events):
         raise UserError("no run in this file", where=str(events_file), fix="Name the events.jsonl of a run folder")
@@ -71,10 +88,14 @@ async def svg_of(run: RecordedRun, size: tuple[int, int]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m wanlora_tui.screenshot", description="Draw the dashboard of a recorded run as SVG.")
+    parser = argparse.ArgumentParser(
+        prog="python -m wanlora_tui.screenshot", description="Draw the dashboard of a recorded run as SVG."
+    )
     parser.add_argument("out", type=Path, metavar="OUT.svg")
     parser.add_argument("--events", type=Path, required=True, metavar="FILE", help="events.jsonl of a run folder")
-    parser.add_argument("--until-step", type=int, default=0, metavar="N", help="as it looked at this step (default: at the end)")
+    parser.add_argument(
+        "--until-step", type=int, default=0, metavar="N", help="as it looked at this step (default: at the end)"
+    )
     parser.add_argument("--size", default=f"{SIZE[0]}x{SIZE[1]}", metavar="COLSxROWS")
     args = parser.parse_args(argv)
     columns, _, rows = args.size.partition("x")

@@ -20,7 +20,16 @@ from presets.errors import UserError
 
 CONNECT_SECONDS = 60.0  # until the forwarded sockets must be there; a person may be typing a passphrase
 RETRY_SECONDS = 2.0  # between two attempts to bring a broken tunnel back
-_KEEPALIVE = ["-o", "ServerAliveInterval=15", "-o", "ServerAliveCountMax=3", "-o", "ExitOnForwardFailure=yes", "-o", "StreamLocalBindUnlink=yes"]
+_KEEPALIVE = [
+    "-o",
+    "ServerAliveInterval=15",
+    "-o",
+    "ServerAliveCountMax=3",
+    "-o",
+    "ExitOnForwardFailure=yes",
+    "-o",
+    "StreamLocalBindUnlink=yes",
+]
 
 
 class RemoteStatus(Struct):
@@ -40,24 +49,43 @@ def remote_status(host: str) -> RemoteStatus:
     if host.startswith("-") or not re.fullmatch(r"[^\s]+", host):
         raise UserError(f"{host!r} is not a host", fix="Write it as user@box")
     try:
-        asked = subprocess.run(["ssh", "--", host, "wanlora daemon status --json"], capture_output=True, text=True, check=False)
+        asked = subprocess.run(
+            ["ssh", "--", host, "wanlora daemon status --json"], capture_output=True, text=True, check=False
+        )
     except FileNotFoundError:
         raise UserError("no ssh program here", fix="Install an OpenSSH client") from None
     if asked.returncode == 255:
         raise UserError(_last_line(asked.stderr) or "ssh failed", where=host, fix=f"Try: ssh {host}")
     if asked.returncode == 127:
-        raise UserError("no wanlora on the PATH that ssh gets there", where=host, fix="Link it into a folder of that PATH, e.g. ln -s ~/wanlora-tui/.venv/bin/wanlora ~/.local/bin/")
+        raise UserError(
+            "no wanlora on the PATH that ssh gets there",
+            where=host,
+            fix="Link it into a folder of that PATH, e.g. ln -s ~/wanlora-tui/.venv/bin/wanlora ~/.local/bin/",
+        )
     try:
         status = msgspec.json.decode(asked.stdout.strip().rpartition("\n")[2], type=RemoteStatus)
     except msgspec.MsgspecError:
-        raise UserError(f"`wanlora daemon status` answered: {_last_line(asked.stderr or asked.stdout) or 'nothing'}", where=host, fix=f"Try: ssh {host} wanlora doctor") from None
+        raise UserError(
+            f"`wanlora daemon status` answered: {_last_line(asked.stderr or asked.stdout) or 'nothing'}",
+            where=host,
+            fix=f"Try: ssh {host} wanlora doctor",
+        ) from None
     if not status.running:
         raise UserError("no daemon runs there", where=host, fix=f"Start it with: ssh {host} wanlora daemon start")
     if status.state not in ("", "answering"):
-        raise UserError(f"there {status.problem}", where=host, fix=f"See: ssh {host} wanlora daemon status. End it with: ssh {host} wanlora daemon stop")
+        raise UserError(
+            f"there {status.problem}",
+            where=host,
+            fix=f"See: ssh {host} wanlora daemon status. End it with: ssh {host} wanlora daemon stop",
+        )
     if status.protocol != PROTOCOL_VERSION:
         version = f" (wanlora {status.version})" if status.version else ""
-        raise UserError(f"the daemon there speaks protocol {status.protocol}{version}, this client {PROTOCOL_VERSION} (wanlora {VERSION})", where=host, fix="Install the same version of wanlora on both machines")
+        raise UserError(
+            f"the daemon there speaks protocol {status.protocol}{version}, this client {PROTOCOL_VERSION} (wanlora"
+            f" {VERSION})",
+            where=host,
+            fix="Install the same version of wanlora on both machines",
+        )
     return status
 
 
@@ -109,7 +137,11 @@ def tunnel(host: str) -> Iterator[Path]:
         deadline = time.monotonic() + CONNECT_SECONDS
         while not all(local.exists() for local in sockets):
             if keeper.process.poll() is not None or time.monotonic() > deadline:
-                raise UserError(f"the tunnel did not open: {_last_line(log.read_text(errors='replace')) or 'ssh said nothing'}", where=host, fix=f"Try: ssh {host}")
+                raise UserError(
+                    f"the tunnel did not open: {_last_line(log.read_text(errors='replace')) or 'ssh said nothing'}",
+                    where=host,
+                    fix=f"Try: ssh {host}",
+                )
             time.sleep(0.05)
         keeper.start()
         yield folder
@@ -125,4 +157,3 @@ def tunnel(host: str) -> Iterator[Path]:
 def remote_path(host: str, path: str) -> str:
     """How to fetch a file of the other machine."""
     return f"scp {host}:{path} ."
-

@@ -7,8 +7,8 @@ from textual.theme import Theme
 class ReadableThemes(App[None]):
     """An app without Textual's ansi themes.
 
-    Their colours are those of the terminal, which nobody here knows: whatever is mixed from them (the plot, dimmed text, the
-    greys of NO_COLOR) comes out as black on black.
+    Their colours are those of the terminal, which nobody here knows: whatever is mixed from them (the plot, dimmed
+    text, the greys of NO_COLOR) comes out as black on black.
     """
 
     @property

@@ -1,7 +1,7 @@
 """Work that may wait for a disk, beside the loop: whatever a path leads to, the daemon goes on.
 
-In threads that nobody waits for at the end: one that hangs in the kernel on a network disk that is gone keeps no daemon from ending.
-(The executor of asyncio is waited for, and a few that hang use it up.)
+In threads that nobody waits for at the end: one that hangs in the kernel on a network disk that is gone keeps no daemon
+from ending. (The executor of asyncio is waited for, and a few that hang use it up.)
 """
 
 import asyncio
@@ -25,11 +25,15 @@ class Aside:
         self._at_work = 0
 
     async def __call__(self, work: Callable[[], _T], *, what: str, seconds: float = SECONDS) -> _T:
-        """What `work` gives or raises. Raises UserError when it takes longer than `seconds`: then it may go on, so it must not change what
-        others use. `what`: the path that it is about.
+        """What `work` gives or raises. Raises UserError when it takes longer than `seconds`: then it may go on, so it
+        must not change what others use. `what`: the path that it is about.
         """
         if self._at_work >= MOST:
-            raise UserError(f"too many files do not come from their disks ({self._at_work} at this moment)", where=what, fix="Is a network disk gone? Try again when it is back")
+            raise UserError(
+                f"too many files do not come from their disks ({self._at_work} at this moment)",
+                where=what,
+                fix="Is a network disk gone? Try again when it is back",
+            )
         loop = asyncio.get_running_loop()
         done: asyncio.Future[_T] = loop.create_future()
 
@@ -58,4 +62,8 @@ class Aside:
         except TimeoutError:
             if done.done() and not done.cancelled():  # it was the work's own
                 raise
-            raise UserError(f"has not come for {seconds:.0f} s", where=what, fix="Is its disk, a network disk perhaps, gone or very busy? Try again when it answers") from None
+            raise UserError(
+                f"has not come for {seconds:.0f} s",
+                where=what,
+                fix="Is its disk, a network disk perhaps, gone or very busy? Try again when it answers",
+            ) from None

@@ -1,4 +1,5 @@
-"""A run folder before its trainer starts, and orders to a running one: control files, which it reads between micro-batches and deletes when it has honoured them."""
+"""A run folder before its trainer starts, and orders to a running one: control files, which it reads between
+micro-batches and deletes when it has honoured them."""
 
 import hashlib
 import time
@@ -36,7 +37,8 @@ def prepare(run_dir: Path) -> bool:
 
 
 def forget_stops(run_dir: Path) -> None:
-    """Remove stops that were meant for an attempt which is gone. Other orders wait for the next attempt. Raises OSError."""
+    """Remove stops that were meant for an attempt which is gone. Other orders wait for the next attempt. Raises
+    OSError."""
     for file in (run_dir / CONTROL_DIR).glob("*.json"):
         try:
             order = parse_control(read_regular(file, MAX_ORDER_BYTES))

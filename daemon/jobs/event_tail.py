@@ -65,7 +65,8 @@ class Tail:
         return events
 
     def page(self, since: int) -> tuple[list[Event], bool]:
-        """Events after `since` that `poll` has seen, as many as a reply carries, and whether there are more. Raises OSError."""
+        """Events after `since` that `poll` has seen, as many as a reply carries, and whether there are more. Raises
+        OSError."""
         since = max(0, since)
         seq, offset = self._index[bisect_right(self._index, since, key=lambda pair: pair[0]) - 1]
         events: list[Event] = []
@@ -121,8 +122,10 @@ def _check(event: Event) -> None:
 def _finding(damage: list[str], seq: int, before: Event) -> Event:
     lines = f"{len(damage)} lines" if len(damage) > 1 else "a line"
     data = {
-        "code": "events-damaged", "severity": "warning", "field": EVENTS_FILE,
+        "code": "events-damaged",
+        "severity": "warning",
+        "field": EVENTS_FILE,
         "message": f"{lines} of {EVENTS_FILE} cannot be read ({'; '.join(damage)[:300]}): what they told is not shown",
         "fix": "Training is not touched by this. Check the disk of the run folder",
-    }  # fmt: skip
+    }
     return Event(seq=seq, time=before.time, run=before.run, attempt=before.attempt, kind="finding", data=data)

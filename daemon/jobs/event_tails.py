@@ -14,7 +14,8 @@ KEEP = 8  # folds of ended jobs kept in memory
 
 
 class Tails:
-    """A tail per job. That of a job with a trainer is read on the loop, a little at a time; any other in a thread, by one reader at a time."""
+    """A tail per job. That of a job with a trainer is read on the loop, a little at a time; any other in a thread, by
+    one reader at a time."""
 
     def __init__(self, aside: Aside, is_live: Callable[[int], bool]) -> None:
         """`is_live`: whether a job has a trainer, and its tail is read by `poll`."""
@@ -34,12 +35,14 @@ class Tails:
         return self._tails.setdefault(record.id, Tail(Path(record.run_dir)))
 
     def folder(self, job: int) -> asyncio.Lock:
-        """Held while something is done in a run folder that must not overlap: reading it to its end, preparing it, leaving an order there."""
+        """Held while something is done in a run folder that must not overlap: reading it to its end, preparing it,
+        leaving an order there."""
         return self._folders[job]
 
     @asynccontextmanager
     async def caught_up(self, record: JobRecord) -> AsyncIterator[Tail]:
-        """The job's tail, read to the end of the file; nobody else reads it inside. Raises OSError, and UserError when the disk hangs."""
+        """The job's tail, read to the end of the file; nobody else reads it inside. Raises OSError, and UserError when
+        the disk hangs."""
         async with self.folder(record.id):
             yield await self.catch_up(record)
 
@@ -48,8 +51,10 @@ class Tails:
         job = record.id
         if self._is_live(job):
             return self._tails[job]
-        tail = self._tails.pop(job, None) or Tail(Path(record.run_dir))  # a thread that hangs has one that nobody else has
-        while await self._aside(tail.poll, what=str(tail.path)):  # `wanlora train --resume` may have written there since
+        # a thread that hangs has one that nobody else has
+        tail = self._tails.pop(job, None) or Tail(Path(record.run_dir))
+        # `wanlora train --resume` may have written there since
+        while await self._aside(tail.poll, what=str(tail.path)):
             pass
         ended = [j for j in self._tails if not self._is_live(j)]
         for old in ended[: max(0, len(ended) - KEEP + 1)]:

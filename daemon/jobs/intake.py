@@ -1,4 +1,5 @@
-"""What a request needs from a user's files. It runs aside of the loop, so it reads and changes nothing; what follows is decided on the loop, from what is true by then."""
+"""What a request needs from a user's files. It runs aside of the loop, so it reads and changes nothing; what follows is
+decided on the loop, from what is true by then."""
 
 import os
 from pathlib import Path
@@ -45,25 +46,38 @@ def read_submission(asked: Submit, now: float) -> Submission:
     path = Path(asked.job_path)
     job = load_job(path)
     record = JobRecord(
-        id=0, name=job.job.name, job_path=asked.job_path, out=str(Path(asked.out or path.parent / "runs").resolve()), gpus=sorted(set(job.job.gpus)),
-        devices=devices_of(job.job.gpus, asked.shell), state="queued", submitted_at=now, steps=job.training.steps,
-    )  # fmt: skip
+        id=0,
+        name=job.job.name,
+        job_path=asked.job_path,
+        out=str(Path(asked.out or path.parent / "runs").resolve()),
+        gpus=sorted(set(job.job.gpus)),
+        devices=devices_of(job.job.gpus, asked.shell),
+        state="queued",
+        submitted_at=now,
+        steps=job.training.steps,
+    )
     held = Path(record.run_dir, JOB_FILE).exists()
     goes_on = asked.resume and held
     return Submission(
-        record, dump_job(absolute_paths(job, path.parent)), held, changed_since(record, None)[1] if goes_on else None,
+        record,
+        dump_job(absolute_paths(job, path.parent)),
+        held,
+        changed_since(record, None)[1] if goes_on else None,
         checkpoints_of(Path(record.run_dir), RunView()) if goes_on else [],
-    )  # fmt: skip
+    )
 
 
 def read_resumption(record: JobRecord, copy: Path, shell: Shell | None) -> Resumption:
     """`copy`: the daemon's, of the job as it was. Raises UserError."""
     job, going = changed_since(record, copy)
-    return Resumption(job, dump_job(job), going, checkpoints_of(Path(record.run_dir), RunView()), devices_of(job.job.gpus, shell))
+    return Resumption(
+        job, dump_job(job), going, checkpoints_of(Path(record.run_dir), RunView()), devices_of(job.job.gpus, shell)
+    )
 
 
 def devices_of(gpus: list[int], shell: Shell | None) -> list[str]:
-    """The names of a job's GPUs, as its shell counts them or, where that says nothing, the daemon's own. Asks the driver. Raises UserError."""
+    """The names of a job's GPUs, as its shell counts them or, where that says nothing, the daemon's own. Asks the
+    driver. Raises UserError."""
     if shell is not None and shell.gpus is not None:
         return pick(sorted(set(gpus)), shell.gpus)
     return pick(sorted(set(gpus)), visible_gpus(), all_of_them=VISIBLE not in os.environ)

@@ -36,12 +36,14 @@ class Entry(Struct, kw_only=True):
     first_seq: int = 0  # last event before this attempt
     oom_kills: int = 0  # of the machine, when this attempt started
     shell: Shell | None = None  # of the shell that submitted or resumed it, but for secrets
-    secrets: list[str] = field(default_factory=list)  # the names of those: their values are in the daemon's memory alone
+    # the names of those: their values are in the daemon's memory alone
+    secrets: list[str] = field(default_factory=list)
     lacking: list[str] = field(default_factory=list)  # the secrets that this attempt was started without
 
 
 def held(record: JobRecord) -> frozenset[str]:
-    """The GPUs that a job has for itself while it runs, whatever its shell calls them. One without any takes its turn by their numbers."""
+    """The GPUs that a job has for itself while it runs, whatever its shell calls them. One without any takes its turn
+    by their numbers."""
     return frozenset(record.devices or map(str, record.gpus))
 
 
@@ -108,9 +110,10 @@ class Queue:
         for other in self.entries.values():
             if other.record.run_dir == record.run_dir and other.record.state not in ENDED_STATES:
                 raise UserError(
-                    f"job {other.record.id} ({other.record.state}) already uses the run folder {record.run_dir}", where=record.name,
+                    f"job {other.record.id} ({other.record.state}) already uses the run folder {record.run_dir}",
+                    where=record.name,
                     fix="Wait for it or stop it first, or give this job another name",
-                )  # fmt: skip
+                )
 
     def last_place(self) -> int:
         """The order of a job that joins the queue now."""
@@ -129,30 +132,60 @@ class Queue:
 
     # --- what users ask for -----------------------------------------------------------------------------------
 
-    def submit(self, record: JobRecord, now: float, *, resume: bool = False, from_step: int | None = None, accept_changes: bool = False, shell: Shell | None = None, secrets: Sequence[str] = ()) -> list[Instruction]:
+    def submit(
+        self,
+        record: JobRecord,
+        now: float,
+        *,
+        resume: bool = False,
+        from_step: int | None = None,
+        accept_changes: bool = False,
+        shell: Shell | None = None,
+        secrets: Sequence[str] = (),
+    ) -> list[Instruction]:
         """Take in a new job, whose run folder must be free. `resume`: it goes on with a run that lies there."""
         assert record.id not in self.entries
         self.require_free(record)
-        self.entries[record.id] = Entry(record=record, order=self.last_place(), resume=resume, from_step=from_step, accept_changes=accept_changes, shell=shell, secrets=list(secrets))
+        self.entries[record.id] = Entry(
+            record=record,
+            order=self.last_place(),
+            resume=resume,
+            from_step=from_step,
+            accept_changes=accept_changes,
+            shell=shell,
+            secrets=list(secrets),
+        )
         self._enqueue(self.entries[record.id])
         return self._unpause(record.id, now)
 
     def require_resumable(self, entry: Entry, *, further: bool = False) -> None:
-        """Raises UserError unless the job can be queued again. `further`: there is something to do even when it is done."""
+        """Raises UserError unless the job can be queued again. `further`: there is something to do even when it is
+        done."""
         record = entry.record
         if record.state == "queued" and self.paused:
             return
         if record.state == "done" and not further:
             raise UserError(
-                "is done, there is nothing to resume", where=record.name,
-                fix=f"For more steps raise training.steps in {record.job_path} and resume; to go back, resume from a checkpoint (see: wanlora checkpoints {record.name})",
-            )  # fmt: skip
+                "is done, there is nothing to resume",
+                where=record.name,
+                fix=(
+                    f"For more steps raise training.steps in {record.job_path} and resume; to go back, resume from a"
+                    f" checkpoint (see: wanlora checkpoints {record.name})"
+                ),
+            )
         if record.state not in ENDED_STATES:
-            raise UserError(f"is {record.state}, there is nothing to resume", where=record.name, fix="Only a job that has ended can be resumed")
+            raise UserError(
+                f"is {record.state}, there is nothing to resume",
+                where=record.name,
+                fix="Only a job that has ended can be resumed",
+            )
         self.require_free(record)
 
-    def resume(self, job: int, now: float, *, from_step: int | None = None, accept_changes: bool = False, further: bool = False) -> list[Instruction]:
-        """Put an ended job back into the queue, to go on from its last checkpoint or that of `from_step`. Raises UserError."""
+    def resume(
+        self, job: int, now: float, *, from_step: int | None = None, accept_changes: bool = False, further: bool = False
+    ) -> list[Instruction]:
+        """Put an ended job back into the queue, to go on from its last checkpoint or that of `from_step`. Raises
+        UserError."""
         entry = self.entries[job]
         self.require_resumable(entry, further=further)
         record = entry.record
@@ -171,7 +204,13 @@ class Queue:
         entry = self.entries[job]
         match entry.record.state:
             case "queued":
-                return self._end(entry, Verdict("stopped", "Taken from the queue. Queue it again with: wanlora resume " + entry.record.name), now)
+                return self._end(
+                    entry,
+                    Verdict(
+                        "stopped", "Taken from the queue. Queue it again with: wanlora resume " + entry.record.name
+                    ),
+                    now,
+                )
             case "starting" | "running":
                 entry.record.state, entry.ending = "stopping", "stop"
                 entry.due, entry.due_signal = now + STOP_GRACE, "terminate"
@@ -198,7 +237,9 @@ class Queue:
 
     # --- what happens to trainers -----------------------------------------------------------------------------
 
-    def launched(self, job: int, trainer: ProcessId, now: float, *, first_seq: int, oom_kills: int) -> list[Instruction]:
+    def launched(
+        self, job: int, trainer: ProcessId, now: float, *, first_seq: int, oom_kills: int
+    ) -> list[Instruction]:
         """The launcher of the job's trainer runs."""
         entry = self.entries[job]
         assert entry.record.state in RUNNING_STATES, entry.record.state
@@ -256,7 +297,11 @@ class Queue:
         out: list[Instruction] = []
         for entry in self.running():
             where = f" at step {entry.record.step}" if entry.record.step else ""
-            broken_off = Verdict("stopped", f"The machine restarted while this job ran{where}. Go on from the last checkpoint with: wanlora resume {entry.record.name}")
+            broken_off = Verdict(
+                "stopped",
+                f"The machine restarted while this job ran{where}. Go on from the last checkpoint with: wanlora resume"
+                f" {entry.record.name}",
+            )
             out += self._finish(entry, finished.get(entry.record.id, broken_off), now)
         if queued := self.queued():
             self.paused = "The machine restarted. The queue waits until a job is resumed or submitted."
@@ -272,7 +317,11 @@ class Queue:
             job = entry.record.id
             if not entry.due or now < entry.due:
                 continue
-            if entry.ending == "stop" and entry.due_signal == "terminate" and now - last_event.get(job, 0.0) < STOP_GRACE:
+            if (
+                entry.ending == "stop"
+                and entry.due_signal == "terminate"
+                and now - last_event.get(job, 0.0) < STOP_GRACE
+            ):
                 entry.due = last_event[job] + STOP_GRACE  # a long step, or a large checkpoint: it goes forward
                 continue
             if entry.due_signal == "kill":
@@ -328,7 +377,10 @@ class Queue:
         record.state, record.outcome = verdict.state, verdict.outcome
         if entry.ending == "cancel" and verdict.state != "done":
             begun = record.attempt > 0 or entry.resume
-            record.state, record.outcome = "cancelled", "Cancelled. Its checkpoints stay in the run folder." if begun else "Cancelled before it began."
+            record.state, record.outcome = (
+                "cancelled",
+                ("Cancelled. Its checkpoints stay in the run folder." if begun else "Cancelled before it began."),
+            )
         record.finished_at, record.pid, record.position = now, 0, 0
         entry.trainer, entry.ending, entry.due = None, "", 0.0
         return [Changed(record.id)]

@@ -32,11 +32,19 @@ class Store:
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version > len(MIGRATIONS):
                 self._db.close()
-                raise UserError(f"was written by a newer wanlora (table version {version}, this one knows {len(MIGRATIONS)})", where=str(path), fix="Upgrade wanlora here")
+                raise UserError(
+                    f"was written by a newer wanlora (table version {version}, this one knows {len(MIGRATIONS)})",
+                    where=str(path),
+                    fix="Upgrade wanlora here",
+                )
             for number in range(version, len(MIGRATIONS)):
                 self._db.executescript(f"BEGIN; {MIGRATIONS[number]} PRAGMA user_version={number + 1}; COMMIT;")
         except sqlite3.Error as e:
-            raise UserError(f"the job table cannot be opened: {e}", where=str(path), fix="Move it away to start with an empty one; run folders are not touched") from None
+            raise UserError(
+                f"the job table cannot be opened: {e}",
+                where=str(path),
+                fix="Move it away to start with an empty one; run folders are not touched",
+            ) from None
 
     def close(self) -> None:
         self._db.close()
@@ -67,7 +75,10 @@ class Store:
         return number
 
     def save(self, entry: Entry) -> None:
-        self._db.execute("INSERT OR REPLACE INTO jobs (id, entry) VALUES (?, ?)", (entry.record.id, msgspec.json.encode(entry).decode()))
+        self._db.execute(
+            "INSERT OR REPLACE INTO jobs (id, entry) VALUES (?, ?)",
+            (entry.record.id, msgspec.json.encode(entry).decode()),
+        )
 
     # --- answers to requests ----------------------------------------------------------------------------------
 
@@ -78,7 +89,9 @@ class Store:
 
     def remember(self, request: str, answer: bytes) -> None:
         self._db.execute("INSERT INTO answers (request, answer) VALUES (?, ?)", (request, answer))
-        self._db.execute("DELETE FROM answers WHERE number <= (SELECT max(number) FROM answers) - ?", (REMEMBERED_ANSWERS,))
+        self._db.execute(
+            "DELETE FROM answers WHERE number <= (SELECT max(number) FROM answers) - ?", (REMEMBERED_ANSWERS,)
+        )
 
     # --- facts ------------------------------------------------------------------------------------------------
 

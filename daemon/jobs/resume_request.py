@@ -1,4 +1,5 @@
-"""What must be so before a run goes on: its job file as it was, or its changes accepted, and the wanted checkpoint there."""
+"""What must be so before a run goes on: its job file as it was, or its changes accepted, and the wanted checkpoint
+there."""
 
 from pathlib import Path
 
@@ -11,8 +12,9 @@ from presets.runs.checkpoints import StoredCheckpoint
 
 
 def changed_since(record: JobRecord, copy: Path | None) -> tuple[Job, GoingOn]:
-    """The user's job file as it is now with its paths made absolute, and how it differs from the run's own (RUN/job.toml; or the
-    daemon's `copy`, where there is one, before the trainer has written that, and when that cannot be read).
+    """The user's job file as it is now with its paths made absolute, and how it differs from the run's own
+    (RUN/job.toml; or the daemon's `copy`, where there is one, before the trainer has written that, and when that cannot
+    be read).
 
     A job file that is gone counts as unchanged. Raises UserError when it cannot be read, or has become another run's.
     """
@@ -22,14 +24,24 @@ def changed_since(record: JobRecord, copy: Path | None) -> tuple[Job, GoingOn]:
         before = load_job(copy)  # it holds absolute paths
     now = absolute_paths(load_job(path), path.parent) if before is None or path.exists() else before
     if now.job.name != record.name:
-        raise UserError(f"names another run by now ({now.job.name})", where=record.job_path, fix=f"Set job.name back to {record.name}, or submit it as a new job")
+        raise UserError(
+            f"names another run by now ({now.job.name})",
+            where=record.job_path,
+            fix=f"Set job.name back to {record.name}, or submit it as a new job",
+        )
     return now, going_on(before, now, learnt=has_learnt(run_dir), unreadable=unreadable)
 
 
 def require_accepted(record: JobRecord, asked: GoingOn, accepted: str | None, *, command: str = "") -> None:
-    """Raises UserError when the job file has changed in ways that break exactness and just these were not `accepted` (their
-    digest), or so that no checkpoint fits it any more. `command`: what goes on with it; `resume NAME` when left out."""
-    asked.require(accepted, where=record.name, file=record.job_path, accept=f"accept it: wanlora {command or f'resume {record.name}'} --accept-changes")
+    """Raises UserError when the job file has changed in ways that break exactness and just these were not `accepted`
+    (their digest), or so that no checkpoint fits it any more. `command`: what goes on with it; `resume NAME` when left
+    out."""
+    asked.require(
+        accepted,
+        where=record.name,
+        file=record.job_path,
+        accept=f"accept it: wanlora {command or f'resume {record.name}'} --accept-changes",
+    )
 
 
 def require_checkpoint(record: JobRecord, there: list[StoredCheckpoint], step: int | None) -> None:
@@ -37,6 +49,11 @@ def require_checkpoint(record: JobRecord, there: list[StoredCheckpoint], step: i
     steps = [c.step for c in there]
     if step is not None and step not in steps:
         raise UserError(
-            f"has no checkpoint of step {step}", where=record.name,
-            fix=f"These are there: {', '.join(map(str, steps))}. More about them: wanlora checkpoints {record.name}" if steps else "It has none at all; resume without --from to begin anew",
-        )  # fmt: skip
+            f"has no checkpoint of step {step}",
+            where=record.name,
+            fix=(
+                f"These are there: {', '.join(map(str, steps))}. More about them: wanlora checkpoints {record.name}"
+                if steps
+                else "It has none at all; resume without --from to begin anew"
+            ),
+        )

@@ -1,4 +1,5 @@
-"""Starts trainers and leaves stop requests for them. What touches a run folder is done aside, so a folder that hangs fails its own job and no other."""
+"""Starts trainers and leaves stop requests for them. What touches a run folder is done aside, so a folder that hangs
+fails its own job and no other."""
 
 import asyncio
 import logging
@@ -28,14 +29,17 @@ log = logging.getLogger("daemon")
 class Runner:
     """What becomes of the queue's Launch and AskStop."""
 
-    def __init__(self, places: Places, command: list[str], queue: Queue, aside: Aside, apply: Callable[[list[Instruction]], None]) -> None:
+    def __init__(
+        self, places: Places, command: list[str], queue: Queue, aside: Aside, apply: Callable[[list[Instruction]], None]
+    ) -> None:
         """`apply`: takes what the queue says to what has happened."""
         self.trainers: dict[int, Trainer] = {}
         self.tails = Tails(aside, lambda job: job in self.trainers)
         self._places, self._command, self._queue, self._aside, self._apply = places, command, queue, aside, apply
         self._launches: dict[int, asyncio.Task[None]] = {}
         self._stops: dict[int, asyncio.Task[None]] = {}
-        self.secrets: dict[int, dict[str, str]] = {}  # tokens and passwords of the shells that jobs came from: never written down
+        # tokens and passwords of the shells that jobs came from: never written down
+        self.secrets: dict[int, dict[str, str]] = {}
 
     def marker(self, job: int) -> str:
         return f"{self._places.state}:{job}"
@@ -59,11 +63,22 @@ class Runner:
             async with self.tails.folder(job):
                 tail = await self.tails.catch_up(entry.record)
                 begun = await self._aside(partial(prepare, run_dir), what=str(run_dir))
-            then = self._queue.never_launched(job, time.time()) if entry.ending else self._start(entry, tail, _options(entry) if begun else [])
+            then = (
+                self._queue.never_launched(job, time.time())
+                if entry.ending
+                else self._start(entry, tail, _options(entry) if begun else [])
+            )
         except Exception as e:
             if not isinstance(e, (OSError, ValueError)):  # a bug of ours, in one job perhaps: the others go on
                 log.exception("launch failed")
-            then = self._queue.ended(job, Verdict("failed", f"The trainer could not be launched: {e}. Fix that, then: wanlora resume {entry.record.name}"), time.time())
+            then = self._queue.ended(
+                job,
+                Verdict(
+                    "failed",
+                    f"The trainer could not be launched: {e}. Fix that, then: wanlora resume {entry.record.name}",
+                ),
+                time.time(),
+            )
         del self._launches[job]
         self._apply(then)
 
@@ -72,14 +87,21 @@ class Runner:
         record, job = entry.record, entry.record.id
         record.attempt = max(record.attempt, tail.view.attempt + 1)
         kills = oom_kills()
-        self.log_of(record).unlink(missing_ok=True)  # whatever has that name: a pipe without a reader would be waited for
+        # whatever has that name: a pipe without a reader would be waited for
+        self.log_of(record).unlink(missing_ok=True)
         secrets = self.secrets.get(job, {})
         kept = {name: os.environ[name] for name in entry.secrets if name not in secrets and name in os.environ}
         entry.lacking = [name for name in entry.secrets if name not in secrets | kept]
         child = start_trainer(
-            self._command, job_file=self._places.job_file(job), out=record.out, options=options, marker=self.marker(job), log=self.log_of(record),
-            environment=environment(os.environ, entry.shell, kept | secrets) | shown_to_cuda(dict(zip(record.gpus, record.devices, strict=False))),
-        )  # fmt: skip
+            self._command,
+            job_file=self._places.job_file(job),
+            out=record.out,
+            options=options,
+            marker=self.marker(job),
+            log=self.log_of(record),
+            environment=environment(os.environ, entry.shell, kept | secrets)
+            | shown_to_cuda(dict(zip(record.gpus, record.devices, strict=False))),
+        )
         process = identify(child.pid)
         assert process is not None  # it is our child and nobody has waited for it yet
         self.trainers[job] = Trainer(process, self.marker(job), child)
@@ -101,10 +123,18 @@ class Runner:
         record, attempt = entry.record, entry.record.attempt
         try:
             async with self.tails.folder(record.id):
-                await self._aside(partial(leave, Path(record.run_dir), f"stop-{attempt}", ControlFile(command="stop")), what=record.run_dir)
+                await self._aside(
+                    partial(leave, Path(record.run_dir), f"stop-{attempt}", ControlFile(command="stop")),
+                    what=record.run_dir,
+                )
         except (OSError, ValueError) as e:
             if record.id in self.trainers and record.attempt == attempt:
-                log.warning("job %d: its trainer cannot be left an order (%s) and is asked with SIGTERM instead, which saves too", record.id, e)
+                log.warning(
+                    "job %d: its trainer cannot be left an order (%s) and is asked with SIGTERM instead, which"
+                    " saves too",
+                    record.id,
+                    e,
+                )
                 self.trainers[record.id].terminate()
 
 

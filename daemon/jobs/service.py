@@ -1,9 +1,9 @@
 """What the daemon does, without its sockets: takes commands, carries out what the queue says, watches trainers.
 
-What reads or writes a user's files for a request, or prepares a run folder, is done aside (daemon.jobs.background_io) and may take its time; what
-is decided, committed and told from that is decided on the loop in one go, from the state of that moment. So requests and ticks
-interleave there only. What clients should hear is left in `outbox`. Everything that must survive is committed before anything is
-done about it.
+What reads or writes a user's files for a request, or prepares a run folder, is done aside (daemon.jobs.background_io)
+and may take its time; what is decided, committed and told from that is decided on the loop in one go, from the state of
+that moment. So requests and ticks interleave there only. What clients should hear is left in `outbox`. Everything that
+must survive is committed before anything is done about it.
 """
 
 import asyncio
@@ -52,7 +52,8 @@ class Service:
     """All jobs of one daemon."""
 
     def __init__(self, places: Places, trainer_command: list[str], *, epoch: str) -> None:
-        """Open the job table, adopt the trainers that still run, and go on where the last daemon ended. To be made in a running loop.
+        """Open the job table, adopt the trainers that still run, and go on where the last daemon ended. To be made in a
+        running loop.
 
         Raises UserError when the table cannot be opened.
         """
@@ -79,7 +80,11 @@ class Service:
 
     def _restore(self) -> None:
         now = time.time()
-        nameless = [e for e in self._queue.entries.values() if e.record.state in wire.LIVE_STATES and e.shell is None and not e.record.devices]
+        nameless = [
+            e
+            for e in self._queue.entries.values()
+            if e.record.state in wire.LIVE_STATES and e.shell is None and not e.record.devices
+        ]
         visible = visible_gpus() if nameless else None
         for entry in nameless:  # from before the table held the names
             entry.record.devices = pick(entry.record.gpus, visible, all_of_them=True)
@@ -91,7 +96,11 @@ class Service:
         if last_boot and last_boot != boot:
             log.info("the machine restarted")
             said = {e.record.id: last_word(e, self._tails[e.record.id]) for e in self._queue.running()}
-            self._apply(self._queue.rebooted(now, {job: word for job, word in said.items() if word is not None and word.state != "stopped"}))
+            self._apply(
+                self._queue.rebooted(
+                    now, {job: word for job, word in said.items() if word is not None and word.state != "stopped"}
+                )
+            )
             return
         for entry in self._queue.running():
             job, marker = entry.record.id, self._runner.marker(entry.record.id)
@@ -111,8 +120,8 @@ class Service:
     # --- commands ---------------------------------------------------------------------------------------------
 
     async def reply(self, request: wire.Request) -> bytes:
-        """Carry out one request and give the whole reply. The same request id again gets the same answer and acts once, also while
-        the first is still under way."""
+        """Carry out one request and give the whole reply. The same request id again gets the same answer and acts once,
+        also while the first is still under way."""
         task = self._under_way.get(request.id)
         if task is None:
             task = self._under_way[request.id] = asyncio.create_task(self._reply(request))
@@ -120,7 +129,8 @@ class Service:
         return await asyncio.shield(task)  # a client that has gone takes nothing back
 
     async def _reply(self, request: wire.Request) -> bytes:
-        return wire.encode(wire.Reply(id=request.id, answer=await self._answer(request)))  # at once: a tail may be read on afterwards
+        # at once: a tail may be read on afterwards
+        return wire.encode(wire.Reply(id=request.id, answer=await self._answer(request)))
 
     async def _answer(self, request: wire.Request) -> wire.Answer:
         try:
@@ -134,7 +144,10 @@ class Service:
             return wire.Refused(f"{e.where}: {e.what}" if e.where else e.what, e.fix)
         except (OSError, sqlite3.Error) as e:
             log.exception("request failed")
-            return wire.Refused(f"the daemon could not do it: {e}", f"Check the disk of {getattr(e, 'filename', None) or self.places.state}")
+            return wire.Refused(
+                f"the daemon could not do it: {e}",
+                f"Check the disk of {getattr(e, 'filename', None) or self.places.state}",
+            )
 
     async def _carry_out(self, request: wire.Request) -> wire.Answer:
         queue = self._queue
@@ -165,19 +178,30 @@ class Service:
             case wire.Checkpoints(job=key):
                 entry = queue.find(key)
                 async with self._tails.caught_up(entry.record) as tail:
-                    seen = RunView(losses={expert: list(points) for expert, points in tail.view.losses.items()}, samples=list(tail.view.samples))
-                    there = await self._aside(partial(checkpoints_of, Path(entry.record.run_dir), seen), what=entry.record.run_dir)
+                    seen = RunView(
+                        losses={expert: list(points) for expert, points in tail.view.losses.items()},
+                        samples=list(tail.view.samples),
+                    )
+                    there = await self._aside(
+                        partial(checkpoints_of, Path(entry.record.run_dir), seen), what=entry.record.run_dir
+                    )
                 return wire.CheckpointsReply(self._record(entry), there)
             case wire.Set(job=key, field=field, value=value):
                 live_value(field, value)
-                return await self._tell(request.id, queue.find(key), ControlFile(command="set", field=field, value=value))
+                return await self._tell(
+                    request.id, queue.find(key), ControlFile(command="set", field=field, value=value)
+                )
             case wire.SaveNow(job=key):
                 return await self._tell(request.id, queue.find(key), ControlFile(command="save"))
             case wire.SampleNow(job=key):
                 entry = queue.find(key)
                 copy = self.places.job_file(entry.record.id)
                 if not (await self._aside(partial(load_job, copy), what=str(copy))).sample.prompts:
-                    raise UserError("has no sample prompts to make previews of", where=entry.record.name, fix="Give it some in [sample] when it has stopped, then resume")
+                    raise UserError(
+                        "has no sample prompts to make previews of",
+                        where=entry.record.name,
+                        fix="Give it some in [sample] when it has stopped, then resume",
+                    )
                 return await self._tell(request.id, entry, ControlFile(command="sample"))
             case wire.Cancel(job=key):
                 entry = queue.find(key)
@@ -194,23 +218,35 @@ class Service:
         require_absolute(asked.job_path, asked.out or "/")
         if asked.shell is not None:
             asked.shell.require_sound()
-        record, text, held, going, checkpoints = await self._aside(partial(read_submission, asked, time.time()), what=asked.job_path)
+        record, text, held, going, checkpoints = await self._aside(
+            partial(read_submission, asked, time.time()), what=asked.job_path
+        )
         record.id = self._store.next_id()
         self._queue.require_free(record)
         record.position = self._queue.place_for(record)
         known = [e for e in self._queue.entries.values() if e.record.run_dir == record.run_dir]
         options: dict[str, Any] = {}
         if asked.resume and known:
-            return await self._resume(request_id, known[-1], asked.from_step, asked.accepted, asked.shell, job_path=asked.job_path)
+            return await self._resume(
+                request_id, known[-1], asked.from_step, asked.accepted, asked.shell, job_path=asked.job_path
+            )
         if asked.resume:
             if going is None:
-                raise UserError("no run lies here that could be resumed", where=record.run_dir, fix="Submit the job without --resume")
+                raise UserError(
+                    "no run lies here that could be resumed",
+                    where=record.run_dir,
+                    fix="Submit the job without --resume",
+                )
             require_accepted(record, going, asked.accepted, command=f"submit {asked.job_path}")
             require_checkpoint(record, checkpoints, asked.from_step)
             options = {"resume": True, "from_step": asked.from_step, "accept_changes": asked.accepted is not None}
         elif held:  # the trainer would refuse it, hours later perhaps
             way = f"wanlora resume {known[-1].record.id}" if known else f"wanlora submit {asked.job_path} --resume"
-            raise UserError("this folder already holds a run", where=record.run_dir, fix=f"Give this job another name, or go on with that run: {way}")
+            raise UserError(
+                "this folder already holds a run",
+                where=record.run_dir,
+                fix=f"Give this job another name, or go on with that run: {way}",
+            )
         shell, secrets = asked.shell.divided() if asked.shell is not None else (None, {})
         options |= {"shell": shell, "secrets": list(secrets)}
         save_text(text, self.places.job_file(record.id))
@@ -225,14 +261,28 @@ class Service:
         return answer
 
     async def _read_resumption(self, record: wire.JobRecord, shell: Shell | None) -> Resumption:
-        return await self._aside(partial(read_resumption, msgspec.structs.replace(record), self.places.job_file(record.id), shell), what=record.job_path)
+        return await self._aside(
+            partial(read_resumption, msgspec.structs.replace(record), self.places.job_file(record.id), shell),
+            what=record.job_path,
+        )
 
-    async def _resume(self, request_id: str, entry: Entry, from_step: int | None, accepted: str | None, shell: Shell | None, *, job_path: str = "") -> wire.Answer:
+    async def _resume(
+        self,
+        request_id: str,
+        entry: Entry,
+        from_step: int | None,
+        accepted: str | None,
+        shell: Shell | None,
+        *,
+        job_path: str = "",
+    ) -> wire.Answer:
         """Queue an ended job again, with its job file (or the one at `job_path`) as it is now."""
         if shell is not None:
             shell.require_sound()
         job_path = job_path or entry.record.job_path
-        job, text, going, checkpoints, devices = await self._read_resumption(msgspec.structs.replace(entry.record, job_path=job_path), shell or entry.shell)
+        job, text, going, checkpoints, devices = await self._read_resumption(
+            msgspec.structs.replace(entry.record, job_path=job_path), shell or entry.shell
+        )
         record = entry.record
         more = job.training.steps > record.step
         self._queue.require_resumable(entry, further=from_step is not None or more)
@@ -242,11 +292,22 @@ class Service:
             entry.shell, secrets = shell.divided()
             entry.secrets, self._runner.secrets[record.id] = list(secrets), secrets
         record.job_path = job_path
-        save_text(text, self.places.job_file(record.id))  # always: an attempt that failed early may have left other values in it, taken back since
+        # always: an attempt that failed early may have left other values in it, taken back since
+        save_text(text, self.places.job_file(record.id))
         record.gpus, record.devices = sorted(set(job.job.gpus)), devices
         if going.changes:
             record.steps = job.training.steps
-        return self._change(request_id, entry, self._queue.resume(record.id, time.time(), from_step=from_step, accept_changes=accepted is not None, further=from_step is not None or more))
+        return self._change(
+            request_id,
+            entry,
+            self._queue.resume(
+                record.id,
+                time.time(),
+                from_step=from_step,
+                accept_changes=accepted is not None,
+                further=from_step is not None or more,
+            ),
+        )
 
     async def _stop(self, request_id: str, entry: Entry) -> wire.Answer:
         answer = self._change(request_id, entry, self._queue.stop(entry.record.id, time.time()))
@@ -259,7 +320,11 @@ class Service:
         if record.state not in ("starting", "running"):
             fix = "It is about to end" if record.state == "stopping" else "Only a running job can do that"
             if order.command == "set" and record.state != "stopping":
-                first = f"Take it from the queue with: wanlora stop {record.name}. Then change" if record.state == "queued" else "Change"
+                first = (
+                    f"Take it from the queue with: wanlora stop {record.name}. Then change"
+                    if record.state == "queued"
+                    else "Change"
+                )
                 fix = f"{first} its job file {record.job_path}, and queue it again with: wanlora resume {record.name}"
             raise UserError(f"is {record.state}, so its trainer takes no orders", where=record.name, fix=fix)
         async with self._tails.folder(record.id):
@@ -334,10 +399,19 @@ class Service:
                 end = verdict(entry, tail, exit_code=trainer.exit_code, log=self._runner.log_of(entry.record))
                 if end.state == "failed" and entry.lacking:
                     names = " and ".join(entry.lacking)
-                    end = Verdict("failed", f"{end.outcome}\n{names} of the shell that it came from was not at hand: the daemon keeps that in memory alone, and was restarted. If it is needed, go on from a shell that has it: wanlora resume {entry.record.name}")
+                    end = Verdict(
+                        "failed",
+                        f"{end.outcome}\n{names} of the shell that it came from was not at hand: the daemon keeps that"
+                        " in memory alone, and was restarted. If it is needed, go on from a shell that has it: wanlora"
+                        f" resume {entry.record.name}",
+                    )
                 log.info("job %d: %s %s", job, end.state, end.outcome)
                 self._apply(self._queue.ended(job, end, now))
-        self._apply(self._queue.tick(now, {e.record.id: self._last_event(e) for e in self._queue.running() if e.record.id in self._trainers}))
+        self._apply(
+            self._queue.tick(
+                now, {e.record.id: self._last_event(e) for e in self._queue.running() if e.record.id in self._trainers}
+            )
+        )
 
     def _read(self, entry: Entry, *, publish: bool) -> bool:
         """Take in new events; True when there are more to come at once. Without `publish` it goes on to the end."""
@@ -361,7 +435,8 @@ class Service:
         """The record with the progress of now."""
         if tail := self._tails.get(entry.record.id):
             entry.record.step = tail.view.step
-            if entry.record.state != "queued" and tail.view.attempt >= entry.record.attempt:  # what is queued to go on may have been given other steps
+            # what is queued to go on may have been given other steps
+            if entry.record.state != "queued" and tail.view.attempt >= entry.record.attempt:
                 entry.record.steps = tail.view.steps or entry.record.steps
             entry.record.doing = tail.view.phase.name if entry.record.id in self._trainers else ""
         return entry.record
@@ -384,4 +459,3 @@ class Service:
         if text not in self._complaints:
             self._complaints.add(text)
             log.error("%s", text)
-

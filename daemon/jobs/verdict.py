@@ -23,7 +23,7 @@ def last_word(entry: Entry, tail: Tail) -> Verdict | None:
             return Verdict("done")
         case "stopped":
             return Verdict("stopped", word.data["why"])
-    return Verdict("failed", sentences(word.data['cause'], word.data['next']))
+    return Verdict("failed", sentences(word.data["cause"], word.data["next"]))
 
 
 def verdict(entry: Entry, tail: Tail, *, exit_code: int | None, log: Path) -> Verdict:
@@ -39,13 +39,19 @@ def verdict(entry: Entry, tail: Tail, *, exit_code: int | None, log: Path) -> Ve
         names = {number.value: number.name for number in signal.Signals}
         cause = f"The trainer was killed by {names.get(-code, f'signal {-code}')}{at}."
         if code == -signal.SIGKILL and oom_kills() > entry.oom_kills >= 0:
-            cause += " The machine ran out of RAM and the kernel's out-of-memory killer was at work: close other programs, or choose a smaller precision in quantization.transformer."
+            cause += (
+                " The machine ran out of RAM and the kernel's out-of-memory killer was at work: close other programs,"
+                " or choose a smaller precision in quantization.transformer."
+            )
         elif code == -signal.SIGKILL:
             cause += " If nobody did that by hand, a memory limit of the container or batch system is likely."
     else:
         cause = f"The trainer ended with exit code {code} and without a word{at}."
     end = "\n".join(["Its last lines:", *lines]) if lines else "Its log is empty."
-    return Verdict("failed", f"{cause} Go on from the last checkpoint with: wanlora resume {entry.record.name}\n{end}\nAll of it: {log}")
+    return Verdict(
+        "failed",
+        f"{cause} Go on from the last checkpoint with: wanlora resume {entry.record.name}\n{end}\nAll of it: {log}",
+    )
 
 
 def _read_log(log: Path) -> tuple[int | None, list[str]]:

@@ -40,11 +40,14 @@ def identify(pid: int) -> ProcessId | None:
 def is_alive(process: ProcessId) -> bool:
     """Whether it is still there and not a zombie, which has ended and waits for its parent to notice."""
     fields = _stat(process.pid)
-    return fields is not None and fields[0] not in "ZX" and int(fields[19]) == process.start and boot_id() == process.boot
+    return (
+        fields is not None and fields[0] not in "ZX" and int(fields[19]) == process.start and boot_id() == process.boot
+    )
 
 
 def state_of(process: ProcessId) -> str:
-    """The letter in /proc of what it does: R runs, S and I wait, D waits for a disk, T and t are stopped by a signal, Z has ended; "" when it is gone."""
+    """The letter in /proc of what it does: R runs, S and I wait, D waits for a disk, T and t are stopped by a signal, Z
+    has ended; "" when it is gone."""
     fields = _stat(process.pid)
     return fields[0] if fields is not None and int(fields[19]) == process.start else ""
 

@@ -19,7 +19,9 @@ def torchrun(grace: int = 180) -> list[str]:
     """
     found = importlib.util.find_spec("torch")
     if found is None or found.origin is None:
-        raise DaemonError("torch is not installed", where=sys.executable, fix="Install wanlora-tui into this Python again")
+        raise DaemonError(
+            "torch is not installed", where=sys.executable, fix="Install wanlora-tui into this Python again"
+        )
     options = (Path(found.origin).parent / "distributed" / "run.py").read_text("utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
     if "--signals-to-handle" in options:
@@ -29,8 +31,18 @@ def torchrun(grace: int = 180) -> list[str]:
     return [*command, "-m", "engine"]
 
 
-def start_trainer(command: list[str], *, job_file: Path, out: str, options: list[str], environment: dict[str, str], marker: str, log: Path) -> subprocess.Popen[bytes]:
-    """Start a trainer in a session of its own, its output in `log`. `environment`: all of its own, but for the marker. Raises OSError.
+def start_trainer(
+    command: list[str],
+    *,
+    job_file: Path,
+    out: str,
+    options: list[str],
+    environment: dict[str, str],
+    marker: str,
+    log: Path,
+) -> subprocess.Popen[bytes]:
+    """Start a trainer in a session of its own, its output in `log`. `environment`: all of its own, but for the marker.
+    Raises OSError.
 
     It inherits that SIGHUP is ignored, which the daemon does for itself: the end of a login ends neither.
     """
@@ -38,5 +50,10 @@ def start_trainer(command: list[str], *, job_file: Path, out: str, options: list
     with log.open("wb") as output:
         return subprocess.Popen(
             [*command, str(job_file), "--out", out, *options],
-            cwd="/", env=environment | {MARKER: marker}, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+            cwd="/",
+            env=environment | {MARKER: marker},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )

@@ -7,6 +7,8 @@ import time
 from daemon.processes.proc import ProcessId, is_alive, marked, send
 
 ORPHAN_GRACE = 180.0  # seconds for a worker whose launcher died to save and stop
+
+
 class Trainer:
     """The launcher and everything it started. Processes are found by their marker: workers have their own sessions."""
 

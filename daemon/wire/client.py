@@ -102,13 +102,15 @@ def _read_reply(data: bytes, request_id: str) -> Answer | None:
 
 
 def ping(dir: Path | None = None, *, timeout: float = ASK_SECONDS) -> HelloReply:
-    """Say hello to the daemon of `dir`, blocking. Raises NotRunning (NotAnswering when one is there) or VersionMismatch."""
+    """Say hello to the daemon of `dir`, blocking. Raises NotRunning (NotAnswering when one is there) or
+    VersionMismatch."""
     found = find(dir)
     request = Request(id=uuid.uuid4().hex, command=Hello(PROTOCOL_VERSION))
     with Talk(found, timeout=timeout) as talk:
         hello = _read_reply(talk.exchange(request), request.id)
     assert isinstance(hello, HelloReply), hello
-    if found.holder is not None and found.holder.pid != hello.pid:  # it answers where ours should: it has just been driven away
+    # it answers where ours should: it has just been driven away
+    if found.holder is not None and found.holder.pid != hello.pid:
         raise absence(found)
     return hello
 
@@ -120,8 +122,8 @@ class Client:
     """
 
     def __init__(self, dir: Path | None = None, *, timeout: float = 5.0, retries: int = 3, here: bool = True) -> None:
-        """`timeout`: seconds for one answer; a request is sent again `retries` times. `here`: the daemon is on this machine, so
-        what is submitted or resumed takes this process's settings along (presets.machine.shell)."""
+        """`timeout`: seconds for one answer; a request is sent again `retries` times. `here`: the daemon is on this
+        machine, so what is submitted or resumed takes this process's settings along (presets.machine.shell)."""
         self._dir, self._here = dir, here
         self._found = Found(places(dir), None)  # as far as is known; looked up anew for each request
         self._timeout, self._retries = timeout, retries
@@ -137,7 +139,9 @@ class Client:
             raise
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._close()
 
     def _close(self) -> None:
@@ -155,13 +159,26 @@ class Client:
         """The daemon's epoch and pid."""
         return await self._ask(Hello(PROTOCOL_VERSION), HelloReply)
 
-    async def submit(self, job_path: str | Path, out: str | Path = "", *, resume: bool = False, from_step: int | None = None, accepted: str | None = None) -> JobRecord:
+    async def submit(
+        self,
+        job_path: str | Path,
+        out: str | Path = "",
+        *,
+        resume: bool = False,
+        from_step: int | None = None,
+        accepted: str | None = None,
+    ) -> JobRecord:
         """Queue a job file; `out` defaults to the folder `runs` beside it. Paths may be relative to here.
 
         `resume`: go on with the run that lies in its run folder, whoever began it; the rest as for `resume`.
         """
         where = str(Path(job_path).absolute()), str(Path(out).absolute()) if out else ""
-        return (await self._ask(Submit(*where, resume=resume, from_step=from_step, accepted=accepted, shell=await self._shell()), JobReply)).job
+        return (
+            await self._ask(
+                Submit(*where, resume=resume, from_step=from_step, accepted=accepted, shell=await self._shell()),
+                JobReply,
+            )
+        ).job
 
     async def jobs(self) -> list[JobRecord]:
         """All jobs, oldest first."""
@@ -184,15 +201,17 @@ class Client:
         return (await self._ask(Stop(str(job)), JobReply)).job
 
     async def resume(self, job: str | int, from_step: int | None = None, accepted: str | None = None) -> JobRecord:
-        """Queue an ended job again, from its newest checkpoint or that of `from_step`. Its job file is read anew: changes
-        that break exactness are refused unless `accepted` is the digest of just these (presets.job.resume_check)."""
+        """Queue an ended job again, from its newest checkpoint or that of `from_step`. Its job file is read anew:
+        changes that break exactness are refused unless `accepted` is the digest of just these
+        (presets.job.resume_check)."""
         return (await self._ask(Resume(str(job), from_step, accepted, await self._shell()), JobReply)).job
 
     async def _shell(self) -> Shell | None:
         return await asyncio.to_thread(shell_here) if self._here else None
 
     async def going_on(self, job: str | int) -> GoingOn:
-        """How the job file differs by now from what the last attempt was given, and whether the run may go on with it."""
+        """How the job file differs by now from what the last attempt was given, and whether the run may go on with
+        it."""
         return (await self._ask(Changes(str(job)), ChangesReply)).going_on
 
     async def checkpoints(self, job: str | int) -> tuple[JobRecord, list[StoredCheckpoint]]:
@@ -201,7 +220,8 @@ class Client:
         return reply.job, reply.checkpoints
 
     async def set(self, job: str | int, field: str, value: str) -> JobRecord:
-        """Change a field of a running job; the answer comes at once, the `changed` event when the trainer has done it."""
+        """Change a field of a running job; the answer comes at once, the `changed` event when the trainer has done
+        it."""
         return (await self._ask(Set(str(job), field, value), JobReply)).job
 
     async def save_now(self, job: str | int) -> JobRecord:
@@ -245,13 +265,16 @@ class Client:
                     if attempt == 0 and self._found.holder is None:
                         raise
                     if attempt < self._retries:
-                        await asyncio.sleep(0.2 * 2**attempt)  # it went away or moves: a new one, or the same elsewhere, may know the answer
+                        # it went away or moves: a new one, or the same elsewhere, may know the answer
+                        await asyncio.sleep(0.2 * 2**attempt)
                 else:
                     await self._dealer.send(data)
                     answer = await self._answer(request_id)
                     if answer is not None:
                         if not isinstance(answer, expected):
-                            raise DaemonError(f"the daemon answered {type(answer).__name__} where {expected.__name__} was due")
+                            raise DaemonError(
+                                f"the daemon answered {type(answer).__name__} where {expected.__name__} was due"
+                            )
                         return answer
                     self._hang_up()
                     trouble = absence(self._found, self._timeout * (attempt + 1))
@@ -270,7 +293,8 @@ class Client:
             self._dealer = dealer(self._context, found.where)
 
     async def _answer(self, request_id: str) -> Answer | None:
-        """The answer to a request, or None when none comes in time. Answers to earlier, given-up requests are dropped."""
+        """The answer to a request, or None when none comes in time. Answers to earlier, given-up requests are
+        dropped."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
         while (left := deadline - loop.time()) > 0:
@@ -317,7 +341,9 @@ class Client:
             return feed_decoder.decode(data)
         except (msgspec.MsgspecError, ValueError, RecursionError) as e:
             await self.hello()  # says so if it is another version by now
-            raise DaemonError(f"the daemon published what this client cannot read: {e}", fix="Upgrade wanlora on both sides") from None
+            raise DaemonError(
+                f"the daemon published what this client cannot read: {e}", fix="Upgrade wanlora on both sides"
+            ) from None
 
     async def follow(self, job: str | int, since: int = 0) -> AsyncIterator[Event | Beat | JobRecord]:
         """A run from event `since` on, without end: its events in order and each once, its record when it changes

@@ -1,4 +1,5 @@
-"""Finding the daemon and asking what it is: the one way of everything that talks to it, whatever the shell's variables, its version and its state."""
+"""Finding the daemon and asking what it is: the one way of everything that talks to it, whatever the shell's variables,
+its version and its state."""
 
 import os
 import socket
@@ -41,11 +42,13 @@ class Found(NamedTuple):
     """Where the daemon is looked for."""
 
     where: Places  # with the sockets' folder that the daemon itself has told, if one holds the lock
-    holder: Holder | None  # of the lock in the state folder; None: no daemon runs there (its sockets may come here through a tunnel)
+    # of the lock in the state folder; None: no daemon runs there (its sockets may come here through a tunnel)
+    holder: Holder | None
 
     @property
     def process(self) -> ProcessId | None:
-        """The daemon's process, proven by its start time; or, up to 0.1.0, by the lock file that it has open. None when it cannot be seen from here."""
+        """The daemon's process, proven by its start time; or, up to 0.1.0, by the lock file that it has open. None when
+        it cannot be seen from here."""
         if self.holder is None:
             return None
         if self.holder.boot:
@@ -65,12 +68,24 @@ def find(dir: Path | None = None) -> Found:
 def require_daemon(found: Found, address: Path, *, connected: bool = False) -> None:
     """Raises NotRunning unless somebody listens at this socket who can be trusted, NotAnswering when a daemon should.
 
-    Asked of the socket itself, so it holds for a forwarded one too. Before anything is sent: a folder in /tmp that another user made
-    first, or could write to, can hold a false daemon. `connected`: we are, and that holds while the lock is held.
+    Asked of the socket itself, so it holds for a forwarded one too. Before anything is sent: a folder in /tmp that
+    another user made first, or could write to, can hold a false daemon. `connected`: we are, and that holds while the
+    lock is held.
     """
     if reason := distrust(found.where.runtime) or distrust(address, link=True):
-        mend = "It moves away by itself within seconds; try again" if found.holder else "What listens there was not asked. Start your own with `wanlora daemon start`: it takes another folder"
-        raise Untrusted(f"{_nobody(found)}; {reason}" if found.holder is None else f"the daemon (pid {found.holder.pid}) cannot be reached: {reason}", fix=mend)
+        mend = (
+            "It moves away by itself within seconds; try again"
+            if found.holder
+            else "What listens there was not asked. Start your own with `wanlora daemon start`: it takes another folder"
+        )
+        raise Untrusted(
+            (
+                f"{_nobody(found)}; {reason}"
+                if found.holder is None
+                else f"the daemon (pid {found.holder.pid}) cannot be reached: {reason}"
+            ),
+            fix=mend,
+        )
     if connected and found.holder is not None:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -83,11 +98,15 @@ def require_daemon(found: Found, address: Path, *, connected: bool = False) -> N
             raise absence(found) from None
         _, uid, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
         if uid != os.getuid():
-            raise Untrusted(f"{_nobody(found)}; at {address} listens {user_name(uid)}", fix="Remove that socket, or use a folder of your own with --dir")
+            raise Untrusted(
+                f"{_nobody(found)}; at {address} listens {user_name(uid)}",
+                fix="Remove that socket, or use a folder of your own with --dir",
+            )
 
 
 def distrust(path: Path, *, link: bool = False) -> str:
-    """Why the folder of the sockets, or one of them, is not to be trusted; "" when it may be, also when there is none. `link`: it may be one."""
+    """Why the folder of the sockets, or one of them, is not to be trusted; "" when it may be, also when there is none.
+    `link`: it may be one."""
     try:
         facts = path.stat() if link else path.lstat()
     except OSError:
@@ -105,10 +124,19 @@ def absence(found: Found, waited: float = 0.0) -> NotRunning:
     if holder is None and not waited:
         return NotRunning(_nobody(found), fix="Start it with: wanlora daemon start")
     if holder is None:
-        return NotAnswering(f"the daemon has not answered for {waited:.3g} s", fix="It may be stopped (kill -CONT), or its machine too busy")
+        return NotAnswering(
+            f"the daemon has not answered for {waited:.3g} s",
+            fix="It may be stopped (kill -CONT), or its machine too busy",
+        )
     who = f"the daemon (pid {holder.pid or 'unknown'})"
     if found.process is None and holder.host not in ("", socket.gethostname()):
-        return NotAnswering(f"{who} runs on {holder.host}, which shares {found.where.state} with this machine", fix=f"Use it there, or reach it with: wanlora attach --host {holder.host}. A daemon of this machine's own needs another XDG_STATE_HOME")
+        return NotAnswering(
+            f"{who} runs on {holder.host}, which shares {found.where.state} with this machine",
+            fix=(
+                f"Use it there, or reach it with: wanlora attach --host {holder.host}. A daemon of this machine's own"
+                " needs another XDG_STATE_HOME"
+            ),
+        )
     log = f" Its log: {holder.log or found.where.log}"
     starting = bool(holder.boot) and not holder.runtime and not holder.is_stopped
     if starting and not waited:
@@ -116,10 +144,22 @@ def absence(found: Found, waited: float = 0.0) -> NotRunning:
     silence = f"has not answered for {waited:.3g} s" if waited else "does not answer"
     match state_of(process) if (process := found.process) else "":
         case "T" | "t":
-            return NotAnswering(f"{who} {silence}: it is stopped by a signal", fix=f"Let it go on with `kill -CONT {holder.pid}`, or end it with `wanlora daemon stop`; trainers go on.{log}")
+            return NotAnswering(
+                f"{who} {silence}: it is stopped by a signal",
+                fix=(
+                    f"Let it go on with `kill -CONT {holder.pid}`, or end it with `wanlora daemon stop`; trainers go"
+                    f" on.{log}"
+                ),
+            )
         case "D":
-            return NotAnswering(f"{who} {silence}: it waits for a disk", fix=f"Is a network disk gone? If it stays so, end it with `wanlora daemon stop`; trainers go on.{log}")
-    return NotAnswering(f"{who} {silence}: it is hung, or its machine too busy", fix=f"If it stays so, end it with `wanlora daemon stop`; trainers go on.{log}")
+            return NotAnswering(
+                f"{who} {silence}: it waits for a disk",
+                fix=f"Is a network disk gone? If it stays so, end it with `wanlora daemon stop`; trainers go on.{log}",
+            )
+    return NotAnswering(
+        f"{who} {silence}: it is hung, or its machine too busy",
+        fix=f"If it stays so, end it with `wanlora daemon stop`; trainers go on.{log}",
+    )
 
 
 def _nobody(found: Found) -> str:
@@ -128,14 +168,22 @@ def _nobody(found: Found) -> str:
 
 def mismatch(version: int) -> VersionMismatch:
     """`version`: the protocol that the daemon speaks."""
-    behind = "the daemon: upgrade wanlora where it runs, then `wanlora daemon stop` and `wanlora daemon start`" if version < PROTOCOL_VERSION else "this side: upgrade wanlora here"
-    return VersionMismatch(f"the daemon speaks protocol version {version}, this client version {PROTOCOL_VERSION}", fix=f"The older one is {behind}")
+    behind = (
+        "the daemon: upgrade wanlora where it runs, then `wanlora daemon stop` and `wanlora daemon start`"
+        if version < PROTOCOL_VERSION
+        else "this side: upgrade wanlora here"
+    )
+    return VersionMismatch(
+        f"the daemon speaks protocol version {version}, this client version {PROTOCOL_VERSION}",
+        fix=f"The older one is {behind}",
+    )
 
 
 class Talk:
     """A short exchange with a daemon of any version, blocking. Use as `with Talk(found) as talk`.
 
-    A daemon that knows our version answers in it; one that refuses is spoken to in its own. Only what no version changes is said.
+    A daemon that knows our version answers in it; one that refuses is spoken to in its own. Only what no version
+    changes is said.
     """
 
     def __init__(self, found: Found, *, timeout: float = ASK_SECONDS) -> None:

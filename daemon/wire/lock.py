@@ -1,10 +1,13 @@
-"""The lock in the state folder: held by the one daemon there, it tells every client who that is and where its sockets are.
+"""The lock in the state folder: held by the one daemon there, it tells every client who that is and where its sockets
+are.
 
-Clients of any version and any environment (another XDG_RUNTIME_DIR or TMPDIR: su, cron, sudo, a batch system) follow it. Its form
-is the same in every version:
+Clients of any version and any environment (another XDG_RUNTIME_DIR or TMPDIR: su, cron, sudo, a batch system) follow
+it. Its form is the same in every version:
 
-- the pid in the first 32 bytes, filled up with blanks and a newline: that much is all there was in versions up to 0.1.0;
-- then one line of JSON, a `Holder`. Keys of a newer version are passed over, keys that an older one did not write are empty.
+- the pid in the first 32 bytes, filled up with blanks and a newline: that much is all there was in versions up to
+  0.1.0;
+- then one line of JSON, a `Holder`. Keys of a newer version are passed over, keys that an older one did not write are
+  empty.
 
 That it lies there says nothing: a daemon runs while somebody holds an exclusive flock on it.
 """
@@ -66,7 +69,16 @@ class Lock:
         me = identify(os.getpid())
         assert me is not None
         self._descriptor, self._path = descriptor, places.lock
-        self._holder = Holder(pid=me.pid, start=me.start, boot=me.boot, host=socket.gethostname(), started=time.time(), version=VERSION, protocol=PROTOCOL_VERSION, log=str(places.log))
+        self._holder = Holder(
+            pid=me.pid,
+            start=me.start,
+            boot=me.boot,
+            host=socket.gethostname(),
+            started=time.time(),
+            version=VERSION,
+            protocol=PROTOCOL_VERSION,
+            log=str(places.log),
+        )
         self._write()
 
     def tell(self, runtime: Path) -> None:
@@ -97,20 +109,27 @@ def take_lock(places: Places) -> Lock:
     try:
         descriptor = os.open(places.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as e:
-        raise UserError(f"cannot be opened: {e.strerror}", where=str(places.lock), fix="Correct the permissions of its folder") from None
+        raise UserError(
+            f"cannot be opened: {e.strerror}", where=str(places.lock), fix="Correct the permissions of its folder"
+        ) from None
     try:
         _lock(descriptor, places)
         return Lock(descriptor, places)
     except OSError as e:
         os.close(descriptor)
-        raise UserError(f"cannot be locked and written: {e.strerror}", where=str(places.lock), fix="Set XDG_STATE_HOME to a folder on a disk that can lock files and has room, or use --dir") from None
+        raise UserError(
+            f"cannot be locked and written: {e.strerror}",
+            where=str(places.lock),
+            fix="Set XDG_STATE_HOME to a folder on a disk that can lock files and has room, or use --dir",
+        ) from None
     except UserError:
         os.close(descriptor)
         raise
 
 
 def _lock(descriptor: int, places: Places) -> None:
-    """Raises UserError when another daemon holds it. A client that looks holds it too, shared and for a moment: that is waited for."""
+    """Raises UserError when another daemon holds it. A client that looks holds it too, shared and for a moment: that is
+    waited for."""
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
@@ -119,7 +138,11 @@ def _lock(descriptor: int, places: Places) -> None:
         except BlockingIOError:
             if (holder := _holder_of(descriptor)) is not None or time.monotonic() > deadline:
                 pid = holder.pid if holder else 0
-                raise UserError(f"another daemon (pid {pid or 'unknown'}) already serves this directory", where=str(places.state), fix="Use it, or end it with: wanlora daemon stop") from None
+                raise UserError(
+                    f"another daemon (pid {pid or 'unknown'}) already serves this directory",
+                    where=str(places.state),
+                    fix="Use it, or end it with: wanlora daemon stop",
+                ) from None
             time.sleep(random.uniform(0.01, 0.05))
 
 
@@ -143,7 +166,9 @@ def _opened(lock: Path) -> Iterator[int | None]:
         raise DaemonError(f"cannot be read: {e.strerror}", where=str(lock), fix=_OTHER_USER) from None
     try:
         if (owner := os.fstat(descriptor).st_uid) != os.getuid():
-            raise DaemonError(f"belongs to {user_name(owner)}, and you are {user_name(os.getuid())}", where=str(lock), fix=_OTHER_USER)
+            raise DaemonError(
+                f"belongs to {user_name(owner)}, and you are {user_name(os.getuid())}", where=str(lock), fix=_OTHER_USER
+            )
         yield descriptor
     finally:
         os.close(descriptor)
@@ -169,7 +194,9 @@ def _holder_of(descriptor: int) -> Holder | None:
         return None
     for _ in range(20):  # it may be in the middle of a write, or not have written yet what its predecessor left there
         holder = _parsed(os.pread(descriptor, MAX_BYTES, 0))
-        if holder is not None and (not holder.boot or holder.host != socket.gethostname() or holder.process is not None):
+        if holder is not None and (
+            not holder.boot or holder.host != socket.gethostname() or holder.process is not None
+        ):
             return holder
         time.sleep(0.01)
     return holder or Holder(pid=0)

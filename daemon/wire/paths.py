@@ -36,8 +36,9 @@ class Places:
 
     @property
     def lock(self) -> Path:
-        """Held by the running daemon; who and where it is stands inside (daemon.wire.lock). In the state directory, because a login manager may take the
-        runtime directory away when its user logs out, and two daemons must never share one job table."""
+        """Held by the running daemon; who and where it is stands inside (daemon.wire.lock). In the state directory,
+        because a login manager may take the runtime directory away when its user logs out, and two daemons must never
+        share one job table."""
         return self.state / "daemon.wire.lock"
 
     @property
@@ -55,8 +56,8 @@ class Places:
 
 
 def runtime_dir() -> Path:
-    """Where the sockets go: `wanlora` in $XDG_RUNTIME_DIR, or in /run/user/UID where that is not set or not to be used (as after `su`,
-    which leaves the variable of the user before), or `/tmp/wanlora-UID` where there is neither.
+    """Where the sockets go: `wanlora` in $XDG_RUNTIME_DIR, or in /run/user/UID where that is not set or not to be used
+    (as after `su`, which leaves the variable of the user before), or `/tmp/wanlora-UID` where there is neither.
 
     Where the daemon really is its lock tells (daemon.wire.lock): not every shell of a user has the same variables.
     """
@@ -85,10 +86,18 @@ def places(dir: Path | None = None) -> Places:
 
     Raises UserError when a socket's path would be longer than the system allows.
     """
-    found = Places(dir.absolute() / "run", dir.absolute() / "state") if dir else Places(runtime_dir(), platformdirs.user_state_path("wanlora"))
+    found = (
+        Places(dir.absolute() / "run", dir.absolute() / "state")
+        if dir
+        else Places(runtime_dir(), platformdirs.user_state_path("wanlora"))
+    )
     length = len(os.fsencode(found.control))
     if length > IPC_PATH_LIMIT:
-        raise UserError(f"a socket path may have {IPC_PATH_LIMIT} bytes, this one has {length}", where=str(found.control), fix="Give a directory with a shorter path")
+        raise UserError(
+            f"a socket path may have {IPC_PATH_LIMIT} bytes, this one has {length}",
+            where=str(found.control),
+            fix="Give a directory with a shorter path",
+        )
     return found
 
 
@@ -102,10 +111,16 @@ def make_private(directory: Path) -> None:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = directory.lstat()
         if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
-            raise UserError("is not a directory of your own", where=str(directory), fix="Remove it, or choose another directory with --dir")
+            raise UserError(
+                "is not a directory of your own",
+                where=str(directory),
+                fix="Remove it, or choose another directory with --dir",
+            )
         directory.chmod(0o700)
     except OSError as e:
-        raise UserError(f"cannot be made: {e.strerror}", where=str(directory), fix="Choose another directory with --dir") from None
+        raise UserError(
+            f"cannot be made: {e.strerror}", where=str(directory), fix="Choose another directory with --dir"
+        ) from None
 
 
 def endpoint(socket: Path) -> str:

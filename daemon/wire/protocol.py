@@ -1,12 +1,13 @@
 """Messages between the daemon and its clients: msgpack tagged Structs, never pickle.
 
-Two sockets, both `ipc://` in a 0700 directory. ROUTER takes a `Request` and answers with a `Reply` that carries the same
-request id; commands are idempotent under it. XPUB sends a `Welcome` whenever somebody subscribes, then `Feed` messages.
+Two sockets, both `ipc://` in a 0700 directory. ROUTER takes a `Request` and answers with a `Reply` that carries the
+same request id; commands are idempotent under it. XPUB sends a `Welcome` whenever somebody subscribes, then `Feed`
+messages.
 
-`Envelope`, `Hello`, `HelloReply`, `Shutdown`, `Done` and `Refused` stay as they are in every protocol version (optional keys may
-come), and the daemon answers `Hello` and `Shutdown` of any version in the version of the request. So two versions can always tell
-each other apart, say which side to upgrade, and an older or newer daemon can be ended. What is refused is answered in the daemon's
-own version.
+`Envelope`, `Hello`, `HelloReply`, `Shutdown`, `Done` and `Refused` stay as they are in every protocol version (optional
+keys may come), and the daemon answers `Hello` and `Shutdown` of any version in the version of the request. So two
+versions can always tell each other apart, say which side to upgrade, and an older or newer daemon can be ended. What is
+refused is answered in the daemon's own version.
 """
 
 from typing import Any, Literal
@@ -44,7 +45,8 @@ class JobRecord(Struct, kw_only=True):
     job_path: str  # absolute
     out: str  # absolute; the run folder is out/name
     gpus: list[int]
-    devices: list[str] = field(default_factory=list)  # the same, by UUID where the driver tells it: what CUDA is shown; [] for none
+    # the same, by UUID where the driver tells it: what CUDA is shown; [] for none
+    devices: list[str] = field(default_factory=list)
     state: JobState
     position: int = 0  # 1 when it is next on its GPUs, counting the queued jobs that share one; 0 when not queued
     submitted_at: float = 0.0
@@ -75,7 +77,8 @@ class Submit(Struct, tag=True):
     resume: bool = False  # go on with the run that lies in the run folder, from here on as in Resume
     from_step: int | None = None
     accepted: str | None = None
-    shell: Shell | None = None  # what the trainer gets of the shell that submits; None: nothing, as from another machine
+    # what the trainer gets of the shell that submits; None: nothing, as from another machine
+    shell: Shell | None = None
 
 
 class Jobs(Struct, tag=True):
@@ -106,11 +109,14 @@ class Stop(Struct, tag=True):
 
 
 class Resume(Struct, tag=True):
-    """Queue an ended job again. Its job file is read anew; changes that break exactness must be accepted, those that were shown and no others."""
+    """Queue an ended job again. Its job file is read anew; changes that break exactness must be accepted, those that
+    were shown and no others."""
 
     job: str
     from_step: int | None = None  # go back to the checkpoint of this step; default: the newest
-    accepted: str | None = None  # presets.job.resume_check.GoingOn.digest of the changes that the user accepts, also of none: clips and captions may have changed too; None: nothing is accepted
+    # presets.job.resume_check.GoingOn.digest of the changes that the user accepts, also of none: clips and captions may
+    # have changed too; None: nothing is accepted
+    accepted: str | None = None
     shell: Shell | None = None  # in place of the one before; None leaves that
 
 
@@ -156,7 +162,23 @@ class Shutdown(Struct, tag=True):
     """End the daemon. Trainers go on and are adopted by the next one."""
 
 
-Command = Hello | Submit | Jobs | Show | Snapshot | Replay | Stop | Resume | Changes | Checkpoints | Set | SaveNow | SampleNow | Cancel | Shutdown
+Command = (
+    Hello
+    | Submit
+    | Jobs
+    | Show
+    | Snapshot
+    | Replay
+    | Stop
+    | Resume
+    | Changes
+    | Checkpoints
+    | Set
+    | SaveNow
+    | SampleNow
+    | Cancel
+    | Shutdown
+)
 
 
 class Request(Struct, kw_only=True):
@@ -231,7 +253,9 @@ class Refused(Struct, tag=True):
     findings: list[Finding] = field(default_factory=list)
 
 
-Answer = HelloReply | JobReply | JobsReply | SnapshotReply | ReplayReply | ChangesReply | CheckpointsReply | Done | Refused
+Answer = (
+    HelloReply | JobReply | JobsReply | SnapshotReply | ReplayReply | ChangesReply | CheckpointsReply | Done | Refused
+)
 
 
 class Reply(Struct, kw_only=True):

@@ -14,11 +14,14 @@ START_TIMEOUT = 120.0  # seconds for a daemon to answer: on a busy machine it ma
 MOVE_TIMEOUT = 3.0  # seconds for one that has lost its folder to open another, or for another client's to take the lock
 KEEP_LOG_BYTES = 4 * 2**20
 
-_started: list[subprocess.Popen[bytes]] = []  # daemons this process started; kept, because they are not to be waited for  # daemons this process started; kept, because they are not to be waited for
+# daemons this process started; kept, because they are not to be waited for daemons this process started; kept, because
+# they are not to be waited for
+_started: list[subprocess.Popen[bytes]] = []
 
 
 def ensure_running(dir: Path | None = None) -> bool:
-    """Start the daemon of `dir` (the user's own by default) in its own session unless one runs, and wait for its answer. Whether it was ours.
+    """Start the daemon of `dir` (the user's own by default) in its own session unless one runs, and wait for its
+    answer. Whether it was ours.
 
     Raises DaemonError with the daemon's own words when it does not come up, NotAnswering when one runs and is hung,
     VersionMismatch when another version runs.
@@ -34,8 +37,12 @@ def ensure_running(dir: Path | None = None) -> bool:
         begin = log.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", "daemon", *(["--dir", str(dir.absolute())] if dir else [])],
-            cwd="/", stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-        )  # fmt: skip
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     _started.append(process)
     try:
         if (pid := _wait_for(dir, process)) != process.pid:  # another client's was faster; ours sees that and goes
@@ -47,7 +54,10 @@ def ensure_running(dir: Path | None = None) -> bool:
         with where.log.open("rb") as log:
             log.seek(begin)
             words = log.read(KEEP_LOG_BYTES).decode("utf-8", "replace").strip().splitlines()
-        raise DaemonError(f"the daemon did not start: {' / '.join(words[-3:]) or 'it said nothing'}", fix=f"Run `wanlora daemon start` to see more, or read {where.log}") from None
+        raise DaemonError(
+            f"the daemon did not start: {' / '.join(words[-3:]) or 'it said nothing'}",
+            fix=f"Run `wanlora daemon start` to see more, or read {where.log}",
+        ) from None
 
 
 def _answers(dir: Path | None) -> bool:
@@ -60,8 +70,8 @@ def _answers(dir: Path | None) -> bool:
 
 
 def _wait_for(dir: Path | None, process: "subprocess.Popen[bytes] | None" = None) -> int:
-    """The pid of the daemon that answers; of one that starts or moves its sockets, in a while. Raises NotRunning when `process`
-    has failed and no other's holds the lock, NotAnswering when one is hung."""
+    """The pid of the daemon that answers; of one that starts or moves its sockets, in a while. Raises NotRunning when
+    `process` has failed and no other's holds the lock, NotAnswering when one is hung."""
     begun = hoped = time.monotonic()
     while True:
         try:

@@ -43,21 +43,29 @@ def stop_daemon(dir: Path | None = None, *, patience: float = END_SECONDS) -> St
                 return Stopped(False, True, _sentence(e.what))
             agreed = False
         if holder is None and not agreed:
-            return Stopped(True, False, f"{said}It has not agreed to end, and no lock in {found.where.state} tells its process: end it by hand")
+            return Stopped(
+                True,
+                False,
+                f"{said}It has not agreed to end, and no lock in {found.where.state} tells its process: end it by hand",
+            )
         if agreed and _until(lambda: _gone(found, process), patience):
             return Stopped(True, True, f"{said}The daemon{_pid(found)} has ended.", trainers)
     return _by_signal(found, process, said, patience)._replace(trainers=trainers)
 
 
 def _ask(found: Found) -> tuple[str, int | None, bool]:
-    """What is to be said of its version, how many trainers it has, whether it agreed to end. Raises NotRunning, VersionMismatch."""
+    """What is to be said of its version, how many trainers it has, whether it agreed to end. Raises NotRunning,
+    VersionMismatch."""
     said, trainers = "", None
     with Talk(found, timeout=ASK_SECONDS) as talk:
         hello = talk.hello()
         if hello.version == PROTOCOL_VERSION:
             trainers = sum(j.state in RUNNING_STATES for j in talk.jobs().jobs)
         else:
-            said = f"It spoke protocol version {hello.version}{f' (wanlora {hello.wanlora})' if hello.wanlora else ''}, this client version {PROTOCOL_VERSION}. "
+            said = (
+                f"It spoke protocol version {hello.version}{f' (wanlora {hello.wanlora})' if hello.wanlora else ''},"
+                f" this client version {PROTOCOL_VERSION}. "
+            )
         return said, trainers, talk.shutdown()
 
 
@@ -66,7 +74,9 @@ def _by_signal(found: Found, process: ProcessId | None, said: str, patience: flo
         if _gone(found, None):
             return Stopped(True, True, f"{said}The daemon{_pid(found)} has ended.")
         trouble = absence(found)
-        return Stopped(True, False, f"{said}The daemon cannot be ended from here: {_sentence(trouble.what)} {trouble.fix}")
+        return Stopped(
+            True, False, f"{said}The daemon cannot be ended from here: {_sentence(trouble.what)} {trouble.fix}"
+        )
     stopped = state_of(process) in ("T", "t")
     why = "It was stopped by a signal" if stopped else "It did not answer or did not end"
     try:
@@ -74,13 +84,27 @@ def _by_signal(found: Found, process: ProcessId | None, said: str, patience: flo
         if stopped:
             send(process, signal.SIGCONT)  # only now: it finds the other one waiting
         if _until(lambda: not is_alive(process), patience):
-            return Stopped(True, True, f"{said}{why}, so it was sent {'SIGTERM and SIGCONT' if stopped else 'SIGTERM'}. The daemon{_pid(found)} has ended.")
+            return Stopped(
+                True,
+                True,
+                f"{said}{why}, so it was sent {'SIGTERM and SIGCONT' if stopped else 'SIGTERM'}. The"
+                f" daemon{_pid(found)} has ended.",
+            )
         send(process, signal.SIGKILL)
     except PermissionError:
         return Stopped(True, False, f"{said}{why}, and this user may not send signals to pid {process.pid}.")
     if _until(lambda: not is_alive(process), KILL_SECONDS):
-        return Stopped(True, True, f"{said}{why}, and did not heed SIGTERM, so it was sent SIGKILL. The daemon{_pid(found)} has ended.")
-    return Stopped(True, False, f"{said}{why}, and is there even after SIGKILL: the kernel holds pid {process.pid}, waiting for a disk perhaps. It ends when that answers.")
+        return Stopped(
+            True,
+            True,
+            f"{said}{why}, and did not heed SIGTERM, so it was sent SIGKILL. The daemon{_pid(found)} has ended.",
+        )
+    return Stopped(
+        True,
+        False,
+        f"{said}{why}, and is there even after SIGKILL: the kernel holds pid {process.pid}, waiting for a disk perhaps."
+        " It ends when that answers.",
+    )
 
 
 def _gone(found: Found, process: ProcessId | None) -> bool:

@@ -1,8 +1,8 @@
 """Accelerator LoRAs: a few-step LoRA that previews alone run with, beside the trained one. Training never sees it.
 
-What it changes inside the blocks lies in host memory and comes to the device block by block, so it needs no room there; what
-it changes outside of them (embeddings, the head) is added by hooks that are gone when the previews are made. No weight is
-written to. Files: `presets.base.lora_file`.
+What it changes inside the blocks lies in host memory and comes to the device block by block, so it needs no room there;
+what it changes outside of them (embeddings, the head) is added by hooks that are gone when the previews are made. No
+weight is written to. Files: `presets.base.lora_file`.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,8 @@ from presets.errors import UserError
 from presets.job.expert_schedule import EXPERTS, Expert
 from presets.job.schema import Job
 
-Change = dict[Kind, torch.Tensor]  # of one module: A (rank, in) and B (out, rank) with their scale folded into B, or differences
+# of one module: A (rank, in) and B (out, rank) with their scale folded into B, or differences
+Change = dict[Kind, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,11 @@ def _adding(change: Change) -> Any:
         if "A" in here:
             out = out + F.linear(F.linear(x, here["A"]), here["B"])
         if "weight" in here:
-            out = out + (F.conv3d(x, here["weight"], stride=module.stride) if isinstance(module, torch.nn.Conv3d) else F.linear(x, here["weight"]))
+            out = out + (
+                F.conv3d(x, here["weight"], stride=module.stride)
+                if isinstance(module, torch.nn.Conv3d)
+                else F.linear(x, here["weight"])
+            )
         if "bias" in here:
             out = out + (here["bias"].view(-1, 1, 1, 1) if isinstance(module, torch.nn.Conv3d) else here["bias"])
         return out
@@ -76,7 +81,9 @@ def _table(stem: WanTransformer3DModel, difference: torch.Tensor) -> Iterator[No
         stem.scale_shift_table = own
 
 
-def load_accelerators(job: Job, base_dir: Path, base: BaseFolder, dtype: torch.dtype) -> tuple[dict[Expert, Accelerator], list[str]]:
+def load_accelerators(
+    job: Job, base_dir: Path, base: BaseFolder, dtype: torch.dtype
+) -> tuple[dict[Expert, Accelerator], list[str]]:
     """The accelerators of a job's previews by expert, and what is worth saying about their files. Raises UserError."""
     panel, out, notes = job.sample, {}, {}
     for expert, text in zip(EXPERTS, (panel.accelerator, panel.accelerator_low or panel.accelerator), strict=True):
@@ -84,14 +91,27 @@ def load_accelerators(job: Job, base_dir: Path, base: BaseFolder, dtype: torch.d
             continue
         path = base_dir / Path(text).expanduser()
         file = read_lora(path)
-        out[expert] = load_accelerator(path, file, expert, config=base.source.expert(expert).config, strength=panel.accelerator_strength, dtype=dtype)
+        out[expert] = load_accelerator(
+            path,
+            file,
+            expert,
+            config=base.source.expert(expert).config,
+            strength=panel.accelerator_strength,
+            dtype=dtype,
+        )
         if file.image:
-            notes[str(path)] = f"{path.name}: {len(file.image)} of its {len(file.shapes)} tensors are for an image encoder that Wan 2.2 does not have, such as {file.image[0]}; they are left out"
+            notes[str(path)] = (
+                f"{path.name}: {len(file.image)} of its {len(file.shapes)} tensors are for an image encoder that Wan"
+                f" 2.2 does not have, such as {file.image[0]}; they are left out"
+            )
     return out, list(notes.values())
 
 
-def load_accelerator(path: Path, file: LoraFile, expert: Expert, *, config: Any, strength: float, dtype: torch.dtype) -> Accelerator:
-    """Read what a file changes in an expert. `config` is the expert's, `dtype` that of activations. Raises UserError."""
+def load_accelerator(
+    path: Path, file: LoraFile, expert: Expert, *, config: Any, strength: float, dtype: torch.dtype
+) -> Accelerator:
+    """Read what a file changes in an expert. `config` is the expert's, `dtype` that of activations. Raises
+    UserError."""
     where = str(path)
     changes, blocks = file.of(expert), config["num_layers"]
     if not changes:
@@ -105,7 +125,9 @@ def load_accelerator(path: Path, file: LoraFile, expert: Expert, *, config: Any,
         with safe_open(path, framework="pt") as f:
             factor = alpha_over_rank(f.metadata() or {}, where)
             for (block, module), kinds in changes.items():
-                change = _change({kind: _numbers(f.get_tensor(key), key, where) for kind, key in kinds.items()}, factor, strength)
+                change = _change(
+                    {kind: _numbers(f.get_tensor(key), key, where) for kind, key in kinds.items()}, factor, strength
+                )
                 if block == STEM:
                     stem[module] = change
                     continue
@@ -116,14 +138,19 @@ def load_accelerator(path: Path, file: LoraFile, expert: Expert, *, config: Any,
                 if "bias" in change:
                     shifts[block][f"{module}.bias"] = change["bias"]
     except (OSError, SafetensorError) as e:
-        raise UserError(f"cannot be read as safetensors: {e}", where=where, fix="Download or copy this file again") from None
+        raise UserError(
+            f"cannot be read as safetensors: {e}", where=where, fix="Download or copy this file again"
+        ) from None
     return Accelerator(_alike(branches, dtype), shifts, stem)
 
 
 def _shapes(config: Any) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         model = WanTransformer3DModel.from_config({**config, "num_layers": 1})
-    return {STEM_TABLE if name == TABLE else name.removeprefix("blocks.0."): tuple(t.shape) for name, t in model.state_dict().items()}
+    return {
+        STEM_TABLE if name == TABLE else name.removeprefix("blocks.0."): tuple(t.shape)
+        for name, t in model.state_dict().items()
+    }
 
 
 def _numbers(tensor: torch.Tensor, key: str, where: str) -> torch.Tensor:

@@ -38,7 +38,9 @@ _WAN_NAMES = [
 Parameters = dict[str, torch.nn.Parameter]  # "blocks.0.attn1.to_q.lora_A.weight" -> fp32 tensor, diffusers module names
 
 
-def make(config: Any, expert: Expert, *, rank: int, alpha: float, seed: int, blocks: int, device: torch.device) -> Parameters:
+def make(
+    config: Any, expert: Expert, *, rank: int, alpha: float, seed: int, blocks: int, device: torch.device
+) -> Parameters:
     """A new fp32 LoRA on the ten linears of every block: what peft would add to the expert, made without the expert.
 
     peft decides modules and shapes on a model without memory (`config` is the diffusers config). B starts at zero, A
@@ -46,7 +48,9 @@ def make(config: Any, expert: Expert, *, rank: int, alpha: float, seed: int, blo
     """
     with torch.device("meta"):
         model = WanTransformer3DModel.from_config({**config, "num_layers": blocks})
-        model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, init_lora_weights=False), adapter_name=ADAPTER)
+        model.add_adapter(
+            LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, init_lora_weights=False), adapter_name=ADAPTER
+        )
     out: Parameters = {}
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
@@ -61,7 +65,13 @@ def make(config: Any, expert: Expert, *, rank: int, alpha: float, seed: int, blo
 
 def by_block(parameters: Parameters, blocks: int) -> list[Lora]:
     """The same tensors as the executor takes them: per block, linear name -> (A, B)."""
-    return [{name: (parameters[f"blocks.{i}.{name}.lora_A.weight"], parameters[f"blocks.{i}.{name}.lora_B.weight"]) for name in LINEARS} for i in range(blocks)]
+    return [
+        {
+            name: (parameters[f"blocks.{i}.{name}.lora_A.weight"], parameters[f"blocks.{i}.{name}.lora_B.weight"])
+            for name in LINEARS
+        }
+        for i in range(blocks)
+    ]
 
 
 @torch.no_grad()
@@ -79,10 +89,13 @@ def wan_name(module: str) -> str:
     return module
 
 
-def save_lora(path: Path, values: dict[str, torch.Tensor], *, job: Job, base: BaseFolder, expert: Expert, step: int) -> None:
+def save_lora(
+    path: Path, values: dict[str, torch.Tensor], *, job: Job, base: BaseFolder, expert: Expert, step: int
+) -> None:
     """Write one expert's LoRA file (names as in `make`) with everything a user may ask of it later in its metadata.
 
-    An alpha tensor per module is written only when alpha differs from the rank: without one every loader takes alpha = rank.
+    An alpha tensor per module is written only when alpha differs from the rank: without one every loader takes alpha =
+    rank.
     """
     dtype, rank, alpha = DTYPES[job.save.dtype], rank_of(job, expert), alpha_of(job, expert)
     out: dict[str, torch.Tensor] = {}

@@ -1,4 +1,5 @@
-"""What an epoch consists of: every clip, once per resolution and repeat, with its bucket and its caption. Imports no torch."""
+"""What an epoch consists of: every clip, once per resolution and repeat, with its bucket and its caption. Imports no
+torch."""
 
 from pathlib import Path
 from typing import Literal
@@ -16,7 +17,8 @@ from presets.job.schema import DatasetPanel, Job
 class Item(Struct, frozen=True, kw_only=True):
     """One clip at one resolution; one visit of it per epoch. `id` and `repeat` together are unique in a run."""
 
-    id: str  # "0/castle/orbit.mp4@512": dataset, path in the dataset, resolution; the same in every run over the same folder
+    # "0/castle/orbit.mp4@512": dataset, path in the dataset, resolution; the same in every run over the same folder
+    id: str
     repeat: int  # 0 .. dataset repeats - 1
     dataset: int  # place in job.datasets
     path: str  # absolute
@@ -37,7 +39,11 @@ def build_items(job: Job, base: Path, datasets: list[DatasetFacts]) -> list[Item
     Resolutions that give a clip the same bucket count once. An image has one frame, whatever its dataset asks for.
     Raises UserError when there is not a single clip.
     """
-    items = [item for i, (panel, found) in enumerate(zip(job.datasets, datasets, strict=True)) for item in _of_dataset(job, i, panel, base / found.path, found.clips)]
+    items = [
+        item
+        for i, (panel, found) in enumerate(zip(job.datasets, datasets, strict=True))
+        for item in _of_dataset(job, i, panel, base / found.path, found.clips)
+    ]
     if not items:
         raise UserError("the datasets hold no clip", where="datasets", fix="Put clips into the folders")
     return items
@@ -46,18 +52,29 @@ def build_items(job: Job, base: Path, datasets: list[DatasetFacts]) -> list[Item
 def _of_dataset(job: Job, number: int, panel: DatasetPanel, root: Path, clips: list[ClipFacts]) -> list[Item]:
     return [
         Item(
-            id=f"{number}/{Path(clip.path).relative_to(root).as_posix()}@{resolution}", repeat=repeat, dataset=number, path=clip.path, kind=clip.kind, bucket=bucket,
-            sampling=panel.sampling, caption=caption_of(job, panel, clip), caption_dropout=panel.caption_dropout,
-            weight=panel.weight, regularization=panel.regularization, flip_x=panel.flip_x, flip_y=panel.flip_y,
+            id=f"{number}/{Path(clip.path).relative_to(root).as_posix()}@{resolution}",
+            repeat=repeat,
+            dataset=number,
+            path=clip.path,
+            kind=clip.kind,
+            bucket=bucket,
+            sampling=panel.sampling,
+            caption=caption_of(job, panel, clip),
+            caption_dropout=panel.caption_dropout,
+            weight=panel.weight,
+            regularization=panel.regularization,
+            flip_x=panel.flip_x,
+            flip_y=panel.flip_y,
         )
         for clip in clips
         for resolution, bucket in _buckets(clip, panel).items()
         for repeat in range(panel.repeats)
-    ]  # fmt: skip
+    ]
 
 
 def caption_of(job: Job, panel: DatasetPanel, clip: ClipFacts) -> str:
-    """What a clip trains with: its own caption or the default one; the trigger alone when the text encoder is to be unloaded.
+    """What a clip trains with: its own caption or the default one; the trigger alone when the text encoder is to be
+    unloaded.
 
     A regularization clip shows what the trigger is not, so it then trains with the empty caption.
     """

@@ -1,8 +1,8 @@
 """The data worker: a small process that decodes clips into memory it shares with the trainer.
 
 Messages are msgpack behind a 4-byte length. Tasks come on standard input; answers go to what was standard output. The
-worker ends when its input ends or its parent is gone, ignores SIGINT, SIGTERM and SIGHUP (a stopping trainer may still want its batch),
-and imports no torch, so it starts in a fraction of a second and holds some tens of MB.
+worker ends when its input ends or its parent is gone, ignores SIGINT, SIGTERM and SIGHUP (a stopping trainer may still
+want its batch), and imports no torch, so it starts in a fraction of a second and holds some tens of MB.
 """
 
 import mmap

@@ -1,8 +1,8 @@
 """Clips to frames: exact picks, by seeking, at the size of a bucket. Imports no torch: data workers run this.
 
-What is wanted is chosen on the clip's index of presentation times (packets are read for it, nothing is decoded), then decoded
-from the nearest keyframe. Where a container gives its frames other times than its packets, the index is made by decoding
-instead and frames are counted from the start: slower, and just as exact.
+What is wanted is chosen on the clip's index of presentation times (packets are read for it, nothing is decoded), then
+decoded from the nearest keyframe. Where a container gives its frames other times than its packets, the index is made by
+decoding instead and frames are counted from the start: slower, and just as exact.
 """
 
 from bisect import bisect_right
@@ -27,9 +27,16 @@ from presets.errors import ClipError
 
 Frames = NDArray[np.uint8]  # (frames, height, width, 3), RGB
 
-# Lanczos widens its kernel when it shrinks, so it antialiases (plain FAST_BILINEAR does not). Full chroma and accurate rounding bring
+# Lanczos widens its kernel when it shrinks, so it antialiases (plain FAST_BILINEAR does not). Full chroma and accurate
+# rounding bring
 # the result to what converting first and resizing after would give; BITEXACT makes it the same on every processor.
-SCALING = Interpolation.LANCZOS | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+SCALING = (
+    Interpolation.LANCZOS
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.FULL_CHR_H_INP
+    | Interpolation.ACCURATE_RND
+    | Interpolation.BITEXACT
+)
 SEEK_GAIN = 24  # frames that a seek must save: it empties the decoder's pipeline
 TAKE_OUT = "Re-encode it, or take it out of the folder"
 
@@ -64,9 +71,19 @@ def decode_into(request: Request, out: Frames, *, threads: int = 1) -> None:
         else:
             _decode_video(request, out, threads)
     except FileNotFoundError:
-        raise ClipError("is gone", code="clip-unreadable", where=request.path, fix="Put it back, or take it out of the dataset and start again") from None
+        raise ClipError(
+            "is gone",
+            code="clip-unreadable",
+            where=request.path,
+            fix="Put it back, or take it out of the dataset and start again",
+        ) from None
     except (OSError, Image.DecompressionBombError) as e:
-        raise ClipError(f"cannot be decoded ({str(e).lower() or 'no reason given'})", code="clip-unreadable", where=request.path, fix=TAKE_OUT) from None
+        raise ClipError(
+            f"cannot be decoded ({str(e).lower() or 'no reason given'})",
+            code="clip-unreadable",
+            where=request.path,
+            fix=TAKE_OUT,
+        ) from None
     if request.flip_x:
         out[:] = out[:, :, ::-1].copy()
     if request.flip_y:
@@ -80,8 +97,8 @@ def choose(index: FrameIndex, frames: int, sampling: str, start: float) -> list[
     """Places in `index.pts` of the wanted frames; rising, with repeats where the clip has too few.
 
     uniform: evenly over the clip, first and last included, by number at a constant rate and by time at a variable one.
-    realtime: 16 a second, in a window that begins at `start` (0..1) of what the clip has to spare. A wanted time gives the
-    frame that is on show then. Raises ValueError when the window is longer than the clip.
+    realtime: 16 a second, in a window that begins at `start` (0..1) of what the clip has to spare. A wanted time gives
+    the frame that is on show then. Raises ValueError when the window is longer than the clip.
     """
     if sampling == "uniform" and not index.variable_rate:
         return uniform_indices(len(index.pts), frames)
@@ -92,7 +109,9 @@ def choose(index: FrameIndex, frames: int, sampling: str, start: float) -> list[
         duration = (index.pts[-1] - index.pts[0] + index.last_duration) * index.time_base
         window = (frames - 1) / Fraction(WAN_FPS)
         if window > duration:
-            raise ValueError(f"runs {float(duration):.2f} s, but {frames} frames in real time take {float(window):.2f} s")
+            raise ValueError(
+                f"runs {float(duration):.2f} s, but {frames} frames in real time take {float(window):.2f} s"
+            )
         wanted = [Fraction(start) * (duration - window) + i / Fraction(WAN_FPS) for i in range(frames)]
     # Containers round times to their tick, so a frame may seem to come up to one tick late.
     gaps = [b - a for a, b in pairwise(index.pts)]
@@ -114,14 +133,18 @@ def _read_index(path: str, _mtime: int, _size: int) -> FrameIndex:
 
 @lru_cache(maxsize=512)
 def _counted_index(path: str, _mtime: int, _size: int) -> FrameIndex:
-    """The index of a clip whose packets mislead: every frame is decoded. Its keyframes are [], so frames are counted from the start."""
+    """The index of a clip whose packets mislead: every frame is decoded. Its keyframes are [], so frames are counted
+    from the start."""
     with open_video(Path(path)) as (container, stream):
         times: list[Any] = []
         try:
             for frame in decoded(container, stream):
                 times.append(frame.pts)
         except FFmpegError:
-            raise _damaged(path, float((times[-1] - times[0]) * Fraction(stream.time_base or 1)) if times and None not in times else 0.0) from None
+            raise _damaged(
+                path,
+                float((times[-1] - times[0]) * Fraction(stream.time_base or 1)) if times and None not in times else 0.0,
+            ) from None
         rate = stream.average_rate or stream.guessed_rate or Fraction(WAN_FPS)
         assert stream.time_base
         tick = Fraction(stream.time_base)
@@ -149,7 +172,12 @@ def _fill(request: Request, index: FrameIndex, out: Frames, threads: int) -> boo
     try:
         places = choose(index, len(out), request.sampling, request.start)
     except ValueError as e:
-        raise ClipError(str(e), code="clip-too-short", where=request.path, fix="Take fewer frames, or take the clip out of the folder") from None
+        raise ClipError(
+            str(e),
+            code="clip-too-short",
+            where=request.path,
+            fix="Take fewer frames, or take the clip out of the folder",
+        ) from None
     scaler = VideoReformatter()
     slot = 0
     with open_video(Path(request.path)) as (container, stream):
@@ -170,11 +198,17 @@ def _fill(request: Request, index: FrameIndex, out: Frames, threads: int) -> boo
 
 
 def _damaged(path: str, seconds: float) -> ClipError:
-    return ClipError(f"is damaged at {seconds:.1f} s: a frame there does not decode", code="clip-unreadable", where=path, fix=TAKE_OUT)
+    return ClipError(
+        f"is damaged at {seconds:.1f} s: a frame there does not decode",
+        code="clip-unreadable",
+        where=path,
+        fix=TAKE_OUT,
+    )
 
 
 def _visit(container: Any, stream: Any, index: FrameIndex, wanted: list[int]) -> Iterator[tuple[int, Any]]:
-    """(place, frame) of each wanted place, in order; ends early when one does not come by seeking. Counting from the start also gives each damaged frame on the way: what follows it shows it."""
+    """(place, frame) of each wanted place, in order; ends early when one does not come by seeking. Counting from the
+    start also gives each damaged frame on the way: what follows it shows it."""
     if not index.keyframes:
         places = set(wanted)
         counted = islice(enumerate(decoded(container, stream)), wanted[-1] + 1)
@@ -210,7 +244,15 @@ def _picture(frame: Any, aspect: Fraction, bucket: Bucket, scaler: Any, path: st
     height, width = (bucket.width, bucket.height) if swap else (bucket.height, bucket.width)
     square_w, square_h = square_pixels(frame.width, frame.height, aspect)
     cover_w, cover_h = cover(square_w, square_h, width, height, path)
-    rgb = scaler.reformat(frame, width=cover_w, height=cover_h, format="rgb24", src_colorspace=Colorspace.ITU709 if is_untagged_hd(frame) else None, interpolation=SCALING, threads=1)
+    rgb = scaler.reformat(
+        frame,
+        width=cover_w,
+        height=cover_h,
+        format="rgb24",
+        src_colorspace=Colorspace.ITU709 if is_untagged_hd(frame) else None,
+        interpolation=SCALING,
+        threads=1,
+    )
     top, left = (cover_h - height) // 2, (cover_w - width) // 2
     picture: NDArray[np.uint8] = rgb.to_ndarray()[top : top + height, left : left + width]
     if swap:
@@ -221,15 +263,22 @@ def _picture(frame: Any, aspect: Fraction, bucket: Bucket, scaler: Any, path: st
 
 
 def square_pixels(width: int, height: int, aspect: Fraction | float) -> tuple[float, float]:
-    """The size of a picture once its pixels are square; one side shrinks, none grows. `aspect` is pixel width / pixel height."""
+    """The size of a picture once its pixels are square; one side shrinks, none grows. `aspect` is pixel width / pixel
+    height."""
     return (width, height / float(aspect)) if aspect > 1 else (width * float(aspect), height)
 
 
 def cover(width: float, height: float, at_least_w: int, at_least_h: int, path: str) -> tuple[int, int]:
-    """The size (width, height) to resize a picture to, so that it just covers a bucket at its own shape. Raises ClipError when it would have to grow."""
+    """The size (width, height) to resize a picture to, so that it just covers a bucket at its own shape. Raises
+    ClipError when it would have to grow."""
     scale = max(at_least_w / width, at_least_h / height)
     if scale > 1.01:  # buckets never exceed their clip, up to rounding
-        raise ClipError(f"is {width:.0f}x{height:.0f} now, too small for its {at_least_w}x{at_least_h} bucket", code="clip-unreadable", where=path, fix="It changed since the run began: put the old file back, or start again")
+        raise ClipError(
+            f"is {width:.0f}x{height:.0f} now, too small for its {at_least_w}x{at_least_h} bucket",
+            code="clip-unreadable",
+            where=path,
+            fix="It changed since the run began: put the old file back, or start again",
+        )
     return max(at_least_w, round(width * scale)), max(at_least_h, round(height * scale))
 
 
@@ -237,7 +286,8 @@ def cover(width: float, height: float, at_least_w: int, at_least_h: int, path: s
 
 
 def _decode_image(path: str, bucket: Bucket) -> NDArray[np.uint8]:
-    """A still picture at the bucket's size: upright, transparency on white, 16 bits brought to 8. Raises OSError or ClipError."""
+    """A still picture at the bucket's size: upright, transparency on white, 16 bits brought to 8. Raises OSError or
+    ClipError."""
     assert bucket.frames == 1, bucket
     with Image.open(path) as opened:
         image = _rgb(ImageOps.exif_transpose(opened))

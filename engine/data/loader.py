@@ -1,8 +1,9 @@
 """Batches ready before the step wants them: clips are decoded ahead in worker processes, into shared memory.
 
-Workers are plain processes of our own (`engine.data.decode_worker`) and not multiprocessing's: they never import the trainer's main module,
-share one anonymous memory file that no crash can leave behind (and that containers with a small /dev/shm do not limit), and
-end by themselves when the trainer is gone. What a batch holds depends on its index alone, never on the workers.
+Workers are plain processes of our own (`engine.data.decode_worker`) and not multiprocessing's: they never import the
+trainer's main module, share one anonymous memory file that no crash can leave behind (and that containers with a small
+/dev/shm do not limit), and end by themselves when the trainer is gone. What a batch holds depends on its index alone,
+never on the workers.
 """
 
 import mmap
@@ -36,7 +37,8 @@ class Batch:
 
     index: int
     draws: list[Draw]
-    frames: NDArray[np.uint8]  # (batch, frames, height, width, 3), RGB; the caller's own copy. Of draws whose pixels are not needed: anything
+    # (batch, frames, height, width, 3), RGB; the caller's own copy. Of draws whose pixels are not needed: anything
+    frames: NDArray[np.uint8]
 
     @property
     def bucket(self) -> Bucket:
@@ -60,11 +62,20 @@ class Batch:
 class Loader:
     """Gives the batches of an order, by index. Any index may be asked at any time; asking in order is fast.
 
-    `workers` processes decode up to `ahead` batches ahead; 0 decodes in this process, when asked. Draws that are `needless` are not decoded. `log` is told, in the
-    caller's thread, when a worker died and its clip is tried again. Close it when done; it is a context manager.
+    `workers` processes decode up to `ahead` batches ahead; 0 decodes in this process, when asked. Draws that are
+    `needless` are not decoded. `log` is told, in the caller's thread, when a worker died and its clip is tried again.
+    Close it when done; it is a context manager.
     """
 
-    def __init__(self, order: Order, workers: int, ahead: int = 4, *, log: Callable[[str], None], needless: Callable[[Draw], bool] | None = None) -> None:
+    def __init__(
+        self,
+        order: Order,
+        workers: int,
+        ahead: int = 4,
+        *,
+        log: Callable[[str], None],
+        needless: Callable[[Draw], bool] | None = None,
+    ) -> None:
         assert workers >= 0 and ahead >= 0
         self._order, self._ahead, self._log, self._needless = order, ahead, log, needless or (lambda draw: False)
         self._pending: dict[int, _Pending] = {}
@@ -150,7 +161,11 @@ class Loader:
 
     def _submit(self, draws: list[Draw]) -> "_Pending":
         slot = self._free.pop()
-        jobs = [_Job(Task(draw.request, slot * self._slot_size + i * _bytes(draw.item.bucket)), Future()) for i, draw in enumerate(draws) if not self._needless(draw)]
+        jobs = [
+            _Job(Task(draw.request, slot * self._slot_size + i * _bytes(draw.item.bucket)), Future())
+            for i, draw in enumerate(draws)
+            if not self._needless(draw)
+        ]
         for job in jobs:
             self._tasks.put(job)
         return _Pending(draws, slot, [job.future for job in jobs])
@@ -223,7 +238,8 @@ class _Worker:
         self._reap()
 
     def _perform(self, task: Task) -> list[str]:
-        """Have the task done; returns notes for the log. Raises UserError, or RuntimeError with a worker's traceback."""
+        """Have the task done; returns notes for the log. Raises UserError, or RuntimeError with a worker's
+        traceback."""
         answer, notes = self._exchange(task), []
         if answer is None:
             notes.append(f"a data worker died ({self._reap()}) while it decoded {task.request.path}; trying once more")
@@ -232,7 +248,11 @@ class _Worker:
             death = self._reap()
             if self._stopping:
                 raise CancelledError
-            raise UserError(f"two data workers died of it ({death})", where=task.request.path, fix="Re-encode the clip or take it out of the folder; if they were killed, free some memory")
+            raise UserError(
+                f"two data workers died of it ({death})",
+                where=task.request.path,
+                fix="Re-encode the clip or take it out of the folder; if they were killed, free some memory",
+            )
         if answer.bug:
             raise RuntimeError(f"bug in the data worker, at {task.request.path}:\n{answer.bug}")
         if answer.what:
@@ -259,11 +279,17 @@ class _Worker:
             if self._stopping or self._process is not None:
                 return
             # The parent's own sys.path, and not -m, which would look into the current folder first.
-            code = f"import sys; sys.path[:] = {sys.path!r}; from engine.data.decode_worker import main; main({self._memory_fd}, {self._threads}, {os.getpid()})"
+            code = (
+                f"import sys; sys.path[:] = {sys.path!r}; from engine.data.decode_worker import main;"
+                f" main({self._memory_fd}, {self._threads}, {os.getpid()})"
+            )
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=(self._memory_fd,),
+                [sys.executable, "-P", "-c", code],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=(self._memory_fd,),
                 process_group=0,  # a signal to the trainer's group is the trainer's business
-            )  # fmt: skip
+            )
         if read_message(self._process.stdout) is None:  # type: ignore[arg-type]
             raise OSError(f"a data worker could not start ({self._reap()})")
 

@@ -15,7 +15,8 @@ from engine.system.keyed_random import keyed_rng
 from presets.job.expert_schedule import expert_at, steps_of, trained_experts
 from presets.job.schema import Job
 
-Place = Callable[[int], tuple[int, int]]  # batch index -> (0 or 1: which expert has it, how many batches that expert had before)
+# batch index -> (0 or 1: which expert has it, how many batches that expert had before)
+Place = Callable[[int], tuple[int, int]]
 
 
 class Draw(Struct, frozen=True):
@@ -61,12 +62,13 @@ class Order:
     """Batches without end, epoch after epoch. Each epoch visits every item exactly once, in its own shuffled order.
 
     A batch holds items of one bucket and one LoRA weight, all of them regularization or none; the last batch of such a
-    group may be short. Batches of all groups are mixed. Where there is only one group, `batch_size` 4 and four batches of
-    size 1 are the same clips, but at the edge of an epoch.
+    group may be short. Batches of all groups are mixed. Where there is only one group, `batch_size` 4 and four batches
+    of size 1 are the same clips, but at the edge of an epoch.
 
     Regularization batches, R of the N of an epoch, come evenly in each expert's own sequence of batches, however the
     experts take turns: among its first j batches there are floor(j R / N) for the first expert, ceil(j R / N) for the
-    second. At the edge of an epoch, where both have had k N together, the two add up to k R exactly, so the epoch is whole.
+    second. At the edge of an epoch, where both have had k N together, the two add up to k R exactly, so the epoch is
+    whole.
     """
 
     def __init__(self, items: list[Item], batch_size: int, seed: int, place: Place = one_expert) -> None:
@@ -102,13 +104,18 @@ class Order:
         return after > before, before
 
     def _plan(self, epoch: int, regularization: bool) -> list[list[int]]:
-        """Batches of one kind in one epoch, as places in `items`. A batch comes where one of its items, chosen by lot, came in the shuffle."""
+        """Batches of one kind in one epoch, as places in `items`. A batch comes where one of its items, chosen by lot,
+        came in the shuffle."""
         rng = keyed_rng(self.seed, "order", epoch, "regularization" if regularization else "main")
         mine = [i for i, item in enumerate(self.items) if item.regularization == regularization]
         groups: dict[tuple[object, ...], list[tuple[int, int]]] = defaultdict(list)
         for turn, i in enumerate(rng.permutation(mine).tolist()):
             groups[_group(self.items[i])].append((turn, i))
-        batches = [group[at : at + self.batch_size] for group in groups.values() for at in range(0, len(group), self.batch_size)]
+        batches = [
+            group[at : at + self.batch_size]
+            for group in groups.values()
+            for at in range(0, len(group), self.batch_size)
+        ]
         batches.sort(key=lambda batch: batch[int(rng.integers(len(batch)))])
         return [[i for _, i in batch] for batch in batches]
 
@@ -118,9 +125,14 @@ class Order:
 
         dropped = chance("caption-dropout") < item.caption_dropout
         return Draw(
-            item=item, epoch=epoch, caption="" if dropped else item.caption, dropped=dropped,
-            flip_x=item.flip_x and chance("flip-x") < 0.5, flip_y=item.flip_y and chance("flip-y") < 0.5, start=chance("window-start"),
-        )  # fmt: skip
+            item=item,
+            epoch=epoch,
+            caption="" if dropped else item.caption,
+            dropped=dropped,
+            flip_x=item.flip_x and chance("flip-x") < 0.5,
+            flip_y=item.flip_y and chance("flip-y") < 0.5,
+            start=chance("window-start"),
+        )
 
 
 def _group(item: Item) -> tuple[object, ...]:

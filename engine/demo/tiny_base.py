@@ -1,8 +1,10 @@
-"""A complete tiny base: the classes, folders and files of Wan 2.2 I2V A14B, with random weights, made offline in seconds.
+"""A complete tiny base: the classes, folders and files of Wan 2.2 I2V A14B, with random weights, made offline in
+seconds.
 
     python -m engine.demo.tiny_base DIR
 
-For the demo and the tests. Previews made with it are noise in the shape of a video. Torch is imported only when there is something to make.
+For the demo and the tests. Previews made with it are noise in the shape of a video. Torch is imported only when there
+is something to make.
 """
 
 import argparse
@@ -21,17 +23,37 @@ FLOW_SHIFT = 5.0  # the official sample_shift of I2V A14B
 MANIFEST = "tiny.json"
 
 
-def build_tiny(path: Path, *, seed: int = 0, layers: int = 2, heads: int = 2, head_dim: int = 16, text_dim: int = 32, vae_dim: int = 4) -> Path:
-    """Write the folder and return `path`; the same arguments give the same bytes. A whole one of the same arguments is kept.
+def build_tiny(
+    path: Path,
+    *,
+    seed: int = 0,
+    layers: int = 2,
+    heads: int = 2,
+    head_dim: int = 16,
+    text_dim: int = 32,
+    vae_dim: int = 4,
+) -> Path:
+    """Write the folder and return `path`; the same arguments give the same bytes. A whole one of the same arguments is
+    kept.
 
-    Two experts of `layers` blocks, `heads` x `head_dim` wide (43,000 parameters each by default), in fp32. Raises UserError when
-    something else lies at `path`.
+    Two experts of `layers` blocks, `heads` x `head_dim` wide (43,000 parameters each by default), in fp32. Raises
+    UserError when something else lies at `path`.
     """
-    recipe: dict[str, Any] = {"seed": seed, "layers": layers, "heads": heads, "head_dim": head_dim, "text_dim": text_dim, "vae_dim": vae_dim, "diffusers": version("diffusers")}
+    recipe: dict[str, Any] = {
+        "seed": seed,
+        "layers": layers,
+        "heads": heads,
+        "head_dim": head_dim,
+        "text_dim": text_dim,
+        "vae_dim": vae_dim,
+        "diffusers": version("diffusers"),
+    }
     if is_whole(path, recipe):
         return path
     if path.exists() and not (path / MANIFEST).exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError("something else lies here already", where=str(path), fix="Choose another folder for the tiny base")
+        raise UserError(
+            "something else lies here already", where=str(path), fix="Choose another folder for the tiny base"
+        )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as aside:
@@ -50,7 +72,10 @@ def is_whole(path: Path, recipe: dict[str, Any]) -> bool:
     """Whether a tiny base of these arguments lies at `path` with every file at its full size."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        return bool(manifest["recipe"] == recipe and all((path / name).stat().st_size == size for name, size in manifest["files"].items()))
+        return bool(
+            manifest["recipe"] == recipe
+            and all((path / name).stat().st_size == size for name, size in manifest["files"].items())
+        )
     except (OSError, ValueError, KeyError, AttributeError):
         return False
 
@@ -67,15 +92,25 @@ def _write(folder: Path, recipe: dict[str, Any]) -> None:
 def model_index() -> dict[str, Any]:
     """model_index.json of Wan 2.2 I2V A14B, as the installed diffusers writes it."""
     return {
-        "_class_name": "WanImageToVideoPipeline", "_diffusers_version": version("diffusers"), "boundary_ratio": BOUNDARY_RATIO, "expand_timesteps": False,
-        "image_encoder": [None, None], "image_processor": [None, None], "scheduler": ["diffusers", "UniPCMultistepScheduler"],
-        "text_encoder": ["transformers", "UMT5EncoderModel"], "tokenizer": ["transformers", "T5TokenizerFast"],
-        "transformer": ["diffusers", "WanTransformer3DModel"], "transformer_2": ["diffusers", "WanTransformer3DModel"], "vae": ["diffusers", "AutoencoderKLWan"],
-    }  # fmt: skip
+        "_class_name": "WanImageToVideoPipeline",
+        "_diffusers_version": version("diffusers"),
+        "boundary_ratio": BOUNDARY_RATIO,
+        "expand_timesteps": False,
+        "image_encoder": [None, None],
+        "image_processor": [None, None],
+        "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "tokenizer": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "WanTransformer3DModel"],
+        "transformer_2": ["diffusers", "WanTransformer3DModel"],
+        "vae": ["diffusers", "AutoencoderKLWan"],
+    }
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m engine.demo.tiny_base", description="Write a tiny base model with random weights.")
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.demo.tiny_base", description="Write a tiny base model with random weights."
+    )
     parser.add_argument("dir", type=Path)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)

@@ -1,7 +1,7 @@
 """The parts of the tiny base (`engine.demo.tiny_base`), built and saved.
 
-The VAE's random weights are scaled, so that latents have about zero mean and unit variance after normalisation and decoded frames stay
-about inside -1..1, as those of the real one.
+The VAE's random weights are scaled, so that latents have about zero mean and unit variance after normalisation and
+decoded frames stay about inside -1..1, as those of the real one.
 """
 
 from pathlib import Path
@@ -17,12 +17,47 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 
 SPECIAL = ("<pad>", "</s>", "<unk>")  # ids 0, 1, 2, as UMT5 has them (its unknown token is 2)
 # Whole words keep captions short; single characters spell out the rest. Longer pieces score higher, so they win.
-WORDS = ["a", "an", "the", "of", "in", "on", "and", "with", "around", "subject", "orbit", "camera", "ball", "drum", "cone", "vase", "red", "green", "blue", "yellow", "white", "person", "woman", "man", "scene", "video", "style", "high", "low", "light", "slow", "motion", "turning"]
+WORDS = [
+    "a",
+    "an",
+    "the",
+    "of",
+    "in",
+    "on",
+    "and",
+    "with",
+    "around",
+    "subject",
+    "orbit",
+    "camera",
+    "ball",
+    "drum",
+    "cone",
+    "vase",
+    "red",
+    "green",
+    "blue",
+    "yellow",
+    "white",
+    "person",
+    "woman",
+    "man",
+    "scene",
+    "video",
+    "style",
+    "high",
+    "low",
+    "light",
+    "slow",
+    "motion",
+    "turning",
+]
 CHARACTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,;:!?'\"()[]-_/&%+#"
 
 
 def write_parts(folder: Path, recipe: dict[str, Any], *, flow_shift: float) -> None:
-    """Save both experts, VAE, text encoder, tokenizer and scheduler below `folder`. The caller's random state is left as it was."""
+    """Save both experts, VAE, text encoder, tokenizer and scheduler below `folder`. The caller's random state is left
+    as it was."""
     tokenizer = build_tokenizer(WORDS)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         for part, offset in (("transformer", 0), ("transformer_2", 1)):
@@ -38,20 +73,41 @@ def write_parts(folder: Path, recipe: dict[str, Any], *, flow_shift: float) -> N
     if shown:
         enable_progress_bar()
     tokenizer.save_pretrained(folder / "tokenizer")
-    UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=flow_shift).save_pretrained(folder / "scheduler")
+    UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=flow_shift
+    ).save_pretrained(folder / "scheduler")
 
 
 def _expert(recipe: dict[str, Any]) -> WanTransformer3DModel:
     return WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=recipe["heads"], attention_head_dim=recipe["head_dim"], in_channels=36, out_channels=16, text_dim=recipe["text_dim"],
-        freq_dim=32, ffn_dim=2 * recipe["heads"] * recipe["head_dim"], num_layers=recipe["layers"], image_dim=None, rope_max_seq_len=256,
-    )  # fmt: skip
+        patch_size=(1, 2, 2),
+        num_attention_heads=recipe["heads"],
+        attention_head_dim=recipe["head_dim"],
+        in_channels=36,
+        out_channels=16,
+        text_dim=recipe["text_dim"],
+        freq_dim=32,
+        ffn_dim=2 * recipe["heads"] * recipe["head_dim"],
+        num_layers=recipe["layers"],
+        image_dim=None,
+        rope_max_seq_len=256,
+    )
 
 
 def build_text_encoder(vocabulary: int, width: int) -> UMT5EncoderModel:
-    return UMT5EncoderModel(UMT5Config(
-        vocab_size=vocabulary, d_model=width, d_kv=8, d_ff=2 * width, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu", pad_token_id=0, eos_token_id=1,
-    ))  # fmt: skip
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=vocabulary,
+            d_model=width,
+            d_kv=8,
+            d_ff=2 * width,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+            pad_token_id=0,
+            eos_token_id=1,
+        )
+    )
 
 
 def build_tokenizer(words: list[str]) -> T5TokenizerFast:
@@ -63,12 +119,21 @@ def build_tokenizer(words: list[str]) -> T5TokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    return T5TokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", extra_ids=0, model_max_length=512)
+    return T5TokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        extra_ids=0,
+        model_max_length=512,
+    )
 
 
 def _vae(width: int) -> AutoencoderKLWan:
     """A random VAE whose last encoder and decoder layers are rescaled on soft random pictures."""
-    vae = AutoencoderKLWan(base_dim=width, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]).eval()
+    vae = AutoencoderKLWan(
+        base_dim=width, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+    ).eval()
     coarse = torch.rand(3, 3, 3, 4, 4) * 2 - 1
     pictures = torch.nn.functional.interpolate(coarse, size=(5, 48, 48), mode="trilinear")
     channels = (1, 16, 1, 1, 1)

@@ -1,7 +1,7 @@
 """Latents of images, encoded once and kept on disk: what a step needs of a batch, from the cache or from its pixels.
 
-Only single frames that are the same at each visit are kept: images, and the first frame of a clip. An image is its own first
-frame, so its conditioning is the mask and its latents once more, and one tensor per image says all.
+Only single frames that are the same at each visit are kept: images, and the first frame of a clip. An image is its own
+first frame, so its conditioning is the mask and its latents once more, and one tensor per image says all.
 
 B batch, C channels, h w latent sides.
 """
@@ -36,7 +36,18 @@ Progress = Callable[[int, int], None]
 class LatentCache:
     """The cached latents of one run. `fill` it before step 1; what is damaged later is made anew when it is drawn."""
 
-    def __init__(self, job: Job, items: Iterable[Item], cache: TensorCache, *, vae: str, how: str, device: torch.device, dtype: torch.dtype, warn: Warn) -> None:
+    def __init__(
+        self,
+        job: Job,
+        items: Iterable[Item],
+        cache: TensorCache,
+        *,
+        vae: str,
+        how: str,
+        device: torch.device,
+        dtype: torch.dtype,
+        warn: Warn,
+    ) -> None:
         """`vae` is the identity of the VAE's weights, `how` names the way it is run."""
         wanted = [item for item in items if job.datasets[item.dataset].cache_latents and item.bucket.frames == 1]
         self._requests = list(dict.fromkeys(r for item in wanted for r in _requests(item)))
@@ -50,12 +61,25 @@ class LatentCache:
         return _plain(draw.request) in self._keys
 
     def fill(self, encoder: Encoder, progress: Progress) -> int:
-        """Encode what is not there yet; returns how many images were. Raises UserError for an image that cannot be read."""
+        """Encode what is not there yet; returns how many images were. Raises UserError for an image that cannot be
+        read."""
         if self._moving:
-            self._warn('cache_latents: frames that sampling = "realtime" draws at another moment each time are encoded anew each time')
+            self._warn(
+                'cache_latents: frames that sampling = "realtime" draws at another moment each time are encoded anew'
+                " each time"
+            )
         requests, progress = self._requests, _now_and_then(progress)
         digests = _digests({r.path for r in requests})
-        keys = {r: key_of("latents", FORMAT, *self._fixed, digests[r.path], *msgspec.structs.astuple(msgspec.structs.replace(r, path=""))) for r in requests}
+        keys = {
+            r: key_of(
+                "latents",
+                FORMAT,
+                *self._fixed,
+                digests[r.path],
+                *msgspec.structs.astuple(msgspec.structs.replace(r, path="")),
+            )
+            for r in requests
+        }
         missing = []
         for done, request in enumerate(requests):
             progress(done, 2 * len(requests))
@@ -84,16 +108,25 @@ class LatentCache:
         return encode(encoder, pixels(frames[None], device=self._device))
 
     def _keep(self, key: str, request: Request, x0: torch.Tensor) -> bool:
-        flips = "".join(f" {name}" for name, on in (("flipped in x", request.flip_x), ("flipped in y", request.flip_y)) if on)
+        flips = "".join(
+            f" {name}" for name, on in (("flipped in x", request.flip_x), ("flipped in y", request.flip_y)) if on
+        )
         return self._cache.put(key, x0, f"{request.path} {request.bucket.height}x{request.bucket.width}{flips}")
 
 
-def latents_of(encoder: Encoder, batch: Batch, cache: LatentCache | None, *, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """(latents (B, 16, F, h, w), conditioning (B, 20, F, h, w)) of a batch. Images go one at a time, so that each gets the same bits in any company."""
+def latents_of(
+    encoder: Encoder, batch: Batch, cache: LatentCache | None, *, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(latents (B, 16, F, h, w), conditioning (B, 20, F, h, w)) of a batch. Images go one at a time, so that each gets
+    the same bits in any company."""
     if batch.bucket.frames > 1:
         return encode_pair(encoder, pixels(batch.frames, device=device))
     each = [
-        cache.latents(encoder, draw) if cache is not None and cache.holds(draw) else encode(encoder, pixels(batch.frames[i : i + 1], device=device))
+        (
+            cache.latents(encoder, draw)
+            if cache is not None and cache.holds(draw)
+            else encode(encoder, pixels(batch.frames[i : i + 1], device=device))
+        )
         for i, draw in enumerate(batch.draws)
     ]
     x0 = torch.cat(each)
@@ -126,7 +159,11 @@ def _requests(item: Item) -> Iterator[Request]:
 
 def _plain(request: Request) -> Request:
     """Without the start of a window, which an image has not."""
-    return msgspec.structs.replace(request, start=0.0) if request.kind == "image" or request.sampling == "uniform" else request
+    return (
+        msgspec.structs.replace(request, start=0.0)
+        if request.kind == "image" or request.sampling == "uniform"
+        else request
+    )
 
 
 def _threads() -> int:
@@ -143,7 +180,11 @@ def _digest(path: str) -> str:
         with Path(path).open("rb") as f:
             return hashlib.file_digest(f, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     except OSError as e:
-        raise UserError(f"cannot be read ({(e.strerror or str(e)).lower()})", where=path, fix="Put it back, or take it out of the dataset and start again") from None
+        raise UserError(
+            f"cannot be read ({(e.strerror or str(e)).lower()})",
+            where=path,
+            fix="Put it back, or take it out of the dataset and start again",
+        ) from None
 
 
 def _decoded(requests: list[Request]) -> Iterator[tuple[Request, Frames]]:

@@ -39,7 +39,8 @@ def pixels(frames_BTHWC: np.ndarray, *, device: torch.device) -> torch.Tensor:
 
 
 def _statistics(vae: AutoencoderKLWan, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(mean, 1/std), each (1, C, 1, 1, 1). The reciprocal first, then a product: that is how the Wan pipeline rounds."""
+    """(mean, 1/std), each (1, C, 1, 1, 1). The reciprocal first, then a product: that is how the Wan pipeline
+    rounds."""
     mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1).to(like.device, like.dtype)
     inverse = 1.0 / torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1).to(like.device, like.dtype)
     return mean, inverse
@@ -53,7 +54,8 @@ def _latents(encoder: Encoder, moments: torch.Tensor) -> torch.Tensor:
 
 
 def with_mask(latents_BCFhw: torch.Tensor) -> torch.Tensor:
-    """The conditioning channels (B, 4 + 16, F, h, w) of a first frame's latents. The mask's 4 channels are the 4 pixel frames of a latent frame: all one in latent frame 0, zero after."""
+    """The conditioning channels (B, 4 + 16, F, h, w) of a first frame's latents. The mask's 4 channels are the 4 pixel
+    frames of a latent frame: all one in latent frame 0, zero after."""
     mask = latents_BCFhw.new_zeros(latents_BCFhw.shape[0], 4, *latents_BCFhw.shape[2:])
     mask[:, :, 0] = 1
     return torch.cat([mask, latents_BCFhw], dim=1)
@@ -67,7 +69,8 @@ def encode(encoder: Encoder, video_BCTHW: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def encode_pair(encoder: Encoder, video_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a training step needs of a clip: its latents, and the 20 conditioning channels of its first frame (`condition`)."""
+    """What a training step needs of a clip: its latents, and the 20 conditioning channels of its first frame
+    (`condition`)."""
     return encode(encoder, video_BCTHW), condition(encoder, video_BCTHW[:, :, 0], video_BCTHW.shape[2])
 
 

@@ -1,7 +1,7 @@
 """Linears whose frozen weight is stored in 8 bits with one scale per row.
 
-Memory only: the product runs in the activation's dtype, which holds every 8-bit value exactly. Used for the text encoder,
-which runs a few times per job.
+Memory only: the product runs in the activation's dtype, which holds every 8-bit value exactly. Used for the text
+encoder, which runs a few times per job.
 """
 
 import torch
@@ -14,7 +14,9 @@ STORAGE = {"float8": (torch.float8_e4m3fn, 448.0), "qint8": (torch.int8, 127.0)}
 ROWS = 512  # shrunk at a time: in fp32 a whole weight would take as much as four of them in 8 bits, and more than once
 
 
-def packed_rows(raw: torch.Tensor, stored_scale: torch.Tensor | None, precision: str) -> tuple[torch.Tensor, torch.Tensor]:
+def packed_rows(
+    raw: torch.Tensor, stored_scale: torch.Tensor | None, precision: str
+) -> tuple[torch.Tensor, torch.Tensor]:
     """(q, scale) of a weight as stored (out, in): q in 8 bits, scale (out, 1) = absmax of the row / largest value.
 
     What is stored in e4m3 is taken over into float8 as it is: nothing is rounded twice.
@@ -28,7 +30,11 @@ def packed_rows(raw: torch.Tensor, stored_scale: torch.Tensor | None, precision:
     scale = torch.empty((count, 1), dtype=torch.float32, device=raw.device)
     for begin in range(0, count, ROWS):
         rows = slice(begin, begin + ROWS)
-        weight = weight_of(raw[rows], stored_scale if stored_scale is None or stored_scale.numel() == 1 else stored_scale[rows], torch.float32)
+        weight = weight_of(
+            raw[rows],
+            stored_scale if stored_scale is None or stored_scale.numel() == 1 else stored_scale[rows],
+            torch.float32,
+        )
         scale[rows] = (weight.abs().amax(1, keepdim=True) / largest).clamp(min=1e-12)
         weight = weight / scale[rows]
         q[rows] = (weight.round() if dtype is torch.int8 else weight).to(dtype)

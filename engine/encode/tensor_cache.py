@@ -1,7 +1,7 @@
 """Tensors on disk, found by a hash of everything they depend on: latents of images, embeddings of texts.
 
-Every entry is verified as it is read; a damaged one is deleted and made anew, which is told. The cache is a convenience:
-whatever goes wrong with it is a warning, told once.
+Every entry is verified as it is read; a damaged one is deleted and made anew, which is told. The cache is a
+convenience: whatever goes wrong with it is a warning, told once.
 """
 
 import fcntl
@@ -70,7 +70,8 @@ class TensorCache:
         return x
 
     def put(self, key: str, x: torch.Tensor, about: str) -> bool:
-        """Keep a tensor: written beside, then renamed, so that a reader sees a whole file or none. False when it could not be."""
+        """Keep a tensor: written beside, then renamed, so that a reader sees a whole file or none. False when it could
+        not be."""
         if self._full:
             return False
         x = x.detach().cpu().contiguous()
@@ -79,7 +80,10 @@ class TensorCache:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not self._make_room(len(content)):
-                self._give_up(f"the cache of {self._name} has no room for more than {human(sum((self._sizes or {}).values()))} in {self.folder}")
+                self._give_up(
+                    f"the cache of {self._name} has no room for more than {human(sum((self._sizes or {}).values()))} in"
+                    f" {self.folder}"
+                )
                 return False
             with aside.open("wb") as f:
                 fcntl.flock(f, fcntl.LOCK_EX)  # told from the leftovers of a writer that died

@@ -1,6 +1,8 @@
-"""Captions to text embeddings. A job has a finite set of texts, so all are encoded before step 1 and the encoder is gone.
+"""Captions to text embeddings. A job has a finite set of texts, so all are encoded before step 1 and the encoder is
+gone.
 
-With a cache on disk, what was encoded before is read from it, and an encoder that has nothing to do is not loaded at all.
+With a cache on disk, what was encoded before is read from it, and an encoder that has nothing to do is not loaded at
+all.
 
 B batch, S text tokens (512), D text width (4096).
 """
@@ -50,12 +52,19 @@ class TextBook:
 
 @torch.no_grad()
 def encode_texts(
-    base: BaseFolder, texts: Iterable[str], *, device: torch.device, dtype: torch.dtype, precision: str, progress: Callable[[int, int], None], cache: TensorCache | None = None
+    base: BaseFolder,
+    texts: Iterable[str],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    precision: str,
+    progress: Callable[[int, int], None],
+    cache: TensorCache | None = None,
 ) -> TextBook:
     """Encode every text once, as `WanImageToVideoPipeline.encode_prompt` does; the encoder is dropped before returning.
 
-    `precision` is quantization.text_encoder: none, float8 or qint8 (weights only, one scale per row). Texts that `cache`
-    holds are read from it, the others are added to it.
+    `precision` is quantization.text_encoder: none, float8 or qint8 (weights only, one scale per row). Texts that
+    `cache` holds are read from it, the others are added to it.
     """
     todo = sorted(set(texts))
     count = len(todo)
@@ -70,7 +79,15 @@ def encode_texts(
                 book.add(text, rows)
         todo = [text for text in todo if text not in book]
     if todo:
-        _encode(source, todo, book, device=device, dtype=dtype, precision=precision, progress=lambda done: progress(count - len(todo) + done, count))
+        _encode(
+            source,
+            todo,
+            book,
+            device=device,
+            dtype=dtype,
+            precision=precision,
+            progress=lambda done: progress(count - len(todo) + done, count),
+        )
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -82,7 +99,14 @@ def encode_texts(
 
 
 def _encode(
-    source: Source, texts: list[str], book: TextBook, *, device: torch.device, dtype: torch.dtype, precision: str, progress: Callable[[int], None]
+    source: Source,
+    texts: list[str],
+    book: TextBook,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    precision: str,
+    progress: Callable[[int], None],
 ) -> None:
     progress(0)
     tokenize = load_tokenizer(source, length=MAX_TOKENS)

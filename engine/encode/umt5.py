@@ -1,7 +1,7 @@
 """The text encoder, UMT5, from its files onto the device tensor by tensor.
 
-Each linear is shrunk as it is read, so no memory ever holds the whole encoder in its full precision. The embedding table, a
-fifth of the encoder, stays on the host: a text needs few of its rows.
+Each linear is shrunk as it is read, so no memory ever holds the whole encoder in its full precision. The embedding
+table, a fifth of the encoder, stays on the host: a text needs few of its rows.
 
 S text tokens, D text width.
 """
@@ -20,7 +20,9 @@ from engine.weights.model_files import Part, Source, weight_of
 TABLE, TIED = "shared.weight", "encoder.embed_tokens.weight"  # one tensor by two names; files hold one of them, or both
 
 
-def load_text_encoder(source: Source, *, dtype: torch.dtype, precision: str = "none", device: torch.device | None = None) -> UMT5EncoderModel:
+def load_text_encoder(
+    source: Source, *, dtype: torch.dtype, precision: str = "none", device: torch.device | None = None
+) -> UMT5EncoderModel:
     """Frozen, in eval mode, on `device` (the CPU when left out) but for its embedding table. Raises UserError.
 
     `precision` is that of the linears: none, float8 or qint8.
@@ -31,8 +33,14 @@ def load_text_encoder(source: Source, *, dtype: torch.dtype, precision: str = "n
         model: Any = UMT5EncoderModel(UMT5Config.from_dict(part.config))
     part = _wanted(part, {name: tuple(t.shape) for name, t in model.state_dict().items() if name != TIED})
     model.set_input_embeddings(_table(part, dtype))
-    names = sorted((name for name in part.stored if name != TABLE), key=lambda name: (part.stored[name].file, part.stored[name].place.begin))  # as they lie in the files
-    for name, (read, scale) in zip(names, read_ahead([part.stored[name] for name in names], pinned=device.type == "cuda"), strict=True):
+    # as they lie in the files
+    names = sorted(
+        (name for name in part.stored if name != TABLE),
+        key=lambda name: (part.stored[name].file, part.stored[name].place.begin),
+    )
+    for name, (read, scale) in zip(
+        names, read_ahead([part.stored[name] for name in names], pinned=device.type == "cuda"), strict=True
+    ):
         raw, scale = read.to(device), None if scale is None else scale.to(device)
         require_numbers(raw, name, part.stored[name].file)
         owner, _, last = name.rpartition(".")
@@ -43,7 +51,11 @@ def load_text_encoder(source: Source, *, dtype: torch.dtype, precision: str = "n
             setattr(model.get_submodule(parent), attribute, RowwiseLinear(*packed_rows(raw, scale, precision)))
         else:
             value = weight_of(raw, scale, dtype)
-            setattr(module, last, nn.Parameter(value.clone() if value.data_ptr() == read.data_ptr() else value, requires_grad=False))
+            setattr(
+                module,
+                last,
+                nn.Parameter(value.clone() if value.data_ptr() == read.data_ptr() else value, requires_grad=False),
+            )
     assert not any(t.is_meta for t in model.state_dict().values())
     return model.requires_grad_(False).eval()
 

@@ -27,7 +27,8 @@ def load_vae(source: Source, *, device: torch.device, dtype: torch.dtype) -> Aut
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     part.require(shapes)
     model.load_state_dict({name: part.stored[name].read(dtype) for name in shapes}, assign=True)
-    for module in model.modules():  # they copy to fp32 to repeat pixels, which is exact in any type and takes half the memory
+    # they copy to fp32 to repeat pixels, which is exact in any type and takes half the memory
+    for module in model.modules():
         for name, child in list(module.named_children()):
             if isinstance(child, WanUpsample):
                 setattr(module, name, nn.Upsample(scale_factor=child.scale_factor, mode=child.mode))
@@ -35,23 +36,36 @@ def load_vae(source: Source, *, device: torch.device, dtype: torch.dtype) -> Aut
 
 
 def vae_identity(source: Source) -> str:
-    """Of all that turns pixels into latents: the weights, and the configuration with its mean and deviation of latents."""
+    """Of all that turns pixels into latents: the weights, and the configuration with its mean and deviation of
+    latents."""
     part = source.part("vae")
     return key_of("vae", part.identity(), sorted(part.config.items()))
 
 
 def load_tokenizer(source: Source, *, length: int) -> Tokenize:
-    """A function from a text to `length` tokens: cut after the closing token's place, padded behind it. Raises UserError."""
+    """A function from a text to `length` tokens: cut after the closing token's place, padded behind it. Raises
+    UserError."""
     spiece = source.spiece_model()
     if spiece is None:
         folder = source.tokenizer_files()[0].parent
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         except Exception as e:  # of whatever kind: its files are somebody else's
-            raise UserError(f"the tokenizer cannot be read ({str(e).splitlines()[0] if str(e) else type(e).__name__})", where=str(folder), fix="Download the tokenizer again") from e
+            raise UserError(
+                f"the tokenizer cannot be read ({str(e).splitlines()[0] if str(e) else type(e).__name__})",
+                where=str(folder),
+                fix="Download the tokenizer again",
+            ) from e
 
         def by_transformers(text: str) -> tuple[torch.Tensor, torch.Tensor]:
-            tokens = tokenizer([text], padding="max_length", max_length=length, truncation=True, return_attention_mask=True, return_tensors="pt")
+            tokens = tokenizer(
+                [text],
+                padding="max_length",
+                max_length=length,
+                truncation=True,
+                return_attention_mask=True,
+                return_tensors="pt",
+            )
             return tokens.input_ids, tokens.attention_mask
 
         return by_transformers
@@ -61,7 +75,11 @@ def load_tokenizer(source: Source, *, length: int) -> Tokenize:
     try:
         pieces = SentencePieceProcessor(model_proto=spiece)
     except RuntimeError as e:
-        raise UserError(f"the tokenizer in it is damaged ({e})", where=str(source.tokenizer_files()[0]), fix="Download this file again") from None
+        raise UserError(
+            f"the tokenizer in it is damaged ({e})",
+            where=str(source.tokenizer_files()[0]),
+            fix="Download this file again",
+        ) from None
 
     def by_sentencepiece(text: str) -> tuple[torch.Tensor, torch.Tensor]:
         tokens = [*pieces.encode(text)[: length - 1], pieces.eos_id()]

@@ -1,8 +1,8 @@
 """The Wan VAE's encoder, run for speed: several frames at a time, channels last, norm and activation fused.
 
-The same function as diffusers' AutoencoderKLWan.encode, which takes 4 frames at a time: the encoder is causal in time, so
-any cut into runs gives the same latents as long as each convolution is handed the two frames before its run. A run here is
-as many frames as the plan has memory for.
+The same function as diffusers' AutoencoderKLWan.encode, which takes 4 frames at a time: the encoder is causal in time,
+so any cut into runs gives the same latents as long as each convolution is handed the two frames before its run. A run
+here is as many frames as the plan has memory for.
 
 B batch, C channels, T frames, H W pixels, F latent frames, h w latent sides.
 """
@@ -63,10 +63,13 @@ class ClipEncoder:
 
         # Three input channels fall off the tensor cores' path; zeros up to 8 change nothing but the speed.
         first = vae.encoder.conv_in.weight
-        self._first_weight = torch.cat([first, first.new_zeros(first.shape[0], CHANNELS - first.shape[1], *first.shape[2:])], dim=1).contiguous(memory_format=self._last)
+        self._first_weight = torch.cat(
+            [first, first.new_zeros(first.shape[0], CHANNELS - first.shape[1], *first.shape[2:])], dim=1
+        ).contiguous(memory_format=self._last)
 
     @torch.no_grad()
-    @fixed_order()  # else the compiler times sums in several orders, and a resume after its cache is lost may encode otherwise
+    # else the compiler times sums in several orders, and a resume after its cache is lost may encode otherwise
+    @fixed_order()
     def moments(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
         """Mean and log-variance (B, 2 x 16, F, h, w) of clips of 4n+1 frames, in the VAE's dtype."""
         T = video_BCTHW.shape[2]
@@ -87,15 +90,21 @@ class ClipEncoder:
         for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
             x = self._layer(resnet, attention(x), history, first=first)
         last = encoder.conv_out
-        return self._causal(last.weight, self._norm_silu(x, None, encoder.norm_out.gamma), history) + last.bias.view(-1, 1, 1, 1)
+        return self._causal(last.weight, self._norm_silu(x, None, encoder.norm_out.gamma), history) + last.bias.view(
+            -1, 1, 1, 1
+        )
 
     def _padded(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
         B, C, T, H, W = video_BCTHW.shape
-        out = torch.zeros((B, CHANNELS, T, H, W), dtype=self.vae.dtype, device=video_BCTHW.device).contiguous(memory_format=self._last)
+        out = torch.zeros((B, CHANNELS, T, H, W), dtype=self.vae.dtype, device=video_BCTHW.device).contiguous(
+            memory_format=self._last
+        )
         out[:, :C] = video_BCTHW
         return out
 
-    def _layer(self, layer: nn.Module, x: torch.Tensor, history: dict[int, torch.Tensor], *, first: bool) -> torch.Tensor:
+    def _layer(
+        self, layer: nn.Module, x: torch.Tensor, history: dict[int, torch.Tensor], *, first: bool
+    ) -> torch.Tensor:
         if isinstance(layer, WanResidualBlock):
             h = self._causal(layer.conv1.weight, self._norm_silu(x, None, layer.norm1.gamma), history)
             h = self._causal(layer.conv2.weight, self._norm_silu(h, layer.conv1.bias, layer.norm2.gamma), history)
@@ -106,7 +115,8 @@ class ClipEncoder:
         return layer(x)
 
     def _causal(self, weight: torch.Tensor, x: torch.Tensor, history: dict[int, torch.Tensor]) -> torch.Tensor:
-        """A 3x3x3 convolution that sees the past only, without its bias; `history` keeps the last two frames for the next run."""
+        """A 3x3x3 convolution that sees the past only, without its bias; `history` keeps the last two frames for the
+        next run."""
         B, C, T, H, W = x.shape
         joined = torch.empty((B, C, HISTORY + T, H, W), dtype=x.dtype, device=x.device, memory_format=self._last)
         before = history.get(id(weight))
@@ -115,7 +125,9 @@ class ClipEncoder:
         history[id(weight)] = joined[:, :, -HISTORY:].clone()
         return F.conv3d(joined, weight, padding=(0, 1, 1))
 
-    def _downsample(self, layer: Any, x: torch.Tensor, history: dict[int, torch.Tensor], *, first: bool) -> torch.Tensor:
+    def _downsample(
+        self, layer: Any, x: torch.Tensor, history: dict[int, torch.Tensor], *, first: bool
+    ) -> torch.Tensor:
         """Halve the sides, and the frames but for the very first, which stands alone."""
         B, C, T, H, W = x.shape
         flat = x.transpose(1, 2).reshape(B * T, C, H, W)
@@ -125,9 +137,16 @@ class ClipEncoder:
             return x
         last = x[:, :, -1:].clone()
         if first:
-            paired = F.conv3d(x, layer.time_conv.weight, layer.time_conv.bias, stride=(2, 1, 1)) if T > 1 else x[:, :, :0]
+            paired = (
+                F.conv3d(x, layer.time_conv.weight, layer.time_conv.bias, stride=(2, 1, 1)) if T > 1 else x[:, :, :0]
+            )
             out = torch.cat([x[:, :, :1], paired], dim=2)
         else:
-            out = F.conv3d(torch.cat([history[id(layer)], x], dim=2), layer.time_conv.weight, layer.time_conv.bias, stride=(2, 1, 1))
+            out = F.conv3d(
+                torch.cat([history[id(layer)], x], dim=2),
+                layer.time_conv.weight,
+                layer.time_conv.bias,
+                stride=(2, 1, 1),
+            )
         history[id(layer)] = last
         return out

@@ -1,8 +1,8 @@
 """What a block's backward needs from its forward: its input, its attention's output and logsumexp.
 
 On the device, or in pinned host memory: written by one copy stream during the forward, read ahead by another during the
-backward. A block's three tensors travel as one. With a host stash, those of the last blocks may stay on the device all the same: they are the
-first to be asked for, and the device has room for some.
+backward. A block's three tensors travel as one. With a host stash, those of the last blocks may stay on the device all
+the same: they are the first to be asked for, and the device has room for some.
 """
 
 from typing import Any
@@ -21,7 +21,8 @@ class DeviceStash:
         self._kept: dict[int, Tensors] = {}
 
     def begin(self, waiting: int) -> None:
-        """A pass begins in which so many blocks are going to be put. What a pass that broke off has left is forgotten."""
+        """A pass begins in which so many blocks are going to be put. What a pass that broke off has left is
+        forgotten."""
         self._kept.clear()
 
     def put(self, block: int, tensors: Tensors) -> None:
@@ -40,7 +41,8 @@ class DeviceStash:
 class HostStash:
     """Pinned host buffers, one per block, made at first use and reused for every bucket they are large enough for.
 
-    The last `stay` blocks of a pass have none: theirs stay on the device. `cuda` as in `engine.executor.weight_ring.Ring`.
+    The last `stay` blocks of a pass have none: theirs stay on the device. `cuda` as in
+    `engine.executor.weight_ring.Ring`.
     """
 
     def __init__(self, device: torch.device, cuda: Any = None, *, stay: int = 0) -> None:
@@ -64,8 +66,8 @@ class HostStash:
         return views
 
     def begin(self, waiting: int) -> None:
-        """A pass begins in which so many blocks are going to be put. What a pass that broke off has left is forgotten: its numbers
-        would be handed to a block whose own stay here."""
+        """A pass begins in which so many blocks are going to be put. What a pass that broke off has left is forgotten:
+        its numbers would be handed to a block whose own stay here."""
         self.flush()
         for done, _ in self._arriving.values():
             if done is not None:  # the memory is free only once nothing is written to it
@@ -132,7 +134,8 @@ class HostStash:
             return self._here.pop(block)
         self.prefetch(block)
         done, tensors = self._arriving.pop(block)
-        del self._shapes[block]  # else a pass that keeps this block's graph would fetch them again, and the next one be handed those
+        # else a pass that keeps this block's graph would fetch them again, and the next one be handed those
+        del self._shapes[block]
         if done is not None:
             self._cuda.current_stream(self.device).wait_event(done)
         return tensors

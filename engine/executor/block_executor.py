@@ -1,8 +1,8 @@
 """Runs an expert block by block under a memory plan. The frozen weights pass through a ring of device slots, or stay.
 
 Forward, without a graph: each block's input and its attention's output go to the stash. Backward, last block first: the
-block is recomputed around the stashed attention, so attention itself runs once; what follows the attention, whose working
-set is the largest, may be cut into chunks of tokens. No graph spans more than one part of one block.
+block is recomputed around the stashed attention, so attention itself runs once; what follows the attention, whose
+working set is the largest, may be cut into chunks of tokens. No graph spans more than one part of one block.
 
 B batch, C channels, F h w latent shape, T tokens, S text tokens, D width, N heads, K head width.
 """
@@ -34,8 +34,9 @@ LossFn = Callable[[torch.Tensor], torch.Tensor]
 class ExpertWeights:
     """One expert's parts: the diffusers model without its blocks, the packed blocks in host memory, and its branches.
 
-    `lora` is what trains (empty for an expert that does not), `scaling` its alpha / rank; `recovery` is frozen and travels
-    with the blocks. `accelerator` and `shifts` are for previews: branches in host memory, and what is added to plain tensors.
+    `lora` is what trains (empty for an expert that does not), `scaling` its alpha / rank; `recovery` is frozen and
+    travels with the blocks. `accelerator` and `shifts` are for previews: branches in host memory, and what is added to
+    plain tensors.
     """
 
     name: str
@@ -66,7 +67,11 @@ class ExpertWeights:
             plain |= {name: plain[name] + shift.to(plain[name]) for name, shift in self.shifts[block].items()}
         for name, pair in self.accelerator[block].items() if self.accelerator else ():
             a, b = (t.to(buffer.device) for t in pair)
-            recovery[name] = (torch.cat([recovery[name][0], a]), torch.cat([recovery[name][1], b], dim=1)) if name in recovery else (a, b)
+            recovery[name] = (
+                (torch.cat([recovery[name][0], a]), torch.cat([recovery[name][1], b], dim=1))
+                if name in recovery
+                else (a, b)
+            )
         return Frozen(weights, plain, recovery)
 
 
@@ -85,9 +90,10 @@ def _compiled(function: Any) -> Any:
 
 
 def _any_size(*tensors: torch.Tensor, dims: tuple[int, ...]) -> None:
-    """Have the compiler take these dimensions for symbols from the first call on. Left to itself it would make constants of the first
-    sizes it sees, and compile again for others: which clip gets which code would hang on their order, which a resume changes. (The
-    first size still counts as a hint: reductions over the width may be cut otherwise where it has no more than 512 tokens.)"""
+    """Have the compiler take these dimensions for symbols from the first call on. Left to itself it would make
+    constants of the first sizes it sees, and compile again for others: which clip gets which code would hang on their
+    order, which a resume changes. (The first size still counts as a hint: reductions over the width may be cut
+    otherwise where it has no more than 512 tokens.)"""
     from torch._dynamo import maybe_mark_dynamic  # seconds to import, and only where something is compiled
 
     for t in tensors:
@@ -100,10 +106,18 @@ def _reads_e4m3(device: torch.device) -> bool:
 
 
 class Machinery:
-    """What both experts share under one plan: block functions, the ring of slots, the stash (made here, unless there is one that
-    this plan has used). `cuda` as in `engine.executor.weight_ring.Ring`."""
+    """What both experts share under one plan: block functions, the ring of slots, the stash (made here, unless there is
+    one that this plan has used). `cuda` as in `engine.executor.weight_ring.Ring`."""
 
-    def __init__(self, plan: Plan, attention: Attention, slot_bytes: int, device: torch.device, cuda: Any = None, stash: Stash | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        attention: Attention,
+        slot_bytes: int,
+        device: torch.device,
+        cuda: Any = None,
+        stash: Stash | None = None,
+    ) -> None:
         self.plan, self.attention, self.device = plan, attention, device
         self.fixed_order = attention.deterministic and device.type == "cuda"  # the CPU's order is fixed as it is
         if self.fixed_order and plan.compiled:
@@ -114,7 +128,9 @@ class Machinery:
         if cuda is None and device.type == "cuda":
             cuda = torch.cuda
         self.ring = Ring(slot_bytes, plan.slots, device, cuda)
-        self.stash = stash or (DeviceStash() if plan.stash == "device" else HostStash(device, cuda, stay=plan.stash_on_device))
+        self.stash = stash or (
+            DeviceStash() if plan.stash == "device" else HostStash(device, cuda, stay=plan.stash_on_device)
+        )
 
 
 class _Attention(torch.autograd.Function):
@@ -159,12 +175,16 @@ class StreamedExecutor:
         chosen = [i for i in range(self.blocks) if (i + 1) * resident // self.blocks > i * resident // self.blocks]
         self._resident = {i: torch.cat([piece.to(self.device) for piece in weights.pieces(i)]) for i in chosen}
         self._chosen = chosen
-        self._masters: dict[Key, tuple[torch.Tensor, ...]] = {(weights.name, i): weights.pieces(i) for i in range(self.blocks)}
+        self._masters: dict[Key, tuple[torch.Tensor, ...]] = {
+            (weights.name, i): weights.pieces(i) for i in range(self.blocks)
+        }
 
     # --- the whole model ------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def predict(self, x_BCFhw: torch.Tensor, timestep_B: torch.Tensor, text_BSD: torch.Tensor, *, strength: float = 1.0) -> torch.Tensor:
+    def predict(
+        self, x_BCFhw: torch.Tensor, timestep_B: torch.Tensor, text_BSD: torch.Tensor, *, strength: float = 1.0
+    ) -> torch.Tensor:
         """The velocity (B, 16, F, h, w), without a graph. `strength` scales the LoRA; 0 is the base."""
         with fixed_order(self.machinery.fixed_order):
             h, temb, call = self._enter(x_BCFhw, timestep_B, text_BSD, strength)
@@ -173,7 +193,13 @@ class StreamedExecutor:
             return self._leave(h, temb, x_BCFhw.shape)
 
     def forward_backward(
-        self, x_BCFhw: torch.Tensor, timestep_B: torch.Tensor, text_BSD: torch.Tensor, loss: LossFn, *, strength: float = 1.0
+        self,
+        x_BCFhw: torch.Tensor,
+        timestep_B: torch.Tensor,
+        text_BSD: torch.Tensor,
+        loss: LossFn,
+        *,
+        strength: float = 1.0,
     ) -> torch.Tensor:
         """Add the gradient of `loss(prediction)` to the LoRA; returns the detached loss."""
         with fixed_order(self.machinery.fixed_order):
@@ -229,20 +255,31 @@ class StreamedExecutor:
         turn = 0
         for block in order:
             if block in self._resident:
-                yield block, self.weights.on_device(block, self._resident[block], e4m3_as_bytes=self.machinery.e4m3_as_bytes)
+                yield (
+                    block,
+                    self.weights.on_device(block, self._resident[block], e4m3_as_bytes=self.machinery.e4m3_as_bytes),
+                )
                 continue
-            yield block, self.weights.on_device(block, self.machinery.ring.take(turn), e4m3_as_bytes=self.machinery.e4m3_as_bytes)
+            yield (
+                block,
+                self.weights.on_device(
+                    block, self.machinery.ring.take(turn), e4m3_as_bytes=self.machinery.e4m3_as_bytes
+                ),
+            )
             self.machinery.ring.release(turn)
             turn += 1
 
-    def _enter(self, x_BCFhw: torch.Tensor, timestep_B: torch.Tensor, text_BSD: torch.Tensor, strength: float) -> tuple[torch.Tensor, torch.Tensor, _Call]:
+    def _enter(
+        self, x_BCFhw: torch.Tensor, timestep_B: torch.Tensor, text_BSD: torch.Tensor, strength: float
+    ) -> tuple[torch.Tensor, torch.Tensor, _Call]:
         """Patches, time and text embeddings, rope: what diffusers' forward does before its blocks."""
         stem = self.weights.stem
         x = x_BCFhw.to(stem.patch_embedding.weight.dtype)
         cos, sin = stem.rope(x)
         h_BTD = stem.patch_embedding(x).flatten(2).transpose(1, 2).contiguous()
         temb, time, text, _ = stem.condition_embedder(timestep_B, text_BSD.to(x.dtype), None)
-        factor = torch.full((), self.weights.scaling * strength, device=self.device)  # filled there: no copy that the launches would wait for
+        # filled there: no copy that the launches would wait for
+        factor = torch.full((), self.weights.scaling * strength, device=self.device)
         return h_BTD, temb, _Call(text, time.unflatten(1, (6, -1)), cos, sin, factor)
 
     def _leave(self, h_BTD: torch.Tensor, temb: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -262,31 +299,76 @@ class StreamedExecutor:
         if m.any_size:
             _any_size(x_BTD, call.cos, call.sin, dims=(0, 1))
             _any_size(call.time_B6D, dims=(0,))
-        return m.before(x_BTD, call.time_B6D, call.cos, call.sin, weights, plain, self.weights.lora[block], recovery, call.strength, self.heads, m.plan.precision)
+        return m.before(
+            x_BTD,
+            call.time_B6D,
+            call.cos,
+            call.sin,
+            weights,
+            plain,
+            self.weights.lora[block],
+            recovery,
+            call.strength,
+            self.heads,
+            m.plan.precision,
+        )
 
     def _of_text(self, block: int, frozen: Frozen, call: _Call) -> Any:
         """The cross-attention's keys and values (B, S, N, K)."""
         m, (weights, plain, recovery) = self.machinery, frozen
         if m.any_size:
             _any_size(call.text_BSD, dims=(0,))
-        return m.of_text(call.text_BSD, weights, plain, self.weights.lora[block], recovery, call.strength, self.heads, m.plan.precision)
+        return m.of_text(
+            call.text_BSD,
+            weights,
+            plain,
+            self.weights.lora[block],
+            recovery,
+            call.strength,
+            self.heads,
+            m.plan.precision,
+        )
 
-    def _after(self, block: int, frozen: Frozen, x: torch.Tensor, a: torch.Tensor, text: tuple[torch.Tensor, torch.Tensor], call: _Call) -> Any:
+    def _after(
+        self,
+        block: int,
+        frozen: Frozen,
+        x: torch.Tensor,
+        a: torch.Tensor,
+        text: tuple[torch.Tensor, torch.Tensor],
+        call: _Call,
+    ) -> Any:
         """The block's output for a run of tokens, from its input and its attention's output there."""
         m, (weights, plain, recovery) = self.machinery, frozen
         if m.any_size:
             _any_size(x, a, dims=(0, 1))
             _any_size(*text, call.time_B6D, dims=(0,))
-        return m.after(x, a, *text, call.time_B6D, weights, plain, self.weights.lora[block], recovery, call.strength, self.heads, m.plan.precision)
+        return m.after(
+            x,
+            a,
+            *text,
+            call.time_B6D,
+            weights,
+            plain,
+            self.weights.lora[block],
+            recovery,
+            call.strength,
+            self.heads,
+            m.plan.precision,
+        )
 
     def _runs(self, tokens: int) -> list[slice]:
         """The plan's near-equal runs of tokens."""
         size = -(-tokens // self.machinery.plan.chunks(tokens))
         return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 
-    def _forward_block(self, block: int, frozen: Frozen, x_BTD: torch.Tensor, call: _Call) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _forward_block(
+        self, block: int, frozen: Frozen, x_BTD: torch.Tensor, call: _Call
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(output, attention's output (B, T, D), logsumexp), without a graph."""
-        out, lse = self.machinery.attention.forward(*(t.transpose(1, 2) for t in self._before(block, frozen, x_BTD, call)))
+        out, lse = self.machinery.attention.forward(
+            *(t.transpose(1, 2) for t in self._before(block, frozen, x_BTD, call))
+        )
         a_BTD, text = out.transpose(1, 2).flatten(2, 3), self._of_text(block, frozen, call)
         runs = self._runs(x_BTD.shape[1])
         if len(runs) == 1:
@@ -296,7 +378,9 @@ class StreamedExecutor:
             y_BTD[:, run] = self._after(block, frozen, x_BTD[:, run], a_BTD[:, run], text, call)
         return y_BTD, a_BTD, lse
 
-    def _kept_block(self, block: int, frozen: Frozen, x_BTD: torch.Tensor, call: _Call) -> tuple[torch.Tensor, torch.Tensor]:
+    def _kept_block(
+        self, block: int, frozen: Frozen, x_BTD: torch.Tensor, call: _Call
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """(input leaf, output with its graph)."""
         with torch.enable_grad():
             leaf = x_BTD.detach().requires_grad_(True)
@@ -305,9 +389,17 @@ class StreamedExecutor:
             return leaf, self._after(block, frozen, leaf, a, self._of_text(block, frozen, call), call)
 
     def _backward_block(
-        self, block: int, frozen: Frozen, x_BTD: torch.Tensor, a_BTD: torch.Tensor, lse: torch.Tensor, g_BTD: torch.Tensor, call: _Call
+        self,
+        block: int,
+        frozen: Frozen,
+        x_BTD: torch.Tensor,
+        a_BTD: torch.Tensor,
+        lse: torch.Tensor,
+        g_BTD: torch.Tensor,
+        call: _Call,
     ) -> None:
-        """Turn `g`, the gradient of the block's output, into that of its input; the LoRA's gradients are added to its parameters."""
+        """Turn `g`, the gradient of the block's output, into that of its input; the LoRA's gradients are added to its
+        parameters."""
 
         def heads(t_BTD: torch.Tensor) -> torch.Tensor:
             return t_BTD.unflatten(2, (self.heads, -1)).transpose(1, 2)
@@ -329,7 +421,8 @@ class StreamedExecutor:
         x = x_BTD.detach().requires_grad_(True)
         with torch.enable_grad():
             qkv = self._before(block, frozen, x, call)
-        edges = [get_gradient_edge(t) for t in qkv]  # the graph without q, k and v themselves, which only attention needs
+        # the graph without q, k and v themselves, which only attention needs
+        edges = [get_gradient_edge(t) for t in qkv]
         q, k, v = (t.detach().transpose(1, 2) for t in qkv)
         grads = self.machinery.attention.backward(heads(ga_BTD), q, k, v, heads(a_BTD), lse)
         del q, k, v, qkv, ga_BTD

@@ -29,13 +29,23 @@ Progress = Callable[[int, int, str], None]
 class Experts:
     """The loaded experts by name; `executors` runs each, `parameters` holds the LoRA tensors of the trained ones.
 
-    The packed blocks stay in host memory through every plan, so changing the plan reads nothing again. There are no executors
-    until the first `set_plan`.
+    The packed blocks stay in host memory through every plan, so changing the plan reads nothing again. There are no
+    executors until the first `set_plan`.
     """
 
     def __init__(
-        self, job: Job, base: BaseFolder, precision: Precision, *, attention: Attention, device: torch.device, dtype: torch.dtype, recovery: dict[Expert, list[Lora]], grid: Grid,
-        progress: Progress, warn: Callable[[str], None],
+        self,
+        job: Job,
+        base: BaseFolder,
+        precision: Precision,
+        *,
+        attention: Attention,
+        device: torch.device,
+        dtype: torch.dtype,
+        recovery: dict[Expert, list[Lora]],
+        grid: Grid,
+        progress: Progress,
+        warn: Callable[[str], None],
     ) -> None:
         self.attention, self.device = attention, device
         self.parameters: dict[Expert, dict[str, torch.nn.Parameter]] = {}
@@ -46,23 +56,47 @@ class Experts:
         for expert in needed_experts(job):
             stem = load_stem(source, expert, device=device, dtype=dtype)
             masters, layout = cached_blocks(
-                source, expert, precision, dtype=dtype, pinned=device.type == "cuda", device=device, progress=progress, folder=cache_dir(), warn=warn, grid=grid
+                source,
+                expert,
+                precision,
+                dtype=dtype,
+                pinned=device.type == "cuda",
+                device=device,
+                progress=progress,
+                folder=cache_dir(),
+                warn=warn,
+                grid=grid,
             )
             branches: list[Lora] = [{} for _ in masters]
             if expert in trained_experts(job):
-                self.parameters[expert] = lora.make(stem.config, expert, rank=rank_of(job, expert), alpha=alpha_of(job, expert), seed=job.job.seed, blocks=len(masters), device=device)
+                self.parameters[expert] = lora.make(
+                    stem.config,
+                    expert,
+                    rank=rank_of(job, expert),
+                    alpha=alpha_of(job, expert),
+                    seed=job.job.seed,
+                    blocks=len(masters),
+                    device=device,
+                )
                 branches = lora.by_block(self.parameters[expert], len(masters))
             own = pack_branches(recovery.get(expert, []), pinned=device.type == "cuda")
-            self._weights[expert] = ExpertWeights(expert, stem, masters, layout, branches, alpha_of(job, expert) / rank_of(job, expert), own)
+            self._weights[expert] = ExpertWeights(
+                expert, stem, masters, layout, branches, alpha_of(job, expert) / rank_of(job, expert), own
+            )
 
     def set_plan(self, plan: Plan, stash: Stash | None = None) -> None:
-        """Run under another plan from now on; what the old one held on the device is let go first. `stash` is one of the same plan, with its host memory."""
+        """Run under another plan from now on; what the old one held on the device is let go first. `stash` is one of
+        the same plan, with its host memory."""
         self.plan = plan
         self._drop()
         for weights in self._weights.values():
             weights.stem.to(self.device)  # from where `parked` has put it
-        self.machinery = Machinery(plan, self.attention, max(w.block_bytes for w in self._weights.values()), self.device, stash=stash)
-        self.executors = {expert: StreamedExecutor(weights, self.machinery) for expert, weights in self._weights.items()}
+        self.machinery = Machinery(
+            plan, self.attention, max(w.block_bytes for w in self._weights.values()), self.device, stash=stash
+        )
+        self.executors = {
+            expert: StreamedExecutor(weights, self.machinery) for expert, weights in self._weights.items()
+        }
 
     def ensure(self) -> None:
         """The executors, made again when a preview that failed took them away."""
@@ -78,8 +112,9 @@ class Experts:
 
     @contextmanager
     def parked(self) -> Iterator[None]:
-        """Inside, the device holds nothing of the experts but their LoRAs, where memory is short (what backward needs lies on
-        the host): a preview's decode has the room. The host's memory stays locked, so bringing all back is quick."""
+        """Inside, the device holds nothing of the experts but their LoRAs, where memory is short (what backward needs
+        lies on the host): a preview's decode has the room. The host's memory stays locked, so bringing all back is
+        quick."""
         if self.plan.stash == "device":
             yield
             return
@@ -100,10 +135,14 @@ class Experts:
         with ExitStack() as stack:
             for expert, accelerator in accelerators.items():
                 stack.enter_context(accelerator.on(own[expert].stem))
-            self._take({
-                expert: replace(w, accelerator=a.branches, shifts=a.shifts) if (a := accelerators.get(expert)) else w
-                for expert, w in own.items()
-            })  # fmt: skip
+            self._take(
+                {
+                    expert: (
+                        replace(w, accelerator=a.branches, shifts=a.shifts) if (a := accelerators.get(expert)) else w
+                    )
+                    for expert, w in own.items()
+                }
+            )
             try:
                 yield
             finally:

@@ -105,5 +105,3 @@ class Ring:
         if self._cuda:
             self._free[self._visits[visit].slot].record()
         self._issue(done=visit)
-
-

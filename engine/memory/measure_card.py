@@ -1,4 +1,5 @@
-"""What this card really reaches, measured once per card and driver in a second or two and remembered for the planner."""
+"""What this card really reaches, measured once per card and driver in a second or two and remembered for the
+planner."""
 
 import contextlib
 import datetime
@@ -16,8 +17,8 @@ TOKENS, HEADS, WIDTH = 11264, 40, 128  # of the attention: 41 frames of 512 x 51
 
 
 def rates_of(gpu: Gpu, device: torch.device) -> Rates:
-    """The remembered rates of this card with this software, or measured now. A state folder that cannot be written only means
-    measuring again."""
+    """The remembered rates of this card with this software, or measured now. A state folder that cannot be written only
+    means measuring again."""
     known = recall(gpu)
     if known is not None and known.software == software():
         return known
@@ -43,19 +44,41 @@ def measure(gpu: Gpu, device: torch.device) -> Rates:
     fp8 = 0.0
     if gpu.capability >= (8, 9):
         q, one = a.to(torch.float8_e4m3fn), torch.ones(SIDE, 1, device=device)
-        with contextlib.suppress(RuntimeError):  # a build without these kernels for this card: 0, and the planner does without
-            fp8 = 2 * SIDE**3 / _seconds(lambda: torch._scaled_mm(q, q.t(), scale_a=one, scale_b=one.t(), out_dtype=torch.bfloat16, use_fast_accum=True))
+        # a build without these kernels for this card: 0, and the planner does without
+        with contextlib.suppress(RuntimeError):
+            fp8 = (
+                2
+                * SIDE**3
+                / _seconds(
+                    lambda: torch._scaled_mm(
+                        q, q.t(), scale_a=one, scale_b=one.t(), out_dtype=torch.bfloat16, use_fast_accum=True
+                    )
+                )
+            )
     return Rates(
-        name=gpu.name, uuid=gpu.uuid, driver=gpu.driver, software=software(), copy_gbps=copy / 1e9, memory_gbps=memory / 1e9, bf16_tflops=product / 1e12, fp8_tflops=fp8 / 1e12,
-        attention=_attention(device, deterministic=False), deterministic_attention=_attention(device, deterministic=True), date=datetime.date.today().isoformat(),
-    )  # fmt: skip
+        name=gpu.name,
+        uuid=gpu.uuid,
+        driver=gpu.driver,
+        software=software(),
+        copy_gbps=copy / 1e9,
+        memory_gbps=memory / 1e9,
+        bf16_tflops=product / 1e12,
+        fp8_tflops=fp8 / 1e12,
+        attention=_attention(device, deterministic=False),
+        deterministic_attention=_attention(device, deterministic=True),
+        date=datetime.date.today().isoformat(),
+    )
 
 
 def _attention(device: torch.device, *, deterministic: bool) -> AttentionRates:
-    found = attention.survey(device, tokens=TOKENS, heads=HEADS, width=WIDTH, dtype=torch.bfloat16, deterministic=deterministic)
+    found = attention.survey(
+        device, tokens=TOKENS, heads=HEADS, width=WIDTH, dtype=torch.bfloat16, deterministic=deterministic
+    )
     forward, backward = found.fastest
     work = 4 * TOKENS**2 * HEADS * WIDTH  # operations forward; twice that backward
-    return AttentionRates(forward, work / found.forward[forward] / 1e12, backward, 2 * work / found.backward[backward] / 1e12)
+    return AttentionRates(
+        forward, work / found.forward[forward] / 1e12, backward, 2 * work / found.backward[backward] / 1e12
+    )
 
 
 def _seconds(run: Callable[[], object], repeats: int = 5) -> float:

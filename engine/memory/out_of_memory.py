@@ -1,5 +1,5 @@
-"""Memory that runs out when the card is opened, or while the base model is loaded: what the part takes, who holds the rest, and what
-would help.
+"""Memory that runs out when the card is opened, or while the base model is loaded: what the part takes, who holds the
+rest, and what would help.
 
 A smaller plan would not: of the plan itself nothing lies on the card yet. `Run.place` sees to that.
 """
@@ -19,7 +19,11 @@ from presets.planner.costs import Costs, block_bytes
 from presets.text import human
 
 Part = Literal["text encoder", "VAE", "experts"]
-DOING: dict[Part, str] = {"text encoder": "the text encoder was at work", "VAE": "the VAE was at work", "experts": "the experts were loaded"}
+DOING: dict[Part, str] = {
+    "text encoder": "the text encoder was at work",
+    "VAE": "the VAE was at work",
+    "experts": "the experts were loaded",
+}
 END_OTHERS = "end other programs on the card, or use one with more memory"
 
 
@@ -28,7 +32,11 @@ def open_with_room(name: str | None, *, vram: int | None) -> torch.device:
     try:
         return open_device(name, vram=vram)
     except torch.OutOfMemoryError as e:
-        raise UserError(f"the GPU has no memory left to begin with: {str(e).splitlines()[0]}", where="the card's memory", fix=END_OTHERS.capitalize()) from e
+        raise UserError(
+            f"the GPU has no memory left to begin with: {str(e).splitlines()[0]}",
+            where="the card's memory",
+            fix=END_OTHERS.capitalize(),
+        ) from e
 
 
 @contextmanager
@@ -40,7 +48,11 @@ def loading(part: Part, device: torch.device, planning: Planning) -> Iterator[No
     except torch.OutOfMemoryError as e:
         why = shortage(card_memory(device), planning)
         takes, helps = _takes(part, planning)
-        raise UserError(f"out of memory while {DOING[part]}{f', which takes {takes} of the card' if takes else ''}: {why.text}", where="the card's memory", fix=helps) from e
+        raise UserError(
+            f"out of memory while {DOING[part]}{f', which takes {takes} of the card' if takes else ''}: {why.text}",
+            where="the card's memory",
+            fix=helps,
+        ) from e
     except (HostMemoryRefused, MemoryError) as e:
         raise _no_ram(part, planning, e.what if isinstance(e, HostMemoryRefused) else "the system has no more") from e
     except RuntimeError as e:
@@ -60,13 +72,19 @@ def _takes(part: Part, planning: Planning) -> tuple[str, str]:
         case "text encoder":
             size, helps = costs.text_bytes(), []
             if work.text_precision == "none":
-                less = Costs(msgspec.structs.replace(work, text_precision="float8"), hardware, planning.shape).text_bytes()
+                less = Costs(
+                    msgspec.structs.replace(work, text_precision="float8"), hardware, planning.shape
+                ).text_bytes()
                 helps = [f'set quantization.text_encoder = "float8", which takes {human(less)}']
         case "VAE":
             size, helps = held["vae"], []
         case "experts":
             size = held["vae"] + held["stem"] + held["lora"]
-            helps = ["choose a smaller target.rank"] + (['set training.optimizer = "adamw8bit"'] if work.optimizer != "adamw8bit" else []) + (["leave training.ema off"] if work.ema else [])
+            helps = (
+                ["choose a smaller target.rank"]
+                + (['set training.optimizer = "adamw8bit"'] if work.optimizer != "adamw8bit" else [])
+                + (["leave training.ema off"] if work.ema else [])
+            )
     fix = "; ".join([*helps, END_OTHERS])
     return human(size), fix[0].upper() + fix[1:]
 
@@ -76,8 +94,16 @@ def _no_ram(part: Part, planning: Planning, what: str) -> UserError:
     whole = ""
     if part == "experts" and planning.hardware is not None:
         ram = Costs(planning.work, planning.hardware, planning.shape).ram(planning.plan)
-        whole = f" ({human(ram['masters'])} for the frozen weights of {planning.work.needed} expert{'s' if planning.work.needed > 1 else ''})"
+        whole = (
+            f" ({human(ram['masters'])} for the frozen weights of {planning.work.needed}"
+            f" expert{'s' if planning.work.needed > 1 else ''})"
+        )
         if planning.plan.precision != "qint4":
             blocks = planning.shape.layers * planning.work.needed
-            fix = f'set quantization.transformer = "qint4", which takes {human(blocks * block_bytes(planning.shape, "qint4"))}; {fix}'
-    return UserError(f"out of memory while {DOING[part]}{whole}: {what}", where="the host's memory", fix=fix[0].upper() + fix[1:])
+            fix = (
+                'set quantization.transformer = "qint4", which takes'
+                f" {human(blocks * block_bytes(planning.shape, 'qint4'))}; {fix}"
+            )
+    return UserError(
+        f"out of memory while {DOING[part]}{whole}: {what}", where="the host's memory", fix=fix[0].upper() + fix[1:]
+    )

@@ -26,12 +26,14 @@ from presets.rules.check import Facts
 GIB = 2**30
 CONTEXT = 0.6 * GIB  # what CUDA itself holds here
 GREW = 0.75 * GIB  # more than CUDA's own share grows while kernels are loaded
-DEQUANTIZED: dict[str, Precision] = {"qfloat8": "qfloat8", "qint8": "qint8", "qint4": "qint4", "qint4+ara": "qint4"}  # what any machine computes
+# what any machine computes
+DEQUANTIZED: dict[str, Precision] = {"qfloat8": "qfloat8", "qint8": "qint8", "qint4": "qint4", "qint4+ara": "qint4"}
 ALL = 10_000  # blocks: more than any expert has
 
 
 class Running(Struct, frozen=True):
-    """How a run is held and computed; a checkpoint keeps it. Another plan or kernel rounds otherwise, so a resume begins with the same."""
+    """How a run is held and computed; a checkpoint keeps it. Another plan or kernel rounds otherwise, so a resume
+    begins with the same."""
 
     plan: Plan
     attention: Attention
@@ -39,7 +41,8 @@ class Running(Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Planning:
-    """What the plan was chosen from, kept for the next choice. `hardware` is None where nothing is planned: on the CPU, for a toy."""
+    """What the plan was chosen from, kept for the next choice. `hardware` is None where nothing is planned: on the CPU,
+    for a toy."""
 
     plan: Plan
     why: str
@@ -56,11 +59,17 @@ class Planning:
 
 
 def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None, before: Plan | None = None) -> Planning:
-    """The plan of `before` a resume where it still fits (with its precision, which "auto" may choose otherwise today), else the fastest that does. `vram` caps the card's memory, in bytes.
-    Raises UserError with the numbers."""
+    """The plan of `before` a resume where it still fits (with its precision, which "auto" may choose otherwise today),
+    else the fastest that does. `vram` caps the card's memory, in bytes. Raises UserError with the numbers."""
     work, shape = workload_of(job, facts), shape_of(facts)
     if device.type != "cuda" or facts.tiny:
-        plan = Plan(precision=DEQUANTIZED.get(job.quantization.transformer, "none"), resident=ALL, stash="device", compiled=False, vae_frames=8)
+        plan = Plan(
+            precision=DEQUANTIZED.get(job.quantization.transformer, "none"),
+            resident=ALL,
+            stash="device",
+            compiled=False,
+            vae_frames=8,
+        )
         return Planning(plan, "a toy model, or no GPU", None, work, shape)
     gpus = used_gpus(job, facts)
     if not gpus or facts.machine is None:
@@ -68,15 +77,29 @@ def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None, 
     rates = rates_of(gpus[0], device)
     hardware = gpu_hardware(gpus[0], facts.machine, rates=rates)
     if vram is not None:
-        hardware = msgspec.structs.replace(hardware, vram_total=min(hardware.vram_total, vram), vram_free=min(hardware.vram_free, vram))
+        hardware = msgspec.structs.replace(
+            hardware, vram_total=min(hardware.vram_total, vram), vram_free=min(hardware.vram_free, vram)
+        )
     choice = choose_for(job, facts, hardware)
     plan, p, why = choice.plan, choice.prediction, choice.why
     asked = job.quantization.transformer
     if before is not None and work.several_sizes and before.compiled:  # of previews too, that may have come since
         before = msgspec.structs.replace(before, any_size=True)
-    if before is not None and before != plan and (asked == "auto" or before.precision == plan.precision) and fits(before, work, hardware, shape):
-        plan, p, why = before, predict(before, work, hardware, shape), f"as before the resume (begun anew it would be: {plan.whole_text}, {p.seconds.total:.2f} s/step)"
-    why = f"{why}; predicted {p.peak_vram / GIB:.1f} GiB of VRAM, {p.ram / GIB:.0f} GiB of RAM, {p.seconds.total:.2f} s/step"
+    if (
+        before is not None
+        and before != plan
+        and (asked == "auto" or before.precision == plan.precision)
+        and fits(before, work, hardware, shape)
+    ):
+        plan, p, why = (
+            before,
+            predict(before, work, hardware, shape),
+            f"as before the resume (begun anew it would be: {plan.whole_text}, {p.seconds.total:.2f} s/step)",
+        )
+    why = (
+        f"{why}; predicted {p.peak_vram / GIB:.1f} GiB of VRAM, {p.ram / GIB:.0f} GiB of RAM, {p.seconds.total:.2f}"
+        " s/step"
+    )
     seen = card_memory(device)
     return Planning(plan, why, hardware, work, shape, rates, others=seen.others if seen else 0)
 
@@ -119,7 +142,8 @@ class Shortage(NamedTuple):
 
 
 def shortage(now: CardMemory | None, planning: Planning) -> Shortage:
-    """The card's numbers told apart: others took memory since, or held it before; ours lies in pieces; or there is too little."""
+    """The card's numbers told apart: others took memory since, or held it before; ours lies in pieces; or there is too
+    little."""
     if now is None:
         return Shortage("small", "out of memory")
     lost = now.others - planning.others
@@ -135,8 +159,8 @@ def shortage(now: CardMemory | None, planning: Planning) -> Shortage:
 
 
 def smaller(job: Job, planning: Planning, scarce: Scarce, lost: int = 0) -> Plan | None:
-    """One rung down from the present plan; further when `lost` bytes of the card are gone and the next would not fit in what is
-    left. None at the last rung."""
+    """One rung down from the present plan; further when `lost` bytes of the card are gone and the next would not fit in
+    what is left. None at the last rung."""
     hardware = planning.hardware
     if hardware is None:
         return None
@@ -147,7 +171,11 @@ def smaller(job: Job, planning: Planning, scarce: Scarce, lost: int = 0) -> Plan
         return next_down(plan, planning.work, hardware, planning.shape, limits=limits, scarce=scarce)
 
     found = plan = below(planning.plan)
-    while lost and plan is not None and predict(plan, planning.work, hardware, planning.shape).need_vram > hardware.vram_free:
+    while (
+        lost
+        and plan is not None
+        and predict(plan, planning.work, hardware, planning.shape).need_vram > hardware.vram_free
+    ):
         found, plan = plan, below(plan)
     return plan or found
 

@@ -1,4 +1,5 @@
-"""Pictures to judge previews by: a sheet of one step's prompts, and one prompt across the steps, as picture and as video."""
+"""Pictures to judge previews by: a sheet of one step's prompts, and one prompt across the steps, as picture and as
+video."""
 
 import math
 import os
@@ -50,7 +51,10 @@ def read_small(video: Path) -> Frames | None:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             width, height = small_size(stream.width, stream.height)
-            frames = [frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA") for frame in container.decode(stream)]
+            frames = [
+                frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
+                for frame in container.decode(stream)
+            ]
     except (OSError, av.FFmpegError, IndexError):
         return None
     return np.stack(frames) if frames else None
@@ -67,7 +71,8 @@ def is_picture(path: Path) -> bool:
 
 
 def is_video(path: Path) -> bool:
-    """Whether an mp4 is there and as long as its boxes say: a power cut may leave less. What the frames hold is not looked at."""
+    """Whether an mp4 is there and as long as its boxes say: a power cut may leave less. What the frames hold is not
+    looked at."""
     try:
         with path.open("rb") as f:
             end, at = f.seek(0, os.SEEK_END), 0
@@ -91,12 +96,18 @@ def steps_shown(steps: Sequence[int]) -> list[int]:
 
 
 def write_sheet(path: Path, title: str, rows: Sequence[Row]) -> None:
-    """Rows of frames spread over each preview, first and last included, with their words. Never half there, see engine.system.durable_files."""
+    """Rows of frames spread over each preview, first and last included, with their words. Never half there, see
+    engine.system.durable_files."""
     picks = [row.frames[np.unique(np.linspace(0, len(row.frames) - 1, COLUMNS).round().astype(int))] for row in rows]
     width = max(480, *(GAP + len(frames) * (frames.shape[2] + GAP) for frames in picks))
     head, line = _wrapped(title, width - 2 * GAP, most=3), TEXT + 5
     labels = [_wrapped(row.title, width - 2 * GAP, most=2) + ([row.about] if row.about else []) for row in rows]
-    height = GAP + len(head) * line + sum(GAP + len(words) * line + frames.shape[1] for words, frames in zip(labels, picks, strict=True)) + GAP
+    height = (
+        GAP
+        + len(head) * line
+        + sum(GAP + len(words) * line + frames.shape[1] for words, frames in zip(labels, picks, strict=True))
+        + GAP
+    )
     image = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(image)
     y = _write(draw, GAP, GAP, head, line, INK)
@@ -138,7 +149,9 @@ def _plain(text: str) -> str:
     return letters.encode("ascii", "replace").decode()
 
 
-def _write(draw: ImageDraw.ImageDraw, x: int, y: int, lines: Sequence[str], line: int, colour: tuple[int, int, int]) -> int:
+def _write(
+    draw: ImageDraw.ImageDraw, x: int, y: int, lines: Sequence[str], line: int, colour: tuple[int, int, int]
+) -> int:
     """Returns the y below."""
     for text in lines:
         draw.text((x, y), text, fill=colour, font=_font())

@@ -51,7 +51,8 @@ def control_image(path: Path, width: int, height: int) -> torch.Tensor:
 
 
 def preview_size(width: int, height: int, area: int) -> tuple[int, int]:
-    """The sides, multiples of 16 with at most `area` pixels, that crop least off a picture of width x height; the larger of equals."""
+    """The sides, multiples of 16 with at most `area` pixels, that crop least off a picture of width x height; the
+    larger of equals."""
     scale = math.sqrt(area / (width * height))
 
     def near(side: float) -> set[int]:
@@ -63,7 +64,9 @@ def preview_size(width: int, height: int, area: int) -> tuple[int, int]:
         return w * h / (width * cover * height * cover)
 
     candidates = {(w, h) for w in near(width * scale) for h in near(height * scale)}
-    candidates |= {(w, area // w // SIDE_MULTIPLE * SIDE_MULTIPLE) for w, _ in candidates} | {(area // h // SIDE_MULTIPLE * SIDE_MULTIPLE, h) for _, h in candidates}
+    candidates |= {(w, area // w // SIDE_MULTIPLE * SIDE_MULTIPLE) for w, _ in candidates} | {
+        (area // h // SIDE_MULTIPLE * SIDE_MULTIPLE, h) for _, h in candidates
+    }
     fitting = [(w, h) for w, h in candidates if w > 0 and h > 0 and w * h <= area]
     return max(fitting, key=lambda wh: (round(kept(*wh), 2), wh[0] * wh[1]))
 
@@ -90,7 +93,8 @@ def sample_latents(
     """Denoise one preview: latents (1, 16, F, h, w), float32.
 
     Guidance is each expert's own; at 1 or below, the negative prompt is not asked at all. `batched_guidance` asks both
-    prompts in one batch of two: the weights pass through once, activations take twice the room, and sums may round otherwise.
+    prompts in one batch of two: the weights pass through once, activations take twice the room, and sums may round
+    otherwise.
     """
     device = shot.image_CHW.device
     _, H, W = shot.image_CHW.shape
@@ -109,10 +113,17 @@ def sample_latents(
             velocity = executor.predict(x, timestep, shot.text, strength=shot.strength)
         else:
             if batched_guidance:
-                both = executor.predict(x.expand(2, -1, -1, -1, -1), timestep.expand(2), torch.cat([shot.text, shot.negative]), strength=shot.strength)
+                both = executor.predict(
+                    x.expand(2, -1, -1, -1, -1),
+                    timestep.expand(2),
+                    torch.cat([shot.text, shot.negative]),
+                    strength=shot.strength,
+                )
                 guided, unguided = both.chunk(2)
             else:
-                guided, unguided = (executor.predict(x, timestep, text, strength=shot.strength) for text in (shot.text, shot.negative))
+                guided, unguided = (
+                    executor.predict(x, timestep, text, strength=shot.strength) for text in (shot.text, shot.negative)
+                )
             velocity = unguided + guidance * (guided - unguided)
         latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
     progress(panel.steps, panel.steps)

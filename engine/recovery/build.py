@@ -18,14 +18,20 @@ from engine.wan.int4_grids import PRECISION, Grid, pack_on_grid
 from presets.job.expert_schedule import Expert
 
 KINDS = {
-    "self-attention q, k, v": LINEARS[:3], "self-attention out": LINEARS[3:4], "cross-attention q": LINEARS[4:5], "cross-attention k, v": LINEARS[5:7],
-    "cross-attention out": LINEARS[7:8], "feed-forward in": LINEARS[8:9], "feed-forward out": LINEARS[9:],
-}  # fmt: skip
+    "self-attention q, k, v": LINEARS[:3],
+    "self-attention out": LINEARS[3:4],
+    "cross-attention q": LINEARS[4:5],
+    "cross-attention k, v": LINEARS[5:7],
+    "cross-attention out": LINEARS[7:8],
+    "feed-forward in": LINEARS[8:9],
+    "feed-forward out": LINEARS[9:],
+}
 
 
 @dataclass
 class Recovery:
-    """Energies of errors, summed over linears: of weights, and of outputs on held-out inputs (0 without calibration)."""
+    """Energies of errors, summed over linears: of weights, and of outputs on held-out inputs (0 without
+    calibration)."""
 
     weight: float = 0.0
     weight_before: float = 0.0
@@ -53,9 +59,15 @@ class Report:
 
     def table(self) -> str:
         """Relative errors (Frobenius) without and with the adapter, per kind of linear and overall."""
-        rows = [(kind, sum((self.by_linear[n] for n in names), Recovery())) for kind, names in KINDS.items()] + [("all", self.overall)]
+        rows = [(kind, sum((self.by_linear[n] for n in names), Recovery())) for kind, names in KINDS.items()] + [
+            ("all", self.overall)
+        ]
         measured = self.overall.output > 0
-        lines = [f"{'':<24}{'weight error':>26}" + (f"{'output error':>26}" if measured else ""), f"{'':<24}{'without':>9}{'with':>9}{'less':>8}" + (f"{'without':>9}{'with':>9}{'less':>8}" if measured else "")]
+        lines = [
+            f"{'':<24}{'weight error':>26}" + (f"{'output error':>26}" if measured else ""),
+            f"{'':<24}{'without':>9}{'with':>9}{'less':>8}"
+            + (f"{'without':>9}{'with':>9}{'less':>8}" if measured else ""),
+        ]
         for kind, r in rows:
             line = f"{kind:<24}{_columns(r.weight, r.weight_before, r.weight_after)}"
             lines.append(line + (_columns(r.output, r.output_before, r.output_after) if measured else ""))
@@ -69,9 +81,18 @@ def _columns(whole: float, before: float, after: float) -> str:
 
 @torch.no_grad()
 def build_expert(
-    reader: ExpertReader, expert: Expert, *, rank: int, grid: Grid, samples: list[Sample], full: bool, device: torch.device, dtype: torch.dtype, report: Report,
+    reader: ExpertReader,
+    expert: Expert,
+    *,
+    rank: int,
+    grid: Grid,
+    samples: list[Sample],
+    full: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    report: Report,
     progress: Callable[[int, int], None],
-) -> list[Lora]:  # fmt: skip
+) -> list[Lora]:
     """The adapter of one expert, in bf16 in host memory; what it recovers goes into `report`. `rank` fits every linear.
 
     Weighted by what the linears receive from `samples` when there are some: per channel, or by the whole second moment
@@ -82,7 +103,9 @@ def build_expert(
     for number in range(reader.blocks):
         progress(number, reader.blocks)
         state = reader.block(number)
-        moments: dict[Place, Moment] = walk.through(number, block_module(reader.config, state, device, dtype)) if walk else {}
+        moments: dict[Place, Moment] = (
+            walk.through(number, block_module(reader.config, state, device, dtype)) if walk else {}
+        )
         lora: Lora = {}
         for name in LINEARS:
             weight_NK = state.pop(f"{name}.weight").to(device)
@@ -94,7 +117,9 @@ def build_expert(
     return out
 
 
-def correct(weight_NK: torch.Tensor, rank: int, *, grid: Grid, moment: Moment | None, key: str) -> tuple[tuple[torch.Tensor, torch.Tensor], Recovery]:
+def correct(
+    weight_NK: torch.Tensor, rank: int, *, grid: Grid, moment: Moment | None, key: str
+) -> tuple[tuple[torch.Tensor, torch.Tensor], Recovery]:
     """((A, B) in bf16 on the host, what it recovers) of one weight."""
     w_NK = weight_NK.float()
     residual_NK = w_NK - unpack_weight(pack_on_grid(weight_NK, grid), PRECISION, torch.float32)
@@ -104,7 +129,11 @@ def correct(weight_NK: torch.Tensor, rank: int, *, grid: Grid, moment: Moment | 
     recovery = Recovery(_energy(w_NK), _energy(residual_NK), _energy(left_NK))
     if moment and moment.probe:
         x_KP = torch.cat(moment.probe).T
-        recovery.output, recovery.output_before, recovery.output_after = _energy(w_NK @ x_KP), _energy(residual_NK @ x_KP), _energy(left_NK @ x_KP)
+        recovery.output, recovery.output_before, recovery.output_after = (
+            _energy(w_NK @ x_KP),
+            _energy(residual_NK @ x_KP),
+            _energy(left_NK @ x_KP),
+        )
     return (a.cpu(), b.cpu()), recovery
 
 

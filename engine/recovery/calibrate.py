@@ -1,7 +1,7 @@
 """A few of the user's clips as inputs to the experts, and what each linear of a block receives from them.
 
-All samples go through one block before the next block is read, so the host holds one block and the samples' hidden states.
-Every fourth clip is held out: it does not weigh, it measures.
+All samples go through one block before the next block is read, so the host holds one block and the samples' hidden
+states. Every fourth clip is held out: it does not weigh, it measures.
 
 B batch, C channels, F h w latent shape, T tokens, S text tokens, D width.
 """
@@ -46,15 +46,27 @@ class Sample(NamedTuple):
 
 
 @torch.no_grad()
-def samples_from_clips(job: Job, base: BaseFolder, *, device: torch.device, dtype: torch.dtype, progress: Progress) -> dict[Expert, list[Sample]]:
-    """Noised clips of the job's one dataset for each expert, at noise levels spread over its range. Raises UserError."""
+def samples_from_clips(
+    job: Job, base: BaseFolder, *, device: torch.device, dtype: torch.dtype, progress: Progress
+) -> dict[Expert, list[Sample]]:
+    """Noised clips of the job's one dataset for each expert, at noise levels spread over its range. Raises
+    UserError."""
     facts = scan_dataset(job.datasets[0], 0, Path.cwd())
     if not facts.clips:
-        raise UserError("no readable clip in this folder", where=f"--clips {job.datasets[0].path}", fix="Give a folder of a few clips like those you will train on")
+        raise UserError(
+            "no readable clip in this folder",
+            where=f"--clips {job.datasets[0].path}",
+            fix="Give a folder of a few clips like those you will train on",
+        )
     items = build_items(job, Path.cwd(), [facts])
     items = [items[i * len(items) // MOST_CLIPS] for i in range(MOST_CLIPS)] if len(items) > MOST_CLIPS else items
     texts = encode_texts(
-        base, {item.caption for item in items}, device=device, dtype=dtype, precision="none", progress=lambda done, total: progress("captions", done, total)
+        base,
+        {item.caption for item in items},
+        device=device,
+        dtype=dtype,
+        precision="none",
+        progress=lambda done, total: progress("captions", done, total),
     )
     encoder = PlainEncoder(load_vae(base.source, device=device, dtype=dtype))
     out: dict[Expert, list[Sample]] = {expert: [] for expert in EXPERTS}
@@ -80,10 +92,22 @@ def _held_out(clip: int, clips: int, draw: int) -> bool:
     return draw == DRAWS - 1 if clips == 1 else clip % HELD_OUT_EVERY == min(clips, HELD_OUT_EVERY) - 1
 
 
-def _noised(base: BaseFolder, expert: Expert, item: Item, draw: int, x0: torch.Tensor, conditioning: torch.Tensor, text: torch.Tensor, *, held_out: bool) -> Sample:
+def _noised(
+    base: BaseFolder,
+    expert: Expert,
+    item: Item,
+    draw: int,
+    x0: torch.Tensor,
+    conditioning: torch.Tensor,
+    text: torch.Tensor,
+    *,
+    held_out: bool,
+) -> Sample:
     low, high = sigma_range(expert, base.boundary)
     sigma = low + (high - low) * (draw + float(keyed_rng(0, "ara sigma", expert, item.id, draw).random())) / DRAWS
-    noise = torch.from_numpy(keyed_rng(0, "ara noise", expert, item.id, draw).standard_normal(tuple(x0.shape), dtype="float32")).to(x0.device)
+    noise = torch.from_numpy(
+        keyed_rng(0, "ara noise", expert, item.id, draw).standard_normal(tuple(x0.shape), dtype="float32")
+    ).to(x0.device)
     x = torch.cat([(1 - sigma) * x0 + sigma * noise, conditioning], dim=1)
     return Sample(x.cpu(), torch.tensor([sigma * NUM_TRAIN_TIMESTEPS]), text, held_out)
 
@@ -102,15 +126,27 @@ class Walk:
     """Samples on their way through an expert."""
 
     @torch.no_grad()
-    def __init__(self, reader: ExpertReader, samples: list[Sample], *, device: torch.device, dtype: torch.dtype, full: bool) -> None:
+    def __init__(
+        self, reader: ExpertReader, samples: list[Sample], *, device: torch.device, dtype: torch.dtype, full: bool
+    ) -> None:
         self.device, self.full = device, full
         self._states: list[_State] = []
         stem = load_stem(reader.source, reader.expert, device=device, dtype=torch.float32)  # it runs once per sample
         for sample in samples:
             x = sample.x_BCFhw.to(device)
             h_BTD = stem.patch_embedding(x).flatten(2).transpose(1, 2)
-            _, time, text, _ = stem.condition_embedder(sample.timestep_B.to(device), sample.text_BSD.to(device, torch.float32), None)
-            self._states.append(_State(h_BTD.to("cpu", dtype), text.to(dtype), time.unflatten(1, (6, -1)).to(dtype), stem.rope(x), sample.held_out))
+            _, time, text, _ = stem.condition_embedder(
+                sample.timestep_B.to(device), sample.text_BSD.to(device, torch.float32), None
+            )
+            self._states.append(
+                _State(
+                    h_BTD.to("cpu", dtype),
+                    text.to(dtype),
+                    time.unflatten(1, (6, -1)).to(dtype),
+                    stem.rope(x),
+                    sample.held_out,
+                )
+            )
 
     @torch.no_grad()
     def through(self, number: int, block: WanTransformerBlock) -> dict[Place, Moment]:
@@ -136,5 +172,9 @@ class Walk:
             hook.remove()
         for (_, name), moment in moments.items():
             if moment.total is None or not bool(torch.isfinite(moment.total).all()):
-                raise UserError(f"the calibration clips give no finite numbers at block {number}, {name}", where="--clips", fix="Check the model's files, or build without --clips")
+                raise UserError(
+                    f"the calibration clips give no finite numbers at block {number}, {name}",
+                    where="--clips",
+                    fix="Check the model's files, or build without --clips",
+                )
         return moments

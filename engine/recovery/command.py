@@ -1,6 +1,7 @@
 """Builds an accuracy recovery adapter for the quantized base, and says what it recovers.
 
-    python -m engine.recovery.command MODEL [--rank N] [--precision qint4] [--clips DIR [--full]] [--out FILE] [--expert both|high|low]
+    python -m engine.recovery.command MODEL [--rank N] [--precision qint4] [--clips DIR [--full]] [--out FILE] [--expert
+    both|high|low]
 
 stdout gets the file's path and a table of errors without and with the adapter, stderr the progress. To load one:
 `engine.adapters.recovery_file.load_ara`.
@@ -20,17 +21,48 @@ EXPERT_CHOICES = ("both", "high", "low")
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="wanlora ara", description="Build an accuracy recovery adapter: the best low-rank correction of what quantizing the base loses.")
+    parser = argparse.ArgumentParser(
+        prog="wanlora ara",
+        description=(
+            "Build an accuracy recovery adapter: the best low-rank correction of what quantizing the base loses."
+        ),
+    )
     parser.add_argument("model", help="folder or Hub id of the base model")
     parser.add_argument("--rank", type=int, default=16, help="rank of the correction (default: 16)")
-    parser.add_argument("--precision", choices=GRIDS, default="qint4", help="qint4, or uint4: torchao's grid, on which published adapters work (default: qint4)")
-    parser.add_argument("--clips", type=Path, metavar="DIR", help="a few clips with captions: weigh errors by what the model sees on them")
-    parser.add_argument("--full", action="store_true", help="with --clips: weigh by how channels vary together, not each by itself (slower, better)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the adapter (default: ara-PRECISION-rRANK.safetensors)")
-    parser.add_argument("--expert", choices=EXPERT_CHOICES, default="both", help="which expert to correct (default: both)")
+    parser.add_argument(
+        "--precision",
+        choices=GRIDS,
+        default="qint4",
+        help="qint4, or uint4: torchao's grid, on which published adapters work (default: qint4)",
+    )
+    parser.add_argument(
+        "--clips",
+        type=Path,
+        metavar="DIR",
+        help="a few clips with captions: weigh errors by what the model sees on them",
+    )
+    parser.add_argument(
+        "--full",
+        action="store_true",
+        help="with --clips: weigh by how channels vary together, not each by itself (slower, better)",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the adapter (default: ara-PRECISION-rRANK.safetensors)"
+    )
+    parser.add_argument(
+        "--expert", choices=EXPERT_CHOICES, default="both", help="which expert to correct (default: both)"
+    )
     args = parser.parse_args(argv)
     try:
-        build(args.model, rank=args.rank, grid=args.precision, clips=args.clips, full=args.full, out=args.out or default_out(args.precision, args.rank, args.expert), expert=args.expert)
+        build(
+            args.model,
+            rank=args.rank,
+            grid=args.precision,
+            clips=args.clips,
+            full=args.full,
+            out=args.out or default_out(args.precision, args.rank, args.expert),
+            expert=args.expert,
+        )
     except UserError as e:
         print(f"wanlora: {e}", file=sys.stderr)
         return 1
@@ -48,7 +80,9 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
     if full and clips is None:
         raise UserError("needs calibration clips", where="--full", fix="Add --clips DIR, or leave --full out")
     if out.suffix != ".safetensors":
-        raise UserError("must end in .safetensors", where=f"--out {out}", fix=f"Write it as --out {out.with_suffix('.safetensors')}")
+        raise UserError(
+            "must end in .safetensors", where=f"--out {out}", fix=f"Write it as --out {out.with_suffix('.safetensors')}"
+        )
     if out.exists():
         raise UserError("exists already", where=str(out), fix="Choose another file with --out, or delete this one")
     if not out.absolute().parent.is_dir():
@@ -57,7 +91,9 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
         with tempfile.TemporaryFile(dir=out.absolute().parent):  # permission bits lie on read-only disks and for root
             pass
     except OSError as e:
-        raise UserError(f"cannot be written: {(e.strerror or str(e)).lower()}", where=str(out), fix="Choose another file with --out") from None
+        raise UserError(
+            f"cannot be written: {(e.strerror or str(e)).lower()}", where=str(out), fix="Choose another file with --out"
+        ) from None
 
     import torch
 
@@ -78,10 +114,17 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
 
     wanted: list[Expert] = [e for e in EXPERTS if expert in ("both", e.removesuffix("_noise"))]
     job = Job(
-        job=JobPanel(name="ara"), model=ModelPanel(path=model), multistage=MultistagePanel(high_noise="high_noise" in wanted, low_noise="low_noise" in wanted),
-        datasets=[DatasetPanel(path=str(clips.resolve()) if clips else ".", num_frames=FRAMES, resolutions=[RESOLUTION])],
-    )  # fmt: skip
-    facts, machine = read_model(NamedBase(path=model, experts=tuple(EXPERT_PART[e] for e in wanted)), Path.cwd()), read_machine(Path.cwd())
+        job=JobPanel(name="ara"),
+        model=ModelPanel(path=model),
+        multistage=MultistagePanel(high_noise="high_noise" in wanted, low_noise="low_noise" in wanted),
+        datasets=[
+            DatasetPanel(path=str(clips.resolve()) if clips else ".", num_frames=FRAMES, resolutions=[RESOLUTION])
+        ],
+    )
+    facts, machine = (
+        read_model(NamedBase(path=model, experts=tuple(EXPERT_PART[e] for e in wanted)), Path.cwd()),
+        read_machine(Path.cwd()),
+    )
     for problem in facts.problems:
         if problem.severity == "error":
             raise UserError(problem.message, where=model, fix=problem.fix)
@@ -93,25 +136,55 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
     shapes = readers[wanted[0]].shapes
     smallest = min(min(shape) for shape in shapes.values())
     if rank > smallest:
-        raise UserError(f"rank {rank} is more than the model's smallest linear has ({smallest})", where="--rank", fix=f"Give --rank {min(16, smallest)}")
+        raise UserError(
+            f"rank {rank} is more than the model's smallest linear has ({smallest})",
+            where="--rank",
+            fix=f"Give --rank {min(16, smallest)}",
+        )
     need = sum(2 * rank * (n + k) for n, k in shapes.values()) * sum(r.blocks for r in readers.values())
     if (free := shutil.disk_usage(out.absolute().parent).free) < need:
-        raise UserError(f"the disk has {free / 2**20:.0f} MiB free, the adapter takes {need / 2**20:.0f} MiB", where=str(out), fix="Free some space, or choose another disk with --out")
+        raise UserError(
+            f"the disk has {free / 2**20:.0f} MiB free, the adapter takes {need / 2**20:.0f} MiB",
+            where=str(out),
+            fix="Free some space, or choose another disk with --out",
+        )
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # bf16 products crawl on a CPU
     samples: dict[Expert, list[Sample]] = {}
     if clips is not None:
-        samples = samples_from_clips(job, base, device=device, dtype=dtype, progress=lambda what, done, total: _say(f"calibration: {what} {done}/{total}"))
+        samples = samples_from_clips(
+            job,
+            base,
+            device=device,
+            dtype=dtype,
+            progress=lambda what, done, total: _say(f"calibration: {what} {done}/{total}"),
+        )
     report = Report()
     loras = {
         e: build_expert(
-            readers[e], e, rank=rank, grid=grid, samples=samples.get(e, []), full=full, device=device, dtype=dtype, report=report,
+            readers[e],
+            e,
+            rank=rank,
+            grid=grid,
+            samples=samples.get(e, []),
+            full=full,
+            device=device,
+            dtype=dtype,
+            report=report,
             progress=lambda done, total, e=e: _say(f"{e.replace('_', ' ')}: block {done}/{total}"),  # type: ignore[misc]
         )
         for e in wanted
-    }  # fmt: skip
+    }
     weighting = "none" if clips is None else "full" if full else "diagonal"
-    save_ara(out, loras, rank=rank, grid=grid, identities={e: base.identity_of(e) for e in wanted}, base=model, weighting=weighting)
+    save_ara(
+        out,
+        loras,
+        rank=rank,
+        grid=grid,
+        identities={e: base.identity_of(e) for e in wanted},
+        base=model,
+        weighting=weighting,
+    )
     print(out)
     print(report.table())
     print(f'Train on it with quantization.transformer = "qint4+ara" and quantization.ara = "{out}"', file=sys.stderr)
@@ -119,7 +192,12 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
 
 def _say(text: str) -> None:
     """Progress: one line that is written over on a terminal, lines otherwise."""
-    print(f"\r\x1b[2K{text}" if sys.stderr.isatty() else text, end="" if sys.stderr.isatty() else "\n", file=sys.stderr, flush=True)
+    print(
+        f"\r\x1b[2K{text}" if sys.stderr.isatty() else text,
+        end="" if sys.stderr.isatty() else "\n",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ class ExpertReader:
         self.shapes = linear_shapes(self.config)
 
     def block(self, number: int) -> dict[str, torch.Tensor]:
-        """A block's tensors by their names inside the block, in host memory; in the file's dtype, 8-bit ones in fp32."""
+        """A block's tensors by their names inside the block, in host memory; in the file's dtype, 8-bit ones in
+        fp32."""
         out = {}
         for key in KEYS:
             raw, scale = self._part.stored[f"blocks.{number}.{key}"].raw()
@@ -29,10 +30,22 @@ class ExpertReader:
         return out
 
 
-def block_module(config: Any, state: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype) -> WanTransformerBlock:
+def block_module(
+    config: Any, state: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype
+) -> WanTransformerBlock:
     """diffusers' own block around a block's tensors, frozen."""
     width = config["num_attention_heads"] * config["attention_head_dim"]
     with torch.device("meta"):
-        block: Any = WanTransformerBlock(width, config["ffn_dim"], config["num_attention_heads"], config["qk_norm"], config["cross_attn_norm"], config["eps"], config["added_kv_proj_dim"])
-    block.load_state_dict({k: v.to(device, torch.float32 if stays_fp32(k) else dtype) for k, v in state.items()}, assign=True)
+        block: Any = WanTransformerBlock(
+            width,
+            config["ffn_dim"],
+            config["num_attention_heads"],
+            config["qk_norm"],
+            config["cross_attn_norm"],
+            config["eps"],
+            config["added_kv_proj_dim"],
+        )
+    block.load_state_dict(
+        {k: v.to(device, torch.float32 if stays_fp32(k) else dtype) for k, v in state.items()}, assign=True
+    )
     return block.requires_grad_(False).eval()

@@ -20,7 +20,8 @@ Place = tuple[int, str]  # (block, linear)
 
 @dataclass
 class Moment:
-    """Inputs of one linear, K wide: their sum of squares (K,) or of products (K, K), and some held-out ones as they were."""
+    """Inputs of one linear, K wide: their sum of squares (K,) or of products (K, K), and some held-out ones as they
+    were."""
 
     total: torch.Tensor | None = None
     rows: int = 0

@@ -22,8 +22,11 @@ DAMPING = 1e-2  # of the mean second moment, added to each: inputs the calibrati
 Factors = tuple[torch.Tensor, torch.Tensor]  # A (R, K), B (N, R)
 
 
-def best_correction(residual_NK: torch.Tensor, rank: int, *, moment: torch.Tensor | None = None, key: str = "") -> Factors:
-    """(A, B) in fp32 with B A the best correction. `moment` is E[x x^T] (K, K), or only its diagonal (K,); None is plain.
+def best_correction(
+    residual_NK: torch.Tensor, rank: int, *, moment: torch.Tensor | None = None, key: str = ""
+) -> Factors:
+    """(A, B) in fp32 with B A the best correction. `moment` is E[x x^T] (K, K), or only its diagonal (K,); None is
+    plain.
 
     Deterministic: the Krylov method starts from numbers keyed by `key`.
     """
@@ -59,7 +62,9 @@ def _cholesky(c_KK: torch.Tensor, added: torch.Tensor) -> torch.Tensor:
 def _balanced(a_RK: torch.Tensor, b_NR: torch.Tensor) -> Factors:
     """The same product with rows of A and columns of B of equal length: neither suffers in a 16-bit file."""
     a_norm, b_norm = a_RK.norm(dim=1), b_NR.norm(dim=0)
-    factor = torch.where((a_norm > 0) & (b_norm > 0), (b_norm / a_norm.clamp(min=1e-30)).sqrt(), torch.ones_like(a_norm))
+    factor = torch.where(
+        (a_norm > 0) & (b_norm > 0), (b_norm / a_norm.clamp(min=1e-30)).sqrt(), torch.ones_like(a_norm)
+    )
     return a_RK * factor.unsqueeze(1), b_NR / factor.clamp(min=1e-30)
 
 
@@ -74,8 +79,8 @@ def truncated_svd(m_NK: torch.Tensor, rank: int, *, key: str) -> tuple[torch.Ten
 def krylov_svd(m_NK: torch.Tensor, rank: int, *, key: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """`truncated_svd` by Rayleigh-Ritz on the space of M G, (M M^T) M G, ..., (M M^T)^depth M G with a random G.
 
-    Keeping all powers, not only the last, is what makes it work on flat spectra, and a quantization residual is nearly flat
-    (Musco and Musco, "Randomized Block Krylov Methods for Stronger and Faster Approximate SVD", 2015).
+    Keeping all powers, not only the last, is what makes it work on flat spectra, and a quantization residual is nearly
+    flat (Musco and Musco, "Randomized Block Krylov Methods for Stronger and Faster Approximate SVD", 2015).
     """
     width = rank + OVERSAMPLE
     start = keyed_rng(0, "krylov", key).standard_normal((m_NK.shape[1], width), dtype="float32")

@@ -2,7 +2,8 @@
 
 A checkpoint folder holds, for each trained expert, `lora_EXPERT.safetensors` (fp32), `optimizer_EXPERT.safetensors` and
 maybe `ema_EXPERT.safetensors`, then `state.json` (step, job, base identity, versions, the optimizers' plain values) and
-`manifest.json` (size and sha256 of each file), which is written last. torch is imported by what reads or writes tensors alone.
+`manifest.json` (size and sha256 of each file), which is written last. torch is imported by what reads or writes tensors
+alone.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def step_of(folder: Path) -> int:
 def save(run: Path, state: State, *, rehearsal: bool = False) -> tuple[Path, str]:
     """Write `checkpoints/step_NNNNNNNNN`; returns (folder, sha256 of its manifest). Raises DiskFull or UserError.
 
-    A checkpoint of the same step (from an attempt that was rolled back) is replaced. A rehearsal does all but the rename.
+    A checkpoint of the same step (from an attempt that was rolled back) is replaced. A rehearsal does all but the
+    rename.
     """
     parent = run / CHECKPOINTS
     final = parent / folder_name(state.step)
@@ -102,15 +104,24 @@ def save(run: Path, state: State, *, rehearsal: bool = False) -> tuple[Path, str
 
 
 def refusal_of(error: Exception, where: Path) -> Exception:
-    """A failed write as a user's error; any other error as it is. safetensors tells the system's error in its text alone."""
+    """A failed write as a user's error; any other error as it is. safetensors tells the system's error in its text
+    alone."""
     code = re.search(r"os error (\d+)", str(error))
     if code and not isinstance(error, OSError):
         error = OSError(int(code[1]), os.strerror(int(code[1])))
     if not isinstance(error, OSError):
         return error
     if error.errno in FULL:
-        return DiskFull("the disk is full: nothing was lost, earlier checkpoints are whole", where=str(where), fix="Free some space, then resume")
-    return UserError(f"cannot write there: {error.strerror}", where=str(where), fix="Make the folder writable, or choose another with --out")
+        return DiskFull(
+            "the disk is full: nothing was lost, earlier checkpoints are whole",
+            where=str(where),
+            fix="Free some space, then resume",
+        )
+    return UserError(
+        f"cannot write there: {error.strerror}",
+        where=str(where),
+        fix="Make the folder writable, or choose another with --out",
+    )
 
 
 def _parts(state: State) -> dict[str, Any]:
@@ -120,7 +131,10 @@ def _parts(state: State) -> dict[str, Any]:
     parts: dict[str, Any] = {}
 
     def tensors(values: dict[str, torch.Tensor]) -> Any:
-        return lambda path: save_file({k: v.detach().to("cpu", copy=True).contiguous() for k, v in values.items()}, path)  # copies: 8-bit AdamW shares its tables
+        # copies: 8-bit AdamW shares its tables
+        return lambda path: save_file(
+            {k: v.detach().to("cpu", copy=True).contiguous() for k, v in values.items()}, path
+        )
 
     skeletons: dict[str, Any] = {}
     for expert, values in state.lora.items():
@@ -137,7 +151,8 @@ def _parts(state: State) -> dict[str, Any]:
 
 
 def _split(value: Any, at: str, flat: dict[str, torch.Tensor]) -> Any:
-    """Take the tensors out of a nested state_dict: they go to `flat`, the rest stays plain. Dict keys keep their type."""
+    """Take the tensors out of a nested state_dict: they go to `flat`, the rest stays plain. Dict keys keep their
+    type."""
     import torch
 
     if isinstance(value, torch.Tensor):
@@ -193,11 +208,20 @@ def digest(folder: Path) -> str:
 
 
 def of_step(run: Path, step: int) -> Path:
-    """The checkpoint of a step. Raises UserError when there is none, with the steps there are, or when it is damaged."""
+    """The checkpoint of a step. Raises UserError when there is none, with the steps there are, or when it is
+    damaged."""
     folder = run / CHECKPOINTS / folder_name(step)
     if not folder.exists():
         steps = ", ".join(str(step_of(f)) for f in listed(run))
-        raise UserError(f"there is no checkpoint of step {step}", where=str(run), fix=f"There are checkpoints of the steps {steps}" if steps else "There is no checkpoint at all: start without --from")
+        raise UserError(
+            f"there is no checkpoint of step {step}",
+            where=str(run),
+            fix=(
+                f"There are checkpoints of the steps {steps}"
+                if steps
+                else "There is no checkpoint at all: start without --from"
+            ),
+        )
     if why := verify(folder):
         raise UserError(f"the checkpoint is damaged: {why}", where=str(folder), fix="Choose another")
     return folder
@@ -215,7 +239,9 @@ def load(folder: Path) -> State:
         step=step,
         lora={e: load_file(folder / f"lora_{e}.safetensors") for e in experts},
         optimizer={e: _join(skeletons[e], load_file(folder / f"optimizer_{e}.safetensors")) for e in experts},
-        ema={e: load_file(folder / f"ema_{e}.safetensors") for e in experts if (folder / f"ema_{e}.safetensors").exists()},
+        ema={
+            e: load_file(folder / f"ema_{e}.safetensors") for e in experts if (folder / f"ema_{e}.safetensors").exists()
+        },
         meta=plain,
     )
 
@@ -237,13 +263,14 @@ def prune(run: Path, keep: int) -> list[int]:
 
 
 def sweep(run: Path) -> None:
-    """Remove what killed writers left behind. One that was moved aside for another, which never came, goes back to its place."""
+    """Remove what killed writers left behind. One that was moved aside for another, which never came, goes back to its
+    place."""
     for leftover in (run / CHECKPOINTS).glob("step_*.tmp-*"):
         shutil.rmtree(leftover)
-    asides = [".job.toml.????????", ".*.safetensors.tmp", "samples/.*.tmp", "samples/step_*/.*.tmp"]  # see presets.job.toml_file.save_job, engine.system.durable_files.placed
+    # see presets.job.toml_file.save_job, engine.system.durable_files.placed
+    asides = [".job.toml.????????", ".*.safetensors.tmp", "samples/.*.tmp", "samples/step_*/.*.tmp"]
     for aside in [path for pattern in asides for path in run.glob(pattern)]:
         aside.unlink()
     for old in (run / CHECKPOINTS).glob("step_*.old-*"):
         place = old.with_name(old.name.partition(".")[0])
         shutil.rmtree(old) if place.exists() else old.rename(place)
-

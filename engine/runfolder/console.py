@@ -15,7 +15,8 @@ BYTES = 10_000_000  # what is counted so high is bytes
 class Console:
     """An event listener. On a terminal one line is redrawn for steps and phases; everything else scrolls above it.
 
-    Where nobody reads any more, the terminal closed or the pipe's other end gone, it falls silent: a run does not end of that.
+    Where nobody reads any more, the terminal closed or the pipe's other end gone, it falls silent: a run does not end
+    of that.
     """
 
     def __init__(self) -> None:
@@ -25,12 +26,16 @@ class Console:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            self._bar = tqdm(total=0, file=sys.stderr, dynamic_ncols=True, bar_format="{desc} {bar} {n_fmt}/{total_fmt} {postfix}")
+            self._bar = tqdm(
+                total=0, file=sys.stderr, dynamic_ncols=True, bar_format="{desc} {bar} {n_fmt}/{total_fmt} {postfix}"
+            )
 
     def __enter__(self) -> "Console":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._bar is not None:
             with suppress(OSError):
                 self._bar.close()
@@ -42,7 +47,8 @@ class Console:
             self._show(event)
         except OSError:
             self._silent = True
-            with Path(os.devnull).open("wb") as nothing:  # whatever else is said there would fail as well, at the interpreter's end too
+            # whatever else is said there would fail as well, at the interpreter's end too
+            with Path(os.devnull).open("wb") as nothing:
                 os.dup2(nothing.fileno(), sys.stderr.fileno())
 
     def _show(self, event: Event) -> None:

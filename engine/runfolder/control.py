@@ -2,10 +2,11 @@
 
 A command is a file in RUN/control, see presets.runs.control.
 
-Stop is honoured between two micro-batches: the gradients of the unfinished step are dropped. The others are honoured between
-two optimizer steps, where the state is whole: a save holds every step that is done, a new value counts from the next step on.
-A file is deleted once its command is honoured or refused. What was written while no trainer ran is found by the next attempt
-and honoured at its first step; a launcher removes stops that were meant for an attempt which is gone.
+Stop is honoured between two micro-batches: the gradients of the unfinished step are dropped. The others are honoured
+between two optimizer steps, where the state is whole: a save holds every step that is done, a new value counts from the
+next step on. A file is deleted once its command is honoured or refused. What was written while no trainer ran is found
+by the next attempt and honoured at its first step; a launcher removes stops that were meant for an attempt which is
+gone.
 """
 
 import os
@@ -30,14 +31,21 @@ class StopWished(Exception):
 
 def refusal(what: str, error: UserError) -> Finding:
     """The finding that answers a command which cannot be honoured."""
-    return Finding(code="command-refused", severity="warning", field=error.where or CONTROL_DIR, message=f"{what} was refused: {error.what}", fix=error.fix or "Look at the command")
+    return Finding(
+        code="command-refused",
+        severity="warning",
+        field=error.where or CONTROL_DIR,
+        message=f"{what} was refused: {error.what}",
+        fix=error.fix or "Look at the command",
+    )
 
 
 class Control:
-    """Polled at each micro-step edge. SIGTERM and SIGINT wish a stop with a save; a second one ends at once, and says so on stderr.
+    """Polled at each micro-step edge. SIGTERM and SIGINT wish a stop with a save; a second one ends at once, and says
+    so on stderr.
 
-    SIGHUP, of a terminal that closes or a connection that drops, wishes the same and never ends at once: the kernel and the shell
-    both send it, one after the other. Where it is ignored, by nohup or the daemon, it stays so.
+    SIGHUP, of a terminal that closes or a connection that drops, wishes the same and never ends at once: the kernel and
+    the shell both send it, one after the other. Where it is ignored, by nohup or the daemon, it stays so.
     """
 
     def __init__(self, folder: Path, *, tell: Callable[[Finding], None]) -> None:
@@ -65,8 +73,13 @@ class Control:
         name = signal.Signals(number).name
         if self._signals > 1:
             _say(f"wanlora: {name} received again: ended at once, without saving. Checkpoints saved before are whole")
-            os._exit(128 + number)  # as a kill would, which loses nothing; an exception out of nowhere could tear what is being written
-        self.why = f"{name} received" if os.getppid() == self._launcher else f"its launcher was killed or ended, then {name} received"
+            # as a kill would, which loses nothing; an exception out of nowhere could tear what is being written
+            os._exit(128 + number)
+        self.why = (
+            f"{name} received"
+            if os.getppid() == self._launcher
+            else f"its launcher was killed or ended, then {name} received"
+        )
 
     def _on_hangup(self, _number: int, _frame: FrameType | None) -> None:
         self.why = self.why or "SIGHUP received"
@@ -115,7 +128,8 @@ class Control:
 
 
 def _say(line: str) -> None:
-    """Onto stderr past its buffers, which the interrupted code may be in the middle of; not onto a terminal or pipe that takes nothing just now."""
+    """Onto stderr past its buffers, which the interrupted code may be in the middle of; not onto a terminal or pipe
+    that takes nothing just now."""
     with suppress(OSError):
         if select.select([], [2], [], 0)[1]:
             os.write(2, f"{line}\n".encode())

@@ -14,8 +14,11 @@ RETRY_SECONDS = 15.0
 T = TypeVar("T")
 
 
-def when_there_is_room(log: EventLog, control: Control, folder: Path, what: str, need: int, write: Callable[[], T]) -> T:
-    """The result of `write`, tried again while the disk is full. `what` takes about `need` bytes. Raises StopWished when a stop comes meanwhile."""
+def when_there_is_room(
+    log: EventLog, control: Control, folder: Path, what: str, need: int, write: Callable[[], T]
+) -> T:
+    """The result of `write`, tried again while the disk is full. `what` takes about `need` bytes. Raises StopWished
+    when a stop comes meanwhile."""
     paused = False
     while True:
         try:
@@ -44,5 +47,8 @@ def until_events_are_written(log: EventLog, control: Control) -> None:
 
 
 def _pause(log: EventLog, folder: Path, what: str, need: int) -> None:
-    text = f"the disk is full: {what} needs {human(need)}, {human(shutil.disk_usage(folder).free)} are free at {folder}. Free some space and it goes on by itself; it tries again every {RETRY_SECONDS:.0f} s"
+    text = (
+        f"the disk is full: {what} needs {human(need)}, {human(shutil.disk_usage(folder).free)} are free at {folder}."
+        f" Free some space and it goes on by itself; it tries again every {RETRY_SECONDS:.0f} s"
+    )
     log.phase("paused", 0, 1, text)

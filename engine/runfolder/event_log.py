@@ -18,7 +18,8 @@ from presets.findings import Finding
 from presets.runs.events import EVENTS_FILE, TERMINAL_KINDS, Event, EventKind, decode_event
 from presets.runs.history import History
 
-SYNCED = TERMINAL_KINDS | {"changed"}  # and what honours an order: it must outlive a power loss, for its order is gone by then
+# and what honours an order: it must outlive a power loss, for its order is gone by then
+SYNCED = TERMINAL_KINDS | {"changed"}
 RESERVE_FILE, RESERVE_BYTES = ".reserve", 64 * 2**10
 
 
@@ -26,14 +27,16 @@ class EventLog:
     """Appends to `events.jsonl`. Opening an existing file continues its run: same id, next seq, next attempt.
 
     A torn last line (the writer was killed inside a write) is cut off first. A damaged line further up (a bad disk) is
-    left alone and counted in `damaged`: its seq is taken. `listener` sees each event too: the console of `python -m engine`.
-    `history` has been fed with all of them.
+    left alone and counted in `damaged`: its seq is taken. `listener` sees each event too: the console of `python -m
+    engine`. `history` has been fed with all of them.
 
-    A full disk raises nothing: the events wait in memory (`waiting` of them), `flush` tries again, and the file never holds
-    half a line. A small file kept in reserve gives way then, so that the run can still say why it pauses.
+    A full disk raises nothing: the events wait in memory (`waiting` of them), `flush` tries again, and the file never
+    holds half a line. A small file kept in reserve gives way then, so that the run can still say why it pauses.
     """
 
-    def __init__(self, folder: Path, *, listener: Callable[[Event], None], clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, folder: Path, *, listener: Callable[[Event], None], clock: Callable[[], float] = time.time
+    ) -> None:
         self.path = folder / EVENTS_FILE
         self._reserve = folder / RESERVE_FILE
         self._listener, self._clock = listener, clock
@@ -73,7 +76,8 @@ class EventLog:
         return sum(len(line) for _, line in self._waiting)
 
     def emit(self, kind: EventKind, **data: Any) -> None:
-        """Append one event. Those of the kinds in SYNCED, and those that honour an order, are on the disk when this returns, if it has room for them."""
+        """Append one event. Those of the kinds in SYNCED, and those that honour an order, are on the disk when this
+        returns, if it has room for them."""
         self._seq += 1
         event = Event(seq=self._seq, time=self._clock(), run=self.run, attempt=self.attempt, kind=kind, data=data)
         self._waiting.append((event, msgspec.json.encode(event) + b"\n"))
@@ -87,7 +91,15 @@ class EventLog:
         self.emit("phase", name=name, done=done, total=total, text=text)
 
     def finding(self, finding: Finding, **more: Any) -> None:
-        self.emit("finding", code=finding.code, severity=finding.severity, field=finding.field, message=finding.message, fix=finding.fix, **more)
+        self.emit(
+            "finding",
+            code=finding.code,
+            severity=finding.severity,
+            field=finding.field,
+            message=finding.message,
+            fix=finding.fix,
+            **more,
+        )
 
     def flush(self) -> bool:
         """Write what waits; False when the disk is full. Raises OSError for any other trouble."""

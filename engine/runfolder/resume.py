@@ -1,9 +1,10 @@
 """Where an attempt of a run begins: at which checkpoint, with which job, and what has changed since. Imports no torch.
 
-RUN/job.toml holds the job as it was given and does not follow what is set while the run trains: that is in the `changed`
-events and in the checkpoints. A resume begins with the job file it is given. Of the fields in LIVE_FIELDS, those that the file
-leaves as RUN/job.toml has them take the checkpoint's values, and what was set after the checkpoint is set again at the same
-steps; those that were edited in the file take the file's values. Then RUN/job.toml becomes the file given.
+RUN/job.toml holds the job as it was given and does not follow what is set while the run trains: that is in the
+`changed` events and in the checkpoints. A resume begins with the job file it is given. Of the fields in LIVE_FIELDS,
+those that the file leaves as RUN/job.toml has them take the checkpoint's values, and what was set after the checkpoint
+is set again at the same steps; those that were edited in the file take the file's values. Then RUN/job.toml becomes the
+file given.
 """
 
 import json
@@ -43,7 +44,8 @@ class Begin:
     damaged: list[str] = field(default_factory=list)  # newer checkpoints that were passed over
     keep: Job | None = None  # what RUN/job.toml is to hold from now on; None: what it holds
     rollback: bool = False
-    abandoned: str = ""  # the folder of a rollback that was cut short: it is taken up again there, so that its branch lies in one place
+    # the folder of a rollback that was cut short: it is taken up again there, so that its branch lies in one place
+    abandoned: str = ""
     accepted: bool = False  # that the run is no longer the one that was begun
 
     @property
@@ -52,7 +54,8 @@ class Begin:
 
 
 def find_begin(folder: Path, job: Job, base_dir: Path, *, from_step: int | None, accept: bool) -> Begin:
-    """Look, and change nothing but what a killed writer left half done. Raises UserError: no such step, or changes that nobody accepted."""
+    """Look, and change nothing but what a killed writer left half done. Raises UserError: no such step, or changes that
+    nobody accepted."""
     checkpoint.sweep(folder)
     history = read_history(folder / EVENTS_FILE)
     back = history.rolling_back if from_step is None else from_step  # a rollback that was cut short is taken up again
@@ -71,7 +74,8 @@ def find_begin(folder: Path, job: Job, base_dir: Path, *, from_step: int | None,
     edits = asked.changes
 
     edited = {c.field for c in edits}
-    if then and history.done and then.training.steps <= step < given.training.steps:  # cut short while it trained, done, and asked to go on: so with the steps of its file
+    # cut short while it trained, done, and asked to go on: so with the steps of its file
+    if then and history.done and then.training.steps <= step < given.training.steps:
         edited.add("training.steps")
     if then:
         for path in LIVE_FIELDS:
@@ -82,9 +86,22 @@ def find_begin(folder: Path, job: Job, base_dir: Path, *, from_step: int | None,
     if found:
         _require(folder, GoingOn(changes=[c for c in since if c.impossible], learnt=True), accept=False)
     return Begin(
-        job=job, resumed=True, step=step, checkpoint=found, meta=meta, since=since, settings=[Setting(step=step, field=c.field, old=_value(before, c.field), new=_value(now, c.field)) for c in since],
-        ahead=[] if from_step is not None else [s for s in history.ahead(step) if s.field not in edited], damaged=damaged, keep=given if edits or unreadable else None, rollback=back is not None, abandoned=history.abandoned, accepted=accept,
-    )  # fmt: skip
+        job=job,
+        resumed=True,
+        step=step,
+        checkpoint=found,
+        meta=meta,
+        since=since,
+        settings=[
+            Setting(step=step, field=c.field, old=_value(before, c.field), new=_value(now, c.field)) for c in since
+        ],
+        ahead=[] if from_step is not None else [s for s in history.ahead(step) if s.field not in edited],
+        damaged=damaged,
+        keep=given if edits or unreadable else None,
+        rollback=back is not None,
+        abandoned=history.abandoned,
+        accepted=accept,
+    )
 
 
 def read_history(path: Path) -> History:
@@ -102,9 +119,11 @@ def read_history(path: Path) -> History:
 def _require(folder: Path, asked: GoingOn, *, accept: bool) -> None:
     """Raise UserError with the difference unless it does no harm or is accepted."""
     asked.require(
-        asked.digest if accept else None, where=str(folder), lines=True,
+        asked.digest if accept else None,
+        where=str(folder),
+        lines=True,
         accept="go on all the same with --accept-changes (the run is then no longer comparable)",
-    )  # fmt: skip
+    )
 
 
 def _value(job: Job, path: str) -> Any:
@@ -117,10 +136,24 @@ def _value(job: Job, path: str) -> Any:
 def clear_the_way(begin: Begin, folder: Path, log: EventLog) -> None:
     """Say what was passed over, and move away what lies beyond the step the attempt begins with. Nothing is deleted."""
     for text in begin.damaged:
-        log.finding(Finding(code="checkpoint-damaged", severity="warning", field=checkpoint.CHECKPOINTS, message=text, fix="The run goes on from the one before"))
+        log.finding(
+            Finding(
+                code="checkpoint-damaged",
+                severity="warning",
+                field=checkpoint.CHECKPOINTS,
+                message=text,
+                fix="The run goes on from the one before",
+            )
+        )
     if begin.rollback:
         place = begin.abandoned or f"{ABANDONED}/attempt_{log.attempt - 1}"
-        log.emit("log", level="info", text=f"going back to step {begin.step}: what came after it moves to {place}", rollback=begin.step, folder=place)
+        log.emit(
+            "log",
+            level="info",
+            text=f"going back to step {begin.step}: what came after it moves to {place}",
+            rollback=begin.step,
+            folder=place,
+        )
         abandon(folder, begin.job.job.name, begin.step, folder / place)
         return
     checkpoint.set_aside(folder, after=begin.step)
@@ -129,16 +162,23 @@ def clear_the_way(begin: Begin, folder: Path, log: EventLog) -> None:
 
 
 def abandon(folder: Path, name: str, step: int, place: Path) -> None:
-    """Move checkpoints, LoRA files and previews of steps beyond `step` to `place`, the newest first: cut short, it can be begun again."""
+    """Move checkpoints, LoRA files and previews of steps beyond `step` to `place`, the newest first: cut short, it can
+    be begun again."""
     numbered = {
-        checkpoint.CHECKPOINTS: r"step_(\d{9})", "samples": r"step_(\d{9})", "": rf"{re.escape(name)}_(\d{{9}})_(?:high|low)_noise\.safetensors",
-    }  # fmt: skip
+        checkpoint.CHECKPOINTS: r"step_(\d{9})",
+        "samples": r"step_(\d{9})",
+        "": rf"{re.escape(name)}_(\d{{9}})_(?:high|low)_noise\.safetensors",
+    }
     moves: list[tuple[int, Path, str]] = []
     for where, pattern in numbered.items():
         for path in (folder / where).glob("*"):
             if (match := re.fullmatch(pattern, path.name)) and int(match[1]) > step:
                 moves.append((int(match[1]), path, where))
-    moves += [(10**9, path, "") for path in folder.glob(f"{name}_*_noise.safetensors") if path.name in (f"{name}_high_noise.safetensors", f"{name}_low_noise.safetensors")]
+    moves += [
+        (10**9, path, "")
+        for path in folder.glob(f"{name}_*_noise.safetensors")
+        if path.name in (f"{name}_high_noise.safetensors", f"{name}_low_noise.safetensors")
+    ]
     for n, (_, path, where) in enumerate(sorted(moves, reverse=True)):
         if n == len(moves) // 2:
             fault_injection.at("abandon.mid", step)

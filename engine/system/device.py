@@ -11,16 +11,23 @@ from presets.errors import UserError
 from presets.machine.machine import Machine
 from presets.machine.torch_build import Misfit
 
-CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"  # one of the two values with which torch multiplies in a fixed order
-VARIANTS = 64  # of one compiled function: experts of different ranks, chunks, buckets. Beyond torch's own 8 it would run eager without a word
+# one of the two values with which torch multiplies in a fixed order
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+# of one compiled function: experts of different ranks, chunks, buckets. Beyond torch's own 8 it would run eager without
+# a word
+VARIANTS = 64
 
 
-SHORT = re.compile(r"(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|CUBLAS_STATUS_NOT_INITIALIZED when calling .cublasCreate|out of memory", re.IGNORECASE)
+SHORT = re.compile(
+    r"(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|CUBLAS_STATUS_NOT_INITIALIZED when calling .cublasCreate|out of memory",
+    re.IGNORECASE,
+)
 
 
 @contextmanager
 def memory_errors() -> Iterator[None]:
-    """Inside, cuBLAS, cuDNN and Triton finding no memory raise torch.OutOfMemoryError, as torch's own allocator does."""
+    """Inside, cuBLAS, cuDNN and Triton finding no memory raise torch.OutOfMemoryError, as torch's own allocator
+    does."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -33,13 +40,14 @@ def memory_errors() -> Iterator[None]:
 
 @contextmanager
 def fixed_order(on: bool = True) -> Iterator[None]:
-    """Inside, torch's GPU kernels add in a fixed order, backward passes included: the same inputs give the same bits. An
-    operation that cannot raises RuntimeError. The setting is the process's, not the thread's."""
+    """Inside, torch's GPU kernels add in a fixed order, backward passes included: the same inputs give the same bits.
+    An operation that cannot raises RuntimeError. The setting is the process's, not the thread's."""
     if not on:
         yield
         return
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # it costs a pass over every new tensor, and nothing here reads what it has not written
+    # it costs a pass over every new tensor, and nothing here reads what it has not written
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
     try:
         yield
@@ -48,8 +56,8 @@ def fixed_order(on: bool = True) -> Iterator[None]:
 
 
 def compile_alike() -> None:
-    """From now on torch.compile takes no choice by timing kernels that add in other orders: what is compiled anew, its cache lost,
-    gives the same bits. `fixed_order` has it leave the other such choices out by itself."""
+    """From now on torch.compile takes no choice by timing kernels that add in other orders: what is compiled anew, its
+    cache lost, gives the same bits. `fixed_order` has it leave the other such choices out by itself."""
     from torch._inductor import config
 
     config.dynamic_scale_rblock = False  # else the faster of two sizes of a reduction
@@ -57,8 +65,8 @@ def compile_alike() -> None:
 
 
 def open_device(name: str | None = None, *, vram: int | None = None) -> torch.device:
-    """The device named, or the first GPU, or the CPU. `vram` caps what torch may take of a GPU, in bytes. To be called before anything
-    is multiplied there. Raises torch.OutOfMemoryError on a GPU that has no room at all."""
+    """The device named, or the first GPU, or the CPU. `vram` caps what torch may take of a GPU, in bytes. To be called
+    before anything is multiplied there. Raises torch.OutOfMemoryError on a GPU that has no room at all."""
     device = torch.device(name or ("cuda:0" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda":
         from torch._dynamo import config  # seconds to import, and nothing is compiled elsewhere
@@ -67,7 +75,9 @@ def open_device(name: str | None = None, *, vram: int | None = None) -> torch.de
         # Segments that grow: clips of several sizes leave no holes between them that nothing else fits into.
         torch._C._accelerator_setAllocatorSettings("expandable_segments:True")
         if vram is not None:
-            torch.cuda.set_per_process_memory_fraction(min(1.0, vram / torch.cuda.get_device_properties(device).total_memory), device)
+            torch.cuda.set_per_process_memory_fraction(
+                min(1.0, vram / torch.cuda.get_device_properties(device).total_memory), device
+            )
         with memory_errors():
             products_in_order(device)
     return device
@@ -80,8 +90,14 @@ def require_gpu(device: torch.device, machine: Machine) -> None:
     if not machine.gpus:
         wrong = Misfit(machine.gpu_problem, "Run this on a machine with an NVIDIA GPU")
     else:
-        wrong = machine.torch_misfit or Misfit(f"torch {torch.__version__} says: {_refusal()}", "See what is wrong with: wanlora doctor")
-    raise UserError(f"torch does not see the GPU, and the CPU is too slow for this base model: {wrong.message}", where="job.gpus", fix=wrong.fix)
+        wrong = machine.torch_misfit or Misfit(
+            f"torch {torch.__version__} says: {_refusal()}", "See what is wrong with: wanlora doctor"
+        )
+    raise UserError(
+        f"torch does not see the GPU, and the CPU is too slow for this base model: {wrong.message}",
+        where="job.gpus",
+        fix=wrong.fix,
+    )
 
 
 def _refusal() -> str:
@@ -94,14 +110,14 @@ def _refusal() -> str:
 
 
 def products_in_order(device: torch.device) -> None:
-    """Have torch multiply in a fixed order where `fixed_order` asks for it: it wants an environment variable to be set before its
-    first product, of which this is one. (What cuBLAS wants is a buffer of its own for each stream, by the part "Results
-    reproducibility" of NVIDIA's manual, and torch gives it that in any case.)
+    """Have torch multiply in a fixed order where `fixed_order` asks for it: it wants an environment variable to be set
+    before its first product, of which this is one. (What cuBLAS wants is a buffer of its own for each stream, by the
+    part "Results reproducibility" of NVIDIA's manual, and torch gives it that in any case.)
 
-    The variable then goes. torch remembers that it was there (`alertCuBLASConfigNotDeterministic`, ATen/Context.cpp), but 2.11 at
-    least also reads it before every product, by a regular expression built anew (`parseChosenWorkspaceSize`,
-    ATen/cuda/CublasHandlePool.cpp): short clips waited for that. Without it that torch makes the buffers as large as it does by
-    itself: 32 MiB on Hopper, as with it, and 8 MiB on other cards.
+    The variable then goes. torch remembers that it was there (`alertCuBLASConfigNotDeterministic`, ATen/Context.cpp),
+    but 2.11 at least also reads it before every product, by a regular expression built anew
+    (`parseChosenWorkspaceSize`, ATen/cuda/CublasHandlePool.cpp): short clips waited for that. Without it that torch
+    makes the buffers as large as it does by itself: 32 MiB on Hopper, as with it, and 8 MiB on other cards.
     """
     name, value = CUBLAS_WORKSPACE
     os.environ[name] = value

@@ -1,4 +1,5 @@
-"""Files that outlive a power loss: written aside, synced, renamed, and then their folder synced. Only after that may an event tell of them."""
+"""Files that outlive a power loss: written aside, synced, renamed, and then their folder synced. Only after that may an
+event tell of them."""
 
 import hashlib
 import os
@@ -18,7 +19,8 @@ def fsync(path: Path) -> None:
 
 @contextmanager
 def placed(path: Path) -> Iterator[Path]:
-    """Inside, write to the path given; at the end that takes the place of `path`, whole and for good. An error leaves what was there before."""
+    """Inside, write to the path given; at the end that takes the place of `path`, whole and for good. An error leaves
+    what was there before."""
     aside = path.with_name(f".{path.name}.tmp")
     try:
         yield aside

@@ -1,8 +1,8 @@
 """Faults on purpose, for tests: `python -m engine JOB --fault sigkill:save.before-rename:4`.
 
-Unarmed, `at` costs one look at an empty list. A fault names what happens (KINDS), where (POINTS) and at which step, and strikes once; the same
-fault given twice strikes twice. Steps are numbered as in the events: the first step trained is 1, and a save, a preview or a resume bears the
-number of the steps done.
+Unarmed, `at` costs one look at an empty list. A fault names what happens (KINDS), where (POINTS) and at which step, and
+strikes once; the same fault given twice strikes twice. Steps are numbered as in the events: the first step trained is
+1, and a save, a preview or a resume bears the number of the steps done.
 """
 
 import errno
@@ -76,7 +76,9 @@ def parse(text: str) -> Fault:
     """KIND:POINT:STEP. Raises ValueError."""
     kind, point, step = text.split(":") if text.count(":") == 2 else ("", "", "")
     if kind not in KINDS or not step.isdecimal():
-        raise ValueError(f"{text!r} is no fault: expected KIND:POINT:STEP with a kind of {', '.join(KINDS)} and a whole step")
+        raise ValueError(
+            f"{text!r} is no fault: expected KIND:POINT:STEP with a kind of {', '.join(KINDS)} and a whole step"
+        )
     if point not in (places := VALUES if kind == "nan" else POINTS):
         raise ValueError(f"{text!r}: no such point; {kind} knows {', '.join(places)}")
     return Fault(kind, point, int(step))

@@ -1,7 +1,9 @@
-"""Whole clips through AutoencoderKLWan at once, to train it: the same function as diffusers' runs of four frames, in few large kernels and without caches.
+"""Whole clips through AutoencoderKLWan at once, to train it: the same function as diffusers' runs of four frames, in
+few large kernels and without caches.
 
-A causal 3x3x3 convolution is done as a 3x3 one over three frames side by side in its channels, since GPUs have far better two-dimensional kernels for so
-few channels. A single frame needs the last third of the weights alone. B batch, C channels, T frames, H W pixels.
+A causal 3x3x3 convolution is done as a 3x3 one over three frames side by side in its channels, since GPUs have far
+better two-dimensional kernels for so few channels. A single frame needs the last third of the weights alone. B batch, C
+channels, T frames, H W pixels.
 """
 
 from collections.abc import Iterator
@@ -85,5 +87,11 @@ def _resample(layer: Any, x: torch.Tensor) -> torch.Tensor:
     if layer.mode == "downsample3d" and T > 1:
         y = _frames(x)
         three = torch.cat([y[:, 0 : T - 2 : 2], y[:, 1 : T - 1 : 2], y[:, 2::2]], 2).flatten(0, 1)
-        x = torch.cat([x[:, :, :1], _clip(_conv2d(three, layer.time_conv.weight.transpose(1, 2).flatten(1, 2), layer.time_conv.bias), B)], 2)
+        x = torch.cat(
+            [
+                x[:, :, :1],
+                _clip(_conv2d(three, layer.time_conv.weight.transpose(1, 2).flatten(1, 2), layer.time_conv.bias), B),
+            ],
+            2,
+        )
     return x

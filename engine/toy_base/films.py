@@ -1,9 +1,12 @@
-"""Drawn films: one coloured shape that moves over a soft background under a moving camera, and the caption that says so.
+"""Drawn films: one coloured shape that moves over a soft background under a moving camera, and the caption that says
+so.
 
-A film is a function of its `Scene`, so whatever a model makes of the first frame and the caption can be compared with the film itself. Speed varies
-by a few percent, which no caption tells; everything else that follows the first frame is in the caption.
+A film is a function of its `Scene`, so whatever a model makes of the first frame and the caption can be compared with
+the film itself. Speed varies by a few percent, which no caption tells; everything else that follows the first frame is
+in the caption.
 
-B films, T frames, S pixels a side. Places are in halves of the picture's side from its middle, x to the right and y down.
+B films, T frames, S pixels a side. Places are in halves of the picture's side from its middle, x to the right and y
+down.
 """
 
 import math
@@ -12,11 +15,25 @@ from dataclasses import dataclass, field
 import torch
 
 SIDE, FRAMES = 64, 17
-COLOURS = {"red": (0.85, 0.12, 0.1), "green": (0.15, 0.7, 0.25), "blue": (0.15, 0.3, 0.9), "yellow": (0.95, 0.8, 0.15), "purple": (0.6, 0.2, 0.75), "orange": (0.95, 0.5, 0.1)}
+COLOURS = {
+    "red": (0.85, 0.12, 0.1),
+    "green": (0.15, 0.7, 0.25),
+    "blue": (0.15, 0.3, 0.9),
+    "yellow": (0.95, 0.8, 0.15),
+    "purple": (0.6, 0.2, 0.75),
+    "orange": (0.95, 0.5, 0.1),
+}
 SHAPES = ("ball", "box", "star", "ring")
 MOTIONS = {"stays": (0, 0), "moves left": (-1, 0), "moves right": (1, 0), "moves up": (0, -1), "moves down": (0, 1)}
-CAMERAS = {"still camera": (0, 0, 0), "camera pans left": (-1, 0, 0), "camera pans right": (1, 0, 0), "camera zooms in": (0, 0, -1), "camera zooms out": (0, 0, 1)}
-REACH, SPREAD = 0.55, 0.07  # how far an object moves from the first to the last frame, and the share by which that varies
+CAMERAS = {
+    "still camera": (0, 0, 0),
+    "camera pans left": (-1, 0, 0),
+    "camera pans right": (1, 0, 0),
+    "camera zooms in": (0, 0, -1),
+    "camera zooms out": (0, 0, 1),
+}
+# how far an object moves from the first to the last frame, and the share by which that varies
+REACH, SPREAD = 0.55, 0.07
 PAN, ZOOM = 0.35, 0.35  # of the camera, in the same time: half sides, and the logarithm of the scale
 EDGE = 0.62  # objects stay within
 MARGIN = 0.1  # which those that move may pass by so much
@@ -26,7 +43,13 @@ def caption(colour: int, shape: int, motion: int, camera: int) -> str:
     return f"a {list(COLOURS)[colour]} {SHAPES[shape]} {list(MOTIONS)[motion]}, {list(CAMERAS)[camera]}"
 
 
-CAPTIONS = [caption(c, s, m, k) for c in range(len(COLOURS)) for s in range(len(SHAPES)) for m in range(len(MOTIONS)) for k in range(len(CAMERAS))]
+CAPTIONS = [
+    caption(c, s, m, k)
+    for c in range(len(COLOURS))
+    for s in range(len(SHAPES))
+    for m in range(len(MOTIONS))
+    for k in range(len(CAMERAS))
+]
 
 
 @dataclass(frozen=True)
@@ -49,11 +72,20 @@ class Scene:
     @property
     def captions_B(self) -> torch.Tensor:
         """Indices into CAPTIONS."""
-        return ((self.colour_B * len(SHAPES) + self.shape_B) * len(MOTIONS) + self.motion_B) * len(CAMERAS) + self.camera_B
+        return ((self.colour_B * len(SHAPES) + self.shape_B) * len(MOTIONS) + self.motion_B) * len(
+            CAMERAS
+        ) + self.camera_B
 
 
-def scenes(count: int, generator: torch.Generator, *, motion_B: torch.Tensor | None = None, camera_B: torch.Tensor | None = None) -> Scene:
-    """Random scenes on the generator's device. An object's motion cannot be told from where it starts but near the edges."""
+def scenes(
+    count: int,
+    generator: torch.Generator,
+    *,
+    motion_B: torch.Tensor | None = None,
+    camera_B: torch.Tensor | None = None,
+) -> Scene:
+    """Random scenes on the generator's device. An object's motion cannot be told from where it starts but near the
+    edges."""
     device = generator.device
 
     def uniform(*shape: int) -> torch.Tensor:
@@ -72,9 +104,18 @@ def scenes(count: int, generator: torch.Generator, *, motion_B: torch.Tensor | N
     grey = 0.3 + 0.3 * uniform(count, 1) + 0.08 * (uniform(count, 3) - 0.5)
     contrast = 0.07 + 0.08 * uniform(count, 1) + 0.03 * uniform(count, 3)
     return Scene(
-        colour_B=colour, shape_B=shape, motion_B=motion, camera_B=camera, start_B2=start, velocity_B2=velocity, grey_B3=grey, contrast_B3=contrast,
-        waves_B2=2 + 2.5 * uniform(count, 2), phases_B2=2 * math.pi * uniform(count, 2), radius_B=0.2 + 0.08 * uniform(count),
-    )  # fmt: skip
+        colour_B=colour,
+        shape_B=shape,
+        motion_B=motion,
+        camera_B=camera,
+        start_B2=start,
+        velocity_B2=velocity,
+        grey_B3=grey,
+        contrast_B3=contrast,
+        waves_B2=2 + 2.5 * uniform(count, 2),
+        phases_B2=2 * math.pi * uniform(count, 2),
+        radius_B=0.2 + 0.08 * uniform(count),
+    )
 
 
 def render(scene: Scene, frames: int = FRAMES) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,11 +125,15 @@ def render(scene: Scene, frames: int = FRAMES) -> tuple[torch.Tensor, torch.Tens
     moved = scene.velocity_B2[:, None] * t_T[None, :, None] if scene.path_BT2 is None else scene.path_BT2[:, :frames]
     place_BT2 = scene.start_B2[:, None] + moved
     camera_B3 = torch.tensor(list(CAMERAS.values()), device=device, dtype=torch.float32)[scene.camera_B]
-    pan_BT2, zoom_BT = camera_B3[:, None, :2] * PAN * t_T[None, :, None], torch.exp(camera_B3[:, None, 2] * ZOOM * t_T[None])
+    pan_BT2, zoom_BT = (
+        camera_B3[:, None, :2] * PAN * t_T[None, :, None],
+        torch.exp(camera_B3[:, None, 2] * ZOOM * t_T[None]),
+    )
 
     u_S = (torch.arange(SIDE, device=device) + 0.5) / SIDE * 2 - 1
     y_SS, x_SS = torch.meshgrid(u_S, u_S, indexing="ij")
-    x, y = (u * zoom_BT[..., None, None] + pan_BT2[..., axis, None, None] for axis, u in enumerate((x_SS, y_SS)))  # (B, T, S, S), in the world
+    # (B, T, S, S), in the world
+    x, y = (u * zoom_BT[..., None, None] + pan_BT2[..., axis, None, None] for axis, u in enumerate((x_SS, y_SS)))
 
     (wx, wy), (px, py) = (each.T[..., None, None, None] for each in (scene.waves_B2, scene.phases_B2))
     pattern = torch.sin(x * wx + px) * torch.sin(y * wy + py) + 0.6 * torch.sin(x * 4.5 + py) * torch.sin(y * 4.5 + px)
@@ -107,19 +152,24 @@ def _distance(shape: torch.Tensor, dx: torch.Tensor, dy: torch.Tensor, radius: t
     """From each pixel to the edge of the shape, about; negative inside."""
     d, angle = torch.hypot(dx, dy), torch.atan2(dy, dx)
     ball, box = d - radius, torch.maximum(dx.abs(), dy.abs()) - radius * 0.85
-    star, ring = d - radius * (0.72 + 0.28 * torch.cos(5 * angle + math.pi / 2)), (d - radius * 0.75).abs() - radius * 0.28
+    star, ring = (
+        d - radius * (0.72 + 0.28 * torch.cos(5 * angle + math.pi / 2)),
+        (d - radius * 0.75).abs() - radius * 0.28,
+    )
     return torch.where(shape == 0, ball, torch.where(shape == 1, box, torch.where(shape == 2, star, ring)))
 
 
 def locate(video: torch.Tensor, colour_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the pixels of each film's colour are: their centre (B, T, 2) and their share of the picture (B, T). `video` as `render` draws it."""
+    """Where the pixels of each film's colour are: their centre (B, T, 2) and their share of the picture (B, T). `video`
+    as `render` draws it."""
     rgb = (video + 1) / 2
     paint = torch.tensor(list(COLOURS.values()), device=video.device)[colour_B][:, :, None, None, None]
 
     def direction(colours: torch.Tensor) -> torch.Tensor:
         return colours / (colours.square().sum(1, keepdim=True).sqrt() + 1e-3)
 
-    like = torch.sigmoid(((direction(rgb) * direction(paint)).sum(1) - 0.93) * 60) * (rgb.amax(1) - rgb.amin(1) > 0.25)  # (B, T, S, S); grey is like no colour
+    # (B, T, S, S); grey is like no colour
+    like = torch.sigmoid(((direction(rgb) * direction(paint)).sum(1) - 0.93) * 60) * (rgb.amax(1) - rgb.amin(1) > 0.25)
     u_S = (torch.arange(video.shape[-1], device=video.device) + 0.5) / video.shape[-1] * 2 - 1
     total = like.sum((-1, -2)) + 1e-6
     centre = torch.stack([(like * u_S).sum((-1, -2)) / total, (like * u_S[:, None]).sum((-1, -2)) / total], -1)

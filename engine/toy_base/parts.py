@@ -1,4 +1,5 @@
-"""The toy base's parts: their sizes, its text encoder (random, like a hash of the words), and the folder that they become."""
+"""The toy base's parts: their sizes, its text encoder (random, like a hash of the words), and the folder that they
+become."""
 
 import json
 import math
@@ -19,7 +20,8 @@ TEXT_WIDTH = 64
 TOKENS = 24  # of a caption, its padding cut: the longest of `films` has fewer
 SIGMAS = {"transformer": (0.9, 1.0), "transformer_2": (0.0, 0.9)}  # each expert's noise
 SHIFT = 5.0  # of timesteps, in training and sampling: Wan's own
-LEARNABLE = ("orbits", "circles", "spins", "jumps", "grows", "shrinks", "black")  # words that no film of the base has, for what a LoRA may teach
+# words that no film of the base has, for what a LoRA may teach
+LEARNABLE = ("orbits", "circles", "spins", "jumps", "grows", "shrinks", "black")
 
 
 def vocabulary() -> list[str]:
@@ -30,15 +32,26 @@ def vocabulary() -> list[str]:
 
 def new_vae() -> AutoencoderKLWan:
     torch.manual_seed(1)
-    return AutoencoderKLWan(base_dim=24, z_dim=16, dim_mult=[1, 2, 2, 2], num_res_blocks=1, temperal_downsample=[False, True, True])
+    return AutoencoderKLWan(
+        base_dim=24, z_dim=16, dim_mult=[1, 2, 2, 2], num_res_blocks=1, temperal_downsample=[False, True, True]
+    )
 
 
 def new_expert() -> WanTransformer3DModel:
     torch.manual_seed(5)
     return WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=4, attention_head_dim=48, in_channels=36, out_channels=16, text_dim=TEXT_WIDTH, freq_dim=64, ffn_dim=768, num_layers=6,
-        image_dim=None, rope_max_seq_len=256,
-    )  # fmt: skip
+        patch_size=(1, 2, 2),
+        num_attention_heads=4,
+        attention_head_dim=48,
+        in_channels=36,
+        out_channels=16,
+        text_dim=TEXT_WIDTH,
+        freq_dim=64,
+        ffn_dim=768,
+        num_layers=6,
+        image_dim=None,
+        rope_max_seq_len=256,
+    )
 
 
 def new_text() -> tuple[T5TokenizerFast, UMT5EncoderModel]:
@@ -50,24 +63,32 @@ def new_text() -> tuple[T5TokenizerFast, UMT5EncoderModel]:
 
 @torch.no_grad()
 def embed(texts: list[str]) -> torch.Tensor:
-    """(texts, 24, 64): what Wan's pipeline makes of them, but for the padding beyond 24 tokens. The last row is always padding."""
+    """(texts, 24, 64): what Wan's pipeline makes of them, but for the padding beyond 24 tokens. The last row is always
+    padding."""
     tokenizer, encoder = new_text()
     tokens = tokenizer(texts, padding="max_length", max_length=TOKENS, return_tensors="pt")
-    assert tokens.input_ids.shape[1] == TOKENS and not tokens.attention_mask[:, -1].any(), "a caption is longer than films have"
+    assert tokens.input_ids.shape[1] == TOKENS and not tokens.attention_mask[:, -1].any(), (
+        "a caption is longer than films have"
+    )
     parts = zip(tokens.input_ids.split(64), tokens.attention_mask.split(64), strict=True)
     return torch.cat([encoder(ids, mask).last_hidden_state * mask[..., None] for ids, mask in parts])
 
 
 class PaddedAttention:
-    """Cross-attention over 24 tokens that equals the one over 512. Wan masks no padding: 489 equal keys in the softmax are one key whose score is higher
-    by the logarithm of their number."""
+    """Cross-attention over 24 tokens that equals the one over 512. Wan masks no padding: 489 equal keys in the softmax
+    are one key whose score is higher by the logarithm of their number."""
 
     def __init__(self, device: torch.device) -> None:
         self._bias = torch.zeros(1, 1, 1, TOKENS, device=device)
         self._bias[..., -1] = math.log(MAX_TOKENS - TOKENS + 1)
 
-    def __call__(self, attn: Any, x: torch.Tensor, text: torch.Tensor, attention_mask: None = None, rotary_emb: None = None) -> torch.Tensor:
-        q, k, v = (t.unflatten(2, (attn.heads, -1)).transpose(1, 2) for t in (attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(text)), attn.to_v(text)))
+    def __call__(
+        self, attn: Any, x: torch.Tensor, text: torch.Tensor, attention_mask: None = None, rotary_emb: None = None
+    ) -> torch.Tensor:
+        q, k, v = (
+            t.unflatten(2, (attn.heads, -1)).transpose(1, 2)
+            for t in (attn.norm_q(attn.to_q(x)), attn.norm_k(attn.to_k(text)), attn.to_v(text))
+        )
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias.to(q.dtype).expand(1, 1, q.shape[2], -1))
         return attn.to_out[0](out.transpose(1, 2).flatten(2, 3))
 
@@ -81,7 +102,10 @@ def with_short_captions(expert: WanTransformer3DModel, device: torch.device) -> 
 
 def normalize(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
     """Latents as the experts know them: about zero mean and unit variance."""
-    mean, std = (torch.tensor(v, device=latents.device).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
+    mean, std = (
+        torch.tensor(v, device=latents.device).view(1, -1, 1, 1, 1)
+        for v in (vae.config.latents_mean, vae.config.latents_std)
+    )
     return (latents - mean) / std
 
 
@@ -96,5 +120,7 @@ def write_base(folder: Path, vae: AutoencoderKLWan, experts: dict[str, WanTransf
     for name, model in {"vae": vae, "text_encoder": encoder, **experts}.items():
         model.to(torch.bfloat16).save_pretrained(folder / name)
     tokenizer.save_pretrained(folder / "tokenizer")
-    UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=SHIFT).save_pretrained(folder / "scheduler")
+    UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, num_train_timesteps=1000, flow_shift=SHIFT
+    ).save_pretrained(folder / "scheduler")
     (folder / "model_index.json").write_text(json.dumps(model_index(), indent=2) + "\n")

@@ -35,7 +35,8 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def sample(experts: dict[str, Any], conditioning: torch.Tensor, text: torch.Tensor, seed: int) -> torch.Tensor:
-    """Normalized latents by Euler's method over Wan's own spacing of sigmas, without guidance. `conditioning` (B, 16, F, h, w)."""
+    """Normalized latents by Euler's method over Wan's own spacing of sigmas, without guidance. `conditioning` (B, 16,
+    F, h, w)."""
     B, _, F, h, w = conditioning.shape
     device = conditioning.device
     x = torch.randn(B, 16, F, h, w, generator=torch.Generator(device).manual_seed(seed), device=device)
@@ -45,22 +46,30 @@ def sample(experts: dict[str, Any], conditioning: torch.Tensor, text: torch.Tens
     mask[:, :, 0] = 1
     for sigma, following in pairwise(sigmas):
         name = next(name for name, (low, _) in SIGMAS.items() if sigma >= low)
-        velocity = experts[name](torch.cat([x, mask, conditioning], 1), (sigma * 1000).expand(B), text, return_dict=False)[0]
+        velocity = experts[name](
+            torch.cat([x, mask, conditioning], 1), (sigma * 1000).expand(B), text, return_dict=False
+        )[0]
         x = x + (following - sigma) * velocity.float()
     return x
 
 
 @torch.no_grad()
 def report(vae: AutoencoderKLWan, experts: dict[str, Any], device: torch.device, count: int = 100) -> dict[str, Any]:
-    """Scores over `count` unseen first frames and captions, each motion as often, with the camera at rest and with any camera, in 17 and in 9 frames."""
+    """Scores over `count` unseen first frames and captions, each motion as often, with the camera at rest and with any
+    camera, in 17 and in 9 frames."""
     vae = vae.to(device).eval()
     experts = {name: with_short_captions(net, device).eval() for name, net in experts.items()}
     text = embed(CAPTIONS).to(device)
-    mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std))
+    mean, std = (
+        torch.tensor(v, device=device).view(1, -1, 1, 1, 1) for v in (vae.config.latents_mean, vae.config.latents_std)
+    )
     found: dict[str, Any] = {"vae": fidelity(vae, device, count)}
     motion = torch.arange(count, device=device) % len(MOTIONS)
     generator = torch.Generator(device).manual_seed(SEED)
-    for camera, camera_B in (("still camera", torch.full_like(motion, list(CAMERAS).index("still camera"))), ("any camera", None)):
+    for camera, camera_B in (
+        ("still camera", torch.full_like(motion, list(CAMERAS).index("still camera"))),
+        ("any camera", None),
+    ):
         scene = scenes(count, generator, motion_B=motion, camera_B=camera_B)
         film = render(scene)[0]
         conditioning = torch.cat([normalize(vae, encode(vae, first_frame(part))[:, :16]) for part in film.split(16)])
@@ -79,6 +88,9 @@ def compare(video: torch.Tensor, film: torch.Tensor, colour_B: torch.Tensor) -> 
     away = (made[:, -1] - meant[:, -1]).norm(dim=-1) / 2
     size = made_share[:, -1] / meant_share[:, -1]
     return {
-        "of": int(seen.sum()), "ends_near": int((seen & (away < NEAR)).sum()), "keeps_size": int((seen & (size > 0.6) & (size < 1.6)).sum()),
-        "end_off_by": round(away[seen].mean().item(), 4), "psnr_db": round(psnr(video, film).mean().item(), 2),
-    }  # fmt: skip
+        "of": int(seen.sum()),
+        "ends_near": int((seen & (away < NEAR)).sum()),
+        "keeps_size": int((seen & (size > 0.6) & (size < 1.6)).sum()),
+        "end_off_by": round(away[seen].mean().item(), 4),
+        "psnr_db": round(psnr(video, film).mean().item(), 2),
+    }

@@ -36,7 +36,8 @@ from engine.toy_base.parts import (
 )
 from engine.toy_base.score import fidelity, report
 
-IMAGE_STEPS, FILM_STEPS, FILMS = 7500, 6100, 24  # of the VAE: colours and shapes are learnt from single frames, ten for each film of a batch
+# of the VAE: colours and shapes are learnt from single frames, ten for each film of a batch
+IMAGE_STEPS, FILM_STEPS, FILMS = 7500, 6100, 24
 EXPERT_STEPS, CLIPS, BATCH = 16_200, 100_000, 512
 UNSEEN = 64  # films that latents are normalized by and the VAE is scored on
 LATENT_NOISE = 0.05  # on the latents that the decoder sees
@@ -49,19 +50,25 @@ def rate(step: int, steps: int, peak: float, warm: int) -> float:
 
 
 def train_vae(state: Path, seed: int, steps: int | None, device: torch.device) -> None:
-    """Stage one: single frames. Stage two: films. Squared error, absolute error, and that of the differences of neighbours."""
+    """Stage one: single frames. Stage two: films. Squared error, absolute error, and that of the differences of
+    neighbours."""
     vae = new_vae().to(device)
     generator = torch.Generator(device).manual_seed(seed)
     averaged = [p.detach().clone() for p in vae.parameters()]
     lr, optimizer = _adamw(vae, weight_decay=1e-5)
-    stages = [(1, 10 * FILMS, IMAGE_STEPS if steps is None else steps, 2e-3), (FRAMES, FILMS, FILM_STEPS if steps is None else steps, 1.5e-3)]
+    stages = [
+        (1, 10 * FILMS, IMAGE_STEPS if steps is None else steps, 2e-3),
+        (FRAMES, FILMS, FILM_STEPS if steps is None else steps, 1.5e-3),
+    ]
 
     def loss_of(video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             mean = encode(vae, video)[:, :16].float()
             back = decode(vae, mean + torch.randn_like(mean) * LATENT_NOISE).float()
         wrong = back - video
-        edges = (wrong[..., 1:] - wrong[..., :-1]).square().mean() + (wrong[..., 1:, :] - wrong[..., :-1, :]).square().mean()
+        edges = (wrong[..., 1:] - wrong[..., :-1]).square().mean() + (
+            wrong[..., 1:, :] - wrong[..., :-1, :]
+        ).square().mean()
         loss = 4 * wrong.square().mean() + 0.5 * wrong.abs().mean() + 2 * edges + 1e-4 * mean.square().mean()
         return loss, wrong.detach().square().mean()
 
@@ -82,22 +89,29 @@ def train_vae(state: Path, seed: int, steps: int | None, device: torch.device) -
             p.copy_(average.to(torch.bfloat16))  # as it will be stored
         video = render(scenes(UNSEEN, torch.Generator(device).manual_seed(seed + 1)))[0]
         latents = torch.cat([encode(vae, part)[:, :16] for part in video.split(16)])
-    vae.register_to_config(latents_mean=latents.mean((0, 2, 3, 4)).tolist(), latents_std=latents.std((0, 2, 3, 4)).tolist())
+    vae.register_to_config(
+        latents_mean=latents.mean((0, 2, 3, 4)).tolist(), latents_std=latents.std((0, 2, 3, 4)).tolist()
+    )
     state.mkdir(parents=True, exist_ok=True)
     vae.save_pretrained(state / "vae")
     _say(f"VAE on unseen films: {fidelity(vae, device, UNSEEN)}")
 
 
 @torch.no_grad()
-def clip_latents(vae: AutoencoderKLWan, count: int, seed: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Films, their conditioning (first frame, then zeros), both normalized (N, 16, F, h, w) in fp16, and their captions (N)."""
+def clip_latents(
+    vae: AutoencoderKLWan, count: int, seed: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Films, their conditioning (first frame, then zeros), both normalized (N, 16, F, h, w) in fp16, and their captions
+    (N)."""
     normalized = _compiled(lambda video: normalize(vae, encode(vae, video)[:, :16].float()), device)
     generator, batch = torch.Generator(device).manual_seed(seed), min(32, count)
     found: tuple[list[torch.Tensor], ...] = ([], [], [])
     for _ in range(math.ceil(count / batch)):
         scene = scenes(batch, generator)
         video = render(scene)[0]
-        for kept, value in zip(found, (normalized(video).half(), normalized(first_frame(video)).half(), scene.captions_B), strict=True):
+        for kept, value in zip(
+            found, (normalized(video).half(), normalized(first_frame(video)).half(), scene.captions_B), strict=True
+        ):
             kept.append(value)
     return torch.cat(found[0]), torch.cat(found[1]), torch.cat(found[2])
 
@@ -113,15 +127,26 @@ def train_experts(state: Path, seed: int, steps: int | None, device: torch.devic
         for learner in learners.values():
             learner.step(rate(step, count, 1.2e-3, 600))
         if (step + 1) % 2000 == 0:
-            _say(f"step {step + 1}: " + ", ".join(f"{name} {learner.loss.item():.4f}" for name, learner in learners.items()))
+            _say(
+                f"step {step + 1}: "
+                + ", ".join(f"{name} {learner.loss.item():.4f}" for name, learner in learners.items())
+            )
     for name, learner in learners.items():
         save_file(learner.averaged_state(), state / f"{name}.safetensors")
 
 
 class Learner:
-    """One expert with its optimizer and running average. On a GPU its whole step is one CUDA graph: the model is too small to wait for launches."""
+    """One expert with its optimizer and running average. On a GPU its whole step is one CUDA graph: the model is too
+    small to wait for launches."""
 
-    def __init__(self, sigmas: tuple[float, float], text: torch.Tensor, clips: tuple[torch.Tensor, ...], device: torch.device, seed: int) -> None:
+    def __init__(
+        self,
+        sigmas: tuple[float, float],
+        text: torch.Tensor,
+        clips: tuple[torch.Tensor, ...],
+        device: torch.device,
+        seed: int,
+    ) -> None:
         self.net = with_short_captions(new_expert(), device)
         self._forward = _compiled(self.net, device)
         self._text, self._clips, self._device = text, clips, device
@@ -157,7 +182,12 @@ class Learner:
         noise, s = torch.randn_like(x0), sigma.view(-1, 1, 1, 1, 1)
         spoken = torch.where(torch.rand(B, device=device) < NO_CAPTION, self._nothing, captions[chosen])
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            out = self._forward(torch.cat([(1 - s) * x0 + s * noise, self._mask, first], 1), sigma * 1000, self._text[spoken], return_dict=False)[0]
+            out = self._forward(
+                torch.cat([(1 - s) * x0 + s * noise, self._mask, first], 1),
+                sigma * 1000,
+                self._text[spoken],
+                return_dict=False,
+            )[0]
         loss = (out.float() - (noise - x0)).square().mean()
         loss.backward()
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0, foreach=True)
@@ -176,7 +206,14 @@ def _adamw(net: nn.Module, *, weight_decay: float) -> tuple[torch.Tensor, torch.
     """The learning rate is a tensor on a GPU, which a captured graph reads anew each time."""
     device = next(net.parameters()).device
     lr, on_gpu = torch.tensor(1e-5, device=device), device.type == "cuda"
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lr if on_gpu else 1e-5, betas=(0.9, 0.98), weight_decay=weight_decay, fused=on_gpu, capturable=on_gpu)
+    optimizer = torch.optim.AdamW(
+        net.parameters(),
+        lr=lr if on_gpu else 1e-5,
+        betas=(0.9, 0.98),
+        weight_decay=weight_decay,
+        fused=on_gpu,
+        capturable=on_gpu,
+    )
     return lr, optimizer
 
 

@@ -1,4 +1,5 @@
-"""What happens between two optimizer steps on a wish from outside: new values, a save, previews. See engine.runfolder.control."""
+"""What happens between two optimizer steps on a wish from outside: new values, a save, previews. See
+engine.runfolder.control."""
 
 from engine.runfolder.control import Control, refusal
 from engine.system import fault_injection
@@ -12,7 +13,8 @@ from presets.runs.control import ControlFile
 
 
 def honour(run: Run, step: int, control: Control) -> None:
-    """`step` optimizer steps are done and the state is whole. First what was set here when this step was trained before, then new commands."""
+    """`step` optimizer steps are done and the state is whole. First what was set here when this step was trained
+    before, then new commands."""
     for setting in [s for s in run.ahead if s.step <= step]:
         run.ahead.remove(setting)
         run.job = with_value(run.job, setting.field, setting.new)
@@ -23,7 +25,8 @@ def honour(run: Run, step: int, control: Control) -> None:
                 _obey(run, step, command, control)
         except UserError as e:
             run.log.finding(refusal(_words(command), e), **_order(command))
-        written = run.log.flush() or not command.id  # on a full disk the answer waits in memory, and would be lost with the process: then the file must not be
+        # on a full disk the answer waits in memory, and would be lost with the process: then the file must not be
+        written = run.log.flush() or not command.id
         if written and not _cut_short(command, control):  # the next attempt makes those previews
             fault_injection.at("control.after-event", step)
             control.done(file)
@@ -40,10 +43,16 @@ def _obey(run: Run, step: int, command: ControlFile, control: Control) -> None:
             run.log.emit("log", level="info", text=f"saved after step {step}, as ordered", **_order(command))
         case "sample":
             if not run.job.sample.prompts:
-                raise UserError("the job has no preview prompts", where="sample.prompts", fix="Stop the job, add a prompt with its control image to the job file, and resume")
+                raise UserError(
+                    "the job has no preview prompts",
+                    where="sample.prompts",
+                    fix="Stop the job, add a prompt with its control image to the job file, and resume",
+                )
             make_previews(run, step, control)
             if not _cut_short(command, control):
-                run.log.emit("log", level="info", text=f"previews after step {step} were made, as ordered", **_order(command))
+                run.log.emit(
+                    "log", level="info", text=f"previews after step {step} were made, as ordered", **_order(command)
+                )
 
 
 def _cut_short(command: ControlFile, control: Control) -> bool:
@@ -52,13 +61,14 @@ def _cut_short(command: ControlFile, control: Control) -> bool:
 
 
 def _order(command: ControlFile) -> dict[str, str]:
-    """What an event bears that says a command is honoured or refused: whoever finds its file after that leaves it alone."""
+    """What an event bears that says a command is honoured or refused: whoever finds its file after that leaves it
+    alone."""
     return {"order": command.id} if command.id else {}
 
 
 def _set(run: Run, step: int, command: ControlFile) -> None:
-    """From the next step on; a newer wish takes the place of what was to be set later. Rates follow the schedule of the job as it is
-    now: with other steps a linear or cosine one jumps to where a run of that length would be."""
+    """From the next step on; a newer wish takes the place of what was to be set later. Rates follow the schedule of the
+    job as it is now: with other steps a linear or cosine one jumps to where a run of that length would be."""
     field = command.field
     new = live_value(field, command.value)
     changed = with_value(run.job, field, new)

@@ -16,26 +16,39 @@ from presets.job.timesteps import sigma_at
 
 
 def draws(run: Run, expert: Expert, batch: Batch, x0_BCFhw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise and sigma of each sample, keyed by its visit (epoch, clip, repeat): the same on a retry, a resume, another card,
-    and in whatever micro-batch it comes, so that accumulation equals a larger batch."""
+    """Noise and sigma of each sample, keyed by its visit (epoch, clip, repeat): the same on a retry, a resume, another
+    card, and in whatever micro-batch it comes, so that accumulation equals a larger batch."""
     shape = tuple(x0_BCFhw.shape[1:])
-    noise = [torch.from_numpy(keyed_rng(run.job.job.seed, "noise", *draw.key).standard_normal(shape, dtype="float32")) for draw in batch.draws]
+    noise = [
+        torch.from_numpy(keyed_rng(run.job.job.seed, "noise", *draw.key).standard_normal(shape, dtype="float32"))
+        for draw in batch.draws
+    ]
     sigmas = [draw_sigma(run.job, expert, run.base.boundary, *draw.key) for draw in batch.draws]
     return torch.stack(noise).to(run.device), torch.tensor(sigmas, dtype=torch.float32, device=run.device)
 
 
 def terms(
-    run: Run, executor: StreamedExecutor, batch: Batch, x_BCFhw: torch.Tensor, timestep_B: torch.Tensor, target: torch.Tensor, *, share: float
+    run: Run,
+    executor: StreamedExecutor,
+    batch: Batch,
+    x_BCFhw: torch.Tensor,
+    timestep_B: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    share: float,
 ) -> list[Term]:
-    """The losses of one micro-batch; `share` is its part of the optimizer step, so that accumulation equals a larger batch.
+    """The losses of one micro-batch; `share` is its part of the optimizer step, so that accumulation equals a larger
+    batch.
 
-    The base's prediction for preservation is computed once per micro-batch and nowhere reused: noise is fresh each time, so no other has the same.
+    The base's prediction for preservation is computed once per micro-batch and nowhere reused: noise is fresh each
+    time, so no other has the same.
     """
     training, trigger = run.job.training, run.job.job.trigger
     out = [main_term(training, run.job.advanced, run.text(batch.captions), target, share)]
     if preserves(training):
         prompts = [preserved_prompt(training, caption, trigger) for caption in batch.captions]
-        # Where that is the very caption which trains (a dropped one, a class alone), the two losses would ask opposite things of one prompt.
+        # Where that is the very caption which trains (a dropped one, a class alone), the two losses would ask opposite
+        # things of one prompt.
         rows = [i for i, (prompt, caption) in enumerate(zip(prompts, batch.captions, strict=True)) if prompt != caption]
         if rows:
             part: Rows = rows if len(rows) < len(prompts) else slice(None)

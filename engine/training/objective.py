@@ -18,7 +18,8 @@ Rows = list[int] | slice  # of a micro-batch; a slice where it is all of them, f
 
 @dataclass(frozen=True)
 class Term:
-    """One loss: predict `rows` of the micro-batch with `text`, compare by `loss` (prediction -> scalar, its weight included)."""
+    """One loss: predict `rows` of the micro-batch with `text`, compare by `loss` (prediction -> scalar, its weight
+    included)."""
 
     name: str
     text_BSD: torch.Tensor  # B: as many as rows
@@ -42,12 +43,15 @@ def noised(x0: torch.Tensor, noise: torch.Tensor, sigma_B: torch.Tensor) -> tupl
     return (1 - s) * x0 + s * noise, noise - x0
 
 
-def main_term(training: TrainingPanel, advanced: AdvancedPanel, text_BSD: torch.Tensor, target: torch.Tensor, weight: float) -> Term:
+def main_term(
+    training: TrainingPanel, advanced: AdvancedPanel, text_BSD: torch.Tensor, target: torch.Tensor, weight: float
+) -> Term:
     """The flow-matching loss, times `weight` (this micro-batch's share of the optimizer step).
 
-    Differential guidance moves the target away from the current prediction p: p + scale (target - p), p without gradient
-    (ai-toolkit's formula). The gradient is the plain one times the scale with MSE, the plain one itself with MAE; with huber
-    the error is taken scale times as large, so its corner comes scale times sooner. The loss shown is scale^2 (MSE) as large.
+    Differential guidance moves the target away from the current prediction p: p + scale (target - p), p without
+    gradient (ai-toolkit's formula). The gradient is the plain one times the scale with MSE, the plain one itself with
+    MAE; with huber the error is taken scale times as large, so its corner comes scale times sooner. The loss shown is
+    scale^2 (MSE) as large.
     """
 
     def loss(prediction: torch.Tensor) -> torch.Tensor:
@@ -61,7 +65,8 @@ def main_term(training: TrainingPanel, advanced: AdvancedPanel, text_BSD: torch.
 
 
 def preserves(training: TrainingPanel) -> bool:
-    """Whether a second term keeps the base model's answers: DOP or blank prompt preservation, which exclude each other."""
+    """Whether a second term keeps the base model's answers: DOP or blank prompt preservation, which exclude each
+    other."""
     return training.dop or training.blank_prompt_preservation
 
 
@@ -70,10 +75,14 @@ def preserved_prompt(training: TrainingPanel, caption: str, trigger: str) -> str
     return class_prompt(caption, trigger, training.dop_class) if training.dop else ""
 
 
-def preservation_term(training: TrainingPanel, text_BSD: torch.Tensor, base_prediction: torch.Tensor, rows: Rows, weight: float) -> Term:
-    """Answer as the base model does, where the trigger is not called (`text_BSD` are the preserved prompts): MSE times the multiplier.
+def preservation_term(
+    training: TrainingPanel, text_BSD: torch.Tensor, base_prediction: torch.Tensor, rows: Rows, weight: float
+) -> Term:
+    """Answer as the base model does, where the trigger is not called (`text_BSD` are the preserved prompts): MSE times
+    the multiplier.
 
-    `rows` are the samples of the micro-batch that it holds for, and that text and prediction are of; `weight` is their share of the step.
+    `rows` are the samples of the micro-batch that it holds for, and that text and prediction are of; `weight` is their
+    share of the step.
     """
     multiplier = training.dop_multiplier if training.dop else training.blank_prompt_preservation_multiplier
 
@@ -84,6 +93,7 @@ def preservation_term(training: TrainingPanel, text_BSD: torch.Tensor, base_pred
 
 
 def class_prompt(caption: str, trigger: str, dop_class: str) -> str:
-    """The caption with the class word for the trigger; the class word alone when the caption does not name the trigger."""
+    """The caption with the class word for the trigger; the class word alone when the caption does not name the
+    trigger."""
     text, times = replace_word(caption, trigger, dop_class) if trigger else (caption, 0)
     return text if times else dop_class

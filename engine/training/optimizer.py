@@ -1,4 +1,5 @@
-"""The optimizer of one expert's LoRA, its learning rate as a function of the step, clipping, and the running average."""
+"""The optimizer of one expert's LoRA, its learning rate as a function of the step, clipping, and the running
+average."""
 
 import math
 import sys
@@ -16,7 +17,8 @@ Parameters = list[torch.nn.Parameter]
 
 
 def build_optimizer(training: TrainingPanel, parameters: Parameters) -> torch.optim.Optimizer:
-    """AdamW and relatives over fp32 LoRA tensors, all with decoupled weight decay. Raises UserError when the library or the card is missing."""
+    """AdamW and relatives over fp32 LoRA tensors, all with decoupled weight decay. Raises UserError when the library or
+    the card is missing."""
     lr, decay = training.lr, training.weight_decay
     device = parameters[0].device
     match training.optimizer:
@@ -24,34 +26,50 @@ def build_optimizer(training: TrainingPanel, parameters: Parameters) -> torch.op
             return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=device.type == "cuda")
         case "adamw8bit":
             if device.type != "cuda":
-                raise UserError("adamw8bit needs an NVIDIA GPU", where="training.optimizer", fix='Set training.optimizer = "adamw"')
+                raise UserError(
+                    "adamw8bit needs an NVIDIA GPU", where="training.optimizer", fix='Set training.optimizer = "adamw"'
+                )
             try:
                 import bitsandbytes
             except ImportError:
-                raise UserError("adamw8bit needs the bitsandbytes package", where="training.optimizer", fix='pip install bitsandbytes, or set training.optimizer = "adamw"') from None
+                raise UserError(
+                    "adamw8bit needs the bitsandbytes package",
+                    where="training.optimizer",
+                    fix='pip install bitsandbytes, or set training.optimizer = "adamw"',
+                ) from None
             adamw8bit: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, lr=lr, weight_decay=decay)
             return adamw8bit
         case "adafactor":
-            # torch's own multiplies the rate by the size of each tensor, and a LoRA's B begins at 0: it would hardly move.
-            adafactor: torch.optim.Optimizer = Adafactor(parameters, lr=lr, weight_decay=decay, scale_parameter=False, relative_step=False)
+            # torch's own multiplies the rate by the size of each tensor, and a LoRA's B begins at 0: it would hardly
+            # move.
+            adafactor: torch.optim.Optimizer = Adafactor(
+                parameters, lr=lr, weight_decay=decay, scale_parameter=False, relative_step=False
+            )
             return adafactor
         case "prodigy":
             try:
                 import prodigyopt
             except ImportError:
-                raise UserError("prodigy needs the prodigyopt package", where="training.optimizer", fix='pip install prodigyopt, or set training.optimizer = "adamw"') from None
+                raise UserError(
+                    "prodigy needs the prodigyopt package",
+                    where="training.optimizer",
+                    fix='pip install prodigyopt, or set training.optimizer = "adamw"',
+                ) from None
             with redirect_stdout(sys.stderr):  # it prints that its weight decay is decoupled
-                prodigy: torch.optim.Optimizer = prodigyopt.Prodigy(parameters, lr=lr, weight_decay=decay, safeguard_warmup=training.warmup_steps > 0)
+                prodigy: torch.optim.Optimizer = prodigyopt.Prodigy(
+                    parameters, lr=lr, weight_decay=decay, safeguard_warmup=training.warmup_steps > 0
+                )
             return prodigy
         case other:
             raise AssertionError(other)
 
 
 def lr_at(job: Job, expert: Expert, step: int) -> float:
-    """An expert's learning rate at optimizer step `step` (from 0): a linear warm-up, then constant, linear to 0, or cosine to 0.
+    """An expert's learning rate at optimizer step `step` (from 0): a linear warm-up, then constant, linear to 0, or
+    cosine to 0.
 
-    The schedule's position is the step of the whole run, over both experts; it multiplies the rate that the expert has of
-    its own, else the common one. So both come to their ends with the run, however the turns are shared.
+    The schedule's position is the step of the whole run, over both experts; it multiplies the rate that the expert has
+    of its own, else the common one. So both come to their ends with the run, however the turns are shared.
     """
     training, lr = job.training, lr_of(job, expert)
     if step < training.warmup_steps:
@@ -70,7 +88,8 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 def clip_gradients(parameters: Parameters, max_norm: float) -> torch.Tensor:
-    """Scale the gradients to at most `max_norm` (0: leave them); returns their norm before, a 0-d tensor, maybe not finite."""
+    """Scale the gradients to at most `max_norm` (0: leave them); returns their norm before, a 0-d tensor, maybe not
+    finite."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if max_norm > 0:

@@ -25,14 +25,16 @@ from presets.errors import UserError
 from presets.findings import Finding
 from presets.job.preview_settings import preview_seed, preview_size_of
 
-Told = dict[tuple[int, int], str]  # (step, prompt) -> the video in the run folder, of each preview that the events tell of
+# (step, prompt) -> the video in the run folder, of each preview that the events tell of
+Told = dict[tuple[int, int], str]
 Sample = dict[str, Any]  # the data of a `sample` event
 NAMED = 6  # lost files that a finding names
 
 
 @contextmanager
 def shown_weights(run: Run) -> Iterator[None]:
-    """Inside, the LoRAs are what previews show (with sample.ema the running averages, when kept); after, the trained ones, untouched."""
+    """Inside, the LoRAs are what previews show (with sample.ema the running averages, when kept); after, the trained
+    ones, untouched."""
     averaged = {e: learner.ema for e, learner in run.learners.items() if learner.ema and run.job.sample.ema}
     trained = {e: {k: v.clone() for k, v in values(run, e).items()} for e in averaged}
     for expert, ema in averaged.items():
@@ -50,7 +52,9 @@ def shot_of(run: Run, i: int) -> Shot:
     prompt, size = panel.prompts[i], preview_size_of(panel, i)
     image = control_image(run.base_dir / Path(prompt.ctrl_img).expanduser(), size.width, size.height).to(run.device)
     text = resolve_caption(prompt.prompt, "", run.job.job.trigger)
-    return Shot(image, run.text([text]), run.text([panel.negative]), preview_seed(panel, i), size.frames, prompt.strength)
+    return Shot(
+        image, run.text([text]), run.text([panel.negative]), preview_seed(panel, i), size.frames, prompt.strength
+    )
 
 
 def preview_dir(run: Run, step: int) -> Path:
@@ -66,7 +70,8 @@ def compare_path(run: Run, i: int, kind: str) -> Path:
 
 
 def told(run: Run, last: int) -> Told:
-    """The previews of this branch up to step `last` that lie there, of the prompts and seeds as the job has them now."""
+    """The previews of this branch up to step `last` that lie there, of the prompts and seeds as the job has them
+    now."""
     out = Told()
     for path, data in run.log.history.samples.items():
         i = prompt_of(run, data)
@@ -89,8 +94,9 @@ def previews_made(run: Run, step: int) -> bool:
 
 
 def look_over(run: Run, control: Control) -> bool:
-    """As an attempt begins: are the previews that the events tell of still as they were made? Sheets that are not are drawn anew. A preview that is
-    torn or gone counts no longer; True when some of those are of the step that the attempt begins with and can be made again, the others are a finding.
+    """As an attempt begins: are the previews that the events tell of still as they were made? Sheets that are not are
+    drawn anew. A preview that is torn or gone counts no longer; True when some of those are of the step that the
+    attempt begins with and can be made again, the others are a finding.
     """
     samples = run.log.history.samples
     lost = [data for data in samples.values() if data["step"] <= run.start and not _is_whole(run, data)]
@@ -99,12 +105,23 @@ def look_over(run: Run, control: Control) -> bool:
     again = [data for data in lost if data["step"] == run.start and prompt_of(run, data) is not None]
     if passed := [data["path"] for data in lost if data not in again]:
         names = ", ".join(passed[:NAMED]) + (f" and {len(passed) - NAMED} more" if len(passed) > NAMED else "")
-        found = Finding(code="preview-lost", severity="warning", field="sample", message=f"previews of steps that are passed are damaged or gone: {names}", fix="Nothing needs doing if you took them away, else look at the disk; the training goes on as if they were there")
+        found = Finding(
+            code="preview-lost",
+            severity="warning",
+            field="sample",
+            message=f"previews of steps that are passed are damaged or gone: {names}",
+            fix=(
+                "Nothing needs doing if you took them away, else look at the disk; the training goes on as if they were"
+                " there"
+            ),
+        )
         if found.message not in run.log.history.found:
             run.log.finding(found)
     made = told(run, run.start)
     torn_sheets = {step for step, _ in made if not is_picture(preview_dir(run, step) / "sheet.png")}
-    torn_films = {i for _, i in made if not (is_picture(compare_path(run, i, "png")) and is_video(compare_path(run, i, "mp4")))}
+    torn_films = {
+        i for _, i in made if not (is_picture(compare_path(run, i, "png")) and is_video(compare_path(run, i, "mp4")))
+    }
 
     def redraw() -> None:
         for step in sorted(torn_sheets):
@@ -119,16 +136,19 @@ def look_over(run: Run, control: Control) -> bool:
 
 
 def _is_whole(run: Run, sample: Sample) -> bool:
-    """Whether the video and the poster are as the event says. One from before events said it is looked at for its length alone."""
+    """Whether the video and the poster are as the event says. One from before events said it is looked at for its
+    length alone."""
     video, poster = run.folder / sample["path"], run.folder / sample["poster"]
     if "sha256" not in sample:
         return is_video(video) and is_picture(poster)
-    return all(path.exists() and sha256(path) == sample[key] for path, key in ((video, "sha256"), (poster, "poster_sha256")))
+    return all(
+        path.exists() and sha256(path) == sample[key] for path, key in ((video, "sha256"), (poster, "poster_sha256"))
+    )
 
 
 def make_previews(run: Run, step: int, control: Control, *, missing: bool = False) -> None:
-    """One mp4 and one poster PNG per prompt, the sheets with them; with `missing`, only what is not made yet. A stop wish ends the set early; the
-    loop sees it next. A preview that cannot be made is a finding."""
+    """One mp4 and one poster PNG per prompt, the sheets with them; with `missing`, only what is not made yet. A stop
+    wish ends the set early; the loop sees it next. A preview that cannot be made is a finding."""
     made = told(run, step) if missing else {}
     for i in range(len(run.job.sample.prompts)):
         if control.stop_wished():
@@ -143,10 +163,21 @@ def make_previews(run: Run, step: int, control: Control, *, missing: bool = Fals
         except (fault_injection.InjectedFault, torch.AcceleratorError):  # a card that failed answers nothing any more
             raise
         except Exception as e:
-            if not isinstance(e, (UserError, OSError, av.FFmpegError, torch.OutOfMemoryError)):  # nobody expected it: where it came from is worth knowing
+            # nobody expected it: where it came from is worth knowing
+            if not isinstance(e, (UserError, OSError, av.FFmpegError, torch.OutOfMemoryError)):
                 traceback.print_exc()
-            where, text = f"sample.prompts[{i}]", f"the preview after step {step} could not be made: {e or type(e).__name__}"
-            run.log.emit("finding", code="preview-failed", severity="warning", field=where, message=text, fix="The training goes on; look at the control image and the free memory")
+            where, text = (
+                f"sample.prompts[{i}]",
+                f"the preview after step {step} could not be made: {e or type(e).__name__}",
+            )
+            run.log.emit(
+                "finding",
+                code="preview-failed",
+                severity="warning",
+                field=where,
+                message=text,
+                fix="The training goes on; look at the control image and the free memory",
+            )
             run.experts.ensure()
 
 
@@ -157,7 +188,9 @@ def _preview(run: Run, step: int, i: int, control: Control) -> None:
     def progress(done: int, total: int) -> None:
         control.honour()
         fault_injection.at("preview.denoise", step)
-        run.log.phase("sampling", i * total + done, len(panel.prompts) * total, f"preview {i + 1} of {len(panel.prompts)}")
+        run.log.phase(
+            "sampling", i * total + done, len(panel.prompts) * total, f"preview {i + 1} of {len(panel.prompts)}"
+        )
 
     with shown_weights(run), run.experts.accelerated(run.accelerators):
         frames = None
@@ -166,9 +199,15 @@ def _preview(run: Run, step: int, i: int, control: Control) -> None:
             try:
                 with memory_errors():
                     latents = sample_latents(
-                        run.experts.executors, run.encoder, shot, panel, boundary=run.base.boundary, shift=run.base.flow_shift,
-                        batched_guidance=run.planning.batched_guidance, progress=progress,
-                    )  # fmt: skip
+                        run.experts.executors,
+                        run.encoder,
+                        shot,
+                        panel,
+                        boundary=run.base.boundary,
+                        shift=run.base.flow_shift,
+                        batched_guidance=run.planning.batched_guidance,
+                        progress=progress,
+                    )
                     fault_injection.at("preview.decode", step)
                     with run.experts.parked():
                         frames = to_frames(run.vae, latents)
@@ -189,10 +228,23 @@ def _preview(run: Run, step: int, i: int, control: Control) -> None:
         write_video(video, frames, panel.fps)
         pictures = _sheets(run, step, i)
         fault_injection.at("preview.before-event", step)
-        return {name: str(path.relative_to(run.folder)) for name, path in pictures.items()} | {"sha256": sha256(video), "poster_sha256": sha256(poster)}
+        return {name: str(path.relative_to(run.folder)) for name, path in pictures.items()} | {
+            "sha256": sha256(video),
+            "poster_sha256": sha256(poster),
+        }
 
-    more = when_there_is_room(run.log, control, run.folder, f"preview {i + 1} after step {step}", frames.nbytes // 8, write)
-    run.log.emit("sample", step=step, path=str(video.relative_to(run.folder)), poster=str(poster.relative_to(run.folder)), prompt=prompt.prompt, seed=shot.seed, **more)
+    more = when_there_is_room(
+        run.log, control, run.folder, f"preview {i + 1} after step {step}", frames.nbytes // 8, write
+    )
+    run.log.emit(
+        "sample",
+        step=step,
+        path=str(video.relative_to(run.folder)),
+        poster=str(poster.relative_to(run.folder)),
+        prompt=prompt.prompt,
+        seed=shot.seed,
+        **more,
+    )
 
 
 def _sheets(run: Run, step: int, i: int) -> dict[str, Path]:
@@ -202,10 +254,19 @@ def _sheets(run: Run, step: int, i: int) -> dict[str, Path]:
 
 
 def _sheet(run: Run, step: int, made: Told) -> Path:
-    """All prompts of a step. It is read from the videos, as a comparison is, so a resumed run draws what an uninterrupted one does."""
+    """All prompts of a step. It is read from the videos, as a comparison is, so a resumed run draws what an
+    uninterrupted one does."""
     path = preview_dir(run, step) / "sheet.png"
-    frames = {i: found for (s, i), video in sorted(made.items()) if s == step and (found := read_small(run.folder / video)) is not None}
-    write_sheet(path, f"{run.job.job.name}, step {step}", [Row(f"{i:02d}: {run.job.sample.prompts[i].prompt}", _about(run, i), f) for i, f in frames.items()])
+    frames = {
+        i: found
+        for (s, i), video in sorted(made.items())
+        if s == step and (found := read_small(run.folder / video)) is not None
+    }
+    write_sheet(
+        path,
+        f"{run.job.job.name}, step {step}",
+        [Row(f"{i:02d}: {run.job.sample.prompts[i].prompt}", _about(run, i), f) for i, f in frames.items()],
+    )
     return path
 
 
@@ -214,7 +275,11 @@ def _comparison(run: Run, i: int, made: Told) -> dict[str, Path]:
     panel, across, film = run.job.sample, compare_path(run, i, "png"), compare_path(run, i, "mp4")
     shown = steps_shown([step for step, p in made if p == i])
     steps = [(f"step {step}", found) for step in shown if (found := read_small(run.folder / made[step, i])) is not None]
-    write_sheet(across, f"{run.job.job.name}: {panel.prompts[i].prompt} ({_about(run, i)})", [Row(title, "", frames) for title, frames in steps])
+    write_sheet(
+        across,
+        f"{run.job.job.name}: {panel.prompts[i].prompt} ({_about(run, i)})",
+        [Row(title, "", frames) for title, frames in steps],
+    )
     write_video(film, side_by_side(steps), panel.fps)
     return {"compare": across, "compare_video": film}
 
@@ -223,4 +288,8 @@ def _about(run: Run, i: int) -> str:
     panel = run.job.sample
     prompt, size = panel.prompts[i], preview_size_of(panel, i)
     words = [f"seed {preview_seed(panel, i)}", f"{size.frames} frames", f"{panel.steps} sample steps"]
-    return ", ".join(words + ([f"LoRA strength {prompt.strength:g}"] if prompt.strength != 1 else []) + (["accelerated"] if run.accelerators else []))
+    return ", ".join(
+        words
+        + ([f"LoRA strength {prompt.strength:g}"] if prompt.strength != 1 else [])
+        + (["accelerated"] if run.accelerators else [])
+    )

@@ -24,13 +24,31 @@ def announce(run: Run, unlike: list[str]) -> None:
     job, log = run.job, run.log
     ram, vram = round(psutil.virtual_memory().total / 2**30, 3), vram_total_gib(run.device)
     log.emit(
-        "started", name=job.job.name, job=job_to_dict(job), plan=plan_text(run), versions=run.versions, base={part: place.source for part, place in run.base.source.places.items()}, device=device_name(run.device), steps=job.training.steps,
-        resumed_from=run.start, rollback=run.begin.rollback, vram_total_gib=vram, ram_total_gib=ram,
-    )  # fmt: skip
+        "started",
+        name=job.job.name,
+        job=job_to_dict(job),
+        plan=plan_text(run),
+        versions=run.versions,
+        base={part: place.source for part, place in run.base.source.places.items()},
+        device=device_name(run.device),
+        steps=job.training.steps,
+        resumed_from=run.start,
+        rollback=run.begin.rollback,
+        vram_total_gib=vram,
+        ram_total_gib=ram,
+    )
     for s in run.begin.settings:
         log.emit("changed", field=s.field, old=s.old, new=s.new, step=s.step)
     for text in unlike:
-        log.finding(Finding(code="not-comparable", severity="warning", field="job", message=text, fix="Nothing needs doing; a run to compare with others is begun anew"))
+        log.finding(
+            Finding(
+                code="not-comparable",
+                severity="warning",
+                field="job",
+                message=text,
+                fix="Nothing needs doing; a run to compare with others is begun anew",
+            )
+        )
     if run.begin.keep:  # only now: until the changes are told, the next resume has to see them
         save_job(run.begin.keep, run.folder / JOB_FILE, fresh=True)
     run.watchers.append(Diagnosis(_as_begun(run), ram_total_gib=ram, vram_total_gib=vram, speeds=run.speeds))
@@ -71,10 +89,26 @@ def found_by(run: Run, event: Event) -> list[Finding]:
 def report_non_finite(run: Run, step: int, clips: list[str], timesteps: list[float]) -> None:
     """Step `step` (from 1) was skipped. Raises UserError when it was one too many in a row."""
     history = run.log.history
-    text = f"step {step}: the loss or gradient is not finite; the step was skipped, number {len(history.skipped) + 1} in this run (clips {', '.join(clips)}, timesteps {', '.join(f'{t:.0f}' for t in timesteps)})"
-    run.log.finding(Finding(code="non-finite", severity="warning", field="training.lr", message=text, fix="Lower training.lr if it comes again; look at the clips named"), step=step)
+    text = (
+        f"step {step}: the loss or gradient is not finite; the step was skipped, number {len(history.skipped) + 1} in"
+        f" this run (clips {', '.join(clips)}, timesteps {', '.join(f'{t:.0f}' for t in timesteps)})"
+    )
+    run.log.finding(
+        Finding(
+            code="non-finite",
+            severity="warning",
+            field="training.lr",
+            message=text,
+            fix="Lower training.lr if it comes again; look at the clips named",
+        ),
+        step=step,
+    )
     if (in_a_row := history.bad_in_a_row(step)) >= NON_FINITE_LIMIT:
-        raise UserError(f"{in_a_row} steps in a row were not finite", where=f"step {step}", fix="The last checkpoint is good: lower training.lr and resume")
+        raise UserError(
+            f"{in_a_row} steps in a row were not finite",
+            where=f"step {step}",
+            fix="The last checkpoint is good: lower training.lr and resume",
+        )
 
 
 def plan_text(run: Run) -> str:

@@ -50,8 +50,15 @@ from presets.planner.candidates import Scarce
 from presets.planner.plan import KNOBS, Plan
 from presets.runs.history import Setting
 
-WHERE: dict[Scarce, str] = {"vram": "run", "step": "training step", "vae": "VAE", "preview": "preview", "ram": "host's memory"}
-PLANNED = ("model.low_vram", "model.layer_offloading", "quantization.transformer")  # fields by which the user decides on the plan
+WHERE: dict[Scarce, str] = {
+    "vram": "run",
+    "step": "training step",
+    "vae": "VAE",
+    "preview": "preview",
+    "ram": "host's memory",
+}
+# fields by which the user decides on the plan
+PLANNED = ("model.low_vram", "model.layer_offloading", "quantization.transformer")
 
 
 @dataclass
@@ -87,8 +94,10 @@ class Run:
     ahead: list[Setting] = field(default_factory=list)  # set in an earlier attempt at steps that are to come again
     watchers: list[Watcher] = field(default_factory=list)  # of the events; what they find is told
     start: int = 0  # optimizer steps already done
-    data: dict[str, Any] = field(default_factory=dict)  # fingerprint of the clips and captions, as they were when the attempt began
-    speeds: dict[int, float] = field(default_factory=dict)  # of the clips as they are sampled, by number of frames (presets.facts.facts.clip_speeds)
+    # fingerprint of the clips and captions, as they were when the attempt began
+    data: dict[str, Any] = field(default_factory=dict)
+    # of the clips as they are sampled, by number of frames (presets.facts.facts.clip_speeds)
+    speeds: dict[int, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     tidied: Plan | None = None  # the plan under which memory in pieces was laid out anew
 
@@ -100,19 +109,33 @@ class Run:
         return shortage(card_memory(self.device), self.planning)
 
     def replan(self, scarce: Scarce, why: Shortage) -> None:
-        """Memory ran out (where `scarce` says): go one rung down and say so. Memory in pieces is laid out anew first, once under
-        each plan. To be called outside the handler, whose traceback holds on to tensors. Raises UserError at the last rung."""
+        """Memory ran out (where `scarce` says): go one rung down and say so. Memory in pieces is laid out anew first,
+        once under each plan. To be called outside the handler, whose traceback holds on to tensors. Raises UserError at
+        the last rung."""
         release(self.device)
         old = plan = self.planning.plan
         if why.cause == "pieces" and self.tidied != old:
             self.tidied = old
-            self.log.emit("log", level="warning", text=f"out of memory in the {WHERE[scarce]}: {why.text}; everything on the card is laid out anew, and the same is tried again")
+            self.log.emit(
+                "log",
+                level="warning",
+                text=(
+                    f"out of memory in the {WHERE[scarce]}: {why.text}; everything on the card is laid out anew, and"
+                    " the same is tried again"
+                ),
+            )
         else:
             smallest = smaller(self.job, self.planning, scarce, why.lost)
             if smallest is None:
-                raise UserError(f"out of memory in the {WHERE[scarce]}, and no smaller plan is left ({why.text})", where=old.text, fix=KNOBS)
+                raise UserError(
+                    f"out of memory in the {WHERE[scarce]}, and no smaller plan is left ({why.text})",
+                    where=old.text,
+                    fix=KNOBS,
+                )
             plan = smallest
-            self.log.emit("replanned", why=f"out of memory in the {WHERE[scarce]}: {why.text}", old=old.text, new=plan.text)
+            self.log.emit(
+                "replanned", why=f"out of memory in the {WHERE[scarce]}: {why.text}", old=old.text, new=plan.text
+            )
         self.place(plan)
 
     def place(self, plan: Plan) -> None:
@@ -137,7 +160,11 @@ class Run:
 
 def versions() -> dict[str, str]:
     """Of what the numbers of a run hang on."""
-    return {"wanlora-tui": VERSION, **{name: version(name) for name in ("torch", "diffusers", "peft", "transformers")}, **attention.versions()}
+    return {
+        "wanlora-tui": VERSION,
+        **{name: version(name) for name in ("torch", "diffusers", "peft", "transformers")},
+        **attention.versions(),
+    }
 
 
 def running_before(begin: Begin, device: torch.device) -> Running | None:
@@ -154,23 +181,56 @@ def plan_before(begin: Begin, running: Running | None) -> Plan | None:
 
 
 def kernels_of(
-    job: Job, planning: Planning, running: Running | None, config: dict[str, Any], *, device: torch.device, dtype: torch.dtype, tokens: int
+    job: Job,
+    planning: Planning,
+    running: Running | None,
+    config: dict[str, Any],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    tokens: int,
 ) -> tuple[Attention, str]:
-    """(the attention of a run, why): a resumed run's own, else the fastest that was measured on this card, else the fastest measured now."""
+    """(the attention of a run, why): a resumed run's own, else the fastest that was measured on this card, else the
+    fastest measured now."""
     fixed = job.training.deterministic
     if running and running.attention.deterministic == fixed:
         return running.attention, "as before the resume"
     if planning.rates:
         fastest = planning.rates.deterministic_attention if fixed else planning.rates.attention
-        return Attention(fastest.forward_kernel, fastest.backward_kernel, fixed), f"the fastest when this card was measured ({planning.rates.date})"
-    return attention.choose(device, tokens=tokens, heads=config["num_attention_heads"], width=config["attention_head_dim"], dtype=dtype, deterministic=fixed)
+        return (
+            Attention(fastest.forward_kernel, fastest.backward_kernel, fixed),
+            f"the fastest when this card was measured ({planning.rates.date})",
+        )
+    return attention.choose(
+        device,
+        tokens=tokens,
+        heads=config["num_attention_heads"],
+        width=config["attention_head_dim"],
+        dtype=dtype,
+        deterministic=fixed,
+    )
 
 
 def make_encoder(vae: AutoencoderKLWan, plan: Plan) -> Encoder:
-    return ClipEncoder(vae, frames=plan.vae_frames, compiled=plan.compiled) if next(vae.parameters()).is_cuda else PlainEncoder(vae)
+    return (
+        ClipEncoder(vae, frames=plan.vae_frames, compiled=plan.compiled)
+        if next(vae.parameters()).is_cuda
+        else PlainEncoder(vae)
+    )
 
 
-def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torch.device, workers: int, begin: Begin, control: Control, vram: int | None = None) -> Run:
+def prepare(
+    job: Job,
+    facts: Facts,
+    folder: Path,
+    log: EventLog,
+    *,
+    device: torch.device,
+    workers: int,
+    begin: Begin,
+    control: Control,
+    vram: int | None = None,
+) -> Run:
     """Load and encode. `vram` caps the card's memory, in bytes. Raises UserError."""
 
     def progress(name: str, done: int, total: int, text: str) -> None:
@@ -197,17 +257,30 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
     log.phase("loading", 0, 1, "text encoder")
     with loading("text encoder", device, planning):
         book = encode_texts(
-            base, all_texts(job, items), device=device, dtype=dtype, precision=job.quantization.text_encoder,
+            base,
+            all_texts(job, items),
+            device=device,
+            dtype=dtype,
+            precision=job.quantization.text_encoder,
             progress=lambda done, total: progress("caching", done, total, "captions"),
             cache=TensorCache("texts", warn=warn) if job.training.cache_text_embeddings else None,
-        )  # fmt: skip
+        )
     with loading("VAE", device, planning):
         vae = load_vae(base.source, device=device, dtype=dtype)
         encoder = make_encoder(vae, plan)
         latents = None
         if any(panel.cache_latents for panel in job.datasets):
             how = f"{type(encoder).__name__} {plan.compiled}"
-            latents = LatentCache(job, items, TensorCache("latents", warn=warn), vae=vae_identity(base.source), how=how, device=device, dtype=dtype, warn=warn)
+            latents = LatentCache(
+                job,
+                items,
+                TensorCache("latents", warn=warn),
+                vae=vae_identity(base.source),
+                how=how,
+                device=device,
+                dtype=dtype,
+                warn=warn,
+            )
             made = latents.fill(encoder, lambda done, total: progress("caching", done, total, "latents"))
             log.emit("log", level="info", text=f"latents of images: {made} encoded, the others read from the cache")
     config = base.source.expert("high_noise" if job.multistage.high_noise else "low_noise").config
@@ -217,33 +290,77 @@ def prepare(job: Job, facts: Facts, folder: Path, log: EventLog, *, device: torc
     with loading("experts", device, planning):
         recovery, grid = recovery_of(job, facts.base, base, config, dtype, warn=warn)
         experts = Experts(
-            job, base, plan.precision, attention=kernels, device=device, dtype=dtype, recovery=recovery, grid=grid, progress=lambda done, total, text: progress("loading", done, total, text),
+            job,
+            base,
+            plan.precision,
+            attention=kernels,
+            device=device,
+            dtype=dtype,
+            recovery=recovery,
+            grid=grid,
+            progress=lambda done, total, text: progress("loading", done, total, text),
             warn=warn,
-        )  # fmt: skip
+        )
         learners = {
-            expert: Learner(parameters, build_optimizer(job.training, list(parameters.values())), Ema(job.training.ema_decay, dict(parameters)) if job.training.ema else None)
+            expert: Learner(
+                parameters,
+                build_optimizer(job.training, list(parameters.values())),
+                Ema(job.training.ema_decay, dict(parameters)) if job.training.ema else None,
+            )
             for expert, parameters in experts.parameters.items()
         }
     run = Run(
-        job=job, base_dir=facts.base, folder=folder, log=log, device=device, base=base, vae=vae, encoder=encoder, book=book, experts=experts,
-        planning=planning, learners=learners, accelerators=accelerators, order=order, loader=Loader(order, workers, log=warn, needless=latents.holds if latents else None), begin=begin, ahead=list(begin.ahead), latents=latents, versions=versions(),
+        job=job,
+        base_dir=facts.base,
+        folder=folder,
+        log=log,
+        device=device,
+        base=base,
+        vae=vae,
+        encoder=encoder,
+        book=book,
+        experts=experts,
+        planning=planning,
+        learners=learners,
+        accelerators=accelerators,
+        order=order,
+        loader=Loader(order, workers, log=warn, needless=latents.holds if latents else None),
+        begin=begin,
+        ahead=list(begin.ahead),
+        latents=latents,
+        versions=versions(),
         speeds=clip_speeds(job, facts),
-    )  # fmt: skip
+    )
     run.place(plan)
     return run
 
 
 def recovery_of(
-    job: Job, base_dir: Path, base: BaseFolder, config: dict[str, Any], dtype: torch.dtype, *, warn: Callable[[str], None]
+    job: Job,
+    base_dir: Path,
+    base: BaseFolder,
+    config: dict[str, Any],
+    dtype: torch.dtype,
+    *,
+    warn: Callable[[str], None],
 ) -> tuple[dict[Expert, list[Lora]], Grid]:
-    """The accuracy recovery adapter of qint4+ara, per expert and block, in host memory, and the 4-bit grid it was made for. Raises UserError."""
+    """The accuracy recovery adapter of qint4+ara, per expert and block, in host memory, and the 4-bit grid it was made
+    for. Raises UserError."""
     if job.quantization.transformer != "qint4+ara":
         return {}, "qint4"
     if not job.quantization.ara:
-        raise UserError("qint4+ara needs an adapter", where="quantization.ara", fix="Name one, or build it with wanlora ara")
+        raise UserError(
+            "qint4+ara needs an adapter", where="quantization.ara", fix="Name one, or build it with wanlora ara"
+        )
     path = find_ara(job.quantization.ara, base_dir)
     ara = load_ara(
-        path, shapes=linear_shapes(config), blocks=config["num_layers"], needed=needed_experts(job), identities={e: base.identity_of(e) for e in needed_experts(job)}, device=torch.device("cpu"), dtype=dtype
+        path,
+        shapes=linear_shapes(config),
+        blocks=config["num_layers"],
+        needed=needed_experts(job),
+        identities={e: base.identity_of(e) for e in needed_experts(job)},
+        device=torch.device("cpu"),
+        dtype=dtype,
     )
     if ara.assumed:
         warn(ara.assumed)

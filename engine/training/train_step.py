@@ -35,7 +35,8 @@ class Passed:
 
 
 def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch, control: Control) -> Passed | None:
-    """All micro-batches of an optimizer step, forward and backward. None when a stop is wished for between two of them."""
+    """All micro-batches of an optimizer step, forward and backward. None when a stop is wished for between two of
+    them."""
     accumulation = run.job.training.gradient_accumulation
     micro_batches = range(step * accumulation, (step + 1) * accumulation)
     clips_in_step = sum(len(run.order.batch(index)) for index in micro_batches)
@@ -59,7 +60,9 @@ def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch, control: Co
         with watch.part("transformer"):
             fault_injection.at("forward", step + 1)
             for term in terms(run, executor, batch, x_BCFhw, timestep_B, target, share=len(batch.ids) / clips_in_step):
-                loss = executor.forward_backward(x_BCFhw[term.rows], timestep_B[term.rows], term.text_BSD, term.loss, strength=batch.weights[0])
+                loss = executor.forward_backward(
+                    x_BCFhw[term.rows], timestep_B[term.rows], term.text_BSD, term.loss, strength=batch.weights[0]
+                )
                 passed.losses[term.name] = passed.losses.get(term.name, 0) + loss
             fault_injection.at("backward", step + 1)
         passed.timesteps += timestep_B.tolist()
@@ -68,7 +71,8 @@ def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch, control: Co
 
 
 def with_memory(run: Run, learner: Learner, watch: Stopwatch, attempt: Callable[[], Passed | None]) -> Passed | None:
-    """The attempt's result; when memory runs out, the same step again, one rung down. Noise is keyed, so it is the same step."""
+    """The attempt's result; when memory runs out, the same step again, one rung down. Noise is keyed, so it is the same
+    step."""
     while True:
         try:
             with memory_errors():
@@ -86,8 +90,8 @@ def with_memory(run: Run, learner: Learner, watch: Stopwatch, attempt: Callable[
 
 
 def reserve_state(run: Run, learner: Learner) -> None:
-    """Take the memory that the optimizer's first step is about to keep, and let it go again: torch then has it at hand. If there
-    is none, it shows while the step can still be done again. Raises torch.OutOfMemoryError."""
+    """Take the memory that the optimizer's first step is about to keep, and let it go again: torch then has it at hand.
+    If there is none, it shows while the step can still be done again. Raises torch.OutOfMemoryError."""
     copies = math.ceil(OPTIMIZER_BYTES[run.job.training.optimizer] / 4)
     held = [torch.empty_like(p) for p in learner.parameters.values() for _ in range(copies)]
     del held

@@ -1,4 +1,5 @@
-"""The training loop, top to bottom: clips -> latents + conditioning -> noise, sigma, expert -> loss -> gradient -> step.
+"""The training loop, top to bottom: clips -> latents + conditioning -> noise, sigma, expert -> loss -> gradient ->
+step.
 
 Between two optimizer steps the state is whole: there it is saved, shown in previews and changed by commands.
 """
@@ -42,7 +43,8 @@ def train(run: Run, control: Control) -> Outcome:
     began = time.perf_counter()
     unlike = restore(run)
     clear_the_way(run.begin, run.folder, run.log)
-    sync_folders(run.folder)  # in front of the event that the attempt has started: after that nobody clears the way again
+    # in front of the event that the attempt has started: after that nobody clears the way again
+    sync_folders(run.folder)
     announce(run, unlike)
     step = run.start
     try:
@@ -75,7 +77,8 @@ def train(run: Run, control: Control) -> Outcome:
 
 
 def optimizer_step(run: Run, step: int, control: Control) -> bool:
-    """Optimizer step `step` (from 0) of the expert whose turn it is. False when a stop came first: then nothing has changed."""
+    """Optimizer step `step` (from 0) of the expert whose turn it is. False when a stop came first: then nothing has
+    changed."""
     job = run.job
     expert = expert_at(job, step)
     learner = run.learners[expert]
@@ -83,7 +86,8 @@ def optimizer_step(run: Run, step: int, control: Control) -> bool:
     watch = Stopwatch(run.device)
     try:
         passed = with_memory(run, learner, watch, partial(gradients, run, step, expert, watch, control))
-    except UserError as e:  # a clip is gone, no smaller plan is left: the weights have not moved, and what is done is not lost with it
+    # a clip is gone, no smaller plan is left: the weights have not moved, and what is done is not lost with it
+    except UserError as e:
         learner.optimizer.zero_grad(set_to_none=True)
         save_before_failing(run, step, control, e)
         raise
@@ -106,33 +110,50 @@ def optimizer_step(run: Run, step: int, control: Control) -> bool:
         learner.optimizer.zero_grad(set_to_none=True)
     if finite:
         run.log.emit(
-            "step", step=step + 1, expert=expert, loss=loss, parts=losses, lr=lr_at(job, expert, step), grad_norm=norm, timestep=sum(passed.timesteps) / len(passed.timesteps),
-            seconds=watch.seconds(), vram_gib=vram_gib(run.device), ram_gib=ram_gib(), clips=passed.clips,
-        )  # fmt: skip
+            "step",
+            step=step + 1,
+            expert=expert,
+            loss=loss,
+            parts=losses,
+            lr=lr_at(job, expert, step),
+            grad_norm=norm,
+            timestep=sum(passed.timesteps) / len(passed.timesteps),
+            seconds=watch.seconds(),
+            vram_gib=vram_gib(run.device),
+            ram_gib=ram_gib(),
+            clips=passed.clips,
+        )
     else:
         report_non_finite(run, step + 1, passed.clips, passed.timesteps)
     return True
 
 
 def save_before_failing(run: Run, step: int, control: Control, error: UserError) -> None:
-    """Save what `step` steps have come to, as `error` ends the run. Where that fails too, it is said, and `error` stays what ended the run."""
+    """Save what `step` steps have come to, as `error` ends the run. Where that fails too, it is said, and `error` stays
+    what ended the run."""
     if step == 0 or step in run.log.history.checkpoints:
         return
     try:
         save_all(run, step, control)
     except (UserError, StopWished) as e:
-        run.log.emit("log", level="warning", text=f"what came after the last checkpoint could not be saved before the run failed ({error.what}): {e}")
+        run.log.emit(
+            "log",
+            level="warning",
+            text=f"what came after the last checkpoint could not be saved before the run failed ({error.what}): {e}",
+        )
 
 
 def previews_due(job: Job, step: int) -> bool:
-    """Whether previews are due after `step` steps: at the start (sample.first) and every so often. `finish` makes those of the end."""
+    """Whether previews are due after `step` steps: at the start (sample.first) and every so often. `finish` makes those
+    of the end."""
     if not job.sample.prompts:
         return False
     return job.sample.first if step == 0 else job.sample.every > 0 and step % job.sample.every == 0
 
 
 def finish(run: Run, step: int, control: Control, began: float) -> Outcome | None:
-    """All steps are done: the last checkpoint, the last previews, the final LoRA files. None when more steps were ordered meanwhile."""
+    """All steps are done: the last checkpoint, the last previews, the final LoRA files. None when more steps were
+    ordered meanwhile."""
     if step not in run.log.history.checkpoints:
         save_all(run, step, control)
     if run.job.sample.prompts and not previews_made(run, step):
@@ -164,9 +185,12 @@ def stop(run: Run, step: int, control: Control) -> Outcome:
 
 
 def stop_unsaved(run: Run, step: int, control: Control) -> Outcome:
-    """Honour a stop while the disk is full: the run ends with the checkpoint it has. The events may not tell of it yet: they come after its LoRA files."""
+    """Honour a stop while the disk is full: the run ends with the checkpoint it has. The events may not tell of it yet:
+    they come after its LoRA files."""
     newest, _ = checkpoint.newest(run.folder)
     kept, path = (checkpoint.step_of(newest), str(newest.relative_to(run.folder))) if newest else (0, "")
-    why = f"{control.why} while the disk was full" + (f": what came after step {kept} could not be saved and is trained again" if kept < step else "")
+    why = f"{control.why} while the disk was full" + (
+        f": what came after step {kept} could not be saved and is trained again" if kept < step else ""
+    )
     run.log.emit("stopped", step=step, path=path, why=why)
     return Outcome(step, done=False, why=control.why)

@@ -1,9 +1,9 @@
 """Exact attention with its pieces in hand: the forward returns what the backward needs, so a block can be recomputed
 without running attention a second time.
 
-`cudnn` and `flash` are torch's own kernels; `triton-large` and `triton-small` are ours, backward alone, in two sizes of tiles for
-cards with more and less shared memory; `flash4` is the package flash-attn-4, for Hopper and Blackwell data-centre cards; `cpu` is
-the CPU's. They agree on what a logsumexp is, so one may run forward and another backward.
+`cudnn` and `flash` are torch's own kernels; `triton-large` and `triton-small` are ours, backward alone, in two sizes of
+tiles for cards with more and less shared memory; `flash4` is the package flash-attn-4, for Hopper and Blackwell
+data-centre cards; `cpu` is the CPU's. They agree on what a logsumexp is, so one may run forward and another backward.
 
 B batch, N heads, T query tokens, S key tokens, K head width. Tensors are (B, N, T, K), any strides.
 """
@@ -52,13 +52,25 @@ class Attention:
         """softmax(q k^T / sqrt(K)) v, and its logsumexp (B, N, T)."""
         return forward(self.forward_kernel, q, k, v)
 
-    def backward(self, grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor) -> Grads:
+    def backward(
+        self,
+        grad: torch.Tensor,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        out: torch.Tensor,
+        lse: torch.Tensor,
+    ) -> Grads:
         """Gradients of q, k, v from the forward's own output and logsumexp."""
         return backward(self.backward_kernel, grad, q, k, v, out, lse, deterministic=self.deterministic)
 
     @property
     def text(self) -> str:
-        names = self.forward_kernel if self.forward_kernel == self.backward_kernel else f"{self.forward_kernel} forward, {self.backward_kernel} backward"
+        names = (
+            self.forward_kernel
+            if self.forward_kernel == self.backward_kernel
+            else f"{self.forward_kernel} forward, {self.backward_kernel} backward"
+        )
         return f"{names}, in a fixed order" if self.deterministic else names
 
 
@@ -81,9 +93,18 @@ def forward(kernel: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> t
 
 
 def backward(
-    kernel: str, grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, *, deterministic: bool
+    kernel: str,
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    *,
+    deterministic: bool,
 ) -> Grads:
-    """Raises RuntimeError where `deterministic` is asked of a kernel that says it cannot; cudnn says nothing and cannot either."""
+    """Raises RuntimeError where `deterministic` is asked of a kernel that says it cannot; cudnn says nothing and cannot
+    either."""
     T, S = q.shape[2], k.shape[2]
     if kernel in BACKWARD_ONLY:
         from engine.wan import triton_attention  # Triton comes with the CUDA builds of torch alone
@@ -92,16 +113,22 @@ def backward(
     if kernel == "cpu":
         dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(grad, q, k, v, out, lse, 0.0, False)
     elif kernel == "flash4":
-        grads = _flash4()._flash_attn_bwd(*(t.transpose(1, 2) for t in (q, k, v, out, grad)), lse, deterministic=deterministic)
+        grads = _flash4()._flash_attn_bwd(
+            *(t.transpose(1, 2) for t in (q, k, v, out, grad)), lse, deterministic=deterministic
+        )
         dq, dk, dv = (t.transpose(1, 2) for t in grads[:3])
     else:
         seed = torch.empty((), dtype=torch.long, device=q.device)  # of the dropout that is off
         with fixed_order(deterministic):
             if kernel == "cudnn":
-                dq, dk, dv = aten._scaled_dot_product_cudnn_attention_backward(grad, q, k, v, out, lse[..., None], seed, seed, None, None, None, T, S, 0.0, False)
+                dq, dk, dv = aten._scaled_dot_product_cudnn_attention_backward(
+                    grad, q, k, v, out, lse[..., None], seed, seed, None, None, None, T, S, 0.0, False
+                )
             else:
                 state = torch.zeros(2, dtype=torch.uint64, device=q.device)
-                dq, dk, dv = aten._scaled_dot_product_flash_attention_backward(grad, q, k, v, out, lse, None, None, T, S, 0.0, False, state, seed)
+                dq, dk, dv = aten._scaled_dot_product_flash_attention_backward(
+                    grad, q, k, v, out, lse, None, None, T, S, 0.0, False, state, seed
+                )
     return dq, dk, dv
 
 
@@ -132,19 +159,28 @@ class Survey(NamedTuple):
         """(forward, backward). Raises UserError where there is none."""
         if not (self.forward and self.backward):
             reasons = "; ".join(f"{kernel}: {why}" for kernel, why in self.refused.items())
-            raise UserError(f"no exact attention runs on this card ({reasons})", where="job.gpus", fix="Use a card of compute capability 8.0 or newer, or update torch")
+            raise UserError(
+                f"no exact attention runs on this card ({reasons})",
+                where="job.gpus",
+                fix="Use a card of compute capability 8.0 or newer, or update torch",
+            )
         return min(self.forward, key=self.forward.__getitem__), min(self.backward, key=self.backward.__getitem__)
 
     @property
     def text(self) -> str:
-        words = [f"{direction} {', '.join(f'{kernel} {s * 1000:.1f} ms' for kernel, s in seconds.items())}" for direction, seconds in (("forward", self.forward), ("backward", self.backward))]
+        words = [
+            f"{direction} {', '.join(f'{kernel} {s * 1000:.1f} ms' for kernel, s in seconds.items())}"
+            for direction, seconds in (("forward", self.forward), ("backward", self.backward))
+        ]
         return "; ".join([*words, *(f"{kernel}: {why}" for kernel, why in self.refused.items())])
 
 
-def survey(device: torch.device, *, tokens: int, heads: int, width: int, dtype: torch.dtype, deterministic: bool) -> Survey:
-    """Run every kernel on random tensors, forward and backward (those without a forward after the first one's). One that fails,
-    gives another answer than the first, or promises a fixed order and does not keep to it, is refused with the reason. Raises
-    torch.OutOfMemoryError."""
+def survey(
+    device: torch.device, *, tokens: int, heads: int, width: int, dtype: torch.dtype, deterministic: bool
+) -> Survey:
+    """Run every kernel on random tensors, forward and backward (those without a forward after the first one's). One
+    that fails, gives another answer than the first, or promises a fixed order and does not keep to it, is refused with
+    the reason. Raises torch.OutOfMemoryError."""
     found = Survey({}, {}, {})
     q, k, v, grad = (torch.randn(1, tokens, heads, width, device=device, dtype=dtype).transpose(1, 2) for _ in range(4))
     answer: tuple[torch.Tensor, ...] = ()  # of the first kernel that has one
@@ -182,7 +218,11 @@ def _reason(kernel: str, error: Exception) -> str:
     if isinstance(error, ImportError) and kernel in PACKAGES:
         package = PACKAGES[kernel]
         absent = (error.name or "").startswith(package.module)
-        return f"the package {package.name} is not installed" if absent else f"the package {package.name} is incomplete: {error}"
+        return (
+            f"the package {package.name} is not installed"
+            if absent
+            else f"the package {package.name} is incomplete: {error}"
+        )
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
@@ -216,7 +256,9 @@ def _same(theirs: tuple[torch.Tensor, ...], ours: tuple[torch.Tensor, ...]) -> N
             raise RuntimeError(f"its answer is {apart:.1%} away from the first kernel's")
 
 
-def choose(device: torch.device, *, tokens: int, heads: int, width: int, dtype: torch.dtype, deterministic: bool) -> tuple[Attention, str]:
+def choose(
+    device: torch.device, *, tokens: int, heads: int, width: int, dtype: torch.dtype, deterministic: bool
+) -> tuple[Attention, str]:
     """(the fastest of the exact kernels on this card, why), measured once, forward and backward by themselves."""
     if device.type != "cuda":
         return CPU, "the CPU has one"

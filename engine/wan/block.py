@@ -1,7 +1,8 @@
 """One Wan transformer block as two token-wise functions around its self-attention, and what the text is to it.
 
     before(x)           -> q, k, v         norm, modulation, three linears, qk-norm, rope
-    of_text(text)       -> text k, v       what the cross-attention looks at: once a visit, however many chunks there are
+    of_text(text)       -> text k, v       what the cross-attention looks at: once a visit, however many chunks there
+    are
     after(x, a, k, v)   -> y               output projection, cross-attention to the text, feed-forward
 
 `before` and `after` work on any run of tokens by themselves; only attention needs them all. Weights come in as plain
@@ -19,22 +20,40 @@ from torch.nn import functional as F
 from engine.wan.frozen_linear import Packed, frozen_linear, lora_branch
 
 LINEARS = (
-    "attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0",
-    "ffn.net.0.proj", "ffn.net.2",
-)  # fmt: skip
+    "attn1.to_q",
+    "attn1.to_k",
+    "attn1.to_v",
+    "attn1.to_out.0",
+    "attn2.to_q",
+    "attn2.to_k",
+    "attn2.to_v",
+    "attn2.to_out.0",
+    "ffn.net.0.proj",
+    "ffn.net.2",
+)
 BEFORE_LINEARS, TEXT_LINEARS = LINEARS[:3], LINEARS[5:7]
 NORMS = ("attn1.norm_q", "attn1.norm_k", "attn2.norm_q", "attn2.norm_k")
 EPS = 1e-6
 
 Weights = dict[str, Packed]  # "attn1.to_q" -> packed weight
-Plain = dict[str, torch.Tensor]  # "attn1.to_q.bias", "attn1.norm_q.weight", "norm2.weight", "norm2.bias", "scale_shift_table"
-Lora = dict[str, tuple[torch.Tensor, torch.Tensor]]  # "attn1.to_q" -> (A (R, in), B (out, R)); empty when the expert has none
+# "attn1.to_q.bias", "attn1.norm_q.weight", "norm2.weight", "norm2.bias", "scale_shift_table"
+Plain = dict[str, torch.Tensor]
+# "attn1.to_q" -> (A (R, in), B (out, R)); empty when the expert has none
+Lora = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 def _linear(
-    name: str, x: torch.Tensor, weights: Weights, plain: Plain, lora: Lora, recovery: Lora, strength: torch.Tensor, precision: str
+    name: str,
+    x: torch.Tensor,
+    weights: Weights,
+    plain: Plain,
+    lora: Lora,
+    recovery: Lora,
+    strength: torch.Tensor,
+    precision: str,
 ) -> torch.Tensor:
-    """The frozen linear, the accuracy recovery branch that belongs to it (if any), and the LoRA at its strength (if any)."""
+    """The frozen linear, the accuracy recovery branch that belongs to it (if any), and the LoRA at its strength (if
+    any)."""
     y = frozen_linear(x, weights[name], plain[f"{name}.bias"], precision)
     if name in recovery:
         down, up = recovery[name]
@@ -58,9 +77,18 @@ def _rotated(x_BTNK: torch.Tensor, cos_1T1K: torch.Tensor, sin_1T1K: torch.Tenso
 
 
 def before(
-    x_BTD: torch.Tensor, time_B6D: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, weights: Weights, plain: Plain, lora: Lora,
-    recovery: Lora, strength: torch.Tensor, heads: int, precision: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    x_BTD: torch.Tensor,
+    time_B6D: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
+    weights: Weights,
+    plain: Plain,
+    lora: Lora,
+    recovery: Lora,
+    strength: torch.Tensor,
+    heads: int,
+    precision: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """q, k, v as (B, T, N, K)."""
     shift, scale, *_ = (plain["scale_shift_table"] + time_B6D.float()).chunk(6, dim=1)
     h = _modulated(x_BTD, scale, shift)
@@ -71,7 +99,14 @@ def before(
 
 
 def of_text(
-    text_BSD: torch.Tensor, weights: Weights, plain: Plain, lora: Lora, recovery: Lora, strength: torch.Tensor, heads: int, precision: str
+    text_BSD: torch.Tensor,
+    weights: Weights,
+    plain: Plain,
+    lora: Lora,
+    recovery: Lora,
+    strength: torch.Tensor,
+    heads: int,
+    precision: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of the cross-attention, as (B, S, N, K)."""
     k, v = (_linear(name, text_BSD, weights, plain, lora, recovery, strength, precision) for name in TEXT_LINEARS)
@@ -79,9 +114,19 @@ def of_text(
 
 
 def after(
-    x_BTD: torch.Tensor, a_BTD: torch.Tensor, k_BSNK: torch.Tensor, v_BSNK: torch.Tensor, time_B6D: torch.Tensor, weights: Weights, plain: Plain,
-    lora: Lora, recovery: Lora, strength: torch.Tensor, heads: int, precision: str,
-) -> torch.Tensor:  # fmt: skip
+    x_BTD: torch.Tensor,
+    a_BTD: torch.Tensor,
+    k_BSNK: torch.Tensor,
+    v_BSNK: torch.Tensor,
+    time_B6D: torch.Tensor,
+    weights: Weights,
+    plain: Plain,
+    lora: Lora,
+    recovery: Lora,
+    strength: torch.Tensor,
+    heads: int,
+    precision: str,
+) -> torch.Tensor:
     """The block's output from its input, its self-attention's output, and the text's keys and values."""
 
     def linear(name: str, x: torch.Tensor) -> torch.Tensor:
@@ -90,9 +135,15 @@ def after(
     _, _, gate, c_shift, c_scale, c_gate = (plain["scale_shift_table"] + time_B6D.float()).chunk(6, dim=1)
     x = (x_BTD.float() + linear("attn1.to_out.0", a_BTD) * gate).type_as(x_BTD)
 
-    h = F.layer_norm(x.float(), x.shape[-1:], plain["norm2.weight"].float(), plain["norm2.bias"].float(), EPS).type_as(x)
+    h = F.layer_norm(x.float(), x.shape[-1:], plain["norm2.weight"].float(), plain["norm2.bias"].float(), EPS).type_as(
+        x
+    )
     q = _rms_norm(linear("attn2.to_q", h), plain["attn2.norm_q.weight"]).unflatten(2, (heads, -1))
-    c = F.scaled_dot_product_attention(q.transpose(1, 2), k_BSNK.transpose(1, 2), v_BSNK.transpose(1, 2)).transpose(1, 2).flatten(2, 3)
+    c = (
+        F.scaled_dot_product_attention(q.transpose(1, 2), k_BSNK.transpose(1, 2), v_BSNK.transpose(1, 2))
+        .transpose(1, 2)
+        .flatten(2, 3)
+    )
     x = x + linear("attn2.to_out.0", c)
 
     h = F.gelu(linear("ffn.net.0.proj", _modulated(x, c_scale, c_shift)), approximate="tanh")

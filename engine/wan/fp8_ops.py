@@ -1,4 +1,5 @@
-"""Row-wise float8 of an activation as one operator: each row is read once, where compiled reductions read it several times.
+"""Row-wise float8 of an activation as one operator: each row is read once, where compiled reductions read it several
+times.
 
 A custom operator, so that torch.compile takes it as it is; Triton on CUDA, plain torch elsewhere (for the tests).
 M rows, K columns.
@@ -22,7 +23,9 @@ def rowwise_e4m3(x_MK: torch.Tensor, fold_K: torch.Tensor | None, floor: float) 
 
 @rowwise_e4m3.register_fake
 def _(x_MK: torch.Tensor, fold_K: torch.Tensor | None, floor: float) -> tuple[torch.Tensor, torch.Tensor]:
-    return x_MK.new_empty(x_MK.shape, dtype=torch.float8_e4m3fn), x_MK.new_empty((x_MK.shape[0], 1), dtype=torch.float32)
+    return x_MK.new_empty(x_MK.shape, dtype=torch.float8_e4m3fn), x_MK.new_empty(
+        (x_MK.shape[0], 1), dtype=torch.float32
+    )
 
 
 @rowwise_e4m3.register_kernel("cuda")
@@ -34,5 +37,15 @@ def _(x_MK: torch.Tensor, fold_K: torch.Tensor | None, floor: float) -> tuple[to
     q = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
     block = 1 << (columns - 1).bit_length()
-    rowwise_e4m3_kernel[(rows,)](x, q, scale, x if fold_K is None else fold_K, columns, floor, FOLD=fold_K is not None, BLOCK=block, num_warps=8 if block <= 8192 else 16)
+    rowwise_e4m3_kernel[(rows,)](
+        x,
+        q,
+        scale,
+        x if fold_K is None else fold_K,
+        columns,
+        floor,
+        FOLD=fold_K is not None,
+        BLOCK=block,
+        num_warps=8 if block <= 8192 else 16,
+    )
     return q, scale

@@ -25,8 +25,8 @@ def pack_float8(weight_NK: torch.Tensor) -> Packed:
 
 
 def unpack_weight(packed: Packed, precision: str, dtype: torch.dtype) -> torch.Tensor:
-    """The (N, K) weight that `packed` stands for. Scales are per output row (qint4: per group of inputs, with the value of code 0), fp32; qint4
-    has codes 0..15, two to a byte, and those of qfloat8 may be given as bytes."""
+    """The (N, K) weight that `packed` stands for. Scales are per output row (qint4: per group of inputs, with the value
+    of code 0), fp32; qint4 has codes 0..15, two to a byte, and those of qfloat8 may be given as bytes."""
     if precision == "none":
         return packed[0].to(dtype)
     if precision != "qint4":
@@ -42,11 +42,12 @@ def unpack_weight(packed: Packed, precision: str, dtype: torch.dtype) -> torch.T
 def e4m3_values(codes: torch.Tensor) -> torch.Tensor:
     """The fp32 values of e4m3 codes that are given as bytes, exactly as a cast has them.
 
-    In integers, because Triton has no e4m3 below compute capability 8.9: a kernel that reads float8_e4m3fn does not compile there
-    (torch up to 2.9; later ones cast the whole weight to fp32 before the kernel).
+    In integers, because Triton has no e4m3 below compute capability 8.9: a kernel that reads float8_e4m3fn does not
+    compile there (torch up to 2.9; later ones cast the whole weight to fp32 before the kernel).
     """
     magnitude = (codes & 127).to(torch.int32)
-    normal = (magnitude << 20) + (120 << 23)  # 4 bits of exponent and 3 of mantissa where fp32 has them, the bias from 7 to 127
+    # 4 bits of exponent and 3 of mantissa where fp32 has them, the bias from 7 to 127
+    normal = (magnitude << 20) + (120 << 23)
     bits = torch.where(magnitude < 8, (magnitude.to(torch.float32) * 2.0**-9).view(torch.int32), normal)
     bits = torch.where(magnitude == 127, 0x7FC00000, bits)  # not a number
     return (bits | ((codes & 128).to(torch.int32) << 24)).view(torch.float32)
@@ -65,10 +66,20 @@ class _Float8Product(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x_MK: torch.Tensor, w_NK: torch.Tensor, scale_N1: torch.Tensor, bias_N: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, x_MK: torch.Tensor, w_NK: torch.Tensor, scale_N1: torch.Tensor, bias_N: torch.Tensor
+    ) -> torch.Tensor:
         ctx.save_for_backward(w_NK, scale_N1)
         x8, x_scale = rowwise_e4m3(x_MK, None, 1e-6)
-        return torch._scaled_mm(x8, w_NK.t(), scale_a=x_scale, scale_b=scale_N1.t(), bias=bias_N, out_dtype=torch.bfloat16, use_fast_accum=True)
+        return torch._scaled_mm(
+            x8,
+            w_NK.t(),
+            scale_a=x_scale,
+            scale_b=scale_N1.t(),
+            bias=bias_N,
+            out_dtype=torch.bfloat16,
+            use_fast_accum=True,
+        )
 
     @staticmethod
     def backward(ctx: Any, g_MN: torch.Tensor) -> Any:
@@ -76,7 +87,9 @@ class _Float8Product(torch.autograd.Function):
         g8, g_scale = rowwise_e4m3(g_MN, scale_N1.squeeze(1), 1e-12)
         w_KN = w_NK.t().contiguous()
         ones = torch.ones(1, w_KN.shape[0], device=g_MN.device)
-        dx = torch._scaled_mm(g8, w_KN.t(), scale_a=g_scale, scale_b=ones, out_dtype=torch.bfloat16, use_fast_accum=True)
+        dx = torch._scaled_mm(
+            g8, w_KN.t(), scale_a=g_scale, scale_b=ones, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
         return dx, None, None, None
 
 
@@ -84,7 +97,9 @@ class _DequantizedProduct(torch.autograd.Function):
     """y = x W^T with W dequantized on the spot, in both directions."""
 
     @staticmethod
-    def forward(ctx: Any, x_MK: torch.Tensor, precision: str, bias_N: torch.Tensor, *packed: torch.Tensor) -> torch.Tensor:
+    def forward(
+        ctx: Any, x_MK: torch.Tensor, precision: str, bias_N: torch.Tensor, *packed: torch.Tensor
+    ) -> torch.Tensor:
         ctx.precision = precision
         ctx.save_for_backward(*packed)
         return F.linear(x_MK, unpack_weight(packed, precision, x_MK.dtype), bias_N)

@@ -1,8 +1,8 @@
 """Which quantized weights an accuracy recovery adapter corrects. An adapter made for one grid is noise on another.
 
 The grid "uint4" is torchao's UIntXWeightOnlyConfig (torchao 0.10), on which the published adapters for ai-toolkit were
-trained: groups of 64 inputs, 0 to 15 around an integer zero point, reckoned in the weight's own type. Here its values are
-put into the layout of qint4, so that storage and compute need not know the difference.
+trained: groups of 64 inputs, 0 to 15 around an integer zero point, reckoned in the weight's own type. Here its values
+are put into the layout of qint4, so that storage and compute need not know the difference.
 """
 
 import hashlib
@@ -31,10 +31,11 @@ def pack_on_grid(weight_NK: torch.Tensor, grid: Grid) -> Packed:
 
 
 def _pack_uint4(weight_NK: torch.Tensor) -> Packed:
-    """(codes, two to a byte; scale; value of code 0), groups along K. Rounds where torchao rounds, in the weight's dtype.
+    """(codes, two to a byte; scale; value of code 0), groups along K. Rounds where torchao rounds, in the weight's
+    dtype.
 
-    With bf16 weights every product is exact in fp32, so dequantizing to bf16 gives torchao's bits. A width that 64 does not
-    divide is one group (torchao leaves such a weight alone; Wan has none).
+    With bf16 weights every product is exact in fp32, so dequantizing to bf16 gives torchao's bits. A width that 64 does
+    not divide is one group (torchao leaves such a weight alone; Wan has none).
     """
     n, k = weight_NK.shape
     groups = weight_NK.reshape(n, -1, UINT4_GROUP) if k % UINT4_GROUP == 0 else weight_NK.reshape(n, 1, k)

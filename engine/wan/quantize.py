@@ -1,4 +1,5 @@
-"""How a frozen weight is packed for storage, by precision: quanto's quantizers in our layout, or our own row-wise float8."""
+"""How a frozen weight is packed for storage, by precision: quanto's quantizers in our layout, or our own row-wise
+float8."""
 
 import torch
 
@@ -7,7 +8,8 @@ from engine.wan.int4_grids import Grid, pack_on_grid
 
 
 def pack(weight_NK: torch.Tensor, precision: str, grid: Grid = "qint4") -> Packed:
-    """One frozen weight as `engine.wan.frozen_linear.unpack_weight` reads it. `grid` says on which 4-bit grid an adapter was made."""
+    """One frozen weight as `engine.wan.frozen_linear.unpack_weight` reads it. `grid` says on which 4-bit grid an
+    adapter was made."""
     if precision == "none":
         return (weight_NK,)
     if precision == "float8":

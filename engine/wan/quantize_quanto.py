@@ -24,11 +24,13 @@ Fit = Literal["max", "hqq", "least_squares"]
 SMALLEST_SCALE = 1e-12  # of a row or group that is constant; quanto itself divides by zero there
 LARGEST_GROUP, GROUP_STEP, SMALLEST_GROUP = 128, 32, 32  # quanto's own rule for a linear (QModuleMixin)
 EIGHT_BITS = {"qfloat8": qfloat8, "qint8": qint8}
-ELEMENTS_AT_ONCE = {True: 1 << 24, False: 1 << 19}  # least_squares works on this many weights at a time; what fits a CPU's cache
+# least_squares works on this many weights at a time; what fits a CPU's cache
+ELEMENTS_AT_ONCE = {True: 1 << 24, False: 1 << 19}
 
 
 def group_size(inputs: int) -> int | None:
-    """Inputs per scale of qint4, as quanto chooses for a linear: 128, else 96, 64 or 32 where it divides, None for the whole row."""
+    """Inputs per scale of qint4, as quanto chooses for a linear: 128, else 96, 64 or 32 where it divides, None for the
+    whole row."""
     if inputs <= LARGEST_GROUP:
         return None
     return next((g for g in range(LARGEST_GROUP, SMALLEST_GROUP - 1, -GROUP_STEP) if inputs % g == 0), None)
@@ -57,7 +59,9 @@ def pack_weight_quanto(weight_NK: torch.Tensor, precision: str, fit: Fit = "leas
 
 def _codes(groups: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
     """0..15 by quanto's own operator: round((w + shift) / scale)."""
-    codes: torch.Tensor = torch.ops.quanto.quantize_affine(groups, bits=4, axis=0, group_size=None, scale=scale, shift=shift)
+    codes: torch.Tensor = torch.ops.quanto.quantize_affine(
+        groups, bits=4, axis=0, group_size=None, scale=scale, shift=shift
+    )
     return codes
 
 
@@ -104,9 +108,10 @@ class PlainHqq(HqqOptimizer):
 class LeastSquares(MaxOptimizer):
     """The grid of least squared error, for each group by itself.
 
-    The best of the full range and some narrower ones (outliers clipped), then refined by alternation, as Lloyd's algorithm on
-    an even grid: codes are the nearest to the weights for a given grid, the best grid for given codes is the straight line that
-    regresses weights on codes. The best grid seen is kept, and the full range is among those seen.
+    The best of the full range and some narrower ones (outliers clipped), then refined by alternation, as Lloyd's
+    algorithm on an even grid: codes are the nearest to the weights for a given grid, the best grid for given codes is
+    the straight line that regresses weights on codes. The best grid seen is kept, and the full range is among those
+    seen.
     """
 
     starts = (1.0, 0.9, 0.8, 0.7, 0.6)  # share of the full range, around its middle
@@ -133,7 +138,8 @@ class LeastSquares(MaxOptimizer):
             centre = codes.mean(1, keepdim=True)
             codes -= centre
             slope = (codes * (base - mean)).sum(1, keepdim=True) / codes.square().sum(1, keepdim=True).clamp(min=1e-6)
-            scale = torch.where(slope > SMALLEST_SCALE, slope, scale)  # one code for the whole group: nothing to regress on
+            # one code for the whole group: nothing to regress on
+            scale = torch.where(slope > SMALLEST_SCALE, slope, scale)
             shift = scale * centre - mean
         best, _ = _tried(base, best, scale, shift)
         return best[1], best[2]
@@ -147,4 +153,8 @@ def _tried(base: torch.Tensor, best: _Best, scale: torch.Tensor, shift: torch.Te
     codes = _codes(base, scale, shift).to(base.dtype)
     error = torch.addcmul(-shift, scale, codes).sub_(base).square_().sum(1, keepdim=True)
     better = error < best[0]
-    return (torch.where(better, error, best[0]), torch.where(better, scale, best[1]), torch.where(better, shift, best[2])), codes
+    return (
+        torch.where(better, error, best[0]),
+        torch.where(better, scale, best[1]),
+        torch.where(better, shift, best[2]),
+    ), codes

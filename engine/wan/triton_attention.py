@@ -1,11 +1,13 @@
-"""The backward of exact attention in two Triton kernels that add in a fixed order: gradients of keys and values, then of queries.
+"""The backward of exact attention in two Triton kernels that add in a fixed order: gradients of keys and values, then
+of queries.
 
-The scores are computed in both, seven products where kernels that add up the gradient of the queries from all sides at once need
-five; in return no two programs write to the same place, so the same inputs give the same bits, and nothing waits in memory but one
-number a row. Formulas: FlashAttention-2 (Dao 2023, arXiv 2307.08691, algorithm 2). Imported where Triton is, on CUDA.
+The scores are computed in both, seven products where kernels that add up the gradient of the queries from all sides at
+once need five; in return no two programs write to the same place, so the same inputs give the same bits, and nothing
+waits in memory but one number a row. Formulas: FlashAttention-2 (Dao 2023, arXiv 2307.08691, algorithm 2). Imported
+where Triton is, on CUDA.
 
-B batch, N heads, T query tokens, S key tokens, K head width. Inside the kernels: M rows of queries and N of keys that a program has
-in hand at a time.
+B batch, N heads, T query tokens, S key tokens, K head width. Inside the kernels: M rows of queries and N of keys that a
+program has in hand at a time.
 """
 
 from typing import Any, NamedTuple
@@ -31,7 +33,8 @@ class Tiles(NamedTuple):
     of_queries: Tile  # of queries: it has its queries and goes through all keys
 
 
-# For heads of 128. As Triton 3.6 compiles them, the large ones need 165 KB of shared memory on Hopper, 132 before, 198 on Blackwell
+# For heads of 128. As Triton 3.6 compiles them, the large ones need 165 KB of shared memory on Hopper, 132 before, 198
+# on Blackwell
 # data-centre cards; the small ones fit the 99 KB of other cards.
 TILES = {
     "triton-large": Tiles(Tile(64, 128, 8, 3), Tile(128, 64, 8, 3)),
@@ -40,11 +43,17 @@ TILES = {
 
 
 def backward(
-    tiles: Tiles, grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor
+    tiles: Tiles,
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q, k, v, laid out (B, T, N, K) in memory. Tensors are (B, N, T, K), any strides, `lse` (B, N, T) with the natural
-    logarithm. Raises RuntimeError for widths that are no power of two from 16, and what Triton raises where a tile
-    does not fit."""
+    """Gradients of q, k, v, laid out (B, T, N, K) in memory. Tensors are (B, N, T, K), any strides, `lse` (B, N, T)
+    with the natural logarithm. Raises RuntimeError for widths that are no power of two from 16, and what Triton raises
+    where a tile does not fit."""
     B, N, T, K = q.shape
     S = k.shape[2]
     if K < 16 or K & (K - 1):
@@ -52,15 +61,21 @@ def backward(
     grad, q, k, v, out = (t if t.stride(-1) == 1 else t.contiguous() for t in (grad, q, k, v, out))
     lse = lse.contiguous()
     dq, dk, dv = (t.new_empty(B, t.shape[2], N, K).transpose(1, 2) for t in (q, k, v))
-    assert all(t.shape[2] * t.stride(2) < MOST for t in (grad, q, k, v, out, dq, dk, dv)), "a head that spans more than 32-bit offsets reach"
+    assert all(t.shape[2] * t.stride(2) < MOST for t in (grad, q, k, v, out, dq, dk, dv)), (
+        "a head that spans more than 32-bit offsets reach"
+    )
     delta = torch.empty_like(lse)
     _delta[(triton.cdiv(T, ROWS), B * N)](out, grad, delta, T, N, *_strides(out, grad), WIDTH=K, ROWS=ROWS)
     inputs = (q, k, v, grad, lse, delta)
     sizes = (T, S, N, K**-0.5)
     tile = tiles.of_keys
-    _of_keys[(triton.cdiv(S, tile.keys), B * N)](*inputs, dk, dv, *sizes, *_strides(q, k, v, grad, dk, dv), **_options(tile, T, S, K))
+    _of_keys[(triton.cdiv(S, tile.keys), B * N)](
+        *inputs, dk, dv, *sizes, *_strides(q, k, v, grad, dk, dv), **_options(tile, T, S, K)
+    )
     tile = tiles.of_queries
-    _of_queries[(triton.cdiv(T, tile.queries), B * N)](*inputs, dq, *sizes, *_strides(q, k, v, grad, dq), **_options(tile, T, S, K))
+    _of_queries[(triton.cdiv(T, tile.queries), B * N)](
+        *inputs, dq, *sizes, *_strides(q, k, v, grad, dq), **_options(tile, T, S, K)
+    )
     return dq, dk, dv
 
 
@@ -69,8 +84,17 @@ def _strides(*tensors: torch.Tensor) -> list[int]:
 
 
 def _options(tile: Tile, T: int, S: int, K: int) -> dict[str, Any]:
-    whole = {"WHOLE_M": T % tile.queries == 0, "WHOLE_N": S % tile.keys == 0}  # else loads and stores at the edge are masked
-    return {"WIDTH": K, "M": tile.queries, "N": tile.keys, **whole, "STAGES": tile.stages, "num_warps": tile.warps, "num_stages": tile.stages}
+    # else loads and stores at the edge are masked
+    whole = {"WHOLE_M": T % tile.queries == 0, "WHOLE_N": S % tile.keys == 0}
+    return {
+        "WIDTH": K,
+        "M": tile.queries,
+        "N": tile.keys,
+        **whole,
+        "STAGES": tile.stages,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
 
 
 @triton.jit
@@ -97,7 +121,9 @@ def _put(base, rows, stride, limit, values, WIDTH: tl.constexpr, WHOLE: tl.const
 
 
 @triton.jit
-def _delta(out, grad, delta, T, heads, out_b, out_n, out_t, grad_b, grad_n, grad_t, WIDTH: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _delta(
+    out, grad, delta, T, heads, out_b, out_n, out_t, grad_b, grad_n, grad_t, WIDTH: tl.constexpr, ROWS: tl.constexpr
+):  # type: ignore[no-untyped-def]
     """delta = sum over the width of out * grad, in fp32: what the softmax takes off every row's gradient."""
     head = tl.program_id(1).to(tl.int64)
     b, n = head // heads, head % heads
@@ -109,12 +135,45 @@ def _delta(out, grad, delta, T, heads, out_b, out_n, out_t, grad_b, grad_n, grad
 
 @triton.jit
 def _of_keys(  # type: ignore[no-untyped-def]
-    q, k, v, grad, lse, delta, dk, dv, T, S, heads, scale,
-    q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, grad_b, grad_n, grad_t, dk_b, dk_n, dk_t, dv_b, dv_n, dv_t,
-    WIDTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr, WHOLE_M: tl.constexpr, WHOLE_N: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """dv = P^T grad, dk = dS^T q * scale, with P = exp(scale q k^T - lse) and dS = P * (grad v^T - delta). Transposed throughout:
-    the keys are the rows. Queries beyond the last are zeros, as is their grad, and add nothing."""
+    q,
+    k,
+    v,
+    grad,
+    lse,
+    delta,
+    dk,
+    dv,
+    T,
+    S,
+    heads,
+    scale,
+    q_b,
+    q_n,
+    q_t,
+    k_b,
+    k_n,
+    k_t,
+    v_b,
+    v_n,
+    v_t,
+    grad_b,
+    grad_n,
+    grad_t,
+    dk_b,
+    dk_n,
+    dk_t,
+    dv_b,
+    dv_n,
+    dv_t,
+    WIDTH: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    WHOLE_M: tl.constexpr,
+    WHOLE_N: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """dv = P^T grad, dk = dS^T q * scale, with P = exp(scale q k^T - lse) and dS = P * (grad v^T - delta). Transposed
+    throughout: the keys are the rows. Queries beyond the last are zeros, as is their grad, and add nothing."""
     head = tl.program_id(1).to(tl.int64)
     b, n = head // heads, head % heads
     keys = tl.program_id(0) * N + tl.arange(0, N)
@@ -143,10 +202,39 @@ def _of_keys(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _of_queries(  # type: ignore[no-untyped-def]
-    q, k, v, grad, lse, delta, dq, T, S, heads, scale,
-    q_b, q_n, q_t, k_b, k_n, k_t, v_b, v_n, v_t, grad_b, grad_n, grad_t, dq_b, dq_n, dq_t,
-    WIDTH: tl.constexpr, M: tl.constexpr, N: tl.constexpr, WHOLE_M: tl.constexpr, WHOLE_N: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    grad,
+    lse,
+    delta,
+    dq,
+    T,
+    S,
+    heads,
+    scale,
+    q_b,
+    q_n,
+    q_t,
+    k_b,
+    k_n,
+    k_t,
+    v_b,
+    v_n,
+    v_t,
+    grad_b,
+    grad_n,
+    grad_t,
+    dq_b,
+    dq_n,
+    dq_t,
+    WIDTH: tl.constexpr,
+    M: tl.constexpr,
+    N: tl.constexpr,
+    WHOLE_M: tl.constexpr,
+    WHOLE_N: tl.constexpr,
+    STAGES: tl.constexpr,
+):
     """dq = dS k * scale."""
     head = tl.program_id(1).to(tl.int64)
     b, n = head // heads, head % heads

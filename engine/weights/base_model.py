@@ -31,11 +31,17 @@ class BaseFolder:
 
 
 def find_base(
-    job: Job, base: Path, *, progress: Callable[[int, int, str], None] = lambda done, total, text: None, cache: Path | None = None, endpoint: str | None = None
+    job: Job,
+    base: Path,
+    *,
+    progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+    cache: Path | None = None,
+    endpoint: str | None = None,
 ) -> BaseFolder:
     """The base that the job names; what of it is not on this machine is downloaded first. Raises UserError.
 
-    `progress` is told the bytes that are there and those there will be; `cache` and `endpoint` are the Hub's own by default.
+    `progress` is told the bytes that are there and those there will be; `cache` and `endpoint` are the Hub's own by
+    default.
     """
     named = named_base(job)
     composed = compose(named, base, cache=cache)
@@ -47,15 +53,24 @@ def find_base(
             composed = compose(named, base, cache=cache)
     assert not composed.to_ask, f"what was fetched is not there: {composed.to_ask}"
     facts = facts_of(named, composed)
-    errors = [p for p in facts.problems if p.severity == "error" and p.code != "model-no-boundary"]  # which the job may make up for
+    # which the job may make up for
+    errors = [p for p in facts.problems if p.severity == "error" and p.code != "model-no-boundary"]
     if errors:
         raise UserError(errors[0].message, where=errors[0].field, fix=errors[0].fix)
     source = Source(Path(facts.folder), composed.places)
     boundary = facts.boundary_ratio if job.model.boundary == "model" else job.model.boundary
     if boundary is None:
-        raise UserError("the model names no boundary_ratio between 0 and 1", where=facts.folder, fix=f"Set model.boundary = {I2V_BOUNDARY}")
+        raise UserError(
+            "the model names no boundary_ratio between 0 and 1",
+            where=facts.folder,
+            fix=f"Set model.boundary = {I2V_BOUNDARY}",
+        )
     files = [file for expert in trained_experts(job) for file in source.expert(expert).files]
-    beside = {"vae": source.part("vae").files, "text_encoder": source.part("text_encoder").files, "tokenizer": source.tokenizer_files()}
+    beside = {
+        "vae": source.part("vae").files,
+        "text_encoder": source.part("text_encoder").files,
+        "tokenizer": source.tokenizer_files(),
+    }
     identities = {part: identity(paths, times=False) for part, paths in beside.items()}
     return BaseFolder(source, float(boundary), _flow_shift(source.folder), identity(files, times=False), identities)
 

@@ -1,7 +1,9 @@
-"""A base model from the Hugging Face Hub, into the Hub's own cache: only what the run needs, checked for room before it starts.
+"""A base model from the Hugging Face Hub, into the Hub's own cache: only what the run needs, checked for room before it
+starts.
 
-Weights are fetched by ranges into a file beside their place, so a download that was cut, stopped or killed goes on where it
-was; what the Hub gives a SHA-256 for is verified. Files are then handed to the Hub's library, which keeps the order of its cache.
+Weights are fetched by ranges into a file beside their place, so a download that was cut, stopped or killed goes on
+where it was; what the Hub gives a SHA-256 for is verified. Files are then handed to the Hub's library, which keeps the
+order of its cache.
 """
 
 import fcntl
@@ -44,10 +46,14 @@ class _Halted(Exception):
     """Another thread has ended the download."""
 
 
-def fetch(named: NamedBase, base: Path, *, progress: Progress, endpoint: str | None = None, cache: Path | None = None) -> None:
-    """Bring every part of the base that is not on this machine into the Hub's cache, as far as the run needs it. Raises UserError.
+def fetch(
+    named: NamedBase, base: Path, *, progress: Progress, endpoint: str | None = None, cache: Path | None = None
+) -> None:
+    """Bring every part of the base that is not on this machine into the Hub's cache, as far as the run needs it. Raises
+    UserError.
 
-    All repositories are asked, and room is made sure of, before anything large comes. `endpoint` and `cache` are the Hub's own by default.
+    All repositories are asked, and room is made sure of, before anything large comes. `endpoint` and `cache` are the
+    Hub's own by default.
     """
 
     def ask(repo: str, at: str) -> Repository:
@@ -58,12 +64,17 @@ def fetch(named: NamedBase, base: Path, *, progress: Progress, endpoint: str | N
     if composed.problems:
         raise UserError(composed.problems[0].message, where=composed.problems[0].field, fix=composed.problems[0].fix)
     repositories = [found for repo, found in listings.items() if parts_from(composed, repo)]
-    wheres = {found.repo: _where(composed.places[parts_from(composed, found.repo)[0]].field, found.repo) for found in repositories}
+    wheres = {
+        found.repo: _where(composed.places[parts_from(composed, found.repo)[0]].field, found.repo)
+        for found in repositories
+    }
     files: dict[str, list[HubFile]] = {}
     for found in repositories:
         with _telling(found, wheres[found.repo]):
             files[found.repo] = _files(found, composed, named, progress, wheres[found.repo])
-    if wrong := settings_problems(composed, {part: config for found in repositories for part, config in _configs(found, composed).items()}):
+    if wrong := settings_problems(
+        composed, {part: config for found in repositories for part, config in _configs(found, composed).items()}
+    ):
         raise UserError(wrong[0].message, where=wrong[0].field, fix=wrong[0].fix)
     need = sum(file.size - found.bytes_here(file) for found in repositories for file in files[found.repo])
     if repositories:
@@ -71,10 +82,16 @@ def fetch(named: NamedBase, base: Path, *, progress: Progress, endpoint: str | N
     total, before = sum(file.size for each in files.values() for file in each), 0
     for found in repositories:
         with _telling(found, wheres[found.repo]), _alone(found, progress):
-            _bring(found, files[found.repo], lambda done, _, text, before=before: progress(before + done, total, text), wheres[found.repo])  # type: ignore[misc]
+            _bring(
+                found,
+                files[found.repo],
+                lambda done, _, text, before=before: progress(before + done, total, text),
+                wheres[found.repo],
+            )  # type: ignore[misc]
             for file in files[found.repo]:
                 _link(found, file)
-            _link(found, min(files[found.repo], key=lambda file: file.size), revision="main")  # notes which commit is the main one
+            # notes which commit is the main one
+            _link(found, min(files[found.repo], key=lambda file: file.size), revision="main")
         before += sum(file.size for file in files[found.repo])
 
 
@@ -95,21 +112,34 @@ def fetch_file(repo: str, name: str, *, where: str, endpoint: str | None = None,
     try:
         return Path(hf_hub_download(repo, name, endpoint=endpoint, cache_dir=cache))
     except errors.RemoteEntryNotFoundError as e:
-        raise UserError(f"the repository {repo} has no file {name}", where=where, fix=f"Look at what it holds: {constants.ENDPOINT}/{repo}/tree/main") from e
+        raise UserError(
+            f"the repository {repo} has no file {name}",
+            where=where,
+            fix=f"Look at what it holds: {constants.ENDPOINT}/{repo}/tree/main",
+        ) from e
     except (errors.HTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as e:
         raise told(e, repo, where) from e
 
 
 def _link(found: Repository, file: HubFile, *, revision: str | None = None) -> Path:
     """The file in the cached snapshot; fetched, when its content is not there yet."""
-    return Path(hf_hub_download(found.repo, file.name, revision=revision or found.commit, endpoint=found.endpoint, cache_dir=found.cache))
+    return Path(
+        hf_hub_download(
+            found.repo, file.name, revision=revision or found.commit, endpoint=found.endpoint, cache_dir=found.cache
+        )
+    )
 
 
 def _files(found: Repository, composed: Composition, named: NamedBase, progress: Progress, where: str) -> list[HubFile]:
-    """All that has to come from a repository, the largest first. What is small is fetched here: indexes tell the names of shards."""
+    """All that has to come from a repository, the largest first. What is small is fetched here: indexes tell the names
+    of shards."""
     names = wanted_files(composed, named, found)
     others = [name for name in names if not name.endswith(".safetensors")]
-    small = [name for name in others if name in found.files and (name.endswith(".index.json") or found.files[name].size < SMALL)]
+    small = [
+        name
+        for name in others
+        if name in found.files and (name.endswith(".index.json") or found.files[name].size < SMALL)
+    ]
     for done, name in enumerate(small):
         progress(done, len(small), "downloading the model's settings")
         _link(found, found.files[name])
@@ -119,14 +149,17 @@ def _files(found: Repository, composed: Composition, named: NamedBase, progress:
         assert spot is not None, "the Hub has told"
         if part == "tokenizer" or spot.single or (part in EXPERT_NAMES and part not in named.experts):
             continue
-        weights = [name for name in weights if name.rpartition("/")[0] != spot.path] + _shards(found, part, spot.path, where)
+        weights = [name for name in weights if name.rpartition("/")[0] != spot.path] + _shards(
+            found, part, spot.path, where
+        )
     if absent := [name for name in (*others, *weights) if name not in found.files]:
         raise UserError(lacks(found.repo, absent), where=where, fix=LACKS_FIX)
     return sorted((found.files[name] for name in (*others, *weights)), key=lambda file: -file.size)
 
 
 def _configs(found: Repository, composed: Composition) -> dict[str, dict[str, Any]]:
-    """The config.json of each part that comes from a repository; what is wrong with one is told when the part is read."""
+    """The config.json of each part that comes from a repository; what is wrong with one is told when the part is
+    read."""
     configs = {}
     for part in parts_from(composed, found.repo):
         spot = composed.places[part].spot
@@ -151,9 +184,13 @@ def _require_room(cache: Path, need: int, where: str) -> None:
     free = shutil.disk_usage(existing_parent(cache)).free
     if need > 0 and need + RESERVE > free:
         raise UserError(
-            f"{human(need)} are to be downloaded into {cache}, and its disk has {human(free)} free", where=where,
-            fix=f"Free {human(need + RESERVE - free)} there, move the Hub's cache to another disk (HF_HOME), or give a local folder",
-        )  # fmt: skip
+            f"{human(need)} are to be downloaded into {cache}, and its disk has {human(free)} free",
+            where=where,
+            fix=(
+                f"Free {human(need + RESERVE - free)} there, move the Hub's cache to another disk (HF_HOME), or give a"
+                " local folder"
+            ),
+        )
 
 
 @contextmanager
@@ -207,7 +244,9 @@ def _bring_one(place: Repository, file: HubFile, halt: threading.Event, where: s
             partial.unlink()  # from the beginning
             what = f"{file.name} arrives damaged: its content is not what the Hub says it is"
             if (tries := tries + 1) > 1:
-                raise UserError(what, where=where, fix="Start again; if it stays so, look at the network between here and the Hub")
+                raise UserError(
+                    what, where=where, fix="Start again; if it stays so, look at the network between here and the Hub"
+                )
         except (errors.HTTPError, OSError) as e:
             if not _passing(e):
                 raise
@@ -222,12 +261,16 @@ def _passing(error: Exception) -> bool:
     """Whether it may be gone in a moment: no answer, a cut connection, a limit on requests, a fault of the server."""
     if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code in (408, 429) or error.response.status_code >= 500
-    return not isinstance(error, OSError) or error.errno is None or isinstance(error, ConnectionError | TimeoutError)  # the rest is about the disk
+    # the rest is about the disk
+    return not isinstance(error, OSError) or error.errno is None or isinstance(error, ConnectionError | TimeoutError)
 
 
 def _continue(place: Repository, file: HubFile, halt: threading.Event) -> None:
     """Add to the partial file what it lacks."""
-    partial, url = place.partial(file), hf_hub_url(place.repo, file.name, revision=place.commit, endpoint=place.endpoint)
+    partial, url = (
+        place.partial(file),
+        hf_hub_url(place.repo, file.name, revision=place.commit, endpoint=place.endpoint),
+    )
     if partial.exists() and partial.stat().st_size > file.size:
         partial.unlink()
     headers = build_hf_headers()
@@ -235,7 +278,15 @@ def _continue(place: Repository, file: HubFile, halt: threading.Event) -> None:
     if urlsplit(found.location).netloc != urlsplit(url).netloc:
         headers.pop("authorization", None)  # the token is for the Hub alone, not for the server that it sends us to
     with partial.open("ab") as f:
-        http_get(found.location, f, resume_size=f.tell(), headers=headers, expected_size=file.size, displayed_filename=file.name, tqdm_class=_bar_of(halt))
+        http_get(
+            found.location,
+            f,
+            resume_size=f.tell(),
+            headers=headers,
+            expected_size=file.size,
+            displayed_filename=file.name,
+            tqdm_class=_bar_of(halt),
+        )
 
 
 def _bar_of(halt: threading.Event) -> Any:

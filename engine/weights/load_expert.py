@@ -1,7 +1,8 @@
-"""An expert from its files into memory: blocks straight into packed host buffers, one tensor at a time, and the rest as a module.
+"""An expert from its files into memory: blocks straight into packed host buffers, one tensor at a time, and the rest as
+a module.
 
-Threads read ahead into a few buffers that are used again and again, so beside the packed blocks there is never more in host
-memory than these buffers and the block being packed. Quantization runs on the GPU when there is one.
+Threads read ahead into a few buffers that are used again and again, so beside the packed blocks there is never more in
+host memory than these buffers and the block being packed. Quantization runs on the GPU when there is one.
 """
 
 from collections import deque
@@ -24,7 +25,14 @@ from presets.errors import UserError
 Progress = Callable[[int, int, str], None]  # blocks done, blocks in all, what is done
 READERS = 4  # threads; a network file system needs several requests under way, a local disk is busy with them as well
 E4M3_PRECISIONS = ("float8", "qfloat8")
-KEYS = (*(f"{n}.weight" for n in LINEARS), *(f"{n}.bias" for n in LINEARS), *(f"{n}.weight" for n in NORMS), "norm2.weight", "norm2.bias", "scale_shift_table")
+KEYS = (
+    *(f"{n}.weight" for n in LINEARS),
+    *(f"{n}.bias" for n in LINEARS),
+    *(f"{n}.weight" for n in NORMS),
+    "norm2.weight",
+    "norm2.bias",
+    "scale_shift_table",
+)
 
 
 def stays_fp32(name: str) -> bool:
@@ -37,7 +45,11 @@ def open_expert(source: Source, expert: Expert) -> Part:
     part = source.expert(expert)
     count = part.config.get("num_layers")
     if not isinstance(count, int) or count < 1:
-        raise UserError("names no number of blocks (num_layers)", where=str(part.files[0].parent / "config.json"), fix="Download this file again")
+        raise UserError(
+            "names no number of blocks (num_layers)",
+            where=str(part.files[0].parent / "config.json"),
+            fix="Download this file again",
+        )
     with torch.device("meta"):
         model = WanTransformer3DModel.from_config({**part.config, "num_layers": 1})
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
@@ -52,7 +64,10 @@ def load_stem(source: Source, expert: Expert, *, device: torch.device, dtype: to
     part = open_expert(source, expert)
     with torch.device("meta"):
         model = WanTransformer3DModel.from_config({**part.config, "num_layers": 0})
-    model.rope = type(model.rope)(model.config.attention_head_dim, model.config.patch_size, model.config.rope_max_seq_len)  # its buffers are in no file
+    # its buffers are in no file
+    model.rope = type(model.rope)(
+        model.config.attention_head_dim, model.config.patch_size, model.config.rope_max_seq_len
+    )
     state = {name: part.stored[name].read(torch.float32 if stays_fp32(name) else dtype) for name in model.state_dict()}
     for name, tensor in state.items():
         require_numbers(tensor, name, part.stored[name].file)
@@ -61,15 +76,29 @@ def load_stem(source: Source, expert: Expert, *, device: torch.device, dtype: to
 
 
 def require_numbers(tensor: torch.Tensor, name: str, file: Path) -> None:
-    """Raises UserError for NaN or infinity among weights: a damaged file whose header is whole, that would only show as a bad loss."""
+    """Raises UserError for NaN or infinity among weights: a damaged file whose header is whole, that would only show as
+    a bad loss."""
     if not bool(torch.isfinite(tensor if tensor.dtype.itemsize > 1 else tensor.to(torch.float16)).all()):
-        raise UserError(f"the weight {name} holds values that are no numbers: the file is damaged", where=str(file), fix="Download it again")
+        raise UserError(
+            f"the weight {name} holds values that are no numbers: the file is damaged",
+            where=str(file),
+            fix="Download it again",
+        )
 
 
 def load_blocks(
-    source: Source, expert: Expert, precision: str, *, dtype: torch.dtype, pinned: bool, device: torch.device, progress: Progress, grid: Grid = "qint4"
+    source: Source,
+    expert: Expert,
+    precision: str,
+    *,
+    dtype: torch.dtype,
+    pinned: bool,
+    device: torch.device,
+    progress: Progress,
+    grid: Grid = "qint4",
 ) -> tuple[list[torch.Tensor], Layout]:
-    """The expert's blocks as packed host buffers. `dtype` is that of activations: biases, norms, and weights of precision none.
+    """The expert's blocks as packed host buffers. `dtype` is that of activations: biases, norms, and weights of
+    precision none.
 
     Weights stored in e4m3 with a scale are taken over as they are into float8 and qfloat8: nothing is rounded twice.
     Raises UserError.
@@ -94,7 +123,13 @@ def load_blocks(
 
 
 def _pack_block(
-    tensors: Iterator[tuple[torch.Tensor, torch.Tensor | None]], precision: str, dtype: torch.dtype, device: torch.device, grid: Grid, *, file: Path
+    tensors: Iterator[tuple[torch.Tensor, torch.Tensor | None]],
+    precision: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    grid: Grid,
+    *,
+    file: Path,
 ) -> tuple[Weights, Plain]:
     """The next block's tensors, on the device. The order is that of `engine.weights.packed_blocks.block_tensors`."""
     weights: Weights = {}
@@ -121,7 +156,11 @@ def _pack(raw_NK: torch.Tensor, scale: torch.Tensor | None, precision: str, dtyp
         return raw_NK, one.expand(raw_NK.shape[0], 1).contiguous()
     if precision == "none":
         return pack(weight_of(raw_NK, scale, dtype), precision)
-    return pack(weight_of(raw_NK, scale, torch.float32) if scale is not None or raw_NK.dtype in FLOAT8 else raw_NK, precision, grid)
+    return pack(
+        weight_of(raw_NK, scale, torch.float32) if scale is not None or raw_NK.dtype in FLOAT8 else raw_NK,
+        precision,
+        grid,
+    )
 
 
 def read_ahead(order: list[Stored], *, pinned: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:

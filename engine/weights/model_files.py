@@ -1,7 +1,9 @@
-"""Where a base model's tensors lie: folders as diffusers has them, or ComfyUI's single files. Opened by their headers alone.
+"""Where a base model's tensors lie: folders as diffusers has them, or ComfyUI's single files. Opened by their headers
+alone.
 
-Every part looks the same from above: tensors under the names of diffusers (transformers for the text encoder), read one at a
-time straight from their place in the file. Nothing is mapped into memory, so what has been read leaves no trace in it.
+Every part looks the same from above: tensors under the names of diffusers (transformers for the text encoder), read one
+at a time straight from their place in the file. Nothing is mapped into memory, so what has been read leaves no trace in
+it.
 """
 
 import hashlib
@@ -23,8 +25,13 @@ from presets.job.expert_schedule import Expert
 
 SUBFOLDER = EXPERT_PART
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 SAMPLED_PAGES = 64
 
@@ -46,11 +53,14 @@ class Stored:
     def readable(self) -> bool:
         """Whether its type is one of those we know, and its scale one number or one per row."""
         scale = self.scale
-        known = scale is None or (scale.dtype in DTYPES and prod(scale.shape) in (1, self.shape[0] if self.shape else 1))
+        known = scale is None or (
+            scale.dtype in DTYPES and prod(scale.shape) in (1, self.shape[0] if self.shape else 1)
+        )
         return known and self.place.dtype in DTYPES
 
     def raw(self, into: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(as stored, its fp32 scale), on the CPU. The tensor is a view of `into` (uint8, large enough) when given. Raises UserError."""
+        """(as stored, its fp32 scale), on the CPU. The tensor is a view of `into` (uint8, large enough) when given.
+        Raises UserError."""
         scale = None
         if self.scale is not None:
             scale = self._fetch(self.scale, None).float()
@@ -84,7 +94,11 @@ def read_into(path: Path, begin: int, buffer: torch.Tensor) -> None:
                     raise UserError("ends too early", where=str(path), fix=AGAIN)
                 done += count
     except OSError as e:
-        raise UserError(f"cannot be read ({(e.strerror or str(e)).lower()})", where=str(path), fix="Check the disk, and who may read the file") from None
+        raise UserError(
+            f"cannot be read ({(e.strerror or str(e)).lower()})",
+            where=str(path),
+            fix="Check the disk, and who may read the file",
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -104,11 +118,23 @@ class Part:
                 raise UserError(f"the tensor {name} is missing", where=where, fix=AGAIN)
             found = self.stored[name]
             if found.shape != shape:
-                raise UserError(f"the tensor {found.name} has the shape {list(found.shape)}, not {list(shape)}", where=str(found.file), fix="Give the weights of Wan 2.2 I2V A14B, all of one model")
+                raise UserError(
+                    f"the tensor {found.name} has the shape {list(found.shape)}, not {list(shape)}",
+                    where=str(found.file),
+                    fix="Give the weights of Wan 2.2 I2V A14B, all of one model",
+                )
             if not found.readable:
-                raise UserError(f"the tensor {found.name} is stored in a form that cannot be read ({found.place.dtype})", where=str(found.file), fix="Take the bf16, fp16 or fp8_scaled file")
+                raise UserError(
+                    f"the tensor {found.name} is stored in a form that cannot be read ({found.place.dtype})",
+                    where=str(found.file),
+                    fix="Take the bf16, fp16 or fp8_scaled file",
+                )
         if unknown := sorted(set(self.stored) - set(shapes)):
-            raise UserError(f"the tensor {self.stored[unknown[0]].name} does not belong to Wan 2.2 I2V A14B", where=str(self.stored[unknown[0]].file), fix="Give the weights of Wan 2.2 I2V A14B")
+            raise UserError(
+                f"the tensor {self.stored[unknown[0]].name} does not belong to Wan 2.2 I2V A14B",
+                where=str(self.stored[unknown[0]].file),
+                fix="Give the weights of Wan 2.2 I2V A14B",
+            )
 
     def identity(self) -> str:
         """Hash of what tells these weights from others: each file's size, time of change, header and sampled pages."""
@@ -116,7 +142,8 @@ class Part:
 
 
 def identity(files: Iterable[Path], *, times: bool = True) -> str:
-    """Without `times`, by content alone: a copy is the same. With them, a file rewritten in place is another, sampled or not."""
+    """Without `times`, by content alone: a copy is the same. With them, a file rewritten in place is another, sampled
+    or not."""
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
         status = file.stat()
@@ -153,13 +180,18 @@ class Source:
         return [at] if at.is_file() else [at / name for name in sorted(TOKENIZER_FILES) if (at / name).exists()]
 
     def spiece_model(self) -> bytes | None:
-        """The SentencePiece model: the one that ComfyUI keeps in the text encoder's file, or a folder's where it has no tokenizer.json. Raises UserError."""
+        """The SentencePiece model: the one that ComfyUI keeps in the text encoder's file, or a folder's where it has no
+        tokenizer.json. Raises UserError."""
         _, at = self._at("tokenizer")
         if at.is_dir():
             return None if (at / "tokenizer.json").exists() else (at / "spiece.model").read_bytes()
         place = _header(at).get(TOKENIZER)
         if place is None:
-            raise UserError(f"has no tokenizer in it (no tensor {TOKENIZER})", where=str(at), fix="Take ComfyUI's own umt5_xxl file, or a diffusers folder")
+            raise UserError(
+                f"has no tokenizer in it (no tensor {TOKENIZER})",
+                where=str(at),
+                fix="Take ComfyUI's own umt5_xxl file, or a diffusers folder",
+            )
         model = torch.empty(place.size, dtype=torch.uint8)
         read_into(at, place.begin, model)
         return model.numpy().tobytes()
@@ -187,7 +219,11 @@ def _header(file: Path) -> dict[str, TensorPlace]:
     except Damaged as e:
         raise UserError(e.what, where=str(file), fix=e.fix) from None
     except OSError as e:
-        raise UserError(f"cannot be read ({(e.strerror or str(e)).lower()})", where=str(file), fix="Check that the file is there and who may read it") from None
+        raise UserError(
+            f"cannot be read ({(e.strerror or str(e)).lower()})",
+            where=str(file),
+            fix="Check that the file is there and who may read it",
+        ) from None
 
 
 def _object(file: Path) -> dict[str, Any]:
@@ -196,7 +232,11 @@ def _object(file: Path) -> dict[str, Any]:
     except Damaged as e:
         raise UserError(e.what, where=str(file), fix=e.fix) from None
     except OSError as e:
-        raise UserError(f"cannot be read ({(e.strerror or str(e)).lower()})", where=str(file), fix="Download the model again; what is there already is kept") from None
+        raise UserError(
+            f"cannot be read ({(e.strerror or str(e)).lower()})",
+            where=str(file),
+            fix="Download the model again; what is there already is kept",
+        ) from None
 
 
 def _folder_part(root: Path, sub: str, name: str) -> Part:
@@ -220,11 +260,17 @@ def _single_part(file: Path, name: str) -> Part:
     try:
         config = {key: value for key, value in config_of(name, file, places).items() if not key.startswith("_")}
     except KeyError as e:
-        raise UserError(f"is not the file of this part: the tensor {e.args[0]} is not there or has another form", where=str(file), fix="Give ComfyUI's files of Wan 2.2 I2V A14B") from None
+        raise UserError(
+            f"is not the file of this part: the tensor {e.args[0]} is not there or has another form",
+            where=str(file),
+            fix="Give ComfyUI's files of Wan 2.2 I2V A14B",
+        ) from None
     except Damaged as e:
         raise UserError(f"the config.json beside it {e.what}", where=str(file), fix=e.fix) from None
     stored = {}
     for ours, theirs in NAMES[name](places).items():
-        scale = next((places[key] for s in WEIGHT_SCALES if (key := f"{theirs.removesuffix('.weight')}.{s}") in places), None)
+        scale = next(
+            (places[key] for s in WEIGHT_SCALES if (key := f"{theirs.removesuffix('.weight')}.{s}") in places), None
+        )
         stored[ours] = Stored(theirs, file, places[theirs], scale if theirs.endswith(".weight") else None)
     return Part(name, (file,), config, stored)

@@ -60,7 +60,9 @@ def block_tensors(state: dict[str, torch.Tensor], precision: str) -> tuple[Weigh
 
 def layout_of(weights: Weights, plain: Plain) -> Layout:
     slots, offset = [], 0
-    named: Iterable[tuple[str, int, torch.Tensor]] = [(k, i, t) for k, parts in weights.items() for i, t in enumerate(parts)]
+    named: Iterable[tuple[str, int, torch.Tensor]] = [
+        (k, i, t) for k, parts in weights.items() for i, t in enumerate(parts)
+    ]
     for key, part, tensor in [*named, *((k, -1, t) for k, t in plain.items())]:
         slot = Slot(key, part, tensor.dtype, tuple(tensor.shape), offset)
         slots.append(slot)
@@ -70,7 +72,8 @@ def layout_of(weights: Weights, plain: Plain) -> Layout:
 
 @dataclass(frozen=True)
 class Branches:
-    """Frozen low-rank branches beside the linears, packed as the blocks are: a buffer per block, which travels with it."""
+    """Frozen low-rank branches beside the linears, packed as the blocks are: a buffer per block, which travels with
+    it."""
 
     buffers: list[torch.Tensor]
     layout: Layout

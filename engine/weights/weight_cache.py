@@ -1,7 +1,9 @@
-"""Packed blocks on disk, so that the second start reads what the first one made: no conversion, half the bytes or a quarter.
+"""Packed blocks on disk, so that the second start reads what the first one made: no conversion, half the bytes or a
+quarter.
 
-A cache file is found by a hash of the source's files, the precision and the way this version packs; it is verified block
-by block as it is read, and deleted when it is damaged. It is a convenience: whatever goes wrong with it is a warning.
+A cache file is found by a hash of the source's files, the precision and the way this version packs; it is verified
+block by block as it is read, and deleted when it is damaged. It is a convenience: whatever goes wrong with it is a
+warning.
 """
 
 import fcntl
@@ -46,23 +48,46 @@ class _Unusable(Exception):
 
 
 def cached_blocks(
-    source: Source, expert: Expert, precision: str, *, dtype: torch.dtype, pinned: bool, device: torch.device, progress: Progress, folder: Path, warn: Warn, cap: int = CAP,
+    source: Source,
+    expert: Expert,
+    precision: str,
+    *,
+    dtype: torch.dtype,
+    pinned: bool,
+    device: torch.device,
+    progress: Progress,
+    folder: Path,
+    warn: Warn,
+    cap: int = CAP,
     grid: Grid = "qint4",
 ) -> tuple[list[torch.Tensor], Layout]:
-    """`engine.weights.load_expert.load_blocks` through the cache in `folder`. Raises UserError for what is wrong with the source."""
+    """`engine.weights.load_expert.load_blocks` through the cache in `folder`. Raises UserError for what is wrong with
+    the source."""
     part = open_expert(source, expert)
     key = cache_key(part, precision, dtype, grid)
     path = folder / f"{key}{SUFFIX}"
     if (found := _read(path, key, pinned=pinned, device=device, progress=progress, warn=warn)) is not None:
         return found
-    masters, layout = load_blocks(source, expert, precision, dtype=dtype, pinned=pinned, device=device, progress=progress, grid=grid)
-    if len(masters) * layout.bytes < WORTH * sum(s.place.size for name, s in part.stored.items() if name.startswith("blocks.")):
+    masters, layout = load_blocks(
+        source, expert, precision, dtype=dtype, pinned=pinned, device=device, progress=progress, grid=grid
+    )
+    if len(masters) * layout.bytes < WORTH * sum(
+        s.place.size for name, s in part.stored.items() if name.startswith("blocks.")
+    ):
         progress(0, len(masters), "writing the weight cache")
         header = CacheHeader(
-            key=key, model=str(source.folder), expert=expert, precision=precision, block_bytes=layout.bytes, hashes=_hashes(masters),
-            layout=tuple(CachedTensor(s.key, s.part, str(s.dtype).removeprefix("torch."), s.shape, s.offset) for s in layout.slots),
+            key=key,
+            model=str(source.folder),
+            expert=expert,
+            precision=precision,
+            block_bytes=layout.bytes,
+            hashes=_hashes(masters),
+            layout=tuple(
+                CachedTensor(s.key, s.part, str(s.dtype).removeprefix("torch."), s.shape, s.offset)
+                for s in layout.slots
+            ),
             versions={"torch": version("torch"), "wanlora-tui": VERSION},
-        )  # fmt: skip
+        )
         _write(path, header, masters, progress=progress, warn=warn, cap=cap)
     return masters, layout
 
@@ -95,8 +120,11 @@ def _threads() -> int:
     return min(THREADS, os.cpu_count() or 1)
 
 
-def _read(path: Path, key: str, *, pinned: bool, device: torch.device, progress: Progress, warn: Warn) -> tuple[list[torch.Tensor], Layout] | None:
-    """The blocks, read and verified by several threads. None when there is no such file or it was damaged, which is told."""
+def _read(
+    path: Path, key: str, *, pinned: bool, device: torch.device, progress: Progress, warn: Warn
+) -> tuple[list[torch.Tensor], Layout] | None:
+    """The blocks, read and verified by several threads. None when there is no such file or it was damaged, which is
+    told."""
     try:
         header = read_cache_header(path)
         if header is None or header.key != key:
@@ -116,7 +144,9 @@ def _read(path: Path, key: str, *, pinned: bool, device: torch.device, progress:
     return masters, Layout(slots, header.block_bytes)
 
 
-def _verified(path: Path, header: CacheHeader, *, pinned: bool, device: torch.device, progress: Progress) -> Iterator[torch.Tensor]:
+def _verified(
+    path: Path, header: CacheHeader, *, pinned: bool, device: torch.device, progress: Progress
+) -> Iterator[torch.Tensor]:
     gpu = torch.cuda.current_device() if pinned and device.index is None else device.index
 
     def begin() -> None:
@@ -144,13 +174,18 @@ def _verified(path: Path, header: CacheHeader, *, pinned: bool, device: torch.de
     progress(count, count, "reading the weight cache")
 
 
-def _write(path: Path, header: CacheHeader, masters: list[torch.Tensor], *, progress: Progress, warn: Warn, cap: int) -> None:
+def _write(
+    path: Path, header: CacheHeader, masters: list[torch.Tensor], *, progress: Progress, warn: Warn, cap: int
+) -> None:
     """Write beside, make it durable, then rename: a reader sees a whole file or none."""
     aside = path.with_name(f".{path.stem}.{os.getpid()}{UNFINISHED}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not make_room(path.parent, header, cap):
-            warn(f"the weight cache has no room for {human(header.size)} in {path.parent}, so the next start takes as long as this one")
+            warn(
+                f"the weight cache has no room for {human(header.size)} in {path.parent}, so the next start takes as"
+                " long as this one"
+            )
             return
         with aside.open("wb") as f:
             fcntl.flock(f, fcntl.LOCK_EX)  # told from the leftovers of a writer that died
@@ -165,7 +200,10 @@ def _write(path: Path, header: CacheHeader, masters: list[torch.Tensor], *, prog
             aside.rename(path)
         progress(len(masters), len(masters), "writing the weight cache")
     except OSError as e:
-        warn(f"the weight cache could not be written ({(e.strerror or str(e)).lower()}), so the next start takes as long as this one")
+        warn(
+            f"the weight cache could not be written ({(e.strerror or str(e)).lower()}), so the next start takes as long"
+            " as this one"
+        )
         _delete(aside, warn)
 
 

@@ -1,4 +1,5 @@
-"""What of a base has to be fetched from the Hub, and how much of it the cache has already: asked before anything is spent."""
+"""What of a base has to be fetched from the Hub, and how much of it the cache has already: asked before anything is
+spent."""
 
 import shutil
 import threading
@@ -55,20 +56,37 @@ class Fetching(Struct, kw_only=True):
         """`53 GiB from a/b (the experts), 10 GiB from c/d (the text encoder; 2 GiB more are here already)`"""
         told = []
         for f in self.fetches:
-            here = "; all of it is here already" if f.here >= f.total else f"; {human(f.here)} more are here already" if f.here else ""
+            here = (
+                "; all of it is here already"
+                if f.here >= f.total
+                else f"; {human(f.here)} more are here already"
+                if f.here
+                else ""
+            )
             told.append(f"{human(f.total - f.here)} from {f.repo} ({parts_text(f.parts)}{here})")
         return ", ".join(told)
 
     @property
     def told(self) -> str:
         """All of it in sentences."""
-        known = f"To be fetched from the Hub first: {self.text}." if self.fetches else "Not all of the base model is on this machine."
-        why = f" How much {'else ' if self.fetches else ''}is to be fetched is not known, because {self.unknown}." if self.unknown else ""
+        known = (
+            f"To be fetched from the Hub first: {self.text}."
+            if self.fetches
+            else "Not all of the base model is on this machine."
+        )
+        why = (
+            f" How much {'else ' if self.fetches else ''}is to be fetched is not known, because {self.unknown}."
+            if self.unknown
+            else ""
+        )
         return known + why + "".join(f" {sentences(p.message, p.fix)}" for p in self.problems)
 
 
-def plan_fetch(named: NamedBase, base: Path, ask: Ask, *, cache: Path | None = None) -> tuple[Composition, dict[str, Repository]]:
-    """Where every part comes from, and the repositories that something has to come from; none where all is on this machine. Raises what `ask` raises."""
+def plan_fetch(
+    named: NamedBase, base: Path, ask: Ask, *, cache: Path | None = None
+) -> tuple[Composition, dict[str, Repository]]:
+    """Where every part comes from, and the repositories that something has to come from; none where all is on this
+    machine. Raises what `ask` raises."""
     listings: dict[str, Repository] = {}
     while True:
         composed = compose(named, base, cache=cache, listings={repo: found.files for repo, found in listings.items()})
@@ -90,11 +108,22 @@ def wanted_files(composed: Composition, named: NamedBase, found: Repository) -> 
         spot = composed.places[part].spot
         assert spot is not None, "the Hub has told"
         files = needed_files(part, spot, found.files)
-        names += files if not part.startswith("transformer") or part in named.experts else [n for n in files if not n.endswith(".safetensors")]
+        names += (
+            files
+            if not part.startswith("transformer") or part in named.experts
+            else [n for n in files if not n.endswith(".safetensors")]
+        )
     return sorted(set(names))
 
 
-def fetching_of(named: NamedBase, base: Path, *, cache: Path | None = None, endpoint: str | None = None, go_on: Callable[[], None] = never_ends) -> Fetching | None:
+def fetching_of(
+    named: NamedBase,
+    base: Path,
+    *,
+    cache: Path | None = None,
+    endpoint: str | None = None,
+    go_on: Callable[[], None] = never_ends,
+) -> Fetching | None:
     """Ask the Hub, but not for long. None when all is on this machine: then nobody is asked.
 
     What is wrong is told in the answer. Raises nothing but what `go_on`, called while the answer is waited for, raises.
@@ -124,7 +153,8 @@ def fetching_of(named: NamedBase, base: Path, *, cache: Path | None = None, endp
         except UserError as e:
             said.append(e)
 
-    thread = threading.Thread(target=run, name="asking the Hub", daemon=True)  # looking a name up has no timeout of its own
+    # looking a name up has no timeout of its own
+    thread = threading.Thread(target=run, name="asking the Hub", daemon=True)
     thread.start()
     end = time.monotonic() + PATIENCE
     while thread.is_alive() and time.monotonic() < end:
@@ -133,7 +163,10 @@ def fetching_of(named: NamedBase, base: Path, *, cache: Path | None = None, endp
     answer = said[0] if said else Unreached("the Hub did not answer in time")
     if isinstance(answer, UserError):
         out.unknown = "" if out.problems else answer.what
-        answer = compose(named, base, cache=cache, listings={repo: found.files for repo, found in listed.items()}), dict(listed)
+        answer = (
+            compose(named, base, cache=cache, listings={repo: found.files for repo, found in listed.items()}),
+            dict(listed),
+        )
     composed, listings = answer
     out.problems += [p for p in composed.problems if p not in out.problems]
     for repo, found in listings.items():
@@ -141,8 +174,17 @@ def fetching_of(named: NamedBase, base: Path, *, cache: Path | None = None, endp
             names = wanted_files(composed, named, found)
             files = [found.files[name] for name in names if name in found.files]
             if absent := [name for name in names if name not in found.files]:
-                out.problems.append(problem("model-incomplete", lacks(repo, absent), LACKS_FIX, at=composed.places[parts[0]].field))
-            out.fetches.append(Fetch(repo=repo, parts=tuple(parts), total=sum(f.size for f in files), here=sum(found.bytes_here(f) for f in files)))
+                out.problems.append(
+                    problem("model-incomplete", lacks(repo, absent), LACKS_FIX, at=composed.places[parts[0]].field)
+                )
+            out.fetches.append(
+                Fetch(
+                    repo=repo,
+                    parts=tuple(parts),
+                    total=sum(f.size for f in files),
+                    here=sum(found.bytes_here(f) for f in files),
+                )
+            )
     return out
 
 
@@ -150,7 +192,8 @@ def lacks(repo: str, absent: list[str]) -> str:
     return f"the repository {repo} lacks {absent[0]}{f' and {len(absent) - 1} more files' if len(absent) > 1 else ''}"
 
 
-_answers: dict[tuple[str, Path, str | None], tuple[float, Repository | Unreached]] = {}  # of this process: a wizard checks at every change
+# of this process: a wizard checks at every change
+_answers: dict[tuple[str, Path, str | None], tuple[float, Repository | Unreached]] = {}
 
 
 def _recent(repo: str, at: str, cache: Path, endpoint: str | None) -> Repository:

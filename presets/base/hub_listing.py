@@ -1,4 +1,5 @@
-"""What a repository of the Hub holds, by the Hub's own word, and what of it lies in the cache. The Hub's library is imported only when it is asked."""
+"""What a repository of the Hub holds, by the Hub's own word, and what of it lies in the cache. The Hub's library is
+imported only when it is asked."""
 
 import errno
 from contextlib import suppress
@@ -53,13 +54,16 @@ class Repository(Struct, frozen=True, kw_only=True):
         return (self.snapshot / file.name).exists()
 
     def bytes_here(self, file: HubFile) -> int:
-        for path in (self.blob(file), self.partial(file), self.blob(file)):  # which another thread may have renamed since
+        # which another thread may have renamed since
+        for path in (self.blob(file), self.partial(file), self.blob(file)):
             with suppress(FileNotFoundError):
                 return min(file.size, path.stat().st_size)
         return file.size if self.here(file) else 0
 
 
-def list_repository(repo: str, *, where: str, timeout: float, cache: Path | None = None, endpoint: str | None = None) -> Repository:
+def list_repository(
+    repo: str, *, where: str, timeout: float, cache: Path | None = None, endpoint: str | None = None
+) -> Repository:
     """Ask the Hub. `where` is told in errors. Raises UserError; Unreached when there was no answer."""
     from huggingface_hub import HfApi, errors
 
@@ -69,12 +73,19 @@ def list_repository(repo: str, *, where: str, timeout: float, cache: Path | None
         raise told(e, repo, where) from e
     assert info.sha is not None
     files = {s.rfilename: _file_of(s) for s in info.siblings or []}
-    return Repository(repo=repo, commit=info.sha, files=files, cache=hub_cache() if cache is None else cache, endpoint=endpoint)
+    return Repository(
+        repo=repo, commit=info.sha, files=files, cache=hub_cache() if cache is None else cache, endpoint=endpoint
+    )
 
 
 def _file_of(sibling: Any) -> HubFile:
     large = sibling.lfs
-    return HubFile(sibling.rfilename, (large.size if large else sibling.size) or 0, large.sha256 if large else sibling.blob_id, large is not None)
+    return HubFile(
+        sibling.rfilename,
+        (large.size if large else sibling.size) or 0,
+        large.sha256 if large else sibling.blob_id,
+        large is not None,
+    )
 
 
 def told(error: BaseException, repo: str, where: str) -> UserError:
@@ -83,29 +94,62 @@ def told(error: BaseException, repo: str, where: str) -> UserError:
 
     if isinstance(error, UserError):
         return error
-    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:  # the library's wrapping of anything that a request can meet
+    # the library's wrapping of anything that a request can meet
+    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
         return told(error.__cause__, repo, where)
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return UserError(f"{repo} is not on this machine, and HF_HUB_OFFLINE forbids asking the Hub", where=where, fix="Unset HF_HUB_OFFLINE, or give a local folder")
+        return UserError(
+            f"{repo} is not on this machine, and HF_HUB_OFFLINE forbids asking the Hub",
+            where=where,
+            fix="Unset HF_HUB_OFFLINE, or give a local folder",
+        )
     if isinstance(error, errors.GatedRepoError):
-        return UserError(f"{repo} is gated: its owner wants to know who downloads it", where=where, fix=f"Accept its terms on its page ({constants.ENDPOINT}/{repo}), then log in here: hf auth login")
+        return UserError(
+            f"{repo} is gated: its owner wants to know who downloads it",
+            where=where,
+            fix=f"Accept its terms on its page ({constants.ENDPOINT}/{repo}), then log in here: hf auth login",
+        )
     if isinstance(error, errors.RepositoryNotFoundError):
-        return UserError(f"the Hub has no repository {repo}, or it is private", where=where, fix="Check the id; for a private one log in: hf auth login")
+        return UserError(
+            f"the Hub has no repository {repo}, or it is private",
+            where=where,
+            fix="Check the id; for a private one log in: hf auth login",
+        )
     if isinstance(error, errors.HfHubHTTPError):
         return _refused(error.response.status_code, repo, where)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"the disk became full while {repo} was downloaded", where=error.filename or where, fix=f"Free some space. {KEPT}")
+        return UserError(
+            f"the disk became full while {repo} was downloaded",
+            where=error.filename or where,
+            fix=f"Free some space. {KEPT}",
+        )
     if isinstance(error, OSError) and error.filename:
-        return UserError(f"{repo} could not be written ({(error.strerror or str(error)).lower()})", where=str(error.filename), fix="Check who may write there, or move the Hub's cache (HF_HOME)")
+        return UserError(
+            f"{repo} could not be written ({(error.strerror or str(error)).lower()})",
+            where=str(error.filename),
+            fix="Check who may write there, or move the Hub's cache (HF_HOME)",
+        )
     said = str(error).strip().splitlines()
-    return Unreached(f"the Hub cannot be reached for {repo} ({said[0] if said else type(error).__name__})", where=where, fix=f"Check the network and start again. {KEPT}. Or give a local folder")
+    return Unreached(
+        f"the Hub cannot be reached for {repo} ({said[0] if said else type(error).__name__})",
+        where=where,
+        fix=f"Check the network and start again. {KEPT}. Or give a local folder",
+    )
 
 
 def _refused(status: int, repo: str, where: str) -> UserError:
     if status == 429:
-        return Unreached("the Hub has had too many requests from here (HTTP 429)", where=where, fix=f"Wait some minutes, or log in, which raises the limit: hf auth login. {KEPT}")
+        return Unreached(
+            "the Hub has had too many requests from here (HTTP 429)",
+            where=where,
+            fix=f"Wait some minutes, or log in, which raises the limit: hf auth login. {KEPT}",
+        )
     if status in (401, 403):
-        return UserError(f"the Hub does not let you have {repo} (HTTP {status})", where=where, fix="Log in with an account that may: hf auth login")
+        return UserError(
+            f"the Hub does not let you have {repo} (HTTP {status})",
+            where=where,
+            fix="Log in with an account that may: hf auth login",
+        )
     if status >= 500:
         return Unreached(f"the Hub has a fault of its own (HTTP {status})", where=where, fix=f"Try again later. {KEPT}")
     return UserError(f"the Hub refuses {repo} (HTTP {status})", where=where, fix="Check the id, or give a local folder")

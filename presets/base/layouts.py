@@ -1,6 +1,7 @@
 """How a base model lies in folders and repositories: which of a source's files are which part.
 
-Only names of files are looked at, those on a disk or those that the Hub lists; what a source is or where it lies does not matter here.
+Only names of files are looked at, those on a disk or those that the Hub lists; what a source is or where it lies does
+not matter here.
 """
 
 import re
@@ -17,7 +18,12 @@ EXPERT_NAMES = {"transformer": "high noise", "transformer_2": "low noise"}
 EXPERT_PART: dict[Expert, str] = {"high_noise": "transformer", "low_noise": "transformer_2"}
 PARTS = ("transformer", "transformer_2", "vae", "text_encoder", "tokenizer")
 CALLED = {**comfy_files.CALLED, "tokenizer": "the tokenizer"}
-WEIGHTS = {"transformer": "diffusion_pytorch_model", "transformer_2": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+WEIGHTS = {
+    "transformer": "diffusion_pytorch_model",
+    "transformer_2": "diffusion_pytorch_model",
+    "vae": "diffusion_pytorch_model",
+    "text_encoder": "model",
+}
 VOCABULARIES = ("tokenizer.json", "spiece.model")  # either is enough
 TOKENIZER_FILES = frozenset({*VOCABULARIES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"})
 
@@ -30,7 +36,8 @@ class Spot(Struct, frozen=True):
 
 
 def find_part(part: str, names: Collection[str], *, alone: bool) -> Spot | None:
-    """Where a part lies among the files of a source; None when it is not there, or when several files may be it (see `comfy_files.SingleFiles`)."""
+    """Where a part lies among the files of a source; None when it is not there, or when several files may be it (see
+    `comfy_files.SingleFiles`)."""
     if part == "tokenizer":
         return _find_tokenizer(names, alone=alone)
     stem = WEIGHTS[part]
@@ -43,7 +50,8 @@ def find_part(part: str, names: Collection[str], *, alone: bool) -> Spot | None:
     if part in single.files:
         return Spot(single.files[part], single=True)
     tops = [name for name in names if "/" not in name and name.endswith(".safetensors")]
-    named_so = len(tops) == 1 and tops[0].removesuffix(".safetensors") not in WEIGHTS.values()  # else it is another part's
+    # else it is another part's
+    named_so = len(tops) == 1 and tops[0].removesuffix(".safetensors") not in WEIGHTS.values()
     return Spot(tops[0], single=True) if alone and named_so else None
 
 
@@ -59,12 +67,17 @@ def joined(folder: str, name: str) -> str:
 
 
 def weight_files(part: str, folder: str, names: Collection[str]) -> list[str]:
-    """The safetensors files of a part's folder, by their names alone: shards where there is an index of them, as diffusers chooses."""
+    """The safetensors files of a part's folder, by their names alone: shards where there is an index of them, as
+    diffusers chooses."""
     stem = WEIGHTS[part]
     inside = [name for name in names if name.rpartition("/")[0] == folder and name.endswith(".safetensors")]
     whole = joined(folder, f"{stem}.safetensors")
     if joined(folder, f"{stem}.safetensors.index.json") in names:
-        shards = [name for name in inside if re.fullmatch(re.escape(stem) + r"-\d+-of-\d+\.safetensors", name.rpartition("/")[2])]
+        shards = [
+            name
+            for name in inside
+            if re.fullmatch(re.escape(stem) + r"-\d+-of-\d+\.safetensors", name.rpartition("/")[2])
+        ]
         return sorted(shards or inside)
     return [whole] if whole in names or len(inside) != 1 else inside
 
@@ -76,18 +89,25 @@ def needed_files(part: str, spot: Spot, names: Collection[str]) -> list[str]:
     if part == "tokenizer":
         return sorted(joined(spot.path, name) for name in TOKENIZER_FILES if joined(spot.path, name) in names)
     index = joined(spot.path, f"{WEIGHTS[part]}.safetensors.index.json")
-    return [joined(spot.path, "config.json"), *([index] if index in names else []), *weight_files(part, spot.path, names)]
+    return [
+        joined(spot.path, "config.json"),
+        *([index] if index in names else []),
+        *weight_files(part, spot.path, names),
+    ]
 
 
 def settings_files(names: Collection[str]) -> list[str]:
     """What tells of a diffusers repository what it is and holds: small, and fetched whichever parts are wanted."""
     wanted = {"model_index.json", "scheduler/scheduler_config.json"}
-    wanted |= {f"{part}/{name}" for part, stem in WEIGHTS.items() for name in ("config.json", f"{stem}.safetensors.index.json")}
+    wanted |= {
+        f"{part}/{name}" for part, stem in WEIGHTS.items() for name in ("config.json", f"{stem}.safetensors.index.json")
+    }
     return sorted(wanted & set(names))
 
 
 def names_in(folder: Path) -> frozenset[str]:
-    """The files of a source folder that may belong to a base: at its top, and in the folders of diffusers and ComfyUI."""
+    """The files of a source folder that may belong to a base: at its top, and in the folders of diffusers and
+    ComfyUI."""
     found = []
     for sub in dict.fromkeys(("", *PARTS, "scheduler", *comfy_files.SUBFOLDERS)):
         try:
@@ -106,7 +126,8 @@ def shards_of(index: Path) -> list[str]:
 
 
 def is_whole(part: str, root: Path, spot: Spot, names: Collection[str], *, weights: bool = True) -> bool:
-    """Whether every file of a part is in a cached snapshot; with `weights` off its settings are enough. What is damaged shows when it is read."""
+    """Whether every file of a part is in a cached snapshot; with `weights` off its settings are enough. What is damaged
+    shows when it is read."""
     if part == "tokenizer":
         return True
     if not spot.single and joined(spot.path, "config.json") not in names:

@@ -1,9 +1,11 @@
-"""LoRA files for Wan by their headers: which tensor changes which module, in every naming that is about. No weight is read, no torch is needed.
+"""LoRA files for Wan by their headers: which tensor changes which module, in every naming that is about. No weight is
+read, no torch is needed.
 
-Names: Wan's own under `diffusion_model.` (ComfyUI, ai-toolkit, lightx2v), diffusers' under `transformer.`, flat ones under
-`lora_unet_` (kohya, musubi), peft's own prefix, or none; both experts in one file under `transformer_1.` and `transformer_2.`.
-Besides the pairs of factors, files that were extracted from a distilled model hold whole differences: `diff_b` of a bias, `diff` of
-a norm's weight (or of the head's), `diff_m` of a modulation table. Modules are named here as diffusers names them.
+Names: Wan's own under `diffusion_model.` (ComfyUI, ai-toolkit, lightx2v), diffusers' under `transformer.`, flat ones
+under `lora_unet_` (kohya, musubi), peft's own prefix, or none; both experts in one file under `transformer_1.` and
+`transformer_2.`. Besides the pairs of factors, files that were extracted from a distilled model hold whole differences:
+`diff_b` of a bias, `diff` of a norm's weight (or of the head's), `diff_m` of a modulation table. Modules are named here
+as diffusers names them.
 """
 
 import re
@@ -20,27 +22,64 @@ ExpertName = Literal["high_noise", "low_noise"]
 NUMBERED: dict[str, ExpertName] = {"transformer_1": "high_noise", "transformer_2": "low_noise"}
 STEM = -1  # the block number of what lies outside the blocks
 
-_ATTENTION = {f"{wan}.{n}": f"{ours}.{to}" for wan, ours in (("self_attn", "attn1"), ("cross_attn", "attn2")) for n, to in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))}
+_ATTENTION = {
+    f"{wan}.{n}": f"{ours}.{to}"
+    for wan, ours in (("self_attn", "attn1"), ("cross_attn", "attn2"))
+    for n, to in (("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("o", "to_out.0"))
+}
 _LINEARS = _ATTENTION | {"ffn.0": "ffn.net.0.proj", "ffn.2": "ffn.net.2"}
-_NORMS = {f"{wan}.norm_{n}": f"{ours}.norm_{n}" for wan, ours in (("self_attn", "attn1"), ("cross_attn", "attn2")) for n in "qk"} | {"norm3": "norm2"}
-TABLE, STEM_TABLE = "scale_shift_table", "stem.scale_shift_table"  # the latter for `misfit` alone: both have the same name
+_NORMS = {
+    f"{wan}.norm_{n}": f"{ours}.norm_{n}"
+    for wan, ours in (("self_attn", "attn1"), ("cross_attn", "attn2"))
+    for n in "qk"
+} | {"norm3": "norm2"}
+# the latter for `misfit` alone: both have the same name
+TABLE, STEM_TABLE = "scale_shift_table", "stem.scale_shift_table"
 _STEM_LINEARS = {
     **{f"text_embedding.{i}": f"condition_embedder.text_embedder.linear_{n}" for i, n in ((0, 1), (2, 2))},
     **{f"time_embedding.{i}": f"condition_embedder.time_embedder.linear_{n}" for i, n in ((0, 1), (2, 2))},
     "time_projection.1": "condition_embedder.time_proj", "head.head": "proj_out",
 }  # fmt: skip
-LINEARS, NORMS, STEM_LINEARS, PATCHES = frozenset(_LINEARS.values()), frozenset(_NORMS.values()), frozenset(_STEM_LINEARS.values()), "patch_embedding"
+LINEARS, NORMS, STEM_LINEARS, PATCHES = (
+    frozenset(_LINEARS.values()),
+    frozenset(_NORMS.values()),
+    frozenset(_STEM_LINEARS.values()),
+    "patch_embedding",
+)
 _BLOCK_NAMES = {**_LINEARS, **_NORMS, **{v: v for v in (*LINEARS, *NORMS, TABLE)}, "modulation": TABLE, "": TABLE}
-_STEM_NAMES = {**_STEM_LINEARS, **{v: v for v in (*STEM_LINEARS, PATCHES, TABLE)}, "head.modulation": TABLE, "head": TABLE}
-_BLOCK_FLAT, _STEM_FLAT = ({name.replace(".", "_"): module for name, module in names.items()} for names in (_BLOCK_NAMES, _STEM_NAMES))
+_STEM_NAMES = {
+    **_STEM_LINEARS,
+    **{v: v for v in (*STEM_LINEARS, PATCHES, TABLE)},
+    "head.modulation": TABLE,
+    "head": TABLE,
+}
+_BLOCK_FLAT, _STEM_FLAT = (
+    {name.replace(".", "_"): module for name, module in names.items()} for names in (_BLOCK_NAMES, _STEM_NAMES)
+)
 # Wan 2.1 I2V sees the image through an encoder of its own as well. Wan 2.2 has none of these modules.
-_IMAGE = re.compile(r"(blocks[._]\d+[._])?(cross_attn[._](k_img|v_img|norm_k_img)|attn2[._](add_[kv]_proj|norm_added_[kq])|img_emb[._].*|condition_embedder[._]image_embedder[._].*)")
+_IMAGE = re.compile(
+    r"(blocks[._]\d+[._])?(cross_attn[._](k_img|v_img|norm_k_img)|attn2[._](add_[kv]_proj|norm_added_[kq])|img_emb[._].*|condition_embedder[._]image_embedder[._].*)"
+)
 
-_PREFIX = re.compile(r"lora_unet__?|(?:base_model\.model\.)?(?:model\.)?(?:(?P<root>diffusion_model|transformer)\.)?(?:(?P<number>transformer_[12])\.)?")
-_SUFFIX = re.compile(r"(?P<body>.*?)\.(?:(?P<side>lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.weight|(?P<other>alpha|diff|diff_b|diff_m))")
+_PREFIX = re.compile(
+    r"lora_unet__?|(?:base_model\.model\.)?(?:model\.)?(?:(?P<root>diffusion_model|transformer)\.)?(?:(?P<number>transformer_[12])\.)?"
+)
+_SUFFIX = re.compile(
+    r"(?P<body>.*?)\.(?:(?P<side>lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.weight|(?P<other>alpha|diff|diff_b|diff_m))"
+)
 _BLOCK = re.compile(r"blocks[._](?P<block>\d+)(?:[._](?P<module>.*))?")
-Kind = Literal["A", "B", "alpha", "weight", "bias"]  # factors and their scale; differences of a weight (or table) and of a bias
-_KINDS: dict[str, Kind] = {"lora_A": "A", "lora_down": "A", "lora_B": "B", "lora_up": "B", "alpha": "alpha", "diff": "weight", "diff_b": "bias", "diff_m": "weight"}
+# factors and their scale; differences of a weight (or table) and of a bias
+Kind = Literal["A", "B", "alpha", "weight", "bias"]
+_KINDS: dict[str, Kind] = {
+    "lora_A": "A",
+    "lora_down": "A",
+    "lora_B": "B",
+    "lora_up": "B",
+    "alpha": "alpha",
+    "diff": "weight",
+    "diff_b": "bias",
+    "diff_m": "weight",
+}
 GIVE = "Give a LoRA file for Wan 2.2 14B"
 
 
@@ -100,7 +139,8 @@ def _takes(module: str, kind: Kind, table: bool) -> bool:
 
 
 def read_lora(path: Path) -> LoraFile:
-    """Sort out a LoRA file. Raises UserError when it cannot be read, is damaged, or holds anything that could not be applied."""
+    """Sort out a LoRA file. Raises UserError when it cannot be read, is damaged, or holds anything that could not be
+    applied."""
     where = str(path)
     try:
         header = read_header(path)
@@ -113,7 +153,12 @@ def read_lora(path: Path) -> LoraFile:
     keys = {key: parse_key(key) for key in header}
     strange = [key for key, found in keys.items() if found is None]
     if strange or not keys:
-        what = f"holds {strange[0]!r}{f' and {len(strange) - 1} more' if len(strange) > 1 else ''}, which cannot be applied to Wan" if strange else "holds no tensor"
+        what = (
+            f"holds {strange[0]!r}{f' and {len(strange) - 1} more' if len(strange) > 1 else ''}, which cannot be"
+            " applied to Wan"
+            if strange
+            else "holds no tensor"
+        )
         raise UserError(what, where=where, fix=f"{GIVE}: pairs of lora_A and lora_B (or lora_down and lora_up)")
     named = {key: found for key, found in keys.items() if found is not None}
     home = _home(named.values(), where)
@@ -129,14 +174,21 @@ def read_lora(path: Path) -> LoraFile:
         for (block, module), kinds in changes.items():
             if ("A" in kinds) != ("B" in kinds) or ("alpha" in kinds and "A" not in kinds):
                 lacking = "lora_A (lora_down)" if "A" not in kinds else "lora_B (lora_up)"
-                raise UserError(f"lacks {lacking} of {place(block, module)}", where=where, fix="Download or copy this file again")
+                raise UserError(
+                    f"lacks {lacking} of {place(block, module)}", where=where, fix="Download or copy this file again"
+                )
     if not modules:
         raise UserError("changes nothing that Wan 2.2 has", where=where, fix=GIVE)
-    return LoraFile(modules, {key: entry.shape for key, entry in header.items()}, [key for key, found in named.items() if found.image])
+    return LoraFile(
+        modules,
+        {key: entry.shape for key, entry in header.items()},
+        [key for key, found in named.items() if found.image],
+    )
 
 
 def _home(keys: Iterable[Key], where: str) -> str:
-    """The expert of keys that name none: both, or the high-noise one of a file in diffusers' names (transformer, transformer_2)."""
+    """The expert of keys that name none: both, or the high-noise one of a file in diffusers' names (transformer,
+    transformer_2)."""
     plain, numbers = [key for key in keys if not key.number], {key.number for key in keys if key.number}
     if not plain or not numbers:
         return ""
@@ -149,10 +201,13 @@ def place(block: int, module: str) -> str:
     return module if block == STEM else f"blocks.{block}.{module}"
 
 
-def misfit(file: LoraFile, changes: dict[tuple[int, str], dict[Kind, str]], shapes: dict[str, tuple[int, ...]], blocks: int) -> str:
+def misfit(
+    file: LoraFile, changes: dict[tuple[int, str], dict[Kind, str]], shapes: dict[str, tuple[int, ...]], blocks: int
+) -> str:
     """The first thing that does not fit a model; "" when all does.
 
-    `shapes` are those of the model's tensors as far as they are known: `attn1.to_q.weight` inside a block, `proj_out.weight` outside.
+    `shapes` are those of the model's tensors as far as they are known: `attn1.to_q.weight` inside a block,
+    `proj_out.weight` outside.
     """
     for (block, module), kinds in changes.items():
         at = place(block, module)
@@ -168,7 +223,9 @@ def misfit(file: LoraFile, changes: dict[tuple[int, str], dict[Kind, str]], shap
             elif kind == "weight":
                 fits = weight is None or shape == weight or (module == TABLE and shape == weight[1:])
             else:
-                fits = len(shape) == 2 and 0 not in shape and (weight is None or shape[kind == "A"] == weight[kind == "A"])
+                fits = (
+                    len(shape) == 2 and 0 not in shape and (weight is None or shape[kind == "A"] == weight[kind == "A"])
+                )
             if not fits:
                 return f"has {key} of shape {shape}, which does not fit {at}{f' of {weight}' if weight else ''}"
         if "A" in kinds and file.shapes[kinds["A"]][0] != file.shapes[kinds["B"]][1]:
@@ -180,6 +237,8 @@ def block_shapes(width: int, ffn: int) -> dict[str, tuple[int, ...]]:
     """What `misfit` asks for, of the blocks of a model."""
     shapes: dict[str, tuple[int, ...]] = {}
     for module in LINEARS:
-        shapes[f"{module}.weight"] = {"ffn.net.0.proj": (ffn, width), "ffn.net.2": (width, ffn)}.get(module, (width, width))
+        shapes[f"{module}.weight"] = {"ffn.net.0.proj": (ffn, width), "ffn.net.2": (width, ffn)}.get(
+            module, (width, width)
+        )
         shapes[f"{module}.bias"] = shapes[f"{module}.weight"][:1]
     return shapes | {f"{module}.weight": (width,) for module in NORMS} | {"norm2.bias": (width,), TABLE: (1, 6, width)}

@@ -1,4 +1,5 @@
-"""One part of a base model, read from its JSON files and safetensors headers alone: what it holds, and what is wrong with it."""
+"""One part of a base model, read from its JSON files and safetensors headers alone: what it holds, and what is wrong
+with it."""
 
 from math import prod
 from pathlib import Path
@@ -14,8 +15,16 @@ from presets.findings import Finding
 
 NO_EXPERT = ("model-not-i2v", "no expert of Wan", "Give Wan 2.2 I2V A14B")
 WRONG = {  # code, what it is not, fix
-    "vae": ("vae-wrong", "not the VAE of Wan 2.1", "Give the VAE of Wan 2.1, with 16 latent channels: Wan 2.2 I2V A14B has that one, too"),
-    "text_encoder": ("text-encoder-wrong", "not Wan's text encoder UMT5", f"Give UMT5-XXL in the form of diffusers, or {comfy_files.EXAMPLES['text_encoder']} of Comfy-Org"),
+    "vae": (
+        "vae-wrong",
+        "not the VAE of Wan 2.1",
+        "Give the VAE of Wan 2.1, with 16 latent channels: Wan 2.2 I2V A14B has that one, too",
+    ),
+    "text_encoder": (
+        "text-encoder-wrong",
+        "not Wan's text encoder UMT5",
+        f"Give UMT5-XXL in the form of diffusers, or {comfy_files.EXAMPLES['text_encoder']} of Comfy-Org",
+    ),
 }
 
 
@@ -31,7 +40,8 @@ class ReadPart(Struct, kw_only=True):
     """A part as its files tell it. `config` is empty where it is damaged or missing, `shapes` where the weights are."""
 
     config: dict[str, Any] = field(default_factory=dict)
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of every tensor, by its name in the file (ComfyUI's without prefix)
+    # of every tensor, by its name in the file (ComfyUI's without prefix)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     facts: PartFacts = field(default_factory=lambda: PartFacts(parameters=0, size_bytes=0, dtype=""))
     missing: list[str] = field(default_factory=list)  # files that should be there, relative to the part's source
     problems: list[Finding] = field(default_factory=list)
@@ -58,7 +68,12 @@ def read_config(path: Path, root: Path, at: str, missing: list[str], problems: l
 
 
 def _unreadable(path: Path, at: str, error: OSError) -> Finding:
-    return problem("model-unreadable", f"{path} cannot be read ({(error.strerror or str(error)).lower()})", "Check who may read it, and the disk", at=at)
+    return problem(
+        "model-unreadable",
+        f"{path} cannot be read ({(error.strerror or str(error)).lower()})",
+        "Check who may read it, and the disk",
+        at=at,
+    )
 
 
 def _read_folder(place: Place) -> ReadPart:
@@ -76,7 +91,9 @@ def _read_folder(place: Place) -> ReadPart:
         try:
             files, weight_map = [folder / shard for shard in shards_of(index)], found["weight_map"]
         except Damaged as e:
-            out.problems.append(problem("model-corrupt", f"{index.relative_to(root).as_posix()} {e.what} ({root})", AGAIN, at=at))
+            out.problems.append(
+                problem("model-corrupt", f"{index.relative_to(root).as_posix()} {e.what} ({root})", AGAIN, at=at)
+            )
             return out
     tensors: dict[str, TensorPlace] = {}
     size, whole = 0, True
@@ -96,7 +113,15 @@ def _read_folder(place: Place) -> ReadPart:
     lost = sorted(set(weight_map) - set(tensors))
     if whole and lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
-        out.problems.append(problem("model-corrupt", f"{index.relative_to(root).as_posix()} names tensors that its shards do not hold: {lost[0]}{more} ({root})", "Download the model again", at=at))
+        out.problems.append(
+            problem(
+                "model-corrupt",
+                f"{index.relative_to(root).as_posix()} names tensors that its shards do not hold: {lost[0]}{more}"
+                f" ({root})",
+                "Download the model again",
+                at=at,
+            )
+        )
     out.facts = _facts_of(tensors, size)
     out.shapes = {name: found.shape for name, found in tensors.items()}
     return out
@@ -108,7 +133,9 @@ def _read_single(place: Place) -> ReadPart:
     file = root / name
     try:
         tensors = comfy_files.plain_names(read_header(file))
-        out.facts = _facts_of({n: found for n, found in tensors.items() if comfy_files.is_weight(n)}, file.stat().st_size)
+        out.facts = _facts_of(
+            {n: found for n, found in tensors.items() if comfy_files.is_weight(n)}, file.stat().st_size
+        )
         out.shapes = {n: found.shape for n, found in tensors.items()}
         out.config = comfy_files.config_of(place.part, file, tensors)
     except OSError as e:
@@ -124,7 +151,11 @@ def wrong_file(place: Place, why: str) -> Finding:
     """A file or folder that is not the part it is taken for."""
     assert place.spot is not None
     code, what, fix = WRONG.get(place.part, NO_EXPERT)
-    name = joined(place.source, place.spot.path) if place.spot.path and not place.source.endswith(place.spot.path) else place.source
+    name = (
+        joined(place.source, place.spot.path)
+        if place.spot.path and not place.source.endswith(place.spot.path)
+        else place.source
+    )
     return problem(code, f"{name} is {what}: {why}", fix, at=place.field)
 
 
@@ -132,4 +163,8 @@ def _facts_of(tensors: dict[str, TensorPlace], size_bytes: int) -> PartFacts:
     held: dict[str, int] = {}
     for found in tensors.values():
         held[found.dtype] = held.get(found.dtype, 0) + prod(found.shape) * DTYPE_BITS.get(found.dtype, 8)
-    return PartFacts(parameters=sum(prod(found.shape) for found in tensors.values()), size_bytes=size_bytes, dtype=max(held, key=lambda d: held[d], default=""))
+    return PartFacts(
+        parameters=sum(prod(found.shape) for found in tensors.values()),
+        size_bytes=size_bytes,
+        dtype=max(held, key=lambda d: held[d], default=""),
+    )

@@ -1,4 +1,5 @@
-"""What the header of a safetensors file tells: every tensor's type, shape and place. No weight is read, no torch is needed.
+"""What the header of a safetensors file tells: every tensor's type, shape and place. No weight is read, no torch is
+needed.
 
 Format: 8 bytes header length (little endian), the header as JSON, then the tensors without a gap
 (huggingface/safetensors, README). So a truncated file shows at once.
@@ -9,7 +10,25 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-DTYPE_BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16, "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "C64": 64}
+DTYPE_BITS = {
+    "F64": 64,
+    "F32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "I64": 64,
+    "I32": 32,
+    "I16": 16,
+    "I8": 8,
+    "U64": 64,
+    "U32": 32,
+    "U16": 16,
+    "U8": 8,
+    "BOOL": 8,
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "C64": 64,
+}
 MAX_HEADER = 100_000_000  # the limit of the safetensors format itself
 AGAIN = "Download or copy this file again"
 
@@ -81,5 +100,9 @@ def read_header(path: Path) -> dict[str, TensorPlace]:
         at = end
     promised = 8 + length + at
     if promised != size:
-        raise Damaged(f"is truncated: {promised - size:,} of {promised:,} bytes are missing" if promised > size else f"is {size - promised:,} bytes longer than its header says")
+        raise Damaged(
+            f"is truncated: {promised - size:,} of {promised:,} bytes are missing"
+            if promised > size
+            else f"is {size - promised:,} bytes longer than its header says"
+        )
     return tensors

@@ -34,7 +34,11 @@ def vocabulary_size(place: Path) -> int | None:
                 return _pieces(f.read(found.size))
         if (file := place / "tokenizer.json").exists():
             told = msgspec.json.decode(file.read_bytes(), type=_Tokenizer)
-            return max(len(told.model.vocab), *(t.id + 1 for t in told.added_tokens)) if told.added_tokens else len(told.model.vocab)
+            return (
+                max(len(told.model.vocab), *(t.id + 1 for t in told.added_tokens))
+                if told.added_tokens
+                else len(told.model.vocab)
+            )
         return _pieces((place / "spiece.model").read_bytes())
     except (OSError, Damaged, KeyError, IndexError, msgspec.MsgspecError):  # loading it says what is wrong
         return None
@@ -64,7 +68,8 @@ def _varint(content: bytes, at: int) -> tuple[int, int]:
 
 
 def mismatch(pieces: int, rows: int, *, most_spare: int = 1024) -> str:
-    """Why a tokenizer of so many pieces does not belong to an encoder with so many rows; "" where it does. Tables are padded by some rows (UMT5: 84)."""
+    """Why a tokenizer of so many pieces does not belong to an encoder with so many rows; "" where it does. Tables are
+    padded by some rows (UMT5: 84)."""
     if pieces > rows:
         return f"its tokenizer knows {pieces:,} pieces, and the encoder has rows for {rows:,}"
     if rows - pieces > most_spare:

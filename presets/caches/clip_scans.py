@@ -1,4 +1,5 @@
-"""What the look at every frame found, kept on disk: `check`, `submit` and each attempt of a run need not decode the same clips again.
+"""What the look at every frame found, kept on disk: `check`, `submit` and each attempt of a run need not decode the
+same clips again.
 
 A convenience: where it cannot be read or written, clips are decoded once more.
 """
@@ -16,7 +17,9 @@ from presets.caches.tensor_cache import caches_dir
 VERSION = 1  # of the look: rises when it would find more, or other cuts
 MOST = 50_000  # clips; the ones looked at longest ago go first
 PATIENCE = 2.0  # seconds for another process that writes
-_TABLE = "CREATE TABLE IF NOT EXISTS scans (path TEXT PRIMARY KEY, version INTEGER, size INTEGER, mtime INTEGER, cuts TEXT)"
+_TABLE = (
+    "CREATE TABLE IF NOT EXISTS scans (path TEXT PRIMARY KEY, version INTEGER, size INTEGER, mtime INTEGER, cuts TEXT)"
+)
 
 
 class Identity(Struct, frozen=True):
@@ -42,7 +45,10 @@ def known_cuts(file: Identity) -> list[int] | None:
     if not scans_file().exists():
         return None
     with suppress(sqlite3.Error, msgspec.MsgspecError), _opened() as db:
-        row = db.execute("SELECT cuts FROM scans WHERE path = ? AND version = ? AND size = ? AND mtime = ?", (file.path, VERSION, file.size, file.mtime)).fetchone()
+        row = db.execute(
+            "SELECT cuts FROM scans WHERE path = ? AND version = ? AND size = ? AND mtime = ?",
+            (file.path, VERSION, file.size, file.mtime),
+        ).fetchone()
         return msgspec.json.decode(row[0], type=list[int]) if row else None
     return None
 
@@ -53,7 +59,10 @@ def keep_cuts(file: Identity, cuts: list[int]) -> None:
         scans_file().parent.mkdir(parents=True, exist_ok=True)
         try:
             with _opened() as db:
-                db.execute("INSERT OR REPLACE INTO scans VALUES (?, ?, ?, ?, ?)", (file.path, VERSION, file.size, file.mtime, msgspec.json.encode(cuts).decode()))
+                db.execute(
+                    "INSERT OR REPLACE INTO scans VALUES (?, ?, ?, ?, ?)",
+                    (file.path, VERSION, file.size, file.mtime, msgspec.json.encode(cuts).decode()),
+                )
                 db.execute("DELETE FROM scans WHERE rowid <= (SELECT max(rowid) FROM scans) - ?", (MOST,))
         except sqlite3.OperationalError:  # locked for long, or no room
             return

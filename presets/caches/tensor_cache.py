@@ -1,7 +1,7 @@
 """The caches of latents and of text embeddings as files: where they lie, what they hold. No torch.
 
-One safetensors file per entry: the tensor `x`, and in the metadata its key (also the file's name), the hash of its bytes and
-what it is, in words. A file's time of change is when it was last used.
+One safetensors file per entry: the tensor `x`, and in the metadata its key (also the file's name), the hash of its
+bytes and what it is, in words. A file's time of change is when it was last used.
 """
 
 import shutil
@@ -67,7 +67,8 @@ def list_tensors(folder: Path) -> list[TensorEntry]:
 
 
 def clear_tensors(folder: Path) -> int:
-    """Delete every entry and what broken writers left; the bytes it freed. Raises OSError. Runs that go on encode anew what they miss."""
+    """Delete every entry and what broken writers left; the bytes it freed. Raises OSError. Runs that go on encode anew
+    what they miss."""
     freed = sweep_unfinished(folder)
     for path in folder.glob(f"*{ENTRY}"):
         try:
@@ -80,5 +81,6 @@ def clear_tensors(folder: Path) -> int:
 
 
 def tensor_budget(folder: Path, cap: int, own: int) -> int:
-    """Bytes a cache that holds `own` may take in all: `cap`, or half of what would be free without it. `folder` exists."""
+    """Bytes a cache that holds `own` may take in all: `cap`, or half of what would be free without it. `folder`
+    exists."""
     return min(cap, int((shutil.disk_usage(folder).free + own) * DISK_SHARE))

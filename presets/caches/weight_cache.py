@@ -1,7 +1,7 @@
 """The cache of packed weights as files: where it lies, what it holds, and making room in it. No torch.
 
-One file holds the packed blocks of one expert in one precision: MAGIC, 8 bytes header length (little endian), the header as
-JSON, then the blocks, each at a multiple of PAGE bytes. A file's time of change is when it was last used.
+One file holds the packed blocks of one expert in one precision: MAGIC, 8 bytes header length (little endian), the
+header as JSON, then the blocks, each at a multiple of PAGE bytes. A file's time of change is when it was last used.
 """
 
 import fcntl
@@ -150,7 +150,11 @@ def make_room(folder: Path, header: CacheHeader, cap: int = CAP) -> bool:
     need = sum(e.size for e in entries) + header.size - budget(folder, cap)
 
     def sibling(e: CacheEntry) -> bool:
-        return e.header is not None and (e.header.model, e.header.precision) == (header.model, header.precision) and e.header.expert != header.expert
+        return (
+            e.header is not None
+            and (e.header.model, e.header.precision) == (header.model, header.precision)
+            and e.header.expert != header.expert
+        )
 
     old = [e for e in reversed(entries) if not sibling(e)]
     if need > sum(e.size for e in old):

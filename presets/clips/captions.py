@@ -14,15 +14,23 @@ class CaptionError(UserError):
 
 
 def read_caption(path: Path) -> str:
-    """The caption in a text file, on one line: UTF-8 (a byte order mark is accepted), at most 10,000 characters. Raises CaptionError."""
+    """The caption in a text file, on one line: UTF-8 (a byte order mark is accepted), at most 10,000 characters. Raises
+    CaptionError."""
     where = str(path)
     try:
         with path.open("rb") as f:
-            raw = f.read(4 * MAX_CHARACTERS + 4)  # four bytes are the longest UTF-8 character; no need to read on behind the limit
+            # four bytes are the longest UTF-8 character; no need to read on behind the limit
+            raw = f.read(4 * MAX_CHARACTERS + 4)
             size = path.stat().st_size
     except OSError as e:
-        raise CaptionError(f"the caption cannot be read ({(e.strerror or str(e)).lower()})", where=where, fix="Check who may read it") from None
-    too_long = CaptionError(f"the caption is too long ({size:,} bytes; at most {MAX_CHARACTERS:,} characters)", where=where, fix="Shorten it to a few sentences")
+        raise CaptionError(
+            f"the caption cannot be read ({(e.strerror or str(e)).lower()})", where=where, fix="Check who may read it"
+        ) from None
+    too_long = CaptionError(
+        f"the caption is too long ({size:,} bytes; at most {MAX_CHARACTERS:,} characters)",
+        where=where,
+        fix="Shorten it to a few sentences",
+    )
     if size > len(raw):
         raise too_long
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -31,11 +39,15 @@ def read_caption(path: Path) -> str:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         line = raw[: e.start].count(b"\n") + 1
-        raise CaptionError(f"the caption is not UTF-8 (byte {e.start}, line {line})", where=where, fix="Save it as UTF-8") from None
+        raise CaptionError(
+            f"the caption is not UTF-8 (byte {e.start}, line {line})", where=where, fix="Save it as UTF-8"
+        ) from None
     if len(text) > MAX_CHARACTERS:
         raise too_long
     if "\0" in text:
-        raise CaptionError("the caption holds zero bytes, so it is no text file", where=where, fix="Write the caption again")
+        raise CaptionError(
+            "the caption holds zero bytes, so it is no text file", where=where, fix="Write the caption again"
+        )
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
@@ -53,5 +65,6 @@ def resolve_caption(caption: str, default: str, trigger: str) -> str:
 
 
 def replace_word(text: str, word: str, by: str) -> tuple[str, int]:
-    """(`text` with the whole word `word` replaced, in any case, how often it was there). `man` is not found in `woman`."""
+    """(`text` with the whole word `word` replaced, in any case, how often it was there). `man` is not found in
+    `woman`."""
     return re.subn(rf"(?<!\w){re.escape(word)}(?!\w)", lambda _: by, text, flags=re.IGNORECASE)

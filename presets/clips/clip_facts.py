@@ -1,7 +1,8 @@
-"""Clips and datasets as facts: which files a folder holds, what they are, which captions go with them, what is wrong with them.
+"""Clips and datasets as facts: which files a folder holds, what they are, which captions go with them, what is wrong
+with them.
 
-Used by the wizard's table, the rules and the trainer alike. Nothing here decodes; `presets.clips.media` does, and is imported
-only when a file is probed.
+Used by the wizard's table, the rules and the trainer alike. Nothing here decodes; `presets.clips.media` does, and is
+imported only when a file is probed.
 """
 
 import os
@@ -37,7 +38,8 @@ class ClipFacts(Struct, frozen=True, kw_only=True):
     duration: float  # seconds, the last frame's time on screen included; 0 for an image
     width: int  # as viewed: after rotation
     height: int
-    rotation: int  # 0, 90, 180, 270: degrees to turn a decoded frame counterclockwise, numpy.rot90(frame, rotation // 90)
+    # 0, 90, 180, 270: degrees to turn a decoded frame counterclockwise, numpy.rot90(frame, rotation // 90)
+    rotation: int
     codec: str
     variable_rate: bool
     has_caption: bool = False  # a caption file with text in it
@@ -56,7 +58,8 @@ class DatasetFacts(Struct, frozen=True, kw_only=True):
     problems: list[Finding]  # unreadable files and captions, ignored files; each names its file
 
 
-_known: dict[tuple[str, int, int, int], ClipFacts] = {}  # (path, inode, size, mtime) -> facts: wizard, check and trainer scan the same folder again and again
+# (path, inode, size, mtime) -> facts: wizard, check and trainer scan the same folder again and again
+_known: dict[tuple[str, int, int, int], ClipFacts] = {}
 
 
 def probe_clip(path: Path, look: Look | None = None) -> ClipFacts:
@@ -70,7 +73,12 @@ def probe_clip(path: Path, look: Look | None = None) -> ClipFacts:
     path = path.absolute()
     suffix = path.suffix.lower()
     if suffix not in CLIP_SUFFIXES:
-        raise ClipError(f"{suffix or 'no suffix'} is no clip", code="not-a-video", where=str(path), fix=f"Clips end in {', '.join(sorted(VIDEO_SUFFIXES))}; images in {', '.join(sorted(IMAGE_SUFFIXES))}")
+        raise ClipError(
+            f"{suffix or 'no suffix'} is no clip",
+            code="not-a-video",
+            where=str(path),
+            fix=f"Clips end in {', '.join(sorted(VIDEO_SUFFIXES))}; images in {', '.join(sorted(IMAGE_SUFFIXES))}",
+        )
     probe = _probe_image if suffix in IMAGE_SUFFIXES else _probe_video
     try:
         status = path.stat()
@@ -86,7 +94,19 @@ def _probe_image(path: Path, go_on: Callable[[], None]) -> ClipFacts:
     from presets.clips.media import probe_image
 
     width, height, rotation, codec = probe_image(path)
-    return ClipFacts(path=str(path), kind="image", frames=1, fps=0.0, duration=0.0, width=width, height=height, rotation=rotation, codec=codec, variable_rate=False, size_bytes=path.stat().st_size)
+    return ClipFacts(
+        path=str(path),
+        kind="image",
+        frames=1,
+        fps=0.0,
+        duration=0.0,
+        width=width,
+        height=height,
+        rotation=rotation,
+        codec=codec,
+        variable_rate=False,
+        size_bytes=path.stat().st_size,
+    )
 
 
 def _probe_video(path: Path, go_on: Callable[[], None]) -> ClipFacts:
@@ -95,26 +115,49 @@ def _probe_video(path: Path, go_on: Callable[[], None]) -> ClipFacts:
     v = probe_video(path, go_on)
     width, height = (v.height, v.width) if v.rotation in (90, 270) else (v.width, v.height)
     return ClipFacts(
-        path=str(path), kind="video", frames=v.frames, fps=v.fps, duration=v.duration, width=width, height=height, rotation=v.rotation, codec=v.codec,
-        variable_rate=v.variable_rate, size_bytes=path.stat().st_size, pixel_aspect=1 / v.pixel_aspect if v.rotation in (90, 270) else v.pixel_aspect, hdr=v.hdr, untagged_hd=v.untagged_hd,
-    )  # fmt: skip
+        path=str(path),
+        kind="video",
+        frames=v.frames,
+        fps=v.fps,
+        duration=v.duration,
+        width=width,
+        height=height,
+        rotation=v.rotation,
+        codec=v.codec,
+        variable_rate=v.variable_rate,
+        size_bytes=path.stat().st_size,
+        pixel_aspect=1 / v.pixel_aspect if v.rotation in (90, 270) else v.pixel_aspect,
+        hdr=v.hdr,
+        untagged_hd=v.untagged_hd,
+    )
 
 
 def scan_dataset(panel: DatasetPanel, index: int, base: Path, look: Look | None = None) -> DatasetFacts:
-    """Probe every clip below a dataset's folder and pair the captions. `index` is the dataset's place in the job, `base` the job file's folder.
+    """Probe every clip below a dataset's folder and pair the captions. `index` is the dataset's place in the job,
+    `base` the job file's folder.
 
-    Hidden files and folders, and folders named `_controls`, are no part of a dataset. Everything else is either a clip, a
-    caption, or named in `problems`: one error per unusable file, one piece of advice for all files that are left aside.
-    `look` tells how far it is; raises LookEnded when that was ended.
+    Hidden files and folders, and folders named `_controls`, are no part of a dataset. Everything else is either a clip,
+    a caption, or named in `problems`: one error per unusable file, one piece of advice for all files that are left
+    aside. `look` tells how far it is; raises LookEnded when that was ended.
     """
     look = look or Look()
     root = (base / Path(panel.path).expanduser()).resolve()
     field = f"datasets[{index}].path"
     if not is_utf8(str(root)):
-        return DatasetFacts(path=escaped(str(root)), clips=[], problems=[_not_utf8(next(p for p in (*reversed(root.parents), root) if not is_utf8(p.name)))])
+        return DatasetFacts(
+            path=escaped(str(root)),
+            clips=[],
+            problems=[_not_utf8(next(p for p in (*reversed(root.parents), root) if not is_utf8(p.name)))],
+        )
     if not root.is_dir():
         what = "is a file, not a folder" if root.exists() else "does not exist"
-        return DatasetFacts(path=str(root), clips=[], problems=[_error("dataset-missing", field, f"the folder {root} {what}", "Choose the folder that holds the clips")])
+        return DatasetFacts(
+            path=str(root),
+            clips=[],
+            problems=[
+                _error("dataset-missing", field, f"the folder {root} {what}", "Choose the folder that holds the clips")
+            ],
+        )
     problems: list[Finding] = []
     clips: list[Path] = []
     texts: list[Path] = []
@@ -128,25 +171,58 @@ def scan_dataset(panel: DatasetPanel, index: int, base: Path, look: Look | None 
     clips.sort(key=lambda p: p.relative_to(root).parts)
     captions = {path.with_suffix(""): path for path in sorted(texts)}
     # PyAV lets go of the interpreter while it reads and decodes.
-    probed = look.at_all(clips, lambda p: _probe_with_caption(p, captions.get(p.with_suffix("")), look), threads=min(8, os.cpu_count() or 1))
+    probed = look.at_all(
+        clips,
+        lambda p: _probe_with_caption(p, captions.get(p.with_suffix("")), look),
+        threads=min(8, os.cpu_count() or 1),
+    )
     facts = [clip for clip, _ in probed if clip is not None]
     problems += [finding for _, found in probed for finding in found]
     if not clips and not problems:
-        problems.append(_error("dataset-empty", field, f"the folder {root} holds no clip and no image", f"Put clips into it ({', '.join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))}) or choose another folder"))
+        problems.append(
+            _error(
+                "dataset-empty",
+                field,
+                f"the folder {root} holds no clip and no image",
+                f"Put clips into it ({', '.join(sorted(VIDEO_SUFFIXES | IMAGE_SUFFIXES))}) or choose another folder",
+            )
+        )
     stems = {path.with_suffix("") for path in clips}
     orphans = [path for stem, path in captions.items() if stem not in stems]
     if orphans:
-        problems.append(_advice("caption-without-clip", field, f"{_count(orphans, 'caption')} without a clip of the same name: {_names(orphans, root)}", "Rename each caption like its clip, or remove it"))
+        problems.append(
+            _advice(
+                "caption-without-clip",
+                field,
+                f"{_count(orphans, 'caption')} without a clip of the same name: {_names(orphans, root)}",
+                "Rename each caption like its clip, or remove it",
+            )
+        )
     if ignored:
-        problems.append(_advice("files-ignored", field, f"{_count(ignored, 'file')} left aside as neither clip, image nor caption: {_names(ignored, root)}", "Nothing to do if they do not belong to the dataset"))
+        problems.append(
+            _advice(
+                "files-ignored",
+                field,
+                f"{_count(ignored, 'file')} left aside as neither clip, image nor caption: {_names(ignored, root)}",
+                "Nothing to do if they do not belong to the dataset",
+            )
+        )
     return DatasetFacts(path=str(root), clips=facts, problems=problems)
 
 
 def _walk(root: Path, field: str, problems: list[Finding], look: Look) -> Iterator[Path]:
-    """Files below `root`; links to folders are followed, but no folder is entered twice. Folders that cannot be read, or named, become problems."""
+    """Files below `root`; links to folders are followed, but no folder is entered twice. Folders that cannot be read,
+    or named, become problems."""
 
     def unreadable(e: OSError) -> None:
-        problems.append(_error("dataset-unreadable", field, f"the folder {escaped(str(e.filename))} cannot be read ({(e.strerror or str(e)).lower()})", "Check who may read it"))
+        problems.append(
+            _error(
+                "dataset-unreadable",
+                field,
+                f"the folder {escaped(str(e.filename))} cannot be read ({(e.strerror or str(e)).lower()})",
+                "Check who may read it",
+            )
+        )
 
     entered: set[tuple[int, int]] = set()
     look.done = look.total = 0
@@ -182,7 +258,12 @@ def _probe_with_caption(path: Path, caption_file: Path | None, look: Look) -> tu
 
 def _not_utf8(path: Path) -> Finding:
     what = "folder" if path.is_dir() else "file"
-    return _error("name-not-utf8", escaped(str(path)), f"the name of the {what} {escaped(path.name)} is not UTF-8, so no log and no checkpoint can name it", advice(path))
+    return _error(
+        "name-not-utf8",
+        escaped(str(path)),
+        f"the name of the {what} {escaped(path.name)} is not UTF-8, so no log and no checkpoint can name it",
+        advice(path),
+    )
 
 
 def _error(code: str, field: str, message: str, fix: str) -> Finding:

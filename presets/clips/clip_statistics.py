@@ -29,7 +29,8 @@ def off_speed(speed: float) -> float:
 
 
 def true_speed_frames(clips: list[ClipFacts], *, low: int = 5, high: int = MOST_FRAMES) -> int:
-    """The 4n+1 count in low..high that plays the median clip nearest to its true speed, no more than the shortest clip has."""
+    """The 4n+1 count in low..high that plays the median clip nearest to its true speed, no more than the shortest clip
+    has."""
     high = max(low, min(high, nearest_frame_counts(min(c.frames for c in clips))[0]))
     middle = median(c.duration for c in clips)
     return min(range(low, high + 1, 4), key=lambda n: off_speed(uniform_speed(middle, n)))

@@ -1,4 +1,5 @@
-"""Is a clip whole? Every frame of it is decoded, and a file that is damaged, or changes its size on the way, is an error that tells where."""
+"""Is a clip whole? Every frame of it is decoded, and a file that is damaged, or changes its size on the way, is an
+error that tells where."""
 
 import re
 from collections.abc import Iterator
@@ -12,17 +13,20 @@ from presets.clips.matroska import damaged_clusters
 from presets.clips.media import AGAIN, changed_size, from_keyframe, open_video, size_as_viewed, time_of
 from presets.errors import ClipError
 
-# The H.264 decoder marks what it had to make up. Most others do so only in words, which this turns into errors; with H.264 it
+# The H.264 decoder marks what it had to make up. Most others do so only in words, which this turns into errors; with
+# H.264 it
 # would also refuse sound clips that were cut from longer ones between two keyframes of an open group.
 STRICT = {"err_detect": "explode"}
 MARKS_ITSELF = "h264"
 AVI_SLACK = 2  # frames that the header of an AVI may promise too much
 REMUX = "If it plays whole, copy what is in it into a new file: ffmpeg -i OLD -c copy NEW"
-MATROSKA_SHARE, MATROSKA_SLACK = 0.25, 1.0  # of the promised time, and seconds: Matroska does not tell how long the last frame stays, which may be long
+# of the promised time, and seconds: Matroska does not tell how long the last frame stays, which may be long
+MATROSKA_SHARE, MATROSKA_SLACK = 0.25, 1.0
 
 
 def whole_frames(path: Path) -> Iterator[av.VideoFrame]:
-    """Every frame that a clip shows, in order. Raises ClipError, naming the second, at the first that is damaged or of another size, and at the end when some are missing."""
+    """Every frame that a clip shows, in order. Raises ClipError, naming the second, at the first that is damaged or of
+    another size, and at the end when some are missing."""
     with open_video(path) as (container, stream):
         if stream.codec_context.name != MARKS_ITSELF:
             stream.codec_context.options = STRICT
@@ -52,15 +56,31 @@ def whole_frames(path: Path) -> Iterator[av.VideoFrame]:
 
 
 def _damaged(path: Path, seconds: float) -> ClipError:
-    return ClipError(f"is damaged from {seconds:.1f} s on: a frame there does not decode", code="clip-unreadable", where=str(path), fix=AGAIN)
+    return ClipError(
+        f"is damaged from {seconds:.1f} s on: a frame there does not decode",
+        code="clip-unreadable",
+        where=str(path),
+        fix=AGAIN,
+    )
 
 
-def _check_container(path: Path, container: av.container.InputContainer, stream: av.VideoStream, begin: int | None, end: int) -> None:
+def _check_container(
+    path: Path, container: av.container.InputContainer, stream: av.VideoStream, begin: int | None, end: int
+) -> None:
     """What decodes is all that the file once held, as far as its container can tell. Raises ClipError."""
     if (span := damaged_clusters(path)) is not None:
         zero = _seconds(stream, 0, begin)
-        where = f"from {span[0] - zero:.1f} s on" if span[0] == span[1] else f"between {span[0] - zero:.1f} and {span[1] - zero:.1f} s"
-        raise ClipError(f"is damaged {where}: what lies there in the file is not what was written", code="clip-unreadable", where=str(path), fix=f"{AGAIN}. {REMUX}")
+        where = (
+            f"from {span[0] - zero:.1f} s on"
+            if span[0] == span[1]
+            else f"between {span[0] - zero:.1f} and {span[1] - zero:.1f} s"
+        )
+        raise ClipError(
+            f"is damaged {where}: what lies there in the file is not what was written",
+            code="clip-unreadable",
+            where=str(path),
+            fix=f"{AGAIN}. {REMUX}",
+        )
     found = _seconds(stream, 0, end)
     if container.format.name == "avi":
         promised, slack = _seconds(stream, 0, stream.duration), _seconds(stream, 0, AVI_SLACK)
@@ -73,7 +93,8 @@ def _check_container(path: Path, container: av.container.InputContainer, stream:
 
 
 def _promised_by_matroska(container: av.container.InputContainer, stream: av.VideoStream) -> float:
-    """Seconds of the picture, by the header and the stream's own tag; 0 where they do not tell it apart from the sound's."""
+    """Seconds of the picture, by the header and the stream's own tag; 0 where they do not tell it apart from the
+    sound's."""
     whole = (container.duration or 0) / av.time_base
     if tagged := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", "")):
         return min(whole, int(tagged[1]) * 3600 + int(tagged[2]) * 60 + float(tagged[3]))

@@ -79,5 +79,6 @@ def uniform_indices(available: int, frames: int) -> list[int]:
 
 
 def uniform_speed(duration: float, frames: int) -> float:
-    """How much faster a clip of `duration` seconds looks when `frames` frames of it play at 16 FPS (1.0: true speed)."""
+    """How much faster a clip of `duration` seconds looks when `frames` frames of it play at 16 FPS (1.0: true
+    speed)."""
     return duration * WAN_FPS / frames if frames > 1 else 1.0

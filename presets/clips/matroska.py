@@ -1,4 +1,5 @@
-"""Matroska and WebM without FFmpeg, which passes over what it cannot read: is the file whole, and its clusters sound? RFC 8794 and 9559."""
+"""Matroska and WebM without FFmpeg, which passes over what it cannot read: is the file whole, and its clusters sound?
+RFC 8794 and 9559."""
 
 import zlib
 from pathlib import Path
@@ -7,9 +8,11 @@ from typing import BinaryIO
 from msgspec import Struct
 
 SEGMENT, CLUSTER, INFO, TIMESTAMP_SCALE, TIMESTAMP, CRC = 0x18538067, 0x1F43B675, 0x1549A966, 0x2AD7B1, 0xE7, 0xBF
-TOP_LEVEL = frozenset({CLUSTER, INFO, 0x114D9B74, 0x1654AE6B, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367})  # ... SeekHead, Tracks, Cues, Attachments, Chapters, Tags
+# ... SeekHead, Tracks, Cues, Attachments, Chapters, Tags
+TOP_LEVEL = frozenset({CLUSTER, INFO, 0x114D9B74, 0x1654AE6B, 0x1C53BB6B, 0x1941A469, 0x1043A770, 0x1254C367})
 SIMPLE_BLOCK = 0xA3
-IN_CLUSTER = frozenset({TIMESTAMP, SIMPLE_BLOCK, CRC, 0xA0, 0xAF, 0xEC, 0xA7, 0xAB, 0x5854})  # ... BlockGroup, EncryptedBlock, Void, Position, PrevSize, SilentTracks
+# ... BlockGroup, EncryptedBlock, Void, Position, PrevSize, SilentTracks
+IN_CLUSTER = frozenset({TIMESTAMP, SIMPLE_BLOCK, CRC, 0xA0, 0xAF, 0xEC, 0xA7, 0xAB, 0x5854})
 CHUNK = 1 << 20
 
 
@@ -20,13 +23,15 @@ class _Element(Struct, frozen=True):
 
 
 def missing_bytes(f: BinaryIO, size: int) -> int:
-    """Bytes that the Segment promises beyond the end of a file of `size` bytes; 0 when its length is unknown (live recording)."""
+    """Bytes that the Segment promises beyond the end of a file of `size` bytes; 0 when its length is unknown (live
+    recording)."""
     segment = _segment(f)
     return 0 if segment is None or segment.end is None else max(0, segment.end - size)
 
 
 def damaged_clusters(path: Path) -> tuple[float, float] | None:
-    """(from, to) in seconds of the file's clock: where the first damage of the clusters lies. None where nothing is wrong, or this is no Matroska.
+    """(from, to) in seconds of the file's clock: where the first damage of the clusters lies. None where nothing is
+    wrong, or this is no Matroska.
 
     A cluster is damaged when its elements do not follow each other, or do not give its checksum, if it has one.
     """
@@ -54,7 +59,9 @@ def damaged_clusters(path: Path) -> tuple[float, float] | None:
     return None
 
 
-def _read_cluster(f: BinaryIO, cluster: _Element, file_end: int, time: float, scale: float, *, live: bool) -> tuple[bool, float, float, int]:
+def _read_cluster(
+    f: BinaryIO, cluster: _Element, file_end: int, time: float, scale: float, *, live: bool
+) -> tuple[bool, float, float, int]:
     """(whether it is sound, first and last second that damage may touch, where the next element begins)."""
     at, end, base, last, checksum = cluster.begin, cluster.end or file_end, time, time, None
     while at < end:
@@ -103,7 +110,9 @@ def _element(f: BinaryIO, at: int) -> _Element | None:
         return None
     size = int.from_bytes(head[id_length : id_length + size_length], "big") & (1 << 7 * size_length) - 1
     begin = at + id_length + size_length
-    return _Element(int.from_bytes(head[:id_length], "big"), begin, None if size == (1 << 7 * size_length) - 1 else begin + size)
+    return _Element(
+        int.from_bytes(head[:id_length], "big"), begin, None if size == (1 << 7 * size_length) - 1 else begin + size
+    )
 
 
 def _scale(f: BinaryIO, at: int, end: int) -> float:

@@ -1,8 +1,8 @@
 """Scene cuts: the frames of a clip where a new shot begins. A LoRA trained on clips with cuts learns to cut.
 
 A cut is a lone jump: the picture changes far more than around it, not as something that moved would change it, and what
-was there before does not come back. So pans, fast motion, flashes, switched lights and fades are not taken for cuts; nor
-are jumps in time within one shot, whose pictures resemble each other.
+was there before does not come back. So pans, fast motion, flashes, switched lights and fades are not taken for cuts;
+nor are jumps in time within one shot, whose pictures resemble each other.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,8 @@ BLOCK = 8
 NEAR = 8  # frames on each side that a jump must stand out from
 LEAST_CHANGE = 0.03  # mean change of the pixels below which nothing is looked at more closely
 LEAST_JUMP = 0.12  # see _jump; cuts of real footage have 0.4 to 1, its fastest motion has 0.17
-STANDS_OUT = 3.0  # times the third largest jump near by: two more cuts may be near, while a motion or a fade goes on for longer
+# times the third largest jump near by: two more cuts may be near, while a motion or a fade goes on for longer
+STANDS_OUT = 3.0
 COMES_BACK = 0.5  # of the jump: a smaller difference across it says that the scene is still the same, as after a flash
 LEAST_CONTRAST = 0.05  # standard deviation; darker and flatter pictures count as having this much
 
@@ -30,14 +31,15 @@ LEAST_CONTRAST = 0.05  # standard deviation; darker and flatter pictures count a
 def find_cuts(path: Path, go_on: Callable[[], None] = never_ends) -> list[int]:
     """Numbers of the frames that begin a new shot, rising; [] for a clip of one shot.
 
-    Decodes the clip once, all of it; raises ClipError for one that is damaged or not of one size. `go_on` is called between
-    frames; what it raises ends the search.
+    Decodes the clip once, all of it; raises ClipError for one that is damaged or not of one size. `go_on` is called
+    between frames; what it raises ends the search.
     """
     return cuts_of(_small_pictures(path, go_on), go_on)
 
 
 def cuts_of(pictures: list[Picture], go_on: Callable[[], None] = never_ends) -> list[int]:
-    """The same for frames that are decoded already and brought to about LONG_SIDE pixels, both sides a multiple of BLOCK."""
+    """The same for frames that are decoded already and brought to about LONG_SIDE pixels, both sides a multiple of
+    BLOCK."""
     count = len(pictures)
     known: dict[tuple[int, int], float] = {}
 
@@ -51,7 +53,9 @@ def cuts_of(pictures: list[Picture], go_on: Callable[[], None] = never_ends) -> 
         go_on()
         if _change(pictures[i - 1], pictures[i]) < LEAST_CHANGE or (size := jump(i - 1, i)) < LEAST_JUMP:
             continue
-        near = sorted((jump(j - 1, j) for j in range(max(1, i - NEAR), min(count, i + NEAR + 1)) if j != i), reverse=True)
+        near = sorted(
+            (jump(j - 1, j) for j in range(max(1, i - NEAR), min(count, i + NEAR + 1)) if j != i), reverse=True
+        )
         if len(near) > 2 and size < STANDS_OUT * near[2]:
             continue
         across = ((a, b) for a in range(max(0, i - 3), i) for b in range(i, min(count, i + 3)) if b - a > 1)
@@ -70,7 +74,11 @@ def _small_pictures(path: Path, go_on: Callable[[], None]) -> list[Picture]:
         go_on()
         scale = LONG_SIDE / max(frame.width, frame.height)
         width, height = (max(BLOCK, round(side * scale / BLOCK) * BLOCK) for side in (frame.width, frame.height))
-        pictures.append(np.asarray(frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray(), np.uint8))
+        pictures.append(
+            np.asarray(
+                frame.reformat(width=width, height=height, format="rgb24", interpolation="AREA").to_ndarray(), np.uint8
+            )
+        )
     return pictures
 
 
@@ -94,7 +102,9 @@ def _jump(one: Picture, next_one: Picture) -> float:
             difference = np.abs(padded[dy : dy + height, dx : dx + width] - b)
             blocks = difference.reshape(height // BLOCK, BLOCK, width // BLOCK, BLOCK * 3).mean(axis=(1, 3))
             np.minimum(best, blocks, out=best)
-    return float(best.mean() / max(a.std(), b.std(), LEAST_CONTRAST)) * (1 - _correlation(a.mean(axis=-1), b.mean(axis=-1)))
+    return float(best.mean() / max(a.std(), b.std(), LEAST_CONTRAST)) * (
+        1 - _correlation(a.mean(axis=-1), b.mean(axis=-1))
+    )
 
 
 def _correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:

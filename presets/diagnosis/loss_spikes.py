@@ -1,8 +1,9 @@
 """Loss spikes: losses that stand out among those of the same expert and the same noise level.
 
-The loss of a flow-matching step depends on its timestep far more than on what was learnt, so a loss is compared with the last
-ones of its own tenth of the timesteps, as a factor: clips differ by factors, and the losses of a healthy run are skewed, with a long tail upwards.
-Median and MAD (median absolute deviation) of the logarithms are not moved by the spikes themselves.
+The loss of a flow-matching step depends on its timestep far more than on what was learnt, so a loss is compared with
+the last ones of its own tenth of the timesteps, as a factor: clips differ by factors, and the losses of a healthy run
+are skewed, with a long tail upwards. Median and MAD (median absolute deviation) of the logarithms are not moved by the
+spikes themselves.
 """
 
 from collections import defaultdict, deque
@@ -46,7 +47,12 @@ class SpikeWatch:
 
 def _finding(step: int, loss: float, usual: float, timestep: float, clips: list[str]) -> Finding:
     return Finding(
-        code="loss-spike", severity="warning", field="training.lr",
-        message=f"step {step}: the loss was {loss:.3g}, and {usual:.3g} is usual near timestep {timestep:.0f} (clips {', '.join(clips)})",
+        code="loss-spike",
+        severity="warning",
+        field="training.lr",
+        message=(
+            f"step {step}: the loss was {loss:.3g}, and {usual:.3g} is usual near timestep {timestep:.0f} (clips"
+            f" {', '.join(clips)})"
+        ),
         fix="Look at the clips named; if spikes come again with other clips, lower training.lr",
-    )  # fmt: skip
+    )

@@ -1,6 +1,8 @@
-"""What wears on a run: steps that get slower, memory that creeps up, data that comes too late, previews that take the time of training.
+"""What wears on a run: steps that get slower, memory that creeps up, data that comes too late, previews that take the
+time of training.
 
-These findings hang on the clock and on memory, so an interrupted run need not raise the same ones. Each attempt is judged by itself.
+These findings hang on the clock and on memory, so an interrupted run need not raise the same ones. Each attempt is
+judged by itself.
 """
 
 import itertools
@@ -18,15 +20,31 @@ SLOWER, SURELY = 1.3, 1.15  # times as long: the median of the last steps, and t
 WARM_UP, BASE, RECENT = 3, 20, 60  # steps of a kind that are passed over, make the measure, are judged
 BLOCK, BLOCKS = 25, 6  # steps whose least is taken; rises in a row that count as creeping
 REMEDY = {
-    "data": ("datasets", "The clips come too slowly: see what else uses the disk and the processors, and lay them on a faster disk or make them smaller"),
-    "vae": ("datasets.resolutions", "See whether another program uses the card (nvidia-smi); smaller resolutions and fewer frames make the encoding lighter"),
-    "transformer": ("datasets.resolutions", "See whether the card is hot, throttled or used by another program (nvidia-smi)"),
+    "data": (
+        "datasets",
+        (
+            "The clips come too slowly: see what else uses the disk and the processors, and lay them on a faster disk"
+            " or make them smaller"
+        ),
+    ),
+    "vae": (
+        "datasets.resolutions",
+        (
+            "See whether another program uses the card (nvidia-smi); smaller resolutions and fewer frames make the"
+            " encoding lighter"
+        ),
+    ),
+    "transformer": (
+        "datasets.resolutions",
+        "See whether the card is hot, throttled or used by another program (nvidia-smi)",
+    ),
     "optimizer": ("target.rank", "See whether another program uses the card (nvidia-smi)"),
 }
 
 
 class Pace:
-    """Steps of the same kind (expert, datasets, resolutions) against the first ones of this attempt under the same plan."""
+    """Steps of the same kind (expert, datasets, resolutions) against the first ones of this attempt under the same
+    plan."""
 
     def __init__(self) -> None:
         self._attempt = 0
@@ -51,22 +69,40 @@ class Pace:
         return list(self._judge()) if len(self._recent) == RECENT else []
 
     def _judge(self) -> Iterator[Finding]:
-        usual = {kind: {part: median(s.get(part, 0.0) for s in first[WARM_UP:]) for part in first[-1]} for kind, first in self._first.items() if len(first) == WARM_UP + BASE}
+        usual = {
+            kind: {part: median(s.get(part, 0.0) for s in first[WARM_UP:]) for part in first[-1]}
+            for kind, first in self._first.items()
+            if len(first) == WARM_UP + BASE
+        }
         ratios = [seconds["total"] / max(usual[kind]["total"], 1e-9) for kind, seconds in self._recent]
         if median(ratios) < SLOWER or quantiles(ratios, n=4)[0] < SURELY:
             return
-        grown = {part: sum(seconds.get(part, 0.0) - usual[kind].get(part, 0.0) for kind, seconds in self._recent) for part in REMEDY}
+        grown = {
+            part: sum(seconds.get(part, 0.0) - usual[kind].get(part, 0.0) for kind, seconds in self._recent)
+            for part in REMEDY
+        }
         worst = max(grown, key=lambda part: grown[part])
-        before, now = (median(s) for s in ([usual[kind]["total"] for kind, _ in self._recent], [seconds["total"] for _, seconds in self._recent]))
+        before, now = (
+            median(s)
+            for s in (
+                [usual[kind]["total"] for kind, _ in self._recent],
+                [seconds["total"] for _, seconds in self._recent],
+            )
+        )
         field, fix = REMEDY[worst]
-        text = f"steps take {median(ratios):.1f} times as long as when this attempt began ({before:.2f} s, now {now:.2f} s); most of the rise is in the part '{worst}'"
+        text = (
+            f"steps take {median(ratios):.1f} times as long as when this attempt began ({before:.2f} s, now {now:.2f}"
+            f" s); most of the rise is in the part '{worst}'"
+        )
         yield Finding(code="slower-with-time", severity="warning", field=field, message=text, fix=fix)
 
 
 def kind_of(data: dict[str, Any]) -> tuple[str, ...]:
-    """Steps of a kind should take the same time: same expert, and clips of the same datasets and resolutions (ids are DATASET/FILE@RESOLUTION).
+    """Steps of a kind should take the same time: same expert, and clips of the same datasets and resolutions (ids are
+    DATASET/FILE@RESOLUTION).
 
-    Where a step mixes more than two of these there are too many mixtures for any to come often, and their times lie close together: one kind.
+    Where a step mixes more than two of these there are too many mixtures for any to come often, and their times lie
+    close together: one kind.
     """
     parts = sorted(f"{clip.partition('/')[0]}@{clip.rpartition('@')[2]}" for clip in data["clips"])
     return (data["expert"], *parts) if len(set(parts)) <= 2 else (data["expert"], f"mixture of {len(parts)}")
@@ -94,7 +130,15 @@ class Starving:
         if share < 0.3 or waited < 0.2:
             return []
         field, fix = REMEDY["data"]
-        return [Finding(code="data-starving", severity="warning", field=field, message=f"{share:.0%} of each step ({waited:.1f} s) goes by waiting for clips to be decoded", fix=fix)]
+        return [
+            Finding(
+                code="data-starving",
+                severity="warning",
+                field=field,
+                message=f"{share:.0%} of each step ({waited:.1f} s) goes by waiting for clips to be decoded",
+                fix=fix,
+            )
+        ]
 
 
 class Memory:
@@ -122,7 +166,17 @@ class Memory:
                 self._replans += 1
                 self._reset()
                 if self._replans == 2:
-                    return [Finding(code="memory-tight", severity="warning", field="datasets.resolutions", message="memory ran out twice in this attempt; each time the run went on with a slower plan", fix=KNOBS)]
+                    return [
+                        Finding(
+                            code="memory-tight",
+                            severity="warning",
+                            field="datasets.resolutions",
+                            message=(
+                                "memory ran out twice in this attempt; each time the run went on with a slower plan"
+                            ),
+                            fix=KNOBS,
+                        )
+                    ]
             case "step":
                 return list(self._step(event.data))
         return []
@@ -143,16 +197,36 @@ class Memory:
 
     def _creeping(self, name: str, least: list[float], step: int) -> Finding | None:
         rise = least[-1] - least[0]
-        if len(least) <= BLOCKS or any(b <= a for a, b in itertools.pairwise(least)) or rise < max(1.0, 0.05 * least[0]):
+        if (
+            len(least) <= BLOCKS
+            or any(b <= a for a, b in itertools.pairwise(least))
+            or rise < max(1.0, 0.05 * least[0])
+        ):
             return None
-        per_step, total, what = rise / (BLOCKS * BLOCK), self._totals[name], "the memory of the trainer" if name == "ram_gib" else "the card's memory"
+        per_step, total, what = (
+            rise / (BLOCKS * BLOCK),
+            self._totals[name],
+            "the memory of the trainer" if name == "ram_gib" else "the card's memory",
+        )
         text = f"{what} rose by {rise:.1f} GiB in {BLOCKS * BLOCK} steps and is at {least[-1]:.1f} GiB"
         left = (total - least[-1]) / per_step
         short = total > 0 and left < self._steps - step
         if short:
-            text += f"; at this rate the {total:.0f} GiB there are last for {max(0, left):.0f} more steps, and {self._steps - step} are to come"
-        fix = "Save and resume from time to time (a resume begins with fresh memory); please report it with this run's events.jsonl"
-        return Finding(code="memory-creeping", severity="warning" if short else "advice", field="training.steps", message=text, fix=fix)
+            text += (
+                f"; at this rate the {total:.0f} GiB there are last for {max(0, left):.0f} more steps, and"
+                f" {self._steps - step} are to come"
+            )
+        fix = (
+            "Save and resume from time to time (a resume begins with fresh memory); please report it with this run's"
+            " events.jsonl"
+        )
+        return Finding(
+            code="memory-creeping",
+            severity="warning" if short else "advice",
+            field="training.steps",
+            message=text,
+            fix=fix,
+        )
 
 
 class Previews:
@@ -165,7 +239,13 @@ class Previews:
 
     def feed(self, event: Event) -> list[Finding]:
         if event.attempt != self._attempt:
-            self._attempt, self._at, self._training, self._previews, self._sets = event.attempt, event.time, 0.0, 0.0, set()
+            self._attempt, self._at, self._training, self._previews, self._sets = (
+                event.attempt,
+                event.time,
+                0.0,
+                0.0,
+                set(),
+            )
         if event.kind == "step":
             self._training += event.data["seconds"]["total"]
         elif event.kind == "sample" and event.data["step"] > 0:
@@ -175,5 +255,16 @@ class Previews:
         if event.kind != "sample" or len(self._sets) < 3 or self._previews < max(60.0, self._training):
             return []
         share = self._previews / (self._previews + self._training)
-        fix = "Raise sample.every (it can be set while the job runs), or name an accelerator LoRA in sample.accelerator and set sample.steps = 4"
-        return [Finding(code="previews-dominate", severity="advice", field="sample.every", message=f"previews have taken {share:.0%} of this attempt's time", fix=fix)]
+        fix = (
+            "Raise sample.every (it can be set while the job runs), or name an accelerator LoRA in sample.accelerator"
+            " and set sample.steps = 4"
+        )
+        return [
+            Finding(
+                code="previews-dominate",
+                severity="advice",
+                field="sample.every",
+                message=f"previews have taken {share:.0%} of this attempt's time",
+                fix=fix,
+            )
+        ]

@@ -1,4 +1,5 @@
-"""Whether a series of numbers rises or falls, told from noise by medians. Plain Python: a few hundred numbers at a time."""
+"""Whether a series of numbers rises or falls, told from noise by medians. Plain Python: a few hundred numbers at a
+time."""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -37,7 +38,8 @@ def change(early: Sequence[float], late: Sequence[float]) -> Change:
 
 
 def evened(values: Sequence[tuple[int, float]]) -> list[float]:
-    """Each (bin, value) as a multiple of its bin's median over the whole series: what is left is not the bin's doing."""
+    """Each (bin, value) as a multiple of its bin's median over the whole series: what is left is not the bin's
+    doing."""
     bins: dict[int, list[float]] = {}
     for bin_, value in values:
         bins.setdefault(bin_, []).append(value)

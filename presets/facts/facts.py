@@ -22,13 +22,15 @@ class RunFolder(Struct, kw_only=True):
     path: str
     name: str
     problem: str = ""  # why nothing can be written there
-    differences: list[str] = field(default_factory=list)  # how the job that lies there differs from this one; [] when none lies there
+    # how the job that lies there differs from this one; [] when none lies there
+    differences: list[str] = field(default_factory=list)
     size: int = 0  # bytes that lie there already: a resumed run needs that much less
     free_name: str = ""  # a name that is not taken, when there are differences
 
 
 class Facts(Struct, kw_only=True):
-    """Gathered once by `presets.rules.check.gather`; whatever is not known is None or missing, and the rules that need it say nothing."""
+    """Gathered once by `presets.rules.check.gather`; whatever is not known is None or missing, and the rules that need
+    it say nothing."""
 
     base: Path  # relative paths of the job start here
     datasets: list[DatasetFacts] = field(default_factory=list)  # in the order of job.datasets
@@ -37,8 +39,10 @@ class Facts(Struct, kw_only=True):
     named: NamedBase | None = None  # the base as the job named it when its facts were gathered
     out: Path = Path("runs")
     run: RunFolder | None = None
-    cuts: dict[str, list[int]] = field(default_factory=dict)  # clip path -> frames that begin a new shot, for every clip looked at
-    fetching: Fetching | None = None  # what the Hub says of parts that are not here; None when all are, or it was not asked
+    # clip path -> frames that begin a new shot, for every clip looked at
+    cuts: dict[str, list[int]] = field(default_factory=dict)
+    # what the Hub says of parts that are not here; None when all are, or it was not asked
+    fetching: Fetching | None = None
     packages: frozenset[str] = frozenset()  # optional packages that can be imported
 
     @property
@@ -48,7 +52,8 @@ class Facts(Struct, kw_only=True):
 
 
 def is_tiny(model: ModelFacts) -> bool:
-    """Whether a base is a toy that any machine can train, the CPU too. One whose experts are not here yet counts as the real one."""
+    """Whether a base is a toy that any machine can train, the CPU too. One whose experts are not here yet counts as the
+    real one."""
     return 0 < model.parameters < TINY_PARAMETERS
 
 
@@ -72,11 +77,14 @@ def used_gpus(job: Job, facts: Facts) -> list[Gpu]:
 
 
 def clip_speeds(job: Job, facts: Facts) -> dict[int, float]:
-    """How much faster than life uniform sampling shows the clips that are learnt from, by number of frames: the middle one's factor (1.0: true speed)."""
+    """How much faster than life uniform sampling shows the clips that are learnt from, by number of frames: the middle
+    one's factor (1.0: true speed)."""
     speeds: dict[int, list[float]] = {}
     for _, panel, found in paired(job, facts):
         if panel.sampling == "uniform" and panel.num_frames > 1 and not panel.regularization:
-            speeds.setdefault(panel.num_frames, []).extend(uniform_speed(c.duration, panel.num_frames) for c in videos(found))
+            speeds.setdefault(panel.num_frames, []).extend(
+                uniform_speed(c.duration, panel.num_frames) for c in videos(found)
+            )
     return {frames: median(of_clips) for frames, of_clips in speeds.items() if of_clips}
 
 

@@ -10,14 +10,40 @@ from presets.job.fields import toml_text
 from presets.job.schema import Job
 from presets.job.toml_file import job_to_dict, parse_value
 
-# Fields and panels that may change between the attempts of one run; with anything else changed it is no longer the run that was begun.
-FREE_TO_CHANGE = ("job.gpus", "model.low_vram", "model.layer_offloading", "training.cache_text_embeddings", "save", "sample", "training.steps", "training.lr", "multistage.high.lr", "multistage.low.lr")
+# Fields and panels that may change between the attempts of one run; with anything else changed it is no longer the run
+# that was begun.
+FREE_TO_CHANGE = (
+    "job.gpus",
+    "model.low_vram",
+    "model.layer_offloading",
+    "training.cache_text_embeddings",
+    "save",
+    "sample",
+    "training.steps",
+    "training.lr",
+    "multistage.high.lr",
+    "multistage.low.lr",
+)
 # What may be set while the job trains, from the next micro-batch on.
-LIVE_FIELDS = ("training.lr", "multistage.high.lr", "multistage.low.lr", "training.steps", "save.every", "save.keep", "sample.every")
+LIVE_FIELDS = (
+    "training.lr",
+    "multistage.high.lr",
+    "multistage.low.lr",
+    "training.steps",
+    "save.every",
+    "save.keep",
+    "sample.every",
+)
 # With these changed, the state of a checkpoint does not fit any more.
 IMPOSSIBLE_TO_CHANGE = (
-    "target.type", "target.rank", "multistage.high.rank", "multistage.low.rank", "multistage.high_noise", "multistage.low_noise", "training.optimizer",
-)  # fmt: skip
+    "target.type",
+    "target.rank",
+    "multistage.high.rank",
+    "multistage.low.rank",
+    "multistage.high_noise",
+    "multistage.low_noise",
+    "training.optimizer",
+)
 LEFT_OUT = "left out"
 
 
@@ -36,12 +62,20 @@ class Change(Struct, frozen=True, kw_only=True):
 
 
 def changes(old: Job, new: Job) -> list[Change]:
-    """Every field in which two jobs differ, by its path. Relative paths count as they are written: make both absolute first."""
+    """Every field in which two jobs differ, by its path. Relative paths count as they are written: make both absolute
+    first."""
     was, now = _flat(old), _flat(new)
     return [
-        Change(field=field, old=was.get(field, LEFT_OUT), new=now.get(field, LEFT_OUT), breaks=not is_free(field), impossible=field in IMPOSSIBLE_TO_CHANGE)
-        for field in sorted(was.keys() | now.keys()) if was.get(field) != now.get(field)
-    ]  # fmt: skip
+        Change(
+            field=field,
+            old=was.get(field, LEFT_OUT),
+            new=now.get(field, LEFT_OUT),
+            breaks=not is_free(field),
+            impossible=field in IMPOSSIBLE_TO_CHANGE,
+        )
+        for field in sorted(was.keys() | now.keys())
+        if was.get(field) != now.get(field)
+    ]
 
 
 def breaking(found: Iterable[Change]) -> list[Change]:
@@ -54,9 +88,14 @@ def is_free(field: str) -> bool:
 
 
 def live_value(field: str, text: str) -> Any:
-    """The value that a user typed for a field of a running job. Raises UserError: no such field, not while it runs, or no such value."""
+    """The value that a user typed for a field of a running job. Raises UserError: no such field, not while it runs, or
+    no such value."""
     if field not in LIVE_FIELDS:
-        raise UserError("cannot be changed while the job runs", where=field, fix=f"These can: {', '.join(LIVE_FIELDS)}. For others stop the job, edit its job file and resume")
+        raise UserError(
+            "cannot be changed while the job runs",
+            where=field,
+            fix=f"These can: {', '.join(LIVE_FIELDS)}. For others stop the job, edit its job file and resume",
+        )
     return parse_value(field, text)
 
 

@@ -1,12 +1,12 @@
 """The two experts of a job: which of them learn, with what rank and rate, and whose turn each optimizer step is.
 
-Turns last `multistage.switch_every` optimizer steps. With p the high-noise expert's part of the two shares, turn n (from
-0) is high noise's iff ceil((n + 1) p) > ceil(n p): of the first N turns it has exactly ceil(N p), spread as evenly as
-whole turns can be, and the first of them. Equal shares give high, low, high, low. Everything is reckoned in fractions of
-the numbers as written (0.1 is 1/10), so no turn hangs on how a float was rounded.
+Turns last `multistage.switch_every` optimizer steps. With p the high-noise expert's part of the two shares, turn n
+(from 0) is high noise's iff ceil((n + 1) p) > ceil(n p): of the first N turns it has exactly ceil(N p), spread as
+evenly as whole turns can be, and the first of them. Equal shares give high, low, high, low. Everything is reckoned in
+fractions of the numbers as written (0.1 is 1/10), so no turn hangs on how a float was rounded.
 
-Whose turn it is, is a function of the job and the step alone. So the stage's position is part of a checkpoint through the
-step that the checkpoint holds: a run that stops in the middle of a turn goes on in the middle of that turn.
+Whose turn it is, is a function of the job and the step alone. So the stage's position is part of a checkpoint through
+the step that the checkpoint holds: a run that stops in the middle of a turn goes on in the middle of that turn.
 """
 
 from fractions import Fraction
@@ -44,7 +44,11 @@ def rank_of(job: Job, expert: Expert) -> int:
 
 def high_ranks(job: Job, usual: int) -> list[str]:
     """The fields that give a trained expert a rank above the usual one."""
-    fields = [("target.rank" if panel_of(job, e).rank is None else f"multistage.{PANEL[e]}.rank") for e in trained_experts(job) if rank_of(job, e) > usual]
+    fields = [
+        ("target.rank" if panel_of(job, e).rank is None else f"multistage.{PANEL[e]}.rank")
+        for e in trained_experts(job)
+        if rank_of(job, e) > usual
+    ]
     return list(dict.fromkeys(fields))
 
 
@@ -77,5 +81,7 @@ def steps_of(job: Job, steps: int | None = None) -> dict[Expert, int]:
     """How many of the first `steps` optimizer steps (all, when left out) each trained expert has."""
     steps = job.training.steps if steps is None else steps
     turns, rest = divmod(steps, job.multistage.switch_every)
-    high = ceil(turns * high_part(job)) * job.multistage.switch_every + (rest if expert_at(job, steps) == EXPERTS[0] else 0)
+    high = ceil(turns * high_part(job)) * job.multistage.switch_every + (
+        rest if expert_at(job, steps) == EXPERTS[0] else 0
+    )
     return {e: high if e == EXPERTS[0] else steps - high for e in trained_experts(job)}

@@ -149,10 +149,17 @@ def _describe(struct: type[Struct], prefix: str) -> typing.Iterator[Field]:
         assert meta is not None and meta.title and meta.description, f"{path} has no description"
         default = info.default_factory() if info.default_factory is not msgspec.NODEFAULT else info.default
         yield Field(
-            path=path, label=meta.title, help=meta.description, unit=(meta.extra or {}).get("unit", ""),
-            annotation=annotation, default=default, choices=_choices(base), type_text=_type_text(base),
-            minimum=limits.ge if limits.ge is not None else limits.gt, maximum=limits.le if limits.le is not None else limits.lt,
-        )  # fmt: skip
+            path=path,
+            label=meta.title,
+            help=meta.description,
+            unit=(meta.extra or {}).get("unit", ""),
+            annotation=annotation,
+            default=default,
+            choices=_choices(base),
+            type_text=_type_text(base),
+            minimum=limits.ge if limits.ge is not None else limits.gt,
+            maximum=limits.le if limits.le is not None else limits.lt,
+        )
 
 
 FIELDS: dict[str, Field] = {f.path: f for f in _describe(Job, "")}
@@ -183,7 +190,9 @@ def field_of(path: str) -> Field:
     general = join_path([p for p in parse_path(path) if isinstance(p, str)])
     if general not in FIELDS:
         near = nearest(general, list(FIELDS))
-        raise UserError(f"no field {path!r}", fix=f"Did you mean {near}?" if near else "See docs/job-file.md for all fields")
+        raise UserError(
+            f"no field {path!r}", fix=f"Did you mean {near}?" if near else "See docs/job-file.md for all fields"
+        )
     return FIELDS[general]
 
 

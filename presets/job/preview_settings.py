@@ -16,13 +16,15 @@ class PreviewSize(NamedTuple):
 def preview_size_of(panel: SamplePanel, i: int) -> PreviewSize:
     prompt = panel.prompts[i]
     return PreviewSize(
-        panel.width if prompt.width is None else prompt.width, panel.height if prompt.height is None else prompt.height,
+        panel.width if prompt.width is None else prompt.width,
+        panel.height if prompt.height is None else prompt.height,
         panel.num_frames if prompt.num_frames is None else prompt.num_frames,
-    )  # fmt: skip
+    )
 
 
 def preview_seed(panel: SamplePanel, i: int) -> int:
-    """The prompt's own seed, else the panel's, which walks on with the prompt's place in the list: no override moves another's."""
+    """The prompt's own seed, else the panel's, which walks on with the prompt's place in the list: no override moves
+    another's."""
     own = panel.prompts[i].seed
     return panel.seed + (i if panel.walk_seed else 0) if own is None else own
 
@@ -34,4 +36,7 @@ def low_guidance(panel: SamplePanel) -> float:
 
 def largest_preview(job: Job) -> PreviewSize:
     """The one that takes most; there must be a prompt."""
-    return max((preview_size_of(job.sample, i) for i in range(len(job.sample.prompts))), key=lambda s: s.width * s.height * s.frames)
+    return max(
+        (preview_size_of(job.sample, i) for i in range(len(job.sample.prompts))),
+        key=lambda s: s.width * s.height * s.frames,
+    )

@@ -1,7 +1,9 @@
-"""May a run go on with its job file as it is now: one answer, and one wording, for the trainer, the daemon and whoever asks the user.
+"""May a run go on with its job file as it is now: one answer, and one wording, for the trainer, the daemon and whoever
+asks the user.
 
-It fits; or it needs a yes, because from here on it would not be the run that was begun; or it is impossible, because what was
-learnt does not fit. How a yes is given differs from place to place, and so does the fix that is told; nothing else does.
+It fits; or it needs a yes, because from here on it would not be the run that was begun; or it is impossible, because
+what was learnt does not fit. How a yes is given differs from place to place, and so does the fix that is told; nothing
+else does.
 """
 
 import hashlib
@@ -50,7 +52,8 @@ class GoingOn(Struct, frozen=True, kw_only=True):
 
     @property
     def digest(self) -> str:
-        """What an acceptance names: the changes that break exactness, as they were shown. Any other such change gives another digest."""
+        """What an acceptance names: the changes that break exactness, as they were shown. Any other such change gives
+        another digest."""
         if self.unreadable:
             return UNSEEN
         told = sorted((c.field, c.old, c.new) for c in breaking(self.changes))
@@ -63,7 +66,11 @@ class GoingOn(Struct, frozen=True, kw_only=True):
             return "its job file has changed so that what was learnt does not fit it"
         if self.unreadable:
             return f"the run's own {JOB_FILE} cannot be read ({self.unreadable}), so nobody can tell what has changed"
-        return "its job file has changed " + ("so that from here on it would not be the run that was begun" if self.verdict == "ask" else "since this run was last started")
+        return "its job file has changed " + (
+            "so that from here on it would not be the run that was begun"
+            if self.verdict == "ask"
+            else "since this run was last started"
+        )
 
     @property
     def question(self) -> str:
@@ -71,7 +78,9 @@ class GoingOn(Struct, frozen=True, kw_only=True):
 
     def mark(self, change: Change) -> str:
         """What a change does to the run, in a few words; "" for one that does no harm."""
-        return "does not fit what was learnt" if change in self.impossible else "breaks exactness" if change.breaks else ""
+        return (
+            "does not fit what was learnt" if change in self.impossible else "breaks exactness" if change.breaks else ""
+        )
 
     def fix(self, *, accept: str, file: str = "the job file") -> str:
         """What to do about it. `accept`: how a yes is given here, in words that can follow "or"."""
@@ -81,15 +90,23 @@ class GoingOn(Struct, frozen=True, kw_only=True):
             return accept[:1].upper() + accept[1:]
         return f"Set {'it' if len(self.grounds) == 1 else 'them'} back in {file}, or {accept}"
 
-    def require(self, accepted: str | None, *, where: str, accept: str, file: str = "the job file", lines: bool = False) -> None:
-        """Raise UserError with the difference (`lines`: each change on a line of its own) unless it fits, or just this was
-        `accepted`, by its digest."""
+    def require(
+        self, accepted: str | None, *, where: str, accept: str, file: str = "the job file", lines: bool = False
+    ) -> None:
+        """Raise UserError with the difference (`lines`: each change on a line of its own) unless it fits, or just this
+        was `accepted`, by its digest."""
         if self.verdict == "fits" or (self.verdict == "ask" and accepted == self.digest):
             return
         other = accepted is not None and self.verdict == "ask" and not self.unreadable
         what = "its job file has other changes by now than those that were accepted" if other else self.claim
         told = [c.text for c in self.grounds]
-        listed = "" if not told else ":" + "".join(f"\n  {text}" for text in told) + "\n" if lines else f" ({'; '.join(told)})"
+        listed = (
+            ""
+            if not told
+            else ":" + "".join(f"\n  {text}" for text in told) + "\n"
+            if lines
+            else f" ({'; '.join(told)})"
+        )
         raise UserError(what + listed, where=where, fix=self.fix(accept=accept, file=file))
 
 
@@ -110,5 +127,9 @@ def held_job(run_dir: Path, base: Path) -> tuple[Job | None, str]:
 
 
 def has_learnt(run_dir: Path) -> bool:
-    """Whether a complete checkpoint lies there, also one that a killed writer has moved aside. That its files are whole shows only when it is read."""
-    return any(re.fullmatch(r"step_\d{9}(\.old-\d+)?", folder.name) and (folder / "manifest.json").exists() for folder in (run_dir / "checkpoints").glob("step_*"))
+    """Whether a complete checkpoint lies there, also one that a killed writer has moved aside. That its files are whole
+    shows only when it is read."""
+    return any(
+        re.fullmatch(r"step_\d{9}(\.old-\d+)?", folder.name) and (folder / "manifest.json").exists()
+        for folder in (run_dir / "checkpoints").glob("step_*")
+    )

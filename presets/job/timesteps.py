@@ -99,11 +99,25 @@ class ExpertTimesteps(Struct, frozen=True, kw_only=True):
 def timesteps_of(job: Job, boundary: float, *, bins: int) -> list[ExpertTimesteps]:
     """Both experts of a job, high noise first. Raises UserError when the boundary is no noise level."""
     if not 0 < boundary < 1:
-        raise UserError(f"{boundary:g} is no noise level between 0 and 1", where="model.boundary", fix='Set model.boundary = "model", or a number such as 0.9')
+        raise UserError(
+            f"{boundary:g} is no noise level between 0 and 1",
+            where="model.boundary",
+            fix='Set model.boundary = "model", or a number such as 0.9',
+        )
     steps, out = steps_of(job), []
     for expert in EXPERTS:
         low, high = (s * NUM_TRAIN_TIMESTEPS for s in sigma_range(expert, boundary))
         middle = median(job.training, expert, boundary) * NUM_TRAIN_TIMESTEPS
         found = tuple(masses(job.training, expert, boundary, bins))
-        out.append(ExpertTimesteps(expert=expert, trained=expert in steps, steps=steps.get(expert, 0), low=low, high=high, median=middle, masses=found))
+        out.append(
+            ExpertTimesteps(
+                expert=expert,
+                trained=expert in steps,
+                steps=steps.get(expert, 0),
+                low=low,
+                high=high,
+                median=middle,
+                masses=found,
+            )
+        )
     return out

@@ -1,4 +1,5 @@
-"""Job files: TOML in and out without loss, with errors that name the key, what was expected and the nearest known key."""
+"""Job files: TOML in and out without loss, with errors that name the key, what was expected and the nearest known
+key."""
 
 import math
 import os
@@ -60,7 +61,8 @@ def parse_job(text: str, *, where: str = "job") -> Job:
 
 
 def _with_escape(message: str, text: str) -> str:
-    """A complaint of the TOML reader; with the way to write a backslash, where one stands in double quotes in the line that it names."""
+    """A complaint of the TOML reader; with the way to write a backslash, where one stands in double quotes in the line
+    that it names."""
     named = re.search(r"\(at line (\d+), column \d+\)", message)
     found = escape(text.splitlines()[int(named[1]) - 1]) if named else ""
     return f"{message}: {found}" if found else message
@@ -87,7 +89,8 @@ def _build(struct: type[Struct], raw: Any, at: list[PathPart], problems: list[st
         if key not in known:
             near = nearest(key, list(known))
             problems.append(
-                f"{join_path([*at, key])}: unknown key" + (f". Did you mean {join_path([*at, near])}?" if near else f". Known here: {', '.join(known)}")
+                f"{join_path([*at, key])}: unknown key"
+                + (f". Did you mean {join_path([*at, near])}?" if near else f". Known here: {', '.join(known)}")
             )
     values: dict[str, Any] = {}
     for info in msgspec.structs.fields(struct):
@@ -106,7 +109,9 @@ def _build(struct: type[Struct], raw: Any, at: list[PathPart], problems: list[st
             if not problems:
                 _convert(values[info.name], known[info.name], here, problems)
         else:
-            problems.append(f"{join_path(here)}: expected one or more [[{join_path(here)}]] tables, got {toml_text(value)}")
+            problems.append(
+                f"{join_path(here)}: expected one or more [[{join_path(here)}]] tables, got {toml_text(value)}"
+            )
     return None if len(problems) > before else struct(**values)
 
 
@@ -114,11 +119,22 @@ def _convert(value: Any, annotation: Any, at: list[PathPart], problems: list[str
     if isinstance(value, float) and not math.isfinite(value):  # TOML knows nan and inf, no field does
         problems.append(f"{join_path(at)}: expected a finite number, got {value}")
         return None
-    if odd := next((text for text in (value if isinstance(value, list) else [value]) if isinstance(text, str) and not is_utf8(text)), ""):  # chosen or typed: no file holds one
+    # chosen or typed: no file holds one
+    if odd := next(
+        (
+            text
+            for text in (value if isinstance(value, list) else [value])
+            if isinstance(text, str) and not is_utf8(text)
+        ),
+        "",
+    ):
         problems.append(f"{join_path(at)}: {escaped(odd)} is not UTF-8. Rename the file or folder")
         return None
     if isinstance(value, str) and at[-1] not in PROSE and swallowed_escape(value):
-        problems.append(f"{join_path(at)}: in double quotes a backslash begins an escape, so this was read as {toml_text(value)}. Write the path in single quotes, or double each backslash")
+        problems.append(
+            f"{join_path(at)}: in double quotes a backslash begins an escape, so this was read as {toml_text(value)}."
+            " Write the path in single quotes, or double each backslash"
+        )
         return None
     try:
         return msgspec.convert(value, annotation)
@@ -141,7 +157,11 @@ def _expected(general_path: str, message: str) -> str:
     if " of length <= " in message:
         return f"expected at most {message.partition(' of length <= ')[2].partition(' ')[0]} characters"
     if " of length >= " in message:
-        return f"expected at least one {field.type_text.removeprefix('list of ').removesuffix('s')}" if field.type_text.startswith("list") else "expected some text"
+        return (
+            f"expected at least one {field.type_text.removeprefix('list of ').removesuffix('s')}"
+            if field.type_text.startswith("list")
+            else "expected some text"
+        )
     return f"expected {field.limits_text}{' for each' if field.type_text.startswith('list') else ''}"
 
 
@@ -214,14 +234,21 @@ def _toml_item(value: Any) -> Any:
 
 
 def save_job(job: Job, path: Path, *, fresh: bool = False) -> None:
-    """Write a job file in one atomic step; permissions and (unless `fresh`) comments of an existing file are kept. Raises UserError."""
+    """Write a job file in one atomic step; permissions and (unless `fresh`) comments of an existing file are kept.
+    Raises UserError."""
     try:
         onto = path.read_text("utf-8-sig") if path.exists() and not fresh else ""
         save_text(dump_job(job, onto=onto), path)
     except OSError as e:
-        raise UserError(f"cannot be written: {e.strerror}", where=str(path), fix="Choose another place with --out") from None
+        raise UserError(
+            f"cannot be written: {e.strerror}", where=str(path), fix="Choose another place with --out"
+        ) from None
     except ValueError as e:  # tomlkit and the UTF-8 decoder, about what lies there already
-        raise UserError(f"what lies there is not valid TOML: {e}", where=str(path), fix="Correct it, or choose another place with --out") from None
+        raise UserError(
+            f"what lies there is not valid TOML: {e}",
+            where=str(path),
+            fix="Correct it, or choose another place with --out",
+        ) from None
 
 
 def save_text(text: str, path: Path) -> None:
@@ -253,13 +280,18 @@ def absolute_paths(job: Job, base: Path) -> Job:
         return path if looks_like_hub_id(path) and not Path(place(path)).exists() else place(path)
 
     out = msgspec.convert(msgspec.to_builtins(job), Job)
-    out.model.path, out.model.vae, out.model.text_encoder = (local_or_hub(p) for p in (job.model.path, job.model.vae, job.model.text_encoder))
+    out.model.path, out.model.vae, out.model.text_encoder = (
+        local_or_hub(p) for p in (job.model.path, job.model.vae, job.model.text_encoder)
+    )
     out.quantization.ara = local_or_hub(job.quantization.ara)
     for dataset in out.datasets:
         dataset.path = place(dataset.path)
     for prompt in out.sample.prompts:
         prompt.ctrl_img = place(prompt.ctrl_img)
-    out.sample.accelerator, out.sample.accelerator_low = place(job.sample.accelerator), place(job.sample.accelerator_low)
+    out.sample.accelerator, out.sample.accelerator_low = (
+        place(job.sample.accelerator),
+        place(job.sample.accelerator_low),
+    )
     return out
 
 

@@ -34,12 +34,20 @@ def text(capability: Capability) -> str:
 
 
 def require(precision: str, *, card: str, capability: Capability, multiplies_float8: bool) -> None:
-    """Raises UserError where a card does not run a precision of the transformer. `multiplies_float8`: it was seen to, or is known to."""
+    """Raises UserError where a card does not run a precision of the transformer. `multiplies_float8`: it was seen to,
+    or is known to."""
     least, _ = TRANSFORMER[precision]
     if capability < least:
-        what = f"{precision} needs compute capability {text(least)} or newer ({CARDS[least]}), and {card} has {text(capability)}"
+        what = (
+            f"{precision} needs compute capability {text(least)} or newer ({CARDS[least]}), and {card} has"
+            f" {text(capability)}"
+        )
     elif precision == "float8" and not multiplies_float8:
         what = f"{precision} needs 8-bit products, and this torch has none for {card}"
     else:
         return
-    raise UserError(what, where="quantization.transformer", fix='Set quantization.transformer = "auto", or "qfloat8" for weights of the same size')
+    raise UserError(
+        what,
+        where="quantization.transformer",
+        fix='Set quantization.transformer = "auto", or "qfloat8" for weights of the same size',
+    )

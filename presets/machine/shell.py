@@ -1,7 +1,8 @@
-"""What a trainer gets of the shell that submits or resumes its job: the Hub's settings, proxies, certificates, and the visible GPUs.
+"""What a trainer gets of the shell that submits or resumes its job: the Hub's settings, proxies, certificates, and the
+visible GPUs.
 
-This is the one list of them. Everything else of a trainer's environment is the daemon's own. A token or password among them is
-handed on and never written down: not into the job table, a log, an event or an error's text.
+This is the one list of them. Everything else of a trainer's environment is the daemon's own. A token or password among
+them is handed on and never written down: not into the job table, a log, an event or an error's text.
 """
 
 import os
@@ -31,7 +32,8 @@ class Shell(Struct, frozen=True, kw_only=True):
     """What a trainer gets of one."""
 
     settings: dict[str, str] = field(default_factory=dict)
-    gpus: list[str] | None = None  # the visible ones, by UUID where the driver tells it; None: the shell says nothing of them
+    # the visible ones, by UUID where the driver tells it; None: the shell says nothing of them
+    gpus: list[str] | None = None
 
     def require_sound(self) -> None:
         """Raises UserError for what no shell of ours sends. Values are not told."""
@@ -44,7 +46,12 @@ class Shell(Struct, frozen=True, kw_only=True):
     def divided(self) -> tuple["Shell", dict[str, str]]:
         """(what may be written down, the secrets)"""
         secrets = {name: value for name, value in self.settings.items() if is_secret(name, value)}
-        return msgspec.structs.replace(self, settings={name: value for name, value in self.settings.items() if name not in secrets}), secrets
+        return (
+            msgspec.structs.replace(
+                self, settings={name: value for name, value in self.settings.items() if name not in secrets}
+            ),
+            secrets,
+        )
 
 
 def shell_here(environ: Mapping[str, str] | None = None, *, nvml: Any = None) -> Shell:
@@ -60,11 +67,14 @@ def is_setting(name: str) -> bool:
 
 def is_secret(name: str, value: str) -> bool:
     """Whether a setting is a token, or holds one or a password."""
-    return bool(SECRET_NAMES.search(name) or TOKEN.search(value) or (LOGIN.search(value) and not name.upper().startswith("NO_")))
+    return bool(
+        SECRET_NAMES.search(name) or TOKEN.search(value) or (LOGIN.search(value) and not name.upper().startswith("NO_"))
+    )
 
 
 def environment(own: Mapping[str, str], shell: Shell | None, secrets: Mapping[str, str]) -> dict[str, str]:
-    """`own`, with the shell's settings in place of its own ones: what is not set there is not set here. Without a shell, `own` as it is."""
+    """`own`, with the shell's settings in place of its own ones: what is not set there is not set here. Without a
+    shell, `own` as it is."""
     if shell is None:
         return dict(own)
     return {name: value for name, value in own.items() if not is_setting(name)} | shell.settings | dict(secrets)

@@ -1,7 +1,9 @@
-"""Which torch fits which NVIDIA driver. A build of torch brings its own CUDA, and a driver serves the CUDA versions of its time.
+"""Which torch fits which NVIDIA driver. A build of torch brings its own CUDA, and a driver serves the CUDA versions of
+its time.
 
-`python -m presets.machine.torch_build` prints what `make setup` asks of pip beyond pyproject.toml, with `--installed` what is wrong with the torch that is
-there. It runs before anything is installed, so this module needs the standard library alone.
+`python -m presets.machine.torch_build` prints what `make setup` asks of pip beyond pyproject.toml, with `--installed`
+what is wrong with the torch that is there. It runs before anything is installed, so this module needs the standard
+library alone.
 """
 
 import argparse
@@ -18,7 +20,8 @@ REQUIREMENT = "torch>=2.10,<2.14"  # as in pyproject.toml
 # The wheels of PyPI: 2.10 for CUDA 12.8 on x86_64 and without CUDA elsewhere, from 2.11 on for CUDA 13 everywhere.
 REQUIREMENT_CUDA12 = "torch>=2.10,<2.11"
 CUDA12_PROCESSORS = ("x86_64",)
-# CUDA's major version -> the first driver that serves all its minor versions. Source: NVIDIA, CUDA Compatibility, "Minor Version Compatibility".
+# CUDA's major version -> the first driver that serves all its minor versions. Source: NVIDIA, CUDA Compatibility,
+# "Minor Version Compatibility".
 FIRST_DRIVER = {12: (525, 60), 13: (580,)}
 OLDEST, NEWEST = min(FIRST_DRIVER), max(FIRST_DRIVER)
 SMI_SECONDS = 30.0  # a driver in trouble takes its time
@@ -33,7 +36,10 @@ class Build(NamedTuple):
     other: str = ""  # what a build without CUDA is for: "ROCm"
 
     def __str__(self) -> str:
-        return f"torch {self.version} is {f'built for CUDA {self.cuda}' if self.cuda else f'a build for {self.other}, without CUDA' if self.other else 'a build without CUDA'}"
+        return (
+            f"torch {self.version} is"
+            f" {f'built for CUDA {self.cuda}' if self.cuda else f'a build for {self.other}, without CUDA' if self.other else 'a build without CUDA'}"
+        )
 
 
 class Misfit(NamedTuple):
@@ -55,17 +61,24 @@ def installed_build() -> Build | None:
     said = dict(re.findall(r"^(\w+)\b[^=\n]*=\s*['\"]([^'\"]*)", text, re.MULTILINE))
     if "__version__" not in said:
         return None
-    return Build(said["__version__"], said.get("cuda", ""), "ROCm" if said.get("hip") else "Intel GPUs" if said.get("xpu") else "")
+    return Build(
+        said["__version__"],
+        said.get("cuda", ""),
+        "ROCm" if said.get("hip") else "Intel GPUs" if said.get("xpu") else "",
+    )
 
 
 def misfit(build: Build, driver: str, *, cuda: int = 0) -> Misfit | None:
-    """Why this torch cannot use a GPU under this driver; None where they fit or too little is known. `cuda` is the major version of CUDA that the
-    driver's library says it serves (0: unknown): more than the driver's own where NVIDIA's package cuda-compat is in use."""
+    """Why this torch cannot use a GPU under this driver; None where they fit or too little is known. `cuda` is the
+    major version of CUDA that the driver's library says it serves (0: unknown): more than the driver's own where
+    NVIDIA's package cuda-compat is in use."""
     if build.cuda:
         major = int(build.cuda.partition(".")[0])
         if not _numbers(driver) or major <= max(served(driver), cuda) or (major > NEWEST and not cuda):
             return None
-        message = f"{build}, which NVIDIA driver {driver} does not serve" + (f": it wants {_first(major)} or newer" if major in FIRST_DRIVER else "")
+        message = f"{build}, which NVIDIA driver {driver} does not serve" + (
+            f": it wants {_first(major)} or newer" if major in FIRST_DRIVER else ""
+        )
     else:
         message = str(build)
     wanted, problem = requirement(driver)
@@ -75,19 +88,30 @@ def misfit(build: Build, driver: str, *, cuda: int = 0) -> Misfit | None:
 
 
 def requirement(driver: str, processor: str = "") -> tuple[str, str]:
-    """(what to ask of pip so that torch can use the GPU under this driver, "") or ("", why there is none). `driver` is "" without one."""
+    """(what to ask of pip so that torch can use the GPU under this driver, "") or ("", why there is none). `driver` is
+    "" without one."""
     processor = processor or platform.machine()
     if not _numbers(driver) or served(driver) >= NEWEST:
         return REQUIREMENT, ""
     if served(driver) < OLDEST:
-        return "", f"NVIDIA driver {driver} is too old for every torch that wanlora can use: the least is {_first(OLDEST)}"
+        return (
+            "",
+            f"NVIDIA driver {driver} is too old for every torch that wanlora can use: the least is {_first(OLDEST)}",
+        )
     if processor not in CUDA12_PROCESSORS:
-        return "", f"for {processor} no torch that wanlora can use runs with NVIDIA driver {driver}: the least is {_first(NEWEST)}"
+        return (
+            "",
+            (
+                f"for {processor} no torch that wanlora can use runs with NVIDIA driver {driver}: the least is"
+                f" {_first(NEWEST)}"
+            ),
+        )
     return REQUIREMENT_CUDA12, ""
 
 
 def command(wanted: str) -> str:
-    """The shell line that installs such a torch. What is there goes first: pip takes a build without CUDA, or for another, for the same version."""
+    """The shell line that installs such a torch. What is there goes first: pip takes a build without CUDA, or for
+    another, for the same version."""
     pip = f"{shlex.quote(sys.executable)} -m pip"
     return f"{pip} uninstall -y torch && {pip} install {shlex.quote(wanted)}"
 
@@ -105,11 +129,19 @@ def read_driver() -> str:
 
 
 def _asked_smi() -> str:
-    return subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"], capture_output=True, text=True, errors="replace", timeout=SMI_SECONDS, check=True).stdout
+    return subprocess.run(
+        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=SMI_SECONDS,
+        check=True,
+    ).stdout
 
 
 def served(driver: str) -> int:
-    """The newest CUDA that a driver is known to serve, by major version; 0 for a driver older than all of FIRST_DRIVER."""
+    """The newest CUDA that a driver is known to serve, by major version; 0 for a driver older than all of
+    FIRST_DRIVER."""
     return max((cuda for cuda, first in FIRST_DRIVER.items() if _numbers(driver) >= first), default=0)
 
 
@@ -127,8 +159,13 @@ UPDATE = f"Update the NVIDIA driver to {_first(NEWEST)} or newer, or use a machi
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m presets.machine.torch_build", description="What to ask of pip so that torch fits this machine's NVIDIA driver.")
-    parser.add_argument("--installed", action="store_true", help="say instead what is wrong with the torch that is installed")
+    parser = argparse.ArgumentParser(
+        prog="python -m presets.machine.torch_build",
+        description="What to ask of pip so that torch fits this machine's NVIDIA driver.",
+    )
+    parser.add_argument(
+        "--installed", action="store_true", help="say instead what is wrong with the torch that is installed"
+    )
     args = parser.parse_args(argv)
     driver = read_driver()
     if args.installed:

@@ -1,8 +1,8 @@
 """Which GPUs a process may use, and how job.gpus counts them: CUDA_VISIBLE_DEVICES as CUDA reads it.
 
-Where the variable is set, by a scheduler or a user, job.gpus counts within its list: 0 is the first GPU that it names. Where it is
-not, job.gpus counts all GPUs in PCI bus order, as nvidia-smi does. What a process of ours hands to CUDA names a GPU by its UUID
-where the driver tells it, so that nothing hangs on how CUDA itself would count.
+Where the variable is set, by a scheduler or a user, job.gpus counts within its list: 0 is the first GPU that it names.
+Where it is not, job.gpus counts all GPUs in PCI bus order, as nvidia-smi does. What a process of ours hands to CUDA
+names a GPU by its UUID where the driver tells it, so that nothing hangs on how CUDA itself would count.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,8 @@ NO_DEVICES = "NoDevFiles"  # some versions of Slurm write this for a job without
 
 
 def named_in(environ: Mapping[str, str]) -> list[str] | None:
-    """The GPUs that CUDA_VISIBLE_DEVICES names: indices, UUIDs or their beginnings. None where it is not set: then all are visible.
+    """The GPUs that CUDA_VISIBLE_DEVICES names: indices, UUIDs or their beginnings. None where it is not set: then all
+    are visible.
 
     CUDA stops reading at a negative number or a gap.
     """
@@ -37,8 +38,9 @@ def numbers_in(environ: Mapping[str, str], count: int) -> list[int]:
 
 
 def pick(gpus: Sequence[int], visible: list[str] | None, *, all_of_them: bool = False) -> list[str]:
-    """The names of a job's GPUs among those that are visible. None: nothing is known of them, and an index names itself; `all_of_them`:
-    so it does beyond the list, which holds what the driver knows rather than what somebody allows. Raises UserError."""
+    """The names of a job's GPUs among those that are visible. None: nothing is known of them, and an index names
+    itself; `all_of_them`: so it does beyond the list, which holds what the driver knows rather than what somebody
+    allows. Raises UserError."""
     if visible is not None and not visible:
         return []  # nothing for CUDA: a toy is trained on the CPU, anything else is refused by the trainer
     names = []
@@ -49,9 +51,10 @@ def pick(gpus: Sequence[int], visible: list[str] | None, *, all_of_them: bool = 
             names.append(str(number))
         else:
             raise UserError(
-                f"there is no GPU {number} among the {len(visible)} that {VISIBLE} shows ({','.join(visible)})", where="job.gpus",
+                f"there is no GPU {number} among the {len(visible)} that {VISIBLE} shows ({','.join(visible)})",
+                where="job.gpus",
                 fix=f"job.gpus counts within that list, from 0 to {len(visible) - 1}; or show more GPUs",
-            )  # fmt: skip
+            )
     return names
 
 

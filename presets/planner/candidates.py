@@ -1,5 +1,5 @@
-"""The plans worth considering for a job, and the ladder they form: each rung needs more memory than the one below, and is
-faster.
+"""The plans worth considering for a job, and the ladder they form: each rung needs more memory than the one below, and
+is faster.
 
 The planner does not walk a fixed list: every combination of blocks, stash and chunks is priced, and those that no other
 beats in both memory and time are the rungs.
@@ -23,11 +23,13 @@ Scarce = Literal["vram", "step", "vae", "preview", "ram"]
 CHUNKS = (16384, 8192, 4096, 2048, 1024)  # tokens; smaller ones leave the matrix units idle
 VAE_FRAMES = (16, 8, 4)  # more at a time is no faster
 SLOTS, FEWEST_SLOTS = 3, 2  # one block computes while the next arrives; a third evens things out
-STRIDE, WIDE_STRIDE = 2, 8  # blocks from one plan to the next; the wide one among residents that only smaller clips have a use for
+# blocks from one plan to the next; the wide one among residents that only smaller clips have a use for
+STRIDE, WIDE_STRIDE = 2, 8
 STASH_STRIDE = 8  # blocks more whose stash comes to the device when the host's memory was refused
 AS_FAST = 1.01  # plans this close count as equally fast: the one that needs less memory is taken
 RUNG = 1.02  # one rung of the ladder to the next: this much faster
-LEAST_SAVED, LEAST_SHARE = 256 * 2**20, 0.05  # a rung down saves the smaller of both: less would not be worth the retry ...
+# a rung down saves the smaller of both: less would not be worth the retry ...
+LEAST_SAVED, LEAST_SHARE = 256 * 2**20, 0.05
 LEAST_OF_ALL = 0.02  # ... and at least this share
 
 
@@ -49,12 +51,13 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 def limits_of(low_vram: Literal["auto"] | bool, layer_offloading: Literal["auto"] | bool) -> Limits:
-    """The guide's two switches. Low VRAM on: chunks and a host stash, no kept graphs; off: no chunks. Layer offloading on:
-    every block streamed; off: every block resident."""
+    """The guide's two switches. Low VRAM on: chunks and a host stash, no kept graphs; off: no chunks. Layer offloading
+    on: every block streamed; off: every block resident."""
     return Limits(
-        chunked=None if low_vram == "auto" else low_vram, host_stash=low_vram is True,
+        chunked=None if low_vram == "auto" else low_vram,
+        host_stash=low_vram is True,
         resident="any" if layer_offloading == "auto" else "none" if layer_offloading else "all",
-    )  # fmt: skip
+    )
 
 
 def candidates(costs: Costs, precision: Precision, limits: Limits, *, compiled: bool = True) -> Iterator[Plan]:
@@ -66,14 +69,29 @@ def candidates(costs: Costs, precision: Precision, limits: Limits, *, compiled: 
     chunks = useful if limits.chunked else [0] if limits.chunked is False else [0, *useful]
     counts = sorted({*range(0, layers, STRIDE), layers})
     for kept in [0] if limits.host_stash or limits.resident == "none" else counts:
-        stashes: list[Literal["host", "device"]] = ["host"] if limits.host_stash else ["host", "device"] if kept < layers else ["device"]
+        stashes: list[Literal["host", "device"]] = (
+            ["host"] if limits.host_stash else ["host", "device"] if kept < layers else ["device"]
+        )
         for stash, chunk in product(stashes, chunks):
-            hidden = False  # with so many residents nobody waits for a copy: more of them would only let smaller clips keep more
+            # with so many residents nobody waits for a copy: more of them would only let smaller clips keep more
+            hidden = False
             for resident in [layers] if limits.resident == "all" else [r for r in counts if r >= kept]:
                 if hidden and resident % WIDE_STRIDE:
                     continue
                 slots = min(SLOTS, layers - resident)
-                plan = costs.filled(Plan(precision=precision, resident=resident, kept=kept, stash=stash, chunk=chunk, slots=slots, vae_frames=VAE_FRAMES[-1], compiled=compiled, any_size=compiled and costs.work.several_sizes))
+                plan = costs.filled(
+                    Plan(
+                        precision=precision,
+                        resident=resident,
+                        kept=kept,
+                        stash=stash,
+                        chunk=chunk,
+                        slots=slots,
+                        vae_frames=VAE_FRAMES[-1],
+                        compiled=compiled,
+                        any_size=compiled and costs.work.several_sizes,
+                    )
+                )
                 yield plan
                 if stash == "host" and not limits.host_stash and (lean := within_ram(costs, plan)) is not None:
                     yield lean
@@ -85,7 +103,8 @@ def candidates(costs: Costs, precision: Precision, limits: Limits, *, compiled: 
 
 
 def within_ram(costs: Costs, plan: Plan) -> Plan | None:
-    """The plan with so much of its stash on the device that the host's memory does for the rest; None when it does anyway, or all would have to stay."""
+    """The plan with so much of its stash on the device that the host's memory does for the rest; None when it does
+    anyway, or all would have to stay."""
     lacking = sum(costs.ram(plan).values()) + costs.c.ram_margin - costs.hardware.ram_free
     stay = math.ceil(lacking / costs.stash())
     return msgspec.structs.replace(plan, stash_on_device=stay) if 0 < stay < costs.layers - plan.kept else None
@@ -93,16 +112,24 @@ def within_ram(costs: Costs, plan: Plan) -> Plan | None:
 
 def with_stash_on_device(costs: Costs, plan: Plan, vram: float) -> Plan:
     """The plan with as much of its host stash on the device as keeps its need for VRAM within `vram`."""
+
     def staying(blocks: int) -> Plan:
         return msgspec.structs.replace(plan, stash_on_device=blocks)
 
     counts = range(plan.stash_on_device + 1, costs.layers - plan.kept)
-    return staying(plan.stash_on_device + bisect_right(counts, vram, key=lambda blocks: rung(costs, staying(blocks)).need_vram))
+    return staying(
+        plan.stash_on_device + bisect_right(counts, vram, key=lambda blocks: rung(costs, staying(blocks)).need_vram)
+    )
 
 
 def rung(costs: Costs, plan: Plan) -> Rung:
     _, reserved = costs.vram(plan)
-    return Rung(plan=plan, need_vram=int(reserved + costs.c.context), ram=sum(costs.ram(plan).values()), seconds=costs.step(plan, costs.work.loads).total)
+    return Rung(
+        plan=plan,
+        need_vram=int(reserved + costs.c.context),
+        ram=sum(costs.ram(plan).values()),
+        seconds=costs.step(plan, costs.work.loads).total,
+    )
 
 
 def with_vae_frames(costs: Costs, plan: Plan, most: int = VAE_FRAMES[0]) -> Plan:
@@ -137,14 +164,20 @@ def frontier(rungs: Iterable[Rung]) -> list[Rung]:
 
 
 def next_down(
-    plan: Plan, work: Workload, hardware: Hardware, shape: ExpertShape | None = None, *, limits: Limits | None = None, scarce: Scarce = "vram"
+    plan: Plan,
+    work: Workload,
+    hardware: Hardware,
+    shape: ExpertShape | None = None,
+    *,
+    limits: Limits | None = None,
+    scarce: Scarce = "vram",
 ) -> Plan | None:
-    """The fastest plan that takes less than `plan`: for going on after memory ran out. None at the last rung. Of plans that
-    are about as fast, the smallest.
+    """The fastest plan that takes less than `plan`: for going on after memory ran out. None at the last rung. Of plans
+    that are about as fast, the smallest.
 
-    `scarce` says what ran out: `vram` anywhere, or the phase it ran out in (`step`, `vae`, `preview`), whose own peak is
-    then lowered and no other raised; or `ram`, for pinned memory that was refused: then VRAM may rise to what is free. The
-    precision stays. `hardware` is the machine before the run: what the run itself holds counts as free.
+    `scarce` says what ran out: `vram` anywhere, or the phase it ran out in (`step`, `vae`, `preview`), whose own peak
+    is then lowered and no other raised; or `ram`, for pinned memory that was refused: then VRAM may rise to what is
+    free. The precision stays. `hardware` is the machine before the run: what the run itself holds counts as free.
     """
     costs = Costs(work, hardware, shape)
     limits = limits or Limits()
@@ -165,10 +198,16 @@ def next_down(
             return saves(training_peak(theirs), training_peak(phases)) and their_reserved <= reserved
         return saves(theirs.get(scarce, 0), phases.get(scarce, 0)) and their_reserved <= reserved
 
-    narrower = [p for f in VAE_FRAMES if f < plan.vae_frames and better(p := msgspec.structs.replace(plan, vae_frames=f))]
+    narrower = [
+        p for f in VAE_FRAMES if f < plan.vae_frames and better(p := msgspec.structs.replace(plan, vae_frames=f))
+    ]
     if scarce == "vae" and narrower:
         return narrower[0]
-    spared = range(plan.stash_on_device + STASH_STRIDE, costs.layers - plan.kept, STASH_STRIDE) if scarce == "ram" and plan.stash == "host" and not limits.host_stash else ()
+    spared = (
+        range(plan.stash_on_device + STASH_STRIDE, costs.layers - plan.kept, STASH_STRIDE)
+        if scarce == "ram" and plan.stash == "host" and not limits.host_stash
+        else ()
+    )
     narrower += [p for blocks in spared if better(p := msgspec.structs.replace(plan, stash_on_device=blocks))]
     found = narrower + [p for p in candidates(costs, plan.precision, limits, compiled=plan.compiled) if better(p)]
     if not found:

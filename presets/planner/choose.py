@@ -69,11 +69,12 @@ def choose(
     precision: Wish = "auto",
     compiled: bool = True,
 ) -> Choice:
-    """The fastest plan that fits. Raises DoesNotFit with the numbers, UserError for a precision that the card does not run.
+    """The fastest plan that fits. Raises DoesNotFit with the numbers, UserError for a precision that the card does not
+    run.
 
-    `auto` takes float8 where the card multiplies in 8 bits: the fastest, half the host memory of bf16. Other cards gain no
-    speed from 8 bits, so they keep bf16 where it fits into three quarters of the host's memory and its copies cost no time, else qint8. Where 8 bits do
-    not fit either, qint4.
+    `auto` takes float8 where the card multiplies in 8 bits: the fastest, half the host memory of bf16. Other cards gain
+    no speed from 8 bits, so they keep bf16 where it fits into three quarters of the host's memory and its copies cost
+    no time, else qint8. Where 8 bits do not fit either, qint4.
     """
     require(precision, card=hardware.name, capability=hardware.capability, multiplies_float8=hardware.computes_float8)
     costs = Costs(work, hardware, shape)
@@ -91,7 +92,9 @@ def choose(
         refusal = e
     if first == "qint8":
         try:
-            exact = _choice(costs, "none", limits, "this card multiplies no faster in 8 bits, and bf16 fits", compiled=compiled)
+            exact = _choice(
+                costs, "none", limits, "this card multiplies no faster in 8 bits, and bf16 fits", compiled=compiled
+            )
             quick = best is None or exact.prediction.seconds.total <= NOT_SLOWER * best.prediction.seconds.total
             if quick and exact.prediction.ram <= ROOMY * hardware.ram_total:
                 return exact
@@ -103,14 +106,23 @@ def choose(
     try:
         return _choice(costs, "qint4", limits, f"{first} does not fit", compiled=compiled)
     except DoesNotFit as smaller:
-        raise (smaller if smaller.short == refusal.short == "ram" or smaller.smallest.need_vram < refusal.smallest.need_vram else refusal) from None
+        raise (
+            smaller
+            if smaller.short == refusal.short == "ram" or smaller.smallest.need_vram < refusal.smallest.need_vram
+            else refusal
+        ) from None
 
 
 def choose_for(job: Job, facts: Facts, hardware: Hardware) -> Choice:
     """The plan of a job, by its own panels. Raises DoesNotFit, and UserError as `choose`."""
     return choose(
-        workload_of(job, facts), hardware, shape_of(facts), low_vram=job.model.low_vram, layer_offloading=job.model.layer_offloading, precision=job.quantization.transformer,
-    )  # fmt: skip
+        workload_of(job, facts),
+        hardware,
+        shape_of(facts),
+        low_vram=job.model.low_vram,
+        layer_offloading=job.model.layer_offloading,
+        precision=job.quantization.transformer,
+    )
 
 
 def _choice(costs: Costs, precision: Precision, limits: Limits, why: str, *, compiled: bool) -> Choice:
@@ -128,15 +140,19 @@ def _choice(costs: Costs, precision: Precision, limits: Limits, why: str, *, com
     chosen = _sparing_ram(costs, fitting, min(as_fast(fitting), key=lambda r: (r.need_vram, r.ram, r.seconds)), limits)
     ladder = frontier(in_ram)
     up = next((r for r in ladder if r.need_vram > hardware.vram_free and r.seconds * RUNG <= chosen.seconds), None)
-    down = next((r for r in reversed(ladder) if r.need_vram <= chosen.need_vram - LEAST_SAVED and r.seconds > chosen.seconds), None)
+    down = next(
+        (r for r in reversed(ladder) if r.need_vram <= chosen.need_vram - LEAST_SAVED and r.seconds > chosen.seconds),
+        None,
+    )
     plan = with_vae_frames(costs, chosen.plan)
     return Choice(plan=plan, prediction=costs.predict(plan), why=why, up=up, down=down, ladder=ladder)
 
 
 def _sparing_ram(costs: Costs, fitting: list[Rung], chosen: Rung, limits: Limits) -> Rung:
-    """The plan that takes least host memory of those that are sure to fit and less than a rung slower than the fastest, where it takes clearly less than
-    `chosen`. Times this close are equal within the model's error, and the host's memory is what others may want; the card's is the run's own. A host
-    stash stays on the device as far as there is room."""
+    """The plan that takes least host memory of those that are sure to fit and less than a rung slower than the fastest,
+    where it takes clearly less than `chosen`. Times this close are equal within the model's error, and the host's
+    memory is what others may want; the card's is the run's own. A host stash stays on the device as far as there is
+    room."""
     close, sure = RUNG * min(r.seconds for r in fitting), ROOMY_VRAM * costs.hardware.vram_free
     roomy = [r for r in fitting if r.seconds <= close and r.need_vram <= sure]
     if not limits.host_stash:
@@ -152,14 +168,27 @@ def _too_little_ram(costs: Costs, least: Rung) -> DoesNotFit:
     found, hardware = costs.predict(least.plan), costs.hardware
     held = hardware.ram_total - hardware.ram_free
     precision, need = least.plan.precision, found.ram + costs.c.ram_margin
-    parts = [f"{human(found.ram_held['masters'])} for the frozen weights of {costs.work.needed} expert{'s' if costs.work.needed > 1 else ''}"]
-    parts += [f"{human(found.ram_held[held])} for {word}" for held, word in (("stash", "activations"), ("accelerator", "the previews' accelerator")) if found.ram_held[held]]
-    what = f"{WORDS.get(precision, precision)} needs {human(need)} of RAM at the least ({', '.join(parts)}), and {human(hardware.ram_free)} of {human(hardware.ram_total)} are free"
+    parts = [
+        f"{human(found.ram_held['masters'])} for the frozen weights of {costs.work.needed}"
+        f" expert{'s' if costs.work.needed > 1 else ''}"
+    ]
+    parts += [
+        f"{human(found.ram_held[held])} for {word}"
+        for held, word in (("stash", "activations"), ("accelerator", "the previews' accelerator"))
+        if found.ram_held[held]
+    ]
+    what = (
+        f"{WORDS.get(precision, precision)} needs {human(need)} of RAM at the least ({', '.join(parts)}), and"
+        f" {human(hardware.ram_free)} of {human(hardware.ram_total)} are free"
+    )
     smaller = "" if precision == "qint4" else ", choose a smaller precision"
     if need <= hardware.ram_total and held:
         fix = f"End other programs on this machine{smaller}, or use one with more RAM"
     else:
-        fix = f"Train one expert without previews{smaller}, or use a machine with {math.ceil(need / GIB)} GiB of RAM or more"
+        fix = (
+            f"Train one expert without previews{smaller}, or use a machine with {math.ceil(need / GIB)} GiB of RAM or"
+            " more"
+        )
     return DoesNotFit(what, fix=fix, smallest=found, plan=least.plan, short="ram")
 
 
@@ -171,7 +200,10 @@ def _too_little_vram(costs: Costs, least: Rung, limits: Limits) -> DoesNotFit:
         rule = " with every block resident (layer offloading off)"
     elif limits.chunked is False:
         rule = " without chunks (Low VRAM off)"
-    what = f"{hardware.name} has {human(hardware.vram_free)}{total} of VRAM free, and the smallest plan{rule} needs {human(found.need_vram)}, most of all {TIGHTEST[found.tightest]}"
+    what = (
+        f"{hardware.name} has {human(hardware.vram_free)}{total} of VRAM free, and the smallest plan{rule} needs"
+        f" {human(found.need_vram)}, most of all {TIGHTEST[found.tightest]}"
+    )
     if limits.resident == "all":
         fix = 'Set model.layer_offloading = "auto"'
     elif limits.chunked is False:
@@ -184,10 +216,14 @@ def _too_little_vram(costs: Costs, least: Rung, limits: Limits) -> DoesNotFit:
 
 
 TIGHTEST = {
-    "step": "in the training step of the largest bucket", "vae": "while the VAE encodes the largest clip", "preview": "while a preview is made",
+    "step": "in the training step of the largest bucket",
+    "vae": "while the VAE encodes the largest clip",
+    "preview": "while a preview is made",
     "text": "while the text encoder works",
-}  # fmt: skip
+}
 FIX = {
-    "step": "Fewer frames, a smaller resolution or an 8-bit optimizer take less", "vae": "Fewer frames or a smaller resolution take less",
-    "preview": "Smaller previews (sample.width, sample.height) take less", "text": 'Set quantization.text_encoder = "float8"',
-}  # fmt: skip
+    "step": "Fewer frames, a smaller resolution or an 8-bit optimizer take less",
+    "vae": "Fewer frames or a smaller resolution take less",
+    "preview": "Smaller previews (sample.width, sample.height) take less",
+    "text": 'Set quantization.text_encoder = "float8"',
+}

@@ -1,13 +1,12 @@
-"""What a plan costs: bytes on the device and in host memory, seconds per step by part. Formulas over the sizes of the work
-and a table of coefficients; nothing else is empirical.
+"""What a plan costs: bytes on the device and in host memory, seconds per step by part. Formulas over the sizes of the
+work and a table of coefficients; nothing else is empirical.
 
-T tokens, B batch size, M = B T rows, D width, F inner width of the feed-forward, L blocks, r rank. A *row tensor* is one
-(M, D) tensor in bf16: 2 M D bytes. The linears of an expert hold P = L (8 D^2 + 2 D F) parameters.
+T tokens, B batch size, M = B T rows, D width, F inner width of the feed-forward, L blocks, r rank. A *row tensor* is
+one (M, D) tensor in bf16: 2 M D bytes. The linears of an expert hold P = L (8 D^2 + 2 D F) parameters.
 
-Linears take 2 M (P - 2 L D^2) + 2 B S (2 L D^2) operations a pass: keys and values of the cross-attention see the S text
-tokens alone. A recomputed step makes three passes (forward, recomputation, input gradient), a kept
-block two. Attention takes 4 B T^2 D L forward and twice that backward; it is never computed twice. Prediction errs a
-little high.
+Linears take 2 M (P - 2 L D^2) + 2 B S (2 L D^2) operations a pass: keys and values of the cross-attention see the S
+text tokens alone. A recomputed step makes three passes (forward, recomputation, input gradient), a kept block two.
+Attention takes 4 B T^2 D L forward and twice that backward; it is never computed twice. Prediction errs a little high.
 """
 
 import math
@@ -30,7 +29,8 @@ FLOAT8 = "float8"  # the precision that also multiplies in 8 bits
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Everything that was fitted to measurements, or stands in for one. Fitted on an H200, 2026-11-22, unless it says otherwise.
+    """Everything that was fitted to measurements, or stands in for one. Fitted on an H200, 2026-11-22, unless it says
+    otherwise.
 
     Bytes are in row tensors of 2 M D bytes where a comment says "rows".
     """
@@ -39,11 +39,14 @@ class Coefficients:
     context: float = 0.6 * GIB  # CUDA itself, kernels and library handles: outside torch's count. An estimate
     stem: float = 21.3  # bytes per D^2 of the parts around the blocks: 0.52 GiB
     fixed: float = 0.13 * GIB  # of a pass, whatever its length: norms' tables, LoRA casts, text
-    outside: float = 5.9  # rows over the whole length while chunks are worked on: gradients in and out, without the stash window
+    # rows over the whole length while chunks are worked on: gradients in and out, without the stash window
+    outside: float = 5.9
     chunk: float = 6.2  # rows over one chunk: backward of the token-wise parts ...
     chunk_ffn: float = 4.0  # ... and, of width F, its feed-forward
-    attention: float = 14.6  # rows during attention's backward when chunked: q, k, v, their gradients, the graph before them, workspace
-    attention_sums: float = 6.0  # more of them in a deterministic backward by torch's flash kernel: its partial sums in fp32
+    # rows during attention's backward when chunked: q, k, v, their gradients, the graph before them, workspace
+    attention: float = 14.6
+    # more of them in a deterministic backward by torch's flash kernel: its partial sums in fp32
+    attention_sums: float = 6.0
     stash_rows: float = 2.0  # rows that wait for a block's backward: its input and its attention's output
     stash_window: int = 2  # blocks of these on the device with a host stash: the present one and the one read ahead
     kept: float = 14.75  # rows of a kept block's graph, besides its weights ...
@@ -67,7 +70,8 @@ class Coefficients:
     vae_weights: float = 0.24 * GIB
     # Host memory
     process: float = 4.0 * GIB  # Python, CUDA and the data workers
-    text_linears: float = 0.815  # share of the text encoder in its linears, which come to the device; the table of words stays in host memory
+    # share of the text encoder in its linears, which come to the device; the table of words stays in host memory
+    text_linears: float = 0.815
     ram_margin: float = 1.5 * GIB  # for everything else on the machine
     # Seconds
     half_rows: float = 250.0  # rows at which a matrix product runs at half its rate
@@ -87,7 +91,8 @@ class Coefficients:
 
 
 FITTED = Coefficients()
-ENCODE_FLOP, DECODE_FLOP = 54e12 / (41 * 512 * 512), 91e12 / (41 * 512 * 512)  # per pixel and frame, counted at 41 x 512 x 512
+# per pixel and frame, counted at 41 x 512 x 512
+ENCODE_FLOP, DECODE_FLOP = 54e12 / (41 * 512 * 512), 91e12 / (41 * 512 * 512)
 
 
 class Seconds(Struct, frozen=True, kw_only=True):
@@ -97,7 +102,8 @@ class Seconds(Struct, frozen=True, kw_only=True):
     copies: float  # waiting for copies that the computing does not hide
     vae: float
     other: float  # optimizer, data, launches that nothing hides
-    copying: float = 0.0  # how long the busiest direction of the copy engines works, hidden or not: no part of the total
+    # how long the busiest direction of the copy engines works, hidden or not: no part of the total
+    copying: float = 0.0
 
     @property
     def total(self) -> float:
@@ -148,19 +154,25 @@ def block_bytes(shape: ExpertShape, precision: Precision) -> int:
 class Costs:
     """Costs of plans for one workload on one machine: what does not depend on the plan is worked out once."""
 
-    def __init__(self, work: Workload, hardware: Hardware, shape: ExpertShape | None = None, coefficients: Coefficients = FITTED) -> None:
+    def __init__(
+        self, work: Workload, hardware: Hardware, shape: ExpertShape | None = None, coefficients: Coefficients = FITTED
+    ) -> None:
         self.work, self.hardware, self.shape, self.c = work, hardware, shape or ExpertShape(), coefficients
         self.row = 2 * self.shape.width  # bytes of one row of a row tensor
         self.ratio = self.shape.ffn / self.shape.width
         self.layers = self.shape.layers
         self.tail = max(work.loads, key=lambda load: load.rows)
-        self.clip = max(work.loads, key=lambda load: load.batch * load.bucket.frames * load.bucket.height * load.bucket.width)
+        self.clip = max(
+            work.loads, key=lambda load: load.batch * load.bucket.frames * load.bucket.height * load.bucket.width
+        )
 
     # --- bytes ----------------------------------------------------------------------------------------------------
 
     def block(self, plan: Plan) -> int:
         """One block as it travels and lies on the device: its weights, and the recovery adapter's branches in bf16."""
-        return block_bytes(self.shape, plan.precision) + 2 * self.shape.lora_parameters(self.work.ara_rank) // self.layers
+        return (
+            block_bytes(self.shape, plan.precision) + 2 * self.shape.lora_parameters(self.work.ara_rank) // self.layers
+        )
 
     def held(self, plan: Plan) -> dict[str, int]:
         """What lies on the device from the first step to the last."""
@@ -170,7 +182,8 @@ class Costs:
         return {
             "weights": plan.resident * w.needed * block,
             "ring": plan.slots * block,
-            "lora": self.shape.lora_parameters(sum(w.ranks)) * per_expert + self.shape.lora_parameters(w.rank) * 4,  # gradients exist for one expert at a time
+            # gradients exist for one expert at a time
+            "lora": self.shape.lora_parameters(sum(w.ranks)) * per_expert + self.shape.lora_parameters(w.rank) * 4,
             "stem": int(c.stem * self.shape.width**2) * w.needed,
             "vae": int(c.vae_weights),
         }
@@ -193,7 +206,8 @@ class Costs:
         return {"float8": 1, "none": 0}.get(precision, 2)
 
     def filled(self, plan: Plan) -> Plan:
-        """The plan with more graphs kept for the batches smaller than the largest: as many as fit in what that one takes."""
+        """The plan with more graphs kept for the batches smaller than the largest: as many as fit in what that one
+        takes."""
         shorter = sorted({load.rows: load for load in self.work.loads if load.rows < self.tail.rows}.items())
         if plan.resident <= plan.kept or not shorter:
             return plan
@@ -203,6 +217,7 @@ class Costs:
 
     def _most_kept(self, plan: Plan, load: Load, budget: float) -> int:
         """Bytes rise evenly with the graphs kept, from the first one on."""
+
         def need(kept: int) -> float:
             return sum(self.step_bytes(msgspec.structs.replace(plan, kept=kept), load))
 
@@ -210,10 +225,13 @@ class Costs:
         least, most = need(first), need(plan.resident)
         if most <= budget:
             return plan.resident
-        return first + int((budget - least) / (most - least) * (plan.resident - first)) if least <= budget else plan.kept
+        return (
+            first + int((budget - least) / (most - least) * (plan.resident - first)) if least <= budget else plan.kept
+        )
 
     def step_bytes(self, plan: Plan, load: Load | None = None) -> tuple[float, float]:
-        """(working set of a training step at its highest, what of it the allocator loses), of the largest batch or of `load` with plan.kept graphs."""
+        """(working set of a training step at its highest, what of it the allocator loses), of the largest batch or of
+        `load` with plan.kept graphs."""
         c, load = self.c, load or self.tail
         tensor = load.rows * self.row
         part = chunk_rows(load, plan.chunk) * self.row
@@ -225,7 +243,9 @@ class Costs:
         token_wise = c.outside * tensor + (c.chunk + c.chunk_ffn * self.ratio) * part
         sums = c.attention_sums * (self.work.deterministic and self.hardware.partial_sums)
         recomputed = max(token_wise, (c.attention + sums) * tensor) if waiting else 0.0
-        kept = (c.kept + c.kept_ffn * self.ratio) * tensor + self._weight_bytes(plan.precision) * self.shape.parameters / self.layers
+        kept = (c.kept + c.kept_ffn * self.ratio) * tensor + self._weight_bytes(
+            plan.precision
+        ) * self.shape.parameters / self.layers
         graphs, working = 0.0, recomputed
         if plan.kept:  # residents are spread evenly, so all but one graph may be alive while a block is recomputed
             graphs = plan.kept * kept
@@ -237,7 +257,10 @@ class Costs:
     def forward_bytes(self, plan: Plan, load: Load) -> tuple[float, float]:
         """The same of a pass without a graph, as previews make."""
         c, tensor, part = self.c, load.rows * self.row, chunk_rows(load, plan.chunk) * self.row
-        work = max(c.forward_attention * tensor, c.forward_outside * tensor + (c.forward_chunk + c.forward_chunk_ffn * self.ratio) * part)
+        work = max(
+            c.forward_attention * tensor,
+            c.forward_outside * tensor + (c.forward_chunk + c.forward_chunk_ffn * self.ratio) * part,
+        )
         return c.fixed + self.weight_copy(plan) + work, (c.lost_chunked if part < tensor else c.lost) * work
 
     def encode_bytes(self, plan: Plan) -> float:
@@ -260,13 +283,20 @@ class Costs:
         if plan.stash == "host":  # the trainer parks the experts while it decodes
             held = self.held(plan)
             decode -= held["weights"] + held["ring"] + held["stem"]
-        return max((decode, c.lost_vae * decode), (encode, c.lost_vae * encode), (forward, lost), key=lambda pair: pair[0] + pair[1])
+        return max(
+            (decode, c.lost_vae * decode),
+            (encode, c.lost_vae * encode),
+            (forward, lost),
+            key=lambda pair: pair[0] + pair[1],
+        )
 
     def preview_forward_bytes(self, plan: Plan, previews: Previews, batch: int) -> tuple[float, float]:
-        """(working set of a preview's pass, what of it the allocator loses), with what its accelerator brings to the device block by block."""
+        """(working set of a preview's pass, what of it the allocator loses), with what its accelerator brings to the
+        device block by block."""
         size, lost = self.forward_bytes(plan, Load(previews.bucket, batch, 1.0))
         own = previews.accelerated
-        joined = 2 * self.shape.lora_parameters(self.work.ara_rank) // self.layers if own.block else 0  # copied into one branch with it
+        # copied into one branch with it
+        joined = 2 * self.shape.lora_parameters(self.work.ara_rank) // self.layers if own.block else 0
         return size + own.stem + BLOCKS_ALIVE * (own.block + joined), lost
 
     def batched_guidance(self, plan: Plan) -> bool:
@@ -295,12 +325,18 @@ class Costs:
         return int(w.text_parameters * c.text_linears * (2 if w.text_precision == "none" else 1) + 0.35 * GIB)
 
     def ram(self, plan: Plan) -> dict[str, int]:
-        """Host memory, by what holds it. What the text encoder needs of it, before the experts come, is less than these."""
+        """Host memory, by what holds it. What the text encoder needs of it, before the experts come, is less than
+        these."""
         w = self.work
         masters = self.block(plan) * self.layers * w.needed
         waiting = self.layers - plan.kept
         stash = (waiting - self.staying(plan, waiting)) * self.stash()
-        return {"masters": masters, "stash": stash, "accelerator": w.previews.accelerated.host if w.previews else 0, "process": int(self.c.process)}
+        return {
+            "masters": masters,
+            "stash": stash,
+            "accelerator": w.previews.accelerated.host if w.previews else 0,
+            "process": int(self.c.process),
+        }
 
     # --- seconds --------------------------------------------------------------------------------------------------
 
@@ -310,8 +346,12 @@ class Costs:
         rate = (h.fp8_tflops or h.bf16_tflops) if plan.precision == FLOAT8 else h.bf16_tflops
         of_text = 2 * self.layers * self.shape.width**2
         products = 2 * rows * (self.shape.parameters - of_text) + 2 * load.batch * TEXT_TOKENS * of_text
-        branches = 2 * rows * (self.shape.lora_parameters(self.work.rank) + self.shape.lora_parameters(self.work.ara_rank))
-        return products / (rate * 1e12) * (1 + c.half_rows / chunk_rows(load, plan.chunk)) + branches / (h.bf16_tflops * 1e12)
+        branches = (
+            2 * rows * (self.shape.lora_parameters(self.work.rank) + self.shape.lora_parameters(self.work.ara_rank))
+        )
+        return products / (rate * 1e12) * (1 + c.half_rows / chunk_rows(load, plan.chunk)) + branches / (
+            h.bf16_tflops * 1e12
+        )
 
     def _weights_again(self, plan: Plan, load: Load) -> tuple[float, float]:
         """Seconds of a (forward, backward) pass that go into dequantizing or transposing weights, once per chunk."""
@@ -327,7 +367,11 @@ class Costs:
     def attention_seconds(self, load: Load) -> tuple[float, float]:
         """(forward, backward) of the self-attention of all blocks, by the kernels that the job runs with."""
         h, c = self.hardware, self.c
-        rates = (h.deterministic_forward_tflops, h.deterministic_backward_tflops) if self.work.deterministic else (h.attention_forward_tflops, h.attention_backward_tflops)
+        rates = (
+            (h.deterministic_forward_tflops, h.deterministic_backward_tflops)
+            if self.work.deterministic
+            else (h.attention_forward_tflops, h.attention_backward_tflops)
+        )
         products = 4 * load.batch * load.bucket.tokens**2 * self.shape.width * self.layers / 1e12
         return products / (rates[0] * c.attention_forward), 2 * products / (rates[1] * c.attention_backward)
 
@@ -336,7 +380,11 @@ class Costs:
         c, rows = self.c, load.rows
         chunked = chunk_count(load, plan.chunk) > 1
         attention, _ = self.attention_seconds(load)
-        token_wise = self.linear_seconds(plan, load) + self._traffic(c.traffic_forward + (c.traffic_chunked if chunked else 0), rows) + self._weights_again(plan, load)[0]
+        token_wise = (
+            self.linear_seconds(plan, load)
+            + self._traffic(c.traffic_forward + (c.traffic_chunked if chunked else 0), rows)
+            + self._weights_again(plan, load)[0]
+        )
         calls = chunk_count(load, plan.chunk) + 3
         return max(attention + token_wise, calls * self.layers * c.call), self._copy(plan, self.layers - plan.resident)
 
@@ -370,22 +418,42 @@ class Costs:
         forward, fetched = self.forward(plan, load)
         backward, fetched_back = self.backward(plan, load)
         first = max(fetched, self._stash_copy(plan, load))  # weights in and stash out go in opposite directions
-        waits = w.terms * (max(0.0, first - forward) + max(0.0, fetched_back - backward)) + w.extra_forwards * max(0.0, fetched - forward)
+        waits = w.terms * (max(0.0, first - forward) + max(0.0, fetched_back - backward)) + w.extra_forwards * max(
+            0.0, fetched - forward
+        )
         bucket = load.bucket
-        encodes = 2 * ENCODE_FLOP * load.batch * bucket.frames * bucket.height * bucket.width / (self.hardware.bf16_tflops * c.vae_rate * 1e12)
+        encodes = (
+            2
+            * ENCODE_FLOP
+            * load.batch
+            * bucket.frames
+            * bucket.height
+            * bucket.width
+            / (self.hardware.bf16_tflops * c.vae_rate * 1e12)
+        )
         return Seconds(
-            transformer=w.terms * (forward + backward) + w.extra_forwards * forward, copies=waits, vae=encodes, other=0.0,
+            transformer=w.terms * (forward + backward) + w.extra_forwards * forward,
+            copies=waits,
+            vae=encodes,
+            other=0.0,
             copying=w.terms * (first + fetched_back) + w.extra_forwards * fetched,
-        )  # fmt: skip
+        )
 
     def step(self, plan: Plan, loads: tuple[Load, ...]) -> Seconds:
         """One optimizer step over the mix of `loads` (whose shares add up to 1)."""
         parts = [(load.share * self.work.accumulation, self.micro_batch(plan, load)) for load in loads]
-        update = self.shape.lora_parameters(self.work.rank) * (3 * (4 + OPTIMIZER_BYTES[self.work.optimizer]) + 16) / (self.hardware.memory_gbps * 1e9)
+        update = (
+            self.shape.lora_parameters(self.work.rank)
+            * (3 * (4 + OPTIMIZER_BYTES[self.work.optimizer]) + 16)
+            / (self.hardware.memory_gbps * 1e9)
+        )
         return Seconds(
-            transformer=sum(n * s.transformer for n, s in parts), copies=sum(n * s.copies for n, s in parts), vae=sum(n * s.vae for n, s in parts),
-            other=self.c.step + update, copying=sum(n * s.copying for n, s in parts),
-        )  # fmt: skip
+            transformer=sum(n * s.transformer for n, s in parts),
+            copies=sum(n * s.copies for n, s in parts),
+            vae=sum(n * s.vae for n, s in parts),
+            other=self.c.step + update,
+            copying=sum(n * s.copying for n, s in parts),
+        )
 
     def preview_seconds(self, plan: Plan) -> float:
         """One preview: its passes, the VAE both ways, the file."""
@@ -394,7 +462,13 @@ class Costs:
             return 0.0
         bucket = previews.bucket
         forward, fetched = self.forward(plan, Load(bucket, 1, 1.0))
-        vae = (ENCODE_FLOP + DECODE_FLOP) * bucket.frames * bucket.height * bucket.width / (self.hardware.bf16_tflops * c.vae_rate * 1e12)
+        vae = (
+            (ENCODE_FLOP + DECODE_FLOP)
+            * bucket.frames
+            * bucket.height
+            * bucket.width
+            / (self.hardware.bf16_tflops * c.vae_rate * 1e12)
+        )
         return previews.steps * (1 + previews.guided) * max(forward, fetched) + vae + c.video
 
     # --- all of it ------------------------------------------------------------------------------------------------
@@ -409,10 +483,21 @@ class Costs:
         compilations = len({batch > 1 for _, batch in shapes}) if plan.any_size else len(shapes)
         previews = w.previews.prompts * w.previews.sets * preview if w.previews else 0.0
         return Prediction(
-            peak_vram=training_peak(phases), peak_reserved=reserved, need_vram=int(reserved + c.context), phases=phases, held=self.held(plan), ram=sum(ram.values()), ram_held=ram,
-            seconds=mean, largest=self.step(plan, (Load(w.largest.bucket, w.largest.batch, 1.0),)), preview=preview,
-            total=w.steps * mean.total + previews + w.saves * c.save + (compilations * c.compile if plan.compiled else 0.0),
-        )  # fmt: skip
+            peak_vram=training_peak(phases),
+            peak_reserved=reserved,
+            need_vram=int(reserved + c.context),
+            phases=phases,
+            held=self.held(plan),
+            ram=sum(ram.values()),
+            ram_held=ram,
+            seconds=mean,
+            largest=self.step(plan, (Load(w.largest.bucket, w.largest.batch, 1.0),)),
+            preview=preview,
+            total=w.steps * mean.total
+            + previews
+            + w.saves * c.save
+            + (compilations * c.compile if plan.compiled else 0.0),
+        )
 
 
 def predict(plan: Plan, work: Workload, hardware: Hardware, shape: ExpertShape | None = None) -> Prediction:

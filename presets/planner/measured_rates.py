@@ -16,7 +16,8 @@ KEPT = 32  # measurements of other cards and drivers that stay in the file
 
 
 class AttentionRates(Struct, frozen=True):
-    """The fastest kernel of each direction, and its TFLOP/s: 4 T^2 D operations a layer forward, twice that backward."""
+    """The fastest kernel of each direction, and its TFLOP/s: 4 T^2 D operations a layer forward, twice that
+    backward."""
 
     forward_kernel: str
     forward_tflops: float
@@ -59,7 +60,8 @@ def recall(gpu: Gpu, path: Path | None = None) -> Rates | None:
 
 
 def remember(rates: Rates, path: Path | None = None) -> None:
-    """Keep a measurement in place of an older one of the same card and driver. Raises OSError when it cannot be written."""
+    """Keep a measurement in place of an older one of the same card and driver. Raises OSError when it cannot be
+    written."""
     path = path or rates_path()
     known = _read(path)
     known.pop(rates.key, None)

@@ -10,7 +10,10 @@ from typing import Literal
 from msgspec import Struct
 
 # What takes less memory, for people.
-KNOBS = "In order of worth: a smaller entry in datasets.resolutions, fewer num_frames, a smaller quantization, batch_size 1, ending other programs on the card"
+KNOBS = (
+    "In order of worth: a smaller entry in datasets.resolutions, fewer num_frames, a smaller quantization, batch_size"
+    " 1, ending other programs on the card"
+)
 
 Precision = Literal["none", "float8", "qfloat8", "qint8", "qint4"]
 
@@ -21,18 +24,25 @@ class Plan(Struct, frozen=True, kw_only=True):
     precision: Precision = "none"  # of the frozen blocks; float8 also multiplies in 8 bits
     resident: int = 0  # blocks whose weights stay on the device
     kept: int = 0  # of the resident ones, blocks that keep their graph and are not recomputed
-    also_kept: tuple[tuple[int, int], ...] = ()  # (rows, blocks kept) by rising rows: batches of fewer rows than the largest leave room for more graphs
+    # (rows, blocks kept) by rising rows: batches of fewer rows than the largest leave room for more graphs
+    also_kept: tuple[tuple[int, int], ...] = ()
     stash: Literal["device", "host"] = "host"  # where a block's input and attention output wait for its backward
-    stash_on_device: int = 0  # with a host stash, the last so many of the blocks that recompute: theirs wait on the device, at no copy and no host memory
-    chunk: int = 0  # tokens at a time in what follows the attention (output projection, cross-attention, feed-forward); 0: all at once
+    # with a host stash, the last so many of the blocks that recompute: theirs wait on the device, at no copy and no
+    # host memory
+    stash_on_device: int = 0
+    # tokens at a time in what follows the attention (output projection, cross-attention, feed-forward); 0: all at once
+    chunk: int = 0
     slots: int = 3  # device buffers that streamed blocks pass through; 0 when all are resident
     vae_frames: int = 4  # pixel frames the VAE works on at a time; a multiple of 4
     compiled: bool = True
-    any_size: bool = False  # compiled for any number of tokens at once (one clip apart from batches), as clips and previews of several sizes need it
+    # compiled for any number of tokens at once (one clip apart from batches), as clips and previews of several sizes
+    # need it
+    any_size: bool = False
 
     @property
     def rounds_as(self) -> tuple[object, ...]:
-        """What of a plan shows in the last digits of its results. The rest is about where things lie and when they are copied."""
+        """What of a plan shows in the last digits of its results. The rest is about where things lie and when they are
+        copied."""
         return self.precision, self.kept, self.also_kept, self.chunk, self.vae_frames, self.compiled, self.any_size
 
     def kept_for(self, rows: int) -> int:
@@ -40,15 +50,19 @@ class Plan(Struct, frozen=True, kw_only=True):
         return next((kept for most, kept in self.also_kept if rows <= most), self.kept)
 
     def chunks(self, tokens: int) -> int:
-        """How many runs of tokens, none above `chunk`, the parts after the attention are cut into: the fewest, or up to half as
-        many again when those are all alike (a run of another length is another shape to compile)."""
+        """How many runs of tokens, none above `chunk`, the parts after the attention are cut into: the fewest, or up to
+        half as many again when those are all alike (a run of another length is another shape to compile)."""
         least = math.ceil(tokens / self.chunk) if self.chunk else 1
         return next((count for count in range(least, least * 3 // 2 + 1) if tokens % count == 0), least)
 
     @property
     def whole_text(self) -> str:
         """With what is no matter of memory."""
-        return f"{self.text}, compiled for {'any' if self.any_size else 'each'} size" if self.compiled else f"{self.text}, not compiled"
+        return (
+            f"{self.text}, compiled for {'any' if self.any_size else 'each'} size"
+            if self.compiled
+            else f"{self.text}, not compiled"
+        )
 
     @property
     def text(self) -> str:
@@ -58,8 +72,13 @@ class Plan(Struct, frozen=True, kw_only=True):
         if self.resident and self.slots:
             words.append("the others streamed")
         if self.kept or self.also_kept:
-            words.append(f"{self.kept} kept" + (f" (up to {self.also_kept[0][1]} for smaller clips)" if self.also_kept else ""))
-        words.append(f"activations on the {'GPU' if self.stash == 'device' else 'host'}" + (f" but for {self.stash_on_device} blocks" if self.stash_on_device else ""))
+            words.append(
+                f"{self.kept} kept" + (f" (up to {self.also_kept[0][1]} for smaller clips)" if self.also_kept else "")
+            )
+        words.append(
+            f"activations on the {'GPU' if self.stash == 'device' else 'host'}"
+            + (f" but for {self.stash_on_device} blocks" if self.stash_on_device else "")
+        )
         if self.chunk:
             words.append(f"{self.chunk} tokens at a time")
         return ", ".join(words)

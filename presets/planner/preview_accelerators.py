@@ -1,4 +1,5 @@
-"""What the accelerators of previews take, from the headers of their files: bytes in host memory, and on the device while a preview is made."""
+"""What the accelerators of previews take, from the headers of their files: bytes in host memory, and on the device
+while a preview is made."""
 
 from math import prod
 from pathlib import Path
@@ -10,12 +11,14 @@ from presets.errors import UserError
 from presets.job.expert_schedule import EXPERTS
 from presets.job.schema import Job
 
-BRANCH_BYTES, DIFFERENCE_BYTES = 2, 4  # a number of a branch in a block, and of all else: see engine.adapters.accelerator
+# a number of a branch in a block, and of all else: see engine.adapters.accelerator
+BRANCH_BYTES, DIFFERENCE_BYTES = 2, 4
 BLOCKS_ALIVE = 2  # with their copies on the device: the present one, and the next while it is made
 
 
 class Accelerated(Struct, frozen=True, kw_only=True):
-    """Bytes. `block` is the largest that comes to the device with one block, `stem` what lies there as long as a preview is made."""
+    """Bytes. `block` is the largest that comes to the device with one block, `stem` what lies there as long as a
+    preview is made."""
 
     host: int = 0
     block: int = 0
@@ -40,8 +43,8 @@ def accelerated_by(job: Job, base: Path | None, layers: int) -> Accelerated:
 
 
 def _sizes(file: LoraFile, expert: ExpertName, layers: int) -> tuple[int, list[int], int]:
-    """(branches of one block, differences by block, everything outside the blocks). Branches have in every block all the linears that any block changes, at
-    the highest rank of any."""
+    """(branches of one block, differences by block, everything outside the blocks). Branches have in every block all
+    the linears that any block changes, at the highest rank of any."""
     shapes: dict[str, tuple[int, int, int]] = {}  # linear -> rank, in, out
     shifts, around = [0] * layers, 0
     for (block, module), kinds in file.of(expert).items():

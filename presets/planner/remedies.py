@@ -1,4 +1,5 @@
-"""What a user can turn when nothing fits: each change of the job that lowers the smallest need, the most worthwhile first."""
+"""What a user can turn when nothing fits: each change of the job that lowers the smallest need, the most worthwhile
+first."""
 
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -17,7 +18,8 @@ WORTH = 64 * 2**20  # bytes: knobs that save less are not worth turning
 
 
 class Knob(Struct, frozen=True, kw_only=True):
-    """A change of the job, as new field values, and what the job needs after it (bytes): of a plan that fits, or of the smallest."""
+    """A change of the job, as new field values, and what the job needs after it (bytes): of a plan that fits, or of the
+    smallest."""
 
     set: dict[str, Any]
     need_vram: int
@@ -26,7 +28,8 @@ class Knob(Struct, frozen=True, kw_only=True):
 
 
 def knobs(job: Job, facts: Facts, hardware: Hardware, *, short: Literal["vram", "ram"]) -> list[Knob]:
-    """Changes that each by itself lower what is short: first those that suffice, the gentlest in front; then by what they save."""
+    """Changes that each by itself lower what is short: first those that suffice, the gentlest in front; then by what
+    they save."""
     now = _turned(job, facts, hardware, {})
     found = [_turned(job, facts, hardware, change) for change in _changes(job, facts)]
 
@@ -49,7 +52,9 @@ def _turned(job: Job, facts: Facts, hardware: Hardware, change: dict[str, Any]) 
 
 def _changes(job: Job, facts: Facts) -> Iterator[dict[str, Any]]:
     """Every knob that is not turned yet, from what costs nothing to what costs most."""
-    if switched_off := {f"model.{name}": "auto" for name in ("low_vram", "layer_offloading") if getattr(job.model, name) is False}:
+    if switched_off := {
+        f"model.{name}": "auto" for name in ("low_vram", "layer_offloading") if getattr(job.model, name) is False
+    }:
         yield switched_off
     if job.quantization.text_encoder == "none":
         yield {"quantization.text_encoder": "float8"}
@@ -61,18 +66,32 @@ def _changes(job: Job, facts: Facts) -> Iterator[dict[str, Any]]:
         yield {"training.optimizer": "adamw8bit"}
     if job.training.ema:
         yield {"training.ema": False}
-    panels = ["sample", *(f"sample.prompts[{i}]" for i in range(len(job.sample.prompts)))]  # a prompt's own values are None where it has none
-    small = {f"{panel}.{side}": SMALL_PREVIEW for panel in panels for side in ("width", "height") if (get_value(job, f"{panel}.{side}") or 0) > SMALL_PREVIEW}
+    # a prompt's own values are None where it has none
+    panels = ["sample", *(f"sample.prompts[{i}]" for i in range(len(job.sample.prompts)))]
+    small = {
+        f"{panel}.{side}": SMALL_PREVIEW
+        for panel in panels
+        for side in ("width", "height")
+        if (get_value(job, f"{panel}.{side}") or 0) > SMALL_PREVIEW
+    }
     if job.sample.prompts and small:
         yield small
     if job.training.batch_size > 1:
         yield {"training.batch_size": 1}
-    large = {f"datasets[{i}].resolutions": [r for r in d.resolutions if r <= SMALL_BUCKET] or [SMALL_BUCKET] for i, d in enumerate(job.datasets) if max(d.resolutions) > SMALL_BUCKET}
+    large = {
+        f"datasets[{i}].resolutions": [r for r in d.resolutions if r <= SMALL_BUCKET] or [SMALL_BUCKET]
+        for i, d in enumerate(job.datasets)
+        if max(d.resolutions) > SMALL_BUCKET
+    }
     if large:
         yield large
     long = {f"datasets[{i}].num_frames": FEW_FRAMES for i, d in enumerate(job.datasets) if d.num_frames > FEW_FRAMES}
     if job.sample.prompts:
-        long |= {f"{panel}.num_frames": FEW_FRAMES for panel in panels if (get_value(job, f"{panel}.num_frames") or 0) > FEW_FRAMES}
+        long |= {
+            f"{panel}.num_frames": FEW_FRAMES
+            for panel in panels
+            if (get_value(job, f"{panel}.num_frames") or 0) > FEW_FRAMES
+        }
     if long:
         yield long
     if high := high_ranks(job, USUAL_RANK):

@@ -12,23 +12,27 @@ from presets.job.schema import Job
 
 GIB = 2**30
 FILE_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
-# Optimizer state in memory per trained parameter, at most; prodigy keeps two fp32 tensors more than Adam's moments. On disk: state_bytes.
+# Optimizer state in memory per trained parameter, at most; prodigy keeps two fp32 tensors more than Adam's moments. On
+# disk: state_bytes.
 OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "adafactor": 4, "prodigy": 16}
 PREVIEW_BITS_PER_PIXEL = 0.5  # of H.264, generous
 POSTER_BYTES_PER_PIXEL = 2.0  # of PNG, generous
 SHEET_ROW = 5 * 256 * 256 * POSTER_BYTES_PER_PIXEL  # bytes that a preview adds to its step's contact sheet
 
 
-BLOCK_8BIT, LEAST_8BIT = 256, 4096  # bitsandbytes: values that share a scale, and the smallest tensor that is kept in 8 bits
+# bitsandbytes: values that share a scale, and the smallest tensor that is kept in 8 bits
+BLOCK_8BIT, LEAST_8BIT = 256, 4096
 
 
 def state_bytes(optimizer: str, rows: int, columns: int, *, zero: bool) -> int:
-    """What an optimizer keeps for one fp32 tensor of a LoRA, which at the start is `zero` (B is, A is not), once it has taken a step."""
+    """What an optimizer keeps for one fp32 tensor of a LoRA, which at the start is `zero` (B is, A is not), once it has
+    taken a step."""
     values = rows * columns
     match optimizer:
         case "adamw":  # two moments
             return 8 * values
-        case "adamw8bit":  # the same in bytes, a scale for each block, and two tables of 256 values; small tensors as adamw
+        # the same in bytes, a scale for each block, and two tables of 256 values; small tensors as adamw
+        case "adamw8bit":
             return 8 * values if values < LEAST_8BIT else 2 * values + 8 * -(-values // BLOCK_8BIT) + 2 * 4 * 256
         case "adafactor":  # the mean square of each row and of each column
             return 4 * (rows + columns)
@@ -49,9 +53,12 @@ class ExpertShape(Struct, frozen=True):
         return self.layers * rank * (8 * (self.width + self.width) + 2 * (self.width + self.ffn))
 
     def checkpoint_bytes(self, rank: int, optimizer: str, *, ema: bool) -> int:
-        """What a checkpoint holds of one expert: the fp32 LoRA, the optimizer's state, and the running average, if any."""
+        """What a checkpoint holds of one expert: the fp32 LoRA, the optimizer's state, and the running average, if
+        any."""
         linears = 8 * [(self.width, self.width)] + [(self.width, self.ffn), (self.ffn, self.width)]  # (in, out)
-        states = sum(state_bytes(optimizer, rank, i, zero=False) + state_bytes(optimizer, o, rank, zero=True) for i, o in linears)
+        states = sum(
+            state_bytes(optimizer, rank, i, zero=False) + state_bytes(optimizer, o, rank, zero=True) for i, o in linears
+        )
         return self.layers * states + self.lora_parameters(rank) * (8 if ema else 4)
 
     @property
@@ -76,13 +83,20 @@ class DiskNeed(Struct, frozen=True, kw_only=True):
 def disk_need(job: Job, shape: ExpertShape) -> DiskNeed:
     """What the job will write."""
     parameters = shape.lora_parameters(sum(rank_of(job, e) for e in trained_experts(job)))
-    checkpoint = sum(shape.checkpoint_bytes(rank_of(job, e), job.training.optimizer, ema=job.training.ema) for e in trained_experts(job))
+    checkpoint = sum(
+        shape.checkpoint_bytes(rank_of(job, e), job.training.optimizer, ema=job.training.ema)
+        for e in trained_experts(job)
+    )
     saves = -(-job.training.steps // job.save.every)
     kept = min(job.save.keep, saves)
     rounds = (job.training.steps // job.sample.every if job.sample.every else 0) + job.sample.first + 1
     sizes = [preview_size_of(job.sample, i) for i in range(len(job.sample.prompts))]
-    previews = sum(s.width * s.height * (s.frames * PREVIEW_BITS_PER_PIXEL / 8 + POSTER_BYTES_PER_PIXEL) + SHEET_ROW for s in sizes)
+    previews = sum(
+        s.width * s.height * (s.frames * PREVIEW_BITS_PER_PIXEL / 8 + POSTER_BYTES_PER_PIXEL) + SHEET_ROW for s in sizes
+    )
     return DiskNeed(
-        checkpoint=checkpoint, checkpoints=checkpoint * (kept + 1), files=parameters * FILE_BYTES[job.save.dtype] * (kept + 1),
+        checkpoint=checkpoint,
+        checkpoints=checkpoint * (kept + 1),
+        files=parameters * FILE_BYTES[job.save.dtype] * (kept + 1),
         samples=round(rounds * previews),
-    )  # fmt: skip
+    )

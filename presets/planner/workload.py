@@ -75,7 +75,8 @@ class Workload(Struct, frozen=True, kw_only=True):
 
     @property
     def several_sizes(self) -> bool:
-        """Whether passes differ in batch size or tokens: clips do, or previews, which take the shape of their control image."""
+        """Whether passes differ in batch size or tokens: clips do, or previews, which take the shape of their control
+        image."""
         return len(self.loads) > 1 or self.previews is not None
 
     @property
@@ -115,11 +116,22 @@ def workload_of(job: Job, facts: Facts | None = None) -> Workload:
     previews = _previews(job, facts)
     text = facts.model.parts.get("text_encoder") if facts and facts.model else None
     return Workload(
-        loads=_loads(job, facts.datasets if facts else []), steps=job.training.steps, accumulation=job.training.gradient_accumulation, ranks=ranks, deterministic=job.training.deterministic,
-        needed=2 if previews else len(ranks), optimizer=job.training.optimizer, ema=job.training.ema, terms=1 + preserves,
-        extra_forwards=int(preserves), previews=previews, saves=-(-job.training.steps // job.save.every), text_precision=job.quantization.text_encoder,
-        text_parameters=text.parameters if text and text.parameters else TEXT_PARAMETERS, ara_rank=ara_rank(job, facts.base if facts else None) if job.quantization.transformer == "qint4+ara" else 0,
-    )  # fmt: skip
+        loads=_loads(job, facts.datasets if facts else []),
+        steps=job.training.steps,
+        accumulation=job.training.gradient_accumulation,
+        ranks=ranks,
+        deterministic=job.training.deterministic,
+        needed=2 if previews else len(ranks),
+        optimizer=job.training.optimizer,
+        ema=job.training.ema,
+        terms=1 + preserves,
+        extra_forwards=int(preserves),
+        previews=previews,
+        saves=-(-job.training.steps // job.save.every),
+        text_precision=job.quantization.text_encoder,
+        text_parameters=text.parameters if text and text.parameters else TEXT_PARAMETERS,
+        ara_rank=ara_rank(job, facts.base if facts else None) if job.quantization.transformer == "qint4+ara" else 0,
+    )
 
 
 def ara_rank(job: Job, base: Path | None) -> int:
@@ -128,7 +140,10 @@ def ara_rank(job: Job, base: Path | None) -> int:
     if path is None or not path.is_file():
         return ARA_RANK
     try:
-        return max((t.shape[0] for name, t in read_header(path).items() if "lora_A" in name or "lora_down" in name), default=ARA_RANK)
+        return max(
+            (t.shape[0] for name, t in read_header(path).items() if "lora_A" in name or "lora_down" in name),
+            default=ARA_RANK,
+        )
     except (OSError, Damaged):  # the run refuses it with its reason
         return ARA_RANK
 
@@ -147,21 +162,37 @@ def _previews(job: Job, facts: Facts | None) -> Previews | None:
         return None
     largest = largest_preview(job)
     sides = (max(SIDE_MULTIPLE, side // SIDE_MULTIPLE * SIDE_MULTIPLE) for side in (largest.height, largest.width))
-    sets = 1 + panel.first + ((job.training.steps - 1) // panel.every if panel.every else 0)  # the last one comes at the end in any case
+    # the last one comes at the end in any case
+    sets = 1 + panel.first + ((job.training.steps - 1) // panel.every if panel.every else 0)
     guided = max(panel.guidance, low_guidance(panel)) > 1
     accelerated = accelerated_by(job, facts.base, shape_of(facts).layers) if facts else Accelerated()
-    return Previews(bucket=Bucket(largest.frames, *sides), prompts=len(panel.prompts), steps=panel.steps, guided=guided, sets=sets, accelerated=accelerated)
+    return Previews(
+        bucket=Bucket(largest.frames, *sides),
+        prompts=len(panel.prompts),
+        steps=panel.steps,
+        guided=guided,
+        sets=sets,
+        accelerated=accelerated,
+    )
 
 
 def _loads(job: Job, found: list[DatasetFacts]) -> tuple[Load, ...]:
-    """Batches hold items of one bucket and one LoRA weight, all of them regularization or none, as the trainer makes them."""
+    """Batches hold items of one bucket and one LoRA weight, all of them regularization or none, as the trainer makes
+    them."""
     groups: Counter[tuple[Bucket, float, bool]] = Counter()
     for i, panel in enumerate(job.datasets):
         clips = found[i].clips if i < len(found) else []
         for clip in clips:
-            groups.update({(bucket, panel.weight, panel.regularization): panel.repeats for bucket in clip_buckets(clip, panel)})
+            groups.update(
+                {(bucket, panel.weight, panel.regularization): panel.repeats for bucket in clip_buckets(clip, panel)}
+            )
         if not clips:
-            groups.update({(bucket, panel.weight, panel.regularization): job.training.batch_size * panel.repeats for bucket in _square_buckets(panel)})
+            groups.update(
+                {
+                    (bucket, panel.weight, panel.regularization): job.training.batch_size * panel.repeats
+                    for bucket in _square_buckets(panel)
+                }
+            )
     batches: Counter[tuple[Bucket, int]] = Counter()
     for (bucket, *_), count in groups.items():
         size = min(count, job.training.batch_size)
@@ -183,4 +214,8 @@ def clip_buckets(clip: ClipFacts, panel: DatasetPanel) -> set[Bucket]:
 
 
 def _square_buckets(panel: DatasetPanel) -> set[Bucket]:
-    return {Bucket(panel.num_frames, side, side) for resolution in panel.resolutions for side in [resolution // SIDE_MULTIPLE * SIDE_MULTIPLE]}
+    return {
+        Bucket(panel.num_frames, side, side)
+        for resolution in panel.resolutions
+        for side in [resolution // SIDE_MULTIPLE * SIDE_MULTIPLE]
+    }

@@ -1,4 +1,5 @@
-"""Recipes: what the guide advises, as data: `presets/recipes/KIND.toml` for each kind of LoRA, `tiers.toml` for each size of GPU."""
+"""Recipes: what the guide advises, as data: `presets/recipes/KIND.toml` for each kind of LoRA, `tiers.toml` for each
+size of GPU."""
 
 import tomllib
 from functools import cache

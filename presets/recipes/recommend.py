@@ -22,7 +22,8 @@ LARGEST_PREVIEW = 768
 
 
 class Recommendation(Struct, frozen=True, kw_only=True):
-    """A complete job; `reasons` says why for every field that is not the plain default, and for some that stay so on purpose."""
+    """A complete job; `reasons` says why for every field that is not the plain default, and for some that stay so on
+    purpose."""
 
     job: Job
     reasons: dict[str, str]  # field path -> reason
@@ -51,7 +52,8 @@ def plain_job(kind: Kind, name: str, clips_path: str) -> Job:
 def recommend(kind: Kind, machine: Machine, clips: list[ClipFacts], *, name: str, clips_path: str) -> Recommendation:
     """The best job the guide, the machine and the clips allow. Without clips, the starting points of the guide.
 
-    `name` must be a valid training name (JobError otherwise); `clips_path` is written as it is, relative to the job file.
+    `name` must be a valid training name (JobError otherwise); `clips_path` is written as it is, relative to the job
+    file.
     """
     recipe = load_recipe(kind)
     gpu = _choose_gpu(machine)
@@ -88,51 +90,97 @@ def _text(draft: _Draft, recipe: Recipe, clips: list[ClipFacts], name: str) -> N
     marked = any(TRIGGER_MARK in c.caption for c in clips)
     if TRIGGER_MARK in recipe.default_caption or marked:
         found = _shared_first_word(clips)
-        why = "The word that your captions begin with" if found else "A made-up word that means nothing to the base model yet; put it, or [trigger], into every caption"
+        why = (
+            "The word that your captions begin with"
+            if found
+            else "A made-up word that means nothing to the base model yet; put it, or [trigger], into every caption"
+        )
         draft.set("job.trigger", found or made_up_word(name), why)
     default = recipe.default_caption or usual_caption(clips)
     if default and (not clips or any(not c.has_caption for c in clips)):
-        why = "For clips without a caption of their own; make it say more" if recipe.default_caption else "What most of your captions say, for the clips without one"
+        why = (
+            "For clips without a caption of their own; make it say more"
+            if recipe.default_caption
+            else "What most of your captions say, for the clips without one"
+        )
         draft.set("datasets[0].default_caption", default, why)
 
 
 def _shared_first_word(clips: list[ClipFacts]) -> str:
-    """The single word before the first comma in nearly all captions (`frung, young woman, ...`): a trigger word already in use."""
+    """The single word before the first comma in nearly all captions (`frung, young woman, ...`): a trigger word already
+    in use."""
     captioned = [c.caption for c in clips if c.caption]
     firsts = Counter(c.partition(",")[0].strip() for c in captioned if "," in c)
     if not firsts:
         return ""
     word, count = firsts.most_common(1)[0]
-    return word if len(captioned) > 1 and count >= 0.8 * len(captioned) and word.isidentifier() and word != "trigger" else ""
+    return (
+        word
+        if len(captioned) > 1 and count >= 0.8 * len(captioned) and word.isidentifier() and word != "trigger"
+        else ""
+    )
 
 
 def made_up_word(name: str) -> str:
     """A pronounceable word that is always the same for a name and, with luck, none of any language."""
     digest = hashlib.blake2b(name.encode(), digest_size=6).digest()
-    onsets, vowels, codas = ["v", "z", "kr", "dr", "fr", "gl", "sk", "tw", "pl", "sn", "br", "j"], "aeiou", ["x", "k", "ng", "zz", "lm", "rv", "pt", "sk"]
-    return onsets[digest[0] % 12] + vowels[digest[1] % 5] + codas[digest[2] % 8] + vowels[digest[3] % 5] + codas[digest[4] % 8]
+    onsets, vowels, codas = (
+        ["v", "z", "kr", "dr", "fr", "gl", "sk", "tw", "pl", "sn", "br", "j"],
+        "aeiou",
+        ["x", "k", "ng", "zz", "lm", "rv", "pt", "sk"],
+    )
+    return (
+        onsets[digest[0] % 12]
+        + vowels[digest[1] % 5]
+        + codas[digest[2] % 8]
+        + vowels[digest[3] % 5]
+        + codas[digest[4] % 8]
+    )
 
 
 def _frames(draft: _Draft, recipe: Recipe, tier: Tier, clips: list[ClipFacts]) -> None:
-    """Frames and sampling. Uniform sampling takes the count nearest true speed that the shortest clip has; see also recipe.sampling."""
+    """Frames and sampling. Uniform sampling takes the count nearest true speed that the shortest clip has; see also
+    recipe.sampling."""
     moving = [c for c in clips if c.kind == "video"]
     if clips and not moving:
         draft.set("datasets[0].num_frames", 1, "All of these are still images")
         return
     if not moving:
-        draft.set("datasets[0].num_frames", tier.start_frames, f"Where to begin with {tier.name}; more frames cost time and memory")
+        draft.set(
+            "datasets[0].num_frames",
+            tier.start_frames,
+            f"Where to begin with {tier.name}; more frames cost time and memory",
+        )
         return
-    fewest, shortest, middle = min(c.frames for c in moving), min(c.duration for c in moving), median(c.duration for c in moving)
-    frames = min(true_speed_frames(moving, low=min(tier.frames.low, nearest_frame_counts(fewest)[0]), high=tier.frames.high), nearest_frame_counts(fewest)[0])
+    fewest, shortest, middle = (
+        min(c.frames for c in moving),
+        min(c.duration for c in moving),
+        median(c.duration for c in moving),
+    )
+    frames = min(
+        true_speed_frames(moving, low=min(tier.frames.low, nearest_frame_counts(fewest)[0]), high=tier.frames.high),
+        nearest_frame_counts(fewest)[0],
+    )
     speed = uniform_speed(middle, frames)
     window = min(tier.start_frames, nearest_frame_counts(max(1, int(shortest * WAN_FPS)))[0])
-    if recipe.sampling == "realtime-if-long-enough" and not 1 / SPEED_LIMIT <= speed <= SPEED_LIMIT and window >= min(tier.frames.low, 17):
-        draft.set("datasets[0].sampling", "realtime", f"{frames} frames spread over {middle:.1f} s would play {speed:.1f}x too fast; a window in real time keeps the speed")
+    if (
+        recipe.sampling == "realtime-if-long-enough"
+        and not 1 / SPEED_LIMIT <= speed <= SPEED_LIMIT
+        and window >= min(tier.frames.low, 17)
+    ):
+        draft.set(
+            "datasets[0].sampling",
+            "realtime",
+            f"{frames} frames spread over {middle:.1f} s would play {speed:.1f}x too fast; a window in real time keeps"
+            " the speed",
+        )
         frames, why = window, f"A window of {window / WAN_FPS:.1f} s out of each clip"
     elif frames < tier.start_frames and frames == nearest_frame_counts(fewest)[0]:
         why = f"The shortest clip has {fewest} frames"
     else:
-        why = f"Of what suits {tier.name}, nearest to true speed: your clips of {middle:.1f} s play at {speed:.2f}x" + ("; 41 would take half the time of 81" if frames == 81 else "")
+        why = f"Of what suits {tier.name}, nearest to true speed: your clips of {middle:.1f} s play at {speed:.2f}x" + (
+            "; 41 would take half the time of 81" if frames == 81 else ""
+        )
     draft.set("datasets[0].num_frames", frames, why)
 
 
@@ -145,14 +193,20 @@ def _resolutions(draft: _Draft, tier: Tier, clips: list[ClipFacts]) -> None:
         draft.set("datasets[0].resolutions", reached, "Your clips have no more than that, and clips are never enlarged")
     else:
         smallest = min(reach(c) for c in clips)
-        draft.set("datasets[0].resolutions", [max(SMALLEST_RESOLUTION, smallest)], "Your clips are smaller than 512, and clips are never enlarged")
+        draft.set(
+            "datasets[0].resolutions",
+            [max(SMALLEST_RESOLUTION, smallest)],
+            "Your clips are smaller than 512, and clips are never enlarged",
+        )
 
 
 def _previews(draft: _Draft, clips: list[ClipFacts]) -> None:
     """As many frames as training; the shape that most clips train at, at the largest training resolution up to 768."""
     dataset = draft.tables["datasets"][0]
     if dataset["num_frames"] > 1:
-        draft.set("sample.num_frames", dataset["num_frames"], "The same as in training, so that the speed can be judged")
+        draft.set(
+            "sample.num_frames", dataset["num_frames"], "The same as in training, so that the speed can be judged"
+        )
     draft.set("sample.every", draft.tables["save"]["every"], "A set of previews for each checkpoint")
     usable = [c for c in clips if min(c.width, c.height) >= SIDE_MULTIPLE]
     if usable:
@@ -160,4 +214,8 @@ def _previews(draft: _Draft, clips: list[ClipFacts]) -> None:
         shapes = Counter(bucket_for(1, c.height, c.width, resolution) for c in usable)
         usual: Bucket = max(shapes, key=lambda b: (shapes[b], b))
         for side in ("width", "height"):
-            draft.set(f"sample.{side}", getattr(usual, side), f"The size that most of your clips train at: {usual.width}x{usual.height}")
+            draft.set(
+                f"sample.{side}",
+                getattr(usual, side),
+                f"The size that most of your clips train at: {usual.width}x{usual.height}",
+            )

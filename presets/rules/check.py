@@ -42,12 +42,21 @@ def installed_packages() -> frozenset[str]:
     return frozenset(p for p in OPTIONAL_PACKAGES if find_spec(p) is not None)
 
 
-def gather(job: Job, base: Path, *, out: Path, machine: Machine | None = None, scenes: bool = True, ask_hub: bool = False, look: Look | None = None) -> Facts:
+def gather(
+    job: Job,
+    base: Path,
+    *,
+    out: Path,
+    machine: Machine | None = None,
+    scenes: bool = True,
+    ask_hub: bool = False,
+    look: Look | None = None,
+) -> Facts:
     """Read everything the rules look at. `base` is the job file's folder, the run folder will be `out`/NAME.
 
-    `scenes` looks for damage and scene cuts, which decodes every clip once, until it changes; `ask_hub` asks the Hub about what is not
-    on this machine, some seconds at most; everything else is quick. Raises nothing for bad input: what cannot be read is a finding in
-    the facts. `look` tells how far it is; raises LookEnded when that was ended.
+    `scenes` looks for damage and scene cuts, which decodes every clip once, until it changes; `ask_hub` asks the Hub
+    about what is not on this machine, some seconds at most; everything else is quick. Raises nothing for bad input:
+    what cannot be read is a finding in the facts. `look` tells how far it is; raises LookEnded when that was ended.
     """
     look = look or Look()
     datasets = [scan_dataset(panel, i, base, look) for i, panel in enumerate(job.datasets)]
@@ -56,13 +65,22 @@ def gather(job: Job, base: Path, *, out: Path, machine: Machine | None = None, s
         datasets, cuts = _look_for_cuts(datasets, look)
     named = named_base(job)
     return Facts(
-        base=base, datasets=datasets, machine=machine or read_machine(out), model=read_model(named, base), named=named, out=out, run=read_run_folder(job, base, out),
-        cuts=cuts, packages=installed_packages(), fetching=fetching_of(named, base, go_on=look.go_on) if ask_hub else None,
-    )  # fmt: skip
+        base=base,
+        datasets=datasets,
+        machine=machine or read_machine(out),
+        model=read_model(named, base),
+        named=named,
+        out=out,
+        run=read_run_folder(job, base, out),
+        cuts=cuts,
+        packages=installed_packages(),
+        fetching=fetching_of(named, base, go_on=look.go_on) if ask_hub else None,
+    )
 
 
 def check(job: Job, facts: Facts) -> list[Finding]:
-    """Everything found, errors first, then warnings, then advice; within these in the order of datasets, model, rules."""
+    """Everything found, errors first, then warnings, then advice; within these in the order of datasets, model,
+    rules."""
     found = [f for d in facts.datasets for f in d.problems]
     if facts.model is not None:  # a boundary in the job makes up for one that the model does not name
         found += [f for f in facts.model.problems if f.code != "model-no-boundary" or job.model.boundary == "model"]
@@ -83,7 +101,9 @@ def render(findings: list[Finding], *, width: int = 100) -> str:
     for f in findings:
         out.append(f"{f.severity.upper()}  {f.field}  [{f.code}]")
         for text in (f.message, f"Fix: {f.fix}" if f.fix else ""):
-            out += textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+            out += textwrap.wrap(
+                text, width, initial_indent="  ", subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+            )
         out.append("")
     return "\n".join([*out, summary(findings)])
 
@@ -99,15 +119,23 @@ def _look_for_cuts(datasets: list[DatasetFacts], look: Look) -> tuple[list[Datas
     """Scene cuts of every video. A clip whose middle does not decode leaves its dataset and becomes a problem of it."""
     paths = list(dict.fromkeys(c.path for d in datasets for c in d.clips if c.kind == "video"))
     # Decoding lets go of the interpreter.
-    told = dict(zip(paths, look.at_all(paths, lambda p: _cuts_of(p, look), threads=min(4, os.cpu_count() or 1)), strict=True))
+    told = dict(
+        zip(paths, look.at_all(paths, lambda p: _cuts_of(p, look), threads=min(4, os.cpu_count() or 1)), strict=True)
+    )
     broken = {path: e for path, e in told.items() if isinstance(e, ClipError)}
     out = [
         msgspec.structs.replace(
-            d, clips=[c for c in d.clips if c.path not in broken],
-            problems=d.problems + [Finding(code=e.code, severity="error", field=c.path, message=f"{Path(c.path).name} {e.what}", fix=e.fix) for c in d.clips if (e := broken.get(c.path))],
+            d,
+            clips=[c for c in d.clips if c.path not in broken],
+            problems=d.problems
+            + [
+                Finding(code=e.code, severity="error", field=c.path, message=f"{Path(c.path).name} {e.what}", fix=e.fix)
+                for c in d.clips
+                if (e := broken.get(c.path))
+            ],
         )
         for d in datasets
-    ]  # fmt: skip
+    ]
     return out, {path: cuts for path, cuts in told.items() if not isinstance(cuts, ClipError)}
 
 
@@ -115,7 +143,12 @@ def _cuts_of(path: str, look: Look) -> list[int] | ClipError:
     try:
         file = identity_of(path)
     except OSError as e:
-        return ClipError(f"cannot be read any more ({(e.strerror or str(e)).lower()})", code="clip-unreadable", where=path, fix="Put it back, or check again")
+        return ClipError(
+            f"cannot be read any more ({(e.strerror or str(e)).lower()})",
+            code="clip-unreadable",
+            where=path,
+            fix="Put it back, or check again",
+        )
     if file not in _cuts:
         try:
             if (cuts := known_cuts(file)) is None:
@@ -137,13 +170,18 @@ def read_run_folder(job: Job, base: Path, out: Path) -> RunFolder:
         problem = (e.strerror or str(e)).lower()
     differences = _differences(job, base, folder / "job.toml")
     return RunFolder(
-        path=str(folder), name=job.job.name, problem=problem, differences=differences, size=_size(folder),
+        path=str(folder),
+        name=job.job.name,
+        problem=problem,
+        differences=differences,
+        size=_size(folder),
         free_name=_free_name(job.job.name, out) if differences else "",
-    )  # fmt: skip
+    )
 
 
 def _size(folder: Path) -> int:
-    """Bytes of all files below a folder, but for branches that were left: no resume makes use of them. What vanishes or may not be read while we look counts nothing."""
+    """Bytes of all files below a folder, but for branches that were left: no resume makes use of them. What vanishes or
+    may not be read while we look counts nothing."""
     total = 0
     for place, folders, files in os.walk(folder):
         if place == str(folder) and ABANDONED in folders:

@@ -17,14 +17,23 @@ def latent_cache_multi_frame(job: Job, facts: Facts) -> Iterator[Found]:
     for i, panel in enumerate(job.datasets):
         if panel.cache_latents and panel.num_frames > 1:
             path = f"datasets[{i}].cache_latents"
-            yield Found(path, f"caching latents is not supported for multi-frame datasets, and this one takes {panel.num_frames} frames", set={path: False})
+            yield Found(
+                path,
+                f"caching latents is not supported for multi-frame datasets, and this one takes {panel.num_frames}"
+                " frames",
+                set={path: False},
+            )
 
 
 @rule("nothing-to-learn", "error")
 def nothing_to_learn(job: Job, facts: Facts) -> Iterator[Found]:
     """At least one dataset is not regularization."""
     if all(panel.regularization for panel in job.datasets):
-        yield Found("datasets[0].regularization", "every dataset is regularization, so there is nothing to learn", set={"datasets[0].regularization": False})
+        yield Found(
+            "datasets[0].regularization",
+            "every dataset is regularization, so there is nothing to learn",
+            set={"datasets[0].regularization": False},
+        )
 
 
 @rule("dataset-weight-zero", "warning")
@@ -33,7 +42,11 @@ def dataset_weight_zero(job: Job, facts: Facts) -> Iterator[Found]:
     for i, panel in enumerate(job.datasets):
         if panel.weight == 0:
             path = f"datasets[{i}].weight"
-            yield Found(path, "at weight 0 the LoRA is off while this dataset trains, so it teaches nothing and only takes time", set={path: 1.0})
+            yield Found(
+                path,
+                "at weight 0 the LoRA is off while this dataset trains, so it teaches nothing and only takes time",
+                set={path: 1.0},
+            )
 
 
 @rule("reg-too-much", "warning")
@@ -45,8 +58,15 @@ def reg_too_much(job: Job, facts: Facts) -> Iterator[Found]:
     if not visits[False] or visits[True] <= 0.6 * sum(visits.values()):
         return
     factor = -(-visits[True] // visits[False])
-    more = {f"datasets[{i}].repeats": panel.repeats * factor for i, panel in enumerate(job.datasets) if not panel.regularization}
-    message = f"{visits[True]} of the {sum(visits.values())} visits of an epoch are regularization, so most steps teach nothing new"
+    more = {
+        f"datasets[{i}].repeats": panel.repeats * factor
+        for i, panel in enumerate(job.datasets)
+        if not panel.regularization
+    }
+    message = (
+        f"{visits[True]} of the {sum(visits.values())} visits of an epoch are regularization, so most steps teach"
+        " nothing new"
+    )
     yield Found(next(iter(more)), message, set=more)
 
 
@@ -57,15 +77,32 @@ def reg_with_trigger(job: Job, facts: Facts) -> Iterator[Found]:
     if not trigger or job.training.unload_text_encoder:
         return
     for i, panel, found in paired(job, facts):
-        named = [c for c in found.clips if panel.regularization and replace_word(resolve_caption(c.caption, panel.default_caption, trigger), trigger, "")[1]]
+        named = [
+            c
+            for c in found.clips
+            if panel.regularization
+            and replace_word(resolve_caption(c.caption, panel.default_caption, trigger), trigger, "")[1]
+        ]
         own = [c for c in named if c.has_caption]
         if own:
-            message = f"the captions of {names(own)} name the trigger word, which ties it to clips that show what it is not"
-            yield Found(f"datasets[{i}].path", message, fix="Write the ordinary word, such as person, in its place in these caption files")
+            message = (
+                f"the captions of {names(own)} name the trigger word, which ties it to clips that show what it is not"
+            )
+            yield Found(
+                f"datasets[{i}].path",
+                message,
+                fix="Write the ordinary word, such as person, in its place in these caption files",
+            )
         if len(named) > len(own):
             path = f"datasets[{i}].default_caption"
-            plain = replace_word(resolve_caption(panel.default_caption, "", trigger), trigger, job.training.dop_class)[0]
-            yield Found(path, "the default caption names the trigger word, which ties it to clips that show what it is not", set={path: plain})
+            plain = replace_word(resolve_caption(panel.default_caption, "", trigger), trigger, job.training.dop_class)[
+                0
+            ]
+            yield Found(
+                path,
+                "the default caption names the trigger word, which ties it to clips that show what it is not",
+                set={path: plain},
+            )
 
 
 @rule("flip-with-motion", "warning")
@@ -89,11 +126,21 @@ def batch_multiple_buckets(job: Job, facts: Facts) -> Iterator[Found]:
     for i, panel, found in paired(job, facts):
         usable = [c for c in found.clips if min(c.width, c.height) >= SIDE_MULTIPLE]
         buckets = Counter(
-            bucket_for(panel.num_frames if c.kind == "video" else 1, c.height, c.width, r) for c in usable for r in panel.resolutions
+            bucket_for(panel.num_frames if c.kind == "video" else 1, c.height, c.width, r)
+            for c in usable
+            for r in panel.resolutions
         )
         thin = [b for b, n in buckets.items() if n * panel.repeats < size]
         if size > 1 and thin:
             shapes = ", ".join(f"{b.width}x{b.height}x{b.frames}" for b in sorted(thin)[:3])
-            message = f"only clips of one shape share a batch, and {len(thin)} of {len(buckets)} shapes have fewer than {size} clips ({shapes})"
-            yield Found("training.batch_size", message, fix=f"Set training.batch_size = 1, or crop the clips of datasets[{i}] to one shape", set={"training.batch_size": 1})
+            message = (
+                f"only clips of one shape share a batch, and {len(thin)} of {len(buckets)} shapes have fewer than"
+                f" {size} clips ({shapes})"
+            )
+            yield Found(
+                "training.batch_size",
+                message,
+                fix=f"Set training.batch_size = 1, or crop the clips of datasets[{i}] to one shape",
+                set={"training.batch_size": 1},
+            )
             return

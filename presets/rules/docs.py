@@ -1,4 +1,5 @@
-"""Writes docs/job-file.md from the field descriptions and the rules: `python -m presets.rules.docs > docs/job-file.md`."""
+"""Writes docs/job-file.md from the field descriptions and the rules: `python -m presets.rules.docs >
+docs/job-file.md`."""
 
 import sys
 
@@ -36,7 +37,8 @@ RULES_INTRO = """\
 
 Errors keep a job from starting; warnings and advice do not. `wanlora check JOB` shows them, each with its fix.
 """
-# What is found while clips and models are read, before any rule: see presets.clips.clip_facts, presets.clips.media, presets.base.model_facts.
+# What is found while clips and models are read, before any rule: see presets.clips.clip_facts, presets.clips.media,
+# presets.base.model_facts.
 READING = {
     "dataset-missing": ("error", "A dataset's folder exists."),
     "dataset-empty": ("error", "A dataset's folder holds a clip or an image."),
@@ -53,9 +55,15 @@ READING = {
     "model-not-i2v": ("error", "The base model is Wan 2.2 I2V A14B: two experts with 36 input channels."),
     "model-corrupt": ("error", "The base model's files are whole."),
     "model-unreadable": ("error", "The base model's files may be read."),
-    "model-unavailable": ("error", "The Hub has every part of the base model that is not here, and gives it to this user."),
+    "model-unavailable": (
+        "error",
+        "The Hub has every part of the base model that is not here, and gives it to this user.",
+    ),
     "vae-wrong": ("error", "The VAE is that of Wan 2.1, with 16 latent channels."),
-    "text-encoder-wrong": ("error", "The text encoder is UMT5, as wide as the experts take it, with its own tokenizer."),
+    "text-encoder-wrong": (
+        "error",
+        "The text encoder is UMT5, as wide as the experts take it, with its own tokenizer.",
+    ),
     "model-no-boundary": ("error", "The base model, or else the job, names the boundary between the experts."),
 }
 PANELS = {"datasets": "[[datasets]]", "sample.prompts": "[[sample.prompts]]"}
@@ -72,7 +80,9 @@ def values_text(field: Field) -> str:
 
 
 def _default(field: Field) -> str:
-    return "must be given" if field.required else "left out" if field.default is None else f"`{toml_text(field.default)}`"
+    return (
+        "must be given" if field.required else "left out" if field.default is None else f"`{toml_text(field.default)}`"
+    )
 
 
 def page() -> str:
@@ -83,7 +93,10 @@ def page() -> str:
         out.append("| key | name | values | default | what it does |\n|---|---|---|---|---|")
         for f in FIELDS.values():
             if f.panel == panel:
-                out.append(f"| `{f.name}` | {_cell(f.label)} | {_cell(values_text(f))} | {_cell(_default(f))} | {_cell(f.help)} |")
+                out.append(
+                    f"| `{f.name}` | {_cell(f.label)} | {_cell(values_text(f))} | {_cell(_default(f))} |"
+                    f" {_cell(f.help)} |"
+                )
         out.append("")
     out += [PRECISIONS_INTRO, "| setting | from | what it does |\n|---|---|---|"]
     for setting, table in (("quantization.transformer", TRANSFORMER), ("quantization.text_encoder", TEXT_ENCODER)):
@@ -91,8 +104,13 @@ def page() -> str:
     out += ["", *(f"- {text(least)}: {cards}" for least, cards in CARDS.items()), ""]
     out += [RULES_INTRO, "| code | severity | rule |\n|---|---|---|"]
     order = ("error", "warning", "advice")
-    every = [(r.code, r.severity, r.about) for r in RULES.values()] + [(code, severity, about) for code, (severity, about) in READING.items()]
-    out += [f"| `{code}` | {severity} | {_cell(about)} |" for code, severity, about in sorted(every, key=lambda r: (order.index(r[1]), r[0]))]
+    every = [(r.code, r.severity, r.about) for r in RULES.values()] + [
+        (code, severity, about) for code, (severity, about) in READING.items()
+    ]
+    out += [
+        f"| `{code}` | {severity} | {_cell(about)} |"
+        for code, severity, about in sorted(every, key=lambda r: (order.index(r[1]), r[0]))
+    ]
     return "\n".join(out) + "\n"
 
 

@@ -28,15 +28,28 @@ def too_short(panel: DatasetPanel, clip: ClipFacts) -> bool:
 @rule("frames-4n-plus-1", "error")
 def frames_4n_plus_1(job: Job, facts: Facts) -> Iterator[Found]:
     """Every frame count, of datasets and of previews, is 4n+1: 1, 5, 9, ... 33, 41, 81."""
-    shortest = {i: min((frames_that_fit(p, c) for c in videos(f)), default=MOST_FRAMES) for i, p, f in paired(job, facts)}
-    fields = [(f"datasets[{i}].num_frames", d.num_frames, shortest.get(i, MOST_FRAMES)) for i, d in enumerate(job.datasets)]
+    shortest = {
+        i: min((frames_that_fit(p, c) for c in videos(f)), default=MOST_FRAMES) for i, p, f in paired(job, facts)
+    }
+    fields = [
+        (f"datasets[{i}].num_frames", d.num_frames, shortest.get(i, MOST_FRAMES)) for i, d in enumerate(job.datasets)
+    ]
     fields += [("sample.num_frames", job.sample.num_frames, MOST_FRAMES)]
-    fields += [(f"sample.prompts[{i}].num_frames", p.num_frames, MOST_FRAMES) for i, p in enumerate(job.sample.prompts) if p.num_frames is not None]
+    fields += [
+        (f"sample.prompts[{i}].num_frames", p.num_frames, MOST_FRAMES)
+        for i, p in enumerate(job.sample.prompts)
+        if p.num_frames is not None
+    ]
     for path, frames, limit in fields:
         if not is_valid_frame_count(frames):
             below, above = nearest_frame_counts(frames)
             better = above if above - frames < frames - below and above <= limit else below
-            yield Found(path, f"{frames} is not 4n+1: the video encoder packs 1 + 4 + 4 + ... frames, so the last ones would be dropped", set={path: better})
+            yield Found(
+                path,
+                f"{frames} is not 4n+1: the video encoder packs 1 + 4 + 4 + ... frames, so the last ones would be"
+                " dropped",
+                set={path: better},
+            )
 
 
 @rule("frames-beyond-81", "warning")
@@ -45,27 +58,45 @@ def frames_beyond_81(job: Job, facts: Facts) -> Iterator[Found]:
     fields = [(f"datasets[{i}].num_frames", d.num_frames) for i, d in enumerate(job.datasets)]
     if job.sample.prompts:
         fields.append(("sample.num_frames", job.sample.num_frames))
-        fields += [(f"sample.prompts[{i}].num_frames", p.num_frames) for i, p in enumerate(job.sample.prompts) if p.num_frames is not None]
+        fields += [
+            (f"sample.prompts[{i}].num_frames", p.num_frames)
+            for i, p in enumerate(job.sample.prompts)
+            if p.num_frames is not None
+        ]
     for path, frames in fields:
         if frames > MOST_FRAMES:
-            yield Found(path, f"{frames} frames are longer than anything Wan 2.2 I2V makes (81), and memory grows with each", set={path: MOST_FRAMES})
+            yield Found(
+                path,
+                f"{frames} frames are longer than anything Wan 2.2 I2V makes (81), and memory grows with each",
+                set={path: MOST_FRAMES},
+            )
 
 
 @rule("clip-too-short", "error")
 def clip_too_short(job: Job, facts: Facts) -> Iterator[Found]:
     """Every clip has as many frames (uniform) or seconds (realtime: frames / 16) as its dataset asks for."""
     for i, panel, found in paired(job, facts):
-        short = sorted((c for c in videos(found) if panel.num_frames > 1 and too_short(panel, c)), key=lambda c: c.duration)
+        short = sorted(
+            (c for c in videos(found) if panel.num_frames > 1 and too_short(panel, c)), key=lambda c: c.duration
+        )
         if not short:
             continue
         path = f"datasets[{i}].num_frames"
         if panel.sampling == "realtime":
-            message = f"{panel.num_frames} frames in real time take {panel.num_frames / WAN_FPS:.2f} s, but {names(short)} run {short[0].duration:.2f} s at the shortest"
+            message = (
+                f"{panel.num_frames} frames in real time take {panel.num_frames / WAN_FPS:.2f} s, but {names(short)}"
+                f" run {short[0].duration:.2f} s at the shortest"
+            )
         else:
-            message = f"{panel.num_frames} frames are asked for, but {names(short)} have {min(c.frames for c in short)} at the least, so frames would come twice"
+            message = (
+                f"{panel.num_frames} frames are asked for, but {names(short)} have {min(c.frames for c in short)} at"
+                " the least, so frames would come twice"
+            )
         fits = min(frames_that_fit(panel, c) for c in short)
         if fits >= 5:
-            yield Found(path, message, fix=f"Set {path} = {fits}, or take the short clips out of the folder", set={path: fits})
+            yield Found(
+                path, message, fix=f"Set {path} = {fits}, or take the short clips out of the folder", set={path: fits}
+            )
         else:
             yield Found(path, message, fix="Take the short clips out of the folder: they have fewer than 5 frames")
 
@@ -76,7 +107,11 @@ def frames_mismatch(job: Job, facts: Facts) -> Iterator[Found]:
     trained = [d.num_frames for d in job.datasets if d.num_frames > 1 and not d.regularization]
     if not job.sample.prompts or not trained:
         return
-    own = {f"sample.prompts[{i}].num_frames": p.num_frames for i, p in enumerate(job.sample.prompts) if p.num_frames is not None}
+    own = {
+        f"sample.prompts[{i}].num_frames": p.num_frames
+        for i, p in enumerate(job.sample.prompts)
+        if p.num_frames is not None
+    }
     common = {"sample.num_frames": job.sample.num_frames} if len(own) < len(job.sample.prompts) else {}
     for path, shown in (common | own).items():
         if any(max(shown / n, n / shown) <= SPEED_LIMIT for n in trained):
@@ -84,7 +119,11 @@ def frames_mismatch(job: Job, facts: Facts) -> Iterator[Found]:
         nearest = min(trained, key=lambda n: abs(n - shown))
         better = nearest if is_valid_frame_count(nearest) else nearest_frame_counts(nearest)[0]
         so = "over before they are" if shown > nearest else "cut short"
-        yield Found(path, f"previews of {shown} frames from a LoRA trained at {nearest}: the motion will look too fast, or be {so}", set={path: better})
+        yield Found(
+            path,
+            f"previews of {shown} frames from a LoRA trained at {nearest}: the motion will look too fast, or be {so}",
+            set={path: better},
+        )
 
 
 @rule("one-frame-of-video", "warning")
@@ -109,22 +148,49 @@ def speed_factor(job: Job, facts: Facts) -> Iterator[Found]:
         clips = videos(found)
         if panel.sampling != "uniform" or panel.num_frames == 1:
             continue
-        speeds = sorted(((uniform_speed(c.duration, panel.num_frames), c) for c in clips), key=lambda sc: -off_speed(sc[0]))
+        speeds = sorted(
+            ((uniform_speed(c.duration, panel.num_frames), c) for c in clips), key=lambda sc: -off_speed(sc[0])
+        )
         worst = [(s, c) for s, c in speeds if off_speed(s) > SPEED_LIMIT]
         if not worst:
             continue
-        listed = ", ".join(f"{Path(c.path).name} {s:.2f}x" for s, c in worst[:4]) + (f" and {len(worst) - 4} more" if len(worst) > 4 else "")
-        message = f"{panel.num_frames} frames spread over whole clips and played at 16 a second change their speed: {listed}"
+        listed = ", ".join(f"{Path(c.path).name} {s:.2f}x" for s, c in worst[:4]) + (
+            f" and {len(worst) - 4} more" if len(worst) > 4 else ""
+        )
+        message = (
+            f"{panel.num_frames} frames spread over whole clips and played at 16 a second change their speed: {listed}"
+        )
         path = f"datasets[{i}]"
         vram = min((g.vram_total for g in used_gpus(job, facts)), default=None)
-        memory_allows = MOST_FRAMES if vram is None or facts.tiny else max(panel.num_frames, tier_for(vram / GIB).frames.high)
+        memory_allows = (
+            MOST_FRAMES if vram is None or facts.tiny else max(panel.num_frames, tier_for(vram / GIB).frames.high)
+        )
         better = true_speed_frames(clips, high=memory_allows)
         realtime = all(c.duration * WAN_FPS + 1e-6 >= panel.num_frames for c in clips)
         if all(off_speed(uniform_speed(c.duration, better)) <= SPEED_LIMIT for c in clips):
-            way = f', or sampling = "realtime" for a window of {panel.num_frames / WAN_FPS:.1f} s out of each clip' if realtime else ""
-            yield Found(f"{path}.num_frames", message, fix=f"Set {path}.num_frames = {better}{way}", set={f"{path}.num_frames": better})
+            way = (
+                f', or sampling = "realtime" for a window of {panel.num_frames / WAN_FPS:.1f} s out of each clip'
+                if realtime
+                else ""
+            )
+            yield Found(
+                f"{path}.num_frames",
+                message,
+                fix=f"Set {path}.num_frames = {better}{way}",
+                set={f"{path}.num_frames": better},
+            )
         elif realtime:
-            fix = f'Set {path}.sampling = "realtime" (a window of {panel.num_frames / WAN_FPS:.1f} s out of each clip), or trim the clips to about {panel.num_frames / WAN_FPS:.1f} s'
+            fix = (
+                f'Set {path}.sampling = "realtime" (a window of {panel.num_frames / WAN_FPS:.1f} s out of each clip),'
+                f" or trim the clips to about {panel.num_frames / WAN_FPS:.1f} s"
+            )
             yield Found(f"{path}.sampling", message, fix=fix, set={f"{path}.sampling": "realtime"})
         else:
-            yield Found(f"{path}.num_frames", message, fix=f"Trim the clips to about {panel.num_frames / WAN_FPS:.1f} s, all alike; {better} frames suit the middle one best")
+            yield Found(
+                f"{path}.num_frames",
+                message,
+                fix=(
+                    f"Trim the clips to about {panel.num_frames / WAN_FPS:.1f} s, all alike; {better} frames suit the"
+                    " middle one best"
+                ),
+            )

@@ -26,13 +26,21 @@ def gpu_missing(job: Job, facts: Facts) -> Iterator[Found]:
     machine = facts.machine
     if machine is not None and not facts.tiny and not model_missing(facts) and not machine.gpus:
         why = f" ({machine.gpu_problem})" if machine.gpu_problem else ""
-        yield Found("job.gpus", f"no NVIDIA GPU was found{why}, and a 14B model cannot be trained without one", fix="Run this on a machine with an NVIDIA GPU, or see what is wrong with: wanlora doctor")
+        yield Found(
+            "job.gpus",
+            f"no NVIDIA GPU was found{why}, and a 14B model cannot be trained without one",
+            fix="Run this on a machine with an NVIDIA GPU, or see what is wrong with: wanlora doctor",
+        )
 
 
 @rule("torch-misfit", "error")
 def torch_misfit(job: Job, facts: Facts) -> Iterator[Found]:
     """The installed torch was built for a CUDA that the NVIDIA driver serves, unless the base model is a tiny one."""
-    wrong = facts.machine.torch_misfit if facts.machine is not None and not facts.tiny and not model_missing(facts) else None
+    wrong = (
+        facts.machine.torch_misfit
+        if facts.machine is not None and not facts.tiny and not model_missing(facts)
+        else None
+    )
     if wrong is not None:
         yield Found("job.gpus", f"torch would not see the GPU: {wrong.message}", fix=wrong.fix)
 
@@ -49,9 +57,17 @@ def gpu_unknown(job: Job, facts: Facts) -> Iterator[Found]:
     if missing:
         broken = [f"GPU {g.index}: {g.error}" for g in machine.gpus if g.error and g.index in missing]
         among = f" among those that CUDA_VISIBLE_DEVICES={machine.visible} shows" if machine.visible else ""
-        message = "; ".join(broken) if broken else f"there is no GPU {missing[0]}{among}, only {', '.join(map(str, good)) or 'none that answers'}"
+        message = (
+            "; ".join(broken)
+            if broken
+            else f"there is no GPU {missing[0]}{among}, only {', '.join(map(str, good)) or 'none that answers'}"
+        )
         kept = [i for i in dict.fromkeys(wanted) if i in good] or good[:1]
-        yield Found("job.gpus", message, set={"job.gpus": kept}) if kept else Found("job.gpus", message, fix="See what is wrong with: wanlora doctor")
+        yield (
+            Found("job.gpus", message, set={"job.gpus": kept})
+            if kept
+            else Found("job.gpus", message, fix="See what is wrong with: wanlora doctor")
+        )
     elif len(set(wanted)) < len(wanted):
         yield Found("job.gpus", "a GPU is named twice", set={"job.gpus": list(dict.fromkeys(wanted))})
 
@@ -61,7 +77,10 @@ def gpu_old(job: Job, facts: Facts) -> Iterator[Found]:
     """Each GPU has bf16 and exact attention (compute capability 8.0 and up)."""
     for gpu in used_gpus(job, facts) if not facts.tiny else []:
         if gpu.capability < LEAST:
-            message = f"GPU {gpu.index} ({gpu.name}) has compute capability {text(gpu.capability)}: bf16 and the attention of a 14B model begin with {text(LEAST)}"
+            message = (
+                f"GPU {gpu.index} ({gpu.name}) has compute capability {text(gpu.capability)}: bf16 and the attention of"
+                f" a 14B model begin with {text(LEAST)}"
+            )
             yield Found("job.gpus", message, fix="Use a card of the RTX 30 series or newer")
 
 
@@ -73,7 +92,11 @@ def gpu_busy(job: Job, facts: Facts) -> Iterator[Found]:
     for gpu in used_gpus(job, facts):
         if gpu.vram_free < LITTLE_VRAM * gpu.vram_total:
             holders = sorted(gpu.processes, key=lambda p: -p.memory)[:3]
-            who = ": " + ", ".join(f"{p.name or 'a process'} (pid {p.pid}) {human(p.memory)}" for p in holders) if holders else ""
+            who = (
+                ": " + ", ".join(f"{p.name or 'a process'} (pid {p.pid}) {human(p.memory)}" for p in holders)
+                if holders
+                else ""
+            )
             message = f"only {human(gpu.vram_free)} of {human(gpu.vram_total)} are free on GPU {gpu.index}{who}"
             yield Found("job.gpus", message, fix="End those programs first, or give the job another GPU")
 
@@ -84,7 +107,10 @@ def rank_headroom(job: Job, facts: Facts) -> Iterator[Found]:
     vram = min((g.vram_total for g in used_gpus(job, facts)), default=None)
     high = high_ranks(job, 16)
     if vram is not None and not facts.tiny and high and vram < 47 * GIB:
-        message = f"rank {max(get_value(job, path) for path in high)} on {vram / GIB:.0f} GiB takes memory that frames and resolution could use, and overfits sooner"
+        message = (
+            f"rank {max(get_value(job, path) for path in high)} on {vram / GIB:.0f} GiB takes memory that frames and"
+            " resolution could use, and overfits sooner"
+        )
         yield Found(high[0], message, set=dict.fromkeys(high, 16))
 
 
@@ -92,4 +118,8 @@ def rank_headroom(job: Job, facts: Facts) -> Iterator[Found]:
 def one_gpu(job: Job, facts: Facts) -> Iterator[Found]:
     """A job names one GPU: several come with a later version."""
     if len(set(job.job.gpus)) > 1:
-        yield Found("job.gpus", f"this version trains a job on one GPU, and {len(set(job.job.gpus))} are named", set={"job.gpus": job.job.gpus[:1]})
+        yield Found(
+            "job.gpus",
+            f"this version trains a job on one GPU, and {len(set(job.job.gpus))} are named",
+            set={"job.gpus": job.job.gpus[:1]},
+        )

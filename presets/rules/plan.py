@@ -27,26 +27,46 @@ NAMED = 3  # knobs that one finding names
 def _hardware(job: Job, facts: Facts) -> Hardware | None:
     """The job's first GPU with nothing else running; None where no plan is made."""
     gpus = used_gpus(job, facts)
-    return gpu_hardware(gpus[0], facts.machine, idle=True) if facts.machine is not None and gpus and not facts.tiny else None
+    return (
+        gpu_hardware(gpus[0], facts.machine, idle=True)
+        if facts.machine is not None and gpus and not facts.tiny
+        else None
+    )
 
 
 def _outcome(job: Job, facts: Facts) -> Choice | DoesNotFit | None:
     hardware = _hardware(job, facts)
     if hardware is None or model_missing(facts) or _why_not(job.quantization.transformer, hardware) is not None:
         return None
-    return _planned(workload_of(job, facts), hardware, shape_of(facts), job.model.low_vram, job.model.layer_offloading, job.quantization.transformer)
+    return _planned(
+        workload_of(job, facts),
+        hardware,
+        shape_of(facts),
+        job.model.low_vram,
+        job.model.layer_offloading,
+        job.quantization.transformer,
+    )
 
 
 def _why_not(precision: str, hardware: Hardware) -> UserError | None:
     try:
-        require(precision, card=hardware.name, capability=hardware.capability, multiplies_float8=hardware.computes_float8)
+        require(
+            precision, card=hardware.name, capability=hardware.capability, multiplies_float8=hardware.computes_float8
+        )
     except UserError as e:
         return e
     return None
 
 
 @lru_cache(maxsize=64)
-def _planned(work: Workload, hardware: Hardware, shape: ExpertShape, low_vram: "bool | str", layer_offloading: "bool | str", precision: Wish) -> Choice | DoesNotFit:
+def _planned(
+    work: Workload,
+    hardware: Hardware,
+    shape: ExpertShape,
+    low_vram: "bool | str",
+    layer_offloading: "bool | str",
+    precision: Wish,
+) -> Choice | DoesNotFit:
     try:
         return choose(work, hardware, shape, low_vram=low_vram, layer_offloading=layer_offloading, precision=precision)  # type: ignore[arg-type]
     except DoesNotFit as e:
@@ -57,7 +77,11 @@ def _fix(e: DoesNotFit, turns: list[Knob]) -> str:
     """The knobs in order of worth, each with the need after it."""
     if not turns:
         return e.fix
-    words = [" and ".join(f"{path} = {toml_text(value)}" for path, value in k.set.items()) + f" ({human(k.need_vram if e.short == 'vram' else k.need_ram)})" for k in turns[:NAMED]]
+    words = [
+        " and ".join(f"{path} = {toml_text(value)}" for path, value in k.set.items())
+        + f" ({human(k.need_vram if e.short == 'vram' else k.need_ram)})"
+        for k in turns[:NAMED]
+    ]
     return f"Set {', or '.join(words)}" + ("" if turns[0].fits else "; more than one of these, or other hardware")
 
 
@@ -106,7 +130,16 @@ def bucket_1024_tight(job: Job, facts: Facts) -> Iterator[Found]:
     need = outcome.ladder[0].need_vram
     largest = workload_of(job, facts).largest.bucket
     for i, panel in enumerate(job.datasets):
-        if max(panel.resolutions) >= LARGE_BUCKET and panel.num_frames > 1 and need > TIGHT * hardware.vram_free and largest.height * largest.width > 768**2:
+        if (
+            max(panel.resolutions) >= LARGE_BUCKET
+            and panel.num_frames > 1
+            and need > TIGHT * hardware.vram_free
+            and largest.height * largest.width > 768**2
+        ):
             path, rest = f"datasets[{i}].resolutions", [r for r in panel.resolutions if r < LARGE_BUCKET]
-            message = f"with the {largest.width}x{largest.height} bucket of {largest.frames} frames even the smallest plan needs {human(need)} of the {human(hardware.vram_free)} on {hardware.name}: little room is left when a program takes some"
+            message = (
+                f"with the {largest.width}x{largest.height} bucket of {largest.frames} frames even the smallest plan"
+                f" needs {human(need)} of the {human(hardware.vram_free)} on {hardware.name}: little room is left when"
+                " a program takes some"
+            )
             yield Found(path, message, set={path: rest or [512]})

@@ -28,7 +28,8 @@ def image_problem(path: Path) -> str:
             image.load()
     except UnidentifiedImageError:
         return f"the control image is not an image: {path}"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:  # what Pillow raises for damaged files
+    # what Pillow raises for damaged files
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
         return f"the control image is damaged ({e}): {path}"
     return ""
 
@@ -46,21 +47,40 @@ def sample_needs_ctrl_img(job: Job, facts: Facts) -> Iterator[Found]:
         if prompt.ctrl_img.strip():
             message = image_problem(facts.base / Path(prompt.ctrl_img).expanduser())
         else:
-            message = 'a preview starts from a control image and this prompt has none (elsewhere: "The size of tensor a (36) must match the size of tensor b (16)")'
+            message = (
+                'a preview starts from a control image and this prompt has none (elsewhere: "The size of tensor a (36)'
+                ' must match the size of tensor b (16)")'
+            )
         if not message:
             continue
         images = nearby_images(job, facts)
         if images:
-            yield Found(path, message, fix=f"Give an image like your clips, such as {images[0]}, or remove the prompt", set={path: images[0]})
+            yield Found(
+                path,
+                message,
+                fix=f"Give an image like your clips, such as {images[0]}, or remove the prompt",
+                set={path: images[0]},
+            )
         else:
-            yield Found(path, message, fix="Give a PNG or JPEG that looks like the first frame of your clips, or remove the prompt")
+            yield Found(
+                path,
+                message,
+                fix="Give a PNG or JPEG that looks like the first frame of your clips, or remove the prompt",
+            )
 
 
 @rule("sample-no-prompts", "advice")
 def sample_no_prompts(job: Job, facts: Facts) -> Iterator[Found]:
     """There is a prompt to make previews of, so that checkpoints can be judged."""
     if not job.sample.prompts:
-        yield Found("sample.prompts", "there is no prompt, so no previews are made, and only the loss tells one checkpoint from another", fix="Add a prompt, worded like your captions, with a control image that looks like the first frame of your clips")
+        yield Found(
+            "sample.prompts",
+            "there is no prompt, so no previews are made, and only the loss tells one checkpoint from another",
+            fix=(
+                "Add a prompt, worded like your captions, with a control image that looks like the first frame of your"
+                " clips"
+            ),
+        )
 
 
 @rule("sample-prompt-empty", "warning")
@@ -68,25 +88,41 @@ def sample_prompt_empty(job: Job, facts: Facts) -> Iterator[Found]:
     """Every sample prompt says something."""
     for i, prompt in enumerate(job.sample.prompts):
         if not prompt.prompt.strip():
-            yield Found(f"sample.prompts[{i}].prompt", "the prompt is empty, so its preview will not call on the LoRA", fix="Write it like one of your captions")
+            yield Found(
+                f"sample.prompts[{i}].prompt",
+                "the prompt is empty, so its preview will not call on the LoRA",
+                fix="Write it like one of your captions",
+            )
 
 
 @rule("dimension-multiple-of-16", "error")
 def dimension_multiple_of_16(job: Job, facts: Facts) -> Iterator[Found]:
     """Width and height of previews are multiples of 16."""
-    for at, panel in [("sample", job.sample), *((f"sample.prompts[{i}]", prompt) for i, prompt in enumerate(job.sample.prompts))]:
+    for at, panel in [
+        ("sample", job.sample),
+        *((f"sample.prompts[{i}]", prompt) for i, prompt in enumerate(job.sample.prompts)),
+    ]:
         for side in ("width", "height"):
             size = getattr(panel, side)
             if size is not None and size % SIDE_MULTIPLE:
                 nearest = max(SIDE_MULTIPLE, round(size / SIDE_MULTIPLE) * SIDE_MULTIPLE)
-                yield Found(f"{at}.{side}", f"{size} is not a multiple of 16, and the model's patches are 16 pixels wide", set={f"{at}.{side}": nearest})
+                yield Found(
+                    f"{at}.{side}",
+                    f"{size} is not a multiple of 16, and the model's patches are 16 pixels wide",
+                    set={f"{at}.{side}": nearest},
+                )
 
 
 @rule("sample-negative-unused", "advice")
 def sample_negative_unused(job: Job, facts: Facts) -> Iterator[Found]:
     """A negative prompt comes with guidance: without it nothing asks what to avoid."""
     if job.sample.prompts and job.sample.negative.strip() and max(job.sample.guidance, low_guidance(job.sample)) <= 1:
-        yield Found("sample.negative", "without guidance the negative prompt is not used", fix='Set sample.negative = "", or sample.guidance above 1', set={"sample.negative": ""})
+        yield Found(
+            "sample.negative",
+            "without guidance the negative prompt is not used",
+            fix='Set sample.negative = "", or sample.guidance above 1',
+            set={"sample.negative": ""},
+        )
 
 
 @rule("sample-every-save-every", "advice")
@@ -94,7 +130,11 @@ def sample_every_save_every(job: Job, facts: Facts) -> Iterator[Found]:
     """Previews come as often as checkpoints, so that each checkpoint can be judged."""
     if job.sample.prompts and job.sample.every != job.save.every:
         how = f"every {job.sample.every} steps" if job.sample.every else "only at the start and the end"
-        yield Found("sample.every", f"previews come {how}, checkpoints every {job.save.every}: some checkpoints cannot be judged", set={"sample.every": job.save.every})
+        yield Found(
+            "sample.every",
+            f"previews come {how}, checkpoints every {job.save.every}: some checkpoints cannot be judged",
+            set={"sample.every": job.save.every},
+        )
 
 
 @rule("sample-fps-16", "advice")
@@ -102,11 +142,18 @@ def sample_fps_16(job: Job, facts: Facts) -> Iterator[Found]:
     """Previews play at 16 FPS, the rate of Wan's motion."""
     if job.sample.prompts and job.sample.fps != 16:
         word = "slower" if job.sample.fps < 16 else "faster"
-        yield Found("sample.fps", f"{job.sample.fps} FPS only plays the previews {word}; what is learnt stays at 16", set={"sample.fps": 16})
+        yield Found(
+            "sample.fps",
+            f"{job.sample.fps} FPS only plays the previews {word}; what is learnt stays at 16",
+            set={"sample.fps": 16},
+        )
 
 
 FEW_STEPS, MANY_STEPS = 4, 8  # what such LoRAs are made for; beyond the latter nothing is gained
-FILES: tuple[tuple[Literal["accelerator", "accelerator_low"], ExpertName], ...] = (("accelerator", "high_noise"), ("accelerator_low", "low_noise"))
+FILES: tuple[tuple[Literal["accelerator", "accelerator_low"], ExpertName], ...] = (
+    ("accelerator", "high_noise"),
+    ("accelerator_low", "low_noise"),
+)
 
 
 def _accelerated(job: Job) -> bool:
@@ -123,17 +170,33 @@ def accelerator_unreadable(job: Job, facts: Facts) -> Iterator[Found]:
         if not text:
             continue
         path = facts.base / Path(text).expanduser()
-        experts: list[ExpertName] = [expert] if name == "accelerator_low" or job.sample.accelerator_low else ["high_noise", "low_noise"]
+        experts: list[ExpertName] = (
+            [expert] if name == "accelerator_low" or job.sample.accelerator_low else ["high_noise", "low_noise"]
+        )
         try:
             file = read_lora(path)
             for e in experts:
                 changes, model = file.of(e), facts.model
                 if not changes:
-                    raise UserError(f"changes nothing in the {e.replace('_', ' ')} expert", where=str(path), fix="Give a file for this expert, or one for both")
-                if model is not None and model.local and model.width and model.ffn and (problem := misfit(file, changes, block_shapes(model.width, model.ffn), model.num_layers)):
+                    raise UserError(
+                        f"changes nothing in the {e.replace('_', ' ')} expert",
+                        where=str(path),
+                        fix="Give a file for this expert, or one for both",
+                    )
+                if (
+                    model is not None
+                    and model.local
+                    and model.width
+                    and model.ffn
+                    and (problem := misfit(file, changes, block_shapes(model.width, model.ffn), model.num_layers))
+                ):
                     raise UserError(problem, where=str(path), fix="Give a LoRA file for this base model")
         except UserError as e:
-            yield Found(f"sample.{name}", f"the accelerator cannot be used ({e.where}: {e.what})", fix=f"{sentences(e.fix).rstrip('.')}, or leave sample.{name} empty")
+            yield Found(
+                f"sample.{name}",
+                f"the accelerator cannot be used ({e.where}: {e.what})",
+                fix=f"{sentences(e.fix).rstrip('.')}, or leave sample.{name} empty",
+            )
 
 
 @rule("accelerator-expert", "warning")
@@ -143,12 +206,26 @@ def accelerator_expert(job: Job, facts: Facts) -> Iterator[Found]:
         return
     high, low = (job.sample.accelerator, job.sample.accelerator_low)
     if not high:
-        yield Found("sample.accelerator", "only the low-noise expert is accelerated, and the other cannot do with so few steps", fix="Give sample.accelerator as well")
+        yield Found(
+            "sample.accelerator",
+            "only the low-noise expert is accelerated, and the other cannot do with so few steps",
+            fix="Give sample.accelerator as well",
+        )
     if high and not low and (named := _named(high)):
         message = f"{Path(high).name} is for the {named} noise expert by its name, and both would use it"
-        yield Found("sample.accelerator_low" if named == "high" else "sample.accelerator", message, fix="Give each expert its own file: sample.accelerator for high noise, sample.accelerator_low for low noise")
+        yield Found(
+            "sample.accelerator_low" if named == "high" else "sample.accelerator",
+            message,
+            fix=(
+                "Give each expert its own file: sample.accelerator for high noise, sample.accelerator_low for low noise"
+            ),
+        )
     elif high and low and _named(high) == "low" and _named(low) == "high":
-        yield Found("sample.accelerator", "by their names the two files are swapped", set={"sample.accelerator": low, "sample.accelerator_low": high})
+        yield Found(
+            "sample.accelerator",
+            "by their names the two files are swapped",
+            set={"sample.accelerator": low, "sample.accelerator_low": high},
+        )
 
 
 def _named(path: str) -> str:
@@ -159,15 +236,26 @@ def _named(path: str) -> str:
 
 @rule("accelerator-guidance", "advice")
 def accelerator_guidance(job: Job, facts: Facts) -> Iterator[Found]:
-    """With an accelerator there is no guidance: it is learnt into such LoRAs, and asking for it again burns the picture."""
+    """With an accelerator there is no guidance: it is learnt into such LoRAs, and asking for it again burns the
+    picture."""
     if _accelerated(job) and max(job.sample.guidance, low_guidance(job.sample)) > 1:
         path = "sample.guidance" if job.sample.guidance > 1 else "sample.guidance_low"
-        change = {"sample.guidance": 1.0} | ({"sample.guidance_low": 1.0} if job.sample.guidance_low is not None else {})
-        yield Found(path, "an accelerator has guidance learnt into it; more of it takes twice the time and burns the picture", set=change)
+        change = {"sample.guidance": 1.0} | (
+            {"sample.guidance_low": 1.0} if job.sample.guidance_low is not None else {}
+        )
+        yield Found(
+            path,
+            "an accelerator has guidance learnt into it; more of it takes twice the time and burns the picture",
+            set=change,
+        )
 
 
 @rule("accelerator-steps", "advice")
 def accelerator_steps(job: Job, facts: Facts) -> Iterator[Found]:
     """With an accelerator, previews take few steps."""
     if _accelerated(job) and job.sample.steps > MANY_STEPS:
-        yield Found("sample.steps", f"an accelerator is made for about {FEW_STEPS} steps: {job.sample.steps} take longer and look no better", set={"sample.steps": FEW_STEPS})
+        yield Found(
+            "sample.steps",
+            f"an accelerator is made for about {FEW_STEPS} steps: {job.sample.steps} take longer and look no better",
+            set={"sample.steps": FEW_STEPS},
+        )

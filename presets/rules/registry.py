@@ -4,7 +4,8 @@
     def stage_none(job, facts):
         \"\"\"At least one expert is trained.\"\"\"
         if not (job.multistage.high_noise or job.multistage.low_noise):
-            yield Found("multistage.high_noise", "no expert is selected, so nothing would be trained", set={"multistage.high_noise": True})
+            yield Found("multistage.high_noise", "no expert is selected, so nothing would be trained",
+            set={"multistage.high_noise": True})
 
 The first line of the docstring is the rule, put positively; `docs/job-file.md` lists it.
 """
@@ -44,9 +45,13 @@ class Rule(Struct, frozen=True):
 
     def __call__(self, job: Job, facts: Facts) -> Iterator[Finding]:
         for found in self.find(job, facts):
-            fix = found.fix or "Set " + " and ".join(f"{path} = {toml_text(value)}" for path, value in found.set.items())
+            fix = found.fix or "Set " + " and ".join(
+                f"{path} = {toml_text(value)}" for path, value in found.set.items()
+            )
             assert found.fix or found.set, f"{self.code} offers no fix"
-            yield Finding(code=self.code, severity=self.severity, field=found.field, message=found.message, fix=fix, set=found.set)
+            yield Finding(
+                code=self.code, severity=self.severity, field=found.field, message=found.message, fix=fix, set=found.set
+            )
 
 
 RULES: dict[str, Rule] = {}

@@ -11,7 +11,9 @@ from presets.rules.machine import expert_shape
 from presets.rules.registry import Found, rule
 from presets.text import human
 
-ELSEWHERE = "choose another place: with --out, or by putting the job file, beside which the runs lie, into another folder"
+ELSEWHERE = (
+    "choose another place: with --out, or by putting the job file, beside which the runs lie, into another folder"
+)
 
 
 @rule("run-folder-other-job", "error")
@@ -19,15 +21,26 @@ def run_folder_other_job(job: Job, facts: Facts) -> Iterator[Found]:
     """The run folder is new, or holds this same job."""
     run = facts.run
     if run is not None and run.name == job.job.name and run.differences:
-        shown = "; ".join(run.differences[:3]) + (f"; and {len(run.differences) - 3} more" if len(run.differences) > 3 else "")
-        yield Found("job.name", f"{run.path} already holds another job ({shown})", fix=f'Set job.name = "{run.free_name}", or {ELSEWHERE}', set={"job.name": run.free_name})
+        shown = "; ".join(run.differences[:3]) + (
+            f"; and {len(run.differences) - 3} more" if len(run.differences) > 3 else ""
+        )
+        yield Found(
+            "job.name",
+            f"{run.path} already holds another job ({shown})",
+            fix=f'Set job.name = "{run.free_name}", or {ELSEWHERE}',
+            set={"job.name": run.free_name},
+        )
 
 
 @rule("out-not-writable", "error")
 def out_not_writable(job: Job, facts: Facts) -> Iterator[Found]:
     """The run folder can be written to."""
     if facts.run is not None and facts.run.problem:
-        yield Found("job.name", f"{facts.run.path} cannot be written: {facts.run.problem}", fix=ELSEWHERE[0].upper() + ELSEWHERE[1:])
+        yield Found(
+            "job.name",
+            f"{facts.run.path} cannot be written: {facts.run.problem}",
+            fix=ELSEWHERE[0].upper() + ELSEWHERE[1:],
+        )
 
 
 def held_bytes(job: Job, facts: Facts) -> int:
@@ -39,9 +52,15 @@ def held_bytes(job: Job, facts: Facts) -> int:
 def keep_few(job: Job, facts: Facts) -> Iterator[Found]:
     """At least 4 checkpoints are kept, where the disk allows: the best is often not the last."""
     more = msgspec.structs.replace(job, save=msgspec.structs.replace(job.save, keep=4))
-    room = facts.machine is None or disk_need(more, expert_shape(facts)).total <= facts.machine.disk_free + held_bytes(job, facts)
+    room = facts.machine is None or disk_need(more, expert_shape(facts)).total <= facts.machine.disk_free + held_bytes(
+        job, facts
+    )
     if room and job.save.keep < 4 and job.training.steps // job.save.every > job.save.keep:
-        yield Found("save.keep", f"only the newest {job.save.keep} checkpoints stay, and the best is often an earlier one", set={"save.keep": 4})
+        yield Found(
+            "save.keep",
+            f"only the newest {job.save.keep} checkpoints stay, and the best is often an earlier one",
+            set={"save.keep": 4},
+        )
 
 
 @rule("disk-too-small", "error")
@@ -53,10 +72,18 @@ def disk_too_small(job: Job, facts: Facts) -> Iterator[Found]:
     need, free = disk_need(job, expert_shape(facts)), facts.machine.disk_free
     if need.total <= free + held:
         return
-    what = f"the run needs {human(need.total - held)}{' more' if held else ''} (a checkpoint is {human(need.checkpoint)}, {job.save.keep} are kept), and {human(free)} are free at {facts.machine.disk_path}"
+    what = (
+        f"the run needs {human(need.total - held)}{' more' if held else ''} (a checkpoint is {human(need.checkpoint)},"
+        f" {job.save.keep} are kept), and {human(free)} are free at {facts.machine.disk_path}"
+    )
     per_save = need.checkpoint + need.files // (min(job.save.keep, -(-job.training.steps // job.save.every)) + 1)
     affordable = int((free + held - need.samples) // per_save) - 1 if per_save else 0
     if affordable >= 2:
-        yield Found("save.keep", what, fix=f"Set save.keep = {affordable}, free some space, or {ELSEWHERE}", set={"save.keep": affordable})
+        yield Found(
+            "save.keep",
+            what,
+            fix=f"Set save.keep = {affordable}, free some space, or {ELSEWHERE}",
+            set={"save.keep": affordable},
+        )
     else:
         yield Found("save.keep", what, fix=f"Free some space, or {ELSEWHERE}")

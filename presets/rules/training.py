@@ -19,7 +19,9 @@ OLDEST_8BIT = (6, 0)  # compute capability: Pascal, what bitsandbytes' 8-bit opt
 def dop_excludes_cached_text(job: Job, facts: Facts) -> Iterator[Found]:
     """Differential output preservation and cached text embeddings exclude each other."""
     if job.training.dop and job.training.cache_text_embeddings:
-        message = "DOP swaps the trigger word for the class in every prompt, and cached text embeddings cannot be rewritten"
+        message = (
+            "DOP swaps the trigger word for the class in every prompt, and cached text embeddings cannot be rewritten"
+        )
         yield Found("training.cache_text_embeddings", message, set={"training.cache_text_embeddings": False})
 
 
@@ -30,7 +32,12 @@ def dop_needs_trigger(job: Job, facts: Facts) -> Iterator[Found]:
         return
     if not job.job.trigger.strip():
         message = "DOP compares prompts with and without the trigger word, and there is none"
-        yield Found("job.trigger", message, fix="Set job.trigger to a made-up word and put [trigger] into the captions, or set training.dop = false", set={"training.dop": False})
+        yield Found(
+            "job.trigger",
+            message,
+            fix="Set job.trigger to a made-up word and put [trigger] into the captions, or set training.dop = false",
+            set={"training.dop": False},
+        )
     elif not job.training.dop_class.strip():
         message = "DOP puts the class in the place of the trigger word, and no class is given"
         yield Found("training.dop_class", message, set={"training.dop_class": DOP_CLASS[job.job.kind]})
@@ -40,7 +47,10 @@ def dop_needs_trigger(job: Job, facts: Facts) -> Iterator[Found]:
 def bpp_excludes_dop(job: Job, facts: Facts) -> Iterator[Found]:
     """Blank prompt preservation and differential output preservation exclude each other."""
     if job.training.dop and job.training.blank_prompt_preservation:
-        message = "both keep the base model's answers, one to the class word and one to the empty prompt, and a step has room for one"
+        message = (
+            "both keep the base model's answers, one to the class word and one to the empty prompt, and a step has room"
+            " for one"
+        )
         yield Found("training.blank_prompt_preservation", message, set={"training.blank_prompt_preservation": False})
 
 
@@ -49,7 +59,10 @@ def blank_prompt_with_dropout(job: Job, facts: Facts) -> Iterator[Found]:
     """Blank prompt preservation goes with caption dropout 0."""
     paths = [f"datasets[{i}].caption_dropout" for i, panel in enumerate(job.datasets) if panel.caption_dropout > 0]
     if job.training.blank_prompt_preservation and not job.training.dop and paths:
-        message = "a dropped caption teaches the empty prompt, whose answer blank prompt preservation keeps: the two work against each other"
+        message = (
+            "a dropped caption teaches the empty prompt, whose answer blank prompt preservation keeps: the two work"
+            " against each other"
+        )
         yield Found(paths[0], message, set=dict.fromkeys(paths, 0.0))
 
 
@@ -57,7 +70,11 @@ def blank_prompt_with_dropout(job: Job, facts: Facts) -> Iterator[Found]:
 def dop_with_motion(job: Job, facts: Facts) -> Iterator[Found]:
     """Motion LoRAs do without differential output preservation."""
     if job.training.dop and job.job.kind == "motion":
-        yield Found("training.dop", "a motion LoRA rarely needs DOP, which about doubles the time of a step", set={"training.dop": False})
+        yield Found(
+            "training.dop",
+            "a motion LoRA rarely needs DOP, which about doubles the time of a step",
+            set={"training.dop": False},
+        )
 
 
 @rule("too-many-steps", "warning")
@@ -73,7 +90,10 @@ def too_many_steps(job: Job, facts: Facts) -> Iterator[Found]:
 def warmup_beyond_steps(job: Job, facts: Facts) -> Iterator[Found]:
     """The warm-up ends before the run does."""
     if job.training.warmup_steps >= job.training.steps > 1:
-        message = f"the warm-up takes {job.training.warmup_steps} of {job.training.steps} steps, so the learning rate is never reached for long"
+        message = (
+            f"the warm-up takes {job.training.warmup_steps} of {job.training.steps} steps, so the learning rate is"
+            " never reached for long"
+        )
         yield Found("training.warmup_steps", message, set={"training.warmup_steps": job.training.steps // 20})
 
 
@@ -88,7 +108,10 @@ def warmup_misses_expert(job: Job, facts: Facts) -> Iterator[Found]:
         first.setdefault(expert_at(job, step), step)
     late = max(first, key=lambda e: first[e])
     if len(first) == 2 and warm <= first[late]:
-        message = f"the {late.replace('_noise', '-noise')} expert has its first turn after {first[late]} steps, when the warm-up of {warm} is over: it begins at its full learning rate"
+        message = (
+            f"the {late.replace('_noise', '-noise')} expert has its first turn after {first[late]} steps, when the"
+            f" warm-up of {warm} is over: it begins at its full learning rate"
+        )
         if first[late] + every < steps:
             yield Found("training.warmup_steps", message, set={"training.warmup_steps": first[late] + every})
         else:
@@ -107,7 +130,11 @@ def learning_rate_high(job: Job, facts: Facts) -> Iterator[Found]:
     """The learning rate is below 1e-3 (prodigy finds its own, and starts from 1)."""
     for path, lr in learning_rates(job).items():
         if job.training.optimizer != "prodigy" and lr >= 1e-3:
-            yield Found(path, f"a learning rate of {lr:g} is ten times the usual or more: the LoRA is likely to break the picture", set={path: 1e-4})
+            yield Found(
+                path,
+                f"a learning rate of {lr:g} is ten times the usual or more: the LoRA is likely to break the picture",
+                set={path: 1e-4},
+            )
 
 
 @rule("learning-rate-prodigy", "warning")
@@ -115,7 +142,11 @@ def learning_rate_prodigy(job: Job, facts: Facts) -> Iterator[Found]:
     """With prodigy the learning rate is 1: it multiplies the rate that prodigy finds."""
     for path, lr in learning_rates(job).items():
         if job.training.optimizer == "prodigy" and lr < 0.1:
-            yield Found(path, f"prodigy finds the rate itself and multiplies it by {lr:g}, so next to nothing would be learnt", set={path: 1.0})
+            yield Found(
+                path,
+                f"prodigy finds the rate itself and multiplies it by {lr:g}, so next to nothing would be learnt",
+                set={path: 1.0},
+            )
 
 
 @rule("optimizer-unavailable", "error")
@@ -125,11 +156,21 @@ def optimizer_unavailable(job: Job, facts: Facts) -> Iterator[Found]:
     package, old = PACKAGE.get(optimizer), [g for g in used_gpus(job, facts) if g.capability < OLDEST_8BIT]
     if package and package not in facts.packages:
         message = f"{optimizer} needs the package {package}, which is not installed"
-        yield Found("training.optimizer", message, fix=f'Set training.optimizer = "adamw", or install it: pip install {package}', set=adamw)
+        yield Found(
+            "training.optimizer",
+            message,
+            fix=f'Set training.optimizer = "adamw", or install it: pip install {package}',
+            set=adamw,
+        )
     elif optimizer == "adamw8bit" and facts.machine is not None and not facts.machine.gpus:
         yield Found("training.optimizer", "adamw8bit runs on NVIDIA GPUs only, and there is none", set=adamw)
     elif optimizer == "adamw8bit" and old:
-        yield Found("training.optimizer", f"adamw8bit needs compute capability {OLDEST_8BIT[0]}.{OLDEST_8BIT[1]}, and {old[0].name} has {old[0].capability[0]}.{old[0].capability[1]}", set=adamw)
+        yield Found(
+            "training.optimizer",
+            f"adamw8bit needs compute capability {OLDEST_8BIT[0]}.{OLDEST_8BIT[1]}, and {old[0].name} has"
+            f" {old[0].capability[0]}.{old[0].capability[1]}",
+            set=adamw,
+        )
 
 
 @rule("timestep-bias-kind", "advice")
@@ -137,16 +178,31 @@ def timestep_bias_kind(job: Job, facts: Facts) -> Iterator[Found]:
     """The timestep bias suits the kind: high noise for style, balanced for a character, not low noise for motion."""
     bias, kind = job.training.timestep_bias, job.job.kind
     if kind == "style" and bias != "high_noise":
-        yield Found("training.timestep_bias", "style lives in tone and colour, which are settled in the noisy steps", set={"training.timestep_bias": "high_noise"})
+        yield Found(
+            "training.timestep_bias",
+            "style lives in tone and colour, which are settled in the noisy steps",
+            set={"training.timestep_bias": "high_noise"},
+        )
     elif kind == "motion" and bias == "low_noise":
-        yield Found("training.timestep_bias", "motion is settled in the noisy steps: leaning towards the clean ones, the camera may hardly move", set={"training.timestep_bias": "balanced"})
+        yield Found(
+            "training.timestep_bias",
+            "motion is settled in the noisy steps: leaning towards the clean ones, the camera may hardly move",
+            set={"training.timestep_bias": "balanced"},
+        )
     elif kind == "character" and bias == "high_noise":
-        yield Found("training.timestep_bias", "identity and detail are settled in the clean steps, which this bias takes updates from", set={"training.timestep_bias": "balanced"})
+        yield Found(
+            "training.timestep_bias",
+            "identity and detail are settled in the clean steps, which this bias takes updates from",
+            set={"training.timestep_bias": "balanced"},
+        )
 
 
 @rule("save-every-beyond-steps", "advice")
 def save_every_beyond_steps(job: Job, facts: Facts) -> Iterator[Found]:
     """Checkpoints are written during the run, not only at its end."""
     if job.save.every > job.training.steps >= 4:
-        message = f"the first checkpoint would come at step {job.save.every}, after the end: a run that is killed starts over, and there is nothing to choose from"
+        message = (
+            f"the first checkpoint would come at step {job.save.every}, after the end: a run that is killed starts"
+            " over, and there is nothing to choose from"
+        )
         yield Found("save.every", message, set={"save.every": max(1, job.training.steps // 4)})

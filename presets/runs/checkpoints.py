@@ -25,7 +25,8 @@ class StoredCheckpoint(Struct, kw_only=True):
 
 
 def checkpoints_of(run_dir: Path, view: RunView) -> list[StoredCheckpoint]:
-    """Oldest first. Those that are still there and complete: older ones were removed (save.keep), abandoned ones lie elsewhere."""
+    """Oldest first. Those that are still there and complete: older ones were removed (save.keep), abandoned ones lie
+    elsewhere."""
     found = []
     for folder in sorted((run_dir / "checkpoints").glob("step_*")):
         if not re.fullmatch(r"step_\d{9}", folder.name):
@@ -34,13 +35,20 @@ def checkpoints_of(run_dir: Path, view: RunView) -> list[StoredCheckpoint]:
             manifest = folder / "manifest.json"
             written, listed = manifest.stat().st_mtime, json.loads(read_regular(manifest, MAX_MANIFEST_BYTES))["files"]
             size = sum(int(entry["bytes"]) for entry in listed.values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # half removed, or damaged: the trainer would pass it over, too
+        # half removed, or damaged: the trainer would pass it over, too
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
         step = int(folder.name.removeprefix("step_"))
-        found.append(StoredCheckpoint(
-            step=step, time=written, path=f"checkpoints/{folder.name}", size=size, losses=_losses(view, step),
-            previews=[s.path for s in view.samples if s.step == step],
-        ))  # fmt: skip
+        found.append(
+            StoredCheckpoint(
+                step=step,
+                time=written,
+                path=f"checkpoints/{folder.name}",
+                size=size,
+                losses=_losses(view, step),
+                previews=[s.path for s in view.samples if s.step == step],
+            )
+        )
     return found
 
 

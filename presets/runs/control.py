@@ -1,4 +1,5 @@
-"""What reaches a running trainer as a file: RUN/control/NAME.json, written aside and renamed in, read and deleted by the trainer.
+"""What reaches a running trainer as a file: RUN/control/NAME.json, written aside and renamed in, read and deleted by
+the trainer.
 
     {"id": ..., "command": "stop"|"save"|"sample"|"set", "field": "training.lr", "value": "5e-5"}
 

@@ -5,21 +5,29 @@ fold events into a `presets.runs.run_view.RunView`. Kinds and their data (all ke
 
 | kind | data |
 |---|---|
-| started | name, job (tables, as it counts from here on), plan (text), versions {package: version}, device, steps, resumed_from (step, 0 at first), optional rollback (someone went back to that step: true), vram_total_gib, ram_total_gib (what the machine has) |
-| phase | name (loading, quantizing, caching, training, sampling, saving, paused: the disk is full and the text says what waits), done, total, text |
-| step | step, expert (high_noise or low_noise), loss, parts {term: loss}, lr, grad_norm, timestep, seconds {part: s, total: s}, vram_gib, ram_gib, clips [id] |
-| sample | step, path, poster, prompt, seed, optional sheet (all prompts of the step), compare and compare_video (this prompt across the steps), sha256 (of the video) and poster_sha256 |
+| started | name, job (tables, as it counts from here on), plan (text), versions {package: version}, device, steps,
+resumed_from (step, 0 at first), optional rollback (someone went back to that step: true), vram_total_gib, ram_total_gib
+(what the machine has) |
+| phase | name (loading, quantizing, caching, training, sampling, saving, paused: the disk is full and the text says
+what waits), done, total, text |
+| step | step, expert (high_noise or low_noise), loss, parts {term: loss}, lr, grad_norm, timestep, seconds {part: s,
+total: s}, vram_gib, ram_gib, clips [id] |
+| sample | step, path, poster, prompt, seed, optional sheet (all prompts of the step), compare and compare_video (this
+prompt across the steps), sha256 (of the video) and poster_sha256 |
 | checkpoint | step, path, sha256 |
-| finding | code, severity, field, message, fix, optional step (the step it was found at), optional order (id of the request that it refuses) |
-| changed | field, old, new, step (optimizer steps done: it counts from the next one on), optional order (id of the request that it honours) |
+| finding | code, severity, field, message, fix, optional step (the step it was found at), optional order (id of the
+request that it refuses) |
+| changed | field, old, new, step (optimizer steps done: it counts from the next one on), optional order (id of the
+request that it honours) |
 | replanned | why, old, new |
-| log | level (info, warning), text, optional order (id of the request that was honoured), optional rollback (the step that the next attempt goes back to) and with it folder (where what came after it moves, relative to the run folder) |
+| log | level (info, warning), text, optional order (id of the request that was honoured), optional rollback (the step
+that the next attempt goes back to) and with it folder (where what came after it moves, relative to the run folder) |
 | stopped | step, path (of the checkpoint, "" when none), why |
 | failed | cause, next (what to do next) |
 | done | step, files [path], seconds |
 
-Paths in events are relative to the run folder. An attempt that goes on from step S leaves behind what was told of later steps; what
-was set by `changed` is told again when its step comes (presets.runs.history).
+Paths in events are relative to the run folder. An attempt that goes on from step S leaves behind what was told of later
+steps; what was set by `changed` is told again when its step comes (presets.runs.history).
 """
 
 from collections.abc import Iterator
@@ -29,7 +37,20 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-EventKind = Literal["started", "phase", "step", "sample", "checkpoint", "finding", "changed", "replanned", "log", "stopped", "failed", "done"]
+EventKind = Literal[
+    "started",
+    "phase",
+    "step",
+    "sample",
+    "checkpoint",
+    "finding",
+    "changed",
+    "replanned",
+    "log",
+    "stopped",
+    "failed",
+    "done",
+]
 TERMINAL_KINDS = frozenset({"stopped", "failed", "done"})
 EVENTS_FILE = "events.jsonl"
 

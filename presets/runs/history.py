@@ -1,8 +1,8 @@
 """What led to the present weights of a run: its events, without the branches that a resume or a rollback left behind.
 
-A resume from step S trains what came after S anew, so steps, previews, checkpoints and findings of later steps no longer
-count. A value that was set while the run trained counts on: it is set again at the same step, so that the run goes the way
-it went. A rollback forgets what was set after its step, too.
+A resume from step S trains what came after S anew, so steps, previews, checkpoints and findings of later steps no
+longer count. A value that was set while the run trained counts on: it is set again at the same step, so that the run
+goes the way it went. A rollback forgets what was set after its step, too.
 """
 
 from typing import Any
@@ -12,7 +12,8 @@ from msgspec import Struct
 from presets.job.diff import LIVE_FIELDS
 from presets.runs.events import Event
 
-TELLING = frozenset({"step", "sample", "checkpoint", "finding", "changed", "replanned"})  # kinds that something can be learnt from
+# kinds that something can be learnt from
+TELLING = frozenset({"step", "sample", "checkpoint", "finding", "changed", "replanned"})
 
 
 class Setting(Struct, frozen=True, kw_only=True):

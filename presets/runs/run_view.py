@@ -49,7 +49,8 @@ class Abandoned(Struct):
     attempt: int  # the last one that worked at it
     after: int
     last: int  # its last step
-    folder: str  # where its checkpoints, LoRA files and previews were moved to, relative to the run folder; "" after a plain resume
+    # where its checkpoints, LoRA files and previews were moved to, relative to the run folder; "" after a plain resume
+    folder: str
     losses: dict[str, list[StepPoint]] = field(default_factory=dict)
     samples: list[Sample] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
@@ -115,12 +116,21 @@ def fold(view: RunView, event: Event) -> None:
     data = event.data
     match event.kind:
         case "started":
-            view.name, view.plan, view.device, view.steps = data["name"], data["plan"], data["device"], max(data["steps"], data["resumed_from"])
+            view.name, view.plan, view.device, view.steps = (
+                data["name"],
+                data["plan"],
+                data["device"],
+                max(data["steps"], data["resumed_from"]),
+            )
             view.state, view.outcome, view.files = "running", "", []
             view.vram_total_gib, view.ram_total_gib = data.get("vram_total_gib", 0.0), data.get("ram_total_gib", 0.0)
             view.started_at = view.started_at or event.time
             view.settings = {field: value_at(data["job"], field) for field in LIVE_FIELDS}
-            _rewind(view, data["resumed_from"], (view.leaving or f"{ABANDONED}/attempt_{view.attempt - 1}") if data.get("rollback") else "")
+            _rewind(
+                view,
+                data["resumed_from"],
+                (view.leaving or f"{ABANDONED}/attempt_{view.attempt - 1}") if data.get("rollback") else "",
+            )
             view.leaving = ""
             _note(view, event, f"attempt {event.attempt} started on {data['device']}: {data['plan']}")
         case "phase":
@@ -169,7 +179,7 @@ def fold(view: RunView, event: Event) -> None:
             view.state, view.outcome = "stopped", data["why"]
             _note(view, event, f"stopped after step {data['step']}: {data['why'].removeprefix('stopped ')}")
         case "failed":
-            view.state, view.outcome = "failed", sentences(data['cause'], data['next'])
+            view.state, view.outcome = "failed", sentences(data["cause"], data["next"])
             _note(view, event, f"failed: {view.outcome}")
         case "done":
             view.state, view.files = "done", data["files"]
@@ -179,10 +189,16 @@ def fold(view: RunView, event: Event) -> None:
 def _rewind(view: RunView, step: int, folder: str) -> None:
     """An attempt starts again from a checkpoint: what came after it in the plot is trained anew."""
     left = Abandoned(
-        attempt=view.attempt - 1, after=step, last=view.step, folder=folder,
-        losses={expert: behind for expert, points in view.losses.items() if (behind := [p for p in points if p.step > step])},
-        samples=[s for s in view.samples if s.step > step], checkpoints=[c for c in view.checkpoints if c.step > step],
-    )  # fmt: skip
+        attempt=view.attempt - 1,
+        after=step,
+        last=view.step,
+        folder=folder,
+        losses={
+            expert: behind for expert, points in view.losses.items() if (behind := [p for p in points if p.step > step])
+        },
+        samples=[s for s in view.samples if s.step > step],
+        checkpoints=[c for c in view.checkpoints if c.step > step],
+    )
     if left.losses or left.samples or left.checkpoints:
         view.abandoned = [*view.abandoned, left][-MOST_ABANDONED:]
     view.step = step

@@ -36,7 +36,12 @@ class Box:
         if trainer_options or command or not self.trainer:
             self.trainer = command or [sys.executable, str(FAKE), *trainer_options]
         with (self.dir / "daemon.out").open("ab") as log:
-            self.process = subprocess.Popen([sys.executable, *self.program, "--dir", str(self.dir), "--trainer", *self.trainer], stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                [sys.executable, *self.program, "--dir", str(self.dir), "--trainer", *self.trainer],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
         return until_blocking(self._pid, "the daemon's answer")
 
     def _pid(self) -> int | None:
@@ -61,7 +66,10 @@ class Box:
     def job(self, name: str, *, steps: int = 20, gpus: list[int] | None = None) -> Path:
         path = self.dir / "jobs" / f"{name}.toml"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(f'[job]\nname = "{name}"\ngpus = {gpus or [0]}\n[training]\nsteps = {steps}\n[[datasets]]\npath = "clips"\n[[sample.prompts]]\nprompt = "p"\n')
+        path.write_text(
+            f'[job]\nname = "{name}"\ngpus = {gpus or [0]}\n[training]\nsteps = {steps}\n[[datasets]]\npath ='
+            ' "clips"\n[[sample.prompts]]\nprompt = "p"\n'
+        )
         return path
 
     def run_dir(self, name: str) -> Path:

@@ -84,7 +84,11 @@ async def test_the_trainer_gets_its_gpus_a_neutral_folder_and_the_job_as_submitt
 async def test_one_gpu_one_job_at_a_time(box: Box):
     box.start("--hold-at", "5")
     async with box.client() as client:
-        submitted = [await client.submit(box.job("first")), await client.submit(box.job("second")), await client.submit(box.job("elsewhere", gpus=[1]))]
+        submitted = [
+            await client.submit(box.job("first")),
+            await client.submit(box.job("second")),
+            await client.submit(box.job("elsewhere", gpus=[1])),
+        ]
         assert [r.position for r in submitted] == [0, 1, 0]
         await box.wait(client, "first", "running")
         await box.wait(client, "elsewhere", "running")
@@ -154,7 +158,11 @@ async def test_kill_9_of_a_client_hurts_nobody(box: Box):
     box.start("--hold-at", "15")
     async with box.client() as client:
         await client.submit(box.job("one"))
-        script = f"import asyncio\nfrom pathlib import Path\nfrom daemon.wire.client import Client\nasync def main():\n    async with Client(Path({str(box.dir)!r})) as c:\n        async for x in c.follow('one'):\n            print(x, flush=True)\nasyncio.run(main())"
+        script = (
+            "import asyncio\nfrom pathlib import Path\nfrom daemon.wire.client import Client\nasync def main():\n   "
+            f" async with Client(Path({str(box.dir)!r})) as c:\n        async for x in c.follow('one'):\n           "
+            " print(x, flush=True)\nasyncio.run(main())"
+        )
         watcher = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
         try:
             assert watcher.stdout is not None and any(b"Event(" in line for line in watcher.stdout)
@@ -203,7 +211,9 @@ async def test_a_restarted_daemon_knows_a_long_run_from_its_first_answer(box: Bo
     box.start("--pace", "0", "--hold-at", "9000")
     async with box.client() as client:
         await client.submit(box.job("one", steps=9001))
-        await until(lambda: (box.run_dir("one") / "events.jsonl").exists() and len(file_events(box.run_dir("one"))) > 9900)
+        await until(
+            lambda: (box.run_dir("one") / "events.jsonl").exists() and len(file_events(box.run_dir("one"))) > 9900
+        )
         box.kill9()
         box.start()
         record, view = await client.snapshot("one")
@@ -218,7 +228,8 @@ async def test_a_stop_taken_by_a_daemon_that_died_still_stands(box: Box):
         os.kill(pid, signal.SIGSTOP)  # it cannot honour anything before the daemon is gone
         await client.stop("one")
         box.kill9()
-        next((box.run_dir("one") / "control").glob("*.json")).unlink()  # as if the daemon had died just before writing it
+        # as if the daemon had died just before writing it
+        next((box.run_dir("one") / "control").glob("*.json")).unlink()
         box.start()
         assert (await client.show("one")).state == "stopping"
         os.kill(pid, signal.SIGCONT)
@@ -290,7 +301,9 @@ async def test_refusals_say_what_and_how_to_mend_it(box: Box):
             await client.submit(box.dir / "nothing.toml")
         bad = box.dir / "bad.toml"
         bad.write_text('[job]\nname = "x"\n[training]\nlrr = 1\n[[datasets]]\npath = "clips"\n')
-        with pytest.raises(RequestRefused, match=r"training\.lrr: unknown key\. Did you mean training\.lr\?") as refused:
+        with pytest.raises(
+            RequestRefused, match=r"training\.lrr: unknown key\. Did you mean training\.lr\?"
+        ) as refused:
             await client.submit(bad)
         assert [(f.severity, f.field) for f in refused.value.findings] == [("error", "training.lrr")]
         with pytest.raises(RequestRefused, match="no such job"):
@@ -323,7 +336,11 @@ async def test_a_job_that_says_failed_and_one_that_dies_without_a_word(box: Box)
         await client.submit(box.job("killed"))
         killed = await box.wait(client, "killed")
         assert killed.state == "failed"
-        assert "killed by SIGKILL after step 7" in killed.outcome and "last words of the log" in killed.outcome and "wanlora resume killed" in killed.outcome
+        assert (
+            "killed by SIGKILL after step 7" in killed.outcome
+            and "last words of the log" in killed.outcome
+            and "wanlora resume killed" in killed.outcome
+        )
     box.process.terminate()
     box.process.wait()
     box.start("--exit-at", "4")
@@ -337,7 +354,11 @@ async def test_a_trainer_that_cannot_be_launched_fails_with_its_reason(box: Box)
     async with box.client() as client:
         await client.submit(box.job("one"))
         failed = await box.wait(client, "one")
-        assert failed.state == "failed" and "could not be launched" in failed.outcome and "/nonexistent/trainer" in failed.outcome
+        assert (
+            failed.state == "failed"
+            and "could not be launched" in failed.outcome
+            and "/nonexistent/trainer" in failed.outcome
+        )
         assert "Fix that, then: wanlora resume one" in failed.outcome
         assert "Fix that, then: wanlora resume one" in failed.outcome
         (box.dir / "in_the_way").write_text("a file")
@@ -349,7 +370,9 @@ async def test_a_damaged_line_is_reported_and_the_run_goes_on(box: Box):
     box.start("--hold-at", "5")
     async with box.client() as client:
         await client.submit(box.job("one"))
-        await until(lambda: (box.run_dir("one") / "events.jsonl").exists() and len(file_events(box.run_dir("one"))) >= 7)
+        await until(
+            lambda: (box.run_dir("one") / "events.jsonl").exists() and len(file_events(box.run_dir("one"))) >= 7
+        )
         path = box.run_dir("one") / "events.jsonl"
         await client.stop("one")
         await box.wait(client, "one")
@@ -382,7 +405,10 @@ async def test_the_beat_carries_state_seq_and_liveness(box: Box):
 
 async def test_a_stalled_subscriber_holds_up_nobody(box: Box):
     box.start("--pace", "0.0002", "--hold-at", "6000")
-    script = f"import zmq\ns = zmq.Context().socket(zmq.SUB)\ns.setsockopt(zmq.RCVHWM, 10)\ns.setsockopt(zmq.SUBSCRIBE, b'')\ns.connect('ipc://{box.dir}/run/feed.sock')\nwhile True:\n    s.recv()\n    print('got', flush=True)"
+    script = (
+        "import zmq\ns = zmq.Context().socket(zmq.SUB)\ns.setsockopt(zmq.RCVHWM, 10)\ns.setsockopt(zmq.SUBSCRIBE,"
+        f" b'')\ns.connect('ipc://{box.dir}/run/feed.sock')\nwhile True:\n    s.recv()\n    print('got', flush=True)"
+    )
     stalled = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     try:
         assert stalled.stdout is not None and stalled.stdout.readline() == b"got\n"
@@ -390,7 +416,13 @@ async def test_a_stalled_subscriber_holds_up_nobody(box: Box):
         async with box.client() as client:
             await client.submit(box.job("one", steps=7000))
             following = asyncio.create_task(follow_to_end(client, "one"))
-            await until(lambda: len(file_events(box.run_dir("one"))) > 6000 if (box.run_dir("one") / "events.jsonl").exists() else False)
+            await until(
+                lambda: (
+                    len(file_events(box.run_dir("one"))) > 6000
+                    if (box.run_dir("one") / "events.jsonl").exists()
+                    else False
+                )
+            )
             await client.stop("one")
             events, _ = await asyncio.wait_for(following, PATIENCE)
             assert events == file_events(box.run_dir("one"))
@@ -457,7 +489,8 @@ async def test_under_torchrun_a_hangup_ends_nothing_and_stop_works(box: Box):
         await client.stop("one")
         assert (await box.wait(client, "one")).state == "stopped"
         assert file_events(box.run_dir("one"))[-1].seq > before
-        assert "failed (exitcode: 75)" in (box.run_dir("one") / "logs/attempt_1.log").read_text()  # torchrun lived to the end
+        # torchrun lived to the end
+        assert "failed (exitcode: 75)" in (box.run_dir("one") / "logs/attempt_1.log").read_text()
 
 
 async def test_under_torchrun_a_killed_worker_is_named_and_a_killed_launcher_leaves_no_orphan(box: Box):

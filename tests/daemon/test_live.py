@@ -1,4 +1,5 @@
-"""Orders to a running job, and a resume with a changed job file or from an older checkpoint, through the real daemon."""
+"""Orders to a running job, and a resume with a changed job file or from an older checkpoint, through the real
+daemon."""
 
 import shutil
 import uuid
@@ -18,7 +19,12 @@ from tests.daemon.test_daemon import facts, file_events
 
 async def happened(box: Box, kind: str, name: str = "one", count: int = 1):
     """Wait for the job's events of a kind, and give the newest."""
-    return (await until(lambda: len(found := [e for e in file_events(box.run_dir(name)) if e.kind == kind]) >= count and found, f"{count} x {kind}"))[-1]
+    return (
+        await until(
+            lambda: len(found := [e for e in file_events(box.run_dir(name)) if e.kind == kind]) >= count and found,
+            f"{count} x {kind}",
+        )
+    )[-1]
 
 
 async def at_step(client: Client, step: int, job: str = "one") -> None:
@@ -47,17 +53,27 @@ async def test_orders_reach_the_trainer_and_their_events_come_back(box: Box):
             return (record.steps, view.steps) == (40, 40) and view.settings
 
         settings = await until(known)
-        assert (settings["training.lr"], settings["training.steps"], settings["save.every"], settings["multistage.high.lr"]) == (5e-5, 40, 250, None)
+        assert (
+            settings["training.lr"],
+            settings["training.steps"],
+            settings["save.every"],
+            settings["multistage.high.lr"],
+        ) == (5e-5, 40, 250, None)
         await client.set("one", "save.every", " 7 ")
         await client.set("one", "save.every", "8")
         await happened(box, "changed", count=4)
-        assert [e.data["new"] for e in file_events(box.run_dir("one")) if e.kind == "changed"] == [5e-5, 40, 7, 8]  # in the order they were given
+        # in the order they were given
+        assert [e.data["new"] for e in file_events(box.run_dir("one")) if e.kind == "changed"] == [5e-5, 40, 7, 8]
 
 
 WRONG = [
-    ("training.lr", "fast", r"training\.lr: expected number, got \"fast\""), ("training.lr", "-1", r"training\.lr: expected above 0"), ("training.steps", "1.5", r"training\.steps: expected integer"),
-    ("target.rank", "8", r"target\.rank: cannot be changed while the job runs.*These can: training\.lr"), ("training.lrr", "1", r"training\.lrr: cannot be changed"), ("training.lr", "", r"training\.lr: expected"),
-]  # fmt: skip
+    ("training.lr", "fast", r"training\.lr: expected number, got \"fast\""),
+    ("training.lr", "-1", r"training\.lr: expected above 0"),
+    ("training.steps", "1.5", r"training\.steps: expected integer"),
+    ("target.rank", "8", r"target\.rank: cannot be changed while the job runs.*These can: training\.lr"),
+    ("training.lrr", "1", r"training\.lrr: cannot be changed"),
+    ("training.lr", "", r"training\.lr: expected"),
+]
 
 
 async def test_what_cannot_be_set_is_refused_before_anything_is_written(box: Box):
@@ -78,14 +94,20 @@ async def test_a_job_that_does_not_run_takes_no_orders_and_says_what_to_do(box: 
     async with box.client() as client:
         await client.submit(box.job("one"))
         await client.submit(box.job("two"))
-        advice = r"two: is queued, so its trainer takes no orders\. Take it from the queue with: wanlora stop two\. Then change its job file .*two\.toml, and queue it again with: wanlora resume two"
+        advice = (
+            r"two: is queued, so its trainer takes no orders\. Take it from the queue with: wanlora stop two\. Then"
+            r" change its job file .*two\.toml, and queue it again with: wanlora resume two"
+        )
         with pytest.raises(RequestRefused, match=advice):
             await client.set("two", "training.lr", "5e-5")
         await box.wait(client, "one", "running")
         await client.stop("one")
         await box.wait(client, "one")
         for order in (client.save_now, client.sample_now):
-            with pytest.raises(RequestRefused, match=r"one: is stopped, so its trainer takes no orders\. Only a running job can do that"):
+            with pytest.raises(
+                RequestRefused,
+                match=r"one: is stopped, so its trainer takes no orders\. Only a running job can do that",
+            ):
                 await order("one")
         with pytest.raises(RequestRefused, match="no such job"):
             await client.save_now("nobody")
@@ -115,7 +137,10 @@ async def test_a_queued_job_is_changed_as_it_is_advised(box: Box):
                 await at_step(client, 5, "two")
                 await client.stop("two")
             await box.wait(client, "two")
-        assert [e.data["job"]["training"]["lr"] for e in file_events(box.run_dir("two")) if e.kind == "started"] == [5e-5, 3e-5]
+        assert [e.data["job"]["training"]["lr"] for e in file_events(box.run_dir("two")) if e.kind == "started"] == [
+            5e-5,
+            3e-5,
+        ]
 
 
 async def test_the_same_order_request_acts_once(box: Box):
@@ -135,19 +160,36 @@ async def test_the_same_order_request_acts_once(box: Box):
 
 
 def test_an_order_lies_there_once_whole_and_in_its_place(tmp_path: Path):
-    for request, order in (("a/../b", ControlFile(command="set", field="training.lr", value="1e-5")), ("b", ControlFile(command="save")), ("b", ControlFile(command="save")), ("c", ControlFile(command="stop"))):
+    for request, order in (
+        ("a/../b", ControlFile(command="set", field="training.lr", value="1e-5")),
+        ("b", ControlFile(command="save")),
+        ("b", ControlFile(command="save")),
+        ("c", ControlFile(command="stop")),
+    ):
         leave(tmp_path, request, order)
     there = [msgspec.json.decode(f.read_bytes()) for f in sorted((tmp_path / "control").iterdir())]
-    assert there == [{"id": "a/../b", "command": "set", "field": "training.lr", "value": "1e-5"}, {"id": "b", "command": "save"}, {"id": "c", "command": "stop"}]
+    assert there == [
+        {"id": "a/../b", "command": "set", "field": "training.lr", "value": "1e-5"},
+        {"id": "b", "command": "save"},
+        {"id": "c", "command": "stop"},
+    ]
 
 
 def test_only_stops_are_forgotten_and_what_is_no_command_is_left_to_the_trainer(tmp_path: Path):
     leave(tmp_path, "a", ControlFile(command="stop"))
     leave(tmp_path, "b", ControlFile(command="save"))
-    for name, content in (("dance", b'{"command": "dance"}'), ("latin", b'{"id": "\xff", "command": "stop"}'), ("torn", b"{")):
+    for name, content in (
+        ("dance", b'{"command": "dance"}'),
+        ("latin", b'{"id": "\xff", "command": "stop"}'),
+        ("torn", b"{"),
+    ):
         (tmp_path / "control" / f"{name}.json").write_bytes(content)
     forget_stops(tmp_path)
-    assert sorted(f.stem.rpartition("-")[2] for f in (tmp_path / "control").iterdir() if f.stem.isalpha()) == ["dance", "latin", "torn"]
+    assert sorted(f.stem.rpartition("-")[2] for f in (tmp_path / "control").iterdir() if f.stem.isalpha()) == [
+        "dance",
+        "latin",
+        "torn",
+    ]
     assert [msgspec.json.decode(f.read_bytes())["command"] for f in (tmp_path / "control").glob("*-*.json")] == ["save"]
 
 
@@ -167,26 +209,43 @@ async def test_a_changed_job_file_is_taken_up_and_what_breaks_exactness_is_asked
         assert (await client.going_on("one")).changes == []
         path.write_text(path.read_text().replace("steps = 20", "steps = 17\nlr = 5e-5"))
         free = (await client.going_on("one")).changes
-        assert [(c.text, c.breaks) for c in free] == [("training.lr: 0.0001 -> 5e-05", False), ("training.steps: 20 -> 17", False)]
+        assert [(c.text, c.breaks) for c in free] == [
+            ("training.lr: 0.0001 -> 5e-05", False),
+            ("training.steps: 20 -> 17", False),
+        ]
         path.write_text(path.read_text().replace("[training]", "[training]\nloss = 'mae'"))
         assert [c.field for c in (await client.going_on("one")).changes if c.breaks] == ["training.loss"]
-        with pytest.raises(RequestRefused, match=r"one: its job file has changed .*training\.loss: .mse. -> .mae..*--accept-changes"):
+        with pytest.raises(
+            RequestRefused, match=r"one: its job file has changed .*training\.loss: .mse. -> .mae..*--accept-changes"
+        ):
             await client.resume("one")
         good = path.read_text()
         path.write_text(good + "[target]\nrank = 8\n")
-        with pytest.raises(RequestRefused, match=r"one: its job file has changed so that what was learnt does not fit it \(target\.rank: 16 -> 8\)"):
+        with pytest.raises(
+            RequestRefused,
+            match=r"one: its job file has changed so that what was learnt does not fit it \(target\.rank: 16 -> 8\)",
+        ):
             await client.resume("one", accepted=(await client.going_on("one")).digest)
         path.write_text(good)
         assert (await client.show("one")).state == "stopped"
         shown = (await client.going_on("one")).digest
         path.write_text(good.replace("'mae'", "'huber'"))
-        with pytest.raises(RequestRefused, match=r"one: its job file has other changes by now than those that were accepted \(training\.loss: .mse. -> .huber.\)"):
+        with pytest.raises(
+            RequestRefused,
+            match=(
+                r"one: its job file has other changes by now than those that were accepted \(training\.loss: .mse. ->"
+                r" .huber.\)"
+            ),
+        ):
             await client.resume("one", accepted=shown)
         path.write_text(good.replace("lr = 5e-5", "lr = 6e-5"))  # this one needs no acceptance
         assert (await client.resume("one", accepted=shown)).steps == 17
         assert (await box.wait(client, "one")).step == 17
         assert facts(box.run_dir("one"), 2)["args"][-2:] == ["--resume", "--accept-changes"]
-        assert [e.data["lr"] for e in file_events(box.run_dir("one")) if e.kind == "step" and e.attempt == 2] == [6e-5, 6e-5]
+        assert [e.data["lr"] for e in file_events(box.run_dir("one")) if e.kind == "step" and e.attempt == 2] == [
+            6e-5,
+            6e-5,
+        ]
         assert (await client.going_on("one")).changes == []  # accepted: the next attempt has nothing to ask
 
 
@@ -242,12 +301,21 @@ async def test_a_run_goes_back_to_a_chosen_checkpoint(box: Box):
     async with box.client() as client:
         await stopped_at(box, client, 25, steps=30)
         record, there = await client.checkpoints("one")
-        assert record.name == "one" and [(c.step, c.size, c.path) for c in there] == [(s, 7, f"checkpoints/step_{s:09}") for s in (10, 20, 25)]
-        assert there[0].losses["high_noise"] == pytest.approx(sum(1 / s for s in range(1, 10, 2)) / 5) and there[0].time > 0
+        assert record.name == "one" and [(c.step, c.size, c.path) for c in there] == [
+            (s, 7, f"checkpoints/step_{s:09}") for s in (10, 20, 25)
+        ]
+        assert (
+            there[0].losses["high_noise"] == pytest.approx(sum(1 / s for s in range(1, 10, 2)) / 5)
+            and there[0].time > 0
+        )
         with pytest.raises(RequestRefused, match=r"one: has no checkpoint of step 11\. These are there: 10, 20, 25"):
             await client.resume("one", from_step=11)
         await client.resume("one", from_step=10)
-        await until(lambda: file_events(box.run_dir("one"))[-1].attempt == 2 and file_events(box.run_dir("one"))[-1].kind == "step")
+        await until(
+            lambda: (
+                file_events(box.run_dir("one"))[-1].attempt == 2 and file_events(box.run_dir("one"))[-1].kind == "step"
+            )
+        )
         assert facts(box.run_dir("one"), 2)["args"][-3:] == ["--resume", "--from", "10"]
 
         async def told():
@@ -267,7 +335,10 @@ async def test_a_finished_run_goes_on_with_more_steps_or_from_a_checkpoint(box: 
         path = box.job("one")
         await client.submit(path)
         await box.wait(client, "one", "done")
-        with pytest.raises(RequestRefused, match=r"is done, there is nothing to resume. For more steps raise training\.steps in .*one\.toml"):
+        with pytest.raises(
+            RequestRefused,
+            match=r"is done, there is nothing to resume. For more steps raise training\.steps in .*one\.toml",
+        ):
             await client.resume("one")
         path.write_text(path.read_text().replace("steps = 20", "steps = 30"))
         assert (await client.resume("one")).state in ("queued", "starting")
@@ -298,7 +369,9 @@ async def test_a_run_that_the_daemon_did_not_begin_can_be_submitted_to_go_on(box
         held = box.run_dir("one") / "job.toml"
         whole = held.read_text()
         held.write_text("[job")
-        with pytest.raises(RequestRefused, match=r"one: the run's own job\.toml cannot be read .*nobody can tell") as refused:
+        with pytest.raises(
+            RequestRefused, match=r"one: the run's own job\.toml cannot be read .*nobody can tell"
+        ) as refused:
             await client.submit(path, resume=True)
         assert refused.value.fix == f"Accept it: wanlora submit {path} --accept-changes"
         held.write_text(whole)
@@ -308,6 +381,7 @@ async def test_a_run_that_the_daemon_did_not_begin_can_be_submitted_to_go_on(box
         assert (await box.wait(client, "one", "done")).step == 20
         assert next(e for e in file_events(box.run_dir("one")) if e.attempt == 2).data["resumed_from"] == 15
         shutil.copy(path, box.dir / "jobs/elsewhere.toml")
-        again = await client.submit(box.dir / "jobs/elsewhere.toml", box.dir / "jobs/runs", resume=True, from_step=15)  # the daemon knows it by now
+        # the daemon knows it by now
+        again = await client.submit(box.dir / "jobs/elsewhere.toml", box.dir / "jobs/runs", resume=True, from_step=15)
         assert again.id == 1 and again.job_path == str(box.dir / "jobs/elsewhere.toml")
         assert (await box.wait(client, "one", "done")).attempt == 3

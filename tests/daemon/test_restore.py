@@ -88,7 +88,9 @@ def left_in_the_middle(box: Box, **values) -> None:
     (box.dir / "state/jobs/job-1.toml").write_text(job.read_text())
     store = Store(box.dir / "state/jobs.sqlite3")
     with store:
-        record = JobRecord(id=1, name="one", job_path=str(job), out=str(box.dir / "jobs/runs"), gpus=[0], state="starting", attempt=1)
+        record = JobRecord(
+            id=1, name="one", job_path=str(job), out=str(box.dir / "jobs/runs"), gpus=[0], state="starting", attempt=1
+        )
         store.save(Entry(record=record, order=1, **values))
     store.close()
 
@@ -104,9 +106,19 @@ async def test_a_decided_launch_is_made_up_for(box: Box):
 async def test_a_launched_trainer_whose_pid_was_not_noted_is_found_by_its_marker(box: Box):
     left_in_the_middle(box)
     trainer = subprocess.Popen(
-        [sys.executable, str(FAKE), "--hold-at", "5", str(box.dir / "state/jobs/job-1.toml"), "--out", str(box.dir / "jobs/runs")],
-        env=os.environ | {MARKER: f"{box.dir}/state:1", "CUDA_VISIBLE_DEVICES": "0"}, start_new_session=True, stdout=subprocess.DEVNULL,
-    )  # fmt: skip
+        [
+            sys.executable,
+            str(FAKE),
+            "--hold-at",
+            "5",
+            str(box.dir / "state/jobs/job-1.toml"),
+            "--out",
+            str(box.dir / "jobs/runs"),
+        ],
+        env=os.environ | {MARKER: f"{box.dir}/state:1", "CUDA_VISIBLE_DEVICES": "0"},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+    )
     box.start()
     async with box.client() as client:
         assert (await box.wait(client, "one", "running")).pid == trainer.pid

@@ -1,4 +1,5 @@
-"""The real daemon with a trainer that writes down its environment: settings, secrets and GPUs of the shell that submits or resumes."""
+"""The real daemon with a trainer that writes down its environment: settings, secrets and GPUs of the shell that submits
+or resumes."""
 
 import json
 import os
@@ -32,10 +33,13 @@ def told(box: Box, name: str, attempt: int = 1) -> dict[str, str]:
 
 
 def written(box: Box) -> bytes:
-    """Everything that the daemon, its job table and the run folders hold on disk, but for what the trainer's own test option wrote."""
+    """Everything that the daemon, its job table and the run folders hold on disk, but for what the trainer's own test
+    option wrote."""
     with sqlite3.connect(box.dir / "state" / "jobs.sqlite3") as table:
         table.execute("PRAGMA wal_checkpoint(FULL)")
-    return b"\n".join(path.read_bytes() for path in sorted(box.dir.rglob("*")) if path.is_file() and path.parent.name != "environ")
+    return b"\n".join(
+        path.read_bytes() for path in sorted(box.dir.rglob("*")) if path.is_file() and path.parent.name != "environ"
+    )
 
 
 def start(box: Box, *options: str) -> None:
@@ -55,7 +59,14 @@ async def test_settings_of_the_submitting_shell_reach_the_trainer_in_place_of_th
     start(box)
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.delenv("HTTP_PROXY")
-    given = {"HF_HOME": "/data/hf", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": TOKEN, "https_proxy": PROXY, "NO_PROXY": "localhost", "SSL_CERT_FILE": "/ca.pem"}
+    given = {
+        "HF_HOME": "/data/hf",
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_TOKEN": TOKEN,
+        "https_proxy": PROXY,
+        "NO_PROXY": "localhost",
+        "SSL_CERT_FILE": "/ca.pem",
+    }
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     async with box.client() as client:
@@ -109,7 +120,11 @@ async def test_after_a_restart_settings_are_there_and_a_missing_token_is_said_if
         await client.stop("holds")
         assert (await box.wait(client, "holds")).state == "stopped"
         failed = await box.wait(client, "waits")
-        assert failed.state == "failed" and "HF_TOKEN of the shell that it came from was not at hand" in failed.outcome and "wanlora resume waits" in failed.outcome
+        assert (
+            failed.state == "failed"
+            and "HF_TOKEN of the shell that it came from was not at hand" in failed.outcome
+            and "wanlora resume waits" in failed.outcome
+        )
         assert told(box, "waits")["HF_HOME"] == "/data/hf" and "HF_TOKEN" not in told(box, "waits")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         await client.resume("waits")
@@ -140,11 +155,19 @@ async def test_a_daemon_with_the_token_of_its_own_lends_it_after_a_restart(box: 
 @pytest.mark.parametrize(
     ("daemon", "shell", "gpus", "expected"),
     [
-        (None, None, [1], "1"), ("2,3", None, [1], "3"), ("2,3", "5,GPU-9f,MIG-1-2", [1], "GPU-9f"), (None, "MIG-1-2,MIG-3-4", [1], "MIG-3-4"), ("2,3", None, [0, 1], "2,3"), ("2", "", [0], ""), ("-1", None, [0], ""),
+        (None, None, [1], "1"),
+        ("2,3", None, [1], "3"),
+        ("2,3", "5,GPU-9f,MIG-1-2", [1], "GPU-9f"),
+        (None, "MIG-1-2,MIG-3-4", [1], "MIG-3-4"),
+        ("2,3", None, [0, 1], "2,3"),
+        ("2", "", [0], ""),
+        ("-1", None, [0], ""),
         ("GPU-a,GPU-b", "", [3], ""),
     ],
-)  # fmt: skip
-async def test_job_gpus_count_within_what_the_shell_or_else_the_daemon_shows(box: Box, monkeypatch, daemon, shell, gpus, expected):
+)
+async def test_job_gpus_count_within_what_the_shell_or_else_the_daemon_shows(
+    box: Box, monkeypatch, daemon, shell, gpus, expected
+):
     if daemon is not None:
         monkeypatch.setenv(VISIBLE, daemon)
     start(box)
@@ -162,7 +185,9 @@ async def test_a_gpu_beyond_the_list_is_refused_at_once(box: Box, monkeypatch):
     start(box)
     monkeypatch.setenv(VISIBLE, "2,3")
     async with box.client() as client:
-        with pytest.raises(RequestRefused, match=r"job.gpus: there is no GPU 2 among the 2 that CUDA_VISIBLE_DEVICES shows \(2,3\)"):
+        with pytest.raises(
+            RequestRefused, match=r"job.gpus: there is no GPU 2 among the 2 that CUDA_VISIBLE_DEVICES shows \(2,3\)"
+        ):
             await client.submit(box.job("one", gpus=[2]))
         assert await client.jobs() == []
 
@@ -200,5 +225,3 @@ async def test_a_job_of_an_older_table_queues_by_the_same_names(box: Box):
     async with box.client() as client:
         assert [r.devices for r in await client.jobs()] == [["0"], ["0"]]
         assert (await client.show("waits")).state == "queued"
-
-

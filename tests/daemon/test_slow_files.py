@@ -1,4 +1,5 @@
-"""Files that never come, are no files, or are far too large: only who asked for them is held up, and effects stay in order."""
+"""Files that never come, are no files, or are far too large: only who asked for them is held up, and effects stay in
+order."""
 
 import asyncio
 import os
@@ -14,7 +15,8 @@ from tests.daemon.conftest import Box, until
 from tests.daemon.test_daemon import facts, file_events
 from tests.daemon.wire.test_protocol import Raw
 
-# A network disk that does not answer, for the files of some names, until somebody opens the other end of the pipe beside them. A
+# A network disk that does not answer, for the files of some names, until somebody opens the other end of the pipe
+# beside them. A
 # thread that waits for a real one waits in the same way: in open().
 SLOW = """
 import sys
@@ -108,7 +110,10 @@ async def test_a_request_that_is_asked_again_while_it_waits_acts_once(slow: Box)
         await first.send(request)
         await others_are_served(slow, "quick")
         await second.send(request)
-        asking = [asyncio.create_task(raw.ask(wire.encode(wire.Request(id=uuid.uuid4().hex, command=wire.Jobs())))) for raw in (first, second)]
+        asking = [
+            asyncio.create_task(raw.ask(wire.encode(wire.Request(id=uuid.uuid4().hex, command=wire.Jobs()))))
+            for raw in (first, second)
+        ]
         await others_are_served(slow, "quicker")
         assert not any(task.done() for task in asking)  # a client's requests are answered in their order
         await gate.open()
@@ -167,7 +172,8 @@ async def test_a_daemon_killed_while_it_prepares_a_folder_begins_anew(slow: Box)
         assert (await slow.wait(client, "stuck", "running")).attempt == 1
 
 
-# --- no files at all -----------------------------------------------------------------------------------------------------
+# --- no files at all
+# -----------------------------------------------------------------------------------------------------
 
 
 async def test_a_job_file_that_is_none_is_refused_at_once(box: Box):
@@ -177,7 +183,12 @@ async def test_a_job_file_that_is_none_is_refused_at_once(box: Box):
     large.touch()
     os.truncate(large, 200 * 2**20)
     async with box.client(timeout=5.0, retries=0) as client:
-        for path, words in ((pipe, "it is a named pipe"), (Path("/dev/zero"), "it is a device"), (large, "it has 209,715,200 bytes"), (box.dir, "Is a directory")):
+        for path, words in (
+            (pipe, "it is a named pipe"),
+            (Path("/dev/zero"), "it is a device"),
+            (large, "it has 209,715,200 bytes"),
+            (box.dir, "Is a directory"),
+        ):
             with pytest.raises(RequestRefused, match=words):
                 await client.submit(path)
         path = box.job("one")
@@ -239,7 +250,9 @@ async def test_a_long_run_is_read_while_others_are_served(box: Box):
             reading += [asyncio.create_task(other.replay("one")) for _ in range(3)]
             assert [j.name for j in await other.jobs()] == ["one"]
             (_, view), *replays = await asyncio.gather(*reading)
-        assert view.last_seq == len(lines.splitlines()) and all(events == file_events(box.run_dir("one")) for events in replays)
+        assert view.last_seq == len(lines.splitlines()) and all(
+            events == file_events(box.run_dir("one")) for events in replays
+        )
 
 
 async def test_one_client_asking_too_much_at_once_is_told(slow: Box):
@@ -250,7 +263,11 @@ async def test_one_client_asking_too_much_at_once_is_told(slow: Box):
         for n in range(40):
             await raw.send(wire.encode(wire.Request(id=f"r{n}", command=wire.Jobs())))
         told = wire.reply_decoder.decode(await raw.socket.recv())
-        assert isinstance(told.answer, wire.Refused) and "too many requests at once" in told.answer.what and told.id.startswith("r")
+        assert (
+            isinstance(told.answer, wire.Refused)
+            and "too many requests at once" in told.answer.what
+            and told.id.startswith("r")
+        )
         await others_are_served(slow, "quick")
         await gate.open()
         rest = [wire.reply_decoder.decode(await raw.socket.recv()) for _ in range(40)]

@@ -1,4 +1,5 @@
-"""The way back: sockets and folders that are taken away, by a logout or by another daemon, while real clients look on."""
+"""The way back: sockets and folders that are taken away, by a logout or by another daemon, while real clients look
+on."""
 
 import asyncio
 import os
@@ -20,16 +21,25 @@ from tests.helpers import ROOT
 
 
 class Users:
-    """The daemon of a user who has logged in: sockets in $XDG_RUNTIME_DIR, records in $XDG_STATE_HOME. It is found by these variables."""
+    """The daemon of a user who has logged in: sockets in $XDG_RUNTIME_DIR, records in $XDG_STATE_HOME. It is found by
+    these variables."""
 
     def __init__(self, home: Path, monkeypatch: pytest.MonkeyPatch, state: str = "state") -> None:
         self.run, self.state = home / "run", home / state
         self.run.mkdir(mode=0o700, exist_ok=True)
-        self._variables, self._monkeypatch = {"XDG_RUNTIME_DIR": str(self.run), "XDG_STATE_HOME": str(self.state)}, monkeypatch
+        self._variables, self._monkeypatch = (
+            {
+                "XDG_RUNTIME_DIR": str(self.run),
+                "XDG_STATE_HOME": str(self.state),
+            },
+            monkeypatch,
+        )
         self.look_from_here()
         self.log = home / f"{state}.out"
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([sys.executable, "-m", "daemon"], cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "daemon"], cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+            )
 
     def look_from_here(self) -> None:
         for name, value in self._variables.items():
@@ -104,14 +114,20 @@ async def test_who_is_connected_stays_and_a_feed_goes_on(users: Users):
         epoch = (await client.hello()).epoch
         feed = client.feed()
         assert (await anext(feed)).epoch == epoch
-        for step in (lambda: shutil.rmtree(users.run), lambda: users.run.mkdir(mode=0o700), lambda: shutil.rmtree(users.run / "wanlora")):
+        for step in (
+            lambda: shutil.rmtree(users.run),
+            lambda: users.run.mkdir(mode=0o700),
+            lambda: shutil.rmtree(users.run / "wanlora"),
+        ):
             step()
             assert (await client.hello()).epoch == epoch  # at once, without a retry of ours
             assert isinstance(await asyncio.wait_for(anext(feed), 30), (Beat, Welcome))
         await feed.aclose()
 
 
-async def test_two_state_folders_that_share_a_runtime_directory(users: Users, short_dir: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_two_state_folders_that_share_a_runtime_directory(
+    users: Users, short_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Each client reaches the daemon of its own jobs, and neither daemon takes the sockets of the other."""
     second = Users(short_dir, monkeypatch, "second")
     try:
@@ -128,7 +144,11 @@ async def test_two_state_folders_that_share_a_runtime_directory(users: Users, sh
 
 
 async def test_a_socket_that_another_process_has_put_in_its_place(users: Users):
-    code = f"import os, zmq\ns = zmq.Context().socket(zmq.ROUTER)\ns.bind('ipc://{users.run}/x')\nos.rename('{users.run}/x', '{users.run}/wanlora/control.sock')\nprint(flush=True)\ninput()"
+    code = (
+        "import os, zmq\ns ="
+        f" zmq.Context().socket(zmq.ROUTER)\ns.bind('ipc://{users.run}/x')\nos.rename('{users.run}/x',"
+        f" '{users.run}/wanlora/control.sock')\nprint(flush=True)\ninput()"
+    )
     other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert other.stdout is not None and other.stdout.readline() == b"\n"
@@ -140,7 +160,9 @@ async def test_a_socket_that_another_process_has_put_in_its_place(users: Users):
     await users.answer(users.run / "wanlora")  # nobody listens there any more
 
 
-async def test_killed_and_started_again_while_the_runtime_directory_is_away(users: Users, short_dir: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_killed_and_started_again_while_the_runtime_directory_is_away(
+    users: Users, short_dir: Path, monkeypatch: pytest.MonkeyPatch
+):
     users.process.kill()
     users.process.wait()
     with pytest.raises(NotRunning, match="no daemon is running"):

@@ -1,8 +1,10 @@
-"""Golden curves: the losses of 100 steps on the tiny base, one file per objective, and what the LoRA has become by then.
+"""Golden curves: the losses of 100 steps on the tiny base, one file per objective, and what the LoRA has become by
+then.
 
-They catch what no formula's own test sees: a change anywhere between a clip's file and the optimizer that alters what is learnt. CPU kernels differ in
-their last bits among machines, and Adam carries such a difference along, so curves are compared within TOLERANCE, not to the
-bit. `python -m tests.golden` (`make golden`) makes them anew and shows by how much they differ from those committed.
+They catch what no formula's own test sees: a change anywhere between a clip's file and the optimizer that alters what
+is learnt. CPU kernels differ in their last bits among machines, and Adam carries such a difference along, so curves are
+compared within TOLERANCE, not to the bit. `python -m tests.golden` (`make golden`) makes them anew and shows by how
+much they differ from those committed.
 """
 
 import json
@@ -33,14 +35,32 @@ CURVES: dict[str, dict[str, Any]] = {  # changed fields
 
 
 def curve(name: str, steps: int, folder: Path, tiny: Path) -> dict[str, Any]:
-    """Train `steps` steps; the losses by term (0 where a step has none), and the norm of each expert's LoRA (the running average, when there is one) after SHORT and all steps."""
-    path = write_job(folder, tiny, prompts=0, clips=0, steps=steps, lr=1e-3, save={"every": SHORT, "keep": 100, "dtype": "fp32"}, dataset={"caption_dropout": 0.2, "flip_x": True})
+    """Train `steps` steps; the losses by term (0 where a step has none), and the norm of each expert's LoRA (the
+    running average, when there is one) after SHORT and all steps."""
+    path = write_job(
+        folder,
+        tiny,
+        prompts=0,
+        clips=0,
+        steps=steps,
+        lr=1e-3,
+        save={"every": SHORT, "keep": 100, "dtype": "fp32"},
+        dataset={"caption_dropout": 0.2, "flip_x": True},
+    )
     for place, colour in (("clips", 0), ("kept", 128)):
         (folder / place).mkdir(exist_ok=True)
         for i in range(3):
             # Losslessly, so that every machine trains on the same pixels.
-            write_clip(folder / place / f"{i}.mkv", frames=12, fps=16.0, codec="ffv1", picture=lambda n, i=i, colour=colour: np.roll(numbered(n, 64, 48) + np.uint8(colour), 5 * i, axis=1))  # type: ignore[misc]
-            (folder / place / f"{i}.txt").write_text(f"orbit number {i} [trigger]" if place == "clips" else f"a view {i}")
+            write_clip(
+                folder / place / f"{i}.mkv",
+                frames=12,
+                fps=16.0,
+                codec="ffv1",
+                picture=lambda n, i=i, colour=colour: np.roll(numbered(n, 64, 48) + np.uint8(colour), 5 * i, axis=1),
+            )  # type: ignore[misc]
+            (folder / place / f"{i}.txt").write_text(
+                f"orbit number {i} [trigger]" if place == "clips" else f"a view {i}"
+            )
     job: Job = load_job(path)
     if name == "regularization":
         job.datasets.append(DatasetPanel(path="kept", regularization=True, num_frames=5, resolutions=[64]))
@@ -56,13 +76,24 @@ def curve(name: str, steps: int, folder: Path, tiny: Path) -> dict[str, Any]:
     run = folder / "runs" / "t"
     told = of_kind(run, "step")
     assert len(told) == steps
-    norms = {str(at): {e: norm(run / f"t_{at:09d}_{e}.safetensors") for e in ("high_noise", "low_noise")} for at in sorted({SHORT, steps})}
-    return {"losses": {term: [float(f"{d['parts'].get(term, 0):.6g}") for d in told] for term in sorted({term for d in told for term in d["parts"]})}, "lora": norms}
+    norms = {
+        str(at): {e: norm(run / f"t_{at:09d}_{e}.safetensors") for e in ("high_noise", "low_noise")}
+        for at in sorted({SHORT, steps})
+    }
+    return {
+        "losses": {
+            term: [float(f"{d['parts'].get(term, 0):.6g}") for d in told]
+            for term in sorted({term for d in told for term in d["parts"]})
+        },
+        "lora": norms,
+    }
 
 
 def norm(path: Path) -> float:
     """Of the half that begins at 0."""
-    return float(f"{sum(float(v.double().square().sum()) for k, v in load_file(path).items() if 'lora_B' in k or 'lora_up' in k) ** 0.5:.6g}")
+    return float(
+        f"{sum(float(v.double().square().sum()) for k, v in load_file(path).items() if 'lora_B' in k or 'lora_up' in k) ** 0.5:.6g}"
+    )
 
 
 def committed(name: str) -> dict[str, Any]:
@@ -71,7 +102,8 @@ def committed(name: str) -> dict[str, Any]:
 
 
 def deviation(mine: dict[str, Any], golden: dict[str, Any]) -> float:
-    """The largest relative difference of any number that both have: losses against the mean of their curve, norms against themselves."""
+    """The largest relative difference of any number that both have: losses against the mean of their curve, norms
+    against themselves."""
     out = 0.0
     assert mine["losses"].keys() == golden["losses"].keys(), (mine["losses"].keys(), golden["losses"].keys())
     for term, losses in mine["losses"].items():
@@ -81,5 +113,3 @@ def deviation(mine: dict[str, Any], golden: dict[str, Any]) -> float:
     for step in mine["lora"].keys() & golden["lora"].keys():
         out = max([out, *(abs(mine["lora"][step][e] - value) / value for e, value in golden["lora"][step].items())])
     return out
-
-

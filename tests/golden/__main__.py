@@ -1,4 +1,5 @@
-"""`make golden`: make the golden curves anew, say how far they are from those committed, and write them. Look at the difference before you commit it."""
+"""`make golden`: make the golden curves anew, say how far they are from those committed, and write them. Look at the
+difference before you commit it."""
 
 import argparse
 import json
@@ -14,7 +15,9 @@ from tests.golden import CURVES, FOLDER, STEPS, TOLERANCE, committed, curve, dev
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.golden", description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a curve differs by more than the tolerance")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit 1 when a curve differs by more than the tolerance"
+    )
     parser.add_argument("curves", nargs="*", metavar="CURVE", help=f"of {', '.join(CURVES)} (default: all)")
     args = parser.parse_args()
     if unknown := set(args.curves) - CURVES.keys():
@@ -28,7 +31,10 @@ def main() -> int:
             file = FOLDER / f"{name}.json"
             if file.exists():
                 worst = max(worst, off := deviation(made, committed(name)))
-                print(f"{name:15} differs by at most {off:.2g} of its mean{'' if off <= TOLERANCE else f', MORE THAN {TOLERANCE}'}")
+                print(
+                    f"{name:15} differs by at most {off:.2g} of its"
+                    f" mean{'' if off <= TOLERANCE else f', MORE THAN {TOLERANCE}'}"
+                )
             else:
                 print(f"{name:15} is new")
             if not args.check:

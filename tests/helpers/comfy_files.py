@@ -1,4 +1,5 @@
-"""The tiny base as ComfyUI's files: names put back by hand, independently of diffusers' converters that the engine uses."""
+"""The tiny base as ComfyUI's files: names put back by hand, independently of diffusers' converters that the engine
+uses."""
 
 import io
 import re
@@ -8,12 +9,29 @@ import torch
 from safetensors.torch import load_file, save_file
 
 EXPERT_WORDS = {
-    "condition_embedder.time_embedder.linear_1": "time_embedding.0", "condition_embedder.time_embedder.linear_2": "time_embedding.2",
-    "condition_embedder.text_embedder.linear_1": "text_embedding.0", "condition_embedder.text_embedder.linear_2": "text_embedding.2",
-    "condition_embedder.time_proj": "time_projection.1", "proj_out": "head.head", "attn1": "self_attn", "attn2": "cross_attn",
-    "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "o", "ffn.net.0.proj": "ffn.0", "ffn.net.2": "ffn.2", "norm2": "norm3",
-}  # fmt: skip
-RESIDUAL = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6", "conv_shortcut": "shortcut"}
+    "condition_embedder.time_embedder.linear_1": "time_embedding.0",
+    "condition_embedder.time_embedder.linear_2": "time_embedding.2",
+    "condition_embedder.text_embedder.linear_1": "text_embedding.0",
+    "condition_embedder.text_embedder.linear_2": "text_embedding.2",
+    "condition_embedder.time_proj": "time_projection.1",
+    "proj_out": "head.head",
+    "attn1": "self_attn",
+    "attn2": "cross_attn",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "o",
+    "ffn.net.0.proj": "ffn.0",
+    "ffn.net.2": "ffn.2",
+    "norm2": "norm3",
+}
+RESIDUAL = {
+    "norm1": "residual.0",
+    "conv1": "residual.2",
+    "norm2": "residual.3",
+    "conv2": "residual.6",
+    "conv_shortcut": "shortcut",
+}
 
 
 def expert_name(name: str) -> str:
@@ -26,11 +44,19 @@ def expert_name(name: str) -> str:
 
 
 def vae_name(name: str) -> str:
-    """Of a VAE with two residual blocks a level, as the real one: each level of the decoder counts 3 of them and its upsampler."""
+    """Of a VAE with two residual blocks a level, as the real one: each level of the decoder counts 3 of them and its
+    upsampler."""
     name = re.sub(r"^quant_conv", "conv1", name)
     name = re.sub(r"^post_quant_conv", "conv2", name)
-    name = name.replace(".conv_in.", ".conv1.").replace(".norm_out.", ".head.0.").replace(".conv_out.", ".head.2.").replace("down_blocks", "downsamples")
-    name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"middle.{2 * int(m[1])}", name).replace("mid_block.attentions.0", "middle.1")
+    name = (
+        name.replace(".conv_in.", ".conv1.")
+        .replace(".norm_out.", ".head.0.")
+        .replace(".conv_out.", ".head.2.")
+        .replace("down_blocks", "downsamples")
+    )
+    name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"middle.{2 * int(m[1])}", name).replace(
+        "mid_block.attentions.0", "middle.1"
+    )
     name = re.sub(r"up_blocks\.(\d)\.resnets\.(\d)", lambda m: f"upsamples.{4 * int(m[1]) + int(m[2])}", name)
     name = re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"upsamples.{4 * int(m[1]) + 3}", name)
     if re.match(r"(en|de)coder\.(downsamples|upsamples|middle)\.", name):
@@ -49,11 +75,19 @@ def shrunk(tensors: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tensor
             out[name] = t.half()
         elif how == "fp8_scaled":
             scale = t.abs().max() / 448
-            out |= {name: (t / scale).to(torch.float8_e4m3fn), f"{layer}.scale_weight": scale, f"{layer}.scale_input": torch.ones(())}
+            out |= {
+                name: (t / scale).to(torch.float8_e4m3fn),
+                f"{layer}.scale_weight": scale,
+                f"{layer}.scale_input": torch.ones(()),
+            }
         else:
             scale = t.abs().amax(1, keepdim=True) / 448
             mark = torch.frombuffer(bytearray(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
-            out |= {name: (t / scale).to(torch.float8_e4m3fn), f"{layer}.weight_scale": scale, f"{layer}.comfy_quant": mark}
+            out |= {
+                name: (t / scale).to(torch.float8_e4m3fn),
+                f"{layer}.weight_scale": scale,
+                f"{layer}.comfy_quant": mark,
+            }
     return out
 
 
@@ -63,7 +97,9 @@ def restored(tensors: dict[str, torch.Tensor], how: str) -> dict[str, torch.Tens
     out = {}
     for name in tensors:
         layer = name.removesuffix(".weight")
-        scale = kept.get(f"{layer}.scale_weight", kept.get(f"{layer}.weight_scale")) if name.endswith(".weight") else None
+        scale = (
+            kept.get(f"{layer}.scale_weight", kept.get(f"{layer}.weight_scale")) if name.endswith(".weight") else None
+        )
         out[name] = kept[name].float() if scale is None else kept[name].float() * scale
     return out
 
@@ -74,7 +110,16 @@ def sentencepiece_model(words: int = 60) -> bytes:
 
     text = [f"orbit {i} around the red subject with a slow camera, {i * 7} degrees" for i in range(200)]
     out = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(text), model_writer=out, vocab_size=words, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text),
+        model_writer=out,
+        vocab_size=words,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        minloglevel=2,
+    )
     return out.getvalue()
 
 
@@ -82,7 +127,9 @@ def write_expert(path: Path, folder: Path, how: str, *, prefix: str = "") -> dic
     """One expert of a diffusers folder as ComfyUI's file; the fp32 weights it stands for, under diffusers' names."""
     tensors = load_file(folder / "diffusion_pytorch_model.safetensors")
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({prefix + name: t for name, t in shrunk({expert_name(n): t for n, t in tensors.items()}, how).items()}, path)
+    save_file(
+        {prefix + name: t for name, t in shrunk({expert_name(n): t for n, t in tensors.items()}, how).items()}, path
+    )
     return dict(zip(tensors, restored({expert_name(n): t for n, t in tensors.items()}, how).values(), strict=True))
 
 

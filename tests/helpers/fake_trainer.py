@@ -32,7 +32,11 @@ def main() -> int:
     parser.add_argument("--fail", action="store_true", help="say failed at once")
     parser.add_argument("--deaf", action="store_true", help="ignore SIGTERM and control files")
     parser.add_argument("--linger", action="store_true", help="stay after the last word")
-    parser.add_argument("--environ", type=Path, help="a folder: the environment of each attempt is written into it, as NAME-ATTEMPT.json")
+    parser.add_argument(
+        "--environ",
+        type=Path,
+        help="a folder: the environment of each attempt is written into it, as NAME-ATTEMPT.json",
+    )
     args = parser.parse_args()
 
     asked: list[int] = []
@@ -47,7 +51,11 @@ def main() -> int:
     shutil.copyfile(args.job, run_dir / "job.toml")
     old = [event for event, _ in read_events(path)] if path.exists() else []
     seq, attempt = (old[-1].seq, old[-1].attempt + 1) if old else (0, 1)
-    first = max((e.data["step"] for e in old if e.kind == "checkpoint"), default=0) if args.from_step < 0 else args.from_step
+    first = (
+        max((e.data["step"] for e in old if e.kind == "checkpoint"), default=0)
+        if args.from_step < 0
+        else args.from_step
+    )
     file = path.open("ab", buffering=0)
     if args.environ:
         (args.environ / f"{job.job.name}-{attempt}.json").write_text(json.dumps(dict(os.environ)))
@@ -55,7 +63,10 @@ def main() -> int:
     def emit(kind, **data):
         nonlocal seq
         seq += 1
-        file.write(msgspec.json.encode(Event(seq=seq, time=time.time(), run="fake", attempt=attempt, kind=kind, data=data)) + b"\n")
+        file.write(
+            msgspec.json.encode(Event(seq=seq, time=time.time(), run="fake", attempt=attempt, kind=kind, data=data))
+            + b"\n"
+        )
 
     def save(step):
         folder = run_dir / f"checkpoints/step_{step:09}"
@@ -74,7 +85,14 @@ def main() -> int:
                 case {"command": "save", "id": str()}:
                     save(step)
                 case {"command": "sample", "id": str()}:
-                    emit("sample", step=step, path=f"samples/step_{step:09}/00.mp4", poster=f"samples/step_{step:09}/00.png", prompt="p", seed=42)
+                    emit(
+                        "sample",
+                        step=step,
+                        path=f"samples/step_{step:09}/00.mp4",
+                        poster=f"samples/step_{step:09}/00.png",
+                        prompt="p",
+                        seed=42,
+                    )
                 case {"command": "set", "id": str(), "field": field, "value": value}:
                     old = get_value(job, field)
                     job = with_value(job, field, parse_value(field, value))
@@ -83,18 +101,45 @@ def main() -> int:
                     raise AssertionError(order)
         return bool(asked) and not args.deaf
 
-    facts = {"pid": os.getpid(), "session": os.getsid(0), "gpus": os.environ["CUDA_VISIBLE_DEVICES"], "args": sys.argv[1:], "cwd": str(Path.cwd())}
+    facts = {
+        "pid": os.getpid(),
+        "session": os.getsid(0),
+        "gpus": os.environ["CUDA_VISIBLE_DEVICES"],
+        "args": sys.argv[1:],
+        "cwd": str(Path.cwd()),
+    }
     print("facts", json.dumps(facts), flush=True)
     if args.fail:
         emit("failed", cause="2 errors in the job.", next="Fix them.")
         return 1
-    emit("started", name=job.job.name, job=job_to_dict(job), plan="fake", versions={}, device="cpu", steps=job.training.steps, resumed_from=first)
+    emit(
+        "started",
+        name=job.job.name,
+        job=job_to_dict(job),
+        plan="fake",
+        versions={},
+        device="cpu",
+        steps=job.training.steps,
+        resumed_from=first,
+    )
     emit("phase", name="loading", done=1, total=1, text="")
     step = first
     while step < job.training.steps:
         step += 1
         time.sleep(args.pace)
-        emit("step", step=step, expert="high_noise" if step % 2 else "low_noise", loss=1 / step, lr=job.training.lr, grad_norm=0.1, timestep=900.0, seconds={"total": args.pace}, vram_gib=0.0, ram_gib=0.1, clips=[0])
+        emit(
+            "step",
+            step=step,
+            expert="high_noise" if step % 2 else "low_noise",
+            loss=1 / step,
+            lr=job.training.lr,
+            grad_norm=0.1,
+            timestep=900.0,
+            seconds={"total": args.pace},
+            vram_gib=0.0,
+            ram_gib=0.1,
+            clips=[0],
+        )
         if step % 10 == 0:
             save(step)
         if step == args.die_at:

@@ -20,7 +20,8 @@ def files(floor: str, root: Path = ROOT) -> Iterator[tuple[str, Path]]:
 
 
 def imports(module: str, path: Path) -> Iterator[tuple[str, int]]:
-    """(full dotted name, line) of all that a module imports: at its top, inside a function, or by `import_module` of a plain name."""
+    """(full dotted name, line) of all that a module imports: at its top, inside a function, or by `import_module` of a
+    plain name."""
     package = module if path.name == "__init__.py" else module.rpartition(".")[0]
     for node in ast.walk(ast.parse(path.read_bytes(), str(path))):
         if isinstance(node, ast.Import):
@@ -30,7 +31,13 @@ def imports(module: str, path: Path) -> Iterator[tuple[str, int]]:
             name = ".".join([*start, *([node.module] if node.module else [])])
             yield from ((f"{name}.{alias.name}", node.lineno) for alias in node.names)
         elif isinstance(node, ast.Call) and node.args:
-            called = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id if isinstance(node.func, ast.Name) else ""
+            called = (
+                node.func.attr
+                if isinstance(node.func, ast.Attribute)
+                else node.func.id
+                if isinstance(node.func, ast.Name)
+                else ""
+            )
             if called in ("import_module", "__import__") and (start_of := _start(node.args[0])):
                 yield start_of, node.lineno
 
@@ -42,7 +49,8 @@ def _start(argument: ast.expr) -> str:
 
 
 def room_of(name: str, root: Path = ROOT) -> str:
-    """The room that a dotted name lies in, without its floor: a folder, a file beside folders, or "" for the floor itself."""
+    """The room that a dotted name lies in, without its floor: a folder, a file beside folders, or "" for the floor
+    itself."""
     parts = name.strip(".").split(".")
     while parts and not (root.joinpath(*parts).is_dir() or root.joinpath(*parts).with_suffix(".py").exists()):
         parts.pop()  # a name within a module

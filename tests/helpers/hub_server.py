@@ -1,4 +1,5 @@
-"""A Hub for tests: the few requests of a download, over HTTP on the loopback, from a folder for each repository; with faults on demand."""
+"""A Hub for tests: the few requests of a download, over HTTP on the loopback, from a folder for each repository; with
+faults on demand."""
 
 import hashlib
 import json
@@ -13,7 +14,8 @@ COMMIT = "a" * 40
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves each folder of `repos` under its id. Large files (safetensors) lie on "another" server: the same one, as localhost."""
+    """Serves each folder of `repos` under its id. Large files (safetensors) lie on "another" server: the same one, as
+    localhost."""
 
     daemon_threads = True
 
@@ -22,7 +24,9 @@ class Hub(ThreadingHTTPServer):
         self.repos = repos
         self.asked: list[tuple[str, str, str, bool]] = []  # method, path, range, whether a token came along
         self.cuts: dict[str, list[int]] = {}  # file -> bytes after which each next answer breaks off
-        self.refusals: dict[str, list[tuple[int, dict[str, str]]]] = {}  # path without owner and revision -> status and headers of each next answer; "" is any repository, an id that one
+        # path without owner and revision -> status and headers of each next answer; "" is any repository, an id that
+        # one
+        self.refusals: dict[str, list[tuple[int, dict[str, str]]]] = {}
         self.spoilt: list[str] = []  # files whose next answer has a wrong byte
 
     @property
@@ -32,7 +36,11 @@ class Hub(ThreadingHTTPServer):
     @property
     def large(self) -> list[str]:
         """Every large file that was asked for, with its repository: `owner/model/transformer/x.safetensors`."""
-        return [path.removeprefix("/cdn/") for method, path, _, _ in self.asked if method == "GET" and path.startswith("/cdn/")]
+        return [
+            path.removeprefix("/cdn/")
+            for method, path, _, _ in self.asked
+            if method == "GET" and path.startswith("/cdn/")
+        ]
 
     def gets(self, file: str) -> list[str]:
         """The ranges in which a file was asked for."""
@@ -72,7 +80,11 @@ class Handler(BaseHTTPRequestHandler):
         self.server.asked.append((self.command, path, self.headers.get("Range", ""), "Authorization" in self.headers))
         plain = path.removeprefix("/api/models").removeprefix("/cdn").removeprefix("/")
         repo = next((repo for repo in self.server.repos if plain == repo or plain.startswith(f"{repo}/")), "")
-        name = plain.removeprefix(f"{repo}/").removeprefix("resolve/").removeprefix(f"{COMMIT}/").removeprefix("main/") if not path.startswith("/api/") else ""
+        name = (
+            plain.removeprefix(f"{repo}/").removeprefix("resolve/").removeprefix(f"{COMMIT}/").removeprefix("main/")
+            if not path.startswith("/api/")
+            else ""
+        )
         if not name and self.server.refusals.get(repo):
             status, headers = self.server.refusals[repo].pop(0)
             self._send(status, headers, b"")
@@ -91,10 +103,20 @@ class Handler(BaseHTTPRequestHandler):
     def _file(self, repo: str, name: str, file: Path, path: str, *, body: bool) -> None:
         content = file.read_bytes()
         if name.endswith(".safetensors") and "/resolve/" in path:
-            headers = {"X-Repo-Commit": COMMIT, "X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Linked-Size": str(len(content))}
-            self._send(302, {**headers, "Location": f"http://localhost:{self.server.server_port}/cdn/{repo}/{name}"}, b"")
+            headers = {
+                "X-Repo-Commit": COMMIT,
+                "X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+                "X-Linked-Size": str(len(content)),
+            }
+            self._send(
+                302, {**headers, "Location": f"http://localhost:{self.server.server_port}/cdn/{repo}/{name}"}, b""
+            )
             return
-        headers, status, begin = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(content).hexdigest()}"', "Accept-Ranges": "bytes"}, 200, 0
+        headers, status, begin = (
+            {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha1(content).hexdigest()}"', "Accept-Ranges": "bytes"},
+            200,
+            0,
+        )
         if ranged := self.headers.get("Range"):
             begin, status = int(ranged.removeprefix("bytes=").rstrip("-")), 206
             headers["Content-Range"] = f"bytes {begin}-{len(content) - 1}/{len(content)}"
@@ -105,7 +127,9 @@ class Handler(BaseHTTPRequestHandler):
         cut = self.server.cuts[name].pop(0) if body and self.server.cuts.get(name) else len(content)
         self._send(status, headers, content, cut=cut, body=body)
 
-    def _send(self, status: int, headers: dict[str, str], content: bytes, *, cut: int | None = None, body: bool = True) -> None:
+    def _send(
+        self, status: int, headers: dict[str, str], content: bytes, *, cut: int | None = None, body: bool = True
+    ) -> None:
         self.send_response(status)
         for key, value in ({"Content-Length": str(len(content))} | headers).items():
             self.send_header(key, value)
@@ -119,7 +143,11 @@ class Handler(BaseHTTPRequestHandler):
         siblings, folder = [], self.server.repos[repo]
         for file in sorted(f for f in folder.rglob("*") if f.is_file()):
             content = file.read_bytes()
-            entry: dict[str, object] = {"rfilename": file.relative_to(folder).as_posix(), "size": len(content), "blobId": hashlib.sha1(content).hexdigest()}
+            entry: dict[str, object] = {
+                "rfilename": file.relative_to(folder).as_posix(),
+                "size": len(content),
+                "blobId": hashlib.sha1(content).hexdigest(),
+            }
             if file.suffix == ".safetensors":
                 entry["lfs"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 100}
             siblings.append(entry)

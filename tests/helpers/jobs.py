@@ -30,7 +30,8 @@ CLIPS = threading.Lock()
 
 
 def clip(number: int) -> Path:
-    """One clip per number and test process, whichever thread asks: two encodes of the same frames may differ in a bit."""
+    """One clip per number and test process, whichever thread asks: two encodes of the same frames may differ in a
+    bit."""
     with CLIPS:  # `cache` alone lets two threads that ask at once make one each
         return _clip(number)
 
@@ -38,13 +39,29 @@ def clip(number: int) -> Path:
 @cache
 def _clip(number: int) -> Path:
     path = Path(tempfile.mkdtemp(prefix="wlclips")) / f"{number}.mp4"
-    return write_clip(path, frames=12, fps=16.0, width=64, height=48, picture=lambda i: np.roll(numbered(i, 64, 48), 5 * number, axis=1))
+    return write_clip(
+        path,
+        frames=12,
+        fps=16.0,
+        width=64,
+        height=48,
+        picture=lambda i: np.roll(numbered(i, 64, 48), 5 * number, axis=1),
+    )
 
 
 def write_job(
-    folder: Path, tiny: Path, *, prompts: int = 1, clips: int = 3, dataset: dict | None = None, target: dict | None = None, save: dict | None = None,
-    sample: dict | None = None, trigger: str = "", **training,
-) -> Path:  # fmt: skip
+    folder: Path,
+    tiny: Path,
+    *,
+    prompts: int = 1,
+    clips: int = 3,
+    dataset: dict | None = None,
+    target: dict | None = None,
+    save: dict | None = None,
+    sample: dict | None = None,
+    trigger: str = "",
+    **training,
+) -> Path:
     """A motion job over `clips` clips in `folder`; returns the job file. Keyword arguments change panels."""
     data = folder / "clips"
     data.mkdir(parents=True, exist_ok=True)
@@ -54,12 +71,19 @@ def write_job(
     picture = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
     Image.fromarray(picture).save(folder / "control.png")
     job = Job(
-        job=JobPanel(name="t", trigger=trigger), model=ModelPanel(path=str(tiny)), quantization=QuantizationPanel(text_encoder="none"),
-        multistage=MultistagePanel(switch_every=2), target=TargetPanel(**{"rank": 2, **(target or {})}), save=SavePanel(**{"every": 4, "keep": 2, **(save or {})}),
+        job=JobPanel(name="t", trigger=trigger),
+        model=ModelPanel(path=str(tiny)),
+        quantization=QuantizationPanel(text_encoder="none"),
+        multistage=MultistagePanel(switch_every=2),
+        target=TargetPanel(**{"rank": 2, **(target or {})}),
+        save=SavePanel(**{"every": 4, "keep": 2, **(save or {})}),
         training=TrainingPanel(**{"steps": 8, "optimizer": "adamw", "lr": 1e-3, **training}),
         datasets=[DatasetPanel(**{"path": "clips", "num_frames": 5, "resolutions": [64], **(dataset or {})})],
-        sample=SamplePanel(**{"every": 4, "width": 64, "height": 48, "num_frames": 5, "steps": 2, **(sample or {})}, prompts=[PromptPanel(prompt=f"orbit [trigger] {i}", ctrl_img="control.png") for i in range(prompts)]),
-    )  # fmt: skip
+        sample=SamplePanel(
+            **{"every": 4, "width": 64, "height": 48, "num_frames": 5, "steps": 2, **(sample or {})},
+            prompts=[PromptPanel(prompt=f"orbit [trigger] {i}", ctrl_img="control.png") for i in range(prompts)],
+        ),
+    )
     path = folder / "job.toml"
     save_job(job, path)
     return path

@@ -1,8 +1,9 @@
-"""Which level a test is of. It is found from what the test can reach, so that nobody marks tests by hand and `fast` stays what it says.
+"""Which level a test is of. It is found from what the test can reach, so that nobody marks tests by hand and `fast`
+stays what it says.
 
-A test is looked through together with its fixtures: the names in its code, and in the tests' own functions and classes that it names.
-What hides from that (a start deep within the product, a name in a string) is caught as it runs, and told with the mark to write.
-Only what is long for its amount of work alone is marked by hand.
+A test is looked through together with its fixtures: the names in its code, and in the tests' own functions and classes
+that it names. What hides from that (a start deep within the product, a name in a string) is caught as it runs, and told
+with the mark to write. Only what is long for its amount of work alone is marked by hand.
 """
 
 import sys
@@ -17,7 +18,18 @@ LEVELS = {
     "process": "starts processes (commands, daemons, terminals, workers, compilers), trains, or takes many seconds",
     "torture": "trains again and again, killed and starved at one place after another",
 }
-STARTS = {"subprocess", "pexpect", "fork", "multiprocessing", "run_job", "Loader", "ensure_running", "start_trainer", "WanloraApp"}  # names that start a process, or a training
+# names that start a process, or a training
+STARTS = {
+    "subprocess",
+    "pexpect",
+    "fork",
+    "multiprocessing",
+    "run_job",
+    "Loader",
+    "ensure_running",
+    "start_trainer",
+    "WanloraApp",
+}
 AUDITED = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"}
 
 _started: list[str] | None = None  # what a fast test has started; None while none runs
@@ -33,13 +45,17 @@ def _names(code: types.CodeType) -> Iterator[str]:
 def starts(thing: Any, seen: set[Any]) -> bool:
     """Whether a function or a class of the tests, or what it names among them, starts a process or trains."""
     if isinstance(thing, type):
-        return any(starts(part, seen) for c in thing.__mro__ for part in vars(c).values() if c.__module__.startswith("tests."))
+        return any(
+            starts(part, seen) for c in thing.__mro__ for part in vars(c).values() if c.__module__.startswith("tests.")
+        )
     function = getattr(thing, "__wrapped__", thing)
     if not isinstance(function, types.FunctionType) or not function.__module__.startswith("tests.") or function in seen:
         return False
     seen.add(function)
     names = set(_names(function.__code__))
-    return bool(names & STARTS) or any(starts(function.__globals__[name], seen) for name in sorted(names & function.__globals__.keys()))
+    return bool(names & STARTS) or any(
+        starts(function.__globals__[name], seen) for name in sorted(names & function.__globals__.keys())
+    )
 
 
 def mark(item: pytest.Function) -> None:

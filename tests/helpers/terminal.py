@@ -14,9 +14,24 @@ import pyte
 from tests.helpers.waiting import PATIENCE, until
 
 KEYS = {
-    "enter": "\r", "tab": "\t", "escape": "\x1b", "backspace": "\x7f", "ctrl+u": "\x15", "ctrl+c": "\x03", "up": "\x1b[A", "down": "\x1b[B", "right": "\x1b[C", "left": "\x1b[D",
-    "f1": "\x1bOP", "f4": "\x1bOS", "f5": "\x1b[15~", "f6": "\x1b[17~", "f7": "\x1b[18~", "f8": "\x1b[19~", "f9": "\x1b[20~",
-}  # fmt: skip
+    "enter": "\r",
+    "tab": "\t",
+    "escape": "\x1b",
+    "backspace": "\x7f",
+    "ctrl+u": "\x15",
+    "ctrl+c": "\x03",
+    "up": "\x1b[A",
+    "down": "\x1b[B",
+    "right": "\x1b[C",
+    "left": "\x1b[D",
+    "f1": "\x1bOP",
+    "f4": "\x1bOS",
+    "f5": "\x1b[15~",
+    "f6": "\x1b[17~",
+    "f7": "\x1b[18~",
+    "f8": "\x1b[19~",
+    "f9": "\x1b[20~",
+}
 
 
 class _Screen(pyte.Screen):
@@ -31,12 +46,16 @@ class _Screen(pyte.Screen):
 class Terminal:
     """One program on a terminal of its own. Like a real one it is read all the time, whether somebody looks or not."""
 
-    def __init__(self, command: Sequence[str], *, size: tuple[int, int] = (80, 24), cwd: Path, env: Mapping[str, str]) -> None:
+    def __init__(
+        self, command: Sequence[str], *, size: tuple[int, int] = (80, 24), cwd: Path, env: Mapping[str, str]
+    ) -> None:
         columns, rows = size
         self._lock = threading.Lock()
         self._screen = _Screen(columns, rows)
         self._stream = pyte.ByteStream(self._screen)
-        self.process = pexpect.spawn(command[0], list(command[1:]), cwd=str(cwd), env=dict(env), dimensions=(rows, columns))
+        self.process = pexpect.spawn(
+            command[0], list(command[1:]), cwd=str(cwd), env=dict(env), dimensions=(rows, columns)
+        )
         self.process.delaybeforesend = None
         self._screen.answer = self.process.send
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -54,7 +73,8 @@ class Terminal:
                 return
             self.came(data)
             with self._lock:
-                # The emulator would draw the ends of these two questions (cell size, terminal's name), which nobody needs answered.
+                # The emulator would draw the ends of these two questions (cell size, terminal's name), which nobody
+                # needs answered.
                 self._stream.feed(data.replace(b"\x1b[16t", b"").replace(b"\x1b[>q", b""))
 
     def came(self, data: bytes) -> None:
@@ -77,7 +97,8 @@ class Terminal:
             self.process.send(KEYS.get(key, key))
 
     def wait(self, wanted: str | Callable[[str], Any], what: str = "") -> Any:
-        """Wait for words on the screen (blanks and line ends do not count), or for a condition on its text; gives the condition's value."""
+        """Wait for words on the screen (blanks and line ends do not count), or for a condition on its text; gives the
+        condition's value."""
         condition = (lambda _: wanted in self.words) if isinstance(wanted, str) else wanted
         try:
             return until(lambda: condition(self.text), what or repr(wanted))

@@ -15,11 +15,17 @@ Picture = NDArray[np.uint8]  # height x width x 3, RGB
 BITS = 8  # numbered frames count to 255
 
 PIXEL_FORMATS = {"gif": "rgb8", "apng": "rgb24", "mjpeg": "yuvj420p", "prores_ks": "yuv422p10le"}
-OPTIONS = {"libx264": {"preset": "veryfast"}, "libx265": {"preset": "ultrafast", "x265-params": "log-level=none"}, "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"}, "libsvtav1": {"preset": "12", "svtav1-params": "lp=1"}}
+OPTIONS = {
+    "libx264": {"preset": "veryfast"},
+    "libx265": {"preset": "ultrafast", "x265-params": "log-level=none"},
+    "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
+    "libsvtav1": {"preset": "12", "svtav1-params": "lp=1"},
+}
 
 
 def numbered(number: int, width: int, height: int) -> Picture:
-    """A soft gradient with a square that walks to the right, and the frame's number as black and white blocks along the top."""
+    """A soft gradient with a square that walks to the right, and the frame's number as black and white blocks along the
+    top."""
     y, x = np.mgrid[0:height, 0:width]
     picture = np.stack([60 + 80 * x / width, 60 + 80 * y / height, np.full((height, width), 100.0)], axis=-1)
     side = max(4, height // 4)
@@ -38,13 +44,27 @@ def number_of(picture: Picture) -> int:
     return sum(1 << bit for bit in range(BITS) if picture[height // 8, int((bit + 0.5) * block)].mean() > 127)
 
 
-def write_clip(path: Path, frames: int = 48, fps: float = 24.0, width: int = 64, height: int = 48, codec: str = "libx264", rotation: int = 0, variable: bool = False, gop: int = 12, sound: bool = False, picture: Callable[[int], Picture] | None = None, options: dict[str, str] | None = None, muxing: dict[str, str] | None = None) -> Path:
+def write_clip(
+    path: Path,
+    frames: int = 48,
+    fps: float = 24.0,
+    width: int = 64,
+    height: int = 48,
+    codec: str = "libx264",
+    rotation: int = 0,
+    variable: bool = False,
+    gop: int = 12,
+    sound: bool = False,
+    picture: Callable[[int], Picture] | None = None,
+    options: dict[str, str] | None = None,
+    muxing: dict[str, str] | None = None,
+) -> Path:
     """Write a video; the container follows from the suffix of `path`. Returns `path`.
 
     `rotation` is the degrees (90, 180, 270) that the picture must be turned counterclockwise for viewing, kept as a
     display matrix as phones do: the file holds pictures of width x height. `variable` doubles every third frame's
-    duration. `picture(i)` gives frame i (default: `numbered`). `sound` adds an AAC track of silence. `options` go to the
-    encoder, `muxing` to the container.
+    duration. `picture(i)` gives frame i (default: `numbered`). `sound` adds an AAC track of silence. `options` go to
+    the encoder, `muxing` to the container.
     """
     draw = picture or (lambda i: numbered(i, width, height))
     rate = Fraction(fps).limit_denominator(1001)
@@ -66,7 +86,9 @@ def write_clip(path: Path, frames: int = 48, fps: float = 24.0, width: int = 64,
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
         if voice is not None:
-            silence = av.AudioFrame.from_ndarray(np.zeros((1, int(8000 * frames / fps)), np.float32), format="fltp", layout="mono")
+            silence = av.AudioFrame.from_ndarray(
+                np.zeros((1, int(8000 * frames / fps)), np.float32), format="fltp", layout="mono"
+            )
             silence.sample_rate, silence.pts = 8000, 0
             out.mux(voice.encode(silence))
             out.mux(voice.encode(None))

@@ -5,12 +5,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-PATIENCE = 300.0  # seconds after which what must come counts as never coming: ten times what the slowest takes on a quiet machine
+# seconds after which what must come counts as never coming: ten times what the slowest takes on a quiet machine
+PATIENCE = 300.0
 LOOK = 0.02  # seconds between two looks, at least
 
 
 def between_looks(began: float) -> float:
-    """Seconds to wait after a look that began then. Looking takes a fifth of the time at most: what is waited for may need this very core."""
+    """Seconds to wait after a look that began then. Looking takes a fifth of the time at most: what is waited for may
+    need this very core."""
     return max(LOOK, 4 * (time.monotonic() - began))
 
 

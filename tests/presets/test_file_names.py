@@ -17,7 +17,10 @@ from presets.rules.check import check, gather
 from tests.helpers.facts import gpu, machine
 from tests.helpers.videos import write_clip, write_image
 
-JOB = '[job]\nname = "orbit"\n[[datasets]]\npath = "clips"\nnum_frames = 5\nresolutions = [64]\n[training]\noptimizer = "adamw"\n'
+JOB = (
+    '[job]\nname = "orbit"\n[[datasets]]\npath = "clips"\nnum_frames = 5\nresolutions = [64]\n[training]\noptimizer ='
+    ' "adamw"\n'
+)
 
 
 def odd(folder: Path, name: bytes) -> Path:
@@ -29,7 +32,15 @@ def test_what_is_not_utf8_is_written_out() -> None:
     assert escaped("café 猫.mp4") == "café 猫.mp4" and is_utf8("café 猫.mp4")
 
 
-@pytest.mark.parametrize(("name", "becomes"), [(b"caf\xe9.mp4", "café.mp4"), (b"it's \xe9 \\ $x.mp4", "it's é \\ $x.mp4"), (b"\x81\x8d.mp4", None), (b"a\nb\xff.mp4", None)])
+@pytest.mark.parametrize(
+    ("name", "becomes"),
+    [
+        (b"caf\xe9.mp4", "café.mp4"),
+        (b"it's \xe9 \\ $x.mp4", "it's é \\ $x.mp4"),
+        (b"\x81\x8d.mp4", None),
+        (b"a\nb\xff.mp4", None),
+    ],
+)
 def test_the_command_renames_the_file(tmp_path: Path, name: bytes, becomes: str | None) -> None:
     path = odd(tmp_path, name)
     path.write_bytes(b"x")
@@ -59,7 +70,9 @@ def test_a_scan_names_each_with_its_rename(tmp_path: Path) -> None:
     found = scan_dataset(DatasetPanel(path="clips"), 0, tmp_path)
     assert [Path(c.path).name for c in found.clips] == ["a.mp4"]
     told = [(p.field, p.severity) for p in found.problems if p.code == "name-not-utf8"]
-    assert sorted(told) == sorted((f"{folder}/{name}", "error") for name in (r"caf\xe9.mp4", r"caf\xe9.txt", r"\xff.png", r"d\xe9j\xe0"))
+    assert sorted(told) == sorted(
+        (f"{folder}/{name}", "error") for name in (r"caf\xe9.mp4", r"caf\xe9.txt", r"\xff.png", r"d\xe9j\xe0")
+    )
     [of_clip] = [p for p in found.problems if p.field.endswith(r"caf\xe9.mp4")]
     assert r"$'" in of_clip.fix and "café.mp4" in of_clip.fix and r"caf\xe9.mp4" in of_clip.message
     [ignored] = [p for p in found.problems if p.code == "files-ignored"]
@@ -71,8 +84,19 @@ def test_a_scan_names_each_with_its_rename(tmp_path: Path) -> None:
 def test_the_commands_say_it_and_do_not_fall(tmp_path: Path) -> None:
     folder_of_odd_names(tmp_path)
     (tmp_path / "job.toml").write_text(JOB)
-    for command in (["check", "job.toml"], ["check", "job.toml", "--json"], ["new", "--kind", "motion", "--clips", "clips", "--out", "other.toml"], ["train", "job.toml"]):
-        done = subprocess.run([sys.executable, "-m", "wanlora_tui.cli", *command], cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "HOME": str(tmp_path)})
+    for command in (
+        ["check", "job.toml"],
+        ["check", "job.toml", "--json"],
+        ["new", "--kind", "motion", "--clips", "clips", "--out", "other.toml"],
+        ["train", "job.toml"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "wanlora_tui.cli", *command],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "HOME": str(tmp_path)},
+        )
         said = done.stdout + done.stderr
         assert r"caf\xe9.mp4" in said.replace(r"\\", "\\"), said
         assert "Traceback" not in said and "a bug in wanlora" not in said
@@ -100,14 +124,33 @@ def test_a_job_file_in_a_folder_of_an_odd_name_is_refused(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"d\\xe9j\\xe0 is not UTF-8") as caught:
         load_job(folder / "job.toml")
     assert "mv -n" in caught.value.fix and is_utf8(str(caught.value))
-    for arguments, cwd in ((["check", "job.toml"], folder), (["check", folder / "job.toml"], tmp_path), (["new", "--kind", "motion", "--clips", folder], tmp_path), (["train", "job.toml", "--out", folder], tmp_path)):
+    for arguments, cwd in (
+        (["check", "job.toml"], folder),
+        (["check", folder / "job.toml"], tmp_path),
+        (["new", "--kind", "motion", "--clips", folder], tmp_path),
+        (["train", "job.toml", "--out", folder], tmp_path),
+    ):
         (tmp_path / "job.toml").write_text(JOB)
-        done = subprocess.run([sys.executable, "-m", "wanlora_tui.cli", *arguments], cwd=cwd, capture_output=True, text=True)
-        assert done.returncode == 1 and done.stderr.startswith("wanlora: ") and "is not UTF-8" in done.stderr and "Traceback" not in done.stderr, done.stderr
+        done = subprocess.run(
+            [sys.executable, "-m", "wanlora_tui.cli", *arguments], cwd=cwd, capture_output=True, text=True
+        )
+        assert (
+            done.returncode == 1
+            and done.stderr.startswith("wanlora: ")
+            and "is not UTF-8" in done.stderr
+            and "Traceback" not in done.stderr
+        ), done.stderr
     require_utf8(tmp_path / "fine.toml")
 
 
-@pytest.mark.parametrize(("field", "value"), [("model.path", os.fsdecode(b"b\xe9se")), ("datasets[0].path", os.fsdecode(b"\xff")), ("sample.accelerator", os.fsdecode(b"l\xf6ra.safetensors"))])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model.path", os.fsdecode(b"b\xe9se")),
+        ("datasets[0].path", os.fsdecode(b"\xff")),
+        ("sample.accelerator", os.fsdecode(b"l\xf6ra.safetensors")),
+    ],
+)
 def test_no_field_of_a_job_takes_such_a_name(field: str, value: str) -> None:
     with pytest.raises(JobError, match=rf"{field.replace('[', '.').replace(']', '.')}: .*\\x.* is not UTF-8") as caught:
         with_value(parse_job(JOB), field, value)

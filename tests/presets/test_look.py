@@ -104,7 +104,9 @@ class EndsAfter(Look):
         super().go_on()
 
 
-def test_an_ended_scan_looks_at_no_further_clip_and_keeps_what_it_knows(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ended_scan_looks_at_no_further_clip_and_keeps_what_it_knows(
+    many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(known, "_known", {})
     looked_at: list[str] = []
     look = Look()
@@ -136,7 +138,9 @@ def test_listing_folders_ends_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("times", [0, 1, 10, 25, 40, 60])
-def test_a_clip_is_left_in_the_middle_and_is_no_bad_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+def test_a_clip_is_left_in_the_middle_and_is_no_bad_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
     """One keyframe, so its last frame decodes through all the others."""
     monkeypatch.setattr(known, "_known", {})
     path = write_clip(tmp_path / "clip.mp4", frames=48, gop=1000)

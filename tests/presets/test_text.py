@@ -10,11 +10,17 @@ from presets.text import sentences
     ("parts", "text"),
     [
         (("ImportError: no name x", "This is a bug"), "ImportError: no name x. This is a bug."),
-        (("the folder /nonexist does not exist", "Choose the folder that holds the clips"), "the folder /nonexist does not exist. Choose the folder that holds the clips."),
+        (
+            ("the folder /nonexist does not exist", "Choose the folder that holds the clips"),
+            "the folder /nonexist does not exist. Choose the folder that holds the clips.",
+        ),
         (("out of memory.", "Lower num_frames."), "out of memory. Lower num_frames."),
         (("is the disk full?", "", "  Look! "), "is the disk full? Look!"),
         (('it said "no."', "Ask again (now)"), 'it said "no." Ask again (now).'),
-        (("no daemon is running", "Start it with: wanlora daemon start"), "no daemon is running. Start it with: wanlora daemon start"),
+        (
+            ("no daemon is running", "Start it with: wanlora daemon start"),
+            "no daemon is running. Start it with: wanlora daemon start",
+        ),
         (("Start it with: wanlora daemon start", "Then look"), "Start it with: wanlora daemon start. Then look."),
         (("one", "one"), "one. one."),
         (("", " "), ""),

@@ -14,9 +14,11 @@ AT_MOST = 0.5  # seconds of computing: an app that follows a run in full swing i
 
 
 async def nothing_to_do(min_sleep: float = 0, max_sleep: float = 1) -> None:
-    """What was due within one look has been done, and all that came of it: every task waits for a timer, a socket or a thread.
+    """What was due within one look has been done, and all that came of it: every task waits for a timer, a socket or a
+    thread.
 
-    Textual's `wait_for_idle`, which this stands in for, takes a process that gets no CPU for idle, and gives up after a second by the clock.
+    Textual's `wait_for_idle`, which this stands in for, takes a process that gets no CPU for idle, and gives up after a
+    second by the clock.
     """
     await asyncio.sleep(LOOK)
     ready, began = asyncio.get_running_loop()._ready, process_time()  # type: ignore[attr-defined]
@@ -28,4 +30,6 @@ async def nothing_to_do(min_sleep: float = 0, max_sleep: float = 1) -> None:
 def patient_pilots(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (textual.app, textual.pilot):
         monkeypatch.setattr(module, "wait_for_idle", nothing_to_do)
-    monkeypatch.setattr(textual.pilot.Pilot, "_wait_for_screen", partialmethod(textual.pilot.Pilot._wait_for_screen, timeout=PATIENCE))
+    monkeypatch.setattr(
+        textual.pilot.Pilot, "_wait_for_screen", partialmethod(textual.pilot.Pilot._wait_for_screen, timeout=PATIENCE)
+    )

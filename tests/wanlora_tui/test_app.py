@@ -38,7 +38,9 @@ def says(pilot: Pilot[None], *words: str) -> Callable[[], bool]:
 
 
 @asynccontextmanager
-async def interface(folder: Path, size: tuple[int, int] = (80, 24), **options: Any) -> AsyncIterator[tuple[WanloraApp, Pilot[None]]]:
+async def interface(
+    folder: Path, size: tuple[int, int] = (80, 24), **options: Any
+) -> AsyncIterator[tuple[WanloraApp, Pilot[None]]]:
     app = WanloraApp(folder, folder / "seen", image=HalfcellImage, **options)
     async with app.run_test(size=size, notifications=True) as pilot:
         yield app, pilot
@@ -52,7 +54,13 @@ async def submit(folder: Path, tmp_path: Path, name: str = "orbit_v1", **options
 @pytest.mark.parametrize("size", [(80, 24), (100, 30), (160, 48)])
 async def test_the_empty_screen_says_what_to_do(folder: Path, size: tuple[int, int]):
     async with interface(folder, size) as (app, pilot):
-        await until(pilot, says(pilot, "No jobs yet", "Press n for the wizard", "wanlora demo", "● daemon alive", "New", "Quit", "Help"), "the empty screen")
+        await until(
+            pilot,
+            says(
+                pilot, "No jobs yet", "Press n for the wizard", "wanlora demo", "● daemon alive", "New", "Quit", "Help"
+            ),
+            "the empty screen",
+        )
         assert not list(outside(app.screen))
 
 
@@ -72,7 +80,21 @@ async def test_jobs_are_listed_with_their_pace_and_their_place(folder: Path, tmp
     await submit(folder, tmp_path, "orbit_v1", steps=5000, pace_ms=500)
     await submit(folder, tmp_path, "style_v1")
     async with interface(folder, size) as (app, pilot):
-        await until(pilot, says(pilot, "orbit_v1", "► running", "/5000", "high", "0.31", "style_v1", "… queued (1)", "2 jobs, 1 running, 1 queued"), "the table")
+        await until(
+            pilot,
+            says(
+                pilot,
+                "orbit_v1",
+                "► running",
+                "/5000",
+                "high",
+                "0.31",
+                "style_v1",
+                "… queued (1)",
+                "2 jobs, 1 running, 1 queued",
+            ),
+            "the table",
+        )
         assert not list(outside(app.screen))
 
 
@@ -166,7 +188,9 @@ async def test_the_daemon_dies_and_comes_back_while_we_watch(tmp_path: Path):
             await until(pilot, says(pilot, "trainer progressing"), "the dashboard")
             async with Client(folder) as client:
                 await client.shutdown()
-            await until(pilot, says(pilot, "✗ daemon not answering, training goes on", "trainer not seen"), "the dead light")
+            await until(
+                pilot, says(pilot, "✗ daemon not answering, training goes on", "trainer not seen"), "the dead light"
+            )
             before = app.screen.run.view.step
             await pilot.press("d")
             await until(pilot, says(pilot, "● daemon alive", "● trainer progressing"), "the light")
@@ -218,11 +242,21 @@ async def test_keys_typed_ahead_are_taken_in_order_and_the_palette_has_no_key_of
         await app.push_screen(WizardScreen(folder / "draft.json"))
         await until(pilot, lambda: app.screen.pane is not None, "the wizard")
         await pilot.press("enter")
-        await until(pilot, lambda: app.screen.step == "clips" and isinstance(app.focused, PathInput), "the folder's input")
+        await until(
+            pilot, lambda: app.screen.step == "clips" and isinstance(app.focused, PathInput), "the folder's input"
+        )
         offered = {b.binding.id for b in app.screen.active_bindings.values()}
         told = {c.help for c in app.get_system_commands(app.screen)}
-        assert {"form.next", "form.complete", "wizard.browse"} <= offered and "Pick a folder or an image from a tree." in told
-        widgets_own = {a.help for a in all_actions() if a.id.startswith(("form.", "list.", "table.", "text.", "picker.", "dialog."))}
+        assert {
+            "form.next",
+            "form.complete",
+            "wizard.browse",
+        } <= offered and "Pick a folder or an image from a tree." in told
+        widgets_own = {
+            a.help
+            for a in all_actions()
+            if a.id.startswith(("form.", "list.", "table.", "text.", "picker.", "dialog."))
+        }
         assert not widgets_own & told
 
 
@@ -246,7 +280,9 @@ async def test_ctrl_c_asks_once(folder: Path, monkeypatch: pytest.MonkeyPatch):
         assert app.return_code == 0
 
 
-async def test_ctrl_c_copies_what_is_selected_and_is_heard_over_dialogs_and_in_text_fields(folder: Path, monkeypatch: pytest.MonkeyPatch):
+async def test_ctrl_c_copies_what_is_selected_and_is_heard_over_dialogs_and_in_text_fields(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr("wanlora_tui.app.TWICE_SECONDS", 600.0)
     async with interface(folder) as (app, pilot):
         await until(pilot, says(pilot, "● daemon alive"), "the screen")

@@ -33,7 +33,9 @@ def folder() -> Iterator[Path]:
 def loaded_by(code: str) -> set[str]:
     """Which heavy packages are there after some code ran in a fresh process."""
     code += f"\nimport sys; print(*[m for m in {HEAVY!r} if m in sys.modules])"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
+    )
     return set(run.stdout.strip().rpartition("\n")[2].split())
 
 
@@ -49,24 +51,63 @@ def test_help_imports_nothing_heavy():
 
 
 def test_the_interface_imports_no_trainer():
-    assert not {"torch", "diffusers", "transformers", "peft"} & loaded_by("import wanlora_tui.app, wanlora_tui.commands.doctor, wanlora_tui.commands.demo, wanlora_tui.screens.wizard")
+    assert not {"torch", "diffusers", "transformers", "peft"} & loaded_by(
+        "import wanlora_tui.app, wanlora_tui.commands.doctor, wanlora_tui.commands.demo, wanlora_tui.screens.wizard"
+    )
 
 
 def test_help_names_every_command():
     said = wanlora("--help")
     assert said.returncode == 0
-    for word in ("demo", "new", "check", "train", "submit", "jobs", "watch", "stop", "resume", "cancel", "set", "save", "sample", "checkpoints", "attach", "plan", "timesteps", "ara", "cache", "daemon", "doctor"):
+    for word in (
+        "demo",
+        "new",
+        "check",
+        "train",
+        "submit",
+        "jobs",
+        "watch",
+        "stop",
+        "resume",
+        "cancel",
+        "set",
+        "save",
+        "sample",
+        "checkpoints",
+        "attach",
+        "plan",
+        "timesteps",
+        "ara",
+        "cache",
+        "daemon",
+        "doctor",
+    ):
         assert re.search(rf"^ +{word} ", said.stdout, re.MULTILINE), word
     assert "Exit codes" in said.stdout
 
 
-@pytest.mark.parametrize("line", ["fly", "check", "watch --json --plain", "demo --steps 0", "demo --steps x", "watch --since -1", "new --kind dance --clips .", "daemon", "stop"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "fly",
+        "check",
+        "watch --json --plain",
+        "demo --steps 0",
+        "demo --steps x",
+        "watch --since -1",
+        "new --kind dance --clips .",
+        "daemon",
+        "stop",
+    ],
+)
 def test_usage_is_told_with_code_2(line: str):
     said = wanlora(*line.split())
     assert said.returncode == 2 and "usage:" in said.stderr and said.stdout == ""
 
 
-@pytest.mark.parametrize("line", ["new", "check", "plan", "timesteps", "train", "ara", "cache list", "cache clear", "cache path"])
+@pytest.mark.parametrize(
+    "line", ["new", "check", "plan", "timesteps", "train", "ara", "cache list", "cache clear", "cache path"]
+)
 def test_commands_without_a_daemon_offer_no_folder_of_one(line: str):
     assert "--dir" not in wanlora(*line.split(), "--help").stdout
     assert "--dir" in wanlora("submit", "--help").stdout
@@ -76,7 +117,12 @@ def test_a_missing_job_file_is_one_line_and_no_traceback(tmp_path: Path):
     for command in ("check", "train", "submit"):
         said = wanlora(command, tmp_path / "no.toml")
         assert said.returncode == 1 and said.stdout == ""
-        assert said.stderr.startswith("wanlora: ") and "no such job file" in said.stderr and "Traceback" not in said.stderr and said.stderr.count("\n") == 1
+        assert (
+            said.stderr.startswith("wanlora: ")
+            and "no such job file" in said.stderr
+            and "Traceback" not in said.stderr
+            and said.stderr.count("\n") == 1
+        )
 
 
 def test_a_mistake_in_a_job_file_is_told_with_its_key(tmp_path: Path):
@@ -102,21 +148,61 @@ def test_check_lists_findings_for_people_and_for_programs(tmp_path: Path):
 
 def test_new_writes_a_job_that_loads_and_takes_settings(tmp_path: Path):
     clips(tmp_path, "one", "two")
-    said = wanlora("new", "--kind", "motion", "--clips", "clips", "--name", "orbit_v1", "--set", "training.lr=5e-5", "--set", "datasets.num_frames=33", "--out", "job.toml", cwd=tmp_path)
+    said = wanlora(
+        "new",
+        "--kind",
+        "motion",
+        "--clips",
+        "clips",
+        "--name",
+        "orbit_v1",
+        "--set",
+        "training.lr=5e-5",
+        "--set",
+        "datasets.num_frames=33",
+        "--out",
+        "job.toml",
+        cwd=tmp_path,
+    )
     assert (said.returncode, said.stdout) == (0, "job.toml\n"), said.stderr
-    assert "target.rank = 16: " in said.stderr and "training.lr" not in said.stderr and "no prompts, so it makes no previews" in said.stderr
+    assert (
+        "target.rank = 16: " in said.stderr
+        and "training.lr" not in said.stderr
+        and "no prompts, so it makes no previews" in said.stderr
+    )
     job = load_job(tmp_path / "job.toml")
-    assert (job.job.name, job.job.kind, job.training.lr, job.datasets[0].num_frames, job.datasets[0].path) == ("orbit_v1", "motion", 5e-5, 33, "clips")
+    assert (job.job.name, job.job.kind, job.training.lr, job.datasets[0].num_frames, job.datasets[0].path) == (
+        "orbit_v1",
+        "motion",
+        5e-5,
+        33,
+        "clips",
+    )
     nameless = wanlora("new", "--kind", "motion", "--clips", "clips", "--out", "other.toml", cwd=tmp_path)
-    assert nameless.returncode == 0 and load_job(tmp_path / "other.toml").job.name == "wan_i2v_motion_clips"  # as the wizard has it
+    # as the wizard has it
+    assert nameless.returncode == 0 and load_job(tmp_path / "other.toml").job.name == "wan_i2v_motion_clips"
     again = wanlora("new", "--kind", "motion", "--clips", "clips", "--out", "job.toml", cwd=tmp_path)
-    assert again.returncode == 1 and "exists already" in again.stderr and load_job(tmp_path / "job.toml").job.name == "orbit_v1"
+    assert (
+        again.returncode == 1
+        and "exists already" in again.stderr
+        and load_job(tmp_path / "job.toml").job.name == "orbit_v1"
+    )
 
 
-@pytest.mark.parametrize(("setting", "words"), [("training.lr", "has no value"), ("training.lrr=1", "Did you mean training.lr?"), ("training.steps=many", "expected integer"), ("target.rank=0", "rank")])
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("training.lr", "has no value"),
+        ("training.lrr=1", "Did you mean training.lr?"),
+        ("training.steps=many", "expected integer"),
+        ("target.rank=0", "rank"),
+    ],
+)
 def test_new_refuses_a_wrong_setting(tmp_path: Path, setting: str, words: str):
     clips(tmp_path, "one")
-    said = wanlora("new", "--kind", "style", "--clips", tmp_path / "clips", "--set", setting, "--out", tmp_path / "job.toml")
+    said = wanlora(
+        "new", "--kind", "style", "--clips", tmp_path / "clips", "--set", setting, "--out", tmp_path / "job.toml"
+    )
     assert said.returncode == 1 and words in said.stderr and not (tmp_path / "job.toml").exists()
 
 
@@ -125,7 +211,10 @@ def test_new_refuses_a_folder_without_clips(tmp_path: Path):
     said = wanlora("new", "--kind", "style", "--clips", tmp_path / "clips", "--out", tmp_path / "job.toml")
     assert said.returncode == 1 and said.stderr.count("wanlora:") == 1 and not (tmp_path / "job.toml").exists()
     missing = wanlora("new", "--kind", "style", "--clips", tmp_path / "none", "--out", tmp_path / "job.toml")
-    assert missing.stderr == f"wanlora: the folder {tmp_path / 'none'} does not exist. Choose the folder that holds the clips\n"
+    assert (
+        missing.stderr
+        == f"wanlora: the folder {tmp_path / 'none'} does not exist. Choose the folder that holds the clips\n"
+    )
 
 
 def test_without_a_terminal_the_screens_say_what_to_use(folder: Path):
@@ -147,13 +236,29 @@ def test_signs_that_an_encoding_lacks_stop_no_command(folder: Path, tmp_path: Pa
 
 def test_a_file_s_name_that_is_no_text_is_written_so_that_it_can_be_read():
     name = os.fsdecode(b"caf\xe9.toml")
-    said = subprocess.run([sys.executable, "-m", "wanlora_tui.cli", "check", name], cwd=ROOT, env=environment(), capture_output=True, timeout=PATIENCE, check=False)
+    said = subprocess.run(
+        [sys.executable, "-m", "wanlora_tui.cli", "check", name],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        timeout=PATIENCE,
+        check=False,
+    )
     assert rb"caf\xe9.toml is not UTF-8" in said.stderr and b"mv -n" in said.stderr and b"Traceback" not in said.stderr
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-"])
 def test_a_closed_stream_stops_no_command(folder: Path, closed: str):
-    said = subprocess.run(f"{sys.executable} -m wanlora_tui.cli jobs --json --dir {folder} {closed}", shell=True, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
+    said = subprocess.run(
+        f"{sys.executable} -m wanlora_tui.cli jobs --json --dir {folder} {closed}",
+        shell=True,
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
     assert said.returncode == 0 and "Traceback" not in said.stderr
     assert said.stdout.startswith("" if closed == ">&-" else "[")
 
@@ -174,7 +279,8 @@ def test_the_daemon_starts_once_answers_and_ends():
     try:
         assert "Started" in wanlora("daemon", "start", "--dir", folder).stderr
         assert "runs already" in wanlora("daemon", "start", "--dir", folder).stderr
-        assert wanlora("--dir", folder, "daemon", "status").returncode == 0  # the option works on both sides of the command
+        # the option works on both sides of the command
+        assert wanlora("--dir", folder, "daemon", "status").returncode == 0
     finally:
         assert "has ended" in wanlora("daemon", "stop", "--dir", folder).stderr
     assert wanlora("daemon", "status", "--dir", folder).returncode == 1
@@ -182,7 +288,10 @@ def test_the_daemon_starts_once_answers_and_ends():
 
 def submit(folder: Path, job: Path) -> None:
     """Past the checks: the test trainer needs neither clips nor a GPU."""
-    code = f"import asyncio, pathlib\nfrom daemon.wire.client import Client\nasync def go():\n    async with Client(pathlib.Path({str(folder)!r})) as c: await c.submit({str(job)!r})\nasyncio.run(go())"
+    code = (
+        "import asyncio, pathlib\nfrom daemon.wire.client import Client\nasync def go():\n    async with"
+        f" Client(pathlib.Path({str(folder)!r})) as c: await c.submit({str(job)!r})\nasyncio.run(go())"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=environment())
 
 
@@ -190,7 +299,9 @@ def test_watch_prints_a_line_for_each_event_and_ends_with_the_run(folder: Path, 
     submit(folder, write_job(tmp_path, "watched_v1", steps=40, pace_ms=5))
     live = wanlora("watch", "watched_v1", "--plain", "--dir", folder)
     assert live.returncode == 0
-    events = [json.loads(line) for line in wanlora("watch", "watched_v1", "--json", "--dir", folder).stdout.splitlines()]
+    events = [
+        json.loads(line) for line in wanlora("watch", "watched_v1", "--json", "--dir", folder).stdout.splitlines()
+    ]
     assert [e["seq"] for e in events] == list(range(1, len(events) + 1)) and events[-1]["kind"] == "done"
     assert [line.split()[1] for line in live.stdout.splitlines()] == [e["kind"] for e in events]
     since = wanlora("watch", "watched_v1", "--json", "--since", events[-3]["seq"], "--dir", folder).stdout.splitlines()
@@ -203,10 +314,19 @@ def test_the_exit_code_of_watch_is_the_outcome(folder: Path, tmp_path: Path):
     said = wanlora("watch", "broken_v2", "--dir", folder)
     assert said.returncode == 1 and " failed out of memory" in said.stdout and "broken_v2: failed" in said.stderr
     submit(folder, write_job(tmp_path, "stopped_v1", steps=100_000, pace_ms=50))
-    watching = subprocess.Popen([sys.executable, "-m", "wanlora_tui.cli", "watch", "stopped_v1", "--plain", "--dir", str(folder)], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True)
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "wanlora_tui.cli", "watch", "stopped_v1", "--plain", "--dir", str(folder)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert watching.stdout is not None
     until(lambda: " step " in watching.stdout.readline(), "a step")
-    assert "stopped_v1 saves a checkpoint and stops. Go on later with: wanlora resume stopped_v1" in wanlora("stop", "stopped_v1", "--dir", folder).stderr
+    assert (
+        "stopped_v1 saves a checkpoint and stops. Go on later with: wanlora resume stopped_v1"
+        in wanlora("stop", "stopped_v1", "--dir", folder).stderr
+    )
     rest = watching.communicate(timeout=PATIENCE)[0]
     assert watching.returncode == 75 and " stopped step" in rest
     assert wanlora("resume", "stopped_v1", "--dir", folder).returncode == 0
@@ -217,7 +337,14 @@ def test_the_exit_code_of_watch_is_the_outcome(folder: Path, tmp_path: Path):
 
 def test_ctrl_c_leaves_the_watch_and_the_job_goes_on(folder: Path, tmp_path: Path):
     submit(folder, write_job(tmp_path, "left_v1", steps=100_000, pace_ms=50))
-    watching = subprocess.Popen([sys.executable, "-m", "wanlora_tui.cli", "watch", "--dir", str(folder)], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "wanlora_tui.cli", "watch", "--dir", str(folder)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert watching.stdout is not None
     until(lambda: " step " in watching.stdout.readline(), "a step")
     watching.send_signal(signal.SIGINT)
@@ -231,7 +358,15 @@ def test_ctrl_c_leaves_the_watch_and_the_job_goes_on(folder: Path, tmp_path: Pat
 def test_a_reader_that_leaves_makes_no_noise(folder: Path, tmp_path: Path):
     submit(folder, write_job(tmp_path, "piped_v1", steps=100_000, pace_ms=1))
     command = f"{sys.executable} -m wanlora_tui.cli watch piped_v1 --plain --dir {folder} | head -2"
-    said = subprocess.run(["bash", "-c", command], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
+    said = subprocess.run(
+        ["bash", "-c", command],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
     assert len(said.stdout.splitlines()) == 2 and said.stderr == ""
     wanlora("cancel", "piped_v1", "--dir", folder)
 
@@ -254,7 +389,20 @@ def test_doctor_gives_a_line_per_check(folder: Path):
     levels = [line.split()[0] for line in said.stdout.splitlines() if not line.startswith(" ")]
     subjects = {line[6:18].strip() for line in said.stdout.splitlines() if not line.startswith(" ")}
     assert set(levels) <= {"ok", "warn", "fail"} and said.returncode == ("fail" in levels)
-    assert subjects >= {"Python", "GPU", "RAM", "Disk", "Runtime dir", "Daemon", "Terminal", "Colour", "Pictures", "Video", "Model files", "torch"}
+    assert subjects >= {
+        "Python",
+        "GPU",
+        "RAM",
+        "Disk",
+        "Runtime dir",
+        "Daemon",
+        "Terminal",
+        "Colour",
+        "Pictures",
+        "Video",
+        "Model files",
+        "torch",
+    }
     assert "answers" in said.stdout
 
 
@@ -262,26 +410,43 @@ def test_what_is_wider_than_the_terminal_is_broken_at_words(tmp_path: Path):
     clips(tmp_path, "a")
     write_job(tmp_path)
     for command in (("doctor",), ("check", "orbit_v1.toml")):
-        terminal = Terminal([sys.executable, "-m", "wanlora_tui.cli", *command], size=(60, 100), cwd=tmp_path, env=environment())
+        terminal = Terminal(
+            [sys.executable, "-m", "wanlora_tui.cli", *command], size=(60, 100), cwd=tmp_path, env=environment()
+        )
         try:
             terminal.wait_end()
-            lines = [line.rstrip() for line in terminal.text.splitlines() if not line.startswith("Gi=")]  # a question about pictures, which this terminal prints
+            # a question about pictures, which this terminal prints
+            lines = [line.rstrip() for line in terminal.text.splitlines() if not line.startswith("Gi=")]
         finally:
             terminal.close()
-        ends = [first for first, second in itertools.pairwise(lines) if len(first) == 60 and second[:1].strip() and len(first.split()[-1]) < 30]  # a path may be longer than a line
+        # a path may be longer than a line
+        ends = [
+            first
+            for first, second in itertools.pairwise(lines)
+            if len(first) == 60 and second[:1].strip() and len(first.split()[-1]) < 30
+        ]
         assert any(line.startswith("  ") for line in lines) and not ends, ends
 
 
 def test_steps_watched_on_a_narrow_terminal_are_written_over(folder: Path, tmp_path: Path):
     submit(folder, write_job(tmp_path, "narrow_v1", steps=30))
-    terminal = Terminal([sys.executable, "-m", "wanlora_tui.cli", "watch", "narrow_v1", "--dir", str(folder)], size=(70, 40), cwd=ROOT, env=environment())
+    terminal = Terminal(
+        [sys.executable, "-m", "wanlora_tui.cli", "watch", "narrow_v1", "--dir", str(folder)],
+        size=(70, 40),
+        cwd=ROOT,
+        env=environment(),
+    )
     try:
         assert terminal.wait_end() == 0
         lines = terminal.text.splitlines()
     finally:
         terminal.close()
     stepped = [line for line in lines if line.startswith("step ")]
-    assert len(stepped) <= 4 and all("grad norm" in line for line in stepped) and not any("step 2/30" in line for line in lines), lines
+    assert (
+        len(stepped) <= 4
+        and all("grad norm" in line for line in stepped)
+        and not any("step 2/30" in line for line in lines)
+    ), lines
 
 
 def test_cancelling_says_what_becomes_of_it(folder: Path, tmp_path: Path):
@@ -290,7 +455,9 @@ def test_cancelling_says_what_becomes_of_it(folder: Path, tmp_path: Path):
     assert wanlora("cancel", "waiting_v1", "--dir", folder).stderr == "waiting_v1 is cancelled. It had not begun.\n"
     assert wanlora("watch", "waiting_v1", "--dir", folder).stderr == "waiting_v1: cancelled before it began.\n"
     until(lambda: "► running" in wanlora("jobs", "--dir", folder).stdout, "the first job")
-    assert wanlora("cancel", "first_v1", "--dir", folder).stderr == "first_v1 is being cancelled. Its checkpoints stay.\n"
+    assert (
+        wanlora("cancel", "first_v1", "--dir", folder).stderr == "first_v1 is being cancelled. Its checkpoints stay.\n"
+    )
 
 
 def test_train_becomes_the_trainer(tmp_path: Path):
@@ -336,7 +503,7 @@ def ssh(tmp_path: Path, folder: Path) -> dict[str, str]:
     tools = tmp_path / "bin"
     tools.mkdir()
     (tools / "ssh").write_text(SSH.format(python=sys.executable))
-    (tools / "wanlora").write_text(f"#!/bin/sh\nexec {sys.executable} -m wanlora_tui.cli --dir {folder} \"$@\"\n")
+    (tools / "wanlora").write_text(f'#!/bin/sh\nexec {sys.executable} -m wanlora_tui.cli --dir {folder} "$@"\n')
     for tool in tools.iterdir():
         tool.chmod(0o755)
     return environment(PATH=f"{tools}:{os.environ['PATH']}")
@@ -361,14 +528,20 @@ with tunnel("me@box") as folder:
     print(asyncio.run(seen(folder)))
 assert not folder.exists()
 """
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ssh, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=ssh, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
     assert said.returncode == 0 and "far_v1" in said.stdout, said.stderr
 
 
-@pytest.mark.parametrize(("host", "words"), [("me@nowhere", "Could not resolve hostname me@nowhere"), ("-oProxyCommand=x", "is not a host")])
+@pytest.mark.parametrize(
+    ("host", "words"), [("me@nowhere", "Could not resolve hostname me@nowhere"), ("-oProxyCommand=x", "is not a host")]
+)
 def test_a_tunnel_that_cannot_open_says_why(ssh: dict[str, str], host: str, words: str):
     code = f"from wanlora_tui.ssh_tunnel import tunnel\nwith tunnel({host!r}): pass"
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ssh, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=ssh, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
     assert said.returncode == 1 and words in said.stderr.splitlines()[-1]
 
 
@@ -376,11 +549,19 @@ def test_a_far_machine_without_a_daemon_or_without_wanlora(ssh: dict[str, str], 
     code = "from wanlora_tui.ssh_tunnel import tunnel\nwith tunnel('me@box'): pass"
     tool = tmp_path / "bin/wanlora"
     tool.write_text("""#!/bin/sh\necho '{"running": false, "protocol": 1}'\nexit 1\n""")
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ssh, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    said = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=ssh, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
     assert "no daemon runs there" in said.stderr and "wanlora daemon start" in said.stderr
     tool.unlink()
     path = ":".join([str(tool.parent), *(p for p in ssh["PATH"].split(":")[1:] if not Path(p, "wanlora").exists())])
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=ssh | {"PATH": path}, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=ssh | {"PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
     assert "no wanlora on the PATH" in said.stderr
-
-

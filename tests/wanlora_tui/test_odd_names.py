@@ -26,7 +26,9 @@ async def test_the_picker_says_why_it_cannot_be_taken(tmp_path: Path) -> None:
         await app.push_screen(picker)
         picker.choose(odd)
         await pilot.pause()
-        assert app.screen is picker and r"caf\xe9: the path is not UTF-8" in str(picker.query_one("#picker-problem", Static).content)
+        assert app.screen is picker and r"caf\xe9: the path is not UTF-8" in str(
+            picker.query_one("#picker-problem", Static).content
+        )
         picker.choose(tmp_path)
         await pilot.pause()
         assert app.screen is not picker

@@ -1,4 +1,5 @@
-"""Leaving while clips are being looked at: on a real terminal, bounded by the clips that are still looked at afterwards."""
+"""Leaving while clips are being looked at: on a real terminal, bounded by the clips that are still looked at
+afterwards."""
 
 import os
 import signal
@@ -20,7 +21,8 @@ from wanlora_tui.draft.draft_store import Draft, DraftStore
 MANY = 2000
 THREADS = 8  # that read clips at once, at most
 
-# What runs: the program itself, which writes a line for each clip that it begins to look at, and one when it decides to leave.
+# What runs: the program itself, which writes a line for each clip that it begins to look at, and one when it decides to
+# leave.
 COUNTED = """
 import os, sys, presets.clips.media, presets.clips.clip_facts, presets.clips.scene_cuts, presets.rules.check
 log = os.open(sys.argv.pop(1), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -146,7 +148,9 @@ def test_taking_the_folder_out_ends_its_look(at_clips: Terminal, counted: Counte
 @pytest.mark.parametrize("key", ["\x11", "\x03"], ids=["ctrl+q", "ctrl+c"])
 def test_leaving_ends_the_search_for_cuts(home: Path, many: Path, counted: Counted, key: str) -> None:
     values = {"model.path": str(many / "base")}
-    DraftStore(home / "state" / "wanlora" / "draft.json").save(Draft(step="review", kind="motion", folders=[str(many / "clips")], values=values))
+    DraftStore(home / "state" / "wanlora" / "draft.json").save(
+        Draft(step="review", kind="motion", folders=[str(many / "clips")], values=values)
+    )
     terminal = Terminal(command(counted), size=(80, 24), cwd=many, env=environment())
     try:
         terminal.wait("No jobs yet")
@@ -162,9 +166,23 @@ def test_leaving_ends_the_search_for_cuts(home: Path, many: Path, counted: Count
         terminal.close()
 
 
-@pytest.mark.parametrize(("arguments", "word"), [(("new", "--kind", "motion", "--clips", "clips", "--out", "new.toml"), "clip"), (("check", "job.toml"), "clip"), (("check", "job.toml"), "cuts")])
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("new", "--kind", "motion", "--clips", "clips", "--out", "new.toml"), "clip"),
+        (("check", "job.toml"), "clip"),
+        (("check", "job.toml"), "cuts"),
+    ],
+)
 def test_ctrl_c_ends_a_command_at_once(many: Path, counted: Counted, arguments: tuple[str, ...], word: str) -> None:
-    process = subprocess.Popen(command(counted, *arguments), cwd=many, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(counted, *arguments),
+        cwd=many,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     until(lambda: counted.looked(word) >= 5, "the first clips")
     before = counted.looked(word)
     process.send_signal(signal.SIGINT)

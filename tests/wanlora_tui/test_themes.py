@@ -40,7 +40,11 @@ def written(app: RecordedApp, *, plot: bool = False) -> Iterator[tuple[str, Colo
         if region.y <= y < region.bottom:
             for segment in strip.crop(region.x, region.right):
                 if PICTURE not in segment.text and set(segment.text) - RULES:
-                    assert segment.style is not None and segment.style.color is not None and segment.style.bgcolor is not None, segment
+                    assert (
+                        segment.style is not None
+                        and segment.style.color is not None
+                        and segment.style.bgcolor is not None
+                    ), segment
                     yield segment.text, segment.style.color, segment.style.bgcolor
 
 
@@ -57,7 +61,11 @@ async def test_every_theme_can_be_read(colour: bool, tmp_path: Path, monkeypatch
             app.theme = name
             await settle(pilot)
             everything, plot = list(written(app)), list(written(app, plot=True))
-            assert any("orbit_v1" in text for text, _, _ in everything) and any("●" in text for text, _, _ in plot) and any("300" in text or "1" in text for text, _, _ in plot)
+            assert (
+                any("orbit_v1" in text for text, _, _ in everything)
+                and any("●" in text for text, _, _ in plot)
+                and any("300" in text or "1" in text for text, _, _ in plot)
+            )
             assert not [(name, text) for text, front, back in everything if contrast(front, back) < DISABLED_KEYS]
             assert not [(name, text) for text, front, back in plot if contrast(front, back) < PLOT]
 
@@ -70,6 +78,8 @@ async def test_the_usual_theme_can_be_read_in_sixteen_colours(tmp_path: Path):
             assert front.downgrade(ColorSystem.STANDARD).number != back.downgrade(ColorSystem.STANDARD).number, text
 
 
-@pytest.mark.parametrize("remembered, taken", [("ansi-light", "textual-light"), ("ansi-dark", "textual-dark"), ("nord", "nord"), ("", "")])
+@pytest.mark.parametrize(
+    "remembered, taken", [("ansi-light", "textual-light"), ("ansi-dark", "textual-dark"), ("nord", "nord"), ("", "")]
+)
 def test_a_theme_of_the_terminal_s_own_colours_gives_way(remembered: str, taken: str):
     assert readable(remembered) == taken

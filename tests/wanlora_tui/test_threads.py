@@ -47,11 +47,19 @@ def test_a_cancelled_wait_and_a_late_answer_disturb_nobody() -> None:
 
 def test_a_program_ends_while_a_thread_is_stuck() -> None:
     code = (
-        "import asyncio, threading\nfrom wanlora_tui.threads import ReadingThreads\n"
-        "async def main():\n    asyncio.get_running_loop().set_default_executor(ReadingThreads())\n"
-        "    begun = threading.Event()\n    def stuck():\n        begun.set()\n        threading.Event().wait()\n"
-        "    task = asyncio.create_task(asyncio.to_thread(stuck))\n    while not begun.is_set():\n        await asyncio.sleep(0.01)\n    print('left')\n"
-        "asyncio.run(main())"
+        "import asyncio, threading\nfrom wanlora_tui.threads import ReadingThreads\nasync def main():\n   "
+        " asyncio.get_running_loop().set_default_executor(ReadingThreads())\n    begun = threading.Event()\n    def"
+        " stuck():\n        begun.set()\n        threading.Event().wait()\n    task ="
+        " asyncio.create_task(asyncio.to_thread(stuck))\n    while not begun.is_set():\n        await"
+        " asyncio.sleep(0.01)\n    print('left')\nasyncio.run(main())"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
     assert (done.returncode, done.stdout, done.stderr) == (0, "left\n", "")

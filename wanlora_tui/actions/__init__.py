@@ -33,7 +33,7 @@ def bindings(*ids: str) -> list[Binding | tuple[str, str] | tuple[str, str, str]
     return [
         Binding(a.keys, a.action, a.label, show=a.show, tooltip=a.help, id=a.id, priority=a.priority)
         for a in (_registry[i] for i in ids)
-    ]  # fmt: skip
+    ]
 
 
 def all_actions() -> list[Action]:

@@ -1,1 +1,2 @@
-"""The commands of `wanlora`, one module per group. Each handler takes the parsed arguments and returns the exit code."""
+"""The commands of `wanlora`, one module per group. Each handler takes the parsed arguments and returns the exit
+code."""

@@ -29,7 +29,8 @@ Row = tuple[str, str, str, str]
 
 
 def show(args: Namespace) -> int:
-    """Every file of packed weights and a line for each other cache; every entry of one cache when it is named; or all of it as JSON."""
+    """Every file of packed weights and a line for each other cache; every entry of one cache when it is named; or all
+    of it as JSON."""
     kinds: tuple[CacheKind, ...] = (args.kind,) if args.kind else KINDS
     if args.json:
         sys.stdout.buffer.write(msgspec.json.encode([row for kind in kinds for row in _objects(kind)]) + b"\n")
@@ -53,7 +54,19 @@ def show(args: Namespace) -> int:
 def _weights() -> tuple[list[Row], str]:
     folder = cache_folder("weights")
     entries = list_cache(folder)
-    rows = [("weights", size(e.size), _ago(e), f"{e.header.precision}, {expert_text(e.header.expert)}, {home_path(e.header.model)}" if e.header else f"damaged: {home_path(str(e.path))}") for e in entries]
+    rows = [
+        (
+            "weights",
+            size(e.size),
+            _ago(e),
+            (
+                f"{e.header.precision}, {expert_text(e.header.expert)}, {home_path(e.header.model)}"
+                if e.header
+                else f"damaged: {home_path(str(e.path))}"
+            ),
+        )
+        for e in entries
+    ]
     return rows, _total("weights", sum(e.size for e in entries), budget(folder, CAPS["weights"]) if entries else 0)
 
 
@@ -61,10 +74,20 @@ def _tensors(kind: CacheKind, *, each: bool) -> tuple[list[Row], str]:
     folder = cache_folder(kind)
     entries = list_tensors(folder)
     total = sum(e.size for e in entries)
-    rows: list[Row] = [(kind, size(e.size), _ago(e), f"damaged: {home_path(str(e.path))}" if e.about is None else home_path(e.about)) for e in entries]
+    rows: list[Row] = [
+        (kind, size(e.size), _ago(e), f"damaged: {home_path(str(e.path))}" if e.about is None else home_path(e.about))
+        for e in entries
+    ]
     if entries and not each:
         damaged = sum(e.about is None for e in entries)
-        rows = [(kind, size(total), _ago(entries[0]), count(len(entries), ONE[kind]) + (f", {damaged} damaged" if damaged else ""))]
+        rows = [
+            (
+                kind,
+                size(total),
+                _ago(entries[0]),
+                count(len(entries), ONE[kind]) + (f", {damaged} damaged" if damaged else ""),
+            )
+        ]
     return rows, _total(kind, total, tensor_budget(folder, CAPS[kind], total) if entries else 0)
 
 
@@ -84,10 +107,24 @@ def _objects(kind: CacheKind) -> list[dict[str, object]]:
     if kind == "weights":
         return [
             {"kind": kind, "path": str(e.path), "size_bytes": e.size, "used": e.used, "damaged": e.header is None}
-            | ({name: getattr(e.header, name) for name in ("model", "expert", "precision", "versions")} if e.header else {})
+            | (
+                {name: getattr(e.header, name) for name in ("model", "expert", "precision", "versions")}
+                if e.header
+                else {}
+            )
             for e in list_cache(folder)
         ]
-    return [{"kind": kind, "path": str(e.path), "size_bytes": e.size, "used": e.used, "damaged": e.about is None, "about": e.about or ""} for e in list_tensors(folder)]
+    return [
+        {
+            "kind": kind,
+            "path": str(e.path),
+            "size_bytes": e.size,
+            "used": e.used,
+            "damaged": e.about is None,
+            "about": e.about or "",
+        }
+        for e in list_tensors(folder)
+    ]
 
 
 def clear(args: Namespace) -> int:
@@ -98,7 +135,11 @@ def clear(args: Namespace) -> int:
         try:
             freed = clear_cache(folder) if kind == "weights" else clear_tensors(folder)
         except OSError as e:
-            raise UserError(f"cannot be deleted: {e.strerror or e}", where=str(e.filename or folder), fix="Check who may write there") from None
+            raise UserError(
+                f"cannot be deleted: {e.strerror or e}",
+                where=str(e.filename or folder),
+                fix="Check who may write there",
+            ) from None
         say(f"Freed {size(freed)} of {CALLED[kind]} in {home_path(str(folder))}.")
     if not args.kind:
         forget_scans()

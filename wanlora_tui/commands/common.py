@@ -34,7 +34,8 @@ def runtime_folder(folder: Path | None) -> str:
 
 
 def start_daemon(folder: Path | None) -> bool:
-    """Start the daemon if none runs, say so, and wait for its answer. Whether it had to be started. Raises DaemonError, as when one is hung."""
+    """Start the daemon if none runs, say so, and wait for its answer. Whether it had to be started. Raises DaemonError,
+    as when one is hung."""
     if not ensure_running(folder):
         return False
     say(f"Started the daemon in {runtime_folder(folder)}.")
@@ -42,7 +43,8 @@ def start_daemon(folder: Path | None) -> bool:
 
 
 def pick_job(jobs: list[JobRecord]) -> JobRecord:
-    """The job that is meant when none is named: the newest that runs, else the newest that waits, else the newest. Raises UserError."""
+    """The job that is meant when none is named: the newest that runs, else the newest that waits, else the newest.
+    Raises UserError."""
     if not jobs:
         raise UserError("no jobs yet", fix="Submit one with: wanlora submit job.toml")
     return max(jobs, key=lambda j: (j.state in RUNNING_STATES, j.state in LIVE_STATES, j.id))

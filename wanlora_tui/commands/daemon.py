@@ -28,7 +28,12 @@ def stop(args: Namespace) -> int:
     if done.trainers is None:
         goes_on = " Trainers go on; the next daemon takes over."
     else:
-        goes_on = f" {count(done.trainers, 'trainer')} {'goes' if done.trainers == 1 else 'go'} on; the next daemon takes over." if done.trainers else ""
+        goes_on = (
+            f" {count(done.trainers, 'trainer')} {'goes' if done.trainers == 1 else 'go'} on; the next daemon takes"
+            " over."
+            if done.trainers
+            else ""
+        )
     say(f"{done.text}{goes_on}")
     return 0
 
@@ -52,7 +57,10 @@ def _summary(sight: Sight) -> str:
     told = f": {count(len(jobs.jobs), 'job')}, {_live(sight)} of them running or queued" if jobs else ""
     since = f" for {duration(time.time() - holder.started)}" if holder and holder.started else ""
     log = f" Its log: {home_path(holder.log)}" if holder and holder.log else ""
-    return f"The daemon runs in {where.runtime}{told}.\nwanlora {_version(sight) or 'of another version'}, pid {sight.pid}{since}.{log}"
+    return (
+        f"The daemon runs in {where.runtime}{told}.\nwanlora {_version(sight) or 'of another version'}, pid"
+        f" {sight.pid}{since}.{log}"
+    )
 
 
 def _live(sight: Sight) -> int | None:

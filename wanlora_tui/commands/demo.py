@@ -47,7 +47,10 @@ def demo(args: Namespace) -> int:
         try:
             record, view = asyncio.run(watch_job(folder, str(record.id), since=0, printer=printer))
         except KeyboardInterrupt:
-            say(f"Left. {record.name} goes on; come back with: wanlora attach {record.name}, or stop it with: wanlora stop {record.name}")
+            say(
+                f"Left. {record.name} goes on; come back with: wanlora attach {record.name}, or stop it with: wanlora"
+                f" stop {record.name}"
+            )
             return 130
     if record.state != "done":
         say(ending(record.name, record.state, record.outcome))
@@ -67,12 +70,16 @@ def prepare(folder: Path, steps: int | None = None) -> Path:
     made = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     if made.returncode:
         said = made.stderr.strip().rpartition("\n")[2]
-        raise UserError(f"the demo could not be prepared: {said or f'exit code {made.returncode}'}", fix="" if said else f"Choose another folder than {folder}")
+        raise UserError(
+            f"the demo could not be prepared: {said or f'exit code {made.returncode}'}",
+            fix="" if said else f"Choose another folder than {folder}",
+        )
     return folder / "job.toml"
 
 
 def free_job(job: Path, taken: set[str]) -> Path:
-    """The job file itself, or a copy of it with the next free name when its run folder is in use: `demo`, `demo-2`, `demo-3`."""
+    """The job file itself, or a copy of it with the next free name when its run folder is in use: `demo`, `demo-2`,
+    `demo-3`."""
     first = load_job(job)
     runs, name, number = job.parent / "runs", first.job.name, 1
     while name in taken or (runs / name).exists():
@@ -87,7 +94,8 @@ def free_job(job: Path, taken: set[str]) -> Path:
 
 
 async def under_way(out: Path, folder: Path | None) -> JobRecord | None:
-    """The demo that already trains or waits in this folder, if there is one: it is taken up, and its files are left alone."""
+    """The demo that already trains or waits in this folder, if there is one: it is taken up, and its files are left
+    alone."""
     async with Client(folder) as client:
         live = [r for r in await client.jobs() if r.out == str(out / "runs") and r.state in LIVE_STATES]
         return live[-1] if live else None

@@ -41,12 +41,26 @@ class Line(NamedTuple):
         return self.broken(0)
 
     def broken(self, width: int) -> str:
-        """The text and its fix in a column of their own, broken at words where they are wider than a terminal of `width`; 0 breaks nothing."""
+        """The text and its fix in a column of their own, broken at words where they are wider than a terminal of
+        `width`; 0 breaks nothing."""
         head = f"{self.level:<4}  {self.subject:<12} "
-        parts = [(head, " " * len(head), self.text), *([(" " * len(head) + "-> ", " " * (len(head) + 3), self.fix)] if self.fix else [])]
+        parts = [
+            (head, " " * len(head), self.text),
+            *([(" " * len(head) + "-> ", " " * (len(head) + 3), self.fix)] if self.fix else []),
+        ]
         if not width:
             return "\n".join(first + text for first, _, text in parts)
-        return "\n".join(textwrap.fill(text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False) for first, rest, text in parts)
+        return "\n".join(
+            textwrap.fill(
+                text,
+                width,
+                initial_indent=first,
+                subsequent_indent=rest,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+            for first, rest, text in parts
+        )
 
 
 def doctor(args: Namespace) -> int:
@@ -81,21 +95,44 @@ def diagnose(folder: Path | None) -> Iterator[Line]:
 
 def _python() -> Line:
     text = f"{sys.version.split()[0]} ({sys.executable})"
-    return Line("ok", "Python", text) if sys.version_info >= (3, 11) else Line("fail", "Python", text, "Install Python 3.11 or newer and set up again")
+    return (
+        Line("ok", "Python", text)
+        if sys.version_info >= (3, 11)
+        else Line("fail", "Python", text, "Install Python 3.11 or newer and set up again")
+    )
 
 
 def _gpus(machine: Machine) -> Iterator[Line]:
     if not machine.gpus:
-        yield Line("warn", "GPU", f"none: {machine.gpu_problem or 'no NVIDIA GPU found'}", "Without one only the demo can train here; run wanlora on the machine that has the GPU")
+        yield Line(
+            "warn",
+            "GPU",
+            f"none: {machine.gpu_problem or 'no NVIDIA GPU found'}",
+            "Without one only the demo can train here; run wanlora on the machine that has the GPU",
+        )
         return
     if machine.visible is not None:
         yield Line("ok", "GPU", f"job.gpus counts within CUDA_VISIBLE_DEVICES={machine.visible}")
     for gpu in machine.gpus:
-        text = f"{gpu.index}: {gpu.name}, {size(gpu.vram_free)} of {size(gpu.vram_total)} free, driver {gpu.driver}, compute {gpu.capability[0]}.{gpu.capability[1]}"
+        text = (
+            f"{gpu.index}: {gpu.name}, {size(gpu.vram_free)} of {size(gpu.vram_total)} free, driver {gpu.driver},"
+            f" compute {gpu.capability[0]}.{gpu.capability[1]}"
+        )
         if gpu.error:
-            yield Line("warn", "GPU", f"{gpu.index}: {gpu.name or 'unknown'}: {gpu.error}", "Look at it with nvidia-smi; leave it out of job.gpus meanwhile")
+            yield Line(
+                "warn",
+                "GPU",
+                f"{gpu.index}: {gpu.name or 'unknown'}: {gpu.error}",
+                "Look at it with nvidia-smi; leave it out of job.gpus meanwhile",
+            )
         elif gpu.mig and machine.visible is None:
-            yield Line("warn", "GPU", f"{text}, in MIG mode", "This is its first slice. For another set CUDA_VISIBLE_DEVICES to its UUID (nvidia-smi -L), or turn MIG off")
+            yield Line(
+                "warn",
+                "GPU",
+                f"{text}, in MIG mode",
+                "This is its first slice. For another set CUDA_VISIBLE_DEVICES to its UUID (nvidia-smi -L), or turn"
+                " MIG off",
+            )
         elif gpu.vram_total and gpu.vram_free < gpu.vram_total // 2:
             yield Line("warn", "GPU", text, "Another program holds much of it: see nvidia-smi")
         else:
@@ -120,23 +157,44 @@ def _ram(machine: Machine) -> Line:
     text = f"{size(machine.ram_free)} of {size(machine.ram_total)} free, {machine.cores} cores"
     if machine.ram_free >= LEAST_RAM:
         return Line("ok", "RAM", text)
-    return Line("warn", "RAM", text, f"The 14B model wants {size(LEAST_RAM)} free, to keep both experts at hand; the demo does not")
+    return Line(
+        "warn",
+        "RAM",
+        text,
+        f"The 14B model wants {size(LEAST_RAM)} free, to keep both experts at hand; the demo does not",
+    )
 
 
 def _disk(machine: Machine) -> Line:
     text = f"{size(machine.disk_free)} free at {machine.disk_path}"
     if machine.disk_free < GIB:
         return Line("fail", "Disk", text, "Free some space, or work in a folder on another disk")
-    return Line("ok", "Disk", text) if machine.disk_free >= LEAST_DISK else Line("warn", "Disk", text, f"A run wants about {size(LEAST_DISK)} for its checkpoints, LoRA files and previews")
+    return (
+        Line("ok", "Disk", text)
+        if machine.disk_free >= LEAST_DISK
+        else Line(
+            "warn", "Disk", text, f"A run wants about {size(LEAST_DISK)} for its checkpoints, LoRA files and previews"
+        )
+    )
 
 
 def _runtime(folder: Path | None) -> Line:
     where = find(folder).where
     if reason := distrust(where.runtime):
-        return Line("warn", "Runtime dir", f"{reason}; the daemon keeps its sockets elsewhere", f"Have {where.runtime} removed, or correct its owner and permissions")
+        return Line(
+            "warn",
+            "Runtime dir",
+            f"{reason}; the daemon keeps its sockets elsewhere",
+            f"Have {where.runtime} removed, or correct its owner and permissions",
+        )
     at = next(p for p in (where.runtime, *where.runtime.parents) if p.exists())
     if not os.access(at, os.W_OK):
-        return Line("warn", "Runtime dir", f"{where.runtime} cannot be written; the daemon keeps its sockets elsewhere", "Correct the permissions of that folder, or name another with --dir")
+        return Line(
+            "warn",
+            "Runtime dir",
+            f"{where.runtime} cannot be written; the daemon keeps its sockets elsewhere",
+            "Correct the permissions of that folder, or name another with --dir",
+        )
     if where.runtime.exists() and where.runtime.stat().st_mode & 0o077:
         return Line("warn", "Runtime dir", f"{where.runtime} is open to other users", f"chmod 700 {where.runtime}")
     return Line("ok", "Runtime dir", str(where.runtime))
@@ -148,19 +206,38 @@ def _daemon(folder: Path | None) -> Line:
         return Line("ok", "Daemon", f"answers (pid {sight.pid})")
     if sight.state == "none":
         return Line("ok", "Daemon", "none runs; it starts by itself with the first job")
-    return Line("warn" if sight.state == "starting" else "fail", "Daemon", sight.problem.what, sight.problem.fix or "wanlora daemon stop, then start it again")
+    return Line(
+        "warn" if sight.state == "starting" else "fail",
+        "Daemon",
+        sight.problem.what,
+        sight.problem.fix or "wanlora daemon stop, then start it again",
+    )
 
 
 def _terminal() -> Line:
     if not sys.stdout.isatty():
-        return Line("warn", "Terminal", "the output is no terminal, so its size and colours are unknown", "Run doctor on the terminal that will show the dashboard")
+        return Line(
+            "warn",
+            "Terminal",
+            "the output is no terminal, so its size and colours are unknown",
+            "Run doctor on the terminal that will show the dashboard",
+        )
     columns, rows = os.get_terminal_size(sys.stdout.fileno())
     text = f"{columns}x{rows}, TERM={os.environ.get('TERM', '')}" + (", in tmux" if "TMUX" in os.environ else "")
     if is_dumb():
         return Line("fail", "Terminal", text, "Set TERM, e.g. TERM=xterm-256color; or use wanlora watch --plain")
     if not columns or not rows:
-        return Line("warn", "Terminal", f"{text}: it tells no size, so 80x24 is drawn", "Tell it, e.g.: stty columns 120 rows 40")
-    return Line("ok", "Terminal", text) if columns >= LEAST_COLUMNS and rows >= LEAST_ROWS else Line("warn", "Terminal", text, f"Make it {LEAST_COLUMNS}x{LEAST_ROWS} or larger")
+        return Line(
+            "warn",
+            "Terminal",
+            f"{text}: it tells no size, so 80x24 is drawn",
+            "Tell it, e.g.: stty columns 120 rows 40",
+        )
+    return (
+        Line("ok", "Terminal", text)
+        if columns >= LEAST_COLUMNS and rows >= LEAST_ROWS
+        else Line("warn", "Terminal", text, f"Make it {LEAST_COLUMNS}x{LEAST_ROWS} or larger")
+    )
 
 
 def _colour() -> Line:
@@ -168,7 +245,12 @@ def _colour() -> Line:
         return Line("ok", "Colour", "off (NO_COLOR); every state also has a word")
     if os.environ.get("COLORTERM", "") in ("truecolor", "24bit"):
         return Line("ok", "Colour", "16 million colours")
-    return Line("ok", "Colour", "the terminal names no 24-bit colour; previews are drawn in fewer colours (COLORTERM=truecolor if yours can do it)")
+    return Line(
+        "ok",
+        "Colour",
+        "the terminal names no 24-bit colour; previews are drawn in fewer colours (COLORTERM=truecolor if yours can"
+        " do it)",
+    )
 
 
 def _pictures() -> Line:
@@ -186,11 +268,23 @@ def _codecs() -> Line:
     try:
         import av
     except ImportError as e:
-        return Line("fail", "Video", f"PyAV cannot be imported: {e}", f"{sys.executable} -m pip install --force-reinstall av")
+        return Line(
+            "fail", "Video", f"PyAV cannot be imported: {e}", f"{sys.executable} -m pip install --force-reinstall av"
+        )
     missing = sorted({"libx264"} - av.codecs_available)
     if missing:
-        return Line("fail", "Video", f"PyAV {av.__version__} has no {', '.join(missing)} encoder", "Install the PyAV wheel from PyPI instead of a system build")
-    return Line("ok", "Video", f"PyAV {av.__version__} reads clips and writes H.264; no ffmpeg program is needed" + (f" (there is one: {shutil.which('ffmpeg')})" if shutil.which("ffmpeg") else ""))
+        return Line(
+            "fail",
+            "Video",
+            f"PyAV {av.__version__} has no {', '.join(missing)} encoder",
+            "Install the PyAV wheel from PyPI instead of a system build",
+        )
+    return Line(
+        "ok",
+        "Video",
+        f"PyAV {av.__version__} reads clips and writes H.264; no ffmpeg program is needed"
+        + (f" (there is one: {shutil.which('ffmpeg')})" if shutil.which("ffmpeg") else ""),
+    )
 
 
 def _model() -> Line:
@@ -206,15 +300,29 @@ def _model() -> Line:
         return Line("fail", "Model files", f"{named.path}: {errors[0].message}", errors[0].fix)
     if facts.local:
         elsewhere = sorted({source for source in facts.sources.values() if source != named.path})
-        return Line("ok", "Model files", f"{named.path} is here" + (f", with {' and '.join(elsewhere)}" if elsewhere else ""))
+        return Line(
+            "ok", "Model files", f"{named.path} is here" + (f", with {' and '.join(elsewhere)}" if elsewhere else "")
+        )
     fetching = fetching_of(named, Path.cwd())
     what = (fetching.text if fetching is not None else "") or ", ".join(facts.absent)
     if fetching is not None and fetching.problems:
         return Line("warn", "Model files", f"{what}: {fetching.problems[0].message}", fetching.problems[0].fix)
     if fetching is not None and fetching.need + RESERVE > fetching.free:
-        return Line("warn", "Model files", f"to be downloaded: {what}; {size(fetching.free)} are free in {fetching.cache}", f"Free {size(fetching.need + RESERVE - fetching.free)} there, or set HF_HOME to a folder on another disk")
-    unknown = f"; the sizes are not known, because {fetching.unknown}" if fetching is not None and fetching.unknown else ""
-    return Line("warn", "Model files", f"not in the Hugging Face cache: {what}{unknown}", "The first real job downloads it; or name a folder in model.path")
+        return Line(
+            "warn",
+            "Model files",
+            f"to be downloaded: {what}; {size(fetching.free)} are free in {fetching.cache}",
+            f"Free {size(fetching.need + RESERVE - fetching.free)} there, or set HF_HOME to a folder on another disk",
+        )
+    unknown = (
+        f"; the sizes are not known, because {fetching.unknown}" if fetching is not None and fetching.unknown else ""
+    )
+    return Line(
+        "warn",
+        "Model files",
+        f"not in the Hugging Face cache: {what}{unknown}",
+        "The first real job downloads it; or name a folder in model.path",
+    )
 
 
 QUESTION = """
@@ -236,16 +344,34 @@ def _torch(machine: Machine) -> Line:
     if build is None:
         return Line("fail", "torch", "not installed", install)
     try:
-        asked = subprocess.run([sys.executable, "-c", QUESTION], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False)
+        asked = subprocess.run(
+            [sys.executable, "-c", QUESTION], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired:
-        return Line("fail", "torch", f"{build.version} did not import within {TORCH_SECONDS:.0f} s", "Is the disk with the environment very slow, or is the driver hanging (nvidia-smi)?")
+        return Line(
+            "fail",
+            "torch",
+            f"{build.version} did not import within {TORCH_SECONDS:.0f} s",
+            "Is the disk with the environment very slow, or is the driver hanging (nvidia-smi)?",
+        )
     if asked.returncode:
-        return Line("fail", "torch", f"{build.version} cannot be imported: {asked.stderr.strip().rpartition(chr(10))[2]}", install)
+        return Line(
+            "fail",
+            "torch",
+            f"{build.version} cannot be imported: {asked.stderr.strip().rpartition(chr(10))[2]}",
+            install,
+        )
     cuda, available, words = asked.stdout.strip().rpartition("\n")[2].split("|", 2)
     if available == "True":
         return Line("ok", "torch", f"{build.version}, CUDA {cuda}")
     if wrong is not None:
         return Line("fail", "torch", f"{wrong.message}, so it does not see the GPU", wrong.fix)
     if machine.gpus:
-        return Line("fail", "torch", f"{build}, and does not see the GPU: {words.rstrip('.') or 'it does not say why'}", "Look at nvidia-smi, at CUDA_VISIBLE_DEVICES, and in a container at how it was started: docker run --gpus all")
+        return Line(
+            "fail",
+            "torch",
+            f"{build}, and does not see the GPU: {words.rstrip('.') or 'it does not say why'}",
+            "Look at nvidia-smi, at CUDA_VISIBLE_DEVICES, and in a container at how it was started: docker run"
+            " --gpus all",
+        )
     return Line("ok", "torch", f"{build.version}, without {'a GPU' if build.cuda else 'CUDA'}; enough for the demo")

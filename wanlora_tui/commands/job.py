@@ -42,19 +42,30 @@ def new(args: Namespace) -> int:
     if fatal is not None:
         raise UserError(fatal.message, fix=fatal.fix)
     if not facts.clips:
-        raise UserError("no readable clip or image in this folder", where=str(args.clips), fix="Point --clips at a folder of mp4 files, each with a caption of the same name (.txt)")
+        raise UserError(
+            "no readable clip or image in this folder",
+            where=str(args.clips),
+            fix="Point --clips at a folder of mp4 files, each with a caption of the same name (.txt)",
+        )
     inside = clips.is_relative_to(target.parent)
     found = recommend(
-        args.kind, read_machine(clips), facts.clips,
-        name=args.name or suggested_name(args.kind, clips.name), clips_path=str(clips.relative_to(target.parent)) if inside else str(clips),
-    )  # fmt: skip
+        args.kind,
+        read_machine(clips),
+        facts.clips,
+        name=args.name or suggested_name(args.kind, clips.name),
+        clips_path=str(clips.relative_to(target.parent)) if inside else str(clips),
+    )
     job = _with_settings(found.job, args.set)
     save_job(job, target)
     for field, reason in found.reasons.items():
-        if (value := get_value(job, field)) == get_value(found.job, field):  # a reason for another value than the user's would confuse
+        # a reason for another value than the user's would confuse
+        if (value := get_value(job, field)) == get_value(found.job, field):
             say(f"{field} = {toml_text(value)}: {reason}")
     if not job.sample.prompts:
-        say("It has no prompts, so it makes no previews: add them to the file as [[sample.prompts]], each with prompt and ctrl_img, or use the wizard.")
+        say(
+            "It has no prompts, so it makes no previews: add them to the file as [[sample.prompts]], each with prompt"
+            " and ctrl_img, or use the wizard."
+        )
     if (fetching := fetching_of(named_base(job), target.parent)) is not None:
         say(fetching.told)
     print(args.out)
@@ -84,7 +95,10 @@ def check(args: Namespace) -> int:
     findings = findings_of(args.job, out=default_out(args.job), scenes=True, ask_hub=True)
     errors = has_errors(findings)
     if args.json:
-        shown = [{"code": f.code, "severity": f.severity, "field": f.field, "message": f.message, "fix": f.fix} for f in findings]
+        shown = [
+            {"code": f.code, "severity": f.severity, "field": f.field, "message": f.message, "fix": f.fix}
+            for f in findings
+        ]
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(shown)) + b"\n")
     else:
         print(render(findings, width=report_width(sys.stdout)))
@@ -93,7 +107,9 @@ def check(args: Namespace) -> int:
 
 
 def findings_of(path: Path, *, out: Path, scenes: bool, ask_hub: bool = False) -> list[Finding]:
-    """What the rules say (`scenes`: with a search for damage and cuts, which decodes every clip once; `ask_hub`: with what the Hub says of parts to fetch); a job file that cannot be read is reported in the same form, one finding per problem."""
+    """What the rules say (`scenes`: with a search for damage and cuts, which decodes every clip once; `ask_hub`: with
+    what the Hub says of parts to fetch); a job file that cannot be read is reported in the same form, one finding per
+    problem."""
     from presets.rules.check import check as run_rules
     from presets.rules.check import gather
 
@@ -111,7 +127,13 @@ def train(args: Namespace) -> int:
     if args.resume or args.accept_changes or args.from_step is not None:
         from wanlora_tui.commands.resume import agreed_here
 
-        accepted = agreed_here(job, args.job.resolve().parent, args.out or default_out(args.job), accepted=args.accept_changes)
-        options += ["--resume", *(["--from", str(args.from_step)] if args.from_step is not None else []), *(["--accept-changes"] if accepted is not None else [])]
+        accepted = agreed_here(
+            job, args.job.resolve().parent, args.out or default_out(args.job), accepted=args.accept_changes
+        )
+        options += [
+            "--resume",
+            *(["--from", str(args.from_step)] if args.from_step is not None else []),
+            *(["--accept-changes"] if accepted is not None else []),
+        ]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "engine", str(args.job), *options])

@@ -46,7 +46,15 @@ def plan(args: Namespace) -> int:
     work = workload_of(job, facts)
     any_order = choose_for(with_value(job, "training.deterministic", False), facts, hardware).prediction.seconds.total
     if args.json:
-        _print_json({"fits": True, "hardware": hardware, **{f: getattr(choice, f) for f in choice.__struct_fields__}, "seconds_per_step": choice.prediction.seconds.total, "seconds_in_any_order": any_order})
+        _print_json(
+            {
+                "fits": True,
+                "hardware": hardware,
+                **{f: getattr(choice, f) for f in choice.__struct_fields__},
+                "seconds_per_step": choice.prediction.seconds.total,
+                "seconds_in_any_order": any_order,
+            }
+        )
     else:
         for head, text in _lines(choice, hardware, work, any_order, clips=any(d.clips for d in facts.datasets)):
             print(f"{head:<10} {text}")
@@ -54,7 +62,8 @@ def plan(args: Namespace) -> int:
 
 
 def hardware_for(job: Job, machine: Machine, *, card: str | None, vram: float | None, ram: float | None) -> Hardware:
-    """The machine to plan for: a named card, or the job's GPU here; `vram` and `ram` (GiB) in place of what there is. Raises UserError."""
+    """The machine to plan for: a named card, or the job's GPU here; `vram` and `ram` (GiB) in place of what there is.
+    Raises UserError."""
     total = int(vram * GIB) if vram is not None else None
     host = int(ram * GIB) if ram is not None else machine.ram_total
     if card is not None:
@@ -63,7 +72,9 @@ def hardware_for(job: Job, machine: Machine, *, card: str | None, vram: float | 
     if gpu is None and total is not None:
         like = nearest_card(total, float8=job.quantization.transformer == "float8")
         found = card_hardware(like, ram=host, vram=total)
-        return msgspec.structs.replace(found, name=f"a card of {vram:g} GiB", source=f"no card is named: reckoned at the speed of {like.name}")
+        return msgspec.structs.replace(
+            found, name=f"a card of {vram:g} GiB", source=f"no card is named: reckoned at the speed of {like.name}"
+        )
     found = gpu_hardware(_usable(gpu, job, machine), machine)
     if total is not None:
         found = msgspec.structs.replace(found, vram_total=total, vram_free=total - DRIVER_BYTES)
@@ -72,29 +83,63 @@ def hardware_for(job: Job, machine: Machine, *, card: str | None, vram: float | 
 
 def _usable(gpu: Gpu | None, job: Job, machine: Machine) -> Gpu:
     if gpu is None:
-        why = machine.gpu_problem or f"there is no GPU {job.job.gpus[0]}" + (f" among those that CUDA_VISIBLE_DEVICES={machine.visible} shows" if machine.visible else "")
-        raise UserError(f"no GPU to plan for ({why})", fix="Name a card with --gpu, for instance --gpu 4090, or an amount of memory with --vram")
+        why = machine.gpu_problem or f"there is no GPU {job.job.gpus[0]}" + (
+            f" among those that CUDA_VISIBLE_DEVICES={machine.visible} shows" if machine.visible else ""
+        )
+        raise UserError(
+            f"no GPU to plan for ({why})",
+            fix="Name a card with --gpu, for instance --gpu 4090, or an amount of memory with --vram",
+        )
     if gpu.error:
         raise UserError(gpu.error, where=f"GPU {gpu.index}", fix="Name another card with --gpu")
     return gpu
 
 
-def _lines(choice: Choice, hardware: Hardware, work: Workload, any_order: float, *, clips: bool) -> Iterator[tuple[str, str]]:
+def _lines(
+    choice: Choice, hardware: Hardware, work: Workload, any_order: float, *, clips: bool
+) -> Iterator[tuple[str, str]]:
     found, bucket = choice.prediction, work.largest.bucket
     yield "GPU", f"{hardware.name}, {human(hardware.vram_free)} of {human(hardware.vram_total)} free; {hardware.source}"
-    yield "Work", f"{bucket.frames}x{bucket.height}x{bucket.width} at the largest{'' if clips else ', as if clips filled their resolutions'}, {work.largest.rows} tokens a batch"
+    yield (
+        "Work",
+        (
+            f"{bucket.frames}x{bucket.height}x{bucket.width} at the"
+            f" largest{'' if clips else ', as if clips filled their resolutions'}, {work.largest.rows} tokens a batch"
+        ),
+    )
     yield "Plan", choice.plan.text
     yield "", f"precision {choice.plan.precision}: {choice.why}"
-    yield "VRAM", f"{human(found.need_vram)} of {human(hardware.vram_free)}; {human(found.peak_vram)} in use at the peak ({', '.join(f'{name} {human(size)}' for name, size in found.phases.items())})"
-    yield "RAM", f"{human(found.ram)} of {human(hardware.ram_free)} ({', '.join(f'{name} {human(size)}' for name, size in found.ram_held.items() if size)})"
+    yield (
+        "VRAM",
+        (
+            f"{human(found.need_vram)} of {human(hardware.vram_free)}; {human(found.peak_vram)} in use at the peak"
+            f" ({', '.join(f'{name} {human(size)}' for name, size in found.phases.items())})"
+        ),
+    )
+    yield (
+        "RAM",
+        (
+            f"{human(found.ram)} of {human(hardware.ram_free)}"
+            f" ({', '.join(f'{name} {human(size)}' for name, size in found.ram_held.items() if size)})"
+        ),
+    )
     yield "Step", _seconds(found.seconds)
     if any_order < WORTH_TELLING * found.seconds.total:
-        yield "", f"adding in a fixed order; with training.deterministic = false {seconds_each(any_order)} s ({(any_order / found.seconds.total - 1) * 100:+.0f}%), and no exact resume"
+        yield (
+            "",
+            (
+                f"adding in a fixed order; with training.deterministic = false {seconds_each(any_order)} s"
+                f" ({(any_order / found.seconds.total - 1) * 100:+.0f}%), and no exact resume"
+            ),
+        )
     if len(work.loads) > 1:
         yield "", f"largest bucket: {_seconds(found.largest)}"
     if work.previews:
         previews = work.previews.prompts * work.previews.sets
-        yield "Previews", f"{duration(found.preview)} each, {count(previews, 'preview')} in {count(work.previews.sets, 'set')}"
+        yield (
+            "Previews",
+            f"{duration(found.preview)} each, {count(previews, 'preview')} in {count(work.previews.sets, 'set')}",
+        )
     yield "Total", f"{duration(found.total)} for {count(work.steps, 'step')}, previews and checkpoints included"
     yield "Up", _rung(choice.up, found.seconds.total, "needs") if choice.up else "nothing faster, whatever the memory"
     yield "Down", _rung(choice.down, found.seconds.total, "would do with") if choice.down else "nothing smaller"
@@ -103,19 +148,36 @@ def _lines(choice: Choice, hardware: Hardware, work: Workload, any_order: float,
 def _seconds(s: Seconds) -> str:
     parts = {"transformer": s.transformer, "VAE": s.vae, "other": s.other}
     copies = "copies hidden" if s.copies_hidden else f"waiting for copies {seconds_each(s.copies)}"
-    return f"{seconds_each(s.total)} s: {', '.join(f'{name} {seconds_each(value)}' for name, value in parts.items())}, {copies}"
+    return (
+        f"{seconds_each(s.total)} s: {', '.join(f'{name} {seconds_each(value)}' for name, value in parts.items())},"
+        f" {copies}"
+    )
 
 
 def _rung(rung: Rung, seconds: float, verb: str) -> str:
     change = (rung.seconds / seconds - 1) * 100
-    return f"{seconds_each(rung.seconds)} s a step ({change:+.0f}%) {verb} {human(rung.need_vram)} of VRAM: {rung.plan.text}"
+    return (
+        f"{seconds_each(rung.seconds)} s a step ({change:+.0f}%) {verb} {human(rung.need_vram)} of VRAM:"
+        f" {rung.plan.text}"
+    )
 
 
 def _refuse(error: DoesNotFit, job: Job, facts: Facts, hardware: Hardware, *, as_json: bool) -> int:
     """Tell why nothing fits, and what would help."""
     turns = knobs(job, facts, hardware, short=error.short)
     if as_json:
-        _print_json({"fits": False, "hardware": hardware, "message": error.what, "fix": error.fix, "short": error.short, "plan": error.plan, "prediction": error.smallest, "knobs": turns})
+        _print_json(
+            {
+                "fits": False,
+                "hardware": hardware,
+                "message": error.what,
+                "fix": error.fix,
+                "short": error.short,
+                "plan": error.plan,
+                "prediction": error.smallest,
+                "knobs": turns,
+            }
+        )
         return 1
     print(f"wanlora: {error}", file=sys.stderr)
     for knob in turns:

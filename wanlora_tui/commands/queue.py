@@ -33,7 +33,9 @@ def submit(args: Namespace) -> int:
 
     async def go() -> JobRecord:
         async with Client(daemon_dir(args)) as client:
-            return await client.submit(args.job, args.out or "", resume=going_on, from_step=args.from_step, accepted=accepted)
+            return await client.submit(
+                args.job, args.out or "", resume=going_on, from_step=args.from_step, accepted=accepted
+            )
 
     start_daemon(daemon_dir(args))
     record = asyncio.run(go())
@@ -47,7 +49,9 @@ def _goes_on(args: Namespace) -> bool:
 
 
 def _where(record: JobRecord) -> str:
-    return f"{record.name} waits at position {record.position}" if record.position else f"{record.name} is {record.state}"
+    return (
+        f"{record.name} waits at position {record.position}" if record.position else f"{record.name} is {record.state}"
+    )
 
 
 def jobs(args: Namespace) -> int:
@@ -62,7 +66,10 @@ def jobs(args: Namespace) -> int:
         sys.stdout.buffer.write(msgspec.json.encode(records) + b"\n")
         return 0
     if not records:
-        say("No jobs yet. Make one with `wanlora new`, hand it over with `wanlora submit`, or open the wizard with `wanlora`.")
+        say(
+            "No jobs yet. Make one with `wanlora new`, hand it over with `wanlora submit`, or open the wizard with"
+            " `wanlora`."
+        )
         return 0
     rows = [("ID", "NAME", "STATE", "STEP", "GPU", "RUN FOLDER")]
     for r in records:
@@ -85,13 +92,18 @@ def _one(args: Namespace, verb: str) -> JobRecord:
 
 def stop(args: Namespace) -> int:
     record = _one(args, "stop")
-    say(f"{record.name} saves a checkpoint and stops. Go on later with: wanlora resume {record.name}" if record.state == "stopping" else ending(record.name, record.state, record.outcome))
+    say(
+        f"{record.name} saves a checkpoint and stops. Go on later with: wanlora resume {record.name}"
+        if record.state == "stopping"
+        else ending(record.name, record.state, record.outcome)
+    )
     return 0
 
 
 def cancel(args: Namespace) -> int:
     record = _one(args, "cancel")
-    say(f"{record.name} {'is cancelled' if record.state == 'cancelled' else 'is being cancelled'}. {'Its checkpoints stay.' if record.attempt else 'It had not begun.'}")
+    say(
+        f"{record.name} {'is cancelled' if record.state == 'cancelled' else 'is being cancelled'}."
+        f" {'Its checkpoints stay.' if record.attempt else 'It had not begun.'}"
+    )
     return 0
-
-

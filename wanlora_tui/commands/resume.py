@@ -1,4 +1,5 @@
-"""resume, checkpoints: going on with a run that has ended, with its job file as it is now, from the newest or an older checkpoint."""
+"""resume, checkpoints: going on with a run that has ended, with its job file as it is now, from the newest or an older
+checkpoint."""
 
 import asyncio
 import sys
@@ -32,17 +33,25 @@ def resume(args: Namespace) -> int:
             record = await client.show(args.job)
             if record.state in RUNNING_STATES:  # refused, and nobody should be asked about changes first
                 return await client.resume(record.id, args.from_step)
-            accepted = agreed(record.name, record.run_dir, await client.going_on(record.id), accepted=args.accept_changes)
+            accepted = agreed(
+                record.name, record.run_dir, await client.going_on(record.id), accepted=args.accept_changes
+            )
             return await client.resume(record.id, args.from_step, accepted)
 
     record = asyncio.run(go())
-    back = f" It goes back to step {args.from_step}; what came after is set aside in {home_path(record.run_dir)}/abandoned." if args.from_step is not None else ""
+    back = (
+        f" It goes back to step {args.from_step}; what came after is set aside in"
+        f" {home_path(record.run_dir)}/abandoned."
+        if args.from_step is not None
+        else ""
+    )
     say(f"{record.name}: queued again. State: {record.state}.{back}")
     return 0
 
 
 def agreed(name: str, run_dir: str, asked: GoingOn, *, accepted: bool) -> str | None:
-    """The digest of the changes when they are accepted, `accepted` from the start or asked for on a terminal; None when nothing needs that.
+    """The digest of the changes when they are accepted, `accepted` from the start or asked for on a terminal; None when
+    nothing needs that.
 
     Raises UserError when what was learnt does not fit, the answer is no, or there is nobody to ask.
     """
@@ -67,7 +76,12 @@ def agreed_here(job: Job, base: Path, out: Path, *, accepted: bool) -> str | Non
     """The same for a job whose paths are relative to `base`, and the run folder in `out`, without a daemon."""
     run_dir = out / job.job.name
     held, unreadable = held_job(run_dir, base)
-    return agreed(job.job.name, str(run_dir), going_on(held, absolute_paths(job, base), learnt=has_learnt(run_dir), unreadable=unreadable), accepted=accepted)
+    return agreed(
+        job.job.name,
+        str(run_dir),
+        going_on(held, absolute_paths(job, base), learnt=has_learnt(run_dir), unreadable=unreadable),
+        accepted=accepted,
+    )
 
 
 def checkpoints(args: Namespace) -> int:
@@ -76,6 +90,7 @@ def checkpoints(args: Namespace) -> int:
     if path.suffix == ".toml" or "/" in args.job:
         name, run_dir, there = _read_here(path, args.out)
     else:
+
         async def go() -> tuple[JobRecord, list[StoredCheckpoint]]:
             async with Client(daemon_dir(args)) as client:
                 return await client.checkpoints(args.job)
@@ -92,11 +107,17 @@ def checkpoints(args: Namespace) -> int:
     for c in there:
         losses = (f"{c.losses[e]:.4f}" if e in c.losses else "-" for e in ("high_noise", "low_noise"))
         previews = home_path(str((run_dir / c.previews[0]).parent)) if c.previews else "-"
-        rows.append((str(c.step), time.strftime("%Y-%m-%d %H:%M", time.localtime(c.time)), *losses, size(c.size), previews))
+        rows.append(
+            (str(c.step), time.strftime("%Y-%m-%d %H:%M", time.localtime(c.time)), *losses, size(c.size), previews)
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    way = f"wanlora train {args.job} --resume --from STEP" if path.suffix == ".toml" else f"wanlora resume {name} --from STEP"
+    way = (
+        f"wanlora train {args.job} --resume --from STEP"
+        if path.suffix == ".toml"
+        else f"wanlora resume {name} --from STEP"
+    )
     say(f"Go back to one (while it does not run) with: {way}")
     return 0
 

@@ -23,21 +23,42 @@ def timesteps(args: Namespace) -> int:
     job = load_job(args.job)
     boundary, source = boundary_of(job, args.job.resolve().parent)
     edge = f"{boundary * NUM_TRAIN_TIMESTEPS:g} ({source})"
-    title = f"{job.job.name}: timestep type {job.training.timestep_type}, bias {job.training.timestep_bias.replace('_', ' ')}, boundary {edge}"
+    title = (
+        f"{job.job.name}: timestep type {job.training.timestep_type}, bias"
+        f" {job.training.timestep_bias.replace('_', ' ')}, boundary {edge}"
+    )
     if args.json:
         experts = timesteps_of(job, boundary, bins=JSON_BINS)
         told = {
-            "name": job.job.name, "timestep_type": job.training.timestep_type, "timestep_bias": job.training.timestep_bias, "steps": job.training.steps,
-            "boundary": boundary, "boundary_source": source, "bin": NUM_TRAIN_TIMESTEPS / JSON_BINS, "experts": experts,
-        }  # fmt: skip
+            "name": job.job.name,
+            "timestep_type": job.training.timestep_type,
+            "timestep_bias": job.training.timestep_bias,
+            "steps": job.training.steps,
+            "boundary": boundary,
+            "boundary_source": source,
+            "bin": NUM_TRAIN_TIMESTEPS / JSON_BINS,
+            "experts": experts,
+        }
         sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(told)) + b"\n")
     else:
-        print("\n".join(text_chart(title, timesteps_of(job, boundary, bins=COLUMNS), job.training.steps, boundary, blocks=unicode_blocks(sys.stdout.encoding))))
+        print(
+            "\n".join(
+                text_chart(
+                    title,
+                    timesteps_of(job, boundary, bins=COLUMNS),
+                    job.training.steps,
+                    boundary,
+                    blocks=unicode_blocks(sys.stdout.encoding),
+                )
+            )
+        )
     if args.png:
         try:
             draw_png(args.png, title, timesteps_of(job, boundary, bins=500), job.training.steps, boundary)
         except OSError as e:
-            raise UserError(f"cannot be written: {e.strerror or e}", where=str(args.png), fix="Choose another place with --png") from None
+            raise UserError(
+                f"cannot be written: {e.strerror or e}", where=str(args.png), fix="Choose another place with --png"
+            ) from None
         say(f"Wrote {args.png}.")
     return 0
 

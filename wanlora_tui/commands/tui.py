@@ -20,7 +20,10 @@ def need_terminal(instead: str) -> None:
     if not (is_terminal(sys.stdin) and is_terminal(sys.stdout)):
         raise UserError("this needs a terminal", fix=f"Without one, use: {instead}")
     if is_dumb():
-        raise UserError(f"the terminal says it can draw nothing (TERM={os.environ.get('TERM', '')!r})", fix=f"Set TERM, e.g. TERM=xterm-256color, or use: {instead}")
+        raise UserError(
+            f"the terminal says it can draw nothing (TERM={os.environ.get('TERM', '')!r})",
+            fix=f"Set TERM, e.g. TERM=xterm-256color, or use: {instead}",
+        )
 
 
 def open_tui(args: Namespace) -> int:
@@ -49,7 +52,14 @@ async def _find(folder: Path | None, job: str) -> JobRecord:
         return (await client.snapshot(job))[0] if job else pick_job(await client.jobs())
 
 
-def run_app(folder: Path | None, *, state_folder: Path | None = None, job: JobRecord | None = None, host: str = "", close_when_done: float = 0.0) -> int:
+def run_app(
+    folder: Path | None,
+    *,
+    state_folder: Path | None = None,
+    job: JobRecord | None = None,
+    host: str = "",
+    close_when_done: float = 0.0,
+) -> int:
     """Run the app on the daemon of `folder` and say what its user should know after it closed.
 
     What was seen is kept with the user's own records, or with those of the daemon in `state_folder`: the folder of a
@@ -65,7 +75,14 @@ def run_app(folder: Path | None, *, state_folder: Path | None = None, job: JobRe
 
         terminal.listen()
         image = picture_class(terminal.pictures, terminal.cell)
-        app = WanloraApp(folder, places(state_folder if host else folder).state, image=image, job=job, host=host, close_when_done=close_when_done)
+        app = WanloraApp(
+            folder,
+            places(state_folder if host else folder).state,
+            image=image,
+            job=job,
+            host=host,
+            close_when_done=close_when_done,
+        )
         app.driver_class = driver_on(terminal)
         app.run()
     for line in app.farewell:

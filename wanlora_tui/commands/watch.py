@@ -45,8 +45,10 @@ class LinePrinter:
     def event(self, view: RunView, event: Event) -> None:
         line = plain_line(view, event)
         if self.live and event.kind in ("step", "phase") and event.data.get("name") != "paused":
-            _, _, now = line.partition(" ")  # of a line that is written over nobody needs the time; without it the ETA has room in 80 columns
-            print(f"\r\x1b[K{now[: max(1, terminal_width(sys.stdout) - 1)]}", end="", flush=True)  # a line that wraps could not be written over
+            # of a line that is written over nobody needs the time; without it the ETA has room in 80 columns
+            _, _, now = line.partition(" ")
+            # a line that wraps could not be written over
+            print(f"\r\x1b[K{now[: max(1, terminal_width(sys.stdout) - 1)]}", end="", flush=True)
             self.open_line = True
         else:
             self.close()
@@ -88,7 +90,9 @@ async def watch_job(folder: Path | None, job: str, *, since: int, printer: Print
 
 def watch(args: Namespace) -> int:
     """The exit code is the job's outcome: 0 done, 75 stopped and can be resumed, 1 failed or cancelled."""
-    printer: Printer = JsonPrinter() if args.json else LinePrinter(live=is_terminal(sys.stdout) and not is_dumb() and not args.plain)
+    printer: Printer = (
+        JsonPrinter() if args.json else LinePrinter(live=is_terminal(sys.stdout) and not is_dumb() and not args.plain)
+    )
     try:
         record, _ = asyncio.run(watch_job(daemon_dir(args), args.job or "", since=args.since, printer=printer))
     except KeyboardInterrupt:

@@ -1,7 +1,7 @@
 """Half-filled wizards, kept on disk at every change, so that nothing typed is lost and it can be offered again.
 
-Each wizard has a draft of its own, locked while it lives: `draft.json` for the first, `draft-2.json` and so on beside it.
-The lock is one of the kernel on the file itself, so a killed wizard holds none.
+Each wizard has a draft of its own, locked while it lives: `draft.json` for the first, `draft-2.json` and so on beside
+it. The lock is one of the kernel on the file itself, so a killed wizard holds none.
 """
 
 import fcntl
@@ -51,7 +51,11 @@ class Draft(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
     def name(self) -> str:
         """The job's name as far as it is known; "" before a folder is."""
         named = self.values.get("job.name", "")
-        return str(named) if named or not (self.kind and self.folders) else suggested_name(self.kind, Path(self.folders[0]).name)
+        return (
+            str(named)
+            if named or not (self.kind and self.folders)
+            else suggested_name(self.kind, Path(self.folders[0]).name)
+        )
 
 
 class DraftStore:
@@ -107,7 +111,8 @@ class DraftStore:
             self.release()
 
     def set_aside(self) -> Path:
-        """Rename a file that `load` refused, so that no save destroys it and no wizard stumbles over it again. Raises OSError."""
+        """Rename a file that `load` refused, so that no save destroys it and no wizard stumbles over it again. Raises
+        OSError."""
         names = itertools.chain([".unread"], (f".unread-{n}" for n in itertools.count(2)))
         aside = next(path for name in names if not (path := self.path.with_name(self.path.name + name)).exists())
         self.path.replace(aside)
@@ -116,7 +121,8 @@ class DraftStore:
     # Which wizard it belongs to
 
     def hold(self) -> bool:
-        """Make a draft that lies there this wizard's own; False when another's has it, or it is gone. Raises DraftError."""
+        """Make a draft that lies there this wizard's own; False when another's has it, or it is gone. Raises
+        DraftError."""
         for _ in range(PATIENCE):
             self._held = self._lock(fcntl.LOCK_EX)
             if self._held is not None:
@@ -171,7 +177,11 @@ class Drafts:
             temporary, file = _write(draft, self.first)
             try:
                 for number in itertools.count(1):
-                    path = self.first if number == 1 else self.first.with_name(f"{self.first.stem}-{number}{self.first.suffix}")
+                    path = (
+                        self.first
+                        if number == 1
+                        else self.first.with_name(f"{self.first.stem}-{number}{self.first.suffix}")
+                    )
                     try:
                         os.link(temporary, path)  # unlike a rename it fails where something lies
                         break
@@ -186,7 +196,8 @@ class Drafts:
         return store
 
     def left_over(self) -> tuple[list[tuple[DraftStore, Draft]], list[str]]:
-        """The drafts of wizards that are gone, newest first, and what is wrong with files that are no drafts: these are set aside."""
+        """The drafts of wizards that are gone, newest first, and what is wrong with files that are no drafts: these are
+        set aside."""
         found, problems = [], []
         name = re.compile(rf"{re.escape(self.first.stem)}(-\d+)?{re.escape(self.first.suffix)}")
         for path in sorted(self.first.parent.glob("*")):

@@ -36,6 +36,12 @@ def forecast(job: Job, facts: Facts) -> list[str]:
     need = disk_need(job, expert_shape(facts))
     free = f" of {size(facts.machine.disk_free)} free" if facts.machine else ""
     return [
-        f"{count(job.training.steps, 'step')}{per_expert} · each of {count(clips, 'clip')} seen {epochs(job, facts.datasets):.0f} times",
-        f"{count(saves, 'checkpoint')} (newest {min(saves, job.save.keep)} kept) · {previews} · disk {size(need.total)}{free}",
+        (
+            f"{count(job.training.steps, 'step')}{per_expert} · each of {count(clips, 'clip')} seen"
+            f" {epochs(job, facts.datasets):.0f} times"
+        ),
+        (
+            f"{count(saves, 'checkpoint')} (newest {min(saves, job.save.keep)} kept) · {previews} · disk"
+            f" {size(need.total)}{free}"
+        ),
     ]

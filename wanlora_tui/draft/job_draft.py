@@ -28,9 +28,13 @@ if TYPE_CHECKING:
 
 # field that may be left out -> the one it then follows
 COMMON = {
-    "multistage.high.lr": "training.lr", "multistage.low.lr": "training.lr", "multistage.high.rank": "target.rank", "multistage.low.rank": "target.rank",
-    "target.alpha": "target.rank", "sample.guidance_low": "sample.guidance",
-}  # fmt: skip
+    "multistage.high.lr": "training.lr",
+    "multistage.low.lr": "training.lr",
+    "multistage.high.rank": "target.rank",
+    "multistage.low.rank": "target.rank",
+    "target.alpha": "target.rank",
+    "sample.guidance_low": "sample.guidance",
+}
 PANELS = ("job", "model", "quantization", "multistage", "target", "save", "training", "advanced", "datasets", "sample")
 
 
@@ -49,7 +53,8 @@ class WizardState:
     # Facts from outside
 
     def refresh(self) -> None:
-        """Recommend anew, and no longer look at folders that were taken out; call after the kind, the folders, their scans or the machine have changed."""
+        """Recommend anew, and no longer look at folders that were taken out; call after the kind, the folders, their
+        scans or the machine have changed."""
         from presets.recipes.recommend import recommend
 
         self._recommendations, self._recommended = [], None
@@ -66,7 +71,10 @@ class WizardState:
             self._recommendations.append(made)
         first, *per_folder = self._recommendations
         tables = job_to_dict(first.job)
-        tables["datasets"] = [job_to_dict(m.job)["datasets"][0] | {"path": folder} for m, folder in zip(per_folder, self.draft.folders, strict=True)]
+        tables["datasets"] = [
+            job_to_dict(m.job)["datasets"][0] | {"path": folder}
+            for m, folder in zip(per_folder, self.draft.folders, strict=True)
+        ]
         tables["sample"]["prompts"] = []
         self._recommended = job_from_dict(tables)
 
@@ -105,12 +113,16 @@ class WizardState:
             dataset.path = relative(dataset.path)
         for prompt in job.sample.prompts:
             prompt.ctrl_img = relative(prompt.ctrl_img)
-        job.model.path, job.model.vae, job.model.text_encoder = (relative(p) for p in (job.model.path, job.model.vae, job.model.text_encoder))
+        job.model.path, job.model.vae, job.model.text_encoder = (
+            relative(p) for p in (job.model.path, job.model.vae, job.model.text_encoder)
+        )
         return job
 
     def job_path(self) -> Path:
         """Where the job file goes: as typed (relative to where wanlora was started), else NAME.toml there."""
-        return self.cwd / (Path(self.draft.job_path).expanduser() if self.draft.job_path else f"{self.value('job.name')}.toml")
+        return self.cwd / (
+            Path(self.draft.job_path).expanduser() if self.draft.job_path else f"{self.value('job.name')}.toml"
+        )
 
     def wrote(self, path: Path) -> bool:
         """Whether the file there is one of this job: as it was written before, or just as it would be written now."""
@@ -127,7 +139,8 @@ class WizardState:
         return get_value(self.job(), path)
 
     def recommended(self, path: str) -> tuple[Any, str | None]:
-        """(value the field would have without the user, reason: "" for a plain default, None where only the user can say)."""
+        """(value the field would have without the user, reason: "" for a plain default, None where only the user can
+        say)."""
         if path.startswith("sample.prompts"):
             return ("", None) if path.endswith((".prompt", ".ctrl_img")) else (field_of(path).default, "")
         if path == "job.kind" or path.endswith("].path"):
@@ -206,16 +219,26 @@ class WizardState:
         return out
 
     def fields(self, panel: str) -> list[str]:
-        """Field paths of one panel's form, in the order of the job file; one set per dataset, one per prompt, one per expert."""
+        """Field paths of one panel's form, in the order of the job file; one set per dataset, one per prompt, one per
+        expert."""
         if panel == "datasets":
-            return [f.path.replace("datasets.", f"datasets[{i}].") for i in range(len(self.draft.folders)) for f in FIELDS.values() if f.panel == panel]
+            return [
+                f.path.replace("datasets.", f"datasets[{i}].")
+                for i in range(len(self.draft.folders))
+                for f in FIELDS.values()
+                if f.panel == panel
+            ]
         if panel == "sample.prompts":
             return [path for i in range(len(self.draft.prompts)) for path in self.prompt_fields(i)]
         return [f.path for f in FIELDS.values() if f.panel in (panel, f"{panel}.high", f"{panel}.low")]
 
     def prompt_fields(self, index: int) -> list[str]:
         """Field paths of one prompt: its text and image, then what it may have of its own."""
-        return [f.path.replace("sample.prompts.", f"sample.prompts[{index}].") for f in FIELDS.values() if f.panel == "sample.prompts"]
+        return [
+            f.path.replace("sample.prompts.", f"sample.prompts[{index}].")
+            for f in FIELDS.values()
+            if f.panel == "sample.prompts"
+        ]
 
     def placeholder(self, path: str) -> str:
         """What an empty input of the field stands for: the common value where there is one."""
@@ -247,7 +270,16 @@ class WizardState:
                 problem = e.problems[0].partition(": ")[2]
             value = self.recommended(path)[0]
             fix = f"Correct it, or take the recommended {toml_text(value)}"
-            out.append(Finding(code="not-a-value", severity="error", field=path, message=problem[0].upper() + problem[1:], fix=fix, set={path: value}))
+            out.append(
+                Finding(
+                    code="not-a-value",
+                    severity="error",
+                    field=path,
+                    message=problem[0].upper() + problem[1:],
+                    fix=fix,
+                    set={path: value},
+                )
+            )
         return out
 
     def apply(self, findings: list[Finding]) -> list[str]:

@@ -16,53 +16,55 @@ STEPS: tuple[Step, ...] = (
         "kind",
         "Kind",
         "What should the LoRA teach? Up and down choose, Enter takes it and goes on.",
-        "Wan 2.2 I2V has two experts: the high-noise one lays out composition, motion and camera; the low-noise one draws detail, "
-        "identity and texture. Which of them matters more, and what your clips and captions must show, depends on what the LoRA is "
-        "to teach. The kind sets the starting values of everything that follows. You can change it later; values that you set by "
-        "hand stay as they are.",
+        "Wan 2.2 I2V has two experts: the high-noise one lays out composition, motion and camera; the low-noise one"
+        " draws detail, identity and texture. Which of them matters more, and what your clips and captions must show,"
+        " depends on what the LoRA is to teach. The kind sets the starting values of everything that follows. You can"
+        " change it later; values that you set by hand stay as they are.",
     ),
     Step(
         "clips",
         "Clips",
         "Type a folder (Tab completes it) and press Enter, or browse with F4. Several folders make several datasets.",
-        "Use real video files (mp4, mov, mkv, webm), not GIFs, or images for a one-frame dataset. Trim each clip so that what it "
-        "shows starts at once and fills it. Clips may differ in length: each gives the same number of frames, spread over the "
-        "whole clip, so a long clip plays faster than life. The column Speed says how much. A caption is a text file with the "
-        "clip's name: castle.mp4 and castle.txt.",
+        "Use real video files (mp4, mov, mkv, webm), not GIFs, or images for a one-frame dataset. Trim each clip so"
+        " that what it shows starts at once and fills it. Clips may differ in length: each gives the same number of"
+        " frames, spread over the whole clip, so a long clip plays faster than life. The column Speed says how much. A"
+        " caption is a text file with the clip's name: castle.mp4 and castle.txt.",
     ),
     Step(
         "captions",
         "Trigger and captions",
         "Name the job, and say in words what the clips show. [trigger] in a caption becomes the trigger word.",
-        "The trigger word is a made-up word (frung) that switches the LoRA on. Style and character LoRAs should have one; a motion "
-        "LoRA usually needs none, because its captions name the motion. A clip without its own caption uses the default caption of "
-        "its folder. Dropout leaves the caption out now and then, so that the LoRA also works on what it sees: 0.05 to 0.1.",
+        "The trigger word is a made-up word (frung) that switches the LoRA on. Style and character LoRAs should have"
+        " one; a motion LoRA usually needs none, because its captions name the motion. A clip without its own caption"
+        " uses the default caption of its folder. Dropout leaves the caption out now and then, so that the LoRA also"
+        " works on what it sees: 0.05 to 0.1.",
     ),
     Step(
         "settings",
         "Machine and settings",
-        "Everything is set for this machine already. Look at what you like; F6 puts a field back to its recommended value.",
-        "The first entry shows the machine and why values differ from the plain defaults; the others are the panels of the job file. "
-        "◆ recommended: chosen for your kind, clips and machine, and the help below the form says why. default: the plain default. "
-        "● yours: changed by you; F6 takes it back. Left and right change a choice, Enter lists all of them. What cannot be right "
-        "is said under the field while you type.",
+        "Everything is set for this machine already. Look at what you like; F6 puts a field back to its recommended"
+        " value.",
+        "The first entry shows the machine and why values differ from the plain defaults; the others are the panels of"
+        " the job file. ◆ recommended: chosen for your kind, clips and machine, and the help below the form says why."
+        " default: the plain default. ● yours: changed by you; F6 takes it back. Left and right change a choice, Enter"
+        " lists all of them. What cannot be right is said under the field while you type.",
     ),
     Step(
         "prompts",
         "Sample prompts",
         "2 to 4 prompts like your clips, each with the image it starts from. With none, no previews are made.",
-        "Previews show during training whether the LoRA has learnt enough or too much; they do not change the training. Wan 2.2 I2V "
-        "starts every video from an image, so each prompt needs its control image, like those you will use later. You may skip this "
-        "step: then checkpoints are saved without previews, and you judge them afterwards.",
+        "Previews show during training whether the LoRA has learnt enough or too much; they do not change the training."
+        " Wan 2.2 I2V starts every video from an image, so each prompt needs its control image, like those you will use"
+        " later. You may skip this step: then checkpoints are saved without previews, and you judge them afterwards.",
     ),
     Step(
         "review",
         "Review and launch",
         "f fixes the highlighted finding, F all of them, Enter goes to its field, t shows the job file. F8 launches.",
-        "Errors (✗) would stop or spoil the run and must be fixed before the launch; warnings (!) are worth a thought; advice (i) is "
-        "free. f applies the fix of the highlighted finding, F every fix there is, Enter goes to the field. The job file is plain "
-        "TOML: keep it, edit it, start it again with `wanlora submit`. Launching writes it and hands it to the daemon; the "
-        "training goes on when you close this window.",
+        "Errors (✗) would stop or spoil the run and must be fixed before the launch; warnings (!) are worth a thought;"
+        " advice (i) is free. f applies the fix of the highlighted finding, F every fix there is, Enter goes to the"
+        " field. The job file is plain TOML: keep it, edit it, start it again with `wanlora submit`. Launching writes"
+        " it and hands it to the daemon; the training goes on when you close this window.",
     ),
 )
 NAMES = tuple(s.name for s in STEPS)
@@ -77,7 +79,11 @@ def step_of_field(path: str) -> str:
     """The step on which the field (or file) that a finding names is edited, to jump there."""
     if path == "job.kind":
         return "kind"
-    if path.startswith(("/", "~")) or path == "datasets" or (path.startswith("datasets") and path.endswith((".path", "]"))):
+    if (
+        path.startswith(("/", "~"))
+        or path == "datasets"
+        or (path.startswith("datasets") and path.endswith((".path", "]")))
+    ):
         return "clips"  # a clip or caption file, or the list of folders
     if path in ("job.name", "job.trigger") or path.endswith((".default_caption", ".caption_dropout")):
         return "captions"

@@ -46,7 +46,11 @@ class Board:
                     return [job_id]
                 fold(view, event)
             case Beat(runs=runs):
-                return [b.job for b in runs if b.trainer_alive and (b.job not in self.views or b.last_seq > self.views[b.job].last_seq)]
+                return [
+                    b.job
+                    for b in runs
+                    if b.trainer_alive and (b.job not in self.views or b.last_seq > self.views[b.job].last_seq)
+                ]
         return []
 
     def ordered(self) -> list[JobRecord]:

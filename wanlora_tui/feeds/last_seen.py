@@ -55,6 +55,9 @@ def since_you_left(events: list[Event], view: RunView) -> str:
         return ""
     steps = sum(e.kind == "step" for e in events)
     previews = sum(e.kind == "sample" for e in events)
-    warnings = sum((e.kind == "finding" and e.data["severity"] != "advice") or (e.kind == "log" and e.data["level"] == "warning") for e in events)
+    warnings = sum(
+        (e.kind == "finding" and e.data["severity"] != "advice") or (e.kind == "log" and e.data["level"] == "warning")
+        for e in events
+    )
     text = f"Since you left: {count(steps, 'step')}, {count(previews, 'preview')}, {count(warnings, 'warning')}"
     return text if view.state in ("starting", "running") else f"{text}; {view.state}"

@@ -25,8 +25,9 @@ class Launcher:
     async def submit(self, path: Path, *, sent_before: float = 0.0, say: Callable[[str], None]) -> JobRecord:
         """Hand in a job file; `say` is told what is waited for.
 
-        `sent_before`: when this very file was sent and no answer came, seconds since 1970; a job that came of it is given.
-        Raises UserError and OSError for what keeps the daemon from coming up or the job from being taken, and Unanswered.
+        `sent_before`: when this very file was sent and no answer came, seconds since 1970; a job that came of it is
+        given. Raises UserError and OSError for what keeps the daemon from coming up or the job from being taken, and
+        Unanswered.
         """
         say("Looking for the daemon; it is started if none runs …")
         await asyncio.to_thread(ensure_running, self._dir)
@@ -36,7 +37,10 @@ class Launcher:
         try:
             return await self._client.submit(path)
         except NotRunning as e:
-            raise Unanswered(e.what, fix="It may still take the job when it goes on: look at the list of jobs before you launch again") from None
+            raise Unanswered(
+                e.what,
+                fix="It may still take the job when it goes on: look at the list of jobs before you launch again",
+            ) from None
 
     def taken(self, path: Path, since: float) -> JobRecord | None:
         """The job that came of a file sent at `since`, as far as is known here."""
@@ -48,4 +52,6 @@ class Launcher:
 
 
 def _taken(records: list[JobRecord], path: Path, since: float) -> JobRecord | None:
-    return max((r for r in records if r.job_path == str(path) and r.submitted_at >= since), key=lambda r: r.id, default=None)
+    return max(
+        (r for r in records if r.job_path == str(path) and r.submitted_at >= since), key=lambda r: r.id, default=None
+    )

@@ -32,7 +32,9 @@ class Run(Protocol):
 class RunFeed:
     """A run followed through the daemon, over the daemon's own end and the next one's start."""
 
-    def __init__(self, client: Client, record: JobRecord, memory: MemoryFile, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, client: Client, record: JobRecord, memory: MemoryFile, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.record, self.view = record, RunView(name=record.name, steps=record.steps, step=record.step)
         self.beat: RunBeat | None = None
         self.away, self.problem = "", ""
@@ -86,7 +88,9 @@ class RecordedRun:
         self.record, self.view, self.away, self.problem = record, RunView(), "", ""
         for event in events:
             fold(self.view, event)
-        self.beat: RunBeat | None = RunBeat(record.id, record.state, self.view.last_seq, trainer_alive=record.state == "running", seconds_since_step=0.0)
+        self.beat: RunBeat | None = RunBeat(
+            record.id, record.state, self.view.last_seq, trainer_alive=record.state == "running", seconds_since_step=0.0
+        )
 
     @property
     def beat_age(self) -> float | None:

@@ -37,13 +37,18 @@ def trainer_light(record: JobRecord, view: RunView, beat: RunBeat | None, beat_a
     if record.state in ENDED_STATES:
         return Light("off", f"trainer {'finished' if record.state == 'done' else record.state}")
     if record.state == "queued":
-        return Light("off", f"waiting in the queue, position {record.position}" if record.position else "waiting in the queue")
+        return Light(
+            "off", f"waiting in the queue, position {record.position}" if record.position else "waiting in the queue"
+        )
     if beat_age is not None and beat_age > BEAT_LIMIT:
         return Light("waiting", f"trainer not seen for {duration(beat_age)}")
     if beat is None:
         return Light("waiting", f"trainer {record.state}")
     if not beat.trainer_alive:
-        return Light("bad" if record.state == "running" else "waiting", "trainer not running" if record.state == "running" else f"trainer {record.state}")
+        return Light(
+            "bad" if record.state == "running" else "waiting",
+            "trainer not running" if record.state == "running" else f"trainer {record.state}",
+        )
     if view.phase.name == "paused":
         return Light("waiting", "trainer paused: it goes on by itself")
     if view.phase.name != "training":

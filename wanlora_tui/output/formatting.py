@@ -21,7 +21,8 @@ def expert_text(expert: str) -> str:
 
 
 def ending(name: str, state: str, outcome: str) -> str:
-    """How a job ended, with why: `orbit: failed. Out of memory.` An outcome that begins with the state is not told it twice."""
+    """How a job ended, with why: `orbit: failed. Out of memory.` An outcome that begins with the state is not told it
+    twice."""
     if outcome.lower().startswith(state):
         return f"{name}: {outcome[:1].lower()}{outcome[1:]}"
     return f"{name}: {state}. {outcome}".rstrip()
@@ -88,10 +89,10 @@ def shorten(text: str, width: int) -> str:
     if len(text) <= width:
         return text
     head = max(0, (width - 1) // 3)
-    return f"{text[:head]}…{text[len(text) - (width - 1 - head):]}" if width > 1 else "…"[:width]
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}" if width > 1 else "…"[:width]
 
 
 def home_path(path: str) -> str:
     """An absolute path with the home folder as `~`."""
     home = str(Path.home())
-    return "~" + path[len(home):] if path == home or path.startswith(home + "/") else path
+    return "~" + path[len(home) :] if path == home or path.startswith(home + "/") else path

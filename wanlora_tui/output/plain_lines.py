@@ -20,15 +20,19 @@ def _text(view: RunView, event: Event) -> str:
     match event.kind:
         case "started":
             resumed = f", resumed from step {data['resumed_from']}" if data["resumed_from"] else ""
-            return f"{data['name']}, attempt {event.attempt}, {count(data['steps'], 'step')} on {data['device']}{resumed}: {data['plan']}"
+            return (
+                f"{data['name']}, attempt {event.attempt}, {count(data['steps'], 'step')} on {data['device']}{resumed}:"
+                f" {data['plan']}"
+            )
         case "phase":
             progress = f" {so_far(data['done'], data['total'])}" if data["total"] else ""
             return f"{data['name']}{progress} {data.get('text', '')}"
         case "step":
             vram = f", VRAM {data['vram_gib']:.1f} GiB" if data["vram_gib"] else ""
             return (
-                f"{data['step']}/{view.steps} {expert_text(data['expert'])}, loss {data['loss']:.4f}, lr {rate(data['lr'])}, "
-                f"grad norm {data['grad_norm']:.3f}, {seconds_each(data['seconds']['total'])} s, ETA {duration(view.eta_seconds)}{vram}"
+                f"{data['step']}/{view.steps} {expert_text(data['expert'])}, loss {data['loss']:.4f}, lr"
+                f" {rate(data['lr'])}, grad norm {data['grad_norm']:.3f}, {seconds_each(data['seconds']['total'])} s,"
+                f" ETA {duration(view.eta_seconds)}{vram}"
             )
         case "sample":
             return f"step {data['step']} {data['path']} (seed {data['seed']}): {data['prompt']}"
@@ -46,7 +50,7 @@ def _text(view: RunView, event: Event) -> str:
         case "stopped":
             return f"step {data['step']}: {data['why']}"
         case "failed":
-            return sentences(data['cause'], data['next'])
+            return sentences(data["cause"], data["next"])
         case "done":
             return f"step {data['step']}, {duration(data['seconds'])}: {' '.join(data['files'])}"
 

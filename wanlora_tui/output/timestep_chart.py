@@ -50,7 +50,10 @@ def headline(expert: ExpertTimesteps, steps: int) -> str:
     name = expert_text(expert.expert)
     if not expert.trained:
         return f"{name}: not trained"
-    return f"{name}: {expert.steps} of {count(steps, 'step')} ({100 * expert.steps / steps:.0f}%), timesteps {expert.low:g} to {expert.high:g}, median {expert.median:.0f}"
+    return (
+        f"{name}: {expert.steps} of {count(steps, 'step')} ({100 * expert.steps / steps:.0f}%), timesteps"
+        f" {expert.low:g} to {expert.high:g}, median {expert.median:.0f}"
+    )
 
 
 def is_cut(expert: ExpertTimesteps) -> bool:
@@ -73,7 +76,8 @@ def _panel(expert: ExpertTimesteps, boundary: float, *, blocks: bool) -> list[st
     wall, floor, foot, beyond = MARKS[blocks]
     cells, top, values = BLOCKS if blocks else ASCII, scale_of(expert), percents(expert)
     edge = min(COLUMNS - 1, int(boundary * COLUMNS))
-    eighths = [max(1 if v > 0 else 0, round(min(v / top, 1.0) * ROWS * 8)) for v in values]  # what is there shows, however little
+    # what is there shows, however little
+    eighths = [max(1 if v > 0 else 0, round(min(v / top, 1.0) * ROWS * 8)) for v in values]
     out = []
     for row in reversed(range(ROWS)):
         line = [cells[min(8, max(0, n - 8 * row))] for n in eighths]
@@ -87,11 +91,21 @@ def _panel(expert: ExpertTimesteps, boundary: float, *, blocks: bool) -> list[st
     ticks = [" "] * (MARGIN + 6 + COLUMNS)
     for tick in TICKS:
         text = str(tick)
-        start = MARGIN + 2 + round(tick / 1000 * COLUMNS) - (0 if tick == 0 else len(text) // 2 if tick < 1000 else len(text))
-        ticks[start:start + len(text)] = text
+        start = (
+            MARGIN
+            + 2
+            + round(tick / 1000 * COLUMNS)
+            - (0 if tick == 0 else len(text) // 2 if tick < 1000 else len(text))
+        )
+        ticks[start : start + len(text)] = text
     out.append("".join(ticks).rstrip())
-    mark, place, note = f"boundary {boundary * NUM_TRAIN_TIMESTEPS:g}", MARGIN + 2 + edge, f"{beyond} {CUT}" if is_cut(expert) else ""
-    start = place - len(mark) + 1 if edge > COLUMNS // 2 else place  # ends or begins below the boundary, whichever has the room
+    mark, place, note = (
+        f"boundary {boundary * NUM_TRAIN_TIMESTEPS:g}",
+        MARGIN + 2 + edge,
+        f"{beyond} {CUT}" if is_cut(expert) else "",
+    )
+    # ends or begins below the boundary, whichever has the room
+    start = place - len(mark) + 1 if edge > COLUMNS // 2 else place
     out.append(f"{note:<{start}}{mark}" if edge > COLUMNS // 2 else f"{' ' * start}{mark}    {note}".rstrip())
     return out
 
@@ -120,7 +134,11 @@ def draw_png(path: Path, title: str, experts: list[ExpertTimesteps], steps: int,
                 draw.line((LEFT, y, right, y), fill=FAINT)
                 draw.text((LEFT - 8, y), f"{part * top:.3g}%", fill=INK, font=small, anchor="rm")
             width = NUM_TRAIN_TIMESTEPS / len(values)
-            tips = [(x((j + side) * width), ground - min(v / top, 1.0) * PANEL) for j, v in enumerate(values) for side in (0, 1)]
+            tips = [
+                (x((j + side) * width), ground - min(v / top, 1.0) * PANEL)
+                for j, v in enumerate(values)
+                for side in (0, 1)
+            ]
             draw.polygon([(LEFT, ground), *tips, (right, ground)], fill=_light(colour))
             draw.line(tips, fill=colour, width=2)
             draw.line((x(expert.median), above, x(expert.median), ground), fill=colour, width=2)
@@ -135,8 +153,19 @@ def draw_png(path: Path, title: str, experts: list[ExpertTimesteps], steps: int,
             draw.line((x(tick), ground, x(tick), ground + 6), fill=INK)
             draw.text((x(tick), ground + 9), str(tick), fill=INK, font=small, anchor="ma")
     foot = TOP + len(experts) * (PANEL + GAP) - GAP + 36
-    draw.text(((LEFT + right) / 2, foot), f"timestep (1000 is pure noise; dashed: the boundary at {boundary * NUM_TRAIN_TIMESTEPS:g})", fill=INK, font=small, anchor="ma")
-    draw.text((LEFT, foot + 24), "Percent of each expert's samples per 10 timesteps; each expert has its own scale.", fill=INK, font=small)
+    draw.text(
+        ((LEFT + right) / 2, foot),
+        f"timestep (1000 is pure noise; dashed: the boundary at {boundary * NUM_TRAIN_TIMESTEPS:g})",
+        fill=INK,
+        font=small,
+        anchor="ma",
+    )
+    draw.text(
+        (LEFT, foot + 24),
+        "Percent of each expert's samples per 10 timesteps; each expert has its own scale.",
+        fill=INK,
+        font=small,
+    )
     picture.save(path, "PNG")
 
 

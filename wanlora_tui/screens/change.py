@@ -35,13 +35,26 @@ class ChangeScreen(ModalScreen[list[tuple[str, str]] | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(id="change-box"):
-            yield Static(f"Change {self._name} while it trains: Enter applies, Esc leaves", id="change-title", markup=False)
+            yield Static(
+                f"Change {self._name} while it trains: Enter applies, Esc leaves", id="change-title", markup=False
+            )
             for field in LIVE_FIELDS:
                 about = field_of(field)
                 with Horizontal(classes="change-row"):
-                    yield Static(about.label + (f", {EXPERTS[field]}" if field in EXPERTS else ""), classes="change-label", markup=False)
-                    yield FieldText(self._now[field], placeholder="as above" if field in EXPERTS else "", compact=True, name=field, classes="change-input")
-                    takes = range_text(about).replace(" or left out", "")  # "as above" says that, and 80 columns have no room for both
+                    yield Static(
+                        about.label + (f", {EXPERTS[field]}" if field in EXPERTS else ""),
+                        classes="change-label",
+                        markup=False,
+                    )
+                    yield FieldText(
+                        self._now[field],
+                        placeholder="as above" if field in EXPERTS else "",
+                        compact=True,
+                        name=field,
+                        classes="change-input",
+                    )
+                    # "as above" says that, and 80 columns have no room for both
+                    takes = range_text(about).replace(" or left out", "")
                     yield Static(takes, classes="change-range", markup=False)
             yield Static(id="change-problem", markup=False)
 
@@ -70,8 +83,12 @@ class ChangeScreen(ModalScreen[list[tuple[str, str]] | None]):
         found = self.problems()
         for row in self.query(Input):
             row.set_class(row.name in found, "-wrong")
-        lines = [f"✗ {field}: {text}" for field, text in found.items()] or [f"● {field}: {self._now[field] or 'left out'} -> {text or 'left out'}" for field, text in self.changed()]
-        self.query_one("#change-problem", Static).update("\n".join(lines) or "It counts from the next step on. A resume repeats it at the same step.")
+        lines = [f"✗ {field}: {text}" for field, text in found.items()] or [
+            f"● {field}: {self._now[field] or 'left out'} -> {text or 'left out'}" for field, text in self.changed()
+        ]
+        self.query_one("#change-problem", Static).update(
+            "\n".join(lines) or "It counts from the next step on. A resume repeats it at the same step."
+        )
 
     @on(Input.Submitted)
     def _entered(self) -> None:

@@ -32,7 +32,9 @@ class CheckpointsScreen(ModalScreen[int | None]):
 
     def compose(self) -> ComposeResult:
         with Vertical(id="checkpoints-box"):
-            yield Static(f"Checkpoints of {self._name}: Enter goes back to one, Esc leaves", id="checkpoints-title", markup=False)
+            yield Static(
+                f"Checkpoints of {self._name}: Enter goes back to one, Esc leaves", id="checkpoints-title", markup=False
+            )
             yield CheckpointTable(cursor_type="row", cell_padding=1)
             yield Static(id="checkpoints-detail", markup=False)
 
@@ -41,14 +43,22 @@ class CheckpointsScreen(ModalScreen[int | None]):
         table.add_columns(*COLUMNS)
         for c in self._found:
             losses = [f"{c.losses[e]:.4f}" if e in c.losses else "-" for e in ("high_noise", "low_noise")]
-            cells = [str(c.step), time.strftime("%m-%d %H:%M", time.localtime(c.time)), *losses, size(c.size), str(len(c.previews) or "-")]
+            cells = [
+                str(c.step),
+                time.strftime("%m-%d %H:%M", time.localtime(c.time)),
+                *losses,
+                size(c.size),
+                str(len(c.previews) or "-"),
+            ]
             table.add_row(*(Text(cell, no_wrap=True) for cell in cells))
         table.focus()
 
     @on(DataTable.RowHighlighted)
     def _moved(self, event: DataTable.RowHighlighted) -> None:
         c = self._found[event.cursor_row]
-        self.query_one("#checkpoints-detail", Static).update("\n".join(home_path(str(self._run_dir / p)) for p in [c.path, *c.previews[:2]]))
+        self.query_one("#checkpoints-detail", Static).update(
+            "\n".join(home_path(str(self._run_dir / p)) for p in [c.path, *c.previews[:2]])
+        )
 
     @on(DataTable.RowSelected)
     def _chosen(self, event: DataTable.RowSelected) -> None:

@@ -1,7 +1,8 @@
 """One prompt across the checkpoints, and one checkpoint across the prompts: previews to judge a run by.
 
 The pictures form a grid. Its rows are the prompts, and last all of them; its columns are all steps together, and then
-each step. Left and right keep the prompt, so that flipping between two steps shows what changed; up and down keep the step.
+each step. Left and right keep the prompt, so that flipping between two steps shows what changed; up and down keep the
+step.
 """
 
 from pathlib import Path
@@ -52,13 +53,21 @@ class CompareScreen(Screen[None]):
     @property
     def prompts(self) -> list[str]:
         """As the newest previews have them, by their place in the job; "" where no preview could be made yet."""
-        found = {int(Path(s.path).stem): s.prompt for s in sorted(self._run.view.samples, key=lambda s: s.step) if Path(s.path).stem.isdigit()}
+        found = {
+            int(Path(s.path).stem): s.prompt
+            for s in sorted(self._run.view.samples, key=lambda s: s.step)
+            if Path(s.path).stem.isdigit()
+        }
         return [found.get(i, "") for i in range(max(found, default=-1) + 1)]
 
     @property
     def pictures(self) -> dict[tuple[int, int], Path]:
         """(prompt, step) -> picture, of those that the trainer has made."""
-        found = {(int(Path(s.poster).stem), s.step): self._run_dir / s.poster for s in self._run.view.samples if Path(s.poster).stem.isdigit()}
+        found = {
+            (int(Path(s.poster).stem), s.step): self._run_dir / s.poster
+            for s in self._run.view.samples
+            if Path(s.poster).stem.isdigit()
+        }
         count = len(self.prompts)
         for i in {i for i, _ in found}:
             found[i, ALL_STEPS] = self._run_dir / f"samples/compare_{i:02d}.png"
@@ -76,8 +85,14 @@ class CompareScreen(Screen[None]):
         name = f"prompt {prompt + 1} of {len(self.prompts)}" if prompt < len(self.prompts) else "all prompts"
         at = "all steps" if step == ALL_STEPS else f"step {step}"
         row = [s for p, s in sorted(pictures) if p == prompt]
-        axis = "  ".join(f"[{mark}]" if s == step else mark for s in self._near(row, step) for mark in ["all" if s == ALL_STEPS else str(s)])
-        self.query_one("#compare-title", Static).update(Text.assemble((f"{name}, {at}", "bold"), f"   ◀ {axis} ▶", no_wrap=True, overflow="ellipsis"))
+        axis = "  ".join(
+            f"[{mark}]" if s == step else mark
+            for s in self._near(row, step)
+            for mark in ["all" if s == ALL_STEPS else str(s)]
+        )
+        self.query_one("#compare-title", Static).update(
+            Text.assemble((f"{name}, {at}", "bold"), f"   ◀ {axis} ▶", no_wrap=True, overflow="ellipsis")
+        )
         stamp = (path, path.stat().st_mtime_ns if path.is_file() else 0)
         if stamp == self._shown:
             return
@@ -87,7 +102,9 @@ class CompareScreen(Screen[None]):
         image.image = picture  # type: ignore[attr-defined]  # every class of textual_image.widget has it
         image.display = picture is not None
         words = self.prompts[prompt] if prompt < len(self.prompts) else ""
-        self.query_one("#compare-text", Static).update(Text.assemble((f"{words}\n" if words else "", "italic"), note, overflow="fold"))
+        self.query_one("#compare-text", Static).update(
+            Text.assemble((f"{words}\n" if words else "", "italic"), note, overflow="fold")
+        )
 
     @staticmethod
     def _near(row: list[int], step: int, most: int = 9) -> list[int]:
@@ -114,7 +131,12 @@ class CompareScreen(Screen[None]):
     def action_copy_path(self) -> None:
         path = str(self._shown[0] if self._shown else self._run_dir)
         self.app.copy_to_clipboard(path)
-        self.notify(f"{path}\nSent to the terminal's clipboard (OSC 52). If your terminal or tmux does not pass it on, copy it from here.", title="Picture", timeout=10)
+        self.notify(
+            f"{path}\nSent to the terminal's clipboard (OSC 52). If your terminal or tmux does not pass it on, copy it"
+            " from here.",
+            title="Picture",
+            timeout=10,
+        )
 
     def action_close(self) -> None:
         self.dismiss()

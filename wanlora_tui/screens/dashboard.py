@@ -37,9 +37,13 @@ HEIGHTS = [(0, "-short"), (30, "-tall")]  # rows
 PANES = ("plot", "preview", "log", "files")
 TRAINING = frozenset({"starting", "running"})  # its trainer takes orders
 POSSIBLE_IN = {
-    "stop_run": RUNNING_STATES, "resume_run": RESUMABLE_STATES, "change_run": TRAINING, "save_now": TRAINING, "sample_now": TRAINING,
+    "stop_run": RUNNING_STATES,
+    "resume_run": RESUMABLE_STATES,
+    "change_run": TRAINING,
+    "save_now": TRAINING,
+    "sample_now": TRAINING,
     "go_back": ENDED_STATES,
-}  # fmt: skip
+}
 LIGHT_STYLES = {"good": "$text-success", "waiting": "$text-warning", "bad": "bold $text-error", "off": "$text-muted"}
 
 
@@ -49,9 +53,22 @@ class DashboardScreen(Screen[None]):
     HELP_GROUP = "dashboard"
     AUTO_FOCUS = ""
     BINDINGS = bindings(
-        "dashboard.stop", "dashboard.resume", "dashboard.change", "dashboard.save", "dashboard.sample", "dashboard.checkpoints", "dashboard.compare",
-        "dashboard.view", "dashboard.preview", "dashboard.log", "dashboard.files", "dashboard.plot", "dashboard.copy", "dashboard.back", "dashboard.quit",
-    )  # fmt: skip
+        "dashboard.stop",
+        "dashboard.resume",
+        "dashboard.change",
+        "dashboard.save",
+        "dashboard.sample",
+        "dashboard.checkpoints",
+        "dashboard.compare",
+        "dashboard.view",
+        "dashboard.preview",
+        "dashboard.log",
+        "dashboard.files",
+        "dashboard.plot",
+        "dashboard.copy",
+        "dashboard.back",
+        "dashboard.quit",
+    )
     HORIZONTAL_BREAKPOINTS = WIDTHS
     VERTICAL_BREAKPOINTS = HEIGHTS
 
@@ -91,7 +108,8 @@ class DashboardScreen(Screen[None]):
                     yield MemoryBar(id="ram")
                 yield Poster(self._image, host=self._host, id="preview")
                 yield FilesList(id="files")
-        yield Footer(show_command_palette=False, compact=True)  # in 80 columns every key counts; the help tells of the palette
+        # in 80 columns every key counts; the help tells of the palette
+        yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
         self.action_pane("plot")
@@ -115,7 +133,12 @@ class DashboardScreen(Screen[None]):
         record, view = self._run.record, self._run.view
         gpus = "GPU " + ",".join(map(str, record.gpus)) + (f" on {self._host}" if self._host else "")
         self.query_one("#title", Static).update(
-            Text.assemble((record.name, "bold"), f"  {state_text(record.state)}  attempt {max(1, view.attempt)}  {gpus}", no_wrap=True, overflow="ellipsis")
+            Text.assemble(
+                (record.name, "bold"),
+                f"  {state_text(record.state)}  attempt {max(1, view.attempt)}  {gpus}",
+                no_wrap=True,
+                overflow="ellipsis",
+            )
         )
         self.query_one(PhaseBar).show(record, view)
         self.query_one(LossPlot).show(view.losses, view.resumed)
@@ -124,7 +147,9 @@ class DashboardScreen(Screen[None]):
         self.query_one("#vram", MemoryBar).show("VRAM", view.vram_gib, view.vram_total_gib)
         self.query_one("#ram", MemoryBar).show("RAM", view.ram_gib, view.ram_total_gib)
         self.query_one(Poster).show(view.samples, self.run_dir)
-        self.query_one(FilesList).show(view, self.run_dir, failure=record.outcome or view.outcome if record.state == "failed" else "")
+        self.query_one(FilesList).show(
+            view, self.run_dir, failure=record.outcome or view.outcome if record.state == "failed" else ""
+        )
         self._render_lights()
         if self.is_current:  # under a dialog the actions would be looked up in that
             self.refresh_bindings()
@@ -133,14 +158,18 @@ class DashboardScreen(Screen[None]):
             self.notify(self._run.away, timeout=10)
 
     def _render_lights(self) -> None:
-        lights: list[Light] = [daemon_light(self._run.beat_age), trainer_light(self._run.record, self._run.view, self._run.beat, self._run.beat_age)]
+        lights: list[Light] = [
+            daemon_light(self._run.beat_age),
+            trainer_light(self._run.record, self._run.view, self._run.beat, self._run.beat_age),
+        ]
         parts = [part for light in lights for part in ((light.line, LIGHT_STYLES[light.level]), "   ")]
         self.query_one("#lights", Static).update(Content.assemble(*parts, self._run.problem))
 
     # --- panes: in a narrow terminal one at a time -------------------------------------------------------------
 
     def action_pane(self, pane: str) -> None:
-        """Show one pane; the same key again goes back to the loss. In a wide terminal all are there: the key focuses it."""
+        """Show one pane; the same key again goes back to the loss. In a wide terminal all are there: the key focuses
+        it."""
         wide = self.has_class("-wide")
         self._pane = "plot" if pane == self._pane and not wide else pane
         for name in PANES:
@@ -158,7 +187,8 @@ class DashboardScreen(Screen[None]):
     # --- commands ----------------------------------------------------------------------------------------------
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """What makes no sense for the job's state is not offered; what cannot be done just now is greyed out in the footer."""
+        """What makes no sense for the job's state is not offered; what cannot be done just now is greyed out in the
+        footer."""
         if action == "compare":
             return bool(self._run.view.samples)
         possible_in = POSSIBLE_IN.get(action)
@@ -172,7 +202,10 @@ class DashboardScreen(Screen[None]):
     @work
     async def action_stop_run(self) -> None:
         name = self._run.record.name
-        question = f"Stop {name}? It saves a checkpoint first and can be resumed.\nTo leave without stopping it, press q instead."
+        question = (
+            f"Stop {name}? It saves a checkpoint first and can be resumed.\nTo leave without stopping it, press q"
+            " instead."
+        )
         if await self.app.push_screen_wait(Confirm(question, "Stop", "Go on")) and await self._send("stop"):
             self.notify(f"{name} will save and stop.")
 
@@ -223,7 +256,9 @@ class DashboardScreen(Screen[None]):
         if step is None:
             return
         later = record.step - step
-        question = f"Go back to step {step} of {record.name} and train on from there?" + (f"\nThe {later} steps after it are set aside in the run folder (abandoned)." if later > 0 else "")
+        question = f"Go back to step {step} of {record.name} and train on from there?" + (
+            f"\nThe {later} steps after it are set aside in the run folder (abandoned)." if later > 0 else ""
+        )
         if await self.app.push_screen_wait(Confirm(question, "Go back", "Stay")):
             await self._resume(step)
 
@@ -243,7 +278,12 @@ class DashboardScreen(Screen[None]):
     def action_copy_path(self) -> None:
         path = str(self.run_dir)
         self.app.copy_to_clipboard(path)
-        self.notify(f"{path}\nSent to the terminal's clipboard (OSC 52). If your terminal or tmux does not pass it on, copy it from here.", title="Run folder", timeout=10)
+        self.notify(
+            f"{path}\nSent to the terminal's clipboard (OSC 52). If your terminal or tmux does not pass it on, copy it"
+            " from here.",
+            title="Run folder",
+            timeout=10,
+        )
 
     def action_back(self) -> None:
         self.app.close_dashboard()  # type: ignore[attr-defined]

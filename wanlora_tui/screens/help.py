@@ -9,20 +9,40 @@ from textual.widgets import Static
 
 from wanlora_tui.actions import Action, all_actions, bindings
 
-GROUPS = {"app": "Everywhere", "jobs": "Jobs", "dashboard": "Dashboard", "compare": "Comparing previews", "list": "In lists", "text": "In texts"}
+GROUPS = {
+    "app": "Everywhere",
+    "jobs": "Jobs",
+    "dashboard": "Dashboard",
+    "compare": "Comparing previews",
+    "list": "In lists",
+    "text": "In texts",
+}
 NAMES = {
-    "question_mark": "?", "escape": "Esc", "enter": "Enter", "space": "Space", "tab": "Tab", "backspace": "Backspace",
-    "left_square_bracket": "[", "right_square_bracket": "]", "up": "Up", "down": "Down", "left": "Left", "right": "Right",
-}  # fmt: skip
+    "question_mark": "?",
+    "escape": "Esc",
+    "enter": "Enter",
+    "space": "Space",
+    "tab": "Tab",
+    "backspace": "Backspace",
+    "left_square_bracket": "[",
+    "right_square_bracket": "]",
+    "up": "Up",
+    "down": "Down",
+    "left": "Left",
+    "right": "Right",
+}
 
 
 def key_text(keys: str) -> str:
     """`f1,question_mark` as `F1 ?`."""
-    return " ".join(NAMES.get(k, k.replace("ctrl+", "^") if len(k) != 2 or k[0] != "f" else k.upper()) for k in keys.split(","))
+    return " ".join(
+        NAMES.get(k, k.replace("ctrl+", "^") if len(k) != 2 or k[0] != "f" else k.upper()) for k in keys.split(",")
+    )
 
 
 def groups(first: str) -> dict[str, list[Action]]:
-    """Actions by heading: those of the screen, then what works everywhere, then moving about (in tables as in lists). Dialogs explain themselves."""
+    """Actions by heading: those of the screen, then what works everywhere, then moving about (in tables as in lists).
+    Dialogs explain themselves."""
     out: dict[str, list[Action]] = {}
     for group in (first, "app", "list", "text"):
         for action in all_actions():
@@ -55,7 +75,9 @@ class HelpScreen(ModalScreen[None]):
             for heading, actions in groups(self._first).items():
                 yield Static(heading, classes="help-heading")
                 yield Static(key_table(actions))
-            yield Static("Ctrl+P opens the command palette: every action by name, and the colour themes.", classes="help-heading")
+            yield Static(
+                "Ctrl+P opens the command palette: every action by name, and the colour themes.", classes="help-heading"
+            )
 
     def on_mount(self) -> None:
         self.query_one("#help-box").focus()

@@ -19,7 +19,16 @@ from wanlora_tui.screens.confirm import Confirm
 from wanlora_tui.screens.resume import resume_run
 from wanlora_tui.widgets.redraw_throttle import Throttle
 
-COLUMNS = (("name", "NAME"), ("state", "STATE"), ("step", "STEP"), ("expert", "EXPERT"), ("loss", "LOSS"), ("pace", "S/STEP"), ("eta", "ETA"), ("gpu", "GPU"))
+COLUMNS = (
+    ("name", "NAME"),
+    ("state", "STATE"),
+    ("step", "STEP"),
+    ("expert", "EXPERT"),
+    ("loss", "LOSS"),
+    ("pace", "S/STEP"),
+    ("eta", "ETA"),
+    ("gpu", "GPU"),
+)
 NARROW_NAME, WIDE_NAME = 15, 40  # 15: every column of a run of thousands of steps is whole in 80 columns
 EMPTY = """\
 No jobs yet.
@@ -35,7 +44,9 @@ To see the whole way first, on made-up clips, leave with q and try:
 class JobTable(DataTable[Text]):
     """The table with the keys that act on the job under the cursor."""
 
-    BINDINGS = bindings("jobs.open", "jobs.stop", "jobs.resume", "jobs.cancel", "list.down", "list.up", "table.top", "table.bottom")
+    BINDINGS = bindings(
+        "jobs.open", "jobs.stop", "jobs.resume", "jobs.cancel", "list.down", "list.up", "table.top", "table.bottom"
+    )
 
 
 class JobsScreen(Screen[None]):
@@ -85,8 +96,19 @@ class JobsScreen(Screen[None]):
         table.display = bool(records)
         running = sum(r.state in RUNNING_STATES for r in records)
         queued = sum(r.state == "queued" for r in records)
-        title = f"{count(len(records), 'job')}, {running} running, {queued} queued" if loaded else "looking for the daemon"
-        self.query_one("#jobs-title", Static).update(Text.assemble(("wanlora  ", "bold"), title, "   ", daemon_light(self._board.beat_age).line, no_wrap=True, overflow="ellipsis"))
+        title = (
+            f"{count(len(records), 'job')}, {running} running, {queued} queued" if loaded else "looking for the daemon"
+        )
+        self.query_one("#jobs-title", Static).update(
+            Text.assemble(
+                ("wanlora  ", "bold"),
+                title,
+                "   ",
+                daemon_light(self._board.beat_age).line,
+                no_wrap=True,
+                overflow="ellipsis",
+            )
+        )
         self._render_rows(table, records)
         self._render_detail()
         self.refresh_bindings()
@@ -113,8 +135,14 @@ class JobsScreen(Screen[None]):
         live = view is not None and r.state in RUNNING_STATES
         step = view.step if view is not None and live else r.step
         position = f" ({r.position})" if r.position else ""
-        state = "‖ paused" if view is not None and live and view.phase.name == "paused" else state_text(r.state) + position
-        cells = [shorten(r.name, WIDE_NAME if self.size.width >= 100 else NARROW_NAME), state, f"{step}/{r.steps or (view.steps if view else 0)}"]
+        state = (
+            "‖ paused" if view is not None and live and view.phase.name == "paused" else state_text(r.state) + position
+        )
+        cells = [
+            shorten(r.name, WIDE_NAME if self.size.width >= 100 else NARROW_NAME),
+            state,
+            f"{step}/{r.steps or (view.steps if view else 0)}",
+        ]
         if view is not None and live:
             training = view.phase.name == "training"
             cells += [
@@ -132,7 +160,11 @@ class JobsScreen(Screen[None]):
         lines = [self._board.problem] if self._board.problem else []
         if record is not None:
             view = self._board.views.get(record.id)
-            paused = view.phase.text if view is not None and record.state in RUNNING_STATES and view.phase.name == "paused" else ""
+            paused = (
+                view.phase.text
+                if view is not None and record.state in RUNNING_STATES and view.phase.name == "paused"
+                else ""
+            )
             lines += [home_path(record.run_dir), paused, record.outcome]
         self.query_one("#jobs-detail", Static).update("\n".join(line for line in lines if line))
 
@@ -162,9 +194,11 @@ class JobsScreen(Screen[None]):
         if record is None:
             return None
         possible = {
-            "open_job": True, "stop_job": record.state in ("starting", "running"),
-            "resume_job": record.state in RESUMABLE_STATES, "cancel_job": record.state in LIVE_STATES,
-        }  # fmt: skip
+            "open_job": True,
+            "stop_job": record.state in ("starting", "running"),
+            "resume_job": record.state in RESUMABLE_STATES,
+            "cancel_job": record.state in LIVE_STATES,
+        }
         return True if possible[action] else None
 
     def action_open_job(self) -> None:
@@ -178,7 +212,9 @@ class JobsScreen(Screen[None]):
     @work
     async def action_stop_job(self) -> None:
         record = self._current()
-        if record is not None and await self.app.push_screen_wait(Confirm(f"Stop {record.name}? It saves a checkpoint first and can be resumed.", "Stop", "Go on")):
+        if record is not None and await self.app.push_screen_wait(
+            Confirm(f"Stop {record.name}? It saves a checkpoint first and can be resumed.", "Stop", "Go on")
+        ):
             await self._send("stop", record)
 
     @work
@@ -192,7 +228,11 @@ class JobsScreen(Screen[None]):
         record = self._current()
         if record is None:
             return
-        loses = f" What it learnt since its last checkpoint is lost (step {record.step} now)." if record.state not in ("queued", "starting") else ""
+        loses = (
+            f" What it learnt since its last checkpoint is lost (step {record.step} now)."
+            if record.state not in ("queued", "starting")
+            else ""
+        )
         if await self.app.push_screen_wait(Confirm(f"Cancel {record.name}?{loses}", "Cancel the job", "Keep it")):
             await self._send("cancel", record)
 

@@ -1,4 +1,5 @@
-"""Going on with a run from the screens: how its job file has changed is shown, and what breaks exactness is asked about."""
+"""Going on with a run from the screens: how its job file has changed is shown, and what breaks exactness is asked
+about."""
 
 from textual.app import App
 
@@ -19,11 +20,20 @@ def diff_text(asked: GoingOn) -> str:
 
 def question_text(name: str, asked: GoingOn) -> str:
     legend = "✗ breaks exactness. " if asked.grounds else ""
-    return "\n".join([f"{name}: {asked.claim}{':' if asked.changes else '.'}", *([diff_text(asked)] if asked.changes else []), f"{legend}{asked.question}"])
+    return "\n".join(
+        [
+            f"{name}: {asked.claim}{':' if asked.changes else '.'}",
+            *([diff_text(asked)] if asked.changes else []),
+            f"{legend}{asked.question}",
+        ]
+    )
 
 
-async def resume_run(app: App[None], client: Client, record: JobRecord, *, from_step: int | None = None) -> JobRecord | None:
-    """Queue an ended job again; asks first when its job file no longer is what the run was begun with. None when it was not queued. Call it from a worker."""
+async def resume_run(
+    app: App[None], client: Client, record: JobRecord, *, from_step: int | None = None
+) -> JobRecord | None:
+    """Queue an ended job again; asks first when its job file no longer is what the run was begun with. None when it was
+    not queued. Call it from a worker."""
     try:
         asked = await client.going_on(record.id)
         ask = asked.verdict == "ask"  # when it is impossible no yes could help: the refusal says why
@@ -34,5 +44,8 @@ async def resume_run(app: App[None], client: Client, record: JobRecord, *, from_
         app.notify(str(e), severity="error", timeout=10)
         return None
     told = f"\nChanged in its job file:\n{diff_text(asked)}" if asked.changes else ""
-    app.notify(f"{record.name} is queued again{f', from step {from_step}' if from_step is not None else ''}.{told}", timeout=8 if told else 5)
+    app.notify(
+        f"{record.name} is queued again{f', from step {from_step}' if from_step is not None else ''}.{told}",
+        timeout=8 if told else 5,
+    )
     return queued

@@ -1,8 +1,9 @@
 """Takes apart what comes from a terminal: keys go on to Textual, answers to questions do not.
 
-Textual reads only the answers to its own questions, whole and at once; of any other it makes keys, character by character. A
-slow line brings answers late and in pieces, so here a sequence is held until it is whole. Grammar: ECMA-48 5.4 (control
-sequences) and 5.6 (control strings); which sequences are answers: https://invisible-island.net/xterm/ctlseqs/ctlseqs.html
+Textual reads only the answers to its own questions, whole and at once; of any other it makes keys, character by
+character. A slow line brings answers late and in pieces, so here a sequence is held until it is whole. Grammar: ECMA-48
+5.4 (control sequences) and 5.6 (control strings); which sequences are answers:
+https://invisible-island.net/xterm/ctlseqs/ctlseqs.html
 """
 
 import re
@@ -11,15 +12,18 @@ from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 
 ESCAPE = "\x1b"
 KEY_SECONDS = 0.1  # a lone Escape is the key when nothing follows for so long; Textual's own time
-ANSWER_SECONDS = 2.0  # the rest of a sequence that no key begins with is waited for so long, then its beginning is dropped
+# the rest of a sequence that no key begins with is waited for so long, then its beginning is dropped
+ANSWER_SECONDS = 2.0
 LONGEST = 4096  # characters of a control string
 PASTE_BEGIN, PASTE_END = "\x1b[200~", "\x1b[201~"
 
-_ANSWER = re.compile(r"\x1b\[(?:[?>=][0-9;:]*[ -/]*[@-~]|[0-9;]+[ -/]*[cnxy]|[0-9;:]*t)")  # device attributes, status, modes, sizes
+# device attributes, status, modes, sizes
+_ANSWER = re.compile(r"\x1b\[(?:[?>=][0-9;:]*[ -/]*[@-~]|[0-9;]+[ -/]*[cnxy]|[0-9;:]*t)")
 _MODE = re.compile(r"\x1b\[\?\d+;\d\$y")  # the answer that Textual asks for and reads
 _STRING = re.compile(r"\x1b(?:_G|P[0-9>!|$+]|\][0-9lL])")  # kitty graphics; device control; operating system command
 _STRING_BEGIN = tuple(ESCAPE + c for c in "_P]")
-_RESIZED = re.compile(r"\x1b\[48;(\d+)[:\d]*;(\d+)[:\d]*;(\d+)[:\d]*;(\d+)[:\d]*t")  # the window's size in band: rows, columns, height, width
+# the window's size in band: rows, columns, height, width
+_RESIZED = re.compile(r"\x1b\[48;(\d+)[:\d]*;(\d+)[:\d]*;(\d+)[:\d]*;(\d+)[:\d]*t")
 
 
 class TerminalInput:
@@ -48,7 +52,8 @@ class TerminalInput:
         return out
 
     def expire(self, now: float) -> str:
-        """Give up waiting for the rest of what is held. A key that is a sequence's beginning (Escape, Alt+[) comes back."""
+        """Give up waiting for the rest of what is held. A key that is a sequence's beginning (Escape, Alt+[) comes
+        back."""
         if self.due is None or now < self.due:
             return ""
         held, self._held = self._held, ""
@@ -84,7 +89,8 @@ class TerminalInput:
         last = held[-1]
         if len(held) == 2:
             return ""
-        if held[2] == "[" or (held[2] == "M" and held not in ANSI_SEQUENCES_KEYS):  # F1 of a Linux console and the old form of a mouse event: one more character, three more
+        # F1 of a Linux console and the old form of a mouse event: one more character, three more
+        if held[2] == "[" or (held[2] == "M" and held not in ANSI_SEQUENCES_KEYS):
             if len(held) < (4 if held[2] == "[" else 6):
                 return ""
         elif held not in ANSI_SEQUENCES_KEYS and " " <= last <= "?":
@@ -115,7 +121,8 @@ class TerminalInput:
 
 
 def _resized(rows: int, columns: int, height: int, width: int) -> str:
-    """The size for Textual, which divides by it: none where there is none, and a pixel for a cell where only that is unknown."""
+    """The size for Textual, which divides by it: none where there is none, and a pixel for a cell where only that is
+    unknown."""
     if not rows or not columns:
         return ""
     return f"\x1b[48;{rows};{columns};{height or rows};{width or columns}t"

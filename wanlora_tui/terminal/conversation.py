@@ -1,7 +1,8 @@
 """One round of questions to the terminal, and patience for its answers, which may come late, oddly or never.
 
-Every question is followed by one that every terminal answers (primary device attributes), and terminals answer in order: once
-its answer is there, nothing else is on its way. While a conversation lasts, the terminal echoes nothing and holds back no line.
+Every question is followed by one that every terminal answers (primary device attributes), and terminals answer in
+order: once its answer is there, nothing else is on its way. While a conversation lasts, the terminal echoes nothing and
+holds back no line.
 """
 
 import os
@@ -29,7 +30,8 @@ END_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 WHAT_ARE_YOU = "\x1b[c"
 CELL_SIZE = "\x1b[16t"
 KITTY_GRAPHICS = "\x1b_Gi=31,s=1,v=1,a=q,t=d,f=24;AAAA\x1b\\"
-NO_KITTY = ("screen", "tmux", "linux", "vt", "ansi", "cons", "sun")  # multiplexers do not hand pictures on; GNU screen shows the question as its title, old consoles print it
+# multiplexers do not hand pictures on; GNU screen shows the question as its title, old consoles print it
+NO_KITTY = ("screen", "tmux", "linux", "vt", "ansi", "cons", "sun")
 
 _ATTRIBUTES = re.compile(r"\x1b\[\??([\d;]*)c")
 _CELL = re.compile(r"\x1b\[6;(\d+);(\d+)t")
@@ -37,7 +39,8 @@ _KITTY_YES = re.compile(r"\x1b_G[^;]*;OK\x1b\\")
 
 
 class Conversation:
-    """With the terminal on the descriptors `source` and `sink`. As a context: leaves it as it was found, also when a signal ends the program."""
+    """With the terminal on the descriptors `source` and `sink`. As a context: leaves it as it was found, also when a
+    signal ends the program."""
 
     def __init__(self, source: int, sink: int) -> None:
         self.input = TerminalInput()
@@ -53,11 +56,15 @@ class Conversation:
 
     def __enter__(self) -> "Conversation":
         self._modes = termios.tcgetattr(self._source)
-        self._handlers = {s: signal.signal(s, self.end) for s in END_SIGNALS if signal.getsignal(s) is not signal.SIG_IGN}
+        self._handlers = {
+            s: signal.signal(s, self.end) for s in END_SIGNALS if signal.getsignal(s) is not signal.SIG_IGN
+        }
         self._quiet()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         try:
             self.leave()
         finally:
@@ -65,7 +72,8 @@ class Conversation:
                 signal.signal(s, handler)
 
     def on_end_signal(self, handler: Callable[[int, FrameType | None], Any]) -> None:
-        """Who gives the terminal back when the program is told to end: this object, unless somebody else draws on it."""
+        """Who gives the terminal back when the program is told to end: this object, unless somebody else draws on
+        it."""
         for s in self._handlers:
             signal.signal(s, handler)
 
@@ -77,7 +85,8 @@ class Conversation:
         termios.tcsetattr(self._source, termios.TCSANOW, modes)
 
     def leave(self, say: Callable[[str], Any] | None = None) -> None:
-        """Wait until nothing is on its way any more, and give the terminal back as it was: for good, or while the program is suspended.
+        """Wait until nothing is on its way any more, and give the terminal back as it was: for good, or while the
+        program is suspended.
 
         `say` writes to the terminal after what is still to be written to it.
         """
@@ -99,7 +108,11 @@ class Conversation:
 
     def ask(self) -> None:
         """What can you draw, and how large is a cell?"""
-        kitty = "" if os.environ.get("TERM", "").startswith(NO_KITTY) or "TMUX" in os.environ or "STY" in os.environ else KITTY_GRAPHICS
+        kitty = (
+            ""
+            if os.environ.get("TERM", "").startswith(NO_KITTY) or "TMUX" in os.environ or "STY" in os.environ
+            else KITTY_GRAPHICS
+        )
         self._write(kitty + CELL_SIZE + WHAT_ARE_YOU)
         self._asked, self._asked_at = 1, time.monotonic()
 
@@ -115,7 +128,8 @@ class Conversation:
         return sum(_ATTRIBUTES.fullmatch(a) is not None for a in self.input.answers)
 
     def listen(self, until: float | None = None) -> None:
-        """Read until all is answered, at most until then (time.monotonic); as long as a user can be kept waiting when left out."""
+        """Read until all is answered, at most until then (time.monotonic); as long as a user can be kept waiting when
+        left out."""
         until = until or self._asked_at + PATIENCE_SECONDS
         while self._answered < self._asked and (left := until - time.monotonic()) > 0:
             if select.select([self._source], [], [], left)[0]:
@@ -131,8 +145,9 @@ class Conversation:
     def _settle(self, say: Callable[[str], Any]) -> None:
         """Let everything that is on its way arrive, and drop it.
 
-        The terminal is asked once more: what it sent before (movements of the mouse, late answers to others) comes first. One
-        that has not answered anything is given its time from the last question on; one that never does is not waited for.
+        The terminal is asked once more: what it sent before (movements of the mouse, late answers to others) comes
+        first. One that has not answered anything is given its time from the last question on; one that never does is
+        not waited for.
         """
         now = time.monotonic()
         self._answers_at_all |= self._answered > 0
@@ -154,13 +169,16 @@ class Conversation:
         ioctl(self._sink, termios.TIOCGWINSZ, size)
         rows, columns, width, height = size
         told = [(int(m[2]), int(m[1])) for a in self.input.answers if (m := _CELL.fullmatch(a))]
-        return next(filter(_credible, [*([(width // columns, height // rows)] if rows and columns else []), *told]), None)
+        return next(
+            filter(_credible, [*([(width // columns, height // rows)] if rows and columns else []), *told]), None
+        )
 
     @property
     def pictures(self) -> Pictures:
         """The best way to draw pictures that the terminal has surely; half cells on any doubt.
 
-        Sixel first: of the terminals that know both, only Kitty's own graphics are what textual-image draws, and Kitty has no Sixel.
+        Sixel first: of the terminals that know both, only Kitty's own graphics are what textual-image draws, and Kitty
+        has no Sixel.
         """
         if "4" in _numbers(self.input.answers):
             return "Sixel" if self.cell else "half cells"

@@ -1,4 +1,5 @@
-"""Textual's driver for Linux and macOS, on terminals as they are: slow, odd, resized to nothing, hung up or told to end."""
+"""Textual's driver for Linux and macOS, on terminals as they are: slow, odd, resized to nothing, hung up or told to
+end."""
 
 import os
 import select
@@ -18,7 +19,8 @@ from wanlora_tui.terminal.answers import ESCAPE
 from wanlora_tui.terminal.conversation import LATEST_SECONDS, Conversation
 
 POLL_SECONDS = 0.1  # how long after the end of the screens the reader notices it
-END_SECONDS = round(LATEST_SECONDS) + 4  # in which the program has ended after a signal; it is ended where it stands afterwards
+# in which the program has ended after a signal; it is ended where it stands afterwards
+END_SECONDS = round(LATEST_SECONDS) + 4
 
 
 class Display:
@@ -53,7 +55,9 @@ class TerminalDriver(LinuxDriver):
 
     conversation: ClassVar[Conversation]
 
-    def __init__(self, app: App[Any], *, debug: bool = False, mouse: bool = True, size: tuple[int, int] | None = None) -> None:
+    def __init__(
+        self, app: App[Any], *, debug: bool = False, mouse: bool = True, size: tuple[int, int] | None = None
+    ) -> None:
         super().__init__(app, debug=debug, mouse=mouse, size=size)
         assert sys.__stdout__ is not None
         self._file = Display(sys.__stdout__)  # type: ignore[assignment]

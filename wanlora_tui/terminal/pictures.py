@@ -14,8 +14,9 @@ USUAL_CELL = (10, 20)  # pixels, where the size is unknown: only its proportion 
 def picture_class(pictures: Pictures = "half cells", cell: tuple[int, int] | None = None) -> type[Widget]:
     """The class for a way of drawing, with the size of a cell in pixels.
 
-    When it is imported textual-image asks the terminal twice, waits 0.1 s and takes what it reads for the answer; whatever
-    comes later is left to become keys. It asks nothing when its output is no terminal, which is shown to it here.
+    When it is imported textual-image asks the terminal twice, waits 0.1 s and takes what it reads for the answer;
+    whatever comes later is left to become keys. It asks nothing when its output is no terminal, which is shown to it
+    here.
     """
     real = sys.__stdout__
     with Path(os.devnull).open("w") as nothing:
@@ -24,6 +25,11 @@ def picture_class(pictures: Pictures = "half cells", cell: tuple[int, int] | Non
             from textual_image import _terminal, widget
         finally:
             sys.__stdout__ = real  # type: ignore[misc]
-    _terminal.get_cell_size._result = _terminal.CellSize(*(cell or USUAL_CELL))  # type: ignore[attr-defined]  # where it keeps what it has found out
-    classes: dict[Pictures, type[Widget]] = {"Sixel": widget.SixelImage, "Kitty graphics": widget.TGPImage, "half cells": widget.HalfcellImage}
+    # where it keeps what it has found out
+    _terminal.get_cell_size._result = _terminal.CellSize(*(cell or USUAL_CELL))  # type: ignore[attr-defined]
+    classes: dict[Pictures, type[Widget]] = {
+        "Sixel": widget.SixelImage,
+        "Kitty graphics": widget.TGPImage,
+        "half cells": widget.HalfcellImage,
+    }
     return classes[pictures]

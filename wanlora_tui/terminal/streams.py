@@ -9,7 +9,8 @@ from typing import TextIO
 
 
 def is_terminal(stream: object) -> bool:
-    """Whether one of Python's standard streams is a terminal. It is None where the program was started with it closed."""
+    """Whether one of Python's standard streams is a terminal. It is None where the program was started with it
+    closed."""
     return stream is not None and bool(getattr(stream, "isatty")())  # noqa: B009
 
 
@@ -24,7 +25,8 @@ def is_dumb() -> bool:
 
 
 def has_shell() -> bool:
-    """Whether a shell would see this command stop and could have it go on: the parent of its process group is in the same session, but another job."""
+    """Whether a shell would see this command stop and could have it go on: the parent of its process group is in the
+    same session, but another job."""
     import psutil  # 20 ms, which every command would pay
 
     try:
@@ -45,7 +47,8 @@ def terminal_width(stream: TextIO) -> int:
 
 
 def make_safe() -> None:
-    """Standard streams that no output can break: one that was closed swallows it, and signs that its encoding lacks become "?"."""
+    """Standard streams that no output can break: one that was closed swallows it, and signs that its encoding lacks
+    become "?"."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
@@ -55,7 +58,8 @@ def make_safe() -> None:
 
 
 def _unwritable(error: UnicodeError) -> tuple[bytes, int]:
-    """The bytes of a file's name that is not in the encoding go out as they came in; a sign that the encoding lacks becomes "?"."""
+    """The bytes of a file's name that is not in the encoding go out as they came in; a sign that the encoding lacks
+    becomes "?"."""
     assert isinstance(error, UnicodeEncodeError)
     signs = map(ord, error.object[error.start : error.end])
     return bytes(s - 0xDC00 if 0xDC80 <= s <= 0xDCFF else ord("?") for s in signs), error.end

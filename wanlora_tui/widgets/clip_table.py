@@ -24,7 +24,9 @@ class ListTable(DataTable[Text]):
 
 def speed_of(clip: ClipFacts, panel: DatasetPanel) -> float:
     """How much faster than life the clip trains with this dataset's frames and sampling."""
-    return uniform_speed(clip.duration, panel.num_frames) if panel.sampling == "uniform" and clip.kind == "video" else 1.0
+    return (
+        uniform_speed(clip.duration, panel.num_frames) if panel.sampling == "uniform" and clip.kind == "video" else 1.0
+    )
 
 
 def speed_text(speed: float) -> str:
@@ -38,7 +40,11 @@ class ClipTable(ListTable):
     def show(self, found: DatasetFacts, panel: DatasetPanel | None) -> None:
         """Fill the table; without a panel (no job yet) the speed stays open."""
         self.clear(columns=True)
-        self.add_columns(Text("Clip"), *(Text(name, justify="right") for name in ("Length", "Frames", "FPS", "Size", "Speed")), Text("Caption"))
+        self.add_columns(
+            Text("Clip"),
+            *(Text(name, justify="right") for name in ("Length", "Frames", "FPS", "Size", "Speed")),
+            Text("Caption"),
+        )
         for clip in found.clips:
             video = clip.kind == "video"
             default = panel.default_caption if panel else ""
@@ -51,7 +57,7 @@ class ClipTable(ListTable):
                 Text(f"{clip.width}x{clip.height}", justify="right"),
                 Text(speed_text(speed_of(clip, panel)) if panel else "…", justify="right"),
                 Text(caption),
-            )  # fmt: skip
+            )
 
 
 class CaptionTable(ListTable):
@@ -64,4 +70,8 @@ class CaptionTable(ListTable):
             for clip in facts.clips:
                 text = resolve_caption(clip.caption, panel.default_caption, trigger)
                 source = "own" if clip.has_caption else "default" if panel.default_caption else "✗ none"
-                self.add_row(Text(shorten(str(Path(clip.path).relative_to(facts.path)), 24)), Text(source), Text(text or "(empty)"))
+                self.add_row(
+                    Text(shorten(str(Path(clip.path).relative_to(facts.path)), 24)),
+                    Text(source),
+                    Text(text or "(empty)"),
+                )

@@ -9,7 +9,17 @@ from presets.runs.run_view import LogLine
 from wanlora_tui.actions import bindings
 from wanlora_tui.output.formatting import clock
 
-GLYPHS = {"started": "►", "sample": "▣", "checkpoint": "◆", "finding": "!", "changed": "~", "replanned": "~", "stopped": "■", "failed": "✗", "done": "✓"}
+GLYPHS = {
+    "started": "►",
+    "sample": "▣",
+    "checkpoint": "◆",
+    "finding": "!",
+    "changed": "~",
+    "replanned": "~",
+    "stopped": "■",
+    "failed": "✗",
+    "done": "✓",
+}
 
 
 class EventLog(RichLog):
@@ -52,7 +62,8 @@ class EventLog(RichLog):
         self.border_subtitle = "" if follow else "End: follow again"
 
     def _fresh(self, lines: list[LogLine]) -> list[LogLine] | None:
-        """The lines that came since the last `show`; None when it is another log. The oldest lines may have been dropped."""
+        """The lines that came since the last `show`; None when it is another log. The oldest lines may have been
+        dropped."""
         if not self._shown:
             return lines
         last = self._shown[-1]

@@ -1,7 +1,7 @@
 """One field of the job as a form row: label, control, what is recommended, and at once what is wrong with the input.
 
-The control follows from the field's description in `presets.job.fields`: a `Choice` when its values can be listed, a text
-input otherwise. Nothing here knows a particular field.
+The control follows from the field's description in `presets.job.fields`: a `Choice` when its values can be listed, a
+text input otherwise. Nothing here knows a particular field.
 """
 
 from dataclasses import dataclass
@@ -89,7 +89,8 @@ class FieldInput(Vertical):
 
     @dataclass
     class Changed(Message):
-        """`value` holds when `error` is ""; otherwise `text` is what was typed. Whoever has taken it in calls `row.taken()`."""
+        """`value` holds when `error` is ""; otherwise `text` is what was typed. Whoever has taken it in calls
+        `row.taken()`."""
 
         row: "FieldInput"
         path: str
@@ -97,7 +98,18 @@ class FieldInput(Vertical):
         value: Any
         error: str
 
-    def __init__(self, path: str, value: Any, *, recommended: Any, reason: str | None = "", typed: str | None = None, base: Path | None = None, suffixes: frozenset[str] | None = None, placeholder: str = "") -> None:
+    def __init__(
+        self,
+        path: str,
+        value: Any,
+        *,
+        recommended: Any,
+        reason: str | None = "",
+        typed: str | None = None,
+        base: Path | None = None,
+        suffixes: frozenset[str] | None = None,
+        placeholder: str = "",
+    ) -> None:
         super().__init__(id=field_id(path))
         self.path, self.field = path, field_of(path)
         self.value, self.recommended, self.reason, self.typed = value, recommended, reason, typed
@@ -157,7 +169,12 @@ class FieldInput(Vertical):
             self.value = value
             return
         control = self.control
-        if self.typed is None and value != self.value and not self._on_the_way and not (reason is None and control.has_focus):
+        if (
+            self.typed is None
+            and value != self.value
+            and not self._on_the_way
+            and not (reason is None and control.has_focus)
+        ):
             self.value = value
             self._show_value()
         self._mark()
@@ -195,7 +212,15 @@ class FieldInput(Vertical):
             self._parse(control.value)
         if (self.value, self.typed) != before:
             self._on_the_way += 1
-            self.post_message(self.Changed(self, self.path, self.typed if self.typed is not None else value_text(self.value), self.value, self.error))
+            self.post_message(
+                self.Changed(
+                    self,
+                    self.path,
+                    self.typed if self.typed is not None else value_text(self.value),
+                    self.value,
+                    self.error,
+                )
+            )
         self._mark()
 
     def _parse(self, text: str) -> None:

@@ -42,7 +42,9 @@ class FilesList(VerticalScroll):
             newest = view.checkpoints[-1]
             text.append(f"{count(len(view.checkpoints), 'checkpoint')}, newest  ", "dim").append(f"{newest.path}\n")
         for finding in view.findings:
-            text.append(f"! {finding['severity']} {finding['field']}".rstrip() + ": ", "bold").append(f"{sentences(finding['message'], finding['fix'])}\n")
+            text.append(f"! {finding['severity']} {finding['field']}".rstrip() + ": ", "bold").append(
+                f"{sentences(finding['message'], finding['fix'])}\n"
+            )
         if not view.findings:
             text.append("No findings.", "dim")
         self.query_one(Static).update(text)

@@ -30,7 +30,15 @@ class PathInput(Input):
 
     BINDINGS = bindings("form.previous", "form.next", "form.complete")
 
-    def __init__(self, value: str = "", *, base: Path, suffixes: frozenset[str] | None = None, placeholder: str = "", id: str | None = None) -> None:
+    def __init__(
+        self,
+        value: str = "",
+        *,
+        base: Path,
+        suffixes: frozenset[str] | None = None,
+        placeholder: str = "",
+        id: str | None = None,
+    ) -> None:
         super().__init__(value, placeholder=placeholder, suggester=_PathSuggester(base, suffixes), compact=True, id=id)
         self.base, self.suffixes = base, suffixes
 
@@ -48,14 +56,28 @@ class _Tree(DirectoryTree):
     """Folders, and the files of some suffixes, with plain icons that every terminal has."""
 
     ICON_NODE, ICON_NODE_EXPANDED, ICON_FILE = "▸ ", "▾ ", "  "
-    BINDINGS = bindings("picker.choose", "picker.open", "picker.close", "picker.parent", "list.down", "list.up", "text.top", "text.bottom")
+    BINDINGS = bindings(
+        "picker.choose",
+        "picker.open",
+        "picker.close",
+        "picker.parent",
+        "list.down",
+        "list.up",
+        "text.top",
+        "text.bottom",
+    )
 
     def __init__(self, path: Path, suffixes: frozenset[str] | None) -> None:
         super().__init__(path)
         self.suffixes = suffixes
 
     def filter_paths(self, paths: "list[Path]") -> "list[Path]":  # type: ignore[override]
-        return [p for p in paths if not p.name.startswith(".") and (p.is_dir() or (self.suffixes is not None and p.suffix.lower() in self.suffixes))]
+        return [
+            p
+            for p in paths
+            if not p.name.startswith(".")
+            and (p.is_dir() or (self.suffixes is not None and p.suffix.lower() in self.suffixes))
+        ]
 
     def action_choose(self) -> None:
         assert isinstance(self.screen, PathPicker)
@@ -107,7 +129,9 @@ class PathPicker(ModalScreen[str | None]):
             yield PathInput(str(self.start), base=self.start, suffixes=self.suffixes, id="picker-path")
             yield Static("", id="picker-problem", markup=False)
             yield _Tree(self.start, self.suffixes)
-            yield Static(f"Enter takes the {what} · right opens a folder · left closes it · backspace goes up", id="picker-hint")
+            yield Static(
+                f"Enter takes the {what} · right opens a folder · left closes it · backspace goes up", id="picker-hint"
+            )
             with Horizontal(id="picker-row"):
                 yield Button(f"Take this {what}", id="picker-take", variant="primary", compact=True)
                 yield Button("Cancel", id="picker-cancel", compact=True)
@@ -138,7 +162,11 @@ class PathPicker(ModalScreen[str | None]):
         elif self.suffixes is None and not path.is_dir():
             problem = f"✗ {path} is not a folder"
         elif self.suffixes is not None and not path.is_file():
-            problem = "✗ This is a folder: open it (right arrow) and take a file" if path.is_dir() else f"✗ No such file: {path}"
+            problem = (
+                "✗ This is a folder: open it (right arrow) and take a file"
+                if path.is_dir()
+                else f"✗ No such file: {path}"
+            )
         self.query_one("#picker-problem", Static).update(problem)
         if not problem:
             self.dismiss(str(path))

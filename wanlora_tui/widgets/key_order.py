@@ -1,8 +1,9 @@
 """Keys typed ahead take effect in the order in which they were typed.
 
-Textual hands a key to the focused widget; what that does not consume bubbles up, and only then its binding is looked up.
-Keys that come faster than that overtake it: the letters typed after Tab reach the field that Tab was about to leave, and
-those typed after Backspace are there before it deletes. Here the next key is held back until the one before it is done.
+Textual hands a key to the focused widget; what that does not consume bubbles up, and only then its binding is looked
+up. Keys that come faster than that overtake it: the letters typed after Tab reach the field that Tab was about to
+leave, and those typed after Backspace are there before it deletes. Here the next key is held back until the one before
+it is done.
 """
 
 import asyncio

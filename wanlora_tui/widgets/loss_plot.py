@@ -1,4 +1,5 @@
-"""The loss of each expert: every step as a faint point, the trend as a line. The experts differ by marker, not only by colour."""
+"""The loss of each expert: every step as a faint point, the trend as a line. The experts differ by marker, not only by
+colour."""
 
 import math
 
@@ -83,12 +84,19 @@ class LossPlot(PlotextPlot):
                 line, dot, colour = MARKS.get(expert, OTHER)
                 some = thin(points, POINTS_PER_COLUMN * width) if faint else trend(points, width)
                 draw = plt.scatter if faint or len(some) < 2 else plt.plot
-                draw([p.step for p in some], [p.loss for p in some], marker=dot if faint else line, color=self._colour(colour, faint))
+                draw(
+                    [p.step for p in some],
+                    [p.loss for p in some],
+                    marker=dot if faint else line,
+                    color=self._colour(colour, faint),
+                )
         if shown:
             low, high = loss_range(shown)
             steps = [p.step for points in shown.values() for p in points]
             first, last = min(steps), max(max(steps), min(steps) + 1)
-            ticks = sorted({float(round(first + (last - first) * i / n)) for n in [max(1, width // 20)] for i in range(n + 1)})
+            ticks = sorted(
+                {float(round(first + (last - first) * i / n)) for n in [max(1, width // 20)] for i in range(n + 1)}
+            )
             plt.ylim(low, high)
             plt.xlim(first, last)
             for step in self._resumed:

@@ -55,7 +55,10 @@ class Numbers(Static):
         last = {e: p[-1].loss for e, p in view.losses.items() if p}
         cells = [
             ("step", f"{view.step}/{view.steps}"),
-            ("ETA", duration(view.eta_seconds) if running and view.state == "running" and view.seconds_per_step else "-"),
+            (
+                "ETA",
+                duration(view.eta_seconds) if running and view.state == "running" and view.seconds_per_step else "-",
+            ),
             ("s/step", seconds_each(view.seconds_per_step) if view.seconds_per_step else "-"),
             ("expert", expert_text(view.expert) or "-"),
             ("high loss", f"{last['high_noise']:.4f}" if "high_noise" in last else "-"),
@@ -67,9 +70,16 @@ class Numbers(Static):
         table = Table.grid(padding=(0, 1), expand=True)
         for _ in range(across):
             table.add_column(no_wrap=True, ratio=1)
-        pairs = [Text.assemble((f"{label} ", "dim"), (value, "bold"), overflow="ellipsis", no_wrap=True) for label, value in cells]
+        pairs = [
+            Text.assemble((f"{label} ", "dim"), (value, "bold"), overflow="ellipsis", no_wrap=True)
+            for label, value in cells
+        ]
         if across == 2:
-            pairs += [Text.assemble((f"{part} ", "dim"), (f"{s:.3f} s", "bold")) for part, s in view.seconds.items() if part != "total"]
+            pairs += [
+                Text.assemble((f"{part} ", "dim"), (f"{s:.3f} s", "bold"))
+                for part, s in view.seconds.items()
+                if part != "total"
+            ]
             pairs += [Text()] * (len(pairs) % 2)
         for i in range(0, len(pairs), across):
             table.add_row(*pairs[i : i + across])

@@ -32,18 +32,28 @@ class PhaseBar(Static):
             return
         phase = view.phase
         if phase.name == "paused":
-            self.update(Content.assemble(("‖ paused ", "bold $text-warning"), (shorten(phase.text, max(1, width - 9)), "$text-warning")))
+            self.update(
+                Content.assemble(
+                    ("‖ paused ", "bold $text-warning"), (shorten(phase.text, max(1, width - 9)), "$text-warning")
+                )
+            )
             return
         name = f"{phase.name} " if not phase.text else f"{phase.name} {shorten(phase.text, width // 3)} "
         if not phase.total:
             self.update(Text(name, style="bold", no_wrap=True))
             return
         numbers = f" {100 * phase.done // phase.total:3d}% {so_far(phase.done, phase.total)}"
-        self.update(Content.assemble((name, "bold"), bar(phase.done, phase.total, max(4, width - len(name) - len(numbers))), numbers))
+        self.update(
+            Content.assemble(
+                (name, "bold"), bar(phase.done, phase.total, max(4, width - len(name) - len(numbers))), numbers
+            )
+        )
 
     @staticmethod
     def _ended(record: JobRecord, view: RunView, width: int) -> Text:
         if record.state == "done":
-            return Text(shorten(f"{state_text('done')}  {', '.join(view.files)}".rstrip(), width), style="bold", no_wrap=True)
+            return Text(
+                shorten(f"{state_text('done')}  {', '.join(view.files)}".rstrip(), width), style="bold", no_wrap=True
+            )
         first, _, rest = (record.outcome or view.outcome).partition("\n")
         return Text(f"{state_text(record.state)}  {first}{'  More: f' if rest else ''}".rstrip(), style="bold")

@@ -13,7 +13,8 @@ from presets.runs.run_view import Sample
 
 
 def read_picture(path: Path, host: str, *, of: Path | None = None) -> tuple[PILImage.Image | None, str]:
-    """A picture (None when it is on another `host`, or cannot be read) and the words under it: where it, or what it is a poster `of`, lies."""
+    """A picture (None when it is on another `host`, or cannot be read) and the words under it: where it, or what it is
+    a poster `of`, lies."""
     where = of or path
     if host:
         return None, f"scp {host}:{where} ."
@@ -22,7 +23,10 @@ def read_picture(path: Path, host: str, *, of: Path | None = None) -> tuple[PILI
             return opened.convert("RGB"), str(where)
     except (OSError, ValueError) as e:
         what = "poster" if of else "picture"
-        return None, f"The {what} cannot be shown ({e.strerror if isinstance(e, OSError) and e.strerror else e}).\n{where}"
+        return (
+            None,
+            f"The {what} cannot be shown ({e.strerror if isinstance(e, OSError) and e.strerror else e}).\n{where}",
+        )
 
 
 class Poster(Vertical):
@@ -54,4 +58,6 @@ class Poster(Vertical):
         image = self.query_one("#poster-image")
         image.image = picture  # type: ignore[attr-defined]  # every class of textual_image.widget has it
         image.display = picture is not None
-        self.query_one("#poster-text", Static).update(Text.assemble((f"{newest.prompt}\n", "italic"), note, overflow="fold"))
+        self.query_one("#poster-text", Static).update(
+            Text.assemble((f"{newest.prompt}\n", "italic"), note, overflow="fold")
+        )

@@ -9,7 +9,8 @@ SECONDS = 0.2  # between two drawings
 
 
 class Throttle:
-    """`ask` draws at once after a quiet time, else once at the end of the current interval: the last state is always drawn."""
+    """`ask` draws at once after a quiet time, else once at the end of the current interval: the last state is always
+    drawn."""
 
     def __init__(self, owner: MessagePump, draw: Callable[[], None]) -> None:
         self._owner, self._draw = owner, draw

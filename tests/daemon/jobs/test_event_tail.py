@@ -12,7 +12,12 @@ from presets.runs.run_view import RunView, fold
 
 
 def log_event(seq: int, text: str = "x", *, attempt: int = 1) -> bytes:
-    return msgspec.json.encode(Event(seq=seq, time=float(seq), run="r", attempt=attempt, kind="log", data={"level": "info", "text": text})) + b"\n"
+    return (
+        msgspec.json.encode(
+            Event(seq=seq, time=float(seq), run="r", attempt=attempt, kind="log", data={"level": "info", "text": text})
+        )
+        + b"\n"
+    )
 
 
 def seqs(events: list[Event]) -> list[int]:
@@ -132,7 +137,9 @@ def test_pages_meet_without_gap_or_overlap(path: Path):
     assert seqs(everything(tail)) == list(range(1, count + 1))
     for since in (0, 1, INDEX_EVERY - 1, INDEX_EVERY, INDEX_EVERY + 1, count - 1):
         page, more = tail.page(since)
-        assert seqs(page) == list(range(since + 1, min(since + REPLAY_PAGE, count) + 1)) and more == (since + REPLAY_PAGE < count)
+        assert seqs(page) == list(range(since + 1, min(since + REPLAY_PAGE, count) + 1)) and more == (
+            since + REPLAY_PAGE < count
+        )
     assert tail.page(count) == ([], False) and tail.page(-1) == tail.page(0)
 
 

@@ -25,7 +25,9 @@ NOW = 1000.0
 
 
 def record(job: int, gpus: list[int] | None = None, name: str = "") -> JobRecord:
-    return JobRecord(id=job, name=name or f"job{job}", job_path=f"/j/{job}.toml", out="/runs", gpus=gpus or [0], state="queued")
+    return JobRecord(
+        id=job, name=name or f"job{job}", job_path=f"/j/{job}.toml", out="/runs", gpus=gpus or [0], state="queued"
+    )
 
 
 def launched(queue: Queue, job: int, *, now: float = NOW) -> None:
@@ -58,7 +60,8 @@ def places(queue: Queue) -> list[int]:
         ([[0], [1]], ["running", "running"], [0, 0]),
         ([[0], [0], [1], [1]], ["running", "queued", "running", "queued"], [0, 1, 0, 1]),
         ([[0, 1], [0], [1], [2]], ["running", "queued", "queued", "running"], [0, 1, 1, 0]),
-        ([[0], [0, 1], [1]], ["running", "queued", "queued"], [0, 1, 2]),  # the last must not overtake the job for both GPUs
+        # the last must not overtake the job for both GPUs
+        ([[0], [0, 1], [1]], ["running", "queued", "queued"], [0, 1, 2]),
         ([[0, 0]], ["running"], [0]),
     ],
 )
@@ -317,7 +320,9 @@ def test_no_history_breaks_the_rules(seed):
         now += rng.random() * 5
         job = rng.randint(1, max(1, len(queue.entries)))
         before = {e.record.id: e.record.state for e in queue.entries.values()}
-        act = rng.choice(["submit", "stop", "cancel", "resume", "end", "end", "tick", "launch", "launch", "restart", "reboot"])
+        act = rng.choice(
+            ["submit", "stop", "cancel", "resume", "end", "end", "tick", "launch", "launch", "restart", "reboot"]
+        )
         try:
             if act == "submit":
                 new = len(queue.entries) + 1
@@ -332,13 +337,19 @@ def test_no_history_breaks_the_rules(seed):
             elif act == "end" and before[job] in RUNNING_STATES:
                 instructions = queue.ended(job, Verdict(rng.choice(["done", "stopped", "failed"])), now)
             elif act == "launch" and before[job] == "starting" and queue.entries[job].trainer is None:
-                instructions = queue.launched(job, ProcessId(job, 0, "b"), now, first_seq=0, oom_kills=0) + queue.started(job)
+                instructions = queue.launched(
+                    job, ProcessId(job, 0, "b"), now, first_seq=0, oom_kills=0
+                ) + queue.started(job)
             elif act == "restart":
                 queue = Queue(list(queue.entries.values()), paused=queue.paused)
                 restarted += 1
                 instructions = []
                 for entry in queue.running():
-                    instructions += queue.adopted(entry.record.id, now) if entry.trainer else queue.never_launched(entry.record.id, now)
+                    instructions += (
+                        queue.adopted(entry.record.id, now)
+                        if entry.trainer
+                        else queue.never_launched(entry.record.id, now)
+                    )
             elif act == "reboot" and rng.random() < 0.2:
                 instructions = queue.rebooted(now, {})
             else:

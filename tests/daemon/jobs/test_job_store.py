@@ -15,7 +15,11 @@ GOLDEN = Path(__file__).with_name("state_v1.sql")
 
 
 def entry(job: int = 1, **values) -> Entry:
-    return Entry(record=JobRecord(id=job, name="one", job_path="/j.toml", out="/runs", gpus=[0, 1], state="running"), order=job, **values)
+    return Entry(
+        record=JobRecord(id=job, name="one", job_path="/j.toml", out="/runs", gpus=[0, 1], state="running"),
+        order=job,
+        **values,
+    )
 
 
 def test_everything_survives_a_new_opening(tmp_path: Path):
@@ -75,7 +79,10 @@ def test_the_table_of_version_1_opens_in_this_version(tmp_path: Path):
     db.close()
     store = Store(tmp_path / "db")
     old = store.entries()
-    assert [(e.record.name, e.record.state, e.ending) for e in old] == [("orbit", "stopping", "stop"), ("style", "queued", "")]
+    assert [(e.record.name, e.record.state, e.ending) for e in old] == [
+        ("orbit", "stopping", "stop"),
+        ("style", "queued", ""),
+    ]
     assert old[0].trainer == ProcessId(4242, 991, "9c0f") and old[0].first_seq == 12
     assert store.answer("0af3") is not None and store.fact("boot") == "9c0f"
     assert store._db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)

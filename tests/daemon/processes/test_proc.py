@@ -38,7 +38,10 @@ def test_a_name_with_brackets_does_not_confuse(tmp_path):
 
 
 def test_marked_processes_are_found_in_whatever_session_parents_first():
-    spawner = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'], start_new_session=True); time.sleep(600)"
+    spawner = (
+        "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'],"
+        " start_new_session=True); time.sleep(600)"
+    )
     marker = f"/test/{os.getpid()}:1"
     with subprocess.Popen([sys.executable, "-c", spawner], env=os.environ | {MARKER: marker}) as parent:
         found = until(lambda: m if len(m := marked(marker)) == 2 else None)

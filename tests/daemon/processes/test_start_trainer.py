@@ -40,7 +40,10 @@ async def test_it_starts_one_daemon_in_a_session_of_its_own_and_only_one(home):
 
 
 async def test_many_starters_at_once_get_one_daemon(home):
-    script = f"from pathlib import Path\nfrom daemon.processes.start_trainer import ensure_running\nfrom daemon.wire.client import ping\nensure_running(Path({str(home)!r}))\nprint(ping(Path({str(home)!r})).pid)"
+    script = (
+        "from pathlib import Path\nfrom daemon.processes.start_trainer import ensure_running\nfrom daemon.wire.client"
+        f" import ping\nensure_running(Path({str(home)!r}))\nprint(ping(Path({str(home)!r})).pid)"
+    )
     starters = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(4)]
     told = {starter.communicate(timeout=PATIENCE)[0] for starter in starters}
     assert told == {f"{ping(home).pid}\n"}
@@ -55,7 +58,11 @@ def test_a_daemon_that_cannot_start_says_why(short_dir):
 
 
 def test_the_trainer_is_launched_by_torchrun_without_importing_torch():
-    code = "import sys, daemon.processes.start_trainer, daemon.__main__; print(*daemon.processes.start_trainer.torchrun(90)); sys.exit(any(m in sys.modules for m in ('torch', 'textual', 'engine', 'diffusers')))"
+    code = (
+        "import sys, daemon.processes.start_trainer, daemon.__main__;"
+        " print(*daemon.processes.start_trainer.torchrun(90)); sys.exit(any(m in sys.modules for m in ('torch',"
+        " 'textual', 'engine', 'diffusers')))"
+    )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert told[1:4] == ["-m", "torch.distributed.run", "--standalone"] and told[-2:] == ["-m", "engine"]
     assert "--signals-to-handle=SIGTERM,SIGINT,SIGQUIT" in told and "--shutdown-timeout=90" in told
@@ -66,6 +73,11 @@ def test_an_older_torchrun_is_not_given_what_it_does_not_know(tmp_path):
     (tmp_path / "torch/distributed").mkdir(parents=True)
     (tmp_path / "torch/__init__.py").write_text("")
     (tmp_path / "torch/distributed/run.py").write_text('parser.add_argument("--signals-to-handle")')
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from daemon.processes.start_trainer import torchrun; print(*torchrun(), sep=chr(10))"
-    command = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from daemon.processes.start_trainer import torchrun;"
+        " print(*torchrun(), sep=chr(10))"
+    )
+    command = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     assert "--signals-to-handle=SIGTERM,SIGINT,SIGQUIT" in command and not any("shutdown" in part for part in command)

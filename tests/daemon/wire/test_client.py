@@ -69,7 +69,9 @@ async def followed_through(box: Box, drops, *, steps: int = 60) -> tuple[list[Ev
 
 async def test_gaps_in_the_middle_are_repaired(box: Box):
     box.start("--pace", "0.02")
-    events, records, dropped = await followed_through(box, lambda m: isinstance(m, wire.RunEvent) and m.event.seq % 3 != 0)
+    events, records, dropped = await followed_through(
+        box, lambda m: isinstance(m, wire.RunEvent) and m.event.seq % 3 != 0
+    )
     assert dropped and events == file_events(box.run_dir("one"))
     assert [r.revision for r in records] == sorted({r.revision for r in records})
 
@@ -84,7 +86,9 @@ async def test_the_loss_of_the_last_message_is_seen(box: Box):
     box.start("--pace", "0.02")
 
     def last(message) -> bool:
-        return (isinstance(message, wire.RunEvent) and message.event.kind == "done") or (isinstance(message, wire.JobChanged) and message.job.state == "done")
+        return (isinstance(message, wire.RunEvent) and message.event.kind == "done") or (
+            isinstance(message, wire.JobChanged) and message.job.state == "done"
+        )
 
     events, records, dropped = await followed_through(box, last, steps=20)
     assert dropped >= 2 and events == file_events(box.run_dir("one")) and records[-1].state == "done"

@@ -38,8 +38,19 @@ def test_it_tells_who_and_where(there: Places):
     try:
         me = identify(os.getpid())
         holder = read_holder(there)
-        assert me and holder and (holder.pid, holder.start, holder.boot) == (me.pid, me.start, me.boot) and holder.process == me and not holder.is_stopped
-        assert (holder.version, holder.protocol, holder.log, holder.runtime) == (VERSION, PROTOCOL_VERSION, str(there.log), "")
+        assert (
+            me
+            and holder
+            and (holder.pid, holder.start, holder.boot) == (me.pid, me.start, me.boot)
+            and holder.process == me
+            and not holder.is_stopped
+        )
+        assert (holder.version, holder.protocol, holder.log, holder.runtime) == (
+            VERSION,
+            PROTOCOL_VERSION,
+            str(there.log),
+            "",
+        )
         lock.tell(Path("/somewhere/much longer than what stood there before"))
         lock.tell(Path("/else"))
         assert read_holder(there).runtime == "/else"
@@ -67,7 +78,11 @@ def test_an_older_and_a_newer_one_are_read(there: Places):
     os.close(held)
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", b"nonsense", b"12\n{torn", b'12\n{"pid": 13}\n', b"\xff\xfe\n\xff", b"0" * 100_000], ids=range(7))
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\n", b"nonsense", b"12\n{torn", b'12\n{"pid": 13}\n', b"\xff\xfe\n\xff", b"0" * 100_000],
+    ids=range(7),
+)
 def test_a_held_lock_that_cannot_be_read_is_held_all_the_same(there: Places, content: bytes):
     held = held_with(there, content)
     assert read_holder(there).pid == 0
@@ -93,7 +108,10 @@ def test_clients_that_look_keep_no_daemon_from_starting(there: Places):
 
 
 def test_a_second_daemon_is_told_who_the_first_is(there: Places):
-    code = f"from pathlib import Path\nfrom daemon.wire.lock import take_lock\nfrom daemon.wire.paths import places\nx = take_lock(places(Path({str(there.state.parent)!r})))\nprint(flush=True)\ninput()"
+    code = (
+        "from pathlib import Path\nfrom daemon.wire.lock import take_lock\nfrom daemon.wire.paths import places\nx ="
+        f" take_lock(places(Path({str(there.state.parent)!r})))\nprint(flush=True)\ninput()"
+    )
     first = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
         assert first.stdout is not None and first.stdout.readline() == b"\n"

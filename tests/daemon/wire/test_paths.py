@@ -14,7 +14,9 @@ def test_a_directory_of_its_own_holds_everything(tmp_path: Path, monkeypatch):
     assert places(Path("d")).database == tmp_path / "d/state/jobs.sqlite3"
     found = places(Path("/tmp/d"))
     assert found.control.parent == found.feed.parent == Path("/tmp/d/run")
-    assert {found.lock.parent, found.database.parent, found.log.parent, found.job_file(3).parent.parent} == {Path("/tmp/d/state")}
+    assert {found.lock.parent, found.database.parent, found.log.parent, found.job_file(3).parent.parent} == {
+        Path("/tmp/d/state")
+    }
 
 
 def test_the_users_own_places(tmp_path: Path, monkeypatch):
@@ -25,7 +27,9 @@ def test_the_users_own_places(tmp_path: Path, monkeypatch):
 
 def test_a_runtime_directory_that_is_not_to_be_used_is_passed_over(tmp_path: Path, monkeypatch):
     """Missing, no directory, another user's (su keeps the variable), closed, relative, or too long for a socket."""
-    foreign = next(p for p in map(Path, ("/proc/1", "/proc")) if p.stat().st_uid != os.getuid() or not os.access(p, os.W_OK))
+    foreign = next(
+        p for p in map(Path, ("/proc/1", "/proc")) if p.stat().st_uid != os.getuid() or not os.access(p, os.W_OK)
+    )
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # of one job of a batch system: it goes with it
     usual = Path(f"/run/user/{os.getuid()}")

@@ -55,27 +55,52 @@ async def raw(box: Box):
 
 
 def versioned(version: Any) -> bytes:
-    return msgspec.msgpack.encode({"version": version, "id": "abc", "command": {"type": "Teleport", "from": "the future"}})
+    return msgspec.msgpack.encode(
+        {"version": version, "id": "abc", "command": {"type": "Teleport", "from": "the future"}}
+    )
 
 
-@pytest.mark.parametrize(("version", "who"), [(0, "this client: upgrade wanlora there"), (wire.PROTOCOL_VERSION + 1, "the daemon: upgrade wanlora where it runs"), (10**15, "the daemon: upgrade")])
+@pytest.mark.parametrize(
+    ("version", "who"),
+    [
+        (0, "this client: upgrade wanlora there"),
+        (wire.PROTOCOL_VERSION + 1, "the daemon: upgrade wanlora where it runs"),
+        (10**15, "the daemon: upgrade"),
+    ],
+)
 async def test_a_client_of_another_version_is_told_which_side_to_upgrade(raw: Raw, version, who):
     reply = await raw.ask(versioned(version))
     assert (reply.version, reply.id) == (wire.PROTOCOL_VERSION, "abc") and isinstance(reply.answer, wire.Refused)
-    assert f"this client speaks protocol version {version}, the daemon version {wire.PROTOCOL_VERSION}" in reply.answer.what and who in reply.answer.fix
+    assert (
+        f"this client speaks protocol version {version}, the daemon version {wire.PROTOCOL_VERSION}"
+        in reply.answer.what
+        and who in reply.answer.fix
+    )
 
 
-@pytest.mark.parametrize(("version", "who"), [(0, "The older one is the daemon"), (wire.PROTOCOL_VERSION + 1, "The older one is this side: upgrade wanlora here")])
+@pytest.mark.parametrize(
+    ("version", "who"),
+    [
+        (0, "The older one is the daemon"),
+        (wire.PROTOCOL_VERSION + 1, "The older one is this side: upgrade wanlora here"),
+    ],
+)
 async def test_a_daemon_of_another_version_is_told_apart(short_dir, version, who):
     where = places(short_dir)
     where.runtime.mkdir(parents=True)
     answer = msgspec.msgpack.encode({"version": version, "id": "x", "answer": {"type": "Unheard of"}})
-    script = f"import zmq\ns = zmq.Context().socket(zmq.ROUTER)\ns.bind('ipc://{where.control}')\nprint(flush=True)\nwhile True:\n    s.send_multipart([s.recv_multipart()[0], {answer!r}])"
+    script = (
+        f"import zmq\ns = zmq.Context().socket(zmq.ROUTER)\ns.bind('ipc://{where.control}')\nprint(flush=True)\nwhile"
+        f" True:\n    s.send_multipart([s.recv_multipart()[0], {answer!r}])"
+    )
     other = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     try:
         assert other.stdout is not None
         other.stdout.readline()
-        with pytest.raises(VersionMismatch, match=f"the daemon speaks protocol version {version}, this client version {wire.PROTOCOL_VERSION}") as mismatch:
+        with pytest.raises(
+            VersionMismatch,
+            match=f"the daemon speaks protocol version {version}, this client version {wire.PROTOCOL_VERSION}",
+        ) as mismatch:
             async with Client(short_dir):
                 pass
         assert who in mismatch.value.fix
@@ -88,15 +113,25 @@ async def test_a_daemon_of_another_version_is_told_apart(short_dir, version, who
 
 
 GARBAGE = {
-    "nothing": [b""], "no frame but many": [b"", b"", b""], "text": [b"GET / HTTP/1.1\r\n\r\n"], "pickle": [pickle.dumps(REQUEST.id)],
-    "a dangerous pickle": [b"cos\nsystem\n(S'touch /tmp/wanlora-was-here'\ntR."], "a list": [msgspec.msgpack.encode([1, 2])],
-    "no command": [msgspec.msgpack.encode({"version": wire.PROTOCOL_VERSION, "id": "x"})], "an unknown command": [versioned(wire.PROTOCOL_VERSION)],
-    "version as text": [versioned("1")], "deep nesting": [b"\x82\xa7version" + bytes([wire.PROTOCOL_VERSION]) + b"\xa1x" + b"\x91" * 200_000], "not UTF-8": [b"\x81\xa2id\xa1\xff"],
-    "two frames": [wire.encode(REQUEST)[:5], wire.encode(REQUEST)[5:]], "no id": [wire.encode(wire.Request(id="", command=wire.Jobs()))],
+    "nothing": [b""],
+    "no frame but many": [b"", b"", b""],
+    "text": [b"GET / HTTP/1.1\r\n\r\n"],
+    "pickle": [pickle.dumps(REQUEST.id)],
+    "a dangerous pickle": [b"cos\nsystem\n(S'touch /tmp/wanlora-was-here'\ntR."],
+    "a list": [msgspec.msgpack.encode([1, 2])],
+    "no command": [msgspec.msgpack.encode({"version": wire.PROTOCOL_VERSION, "id": "x"})],
+    "an unknown command": [versioned(wire.PROTOCOL_VERSION)],
+    "version as text": [versioned("1")],
+    "deep nesting": [b"\x82\xa7version" + bytes([wire.PROTOCOL_VERSION]) + b"\xa1x" + b"\x91" * 200_000],
+    "not UTF-8": [b"\x81\xa2id\xa1\xff"],
+    "two frames": [wire.encode(REQUEST)[:5], wire.encode(REQUEST)[5:]],
+    "no id": [wire.encode(wire.Request(id="", command=wire.Jobs()))],
     "a huge id": [wire.encode(wire.Request(id="x" * 100_000, command=wire.Jobs()))],
-    "a null byte": [wire.encode(wire.Request(id="n", command=wire.Submit("/a\0b")))], "a relative path": [wire.encode(wire.Request(id="n", command=wire.Submit("job.toml")))],
-    "a directory": [wire.encode(wire.Request(id="n", command=wire.Submit("/tmp")))], "an endless name": [wire.encode(wire.Request(id="n", command=wire.Stop("9" * 10_000)))],
-}  # fmt: skip
+    "a null byte": [wire.encode(wire.Request(id="n", command=wire.Submit("/a\0b")))],
+    "a relative path": [wire.encode(wire.Request(id="n", command=wire.Submit("job.toml")))],
+    "a directory": [wire.encode(wire.Request(id="n", command=wire.Submit("/tmp")))],
+    "an endless name": [wire.encode(wire.Request(id="n", command=wire.Stop("9" * 10_000)))],
+}
 
 
 @pytest.mark.parametrize("frames", GARBAGE.values(), ids=GARBAGE)
@@ -109,7 +144,20 @@ async def test_garbage_is_refused_and_hurts_nobody(raw: Raw, box: Box, frames):
 
 async def test_a_thousand_mutilated_requests(raw: Raw, box: Box):
     rng = random.Random(7)
-    whole = [wire.encode(wire.Request(id=f"r{n}", command=c)) for n, c in enumerate([wire.Jobs(), wire.Snapshot("1"), wire.Replay("1", 3), wire.Stop("x"), wire.Hello(1), wire.Set("x", "training.lr", "1"), wire.Resume("x", 3, "0f")])]
+    whole = [
+        wire.encode(wire.Request(id=f"r{n}", command=c))
+        for n, c in enumerate(
+            [
+                wire.Jobs(),
+                wire.Snapshot("1"),
+                wire.Replay("1", 3),
+                wire.Stop("x"),
+                wire.Hello(1),
+                wire.Set("x", "training.lr", "1"),
+                wire.Resume("x", 3, "0f"),
+            ]
+        )
+    ]
     for _ in range(1000):
         data = bytearray(rng.choice(whole))
         for _ in range(rng.randint(1, 6)):
@@ -188,11 +236,20 @@ async def test_nothing_listens_on_the_network(raw: Raw, box: Box):
 
 
 async def test_a_second_daemon_is_refused_and_names_the_first(raw: Raw, box: Box):
-    second = subprocess.run([sys.executable, "-m", "daemon", "--dir", str(box.dir)], capture_output=True, text=True, timeout=PATIENCE)
-    assert second.returncode == 1 and f"another daemon (pid {box.process.pid}) already serves this directory" in second.stderr
+    second = subprocess.run(
+        [sys.executable, "-m", "daemon", "--dir", str(box.dir)], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (
+        second.returncode == 1
+        and f"another daemon (pid {box.process.pid}) already serves this directory" in second.stderr
+    )
     assert "Traceback" not in second.stderr
-    third = subprocess.run([sys.executable, "-m", "daemon", "--dir", "/tmp/" + "x" * 100], capture_output=True, text=True, timeout=PATIENCE)
-    assert third.returncode == 1 and "a socket path may have 107 bytes" in third.stderr and "Traceback" not in third.stderr
+    third = subprocess.run(
+        [sys.executable, "-m", "daemon", "--dir", "/tmp/" + "x" * 100], capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert (
+        third.returncode == 1 and "a socket path may have 107 bytes" in third.stderr and "Traceback" not in third.stderr
+    )
     assert (await raw.ask(wire.encode(REQUEST))).answer == wire.JobsReply([])
 
 

@@ -67,7 +67,13 @@ def scripted(short_dir: Path) -> Iterator[Scripted]:
     started: list[subprocess.Popen[bytes]] = []
 
     def start(*parts: str) -> "subprocess.Popen[bytes]":
-        started.append(subprocess.Popen([sys.executable, "-c", "".join(map(textwrap.dedent, parts)), str(short_dir)], cwd=ROOT, stdout=subprocess.PIPE))
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-c", "".join(map(textwrap.dedent, parts)), str(short_dir)],
+                cwd=ROOT,
+                stdout=subprocess.PIPE,
+            )
+        )
         stdout = started[-1].stdout
         assert stdout is not None and stdout.readline() == b"\n"
         return started[-1]
@@ -94,7 +100,11 @@ async def test_one_that_a_signal_holds_is_hung_and_is_ended(box: Box):
     pid = box.start()
     os.kill(pid, signal.SIGSTOP)
     sight = await asyncio.to_thread(look, box.dir, timeout=0.3)
-    assert (sight.state, sight.pid) == ("hung", pid) and "stopped by a signal" in str(sight.problem) and f"kill -CONT {pid}" in str(sight.problem)
+    assert (
+        (sight.state, sight.pid) == ("hung", pid)
+        and "stopped by a signal" in str(sight.problem)
+        and f"kill -CONT {pid}" in str(sight.problem)
+    )
     with pytest.raises(NotAnswering, match="stopped by a signal"):
         await asyncio.to_thread(ensure_running, box.dir)
     done = await asyncio.to_thread(stop_daemon, box.dir)
@@ -103,14 +113,30 @@ async def test_one_that_a_signal_holds_is_hung_and_is_ended(box: Box):
 
 
 @pytest.mark.parametrize("version", [wire.PROTOCOL_VERSION - 1, wire.PROTOCOL_VERSION + 1])
-def test_one_of_another_version_that_refuses_ours_is_spoken_to_in_its_own(short_dir: Path, scripted: Scripted, version: int):
+def test_one_of_another_version_that_refuses_ours_is_spoken_to_in_its_own(
+    short_dir: Path, scripted: Scripted, version: int
+):
     process = scripted(LOCKED, f"VERSION = {version}\n", STRICT)
-    with pytest.raises(VersionMismatch, match=f"the daemon speaks protocol version {version}, this client version {wire.PROTOCOL_VERSION}"):
+    with pytest.raises(
+        VersionMismatch,
+        match=f"the daemon speaks protocol version {version}, this client version {wire.PROTOCOL_VERSION}",
+    ):
         ensure_running(short_dir)
     sight = look(short_dir)
-    assert sight.state == "answering" and sight.hello and (sight.hello.version, sight.hello.pid) == (version, process.pid) and isinstance(sight.problem, VersionMismatch)
+    assert (
+        sight.state == "answering"
+        and sight.hello
+        and (sight.hello.version, sight.hello.pid) == (version, process.pid)
+        and isinstance(sight.problem, VersionMismatch)
+    )
     done = stop_daemon(short_dir)
-    assert done.ended and done.trainers is None and f"protocol version {version}" in done.text and f"version {wire.PROTOCOL_VERSION}" in done.text and "SIG" not in done.text
+    assert (
+        done.ended
+        and done.trainers is None
+        and f"protocol version {version}" in done.text
+        and f"version {wire.PROTOCOL_VERSION}" in done.text
+        and "SIG" not in done.text
+    )
     assert process.wait(1) == 0
 
 
@@ -124,26 +150,49 @@ def test_one_of_0_1_0_whose_lock_tells_its_pid_alone(short_dir: Path, scripted: 
 
 
 def test_one_that_understands_nothing_or_hears_nothing_is_ended_by_signals(short_dir: Path, scripted: Scripted):
-    deaf = scripted(LOCKED, "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nlock.tell(where.runtime)\nprint(flush=True)\ntime.sleep(1000)")
+    deaf = scripted(
+        LOCKED,
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nlock.tell(where.runtime)\nprint(flush=True)\ntime.sleep(1000)",
+    )
     assert look(short_dir, timeout=0.3).state == "hung"
     done = stop_daemon(short_dir, patience=0.3)
-    assert done.ended and "did not heed SIGTERM, so it was sent SIGKILL" in done.text and deaf.wait(1) == -signal.SIGKILL
-    babel = scripted(LOCKED, "s = zmq.Context().socket(zmq.ROUTER)\ns.bind(f'ipc://{where.control}')\nlock.tell(where.runtime)\nprint(flush=True)\nwhile True:\n    s.send_multipart([s.recv_multipart()[0], msgspec.msgpack.encode({'version': 99, 'id': 'x', 'answer': 7})])")
+    assert (
+        done.ended and "did not heed SIGTERM, so it was sent SIGKILL" in done.text and deaf.wait(1) == -signal.SIGKILL
+    )
+    babel = scripted(
+        LOCKED,
+        "s = zmq.Context().socket(zmq.ROUTER)\ns.bind(f'ipc://{where.control}')\nlock.tell(where.runtime)\nprint(flush=True)\nwhile"
+        " True:\n    s.send_multipart([s.recv_multipart()[0], msgspec.msgpack.encode({'version': 99, 'id': 'x',"
+        " 'answer': 7})])",
+    )
     done = stop_daemon(short_dir, patience=10.0)
-    assert done.ended and "protocol version 99" in done.text and "SIGTERM" in done.text and babel.wait(1) == -signal.SIGTERM
+    assert (
+        done.ended
+        and "protocol version 99" in done.text
+        and "SIGTERM" in done.text
+        and babel.wait(1) == -signal.SIGTERM
+    )
 
 
 def test_no_stranger_is_signalled(short_dir: Path, scripted: Scripted):
-    """A lock that names a living process which is not the daemon: it has the pid of one that was killed, or was restored from a backup."""
+    """A lock that names a living process which is not the daemon: it has the pid of one that was killed, or was
+    restored from a backup."""
     stranger = subprocess.Popen(["sleep", "1000"])
     try:
         where = places(short_dir)
         where.state.mkdir()
         where.lock.write_text(f"{stranger.pid}\n")
         assert look(short_dir).state == "none" and not stop_daemon(short_dir).ran  # held by nobody
-        for content in (f"{stranger.pid}\n", f"{stranger.pid}".ljust(31) + f'\n{{"pid": {stranger.pid}, "start": 1, "boot": "another", "runtime": "{where.runtime}"}}\n'):
+        for content in (
+            f"{stranger.pid}\n",
+            f"{stranger.pid}".ljust(31)
+            + f'\n{{"pid": {stranger.pid}, "start": 1, "boot": "another", "runtime": "{where.runtime}"}}\n',
+        ):
             where.lock.unlink()
-            holds = scripted(f"import fcntl, time\nf = open({str(where.lock)!r}, 'w')\nfcntl.flock(f, fcntl.LOCK_EX)\nf.write({content!r}); f.flush()\nprint(flush=True)\ntime.sleep(1000)")
+            holds = scripted(
+                f"import fcntl, time\nf = open({str(where.lock)!r}, 'w')\nfcntl.flock(f,"
+                f" fcntl.LOCK_EX)\nf.write({content!r}); f.flush()\nprint(flush=True)\ntime.sleep(1000)"
+            )
             done = stop_daemon(short_dir, patience=0.3)
             assert done.ran and not done.ended and "cannot be ended from here" in done.text
             assert stranger.poll() is None and holds.poll() is None
@@ -155,8 +204,14 @@ def test_no_stranger_is_signalled(short_dir: Path, scripted: Scripted):
 def test_one_that_runs_on_another_machine_with_the_same_home_is_named(short_dir: Path, scripted: Scripted):
     where = places(short_dir)
     where.state.mkdir()
-    content = "77".ljust(31) + f'\n{{"pid": 77, "start": 1, "boot": "another", "host": "node7", "runtime": "{where.runtime}"}}\n'
-    scripted(f"import fcntl, time\nf = open({str(where.lock)!r}, 'w')\nfcntl.flock(f, fcntl.LOCK_EX)\nf.write({content!r}); f.flush()\nprint(flush=True)\ntime.sleep(1000)")
+    content = (
+        "77".ljust(31)
+        + f'\n{{"pid": 77, "start": 1, "boot": "another", "host": "node7", "runtime": "{where.runtime}"}}\n'
+    )
+    scripted(
+        f"import fcntl, time\nf = open({str(where.lock)!r}, 'w')\nfcntl.flock(f, fcntl.LOCK_EX)\nf.write({content!r});"
+        " f.flush()\nprint(flush=True)\ntime.sleep(1000)"
+    )
     sight = look(short_dir)
     assert sight.state == "hung" and "runs on node7" in str(sight.problem)
     with pytest.raises(NotAnswering, match="runs on node7"):
@@ -167,7 +222,9 @@ def test_one_that_runs_on_another_machine_with_the_same_home_is_named(short_dir:
 async def raw_answer(box: Box, version: int, command: dict[str, object]) -> dict[str, object]:
     raw = Raw(box)
     try:
-        await raw.send(msgspec.msgpack.encode({"version": version, "id": "abc", "command": command, "of": "the future"}))
+        await raw.send(
+            msgspec.msgpack.encode({"version": version, "id": "abc", "command": command, "of": "the future"})
+        )
         assert await raw.socket.poll(10_000), "no answer"
         told: dict[str, object] = msgspec.msgpack.decode(await raw.socket.recv())
         return told
@@ -180,15 +237,25 @@ async def test_a_client_of_any_version_is_told_who_we_are_and_can_end_us(box: Bo
     pid = box.start()
     told = await raw_answer(box, version, {"type": "Hello", "version": version, "more": 1})
     assert (told["version"], told["id"]) == (version, "abc")
-    assert told["answer"]["type"] == "HelloReply" and (told["answer"]["version"], told["answer"]["pid"]) == (wire.PROTOCOL_VERSION, pid) and told["answer"]["wanlora"]
+    assert (
+        told["answer"]["type"] == "HelloReply"
+        and (told["answer"]["version"], told["answer"]["pid"]) == (wire.PROTOCOL_VERSION, pid)
+        and told["answer"]["wanlora"]
+    )
     told = await raw_answer(box, version, {"type": "Jobs"})
-    assert told["version"] == wire.PROTOCOL_VERSION and told["answer"]["type"] == "Refused" and f"the daemon version {wire.PROTOCOL_VERSION}" in told["answer"]["what"]
+    assert (
+        told["version"] == wire.PROTOCOL_VERSION
+        and told["answer"]["type"] == "Refused"
+        and f"the daemon version {wire.PROTOCOL_VERSION}" in told["answer"]["what"]
+    )
     told = await raw_answer(box, version, {"type": "Shutdown"})
     assert (told["version"], told["answer"]) == (version, {"type": "Done"})
     assert await asyncio.to_thread(box.process.wait, 30) == 0
 
 
 def test_one_that_is_still_starting_is_waited_for(short_dir: Path, scripted: Scripted):
-    process = scripted(LOCKED, "print(flush=True)\ntime.sleep(1)\n", STRICT.replace("VERSION", str(wire.PROTOCOL_VERSION)))
+    process = scripted(
+        LOCKED, "print(flush=True)\ntime.sleep(1)\n", STRICT.replace("VERSION", str(wire.PROTOCOL_VERSION))
+    )
     assert look(short_dir).state in ("starting", "answering")
     assert ensure_running(short_dir) is False and ping(short_dir).pid == process.pid

@@ -1,4 +1,5 @@
-"""Accelerator LoRAs: what they change is what merging them into the weights changes, everywhere; and then nothing is left of them."""
+"""Accelerator LoRAs: what they change is what merging them into the weights changes, everywhere; and then nothing is
+left of them."""
 
 import copy
 from dataclasses import replace
@@ -29,13 +30,20 @@ def near(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=G) * 0.2
 
 
-def extracted(state: dict[str, torch.Tensor], wan: dict[str, str]) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """A file as they are extracted from distilled models (ranks of its own for each layer), and the differences it stands for, by diffusers names."""
+def extracted(
+    state: dict[str, torch.Tensor], wan: dict[str, str]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """A file as they are extracted from distilled models (ranks of its own for each layer), and the differences it
+    stands for, by diffusers names."""
     file: dict[str, torch.Tensor] = {}
     differences: dict[str, torch.Tensor] = {}
     for number, (name, tensor) in enumerate(state.items()):
         module, _, kind = name.rpartition(".")
-        block, inside = (module.split(".", 2)[1], module.split(".", 2)[2]) if name.startswith("blocks.") and module.count(".") > 1 else (None, module)
+        block, inside = (
+            (module.split(".", 2)[1], module.split(".", 2)[2])
+            if name.startswith("blocks.") and module.count(".") > 1
+            else (None, module)
+        )
         at = f"diffusion_model.{f'blocks.{block}.' if block else ''}{wan.get(inside, inside)}"
         difference = near(*tensor.shape)
         if name.endswith("scale_shift_table"):
@@ -59,33 +67,53 @@ def extracted(state: dict[str, torch.Tensor], wan: dict[str, str]) -> tuple[dict
 
 
 WAN = {
-    **{name: lora.wan_name(name) for name in (*LINEARS, *NORMS)}, "norm2": "norm3", "proj_out": "head.head",
+    **{name: lora.wan_name(name) for name in (*LINEARS, *NORMS)},
+    "norm2": "norm3",
+    "proj_out": "head.head",
     "condition_embedder.time_proj": "time_projection.1",
-    **{f"condition_embedder.{x}_embedder.linear_{n}": f"{x}_embedding.{i}" for x in ("text", "time") for n, i in ((1, 0), (2, 2))},
-}  # fmt: skip
+    **{
+        f"condition_embedder.{x}_embedder.linear_{n}": f"{x}_embedding.{i}"
+        for x in ("text", "time")
+        for n, i in ((1, 0), (2, 2))
+    },
+}
 
 
 @pytest.fixture(scope="module")
 def model() -> WanTransformer3DModel:
     torch.manual_seed(0)
     made = WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=16, in_channels=36, out_channels=16, text_dim=32, freq_dim=32,
-        ffn_dim=FFN, num_layers=BLOCKS, image_dim=None, rope_max_seq_len=32,
-    ).eval()  # fmt: skip
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=36,
+        out_channels=16,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=FFN,
+        num_layers=BLOCKS,
+        image_dim=None,
+        rope_max_seq_len=32,
+    ).eval()
     return made.requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def file(model, tmp_path_factory) -> tuple[Path, dict[str, torch.Tensor]]:
     tensors, differences = extracted(dict(model.state_dict()), WAN)
-    tensors |= {"diffusion_model.blocks.0.cross_attn.k_img.diff_b": near(WIDTH), "diffusion_model.img_emb.proj.1.lora_up.weight": near(4, 2)}
+    tensors |= {
+        "diffusion_model.blocks.0.cross_attn.k_img.diff_b": near(WIDTH),
+        "diffusion_model.img_emb.proj.1.lora_up.weight": near(4, 2),
+    }
     path = tmp_path_factory.mktemp("lora") / "high.safetensors"
     save_file({k: v.contiguous() for k, v in tensors.items()}, path)
     return path, differences
 
 
 def load(path: Path, model, *, strength: float = 1.0, dtype: torch.dtype = torch.float32):
-    return load_accelerator(path, lora_file.read_lora(path), "high_noise", config=dict(model.config), strength=strength, dtype=dtype)
+    return load_accelerator(
+        path, lora_file.read_lora(path), "high_noise", config=dict(model.config), strength=strength, dtype=dtype
+    )
 
 
 @torch.no_grad()
@@ -126,7 +154,12 @@ def test_it_stands_beside_the_trained_lora_and_a_recovery_adapter(model, file):
             parameter.data.normal_(0, 0.2, generator=G)
     shapes = {name: model.get_submodule(f"blocks.0.{name}").weight.shape for name in LINEARS}
     recovery = [{name: (near(3, k), near(n, 3)) for name, (n, k) in shapes.items()} for _ in range(BLOCKS)]
-    weights = replace(packed(model, "high_noise", parameters, scaling=1.0), recovery=pack_branches(recovery, pinned=False), accelerator=accelerator.branches, shifts=accelerator.shifts)
+    weights = replace(
+        packed(model, "high_noise", parameters, scaling=1.0),
+        recovery=pack_branches(recovery, pinned=False),
+        accelerator=accelerator.branches,
+        shifts=accelerator.shifts,
+    )
     with accelerator.on(model):
         ours = streamed(weights).predict(X, T, TEXT, strength=0.7)
     everything = dict(differences)
@@ -147,7 +180,8 @@ def test_all_blocks_have_one_layout_in_the_type_of_activations(model, file):
 
 
 def test_training_under_the_same_weights_is_not_touched(model, file):
-    """Gradients are those of before, to the bit, once the previews are made; hooks and table are gone even after an error."""
+    """Gradients are those of before, to the bit, once the previews are made; hooks and table are gone even after an
+    error."""
     parameters = lora.make(model.config, "high_noise", rank=2, alpha=2, seed=0, blocks=BLOCKS, device=CPU)
     run = streamed(packed(model, "high_noise", parameters, scaling=1.0))
 
@@ -163,12 +197,30 @@ def test_training_under_the_same_weights_is_not_touched(model, file):
     assert all(torch.equal(a, b) for a, b in zip(before, gradients(), strict=True))
 
 
-@pytest.mark.parametrize(("tensors", "words"), [
-    ({"blocks.0.self_attn.q.lora_A.weight": near(2, WIDTH), "blocks.0.self_attn.q.lora_B.weight": near(WIDTH, 2) * float("nan")}, "not finite"),
-    ({"time_projection.1.lora_A.weight": near(2, WIDTH), "time_projection.1.lora_B.weight": near(7, 2)}, "does not fit condition_embedder.time_proj"),
-    ({"head.diff_m": near(1, 6, WIDTH)}, "does not fit scale_shift_table"),
-    ({"transformer_2.blocks.0.self_attn.q.lora_A.weight": near(2, WIDTH), "transformer_2.blocks.0.self_attn.q.lora_B.weight": near(WIDTH, 2)}, "changes nothing in the high noise"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        (
+            {
+                "blocks.0.self_attn.q.lora_A.weight": near(2, WIDTH),
+                "blocks.0.self_attn.q.lora_B.weight": near(WIDTH, 2) * float("nan"),
+            },
+            "not finite",
+        ),
+        (
+            {"time_projection.1.lora_A.weight": near(2, WIDTH), "time_projection.1.lora_B.weight": near(7, 2)},
+            "does not fit condition_embedder.time_proj",
+        ),
+        ({"head.diff_m": near(1, 6, WIDTH)}, "does not fit scale_shift_table"),
+        (
+            {
+                "transformer_2.blocks.0.self_attn.q.lora_A.weight": near(2, WIDTH),
+                "transformer_2.blocks.0.self_attn.q.lora_B.weight": near(WIDTH, 2),
+            },
+            "changes nothing in the high noise",
+        ),
+    ],
+)
 def test_what_only_loading_can_see_is_refused(model, tmp_path, tensors, words):
     save_file(tensors, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match=words):
@@ -181,15 +233,19 @@ def test_the_names_are_those_of_the_engine():
 
 def held(accelerator: Accelerator) -> tuple[int, int]:
     """Bytes (in the blocks, around them)."""
+
     def size(tensors) -> int:
         return sum(t.numel() * t.element_size() for t in tensors)
 
     branches = size(t for lora in accelerator.branches for pair in lora.values() for t in pair)
-    return branches + size(t for shifts in accelerator.shifts for t in shifts.values()), size(t for change in accelerator.stem.values() for kind, t in change.items())
+    return branches + size(t for shifts in accelerator.shifts for t in shifts.values()), size(
+        t for change in accelerator.stem.values() for kind, t in change.items()
+    )
 
 
 def test_the_planner_counts_what_an_accelerator_holds(model, file, tmp_path):
-    """In host memory: of both experts, to the byte. On the device: the copies that two blocks have beside their own tensors, and what lies around them."""
+    """In host memory: of both experts, to the byte. On the device: the copies that two blocks have beside their own
+    tensors, and what lies around them."""
     path, _ = file
     accelerator = load(path, model, dtype=torch.bfloat16)
     made = job(sample={"prompts": [{"prompt": "p", "ctrl_img": "a.png"}], "accelerator": str(path)})
@@ -212,4 +268,9 @@ def test_the_planner_counts_what_an_accelerator_holds(model, file, tmp_path):
     assert accelerated_by(one, tmp_path, BLOCKS).host == blocks + stem
     path = tmp_path / "torn.safetensors"
     path.write_bytes(b"torn")
-    assert accelerated_by(job(sample={"prompts": [{"prompt": "p", "ctrl_img": "a.png"}], "accelerator": str(path)}), tmp_path, BLOCKS) == Accelerated()
+    assert (
+        accelerated_by(
+            job(sample={"prompts": [{"prompt": "p", "ctrl_img": "a.png"}], "accelerator": str(path)}), tmp_path, BLOCKS
+        )
+        == Accelerated()
+    )

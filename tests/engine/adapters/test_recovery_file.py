@@ -21,20 +21,48 @@ NUMBER = {"high_noise": "transformer_1", "low_noise": "transformer_2"}
 def factors(rank: int = 3) -> dict:
     g = torch.Generator().manual_seed(0)
     return {
-        expert: [{name: (torch.randn(rank, k, generator=g).bfloat16(), torch.randn(n, rank, generator=g).bfloat16()) for name, (n, k) in SHAPES.items()} for _ in range(BLOCKS)]
+        expert: [
+            {
+                name: (torch.randn(rank, k, generator=g).bfloat16(), torch.randn(n, rank, generator=g).bfloat16())
+                for name, (n, k) in SHAPES.items()
+            }
+            for _ in range(BLOCKS)
+        ]
         for expert in EXPERTS
     }
 
 
-def written(path: Path, naming, *, metadata: dict | None = None, experts=EXPERTS, sides=("lora_A.weight", "lora_B.weight"), extra: dict | None = None) -> Path:
+def written(
+    path: Path,
+    naming,
+    *,
+    metadata: dict | None = None,
+    experts=EXPERTS,
+    sides=("lora_A.weight", "lora_B.weight"),
+    extra: dict | None = None,
+) -> Path:
     """A file whose keys are `naming(expert, block, linear).side`."""
-    tensors = {f"{naming(e, i, name)}.{side}": t.clone() for e in experts for i, lora in enumerate(factors()[e]) for name, pair in lora.items() for side, t in zip(sides, pair, strict=True)}
+    tensors = {
+        f"{naming(e, i, name)}.{side}": t.clone()
+        for e in experts
+        for i, lora in enumerate(factors()[e])
+        for name, pair in lora.items()
+        for side, t in zip(sides, pair, strict=True)
+    }
     save_file(tensors | (extra or {}), path, metadata or {})
     return path
 
 
 def load(path: Path, *, needed=EXPERTS, identity: str = "abc", low: str = "def", dtype: torch.dtype = torch.bfloat16):
-    return load_ara(path, shapes=SHAPES, blocks=BLOCKS, needed=needed, identities={"high_noise": identity, "low_noise": low}, device=torch.device("cpu"), dtype=dtype)
+    return load_ara(
+        path,
+        shapes=SHAPES,
+        blocks=BLOCKS,
+        needed=needed,
+        identities={"high_noise": identity, "low_noise": low},
+        device=torch.device("cpu"),
+        dtype=dtype,
+    )
 
 
 def native(e: str, i: int, name: str) -> str:
@@ -45,8 +73,10 @@ def same(ara, experts=EXPERTS, factor: float = 1.0) -> bool:
     expected = factors()
     return list(ara.experts) == list(experts) and all(
         torch.equal(a, x) and torch.equal(b, (y.float() * factor).bfloat16())
-        for e in experts for ours, theirs in zip(ara.experts[e], expected[e], strict=True) for (a, b), (x, y) in [(ours[n], theirs[n]) for n in LINEARS]
-    )  # fmt: skip
+        for e in experts
+        for ours, theirs in zip(ara.experts[e], expected[e], strict=True)
+        for (a, b), (x, y) in [(ours[n], theirs[n]) for n in LINEARS]
+    )
 
 
 @pytest.mark.parametrize("naming", [
@@ -60,15 +90,23 @@ def test_every_form_of_both_experts_gives_the_same(tmp_path, naming):
     assert same(load(written(tmp_path / "a.safetensors", naming)))
 
 
-@pytest.mark.parametrize("sides", [("lora_down.weight", "lora_up.weight"), ("lora_A.default.weight", "lora_B.default.weight")])
+@pytest.mark.parametrize(
+    "sides", [("lora_down.weight", "lora_up.weight"), ("lora_A.default.weight", "lora_B.default.weight")]
+)
 def test_other_names_of_the_factors(tmp_path, sides):
     assert same(load(written(tmp_path / "a.safetensors", native, sides=sides)))
 
 
 def test_alpha_is_folded_into_b(tmp_path):
-    alphas = {f"{native(e, i, name)}.alpha": torch.tensor(1.5) for e in EXPERTS for i in range(BLOCKS) for name in LINEARS}
+    alphas = {
+        f"{native(e, i, name)}.alpha": torch.tensor(1.5) for e in EXPERTS for i in range(BLOCKS) for name in LINEARS
+    }
     assert same(load(written(tmp_path / "a.safetensors", native, extra=alphas)), factor=0.5)
-    noted = written(tmp_path / "b.safetensors", native, metadata={"lora_adapter_metadata": '{"transformer.r": 4, "transformer.lora_alpha": 8}'})
+    noted = written(
+        tmp_path / "b.safetensors",
+        native,
+        metadata={"lora_adapter_metadata": '{"transformer.r": 4, "transformer.lora_alpha": 8}'},
+    )
     assert same(load(noted), factor=2.0)
 
 
@@ -94,7 +132,10 @@ def test_ranks_are_filled_with_zeros_to_one_per_linear(tmp_path):
     path = written(tmp_path / "a.safetensors", native)
     tensors = load_file(path)
     key = native("low_noise", 1, "ffn.net.2")
-    tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"] = tensors[f"{key}.lora_A.weight"][:1].clone(), tensors[f"{key}.lora_B.weight"][:, :1].clone()
+    tensors[f"{key}.lora_A.weight"], tensors[f"{key}.lora_B.weight"] = (
+        tensors[f"{key}.lora_A.weight"][:1].clone(),
+        tensors[f"{key}.lora_B.weight"][:, :1].clone(),
+    )
     save_file(tensors, path)
     a, b = load(path).experts["low_noise"][1]["ffn.net.2"]
     assert a.shape == (3, FFN) and b.shape == (WIDTH, 3)
@@ -112,20 +153,27 @@ def test_linears_left_out_everywhere_are_left_out(tmp_path):
 KEY = native("high_noise", 1, "attn1.to_q")
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    ({f"{KEY}.lora_A.weight": None}, "lacks lora_A"),
-    ({f"{KEY}.lora_A.weight": None, f"{KEY}.lora_B.weight": None}, "which other blocks have"),
-    ({f"{KEY}.lora_A.weight": torch.zeros(3, 9)}, r"takes \(rank, 8\)"),
-    ({f"{KEY}.lora_B.weight": torch.zeros(8, 2)}, r"B \(8, 2\)"),
-    ({f"{KEY}.lora_A.weight": torch.full((3, 8), torch.nan)}, "not finite"),
-    ({f"{KEY}.lora_A.weight": torch.zeros(3, 8, dtype=torch.int32)}, "not finite"),
-    ({f"{KEY}.lora_down.weight": torch.zeros(3, 8)}, "twice"),
-    ({f"{KEY}.dora_scale": torch.zeros(8)}, "dora_scale"),
-    ({"diffusion_model.transformer_1.blocks.0.self_attn.qkv.lora_A.weight": torch.zeros(3, 8)}, "qkv"),
-    ({"diffusion_model.transformer_1.head.lora_A.weight": torch.zeros(3, 8)}, "no part of a Wan adapter"),
-    ({"diffusion_model.blocks.0.self_attn.q.lora_A.weight": torch.zeros(3, 8)}, "in some of its keys and none in others"),
-    ({f"{native('low_noise', 2, 'attn1.to_q')}.lora_A.weight": torch.zeros(3, 8)}, "the model's last is 1"),
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({f"{KEY}.lora_A.weight": None}, "lacks lora_A"),
+        ({f"{KEY}.lora_A.weight": None, f"{KEY}.lora_B.weight": None}, "which other blocks have"),
+        ({f"{KEY}.lora_A.weight": torch.zeros(3, 9)}, r"takes \(rank, 8\)"),
+        ({f"{KEY}.lora_B.weight": torch.zeros(8, 2)}, r"B \(8, 2\)"),
+        ({f"{KEY}.lora_A.weight": torch.full((3, 8), torch.nan)}, "not finite"),
+        ({f"{KEY}.lora_A.weight": torch.zeros(3, 8, dtype=torch.int32)}, "not finite"),
+        ({f"{KEY}.lora_down.weight": torch.zeros(3, 8)}, "twice"),
+        ({f"{KEY}.dora_scale": torch.zeros(8)}, "dora_scale"),
+        ({"diffusion_model.transformer_1.blocks.0.self_attn.qkv.lora_A.weight": torch.zeros(3, 8)}, "qkv"),
+        ({"diffusion_model.transformer_1.head.lora_A.weight": torch.zeros(3, 8)}, "no part of a Wan adapter"),
+        (
+            {"diffusion_model.blocks.0.self_attn.q.lora_A.weight": torch.zeros(3, 8)},
+            "in some of its keys and none in others",
+        ),
+        ({f"{native('low_noise', 2, 'attn1.to_q')}.lora_A.weight": torch.zeros(3, 8)}, "the model's last is 1"),
+    ],
+    ids=str,
+)
 def test_a_wrong_file_is_refused_with_its_reason(tmp_path, change, words):
     path = written(tmp_path / "a.safetensors", native)
     tensors = load_file(path) | change
@@ -145,18 +193,41 @@ def test_files_that_are_none(tmp_path):
 
 def test_saved_and_loaded_again(tmp_path):
     path = tmp_path / "a.safetensors"
-    save_ara(path, factors(), rank=3, grid="qint4", identities={"high_noise": "abc", "low_noise": "def"}, base="some/base", weighting="full")
+    save_ara(
+        path,
+        factors(),
+        rank=3,
+        grid="qint4",
+        identities={"high_noise": "abc", "low_noise": "def"},
+        base="some/base",
+        weighting="full",
+    )
     ara = load(path)
-    assert same(ara) and ara.grid == "qint4" and ara.metadata["wanlora.base"] == "some/base" and ara.metadata["wanlora.rank"] == "3"
+    assert (
+        same(ara)
+        and ara.grid == "qint4"
+        and ara.metadata["wanlora.base"] == "some/base"
+        and ara.metadata["wanlora.rank"] == "3"
+    )
     assert ara.experts["high_noise"][0]["attn1.to_q"][0].dtype is torch.bfloat16
     assert load(path, dtype=torch.float32).experts["high_noise"][0]["attn1.to_q"][0].dtype is torch.float32
     assert f"{native('low_noise', 1, 'ffn.net.2')}.lora_B.weight" in load_file(path)
     with pytest.raises(UserError, match="another base"):
         load(path, identity="other")
-    assert same(load(path, needed=["low_noise"], identity="other"), ["low_noise"]), "a job of one expert takes its part of an adapter for both"
+    assert same(load(path, needed=["low_noise"], identity="other"), ["low_noise"]), (
+        "a job of one expert takes its part of an adapter for both"
+    )
     with pytest.raises(UserError, match="another base"):
         load(path, needed=["low_noise"], low="other")
-    save_ara(path, {"low_noise": factors()["low_noise"]}, rank=3, grid="uint4", identities={"low_noise": "def"}, base="b", weighting="none")
+    save_ara(
+        path,
+        {"low_noise": factors()["low_noise"]},
+        rank=3,
+        grid="uint4",
+        identities={"low_noise": "def"},
+        base="b",
+        weighting="none",
+    )
     assert same(load(path), ["low_noise"]) and load(path).grid == "uint4"
 
 
@@ -168,9 +239,16 @@ def test_an_adapter_of_another_way_to_round_is_refused(tmp_path):
 
 
 def test_the_grid_of_a_published_file_is_in_its_name(tmp_path):
-    named, unnamed = load(written(tmp_path / "wan22_14b_i2v_torchao_uint4.safetensors", native)), load(written(tmp_path / "mine.safetensors", native))
+    named, unnamed = (
+        load(written(tmp_path / "wan22_14b_i2v_torchao_uint4.safetensors", native)),
+        load(written(tmp_path / "mine.safetensors", native)),
+    )
     assert (named.grid, named.assumed) == ("uint4", "")
-    assert unnamed.grid == "qint4" and "mine.safetensors does not say" in unnamed.assumed and "put uint4 into its file name" in unnamed.assumed
+    assert (
+        unnamed.grid == "qint4"
+        and "mine.safetensors does not say" in unnamed.assumed
+        and "put uint4 into its file name" in unnamed.assumed
+    )
     noted = load(written(tmp_path / "noted.safetensors", native, metadata={"wanlora.ara.grid": "qint4"}))
     assert (noted.grid, noted.assumed) == ("qint4", "")
     with pytest.raises(UserError, match="uint3"):
@@ -180,6 +258,12 @@ def test_the_grid_of_a_published_file_is_in_its_name(tmp_path):
 def test_finding_the_file_that_a_job_names(tmp_path):
     path = written(tmp_path / "a.safetensors", native)
     assert find_ara("a.safetensors", tmp_path) == find_ara(str(path), Path("/")) == path
-    for text in ("b.safetensors", "owner/repo", "../x/y.safetensors", "uint4|owner/repo/file.safetensors", "owner/repo/file.bin"):
+    for text in (
+        "b.safetensors",
+        "owner/repo",
+        "../x/y.safetensors",
+        "uint4|owner/repo/file.safetensors",
+        "owner/repo/file.bin",
+    ):
         with pytest.raises(UserError, match="no such file"):
             find_ara(text, tmp_path)

@@ -13,7 +13,18 @@ from tests.helpers.videos import write_clip, write_image
 
 
 def clip(path: str, width: int = 1280, height: int = 720, **changes) -> ClipFacts:
-    values = {"path": f"/data/{path}", "kind": "video", "frames": 120, "fps": 24.0, "duration": 5.0, "width": width, "height": height, "rotation": 0, "codec": "h264", "variable_rate": False}
+    values = {
+        "path": f"/data/{path}",
+        "kind": "video",
+        "frames": 120,
+        "fps": 24.0,
+        "duration": 5.0,
+        "width": width,
+        "height": height,
+        "rotation": 0,
+        "codec": "h264",
+        "variable_rate": False,
+    }
     return ClipFacts(**(values | changes))
 
 
@@ -25,7 +36,9 @@ def build(clips: list[ClipFacts], *, trigger: str = "", **panel):
 def test_ids_are_dataset_path_resolution_and_repeats_are_items() -> None:
     items = build([clip("b/castle.mp4"), clip("tree.mp4")], resolutions=[512, 256], repeats=2)
     assert [(i.id, i.repeat) for i in items] == [
-        (name, r) for name in ("0/b/castle.mp4@512", "0/b/castle.mp4@256", "0/tree.mp4@512", "0/tree.mp4@256") for r in (0, 1)
+        (name, r)
+        for name in ("0/b/castle.mp4@512", "0/b/castle.mp4@256", "0/tree.mp4@512", "0/tree.mp4@256")
+        for r in (0, 1)
     ]
     assert len({(i.id, i.repeat) for i in items}) == len(items)
 
@@ -41,7 +54,9 @@ def test_images_are_one_frame_and_datasets_of_one_frame_take_one_of_each_clip() 
 
 
 def test_captions_are_resolved() -> None:
-    items = build([clip("a.mp4", caption="[trigger], walking"), clip("b.mp4")], trigger="frung", default_caption="a [trigger]")
+    items = build(
+        [clip("a.mp4", caption="[trigger], walking"), clip("b.mp4")], trigger="frung", default_caption="a [trigger]"
+    )
     assert [i.caption for i in items] == ["frung, walking", "a frung"]
 
 
@@ -55,7 +70,10 @@ def test_each_dataset_gives_its_own_settings(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         write_clip(tmp_path / name / "same.mp4", frames=12)
     write_image(tmp_path / "two" / "still.png")
-    panels = [DatasetPanel(path="one", num_frames=9, weight=0.5), DatasetPanel(path="two", num_frames=5, regularization=True, sampling="realtime")]
+    panels = [
+        DatasetPanel(path="one", num_frames=9, weight=0.5),
+        DatasetPanel(path="two", num_frames=5, regularization=True, sampling="realtime"),
+    ]
     job = Job(job=JobPanel(name="x"), datasets=panels)
     items = build_items(job, tmp_path, [scan_dataset(p, i, tmp_path) for i, p in enumerate(panels)])
     assert [(i.id, i.bucket, i.weight, i.regularization, i.sampling) for i in items] == [

@@ -17,7 +17,15 @@ from tests.helpers.videos import number_of, numbered, write_clip
 
 
 def request(path: Path, frames: int = 9, height: int = 48, width: int = 64, **changes) -> Request:
-    values = {"path": str(path), "kind": "video", "bucket": Bucket(frames, height, width), "sampling": "uniform", "start": 0.0, "flip_x": False, "flip_y": False}
+    values = {
+        "path": str(path),
+        "kind": "video",
+        "bucket": Bucket(frames, height, width),
+        "sampling": "uniform",
+        "start": 0.0,
+        "flip_x": False,
+        "flip_y": False,
+    }
     return Request(**(values | changes))
 
 
@@ -29,13 +37,27 @@ def numbers(frames: np.ndarray) -> list[int]:
 def test_uniform_picks_are_exact_through_b_frames(tmp_path: Path, fps: float) -> None:
     clip = write_clip(tmp_path / "a.mp4", frames=70, fps=fps)
     with av.open(str(clip)) as container:
-        kinds = {f.pict_type.name if hasattr(f.pict_type, "name") else av.video.frame.PictureType(f.pict_type).name for f in container.decode(video=0)}
+        kinds = {
+            f.pict_type.name if hasattr(f.pict_type, "name") else av.video.frame.PictureType(f.pict_type).name
+            for f in container.decode(video=0)
+        }
     assert "B" in kinds
     for frames in (5, 41):
         assert numbers(decode(request(clip, frames))) == uniform_indices(70, frames)
 
 
-@pytest.mark.parametrize(("name", "codec"), [("a.webm", "libvpx-vp9"), ("a.avi", "mpeg4"), ("a.avi", "libx264"), ("a.mkv", "libx265"), ("a.mov", "prores_ks"), ("a.ts", "libx264"), ("a.mkv", "ffv1")])
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.webm", "libvpx-vp9"),
+        ("a.avi", "mpeg4"),
+        ("a.avi", "libx264"),
+        ("a.mkv", "libx265"),
+        ("a.mov", "prores_ks"),
+        ("a.ts", "libx264"),
+        ("a.mkv", "ffv1"),
+    ],
+)
 def test_uniform_picks_are_exact_in_other_containers(tmp_path: Path, name: str, codec: str) -> None:
     clip = write_clip(tmp_path / name, frames=60, fps=25, codec=codec)
     assert numbers(decode(request(clip, 13))) == uniform_indices(60, 13)
@@ -60,7 +82,10 @@ def test_few_frames_of_a_long_clip_are_reached_by_seeking(tmp_path: Path) -> Non
     index = frame_index(str(clip))
     wanted = uniform_indices(250, 5)
     with open_video(clip) as (container, stream):
-        seen = [(place, number_of(f.to_ndarray(format="rgb24"))) for place, f in _visit(Counting(container), stream, index, wanted)]
+        seen = [
+            (place, number_of(f.to_ndarray(format="rgb24")))
+            for place, f in _visit(Counting(container), stream, index, wanted)
+        ]
     assert seen == [(w, w) for w in wanted]
     assert read < 60, "a whole decode would be 250 packets"
     assert numbers(decode(request(clip, 81))) == uniform_indices(250, 81)
@@ -92,7 +117,9 @@ def test_realtime_at_16_fps_gives_every_frame_once_even_with_rounded_times(tmp_p
 def test_realtime_of_a_variable_rate_follows_the_clock(tmp_path: Path) -> None:
     clip = write_clip(tmp_path / "a.mp4", frames=60, fps=24, variable=True)
     shown = np.cumsum([0, *(2 if i % 3 == 2 else 1 for i in range(59))])
-    assert numbers(decode(request(clip, 9, sampling="realtime"))) == [int(np.searchsorted(shown, k * 1.5 + 1e-9, side="right")) - 1 for k in range(9)]
+    assert numbers(decode(request(clip, 9, sampling="realtime"))) == [
+        int(np.searchsorted(shown, k * 1.5 + 1e-9, side="right")) - 1 for k in range(9)
+    ]
 
 
 def test_a_clip_whose_times_do_not_begin_at_zero(tmp_path: Path) -> None:
@@ -167,14 +194,21 @@ def test_pixels_that_are_not_square_are_made_square(tmp_path: Path) -> None:
     assert np.abs(whole[:, 80, 0] - np.linspace(0, 255, 80)).max() < 6, "nothing may be cropped away above and below"
 
 
-@pytest.mark.parametrize(("width", "height", "matrix"), [(128, 96, "ITU601"), (720, 576, "ITU601"), (960, 720, "ITU709"), (1280, 544, "ITU709"), (768, 578, "ITU709")])
-def test_untagged_colours_follow_the_convention_for_their_size(tmp_path: Path, width: int, height: int, matrix: str) -> None:
+@pytest.mark.parametrize(
+    ("width", "height", "matrix"),
+    [(128, 96, "ITU601"), (720, 576, "ITU601"), (960, 720, "ITU709"), (1280, 544, "ITU709"), (768, 578, "ITU709")],
+)
+def test_untagged_colours_follow_the_convention_for_their_size(
+    tmp_path: Path, width: int, height: int, matrix: str
+) -> None:
     clip = tmp_path / "a.mkv"
     green = np.broadcast_to(np.array([30, 200, 60], np.uint8), (height, width, 3))
     with av.open(str(clip), "w") as out:
         stream = out.add_stream("ffv1", rate=24)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv444p"
-        yuv = av.VideoFrame.from_ndarray(np.ascontiguousarray(green), format="rgb24").reformat(format="yuv444p", dst_colorspace=matrix)
+        yuv = av.VideoFrame.from_ndarray(np.ascontiguousarray(green), format="rgb24").reformat(
+            format="yuv444p", dst_colorspace=matrix
+        )
         plain = av.VideoFrame.from_ndarray(yuv.to_ndarray(), format="yuv444p")  # the same samples, with no tag
         out.mux(stream.encode(plain))
         out.mux(stream.encode(None))
@@ -215,7 +249,12 @@ def test_large_images_are_antialiased_and_cropped_around_the_centre(tmp_path: Pa
     assert decode(image_request(tmp_path / "a.png", 64, 64)).std() < 2
     ramp = np.broadcast_to(np.linspace(0, 255, 900)[None, :], (300, 900)).astype(np.uint8)
     Image.fromarray(np.ascontiguousarray(ramp)).save(tmp_path / "b.png")
-    assert np.abs(decode(image_request(tmp_path / "b.png", 96, 96))[0, 48, :, 0].astype(float) - np.linspace(85, 170, 96)).max() < 4
+    assert (
+        np.abs(
+            decode(image_request(tmp_path / "b.png", 96, 96))[0, 48, :, 0].astype(float) - np.linspace(85, 170, 96)
+        ).max()
+        < 4
+    )
 
 
 def test_errors_name_the_clip(tmp_path: Path) -> None:
@@ -259,8 +298,19 @@ def garbled(clip: Path, path: Path, bad: int) -> Path:
         copy = out.add_stream_from_template(whole.streams.video[0])
         for i, packet in enumerate(p for p in whole.demux(video=0) if p.size):
             content = bytes(packet)
-            other = av.Packet(content if i != bad else content[: len(content) // 3] + np.random.default_rng(1).bytes(len(content) - len(content) // 3))
-            other.pts, other.dts, other.duration, other.time_base, other.is_keyframe, other.stream = packet.pts, packet.dts, packet.duration, packet.time_base, packet.is_keyframe, copy
+            other = av.Packet(
+                content
+                if i != bad
+                else content[: len(content) // 3] + np.random.default_rng(1).bytes(len(content) - len(content) // 3)
+            )
+            other.pts, other.dts, other.duration, other.time_base, other.is_keyframe, other.stream = (
+                packet.pts,
+                packet.dts,
+                packet.duration,
+                packet.time_base,
+                packet.is_keyframe,
+                copy,
+            )
             out.mux(other)
     return path
 
@@ -271,7 +321,9 @@ def noise(i: int) -> np.ndarray:
 
 @pytest.mark.parametrize("wanted", [48, 9], ids=["the frame itself", "frames that show it"])
 def test_a_frame_that_the_decoder_marks_as_damaged_is_never_delivered(tmp_path: Path, wanted: int) -> None:
-    clip = garbled(write_clip(tmp_path / "a.mp4", frames=48, picture=noise, options={"bf": "0"}), tmp_path / "bad.mp4", 26)
+    clip = garbled(
+        write_clip(tmp_path / "a.mp4", frames=48, picture=noise, options={"bf": "0"}), tmp_path / "bad.mp4", 26
+    )
     with open_video(clip) as (container, stream):
         assert [i for i, f in enumerate(container.decode(stream)) if f.is_corrupt] == [26], "no test of a damaged frame"
     with pytest.raises(ClipError, match=r"bad\.mp4: is damaged at 1\.1 s") as caught:
@@ -286,7 +338,14 @@ def test_a_packet_that_the_decoder_refuses_is_named_with_its_second(tmp_path: Pa
         copy = out.add_stream_from_template(source.streams.video[0])
         for i, packet in enumerate(p for p in source.demux(video=0) if p.size):
             other = av.Packet(bytes(packet) if i != 24 else bytes(packet.size))
-            other.pts, other.dts, other.duration, other.time_base, other.is_keyframe, other.stream = packet.pts, packet.dts, packet.duration, packet.time_base, packet.is_keyframe, copy
+            other.pts, other.dts, other.duration, other.time_base, other.is_keyframe, other.stream = (
+                packet.pts,
+                packet.dts,
+                packet.duration,
+                packet.time_base,
+                packet.is_keyframe,
+                copy,
+            )
             out.mux(other)
     with pytest.raises(ClipError, match=r"bad\.mp4: is damaged at (0\.9|1\.0) s: a frame there does not decode"):
         decode(request(clip, 48))

@@ -45,7 +45,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def order_of(folder: Path, batch_size: int = 2, seed: int = 3, **panel) -> Order:
-    values = {"num_frames": 9, "resolutions": [64], "sampling": "realtime", "flip_x": True, "caption_dropout": 0.3, "default_caption": "a clip"} | panel
+    values = {
+        "num_frames": 9,
+        "resolutions": [64],
+        "sampling": "realtime",
+        "flip_x": True,
+        "caption_dropout": 0.3,
+        "default_caption": "a clip",
+    } | panel
     panels = [DatasetPanel(path=str(folder), **values)]
     job = Job(job=JobPanel(name="x"), datasets=panels)
     return Order(build_items(job, folder, [scan_dataset(panels[0], 0, folder)]), batch_size, seed)
@@ -99,7 +106,8 @@ def test_workers_hold_no_torch_and_leave_with_the_loader(folder: Path) -> None:
     until(lambda: len(loader.pids) == 2)
     pids = loader.pids
     for pid in pids:
-        until(lambda pid=pid: "wanlora-frames" in Path(f"/proc/{pid}/maps").read_text())  # mapped once everything is imported
+        # mapped once everything is imported
+        until(lambda pid=pid: "wanlora-frames" in Path(f"/proc/{pid}/maps").read_text())
         mapped = Path(f"/proc/{pid}/maps").read_text()
         assert "libtorch" not in mapped
         assert "libav" in mapped
@@ -110,8 +118,13 @@ def test_workers_hold_no_torch_and_leave_with_the_loader(folder: Path) -> None:
 
 
 def test_engine_parts_of_the_worker_import_no_torch() -> None:
-    code = "import sys, engine.data.decode_worker, engine.data.loader, engine.data.sampler, engine.data.dataset; print(sorted({'torch', 'diffusers', 'transformers', 'textual'} & sys.modules.keys()))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, engine.data.decode_worker, engine.data.loader, engine.data.sampler, engine.data.dataset;"
+        " print(sorted({'torch', 'diffusers', 'transformers', 'textual'} & sys.modules.keys()))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_a_killed_worker_is_replaced_and_said_so(folder: Path) -> None:
@@ -132,7 +145,17 @@ def test_a_killed_worker_is_replaced_and_said_so(folder: Path) -> None:
 def test_a_clip_that_ends_two_workers_is_named(tmp_path: Path) -> None:
     stuck = tmp_path / "stuck.mp4"
     os.mkfifo(stuck)  # reading it waits for what we never write: time enough to kill the worker
-    values = {"kind": "video", "bucket": Bucket(5, 48, 64), "sampling": "uniform", "caption": "", "caption_dropout": 0.0, "weight": 1.0, "regularization": False, "flip_x": False, "flip_y": False}
+    values = {
+        "kind": "video",
+        "bucket": Bucket(5, 48, 64),
+        "sampling": "uniform",
+        "caption": "",
+        "caption_dropout": 0.0,
+        "weight": 1.0,
+        "regularization": False,
+        "flip_x": False,
+        "flip_y": False,
+    }
     order = Order([Item(id="stuck", repeat=0, dataset=0, path=str(stuck), **values)], 1, 0)
     with Loader(order, 1, ahead=0, log=lambda _: None) as loader:
         loader.prefetch(0)
@@ -141,7 +164,8 @@ def test_a_clip_that_ends_two_workers_is_named(tmp_path: Path) -> None:
             until(lambda ends=ends: opened_by_a_reader(stuck, ends))
             [pid] = loader.pids
             os.kill(pid, signal.SIGKILL)
-            until(lambda pid=pid: pid not in loader.pids)  # its first thread is a zombie before its last one lets go of the pipe
+            # its first thread is a zombie before its last one lets go of the pipe
+            until(lambda pid=pid: pid not in loader.pids)
             os.close(ends[0])
         with pytest.raises(UserError, match=r"stuck\.mp4: two data workers died of it \(signal SIGKILL\)"):
             loader.batch(0)
@@ -196,7 +220,14 @@ print("closed", flush=True)
 
 def trainer(folder: Path) -> tuple[subprocess.Popen[str], list[int]]:
     code = TRAINER.format(root=str(ROOT), folder=str(folder))
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     assert process.stdout is not None
     return process, [int(pid) for pid in process.stdout.readline().split()]
 

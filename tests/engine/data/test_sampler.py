@@ -17,14 +17,29 @@ SMALL, LARGE = Bucket(9, 64, 64), Bucket(9, 96, 128)
 
 def item(name: str, bucket: Bucket = SMALL, **changes) -> Item:
     values = {
-        "id": name, "repeat": 0, "dataset": 0, "path": f"/data/{name}", "kind": "video", "bucket": bucket, "sampling": "realtime", "caption": f"caption of {name}",
-        "caption_dropout": 0.0, "weight": 1.0, "regularization": False, "flip_x": False, "flip_y": False,
-    }  # fmt: skip
+        "id": name,
+        "repeat": 0,
+        "dataset": 0,
+        "path": f"/data/{name}",
+        "kind": "video",
+        "bucket": bucket,
+        "sampling": "realtime",
+        "caption": f"caption of {name}",
+        "caption_dropout": 0.0,
+        "weight": 1.0,
+        "regularization": False,
+        "flip_x": False,
+        "flip_y": False,
+    }
     return Item(**(values | changes))
 
 
 def mixed() -> list[Item]:
-    return [*(item(f"s{i}") for i in range(7)), *(item(f"l{i}", LARGE) for i in range(5)), *(item("twice", repeat=r) for r in range(2))]
+    return [
+        *(item(f"s{i}") for i in range(7)),
+        *(item(f"l{i}", LARGE) for i in range(5)),
+        *(item("twice", repeat=r) for r in range(2)),
+    ]
 
 
 def epoch(order: Order, number: int) -> list[list]:
@@ -73,7 +88,12 @@ def test_an_index_is_all_that_a_resumed_run_needs() -> None:
 
 def test_a_small_bucket_comes_anywhere_in_an_epoch() -> None:
     order = Order([*(item(f"s{i}") for i in range(30)), *(item(f"l{i}", LARGE) for i in range(3))], 4, 7)
-    places = [i / (order.batches_per_epoch - 1) for n in range(300) for i, batch in enumerate(epoch(order, n)) if batch[0].item.bucket == LARGE]
+    places = [
+        i / (order.batches_per_epoch - 1)
+        for n in range(300)
+        for i, batch in enumerate(epoch(order, n))
+        if batch[0].item.bucket == LARGE
+    ]
     assert len(places) == 300, "one short batch of 3 in each epoch"
     for part in range(4):  # evenly over the quarters: binomial, 300 and 1/4
         inside(sum(min(int(4 * at), 3) == part for at in places), 300, 0.25)
@@ -109,8 +129,13 @@ def test_choices_are_drawn_apart_from_each_other_and_at_their_rate() -> None:
 
 
 def test_each_repeat_of_a_clip_has_choices_of_its_own() -> None:
-    """Dropout, flips and windows of the two visits that a clip has in an epoch agree as often as chance would have it."""
-    order = Order([item(f"s{i}", repeat=r, caption_dropout=0.5, flip_x=True, flip_y=True) for i in range(50) for r in (0, 1)], 1, 5)
+    """Dropout, flips and windows of the two visits that a clip has in an epoch agree as often as chance would have
+    it."""
+    order = Order(
+        [item(f"s{i}", repeat=r, caption_dropout=0.5, flip_x=True, flip_y=True) for i in range(50) for r in (0, 1)],
+        1,
+        5,
+    )
     by_visit = {d.key: d for i in range(1000) for d in order.batch(i)}
     pairs = [(d, by_visit[epoch, name, 1]) for (epoch, name, repeat), d in by_visit.items() if repeat == 0]
     assert len(pairs) == 500
@@ -136,11 +161,22 @@ def test_nothing_is_dropped_or_flipped_unasked() -> None:
 def test_a_draw_says_what_to_decode() -> None:
     draw = Order([item("s", kind="video", flip_x=True)], 1, 5).batch(3)[0]
     request = draw.request
-    assert (request.path, request.bucket, request.sampling, request.start, request.flip_x) == ("/data/s", SMALL, "realtime", draw.start, draw.flip_x)
+    assert (request.path, request.bucket, request.sampling, request.start, request.flip_x) == (
+        "/data/s",
+        SMALL,
+        "realtime",
+        draw.start,
+        draw.flip_x,
+    )
 
 
 def run_of(accumulation: int = 1, **multistage) -> Job:
-    return Job(job=JobPanel(name="x"), datasets=[DatasetPanel(path="d")], multistage=MultistagePanel(**multistage), training=TrainingPanel(gradient_accumulation=accumulation))
+    return Job(
+        job=JobPanel(name="x"),
+        datasets=[DatasetPanel(path="d")],
+        multistage=MultistagePanel(**multistage),
+        training=TrainingPanel(gradient_accumulation=accumulation),
+    )
 
 
 TURNS = {
@@ -155,11 +191,18 @@ TURNS = {
 
 
 @pytest.mark.parametrize("turns", TURNS.values(), ids=TURNS)
-@pytest.mark.parametrize(("main", "regularization", "batch_size"), [(6, 6, 1), (9, 3, 1), (3, 9, 2), (10, 7, 3), (11, 1, 1)])
-def test_both_experts_see_regularization_at_its_share(turns: dict, main: int, regularization: int, batch_size: int) -> None:
+@pytest.mark.parametrize(
+    ("main", "regularization", "batch_size"), [(6, 6, 1), (9, 3, 1), (3, 9, 2), (10, 7, 3), (11, 1, 1)]
+)
+def test_both_experts_see_regularization_at_its_share(
+    turns: dict, main: int, regularization: int, batch_size: int
+) -> None:
     """The parity trap: regularization on every other step while the experts alternate gives one expert all of it."""
     job = run_of(**turns)
-    items = [*(item(f"m{i}") for i in range(main)), *(item(f"r{i}", regularization=True) for i in range(regularization))]
+    items = [
+        *(item(f"m{i}") for i in range(main)),
+        *(item(f"r{i}", regularization=True) for i in range(regularization)),
+    ]
     order = Order(items, batch_size, 3, place_in(job))
     share = order.regularization_per_epoch / order.batches_per_epoch
     assert order.regularization_per_epoch == -(-regularization // batch_size)
@@ -169,7 +212,9 @@ def test_both_experts_see_regularization_at_its_share(turns: dict, main: int, re
         had[expert_at(job, index // job.training.gradient_accumulation)].append(kind)
     assert len(had) == (1 if "low_noise" in turns else 2)
     for kinds in had.values():
-        assert all(abs(sum(kinds[:n]) - n * share) < 1 for n in range(len(kinds) + 1)), "less than one batch off, at any time"
+        assert all(abs(sum(kinds[:n]) - n * share) < 1 for n in range(len(kinds) + 1)), (
+            "less than one batch off, at any time"
+        )
 
 
 @pytest.mark.parametrize("turns", TURNS.values(), ids=TURNS)

@@ -27,7 +27,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stamps(folder: Path) -> dict[str, int]:
-    return {p.relative_to(folder).as_posix(): p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file() and p.name != ".demo.json"}
+    return {
+        p.relative_to(folder).as_posix(): p.stat().st_mtime_ns
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != ".demo.json"
+    }
 
 
 def frames_of(clip: Path, count: int = 9) -> np.ndarray:
@@ -41,14 +45,21 @@ def test_the_job_passes_all_rules_without_a_complaint(demo: Path) -> None:
     assert complaints == []
     assert len(facts.datasets[0].clips) == 12
     assert all(c.caption.startswith("orbit around the ") for c in facts.datasets[0].clips)
-    assert (job.job.kind, job.training.steps, job.save.every, job.sample.every, job.multistage.switch_every) == ("motion", 40, 20, 20, 5)
+    assert (job.job.kind, job.training.steps, job.save.every, job.sample.every, job.multistage.switch_every) == (
+        "motion",
+        40,
+        20,
+        20,
+        5,
+    )
     assert all((demo / p.ctrl_img).exists() for p in job.sample.prompts)
 
 
 def test_the_camera_goes_round_the_subject_the_same_way_in_every_clip(demo: Path) -> None:
     for scene in SCENES:
         frames = frames_of(demo / "clips" / f"{scene.name}.mp4", 13).astype(float).mean(-1)
-        # Stripes on the near side move left: the row through the subject's middle matches itself best a little further left.
+        # Stripes on the near side move left: the row through the subject's middle matches itself best a little further
+        # left.
         row = frames[:, 50:60, 54:74].mean(1)
         moved = [best_shift(a, b) for a, b in pairwise(row)]
         assert np.mean(moved) < -0.5, scene.name
@@ -79,7 +90,10 @@ def test_a_second_run_keeps_what_is_whole_and_mends_the_rest(demo: Path) -> None
     (demo / "clips" / "red_cone.txt").unlink()
     prepare_demo(demo)
     assert broken.read_bytes() == good
-    assert {name for name, stamp in stamps(demo).items() if before[name] != stamp} == {"clips/red_ball.mp4", "clips/red_cone.txt"}
+    assert {name for name, stamp in stamps(demo).items() if before[name] != stamp} == {
+        "clips/red_ball.mp4",
+        "clips/red_cone.txt",
+    }
 
 
 def test_edits_of_the_job_file_are_kept(tmp_path: Path, demo: Path) -> None:
@@ -105,6 +119,9 @@ def test_foreign_clips_are_not_taken_over(tmp_path: Path) -> None:
 
 
 def test_a_second_run_of_the_command_imports_no_torch(demo: Path) -> None:
-    code = f"import sys; from engine.demo.make_demo import main; assert main([{str(demo)!r}]) == 0; print('torch' in sys.modules)"
+    code = (
+        f"import sys; from engine.demo.make_demo import main; assert main([{str(demo)!r}]) == 0; print('torch' in"
+        " sys.modules)"
+    )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.splitlines() == [str(demo / "job.toml"), "False"]

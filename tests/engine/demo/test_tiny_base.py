@@ -41,7 +41,17 @@ def test_the_pipeline_of_diffusers_loads_and_runs_it(tiny: Path, monkeypatch: py
     assert pipe.config.boundary_ratio == 0.9
     assert not torch.equal(pipe.transformer.blocks[0].attn1.to_q.weight, pipe.transformer_2.blocks[0].attn1.to_q.weight)
     image = Image.fromarray(numbered(5, 64, 64))
-    frames = pipe(image=image, prompt="orbit around the red ball", height=64, width=64, num_frames=9, num_inference_steps=4, guidance_scale=3.5, generator=torch.manual_seed(0), output_type="np").frames
+    frames = pipe(
+        image=image,
+        prompt="orbit around the red ball",
+        height=64,
+        width=64,
+        num_frames=9,
+        num_inference_steps=4,
+        guidance_scale=3.5,
+        generator=torch.manual_seed(0),
+        output_type="np",
+    ).frames
     assert frames.shape == (1, 9, 64, 64, 3)
     assert np.isfinite(frames).all()
     assert 0.02 < frames.std() < 0.45, "neither flat nor all black and white"
@@ -82,7 +92,10 @@ def test_the_same_seed_gives_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
     assert torch.equal(before, torch.get_rng_state()), "the caller's random numbers are its own"
     assert again == contents(tiny)
     other = contents(build_tiny(tmp_path / "other", seed=1))
-    assert all(other[f"{part}/diffusion_pytorch_model.safetensors"] != again[f"{part}/diffusion_pytorch_model.safetensors"] for part in ("transformer", "transformer_2", "vae"))
+    assert all(
+        other[f"{part}/diffusion_pytorch_model.safetensors"] != again[f"{part}/diffusion_pytorch_model.safetensors"]
+        for part in ("transformer", "transformer_2", "vae")
+    )
 
 
 def test_a_whole_one_is_kept_and_a_damaged_one_made_anew(tmp_path: Path) -> None:

@@ -30,7 +30,14 @@ CPU = torch.device("cpu")
 
 
 def images(folder: Path, tiny: Path, *, count=3, cache=True, clips=0, training=None, **dataset) -> Path:
-    job = write_job(folder, tiny, prompts=0, clips=clips, **{"steps": 4, "batch_size": 2, **(training or {})}, dataset={"num_frames": 1, "cache_latents": cache, "flip_x": True, **dataset})
+    job = write_job(
+        folder,
+        tiny,
+        prompts=0,
+        clips=clips,
+        **{"steps": 4, "batch_size": 2, **(training or {})},
+        dataset={"num_frames": 1, "cache_latents": cache, "flip_x": True, **dataset},
+    )
     for i in range(count):
         picture = np.random.default_rng(i).integers(0, 255, (48, 64, 3), dtype=np.uint8)
         Image.fromarray(picture).save(folder / "clips" / f"p{i}.png")
@@ -50,7 +57,14 @@ class Cached:
         job = load_job(path)
         items = build_items(job, path.parent, gather(job, path.parent, out=path.parent, scenes=False).datasets)
         cache = LatentCache(
-            job, items, TensorCache("latents", warn=self.warnings.append, folder=self.folder, cap=cap), vae=vae, how="plain", device=CPU, dtype=torch.float32, warn=self.warnings.append
+            job,
+            items,
+            TensorCache("latents", warn=self.warnings.append, folder=self.folder, cap=cap),
+            vae=vae,
+            how="plain",
+            device=CPU,
+            dtype=torch.float32,
+            warn=self.warnings.append,
         )
         seen = []
         made = cache.fill(self.encoder, lambda done, total: seen.append((done, total)))
@@ -64,11 +78,14 @@ def cached(tiny, tmp_path):
 
 
 def test_steps_are_the_same_with_and_without(tiny, tmp_path, monkeypatch):
-    """Both caches of a job, bit for bit: without, while they fill, from them alone; then neither text encoder nor VAE nor decoder has work."""
+    """Both caches of a job, bit for bit: without, while they fill, from them alone; then neither text encoder nor VAE
+    nor decoder has work."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     ends, encoded, loaded, plain, plain_load = [], [], [], latent_cache.encode, text_module.load_text_encoder
     monkeypatch.setattr(latent_cache, "encode", lambda *a: (encoded.append(1), plain(*a))[1])
-    monkeypatch.setattr(text_module, "load_text_encoder", lambda *a, **more: (loaded.append(1), plain_load(*a, **more))[1])
+    monkeypatch.setattr(
+        text_module, "load_text_encoder", lambda *a, **more: (loaded.append(1), plain_load(*a, **more))[1]
+    )
     for name, cache in (("off", False), ("cold", True), ("warm", True)):
         encoded.clear()
         loaded.clear()
@@ -77,11 +94,16 @@ def test_steps_are_the_same_with_and_without(tiny, tmp_path, monkeypatch):
         job = images(tmp_path / name, tiny, cache=cache, caption_dropout=0.5, training={"cache_text_embeddings": cache})
         assert run_job(job, None, resume=False, workers=0, device="cpu") == 0
         run = tmp_path / name / "runs/t"
-        ends.append(([d["loss"] for d in of_kind(run, "step")], (run / "t_high_noise.safetensors").read_bytes()[-1500:]))
-        assert len(encoded) == {"off": 6, "cold": 6, "warm": 0}[name]  # off: 4 steps of 2 or 1 images; cold: 3 images, 2 ways round
+        ends.append(
+            ([d["loss"] for d in of_kind(run, "step")], (run / "t_high_noise.safetensors").read_bytes()[-1500:])
+        )
+        # off: 4 steps of 2 or 1 images; cold: 3 images, 2 ways round
+        assert len(encoded) == {"off": 6, "cold": 6, "warm": 0}[name]
         assert len(loaded) == {"off": 1, "cold": 1, "warm": 0}[name]
     assert ends[0] == ends[1] == ends[2] and len(ends[0][0]) == 4
-    phases = [d for d in of_kind(tmp_path / "warm/runs/t", "phase") if d["name"] == "caching" and d["text"] == "latents"]
+    phases = [
+        d for d in of_kind(tmp_path / "warm/runs/t", "phase") if d["name"] == "caching" and d["text"] == "latents"
+    ]
     assert phases and phases[-1]["done"] == phases[-1]["total"]
 
 
@@ -133,7 +155,11 @@ def test_damage_is_mended(tiny, tmp_path, cached):
         content[-3] ^= 1
         entry.path.write_bytes(content)
     mended = [cache.latents(cached.encoder, d) for d in order.batch(0)]
-    assert all(torch.equal(a, b) for a, b in zip(good, mended, strict=True)) and len(cached.warnings) == 1 and "made anew" in cached.warnings[0]
+    assert (
+        all(torch.equal(a, b) for a, b in zip(good, mended, strict=True))
+        and len(cached.warnings) == 1
+        and "made anew" in cached.warnings[0]
+    )
     assert cached.fill(path)[1] == 1 and len(cached.warnings) == 1  # the other way round was not drawn
     assert cached.fill(path)[1] == 0 and cached.warnings == []
     list_tensors(cached.folder)[0].path.unlink()
@@ -150,7 +176,9 @@ def test_room_is_made_by_age_and_never_from_this_run(tiny, tmp_path, cached):
     oldest = list_tensors(cached.folder)[-1].path
     other = images(tmp_path / "b", tiny, count=1, flip_x=False)
     Image.new("RGB", (64, 48), "red").save(tmp_path / "b/clips/p0.png")
-    assert cached.fill(other, cap=4 * size + 500)[1] == 1 and not oldest.exists() and len(list_tensors(cached.folder)) == 4
+    assert (
+        cached.fill(other, cap=4 * size + 500)[1] == 1 and not oldest.exists() and len(list_tensors(cached.folder)) == 4
+    )
     cache, _, order = cached.fill(images(tmp_path / "c", tiny, count=3, flip_x=False), cap=2 * size + 500)
     held = {d.item.id: cache.holds(d) for i in range(2) for d in order.batch(i)}
     assert sum(held.values()) == 2 and len(held) == 3 and len(cached.warnings) == 1 and "no room" in cached.warnings[0]
@@ -158,4 +186,7 @@ def test_room_is_made_by_age_and_never_from_this_run(tiny, tmp_path, cached):
         for i in range(2):
             batch = loader.batch(i)
             whole = Batch(i, batch.draws, np.stack([decode(d.request) for d in batch.draws]))
-            assert torch.equal(latents_of(cached.encoder, batch, cache, device=CPU)[0], latents_of(cached.encoder, whole, None, device=CPU)[0])
+            assert torch.equal(
+                latents_of(cached.encoder, batch, cache, device=CPU)[0],
+                latents_of(cached.encoder, whole, None, device=CPU)[0],
+            )

@@ -36,7 +36,12 @@ FEW = TEXTS[:2]
 def encode(tiny, precision):
     seen = []
     book = encode_texts(
-        BaseFolder(open_source(tiny), 0.9, 5.0, "x"), TEXTS, device=CPU, dtype=torch.float32, precision=precision, progress=lambda done, total: seen.append((done, total))
+        BaseFolder(open_source(tiny), 0.9, 5.0, "x"),
+        TEXTS,
+        device=CPU,
+        dtype=torch.float32,
+        precision=precision,
+        progress=lambda done, total: seen.append((done, total)),
     )
     assert seen[-1] == (len(TEXTS), len(TEXTS))
     return book
@@ -52,7 +57,10 @@ def test_embeddings_are_the_pipelines_own(tiny):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
     for i, text in enumerate(TEXTS):  # alone, as they are encoded: bit for bit
         with torch.no_grad():
-            assert torch.equal(encode(tiny, "none").batch([text], device=CPU), pipe.encode_prompt([text], do_classifier_free_guidance=False, max_sequence_length=512)[0]), i
+            assert torch.equal(
+                encode(tiny, "none").batch([text], device=CPU),
+                pipe.encode_prompt([text], do_classifier_free_guidance=False, max_sequence_length=512)[0],
+            ), i
 
 
 @pytest.mark.parametrize(("precision", "limit"), [("float8", 0.06), ("qint8", 0.02)])
@@ -78,7 +86,13 @@ class Cached:
     def __call__(self, texts=TEXTS, precision="none", *, base=None, cap=2**30):
         cache = TensorCache("texts", warn=self.warnings.append, folder=self.folder, cap=cap)
         return encode_texts(
-            BaseFolder(open_source(base or self.tiny), 0.9, 5.0, "x"), texts, device=CPU, dtype=torch.float32, precision=precision, progress=lambda done, total: None, cache=cache
+            BaseFolder(open_source(base or self.tiny), 0.9, 5.0, "x"),
+            texts,
+            device=CPU,
+            dtype=torch.float32,
+            precision=precision,
+            progress=lambda done, total: None,
+            cache=cache,
         ).batch(texts, device=CPU)
 
 
@@ -109,7 +123,9 @@ def test_the_encoder_is_gone_once_all_is_encoded(tiny, monkeypatch):
     monkeypatch.setattr(text_module, "load_text_encoder", load)
     book = encode(tiny, "none")
     assert len(loaded) == 1 and loaded[0]() is None
-    assert book.rows(TEXTS[0]).untyped_storage().nbytes() == book.rows(TEXTS[0]).nbytes, "nor does a row keep a whole padded text"
+    assert book.rows(TEXTS[0]).untyped_storage().nbytes() == book.rows(TEXTS[0]).nbytes, (
+        "nor does a row keep a whole padded text"
+    )
 
 
 def test_what_the_key_of_a_text_holds(cached, tiny, tmp_path):
@@ -119,7 +135,9 @@ def test_what_the_key_of_a_text_holds(cached, tiny, tmp_path):
     other = Path(shutil.copytree(tiny, tmp_path / "other"))
     cached(FEW, base=other)
     assert cached.loads == 2  # the same files in another place
-    (other / "tokenizer/tokenizer_config.json").write_text((other / "tokenizer/tokenizer_config.json").read_text() + " ")
+    (other / "tokenizer/tokenizer_config.json").write_text(
+        (other / "tokenizer/tokenizer_config.json").read_text() + " "
+    )
     cached(FEW, base=other)
     assert cached.loads == 3
     os.utime(other / "text_encoder/model.safetensors")
@@ -151,7 +169,12 @@ def test_a_damaged_embedding_is_made_anew(cached):
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    assert torch.equal(cached(FEW), first) and cached.loads == 2 and len(cached.warnings) == 1 and "made anew" in cached.warnings[0]
+    assert (
+        torch.equal(cached(FEW), first)
+        and cached.loads == 2
+        and len(cached.warnings) == 1
+        and "made anew" in cached.warnings[0]
+    )
     path.write_bytes(content[:-5])
     assert torch.equal(cached(FEW), first) and cached.loads == 3 and len(cached.warnings) == 2
     assert torch.equal(cached(FEW), first) and cached.loads == 3
@@ -173,11 +196,17 @@ def test_the_encoder_is_read_piece_by_piece(tiny, tmp_path, monkeypatch, precisi
 
     places, plain = set(), umt5.weight_of
     monkeypatch.setattr(umt5, "weight_of", lambda raw, *more: (places.add(raw.data_ptr()), plain(raw, *more))[1])
-    monkeypatch.setattr(umt5, "packed_rows", lambda raw, *more: (places.add(raw.data_ptr()), packed_rows(raw, *more))[1])
+    monkeypatch.setattr(
+        umt5, "packed_rows", lambda raw, *more: (places.add(raw.data_ptr()), packed_rows(raw, *more))[1]
+    )
     model = umt5.load_text_encoder(open_source(base), dtype=torch.bfloat16, precision=precision)
     theirs = UMT5EncoderModel.from_pretrained(tiny / "text_encoder", dtype=torch.bfloat16).state_dict()
     ours = model.state_dict()
-    linears = {n for n, m in UMT5EncoderModel.from_pretrained(tiny / "text_encoder").named_modules() if isinstance(m, torch.nn.Linear)}
+    linears = {
+        n
+        for n, m in UMT5EncoderModel.from_pretrained(tiny / "text_encoder").named_modules()
+        if isinstance(m, torch.nn.Linear)
+    }
     assert len(linears) > READERS + 1 >= len(places)
     for name, tensor in theirs.items():
         owner = name.removesuffix(".weight")
@@ -185,8 +214,13 @@ def test_the_encoder_is_read_piece_by_piece(tiny, tmp_path, monkeypatch, precisi
             assert torch.equal(ours[name], tensor), name
         else:
             q, scale = ours[f"{owner}.q"], ours[f"{owner}.scale"]
-            assert q.dtype == torch.float8_e4m3fn and (q.float() * scale - tensor.float()).norm() < 0.04 * tensor.float().norm()
-    assert set(ours) == {n for n in theirs if precision == "none" or n.removesuffix(".weight") not in linears} | {f"{n}.{t}" for n in linears if precision != "none" for t in ("q", "scale")}
+            assert (
+                q.dtype == torch.float8_e4m3fn
+                and (q.float() * scale - tensor.float()).norm() < 0.04 * tensor.float().norm()
+            )
+    assert set(ours) == {n for n in theirs if precision == "none" or n.removesuffix(".weight") not in linears} | {
+        f"{n}.{t}" for n in linears if precision != "none" for t in ("q", "scale")
+    }
 
 
 @pytest.mark.parametrize("precision", ["float8", "qint8"])
@@ -197,7 +231,9 @@ def test_rows_are_shrunk_alike_wherever_they_are_cut(precision, monkeypatch):
     parts = packed_rows(weight, torch.arange(1, 8).view(7, 1).float(), precision)
     assert torch.equal(whole[0].float(), parts[0].float()) and torch.equal(whole[1], parts[1])
     exact = weight.float() * torch.arange(1, 8).view(7, 1)
-    assert (parts[0].float() * parts[1] - exact).norm() < 0.04 * exact.norm() and torch.allclose(parts[1].view(-1) * {"float8": 448, "qint8": 127}[precision], exact.abs().amax(1))
+    assert (parts[0].float() * parts[1] - exact).norm() < 0.04 * exact.norm() and torch.allclose(
+        parts[1].view(-1) * {"float8": 448, "qint8": 127}[precision], exact.abs().amax(1)
+    )
 
 
 def test_stored_float8_rows_are_taken_over():
@@ -218,10 +254,19 @@ def test_numbers_that_are_none_are_named(tiny, tmp_path):
         encode(base, "none")
 
 
-@pytest.mark.parametrize(("trigger", "expected"), [("frung", {"frung", "orbit frung 0", "ugly"}), ("", {"", "orbit 0", "ugly"})])
+@pytest.mark.parametrize(
+    ("trigger", "expected"), [("frung", {"frung", "orbit frung 0", "ugly"}), ("", {"", "orbit 0", "ugly"})]
+)
 def test_an_unloaded_encoder_has_seen_the_trigger_alone(tiny, tmp_path, trigger, expected):
     """Or the empty prompt; and what previews need."""
-    path = write_job(tmp_path, tiny, trigger=trigger, unload_text_encoder=True, sample={"negative": "ugly"}, dataset={"caption_dropout": 0.0})
+    path = write_job(
+        tmp_path,
+        tiny,
+        trigger=trigger,
+        unload_text_encoder=True,
+        sample={"negative": "ugly"},
+        dataset={"caption_dropout": 0.0},
+    )
     job = load_job(path)
     items = build_items(job, tmp_path, gather(job, tmp_path, out=tmp_path, scenes=False).datasets)
     assert all_texts(job, items) == expected

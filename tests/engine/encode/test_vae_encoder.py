@@ -10,7 +10,9 @@ from engine.encode.vae_encoder import ClipEncoder, norm_silu
 @pytest.fixture(scope="module")
 def vae() -> AutoencoderKLWan:
     torch.manual_seed(0)
-    return AutoencoderKLWan(base_dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, temperal_downsample=[False, True, True]).eval()
+    return AutoencoderKLWan(
+        base_dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, temperal_downsample=[False, True, True]
+    ).eval()
 
 
 @pytest.mark.parametrize("frames", [4, 8])
@@ -35,6 +37,10 @@ def test_a_clip_is_encoded_in_a_fixed_order(vae, monkeypatch):
     """What the compiler times, and cuDNN picks, follows the setting as it is while they work."""
     seen = set()
     encoder = ClipEncoder(vae, frames=4, compiled=False)
-    monkeypatch.setattr(encoder, "_norm_silu", lambda *tensors: seen.add(torch.are_deterministic_algorithms_enabled()) or norm_silu(*tensors))
+    monkeypatch.setattr(
+        encoder,
+        "_norm_silu",
+        lambda *tensors: seen.add(torch.are_deterministic_algorithms_enabled()) or norm_silu(*tensors),
+    )
     encoder.moments(torch.rand(1, 3, 5, 16, 32))
     assert seen == {True} and not torch.are_deterministic_algorithms_enabled()

@@ -28,9 +28,18 @@ T = torch.tensor([900.0, 300.0])
 def model() -> WanTransformer3DModel:
     torch.manual_seed(0)
     return WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=16, in_channels=36, out_channels=16, text_dim=32, freq_dim=32,
-        ffn_dim=64, num_layers=BLOCKS, image_dim=None, rope_max_seq_len=32,
-    ).eval()  # fmt: skip
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=36,
+        out_channels=16,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=64,
+        num_layers=BLOCKS,
+        image_dim=None,
+        rope_max_seq_len=32,
+    ).eval()
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +56,10 @@ def two_terms(run, parameters):
     """Losses and gradients of a step of two terms, each its own forward and backward, at half the LoRA's strength."""
     for p in parameters.values():
         p.grad = None
-    losses = [run.forward_backward(X, T, TEXT, lambda out, target=target: (out - target).square().mean(), strength=0.5) for target in TARGETS]
+    losses = [
+        run.forward_backward(X, T, TEXT, lambda out, target=target: (out - target).square().mean(), strength=0.5)
+        for target in TARGETS
+    ]
     return losses, {name: p.grad.clone() for name, p in parameters.items()}
 
 
@@ -58,10 +70,21 @@ def plain(model, parameters):
 
 
 SAME_OPERATIONS = [
-    {"stash": "device"}, {"stash": "host"}, {"slots": 2}, {"slots": 1}, {"resident": 2}, {"resident": 4}, {"resident": 4, "kept": 2}, {"resident": 4, "kept": 4, "stash": "device"},
-    {"stash_on_device": 1}, {"stash_on_device": 3, "slots": 2}, {"stash_on_device": 4}, {"resident": 2, "kept": 1, "also_kept": ((35, 2),), "stash_on_device": 2},
-    {"resident": 3, "kept": 1, "also_kept": ((36, 3),)}, {"resident": 3, "also_kept": ((35, 3),)},
-]  # fmt: skip
+    {"stash": "device"},
+    {"stash": "host"},
+    {"slots": 2},
+    {"slots": 1},
+    {"resident": 2},
+    {"resident": 4},
+    {"resident": 4, "kept": 2},
+    {"resident": 4, "kept": 4, "stash": "device"},
+    {"stash_on_device": 1},
+    {"stash_on_device": 3, "slots": 2},
+    {"stash_on_device": 4},
+    {"resident": 2, "kept": 1, "also_kept": ((35, 2),), "stash_on_device": 2},
+    {"resident": 3, "kept": 1, "also_kept": ((36, 3),)},
+    {"resident": 3, "also_kept": ((35, 3),)},
+]
 
 
 @pytest.mark.parametrize("plan", SAME_OPERATIONS, ids=str)
@@ -76,7 +99,9 @@ def test_the_same_operations_give_the_same_bits(weights, parameters, plain, plan
     assert all(torch.equal(grads[name], our_grads[name]) for name in grads)
 
 
-@pytest.mark.parametrize("plan", [{"chunk": 5}, {"chunk": 7, "resident": 4, "kept": 1}, {"chunk": 17, "stash": "device"}], ids=str)
+@pytest.mark.parametrize(
+    "plan", [{"chunk": 5}, {"chunk": 7, "resident": 4, "kept": 1}, {"chunk": 17, "stash": "device"}], ids=str
+)
 def test_chunks_change_only_the_order_of_sums(weights, parameters, plain, plan):
     losses, grads, prediction = plain
     run = streamed(weights, **plan)
@@ -90,15 +115,22 @@ def test_chunks_change_only_the_order_of_sums(weights, parameters, plain, plan):
 def test_batches_of_few_rows_keep_more_graphs(weights, monkeypatch):
     """X is 2 clips of 18 tokens."""
     kept = []
-    monkeypatch.setattr(StreamedExecutor, "_kept_block", lambda self, block, *args, real=StreamedExecutor._kept_block: kept.append(block) or real(self, block, *args))
+    monkeypatch.setattr(
+        StreamedExecutor,
+        "_kept_block",
+        lambda self, block, *args, real=StreamedExecutor._kept_block: kept.append(block) or real(self, block, *args),
+    )
     for also, count in (((36, 3),), 3), (((35, 3),), 1), (((20, 3), (40, 2)), 2):
         kept.clear()
-        streamed(weights, resident=3, kept=1, also_kept=also).forward_backward(X, T, TEXT, lambda out: out.square().mean())
+        streamed(weights, resident=3, kept=1, also_kept=also).forward_backward(
+            X, T, TEXT, lambda out: out.square().mean()
+        )
         assert len(kept) == count
 
 
 def test_graphs_kept_for_short_clips_alone_leave_nothing_behind(weights, parameters):
-    """A short clip between two long ones keeps a graph that they do not: what the first has stashed must not be met by the second."""
+    """A short clip between two long ones keeps a graph that they do not: what the first has stashed must not be met by
+    the second."""
 
     def grads(**plan) -> list[torch.Tensor]:
         run, out = streamed(weights, **plan), []
@@ -125,23 +157,31 @@ def test_e4m3_reaches_compiled_code_as_bytes_and_is_the_same(model, parameters):
     assert torch.equal(ours, run.predict(X, T, TEXT))
 
 
-@pytest.mark.parametrize(("capability", "bytes_there"), [((8, 0), True), ((8, 6), True), ((8, 9), False), ((9, 0), False), ((12, 0), False)])
+@pytest.mark.parametrize(
+    ("capability", "bytes_there"), [((8, 0), True), ((8, 6), True), ((8, 9), False), ((9, 0), False), ((12, 0), False)]
+)
 def test_cards_that_read_e4m3_are_given_it(monkeypatch, capability, bytes_there):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(streamed_module, "Ring", lambda *args: None)
-    machinery = Machinery(Plan(precision="qfloat8", stash="device", compiled=False), attention.CPU, 0, torch.device("cuda:0"))
+    machinery = Machinery(
+        Plan(precision="qfloat8", stash="device", compiled=False), attention.CPU, 0, torch.device("cuda:0")
+    )
     assert machinery.e4m3_as_bytes == bytes_there
 
 
 def test_strength_zero_is_the_base(model, weights, plain):
-    assert torch.equal(streamed(weights).predict(X, T, TEXT, strength=0.0), PlainExecutor(model).predict(X, T, TEXT, strength=0.0))
+    assert torch.equal(
+        streamed(weights).predict(X, T, TEXT, strength=0.0), PlainExecutor(model).predict(X, T, TEXT, strength=0.0)
+    )
     assert not torch.equal(plain[2], streamed(weights).predict(X, T, TEXT, strength=0.0))
 
 
 def test_two_experts_share_the_machinery(weights, plain):
     machinery = Machinery(Plan(compiled=False), attention.CPU, weights.layout.bytes, CPU)
     none: list = [{}] * BLOCKS
-    other = ExpertWeights("low_noise", weights.stem, [torch.zeros_like(m) for m in weights.masters], weights.layout, none, 0.5)
+    other = ExpertWeights(
+        "low_noise", weights.stem, [torch.zeros_like(m) for m in weights.masters], weights.layout, none, 0.5
+    )
     high, low = StreamedExecutor(weights, machinery), StreamedExecutor(other, machinery)
     assert torch.equal(high.predict(X, T, TEXT), plain[2])
     assert not torch.equal(low.predict(X, T, TEXT), plain[2])
@@ -156,12 +196,25 @@ def test_a_recovery_branch_is_a_frozen_part_of_the_base(model, weights, paramete
         taken = master.clone()
         block = {}
         for name, (weight,) in weights.layout.views(taken)[0].items():
-            down, up = torch.randn(3, weight.shape[1], generator=g) * 0.1, torch.randn(weight.shape[0], 3, generator=g) * 0.1
+            down, up = (
+                torch.randn(3, weight.shape[1], generator=g) * 0.1,
+                torch.randn(weight.shape[0], 3, generator=g) * 0.1,
+            )
             weight.sub_(up @ down)
             block[name] = (down, up)
         masters.append(taken)
         recovery.append(block)
-    run = streamed(ExpertWeights("high_noise", weights.stem, masters, weights.layout, weights.lora, 0.5, pack_branches(recovery, pinned=False)))
+    run = streamed(
+        ExpertWeights(
+            "high_noise",
+            weights.stem,
+            masters,
+            weights.layout,
+            weights.lora,
+            0.5,
+            pack_branches(recovery, pinned=False),
+        )
+    )
     losses, grads, prediction = plain
     ours, our_grads = two_terms(run, parameters)
     torch.testing.assert_close(ours, losses, rtol=1e-5, atol=0)
@@ -171,7 +224,8 @@ def test_a_recovery_branch_is_a_frozen_part_of_the_base(model, weights, paramete
 
 
 def test_the_last_blocks_that_recompute_stash_on_the_device(weights, monkeypatch):
-    """The others' tensors go to the host and come back, in a pass of any length: what is staying is counted from the end."""
+    """The others' tensors go to the host and come back, in a pass of any length: what is staying is counted from the
+    end."""
     puts: list[tuple[int, bool]] = []
     plain = HostStash.put
 
@@ -229,4 +283,9 @@ def test_one_compilation_does_for_all_sizes(weights, parameters, plain, compiled
     for frames, height in ((3, 8), (1, 8), (5, 4)):
         both(frames, height, 1)
     assert compiled() == twice
-    torch.testing.assert_close(run.predict(X, T, TEXT), StreamedExecutor(weights, Machinery(Plan(**plan, compiled=False), attention.CPU, weights.block_bytes, CPU)).predict(X, T, TEXT))
+    torch.testing.assert_close(
+        run.predict(X, T, TEXT),
+        StreamedExecutor(
+            weights, Machinery(Plan(**plan, compiled=False), attention.CPU, weights.block_bytes, CPU)
+        ).predict(X, T, TEXT),
+    )

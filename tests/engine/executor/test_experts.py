@@ -1,4 +1,5 @@
-"""A loaded run between its steps: experts off the device while a preview is decoded and back, an order that meets a full disk."""
+"""A loaded run between its steps: experts off the device while a preview is decoded and back, an order that meets a
+full disk."""
 
 import pytest
 import torch

@@ -1,4 +1,5 @@
-"""No kernel reads a slot or a stashed activation before its copy is done, and no copy overwrites what is still read, whatever the timing."""
+"""No kernel reads a slot or a stashed activation before its copy is done, and no copy overwrites what is still read,
+whatever the timing."""
 
 import pytest
 import torch
@@ -32,22 +33,38 @@ def both() -> dict[str, ExpertWeights]:
     for seed, name in enumerate(EXPERTS):
         torch.manual_seed(seed)
         model = WanTransformer3DModel(
-            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=16, in_channels=36, out_channels=16, text_dim=32, freq_dim=32, ffn_dim=64,
-            num_layers=BLOCKS, image_dim=None, rope_max_seq_len=32,
-        ).eval()  # fmt: skip
+            patch_size=(1, 2, 2),
+            num_attention_heads=2,
+            attention_head_dim=16,
+            in_channels=36,
+            out_channels=16,
+            text_dim=32,
+            freq_dim=32,
+            ffn_dim=64,
+            num_layers=BLOCKS,
+            image_dim=None,
+            rope_max_seq_len=32,
+        ).eval()
         out[name] = packed(model, name, attach(model, name, rank=2, alpha=2, seed=seed, strong=True), scaling=1.0)
     return out
 
 
-def steps(both: dict[str, ExpertWeights], plan: Plan, cuda: FakeCuda | None, sizes=((4, 6), (2, 6), (4, 6))) -> list[torch.Tensor]:
-    """Both experts in turn, batch 2, clips of several lengths, a pass without a graph between: losses, gradients and predictions."""
+def steps(
+    both: dict[str, ExpertWeights], plan: Plan, cuda: FakeCuda | None, sizes=((4, 6), (2, 6), (4, 6))
+) -> list[torch.Tensor]:
+    """Both experts in turn, batch 2, clips of several lengths, a pass without a graph between: losses, gradients and
+    predictions."""
     machinery = Machinery(plan, attention.CPU, both["high_noise"].block_bytes, CPU, cuda)
     runs = {name: StreamedExecutor(weights, machinery) for name, weights in both.items()}
     out = []
     for turn, (h, w) in enumerate(sizes):
         for name, run in runs.items():
             g = torch.Generator().manual_seed(turn)
-            x, text, t = torch.randn(2, 36, 2, h, w, generator=g), torch.randn(2, 7, 32, generator=g), torch.tensor([900.0, 300.0])
+            x, text, t = (
+                torch.randn(2, 36, 2, h, w, generator=g),
+                torch.randn(2, 7, 32, generator=g),
+                torch.tensor([900.0, 300.0]),
+            )
             parameters = [p for lora in both[name].lora for pair in lora.values() for p in pair]
             for p in parameters:
                 p.grad = None
@@ -57,7 +74,16 @@ def steps(both: dict[str, ExpertWeights], plan: Plan, cuda: FakeCuda | None, siz
     return out
 
 
-PLANS = [{}, {"slots": 1}, {"slots": 2, "chunk": 3}, {"resident": 2, "kept": 1}, {"resident": 2, "slots": 2, "chunk": 4}, {"stash": "device"}, {"stash_on_device": 2}, {"stash_on_device": 1, "resident": 3, "kept": 2, "slots": 2}]
+PLANS = [
+    {},
+    {"slots": 1},
+    {"slots": 2, "chunk": 3},
+    {"resident": 2, "kept": 1},
+    {"resident": 2, "slots": 2, "chunk": 4},
+    {"stash": "device"},
+    {"stash_on_device": 2},
+    {"stash_on_device": 1, "resident": 3, "kept": 2, "slots": 2},
+]
 
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
@@ -72,7 +98,9 @@ def test_every_timing_gives_the_same(both, plan):
 
 
 @pytest.mark.parametrize("stay", [0, 2])
-@pytest.mark.parametrize("wait", ["Ring._copy", "Ring.take", "HostStash.put", "HostStash._drop_left", "HostStash.prefetch", "HostStash.get"])
+@pytest.mark.parametrize(
+    "wait", ["Ring._copy", "Ring.take", "HostStash.put", "HostStash._drop_left", "HostStash.prefetch", "HostStash.get"]
+)
 def test_each_wait_is_needed(both, wait, stay):
     cuda = FakeCuda(broken=wait)
     with Watch(cuda) as watch:
@@ -82,7 +110,8 @@ def test_each_wait_is_needed(both, wait, stay):
 
 @pytest.mark.parametrize("at", [None, 3])
 def test_a_pass_that_broke_off_leaves_nothing_to_the_next_ones(both, monkeypatch, at):
-    """In the loss, or at a block's backward while the stash of the one before is on its way; then a short clip that keeps the graph of that one, and a long one."""
+    """In the loss, or at a block's backward while the stash of the one before is on its way; then a short clip that
+    keeps the graph of that one, and a long one."""
     weights, cuda = both["high_noise"], FakeCuda()
     plan = Plan(compiled=False, resident=2, slots=2, stash_on_device=1, also_kept=((6, 2),))
 
@@ -90,16 +119,34 @@ def test_a_pass_that_broke_off_leaves_nothing_to_the_next_ones(both, monkeypatch
         raise ZeroDivisionError
 
     def passes(cuda: FakeCuda | None, *, broken: bool) -> list[torch.Tensor]:
-        run, out, backward = StreamedExecutor(weights, Machinery(plan, attention.CPU, weights.block_bytes, CPU, cuda)), [], StreamedExecutor._backward_block
+        run, out, backward = (
+            StreamedExecutor(weights, Machinery(plan, attention.CPU, weights.block_bytes, CPU, cuda)),
+            [],
+            StreamedExecutor._backward_block,
+        )
         parameters = [p for lora in weights.lora for pair in lora.values() for p in pair]
         if broken:
             with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-                patch.setattr(StreamedExecutor, "_backward_block", lambda run, block, *rest: breaking() if block == at else backward(run, block, *rest))
-                run.forward_backward(torch.ones(1, 36, 2, 4, 6), torch.tensor([500.0]), torch.ones(1, 7, 32), breaking if at is None else torch.mean)
+                patch.setattr(
+                    StreamedExecutor,
+                    "_backward_block",
+                    lambda run, block, *rest: breaking() if block == at else backward(run, block, *rest),
+                )
+                run.forward_backward(
+                    torch.ones(1, 36, 2, 4, 6),
+                    torch.tensor([500.0]),
+                    torch.ones(1, 7, 32),
+                    breaking if at is None else torch.mean,
+                )
         for frames in (1, 2):
             for p in parameters:
                 p.grad = None
-            run.forward_backward(torch.randn(1, 36, frames, 4, 6, generator=torch.Generator().manual_seed(1)), torch.tensor([900.0]), torch.ones(1, 7, 32), lambda y: y.square().mean())
+            run.forward_backward(
+                torch.randn(1, 36, frames, 4, 6, generator=torch.Generator().manual_seed(1)),
+                torch.tensor([900.0]),
+                torch.ones(1, 7, 32),
+                lambda y: y.square().mean(),
+            )
             out += [p.grad.clone() for p in parameters]
         return out
 
@@ -112,7 +159,18 @@ def test_a_pass_that_broke_off_leaves_nothing_to_the_next_ones(both, monkeypatch
 def test_a_recovery_adapter_travels_in_the_same_slot(both):
     g = torch.Generator().manual_seed(5)
     with_branch = {
-        name: ExpertWeights(name, w.stem, w.masters, w.layout, w.lora, 1.0, pack_branches([{"attn1.to_q": (torch.randn(2, 32, generator=g), torch.randn(32, 2, generator=g))} for _ in w.masters], pinned=False))
+        name: ExpertWeights(
+            name,
+            w.stem,
+            w.masters,
+            w.layout,
+            w.lora,
+            1.0,
+            pack_branches(
+                [{"attn1.to_q": (torch.randn(2, 32, generator=g), torch.randn(32, 2, generator=g))} for _ in w.masters],
+                pinned=False,
+            ),
+        )
         for name, w in both.items()
     }
     cuda = FakeCuda()

@@ -13,7 +13,9 @@ def replay(keys, visits, slots, held=None):
         assert visit.key == key and visit.after < i
         if visit.load:
             content[visit.slot] = key
-            assert all(v.slot != visit.slot for v in visits[visit.after + 1 : i]), "a slot was reloaded before its last reader"
+            assert all(v.slot != visit.slot for v in visits[visit.after + 1 : i]), (
+                "a slot was reloaded before its last reader"
+            )
         assert content[visit.slot] == key
     return content
 
@@ -37,7 +39,10 @@ def test_the_turn_from_forward_to_backward_copies_nothing_again(slots):
 
 
 def test_the_ring_reads_ahead_but_never_over_a_slot_in_use():
-    masters = {("e", i): (torch.full((4,), i, dtype=torch.uint8), torch.full((2,), 10 + i, dtype=torch.uint8)) for i in range(6)}
+    masters = {
+        ("e", i): (torch.full((4,), i, dtype=torch.uint8), torch.full((2,), 10 + i, dtype=torch.uint8))
+        for i in range(6)
+    }
     ring = Ring(6, 2, torch.device("cpu"))
     keys = [("e", i) for i in [*range(6), *reversed(range(6))]]
     for _ in range(2):

@@ -29,7 +29,14 @@ CARD = card_hardware(find_card("4090"), ram=128 * GIB)
 
 @pytest.fixture
 def planning() -> Planning:
-    return Planning(Plan(precision="float8", resident=40, slots=0, stash="device"), "a test", CARD, workload_of(JOB), ExpertShape(), others=int(0.5 * GIB))
+    return Planning(
+        Plan(precision="float8", resident=40, slots=0, stash="device"),
+        "a test",
+        CARD,
+        workload_of(JOB),
+        ExpertShape(),
+        others=int(0.5 * GIB),
+    )
 
 
 def card(free: float, reserved: float, allocated: float) -> CardMemory:
@@ -54,12 +61,14 @@ def test_the_causes_are_told_apart(planning, now, before, cause, said):
 
 def test_what_others_took_is_believed_at_once(planning):
     """8 GiB gone: the next plan fits in the rest, where a rung at a time would fail and fail again."""
+
     def need(plan: Plan) -> int:
         return predict(plan, planning.work, CARD, planning.shape).need_vram
 
     one, far = smaller(JOB, planning, "step"), smaller(JOB, planning, "step", 8 * GIB)
     assert need(far) <= CARD.vram_free - 8 * GIB < need(one) < need(planning.plan)
-    assert smaller(JOB, planning, "step", 23 * GIB) is not None  # nothing fits: the smallest is tried, for what it is worth
+    # nothing fits: the smallest is tried, for what it is worth
+    assert smaller(JOB, planning, "step", 23 * GIB) is not None
 
 
 class Log:
@@ -81,7 +90,15 @@ def run_with(planning: Planning, failures: list[Exception], monkeypatch) -> tupl
 
     monkeypatch.setattr(setup, "make_encoder", lambda vae, plan: None)
     run = Run.__new__(Run)
-    for name, value in {"job": JOB, "planning": planning, "log": Log(), "device": torch.device("cpu"), "experts": SimpleNamespace(set_plan=set_plan), "vae": None, "tidied": None}.items():
+    for name, value in {
+        "job": JOB,
+        "planning": planning,
+        "log": Log(),
+        "device": torch.device("cpu"),
+        "experts": SimpleNamespace(set_plan=set_plan),
+        "vae": None,
+        "tidied": None,
+    }.items():
         setattr(run, name, value)
     return run, placed
 
@@ -141,7 +158,12 @@ def test_no_room_for_the_optimizers_first_state_is_found_before_its_step(monkeyp
     monkeypatch.setattr(train_step, "reserve_state", reserve)
     run = SimpleNamespace(short=lambda: shortage(None, None), replan=lambda scarce, why: replans.append(scarce))
     assert train_step.with_memory(run, learner, SimpleNamespace(current="transformer"), attempt) == "passed"
-    assert replans == ["step"] and torch.equal(attempts[0], attempts[1]) and torch.equal(parameter.detach(), torch.ones(4)) and not learner.optimizer.state
+    assert (
+        replans == ["step"]
+        and torch.equal(attempts[0], attempts[1])
+        and torch.equal(parameter.detach(), torch.ones(4))
+        and not learner.optimizer.state
+    )
     monkeypatch.undo()
     train_step.reserve_state(SimpleNamespace(job=JOB), learner)
     learner.optimizer.step()
@@ -156,13 +178,28 @@ def test_host_memory_that_is_not_there_is_refused_before_the_kernel_ends_a_proce
         host_buffer(2**60, pinned=False)
 
 
-@pytest.mark.parametrize(("part", "precision", "said", "helps"), [
-    ("text encoder", "none", "while the text encoder was at work, which takes 9.0 GiB of the card: other programs took 8.0 GiB", 'Set quantization.text_encoder = "float8", which takes 4.7 GiB; end other programs'),
-    ("text encoder", "float8", "which takes 4.7 GiB of the card", "End other programs on the card"),
-    ("VAE", "float8", "while the VAE was at work, which takes 246 MiB", "End other programs on the card"),
-    ("experts", "float8", "while the experts were loaded, which takes", 'Choose a smaller target.rank; set training.optimizer = "adamw8bit"; end other programs'),
-])  # fmt: skip
-def test_no_room_on_the_card_while_loading_says_what_takes_it_and_what_would_help(planning, monkeypatch, part, precision, said, helps):
+@pytest.mark.parametrize(
+    ("part", "precision", "said", "helps"),
+    [
+        (
+            "text encoder",
+            "none",
+            "while the text encoder was at work, which takes 9.0 GiB of the card: other programs took 8.0 GiB",
+            'Set quantization.text_encoder = "float8", which takes 4.7 GiB; end other programs',
+        ),
+        ("text encoder", "float8", "which takes 4.7 GiB of the card", "End other programs on the card"),
+        ("VAE", "float8", "while the VAE was at work, which takes 246 MiB", "End other programs on the card"),
+        (
+            "experts",
+            "float8",
+            "while the experts were loaded, which takes",
+            'Choose a smaller target.rank; set training.optimizer = "adamw8bit"; end other programs',
+        ),
+    ],
+)
+def test_no_room_on_the_card_while_loading_says_what_takes_it_and_what_would_help(
+    planning, monkeypatch, part, precision, said, helps
+):
     monkeypatch.setattr(out_of_memory, "card_memory", lambda device: card(0.1, 15.4, 15.0))
     short = setup.replace(planning, work=msgspec.structs.replace(planning.work, text_precision=precision))
     with pytest.raises(UserError) as e, loading(part, CPU, short):
@@ -170,11 +207,21 @@ def test_no_room_on_the_card_while_loading_says_what_takes_it_and_what_would_hel
     assert said in e.value.what and e.value.fix.startswith(helps) and e.value.where == "the card's memory"
 
 
-@pytest.mark.parametrize("error", [HostMemoryRefused("336 MiB of RAM are needed, and 250 MiB are free"), MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        HostMemoryRefused("336 MiB of RAM are needed, and 250 MiB are free"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
 def test_no_room_on_the_host_while_loading_says_what_all_of_it_takes(planning, error):
     with pytest.raises(UserError) as e, loading("experts", CPU, planning):
         raise error
-    assert "26.2 GiB for the frozen weights of 2 experts" in e.value.what and 'quantization.transformer = "qint4", which takes 14.7 GiB' in e.value.fix
+    assert (
+        "26.2 GiB for the frozen weights of 2 experts" in e.value.what
+        and 'quantization.transformer = "qint4", which takes 14.7 GiB' in e.value.fix
+    )
     assert not isinstance(error, HostMemoryRefused) or error.what in e.value.what
 
 

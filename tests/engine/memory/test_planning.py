@@ -29,7 +29,9 @@ def planned(monkeypatch):
 
     def plan(free: float, before: Plan | None = None, **panels):
         made = job(**panels)
-        return plan_run(made, facts(machine=machine(gpu(80, vram_free=int(free * GIB)))), CUDA, vram=None, before=before)
+        return plan_run(
+            made, facts(machine=machine(gpu(80, vram_free=int(free * GIB)))), CUDA, vram=None, before=before
+        )
 
     return plan
 
@@ -65,7 +67,9 @@ def test_a_precision_that_was_chosen_stays_though_it_would_be_chosen_otherwise_n
     assert planned(60).plan.precision == "float8" and planned(60, before=before).plan == before
 
 
-@pytest.mark.parametrize("panels", [{"low_vram": True}, {"layer_offloading": True}], ids=lambda panels: next(iter(panels)))
+@pytest.mark.parametrize(
+    "panels", [{"low_vram": True}, {"layer_offloading": True}], ids=lambda panels: next(iter(panels))
+)
 def test_what_the_user_has_since_said_of_the_plan_counts_on_resume(planned, panels):
     """Both may change between two attempts without a question, so neither may be without effect."""
     running = Running(planned(60).plan, CPU)
@@ -86,7 +90,9 @@ def test_what_a_checkpoint_holds_of_the_plan_and_the_kernels_comes_back():
     assert found == Running(Plan(), Attention("cudnn", "flash", deterministic=True))
 
 
-@pytest.mark.parametrize("changed", [{"device": "NVIDIA H100"}, {"versions": {**versions(), "torch": "1.0"}}], ids=lambda c: next(iter(c)))
+@pytest.mark.parametrize(
+    "changed", [{"device": "NVIDIA H100"}, {"versions": {**versions(), "torch": "1.0"}}], ids=lambda c: next(iter(c))
+)
 def test_another_card_and_other_versions_plan_anew(changed):
     assert running_before(Begin(job=job(), meta=held(**changed)), torch.device("cpu")) is None
 
@@ -101,12 +107,22 @@ def test_a_resumed_run_has_the_kernels_it_had(planned):
     assert kernels == Attention("cudnn", "cudnn", deterministic=False) and "measured" in why
     assert kernels_of(made, planned(60), None, {}, **ask)[0] == kernels
     shape = {"num_attention_heads": 2, "attention_head_dim": 16}
-    assert kernels_of(made, replace(planned(60), rates=None), None, shape, **{**ask, "device": torch.device("cpu")})[0] == CPU
+    assert (
+        kernels_of(made, replace(planned(60), rates=None), None, shape, **{**ask, "device": torch.device("cpu")})[0]
+        == CPU
+    )
 
 
 @pytest.mark.parametrize(
     ("before", "told"),
-    [(Plan(slots=2, resident=3), []), (Plan(stash="device", stash_on_device=4), []), (Plan(chunk=64), ["another plan"]), (Plan(resident=2, kept=1), ["another plan"]), (Plan(any_size=True), ["another plan", "compiled for each size, before: ", "compiled for any size"]), (None, ["another plan", "not written down"])],
+    [
+        (Plan(slots=2, resident=3), []),
+        (Plan(stash="device", stash_on_device=4), []),
+        (Plan(chunk=64), ["another plan"]),
+        (Plan(resident=2, kept=1), ["another plan"]),
+        (Plan(any_size=True), ["another plan", "compiled for each size, before: ", "compiled for any size"]),
+        (None, ["another plan", "not written down"]),
+    ],
     ids=str,
 )
 def test_only_a_plan_that_rounds_otherwise_is_told(before, told, monkeypatch):
@@ -114,9 +130,13 @@ def test_only_a_plan_that_rounds_otherwise_is_told(before, told, monkeypatch):
     monkeypatch.setattr(restore, "position", lambda run, step: {})
     kernels = Attention("cudnn", "flash", deterministic=True)
     run = SimpleNamespace(
-        begin=Begin(job=job(), meta=held()), device=torch.device("cpu"), versions=versions(), planning=SimpleNamespace(plan=Plan()), experts=SimpleNamespace(attention=kernels),
+        begin=Begin(job=job(), meta=held()),
+        device=torch.device("cpu"),
+        versions=versions(),
+        planning=SimpleNamespace(plan=Plan()),
+        experts=SimpleNamespace(attention=kernels),
         base=SimpleNamespace(beside={}),
-    )  # fmt: skip
+    )
     meta = held(position={}, running=msgspec.to_builtins(Running(before, kernels)) if before else None)
     if before is None:
         del meta["running"]
@@ -127,8 +147,15 @@ def test_only_a_plan_that_rounds_otherwise_is_told(before, told, monkeypatch):
 def test_another_kernel_is_told(monkeypatch):
     monkeypatch.setattr(restore, "position", lambda run, step: {})
     run = SimpleNamespace(
-        begin=Begin(job=job(), meta=held()), device=torch.device("cpu"), versions=versions(), planning=SimpleNamespace(plan=Plan()), experts=SimpleNamespace(attention=Attention("flash", "flash", deterministic=True)),
+        begin=Begin(job=job(), meta=held()),
+        device=torch.device("cpu"),
+        versions=versions(),
+        planning=SimpleNamespace(plan=Plan()),
+        experts=SimpleNamespace(attention=Attention("flash", "flash", deterministic=True)),
         base=SimpleNamespace(beside={}),
-    )  # fmt: skip
+    )
     (said,) = restore._unlike(run, held(position={}), True)
-    assert "another attention kernel (flash, in a fixed order, before: cudnn forward, flash backward, in a fixed order)" in said
+    assert (
+        "another attention kernel (flash, in a fixed order, before: cudnn forward, flash backward, in a fixed order)"
+        in said
+    )

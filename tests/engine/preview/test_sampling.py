@@ -48,9 +48,18 @@ def test_latents_equal_the_pipeline_bit_for_bit(pipe, executors, tmp_path, sampl
     pipe.scheduler = scheduler_for(sampler, 5.0)
     image = pipe.video_processor.preprocess(picture, height=32, width=48)
     theirs = pipe(
-        image=picture, prompt="orbit", negative_prompt="blur", height=32, width=48, num_frames=5, num_inference_steps=6, guidance_scale=guidance, guidance_scale_2=low,
-        generator=torch.Generator().manual_seed(7), output_type="latent",
-    ).frames  # fmt: skip
+        image=picture,
+        prompt="orbit",
+        negative_prompt="blur",
+        height=32,
+        width=48,
+        num_frames=5,
+        num_inference_steps=6,
+        guidance_scale=guidance,
+        guidance_scale_2=low,
+        generator=torch.Generator().manual_seed(7),
+        output_type="latent",
+    ).frames
     ours_image = control_image(tmp_path / "a.png", 48, 32)
     torch.testing.assert_close(ours_image, image[0], rtol=0, atol=1e-6)
     with torch.no_grad():
@@ -65,7 +74,16 @@ def test_latents_equal_the_pipeline_bit_for_bit(pipe, executors, tmp_path, sampl
 
 
 def sampled(pipe, executors, shot, panel, *, batched: bool = False, progress=lambda done, total: None) -> torch.Tensor:
-    return sample_latents(executors, PlainEncoder(pipe.vae), shot, panel, boundary=0.9, shift=5.0, batched_guidance=batched, progress=progress)
+    return sample_latents(
+        executors,
+        PlainEncoder(pipe.vae),
+        shot,
+        panel,
+        boundary=0.9,
+        shift=5.0,
+        batched_guidance=batched,
+        progress=progress,
+    )
 
 
 class Counted:
@@ -93,19 +111,32 @@ def test_an_expert_without_guidance_is_asked_once(pipe, executors, batched, high
 def test_guidance_of_the_low_noise_expert_alone(pipe, executors):
     """The pipeline leaves it out when the high-noise expert has none; here it counts."""
     shot = Shot(torch.zeros(3, 32, 32), torch.zeros(1, 512, 32), torch.ones(1, 512, 32), 1, 5)
-    plain, guided = (sampled(pipe, executors, shot, SamplePanel(steps=4, guidance=1.0, guidance_low=low)) for low in (None, 3.0))
+    plain, guided = (
+        sampled(pipe, executors, shot, SamplePanel(steps=4, guidance=1.0, guidance_low=low)) for low in (None, 3.0)
+    )
     assert not torch.equal(plain, guided)
 
 
 def test_strength_zero_shows_the_base(pipe, executors):
-    shots = [Shot(torch.zeros(3, 32, 32), torch.zeros(1, 512, 32), torch.ones(1, 512, 32), 1, 5, strength) for strength in (0.0, 0.5, 1.0)]
+    shots = [
+        Shot(torch.zeros(3, 32, 32), torch.zeros(1, 512, 32), torch.ones(1, 512, 32), 1, 5, strength)
+        for strength in (0.0, 0.5, 1.0)
+    ]
     base, half, full = (sampled(pipe, executors, shot, SamplePanel(steps=2, guidance=1.0)) for shot in shots)
     bare = {e: streamed(replace(x.weights, lora=[{} for _ in x.weights.lora])) for e, x in executors.items()}
     assert torch.equal(base, sampled(pipe, bare, shots[1], SamplePanel(steps=2, guidance=1.0)))
     assert len({float(x.sum()) for x in (base, half, full)}) == 3
 
 
-@pytest.mark.parametrize(("size", "area", "expected"), [((100, 100), (64, 64), (64, 64)), ((200, 100), (64, 64), (80, 48)), ((1080, 1920), (768, 768), (576, 1024)), ((33, 1000), (64, 64), (16, 256))])
+@pytest.mark.parametrize(
+    ("size", "area", "expected"),
+    [
+        ((100, 100), (64, 64), (64, 64)),
+        ((200, 100), (64, 64), (80, 48)),
+        ((1080, 1920), (768, 768), (576, 1024)),
+        ((33, 1000), (64, 64), (16, 256)),
+    ],
+)
 def test_control_image_keeps_its_shape_inside_the_area(tmp_path, size, area, expected):
     Image.new("RGB", size, (255, 0, 0)).save(tmp_path / "a.png")
     image = control_image(tmp_path / "a.png", *area)

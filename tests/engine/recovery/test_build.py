@@ -45,12 +45,29 @@ def reader(base) -> ExpertReader:
 
 def samples(count: int, *, seed: int) -> list[Sample]:
     g = torch.Generator().manual_seed(seed)
-    return [Sample(torch.randn(1, 36, 2, 8, 8, generator=g), torch.tensor([900.0 + 10 * i]), torch.randn(1, 12, 32, generator=g), i == count - 1) for i in range(count)]
+    return [
+        Sample(
+            torch.randn(1, 36, 2, 8, 8, generator=g),
+            torch.tensor([900.0 + 10 * i]),
+            torch.randn(1, 12, 32, generator=g),
+            i == count - 1,
+        )
+        for i in range(count)
+    ]
 
 
 def build(reader, rank, *, given=(), full=False, report=None, grid="qint4"):
     return build_expert(
-        reader, "high_noise", rank=rank, grid=grid, samples=list(given), full=full, device=CPU, dtype=torch.float32, report=report or Report(), progress=lambda *_: None
+        reader,
+        "high_noise",
+        rank=rank,
+        grid=grid,
+        samples=list(given),
+        full=full,
+        device=CPU,
+        dtype=torch.float32,
+        report=report or Report(),
+        progress=lambda *_: None,
     )
 
 
@@ -82,7 +99,13 @@ def test_the_output_comes_nearer_to_the_unquantized_model(base, reader):
     weighted = error(build(reader, 16, given=samples(4, seed=1)))
     full = error(build(reader, 16, given=samples(4, seed=1), full=True))
     more = error(build(reader, 64))
-    assert full < weighted < without and plain < 0.9 * without and full < 0.9 * plain and more < 0.7 * plain, (without, plain, weighted, full, more)
+    assert full < weighted < without and plain < 0.9 * without and full < 0.9 * plain and more < 0.7 * plain, (
+        without,
+        plain,
+        weighted,
+        full,
+        more,
+    )
 
 
 def test_what_a_block_receives_is_what_the_whole_model_gives_it(base, reader):
@@ -91,7 +114,9 @@ def test_what_a_block_receives_is_what_the_whole_model_gives_it(base, reader):
     seen: dict = {}
     for i, block in enumerate(model.blocks):
         for name in LINEARS:
-            block.get_submodule(name).register_forward_pre_hook(lambda _m, args, place=(i, name): seen.setdefault(place, []).append(args[0].flatten(0, -2)))
+            block.get_submodule(name).register_forward_pre_hook(
+                lambda _m, args, place=(i, name): seen.setdefault(place, []).append(args[0].flatten(0, -2))
+            )
     with torch.no_grad():
         for s in given:
             model(s.x_BCFhw, s.timestep_B, s.text_BSD)
@@ -101,7 +126,11 @@ def test_what_a_block_receives_is_what_the_whole_model_gives_it(base, reader):
         for name in LINEARS:
             moment, (weighs, probes) = moment_of(moments, i, name), seen[i, name]
             torch.testing.assert_close(moment.mean, weighs.T @ weighs / len(weighs), rtol=1e-4, atol=1e-5)
-            assert moment.rows == len(weighs) and torch.isin(moment.probe[0][:, 0].round(decimals=3), probes[:, 0].round(decimals=3)).float().mean() > 0.95
+            assert (
+                moment.rows == len(weighs)
+                and torch.isin(moment.probe[0][:, 0].round(decimals=3), probes[:, 0].round(decimals=3)).float().mean()
+                > 0.95
+            )
 
 
 def test_the_report_says_what_is_true(reader):
@@ -113,9 +142,13 @@ def test_the_report_says_what_is_true(reader):
     quantized = unpack_weight(pack_on_grid(weight, "qint4"), PRECISION, torch.float32)
     x = moment.probe[0]
     for value, expected in (
-        (found.weight, weight), (found.weight_before, weight - quantized), (found.weight_after, weight - quantized - b.float() @ a.float()), (found.output, x @ weight.T),
-        (found.output_before, x @ (weight - quantized).T), (found.output_after, x @ (weight - quantized - b.float() @ a.float()).T),
-    ):  # fmt: skip
+        (found.weight, weight),
+        (found.weight_before, weight - quantized),
+        (found.weight_after, weight - quantized - b.float() @ a.float()),
+        (found.output, x @ weight.T),
+        (found.output_before, x @ (weight - quantized).T),
+        (found.output_after, x @ (weight - quantized - b.float() @ a.float()).T),
+    ):
         assert value == pytest.approx(float(expected.square().sum()), rel=1e-4)
     assert found.weight_after < found.weight_before and a.dtype is b.dtype is torch.bfloat16
 
@@ -125,23 +158,46 @@ def test_the_same_call_gives_the_same_bits(reader):
     first = build(reader, 4, given=samples(3, seed=1))
     torch.manual_seed(2)
     again = build(reader, 4, given=samples(3, seed=1))
-    assert all(torch.equal(x, y) for one, two in zip(first, again, strict=True) for n in LINEARS for x, y in zip(one[n], two[n], strict=True))
+    assert all(
+        torch.equal(x, y)
+        for one, two in zip(first, again, strict=True)
+        for n in LINEARS
+        for x, y in zip(one[n], two[n], strict=True)
+    )
 
 
-@pytest.mark.parametrize("options", [[], ["--clips", "CLIPS"], ["--clips", "CLIPS", "--full", "--expert", "low"], ["--precision", "uint4"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--clips", "CLIPS"], ["--clips", "CLIPS", "--full", "--expert", "low"], ["--precision", "uint4"]],
+    ids=" ".join,
+)
 def test_the_command_from_a_folder_of_clips_to_a_file_that_loads(tiny, tmp_path, capsys, options):
     (tmp_path / "clips").mkdir()
     for i in range(3):
         shutil.copy(clip(i), tmp_path / f"clips/{i}.mp4")
         (tmp_path / f"clips/{i}.txt").write_text("orbit")
     out = tmp_path / "a.safetensors"
-    assert main([str(tiny), "--rank", "4", "--out", str(out), *[o.replace("CLIPS", str(tmp_path / "clips")) for o in options]]) == 0
+    assert (
+        main(
+            [
+                str(tiny),
+                "--rank",
+                "4",
+                "--out",
+                str(out),
+                *[o.replace("CLIPS", str(tmp_path / "clips")) for o in options],
+            ]
+        )
+        == 0
+    )
     said = capsys.readouterr().out
     assert str(out) in said and ("output error" in said) == ("--clips" in options)
     readers = {e: ExpertReader(open_source(tiny), e) for e in EXPERTS}
     identities = {e: identity(r._part.files, times=False) for e, r in readers.items()}
     ara = load_ara(out, shapes=readers["low_noise"].shapes, blocks=2, needed=EXPERTS, identities=identities, device=CPU)
-    assert list(ara.experts) == (["low_noise"] if "low" in options else list(EXPERTS)) and ara.grid == ("uint4" if "uint4" in options else "qint4")
+    assert list(ara.experts) == (["low_noise"] if "low" in options else list(EXPERTS)) and ara.grid == (
+        "uint4" if "uint4" in options else "qint4"
+    )
     assert len(ara.experts["low_noise"]) == 2
     weight = readers["low_noise"].block(1)["attn2.to_v.weight"]
     a, b = ara.experts["low_noise"][1]["attn2.to_v"]
@@ -151,7 +207,8 @@ def test_the_command_from_a_folder_of_clips_to_a_file_that_loads(tiny, tmp_path,
 
 
 def test_the_uint4_grid_is_that_of_torchao():
-    """Codes, scale and zero of a group by hand, and values that are multiples of the scale around an exact zero, in bf16."""
+    """Codes, scale and zero of a group by hand, and values that are multiples of the scale around an exact zero, in
+    bf16."""
     w = torch.zeros(2, 128, dtype=torch.bfloat16)
     w[0, :4] = torch.tensor([-0.5, 1.0, 0.25, 0.04])
     w[0, 64:] = 0.5
@@ -161,9 +218,14 @@ def test_the_uint4_grid_is_that_of_torchao():
     value = unpack_weight(packed, PRECISION, torch.bfloat16)
     inverse = 1.0 / scale
     codes = ((w[0, :4] * inverse).round() + 5).clamp(0, 15)
-    assert torch.equal(value[0, :4], (codes - 5) * scale) and value[0, 4:64].abs().max() == 0 and value[1].abs().max() == 0
+    assert (
+        torch.equal(value[0, :4], (codes - 5) * scale) and value[0, 4:64].abs().max() == 0 and value[1].abs().max() == 0
+    )
     random = torch.randn(16, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
-    value, steps = unpack_weight(pack_on_grid(random, "uint4"), PRECISION, torch.float32).view(16, 4, 64), pack_on_grid(random, "uint4")[1].unsqueeze(2)
+    value, steps = (
+        unpack_weight(pack_on_grid(random, "uint4"), PRECISION, torch.float32).view(16, 4, 64),
+        pack_on_grid(random, "uint4")[1].unsqueeze(2),
+    )
     multiples = value / steps
     torch.testing.assert_close(multiples, multiples.round(), rtol=0, atol=1e-4)
     assert (value - random.float().view(16, 4, 64)).abs().max() <= 0.52 * steps.max() + 0.02
@@ -171,11 +233,19 @@ def test_the_uint4_grid_is_that_of_torchao():
 
 @pytest.mark.parametrize("plan", [{}, {"chunk": 9}, {"resident": 2, "kept": 2}], ids=str)
 def test_in_the_executor_it_is_part_of_the_frozen_model(base, reader, plan):
-    """Prediction, loss and LoRA gradients are those of a model whose weights hold dequantized + B A; at any strength of the LoRA."""
+    """Prediction, loss and LoRA gradients are those of a model whose weights hold dequantized + B A; at any strength of
+    the LoRA."""
     loras = [{name: (a.float(), b.float()) for name, (a, b) in lora.items()} for lora in build(reader, 8)]
     quantized, merged = model_with(base, quantized=False), model_with(base, loras, quantized=True)
     trained = attach(merged, "high_noise", rank=2, alpha=2, seed=1, strong=True)
-    ours = streamed(replace(packed(quantized, "high_noise", trained, scaling=1.0, precision="qint4"), recovery=pack_branches(loras, pinned=False)), precision="qint4", **plan)
+    ours = streamed(
+        replace(
+            packed(quantized, "high_noise", trained, scaling=1.0, precision="qint4"),
+            recovery=pack_branches(loras, pinned=False),
+        ),
+        precision="qint4",
+        **plan,
+    )
     theirs, (x, t, text, _) = PlainExecutor(merged), samples(1, seed=4)[0]
 
     def gradients(run) -> list[torch.Tensor]:
@@ -187,11 +257,17 @@ def test_in_the_executor_it_is_part_of_the_frozen_model(base, reader, plan):
     for a, b in zip(gradients(ours), gradients(theirs), strict=True):
         assert (a - b).norm() <= 1e-4 * b.norm()
     for strength in (0.0, 1.0):
-        torch.testing.assert_close(ours.predict(x, t, text, strength=strength), theirs.predict(x, t, text, strength=strength), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            ours.predict(x, t, text, strength=strength),
+            theirs.predict(x, t, text, strength=strength),
+            rtol=1e-4,
+            atol=1e-5,
+        )
 
 
 def test_a_job_trains_on_what_the_command_built(tiny, tmp_path, monkeypatch):
-    """Through the job file, the plan and the trainer: 4-bit weights and the adapter run together, and one without the other elsewhere."""
+    """Through the job file, the plan and the trainer: 4-bit weights and the adapter run together, and one without the
+    other elsewhere."""
     out, seen = tmp_path / "a.safetensors", []
     assert main([str(tiny), "--rank", "8", "--out", str(out)]) == 0
     plain = StreamedExecutor.__init__
@@ -202,13 +278,24 @@ def test_a_job_trains_on_what_the_command_built(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(StreamedExecutor, "__init__", noting)
     save_file(load_file(out), unnamed := tmp_path / "unnamed.safetensors")
-    for name, panel in (("with", {"transformer": "qint4+ara", "ara": str(out)}), ("unnamed", {"transformer": "qint4+ara", "ara": str(unnamed)}), ("without", {"transformer": "qint4"})):
+    for name, panel in (
+        ("with", {"transformer": "qint4+ara", "ara": str(out)}),
+        ("unnamed", {"transformer": "qint4+ara", "ara": str(unnamed)}),
+        ("without", {"transformer": "qint4"}),
+    ):
         path = write_job(tmp_path / name, tiny, prompts=0, steps=1)
         save_job(replace_panel(load_job(path), **panel), path)
         assert run_job(path, None, resume=False, workers=0, device="cpu") == 0
     assert seen[0] == ("qint4", True) and seen[-1] == ("qint4", False) and len(set(seen)) == 2
     with_it, without = (step_losses(tmp_path / name / "runs" / "t") for name in ("with", "without"))
-    warned = {name: [d["text"] for d in of_kind(tmp_path / name / "runs/t", "log") if "does not say which 4-bit weights" in d["text"]] for name in ("with", "unnamed")}
+    warned = {
+        name: [
+            d["text"]
+            for d in of_kind(tmp_path / name / "runs/t", "log")
+            if "does not say which 4-bit weights" in d["text"]
+        ]
+        for name in ("with", "unnamed")
+    }
     assert not warned["with"] and len(warned["unnamed"]) == 1
     assert with_it != without and with_it == pytest.approx(without, rel=0.2)
 

@@ -1,4 +1,5 @@
-"""The best low-rank correction is the best: against the full SVD, against other corrections, and on inputs it never saw."""
+"""The best low-rank correction is the best: against the full SVD, against other corrections, and on inputs it never
+saw."""
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ def quantization_residual(n: int, k: int, seed: int = 0) -> torch.Tensor:
 
 
 def anisotropic(rows: int, k: int, seed: int) -> torch.Tensor:
-    """Inputs whose channels differ in size and vary together, as a transformer's do. The mixing is the same for every seed."""
+    """Inputs whose channels differ in size and vary together, as a transformer's do. The mixing is the same for every
+    seed."""
     scale = torch.exp(1.5 * rand(k, seed=100))
     mixing = torch.eye(k) + 0.3 * rand(k, k, seed=101) / k**0.5 + rand(k, 4, seed=102) @ rand(4, k, seed=103) / k**0.5
     return (rand(rows, k, seed=seed) * scale) @ mixing
@@ -48,20 +50,32 @@ def weighted_error(r: torch.Tensor, a: torch.Tensor, b: torch.Tensor, x: torch.T
 
 @pytest.mark.parametrize("weighting", ["none", "diagonal", "full"])
 def test_nothing_near_or_far_does_better(weighting, monkeypatch):
-    """Random corrections, random steps from the solution, and gradient descent from it: none lowers the error it minimises."""
+    """Random corrections, random steps from the solution, and gradient descent from it: none lowers the error it
+    minimises."""
     monkeypatch.setattr("engine.recovery.low_rank.DAMPING", 0.0)
     r, x = quantization_residual(24, 32), anisotropic(400, 32, seed=1)
     if weighting == "diagonal":
         x = x.square().mean(0).sqrt().diag()
-    a, b = best_correction(r, 4, moment=None if weighting == "none" else moment(x, full=weighting == "full") * (1 if weighting == "full" else 32))
+    a, b = best_correction(
+        r,
+        4,
+        moment=(
+            None if weighting == "none" else moment(x, full=weighting == "full") * (1 if weighting == "full" else 32)
+        ),
+    )
     inputs = None if weighting == "none" else x
     best = weighted_error(r, a, b, inputs)
     for seed in range(40):
         size = 10.0 ** -(seed % 4)
-        other_a, other_b = a + size * a.std() * rand(*a.shape, seed=seed), b + size * b.std() * rand(*b.shape, seed=1000 + seed)
+        other_a, other_b = (
+            a + size * a.std() * rand(*a.shape, seed=seed),
+            b + size * b.std() * rand(*b.shape, seed=1000 + seed),
+        )
         assert weighted_error(r, other_a, other_b, inputs) > best
         subspace = rand(4, 32, seed=seed)  # with the best B for a random A
-        fitted = torch.linalg.lstsq(*(((subspace @ x.T).T, (r @ x.T).T) if inputs is not None else (subspace.T, r.T))).solution.T
+        fitted = torch.linalg.lstsq(
+            *(((subspace @ x.T).T, (r @ x.T).T) if inputs is not None else (subspace.T, r.T))
+        ).solution.T
         assert weighted_error(r, subspace, fitted, inputs) > best
     a, b = a.double().requires_grad_(), b.double().requires_grad_()
     optimizer = torch.optim.Adam([a, b], lr=1e-5)
@@ -85,7 +99,13 @@ def test_weighting_lowers_the_output_error_on_inputs_never_seen():
 def test_inputs_that_are_always_zero_or_lie_in_a_plane_are_no_trouble():
     r, x = quantization_residual(24, 32), anisotropic(100, 32, seed=1)
     x[:, 5:9] = 0
-    for m in (moment(x, full=False), moment(x, full=True), moment(x[:3], full=True), torch.zeros(32), torch.zeros(32, 32)):
+    for m in (
+        moment(x, full=False),
+        moment(x, full=True),
+        moment(x[:3], full=True),
+        torch.zeros(32),
+        torch.zeros(32, 32),
+    ):
         a, b = best_correction(r, 4, moment=m)
         assert a.isfinite().all() and b.isfinite().all()
         assert ((r - b @ a) @ x.T).norm() <= (r @ x.T).norm() * (1 + 1e-5)

@@ -28,7 +28,12 @@ def make_state(step: int, seed: int = 0) -> State:
     optimizer = torch.optim.AdamW([p], lr=1e-3)
     p.grad = torch.randn(3, 4, generator=g)
     optimizer.step()
-    return State(step=step, lora={"high_noise": {"a": p.detach()}}, optimizer={"high_noise": optimizer.state_dict()}, meta={"job": {"x": 1}, "base": "b"})
+    return State(
+        step=step,
+        lora={"high_noise": {"a": p.detach()}},
+        optimizer={"high_noise": optimizer.state_dict()},
+        meta={"job": {"x": 1}, "base": "b"},
+    )
 
 
 def test_everything_comes_back_bit_for_bit(tmp_path):
@@ -90,10 +95,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, damage):
 def test_kill_at_any_instant_leaves_no_half_checkpoint(tmp_path):
     """A child that saves in a loop is killed again and again: whatever is listed verifies."""
     code = (
-        "import sys, torch; from engine import checkpoint; from engine.runfolder.checkpoint import State\n"
-        "i = int(sys.argv[2]); print('go', flush=True)\n"
-        "from pathlib import Path\n"
-        "while True:\n i += 1; checkpoint.save(Path(sys.argv[1]), State(i, {'e': {'a': torch.full((400, 400), float(i))}}, {'e': {'state': {}, 'param_groups': []}}))\n"
+        "import sys, torch; from engine import checkpoint; from engine.runfolder.checkpoint import State\ni ="
+        " int(sys.argv[2]); print('go', flush=True)\nfrom pathlib import Path\nwhile True:\n i += 1;"
+        " checkpoint.save(Path(sys.argv[1]), State(i, {'e': {'a': torch.full((400, 400), float(i))}}, {'e': {'state':"
+        " {}, 'param_groups': []}}))\n"
     )
     step = 0
     for kill in range(4):
@@ -140,12 +145,16 @@ def test_state_file_is_plain_json_and_no_pickle(tmp_path):
 
 @pytest.mark.parametrize("average", [False, True])
 def test_lora_files_of_older_steps_are_mended_from_their_checkpoints_or_named(tiny, tmp_path, average):
-    """Three pairs: the first is torn and gone, the second's checkpoint is damaged too; then the rate and the precision are set anew, which the first pair's job did not know."""
+    """Three pairs: the first is torn and gone, the second's checkpoint is damaged too; then the rate and the precision
+    are set anew, which the first pair's job did not know."""
     path = write_job(tmp_path, tiny, prompts=0, steps=3, ema=average, save={"every": 1, "keep": 3})
     run = tmp_path / "runs" / "t"
     assert run_job(path, None, resume=False, workers=0, device="cpu") == 0
-    first, gone, second, final = (run / f"t_{name}_noise.safetensors" for name in ("000000001_high", "000000001_low", "000000002_high", "low"))
-    before = [({k: v.clone() for k, v in load_file(file).items()}, lora.read_metadata(file)) for file in (first, gone)]  # cloned: they are views of the file
+    first, gone, second, final = (
+        run / f"t_{name}_noise.safetensors" for name in ("000000001_high", "000000001_low", "000000002_high", "low")
+    )
+    # cloned: they are views of the file
+    before = [({k: v.clone() for k, v in load_file(file).items()}, lora.read_metadata(file)) for file in (first, gone)]
     gone.unlink()
     for file in (first, second, final, run / "checkpoints/step_000000002/lora_high_noise.safetensors"):
         os.truncate(file, 100)
@@ -156,10 +165,19 @@ def test_lora_files_of_older_steps_are_mended_from_their_checkpoints_or_named(ti
     for file, (tensors, metadata) in zip((first, gone), before, strict=True):
         assert lora.read_metadata(file) == metadata
         now = load_file(file)
-        assert now.keys() == tensors.keys() and all(torch.equal(now[k], tensors[k]) and now[k].dtype == tensors[k].dtype for k in tensors)
+        assert now.keys() == tensors.keys() and all(
+            torch.equal(now[k], tensors[k]) and now[k].dtype == tensors[k].dtype for k in tensors
+        )
     told = [d["message"] for d in of_kind(run, "finding") if d["code"] == "lora-damaged"]
-    assert [text.partition(" is damaged")[0] for text in told] == [second.name, final.name] and "no whole checkpoint" in told[0] and "when the run is done" in told[1]
-    assert any("t_000000001_high_noise.safetensors, t_000000001_low_noise.safetensors" in d["text"] for d in of_kind(run, "log"))
+    assert (
+        [text.partition(" is damaged")[0] for text in told] == [second.name, final.name]
+        and "no whole checkpoint" in told[0]
+        and "when the run is done" in told[1]
+    )
+    assert any(
+        "t_000000001_high_noise.safetensors, t_000000001_low_noise.safetensors" in d["text"]
+        for d in of_kind(run, "log")
+    )
     assert lora.is_whole(final) and run_job(path, None, resume=True, workers=0, device="cpu") == 0
     assert len([d for d in of_kind(run, "finding") if d["code"] == "lora-damaged"]) == 2, "named once"
 
@@ -169,11 +187,18 @@ def test_lora_files_of_older_steps_are_mended_from_their_checkpoints_or_named(ti
 def test_the_rehearsed_and_the_foretold_checkpoint_are_as_large_as_a_real_one(tmp_path, monkeypatch, name, ema):
     """Three blocks of Wan's kind, both experts, ranks of their own."""
     shape, ranks = ExpertShape(width=256, ffn=640, layers=3), {"high_noise": 16, "low_noise": 8}
-    job = Job(job=JobPanel(name="t"), model=ModelPanel(path="m"), datasets=[DatasetPanel(path="c")], training=TrainingPanel(optimizer=name, ema=ema), target=TargetPanel(rank=16))
+    job = Job(
+        job=JobPanel(name="t"),
+        model=ModelPanel(path="m"),
+        datasets=[DatasetPanel(path="c")],
+        training=TrainingPanel(optimizer=name, ema=ema),
+        target=TargetPanel(rank=16),
+    )
     job.multistage.low.rank = 8
     g = torch.Generator().manual_seed(0)
     build = build_optimizer
     if name == "adamw8bit":  # ours wants the card; the package itself also runs without
+
         def build(training, parameters):
             return bitsandbytes.optim.AdamW8bit(parameters, lr=training.lr)
 
@@ -181,7 +206,14 @@ def test_the_rehearsed_and_the_foretold_checkpoint_are_as_large_as_a_real_one(tm
     real, rehearsed = State(1, {}, {}), State(0, {}, {})
     for expert, rank in ranks.items():
         linears = [(shape.width, shape.width)] * 8 + [(shape.width, shape.ffn), (shape.ffn, shape.width)]
-        tensors = {f"blocks.{i}.{n}.lora_{side}.weight": torch.randn(rank, a, generator=g) if side == "A" else torch.zeros(b, rank) for i in range(shape.layers) for n, (a, b) in enumerate(linears) for side in "AB"}
+        tensors = {
+            f"blocks.{i}.{n}.lora_{side}.weight": (
+                torch.randn(rank, a, generator=g) if side == "A" else torch.zeros(b, rank)
+            )
+            for i in range(shape.layers)
+            for n, (a, b) in enumerate(linears)
+            for side in "AB"
+        }
         parameters = [torch.nn.Parameter(t.clone()) for t in tensors.values()]
         optimizer = build(job.training, parameters)
         for p in parameters:

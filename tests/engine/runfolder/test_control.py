@@ -40,7 +40,10 @@ def test_commands_wait_in_the_order_they_were_written_until_they_are_done(contro
     second = leave(control, "a", {"id": "a", "command": "save"}, at=2)
     first = leave(control, "b", {"id": "b", "command": "set", "field": "training.lr", "value": "5e-5"}, at=1)
     assert not control.stop_wished() and first.exists(), "a kill before it is honoured must not lose it"
-    assert control.waiting() == [(first, ControlFile(id="b", command="set", field="training.lr", value="5e-5")), (second, ControlFile(id="a", command="save"))]
+    assert control.waiting() == [
+        (first, ControlFile(id="b", command="set", field="training.lr", value="5e-5")),
+        (second, ControlFile(id="a", command="save")),
+    ]
     control.done(first)
     assert not first.exists() and control.waiting() == [(second, ControlFile(id="a", command="save"))]
 
@@ -52,11 +55,27 @@ def test_a_stop_is_taken_at_once(control):
     assert not path.exists() and control.waiting() == [] and control.why == "stopped on request"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"command": 5}', b'{"id": "x"}', b"\xff", b'{"id": "\xff", "command": "save"}', {"command": "dance"}])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"command": 5}',
+        b'{"id": "x"}',
+        b"\xff",
+        b'{"id": "\xff", "command": "save"}',
+        {"command": "dance"},
+    ],
+)
 def test_what_is_no_command_is_refused_and_goes(control, told, content):
     path = leave(control, "x", content)
     assert not control.stop_wished() and not path.exists()
-    assert [f.code for f in told] == ["command-refused"] and told[0].message.startswith("x.json was refused") and told[0].fix
+    assert (
+        [f.code for f in told] == ["command-refused"]
+        and told[0].message.startswith("x.json was refused")
+        and told[0].fix
+    )
 
 
 def test_the_commands_there_are_named():
@@ -71,10 +90,16 @@ def test_waiting_ends_with_a_stop(control):
 
 
 def test_what_the_daemon_leaves_is_what_is_taken(control):
-    given = [ControlFile(command="set", field="training.lr", value="5e-5"), ControlFile(command="save"), ControlFile(command="sample")]
+    given = [
+        ControlFile(command="set", field="training.lr", value="5e-5"),
+        ControlFile(command="save"),
+        ControlFile(command="sample"),
+    ]
     for number, command in enumerate(given):
         left_by_the_daemon(control.folder.parent, f"request {number}", command)
-    assert [command for _, command in control.waiting()] == [ControlFile(id=f"request {n}", command=c.command, field=c.field, value=c.value) for n, c in enumerate(given)]
+    assert [command for _, command in control.waiting()] == [
+        ControlFile(id=f"request {n}", command=c.command, field=c.field, value=c.value) for n, c in enumerate(given)
+    ]
 
 
 LISTEN = """
@@ -87,22 +112,45 @@ control.listen()
 
 
 def test_a_second_signal_ends_at_once_with_a_word():
-    code = LISTEN + "os.kill(os.getpid(), signal.SIGTERM)\nprint(control.why, flush=True)\nos.kill(os.getpid(), signal.SIGINT)\nprint('still here')"
-    said = subprocess.run([sys.executable, "-c", code, "nowhere"], capture_output=True, text=True, timeout=PATIENCE, check=False)
+    code = (
+        LISTEN + "os.kill(os.getpid(), signal.SIGTERM)\nprint(control.why, flush=True)\nos.kill(os.getpid(),"
+        " signal.SIGINT)\nprint('still here')"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code, "nowhere"], capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
     assert (said.returncode, said.stdout) == (128 + signal.SIGINT, "SIGTERM received\n")
-    assert said.stderr.startswith("wanlora: SIGINT received again: ended at once, without saving.") and said.stderr.count("\n") == 1
+    assert (
+        said.stderr.startswith("wanlora: SIGINT received again: ended at once, without saving.")
+        and said.stderr.count("\n") == 1
+    )
 
 
 def test_a_hangup_wishes_a_stop_and_however_many_follow_do_not_end_the_run():
-    """A connection that drops brings two or three: of the kernel and of the shell. A signal of a user's still counts from one."""
-    code = LISTEN + "for _ in range(3): os.kill(os.getpid(), signal.SIGHUP)\nprint(control.why)\nos.kill(os.getpid(), signal.SIGTERM)\nprint(control.why)\nos.kill(os.getpid(), signal.SIGHUP)\nprint(control.why)"
-    said = subprocess.run([sys.executable, "-c", code, "nowhere"], capture_output=True, text=True, timeout=60, check=False)
+    """A connection that drops brings two or three: of the kernel and of the shell. A signal of a user's still counts
+    from one."""
+    code = (
+        LISTEN + "for _ in range(3): os.kill(os.getpid(), signal.SIGHUP)\nprint(control.why)\nos.kill(os.getpid(),"
+        " signal.SIGTERM)\nprint(control.why)\nos.kill(os.getpid(), signal.SIGHUP)\nprint(control.why)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code, "nowhere"], capture_output=True, text=True, timeout=60, check=False
+    )
     assert (said.returncode, said.stdout) == (0, "SIGHUP received\nSIGTERM received\nSIGTERM received\n"), said.stderr
 
 
 def test_a_hangup_that_is_ignored_stays_ignored():
-    code = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)" + LISTEN + "os.kill(os.getpid(), signal.SIGHUP)\nprint(repr(control.why))"
-    assert subprocess.run([sys.executable, "-c", code, "nowhere"], capture_output=True, text=True, timeout=60, check=True).stdout == "''\n"
+    code = (
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+        + LISTEN
+        + "os.kill(os.getpid(), signal.SIGHUP)\nprint(repr(control.why))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code, "nowhere"], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+        == "''\n"
+    )
 
 
 def test_a_stderr_that_takes_nothing_holds_up_no_end():
@@ -114,17 +162,31 @@ def test_a_stderr_that_takes_nothing_holds_up_no_end():
     except BlockingIOError:
         os.set_blocking(write, True)
     code = LISTEN + "for _ in range(2): os.kill(os.getpid(), signal.SIGTERM)"
-    assert subprocess.run([sys.executable, "-c", code, "nowhere"], stderr=write, timeout=PATIENCE, check=False).returncode == 128 + signal.SIGTERM
+    assert (
+        subprocess.run([sys.executable, "-c", code, "nowhere"], stderr=write, timeout=PATIENCE, check=False).returncode
+        == 128 + signal.SIGTERM
+    )
     os.close(read)
     os.close(write)
 
 
 def test_a_launcher_that_is_gone_is_told(tmp_path):
     """What stops the trainer then is a SIGTERM, too: of the daemon, which has seen it left alone."""
-    code = LISTEN + (
-        "there, launcher = Path(sys.argv[1]) / 'there', os.getppid()\nthere.touch()\n"
+    code = (
+        LISTEN + "there, launcher = Path(sys.argv[1]) / 'there', os.getppid()\nthere.touch()\n"
         "while os.getppid() == launcher: time.sleep(0.01)\nos.kill(os.getpid(), signal.SIGTERM)\nprint(control.why)"
     )
-    launcher = ["sh", "-c", '"$0" -c "$1" "$2" & while [ ! -e "$2/there" ]; do sleep 0.02; done; kill -9 $$', sys.executable, code, str(tmp_path)]
+    launcher = [
+        "sh",
+        "-c",
+        '"$0" -c "$1" "$2" & while [ ! -e "$2/there" ]; do sleep 0.02; done; kill -9 $$',
+        sys.executable,
+        code,
+        str(tmp_path),
+    ]
     said = subprocess.run(launcher, capture_output=True, text=True, timeout=PATIENCE, check=False)
-    assert (said.returncode, said.stdout, said.stderr) == (-signal.SIGKILL, "its launcher was killed or ended, then SIGTERM received\n", "")
+    assert (said.returncode, said.stdout, said.stderr) == (
+        -signal.SIGKILL,
+        "its launcher was killed or ended, then SIGTERM received\n",
+        "",
+    )

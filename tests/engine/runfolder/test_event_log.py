@@ -60,7 +60,8 @@ def test_lines_are_what_the_contract_says(tmp_path):
 
 @pytest.fixture
 def room():
-    """Limits the size of files, as a stand-in for the room on a disk: a write beyond it is cut short, the next one fails."""
+    """Limits the size of files, as a stand-in for the room on a disk: a write beyond it is cut short, the next one
+    fails."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
@@ -78,7 +79,9 @@ def test_a_full_disk_loses_no_event_and_leaves_no_half_line(tmp_path, room):
     assert log.flush() and not log.waiting
     log.close()
     events = [e for e, _ in read_events(tmp_path / "events.jsonl")]
-    assert [e.data["text"] for e in events] == [f"{n:050d}" for n in range(30)] and [e.seq for e in events] == list(range(1, 31))
+    assert [e.data["text"] for e in events] == [f"{n:050d}" for n in range(30)] and [e.seq for e in events] == list(
+        range(1, 31)
+    )
 
 
 @pytest.fixture

@@ -13,7 +13,12 @@ from presets.job.resume_check import JOB_FILE
 from presets.job.schema import DatasetPanel, Job, JobPanel, ModelPanel, MultistagePanel
 from presets.job.toml_file import absolute_paths, get_value, job_to_dict, save_job, with_value
 
-JOB = Job(job=JobPanel(name="t"), model=ModelPanel(path="base"), multistage=MultistagePanel(switch_every=2), datasets=[DatasetPanel(path="clips")])
+JOB = Job(
+    job=JobPanel(name="t"),
+    model=ModelPanel(path="base"),
+    multistage=MultistagePanel(switch_every=2),
+    datasets=[DatasetPanel(path="clips")],
+)
 
 
 def changed(job: Job, **values: object) -> Job:
@@ -33,7 +38,12 @@ class Place:
         self.log.emit("started", resumed_from=0)
 
     def save(self, step: int, job: Job = JOB) -> Path:
-        state = checkpoint.State(step, {"high_noise": {"a": torch.full((2,), float(step))}}, {"high_noise": {"state": {}}}, meta={"job": job_to_dict(absolute_paths(job, self.base))})
+        state = checkpoint.State(
+            step,
+            {"high_noise": {"a": torch.full((2,), float(step))}},
+            {"high_noise": {"state": {}}},
+            meta={"job": job_to_dict(absolute_paths(job, self.base))},
+        )
         folder, sha256 = checkpoint.save(self.run, state)
         self.log.emit("checkpoint", step=step, path=f"checkpoints/{folder.name}", sha256=sha256)
         (self.run / f"t_{step:09d}_high_noise.safetensors").write_text(str(step))
@@ -47,7 +57,11 @@ class Place:
         return find_begin(self.run, job, self.base, from_step=from_step, accept=accept)
 
     def names(self, folder: str = "") -> list[str]:
-        return sorted(str(p.relative_to(self.run / folder)) for p in (self.run / folder).rglob("*") if "step_" in p.name or "_noise" in p.name)
+        return sorted(
+            str(p.relative_to(self.run / folder))
+            for p in (self.run / folder).rglob("*")
+            if "step_" in p.name or "_noise" in p.name
+        )
 
 
 @pytest.fixture
@@ -59,7 +73,13 @@ def test_the_newest_checkpoint_that_verifies_and_an_unchanged_job(place):
     place.save(2)
     (place.save(4) / "state.json").write_text("torn")
     begin = place.begin()
-    assert (begin.step, begin.checkpoint.name, begin.job, begin.since, begin.keep) == (2, "step_000000002", JOB, [], None)
+    assert (begin.step, begin.checkpoint.name, begin.job, begin.since, begin.keep) == (
+        2,
+        "step_000000002",
+        JOB,
+        [],
+        None,
+    )
     assert len(begin.damaged) == 1 and "step_000000004" in begin.damaged[0]
     clear_the_way(begin, place.run, place.log)
     assert [f.name for f in checkpoint.listed(place.run)] == ["step_000000002"]
@@ -108,7 +128,16 @@ def test_an_edit_that_was_told_and_kept_is_not_lost_by_a_kill(place):
     assert begin.keep is None and [(s.step, s.new) for s in begin.ahead] == [(2, 9e-5)]
 
 
-@pytest.mark.parametrize(("path", "value"), [("training.loss", "mae"), ("job.seed", 7), ("datasets[0].num_frames", 5), ("multistage.switch_every", 3), ("training.gradient_accumulation", 2)])
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("training.loss", "mae"),
+        ("job.seed", 7),
+        ("datasets[0].num_frames", 5),
+        ("multistage.switch_every", 3),
+        ("training.gradient_accumulation", 2),
+    ],
+)
 def test_changes_that_break_exactness_are_shown_and_asked_about(place, path, value):
     place.save(2)
     edited = with_value(JOB, path, value)
@@ -121,7 +150,15 @@ def test_changes_that_break_exactness_are_shown_and_asked_about(place, path, val
     assert place.begin(edited).comparable is False, "accepted once, it is not asked again"
 
 
-@pytest.mark.parametrize(("path", "value"), [("target.rank", 8), ("multistage.low_noise", False), ("multistage.high.rank", 4), ("training.optimizer", "prodigy")])
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("target.rank", 8),
+        ("multistage.low_noise", False),
+        ("multistage.high.rank", 4),
+        ("training.optimizer", "prodigy"),
+    ],
+)
 def test_what_does_not_fit_what_was_learnt_stays_refused(place, path, value):
     place.save(2)
     with pytest.raises(UserError, match="does not fit") as refused:
@@ -198,10 +235,16 @@ def test_a_run_that_was_cut_short_and_is_done_goes_on_with_the_steps_of_its_file
     assert place.begin().job.training.steps == 2, "a kill came before the end"
     place.log.emit("done", step=2)
     begin = place.begin()
-    assert begin.job.training.steps == JOB.training.steps and begin.ahead == [] and [(s.field, s.old) for s in begin.settings] == [("training.steps", 2)]
+    assert (
+        begin.job.training.steps == JOB.training.steps
+        and begin.ahead == []
+        and [(s.field, s.old) for s in begin.settings] == [("training.steps", 2)]
+    )
     place.log.emit("started", resumed_from=2)
     place.set(2, "training.steps", 2, JOB.training.steps)
-    assert [(s.field, s.new) for s in place.begin().ahead] == [("training.steps", JOB.training.steps)], "killed before the next checkpoint, it goes on as far"
+    assert [(s.field, s.new) for s in place.begin().ahead] == [("training.steps", JOB.training.steps)], (
+        "killed before the next checkpoint, it goes on as far"
+    )
 
 
 def test_a_rollback_that_was_cut_short_is_taken_up_again(place):

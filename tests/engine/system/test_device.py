@@ -24,7 +24,8 @@ NAME, VALUE = CUBLAS_WORKSPACE
 
 
 class Products:
-    """A tensor of a card: its product wants the variable, the first time or every time. `faults`: what the products raise, in turn."""
+    """A tensor of a card: its product wants the variable, the first time or every time. `faults`: what the products
+    raise, in turn."""
 
     def __init__(self, *, every_time: bool = False, faults: tuple[str, ...] = ()) -> None:
         self.every_time, self.faults, self.seen = every_time, iter(faults), list[Any]()
@@ -103,7 +104,10 @@ def test_cuda_is_shown_the_job_s_gpu_alone_before_it_is_asked(tiny, tmp_path, mo
     """The GPU that was planned for is the one that is opened: by UUID, before torch or what imports it counts GPUs."""
     for name in (VISIBLE, ORDER, NUMBERS):  # put back after the test
         monkeypatch.setenv(name, "3,1,0")
-    monkeypatch.setattr("presets.rules.check.read_machine", lambda out: machine(gpu(80), gpu(24, index=1, uuid="MIG-2"), gpu(24, index=2, uuid="GPU-2b")))
+    monkeypatch.setattr(
+        "presets.rules.check.read_machine",
+        lambda out: machine(gpu(80), gpu(24, index=1, uuid="MIG-2"), gpu(24, index=2, uuid="GPU-2b")),
+    )
     job = write_job(tmp_path, tiny, prompts=0)
     save_job(with_value(load_job(job), "job.gpus", [1]), job, fresh=True)
     seen: list[dict[str, str]] = []
@@ -113,7 +117,11 @@ def test_cuda_is_shown_the_job_s_gpu_alone_before_it_is_asked(tiny, tmp_path, mo
         raise UserError("opened")
 
     monkeypatch.setattr(out_of_memory, "open_device", opened)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: pytest.fail("asked too soon") if not seen and os.environ[VISIBLE] != "MIG-2" else False)
+    monkeypatch.setattr(
+        torch.cuda,
+        "is_available",
+        lambda: pytest.fail("asked too soon") if not seen and os.environ[VISIBLE] != "MIG-2" else False,
+    )
     assert run_job(job, None, resume=False, workers=0) == 1
     assert seen == [{VISIBLE: "MIG-2", ORDER: "PCI_BUS_ID"}]
 
@@ -121,15 +129,33 @@ def test_cuda_is_shown_the_job_s_gpu_alone_before_it_is_asked(tiny, tmp_path, mo
 @pytest.mark.parametrize(
     ("here", "what", "fix"),
     [
-        (machine(gpu(driver="550.54.14"), torch=Build("2.13.0", "13.0")), "torch 2.13.0 is built for CUDA 13.0, which NVIDIA driver 550.54.14 does not serve", "'torch>=2.10,<2.11'"),
-        (machine(gpu(driver="470.82.01"), torch=Build("2.13.0", "13.0")), "driver 470.82.01", "Update the NVIDIA driver"),
+        (
+            machine(gpu(driver="550.54.14"), torch=Build("2.13.0", "13.0")),
+            "torch 2.13.0 is built for CUDA 13.0, which NVIDIA driver 550.54.14 does not serve",
+            "'torch>=2.10,<2.11'",
+        ),
+        (
+            machine(gpu(driver="470.82.01"), torch=Build("2.13.0", "13.0")),
+            "driver 470.82.01",
+            "Update the NVIDIA driver",
+        ),
         (machine(gpu(), torch=Build("2.13.0+cpu")), "is a build without CUDA", "pip install"),
-        (machine(gpu(), torch=Build("2.13.0", "13.0")), "The NVIDIA driver on your system is too odd", "wanlora doctor"),
-        (machine(problem="there is no NVIDIA driver on this machine"), "there is no NVIDIA driver on this machine", "a machine with an NVIDIA GPU"),
+        (
+            machine(gpu(), torch=Build("2.13.0", "13.0")),
+            "The NVIDIA driver on your system is too odd",
+            "wanlora doctor",
+        ),
+        (
+            machine(problem="there is no NVIDIA driver on this machine"),
+            "there is no NVIDIA driver on this machine",
+            "a machine with an NVIDIA GPU",
+        ),
     ],
     ids=["CUDA 13", "no torch fits", "no CUDA", "torch's own word", "no GPU"],
 )
-def test_what_is_too_much_for_the_cpu_is_refused_there(monkeypatch: pytest.MonkeyPatch, here: Machine, what: str, fix: str):
+def test_what_is_too_much_for_the_cpu_is_refused_there(
+    monkeypatch: pytest.MonkeyPatch, here: Machine, what: str, fix: str
+):
     def init() -> None:
         raise RuntimeError("The NVIDIA driver on your system is too odd.\nMore of it.")
 

@@ -1,4 +1,5 @@
-"""What survives a power loss: on the strictest disk that POSIX allows, where nothing lasts but what was synced, file by file and folder by folder."""
+"""What survives a power loss: on the strictest disk that POSIX allows, where nothing lasts but what was synced, file by
+file and folder by folder."""
 
 import os
 import shutil
@@ -20,7 +21,8 @@ from tests.helpers.training.sameness import differences
 
 
 class Disk:
-    """What is on the disk of all that lies under `root`: the content of a file and the names in a folder as they were when they were last synced."""
+    """What is on the disk of all that lies under `root`: the content of a file and the names in a folder as they were
+    when they were last synced."""
 
     def __init__(self, root: Path, patch: pytest.MonkeyPatch) -> None:
         self.root, self._sync = root, os.fsync
@@ -50,7 +52,8 @@ class Disk:
             self._contents[found.st_ino] = path.read_bytes()
 
     def after_power_loss(self, to: Path) -> Path:
-        """Write what is left to the folder `to`: a file that was never synced is empty, a folder that was never synced holds nothing."""
+        """Write what is left to the folder `to`: a file that was never synced is empty, a folder that was never synced
+        holds nothing."""
         kinds = {entry.stat().st_ino: entry.is_dir() for entry in self.root.rglob("*")}
 
         def write(inode: int, place: Path) -> None:
@@ -66,8 +69,15 @@ class Disk:
 
 
 def test_what_events_tell_of_is_on_the_disk_and_the_run_goes_on_from_there(tiny, tmp_path, monkeypatch):
-    """Power fails at each checkpoint, preview and at the end: whatever was told of lies there whole. After two of them the run is taken up again."""
-    how = {"prompts": 1, "steps": 3, "ema": True, "save": {"every": 2, "keep": 2}, "sample": {"every": 2, "steps": 1, "width": 32, "height": 32, "num_frames": 1}}
+    """Power fails at each checkpoint, preview and at the end: whatever was told of lies there whole. After two of them
+    the run is taken up again."""
+    how = {
+        "prompts": 1,
+        "steps": 3,
+        "ema": True,
+        "save": {"every": 2, "keep": 2},
+        "sample": {"every": 2, "steps": 1, "width": 32, "height": 32, "num_frames": 1},
+    }
     job = write_job(tmp_path / "straight", tiny, **how)
     lost = tmp_path / "lost"
     lost.mkdir()
@@ -84,10 +94,21 @@ def test_what_events_tell_of_is_on_the_disk_and_the_run_goes_on_from_there(tiny,
             match event.kind:
                 case "checkpoint":
                     assert checkpoint.verify(left / event.data["path"]) == ""
-                    assert [path.name for path in left.glob(f"t_{event.data['step']:09d}_*") if lora.is_whole(path)] == [path.name for path in left.glob(f"t_{event.data['step']:09d}_*")] != []
+                    assert (
+                        [path.name for path in left.glob(f"t_{event.data['step']:09d}_*") if lora.is_whole(path)]
+                        == [path.name for path in left.glob(f"t_{event.data['step']:09d}_*")]
+                        != []
+                    )
                 case "sample":
-                    assert sha256(left / event.data["path"]) == event.data["sha256"] and sha256(left / event.data["poster"]) == event.data["poster_sha256"]
-                    assert is_picture(left / event.data["sheet"]) and is_picture(left / event.data["compare"]) and is_video(left / event.data["compare_video"])
+                    assert (
+                        sha256(left / event.data["path"]) == event.data["sha256"]
+                        and sha256(left / event.data["poster"]) == event.data["poster_sha256"]
+                    )
+                    assert (
+                        is_picture(left / event.data["sheet"])
+                        and is_picture(left / event.data["compare"])
+                        and is_video(left / event.data["compare_video"])
+                    )
                 case "done":
                     assert event.data["files"] and all(lora.is_whole(left / name) for name in event.data["files"])
                     assert decode_event((left / "events.jsonl").read_bytes().splitlines()[-1]) == event
@@ -95,7 +116,14 @@ def test_what_events_tell_of_is_on_the_disk_and_the_run_goes_on_from_there(tiny,
         patch.setattr(Console, "show", shown)
         assert run_job(job, None, resume=False, workers=0, device="cpu") == 0
         disk.close()
-    assert sorted(path.name for path in lost.iterdir()) == ["checkpoint-2", "checkpoint-3", "done-3", "sample-0", "sample-2", "sample-3"]
+    assert sorted(path.name for path in lost.iterdir()) == [
+        "checkpoint-2",
+        "checkpoint-3",
+        "done-3",
+        "sample-0",
+        "sample-2",
+        "sample-3",
+    ]
     runs, whole = tmp_path / "straight" / "runs", tmp_path / "straight" / "whole"
     runs.rename(whole)
     for where in ("sample-2", "sample-3"):
@@ -108,7 +136,14 @@ def test_what_events_tell_of_is_on_the_disk_and_the_run_goes_on_from_there(tiny,
 
 def test_a_branch_that_was_gone_back_from_is_on_the_disk_where_it_was_moved_to(tiny, tmp_path, monkeypatch):
     """Power fails as the attempt says that it has started at step 1: the branch must not lie in the way again."""
-    job = write_job(tmp_path / "job", tiny, prompts=1, steps=2, save={"every": 1, "keep": 2}, sample={"every": 0, "first": False, "steps": 1, "width": 32, "height": 32, "num_frames": 1})
+    job = write_job(
+        tmp_path / "job",
+        tiny,
+        prompts=1,
+        steps=2,
+        save={"every": 1, "keep": 2},
+        sample={"every": 0, "first": False, "steps": 1, "width": 32, "height": 32, "num_frames": 1},
+    )
     run = tmp_path / "job" / "runs" / "t"
     show = Console.show
     with monkeypatch.context() as patch:
@@ -120,8 +155,13 @@ def test_a_branch_that_was_gone_back_from_is_on_the_disk_where_it_was_moved_to(t
             show(self, event)
             if event.kind == "started":
                 left = disk.after_power_loss(tmp_path / "left") / "runs" / "t"
-                seen.extend(sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if "2" in path.name) for folder in (run, left))
-                assert checkpoint.verify(left / "abandoned/attempt_1/checkpoints/step_000000002") == "" and lora.is_whole(left / "abandoned/attempt_1/t_low_noise.safetensors")
+                seen.extend(
+                    sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if "2" in path.name)
+                    for folder in (run, left)
+                )
+                assert checkpoint.verify(
+                    left / "abandoned/attempt_1/checkpoints/step_000000002"
+                ) == "" and lora.is_whole(left / "abandoned/attempt_1/t_low_noise.safetensors")
 
         patch.setattr(Console, "show", shown)
         assert run_job(job, None, resume=True, from_step=1, workers=0, device="cpu") == 0

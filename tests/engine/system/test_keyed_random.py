@@ -8,13 +8,23 @@ from engine.system.keyed_random import keyed_rng
 
 def test_the_same_key_gives_the_same_numbers_in_another_process():
     here = keyed_rng(42, "noise", 7, "0/a.mp4@512").standard_normal(4, dtype="float32")
-    code = "from engine.system.keyed_random import keyed_rng; print(keyed_rng(42, 'noise', 7, '0/a.mp4@512').standard_normal(4, dtype='float32').tobytes().hex())"
+    code = (
+        "from engine.system.keyed_random import keyed_rng; print(keyed_rng(42, 'noise', 7,"
+        " '0/a.mp4@512').standard_normal(4, dtype='float32').tobytes().hex())"
+    )
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     assert here.tobytes().hex() == there
 
 
 def test_any_part_of_the_key_changes_the_numbers():
-    keys = [(42, "noise", 7, "a"), (43, "noise", 7, "a"), (42, "timestep", 7, "a"), (42, "noise", 8, "a"), (42, "noise", 7, "b"), (42, "noise", "7a")]
+    keys = [
+        (42, "noise", 7, "a"),
+        (43, "noise", 7, "a"),
+        (42, "timestep", 7, "a"),
+        (42, "noise", 8, "a"),
+        (42, "noise", 7, "b"),
+        (42, "noise", "7a"),
+    ]
     draws = [tuple(keyed_rng(*key).random(2)) for key in keys]
     assert len(set(draws)) == len(keys)
 

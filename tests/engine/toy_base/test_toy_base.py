@@ -1,4 +1,5 @@
-"""The toy base: what it is drawn from, how its VAE is trained, and that the model in the package does what its captions say."""
+"""The toy base: what it is drawn from, how its VAE is trained, and that the model in the package does what its captions
+say."""
 
 import math
 
@@ -44,7 +45,10 @@ def test_objects_move_as_their_captions_say():
     way = places[:, -1] - places[:, 0]
     told = torch.tensor(list(MOTIONS.values()), dtype=torch.float32)[motion]
     assert ((way - told * REACH).norm(dim=-1) <= REACH * SPREAD + 1e-6).all()
-    assert [CAPTIONS[i] for i in scene.captions_B[:5]] == [f"a {list(COLOURS)[c]} {s}" for c, s in zip(scene.colour_B[:5], [CAPTIONS[i].split(" ", 2)[2] for i in scene.captions_B[:5]], strict=True)]
+    assert [CAPTIONS[i] for i in scene.captions_B[:5]] == [
+        f"a {list(COLOURS)[c]} {s}"
+        for c, s in zip(scene.colour_B[:5], [CAPTIONS[i].split(" ", 2)[2] for i in scene.captions_B[:5]], strict=True)
+    ]
     assert all(list(MOTIONS)[m] in CAPTIONS[i] for m, i in zip(motion, scene.captions_B, strict=True))
 
 
@@ -56,7 +60,9 @@ def test_fewer_frames_are_the_beginning_of_more():
 @pytest.mark.parametrize("frames", [1, 5, 9, 17])
 def test_whole_clips_through_the_vae_are_what_diffusers_makes_of_them(frames: int):
     torch.manual_seed(0)
-    vae = AutoencoderKLWan(base_dim=8, z_dim=16, dim_mult=[1, 2, 2, 2], num_res_blocks=1, temperal_downsample=[False, True, True]).eval()
+    vae = AutoencoderKLWan(
+        base_dim=8, z_dim=16, dim_mult=[1, 2, 2, 2], num_res_blocks=1, temperal_downsample=[False, True, True]
+    ).eval()
     video, latents = torch.randn(2, 3, frames, 32, 32), torch.randn(2, 16, (frames - 1) // 4 + 1, 4, 4)
     with torch.no_grad():
         moments, back = vae.encode(video).latent_dist.parameters, vae.decode(latents).sample
@@ -84,7 +90,9 @@ def test_a_few_steps_of_training_leave_a_base_that_loads(tmp_path, monkeypatch):
         training.train_vae(tmp_path, seed=1, steps=1, device=CPU)
         training.train_experts(tmp_path, seed=1, steps=2, device=CPU)
         before = training.load_experts(tmp_path)
-        training.write_base(tmp_path / "base", AutoencoderKLWan.from_pretrained(tmp_path / "vae"), training.load_experts(tmp_path))
+        training.write_base(
+            tmp_path / "base", AutoencoderKLWan.from_pretrained(tmp_path / "vae"), training.load_experts(tmp_path)
+        )
     facts = read_model(NamedBase(path=str(tmp_path / "base")), tmp_path)
     assert not facts.problems and facts.boundary_ratio == 0.9
     fresh = new_expert().state_dict()
@@ -93,7 +101,11 @@ def test_a_few_steps_of_training_leave_a_base_that_loads(tmp_path, monkeypatch):
 
 def test_the_learning_rate_rises_and_falls():
     values = [training.rate(step, 100, 1.0, 10) for step in range(101)]
-    assert math.isclose(max(values), values[9], rel_tol=0.02) and values[0] < 0.11 and math.isclose(values[-1], 0.02, rel_tol=0.01)
+    assert (
+        math.isclose(max(values), values[9], rel_tol=0.02)
+        and values[0] < 0.11
+        and math.isclose(values[-1], 0.02, rel_tol=0.01)
+    )
 
 
 def test_the_package_s_model_does_what_its_captions_say():

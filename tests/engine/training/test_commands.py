@@ -1,4 +1,5 @@
-"""A running trainer obeys, survives a full disk, and goes on after a fault as if nothing had been. Whole runs in this process."""
+"""A running trainer obeys, survives a full disk, and goes on after a fault as if nothing had been. Whole runs in this
+process."""
 
 import json
 from collections.abc import Callable
@@ -33,7 +34,8 @@ def armed():
 
 
 def commands_at(patch: pytest.MonkeyPatch, run: Path, commands: Commands, *, phase: str = "") -> None:
-    """Commands arrive while the trainer says that the step is done, or that it pauses: so between this step and the next."""
+    """Commands arrive while the trainer says that the step is done, or that it pauses: so between this step and the
+    next."""
     left, show = dict(commands), Console.show
 
     def shown(self: Console, event: Event) -> None:
@@ -61,11 +63,14 @@ def train(job: Path, *, resume: bool = False, **how) -> int:
 
 
 def same(run: Path, other: Path, *, but: list[int]) -> bool:
-    """The state of the newest checkpoints to the bit, and what was told on the way there, `but` for checkpoints of these steps."""
+    """The state of the newest checkpoints to the bit, and what was told on the way there, `but` for checkpoints of
+    these steps."""
     a, b = (checkpoint.load(checkpoint.newest(r)[0]) for r in (run, other))
     flat = [checkpoint._split([s.lora, s.optimizer, s.ema], "", tensors := {}) and tensors for s in (a, b)]
     assert flat[0].keys() == flat[1].keys() and a.step == b.step
-    return all(torch.equal(flat[0][k], flat[1][k]) for k in flat[0]) and [d for d in branch(run) if d["kind"] != "checkpoint" or d["step"] not in but] == branch(other)
+    return all(torch.equal(flat[0][k], flat[1][k]) for k in flat[0]) and [
+        d for d in branch(run) if d["kind"] != "checkpoint" or d["step"] not in but
+    ] == branch(other)
 
 
 def edited(path: Path, **values) -> Path:
@@ -79,26 +84,55 @@ def edited(path: Path, **values) -> Path:
 def test_commands_are_obeyed_between_steps_or_refused_with_the_reason(tiny, tmp_path, at_step):
     job = write_job(tmp_path, tiny, prompts=0, steps=4, save={"every": 3})
     run = tmp_path / "runs" / "t"
-    at_step(run, {
-        1: [{"command": "save"}, {"command": "sample"}, new("training.lr", "0.5e-3"), new("training.loss", "mae"), new("training.lr", "fast"), {"command": "dance"}],
-        2: [new("multistage.low.lr", "2e-3"), new("training.lr", "5e-4")], 4: [new("training.steps", 5)],
-    })  # fmt: skip
+    at_step(
+        run,
+        {
+            1: [
+                {"command": "save"},
+                {"command": "sample"},
+                new("training.lr", "0.5e-3"),
+                new("training.loss", "mae"),
+                new("training.lr", "fast"),
+                {"command": "dance"},
+            ],
+            2: [new("multistage.low.lr", "2e-3"), new("training.lr", "5e-4")],
+            4: [new("training.steps", 5)],
+        },
+    )
     assert train(job) == 0
-    assert [(d["step"], d["lr"]) for d in of_kind(run, "step")] == [(1, 1e-3), (2, 5e-4), (3, 2e-3), (4, 2e-3), (5, 5e-4)]
+    assert [(d["step"], d["lr"]) for d in of_kind(run, "step")] == [
+        (1, 1e-3),
+        (2, 5e-4),
+        (3, 2e-3),
+        (4, 2e-3),
+        (5, 5e-4),
+    ]
     assert [{k: v for k, v in d.items() if k != "order"} for d in of_kind(run, "changed")] == [
-        {"field": "training.lr", "old": 1e-3, "new": 5e-4, "step": 1}, {"field": "multistage.low.lr", "old": None, "new": 2e-3, "step": 2},
+        {"field": "training.lr", "old": 1e-3, "new": 5e-4, "step": 1},
+        {"field": "multistage.low.lr", "old": None, "new": 2e-3, "step": 2},
         {"field": "training.steps", "old": 4, "new": 5, "step": 4},
-    ]  # fmt: skip
+    ]
     assert [d["step"] for d in of_kind(run, "checkpoint")] == [1, 3, 5]
     refused = [d["message"] for d in of_kind(run, "finding") if d["code"] == "command-refused"]
-    assert [message.partition(" was refused")[0].partition("-")[2] or message.partition(" was refused")[0] for message in refused] == ["5.json", "sample", "set training.loss = mae", "set training.lr = fast"]
+    assert [
+        message.partition(" was refused")[0].partition("-")[2] or message.partition(" was refused")[0]
+        for message in refused
+    ] == ["5.json", "sample", "set training.loss = mae", "set training.lr = fast"]
     assert any("is 0.0005 already" in d["text"] for d in of_kind(run, "log"))
     assert not list((run / "control").iterdir())
     assert json.loads((checkpoint.newest(run)[0] / "state.json").read_text())["job"]["multistage"]["low"]["lr"] == 2e-3
 
 
 def test_intervals_and_numbers_kept_count_from_when_they_are_set(tiny, tmp_path, at_step):
-    job = write_job(tmp_path, tiny, prompts=1, steps=7, sample={"every": 0, "first": False, "steps": 1, "num_frames": 1}, save={"every": 100, "keep": 9}, dataset={"num_frames": 1})
+    job = write_job(
+        tmp_path,
+        tiny,
+        prompts=1,
+        steps=7,
+        sample={"every": 0, "first": False, "steps": 1, "num_frames": 1},
+        save={"every": 100, "keep": 9},
+        dataset={"num_frames": 1},
+    )
     run = tmp_path / "runs" / "t"
     at_step(run, {1: [new("save.every", 2), new("sample.every", 3)], 5: [new("sample.every", 0), new("save.keep", 2)]})
     assert train(job) == 0
@@ -108,23 +142,52 @@ def test_intervals_and_numbers_kept_count_from_when_they_are_set(tiny, tmp_path,
 
 
 def test_fewer_steps_than_are_done_end_the_run_properly_now(tiny, tmp_path, at_step):
-    job = write_job(tmp_path, tiny, prompts=1, steps=8, sample={"every": 0, "first": False, "steps": 1}, save={"every": 8})
+    job = write_job(
+        tmp_path, tiny, prompts=1, steps=8, sample={"every": 0, "first": False, "steps": 1}, save={"every": 8}
+    )
     run = tmp_path / "runs" / "t"
     at_step(run, {3: [new("training.steps", 2)]})
     assert train(job) == 0
-    assert [e.kind for e in events(run) if e.kind in ("changed", "checkpoint", "sample", "done")] == ["changed", "checkpoint", "sample", "done"]
-    assert of_kind(run, "done")[-1]["step"] == of_kind(run, "checkpoint")[-1]["step"] == of_kind(run, "sample")[-1]["step"] == 3
+    assert [e.kind for e in events(run) if e.kind in ("changed", "checkpoint", "sample", "done")] == [
+        "changed",
+        "checkpoint",
+        "sample",
+        "done",
+    ]
+    assert (
+        of_kind(run, "done")[-1]["step"]
+        == of_kind(run, "checkpoint")[-1]["step"]
+        == of_kind(run, "sample")[-1]["step"]
+        == 3
+    )
     assert lora.read_metadata(run / "t_low_noise.safetensors")["wanlora.step"] == "3"
 
 
 def test_orders_that_come_during_the_last_previews_are_obeyed_or_refused(tiny, tmp_path, at_step):
-    job = write_job(tmp_path, tiny, prompts=1, steps=2, sample={"every": 0, "first": False, "steps": 1}, save={"every": 8})
+    job = write_job(
+        tmp_path, tiny, prompts=1, steps=2, sample={"every": 0, "first": False, "steps": 1}, save={"every": 8}
+    )
     run = tmp_path / "runs" / "t"
     at_step(run, {0: [new("training.steps", 3), new("training.loss", "mae")]}, phase="sampling")
     assert train(job) == 0
-    assert [e.kind for e in events(run) if e.kind in ("step", "changed", "checkpoint", "sample", "done")] == ["step", "step", "checkpoint", "sample", "changed", "step", "checkpoint", "sample", "done"]
-    assert [d["message"].partition(" was")[0] for d in of_kind(run, "finding") if d["code"] == "command-refused"] == ["set training.loss = mae"]
-    assert of_kind(run, "done")[0]["step"] == 3 and lora.read_metadata(run / "t_low_noise.safetensors")["wanlora.step"] == "3"
+    assert [e.kind for e in events(run) if e.kind in ("step", "changed", "checkpoint", "sample", "done")] == [
+        "step",
+        "step",
+        "checkpoint",
+        "sample",
+        "changed",
+        "step",
+        "checkpoint",
+        "sample",
+        "done",
+    ]
+    assert [d["message"].partition(" was")[0] for d in of_kind(run, "finding") if d["code"] == "command-refused"] == [
+        "set training.loss = mae"
+    ]
+    assert (
+        of_kind(run, "done")[0]["step"] == 3
+        and lora.read_metadata(run / "t_low_noise.safetensors")["wanlora.step"] == "3"
+    )
     assert not list((run / "control").iterdir())
 
 
@@ -134,7 +197,8 @@ HOW = {"steps": 9, "lr_scheduler": "cosine", "ema": True, "gradient_accumulation
 
 @pytest.fixture(scope="module")
 def straight(tiny, tmp_path_factory) -> Path:
-    """Steps 1 to 7, the learning rate and the steps set after step 4, a checkpoint after each third step, an average, a schedule."""
+    """Steps 1 to 7, the learning rate and the steps set after step 4, a checkpoint after each third step, an average, a
+    schedule."""
     job = write_job(tmp_path_factory.mktemp("straight"), tiny, prompts=0, save={"every": 3, "keep": 3}, **HOW)
     with pytest.MonkeyPatch.context() as patch:
         commands_at(patch, job.parent / "runs" / "t", SET)
@@ -142,7 +206,10 @@ def straight(tiny, tmp_path_factory) -> Path:
     return job.parent / "runs" / "t"
 
 
-@pytest.mark.parametrize("cuts", [["sigterm:forward:6"], ["raise:optimizer.before-step:6", "raise:forward:4"], ["raise:checkpoint.before-event:6"]])
+@pytest.mark.parametrize(
+    "cuts",
+    [["sigterm:forward:6"], ["raise:optimizer.before-step:6", "raise:forward:4"], ["raise:checkpoint.before-event:6"]],
+)
 def test_what_was_set_is_set_again_at_the_same_step_after_a_fault(tiny, tmp_path, at_step, armed, straight, cuts):
     """The second fault strikes before step 4 is reached again. The stop comes between two micro-batches."""
     job = write_job(tmp_path, tiny, prompts=0, save={"every": 3, "keep": 3}, **HOW)
@@ -154,7 +221,9 @@ def test_what_was_set_is_set_again_at_the_same_step_after_a_fault(tiny, tmp_path
     if "sigterm" in cuts[0]:
         assert of_kind(run, "stopped") == [{"step": 5, "path": "checkpoints/step_000000005", "why": "SIGTERM received"}]
         position = json.loads((checkpoint.newest(run)[0] / "state.json").read_text())["position"]
-        assert (position["step"], position["micro_step"], position["batch"]) == (5, 0, 10) and len(position["next_clips"]) == 1
+        assert (position["step"], position["micro_step"], position["batch"]) == (5, 0, 10) and len(
+            position["next_clips"]
+        ) == 1
     armed([])
     assert train(job, resume=True) == 0
     assert same(run, straight, but=[5])
@@ -183,7 +252,14 @@ def test_a_newer_wish_takes_the_place_of_what_was_to_be_set_again(tiny, tmp_path
 
 
 def test_previews_that_were_ordered_and_cut_short_by_a_stop_are_made_by_the_next_attempt(tiny, tmp_path, at_step):
-    job = write_job(tmp_path, tiny, prompts=1, steps=3, sample={"every": 0, "first": False, "steps": 2, "num_frames": 1}, dataset={"num_frames": 1})
+    job = write_job(
+        tmp_path,
+        tiny,
+        prompts=1,
+        steps=3,
+        sample={"every": 0, "first": False, "steps": 2, "num_frames": 1},
+        dataset={"num_frames": 1},
+    )
     run = tmp_path / "runs" / "t"
     at_step(run, {1: [{"command": "sample"}]})
     at_step(run, {0: [{"command": "stop"}]}, phase="sampling")
@@ -213,7 +289,14 @@ def test_an_order_that_a_kill_left_behind_is_not_obeyed_again_at_an_earlier_step
 
 
 def test_going_back_to_an_older_checkpoint(tiny, tmp_path, capsys):
-    job = write_job(tmp_path, tiny, prompts=1, steps=4, save={"every": 1, "keep": 4}, sample={"every": 2, "first": False, "steps": 1})
+    job = write_job(
+        tmp_path,
+        tiny,
+        prompts=1,
+        steps=4,
+        save={"every": 1, "keep": 4},
+        sample={"every": 2, "first": False, "steps": 1},
+    )
     run = tmp_path / "runs" / "t"
     assert train(job) == 0
     first = (run / "events.jsonl").read_bytes()
@@ -224,11 +307,18 @@ def test_going_back_to_an_older_checkpoint(tiny, tmp_path, capsys):
     assert (run / "events.jsonl").read_bytes().startswith(first), "what was told is never taken back"
     assert [f.name[-1] for f in checkpoint.listed(run)] == ["1", "2", "3", "4"]
     left = run / "abandoned" / "attempt_1"
-    assert [f.name[-1] for f in checkpoint.listed(left)] == ["3", "4"] and (left / "samples/step_000000004/00.mp4").exists() and (left / "t_low_noise.safetensors").exists()
+    assert (
+        [f.name[-1] for f in checkpoint.listed(left)] == ["3", "4"]
+        and (left / "samples/step_000000004/00.mp4").exists()
+        and (left / "t_low_noise.safetensors").exists()
+    )
     view = RunView()
     for event in events(run):
         fold(view, event)
-    assert {p.step: p.loss for points in view.abandoned[0].losses.values() for p in points} == {3: losses[3], 4: losses[4]} and view.abandoned[0].folder == "abandoned/attempt_1"
+    assert {p.step: p.loss for points in view.abandoned[0].losses.values() for p in points} == {
+        3: losses[3],
+        4: losses[4],
+    } and view.abandoned[0].folder == "abandoned/attempt_1"
     now = {p.step: p.loss for points in view.losses.values() for p in points}
     assert now[3] == losses[3] and now[4] != losses[4] and view.state == "done"
     assert of_kind(run, "changed") == [{"field": "training.lr", "old": 1e-3, "new": 2e-3, "step": 2}]
@@ -241,14 +331,21 @@ def test_other_clips_are_asked_about_and_another_card_is_told(tiny, tmp_path, mo
     (tmp_path / "clips" / "0.txt").write_text("another caption")
     monkeypatch.setattr(restore, "device_name", lambda device: "NVIDIA H900")
     assert train(edited(job, training__steps=2), resume=True) == 1
-    assert "the clips or captions have changed" in of_kind(run, "failed")[-1]["cause"] and "--accept-changes" in of_kind(run, "failed")[-1]["next"]
+    assert (
+        "the clips or captions have changed" in of_kind(run, "failed")[-1]["cause"]
+        and "--accept-changes" in of_kind(run, "failed")[-1]["next"]
+    )
     assert train(job, resume=True, accept_changes=True) == 0
     clips, card = [d["message"] for d in of_kind(run, "finding") if d["code"] == "not-comparable"]
-    assert "the clips or captions have changed: from step 2 on" in clips and "another card (NVIDIA H900, before: CPU)" in card
+    assert (
+        "the clips or captions have changed: from step 2 on" in clips
+        and "another card (NVIDIA H900, before: CPU)" in card
+    )
 
 
 def test_looking_back_meets_what_was_set_at_its_step(tiny, tmp_path, at_step, armed, monkeypatch):
-    """A rate too high is found after step 4, when it was set, and a resume that begins with it does not find it at step 2."""
+    """A rate too high is found after step 4, when it was set, and a resume that begins with it does not find it at step
+    2."""
     monkeypatch.setattr(diagnosis, "EARLY", 2)
     monkeypatch.setattr(diagnosis, "LOOK_EVERY", 2)
     job = write_job(tmp_path, tiny, prompts=0, steps=8, lr=1e-4, save={"every": 5})
@@ -276,17 +373,31 @@ def test_a_clip_that_goes_away_does_not_keep_the_checkpoint_from_being_written(t
 
 def test_a_full_disk_pauses_the_run_which_goes_on_by_itself(tiny, tmp_path, armed, monkeypatch):
     monkeypatch.setattr(disk_full, "RETRY_SECONDS", 0.01)
-    job = write_job(tmp_path, tiny, prompts=1, steps=2, save={"every": 2}, sample={"every": 2, "first": False, "steps": 1})
+    job = write_job(
+        tmp_path, tiny, prompts=1, steps=2, save={"every": 2}, sample={"every": 2, "first": False, "steps": 1}
+    )
     run = tmp_path / "runs" / "t"
-    points = {"event.mid-write:1": 40, "save.before-rename:2": 3, "save.after-optimizer:2": 1, "lora-file.before-rename:2": 3, "preview.before-video:2": 3}
+    points = {
+        "event.mid-write:1": 40,
+        "save.before-rename:2": 3,
+        "save.after-optimizer:2": 1,
+        "lora-file.before-rename:2": 3,
+        "preview.before-video:2": 3,
+    }
     armed([f"enospc:{point}" for point, times in points.items() for _ in range(times)])
     assert train(job) == 0
     paused = [d["text"] for d in of_kind(run, "phase") if d["name"] == "paused"]
-    for text, what in zip(paused, ["events.jsonl", "the checkpoint of step 2", "t_000000002_high_noise.safetensors", "preview 1 after step 2"], strict=True):
+    for text, what in zip(
+        paused,
+        ["events.jsonl", "the checkpoint of step 2", "t_000000002_high_noise.safetensors", "preview 1 after step 2"],
+        strict=True,
+    ):
         assert f"the disk is full: {what}" in text and " needs " in text and "are free at" in text
     assert [e.seq for e in events(run)] == list(range(1, len(events(run)) + 1))
     assert [d["step"] for d in of_kind(run, "checkpoint")] == [d["step"] for d in of_kind(run, "sample")] == [2]
-    assert all(checkpoint.verify(f) == "" for f in checkpoint.listed(run)) and not [f for f in of_kind(run, "finding") if f["code"] == "preview-failed"]
+    assert all(checkpoint.verify(f) == "" for f in checkpoint.listed(run)) and not [
+        f for f in of_kind(run, "finding") if f["code"] == "preview-failed"
+    ]
     assert not [p for p in run.rglob("*") if ".tmp" in p.name or p.name == ".reserve"]
 
 
@@ -297,7 +408,10 @@ def test_a_stop_while_the_disk_is_full_keeps_the_checkpoint_there_is(tiny, tmp_p
     at_step(run, {0: [{"command": "stop"}]}, phase="paused")
     assert train(job) == 75
     (stopped,) = of_kind(run, "stopped")
-    assert (stopped["step"], stopped["path"]) == (4, "checkpoints/step_000000002") and "what came after step 2" in stopped["why"]
+    assert (stopped["step"], stopped["path"]) == (
+        4,
+        "checkpoints/step_000000002",
+    ) and "what came after step 2" in stopped["why"]
     armed([])
     assert train(job, resume=True) == 0 and of_kind(run, "done")[-1]["step"] == 4
 
@@ -309,13 +423,17 @@ def test_a_stop_while_a_lora_file_waits_for_room_keeps_its_checkpoint(tiny, tmp_
     at_step(run, {0: [{"command": "stop"}]}, phase="paused")
     assert train(job) == 75
     (stopped,) = of_kind(run, "stopped")
-    assert (stopped["step"], stopped["path"]) == (2, "checkpoints/step_000000002") and "could not be saved" not in stopped["why"]
+    assert (stopped["step"], stopped["path"]) == (
+        2,
+        "checkpoints/step_000000002",
+    ) and "could not be saved" not in stopped["why"]
     armed([])
     assert train(job, resume=True) == 0 and [d["step"] for d in of_kind(run, "step")] == [1, 2, 3, 4]
 
 
 def test_steps_that_were_not_finite_are_counted_on_after_a_resume(tiny, tmp_path, armed):
-    """Steps 2 and 3 are skipped, a fault ends the run behind the checkpoint of step 3, and step 4 is the third in a row."""
+    """Steps 2 and 3 are skipped, a fault ends the run behind the checkpoint of step 3, and step 4 is the third in a
+    row."""
     job = write_job(tmp_path, tiny, prompts=0, steps=6, save={"every": 3})
     run = tmp_path / "runs" / "t"
     armed(["nan:target:2", "nan:loss:3", "raise:forward:4"])
@@ -325,6 +443,13 @@ def test_steps_that_were_not_finite_are_counted_on_after_a_resume(tiny, tmp_path
     assert train(job, resume=True) == 1
     assert "3 steps in a row were not finite" in of_kind(run, "failed")[-1]["cause"]
     found = [d for d in of_kind(run, "finding") if d["code"] == "non-finite"]
-    assert [d["step"] for d in found] == [2, 3, 4] and "number 3 in this run" in found[-1]["message"] and "clips 0/" in found[0]["message"] and "timesteps" in found[0]["message"]
+    assert (
+        [d["step"] for d in found] == [2, 3, 4]
+        and "number 3 in this run" in found[-1]["message"]
+        and "clips 0/" in found[0]["message"]
+        and "timesteps" in found[0]["message"]
+    )
     after = checkpoint.load(checkpoint.newest(run)[0])
-    assert after.step == 3 and all(torch.equal(v, after.lora[e][k]) and v.isfinite().all() for e in before.lora for k, v in before.lora[e].items())
+    assert after.step == 3 and all(
+        torch.equal(v, after.lora[e][k]) and v.isfinite().all() for e in before.lora for k, v in before.lora[e].items()
+    )

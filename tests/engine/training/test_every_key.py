@@ -1,7 +1,7 @@
 """Every key of the job file is read by something: another value has an effect, or is refused.
 
-Each case changes one key and looks where it must show. What is looked at is what the engine and the checks make of a job, never
-the job's own values. Looking costs little: the tiny base is loaded once.
+Each case changes one key and looks where it must show. What is looked at is what the engine and the checks make of a
+job, never the job's own values. Looking costs little: the tiny base is loaded once.
 """
 
 import hashlib
@@ -166,14 +166,22 @@ CASES: dict[str, Case] = {
 def with_values(job: Job, values: dict[str, object]) -> Job:
     """A key of a list panel is that of its first dataset and of its second prompt (whose seed walks)."""
     for key, value in values.items():
-        job = with_value(job, key.replace("datasets.", "datasets[0].").replace("sample.prompts.", "sample.prompts[1]."), value)
+        job = with_value(
+            job, key.replace("datasets.", "datasets[0].").replace("sample.prompts.", "sample.prompts[1]."), value
+        )
     return job
 
 
 def digest(*values: Any) -> str:
     out = hashlib.sha256()
     for value in values:
-        out.update(value.detach().contiguous().numpy().tobytes() if isinstance(value, torch.Tensor) else value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode())
+        out.update(
+            value.detach().contiguous().numpy().tobytes()
+            if isinstance(value, torch.Tensor)
+            else value.tobytes()
+            if isinstance(value, np.ndarray)
+            else repr(value).encode()
+        )
     return out.hexdigest()[:16]
 
 
@@ -199,20 +207,35 @@ class Looks(Bench):
 
     def turns(self, job: Job) -> object:
         order = self.run_of(job).order
-        return [(expert_at(job, step), [d.item.dataset for d in order.batch(step)]) for step in range(24)], steps_of(job, 24)
+        return [(expert_at(job, step), [d.item.dataset for d in order.batch(step)]) for step in range(24)], steps_of(
+            job, 24
+        )
 
     def step(self, job: Job) -> object:  # type: ignore[override]
         run = replace(self.run_of(job), base=find_base(job, self.facts.base, progress=lambda *_: None))
         first = next(i for i in range(99) if run.order.batch(i)[0].item.dataset == 0)  # whose settings are changed
         gradients, passed = super().step(run, "high_noise", first // job.training.gradient_accumulation)
-        return passed.clips, passed.timesteps, {k: float(v) for k, v in passed.losses.items()}, digest(*gradients.values())
+        return (
+            passed.clips,
+            passed.timesteps,
+            {k: float(v) for k, v in passed.losses.items()},
+            digest(*gradients.values()),
+        )
 
     def update(self, job: Job) -> object:
-        """The trainer's step from the same LoRA, with an optimizer of its own: the second of the run, where every schedule shows."""
+        """The trainer's step from the same LoRA, with an optimizer of its own: the second of the run, where every
+        schedule shows."""
         run, expert = self.run_of(job), expert_at(job, 1)
         parameters = run.learners[expert].parameters
         before = {name: p.data.clone() for name, p in parameters.items()}
-        run.learners = {e: Learner(run.learners[e].parameters, build_optimizer(job.training, list(run.learners[e].parameters.values())), None) for e in run.learners}
+        run.learners = {
+            e: Learner(
+                run.learners[e].parameters,
+                build_optimizer(job.training, list(run.learners[e].parameters.values())),
+                None,
+            )
+            for e in run.learners
+        }
         assert optimizer_step(run, 1, self.control)
         after = digest(*parameters.values())
         for name, p in parameters.items():
@@ -221,17 +244,35 @@ class Looks(Bench):
 
     def experts(self, job: Job) -> object:
         experts = Experts(
-            job, self.run.base, "none", attention=self.run.experts.attention, device=CPU, dtype=torch.float32, recovery={}, grid="qint4",
-            progress=lambda *_: None, warn=print,
-        )  # fmt: skip
+            job,
+            self.run.base,
+            "none",
+            attention=self.run.experts.attention,
+            device=CPU,
+            dtype=torch.float32,
+            recovery={},
+            grid="qint4",
+            progress=lambda *_: None,
+            warn=print,
+        )
         experts.set_plan(self.run.planning.plan)
-        return {e: (experts.executors[e].weights.scaling, {name: tuple(p.shape) for name, p in parameters.items()}) for e, parameters in experts.parameters.items()}
+        return {
+            e: (experts.executors[e].weights.scaling, {name: tuple(p.shape) for name, p in parameters.items()})
+            for e, parameters in experts.parameters.items()
+        }
 
     def averaged(self, job: Job) -> Run:
         """The run with averages as `prepare` would begin them, one update later."""
         run = self.run_of(job)
         if job.training.ema:
-            run.learners = {e: Learner(x.parameters, x.optimizer, Ema(job.training.ema_decay, {n: torch.zeros_like(p) for n, p in x.parameters.items()})) for e, x in run.learners.items()}
+            run.learners = {
+                e: Learner(
+                    x.parameters,
+                    x.optimizer,
+                    Ema(job.training.ema_decay, {n: torch.zeros_like(p) for n, p in x.parameters.items()}),
+                )
+                for e, x in run.learners.items()
+            }
             for learner in run.learners.values():
                 assert learner.ema is not None
                 learner.ema.update(learner.parameters)
@@ -248,9 +289,15 @@ class Looks(Bench):
         accelerators, _ = load_accelerators(job, run.base_dir, run.base, torch.float32)
         with shown_weights(run), run.experts.accelerated(accelerators):
             latents = sample_latents(
-                run.experts.executors, run.encoder, shot_of(run, 1), job.sample, boundary=run.base.boundary, shift=run.base.flow_shift, batched_guidance=False,
+                run.experts.executors,
+                run.encoder,
+                shot_of(run, 1),
+                job.sample,
+                boundary=run.base.boundary,
+                shift=run.base.flow_shift,
+                batched_guidance=False,
                 progress=lambda done, total: None,
-            )  # fmt: skip
+            )
         return latents.shape, digest(latents)
 
     def film(self, job: Job) -> object:
@@ -263,17 +310,31 @@ class Looks(Bench):
         return [previews_due(job, step) for step in range(13)]
 
     def plan(self, job: Job) -> object:
-        return choose_for(job, msgspec.structs.replace(self.facts, model=None), card_hardware(find_card("H100 PCIe"), ram=512 * GIB)).plan
+        return choose_for(
+            job, msgspec.structs.replace(self.facts, model=None), card_hardware(find_card("H100 PCIe"), ram=512 * GIB)
+        ).plan
 
     def kernels(self, job: Job) -> object:
-        measured = rates(attention=AttentionRates("cudnn", 600.0, "cudnn", 400.0), deterministic_attention=AttentionRates("cudnn", 600.0, "flash", 150.0))
-        return kernels_of(job, replace(self.run.planning, rates=measured), None, {}, device=CPU, dtype=torch.float32, tokens=1)
+        measured = rates(
+            attention=AttentionRates("cudnn", 600.0, "cudnn", 400.0),
+            deterministic_attention=AttentionRates("cudnn", 600.0, "flash", 150.0),
+        )
+        return kernels_of(
+            job, replace(self.run.planning, rates=measured), None, {}, device=CPU, dtype=torch.float32, tokens=1
+        )
 
     def recovery(self, job: Job) -> object:
         return recovery_of(job, self.facts.base, self.run.base, {}, torch.float32, warn=print)
 
     def text(self, job: Job) -> object:
-        book = encode_texts(find_base(job, self.facts.base), ["an orbit"], device=CPU, dtype=torch.float32, precision=job.quantization.text_encoder, progress=lambda done, total: None)
+        book = encode_texts(
+            find_base(job, self.facts.base),
+            ["an orbit"],
+            device=CPU,
+            dtype=torch.float32,
+            precision=job.quantization.text_encoder,
+            progress=lambda done, total: None,
+        )
         return digest(book.batch(["an orbit"], device=CPU))
 
     def latents(self, job: Job) -> object:
@@ -294,8 +355,19 @@ class Looks(Bench):
         place = self.facts.base / "cache" / "wanlora"
         for name in ("texts", "latents"):
             shutil.rmtree(place / name, ignore_errors=True)
-        prepare(job, self.facts, self.folder, self.run.log, device=CPU, workers=0, begin=self.run.begin, control=self.control).loader.close()
-        return Counter(str(p.parent.relative_to(place)) for p in place.rglob("*") if p.is_file() and "weights" not in p.parts)
+        prepare(
+            job,
+            self.facts,
+            self.folder,
+            self.run.log,
+            device=CPU,
+            workers=0,
+            begin=self.run.begin,
+            control=self.control,
+        ).loader.close()
+        return Counter(
+            str(p.parent.relative_to(place)) for p in place.rglob("*") if p.is_file() and "weights" not in p.parts
+        )
 
     def kept(self, job: Job) -> object:
         """How many checkpoints lie there after four."""
@@ -313,7 +385,14 @@ class Looks(Bench):
 def looks(tiny, tmp_path_factory) -> Iterator[Looks]:
     """Two datasets and two prompts; one frame unless a case wants more."""
     folder = tmp_path_factory.mktemp("keys")
-    path = write_job(folder, tiny, clips=2, prompts=2, trigger="frung", sample={"steps": 3, "width": 48, "height": 48, "num_frames": 1, "every": 2})
+    path = write_job(
+        folder,
+        tiny,
+        clips=2,
+        prompts=2,
+        trigger="frung",
+        sample={"steps": 3, "width": 48, "height": 48, "num_frames": 1, "every": 2},
+    )
     for name, wide in (("clips", 2), ("more", 1)):
         (folder / name).mkdir(exist_ok=True)
         write_clip(folder / name / f"{wide}.mp4", frames=30, fps=16.0, width=128, height=96)
@@ -321,18 +400,36 @@ def looks(tiny, tmp_path_factory) -> Iterator[Looks]:
     build_tiny(folder / "other", seed=1)
     Image.fromarray(np.full((48, 64, 3), 99, np.uint8)).save(folder / "control2.png")
     job = load_job(path)
-    panel = DatasetPanel(path="clips", num_frames=1, cache_latents=True, resolutions=[64], default_caption="a [trigger] street", caption_dropout=0.0)
+    panel = DatasetPanel(
+        path="clips",
+        num_frames=1,
+        cache_latents=True,
+        resolutions=[64],
+        default_caption="a [trigger] street",
+        caption_dropout=0.0,
+    )
     prompts = [PromptPanel(prompt=f"orbit {i}", ctrl_img="control.png") for i in range(2)]
-    job = msgspec.structs.replace(job, datasets=[panel, msgspec.structs.replace(panel, path="more")], sample=msgspec.structs.replace(job.sample, prompts=prompts))
-    job = with_values(job, {"training.steps": 2, "training.lr": 1e-4, "save.every": 1, "save.keep": 2, "multistage.switch_every": 2})
+    job = msgspec.structs.replace(
+        job,
+        datasets=[panel, msgspec.structs.replace(panel, path="more")],
+        sample=msgspec.structs.replace(job.sample, prompts=prompts),
+    )
+    job = with_values(
+        job, {"training.steps": 2, "training.lr": 1e-4, "save.every": 1, "save.keep": 2, "multistage.switch_every": 2}
+    )
     save_job(job, path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         out = Looks(path)
         for name, seed in (("accelerator", 1), ("other", 2)):
             generator = torch.Generator().manual_seed(seed)
-            values = {n: torch.randn(p.shape, generator=generator) * 0.2 for n, p in out.run.learners["high_noise"].parameters.items()}
-            lora.save_lora(folder / f"{name}.safetensors", values, job=job, base=out.run.base, expert="high_noise", step=1)
+            values = {
+                n: torch.randn(p.shape, generator=generator) * 0.2
+                for n, p in out.run.learners["high_noise"].parameters.items()
+            }
+            lora.save_lora(
+                folder / f"{name}.safetensors", values, job=job, base=out.run.base, expert="high_noise", step=1
+            )
         out.learn_texts(jobs_of(job))
         yield out
 

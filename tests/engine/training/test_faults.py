@@ -1,8 +1,9 @@
 """A run that stopped for any reason goes on as if it had not: to the bit, whatever happened to it, wherever.
 
-Each case runs a real trainer process into a fault, takes it up again until it is done, and compares everything with a run that nothing disturbed.
-The job: 6 steps of two micro-batches over three clips (so an epoch ends in the middle of step 2, at the end of step 3, ...), both experts,
-a running average, a checkpoint every 2 steps, a preview before the first, after the fourth and at the end.
+Each case runs a real trainer process into a fault, takes it up again until it is done, and compares everything with a
+run that nothing disturbed. The job: 6 steps of two micro-batches over three clips (so an epoch ends in the middle of
+step 2, at the end of step 3, ...), both experts, a running average, a checkpoint every 2 steps, a preview before the
+first, after the fourth and at the end.
 """
 
 import re
@@ -21,8 +22,14 @@ from tests.helpers.training.attempts import Attempt, Orders, Trainers
 from tests.helpers.training.sameness import differences
 
 JOB = {
-    "steps": 6, "gradient_accumulation": 2, "dataset": {"num_frames": 1}, "ema": True, "cache_text_embeddings": True, "save": {"every": 2, "keep": 2}, "sample": {"every": 4, "steps": 2, "width": 64, "height": 48, "num_frames": 1},
-}  # fmt: skip
+    "steps": 6,
+    "gradient_accumulation": 2,
+    "dataset": {"num_frames": 1},
+    "ema": True,
+    "cache_text_embeddings": True,
+    "save": {"every": 2, "keep": 2},
+    "sample": {"every": 4, "steps": 2, "width": 64, "height": 48, "num_frames": 1},
+}
 KILLED, STOPPED, FAILED = -signal.SIGKILL, 75, 1
 
 
@@ -63,19 +70,46 @@ def last_event_zeros(run: Path) -> None:
 
 
 ORDERS: dict[str, Orders] = {
-    "rate and previews": {2: [{"command": "set", "field": "training.lr", "value": "3e-4"}, {"command": "sample"}]}, "previews": {2: [{"command": "sample"}]}, "save": {3: [{"command": "save"}]},
+    "rate and previews": {2: [{"command": "set", "field": "training.lr", "value": "3e-4"}, {"command": "sample"}]},
+    "previews": {2: [{"command": "sample"}]},
+    "save": {3: [{"command": "save"}]},
     "refused": {3: [{"command": "set", "field": "training.loss", "value": "mae"}]},
-}  # fmt: skip
+}
 CASES = {
     # kill -9: every part of a step, of a save, of a preview, of the end, of the resume itself
-    **{f"sigkill:{point}:{step}": Case((f"sigkill:{point}:{step}",), KILLED) for point, step in [
-        ("data.decode", 1), ("noise", 5), ("backward", 5), ("optimizer.before-step", 4), ("optimizer.after-step", 4), ("ema", 6), ("event.before-write", 3), ("event.mid-write", 4),
-        ("save.begin", 0), ("save.after-lora", 4), ("save.after-optimizer", 4), ("save.before-manifest", 4), ("save.before-rename", 4), ("save.after-rename", 4),
-        ("lora-file.before-rename", 4), ("prune", 6), ("checkpoint.before-event", 4), ("preview.begin", 4), ("preview.denoise", 4), ("preview.before-video", 4), ("preview.before-event", 4),
-        ("final.begin", 6), ("done.before-event", 6), ("done.after-event", 6),
-    ]},
+    **{
+        f"sigkill:{point}:{step}": Case((f"sigkill:{point}:{step}",), KILLED)
+        for point, step in [
+            ("data.decode", 1),
+            ("noise", 5),
+            ("backward", 5),
+            ("optimizer.before-step", 4),
+            ("optimizer.after-step", 4),
+            ("ema", 6),
+            ("event.before-write", 3),
+            ("event.mid-write", 4),
+            ("save.begin", 0),
+            ("save.after-lora", 4),
+            ("save.after-optimizer", 4),
+            ("save.before-manifest", 4),
+            ("save.before-rename", 4),
+            ("save.after-rename", 4),
+            ("lora-file.before-rename", 4),
+            ("prune", 6),
+            ("checkpoint.before-event", 4),
+            ("preview.begin", 4),
+            ("preview.denoise", 4),
+            ("preview.before-video", 4),
+            ("preview.before-event", 4),
+            ("final.begin", 6),
+            ("done.before-event", 6),
+            ("done.after-event", 6),
+        ]
+    },
     "killed twice, the second time while it loads": Case(("sigkill:forward:5",), KILLED, ("sigkill:resume.loading:4",)),
-    "killed as soon as it was restored, with other data workers": Case(("sigkill:vae.encode:4",), KILLED, ("sigkill:resume.restored:2",), workers=(1, 2)),
+    "killed as soon as it was restored, with other data workers": Case(
+        ("sigkill:vae.encode:4",), KILLED, ("sigkill:resume.restored:2",), workers=(1, 2)
+    ),
     "killed while it hung": Case(("hang:preview.decode:4",), KILLED),
     # stops: mid-epoch, at its edge, mid-accumulation, mid-save, mid-sample
     "stopped mid-epoch": Case(("sigterm:data.decode:3",), STOPPED),
@@ -89,27 +123,59 @@ CASES = {
     # the disk is full for a while
     "no room for a checkpoint": Case(("enospc:save.after-lora:4", "enospc:save.before-rename:4"), 0),
     "no room for a LoRA file": Case(("enospc:lora-file.before-rename:4",), 0),
-    "no room for an event": Case(("enospc:event.mid-write:3", "enospc:event.mid-write:3", "enospc:event.before-write:3"), 0),
+    "no room for an event": Case(
+        ("enospc:event.mid-write:3", "enospc:event.mid-write:3", "enospc:event.before-write:3"), 0
+    ),
     "no room, then killed while it waits": Case(("enospc:save.begin:4", "sigkill:save.begin:4"), KILLED),
     # power loss
-    "torn weights": Case(("sigkill:forward:5",), KILLED, between=torn("checkpoints/step_*/lora_high_noise.safetensors", 0.5)),
+    "torn weights": Case(
+        ("sigkill:forward:5",), KILLED, between=torn("checkpoints/step_*/lora_high_noise.safetensors", 0.5)
+    ),
     "torn manifest": Case(("raise:forward:3",), FAILED, between=torn("checkpoints/step_*/manifest.json", 0.0)),
-    "torn LoRA file": Case(("sigkill:checkpoint.before-event:4",), KILLED, between=torn("t_0*_low_noise.safetensors", 0.3)),
-    "torn older LoRA files": Case(("sigkill:final.begin:6",), KILLED, between=lambda run: [torn("t_000000004_high_noise.safetensors", 0.5)(run), torn("t_000000004_low_noise.safetensors", 0.0)(run)]),
+    "torn LoRA file": Case(
+        ("sigkill:checkpoint.before-event:4",), KILLED, between=torn("t_0*_low_noise.safetensors", 0.3)
+    ),
+    "torn older LoRA files": Case(
+        ("sigkill:final.begin:6",),
+        KILLED,
+        between=lambda run: [
+            torn("t_000000004_high_noise.safetensors", 0.5)(run),
+            torn("t_000000004_low_noise.safetensors", 0.0)(run),
+        ],
+    ),
     "torn video": Case(("sigkill:forward:5",), KILLED, between=torn("samples/step_000000004/00.mp4", 0.6)),
     "torn poster": Case(("sigkill:forward:5",), KILLED, between=torn("samples/step_000000004/00.png", 0.0)),
-    "torn sheets": Case(("sigkill:forward:5",), KILLED, between=lambda run: [torn(f"samples/{name}", 0.5)(run) for name in ("step_000000000/sheet.png", "compare_00.png", "compare_00.mp4")]),
+    "torn sheets": Case(
+        ("sigkill:forward:5",),
+        KILLED,
+        between=lambda run: [
+            torn(f"samples/{name}", 0.5)(run)
+            for name in ("step_000000000/sheet.png", "compare_00.png", "compare_00.mp4")
+        ],
+    ),
     "torn last event": Case(("sigkill:forward:4",), KILLED, between=last_event_torn),
     "zeros behind the last event": Case(("sigkill:forward:4",), KILLED, between=last_event_zeros),
     # an order was honoured, and nobody has taken it away: it is not honoured again
-    **{f"killed behind an order: {straight}": Case((f"sigkill:control.after-event:{step}",), KILLED, straight=straight) for straight, step in [("rate and previews", 2), ("previews", 2), ("save", 3), ("refused", 3)]},
+    **{
+        f"killed behind an order: {straight}": Case((f"sigkill:control.after-event:{step}",), KILLED, straight=straight)
+        for straight, step in [("rate and previews", 2), ("previews", 2), ("save", 3), ("refused", 3)]
+    },
     "killed as it went back to an older checkpoint": Case((), 0, ("sigkill:abandon.mid:4",), back=4),
     # not-a-number
     "three steps without numbers": Case(("nan:target:3", "nan:target:4", "nan:loss:5"), FAILED, straight="two skipped"),
-    "a step without numbers, then a kill in front of its checkpoint": Case(("nan:target:3", "sigkill:save.begin:4"), KILLED),
-    "a step without numbers, and a kill behind its checkpoint": Case(("nan:target:3", "sigkill:forward:5"), KILLED, straight="skipped"),
-}  # fmt: skip
-STRAIGHT: dict[str, tuple[str, ...]] = {"plain": (), "skipped": ("nan:target:3",), "two skipped": ("nan:target:3", "nan:target:4"), **dict.fromkeys(ORDERS, ())}
+    "a step without numbers, then a kill in front of its checkpoint": Case(
+        ("nan:target:3", "sigkill:save.begin:4"), KILLED
+    ),
+    "a step without numbers, and a kill behind its checkpoint": Case(
+        ("nan:target:3", "sigkill:forward:5"), KILLED, straight="skipped"
+    ),
+}
+STRAIGHT: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    "skipped": ("nan:target:3",),
+    "two skipped": ("nan:target:3", "nan:target:4"),
+    **dict.fromkeys(ORDERS, ()),
+}
 
 
 class Proofs:
@@ -136,9 +202,14 @@ class Proofs:
         for faulty in (case.faults, case.again, ()):
             if faulty or not attempts or attempts[-1].code != 0:
                 attempt = self.trainers.start(
-                    job, resume=bool(attempts), faults=faulty, workers=case.workers[bool(attempts)], retry_seconds=0.1,
-                    from_step=case.back if len(attempts) == 1 else None, orders=None if attempts else ORDERS.get(case.straight),
-                )  # fmt: skip
+                    job,
+                    resume=bool(attempts),
+                    faults=faulty,
+                    workers=case.workers[bool(attempts)],
+                    retry_seconds=0.1,
+                    from_step=case.back if len(attempts) == 1 else None,
+                    orders=None if attempts else ORDERS.get(case.straight),
+                )
                 attempts.append(attempt)
                 if any(fault.startswith("hang") for fault in faulty):
                     attempt.wait_until_struck()
@@ -150,8 +221,14 @@ class Proofs:
 
 
 @pytest.fixture(scope="module")
-def proofs(tiny: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[tuple[Proofs, dict[str, "Future[tuple[Path, list[Attempt]]]"]]]:
-    wanted = [item.callspec.params["name"] for item in request.session.items if item.path == request.path and hasattr(item, "callspec") and "name" in item.callspec.params]
+def proofs(
+    tiny: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[tuple[Proofs, dict[str, "Future[tuple[Path, list[Attempt]]]"]]]:
+    wanted = [
+        item.callspec.params["name"]
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec") and "name" in item.callspec.params
+    ]
     folder = tmp_path_factory.mktemp("faults")
     with Trainers(cache=folder / "cache") as trainers, ThreadPoolExecutor(2) as pool:
         proofs = Proofs(tiny, folder, trainers)
@@ -176,11 +253,19 @@ def test_a_disturbed_run_comes_to_the_same(proofs, name):
 
 def honoured(run: Path) -> list[tuple[str, object]]:
     """Everything that an order can bring about, however often and on whatever branch."""
-    return [(e.kind, e.data.get("step")) for e in events(run) if e.kind in ("sample", "checkpoint") or "order" in e.data or e.data.get("code") == "command-refused"]
+    return [
+        (e.kind, e.data.get("step"))
+        for e in events(run)
+        if e.kind in ("sample", "checkpoint") or "order" in e.data or e.data.get("code") == "command-refused"
+    ]
 
 
 def test_every_point_is_somewhere_in_the_engine_and_every_one_there_is_known():
     source = "".join(path.read_text() for path in (ROOT / "engine").rglob("*.py") if path.name != "fault_injection.py")
     called = set(re.findall(r'fault_injection\.(?:at|due|poison)\(f?"([a-z.-]+)(?=")', source))
-    called |= {f"save.after-{part}" for part in ("lora", "optimizer")} if 'fault_injection.at(f"save.after-{' in source else set()
+    called |= (
+        {f"save.after-{part}" for part in ("lora", "optimizer")}
+        if 'fault_injection.at(f"save.after-{' in source
+        else set()
+    )
     assert called == fault_injection.POINTS.keys() | fault_injection.VALUES.keys()

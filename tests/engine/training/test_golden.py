@@ -10,7 +10,10 @@ def test_a_curve_goes_as_it_went(name, tiny, tmp_path):
     golden = committed(name)
     assert all(len(losses) == STEPS for losses in golden["losses"].values())
     off = deviation(curve(name, SHORT, tmp_path, tiny), golden)
-    assert off <= TOLERANCE, f"{name} is {off:.2g} off: a change of what is learnt. If it is meant, run `make golden` and commit the difference"
+    assert off <= TOLERANCE, (
+        f"{name} is {off:.2g} off: a change of what is learnt. If it is meant, run `make golden` and commit the"
+        " difference"
+    )
 
 
 def test_a_changed_curve_is_seen():

@@ -43,7 +43,8 @@ class Steps(Bench):
 
 @pytest.fixture(scope="module")
 def bench(tiny, tmp_path_factory) -> Iterator[Steps]:
-    """One small frame, its latents cached: the VAE is not what is tested. DOP is on, so that the class prompts are known."""
+    """One small frame, its latents cached: the VAE is not what is tested. DOP is on, so that the class prompts are
+    known."""
     folder = tmp_path_factory.mktemp("bench")
     dataset = {"caption_dropout": 0.3, "num_frames": 1, "cache_latents": True}
     with pytest.MonkeyPatch.context() as patch:
@@ -60,18 +61,29 @@ def apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 
 @pytest.mark.parametrize(
     ("objective", "batch_size"),
-    [({}, 1), ({}, 2), ({"training__dop": True}, 1), ({"training__blank_prompt_preservation": True}, 1), ({"training__loss": "huber", "advanced__differential_guidance": True}, 1)],
+    [
+        ({}, 1),
+        ({}, 2),
+        ({"training__dop": True}, 1),
+        ({"training__blank_prompt_preservation": True}, 1),
+        ({"training__loss": "huber", "advanced__differential_guidance": True}, 1),
+    ],
 )
 def test_accumulation_gives_the_gradients_of_the_larger_batch(bench, objective, batch_size):
     large, one = bench.gradients(3, training__batch_size=4, **objective)
-    small, many = bench.gradients(3, training__batch_size=batch_size, training__gradient_accumulation=4 // batch_size, **objective)
+    small, many = bench.gradients(
+        3, training__batch_size=batch_size, training__gradient_accumulation=4 // batch_size, **objective
+    )
     assert many.clips == one.clips and many.timesteps == pytest.approx(one.timesteps, rel=1e-6)
     assert apart(small, large) < 1e-5
-    assert {k: float(v) for k, v in many.losses.items()} == pytest.approx({k: float(v) for k, v in one.losses.items()}, rel=1e-5)
+    assert {k: float(v) for k, v in many.losses.items()} == pytest.approx(
+        {k: float(v) for k, v in one.losses.items()}, rel=1e-5
+    )
 
 
 def test_a_clip_counts_as_much_in_a_short_batch_as_in_a_full_one(bench):
-    """An epoch of four clips in batches of three: a step of both batches is the mean over the four clips, not over the two batches."""
+    """An epoch of four clips in batches of three: a step of both batches is the mean over the four clips, not over the
+    two batches."""
     large, one = bench.gradients(0, training__batch_size=4)
     run = bench.with_job(training__batch_size=3)
     assert sorted(len(run.order.batch(i)) for i in (0, 1)) == [1, 3]
@@ -82,7 +94,8 @@ def test_a_clip_counts_as_much_in_a_short_batch_as_in_a_full_one(bench):
 
 
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights_though_the_loss_is(bench, monkeypatch):
-    """Neither weights nor running average nor the optimizer's state; the clips and timesteps are named, and the next step is a good one."""
+    """Neither weights nor running average nor the optimizer's state; the clips and timesteps are named, and the next
+    step is a good one."""
     plain, learner = StreamedExecutor.forward_backward, bench.run.learners[EXPERT]
     poisoned = bench.parameters["blocks.1.ffn.net.2.lora_A.weight"]
 
@@ -92,13 +105,20 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights_though_the_loss
         assert loss.isfinite()
         return loss
 
-    own = Learner(learner.parameters, build_optimizer(bench.job.training, list(learner.parameters.values())), Ema(0.5, dict(learner.parameters)))
+    own = Learner(
+        learner.parameters,
+        build_optimizer(bench.job.training, list(learner.parameters.values())),
+        Ema(0.5, dict(learner.parameters)),
+    )
     run = replace(bench.with_job(), learners=bench.run.learners | {EXPERT: own})
     before = {name: p.data.clone() for name, p in own.parameters.items()}
     with monkeypatch.context() as patch:
         patch.setattr(StreamedExecutor, "forward_backward", overflown)
         assert optimizer_step(run, 0, bench.control)
-    assert all(torch.equal(p, before[name]) and torch.equal(own.ema.average[name], before[name]) for name, p in own.parameters.items())
+    assert all(
+        torch.equal(p, before[name]) and torch.equal(own.ema.average[name], before[name])
+        for name, p in own.parameters.items()
+    )
     assert not own.optimizer.state and all(p.grad is None for p in own.parameters.values())
     [said] = [d["message"] for d in of_kind(bench.folder, "finding") if d["code"] == "non-finite"]
     assert run.order.batch(0)[0].item.id in said and "timesteps 9" in said
@@ -134,7 +154,8 @@ def test_a_step_tried_again_is_the_same_to_the_bit(bench):
 
 
 def test_a_dataset_of_weight_one_half_trains_the_lora_at_half_its_strength(bench):
-    """W + 0.5 B A is W + B' A with B' = B / 2: the same prediction and loss; by the chain rule the same gradient for A, half of it for B."""
+    """W + 0.5 B A is W + B' A with B' = B / 2: the same prediction and loss; by the chain rule the same gradient for A,
+    half of it for B."""
     half, passed = bench.gradients(datasets__weight=0.5)
     saved = {name: p.data.clone() for name, p in bench.parameters.items()}
     for name, p in bench.parameters.items():
@@ -157,7 +178,11 @@ def test_half_strength_is_half_the_lora_in_the_model_itself(bench):
     for _, layer in layers(model):
         layer.scaling["default"] *= 0.5
     generator = torch.Generator().manual_seed(1)
-    x, t, text = torch.randn(2, 36, 2, 6, 8, generator=generator), torch.tensor([950.0, 920.0]), bench.run.text(["", ""])
+    x, t, text = (
+        torch.randn(2, 36, 2, 6, 8, generator=generator),
+        torch.tensor([950.0, 920.0]),
+        bench.run.text(["", ""]),
+    )
     with torch.no_grad():
         expected = model(x, t, text, return_dict=False)[0]
     executor = bench.run.experts.executors[EXPERT]
@@ -166,7 +191,8 @@ def test_half_strength_is_half_the_lora_in_the_model_itself(bench):
 
 
 def test_the_terms_of_a_step_have_their_own_texts_and_add_up(bench):
-    """Each against a prediction made here: main with the caption, DOP with the class prompt, blank prompt with the empty one, both to the base."""
+    """Each against a prediction made here: main with the caption, DOP with the class prompt, blank prompt with the
+    empty one, both to the base."""
     run = bench.with_job(datasets__caption_dropout=0.0)
     batch = run.loader.batch(0)
     [draw] = batch.draws
@@ -188,11 +214,21 @@ def test_the_terms_of_a_step_have_their_own_texts_and_add_up(bench):
         return executor.predict(seen["x"], seen["t"], run.text([text]), strength=0.0)
 
     for values, name, text in (
-        ({"training__dop": True, "training__dop_multiplier": 3.0}, "preservation", draw.caption.replace("frung", "person")),
-        ({"training__blank_prompt_preservation": True, "training__blank_prompt_preservation_multiplier": 3.0}, "blank_prompt", ""),
+        (
+            {"training__dop": True, "training__dop_multiplier": 3.0},
+            "preservation",
+            draw.caption.replace("frung", "person"),
+        ),
+        (
+            {"training__blank_prompt_preservation": True, "training__blank_prompt_preservation_multiplier": 3.0},
+            "blank_prompt",
+            "",
+        ),
     ):
         losses = bench.gradients(datasets__caption_dropout=0.0, **values)[1].losses
-        assert {k: float(v) for k, v in losses.items()} == pytest.approx({"main": main, name: 3 * expected(text, lambda _, text=text: base(text))}, rel=1e-4)
+        assert {k: float(v) for k, v in losses.items()} == pytest.approx(
+            {"main": main, name: 3 * expected(text, lambda _, text=text: base(text))}, rel=1e-4
+        )
 
 
 def latents(run: Run, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -211,23 +247,36 @@ def test_what_is_preserved_is_so_at_the_strength_of_the_dataset(bench, objective
     halved, expected = bench.gradients(datasets__weight=1.0, **values)
     for name, p in bench.parameters.items():
         p.data.copy_(saved[name])
-    assert len(passed.losses) == 2 and {k: float(v) for k, v in passed.losses.items()} == pytest.approx({k: float(v) for k, v in expected.losses.items()}, rel=1e-5)
+    assert len(passed.losses) == 2 and {k: float(v) for k, v in passed.losses.items()} == pytest.approx(
+        {k: float(v) for k, v in expected.losses.items()}, rel=1e-5
+    )
     assert apart(half, {name: g * (0.5 if "lora_B" in name else 1.0) for name, g in halved.items()}) < 1e-5
 
 
 def test_the_noise_of_a_visit_is_gaussian_and_its_own(bench):
-    """Standard normal by its first four moments and its distribution function; no two visits share it, nor does its sigma follow from it."""
+    """Standard normal by its first four moments and its distribution function; no two visits share it, nor does its
+    sigma follow from it."""
     run = bench.with_job(datasets__repeats=2)
     size, drawn = (1, 16, 1, 32, 32), []
     for index in range(16):
         batch = run.loader.batch(index)
         noise, sigma = draws(run, EXPERT, batch, torch.zeros(size))
-        again, other = (draws(bench.with_job(datasets__repeats=2, job__seed=seed), EXPERT, batch, torch.zeros(size))[0] for seed in (run.job.job.seed, run.job.job.seed + 1))
-        assert torch.equal(noise, again) and not torch.equal(noise, other) and noise.dtype == torch.float32 and 0.9 <= float(sigma) <= 1
+        again, other = (
+            draws(bench.with_job(datasets__repeats=2, job__seed=seed), EXPERT, batch, torch.zeros(size))[0]
+            for seed in (run.job.job.seed, run.job.job.seed + 1)
+        )
+        assert (
+            torch.equal(noise, again)
+            and not torch.equal(noise, other)
+            and noise.dtype == torch.float32
+            and 0.9 <= float(sigma) <= 1
+        )
         drawn.append(noise.double().flatten())
     each = torch.stack(drawn)
     crossed = each @ each.T / each.shape[1]
-    assert float((crossed - torch.diag(crossed.diagonal())).abs().max()) < 5 / each.shape[1] ** 0.5, "visits are independent"
+    assert float((crossed - torch.diag(crossed.diagonal())).abs().max()) < 5 / each.shape[1] ** 0.5, (
+        "visits are independent"
+    )
     x = each.flatten().sort().values
     n = len(x)
     for power, moment, spread in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):  # spread: variance of x^power
@@ -236,14 +285,22 @@ def test_the_noise_of_a_visit_is_gaussian_and_its_own(bench):
 
 
 def test_what_a_dropped_caption_trains_is_not_also_held_fast(bench, monkeypatch):
-    """Blank prompt preservation leaves the samples out whose caption was dropped: both losses would want the empty prompt."""
+    """Blank prompt preservation leaves the samples out whose caption was dropped: both losses would want the empty
+    prompt."""
     run = bench.with_job(training__batch_size=4)
     mixed = next(i for i in range(50) if 0 < sum(d.dropped for d in run.order.batch(i)) < 4)
     predict, predicted = StreamedExecutor.predict, []
-    monkeypatch.setattr(StreamedExecutor, "predict", lambda self, x, *args, **named: predicted.append(len(x)) or predict(self, x, *args, **named))
+    monkeypatch.setattr(
+        StreamedExecutor,
+        "predict",
+        lambda self, x, *args, **named: predicted.append(len(x)) or predict(self, x, *args, **named),
+    )
     full, passed = bench.gradients(mixed, training__batch_size=4, training__blank_prompt_preservation=True)
     assert predicted == [sum(not d.dropped for d in run.order.batch(mixed))], "nothing is predicted for the others"
-    parts = [bench.gradients(4 * mixed + i, training__batch_size=1, training__blank_prompt_preservation=True) for i in range(4)]
+    parts = [
+        bench.gradients(4 * mixed + i, training__batch_size=1, training__blank_prompt_preservation=True)
+        for i in range(4)
+    ]
     assert [("blank_prompt" in p.losses) for _, p in parts] == [not d.dropped for d in run.order.batch(mixed)]
     mean = sum(float(p.losses.get("blank_prompt", 0.0)) for _, p in parts) / 4
     assert float(passed.losses["blank_prompt"]) == pytest.approx(mean, rel=1e-5)
@@ -253,11 +310,18 @@ def test_what_a_dropped_caption_trains_is_not_also_held_fast(bench, monkeypatch)
 
 
 def test_dop_on_a_dropped_caption_holds_the_class_word_fast(bench):
-    assert bench.gradients(0, datasets__caption_dropout=1.0, training__dop=True)[1].losses.keys() == {"main", "preservation"}
+    assert bench.gradients(0, datasets__caption_dropout=1.0, training__dop=True)[1].losses.keys() == {
+        "main",
+        "preservation",
+    }
 
 
 def test_flips_mirror_the_pixels_of_the_step(bench):
-    plain = {d.key: f for b in (bench.with_job().loader.batch(i) for i in range(16)) for d, f in zip(b.draws, b.frames, strict=True)}
+    plain = {
+        d.key: f
+        for b in (bench.with_job().loader.batch(i) for i in range(16))
+        for d, f in zip(b.draws, b.frames, strict=True)
+    }
     run = bench.with_job(datasets__flip_x=True, datasets__flip_y=True)
     kinds = set()
     for i in range(16):
@@ -285,7 +349,9 @@ def test_each_dataset_has_its_own_settings_in_the_step(bench):
 
 def test_the_texts_of_a_run_hold_what_its_terms_ask_for(bench):
     def texts(**values: object) -> set[str]:
-        job = bench.changed(**{"datasets__caption_dropout": 0.0, "sample__negative": "blur", "training__dop": False} | values)
+        job = bench.changed(
+            **{"datasets__caption_dropout": 0.0, "sample__negative": "blur", "training__dop": False} | values
+        )
         return all_texts(job, bench.items(job))
 
     captions = {f"orbit number {i} frung" for i in range(4)}

@@ -23,7 +23,9 @@ def test_flow_matching_mix_and_target():
     sigma = torch.tensor([0.25, 0.9])
     x_t, target = noised(X0, NOISE, sigma)
     for i, s in enumerate((0.25, 0.9)):
-        torch.testing.assert_close(x_t[i].double(), (1 - s) * X0[i].double() + s * NOISE[i].double(), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            x_t[i].double(), (1 - s) * X0[i].double() + s * NOISE[i].double(), rtol=1e-5, atol=1e-6
+        )
     assert torch.equal(target, NOISE - X0)
 
 
@@ -43,7 +45,9 @@ def gradient(term, prediction):
 
 def test_huber_turns_from_square_to_line_at_an_error_of_one():
     at = torch.tensor([0.0, 0.5, 1.0 - 1e-4, 1.0 + 1e-4, 3.0, -3.0])
-    for error, expected, slope in zip(at, [0.0, 0.125, 0.4999, 0.5001, 2.5, 2.5], [0.0, 0.5, 0.9999, 1.0, 1.0, -1.0], strict=True):
+    for error, expected, slope in zip(
+        at, [0.0, 0.125, 0.4999, 0.5001, 2.5, 2.5], [0.0, 0.5, 0.9999, 1.0, 1.0, -1.0], strict=True
+    ):
         p = error.clone().requires_grad_(True)
         value = distance("huber", p, torch.zeros(()))
         value.backward()
@@ -58,16 +62,29 @@ def test_losses_are_taken_in_fp32_whatever_the_model_answers():
 
 
 SCALE = 3.0
-GUIDED = {  # of the error d = p - target: the loss shown, and dloss/dp per element, p in the target held fast; derived by hand
+# of the error d = p - target: the loss shown, and dloss/dp per element, p in the target held fast; derived by hand
+GUIDED = {
     "mse": (lambda d: (SCALE * d) ** 2, lambda d: 2 * SCALE * d),
     "mae": (lambda d: (SCALE * d).abs(), lambda d: d.sign()),
-    "huber": (lambda d: torch.where((SCALE * d).abs() < 1, 0.5 * (SCALE * d) ** 2, (SCALE * d).abs() - 0.5), lambda d: (SCALE * d).clamp(-1, 1)),
+    "huber": (
+        lambda d: torch.where((SCALE * d).abs() < 1, 0.5 * (SCALE * d) ** 2, (SCALE * d).abs() - 0.5),
+        lambda d: (SCALE * d).clamp(-1, 1),
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", GUIDED)
 def test_differential_guidance(kind):
-    loss, grad = gradient(main_term(TrainingPanel(loss=kind), AdvancedPanel(differential_guidance=True, differential_guidance_scale=SCALE), torch.zeros(1), X0, 0.25), P)
+    loss, grad = gradient(
+        main_term(
+            TrainingPanel(loss=kind),
+            AdvancedPanel(differential_guidance=True, differential_guidance_scale=SCALE),
+            torch.zeros(1),
+            X0,
+            0.25,
+        ),
+        P,
+    )
     d = P.double() - X0.double()
     value, slope = GUIDED[kind]
     torch.testing.assert_close(loss.double(), 0.25 * value(d).mean(), rtol=1e-5, atol=1e-6)
@@ -77,17 +94,30 @@ def test_differential_guidance(kind):
 def test_with_mse_guidance_is_the_plain_gradient_times_its_scale_and_with_mae_the_plain_one():
     for kind, factor in (("mse", SCALE), ("mae", 1.0)):
         plain = gradient(main_term(TrainingPanel(loss=kind), AdvancedPanel(), torch.zeros(1), X0, 1.0), P)[1]
-        guided = gradient(main_term(TrainingPanel(loss=kind), AdvancedPanel(differential_guidance=True, differential_guidance_scale=SCALE), torch.zeros(1), X0, 1.0), P)[1]
+        guided = gradient(
+            main_term(
+                TrainingPanel(loss=kind),
+                AdvancedPanel(differential_guidance=True, differential_guidance_scale=SCALE),
+                torch.zeros(1),
+                X0,
+                1.0,
+            ),
+            P,
+        )[1]
         torch.testing.assert_close(guided, factor * plain, rtol=1e-4, atol=1e-9)
 
 
 @pytest.mark.parametrize(
     ("training", "name"),
-    [(TrainingPanel(dop=True, dop_multiplier=2.0), "preservation"), (TrainingPanel(blank_prompt_preservation=True, blank_prompt_preservation_multiplier=2.0), "blank_prompt")],
-)  # fmt: skip
+    [
+        (TrainingPanel(dop=True, dop_multiplier=2.0), "preservation"),
+        (TrainingPanel(blank_prompt_preservation=True, blank_prompt_preservation_multiplier=2.0), "blank_prompt"),
+    ],
+)
 @pytest.mark.parametrize("rows", [[0, 1], [1]])
 def test_preservation_pulls_to_the_base_by_its_multiplier(training, name, rows):
-    """MSE whatever the main loss is, times multiplier and weight; a sample that preserves nothing is not predicted and counts 0."""
+    """MSE whatever the main loss is, times multiplier and weight; a sample that preserves nothing is not predicted and
+    counts 0."""
     training = msgspec.structs.replace(training, loss="mae")
     term = preservation_term(training, torch.zeros(1), X0[rows], rows, 0.5 * len(rows) / 2)
     loss, grad = gradient(term, P[rows])
@@ -102,7 +132,11 @@ def test_preservation_pulls_to_the_base_by_its_multiplier(training, name, rows):
 def test_what_is_preserved():
     dop, blank = TrainingPanel(dop=True, dop_class="person"), TrainingPanel(blank_prompt_preservation=True)
     assert preserves(dop) and preserves(blank) and not preserves(TrainingPanel())
-    assert [preserved_prompt(dop, c, "frung") for c in ("frung runs", "", "a dog")] == ["person runs", "person", "person"]
+    assert [preserved_prompt(dop, c, "frung") for c in ("frung runs", "", "a dog")] == [
+        "person runs",
+        "person",
+        "person",
+    ]
     assert [preserved_prompt(blank, c, "frung") for c in ("frung runs", "")] == ["", ""]
 
 

@@ -33,19 +33,27 @@ def test_adamw_takes_the_steps_of_the_paper():
     for t, g in enumerate((g.double() for g in GRADS), 1):
         m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
         x = x - lr * decay * x - lr * (m / (1 - b1**t)) / ((v / (1 - b2**t)).sqrt() + 1e-8)
-    torch.testing.assert_close(taken(TrainingPanel(optimizer="adamw", lr=lr, weight_decay=decay)), x, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        taken(TrainingPanel(optimizer="adamw", lr=lr, weight_decay=decay)), x, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_adafactor_takes_the_steps_of_the_paper_at_the_rate_it_is_given():
-    """Shazeer & Stern 2018, algorithm 4 without relative step and parameter scale, in float64: row and column means, update clipped to RMS 1."""
+    """Shazeer & Stern 2018, algorithm 4 without relative step and parameter scale, in float64: row and column means,
+    update clipped to RMS 1."""
     lr, decay = 0.01, 0.1
     x, row, column = START.double(), torch.zeros(6).double(), torch.zeros(40).double()
     for t, g in enumerate((g.double() for g in GRADS), 1):
         keep = 1 - t**-0.8
-        row, column = keep * row + (1 - keep) * (g * g + 1e-30).mean(1), keep * column + (1 - keep) * (g * g + 1e-30).mean(0)
+        row, column = (
+            keep * row + (1 - keep) * (g * g + 1e-30).mean(1),
+            keep * column + (1 - keep) * (g * g + 1e-30).mean(0),
+        )
         u = g / (row[:, None] * column[None, :] / row.mean()).sqrt()
         x = x - lr * decay * x - lr * u / max(1.0, float((u * u).mean().sqrt()))
-    torch.testing.assert_close(taken(TrainingPanel(optimizer="adafactor", lr=lr, weight_decay=decay)), x, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        taken(TrainingPanel(optimizer="adafactor", lr=lr, weight_decay=decay)), x, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_adafactor_moves_a_lora_that_begins_at_zero():
@@ -57,7 +65,8 @@ def test_adafactor_moves_a_lora_that_begins_at_zero():
 
 
 def test_prodigy_takes_the_steps_of_the_paper():
-    """Mishchenko & Defazio 2023, algorithm 4, in float64: the rate d grows by itself from 1e-6. The pull is steady, as in a valley."""
+    """Mishchenko & Defazio 2023, algorithm 4, in float64: the rate d grows by itself from 1e-6. The pull is steady, as
+    in a valley."""
     lr, decay, b1, b2, d0 = 1.0, 0.1, 0.9, 0.999, 1e-6
     pulls = [g / 10.0 ** (i - 2) * 0.2 + 1 for i, g in enumerate(GRADS)] * 6
     p = torch.nn.Parameter(START * 1e-3)
@@ -78,7 +87,8 @@ def test_prodigy_takes_the_steps_of_the_paper():
 
 
 def test_adamw8bit_is_adamw_but_for_its_rounded_state(monkeypatch):
-    """Against the closed form in float64, on the CPU, where the package runs as well: as it is built for a card, each step and the whole way."""
+    """Against the closed form in float64, on the CPU, where the package runs as well: as it is built for a card, each
+    step and the whole way."""
     lr, decay, b1, b2 = 1e-2, 0.1, 0.9, 0.999
     g = torch.Generator().manual_seed(2)
     start = torch.randn(64, 128, generator=g)  # smaller tensors keep their state in fp32
@@ -110,7 +120,9 @@ def test_every_optimizer_goes_on_from_a_checkpoint_to_the_same_bits(kind, tmp_pa
         parameters = [torch.nn.Parameter(x / 100) for x in start]
         if kind == "adamw8bit":  # ours wants the card; the package itself also runs without
             return parameters, bitsandbytes.optim.AdamW8bit(parameters, lr=1e-3)
-        return parameters, build_optimizer(TrainingPanel(optimizer=kind, lr=1.0 if kind == "prodigy" else 1e-3), parameters)
+        return parameters, build_optimizer(
+            TrainingPanel(optimizer=kind, lr=1.0 if kind == "prodigy" else 1e-3), parameters
+        )
 
     def train(parameters, optimizer, steps) -> None:
         for step in steps:
@@ -120,7 +132,14 @@ def test_every_optimizer_goes_on_from_a_checkpoint_to_the_same_bits(kind, tmp_pa
 
     straight, optimizer = new()
     train(straight, optimizer, range(3))
-    folder, _ = save(tmp_path, State(step=3, lora={"low_noise": {str(i): p for i, p in enumerate(straight)}}, optimizer={"low_noise": optimizer.state_dict()}))
+    folder, _ = save(
+        tmp_path,
+        State(
+            step=3,
+            lora={"low_noise": {str(i): p for i, p in enumerate(straight)}},
+            optimizer={"low_noise": optimizer.state_dict()},
+        ),
+    )
     train(straight, optimizer, range(3, 6))
     state, (resumed, other) = load(folder), new()
     for i, p in enumerate(resumed):
@@ -137,7 +156,11 @@ def test_schedules_are_their_closed_forms_at_every_step():
     steps, warm, lr = 50, 7, 3e-4
     forms = {"constant": lambda x: 1.0, "linear": lambda x: 1 - x, "cosine": lambda x: (1 + math.cos(math.pi * x)) / 2}
     for kind, form in forms.items():
-        job = Job(job=JobPanel(name="t"), datasets=[DatasetPanel(path="x")], training=TrainingPanel(lr=lr, steps=steps, warmup_steps=warm, lr_scheduler=kind))
+        job = Job(
+            job=JobPanel(name="t"),
+            datasets=[DatasetPanel(path="x")],
+            training=TrainingPanel(lr=lr, steps=steps, warmup_steps=warm, lr_scheduler=kind),
+        )
         for s in range(steps):
             expected = lr * (s + 1) / warm if s < warm else lr * form((s - warm) / (steps - warm))
             assert lr_at(job, "high_noise", s) == pytest.approx(expected, rel=1e-12), (kind, s)
@@ -145,14 +168,22 @@ def test_schedules_are_their_closed_forms_at_every_step():
 
 def test_schedules_at_their_corners():
     def rates(*steps: int, expert="low_noise", **training) -> list[float]:
-        job = Job(job=JobPanel(name="t"), datasets=[DatasetPanel(path="x")], training=TrainingPanel(**training), multistage=MultistagePanel(high=ExpertPanel(lr=0.5)))
+        job = Job(
+            job=JobPanel(name="t"),
+            datasets=[DatasetPanel(path="x")],
+            training=TrainingPanel(**training),
+            multistage=MultistagePanel(high=ExpertPanel(lr=0.5)),
+        )
         return [lr_at(job, expert, step) for step in steps]
 
     warm = {"lr": 1.0, "steps": 110, "warmup_steps": 10}
     assert rates(0, 4, 9, 10, 99, **warm) == [0.1, 0.5, 1.0, 1.0, 1.0]
     assert rates(10, 60, 110, lr_scheduler="linear", **warm) == [1.0, 0.5, 0.0]
     assert rates(0, 50, 100, lr=2.0, steps=100, lr_scheduler="cosine") == pytest.approx([2.0, 1.0, 0.0])
-    assert rates(4, 60, lr_scheduler="linear", expert="high_noise", **warm) == [0.25, 0.25], "its own rate, at the same place of the schedule"
+    assert rates(4, 60, lr_scheduler="linear", expert="high_noise", **warm) == [
+        0.25,
+        0.25,
+    ], "its own rate, at the same place of the schedule"
 
 
 def test_clipping_scales_to_the_norm_and_reports_the_norm_before():
@@ -184,7 +215,9 @@ def test_ema_is_its_closed_form():
     for value in seen[1:]:
         ema.update({"a": value})
     n = len(seen) - 1
-    expected = decay**n * seen[0].double() + (1 - decay) * sum(decay ** (n - k) * seen[k].double() for k in range(1, n + 1))
+    expected = decay**n * seen[0].double() + (1 - decay) * sum(
+        decay ** (n - k) * seen[k].double() for k in range(1, n + 1)
+    )
     torch.testing.assert_close(ema.average["a"].double(), expected, rtol=1e-5, atol=1e-6)
 
 

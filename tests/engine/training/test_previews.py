@@ -1,4 +1,5 @@
-"""The previews of whole runs: what each prompt says for itself, what stands beside the videos, and that training never notices."""
+"""The previews of whole runs: what each prompt says for itself, what stands beside the videos, and that training never
+notices."""
 
 import errno
 import os
@@ -48,8 +49,20 @@ def turning(path: Path) -> Path:
 
 def accelerator(path: Path) -> Path:
     g = torch.Generator().manual_seed(0)
-    tensors = {f"diffusion_model.blocks.{i}.self_attn.{m}.{side}": torch.randn(shape, generator=g) for i in range(2) for m in "qv" for side, shape in (("lora_A.weight", (2, WIDTH)), ("lora_B.weight", (WIDTH, 2)))}
-    save_file(tensors | {"diffusion_model.head.head.diff_b": torch.ones(64), "diffusion_model.blocks.0.cross_attn.k_img.diff_b": torch.ones(WIDTH)}, path)
+    tensors = {
+        f"diffusion_model.blocks.{i}.self_attn.{m}.{side}": torch.randn(shape, generator=g)
+        for i in range(2)
+        for m in "qv"
+        for side, shape in (("lora_A.weight", (2, WIDTH)), ("lora_B.weight", (WIDTH, 2)))
+    }
+    save_file(
+        tensors
+        | {
+            "diffusion_model.head.head.diff_b": torch.ones(64),
+            "diffusion_model.blocks.0.cross_attn.k_img.diff_b": torch.ones(WIDTH),
+        },
+        path,
+    )
     return path
 
 
@@ -76,9 +89,12 @@ def base(tiny, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def shown(tiny, tmp_path_factory) -> Path:
-    """The same with previews at every step, through an accelerator, of the running averages; prompts with values of their own."""
+    """The same with previews at every step, through an accelerator, of the running averages; prompts with values of
+    their own."""
     folder = tmp_path_factory.mktemp("shown")
-    path = turning(write_job(folder, tiny, prompts=3, steps=2, ema=True, ema_decay=0.5, sample={**SMALL, "every": 1, "seed": 7}))
+    path = turning(
+        write_job(folder, tiny, prompts=3, steps=2, ema=True, ema_decay=0.5, sample={**SMALL, "every": 1, "seed": 7})
+    )
     job = load_job(path)
     job.sample.accelerator = str(accelerator(folder / "fast.safetensors").relative_to(folder))
     own = job.sample.prompts[1]
@@ -107,7 +123,10 @@ def test_training_never_notices(base, shown):
         assert all(torch.equal(a[e][k], b[e][k]) for e in b for k in b[e]) and a.keys() == b.keys()
     for expert, state in theirs.optimizer.items():
         for number, values in state["state"].items():
-            assert all(torch.equal(torch.as_tensor(ours.optimizer[expert]["state"][number][k]), torch.as_tensor(v)) for k, v in values.items())
+            assert all(
+                torch.equal(torch.as_tensor(ours.optimizer[expert]["state"][number][k]), torch.as_tensor(v))
+                for k, v in values.items()
+            )
     assert [d["loss"] for d in of_kind(shown, "step")] == [d["loss"] for d in of_kind(base, "step")]
     assert not [d for d in of_kind(shown, "finding") if d["code"] == "preview-failed"]
 
@@ -139,13 +158,15 @@ def test_sheets_stand_beside_the_videos(shown):
 
 def test_what_the_accelerator_cannot_use_is_said(shown):
     assert [d["text"] for d in of_kind(shown, "log") if "image encoder" in d["text"]] == [
-        "fast.safetensors: 1 of its 10 tensors are for an image encoder that Wan 2.2 does not have, such as diffusion_model.blocks.0.cross_attn.k_img.diff_b; they are left out"
+        "fast.safetensors: 1 of its 10 tensors are for an image encoder that Wan 2.2 does not have, such as"
+        " diffusion_model.blocks.0.cross_attn.k_img.diff_b; they are left out"
     ]
     assert load_job(shown / "job.toml").sample.accelerator == str(shown.parents[1] / "fast.safetensors")
 
 
 def test_averages_are_shown_and_saved_by_choice(tiny, tmp_path, base, shown):
-    """A resume without a step left to do: the previews of the last step anew, and the final files, under the other choices."""
+    """A resume without a step left to do: the previews of the last step anew, and the final files, under the other
+    choices."""
     job = load_job(base / "job.toml")
     sample = load_job(shown / "job.toml").sample
     sample.prompts, sample.accelerator = sample.prompts[:1], ""
@@ -185,12 +206,18 @@ def test_what_is_missing_is_made_on_resume_and_nothing_twice(tiny, tmp_path, mon
     assert [(d["step"], Path(d["path"]).name) for d in of_kind(run, "sample")] == [(0, "00.mp4")]
     before = (run / "samples/step_000000000/00.mp4").stat().st_mtime_ns
     assert go(job, resume=True) == 0
-    assert [(d["step"], Path(d["path"]).name) for d in of_kind(run, "sample")] == [(0, "00.mp4"), (0, "01.mp4"), (1, "00.mp4"), (1, "01.mp4")]
+    assert [(d["step"], Path(d["path"]).name) for d in of_kind(run, "sample")] == [
+        (0, "00.mp4"),
+        (0, "01.mp4"),
+        (1, "00.mp4"),
+        (1, "01.mp4"),
+    ]
     assert (run / "samples/step_000000000/00.mp4").stat().st_mtime_ns == before
 
 
 def test_what_a_power_cut_tore_is_made_again_or_named(tiny, tmp_path, capsys):
-    """Two sets of two, at steps 0 and 2; the run is taken up at step 2. A video is cut, a poster is zeros, a video is gone, sheets are torn."""
+    """Two sets of two, at steps 0 and 2; the run is taken up at step 2. A video is cut, a poster is zeros, a video is
+    gone, sheets are torn."""
     job = write_job(tmp_path, tiny, prompts=2, steps=2, sample={**SMALL, "every": 2, "num_frames": 1})
     run = tmp_path / "runs" / "t"
     assert go(job) == 0
@@ -206,7 +233,10 @@ def test_what_a_power_cut_tore_is_made_again_or_named(tiny, tmp_path, capsys):
     assert (last / "00.png").read_bytes() == poster and (last / "01.mp4").stat().st_mtime_ns == kept
     assert is_video(last / "00.mp4") and frames(last / "00.mp4").shape == (1, 32, 32, 3)
     (found,) = [d for d in of_kind(run, "finding") if d["code"] == "preview-lost"]
-    assert "samples/step_000000000/00.mp4, samples/step_000000000/01.mp4" in found["message"] and "step_000000002" not in found["message"]
+    assert (
+        "samples/step_000000000/00.mp4, samples/step_000000000/01.mp4" in found["message"]
+        and "step_000000002" not in found["message"]
+    )
 
     across = run / "samples" / "compare_01.mp4"
     os.truncate(last / "sheet.png", 50)
@@ -233,7 +263,8 @@ def test_a_picture_and_a_video_are_whole_or_not(tmp_path):
 
 
 def test_previews_that_fail_are_findings_and_the_run_goes_on(tiny, tmp_path, monkeypatch):
-    """The first prompt's image goes away, the second one's memory runs out with no smaller plan left; the third is made."""
+    """The first prompt's image goes away, the second one's memory runs out with no smaller plan left; the third is
+    made."""
     job = write_job(tmp_path, tiny, prompts=3, steps=1, sample={**SMALL, "every": 0, "first": False})
     plain, predict = previews.shot_of, StreamedExecutor.predict
 
@@ -268,7 +299,11 @@ def test_whatever_goes_wrong_in_one_preview_is_a_finding_but_for_a_failed_card(t
     """The control image of the second prompt is too large for PIL from now on; then the card itself fails."""
     job = write_job(tmp_path, tiny, prompts=2, steps=1, sample={**SMALL, "every": 0, "first": False})
     plain = previews.control_image
-    calls: list[Exception | None] = [None, Image.DecompressionBombError("a decompression bomb"), torch.AcceleratorError("device-side assert triggered")]
+    calls: list[Exception | None] = [
+        None,
+        Image.DecompressionBombError("a decompression bomb"),
+        torch.AcceleratorError("device-side assert triggered"),
+    ]
 
     def image(*args):
         if error := calls.pop(0):
@@ -310,16 +345,23 @@ def test_a_comparison_shows_the_first_and_the_last_steps():
 
 def test_words_fit_the_sheet(tmp_path):
     picture = np.full((9, 300, 500, 3), 90, np.uint8)
-    rows = [Row("a very long prompt without an end " * 20, "seed 1", small(picture)), Row("x" * 400, "", small(picture[:1, :20, :20]))]
+    rows = [
+        Row("a very long prompt without an end " * 20, "seed 1", small(picture)),
+        Row("x" * 400, "", small(picture[:1, :20, :20])),
+    ]
     write_sheet(tmp_path / "sheet.png", "name, step 5", rows)
     sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
     assert sheet.shape[1] == 8 + 5 * (SIDE + 8)
-    assert (sheet[:, -7:] == sheet[0, 0]).all() and (sheet[:, :7] == sheet[0, 0]).all(), "nothing reaches into the margin"
+    assert (sheet[:, -7:] == sheet[0, 0]).all() and (sheet[:, :7] == sheet[0, 0]).all(), (
+        "nothing reaches into the margin"
+    )
     assert (sheet == 235).any() and (sheet == 90).any()
 
 
 def test_side_by_side_holds_the_shorter_ones(tmp_path):
-    tiles = [(f"step {i}", np.full((frames_, 40, 60, 3), 20 * i, np.uint8)) for i, frames_ in enumerate((1, 5, 5, 5, 3), 1)]
+    tiles = [
+        (f"step {i}", np.full((frames_, 40, 60, 3), 20 * i, np.uint8)) for i, frames_ in enumerate((1, 5, 5, 5, 3), 1)
+    ]
     out = side_by_side(tiles)
     assert len(out) == 5 and out.shape[1] % 2 == out.shape[2] % 2 == 0
     assert all((out[t] == 100).sum() >= 40 * 60 * 3 for t in range(5)), "the shorter one stays"

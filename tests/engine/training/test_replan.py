@@ -1,4 +1,5 @@
-"""Memory that runs out: one rung down, the same step again with the same noise, and an honest end at the last rung. CUDA is faked."""
+"""Memory that runs out: one rung down, the same step again with the same noise, and an honest end at the last rung.
+CUDA is faked."""
 
 from pathlib import Path
 
@@ -56,7 +57,8 @@ OOM = torch.OutOfMemoryError("CUDA out of memory")
 def test_the_same_step_is_done_again_one_rung_down(tiny, tmp_path, monkeypatch, card):
     quiet = write_job(tmp_path / "quiet", tiny, prompts=0, steps=4, gradient_accumulation=2)
     assert run_job(quiet, None, resume=False, workers=0, device="cpu") == 0
-    failing(monkeypatch, "forward_backward", {4}, OOM)  # the second micro-batch of step 2: the first one's gradients must go
+    # the second micro-batch of step 2: the first one's gradients must go
+    failing(monkeypatch, "forward_backward", {4}, OOM)
     job = write_job(tmp_path / "short", tiny, prompts=0, steps=4, gradient_accumulation=2)
     assert run_job(job, None, resume=False, workers=0, device="cpu") == 0
     run, plain = tmp_path / "short" / "runs" / "t", tmp_path / "quiet" / "runs" / "t"
@@ -69,7 +71,8 @@ def test_the_same_step_is_done_again_one_rung_down(tiny, tmp_path, monkeypatch, 
 
 
 def test_host_memory_that_is_refused_is_told_apart(tiny, tmp_path, monkeypatch, card):
-    """The toy's stash is too small to save anything by leaving the host: no rung is left, and the cause is the host's memory."""
+    """The toy's stash is too small to save anything by leaving the host: no rung is left, and the cause is the host's
+    memory."""
     card(STREAMED)
     failing(monkeypatch, "forward_backward", {2}, HostMemoryRefused("the system would not lock 9 MiB"))
     assert run_job(write_job(tmp_path, tiny, prompts=0, steps=4), None, resume=False, workers=0, device="cpu") == 1
@@ -89,7 +92,12 @@ def test_at_the_last_rung_the_run_ends_with_what_would_help(tiny, tmp_path, monk
 
 def test_a_preview_without_room_is_made_one_rung_down_or_left_out(tiny, tmp_path, monkeypatch, card):
     failing(monkeypatch, "predict", {2}, OOM)
-    assert run_job(write_job(tmp_path / "a", tiny, steps=2, sample={"every": 0}), None, resume=False, workers=0, device="cpu") == 0
+    assert (
+        run_job(
+            write_job(tmp_path / "a", tiny, steps=2, sample={"every": 0}), None, resume=False, workers=0, device="cpu"
+        )
+        == 0
+    )
     run = tmp_path / "a" / "runs" / "t"
     assert len(of_kind(run, "sample")) == 2 and "preview" in of_kind(run, "replanned")[0]["why"]
 
@@ -107,7 +115,10 @@ def test_experts_that_find_no_room_after_a_preview_are_placed_again(tiny, tmp_pa
         plain(self, plan, stash)
 
     monkeypatch.setattr(Experts, "set_plan", set_plan)
-    assert run_job(write_job(tmp_path, tiny, steps=2, sample={"every": 0}), None, resume=False, workers=0, device="cpu") == 0
+    assert (
+        run_job(write_job(tmp_path, tiny, steps=2, sample={"every": 0}), None, resume=False, workers=0, device="cpu")
+        == 0
+    )
     run = tmp_path / "runs" / "t"
     assert len(of_kind(run, "sample")) == 2 and len(of_kind(run, "step")) == 2 and len(calls) >= 3
     assert not [d for d in of_kind(run, "finding") if d["code"] == "preview-failed"]
@@ -132,7 +143,14 @@ def test_a_preview_that_cannot_be_made_is_a_finding(tiny, tmp_path):
     assert [d["code"] for d in of_kind(run, "finding")].count("preview-failed") == 1
 
 
-@pytest.mark.parametrize(("name", "said"), [("encode_texts", "the text encoder was at work"), ("load_vae", "the VAE was at work"), ("Experts", "the experts were loaded")])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("encode_texts", "the text encoder was at work"),
+        ("load_vae", "the VAE was at work"),
+        ("Experts", "the experts were loaded"),
+    ],
+)
 def test_no_room_while_loading_ends_with_what_would_help(tiny, tmp_path, monkeypatch, card, name, said):
     def none(*args, **named):
         raise OOM
@@ -140,7 +158,11 @@ def test_no_room_while_loading_ends_with_what_would_help(tiny, tmp_path, monkeyp
     monkeypatch.setattr(setup, name, none)
     assert run_job(write_job(tmp_path, tiny, prompts=0, steps=2), None, resume=False, workers=0, device="cpu") == 1
     failed = of_kind(tmp_path / "runs" / "t", "failed")[-1]
-    assert said in failed["cause"] and "End other programs" in failed["next"].replace("end", "End") and "bug" not in failed["next"]
+    assert (
+        said in failed["cause"]
+        and "End other programs" in failed["next"].replace("end", "End")
+        and "bug" not in failed["next"]
+    )
 
 
 def test_the_encoder_follows_the_plan(tiny):

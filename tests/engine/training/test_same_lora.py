@@ -1,4 +1,5 @@
-"""Fifty optimizer steps, the experts taking turns: every plan ends in the same LoRA, and a switch of experts moves nothing."""
+"""Fifty optimizer steps, the experts taking turns: every plan ends in the same LoRA, and a switch of experts moves
+nothing."""
 
 import pytest
 import torch
@@ -20,9 +21,18 @@ RESIDENT = {"resident": BLOCKS, "slots": 0, "stash": "device"}
 def expert(name: str, seed: int) -> ExpertWeights:
     torch.manual_seed(seed)
     model = WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=16, in_channels=36, out_channels=16, text_dim=32, freq_dim=32, ffn_dim=64,
-        num_layers=BLOCKS, image_dim=None, rope_max_seq_len=32,
-    ).eval()  # fmt: skip
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=36,
+        out_channels=16,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=64,
+        num_layers=BLOCKS,
+        image_dim=None,
+        rope_max_seq_len=32,
+    ).eval()
     return packed(model, name, attach(model, name, rank=2, alpha=2, seed=seed, strong=True), scaling=1.0)
 
 
@@ -62,7 +72,16 @@ def resident() -> list[torch.Tensor]:
     return train(Plan(compiled=False, **RESIDENT))
 
 
-@pytest.mark.parametrize("plan", [{}, {"resident": 2, "kept": 1, "slots": 1}, {"stash_on_device": 1}, {"resident": 2, "kept": 1, "stash_on_device": 1}], ids=str)
+@pytest.mark.parametrize(
+    "plan",
+    [
+        {},
+        {"resident": 2, "kept": 1, "slots": 1},
+        {"stash_on_device": 1},
+        {"resident": 2, "kept": 1, "stash_on_device": 1},
+    ],
+    ids=str,
+)
 def test_the_same_operations_end_in_the_same_bits(resident, plan):
     ours = train(Plan(compiled=False, **plan))
     assert all(torch.equal(a, b) for a, b in zip(ours, resident, strict=True))
@@ -76,7 +95,8 @@ def test_chunks_end_in_the_same_lora(resident):
 
 @pytest.mark.parametrize("plan", [{"slots": 2}, {"slots": 3, "resident": 1}, RESIDENT], ids=str)
 def test_a_switch_moves_nothing(monkeypatch, plan):
-    """A step of the other expert brings exactly the blocks that it visits: as many as a step of its own with cold slots, none when resident."""
+    """A step of the other expert brings exactly the blocks that it visits: as many as a step of its own with cold
+    slots, none when resident."""
     copies: list[str] = []
     plain = Ring._write
     monkeypatch.setattr(Ring, "_write", lambda self, visit: (copies.append(visit.key[0]), plain(self, visit))[1])
@@ -86,10 +106,14 @@ def test_a_switch_moves_nothing(monkeypatch, plan):
     machinery = Machinery(plan, attention.CPU, experts[0].block_bytes, CPU)
     runs = [StreamedExecutor(w, machinery) for w in experts]
     streamed = BLOCKS - plan.resident
-    cold = max(0, 2 * streamed - plan.slots) if streamed > plan.slots else streamed  # the turn from forward to backward copies nothing again
-    for turn, due in ((0, cold), (1, cold), (0, cold), (1, cold), (1, max(0, cold - plan.slots))):  # the last one finds what the one before left
+    # the turn from forward to backward copies nothing again
+    cold = max(0, 2 * streamed - plan.slots) if streamed > plan.slots else streamed
+    # the last one finds what the one before left
+    for turn, due in ((0, cold), (1, cold), (0, cold), (1, cold), (1, max(0, cold - plan.slots))):
         copies.clear()
         own = experts[turn].name
-        runs[turn].forward_backward(torch.ones(1, 36, 1, 4, 6), torch.tensor([500.0]), torch.ones(1, 5, 32), lambda y: y.square().mean())
+        runs[turn].forward_backward(
+            torch.ones(1, 36, 1, 4, 6), torch.tensor([500.0]), torch.ones(1, 5, 32), lambda y: y.square().mean()
+        )
         assert copies == [own] * due
     assert [m.data_ptr() for w in experts for m in w.masters] == where

@@ -1,4 +1,5 @@
-"""Stages in whole runs on the tiny base: turns, each expert's own rank, rate and share, a stage that is off, the boundary."""
+"""Stages in whole runs on the tiny base: turns, each expert's own rank, rate and share, a stage that is off, the
+boundary."""
 
 import json
 import shutil
@@ -14,11 +15,19 @@ from presets.job.toml_file import load_job, save_job, with_value
 from tests.helpers.jobs import events, of_kind, write_job
 
 EXPERTS = ("high_noise", "low_noise")
-SHARED = {"multistage.high.rank": 3, "multistage.high.lr": 1e-5, "multistage.high.share": 0.5, "target.alpha": 2.0, "model.boundary": 0.5}
+SHARED = {
+    "multistage.high.rank": 3,
+    "multistage.high.lr": 1e-5,
+    "multistage.high.share": 0.5,
+    "target.alpha": 2.0,
+    "model.boundary": 0.5,
+}
 
 
 def write(folder: Path, base: Path, changes: dict, *, prompts: int = 0, **training) -> Path:
-    path = write_job(folder, base, prompts=prompts, clips=2, sample={"every": 0}, save={"every": 100}, **{"steps": 5, **training})
+    path = write_job(
+        folder, base, prompts=prompts, clips=2, sample={"every": 0}, save={"every": 100}, **{"steps": 5, **training}
+    )
     return change(path, changes)
 
 
@@ -46,21 +55,32 @@ def test_turns_follow_the_shares_and_rates_the_expert(shared):
     steps = of_kind(shared, "step")
     assert "".join(d["expert"][0] for d in steps) == "hhlll"
     assert {(d["expert"], d["lr"]) for d in steps} == {("high_noise", 1e-5), ("low_noise", 1e-3)}
-    assert all((d["timestep"] >= 500) == (d["expert"] == "high_noise") for d in steps), "the job's own boundary, not the model's 900"
+    assert all((d["timestep"] >= 500) == (d["expert"] == "high_noise") for d in steps), (
+        "the job's own boundary, not the model's 900"
+    )
 
 
 def test_each_lora_has_its_own_rank_and_says_so(shared):
     for expert, rank in zip(EXPERTS, (3, 2), strict=True):
         file = shared / f"t_{expert}.safetensors"
         tensors, told = load_file(file), read_metadata(file)
-        assert {t.shape[0] for k, t in tensors.items() if "lora_A" in k} == {t.shape[1] for k, t in tensors.items() if "lora_B" in k} == {rank}
+        assert (
+            {t.shape[0] for k, t in tensors.items() if "lora_A" in k}
+            == {t.shape[1] for k, t in tensors.items() if "lora_B" in k}
+            == {rank}
+        )
         assert (told["wanlora.rank"], told["wanlora.alpha"], told["wanlora.boundary"]) == (str(rank), "2.0", "0.5")
         assert any(k.endswith(".alpha") for k in tensors) == (rank != 2), "an alpha equal to the rank needs no tensor"
 
 
 def test_each_lora_moves_by_its_own_rate(shared):
     """Adam moves a weight by at most about the rate a step: 2 steps at 1e-5, and 3 at 1e-3."""
-    moved = {e: max(float(t.float().abs().max()) for k, t in load_file(shared / f"t_{e}.safetensors").items() if "lora_B" in k) for e in EXPERTS}
+    moved = {
+        e: max(
+            float(t.float().abs().max()) for k, t in load_file(shared / f"t_{e}.safetensors").items() if "lora_B" in k
+        )
+        for e in EXPERTS
+    }
     assert 1e-5 < moved["high_noise"] < 3e-5 and 1e-3 < moved["low_noise"] < 4e-3
 
 
@@ -69,7 +89,9 @@ def test_a_run_stopped_within_a_turn_goes_on_within_it(tiny, tmp_path, shared):
     assert run(job) == 0
     assert run(change(job, {"training.steps": 5}), resume=True) == 0
     resumed = tmp_path / "runs" / "t"
-    assert [(d["step"], d["expert"], d["loss"]) for d in of_kind(resumed, "step")] == [(d["step"], d["expert"], d["loss"]) for d in of_kind(shared, "step")]
+    assert [(d["step"], d["expert"], d["loss"]) for d in of_kind(resumed, "step")] == [
+        (d["step"], d["expert"], d["loss"]) for d in of_kind(shared, "step")
+    ]
     for expert in EXPERTS:
         a, b = (load_file(r / f"t_{expert}.safetensors") for r in (resumed, shared))
         assert all(torch.equal(a[k], b[k]) for k in a)
@@ -90,8 +112,12 @@ def test_a_stage_that_is_off_is_neither_loaded_nor_trained(unreadable, tmp_path)
     job = write(tmp_path, unreadable, {"multistage.high_noise": False}, steps=2)
     assert run(job) == 0
     assert {d["expert"] for d in of_kind(tmp_path / "runs/t", "step")} == {"low_noise"}
-    assert [f.name for f in (tmp_path / "runs/t").glob("t_*_noise.safetensors") if "0000" not in f.name] == ["t_low_noise.safetensors"]
-    assert run(write(tmp_path / "shown", unreadable, {"multistage.high_noise": False}, prompts=1, steps=2)) == 1, "previews go through both, so it is read"
+    assert [f.name for f in (tmp_path / "runs/t").glob("t_*_noise.safetensors") if "0000" not in f.name] == [
+        "t_low_noise.safetensors"
+    ]
+    assert run(write(tmp_path / "shown", unreadable, {"multistage.high_noise": False}, prompts=1, steps=2)) == 1, (
+        "previews go through both, so it is read"
+    )
     assert "ffn.net.2.weight" in of_kind(tmp_path / "shown/runs/t", "failed")[-1]["cause"]
 
 

@@ -1,4 +1,5 @@
-"""Sigmas as the trainer draws them, against closed forms in float64: written out here anew, not through the module's own functions."""
+"""Sigmas as the trainer draws them, against closed forms in float64: written out here anew, not through the module's
+own functions."""
 
 import math
 from functools import cache
@@ -65,18 +66,32 @@ def test_densities_are_the_closed_forms(kind, expert, bias):
     low, high = (BOUNDARY[expert], 1.0) if expert == "high_noise" else (0.0, BOUNDARY[expert])
     assert sigma_range(expert, BOUNDARY[expert]) == (low, high)
     assert samples.min() >= low and samples.max() <= high
-    assert ks_distance(samples, cdf) < 1.63 / math.sqrt(N)  # the 1% critical value; the draws are keyed, so it passes always or never
-    others = [reference(k, expert, b) for k in FORMS for b in BIASES if (k, b) != (kind, bias) and not (expert == "high_noise" and b == bias)]
-    assert all(ks_distance(samples, other) > 1.63 / math.sqrt(N) for other in others), "another density would pass as well"
+    # the 1% critical value; the draws are keyed, so it passes always or never
+    assert ks_distance(samples, cdf) < 1.63 / math.sqrt(N)
+    others = [
+        reference(k, expert, b)
+        for k in FORMS
+        for b in BIASES
+        if (k, b) != (kind, bias) and not (expert == "high_noise" and b == bias)
+    ]
+    assert all(ks_distance(samples, other) > 1.63 / math.sqrt(N) for other in others), (
+        "another density would pass as well"
+    )
 
 
 @pytest.mark.parametrize("bias", BIASES)
 @pytest.mark.parametrize("expert", ["high_noise", "low_noise"])
 @pytest.mark.parametrize("kind", list(FORMS))
 def test_what_is_plotted_is_the_same_density(kind, expert, bias):
-    panel, cdf, boundary = TrainingPanel(timestep_type=kind, timestep_bias=bias), reference(kind, expert, bias), BOUNDARY[expert]
+    panel, cdf, boundary = (
+        TrainingPanel(timestep_type=kind, timestep_bias=bias),
+        reference(kind, expert, bias),
+        BOUNDARY[expert],
+    )
     points = [i / 40 for i in range(41)]
-    np.testing.assert_allclose([distribution(panel, expert, boundary, s) for s in points], [cdf(s) for s in points], atol=1e-9)
+    np.testing.assert_allclose(
+        [distribution(panel, expert, boundary, s) for s in points], [cdf(s) for s in points], atol=1e-9
+    )
     bins = masses(panel, expert, boundary, 40)
     np.testing.assert_allclose(bins, np.diff([cdf(s) for s in points]), atol=1e-9)
     assert sum(bins) == pytest.approx(1.0)
@@ -88,13 +103,16 @@ def test_each_sample_has_a_key_of_its_own():
     keys = [(epoch, clip, repeat) for epoch in (0, 1) for clip in ("0/a.mp4@512", "0/b.mp4@512") for repeat in (0, 1)]
     sigmas = [draw_sigma(job, "low_noise", 0.9, *key) for key in keys]
     assert len(set(sigmas)) == len(keys)
-    assert [draw_sigma(make_job(), "low_noise", 0.9, *key) for key in reversed(keys)] == sigmas[::-1], "the order of the draws does not matter"
+    assert [draw_sigma(make_job(), "low_noise", 0.9, *key) for key in reversed(keys)] == sigmas[::-1], (
+        "the order of the draws does not matter"
+    )
     assert draw_sigma(make_job(seed=43), "low_noise", 0.9, *keys[0]) != sigmas[0]
 
 
 def test_high_noise_bias_leans_to_noise_and_low_noise_bias_away():
     means = {bias: drawn("linear", "low_noise", bias).mean() for bias in BIASES}
-    assert means["low_noise"] < 0.3 < means["balanced"] < 0.5 < means["high_noise"]  # 0.875 / 4, 0.875 / 2, 0.875 * 3 / 4
+    # 0.875 / 4, 0.875 / 2, 0.875 * 3 / 4
+    assert means["low_noise"] < 0.3 < means["balanced"] < 0.5 < means["high_noise"]
 
 
 @pytest.mark.parametrize("boundary", [0.875, 1e-9, 1 - 1e-9, 5e-324])

@@ -28,7 +28,9 @@ from tests.helpers.waiting import PATIENCE, until
 
 
 def final_loras(run: Path) -> dict[str, torch.Tensor]:
-    return {f"{e}.{k}": v for e in ("high_noise", "low_noise") for k, v in load_file(run / f"t_{e}.safetensors").items()}
+    return {
+        f"{e}.{k}": v for e in ("high_noise", "low_noise") for k, v in load_file(run / f"t_{e}.safetensors").items()
+    }
 
 
 def step_losses(run: Path) -> dict[int, float]:
@@ -43,12 +45,22 @@ def finished(tiny, tmp_path_factory) -> Path:
 
 
 def test_a_run_leaves_what_the_contract_says(finished):
-    names = sorted(str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file() and "checkpoints" not in p.parts)
-    assert names == sorted([
-        ".lock", "job.toml", "events.jsonl", "t_high_noise.safetensors", "t_low_noise.safetensors",
-        *(f"t_{s:09d}_{e}.safetensors" for s in (4, 8) for e in ("high_noise", "low_noise")),
-        *(f"samples/step_{s:09d}/{name}" for s in (0, 4, 8) for name in ("00.mp4", "00.png", "sheet.png")), "samples/compare_00.png", "samples/compare_00.mp4",
-    ])  # fmt: skip
+    names = sorted(
+        str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file() and "checkpoints" not in p.parts
+    )
+    assert names == sorted(
+        [
+            ".lock",
+            "job.toml",
+            "events.jsonl",
+            "t_high_noise.safetensors",
+            "t_low_noise.safetensors",
+            *(f"t_{s:09d}_{e}.safetensors" for s in (4, 8) for e in ("high_noise", "low_noise")),
+            *(f"samples/step_{s:09d}/{name}" for s in (0, 4, 8) for name in ("00.mp4", "00.png", "sheet.png")),
+            "samples/compare_00.png",
+            "samples/compare_00.mp4",
+        ]
+    )
     assert [f.name for f in checkpoint.listed(finished)] == ["step_000000004", "step_000000008"]
     assert load_job(finished / "job.toml").datasets[0].path == str(finished.parents[1] / "clips")
 
@@ -58,14 +70,20 @@ def test_events_tell_the_whole_run(finished):
     step, preview, saved = ["step"] * 4, ["sample"], ["checkpoint"]
     assert kinds == ["started", *preview, *step, *saved, *preview, *step, *saved, *preview, "done"]
     steps = of_kind(finished, "step")
-    assert [d["expert"] for d in steps] == ["high_noise"] * 2 + ["low_noise"] * 2 + ["high_noise"] * 2 + ["low_noise"] * 2
+    assert [d["expert"] for d in steps] == ["high_noise"] * 2 + ["low_noise"] * 2 + ["high_noise"] * 2 + [
+        "low_noise"
+    ] * 2
     assert all((d["timestep"] >= 900) == (d["expert"] == "high_noise") for d in steps)
     assert all(set(d["seconds"]) == {"data", "vae", "transformer", "optimizer", "total"} for d in steps)
     assert {c for d in steps for c in d["clips"]} == {f"0/{i}.mp4@64" for i in range(3)}
     view = RunView()
     for event in events(finished):
         fold(view, event)
-    assert view.state == "done" and view.step == 8 and view.files == ["t_high_noise.safetensors", "t_low_noise.safetensors"]
+    assert (
+        view.state == "done"
+        and view.step == 8
+        and view.files == ["t_high_noise.safetensors", "t_low_noise.safetensors"]
+    )
 
 
 def test_both_experts_learnt(finished):
@@ -83,7 +101,13 @@ def test_the_same_job_gives_the_same_bits_with_other_workers(tiny, tmp_path, fin
 
 
 def start(job: Path, *args: str) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "engine", str(job), *args], stderr=subprocess.PIPE, text=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, cwd=ROOT)
+    return subprocess.Popen(
+        [sys.executable, "-m", "engine", str(job), *args],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        cwd=ROOT,
+    )
 
 
 def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
@@ -103,7 +127,10 @@ def compare_with_uninterrupted(tiny, tmp_path, interrupted: Path, **training) ->
     mine, theirs = (checkpoint.load(checkpoint.newest(r)[0]) for r in (interrupted, straight / "runs" / "t"))
     for expert in mine.optimizer:
         for i, state in mine.optimizer[expert]["state"].items():
-            assert all(torch.equal(torch.as_tensor(v), torch.as_tensor(theirs.optimizer[expert]["state"][i][k])) for k, v in state.items())
+            assert all(
+                torch.equal(torch.as_tensor(v), torch.as_tensor(theirs.optimizer[expert]["state"][i][k]))
+                for k, v in state.items()
+            )
 
 
 LONG = {"steps": 14, "gradient_accumulation": 2}
@@ -137,18 +164,39 @@ def test_a_stopped_run_goes_on_to_the_same_bits(tiny, tmp_path, how):
 
 
 def test_a_terminal_that_closes_saves_and_loses_nothing(tiny, tmp_path):
-    """The real thing: the trainer leads a session on a pseudo-terminal whose other end goes away, so that nothing can be said there any more."""
+    """The real thing: the trainer leads a session on a pseudo-terminal whose other end goes away, so that nothing can
+    be said there any more."""
     job = write_job(tmp_path / "cut", tiny, prompts=0, save={"every": 100}, **LONG)
     run = tmp_path / "cut" / "runs" / "t"
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-c", "import fcntl, os, sys, termios; fcntl.ioctl(2, termios.TIOCSCTTY, 0); os.execv(sys.executable, [sys.executable, '-m', 'engine', *sys.argv[1:]])", str(job)]
-    process = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}, cwd=ROOT)
+    command = [
+        sys.executable,
+        "-c",
+        (
+            "import fcntl, os, sys, termios; fcntl.ioctl(2, termios.TIOCSCTTY, 0); os.execv(sys.executable,"
+            " [sys.executable, '-m', 'engine', *sys.argv[1:]])"
+        ),
+        str(job),
+    ]
+    process = subprocess.Popen(
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        cwd=ROOT,
+    )
     os.close(theirs)
     drained(ours, run)
     os.close(ours)
     assert process.wait(timeout=120) == 75
     last = events(run)[-1]
-    assert last.kind == "stopped" and last.data["why"] == "SIGHUP received" and checkpoint.verify(run / last.data["path"]) == ""
+    assert (
+        last.kind == "stopped"
+        and last.data["why"] == "SIGHUP received"
+        and checkpoint.verify(run / last.data["path"]) == ""
+    )
     assert run_job(job, None, resume=True, workers=1, device="cpu") == 0
     compare_with_uninterrupted(tiny, tmp_path, run, save={"every": 100}, **LONG)
 
@@ -201,7 +249,14 @@ def test_more_steps_may_be_asked_for_on_resume(tiny, tmp_path):
 @pytest.mark.parametrize("field", ["dop", "ema", "differential_guidance", "unload_text_encoder"])
 def test_switches_of_the_guide_train(tiny, tmp_path, field):
     job = write_job(tmp_path, tiny, prompts=1, steps=4, trigger="frung", sample={"every": 0})
-    path = edited(job, **({"advanced__differential_guidance": True} if field == "differential_guidance" else {f"training__{field}": True}))
+    path = edited(
+        job,
+        **(
+            {"advanced__differential_guidance": True}
+            if field == "differential_guidance"
+            else {f"training__{field}": True}
+        ),
+    )
     assert run_job(path, None, resume=False, workers=0, device="cpu") == 0
     steps = of_kind(tmp_path / "runs/t", "step")
     assert len(steps) == 4
@@ -239,8 +294,18 @@ def test_three_bad_steps_stop_the_run_and_name_the_clips(broken, tmp_path, capsy
 
 
 def test_a_bad_step_is_skipped_and_never_reaches_the_weights(broken, tmp_path):
-    """switch_every 2: pairs of bad steps between good ones. The run goes on, and its low-noise LoRA stays as it began."""
-    assert run_job(write_job(tmp_path, broken, prompts=0, steps=8, save={"every": 4}), None, resume=False, workers=0, device="cpu") == 0
+    """switch_every 2: pairs of bad steps between good ones. The run goes on, and its low-noise LoRA stays as it
+    began."""
+    assert (
+        run_job(
+            write_job(tmp_path, broken, prompts=0, steps=8, save={"every": 4}),
+            None,
+            resume=False,
+            workers=0,
+            device="cpu",
+        )
+        == 0
+    )
     run = tmp_path / "runs" / "t"
     assert [d["step"] for d in of_kind(run, "step")] == [1, 2, 5, 6]
     assert [d["step"] for d in of_kind(run, "checkpoint")] == [4, 8]
@@ -254,9 +319,9 @@ def test_a_full_disk_is_said_before_the_first_step(tiny, tmp_path):
     """A process limit on file size stands in for the disk: the rehearsal of the first checkpoint cannot be written."""
     job = write_job(tmp_path, tiny, prompts=0, steps=4)
     code = (
-        "import resource, signal, sys; from pathlib import Path\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000)); signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "from engine.run import run_job; sys.exit(run_job(Path(sys.argv[1]), None, resume=False, workers=0, device='cpu'))"
+        "import resource, signal, sys; from pathlib import Path\nresource.setrlimit(resource.RLIMIT_FSIZE, (12_000,"
+        " 12_000)); signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\nfrom engine.run import run_job;"
+        " sys.exit(run_job(Path(sys.argv[1]), None, resume=False, workers=0, device='cpu'))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(job)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1, done.stderr
@@ -297,7 +362,9 @@ def test_a_stop_in_the_middle_of_a_preview_ends_it(tiny, tmp_path):
 
     def sampling() -> bool:
         assert process.poll() is None, process.communicate()[1]
-        return (run / "events.jsonl").exists() and any(d["name"] == "sampling" and d["done"] > 3 for d in of_kind(run, "phase"))
+        return (run / "events.jsonl").exists() and any(
+            d["name"] == "sampling" and d["done"] > 3 for d in of_kind(run, "phase")
+        )
 
     until(sampling, "the middle of a preview")
     process.terminate()
@@ -316,7 +383,8 @@ def test_unloading_the_text_encoder_trains_on_the_trigger_alone(tiny, tmp_path):
 
 
 def test_a_clip_that_goes_away_mid_run_costs_no_step(tiny, tmp_path, monkeypatch):
-    """The run fails with the clip's name and the state of the last whole step; with the clip back it ends at the same bits."""
+    """The run fails with the clip's name and the state of the last whole step; with the clip back it ends at the same
+    bits."""
     job = write_job(tmp_path / "cut", tiny, prompts=0, clips=1, save={"every": 14}, **LONG)
     run, clip, away = tmp_path / "cut/runs/t", tmp_path / "cut/clips/0.mp4", tmp_path / "away.mp4"
     show = Console.show
@@ -331,7 +399,9 @@ def test_a_clip_that_goes_away_mid_run_costs_no_step(tiny, tmp_path, monkeypatch
     monkeypatch.undo()
     reached = max(step_losses(run))
     assert reached >= 3 and "0.mp4" in of_kind(run, "failed")[-1]["cause"]
-    assert [d["step"] for d in of_kind(run, "checkpoint")] == [reached] and checkpoint.newest(run)[0] == run / of_kind(run, "checkpoint")[-1]["path"]
+    assert [d["step"] for d in of_kind(run, "checkpoint")] == [reached] and checkpoint.newest(run)[0] == run / of_kind(
+        run, "checkpoint"
+    )[-1]["path"]
     away.rename(clip)
     assert run_job(job, None, resume=True, workers=0, device="cpu") == 0
     assert [d["step"] for d in of_kind(run, "step")] == list(range(1, 15))
@@ -344,7 +414,10 @@ def test_damaged_checkpoints_do_not_push_out_good_ones(tiny, tmp_path):
     run = tmp_path / "runs" / "t"
     for step in (6, 8):
         (run / f"checkpoints/step_{step:09d}/lora_high_noise.safetensors").write_bytes(b"torn")
-    assert run_job(edited(job, save__keep=2, save__every=1, training__steps=5), None, resume=True, workers=0, device="cpu") == 0
+    assert (
+        run_job(edited(job, save__keep=2, save__every=1, training__steps=5), None, resume=True, workers=0, device="cpu")
+        == 0
+    )
     assert [f.name[-1] for f in checkpoint.listed(run)] == ["4", "5"]
     assert all(checkpoint.verify(f) == "" for f in checkpoint.listed(run))
 
@@ -384,4 +457,10 @@ def test_no_thread_or_worker_stays(tiny, tmp_path):
 
     before, threads = {p.pid for p in psutil.Process().children(recursive=True)}, set(threading.enumerate())
     assert run_job(write_job(tmp_path, tiny, prompts=0, steps=2), None, resume=False, workers=2, device="cpu") == 0
-    until(lambda: {p.pid for p in psutil.Process().children(recursive=True)} <= before and set(threading.enumerate()) <= threads, "the end of every worker and thread")
+    until(
+        lambda: (
+            {p.pid for p in psutil.Process().children(recursive=True)} <= before
+            and set(threading.enumerate()) <= threads
+        ),
+        "the end of every worker and thread",
+    )

@@ -71,9 +71,16 @@ def card(monkeypatch):
 
 @pytest.mark.parametrize(
     ("fault", "forward", "why"),
-    [("absent", False, "not installed"), ("incomplete", False, "incomplete: No module named 'cutlass'"), ("unsupported", False, "no engine for this card"), ("lse to another base", False, "away from"), ("forward only", True, "NotImplementedError"),
-     ("any order", True, "no fixed order"), ("wrong gradient", True, "away from")],
-)  # fmt: skip
+    [
+        ("absent", False, "not installed"),
+        ("incomplete", False, "incomplete: No module named 'cutlass'"),
+        ("unsupported", False, "no engine for this card"),
+        ("lse to another base", False, "away from"),
+        ("forward only", True, "NotImplementedError"),
+        ("any order", True, "no fixed order"),
+        ("wrong gradient", True, "away from"),
+    ],
+)
 def test_a_kernel_with_a_fault_is_refused_with_the_reason(card, fault, forward, why):
     card(flash="", flash4=fault)
     found = attention.survey(CPU, **SIZE, deterministic=True)
@@ -85,14 +92,25 @@ def test_a_kernel_with_a_fault_is_refused_with_the_reason(card, fault, forward, 
 def test_a_kernel_without_a_forward_goes_back_from_anothers(card):
     card(flash="", **{"triton-large": "", "triton-small": "any order"})
     found = attention.survey(CPU, **SIZE, deterministic=True)
-    assert set(found.forward) == {"flash"} and set(found.backward) == {"flash", "triton-large"} and "no fixed order" in found.refused["triton-small"]
+    assert (
+        set(found.forward) == {"flash"}
+        and set(found.backward) == {"flash", "triton-large"}
+        and "no fixed order" in found.refused["triton-small"]
+    )
     card(flash="a part of torch is absent")
     assert attention.survey(CPU, **SIZE, deterministic=True).refused["flash"] == "No module named 'torch.part'"
     card(flash="unsupported", **{"triton-large": ""})
     assert attention.survey(CPU, **SIZE, deterministic=True).refused["triton-large"] == "no other kernel goes forward"
 
 
-@pytest.mark.parametrize(("capability", "names"), [((8, 9), {"cudnn", "flash", "triton-large", "triton-small"}), ((9, 0), set(attention.KERNELS)), ((12, 0), {"cudnn", "flash", "triton-large", "triton-small"})])
+@pytest.mark.parametrize(
+    ("capability", "names"),
+    [
+        ((8, 9), {"cudnn", "flash", "triton-large", "triton-small"}),
+        ((9, 0), set(attention.KERNELS)),
+        ((12, 0), {"cudnn", "flash", "triton-large", "triton-small"}),
+    ],
+)
 def test_a_card_has_the_kernels_that_were_written_for_it(monkeypatch, capability, names):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert set(attention.kernels(torch.device("cuda"))) == names
@@ -102,7 +120,11 @@ def test_cudnn_goes_forward_alone_where_an_order_is_asked_for(card):
     """Whatever the comparison of two calls says: on small tensors chance may hide it."""
     card(flash="", cudnn="")
     found = attention.survey(CPU, **SIZE, deterministic=True)
-    assert set(found.forward) == {"flash", "cudnn"} and set(found.backward) == {"flash"} and "no fixed order" in found.refused["cudnn"]
+    assert (
+        set(found.forward) == {"flash", "cudnn"}
+        and set(found.backward) == {"flash"}
+        and "no fixed order" in found.refused["cudnn"]
+    )
     assert set(attention.survey(CPU, **SIZE, deterministic=False).backward) == {"flash", "cudnn"}
 
 
@@ -132,7 +154,9 @@ def test_running_out_of_memory_is_no_fault_of_the_kernel(card, fault):
 
 def test_the_fixed_order_ends_where_it_began():
     with fixed_order():
-        assert torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert (
+            torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+        )
         with pytest.raises(ZeroDivisionError), fixed_order():
             _ = 1 / 0
         assert torch.are_deterministic_algorithms_enabled()

@@ -48,11 +48,34 @@ def test_what_dequantizes_compiles(tmp_path: Path, capability: int, precision: s
 def test_a_block_s_part_compiles_in_bf16(tmp_path: Path, capability: int) -> None:
     """Norms, modulation and rope around three linears."""
     assert runs("none", capability)
-    tables = [torch.zeros(1, 6, WIDTH), torch.zeros(1, TOKENS, 1, WIDTH // HEADS), torch.zeros(1, TOKENS, 1, WIDTH // HEADS), torch.zeros(1, 6, WIDTH)]
-    tensors = [torch.zeros(1, TOKENS, WIDTH).bfloat16(), *tables, torch.zeros(WIDTH).bfloat16(), torch.zeros(WIDTH, WIDTH).bfloat16()]
+    tables = [
+        torch.zeros(1, 6, WIDTH),
+        torch.zeros(1, TOKENS, 1, WIDTH // HEADS),
+        torch.zeros(1, TOKENS, 1, WIDTH // HEADS),
+        torch.zeros(1, 6, WIDTH),
+    ]
+    tensors = [
+        torch.zeros(1, TOKENS, WIDTH).bfloat16(),
+        *tables,
+        torch.zeros(WIDTH).bfloat16(),
+        torch.zeros(WIDTH, WIDTH).bfloat16(),
+    ]
 
-    def part(x: torch.Tensor, time: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, table: torch.Tensor, vector: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        plain = {"scale_shift_table": table, "attn1.norm_q.weight": vector, "attn1.norm_k.weight": vector, **{f"{name}.bias": vector for name in BEFORE_LINEARS}}
+    def part(
+        x: torch.Tensor,
+        time: torch.Tensor,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        table: torch.Tensor,
+        vector: torch.Tensor,
+        weight: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:
+        plain = {
+            "scale_shift_table": table,
+            "attn1.norm_q.weight": vector,
+            "attn1.norm_k.weight": vector,
+            **{f"{name}.bias": vector for name in BEFORE_LINEARS},
+        }
         return before(x, time, cos, sin, dict.fromkeys(BEFORE_LINEARS, (weight,)), plain, {}, {}, time, HEADS, "none")
 
     sources = kernels_for(capability, part, tensors)
@@ -64,8 +87,21 @@ def test_a_block_s_part_compiles_in_bf16(tmp_path: Path, capability: int) -> Non
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_float8_products_compile_just_where_the_table_says(capability: int) -> None:
     kernel = rowwise_e4m3_kernel
-    types = {"x": "*bf16", "q": "*fp8e4nv", "scale": "*fp32", "fold": "*fp32", "columns": "i32", "floor": "fp32", "FOLD": "constexpr", "BLOCK": "constexpr"}
-    source = ASTSource(fn=kernel, signature=types, constexprs={(kernel.arg_names.index("FOLD"),): False, (kernel.arg_names.index("BLOCK"),): 8192})
+    types = {
+        "x": "*bf16",
+        "q": "*fp8e4nv",
+        "scale": "*fp32",
+        "fold": "*fp32",
+        "columns": "i32",
+        "floor": "fp32",
+        "FOLD": "constexpr",
+        "BLOCK": "constexpr",
+    }
+    source = ASTSource(
+        fn=kernel,
+        signature=types,
+        constexprs={(kernel.arg_names.index("FOLD"),): False, (kernel.arg_names.index("BLOCK"),): 8192},
+    )
 
     def compiles() -> bool:
         try:
@@ -89,4 +125,6 @@ def test_bytes_of_e4m3_are_what_the_cast_makes_of_them() -> None:
 def test_a_weight_is_the_same_from_bytes() -> None:
     packed = pack(torch.randn(32, 64), "qfloat8")
     assert as_bytes(packed)[0].dtype == torch.uint8 and as_bytes(packed)[0].data_ptr() == packed[0].data_ptr()
-    assert torch.equal(unpack_weight(as_bytes(packed), "qfloat8", torch.bfloat16), unpack_weight(packed, "qfloat8", torch.bfloat16))
+    assert torch.equal(
+        unpack_weight(as_bytes(packed), "qfloat8", torch.bfloat16), unpack_weight(packed, "qfloat8", torch.bfloat16)
+    )

@@ -31,8 +31,15 @@ def no_extension(monkeypatch):
 
 @pytest.fixture
 def quantos_own(monkeypatch):
-    """What its `unpack` computes, in torch: the two halves of the rows lie in the low and the high half of the bytes."""
-    monkeypatch.setattr(cpp.ext, "_lib", SimpleNamespace(unpack=lambda p, bits: torch.cat([(p >> (bits * i)) & (2**bits - 1) for i in range(8 // bits)])))
+    """What its `unpack` computes, in torch: the two halves of the rows lie in the low and the high half of the
+    bytes."""
+    monkeypatch.setattr(
+        cpp.ext,
+        "_lib",
+        SimpleNamespace(
+            unpack=lambda p, bits: torch.cat([(p >> (bits * i)) & (2**bits - 1) for i in range(8 // bits)])
+        ),
+    )
 
 
 def error(w: torch.Tensor, packed, precision: str) -> float:
@@ -49,12 +56,15 @@ def test_8_bits_dequantize_to_quantos_own_values(precision, heavy):
     assert [type(t) for t in packed] == [torch.Tensor] * 2
     assert torch.equal(unpack_weight(packed, precision, torch.float32), expected)
     if precision == "qfloat8":
-        assert all(torch.equal(a.float(), b.float()) for a, b in zip(packed, pack_float8(w), strict=True)), "and so does our own float8"
+        assert all(torch.equal(a.float(), b.float()) for a, b in zip(packed, pack_float8(w), strict=True)), (
+            "and so does our own float8"
+        )
 
 
 @pytest.mark.parametrize("fit", ["max", "hqq"])
 @pytest.mark.parametrize("k", [96, 160, 256])
-@pytest.mark.parametrize(("heavy", "size"), [(False, 1), (True, 1), (False, 100)])  # HQQ's shrinkage only bites on large weights
+# HQQ's shrinkage only bites on large weights
+@pytest.mark.parametrize(("heavy", "size"), [(False, 1), (True, 1), (False, 100)])
 def test_4_bits_dequantize_to_quantos_own_values(quantos_own, fit, k, heavy, size):
     w = weights(48, k, heavy=heavy) * size
     optimizer = MaxOptimizer() if fit == "max" else HqqOptimizer()
@@ -87,8 +97,14 @@ def test_groups_are_those_of_quantos_linear(k):
 def test_least_squares_loses_least_in_every_group(heavy):
     w = weights(64, 512, heavy=heavy)
     packed = {fit: pack_weight_quanto(w, "qint4", fit) for fit in ("max", "hqq", "least_squares")}
-    assert error(w, packed["least_squares"], "qint4") < 0.96 * error(w, packed["hqq"], "qint4") < 0.96 * error(w, packed["max"], "qint4")
-    lost = {fit: (unpack_weight(p, "qint4", torch.float32) - w).view(-1, 128).square().sum(1) for fit, p in packed.items()}
+    assert (
+        error(w, packed["least_squares"], "qint4")
+        < 0.96 * error(w, packed["hqq"], "qint4")
+        < 0.96 * error(w, packed["max"], "qint4")
+    )
+    lost = {
+        fit: (unpack_weight(p, "qint4", torch.float32) - w).view(-1, 128).square().sum(1) for fit, p in packed.items()
+    }
     assert bool((lost["least_squares"] <= lost["max"] * (1 + 1e-5)).all())
 
 
@@ -108,4 +124,7 @@ def test_constant_rows_and_groups_stay_what_they_are(precision, fit):
 
 def test_16_bit_weights_are_quantized_in_fp32():
     w = weights(16, 256).bfloat16()
-    assert all(torch.equal(a, b) for a, b in zip(pack_weight_quanto(w, "qint4"), pack_weight_quanto(w.float(), "qint4"), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(pack_weight_quanto(w, "qint4"), pack_weight_quanto(w.float(), "qint4"), strict=True)
+    )

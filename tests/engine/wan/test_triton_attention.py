@@ -1,4 +1,5 @@
-"""Our attention backward against float64, in Triton's interpreter: the same kernels as on a card, element by element."""
+"""Our attention backward against float64, in Triton's interpreter: the same kernels as on a card, element by
+element."""
 
 import os
 import subprocess
@@ -41,7 +42,9 @@ def drawn(batch: int, tokens: int, heads: int, width: int, seed: int) -> torch.T
     return torch.randn(batch, tokens, heads, width, generator=torch.Generator().manual_seed(seed)).transpose(1, 2)
 
 
-def exact(grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+def exact(
+    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
     """(output, logsumexp, gradients of q, k, v) by autograd in float64."""
     leaves = [t.double().requires_grad_(True) for t in (q, k, v)]
     scores = leaves[0] @ leaves[1].transpose(-1, -2) / q.shape[-1] ** 0.5
@@ -59,10 +62,12 @@ def found(tmp_path_factory):
         k, v = (drawn(batch, keys, heads, width, seed) for seed in (2, 3))
         if name == "an expanded gradient":  # as that of a sum is
             grad = torch.ones(()).expand(grad.shape)
-        if name == "scores far below zero":  # keys that are not there must not count as zeros, which would be the likeliest of all
+        # keys that are not there must not count as zeros, which would be the likeliest of all
+        if name == "scores far below zero":
             q, k = q + 5.5, k - 5.5
         out, lse, right[name] = exact(grad, q, k, v)
-        if name == "other layouts":  # each its own: (N, B, T, K) in memory, part of a wider tensor, with the width not innermost, expanded
+        # each its own: (N, B, T, K) in memory, part of a wider tensor, with the width not innermost, expanded
+        if name == "other layouts":
             q, k, v = q.transpose(0, 1).contiguous().transpose(0, 1), torch.cat([k, k], 2)[:, :, :keys], v.contiguous()
             out, lse = out.transpose(-1, -2).contiguous().transpose(-1, -2), torch.stack([lse, lse], -1)[..., 0]
             assert len({t.stride()[:3] for t in (q, k, v, out, grad)}) == 5
@@ -72,7 +77,9 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("interpreted")
     torch.save(cases, folder / "in.pt")
     command = [sys.executable, "-c", INTERPRETED, str(folder / "in.pt"), str(folder / "out.pt")]
-    said = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"})
+    said = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}
+    )
     assert said.returncode == 0, said.stderr
     gave = torch.load(folder / "out.pt")
     return {name: (gave[name], right[name]) for name in SHAPES}
@@ -82,7 +89,8 @@ def found(tmp_path_factory):
 @pytest.mark.parametrize("shape", [name for name in SHAPES if name not in REFUSED])
 def test_gradients_are_those_of_the_definition(found, shape, tiles):
     gave, right = found[shape]
-    tolerance = 1e-3 if shape == "scores far below zero" else 1e-5  # fp32 has so much fewer digits behind the point there
+    # fp32 has so much fewer digits behind the point there
+    tolerance = 1e-3 if shape == "scores far below zero" else 1e-5
     for ours, theirs in zip(gave[tiles], right, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=tolerance)
         assert ours.transpose(1, 2).is_contiguous()  # as the projections before it want it

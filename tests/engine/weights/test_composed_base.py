@@ -1,4 +1,5 @@
-"""A base put together from several sources: the default, whose repository holds two experts and nothing else, and all that users may name."""
+"""A base put together from several sources: the default, whose repository holds two experts and nothing else, and all
+that users may name."""
 
 import json
 import shutil
@@ -54,7 +55,12 @@ def hub(repos, tmp_path, monkeypatch):
 
 
 def job_of(*, experts=("high_noise", "low_noise"), **named) -> Job:
-    return Job(job=JobPanel(name="t"), model=ModelPanel(**named), multistage=MultistagePanel(high_noise="high_noise" in experts, low_noise="low_noise" in experts), datasets=[DatasetPanel(path=".")])
+    return Job(
+        job=JobPanel(name="t"),
+        model=ModelPanel(**named),
+        multistage=MultistagePanel(high_noise="high_noise" in experts, low_noise="low_noise" in experts),
+        datasets=[DatasetPanel(path=".")],
+    )
 
 
 def found(hub: Hub, tmp_path: Path, **named) -> BaseFolder:
@@ -74,7 +80,10 @@ def said(call) -> str:
 
 def whole(base: BaseFolder, tiny: Path) -> None:
     """Every part can be loaded, and the VAE is the tiny base's."""
-    state, plain = load_vae(base.source, device=CPU, dtype=torch.float32).state_dict(), load_file(tiny / "vae" / "diffusion_pytorch_model.safetensors")
+    state, plain = (
+        load_vae(base.source, device=CPU, dtype=torch.float32).state_dict(),
+        load_file(tiny / "vae" / "diffusion_pytorch_model.safetensors"),
+    )
     assert all(torch.equal(t, plain[name]) for name, t in state.items())
     load_text_encoder(base.source, dtype=torch.float32)
     assert base.source.expert("high_noise").stored and base.source.expert("low_noise").stored
@@ -87,13 +96,23 @@ def repositories(hub: Hub) -> set[str]:
 
 def test_the_default_base_comes_from_three_repositories(hub, tiny, tmp_path):
     seen: list[tuple[int, int]] = []
-    base = find_base(job_of(), tmp_path, progress=lambda done, total, text: seen.append((done, total)), endpoint=hub.endpoint)
-    assert sources(base) == {"transformer": EXPERTS_REPO, "transformer_2": EXPERTS_REPO, "vae": VAE_REPO, "text_encoder": ENCODER_REPO, "tokenizer": ENCODER_REPO}
+    base = find_base(
+        job_of(), tmp_path, progress=lambda done, total, text: seen.append((done, total)), endpoint=hub.endpoint
+    )
+    assert sources(base) == {
+        "transformer": EXPERTS_REPO,
+        "transformer_2": EXPERTS_REPO,
+        "vae": VAE_REPO,
+        "text_encoder": ENCODER_REPO,
+        "tokenizer": ENCODER_REPO,
+    }
     assert (base.boundary, base.flow_shift) == (0.9, FLOW_SHIFT)
     whole(base, tiny)
     assert base.source.expert("high_noise").stored["patch_embedding.weight"].place.dtype == "BF16"
     total = max(total for _, total in seen)
-    assert seen[-1] == (total, total) and total == sum(f.stat().st_size for f in (tmp_path / "hub").glob("*/snapshots/**/*") if f.is_file())
+    assert seen[-1] == (total, total) and total == sum(
+        f.stat().st_size for f in (tmp_path / "hub").glob("*/snapshots/**/*") if f.is_file()
+    )
     count = len(hub.asked)
     assert sources(found(hub, tmp_path)) == sources(base) and len(hub.asked) == count  # nobody is asked again
 
@@ -101,15 +120,23 @@ def test_the_default_base_comes_from_three_repositories(hub, tiny, tmp_path):
 def test_a_job_trains_on_the_default_base(hub, tiny, tmp_path, monkeypatch):
     """The whole trainer from nothing but the Hub, with a preview; the next start asks nobody."""
     with monkeypatch.context() as patch:
-        patch.setattr("engine.run.check", lambda job, facts: [])  # it holds the unseen model for the real one, which needs a GPU
+        # it holds the unseen model for the real one, which needs a GPU
+        patch.setattr("engine.run.check", lambda job, facts: [])
         fetch = hub_module.fetch
-        patch.setattr("engine.weights.hub_download.fetch", lambda named, base, **more: fetch(named, base, **{**more, "endpoint": hub.endpoint}))
+        patch.setattr(
+            "engine.weights.hub_download.fetch",
+            lambda named, base, **more: fetch(named, base, **{**more, "endpoint": hub.endpoint}),
+        )
         path = write_job(tmp_path, tiny, prompts=1, steps=2, sample={"every": 0, "first": False})
         path.write_text(path.read_text().replace(str(tiny), EXPERTS_REPO))
         assert load_job(path).model == ModelPanel()
         assert run_job(path, None, resume=False, workers=0, device="cpu") == 0
     run = tmp_path / "runs" / "t"
-    phases = [d for d in of_kind(run, "phase") if d["name"] == "loading" and d["text"].startswith("downloading") and d["total"] > SMALL]
+    phases = [
+        d
+        for d in of_kind(run, "phase")
+        if d["name"] == "loading" and d["text"].startswith("downloading") and d["total"] > SMALL
+    ]
     assert phases and phases[-1]["done"] == phases[-1]["total"] and of_kind(run, "done") and of_kind(run, "sample")
     (started,) = of_kind(run, "started")
     assert started["base"]["vae"] == VAE_REPO and started["base"]["transformer"] == EXPERTS_REPO
@@ -149,7 +176,15 @@ def test_a_part_gone_from_a_repository_comes_from_the_known_place(hub, repos, tm
         assert not any(name.startswith(ENCODER_REPO) for name in hub.large)
 
 
-@pytest.mark.parametrize(("where", "file"), [(VAE_REPO, "config.json"), (VAE_REPO, "diffusion_pytorch_model.safetensors"), (ENCODER_REPO, "text_encoder/model-00002-of-00003.safetensors"), (EXPERTS_REPO, "transformer_2/config.json")])
+@pytest.mark.parametrize(
+    ("where", "file"),
+    [
+        (VAE_REPO, "config.json"),
+        (VAE_REPO, "diffusion_pytorch_model.safetensors"),
+        (ENCODER_REPO, "text_encoder/model-00002-of-00003.safetensors"),
+        (EXPERTS_REPO, "transformer_2/config.json"),
+    ],
+)
 def test_a_broken_part_of_a_repository_is_told_before_anything_large_comes(hub, repos, tmp_path, where, file):
     hub.repos[where] = copy = Path(shutil.copytree(repos[where], tmp_path / "copy"))
     (copy / file).unlink()
@@ -181,10 +216,25 @@ def test_without_a_network_what_is_missing_is_named(hub, repos, tmp_path, monkey
 def test_named_parts(hub, repos, tiny, tmp_path):
     """As id, folder (diffusers' or with the part in it) and file; nothing else is fetched for them."""
     shutil.copytree(repos[EXPERTS_REPO], tmp_path / "experts")
-    for vae in (str(tiny), str(tiny / "vae"), str(tiny / "vae" / "diffusion_pytorch_model.safetensors"), VAE_REPO, COMPLETE_REPO):
-        for encoder in (str(tiny), str(tiny / "text_encoder"), str(tiny / "text_encoder" / "model.safetensors"), ENCODER_REPO):
+    for vae in (
+        str(tiny),
+        str(tiny / "vae"),
+        str(tiny / "vae" / "diffusion_pytorch_model.safetensors"),
+        VAE_REPO,
+        COMPLETE_REPO,
+    ):
+        for encoder in (
+            str(tiny),
+            str(tiny / "text_encoder"),
+            str(tiny / "text_encoder" / "model.safetensors"),
+            ENCODER_REPO,
+        ):
             base = find_base(job_of(path="experts", vae=vae, text_encoder=encoder), tmp_path, endpoint=hub.endpoint)
-            assert (sources(base)["vae"], sources(base)["text_encoder"], sources(base)["tokenizer"]) == (vae, encoder, encoder)
+            assert (sources(base)["vae"], sources(base)["text_encoder"], sources(base)["tokenizer"]) == (
+                vae,
+                encoder,
+                encoder,
+            )
             whole(base, tiny)
     assert not any(COMPLETE_REPO in name and "/vae/" not in name for name in hub.large)
 
@@ -203,7 +253,10 @@ def test_comfyui_files_as_parts(hub, repos, tiny, tmp_path):
     vae = AutoencoderKLWan(base_dim=4)
     write_vae(tmp_path / "comfy" / "wan_2.1_vae.safetensors", vae.state_dict())
     write_text_encoder(tmp_path / "comfy" / "umt5_xxl_fp16.safetensors", tiny / "text_encoder", "fp16")
-    for named in ({"vae": "comfy/wan_2.1_vae.safetensors", "text_encoder": "comfy/umt5_xxl_fp16.safetensors"}, {"vae": "comfy", "text_encoder": "comfy"}):
+    for named in (
+        {"vae": "comfy/wan_2.1_vae.safetensors", "text_encoder": "comfy/umt5_xxl_fp16.safetensors"},
+        {"vae": "comfy", "text_encoder": "comfy"},
+    ):
         base = find_base(job_of(path="experts", **named), tmp_path)
         state = load_vae(base.source, device=CPU, dtype=torch.float32).state_dict()
         assert all(torch.equal(state[name], t) for name, t in vae.state_dict().items())
@@ -237,10 +290,17 @@ def test_a_wrong_part_is_named(hub, repos, tiny, tmp_path, case):
     config(wrong / part, **change)
     others = {"vae": str(tiny), "text_encoder": str(tiny)}
     job = job_of(path="experts", **{**others, field: str(wrong / part)})
-    problem = next(f for f in check(job, gather(job, tmp_path, out=tmp_path, machine=machine(gpu()))) if f.severity == "error" and f.code.endswith("-wrong"))
+    problem = next(
+        f
+        for f in check(job, gather(job, tmp_path, out=tmp_path, machine=machine(gpu())))
+        if f.severity == "error" and f.code.endswith("-wrong")
+    )
     assert problem.field == f"model.{field}" and words in problem.message and problem.fix
     hub.repos["owner/wrong"] = wrong
-    assert words in said(lambda: found(hub, tmp_path, path="experts", **{**others, field: "owner/wrong"})) and not hub.large
+    assert (
+        words in said(lambda: found(hub, tmp_path, path="experts", **{**others, field: "owner/wrong"}))
+        and not hub.large
+    )
 
 
 def test_an_encoder_and_a_tokenizer_that_do_not_belong_together(repos, tiny, tmp_path):
@@ -248,30 +308,59 @@ def test_an_encoder_and_a_tokenizer_that_do_not_belong_together(repos, tiny, tmp
     copy = Path(shutil.copytree(tiny, tmp_path / "copy"))
     tensors = load_file(copy / "text_encoder" / "model.safetensors")
     width = tensors["shared.weight"].shape[1]
-    save_file({n: torch.zeros(5000, width) if n in ("shared.weight", "encoder.embed_tokens.weight") else t for n, t in tensors.items()}, copy / "text_encoder" / "model.safetensors")
+    save_file(
+        {
+            n: torch.zeros(5000, width) if n in ("shared.weight", "encoder.embed_tokens.weight") else t
+            for n, t in tensors.items()
+        },
+        copy / "text_encoder" / "model.safetensors",
+    )
     config(copy / "text_encoder", vocab_size=5000)
     (problem,) = read_model(named_base(job_of(path="copy")), tmp_path).problems
-    assert problem.code == "text-encoder-wrong" and "5,000" in problem.message and "do not belong together" in problem.message
+    assert (
+        problem.code == "text-encoder-wrong"
+        and "5,000" in problem.message
+        and "do not belong together" in problem.message
+    )
 
 
 def test_names_that_lead_nowhere(hub, repos, tiny, tmp_path):
     shutil.copytree(repos[EXPERTS_REPO], tmp_path / "experts")
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.txt").write_text("x")
-    for vae, words in (("./none", "does not exist"), ("empty", "does not hold the VAE"), ("notes.txt", "no safetensors file")):
+    for vae, words in (
+        ("./none", "does not exist"),
+        ("empty", "does not hold the VAE"),
+        ("notes.txt", "no safetensors file"),
+    ):
         (problem,) = read_model(named_base(job_of(path="experts", vae=vae, text_encoder=str(tiny))), tmp_path).problems
         assert problem.field == "model.vae" and words in problem.message and problem.fix, vae
-    (problem,) = read_model(named_base(job_of(path="experts", vae=str(tiny), text_encoder=str(repos[ENCODER_REPO] / "text_encoder" / "model-00001-of-00003.safetensors"))), tmp_path).problems
+    (problem,) = read_model(
+        named_base(
+            job_of(
+                path="experts",
+                vae=str(tiny),
+                text_encoder=str(repos[ENCODER_REPO] / "text_encoder" / "model-00001-of-00003.safetensors"),
+            )
+        ),
+        tmp_path,
+    ).problems
     assert problem.field == "model.text_encoder" and "one of several shards" in problem.message
-    assert "the Hub has no repository owner/none" in said(lambda: found(hub, tmp_path, path="experts", vae="owner/none", text_encoder=str(tiny)))
-    assert "does not hold the text encoder" in said(lambda: found(hub, tmp_path, path="experts", vae=str(tiny), text_encoder=VAE_REPO))
+    assert "the Hub has no repository owner/none" in said(
+        lambda: found(hub, tmp_path, path="experts", vae="owner/none", text_encoder=str(tiny))
+    )
+    assert "does not hold the text encoder" in said(
+        lambda: found(hub, tmp_path, path="experts", vae=str(tiny), text_encoder=VAE_REPO)
+    )
 
 
 def test_another_vae_is_another_identity(repos, tiny, tmp_path):
     """Cached latents of one are not those of another, also where only its configuration differs."""
     shutil.copytree(repos[EXPERTS_REPO], tmp_path / "experts")
     other = config(Path(shutil.copytree(tiny / "vae", tmp_path / "vae")), latents_mean=[0.5] * 16)
-    one, two = (find_base(job_of(path="experts", vae=vae, text_encoder=str(tiny)), tmp_path) for vae in (str(tiny), str(other)))
+    one, two = (
+        find_base(job_of(path="experts", vae=vae, text_encoder=str(tiny)), tmp_path) for vae in (str(tiny), str(other))
+    )
     assert vae_identity(one.source) != vae_identity(two.source)
 
 
@@ -279,7 +368,13 @@ def test_another_vae_is_another_identity(repos, tiny, tmp_path):
 
 
 def sizes(folder: Path, *prefixes: str) -> int:
-    wanted = [f for f in folder.rglob("*") if f.is_file() and f.suffix in (".safetensors", ".json", ".model") and f.relative_to(folder).as_posix().startswith(prefixes)]
+    wanted = [
+        f
+        for f in folder.rglob("*")
+        if f.is_file()
+        and f.suffix in (".safetensors", ".json", ".model")
+        and f.relative_to(folder).as_posix().startswith(prefixes)
+    ]
     return sum(f.stat().st_size for f in wanted)
 
 
@@ -288,16 +383,27 @@ def test_sizes_are_the_hubs_own(hub, repos, tmp_path):
     told = fetching_of(named_base(job_of()), tmp_path, cache=cache, endpoint=hub.endpoint)
     assert told is not None and told.problems == [] and not told.unknown
     assert {f.repo: (f.total, f.here) for f in told.fetches} == {
-        EXPERTS_REPO: (sizes(repos[EXPERTS_REPO], "transformer"), 0), VAE_REPO: (sizes(repos[VAE_REPO], ""), 0), ENCODER_REPO: (sizes(repos[ENCODER_REPO], "t"), 0),
-    }  # fmt: skip
+        EXPERTS_REPO: (sizes(repos[EXPERTS_REPO], "transformer"), 0),
+        VAE_REPO: (sizes(repos[VAE_REPO], ""), 0),
+        ENCODER_REPO: (sizes(repos[ENCODER_REPO], "t"), 0),
+    }
     assert told.need == sum(f.total for f in told.fetches) and not hub.large
     for repo in (EXPERTS_REPO, VAE_REPO, ENCODER_REPO):
         assert repo in told.text
     find_base(job_of(path=EXPERTS_REPO, experts=["high_noise"]), tmp_path, endpoint=hub.endpoint)
     told = fetching_of(named_base(job_of()), tmp_path, cache=cache, endpoint=hub.endpoint)
     (experts,) = told.fetches
-    assert experts.here == sizes(repos[EXPERTS_REPO], "transformer/", "transformer_2/config", "transformer_2/diffusion_pytorch_model.safetensors.index")
-    assert experts.total - experts.here == sum(f.stat().st_size for f in (repos[EXPERTS_REPO] / "transformer_2").glob("*.safetensors")) and "are here already" in told.text
+    assert experts.here == sizes(
+        repos[EXPERTS_REPO],
+        "transformer/",
+        "transformer_2/config",
+        "transformer_2/diffusion_pytorch_model.safetensors.index",
+    )
+    assert (
+        experts.total - experts.here
+        == sum(f.stat().st_size for f in (repos[EXPERTS_REPO] / "transformer_2").glob("*.safetensors"))
+        and "are here already" in told.text
+    )
     find_base(job_of(), tmp_path, endpoint=hub.endpoint)
     assert fetching_of(named_base(job_of()), tmp_path, cache=cache, endpoint=hub.endpoint) is None
 
@@ -315,14 +421,21 @@ def test_a_broken_off_download_counts_what_is_here(hub, tmp_path):
     assert hub.gets("diffusion_pytorch_model.safetensors") == ["bytes=5000-"]
 
 
-@pytest.mark.parametrize(("status", "code", "words"), [(404, "RepoNotFound", "no repository"), (403, "GatedRepo", "is gated"), (503, "", None)])
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [(404, "RepoNotFound", "no repository"), (403, "GatedRepo", "is gated"), (503, "", None)],
+)
 def test_what_check_says_of_a_refusal(hub, tmp_path, monkeypatch, status, code, words):
     hub.refusals[VAE_REPO] = [(status, {"X-Error-Code": code} if code else {})] * 10
     job = job_of()
     told = fetching_of(named_base(job), tmp_path, cache=tmp_path / "hub", endpoint=hub.endpoint)
     assert [f.repo for f in told.fetches] == [EXPERTS_REPO]
     if words:
-        assert [p.code for p in told.problems] == ["model-unavailable"] and words in told.problems[0].message and told.problems[0].field == "model.vae"
+        assert (
+            [p.code for p in told.problems] == ["model-unavailable"]
+            and words in told.problems[0].message
+            and told.problems[0].field == "model.vae"
+        )
     else:
         assert told.problems == [] and "fault of its own" in told.unknown
     monkeypatch.setattr("presets.rules.check.fetching_of", lambda *_, **_more: told)
@@ -345,14 +458,20 @@ def test_a_hub_that_does_not_answer_is_waited_for_a_little(tmp_path, monkeypatch
 
 def test_room_is_made_sure_of_for_all_repositories_before_the_first(hub, repos, tmp_path, monkeypatch):
     """The cache's disk could hold the experts, and not the rest."""
-    need = sum(sizes(repos[repo], prefix) for repo, prefix in ((EXPERTS_REPO, "t"), (VAE_REPO, ""), (ENCODER_REPO, "t")))
+    need = sum(
+        sizes(repos[repo], prefix) for repo, prefix in ((EXPERTS_REPO, "t"), (VAE_REPO, ""), (ENCODER_REPO, "t"))
+    )
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(hub_module.shutil, "disk_usage", lambda path: usage._replace(free=2**30 + need - 50_000))
     assert "are to be downloaded into" in said(lambda: found(hub, tmp_path)) and not hub.large
     told = fetching_of(named_base(job_of()), tmp_path, cache=tmp_path / "hub", endpoint=hub.endpoint)
     job = job_of()
     monkeypatch.setattr("presets.rules.check.fetching_of", lambda *_, **_more: told)
-    (finding,) = [f for f in check(job, gather(job, tmp_path, out=tmp_path / "runs", machine=machine(gpu()), ask_hub=True)) if f.code == "cache-too-small"]
+    (finding,) = [
+        f
+        for f in check(job, gather(job, tmp_path, out=tmp_path / "runs", machine=machine(gpu()), ask_hub=True))
+        if f.code == "cache-too-small"
+    ]
     assert "HF_HOME" in finding.fix and finding.severity == "error"
 
 
@@ -372,5 +491,9 @@ def test_another_vae_is_another_run(repos, tiny, tmp_path, capsys):
     assert run_job(path, None, resume=True, workers=0, device="cpu") == 1
     assert "model.vae" in capsys.readouterr().err
     assert run_job(path, None, resume=True, accept_changes=True, workers=0, device="cpu") == 0
-    unlike = [e.data["message"] for e in events(tmp_path / "runs" / "t") if e.kind == "finding" and e.data["code"] == "not-comparable"]
+    unlike = [
+        e.data["message"]
+        for e in events(tmp_path / "runs" / "t")
+        if e.kind == "finding" and e.data["code"] == "not-comparable"
+    ]
     assert any("model.vae" in text for text in unlike) and any("another VAE" in text for text in unlike)

@@ -29,7 +29,14 @@ EXPERT = "transformer/diffusion_pytorch_model.safetensors"
 def repository(tiny, tmp_path_factory) -> Path:
     """The tiny base as people publish models: a part in shards, and files that nobody needs."""
     folder = Path(shutil.copytree(tiny, tmp_path_factory.mktemp("repository") / "model"))
-    for name in ("README.md", ".gitattributes", "transformer/diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.fp16.safetensors", "text_encoder/pytorch_model.bin", "assets/logo.png"):
+    for name in (
+        "README.md",
+        ".gitattributes",
+        "transformer/diffusion_pytorch_model.bin",
+        "vae/diffusion_pytorch_model.fp16.safetensors",
+        "text_encoder/pytorch_model.bin",
+        "assets/logo.png",
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"not needed")
     (folder / "tiny.json").unlink()
@@ -60,12 +67,19 @@ def quiet(done: int, total: int, text: str) -> None:
 
 
 def job_of(*, path: str = ID, experts=BOTH, **named) -> Job:
-    return Job(job=JobPanel(name="t"), model=ModelPanel(path=path, **named), multistage=MultistagePanel(**{e: e in experts for e in BOTH}), datasets=[DatasetPanel(path=".")])
+    return Job(
+        job=JobPanel(name="t"),
+        model=ModelPanel(path=path, **named),
+        multistage=MultistagePanel(**{e: e in experts for e in BOTH}),
+        datasets=[DatasetPanel(path=".")],
+    )
 
 
 def get(hub, tmp_path, experts=BOTH, progress=quiet, repo=ID):
     """The experts' folder."""
-    return find_base(job_of(path=repo, experts=experts), tmp_path, progress=progress, endpoint=hub.endpoint, cache=tmp_path / "hub").source.folder
+    return find_base(
+        job_of(path=repo, experts=experts), tmp_path, progress=progress, endpoint=hub.endpoint, cache=tmp_path / "hub"
+    ).source.folder
 
 
 def files(folder: Path) -> set[str]:
@@ -83,14 +97,21 @@ def test_what_is_needed_comes_and_nothing_else(hub, repository, tmp_path, monkey
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     seen: list[tuple[int, int]] = []
     folder = get(hub, tmp_path, progress=lambda done, total, text: seen.append((done, total)))
-    needed = {name for name in files(repository) if not name.endswith((".bin", ".md", ".png")) and "fp16" not in name and name != ".gitattributes"}
+    needed = {
+        name
+        for name in files(repository)
+        if not name.endswith((".bin", ".md", ".png")) and "fp16" not in name and name != ".gitattributes"
+    }
     assert files(folder) == needed
     assert all((folder / name).read_bytes() == (repository / name).read_bytes() for name in needed)
     weights = sum((repository / name).stat().st_size for name in needed if name.endswith(".safetensors"))
-    assert seen[-1][0] == seen[-1][1] > weights and [done for done, total in seen if total == seen[-1][1]] == sorted(done for done, total in seen if total == seen[-1][1])
+    assert seen[-1][0] == seen[-1][1] > weights and [done for done, total in seen if total == seen[-1][1]] == sorted(
+        done for done, total in seen if total == seen[-1][1]
+    )
     facts = read_model(NamedBase(path=ID), tmp_path, cache=tmp_path / "hub")
     assert facts.local and facts.folder == str(folder) and facts.problems == [] and set(facts.sources.values()) == {ID}
-    assert all(token == (not path.startswith("/cdn/")) for _, path, _, token in hub.asked)  # the token goes to the Hub alone
+    # the token goes to the Hub alone
+    assert all(token == (not path.startswith("/cdn/")) for _, path, _, token in hub.asked)
     assert not list((tmp_path / "hub").rglob("*.incomplete"))
     count = len(hub.asked)
     assert get(hub, tmp_path) == folder and len(hub.asked) == count  # nobody is asked again
@@ -114,7 +135,9 @@ def test_a_stopped_download_goes_on_in_the_next_start(hub, repository, tmp_path)
 
     def partials():
         """Of the expert's file: its name is its hash."""
-        return list((tmp_path / "hub").rglob(f"{hashlib.sha256((repository / EXPERT).read_bytes()).hexdigest()}.incomplete"))
+        return list(
+            (tmp_path / "hub").rglob(f"{hashlib.sha256((repository / EXPERT).read_bytes()).hexdigest()}.incomplete")
+        )
 
     def stop(done, total, text):
         if total > 1000 and text.startswith("downloading") and any(p.stat().st_size >= 5000 for p in partials()):
@@ -152,12 +175,25 @@ def test_too_little_room_is_told_before_anything_large_comes(hub, tmp_path, monk
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(hub_module.shutil, "disk_usage", lambda path: usage._replace(free=2**30 + 1000))
     text = said(lambda: get(hub, tmp_path))
-    assert "are to be downloaded into" in text and "1.0 GiB free" in text and "Free" in text and not any(path.startswith("/cdn/") for _, path, _, _ in hub.asked)
+    assert (
+        "are to be downloaded into" in text
+        and "1.0 GiB free" in text
+        and "Free" in text
+        and not any(path.startswith("/cdn/") for _, path, _, _ in hub.asked)
+    )
 
 
-@pytest.mark.parametrize(("status", "code", "words"), [
-    (404, "RepoNotFound", "no repository owner/model"), (401, "RepoNotFound", "hf auth login"), (403, "GatedRepo", "is gated"), (429, "", "too many requests"), (403, "", "does not let you"), (503, "", "fault of its own"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("status", "code", "words"),
+    [
+        (404, "RepoNotFound", "no repository owner/model"),
+        (401, "RepoNotFound", "hf auth login"),
+        (403, "GatedRepo", "is gated"),
+        (429, "", "too many requests"),
+        (403, "", "does not let you"),
+        (503, "", "fault of its own"),
+    ],
+)
 def test_refusals_of_the_repository(hub, tmp_path, status, code, words):
     hub.refusals[""] = [(status, {"X-Error-Code": code} if code else {})] * 20
     assert words in said(lambda: get(hub, tmp_path))
@@ -199,5 +235,13 @@ def test_a_single_file(hub, repository, tmp_path):
     """As an adapter is named."""
     path = fetch_file(ID, "assets/logo.png", where="quantization.ara", endpoint=hub.endpoint, cache=tmp_path / "hub")
     assert path.read_bytes() == b"not needed"
-    assert "has no file assets/none.png" in said(lambda: fetch_file(ID, "assets/none.png", where="quantization.ara", endpoint=hub.endpoint, cache=tmp_path / "hub"))
-    assert "no repository owner/other" in said(lambda: fetch_file("owner/other", "a.png", where="quantization.ara", endpoint=hub.endpoint, cache=tmp_path / "hub"))
+    assert "has no file assets/none.png" in said(
+        lambda: fetch_file(
+            ID, "assets/none.png", where="quantization.ara", endpoint=hub.endpoint, cache=tmp_path / "hub"
+        )
+    )
+    assert "no repository owner/other" in said(
+        lambda: fetch_file(
+            "owner/other", "a.png", where="quantization.ara", endpoint=hub.endpoint, cache=tmp_path / "hub"
+        )
+    )

@@ -40,7 +40,10 @@ def test_predictions_are_those_of_the_whole_model(tiny, expert):
     stem = load_stem(source, expert, device=CPU, dtype=torch.float32)
     masters, layout = blocks(source, expert)
     none = [{} for _ in masters]
-    run = StreamedExecutor(ExpertWeights(expert, stem, masters, layout, none, 1.0), Machinery(Plan(precision="none", stash="device", slots=2, compiled=False), attention.CPU, layout.bytes, CPU))
+    run = StreamedExecutor(
+        ExpertWeights(expert, stem, masters, layout, none, 1.0),
+        Machinery(Plan(precision="none", stash="device", slots=2, compiled=False), attention.CPU, layout.bytes, CPU),
+    )
     whole = WanTransformer3DModel.from_pretrained(tiny, subfolder=SUBFOLDER[expert], torch_dtype=torch.float32).eval()
     x, t, text = torch.randn(2, 36, 3, 4, 6), torch.tensor([900.0, 300.0]), torch.randn(2, 16, 32)
     with torch.no_grad():
@@ -69,7 +72,9 @@ def test_blocks_are_packed_as_the_state_dict_would_be(tiny, precision):
         assert layout == layout_of(weights, plain)
         ours, ours_plain = layout.views(buffer)
         for name, parts in weights.items():
-            assert all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(ours[name], parts, strict=True)), name
+            assert all(
+                torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(ours[name], parts, strict=True)
+            ), name
         assert all(torch.equal(ours_plain[name], t) for name, t in plain.items())
 
 
@@ -102,7 +107,15 @@ def test_only_the_expert_asked_for_is_opened(tiny, monkeypatch):
 
 def test_progress_counts_blocks(tiny):
     seen = []
-    load_blocks(open_source(tiny), "high_noise", "none", dtype=torch.float32, pinned=False, device=CPU, progress=lambda *a: seen.append(a))
+    load_blocks(
+        open_source(tiny),
+        "high_noise",
+        "none",
+        dtype=torch.float32,
+        pinned=False,
+        device=CPU,
+        progress=lambda *a: seen.append(a),
+    )
     assert [(done, total) for done, total, _ in seen] == [(0, 2), (1, 2), (2, 2)]
 
 
@@ -122,5 +135,11 @@ def test_an_error_in_the_middle_leaves_no_thread_behind(tmp_path):
 
 def test_no_second_copy_in_host_memory():
     """The benchmark's own measurement: a second copy of its expert would be eight blocks in the source's precision."""
-    run = subprocess.run([sys.executable, "-m", "benchmarks.loading", "--tiny", "--check"], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks.loading", "--tiny", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
     assert run.returncode == 0, run.stdout + run.stderr

@@ -109,7 +109,12 @@ def test_tokenizer_of_comfyui(comfy, base):
     ids, mask = load_tokenizer(source, length=40)("orbit 3 around the subject")
     pieces = sentencepiece.SentencePieceProcessor(model_proto=source.spiece_model())
     count = int(mask.sum())
-    assert ids.shape == mask.shape == (1, 40) and ids[0, count - 1] == 1 and not ids[0, count:].any() and mask[0, :count].all()
+    assert (
+        ids.shape == mask.shape == (1, 40)
+        and ids[0, count - 1] == 1
+        and not ids[0, count:].any()
+        and mask[0, :count].all()
+    )
     assert pieces.decode(ids[0, : count - 1].tolist()) == "orbit 3 around the subject"
     ids, mask = load_tokenizer(source, length=4)("orbit 3 around the subject")
     assert ids[0, 3] == 1 and mask.sum() == 4
@@ -127,7 +132,10 @@ def test_vae_of_comfyui(comfy):
 def test_parts_of_a_diffusers_folder(tiny):
     source = open_source(tiny)
     assert source.spiece_model() is None
-    vae, plain = load_vae(source, device=CPU, dtype=torch.float32), load_file(tiny / "vae" / "diffusion_pytorch_model.safetensors")
+    vae, plain = (
+        load_vae(source, device=CPU, dtype=torch.float32),
+        load_file(tiny / "vae" / "diffusion_pytorch_model.safetensors"),
+    )
     assert all(torch.equal(t, plain[name]) for name, t in vae.state_dict().items())
     assert load_text_encoder(source, dtype=torch.float32).shared.weight.shape[1] == 32
 
@@ -136,15 +144,33 @@ def test_our_names_are_those_of_the_real_files(base):
     """The helper's names, checked against some known ones, so that both directions are not wrong together."""
     names = {expert_name(n) for n in load_file(base / "transformer" / "diffusion_pytorch_model.safetensors")}
     assert {
-        "patch_embedding.weight", "text_embedding.2.bias", "time_embedding.0.weight", "time_projection.1.weight", "head.head.weight", "head.modulation", "blocks.0.modulation",
-        "blocks.1.self_attn.norm_q.weight", "blocks.0.cross_attn.o.bias", "blocks.0.norm3.weight", "blocks.0.ffn.0.weight", "blocks.0.ffn.2.bias",
-    } <= names  # fmt: skip
+        "patch_embedding.weight",
+        "text_embedding.2.bias",
+        "time_embedding.0.weight",
+        "time_projection.1.weight",
+        "head.head.weight",
+        "head.modulation",
+        "blocks.0.modulation",
+        "blocks.1.self_attn.norm_q.weight",
+        "blocks.0.cross_attn.o.bias",
+        "blocks.0.norm3.weight",
+        "blocks.0.ffn.0.weight",
+        "blocks.0.ffn.2.bias",
+    } <= names
     assert "norm2" in convert_wan_transformer_to_diffusers({"blocks.0.norm3.weight": 0}).popitem()[0]
     vae = {vae_name(n) for n in real_vae().state_dict()}
     assert {
-        "conv1.weight", "conv2.bias", "encoder.conv1.weight", "decoder.head.2.weight", "encoder.downsamples.3.shortcut.weight", "decoder.upsamples.7.time_conv.weight",
-        "decoder.middle.1.to_qkv.weight", "encoder.middle.2.residual.6.bias", "decoder.upsamples.4.shortcut.bias", "decoder.upsamples.14.residual.0.gamma",
-    } <= vae  # fmt: skip
+        "conv1.weight",
+        "conv2.bias",
+        "encoder.conv1.weight",
+        "decoder.head.2.weight",
+        "encoder.downsamples.3.shortcut.weight",
+        "decoder.upsamples.7.time_conv.weight",
+        "decoder.middle.1.to_qkv.weight",
+        "encoder.middle.2.residual.6.bias",
+        "decoder.upsamples.4.shortcut.bias",
+        "decoder.upsamples.14.residual.0.gamma",
+    } <= vae
 
 
 def edit(path: Path, change) -> None:
@@ -172,12 +198,16 @@ def test_what_is_wrong_with_an_expert_is_named(copy):
     assert "blocks.1.attn2.to_k.bias is missing" in said(lambda: open_expert(source, "high_noise"))
     file.write_bytes(good)
     edit(file, lambda t: t.update({"blocks.1.ffn.net.2.weight": torch.zeros(3, 3)}))
-    assert "blocks.1.ffn.net.2.weight has the shape [3, 3], not [128, 256]" in said(lambda: blocks(source, "high_noise"))
+    assert "blocks.1.ffn.net.2.weight has the shape [3, 3], not [128, 256]" in said(
+        lambda: blocks(source, "high_noise")
+    )
     edit(file, lambda t: t.update({"blocks.1.ffn.net.2.weight": torch.zeros(128, 256, dtype=torch.int8)}))
     assert "cannot be read (I8)" in said(lambda: blocks(source, "high_noise"))
     file.write_bytes(good)
     edit(file, lambda t: t.update({"blocks.0.attn2.add_k_proj.weight": torch.zeros(3)}))
-    assert "add_k_proj.weight does not belong" in said(lambda: load_stem(source, "high_noise", device=CPU, dtype=torch.float32))
+    assert "add_k_proj.weight does not belong" in said(
+        lambda: load_stem(source, "high_noise", device=CPU, dtype=torch.float32)
+    )
     file.write_bytes(good[:-100])
     assert "truncated" in said(lambda: open_expert(source, "high_noise"))
     file.unlink()

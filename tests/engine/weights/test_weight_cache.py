@@ -1,4 +1,5 @@
-"""The cache of packed blocks: a second start reads them, anything wrong with the file is a warning, room is made by age."""
+"""The cache of packed blocks: a second start reads them, anything wrong with the file is a warning, room is made by
+age."""
 
 import os
 import resource
@@ -33,9 +34,17 @@ class Cache:
         self.warnings.clear()
         self.texts.clear()
         return cached_blocks(
-            open_source(base), expert, precision, dtype=more.pop("dtype", torch.bfloat16), pinned=False, device=CPU, folder=self.folder,
-            progress=lambda done, total, text: self.texts.add(text), warn=self.warnings.append, **more,
-        )  # fmt: skip
+            open_source(base),
+            expert,
+            precision,
+            dtype=more.pop("dtype", torch.bfloat16),
+            pinned=False,
+            device=CPU,
+            folder=self.folder,
+            progress=lambda done, total, text: self.texts.add(text),
+            warn=self.warnings.append,
+            **more,
+        )
 
     def hits(self, base: Path, *args, **more) -> bool:
         """Whether the blocks came from the cache alone."""
@@ -49,7 +58,11 @@ def cache(tmp_path: Path) -> Cache:
 
 
 def same(a, b) -> bool:
-    return a[1] == b[1] and len(a[0]) == len(b[0]) and all(torch.equal(x, y) for (x, y) in zip(views(*a), views(*b), strict=True))
+    return (
+        a[1] == b[1]
+        and len(a[0]) == len(b[0])
+        and all(torch.equal(x, y) for (x, y) in zip(views(*a), views(*b), strict=True))
+    )
 
 
 def views(masters, layout) -> list[torch.Tensor]:
@@ -64,7 +77,13 @@ def test_the_second_load_reads_the_same_blocks(cache, wide, precision):
     second = cache.load(wide, precision=precision)
     assert cache.texts == {"reading the weight cache"} and cache.warnings == [] and same(first, second)
     (entry,) = list_cache(cache.folder)
-    assert entry.header and entry.header.expert == "high_noise" and entry.header.precision == precision and entry.header.model == str(wide) and entry.size % PAGE == 0
+    assert (
+        entry.header
+        and entry.header.expert == "high_noise"
+        and entry.header.precision == precision
+        and entry.header.model == str(wide)
+        and entry.size % PAGE == 0
+    )
     assert [p for p in cache.folder.iterdir() if p != entry.path] == []
 
 
@@ -83,7 +102,9 @@ def test_what_the_key_holds(cache, wide, tmp_path):
 def test_another_way_of_packing_is_another_key(cache, wide, monkeypatch):
     cache.load(wide)
     plain = weight_cache.pack
-    monkeypatch.setattr(weight_cache, "pack", lambda w, *how: tuple(t + 1 if t.dtype == torch.float32 else t for t in plain(w, *how)))
+    monkeypatch.setattr(
+        weight_cache, "pack", lambda w, *how: tuple(t + 1 if t.dtype == torch.float32 else t for t in plain(w, *how))
+    )
     assert not cache.hits(wide)
 
 
@@ -123,7 +144,12 @@ def test_a_damaged_file_is_made_anew(cache, wide, how):
         case "empty":
             os.truncate(entry.path, 0)
     again = cache.load(wide)
-    assert same(first, again) and len(cache.warnings) == 1 and str(entry.path) in cache.warnings[0] and "made anew" in cache.warnings[0]
+    assert (
+        same(first, again)
+        and len(cache.warnings) == 1
+        and str(entry.path) in cache.warnings[0]
+        and "made anew" in cache.warnings[0]
+    )
     assert cache.hits(wide) and cache.warnings == []
 
 

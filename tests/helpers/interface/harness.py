@@ -27,10 +27,14 @@ def environment(**more: str) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color"} | more
 
 
-def wanlora(*args: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
+def wanlora(
+    *args: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
     """Run the real command and give what it said."""
     command = [sys.executable, "-m", "wanlora_tui.cli", *map(str, args)]
-    return subprocess.run(command, cwd=cwd, env=env or environment(), capture_output=True, text=True, timeout=PATIENCE, check=False)
+    return subprocess.run(
+        command, cwd=cwd, env=env or environment(), capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
 
 
 def short_dir() -> Path:
@@ -40,7 +44,11 @@ def short_dir() -> Path:
 
 def write_job(folder: Path, name: str = "orbit_v1", *, steps: int = 60, pace_ms: int = 0) -> Path:
     """A job file for the test trainer."""
-    job = Job(job=JobPanel(name=name), training=TrainingPanel(steps=steps, warmup_steps=pace_ms), datasets=[DatasetPanel(path="clips")])
+    job = Job(
+        job=JobPanel(name=name),
+        training=TrainingPanel(steps=steps, warmup_steps=pace_ms),
+        datasets=[DatasetPanel(path="clips")],
+    )
     path = folder / f"{name}.toml"
     save_job(job, path)
     return path
@@ -51,7 +59,13 @@ def running_daemon(folder: Path) -> Iterator[Path]:
     """A daemon of its own in `folder`, with the test trainer; ended together with its trainers."""
     folder.mkdir(exist_ok=True)
     with (folder / "daemon.out").open("wb") as out:
-        process = subprocess.Popen([sys.executable, "-m", "daemon", "--dir", str(folder), "--trainer", *TRAINER], cwd=ROOT, env=environment(), stdout=out, stderr=out)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "daemon", "--dir", str(folder), "--trainer", *TRAINER],
+            cwd=ROOT,
+            env=environment(),
+            stdout=out,
+            stderr=out,
+        )
     try:
         until(lambda: answers(folder) or process.poll() is not None, "the daemon's answer")
         assert process.poll() is None, (folder / "daemon.out").read_text()
@@ -72,6 +86,7 @@ def answers(folder: Path, timeout: float = 2.0) -> bool:
 
 def end_daemon(folder: Path) -> None:
     """Cancel what lives there, then end the daemon."""
+
     async def go() -> None:
         async with Client(folder) as client:
             for job in await client.jobs():

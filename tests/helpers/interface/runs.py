@@ -23,39 +23,77 @@ class Tape:
 
     def add(self, kind: EventKind, **data: Any) -> Event:
         self.now += 0.31
-        event = Event(seq=len(self.events) + 1, time=self.now, run=f"run-{self.name}", attempt=self.attempt, kind=kind, data=data)
+        event = Event(
+            seq=len(self.events) + 1, time=self.now, run=f"run-{self.name}", attempt=self.attempt, kind=kind, data=data
+        )
         self.events.append(event)
         return event
 
     def start(self, resumed_from: int = 0) -> None:
         self.add(
-            "started", name=self.name, job=self.job, plan="float8, 40 of 40 blocks streamed, peak 6.0 GiB", versions={}, device="NVIDIA H200", steps=self.steps,
-            resumed_from=resumed_from, vram_total_gib=140.0, ram_total_gib=512.0,
-        )  # fmt: skip
+            "started",
+            name=self.name,
+            job=self.job,
+            plan="float8, 40 of 40 blocks streamed, peak 6.0 GiB",
+            versions={},
+            device="NVIDIA H200",
+            steps=self.steps,
+            resumed_from=resumed_from,
+            vram_total_gib=140.0,
+            ram_total_gib=512.0,
+        )
 
     def step(self, step: int, loss: float | None = None) -> None:
         expert = "high_noise" if (step - 1) // 10 % 2 == 0 else "low_noise"
         noise = random.Random(step).gauss(0, 0.2)
         base = (0.18 if expert == "high_noise" else 0.09) * (1 + 0.6 * math.exp(-step / 100)) * math.exp(noise)
         self.add(
-            "step", step=step, expert=expert, loss=base if loss is None else loss, lr=1e-4, grad_norm=0.42, timestep=700.0, seconds=CALM,
-            vram_gib=18.2, ram_gib=61.5, clips=["a.mp4"],
-        )  # fmt: skip
+            "step",
+            step=step,
+            expert=expert,
+            loss=base if loss is None else loss,
+            lr=1e-4,
+            grad_norm=0.42,
+            timestep=700.0,
+            seconds=CALM,
+            vram_gib=18.2,
+            ram_gib=61.5,
+            clips=["a.mp4"],
+        )
 
     def phase(self, name: str, done: int = 0, total: int = 0, text: str = "") -> None:
         self.add("phase", name=name, done=done, total=total, text=text)
 
     def sample(self, step: int) -> None:
-        self.add("sample", step=step, path=f"samples/step_{step:09d}/00.mp4", poster=f"samples/step_{step:09d}/00.png", prompt="orbit 360 around the castle", seed=42)
+        self.add(
+            "sample",
+            step=step,
+            path=f"samples/step_{step:09d}/00.mp4",
+            poster=f"samples/step_{step:09d}/00.png",
+            prompt="orbit 360 around the castle",
+            seed=42,
+        )
 
     def checkpoint(self, step: int) -> None:
         self.add("checkpoint", step=step, path=f"checkpoints/step_{step:09d}", sha256="ab")
 
     def finding(self, severity: str, code: str = "speed-factor") -> None:
-        self.add("finding", code=code, severity=severity, field="datasets[0].sampling", message="castle.mp4 would play 1.6 times faster.", fix="Use realtime sampling.")
+        self.add(
+            "finding",
+            code=code,
+            severity=severity,
+            field="datasets[0].sampling",
+            message="castle.mp4 would play 1.6 times faster.",
+            fix="Use realtime sampling.",
+        )
 
     def done(self) -> None:
-        self.add("done", step=self.steps, files=[f"{self.name}_high_noise.safetensors", f"{self.name}_low_noise.safetensors"], seconds=93.0)
+        self.add(
+            "done",
+            step=self.steps,
+            files=[f"{self.name}_high_noise.safetensors", f"{self.name}_low_noise.safetensors"],
+            seconds=93.0,
+        )
 
     def write(self, run_dir: Path) -> Path:
         """Write events.jsonl and a poster for each sample; gives the events file."""
@@ -74,7 +112,8 @@ class Tape:
 
 
 def usual(name: str = "orbit_v1", *, steps: int = 300, until: int = 120) -> Tape:
-    """A run with loading, first previews, steps, a preview, a checkpoint and a warning; done when `until` reaches `steps`."""
+    """A run with loading, first previews, steps, a preview, a checkpoint and a warning; done when `until` reaches
+    `steps`."""
     tape = Tape(name, steps)
     tape.phase("loading", 1, 3, "text encoder")
     tape.start()

@@ -1,7 +1,8 @@
 """A trainer for tests: a real process that writes a run folder as the engine does, as fast or as slowly as it is told.
 
-The daemon starts it as `python trainer.py JOB --out DIR [--resume [--from STEP] [--accept-changes]]`. The pace is in the job: `training.warmup_steps`
-milliseconds per step (a field that means nothing here). A job called `broken...` fails at its third step.
+The daemon starts it as `python trainer.py JOB --out DIR [--resume [--from STEP] [--accept-changes]]`. The pace is in
+the job: `training.warmup_steps` milliseconds per step (a field that means nothing here). A job called `broken...` fails
+at its third step.
 """
 
 import json
@@ -30,11 +31,19 @@ def main() -> int:
     control.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(sys.argv[1], run / "job.toml")
     file = run / "events.jsonl"
-    old = [msgspec.json.decode(line, type=Event) for line in file.read_bytes().splitlines()] if resume and file.exists() else []
+    old = (
+        [msgspec.json.decode(line, type=Event) for line in file.read_bytes().splitlines()]
+        if resume and file.exists()
+        else []
+    )
     tape = Tape(job.job.name, job.training.steps)
     tape.now, tape.job = time.time(), job_to_dict(job)
     tape.events = old
-    begin = int(sys.argv[sys.argv.index("--from") + 1]) if "--from" in sys.argv else max((e.data["step"] for e in old if e.kind == "step"), default=0)
+    begin = (
+        int(sys.argv[sys.argv.index("--from") + 1])
+        if "--from" in sys.argv
+        else max((e.data["step"] for e in old if e.kind == "step"), default=0)
+    )
     tape.attempt = (old[-1].attempt if old else 0) + 1
 
     with file.open("ab") as f:
@@ -63,11 +72,15 @@ def main() -> int:
                 tape.sample(step)
                 tape.write_posters(run)
                 flush(2)
-            for asked in sorted(control.glob("*.json")) if step % 20 else ():  # what it is asked for has a step of its own
+            # what it is asked for has a step of its own
+            for asked in sorted(control.glob("*.json")) if step % 20 else ():
                 order = json.loads(asked.read_text())
                 asked.unlink()
                 if order["command"] == "set":
-                    before, job = get_value(job, order["field"]), with_value(job, order["field"], parse_value(order["field"], order["value"]))
+                    before, job = (
+                        get_value(job, order["field"]),
+                        with_value(job, order["field"], parse_value(order["field"], order["value"])),
+                    )
                     tape.add("changed", field=order["field"], old=before, new=get_value(job, order["field"]), step=step)
                 elif order["command"] == "sample":
                     tape.sample(step)
@@ -77,7 +90,12 @@ def main() -> int:
                     tape.checkpoint(step)
                 flush()
                 if order["command"] == "stop":
-                    tape.add("stopped", step=step, path=f"checkpoints/step_{step:09d}", why="asked to stop; go on with: wanlora resume")
+                    tape.add(
+                        "stopped",
+                        step=step,
+                        path=f"checkpoints/step_{step:09d}",
+                        why="asked to stop; go on with: wanlora resume",
+                    )
                     flush()
                     return 75
         tape.done()

@@ -51,7 +51,9 @@ async def wizard(draft: Path, *, size: tuple[int, int] = (80, 24)) -> Any:
     """The running wizard; leaving the block is an abrupt end."""
     app = WizardApp(draft)
     async with app.run_test(size=size, notifications=True) as pilot:
-        await until(pilot, lambda: not isinstance(app.screen, WizardScreen) or app.screen.pane is not None, "the first step")
+        await until(
+            pilot, lambda: not isinstance(app.screen, WizardScreen) or app.screen.pane is not None, "the first step"
+        )
         yield pilot
 
 
@@ -61,13 +63,23 @@ def screen_of(pilot: Pilot[None]) -> WizardScreen:
 
 
 async def type_text(pilot: Pilot[None], text: str) -> None:
-    names = {" ": "space", "/": "slash", ".": "full_stop", "_": "underscore", "-": "minus", "[": "left_square_bracket", "]": "right_square_bracket", ",": "comma"}
+    names = {
+        " ": "space",
+        "/": "slash",
+        ".": "full_stop",
+        "_": "underscore",
+        "-": "minus",
+        "[": "left_square_bracket",
+        "]": "right_square_bracket",
+        ",": "comma",
+    }
     await pilot.press(*(names.get(c, c) for c in text))
 
 
 @contextmanager
 def patient(app: KeysInOrder) -> Iterator[None]:
-    """No key is given up meanwhile: the app goes on to the next one after some seconds, in which a very busy machine may not get through one."""
+    """No key is given up meanwhile: the app goes on to the next one after some seconds, in which a very busy machine
+    may not get through one."""
     app.patience, before = PATIENCE, app.patience
     try:
         yield
@@ -84,7 +96,13 @@ def type_ahead(app: App[Any], *keys: str) -> None:
 
 
 async def at_step(pilot: Pilot[None], name: str) -> None:
-    await until(pilot, lambda: screen_of(pilot).step == name and screen_of(pilot).pane is not None and screen_of(pilot).pane.is_mounted, f"step {name}")
+    await until(
+        pilot,
+        lambda: (
+            screen_of(pilot).step == name and screen_of(pilot).pane is not None and screen_of(pilot).pane.is_mounted
+        ),
+        f"step {name}",
+    )
 
 
 async def scanned(pilot: Pilot[None]) -> None:
@@ -127,15 +145,32 @@ def make_image(path: Path) -> Path:
 
 
 def make_base(folder: Path) -> Path:
-    """A folder laid out as a diffusers Wan 2.2 I2V model, with next to no weights in it: enough for the checks, not for training."""
-    config = {"in_channels": 36, "out_channels": 16, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 64}
-    files = {"model_index.json": {"boundary_ratio": 0.9}, "scheduler/scheduler_config.json": {}, "tokenizer/tokenizer.json": {}, "vae/config.json": {}, "text_encoder/config.json": {}}
+    """A folder laid out as a diffusers Wan 2.2 I2V model, with next to no weights in it: enough for the checks, not for
+    training."""
+    config = {
+        "in_channels": 36,
+        "out_channels": 16,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "ffn_dim": 64,
+    }
+    files = {
+        "model_index.json": {"boundary_ratio": 0.9},
+        "scheduler/scheduler_config.json": {},
+        "tokenizer/tokenizer.json": {},
+        "vae/config.json": {},
+        "text_encoder/config.json": {},
+    }
     files |= {f"{expert}/config.json": config for expert in ("transformer", "transformer_2")}
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content))
     for part in ("transformer", "transformer_2", "vae"):
-        save_file({"patch_embedding.weight": np.zeros((32, 36, 1, 2, 2), np.float32)}, str(folder / part / "diffusion_pytorch_model.safetensors"))
+        save_file(
+            {"patch_embedding.weight": np.zeros((32, 36, 1, 2, 2), np.float32)},
+            str(folder / part / "diffusion_pytorch_model.safetensors"),
+        )
     save_file({"shared.weight": np.zeros((8, 8), np.float32)}, str(folder / "text_encoder" / "model.safetensors"))
     return folder

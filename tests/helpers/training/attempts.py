@@ -1,7 +1,8 @@
 """Attempts of the real trainer, quick to start: a process that has everything imported forks a child for each.
 
-The children are real processes with real signals: they can be killed at any instant. All of them compute with one thread, so that their
-results can be compared bit for bit and two of them can run side by side. `python -m tests.helpers.training.attempts` is the process that forks.
+The children are real processes with real signals: they can be killed at any instant. All of them compute with one
+thread, so that their results can be compared bit for bit and two of them can run side by side. `python -m
+tests.helpers.training.attempts` is the process that forks.
 """
 
 import gc
@@ -75,7 +76,12 @@ class Trainers:
 
     def __init__(self, *, cache: Path) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.helpers.training.attempts"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env={**os.environ, **ONE_THREAD, "XDG_CACHE_HOME": str(cache)}
+            [sys.executable, "-m", "tests.helpers.training.attempts"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **ONE_THREAD, "XDG_CACHE_HOME": str(cache)},
         )
         self._attempts: dict[int, Attempt] = {}
         self._started: dict[str, Attempt] = {}
@@ -92,15 +98,37 @@ class Trainers:
         self._process.stdin.close()
         self._process.wait(PATIENCE)
 
-    def start(self, job: Path, *, resume: bool = False, from_step: int | None = None, faults: Sequence[str] = (), workers: int = 0, retry_seconds: float = 15.0, orders: Orders | None = None) -> Attempt:
-        """Train the job in a new process, as `python -m engine JOB [--resume [--from STEP]] [--fault ...]` does. Orders arrive when their step is told."""
+    def start(
+        self,
+        job: Path,
+        *,
+        resume: bool = False,
+        from_step: int | None = None,
+        faults: Sequence[str] = (),
+        workers: int = 0,
+        retry_seconds: float = 15.0,
+        orders: Orders | None = None,
+    ) -> Attempt:
+        """Train the job in a new process, as `python -m engine JOB [--resume [--from STEP]] [--fault ...]` does. Orders
+        arrive when their step is told."""
         stderr = job.parent / f"stderr-{time.monotonic_ns()}"
-        request = {"job": str(job), "resume": resume, "from_step": from_step, "orders": list((orders or {}).items()), "faults": list(faults), "workers": workers, "stderr": str(stderr), "retry_seconds": retry_seconds}
+        request = {
+            "job": str(job),
+            "resume": resume,
+            "from_step": from_step,
+            "orders": list((orders or {}).items()),
+            "faults": list(faults),
+            "workers": workers,
+            "stderr": str(stderr),
+            "retry_seconds": retry_seconds,
+        }
         assert self._process.stdin is not None
         with self._news:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-            assert self._news.wait_for(lambda: str(stderr) in self._started or self._process.poll() is not None, PATIENCE), "nothing forks"
+            assert self._news.wait_for(
+                lambda: str(stderr) in self._started or self._process.poll() is not None, PATIENCE
+            ), "nothing forks"
             return self._started[str(stderr)]
 
     def run(self, job: Path, **how: Any) -> int:
@@ -116,7 +144,9 @@ class Trainers:
                     attempt.code = news["code"]
                     attempt.ended.set()
                 else:
-                    self._attempts[news["pid"]] = self._started[news["stderr"]] = Attempt(news["pid"], Path(news["stderr"]))
+                    self._attempts[news["pid"]] = self._started[news["stderr"]] = Attempt(
+                        news["pid"], Path(news["stderr"])
+                    )
                 self._news.notify_all()
 
 
@@ -170,7 +200,14 @@ def _attempt(request: dict[str, Any]) -> None:
         disk_full.RETRY_SECONDS = request["retry_seconds"]
         fault_injection.arm(request["faults"])
         order_at(Path(request["job"]).parent, dict(request["orders"]))
-        code = run_job(Path(request["job"]), None, resume=request["resume"], from_step=request["from_step"], workers=request["workers"], device="cpu")
+        code = run_job(
+            Path(request["job"]),
+            None,
+            resume=request["resume"],
+            from_step=request["from_step"],
+            workers=request["workers"],
+            device="cpu",
+        )
     except SystemExit as e:
         code = e.code if isinstance(e.code, int) else 1
     finally:
@@ -180,7 +217,8 @@ def _attempt(request: dict[str, Any]) -> None:
 
 
 def order_at(folder: Path, orders: Orders) -> None:
-    """In this process: orders come to the trainer while it says that their step is done, so between this step and the next."""
+    """In this process: orders come to the trainer while it says that their step is done, so between this step and the
+    next."""
     from engine.runfolder.console import Console
 
     show = Console.show

@@ -34,7 +34,16 @@ class Bench:
         self.control = Control(self.folder, tell=lambda finding: None)
         self.control.open()
         log = EventLog(self.folder, listener=lambda event: None)
-        self.run = prepare(self.job, self.facts, self.folder, log, device=CPU, workers=0, begin=Begin(job=self.job), control=self.control)
+        self.run = prepare(
+            self.job,
+            self.facts,
+            self.folder,
+            log,
+            device=CPU,
+            workers=0,
+            begin=Begin(job=self.job),
+            control=self.control,
+        )
         generator = torch.Generator().manual_seed(0)
         for learner in self.run.learners.values():
             for parameter in learner.parameters.values():
@@ -43,7 +52,9 @@ class Bench:
     def learn_texts(self, jobs: Iterable[Job]) -> None:
         """Have the embeddings of everything that these jobs may say."""
         texts = {text for job in jobs for text in all_texts(job, self.items(job))}
-        self.run.book = encode_texts(self.run.base, texts, device=CPU, dtype=torch.float32, precision="none", progress=lambda done, total: None)
+        self.run.book = encode_texts(
+            self.run.base, texts, device=CPU, dtype=torch.float32, precision="none", progress=lambda done, total: None
+        )
 
     def items(self, job: Job) -> list:
         return build_items(job, self.facts.base, self.facts.datasets)

@@ -1,10 +1,10 @@
 """A stand-in for torch.cuda that proves an order of copies and kernels, whatever the card's timing.
 
-Streams and events keep vector clocks instead of running anything; every operator that runs meanwhile (on the CPU, at once)
-is seen by a dispatch mode as a kernel of the current stream, with the memory it reads and writes. Two accesses to the same
-memory, one of them a write, must be ordered by events: then no interleaving of the streams, however one of them is delayed
-or runs ahead, gives another result than the one seen here. Freed memory counts as written by the stream that it was made
-on, since CUDA's caching allocator hands it out again there at once.
+Streams and events keep vector clocks instead of running anything; every operator that runs meanwhile (on the CPU, at
+once) is seen by a dispatch mode as a kernel of the current stream, with the memory it reads and writes. Two accesses to
+the same memory, one of them a write, must be ordered by events: then no interleaving of the streams, however one of
+them is delayed or runs ahead, gives another result than the one seen here. Freed memory counts as written by the stream
+that it was made on, since CUDA's caching allocator hands it out again there at once.
 """
 
 import sys
@@ -24,7 +24,9 @@ Clock = dict[int, int]  # stream -> how many of its operations are known to be o
 def where() -> str:
     """The engine's function that called."""
     frame = sys._getframe(1)
-    while not frame.f_code.co_filename.endswith(("engine/executor/weight_ring.py", "engine/executor/activation_offload.py", "engine/executor/block_executor.py")):
+    while not frame.f_code.co_filename.endswith(
+        ("engine/executor/weight_ring.py", "engine/executor/activation_offload.py", "engine/executor/block_executor.py")
+    ):
         assert frame.f_back is not None
         frame = frame.f_back
     return frame.f_code.co_qualname
@@ -109,7 +111,9 @@ class Watch(TorchDispatchMode):
 
     def _read(self, memory: _Memory, stream: Stream, name: str) -> None:
         if memory.write[1] > stream.clock.get(memory.write[0], 0):
-            self.races.append(f"{name} on stream {stream.number} reads what stream {memory.write[0]} may not have written yet")
+            self.races.append(
+                f"{name} on stream {stream.number} reads what stream {memory.write[0]} may not have written yet"
+            )
         memory.reads[stream.number] = stream.clock[stream.number]
 
     def _write(self, memory: _Memory, stream: Stream, name: str) -> None:
@@ -129,7 +133,10 @@ class Watch(TorchDispatchMode):
                     self._of(t)
             return out
         name = func._schema.name
-        given = [*zip(func._schema.arguments, args, strict=False), *((a, (kwargs or {})[a.name]) for a in func._schema.arguments if a.name in (kwargs or {}))]
+        given = [
+            *zip(func._schema.arguments, args, strict=False),
+            *((a, (kwargs or {})[a.name]) for a in func._schema.arguments if a.name in (kwargs or {})),
+        ]
         for argument, value in given:
             written = argument.alias_info is not None and argument.alias_info.is_write
             for t in tree_leaves(value):

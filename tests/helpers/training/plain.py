@@ -18,10 +18,18 @@ from presets.planner.plan import Plan
 CPU = torch.device("cpu")
 
 
-def attach(model: WanTransformer3DModel, expert: str, *, rank: int, alpha: float, seed: int, strong: bool = False) -> lora.Parameters:
-    """Give a real model peft layers that hold the tensors of `lora.make`; `strong` fills B, so that the LoRA does something."""
-    parameters = lora.make(model.config, expert, rank=rank, alpha=alpha, seed=seed, blocks=len(model.blocks), device=CPU)
-    model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=lora.TARGETS, init_lora_weights=False), adapter_name=lora.ADAPTER)
+def attach(
+    model: WanTransformer3DModel, expert: str, *, rank: int, alpha: float, seed: int, strong: bool = False
+) -> lora.Parameters:
+    """Give a real model peft layers that hold the tensors of `lora.make`; `strong` fills B, so that the LoRA does
+    something."""
+    parameters = lora.make(
+        model.config, expert, rank=rank, alpha=alpha, seed=seed, blocks=len(model.blocks), device=CPU
+    )
+    model.add_adapter(
+        LoraConfig(r=rank, lora_alpha=alpha, target_modules=lora.TARGETS, init_lora_weights=False),
+        adapter_name=lora.ADAPTER,
+    )
     model.requires_grad_(False)
     for name, layer in layers(model):
         if strong:
@@ -67,9 +75,14 @@ class PlainExecutor:
 _scaled = strength
 
 
-def packed(model: WanTransformer3DModel, name: str, parameters: lora.Parameters, *, scaling: float, precision: str = "none") -> ExpertWeights:
+def packed(
+    model: WanTransformer3DModel, name: str, parameters: lora.Parameters, *, scaling: float, precision: str = "none"
+) -> ExpertWeights:
     """The same expert as the streamed executor takes it: packed blocks, the model itself as the stem."""
-    states = [{k.replace(".base_layer", ""): v for k, v in block.state_dict().items() if "lora_" not in k} for block in model.blocks]
+    states = [
+        {k.replace(".base_layer", ""): v for k, v in block.state_dict().items() if "lora_" not in k}
+        for block in model.blocks
+    ]
     tensors = [block_tensors(state, precision) for state in states]
     layout = layout_of(*tensors[0])
     masters = []

@@ -12,10 +12,17 @@ from presets.base.composition import ENCODER_REPO, VAE_REPO, Composition, NamedB
 from presets.base.layouts import PARTS
 from presets.base.vocabulary import mismatch, vocabulary_size
 
-EXPERTS = [f"{part}/{name}" for part in ("transformer", "transformer_2") for name in ("config.json", "diffusion_pytorch_model.safetensors")]
+EXPERTS = [
+    f"{part}/{name}"
+    for part in ("transformer", "transformer_2")
+    for name in ("config.json", "diffusion_pytorch_model.safetensors")
+]
 ENCODER, TOKENIZER = ["text_encoder/config.json", "text_encoder/model.safetensors"], ["tokenizer/tokenizer.json"]
 VAE = ["vae/config.json", "vae/diffusion_pytorch_model.safetensors"]
-COMFY = ["diffusion_models/wan2.2_i2v_high_noise_14B_fp16.safetensors", "diffusion_models/wan2.2_i2v_low_noise_14B_fp16.safetensors"]
+COMFY = [
+    "diffusion_models/wan2.2_i2v_high_noise_14B_fp16.safetensors",
+    "diffusion_models/wan2.2_i2v_low_noise_14B_fp16.safetensors",
+]
 
 
 def write(folder: Path, names: Iterable[str]) -> Path:
@@ -47,7 +54,13 @@ def test_what_is_nowhere_comes_from_the_known_repositories(tmp_path):
     write(tmp_path / "base", EXPERTS)
     composed = put(tmp_path)
     assert composed.to_ask == [VAE_REPO, ENCODER_REPO] and not composed.local and composed.problems == []
-    composed = put(tmp_path, {VAE_REPO: ["README.md", "config.json", "diffusion_pytorch_model.safetensors"], ENCODER_REPO: [*ENCODER, *TOKENIZER]})
+    composed = put(
+        tmp_path,
+        {
+            VAE_REPO: ["README.md", "config.json", "diffusion_pytorch_model.safetensors"],
+            ENCODER_REPO: [*ENCODER, *TOKENIZER],
+        },
+    )
     assert spots(composed)["vae"] == (VAE_REPO, "") and spots(composed)["tokenizer"] == (ENCODER_REPO, "tokenizer")
 
 
@@ -68,20 +81,31 @@ def test_the_experts_repository_is_asked_before_the_known_ones(tmp_path):
 def test_a_repository_with_comfyuis_files(tmp_path):
     """As a layout of its own, whoever holds it."""
     composed = put(tmp_path, {"owner/wan": [*COMFY, "vae/wan_2.1_vae.safetensors"]}, path="owner/wan")
-    assert spots(composed)["transformer"] == ("owner/wan", COMFY[0]) and spots(composed)["vae"] == ("owner/wan", "vae/wan_2.1_vae.safetensors")
+    assert spots(composed)["transformer"] == ("owner/wan", COMFY[0]) and spots(composed)["vae"] == (
+        "owner/wan",
+        "vae/wan_2.1_vae.safetensors",
+    )
 
 
 @pytest.mark.parametrize("mixed", [[*EXPERTS, "vae/wan_2.1_vae.safetensors"], [*COMFY, *VAE]])
 def test_layouts_may_be_mixed_in_a_folder(tmp_path, mixed):
     write(tmp_path / "base", mixed)
     composed = put(tmp_path)
-    assert composed.problems == [] and composed.places["vae"].source == "base" and composed.places["transformer_2"].at is not None
+    assert (
+        composed.problems == []
+        and composed.places["vae"].source == "base"
+        and composed.places["transformer_2"].at is not None
+    )
 
 
 def test_several_files_that_may_be_the_vae(tmp_path):
     write(tmp_path / "base", [*COMFY, "vae/wan_2.1_vae.safetensors", "vae/wan_2.1_vae_bf16.safetensors"])
     (problem,) = put(tmp_path).problems
-    assert problem.field == "model.vae" and "several files for the VAE" in problem.message and "wan_2.1_vae_bf16" in problem.message
+    assert (
+        problem.field == "model.vae"
+        and "several files for the VAE" in problem.message
+        and "wan_2.1_vae_bf16" in problem.message
+    )
     assert put(tmp_path, vae="base/vae/wan_2.1_vae.safetensors").problems == []
 
 
@@ -97,33 +121,58 @@ def test_a_named_file_may_be_a_link(tmp_path):
     assert composed.problems == [] and composed.places["vae"].at == tmp_path / "snapshot" / "vae.safetensors"
 
 
-@pytest.mark.parametrize(("files", "encoder", "tokenizer"), [
-    ([*ENCODER, *TOKENIZER], "given", "tokenizer"), ([*ENCODER, *TOKENIZER], "given/text_encoder", "tokenizer"), ([*ENCODER, *TOKENIZER], "given/text_encoder/model.safetensors", "tokenizer"),
-    (["config.json", "model.safetensors", "spiece.model"], "given", ""), (["umt5.safetensors", "tokenizer.json"], "given/umt5.safetensors", ""), ([*ENCODER, "text_encoder/tokenizer.json"], "given", "text_encoder"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("files", "encoder", "tokenizer"),
+    [
+        ([*ENCODER, *TOKENIZER], "given", "tokenizer"),
+        ([*ENCODER, *TOKENIZER], "given/text_encoder", "tokenizer"),
+        ([*ENCODER, *TOKENIZER], "given/text_encoder/model.safetensors", "tokenizer"),
+        (["config.json", "model.safetensors", "spiece.model"], "given", ""),
+        (["umt5.safetensors", "tokenizer.json"], "given/umt5.safetensors", ""),
+        ([*ENCODER, "text_encoder/tokenizer.json"], "given", "text_encoder"),
+    ],
+)
 def test_a_tokenizer_is_found_beside_its_encoder(tmp_path, files, encoder, tokenizer):
     write(tmp_path / "base", [*EXPERTS, *VAE])
     write(tmp_path / "given", files)
     composed = put(tmp_path, text_encoder=encoder)
-    assert composed.problems == [] and composed.local and composed.places["tokenizer"].at == tmp_path / "given" / tokenizer
+    assert (
+        composed.problems == [] and composed.local and composed.places["tokenizer"].at == tmp_path / "given" / tokenizer
+    )
 
 
 def test_a_named_source_without_the_part(tmp_path):
     write(tmp_path / "base", EXPERTS)
     write(tmp_path / "given", ["config.json"])
     composed = put(tmp_path, vae="given")
-    assert [(p.field, p.code) for p in composed.problems] == [("model.vae", "model-incomplete")] and composed.to_ask == []
+    assert [(p.field, p.code) for p in composed.problems] == [
+        ("model.vae", "model-incomplete")
+    ] and composed.to_ask == []
     composed = put(tmp_path, {"owner/vae": ["README.md"]}, vae="owner/vae")
-    assert [p.field for p in composed.problems] == ["model.vae"] and "the repository owner/vae does not hold the VAE" in composed.problems[0].message
+    assert [p.field for p in composed.problems] == [
+        "model.vae"
+    ] and "the repository owner/vae does not hold the VAE" in composed.problems[0].message
 
 
-@pytest.mark.parametrize("text", ["https://huggingface.co/owner/wan", "https://huggingface.co/owner/wan/tree/main", "http://hf.co/owner/wan/", "huggingface.co/owner/wan", "hf://owner/wan", "owner/wan/"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://huggingface.co/owner/wan",
+        "https://huggingface.co/owner/wan/tree/main",
+        "http://hf.co/owner/wan/",
+        "huggingface.co/owner/wan",
+        "hf://owner/wan",
+        "owner/wan/",
+    ],
+)
 def test_the_address_of_a_repository_is_no_id_and_tells_it(tmp_path, text):
     (problem,) = put(tmp_path, path=text).problems
     assert problem.code == "model-missing" and problem.fix == "Give the Hub id alone: owner/wan"
 
 
-@pytest.mark.parametrize("text", ["owner/wan/transformer", "./owner/wan", "https://example.com/owner/wan", "models/wan 2.2", "wan"])
+@pytest.mark.parametrize(
+    "text", ["owner/wan/transformer", "./owner/wan", "https://example.com/owner/wan", "models/wan 2.2", "wan"]
+)
 def test_what_is_no_address_of_a_repository_is_taken_for_a_path(tmp_path, text):
     (problem,) = put(tmp_path, path=text).problems
     assert problem.code == "model-missing" and "such as owner/name" in problem.fix
@@ -147,7 +196,10 @@ def test_how_many_pieces_a_tokenizer_knows(tmp_path):
     assert vocabulary_size(tmp_path) is None
     (tmp_path / "spiece.model").write_bytes(spiece(300))
     assert vocabulary_size(tmp_path) == 300
-    tokenizer = {"model": {"type": "Unigram", "vocab": [["a", -1.5], ["b", -2]]}, "added_tokens": [{"id": 4, "content": "<x>"}]}
+    tokenizer = {
+        "model": {"type": "Unigram", "vocab": [["a", -1.5], ["b", -2]]},
+        "added_tokens": [{"id": 4, "content": "<x>"}],
+    }
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert vocabulary_size(tmp_path) == 5
     (tmp_path / "tokenizer.json").write_text("{")
@@ -156,6 +208,15 @@ def test_how_many_pieces_a_tokenizer_knows(tmp_path):
     assert vocabulary_size(tmp_path / "umt5.safetensors") == 7
 
 
-@pytest.mark.parametrize(("pieces", "rows", "fits"), [(256_300, 256_384, True), (120, 120, True), (32_100, 256_384, False), (250_100, 256_384, False), (256_384, 32_128, False)])
+@pytest.mark.parametrize(
+    ("pieces", "rows", "fits"),
+    [
+        (256_300, 256_384, True),
+        (120, 120, True),
+        (32_100, 256_384, False),
+        (250_100, 256_384, False),
+        (256_384, 32_128, False),
+    ],
+)
 def test_which_encoder_a_tokenizer_belongs_to(pieces, rows, fits):
     assert (mismatch(pieces, rows) == "") is fits

@@ -16,8 +16,23 @@ from presets.base.model_facts import ModelFacts
 from presets.job.hub_id import looks_like_hub_id
 
 EXPERTS = ("transformer", "transformer_2")
-NOT_HERE = ModelFacts(path="owner/wan", local=False, absent=["the experts, the VAE, the text encoder, the tokenizer from owner/wan (the VAE, the text encoder, the tokenizer from ai-toolkit/wan2.1-vae and ai-toolkit/umt5_xxl_encoder, if that lacks them)"])
-CONFIG = {"in_channels": 36, "out_channels": 16, "num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 64, "image_dim": None}
+NOT_HERE = ModelFacts(
+    path="owner/wan",
+    local=False,
+    absent=[
+        "the experts, the VAE, the text encoder, the tokenizer from owner/wan (the VAE, the text encoder, the tokenizer"
+        " from ai-toolkit/wan2.1-vae and ai-toolkit/umt5_xxl_encoder, if that lacks them)"
+    ],
+)
+CONFIG = {
+    "in_channels": 36,
+    "out_channels": 16,
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "ffn_dim": 64,
+    "image_dim": None,
+}
 
 
 def read_model(path: str, base: Path, *, cache: Path | None = None, **named: Any) -> ModelFacts:
@@ -30,7 +45,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def tensors(channels: int = 36) -> dict[str, np.ndarray]:
-    return {"patch_embedding.weight": np.zeros((32, channels, 1, 2, 2), np.float16), "blocks.0.attn1.to_q.weight": np.zeros((32, 32), np.float16), "blocks.0.norm.weight": np.ones(32, np.float32)}
+    return {
+        "patch_embedding.weight": np.zeros((32, channels, 1, 2, 2), np.float16),
+        "blocks.0.attn1.to_q.weight": np.zeros((32, 32), np.float16),
+        "blocks.0.norm.weight": np.ones(32, np.float32),
+    }
 
 
 def write_model(folder: Path) -> Path:
@@ -45,7 +64,10 @@ def write_model(folder: Path) -> Path:
     shards = {"model-00001-of-00002.safetensors": "a", "model-00002-of-00002.safetensors": "b"}
     for shard, name in shards.items():
         save_file({name: np.zeros(6, np.float32)}, folder / "text_encoder" / shard)
-    write_json(folder / "text_encoder" / "model.safetensors.index.json", {"weight_map": {name: shard for shard, name in shards.items()}})
+    write_json(
+        folder / "text_encoder" / "model.safetensors.index.json",
+        {"weight_map": {name: shard for shard, name in shards.items()}},
+    )
     write_json(folder / "tokenizer" / "tokenizer.json", {})
     write_json(folder / "scheduler" / "scheduler_config.json", {})
     return folder
@@ -68,9 +90,18 @@ def test_a_complete_model(folder: Path, tmp_path: Path) -> None:
     facts = read_model("models/wan", tmp_path)
     assert facts.problems == [] and facts.missing == [] and facts.local
     assert (facts.path, facts.folder) == ("models/wan", str(folder))
-    assert (facts.in_channels, facts.out_channels, facts.num_layers, facts.width, facts.ffn, facts.boundary_ratio) == (36, 16, 2, 32, 64, 0.9)
+    assert (facts.in_channels, facts.out_channels, facts.num_layers, facts.width, facts.ffn, facts.boundary_ratio) == (
+        36,
+        16,
+        2,
+        32,
+        64,
+        0.9,
+    )
     each = 32 * 36 * 4 + 32 * 32 + 32
-    assert {e: facts.parts[e].parameters for e in EXPERTS} == dict.fromkeys(EXPERTS, each) and facts.parameters == 2 * each
+    assert {e: facts.parts[e].parameters for e in EXPERTS} == dict.fromkeys(
+        EXPERTS, each
+    ) and facts.parameters == 2 * each
     assert facts.parts["transformer"].dtype == "F16" and facts.parts["text_encoder"].parameters == 12
     assert facts.size_bytes == sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
 
@@ -85,7 +116,9 @@ def test_paths(folder: Path, tmp_path: Path) -> None:
 def test_one_expert_missing(folder: Path, expert: str) -> None:
     shutil.rmtree(folder / expert)
     message = one_problem(folder, "model-not-i2v")
-    assert {"transformer": "high noise", "transformer_2": "low noise"}[expert] in message and f"{expert}/config.json" in message
+    assert {"transformer": "high noise", "transformer_2": "low noise"}[
+        expert
+    ] in message and f"{expert}/config.json" in message
 
 
 def test_text_to_video(folder: Path) -> None:
@@ -95,7 +128,11 @@ def test_text_to_video(folder: Path) -> None:
     facts = read_model(str(folder), Path("/"))
     [problem] = facts.problems
     assert problem.code == "model-not-i2v" and facts.in_channels == 16
-    assert "both experts" in problem.message and "16 input channels" in problem.message and "text-to-video" in problem.message
+    assert (
+        "both experts" in problem.message
+        and "16 input channels" in problem.message
+        and "text-to-video" in problem.message
+    )
 
 
 def test_weights_that_contradict_their_config(folder: Path) -> None:
@@ -119,7 +156,11 @@ def test_no_usable_boundary(folder: Path, ratio: Any) -> None:
     write_json(folder / "model_index.json", {"boundary_ratio": ratio})
     assert "boundary_ratio" in one_problem(folder, "model-no-boundary")
     facts = read_model(str(folder), Path("/"))
-    assert facts.boundary_ratio is None and facts.problems[0].set == {"model.boundary": 0.9} and facts.problems[0].severity == "error"
+    assert (
+        facts.boundary_ratio is None
+        and facts.problems[0].set == {"model.boundary": 0.9}
+        and facts.problems[0].severity == "error"
+    )
 
 
 def damaged(path: Path, how: str) -> None:
@@ -193,7 +234,9 @@ def test_an_index_that_names_what_is_not_there(folder: Path) -> None:
     assert read_model(str(folder), Path("/")).missing == ["text_encoder/model-00002-of-00002.safetensors"]
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"weight_map": {}}', '{"weight_map": {"a": "../../x"}}', '{"weight_map": {"a": 1}}'])
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"weight_map": {}}', '{"weight_map": {"a": "../../x"}}', '{"weight_map": {"a": 1}}']
+)
 def test_a_corrupt_index(folder: Path, content: str) -> None:
     (folder / "text_encoder" / "model.safetensors.index.json").write_text(content)
     assert "text_encoder/model.safetensors.index.json" in one_problem(folder, "model-corrupt")
@@ -206,7 +249,15 @@ def test_a_corrupt_config(folder: Path, name: str) -> None:
     assert codes[0] == "model-corrupt" and set(codes) <= {"model-corrupt", "model-no-boundary"}
 
 
-@pytest.mark.parametrize("part", ["vae/config.json", "vae/diffusion_pytorch_model.safetensors", "text_encoder/config.json", "transformer/diffusion_pytorch_model.safetensors"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+        "text_encoder/config.json",
+        "transformer/diffusion_pytorch_model.safetensors",
+    ],
+)
 def test_missing_parts_are_named_in_one_problem(folder: Path, part: str) -> None:
     (folder / part).unlink()
     assert part in one_problem(folder, "model-incomplete")
@@ -280,12 +331,21 @@ def test_a_hub_id_is_read_from_the_cache(tmp_path: Path) -> None:
     blob.unlink()  # a download that was broken off will go on
     facts = read_model("owner/wan", base, cache=cache)
     assert not facts.local and facts.problems == [] and facts.absent == ["the high noise expert from owner/wan"]
-    assert read_model("owner/wan", base, cache=cache, experts=("transformer_2",)).local  # which a job of the other does not need
+    # which a job of the other does not need
+    assert read_model("owner/wan", base, cache=cache, experts=("transformer_2",)).local
 
     write_model(base / "owner" / "wan")  # a folder of that name comes first
     assert read_model("owner/wan", base, cache=cache).folder == str(base / "owner" / "wan")
 
 
 def test_reading_a_model_needs_no_torch(folder: Path) -> None:
-    code = f"import sys; from pathlib import Path; from presets.base.composition import NamedBase; from presets.base.model_facts import read_model; read_model(NamedBase(path={str(folder)!r}), Path('/')); a = 'huggingface_hub' in sys.modules; read_model(NamedBase(path='o/n'), Path('/')); print(a, [m for m in ('torch', 'transformers', 'diffusers', 'numpy') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False []"
+    code = (
+        "import sys; from pathlib import Path; from presets.base.composition import NamedBase; from"
+        f" presets.base.model_facts import read_model; read_model(NamedBase(path={str(folder)!r}), Path('/')); a ="
+        " 'huggingface_hub' in sys.modules; read_model(NamedBase(path='o/n'), Path('/')); print(a, [m for m in"
+        " ('torch', 'transformers', 'diffusers', 'numpy') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "False []"
+    )

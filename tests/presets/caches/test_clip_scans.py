@@ -25,7 +25,11 @@ def test_cuts_of_a_file_are_kept_until_it_changes(tmp_path: Path) -> None:
     assert known_cuts(file) is None
     keep_cuts(file, [3, 40])
     assert known_cuts(identity_of(str(clip))) == [3, 40]
-    for other in (Identity(file.path, file.size, file.mtime + 1), Identity(file.path, file.size + 1, file.mtime), Identity(file.path + "x", file.size, file.mtime)):
+    for other in (
+        Identity(file.path, file.size, file.mtime + 1),
+        Identity(file.path, file.size + 1, file.mtime),
+        Identity(file.path + "x", file.size, file.mtime),
+    ):
         assert known_cuts(other) is None
     clip.write_bytes(b"y" * 11)
     keep_cuts(identity_of(str(clip)), [])
@@ -76,7 +80,13 @@ def test_another_process_decodes_what_is_new_or_was_damaged(tmp_path: Path) -> N
     bad.write_bytes(content)
 
     def look() -> str:
-        return subprocess.run([sys.executable, "-c", textwrap.dedent(LOOK), str(tmp_path)], capture_output=True, text=True, check=True, env=dict(os.environ)).stdout.strip()
+        return subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(LOOK), str(tmp_path)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=dict(os.environ),
+        ).stdout.strip()
 
     assert look() == "['a.mp4', 'b.mp4', 'bad.mkv'] ['clip-unreadable']"
     assert look() == "['bad.mkv'] ['clip-unreadable']"

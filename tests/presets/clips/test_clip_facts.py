@@ -55,7 +55,19 @@ def test_containers_and_codecs(tmp_path: Path, name: str, codec: str, canonical:
     path = write_clip(tmp_path / name, frames=50, codec=codec)
     facts = probe_clip(path)
     assert decoded_frames(path) == list(range(50))
-    assert facts == ClipFacts(path=str(path), kind="video", frames=50, fps=24.0, duration=facts.duration, width=64, height=48, rotation=0, codec=canonical, variable_rate=False, size_bytes=path.stat().st_size)
+    assert facts == ClipFacts(
+        path=str(path),
+        kind="video",
+        frames=50,
+        fps=24.0,
+        duration=facts.duration,
+        width=64,
+        height=48,
+        rotation=0,
+        codec=canonical,
+        variable_rate=False,
+        size_bytes=path.stat().st_size,
+    )
     assert facts.duration == pytest.approx(50 / 24, abs=0.002)
 
 
@@ -67,14 +79,23 @@ def rewritten(source: Path, path: Path, change: Callable[[int, bytes], bytes | N
             content = change(i, bytes(packet))
             if content is not None:
                 other = av.Packet(content)
-                other.pts, other.dts, other.time_base, other.is_keyframe, other.stream = packet.pts, packet.dts, packet.time_base, packet.is_keyframe, copy
+                other.pts, other.dts, other.time_base, other.is_keyframe, other.stream = (
+                    packet.pts,
+                    packet.dts,
+                    packet.time_base,
+                    packet.is_keyframe,
+                    copy,
+                )
                 out.mux(other)
     return path
 
 
 def test_tags_that_are_not_utf_8(tmp_path: Path) -> None:
     """As old programs wrote them; PyAV 18 must be told to read them, PyAV 19 may not be."""
-    with av.open(str(write_clip(tmp_path / "clip.avi", codec="mjpeg"))) as whole, av.open(str(tmp_path / "tagged.avi"), "w") as out:
+    with (
+        av.open(str(write_clip(tmp_path / "clip.avi", codec="mjpeg"))) as whole,
+        av.open(str(tmp_path / "tagged.avi"), "w") as out,
+    ):
         out.metadata["title"] = "cafX"
         copy = out.add_stream_from_template(whole.streams.video[0])
         for packet in whole.demux(video=0):
@@ -86,19 +107,28 @@ def test_tags_that_are_not_utf_8(tmp_path: Path) -> None:
     tagged.write_bytes(tagged.read_bytes().replace(b"cafX", b"caf\xe9"))
     assert probe_clip(tagged).frames == 48
     with open_video(tagged) as (container, stream):
-        assert container.metadata["title"].startswith("caf") and type(read_index(container, stream, where="").time_base) is Fraction
+        assert (
+            container.metadata["title"].startswith("caf")
+            and type(read_index(container, stream, where="").time_base) is Fraction
+        )
 
 
 def test_vp8_references_that_are_never_shown_are_not_counted(tmp_path: Path) -> None:
     whole = write_clip(tmp_path / "whole.webm", frames=30, codec="libvpx")
     hide = bytes([0xFF & ~0x10])  # show_frame = 0
-    path = rewritten(whole, tmp_path / "hidden.webm", lambda i, packet: bytes([packet[0] & hide[0]]) + packet[1:] if i in (5, 6, 20) else packet)
+    path = rewritten(
+        whole,
+        tmp_path / "hidden.webm",
+        lambda i, packet: bytes([packet[0] & hide[0]]) + packet[1:] if i in (5, 6, 20) else packet,
+    )
     assert decoded_frames(path) == [i for i in range(30) if i not in (5, 6, 20)]
     assert probe_clip(path).frames == 27
 
 
 def test_frames_before_the_first_keyframe_are_not_counted(tmp_path: Path) -> None:
-    path = rewritten(write_clip(tmp_path / "whole.mkv"), tmp_path / "joined_late.mkv", lambda i, packet: packet if i >= 5 else None)
+    path = rewritten(
+        write_clip(tmp_path / "whole.mkv"), tmp_path / "joined_late.mkv", lambda i, packet: packet if i >= 5 else None
+    )
     assert decoded_frames(path) == list(range(12, 48))
     facts = probe_clip(path)
     assert facts.frames == 36 and facts.duration == pytest.approx(36 / 24, abs=0.002)
@@ -106,12 +136,20 @@ def test_frames_before_the_first_keyframe_are_not_counted(tmp_path: Path) -> Non
 
 def test_an_end_that_decodes_to_nothing(tmp_path: Path) -> None:
     filler = b"\0\0\0\4\x4c\1\xff\x80"  # of HEVC: a unit of the stream without a picture in it
-    path = rewritten(write_clip(tmp_path / "whole.mp4", codec="libx265"), tmp_path / "hollow.mp4", lambda i, packet: packet if i < 40 else filler)
+    path = rewritten(
+        write_clip(tmp_path / "whole.mp4", codec="libx265"),
+        tmp_path / "hollow.mp4",
+        lambda i, packet: packet if i < 40 else filler,
+    )
     assert "of its 2.0 s do not decode" in refused(path).what
 
 
 def test_a_first_frame_that_is_half_damaged(tmp_path: Path) -> None:
-    path = rewritten(write_clip(tmp_path / "whole.avi", codec="mpeg4"), tmp_path / "damaged.avi", lambda i, packet: packet[: len(packet) // 2] + bytes(len(packet) // 2) if i == 0 else packet)
+    path = rewritten(
+        write_clip(tmp_path / "whole.avi", codec="mpeg4"),
+        tmp_path / "damaged.avi",
+        lambda i, packet: packet[: len(packet) // 2] + bytes(len(packet) // 2) if i == 0 else packet,
+    )
     assert refused(path).what == "its first frame does not decode"
 
 
@@ -146,11 +184,20 @@ def test_variable_rate(tmp_path: Path, suffix: str) -> None:
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mov", ".mkv"])
 @pytest.mark.parametrize("rotation", [90, 180, 270])
-def test_rotation_gives_the_size_as_viewed_and_the_turn_that_stands_a_frame_upright(tmp_path: Path, rotation: int, suffix: str) -> None:
+def test_rotation_gives_the_size_as_viewed_and_the_turn_that_stands_a_frame_upright(
+    tmp_path: Path, rotation: int, suffix: str
+) -> None:
     upright = Image.fromarray(np.arange(48 * 64, dtype=np.uint16).reshape(48, 64).astype(np.uint8)).convert("RGB")
     stored = np.rot90(numbered(5, 64, 48), -rotation // 90)
     assert upright.size == (64, 48)
-    path = write_clip(tmp_path / f"phone{suffix}", frames=5, width=stored.shape[1], height=stored.shape[0], rotation=rotation, picture=lambda i: np.ascontiguousarray(stored))
+    path = write_clip(
+        tmp_path / f"phone{suffix}",
+        frames=5,
+        width=stored.shape[1],
+        height=stored.shape[0],
+        rotation=rotation,
+        picture=lambda i: np.ascontiguousarray(stored),
+    )
     facts = probe_clip(path)
     assert (facts.width, facts.height, facts.rotation) == (64, 48, rotation)
     with open_video(path) as (container, stream):
@@ -182,7 +229,9 @@ def test_sound_and_a_longer_sound_track_do_not_count(tmp_path: Path) -> None:
 def test_truncated_files(tmp_path: Path, name: str, codec: str, cut: float | str, what: str) -> None:
     path = write_clip(tmp_path / name, codec=codec)
     content = path.read_bytes()
-    path.write_bytes(content[: content.index(b"moov") - 4] if cut == "moov" else content[: int(len(content) * float(cut))])
+    path.write_bytes(
+        content[: content.index(b"moov") - 4] if cut == "moov" else content[: int(len(content) * float(cut))]
+    )
     error = refused(path)
     assert what in error.what and error.code == "clip-unreadable"
 
@@ -202,7 +251,10 @@ def test_truncated_with_the_index_in_front(tmp_path: Path) -> None:
 
 def test_a_clip_trimmed_by_an_edit_list_starts_between_keyframes(tmp_path: Path) -> None:
     whole, path = write_clip(tmp_path / "whole.mp4"), tmp_path / "trimmed.mp4"
-    with av.open(str(whole)) as source, av.open(str(path), "w", options={"avoid_negative_ts": "disabled", "use_editlist": "1"}) as out:
+    with (
+        av.open(str(whole)) as source,
+        av.open(str(path), "w", options={"avoid_negative_ts": "disabled", "use_editlist": "1"}) as out,
+    ):
         copy = out.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
             if packet.size:
@@ -217,7 +269,8 @@ def test_a_header_that_promises_less_than_is_missing_is_caught_by_decoding(tmp_p
     content = bytearray(path.read_bytes())
     start = content.index(b"mdat") + 4
     length = struct.unpack(">I", content[start - 8 : start - 4])[0] - 8
-    content[start + length // 3 : start + length] = bytes(length - length // 3)  # as an interrupted copy into a preallocated file leaves it
+    # as an interrupted copy into a preallocated file leaves it
+    content[start + length // 3 : start + length] = bytes(length - length // 3)
     path.write_bytes(content)
     assert "do not decode" in (what := refused(path).what) or "does not decode" in what
 
@@ -246,12 +299,25 @@ def test_files_that_are_no_clips(tmp_path: Path, name: str, content: bytes, what
     assert what in str(error) and error.code == code
 
 
-@pytest.mark.parametrize(("written", "named"), [("a.gif", "a.gif"), ("b.gif", "b.mp4"), ("c.apng", "c.mp4"), ("c.apng", "c.png"), ("d.webp", "d.webp"), ("d.webp", "d.mp4")])
+@pytest.mark.parametrize(
+    ("written", "named"),
+    [
+        ("a.gif", "a.gif"),
+        ("b.gif", "b.mp4"),
+        ("c.apng", "c.mp4"),
+        ("c.apng", "c.png"),
+        ("d.webp", "d.webp"),
+        ("d.webp", "d.mp4"),
+    ],
+)
 def test_animations_are_no_videos(tmp_path: Path, written: str, named: str) -> None:
     codec = {".gif": "gif", ".apng": "apng", ".webp": "libwebp_anim"}[Path(written).suffix]
     path = write_clip(tmp_path / written, codec=codec).rename(tmp_path / named)
     error = refused(path)
-    assert error.code == "not-a-video" and {"gif": "a GIF", "apng": "an animated PNG", "libwebp_anim": "an animated WebP"}[codec] in error.what
+    assert (
+        error.code == "not-a-video"
+        and {"gif": "a GIF", "apng": "an animated PNG", "libwebp_anim": "an animated WebP"}[codec] in error.what
+    )
 
 
 def test_an_image_named_as_a_video(tmp_path: Path) -> None:
@@ -285,7 +351,14 @@ def test_folders_pipes_and_broken_links(tmp_path: Path) -> None:
 def test_images_are_items_of_one_frame(tmp_path: Path, suffix: str) -> None:
     path = write_image(tmp_path / f"a{suffix}", 80, 40)
     facts = probe_clip(path)
-    assert (facts.kind, facts.frames, facts.width, facts.height, facts.rotation, facts.duration) == ("image", 1, 80, 40, 0, 0)
+    assert (facts.kind, facts.frames, facts.width, facts.height, facts.rotation, facts.duration) == (
+        "image",
+        1,
+        80,
+        40,
+        0,
+        0,
+    )
 
 
 def test_an_image_turned_by_its_exif(tmp_path: Path) -> None:
@@ -403,5 +476,10 @@ def test_real_footage() -> None:
 
 
 def test_knowing_what_clips_are_needs_neither_av_nor_torch() -> None:
-    code = "import sys, presets.clips.clip_facts, presets.clips.captions; print([m for m in ('av', 'torch', 'numpy', 'PIL') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, presets.clips.clip_facts, presets.clips.captions; print([m for m in ('av', 'torch', 'numpy',"
+        " 'PIL') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

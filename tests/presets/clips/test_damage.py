@@ -28,14 +28,18 @@ def busy(i: int) -> Picture:
     """Something moving everywhere, so that a packet has content to damage, over few colours, so that it is one shot."""
     y, x = np.mgrid[0:96, 0:128]
     wave = np.sin((x + 3 * i) / 9) + np.cos((y + 2 * i) / 7)
-    return np.stack([128 + 40 * wave, 128 + 30 * np.roll(wave, i, 1), np.full(wave.shape, 90.0)], axis=-1).astype(np.uint8)
+    return np.stack([128 + 40 * wave, 128 + 30 * np.roll(wave, i, 1), np.full(wave.shape, 90.0)], axis=-1).astype(
+        np.uint8
+    )
 
 
 def clip(path: Path, **more) -> Path:
     return write_clip(path, width=128, height=96, picture=busy, **more)
 
 
-def remuxed(source: Path, path: Path, change: Change = lambda i, content: content, *, muxing: dict[str, str] | None = None) -> Path:
+def remuxed(
+    source: Path, path: Path, change: Change = lambda i, content: content, *, muxing: dict[str, str] | None = None
+) -> Path:
     """A copy without re-encoding in which `change` gave packet i other content, or None to leave it out."""
     with av.open(str(source)) as whole, av.open(str(path), "w", options=muxing or {}) as out:
         stream = whole.streams.video[0]
@@ -68,11 +72,27 @@ def damaged(path: Path) -> ClipError:
 
 def test_a_packet_of_garbage_in_h264(tmp_path: Path) -> None:
     whole = clip(tmp_path / "whole.mp4", frames=72)
-    path = remuxed(whole, tmp_path / "bad.mp4", lambda i, packet: packet if i != 30 else packet[: len(packet) // 3] + garbage(1, len(packet) - len(packet) // 3))
+    path = remuxed(
+        whole,
+        tmp_path / "bad.mp4",
+        lambda i, packet: (
+            packet if i != 30 else packet[: len(packet) // 3] + garbage(1, len(packet) - len(packet) // 3)
+        ),
+    )
     assert "is damaged from 1.2 s on" in damaged(path).what or "is damaged from 1.3 s on" in damaged(path).what
 
 
-@pytest.mark.parametrize(("name", "codec"), [("bad.mkv", "libx265"), ("bad.avi", "mjpeg"), ("bad.mov", "mjpeg"), ("bad.avi", "mpeg4"), ("bad.webm", "libvpx-vp9"), ("bad.mov", "prores_ks")])
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("bad.mkv", "libx265"),
+        ("bad.avi", "mjpeg"),
+        ("bad.mov", "mjpeg"),
+        ("bad.avi", "mpeg4"),
+        ("bad.webm", "libvpx-vp9"),
+        ("bad.mov", "prores_ks"),
+    ],
+)
 def test_a_picture_that_is_missing_or_garbage_in_other_codecs(tmp_path: Path, name: str, codec: str) -> None:
     whole = clip(tmp_path / f"whole{Path(name).suffix.replace('mkv', 'mp4')}", frames=72, codec=codec)
     path = remuxed(whole, tmp_path / name, lambda i, packet: packet if i != 30 else packet[:3] + bytes(len(packet) - 3))
@@ -85,7 +105,10 @@ def test_check_lists_every_damaged_clip_beside_the_sound_ones(tmp_path: Path) ->
         remuxed(whole, tmp_path / name, lambda i, packet: packet if i != 30 else packet[:3] + bytes(len(packet) - 3))
     job = Job(job=JobPanel(name="a"), datasets=[DatasetPanel(path=".")])
     (found,) = gather(job, tmp_path, out=tmp_path / "runs", machine=machine(gpu())).datasets
-    assert [(Path(f.field).name, f.code) for f in found.problems if f.severity == "error"] == [("bad_1.mp4", "clip-unreadable"), ("bad_2.mp4", "clip-unreadable")]
+    assert [(Path(f.field).name, f.code) for f in found.problems if f.severity == "error"] == [
+        ("bad_1.mp4", "clip-unreadable"),
+        ("bad_2.mp4", "clip-unreadable"),
+    ]
     assert [Path(c.path).name for c in found.clips] == ["whole.mp4"]
 
 
@@ -132,7 +155,9 @@ def test_frames_that_an_avi_promises_are_missing(tmp_path: Path) -> None:
     content = whole.read_bytes()
     chunks = [i for i in range(len(content) - 4) if content[i : i + 4] == b"00dc"][:72]
     path = tmp_path / "few.avi"
-    path.write_bytes(content[: chunks[30]] + bytes(chunks[40] - chunks[30]) + content[chunks[40] :].replace(b"idx1", b"JUNK"))
+    path.write_bytes(
+        content[: chunks[30]] + bytes(chunks[40] - chunks[30]) + content[chunks[40] :].replace(b"idx1", b"JUNK")
+    )
     assert "its header promises 3.0 s, and only 2." in damaged(path).what
 
 
@@ -159,7 +184,9 @@ def raw_h264(path: Path, frames: int, width: int, height: int, aspect: Fraction 
         if aspect is not None:
             stream.codec_context.sample_aspect_ratio = aspect
         for i in range(frames):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.resize(busy(i), (height, width, 3))), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(
+                np.ascontiguousarray(np.resize(busy(i), (height, width, 3))), format="rgb24"
+            )
             frame.pts = i
             out.mux(stream.encode(frame))
         out.mux(stream.encode(None))
@@ -180,11 +207,21 @@ def joined(tmp_path: Path, *parts: bytes) -> Path:
 
 @pytest.mark.parametrize(
     ("second", "text"),
-    [((64, 48, None), "from 128x96 to 64x48 pixels at 1.5 s"), ((128, 96, Fraction(2)), "from 128x96 to 256x96 pixels at 1.5 s"), ((96, 128, None), "from 128x96 to 96x128 pixels at 1.5 s")],
+    [
+        ((64, 48, None), "from 128x96 to 64x48 pixels at 1.5 s"),
+        ((128, 96, Fraction(2)), "from 128x96 to 256x96 pixels at 1.5 s"),
+        ((96, 128, None), "from 128x96 to 96x128 pixels at 1.5 s"),
+    ],
     ids=["size", "shape of the pixels", "turned"],
 )
-def test_a_clip_that_changes_its_size_on_the_way(tmp_path: Path, second: tuple[int, int, Fraction | None], text: str) -> None:
-    path = joined(tmp_path, raw_h264(tmp_path / "a.h264", 36, 128, 96, Fraction(1)), raw_h264(tmp_path / "b.h264", 36, *second[:2], second[2] or Fraction(1)))
+def test_a_clip_that_changes_its_size_on_the_way(
+    tmp_path: Path, second: tuple[int, int, Fraction | None], text: str
+) -> None:
+    path = joined(
+        tmp_path,
+        raw_h264(tmp_path / "a.h264", 36, 128, 96, Fraction(1)),
+        raw_h264(tmp_path / "b.h264", 36, *second[:2], second[2] or Fraction(1)),
+    )
     assert probe_clip(path).frames == 72
     with pytest.raises(ClipError) as caught:
         find_cuts(path)
@@ -196,9 +233,38 @@ def test_joined_clips_of_one_size_are_sound(tmp_path: Path) -> None:
     find_cuts(path)
 
 
-@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.avi", "libx264"), ("a.mp4", "libx265"), ("a.mkv", "libx265"), ("a.webm", "libvpx"), ("a.webm", "libvpx-vp9"), ("a.mp4", "libvpx-vp9"), ("a.mp4", "libsvtav1"), ("a.mkv", "libsvtav1"), ("a.avi", "mpeg4"), ("a.mp4", "mpeg4"), ("a.avi", "mjpeg"), ("a.mov", "mjpeg"), ("a.mov", "prores_ks"), ("a.mkv", "ffv1"), ("a.mkv", "mpeg2video"), ("a.avi", "msmpeg4"), ("a.avi", "wmv2")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp4", "libx264"),
+        ("a.mkv", "libx264"),
+        ("a.avi", "libx264"),
+        ("a.mp4", "libx265"),
+        ("a.mkv", "libx265"),
+        ("a.webm", "libvpx"),
+        ("a.webm", "libvpx-vp9"),
+        ("a.mp4", "libvpx-vp9"),
+        ("a.mp4", "libsvtav1"),
+        ("a.mkv", "libsvtav1"),
+        ("a.avi", "mpeg4"),
+        ("a.mp4", "mpeg4"),
+        ("a.avi", "mjpeg"),
+        ("a.mov", "mjpeg"),
+        ("a.mov", "prores_ks"),
+        ("a.mkv", "ffv1"),
+        ("a.mkv", "mpeg2video"),
+        ("a.avi", "msmpeg4"),
+        ("a.avi", "wmv2"),
+    ],
+)
 def test_sound_clips_are_sound(tmp_path: Path, name: str, codec: str) -> None:
-    path = clip(tmp_path / name, frames=60, codec=codec, sound=name.endswith("mp4"), options={"bf": "2"} if codec in ("mpeg4", "mpeg2video") else None)
+    path = clip(
+        tmp_path / name,
+        frames=60,
+        codec=codec,
+        sound=name.endswith("mp4"),
+        options={"bf": "2"} if codec in ("mpeg4", "mpeg2video") else None,
+    )
     assert probe_clip(path).frames == 60
     find_cuts(path)
 
@@ -206,14 +272,27 @@ def test_sound_clips_are_sound(tmp_path: Path, name: str, codec: str) -> None:
 @pytest.mark.parametrize(
     ("name", "more"),
     [
-        ("vfr.mp4", {"variable": True}), ("vfr.mkv", {"variable": True}), ("vfr.webm", {"variable": True, "codec": "libvpx-vp9"}), ("turned.mp4", {"rotation": 90}), ("odd.mkv", {"codec": "ffv1"}),
-        ("parts.mp4", {"muxing": {"movflags": "frag_keyframe+empty_moov"}}), ("parts2.mp4", {"muxing": {"movflags": "frag_keyframe"}}), ("fast.mp4", {"muxing": {"movflags": "faststart"}}),
-        ("live.mkv", {"muxing": {"live": "1"}}), ("live.webm", {"muxing": {"live": "1"}, "codec": "libvpx-vp9"}), ("space.mkv", {"muxing": {"reserve_index_space": "5000"}}), ("clusters.mkv", {"muxing": {"cluster_time_limit": "300"}}),
-        ("open.mp4", {"options": {"x264-params": "open-gop=1:bframes=3"}}), ("open.mkv", {"codec": "libx265", "options": {"x265-params": "log-level=none:open-gop=1:bframes=3"}}),
-        ("slices.mp4", {"options": {"x264-params": "slices=4"}}), ("one.mp4", {"frames": 1}), ("two.mkv", {"frames": 2}), ("refresh.mp4", {"options": {"x264-params": "intra-refresh=1:keyint=30"}}),
+        ("vfr.mp4", {"variable": True}),
+        ("vfr.mkv", {"variable": True}),
+        ("vfr.webm", {"variable": True, "codec": "libvpx-vp9"}),
+        ("turned.mp4", {"rotation": 90}),
+        ("odd.mkv", {"codec": "ffv1"}),
+        ("parts.mp4", {"muxing": {"movflags": "frag_keyframe+empty_moov"}}),
+        ("parts2.mp4", {"muxing": {"movflags": "frag_keyframe"}}),
+        ("fast.mp4", {"muxing": {"movflags": "faststart"}}),
+        ("live.mkv", {"muxing": {"live": "1"}}),
+        ("live.webm", {"muxing": {"live": "1"}, "codec": "libvpx-vp9"}),
+        ("space.mkv", {"muxing": {"reserve_index_space": "5000"}}),
+        ("clusters.mkv", {"muxing": {"cluster_time_limit": "300"}}),
+        ("open.mp4", {"options": {"x264-params": "open-gop=1:bframes=3"}}),
+        ("open.mkv", {"codec": "libx265", "options": {"x265-params": "log-level=none:open-gop=1:bframes=3"}}),
+        ("slices.mp4", {"options": {"x264-params": "slices=4"}}),
+        ("one.mp4", {"frames": 1}),
+        ("two.mkv", {"frames": 2}),
+        ("refresh.mp4", {"options": {"x264-params": "intra-refresh=1:keyint=30"}}),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_unusual_clips_are_sound(tmp_path: Path, name: str, more: dict) -> None:
     path = clip(tmp_path / name, **({"frames": 72} | more))
     assert probe_clip(path).frames == more.get("frames", 72)
@@ -223,9 +302,20 @@ def test_unusual_clips_are_sound(tmp_path: Path, name: str, more: dict) -> None:
 @pytest.mark.parametrize("first", [1, 5, 17])
 @pytest.mark.parametrize(
     ("codec", "suffix", "options"),
-    [("libx264", ".mkv", {}), ("libx264", ".mp4", {"x264-params": "open-gop=1:bframes=3"}), ("libx264", ".mkv", {"x264-params": "open-gop=1:bframes=3"}), ("libx265", ".mp4", {"x265-params": "log-level=none:open-gop=1:bframes=3"}), ("libvpx-vp9", ".webm", {}), ("libvpx-vp9", ".mp4", {}), ("libvpx", ".webm", {}), ("mpeg4", ".mp4", {"bf": "2"})],
-)  # fmt: skip
-def test_a_copy_that_begins_between_keyframes_is_sound(tmp_path: Path, codec: str, suffix: str, options: dict[str, str], first: int) -> None:
+    [
+        ("libx264", ".mkv", {}),
+        ("libx264", ".mp4", {"x264-params": "open-gop=1:bframes=3"}),
+        ("libx264", ".mkv", {"x264-params": "open-gop=1:bframes=3"}),
+        ("libx265", ".mp4", {"x265-params": "log-level=none:open-gop=1:bframes=3"}),
+        ("libvpx-vp9", ".webm", {}),
+        ("libvpx-vp9", ".mp4", {}),
+        ("libvpx", ".webm", {}),
+        ("mpeg4", ".mp4", {"bf": "2"}),
+    ],
+)
+def test_a_copy_that_begins_between_keyframes_is_sound(
+    tmp_path: Path, codec: str, suffix: str, options: dict[str, str], first: int
+) -> None:
     whole = clip(tmp_path / f"whole{'.mp4' if suffix != '.webm' else suffix}", frames=72, codec=codec, options=options)
     path = remuxed(whole, tmp_path / f"cut{suffix}", lambda i, packet: packet if i >= first else None)
     frames = probe_clip(path).frames
@@ -242,7 +332,11 @@ def test_a_copy_that_begins_in_an_open_group_holds_what_decodes() -> None:
 
 
 def test_sound_that_outlasts_the_picture_is_no_damage(tmp_path: Path) -> None:
-    for name, codec, voice in (("a.mkv", "libx264", "aac"), ("a.webm", "libvpx-vp9", "libopus"), ("a.avi", "mpeg4", "mp3")):
+    for name, codec, voice in (
+        ("a.mkv", "libx264", "aac"),
+        ("a.webm", "libvpx-vp9", "libopus"),
+        ("a.avi", "mpeg4", "mp3"),
+    ):
         with av.open(str(tmp_path / name), "w") as out:
             stream, sound = out.add_stream(codec, rate=24), out.add_stream(voice, rate=48000, layout="mono")
             stream.width, stream.height, stream.pix_fmt = 128, 96, "yuv420p"
@@ -251,7 +345,9 @@ def test_sound_that_outlasts_the_picture_is_no_damage(tmp_path: Path) -> None:
                 frame.pts = i
                 out.mux(stream.encode(frame))
             out.mux(stream.encode(None))
-            silence = av.AudioFrame.from_ndarray(np.zeros((1, 48000 * 5), np.float32), format="flt" if voice == "libopus" else "fltp", layout="mono")
+            silence = av.AudioFrame.from_ndarray(
+                np.zeros((1, 48000 * 5), np.float32), format="flt" if voice == "libopus" else "fltp", layout="mono"
+            )
             silence.sample_rate, silence.pts = 48000, 0
             out.mux(sound.encode(silence))
             out.mux(sound.encode(None))
@@ -259,17 +355,42 @@ def test_sound_that_outlasts_the_picture_is_no_damage(tmp_path: Path) -> None:
         find_cuts(tmp_path / name)
 
 
-@pytest.mark.parametrize(("name", "codec"), [("stream.ts", "libx264"), ("stream.ts", "libx265"), ("stream.ts", "mpeg2video"), ("stream.mpg", "mpeg1video"), ("stream.mpg", "mpeg2video")])
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("stream.ts", "libx264"),
+        ("stream.ts", "libx265"),
+        ("stream.ts", "mpeg2video"),
+        ("stream.mpg", "mpeg1video"),
+        ("stream.mpg", "mpeg2video"),
+    ],
+)
 def test_mpeg_streams_named_mp4_are_read(tmp_path: Path, name: str, codec: str) -> None:
     """Sought by guessing: a seek to the last keyframe may find nothing behind it."""
-    path = write_clip(tmp_path / name, frames=75, fps=25, codec=codec, width=128, height=96, picture=busy, options={"bf": "2"} if "mpeg" in codec else None)
+    path = write_clip(
+        tmp_path / name,
+        frames=75,
+        fps=25,
+        codec=codec,
+        width=128,
+        height=96,
+        picture=busy,
+        options={"bf": "2"} if "mpeg" in codec else None,
+    )
     path = path.rename(tmp_path / "clip.mp4")
     assert (probe_clip(path).frames, probe_clip(path).duration) == (75, pytest.approx(3, abs=0.05))
     find_cuts(path)
 
 
 def test_a_picture_refreshed_bit_by_bit_is_read(tmp_path: Path) -> None:
-    path = write_clip(tmp_path / "refresh.mp4", frames=120, width=128, height=96, gop=250, options={"x264-params": "intra-refresh=1:keyint=50"})
+    path = write_clip(
+        tmp_path / "refresh.mp4",
+        frames=120,
+        width=128,
+        height=96,
+        gop=250,
+        options={"x264-params": "intra-refresh=1:keyint=50"},
+    )
     assert probe_clip(path).frames == 120
     with open_video(path) as (container, stream):
         assert [number_of(f.to_ndarray(format="rgb24")) for f in decoded(container, stream)] == list(range(120))
@@ -285,7 +406,12 @@ def test_the_default_stream_is_read_and_not_the_cover_picture(tmp_path: Path) ->
         cover.disposition, film.disposition = av.stream.Disposition(0), av.stream.Disposition.default
         for stream, frames in ((cover, 1), (film, 48)):
             for i in range(frames):
-                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(busy(i)[: stream.height, : stream.width] if stream is film else np.resize(busy(i), (64, 64, 3))), format="rgb24")
+                frame = av.VideoFrame.from_ndarray(
+                    np.ascontiguousarray(
+                        busy(i)[: stream.height, : stream.width] if stream is film else np.resize(busy(i), (64, 64, 3))
+                    ),
+                    format="rgb24",
+                )
                 frame.pts = i
                 out.mux(stream.encode(frame))
             out.mux(stream.encode(None))

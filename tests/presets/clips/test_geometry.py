@@ -13,7 +13,31 @@ from presets.clips.geometry import (
     uniform_speed,
 )
 
-SIDES = [16, 17, 31, 32, 63, 144, 176, 240, 272, 333, 480, 512, 600, 640, 720, 831, 832, 1000, 1080, 1280, 1920, 2160, 3840]
+SIDES = [
+    16,
+    17,
+    31,
+    32,
+    63,
+    144,
+    176,
+    240,
+    272,
+    333,
+    480,
+    512,
+    600,
+    640,
+    720,
+    831,
+    832,
+    1000,
+    1080,
+    1280,
+    1920,
+    2160,
+    3840,
+]
 RESOLUTIONS = [64, 100, 256, 480, 512, 640, 768, 1024, 1280]
 
 
@@ -31,7 +55,19 @@ def test_buckets_hold_their_promises(resolution):
 @pytest.mark.parametrize("resolution", [256, 512, 768, 1024])
 def test_buckets_waste_little_of_ordinary_clips(resolution):
     """Sizes people have: at least four fifths of the possible area, at most a tenth cropped away."""
-    for height, width in [(480, 832), (832, 480), (720, 1280), (1280, 720), (1080, 1920), (512, 512), (1024, 1024), (272, 640), (600, 800), (1440, 1080), (704, 1280)]:
+    for height, width in [
+        (480, 832),
+        (832, 480),
+        (720, 1280),
+        (1280, 720),
+        (1080, 1920),
+        (512, 512),
+        (1024, 1024),
+        (272, 640),
+        (600, 800),
+        (1440, 1080),
+        (704, 1280),
+    ]:
         b = bucket_for(1, height, width, resolution)
         possible = min(resolution**2, height * width)
         assert b.height * b.width >= 0.8 * possible, (height, width, b)
@@ -39,7 +75,15 @@ def test_buckets_waste_little_of_ordinary_clips(resolution):
         assert (b.height * b.width) / (height * cover * width * cover) >= 0.9, (height, width, b)
 
 
-@pytest.mark.parametrize(("size", "resolution", "expected"), [((720, 1280), 512, (384, 672)), ((512, 512), 512, (512, 512)), ((64, 64), 512, (64, 64)), ((480, 832), 1024, (480, 832))])
+@pytest.mark.parametrize(
+    ("size", "resolution", "expected"),
+    [
+        ((720, 1280), 512, (384, 672)),
+        ((512, 512), 512, (512, 512)),
+        ((64, 64), 512, (64, 64)),
+        ((480, 832), 1024, (480, 832)),
+    ],
+)
 def test_known_buckets(size, resolution, expected):
     b = bucket_for(41, *size, resolution)
     assert (b.height, b.width) == expected
@@ -63,7 +107,9 @@ def test_no_frame_count_below_one():
     assert nearest_frame_counts(0)[0] == 1 and not is_valid_frame_count(0) and not is_valid_frame_count(-3)
 
 
-@pytest.mark.parametrize(("available", "frames"), [(1, 1), (41, 41), (82, 41), (121, 41), (500, 81), (41, 5), (9, 9), (10, 41)])
+@pytest.mark.parametrize(
+    ("available", "frames"), [(1, 1), (41, 41), (82, 41), (121, 41), (500, 81), (41, 5), (9, 9), (10, 41)]
+)
 def test_uniform_indices_span_the_clip_in_order(available, frames):
     indices = uniform_indices(available, frames)
     assert len(indices) == frames and indices == sorted(indices)

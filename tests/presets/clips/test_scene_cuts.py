@@ -62,7 +62,10 @@ def cuts_in(tmp_path: Path, picture: Shot, frames: int) -> list[int]:
         [(pan(8, 2), 1), (pan(9, 2), 30), (pan(10, 2), 1)],  # a frame of the shots before and after was left in
         [(pan(11, 2, bright=0.2), 20), (pan(12, 1, bright=0.2), 20)],  # night
         [(pan(13, 1), 2), (pan(14, 1), 2)],
-        [(lambda t: np.full((HEIGHT, WIDTH, 3), (200, 30, 30), np.uint8), 10), (lambda t: np.full((HEIGHT, WIDTH, 3), (30, 30, 200), np.uint8), 10)],
+        [
+            (lambda t: np.full((HEIGHT, WIDTH, 3), (200, 30, 30), np.uint8), 10),
+            (lambda t: np.full((HEIGHT, WIDTH, 3), (30, 30, 200), np.uint8), 10),
+        ],
     ],
     ids=["still", "moving", "left-over frames", "dark", "tiny", "flat"],
 )
@@ -120,12 +123,36 @@ def ease(t: float, length: float) -> float:
         lambda t: mixed(0.8, at(WIDE, t), np.full_like(STILL, 255)) if t in (20, 21) else at(WIDE, t),
         lambda t: mixed(0.6, at(WIDE, t), np.zeros_like(STILL)) if t >= 20 else at(WIDE, t),  # the light goes out
         lambda t: mixed(ease(t - 10, 24)),  # a dissolve
-        lambda t: mixed(ease(t - 10, 12), at(WIDE, t), np.zeros_like(STILL)) if t < 24 else mixed(1 - ease(t - 24, 12), OTHER, np.zeros_like(STILL)),  # out to black, in from black
+        # out to black, in from black
+        lambda t: (
+            mixed(ease(t - 10, 12), at(WIDE, t), np.zeros_like(STILL))
+            if t < 24
+            else mixed(1 - ease(t - 24, 12), OTHER, np.zeros_like(STILL))
+        ),
         lambda t: STILL,
         lambda t: np.random.default_rng(t).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8),  # snow
         lambda t: numbered(t + 10, WIDTH, HEIGHT),
     ],
-    ids=["subject", "slow pan", "fast pan", "whip pan", "twos", "threes", "hiccup", "freeze", "zoom", "shake", "flash", "long flash", "light off", "dissolve", "fades", "still", "snow", "numbered"],
+    ids=[
+        "subject",
+        "slow pan",
+        "fast pan",
+        "whip pan",
+        "twos",
+        "threes",
+        "hiccup",
+        "freeze",
+        "zoom",
+        "shake",
+        "flash",
+        "long flash",
+        "light off",
+        "dissolve",
+        "fades",
+        "still",
+        "snow",
+        "numbered",
+    ],
 )
 def test_one_shot_has_no_cuts(tmp_path: Path, picture: Shot) -> None:
     assert cuts_in(tmp_path, picture, 48) == []
@@ -146,8 +173,24 @@ def test_portrait_and_tiny_clips(tmp_path: Path) -> None:
         return np.ascontiguousarray((STILL if t < 10 else OTHER)[:, :64])
 
     assert find_cuts(write_clip(tmp_path / "tall.mp4", frames=20, width=64, height=HEIGHT, picture=picture)) == [10]
-    assert find_cuts(write_clip(tmp_path / "tiny.mp4", frames=20, width=16, height=16, picture=lambda t: np.ascontiguousarray(picture(t)[40:56, 8:24]))) == [10]
-    assert find_cuts(write_clip(tmp_path / "wide.mp4", frames=20, width=WIDTH, height=16, picture=lambda t: np.ascontiguousarray((STILL if t < 10 else OTHER)[:16]))) == [10]
+    assert find_cuts(
+        write_clip(
+            tmp_path / "tiny.mp4",
+            frames=20,
+            width=16,
+            height=16,
+            picture=lambda t: np.ascontiguousarray(picture(t)[40:56, 8:24]),
+        )
+    ) == [10]
+    assert find_cuts(
+        write_clip(
+            tmp_path / "wide.mp4",
+            frames=20,
+            width=WIDTH,
+            height=16,
+            picture=lambda t: np.ascontiguousarray((STILL if t < 10 else OTHER)[:16]),
+        )
+    ) == [10]
     assert find_cuts(write_clip(tmp_path / "one.mp4", frames=1)) == []
 
 
@@ -159,7 +202,12 @@ def test_a_file_that_is_no_video(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "cuts"),
-    [("bikes.mp4", [30, 76, 137, 187, 242]), ("bigbuckbunny.mp4", []), ("carphone_pristine.mp4", []), ("carphone_distorted.mp4", [])],
+    [
+        ("bikes.mp4", [30, 76, 137, 187, 242]),
+        ("bigbuckbunny.mp4", []),
+        ("carphone_pristine.mp4", []),
+        ("carphone_distorted.mp4", []),
+    ],
 )
 def test_real_footage(name: str, cuts: list[int]) -> None:
     assert find_cuts(real_clips() / name) == cuts

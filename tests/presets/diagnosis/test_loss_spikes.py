@@ -9,18 +9,29 @@ from presets.runs.events import Event
 
 
 def event(n: int, loss: float, *, timestep: float = 950.0, expert: str = "high_noise") -> Event:
-    return Event(seq=n, time=0.0, run="r", attempt=1, kind="step", data={"step": n, "expert": expert, "loss": loss, "timestep": timestep, "clips": [f"0/{n}.mp4@512"]})
+    return Event(
+        seq=n,
+        time=0.0,
+        run="r",
+        attempt=1,
+        kind="step",
+        data={"step": n, "expert": expert, "loss": loss, "timestep": timestep, "clips": [f"0/{n}.mp4@512"]},
+    )
 
 
 def run(steps: list[tuple[float, float]]) -> list[str]:
     watch = SpikeWatch()
-    return [f.message for n, (loss, timestep) in enumerate(steps, 1) for f in watch.feed(event(n, loss, timestep=timestep))]
+    return [
+        f.message for n, (loss, timestep) in enumerate(steps, 1) for f in watch.feed(event(n, loss, timestep=timestep))
+    ]
 
 
 def usual(n: int, seed: int = 0) -> list[tuple[float, float]]:
     """Losses as flow matching gives them: ten times as large at low noise as at high, with a tenth of noise."""
     rng = random.Random(seed)
-    return [(0.1 * (1 + 9 * (1 - t / 1000)) * rng.uniform(0.8, 1.25), t) for t in (rng.uniform(0, 1000) for _ in range(n))]
+    return [
+        (0.1 * (1 + 9 * (1 - t / 1000)) * rng.uniform(0.8, 1.25), t) for t in (rng.uniform(0, 1000) for _ in range(n))
+    ]
 
 
 def test_a_spike_names_its_clips_and_timestep():
@@ -61,6 +72,8 @@ def test_the_rest_of_a_run_is_judged_the_same_after_its_beginning_was_read_again
     found = [(n, f) for n, (loss, t) in enumerate(steps, 1) for f in whole.feed(event(n, loss, timestep=t))]
     for cut in (190, 210, 240):
         again = SpikeWatch()
-        rest = [(n, f) for n, (loss, t) in enumerate(steps, 1) for f in again.feed(event(n, loss, timestep=t)) if n > cut]
+        rest = [
+            (n, f) for n, (loss, t) in enumerate(steps, 1) for f in again.feed(event(n, loss, timestep=t)) if n > cut
+        ]
         assert rest == [x for x in found if x[0] > cut]
     assert len(found) == 2

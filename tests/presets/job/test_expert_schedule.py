@@ -10,7 +10,10 @@ from tests.helpers.facts import job
 
 
 def staged(high: float = 1.0, low: float = 1.0, **multistage):
-    return job(training={"steps": 240}, multistage={"switch_every": 1, "high": {"share": high}, "low": {"share": low}, **multistage})
+    return job(
+        training={"steps": 240},
+        multistage={"switch_every": 1, "high": {"share": high}, "low": {"share": low}, **multistage},
+    )
 
 
 def turns(made, count: int = 12) -> str:
@@ -20,7 +23,15 @@ def turns(made, count: int = 12) -> str:
 
 @pytest.mark.parametrize(
     ("high", "low", "expected"),
-    [(1, 1, "hlhlhlhlhlhl"), (2, 1, "hhlhhlhhlhhl"), (1, 2, "hllhllhllhll"), (3, 1, "hhhlhhhlhhhl"), (3, 2, "hhlhlhhlhlhh"), (0.5, 0.5, "hlhlhlhlhlhl"), (1, 0.25, "hhhhlhhhhlhh")],
+    [
+        (1, 1, "hlhlhlhlhlhl"),
+        (2, 1, "hhlhhlhhlhhl"),
+        (1, 2, "hllhllhllhll"),
+        (3, 1, "hhhlhhhlhhhl"),
+        (3, 2, "hhlhlhhlhlhh"),
+        (0.5, 0.5, "hlhlhlhlhlhl"),
+        (1, 0.25, "hhhhlhhhhlhh"),
+    ],
 )
 def test_turns_are_spread_evenly(high, low, expected):
     assert turns(staged(high, low)) == expected
@@ -28,7 +39,8 @@ def test_turns_are_spread_evenly(high, low, expected):
 
 @pytest.mark.parametrize(("high", "low"), [(0.1, 0.3), (0.1, 0.2), (1, 1), (7, 3), (1e-3, 1.0), (1000, 0.7)])
 def test_the_first_turns_hold_exactly_the_share_of_the_numbers_as_written(high, low):
-    """Of the first N turns ceil(N p) are high noise's, with p from the decimal numbers: 0.1 of 0.4 is 1/4, though no float is 0.1."""
+    """Of the first N turns ceil(N p) are high noise's, with p from the decimal numbers: 0.1 of 0.4 is 1/4, though no
+    float is 0.1."""
     made = staged(high, low)
     part = Fraction(str(high)) / (Fraction(str(high)) + Fraction(str(low)))
     assert high_part(made) == part
@@ -57,6 +69,9 @@ def test_one_expert_alone_has_every_step_whatever_the_shares(off, on):
 
 def test_values_of_one_expert_stand_in_for_the_common_ones():
     made = job(training={"lr": 1e-4}, target={"rank": 16}, multistage={"high": {"lr": 5e-5, "rank": 32}})
-    assert [(lr_of(made, e), rank_of(made, e), alpha_of(made, e)) for e in ("high_noise", "low_noise")] == [(5e-5, 32, 32.0), (1e-4, 16, 16.0)]
+    assert [(lr_of(made, e), rank_of(made, e), alpha_of(made, e)) for e in ("high_noise", "low_noise")] == [
+        (5e-5, 32, 32.0),
+        (1e-4, 16, 16.0),
+    ]
     made.target.alpha = 8.0
     assert [alpha_of(made, e) for e in ("high_noise", "low_noise")] == [8.0, 8.0], "alpha holds for both"

@@ -7,7 +7,62 @@ from presets.job.fields import FIELDS, field_of, join_path, nearest, parse_path
 from presets.job.toml_file import parse_job
 
 # Every control of the guide's panels.
-GUIDE = ["job.name", "job.gpus", "job.trigger", "model.path", "model.low_vram", "model.layer_offloading", "quantization.transformer", "quantization.text_encoder", "multistage.high_noise", "multistage.low_noise", "multistage.switch_every", "target.type", "target.rank", "save.dtype", "save.every", "save.keep", "training.batch_size", "training.gradient_accumulation", "training.lr", "training.steps", "training.weight_decay", "training.loss", "training.timestep_type", "training.timestep_bias", "training.ema", "training.unload_text_encoder", "training.cache_text_embeddings", "training.dop", "training.dop_multiplier", "training.dop_class", "advanced.differential_guidance", "advanced.differential_guidance_scale", "datasets.path", "datasets.default_caption", "datasets.caption_dropout", "datasets.weight", "datasets.cache_latents", "datasets.regularization", "datasets.flip_x", "datasets.flip_y", "datasets.resolutions", "datasets.num_frames", "sample.every", "sample.sampler", "sample.width", "sample.height", "sample.guidance", "sample.steps", "sample.seed", "sample.walk_seed", "sample.num_frames", "sample.fps", "sample.prompts.prompt", "sample.prompts.ctrl_img"]
+GUIDE = [
+    "job.name",
+    "job.gpus",
+    "job.trigger",
+    "model.path",
+    "model.low_vram",
+    "model.layer_offloading",
+    "quantization.transformer",
+    "quantization.text_encoder",
+    "multistage.high_noise",
+    "multistage.low_noise",
+    "multistage.switch_every",
+    "target.type",
+    "target.rank",
+    "save.dtype",
+    "save.every",
+    "save.keep",
+    "training.batch_size",
+    "training.gradient_accumulation",
+    "training.lr",
+    "training.steps",
+    "training.weight_decay",
+    "training.loss",
+    "training.timestep_type",
+    "training.timestep_bias",
+    "training.ema",
+    "training.unload_text_encoder",
+    "training.cache_text_embeddings",
+    "training.dop",
+    "training.dop_multiplier",
+    "training.dop_class",
+    "advanced.differential_guidance",
+    "advanced.differential_guidance_scale",
+    "datasets.path",
+    "datasets.default_caption",
+    "datasets.caption_dropout",
+    "datasets.weight",
+    "datasets.cache_latents",
+    "datasets.regularization",
+    "datasets.flip_x",
+    "datasets.flip_y",
+    "datasets.resolutions",
+    "datasets.num_frames",
+    "sample.every",
+    "sample.sampler",
+    "sample.width",
+    "sample.height",
+    "sample.guidance",
+    "sample.steps",
+    "sample.seed",
+    "sample.walk_seed",
+    "sample.num_frames",
+    "sample.fps",
+    "sample.prompts.prompt",
+    "sample.prompts.ctrl_img",
+]
 
 
 def test_every_control_of_the_guide_is_a_field():
@@ -31,10 +86,16 @@ def test_labels_are_unique_within_a_panel():
 @pytest.mark.parametrize(
     ("path", "limits"),
     [
-        ("target.rank", "1 to 1024"), ("training.lr", "above 0, at most 10"), ("save.every", "at least 1"), ("training.ema_decay", "above 0, below 1"),
-        ("datasets.resolutions", "64 to 4096"), ("job.gpus", ""), ("training.dop", ""), ("target.alpha", "above 0"),
+        ("target.rank", "1 to 1024"),
+        ("training.lr", "above 0, at most 10"),
+        ("save.every", "at least 1"),
+        ("training.ema_decay", "above 0, below 1"),
+        ("datasets.resolutions", "64 to 4096"),
+        ("job.gpus", ""),
+        ("training.dop", ""),
+        ("target.alpha", "above 0"),
     ],
-)  # fmt: skip
+)
 def test_limits_in_words(path, limits):
     assert FIELDS[path].limits_text == limits
 

@@ -10,7 +10,13 @@ from presets.runs.events import Event
 from presets.runs.history import History
 from tests.helpers.facts import facts, job
 
-OWN = {"prompts": [{"prompt": "a", "ctrl_img": "a.png"}, {"prompt": "b", "ctrl_img": "b.png", "width": 1280, "height": 704, "num_frames": 81, "seed": 0}, {"prompt": "c", "ctrl_img": "c.png", "num_frames": 1}]}
+OWN = {
+    "prompts": [
+        {"prompt": "a", "ctrl_img": "a.png"},
+        {"prompt": "b", "ctrl_img": "b.png", "width": 1280, "height": 704, "num_frames": 81, "seed": 0},
+        {"prompt": "c", "ctrl_img": "c.png", "num_frames": 1},
+    ]
+}
 
 
 def test_a_prompt_takes_what_it_does_not_say_from_the_panel():
@@ -43,7 +49,12 @@ def test_the_disk_holds_each_preview_at_its_size():
 def test_a_large_prompt_is_a_knob_of_its_own():
     hardware = card_hardware(find_card("4090"), ram=128 * 2**30)
     turned = [k.set for k in knobs(job(sample=OWN), facts(), hardware, short="vram")]
-    assert {"sample.width": 512, "sample.height": 512, "sample.prompts[1].width": 512, "sample.prompts[1].height": 512} in turned
+    assert {
+        "sample.width": 512,
+        "sample.height": 512,
+        "sample.prompts[1].width": 512,
+        "sample.prompts[1].height": 512,
+    } in turned
 
 
 def test_previews_of_a_branch_that_was_left_do_not_count():

@@ -32,8 +32,18 @@ CASES = [
     (asked(RANK), "impossible", ["target.rank"], "what was learnt does not fit it"),
     (asked(RANK, LOSS, FREE), "impossible", ["target.rank"], "what was learnt does not fit it"),
     (asked(RANK, learnt=False), "ask", ["target.rank"], "from here on it would not be the run that was begun"),
-    (asked(RANK, LOSS, learnt=False), "ask", ["target.rank", "training.loss"], "from here on it would not be the run that was begun"),
-    (asked(unreadable="torn"), "ask", [], "the run's own job.toml cannot be read (torn), so nobody can tell what has changed"),
+    (
+        asked(RANK, LOSS, learnt=False),
+        "ask",
+        ["target.rank", "training.loss"],
+        "from here on it would not be the run that was begun",
+    ),
+    (
+        asked(unreadable="torn"),
+        "ask",
+        [],
+        "the run's own job.toml cannot be read (torn), so nobody can tell what has changed",
+    ),
     (asked(LOSS, unreadable="torn"), "ask", ["training.loss"], "nobody can tell what has changed"),
     (asked(RANK, unreadable="torn"), "impossible", ["target.rank"], "what was learnt does not fit it"),
     (going_on(None, JOB, learnt=True), "fits", [], "since this run was last started"),
@@ -58,7 +68,12 @@ def test_what_is_refused_and_what_a_yes_helps(case: GoingOn, verdict: str, groun
 
     assert bool(refused(None)) == (verdict != "fits") and bool(refused(case.digest)) == (verdict == "impossible")
     told = refused(None)
-    assert not told or (told.startswith(f"t: {case.claim}") and all(c.text in told for c in case.grounds) and ("say yes" in told.lower()) == (verdict == "ask") and "\n" not in told)
+    assert not told or (
+        told.startswith(f"t: {case.claim}")
+        and all(c.text in told for c in case.grounds)
+        and ("say yes" in told.lower()) == (verdict == "ask")
+        and "\n" not in told
+    )
     assert not told or not any(c.text in told for c in case.changes if c not in case.grounds)
 
 
@@ -66,11 +81,18 @@ def test_a_yes_counts_for_what_was_shown_and_nothing_else():
     shown = asked(LOSS).digest
     asked(LOSS, FREE).require(shown, where="t", accept="say yes")  # what does no harm may change meanwhile
     for other in (asked(("training.loss", "huber")), asked(LOSS, ("job.seed", 7))):
-        with pytest.raises(UserError, match=r"t: its job file has other changes by now than those that were accepted \(.*\)\. Set (it|them) back in /j\.toml, or say yes"):
+        with pytest.raises(
+            UserError,
+            match=(
+                r"t: its job file has other changes by now than those that were accepted \(.*\)\. Set (it|them) back in"
+                r" /j\.toml, or say yes"
+            ),
+        ):
             other.require(shown, where="t", file="/j.toml", accept="say yes")
     assert asked().digest == asked(FREE).digest != shown
     assert asked(unreadable="torn").digest == asked(LOSS, unreadable="odd").digest == UNSEEN
-    with pytest.raises(UserError, match="other changes by now"):  # it could be read after all, so it was not this that was accepted
+    # it could be read after all, so it was not this that was accepted
+    with pytest.raises(UserError, match="other changes by now"):
         asked(LOSS).require(UNSEEN, where="t", accept="say yes")
     with pytest.raises(UserError, match="nobody can tell"):
         asked(LOSS, unreadable="torn").require(shown, where="t", accept="say yes")
@@ -79,7 +101,9 @@ def test_a_yes_counts_for_what_was_shown_and_nothing_else():
 def test_fixes_and_layout():
     assert asked(LOSS).fix(accept="say yes") == "Set it back in the job file, or say yes"
     assert asked(LOSS, ("job.seed", 7)).fix(accept="say yes", file="/j.toml") == "Set them back in /j.toml, or say yes"
-    assert asked(RANK, LOSS).fix(accept="say yes") == "Set it back in the job file, or start a new run under another name"
+    assert (
+        asked(RANK, LOSS).fix(accept="say yes") == "Set it back in the job file, or start a new run under another name"
+    )
     assert asked(unreadable="torn").fix(accept="go on with --accept-changes") == "Go on with --accept-changes"
     with pytest.raises(UserError) as refused:
         asked(LOSS, ("job.seed", 7)).require(None, where="t", accept="say yes", lines=True)
@@ -88,13 +112,19 @@ def test_fixes_and_layout():
 
 def test_what_matters_most_is_shown_first_with_what_it_does():
     case = asked(FREE, LOSS, RANK)
-    assert [(c.field, case.mark(c)) for c in case.shown] == [("target.rank", "does not fit what was learnt"), ("training.loss", "breaks exactness"), ("training.lr", "")]
+    assert [(c.field, case.mark(c)) for c in case.shown] == [
+        ("target.rank", "does not fit what was learnt"),
+        ("training.loss", "breaks exactness"),
+        ("training.lr", ""),
+    ]
     case = asked(RANK, learnt=False)
     assert [case.mark(c) for c in case.shown] == ["breaks exactness"], "nothing was learnt that it could not fit"
 
 
 def test_the_lists_of_fields_agree():
-    assert not [f for f in IMPOSSIBLE_TO_CHANGE if is_free(f)] and all(is_free(f) for f in (*LIVE_FIELDS, *FREE_TO_CHANGE))
+    assert not [f for f in IMPOSSIBLE_TO_CHANGE if is_free(f)] and all(
+        is_free(f) for f in (*LIVE_FIELDS, *FREE_TO_CHANGE)
+    )
     assert all(c.breaks for c in changes(JOB, with_value(JOB, *RANK)))
 
 
@@ -108,9 +138,16 @@ def test_the_job_in_a_run_folder(tmp_path: Path):
     assert held is None and re.match("not valid TOML", unreadable)
 
 
-@pytest.mark.parametrize(("name", "complete", "learnt"), [
-    ("step_000000010", True, True), ("step_000000010", False, False), ("step_000000010.tmp-7", True, False), ("step_000000010.old-7", True, True), ("step_000000010.damaged-7", True, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "complete", "learnt"),
+    [
+        ("step_000000010", True, True),
+        ("step_000000010", False, False),
+        ("step_000000010.tmp-7", True, False),
+        ("step_000000010.old-7", True, True),
+        ("step_000000010.damaged-7", True, False),
+    ],
+)
 def test_only_a_complete_checkpoint_has_learnt_something(tmp_path: Path, name: str, complete: bool, learnt: bool):
     assert not has_learnt(tmp_path)
     (tmp_path / "checkpoints" / name).mkdir(parents=True)

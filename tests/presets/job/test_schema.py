@@ -12,10 +12,28 @@ LEAST = '[job]\nname = "orbit"\n[[datasets]]\npath = "clips"\n'
 def test_the_least_job_has_the_guide_s_defaults():
     job = parse_job(LEAST)
     assert job == Job(job=JobPanel(name="orbit"), datasets=[DatasetPanel(path="clips")])
-    assert (job.target.rank, job.training.lr, job.training.weight_decay, job.multistage.switch_every) == (16, 1e-4, 1e-4, 10)
-    assert (job.save.every, job.save.keep, job.sample.every, job.sample.steps, job.sample.seed, job.sample.fps) == (250, 4, 250, 25, 42, 16)
+    assert (job.target.rank, job.training.lr, job.training.weight_decay, job.multistage.switch_every) == (
+        16,
+        1e-4,
+        1e-4,
+        10,
+    )
+    assert (job.save.every, job.save.keep, job.sample.every, job.sample.steps, job.sample.seed, job.sample.fps) == (
+        250,
+        4,
+        250,
+        25,
+        42,
+        16,
+    )
     assert job.multistage.high_noise and job.multistage.low_noise
-    assert not (job.training.dop or job.training.ema or job.datasets[0].cache_latents or job.datasets[0].flip_x or job.datasets[0].flip_y)
+    assert not (
+        job.training.dop
+        or job.training.ema
+        or job.datasets[0].cache_latents
+        or job.datasets[0].flip_x
+        or job.datasets[0].flip_y
+    )
 
 
 def test_defaults_are_not_shared_between_jobs():
@@ -36,8 +54,16 @@ def test_names_that_cannot(name):
         msgspec.convert({"name": name}, JobPanel)
 
 
-@pytest.mark.parametrize(("folder", "name"), [
-    ("orbit", "wan_i2v_style_orbit"), ("Orbit 360", "wan_i2v_style_Orbit_360"), ("\xf3rbita \u7403!", "wan_i2v_style_rbita"), ("...", "wan_i2v_style"), ("", "wan_i2v_style"), ("x" * 90, "wan_i2v_style_" + "x" * 50),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("folder", "name"),
+    [
+        ("orbit", "wan_i2v_style_orbit"),
+        ("Orbit 360", "wan_i2v_style_Orbit_360"),
+        ("\xf3rbita \u7403!", "wan_i2v_style_rbita"),
+        ("...", "wan_i2v_style"),
+        ("", "wan_i2v_style"),
+        ("x" * 90, "wan_i2v_style_" + "x" * 50),
+    ],
+)
 def test_a_folder_of_any_name_gives_a_name(folder, name):
     assert suggested_name("style", folder) == name == msgspec.convert({"name": name}, JobPanel).name

@@ -69,7 +69,11 @@ def problems(text: str) -> list[str]:
 
 def test_round_trip_of_every_field():
     job = full_job()
-    assert all(f.default != get_value(job, p.replace("datasets.", "datasets[1].")) for p, f in FIELDS.items() if len(f.choices) != 1 and not p.startswith("sample.prompts"))
+    assert all(
+        f.default != get_value(job, p.replace("datasets.", "datasets[1]."))
+        for p, f in FIELDS.items()
+        if len(f.choices) != 1 and not p.startswith("sample.prompts")
+    )
     assert parse_job(dump_job(job)) == job
     assert job_from_dict(job_to_dict(job)) == job
 
@@ -124,7 +128,10 @@ def test_alpha_can_be_taken_away_again():
         ("[training]\nstep = 5\n", "training.step: unknown key. Did you mean training.steps?"),
         ("[trainng]\n", "trainng: unknown key. Did you mean training?"),
         ("[sample]\nprompt = []\n", "sample.prompt: unknown key. Did you mean sample.prompts?"),
-        ('[[sample.prompts]]\nprompt = "a"\ncontrol = "b"\n', "sample.prompts[0].control: unknown key. Did you mean sample.prompts[0].ctrl_img?"),
+        (
+            '[[sample.prompts]]\nprompt = "a"\ncontrol = "b"\n',
+            "sample.prompts[0].control: unknown key. Did you mean sample.prompts[0].ctrl_img?",
+        ),
         ("[training]\nsteps = 1.5\n", "training.steps: expected integer, got 1.5"),
         ('[training]\nsteps = "5"\n', 'training.steps: expected integer, got "5"'),
         ("[training]\ndop = 1\n", "training.dop: expected true or false, got 1"),
@@ -147,7 +154,11 @@ def test_alpha_can_be_taken_away_again():
 )
 def test_what_is_wrong_is_named_with_its_full_path(text, expected):
     table = text.partition("]")[0].strip("[") if text.startswith("[") else ""
-    rest = "".join(part for part in ('[job]\nname = "o"\n', '[[datasets]]\npath = "c"\n') if not (table == "job" or text.startswith("job")) or "datasets" in part)
+    rest = "".join(
+        part
+        for part in ('[job]\nname = "o"\n', '[[datasets]]\npath = "c"\n')
+        if not (table == "job" or text.startswith("job")) or "datasets" in part
+    )
     found = problems(text + rest)
     assert any(p.startswith(expected) for p in found), found
 
@@ -166,7 +177,9 @@ def test_what_is_wrong_is_named_with_its_full_path(text, expected):
 )
 def test_problems_of_one_dataset_carry_its_index(body, expected):
     own = body if body.startswith("path") else f'path = "d"\n{body}'
-    assert any(p.startswith(expected) for p in problems(f"{LEAST}[[datasets]]\n{own}\n")), problems(f"{LEAST}[[datasets]]\n{own}\n")
+    assert any(p.startswith(expected) for p in problems(f"{LEAST}[[datasets]]\n{own}\n")), problems(
+        f"{LEAST}[[datasets]]\n{own}\n"
+    )
 
 
 def test_all_problems_are_told_at_once():
@@ -229,10 +242,16 @@ def test_values_of_one_expert_keep_their_place_and_comments(written):
     text = LEAST + written
     job = parse_job(text)
     assert (job.multistage.high.lr, job.multistage.high.rank, job.multistage.low.lr) == (5e-5, 8, None)
-    job = with_value(with_value(with_value(job, "multistage.high.lr", 1e-5), "multistage.high.rank", None), "multistage.low.rank", 4)
+    job = with_value(
+        with_value(with_value(job, "multistage.high.lr", 1e-5), "multistage.high.rank", None), "multistage.low.rank", 4
+    )
     dumped = dump_job(job, onto=text)
     assert parse_job(dumped) == job and dump_job(job, onto=dumped) == dumped
-    assert "# slow" in dumped and "# five" in dumped and dumped.count("multistage.high]") == written.count("multistage.high]")
+    assert (
+        "# slow" in dumped
+        and "# five" in dumped
+        and dumped.count("multistage.high]") == written.count("multistage.high]")
+    )
 
 
 @pytest.mark.parametrize(
@@ -266,13 +285,29 @@ def test_with_value_checks_and_leaves_the_original_alone():
 @pytest.mark.parametrize(
     ("path", "text", "value"),
     [
-        ("training.lr", "5e-5", 5e-5), ("training.lr", " 1 ", 1), ("training.dop", "true", True), ("model.low_vram", "auto", "auto"), ("model.low_vram", "false", False),
-        ("model.boundary", "0.875", 0.875), ("model.boundary", "model", "model"), ("datasets[0].resolutions", "512, 768", [512, 768]), ("datasets[0].resolutions", "[512]", [512]),
-        ("datasets[0].resolutions", "512", [512]), ("job.trigger", "123", "123"), ("job.trigger", "true", "true"), ("job.name", "orbit-2", "orbit-2"), ("target.alpha", "", None),
-        ("sample.negative", 'a "b", c', 'a "b", c'), ("training.loss", "huber", "huber"), ("target.alpha", "8", 8.0),
-        ("multistage.high.lr", "5e-5", 5e-5), ("multistage.low.rank", "", None), ("multistage.low.rank", "32", 32), ("multistage.high.share", "0.5", 0.5),
+        ("training.lr", "5e-5", 5e-5),
+        ("training.lr", " 1 ", 1),
+        ("training.dop", "true", True),
+        ("model.low_vram", "auto", "auto"),
+        ("model.low_vram", "false", False),
+        ("model.boundary", "0.875", 0.875),
+        ("model.boundary", "model", "model"),
+        ("datasets[0].resolutions", "512, 768", [512, 768]),
+        ("datasets[0].resolutions", "[512]", [512]),
+        ("datasets[0].resolutions", "512", [512]),
+        ("job.trigger", "123", "123"),
+        ("job.trigger", "true", "true"),
+        ("job.name", "orbit-2", "orbit-2"),
+        ("target.alpha", "", None),
+        ("sample.negative", 'a "b", c', 'a "b", c'),
+        ("training.loss", "huber", "huber"),
+        ("target.alpha", "8", 8.0),
+        ("multistage.high.lr", "5e-5", 5e-5),
+        ("multistage.low.rank", "", None),
+        ("multistage.low.rank", "32", 32),
+        ("multistage.high.share", "0.5", 0.5),
     ],
-)  # fmt: skip
+)
 def test_what_a_user_types(path, text, value):
     assert parse_value(path, text) == value
 
@@ -280,11 +315,16 @@ def test_what_a_user_types(path, text, value):
 @pytest.mark.parametrize(
     ("path", "text", "message"),
     [
-        ("training.lr", "fast", "training.lr: expected number"), ("training.steps", "", "training.steps: expected integer"), ("training.dop", "yes", "training.dop: expected true or false"),
-        ("training.loss", "l2", 'training.loss: expected one of "mse"'), ("training.lr", "nan", "training.lr: expected a finite number"), ("job.gpus", "0,x", "job.gpus: expected list of integers"),
-        ("training.steps", "1\ny = 2", "training.steps: expected integer"), ("job.name", "a b", "job.name: expected 1 to 64 letters"),
+        ("training.lr", "fast", "training.lr: expected number"),
+        ("training.steps", "", "training.steps: expected integer"),
+        ("training.dop", "yes", "training.dop: expected true or false"),
+        ("training.loss", "l2", 'training.loss: expected one of "mse"'),
+        ("training.lr", "nan", "training.lr: expected a finite number"),
+        ("job.gpus", "0,x", "job.gpus: expected list of integers"),
+        ("training.steps", "1\ny = 2", "training.steps: expected integer"),
+        ("job.name", "a b", "job.name: expected 1 to 64 letters"),
     ],
-)  # fmt: skip
+)
 def test_what_a_user_mistypes(path, text, message):
     with pytest.raises(JobError) as e:
         parse_value(path, text)
@@ -311,10 +351,14 @@ def test_a_file_from_windows_is_read_whatever_its_editor_put_before_it(tmp_path)
 @pytest.mark.parametrize(
     "written, sign",
     [
-        (r"C:\Users\me\clips", r"\U"), (r"C:\data\clips", r"\d"), (r"D:\clips" + "\\", r"\c"), (r"\\nas\share\clips", r"\s"),
-        (r"clips\orbit", r"\o"), (r"C:\tmp\xyz", r"\x"),
+        (r"C:\Users\me\clips", r"\U"),
+        (r"C:\data\clips", r"\d"),
+        (r"D:\clips" + "\\", r"\c"),
+        (r"\\nas\share\clips", r"\s"),
+        (r"clips\orbit", r"\o"),
+        (r"C:\tmp\xyz", r"\x"),
     ],
-)  # fmt: skip
+)
 def test_a_backslash_in_double_quotes_is_named_with_both_ways_to_write_it(written, sign):
     (problem,) = problems(LEAST.replace('"clips"', f'"{written}"'))
     doubled = written.replace("\\", "\\\\")
@@ -331,29 +375,68 @@ def test_single_quotes_are_not_offered_for_a_text_that_has_one():
 
 def test_a_backslash_that_toml_reads_as_something_else_is_found_too():
     (problem,) = problems(LEAST.replace('"clips"', '"C:\\new\\tools"'))
-    assert problem.startswith("datasets[0].path: in double quotes a backslash begins an escape") and "single quotes" in problem
+    assert (
+        problem.startswith("datasets[0].path: in double quotes a backslash begins an escape")
+        and "single quotes" in problem
+    )
     assert parse_job(LEAST + '[[sample.prompts]]\nprompt = "A:\\nB"\n').sample.prompts[0].prompt == "A:\nB"
     (problem,) = problems("[job\nname = 'a\\b'\n")
     assert "backslash" not in problem
 
 
-AITK = "job: extension\nconfig:\n  name: orbit\n  process:\n    - type: sd_trainer\n      datasets:\n        - folder_path: /d/orbit\n"
+AITK = (
+    "job: extension\nconfig:\n  name: orbit\n  process:\n    - type: sd_trainer\n      datasets:\n        -"
+    " folder_path: /d/orbit\n"
+)
 FOREIGN = {
     "ai-toolkit's YAML": (AITK, "an ai-toolkit job, not a wanlora one"),
     "ai-toolkit's YAML under a heading": ("---\n# exported\n" + AITK, "an ai-toolkit job"),
-    "ai-toolkit's JSON": ('{"job": "extension", "config": {"name": "orbit", "process": [{"type": "sd_trainer"}]}}', "an ai-toolkit job"),
-    "musubi's command": ("accelerate launch src/musubi_tuner/wan_train_network.py --task i2v-A14B \\\n --dit low.safetensors --network_dim 32\n", "a command of musubi-tuner, not a wanlora job"),
-    "musubi's dataset": ('[general]\nresolution = [832, 480]\n[[datasets]]\nvideo_directory = "/d"\ntarget_frames = [1, 25]\n', "a dataset of musubi-tuner"),
-    "musubi's options": ('dit = "low.safetensors"\ndit_high_noise = "high.safetensors"\nnetwork_module = "networks.lora_wan"\n', "a musubi-tuner job"),
-    "musubi's options in tables": ('[model]\ndit = "low.safetensors"\n[network]\nnetwork_module = "networks.lora_wan"\n', "a musubi-tuner job"),
-    "diffusion-pipe's job": ("output_dir = 'o'\ndataset = 'd.toml'\nepochs = 100\npipeline_stages = 1\n[model]\ntype = 'wan'\n[adapter]\ntype = 'lora'\n", "a diffusion-pipe job"),
-    "diffusion-pipe's dataset": ("resolutions = [512]\nframe_buckets = [1, 33]\n[[directory]]\npath = '/d'\n", "a dataset of diffusion-pipe"),
-    "diffusion-pipe's command": ("deepspeed --num_gpus=1 train.py --deepspeed --config wan.toml\n", "a command of diffusion-pipe"),
-    "kohya's dataset": ("[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = 'd'\n", "a dataset of kohya's sd-scripts"),
+    "ai-toolkit's JSON": (
+        '{"job": "extension", "config": {"name": "orbit", "process": [{"type": "sd_trainer"}]}}',
+        "an ai-toolkit job",
+    ),
+    "musubi's command": (
+        (
+            "accelerate launch src/musubi_tuner/wan_train_network.py --task i2v-A14B \\\n --dit low.safetensors"
+            " --network_dim 32\n"
+        ),
+        "a command of musubi-tuner, not a wanlora job",
+    ),
+    "musubi's dataset": (
+        '[general]\nresolution = [832, 480]\n[[datasets]]\nvideo_directory = "/d"\ntarget_frames = [1, 25]\n',
+        "a dataset of musubi-tuner",
+    ),
+    "musubi's options": (
+        'dit = "low.safetensors"\ndit_high_noise = "high.safetensors"\nnetwork_module = "networks.lora_wan"\n',
+        "a musubi-tuner job",
+    ),
+    "musubi's options in tables": (
+        '[model]\ndit = "low.safetensors"\n[network]\nnetwork_module = "networks.lora_wan"\n',
+        "a musubi-tuner job",
+    ),
+    "diffusion-pipe's job": (
+        (
+            "output_dir = 'o'\ndataset = 'd.toml'\nepochs = 100\npipeline_stages = 1\n[model]\ntype ="
+            " 'wan'\n[adapter]\ntype = 'lora'\n"
+        ),
+        "a diffusion-pipe job",
+    ),
+    "diffusion-pipe's dataset": (
+        "resolutions = [512]\nframe_buckets = [1, 33]\n[[directory]]\npath = '/d'\n",
+        "a dataset of diffusion-pipe",
+    ),
+    "diffusion-pipe's command": (
+        "deepspeed --num_gpus=1 train.py --deepspeed --config wan.toml\n",
+        "a command of diffusion-pipe",
+    ),
+    "kohya's dataset": (
+        "[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = 'd'\n",
+        "a dataset of kohya's sd-scripts",
+    ),
     "some YAML": ("model:\n  rank: 16\nsteps: 2000\n", "a YAML file"),
     "some JSON": ('{"rank": 16}', "a JSON file"),
     "a script": ("#!/bin/sh\nset -e\nwanlora train job.toml\n", "a shell script"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("text, named", FOREIGN.values(), ids=FOREIGN)
@@ -373,6 +456,15 @@ def test_a_video_is_no_job(tmp_path):
         load_job(path)
 
 
-@pytest.mark.parametrize("wrong", ["[job\nname = 1", "[job]\nname: orbit\n[training]\nlr = 1", "name = orbit", "", "[[datasets]]\npath = 'clips'\n[model]\npath = 'a/b'\n[training]\nsteps = 2000\n"])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "[job\nname = 1",
+        "[job]\nname: orbit\n[training]\nlr = 1",
+        "name = orbit",
+        "",
+        "[[datasets]]\npath = 'clips'\n[model]\npath = 'a/b'\n[training]\nsteps = 2000\n",
+    ],
+)
 def test_our_own_files_with_mistakes_are_not_taken_for_another_trainer_s(wrong):
     assert not any("not a wanlora" in problem for problem in problems(wrong))

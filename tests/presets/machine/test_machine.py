@@ -19,8 +19,29 @@ NO_MIG = pynvml.NVMLError_NotSupported()
 class Card:
     """One card of the fake driver. A value that is an exception is raised when it is asked for."""
 
-    def __init__(self, name: str = "NVIDIA H100", total: Any = 80 * GIB, free: int = 79 * GIB, mig: Any = NO_MIG, slices: "list[Card | None] | None" = None, computing: Any = (), drawing: Any = (), handle: Any = None, uuid: str = "GPU-1"):
-        self.name, self.total, self.free, self.mig, self.slices, self.computing, self.drawing, self.handle, self.uuid = name, total, free, mig, slices or [], computing, drawing, handle, uuid
+    def __init__(
+        self,
+        name: str = "NVIDIA H100",
+        total: Any = 80 * GIB,
+        free: int = 79 * GIB,
+        mig: Any = NO_MIG,
+        slices: "list[Card | None] | None" = None,
+        computing: Any = (),
+        drawing: Any = (),
+        handle: Any = None,
+        uuid: str = "GPU-1",
+    ):
+        (
+            self.name,
+            self.total,
+            self.free,
+            self.mig,
+            self.slices,
+            self.computing,
+            self.drawing,
+            self.handle,
+            self.uuid,
+        ) = (name, total, free, mig, slices or [], computing, drawing, handle, uuid)
 
 
 class FakeNvml:
@@ -102,13 +123,40 @@ def using(pid: int, memory: int | None) -> Any:
 def test_every_fact_of_a_card() -> None:
     me = os.getpid()
     gone = 2**22 + 5  # above the largest pid of Linux
-    found = machine(Card(computing=[using(me, 3 * GIB), using(gone, None)], drawing=[using(me, 1 * GIB)]), Card(name="NVIDIA L4", total=24 * GIB, free=20 * GIB, uuid="GPU-2"))
+    found = machine(
+        Card(computing=[using(me, 3 * GIB), using(gone, None)], drawing=[using(me, 1 * GIB)]),
+        Card(name="NVIDIA L4", total=24 * GIB, free=20 * GIB, uuid="GPU-2"),
+    )
     assert found.gpu_problem == ""
     first, second = found.gpus
-    assert (first.index, first.name, first.uuid, first.capability, first.driver) == (0, "NVIDIA H100", "GPU-1", (9, 0), "580.65.06")
-    assert (first.vram_total, first.vram_free, first.mig, first.error, first.note) == (80 * GIB, 79 * GIB, False, "", "")
-    assert [(p.pid, p.name, p.memory) for p in first.processes] == [(me, psutil.Process().name(), 3 * GIB), (gone, "", 0)]
-    assert second == Gpu(index=1, name="NVIDIA L4", uuid="GPU-2", capability=(9, 0), vram_total=24 * GIB, vram_free=20 * GIB, driver="580.65.06", cuda=13)
+    assert (first.index, first.name, first.uuid, first.capability, first.driver) == (
+        0,
+        "NVIDIA H100",
+        "GPU-1",
+        (9, 0),
+        "580.65.06",
+    )
+    assert (first.vram_total, first.vram_free, first.mig, first.error, first.note) == (
+        80 * GIB,
+        79 * GIB,
+        False,
+        "",
+        "",
+    )
+    assert [(p.pid, p.name, p.memory) for p in first.processes] == [
+        (me, psutil.Process().name(), 3 * GIB),
+        (gone, "", 0),
+    ]
+    assert second == Gpu(
+        index=1,
+        name="NVIDIA L4",
+        uuid="GPU-2",
+        capability=(9, 0),
+        vram_total=24 * GIB,
+        vram_free=20 * GIB,
+        driver="580.65.06",
+        cuda=13,
+    )
 
 
 @pytest.mark.parametrize(
@@ -127,7 +175,10 @@ def test_no_usable_driver_is_one_sentence_with_a_remedy(error: Exception, words:
     assert found.ram_total > 0 and found.cores >= 1 and found.disk_free > 0
 
 
-@pytest.mark.parametrize(("said", "cuda"), [(12040, 12), (13010, 13), (pynvml.NVMLError_LibraryNotFound(), 0), (AttributeError("an old binding"), 0)])
+@pytest.mark.parametrize(
+    ("said", "cuda"),
+    [(12040, 12), (13010, 13), (pynvml.NVMLError_LibraryNotFound(), 0), (AttributeError("an old binding"), 0)],
+)
 def test_the_cuda_that_the_driver_serves(said: Any, cuda: int) -> None:
     assert machine(Card(), cuda=said).gpus[0].cuda == cuda
 
@@ -158,18 +209,33 @@ def test_a_gpu_that_vanishes_leaves_the_others(where: str) -> None:
 
 def test_what_was_read_before_a_failure_is_kept() -> None:
     [gpu] = machine(Card(total=pynvml.NVMLError_Unknown())).gpus
-    assert gpu.name == "NVIDIA H100" and gpu.capability == (9, 0) and gpu.error == "it cannot be read, unknown error: look at nvidia-smi"
+    assert (
+        gpu.name == "NVIDIA H100"
+        and gpu.capability == (9, 0)
+        and gpu.error == "it cannot be read, unknown error: look at nvidia-smi"
+    )
 
 
 def test_processes_that_may_not_be_seen_do_not_make_a_gpu_unusable() -> None:
     [gpu] = machine(Card(computing=pynvml.NVMLError_NoPermission())).gpus
-    assert gpu.error == "" and gpu.processes == [] and gpu.vram_total == 80 * GIB and "insufficient permissions" in gpu.note
+    assert (
+        gpu.error == ""
+        and gpu.processes == []
+        and gpu.vram_total == 80 * GIB
+        and "insufficient permissions" in gpu.note
+    )
 
 
 def test_a_mig_slice_stands_for_its_card() -> None:
     slice_ = Card(name="NVIDIA H100 MIG 3g.40gb", total=40 * GIB, free=39 * GIB, uuid="MIG-7")
     [gpu] = machine(Card(mig=1, total=pynvml.NVMLError_NoPermission(), slices=[None, slice_, Card()])).gpus
-    assert (gpu.mig, gpu.name, gpu.uuid, gpu.vram_total, gpu.error) == (True, "NVIDIA H100 MIG 3g.40gb", "MIG-7", 40 * GIB, "")
+    assert (gpu.mig, gpu.name, gpu.uuid, gpu.vram_total, gpu.error) == (
+        True,
+        "NVIDIA H100 MIG 3g.40gb",
+        "MIG-7",
+        40 * GIB,
+        "",
+    )
     assert gpu.capability == (9, 0)
 
 
@@ -211,24 +277,35 @@ def cgroup(tmp_path: Path, lines: str, files: dict[str, str]) -> tuple[Path, Pat
 
 def test_memory_limits_of_control_groups_v2(tmp_path: Path) -> None:
     files = {
-        "pod/job/memory.max": "max\n", "pod/job/memory.current": "500\n",
-        "pod/memory.max": "1000\n", "pod/memory.current": "700\n", "pod/memory.stat": "anon 300\ninactive_file 150\nactive_file 50\n",
+        "pod/job/memory.max": "max\n",
+        "pod/job/memory.current": "500\n",
+        "pod/memory.max": "1000\n",
+        "pod/memory.current": "700\n",
+        "pod/memory.stat": "anon 300\ninactive_file 150\nactive_file 50\n",
         "cgroup.controllers": "memory",
-    }  # fmt: skip
+    }
     assert cgroup_memory(*cgroup(tmp_path, "0::/pod/job\n", files)) == [(1000, 500)]
 
 
 def test_memory_limits_of_control_groups_v1(tmp_path: Path) -> None:
     files = {
-        "memory/docker/abc/memory.limit_in_bytes": "4000\n", "memory/docker/abc/memory.usage_in_bytes": "1000\n", "memory/docker/abc/memory.stat": "inactive_file 1\ntotal_inactive_file 300\ntotal_active_file 100\n",
-        "memory/memory.limit_in_bytes": "9223372036854771712\n", "memory/memory.usage_in_bytes": "5000\n",
-    }  # fmt: skip
-    assert cgroup_memory(*cgroup(tmp_path, "5:cpu,cpuacct:/x\n4:memory:/docker/abc\n", files)) == [(4000, 600), (9223372036854771712, 5000)]
+        "memory/docker/abc/memory.limit_in_bytes": "4000\n",
+        "memory/docker/abc/memory.usage_in_bytes": "1000\n",
+        "memory/docker/abc/memory.stat": "inactive_file 1\ntotal_inactive_file 300\ntotal_active_file 100\n",
+        "memory/memory.limit_in_bytes": "9223372036854771712\n",
+        "memory/memory.usage_in_bytes": "5000\n",
+    }
+    assert cgroup_memory(*cgroup(tmp_path, "5:cpu,cpuacct:/x\n4:memory:/docker/abc\n", files)) == [
+        (4000, 600),
+        (9223372036854771712, 5000),
+    ]
 
 
 @pytest.mark.parametrize("path", ["/host/path/of/the/container", "/../../elsewhere"])
 def test_a_container_that_sees_only_its_own_group(tmp_path: Path, path: str) -> None:
-    assert cgroup_memory(*cgroup(tmp_path, f"0::{path}\n", {"memory.max": "2000\n", "memory.current": "100\n"})) == [(2000, 100)]
+    assert cgroup_memory(*cgroup(tmp_path, f"0::{path}\n", {"memory.max": "2000\n", "memory.current": "100\n"})) == [
+        (2000, 100)
+    ]
 
 
 def test_no_control_groups(tmp_path: Path) -> None:
@@ -239,10 +316,24 @@ def test_cpu_quota(tmp_path: Path) -> None:
     all_cores = len(os.sched_getaffinity(0))
     assert _cores(*cgroup(tmp_path, "0::/\n", {"cpu.max": "50000 100000\n"})) == 1
     assert _cores(*cgroup(tmp_path, "0::/\n", {"cpu.max": "max 100000\n"})) == all_cores
-    assert _cores(*cgroup(tmp_path, "3:cpu,cpuacct:/\n", {"cpu,cpuacct/x": "", "cpu/cpu.cfs_quota_us": "90000", "cpu/cpu.cfs_period_us": "100000"})) == 1
-    assert _cores(*cgroup(tmp_path, "3:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"})) == all_cores
+    assert (
+        _cores(
+            *cgroup(
+                tmp_path,
+                "3:cpu,cpuacct:/\n",
+                {"cpu,cpuacct/x": "", "cpu/cpu.cfs_quota_us": "90000", "cpu/cpu.cfs_period_us": "100000"},
+            )
+        )
+        == 1
+    )
+    assert (
+        _cores(*cgroup(tmp_path, "3:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}))
+        == all_cores
+    )
 
 
 def test_importing_costs_neither_torch_nor_the_driver() -> None:
     code = "import sys, presets.machine.machine; print([m for m in ('torch', 'pynvml', 'numpy') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

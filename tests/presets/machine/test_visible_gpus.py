@@ -14,7 +14,11 @@ from presets.rules.check import check
 from tests.helpers.facts import facts, job
 from tests.presets.machine.test_machine import GIB, Card, FakeNvml
 
-SLICES: list[Card | None] = [Card("NVIDIA H100 MIG 3g.40gb", 40 * GIB, uuid="MIG-aa11"), None, Card("NVIDIA H100 MIG 1g.10gb", 10 * GIB, uuid="MIG-bb22")]
+SLICES: list[Card | None] = [
+    Card("NVIDIA H100 MIG 3g.40gb", 40 * GIB, uuid="MIG-aa11"),
+    None,
+    Card("NVIDIA H100 MIG 1g.10gb", 10 * GIB, uuid="MIG-bb22"),
+]
 
 
 class Box(FakeNvml):
@@ -22,8 +26,11 @@ class Box(FakeNvml):
 
     def __init__(self) -> None:
         super().__init__(
-            Card("NVIDIA H100", uuid="GPU-0aaa"), Card("NVIDIA H100", uuid="GPU-0bbb"), Card("NVIDIA H100", uuid="GPU-1ccc", mig=1, slices=SLICES), Card("NVIDIA L4", 24 * GIB, uuid="GPU-2ddd"),
-        )  # fmt: skip
+            Card("NVIDIA H100", uuid="GPU-0aaa"),
+            Card("NVIDIA H100", uuid="GPU-0bbb"),
+            Card("NVIDIA H100", uuid="GPU-1ccc", mig=1, slices=SLICES),
+            Card("NVIDIA L4", 24 * GIB, uuid="GPU-2ddd"),
+        )
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Card:
         raise pynvml.NVMLError_NotFound()
@@ -39,17 +46,28 @@ def names(found: Machine) -> list[tuple[int, str]]:
 
 def test_without_the_variable_all_cards_are_seen_and_a_divided_one_is_its_first_slice():
     found = seen()
-    assert names(found) == [(0, "GPU-0aaa"), (1, "GPU-0bbb"), (2, "MIG-aa11"), (3, "GPU-2ddd")] and found.visible is None
+    assert (
+        names(found) == [(0, "GPU-0aaa"), (1, "GPU-0bbb"), (2, "MIG-aa11"), (3, "GPU-2ddd")] and found.visible is None
+    )
     assert visible_gpus({}, nvml=Box()) == ["GPU-0aaa", "GPU-0bbb", "MIG-aa11", "GPU-2ddd"]
 
 
 @pytest.mark.parametrize(
     ("text", "uuids"),
     [
-        ("1", ["GPU-0bbb"]), ("3,0", ["GPU-2ddd", "GPU-0aaa"]), (" 3 , 1 ", ["GPU-2ddd", "GPU-0bbb"]), ("GPU-1", ["MIG-aa11"]), ("GPU-0b,GPU-2ddd", ["GPU-0bbb", "GPU-2ddd"]), ("MIG-bb22", ["MIG-bb22"]),
-        ("MIG-bb22,MIG-aa11", ["MIG-bb22", "MIG-aa11"]), ("MIG-b,0", ["MIG-bb22", "GPU-0aaa"]), ("0,-1,1", ["GPU-0aaa"]), ("0,,1", ["GPU-0aaa"]), ("1,", ["GPU-0bbb"]),
+        ("1", ["GPU-0bbb"]),
+        ("3,0", ["GPU-2ddd", "GPU-0aaa"]),
+        (" 3 , 1 ", ["GPU-2ddd", "GPU-0bbb"]),
+        ("GPU-1", ["MIG-aa11"]),
+        ("GPU-0b,GPU-2ddd", ["GPU-0bbb", "GPU-2ddd"]),
+        ("MIG-bb22", ["MIG-bb22"]),
+        ("MIG-bb22,MIG-aa11", ["MIG-bb22", "MIG-aa11"]),
+        ("MIG-b,0", ["MIG-bb22", "GPU-0aaa"]),
+        ("0,-1,1", ["GPU-0aaa"]),
+        ("0,,1", ["GPU-0aaa"]),
+        ("1,", ["GPU-0bbb"]),
     ],
-)  # fmt: skip
+)
 def test_the_list_is_seen_in_its_order_and_counted_from_zero(text, uuids):
     found = seen(CUDA_VISIBLE_DEVICES=text)
     assert names(found) == list(enumerate(uuids)) and found.visible == text
@@ -58,7 +76,13 @@ def test_the_list_is_seen_in_its_order_and_counted_from_zero(text, uuids):
 
 def test_a_slice_has_its_own_memory_and_its_card_s_capability():
     [gpu] = seen(CUDA_VISIBLE_DEVICES="MIG-bb22").gpus
-    assert (gpu.mig, gpu.name, gpu.vram_total, gpu.capability, gpu.error) == (True, "NVIDIA H100 MIG 1g.10gb", 10 * GIB, (9, 0), "")
+    assert (gpu.mig, gpu.name, gpu.vram_total, gpu.capability, gpu.error) == (
+        True,
+        "NVIDIA H100 MIG 1g.10gb",
+        10 * GIB,
+        (9, 0),
+        "",
+    )
 
 
 def test_a_slice_that_only_its_uuid_leads_to():
@@ -78,7 +102,11 @@ def test_a_slice_that_only_its_uuid_leads_to():
 @pytest.mark.parametrize("text", ["", "-1", "NoDevFiles", "-1,0"])
 def test_a_list_that_hides_everything_says_so(text):
     found = seen(CUDA_VISIBLE_DEVICES=text)
-    assert found.gpus == [] and found.gpu_problem.startswith(f"CUDA_VISIBLE_DEVICES is set to {text!r} and hides all 4 GPUs") and "unset it" in found.gpu_problem
+    assert (
+        found.gpus == []
+        and found.gpu_problem.startswith(f"CUDA_VISIBLE_DEVICES is set to {text!r} and hides all 4 GPUs")
+        and "unset it" in found.gpu_problem
+    )
     [finding] = [f for f in check(job(), facts(machine=found)) if f.code == "gpu-missing"]
     assert "hides all 4 GPUs" in finding.message
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": text}, nvml=Box()) == []
@@ -87,10 +115,15 @@ def test_a_list_that_hides_everything_says_so(text):
 @pytest.mark.parametrize(
     ("text", "number", "words"),
     [
-        ("0,7", 1, "names 7, and there is no such GPU"), ("GPU-9,1", 0, "names GPU-9, and there is no such GPU"), ("GPU-0", 0, "several GPUs begin so"), ("MIG-zz", 0, "no such GPU"), ("all", 0, "names all, and there is no such"),
-        ("1,1", 1, "names it twice"), ("2,MIG-aa11", 1, "names it twice"),
+        ("0,7", 1, "names 7, and there is no such GPU"),
+        ("GPU-9,1", 0, "names GPU-9, and there is no such GPU"),
+        ("GPU-0", 0, "several GPUs begin so"),
+        ("MIG-zz", 0, "no such GPU"),
+        ("all", 0, "names all, and there is no such"),
+        ("1,1", 1, "names it twice"),
+        ("2,MIG-aa11", 1, "names it twice"),
     ],
-)  # fmt: skip
+)
 def test_what_leads_nowhere_is_an_error_of_the_gpu_that_it_would_be(text, number, words):
     found = seen(CUDA_VISIBLE_DEVICES=text)
     assert words in found.gpus[number].error and sum(bool(g.error) for g in found.gpus) == 1
@@ -110,7 +143,10 @@ def test_an_order_that_only_cuda_knows_is_not_guessed():
 def test_a_number_beyond_the_list_is_told_with_the_list():
     found = seen(CUDA_VISIBLE_DEVICES="1,3")
     [finding] = [f for f in check(job(job={"gpus": [2]}), facts(machine=found)) if f.code == "gpu-unknown"]
-    assert "there is no GPU 2 among those that CUDA_VISIBLE_DEVICES=1,3 shows, only 0, 1" in finding.message and finding.set == {"job.gpus": [0]}
+    assert (
+        "there is no GPU 2 among those that CUDA_VISIBLE_DEVICES=1,3 shows, only 0, 1" in finding.message
+        and finding.set == {"job.gpus": [0]}
+    )
 
 
 def test_a_trainer_of_the_daemon_counts_as_its_job_does():

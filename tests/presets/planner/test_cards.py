@@ -28,7 +28,15 @@ def test_the_table_is_whole():
 def test_the_h200_of_the_table_is_the_one_measured():
     """787 bf16, 1500 float8, 676 and 428 attention (347 in a fixed order), 4.3 TB/s, 55 GB/s (2026-11-22)."""
     found = card_hardware(find_card("h200"), ram=256 * GIB)
-    for name, measured in (("bf16_tflops", 787), ("fp8_tflops", 1500), ("attention_forward_tflops", 676), ("attention_backward_tflops", 428), ("deterministic_backward_tflops", 347), ("memory_gbps", 4300), ("copy_gbps", 55)):
+    for name, measured in (
+        ("bf16_tflops", 787),
+        ("fp8_tflops", 1500),
+        ("attention_forward_tflops", 676),
+        ("attention_backward_tflops", 428),
+        ("deterministic_backward_tflops", 347),
+        ("memory_gbps", 4300),
+        ("copy_gbps", 55),
+    ):
         assert getattr(found, name) == pytest.approx(measured, rel=0.02), name
     assert not found.partial_sums
 
@@ -36,18 +44,65 @@ def test_the_h200_of_the_table_is_the_one_measured():
 def test_a_card_with_little_shared_memory_goes_back_in_small_tiles():
     for name, share in (("4090", 260 / 347), ("5090", 260 / 347), ("A100 80GB", 1.0), ("B200", 1.0)):
         found = card_hardware(find_card(name), ram=256 * GIB)
-        assert found.deterministic_backward_tflops / found.attention_backward_tflops == pytest.approx(share * 347 / 428, rel=0.03), name
+        assert found.deterministic_backward_tflops / found.attention_backward_tflops == pytest.approx(
+            share * 347 / 428, rel=0.03
+        ), name
 
 
 @pytest.mark.parametrize(
     ("text", "name"),
-    [("4090", "RTX 4090"), ("rtx 4090", "RTX 4090"), ("NVIDIA GeForce RTX 4090", "RTX 4090"), ("4060ti", "RTX 4060 Ti 16GB"), ("4060 Ti", "RTX 4060 Ti 16GB"), ("A100 40 GB", "A100 40GB"), ("a100-sxm4-80gb", "A100 80GB"),
-     ("h100 sxm", "H100 SXM"), ("l4", "L4"), ("L40S", "L40S"), ("5070 ti", "RTX 5070 Ti"), ("a6000", "RTX A6000"), ("rtx pro 6000", "RTX PRO 6000"), ("b200", "B200"), ("1080", None), ("a100", None), ("h100", None), ("", None),
-     ("5070", "RTX 5070"), ("RTX 5070", "RTX 5070"), ("4070 Ti", "RTX 4070 Ti"), ("4070 super", "RTX 4070 SUPER"), ("4070 ti super", "RTX 4070 Ti SUPER"), ("4080 Super", "RTX 4080 SUPER"), ("3090 ti", "RTX 3090 Ti"),
-     ("5060 Ti", "RTX 5060 Ti 16GB"), ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"), ("l40", "L40"), ("a10", "A10"), ("a40", "A40"), ("4060", None), ("5060", None), ("4070 ti 16gb", None), ("6000", None), ("ti", None), ("16gb", None), ("rtx", None), ("3070", None),
-     ("5070ti", "RTX 5070 Ti"), ("RTX5070Ti", "RTX 5070 Ti"), ("4070tisuper", "RTX 4070 Ti SUPER"), ("4080super", "RTX 4080 SUPER"), ("rtx4060ti-16gb", "RTX 4060 Ti 16GB"), ("4060ti 8gb", None), ("3060ti", None),
-     ("3090 24GB", "RTX 3090"), ("4090 48gb", None), ("3060 12 GiB", "RTX 3060"), ("a100 24gb", None)],
-)  # fmt: skip
+    [
+        ("4090", "RTX 4090"),
+        ("rtx 4090", "RTX 4090"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("4060ti", "RTX 4060 Ti 16GB"),
+        ("4060 Ti", "RTX 4060 Ti 16GB"),
+        ("A100 40 GB", "A100 40GB"),
+        ("a100-sxm4-80gb", "A100 80GB"),
+        ("h100 sxm", "H100 SXM"),
+        ("l4", "L4"),
+        ("L40S", "L40S"),
+        ("5070 ti", "RTX 5070 Ti"),
+        ("a6000", "RTX A6000"),
+        ("rtx pro 6000", "RTX PRO 6000"),
+        ("b200", "B200"),
+        ("1080", None),
+        ("a100", None),
+        ("h100", None),
+        ("", None),
+        ("5070", "RTX 5070"),
+        ("RTX 5070", "RTX 5070"),
+        ("4070 Ti", "RTX 4070 Ti"),
+        ("4070 super", "RTX 4070 SUPER"),
+        ("4070 ti super", "RTX 4070 Ti SUPER"),
+        ("4080 Super", "RTX 4080 SUPER"),
+        ("3090 ti", "RTX 3090 Ti"),
+        ("5060 Ti", "RTX 5060 Ti 16GB"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
+        ("l40", "L40"),
+        ("a10", "A10"),
+        ("a40", "A40"),
+        ("4060", None),
+        ("5060", None),
+        ("4070 ti 16gb", None),
+        ("6000", None),
+        ("ti", None),
+        ("16gb", None),
+        ("rtx", None),
+        ("3070", None),
+        ("5070ti", "RTX 5070 Ti"),
+        ("RTX5070Ti", "RTX 5070 Ti"),
+        ("4070tisuper", "RTX 4070 Ti SUPER"),
+        ("4080super", "RTX 4080 SUPER"),
+        ("rtx4060ti-16gb", "RTX 4060 Ti 16GB"),
+        ("4060ti 8gb", None),
+        ("3060ti", None),
+        ("3090 24GB", "RTX 3090"),
+        ("4090 48gb", None),
+        ("3060 12 GiB", "RTX 3060"),
+        ("a100 24gb", None),
+    ],
+)
 def test_names_that_people_type(text, name):
     if name:
         assert find_card(text).name == name
@@ -56,15 +111,32 @@ def test_names_that_people_type(text, name):
             find_card(text)
 
 
-@pytest.mark.parametrize(("text", "guess"), [("4091", "Did you mean RTX 4090? These"), ("3060ti", "Did you mean RTX 3090 Ti or RTX 3080 Ti or RTX 3060? These"), ("radeon", "'radeon' is known. These"), ("4060", "no card called '4060' is known. Did you mean RTX 4060 Ti 16GB? These"), ("5060", "Did you mean RTX 5060 Ti 16GB? These")])
+@pytest.mark.parametrize(
+    ("text", "guess"),
+    [
+        ("4091", "Did you mean RTX 4090? These"),
+        ("3060ti", "Did you mean RTX 3090 Ti or RTX 3080 Ti or RTX 3060? These"),
+        ("radeon", "'radeon' is known. These"),
+        ("4060", "no card called '4060' is known. Did you mean RTX 4060 Ti 16GB? These"),
+        ("5060", "Did you mean RTX 5060 Ti 16GB? These"),
+    ],
+)
 def test_an_unknown_card_gets_a_guess_and_all_that_are_known(text, guess):
     with pytest.raises(UserError) as caught:
         find_card(text)
-    assert guess in str(caught.value) and all(card.name in caught.value.fix for card in load_cards()) and "--vram" in caught.value.fix
+    assert (
+        guess in str(caught.value)
+        and all(card.name in caught.value.fix for card in load_cards())
+        and "--vram" in caught.value.fix
+    )
 
 
 def test_a_name_that_several_cards_share_is_not_guessed():
-    for text, words in (("h100", "may be H100 PCIe or H100 SXM or H100 NVL"), ("6000", "may be RTX 6000 Ada or RTX PRO 6000"), ("ada", "RTX 4000 Ada or ")):
+    for text, words in (
+        ("h100", "may be H100 PCIe or H100 SXM or H100 NVL"),
+        ("6000", "may be RTX 6000 Ada or RTX PRO 6000"),
+        ("ada", "RTX 4000 Ada or "),
+    ):
         with pytest.raises(UserError, match=words):
             find_card(text)
 
@@ -77,7 +149,9 @@ def test_a_card_without_bf16_is_refused_with_the_reason(text):
 
 def test_each_card_is_found_by_each_of_its_names():
     for card in load_cards():
-        assert all(find_card(name) is card for name in (card.name, *card.nvml, *(f"NVIDIA {n}" for n in card.nvml))), card.name
+        assert all(find_card(name) is card for name in (card.name, *card.nvml, *(f"NVIDIA {n}" for n in card.nvml))), (
+            card.name
+        )
 
 
 def test_a_slice_of_a_small_card_is_not_taken_for_a_larger_one_of_a_like_name():
@@ -124,7 +198,10 @@ def test_what_was_measured_comes_before_the_table():
     assert recall(mine) is None
     remember(rates())
     found = gpu_hardware(mine, machine(mine))
-    assert (found.bf16_tflops, found.copy_gbps) == (700.0, 50.0) and found.source == "measured on this machine on 2026-11-22"
+    assert (found.bf16_tflops, found.copy_gbps) == (
+        700.0,
+        50.0,
+    ) and found.source == "measured on this machine on 2026-11-22"
     assert found.partial_sums, "its fastest backward in a fixed order was torch's"
     remember(rates(deterministic_attention=AttentionRates("cudnn", 600.0, "triton-large", 340.0)))
     assert not gpu_hardware(mine, machine(mine)).partial_sums

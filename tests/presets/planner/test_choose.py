@@ -32,7 +32,13 @@ def on(card: str, *, ram: float = 128, vram: float | None = None, **more: Any) -
     return msgspec.structs.replace(found, **more)
 
 
-CASES = list(itertools.product(["3060", "4070", "3090", "4090", "L40S", "A100 80GB", "H200"], [16, 48, 64, 256], [work(), work(81, 480), work(41, 1024), work(1, 1024)]))
+CASES = list(
+    itertools.product(
+        ["3060", "4070", "3090", "4090", "L40S", "A100 80GB", "H200"],
+        [16, 48, 64, 256],
+        [work(), work(81, 480), work(41, 1024), work(1, 1024)],
+    )
+)
 
 
 @pytest.mark.parametrize(("card", "ram", "of"), CASES)
@@ -41,7 +47,11 @@ def test_what_is_chosen_fits_or_the_job_is_refused_with_numbers(card, ram, of):
     try:
         choice = choose(of, hardware)
     except DoesNotFit as e:
-        over = e.smallest.need_vram > hardware.vram_free if e.short == "vram" else e.smallest.ram + Costs(of, hardware).c.ram_margin > hardware.ram_free
+        over = (
+            e.smallest.need_vram > hardware.vram_free
+            if e.short == "vram"
+            else e.smallest.ram + Costs(of, hardware).c.ram_margin > hardware.ram_free
+        )
         assert over and "GiB" in e.what and e.fix and not e.fix.endswith(".")
         return
     assert choice.prediction.need_vram <= hardware.vram_free and choice.prediction.ram < hardware.ram_free
@@ -50,7 +60,9 @@ def test_what_is_chosen_fits_or_the_job_is_refused_with_numbers(card, ram, of):
     assert all(a.need_vram < b.need_vram and a.seconds > b.seconds for a, b in itertools.pairwise(rungs))
     seconds = choice.prediction.seconds.total
     assert choice.up is None or (choice.up.seconds < seconds and choice.up.need_vram > hardware.vram_free)
-    assert choice.down is None or (choice.down.seconds > seconds and choice.down.need_vram < choice.prediction.need_vram)
+    assert choice.down is None or (
+        choice.down.seconds > seconds and choice.down.need_vram < choice.prediction.need_vram
+    )
 
 
 @pytest.mark.parametrize("of", [work(), work(41, 768), work(81, 480, terms=2, extra_forwards=1)])
@@ -65,11 +77,15 @@ def test_more_memory_is_never_slower(card, of):
     assert len(seconds) > 5 and all(later <= sooner * RUNG for sooner, later in itertools.pairwise(seconds))
 
 
-@pytest.mark.parametrize(("card", "vram"), [("4090", None), ("H200", 24), ("H200", 32), ("H200", 48), ("H200", 80), ("H200", None)])
+@pytest.mark.parametrize(
+    ("card", "vram"), [("4090", None), ("H200", 24), ("H200", 32), ("H200", 48), ("H200", 80), ("H200", None)]
+)
 def test_nothing_that_fits_is_clearly_faster_and_nothing_as_fast_spares_the_host(card, vram):
     hardware, of = on(card, vram=vram), work()
     costs, choice = Costs(of, hardware), choose(of, hardware)
-    found = [r for r in priced(costs, choice.plan.precision, limits_of("auto", "auto")) if r.need_vram <= hardware.vram_free]
+    found = [
+        r for r in priced(costs, choice.plan.precision, limits_of("auto", "auto")) if r.need_vram <= hardware.vram_free
+    ]
     seconds, fastest = choice.prediction.seconds.total, min(r.seconds for r in found)
     assert seconds <= fastest * RUNG
     sure = [r for r in found if r.seconds <= fastest * RUNG and r.need_vram <= ROOMY_VRAM * hardware.vram_free]
@@ -77,17 +93,23 @@ def test_nothing_that_fits_is_clearly_faster_and_nothing_as_fast_spares_the_host
     if choice.plan.stash_on_device:
         one_more = msgspec.structs.replace(choice.plan, stash_on_device=choice.plan.stash_on_device + 1)
         assert costs.predict(one_more).need_vram > ROOMY_VRAM * hardware.vram_free >= choice.prediction.need_vram
-    assert all(seconds <= r.seconds * AS_FAST for r in sure if r.ram <= choice.prediction.ram), "no slower than sparing takes"
+    assert all(seconds <= r.seconds * AS_FAST for r in sure if r.ram <= choice.prediction.ram), (
+        "no slower than sparing takes"
+    )
 
 
 def test_what_waits_for_its_backward_stays_on_a_card_that_has_the_room():
-    """Both experts at 41x512x512 with previews at 768: 8.7 GiB that a card of 24 GiB holds as well, in a step as fast."""
+    """Both experts at 41x512x512 with previews at 768: 8.7 GiB that a card of 24 GiB holds as well, in a step as
+    fast."""
     of = work(previews=msgspec.structs.replace(PREVIEWS, bucket=Bucket(41, 768, 768)))
     for vram in (24, 32, 48, 80, 141):
         choice = choose(of, on("H200", vram=vram))
         assert choice.plan.stash == "device" and choice.prediction.ram < 32 * GIB
     sixteen, twelve = (choose(of, on("H200", vram=vram)) for vram in (16, 12))
-    assert sixteen.plan.stash == twelve.plan.stash == "host" and 0 < twelve.plan.stash_on_device < sixteen.plan.stash_on_device
+    assert (
+        sixteen.plan.stash == twelve.plan.stash == "host"
+        and 0 < twelve.plan.stash_on_device < sixteen.plan.stash_on_device
+    )
     assert sixteen.prediction.ram < 34 * GIB < twelve.prediction.ram < 38 * GIB
     assert choose(of, on("H200", vram=16), low_vram=True).plan.stash_on_device == 0, "Low VRAM means the host"
 
@@ -102,7 +124,9 @@ def test_a_host_too_small_for_the_stash_gives_the_card_as_much_of_it_as_is_lacki
     fewer = msgspec.structs.replace(lean, stash_on_device=lean.stash_on_device - 1)
     assert sum(costs.ram(fewer).values()) + costs.c.ram_margin > hardware.ram_free
     assert within_ram(Costs(of, on("4090", ram=64, vram=16)), plan) is None
-    assert lean in list(candidates(costs, "float8", limits_of("auto", "auto"))) and lean not in list(candidates(costs, "float8", limits_of(True, "auto")))
+    assert lean in list(candidates(costs, "float8", limits_of("auto", "auto"))) and lean not in list(
+        candidates(costs, "float8", limits_of(True, "auto"))
+    )
     assert choose(of, hardware).plan.precision == "float8"
 
 
@@ -113,13 +137,29 @@ def test_pinned_memory_that_is_refused_brings_some_of_the_stash_to_the_card():
     while (lower := next_down(plans[-1], of, hardware, scarce="ram")) is not None:
         plans.append(lower)
     ram = [sum(costs.ram(p).values()) for p in plans]
-    assert len(plans) > 3 and ram == sorted(ram, reverse=True) and plans[1].stash_on_device and all(costs.predict(p).need_vram <= hardware.vram_free for p in plans)
+    assert (
+        len(plans) > 3
+        and ram == sorted(ram, reverse=True)
+        and plans[1].stash_on_device
+        and all(costs.predict(p).need_vram <= hardware.vram_free for p in plans)
+    )
 
 
 # Precision
 
 
-@pytest.mark.parametrize(("card", "ram", "precision"), [("4090", 64, "float8"), ("H200", 256, "float8"), ("3090", 128, "none"), ("3090", 48, "qint8"), ("A100 80GB", 256, "none"), ("3090", 28, "qint4"), ("4090", 24, "qint4")])
+@pytest.mark.parametrize(
+    ("card", "ram", "precision"),
+    [
+        ("4090", 64, "float8"),
+        ("H200", 256, "float8"),
+        ("3090", 128, "none"),
+        ("3090", 48, "qint8"),
+        ("A100 80GB", 256, "none"),
+        ("3090", 28, "qint4"),
+        ("4090", 24, "qint4"),
+    ],
+)
 def test_automatic_precision(card, ram, precision):
     choice = choose(work(), on(card, ram=ram))
     assert choice.plan.precision == precision and choice.why
@@ -136,7 +176,12 @@ def test_automatic_is_float8_just_where_the_card_multiplies_in_it(card):
     else:
         with pytest.raises(UserError) as e:
             choose(work(), hardware, precision="float8")
-        assert e.value.where == "quantization.transformer" and "needs compute capability 8.9 or newer (RTX 40 and 50 series" in e.value.what and '"auto"' in e.value.fix and not isinstance(e.value, DoesNotFit)
+        assert (
+            e.value.where == "quantization.transformer"
+            and "needs compute capability 8.9 or newer (RTX 40 and 50 series" in e.value.what
+            and '"auto"' in e.value.fix
+            and not isinstance(e.value, DoesNotFit)
+        )
         assert choose(work(), hardware, precision="qfloat8").plan.precision == "qfloat8"
 
 
@@ -150,7 +195,10 @@ def test_bf16_is_not_taken_where_the_link_makes_it_slow():
     assert choose(work(), slow, layer_offloading=True).plan.precision == "qint8"
 
 
-@pytest.mark.parametrize(("asked", "got"), [("none", "none"), ("qint8", "qint8"), ("qfloat8", "qfloat8"), ("qint4", "qint4"), ("qint4+ara", "qint4")])
+@pytest.mark.parametrize(
+    ("asked", "got"),
+    [("none", "none"), ("qint8", "qint8"), ("qfloat8", "qfloat8"), ("qint4", "qint4"), ("qint4+ara", "qint4")],
+)
 def test_an_asked_precision_is_kept(asked, got):
     assert choose(work(), on("H200"), precision=asked).plan.precision == got
     with pytest.raises(DoesNotFit) as e:
@@ -169,7 +217,11 @@ def test_layer_offloading_streams_all_or_nothing():
     assert choose(work(), on("4090"), layer_offloading=False).plan.precision == "qint4", "as on the guide's 24 GB cards"
     with pytest.raises(DoesNotFit) as e:
         choose(work(), on("4090"), layer_offloading=False, precision="float8")
-    assert e.value.short == "vram" and "every block resident" in e.value.what and 'model.layer_offloading = "auto"' in e.value.fix
+    assert (
+        e.value.short == "vram"
+        and "every block resident" in e.value.what
+        and 'model.layer_offloading = "auto"' in e.value.fix
+    )
 
 
 def test_low_vram_means_chunks_and_a_host_stash():
@@ -223,7 +275,9 @@ def test_a_rung_down_lowers_the_phase_that_ran_out(phase):
 def test_a_rung_down_that_runs_out_in_the_vae_first_gives_it_fewer_frames():
     of, hardware = work(), on("H200", ram=256)
     first, second, *_ = descent(choose(of, hardware).plan, of, hardware, scarce="vae")
-    assert second == msgspec.structs.replace(first, vae_frames=second.vae_frames) and second.vae_frames < first.vae_frames
+    assert (
+        second == msgspec.structs.replace(first, vae_frames=second.vae_frames) and second.vae_frames < first.vae_frames
+    )
 
 
 def test_host_memory_can_be_relieved_too():
@@ -248,24 +302,54 @@ def test_a_rung_down_takes_no_host_memory_that_is_not_there():
 
 def test_the_work_of_a_job():
     made = job(
-        training={"batch_size": 2, "gradient_accumulation": 3, "dop": True, "steps": 1000, "ema": True}, target={"rank": 32}, multistage={"low_noise": False},
-        datasets=[{"resolutions": [512, 768], "repeats": 2}, {"num_frames": 1}], sample={"prompts": [], "every": 250},
-    )  # fmt: skip
+        training={"batch_size": 2, "gradient_accumulation": 3, "dop": True, "steps": 1000, "ema": True},
+        target={"rank": 32},
+        multistage={"low_noise": False},
+        datasets=[{"resolutions": [512, 768], "repeats": 2}, {"num_frames": 1}],
+        sample={"prompts": [], "every": 250},
+    )
     known = facts([clip(width=832, height=832), clip("b.mp4", width=832, height=480)], [image(width=2000, height=2000)])
     of = workload_of(made, known)
     assert of.largest == Load(Bucket(41, 768, 768), 2, pytest.approx(1 / 5))
-    assert {load.bucket for load in of.loads} == {Bucket(41, 512, 512), Bucket(41, 768, 768), Bucket(41, 384, 672), Bucket(41, 480, 832), Bucket(1, 512, 512)}
+    assert {load.bucket for load in of.loads} == {
+        Bucket(41, 512, 512),
+        Bucket(41, 768, 768),
+        Bucket(41, 384, 672),
+        Bucket(41, 480, 832),
+        Bucket(1, 512, 512),
+    }
     assert sum(load.share for load in of.loads) == pytest.approx(1)
     assert [load.batch for load in of.loads if load.bucket.frames == 1] == [1], "one image fills no batch of two"
-    five = workload_of(job(training={"batch_size": 2}, sample={"prompts": []}), facts([clip(f"{i}.mp4", width=512, height=512) for i in range(5)]))
-    assert {(load.batch, round(load.share, 3)) for load in five.loads} == {(2, 0.667), (1, 0.333)} and five.several_sizes, "the last batch of an epoch is short"
-    assert (of.accumulation, of.ranks, of.needed, of.terms, of.extra_forwards, of.ema, of.previews) == (3, (32,), 1, 2, 1, True, None)
+    five = workload_of(
+        job(training={"batch_size": 2}, sample={"prompts": []}),
+        facts([clip(f"{i}.mp4", width=512, height=512) for i in range(5)]),
+    )
+    assert {(load.batch, round(load.share, 3)) for load in five.loads} == {
+        (2, 0.667),
+        (1, 0.333),
+    } and five.several_sizes, "the last batch of an epoch is short"
+    assert (of.accumulation, of.ranks, of.needed, of.terms, of.extra_forwards, of.ema, of.previews) == (
+        3,
+        (32,),
+        1,
+        2,
+        1,
+        True,
+        None,
+    )
 
 
 def test_the_previews_of_a_job():
     prompts = [{"prompt": "p", "ctrl_img": "a.png"}]
-    of = workload_of(job(multistage={"high_noise": False}, training={"steps": 1000}, sample={"prompts": prompts * 3, "every": 250, "width": 832, "height": 480, "guidance": 1.0}))
-    assert of.previews == Previews(bucket=Bucket(41, 480, 832), prompts=3, steps=25, guided=False, sets=5)  # first, 250, 500, 750, last
+    of = workload_of(
+        job(
+            multistage={"high_noise": False},
+            training={"steps": 1000},
+            sample={"prompts": prompts * 3, "every": 250, "width": 832, "height": 480, "guidance": 1.0},
+        )
+    )
+    # first, 250, 500, 750, last
+    assert of.previews == Previews(bucket=Bucket(41, 480, 832), prompts=3, steps=25, guided=False, sets=5)
     assert (len(of.ranks), of.needed) == (1, 2), "previews go through both experts"
 
 
@@ -277,7 +361,14 @@ def test_one_size_alone_is_compiled_for_itself():
     choice = choose(several, h200)
     down = next_down(choice.plan, several, h200, ExpertShape(), limits=limits, scarce="vram")
     assert choice.plan.any_size and all(r.plan.any_size for r in choice.ladder) and down is not None and down.any_size
-    since = next_down(msgspec.structs.replace(choose(work(previews=None), h200).plan, any_size=True), work(previews=None), h200, ExpertShape(), limits=limits, scarce="vram")
+    since = next_down(
+        msgspec.structs.replace(choose(work(previews=None), h200).plan, any_size=True),
+        work(previews=None),
+        h200,
+        ExpertShape(),
+        limits=limits,
+        scarce="vram",
+    )
     assert since is not None and since.any_size, "as an earlier attempt was"
     assert not any(r.plan.any_size for r in priced(Costs(several, h200), "float8", limits, compiled=False))
 
@@ -308,7 +399,11 @@ def test_knobs_say_what_would_fit():
     with pytest.raises(DoesNotFit) as e:
         choose_for(made, facts(), hardware)
     turns = knobs(made, facts(), hardware, short=e.value.short)
-    assert turns[0].fits and turns[0].set == {"sample.width": 512, "sample.height": 512} and turns[0].need_vram <= hardware.vram_free
+    assert (
+        turns[0].fits
+        and turns[0].set == {"sample.width": 512, "sample.height": 512}
+        and turns[0].need_vram <= hardware.vram_free
+    )
     assert [k.fits for k in turns] == sorted((k.fits for k in turns), reverse=True)
 
 
@@ -318,11 +413,16 @@ def test_knobs_for_host_memory():
     with pytest.raises(DoesNotFit) as e:
         choose_for(made, facts([*clips()]), hardware)
     assert e.value.short == "ram"
-    assert {"quantization.transformer": "auto"} in [k.set for k in knobs(made, facts(), hardware, short="ram") if k.fits]
+    assert {"quantization.transformer": "auto"} in [
+        k.set for k in knobs(made, facts(), hardware, short="ram") if k.fits
+    ]
 
 
 def test_unused_facts_are_not_needed():
-    assert choose_for(job(), facts(model=None, machine=machine(gpu())), on("H200")).plan == choose_for(job(), facts(), on("H200")).plan
+    assert (
+        choose_for(job(), facts(model=None, machine=machine(gpu())), on("H200")).plan
+        == choose_for(job(), facts(), on("H200")).plan
+    )
 
 
 def test_each_expert_s_own_rank_counts():
@@ -335,4 +435,6 @@ def test_each_expert_s_own_rank_counts():
     assert Costs(of, on("H200")).held(plan)["lora"] == per_rank * ((8 + 64) * 12 + 64 * 4)
     need, common = (disk_need(m, ExpertShape()).checkpoint for m in (made, job(target={"rank": 8})))
     assert need == common * (8 + 64) // 16
-    assert workload_of(job(multistage={"low": {"rank": 64}, "low_noise": False})).ranks == (16,), "an expert that does not learn has no LoRA"
+    assert workload_of(job(multistage={"low": {"rank": 64}, "low_noise": False})).ranks == (16,), (
+        "an expert that does not learn has no LoRA"
+    )

@@ -18,24 +18,46 @@ from presets.planner.workload import ARA_RANK, Hardware, Load, Previews, Workloa
 from tests.helpers.facts import job
 
 MIB = 2**20
-# 2026-11-22, one H200: bf16 787 TFLOP/s, row-wise float8 products about 1500, cuDNN attention 676 forward and 428 backward,
+# 2026-11-22, one H200: bf16 787 TFLOP/s, row-wise float8 products about 1500, cuDNN attention 676 forward and 428
+# backward,
 # pinned copies 55 GB/s, device copies 4.3 TB/s.
 H200 = Hardware(
-    name="H200", capability=(9, 0), vram_total=140 * GIB, vram_free=139 * GIB, ram_total=256 * GIB, ram_free=250 * GIB, copy_gbps=55, bf16_tflops=787, fp8_tflops=1500,
-    attention_forward_tflops=676, attention_backward_tflops=428, deterministic_forward_tflops=676, deterministic_backward_tflops=150, memory_gbps=4300,
-)  # fmt: skip
+    name="H200",
+    capability=(9, 0),
+    vram_total=140 * GIB,
+    vram_free=139 * GIB,
+    ram_total=256 * GIB,
+    ram_free=250 * GIB,
+    copy_gbps=55,
+    bf16_tflops=787,
+    fp8_tflops=1500,
+    attention_forward_tflops=676,
+    attention_backward_tflops=428,
+    deterministic_forward_tflops=676,
+    deterministic_backward_tflops=150,
+    memory_gbps=4300,
+)
 
 
 def work(frames: int = 41, height: int = 512, width: int = 512, batch: int = 1, **more: Any) -> Workload:
     """One expert, rank 16, AdamW, no previews."""
-    return Workload(**{"loads": (Load(Bucket(frames, height, width), batch, 1.0),), "ranks": (16,), "needed": 1, "deterministic": False, **more})
+    return Workload(
+        **{
+            "loads": (Load(Bucket(frames, height, width), batch, 1.0),),
+            "ranks": (16,),
+            "needed": 1,
+            "deterministic": False,
+            **more,
+        }
+    )
 
 
 def plan(**more: Any) -> Plan:
     return Plan(**{"precision": "float8", **more})
 
 
-# Measured with the executor on that H200 (benchmarks/results/2026-11-22-h200/step.json): one expert's transformer and optimizer step, no VAE, float8, LoRA of
+# Measured with the executor on that H200 (benchmarks/results/2026-11-22-h200/step.json): one expert's transformer and
+# optimizer step, no VAE, float8, LoRA of
 # rank 16, AdamW. GiB allocated and reserved at the peak, seconds of a step, of a forward alone (None: not taken).
 MEASURED = [
     ((41, 512, 512), {"resident": 40, "kept": 40, "stash": "device", "slots": 0}, 115.30, 116.07, 1.365, 0.491),
@@ -85,7 +107,8 @@ def test_a_packed_block_of_14b():
 def test_host_memory_holds_both_experts_and_the_stash(precision, masters):
     found = predict(plan(precision=precision), work(needed=2, ranks=(16, 16)), H200)
     assert found.ram_held["masters"] / GIB == pytest.approx(masters, rel=0.01)
-    assert found.ram_held["stash"] == pytest.approx(40 * 2 * 11264 * 5120 * 2, rel=0.01)  # inputs and attention outputs in bf16
+    # inputs and attention outputs in bf16
+    assert found.ram_held["stash"] == pytest.approx(40 * 2 * 11264 * 5120 * 2, rel=0.01)
     assert found.ram == sum(found.ram_held.values())
 
 
@@ -101,9 +124,16 @@ def test_the_text_encoder_counts_where_it_is_the_most():
 def works() -> list[Workload]:
     previews = Previews(bucket=Bucket(41, 768, 768), prompts=2, steps=25, guided=True, sets=9)
     return [
-        work(), work(1, 512, 512), work(81, 480, 832), work(81, 720, 1280, ranks=(16, 16), needed=2), work(41, 512, 512, batch=3, ranks=(64,), terms=2, extra_forwards=1), work(previews=previews, needed=2),
-        msgspec.structs.replace(work(), loads=(Load(Bucket(41, 512, 512), 1, 0.5), Load(Bucket(41, 1024, 1024), 1, 0.5)), accumulation=2),
-    ]  # fmt: skip
+        work(),
+        work(1, 512, 512),
+        work(81, 480, 832),
+        work(81, 720, 1280, ranks=(16, 16), needed=2),
+        work(41, 512, 512, batch=3, ranks=(64,), terms=2, extra_forwards=1),
+        work(previews=previews, needed=2),
+        msgspec.structs.replace(
+            work(), loads=(Load(Bucket(41, 512, 512), 1, 0.5), Load(Bucket(41, 1024, 1024), 1, 0.5)), accumulation=2
+        ),
+    ]
 
 
 def some_plans(count: int, seed: int = 7) -> list[Plan]:
@@ -113,10 +143,16 @@ def some_plans(count: int, seed: int = 7) -> list[Plan]:
         resident = rng.randint(0, 40)
         out.append(
             Plan(
-                precision=rng.choice(["none", "float8", "qint8", "qint4"]), resident=resident, kept=rng.randint(0, resident), stash=rng.choice(["host", "device"]),
-                chunk=rng.choice([0, 20000, 9000, 4096, 1500]), slots=rng.choice([2, 3]), vae_frames=rng.choice([4, 8, 20, 40]), stash_on_device=rng.choice([0, 1, 7, 30]),
+                precision=rng.choice(["none", "float8", "qint8", "qint4"]),
+                resident=resident,
+                kept=rng.randint(0, resident),
+                stash=rng.choice(["host", "device"]),
+                chunk=rng.choice([0, 20000, 9000, 4096, 1500]),
+                slots=rng.choice([2, 3]),
+                vae_frames=rng.choice([4, 8, 20, 40]),
+                stash_on_device=rng.choice([0, 1, 7, 30]),
             )
-        )  # fmt: skip
+        )
     return out
 
 
@@ -128,13 +164,19 @@ def peaks(costs: Costs, of: Plan) -> tuple[int, int]:
 @pytest.mark.parametrize("of", works())
 @pytest.mark.parametrize("field", ["resident", "kept", "chunk", "stash", "stash_on_device", "slots", "vae_frames"])
 def test_asking_for_less_never_takes_more_memory(of, field):
-    """A block less on the card, a kept graph less, smaller chunks, a host stash, a slot less, fewer frames through the VAE."""
+    """A block less on the card, a kept graph less, smaller chunks, a host stash, a slot less, fewer frames through the
+    VAE."""
     costs = Costs(of, H200)
     for full in some_plans(60):
         less: dict[str, Any] = {
-            "resident": {"resident": full.resident - 1, "kept": min(full.kept, full.resident - 1)}, "kept": {"kept": full.kept - 1}, "stash": {"stash": "host"}, "stash_on_device": {"stash_on_device": full.stash_on_device - 1},
-            "chunk": {"chunk": full.chunk // 2 or 16384}, "slots": {"slots": full.slots - 1}, "vae_frames": {"vae_frames": max(4, full.vae_frames - 4)},
-        }[field]  # fmt: skip
+            "resident": {"resident": full.resident - 1, "kept": min(full.kept, full.resident - 1)},
+            "kept": {"kept": full.kept - 1},
+            "stash": {"stash": "host"},
+            "stash_on_device": {"stash_on_device": full.stash_on_device - 1},
+            "chunk": {"chunk": full.chunk // 2 or 16384},
+            "slots": {"slots": full.slots - 1},
+            "vae_frames": {"vae_frames": max(4, full.vae_frames - 4)},
+        }[field]
         if min(less.get("resident", 0), less.get("kept", 0), less.get("stash_on_device", 0)) < 0:
             continue
         smaller = msgspec.structs.replace(full, **less)
@@ -146,11 +188,20 @@ def test_what_costs_memory_costs_no_time(of):
     costs = Costs(of, H200)
     for full in some_plans(40):
         seconds = costs.step(full, of.loads).total
-        for more in ({"resident": 40}, {"resident": 40, "kept": 40}, {"stash": "device"}, {"stash_on_device": 40}, {"chunk": 0}):
+        for more in (
+            {"resident": 40},
+            {"resident": 40, "kept": 40},
+            {"stash": "device"},
+            {"stash_on_device": 40},
+            {"chunk": 0},
+        ):
             assert costs.step(msgspec.structs.replace(full, **more), of.loads).total <= seconds * 1.0001, (full, more)
 
 
-@pytest.mark.parametrize("more", [{"ranks": (32,)}, {"ema": True}, {"optimizer": "prodigy"}, {"ranks": (16, 16), "needed": 2}, {"ara_rank": 16}])
+@pytest.mark.parametrize(
+    "more",
+    [{"ranks": (32,)}, {"ema": True}, {"optimizer": "prodigy"}, {"ranks": (16, 16), "needed": 2}, {"ara_rank": 16}],
+)
 def test_more_work_takes_more(more):
     before, after = predict(plan(), work(), H200), predict(plan(), work(**more), H200)
     assert after.peak_vram > before.peak_vram
@@ -161,7 +212,9 @@ def test_terms_passes_and_accumulation_add_up():
     forward = Costs(work(), H200).forward(plan(), work().loads[0])[0]
     assert dop.transformer == pytest.approx(2 * plain.transformer + forward)
     twice = predict(plan(), work(accumulation=2), H200).seconds
-    assert (twice.transformer, twice.vae) == pytest.approx((2 * plain.transformer, 2 * plain.vae)) and twice.other == plain.other
+    assert (twice.transformer, twice.vae) == pytest.approx(
+        (2 * plain.transformer, 2 * plain.vae)
+    ) and twice.other == plain.other
 
 
 def test_a_slow_link_shows_in_the_step():
@@ -169,7 +222,9 @@ def test_a_slow_link_shows_in_the_step():
     hidden, exposed = predict(plan(), work(), H200).seconds, predict(plan(), work(), slow).seconds
     assert hidden.copies == 0 and hidden.copying > 0
     assert exposed.copies > 1 and not exposed.copies_hidden
-    assert exposed.total == pytest.approx(exposed.copying + exposed.vae + exposed.other, rel=0.2), "the link sets the pace"
+    assert exposed.total == pytest.approx(exposed.copying + exposed.vae + exposed.other, rel=0.2), (
+        "the link sets the pace"
+    )
     resident = predict(plan(resident=40, slots=0, stash="device"), work(), slow).seconds
     assert resident.copying == resident.copies == 0
 
@@ -179,7 +234,9 @@ def test_a_mix_of_buckets_is_its_mean_in_time_and_its_largest_in_memory():
     mixed = predict(plan(), work(loads=(small, large)), H200)
     each = {size: predict(plan(), work(41, size, size), H200) for size in (512, 768)}
     assert mixed.peak_vram == each[768].peak_vram
-    assert mixed.seconds.transformer == pytest.approx(0.75 * each[512].seconds.transformer + 0.25 * each[768].seconds.transformer)
+    assert mixed.seconds.transformer == pytest.approx(
+        0.75 * each[512].seconds.transformer + 0.25 * each[768].seconds.transformer
+    )
     assert mixed.largest.total == pytest.approx(each[768].seconds.total)
 
 
@@ -193,7 +250,10 @@ def test_the_whole_run():
 
 def test_what_is_compiled_for_any_size_is_compiled_once_and_once_for_batches():
     previews = Previews(bucket=Bucket(41, 768, 768), prompts=1, steps=1, guided=False, sets=1)
-    several = work(previews=previews, loads=tuple(Load(Bucket(41, side, side), batch, 1 / 3) for side, batch in ((512, 1), (512, 2), (640, 2))))
+    several = work(
+        previews=previews,
+        loads=tuple(Load(Bucket(41, side, side), batch, 1 / 3) for side, batch in ((512, 1), (512, 2), (640, 2))),
+    )
 
     def spent(**how: bool) -> float:
         return predict(plan(**how), several, H200).total - predict(plan(compiled=False), several, H200).total
@@ -202,7 +262,16 @@ def test_what_is_compiled_for_any_size_is_compiled_once_and_once_for_batches():
     assert spent() == pytest.approx(4 * one) and spent(any_size=True) == pytest.approx(2 * one)
 
 
-@pytest.mark.parametrize(("tokens", "chunk", "count", "rows"), [(11264, 0, 1, 11264), (11264, 5632, 2, 5632), (32760, 8192, 4, 8190), (1024, 4096, 1, 1024), (25344, 25343, 2, 12672)])
+@pytest.mark.parametrize(
+    ("tokens", "chunk", "count", "rows"),
+    [
+        (11264, 0, 1, 11264),
+        (11264, 5632, 2, 5632),
+        (32760, 8192, 4, 8190),
+        (1024, 4096, 1, 1024),
+        (25344, 25343, 2, 12672),
+    ],
+)
 def test_chunks_are_the_executor_s(tokens, chunk, count, rows):
     load = Load(Bucket(1, 16, 16 * tokens), 1, 1.0)
     assert load.bucket.tokens == tokens
@@ -214,13 +283,19 @@ def test_a_stash_on_the_device_takes_what_it_spares_the_host():
     """From none to all, block by block; the host's window goes with the last."""
     costs, one = Costs(work(), H200), Costs(work(), H200).stash()
     plans = [plan(stash_on_device=n) for n in range(41)]
-    assert [sum(costs.ram(p).values()) for p in plans] == [sum(costs.ram(plan(stash="device")).values()) + (40 - n) * one for n in range(41)]
+    assert [sum(costs.ram(p).values()) for p in plans] == [
+        sum(costs.ram(plan(stash="device")).values()) + (40 - n) * one for n in range(41)
+    ]
     sizes = [costs.step_bytes(p)[0] for p in plans]
     assert sizes[0] == pytest.approx(sizes[2], rel=2e-3) and sizes[40] == costs.step_bytes(plan(stash="device"))[0]
     assert all(b - a == pytest.approx(one) for a, b in itertools.pairwise(sizes[2:]))
     assert costs.step_bytes(plans[40]) == costs.step_bytes(plan(stash="device"))
     slow = Costs(work(), msgspec.structs.replace(H200, copy_gbps=3.0))
-    assert slow.step(plans[40], slow.work.loads) == slow.step(plan(stash="device"), slow.work.loads) != slow.step(plans[39], slow.work.loads)
+    assert (
+        slow.step(plans[40], slow.work.loads)
+        == slow.step(plan(stash="device"), slow.work.loads)
+        != slow.step(plans[39], slow.work.loads)
+    )
 
 
 def test_a_recovery_adapter_travels_with_its_blocks():
@@ -235,7 +310,13 @@ def test_a_recovery_adapter_travels_with_its_blocks():
 
 
 def test_the_rank_of_an_adapter_is_read_from_its_file(tmp_path):
-    save_file({"diffusion_model.blocks.0.self_attn.q.lora_A.weight": np.zeros((24, 8), np.float16), "diffusion_model.blocks.0.self_attn.q.lora_B.weight": np.zeros((8, 24), np.float16)}, tmp_path / "a.safetensors")
+    save_file(
+        {
+            "diffusion_model.blocks.0.self_attn.q.lora_A.weight": np.zeros((24, 8), np.float16),
+            "diffusion_model.blocks.0.self_attn.q.lora_B.weight": np.zeros((8, 24), np.float16),
+        },
+        tmp_path / "a.safetensors",
+    )
     made = job(quantization={"transformer": "qint4+ara", "ara": "a.safetensors"})
     assert ara_rank(made, tmp_path) == 24 and ara_rank(made, tmp_path / "gone") == ara_rank(made, None) == ARA_RANK
     (tmp_path / "a.safetensors").write_bytes(b"torn")
@@ -253,7 +334,9 @@ def test_smaller_clips_keep_more_graphs_in_what_the_largest_takes():
     for load in loads[:2]:
         kept = full.kept_for(load.rows)
         assert sum(costs.step_bytes(msgspec.structs.replace(full, kept=kept), load)) <= budget
-        assert kept == 24 or sum(costs.step_bytes(msgspec.structs.replace(full, kept=kept + 1), load)) > 0.98 * budget, "and no more would fit"
+        assert (
+            kept == 24 or sum(costs.step_bytes(msgspec.structs.replace(full, kept=kept + 1), load)) > 0.98 * budget
+        ), "and no more would fit"
     assert costs.step(full, loads).total < costs.step(bare, loads).total
     assert costs.filled(plan(resident=0)).also_kept == (), "a graph needs its block's weights to stay"
     assert Costs(work(), H200).filled(bare) == bare, "all clips alike"
@@ -261,7 +344,11 @@ def test_smaller_clips_keep_more_graphs_in_what_the_largest_takes():
 
 def test_a_deterministic_backward_has_its_own_rate_and_torchs_kernel_its_own_sums():
     plan = Plan(precision="float8", chunk=2048)
-    loose, other, fixed = Costs(work(), H200), Costs(work(deterministic=True), H200), Costs(work(deterministic=True), msgspec.structs.replace(H200, partial_sums=True))
+    loose, other, fixed = (
+        Costs(work(), H200),
+        Costs(work(deterministic=True), H200),
+        Costs(work(deterministic=True), msgspec.structs.replace(H200, partial_sums=True)),
+    )
     load = work().largest
     assert fixed.attention_seconds(load)[1] == pytest.approx(loose.attention_seconds(load)[1] * 428 / 150)
     assert fixed.attention_seconds(load)[0] == loose.attention_seconds(load)[0]
@@ -275,10 +362,18 @@ def test_a_deterministic_backward_has_its_own_rate_and_torchs_kernel_its_own_sum
 def test_an_accelerator_takes_host_memory_always_and_the_device_s_in_previews_alone():
     previews = Previews(bucket=Bucket(41, 768, 768), prompts=2, steps=4, guided=False, sets=9)
     own = Accelerated(host=1200 * MIB, block=15 * MIB, stem=40 * MIB)
-    without, with_it = (predict(plan(), work(previews=p, needed=2), H200) for p in (previews, msgspec.structs.replace(previews, accelerated=own)))
+    without, with_it = (
+        predict(plan(), work(previews=p, needed=2), H200)
+        for p in (previews, msgspec.structs.replace(previews, accelerated=own))
+    )
     assert with_it.ram - without.ram == with_it.ram_held["accelerator"] == own.host
-    assert with_it.phases["preview"] - without.phases["preview"] in (own.stem, own.stem + 2 * own.block), "as a preview's decode or its passes are the most"
-    assert {k: v for k, v in with_it.phases.items() if k != "preview"} == {k: v for k, v in without.phases.items() if k != "preview"}
+    assert with_it.phases["preview"] - without.phases["preview"] in (
+        own.stem,
+        own.stem + 2 * own.block,
+    ), "as a preview's decode or its passes are the most"
+    assert {k: v for k, v in with_it.phases.items() if k != "preview"} == {
+        k: v for k, v in without.phases.items() if k != "preview"
+    }
     costs = Costs(work(previews=msgspec.structs.replace(previews, accelerated=own)), H200)
     passes = [costs.preview_forward_bytes(plan(), p, batch=1)[0] for p in (previews, costs.work.previews)]
     assert passes[1] - passes[0] == own.stem + 2 * own.block

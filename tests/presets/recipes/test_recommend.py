@@ -19,9 +19,14 @@ pytestmark = pytest.mark.process  # takes seconds
 
 KINDS: list[Kind] = ["motion", "style", "character"]
 MACHINES = {
-    "no GPU": machine(problem="no driver"), "12 GB": machine(gpu(12)), "24 GB": machine(gpu(24)), "32 GB": machine(gpu(32)), "48 GB": machine(gpu(47.5)), "80 GB": machine(gpu(79.6)),
+    "no GPU": machine(problem="no driver"),
+    "12 GB": machine(gpu(12)),
+    "24 GB": machine(gpu(24)),
+    "32 GB": machine(gpu(32)),
+    "48 GB": machine(gpu(47.5)),
+    "80 GB": machine(gpu(79.6)),
     "141 GB": machine(gpu(140)),
-}  # fmt: skip
+}
 CLIPS: dict[str, list[ClipFacts]] = {
     "none": [],
     "hd": clips(20, frames=150, fps=30, width=1280, height=720),
@@ -32,7 +37,10 @@ CLIPS: dict[str, list[ClipFacts]] = {
     "short": [*clips(11, frames=90, fps=24), clip("s.mp4", frames=30, fps=24)],
     "very short": clips(12, frames=7),
     "few": clips(3, frames=60, fps=24),
-    "mixed sizes": [*clips(10, frames=100, fps=25, width=1280, height=720), clip("small.mp4", frames=100, fps=25, width=320, height=240)],
+    "mixed sizes": [
+        *clips(10, frames=100, fps=25, width=1280, height=720),
+        clip("small.mp4", frames=100, fps=25, width=320, height=240),
+    ],
     "images": [image(f"{i}.png", width=1024, height=1024) for i in range(15)],
     "images and clips": [*clips(10, frames=100, fps=25), image()],
     "60 fps": clips(20, frames=300, fps=60),
@@ -63,7 +71,9 @@ def test_a_recommended_job_has_no_errors_and_reasons_for_all_it_changes(kind, on
     assert parse_job(dump_job(found.job)) == found.job
 
 
-@pytest.mark.parametrize(("kind", "on", "of"), itertools.product(KINDS, ["24 GB", "80 GB"], ["hd", "just enough", "portrait"]))
+@pytest.mark.parametrize(
+    ("kind", "on", "of"), itertools.product(KINDS, ["24 GB", "80 GB"], ["hd", "just enough", "portrait"])
+)
 def test_good_clips_give_no_warning_but_memory_and_speed(kind, on, of):
     found = [f for f in check(made(kind, on, of).job, known(on, of)) if f.severity != "advice"]
     allowed = {"trigger-missing-in-captions"} | ({"speed-factor"} if kind == "motion" and on == "24 GB" else set())
@@ -75,25 +85,70 @@ def test_the_guide_s_values(kind):
     job = made(kind, "24 GB").job
     assert (job.target.rank, job.training.lr, job.training.weight_decay, job.training.loss) == (16, 1e-4, 1e-4, "mse")
     assert job.multistage.high_noise and job.multistage.low_noise and job.multistage.switch_every == 10
-    assert (job.save.every, job.sample.every, job.sample.steps, job.sample.seed, job.sample.fps) == (250, 250, 25, 42, 16)
+    assert (job.save.every, job.sample.every, job.sample.steps, job.sample.seed, job.sample.fps) == (
+        250,
+        250,
+        25,
+        42,
+        16,
+    )
     assert 4 <= job.save.keep <= 6 and 3.5 <= job.sample.guidance <= 4
     assert job.datasets[0].resolutions == [512] and 0.05 <= job.datasets[0].caption_dropout <= 0.1
-    assert not (job.datasets[0].cache_latents or job.datasets[0].flip_x or job.datasets[0].flip_y or job.training.cache_text_embeddings or job.training.unload_text_encoder)
+    assert not (
+        job.datasets[0].cache_latents
+        or job.datasets[0].flip_x
+        or job.datasets[0].flip_y
+        or job.training.cache_text_embeddings
+        or job.training.unload_text_encoder
+    )
     assert job.sample.num_frames == job.datasets[0].num_frames
-    expected = {"motion": ("linear", "balanced", False), "style": ("linear", "high_noise", True), "character": ("sigmoid", "balanced", True)}
+    expected = {
+        "motion": ("linear", "balanced", False),
+        "style": ("linear", "high_noise", True),
+        "character": ("sigmoid", "balanced", True),
+    }
     assert (job.training.timestep_type, job.training.timestep_bias, job.training.dop) == expected[kind]
-    assert not job.training.dop or (job.job.trigger and job.training.dop_multiplier == 1 and job.training.dop_class == {"style": "scene", "character": "person"}[kind])
+    assert not job.training.dop or (
+        job.job.trigger
+        and job.training.dop_multiplier == 1
+        and job.training.dop_class == {"style": "scene", "character": "person"}[kind]
+    )
     assert bool(job.job.trigger) == (kind != "motion")
 
 
-@pytest.mark.parametrize(("kind", "count", "steps"), [("motion", 5, 1500), ("motion", 10, 1500), ("motion", 20, 2000), ("motion", 30, 2500), ("motion", 90, 2500), ("style", 25, 2000), ("character", 10, 2000), ("character", 40, 3000)])
+@pytest.mark.parametrize(
+    ("kind", "count", "steps"),
+    [
+        ("motion", 5, 1500),
+        ("motion", 10, 1500),
+        ("motion", 20, 2000),
+        ("motion", 30, 2500),
+        ("motion", 90, 2500),
+        ("style", 25, 2000),
+        ("character", 10, 2000),
+        ("character", 40, 3000),
+    ],
+)
 def test_steps_grow_with_the_clips(kind, count, steps):
     assert recommend(kind, MACHINES["80 GB"], clips(count), name="o", clips_path="c").job.training.steps == steps
 
 
 @pytest.mark.parametrize(
     ("on", "of", "frames"),
-    [("12 GB", "hd", 21), ("24 GB", "hd", 41), ("48 GB", "hd", 41), ("80 GB", "hd", 81), ("141 GB", "long", 81), ("24 GB", "short", 29), ("24 GB", "very short", 5), ("24 GB", "images", 1), ("24 GB", "none", 41), ("12 GB", "none", 21), ("no GPU", "none", 41), ("80 GB", "short", 29)],
+    [
+        ("12 GB", "hd", 21),
+        ("24 GB", "hd", 41),
+        ("48 GB", "hd", 41),
+        ("80 GB", "hd", 81),
+        ("141 GB", "long", 81),
+        ("24 GB", "short", 29),
+        ("24 GB", "very short", 5),
+        ("24 GB", "images", 1),
+        ("24 GB", "none", 41),
+        ("12 GB", "none", 21),
+        ("no GPU", "none", 41),
+        ("80 GB", "short", 29),
+    ],
 )
 def test_frames_follow_memory_and_clips(on, of, frames):
     job = made("motion", on, of).job
@@ -121,13 +176,30 @@ def test_style_and_character_keep_true_speed_where_clips_are_long_enough():
 
 @pytest.mark.parametrize(
     ("on", "of", "resolutions"),
-    [("24 GB", "hd", [512]), ("48 GB", "hd", [512, 768]), ("80 GB", "just enough", [512]), ("80 GB", "tiny", [79]), ("80 GB", "none", [512, 768]), ("80 GB", "mixed sizes", [512, 768])],
+    [
+        ("24 GB", "hd", [512]),
+        ("48 GB", "hd", [512, 768]),
+        ("80 GB", "just enough", [512]),
+        ("80 GB", "tiny", [79]),
+        ("80 GB", "none", [512, 768]),
+        ("80 GB", "mixed sizes", [512, 768]),
+    ],
 )
 def test_resolutions_follow_memory_and_clips(on, of, resolutions):
     assert made("motion", on, of).job.datasets[0].resolutions == resolutions
 
 
-@pytest.mark.parametrize(("on", "of", "size"), [("24 GB", "hd", (672, 384)), ("80 GB", "hd", (1024, 576)), ("24 GB", "portrait", (384, 672)), ("80 GB", "tiny", (96, 64)), ("24 GB", "none", (768, 768)), ("12 GB", "none", (512, 512))])
+@pytest.mark.parametrize(
+    ("on", "of", "size"),
+    [
+        ("24 GB", "hd", (672, 384)),
+        ("80 GB", "hd", (1024, 576)),
+        ("24 GB", "portrait", (384, 672)),
+        ("80 GB", "tiny", (96, 64)),
+        ("24 GB", "none", (768, 768)),
+        ("12 GB", "none", (512, 512)),
+    ],
+)
 def test_previews_have_the_shape_of_the_clips(on, of, size):
     job = made("motion", on, of).job
     assert (job.sample.width, job.sample.height) == size
@@ -139,7 +211,9 @@ def test_the_gpu_with_most_free_memory():
     found = recommend("motion", two, clips(), name="o", clips_path="c")
     assert found.job.job.gpus == [1] and "job.gpus" in found.reasons
     assert found.tier == tier_for(24).name
-    assert recommend("motion", machine(gpu(24), gpu(24, index=1)), clips(), name="o", clips_path="c").job.job.gpus == [0]
+    assert recommend("motion", machine(gpu(24), gpu(24, index=1)), clips(), name="o", clips_path="c").job.job.gpus == [
+        0
+    ]
 
 
 @pytest.mark.parametrize(
@@ -152,12 +226,20 @@ def test_the_gpu_with_most_free_memory():
     ],
 )
 def test_the_trigger_is_the_one_in_use_or_a_made_up_word(captions, trigger):
-    found = recommend("character", MACHINES["80 GB"], [clip(f"{i}.mp4", caption=c) for i, c in enumerate(captions)], name="orbit", clips_path="c")
+    found = recommend(
+        "character",
+        MACHINES["80 GB"],
+        [clip(f"{i}.mp4", caption=c) for i, c in enumerate(captions)],
+        name="orbit",
+        clips_path="c",
+    )
     assert found.job.job.trigger == trigger and found.reasons["job.trigger"]
 
 
 def test_motion_takes_a_trigger_only_when_its_captions_use_one():
-    assert recommend("motion", MACHINES["80 GB"], clips(caption="[trigger] the subject"), name="o", clips_path="c").job.job.trigger == made_up_word("o")
+    assert recommend(
+        "motion", MACHINES["80 GB"], clips(caption="[trigger] the subject"), name="o", clips_path="c"
+    ).job.job.trigger == made_up_word("o")
 
 
 def test_made_up_words_are_words_and_differ():
@@ -168,6 +250,7 @@ def test_made_up_words_are_words_and_differ():
 
 def test_default_captions():
     bare = [clip(f"{i}.mp4", caption="") for i in range(10)]
+
     def default(kind: Kind, found: list[ClipFacts]) -> str:
         return recommend(kind, MACHINES["80 GB"], found, name="o", clips_path="c").job.datasets[0].default_caption
 
@@ -179,7 +262,11 @@ def test_default_captions():
 
 def test_a_tiny_model_on_a_machine_without_gpu_can_train_the_recommended_job():
     found = made("motion", "no GPU", "tiny")
-    assert [f for f in check(found.job, facts(CLIPS["tiny"], machine=MACHINES["no GPU"], model=tiny_model())) if f.severity != "advice"] == []
+    assert [
+        f
+        for f in check(found.job, facts(CLIPS["tiny"], machine=MACHINES["no GPU"], model=tiny_model()))
+        if f.severity != "advice"
+    ] == []
 
 
 def test_a_bad_name_is_refused():
@@ -200,6 +287,8 @@ def test_recipes_name_fields_and_values_that_exist(kind):
 def test_tiers_cover_every_card_and_hold_valid_counts():
     tiers = load_tiers()
     assert tiers[0].from_gib == 0 and [t.from_gib for t in tiers] == sorted(t.from_gib for t in tiers)
-    assert [tier_for(g).name for g in (8, 12, 16, 24, 32, 47.5, 79.6, 140)] == [tiers[i].name for i in (0, 0, 0, 1, 1, 2, 3, 3)]
+    assert [tier_for(g).name for g in (8, 12, 16, 24, 32, 47.5, 79.6, 140)] == [
+        tiers[i].name for i in (0, 0, 0, 1, 1, 2, 3, 3)
+    ]
     for tier in tiers:
         assert all(n % 4 == 1 for n in (tier.frames.low, tier.frames.high, tier.start_frames))

@@ -18,7 +18,10 @@ from tests.helpers import ROOT
 from tests.helpers.facts import GIB, facts, gpu, job, machine, real_model
 from tests.helpers.videos import Picture, write_clip
 
-JOB = '[job]\nname = "orbit"\n[[datasets]]\npath = "clips"\nnum_frames = 41\nresolutions = [64]\n[training]\noptimizer = "adamw"\n'
+JOB = (
+    '[job]\nname = "orbit"\n[[datasets]]\npath = "clips"\nnum_frames = 41\nresolutions = [64]\n[training]\noptimizer ='
+    ' "adamw"\n'
+)
 
 
 def one_shot(i: int) -> Picture:
@@ -72,7 +75,10 @@ def test_bad_input_is_found_before_anything_starts(folder, tmp_path):
     write_clip(base / "clips" / "short.mp4", frames=20, fps=16, width=64, height=64)
     (base / "clips" / "a.txt").write_bytes(b"caf\xe9")
     (base / "clips" / "short.txt").write_text("x" * 1_000_000)
-    made = parse_job(JOB.replace("41", "40").replace("resolutions", "cache_latents = true\nresolutions") + '[[sample.prompts]]\nprompt = "orbit"\n')
+    made = parse_job(
+        JOB.replace("41", "40").replace("resolutions", "cache_latents = true\nresolutions")
+        + '[[sample.prompts]]\nprompt = "orbit"\n'
+    )
     found = check(made, gather(made, base, out=base / "runs", machine=machine(gpu())))
     told = {Path(f.field).name for f in found if f.severity == "error" and "/" in f.field}
     assert told == {"cut.mp4", "text.mp4", "empty.mp4", "moving.gif", "a.txt", "short.txt"}
@@ -80,7 +86,14 @@ def test_bad_input_is_found_before_anything_starts(folder, tmp_path):
     assert rest == {"frames-4n-plus-1", "latent-cache-multi-frame", "sample-needs-ctrl-img", "clip-too-short"}
 
 
-@pytest.mark.parametrize(("make", "code"), [(lambda p: None, "dataset-missing"), (lambda p: p.mkdir(), "dataset-empty"), (lambda p: p.touch(), "dataset-missing")])
+@pytest.mark.parametrize(
+    ("make", "code"),
+    [
+        (lambda p: None, "dataset-missing"),
+        (lambda p: p.mkdir(), "dataset-empty"),
+        (lambda p: p.touch(), "dataset-missing"),
+    ],
+)
 def test_no_clips_at_all(tmp_path, make, code):
     make(tmp_path / "clips")
     made = parse_job(JOB)
@@ -93,7 +106,9 @@ def test_scene_cuts_are_found_once_per_clip(tmp_path, monkeypatch):
     (tmp_path / "clips" / "c.txt").write_text("orbit")
     made = parse_job(JOB)
     found = check(made, gather(made, tmp_path, out=tmp_path, machine=machine(gpu())))
-    assert [f.message for f in found if f.code == "scene-cuts"] == ["scene cuts inside clips teach the LoRA to cut: c.mp4 at frame 24"]
+    assert [f.message for f in found if f.code == "scene-cuts"] == [
+        "scene cuts inside clips teach the LoRA to cut: c.mp4 at frame 24"
+    ]
 
     def decode_again(path: Path) -> list[int]:
         raise AssertionError("decoded twice")
@@ -120,7 +135,14 @@ def test_errors_come_first_then_warnings_then_advice():
 
 
 def test_a_boundary_in_the_job_makes_up_for_a_model_without_one():
-    problem = Finding(code="model-no-boundary", severity="error", field="model.boundary", message="m", fix="f", set={"model.boundary": 0.9})
+    problem = Finding(
+        code="model-no-boundary",
+        severity="error",
+        field="model.boundary",
+        message="m",
+        fix="f",
+        set={"model.boundary": 0.9},
+    )
     known = facts(model=real_model(boundary_ratio=None, problems=[problem]))
     assert codes(check(job(), known)) == ["model-no-boundary", "sample-no-prompts"]
     assert codes(check(job(model={"boundary": 0.9}), known)) == ["sample-no-prompts"]
@@ -152,11 +174,25 @@ def test_the_same_job_may_go_on_with_other_values(folder, tmp_path, change):
     made = load_job(folder / "job.toml")
     (tmp_path / "orbit").mkdir()
     save_job(made, tmp_path / "orbit" / "job.toml")
-    changed = with_value(made, change, {"training.lr": 5e-5, "training.steps": 9, "save.keep": 9, "sample.every": 9, "job.gpus": [1]}[change])
+    changed = with_value(
+        made,
+        change,
+        {"training.lr": 5e-5, "training.steps": 9, "save.keep": 9, "sample.every": 9, "job.gpus": [1]}[change],
+    )
     assert read_run_folder(changed, folder, tmp_path).differences == []
 
 
-@pytest.mark.parametrize(("change", "value"), [("target.rank", 32), ("job.seed", 1), ("training.lr_scheduler", "cosine"), ("datasets[0].path", "other"), ("datasets[0].num_frames", 33), ("target.alpha", 4.0)])
+@pytest.mark.parametrize(
+    ("change", "value"),
+    [
+        ("target.rank", 32),
+        ("job.seed", 1),
+        ("training.lr_scheduler", "cosine"),
+        ("datasets[0].path", "other"),
+        ("datasets[0].num_frames", 33),
+        ("target.alpha", 4.0),
+    ],
+)
 def test_another_job_in_the_run_folder_is_an_error_that_offers_a_free_name(folder, tmp_path, change, value):
     made = load_job(folder / "job.toml")
     (tmp_path / "orbit").mkdir()
@@ -188,7 +224,16 @@ def test_a_damaged_job_in_the_run_folder_is_another_job(folder, tmp_path):
     assert len(run.differences) == 1 and "cannot be read" in run.differences[0]
 
 
-@pytest.mark.parametrize(("name", "taken", "free"), [("orbit", [], "orbit_2"), ("orbit_v1", ["orbit_v2"], "orbit_v3"), ("7", [], "7_2"), ("x" * 64, [], "x" * 63 + "2"), ("a9", [], "a10")])
+@pytest.mark.parametrize(
+    ("name", "taken", "free"),
+    [
+        ("orbit", [], "orbit_2"),
+        ("orbit_v1", ["orbit_v2"], "orbit_v3"),
+        ("7", [], "7_2"),
+        ("x" * 64, [], "x" * 63 + "2"),
+        ("a9", [], "a10"),
+    ],
+)
 def test_free_names(tmp_path, name, taken, free):
     for other in taken:
         (tmp_path / other).mkdir()
@@ -214,7 +259,10 @@ def test_a_full_disk_is_said_in_numbers():
     known = facts(machine=machine(gpu(), disk_gib=1))
     (finding,) = [f for f in check(job(), known) if f.code == "disk-too-small"]
     # rank 16: 40 x 16 x (8 x 10240 + 2 x 18944) = 76.7 million parameters an expert; (4 + 8) bytes each, two experts
-    assert f"a checkpoint is {2 * 76_677_120 * 12 / GIB:.1f} GiB" in finding.message and "1.0 GiB are free at /data" in finding.message
+    assert (
+        f"a checkpoint is {2 * 76_677_120 * 12 / GIB:.1f} GiB" in finding.message
+        and "1.0 GiB are free at /data" in finding.message
+    )
 
 
 # Showing
@@ -222,7 +270,13 @@ def test_a_full_disk_is_said_in_numbers():
 
 def test_findings_as_text():
     found = [
-        Finding(code="frames-4n-plus-1", severity="error", field="datasets[0].num_frames", message="word " * 40, fix="Set it to 41"),
+        Finding(
+            code="frames-4n-plus-1",
+            severity="error",
+            field="datasets[0].num_frames",
+            message="word " * 40,
+            fix="Set it to 41",
+        ),
         Finding(code="b", severity="warning", field="x", message="m", fix=""),
     ]
     text = render(found, width=60)
@@ -232,11 +286,20 @@ def test_findings_as_text():
     assert has_errors(found) and not has_errors(found[1:])
 
 
-@pytest.mark.parametrize(("severities", "words"), [([], "nothing found"), (["error"] * 2 + ["advice"] * 2, "2 errors, 2 advice"), (["warning"], "1 warning")])
+@pytest.mark.parametrize(
+    ("severities", "words"),
+    [([], "nothing found"), (["error"] * 2 + ["advice"] * 2, "2 errors, 2 advice"), (["warning"], "1 warning")],
+)
 def test_the_count(severities, words):
     assert summary([Finding(code="c", severity=s, field="f", message="m", fix="") for s in severities]) == words
 
 
 def test_checking_imports_no_torch_and_no_textual():
-    code = "import sys, presets.rules.check, presets.recipes.recommend; print(sorted({'torch', 'diffusers', 'transformers', 'peft', 'textual'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout == "[]\n"
+    code = (
+        "import sys, presets.rules.check, presets.recipes.recommend; print(sorted({'torch', 'diffusers',"
+        " 'transformers', 'peft', 'textual'} & set(sys.modules)))"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+        == "[]\n"
+    )

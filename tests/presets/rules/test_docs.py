@@ -29,15 +29,27 @@ def test_the_page_holds_every_field_and_every_rule():
 
 def test_the_page_says_which_precision_runs_where():
     text = page()
-    assert '| `quantization.transformer = "float8"` | 8.9 | multiplied in 8 bits' in text and '| `quantization.transformer = "qfloat8"` | 8.0 | ' in text
+    assert (
+        '| `quantization.transformer = "float8"` | 8.9 | multiplied in 8 bits' in text
+        and '| `quantization.transformer = "qfloat8"` | 8.0 | ' in text
+    )
     for name, table in (("transformer", TRANSFORMER), ("text_encoder", TEXT_ENCODER)):
         values = FIELDS[f"quantization.{name}"].type_text
-        assert all(f'"{value}"' in values for value in table) and values.count('"') == 2 * len(table), "each value of the field, and no other"
+        assert all(f'"{value}"' in values for value in table) and values.count('"') == 2 * len(table), (
+            "each value of the field, and no other"
+        )
 
 
 def test_what_reading_can_find_is_on_the_page():
     codes = set()
-    for module in ("clips/clip_facts", "clips/media", "base/model_facts", "base/composition", "base/part_facts", "base/fetch_plan"):
+    for module in (
+        "clips/clip_facts",
+        "clips/media",
+        "base/model_facts",
+        "base/composition",
+        "base/part_facts",
+        "base/fetch_plan",
+    ):
         source = (Path(presets.__file__).parent / f"{module}.py").read_text("utf-8")
         codes |= set(re.findall(r'(?:code=|_error\(|_advice\(|problem\()"([a-z0-9-]+)"', source))
     assert codes | {code for code, _, _ in WRONG.values()} == set(READING)

@@ -37,108 +37,508 @@ def own_prompt(**own: Any) -> dict[str, Any]:
 # code, field, job, facts, what the fix sets (None: nothing can be set)
 CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
     # frames
-    ("frames-4n-plus-1", "datasets[0].num_frames", job(datasets=[{"num_frames": 40}]), facts(), {"datasets[0].num_frames": 41}),
-    ("frames-4n-plus-1", "datasets[0].num_frames", job(datasets=[{"num_frames": 40}]), facts(clips(frames=40)), {"datasets[0].num_frames": 37}),
-    ("frames-4n-plus-1", "datasets[0].num_frames", job(datasets=[{"num_frames": 39}]), facts(), {"datasets[0].num_frames": 37}),
-    ("frames-4n-plus-1", "datasets[0].num_frames", job(datasets=[{"num_frames": 2}]), facts(), {"datasets[0].num_frames": 1}),
-    ("frames-4n-plus-1", "datasets[1].num_frames", job(datasets=[{}, {"num_frames": 42}]), facts(clips(), clips()), {"datasets[1].num_frames": 41}),
+    (
+        "frames-4n-plus-1",
+        "datasets[0].num_frames",
+        job(datasets=[{"num_frames": 40}]),
+        facts(),
+        {"datasets[0].num_frames": 41},
+    ),
+    (
+        "frames-4n-plus-1",
+        "datasets[0].num_frames",
+        job(datasets=[{"num_frames": 40}]),
+        facts(clips(frames=40)),
+        {"datasets[0].num_frames": 37},
+    ),
+    (
+        "frames-4n-plus-1",
+        "datasets[0].num_frames",
+        job(datasets=[{"num_frames": 39}]),
+        facts(),
+        {"datasets[0].num_frames": 37},
+    ),
+    (
+        "frames-4n-plus-1",
+        "datasets[0].num_frames",
+        job(datasets=[{"num_frames": 2}]),
+        facts(),
+        {"datasets[0].num_frames": 1},
+    ),
+    (
+        "frames-4n-plus-1",
+        "datasets[1].num_frames",
+        job(datasets=[{}, {"num_frames": 42}]),
+        facts(clips(), clips()),
+        {"datasets[1].num_frames": 41},
+    ),
     ("frames-4n-plus-1", "sample.num_frames", job(sample={"num_frames": 80}), facts(), {"sample.num_frames": 81}),
-    ("frames-beyond-81", "datasets[0].num_frames", job(datasets=[{"num_frames": 85}]), facts(clips(frames=85)), {"datasets[0].num_frames": 81}),
+    (
+        "frames-beyond-81",
+        "datasets[0].num_frames",
+        job(datasets=[{"num_frames": 85}]),
+        facts(clips(frames=85)),
+        {"datasets[0].num_frames": 81},
+    ),
     ("frames-beyond-81", "sample.num_frames", job(sample=prompts(num_frames=121)), facts(), {"sample.num_frames": 81}),
     ("clip-too-short", "datasets[0].num_frames", job(), facts(short), {"datasets[0].num_frames": 29}),
     ("clip-too-short", "datasets[0].num_frames", job(), facts([*clips(11), clip("s.mp4", frames=4)]), None),
-    ("clip-too-short", "datasets[0].num_frames", job(datasets=[{"sampling": "realtime"}]), facts(clips(frames=60, fps=30)), {"datasets[0].num_frames": 29}),
-    ("one-frame-of-video", "datasets[0].num_frames", job(datasets=[{"num_frames": 1}]), facts(clips(frames=33)), {"datasets[0].num_frames": 33}),
+    (
+        "clip-too-short",
+        "datasets[0].num_frames",
+        job(datasets=[{"sampling": "realtime"}]),
+        facts(clips(frames=60, fps=30)),
+        {"datasets[0].num_frames": 29},
+    ),
+    (
+        "one-frame-of-video",
+        "datasets[0].num_frames",
+        job(datasets=[{"num_frames": 1}]),
+        facts(clips(frames=33)),
+        {"datasets[0].num_frames": 33},
+    ),
     ("frames-mismatch", "sample.num_frames", job(sample=prompts(num_frames=81)), facts(), {"sample.num_frames": 41}),
     ("frames-mismatch", "sample.num_frames", job(sample=prompts(num_frames=21)), facts(), {"sample.num_frames": 41}),
-    ("speed-factor", "datasets[0].num_frames", job(datasets=[{"num_frames": 33}]), facts(clips(frames=65)), {"datasets[0].num_frames": 65}),
+    (
+        "speed-factor",
+        "datasets[0].num_frames",
+        job(datasets=[{"num_frames": 33}]),
+        facts(clips(frames=65)),
+        {"datasets[0].num_frames": 65},
+    ),
     ("speed-factor", "datasets[0].num_frames", job(), facts(clips(frames=60, fps=30)), {"datasets[0].num_frames": 33}),
     ("speed-factor", "datasets[0].sampling", job(), facts(clips(frames=160)), {"datasets[0].sampling": "realtime"}),
     ("speed-factor", "datasets[0].num_frames", job(), facts(clips(frames=81)), {"datasets[0].num_frames": 81}),
-    ("speed-factor", "datasets[0].sampling", job(), facts(clips(frames=81), machine=machine(gpu(24))), {"datasets[0].sampling": "realtime"}),
-    ("speed-factor", "datasets[0].num_frames", job(), facts([*clips(6, frames=160), *clips(6, frames=60, fps=60)]), None),
+    (
+        "speed-factor",
+        "datasets[0].sampling",
+        job(),
+        facts(clips(frames=81), machine=machine(gpu(24))),
+        {"datasets[0].sampling": "realtime"},
+    ),
+    (
+        "speed-factor",
+        "datasets[0].num_frames",
+        job(),
+        facts([*clips(6, frames=160), *clips(6, frames=60, fps=60)]),
+        None,
+    ),
     # clips
     ("clip-too-small", "datasets[0].path", job(), facts([*clips(), clip("thin.mp4", width=800, height=15)]), None),
     ("images-among-clips", "datasets[0].path", job(), facts([*clips(), image("start.png")]), None),
-    ("images-among-clips", "datasets[1].path", job(datasets=[{}, {"regularization": True}]), facts(clips(), [*clips(), image("00.png")]), None),
-    ("clip-below-resolution", "datasets[0].resolutions", job(), facts(clips(width=320, height=240)), {"datasets[0].resolutions": [278]}),
-    ("clip-below-resolution", "datasets[0].resolutions", job(), facts([*clips(), clip("small.mp4", width=320, height=240)]), None),
-    ("resolution-not-reached", "datasets[0].resolutions", job(datasets=[{"resolutions": [512, 832, 1024]}]), facts(), {"datasets[0].resolutions": [512, 832]}),
-    ("resolution-not-reached", "datasets[0].resolutions", job(datasets=[{"resolutions": [1280, 1024, 768]}]), facts(), {"datasets[0].resolutions": [1024, 768]}),
-    ("resolution-not-reached", "datasets[0].resolutions", job(datasets=[{"resolutions": [1024, 1024]}]), facts(clips(width=1024, height=1024)), {"datasets[0].resolutions": [1024]}),
-    ("bucket-1024-tight", "datasets[0].resolutions", job(datasets=[{"resolutions": [512, 1024]}], training={"deterministic": False}), facts(clips(width=1280, height=1280), machine=machine(gpu(16))), {"datasets[0].resolutions": [512]}),
-    ("bucket-1024-tight", "datasets[0].resolutions", job(datasets=[{"resolutions": [1024]}], training={"deterministic": False}), facts(clips(width=1280, height=1280), machine=machine(gpu(16))), {"datasets[0].resolutions": [512]}),
+    (
+        "images-among-clips",
+        "datasets[1].path",
+        job(datasets=[{}, {"regularization": True}]),
+        facts(clips(), [*clips(), image("00.png")]),
+        None,
+    ),
+    (
+        "clip-below-resolution",
+        "datasets[0].resolutions",
+        job(),
+        facts(clips(width=320, height=240)),
+        {"datasets[0].resolutions": [278]},
+    ),
+    (
+        "clip-below-resolution",
+        "datasets[0].resolutions",
+        job(),
+        facts([*clips(), clip("small.mp4", width=320, height=240)]),
+        None,
+    ),
+    (
+        "resolution-not-reached",
+        "datasets[0].resolutions",
+        job(datasets=[{"resolutions": [512, 832, 1024]}]),
+        facts(),
+        {"datasets[0].resolutions": [512, 832]},
+    ),
+    (
+        "resolution-not-reached",
+        "datasets[0].resolutions",
+        job(datasets=[{"resolutions": [1280, 1024, 768]}]),
+        facts(),
+        {"datasets[0].resolutions": [1024, 768]},
+    ),
+    (
+        "resolution-not-reached",
+        "datasets[0].resolutions",
+        job(datasets=[{"resolutions": [1024, 1024]}]),
+        facts(clips(width=1024, height=1024)),
+        {"datasets[0].resolutions": [1024]},
+    ),
+    (
+        "bucket-1024-tight",
+        "datasets[0].resolutions",
+        job(datasets=[{"resolutions": [512, 1024]}], training={"deterministic": False}),
+        facts(clips(width=1280, height=1280), machine=machine(gpu(16))),
+        {"datasets[0].resolutions": [512]},
+    ),
+    (
+        "bucket-1024-tight",
+        "datasets[0].resolutions",
+        job(datasets=[{"resolutions": [1024]}], training={"deterministic": False}),
+        facts(clips(width=1280, height=1280), machine=machine(gpu(16))),
+        {"datasets[0].resolutions": [512]},
+    ),
     ("scene-cuts", "datasets[0].path", job(), facts(cuts={"/clips/03.mp4": [8, 20], "/clips/04.mp4": []}), None),
     ("too-few-clips", "datasets[0].path", job(), facts(clips(9)), None),
     ("clip-hdr", "datasets[0].path", job(), facts([*clips(), clip("hdr.mp4", hdr=True)]), None),
     ("clip-untagged", "datasets[0].path", job(), facts([*clips(), clip("old.mp4", untagged_hd=True)]), None),
     # datasets
-    ("latent-cache-multi-frame", "datasets[0].cache_latents", job(datasets=[{"cache_latents": True}]), facts(), {"datasets[0].cache_latents": False}),
-    ("nothing-to-learn", "datasets[0].regularization", job(datasets=[{"regularization": True}]), facts(), {"datasets[0].regularization": False}),
-    ("dataset-weight-zero", "datasets[0].weight", job(datasets=[{"weight": 0.0}]), facts(), {"datasets[0].weight": 1.0}),
-    ("reg-too-much", "datasets[0].repeats", job(datasets=[{"repeats": 2}, {"regularization": True}]), facts(clips(5), clips(20)), {"datasets[0].repeats": 4}),
-    ("reg-too-much", "datasets[1].repeats", job(datasets=[{"regularization": True, "repeats": 2}, {}, {}]), facts(clips(), clips(5), clips(5)), {"datasets[1].repeats": 3, "datasets[2].repeats": 3}),
-    ("reg-with-trigger", "datasets[1].path", job("character", job={"trigger": "frung"}, datasets=[{}, {"regularization": True}]), facts(clips(caption="[trigger]"), clips(caption="[trigger], a man")), None),
-    ("reg-with-trigger", "datasets[1].default_caption", job("character", job={"trigger": "frung"}, datasets=[{}, {"regularization": True, "default_caption": "Frung runs"}]), facts(clips(caption="[trigger]"), clips(caption="")), {"datasets[1].default_caption": "person runs"}),
-    ("flip-with-motion", "datasets[0].flip_x", job(datasets=[{"flip_x": True, "flip_y": True}]), facts(), {"datasets[0].flip_x": False, "datasets[0].flip_y": False}),
-    ("flip-with-motion", "datasets[0].flip_y", job("character", datasets=[{"flip_y": True}]), facts(), {"datasets[0].flip_y": False}),
-    ("batch-multiple-buckets", "training.batch_size", job(training={"batch_size": 2}), facts([*clips(), clip("wide.mp4", width=1280, height=720)]), {"training.batch_size": 1}),
+    (
+        "latent-cache-multi-frame",
+        "datasets[0].cache_latents",
+        job(datasets=[{"cache_latents": True}]),
+        facts(),
+        {"datasets[0].cache_latents": False},
+    ),
+    (
+        "nothing-to-learn",
+        "datasets[0].regularization",
+        job(datasets=[{"regularization": True}]),
+        facts(),
+        {"datasets[0].regularization": False},
+    ),
+    (
+        "dataset-weight-zero",
+        "datasets[0].weight",
+        job(datasets=[{"weight": 0.0}]),
+        facts(),
+        {"datasets[0].weight": 1.0},
+    ),
+    (
+        "reg-too-much",
+        "datasets[0].repeats",
+        job(datasets=[{"repeats": 2}, {"regularization": True}]),
+        facts(clips(5), clips(20)),
+        {"datasets[0].repeats": 4},
+    ),
+    (
+        "reg-too-much",
+        "datasets[1].repeats",
+        job(datasets=[{"regularization": True, "repeats": 2}, {}, {}]),
+        facts(clips(), clips(5), clips(5)),
+        {"datasets[1].repeats": 3, "datasets[2].repeats": 3},
+    ),
+    (
+        "reg-with-trigger",
+        "datasets[1].path",
+        job("character", job={"trigger": "frung"}, datasets=[{}, {"regularization": True}]),
+        facts(clips(caption="[trigger]"), clips(caption="[trigger], a man")),
+        None,
+    ),
+    (
+        "reg-with-trigger",
+        "datasets[1].default_caption",
+        job(
+            "character",
+            job={"trigger": "frung"},
+            datasets=[{}, {"regularization": True, "default_caption": "Frung runs"}],
+        ),
+        facts(clips(caption="[trigger]"), clips(caption="")),
+        {"datasets[1].default_caption": "person runs"},
+    ),
+    (
+        "flip-with-motion",
+        "datasets[0].flip_x",
+        job(datasets=[{"flip_x": True, "flip_y": True}]),
+        facts(),
+        {"datasets[0].flip_x": False, "datasets[0].flip_y": False},
+    ),
+    (
+        "flip-with-motion",
+        "datasets[0].flip_y",
+        job("character", datasets=[{"flip_y": True}]),
+        facts(),
+        {"datasets[0].flip_y": False},
+    ),
+    (
+        "batch-multiple-buckets",
+        "training.batch_size",
+        job(training={"batch_size": 2}),
+        facts([*clips(), clip("wide.mp4", width=1280, height=720)]),
+        {"training.batch_size": 1},
+    ),
     # captions
     ("caption-or-default", "datasets[0].default_caption", job(), facts(clips(caption="")), None),
-    ("caption-or-default", "datasets[0].default_caption", job(), facts([*clips(), clip("z.mp4", caption="")]), {"datasets[0].default_caption": "orbit 360 around the subject"}),
-    ("caption-or-default", "datasets[0].default_caption", job("character", job={"trigger": "frung"}), facts(clips(caption="")), {"datasets[0].default_caption": "[trigger], person"}),
+    (
+        "caption-or-default",
+        "datasets[0].default_caption",
+        job(),
+        facts([*clips(), clip("z.mp4", caption="")]),
+        {"datasets[0].default_caption": "orbit 360 around the subject"},
+    ),
+    (
+        "caption-or-default",
+        "datasets[0].default_caption",
+        job("character", job={"trigger": "frung"}),
+        facts(clips(caption="")),
+        {"datasets[0].default_caption": "[trigger], person"},
+    ),
     ("trigger-missing-in-captions", "datasets[0].path", job(job={"trigger": "frung"}), facts(), None),
-    ("trigger-missing-in-captions", "datasets[0].default_caption", job(job={"trigger": "frung"}, datasets=[{"default_caption": "a man"}]), facts(clips(caption="")), {"datasets[0].default_caption": "[trigger], a man"}),
+    (
+        "trigger-missing-in-captions",
+        "datasets[0].default_caption",
+        job(job={"trigger": "frung"}, datasets=[{"default_caption": "a man"}]),
+        facts(clips(caption="")),
+        {"datasets[0].default_caption": "[trigger], a man"},
+    ),
     ("trigger-placeholder-empty", "job.trigger", job(), facts(clips(caption="[trigger], a man")), None),
-    ("trigger-placeholder-empty", "job.trigger", job(sample={"prompts": [{"prompt": "[trigger] walks", "ctrl_img": "IMAGE"}]}), facts(), None),
-    ("unload-te-with-captions", "training.unload_text_encoder", job(training={"unload_text_encoder": True}), facts(), {"training.unload_text_encoder": False}),
-    ("text-cache-and-dropout", "datasets[0].caption_dropout", job(training={"cache_text_embeddings": True}), facts(), {"datasets[0].caption_dropout": 0.0}),
-    ("text-cache-and-trigger", "training.cache_text_embeddings", job(job={"trigger": "frung"}, training={"cache_text_embeddings": True}), facts(clips(caption="[trigger], a man")), {"training.cache_text_embeddings": False}),
+    (
+        "trigger-placeholder-empty",
+        "job.trigger",
+        job(sample={"prompts": [{"prompt": "[trigger] walks", "ctrl_img": "IMAGE"}]}),
+        facts(),
+        None,
+    ),
+    (
+        "unload-te-with-captions",
+        "training.unload_text_encoder",
+        job(training={"unload_text_encoder": True}),
+        facts(),
+        {"training.unload_text_encoder": False},
+    ),
+    (
+        "text-cache-and-dropout",
+        "datasets[0].caption_dropout",
+        job(training={"cache_text_embeddings": True}),
+        facts(),
+        {"datasets[0].caption_dropout": 0.0},
+    ),
+    (
+        "text-cache-and-trigger",
+        "training.cache_text_embeddings",
+        job(job={"trigger": "frung"}, training={"cache_text_embeddings": True}),
+        facts(clips(caption="[trigger], a man")),
+        {"training.cache_text_embeddings": False},
+    ),
     # sample
     ("sample-needs-ctrl-img", "sample.prompts[0].ctrl_img", job(sample={"prompts": [PROMPT]}), facts(), None),
-    ("sample-needs-ctrl-img", "sample.prompts[1].ctrl_img", job(sample={"prompts": [{"prompt": "a", "ctrl_img": "IMAGE"}, {"prompt": "b", "ctrl_img": "nowhere.png"}]}), facts(), None),
+    (
+        "sample-needs-ctrl-img",
+        "sample.prompts[1].ctrl_img",
+        job(sample={"prompts": [{"prompt": "a", "ctrl_img": "IMAGE"}, {"prompt": "b", "ctrl_img": "nowhere.png"}]}),
+        facts(),
+        None,
+    ),
     ("sample-no-prompts", "sample.prompts", job(), facts(), None),
-    ("sample-prompt-empty", "sample.prompts[0].prompt", job(sample={"prompts": [{"prompt": " ", "ctrl_img": "IMAGE"}]}), facts(), None),
+    (
+        "sample-prompt-empty",
+        "sample.prompts[0].prompt",
+        job(sample={"prompts": [{"prompt": " ", "ctrl_img": "IMAGE"}]}),
+        facts(),
+        None,
+    ),
     ("dimension-multiple-of-16", "sample.width", job(sample={"width": 500}), facts(), {"sample.width": 496}),
     ("dimension-multiple-of-16", "sample.height", job(sample={"height": 1080}), facts(), {"sample.height": 1088}),
     ("sample-every-save-every", "sample.every", job(sample=prompts(every=100)), facts(), {"sample.every": 250}),
     ("sample-fps-16", "sample.fps", job(sample=prompts(fps=24)), facts(), {"sample.fps": 16}),
-    ("sample-negative-unused", "sample.negative", job(sample=prompts(negative="blur", guidance=1.0)), facts(), {"sample.negative": ""}),
-    ("dimension-multiple-of-16", "sample.prompts[0].height", job(sample=own_prompt(height=1080)), facts(), {"sample.prompts[0].height": 1088}),
-    ("frames-4n-plus-1", "sample.prompts[0].num_frames", job(sample=own_prompt(num_frames=42)), facts(), {"sample.prompts[0].num_frames": 41}),
-    ("frames-beyond-81", "sample.prompts[0].num_frames", job(sample=own_prompt(num_frames=121)), facts(), {"sample.prompts[0].num_frames": 81}),
-    ("frames-mismatch", "sample.prompts[0].num_frames", job(sample=own_prompt(num_frames=21) | {"num_frames": 81}), facts(), {"sample.prompts[0].num_frames": 41}),
+    (
+        "sample-negative-unused",
+        "sample.negative",
+        job(sample=prompts(negative="blur", guidance=1.0)),
+        facts(),
+        {"sample.negative": ""},
+    ),
+    (
+        "dimension-multiple-of-16",
+        "sample.prompts[0].height",
+        job(sample=own_prompt(height=1080)),
+        facts(),
+        {"sample.prompts[0].height": 1088},
+    ),
+    (
+        "frames-4n-plus-1",
+        "sample.prompts[0].num_frames",
+        job(sample=own_prompt(num_frames=42)),
+        facts(),
+        {"sample.prompts[0].num_frames": 41},
+    ),
+    (
+        "frames-beyond-81",
+        "sample.prompts[0].num_frames",
+        job(sample=own_prompt(num_frames=121)),
+        facts(),
+        {"sample.prompts[0].num_frames": 81},
+    ),
+    (
+        "frames-mismatch",
+        "sample.prompts[0].num_frames",
+        job(sample=own_prompt(num_frames=21) | {"num_frames": 81}),
+        facts(),
+        {"sample.prompts[0].num_frames": 41},
+    ),
     # the accelerator
-    ("accelerator-unreadable", "sample.accelerator", job(sample=prompts(accelerator="/nowhere.safetensors")), facts(), None),
-    ("accelerator-unreadable", "sample.accelerator_low", job(sample=prompts(accelerator_low="/nowhere.safetensors")), facts(), None),
+    (
+        "accelerator-unreadable",
+        "sample.accelerator",
+        job(sample=prompts(accelerator="/nowhere.safetensors")),
+        facts(),
+        None,
+    ),
+    (
+        "accelerator-unreadable",
+        "sample.accelerator_low",
+        job(sample=prompts(accelerator_low="/nowhere.safetensors")),
+        facts(),
+        None,
+    ),
     ("accelerator-expert", "sample.accelerator", job(sample=prompts(accelerator_low="/a.safetensors")), facts(), None),
-    ("accelerator-expert", "sample.accelerator_low", job(sample=prompts(accelerator="/4steps-HIGH-rank64.safetensors")), facts(), None),
-    ("accelerator-expert", "sample.accelerator", job(sample=prompts(accelerator="/low_noise_model.safetensors")), facts(), None),
-    ("accelerator-expert", "sample.accelerator", job(sample=prompts(accelerator="/a_low.safetensors", accelerator_low="/a_high.safetensors")), facts(), {"sample.accelerator": "/a_high.safetensors", "sample.accelerator_low": "/a_low.safetensors"}),
-    ("accelerator-guidance", "sample.guidance", job(sample=prompts(accelerator="/a.safetensors", steps=4)), facts(), {"sample.guidance": 1.0}),
-    ("accelerator-guidance", "sample.guidance_low", job(sample=prompts(accelerator="/a.safetensors", guidance=1.0, guidance_low=3.0)), facts(), {"sample.guidance": 1.0, "sample.guidance_low": 1.0}),
-    ("accelerator-steps", "sample.steps", job(sample=prompts(accelerator="/a.safetensors", steps=25)), facts(), {"sample.steps": 4}),
+    (
+        "accelerator-expert",
+        "sample.accelerator_low",
+        job(sample=prompts(accelerator="/4steps-HIGH-rank64.safetensors")),
+        facts(),
+        None,
+    ),
+    (
+        "accelerator-expert",
+        "sample.accelerator",
+        job(sample=prompts(accelerator="/low_noise_model.safetensors")),
+        facts(),
+        None,
+    ),
+    (
+        "accelerator-expert",
+        "sample.accelerator",
+        job(sample=prompts(accelerator="/a_low.safetensors", accelerator_low="/a_high.safetensors")),
+        facts(),
+        {"sample.accelerator": "/a_high.safetensors", "sample.accelerator_low": "/a_low.safetensors"},
+    ),
+    (
+        "accelerator-guidance",
+        "sample.guidance",
+        job(sample=prompts(accelerator="/a.safetensors", steps=4)),
+        facts(),
+        {"sample.guidance": 1.0},
+    ),
+    (
+        "accelerator-guidance",
+        "sample.guidance_low",
+        job(sample=prompts(accelerator="/a.safetensors", guidance=1.0, guidance_low=3.0)),
+        facts(),
+        {"sample.guidance": 1.0, "sample.guidance_low": 1.0},
+    ),
+    (
+        "accelerator-steps",
+        "sample.steps",
+        job(sample=prompts(accelerator="/a.safetensors", steps=25)),
+        facts(),
+        {"sample.steps": 4},
+    ),
     # training
-    ("dop-excludes-cached-text", "training.cache_text_embeddings", job(job={"trigger": "x"}, training={"dop": True, "cache_text_embeddings": True}), facts(), {"training.cache_text_embeddings": False}),
+    (
+        "dop-excludes-cached-text",
+        "training.cache_text_embeddings",
+        job(job={"trigger": "x"}, training={"dop": True, "cache_text_embeddings": True}),
+        facts(),
+        {"training.cache_text_embeddings": False},
+    ),
     ("dop-needs-trigger", "job.trigger", job(training={"dop": True}), facts(), {"training.dop": False}),
-    ("dop-needs-trigger", "training.dop_class", job("style", job={"trigger": "x"}, training={"dop": True, "dop_class": " "}), facts(), {"training.dop_class": "scene"}),
-    ("bpp-excludes-dop", "training.blank_prompt_preservation", job(job={"trigger": "x"}, training={"dop": True, "blank_prompt_preservation": True}), facts(), {"training.blank_prompt_preservation": False}),
-    ("blank-prompt-with-dropout", "datasets[1].caption_dropout", job(training={"blank_prompt_preservation": True}, datasets=[{"caption_dropout": 0.0}, {}]), facts(clips(), clips()), {"datasets[1].caption_dropout": 0.0}),
-    ("dop-with-motion", "training.dop", job(job={"trigger": "x"}, training={"dop": True}), facts(), {"training.dop": False}),
+    (
+        "dop-needs-trigger",
+        "training.dop_class",
+        job("style", job={"trigger": "x"}, training={"dop": True, "dop_class": " "}),
+        facts(),
+        {"training.dop_class": "scene"},
+    ),
+    (
+        "bpp-excludes-dop",
+        "training.blank_prompt_preservation",
+        job(job={"trigger": "x"}, training={"dop": True, "blank_prompt_preservation": True}),
+        facts(),
+        {"training.blank_prompt_preservation": False},
+    ),
+    (
+        "blank-prompt-with-dropout",
+        "datasets[1].caption_dropout",
+        job(training={"blank_prompt_preservation": True}, datasets=[{"caption_dropout": 0.0}, {}]),
+        facts(clips(), clips()),
+        {"datasets[1].caption_dropout": 0.0},
+    ),
+    (
+        "dop-with-motion",
+        "training.dop",
+        job(job={"trigger": "x"}, training={"dop": True}),
+        facts(),
+        {"training.dop": False},
+    ),
     ("too-many-steps", "training.steps", job(training={"steps": 5000}), facts(), {"training.steps": 2500}),
-    ("warmup-beyond-steps", "training.warmup_steps", job(training={"warmup_steps": 2000}), facts(), {"training.warmup_steps": 100}),
+    (
+        "warmup-beyond-steps",
+        "training.warmup_steps",
+        job(training={"warmup_steps": 2000}),
+        facts(),
+        {"training.warmup_steps": 100},
+    ),
     ("learning-rate-high", "training.lr", job(training={"lr": 1e-3}), facts(), {"training.lr": 1e-4}),
-    ("learning-rate-high", "multistage.low.lr", job(multistage={"low": {"lr": 2e-3}}), facts(), {"multistage.low.lr": 1e-4}),
+    (
+        "learning-rate-high",
+        "multistage.low.lr",
+        job(multistage={"low": {"lr": 2e-3}}),
+        facts(),
+        {"multistage.low.lr": 1e-4},
+    ),
     ("learning-rate-prodigy", "training.lr", job(training={"optimizer": "prodigy"}), facts(), {"training.lr": 1.0}),
-    ("optimizer-unavailable", "training.optimizer", job(training={"optimizer": "adamw8bit"}), facts(packages=frozenset()), {"training.optimizer": "adamw"}),
-    ("optimizer-unavailable", "training.optimizer", job(training={"optimizer": "adamw8bit"}), facts(machine=machine()), {"training.optimizer": "adamw"}),
-    ("optimizer-unavailable", "training.optimizer", job(training={"optimizer": "adamw8bit"}), facts(machine=machine(gpu(capability=(5, 2)))), {"training.optimizer": "adamw"}),
-    ("optimizer-unavailable", "training.optimizer", job(training={"optimizer": "prodigy", "lr": 1.0}), facts(packages=frozenset({"bitsandbytes"})), {"training.optimizer": "adamw"}),
+    (
+        "optimizer-unavailable",
+        "training.optimizer",
+        job(training={"optimizer": "adamw8bit"}),
+        facts(packages=frozenset()),
+        {"training.optimizer": "adamw"},
+    ),
+    (
+        "optimizer-unavailable",
+        "training.optimizer",
+        job(training={"optimizer": "adamw8bit"}),
+        facts(machine=machine()),
+        {"training.optimizer": "adamw"},
+    ),
+    (
+        "optimizer-unavailable",
+        "training.optimizer",
+        job(training={"optimizer": "adamw8bit"}),
+        facts(machine=machine(gpu(capability=(5, 2)))),
+        {"training.optimizer": "adamw"},
+    ),
+    (
+        "optimizer-unavailable",
+        "training.optimizer",
+        job(training={"optimizer": "prodigy", "lr": 1.0}),
+        facts(packages=frozenset({"bitsandbytes"})),
+        {"training.optimizer": "adamw"},
+    ),
     ("timestep-bias-kind", "training.timestep_bias", job("style"), facts(), {"training.timestep_bias": "high_noise"}),
-    ("timestep-bias-kind", "training.timestep_bias", job(training={"timestep_bias": "low_noise"}), facts(), {"training.timestep_bias": "balanced"}),
-    ("timestep-bias-kind", "training.timestep_bias", job("character", training={"timestep_bias": "high_noise"}), facts(), {"training.timestep_bias": "balanced"}),
-    ("warmup-misses-expert", "training.warmup_steps", job(training={"warmup_steps": 10}), facts(), {"training.warmup_steps": 20}),
-    ("warmup-misses-expert", "training.warmup_steps", job(training={"warmup_steps": 25}, multistage={"high": {"share": 3.0}}), facts(), {"training.warmup_steps": 40}),
+    (
+        "timestep-bias-kind",
+        "training.timestep_bias",
+        job(training={"timestep_bias": "low_noise"}),
+        facts(),
+        {"training.timestep_bias": "balanced"},
+    ),
+    (
+        "timestep-bias-kind",
+        "training.timestep_bias",
+        job("character", training={"timestep_bias": "high_noise"}),
+        facts(),
+        {"training.timestep_bias": "balanced"},
+    ),
+    (
+        "warmup-misses-expert",
+        "training.warmup_steps",
+        job(training={"warmup_steps": 10}),
+        facts(),
+        {"training.warmup_steps": 20},
+    ),
+    (
+        "warmup-misses-expert",
+        "training.warmup_steps",
+        job(training={"warmup_steps": 25}, multistage={"high": {"share": 3.0}}),
+        facts(),
+        {"training.warmup_steps": 40},
+    ),
     ("warmup-misses-expert", "training.warmup_steps", job(training={"warmup_steps": 5, "steps": 18}), facts(), None),
     ("caption-cut", "datasets[0].path", job(), facts([*clips(), clip("long.mp4", caption="orbit " * 400)]), None),
     ("caption-cut", "datasets[0].default_caption", job(datasets=[{"default_caption": "\u7403" * 800}]), facts(), None),
@@ -146,20 +546,106 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
     ("save-every-beyond-steps", "save.every", job(training={"steps": 200}), facts(), {"save.every": 50}),
     ("keep-few", "save.keep", job(save={"keep": 2}), facts(), {"save.keep": 4}),
     # experts
-    ("stage-none", "multistage.high_noise", job(multistage={"high_noise": False, "low_noise": False}), facts(), {"multistage.high_noise": True, "multistage.low_noise": True}),
-    ("stage-kind", "multistage.high_noise", job(multistage={"high_noise": False}), facts(), {"multistage.high_noise": True}),
-    ("stage-kind", "multistage.low_noise", job("character", multistage={"low_noise": False}), facts(), {"multistage.low_noise": True}),
-    ("switch-every-with-steps", "multistage.switch_every", job(training={"steps": 10}), facts(), {"multistage.switch_every": 2}),
+    (
+        "stage-none",
+        "multistage.high_noise",
+        job(multistage={"high_noise": False, "low_noise": False}),
+        facts(),
+        {"multistage.high_noise": True, "multistage.low_noise": True},
+    ),
+    (
+        "stage-kind",
+        "multistage.high_noise",
+        job(multistage={"high_noise": False}),
+        facts(),
+        {"multistage.high_noise": True},
+    ),
+    (
+        "stage-kind",
+        "multistage.low_noise",
+        job("character", multistage={"low_noise": False}),
+        facts(),
+        {"multistage.low_noise": True},
+    ),
+    (
+        "switch-every-with-steps",
+        "multistage.switch_every",
+        job(training={"steps": 10}),
+        facts(),
+        {"multistage.switch_every": 2},
+    ),
     ("boundary-out-of-range", "model.boundary", job(model={"boundary": 875.0}), facts(), {"model.boundary": 0.875}),
-    ("expert-settings-unused", "multistage.high.lr", job("style", training={"timestep_bias": "high_noise"}, multistage={"high_noise": False, "high": {"lr": 5e-5, "rank": 32, "share": 2.0}}), facts(), {"multistage.high.lr": None, "multistage.high.rank": None, "multistage.high.share": 1.0}),
-    ("expert-settings-unused", "multistage.low.share", job("style", training={"timestep_bias": "high_noise"}, multistage={"high_noise": False, "low": {"lr": 5e-5, "share": 2.0}}), facts(), {"multistage.low.share": 1.0}),
-    ("expert-share-extreme", "multistage.low.share", job(multistage={"high": {"share": 1000.0}}), facts(), {"multistage.high.share": 1.0}),
-    ("expert-share-extreme", "multistage.switch_every", job(training={"steps": 18}), facts(), {"multistage.switch_every": 9}),
-    ("expert-share-extreme", "multistage.switch_every", job(training={"steps": 15}, multistage={"low": {"share": 9.0}}), facts(), {"multistage.switch_every": 7, "multistage.low.share": 1.0}),
-    ("expert-share-extreme", "multistage.high.share", job(multistage={"high": {"share": 0.001}}), facts(), {"multistage.high.share": 1.0}),
-    ("rank-headroom", "multistage.low.rank", job(multistage={"low": {"rank": 32}}), facts(machine=machine(gpu(24))), {"multistage.low.rank": 16}),
-    ("learning-rate-high", "multistage.high.lr", job(multistage={"high": {"lr": 2e-3}}), facts(), {"multistage.high.lr": 1e-4}),
-    ("learning-rate-prodigy", "multistage.low.lr", job(training={"optimizer": "prodigy", "lr": 1.0}, multistage={"low": {"lr": 1e-4}}), facts(), {"multistage.low.lr": 1.0}),
+    (
+        "expert-settings-unused",
+        "multistage.high.lr",
+        job(
+            "style",
+            training={"timestep_bias": "high_noise"},
+            multistage={"high_noise": False, "high": {"lr": 5e-5, "rank": 32, "share": 2.0}},
+        ),
+        facts(),
+        {"multistage.high.lr": None, "multistage.high.rank": None, "multistage.high.share": 1.0},
+    ),
+    (
+        "expert-settings-unused",
+        "multistage.low.share",
+        job(
+            "style",
+            training={"timestep_bias": "high_noise"},
+            multistage={"high_noise": False, "low": {"lr": 5e-5, "share": 2.0}},
+        ),
+        facts(),
+        {"multistage.low.share": 1.0},
+    ),
+    (
+        "expert-share-extreme",
+        "multistage.low.share",
+        job(multistage={"high": {"share": 1000.0}}),
+        facts(),
+        {"multistage.high.share": 1.0},
+    ),
+    (
+        "expert-share-extreme",
+        "multistage.switch_every",
+        job(training={"steps": 18}),
+        facts(),
+        {"multistage.switch_every": 9},
+    ),
+    (
+        "expert-share-extreme",
+        "multistage.switch_every",
+        job(training={"steps": 15}, multistage={"low": {"share": 9.0}}),
+        facts(),
+        {"multistage.switch_every": 7, "multistage.low.share": 1.0},
+    ),
+    (
+        "expert-share-extreme",
+        "multistage.high.share",
+        job(multistage={"high": {"share": 0.001}}),
+        facts(),
+        {"multistage.high.share": 1.0},
+    ),
+    (
+        "rank-headroom",
+        "multistage.low.rank",
+        job(multistage={"low": {"rank": 32}}),
+        facts(machine=machine(gpu(24))),
+        {"multistage.low.rank": 16},
+    ),
+    (
+        "learning-rate-high",
+        "multistage.high.lr",
+        job(multistage={"high": {"lr": 2e-3}}),
+        facts(),
+        {"multistage.high.lr": 1e-4},
+    ),
+    (
+        "learning-rate-prodigy",
+        "multistage.low.lr",
+        job(training={"optimizer": "prodigy", "lr": 1.0}, multistage={"low": {"lr": 1e-4}}),
+        facts(),
+        {"multistage.low.lr": 1.0},
+    ),
     ("boundary-unusual", "model.boundary", job(model={"boundary": 0.1}), facts(), {"model.boundary": "model"}),
     ("boundary-unusual", "model.boundary", job(model={"boundary": 0.999}), facts(), {"model.boundary": "model"}),
     ("boundary-out-of-range", "model.boundary", job(model={"boundary": 1.0}), facts(), {"model.boundary": "model"}),
@@ -170,27 +656,100 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
     ("cache-too-small", "model.path", job(), facts(model=real_model(local=False), fetching=fetching(200)), None),
     ("ara-unused", "quantization.ara", job(quantization={"ara": "some/adapter"}), facts(), {"quantization.ara": ""}),
     # machine
-    ("gpu-missing", "job.gpus", job(), facts(machine=machine(problem="There is no NVIDIA driver on this machine.")), None),
-    ("torch-misfit", "job.gpus", job(), facts(machine=machine(gpu(driver="550.54.14"), torch=Build("2.13.0", "13.0"))), None),
+    (
+        "gpu-missing",
+        "job.gpus",
+        job(),
+        facts(machine=machine(problem="There is no NVIDIA driver on this machine.")),
+        None,
+    ),
+    (
+        "torch-misfit",
+        "job.gpus",
+        job(),
+        facts(machine=machine(gpu(driver="550.54.14"), torch=Build("2.13.0", "13.0"))),
+        None,
+    ),
     ("torch-misfit", "job.gpus", job(), facts(machine=machine(gpu(), torch=Build("2.13.0+cpu"))), None),
     ("gpu-unknown", "job.gpus", job(job={"gpus": [3]}), facts(), {"job.gpus": [0]}),
     ("gpu-unknown", "job.gpus", job(job={"gpus": [0, 0]}), facts(), {"job.gpus": [0]}),
-    ("gpu-unknown", "job.gpus", job(), facts(machine=machine(gpu(error="The driver lost this GPU. Reboot"), gpu(index=1))), {"job.gpus": [1]}),
+    (
+        "gpu-unknown",
+        "job.gpus",
+        job(),
+        facts(machine=machine(gpu(error="The driver lost this GPU. Reboot"), gpu(index=1))),
+        {"job.gpus": [1]},
+    ),
     ("gpu-unknown", "job.gpus", job(), facts(machine=machine(gpu(error="The driver lost this GPU. Reboot"))), None),
     ("gpu-old", "job.gpus", job(), facts(machine=machine(gpu(capability=(7, 5)))), None),
-    ("precision-unsupported", "quantization.transformer", job(quantization={"transformer": "float8"}), facts(machine=machine(gpu(24, name="NVIDIA GeForce RTX 3090", capability=(8, 6)))), {"quantization.transformer": "auto"}),
-    ("precision-unsupported", "quantization.transformer", job(quantization={"transformer": "float8"}), facts(machine=machine(gpu(80, name="NVIDIA A100-SXM4-80GB", capability=(8, 0)))), {"quantization.transformer": "auto"}),
+    (
+        "precision-unsupported",
+        "quantization.transformer",
+        job(quantization={"transformer": "float8"}),
+        facts(machine=machine(gpu(24, name="NVIDIA GeForce RTX 3090", capability=(8, 6)))),
+        {"quantization.transformer": "auto"},
+    ),
+    (
+        "precision-unsupported",
+        "quantization.transformer",
+        job(quantization={"transformer": "float8"}),
+        facts(machine=machine(gpu(80, name="NVIDIA A100-SXM4-80GB", capability=(8, 0)))),
+        {"quantization.transformer": "auto"},
+    ),
     ("gpu-busy", "job.gpus", job(), facts(machine=machine(gpu(vram_free=50 * 2**30, processes=[process()]))), None),
     ("ram-too-small", "model.path", job(), facts(machine=machine(gpu(), ram_gib=16)), None),
-    ("ram-too-small", "model.path", job(quantization={"transformer": "none"}), facts(machine=machine(gpu(24), ram_gib=40)), {"quantization.transformer": "auto"}),
+    (
+        "ram-too-small",
+        "model.path",
+        job(quantization={"transformer": "none"}),
+        facts(machine=machine(gpu(24), ram_gib=40)),
+        {"quantization.transformer": "auto"},
+    ),
     ("plan-does-not-fit", "job.gpus", job(), facts(machine=machine(gpu(6))), None),
-    ("plan-does-not-fit", "job.gpus", job(training={"optimizer": "adamw8bit"}, sample=prompts(width=1024, height=1024)), facts(machine=machine(gpu(12))), {"sample.width": 512, "sample.height": 512}),
-    ("plan-does-not-fit", "job.gpus", job(model={"layer_offloading": False}, quantization={"transformer": "float8"}), facts(machine=machine(gpu(24))), {"model.layer_offloading": "auto"}),
-    ("plan-does-not-fit", "job.gpus", job(datasets=[{"resolutions": [512, 1024]}]), facts(clips(width=1280, height=1280), machine=machine(gpu(12))), {"datasets[0].resolutions": [512]}),
+    (
+        "plan-does-not-fit",
+        "job.gpus",
+        job(training={"optimizer": "adamw8bit"}, sample=prompts(width=1024, height=1024)),
+        facts(machine=machine(gpu(12))),
+        {"sample.width": 512, "sample.height": 512},
+    ),
+    (
+        "plan-does-not-fit",
+        "job.gpus",
+        job(model={"layer_offloading": False}, quantization={"transformer": "float8"}),
+        facts(machine=machine(gpu(24))),
+        {"model.layer_offloading": "auto"},
+    ),
+    (
+        "plan-does-not-fit",
+        "job.gpus",
+        job(datasets=[{"resolutions": [512, 1024]}]),
+        facts(clips(width=1280, height=1280), machine=machine(gpu(12))),
+        {"datasets[0].resolutions": [512]},
+    ),
     ("rank-headroom", "target.rank", job(target={"rank": 32}), facts(machine=machine(gpu(24))), {"target.rank": 16}),
     # run
-    ("run-folder-other-job", "job.name", job(), facts(run=RunFolder(path="/data/runs/orbit", name="orbit", differences=["target.rank = 8 there, 16 here"], free_name="orbit_2")), {"job.name": "orbit_2"}),
-    ("out-not-writable", "job.name", job(), facts(run=RunFolder(path="/proc/orbit", name="orbit", problem="no such file or directory")), None),
+    (
+        "run-folder-other-job",
+        "job.name",
+        job(),
+        facts(
+            run=RunFolder(
+                path="/data/runs/orbit",
+                name="orbit",
+                differences=["target.rank = 8 there, 16 here"],
+                free_name="orbit_2",
+            )
+        ),
+        {"job.name": "orbit_2"},
+    ),
+    (
+        "out-not-writable",
+        "job.name",
+        job(),
+        facts(run=RunFolder(path="/proc/orbit", name="orbit", problem="no such file or directory")),
+        None,
+    ),
     ("disk-too-small", "save.keep", job(), facts(machine=machine(gpu(), disk_gib=8)), {"save.keep": 3}),
     ("disk-too-small", "save.keep", job(), facts(machine=machine(gpu(), disk_gib=0.1)), None),
     # not yet
@@ -223,18 +782,32 @@ def test_a_good_job_has_no_findings(kind, picture):
 
 
 def test_images_beside_their_clips_are_named_first():
-    (found,) = of("images-among-clips", job(), facts([*clips(4), *(image(name) for name in ("a.png", "00.webp", "b.png", "02.png"))]))
-    assert found.message.startswith("00.webp, 02.png, a.png and 1 more are still images among 4 clips: 50% of the visits")
-    assert found.message.endswith("00.webp, 02.png also take the caption of the clip of the same name") and "_controls" in found.fix
+    (found,) = of(
+        "images-among-clips",
+        job(),
+        facts([*clips(4), *(image(name) for name in ("a.png", "00.webp", "b.png", "02.png"))]),
+    )
+    assert found.message.startswith(
+        "00.webp, 02.png, a.png and 1 more are still images among 4 clips: 50% of the visits"
+    )
+    assert (
+        found.message.endswith("00.webp, 02.png also take the caption of the clip of the same name")
+        and "_controls" in found.fix
+    )
     (found,) = of("images-among-clips", job(), facts([clip("c1.mp4"), image("c1.webp")]))
-    assert "c1.webp is a still image among 1 clip: 50%" in found.message and "c1.webp also takes the caption" in found.message
+    assert (
+        "c1.webp is a still image among 1 clip: 50%" in found.message
+        and "c1.webp also takes the caption" in found.message
+    )
 
 
 def test_every_rule_has_a_case():
     assert {code for code, *_ in CASES} == set(RULES)
 
 
-@pytest.mark.parametrize(("code", "field", "made", "known", "fix"), CASES, ids=[f"{c[0]}-{i}" for i, c in enumerate(CASES)])
+@pytest.mark.parametrize(
+    ("code", "field", "made", "known", "fix"), CASES, ids=[f"{c[0]}-{i}" for i, c in enumerate(CASES)]
+)
 def test_a_broken_rule_is_told_and_its_fix_mends_it(code, field, made, known, fix, picture):
     made = with_picture(made, picture)
     before = msgspec.json.encode(made)
@@ -252,7 +825,9 @@ def test_a_broken_rule_is_told_and_its_fix_mends_it(code, field, made, known, fi
         assert of(code, made, known) == []
 
 
-@pytest.mark.parametrize(("code", "made", "known"), [c[:1] + c[2:4] for c in CASES], ids=[f"{c[0]}-{i}" for i, c in enumerate(CASES)])
+@pytest.mark.parametrize(
+    ("code", "made", "known"), [c[:1] + c[2:4] for c in CASES], ids=[f"{c[0]}-{i}" for i, c in enumerate(CASES)]
+)
 def test_mending_everything_comes_to_an_end(code, made, known, picture):
     """No fix undoes another one: applying them one after the other leaves nothing that could be set."""
     made = with_picture(made, picture)
@@ -266,27 +841,54 @@ def test_mending_everything_comes_to_an_end(code, made, known, picture):
 
 
 ALMOST: list[tuple[str, Job, Facts]] = [
-    ("resolution-not-reached", job(datasets=[{"resolutions": [512, 768, 1024]}]), facts()),  # 832 px: 1024 leaves the clip whole
+    # 832 px: 1024 leaves the clip whole
+    ("resolution-not-reached", job(datasets=[{"resolutions": [512, 768, 1024]}]), facts()),
     ("images-among-clips", job(datasets=[{"num_frames": 1}]), facts([*clips(), image()])),
     ("images-among-clips", job(), facts([image(f"{i}.png") for i in range(12)])),
     ("images-among-clips", job(datasets=[{}, {}]), facts(clips(), [image()])),
     ("clip-too-small", job(), facts(clips(width=800, height=16))),
     ("clip-below-resolution", job(), facts(clips(width=512, height=512))),
     ("speed-factor", job(), facts([image()])),
-    ("bucket-1024-tight", job(datasets=[{"resolutions": [1024]}]), facts(clips(width=1280, height=1280), machine=machine(gpu(8)), model=tiny_model())),
-    ("bucket-1024-tight", job(datasets=[{"resolutions": [1024], "num_frames": 1}]), facts([image(width=2000, height=2000)], machine=machine(gpu(24)))),
+    (
+        "bucket-1024-tight",
+        job(datasets=[{"resolutions": [1024]}]),
+        facts(clips(width=1280, height=1280), machine=machine(gpu(8)), model=tiny_model()),
+    ),
+    (
+        "bucket-1024-tight",
+        job(datasets=[{"resolutions": [1024], "num_frames": 1}]),
+        facts([image(width=2000, height=2000)], machine=machine(gpu(24))),
+    ),
     ("trigger-missing-in-captions", job(job={"trigger": "frung"}, training={"unload_text_encoder": True}), facts()),
     ("stage-none", job("style", multistage={"high_noise": False}), facts()),
     ("stage-none", job("style", multistage={"low_noise": False}), facts()),
     ("keep-few", job(save={"keep": 3}), facts(machine=machine(gpu(), disk_gib=5))),
-    ("disk-too-small", job(), facts(machine=machine(gpu(), disk_gib=1), run=RunFolder(path="/data/runs/orbit", name="orbit", size=12 * 2**30))),
+    (
+        "disk-too-small",
+        job(),
+        facts(
+            machine=machine(gpu(), disk_gib=1), run=RunFolder(path="/data/runs/orbit", name="orbit", size=12 * 2**30)
+        ),
+    ),
     ("keep-few", job(save={"keep": 3, "every": 1000}), facts()),
     ("reg-too-much", job(datasets=[{}, {"regularization": True}]), facts(clips(8), clips(12))),
-    ("reg-with-trigger", job("character", job={"trigger": "frung"}, datasets=[{}, {"regularization": True}]), facts(clips(caption="[trigger]"), clips(caption="a man"))),
-    ("blank-prompt-with-dropout", job(training={"blank_prompt_preservation": True}, datasets=[{"caption_dropout": 0.0}]), facts()),
+    (
+        "reg-with-trigger",
+        job("character", job={"trigger": "frung"}, datasets=[{}, {"regularization": True}]),
+        facts(clips(caption="[trigger]"), clips(caption="a man")),
+    ),
+    (
+        "blank-prompt-with-dropout",
+        job(training={"blank_prompt_preservation": True}, datasets=[{"caption_dropout": 0.0}]),
+        facts(),
+    ),
     ("learning-rate-high", job(training={"lr": 1e-3}, multistage={"high": {"lr": 1e-4}, "low": {"lr": 1e-4}}), facts()),
     ("optimizer-unavailable", job(training={"optimizer": "adamw8bit"}), facts(machine=machine(gpu(capability=(6, 0))))),
-    ("batch-multiple-buckets", job(training={"batch_size": 2}, datasets=[{"repeats": 2}]), facts([*clips(), clip("wide.mp4", width=1280, height=720)])),
+    (
+        "batch-multiple-buckets",
+        job(training={"batch_size": 2}, datasets=[{"repeats": 2}]),
+        facts([*clips(), clip("wide.mp4", width=1280, height=720)]),
+    ),
     ("clip-too-short", job(), facts(clips(frames=41))),
     ("clip-too-short", job(datasets=[{"sampling": "realtime"}]), facts(clips(frames=41))),
     ("clip-too-short", job(datasets=[{"num_frames": 1}]), facts(clips(frames=3))),
@@ -304,19 +906,44 @@ ALMOST: list[tuple[str, Job, Facts]] = [
     ("caption-or-default", job(training={"unload_text_encoder": True}), facts(clips(caption=""))),
     ("trigger-missing-in-captions", job(job={"trigger": "frung"}), facts(clips(caption="Frung, a man"))),
     ("trigger-missing-in-captions", job(job={"trigger": "frung"}), facts(clips(caption="[trigger], a man"))),
-    ("trigger-missing-in-captions", job(job={"trigger": "frung"}, datasets=[{}, {"regularization": True}]), facts(clips(caption="frung"), clips())),
-    ("unload-te-with-captions", job(job={"trigger": "frung"}, training={"unload_text_encoder": True}), facts(clips(caption="[trigger]"))),
-    ("text-cache-and-dropout", job(training={"cache_text_embeddings": True}, datasets=[{"caption_dropout": 0.0}]), facts()),
+    (
+        "trigger-missing-in-captions",
+        job(job={"trigger": "frung"}, datasets=[{}, {"regularization": True}]),
+        facts(clips(caption="frung"), clips()),
+    ),
+    (
+        "unload-te-with-captions",
+        job(job={"trigger": "frung"}, training={"unload_text_encoder": True}),
+        facts(clips(caption="[trigger]")),
+    ),
+    (
+        "text-cache-and-dropout",
+        job(training={"cache_text_embeddings": True}, datasets=[{"caption_dropout": 0.0}]),
+        facts(),
+    ),
     ("too-few-clips", job(datasets=[{}, {}]), facts(clips(5), clips(5))),
     ("too-many-steps", job(training={"steps": 5000}), facts(clips(80))),
     ("learning-rate-high", job(training={"optimizer": "prodigy", "lr": 1.0}), facts()),
     ("batch-multiple-buckets", job(training={"batch_size": 4}), facts()),
     ("switch-every-with-steps", job(training={"steps": 10}, multistage={"high_noise": False}), facts()),
-    ("bucket-1024-tight", job(datasets=[{"resolutions": [1024]}]), facts(clips(width=1280, height=1280), machine=machine(gpu(24)))),
-    ("bucket-1024-tight", job(datasets=[{"resolutions": [1024]}]), facts(clips(width=832, height=480), machine=machine(gpu(8)))),
+    (
+        "bucket-1024-tight",
+        job(datasets=[{"resolutions": [1024]}]),
+        facts(clips(width=1280, height=1280), machine=machine(gpu(24))),
+    ),
+    (
+        "bucket-1024-tight",
+        job(datasets=[{"resolutions": [1024]}]),
+        facts(clips(width=832, height=480), machine=machine(gpu(8))),
+    ),
     ("plan-does-not-fit", job(), facts(machine=machine(gpu(4)), model=tiny_model())),
-    ("plan-does-not-fit", job(), facts(machine=machine(gpu(24, vram_free=2**30, processes=[process()])))),  # busy now, not when its turn comes
-    ("plan-does-not-fit", job(model={"low_vram": True, "layer_offloading": True}, quantization={"transformer": "qint4"}), facts(machine=machine(gpu(10)))),
+    # busy now, not when its turn comes
+    ("plan-does-not-fit", job(), facts(machine=machine(gpu(24, vram_free=2**30, processes=[process()])))),
+    (
+        "plan-does-not-fit",
+        job(model={"low_vram": True, "layer_offloading": True}, quantization={"transformer": "qint4"}),
+        facts(machine=machine(gpu(10))),
+    ),
     ("warmup-misses-expert", job(training={"warmup_steps": 11}), facts()),
     ("warmup-misses-expert", job(training={"warmup_steps": 5}, multistage={"low_noise": False}), facts()),
     ("caption-cut", job(datasets=[{"default_caption": "x" * 2048}]), facts(clips(caption="x" * 2048))),
@@ -326,22 +953,56 @@ ALMOST: list[tuple[str, Job, Facts]] = [
     ("boundary-unusual", job(model={"boundary": 0.875}), facts()),
     ("expert-settings-unused", job(multistage={"high": {"lr": 5e-5, "share": 3.0}, "low": {"rank": 32}}), facts()),
     ("expert-settings-unused", job(multistage={"high_noise": False, "low": {"lr": 5e-5, "rank": 32}}), facts()),
-    ("expert-share-extreme", job(multistage={"high": {"share": 199.0}}), facts()),  # 2000 steps, turns of 10: exactly one of 200
+    # 2000 steps, turns of 10: exactly one of 200
+    ("expert-share-extreme", job(multistage={"high": {"share": 199.0}}), facts()),
     ("expert-share-extreme", job(multistage={"low_noise": False, "high": {"share": 0.001}}), facts()),
-    ("learning-rate-high", job(training={"lr": 1e-2}, multistage={"high": {"lr": 1e-4}, "low": {"lr": 5e-5}}), facts()),  # nobody has the common rate
-    ("rank-headroom", job(target={"rank": 64}, multistage={"low_noise": False, "high": {"rank": 8}}), facts(machine=machine(gpu(24)))),
-    ("run-folder-other-job", job(job={"name": "new"}), facts(run=RunFolder(path="/r/orbit", name="orbit", differences=["x"], free_name="y"))),
+    # nobody has the common rate
+    ("learning-rate-high", job(training={"lr": 1e-2}, multistage={"high": {"lr": 1e-4}, "low": {"lr": 5e-5}}), facts()),
+    (
+        "rank-headroom",
+        job(target={"rank": 64}, multistage={"low_noise": False, "high": {"rank": 8}}),
+        facts(machine=machine(gpu(24))),
+    ),
+    (
+        "run-folder-other-job",
+        job(job={"name": "new"}),
+        facts(run=RunFolder(path="/r/orbit", name="orbit", differences=["x"], free_name="y")),
+    ),
     ("gpu-missing", job(), facts(machine=machine(), model=tiny_model())),
-    ("torch-misfit", job(), facts(machine=machine(gpu(driver="550.54.14"), torch=Build("2.13.0", "13.0")), model=tiny_model())),
+    (
+        "torch-misfit",
+        job(),
+        facts(machine=machine(gpu(driver="550.54.14"), torch=Build("2.13.0", "13.0")), model=tiny_model()),
+    ),
     ("torch-misfit", job(), facts(machine=machine(gpu(driver="550.54.14"), torch=Build("2.10.0", "12.8")))),
     ("torch-misfit", job(), facts(machine=machine(gpu(driver="550.54.14", cuda=13), torch=Build("2.13.0", "13.0")))),
     ("torch-misfit", job(), facts(machine=machine(gpu(driver="580.65.06"), torch=Build("2.13.0", "13.0")))),
     ("gpu-old", job(), facts(machine=machine(gpu(capability=(8, 0))))),
     ("gpu-old", job(), facts(machine=machine(gpu(capability=(7, 5))), model=tiny_model())),
-    ("precision-unsupported", job(quantization={"transformer": "float8"}), facts(machine=machine(gpu(24, name="NVIDIA GeForce RTX 4090", capability=(8, 9))))),
-    ("precision-unsupported", job(quantization={"transformer": "float8"}), facts(machine=machine(gpu(capability=(7, 5))))),  # that card is refused whole
-    ("precision-unsupported", job(quantization={"transformer": "float8"}), facts(machine=machine(gpu(capability=(8, 6))), model=tiny_model())),
-    *(("precision-unsupported", job(quantization={"transformer": p, "text_encoder": t}), facts(machine=machine(gpu(24, name="NVIDIA GeForce RTX 3090", capability=(8, 6))))) for p, t in (("auto", "float8"), ("qfloat8", "qint8"), ("qint8", "none"), ("qint4", "float8"))),
+    (
+        "precision-unsupported",
+        job(quantization={"transformer": "float8"}),
+        facts(machine=machine(gpu(24, name="NVIDIA GeForce RTX 4090", capability=(8, 9)))),
+    ),
+    # that card is refused whole
+    (
+        "precision-unsupported",
+        job(quantization={"transformer": "float8"}),
+        facts(machine=machine(gpu(capability=(7, 5)))),
+    ),
+    (
+        "precision-unsupported",
+        job(quantization={"transformer": "float8"}),
+        facts(machine=machine(gpu(capability=(8, 6))), model=tiny_model()),
+    ),
+    *(
+        (
+            "precision-unsupported",
+            job(quantization={"transformer": p, "text_encoder": t}),
+            facts(machine=machine(gpu(24, name="NVIDIA GeForce RTX 3090", capability=(8, 6)))),
+        )
+        for p, t in (("auto", "float8"), ("qfloat8", "qint8"), ("qint8", "none"), ("qint4", "float8"))
+    ),
     ("ram-too-small", job(), facts(machine=machine(gpu(), ram_gib=4), model=tiny_model())),
     ("disk-too-small", job(), facts(machine=machine(gpu(), disk_gib=1), model=tiny_model())),
 ]
@@ -353,7 +1014,10 @@ def test_a_rule_stays_silent_at_its_edge(code, made, known, picture):
 
 
 def test_the_four_rules_that_are_never_broken_are_errors():
-    assert {RULES[c].severity for c in ("frames-4n-plus-1", "latent-cache-multi-frame", "sample-needs-ctrl-img", "dop-excludes-cached-text")} == {"error"}
+    assert {
+        RULES[c].severity
+        for c in ("frames-4n-plus-1", "latent-cache-multi-frame", "sample-needs-ctrl-img", "dop-excludes-cached-text")
+    } == {"error"}
 
 
 def test_speed_names_the_worst_clips_first():
@@ -369,20 +1033,26 @@ def test_long_lists_of_clips_are_cut():
 
 def test_a_real_time_window_that_is_too_long_is_told_in_seconds():
     (finding,) = of("clip-too-short", job(datasets=[{"sampling": "realtime"}]), facts(clips(frames=60, fps=30)))
-    assert finding.message.startswith("41 frames in real time take 2.56 s, but 00.mp4") and "run 2.00 s" in finding.message
+    assert (
+        finding.message.startswith("41 frames in real time take 2.56 s, but 00.mp4") and "run 2.00 s" in finding.message
+    )
 
 
 def test_what_a_flip_does_is_said_for_each_kind():
     def told(kind: str, **flips: bool) -> str:
         return of("flip-with-motion", job(kind, datasets=[flips]), facts())[0].message
 
-    assert "left into right" in told("motion", flip_x=True) and "sides of the character" in told("character", flip_x=True)
+    assert "left into right" in told("motion", flip_x=True) and "sides of the character" in told(
+        "character", flip_x=True
+    )
     assert "upside down" in told("motion", flip_y=True)
 
 
 def test_the_smallest_count_that_is_still_a_clip():
     assert of("clip-too-short", job(), facts(clips(frames=5)))[0].set == {"datasets[0].num_frames": 5}
-    assert of("one-frame-of-video", job(datasets=[{"num_frames": 1}]), facts(clips(frames=5)))[0].set == {"datasets[0].num_frames": 5}
+    assert of("one-frame-of-video", job(datasets=[{"num_frames": 1}]), facts(clips(frames=5)))[0].set == {
+        "datasets[0].num_frames": 5
+    }
 
 
 def test_a_toy_model_leaves_the_frames_to_the_clips():
@@ -398,7 +1068,14 @@ def test_realtime_needs_frames_over_16_seconds():
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "does not exist"), (b"", "not an image"), (b"hello, this is text", "not an image"), (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "the control image is"), ("truncated", "damaged"), ("folder", "not a file")],
+    [
+        (None, "does not exist"),
+        (b"", "not an image"),
+        (b"hello, this is text", "not an image"),
+        (b"\x89PNG\r\n\x1a\n" + b"\0" * 40, "the control image is"),
+        ("truncated", "damaged"),
+        ("folder", "not a file"),
+    ],
 )
 def test_control_images_that_do_not_open(tmp_path, picture, content, words):
     path = tmp_path / "c.png"
@@ -431,7 +1108,10 @@ def test_a_missing_control_image_is_offered_from_the_clips(picture):
 
 
 def test_which_gpu_is_wrong_is_said():
-    assert of("gpu-unknown", job(job={"gpus": [3]}), facts(machine=machine(gpu(), gpu(index=1))))[0].message == "there is no GPU 3, only 0, 1"
+    assert (
+        of("gpu-unknown", job(job={"gpus": [3]}), facts(machine=machine(gpu(), gpu(index=1))))[0].message
+        == "there is no GPU 3, only 0, 1"
+    )
     lost = machine(gpu(error="The driver lost this GPU. Reboot"), gpu(index=1, error="Another trouble"))
     assert of("gpu-unknown", job(), facts(machine=lost))[0].message == "GPU 0: The driver lost this GPU. Reboot"
 
@@ -442,14 +1122,25 @@ def test_who_holds_the_gpu_is_named():
 
 
 UNKNOWN = Facts(base=Path("/"))
-HARDLY_KNOWN = msgspec.structs.replace(UNKNOWN, machine=machine(), model=real_model(local=False, parameters=0, width=0, num_layers=0, ffn=0))  # no GPU, a base on the Hub
+# no GPU, a base on the Hub
+HARDLY_KNOWN = msgspec.structs.replace(
+    UNKNOWN, machine=machine(), model=real_model(local=False, parameters=0, width=0, num_layers=0, ffn=0)
+)
 
 
 @pytest.mark.parametrize("rule", RULES.values(), ids=lambda r: r.code)
-@pytest.mark.parametrize(("made", "known", "certain"), [
-    (job(), UNKNOWN, {"sample-no-prompts"}),  # what the job says by itself
-    (job(training={"batch_size": 4, "dop": True}, multistage={"switch_every": 1}), HARDLY_KNOWN, {"sample-no-prompts", "dop-needs-trigger", "dop-with-motion", "gpu-missing", "model-not-local"}),
-], ids=["nothing", "hardly anything"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("made", "known", "certain"),
+    [
+        (job(), UNKNOWN, {"sample-no-prompts"}),  # what the job says by itself
+        (
+            job(training={"batch_size": 4, "dop": True}, multistage={"switch_every": 1}),
+            HARDLY_KNOWN,
+            {"sample-no-prompts", "dop-needs-trigger", "dop-with-motion", "gpu-missing", "model-not-local"},
+        ),
+    ],
+    ids=["nothing", "hardly anything"],
+)
 def test_rules_do_not_guess_what_is_not_known(rule, made: Job, known: Facts, certain: set[str]):
     """No machine, no clips, no base to look into: a rule says what is certain all the same, or nothing."""
     assert bool(list(rule(made, known))) == (rule.code in certain)
@@ -458,7 +1149,9 @@ def test_rules_do_not_guess_what_is_not_known(rule, made: Job, known: Facts, cer
 def test_what_cannot_be_had_is_not_promised_besides():
     """A repository that does not exist is one error."""
     gone = problem("model-unavailable", "the Hub has no repository a/b, or it is private", "Check the id")
-    known = facts(model=real_model(local=False), fetching=msgspec.structs.replace(fetching(0, problems=[gone]), fetches=[]))
+    known = facts(
+        model=real_model(local=False), fetching=msgspec.structs.replace(fetching(0, problems=[gone]), fetches=[])
+    )
     assert not [f for f in check(job(), known) if f.code == "model-not-local"]
 
 
@@ -475,16 +1168,28 @@ def test_a_rule_that_crashes_is_not_hidden(monkeypatch):
 
 def test_the_speed_of_clips_is_the_middle_one_s_by_number_of_frames():
     speeds = clip_speeds(
-        job(datasets=[{}, {"num_frames": 81}, {"num_frames": 33, "sampling": "realtime"}, {"num_frames": 21, "regularization": True}, {"num_frames": 1}]),
+        job(
+            datasets=[
+                {},
+                {"num_frames": 81},
+                {"num_frames": 33, "sampling": "realtime"},
+                {"num_frames": 21, "regularization": True},
+                {"num_frames": 1},
+            ]
+        ),
         facts([*clips(3, frames=82), clip(frames=400)], clips(frames=81), clips(), clips(), [image()]),
-    )  # fmt: skip
+    )
     assert speeds == {41: 2.0, 81: 1.0}
 
 
-@pytest.mark.parametrize(("made", "known"), [
-    (job(), facts(run=RunFolder(path="/proc/orbit", name="orbit", problem="no such file or directory"))), (job(), facts(run=RunFolder(path="/r/orbit", name="orbit", differences=["x"], free_name="y"))),
-    (job(), facts(machine=machine(gpu(), disk_gib=0.1))),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("made", "known"),
+    [
+        (job(), facts(run=RunFolder(path="/proc/orbit", name="orbit", problem="no such file or directory"))),
+        (job(), facts(run=RunFolder(path="/r/orbit", name="orbit", differences=["x"], free_name="y"))),
+        (job(), facts(machine=machine(gpu(), disk_gib=0.1))),
+    ],
+)
 def test_another_place_is_named_for_the_command_and_for_the_wizard(made: Job, known: Facts):
     [finding] = [f for f in check(made, known) if f.severity == "error"]
     assert "--out" in finding.fix and "the job file" in finding.fix

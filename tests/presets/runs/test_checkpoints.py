@@ -12,20 +12,31 @@ from presets.runs.run_view import RunView, Sample, StepPoint
 def stored(run: Path, step: int, manifest: str | None = None) -> None:
     folder = run / f"checkpoints/step_{step:09d}"
     folder.mkdir(parents=True)
-    (folder / "manifest.json").write_text(manifest or json.dumps({"step": step, "files": {"a": {"bytes": 5, "sha256": ""}, "b": {"bytes": 7, "sha256": ""}}}))
+    (folder / "manifest.json").write_text(
+        manifest
+        or json.dumps({"step": step, "files": {"a": {"bytes": 5, "sha256": ""}, "b": {"bytes": 7, "sha256": ""}}})
+    )
 
 
 def test_whole_ones_with_their_losses_and_previews(tmp_path: Path):
     for step in (100, 50):
         stored(tmp_path, step)
-    view = RunView(losses={"high_noise": [StepPoint(s, float(s)) for s in range(1, 101)], "low_noise": [StepPoint(80, 0.5)]}, samples=[Sample(100, "samples/x/00.mp4", "", "", 1), Sample(50, "y", "", "", 1)])
+    view = RunView(
+        losses={"high_noise": [StepPoint(s, float(s)) for s in range(1, 101)], "low_noise": [StepPoint(80, 0.5)]},
+        samples=[Sample(100, "samples/x/00.mp4", "", "", 1), Sample(50, "y", "", "", 1)],
+    )
     old, new = checkpoints_of(tmp_path, view)
     assert (old.step, old.size, old.path, old.previews) == (50, 12, "checkpoints/step_000000050", ["y"])
     assert old.losses == {"high_noise": pytest.approx(sum(range(51 - MEAN_OF, 51)) / MEAN_OF)}
-    assert new.losses == {"high_noise": pytest.approx(sum(range(101 - MEAN_OF, 101)) / MEAN_OF), "low_noise": 0.5} and new.previews == ["samples/x/00.mp4"]
+    assert new.losses == {
+        "high_noise": pytest.approx(sum(range(101 - MEAN_OF, 101)) / MEAN_OF),
+        "low_noise": 0.5,
+    } and new.previews == ["samples/x/00.mp4"]
 
 
-@pytest.mark.parametrize("manifest", ["", "{", "[]", '{"files": 3}', '{"files": {"a": {}}}', '{"files": {"a": {"bytes": "many"}}}'])
+@pytest.mark.parametrize(
+    "manifest", ["", "{", "[]", '{"files": 3}', '{"files": {"a": {}}}', '{"files": {"a": {"bytes": "many"}}}']
+)
 def test_half_written_and_damaged_ones_are_left_out(tmp_path: Path, manifest: str):
     stored(tmp_path, 10, manifest or " ")
     (tmp_path / "checkpoints/step_000000020").mkdir()

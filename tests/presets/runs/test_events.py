@@ -7,7 +7,10 @@ from presets.runs.events import Event, decode_event, read_events
 
 
 def line(seq: int, kind: str = "log", **data: object) -> bytes:
-    return msgspec.json.encode(Event(seq=seq, time=1.0, run="r", attempt=1, kind=kind, data=data or {"text": f"ü{seq}"})) + b"\n"  # type: ignore[arg-type]
+    return (
+        msgspec.json.encode(Event(seq=seq, time=1.0, run="r", attempt=1, kind=kind, data=data or {"text": f"ü{seq}"}))
+        + b"\n"
+    )  # type: ignore[arg-type]
 
 
 def test_all_events_with_their_offsets(tmp_path):
@@ -51,7 +54,9 @@ def test_a_damaged_line_is_told_with_its_offset(tmp_path, bad):
 
 
 def test_an_event_of_a_later_version_may_hold_more():
-    event = decode_event(b'{"v":1,"seq":1,"time":0.5,"run":"r","attempt":1,"kind":"done","data":{"step":1},"more":true}')
+    event = decode_event(
+        b'{"v":1,"seq":1,"time":0.5,"run":"r","attempt":1,"kind":"done","data":{"step":1},"more":true}'
+    )
     assert event.kind == "done" and event.data == {"step": 1}
 
 

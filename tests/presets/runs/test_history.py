@@ -47,7 +47,14 @@ def test_a_newer_wish_replaces_what_was_to_come():
 
 def test_what_cannot_be_set_while_it_trains_is_not_set_again():
     """It was told because a resume began with another job file; the next resume begins with what its own file says."""
-    told = [started(0), step(1), step(2), started(2), ("changed", {"field": "training.loss", "old": "mse", "new": "mae", "step": 2}), lr(2, 0.5)]
+    told = [
+        started(0),
+        step(1),
+        step(2),
+        started(2),
+        ("changed", {"field": "training.loss", "old": "mse", "new": "mae", "step": 2}),
+        lr(2, 0.5),
+    ]
     assert [s.field for s in history(*told).ahead(2)] == ["training.lr"]
 
 
@@ -59,11 +66,28 @@ def test_a_rollback_forgets_what_was_set_after_its_step_and_is_known_until_its_a
 
 def test_steps_beyond_the_point_of_return_no_longer_count():
     h = history(
-        started(0), step(1), ("checkpoint", {"step": 1, "path": "a"}), ("sample", {"step": 1, "path": "s1"}), bad(2), ("checkpoint", {"step": 2, "path": "b"}), lr(2, 0.5), step(3),
-        ("sample", {"step": 3, "path": "s3"}), ("finding", {"code": "speed-factor", "message": "m"}), bad(4), started(2),
-    )  # fmt: skip
+        started(0),
+        step(1),
+        ("checkpoint", {"step": 1, "path": "a"}),
+        ("sample", {"step": 1, "path": "s1"}),
+        bad(2),
+        ("checkpoint", {"step": 2, "path": "b"}),
+        lr(2, 0.5),
+        step(3),
+        ("sample", {"step": 3, "path": "s3"}),
+        ("finding", {"code": "speed-factor", "message": "m"}),
+        bad(4),
+        started(2),
+    )
     assert (h.checkpoints, set(h.samples), h.skipped) == ({1: "a", 2: "b"}, {"s1"}, {2})
-    assert [(e.kind, e.data.get("step")) for e in h.events] == [("step", 1), ("checkpoint", 1), ("sample", 1), ("finding", 2), ("checkpoint", 2), ("finding", None)]
+    assert [(e.kind, e.data.get("step")) for e in h.events] == [
+        ("step", 1),
+        ("checkpoint", 1),
+        ("sample", 1),
+        ("finding", 2),
+        ("checkpoint", 2),
+        ("finding", None),
+    ]
 
 
 def test_skipped_steps_are_counted_across_attempts():

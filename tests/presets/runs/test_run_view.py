@@ -19,14 +19,32 @@ class Tape:
         self.attempt = 0
 
     def add(self, kind: str, **data: object) -> None:
-        self.events.append(Event(seq=len(self.events) + 1, time=100.0 + len(self.events), run="r", attempt=self.attempt, kind=kind, data=data))  # type: ignore[arg-type]
+        self.events.append(
+            Event(
+                seq=len(self.events) + 1,
+                time=100.0 + len(self.events),
+                run="r",
+                attempt=self.attempt,
+                kind=kind,
+                data=data,
+            )
+        )  # type: ignore[arg-type]
 
     def start(self, resumed_from: int = 0) -> None:
         self.attempt += 1
-        self.add("started", name="orbit", job={}, plan="bf16", versions={}, device="cpu", steps=20, resumed_from=resumed_from)
+        self.add(
+            "started", name="orbit", job={}, plan="bf16", versions={}, device="cpu", steps=20, resumed_from=resumed_from
+        )
 
     def step(self, n: int, loss: float = 1.0) -> None:
-        self.add("step", step=n, expert="high_noise" if (n - 1) // 2 % 2 == 0 else "low_noise", loss=loss, seconds={"forward": 1.0, "total": 2.0}, **_STEP)
+        self.add(
+            "step",
+            step=n,
+            expert="high_noise" if (n - 1) // 2 % 2 == 0 else "low_noise",
+            loss=loss,
+            seconds={"forward": 1.0, "total": 2.0},
+            **_STEP,
+        )
 
 
 def whole_run() -> list[Event]:
@@ -61,7 +79,14 @@ def folded(events: list[Event]) -> RunView:
 
 def test_the_whole_run():
     view = folded(whole_run())
-    assert (view.state, view.name, view.attempt, view.step, view.steps, view.plan) == ("done", "orbit", 2, 8, 8, "chunked")
+    assert (view.state, view.name, view.attempt, view.step, view.steps, view.plan) == (
+        "done",
+        "orbit",
+        2,
+        8,
+        8,
+        "chunked",
+    )
     assert view.files == ["orbit_high_noise.safetensors"] and view.outcome == ""
     assert view.last_seq == len(whole_run()) and view.eta_seconds == 0
     assert [f["code"] for f in view.findings] == ["frames-mismatch"]
@@ -84,7 +109,14 @@ def test_steps_set_below_what_is_done_count_as_what_is_done():
 def test_a_finding_of_every_attempt_is_listed_once():
     events = whole_run()
     finding = next(e for e in events if e.kind == "finding")
-    view = folded([*events, Event(seq=events[-1].seq + 1, time=0.0, run=finding.run, attempt=3, kind="finding", data=dict(finding.data))])
+    view = folded(
+        [
+            *events,
+            Event(
+                seq=events[-1].seq + 1, time=0.0, run=finding.run, attempt=3, kind="finding", data=dict(finding.data)
+            ),
+        ]
+    )
     assert len(view.findings) == 1 and len([line for line in view.log if line.kind == "finding"]) == 2
 
 
@@ -104,15 +136,29 @@ def test_what_a_resume_leaves_behind_stays_within_reach():
         t.add("checkpoint", step=n, path=f"checkpoints/{n}", sha256="0")
     t.start(resumed_from=5)
     t.attempt += 1
-    t.add("started", name="orbit", job={}, plan="bf16", versions={}, device="cpu", steps=20, resumed_from=2, rollback=True)
+    t.add(
+        "started", name="orbit", job={}, plan="bf16", versions={}, device="cpu", steps=20, resumed_from=2, rollback=True
+    )
     view = folded(t.events)
     (left,) = view.abandoned
     assert (left.attempt, left.after, left.last, left.folder) == (2, 2, 5, "abandoned/attempt_2")
-    assert sorted(p.step for points in left.losses.values() for p in points) == [s.step for s in left.samples] == [c.step for c in left.checkpoints] == [3, 4, 5]
-    assert sorted(p.step for points in view.losses.values() for p in points) == [c.step for c in view.checkpoints] == [1, 2]
+    assert (
+        sorted(p.step for points in left.losses.values() for p in points)
+        == [s.step for s in left.samples]
+        == [c.step for c in left.checkpoints]
+        == [3, 4, 5]
+    )
+    assert (
+        sorted(p.step for points in view.losses.values() for p in points)
+        == [c.step for c in view.checkpoints]
+        == [1, 2]
+    )
     t.step(3)
     t.start(resumed_from=2)
-    assert [(a.after, a.last, a.folder) for a in folded(t.events).abandoned] == [(2, 5, "abandoned/attempt_2"), (2, 3, "")]
+    assert [(a.after, a.last, a.folder) for a in folded(t.events).abandoned] == [
+        (2, 5, "abandoned/attempt_2"),
+        (2, 3, ""),
+    ]
 
 
 def test_a_rollback_says_itself_where_it_moved_things():
@@ -124,7 +170,9 @@ def test_a_rollback_says_itself_where_it_moved_things():
     for _ in range(2):
         t.attempt += 1
         t.add("log", level="info", text="going back", rollback=1, folder="abandoned/attempt_1")
-    t.add("started", name="orbit", job={}, plan="bf16", versions={}, device="cpu", steps=20, resumed_from=1, rollback=True)
+    t.add(
+        "started", name="orbit", job={}, plan="bf16", versions={}, device="cpu", steps=20, resumed_from=1, rollback=True
+    )
     view = folded(t.events)
     assert (view.attempt, [a.folder for a in view.abandoned], view.leaving) == (3, ["abandoned/attempt_1"], "")
 

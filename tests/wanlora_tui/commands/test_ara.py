@@ -18,12 +18,25 @@ def test_builds_a_file_and_prints_what_it_recovers(tiny: Path, tmp_path: Path):
     assert again.returncode == 1 and "exists already" in again.stderr and "Traceback" not in again.stderr
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    (["--full"], "calibration clips"), (["--rank", "99"], "rank 99"), (["--out", "a.txt"], ".safetensors"), (["--out", "no/a.safetensors"], "no such folder"),
-    (["--out", "/proc/a.safetensors"], "/proc/a.safetensors: cannot be written: "),
-    (["--clips", "empty"], "no readable clip"),
-])  # fmt: skip
-def test_mistakes_are_one_line(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str], words: str):
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--full"], "calibration clips"),
+        (["--rank", "99"], "rank 99"),
+        (["--out", "a.txt"], ".safetensors"),
+        (["--out", "no/a.safetensors"], "no such folder"),
+        (["--out", "/proc/a.safetensors"], "/proc/a.safetensors: cannot be written: "),
+        (["--clips", "empty"], "no readable clip"),
+    ],
+)
+def test_mistakes_are_one_line(
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    words: str,
+):
     """In this process, which has torch already: what the command becomes is seen above and in test_ara_build."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()

@@ -14,11 +14,19 @@ from tests.helpers import ROOT
 from tests.helpers.interface.harness import environment, wanlora
 
 
-def header(key: str, *, expert: str = "high_noise", precision: str = "float8", model: str = "/models/wan", blocks: int = 2) -> CacheHeader:
+def header(
+    key: str, *, expert: str = "high_noise", precision: str = "float8", model: str = "/models/wan", blocks: int = 2
+) -> CacheHeader:
     return CacheHeader(
-        key=key, model=model, expert=expert, precision=precision, block_bytes=5000, hashes=("0" * 32,) * blocks, layout=(CachedTensor("a", 0, "float8_e4m3fn", (50, 100), 0),),
+        key=key,
+        model=model,
+        expert=expert,
+        precision=precision,
+        block_bytes=5000,
+        hashes=("0" * 32,) * blocks,
+        layout=(CachedTensor("a", 0, "float8_e4m3fn", (50, 100), 0),),
         versions={"torch": "2.13.0"},
-    )  # fmt: skip
+    )
 
 
 def write(folder: Path, made: CacheHeader, *, age: float = 0.0) -> Path:
@@ -53,9 +61,17 @@ def test_list_and_clear(home):
     lines = said.stdout.splitlines()
     assert len(lines) == 4 and lines[0].split() == ["CACHE", "SIZE", "USED", "WHAT"]
     assert "2h 00m ago" in lines[3] and "float8" in lines[3] and "high noise" in lines[3] and "/models/wan" in lines[3]
-    assert sum("damaged" in line for line in lines) == 1 and "Packed weights: " in said.stderr and "of at most" in said.stderr
+    assert (
+        sum("damaged" in line for line in lines) == 1
+        and "Packed weights: " in said.stderr
+        and "of at most" in said.stderr
+    )
     rows = json.loads(wanlora("cache", "list", "--json", env=env).stdout)
-    assert {r["path"]: r["damaged"] for r in rows} == {str(old): False, str(new): False, str(folder / "cc.blocks"): True}
+    assert {r["path"]: r["damaged"] for r in rows} == {
+        str(old): False,
+        str(new): False,
+        str(folder / "cc.blocks"): True,
+    }
     assert next(r for r in rows if r["path"] == str(new))["precision"] == "qint4"
     said = wanlora("cache", "clear", env=env)
     assert said.returncode == 0 and "Freed" in said.stderr and list(folder.iterdir()) == []
@@ -64,7 +80,12 @@ def test_list_and_clear(home):
 def entry(folder: Path, key: str, about: str) -> Path:
     """As the engine writes it."""
     folder.mkdir(parents=True, exist_ok=True)
-    header = json.dumps({"__metadata__": {"key": key, "hash": "0", "about": about}, "x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode()
+    header = json.dumps(
+        {
+            "__metadata__": {"key": key, "hash": "0", "about": about},
+            "x": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
+        }
+    ).encode()
     (folder / f"{key}.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"\1" * 8)
     return folder / f"{key}.safetensors"
 
@@ -76,13 +97,23 @@ def test_latents_and_texts_are_listed_and_cleared_apart(home):
     picture, text = entry(latents, "bb", "/pictures/a.png 512x512"), entry(texts, "cc", "a red ball")
     (latents / "dd.safetensors").write_bytes(b"nothing")
     lines = wanlora("cache", env=env).stdout.splitlines()
-    assert [line.split()[0] for line in lines] == ["CACHE", "weights", "latents", "texts"] and "2 images, 1 damaged" in lines[2] and "1 text" in lines[3]
+    assert (
+        [line.split()[0] for line in lines] == ["CACHE", "weights", "latents", "texts"]
+        and "2 images, 1 damaged" in lines[2]
+        and "1 text" in lines[3]
+    )
     lines = wanlora("cache", "list", "latents", env=env).stdout.splitlines()
-    assert len(lines) == 3 and sum("/pictures/a.png 512x512" in line for line in lines) == 1 and sum("damaged" in line for line in lines) == 1
+    assert (
+        len(lines) == 3
+        and sum("/pictures/a.png 512x512" in line for line in lines) == 1
+        and sum("damaged" in line for line in lines) == 1
+    )
     rows = json.loads(wanlora("cache", "list", "--json", env=env).stdout)
     assert {r["path"]: (r["kind"], r.get("about"), r["damaged"]) for r in rows if r["kind"] != "weights"} == {
-        str(picture): ("latents", "/pictures/a.png 512x512", False), str(latents / "dd.safetensors"): ("latents", "", True), str(text): ("texts", "a red ball", False),
-    }  # fmt: skip
+        str(picture): ("latents", "/pictures/a.png 512x512", False),
+        str(latents / "dd.safetensors"): ("latents", "", True),
+        str(text): ("texts", "a red ball", False),
+    }
     assert wanlora("cache", "clear", "latents", env=env).returncode == 0
     assert list(latents.iterdir()) == [] and text.exists() and list(weights.iterdir())
     assert wanlora("cache", "clear", "nonsense", env=env).returncode == 2
@@ -99,15 +130,28 @@ def test_what_cannot_be_deleted_is_told(home):
 
 
 def test_no_torch_in_the_command():
-    code = "import sys; import wanlora_tui.commands.cache; print([m for m in ('torch', 'numpy', 'textual') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys; import wanlora_tui.commands.cache; print([m for m in ('torch', 'numpy', 'textual') if m in"
+        " sys.modules])"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "[]"
+    )
 
 
 def test_a_header_finds_its_way_back(tmp_path):
     made = header("aa", blocks=3)
     path = write(tmp_path, made)
     (entry,) = list_cache(tmp_path)
-    assert entry.header == made and entry.size == made.size == made.begin(3) and made.begin(0) % PAGE == 0 and made.stride == 2 * PAGE
+    assert (
+        entry.header == made
+        and entry.size == made.size == made.begin(3)
+        and made.begin(0) % PAGE == 0
+        and made.stride == 2 * PAGE
+    )
     assert path.read_bytes()[made.begin(0) - 1 : made.begin(0) + 1] == b"\0\1"
 
 
@@ -118,7 +162,8 @@ def test_room_is_made_by_age_and_never_at_the_siblings_cost(tmp_path):
     write(tmp_path, header("cc", expert="low_noise"), age=900)
     assert make_room(tmp_path, header("dd"), cap=3 * size)
     assert {e.path.stem for e in list_cache(tmp_path)} == {"bb", "cc"}
-    assert not make_room(tmp_path, header("dd"), cap=size)  # the low noise expert of the same model stays, and then nothing is deleted
+    # the low noise expert of the same model stays, and then nothing is deleted
+    assert not make_room(tmp_path, header("dd"), cap=size)
     assert {e.path.stem for e in list_cache(tmp_path)} == {"bb", "cc"}
     assert make_room(tmp_path, header("dd"), cap=2 * size)
     assert {e.path.stem for e in list_cache(tmp_path)} == {"cc"}

@@ -1,4 +1,5 @@
-"""daemon start, stop, status, and every other command's way to the daemon: from other shells, after a logout, when it is hung, when it is no daemon of ours."""
+"""daemon start, stop, status, and every other command's way to the daemon: from other shells, after a logout, when it
+is hung, when it is no daemon of ours."""
 
 import json
 import os
@@ -53,22 +54,45 @@ def status(env: dict[str, str] | None = None) -> dict[str, object]:
 
 def test_status_tells_all_there_is_to_know(home: Path, started: int):
     told = status()
-    assert told["running"] is True and told["state"] == "answering" and told["pid"] == started and told["live_jobs"] == 0
-    assert (told["version"], told["protocol"], told["client_version"], told["client_protocol"]) == (VERSION, PROTOCOL_VERSION, VERSION, PROTOCOL_VERSION)
-    assert (told["runtime_dir"], told["state_dir"], told["log"]) == (f"{home}/run/wanlora", f"{home}/state/wanlora", f"{home}/state/wanlora/daemon.log")
+    assert (
+        told["running"] is True and told["state"] == "answering" and told["pid"] == started and told["live_jobs"] == 0
+    )
+    assert (told["version"], told["protocol"], told["client_version"], told["client_protocol"]) == (
+        VERSION,
+        PROTOCOL_VERSION,
+        VERSION,
+        PROTOCOL_VERSION,
+    )
+    assert (told["runtime_dir"], told["state_dir"], told["log"]) == (
+        f"{home}/run/wanlora",
+        f"{home}/state/wanlora",
+        f"{home}/state/wanlora/daemon.log",
+    )
     assert (told["control"], told["feed"]) == (f"{home}/run/wanlora/control.sock", f"{home}/run/wanlora/feed.sock")
     assert abs(time.time() - told["uptime"] - told["started"]) < 5 and 0 <= told["uptime"] < 600
     said = wanlora("daemon", "status").stdout
-    assert f"The daemon runs in {home}/run/wanlora: 0 jobs, 0 of them running or queued." in said and f"pid {started}" in said and "daemon.log" in said
+    assert (
+        f"The daemon runs in {home}/run/wanlora: 0 jobs, 0 of them running or queued." in said
+        and f"pid {started}" in said
+        and "daemon.log" in said
+    )
 
 
 def test_status_without_one_says_where_it_looked(home: Path):
     told = status()
-    assert told["running"] is False and told["state"] == "none" and told["pid"] is None and told["live_jobs"] == 0 and told["protocol"] == PROTOCOL_VERSION
+    assert (
+        told["running"] is False
+        and told["state"] == "none"
+        and told["pid"] is None
+        and told["live_jobs"] == 0
+        and told["protocol"] == PROTOCOL_VERSION
+    )
     for command in (("jobs",), ("daemon", "status"), ("daemon", "stop")):
         said = wanlora(*command)
         assert "o daemon is running" in said.stdout + said.stderr
-        assert f"{home}/state/wanlora" in said.stdout + said.stderr and f"{home}/run/wanlora" in said.stdout + said.stderr
+        assert (
+            f"{home}/state/wanlora" in said.stdout + said.stderr and f"{home}/run/wanlora" in said.stdout + said.stderr
+        )
 
 
 def test_another_shell_finds_the_daemon(home: Path, started: int, elsewhere: dict[str, str]):
@@ -83,7 +107,13 @@ def test_another_shell_finds_the_daemon(home: Path, started: int, elsewhere: dic
 
 
 def test_a_foreign_or_missing_runtime_variable_is_passed_over(home: Path, started: int):
-    for given in (str(home / "nowhere"), "relative", str(home / "state/wanlora/daemon.log"), "/proc", str(home / ("x" * 90))):
+    for given in (
+        str(home / "nowhere"),
+        "relative",
+        str(home / "state/wanlora/daemon.log"),
+        "/proc",
+        str(home / ("x" * 90)),
+    ):
         assert wanlora("jobs", env=environment(XDG_RUNTIME_DIR=given)).returncode == 0, given
 
 
@@ -100,21 +130,37 @@ def test_after_a_logout_and_a_login_it_is_there(home: Path, started: int):
 def test_a_stopped_daemon_is_hung_and_not_none(home: Path, started: int):
     os.kill(started, signal.SIGSTOP)
     told = status()
-    assert told["running"] is True and told["state"] == "hung" and told["pid"] == started and "stopped by a signal" in told["problem"]
+    assert (
+        told["running"] is True
+        and told["state"] == "hung"
+        and told["pid"] == started
+        and "stopped by a signal" in told["problem"]
+    )
     for command in (["daemon", "status"], ["daemon", "start"], ["jobs"], ["doctor"]):
         said = wanlora(*command)
         words = said.stdout + said.stderr
         assert said.returncode == 1 and f"(pid {started})" in words and "stopped by a signal" in words, command
-        assert f"kill -CONT {started}" in words and "wanlora daemon stop" in words and f"{home}/state/wanlora/daemon.log" in words, command
+        assert (
+            f"kill -CONT {started}" in words
+            and "wanlora daemon stop" in words
+            and f"{home}/state/wanlora/daemon.log" in words
+        ), command
         assert "o daemon is running" not in words and "another daemon" not in words, command
     gone = wanlora("daemon", "stop")
-    assert gone.returncode == 0 and "SIGTERM and SIGCONT" in gone.stderr and f"The daemon (pid {started}) has ended" in gone.stderr
+    assert (
+        gone.returncode == 0
+        and "SIGTERM and SIGCONT" in gone.stderr
+        and f"The daemon (pid {started}) has ended" in gone.stderr
+    )
     assert has_ended(started) and status()["state"] == "none"
 
 
 def test_many_starts_at_once_and_one_says_that_it_started_it(home: Path):
     command = [sys.executable, "-m", "wanlora_tui.cli", "daemon", "start"]
-    said = [p.communicate(timeout=120)[1] for p in [subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) for _ in range(4)]]
+    said = [
+        p.communicate(timeout=120)[1]
+        for p in [subprocess.Popen(command, env=environment(), stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    ]
     assert sorted("Started the daemon" in words for words in said) == [False, False, False, True], said
     assert sum("runs already" in words for words in said) == 3
 
@@ -129,7 +175,11 @@ def planted(home: Path) -> Iterator[Path]:
         path.chmod(0o711)
     os.chown(folder, NOBODY, NOBODY)
     os.chown(heard, NOBODY, NOBODY)
-    script = f"import os, zmq\nos.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\ns = zmq.Context().socket(zmq.ROUTER)\ns.bind('ipc://{folder}/control.sock')\nprint(flush=True)\nwhile True:\n    s.recv_multipart(); open({str(heard)!r}, 'a').write('told')"
+    script = (
+        f"import os, zmq\nos.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\ns ="
+        f" zmq.Context().socket(zmq.ROUTER)\ns.bind('ipc://{folder}/control.sock')\nprint(flush=True)\nwhile True:\n   "
+        f" s.recv_multipart(); open({str(heard)!r}, 'a').write('told')"
+    )
     false = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     try:
         assert false.stdout is not None and false.stdout.readline() == b"\n"
@@ -149,7 +199,11 @@ def test_another_users_folder_is_told_nothing_and_takes_nothing_away(home: Path,
     assert wanlora("jobs").returncode == 0
     told = status()
     folder = Path(told["runtime_dir"])
-    assert folder != home / "run/wanlora" and folder.stat().st_uid == os.getuid() and folder.stat().st_mode & 0o777 == 0o700
+    assert (
+        folder != home / "run/wanlora"
+        and folder.stat().st_uid == os.getuid()
+        and folder.stat().st_mode & 0o777 == 0o700
+    )
     assert "is not a directory of your own" in Path(told["log"]).read_text()
     assert planted.read_text() == ""
     assert wanlora("daemon", "stop").returncode == 0 and not folder.exists()
@@ -173,6 +227,11 @@ def test_the_state_folder_of_another_user_is_named(home: Path, started: int):
     try:
         for command in (["jobs"], ["daemon", "status"], ["daemon", "start"], ["daemon", "stop"]):
             said = wanlora(*command)
-            assert said.returncode == 1 and f"{home}/state/wanlora/daemon.wire.lock: belongs to" in said.stderr and "XDG_STATE_HOME" in said.stderr and "Traceback" not in said.stderr
+            assert (
+                said.returncode == 1
+                and f"{home}/state/wanlora/daemon.wire.lock: belongs to" in said.stderr
+                and "XDG_STATE_HOME" in said.stderr
+                and "Traceback" not in said.stderr
+            )
     finally:
         os.chown(places().lock, os.getuid(), os.getgid())

@@ -41,7 +41,11 @@ def test_a_place_that_cannot_be_written_is_one_error(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="the demo could not be prepared") as caught:
         prepare(tmp_path / "file" / "demo")
-    assert "Traceback" not in str(caught.value) and str(caught.value).count("Choose another folder") == 1 and "--out" not in str(caught.value)
+    assert (
+        "Traceback" not in str(caught.value)
+        and str(caught.value).count("Choose another folder") == 1
+        and "--out" not in str(caught.value)
+    )
 
 
 def test_the_whole_demo_ends_with_two_loras_and_a_preview(folder: Path, tmp_path: Path):

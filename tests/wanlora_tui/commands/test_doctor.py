@@ -32,7 +32,10 @@ def test_a_card_that_flash_attn_4_was_written_for_is_offered_it(monkeypatch, cap
 
 
 def test_its_versions_are_those_of_the_extra():
-    assert list(doctor.FLASH4) == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["flash4"]
+    assert (
+        list(doctor.FLASH4)
+        == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["flash4"]
+    )
 
 
 def test_it_is_of_cuda_13(monkeypatch):
@@ -60,17 +63,45 @@ def test_the_package_s_own_metadata_is_not_asked_for(monkeypatch):
 
 def answers(monkeypatch: pytest.MonkeyPatch, *said: object) -> None:
     """torch, asked in its own process, says this."""
-    monkeypatch.setattr(doctor.subprocess, "run", lambda *args, **more: SimpleNamespace(returncode=0, stdout="|".join(map(str, said)) + "\n", stderr=""))
+    monkeypatch.setattr(
+        doctor.subprocess,
+        "run",
+        lambda *args, **more: SimpleNamespace(returncode=0, stdout="|".join(map(str, said)) + "\n", stderr=""),
+    )
 
 
 @pytest.mark.parametrize(
     ("build", "driver", "available", "words", "level", "text", "fix"),
     [
         (Build("2.13.0", "13.0"), "580.1", True, "", "ok", "2.13.0, CUDA 13.0", ""),
-        (Build("2.13.0", "13.0"), "550.54.14", False, "The NVIDIA driver on your system is too old", "fail", "built for CUDA 13.0, which NVIDIA driver 550.54.14 does not serve", "'torch>=2.10,<2.11'"),
+        (
+            Build("2.13.0", "13.0"),
+            "550.54.14",
+            False,
+            "The NVIDIA driver on your system is too old",
+            "fail",
+            "built for CUDA 13.0, which NVIDIA driver 550.54.14 does not serve",
+            "'torch>=2.10,<2.11'",
+        ),
         (Build("2.10.0", "12.8"), "470.82", False, "", "fail", "it wants 525.60 or newer", "Update the NVIDIA driver"),
-        (Build("2.13.0+cpu"), "580.1", False, "Torch not compiled with CUDA enabled", "fail", "a build without CUDA", "'torch>=2.10,<2.14'"),
-        (Build("2.13.0", "13.0"), "580.1", False, "No CUDA GPUs are available", "fail", "No CUDA GPUs are available", "CUDA_VISIBLE_DEVICES"),
+        (
+            Build("2.13.0+cpu"),
+            "580.1",
+            False,
+            "Torch not compiled with CUDA enabled",
+            "fail",
+            "a build without CUDA",
+            "'torch>=2.10,<2.14'",
+        ),
+        (
+            Build("2.13.0", "13.0"),
+            "580.1",
+            False,
+            "No CUDA GPUs are available",
+            "fail",
+            "No CUDA GPUs are available",
+            "CUDA_VISIBLE_DEVICES",
+        ),
     ],
 )
 def test_what_torch_makes_of_the_gpu(monkeypatch, build, driver, available, words, level, text, fix):

@@ -1,4 +1,5 @@
-"""set, save, sample, resume, checkpoints and train --resume as commands, with a real daemon and a small trainer; a yes or no on a real terminal."""
+"""set, save, sample, resume, checkpoints and train --resume as commands, with a real daemon and a small trainer; a yes
+or no on a real terminal."""
 
 import json
 import sys
@@ -57,20 +58,45 @@ def edit(path: Path, **values: object) -> None:
 def test_a_running_job_is_changed_saved_and_sampled(folder: Path, tmp_path: Path):
     path, run = begun(folder, tmp_path, "live_v1")
     said = wanlora("set", "live_v1", "training.lr=5e-5", "save.every = 10", "--dir", folder)
-    assert said.returncode == 0 and said.stdout == "" and "live_v1: training.lr = 5e-5 from its next step on." in said.stderr and "save.every = 10" in said.stderr
-    until(lambda: [(c["field"], c["old"], c["new"]) for c in lines(run, "changed")] == [("training.lr", 1e-4, 5e-5), ("save.every", 250, 10)], "both changes")
-    for verb, kind, words in (("save", "checkpoint", "saves a checkpoint after the step it is at"), ("sample", "sample", "makes its previews after the step it is at")):
+    assert (
+        said.returncode == 0
+        and said.stdout == ""
+        and "live_v1: training.lr = 5e-5 from its next step on." in said.stderr
+        and "save.every = 10" in said.stderr
+    )
+    until(
+        lambda: (
+            [(c["field"], c["old"], c["new"]) for c in lines(run, "changed")]
+            == [("training.lr", 1e-4, 5e-5), ("save.every", 250, 10)]
+        ),
+        "both changes",
+    )
+    for verb, kind, words in (
+        ("save", "checkpoint", "saves a checkpoint after the step it is at"),
+        ("sample", "sample", "makes its previews after the step it is at"),
+    ):
         before = len(lines(run, kind))
         said = wanlora(verb, "live_v1", "--dir", folder)
         assert said.returncode == 0 and words in said.stderr, said.stderr
-        until(lambda kind=kind, before=before: any(d["step"] % 20 for d in lines(run, kind)[before:]), f"one more {kind}, at a step of its own")
-    for setting, words in (("training.lr=quick", "training.lr: expected number"), ("target.rank=8", "target.rank: cannot be changed while the job runs"), ("training.lr", "has no value")):
+        until(
+            lambda kind=kind, before=before: any(d["step"] % 20 for d in lines(run, kind)[before:]),
+            f"one more {kind}, at a step of its own",
+        )
+    for setting, words in (
+        ("training.lr=quick", "training.lr: expected number"),
+        ("target.rank=8", "target.rank: cannot be changed while the job runs"),
+        ("training.lr", "has no value"),
+    ):
         said = wanlora("set", "live_v1", "save.every=11", setting, "--dir", folder)
         assert said.returncode == 1 and words in said.stderr and said.stderr.count("\n") == 1
     assert len(lines(run, "changed")) == 2  # all are looked at before the first is sent
     edit(path, training__loss="mae")
     said = wanlora("resume", "live_v1", "--dir", folder)
-    assert said.returncode == 1 and "live_v1: is running, there is nothing to resume" in said.stderr and "training.loss" not in said.stderr, said.stderr
+    assert (
+        said.returncode == 1
+        and "live_v1: is running, there is nothing to resume" in said.stderr
+        and "training.loss" not in said.stderr
+    ), said.stderr
     said = wanlora("set", "live_v1", "training.steps=2", "--dir", folder)
     assert said.returncode == 0 and "steps already, so it saves and is done." in said.stderr
     wanlora("cancel", "live_v1", "--dir", folder)
@@ -81,7 +107,9 @@ def test_a_running_job_is_changed_saved_and_sampled(folder: Path, tmp_path: Path
 def test_help_names_what_can_be_changed():
     said = " ".join(wanlora("set", "--help").stdout.split())
     assert all(field in said for field in LIVE_FIELDS)
-    assert "--from STEP" in wanlora("resume", "--help").stdout and "--accept-changes" in wanlora("train", "--help").stdout
+    assert (
+        "--from STEP" in wanlora("resume", "--help").stdout and "--accept-changes" in wanlora("train", "--help").stdout
+    )
 
 
 def test_checkpoints_are_listed_by_name_and_by_job_file(folder: Path, tmp_path: Path):
@@ -91,10 +119,15 @@ def test_checkpoints_are_listed_by_name_and_by_job_file(folder: Path, tmp_path: 
     head, first, *_ = said.stdout.splitlines()
     assert head.split() == ["STEP", "WRITTEN", "HIGH", "LOSS", "LOW", "LOSS", "SIZE", "PREVIEWS"]
     assert first.split()[0] == "20" and "143.1 MiB" in first and first.endswith("/samples/step_000000020")
-    assert "wanlora resume listed_v1 --from STEP" in said.stderr and f"wanlora train {path} --resume --from STEP" in here.stderr
+    assert (
+        "wanlora resume listed_v1 --from STEP" in said.stderr
+        and f"wanlora train {path} --resume --from STEP" in here.stderr
+    )
     told = json.loads(wanlora("checkpoints", "listed_v1", "--json", "--dir", folder).stdout)
     losses = [e["loss"] for e in lines(run, "step")[:20] if e["expert"] == "low_noise"]
-    assert told[0]["losses"]["low_noise"] == pytest.approx(sum(losses) / len(losses)) and told[0]["previews"] == ["samples/step_000000020/00.mp4"]
+    assert told[0]["losses"]["low_noise"] == pytest.approx(sum(losses) / len(losses)) and told[0]["previews"] == [
+        "samples/step_000000020/00.mp4"
+    ]
     nothing = wanlora("checkpoints", write_job(tmp_path, "none_v1"))
     assert nothing.returncode == 1 and "no run lies here" in nothing.stderr
 
@@ -105,11 +138,22 @@ def test_a_resume_goes_back_and_a_changed_job_needs_a_yes(folder: Path, tmp_path
     assert said.returncode == 1 and "has no checkpoint of step 7. These are there: 20, " in said.stderr
     edit(path, training__loss="mae", training__lr=2e-5)
     said = wanlora("resume", "back_v1", "--dir", folder)
-    assert said.returncode == 1 and '  training.loss: "mse" -> "mae"   breaks exactness\n  training.lr: 0.0001 -> 2e-05\n' in said.stderr
-    assert f"back_v1 ({run}): not resumed: its job file has changed so that from here on it would not be the run that was begun. Set it back in the job file, or accept with --accept-changes" in said.stderr
+    assert (
+        said.returncode == 1
+        and '  training.loss: "mse" -> "mae"   breaks exactness\n  training.lr: 0.0001 -> 2e-05\n' in said.stderr
+    )
+    assert (
+        f"back_v1 ({run}): not resumed: its job file has changed so that from here on it would not be the run that was"
+        " begun. Set it back in the job file, or accept with --accept-changes" in said.stderr
+    )
 
     for answer, code, words in (("", 1, "not resumed, and nothing was changed"), ("y", 0, "queued again")):
-        terminal = Terminal([sys.executable, "-m", "wanlora_tui.cli", "resume", "back_v1", "--from", "20", "--dir", str(folder)], size=(100, 30), cwd=ROOT, env=environment())
+        terminal = Terminal(
+            [sys.executable, "-m", "wanlora_tui.cli", "resume", "back_v1", "--from", "20", "--dir", str(folder)],
+            size=(100, 30),
+            cwd=ROOT,
+            env=environment(),
+        )
         try:
             terminal.wait("Go on with the changes? [y/N]")
             terminal.press(answer, "enter")
@@ -118,11 +162,14 @@ def test_a_resume_goes_back_and_a_changed_job_needs_a_yes(folder: Path, tmp_path
         finally:
             terminal.close()
     until(lambda: len(lines(run, "started")) == 2, "the second attempt")
-    assert lines(run, "started")[1]["resumed_from"] == 20 and lines(run, "started")[1]["job"]["training"]["loss"] == "mae"
+    assert (
+        lines(run, "started")[1]["resumed_from"] == 20 and lines(run, "started")[1]["job"]["training"]["loss"] == "mae"
+    )
     wanlora("stop", "back_v1", "--dir", folder)
     wanlora("watch", "back_v1", "--dir", folder, "--since", "999999")
     edit(path, training__lr=3e-5)
-    said = wanlora("resume", "back_v1", "--dir", folder)  # the change above was accepted once and for all; a rate may always change
+    # the change above was accepted once and for all; a rate may always change
+    said = wanlora("resume", "back_v1", "--dir", folder)
     assert said.returncode == 0 and "training.lr: 2e-05 -> 3e-05" in said.stderr and "loss" not in said.stderr
     wanlora("cancel", "back_v1", "--dir", folder)
 
@@ -130,10 +177,22 @@ def test_a_resume_goes_back_and_a_changed_job_needs_a_yes(folder: Path, tmp_path
 def test_train_and_submit_go_on_and_ask_the_same(folder: Path, tmp_path: Path):
     path, run = stopped(folder, tmp_path, "again_v1")
     edit(path, training__loss="mae")
-    for command in (("train", path, "--resume"), ("train", path, "--from", "20"), ("submit", path, "--resume", "--dir", folder)):
+    for command in (
+        ("train", path, "--resume"),
+        ("train", path, "--from", "20"),
+        ("submit", path, "--resume", "--dir", folder),
+    ):
         said = wanlora(*command)
-        assert said.returncode == 1 and '"mse" -> "mae"   breaks exactness' in said.stderr and "accept with --accept-changes" in said.stderr, said.stderr
+        assert (
+            said.returncode == 1
+            and '"mse" -> "mae"   breaks exactness' in said.stderr
+            and "accept with --accept-changes" in said.stderr
+        ), said.stderr
     edit(path, training__loss="mse", target__rank=8)
     said = wanlora("resume", "again_v1", "--accept-changes", "--dir", folder)
-    assert said.returncode == 1 and "target.rank: 16 -> 8   does not fit what was learnt" in said.stderr and "what was learnt does not fit it" in said.stderr
+    assert (
+        said.returncode == 1
+        and "target.rank: 16 -> 8   does not fit what was learnt" in said.stderr
+        and "what was learnt does not fit it" in said.stderr
+    )
     assert len(lines(run, "started")) == 1

@@ -16,9 +16,13 @@ from wanlora_tui.commands.plan import hardware_for
 
 def write_job(folder: Path, **sample: int) -> Path:
     job = Job(
-        job=JobPanel(name="orbit_v1"), model=ModelPanel(path="nobody/has-this-model"), datasets=[DatasetPanel(path="clips", resolutions=[512, 768])],
-        sample=SamplePanel(**{"width": 512, "height": 512, **sample}, prompts=[PromptPanel(prompt="orbit", ctrl_img="a.png")]),  # type: ignore[arg-type]
-    )  # fmt: skip
+        job=JobPanel(name="orbit_v1"),
+        model=ModelPanel(path="nobody/has-this-model"),
+        datasets=[DatasetPanel(path="clips", resolutions=[512, 768])],
+        sample=SamplePanel(
+            **{"width": 512, "height": 512, **sample}, prompts=[PromptPanel(prompt="orbit", ctrl_img="a.png")]
+        ),  # type: ignore[arg-type]
+    )
     save_job(job, folder / "job.toml")
     return folder / "job.toml"
 
@@ -28,7 +32,16 @@ def test_a_plan_for_people(tmp_path: Path):
     assert (said.returncode, said.stderr) == (0, "")
     heads = [line.split()[0] for line in said.stdout.splitlines() if not line.startswith(" ")]
     assert heads == ["GPU", "Work", "Plan", "VRAM", "RAM", "Step", "Previews", "Total", "Up", "Down"]
-    for words in ("RTX 4090, 23.6 GiB of 24.0 GiB free", "41x768x768 at the largest", "as if clips filled", "float8", "96.0 GiB", "copies hidden", "for 2000 steps", "GiB of VRAM: float8"):
+    for words in (
+        "RTX 4090, 23.6 GiB of 24.0 GiB free",
+        "41x768x768 at the largest",
+        "as if clips filled",
+        "float8",
+        "96.0 GiB",
+        "copies hidden",
+        "for 2000 steps",
+        "GiB of VRAM: float8",
+    ):
         assert words in said.stdout, words
 
 
@@ -51,7 +64,9 @@ def test_a_plan_for_programs(tmp_path: Path):
     assert said.returncode == 0 and found["fits"] is True and found["plan"]["precision"] == "float8"
     need, seconds = found["prediction"]["need_vram"], found["prediction"]["seconds"]
     assert 8 * GIB < need < found["hardware"]["vram_free"] < 24 * GIB
-    assert found["seconds_per_step"] == pytest.approx(sum(seconds[part] for part in ("transformer", "copies", "vae", "other")))
+    assert found["seconds_per_step"] == pytest.approx(
+        sum(seconds[part] for part in ("transformer", "copies", "vae", "other"))
+    )
     assert found["seconds_in_any_order"] < found["seconds_per_step"]
     assert found["ladder"] and found["down"]["need_vram"] < need < found["up"]["need_vram"]
 
@@ -62,10 +77,16 @@ def test_a_precision_that_the_card_does_not_run_is_refused(tmp_path: Path):
     job.quantization.transformer = "float8"
     save_job(job, file)
     said = wanlora("plan", file, "--gpu", "3090", "--ram", "128")
-    assert (said.returncode, said.stdout) == (1, "") and "quantization.transformer: float8 needs compute capability 8.9" in said.stderr and 'Set quantization.transformer = "auto"' in said.stderr
+    assert (
+        (said.returncode, said.stdout) == (1, "")
+        and "quantization.transformer: float8 needs compute capability 8.9" in said.stderr
+        and 'Set quantization.transformer = "auto"' in said.stderr
+    )
     told = wanlora("plan", file, "--gpu", "A100 80GB", "--ram", "128", "--json")
     assert told.returncode == 1 and json.loads(told.stdout)["fits"] is False and "RTX 3090" not in told.stdout
-    assert wanlora("plan", file, "--vram", "24", "--ram", "128").returncode == 0, "an amount of memory is taken for a card that can"
+    assert wanlora("plan", file, "--vram", "24", "--ram", "128").returncode == 0, (
+        "an amount of memory is taken for a card that can"
+    )
 
 
 def test_clips_that_are_there_count_as_they_are(tmp_path: Path):
@@ -81,7 +102,9 @@ def test_what_does_not_fit_is_told_with_what_would_help(tmp_path: Path):
     said = wanlora("plan", job, "--gpu", "4070", "--ram", "96")
     assert said.returncode == 1 and said.stdout == "" and "Traceback" not in said.stderr
     assert "RTX 4070 has 11.6 GiB" in said.stderr and "while a preview is made" in said.stderr
-    (knob,) = [line for line in said.stderr.splitlines() if line.startswith("  sample.width = 512, sample.height = 512: ")]
+    (knob,) = [
+        line for line in said.stderr.splitlines() if line.startswith("  sample.width = 512, sample.height = 512: ")
+    ]
     assert knob.endswith(", fits")
     asked = wanlora("plan", job, "--gpu", "4070", "--ram", "96", "--json")
     found = json.loads(asked.stdout)
@@ -113,7 +136,12 @@ def test_the_machine_s_own_gpu_is_the_default(tmp_path: Path, monkeypatch):
     found = hardware_for(job, here, card=None, vram=None, ram=None)
     assert (found.name, found.vram_free, found.ram_free) == ("NVIDIA GeForce RTX 4090", 20 * GIB, 64 * GIB)
     smaller = hardware_for(job, here, card=None, vram=12, ram=32)
-    assert smaller.vram_total == 12 * GIB and 11 * GIB < smaller.vram_free < 12 * GIB and smaller.ram_free == 32 * GIB and smaller.bf16_tflops == found.bf16_tflops
+    assert (
+        smaller.vram_total == 12 * GIB
+        and 11 * GIB < smaller.vram_free < 12 * GIB
+        and smaller.ram_free == 32 * GIB
+        and smaller.bf16_tflops == found.bf16_tflops
+    )
     other = hardware_for(job, here, card="h200", vram=None, ram=None)
     assert other.name == "H200" and other.ram_total == 64 * GIB
 
@@ -122,6 +150,10 @@ def test_a_gpu_that_cannot_be_used_is_told():
     from presets.errors import UserError
 
     job = Job(job=JobPanel(name="x"), datasets=[DatasetPanel(path="clips")])
-    for here, words in ((machine(problem="no driver"), "no driver"), (machine(gpu(24, index=3)), "no GPU 0"), (machine(gpu(24, error="fell off the bus")), "fell off the bus")):
+    for here, words in (
+        (machine(problem="no driver"), "no driver"),
+        (machine(gpu(24, index=3)), "no GPU 0"),
+        (machine(gpu(24, error="fell off the bus")), "fell off the bus"),
+    ):
         with pytest.raises(UserError, match=words):
             hardware_for(job, here, card=None, vram=None, ram=None)

@@ -15,11 +15,21 @@ from wanlora_tui.cli import main
 from wanlora_tui.output.timestep_chart import COLUMNS, is_cut, scale_of, text_chart
 
 
-def make_job(*, boundary: float | str = 0.9, high: bool = True, share: float = 1.0, model: str = "nobody/has-this-model", **training: object) -> Job:
+def make_job(
+    *,
+    boundary: float | str = 0.9,
+    high: bool = True,
+    share: float = 1.0,
+    model: str = "nobody/has-this-model",
+    **training: object,
+) -> Job:
     return Job(
-        job=JobPanel(name="orbit_v1"), model=ModelPanel(path=model, boundary=boundary), datasets=[DatasetPanel(path="clips")],  # type: ignore[arg-type]
-        multistage=MultistagePanel(high_noise=high, high=ExpertPanel(share=share)), training=TrainingPanel(**{"steps": 1000, **training}),  # type: ignore[arg-type]
-    )  # fmt: skip
+        job=JobPanel(name="orbit_v1"),
+        model=ModelPanel(path=model, boundary=boundary),
+        datasets=[DatasetPanel(path="clips")],  # type: ignore[arg-type]
+        multistage=MultistagePanel(high_noise=high, high=ExpertPanel(share=share)),
+        training=TrainingPanel(**{"steps": 1000, **training}),  # type: ignore[arg-type]
+    )
 
 
 def write_job(folder: Path, **fields: object) -> Path:
@@ -41,7 +51,13 @@ def test_the_chart_for_people(tmp_path: Path):
     said = wanlora("timesteps", write_job(tmp_path, share=3.0), "--png", tmp_path / "chart.png")
     assert (said.returncode, said.stderr) == (0, f"Wrote {tmp_path / 'chart.png'}.\n")
     assert max(len(line) for line in said.stdout.splitlines()) <= 80
-    for words in ("orbit_v1: timestep type linear, bias balanced, boundary 900 (from the job)", "high noise: 750 of 1000 steps (75%), timesteps 900 to 1000, median 950", "low noise: 250 of 1000 steps (25%), timesteps 0 to 900, median 450", "boundary 900", "█"):
+    for words in (
+        "orbit_v1: timestep type linear, bias balanced, boundary 900 (from the job)",
+        "high noise: 750 of 1000 steps (75%), timesteps 900 to 1000, median 950",
+        "low noise: 250 of 1000 steps (25%), timesteps 0 to 900, median 450",
+        "boundary 900",
+        "█",
+    ):
         assert words in said.stdout, words
     with Image.open(tmp_path / "chart.png") as picture:
         assert picture.format == "PNG" and picture.width >= 1000
@@ -51,16 +67,27 @@ def test_the_chart_for_people(tmp_path: Path):
 
 
 def test_the_chart_in_a_terminal_without_unicode(tmp_path: Path):
-    said = wanlora("timesteps", write_job(tmp_path, timestep_bias="high_noise"), env=environment(PYTHONIOENCODING="ascii"))
+    said = wanlora(
+        "timesteps", write_job(tmp_path, timestep_bias="high_noise"), env=environment(PYTHONIOENCODING="ascii")
+    )
     assert said.returncode == 0 and said.stdout.isascii() and "####" in said.stdout and "^ off the scale" in said.stdout
 
 
 def test_the_chart_for_programs(tmp_path: Path):
-    said = wanlora("timesteps", write_job(tmp_path, boundary="model", timestep_type="shift", timestep_bias="low_noise"), "--json")
+    said = wanlora(
+        "timesteps", write_job(tmp_path, boundary="model", timestep_type="shift", timestep_bias="low_noise"), "--json"
+    )
     found = json.loads(said.stdout)
-    assert said.returncode == 0 and (found["boundary"], found["bin"], found["timestep_bias"]) == (0.9, 10, "low_noise") and "not on this machine" in found["boundary_source"]
+    assert (
+        said.returncode == 0
+        and (found["boundary"], found["bin"], found["timestep_bias"]) == (0.9, 10, "low_noise")
+        and "not on this machine" in found["boundary_source"]
+    )
     high, low = found["experts"]
-    assert (high["expert"], high["steps"], high["low"], high["high"]) == ("high_noise", 500, 900, 1000) and (low["low"], low["high"]) == (0, 900)
+    assert (high["expert"], high["steps"], high["low"], high["high"]) == ("high_noise", 500, 900, 1000) and (
+        low["low"],
+        low["high"],
+    ) == (0, 900)
     for expert in (high, low):
         assert len(expert["masses"]) == 100 and sum(expert["masses"]) == pytest.approx(1)
         assert all(m == 0 for i, m in enumerate(expert["masses"]) if not expert["low"] <= 10 * i < expert["high"])
@@ -68,7 +95,9 @@ def test_the_chart_for_programs(tmp_path: Path):
     assert low["median"] == pytest.approx(1000 * 5 * q / (1 + 4 * q))
 
 
-def test_the_model_s_boundary_is_read_and_a_model_without_one_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_model_s_boundary_is_read_and_a_model_without_one_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     from tests.helpers.interface.wizard_pilot import make_base
 
     base = make_base(tmp_path / "base")
@@ -98,8 +127,10 @@ def test_every_chart_fits_and_fills_its_range(kind: str, bias: str, boundary: fl
     assert max(map(len, lines)) <= 80
     for expert in timesteps_of(job, boundary, bins=COLUMNS):
         start = next(i for i, line in enumerate(lines) if line.startswith(expert.expert.replace("_", " ")))
-        panel = lines[start + 1:start + 11]
-        inside = {i for i in range(COLUMNS) if (i + 1) / COLUMNS > expert.low / 1000 and i / COLUMNS < expert.high / 1000}
+        panel = lines[start + 1 : start + 11]
+        inside = {
+            i for i in range(COLUMNS) if (i + 1) / COLUMNS > expert.low / 1000 and i / COLUMNS < expert.high / 1000
+        }
         assert {i for i, h in enumerate(heights(panel)) if h} == inside
         assert ("▲ off the scale" in panel[-1]) == is_cut(expert) == any("▲" in line for line in panel[:-1])
         assert "boundary" in panel[-1] and scale_of(expert) > 0

@@ -22,9 +22,14 @@ from wanlora_tui.draft.draft_store import (
 
 def a_draft() -> Draft:
     return Draft(
-        step="settings", kind="style", folders=["/clips/neon", "/clips/more"], values={"training.lr": 5e-5, "datasets[1].resolutions": [512, 768], "model.low_vram": True},
-        typed={"training.steps": "many"}, prompts=[PromptPanel(prompt="a street", ctrl_img="/a.png")], job_path="~/neon.toml",
-    )  # fmt: skip
+        step="settings",
+        kind="style",
+        folders=["/clips/neon", "/clips/more"],
+        values={"training.lr": 5e-5, "datasets[1].resolutions": [512, 768], "model.low_vram": True},
+        typed={"training.steps": "many"},
+        prompts=[PromptPanel(prompt="a street", ctrl_img="/a.png")],
+        job_path="~/neon.toml",
+    )
 
 
 def test_what_is_kept_comes_back_whole(tmp_path: Path) -> None:
@@ -49,7 +54,18 @@ def test_the_draft_is_private(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"\xff\xfe", b'{"kind": "dance"}', b'{"surprise": 1}', b'{"values": {"training.speed": 1}}', b'{"values": {"training.lr": "fast"}}', b'{"typed": {"training.speed": "x"}}', b'{"folders": ["/a"], "values": {"datasets[1].weight": 2.0}}', b'{"values": {"datasets.weight": 2.0}}'],
+    [
+        b"",
+        b"{",
+        b"\xff\xfe",
+        b'{"kind": "dance"}',
+        b'{"surprise": 1}',
+        b'{"values": {"training.speed": 1}}',
+        b'{"values": {"training.lr": "fast"}}',
+        b'{"typed": {"training.speed": "x"}}',
+        b'{"folders": ["/a"], "values": {"datasets[1].weight": 2.0}}',
+        b'{"values": {"datasets.weight": 2.0}}',
+    ],
 )
 def test_a_file_that_is_no_draft_is_refused_and_set_aside(tmp_path: Path, content: bytes) -> None:
     store = DraftStore(tmp_path / "draft.json")
@@ -90,12 +106,32 @@ def test_the_default_place_is_the_state_folder(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_entries_move_up_when_a_dataset_goes() -> None:
-    entries = {"datasets[0].weight": 1, "datasets[1].weight": 2, "datasets[2].weight": 3, "training.lr": 4, "datasets[10].weight": 5}
-    assert without_index(entries, "datasets", 1) == {"datasets[0].weight": 1, "datasets[1].weight": 3, "training.lr": 4, "datasets[9].weight": 5}
+    entries = {
+        "datasets[0].weight": 1,
+        "datasets[1].weight": 2,
+        "datasets[2].weight": 3,
+        "training.lr": 4,
+        "datasets[10].weight": 5,
+    }
+    assert without_index(entries, "datasets", 1) == {
+        "datasets[0].weight": 1,
+        "datasets[1].weight": 3,
+        "training.lr": 4,
+        "datasets[9].weight": 5,
+    }
 
 
 def test_ages_read_as_people_say_them() -> None:
-    assert [age_text(s) for s in (-5, 3, 61, 720, 3600, 7300, 90_000, 200_000)] == ["moments ago", "moments ago", "1 minute ago", "12 minutes ago", "1 hour ago", "2 hours ago", "1 day ago", "2 days ago"]
+    assert [age_text(s) for s in (-5, 3, 61, 720, 3600, 7300, 90_000, 200_000)] == [
+        "moments ago",
+        "moments ago",
+        "1 minute ago",
+        "12 minutes ago",
+        "1 hour ago",
+        "2 hours ago",
+        "1 day ago",
+        "2 days ago",
+    ]
 
 
 def test_empty_means_nothing_was_chosen() -> None:
@@ -112,7 +148,10 @@ def test_each_wizard_has_a_draft_of_its_own(tmp_path: Path) -> None:
     drafts = Drafts(tmp_path / "draft.json")
     one, two = drafts.begin(Draft(kind="motion")), drafts.begin(Draft(kind="style"))
     assert [one.path.name, two.path.name] == ["draft.json", "draft-2.json"]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["draft-2.json", "draft.json"], "no lock file and no temporary file stays"
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "draft-2.json",
+        "draft.json",
+    ], "no lock file and no temporary file stays"
     assert kinds(drafts) == [], "both live"
     for _ in range(3):  # each write is a new file: the lock goes with it
         one.save(Draft(kind="character"))
@@ -130,7 +169,11 @@ def test_left_over_drafts_come_newest_first_and_only_one_wizard_gets_each(tmp_pa
         drafts.begin(Draft(kind=kind)).release()  # type: ignore[arg-type]
     drafts.begin(Draft()).release()
     found, problems = drafts.left_over()
-    assert [d.kind for _, d in found] == ["character", "style", "motion"] and problems == [], "an empty one is not worth an offer"
+    assert [d.kind for _, d in found] == [
+        "character",
+        "style",
+        "motion",
+    ] and problems == [], "an empty one is not worth an offer"
     store = found[1][0]
     assert store.hold()
     assert not DraftStore(store.path).hold() and kinds(drafts) == ["character", "motion"]
@@ -139,7 +182,9 @@ def test_left_over_drafts_come_newest_first_and_only_one_wizard_gets_each(tmp_pa
 
 
 def test_a_draft_of_an_earlier_version_is_picked_up(tmp_path: Path) -> None:
-    (tmp_path / "draft.json").write_text('{"version":1,"saved":1.0,"step":"clips","kind":"style","folders":["/clips"],"values":{},"typed":{},"prompts":[],"job_path":""}')
+    (tmp_path / "draft.json").write_text(
+        '{"version":1,"saved":1.0,"step":"clips","kind":"style","folders":["/clips"],"values":{},"typed":{},"prompts":[],"job_path":""}'
+    )
     [(store, draft)], _ = Drafts(tmp_path / "draft.json").left_over()
     assert (draft.kind, draft.folders, draft.name) == ("style", ["/clips"], "wan_i2v_style_clips") and store.hold()
 
@@ -157,7 +202,12 @@ def test_files_that_are_no_drafts_are_told_and_never_overwritten(tmp_path: Path)
         found, problems = drafts.left_over()
         assert found == [] and len(problems) == 2 and "draft-2.json.unread" in problems[0], problems
     left = {p.name: p.read_text() for p in tmp_path.iterdir()}
-    assert left == {"draft.json.unread": "{", "draft.json.unread-2": "{{", "draft-2.json.unread": "{", "draft-2.json.unread-2": "{{"}
+    assert left == {
+        "draft.json.unread": "{",
+        "draft.json.unread-2": "{{",
+        "draft-2.json.unread": "{",
+        "draft-2.json.unread-2": "{{",
+    }
     (tmp_path / "draft-notes.json").write_text("mine")
     (tmp_path / "draft-3.json").mkdir()
     found, problems = drafts.left_over()

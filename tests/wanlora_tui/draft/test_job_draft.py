@@ -105,9 +105,22 @@ def test_of_two_fixes_for_one_field_the_first_counts(tmp_path: Path) -> None:
     state = a_state(tmp_path)
 
     def finding(code: str, **fields: object) -> Finding:
-        return Finding(code=code, severity="error", field=next(iter(fields)), message="", fix="", set={k.replace("__", "."): v for k, v in fields.items()})
+        return Finding(
+            code=code,
+            severity="error",
+            field=next(iter(fields)),
+            message="",
+            fix="",
+            set={k.replace("__", "."): v for k, v in fields.items()},
+        )
 
-    said = state.apply([finding("a", training__steps=100), finding("b", training__steps=200, save__every=50), finding("c", save__every=25)])
+    said = state.apply(
+        [
+            finding("a", training__steps=100),
+            finding("b", training__steps=200, save__every=50),
+            finding("c", save__every=25),
+        ]
+    )
     assert (state.job().training.steps, state.job().save.every) == (100, 25)
     assert said == ["training.steps = 100", "save.every = 25"]
 
@@ -116,7 +129,10 @@ def test_the_written_job_is_relative_to_its_file_and_loads_back(tmp_path: Path) 
     state = a_state(tmp_path)
     base = make_base(tmp_path / "base")
     state.set_value("model.path", str(base))
-    state.draft.prompts = [PromptPanel(prompt="orbit", ctrl_img=str(tmp_path / "set_0" / "a.png")), PromptPanel(prompt="orbit", ctrl_img="/elsewhere/b.png")]
+    state.draft.prompts = [
+        PromptPanel(prompt="orbit", ctrl_img=str(tmp_path / "set_0" / "a.png")),
+        PromptPanel(prompt="orbit", ctrl_img="/elsewhere/b.png"),
+    ]
     state.draft.job_path = "orbit.toml"
     written = state.written_job()
     assert (written.datasets[0].path, written.model.path) == ("set_0", "base")
@@ -172,7 +188,10 @@ def test_prompts_start_from_the_captions(tmp_path: Path) -> None:
     state = a_state(tmp_path)
     for _ in range(3):
         state.add_prompt()
-    assert [p.prompt for p in state.draft.prompts][:2] == ["orbit 90 around the subject", "orbit 180 around the subject"]
+    assert [p.prompt for p in state.draft.prompts][:2] == [
+        "orbit 90 around the subject",
+        "orbit 180 around the subject",
+    ]
     state.remove_prompt(0)
     assert state.draft.prompts[0].prompt == "orbit 180 around the subject"
 
@@ -197,13 +216,32 @@ def test_an_empty_field_says_what_it_follows(tmp_path: Path) -> None:
     state.set_value("sample.seed", 7)
     state.set_value("sample.prompts[0].width", 320)
     state.set_value("sample.prompts[0].seed", None)
-    wanted = {"multistage.low.rank": "left out: 24", "target.alpha": "left out: 24", "sample.prompts[0].seed": "left out: 7", "sample.prompts[1].seed": "left out: 8", "sample.prompts[0].width": f"left out: {state.job().sample.width}", "training.lr": ""}
+    wanted = {
+        "multistage.low.rank": "left out: 24",
+        "target.alpha": "left out: 24",
+        "sample.prompts[0].seed": "left out: 7",
+        "sample.prompts[1].seed": "left out: 8",
+        "sample.prompts[0].width": f"left out: {state.job().sample.width}",
+        "training.lr": "",
+    }
     assert {path: state.placeholder(path) for path in wanted} == wanted
     assert (state.job().sample.prompts[0].width, state.job().sample.prompts[0].seed) == (320, None)
 
 
 def test_findings_lead_to_the_step_of_their_field() -> None:
-    wanted = {"job.kind": "kind", "datasets[0].path": "clips", "/clips/a.mp4": "clips", "job.trigger": "captions", "datasets[1].default_caption": "captions", "datasets[0].num_frames": "settings", "job.gpus": "settings", "sample.prompts[1].ctrl_img": "prompts", "sample.prompts": "prompts", "sample.width": "settings", "save.keep": "settings"}
+    wanted = {
+        "job.kind": "kind",
+        "datasets[0].path": "clips",
+        "/clips/a.mp4": "clips",
+        "job.trigger": "captions",
+        "datasets[1].default_caption": "captions",
+        "datasets[0].num_frames": "settings",
+        "job.gpus": "settings",
+        "sample.prompts[1].ctrl_img": "prompts",
+        "sample.prompts": "prompts",
+        "sample.width": "settings",
+        "save.keep": "settings",
+    }
     assert {path: step_of_field(path) for path in wanted} == wanted
     assert position("a step of another version") == 0 and position("review") == len(STEPS) - 1
 

@@ -23,8 +23,24 @@ def test_every_kind_is_one_line_that_says_it():
     assert len(lines) == len(tape.events)
     assert all(re.match(r"\d\d:\d\d:\d\d [a-z]+ \S", line) and "\n" not in line for line in lines)
     kinds = {line.split()[1]: line for line in lines}
-    assert set(kinds) == {"started", "phase", "step", "sample", "checkpoint", "finding", "changed", "replanned", "log", "stopped", "failed", "done"}
-    assert re.search(r"step 60/60 low noise, loss 0\.\d{4}, lr 1e-4, grad norm 0\.420, 0\.31 s, ETA 0s, VRAM 18\.2 GiB$", kinds["step"])
+    assert set(kinds) == {
+        "started",
+        "phase",
+        "step",
+        "sample",
+        "checkpoint",
+        "finding",
+        "changed",
+        "replanned",
+        "log",
+        "stopped",
+        "failed",
+        "done",
+    }
+    assert re.search(
+        r"step 60/60 low noise, loss 0\.\d{4}, lr 1e-4, grad norm 0\.420, 0\.31 s, ETA 0s, VRAM 18\.2 GiB$",
+        kinds["step"],
+    )
     assert kinds["log"].endswith("info two lines")
     assert kinds["failed"].endswith("out of memory. Lower the resolution.")
     assert kinds["done"].endswith("orbit_v1_high_noise.safetensors orbit_v1_low_noise.safetensors")

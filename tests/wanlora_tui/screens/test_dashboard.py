@@ -35,10 +35,19 @@ def outside(screen: Screen[None]) -> Iterator[str]:
     """Widgets that reach over the edge of the screen, and are not in something that scrolls."""
 
     def scrolls(widget: Widget) -> bool:
-        return any(isinstance(a, Widget) and (a.allow_vertical_scroll or a.allow_horizontal_scroll) for a in widget.ancestors if a is not screen)
+        return any(
+            isinstance(a, Widget) and (a.allow_vertical_scroll or a.allow_horizontal_scroll)
+            for a in widget.ancestors
+            if a is not screen
+        )
 
     for widget in screen.walk_children(Widget):
-        if widget.is_on_screen and widget.region.area and not scrolls(widget) and not screen.region.contains_region(widget.region):
+        if (
+            widget.is_on_screen
+            and widget.region.area
+            and not scrolls(widget)
+            and not screen.region.contains_region(widget.region)
+        ):
             yield f"{widget!r} {widget.region}"
 
 
@@ -56,14 +65,38 @@ async def test_what_matters_is_there_at_every_size(size: tuple[int, int], tmp_pa
     async with app_over(usual(), tmp_path).run_test(size=size) as pilot:
         await settle(pilot)
         text = shown(pilot.app.screen)
-        for words in ("orbit_v1", "► running", "● daemon alive", "● trainer progressing", "training █", "40% 120/300", "high noise", "low noise", "high loss 0.", "ETA 56s", "VRAM █", "18.2/140 GiB", "61.5/512 GiB", "checkpoint checkpoints/step_000000100", "Detach", "Stop"):
+        for words in (
+            "orbit_v1",
+            "► running",
+            "● daemon alive",
+            "● trainer progressing",
+            "training █",
+            "40% 120/300",
+            "high noise",
+            "low noise",
+            "high loss 0.",
+            "ETA 56s",
+            "VRAM █",
+            "18.2/140 GiB",
+            "61.5/512 GiB",
+            "checkpoint checkpoints/step_000000100",
+            "Detach",
+            "Stop",
+        ):
             assert words in text, words
         assert "●●" in text and "○○" in text  # both trends, each with a marker of its own
         assert not list(outside(pilot.app.screen))
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(("key", "words"), [("p", ["▀▀▀", "orbit 360 around the castle", "step_000000100"]), ("l", ["attempt 1 started"]), ("f", ["Run folder", "2 checkpoints", "castle.mp4 would play"])])
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("p", ["▀▀▀", "orbit 360 around the castle", "step_000000100"]),
+        ("l", ["attempt 1 started"]),
+        ("f", ["Run folder", "2 checkpoints", "castle.mp4 would play"]),
+    ],
+)
 async def test_every_pane_can_be_reached(size: tuple[int, int], key: str, words: list[str], tmp_path: Path):
     async with app_over(usual(), tmp_path).run_test(size=size) as pilot:
         await pilot.press(key)
@@ -104,7 +137,10 @@ async def test_after_a_change_of_size_everything_fits_without_waiting_for_the_ne
             phase, numbers = screen.query_one(PhaseBar), screen.query_one(Numbers)
             lines = shown(screen).splitlines()
             assert cell_len(lines[phase.region.y].rstrip()) == phase.content_region.right, (size, lines[phase.region.y])
-            rows = "\n".join(line[numbers.region.x : numbers.region.right] for line in lines[numbers.region.y : numbers.region.bottom])
+            rows = "\n".join(
+                line[numbers.region.x : numbers.region.right]
+                for line in lines[numbers.region.y : numbers.region.bottom]
+            )
             assert "step 120/300" in rows and "ETA 56s" in rows and "…" not in rows, (size, rows)
 
 
@@ -142,7 +178,14 @@ async def test_without_colour_it_reads_the_same(size: tuple[int, int], tmp_path:
                     assert colour is None or colour.triplet is None or len({*colour.triplet}) == 1, segment
 
 
-@pytest.mark.parametrize(("end", "words"), [("done", "✓ done  orbit_v1_high_noise.safetensors"), ("stopped", "■ stopped  asked to stop"), ("failed", "✗ failed  out of memory. Lower the resolution.")])
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        ("done", "✓ done  orbit_v1_high_noise.safetensors"),
+        ("stopped", "■ stopped  asked to stop"),
+        ("failed", "✗ failed  out of memory. Lower the resolution."),
+    ],
+)
 async def test_how_it_ended_is_said(end: str, words: str, tmp_path: Path):
     tape = usual()
     if end == "done":
@@ -156,7 +199,11 @@ async def test_how_it_ended_is_said(end: str, words: str, tmp_path: Path):
         assert words in shown(pilot.app.screen)
 
 
-KILLED = "The trainer was killed by SIGKILL after step 120. If nobody did that by hand, a memory limit of the container or batch system is likely. Go on from the last checkpoint with: wanlora resume orbit_v1\nIts last lines:\nstep 119/300 low_noise\nstep 120/300 low_noise"
+KILLED = (
+    "The trainer was killed by SIGKILL after step 120. If nobody did that by hand, a memory limit of the container or"
+    " batch system is likely. Go on from the last checkpoint with: wanlora resume orbit_v1\nIts last lines:\nstep"
+    " 119/300 low_noise\nstep 120/300 low_noise"
+)
 
 
 def ended_by(state: str, outcome: str, folder: Path) -> RecordedApp:
@@ -171,7 +218,10 @@ async def test_a_killed_trainer_s_end_can_be_read_whole(size: tuple[int, int], t
     async with ended_by("failed", KILLED, tmp_path).run_test(size=size) as pilot:
         await settle(pilot)
         text = " ".join(shown(pilot.app.screen).split())
-        assert "✗ failed The trainer was killed by SIGKILL after step 120." in text and "with: wanlora resume orbit_v1 More: f" in text, text
+        assert (
+            "✗ failed The trainer was killed by SIGKILL after step 120." in text
+            and "with: wanlora resume orbit_v1 More: f" in text
+        ), text
         assert "ETA -" in text and "ETA 56s" not in text
         await pilot.press("f")
         await settle(pilot)
@@ -187,16 +237,34 @@ async def test_an_earlier_end_is_not_told_of_a_job_that_waits_again(tmp_path: Pa
 
 async def test_a_finding_and_its_fix_are_two_sentences(tmp_path: Path):
     tape = usual()
-    tape.add("finding", code="overfit", severity="warning", field="", message="the low-noise expert learns the clips by heart", fix="Stop and take an earlier checkpoint")
+    tape.add(
+        "finding",
+        code="overfit",
+        severity="warning",
+        field="",
+        message="the low-noise expert learns the clips by heart",
+        fix="Stop and take an earlier checkpoint",
+    )
     async with app_over(tape, tmp_path).run_test(size=(160, 48)) as pilot:
         await settle(pilot)
         files = str(pilot.app.screen.query_one("#files-text", Static).render())
-        assert "! warning: the low-noise expert learns the clips by heart. Stop and take an earlier checkpoint." in files
+        assert (
+            "! warning: the low-noise expert learns the clips by heart. Stop and take an earlier checkpoint." in files
+        )
 
 
 @pytest.mark.parametrize(
     ("state", "stop", "resume"),
-    [("queued", False, False), ("starting", True, False), ("running", True, False), ("stopping", None, False), ("stopped", False, True), ("failed", False, True), ("cancelled", False, True), ("done", False, False)],
+    [
+        ("queued", False, False),
+        ("starting", True, False),
+        ("running", True, False),
+        ("stopping", None, False),
+        ("stopped", False, True),
+        ("failed", False, True),
+        ("cancelled", False, True),
+        ("done", False, False),
+    ],
 )
 async def test_the_footer_offers_what_the_state_allows(state: str, stop: bool | None, resume: bool, tmp_path: Path):
     run = load_run(usual().write(tmp_path / "orbit_v1"))
@@ -207,7 +275,10 @@ async def test_the_footer_offers_what_the_state_allows(state: str, stop: bool | 
         assert ("s Stop" in footer, "r Resume" in footer) == (stop is not False, resume), footer
         assert "q Detach" in footer, footer
         pilot.app.screen._client = object()  # with a daemon they can be pressed
-        assert (pilot.app.screen.check_action("stop_run", ()), pilot.app.screen.check_action("resume_run", ())) == (stop, resume)
+        assert (pilot.app.screen.check_action("stop_run", ()), pilot.app.screen.check_action("resume_run", ())) == (
+            stop,
+            resume,
+        )
 
 
 async def test_loading_shows_its_progress(tmp_path: Path):
@@ -217,7 +288,12 @@ async def test_loading_shows_its_progress(tmp_path: Path):
     async with app_over(tape, tmp_path).run_test(size=(80, 24)) as pilot:
         await settle(pilot)
         text = shown(pilot.app.screen)
-        assert "loading text encoder █" in text and "75% 3/4" in text and "trainer loading" in text and "from the first step on" in text
+        assert (
+            "loading text encoder █" in text
+            and "75% 3/4" in text
+            and "trainer loading" in text
+            and "from the first step on" in text
+        )
 
 
 async def test_a_poster_that_cannot_be_read_is_said(tmp_path: Path):

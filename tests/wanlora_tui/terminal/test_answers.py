@@ -6,18 +6,52 @@ from textual._ansi_sequences import ANSI_SEQUENCES_KEYS
 from wanlora_tui.terminal.answers import ANSWER_SECONDS, KEY_SECONDS, LONGEST, TerminalInput
 
 ANSWERS = {
-    "attributes": "\x1b[?62;4;22c", "attributes without numbers": "\x1b[?c", "attributes of a VT525": "\x1b[?65;1;2;3;4;6;8;9;15;16;17;18;21;22;28;29;39;42;44c",
-    "attributes without their mark": "\x1b[62;4c", "secondary attributes": "\x1b[>41;380;0c", "tertiary attributes": "\x1bP!|00000000\x1b\\",
-    "cell": "\x1b[6;20;10t", "cell without numbers": "\x1b[6;t", "cell, cut": "\x1b[6;20t", "no numbers at all": "\x1b[t", "window": "\x1b[4;480;800t", "title": "\x1b]ltitle\x1b\\",
-    "kitty yes": "\x1b_Gi=31;OK\x1b\\", "kitty no": "\x1b_Gi=31;EINVAL:the image's data is not what it should be\x1b\\", "kitty keyboard": "\x1b[?25u",
-    "status": "\x1b[0n", "cursor with page": "\x1b[?1;1;1R", "mode": "\x1b[4;1$y", "terminal's name": "\x1bP>|XTerm(380)\x1b\\", "sixel colours": "\x1b[?1;0;256S",
-    "background": "\x1b]11;rgb:1e1e/1e1e/1e1e\x07", "parameters": "\x1b[2;1;1;128;128;1;0x", "a window of no size": "\x1b[48;0;0;0;0t",
-}  # fmt: skip
+    "attributes": "\x1b[?62;4;22c",
+    "attributes without numbers": "\x1b[?c",
+    "attributes of a VT525": "\x1b[?65;1;2;3;4;6;8;9;15;16;17;18;21;22;28;29;39;42;44c",
+    "attributes without their mark": "\x1b[62;4c",
+    "secondary attributes": "\x1b[>41;380;0c",
+    "tertiary attributes": "\x1bP!|00000000\x1b\\",
+    "cell": "\x1b[6;20;10t",
+    "cell without numbers": "\x1b[6;t",
+    "cell, cut": "\x1b[6;20t",
+    "no numbers at all": "\x1b[t",
+    "window": "\x1b[4;480;800t",
+    "title": "\x1b]ltitle\x1b\\",
+    "kitty yes": "\x1b_Gi=31;OK\x1b\\",
+    "kitty no": "\x1b_Gi=31;EINVAL:the image's data is not what it should be\x1b\\",
+    "kitty keyboard": "\x1b[?25u",
+    "status": "\x1b[0n",
+    "cursor with page": "\x1b[?1;1;1R",
+    "mode": "\x1b[4;1$y",
+    "terminal's name": "\x1bP>|XTerm(380)\x1b\\",
+    "sixel colours": "\x1b[?1;0;256S",
+    "background": "\x1b]11;rgb:1e1e/1e1e/1e1e\x07",
+    "parameters": "\x1b[2;1;1;128;128;1;0x",
+    "a window of no size": "\x1b[48;0;0;0;0t",
+}
 KEYS = {
-    "text": "n/clips/ü日本", "enter": "\r", "up": "\x1b[A", "shift+tab": "\x1b[Z", "f5": "\x1b[15~", "F1 of a Linux console": "\x1b[[A", "f1": "\x1bOP", "alt+f": "\x1bf",
-    "ctrl+up": "\x1b[1;5A", "kitty's ctrl+a": "\x1b[97;5u", "alt+underscore, then a": "\x1b_a", "alt+P, then a": "\x1bPa", "mouse": "\x1b[<35;40;12M", "mouse, old form": "\x1b[M !!", "mouse, urxvt": "\x1b[32;40;12M",
-    "focus": "\x1b[I", "cursor": "\x1b[12;40R", "synchronized output": "\x1b[?2026;2$y", "window in band": "\x1b[48;24;80;480;800t", "paste": "\x1b[200~a\x1b[?1cb\x1b]\x1b[201~",
-}  # fmt: skip
+    "text": "n/clips/ü日本",
+    "enter": "\r",
+    "up": "\x1b[A",
+    "shift+tab": "\x1b[Z",
+    "f5": "\x1b[15~",
+    "F1 of a Linux console": "\x1b[[A",
+    "f1": "\x1bOP",
+    "alt+f": "\x1bf",
+    "ctrl+up": "\x1b[1;5A",
+    "kitty's ctrl+a": "\x1b[97;5u",
+    "alt+underscore, then a": "\x1b_a",
+    "alt+P, then a": "\x1bPa",
+    "mouse": "\x1b[<35;40;12M",
+    "mouse, old form": "\x1b[M !!",
+    "mouse, urxvt": "\x1b[32;40;12M",
+    "focus": "\x1b[I",
+    "cursor": "\x1b[12;40R",
+    "synchronized output": "\x1b[?2026;2$y",
+    "window in band": "\x1b[48;24;80;480;800t",
+    "paste": "\x1b[200~a\x1b[?1cb\x1b]\x1b[201~",
+}
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 100])
@@ -41,7 +75,11 @@ def test_keys_go_on_as_they_came(keys: str):
 
 
 def test_every_key_that_textual_knows_goes_on():
-    lost = [keys for keys in ANSI_SEQUENCES_KEYS if TerminalInput().feed(keys + "q", 0) != keys + "q" and keys not in ("\x1b[200~", "\x1b[201~")]
+    lost = [
+        keys
+        for keys in ANSI_SEQUENCES_KEYS
+        if TerminalInput().feed(keys + "q", 0) != keys + "q" and keys not in ("\x1b[200~", "\x1b[201~")
+    ]
     assert not lost
 
 

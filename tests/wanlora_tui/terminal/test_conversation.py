@@ -51,7 +51,9 @@ def pixels(theirs: int, rows: int, columns: int, width: int, height: int) -> Non
         ("\x1b[?c", (24, 80, 0, 0), None, "half cells"),
     ],
 )
-def test_pictures_are_drawn_as_the_terminal_surely_can(tty: tuple[int, int], answers: str, size: tuple[int, int, int, int], cell: tuple[int, int] | None, pictures: str):
+def test_pictures_are_drawn_as_the_terminal_surely_can(
+    tty: tuple[int, int], answers: str, size: tuple[int, int, int, int], cell: tuple[int, int] | None, pictures: str
+):
     ours, theirs = tty
     pixels(theirs, *size)
     with Conversation(theirs, theirs) as terminal:
@@ -66,7 +68,10 @@ def test_it_echoes_nothing_while_it_lasts_and_gives_the_modes_back(tty: tuple[in
     ours, theirs = tty
     before = termios.tcgetattr(theirs)
     with Conversation(theirs, theirs):
-        assert not termios.tcgetattr(theirs)[3] & (termios.ECHO | termios.ICANON) and termios.tcgetattr(theirs)[3] & termios.ISIG
+        assert (
+            not termios.tcgetattr(theirs)[3] & (termios.ECHO | termios.ICANON)
+            and termios.tcgetattr(theirs)[3] & termios.ISIG
+        )
     assert termios.tcgetattr(theirs) == before
     with pytest.raises(RuntimeError), Conversation(theirs, theirs) as terminal:
         terminal.ask()
@@ -85,15 +90,23 @@ def test_signals_mean_afterwards_what_they_meant_before(tty: tuple[int, int]):
 def test_textual_image_asks_nothing_and_takes_what_it_is_told(tty: tuple[int, int]):
     ours, theirs = tty
     code = (
-        "from wanlora_tui.terminal.pictures import picture_class\n"
-        "kinds = [picture_class(k, c) for k, c in (('Sixel', (9, 18)), ('Kitty graphics', None), ('half cells', None))]\n"
-        "from textual_image._terminal import get_cell_size\n"
-        "from textual_image.widget import HalfcellImage, SixelImage, TGPImage\n"
-        f"assert kinds == [SixelImage, TGPImage, HalfcellImage] and get_cell_size() == {USUAL_CELL}\n"
-        "picture_class('Sixel', (9, 18))\n"
-        "assert get_cell_size() == (9, 18)\n"
+        "from wanlora_tui.terminal.pictures import picture_class\nkinds = [picture_class(k, c) for k, c in (('Sixel',"
+        " (9, 18)), ('Kitty graphics', None), ('half cells', None))]\nfrom textual_image._terminal import"
+        " get_cell_size\nfrom textual_image.widget import HalfcellImage, SixelImage, TGPImage\nassert kinds =="
+        f" [SixelImage, TGPImage, HalfcellImage] and get_cell_size() == {USUAL_CELL}\npicture_class('Sixel', (9,"
+        " 18))\nassert get_cell_size() == (9, 18)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), stdin=theirs, stdout=theirs, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment(),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert (done.returncode, done.stderr) == (0, "")
     os.set_blocking(ours, False)
     with pytest.raises(BlockingIOError):

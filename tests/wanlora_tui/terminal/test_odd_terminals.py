@@ -1,4 +1,5 @@
-"""Terminals as they are over SSH, mosh, screen, docker exec or a serial line: late, odd, silent, without a size; and how they are left."""
+"""Terminals as they are over SSH, mosh, screen, docker exec or a serial line: late, odd, silent, without a size; and
+how they are left."""
 
 import os
 import re
@@ -19,8 +20,12 @@ from wanlora_tui.terminal.conversation import CELL_SIZE, LATEST_SECONDS, PATIENC
 
 WANLORA = f"{shlex.quote(sys.executable)} -m wanlora_tui.cli"
 QUESTIONS = {  # what is asked -> how a terminal with everything answers
-    WHAT_ARE_YOU: "\x1b[?62;4;22c", CELL_SIZE: "\x1b[6;20;10t", r"\x1b_Gi=31": "\x1b_Gi=31;OK\x1b\\", "\x1b[?2026$p": "\x1b[?2026;2$y", "\x1b[?2048$p": "\x1b[?2048;0$y",
-}  # fmt: skip
+    WHAT_ARE_YOU: "\x1b[?62;4;22c",
+    CELL_SIZE: "\x1b[6;20;10t",
+    r"\x1b_Gi=31": "\x1b_Gi=31;OK\x1b\\",
+    "\x1b[?2026$p": "\x1b[?2026;2$y",
+    "\x1b[?2048$p": "\x1b[?2048;0$y",
+}
 ODD = {
     "no numbers": {WHAT_ARE_YOU: "\x1b[?c", CELL_SIZE: "\x1b[6;t"},
     "half an answer": {WHAT_ARE_YOU: "\x1b[?62;4;22c", CELL_SIZE: "\x1b[6;20"},
@@ -28,19 +33,30 @@ ODD = {
     "words for numbers": {WHAT_ARE_YOU: "\x1b[?62;4;22c", CELL_SIZE: "\x1b[6;a;bt"},
     "a cell as large as a house": {WHAT_ARE_YOU: "\x1b[?62;4;22c", CELL_SIZE: "\x1b[6;20000;10000t"},
     "a cell of no size": {WHAT_ARE_YOU: "\x1b[?62;4;22c", CELL_SIZE: "\x1b[6;0;0t"},
-    "more than was asked": {WHAT_ARE_YOU: "\x1b[>1;10;0c\x1b]11;rgb:1e1e/1e1e/1e1e\x1b\\\x1bP>|odd\x1b\\\x1b[?62;4;22c\x1b[?62;4;22c"},
+    "more than was asked": {
+        WHAT_ARE_YOU: "\x1b[>1;10;0c\x1b]11;rgb:1e1e/1e1e/1e1e\x1b\\\x1bP>|odd\x1b\\\x1b[?62;4;22c\x1b[?62;4;22c"
+    },
     "a key that cannot be": {WHAT_ARE_YOU: "\x1b[99999999u\x1b[?62;4;22c"},
     "a key that is no number": {WHAT_ARE_YOU: "\x1b[?62;4;22c\x1b[:1u"},
     "a very long list": {WHAT_ARE_YOU: "\x1b[?65;" + ";".join(map(str, range(1, 60))) + "c"},
-}  # fmt: skip
+}
 
-NO_SIZE = "echo ready; read line; stty rows 0 cols 0; "  # once the terminal is there: it has been given a size at its start
+# once the terminal is there: it has been given a size at its start
+NO_SIZE = "echo ready; read line; stty rows 0 cols 0; "
 
 
 class Answering(Terminal):
     """A terminal that answers `answers` so many seconds after it was asked."""
 
-    def __init__(self, command: str, answers: Mapping[str, str], *, delay: float = 0.0, size: tuple[int, int] = (80, 24), **env: str) -> None:
+    def __init__(
+        self,
+        command: str,
+        answers: Mapping[str, str],
+        *,
+        delay: float = 0.0,
+        size: tuple[int, int] = (80, 24),
+        **env: str,
+    ) -> None:
         self.answers, self.delay = answers, delay
         self.raw, self._seen = b"", 0
         self._on_their_way: list[threading.Timer] = []
@@ -49,7 +65,11 @@ class Answering(Terminal):
 
     def came(self, data: bytes) -> None:
         self.raw += data
-        found = sorted((m.start(), a) for q, a in self.answers.items() for m in re.finditer(re.escape(q.encode()), self.raw[self._seen :]))
+        found = sorted(
+            (m.start(), a)
+            for q, a in self.answers.items()
+            for m in re.finditer(re.escape(q.encode()), self.raw[self._seen :])
+        )
         if found:
             self._seen = len(self.raw)
             timer = threading.Timer(self.delay, self._send, [b"".join(a.encode() for _, a in found)])
@@ -84,7 +104,8 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def open_terminal(folder: Path) -> Iterator[Callable[..., Answering]]:
-    """`open_terminal(answers, delay=..., command=...)`: `command` with {wanlora} filled in, on a terminal of its own."""
+    """`open_terminal(answers, delay=..., command=...)`: `command` with {wanlora} filled in, on a terminal of its
+    own."""
     opened: list[Answering] = []
 
     def go(answers: Mapping[str, str], *, command: str = "exec {wanlora}", **options: object) -> Answering:
@@ -119,8 +140,19 @@ def test_odd_answers_are_no_keys(open_terminal: Callable[..., Answering], answer
     takes_no_answer_for_a_key(open_terminal(answers))
 
 
-@pytest.mark.parametrize("env", [{"TERM": "screen"}, {"TERM": "screen-256color", "TMUX": "/tmp/none,1,0"}, {"TERM": "linux"}, {"TERM": "vt100"}, {"TERM": "xterm-kitty"}])
-def test_only_those_are_asked_for_kitty_s_pictures_that_may_have_them(open_terminal: Callable[..., Answering], env: dict[str, str]):
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"TERM": "screen"},
+        {"TERM": "screen-256color", "TMUX": "/tmp/none,1,0"},
+        {"TERM": "linux"},
+        {"TERM": "vt100"},
+        {"TERM": "xterm-kitty"},
+    ],
+)
+def test_only_those_are_asked_for_kitty_s_pictures_that_may_have_them(
+    open_terminal: Callable[..., Answering], env: dict[str, str]
+):
     terminal = open_terminal(QUESTIONS, **env)
     takes_no_answer_for_a_key(terminal)
     assert (b"\x1b_G" in terminal.raw) == (env == {"TERM": "xterm-kitty"})
@@ -134,7 +166,9 @@ def test_a_terminal_without_a_size_is_taken_for_the_usual_one(open_terminal: Cal
 
 
 def test_keys_typed_ahead_are_not_lost_while_the_terminal_is_asked(open_terminal: Callable[..., Answering]):
-    terminal = open_terminal({WHAT_ARE_YOU: "x\x1b[?62;4;22cy"}, command="stty -echo; echo ready; read line; exec {wanlora}")
+    terminal = open_terminal(
+        {WHAT_ARE_YOU: "x\x1b[?62;4;22cy"}, command="stty -echo; echo ready; read line; exec {wanlora}"
+    )
     terminal.wait("ready")
     terminal.press("go\r", "f1")  # before there is anything to press it on
     terminal.wait("Everywhere")
@@ -153,7 +187,16 @@ def left_clean(terminal: Answering, code: int) -> None:
     assert len(modes) == 2 and modes[0] == modes[1]
     after = terminal.raw.rpartition(b"left ")[2]
     assert b"^[" not in after and b"62;4" not in after and b"\x1b" not in after
-    for off in (b"\x1b[?1049l", b"\x1b[?1000l", b"\x1b[?1003l", b"\x1b[?1006l", b"\x1b[?2004l", b"\x1b[?1004l", b"\x1b[?25h", b"\x1b[<u"):
+    for off in (
+        b"\x1b[?1049l",
+        b"\x1b[?1000l",
+        b"\x1b[?1003l",
+        b"\x1b[?1006l",
+        b"\x1b[?2004l",
+        b"\x1b[?1004l",
+        b"\x1b[?25h",
+        b"\x1b[<u",
+    ):
         assert off in terminal.raw, off
 
 
@@ -167,7 +210,11 @@ def test_nothing_is_left_on_the_shell_after_quitting_at_once(open_terminal: Call
 
 @pytest.mark.parametrize("delay", [0.3, PATIENCE_SECONDS * 1.5])
 def test_doctor_leaves_nothing_on_the_shell_either(open_terminal: Callable[..., Answering], delay: float):
-    terminal = open_terminal({WHAT_ARE_YOU: "\x1b[?62;4;22c", CELL_SIZE: "\x1b[6;20;10t"}, delay=delay, command=NO_SIZE + "{wanlora} doctor; exec cat -v")
+    terminal = open_terminal(
+        {WHAT_ARE_YOU: "\x1b[?62;4;22c", CELL_SIZE: "\x1b[6;20;10t"},
+        delay=delay,
+        command=NO_SIZE + "{wanlora} doctor; exec cat -v",
+    )
     terminal.wait("ready")
     terminal.press("\r")
     terminal.wait("previews are drawn with")
@@ -179,7 +226,11 @@ def test_doctor_leaves_nothing_on_the_shell_either(open_terminal: Callable[..., 
 
 
 def interface_of(terminal: Answering) -> psutil.Process:
-    return next(p for p in [psutil.Process(terminal.process.pid), *psutil.Process(terminal.process.pid).children(recursive=True)] if "wanlora_tui.cli" in p.cmdline() and "-c" not in p.cmdline())
+    return next(
+        p
+        for p in [psutil.Process(terminal.process.pid), *psutil.Process(terminal.process.pid).children(recursive=True)]
+        if "wanlora_tui.cli" in p.cmdline() and "-c" not in p.cmdline()
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
@@ -221,7 +272,9 @@ def test_ctrl_z_goes_to_the_shell_and_fg_comes_back(open_terminal: Callable[...,
     terminal.press("echo the; echo shell\r")
     terminal.wait("the shell")
     terminal.press("fg\r")
-    terminal.wait(lambda text: "No jobs yet" in text and "Quit" in text and "shell>" not in text, "the screen as it was")
+    terminal.wait(
+        lambda text: "No jobs yet" in text and "Quit" in text and "shell>" not in text, "the screen as it was"
+    )
     terminal.press("f1")
     terminal.wait("Everywhere")
     terminal.press("escape")
@@ -231,7 +284,8 @@ def test_ctrl_z_goes_to_the_shell_and_fg_comes_back(open_terminal: Callable[...,
 
 
 def test_ctrl_z_without_a_shell_to_go_to_says_so(open_terminal: Callable[..., Answering]):
-    terminal = open_terminal(QUESTIONS)  # the first program of its terminal, as after `ssh -t box wanlora` or `docker run -it`
+    # the first program of its terminal, as after `ssh -t box wanlora` or `docker run -it`
+    terminal = open_terminal(QUESTIONS)
     terminal.wait("No jobs yet")
     terminal.press("\x1a")
     terminal.wait("no shell to go back to")

@@ -14,8 +14,12 @@ from tests.helpers.interface.harness import environment
 from wanlora_tui.terminal.streams import is_terminal, terminal_width
 
 
-@pytest.mark.parametrize("columns, told, width", [(120, "", 120), (0, "", 80), (0, "72", 72), (120, "0", 120), (120, "many", 120)])
-def test_a_terminal_without_a_size_has_the_usual_width(columns: int, told: str, width: int, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    "columns, told, width", [(120, "", 120), (0, "", 80), (0, "72", 72), (120, "0", 120), (120, "many", 120)]
+)
+def test_a_terminal_without_a_size_has_the_usual_width(
+    columns: int, told: str, width: int, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("COLUMNS", told)
     ours, theirs = os.openpty()
     with os.fdopen(ours, "rb"), os.fdopen(theirs, "w") as stream:
@@ -29,8 +33,17 @@ def test_what_is_no_terminal_has_no_width():
     assert not is_terminal(None)
 
 
-@pytest.mark.parametrize("encoding, out", [("ascii", b"? caf\xe9\n"), ("latin-1", b"? caf\xe9\n"), ("utf-8", b"\xe2\x9c\x93 caf\xe9\n")])
+@pytest.mark.parametrize(
+    "encoding, out", [("ascii", b"? caf\xe9\n"), ("latin-1", b"? caf\xe9\n"), ("utf-8", b"\xe2\x9c\x93 caf\xe9\n")]
+)
 def test_no_encoding_stops_the_output(encoding: str, out: bytes):
     code = "from wanlora_tui.terminal.streams import make_safe; make_safe(); print('\u2713 caf\\udce9')"
-    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(PYTHONIOENCODING=encoding), capture_output=True, check=False, timeout=60)
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment(PYTHONIOENCODING=encoding),
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
     assert (said.stdout, said.stderr) == (out, b"")

@@ -51,16 +51,22 @@ def record_of(folder: Path, job: JobRecord) -> JobRecord:
 
 
 @pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}, {"TERM": "screen-256color", "TMUX": "/tmp/none,1,0"}])
-def test_attach_draws_and_q_says_how_to_come_back(folder: Path, tmp_path: Path, terminal: Callable[..., Terminal], env: dict[str, str]):
+def test_attach_draws_and_q_says_how_to_come_back(
+    folder: Path, tmp_path: Path, terminal: Callable[..., Terminal], env: dict[str, str]
+):
     submit(folder, write_job(tmp_path, steps=100_000, pace_ms=200))
     screen = terminal("attach", **env)
-    screen.wait(lambda text: "orbit_v1" in text and "● trainer progressing" in text and "Detach" in text, "the dashboard")
+    screen.wait(
+        lambda text: "orbit_v1" in text and "● trainer progressing" in text and "Detach" in text, "the dashboard"
+    )
     screen.press("q")
     assert screen.wait_end() == 0
     assert "orbit_v1 goes on training. Come back with: wanlora attach orbit_v1" in screen.text
 
 
-def test_a_killed_interface_stops_nothing_and_is_told_what_it_missed(folder: Path, tmp_path: Path, terminal: Callable[..., Terminal]):
+def test_a_killed_interface_stops_nothing_and_is_told_what_it_missed(
+    folder: Path, tmp_path: Path, terminal: Callable[..., Terminal]
+):
     job = submit(folder, write_job(tmp_path, steps=100_000, pace_ms=50))
     screen = terminal("attach", "orbit_v1")
     screen.wait("● trainer progressing")

@@ -64,7 +64,16 @@ async def test_bad_input_is_said_at_once_and_goes_when_mended() -> None:
         assert (form.posted[-1].value, form.posted[-1].error) == (1, "")
 
 
-@pytest.mark.parametrize(("path", "text", "wrong"), [("training.batch_size", "65", "64"), ("training.lr", "fast", "number"), ("datasets.resolutions", "512, big", "integer"), ("training.lr", "", "number"), ("job.name", "a b", "letters")])
+@pytest.mark.parametrize(
+    ("path", "text", "wrong"),
+    [
+        ("training.batch_size", "65", "64"),
+        ("training.lr", "fast", "number"),
+        ("datasets.resolutions", "512, big", "integer"),
+        ("training.lr", "", "number"),
+        ("job.name", "a b", "letters"),
+    ],
+)
 async def test_limits_and_types_are_named(path: str, text: str, wrong: str) -> None:
     form = Form(row(path, "x" if path == "job.name" else None))
     async with form.run_test(size=(80, 24)) as pilot:
@@ -90,7 +99,9 @@ async def test_choices_change_by_arrow_and_by_list() -> None:
 
 
 async def test_the_note_tells_recommended_yours_and_default_by_word() -> None:
-    form = Form(row("training.steps"), row("training.lr", reason=""), row("sample.prompts.prompt", "hello", reason=None))
+    form = Form(
+        row("training.steps"), row("training.lr", reason=""), row("sample.prompts.prompt", "hello", reason=None)
+    )
     async with form.run_test(size=(80, 24)) as pilot:
         assert [note_of(r) for r in form.rows] == ["◆ recommended", "default", ""]
         form.rows[0].control.value = "1800"
@@ -200,7 +211,15 @@ def test_completion_looks_as_a_shell_does(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_values_and_ranges_read_as_people_write_them() -> None:
-    assert [value_text(v) for v in (True, False, None, [512, 768], 1e-4, "a", 41)] == ["on", "off", "", "512, 768", "0.0001", "a", "41"]
+    assert [value_text(v) for v in (True, False, None, [512, 768], 1e-4, "a", 41)] == [
+        "on",
+        "off",
+        "",
+        "512, 768",
+        "0.0001",
+        "a",
+        "41",
+    ]
     assert range_text(FIELDS["training.batch_size"]) == "integer, 1 to 64"
     assert range_text(FIELDS["save.every"]) == "integer, 1 or more steps"
     assert range_text(FIELDS["job.seed"]) == "integer, 0 or more"

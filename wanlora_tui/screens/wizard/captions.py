@@ -44,7 +44,11 @@ class CaptionsPane(StepPane):
 
     def _show_captions(self) -> None:
         job = self.state.job()
-        found = [(self.state.scans[f], d) for f, d in zip(self.state.draft.folders, job.datasets, strict=True) if f in self.state.scans]
+        found = [
+            (self.state.scans[f], d)
+            for f, d in zip(self.state.draft.folders, job.datasets, strict=True)
+            if f in self.state.scans
+        ]
         clips = [(c, d) for facts, d in found for c in facts.clips]
         own = sum(1 for c, _ in clips if c.has_caption)
         bare = sum(1 for c, d in clips if not c.has_caption and not d.default_caption)
@@ -61,4 +65,6 @@ class CaptionsPane(StepPane):
 
     def show_progress(self) -> None:
         looks = [look_text(look) for look in self.state.looks.values()]
-        self.query_one("#caption-count", Static).update(f"… {', '.join(looks)}. {self._counts}" if looks else self._counts)
+        self.query_one("#caption-count", Static).update(
+            f"… {', '.join(looks)}. {self._counts}" if looks else self._counts
+        )

@@ -65,7 +65,9 @@ class ClipsPane(StepPane):
         with self.prevent(OptionList.OptionHighlighted):
             folders.clear_options()
             folders.add_options([Option(self._line(i, f)) for i, f in enumerate(self.state.draft.folders)])
-            folders.highlighted = min(highlight, len(self.state.draft.folders) - 1) if self.state.draft.folders else None
+            folders.highlighted = (
+                min(highlight, len(self.state.draft.folders) - 1) if self.state.draft.folders else None
+            )
         folders.display = bool(self.state.draft.folders)
 
     def _line(self, index: int, folder: str) -> str:
@@ -76,7 +78,9 @@ class ClipsPane(StepPane):
             return f"{name}   … {look_text(look) if look is not None else 'looking at the clips'}"
         unusable = sum(1 for p in found.problems if p.severity == "error")
         seconds = sum(c.duration for c in found.clips)
-        return f"{name}   {count(len(found.clips), 'clip')}, {seconds:.0f} s" + (f"   ✗ {count(unusable, 'problem')}" if unusable else "   ✓")
+        return f"{name}   {count(len(found.clips), 'clip')}, {seconds:.0f} s" + (
+            f"   ✗ {count(unusable, 'problem')}" if unusable else "   ✓"
+        )
 
     def show_progress(self) -> None:
         for i, folder in enumerate(self.state.draft.folders):
@@ -88,7 +92,9 @@ class ClipsPane(StepPane):
         folders, index = self.state.draft.folders, self._current
         found = self.state.scans.get(folders[index]) if index < len(folders) else None
         order = sorted(found.problems, key=lambda p: list(GLYPHS).index(p.severity)) if found else []
-        self.query_one("#problem-text", Static).update("\n".join(f"{GLYPHS[p.severity]} {sentences(p.message, p.fix)}" for p in order))
+        self.query_one("#problem-text", Static).update(
+            "\n".join(f"{GLYPHS[p.severity]} {sentences(p.message, p.fix)}" for p in order)
+        )
         self.query_one("#problems").display = bool(order)
         table, ready = self.query_one(ClipTable), self.state.ready
         table.display = found is not None and bool(found.clips)

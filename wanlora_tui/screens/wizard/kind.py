@@ -30,7 +30,9 @@ class KindPane(StepPane):
     DEFAULT_CSS = "KindPane Choices { height: 1fr; }"
 
     def compose(self) -> ComposeResult:
-        yield Choices(*(Option(self._card(kind, load_recipe(kind)), id=kind) for kind in KINDS), id="kinds", markup=False)
+        yield Choices(
+            *(Option(self._card(kind, load_recipe(kind)), id=kind) for kind in KINDS), id="kinds", markup=False
+        )
 
     def _card(self, kind: Kind, recipe: Recipe) -> Group:
         chosen = kind == self.state.draft.kind

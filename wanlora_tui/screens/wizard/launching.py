@@ -56,9 +56,12 @@ class NotTaken:
 
 
 async def hand_in(wizard: Screen[Any], launcher: Launcher, path: Path, sent_before: float) -> JobRecord | NotTaken:
-    """The job that the daemon made of a written job file. `sent_before` as for Launcher.submit. To be called from a worker."""
+    """The job that the daemon made of a written job file. `sent_before` as for Launcher.submit. To be called from a
+    worker."""
     waiting = Launching(path.name)
-    answer: asyncio.Task[JobRecord] = asyncio.create_task(launcher.submit(path, sent_before=sent_before, say=waiting.say))
+    answer: asyncio.Task[JobRecord] = asyncio.create_task(
+        launcher.submit(path, sent_before=sent_before, say=waiting.say)
+    )
 
     def stopped(by_user: bool | None) -> None:
         if by_user:
@@ -73,11 +76,24 @@ async def hand_in(wizard: Screen[Any], launcher: Launcher, path: Path, sent_befo
         await wizard.app.pop_screen()
     later = f"The job file is kept. To hand it in from a shell: {launcher.command(path)}"
     if answer.cancelled():
-        return NotTaken(["You have stopped waiting. The daemon may still take the job: look at the list of jobs before you launch again.", later], may_be_taken=True)
+        return NotTaken(
+            [
+                (
+                    "You have stopped waiting. The daemon may still take the job: look at the list of jobs before you"
+                    " launch again."
+                ),
+                later,
+            ],
+            may_be_taken=True,
+        )
     error = answer.exception()
     if error is None:
         return answer.result()
     if not isinstance(error, UserError | OSError):
         raise error
-    findings = [f"{f.field}: {sentences(f.message, f.fix)}" for f in error.findings if f.message not in str(error)] if isinstance(error, RequestRefused) else []
+    findings = (
+        [f"{f.field}: {sentences(f.message, f.fix)}" for f in error.findings if f.message not in str(error)]
+        if isinstance(error, RequestRefused)
+        else []
+    )
     return NotTaken([str(error), *findings, later], may_be_taken=isinstance(error, Unanswered))

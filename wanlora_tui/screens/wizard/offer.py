@@ -45,7 +45,9 @@ async def offer(app: App[object], drafts: Drafts, launcher: Launcher | None) -> 
             app.notify(problem, title="A draft cannot be read", severity="error", timeout=20)
         if not found:
             return Offered(Draft(), None)
-        answer, index = await (_ask_one(app, found[0], launcher) if len(found) == 1 else _ask_many(app, found, launcher))
+        answer, index = await (
+            _ask_one(app, found[0], launcher) if len(found) == 1 else _ask_many(app, found, launcher)
+        )
         if answer == "":
             return None
         if answer == "new":
@@ -72,7 +74,12 @@ async def _ask_one(app: App[object], found: LeftOver, launcher: Launcher | None)
     launched = what_became(draft, launcher)
     answers = {"continue": "Continue", "fresh": "Start afresh", "new": "New job, keep this"}
     text = sentences(text, launched, "Starting afresh throws it away at your first choice")
-    return await app.push_screen_wait(Ask(f"Continue the half-filled job from {age_text(time.time() - draft.saved)}?", text, answers)), 0
+    return (
+        await app.push_screen_wait(
+            Ask(f"Continue the half-filled job from {age_text(time.time() - draft.saved)}?", text, answers)
+        ),
+        0,
+    )
 
 
 async def _ask_many(app: App[object], found: list[LeftOver], launcher: Launcher | None) -> tuple[str, int]:
@@ -96,7 +103,8 @@ def what_became(draft: Draft, launcher: Launcher | None) -> str:
 
 
 class DraftList(ModalScreen[tuple[str, int]]):
-    """Several drafts, newest first, and a new job. Dismisses with what to do ("" to leave) and which draft it is about."""
+    """Several drafts, newest first, and a new job. Dismisses with what to do ("" to leave) and which draft it is
+    about."""
 
     BINDINGS = bindings("dialog.cancel", "drafts.discard")
     DEFAULT_CSS = """
@@ -113,16 +121,32 @@ class DraftList(ModalScreen[tuple[str, int]]):
     def compose(self) -> ComposeResult:
         with Vertical() as box:
             box.border_title = f"{len(self.found)} half-filled jobs: which one?"
-            yield Choices(*(self._entry(d) for _, d in self.found), Option(Text("A new job; all of these are kept", style="bold")), id="drafts", markup=False)
+            yield Choices(
+                *(self._entry(d) for _, d in self.found),
+                Option(Text("A new job; all of these are kept", style="bold")),
+                id="drafts",
+                markup=False,
+            )
             yield Static("Enter takes the highlighted one · F9 throws it away · Esc leaves")
         yield Footer()
 
     def _entry(self, draft: Draft) -> Option:
         place = position(draft.step)
-        lines = [f"{draft.kind or 'no kind yet'} · {shorten(', '.join(map(home_path, draft.folders)) or 'no folder yet', 52)}", f"{age_text(time.time() - draft.saved)}, at step {place + 1}: {STEPS[place].title}"]
+        lines = [
+            (
+                f"{draft.kind or 'no kind yet'} ·"
+                f" {shorten(', '.join(map(home_path, draft.folders)) or 'no folder yet', 52)}"
+            ),
+            f"{age_text(time.time() - draft.saved)}, at step {place + 1}: {STEPS[place].title}",
+        ]
         if launched := what_became(draft, self.launcher):
             lines.append(launched)
-        return Option(Group(Text(draft.name or "without a name yet", style="bold"), *(Padding(Text(line), (0, 0, 0, 2)) for line in lines)))
+        return Option(
+            Group(
+                Text(draft.name or "without a name yet", style="bold"),
+                *(Padding(Text(line), (0, 0, 0, 2)) for line in lines),
+            )
+        )
 
     def on_mount(self) -> None:
         self.query_one(Choices).highlighted = 0
@@ -137,7 +161,10 @@ class DraftList(ModalScreen[tuple[str, int]]):
         if index is None or index >= len(self.found):
             return
         answers = {"keep": "Keep it", "discard": "Throw it away"}
-        if await self.app.push_screen_wait(Ask("Throw this draft away?", f"{about(self.found[index][1])}.", answers)) == "discard":
+        if (
+            await self.app.push_screen_wait(Ask("Throw this draft away?", f"{about(self.found[index][1])}.", answers))
+            == "discard"
+        ):
             self.dismiss(("discard", index))
 
     def action_cancel(self) -> None:

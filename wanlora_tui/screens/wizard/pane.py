@@ -17,7 +17,13 @@ LORA_SUFFIXES = frozenset({".safetensors"})
 
 def look_text(look: Look) -> str:
     """`looking at clips 120/5000`, or how many files were found while they are listed."""
-    return f"looking at clips {look.done}/{look.total}" if look.total else f"listing files ({look.done})" if look.done else "looking at the clips"
+    return (
+        f"looking at clips {look.done}/{look.total}"
+        if look.total
+        else f"listing files ({look.done})"
+        if look.done
+        else "looking at the clips"
+    )
 
 
 class Edited(Message):
@@ -66,12 +72,30 @@ class StepPane(Vertical):
         """The form row of a field."""
         state = self.state
         recommended, reason = state.recommended(path)
-        is_image, is_weights = path.endswith(".ctrl_img"), path in ("quantization.ara", "sample.accelerator", "sample.accelerator_low", "model.vae", "model.text_encoder")
-        is_path = is_image or (path.startswith("datasets[") and path.endswith(".path")) or is_weights or path == "model.path"
+        is_image, is_weights = (
+            path.endswith(".ctrl_img"),
+            path
+            in (
+                "quantization.ara",
+                "sample.accelerator",
+                "sample.accelerator_low",
+                "model.vae",
+                "model.text_encoder",
+            ),
+        )
+        is_path = (
+            is_image or (path.startswith("datasets[") and path.endswith(".path")) or is_weights or path == "model.path"
+        )
         return FieldInput(
-            path, state.value(path), recommended=recommended, reason=reason, typed=state.draft.typed.get(path),
-            base=self.base_folder() if is_path else None, suffixes=IMAGE_SUFFIXES if is_image else LORA_SUFFIXES if is_weights else None, placeholder=state.placeholder(path),
-        )  # fmt: skip
+            path,
+            state.value(path),
+            recommended=recommended,
+            reason=reason,
+            typed=state.draft.typed.get(path),
+            base=self.base_folder() if is_path else None,
+            suffixes=IMAGE_SUFFIXES if is_image else LORA_SUFFIXES if is_weights else None,
+            placeholder=state.placeholder(path),
+        )
 
     def base_folder(self) -> Path:
         return self.state.job_path().parent

@@ -53,7 +53,9 @@ class PromptRow(Vertical):
     def on_mount(self) -> None:
         state = self.pane.state
         own = state.prompt_fields(self.index)[2:]
-        self.set_class(any(path in state.draft.typed or state.value(path) != state.recommended(path)[0] for path in own), "-open")
+        self.set_class(
+            any(path in state.draft.typed or state.value(path) != state.recommended(path)[0] for path in own), "-open"
+        )
 
     @on(Button.Pressed, ".more")
     def _toggle(self, event: Button.Pressed) -> None:
@@ -104,7 +106,9 @@ class PromptsPane(StepPane):
         prompts, job = self.state.draft.prompts, self.state.job()
         if prompts:
             example = resolve_caption(prompts[0].prompt, "", job.job.trigger)
-            text = f"{count(len(prompts), 'prompt')}, previews every {job.sample.every} steps." + (f" The first reads: {example}" if example != prompts[0].prompt else "")
+            text = f"{count(len(prompts), 'prompt')}, previews every {job.sample.every} steps." + (
+                f" The first reads: {example}" if example != prompts[0].prompt else ""
+            )
         else:
             text = NONE
         self.query_one("#prompt-state", Static).update(text)
@@ -161,7 +165,9 @@ class PromptsPane(StepPane):
     async def _browse(self, index: int) -> None:
         here = self.state.draft.prompts[index].ctrl_img
         start = absolute(here, self.base_folder()) if here else Path(self.state.draft.folders[0])
-        picked = await self.app.push_screen_wait(PathPicker(start, title=f"Control image of prompt {index + 1}", suffixes=IMAGE_SUFFIXES))
+        picked = await self.app.push_screen_wait(
+            PathPicker(start, title=f"Control image of prompt {index + 1}", suffixes=IMAGE_SUFFIXES)
+        )
         if picked is not None:
             control = self.query_one(f"#prompt-{index}").query(FieldInput)[1].control  # the prompt, then its image
             control.value = picked

@@ -90,7 +90,12 @@ class ReviewPane(StepPane):
         yield Static("", id="forecast", markup=False)
         with Horizontal(classes="row"):
             yield Static("Job file", id="path-label")
-            yield PathInput(str(self.state.draft.job_path), base=self.state.cwd, placeholder=str(self.state.job_path()), id="job-path")
+            yield PathInput(
+                str(self.state.draft.job_path),
+                base=self.state.cwd,
+                placeholder=str(self.state.job_path()),
+                id="job-path",
+            )
         yield Static("", id="path-note", markup=False)
         with Horizontal(classes="row"):
             yield Static("", id="counts", markup=False)
@@ -140,7 +145,11 @@ class ReviewPane(StepPane):
         try:
             job = self.state.job()
         except JobError as e:
-            self.findings = self.state.findings() or [Finding(code="job-file", severity="error", field="job", message=str(e), fix="Change the field that it names")]
+            self.findings = self.state.findings() or [
+                Finding(
+                    code="job-file", severity="error", field="job", message=str(e), fix="Change the field that it names"
+                )
+            ]
             self.checking = False
             self._show_findings()
             return
@@ -152,14 +161,20 @@ class ReviewPane(StepPane):
     def _check(self, revision: int, job: Job, base: Path, machine: Machine, known: Facts | None, look: Look) -> None:
         out = base / "runs"
         paths = [str(Path(d.path)) for d in job.datasets]
-        if known is not None and known.cuts and [d.path for d in known.datasets] == paths and self._same_model(known, job, base):
+        if (
+            known is not None
+            and known.cuts
+            and [d.path for d in known.datasets] == paths
+            and self._same_model(known, job, base)
+        ):
             facts = msgspec.structs.replace(known, base=base, out=out, run=read_run_folder(job, base, out))
             self.post_message(Checked(revision, facts, check(job, facts), True))
             return
         try:
             facts = gather(job, base, out=out, machine=machine, scenes=False, look=look)
             self.post_message(Checked(revision, facts, check(job, facts), False))
-            facts = msgspec.structs.replace(facts, fetching=fetching_of(named_base(job), base, go_on=look.go_on))  # what the Hub says need not wait for the cuts
+            # what the Hub says need not wait for the cuts
+            facts = msgspec.structs.replace(facts, fetching=fetching_of(named_base(job), base, go_on=look.go_on))
             if facts.fetching is not None:
                 self.post_message(Checked(revision, facts, check(job, facts), False))
             facts = gather(job, base, out=out, machine=machine, ask_hub=True, look=look)
@@ -177,18 +192,32 @@ class ReviewPane(StepPane):
         self.facts, self.checking, self.watching = event.facts, False, not event.done
         if event.done:
             self.look = None
-        self.findings = sorted([*self.state.findings(), *event.findings, *self._same_run(event.facts)], key=lambda f: SEVERITIES.index(f.severity))
+        self.findings = sorted(
+            [*self.state.findings(), *event.findings, *self._same_run(event.facts)],
+            key=lambda f: SEVERITIES.index(f.severity),
+        )
         self._show_findings()
 
     def _same_run(self, facts: Facts) -> Iterator[Finding]:
-        """The rules allow a run of this very job in its folder, because a resume may go on with it; the wizard begins new runs, and they would be refused."""
+        """The rules allow a run of this very job in its folder, because a resume may go on with it; the wizard begins
+        new runs, and they would be refused."""
         run = facts.run
         if run is not None and not run.differences and (Path(run.path) / JOB_FILE).exists():
-            name = next(name for n in itertools.count(2) if not Path(run.path).with_name(name := f"{run.name[:60]}_{n}").exists())
+            name = next(
+                name
+                for n in itertools.count(2)
+                if not Path(run.path).with_name(name := f"{run.name[:60]}_{n}").exists()
+            )
             yield Finding(
-                code="run-folder-same-job", severity="error", field="job.name", message=f"{home_path(run.path)} holds a run of this job already",
-                fix=f'Set job.name = "{name}" for a new run; or leave, and go on with that one by r in the list of jobs', set={"job.name": name},
-            )  # fmt: skip
+                code="run-folder-same-job",
+                severity="error",
+                field="job.name",
+                message=f"{home_path(run.path)} holds a run of this job already",
+                fix=(
+                    f'Set job.name = "{name}" for a new run; or leave, and go on with that one by r in the list of jobs'
+                ),
+                set={"job.name": name},
+            )
 
     # Showing
 
@@ -198,7 +227,10 @@ class ReviewPane(StepPane):
         if problem:
             note.update(f"✗ {problem}")
         elif self.state.wrote(path):
-            note.update(f"✓ {'written by the last launch, which came to nothing' if path.absolute() in self.state.written else 'this very job stands there'}; launching writes it again")
+            note.update(
+                f"✓ {'written by the last launch, which came to nothing' if path.absolute() in self.state.written else 'this very job stands there'};"
+                " launching writes it again"
+            )
         elif path.exists():
             note.update(f"! {home_path(str(path))} exists: launching asks before replacing it")
         else:
@@ -214,12 +246,18 @@ class ReviewPane(StepPane):
             return str(e)
 
     def _show_counts(self) -> None:
-        words = [f"{HEADINGS[s][0]} {count(n, HEADINGS[s][1])}" for s in SEVERITIES if (n := sum(f.severity == s for f in self.findings))]
+        words = [
+            f"{HEADINGS[s][0]} {count(n, HEADINGS[s][1])}"
+            for s in SEVERITIES
+            if (n := sum(f.severity == s for f in self.findings))
+        ]
         text = ", ".join(words) or ("" if self.checking else "✓ ready to launch")
         far = self.look is not None and self.look.done < self.look.total
         checking = look_text(self.look) if self.look is not None and far else "checking"
         watching = f"cuts {self.look.done}/{self.look.total}" if self.look is not None and far else "cuts"
-        self.query_one("#counts", Static).update(text + (f" … {checking}" if self.checking else f" … {watching}" if self.watching else ""))
+        self.query_one("#counts", Static).update(
+            text + (f" … {checking}" if self.checking else f" … {watching}" if self.watching else "")
+        )
 
     def show_progress(self) -> None:
         self._show_counts()
@@ -233,7 +271,9 @@ class ReviewPane(StepPane):
         options.clear_options()
         if self.refusal:
             heading = Text("✗ NOT LAUNCHED · the draft is kept, F8 tries again", style="bold")
-            options.add_option(Option(Group(heading, Padding(Text("\n".join(self.refusal)), (0, 0, 0, 2))), id="refusal"))
+            options.add_option(
+                Option(Group(heading, Padding(Text("\n".join(self.refusal)), (0, 0, 0, 2))), id="refusal")
+            )
         for severity in SEVERITIES:
             group = [(i, f) for i, f in enumerate(self.findings) if f.severity == severity]
             if group:
@@ -258,7 +298,11 @@ class ReviewPane(StepPane):
 
     def current(self) -> Finding | None:
         option = self.query_one("#findings", Choices).highlighted_option
-        return self.findings[int(option.id.removeprefix("finding-"))] if option is not None and option.id and option.id != "refusal" else None
+        return (
+            self.findings[int(option.id.removeprefix("finding-"))]
+            if option is not None and option.id and option.id != "refusal"
+            else None
+        )
 
     @on(Button.Pressed, "#fix")
     def action_fix(self) -> None:

@@ -215,7 +215,12 @@ class WizardScreen(Screen[JobRecord | str | None]):
     @on(Worker.StateChanged)
     def _worker_failed(self, event: Worker.StateChanged) -> None:
         if event.state is WorkerState.ERROR:
-            self.notify(f"{type(event.worker.error).__name__}: {event.worker.error}", title="A bug: this could not be read", severity="error", timeout=30)
+            self.notify(
+                f"{type(event.worker.error).__name__}: {event.worker.error}",
+                title="A bug: this could not be read",
+                severity="error",
+                timeout=30,
+            )
 
     # Changes made in a step
 
@@ -255,15 +260,25 @@ class WizardScreen(Screen[JobRecord | str | None]):
         """Show a step, or the first one before it that must be filled in first; `field` gets the focus."""
         name = self.state.furthest(name)
         self.state.draft.step = name
-        pane = {
-            "kind": KindPane, "clips": ClipsPane, "captions": CaptionsPane, "prompts": PromptsPane, "review": ReviewPane,
-        }[name](self.state) if name != "settings" else SettingsPane(self.state, field=field)  # fmt: skip
+        pane = (
+            {
+                "kind": KindPane,
+                "clips": ClipsPane,
+                "captions": CaptionsPane,
+                "prompts": PromptsPane,
+                "review": ReviewPane,
+            }[name](self.state)
+            if name != "settings"
+            else SettingsPane(self.state, field=field)
+        )
         box = self.query_one("#pane", Container)
         with self.app.batch_update():
             await box.remove_children()
             await box.mount(pane)
         place = position(name)
-        self.query_one("#wizard-title", Static).update(f"New LoRA job · step {place + 1} of {len(STEPS)} · {STEPS[place].title}")
+        self.query_one("#wizard-title", Static).update(
+            f"New LoRA job · step {place + 1} of {len(STEPS)} · {STEPS[place].title}"
+        )
         self.query_one("#nav-state", Static).update("the draft is kept as you type")
         self.query_one("#back", Button).disabled = place == 0
         self.query_one("#next", Button).label = "Launch F8 ▶" if name == NAMES[-1] else "Next F8 ▶"
@@ -281,7 +296,9 @@ class WizardScreen(Screen[JobRecord | str | None]):
         steps.clear_options()
         for i, step in enumerate(STEPS):
             glyph = "▶" if i == place else "✓" if i < place else " "
-            steps.add_option(Option(f"{glyph} {i + 1} {step.title}", disabled=self.state.furthest(step.name) != step.name))
+            steps.add_option(
+                Option(f"{glyph} {i + 1} {step.title}", disabled=self.state.furthest(step.name) != step.name)
+            )
         steps.highlighted = place
 
     @on(OptionList.OptionSelected, "#steps")
@@ -327,7 +344,11 @@ class WizardScreen(Screen[JobRecord | str | None]):
 
     def _show_help(self, focused: object) -> None:
         """What the focused field means, or what this step wants."""
-        row = next((n for n in focused.ancestors if isinstance(n, FieldInput)), None) if hasattr(focused, "ancestors") else None
+        row = (
+            next((n for n in focused.ancestors if isinstance(n, FieldInput)), None)
+            if hasattr(focused, "ancestors")
+            else None
+        )
         area, text = self.query_one("#help-area"), self.query_one("#help-text", Static)
         step = STEPS[position(self.step)]
         said = (row.help_title(), row.help_lines()) if row is not None else (step.title, step.hint)
@@ -348,7 +369,13 @@ class WizardScreen(Screen[JobRecord | str | None]):
             self.dismiss(None)
             return
         text = "What you have entered is kept, and offered again the next time you start a new job."
-        answer = await self.app.push_screen_wait(Ask("Leave the wizard?", text, {"leave": "Leave, keep the draft", "stay": "Stay", "discard": "Throw it away"}))
+        answer = await self.app.push_screen_wait(
+            Ask(
+                "Leave the wizard?",
+                text,
+                {"leave": "Leave, keep the draft", "stay": "Stay", "discard": "Throw it away"},
+            )
+        )
         if answer == "discard":
             self._forget()
         if answer in ("leave", "discard"):
@@ -369,7 +396,9 @@ class WizardScreen(Screen[JobRecord | str | None]):
         errors = [f for f in review.findings if f.severity == "error"]
         problem = self.state.path_problem()
         if errors:
-            names = ", ".join(f"{f.field} ({f.code})" for f in errors[:4]) + (f" and {len(errors) - 4} more" if len(errors) > 4 else "")
+            names = ", ".join(f"{f.field} ({f.code})" for f in errors[:4]) + (
+                f" and {len(errors) - 4} more" if len(errors) > 4 else ""
+            )
             self.notify(f"Fix first: {names}", title="Not launched", severity="error", timeout=10)
             review.focus_first()
         elif review.checking:
@@ -380,11 +409,21 @@ class WizardScreen(Screen[JobRecord | str | None]):
         elif await self._may_write(self.state.job_path()):
             path = self.state.job_path().absolute()
             job = self.state.written_job()
-            sent_before = self.state.draft.launched_at if self.state.draft.launched == str(path) and self.state.wrote(path) else 0.0
+            sent_before = (
+                self.state.draft.launched_at
+                if self.state.draft.launched == str(path) and self.state.wrote(path)
+                else 0.0
+            )
             try:
                 save_job(job, path, fresh=True)
             except UserError as e:
-                review.refuse([sentences(f"The job file {path} {e.what}", "Make room there or mend it, or choose another place above")])
+                review.refuse(
+                    [
+                        sentences(
+                            f"The job file {path} {e.what}", "Make room there or mend it, or choose another place above"
+                        )
+                    ]
+                )
                 return
             self.state.written[path] = dump_job(job)
             if self.launcher is None:
@@ -394,7 +433,8 @@ class WizardScreen(Screen[JobRecord | str | None]):
                 await self._hand_in(review, self.launcher, path, sent_before)
 
     async def _hand_in(self, review: ReviewPane, launcher: Launcher, path: Path, sent_before: float) -> None:
-        """Wait for the daemon's answer. The draft says meanwhile that it is under way, in case this program is killed."""
+        """Wait for the daemon's answer. The draft says meanwhile that it is under way, in case this program is
+        killed."""
         draft = self.state.draft
         draft.launched, draft.launched_at = str(path), sent_before or time.time()
         self._keep()

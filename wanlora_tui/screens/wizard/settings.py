@@ -22,7 +22,10 @@ def machine_lines(machine: Machine) -> list[str]:
         if gpu.error:
             lines.append(f"✗ GPU {gpu.index}: {gpu.error}")
             continue
-        lines.append(f"GPU {gpu.index}  {gpu.name}{' (MIG)' if gpu.mig else ''}: {size(gpu.vram_total)}, {size(gpu.vram_free)} free, driver {gpu.driver}")
+        lines.append(
+            f"GPU {gpu.index}  {gpu.name}{' (MIG)' if gpu.mig else ''}: {size(gpu.vram_total)}, {size(gpu.vram_free)}"
+            f" free, driver {gpu.driver}"
+        )
     if not machine.gpus:
         lines.append(f"✗ No GPU{': ' + machine.gpu_problem if machine.gpu_problem else ''}")
     lines.append(f"RAM    {size(machine.ram_total)}, {size(machine.ram_free)} free · {count(machine.cores, 'core')}")
@@ -47,7 +50,9 @@ class SettingsPane(StepPane):
 
     def compose(self) -> ComposeResult:
         with Horizontal():
-            yield Choices(*(Option(self._entry(p), id=p) for p in ("machine", *PANELS)), id="panels", compact=True, markup=False)
+            yield Choices(
+                *(Option(self._entry(p), id=p) for p in ("machine", *PANELS)), id="panels", compact=True, markup=False
+            )
             yield VerticalScroll(id="form", can_focus=False)
 
     def _entry(self, panel: str) -> str:
@@ -77,15 +82,32 @@ class SettingsPane(StepPane):
         form, self.shown = self.query_one("#form", VerticalScroll), self.panel
         await form.remove_children()
         form.scroll_home(animate=False)
-        form.can_focus = self.panel == "machine"  # nothing in it takes the focus, so the text itself must scroll by keys
+        # nothing in it takes the focus, so the text itself must scroll by keys
+        form.can_focus = self.panel == "machine"
         await form.mount_all(self._machine() if self.panel == "machine" else self._form(self.panel))
 
     def _machine(self) -> list[Widget]:
         assert self.state.machine is not None
-        out: list[Widget] = [Static(line, classes="fact" + (" problem" if line.startswith("✗") else ""), markup=False) for line in machine_lines(self.state.machine)]
+        out: list[Widget] = [
+            Static(line, classes="fact" + (" problem" if line.startswith("✗") else ""), markup=False)
+            for line in machine_lines(self.state.machine)
+        ]
         reasons = self.state.reasons()
-        out.append(Static(f"{RECOMMENDED} {count(len(reasons), 'value')} chosen for this job" if reasons else "All values are the plain defaults.", classes="heading", markup=False))
-        out += [Static(f"{path} = {value_text(value) or 'empty'}: {reason}", classes="fact", markup=False) for path, value, reason in reasons]
+        out.append(
+            Static(
+                (
+                    f"{RECOMMENDED} {count(len(reasons), 'value')} chosen for this job"
+                    if reasons
+                    else "All values are the plain defaults."
+                ),
+                classes="heading",
+                markup=False,
+            )
+        )
+        out += [
+            Static(f"{path} = {value_text(value) or 'empty'}: {reason}", classes="fact", markup=False)
+            for path, value, reason in reasons
+        ]
         return out
 
     def _form(self, panel: str) -> list[Widget]:
@@ -97,7 +119,9 @@ class SettingsPane(StepPane):
                 out.append(Static(f"Dataset {index + 1} of {len(folders)}", classes="heading", markup=False))
             expert = next((e for e, name in PANEL.items() if path == f"multistage.{name}.lr"), None)
             if expert is not None:
-                out.append(Static(self._expert_heading(expert), id=f"heading-{expert}", classes="heading", markup=False))
+                out.append(
+                    Static(self._expert_heading(expert), id=f"heading-{expert}", classes="heading", markup=False)
+                )
             out.append(self.row(path))
         if panel == "sample":
             out.append(Static("Prompts and their control images: next step.", classes="muted"))

@@ -61,8 +61,17 @@ def draft_file(folder: Path) -> Path:
 
 def left_at_review(folder: Path, work: Path) -> Path:
     """A draft that can be launched as it is."""
-    values: dict[str, Any] = {"model.path": str(work / "base"), "job.name": NAME, "datasets[0].num_frames": 9, "datasets[0].resolutions": [64], "sample.width": 64, "sample.height": 64}
-    DraftStore(draft_file(folder)).save(Draft(step="review", kind="motion", folders=[str(work / "orbit")], values=values))
+    values: dict[str, Any] = {
+        "model.path": str(work / "base"),
+        "job.name": NAME,
+        "datasets[0].num_frames": 9,
+        "datasets[0].resolutions": [64],
+        "sample.width": 64,
+        "sample.height": 64,
+    }
+    DraftStore(draft_file(folder)).save(
+        Draft(step="review", kind="motion", folders=[str(work / "orbit")], values=values)
+    )
     return draft_file(folder)
 
 
@@ -127,7 +136,9 @@ async def test_a_refused_launch_keeps_wizard_draft_and_a_command_that_works(fold
             await pilot.press("f8")
             reason = await refused(pilot, pane)
             assert "already holds a run" in reason
-            assert any(f.field == "job.name" and f.severity == "error" for f in pane.findings), "and it is a finding with a fix by now"
+            assert any(f.field == "job.name" and f.severity == "error" for f in pane.findings), (
+                "and it is a finding with a fix by now"
+            )
             kept = DraftStore(draft).load()
             assert kept is not None and (kept.launched, kept.values["job.name"]) == ("", NAME)
             assert load_job(work / f"{NAME}.toml").job.name == NAME
@@ -153,7 +164,15 @@ async def test_the_command_it_names_hands_in_the_job(folder: Path, work: Path) -
             await pilot.press("f8")
             command = (await refused(pilot, pane)).partition("from a shell: wanlora ")[2].splitlines()[0]
             shutil.rmtree(work / "runs")
-            done = await asyncio.to_thread(subprocess.run, [sys.executable, "-m", "wanlora_tui.cli", *shlex.split(command)], cwd="/", env=environment(), capture_output=True, text=True, check=False)
+            done = await asyncio.to_thread(
+                subprocess.run,
+                [sys.executable, "-m", "wanlora_tui.cli", *shlex.split(command)],
+                cwd="/",
+                env=environment(),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             assert done.returncode == 0, done.stderr
             assert [j.name for j in await jobs(folder)] == [NAME]
             assert isinstance(app.screen, WizardScreen) and draft_file(folder).exists()
@@ -213,7 +232,8 @@ async def test_a_job_that_was_taken_unseen_is_found_and_not_launched_twice(folde
             await pilot.press("f8")
             assert "may still take the job" in await refused(pilot, pane)
             app.client.submit = submit  # type: ignore[method-assign]
-            if [f for f in pane.findings if f.severity == "error"]:  # its trainer has begun the run already, and that is told
+            # its trainer has begun the run already, and that is told
+            if [f for f in pane.findings if f.severity == "error"]:
                 assert {f.code for f in pane.findings if f.severity == "error"} <= {"run-folder-same-job"}
             else:
                 await pilot.press("f8")
@@ -289,8 +309,11 @@ app.WanloraApp(folder, folder / "seen", image=HalfcellImage).run()
             async with interface(folder) as (_, pilot):
                 await until(pilot, lambda: says(pilot, NAME), "the job")
                 await pilot.press("n")
-                await until(pilot, lambda: says(pilot, "Continue the half-filled job", "It was launched already: job 1"), "the offer")
+                await until(
+                    pilot,
+                    lambda: says(pilot, "Continue the half-filled job", "It was launched already: job 1"),
+                    "the offer",
+                )
             assert len(await jobs(folder)) == 1
 
         asyncio.run(again())
-

@@ -23,7 +23,10 @@ def work(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def wizard(work: Path) -> Iterator[Open]:
-    code = f"from pathlib import Path; from tests.helpers.interface.wizard_pilot import WizardApp; WizardApp(Path({str(work / 'draft.json')!r})).run()"
+    code = (
+        "from pathlib import Path; from tests.helpers.interface.wizard_pilot import WizardApp;"
+        f" WizardApp(Path({str(work / 'draft.json')!r})).run()"
+    )
     opened: list[Terminal] = []
 
     def open_one() -> Terminal:
@@ -55,7 +58,10 @@ def test_neither_sees_nor_touches_the_other_ones_draft(work: Path, wizard: Open)
     begin(one, 0, "orbit")
     two = wizard()  # sees no offer: the draft there is in use
     begin(two, 1, "neon")
-    assert [(d.kind, Path(d.folders[0]).name) for n in (1, 2) if (d := kept(work, n))] == [("motion", "orbit"), ("style", "neon")]
+    assert [(d.kind, Path(d.folders[0]).name) for n in (1, 2) if (d := kept(work, n))] == [
+        ("motion", "orbit"),
+        ("style", "neon"),
+    ]
     two.press("escape")
     two.wait("Leave the wizard?")
     two.press("right", "right", "enter")  # throw it away
@@ -77,7 +83,17 @@ def test_drafts_of_dead_wizards_are_listed_and_one_is_taken(work: Path, wizard: 
     again.wait("2 half-filled jobs: which one?")
     text = again.text
     assert text.index("wan_i2v_character_face") < text.index("wan_i2v_style_neon") and "orbit" not in text
-    assert all(word in text for word in ("moments ago", "style · ", "/neon", "at step 2: Clips", "A new job; all of these are kept", "F9 throws it away")), text
+    assert all(
+        word in text
+        for word in (
+            "moments ago",
+            "style · ",
+            "/neon",
+            "at step 2: Clips",
+            "A new job; all of these are kept",
+            "F9 throws it away",
+        )
+    ), text
     again.press("j", "enter")
     again.wait("neon 1 clip")
     other = wizard()  # one is left to offer
@@ -91,7 +107,9 @@ def test_drafts_of_dead_wizards_are_listed_and_one_is_taken(work: Path, wizard: 
 
 def test_one_of_several_drafts_is_thrown_away(work: Path, wizard: Open) -> None:
     for number, (kind, folder) in enumerate((("motion", "orbit"), ("style", "neon"), ("character", "face")), 1):
-        DraftStore(work / ("draft.json" if number == 1 else f"draft-{number}.json")).save(Draft(step="clips", kind=kind, folders=[str(work / folder)]))  # type: ignore[arg-type]
+        DraftStore(work / ("draft.json" if number == 1 else f"draft-{number}.json")).save(
+            Draft(step="clips", kind=kind, folders=[str(work / folder)])
+        )  # type: ignore[arg-type]
     one = wizard()
     one.wait("3 half-filled jobs: which one?")
     one.press("j", "f9")

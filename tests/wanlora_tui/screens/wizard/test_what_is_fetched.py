@@ -1,4 +1,5 @@
-"""What is to come from the Hub is told before anything is spent: by check, new, doctor and the wizard, with a Hub and without one."""
+"""What is to come from the Hub is told before anything is spent: by check, new, doctor and the wizard, with a Hub and
+without one."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +21,12 @@ pytestmark = pytest.mark.process  # takes seconds
 
 EXPERTS_REPO = ModelPanel().path
 FILES = {
-    EXPERTS_REPO: ["transformer/config.json", "transformer/diffusion_pytorch_model.safetensors", "transformer_2/config.json", "transformer_2/diffusion_pytorch_model.safetensors"],
+    EXPERTS_REPO: [
+        "transformer/config.json",
+        "transformer/diffusion_pytorch_model.safetensors",
+        "transformer_2/config.json",
+        "transformer_2/diffusion_pytorch_model.safetensors",
+    ],
     ENCODER_REPO: ["text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/tokenizer.json"],
     VAE_REPO: ["config.json", "diffusion_pytorch_model.safetensors"],
 }
@@ -58,9 +64,20 @@ def local_advice(stdout: str) -> str:
 def test_check_and_new_tell_what_comes_from_where(hub: Hub, tmp_path: Path) -> None:
     job = job_in(tmp_path)
     told = local_advice(wanlora("check", job, "--json", env=outside(hub, tmp_path)).stdout)
-    assert f"6.0 MiB from {EXPERTS_REPO} (the experts)" in told and f"3.0 MiB from {VAE_REPO} (the VAE)" in told and f"from {ENCODER_REPO} (the text encoder, the tokenizer)" in told
-    said = wanlora("new", "--kind", "motion", "--clips", "clips", "--out", "new.toml", cwd=tmp_path, env=outside(hub, tmp_path))
-    assert said.returncode == 0 and said.stdout == "new.toml\n" and "To be fetched from the Hub first" in said.stderr and VAE_REPO in said.stderr
+    assert (
+        f"6.0 MiB from {EXPERTS_REPO} (the experts)" in told
+        and f"3.0 MiB from {VAE_REPO} (the VAE)" in told
+        and f"from {ENCODER_REPO} (the text encoder, the tokenizer)" in told
+    )
+    said = wanlora(
+        "new", "--kind", "motion", "--clips", "clips", "--out", "new.toml", cwd=tmp_path, env=outside(hub, tmp_path)
+    )
+    assert (
+        said.returncode == 0
+        and said.stdout == "new.toml\n"
+        and "To be fetched from the Hub first" in said.stderr
+        and VAE_REPO in said.stderr
+    )
     assert not hub.large
 
 
@@ -68,8 +85,15 @@ def test_without_a_hub_it_is_said_and_nothing_more(tmp_path: Path) -> None:
     job = job_in(tmp_path)
     told = local_advice(wanlora("check", job, "--json", env=outside(None, tmp_path)).stdout)
     assert EXPERTS_REPO in told and "is not known, because the Hub cannot be reached" in told and "MiB" not in told
-    said = wanlora("new", "--kind", "motion", "--clips", "clips", "--out", "new.toml", cwd=tmp_path, env=outside(None, tmp_path))
-    assert said.returncode == 0 and said.stdout == "new.toml\n" and "is not known, because the Hub cannot be reached" in said.stderr and "Traceback" not in said.stderr
+    said = wanlora(
+        "new", "--kind", "motion", "--clips", "clips", "--out", "new.toml", cwd=tmp_path, env=outside(None, tmp_path)
+    )
+    assert (
+        said.returncode == 0
+        and said.stdout == "new.toml\n"
+        and "is not known, because the Hub cannot be reached" in said.stderr
+        and "Traceback" not in said.stderr
+    )
 
 
 def test_doctor_tells_it(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +103,9 @@ def test_doctor_tells_it(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert line.level == "warn" and f"6.0 MiB from {EXPERTS_REPO}" in line.text and VAE_REPO in line.text
 
 
-async def test_the_wizard_tells_it_and_takes_the_parts(hub: Hub, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_wizard_tells_it_and_takes_the_parts(
+    hub: Hub, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
     async with wizard(a_draft(work, "review", values={})) as pilot:

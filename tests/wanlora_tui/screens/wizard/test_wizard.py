@@ -57,7 +57,12 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def a_draft(work: Path, step: str, **more: object) -> Path:
     """A draft that was left at a step, over the clips and the small base model."""
     path = work / "draft.json"
-    plain: dict[str, object] = {"step": step, "kind": "motion", "folders": [str(work / "orbit")], "values": {"model.path": str(work / "base")}}
+    plain: dict[str, object] = {
+        "step": step,
+        "kind": "motion",
+        "folders": [str(work / "orbit")],
+        "values": {"model.path": str(work / "base")},
+    }
     DraftStore(path).save(Draft(**plain | more))  # type: ignore[arg-type]
     return path
 
@@ -131,7 +136,9 @@ async def test_from_the_first_key_to_the_job_file_by_keyboard_at_80x24(work: Pat
     job = load_job(work / "neon_v1.toml")
     assert (job.job.name, job.job.kind, job.job.trigger) == ("neon_v1", "style", "neonlook")
     assert (job.datasets[0].path, job.model.path) == ("orbit", "base/")
-    assert [(p.prompt, p.ctrl_img) for p in job.sample.prompts] == [("orbit 90 around the subject", "control/castle.png")]
+    assert [(p.prompt, p.ctrl_img) for p in job.sample.prompts] == [
+        ("orbit 90 around the subject", "control/castle.png")
+    ]
     assert not (work / "draft.json").exists()
 
 
@@ -219,7 +226,11 @@ async def test_captions_show_as_they_will_be_read(work: Path) -> None:
         row = await focus_field(pilot, "datasets[0].default_caption")
         row.control.value = ""
         await pilot.pause()
-        await until(pilot, lambda: "✗ 1 have none" in screen_text(pilot.app) and "✗ none" in screen_text(pilot.app), "the complaint")
+        await until(
+            pilot,
+            lambda: "✗ 1 have none" in screen_text(pilot.app) and "✗ none" in screen_text(pilot.app),
+            "the complaint",
+        )
         await type_text(pilot, "a [trigger] turns")
         await until(pilot, lambda: "a frung turns" in screen_text(pilot.app), "the new caption")
 
@@ -232,7 +243,14 @@ async def test_every_field_is_reached_by_keyboard(work: Path) -> None:
         for panel in PANELS:
             screen_of(pilot).query_one("#panels").focus()
             await pilot.press("down")
-            await until(pilot, lambda panel=panel: screen_of(pilot).query(FieldInput) and screen_of(pilot).query(FieldInput).first().path.startswith(panel), f"the form {panel}")
+            await until(
+                pilot,
+                lambda panel=panel: (
+                    screen_of(pilot).query(FieldInput)
+                    and screen_of(pilot).query(FieldInput).first().path.startswith(panel)
+                ),
+                f"the form {panel}",
+            )
             await pilot.press("enter")
             wanted = [row.path for row in screen_of(pilot).query(FieldInput)]
             for path in wanted:
@@ -240,7 +258,9 @@ async def test_every_field_is_reached_by_keyboard(work: Path) -> None:
                 assert isinstance(row, FieldInput) and row.path == path
                 region = row.control.region
                 assert region in screen_of(pilot).region and region.width >= 10, f"{path} cannot be seen: {region}"
-                assert FIELDS[path.replace("[0]", "")].label in str(screen_of(pilot).query_one("#help-area").border_title)
+                assert FIELDS[path.replace("[0]", "")].label in str(
+                    screen_of(pilot).query_one("#help-area").border_title
+                )
                 reached.add(path.replace("[0]", ""))
                 await pilot.press("down")
         await pilot.press("f8")
@@ -268,7 +288,9 @@ async def test_the_values_of_one_expert_follow_the_common_ones_and_its_stage(wor
         for _ in range(PANELS.index("multistage") + 1):
             await pilot.press("j")
         await until(pilot, lambda: screen_of(pilot).query("#heading-low_noise"), "the form")
-        assert "High noise alone: 500 of 1000 steps" in screen_text(pilot.app) and "left out: 0.0002" in screen_text(pilot.app)
+        assert "High noise alone: 500 of 1000 steps" in screen_text(pilot.app) and "left out: 0.0002" in screen_text(
+            pilot.app
+        )
         await pilot.press("enter")
         row = await focus_field(pilot, "multistage.high.share")
         row.control.value = "3"
@@ -281,7 +303,9 @@ async def test_the_values_of_one_expert_follow_the_common_ones_and_its_stage(wor
         assert "multistage.high.rank" not in state.draft.values, "left out again is as recommended"
         state.set_value("multistage.high_noise", False)
         screen_of(pilot).pane.bring_up_to_date()  # type: ignore[union-attr]
-        assert "not trained" in static(pilot, "#heading-high_noise") and "1000 of 1000" in static(pilot, "#heading-low_noise")
+        assert "not trained" in static(pilot, "#heading-high_noise") and "1000 of 1000" in static(
+            pilot, "#heading-low_noise"
+        )
 
 
 async def test_bad_input_is_shown_kept_and_blocks_the_launch(work: Path) -> None:
@@ -308,7 +332,14 @@ async def test_bad_input_is_shown_kept_and_blocks_the_launch(work: Path) -> None
         assert "training.lr" in screen_text(pilot.app)
         await pilot.press("enter")  # the highlighted finding leads to its field
         await at_step(pilot, "settings")
-        await until(pilot, lambda: screen_of(pilot).query("#field-training-lr") and screen_of(pilot).query_one("#field-training-lr", FieldInput).has_focus_within, "the field")
+        await until(
+            pilot,
+            lambda: (
+                screen_of(pilot).query("#field-training-lr")
+                and screen_of(pilot).query_one("#field-training-lr", FieldInput).has_focus_within
+            ),
+            "the field",
+        )
         assert screen_of(pilot).query_one("#field-training-lr", FieldInput).control.value == "quick"
         await pilot.press("f6")
         assert "✗" not in static(pilot, "#field-training-lr .field-error")
@@ -316,7 +347,16 @@ async def test_bad_input_is_shown_kept_and_blocks_the_launch(work: Path) -> None
 
 
 async def test_one_key_fixes_a_finding_and_one_key_all(work: Path) -> None:
-    draft = a_draft(work, "review", values={"model.path": str(work / "base"), "datasets[0].num_frames": 40, "datasets[0].cache_latents": True, "sample.width": 250})
+    draft = a_draft(
+        work,
+        "review",
+        values={
+            "model.path": str(work / "base"),
+            "datasets[0].num_frames": 40,
+            "datasets[0].cache_latents": True,
+            "sample.width": 250,
+        },
+    )
     async with wizard(draft) as pilot:
         await resumed(pilot, "review")
         pane = await reviewed(pilot)
@@ -352,7 +392,11 @@ async def test_a_job_file_is_never_replaced_without_asking(work: Path) -> None:
         await pilot.press("f8")
         await until(pilot, lambda: "Replace this file?" in screen_text(pilot.app), "the question")
         await pilot.press("right", "enter")
-        await until(pilot, lambda: screen_of(pilot).focused is not None and screen_of(pilot).focused.id == "job-path", "the path")
+        await until(
+            pilot,
+            lambda: screen_of(pilot).focused is not None and screen_of(pilot).focused.id == "job-path",
+            "the path",
+        )
         assert mine.read_text().startswith("# somebody")
         await pilot.press("f8")
         await until(pilot, lambda: "Replace this file?" in screen_text(pilot.app), "the question")
@@ -375,13 +419,21 @@ async def test_a_run_of_the_same_job_stops_the_launch_and_one_key_renames_it(wor
         await until(pilot, lambda: "run-folder-same-job" in screen_text(pilot.app), "the finding")
         save_job(screen_of(pilot).state.written_job(), work / "mine.toml")
         pane.bring_up_to_date()
-        await until(pilot, lambda: "this very job stands there; launching writes it again" in screen_text(pilot.app), "what stands there, though this wizard has launched nothing")
+        await until(
+            pilot,
+            lambda: "this very job stands there; launching writes it again" in screen_text(pilot.app),
+            "what stands there, though this wizard has launched nothing",
+        )
         (work / "mine.toml").unlink()
         await pilot.press("f8")
         await until(pilot, lambda: "Fix first: job.name" in " ".join(screen_text(pilot.app).split()), "the refusal")
         assert not (work / "mine.toml").exists()
         await pilot.press("f")
-        await until(pilot, lambda: not pane.checking and not [f for f in pane.findings if f.severity == "error"], "the third check")
+        await until(
+            pilot,
+            lambda: not pane.checking and not [f for f in pane.findings if f.severity == "error"],
+            "the third check",
+        )
         assert screen_of(pilot).state.job().job.name == f"{run.name}_2"
 
 
@@ -403,7 +455,11 @@ async def test_control_images_are_opened(work: Path) -> None:
         await until(pilot, lambda: "✗ needs an image" in screen_text(pilot.app), "the complaint")
         await focus_field(pilot, "sample.prompts[0].ctrl_img")
         await type_text(pilot, "control/fake.png")
-        await until(pilot, lambda: "✗ the control image is not an image" in " ".join(screen_text(pilot.app).split()), "the refusal")
+        await until(
+            pilot,
+            lambda: "✗ the control image is not an image" in " ".join(screen_text(pilot.app).split()),
+            "the refusal",
+        )
         await pilot.press("f4")
         await until(pilot, lambda: isinstance(pilot.app.screen, PathPicker), "the picker")
         picker = pilot.app.screen
@@ -420,7 +476,11 @@ async def test_escape_asks_and_the_draft_is_offered_again(work: Path) -> None:
         await pilot.press("j", "j", "enter")
         await at_step(pilot, "clips")
         await pilot.press("escape")
-        await until(pilot, lambda: "kept" in screen_text(pilot.app) and "Leave the wizard?" in screen_text(pilot.app), "the question")
+        await until(
+            pilot,
+            lambda: "kept" in screen_text(pilot.app) and "Leave the wizard?" in screen_text(pilot.app),
+            "the question",
+        )
         await pilot.press("escape")
         await pilot.pause()
         assert pilot.app.result == "not dismissed"
@@ -457,7 +517,9 @@ async def test_escape_at_the_offer_goes_back_and_keeps_the_draft(work: Path) -> 
         (("a", "tab", "y", "shift+tab", "b"), "b", "y"),  # a field entered by a key is selected whole
     ],
 )
-async def test_keys_typed_ahead_go_where_they_were_meant_to(work: Path, keys: tuple[str, ...], prompt: str, image: str) -> None:
+async def test_keys_typed_ahead_go_where_they_were_meant_to(
+    work: Path, keys: tuple[str, ...], prompt: str, image: str
+) -> None:
     async with wizard(a_draft(work, "prompts", prompts=[PromptPanel(prompt="")])) as pilot:
         await resumed(pilot, "prompts")
         rows = list(pilot.app.screen.query(FieldInput))
@@ -465,7 +527,11 @@ async def test_keys_typed_ahead_go_where_they_were_meant_to(work: Path, keys: tu
         await pilot.press("end")
         pilot.app.patience = PATIENCE
         type_ahead(pilot.app, *keys)
-        await until(pilot, lambda: (rows[0].control.value, rows[1].control.value) == (prompt, image), f"{prompt!r} and {image!r}")
+        await until(
+            pilot,
+            lambda: (rows[0].control.value, rows[1].control.value) == (prompt, image),
+            f"{prompt!r} and {image!r}",
+        )
 
 
 async def test_a_prompt_can_be_typed_right_behind_the_key_that_adds_it(work: Path) -> None:
@@ -473,12 +539,21 @@ async def test_a_prompt_can_be_typed_right_behind_the_key_that_adds_it(work: Pat
         await resumed(pilot, "prompts")
         pilot.app.patience = PATIENCE
         type_ahead(pilot.app, "f5", "backspace", "orbit")
-        await until(pilot, lambda: [r.control.value[-5:] for r in list(pilot.app.screen.query(FieldInput))[:1] if r.is_mounted] == ["orbit"], "the prompt")
+        await until(
+            pilot,
+            lambda: (
+                [r.control.value[-5:] for r in list(pilot.app.screen.query(FieldInput))[:1] if r.is_mounted]
+                == ["orbit"]
+            ),
+            "the prompt",
+        )
 
 
 async def test_a_notice_leaves_the_help_in_view(work: Path) -> None:
     for size in ((80, 24), (100, 40)):
-        async with wizard(a_draft(work, "review", values={"model.path": str(work / "base"), "datasets[0].num_frames": 40}), size=size) as pilot:
+        async with wizard(
+            a_draft(work, "review", values={"model.path": str(work / "base"), "datasets[0].num_frames": 40}), size=size
+        ) as pilot:
             await resumed(pilot, "review")
             await reviewed(pilot)
             await pilot.press("f8")
@@ -492,7 +567,10 @@ async def test_a_notice_leaves_the_help_in_view(work: Path) -> None:
                 toasts = [t.region for t in screen.query(Toast)]
                 assert toasts and all(screen.region.contains_region(t) for t in toasts)
                 for id in ("#help-area", "#nav", "Footer"):
-                    assert not any(t.overlaps(screen.query_one(id).region) for t in toasts), (id, screen_text(pilot.app))
+                    assert not any(t.overlaps(screen.query_one(id).region) for t in toasts), (
+                        id,
+                        screen_text(pilot.app),
+                    )
                 await pilot.press("f7")
 
 
@@ -513,7 +591,11 @@ async def test_a_damaged_draft_is_said_and_set_aside(work: Path) -> None:
     draft.write_text('{"kind": ')
     async with wizard(draft, size=(160, 48)) as pilot:
         await at_step(pilot, "kind")
-        await until(pilot, lambda: "draft.json.unread" in " ".join(screen_text(pilot.app).split()).replace(" ", ""), "the notice")
+        await until(
+            pilot,
+            lambda: "draft.json.unread" in " ".join(screen_text(pilot.app).split()).replace(" ", ""),
+            "the notice",
+        )
     assert (work / "draft.json.unread").exists()
 
 
@@ -522,8 +604,13 @@ def test_kill_9_keeps_what_was_typed(work: Path) -> None:
     """A real terminal program, killed without warning in the middle of a word."""
     pexpect = pytest.importorskip("pexpect", reason="pexpect drives the terminal")
     draft = work / "draft.json"
-    code = f"from pathlib import Path; from tests.helpers.interface.wizard_pilot import WizardApp; WizardApp(Path({str(draft)!r})).run()"
-    child = pexpect.spawn(sys.executable, ["-c", code], cwd=str(work), env=environment(), dimensions=(24, 80), timeout=PATIENCE)
+    code = (
+        "from pathlib import Path; from tests.helpers.interface.wizard_pilot import WizardApp;"
+        f" WizardApp(Path({str(draft)!r})).run()"
+    )
+    child = pexpect.spawn(
+        sys.executable, ["-c", code], cwd=str(work), env=environment(), dimensions=(24, 80), timeout=PATIENCE
+    )
     child.expect("Motion or camera")
     child.send("\r")
     child.expect("Folder")
@@ -533,7 +620,9 @@ def test_kill_9_keeps_what_was_typed(work: Path) -> None:
     child.send("\x1b[19~")  # F8
     child.expect("Trigger word")
     child.send("\x15wip_na")
-    until_outside(lambda: (d := DraftStore(draft).load()) and d.values.get("job.name") == "wip_na", "the typed name in the draft")
+    until_outside(
+        lambda: (d := DraftStore(draft).load()) and d.values.get("job.name") == "wip_na", "the typed name in the draft"
+    )
     os.kill(child.pid, signal.SIGKILL)
     child.wait()
     child.close()
@@ -571,6 +660,11 @@ async def test_the_mouse_alone_walks_the_steps(work: Path) -> None:
 
 
 def test_the_wizard_imports_no_torch(work: Path) -> None:
-    code = "import sys, wanlora_tui.screens.wizard; bad = {'torch', 'diffusers', 'transformers', 'peft', 'engine'} & set(sys.modules); sys.exit(f'imported: {bad}' if bad else 0)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    code = (
+        "import sys, wanlora_tui.screens.wizard; bad = {'torch', 'diffusers', 'transformers', 'peft', 'engine'} &"
+        " set(sys.modules); sys.exit(f'imported: {bad}' if bad else 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr

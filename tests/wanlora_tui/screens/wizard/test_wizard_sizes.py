@@ -1,4 +1,5 @@
-"""Every step at the three sizes that terminals have: nothing outside the screen, nothing clipped, and readable without colour."""
+"""Every step at the three sizes that terminals have: nothing outside the screen, nothing clipped, and readable without
+colour."""
 
 from pathlib import Path
 
@@ -49,9 +50,13 @@ def assert_all_seen(screen, step: str) -> None:  # type: ignore[no-untyped-def]
         region = widget.region
         if region.area:
             assert region.x >= 0 and region.right <= width, f"{step}: {widget} leaves the screen sideways: {region}"
-            assert scrolls(widget) or (region.y >= 0 and region.bottom <= height), f"{step}: {widget} leaves the screen: {region}"
+            assert scrolls(widget) or (region.y >= 0 and region.bottom <= height), (
+                f"{step}: {widget} leaves the screen: {region}"
+            )
         if isinstance(widget, Input | Select | Button) and any(w.id == "pane" for w in widget.ancestors):
-            assert region.width >= (10 if isinstance(widget, Input | Select) else len(str(widget.label))), f"{step}: {widget} is squeezed: {region}"
+            assert region.width >= (10 if isinstance(widget, Input | Select) else len(str(widget.label))), (
+                f"{step}: {widget} is squeezed: {region}"
+            )
     for name in ("back", "next"):
         button = screen.query_one(f"#{name}", Button)
         assert button.region.width >= len(str(button.label)) + 2 and button.region.bottom <= height
@@ -59,7 +64,12 @@ def assert_all_seen(screen, step: str) -> None:  # type: ignore[no-untyped-def]
 
 @pytest.mark.parametrize("size", SIZES)
 async def test_every_step_fits(work: Path, size: tuple[int, int]) -> None:
-    draft = a_draft(work, "kind", folders=[str(work / "orbit"), str(work / "more")], values={"model.path": str(work / "base"), "datasets[0].num_frames": 40})
+    draft = a_draft(
+        work,
+        "kind",
+        folders=[str(work / "orbit"), str(work / "more")],
+        values={"model.path": str(work / "base"), "datasets[0].num_frames": 40},
+    )
     async with wizard(draft, size=size) as pilot:
         await resumed(pilot, "kind")
         for i, name in enumerate(NAMES):
@@ -77,7 +87,14 @@ async def test_every_step_fits(work: Path, size: tuple[int, int]) -> None:
                 for panel in PANELS:
                     screen.query_one("#panels").focus()
                     await pilot.press("down")
-                    await until(pilot, lambda panel=panel: screen_of(pilot).query(FieldInput) and screen_of(pilot).query(FieldInput).first().path.startswith(panel), f"the form {panel}")
+                    await until(
+                        pilot,
+                        lambda panel=panel: (
+                            screen_of(pilot).query(FieldInput)
+                            and screen_of(pilot).query(FieldInput).first().path.startswith(panel)
+                        ),
+                        f"the form {panel}",
+                    )
                     assert_all_seen(screen, f"settings/{panel}")
             assert_all_seen(screen, name)
             await pilot.press("f8")
@@ -104,7 +121,9 @@ async def test_dialogs_fit_and_a_resize_is_survived(work: Path, size: tuple[int,
 async def test_it_reads_without_colour(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With NO_COLOR every state is still told: by glyph, by word, and the focus by its mark."""
     monkeypatch.setenv("NO_COLOR", "1")
-    draft = a_draft(work, "settings", values={"model.path": str(work / "base"), "target.rank": 64, "datasets[0].num_frames": 40})
+    draft = a_draft(
+        work, "settings", values={"model.path": str(work / "base"), "target.rank": 64, "datasets[0].num_frames": 40}
+    )
     async with wizard(draft) as pilot:
         assert pilot.app.no_color
         await resumed(pilot, "settings")
