@@ -27,13 +27,15 @@ test: setup lint
 
 fast: setup
 	$(BIN)/ruff check $(PACKAGES)
-	$(BIN)/python -m pytest -q -m fast -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/ruff format --check $(PACKAGES)
+	$(BIN)/python -m pytest -q -m unit -n auto --maxprocesses 4 --dist loadfile
 
 busy: setup
 	$(BIN)/python -m tests.busy --loops 6
 
 lint: setup
 	$(BIN)/ruff check $(PACKAGES)
+	$(BIN)/ruff format --check $(PACKAGES)
 	$(BIN)/mypy
 
 docs: setup

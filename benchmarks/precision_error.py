@@ -274,7 +274,8 @@ def measure(
 
 
 def line(row: dict[str, Any]) -> str:
-    text = f"{row['weights']:<14}{row['precision']:<24}{row['weight_error']:>10.3%}{row['output_error']:>10.3%}{row['gradient_error']:>10.3%}{row['mib']:>10.1f}"
+    errors = "".join(f"{row[f'{of}_error']:>10.3%}" for of in ("weight", "output", "gradient"))
+    text = f"{row['weights']:<14}{row['precision']:<24}{errors}{row['mib']:>10.1f}"
     return text + (f"{row['forward_ms']:>10.2f}{row['backward_ms']:>10.2f}" if "forward_ms" in row else "")
 
 

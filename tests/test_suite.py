@@ -1,4 +1,4 @@
-"""The suite itself: levels are found, a fast test that starts something is caught, and torch has one thread wherever it
+"""The suite itself: levels are found, a unit test that starts something is caught, and torch has one thread wherever it
 runs."""
 
 import subprocess
@@ -52,13 +52,13 @@ def test_each_test_has_one_level(request: pytest.FixtureRequest):
 
 
 class Fast:
-    """A test that says that it is fast."""
+    """A test that says it is a unit test."""
 
     def get_closest_marker(self, name: str) -> bool:
-        return name == "fast"
+        return name == "unit"
 
 
-def test_a_fast_test_that_starts_a_process_is_told_which_mark_to_write():
+def test_a_unit_test_that_starts_a_process_is_told_which_mark_to_write():
     watched = levels.watched(Fast())  # type: ignore[arg-type]
     next(watched)
     runs_something()
@@ -66,7 +66,7 @@ def test_a_fast_test_that_starts_a_process_is_told_which_mark_to_write():
         watched.send(None)
 
 
-def test_a_fast_test_is_watched_while_its_fixtures_are_made_too(tmp_path: Path):
+def test_a_unit_test_is_watched_while_its_fixtures_are_made_too(tmp_path: Path):
     """What a fixture starts may hide deep within the product, where its name is not seen."""
     (tmp_path / "conftest.py").write_text("from tests.conftest import *\n")
     (tmp_path / "test_it.py").write_text(

@@ -130,12 +130,11 @@ def life(
             rng.choice([p for p in fault_injection.POINTS if not p.startswith(("event.", "control.", "abandon."))]),
             rng.randint(0, STEPS),
         )
+        written = rng.choice([p for p in fault_injection.POINTS if p.startswith(("save", "lora", "event"))])
         fault = {
             "fault": f"sigkill:{point}:{step}",
             "hang": f"hang:{point}:{step}",
-            "disk": (
-                f"enospc:{rng.choice([p for p in fault_injection.POINTS if p.startswith(('save', 'lora', 'event'))])}:{step}"
-            ),
+            "disk": f"enospc:{written}:{step}",
         }.get(what)
         resume = (run / "events.jsonl").exists()
         whole, back = [checkpoint.step_of(f) for f in checkpoint.listed(run) if not checkpoint.verify(f)], None

@@ -164,8 +164,8 @@ def _files() -> Iterator[tuple[str, Callable[[Path], object]]]:
     for scene in UNSEEN:
         yield (
             f"clips_control/{scene.name}.png",
-            lambda path, scene=scene: Image.fromarray(draw(scene, 0.0)).save(path, format="PNG"),
-        )  # type: ignore[misc]
+            lambda path, scene=scene: Image.fromarray(draw(scene, 0.0)).save(path, "PNG"),  # type: ignore[misc]
+        )
 
 
 def _write_files(folder: Path) -> None:

@@ -121,9 +121,9 @@ def _put(base, rows, stride, limit, values, WIDTH: tl.constexpr, WHOLE: tl.const
 
 
 @triton.jit
-def _delta(
+def _delta(  # type: ignore[no-untyped-def]
     out, grad, delta, T, heads, out_b, out_n, out_t, grad_b, grad_n, grad_t, WIDTH: tl.constexpr, ROWS: tl.constexpr
-):  # type: ignore[no-untyped-def]
+):
     """delta = sum over the width of out * grad, in fp32: what the softmax takes off every row's gradient."""
     head = tl.program_id(1).to(tl.int64)
     b, n = head // heads, head % heads

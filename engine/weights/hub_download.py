@@ -85,9 +85,9 @@ def fetch(
             _bring(
                 found,
                 files[found.repo],
-                lambda done, _, text, before=before: progress(before + done, total, text),
+                lambda done, _, text, before=before: progress(before + done, total, text),  # type: ignore[misc]
                 wheres[found.repo],
-            )  # type: ignore[misc]
+            )
             for file in files[found.repo]:
                 _link(found, file)
             # notes which commit is the main one

@@ -36,10 +36,9 @@ class Build(NamedTuple):
     other: str = ""  # what a build without CUDA is for: "ROCm"
 
     def __str__(self) -> str:
-        return (
-            f"torch {self.version} is"
-            f" {f'built for CUDA {self.cuda}' if self.cuda else f'a build for {self.other}, without CUDA' if self.other else 'a build without CUDA'}"
-        )
+        if self.cuda:
+            return f"torch {self.version} is built for CUDA {self.cuda}"
+        return f"torch {self.version} is a build {f'for {self.other}, ' if self.other else ''}without CUDA"
 
 
 class Misfit(NamedTuple):

@@ -91,9 +91,8 @@ def curve(name: str, steps: int, folder: Path, tiny: Path) -> dict[str, Any]:
 
 def norm(path: Path) -> float:
     """Of the half that begins at 0."""
-    return float(
-        f"{sum(float(v.double().square().sum()) for k, v in load_file(path).items() if 'lora_B' in k or 'lora_up' in k) ** 0.5:.6g}"
-    )
+    halves = [v for k, v in load_file(path).items() if "lora_B" in k or "lora_up" in k]
+    return float(f"{sum(float(v.double().square().sum()) for v in halves) ** 0.5:.6g}")
 
 
 def committed(name: str) -> dict[str, Any]:

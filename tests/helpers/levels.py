@@ -1,4 +1,4 @@
-"""Which level a test is of. It is found from what the test can reach, so that nobody marks tests by hand and `fast`
+"""Which level a test is of. It is found from what the test can reach, so that nobody marks tests by hand and `unit`
 stays what it says.
 
 A test is looked through together with its fixtures: the names in its code, and in the tests' own functions and classes
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 LEVELS = {
-    "fast": "computes within this process, for a second or two",
+    "unit": "computes within this process, for a second or two",
     "process": "starts processes (commands, daemons, terminals, workers, compilers), trains, or takes many seconds",
     "torture": "trains again and again, killed and starved at one place after another",
 }
@@ -32,7 +32,7 @@ STARTS = {
 }
 AUDITED = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system"}
 
-_started: list[str] | None = None  # what a fast test has started; None while none runs
+_started: list[str] | None = None  # what a unit test has started; None while none runs
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
@@ -62,7 +62,7 @@ def mark(item: pytest.Function) -> None:
     """Give a test its level, unless it says one itself."""
     if not any(item.get_closest_marker(level) for level in LEVELS):
         fixtures = [found[-1].func for found in item._fixtureinfo.name2fixturedefs.values()]
-        item.add_marker("process" if any(starts(one, set()) for one in [item.function, *fixtures]) else "fast")
+        item.add_marker("process" if any(starts(one, set()) for one in [item.function, *fixtures]) else "unit")
 
 
 def _hear(event: str, args: tuple[Any, ...]) -> None:
@@ -74,12 +74,12 @@ sys.addaudithook(_hear)
 
 
 def watched(item: pytest.Item) -> Iterator[None]:
-    """A fast test that starts a process fails, and says what to write."""
+    """A unit test that starts a process fails, and says what to write."""
     global _started
-    _started = [] if item.get_closest_marker("fast") else None
+    _started = [] if item.get_closest_marker("unit") else None
     try:
         result = yield
     finally:
         found, _started = _started, None
-    assert not found, f"this starts a process, so it is no fast test: mark it @pytest.mark.process. Started: {found[0]}"
+    assert not found, f"this starts a process, so it is no unit test: mark it @pytest.mark.process. Started: {found[0]}"
     return result

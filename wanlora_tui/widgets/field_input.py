@@ -76,7 +76,10 @@ class FieldInput(Vertical):
     FieldInput .field-label { width: 26; text-overflow: ellipsis; text-wrap: nowrap; }
     FieldInput .field-control { width: 1fr; min-width: 14; max-width: 48; }
     FieldInput.-path .field-control { max-width: 100; }
-    FieldInput .field-note { width: auto; max-width: 32; padding-left: 1; text-wrap: nowrap; text-overflow: ellipsis; color: $text-muted; }
+    FieldInput .field-note {
+        width: auto; max-width: 32; padding-left: 1; text-wrap: nowrap; text-overflow: ellipsis;
+        color: $text-muted;
+    }
     FieldInput.-recommended .field-note { color: $text-success; }
     FieldInput.-changed .field-note { color: $text-warning; }
     FieldInput .field-error { display: none; color: $text-error; height: auto; padding-left: 2; }

@@ -108,7 +108,9 @@ class PathPicker(ModalScreen[str | None]):
     BINDINGS = bindings("dialog.cancel")
     DEFAULT_CSS = """
     PathPicker { align: center middle; }
-    PathPicker > Vertical { width: 90%; max-width: 100; height: 90%; border: round $primary; padding: 0 1; background: $surface; }
+    PathPicker > Vertical {
+        width: 90%; max-width: 100; height: 90%; border: round $primary; padding: 0 1; background: $surface;
+    }
     PathPicker DirectoryTree { height: 1fr; background: $surface; }
     PathPicker #picker-row { height: 1; }
     PathPicker #picker-problem { height: auto; color: $text-error; }

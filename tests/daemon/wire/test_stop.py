@@ -43,14 +43,16 @@ while True:  # as 0.1.0 does it, in another version: what is not said in its own
     client, data = s.recv_multipart()
     asked = msgspec.msgpack.decode(data)
     if asked["version"] != VERSION:
-        answer = {"type": "Refused", "what": f"this client speaks protocol version {asked['version']}, the daemon version {VERSION}"}
+        what = f"this client speaks protocol version {asked['version']}, the daemon version {VERSION}"
+        answer = {"type": "Refused", "what": what}
     elif asked["command"]["type"] == "Hello":
         answer = {"type": "HelloReply", "version": VERSION, "epoch": "e", "pid": os.getpid(), "of": "another time"}
     elif asked["command"]["type"] == "Shutdown":
         answer = {"type": "Done"}
     else:
         answer = {"type": "Refused", "what": "no", "why": 1}
-    s.send_multipart([client, msgspec.msgpack.encode({"version": VERSION, "id": asked["id"], "answer": answer, "more": []})])
+    reply = {"version": VERSION, "id": asked["id"], "answer": answer, "more": []}
+    s.send_multipart([client, msgspec.msgpack.encode(reply)])
     if answer["type"] == "Done":
         time.sleep(0.1)
         break

@@ -20,7 +20,8 @@ def run(tiles, tensors):
     except RuntimeError as e:
         return str(e)
 cases = torch.load(sys.argv[1])
-torch.save({name: {tiles: run(of, tensors) for tiles, of in triton_attention.TILES.items()} for name, tensors in cases.items()}, sys.argv[2])
+results = {name: {tiles: run(of, case) for tiles, of in triton_attention.TILES.items()} for name, case in cases.items()}
+torch.save(results, sys.argv[2])
 """
 SHAPES = {  # batch, queries, keys, heads, width
     "whole tiles": (1, 256, 256, 2, 32),

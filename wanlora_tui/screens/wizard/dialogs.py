@@ -17,7 +17,10 @@ class Ask(ModalScreen[str]):
     BINDINGS = bindings("dialog.cancel", "dialog.previous", "dialog.next")
     DEFAULT_CSS = """
     Ask { align: center middle; }
-    Ask > Vertical { width: 66; max-width: 94%; height: auto; max-height: 90%; border: round $primary; padding: 1 2; background: $surface; }
+    Ask > Vertical {
+        width: 66; max-width: 94%; height: auto; max-height: 90%; border: round $primary; padding: 1 2;
+        background: $surface;
+    }
     Ask #ask-text { height: auto; margin-bottom: 1; }
     Ask Horizontal { height: auto; }
     Ask Button { margin-right: 2; }
@@ -54,7 +57,9 @@ class StepHelp(ModalScreen[None]):
     BINDINGS = bindings("dialog.cancel")
     DEFAULT_CSS = """
     StepHelp { align: center middle; }
-    StepHelp > _Page { width: 90%; max-width: 100; height: 90%; border: round $primary; padding: 1 2; background: $surface; }
+    StepHelp > _Page {
+        width: 90%; max-width: 100; height: 90%; border: round $primary; padding: 1 2; background: $surface;
+    }
     StepHelp Static { height: auto; margin-bottom: 1; }
     """
 

@@ -24,7 +24,9 @@ class Launching(ModalScreen[bool]):
     BINDINGS = bindings("launch.cancel")
     DEFAULT_CSS = """
     Launching { align: center middle; }
-    Launching > Vertical { width: 66; max-width: 94%; height: auto; border: round $primary; padding: 1 2; background: $surface; }
+    Launching > Vertical {
+        width: 66; max-width: 94%; height: auto; border: round $primary; padding: 1 2; background: $surface;
+    }
     Launching Static { height: auto; }
     """
 

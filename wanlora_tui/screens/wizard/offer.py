@@ -109,8 +109,13 @@ class DraftList(ModalScreen[tuple[str, int]]):
     BINDINGS = bindings("dialog.cancel", "drafts.discard")
     DEFAULT_CSS = """
     DraftList { align: center middle; }
-    DraftList > Vertical { width: 76; max-width: 98%; height: auto; max-height: 90%; border: round $primary; padding: 0 1; background: $surface; }
-    DraftList Choices, DraftList Choices:focus { height: auto; max-height: 1fr; border: none; padding: 0; background: $surface; }
+    DraftList > Vertical {
+        width: 76; max-width: 98%; height: auto; max-height: 90%; border: round $primary; padding: 0 1;
+        background: $surface;
+    }
+    DraftList Choices, DraftList Choices:focus {
+        height: auto; max-height: 1fr; border: none; padding: 0; background: $surface;
+    }
     DraftList Static { height: auto; color: $text-muted; }
     """
 

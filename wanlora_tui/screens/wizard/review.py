@@ -227,10 +227,9 @@ class ReviewPane(StepPane):
         if problem:
             note.update(f"✗ {problem}")
         elif self.state.wrote(path):
-            note.update(
-                f"✓ {'written by the last launch, which came to nothing' if path.absolute() in self.state.written else 'this very job stands there'};"
-                " launching writes it again"
-            )
+            launched = path.absolute() in self.state.written
+            why = "written by the last launch, which came to nothing" if launched else "this very job stands there"
+            note.update(f"✓ {why}; launching writes it again")
         elif path.exists():
             note.update(f"! {home_path(str(path))} exists: launching asks before replacing it")
         else:

@@ -66,13 +66,18 @@ class WizardScreen(Screen[JobRecord | str | None]):
     CSS = """
     WizardScreen #wizard-title { height: 1; padding: 0 1; background: $primary 20%; text-style: bold; }
     WizardScreen #middle { height: 1fr; }
-    WizardScreen #steps { width: 28; height: 1fr; border: none; border-right: solid $primary 40%; padding: 1; display: none; background: transparent; }
+    WizardScreen #steps {
+        width: 28; height: 1fr; border: none; border-right: solid $primary 40%; padding: 1; display: none;
+        background: transparent;
+    }
     WizardScreen.-wide #steps { display: block; }
     WizardScreen #pane { width: 1fr; height: 1fr; }
     WizardScreen #help-area { height: 5; border-top: solid $primary 60%; border-title-color: $primary; padding: 0 1; }
     WizardScreen.-tall #help-area { height: 6; }
     WizardScreen #help-text { height: auto; }
-    WizardScreen ToastRack { margin-bottom: 8; }  /* over the pane: the help, the buttons and the footer stay in view; a row more, because a notice of many lines reaches one further down */
+    /* over the pane: the help, the buttons and the footer stay in view; a row more, because a notice of many lines
+       reaches one further down */
+    WizardScreen ToastRack { margin-bottom: 8; }
     WizardScreen.-tall ToastRack { margin-bottom: 9; }
     WizardScreen #nav { height: 1; padding: 0 1; }
     WizardScreen #nav Button { min-width: 0; width: 14; }
