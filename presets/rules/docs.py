@@ -30,8 +30,7 @@ PRECISIONS_INTRO = """\
 ## Which precision runs where
 
 By the GPU's compute capability, which `wanlora doctor` shows. A job that asks for more than its card has is refused
-before anything is
-downloaded, and `"auto"` never chooses it. Below 8.0 nothing is trained.
+before anything is downloaded, and `"auto"` never chooses it. Below 8.0 nothing is trained.
 """
 RULES_INTRO = """\
 ## What is checked

@@ -63,7 +63,7 @@ def rule(code: str, severity: Severity) -> Callable[[Find], Find]:
     def register(find: Find) -> Find:
         assert code not in RULES, f"two rules are called {code}"
         assert find.__doc__, f"{code} says nothing about itself"
-        RULES[code] = Rule(code, severity, find.__doc__.strip().splitlines()[0], find)
+        RULES[code] = Rule(code, severity, " ".join(find.__doc__.split("\n\n")[0].split()), find)
         return find
 
     return register

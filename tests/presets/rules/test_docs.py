@@ -51,7 +51,7 @@ def test_what_reading_can_find_is_on_the_page():
         "base/fetch_plan",
     ):
         source = (Path(presets.__file__).parent / f"{module}.py").read_text("utf-8")
-        codes |= set(re.findall(r'(?:code=|_error\(|_advice\(|problem\()"([a-z0-9-]+)"', source))
+        codes |= set(re.findall(r'(?:code=|_error\(|_advice\(|problem\()\s*"([a-z0-9-]+)"', source))
     assert codes | {code for code, _, _ in WRONG.values()} == set(READING)
     assert not codes & set(RULES)
 
