@@ -22,7 +22,7 @@ from benchmarks.precision_error import REAL, TEXT, TINY, Inputs, State, random_i
 from benchmarks.random_expert import REAL as EXPERT
 from benchmarks.random_expert import empty_model
 from engine.adapters import lora
-from engine.executor.block_executor import ExpertWeights, Machinery, StreamedExecutor, _Call
+from engine.executor.block_executor import BlockExecutor, ExecutorResources, ExpertWeights, _Call
 from engine.recovery.expert_reader import block_module
 from engine.system.pinned_memory import host_buffer
 from engine.wan import attention
@@ -95,8 +95,9 @@ def our_block(
         dtype,
         num_layers=0,
     )
-    run = StreamedExecutor(
-        ExpertWeights("block", stem, [master], layout, [pairs], 1.0), Machinery(plan, kernels, layout.bytes, device)
+    run = BlockExecutor(
+        ExpertWeights("block", stem, [master], layout, [pairs], 1.0),
+        ExecutorResources(plan, kernels, layout.bytes, device),
     )
     x, text, time = inputs.x.to(dtype), inputs.text.to(dtype), inputs.time.to(dtype)
     call = _Call(text, time, inputs.cos, inputs.sin, torch.ones((), device=device))

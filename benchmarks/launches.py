@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.random_expert import REAL, TINY, expert
 from benchmarks.step import Bench, inputs
-from engine.executor.block_executor import Machinery, StreamedExecutor
+from engine.executor.block_executor import BlockExecutor, ExecutorResources
 from engine.system.device import CUBLAS_WORKSPACE, open_device
 from engine.wan import attention
 from presets.clips.geometry import Bucket
@@ -80,7 +80,7 @@ def main() -> int:
     weights, _ = expert("high_noise", config, precision, device, dtype)
     blocks = len(weights.masters)
     plan = Plan(precision=precision, resident=blocks, stash="device", slots=0, compiled=not args.tiny, any_size=True)
-    executor = StreamedExecutor(weights, Machinery(plan, kernels, weights.block_bytes, device))
+    executor = BlockExecutor(weights, ExecutorResources(plan, kernels, weights.block_bytes, device))
     for side in [32] if args.tiny else args.sides:
         bucket = Bucket(5 if args.tiny else args.frames, side, side)
         x, t, text, loss = inputs(bench, bucket)

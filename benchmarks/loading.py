@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from benchmarks.random_expert import REAL, empty_model
-from engine.weights.load_expert import load_stem
-from engine.weights.model_files import open_source
+from engine.weights.load_expert import load_outer_modules
+from engine.weights.model_files import open_model_files
 from engine.weights.weight_cache import cached_blocks
 from presets.caches.weight_cache import list_cache
 
@@ -91,7 +91,7 @@ def load_once(folder: Path, cache: Path, precision: str) -> dict[str, Any]:
     device = torch.device("cuda" if cuda else "cpu")
     dtype = torch.bfloat16 if cuda else torch.float32
     torch.zeros(1, device=device)
-    source = open_source(folder)
+    source = open_model_files(folder)
     source.expert("high_noise")
     phases: dict[str, float] = {}
     last = time.perf_counter()
@@ -118,7 +118,7 @@ def load_once(folder: Path, cache: Path, precision: str) -> dict[str, Any]:
     )
     blocks = time.perf_counter() - start
     peak = memory("VmHWM") - before
-    load_stem(source, "high_noise", device=device, dtype=dtype)
+    load_outer_modules(source, "high_noise", device=device, dtype=dtype)
     part = source.expert("high_noise")
     return {
         "seconds": blocks,

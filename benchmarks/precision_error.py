@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from engine.recovery.build import correct
 from engine.recovery.expert_reader import block_module
 from engine.recovery.input_moments import READERS, Moment, moment_of
-from engine.wan.block import LINEARS, NORMS, Lora, Plain, Weights, after, before, linear_shapes, of_text
+from engine.wan.block import LINEARS, NORMS, Lora, Plain, Weights, linear_shapes, post_attention, pre_attention, text_kv
 from engine.wan.frozen_linear import Packed, unpack_weight
 from engine.wan.quantize import pack
 from engine.wan.quantize_quanto import pack_weight_quanto
@@ -121,7 +121,12 @@ Parts = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]
 
 
 def run(
-    case: Case, plain: Plain, inputs: Inputs, dtype: torch.dtype, heads: int, parts: Parts = (before, of_text, after)
+    case: Case,
+    plain: Plain,
+    inputs: Inputs,
+    dtype: torch.dtype,
+    heads: int,
+    parts: Parts = (pre_attention, text_kv, post_attention),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(output, leaf): the block's forward in `dtype`, with a graph from the leaf."""
     one = torch.ones((), device=inputs.x.device)
@@ -129,13 +134,13 @@ def run(
     text, time = inputs.text.to(dtype), inputs.time.to(dtype)
     first, between, last = parts
     q, k, v = first(x, time, inputs.cos, inputs.sin, case.weights, plain, {}, case.recovery, one, heads, case.precision)
-    text_kv = between(text, case.weights, plain, {}, case.recovery, one, heads, case.precision)
+    kv = between(text, case.weights, plain, {}, case.recovery, one, heads, case.precision)
     a = (
         F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         .transpose(1, 2)
         .flatten(2, 3)
     )
-    return last(x, a, *text_kv, time, case.weights, plain, {}, case.recovery, one, heads, case.precision), x
+    return last(x, a, *kv, time, case.weights, plain, {}, case.recovery, one, heads, case.precision), x
 
 
 def plain_of(state: State, dtype: torch.dtype) -> Plain:
@@ -214,7 +219,7 @@ def weight_error(case: Case, state: State) -> float:
 def milliseconds(case: Case, plain: Plain, inputs: Inputs, heads: int) -> tuple[float, float]:
     """Median forward and backward of the compiled block on the GPU."""
     torch._dynamo.reset()  # it stops compiling a function after eight variants
-    compiled: Parts = torch.compile(before), torch.compile(of_text), torch.compile(after)
+    compiled: Parts = torch.compile(pre_attention), torch.compile(text_kv), torch.compile(post_attention)
     grad = inputs.grad.bfloat16()
     times: list[tuple[float, float]] = []
     for _ in range(RUNS + 3):

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 
 from benchmarks.random_expert import REAL, TINY, expert
-from engine.executor.activation_offload import HostStash
-from engine.executor.block_executor import ExpertWeights, Machinery, StreamedExecutor
-from engine.executor.weight_ring import Ring
+from engine.executor.activation_offload import OffloadedActivations
+from engine.executor.block_executor import BlockExecutor, ExecutorResources, ExpertWeights
+from engine.executor.weight_ring import WeightRing
 from engine.system.device import open_device
 from engine.wan.attention import Attention, choose
 from presets.planner.plan import Plan, Precision
@@ -52,7 +52,12 @@ def delayed(what: str) -> Iterator[None]:
     if not what:
         yield
         return
-    write, put, prefetch, take = Ring._write, HostStash.put, HostStash.prefetch, Ring.take
+    write, put, prefetch, take = (
+        WeightRing._write,
+        OffloadedActivations.put,
+        OffloadedActivations.prefetch,
+        WeightRing.take,
+    )
 
     def sleep() -> None:
         torch.cuda._sleep(MICROSECONDS * CYCLES)
@@ -62,35 +67,35 @@ def delayed(what: str) -> Iterator[None]:
             with torch.cuda.stream(stream):
                 sleep()
 
-    def late_write(self: Ring, visit: Any) -> None:
+    def late_write(self: WeightRing, visit: Any) -> None:
         on(self.stream)
         write(self, visit)
 
-    def late_put(self: HostStash, block: int, tensors: Any) -> None:
+    def late_put(self: OffloadedActivations, block: int, tensors: Any) -> None:
         on(self._out)
         put(self, block, tensors)
 
-    def late_prefetch(self: HostStash, block: int) -> None:
+    def late_prefetch(self: OffloadedActivations, block: int) -> None:
         on(self._in)
         prefetch(self, block)
 
-    def late_take(self: Ring, visit: int) -> torch.Tensor:
+    def late_take(self: WeightRing, visit: int) -> torch.Tensor:
         if self.device.type == "cuda":
             sleep()
         return take(self, visit)
 
-    def hasty_take(self: Ring, visit: int) -> torch.Tensor:
+    def hasty_take(self: WeightRing, visit: int) -> torch.Tensor:
         return self.slots[self._visits[visit].slot]
 
     changes: list[tuple[Any, str, Any]] = [
-        (Ring, "_write", late_write),
-        (HostStash, "put", late_put),
-        (HostStash, "prefetch", late_prefetch),
+        (WeightRing, "_write", late_write),
+        (OffloadedActivations, "put", late_put),
+        (OffloadedActivations, "prefetch", late_prefetch),
     ]
     if what == "computing":
-        changes = [(Ring, "take", late_take)]
+        changes = [(WeightRing, "take", late_take)]
     elif what == "copies, nobody waits":
-        changes = [(Ring, "_write", late_write), (Ring, "take", hasty_take)]
+        changes = [(WeightRing, "_write", late_write), (WeightRing, "take", hasty_take)]
     before = [(owner, name, getattr(owner, name)) for owner, name, _ in changes]
     for owner, name, value in changes:
         setattr(owner, name, value)
@@ -110,8 +115,8 @@ def steps(
     device: torch.device,
 ) -> list[torch.Tensor]:
     """Losses and gradients of both experts in turn, two terms each with a pass without a graph before them."""
-    machinery = Machinery(plan, kernels, experts[0].block_bytes, device)
-    runs = [StreamedExecutor(weights, machinery) for weights in experts]
+    machinery = ExecutorResources(plan, kernels, experts[0].block_bytes, device)
+    runs = [BlockExecutor(weights, machinery) for weights in experts]
     out: list[torch.Tensor] = []
     for turn, (f, h, w) in enumerate(sizes):
         g = torch.Generator(device).manual_seed(turn)

@@ -32,8 +32,8 @@ from benchmarks.random_expert import REAL, TINY, empty_model, expert
 from engine.adapters import lora
 from engine.encode.latents import encode_pair
 from engine.encode.vae_encoder import ClipEncoder
-from engine.executor.block_executor import Machinery, StreamedExecutor
-from engine.memory.measure_card import measure as measure_rates
+from engine.executor.block_executor import BlockExecutor, ExecutorResources
+from engine.memory.measure_card import measure_card
 from engine.system.device import open_device
 from engine.training.optimizer import clip_gradients
 from engine.wan import attention
@@ -184,7 +184,7 @@ def planned(
     parameters: list[torch.nn.Parameter],
     kernels: attention.Attention,
 ) -> dict[str, float]:
-    executor = StreamedExecutor(weights, Machinery(plan, kernels, weights.block_bytes, bench.device))
+    executor = BlockExecutor(weights, ExecutorResources(plan, kernels, weights.block_bytes, bench.device))
     optimizer = adamw(parameters)
     x, timestep, text, loss = inputs(bench, bucket)
 
@@ -227,7 +227,7 @@ def hardware_of(bench: Bench) -> Hardware | None:
         return None
     machine = read_machine(Path.cwd())
     gpu = machine.gpus[torch.cuda.current_device()]
-    return gpu_hardware(gpu, machine, rates=measure_rates(gpu, bench.device), idle=True)
+    return gpu_hardware(gpu, machine, rates=measure_card(gpu, bench.device), idle=True)
 
 
 def predicted(bench: Bench, plan: Plan, bucket: Bucket, hardware: Hardware) -> dict[str, float]:

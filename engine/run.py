@@ -14,7 +14,7 @@ import msgspec
 from engine.runfolder.console import Console
 from engine.runfolder.control import Control, StopWished
 from engine.runfolder.event_log import EventLog
-from engine.runfolder.resume import Begin, find_begin
+from engine.runfolder.resume import ResumePoint, find_resume_point
 from engine.system.durable_files import fsync, make_folder
 from presets.errors import UserError
 from presets.facts.facts import used_gpus
@@ -26,7 +26,7 @@ from presets.job.toml_file import absolute_paths, load_job, save_job
 from presets.machine.shell import without_secrets
 from presets.machine.visible_gpus import shown_to_cuda
 from presets.planner.plan import KNOBS
-from presets.rules.check import Facts, check, gather
+from presets.rules.check import Facts, check_job, gather
 from presets.runs.events import EVENTS_FILE
 from presets.text import sentences
 
@@ -73,9 +73,9 @@ def run_job(
                     fix="Continue it with --resume, or give the job another name",
                 )
             begin = (
-                find_begin(folder, job, base_dir, from_step=from_step, accept=accept_changes)
+                find_resume_point(folder, job, base_dir, from_step=from_step, accept=accept_changes)
                 if resume
-                else Begin(job=job)
+                else ResumePoint(job=job)
             )
             return _train_in(folder, begin, base_dir, workers=workers, device=device, vram_gib=vram_gib)
     except UserError as e:
@@ -90,7 +90,7 @@ def run_job(
 
 
 def _train_in(
-    folder: Path, begin: Begin, base_dir: Path, *, workers: int | None, device: str | None, vram_gib: float | None
+    folder: Path, begin: ResumePoint, base_dir: Path, *, workers: int | None, device: str | None, vram_gib: float | None
 ) -> int:
     with Console() as console:
         log = EventLog(folder, listener=console.show)
@@ -130,7 +130,7 @@ def _train_in(
 
 def _attempt(
     folder: Path,
-    begin: Begin,
+    begin: ResumePoint,
     base_dir: Path,
     log: EventLog,
     *,
@@ -145,7 +145,7 @@ def _attempt(
     facts = gather(job, base_dir, out=folder.parent)
     if begin.resumed and facts.run is not None:  # how the job differs from the one that lies there has been asked about
         facts.run = msgspec.structs.replace(facts.run, differences=[])
-    findings = check(job, facts)
+    findings = check_job(job, facts)
     for finding in findings:
         log.finding(finding)
     if errors := [f for f in findings if f.severity == "error"]:
@@ -166,7 +166,7 @@ def _attempt(
     transformers_logging.disable_progress_bar()  # our own phases tell the progress
     from diffusers.utils import logging as diffusers_logging
 
-    from engine.memory.out_of_memory import open_with_room
+    from engine.memory.out_of_memory import open_device_with_room
     from engine.system.device import memory_errors, require_gpu
 
     diffusers_logging.disable_progress_bar()
@@ -176,7 +176,7 @@ def _attempt(
     try:
         control.honour()
         with memory_errors():
-            opened = open_with_room(device, vram=vram)
+            opened = open_device_with_room(device, vram=vram)
             if device is None and not facts.tiny and facts.machine is not None:
                 require_gpu(opened, facts.machine)  # before anything is downloaded or packed
             return _run(begin, facts, folder, log, control, device=opened, workers=workers, vram=vram)
@@ -195,7 +195,7 @@ def _attempt(
 
 
 def _run(
-    begin: Begin,
+    begin: ResumePoint,
     facts: Facts,
     folder: Path,
     log: EventLog,

@@ -18,7 +18,7 @@ from daemon.wire.client import Client, ping
 from presets.job.fields import FIELDS
 from presets.job.toml_file import load_job, save_job, with_value
 from presets.runs.events import Event, read_events
-from presets.runs.run_view import RunView, fold
+from presets.runs.run_view import RunView, apply_event
 from tests.conftest import processes_under
 from tests.helpers.interface.harness import wanlora
 from tests.helpers.jobs import write_job
@@ -42,7 +42,7 @@ def steps(run: Path) -> list[int]:
 def folded(told: list[Event]) -> RunView:
     view = RunView()
     for event in told:
-        fold(view, event)
+        apply_event(view, event)
     return view
 
 

@@ -11,7 +11,7 @@ from textual.app import App
 from daemon.errors import RequestRefused
 from daemon.jobs.resume_request import changed_since, require_accepted
 from daemon.wire.protocol import JobRecord
-from engine.runfolder.resume import find_begin
+from engine.runfolder.resume import find_resume_point
 from presets.errors import UserError
 from presets.job.toml_file import absolute_paths, load_job, save_job, with_value
 from tests.engine.runfolder.test_resume import JOB, Place
@@ -50,7 +50,7 @@ class Scene:
 
     def trainer(self, accept: bool) -> str:
         return refusal(
-            lambda: find_begin(self.place.run, load_job(self.file), self.base, from_step=None, accept=accept)
+            lambda: find_resume_point(self.place.run, load_job(self.file), self.base, from_step=None, accept=accept)
         )
 
     def daemon(self, accept: bool, copy: bool = True) -> str:

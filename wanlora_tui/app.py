@@ -23,8 +23,8 @@ from daemon.wire.protocol import ENDED_STATES, LIVE_STATES, JobRecord
 from daemon.wire.start import ensure_running
 from presets.runs.run_view import RunView
 from wanlora_tui.actions import all_actions, bindings
-from wanlora_tui.feeds.job_list import Board
-from wanlora_tui.feeds.last_seen import MemoryFile
+from wanlora_tui.feeds.job_list import JobList
+from wanlora_tui.feeds.last_seen import LastSeenFile
 from wanlora_tui.feeds.launcher import Launcher
 from wanlora_tui.feeds.run_feed import RunFeed
 from wanlora_tui.feeds.status_lights import daemon_light
@@ -77,11 +77,11 @@ class WanloraApp(ReadableThemes, KeysInOrder):
     ) -> None:
         super().__init__()
         self.daemon_dir, self.host = daemon_dir, host
-        self.memory = MemoryFile(state_dir)
+        self.memory = LastSeenFile(state_dir)
         self.farewell: list[str] = []  # lines for the terminal, once the screens are gone
         self._state_dir, self._image, self._job, self._close_when_done = state_dir, image, job, close_when_done
         self._client = Client(daemon_dir, here=not host)
-        self._board = Board()
+        self._board = JobList()
         self._interrupted_at = 0.0
         self._close_at: float | None = None
 

@@ -14,7 +14,7 @@ from textual.widget import Widget
 from daemon.wire.protocol import JobRecord, JobState
 from presets.errors import UserError
 from presets.runs.events import Event, read_events
-from presets.runs.run_view import RunView, fold
+from presets.runs.run_view import RunView, apply_event
 from wanlora_tui.feeds.run_feed import RecordedRun
 from wanlora_tui.screens.dashboard import DashboardScreen
 from wanlora_tui.terminal.pictures import picture_class
@@ -40,7 +40,7 @@ def record_of(events: list[Event], run_dir: Path, *, job_id: int = 1) -> JobReco
     """The job record that the daemon would hold for these events."""
     view = RunView()
     for event in events:
-        fold(view, event)
+        apply_event(view, event)
     states: dict[str, JobState] = {
         "starting": "starting",
         "running": "running",

@@ -18,7 +18,7 @@ MOST = 64  # at the same time, those that hang counted in
 _T = TypeVar("_T")
 
 
-class Aside:
+class BackgroundIO:
     """Where one daemon does such work."""
 
     def __init__(self) -> None:

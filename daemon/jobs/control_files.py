@@ -15,7 +15,7 @@ from presets.runs.control import CONTROL_DIR, ControlFile, parse_control
 MAX_ORDER_BYTES = 2**16
 
 
-def leave(run_dir: Path, request: str, order: ControlFile) -> None:
+def write_command(run_dir: Path, request: str, order: ControlFile) -> None:
     """Leave an order, whole or not at all. Names sort by time, so that the trainer takes orders as they were given;
     the same request again changes nothing while its order lies there. Raises OSError.
     """

@@ -9,7 +9,7 @@ import msgspec
 from daemon.wire.protocol import MAX_EVENT_BYTES, REPLAY_PAGE, REPLAY_PAGE_BYTES, encode
 from presets.files import open_regular
 from presets.runs.events import EVENTS_FILE, TERMINAL_KINDS, Event, decode_event
-from presets.runs.run_view import RunView, fold
+from presets.runs.run_view import RunView, apply_event
 
 INDEX_EVERY = 256  # events between two remembered offsets
 
@@ -52,7 +52,7 @@ class Tail:
         events: list[Event] = []
         for event, offset in _read(self.path, self._offset, self.last_seq):
             self._offset = offset
-            fold(self.view, event)
+            apply_event(self.view, event)
             if event.kind in TERMINAL_KINDS:
                 self.last_word = event
             elif event.kind == "started":
@@ -114,7 +114,7 @@ def _read(path: Path, offset: int, last_seq: int) -> Iterator[tuple[Event, int]]
 def _check(event: Event) -> None:
     """Fold the event alone and send the result through the wire's types: what passes here can hurt no reader."""
     view = RunView(last_seq=event.seq - 1)
-    fold(view, event)
+    apply_event(view, event)
     _view_decoder.decode(encode(view))
     encode(event)
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from daemon.jobs.background_io import Aside
+from daemon.jobs.background_io import BackgroundIO
 from daemon.jobs.event_tail import Tail
 from daemon.wire.protocol import JobRecord
 
@@ -17,7 +17,7 @@ class Tails:
     """A tail per job. That of a job with a trainer is read on the loop, a little at a time; any other in a thread, by
     one reader at a time."""
 
-    def __init__(self, aside: Aside, is_live: Callable[[int], bool]) -> None:
+    def __init__(self, aside: BackgroundIO, is_live: Callable[[int], bool]) -> None:
         """`is_live`: whether a job has a trainer, and its tail is read by `poll`."""
         self._aside, self._is_live = aside, is_live
         self._tails: dict[int, Tail] = {}

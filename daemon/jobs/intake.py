@@ -8,7 +8,7 @@ from typing import NamedTuple
 from daemon.jobs.resume_request import changed_since
 from daemon.wire.protocol import JobRecord, Submit
 from presets.errors import UserError
-from presets.job.resume_check import JOB_FILE, GoingOn
+from presets.job.resume_check import JOB_FILE, ResumeCheck
 from presets.job.schema import Job
 from presets.job.toml_file import absolute_paths, dump_job, load_job
 from presets.machine.machine import visible_gpus
@@ -22,14 +22,14 @@ class Submission(NamedTuple):
     record: JobRecord  # without its id
     text: str  # of the job file, with absolute paths
     held: bool  # the run folder holds a run already
-    going: GoingOn | None  # how the job file differs from that run, when it is to go on
+    going: ResumeCheck | None  # how the job file differs from that run, when it is to go on
     checkpoints: list[StoredCheckpoint]
 
 
 class Resumption(NamedTuple):
     job: Job
     text: str
-    going: GoingOn
+    going: ResumeCheck
     checkpoints: list[StoredCheckpoint]
     devices: list[str]
 

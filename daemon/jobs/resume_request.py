@@ -5,13 +5,13 @@ from pathlib import Path
 
 from daemon.wire.protocol import JobRecord
 from presets.errors import UserError
-from presets.job.resume_check import GoingOn, going_on, has_learnt, held_job
+from presets.job.resume_check import ResumeCheck, check_resume, has_checkpoint, held_job
 from presets.job.schema import Job
 from presets.job.toml_file import absolute_paths, load_job
 from presets.runs.checkpoints import StoredCheckpoint
 
 
-def changed_since(record: JobRecord, copy: Path | None) -> tuple[Job, GoingOn]:
+def changed_since(record: JobRecord, copy: Path | None) -> tuple[Job, ResumeCheck]:
     """The user's job file as it is now with its paths made absolute, and how it differs from the run's own
     (RUN/job.toml; or the daemon's `copy`, where there is one, before the trainer has written that, and when that cannot
     be read).
@@ -29,10 +29,10 @@ def changed_since(record: JobRecord, copy: Path | None) -> tuple[Job, GoingOn]:
             where=record.job_path,
             fix=f"Set job.name back to {record.name}, or submit it as a new job",
         )
-    return now, going_on(before, now, learnt=has_learnt(run_dir), unreadable=unreadable)
+    return now, check_resume(before, now, learnt=has_checkpoint(run_dir), unreadable=unreadable)
 
 
-def require_accepted(record: JobRecord, asked: GoingOn, accepted: str | None, *, command: str = "") -> None:
+def require_accepted(record: JobRecord, asked: ResumeCheck, accepted: str | None, *, command: str = "") -> None:
     """Raises UserError when the job file has changed in ways that break exactness and just these were not `accepted`
     (their digest), or so that no checkpoint fits it any more. `command`: what goes on with it; `resume NAME` when left
     out."""

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from daemon.jobs.background_io import Aside
-from daemon.jobs.control_files import leave, prepare
+from daemon.jobs.background_io import BackgroundIO
+from daemon.jobs.control_files import prepare, write_command
 from daemon.jobs.event_tail import Tail
 from daemon.jobs.event_tails import Tails
 from daemon.jobs.job_queue import Entry, Instruction, Queue, Verdict
@@ -30,7 +30,12 @@ class Runner:
     """What becomes of the queue's Launch and AskStop."""
 
     def __init__(
-        self, places: Places, command: list[str], queue: Queue, aside: Aside, apply: Callable[[list[Instruction]], None]
+        self,
+        places: Places,
+        command: list[str],
+        queue: Queue,
+        aside: BackgroundIO,
+        apply: Callable[[list[Instruction]], None],
     ) -> None:
         """`apply`: takes what the queue says to what has happened."""
         self.trainers: dict[int, Trainer] = {}
@@ -124,7 +129,7 @@ class Runner:
         try:
             async with self.tails.folder(record.id):
                 await self._aside(
-                    partial(leave, Path(record.run_dir), f"stop-{attempt}", ControlFile(command="stop")),
+                    partial(write_command, Path(record.run_dir), f"stop-{attempt}", ControlFile(command="stop")),
                     what=record.run_dir,
                 )
         except (OSError, ValueError) as e:

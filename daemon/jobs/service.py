@@ -17,8 +17,8 @@ from typing import Any
 
 import msgspec
 
-from daemon.jobs.background_io import Aside
-from daemon.jobs.control_files import leave
+from daemon.jobs.background_io import BackgroundIO
+from daemon.jobs.control_files import write_command
 from daemon.jobs.intake import Resumption, read_resumption, read_submission, require_absolute
 from daemon.jobs.job_queue import AskStop, Changed, Entry, Instruction, Kill, Launch, Queue, Terminate, Verdict
 from daemon.jobs.job_store import Store
@@ -60,7 +60,7 @@ class Service:
         self.places, self.epoch = places, epoch
         self.outbox: list[wire.Feed] = []
         self.closing = False
-        self._aside = Aside()
+        self._aside = BackgroundIO()
         self._under_way: dict[str, asyncio.Task[bytes]] = {}  # requests, by their ids
         self._complaints: set[str] = set()
         self._unsaved: set[int] = set()
@@ -328,7 +328,7 @@ class Service:
                 fix = f"{first} its job file {record.job_path}, and queue it again with: wanlora resume {record.name}"
             raise UserError(f"is {record.state}, so its trainer takes no orders", where=record.name, fix=fix)
         async with self._tails.folder(record.id):
-            await self._aside(partial(leave, Path(record.run_dir), request_id, order), what=record.run_dir)
+            await self._aside(partial(write_command, Path(record.run_dir), request_id, order), what=record.run_dir)
         return self._change(request_id, entry, [])
 
     def _change(self, request_id: str, entry: Entry, instructions: list[Instruction]) -> wire.Answer:

@@ -71,7 +71,7 @@ from daemon.wire.protocol import (
     feed_decoder,
     reply_decoder,
 )
-from presets.job.resume_check import GoingOn
+from presets.job.resume_check import ResumeCheck
 from presets.machine.shell import Shell, shell_here
 from presets.runs.checkpoints import StoredCheckpoint
 from presets.runs.events import Event
@@ -209,7 +209,7 @@ class Client:
     async def _shell(self) -> Shell | None:
         return await asyncio.to_thread(shell_here) if self._here else None
 
-    async def going_on(self, job: str | int) -> GoingOn:
+    async def going_on(self, job: str | int) -> ResumeCheck:
         """How the job file differs by now from what the last attempt was given, and whether the run may go on with
         it."""
         return (await self._ask(Changes(str(job)), ChangesReply)).going_on

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct, field
 
 from presets.findings import Finding
-from presets.job.resume_check import GoingOn
+from presets.job.resume_check import ResumeCheck
 from presets.machine.shell import Shell
 from presets.runs.checkpoints import StoredCheckpoint
 from presets.runs.events import Event
@@ -114,7 +114,8 @@ class Resume(Struct, tag=True):
 
     job: str
     from_step: int | None = None  # go back to the checkpoint of this step; default: the newest
-    # presets.job.resume_check.GoingOn.digest of the changes that the user accepts, also of none: clips and captions may
+    # presets.job.resume_check.ResumeCheck.digest of the changes that the user accepts, also of none: clips and captions
+    # may
     # have changed too; None: nothing is accepted
     accepted: str | None = None
     shell: Shell | None = None  # in place of the one before; None leaves that
@@ -233,7 +234,7 @@ class ReplayReply(Struct, tag=True):
 
 class ChangesReply(Struct, tag=True):
     job: JobRecord
-    going_on: GoingOn
+    going_on: ResumeCheck
 
 
 class CheckpointsReply(Struct, tag=True):

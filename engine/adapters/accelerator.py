@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from engine.adapters.recovery_file import alpha_over_rank
 from engine.wan.block import LINEARS, Lora, Plain
-from engine.weights.base_model import BaseFolder
+from engine.weights.base_model import BaseModel
 from presets.base.lora_file import GIVE, STEM, STEM_TABLE, TABLE, Kind, LoraFile, misfit, read_lora
 from presets.errors import UserError
 from presets.job.expert_schedule import EXPERTS, Expert
@@ -82,7 +82,7 @@ def _table(stem: WanTransformer3DModel, difference: torch.Tensor) -> Iterator[No
 
 
 def load_accelerators(
-    job: Job, base_dir: Path, base: BaseFolder, dtype: torch.dtype
+    job: Job, base_dir: Path, base: BaseModel, dtype: torch.dtype
 ) -> tuple[dict[Expert, Accelerator], list[str]]:
     """The accelerators of a job's previews by expert, and what is worth saying about their files. Raises UserError."""
     panel, out, notes = job.sample, {}, {}

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 
 from engine.system.keyed_random import keyed_rng
 from engine.wan.block import LINEARS, Lora
-from engine.weights.base_model import BaseFolder
+from engine.weights.base_model import BaseModel
 from presets.job.expert_schedule import Expert, alpha_of, rank_of
 from presets.job.schema import Job
 from presets.job.toml_file import job_to_dict
@@ -90,7 +90,7 @@ def wan_name(module: str) -> str:
 
 
 def save_lora(
-    path: Path, values: dict[str, torch.Tensor], *, job: Job, base: BaseFolder, expert: Expert, step: int
+    path: Path, values: dict[str, torch.Tensor], *, job: Job, base: BaseModel, expert: Expert, step: int
 ) -> None:
     """Write one expert's LoRA file (names as in `make`) with everything a user may ask of it later in its metadata.
 

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from engine.adapters.lora import wan_name
 from engine.wan.block import LINEARS, Lora
 from engine.wan.int4_grids import GRIDS, Grid, fingerprint
-from presets.base.lora_file import NUMBERED, Key, parse_key
+from presets.base.lora_file import NUMBERED, LoraKey, parse_key
 from presets.errors import UserError
 from presets.job.expert_schedule import EXPERTS, Expert
 
@@ -64,9 +64,9 @@ def find_ara(text: str, base: Path) -> Path:
             where=where,
             fix="Give a .safetensors file, or owner/repository/file.safetensors on the Hub",
         )
-    from engine.weights.hub_download import fetch_file  # only now: most adapters are local
+    from engine.weights.hub_download import download_file  # only now: most adapters are local
 
-    return fetch_file("/".join(parts[:2]), "/".join(parts[2:]), where=where)
+    return download_file("/".join(parts[:2]), "/".join(parts[2:]), where=where)
 
 
 def load_ara(
@@ -127,7 +127,7 @@ def _sorted_out(tensors: dict[str, torch.Tensor], metadata: dict[str, str], path
     """The tensors by expert and linear."""
     if not tensors:
         raise UserError("holds no tensor", where=str(path), fix=AGAIN)
-    keys: dict[str, Key] = {}
+    keys: dict[str, LoraKey] = {}
     for key in tensors:
         found = parse_key(key)
         if found is None or found.module not in LINEARS or found.kind not in ("A", "B", "alpha"):

@@ -33,7 +33,7 @@ class Item(Struct, frozen=True, kw_only=True):
     flip_y: bool
 
 
-def build_items(job: Job, base: Path, datasets: list[DatasetFacts]) -> list[Item]:
+def build_dataset(job: Job, base: Path, datasets: list[DatasetFacts]) -> list[Item]:
     """The items of a job, in the order of its datasets; `base` is the job file's folder.
 
     Resolutions that give a clip the same bucket count once. An image has one frame, whatever its dataset asks for.

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from engine.data.decode_worker import Answer, Task, read_message, write_message
 from engine.data.frames import decode_into
-from engine.data.sampler import Draw, Order
+from engine.data.sampler import BatchSampler, SampleDraw
 from presets.clips.geometry import Bucket
 from presets.errors import UserError
 
@@ -36,7 +36,7 @@ class Batch:
     """One micro-batch of a single bucket."""
 
     index: int
-    draws: list[Draw]
+    draws: list[SampleDraw]
     # (batch, frames, height, width, 3), RGB; the caller's own copy. Of draws whose pixels are not needed: anything
     frames: NDArray[np.uint8]
 
@@ -69,12 +69,12 @@ class Loader:
 
     def __init__(
         self,
-        order: Order,
+        order: BatchSampler,
         workers: int,
         ahead: int = 4,
         *,
         log: Callable[[str], None],
-        needless: Callable[[Draw], bool] | None = None,
+        needless: Callable[[SampleDraw], bool] | None = None,
     ) -> None:
         assert workers >= 0 and ahead >= 0
         self._order, self._ahead, self._log, self._needless = order, ahead, log, needless or (lambda draw: False)
@@ -159,7 +159,7 @@ class Loader:
                 decode_into(draw.request, out, threads=min(MOST_THREADS, len(os.sched_getaffinity(0))))
         return Batch(index, draws, frames)
 
-    def _submit(self, draws: list[Draw]) -> "_Pending":
+    def _submit(self, draws: list[SampleDraw]) -> "_Pending":
         slot = self._free.pop()
         jobs = [
             _Job(Task(draw.request, slot * self._slot_size + i * _bytes(draw.item.bucket)), Future())
@@ -186,7 +186,7 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Pending:
-    draws: list[Draw]
+    draws: list[SampleDraw]
     slot: int
     futures: list[Future[list[str]]]
 
@@ -195,7 +195,7 @@ def _bytes(bucket: Bucket) -> int:
     return bucket.frames * bucket.height * bucket.width * 3
 
 
-def _shape(draws: list[Draw]) -> tuple[int, int, int, int, int]:
+def _shape(draws: list[SampleDraw]) -> tuple[int, int, int, int, int]:
     bucket = draws[0].item.bucket
     return len(draws), bucket.frames, bucket.height, bucket.width, 3
 

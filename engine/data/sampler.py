@@ -16,10 +16,10 @@ from presets.job.expert_schedule import expert_at, steps_of, trained_experts
 from presets.job.schema import Job
 
 # batch index -> (0 or 1: which expert has it, how many batches that expert had before)
-Place = Callable[[int], tuple[int, int]]
+Turn = Callable[[int], tuple[int, int]]
 
 
-class Draw(Struct, frozen=True):
+class SampleDraw(Struct, frozen=True):
     """One visit of an item, with its choices made."""
 
     item: Item
@@ -47,7 +47,7 @@ def one_expert(index: int) -> tuple[int, int]:
     return 0, index
 
 
-def place_in(job: Job) -> Place:
+def turn_of(job: Job) -> Turn:
     """The Place of a job's batches: whose turn each is by presets.job.expert_schedule."""
 
     def place(index: int) -> tuple[int, int]:
@@ -58,7 +58,7 @@ def place_in(job: Job) -> Place:
     return place
 
 
-class Order:
+class BatchSampler:
     """Batches without end, epoch after epoch. Each epoch visits every item exactly once, in its own shuffled order.
 
     A batch holds items of one bucket and one LoRA weight, all of them regularization or none; the last batch of such a
@@ -71,7 +71,7 @@ class Order:
     whole.
     """
 
-    def __init__(self, items: list[Item], batch_size: int, seed: int, place: Place = one_expert) -> None:
+    def __init__(self, items: list[Item], batch_size: int, seed: int, place: Turn = one_expert) -> None:
         assert items and batch_size >= 1
         self.items, self.batch_size, self.seed, self._place = items, batch_size, seed, place
         sizes: dict[tuple[object, ...], int] = defaultdict(int)
@@ -82,7 +82,7 @@ class Order:
         self.regularization_per_epoch = sum(count for (regularization, *_), count in counts.items() if regularization)
         self._epoch = lru_cache(maxsize=4)(self._plan)  # two kinds, and prefetching crosses into the next epoch
 
-    def batch(self, index: int) -> list[Draw]:
+    def batch(self, index: int) -> list[SampleDraw]:
         """The visits of batch `index`, counted from 0 over all epochs."""
         assert index >= 0
         epoch, start = index // self.batches_per_epoch, index // self.batches_per_epoch * self.regularization_per_epoch
@@ -119,12 +119,12 @@ class Order:
         batches.sort(key=lambda batch: batch[int(rng.integers(len(batch)))])
         return [[i for _, i in batch] for batch in batches]
 
-    def _draw(self, item: Item, epoch: int) -> Draw:
+    def _draw(self, item: Item, epoch: int) -> SampleDraw:
         def chance(purpose: str) -> float:
             return float(keyed_rng(self.seed, purpose, epoch, item.id, item.repeat).random())
 
         dropped = chance("caption-dropout") < item.caption_dropout
-        return Draw(
+        return SampleDraw(
             item=item,
             epoch=epoch,
             caption="" if dropped else item.caption,

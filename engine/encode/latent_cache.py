@@ -21,7 +21,7 @@ import torch
 from engine.data.dataset import Item
 from engine.data.frames import Frames, Request, decode
 from engine.data.loader import Batch
-from engine.data.sampler import Draw
+from engine.data.sampler import SampleDraw
 from engine.encode.latents import Encoder, encode, encode_pair, pixels, with_mask
 from engine.encode.tensor_cache import TensorCache, Warn, key_of, machinery
 from presets.errors import UserError
@@ -56,7 +56,7 @@ class LatentCache:
         self._fixed = vae, how, machinery(device, dtype)
         self._keys: dict[Request, str] = {}  # of what the cache holds
 
-    def holds(self, draw: Draw) -> bool:
+    def holds(self, draw: SampleDraw) -> bool:
         """Whether the draw's pixels are not needed."""
         return _plain(draw.request) in self._keys
 
@@ -95,7 +95,7 @@ class LatentCache:
         progress(2 * len(requests), 2 * len(requests))
         return len(missing)
 
-    def latents(self, encoder: Encoder, draw: Draw) -> torch.Tensor:
+    def latents(self, encoder: Encoder, draw: SampleDraw) -> torch.Tensor:
         """(1, 16, 1, h, w) of a draw that it holds, on the device."""
         request = _plain(draw.request)
         x0 = self._cache.get(self._keys[request])

@@ -16,8 +16,8 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean  # pipeline_wan_i2
 from engine.encode.tensor_cache import TensorCache, key_of, machinery
 from engine.encode.umt5 import encode, load_text_encoder
 from engine.encode.vae_and_tokenizer import load_tokenizer
-from engine.weights.base_model import BaseFolder
-from engine.weights.model_files import Source, identity
+from engine.weights.base_model import BaseModel
+from engine.weights.model_files import ModelFiles, identity
 
 MAX_TOKENS = 512  # what Wan was trained with; longer captions are cut, shorter ones padded with zero rows
 FORMAT = 1  # of cached embeddings; a change to what is computed is another number
@@ -52,7 +52,7 @@ class TextBook:
 
 @torch.no_grad()
 def encode_texts(
-    base: BaseFolder,
+    base: BaseModel,
     texts: Iterable[str],
     *,
     device: torch.device,
@@ -99,7 +99,7 @@ def encode_texts(
 
 
 def _encode(
-    source: Source,
+    source: ModelFiles,
     texts: list[str],
     book: TextBook,
     *,
@@ -118,7 +118,7 @@ def _encode(
         book.add(text, rows[: int(mask.sum())].to(dtype).cpu().clone())
 
 
-def _encoder_identity(source: Source, precision: str) -> str:
+def _encoder_identity(source: ModelFiles, precision: str) -> str:
     """Of all that turns a text into an embedding: the encoder's weights and shape, the tokenizer, the precision."""
     part = source.part("text_encoder")
     return key_of(part.identity(), sorted(part.config.items()), identity(source.tokenizer_files()), precision)

@@ -15,13 +15,13 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from engine.encode.rowwise_linear import RowwiseLinear, packed_rows
 from engine.weights.load_expert import read_ahead, require_numbers
-from engine.weights.model_files import Part, Source, weight_of
+from engine.weights.model_files import ModelFiles, Network, weight_of
 
 TABLE, TIED = "shared.weight", "encoder.embed_tokens.weight"  # one tensor by two names; files hold one of them, or both
 
 
 def load_text_encoder(
-    source: Source, *, dtype: torch.dtype, precision: str = "none", device: torch.device | None = None
+    source: ModelFiles, *, dtype: torch.dtype, precision: str = "none", device: torch.device | None = None
 ) -> UMT5EncoderModel:
     """Frozen, in eval mode, on `device` (the CPU when left out) but for its embedding table. Raises UserError.
 
@@ -67,7 +67,7 @@ def encode(model: UMT5EncoderModel, ids: torch.Tensor, mask: torch.Tensor, *, de
     return out
 
 
-def _wanted(part: Part, shapes: dict[str, tuple[int, ...]]) -> Part:
+def _wanted(part: Network, shapes: dict[str, tuple[int, ...]]) -> Network:
     """The part with just the encoder's tensors, each checked. Others may lie beside them, such as a decoder's."""
     stored = dict(part.stored)
     if TIED in stored:
@@ -78,7 +78,7 @@ def _wanted(part: Part, shapes: dict[str, tuple[int, ...]]) -> Part:
     return part
 
 
-def _table(part: Part, dtype: torch.dtype) -> nn.Embedding:
+def _table(part: Network, dtype: torch.dtype) -> nn.Embedding:
     table = part.stored[TABLE].read(dtype)
     require_numbers(table, TABLE, part.stored[TABLE].file)
     return nn.Embedding.from_pretrained(table, freeze=True)

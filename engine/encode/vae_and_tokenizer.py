@@ -13,13 +13,13 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from engine.encode.tensor_cache import key_of
-from engine.weights.model_files import Source
+from engine.weights.model_files import ModelFiles
 from presets.errors import UserError
 
 Tokenize = Callable[[str], tuple[torch.Tensor, torch.Tensor]]  # text -> token ids (1, S), attention mask (1, S)
 
 
-def load_vae(source: Source, *, device: torch.device, dtype: torch.dtype) -> AutoencoderKLWan:
+def load_vae(source: ModelFiles, *, device: torch.device, dtype: torch.dtype) -> AutoencoderKLWan:
     """Frozen, in eval mode. Raises UserError."""
     part = source.part("vae")
     with torch.device("meta"):
@@ -35,14 +35,14 @@ def load_vae(source: Source, *, device: torch.device, dtype: torch.dtype) -> Aut
     return model.requires_grad_(False).eval().to(device)
 
 
-def vae_identity(source: Source) -> str:
+def vae_identity(source: ModelFiles) -> str:
     """Of all that turns pixels into latents: the weights, and the configuration with its mean and deviation of
     latents."""
     part = source.part("vae")
     return key_of("vae", part.identity(), sorted(part.config.items()))
 
 
-def load_tokenizer(source: Source, *, length: int) -> Tokenize:
+def load_tokenizer(source: ModelFiles, *, length: int) -> Tokenize:
     """A function from a text to `length` tokens: cut after the closing token's place, padded behind it. Raises
     UserError."""
     spiece = source.spiece_model()

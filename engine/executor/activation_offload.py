@@ -14,7 +14,7 @@ from engine.system.pinned_memory import host_buffer
 Tensors = tuple[torch.Tensor, ...]
 
 
-class DeviceStash:
+class KeptActivations:
     """Everything stays where it is."""
 
     def __init__(self) -> None:
@@ -38,11 +38,11 @@ class DeviceStash:
         pass
 
 
-class HostStash:
+class OffloadedActivations:
     """Pinned host buffers, one per block, made at first use and reused for every bucket they are large enough for.
 
     The last `stay` blocks of a pass have none: theirs stay on the device. `cuda` as in
-    `engine.executor.weight_ring.Ring`.
+    `engine.executor.weight_ring.WeightRing`.
     """
 
     def __init__(self, device: torch.device, cuda: Any = None, *, stay: int = 0) -> None:
@@ -141,4 +141,4 @@ class HostStash:
         return tensors
 
 
-Stash = DeviceStash | HostStash
+Stash = KeptActivations | OffloadedActivations

@@ -16,17 +16,17 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch.autograd.graph import get_gradient_edge
 
-from engine.executor.activation_offload import DeviceStash, HostStash, Stash
-from engine.executor.weight_ring import Key, Ring
+from engine.executor.activation_offload import KeptActivations, OffloadedActivations, Stash
+from engine.executor.weight_ring import Key, WeightRing
 from engine.system.device import compile_alike, fixed_order
 from engine.wan.attention import Attention
-from engine.wan.block import Lora, Plain, Weights, after, before, of_text
+from engine.wan.block import Lora, Plain, Weights, post_attention, pre_attention, text_kv
 from engine.wan.frozen_linear import as_bytes
 from engine.weights.packed_blocks import Branches, Layout
 from presets.machine.precisions import TRANSFORMER
 from presets.planner.plan import Plan
 
-BLOCK: tuple[Callable[..., Any], ...] = (before, of_text, after)
+BLOCK: tuple[Callable[..., Any], ...] = (pre_attention, text_kv, post_attention)
 LossFn = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -105,9 +105,9 @@ def _reads_e4m3(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= TRANSFORMER["float8"][0]
 
 
-class Machinery:
+class ExecutorResources:
     """What both experts share under one plan: block functions, the ring of slots, the stash (made here, unless there is
-    one that this plan has used). `cuda` as in `engine.executor.weight_ring.Ring`."""
+    one that this plan has used). `cuda` as in `engine.executor.weight_ring.WeightRing`."""
 
     def __init__(
         self,
@@ -127,9 +127,11 @@ class Machinery:
         self.e4m3_as_bytes = plan.precision == "qfloat8" and not _reads_e4m3(device)
         if cuda is None and device.type == "cuda":
             cuda = torch.cuda
-        self.ring = Ring(slot_bytes, plan.slots, device, cuda)
+        self.ring = WeightRing(slot_bytes, plan.slots, device, cuda)
         self.stash = stash or (
-            DeviceStash() if plan.stash == "device" else HostStash(device, cuda, stay=plan.stash_on_device)
+            KeptActivations()
+            if plan.stash == "device"
+            else OffloadedActivations(device, cuda, stay=plan.stash_on_device)
         )
 
 
@@ -159,13 +161,13 @@ class _Call:
     strength: torch.Tensor
 
 
-class StreamedExecutor:
+class BlockExecutor:
     """One expert, run as the machinery's plan says.
 
     Resident blocks lie on the device for good; of these, kept ones also keep their graph from the forward.
     """
 
-    def __init__(self, weights: ExpertWeights, machinery: Machinery) -> None:
+    def __init__(self, weights: ExpertWeights, machinery: ExecutorResources) -> None:
         plan = machinery.plan
         self.blocks = len(weights.masters)
         resident = min(plan.resident, self.blocks)

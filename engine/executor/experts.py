@@ -10,13 +10,13 @@ import torch
 from engine.adapters import lora
 from engine.adapters.accelerator import Accelerator
 from engine.executor.activation_offload import Stash
-from engine.executor.block_executor import ExpertWeights, Machinery, StreamedExecutor
+from engine.executor.block_executor import BlockExecutor, ExecutorResources, ExpertWeights
 from engine.wan.attention import Attention
 from engine.wan.block import Lora
 from engine.wan.int4_grids import Grid
-from engine.weights.base_model import BaseFolder
-from engine.weights.load_expert import load_stem
-from engine.weights.packed_blocks import pack_branches
+from engine.weights.base_model import BaseModel
+from engine.weights.load_expert import load_outer_modules
+from engine.weights.packed_blocks import pack_lora_branches
 from engine.weights.weight_cache import cached_blocks
 from presets.caches.weight_cache import cache_dir
 from presets.job.expert_schedule import Expert, alpha_of, needed_experts, rank_of, trained_experts
@@ -36,7 +36,7 @@ class Experts:
     def __init__(
         self,
         job: Job,
-        base: BaseFolder,
+        base: BaseModel,
         precision: Precision,
         *,
         attention: Attention,
@@ -50,11 +50,11 @@ class Experts:
         self.attention, self.device = attention, device
         self.parameters: dict[Expert, dict[str, torch.nn.Parameter]] = {}
         self._weights: dict[Expert, ExpertWeights] = {}
-        self.executors: dict[Expert, StreamedExecutor] = {}
-        self.machinery: Machinery | None = None
+        self.executors: dict[Expert, BlockExecutor] = {}
+        self.machinery: ExecutorResources | None = None
         source = base.source
         for expert in needed_experts(job):
-            stem = load_stem(source, expert, device=device, dtype=dtype)
+            stem = load_outer_modules(source, expert, device=device, dtype=dtype)
             masters, layout = cached_blocks(
                 source,
                 expert,
@@ -79,7 +79,7 @@ class Experts:
                     device=device,
                 )
                 branches = lora.by_block(self.parameters[expert], len(masters))
-            own = pack_branches(recovery.get(expert, []), pinned=device.type == "cuda")
+            own = pack_lora_branches(recovery.get(expert, []), pinned=device.type == "cuda")
             self._weights[expert] = ExpertWeights(
                 expert, stem, masters, layout, branches, alpha_of(job, expert) / rank_of(job, expert), own
             )
@@ -91,12 +91,10 @@ class Experts:
         self._drop()
         for weights in self._weights.values():
             weights.stem.to(self.device)  # from where `parked` has put it
-        self.machinery = Machinery(
+        self.machinery = ExecutorResources(
             plan, self.attention, max(w.block_bytes for w in self._weights.values()), self.device, stash=stash
         )
-        self.executors = {
-            expert: StreamedExecutor(weights, self.machinery) for expert, weights in self._weights.items()
-        }
+        self.executors = {expert: BlockExecutor(weights, self.machinery) for expert, weights in self._weights.items()}
 
     def ensure(self) -> None:
         """The executors, made again when a preview that failed took them away."""

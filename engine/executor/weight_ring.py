@@ -45,7 +45,7 @@ def plan_loads(keys: list[Key], held: list[Key | None]) -> list[Visit]:
     return visits
 
 
-class Ring:
+class WeightRing:
     """Device slots of one layout's size. One pass at a time: `begin`, then `take` and `release` each visit in order.
 
     `cuda` is torch.cuda, or what stands in for it in tests; without one (on the CPU) copies are made at once.

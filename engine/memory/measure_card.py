@@ -16,13 +16,13 @@ SIDE = 8192  # of the square products
 TOKENS, HEADS, WIDTH = 11264, 40, 128  # of the attention: 41 frames of 512 x 512
 
 
-def rates_of(gpu: Gpu, device: torch.device) -> Rates:
+def measured_rates(gpu: Gpu, device: torch.device) -> Rates:
     """The remembered rates of this card with this software, or measured now. A state folder that cannot be written only
     means measuring again."""
     known = recall(gpu)
     if known is not None and known.software == software():
         return known
-    rates = measure(gpu, device)
+    rates = measure_card(gpu, device)
     torch.cuda.empty_cache()
     with contextlib.suppress(OSError):  # then the next run measures again; nothing else depends on it
         remember(rates)
@@ -33,7 +33,7 @@ def software() -> str:
     return ", ".join(f"{name} {of}" for name, of in {"torch": torch.__version__, **attention.versions()}.items())
 
 
-def measure(gpu: Gpu, device: torch.device) -> Rates:
+def measure_card(gpu: Gpu, device: torch.device) -> Rates:
     """Copies and memory in GB/s, products in TFLOP/s, attention at a usual training length."""
     host = torch.empty(2**28, dtype=torch.uint8, pin_memory=True)
     there, other = (torch.empty(2**28, dtype=torch.uint8, device=device) for _ in range(2))
@@ -71,7 +71,7 @@ def measure(gpu: Gpu, device: torch.device) -> Rates:
 
 
 def _attention(device: torch.device, *, deterministic: bool) -> AttentionRates:
-    found = attention.survey(
+    found = attention.benchmark_kernels(
         device, tokens=TOKENS, heads=HEADS, width=WIDTH, dtype=torch.bfloat16, deterministic=deterministic
     )
     forward, backward = found.fastest

@@ -27,7 +27,7 @@ DOING: dict[Part, str] = {
 END_OTHERS = "end other programs on the card, or use one with more memory"
 
 
-def open_with_room(name: str | None, *, vram: int | None) -> torch.device:
+def open_device_with_room(name: str | None, *, vram: int | None) -> torch.device:
     """`open_device`, or one UserError where other programs have the whole card."""
     try:
         return open_device(name, vram=vram)

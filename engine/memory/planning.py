@@ -8,7 +8,7 @@ import msgspec
 import torch
 from msgspec import Struct
 
-from engine.memory.measure_card import rates_of
+from engine.memory.measure_card import measured_rates
 from engine.wan.attention import Attention
 from presets.errors import UserError
 from presets.facts.facts import used_gpus
@@ -74,7 +74,7 @@ def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None, 
     gpus = used_gpus(job, facts)
     if not gpus or facts.machine is None:
         raise UserError("the GPU could not be read", where="job.gpus", fix="Look at wanlora doctor")
-    rates = rates_of(gpus[0], device)
+    rates = measured_rates(gpus[0], device)
     hardware = gpu_hardware(gpus[0], facts.machine, rates=rates)
     if vram is not None:
         hardware = msgspec.structs.replace(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from engine.system.durable_files import placed
+from engine.system.durable_files import atomic_write
 
 Frames = NDArray[np.uint8]  # (T, H, W, 3)
 SIDE, COLUMNS = 256, 5  # of a small picture, at the most; frames of a preview that a row shows
@@ -117,7 +117,7 @@ def write_sheet(path: Path, title: str, rows: Sequence[Row]) -> None:
         for column, frame in enumerate(frames):
             image.paste(Image.fromarray(frame), (GAP + column * (frames.shape[2] + GAP), y))
         y += frames.shape[1]
-    with placed(path) as aside:
+    with atomic_write(path) as aside:
         image.save(aside, format="PNG")
 
 

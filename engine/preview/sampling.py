@@ -18,8 +18,8 @@ from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, UniPCMu
 from PIL import Image, ImageOps
 
 from engine.encode.latents import Encoder, condition, decode
-from engine.executor.block_executor import StreamedExecutor
-from engine.system.durable_files import placed
+from engine.executor.block_executor import BlockExecutor
+from engine.system.durable_files import atomic_write
 from presets.clips.geometry import SIDE_MULTIPLE
 from presets.job.expert_schedule import EXPERTS, Expert
 from presets.job.preview_settings import low_guidance
@@ -28,7 +28,7 @@ from presets.job.timesteps import NUM_TRAIN_TIMESTEPS
 
 
 @dataclass(frozen=True)
-class Shot:
+class PreviewRequest:
     """One preview to make. Text embeddings are (1, S, D)."""
 
     image_CHW: torch.Tensor  # float32 in [-1, 1], sides multiples of 16
@@ -80,9 +80,9 @@ def scheduler_for(sampler: str, shift: float) -> Any:
 
 @torch.no_grad()
 def sample_latents(
-    executors: Mapping[Expert, StreamedExecutor],
+    executors: Mapping[Expert, BlockExecutor],
     encoder: Encoder,
-    shot: Shot,
+    shot: PreviewRequest,
     panel: SamplePanel,
     *,
     boundary: float,
@@ -138,7 +138,10 @@ def to_frames(vae: AutoencoderKLWan, latents: torch.Tensor) -> np.ndarray:
 
 def write_video(path: Path, frames_THWC: np.ndarray, fps: int) -> None:
     """H.264 in an mp4 that every player opens. Never half there, see engine.system.durable_files. Raises OSError."""
-    with placed(path) as aside, av.open(str(aside), "w", format="mp4", options={"movflags": "faststart"}) as container:
+    with (
+        atomic_write(path) as aside,
+        av.open(str(aside), "w", format="mp4", options={"movflags": "faststart"}) as container,
+    ):
         stream: Any = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "17", "preset": "medium"})
         stream.height, stream.width, stream.pix_fmt = *frames_THWC.shape[1:3], "yuv420p"
         for frame in frames_THWC:
@@ -148,5 +151,5 @@ def write_video(path: Path, frames_THWC: np.ndarray, fps: int) -> None:
 
 def write_poster(path: Path, frames_THWC: np.ndarray) -> None:
     """The middle frame, as PNG: the first is only the control image again. Raises OSError."""
-    with placed(path) as aside:
+    with atomic_write(path) as aside:
         Image.fromarray(frames_THWC[len(frames_THWC) // 2]).save(aside, format="PNG")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
-from engine.data.dataset import Item, build_items
+from engine.data.dataset import Item, build_dataset
 from engine.data.frames import Request, decode
 from engine.encode.latents import PlainEncoder, condition, encode, pixels
 from engine.encode.text_embeddings import encode_texts
@@ -21,8 +21,8 @@ from engine.encode.vae_and_tokenizer import load_vae
 from engine.recovery.expert_reader import ExpertReader
 from engine.recovery.input_moments import READERS, Moment, Place
 from engine.system.keyed_random import keyed_rng
-from engine.weights.base_model import BaseFolder
-from engine.weights.load_expert import load_stem
+from engine.weights.base_model import BaseModel
+from engine.weights.load_expert import load_outer_modules
 from presets.clips.clip_facts import scan_dataset
 from presets.errors import UserError
 from presets.job.expert_schedule import EXPERTS, Expert
@@ -47,7 +47,7 @@ class Sample(NamedTuple):
 
 @torch.no_grad()
 def samples_from_clips(
-    job: Job, base: BaseFolder, *, device: torch.device, dtype: torch.dtype, progress: Progress
+    job: Job, base: BaseModel, *, device: torch.device, dtype: torch.dtype, progress: Progress
 ) -> dict[Expert, list[Sample]]:
     """Noised clips of the job's one dataset for each expert, at noise levels spread over its range. Raises
     UserError."""
@@ -58,7 +58,7 @@ def samples_from_clips(
             where=f"--clips {job.datasets[0].path}",
             fix="Give a folder of a few clips like those you will train on",
         )
-    items = build_items(job, Path.cwd(), [facts])
+    items = build_dataset(job, Path.cwd(), [facts])
     items = [items[i * len(items) // MOST_CLIPS] for i in range(MOST_CLIPS)] if len(items) > MOST_CLIPS else items
     texts = encode_texts(
         base,
@@ -93,7 +93,7 @@ def _held_out(clip: int, clips: int, draw: int) -> bool:
 
 
 def _noised(
-    base: BaseFolder,
+    base: BaseModel,
     expert: Expert,
     item: Item,
     draw: int,
@@ -131,7 +131,8 @@ class Walk:
     ) -> None:
         self.device, self.full = device, full
         self._states: list[_State] = []
-        stem = load_stem(reader.source, reader.expert, device=device, dtype=torch.float32)  # it runs once per sample
+        # it runs once per sample
+        stem = load_outer_modules(reader.source, reader.expert, device=device, dtype=torch.float32)
         for sample in samples:
             x = sample.x_BCFhw.to(device)
             h_BTD = stem.patch_embedding(x).flatten(2).transpose(1, 2)

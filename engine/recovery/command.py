@@ -98,12 +98,12 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
     import torch
 
     from engine.adapters.recovery_file import save_ara
-    from engine.memory.out_of_memory import open_with_room
+    from engine.memory.out_of_memory import open_device_with_room
     from engine.recovery.build import Report, build_expert
     from engine.recovery.calibrate import Sample, samples_from_clips
     from engine.recovery.expert_reader import ExpertReader
     from engine.system.device import require_gpu
-    from engine.weights.base_model import find_base
+    from engine.weights.base_model import find_base_model
     from presets.base.composition import NamedBase
     from presets.base.layouts import EXPERT_PART
     from presets.base.model_facts import read_model
@@ -128,10 +128,10 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
     for problem in facts.problems:
         if problem.severity == "error":
             raise UserError(problem.message, where=model, fix=problem.fix)
-    device = open_with_room(None, vram=None)
+    device = open_device_with_room(None, vram=None)
     if machine.gpus and not is_tiny(facts):  # without a GPU it is known to be slow
         require_gpu(device, machine)
-    base = find_base(job, Path.cwd(), progress=lambda _done, _total, text: _say(text))
+    base = find_base_model(job, Path.cwd(), progress=lambda _done, _total, text: _say(text))
     readers = {e: ExpertReader(base.source, e) for e in wanted}
     shapes = readers[wanted[0]].shapes
     smallest = min(min(shape) for shape in shapes.values())

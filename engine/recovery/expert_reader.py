@@ -7,13 +7,13 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
 from engine.wan.block import linear_shapes
 from engine.weights.load_expert import KEYS, open_expert, stays_fp32
-from engine.weights.model_files import FLOAT8, Expert, Source, weight_of
+from engine.weights.model_files import FLOAT8, Expert, ModelFiles, weight_of
 
 
 class ExpertReader:
     """Config and blocks of one expert. Raises UserError when its files are damaged or of another model."""
 
-    def __init__(self, source: Source, expert: Expert) -> None:
+    def __init__(self, source: ModelFiles, expert: Expert) -> None:
         self.source, self.expert = source, expert
         self._part = open_expert(source, expert)
         self.config = self._part.config

@@ -267,7 +267,7 @@ def sweep(run: Path) -> None:
     place."""
     for leftover in (run / CHECKPOINTS).glob("step_*.tmp-*"):
         shutil.rmtree(leftover)
-    # see presets.job.toml_file.save_job, engine.system.durable_files.placed
+    # see presets.job.toml_file.save_job, engine.system.durable_files.atomic_write
     asides = [".job.toml.????????", ".*.safetensors.tmp", "samples/.*.tmp", "samples/step_*/.*.tmp"]
     for aside in [path for pattern in asides for path in run.glob(pattern)]:
         aside.unlink()

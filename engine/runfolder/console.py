@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from presets.runs.events import Event
-from presets.runs.run_view import RunView, fold
+from presets.runs.run_view import RunView, apply_event
 
 BYTES = 10_000_000  # what is counted so high is bytes
 
@@ -54,7 +54,7 @@ class Console:
     def _show(self, event: Event) -> None:
         view = self._view
         view.log.clear()
-        fold(view, event)
+        apply_event(view, event)
         for line in view.log:
             self._print(line.text)
         step = f"{view.expert} loss {view.loss:.4f}, {view.seconds_per_step:.2f} s/step"

@@ -14,7 +14,7 @@ RETRY_SECONDS = 15.0
 T = TypeVar("T")
 
 
-def when_there_is_room(
+def retry_when_disk_has_room(
     log: EventLog, control: Control, folder: Path, what: str, need: int, write: Callable[[], T]
 ) -> T:
     """The result of `write`, tried again while the disk is full. `what` takes about `need` bytes. Raises StopWished

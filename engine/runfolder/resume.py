@@ -20,8 +20,8 @@ from engine.runfolder.event_log import EventLog
 from engine.system import fault_injection
 from presets.errors import UserError
 from presets.findings import Finding
-from presets.job.diff import LIVE_FIELDS, Change, changes
-from presets.job.resume_check import GoingOn, going_on, held_job
+from presets.job.diff import LIVE_FIELDS, FieldChange, changes
+from presets.job.resume_check import ResumeCheck, check_resume, held_job
 from presets.job.schema import Job
 from presets.job.toml_file import absolute_paths, get_value, job_from_dict, with_value
 from presets.runs.events import EVENTS_FILE, decode_event
@@ -30,7 +30,7 @@ from presets.runs.run_view import ABANDONED
 
 
 @dataclass(frozen=True, kw_only=True)
-class Begin:
+class ResumePoint:
     """Where an attempt begins. `job` has its paths as the job file has them."""
 
     job: Job  # as it counts from `step` on
@@ -38,7 +38,7 @@ class Begin:
     step: int = 0
     checkpoint: Path | None = None  # None: from nothing
     meta: dict[str, Any] = field(default_factory=dict)  # what the checkpoint says of itself
-    since: list[Change] = field(default_factory=list)  # how `job` differs from the checkpoint's
+    since: list[FieldChange] = field(default_factory=list)  # how `job` differs from the checkpoint's
     settings: list[Setting] = field(default_factory=list)  # the same as the `changed` events that tell it
     ahead: list[Setting] = field(default_factory=list)  # set while an earlier attempt trained what is now trained again
     damaged: list[str] = field(default_factory=list)  # newer checkpoints that were passed over
@@ -53,7 +53,7 @@ class Begin:
         return not any(c.breaks for c in self.since)
 
 
-def find_begin(folder: Path, job: Job, base_dir: Path, *, from_step: int | None, accept: bool) -> Begin:
+def find_resume_point(folder: Path, job: Job, base_dir: Path, *, from_step: int | None, accept: bool) -> ResumePoint:
     """Look, and change nothing but what a killed writer left half done. Raises UserError: no such step, or changes that
     nobody accepted."""
     checkpoint.sweep(folder)
@@ -69,7 +69,7 @@ def find_begin(folder: Path, job: Job, base_dir: Path, *, from_step: int | None,
     given = absolute_paths(job, base_dir)
     then = job_from_dict(meta["job"], where=f"{found}/state.json") if found else None
     held, unreadable = held_job(folder, base_dir)
-    asked = going_on(held or then, given, learnt=found is not None, unreadable=unreadable)
+    asked = check_resume(held or then, given, learnt=found is not None, unreadable=unreadable)
     _require(folder, asked, accept=accept)
     edits = asked.changes
 
@@ -84,8 +84,8 @@ def find_begin(folder: Path, job: Job, base_dir: Path, *, from_step: int | None,
     before, now = then or held or given, absolute_paths(job, base_dir)
     since = changes(before, now)
     if found:
-        _require(folder, GoingOn(changes=[c for c in since if c.impossible], learnt=True), accept=False)
-    return Begin(
+        _require(folder, ResumeCheck(changes=[c for c in since if c.impossible], learnt=True), accept=False)
+    return ResumePoint(
         job=job,
         resumed=True,
         step=step,
@@ -116,7 +116,7 @@ def read_history(path: Path) -> History:
     return history
 
 
-def _require(folder: Path, asked: GoingOn, *, accept: bool) -> None:
+def _require(folder: Path, asked: ResumeCheck, *, accept: bool) -> None:
     """Raise UserError with the difference unless it does no harm or is accepted."""
     asked.require(
         asked.digest if accept else None,
@@ -133,7 +133,7 @@ def _value(job: Job, path: str) -> Any:
         return None
 
 
-def clear_the_way(begin: Begin, folder: Path, log: EventLog) -> None:
+def set_aside_later_files(begin: ResumePoint, folder: Path, log: EventLog) -> None:
     """Say what was passed over, and move away what lies beyond the step the attempt begins with. Nothing is deleted."""
     for text in begin.damaged:
         log.finding(

@@ -18,7 +18,7 @@ def fsync(path: Path) -> None:
 
 
 @contextmanager
-def placed(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Inside, write to the path given; at the end that takes the place of `path`, whole and for good. An error leaves
     what was there before."""
     aside = path.with_name(f".{path.name}.tmp")

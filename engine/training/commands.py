@@ -12,7 +12,7 @@ from presets.job.toml_file import get_value, with_value
 from presets.runs.control import ControlFile
 
 
-def honour(run: Run, step: int, control: Control) -> None:
+def apply_commands(run: Run, step: int, control: Control) -> None:
     """`step` optimizer steps are done and the state is whole. First what was set here when this step was trained
     before, then new commands."""
     for setting in [s for s in run.ahead if s.step <= step]:
@@ -22,7 +22,7 @@ def honour(run: Run, step: int, control: Control) -> None:
     for file, command in control.waiting():
         try:
             if command.id not in run.log.history.orders:  # else a kill came between the event and the end of the file
-                _obey(run, step, command, control)
+                _apply(run, step, command, control)
         except UserError as e:
             run.log.finding(refusal(_words(command), e), **_order(command))
         # on a full disk the answer waits in memory, and would be lost with the process: then the file must not be
@@ -32,7 +32,7 @@ def honour(run: Run, step: int, control: Control) -> None:
             control.done(file)
 
 
-def _obey(run: Run, step: int, command: ControlFile, control: Control) -> None:
+def _apply(run: Run, step: int, command: ControlFile, control: Control) -> None:
     match command.command:
         case "set":
             _set(run, step, command)

@@ -6,9 +6,9 @@ B batch, C latent channels, F h w latent shape.
 import torch
 
 from engine.data.loader import Batch
-from engine.executor.block_executor import StreamedExecutor
+from engine.executor.block_executor import BlockExecutor
 from engine.system.keyed_random import keyed_rng
-from engine.training.objective import Rows, Term, main_term, preservation_term, preserved_prompt, preserves
+from engine.training.objective import LossTerm, Rows, main_term, preservation_term, preserved_prompt, preserves
 from engine.training.setup import Run
 from presets.job.expert_schedule import Expert
 from presets.job.schema import Job
@@ -27,16 +27,16 @@ def draws(run: Run, expert: Expert, batch: Batch, x0_BCFhw: torch.Tensor) -> tup
     return torch.stack(noise).to(run.device), torch.tensor(sigmas, dtype=torch.float32, device=run.device)
 
 
-def terms(
+def loss_terms(
     run: Run,
-    executor: StreamedExecutor,
+    executor: BlockExecutor,
     batch: Batch,
     x_BCFhw: torch.Tensor,
     timestep_B: torch.Tensor,
     target: torch.Tensor,
     *,
     share: float,
-) -> list[Term]:
+) -> list[LossTerm]:
     """The losses of one micro-batch; `share` is its part of the optimizer step, so that accumulation equals a larger
     batch.
 

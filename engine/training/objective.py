@@ -17,7 +17,7 @@ Rows = list[int] | slice  # of a micro-batch; a slice where it is all of them, f
 
 
 @dataclass(frozen=True)
-class Term:
+class LossTerm:
     """One loss: predict `rows` of the micro-batch with `text`, compare by `loss` (prediction -> scalar, its weight
     included)."""
 
@@ -45,7 +45,7 @@ def noised(x0: torch.Tensor, noise: torch.Tensor, sigma_B: torch.Tensor) -> tupl
 
 def main_term(
     training: TrainingPanel, advanced: AdvancedPanel, text_BSD: torch.Tensor, target: torch.Tensor, weight: float
-) -> Term:
+) -> LossTerm:
     """The flow-matching loss, times `weight` (this micro-batch's share of the optimizer step).
 
     Differential guidance moves the target away from the current prediction p: p + scale (target - p), p without
@@ -61,7 +61,7 @@ def main_term(
             goal = p + advanced.differential_guidance_scale * (target - p)
         return weight * distance(training.loss, prediction, goal)
 
-    return Term("main", text_BSD, loss, slice(None))
+    return LossTerm("main", text_BSD, loss, slice(None))
 
 
 def preserves(training: TrainingPanel) -> bool:
@@ -77,7 +77,7 @@ def preserved_prompt(training: TrainingPanel, caption: str, trigger: str) -> str
 
 def preservation_term(
     training: TrainingPanel, text_BSD: torch.Tensor, base_prediction: torch.Tensor, rows: Rows, weight: float
-) -> Term:
+) -> LossTerm:
     """Answer as the base model does, where the trigger is not called (`text_BSD` are the preserved prompts): MSE times
     the multiplier.
 
@@ -89,7 +89,7 @@ def preservation_term(
     def loss(prediction: torch.Tensor) -> torch.Tensor:
         return weight * multiplier * distance("mse", prediction, base_prediction)
 
-    return Term("preservation" if training.dop else "blank_prompt", text_BSD, loss, rows)
+    return LossTerm("preservation" if training.dop else "blank_prompt", text_BSD, loss, rows)
 
 
 def class_prompt(caption: str, trigger: str, dop_class: str) -> str:

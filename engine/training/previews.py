@@ -11,10 +11,10 @@ import torch
 
 from engine.adapters import lora
 from engine.preview.contact_sheets import Row, is_picture, is_video, read_small, side_by_side, steps_shown, write_sheet
-from engine.preview.sampling import Shot, control_image, sample_latents, to_frames, write_poster, write_video
+from engine.preview.sampling import PreviewRequest, control_image, sample_latents, to_frames, write_poster, write_video
 from engine.runfolder import checkpoint
 from engine.runfolder.control import Control, StopWished
-from engine.runfolder.disk_full import when_there_is_room
+from engine.runfolder.disk_full import retry_when_disk_has_room
 from engine.system import fault_injection
 from engine.system.device import memory_errors
 from engine.system.durable_files import make_folder, sha256
@@ -46,13 +46,13 @@ def shown_weights(run: Run) -> Iterator[None]:
             lora.load_tensors(run.learners[expert].parameters, trained[expert])
 
 
-def shot_of(run: Run, i: int) -> Shot:
+def request_of(run: Run, i: int) -> PreviewRequest:
     """The preview of prompt `i`. Raises OSError or UserError when its control image cannot be used."""
     panel = run.job.sample
     prompt, size = panel.prompts[i], preview_size_of(panel, i)
     image = control_image(run.base_dir / Path(prompt.ctrl_img).expanduser(), size.width, size.height).to(run.device)
     text = resolve_caption(prompt.prompt, "", run.job.job.trigger)
-    return Shot(
+    return PreviewRequest(
         image, run.text([text]), run.text([panel.negative]), preview_seed(panel, i), size.frames, prompt.strength
     )
 
@@ -69,7 +69,7 @@ def compare_path(run: Run, i: int, kind: str) -> Path:
     return run.folder / "samples" / f"compare_{i:02d}.{kind}"
 
 
-def told(run: Run, last: int) -> Told:
+def recorded(run: Run, last: int) -> Told:
     """The previews of this branch up to step `last` that lie there, of the prompts and seeds as the job has them
     now."""
     out = Told()
@@ -89,11 +89,11 @@ def prompt_of(run: Run, sample: Sample) -> int | None:
 
 def previews_made(run: Run, step: int) -> bool:
     """Whether the set of a step is whole (a run that ended among its previews makes the rest on resume)."""
-    made = told(run, step)
+    made = recorded(run, step)
     return all((step, i) in made for i in range(len(run.job.sample.prompts)))
 
 
-def look_over(run: Run, control: Control) -> bool:
+def verify_previews(run: Run, control: Control) -> bool:
     """As an attempt begins: are the previews that the events tell of still as they were made? Sheets that are not are
     drawn anew. A preview that is torn or gone counts no longer; True when some of those are of the step that the
     attempt begins with and can be made again, the others are a finding.
@@ -117,7 +117,7 @@ def look_over(run: Run, control: Control) -> bool:
         )
         if found.message not in run.log.history.found:
             run.log.finding(found)
-    made = told(run, run.start)
+    made = recorded(run, run.start)
     torn_sheets = {step for step, _ in made if not is_picture(preview_dir(run, step) / "sheet.png")}
     torn_films = {
         i for _, i in made if not (is_picture(compare_path(run, i, "png")) and is_video(compare_path(run, i, "mp4")))
@@ -131,7 +131,7 @@ def look_over(run: Run, control: Control) -> bool:
 
     if torn_sheets or torn_films:
         run.log.emit("log", level="info", text="some sheets of the previews are damaged or gone: they are drawn anew")
-        when_there_is_room(run.log, control, run.folder, "the sheets of the previews", 2**20, redraw)
+        retry_when_disk_has_room(run.log, control, run.folder, "the sheets of the previews", 2**20, redraw)
     return bool(again)
 
 
@@ -149,7 +149,7 @@ def _is_whole(run: Run, sample: Sample) -> bool:
 def make_previews(run: Run, step: int, control: Control, *, missing: bool = False) -> None:
     """One mp4 and one poster PNG per prompt, the sheets with them; with `missing`, only what is not made yet. A stop
     wish ends the set early; the loop sees it next. A preview that cannot be made is a finding."""
-    made = told(run, step) if missing else {}
+    made = recorded(run, step) if missing else {}
     for i in range(len(run.job.sample.prompts)):
         if control.stop_wished():
             return
@@ -183,7 +183,7 @@ def make_previews(run: Run, step: int, control: Control, *, missing: bool = Fals
 
 def _preview(run: Run, step: int, i: int, control: Control) -> None:
     panel = run.job.sample
-    shot, prompt = shot_of(run, i), panel.prompts[i]
+    shot, prompt = request_of(run, i), panel.prompts[i]
 
     def progress(done: int, total: int) -> None:
         control.honour()
@@ -233,7 +233,7 @@ def _preview(run: Run, step: int, i: int, control: Control) -> None:
             "poster_sha256": sha256(poster),
         }
 
-    more = when_there_is_room(
+    more = retry_when_disk_has_room(
         run.log, control, run.folder, f"preview {i + 1} after step {step}", frames.nbytes // 8, write
     )
     run.log.emit(
@@ -249,7 +249,7 @@ def _preview(run: Run, step: int, i: int, control: Control) -> None:
 
 def _sheets(run: Run, step: int, i: int) -> dict[str, Path]:
     """Bring the step's sheet and the comparison of prompt `i` up to date with its new preview."""
-    made = told(run, step) | {(step, i): str(video_path(run, step, i).relative_to(run.folder))}
+    made = recorded(run, step) | {(step, i): str(video_path(run, step, i).relative_to(run.folder))}
     return {"sheet": _sheet(run, step, made), **_comparison(run, i, made)}
 
 

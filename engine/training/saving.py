@@ -8,9 +8,9 @@ import torch
 from engine.adapters import lora
 from engine.runfolder import checkpoint
 from engine.runfolder.control import Control
-from engine.runfolder.disk_full import when_there_is_room
+from engine.runfolder.disk_full import retry_when_disk_has_room
 from engine.system import fault_injection
-from engine.system.durable_files import placed
+from engine.system.durable_files import atomic_write
 from engine.training.optimizer import build_optimizer
 from engine.training.restore import meta_of
 from engine.training.setup import Run
@@ -31,7 +31,7 @@ def values(run: Run, expert: Expert) -> dict[str, torch.Tensor]:
     return {name: value.detach() for name, value in run.learners[expert].parameters.items()}
 
 
-def rehearse(run: Run) -> None:
+def check_disk_room(run: Run) -> None:
     """Write a checkpoint as large as the later ones and take it away again: it proves room and permission. Raises
     UserError."""
     run.log.phase("saving", 0, 1, "rehearsal")
@@ -78,7 +78,7 @@ def save_all(run: Run, step: int, control: Control) -> str:
     run.log.phase("saving", 0, 1, "checkpoint")
     run.log.sync()  # a checkpoint whose events are missing would make a gap in the curves
     state = _state(run, step, {e: learner.optimizer.state_dict() for e, learner in run.learners.items()})
-    folder, digest = when_there_is_room(
+    folder, digest = retry_when_disk_has_room(
         run.log,
         control,
         run.folder,
@@ -117,7 +117,7 @@ def _state(run: Run, step: int, optimizer: dict[str, dict[str, Any]]) -> checkpo
     )
 
 
-def complete(run: Run, control: Control) -> None:
+def finish_interrupted_save(run: Run, control: Control) -> None:
     """Do what a kill or a power cut has cut off behind the checkpoint that the run resumed from: LoRA files, its event,
     the removal of older ones."""
     for expert in run.learners:
@@ -131,7 +131,7 @@ def complete(run: Run, control: Control) -> None:
         )
 
 
-def mend(run: Run, control: Control) -> None:
+def rewrite_torn_loras(run: Run, control: Control) -> None:
     """Write the LoRA files of earlier steps that are torn or gone anew from their checkpoints. A torn one that has none
     is a finding."""
     for folder in checkpoint.listed(run.folder):
@@ -230,11 +230,13 @@ def write_lora(
 
     def write() -> None:
         try:
-            with placed(file) as aside:
+            with atomic_write(file) as aside:
                 lora.save_lora(aside, tensors, job=job or run.job, base=run.base, expert=expert, step=step)
                 aside.chmod(0o644)  # safetensors makes files that only their owner can read
                 fault_injection.at("lora-file.before-rename", step)
         except Exception as e:
             raise checkpoint.refusal_of(e, file.parent) from e
 
-    when_there_is_room(run.log, control, run.folder, file.name, sum(value.nbytes for value in tensors.values()), write)
+    retry_when_disk_has_room(
+        run.log, control, run.folder, file.name, sum(value.nbytes for value in tensors.values()), write
+    )

@@ -13,9 +13,9 @@ from diffusers import AutoencoderKLWan
 from engine.adapters import lora
 from engine.adapters.accelerator import Accelerator, load_accelerators
 from engine.adapters.recovery_file import find_ara, load_ara
-from engine.data.dataset import Item, build_items
+from engine.data.dataset import Item, build_dataset
 from engine.data.loader import Loader
-from engine.data.sampler import Order, place_in
+from engine.data.sampler import BatchSampler, turn_of
 from engine.encode.latent_cache import LatentCache
 from engine.encode.latents import Encoder, PlainEncoder
 from engine.encode.tensor_cache import TensorCache
@@ -27,7 +27,7 @@ from engine.memory.out_of_memory import loading
 from engine.memory.planning import Planning, Running, Shortage, card_memory, plan_run, release, shortage, smaller
 from engine.runfolder.control import Control
 from engine.runfolder.event_log import EventLog
-from engine.runfolder.resume import Begin
+from engine.runfolder.resume import ResumePoint
 from engine.system.device import device_name, memory_errors
 from engine.system.pinned_memory import HostMemoryRefused
 from engine.training.objective import class_prompt
@@ -36,7 +36,7 @@ from engine.wan import attention
 from engine.wan.attention import Attention
 from engine.wan.block import Lora, linear_shapes
 from engine.wan.int4_grids import Grid
-from engine.weights.base_model import BaseFolder, find_base
+from engine.weights.base_model import BaseModel, find_base_model
 from presets import VERSION
 from presets.base.composition import named_base
 from presets.base.model_facts import read_model
@@ -79,7 +79,7 @@ class Run:
     folder: Path
     log: EventLog
     device: torch.device
-    base: BaseFolder
+    base: BaseModel
     vae: AutoencoderKLWan
     encoder: Encoder
     book: TextBook
@@ -87,9 +87,9 @@ class Run:
     planning: Planning
     learners: dict[Expert, Learner]  # of the trained experts
     accelerators: dict[Expert, Accelerator]  # of previews alone
-    order: Order
+    order: BatchSampler
     loader: Loader
-    begin: Begin
+    begin: ResumePoint
     latents: LatentCache | None = None  # of images, when a dataset wants it
     ahead: list[Setting] = field(default_factory=list)  # set in an earlier attempt at steps that are to come again
     watchers: list[Watcher] = field(default_factory=list)  # of the events; what they find is told
@@ -167,7 +167,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def running_before(begin: Begin, device: torch.device) -> Running | None:
+def running_before(begin: ResumePoint, device: torch.device) -> Running | None:
     """How the checkpoint's run was held and computed; None where another card or other versions go on from it."""
     meta = begin.meta
     if meta.get("device") != device_name(device) or meta.get("versions") != versions() or "running" not in meta:
@@ -175,7 +175,7 @@ def running_before(begin: Begin, device: torch.device) -> Running | None:
     return msgspec.convert(meta["running"], Running)
 
 
-def plan_before(begin: Begin, running: Running | None) -> Plan | None:
+def plan_before(begin: ResumePoint, running: Running | None) -> Plan | None:
     """The checkpoint's plan, unless the job has since been changed in what it says of the plan."""
     return running.plan if running and not any(c.field in PLANNED for c in begin.since) else None
 
@@ -227,7 +227,7 @@ def prepare(
     *,
     device: torch.device,
     workers: int,
-    begin: Begin,
+    begin: ResumePoint,
     control: Control,
     vram: int | None = None,
 ) -> Run:
@@ -242,14 +242,14 @@ def prepare(
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # bf16 products crawl on a CPU
     log.phase("loading", 0, 1, "base model")
-    base = find_base(job, facts.base, progress=lambda done, total, text: progress("loading", done, total, text))
+    base = find_base_model(job, facts.base, progress=lambda done, total, text: progress("loading", done, total, text))
     if facts.model is None or not facts.model.local:  # it has just come from the Hub
         facts = msgspec.structs.replace(facts, model=read_model(named_base(job), facts.base))
     accelerators, notes = load_accelerators(job, facts.base, base, dtype)
     for note in notes:
         log.emit("log", level="info", text=note)
-    items = build_items(job, facts.base, facts.datasets)
-    order = Order(items, job.training.batch_size, job.job.seed, place_in(job))
+    items = build_dataset(job, facts.base, facts.datasets)
+    order = BatchSampler(items, job.training.batch_size, job.job.seed, turn_of(job))
     running = running_before(begin, device)
     planning = plan_run(job, facts, device, vram=vram, before=plan_before(begin, running))
     plan = planning.plan
@@ -338,7 +338,7 @@ def prepare(
 def recovery_of(
     job: Job,
     base_dir: Path,
-    base: BaseFolder,
+    base: BaseModel,
     config: dict[str, Any],
     dtype: torch.dtype,
     *,

@@ -16,7 +16,7 @@ from engine.system import fault_injection
 from engine.system.device import memory_errors
 from engine.system.pinned_memory import HostMemoryRefused
 from engine.system.stopwatch import Stopwatch
-from engine.training.micro_batch import draws, terms
+from engine.training.micro_batch import draws, loss_terms
 from engine.training.objective import noised
 from engine.training.setup import Learner, Run
 from presets.job.expert_schedule import Expert
@@ -26,7 +26,7 @@ from presets.planner.sizes import OPTIMIZER_BYTES
 
 
 @dataclass
-class Passed:
+class StepResult:
     """What the micro-batches of one step have come to; the gradients are in the LoRA's parameters."""
 
     losses: dict[str, torch.Tensor]  # by term
@@ -34,14 +34,14 @@ class Passed:
     clips: list[str]
 
 
-def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch, control: Control) -> Passed | None:
+def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch, control: Control) -> StepResult | None:
     """All micro-batches of an optimizer step, forward and backward. None when a stop is wished for between two of
     them."""
     accumulation = run.job.training.gradient_accumulation
     micro_batches = range(step * accumulation, (step + 1) * accumulation)
     clips_in_step = sum(len(run.order.batch(index)) for index in micro_batches)
     executor = run.experts.executors[expert]
-    passed = Passed({}, [], [])
+    passed = StepResult({}, [], [])
     for index in micro_batches:
         if control.stop_wished():
             return None
@@ -59,7 +59,9 @@ def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch, control: Co
         timestep_B = sigma_B * NUM_TRAIN_TIMESTEPS
         with watch.part("transformer"):
             fault_injection.at("forward", step + 1)
-            for term in terms(run, executor, batch, x_BCFhw, timestep_B, target, share=len(batch.ids) / clips_in_step):
+            for term in loss_terms(
+                run, executor, batch, x_BCFhw, timestep_B, target, share=len(batch.ids) / clips_in_step
+            ):
                 loss = executor.forward_backward(
                     x_BCFhw[term.rows], timestep_B[term.rows], term.text_BSD, term.loss, strength=batch.weights[0]
                 )
@@ -70,7 +72,9 @@ def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch, control: Co
     return passed
 
 
-def with_memory(run: Run, learner: Learner, watch: Stopwatch, attempt: Callable[[], Passed | None]) -> Passed | None:
+def retry_on_oom(
+    run: Run, learner: Learner, watch: Stopwatch, attempt: Callable[[], StepResult | None]
+) -> StepResult | None:
     """The attempt's result; when memory runs out, the same step again, one rung down. Noise is keyed, so it is the same
     step."""
     while True:

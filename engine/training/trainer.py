@@ -12,18 +12,18 @@ from functools import partial
 from engine.runfolder import checkpoint
 from engine.runfolder.control import Control, StopWished
 from engine.runfolder.disk_full import until_events_are_written
-from engine.runfolder.resume import clear_the_way
+from engine.runfolder.resume import set_aside_later_files
 from engine.system import fault_injection
 from engine.system.durable_files import sync_folders
 from engine.system.stopwatch import Stopwatch
-from engine.training.commands import honour
+from engine.training.commands import apply_commands
 from engine.training.optimizer import clip_gradients, lr_at, set_lr
-from engine.training.previews import look_over, make_previews, previews_made
+from engine.training.previews import make_previews, previews_made, verify_previews
 from engine.training.reporting import announce, ram_gib, report_non_finite, vram_gib
 from engine.training.restore import restore
-from engine.training.saving import complete, mend, rehearse, save_all, save_final
+from engine.training.saving import check_disk_room, finish_interrupted_save, rewrite_torn_loras, save_all, save_final
 from engine.training.setup import Run
-from engine.training.train_step import gradients, with_memory
+from engine.training.train_step import gradients, retry_on_oom
 from presets.errors import UserError
 from presets.job.expert_schedule import expert_at
 from presets.job.schema import Job
@@ -42,7 +42,7 @@ def train(run: Run, control: Control) -> Outcome:
     """Run the loop from where the attempt begins. Raises UserError; the newest checkpoint is whole whatever happens."""
     began = time.perf_counter()
     unlike = restore(run)
-    clear_the_way(run.begin, run.folder, run.log)
+    set_aside_later_files(run.begin, run.folder, run.log)
     # in front of the event that the attempt has started: after that nobody clears the way again
     sync_folders(run.folder)
     announce(run, unlike)
@@ -50,16 +50,16 @@ def train(run: Run, control: Control) -> Outcome:
     try:
         run.loader.prefetch(step * run.job.training.gradient_accumulation)  # decodes while the first previews are made
         if step == 0:
-            rehearse(run)  # a full disk or a read-only folder shows itself now, not after hours
+            check_disk_room(run)  # a full disk or a read-only folder shows itself now, not after hours
         else:
-            complete(run, control)
-        mend(run, control)
-        torn = look_over(run, control)
+            finish_interrupted_save(run, control)
+        rewrite_torn_loras(run, control)
+        torn = verify_previews(run, control)
         if (torn or previews_due(run.job, step)) and not previews_made(run, step):
             make_previews(run, step, control, missing=True)
         while True:
             until_events_are_written(run.log, control)
-            honour(run, step, control)
+            apply_commands(run, step, control)
             if step >= run.job.training.steps:  # they may have been cut below what is done
                 outcome = finish(run, step, control, began)
                 if outcome is None:
@@ -85,7 +85,7 @@ def optimizer_step(run: Run, step: int, control: Control) -> bool:
     set_lr(learner.optimizer, lr_at(job, expert, step))
     watch = Stopwatch(run.device)
     try:
-        passed = with_memory(run, learner, watch, partial(gradients, run, step, expert, watch, control))
+        passed = retry_on_oom(run, learner, watch, partial(gradients, run, step, expert, watch, control))
     # a clip is gone, no smaller plan is left: the weights have not moved, and what is done is not lost with it
     except UserError as e:
         learner.optimizer.zero_grad(set_to_none=True)
@@ -161,7 +161,7 @@ def finish(run: Run, step: int, control: Control, began: float) -> Outcome | Non
         if control.stop_wished() and not previews_made(run, step):
             return stop(run, step, control)
     files = save_final(run, step, control)
-    honour(run, step, control)  # nobody looks at orders after this; the last previews may have taken long
+    apply_commands(run, step, control)  # nobody looks at orders after this; the last previews may have taken long
     if step < run.job.training.steps:
         return None
     if control.stop_wished() and control.waiting():  # previews that were ordered and that the stop cut short
@@ -174,7 +174,7 @@ def finish(run: Run, step: int, control: Control, began: float) -> Outcome | Non
 
 def stop(run: Run, step: int, control: Control) -> Outcome:
     """Honour a stop: `step` steps are done and saved, with whatever was set before the stop."""
-    honour(run, step, control)
+    apply_commands(run, step, control)
     path, why = "", control.why
     if step == 0:
         why += "; no step was done yet, so there was nothing to save"

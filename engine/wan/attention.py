@@ -147,7 +147,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-class Survey(NamedTuple):
+class KernelBenchmark(NamedTuple):
     """Seconds of each kernel that this card has, and why the others were passed over."""
 
     forward: dict[str, float]
@@ -175,13 +175,13 @@ class Survey(NamedTuple):
         return "; ".join([*words, *(f"{kernel}: {why}" for kernel, why in self.refused.items())])
 
 
-def survey(
+def benchmark_kernels(
     device: torch.device, *, tokens: int, heads: int, width: int, dtype: torch.dtype, deterministic: bool
-) -> Survey:
+) -> KernelBenchmark:
     """Run every kernel on random tensors, forward and backward (those without a forward after the first one's). One
     that fails, gives another answer than the first, or promises a fixed order and does not keep to it, is refused with
     the reason. Raises torch.OutOfMemoryError."""
-    found = Survey({}, {}, {})
+    found = KernelBenchmark({}, {}, {})
     q, k, v, grad = (torch.randn(1, tokens, heads, width, device=device, dtype=dtype).transpose(1, 2) for _ in range(4))
     answer: tuple[torch.Tensor, ...] = ()  # of the first kernel that has one
     gradients: tuple[torch.Tensor, ...] = ()
@@ -263,5 +263,5 @@ def choose(
     if device.type != "cuda":
         return CPU, "the CPU has one"
     tokens = min(tokens, 16384)  # enough to fill any card; the ranking does not change with length
-    found = survey(device, tokens=tokens, heads=heads, width=width, dtype=dtype, deterministic=deterministic)
+    found = benchmark_kernels(device, tokens=tokens, heads=heads, width=width, dtype=dtype, deterministic=deterministic)
     return Attention(*found.fastest, deterministic=deterministic), f"at {tokens} tokens: {found.text}"

@@ -5,9 +5,9 @@
     are
     after(x, a, k, v)   -> y               output projection, cross-attention to the text, feed-forward
 
-`before` and `after` work on any run of tokens by themselves; only attention needs them all. Weights come in as plain
-tensors, so one compilation serves all blocks. The arithmetic is that of diffusers' WanTransformerBlock, operation for
-operation (a test compares them bit for bit in fp32).
+`pre_attention` and `post_attention` work on any run of tokens by themselves; only attention needs them all. Weights
+come in as plain tensors, so one compilation serves all blocks. The arithmetic is that of diffusers'
+WanTransformerBlock, operation for operation (a test compares them bit for bit in fp32).
 
 B batch, T tokens, S text tokens, D width, N heads, K head width.
 """
@@ -76,7 +76,7 @@ def _rotated(x_BTNK: torch.Tensor, cos_1T1K: torch.Tensor, sin_1T1K: torch.Tenso
     return torch.stack([x1 * cos - x2 * sin, x1 * sin + x2 * cos], dim=-1).flatten(-2).type_as(x_BTNK)
 
 
-def before(
+def pre_attention(
     x_BTD: torch.Tensor,
     time_B6D: torch.Tensor,
     cos: torch.Tensor,
@@ -98,7 +98,7 @@ def before(
     return _rotated(q, cos, sin), _rotated(k, cos, sin), v
 
 
-def of_text(
+def text_kv(
     text_BSD: torch.Tensor,
     weights: Weights,
     plain: Plain,
@@ -113,7 +113,7 @@ def of_text(
     return _rms_norm(k, plain["attn2.norm_k.weight"]).unflatten(2, (heads, -1)), v.unflatten(2, (heads, -1))
 
 
-def after(
+def post_attention(
     x_BTD: torch.Tensor,
     a_BTD: torch.Tensor,
     k_BSNK: torch.Tensor,

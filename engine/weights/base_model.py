@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.weights.model_files import Source, identity
+from engine.weights.model_files import ModelFiles, identity
 from presets.base.composition import compose, named_base
 from presets.base.model_facts import I2V_BOUNDARY, facts_of
 from presets.errors import UserError
@@ -16,10 +16,10 @@ FLOW_SHIFT = 5.0  # Wan's own for image-to-video, where the model names none
 
 
 @dataclass(frozen=True)
-class BaseFolder:
+class BaseModel:
     """A base model on this disk, and what the run needs to know of it before any weight is read."""
 
-    source: Source
+    source: ModelFiles
     boundary: float  # sigma that divides the experts
     flow_shift: float  # of the model's own scheduler; previews use it
     identity: str  # of the trained experts' weights, by content
@@ -30,14 +30,14 @@ class BaseFolder:
         return identity(self.source.expert(expert).files, times=False)
 
 
-def find_base(
+def find_base_model(
     job: Job,
     base: Path,
     *,
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
     cache: Path | None = None,
     endpoint: str | None = None,
-) -> BaseFolder:
+) -> BaseModel:
     """The base that the job names; what of it is not on this machine is downloaded first. Raises UserError.
 
     `progress` is told the bytes that are there and those there will be; `cache` and `endpoint` are the Hub's own by
@@ -47,9 +47,11 @@ def find_base(
     composed = compose(named, base, cache=cache)
     for _ in range(2):  # again where a file that has come turns out to lack its tokenizer
         if composed.to_ask:
-            from engine.weights.hub_download import fetch  # only now: it takes a while, and most jobs have their model
+            from engine.weights.hub_download import (
+                download_model,  # only now: it takes a while, and most jobs have their model
+            )
 
-            fetch(named, base, progress=progress, cache=cache, endpoint=endpoint)
+            download_model(named, base, progress=progress, cache=cache, endpoint=endpoint)
             composed = compose(named, base, cache=cache)
     assert not composed.to_ask, f"what was fetched is not there: {composed.to_ask}"
     facts = facts_of(named, composed)
@@ -57,7 +59,7 @@ def find_base(
     errors = [p for p in facts.problems if p.severity == "error" and p.code != "model-no-boundary"]
     if errors:
         raise UserError(errors[0].message, where=errors[0].field, fix=errors[0].fix)
-    source = Source(Path(facts.folder), composed.places)
+    source = ModelFiles(Path(facts.folder), composed.places)
     boundary = facts.boundary_ratio if job.model.boundary == "model" else job.model.boundary
     if boundary is None:
         raise UserError(
@@ -72,7 +74,7 @@ def find_base(
         "tokenizer": source.tokenizer_files(),
     }
     identities = {part: identity(paths, times=False) for part, paths in beside.items()}
-    return BaseFolder(source, float(boundary), _flow_shift(source.folder), identity(files, times=False), identities)
+    return BaseModel(source, float(boundary), _flow_shift(source.folder), identity(files, times=False), identities)
 
 
 def _flow_shift(folder: Path) -> float:

@@ -46,7 +46,7 @@ class _Halted(Exception):
     """Another thread has ended the download."""
 
 
-def fetch(
+def download_model(
     named: NamedBase, base: Path, *, progress: Progress, endpoint: str | None = None, cache: Path | None = None
 ) -> None:
     """Bring every part of the base that is not on this machine into the Hub's cache, as far as the run needs it. Raises
@@ -107,7 +107,7 @@ def _telling(found: Repository, where: str) -> Iterator[None]:
         raise told(e, found.repo, where) from e
 
 
-def fetch_file(repo: str, name: str, *, where: str, endpoint: str | None = None, cache: Path | None = None) -> Path:
+def download_file(repo: str, name: str, *, where: str, endpoint: str | None = None, cache: Path | None = None) -> Path:
     """One small file of a repository, from the Hub's cache when it is there. Raises UserError."""
     try:
         return Path(hf_hub_download(repo, name, endpoint=endpoint, cache_dir=cache))

@@ -18,7 +18,7 @@ from engine.wan.block import LINEARS, NORMS, Plain, Weights
 from engine.wan.frozen_linear import Packed
 from engine.wan.int4_grids import Grid
 from engine.wan.quantize import pack
-from engine.weights.model_files import FLOAT8, Expert, Part, Source, Stored, weight_of
+from engine.weights.model_files import FLOAT8, Expert, ModelFiles, Network, StoredTensor, weight_of
 from engine.weights.packed_blocks import Layout, fill, layout_of
 from presets.errors import UserError
 
@@ -40,7 +40,7 @@ def stays_fp32(name: str) -> bool:
     return any(word in name.split(".") for word in WanTransformer3DModel._keep_in_fp32_modules)
 
 
-def open_expert(source: Source, expert: Expert) -> Part:
+def open_expert(source: ModelFiles, expert: Expert) -> Network:
     """The expert's tensors, each checked to be there in the right shape, before anything is read. Raises UserError."""
     part = source.expert(expert)
     count = part.config.get("num_layers")
@@ -59,7 +59,9 @@ def open_expert(source: Source, expert: Expert) -> Part:
     return part
 
 
-def load_stem(source: Source, expert: Expert, *, device: torch.device, dtype: torch.dtype) -> WanTransformer3DModel:
+def load_outer_modules(
+    source: ModelFiles, expert: Expert, *, device: torch.device, dtype: torch.dtype
+) -> WanTransformer3DModel:
     """The expert without its blocks, as `from_pretrained` would load it, frozen and in eval mode. Raises UserError."""
     part = open_expert(source, expert)
     with torch.device("meta"):
@@ -87,7 +89,7 @@ def require_numbers(tensor: torch.Tensor, name: str, file: Path) -> None:
 
 
 def load_blocks(
-    source: Source,
+    source: ModelFiles,
     expert: Expert,
     precision: str,
     *,
@@ -163,7 +165,7 @@ def _pack(raw_NK: torch.Tensor, scale: torch.Tensor | None, precision: str, dtyp
     )
 
 
-def read_ahead(order: list[Stored], *, pinned: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+def read_ahead(order: list[StoredTensor], *, pinned: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """Each tensor as stored, with its scale, in order. It is gone when the next one is asked for. Raises UserError."""
     largest = max(s.place.size for s in order)
     free = deque(host_buffer(largest, pinned=pinned) for _ in range(READERS + 1))

@@ -37,7 +37,7 @@ SAMPLED_PAGES = 64
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """One tensor in its file."""
 
     name: str  # in the file, for errors
@@ -102,13 +102,13 @@ def read_into(path: Path, begin: int, buffer: torch.Tensor) -> None:
 
 
 @dataclass(frozen=True)
-class Part:
+class Network:
     """One network of the model: its configuration (as its class takes it) and its tensors."""
 
     name: str  # transformer, transformer_2, text_encoder, vae
     files: tuple[Path, ...]
     config: dict[str, Any]
-    stored: dict[str, Stored]
+    stored: dict[str, StoredTensor]
 
     def require(self, shapes: dict[str, tuple[int, ...]]) -> None:
         """Exactly these tensors must be here, in these shapes. Raises UserError that names the first which is not."""
@@ -159,16 +159,16 @@ def identity(files: Iterable[Path], *, times: bool = True) -> str:
 
 
 @dataclass(frozen=True)
-class Source:
+class ModelFiles:
     """A base model on this disk. Parts are opened when asked for: a model of one expert serves a job of one expert."""
 
     folder: Path  # of the experts
     places: Mapping[str, Place]  # of every part that is here
 
-    def expert(self, expert: Expert) -> Part:
+    def expert(self, expert: Expert) -> Network:
         return self.part(SUBFOLDER[expert])
 
-    def part(self, name: str) -> Part:
+    def part(self, name: str) -> Network:
         """Raises UserError when its files are not there, damaged, or of another kind."""
         place, at = self._at(name)
         assert place.spot is not None and place.root is not None
@@ -204,13 +204,13 @@ class Source:
         return place, at
 
 
-def open_source(folder: Path) -> Source:
+def open_model_files(folder: Path) -> ModelFiles:
     """What `folder` holds of a base model, and nothing from elsewhere. Raises UserError when it holds no experts."""
     composed = compose(NamedBase(path=str(folder)), folder)
     for wrong in composed.problems:
         if wrong.code != "model-not-i2v":  # one expert serves a job of one expert
             raise UserError(wrong.message, where=str(folder), fix=wrong.fix)
-    return Source(folder, {part: place for part, place in composed.places.items() if not place.repo})
+    return ModelFiles(folder, {part: place for part, place in composed.places.items() if not place.repo})
 
 
 def _header(file: Path) -> dict[str, TensorPlace]:
@@ -239,7 +239,7 @@ def _object(file: Path) -> dict[str, Any]:
         ) from None
 
 
-def _folder_part(root: Path, sub: str, name: str) -> Part:
+def _folder_part(root: Path, sub: str, name: str) -> Network:
     """The shards of the part's index, else its one file, as diffusers chooses."""
     folder = root / sub
     index = folder / f"{WEIGHTS[name]}.safetensors.index.json"
@@ -250,12 +250,12 @@ def _folder_part(root: Path, sub: str, name: str) -> Part:
             raise UserError(e.what, where=str(index), fix=e.fix) from None
     else:
         files = tuple(root / file for file in weight_files(name, sub, names_in(root)))
-    stored = {tensor: Stored(tensor, file, place) for file in files for tensor, place in _header(file).items()}
+    stored = {tensor: StoredTensor(tensor, file, place) for file in files for tensor, place in _header(file).items()}
     config = {key: value for key, value in _object(folder / "config.json").items() if not key.startswith("_")}
-    return Part(name, files, config, stored)
+    return Network(name, files, config, stored)
 
 
-def _single_part(file: Path, name: str) -> Part:
+def _single_part(file: Path, name: str) -> Network:
     places = plain_names(_header(file))
     try:
         config = {key: value for key, value in config_of(name, file, places).items() if not key.startswith("_")}
@@ -272,5 +272,5 @@ def _single_part(file: Path, name: str) -> Part:
         scale = next(
             (places[key] for s in WEIGHT_SCALES if (key := f"{theirs.removesuffix('.weight')}.{s}") in places), None
         )
-        stored[ours] = Stored(theirs, file, places[theirs], scale if theirs.endswith(".weight") else None)
-    return Part(name, (file,), config, stored)
+        stored[ours] = StoredTensor(theirs, file, places[theirs], scale if theirs.endswith(".weight") else None)
+    return Network(name, (file,), config, stored)

@@ -17,7 +17,7 @@ ALIGN = 256  # bytes; every kernel's vector loads are happy with it
 
 
 @dataclass(frozen=True)
-class Slot:
+class TensorPlace:
     """Where one tensor lies in the buffer."""
 
     key: str
@@ -33,7 +33,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Layout:
-    slots: tuple[Slot, ...]
+    slots: tuple[TensorPlace, ...]
     bytes: int
 
     def views(self, buffer: torch.Tensor) -> tuple[Weights, Plain]:
@@ -64,7 +64,7 @@ def layout_of(weights: Weights, plain: Plain) -> Layout:
         (k, i, t) for k, parts in weights.items() for i, t in enumerate(parts)
     ]
     for key, part, tensor in [*named, *((k, -1, t) for k, t in plain.items())]:
-        slot = Slot(key, part, tensor.dtype, tuple(tensor.shape), offset)
+        slot = TensorPlace(key, part, tensor.dtype, tuple(tensor.shape), offset)
         slots.append(slot)
         offset += math.ceil(slot.bytes / ALIGN) * ALIGN
     return Layout(tuple(slots), offset)
@@ -83,7 +83,7 @@ class Branches:
         return {name: (parts[0], parts[1]) for name, parts in packed.items()}
 
 
-def pack_branches(per_block: list[Lora], *, pinned: bool) -> Branches | None:
+def pack_lora_branches(per_block: list[Lora], *, pinned: bool) -> Branches | None:
     """The same linears and shapes in every block; None when there are none. Raises HostMemoryRefused."""
     if not per_block or not per_block[0]:
         return None

@@ -20,8 +20,8 @@ from engine.system.pinned_memory import host_buffer
 from engine.wan.int4_grids import Grid
 from engine.wan.quantize import pack
 from engine.weights.load_expert import Progress, load_blocks, open_expert
-from engine.weights.model_files import Expert, Part, Source, read_into
-from engine.weights.packed_blocks import Layout, Slot
+from engine.weights.model_files import Expert, ModelFiles, Network, read_into
+from engine.weights.packed_blocks import Layout, TensorPlace
 from presets import VERSION
 from presets.caches.weight_cache import (
     CAP,
@@ -48,7 +48,7 @@ class _Unusable(Exception):
 
 
 def cached_blocks(
-    source: Source,
+    source: ModelFiles,
     expert: Expert,
     precision: str,
     *,
@@ -92,7 +92,7 @@ def cached_blocks(
     return masters, layout
 
 
-def cache_key(part: Part, precision: str, dtype: torch.dtype, grid: Grid = "qint4") -> str:
+def cache_key(part: Network, precision: str, dtype: torch.dtype, grid: Grid = "qint4") -> str:
     """Hash of everything the packed blocks depend on."""
     told = f"{FORMAT}\0{part.name}\0{part.identity()}\0{precision}\0{dtype}\0{_packing(precision, grid)}"
     return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
@@ -140,7 +140,7 @@ def _read(
         touch(path)
     except OSError as e:
         warn(f"the weight cache {path} could not be marked as used: {e.strerror or e}")
-    slots = tuple(Slot(t.key, t.part, getattr(torch, t.dtype), t.shape, t.offset) for t in header.layout)
+    slots = tuple(TensorPlace(t.key, t.part, getattr(torch, t.dtype), t.shape, t.offset) for t in header.layout)
     return masters, Layout(slots, header.block_bytes)
 
 

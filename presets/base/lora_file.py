@@ -83,7 +83,7 @@ _KINDS: dict[str, Kind] = {
 GIVE = "Give a LoRA file for Wan 2.2 14B"
 
 
-class Key(NamedTuple):
+class LoraKey(NamedTuple):
     """What a key of a LoRA file is about."""
 
     root: str  # "diffusion_model", "transformer" or ""
@@ -106,7 +106,7 @@ class LoraFile(Struct, frozen=True):
         return self.modules.get(expert, self.modules.get("", {}))
 
 
-def parse_key(key: str) -> Key | None:
+def parse_key(key: str) -> LoraKey | None:
     """A key of a LoRA file, or None when it is nothing that is known."""
     prefix, suffix = _PREFIX.match(key), _SUFFIX.fullmatch(key)
     assert prefix is not None  # it may be empty
@@ -115,7 +115,7 @@ def parse_key(key: str) -> Key | None:
     body, kind = suffix["body"][prefix.end() :], _KINDS[suffix["side"] or suffix["other"]]
     root, number, flat = prefix["root"] or "", prefix["number"] or "", prefix[0].startswith("lora_unet")
     if _IMAGE.fullmatch(body):
-        return Key(root, number, STEM, body, kind, image=True)
+        return LoraKey(root, number, STEM, body, kind, image=True)
     block = _BLOCK.fullmatch(body)
     if block:
         inside = block["module"] or ""
@@ -124,7 +124,7 @@ def parse_key(key: str) -> Key | None:
         module = _STEM_FLAT.get(body.replace(".", "_")) if flat else _STEM_NAMES.get(body)
     if module is None or not _takes(module, kind, suffix["other"] == "diff_m"):
         return None
-    return Key(root, number, int(block["block"]) if block else STEM, module, kind)
+    return LoraKey(root, number, int(block["block"]) if block else STEM, module, kind)
 
 
 def _takes(module: str, kind: Kind, table: bool) -> bool:
@@ -186,7 +186,7 @@ def read_lora(path: Path) -> LoraFile:
     )
 
 
-def _home(keys: Iterable[Key], where: str) -> str:
+def _home(keys: Iterable[LoraKey], where: str) -> str:
     """The expert of keys that name none: both, or the high-noise one of a file in diffusers' names (transformer,
     transformer_2)."""
     plain, numbers = [key for key in keys if not key.number], {key.number for key in keys if key.number}

@@ -24,7 +24,7 @@ MAX_HEADER = 16 * 2**20
 
 
 class CachedTensor(Struct, frozen=True):
-    """Where one tensor lies within a block; see engine.weights.packed_blocks.Slot."""
+    """Where one tensor lies within a block; see engine.weights.packed_blocks.TensorPlace."""
 
     key: str
     part: int

@@ -18,8 +18,8 @@ from msgspec import Struct
 from presets.clips.clip_statistics import MOST_FRAMES
 from presets.clips.geometry import WAN_FPS, nearest_frame_counts
 from presets.diagnosis.loss_spikes import SpikeWatch
-from presets.diagnosis.resources import Memory, Pace, Previews, Starving
-from presets.diagnosis.robust_statistics import Change, change, evened
+from presets.diagnosis.resources import MemoryGrowth, Pace, PreviewTime, Starving
+from presets.diagnosis.robust_statistics import Trend, smoothed, trend_of
 from presets.errors import UserError
 from presets.findings import Finding
 from presets.job.expert_schedule import EXPERTS, PANEL, Expert, lr_of, rank_of, trained_experts
@@ -55,14 +55,14 @@ class Diagnosis:
     ) -> None:
         """`speeds`: how much faster than life the clips are shown to the LoRA, by number of frames
         (presets.facts.facts.clip_speeds)."""
-        memory = Memory(job.training.steps, ram_total_gib=ram_total_gib, vram_total_gib=vram_total_gib)
+        memory = MemoryGrowth(job.training.steps, ram_total_gib=ram_total_gib, vram_total_gib=vram_total_gib)
         self._watchers: list[Watcher] = [
             Learning(job),
             MotionSpeed(job, speeds or {}),
             Pace(),
             Starving(),
             memory,
-            Previews(),
+            PreviewTime(),
         ]
         self._spikes = SpikeWatch()
         self._told: set[str] = set()
@@ -263,9 +263,9 @@ class Learning:
                 return
             kept = [(p.bin, p.preservation) for p in points if p.preservation is not None]
             if len(kept) >= 400:
-                even, quarter = evened(kept), len(kept) // 4
+                even, quarter = smoothed(kept), len(kept) // 4
                 # it begins at 0 and rises at first in every run
-                drift = change(even[quarter : 2 * quarter], even[-quarter:])
+                drift = trend_of(even[quarter : 2 * quarter], even[-quarter:])
                 if drift.ratio > 1.5 and drift.z > 6 and trend.ratio < 0.95:
                     yield _finding(
                         "overfit",
@@ -364,11 +364,11 @@ def _near(factor: float) -> bool:
     return 1 / SPEED <= factor <= SPEED
 
 
-def _trend(points: list[Point], most: int) -> Change:
+def _trend(points: list[Point], most: int) -> Trend:
     """The main loss at like noise: the first points against the last, at most a third of all each."""
-    even = evened([(p.bin, p.main) for p in points])
+    even = smoothed([(p.bin, p.main) for p in points])
     stretch = min(most, len(even) // 3)
-    return change(even[:stretch], even[-stretch:])
+    return trend_of(even[:stretch], even[-stretch:])
 
 
 def changed(job: Job, data: dict[str, Any]) -> Job:

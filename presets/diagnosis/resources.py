@@ -141,7 +141,7 @@ class Starving:
         ]
 
 
-class Memory:
+class MemoryGrowth:
     """Memory that rises and rises, and plans that were given up for want of it."""
 
     def __init__(self, steps: int, *, ram_total_gib: float, vram_total_gib: float) -> None:
@@ -229,7 +229,7 @@ class Memory:
         )
 
 
-class Previews:
+class PreviewTime:
     """Previews that take more time than the training between them."""
 
     def __init__(self) -> None:

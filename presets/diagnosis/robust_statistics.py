@@ -11,7 +11,7 @@ SCALE = 1.4826  # standard deviation of a normal distribution / its median absol
 MEDIAN_ERROR = 1.2533  # standard error of a median / that of a mean, normal distribution: sqrt(pi / 2)
 
 
-class Change(Struct, frozen=True):
+class Trend(Struct, frozen=True):
     """From an early stretch of a series to a late one."""
 
     before: float  # medians
@@ -29,15 +29,15 @@ def spread(values: Sequence[float]) -> float:
     return SCALE * median(abs(v - middle) for v in values)
 
 
-def change(early: Sequence[float], late: Sequence[float]) -> Change:
+def trend_of(early: Sequence[float], late: Sequence[float]) -> Trend:
     """How two stretches differ; both hold at least one number."""
     before, after = median(early), median(late)
     error = MEDIAN_ERROR * sqrt(spread(early) ** 2 / len(early) + spread(late) ** 2 / len(late))
     floor = 1e-3 * max(abs(before), abs(after), 1e-12)  # numbers that are all alike have no spread
-    return Change(before, after, (after - before) / max(error, floor))
+    return Trend(before, after, (after - before) / max(error, floor))
 
 
-def evened(values: Sequence[tuple[int, float]]) -> list[float]:
+def smoothed(values: Sequence[tuple[int, float]]) -> list[float]:
     """Each (bin, value) as a multiple of its bin's median over the whole series: what is left is not the bin's
     doing."""
     bins: dict[int, list[float]] = {}

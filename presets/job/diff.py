@@ -47,7 +47,7 @@ IMPOSSIBLE_TO_CHANGE = (
 LEFT_OUT = "left out"
 
 
-class Change(Struct, frozen=True, kw_only=True):
+class FieldChange(Struct, frozen=True, kw_only=True):
     """One field in which two jobs differ."""
 
     field: str
@@ -61,12 +61,12 @@ class Change(Struct, frozen=True, kw_only=True):
         return f"{self.field}: {self.old} -> {self.new}"
 
 
-def changes(old: Job, new: Job) -> list[Change]:
+def changes(old: Job, new: Job) -> list[FieldChange]:
     """Every field in which two jobs differ, by its path. Relative paths count as they are written: make both absolute
     first."""
     was, now = _flat(old), _flat(new)
     return [
-        Change(
+        FieldChange(
             field=field,
             old=was.get(field, LEFT_OUT),
             new=now.get(field, LEFT_OUT),
@@ -78,7 +78,7 @@ def changes(old: Job, new: Job) -> list[Change]:
     ]
 
 
-def breaking(found: Iterable[Change]) -> list[Change]:
+def breaking(found: Iterable[FieldChange]) -> list[FieldChange]:
     return [c for c in found if c.breaks]
 
 

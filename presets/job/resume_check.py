@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Struct, field
 
 from presets.errors import UserError
-from presets.job.diff import Change, breaking, changes
+from presets.job.diff import FieldChange, breaking, changes
 from presets.job.schema import Job
 from presets.job.toml_file import absolute_paths, load_job
 
@@ -25,15 +25,15 @@ UNSEEN = "unseen"  # instead of a digest: accepted whatever it is, because the r
 Verdict = Literal["fits", "ask", "impossible"]
 
 
-class GoingOn(Struct, frozen=True, kw_only=True):
+class ResumeCheck(Struct, frozen=True, kw_only=True):
     """How the job file differs from the job of the run, and what follows for going on."""
 
-    changes: list[Change] = field(default_factory=list)  # all of them, as far as they are known
+    changes: list[FieldChange] = field(default_factory=list)  # all of them, as far as they are known
     learnt: bool = False  # there is a checkpoint; before that nothing is impossible
     unreadable: str = ""  # why the job in the run folder cannot be read
 
     @property
-    def impossible(self) -> list[Change]:
+    def impossible(self) -> list[FieldChange]:
         return [c for c in self.changes if self.learnt and c.impossible]
 
     @property
@@ -41,12 +41,12 @@ class GoingOn(Struct, frozen=True, kw_only=True):
         return "impossible" if self.impossible else "ask" if self.unreadable or breaking(self.changes) else "fits"
 
     @property
-    def grounds(self) -> list[Change]:
+    def grounds(self) -> list[FieldChange]:
         """The changes that the verdict rests on."""
         return self.impossible or breaking(self.changes)
 
     @property
-    def shown(self) -> list[Change]:
+    def shown(self) -> list[FieldChange]:
         """All changes, in the order in which they matter."""
         return sorted(self.changes, key=lambda c: (c not in self.impossible, not c.breaks))
 
@@ -76,7 +76,7 @@ class GoingOn(Struct, frozen=True, kw_only=True):
     def question(self) -> str:
         return "Go on all the same?" if self.unreadable else "Go on with the changes?"
 
-    def mark(self, change: Change) -> str:
+    def mark(self, change: FieldChange) -> str:
         """What a change does to the run, in a few words; "" for one that does no harm."""
         return (
             "does not fit what was learnt" if change in self.impossible else "breaks exactness" if change.breaks else ""
@@ -110,9 +110,9 @@ class GoingOn(Struct, frozen=True, kw_only=True):
         raise UserError(what + listed, where=where, fix=self.fix(accept=accept, file=file))
 
 
-def going_on(before: Job | None, now: Job, *, learnt: bool, unreadable: str = "") -> GoingOn:
+def check_resume(before: Job | None, now: Job, *, learnt: bool, unreadable: str = "") -> ResumeCheck:
     """`before`: the job of the run, as far as it is known. Both with absolute paths."""
-    return GoingOn(changes=changes(before, now) if before else [], learnt=learnt, unreadable=unreadable)
+    return ResumeCheck(changes=changes(before, now) if before else [], learnt=learnt, unreadable=unreadable)
 
 
 def held_job(run_dir: Path, base: Path) -> tuple[Job | None, str]:
@@ -126,7 +126,7 @@ def held_job(run_dir: Path, base: Path) -> tuple[Job | None, str]:
         return None, e.what
 
 
-def has_learnt(run_dir: Path) -> bool:
+def has_checkpoint(run_dir: Path) -> bool:
     """Whether a complete checkpoint lies there, also one that a killed writer has moved aside. That its files are whole
     shows only when it is read."""
     return any(

@@ -33,7 +33,7 @@ LEAST_SAVED, LEAST_SHARE = 256 * 2**20, 0.05
 LEAST_OF_ALL = 0.02  # ... and at least this share
 
 
-class Rung(Struct, frozen=True, kw_only=True):
+class Candidate(Struct, frozen=True, kw_only=True):
     """A plan with what decides on it."""
 
     plan: Plan
@@ -110,7 +110,7 @@ def within_ram(costs: Costs, plan: Plan) -> Plan | None:
     return msgspec.structs.replace(plan, stash_on_device=stay) if 0 < stay < costs.layers - plan.kept else None
 
 
-def with_stash_on_device(costs: Costs, plan: Plan, vram: float) -> Plan:
+def with_activations_on_device(costs: Costs, plan: Plan, vram: float) -> Plan:
     """The plan with as much of its host stash on the device as keeps its need for VRAM within `vram`."""
 
     def staying(blocks: int) -> Plan:
@@ -122,9 +122,9 @@ def with_stash_on_device(costs: Costs, plan: Plan, vram: float) -> Plan:
     )
 
 
-def rung(costs: Costs, plan: Plan) -> Rung:
+def rung(costs: Costs, plan: Plan) -> Candidate:
     _, reserved = costs.vram(plan)
-    return Rung(
+    return Candidate(
         plan=plan,
         need_vram=int(reserved + costs.c.context),
         ram=sum(costs.ram(plan).values()),
@@ -143,20 +143,20 @@ def with_vae_frames(costs: Costs, plan: Plan, most: int = VAE_FRAMES[0]) -> Plan
     return plan
 
 
-def priced(costs: Costs, precision: Precision, limits: Limits, *, compiled: bool = True) -> list[Rung]:
+def priced(costs: Costs, precision: Precision, limits: Limits, *, compiled: bool = True) -> list[Candidate]:
     """All candidates with their price."""
     return [rung(costs, plan) for plan in candidates(costs, precision, limits, compiled=compiled)]
 
 
-def as_fast(rungs: list[Rung]) -> list[Rung]:
+def as_fast(rungs: list[Candidate]) -> list[Candidate]:
     """Those that take no more time than the fastest of them, or so little more that nobody would notice."""
     fastest = min(r.seconds for r in rungs)
     return [r for r in rungs if r.seconds <= AS_FAST * fastest]
 
 
-def frontier(rungs: Iterable[Rung]) -> list[Rung]:
+def frontier(rungs: Iterable[Candidate]) -> list[Candidate]:
     """Those that nothing beats, by rising memory and falling time, each a rung apart in time."""
-    out: list[Rung] = []
+    out: list[Candidate] = []
     for r in sorted(rungs, key=lambda r: (r.need_vram, r.seconds)):
         if not out or r.seconds * RUNG < out[-1].seconds:
             out.append(r)

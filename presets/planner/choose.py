@@ -12,14 +12,14 @@ from presets.machine.precisions import require
 from presets.planner.candidates import (
     LEAST_SAVED,
     RUNG,
+    Candidate,
     Limits,
-    Rung,
     as_fast,
     frontier,
     limits_of,
     priced,
     rung,
-    with_stash_on_device,
+    with_activations_on_device,
     with_vae_frames,
 )
 from presets.planner.cards import DRIVER_BYTES
@@ -43,9 +43,9 @@ class Choice(Struct, frozen=True, kw_only=True):
     plan: Plan
     prediction: Prediction
     why: str  # of the precision
-    up: Rung | None  # the next faster rung, which does not fit here; None at the top
-    down: Rung | None  # the next smaller rung; None at the bottom
-    ladder: list[Rung]  # all rungs of this precision that host memory allows, by rising memory
+    up: Candidate | None  # the next faster rung, which does not fit here; None at the top
+    down: Candidate | None  # the next smaller rung; None at the bottom
+    ladder: list[Candidate]  # all rungs of this precision that host memory allows, by rising memory
 
 
 class DoesNotFit(UserError):
@@ -148,7 +148,7 @@ def _choice(costs: Costs, precision: Precision, limits: Limits, why: str, *, com
     return Choice(plan=plan, prediction=costs.predict(plan), why=why, up=up, down=down, ladder=ladder)
 
 
-def _sparing_ram(costs: Costs, fitting: list[Rung], chosen: Rung, limits: Limits) -> Rung:
+def _sparing_ram(costs: Costs, fitting: list[Candidate], chosen: Candidate, limits: Limits) -> Candidate:
     """The plan that takes least host memory of those that are sure to fit and less than a rung slower than the fastest,
     where it takes clearly less than `chosen`. Times this close are equal within the model's error, and the host's
     memory is what others may want; the card's is the run's own. A host stash stays on the device as far as there is
@@ -156,7 +156,9 @@ def _sparing_ram(costs: Costs, fitting: list[Rung], chosen: Rung, limits: Limits
     close, sure = RUNG * min(r.seconds for r in fitting), ROOMY_VRAM * costs.hardware.vram_free
     roomy = [r for r in fitting if r.seconds <= close and r.need_vram <= sure]
     if not limits.host_stash:
-        roomy = [rung(costs, with_stash_on_device(costs, r.plan, sure)) if r.plan.stash == "host" else r for r in roomy]
+        roomy = [
+            rung(costs, with_activations_on_device(costs, r.plan, sure)) if r.plan.stash == "host" else r for r in roomy
+        ]
     sparing = [r for r in roomy if r.ram <= chosen.ram - RAM_WORTH]
     if not sparing:
         return chosen
@@ -164,7 +166,7 @@ def _sparing_ram(costs: Costs, fitting: list[Rung], chosen: Rung, limits: Limits
     return min(as_fast([r for r in sparing if r.ram == least]), key=lambda r: (r.need_vram, r.seconds))
 
 
-def _too_little_ram(costs: Costs, least: Rung) -> DoesNotFit:
+def _too_little_ram(costs: Costs, least: Candidate) -> DoesNotFit:
     found, hardware = costs.predict(least.plan), costs.hardware
     held = hardware.ram_total - hardware.ram_free
     precision, need = least.plan.precision, found.ram + costs.c.ram_margin
@@ -192,7 +194,7 @@ def _too_little_ram(costs: Costs, least: Rung) -> DoesNotFit:
     return DoesNotFit(what, fix=fix, smallest=found, plan=least.plan, short="ram")
 
 
-def _too_little_vram(costs: Costs, least: Rung, limits: Limits) -> DoesNotFit:
+def _too_little_vram(costs: Costs, least: Candidate, limits: Limits) -> DoesNotFit:
     found, hardware = costs.predict(least.plan), costs.hardware
     total = f" of {human(hardware.vram_total)}" if hardware.vram_free < 0.95 * hardware.vram_total else ""
     rule = ""

@@ -18,7 +18,7 @@ from msgspec import Struct
 from presets.planner.plan import Plan, Precision
 from presets.planner.preview_accelerators import BLOCKS_ALIVE
 from presets.planner.sizes import GIB, OPTIMIZER_BYTES, ExpertShape
-from presets.planner.workload import Hardware, Load, Previews, Workload
+from presets.planner.workload import Hardware, Load, PreviewLoad, Workload
 
 ALIGN = 256  # bytes; see engine.weights.packed_blocks
 QINT4_GROUP = 128  # inputs per scale and shift
@@ -290,7 +290,7 @@ class Costs:
             key=lambda pair: pair[0] + pair[1],
         )
 
-    def preview_forward_bytes(self, plan: Plan, previews: Previews, batch: int) -> tuple[float, float]:
+    def preview_forward_bytes(self, plan: Plan, previews: PreviewLoad, batch: int) -> tuple[float, float]:
         """(working set of a preview's pass, what of it the allocator loses), with what its accelerator brings to the
         device block by block."""
         size, lost = self.forward_bytes(plan, Load(previews.bucket, batch, 1.0))

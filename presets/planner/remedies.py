@@ -17,7 +17,7 @@ SMALL_PREVIEW, SMALL_BUCKET, FEW_FRAMES, USUAL_RANK = 512, 512, 21, 16
 WORTH = 64 * 2**20  # bytes: knobs that save less are not worth turning
 
 
-class Knob(Struct, frozen=True, kw_only=True):
+class Remedy(Struct, frozen=True, kw_only=True):
     """A change of the job, as new field values, and what the job needs after it (bytes): of a plan that fits, or of the
     smallest."""
 
@@ -27,27 +27,27 @@ class Knob(Struct, frozen=True, kw_only=True):
     fits: bool
 
 
-def knobs(job: Job, facts: Facts, hardware: Hardware, *, short: Literal["vram", "ram"]) -> list[Knob]:
+def remedies(job: Job, facts: Facts, hardware: Hardware, *, short: Literal["vram", "ram"]) -> list[Remedy]:
     """Changes that each by itself lower what is short: first those that suffice, the gentlest in front; then by what
     they save."""
     now = _turned(job, facts, hardware, {})
     found = [_turned(job, facts, hardware, change) for change in _changes(job, facts)]
 
-    def need(knob: Knob) -> int:
+    def need(knob: Remedy) -> int:
         return knob.need_vram if short == "vram" else knob.need_ram
 
     useful = [k for k in found if k.fits or need(k) <= need(now) - WORTH]
     return [k for k in useful if k.fits] + sorted((k for k in useful if not k.fits), key=need)
 
 
-def _turned(job: Job, facts: Facts, hardware: Hardware, change: dict[str, Any]) -> Knob:
+def _turned(job: Job, facts: Facts, hardware: Hardware, change: dict[str, Any]) -> Remedy:
     for path, value in change.items():
         job = with_value(job, path, value)
     try:
         choice = choose_for(job, facts, hardware)
-        return Knob(set=change, need_vram=choice.prediction.need_vram, need_ram=choice.prediction.ram, fits=True)
+        return Remedy(set=change, need_vram=choice.prediction.need_vram, need_ram=choice.prediction.ram, fits=True)
     except DoesNotFit as e:
-        return Knob(set=change, need_vram=e.smallest.need_vram, need_ram=e.smallest.ram, fits=False)
+        return Remedy(set=change, need_vram=e.smallest.need_vram, need_ram=e.smallest.ram, fits=False)
 
 
 def _changes(job: Job, facts: Facts) -> Iterator[dict[str, Any]]:

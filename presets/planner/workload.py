@@ -38,7 +38,7 @@ class Load(Struct, frozen=True):
         return self.batch * self.bucket.tokens
 
 
-class Previews(Struct, frozen=True, kw_only=True):
+class PreviewLoad(Struct, frozen=True, kw_only=True):
     """What one set of previews takes, and how many sets the run makes."""
 
     bucket: Bucket
@@ -62,7 +62,7 @@ class Workload(Struct, frozen=True, kw_only=True):
     ema: bool = False
     terms: int = 1  # losses per micro-batch, each with its own forward and backward
     extra_forwards: int = 0  # per micro-batch, without a graph (the base's own answer, for DOP)
-    previews: Previews | None = None
+    previews: PreviewLoad | None = None
     saves: int = 0  # checkpoints written
     text_precision: TextPrecision = "float8"
     text_parameters: int = TEXT_PARAMETERS
@@ -156,7 +156,7 @@ def shape_of(facts: Facts) -> ExpertShape:
     return ExpertShape(width=model.width, ffn=model.ffn, layers=model.num_layers)
 
 
-def _previews(job: Job, facts: Facts | None) -> Previews | None:
+def _previews(job: Job, facts: Facts | None) -> PreviewLoad | None:
     panel = job.sample
     if not panel.prompts:
         return None
@@ -166,7 +166,7 @@ def _previews(job: Job, facts: Facts | None) -> Previews | None:
     sets = 1 + panel.first + ((job.training.steps - 1) // panel.every if panel.every else 0)
     guided = max(panel.guidance, low_guidance(panel)) > 1
     accelerated = accelerated_by(job, facts.base, shape_of(facts).layers) if facts else Accelerated()
-    return Previews(
+    return PreviewLoad(
         bucket=Bucket(largest.frames, *sides),
         prompts=len(panel.prompts),
         steps=panel.steps,

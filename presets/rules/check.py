@@ -78,7 +78,7 @@ def gather(
     )
 
 
-def check(job: Job, facts: Facts) -> list[Finding]:
+def check_job(job: Job, facts: Facts) -> list[Finding]:
     """Everything found, errors first, then warnings, then advice; within these in the order of datasets, model,
     rules."""
     found = [f for d in facts.datasets for f in d.problems]

@@ -13,7 +13,7 @@ from presets.job.schema import Job
 from presets.machine.precisions import LEAST, require
 from presets.planner.cards import gpu_hardware
 from presets.planner.choose import Choice, DoesNotFit, Wish, choose
-from presets.planner.remedies import Knob, knobs
+from presets.planner.remedies import Remedy, remedies
 from presets.planner.sizes import ExpertShape
 from presets.planner.workload import Hardware, Workload, shape_of, workload_of
 from presets.rules.registry import Found, rule
@@ -73,7 +73,7 @@ def _planned(
         return e
 
 
-def _fix(e: DoesNotFit, turns: list[Knob]) -> str:
+def _fix(e: DoesNotFit, turns: list[Remedy]) -> str:
     """The knobs in order of worth, each with the need after it."""
     if not turns:
         return e.fix
@@ -88,7 +88,7 @@ def _fix(e: DoesNotFit, turns: list[Knob]) -> str:
 def _found(job: Job, facts: Facts, e: DoesNotFit, field: str) -> Found:
     hardware = _hardware(job, facts)
     assert hardware is not None
-    turns = knobs(job, facts, hardware, short=e.short)
+    turns = remedies(job, facts, hardware, short=e.short)
     return Found(field, e.what, fix=_fix(e, turns), set=turns[0].set if turns and turns[0].fits else {})
 
 

@@ -30,7 +30,7 @@ class StepPoint(Struct, array_like=True):
     loss: float
 
 
-class Sample(Struct):
+class PreviewSet(Struct):
     step: int
     path: str
     poster: str
@@ -52,7 +52,7 @@ class Abandoned(Struct):
     # where its checkpoints, LoRA files and previews were moved to, relative to the run folder; "" after a plain resume
     folder: str
     losses: dict[str, list[StepPoint]] = field(default_factory=dict)
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[PreviewSet] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
 
 
@@ -95,7 +95,7 @@ class RunView(Struct, kw_only=True):
     settings: dict[str, Any] = field(default_factory=dict)  # what can be changed while it trains -> the value now
     abandoned: list[Abandoned] = field(default_factory=list)  # the newest branches that were left, oldest first
     leaving: str = ""  # the folder that a rollback moves things to, until its attempt starts
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[PreviewSet] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     findings: list[dict[str, Any]] = field(default_factory=list)
     log: list[LogLine] = field(default_factory=list)
@@ -108,7 +108,7 @@ class RunView(Struct, kw_only=True):
         return max(0, self.steps - self.step) * self.seconds_per_step
 
 
-def fold(view: RunView, event: Event) -> None:
+def apply_event(view: RunView, event: Event) -> None:
     """Apply one event. Events at or before `last_seq` were applied already and change nothing."""
     if event.seq <= view.last_seq:
         return
@@ -149,7 +149,7 @@ def fold(view: RunView, event: Event) -> None:
             view.last_step_at = event.time
             view.losses.setdefault(view.expert, []).append(StepPoint(view.step, view.loss))
         case "sample":
-            sample = Sample(data["step"], data["path"], data["poster"], data["prompt"], data["seed"])
+            sample = PreviewSet(data["step"], data["path"], data["poster"], data["prompt"], data["seed"])
             known = [s.path for s in view.samples]
             if sample.path in known:  # made anew
                 view.samples[known.index(sample.path)] = sample

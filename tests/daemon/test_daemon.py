@@ -17,7 +17,7 @@ from daemon.processes.start_trainer import torchrun
 from daemon.wire.client import Client
 from daemon.wire.protocol import ENDED_STATES, Beat, JobRecord, encode
 from presets.runs.events import Event, read_events
-from presets.runs.run_view import RunView, fold
+from presets.runs.run_view import RunView, apply_event
 from tests.daemon.conftest import FAKE, Box, until
 from tests.helpers.waiting import PATIENCE
 
@@ -29,7 +29,7 @@ def file_events(run_dir: Path) -> list[Event]:
 def folded(events: list[Event]) -> bytes:
     view = RunView()
     for event in events:
-        fold(view, event)
+        apply_event(view, event)
     return encode(view)
 
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from daemon.errors import RequestRefused
-from daemon.jobs.control_files import forget_stops, leave
+from daemon.jobs.control_files import forget_stops, write_command
 from daemon.wire import protocol as wire
 from daemon.wire.client import Client
 from presets.runs.control import ControlFile
@@ -166,7 +166,7 @@ def test_an_order_lies_there_once_whole_and_in_its_place(tmp_path: Path):
         ("b", ControlFile(command="save")),
         ("c", ControlFile(command="stop")),
     ):
-        leave(tmp_path, request, order)
+        write_command(tmp_path, request, order)
     there = [msgspec.json.decode(f.read_bytes()) for f in sorted((tmp_path / "control").iterdir())]
     assert there == [
         {"id": "a/../b", "command": "set", "field": "training.lr", "value": "1e-5"},
@@ -176,8 +176,8 @@ def test_an_order_lies_there_once_whole_and_in_its_place(tmp_path: Path):
 
 
 def test_only_stops_are_forgotten_and_what_is_no_command_is_left_to_the_trainer(tmp_path: Path):
-    leave(tmp_path, "a", ControlFile(command="stop"))
-    leave(tmp_path, "b", ControlFile(command="save"))
+    write_command(tmp_path, "a", ControlFile(command="stop"))
+    write_command(tmp_path, "b", ControlFile(command="save"))
     for name, content in (
         ("dance", b'{"command": "dance"}'),
         ("latin", b'{"id": "\xff", "command": "stop"}'),

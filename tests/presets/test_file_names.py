@@ -13,7 +13,7 @@ from presets.errors import JobError, UserError
 from presets.file_names import escaped, is_utf8, rename_command, require_utf8
 from presets.job.schema import DatasetPanel
 from presets.job.toml_file import load_job, parse_job, with_value
-from presets.rules.check import check, gather
+from presets.rules.check import check_job, gather
 from tests.helpers.facts import gpu, machine
 from tests.helpers.videos import write_clip, write_image
 
@@ -111,7 +111,7 @@ def test_a_dataset_reached_through_a_folder_of_an_odd_name(tmp_path: Path) -> No
     write_clip(real / "a.mp4", frames=9)
     (tmp_path / "clips").symlink_to(real)
     made = parse_job(JOB)
-    found = check(made, gather(made, tmp_path, out=tmp_path / "runs", machine=machine(gpu()), scenes=False))
+    found = check_job(made, gather(made, tmp_path, out=tmp_path / "runs", machine=machine(gpu()), scenes=False))
     [finding] = [f for f in found if f.code == "name-not-utf8"]
     assert finding.field == rf"{tmp_path}/d\xe9j\xe0"
     msgspec.json.encode(found)

@@ -110,14 +110,13 @@ def findings_of(path: Path, *, out: Path, scenes: bool, ask_hub: bool = False) -
     """What the rules say (`scenes`: with a search for damage and cuts, which decodes every clip once; `ask_hub`: with
     what the Hub says of parts to fetch); a job file that cannot be read is reported in the same form, one finding per
     problem."""
-    from presets.rules.check import check as run_rules
-    from presets.rules.check import gather
+    from presets.rules.check import check_job, gather
 
     try:
         job = load_job(path)
     except JobError as e:
         return of_job_error(e)
-    return run_rules(job, gather(job, path.resolve().parent, out=out, scenes=scenes, ask_hub=ask_hub))
+    return check_job(job, gather(job, path.resolve().parent, out=out, scenes=scenes, ask_hub=ask_hub))
 
 
 def train(args: Namespace) -> int:

@@ -13,11 +13,11 @@ from presets.job.fields import toml_text
 from presets.job.schema import Job
 from presets.job.toml_file import load_job, with_value
 from presets.machine.machine import Gpu, Machine
-from presets.planner.candidates import Rung
+from presets.planner.candidates import Candidate
 from presets.planner.cards import DRIVER_BYTES, card_hardware, find_card, gpu_hardware, nearest_card
 from presets.planner.choose import Choice, DoesNotFit, choose_for
 from presets.planner.costs import Seconds
-from presets.planner.remedies import Knob, knobs
+from presets.planner.remedies import Remedy, remedies
 from presets.planner.sizes import GIB
 from presets.planner.workload import Hardware, Workload, workload_of
 from presets.rules.check import gather
@@ -154,7 +154,7 @@ def _seconds(s: Seconds) -> str:
     )
 
 
-def _rung(rung: Rung, seconds: float, verb: str) -> str:
+def _rung(rung: Candidate, seconds: float, verb: str) -> str:
     change = (rung.seconds / seconds - 1) * 100
     return (
         f"{seconds_each(rung.seconds)} s a step ({change:+.0f}%) {verb} {human(rung.need_vram)} of VRAM:"
@@ -164,7 +164,7 @@ def _rung(rung: Rung, seconds: float, verb: str) -> str:
 
 def _refuse(error: DoesNotFit, job: Job, facts: Facts, hardware: Hardware, *, as_json: bool) -> int:
     """Tell why nothing fits, and what would help."""
-    turns = knobs(job, facts, hardware, short=error.short)
+    turns = remedies(job, facts, hardware, short=error.short)
     if as_json:
         _print_json(
             {
@@ -185,7 +185,7 @@ def _refuse(error: DoesNotFit, job: Job, facts: Facts, hardware: Hardware, *, as
     return 1
 
 
-def _knob(knob: Knob) -> str:
+def _knob(knob: Remedy) -> str:
     change = ", ".join(f"{path} = {toml_text(value)}" for path, value in knob.set.items())
     return f"{change}: {human(knob.need_vram)} of VRAM, {human(knob.need_ram)} of RAM{', fits' if knob.fits else ''}"
 

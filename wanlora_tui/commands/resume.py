@@ -12,12 +12,12 @@ import msgspec
 from daemon.wire.client import Client
 from daemon.wire.protocol import RUNNING_STATES, JobRecord
 from presets.errors import UserError
-from presets.job.resume_check import GoingOn, going_on, has_learnt, held_job
+from presets.job.resume_check import ResumeCheck, check_resume, has_checkpoint, held_job
 from presets.job.schema import Job
 from presets.job.toml_file import absolute_paths, load_job
 from presets.runs.checkpoints import StoredCheckpoint, checkpoints_of
 from presets.runs.events import EVENTS_FILE, read_events
-from presets.runs.run_view import RunView, fold
+from presets.runs.run_view import RunView, apply_event
 from wanlora_tui.commands.common import daemon_dir, say
 from wanlora_tui.commands.job import default_out
 from wanlora_tui.output.formatting import home_path, size
@@ -49,7 +49,7 @@ def resume(args: Namespace) -> int:
     return 0
 
 
-def agreed(name: str, run_dir: str, asked: GoingOn, *, accepted: bool) -> str | None:
+def agreed(name: str, run_dir: str, asked: ResumeCheck, *, accepted: bool) -> str | None:
     """The digest of the changes when they are accepted, `accepted` from the start or asked for on a terminal; None when
     nothing needs that.
 
@@ -79,7 +79,7 @@ def agreed_here(job: Job, base: Path, out: Path, *, accepted: bool) -> str | Non
     return agreed(
         job.job.name,
         str(run_dir),
-        going_on(held, absolute_paths(job, base), learnt=has_learnt(run_dir), unreadable=unreadable),
+        check_resume(held, absolute_paths(job, base), learnt=has_checkpoint(run_dir), unreadable=unreadable),
         accepted=accepted,
     )
 
@@ -128,7 +128,7 @@ def _read_here(path: Path, out: Path | None) -> tuple[str, Path, list[StoredChec
     view = RunView()
     try:
         for event, _ in read_events(run_dir / EVENTS_FILE):
-            fold(view, event)
+            apply_event(view, event)
     except FileNotFoundError:
         raise UserError("no run lies here", where=str(run_dir), fix="Name its parent folder with --out") from None
     except ValueError as e:

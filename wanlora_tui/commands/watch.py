@@ -11,7 +11,7 @@ import msgspec
 from daemon.wire.client import Client
 from daemon.wire.protocol import ENDED_STATES, JobRecord
 from presets.runs.events import Event
-from presets.runs.run_view import RunView, fold
+from presets.runs.run_view import RunView, apply_event
 from wanlora_tui.commands.common import daemon_dir, pick_job, say
 from wanlora_tui.output.formatting import ending
 from wanlora_tui.output.plain_lines import plain_line
@@ -73,7 +73,7 @@ async def watch_job(folder: Path | None, job: str, *, since: int, printer: Print
         # The fold starts at the first event whatever `since` says: a line needs the totals that `started` brought.
         async for item in client.follow(key, since=0):
             if isinstance(item, Event):
-                fold(view, item)
+                apply_event(view, item)
                 if item.seq > since:
                     printer.event(view, item)
             elif isinstance(item, JobRecord):

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from daemon.errors import DaemonError
 from daemon.wire.client import Client
 from daemon.wire.protocol import ENDED_STATES, RUNNING_STATES, Beat, Feed, JobChanged, JobRecord, RunEvent, Welcome
-from presets.runs.run_view import RunView, fold
+from presets.runs.run_view import RunView, apply_event
 
 
-class Board:
+class JobList:
     """Job records, and for those that run the fold of their events."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -44,7 +44,7 @@ class Board:
                 view = self.views.get(job_id)
                 if view is None or event.seq > view.last_seq + 1:
                     return [job_id]
-                fold(view, event)
+                apply_event(view, event)
             case Beat(runs=runs):
                 return [
                     b.job

@@ -13,22 +13,22 @@ from wanlora_tui.output.formatting import count
 REMEMBERED = 200  # runs
 
 
-class Memory(Struct, kw_only=True):
+class LastSeen(Struct, kw_only=True):
     """Small things that outlive a session: the last event seen per run, and the theme."""
 
     seen: dict[str, int] = field(default_factory=dict)  # run id -> seq
     theme: str = ""
 
 
-class MemoryFile:
+class LastSeenFile:
     """The memory on disk. A damaged or missing file counts as empty: it holds nothing that could be missed."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "tui.json"
         try:
-            self.memory = msgspec.json.decode(self.path.read_bytes(), type=Memory)
+            self.memory = msgspec.json.decode(self.path.read_bytes(), type=LastSeen)
         except (FileNotFoundError, msgspec.MsgspecError):
-            self.memory = Memory()
+            self.memory = LastSeen()
 
     def last_seen(self, run: str) -> int:
         return self.memory.seen.get(run, 0)

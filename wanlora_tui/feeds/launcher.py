@@ -9,7 +9,7 @@ from daemon.errors import DaemonError, NotRunning
 from daemon.wire.client import Client
 from daemon.wire.protocol import JobRecord
 from daemon.wire.start import ensure_running
-from wanlora_tui.feeds.job_list import Board
+from wanlora_tui.feeds.job_list import JobList
 
 
 class Unanswered(DaemonError):
@@ -19,7 +19,7 @@ class Unanswered(DaemonError):
 class Launcher:
     """What the wizard knows of the daemon."""
 
-    def __init__(self, client: Client, dir: Path | None, board: Board) -> None:
+    def __init__(self, client: Client, dir: Path | None, board: JobList) -> None:
         self._client, self._dir, self._board = client, dir, board
 
     async def submit(self, path: Path, *, sent_before: float = 0.0, say: Callable[[str], None]) -> JobRecord:

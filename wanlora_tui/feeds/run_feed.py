@@ -9,13 +9,13 @@ from daemon.errors import DaemonError
 from daemon.wire.client import Client
 from daemon.wire.protocol import Beat, JobRecord, RunBeat
 from presets.runs.events import Event
-from presets.runs.run_view import RunView, fold
-from wanlora_tui.feeds.last_seen import MemoryFile, since_you_left
+from presets.runs.run_view import RunView, apply_event
+from wanlora_tui.feeds.last_seen import LastSeenFile, since_you_left
 
 RETRY_SECONDS = 1.0
 
 
-class Run(Protocol):
+class ShownRun(Protocol):
     """What the dashboard renders."""
 
     record: JobRecord
@@ -33,7 +33,7 @@ class RunFeed:
     """A run followed through the daemon, over the daemon's own end and the next one's start."""
 
     def __init__(
-        self, client: Client, record: JobRecord, memory: MemoryFile, *, clock: Callable[[], float] = time.monotonic
+        self, client: Client, record: JobRecord, memory: LastSeenFile, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.record, self.view = record, RunView(name=record.name, steps=record.steps, step=record.step)
         self.beat: RunBeat | None = None
@@ -73,7 +73,7 @@ class RunFeed:
         self._heard, self.problem = self._clock(), ""
         match item:
             case Event():
-                fold(self.view, item)
+                apply_event(self.view, item)
                 self._memory.saw(self.view.run, self.view.last_seq)
             case Beat():
                 self.beat = next((b for b in item.runs if b.job == self.record.id), None)
@@ -87,7 +87,7 @@ class RecordedRun:
     def __init__(self, record: JobRecord, events: list[Event]) -> None:
         self.record, self.view, self.away, self.problem = record, RunView(), "", ""
         for event in events:
-            fold(self.view, event)
+            apply_event(self.view, event)
         self.beat: RunBeat | None = RunBeat(
             record.id, record.state, self.view.last_seq, trainer_alive=record.state == "running", seconds_since_step=0.0
         )

@@ -5,7 +5,7 @@ Every line reads `HH:MM:SS KIND text`. The words and their order are stable; onl
 
 from presets.job.fields import toml_text
 from presets.runs.events import Event
-from presets.runs.run_view import RunView, fold
+from presets.runs.run_view import RunView, apply_event
 from presets.text import sentences
 from wanlora_tui.output.formatting import clock, count, duration, expert_text, rate, seconds_each, so_far
 
@@ -59,6 +59,6 @@ def plain_lines(view: RunView, events: list[Event]) -> list[str]:
     """Fold the events into `view` one by one and give their lines."""
     lines = []
     for event in events:
-        fold(view, event)
+        apply_event(view, event)
         lines.append(plain_line(view, event))
     return lines

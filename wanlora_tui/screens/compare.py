@@ -15,7 +15,7 @@ from textual.widget import Widget
 from textual.widgets import Footer, Static
 
 from wanlora_tui.actions import bindings
-from wanlora_tui.feeds.run_feed import Run
+from wanlora_tui.feeds.run_feed import ShownRun
 from wanlora_tui.widgets.poster import read_picture
 
 ALL_STEPS = -1
@@ -28,7 +28,7 @@ class CompareScreen(Screen[None]):
     HELP_GROUP = "compare"
     BINDINGS = bindings("compare.left", "compare.right", "compare.up", "compare.down", "compare.copy", "compare.close")
 
-    def __init__(self, run: Run, run_dir: Path, image: type[Widget], *, host: str = "") -> None:
+    def __init__(self, run: ShownRun, run_dir: Path, image: type[Widget], *, host: str = "") -> None:
         super().__init__()
         self._run, self._run_dir, self._image, self._host = run, run_dir, image, host
         self._at = (0, ALL_STEPS)  # prompt and step; the prompt behind the last one stands for all

@@ -16,7 +16,7 @@ from daemon.errors import DaemonError
 from daemon.wire.client import Client
 from daemon.wire.protocol import ENDED_STATES, RESUMABLE_STATES, RUNNING_STATES
 from wanlora_tui.actions import bindings
-from wanlora_tui.feeds.run_feed import Run
+from wanlora_tui.feeds.run_feed import ShownRun
 from wanlora_tui.feeds.status_lights import Light, daemon_light, trainer_light
 from wanlora_tui.output.formatting import state_text
 from wanlora_tui.screens.change import ChangeScreen
@@ -24,7 +24,7 @@ from wanlora_tui.screens.checkpoints import CheckpointsScreen
 from wanlora_tui.screens.compare import CompareScreen
 from wanlora_tui.screens.confirm import Confirm
 from wanlora_tui.screens.resume import resume_run
-from wanlora_tui.widgets.event_log import EventLog
+from wanlora_tui.widgets.event_log import EventLogView
 from wanlora_tui.widgets.files_list import FilesList
 from wanlora_tui.widgets.loss_plot import LossPlot
 from wanlora_tui.widgets.meters import MemoryBar, Numbers
@@ -78,7 +78,7 @@ class DashboardScreen(Screen[None]):
         def can_replace(self, message: Message) -> bool:
             return isinstance(message, DashboardScreen.Changed)
 
-    def __init__(self, run: Run, client: Client | None, image: type[Widget], *, host: str = "") -> None:
+    def __init__(self, run: ShownRun, client: Client | None, image: type[Widget], *, host: str = "") -> None:
         super().__init__()
         self._run, self._client, self._image, self._host = run, client, image, host
         self._pane = "plot"
@@ -86,7 +86,7 @@ class DashboardScreen(Screen[None]):
         self._drawing = Throttle(self, self._render_all)
 
     @property
-    def run(self) -> Run:
+    def run(self) -> ShownRun:
         return self._run
 
     @property
@@ -100,7 +100,7 @@ class DashboardScreen(Screen[None]):
         with Horizontal(id="body"):
             with Vertical(id="left"):
                 yield LossPlot(id="plot")
-                yield EventLog(id="log")
+                yield EventLogView(id="log")
             with Vertical(id="right"):
                 yield Numbers(id="numbers")
                 with Horizontal(id="bars"):
@@ -142,7 +142,7 @@ class DashboardScreen(Screen[None]):
         )
         self.query_one(PhaseBar).show(record, view)
         self.query_one(LossPlot).show(view.losses, view.resumed)
-        self.query_one(EventLog).show(view.log)
+        self.query_one(EventLogView).show(view.log)
         self.query_one(Numbers).show(view, running=record.state == "running")
         self.query_one("#vram", MemoryBar).show("VRAM", view.vram_gib, view.vram_total_gib)
         self.query_one("#ram", MemoryBar).show("RAM", view.ram_gib, view.ram_total_gib)

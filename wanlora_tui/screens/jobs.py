@@ -12,7 +12,7 @@ from daemon.wire.client import Client
 from daemon.wire.protocol import LIVE_STATES, RESUMABLE_STATES, RUNNING_STATES, JobRecord
 from presets.errors import UserError
 from wanlora_tui.actions import bindings
-from wanlora_tui.feeds.job_list import Board
+from wanlora_tui.feeds.job_list import JobList
 from wanlora_tui.feeds.status_lights import daemon_light
 from wanlora_tui.output.formatting import count, duration, home_path, seconds_each, shorten, state_text
 from wanlora_tui.screens.confirm import Confirm
@@ -61,7 +61,7 @@ class JobsScreen(Screen[None]):
         def can_replace(self, message: Message) -> bool:
             return isinstance(message, JobsScreen.Changed)
 
-    def __init__(self, client: Client, board: Board) -> None:
+    def __init__(self, client: Client, board: JobList) -> None:
         super().__init__()
         self._client, self._board = client, board
         self._order: list[int] = []

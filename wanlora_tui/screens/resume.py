@@ -6,19 +6,19 @@ from textual.app import App
 from daemon.errors import DaemonError
 from daemon.wire.client import Client
 from daemon.wire.protocol import JobRecord
-from presets.job.resume_check import GoingOn
+from presets.job.resume_check import ResumeCheck
 from wanlora_tui.screens.confirm import Confirm
 
 LINES = 6  # of a diff that a question has room for in 24 rows
 
 
-def diff_text(asked: GoingOn) -> str:
+def diff_text(asked: ResumeCheck) -> str:
     """The changes line by line, those that break exactness first."""
     lines = [f"{'✗' if asked.mark(c) else '●'} {c.text}" for c in asked.shown]
     return "\n".join(lines[:LINES] + ([f"and {len(lines) - LINES} more"] if len(lines) > LINES else []))
 
 
-def question_text(name: str, asked: GoingOn) -> str:
+def question_text(name: str, asked: ResumeCheck) -> str:
     legend = "✗ breaks exactness. " if asked.grounds else ""
     return "\n".join(
         [

@@ -22,7 +22,7 @@ GLYPHS = {
 }
 
 
-class EventLog(RichLog):
+class EventLogView(RichLog):
     """The fold's log. New lines are appended; the place of a reader who scrolled up is kept."""
 
     BINDINGS = bindings("text.down", "text.up", "text.top", "text.bottom")

@@ -9,7 +9,7 @@ from textual.containers import Container, Vertical
 from textual.widget import Widget
 from textual.widgets import Static
 
-from presets.runs.run_view import Sample
+from presets.runs.run_view import PreviewSet
 
 
 def read_picture(path: Path, host: str, *, of: Path | None = None) -> tuple[PILImage.Image | None, str]:
@@ -42,7 +42,7 @@ class Poster(Vertical):
         yield Container(self._class(id="poster-image"), id="poster-frame")
         yield Static(id="poster-text")
 
-    def show(self, samples: list[Sample], run_dir: Path) -> None:
+    def show(self, samples: list[PreviewSet], run_dir: Path) -> None:
         """Draw the newest sample; a picture that cannot be read is said, not hidden."""
         if not samples:
             self.query_one("#poster-text", Static).update("No preview yet.")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from daemon.jobs import background_io
-from daemon.jobs.background_io import Aside
+from daemon.jobs.background_io import BackgroundIO
 from presets.errors import UserError
 from tests.helpers import ROOT
 
@@ -19,7 +19,7 @@ def fail() -> None:
 
 
 async def test_it_gives_what_the_work_gives():
-    beside = Aside()
+    beside = BackgroundIO()
     assert await beside(lambda: 7, what="x") == 7
     with pytest.raises(TimeoutError, match="the disk's own"):
         await beside(fail, what="x")
@@ -29,7 +29,7 @@ async def test_what_hangs_is_given_up_and_only_so_much_may_hang(tmp_path: Path, 
     monkeypatch.setattr(background_io, "MOST", 3)
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    beside = Aside()
+    beside = BackgroundIO()
     for _ in range(3):
         with pytest.raises(UserError, match=r"/net/job\.toml: has not come for 0 s"):
             await beside(pipe.read_bytes, what="/net/job.toml", seconds=0.05)

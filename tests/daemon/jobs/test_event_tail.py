@@ -8,7 +8,7 @@ import pytest
 from daemon.jobs.event_tail import INDEX_EVERY, Tail
 from daemon.wire.protocol import MAX_EVENT_BYTES, REPLAY_PAGE, encode
 from presets.runs.events import Event
-from presets.runs.run_view import RunView, fold
+from presets.runs.run_view import RunView, apply_event
 
 
 def log_event(seq: int, text: str = "x", *, attempt: int = 1) -> bytes:
@@ -165,7 +165,7 @@ def test_the_fold_is_the_fold_of_the_file(path: Path):
     tail = Tail(path.parent)
     view = RunView()
     for event in tail.poll():
-        fold(view, event)
+        apply_event(view, event)
     assert encode(view) == encode(tail.view)
 
 

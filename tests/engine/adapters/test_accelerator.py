@@ -14,7 +14,7 @@ from engine.adapters import lora
 from engine.adapters.accelerator import Accelerator, load_accelerator
 from engine.executor.block_executor import Frozen
 from engine.wan.block import LINEARS, NORMS
-from engine.weights.packed_blocks import pack_branches
+from engine.weights.packed_blocks import pack_lora_branches
 from presets.base import lora_file
 from presets.errors import UserError
 from presets.planner.preview_accelerators import Accelerated, accelerated_by
@@ -156,7 +156,7 @@ def test_it_stands_beside_the_trained_lora_and_a_recovery_adapter(model, file):
     recovery = [{name: (near(3, k), near(n, 3)) for name, (n, k) in shapes.items()} for _ in range(BLOCKS)]
     weights = replace(
         packed(model, "high_noise", parameters, scaling=1.0),
-        recovery=pack_branches(recovery, pinned=False),
+        recovery=pack_lora_branches(recovery, pinned=False),
         accelerator=accelerator.branches,
         shifts=accelerator.shifts,
     )

@@ -8,8 +8,8 @@ from diffusers import WanImageToVideoPipeline
 from safetensors.torch import load_file
 
 from engine.adapters import lora
-from engine.weights.base_model import BaseFolder
-from engine.weights.model_files import open_source
+from engine.weights.base_model import BaseModel
+from engine.weights.model_files import open_model_files
 from presets.job.expert_schedule import EXPERTS, alpha_of
 from presets.job.schema import DatasetPanel, Job, JobPanel, SavePanel, TargetPanel
 from tests.helpers.training.plain import attach
@@ -56,7 +56,7 @@ def run(pipe) -> torch.Tensor:
 def test_files_load_into_a_diffusers_pipeline_bit_for_bit(tiny, tmp_path, target):
     job = make_job(**target)
     pipe, values = trained_pair(tiny, job)
-    base = BaseFolder(open_source(tiny), 0.9, 5.0, "abc")
+    base = BaseModel(open_model_files(tiny), 0.9, 5.0, "abc")
     for expert in EXPERTS:
         lora.save_lora(tmp_path / f"{expert}.safetensors", values[expert], job=job, base=base, expert=expert, step=10)
     expected = run(pipe)
@@ -78,7 +78,7 @@ def test_every_key_has_the_form_comfyui_maps(tiny, tmp_path):
         tmp_path / "a.safetensors",
         values["high_noise"],
         job=job,
-        base=BaseFolder(open_source(tiny), 0.9, 5.0, "abc"),
+        base=BaseModel(open_model_files(tiny), 0.9, 5.0, "abc"),
         expert="high_noise",
         step=1,
     )
@@ -105,7 +105,7 @@ def test_metadata_tells_expert_boundary_base_rank_alpha_step_and_job(tiny, tmp_p
         tmp_path / "a.safetensors",
         values["low_noise"],
         job=job,
-        base=BaseFolder(open_source(tiny), 0.9, 5.0, "abc"),
+        base=BaseModel(open_model_files(tiny), 0.9, 5.0, "abc"),
         expert="low_noise",
         step=250,
     )

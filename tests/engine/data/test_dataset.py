@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.data.dataset import build_items
+from engine.data.dataset import build_dataset
 from presets.clips.clip_facts import ClipFacts, DatasetFacts, scan_dataset
 from presets.clips.geometry import Bucket
 from presets.errors import UserError
@@ -30,7 +30,7 @@ def clip(path: str, width: int = 1280, height: int = 720, **changes) -> ClipFact
 
 def build(clips: list[ClipFacts], *, trigger: str = "", **panel):
     job = Job(job=JobPanel(name="x", trigger=trigger), datasets=[DatasetPanel(path="data", **panel)])
-    return build_items(job, Path("/"), [DatasetFacts(path="/data", clips=clips, problems=[])])
+    return build_dataset(job, Path("/"), [DatasetFacts(path="/data", clips=clips, problems=[])])
 
 
 def test_ids_are_dataset_path_resolution_and_repeats_are_items() -> None:
@@ -75,7 +75,7 @@ def test_each_dataset_gives_its_own_settings(tmp_path: Path) -> None:
         DatasetPanel(path="two", num_frames=5, regularization=True, sampling="realtime"),
     ]
     job = Job(job=JobPanel(name="x"), datasets=panels)
-    items = build_items(job, tmp_path, [scan_dataset(p, i, tmp_path) for i, p in enumerate(panels)])
+    items = build_dataset(job, tmp_path, [scan_dataset(p, i, tmp_path) for i, p in enumerate(panels)])
     assert [(i.id, i.bucket, i.weight, i.regularization, i.sampling) for i in items] == [
         ("0/same.mp4@512", Bucket(9, 48, 64), 0.5, False, "uniform"),
         ("1/same.mp4@512", Bucket(5, 48, 64), 1.0, True, "realtime"),

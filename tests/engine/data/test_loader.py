@@ -11,9 +11,9 @@ import numpy as np
 import psutil
 import pytest
 
-from engine.data.dataset import Item, build_items
+from engine.data.dataset import Item, build_dataset
 from engine.data.loader import Loader
-from engine.data.sampler import Order
+from engine.data.sampler import BatchSampler
 from presets.clips.clip_facts import scan_dataset
 from presets.clips.geometry import Bucket
 from presets.errors import UserError
@@ -44,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def order_of(folder: Path, batch_size: int = 2, seed: int = 3, **panel) -> Order:
+def order_of(folder: Path, batch_size: int = 2, seed: int = 3, **panel) -> BatchSampler:
     values = {
         "num_frames": 9,
         "resolutions": [64],
@@ -55,7 +55,7 @@ def order_of(folder: Path, batch_size: int = 2, seed: int = 3, **panel) -> Order
     } | panel
     panels = [DatasetPanel(path=str(folder), **values)]
     job = Job(job=JobPanel(name="x"), datasets=panels)
-    return Order(build_items(job, folder, [scan_dataset(panels[0], 0, folder)]), batch_size, seed)
+    return BatchSampler(build_dataset(job, folder, [scan_dataset(panels[0], 0, folder)]), batch_size, seed)
 
 
 def test_the_number_of_workers_does_not_change_a_bit(folder: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_clip_that_ends_two_workers_is_named(tmp_path: Path) -> None:
         "flip_x": False,
         "flip_y": False,
     }
-    order = Order([Item(id="stuck", repeat=0, dataset=0, path=str(stuck), **values)], 1, 0)
+    order = BatchSampler([Item(id="stuck", repeat=0, dataset=0, path=str(stuck), **values)], 1, 0)
     with Loader(order, 1, ahead=0, log=lambda _: None) as loader:
         loader.prefetch(0)
         for _ in range(2):

@@ -7,7 +7,7 @@ from math import comb
 import pytest
 
 from engine.data.dataset import Item
-from engine.data.sampler import Draw, Order, place_in
+from engine.data.sampler import BatchSampler, SampleDraw, turn_of
 from presets.clips.geometry import Bucket
 from presets.job.expert_schedule import expert_at
 from presets.job.schema import DatasetPanel, ExpertPanel, Job, JobPanel, MultistagePanel, TrainingPanel
@@ -42,20 +42,20 @@ def mixed() -> list[Item]:
     ]
 
 
-def epoch(order: Order, number: int) -> list[list]:
+def epoch(order: BatchSampler, number: int) -> list[list]:
     first = number * order.batches_per_epoch
     return [order.batch(i) for i in range(first, first + order.batches_per_epoch)]
 
 
 def test_every_epoch_visits_every_item_once() -> None:
-    order = Order(mixed(), 2, 42)
+    order = BatchSampler(mixed(), 2, 42)
     for number in range(5):
         visits = Counter(draw.key for batch in epoch(order, number) for draw in batch)
         assert visits == Counter((number, i.id, i.repeat) for i in mixed())
 
 
 def test_batches_keep_to_a_bucket_and_stay_short_at_its_end() -> None:
-    order = Order(mixed(), 4, 42)
+    order = BatchSampler(mixed(), 4, 42)
     assert order.batches_per_epoch == 3 + 2  # 9 small and 5 large
     for number in range(3):
         batches = epoch(order, number)
@@ -64,12 +64,12 @@ def test_batches_keep_to_a_bucket_and_stay_short_at_its_end() -> None:
 
 
 def test_batches_keep_to_one_lora_weight() -> None:
-    order = Order([*(item(f"a{i}") for i in range(6)), *(item(f"b{i}", weight=0.5) for i in range(6))], 4, 1)
+    order = BatchSampler([*(item(f"a{i}") for i in range(6)), *(item(f"b{i}", weight=0.5) for i in range(6))], 4, 1)
     assert all(len({draw.item.weight for draw in batch}) == 1 for batch in epoch(order, 0))
 
 
 def test_buckets_are_mixed_and_epochs_differ() -> None:
-    order = Order([*(item(f"s{i}") for i in range(40)), *(item(f"l{i}", LARGE) for i in range(40))], 1, 7)
+    order = BatchSampler([*(item(f"s{i}") for i in range(40)), *(item(f"l{i}", LARGE) for i in range(40))], 1, 7)
     buckets = [batch[0].item.bucket for batch in epoch(order, 0)]
     changes = sum(a != b for a, b in pairwise(buckets))
     assert changes > 20, "one bucket after the other would be 1 change"
@@ -79,15 +79,15 @@ def test_buckets_are_mixed_and_epochs_differ() -> None:
 
 def test_an_index_is_all_that_a_resumed_run_needs() -> None:
     items = [item(f"s{i}", caption_dropout=0.5, flip_x=True, flip_y=True) for i in range(11)]
-    walked = Order(items, 2, 3)
+    walked = BatchSampler(items, 2, 3)
     draws = [walked.batch(i) for i in range(40)]
     for index in (39, 0, 17):
-        assert Order(items, 2, 3).batch(index) == draws[index]
-    assert [Order(items, 2, 4).batch(i) for i in range(6)] != draws[:6]
+        assert BatchSampler(items, 2, 3).batch(index) == draws[index]
+    assert [BatchSampler(items, 2, 4).batch(i) for i in range(6)] != draws[:6]
 
 
 def test_a_small_bucket_comes_anywhere_in_an_epoch() -> None:
-    order = Order([*(item(f"s{i}") for i in range(30)), *(item(f"l{i}", LARGE) for i in range(3))], 4, 7)
+    order = BatchSampler([*(item(f"s{i}") for i in range(30)), *(item(f"l{i}", LARGE) for i in range(3))], 4, 7)
     places = [
         i / (order.batches_per_epoch - 1)
         for n in range(300)
@@ -110,7 +110,7 @@ def inside(hits: int, n: int, p: float) -> None:
 
 
 def test_choices_are_drawn_apart_from_each_other_and_at_their_rate() -> None:
-    order = Order([item(f"s{i}", caption_dropout=0.05, flip_x=True, flip_y=True) for i in range(50)], 1, 5)
+    order = BatchSampler([item(f"s{i}", caption_dropout=0.05, flip_x=True, flip_y=True) for i in range(50)], 1, 5)
     draws = [order.batch(i)[0] for i in range(1000)]
     n = len(draws)
     inside(sum(d.dropped for d in draws), n, 0.05)
@@ -131,7 +131,7 @@ def test_choices_are_drawn_apart_from_each_other_and_at_their_rate() -> None:
 def test_each_repeat_of_a_clip_has_choices_of_its_own() -> None:
     """Dropout, flips and windows of the two visits that a clip has in an epoch agree as often as chance would have
     it."""
-    order = Order(
+    order = BatchSampler(
         [item(f"s{i}", repeat=r, caption_dropout=0.5, flip_x=True, flip_y=True) for i in range(50) for r in (0, 1)],
         1,
         5,
@@ -151,15 +151,15 @@ def test_the_bounds_of_these_tests_can_be_broken() -> None:
 
 
 def test_nothing_is_dropped_or_flipped_unasked() -> None:
-    order = Order([item(f"s{i}") for i in range(50)], 1, 5)
+    order = BatchSampler([item(f"s{i}") for i in range(50)], 1, 5)
     draws = [order.batch(i)[0] for i in range(200)]
     assert not any(d.dropped or d.flip_x or d.flip_y for d in draws)
-    order = Order([item(f"s{i}", caption_dropout=1.0) for i in range(50)], 1, 5)
+    order = BatchSampler([item(f"s{i}", caption_dropout=1.0) for i in range(50)], 1, 5)
     assert all(order.batch(i)[0].caption == "" for i in range(100))
 
 
 def test_a_draw_says_what_to_decode() -> None:
-    draw = Order([item("s", kind="video", flip_x=True)], 1, 5).batch(3)[0]
+    draw = BatchSampler([item("s", kind="video", flip_x=True)], 1, 5).batch(3)[0]
     request = draw.request
     assert (request.path, request.bucket, request.sampling, request.start, request.flip_x) == (
         "/data/s",
@@ -203,7 +203,7 @@ def test_both_experts_see_regularization_at_its_share(
         *(item(f"m{i}") for i in range(main)),
         *(item(f"r{i}", regularization=True) for i in range(regularization)),
     ]
-    order = Order(items, batch_size, 3, place_in(job))
+    order = BatchSampler(items, batch_size, 3, turn_of(job))
     share = order.regularization_per_epoch / order.batches_per_epoch
     assert order.regularization_per_epoch == -(-regularization // batch_size)
     had: dict[str, list[bool]] = defaultdict(list)
@@ -220,17 +220,17 @@ def test_both_experts_see_regularization_at_its_share(
 @pytest.mark.parametrize("turns", TURNS.values(), ids=TURNS)
 def test_with_regularization_too_every_epoch_visits_every_item_once(turns: dict) -> None:
     items = [*mixed(), *(item(f"r{i}", regularization=True, repeat=i % 2) for i in range(9))]
-    order = Order(items, 2, 42, place_in(run_of(**turns)))
+    order = BatchSampler(items, 2, 42, turn_of(run_of(**turns)))
     for number in range(6):
         visits = Counter(draw.key for batch in epoch(order, number) for draw in batch)
         assert visits == Counter((number, i.id, i.repeat) for i in items)
-    far = Order(items, 2, 42, place_in(run_of(**turns)))
+    far = BatchSampler(items, 2, 42, turn_of(run_of(**turns)))
     assert far.batch(57) == order.batch(57), "an index is all that is needed"
 
 
 def test_accumulation_hands_the_step_the_clips_of_the_larger_batch() -> None:
     items = [item(f"s{i}", caption_dropout=0.5, flip_x=True, regularization=False) for i in range(12)]
-    large, small = Order(items, 4, 9), Order(items, 1, 9)
+    large, small = BatchSampler(items, 4, 9), BatchSampler(items, 1, 9)
     for step in range(9):
-        alone: list[Draw] = [small.batch(4 * step + i)[0] for i in range(4)]
+        alone: list[SampleDraw] = [small.batch(4 * step + i)[0] for i in range(4)]
         assert large.batch(step) == alone, "the same visits, with the same choices, in the same order"

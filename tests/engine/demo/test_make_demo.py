@@ -11,7 +11,7 @@ from PIL import Image
 
 from engine.demo.make_demo import SCENES, prepare_demo
 from engine.data.frames import Request, decode
-from presets.rules.check import check, gather
+from presets.rules.check import check_job, gather
 from presets.errors import UserError
 from presets.clips.geometry import Bucket
 from presets.job.toml_file import load_job, save_job, with_value
@@ -41,7 +41,7 @@ def frames_of(clip: Path, count: int = 9) -> np.ndarray:
 def test_the_job_passes_all_rules_without_a_complaint(demo: Path) -> None:
     job = load_job(demo / "job.toml")
     facts = gather(job, demo, out=demo / "runs")
-    complaints = [f for f in check(job, facts) if f.severity != "advice"]
+    complaints = [f for f in check_job(job, facts) if f.severity != "advice"]
     assert complaints == []
     assert len(facts.datasets[0].clips) == 12
     assert all(c.caption.startswith("orbit around the ") for c in facts.datasets[0].clips)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.data.dataset import build_items
+from engine.data.dataset import build_dataset
 from engine.data.frames import decode
 from engine.data.loader import Batch, Loader
-from engine.data.sampler import Order
+from engine.data.sampler import BatchSampler
 from engine.encode import latent_cache
 from engine.encode import text_embeddings as text_module
 from engine.encode.latent_cache import LatentCache, latents_of
@@ -20,7 +20,7 @@ from engine.encode.latents import PlainEncoder, encode_pair, pixels
 from engine.encode.tensor_cache import TensorCache
 from engine.encode.vae_and_tokenizer import load_vae
 from engine.run import run_job
-from engine.weights.model_files import open_source
+from engine.weights.model_files import open_model_files
 from presets.caches.tensor_cache import list_tensors
 from presets.job.toml_file import load_job
 from presets.rules.check import gather
@@ -49,13 +49,13 @@ class Cached:
     """What a run's start does with latents, over one cache folder."""
 
     def __init__(self, tiny: Path, folder: Path) -> None:
-        self.source, self.folder, self.warnings = open_source(tiny), folder, []
+        self.source, self.folder, self.warnings = open_model_files(tiny), folder, []
         self.encoder = PlainEncoder(load_vae(self.source, device=CPU, dtype=torch.float32))
 
-    def fill(self, path: Path, *, vae="v", cap=2**30) -> tuple[LatentCache, int, Order]:
+    def fill(self, path: Path, *, vae="v", cap=2**30) -> tuple[LatentCache, int, BatchSampler]:
         self.warnings.clear()
         job = load_job(path)
-        items = build_items(job, path.parent, gather(job, path.parent, out=path.parent, scenes=False).datasets)
+        items = build_dataset(job, path.parent, gather(job, path.parent, out=path.parent, scenes=False).datasets)
         cache = LatentCache(
             job,
             items,
@@ -69,7 +69,7 @@ class Cached:
         seen = []
         made = cache.fill(self.encoder, lambda done, total: seen.append((done, total)))
         assert [done for done, _ in seen] == sorted(done for done, _ in seen) and seen[-1][0] == seen[-1][1]
-        return cache, made, Order(items, 2, 0)
+        return cache, made, BatchSampler(items, 2, 0)
 
 
 @pytest.fixture

@@ -10,16 +10,16 @@ from diffusers import WanImageToVideoPipeline
 from safetensors.torch import load_file, save_file
 from transformers import UMT5EncoderModel
 
-from engine.data.dataset import build_items
+from engine.data.dataset import build_dataset
 from engine.encode import text_embeddings as text_module
 from engine.encode import umt5
 from engine.encode.rowwise_linear import RowwiseLinear, packed_rows
 from engine.encode.tensor_cache import TensorCache
 from engine.encode.text_embeddings import MAX_TOKENS, encode_texts
 from engine.training.setup import all_texts
-from engine.weights.base_model import BaseFolder
+from engine.weights.base_model import BaseModel
 from engine.weights.load_expert import READERS
-from engine.weights.model_files import open_source
+from engine.weights.model_files import open_model_files
 from presets.caches.tensor_cache import list_tensors
 from presets.errors import UserError
 from presets.job.toml_file import load_job
@@ -36,7 +36,7 @@ FEW = TEXTS[:2]
 def encode(tiny, precision):
     seen = []
     book = encode_texts(
-        BaseFolder(open_source(tiny), 0.9, 5.0, "x"),
+        BaseModel(open_model_files(tiny), 0.9, 5.0, "x"),
         TEXTS,
         device=CPU,
         dtype=torch.float32,
@@ -86,7 +86,7 @@ class Cached:
     def __call__(self, texts=TEXTS, precision="none", *, base=None, cap=2**30):
         cache = TensorCache("texts", warn=self.warnings.append, folder=self.folder, cap=cap)
         return encode_texts(
-            BaseFolder(open_source(base or self.tiny), 0.9, 5.0, "x"),
+            BaseModel(open_model_files(base or self.tiny), 0.9, 5.0, "x"),
             texts,
             device=CPU,
             dtype=torch.float32,
@@ -199,7 +199,7 @@ def test_the_encoder_is_read_piece_by_piece(tiny, tmp_path, monkeypatch, precisi
     monkeypatch.setattr(
         umt5, "packed_rows", lambda raw, *more: (places.add(raw.data_ptr()), packed_rows(raw, *more))[1]
     )
-    model = umt5.load_text_encoder(open_source(base), dtype=torch.bfloat16, precision=precision)
+    model = umt5.load_text_encoder(open_model_files(base), dtype=torch.bfloat16, precision=precision)
     theirs = UMT5EncoderModel.from_pretrained(tiny / "text_encoder", dtype=torch.bfloat16).state_dict()
     ours = model.state_dict()
     linears = {
@@ -268,5 +268,5 @@ def test_an_unloaded_encoder_has_seen_the_trigger_alone(tiny, tmp_path, trigger,
         dataset={"caption_dropout": 0.0},
     )
     job = load_job(path)
-    items = build_items(job, tmp_path, gather(job, tmp_path, out=tmp_path, scenes=False).datasets)
+    items = build_dataset(job, tmp_path, gather(job, tmp_path, out=tmp_path, scenes=False).datasets)
     assert all_texts(job, items) == expected

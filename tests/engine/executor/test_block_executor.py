@@ -8,11 +8,11 @@ from diffusers import WanTransformer3DModel
 from torch._inductor import config as inductor
 
 from engine.executor import block_executor as streamed_module
-from engine.executor.activation_offload import HostStash
-from engine.executor.block_executor import ExpertWeights, Machinery, StreamedExecutor
+from engine.executor.activation_offload import OffloadedActivations
+from engine.executor.block_executor import BlockExecutor, ExecutorResources, ExpertWeights
 from engine.system import device
 from engine.wan import attention
-from engine.weights.packed_blocks import pack_branches
+from engine.weights.packed_blocks import pack_lora_branches
 from presets.planner.plan import Plan
 from tests.helpers.training.fake_cuda import FakeCuda
 from tests.helpers.training.plain import CPU, PlainExecutor, attach, packed, streamed
@@ -116,9 +116,9 @@ def test_batches_of_few_rows_keep_more_graphs(weights, monkeypatch):
     """X is 2 clips of 18 tokens."""
     kept = []
     monkeypatch.setattr(
-        StreamedExecutor,
+        BlockExecutor,
         "_kept_block",
-        lambda self, block, *args, real=StreamedExecutor._kept_block: kept.append(block) or real(self, block, *args),
+        lambda self, block, *args, real=BlockExecutor._kept_block: kept.append(block) or real(self, block, *args),
     )
     for also, count in (((36, 3),), 3), (((35, 3),), 1), (((20, 3), (40, 2)), 2):
         kept.clear()
@@ -162,8 +162,8 @@ def test_e4m3_reaches_compiled_code_as_bytes_and_is_the_same(model, parameters):
 )
 def test_cards_that_read_e4m3_are_given_it(monkeypatch, capability, bytes_there):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(streamed_module, "Ring", lambda *args: None)
-    machinery = Machinery(
+    monkeypatch.setattr(streamed_module, "WeightRing", lambda *args: None)
+    machinery = ExecutorResources(
         Plan(precision="qfloat8", stash="device", compiled=False), attention.CPU, 0, torch.device("cuda:0")
     )
     assert machinery.e4m3_as_bytes == bytes_there
@@ -177,12 +177,12 @@ def test_strength_zero_is_the_base(model, weights, plain):
 
 
 def test_two_experts_share_the_machinery(weights, plain):
-    machinery = Machinery(Plan(compiled=False), attention.CPU, weights.layout.bytes, CPU)
+    machinery = ExecutorResources(Plan(compiled=False), attention.CPU, weights.layout.bytes, CPU)
     none: list = [{}] * BLOCKS
     other = ExpertWeights(
         "low_noise", weights.stem, [torch.zeros_like(m) for m in weights.masters], weights.layout, none, 0.5
     )
-    high, low = StreamedExecutor(weights, machinery), StreamedExecutor(other, machinery)
+    high, low = BlockExecutor(weights, machinery), BlockExecutor(other, machinery)
     assert torch.equal(high.predict(X, T, TEXT), plain[2])
     assert not torch.equal(low.predict(X, T, TEXT), plain[2])
     assert torch.equal(high.predict(X, T, TEXT), plain[2])
@@ -212,7 +212,7 @@ def test_a_recovery_branch_is_a_frozen_part_of_the_base(model, weights, paramete
             weights.layout,
             weights.lora,
             0.5,
-            pack_branches(recovery, pinned=False),
+            pack_lora_branches(recovery, pinned=False),
         )
     )
     losses, grads, prediction = plain
@@ -227,13 +227,13 @@ def test_the_last_blocks_that_recompute_stash_on_the_device(weights, monkeypatch
     """The others' tensors go to the host and come back, in a pass of any length: what is staying is counted from the
     end."""
     puts: list[tuple[int, bool]] = []
-    plain = HostStash.put
+    plain = OffloadedActivations.put
 
     def put(self, block, tensors):
         plain(self, block, tensors)
         puts.append((block, block in self._here))
 
-    monkeypatch.setattr(HostStash, "put", put)
+    monkeypatch.setattr(OffloadedActivations, "put", put)
     run = streamed(weights, resident=4, kept=1, stash_on_device=2)
     for _ in range(2):
         run.forward_backward(X, T, TEXT, lambda out: out.square().mean())
@@ -247,7 +247,7 @@ def test_what_is_compiled_for_a_fixed_order_chooses_no_order_by_its_speed(monkey
     for name in choices:
         monkeypatch.setattr(inductor, name, True)
     kernels = attention.Attention("flash", "flash", deterministic=deterministic)
-    Machinery(Plan(slots=0, stash="device", compiled=True), kernels, 1, torch.device("cuda"), FakeCuda())
+    ExecutorResources(Plan(slots=0, stash="device", compiled=True), kernels, 1, torch.device("cuda"), FakeCuda())
     assert [getattr(inductor, name) for name in choices] == 2 * [not deterministic]
 
 
@@ -265,7 +265,9 @@ def compiled(monkeypatch):
 @pytest.mark.parametrize("plan", [{"resident": 4, "kept": 2}, {"chunk": 5}], ids=str)
 def test_one_compilation_does_for_all_sizes(weights, parameters, plain, compiled, plan):
     """Else what the compiler makes of a clip hangs on the clip before it, and a resume begins with another one."""
-    run = StreamedExecutor(weights, Machinery(Plan(**plan, any_size=True), attention.CPU, weights.block_bytes, CPU))
+    run = BlockExecutor(
+        weights, ExecutorResources(Plan(**plan, any_size=True), attention.CPU, weights.block_bytes, CPU)
+    )
 
     def both(frames: int, height: int, batch: int) -> None:
         x, goal = torch.randn(batch, 36, frames, height, 6), torch.zeros(batch, 16, frames, height, 6)
@@ -285,7 +287,7 @@ def test_one_compilation_does_for_all_sizes(weights, parameters, plain, compiled
     assert compiled() == twice
     torch.testing.assert_close(
         run.predict(X, T, TEXT),
-        StreamedExecutor(
-            weights, Machinery(Plan(**plan, compiled=False), attention.CPU, weights.block_bytes, CPU)
+        BlockExecutor(
+            weights, ExecutorResources(Plan(**plan, compiled=False), attention.CPU, weights.block_bytes, CPU)
         ).predict(X, T, TEXT),
     )

@@ -57,10 +57,10 @@ def test_an_order_is_kept_until_its_answer_is_on_the_disk(bench, monkeypatch):
     plain = run.log.flush
     monkeypatch.setattr(run.log, "flush", lambda: False)
     for _ in range(2):
-        commands.honour(run, 1, control)
+        commands.apply_commands(run, 1, control)
         assert run.job.save.every == 7 and file.exists()
     monkeypatch.setattr(run.log, "flush", plain)
-    commands.honour(run, 1, control)
+    commands.apply_commands(run, 1, control)
     assert not file.exists()
     told = [e for e, _ in read_events(bench.folder / "events.jsonl") if e.kind == "changed"]
     assert [e.data["order"] for e in told] == ["one"], "honoured once"

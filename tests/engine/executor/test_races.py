@@ -5,9 +5,9 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from engine.executor.block_executor import ExpertWeights, Machinery, StreamedExecutor
+from engine.executor.block_executor import BlockExecutor, ExecutorResources, ExpertWeights
 from engine.wan import attention
-from engine.weights.packed_blocks import pack_branches
+from engine.weights.packed_blocks import pack_lora_branches
 from presets.planner.plan import Plan
 from tests.helpers.training.fake_cuda import FakeCuda, Watch
 from tests.helpers.training.plain import CPU, attach, packed
@@ -54,8 +54,8 @@ def steps(
 ) -> list[torch.Tensor]:
     """Both experts in turn, batch 2, clips of several lengths, a pass without a graph between: losses, gradients and
     predictions."""
-    machinery = Machinery(plan, attention.CPU, both["high_noise"].block_bytes, CPU, cuda)
-    runs = {name: StreamedExecutor(weights, machinery) for name, weights in both.items()}
+    machinery = ExecutorResources(plan, attention.CPU, both["high_noise"].block_bytes, CPU, cuda)
+    runs = {name: BlockExecutor(weights, machinery) for name, weights in both.items()}
     out = []
     for turn, (h, w) in enumerate(sizes):
         for name, run in runs.items():
@@ -120,15 +120,15 @@ def test_a_pass_that_broke_off_leaves_nothing_to_the_next_ones(both, monkeypatch
 
     def passes(cuda: FakeCuda | None, *, broken: bool) -> list[torch.Tensor]:
         run, out, backward = (
-            StreamedExecutor(weights, Machinery(plan, attention.CPU, weights.block_bytes, CPU, cuda)),
+            BlockExecutor(weights, ExecutorResources(plan, attention.CPU, weights.block_bytes, CPU, cuda)),
             [],
-            StreamedExecutor._backward_block,
+            BlockExecutor._backward_block,
         )
         parameters = [p for lora in weights.lora for pair in lora.values() for p in pair]
         if broken:
             with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
                 patch.setattr(
-                    StreamedExecutor,
+                    BlockExecutor,
                     "_backward_block",
                     lambda run, block, *rest: breaking() if block == at else backward(run, block, *rest),
                 )
@@ -166,7 +166,7 @@ def test_a_recovery_adapter_travels_in_the_same_slot(both):
             w.layout,
             w.lora,
             1.0,
-            pack_branches(
+            pack_lora_branches(
                 [{"attn1.to_q": (torch.randn(2, 32, generator=g), torch.randn(32, 2, generator=g))} for _ in w.masters],
                 pinned=False,
             ),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.executor.weight_ring import Ring, plan_loads
+from engine.executor.weight_ring import WeightRing, plan_loads
 
 
 def replay(keys, visits, slots, held=None):
@@ -43,7 +43,7 @@ def test_the_ring_reads_ahead_but_never_over_a_slot_in_use():
         ("e", i): (torch.full((4,), i, dtype=torch.uint8), torch.full((2,), 10 + i, dtype=torch.uint8))
         for i in range(6)
     }
-    ring = Ring(6, 2, torch.device("cpu"))
+    ring = WeightRing(6, 2, torch.device("cpu"))
     keys = [("e", i) for i in [*range(6), *reversed(range(6))]]
     for _ in range(2):
         ring.begin(keys, masters)

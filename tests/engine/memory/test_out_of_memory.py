@@ -157,7 +157,7 @@ def test_no_room_for_the_optimizers_first_state_is_found_before_its_step(monkeyp
 
     monkeypatch.setattr(train_step, "reserve_state", reserve)
     run = SimpleNamespace(short=lambda: shortage(None, None), replan=lambda scarce, why: replans.append(scarce))
-    assert train_step.with_memory(run, learner, SimpleNamespace(current="transformer"), attempt) == "passed"
+    assert train_step.retry_on_oom(run, learner, SimpleNamespace(current="transformer"), attempt) == "passed"
     assert (
         replans == ["step"]
         and torch.equal(attempts[0], attempts[1])
@@ -167,7 +167,7 @@ def test_no_room_for_the_optimizers_first_state_is_found_before_its_step(monkeyp
     monkeypatch.undo()
     train_step.reserve_state(SimpleNamespace(job=JOB), learner)
     learner.optimizer.step()
-    train_step.with_memory(run, learner, SimpleNamespace(current=""), lambda: "passed")
+    train_step.retry_on_oom(run, learner, SimpleNamespace(current=""), lambda: "passed")
 
 
 def test_host_memory_that_is_not_there_is_refused_before_the_kernel_ends_a_process(monkeypatch):

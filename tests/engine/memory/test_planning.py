@@ -9,7 +9,7 @@ import torch
 
 from engine.memory import planning
 from engine.memory.planning import Running, plan_run
-from engine.runfolder.resume import Begin
+from engine.runfolder.resume import ResumePoint
 from engine.training import restore
 from engine.training.setup import kernels_of, plan_before, running_before, versions
 from engine.wan.attention import CPU, Attention
@@ -24,7 +24,7 @@ CUDA = torch.device("cuda")
 @pytest.fixture
 def planned(monkeypatch):
     """plan_run on an H100 with so many GiB free, with measured rates."""
-    monkeypatch.setattr(planning, "rates_of", lambda gpu, device: rates())
+    monkeypatch.setattr(planning, "measured_rates", lambda gpu, device: rates())
     monkeypatch.setattr(planning, "card_memory", lambda device: None)
 
     def plan(free: float, before: Plan | None = None, **panels):
@@ -74,10 +74,10 @@ def test_what_the_user_has_since_said_of_the_plan_counts_on_resume(planned, pane
     """Both may change between two attempts without a question, so neither may be without effect."""
     running = Running(planned(60).plan, CPU)
     then, now = job(), job(model=panels)
-    assert plan_before(Begin(job=then), running) == running.plan
-    before = plan_before(Begin(job=now, since=changes(then, now)), running)
+    assert plan_before(ResumePoint(job=then), running) == running.plan
+    before = plan_before(ResumePoint(job=now, since=changes(then, now)), running)
     assert planned(60, before=before, model=panels).plan == planned(60, model=panels).plan != running.plan
-    assert plan_before(Begin(job=then), None) is None
+    assert plan_before(ResumePoint(job=then), None) is None
 
 
 def held(**changed: object) -> dict[str, object]:
@@ -86,7 +86,7 @@ def held(**changed: object) -> dict[str, object]:
 
 
 def test_what_a_checkpoint_holds_of_the_plan_and_the_kernels_comes_back():
-    found = running_before(Begin(job=job(), meta=held()), torch.device("cpu"))
+    found = running_before(ResumePoint(job=job(), meta=held()), torch.device("cpu"))
     assert found == Running(Plan(), Attention("cudnn", "flash", deterministic=True))
 
 
@@ -94,7 +94,7 @@ def test_what_a_checkpoint_holds_of_the_plan_and_the_kernels_comes_back():
     "changed", [{"device": "NVIDIA H100"}, {"versions": {**versions(), "torch": "1.0"}}], ids=lambda c: next(iter(c))
 )
 def test_another_card_and_other_versions_plan_anew(changed):
-    assert running_before(Begin(job=job(), meta=held(**changed)), torch.device("cpu")) is None
+    assert running_before(ResumePoint(job=job(), meta=held(**changed)), torch.device("cpu")) is None
 
 
 def test_a_resumed_run_has_the_kernels_it_had(planned):
@@ -130,7 +130,7 @@ def test_only_a_plan_that_rounds_otherwise_is_told(before, told, monkeypatch):
     monkeypatch.setattr(restore, "position", lambda run, step: {})
     kernels = Attention("cudnn", "flash", deterministic=True)
     run = SimpleNamespace(
-        begin=Begin(job=job(), meta=held()),
+        begin=ResumePoint(job=job(), meta=held()),
         device=torch.device("cpu"),
         versions=versions(),
         planning=SimpleNamespace(plan=Plan()),
@@ -147,7 +147,7 @@ def test_only_a_plan_that_rounds_otherwise_is_told(before, told, monkeypatch):
 def test_another_kernel_is_told(monkeypatch):
     monkeypatch.setattr(restore, "position", lambda run, step: {})
     run = SimpleNamespace(
-        begin=Begin(job=job(), meta=held()),
+        begin=ResumePoint(job=job(), meta=held()),
         device=torch.device("cpu"),
         versions=versions(),
         planning=SimpleNamespace(plan=Plan()),

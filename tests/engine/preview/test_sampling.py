@@ -11,7 +11,7 @@ from PIL import Image
 
 from engine.encode.latents import PlainEncoder
 from engine.preview.sampling import (
-    Shot,
+    PreviewRequest,
     control_image,
     sample_latents,
     scheduler_for,
@@ -65,7 +65,7 @@ def test_latents_equal_the_pipeline_bit_for_bit(pipe, executors, tmp_path, sampl
     with torch.no_grad():
         text, negative = (pipe._get_t5_prompt_embeds([t]) for t in ("orbit", "blur"))
     seen = []
-    shot = Shot(image[0], text, negative, 7, 5)
+    shot = PreviewRequest(image[0], text, negative, 7, 5)
     ours = sampled(pipe, executors, shot, panel, progress=lambda done, total: seen.append((done, total)))
     assert torch.equal(ours, theirs)
     assert seen == [(i, 6) for i in range(7)]
@@ -101,7 +101,7 @@ class Counted:
 def test_an_expert_without_guidance_is_asked_once(pipe, executors, batched, high, low):
     asked = {e: [] for e in EXPERTS}
     counted = {e: Counted(x, asked[e]) for e, x in executors.items()}
-    shot = Shot(torch.zeros(3, 32, 32), torch.zeros(1, 512, 32), torch.ones(1, 512, 32), 1, 1)
+    shot = PreviewRequest(torch.zeros(3, 32, 32), torch.zeros(1, 512, 32), torch.ones(1, 512, 32), 1, 1)
     panel = SamplePanel(steps=4, guidance=3.5, guidance_low=1.0)
     sampled(pipe, counted, shot, panel, batched=batched)
     turns = {"high_noise": high, "low_noise": low}
@@ -110,7 +110,7 @@ def test_an_expert_without_guidance_is_asked_once(pipe, executors, batched, high
 
 def test_guidance_of_the_low_noise_expert_alone(pipe, executors):
     """The pipeline leaves it out when the high-noise expert has none; here it counts."""
-    shot = Shot(torch.zeros(3, 32, 32), torch.zeros(1, 512, 32), torch.ones(1, 512, 32), 1, 5)
+    shot = PreviewRequest(torch.zeros(3, 32, 32), torch.zeros(1, 512, 32), torch.ones(1, 512, 32), 1, 5)
     plain, guided = (
         sampled(pipe, executors, shot, SamplePanel(steps=4, guidance=1.0, guidance_low=low)) for low in (None, 3.0)
     )
@@ -119,7 +119,7 @@ def test_guidance_of_the_low_noise_expert_alone(pipe, executors):
 
 def test_strength_zero_shows_the_base(pipe, executors):
     shots = [
-        Shot(torch.zeros(3, 32, 32), torch.zeros(1, 512, 32), torch.ones(1, 512, 32), 1, 5, strength)
+        PreviewRequest(torch.zeros(3, 32, 32), torch.zeros(1, 512, 32), torch.ones(1, 512, 32), 1, 5, strength)
         for strength in (0.0, 0.5, 1.0)
     ]
     base, half, full = (sampled(pipe, executors, shot, SamplePanel(steps=2, guidance=1.0)) for shot in shots)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.adapters.recovery_file import load_ara
 from engine.demo.tiny_base import build_tiny
-from engine.executor.block_executor import StreamedExecutor
+from engine.executor.block_executor import BlockExecutor
 from engine.recovery.build import Report, build_expert, correct
 from engine.recovery.calibrate import Sample, Walk
 from engine.recovery.command import main
@@ -22,8 +22,8 @@ from engine.run import run_job
 from engine.wan.block import LINEARS
 from engine.wan.frozen_linear import unpack_weight
 from engine.wan.int4_grids import PRECISION, pack_on_grid
-from engine.weights.model_files import identity, open_source
-from engine.weights.packed_blocks import pack_branches
+from engine.weights.model_files import identity, open_model_files
+from engine.weights.packed_blocks import pack_lora_branches
 from presets.job.expert_schedule import EXPERTS
 from presets.job.toml_file import load_job, save_job
 from tests.engine.training.test_trainer import step_losses
@@ -40,7 +40,7 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def reader(base) -> ExpertReader:
-    return ExpertReader(open_source(base), "high_noise")
+    return ExpertReader(open_model_files(base), "high_noise")
 
 
 def samples(count: int, *, seed: int) -> list[Sample]:
@@ -192,7 +192,7 @@ def test_the_command_from_a_folder_of_clips_to_a_file_that_loads(tiny, tmp_path,
     )
     said = capsys.readouterr().out
     assert str(out) in said and ("output error" in said) == ("--clips" in options)
-    readers = {e: ExpertReader(open_source(tiny), e) for e in EXPERTS}
+    readers = {e: ExpertReader(open_model_files(tiny), e) for e in EXPERTS}
     identities = {e: identity(r._part.files, times=False) for e, r in readers.items()}
     ara = load_ara(out, shapes=readers["low_noise"].shapes, blocks=2, needed=EXPERTS, identities=identities, device=CPU)
     assert list(ara.experts) == (["low_noise"] if "low" in options else list(EXPERTS)) and ara.grid == (
@@ -241,7 +241,7 @@ def test_in_the_executor_it_is_part_of_the_frozen_model(base, reader, plan):
     ours = streamed(
         replace(
             packed(quantized, "high_noise", trained, scaling=1.0, precision="qint4"),
-            recovery=pack_branches(loras, pinned=False),
+            recovery=pack_lora_branches(loras, pinned=False),
         ),
         precision="qint4",
         **plan,
@@ -270,13 +270,13 @@ def test_a_job_trains_on_what_the_command_built(tiny, tmp_path, monkeypatch):
     other elsewhere."""
     out, seen = tmp_path / "a.safetensors", []
     assert main([str(tiny), "--rank", "8", "--out", str(out)]) == 0
-    plain = StreamedExecutor.__init__
+    plain = BlockExecutor.__init__
 
     def noting(self, weights, machinery) -> None:
         plain(self, weights, machinery)
         seen.append((machinery.plan.precision, weights.recovery is not None))
 
-    monkeypatch.setattr(StreamedExecutor, "__init__", noting)
+    monkeypatch.setattr(BlockExecutor, "__init__", noting)
     save_file(load_file(out), unnamed := tmp_path / "unnamed.safetensors")
     for name, panel in (
         ("with", {"transformer": "qint4+ara", "ara": str(out)}),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.jobs.control_files import leave as left_by_the_daemon
+from daemon.jobs.control_files import write_command
 from engine.runfolder.control import Control, StopWished
 from presets.errors import UserError
 from presets.findings import Finding
@@ -29,7 +29,7 @@ def control(tmp_path, told) -> Control:
     return made
 
 
-def leave(control: Control, name: str, content: object, *, at: int = 0) -> Path:
+def put(control: Control, name: str, content: object, *, at: int = 0) -> Path:
     path = control.folder / f"{name}.json"
     path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
     os.utime(path, (1000 + at, 1000 + at))
@@ -37,8 +37,8 @@ def leave(control: Control, name: str, content: object, *, at: int = 0) -> Path:
 
 
 def test_commands_wait_in_the_order_they_were_written_until_they_are_done(control):
-    second = leave(control, "a", {"id": "a", "command": "save"}, at=2)
-    first = leave(control, "b", {"id": "b", "command": "set", "field": "training.lr", "value": "5e-5"}, at=1)
+    second = put(control, "a", {"id": "a", "command": "save"}, at=2)
+    first = put(control, "b", {"id": "b", "command": "set", "field": "training.lr", "value": "5e-5"}, at=1)
     assert not control.stop_wished() and first.exists(), "a kill before it is honoured must not lose it"
     assert control.waiting() == [
         (first, ControlFile(id="b", command="set", field="training.lr", value="5e-5")),
@@ -49,7 +49,7 @@ def test_commands_wait_in_the_order_they_were_written_until_they_are_done(contro
 
 
 def test_a_stop_is_taken_at_once(control):
-    path = leave(control, "s", {"id": "s", "command": "stop"})
+    path = put(control, "s", {"id": "s", "command": "stop"})
     with pytest.raises(StopWished, match="stopped on request"):
         control.honour()
     assert not path.exists() and control.waiting() == [] and control.why == "stopped on request"
@@ -69,7 +69,7 @@ def test_a_stop_is_taken_at_once(control):
     ],
 )
 def test_what_is_no_command_is_refused_and_goes(control, told, content):
-    path = leave(control, "x", content)
+    path = put(control, "x", content)
     assert not control.stop_wished() and not path.exists()
     assert (
         [f.code for f in told] == ["command-refused"]
@@ -84,7 +84,7 @@ def test_the_commands_there_are_named():
 
 
 def test_waiting_ends_with_a_stop(control):
-    leave(control, "s", {"command": "stop"})
+    put(control, "s", {"command": "stop"})
     with pytest.raises(StopWished):
         control.sleep(PATIENCE)
 
@@ -96,7 +96,7 @@ def test_what_the_daemon_leaves_is_what_is_taken(control):
         ControlFile(command="sample"),
     ]
     for number, command in enumerate(given):
-        left_by_the_daemon(control.folder.parent, f"request {number}", command)
+        write_command(control.folder.parent, f"request {number}", command)
     assert [command for _, command in control.waiting()] == [
         ControlFile(id=f"request {n}", command=c.command, field=c.field, value=c.value) for n, c in enumerate(given)
     ]

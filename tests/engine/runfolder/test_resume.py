@@ -7,7 +7,7 @@ import torch
 
 from engine.runfolder import checkpoint
 from engine.runfolder.event_log import EventLog
-from engine.runfolder.resume import Begin, clear_the_way, find_begin
+from engine.runfolder.resume import ResumePoint, find_resume_point, set_aside_later_files
 from presets.errors import UserError
 from presets.job.resume_check import JOB_FILE
 from presets.job.schema import DatasetPanel, Job, JobPanel, ModelPanel, MultistagePanel
@@ -53,8 +53,8 @@ class Place:
     def set(self, step: int, field: str, old: object, new: object) -> None:
         self.log.emit("changed", field=field, old=old, new=new, step=step)
 
-    def begin(self, job: Job = JOB, *, from_step: int | None = None, accept: bool = False) -> Begin:
-        return find_begin(self.run, job, self.base, from_step=from_step, accept=accept)
+    def begin(self, job: Job = JOB, *, from_step: int | None = None, accept: bool = False) -> ResumePoint:
+        return find_resume_point(self.run, job, self.base, from_step=from_step, accept=accept)
 
     def names(self, folder: str = "") -> list[str]:
         return sorted(
@@ -81,7 +81,7 @@ def test_the_newest_checkpoint_that_verifies_and_an_unchanged_job(place):
         None,
     )
     assert len(begin.damaged) == 1 and "step_000000004" in begin.damaged[0]
-    clear_the_way(begin, place.run, place.log)
+    set_aside_later_files(begin, place.run, place.log)
     assert [f.name for f in checkpoint.listed(place.run)] == ["step_000000002"]
 
 
@@ -90,9 +90,9 @@ def test_nothing_was_saved(place):
     assert (begin.step, begin.checkpoint, begin.resumed) == (0, None, True)
     told = []
     log = EventLog(place.run, listener=told.append)
-    clear_the_way(Begin(job=JOB), place.run, log)
+    set_aside_later_files(ResumePoint(job=JOB), place.run, log)
     assert not told, "a run that begins anew misses no checkpoint"
-    clear_the_way(begin, place.run, log)
+    set_aside_later_files(begin, place.run, log)
     assert "no checkpoint to resume from" in told[0].data["text"]
 
 
@@ -199,7 +199,7 @@ def test_going_back_moves_what_came_later_and_loses_nothing(place):
     place.log = EventLog(place.run, listener=lambda event: None)
     begin = place.begin(from_step=2)
     assert (begin.step, begin.rollback, begin.ahead) == (2, True, [])
-    clear_the_way(begin, place.run, place.log)
+    set_aside_later_files(begin, place.run, place.log)
     assert place.names("abandoned/attempt_1") == sorted(name for name in before if "2" not in name)
     assert [n for n in place.names() if not n.startswith("abandoned")] == [name for name in before if "2" in name]
     assert (place.run / "abandoned/attempt_1/t_high_noise.safetensors").read_text() == "final"
@@ -220,11 +220,11 @@ def test_a_rollback_that_was_cut_short_goes_on_in_the_same_folder(place, monkeyp
     place.log = EventLog(place.run, listener=lambda event: None)
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(Path, "rename", killed)
-        clear_the_way(place.begin(from_step=2), place.run, place.log)
+        set_aside_later_files(place.begin(from_step=2), place.run, place.log)
     assert any("4" in name for name in place.names() if not name.startswith("abandoned"))
     place.log.close()
     place.log = EventLog(place.run, listener=lambda event: None)
-    clear_the_way(place.begin(), place.run, place.log)
+    set_aside_later_files(place.begin(), place.run, place.log)
     assert place.names("abandoned/attempt_1") == sorted(name for name in before if "2" not in name)
     assert not (place.run / "abandoned/attempt_2").exists()
 

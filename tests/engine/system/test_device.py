@@ -96,7 +96,7 @@ def test_a_card_that_others_have_taken_whole_is_one_clear_error(card, monkeypatc
 
     monkeypatch.setattr(out_of_memory, "open_device", open_device)
     with pytest.raises(UserError, match=r"no memory left to begin with: .*cublasCreate") as e:
-        out_of_memory.open_with_room(None, vram=None)
+        out_of_memory.open_device_with_room(None, vram=None)
     assert "other programs" in (e.value.fix or "")
 
 

@@ -14,7 +14,7 @@ from engine.run import run_job
 from engine.runfolder import checkpoint
 from engine.runfolder.console import Console
 from engine.runfolder.event_log import EventLog
-from engine.system.durable_files import make_folder, placed, sha256
+from engine.system.durable_files import atomic_write, make_folder, sha256
 from presets.runs.events import Event, decode_event
 from tests.helpers.jobs import of_kind, write_job
 from tests.helpers.training.sameness import differences
@@ -180,7 +180,7 @@ def test_how_an_attempt_ended_is_on_the_disk(tmp_path, monkeypatch):
 
 def test_an_error_leaves_what_was_there_and_nothing_beside_it(tmp_path):
     (tmp_path / "a").write_text("before")
-    with pytest.raises(ZeroDivisionError), placed(tmp_path / "a") as aside:
+    with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "a") as aside:
         aside.write_text("half")
         raise ZeroDivisionError
     assert [p.name for p in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "before"

@@ -19,7 +19,7 @@ from presets.diagnosis import diagnosis
 from presets.job.schema import Job
 from presets.job.toml_file import load_job, save_job, with_value
 from presets.runs.events import Event
-from presets.runs.run_view import RunView, fold
+from presets.runs.run_view import RunView, apply_event
 from tests.helpers.jobs import events, of_kind, write_job
 from tests.helpers.training.sameness import branch
 
@@ -232,7 +232,7 @@ def test_what_was_set_is_set_again_at_the_same_step_after_a_fault(tiny, tmp_path
     for folder in (run, straight):
         views.append(RunView())
         for event in events(folder):
-            fold(views[-1], event)
+            apply_event(views[-1], event)
     assert views[0].losses == views[1].losses and views[0].steps == 7 and views[0].settings == views[1].settings
     assert [c.step for c in views[0].checkpoints if c.step != 5] == [3, 6, 7]
 
@@ -314,7 +314,7 @@ def test_going_back_to_an_older_checkpoint(tiny, tmp_path, capsys):
     )
     view = RunView()
     for event in events(run):
-        fold(view, event)
+        apply_event(view, event)
     assert {p.step: p.loss for points in view.abandoned[0].losses.values() for p in points} == {
         3: losses[3],
         4: losses[4],

@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from engine.adapters import lora
 from engine.adapters.accelerator import load_accelerators
-from engine.data.dataset import build_items
+from engine.data.dataset import build_dataset
 from engine.demo.tiny_base import build_tiny
 from engine.encode.latents import PlainEncoder, encode
 from engine.encode.text_embeddings import encode_texts
@@ -32,11 +32,11 @@ from engine.executor.experts import Experts
 from engine.preview.sampling import sample_latents
 from engine.runfolder import checkpoint
 from engine.training.optimizer import Ema, build_optimizer
-from engine.training.previews import make_previews, shot_of, shown_weights, video_path
+from engine.training.previews import make_previews, request_of, shown_weights, video_path
 from engine.training.saving import lora_file, save_all, write_lora
 from engine.training.setup import Learner, Run, kernels_of, prepare, recovery_of
 from engine.training.trainer import optimizer_step, previews_due
-from engine.weights.base_model import find_base
+from engine.weights.base_model import find_base_model
 from presets.clips.clip_facts import DatasetFacts, scan_dataset
 from presets.errors import UserError
 from presets.job.expert_schedule import expert_at, steps_of
@@ -47,7 +47,7 @@ from presets.planner.cards import card_hardware, find_card
 from presets.planner.choose import choose_for
 from presets.planner.measured_rates import AttentionRates
 from presets.planner.sizes import ExpertShape, disk_need
-from presets.rules.check import check, read_run_folder
+from presets.rules.check import check_job, read_run_folder
 from tests.helpers.facts import gpu, machine, rates
 from tests.helpers.jobs import write_job
 from tests.helpers.training.bench import CPU, Bench
@@ -199,7 +199,7 @@ class Looks(Bench):
         return [(batch.frames.shape, digest(batch.frames)) for batch in batches]
 
     def items(self, job: Job) -> list:
-        return build_items(job, self.facts.base, [scanned(panel.path, self.facts.base) for panel in job.datasets])
+        return build_dataset(job, self.facts.base, [scanned(panel.path, self.facts.base) for panel in job.datasets])
 
     def captions(self, job: Job) -> object:
         run = self.run_of(job)
@@ -212,7 +212,7 @@ class Looks(Bench):
         )
 
     def step(self, job: Job) -> object:  # type: ignore[override]
-        run = replace(self.run_of(job), base=find_base(job, self.facts.base, progress=lambda *_: None))
+        run = replace(self.run_of(job), base=find_base_model(job, self.facts.base, progress=lambda *_: None))
         first = next(i for i in range(99) if run.order.batch(i)[0].item.dataset == 0)  # whose settings are changed
         gradients, passed = super().step(run, "high_noise", first // job.training.gradient_accumulation)
         return (
@@ -291,7 +291,7 @@ class Looks(Bench):
             latents = sample_latents(
                 run.experts.executors,
                 run.encoder,
-                shot_of(run, 1),
+                request_of(run, 1),
                 job.sample,
                 boundary=run.base.boundary,
                 shift=run.base.flow_shift,
@@ -328,7 +328,7 @@ class Looks(Bench):
 
     def text(self, job: Job) -> object:
         book = encode_texts(
-            find_base(job, self.facts.base),
+            find_base_model(job, self.facts.base),
             ["an orbit"],
             device=CPU,
             dtype=torch.float32,
@@ -338,11 +338,11 @@ class Looks(Bench):
         return digest(book.batch(["an orbit"], device=CPU))
 
     def latents(self, job: Job) -> object:
-        encoder = PlainEncoder(load_vae(find_base(job, self.facts.base).source, device=CPU, dtype=torch.float32))
+        encoder = PlainEncoder(load_vae(find_base_model(job, self.facts.base).source, device=CPU, dtype=torch.float32))
         return digest(encode(encoder, torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 1, 32, 32)))
 
     def findings(self, job: Job) -> object:
-        return check(job, msgspec.structs.replace(self.facts, machine=machine(gpu())))
+        return check_job(job, msgspec.structs.replace(self.facts, machine=machine(gpu())))
 
     def place(self, job: Job) -> object:
         return read_run_folder(job, self.facts.base, self.facts.out).path

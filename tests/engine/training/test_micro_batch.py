@@ -9,16 +9,16 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from engine.data.dataset import build_items
+from engine.data.dataset import build_dataset
 from engine.data.loader import Batch, Loader
-from engine.data.sampler import Order, place_in
+from engine.data.sampler import BatchSampler, turn_of
 from engine.encode.latents import condition, encode, pixels
-from engine.executor.block_executor import StreamedExecutor
+from engine.executor.block_executor import BlockExecutor
 from engine.training.micro_batch import draws
 from engine.training.objective import noised
 from engine.training.optimizer import Ema, build_optimizer, clip_gradients
 from engine.training.setup import Learner, Run, all_texts
-from engine.training.train_step import Passed
+from engine.training.train_step import StepResult
 from engine.training.trainer import optimizer_step
 from tests.helpers.jobs import of_kind, write_job
 from tests.helpers.training.bench import CPU, Bench
@@ -37,7 +37,7 @@ class Steps(Bench):
     def with_job(self, **values: object) -> Run:
         return self.run_of(self.changed(**{"training__dop": False} | values))
 
-    def gradients(self, step: int = 0, **values: object) -> tuple[dict[str, torch.Tensor], Passed]:
+    def gradients(self, step: int = 0, **values: object) -> tuple[dict[str, torch.Tensor], StepResult]:
         return self.step(self.with_job(**values), EXPERT, step)
 
 
@@ -96,7 +96,7 @@ def test_a_clip_counts_as_much_in_a_short_batch_as_in_a_full_one(bench):
 def test_a_gradient_that_is_not_finite_never_reaches_the_weights_though_the_loss_is(bench, monkeypatch):
     """Neither weights nor running average nor the optimizer's state; the clips and timesteps are named, and the next
     step is a good one."""
-    plain, learner = StreamedExecutor.forward_backward, bench.run.learners[EXPERT]
+    plain, learner = BlockExecutor.forward_backward, bench.run.learners[EXPERT]
     poisoned = bench.parameters["blocks.1.ffn.net.2.lora_A.weight"]
 
     def overflown(self, *args, **named):
@@ -113,7 +113,7 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights_though_the_loss
     run = replace(bench.with_job(), learners=bench.run.learners | {EXPERT: own})
     before = {name: p.data.clone() for name, p in own.parameters.items()}
     with monkeypatch.context() as patch:
-        patch.setattr(StreamedExecutor, "forward_backward", overflown)
+        patch.setattr(BlockExecutor, "forward_backward", overflown)
         assert optimizer_step(run, 0, bench.control)
     assert all(
         torch.equal(p, before[name]) and torch.equal(own.ema.average[name], before[name])
@@ -289,9 +289,9 @@ def test_what_a_dropped_caption_trains_is_not_also_held_fast(bench, monkeypatch)
     prompt."""
     run = bench.with_job(training__batch_size=4)
     mixed = next(i for i in range(50) if 0 < sum(d.dropped for d in run.order.batch(i)) < 4)
-    predict, predicted = StreamedExecutor.predict, []
+    predict, predicted = BlockExecutor.predict, []
     monkeypatch.setattr(
-        StreamedExecutor,
+        BlockExecutor,
         "predict",
         lambda self, x, *args, **named: predicted.append(len(x)) or predict(self, x, *args, **named),
     )
@@ -337,9 +337,9 @@ def test_each_dataset_has_its_own_settings_in_the_step(bench):
     """Frames, repeats and weight are of the dataset, and a batch is of one dataset where they differ."""
     second = msgspec.structs.replace(bench.job.datasets[0], num_frames=5, repeats=3, weight=0.25, regularization=True)
     job = msgspec.structs.replace(bench.job, datasets=[bench.job.datasets[0], second])
-    items = build_items(job, bench.facts.base, [bench.facts.datasets[0]] * 2)
+    items = build_dataset(job, bench.facts.base, [bench.facts.datasets[0]] * 2)
     assert len(items) == 4 + 4 * 3
-    order = Order(items, 3, 0, place_in(job))
+    order = BatchSampler(items, 3, 0, turn_of(job))
     loader = Loader(order, 0, log=print)
     for i in range(order.batches_per_epoch):
         batch = loader.batch(i)

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from engine.executor.block_executor import StreamedExecutor
+from engine.executor.block_executor import BlockExecutor
 from engine.preview.contact_sheets import (
     EARLIEST,
     LATEST,
@@ -266,7 +266,7 @@ def test_previews_that_fail_are_findings_and_the_run_goes_on(tiny, tmp_path, mon
     """The first prompt's image goes away, the second one's memory runs out with no smaller plan left; the third is
     made."""
     job = write_job(tmp_path, tiny, prompts=3, steps=1, sample={**SMALL, "every": 0, "first": False})
-    plain, predict = previews.shot_of, StreamedExecutor.predict
+    plain, predict = previews.request_of, BlockExecutor.predict
 
     def shot(run, i):
         if i == 0:
@@ -285,8 +285,8 @@ def test_previews_that_fail_are_findings_and_the_run_goes_on(tiny, tmp_path, mon
         return predict(self, *args, **named)
 
     failing = [False]
-    monkeypatch.setattr(previews, "shot_of", shot)
-    monkeypatch.setattr(StreamedExecutor, "predict", short)
+    monkeypatch.setattr(previews, "request_of", shot)
+    monkeypatch.setattr(BlockExecutor, "predict", short)
     assert go(job) == 0
     run = tmp_path / "runs" / "t"
     found = [d for d in of_kind(run, "finding") if d["code"] == "preview-failed"]

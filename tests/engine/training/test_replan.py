@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from engine.encode.vae_encoder import ClipEncoder
-from engine.executor.block_executor import StreamedExecutor
+from engine.executor.block_executor import BlockExecutor
 from engine.executor.experts import Experts
 from engine.memory.planning import Planning
 from engine.run import run_job
@@ -40,7 +40,7 @@ def card(monkeypatch):
 
 
 def failing(monkeypatch, method: str, calls: set[int], error: Exception) -> None:
-    plain, count = getattr(StreamedExecutor, method), [0]
+    plain, count = getattr(BlockExecutor, method), [0]
 
     def sometimes(self, *args, **named):
         count[0] += 1
@@ -48,7 +48,7 @@ def failing(monkeypatch, method: str, calls: set[int], error: Exception) -> None
             raise error
         return plain(self, *args, **named)
 
-    monkeypatch.setattr(StreamedExecutor, method, sometimes)
+    monkeypatch.setattr(BlockExecutor, method, sometimes)
 
 
 OOM = torch.OutOfMemoryError("CUDA out of memory")
@@ -168,7 +168,7 @@ def test_no_room_while_loading_ends_with_what_would_help(tiny, tmp_path, monkeyp
 def test_the_encoder_follows_the_plan(tiny):
     from engine.encode.vae_and_tokenizer import load_vae
     from engine.training.setup import make_encoder
-    from engine.weights.model_files import open_source
+    from engine.weights.model_files import open_model_files
 
-    vae = load_vae(open_source(tiny), device=torch.device("cpu"), dtype=torch.float32)
+    vae = load_vae(open_model_files(tiny), device=torch.device("cpu"), dtype=torch.float32)
     assert not isinstance(make_encoder(vae, FULL), ClipEncoder)  # bit for bit diffusers' own on the CPU

@@ -5,8 +5,8 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from engine.executor.block_executor import ExpertWeights, Machinery, StreamedExecutor
-from engine.executor.weight_ring import Ring
+from engine.executor.block_executor import BlockExecutor, ExecutorResources, ExpertWeights
+from engine.executor.weight_ring import WeightRing
 from engine.training.optimizer import clip_gradients
 from engine.wan import attention
 from presets.planner.plan import Plan
@@ -39,8 +39,8 @@ def expert(name: str, seed: int) -> ExpertWeights:
 def train(plan: Plan, *, switch_every: int = 1, steps: int = STEPS) -> list[torch.Tensor]:
     """Both LoRAs after `steps` of AdamW on two terms, batch 2, two bucket sizes."""
     experts = [expert("high_noise", 0), expert("low_noise", 1)]
-    machinery = Machinery(plan, attention.CPU, experts[0].block_bytes, CPU)
-    runs = [StreamedExecutor(weights, machinery) for weights in experts]
+    machinery = ExecutorResources(plan, attention.CPU, experts[0].block_bytes, CPU)
+    runs = [BlockExecutor(weights, machinery) for weights in experts]
     parameters = [[p for lora in w.lora for pair in lora.values() for p in pair] for w in experts]
     optimizers = [torch.optim.AdamW(p, lr=1e-3, weight_decay=1e-2) for p in parameters]
     g = torch.Generator().manual_seed(7)
@@ -98,13 +98,13 @@ def test_a_switch_moves_nothing(monkeypatch, plan):
     """A step of the other expert brings exactly the blocks that it visits: as many as a step of its own with cold
     slots, none when resident."""
     copies: list[str] = []
-    plain = Ring._write
-    monkeypatch.setattr(Ring, "_write", lambda self, visit: (copies.append(visit.key[0]), plain(self, visit))[1])
+    plain = WeightRing._write
+    monkeypatch.setattr(WeightRing, "_write", lambda self, visit: (copies.append(visit.key[0]), plain(self, visit))[1])
     plan = Plan(compiled=False, **plan)
     experts = [expert("high_noise", 0), expert("low_noise", 1)]
     where = [m.data_ptr() for w in experts for m in w.masters]
-    machinery = Machinery(plan, attention.CPU, experts[0].block_bytes, CPU)
-    runs = [StreamedExecutor(w, machinery) for w in experts]
+    machinery = ExecutorResources(plan, attention.CPU, experts[0].block_bytes, CPU)
+    runs = [BlockExecutor(w, machinery) for w in experts]
     streamed = BLOCKS - plan.resident
     # the turn from forward to backward copies nothing again
     cold = max(0, 2 * streamed - plan.slots) if streamed > plan.slots else streamed

@@ -21,7 +21,7 @@ from engine.runfolder import checkpoint
 from engine.runfolder.console import Console
 from presets.job.schema import Job
 from presets.job.toml_file import load_job, save_job, with_value
-from presets.runs.run_view import RunView, fold
+from presets.runs.run_view import RunView, apply_event
 from tests.helpers import ROOT
 from tests.helpers.jobs import events, of_kind, write_job
 from tests.helpers.waiting import PATIENCE, until
@@ -78,7 +78,7 @@ def test_events_tell_the_whole_run(finished):
     assert {c for d in steps for c in d["clips"]} == {f"0/{i}.mp4@64" for i in range(3)}
     view = RunView()
     for event in events(finished):
-        fold(view, event)
+        apply_event(view, event)
     assert (
         view.state == "done"
         and view.step == 8
@@ -373,12 +373,12 @@ def test_a_stop_in_the_middle_of_a_preview_ends_it(tiny, tmp_path):
 
 
 def test_unloading_the_text_encoder_trains_on_the_trigger_alone(tiny, tmp_path):
-    from engine.data.dataset import build_items
+    from engine.data.dataset import build_dataset
     from presets.rules.check import gather
 
     path = edited(write_job(tmp_path, tiny, trigger="frung"), training__unload_text_encoder=True)
     job = load_job(path)
-    items = build_items(job, tmp_path, gather(job, tmp_path, out=tmp_path, scenes=False).datasets)
+    items = build_dataset(job, tmp_path, gather(job, tmp_path, out=tmp_path, scenes=False).datasets)
     assert {item.caption for item in items} == {"frung"}
 
 

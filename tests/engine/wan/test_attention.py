@@ -83,7 +83,7 @@ def card(monkeypatch):
 )
 def test_a_kernel_with_a_fault_is_refused_with_the_reason(card, fault, forward, why):
     card(flash="", flash4=fault)
-    found = attention.survey(CPU, **SIZE, deterministic=True)
+    found = attention.benchmark_kernels(CPU, **SIZE, deterministic=True)
     assert set(found.backward) == {"flash"} and ("flash4" in found.forward) == forward
     assert why in found.refused["flash4"] and "flash" not in found.refused
     assert f"flash4: {found.refused['flash4']}" in found.text
@@ -91,16 +91,21 @@ def test_a_kernel_with_a_fault_is_refused_with_the_reason(card, fault, forward, 
 
 def test_a_kernel_without_a_forward_goes_back_from_anothers(card):
     card(flash="", **{"triton-large": "", "triton-small": "any order"})
-    found = attention.survey(CPU, **SIZE, deterministic=True)
+    found = attention.benchmark_kernels(CPU, **SIZE, deterministic=True)
     assert (
         set(found.forward) == {"flash"}
         and set(found.backward) == {"flash", "triton-large"}
         and "no fixed order" in found.refused["triton-small"]
     )
     card(flash="a part of torch is absent")
-    assert attention.survey(CPU, **SIZE, deterministic=True).refused["flash"] == "No module named 'torch.part'"
+    assert (
+        attention.benchmark_kernels(CPU, **SIZE, deterministic=True).refused["flash"] == "No module named 'torch.part'"
+    )
     card(flash="unsupported", **{"triton-large": ""})
-    assert attention.survey(CPU, **SIZE, deterministic=True).refused["triton-large"] == "no other kernel goes forward"
+    assert (
+        attention.benchmark_kernels(CPU, **SIZE, deterministic=True).refused["triton-large"]
+        == "no other kernel goes forward"
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,22 +124,22 @@ def test_a_card_has_the_kernels_that_were_written_for_it(monkeypatch, capability
 def test_cudnn_goes_forward_alone_where_an_order_is_asked_for(card):
     """Whatever the comparison of two calls says: on small tensors chance may hide it."""
     card(flash="", cudnn="")
-    found = attention.survey(CPU, **SIZE, deterministic=True)
+    found = attention.benchmark_kernels(CPU, **SIZE, deterministic=True)
     assert (
         set(found.forward) == {"flash", "cudnn"}
         and set(found.backward) == {"flash"}
         and "no fixed order" in found.refused["cudnn"]
     )
-    assert set(attention.survey(CPU, **SIZE, deterministic=False).backward) == {"flash", "cudnn"}
+    assert set(attention.benchmark_kernels(CPU, **SIZE, deterministic=False).backward) == {"flash", "cudnn"}
 
 
 def test_any_order_will_do_where_none_is_asked_for(card):
     card(good="", loose="any order")
-    assert set(attention.survey(CPU, **SIZE, deterministic=False).backward) == {"good", "loose"}
+    assert set(attention.benchmark_kernels(CPU, **SIZE, deterministic=False).backward) == {"good", "loose"}
 
 
 def test_each_direction_has_its_own_fastest_kernel():
-    found = attention.Survey({"a": 1.0, "b": 2.0}, {"b": 3.0, "c": 4.0}, {})
+    found = attention.KernelBenchmark({"a": 1.0, "b": 2.0}, {"b": 3.0, "c": 4.0}, {})
     assert found.fastest == ("a", "b")
     assert attention.Attention(*found.fastest, deterministic=True).text == "a forward, b backward, in a fixed order"
 
@@ -142,14 +147,14 @@ def test_each_direction_has_its_own_fastest_kernel():
 def test_no_kernel_at_all_is_an_error_that_says_why(card):
     card(one="unsupported", two="forward only")
     with pytest.raises(UserError, match=r"one: no engine for this card; two: NotImplementedError"):
-        _ = attention.survey(CPU, **SIZE, deterministic=True).fastest
+        _ = attention.benchmark_kernels(CPU, **SIZE, deterministic=True).fastest
 
 
 @pytest.mark.parametrize("fault", ["no memory", "no memory in cuDNN"])
 def test_running_out_of_memory_is_no_fault_of_the_kernel(card, fault):
     card(good="", one=fault)
     with pytest.raises(torch.OutOfMemoryError):
-        attention.survey(CPU, **SIZE, deterministic=True)
+        attention.benchmark_kernels(CPU, **SIZE, deterministic=True)
 
 
 def test_the_fixed_order_ends_where_it_began():

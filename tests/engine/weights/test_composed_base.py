@@ -15,7 +15,7 @@ from engine.encode.umt5 import load_text_encoder
 from engine.encode.vae_and_tokenizer import load_vae, vae_identity
 from engine.run import run_job
 from engine.weights import hub_download as hub_module
-from engine.weights.base_model import FLOW_SHIFT, BaseFolder, find_base
+from engine.weights.base_model import FLOW_SHIFT, BaseModel, find_base_model
 from presets.base import fetch_plan
 from presets.base.composition import ENCODER_REPO, VAE_REPO, named_base
 from presets.base.fetch_plan import fetching_of
@@ -24,7 +24,7 @@ from presets.errors import UserError
 from presets.job.schema import DatasetPanel, Job, JobPanel, ModelPanel, MultistagePanel
 from presets.job.toml_file import load_job, save_job
 from presets.look import Look, LookEnded
-from presets.rules.check import check, gather
+from presets.rules.check import check_job, gather
 from tests.helpers.comfy_files import sentencepiece_model, write_text_encoder, write_vae
 from tests.helpers.facts import gpu, machine
 from tests.helpers.hub_repos import COMPLETE_REPO, EXPERTS_REPO, all_repos
@@ -63,11 +63,11 @@ def job_of(*, experts=("high_noise", "low_noise"), **named) -> Job:
     )
 
 
-def found(hub: Hub, tmp_path: Path, **named) -> BaseFolder:
-    return find_base(job_of(**named), tmp_path, endpoint=hub.endpoint)
+def found(hub: Hub, tmp_path: Path, **named) -> BaseModel:
+    return find_base_model(job_of(**named), tmp_path, endpoint=hub.endpoint)
 
 
-def sources(base: BaseFolder) -> dict[str, str]:
+def sources(base: BaseModel) -> dict[str, str]:
     return {part: place.source for part, place in base.source.places.items()}
 
 
@@ -78,7 +78,7 @@ def said(call) -> str:
     return f"{error.value} {error.value.fix}"
 
 
-def whole(base: BaseFolder, tiny: Path) -> None:
+def whole(base: BaseModel, tiny: Path) -> None:
     """Every part can be loaded, and the VAE is the tiny base's."""
     state, plain = (
         load_vae(base.source, device=CPU, dtype=torch.float32).state_dict(),
@@ -96,7 +96,7 @@ def repositories(hub: Hub) -> set[str]:
 
 def test_the_default_base_comes_from_three_repositories(hub, tiny, tmp_path):
     seen: list[tuple[int, int]] = []
-    base = find_base(
+    base = find_base_model(
         job_of(), tmp_path, progress=lambda done, total, text: seen.append((done, total)), endpoint=hub.endpoint
     )
     assert sources(base) == {
@@ -122,9 +122,9 @@ def test_a_job_trains_on_the_default_base(hub, tiny, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         # it holds the unseen model for the real one, which needs a GPU
         patch.setattr("engine.run.check", lambda job, facts: [])
-        fetch = hub_module.fetch
+        fetch = hub_module.download_model
         patch.setattr(
-            "engine.weights.hub_download.fetch",
+            "engine.weights.hub_download.download_model",
             lambda named, base, **more: fetch(named, base, **{**more, "endpoint": hub.endpoint}),
         )
         path = write_job(tmp_path, tiny, prompts=1, steps=2, sample={"every": 0, "first": False})
@@ -198,7 +198,7 @@ def test_a_folder_of_experts_alone_offline(hub, repos, tiny, tmp_path, monkeypat
     folder = Path(shutil.copytree(repos[EXPERTS_REPO], tmp_path / "experts"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     count = len(hub.asked)
-    base = find_base(job_of(path="experts"), tmp_path)
+    base = find_base_model(job_of(path="experts"), tmp_path)
     assert base.source.folder == folder and sources(base)["vae"] == VAE_REPO and len(hub.asked) == count
     whole(base, tiny)
 
@@ -206,11 +206,11 @@ def test_a_folder_of_experts_alone_offline(hub, repos, tiny, tmp_path, monkeypat
 def test_without_a_network_what_is_missing_is_named(hub, repos, tmp_path, monkeypatch):
     shutil.copytree(repos[EXPERTS_REPO], tmp_path / "experts")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    text = said(lambda: find_base(job_of(path="experts"), tmp_path))
+    text = said(lambda: find_base_model(job_of(path="experts"), tmp_path))
     assert "model.vae" in text and VAE_REPO in text and "HF_HUB_OFFLINE" in text
     job = job_of(path="experts")
     facts = gather(job, tmp_path, out=tmp_path / "runs", machine=machine(gpu()), ask_hub=True)
-    assert any(f.code == "model-unavailable" and "HF_HUB_OFFLINE" in f.message for f in check(job, facts))
+    assert any(f.code == "model-unavailable" and "HF_HUB_OFFLINE" in f.message for f in check_job(job, facts))
 
 
 def test_named_parts(hub, repos, tiny, tmp_path):
@@ -229,7 +229,9 @@ def test_named_parts(hub, repos, tiny, tmp_path):
             str(tiny / "text_encoder" / "model.safetensors"),
             ENCODER_REPO,
         ):
-            base = find_base(job_of(path="experts", vae=vae, text_encoder=encoder), tmp_path, endpoint=hub.endpoint)
+            base = find_base_model(
+                job_of(path="experts", vae=vae, text_encoder=encoder), tmp_path, endpoint=hub.endpoint
+            )
             assert (sources(base)["vae"], sources(base)["text_encoder"], sources(base)["tokenizer"]) == (
                 vae,
                 encoder,
@@ -257,14 +259,14 @@ def test_comfyui_files_as_parts(hub, repos, tiny, tmp_path):
         {"vae": "comfy/wan_2.1_vae.safetensors", "text_encoder": "comfy/umt5_xxl_fp16.safetensors"},
         {"vae": "comfy", "text_encoder": "comfy"},
     ):
-        base = find_base(job_of(path="experts", **named), tmp_path)
+        base = find_base_model(job_of(path="experts", **named), tmp_path)
         state = load_vae(base.source, device=CPU, dtype=torch.float32).state_dict()
         assert all(torch.equal(state[name], t) for name, t in vae.state_dict().items())
         assert base.source.spiece_model() == sentencepiece_model()
     tensors = load_file(tmp_path / "comfy" / "umt5_xxl_fp16.safetensors")
     del tensors["spiece_model"]
     save_file(tensors, tmp_path / "comfy" / "umt5_xxl_fp16.safetensors")
-    base = find_base(job_of(path="experts", **named), tmp_path, endpoint=hub.endpoint)
+    base = find_base_model(job_of(path="experts", **named), tmp_path, endpoint=hub.endpoint)
     assert sources(base)["tokenizer"] == ENCODER_REPO and not any(name.startswith(ENCODER_REPO) for name in hub.large)
 
 
@@ -283,7 +285,7 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_a_wrong_part_is_named(hub, repos, tiny, tmp_path, case):
-    """As a folder by `check`; from the Hub by the trainer, before anything large comes."""
+    """As a folder by `check_job`; from the Hub by the trainer, before anything large comes."""
     field, part, change, words = WRONG[case]
     shutil.copytree(repos[EXPERTS_REPO], tmp_path / "experts")
     wrong = Path(shutil.copytree(tiny, tmp_path / "wrong"))
@@ -292,7 +294,7 @@ def test_a_wrong_part_is_named(hub, repos, tiny, tmp_path, case):
     job = job_of(path="experts", **{**others, field: str(wrong / part)})
     problem = next(
         f
-        for f in check(job, gather(job, tmp_path, out=tmp_path, machine=machine(gpu())))
+        for f in check_job(job, gather(job, tmp_path, out=tmp_path, machine=machine(gpu())))
         if f.severity == "error" and f.code.endswith("-wrong")
     )
     assert problem.field == f"model.{field}" and words in problem.message and problem.fix
@@ -359,7 +361,8 @@ def test_another_vae_is_another_identity(repos, tiny, tmp_path):
     shutil.copytree(repos[EXPERTS_REPO], tmp_path / "experts")
     other = config(Path(shutil.copytree(tiny / "vae", tmp_path / "vae")), latents_mean=[0.5] * 16)
     one, two = (
-        find_base(job_of(path="experts", vae=vae, text_encoder=str(tiny)), tmp_path) for vae in (str(tiny), str(other))
+        find_base_model(job_of(path="experts", vae=vae, text_encoder=str(tiny)), tmp_path)
+        for vae in (str(tiny), str(other))
     )
     assert vae_identity(one.source) != vae_identity(two.source)
 
@@ -390,7 +393,7 @@ def test_sizes_are_the_hubs_own(hub, repos, tmp_path):
     assert told.need == sum(f.total for f in told.fetches) and not hub.large
     for repo in (EXPERTS_REPO, VAE_REPO, ENCODER_REPO):
         assert repo in told.text
-    find_base(job_of(path=EXPERTS_REPO, experts=["high_noise"]), tmp_path, endpoint=hub.endpoint)
+    find_base_model(job_of(path=EXPERTS_REPO, experts=["high_noise"]), tmp_path, endpoint=hub.endpoint)
     told = fetching_of(named_base(job_of()), tmp_path, cache=cache, endpoint=hub.endpoint)
     (experts,) = told.fetches
     assert experts.here == sizes(
@@ -404,7 +407,7 @@ def test_sizes_are_the_hubs_own(hub, repos, tmp_path):
         == sum(f.stat().st_size for f in (repos[EXPERTS_REPO] / "transformer_2").glob("*.safetensors"))
         and "are here already" in told.text
     )
-    find_base(job_of(), tmp_path, endpoint=hub.endpoint)
+    find_base_model(job_of(), tmp_path, endpoint=hub.endpoint)
     assert fetching_of(named_base(job_of()), tmp_path, cache=cache, endpoint=hub.endpoint) is None
 
 
@@ -439,7 +442,7 @@ def test_what_check_says_of_a_refusal(hub, tmp_path, monkeypatch, status, code, 
     else:
         assert told.problems == [] and "fault of its own" in told.unknown
     monkeypatch.setattr("presets.rules.check.fetching_of", lambda *_, **_more: told)
-    findings = check(job, gather(job, tmp_path, out=tmp_path / "runs", machine=machine(gpu()), ask_hub=True))
+    findings = check_job(job, gather(job, tmp_path, out=tmp_path / "runs", machine=machine(gpu()), ask_hub=True))
     advice = next(f for f in findings if f.code == "model-not-local")
     assert EXPERTS_REPO in advice.message and ("is not known, because" in advice.message) == (words is None)
     assert any(f.code == "model-unavailable" for f in findings) == (words is not None)
@@ -469,7 +472,7 @@ def test_room_is_made_sure_of_for_all_repositories_before_the_first(hub, repos, 
     monkeypatch.setattr("presets.rules.check.fetching_of", lambda *_, **_more: told)
     (finding,) = [
         f
-        for f in check(job, gather(job, tmp_path, out=tmp_path / "runs", machine=machine(gpu()), ask_hub=True))
+        for f in check_job(job, gather(job, tmp_path, out=tmp_path / "runs", machine=machine(gpu()), ask_hub=True))
         if f.code == "cache-too-small"
     ]
     assert "HF_HOME" in finding.fix and finding.severity == "error"

@@ -11,8 +11,8 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from engine.weights import hub_download as hub_module
-from engine.weights.base_model import find_base
-from engine.weights.hub_download import fetch_file
+from engine.weights.base_model import find_base_model
+from engine.weights.hub_download import download_file
 from presets.base.composition import NamedBase
 from presets.base.model_facts import read_model
 from presets.errors import UserError
@@ -77,7 +77,7 @@ def job_of(*, path: str = ID, experts=BOTH, **named) -> Job:
 
 def get(hub, tmp_path, experts=BOTH, progress=quiet, repo=ID):
     """The experts' folder."""
-    return find_base(
+    return find_base_model(
         job_of(path=repo, experts=experts), tmp_path, progress=progress, endpoint=hub.endpoint, cache=tmp_path / "hub"
     ).source.folder
 
@@ -217,10 +217,10 @@ def test_without_a_network(tmp_path, monkeypatch):
     with socket.socket() as taken:  # bound, not listening: nobody answers there
         taken.bind(("127.0.0.1", 0))
         with pytest.raises(UserError, match="cannot be reached") as error:
-            find_base(job_of(), tmp_path, endpoint=f"http://127.0.0.1:{taken.getsockname()[1]}", cache=tmp_path)
+            find_base_model(job_of(), tmp_path, endpoint=f"http://127.0.0.1:{taken.getsockname()[1]}", cache=tmp_path)
     assert "Check the network" in error.value.fix
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE" in said(lambda: find_base(job_of(), tmp_path, cache=tmp_path))
+    assert "HF_HUB_OFFLINE" in said(lambda: find_base_model(job_of(), tmp_path, cache=tmp_path))
 
 
 def test_what_is_no_diffusers_model(hub, repository, tmp_path):
@@ -233,15 +233,15 @@ def test_what_is_no_diffusers_model(hub, repository, tmp_path):
 
 def test_a_single_file(hub, repository, tmp_path):
     """As an adapter is named."""
-    path = fetch_file(ID, "assets/logo.png", where="quantization.ara", endpoint=hub.endpoint, cache=tmp_path / "hub")
+    path = download_file(ID, "assets/logo.png", where="quantization.ara", endpoint=hub.endpoint, cache=tmp_path / "hub")
     assert path.read_bytes() == b"not needed"
     assert "has no file assets/none.png" in said(
-        lambda: fetch_file(
+        lambda: download_file(
             ID, "assets/none.png", where="quantization.ara", endpoint=hub.endpoint, cache=tmp_path / "hub"
         )
     )
     assert "no repository owner/other" in said(
-        lambda: fetch_file(
+        lambda: download_file(
             "owner/other", "a.png", where="quantization.ara", endpoint=hub.endpoint, cache=tmp_path / "hub"
         )
     )

@@ -10,11 +10,11 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from engine.demo.tiny_base import build_tiny
-from engine.executor.block_executor import ExpertWeights, Machinery, StreamedExecutor
+from engine.executor.block_executor import BlockExecutor, ExecutorResources, ExpertWeights
 from engine.wan import attention
 from engine.wan.block import LINEARS
-from engine.weights.load_expert import KEYS, load_blocks, load_stem, open_expert
-from engine.weights.model_files import SUBFOLDER, Stored, open_source
+from engine.weights.load_expert import KEYS, load_blocks, load_outer_modules, open_expert
+from engine.weights.model_files import SUBFOLDER, StoredTensor, open_model_files
 from engine.weights.packed_blocks import block_tensors, layout_of
 from presets.errors import UserError
 from presets.job.expert_schedule import EXPERTS
@@ -36,13 +36,15 @@ def blocks(source, expert, precision="none", *, dtype=torch.float32):
 
 @pytest.mark.parametrize("expert", EXPERTS)
 def test_predictions_are_those_of_the_whole_model(tiny, expert):
-    source = open_source(tiny)
-    stem = load_stem(source, expert, device=CPU, dtype=torch.float32)
+    source = open_model_files(tiny)
+    stem = load_outer_modules(source, expert, device=CPU, dtype=torch.float32)
     masters, layout = blocks(source, expert)
     none = [{} for _ in masters]
-    run = StreamedExecutor(
+    run = BlockExecutor(
         ExpertWeights(expert, stem, masters, layout, none, 1.0),
-        Machinery(Plan(precision="none", stash="device", slots=2, compiled=False), attention.CPU, layout.bytes, CPU),
+        ExecutorResources(
+            Plan(precision="none", stash="device", slots=2, compiled=False), attention.CPU, layout.bytes, CPU
+        ),
     )
     whole = WanTransformer3DModel.from_pretrained(tiny, subfolder=SUBFOLDER[expert], torch_dtype=torch.float32).eval()
     x, t, text = torch.randn(2, 36, 3, 4, 6), torch.tensor([900.0, 300.0]), torch.randn(2, 16, 32)
@@ -52,7 +54,7 @@ def test_predictions_are_those_of_the_whole_model(tiny, expert):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_stem_is_loaded_as_diffusers_loads_it(tiny, dtype):
-    stem = load_stem(open_source(tiny), "low_noise", device=CPU, dtype=dtype)
+    stem = load_outer_modules(open_model_files(tiny), "low_noise", device=CPU, dtype=dtype)
     whole = WanTransformer3DModel.from_pretrained(tiny, subfolder="transformer_2", torch_dtype=dtype)
     plain = {n: t for n, t in [*whole.named_parameters(), *whole.named_buffers()] if not n.startswith("blocks.")}
     ours = dict([*stem.named_parameters(), *stem.named_buffers()])
@@ -65,7 +67,7 @@ def test_the_stem_is_loaded_as_diffusers_loads_it(tiny, dtype):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_blocks_are_packed_as_the_state_dict_would_be(tiny, precision):
     whole = WanTransformer3DModel.from_pretrained(tiny, subfolder="transformer", torch_dtype=torch.float32)
-    masters, layout = blocks(open_source(tiny), "high_noise", precision)
+    masters, layout = blocks(open_model_files(tiny), "high_noise", precision)
     assert len(masters) == len(whole.blocks)
     for block, buffer in zip(whole.blocks, masters, strict=True):
         weights, plain = block_tensors(block.state_dict(), precision)
@@ -79,7 +81,7 @@ def test_blocks_are_packed_as_the_state_dict_would_be(tiny, precision):
 
 
 def test_activations_in_bf16_take_bf16_biases_and_fp32_modulation(tiny):
-    _, layout = blocks(open_source(tiny), "high_noise", "float8", dtype=torch.bfloat16)
+    _, layout = blocks(open_model_files(tiny), "high_noise", "float8", dtype=torch.bfloat16)
     types = {s.key: s.dtype for s in layout.slots if s.part < 0}
     fp32 = {"norm2.weight", "norm2.bias", "scale_shift_table"}
     assert {k for k, t in types.items() if t == torch.float32} == fp32
@@ -93,14 +95,14 @@ def test_every_tensor_of_a_block_is_loaded(tiny):
 
 def test_only_the_expert_asked_for_is_opened(tiny, monkeypatch):
     read: set[str] = set()
-    fetch = Stored._fetch
+    fetch = StoredTensor._fetch
 
     def noted(self, place, into):
         read.add(self.file.parent.name)
         return fetch(self, place, into)
 
-    monkeypatch.setattr(Stored, "_fetch", noted)
-    source = open_source(tiny)
+    monkeypatch.setattr(StoredTensor, "_fetch", noted)
+    source = open_model_files(tiny)
     blocks(source, "low_noise")
     assert read == {"transformer_2"}
 
@@ -108,7 +110,7 @@ def test_only_the_expert_asked_for_is_opened(tiny, monkeypatch):
 def test_progress_counts_blocks(tiny):
     seen = []
     load_blocks(
-        open_source(tiny),
+        open_model_files(tiny),
         "high_noise",
         "none",
         dtype=torch.float32,
@@ -120,7 +122,7 @@ def test_progress_counts_blocks(tiny):
 
 
 def test_an_error_in_the_middle_leaves_no_thread_behind(tmp_path):
-    source = open_source(build_tiny(tmp_path / "deep", layers=16))  # more blocks than the readers can be ahead
+    source = open_model_files(build_tiny(tmp_path / "deep", layers=16))  # more blocks than the readers can be ahead
     (file,) = open_expert(source, "high_noise").files
     before = threading.active_count()
 

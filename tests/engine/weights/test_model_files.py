@@ -15,8 +15,8 @@ from engine.demo.tiny_base import build_tiny
 from engine.encode.umt5 import load_text_encoder
 from engine.encode.vae_and_tokenizer import load_tokenizer, load_vae
 from engine.wan.frozen_linear import unpack_weight
-from engine.weights.load_expert import load_blocks, load_stem, open_expert
-from engine.weights.model_files import SUBFOLDER, identity, open_source
+from engine.weights.load_expert import load_blocks, load_outer_modules, open_expert
+from engine.weights.model_files import SUBFOLDER, identity, open_model_files
 from presets.errors import UserError
 from presets.job.expert_schedule import EXPERTS
 from tests.helpers.comfy_files import expert_name, vae_name, write_expert, write_text_encoder, write_vae
@@ -59,8 +59,8 @@ def comfy(request, base, tmp_path_factory):
 @pytest.mark.parametrize("expert", EXPERTS)
 def test_experts_of_comfyui(comfy, expert):
     folder, held = comfy
-    source = open_source(folder)
-    stem = load_stem(source, expert, device=CPU, dtype=torch.float32).state_dict()
+    source = open_model_files(folder)
+    stem = load_outer_modules(source, expert, device=CPU, dtype=torch.float32).state_dict()
     assert stem and all(torch.equal(t, held[expert][name]) for name, t in stem.items())
     masters, layout = blocks(source, expert)
     names = set(stem)
@@ -76,7 +76,7 @@ def test_experts_of_comfyui(comfy, expert):
 def test_stored_float8_is_not_rounded_twice(base, tmp_path, precision):
     """Per-tensor e4m3 is taken over exactly into e4m3; into another precision it is requantized."""
     held = write_expert(tmp_path / FILES["high_noise"], base / "transformer", "fp8_scaled")
-    source = open_source(complete(tmp_path))
+    source = open_model_files(complete(tmp_path))
     masters, layout = blocks(source, "high_noise", precision)
     for name, packed in layout.views(masters[1])[0].items():
         exact, ours = held[f"blocks.1.{name}.weight"], unpack_weight(packed, precision, torch.float32)
@@ -94,7 +94,7 @@ def complete(folder: Path) -> Path:
 
 def test_text_encoder_of_comfyui(comfy, base):
     folder, held = comfy
-    ours = load_text_encoder(open_source(folder), dtype=torch.float32)
+    ours = load_text_encoder(open_model_files(folder), dtype=torch.float32)
     plain = UMT5EncoderModel.from_pretrained(base / "text_encoder", dtype=torch.float32)
     plain.load_state_dict(held["text_encoder"], strict=False)
     ids, mask = torch.tensor([[5, 9, 1, 0]]), torch.tensor([[1, 1, 1, 0]])
@@ -105,7 +105,7 @@ def test_text_encoder_of_comfyui(comfy, base):
 def test_tokenizer_of_comfyui(comfy, base):
     import sentencepiece
 
-    source = open_source(comfy[0])
+    source = open_model_files(comfy[0])
     ids, mask = load_tokenizer(source, length=40)("orbit 3 around the subject")
     pieces = sentencepiece.SentencePieceProcessor(model_proto=source.spiece_model())
     count = int(mask.sum())
@@ -118,19 +118,19 @@ def test_tokenizer_of_comfyui(comfy, base):
     assert pieces.decode(ids[0, : count - 1].tolist()) == "orbit 3 around the subject"
     ids, mask = load_tokenizer(source, length=4)("orbit 3 around the subject")
     assert ids[0, 3] == 1 and mask.sum() == 4
-    ids, mask = load_tokenizer(open_source(base), length=16)("orbit the subject")
+    ids, mask = load_tokenizer(open_model_files(base), length=16)("orbit the subject")
     assert ids.shape == (1, 16) and ids[0, int(mask.sum()) - 1] == 1
 
 
 def test_vae_of_comfyui(comfy):
-    ours, plain = load_vae(open_source(comfy[0]), device=CPU, dtype=torch.float32), real_vae()
+    ours, plain = load_vae(open_model_files(comfy[0]), device=CPU, dtype=torch.float32), real_vae()
     assert ours.config.base_dim == 4 and not ours.training
     state = ours.state_dict()
     assert all(torch.equal(state[name], t) for name, t in plain.state_dict().items())
 
 
 def test_parts_of_a_diffusers_folder(tiny):
-    source = open_source(tiny)
+    source = open_model_files(tiny)
     assert source.spiece_model() is None
     vae, plain = (
         load_vae(source, device=CPU, dtype=torch.float32),
@@ -192,7 +192,7 @@ def copy(base, tmp_path) -> Path:
 
 
 def test_what_is_wrong_with_an_expert_is_named(copy):
-    file, source = copy / "transformer" / "diffusion_pytorch_model.safetensors", open_source(copy)
+    file, source = copy / "transformer" / "diffusion_pytorch_model.safetensors", open_model_files(copy)
     good = file.read_bytes()
     edit(file, lambda t: t.pop("blocks.1.attn2.to_k.bias"))
     assert "blocks.1.attn2.to_k.bias is missing" in said(lambda: open_expert(source, "high_noise"))
@@ -206,7 +206,7 @@ def test_what_is_wrong_with_an_expert_is_named(copy):
     file.write_bytes(good)
     edit(file, lambda t: t.update({"blocks.0.attn2.add_k_proj.weight": torch.zeros(3)}))
     assert "add_k_proj.weight does not belong" in said(
-        lambda: load_stem(source, "high_noise", device=CPU, dtype=torch.float32)
+        lambda: load_outer_modules(source, "high_noise", device=CPU, dtype=torch.float32)
     )
     file.write_bytes(good[:-100])
     assert "truncated" in said(lambda: open_expert(source, "high_noise"))
@@ -219,7 +219,7 @@ def test_what_is_wrong_with_an_expert_is_named(copy):
 
 
 def test_a_file_that_shrinks_while_it_is_read(copy):
-    part = open_expert(open_source(copy), "high_noise")
+    part = open_expert(open_model_files(copy), "high_noise")
     file = part.files[0]
     file.write_bytes(file.read_bytes()[:-5000])
     assert "ends too early" in said(lambda: [s.read(torch.float32) for s in part.stored.values()])
@@ -233,23 +233,23 @@ def test_shards_and_their_index(base, copy):
     for shard in set(weight_map.values()):
         save_file({name: tensors[name] for name in tensors if weight_map[name] == shard}, folder / shard)
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    sharded, whole = blocks(open_source(copy), "high_noise"), blocks(open_source(base), "high_noise")
+    sharded, whole = blocks(open_model_files(copy), "high_noise"), blocks(open_model_files(base), "high_noise")
     assert sharded[1] == whole[1] and all(torch.equal(a, b) for a, b in zip(sharded[0], whole[0], strict=True))
     (folder / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
-    assert "weight_map" in said(lambda: open_expert(open_source(copy), "high_noise"))
+    assert "weight_map" in said(lambda: open_expert(open_model_files(copy), "high_noise"))
 
 
 def test_what_is_wrong_with_comfyui_files(base, tmp_path):
-    assert "neither" in said(lambda: open_source(tmp_path))
+    assert "neither" in said(lambda: open_model_files(tmp_path))
     save_file({"x": torch.zeros(1)}, tmp_path / FILES["high_noise"])
-    assert "lacks the low noise expert" in said(lambda: open_source(tmp_path))
+    assert "lacks the low noise expert" in said(lambda: open_model_files(tmp_path))
     complete(tmp_path)
-    source = open_source(tmp_path)
+    source = open_model_files(tmp_path)
     for call in (lambda: source.expert("high_noise"), lambda: source.part("vae"), lambda: source.part("text_encoder")):
         assert "is not the file of this part: the tensor" in said(call)
     assert "does not hold the tokenizer" in said(source.spiece_model)
     save_file({"spiece_model": torch.zeros(40, dtype=torch.uint8)}, tmp_path / "umt5_xxl.safetensors")
-    assert "tokenizer in it is damaged" in said(lambda: load_tokenizer(open_source(tmp_path), length=8))
+    assert "tokenizer in it is damaged" in said(lambda: load_tokenizer(open_model_files(tmp_path), length=8))
     write_expert(tmp_path / FILES["high_noise"], base / "transformer", "fp8_scaled")
     edit(tmp_path / FILES["high_noise"], lambda t: t.update({"blocks.0.ffn.2.scale_weight": torch.ones(5)}))
     assert "blocks.0.ffn.2.weight is stored in a form" in said(lambda: open_expert(source, "high_noise"))

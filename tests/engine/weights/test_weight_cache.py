@@ -12,7 +12,7 @@ import torch
 
 from engine.demo.tiny_base import build_tiny
 from engine.weights import weight_cache
-from engine.weights.model_files import open_source
+from engine.weights.model_files import open_model_files
 from engine.weights.weight_cache import cached_blocks
 from presets.caches.weight_cache import PAGE, list_cache
 
@@ -34,7 +34,7 @@ class Cache:
         self.warnings.clear()
         self.texts.clear()
         return cached_blocks(
-            open_source(base),
+            open_model_files(base),
             expert,
             precision,
             dtype=more.pop("dtype", torch.bfloat16),

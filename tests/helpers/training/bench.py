@@ -6,16 +6,16 @@ from pathlib import Path
 
 import torch
 
-from engine.data.dataset import build_items
+from engine.data.dataset import build_dataset
 from engine.data.loader import Loader
-from engine.data.sampler import Order, place_in
+from engine.data.sampler import BatchSampler, turn_of
 from engine.encode.text_embeddings import encode_texts
 from engine.runfolder.control import Control
 from engine.runfolder.event_log import EventLog
-from engine.runfolder.resume import Begin
+from engine.runfolder.resume import ResumePoint
 from engine.system.stopwatch import Stopwatch
 from engine.training.setup import Run, all_texts, prepare
-from engine.training.train_step import Passed, gradients
+from engine.training.train_step import StepResult, gradients
 from presets.job.expert_schedule import Expert
 from presets.job.schema import Job
 from presets.job.toml_file import load_job, with_value
@@ -41,7 +41,7 @@ class Bench:
             log,
             device=CPU,
             workers=0,
-            begin=Begin(job=self.job),
+            begin=ResumePoint(job=self.job),
             control=self.control,
         )
         generator = torch.Generator().manual_seed(0)
@@ -57,7 +57,7 @@ class Bench:
         )
 
     def items(self, job: Job) -> list:
-        return build_items(job, self.facts.base, self.facts.datasets)
+        return build_dataset(job, self.facts.base, self.facts.datasets)
 
     def changed(self, **values: object) -> Job:
         """The job with other values: `training__lr=...`, `datasets__weight=...` (of the first dataset)."""
@@ -68,10 +68,10 @@ class Bench:
 
     def run_of(self, job: Job) -> Run:
         """The run as `job` would have it, with the same LoRAs."""
-        order = Order(self.items(job), job.training.batch_size, job.job.seed, place_in(job))
+        order = BatchSampler(self.items(job), job.training.batch_size, job.job.seed, turn_of(job))
         return replace(self.run, job=job, order=order, loader=Loader(order, 0, log=print))
 
-    def step(self, run: Run, expert: Expert, step: int = 0) -> tuple[dict[str, torch.Tensor], Passed]:
+    def step(self, run: Run, expert: Expert, step: int = 0) -> tuple[dict[str, torch.Tensor], StepResult]:
         """The gradients that the micro-batches of an optimizer step leave, by parameter."""
         parameters = run.learners[expert].parameters
         passed = gradients(run, step, expert, Stopwatch(CPU), self.control)

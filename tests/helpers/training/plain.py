@@ -9,7 +9,7 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
 from engine.adapters import lora
-from engine.executor.block_executor import ExpertWeights, Machinery, StreamedExecutor
+from engine.executor.block_executor import BlockExecutor, ExecutorResources, ExpertWeights
 from engine.system.pinned_memory import host_buffer
 from engine.wan import attention
 from engine.weights.packed_blocks import block_tensors, fill, layout_of
@@ -93,5 +93,7 @@ def packed(
     return ExpertWeights(name, model, masters, layout, branches, scaling)
 
 
-def streamed(weights: ExpertWeights, **plan) -> StreamedExecutor:
-    return StreamedExecutor(weights, Machinery(Plan(compiled=False, **plan), attention.CPU, weights.block_bytes, CPU))
+def streamed(weights: ExpertWeights, **plan) -> BlockExecutor:
+    return BlockExecutor(
+        weights, ExecutorResources(Plan(compiled=False, **plan), attention.CPU, weights.block_bytes, CPU)
+    )

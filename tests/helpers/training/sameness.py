@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from engine.runfolder import checkpoint
 from presets.diagnosis.resources import TIMING
 from presets.runs.events import Event, read_events
-from presets.runs.run_view import RunView, fold
+from presets.runs.run_view import RunView, apply_event
 
 OF_THE_MOMENT = ("seconds", "vram_gib", "ram_gib", "sha256", "order")
 TOLD = ("step", "checkpoint", "sample", "changed", "done")
@@ -56,7 +56,7 @@ def branch(run: Path) -> list[dict[str, Any]]:
 def view_of(run: Path) -> dict[str, Any]:
     view = RunView()
     for event in events_of(run):
-        fold(view, event)
+        apply_event(view, event)
     return {
         name: getattr(view, name)
         for name in (

@@ -7,7 +7,7 @@ import pytest
 
 from presets.base.lora_file import STEM, TABLE, block_shapes, misfit, parse_key, read_lora
 from presets.errors import UserError
-from presets.rules.check import check
+from presets.rules.check import check_job
 from tests.helpers.facts import facts, job, tiny_model
 
 WIDTH, FFN = 32, 64
@@ -185,6 +185,6 @@ def test_shapes_are_compared_with_the_model_before_anything_is_loaded(tmp_path, 
     made = job(
         sample={"accelerator": str(path), "steps": 4, "guidance": 1.0, "prompts": [{"prompt": "orbit", "ctrl_img": ""}]}
     )
-    assert [f.code for f in check(made, facts(model=tiny_model())) if f.code.startswith("accelerator")] == (
+    assert [f.code for f in check_job(made, facts(model=tiny_model())) if f.code.startswith("accelerator")] == (
         ["accelerator-unreadable"] if words else []
     )

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from presets.diagnosis.diagnosis import Diagnosis
-from presets.diagnosis.resources import TIMING, Previews
-from presets.diagnosis.robust_statistics import change, evened
+from presets.diagnosis.resources import TIMING, PreviewTime
+from presets.diagnosis.robust_statistics import smoothed, trend_of
 from presets.findings import Finding
 from presets.job.expert_schedule import expert_at
 from presets.job.schema import (
@@ -391,7 +391,7 @@ def test_previews_before_the_first_step_take_no_time_of_training():
             ("step", 900.0 + 100 * step - 40, {"step": step, "seconds": {"total": 60.0}}),
             ("sample", 900.0 + 100 * step, {"step": step}),
         ]
-    watch = Previews()
+    watch = PreviewTime()
     found = [
         f
         for kind, at, data in told
@@ -460,6 +460,6 @@ def test_a_change_while_it_runs_is_taken_in():
 def test_trends():
     rng = random.Random(1)
     flat, high = ([rng.gauss(m, 0.3) for _ in range(200)] for m in (1.0, 1.3))
-    assert abs(change(flat[:100], flat[100:]).z) < 4 and change(flat, high).z > 5
-    assert change([1.0] * 50, [1.0] * 50).z == 0
-    assert evened([(0, 1.0), (1, 10.0), (0, 1.0), (1, 20.0), (1, 10.0)]) == [1.0, 1.0, 1.0, 2.0, 1.0]
+    assert abs(trend_of(flat[:100], flat[100:]).z) < 4 and trend_of(flat, high).z > 5
+    assert trend_of([1.0] * 50, [1.0] * 50).z == 0
+    assert smoothed([(0, 1.0), (1, 10.0), (0, 1.0), (1, 20.0), (1, 10.0)]) == [1.0, 1.0, 1.0, 2.0, 1.0]

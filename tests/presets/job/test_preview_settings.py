@@ -3,7 +3,7 @@
 from presets.clips.geometry import Bucket
 from presets.job.preview_settings import largest_preview, low_guidance, preview_seed, preview_size_of
 from presets.planner.cards import card_hardware, find_card
-from presets.planner.remedies import knobs
+from presets.planner.remedies import remedies
 from presets.planner.sizes import ExpertShape, disk_need
 from presets.planner.workload import workload_of
 from presets.runs.events import Event
@@ -48,7 +48,7 @@ def test_the_disk_holds_each_preview_at_its_size():
 
 def test_a_large_prompt_is_a_knob_of_its_own():
     hardware = card_hardware(find_card("4090"), ram=128 * 2**30)
-    turned = [k.set for k in knobs(job(sample=OWN), facts(), hardware, short="vram")]
+    turned = [k.set for k in remedies(job(sample=OWN), facts(), hardware, short="vram")]
     assert {
         "sample.width": 512,
         "sample.height": 512,

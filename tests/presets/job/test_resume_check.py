@@ -8,7 +8,7 @@ import pytest
 
 from presets.errors import UserError
 from presets.job.diff import FREE_TO_CHANGE, IMPOSSIBLE_TO_CHANGE, LIVE_FIELDS, changes, is_free
-from presets.job.resume_check import UNSEEN, GoingOn, going_on, has_learnt, held_job
+from presets.job.resume_check import UNSEEN, ResumeCheck, check_resume, has_checkpoint, held_job
 from presets.job.schema import DatasetPanel, Job, JobPanel
 from presets.job.toml_file import save_job, with_value
 
@@ -16,11 +16,11 @@ JOB = Job(job=JobPanel(name="t"), datasets=[DatasetPanel(path="/clips")])
 FREE, LOSS, RANK = ("training.lr", 5e-5), ("training.loss", "mae"), ("target.rank", 8)
 
 
-def asked(*edits: tuple[str, object], learnt: bool = True, unreadable: str = "") -> GoingOn:
+def asked(*edits: tuple[str, object], learnt: bool = True, unreadable: str = "") -> ResumeCheck:
     now = JOB
     for path, value in edits:
         now = with_value(now, path, value)
-    return going_on(JOB, now, learnt=learnt, unreadable=unreadable)
+    return check_resume(JOB, now, learnt=learnt, unreadable=unreadable)
 
 
 CASES = [
@@ -46,19 +46,19 @@ CASES = [
     ),
     (asked(LOSS, unreadable="torn"), "ask", ["training.loss"], "nobody can tell what has changed"),
     (asked(RANK, unreadable="torn"), "impossible", ["target.rank"], "what was learnt does not fit it"),
-    (going_on(None, JOB, learnt=True), "fits", [], "since this run was last started"),
+    (check_resume(None, JOB, learnt=True), "fits", [], "since this run was last started"),
 ]
 
 
 @pytest.mark.parametrize(("case", "verdict", "grounds", "claim"), CASES)
-def test_verdicts(case: GoingOn, verdict: str, grounds: list[str], claim: str):
+def test_verdicts(case: ResumeCheck, verdict: str, grounds: list[str], claim: str):
     assert (case.verdict, [c.field for c in case.grounds]) == (verdict, grounds)
     assert claim in case.claim and not case.claim.endswith(".")
-    assert msgspec.msgpack.decode(msgspec.msgpack.encode(case), type=GoingOn) == case, "it goes over the wire"
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(case), type=ResumeCheck) == case, "it goes over the wire"
 
 
 @pytest.mark.parametrize(("case", "verdict", "grounds", "claim"), CASES)
-def test_what_is_refused_and_what_a_yes_helps(case: GoingOn, verdict: str, grounds: list[str], claim: str):
+def test_what_is_refused_and_what_a_yes_helps(case: ResumeCheck, verdict: str, grounds: list[str], claim: str):
     def refused(accepted: str | None) -> str:
         try:
             case.require(accepted, where="t", accept="say yes")
@@ -149,8 +149,8 @@ def test_the_job_in_a_run_folder(tmp_path: Path):
     ],
 )
 def test_only_a_complete_checkpoint_has_learnt_something(tmp_path: Path, name: str, complete: bool, learnt: bool):
-    assert not has_learnt(tmp_path)
+    assert not has_checkpoint(tmp_path)
     (tmp_path / "checkpoints" / name).mkdir(parents=True)
     if complete:
         (tmp_path / "checkpoints" / name / "manifest.json").write_text("{}")
-    assert has_learnt(tmp_path) == learnt
+    assert has_checkpoint(tmp_path) == learnt

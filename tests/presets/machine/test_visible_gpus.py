@@ -10,7 +10,7 @@ from presets.errors import UserError
 from presets.job.schema import Job
 from presets.machine.machine import Machine, read_machine, visible_gpus
 from presets.machine.visible_gpus import named_in, numbers_in, pick, shown_to_cuda
-from presets.rules.check import check
+from presets.rules.check import check_job
 from tests.helpers.facts import facts, job
 from tests.presets.machine.test_machine import GIB, Card, FakeNvml
 
@@ -107,7 +107,7 @@ def test_a_list_that_hides_everything_says_so(text):
         and found.gpu_problem.startswith(f"CUDA_VISIBLE_DEVICES is set to {text!r} and hides all 4 GPUs")
         and "unset it" in found.gpu_problem
     )
-    [finding] = [f for f in check(job(), facts(machine=found)) if f.code == "gpu-missing"]
+    [finding] = [f for f in check_job(job(), facts(machine=found)) if f.code == "gpu-missing"]
     assert "hides all 4 GPUs" in finding.message
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": text}, nvml=Box()) == []
 
@@ -127,7 +127,7 @@ def test_a_list_that_hides_everything_says_so(text):
 def test_what_leads_nowhere_is_an_error_of_the_gpu_that_it_would_be(text, number, words):
     found = seen(CUDA_VISIBLE_DEVICES=text)
     assert words in found.gpus[number].error and sum(bool(g.error) for g in found.gpus) == 1
-    [finding] = [f for f in check(job(job={"gpus": [number]}), facts(machine=found)) if f.code == "gpu-unknown"]
+    [finding] = [f for f in check_job(job(job={"gpus": [number]}), facts(machine=found)) if f.code == "gpu-unknown"]
     assert words in finding.message
 
 
@@ -142,7 +142,7 @@ def test_an_order_that_only_cuda_knows_is_not_guessed():
 
 def test_a_number_beyond_the_list_is_told_with_the_list():
     found = seen(CUDA_VISIBLE_DEVICES="1,3")
-    [finding] = [f for f in check(job(job={"gpus": [2]}), facts(machine=found)) if f.code == "gpu-unknown"]
+    [finding] = [f for f in check_job(job(job={"gpus": [2]}), facts(machine=found)) if f.code == "gpu-unknown"]
     assert (
         "there is no GPU 2 among those that CUDA_VISIBLE_DEVICES=1,3 shows, only 0, 1" in finding.message
         and finding.set == {"job.gpus": [0]}
@@ -153,7 +153,7 @@ def test_a_trainer_of_the_daemon_counts_as_its_job_does():
     found = seen(**shown_to_cuda({1: "GPU-0b", 3: "GPU-2"}))
     assert names(found) == [(1, "GPU-0bbb"), (3, "GPU-2ddd")] and found.visible is None
     checked: Job = job(job={"gpus": [3]})
-    assert not [f for f in check(checked, facts(machine=found)) if f.code == "gpu-unknown"]
+    assert not [f for f in check_job(checked, facts(machine=found)) if f.code == "gpu-unknown"]
     assert numbers_in({"WANLORA_GPUS": "1,3"}, 3) == [0, 1, 2], "of another list"
 
 

@@ -13,14 +13,14 @@ from presets.planner.cards import card_hardware, find_card, load_cards
 from presets.planner.choose import RAM_WORTH, ROOMY_VRAM, Choice, DoesNotFit, choose, choose_for
 from presets.planner.costs import Costs
 from presets.planner.plan import Plan
-from presets.planner.remedies import knobs
+from presets.planner.remedies import remedies
 from presets.planner.sizes import GIB, ExpertShape, disk_need
-from presets.planner.workload import Hardware, Load, Previews, Workload, shape_of, workload_of
+from presets.planner.workload import Hardware, Load, PreviewLoad, Workload, shape_of, workload_of
 from tests.helpers.facts import clip, clips, facts, gpu, image, job, machine, tiny_model
 
 pytestmark = pytest.mark.process  # takes seconds
 
-PREVIEWS = Previews(bucket=Bucket(41, 512, 512), prompts=2, steps=25, guided=True, sets=9)
+PREVIEWS = PreviewLoad(bucket=Bucket(41, 512, 512), prompts=2, steps=25, guided=True, sets=9)
 
 
 def work(frames: int = 41, side: int = 512, **more: Any) -> Workload:
@@ -349,7 +349,7 @@ def test_the_previews_of_a_job():
         )
     )
     # first, 250, 500, 750, last
-    assert of.previews == Previews(bucket=Bucket(41, 480, 832), prompts=3, steps=25, guided=False, sets=5)
+    assert of.previews == PreviewLoad(bucket=Bucket(41, 480, 832), prompts=3, steps=25, guided=False, sets=5)
     assert (len(of.ranks), of.needed) == (1, 2), "previews go through both experts"
 
 
@@ -398,7 +398,7 @@ def test_knobs_say_what_would_fit():
     made = job(sample={"prompts": prompts, "width": 1280, "height": 1280})
     with pytest.raises(DoesNotFit) as e:
         choose_for(made, facts(), hardware)
-    turns = knobs(made, facts(), hardware, short=e.value.short)
+    turns = remedies(made, facts(), hardware, short=e.value.short)
     assert (
         turns[0].fits
         and turns[0].set == {"sample.width": 512, "sample.height": 512}
@@ -414,7 +414,7 @@ def test_knobs_for_host_memory():
         choose_for(made, facts([*clips()]), hardware)
     assert e.value.short == "ram"
     assert {"quantization.transformer": "auto"} in [
-        k.set for k in knobs(made, facts(), hardware, short="ram") if k.fits
+        k.set for k in remedies(made, facts(), hardware, short="ram") if k.fits
     ]
 
 

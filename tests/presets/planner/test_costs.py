@@ -14,7 +14,7 @@ from presets.planner.costs import Costs, block_bytes, chunk_count, chunk_rows, p
 from presets.planner.plan import Plan
 from presets.planner.preview_accelerators import Accelerated
 from presets.planner.sizes import GIB, ExpertShape
-from presets.planner.workload import ARA_RANK, Hardware, Load, Previews, Workload, ara_rank
+from presets.planner.workload import ARA_RANK, Hardware, Load, PreviewLoad, Workload, ara_rank
 from tests.helpers.facts import job
 
 MIB = 2**20
@@ -122,7 +122,7 @@ def test_the_text_encoder_counts_where_it_is_the_most():
 
 
 def works() -> list[Workload]:
-    previews = Previews(bucket=Bucket(41, 768, 768), prompts=2, steps=25, guided=True, sets=9)
+    previews = PreviewLoad(bucket=Bucket(41, 768, 768), prompts=2, steps=25, guided=True, sets=9)
     return [
         work(),
         work(1, 512, 512),
@@ -241,7 +241,7 @@ def test_a_mix_of_buckets_is_its_mean_in_time_and_its_largest_in_memory():
 
 
 def test_the_whole_run():
-    previews = Previews(bucket=Bucket(41, 512, 512), prompts=2, steps=25, guided=True, sets=9)
+    previews = PreviewLoad(bucket=Bucket(41, 512, 512), prompts=2, steps=25, guided=True, sets=9)
     found = predict(plan(compiled=False), work(steps=100, previews=previews, needed=2), H200)
     forward = Costs(work(), H200).forward(plan(), work().loads[0])[0]
     assert 50 * forward < found.preview < 50 * forward + 4
@@ -249,7 +249,7 @@ def test_the_whole_run():
 
 
 def test_what_is_compiled_for_any_size_is_compiled_once_and_once_for_batches():
-    previews = Previews(bucket=Bucket(41, 768, 768), prompts=1, steps=1, guided=False, sets=1)
+    previews = PreviewLoad(bucket=Bucket(41, 768, 768), prompts=1, steps=1, guided=False, sets=1)
     several = work(
         previews=previews,
         loads=tuple(Load(Bucket(41, side, side), batch, 1 / 3) for side, batch in ((512, 1), (512, 2), (640, 2))),
@@ -360,7 +360,7 @@ def test_a_deterministic_backward_has_its_own_rate_and_torchs_kernel_its_own_sum
 
 
 def test_an_accelerator_takes_host_memory_always_and_the_device_s_in_previews_alone():
-    previews = Previews(bucket=Bucket(41, 768, 768), prompts=2, steps=4, guided=False, sets=9)
+    previews = PreviewLoad(bucket=Bucket(41, 768, 768), prompts=2, steps=4, guided=False, sets=9)
     own = Accelerated(host=1200 * MIB, block=15 * MIB, stem=40 * MIB)
     without, with_it = (
         predict(plan(), work(previews=p, needed=2), H200)

@@ -12,7 +12,7 @@ from presets.job.schema import Kind
 from presets.job.toml_file import dump_job, get_value, parse_job
 from presets.recipes.recipe import load_recipe, load_tiers, tier_for
 from presets.recipes.recommend import Recommendation, made_up_word, plain_job, recommend
-from presets.rules.check import check
+from presets.rules.check import check_job
 from tests.helpers.facts import clip, clips, facts, gpu, image, machine, tiny_model
 
 pytestmark = pytest.mark.process  # takes seconds
@@ -64,7 +64,7 @@ def test_a_recommended_job_has_no_errors_and_reasons_for_all_it_changes(kind, on
     assert differing - set(found.reasons) == set()
     for path, reason in found.reasons.items():
         assert path in fields and reason and not reason.endswith("."), (path, reason)
-    errors = [f for f in check(found.job, known(on, of)) if f.severity == "error"]
+    errors = [f for f in check_job(found.job, known(on, of)) if f.severity == "error"]
     if on == "no GPU":
         errors = [f for f in errors if f.code != "gpu-missing"]
     assert errors == []
@@ -75,7 +75,7 @@ def test_a_recommended_job_has_no_errors_and_reasons_for_all_it_changes(kind, on
     ("kind", "on", "of"), itertools.product(KINDS, ["24 GB", "80 GB"], ["hd", "just enough", "portrait"])
 )
 def test_good_clips_give_no_warning_but_memory_and_speed(kind, on, of):
-    found = [f for f in check(made(kind, on, of).job, known(on, of)) if f.severity != "advice"]
+    found = [f for f in check_job(made(kind, on, of).job, known(on, of)) if f.severity != "advice"]
     allowed = {"trigger-missing-in-captions"} | ({"speed-factor"} if kind == "motion" and on == "24 GB" else set())
     assert {f.code for f in found} <= allowed
 
@@ -264,7 +264,7 @@ def test_a_tiny_model_on_a_machine_without_gpu_can_train_the_recommended_job():
     found = made("motion", "no GPU", "tiny")
     assert [
         f
-        for f in check(found.job, facts(CLIPS["tiny"], machine=MACHINES["no GPU"], model=tiny_model()))
+        for f in check_job(found.job, facts(CLIPS["tiny"], machine=MACHINES["no GPU"], model=tiny_model()))
         if f.severity != "advice"
     ] == []
 

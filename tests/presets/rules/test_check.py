@@ -13,7 +13,7 @@ from presets.facts.facts import RunFolder
 from presets.findings import Finding
 from presets.job.toml_file import load_job, parse_job, save_job, with_value
 from presets.rules import check as checking
-from presets.rules.check import check, gather, has_errors, read_run_folder, render, summary
+from presets.rules.check import check_job, gather, has_errors, read_run_folder, render, summary
 from tests.helpers import ROOT
 from tests.helpers.facts import GIB, facts, gpu, job, machine, real_model
 from tests.helpers.videos import Picture, write_clip
@@ -59,7 +59,7 @@ def test_real_clips_through_gather_and_check(folder):
     assert [Path(c.path).name for c in found.datasets[0].clips] == ["a.mp4", "b.mp4"]
     assert found.cuts == {c.path: [] for c in found.datasets[0].clips}
     assert found.model is not None and not found.model.local
-    assert codes(check(made, found)) == ["too-few-clips", "model-not-local", "sample-no-prompts"]
+    assert codes(check_job(made, found)) == ["too-few-clips", "model-not-local", "sample-no-prompts"]
     assert not (folder / "runs").exists(), "checking writes nothing"
 
 
@@ -79,7 +79,7 @@ def test_bad_input_is_found_before_anything_starts(folder, tmp_path):
         JOB.replace("41", "40").replace("resolutions", "cache_latents = true\nresolutions")
         + '[[sample.prompts]]\nprompt = "orbit"\n'
     )
-    found = check(made, gather(made, base, out=base / "runs", machine=machine(gpu())))
+    found = check_job(made, gather(made, base, out=base / "runs", machine=machine(gpu())))
     told = {Path(f.field).name for f in found if f.severity == "error" and "/" in f.field}
     assert told == {"cut.mp4", "text.mp4", "empty.mp4", "moving.gif", "a.txt", "short.txt"}
     rest = {f.code for f in found if f.severity == "error" and "/" not in f.field}
@@ -97,7 +97,7 @@ def test_bad_input_is_found_before_anything_starts(folder, tmp_path):
 def test_no_clips_at_all(tmp_path, make, code):
     make(tmp_path / "clips")
     made = parse_job(JOB)
-    assert code in codes(check(made, gather(made, tmp_path, out=tmp_path, machine=machine(gpu()))))
+    assert code in codes(check_job(made, gather(made, tmp_path, out=tmp_path, machine=machine(gpu()))))
 
 
 def test_scene_cuts_are_found_once_per_clip(tmp_path, monkeypatch):
@@ -105,7 +105,7 @@ def test_scene_cuts_are_found_once_per_clip(tmp_path, monkeypatch):
     write_clip(tmp_path / "clips" / "c.mp4", frames=48, fps=16, width=64, height=64, picture=two_shots)
     (tmp_path / "clips" / "c.txt").write_text("orbit")
     made = parse_job(JOB)
-    found = check(made, gather(made, tmp_path, out=tmp_path, machine=machine(gpu())))
+    found = check_job(made, gather(made, tmp_path, out=tmp_path, machine=machine(gpu())))
     assert [f.message for f in found if f.code == "scene-cuts"] == [
         "scene cuts inside clips teach the LoRA to cut: c.mp4 at frame 24"
     ]
@@ -131,7 +131,7 @@ def test_a_clip_replaced_under_its_name_is_looked_at_again(tmp_path):
 
 def test_errors_come_first_then_warnings_then_advice():
     made = job("style", datasets=[{"cache_latents": True}], multistage={"switch_every": 5000})
-    assert [f.severity for f in check(made, facts())] == ["error", "warning", "advice", "advice"]
+    assert [f.severity for f in check_job(made, facts())] == ["error", "warning", "advice", "advice"]
 
 
 def test_a_boundary_in_the_job_makes_up_for_a_model_without_one():
@@ -144,8 +144,8 @@ def test_a_boundary_in_the_job_makes_up_for_a_model_without_one():
         set={"model.boundary": 0.9},
     )
     known = facts(model=real_model(boundary_ratio=None, problems=[problem]))
-    assert codes(check(job(), known)) == ["model-no-boundary", "sample-no-prompts"]
-    assert codes(check(job(model={"boundary": 0.9}), known)) == ["sample-no-prompts"]
+    assert codes(check_job(job(), known)) == ["model-no-boundary", "sample-no-prompts"]
+    assert codes(check_job(job(model={"boundary": 0.9}), known)) == ["sample-no-prompts"]
 
 
 def test_this_machine_is_read_when_none_is_given(folder):
@@ -200,7 +200,7 @@ def test_another_job_in_the_run_folder_is_an_error_that_offers_a_free_name(folde
     (tmp_path / "orbit_2").mkdir()
     run = read_run_folder(made, folder, tmp_path)
     assert len(run.differences) == 1 and run.differences[0].startswith(change) and run.free_name == "orbit_3"
-    (finding,) = [f for f in check(made, facts(run=run)) if f.code == "run-folder-other-job"]
+    (finding,) = [f for f in check_job(made, facts(run=run)) if f.code == "run-folder-other-job"]
     renamed = with_value(made, *next(iter(finding.set.items())))
     assert read_run_folder(renamed, folder, tmp_path).differences == []
 
@@ -247,7 +247,7 @@ def test_a_place_that_cannot_be_written(folder, tmp_path):
     for out in (tmp_path / "file" / "runs", Path("/proc/wanlora")):
         run = read_run_folder(made, folder, out)
         assert run.problem
-        assert "out-not-writable" in codes(check(made, facts(run=run)))
+        assert "out-not-writable" in codes(check_job(made, facts(run=run)))
 
 
 def test_the_nearest_folder_that_exists(tmp_path):
@@ -257,7 +257,7 @@ def test_the_nearest_folder_that_exists(tmp_path):
 
 def test_a_full_disk_is_said_in_numbers():
     known = facts(machine=machine(gpu(), disk_gib=1))
-    (finding,) = [f for f in check(job(), known) if f.code == "disk-too-small"]
+    (finding,) = [f for f in check_job(job(), known) if f.code == "disk-too-small"]
     # rank 16: 40 x 16 x (8 x 10240 + 2 x 18944) = 76.7 million parameters an expert; (4 + 8) bytes each, two experts
     assert (
         f"a checkpoint is {2 * 76_677_120 * 12 / GIB:.1f} GiB" in finding.message

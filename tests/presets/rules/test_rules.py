@@ -15,7 +15,7 @@ from presets.job.schema import Job
 from presets.job.toml_file import with_value
 from presets.machine.torch_build import Build
 from presets.rules import RULES
-from presets.rules.check import check
+from presets.rules.check import check_job
 from presets.rules.frames import too_short
 from presets.rules.previews import image_problem
 from tests.helpers.facts import clip, clips, facts, fetching, gpu, image, job, machine, process, real_model, tiny_model
@@ -772,13 +772,13 @@ def with_picture(made: Job, picture: Path) -> Job:
 
 
 def of(code: str, made: Job, known: Facts) -> list[Finding]:
-    return [f for f in check(made, known) if f.code == code]
+    return [f for f in check_job(made, known) if f.code == code]
 
 
 @pytest.mark.parametrize("kind", ["motion", "style", "character"])
 def test_a_good_job_has_no_findings(kind, picture):
     made = job(kind, training={"timestep_bias": "high_noise" if kind == "style" else "balanced"}, sample=prompts())
-    assert check(with_picture(made, picture), facts()) == []
+    assert check_job(with_picture(made, picture), facts()) == []
 
 
 def test_images_beside_their_clips_are_named_first():
@@ -832,7 +832,7 @@ def test_mending_everything_comes_to_an_end(code, made, known, picture):
     """No fix undoes another one: applying them one after the other leaves nothing that could be set."""
     made = with_picture(made, picture)
     done = []
-    while settable := [f for f in check(made, known) if f.set]:
+    while settable := [f for f in check_job(made, known) if f.set]:
         finding = settable[0]
         assert (finding.code, finding.set) not in done, f"{finding.code} comes back after {[c for c, _ in done]}"
         done.append((finding.code, finding.set))
@@ -1152,7 +1152,7 @@ def test_what_cannot_be_had_is_not_promised_besides():
     known = facts(
         model=real_model(local=False), fetching=msgspec.structs.replace(fetching(0, problems=[gone]), fetches=[])
     )
-    assert not [f for f in check(job(), known) if f.code == "model-not-local"]
+    assert not [f for f in check_job(job(), known) if f.code == "model-not-local"]
 
 
 def test_a_rule_that_crashes_is_not_hidden(monkeypatch):
@@ -1163,7 +1163,7 @@ def test_a_rule_that_crashes_is_not_hidden(monkeypatch):
     crashing: Callable = crash
     monkeypatch.setitem(RULES, "stage-none", msgspec.structs.replace(RULES["stage-none"], find=crashing))
     with pytest.raises(RuntimeError, match="a bug"):
-        check(job(), facts())
+        check_job(job(), facts())
 
 
 def test_the_speed_of_clips_is_the_middle_one_s_by_number_of_frames():
@@ -1191,5 +1191,5 @@ def test_the_speed_of_clips_is_the_middle_one_s_by_number_of_frames():
     ],
 )
 def test_another_place_is_named_for_the_command_and_for_the_wizard(made: Job, known: Facts):
-    [finding] = [f for f in check(made, known) if f.severity == "error"]
+    [finding] = [f for f in check_job(made, known) if f.severity == "error"]
     assert "--out" in finding.fix and "the job file" in finding.fix

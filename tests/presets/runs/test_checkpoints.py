@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from presets.runs.checkpoints import MEAN_OF, checkpoints_of
-from presets.runs.run_view import RunView, Sample, StepPoint
+from presets.runs.run_view import PreviewSet, RunView, StepPoint
 
 
 def stored(run: Path, step: int, manifest: str | None = None) -> None:
@@ -23,7 +23,7 @@ def test_whole_ones_with_their_losses_and_previews(tmp_path: Path):
         stored(tmp_path, step)
     view = RunView(
         losses={"high_noise": [StepPoint(s, float(s)) for s in range(1, 101)], "low_noise": [StepPoint(80, 0.5)]},
-        samples=[Sample(100, "samples/x/00.mp4", "", "", 1), Sample(50, "y", "", "", 1)],
+        samples=[PreviewSet(100, "samples/x/00.mp4", "", "", 1), PreviewSet(50, "y", "", "", 1)],
     )
     old, new = checkpoints_of(tmp_path, view)
     assert (old.step, old.size, old.path, old.previews) == (50, 12, "checkpoints/step_000000050", ["y"])

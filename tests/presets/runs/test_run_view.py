@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from presets.runs.events import Event
-from presets.runs.run_view import LOG_TAIL, RunView, fold
+from presets.runs.run_view import LOG_TAIL, RunView, apply_event
 
 _STEP = {"lr": 1e-4, "grad_norm": 0.5, "timestep": 900.0, "vram_gib": 1.0, "ram_gib": 2.0, "clips": ["a"]}
 
@@ -73,7 +73,7 @@ def whole_run() -> list[Event]:
 def folded(events: list[Event]) -> RunView:
     view = RunView()
     for event in events:
-        fold(view, event)
+        apply_event(view, event)
     return view
 
 
@@ -181,7 +181,7 @@ def test_events_already_seen_change_nothing():
     events = whole_run()
     once, twice = folded(events), folded(events)
     for event in events:
-        fold(twice, event)
+        apply_event(twice, event)
     assert twice == once
     doubled = folded([e for event in events for e in (event, event)])
     assert doubled == once
@@ -193,7 +193,7 @@ def test_a_snapshot_and_the_rest_equal_the_whole(at):
     events = whole_run()
     snapshot = msgspec.msgpack.decode(msgspec.msgpack.encode(folded(events[:at])), type=RunView)
     for event in events[max(0, at - 2) :]:
-        fold(snapshot, event)
+        apply_event(snapshot, event)
     assert snapshot == folded(events)
 
 
@@ -212,7 +212,7 @@ def test_resuming_clears_the_old_outcome():
     view = folded(t.events)
     assert (view.state, view.outcome) == ("failed", "Out of memory. Lower num_frames.")
     t.start(resumed_from=0)
-    fold(view, t.events[-1])
+    apply_event(view, t.events[-1])
     assert (view.state, view.outcome, view.step, view.losses["high_noise"]) == ("running", "", 0, [])
 
 

@@ -3,9 +3,9 @@
 from typing import Any
 
 from daemon.wire.protocol import Beat, JobChanged, JobRecord, RunBeat, RunEvent
-from presets.runs.run_view import RunView, fold
+from presets.runs.run_view import RunView, apply_event
 from tests.helpers.interface.runs import usual
-from wanlora_tui.feeds.job_list import Board
+from wanlora_tui.feeds.job_list import JobList
 from wanlora_tui.feeds.status_lights import daemon_light, trainer_light
 
 
@@ -20,18 +20,18 @@ def beat(id: int, seq: int, alive: bool = True, since: float = 0.0) -> RunBeat:
 def folded(until: int) -> RunView:
     view = RunView()
     for event in usual(until=until).events:
-        fold(view, event)
+        apply_event(view, event)
     return view
 
 
 def test_running_jobs_come_first_then_the_queue_then_the_newest():
-    board = Board()
+    board = JobList()
     board.load([job(1, "done"), job(2, "queued", position=2), job(3, "failed"), job(4, "queued", position=1), job(5)])
     assert [r.id for r in board.ordered()] == [5, 4, 2, 3, 1]
 
 
 def test_events_are_folded_and_a_gap_asks_for_the_whole():
-    board, events = Board(), usual().events
+    board, events = JobList(), usual().events
     board.load([job(1)])
     assert board.apply(RunEvent(1, events[0])) == [1]  # nothing was loaded yet
     board.load_view(job(1), RunView())
@@ -43,7 +43,7 @@ def test_events_are_folded_and_a_gap_asks_for_the_whole():
 
 
 def test_a_beat_betrays_a_lost_last_event():
-    board = Board()
+    board = JobList()
     board.load([job(1)])
     board.load_view(job(1), folded(50))
     seq = board.views[1].last_seq
@@ -52,7 +52,7 @@ def test_a_beat_betrays_a_lost_last_event():
 
 
 def test_an_older_record_does_not_win():
-    board = Board()
+    board = JobList()
     board.load([job(1, "done", revision=5)])
     board.apply(JobChanged(job(1, "running", revision=4)))
     assert board.records[1].state == "done"

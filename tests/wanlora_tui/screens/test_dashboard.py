@@ -16,7 +16,7 @@ from textual_image.widget import HalfcellImage
 from presets.runs.run_view import LogLine
 from tests.helpers.interface.runs import Tape, usual
 from wanlora_tui.screenshot import RecordedApp, load_run, main
-from wanlora_tui.widgets.event_log import EventLog
+from wanlora_tui.widgets.event_log import EventLogView
 from wanlora_tui.widgets.meters import Numbers
 from wanlora_tui.widgets.phase_bar import PhaseBar
 from wanlora_tui.widgets.poster import Poster
@@ -151,7 +151,7 @@ async def test_the_log_follows_over_a_change_of_size(tmp_path: Path):
     run = load_run(tape.write(tmp_path / tape.name))
     async with RecordedApp(run, HalfcellImage).run_test(size=(80, 24)) as pilot:
         await settle(pilot)
-        log = pilot.app.screen.query_one(EventLog)
+        log = pilot.app.screen.query_one(EventLogView)
         for size in ((160, 48), (100, 30), (70, 20), (50, 12), (200, 60), (80, 24)):
             await pilot.resize_terminal(*size)
             await settle(pilot)
@@ -316,7 +316,7 @@ async def test_the_log_keeps_a_readers_place(tmp_path: Path):
     async with RecordedApp(run, HalfcellImage).run_test(size=(80, 24)) as pilot:
         await pilot.press("l")
         await settle(pilot)
-        log = pilot.app.screen.query_one(EventLog)
+        log = pilot.app.screen.query_one(EventLogView)
         assert log.following and "line 59" in shown(pilot.app.screen)
         await pilot.press("g")
         await settle(pilot)

@@ -26,7 +26,7 @@ from presets.job.schema import Job
 from presets.job.toml_file import dump_job
 from presets.look import Look, LookEnded
 from presets.machine.machine import Machine
-from presets.rules.check import SEVERITIES, check, gather, read_run_folder
+from presets.rules.check import SEVERITIES, check_job, gather, read_run_folder
 from wanlora_tui.actions import bindings
 from wanlora_tui.draft.forecast import forecast
 from wanlora_tui.draft.job_draft import WizardState
@@ -168,17 +168,17 @@ class ReviewPane(StepPane):
             and self._same_model(known, job, base)
         ):
             facts = msgspec.structs.replace(known, base=base, out=out, run=read_run_folder(job, base, out))
-            self.post_message(Checked(revision, facts, check(job, facts), True))
+            self.post_message(Checked(revision, facts, check_job(job, facts), True))
             return
         try:
             facts = gather(job, base, out=out, machine=machine, scenes=False, look=look)
-            self.post_message(Checked(revision, facts, check(job, facts), False))
+            self.post_message(Checked(revision, facts, check_job(job, facts), False))
             # what the Hub says need not wait for the cuts
             facts = msgspec.structs.replace(facts, fetching=fetching_of(named_base(job), base, go_on=look.go_on))
             if facts.fetching is not None:
-                self.post_message(Checked(revision, facts, check(job, facts), False))
+                self.post_message(Checked(revision, facts, check_job(job, facts), False))
             facts = gather(job, base, out=out, machine=machine, ask_hub=True, look=look)
-            self.post_message(Checked(revision, facts, check(job, facts), True))
+            self.post_message(Checked(revision, facts, check_job(job, facts), True))
         except LookEnded:
             return
 
