@@ -40,6 +40,7 @@ lint: setup
 
 docs: setup
 	$(BIN)/python -m presets.rules.docs > docs/job-file.md
+	$(BIN)/python -m tests.house
 
 bench: setup
 	$(BIN)/python benchmarks/cold_start.py
