@@ -57,9 +57,10 @@ def picture() -> str:
             body += _band(floor, left, y, width, height, about, layout, *colours)
             edges[floor] = (left + width / 2, y, y + height)
         y += height + BETWEEN
-    for floor, (centre, _, bottom) in edges.items():
+    for floor, (middle, _, bottom) in edges.items():
         for other in floors_below(floor):
             if edges[other][1] - bottom == BETWEEN:  # the band just below: the others follow from these
+                centre = edges[other][0] if floor == "wanlora_tui" else middle  # of the narrower band
                 body.append(f'<path class="between" d="M{centre:.1f} {bottom:.1f}V{edges[other][1] - 2:.1f}"/>')
     total = round(y - BETWEEN + MARGIN)
     head = (

@@ -41,8 +41,8 @@ async def test_it_starts_one_daemon_in_a_session_of_its_own_and_only_one(home):
 
 async def test_many_starters_at_once_get_one_daemon(home):
     script = (
-        "from pathlib import Path\nfrom daemon.processes.start_trainer import ensure_running\nfrom daemon.wire.client"
-        f" import ping\nensure_running(Path({str(home)!r}))\nprint(ping(Path({str(home)!r})).pid)"
+        "from pathlib import Path\nfrom daemon.wire.client import ping\nfrom daemon.wire.start import ensure_running\n"
+        f"ensure_running(Path({str(home)!r}))\nprint(ping(Path({str(home)!r})).pid)"
     )
     starters = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(4)]
     told = {starter.communicate(timeout=PATIENCE)[0] for starter in starters}
