@@ -34,14 +34,14 @@ import torch
 from diffusers import AutoencoderKLWan
 from PIL import Image
 
-from engine.planning import DEQUANTIZED
-from engine.preview import write_video
+from engine.memory.planning import DEQUANTIZED
+from engine.preview.sampling import write_video
 from engine.toy_base import DATA
 from engine.toy_base.clip_vae import decode, encode, flat_convolutions
 from engine.toy_base.films import FRAMES, MOTIONS, SIDE, Scene, render
 from engine.toy_base.motion import TURNS, circling, look, path_error, standing, turned
-from presets.events import read_events
-from presets.jobfile import job_from_dict, save_job
+from presets.job.toml_file import job_from_dict, save_job
+from presets.runs.events import read_events
 
 VERB = "circles"  # the trigger word: the tokenizer knows it whole, no film of the base has it
 TRAINED = [(colour, shape) for colour in ("red", "green", "blue") for shape in ("ball", "box")] * 2
