@@ -16,9 +16,9 @@ from presets.machine.machine import Gpu, Machine
 from presets.planner.candidates import Candidate
 from presets.planner.cards import DRIVER_BYTES, card_hardware, find_card, gpu_hardware, nearest_card
 from presets.planner.choose import Choice, DoesNotFit, choose_for
-from presets.planner.costs import Seconds
 from presets.planner.remedies import Remedy, remedies
 from presets.planner.sizes import GIB
+from presets.planner.time_costs import Seconds
 from presets.planner.workload import Hardware, Workload, workload_of
 from presets.rules.check import gather
 from presets.text import human
