@@ -18,9 +18,10 @@ from presets.job.toml_file import absolute_paths, load_job
 from presets.runs.checkpoints import StoredCheckpoint, checkpoints_of
 from presets.runs.events import EVENTS_FILE, read_events
 from presets.runs.run_view import RunView, apply_event
+from presets.text import human
 from wanlora_tui.commands.common import daemon_dir, say
 from wanlora_tui.commands.job import default_out
-from wanlora_tui.output.formatting import home_path, size
+from wanlora_tui.output.formatting import home_path
 
 ACCEPT = "accept with --accept-changes"
 
@@ -108,7 +109,7 @@ def checkpoints(args: Namespace) -> int:
         losses = (f"{c.losses[e]:.4f}" if e in c.losses else "-" for e in ("high_noise", "low_noise"))
         previews = home_path(str((run_dir / c.previews[0]).parent)) if c.previews else "-"
         rows.append(
-            (str(c.step), time.strftime("%Y-%m-%d %H:%M", time.localtime(c.time)), *losses, size(c.size), previews)
+            (str(c.step), time.strftime("%Y-%m-%d %H:%M", time.localtime(c.time)), *losses, human(c.size), previews)
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:

@@ -8,7 +8,8 @@ from presets.job.expert_schedule import steps_of
 from presets.job.schema import Job
 from presets.planner.sizes import disk_need
 from presets.rules.machine import expert_shape
-from wanlora_tui.output.formatting import count, expert_text, size
+from presets.text import human
+from wanlora_tui.output.formatting import count, expert_text
 
 
 def epochs(job: Job, datasets: list[DatasetFacts]) -> float:
@@ -34,7 +35,7 @@ def forecast(job: Job, facts: Facts) -> list[str]:
     rounds = preview_rounds(job)
     previews = count(rounds * len(job.sample.prompts), "preview") if rounds else "no previews (no prompts)"
     need = disk_need(job, expert_shape(facts))
-    free = f" of {size(facts.machine.disk_free)} free" if facts.machine else ""
+    free = f" of {human(facts.machine.disk_free)} free" if facts.machine else ""
     return [
         (
             f"{count(job.training.steps, 'step')}{per_expert} · each of {count(clips, 'clip')} seen"
@@ -42,6 +43,6 @@ def forecast(job: Job, facts: Facts) -> list[str]:
         ),
         (
             f"{count(saves, 'checkpoint')} (newest {min(saves, job.save.keep)} kept) · {previews} · disk"
-            f" {size(need.total)}{free}"
+            f" {human(need.total)}{free}"
         ),
     ]
