@@ -34,7 +34,7 @@ from presets.errors import JobError, UserError
 from presets.findings import of_job_error
 from presets.job.diff import live_value
 from presets.job.toml_file import load_job, save_text
-from presets.machine.machine import visible_gpus
+from presets.machine.gpus import visible_gpus
 from presets.machine.shell import Shell
 from presets.machine.visible_gpus import pick
 from presets.runs.checkpoints import checkpoints_of

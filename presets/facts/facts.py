@@ -11,7 +11,8 @@ from presets.base.model_facts import ModelFacts
 from presets.clips.clip_facts import ClipFacts, DatasetFacts
 from presets.clips.geometry import uniform_speed
 from presets.job.schema import DatasetPanel, Job
-from presets.machine.machine import Gpu, Machine
+from presets.machine.gpus import Gpu
+from presets.machine.machine import Machine
 
 TINY_PARAMETERS = 100_000_000  # below this a base is a demo or a test, and any machine will do
 

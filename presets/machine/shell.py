@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct, field
 
 from presets.errors import UserError
-from presets.machine.machine import visible_gpus
+from presets.machine.gpus import visible_gpus
 from presets.machine.visible_gpus import VISIBLE
 
 NAMES = frozenset({

@@ -10,7 +10,7 @@ import msgspec
 import platformdirs
 from msgspec import Struct
 
-from presets.machine.machine import Gpu
+from presets.machine.gpus import Gpu
 
 KEPT = 32  # measurements of other cards and drivers that stay in the file
 

@@ -14,7 +14,8 @@ from typing import Literal, NamedTuple
 
 from daemon.errors import DaemonError
 from daemon.wire.find import distrust, find, look
-from presets.machine.machine import FLASH4_CARDS, Machine, read_machine
+from presets.machine.gpus import FLASH4_CARDS
+from presets.machine.machine import Machine, read_machine
 from presets.machine.torch_build import REQUIREMENT, command, requirement, served
 from presets.text import human
 from wanlora_tui.commands.common import daemon_dir

@@ -12,7 +12,8 @@ from presets.facts.facts import Facts
 from presets.job.fields import toml_text
 from presets.job.schema import Job
 from presets.job.toml_file import load_job, with_value
-from presets.machine.machine import Gpu, Machine
+from presets.machine.gpus import Gpu
+from presets.machine.machine import Machine
 from presets.planner.candidates import Candidate
 from presets.planner.cards import DRIVER_BYTES, card_hardware, find_card, gpu_hardware, nearest_card
 from presets.planner.choose import Choice, DoesNotFit, choose_for
