@@ -1,7 +1,7 @@
 """Clips and datasets as facts: which files a folder holds, what they are, which captions go with them, what is wrong
 with them.
 
-Used by the wizard's table, the rules and the trainer alike. Nothing here decodes; `presets.clips.media` does, and is
+Used by the wizard's table, the rules and the trainer alike. Nothing here decodes; `presets.clips.probe` does, and is
 imported only when a file is probed.
 """
 
@@ -91,7 +91,7 @@ def probe_clip(path: Path, look: Look | None = None) -> ClipFacts:
 
 
 def _probe_image(path: Path, go_on: Callable[[], None]) -> ClipFacts:
-    from presets.clips.media import probe_image
+    from presets.clips.probe import probe_image
 
     width, height, rotation, codec = probe_image(path)
     return ClipFacts(
@@ -110,7 +110,7 @@ def _probe_image(path: Path, go_on: Callable[[], None]) -> ClipFacts:
 
 
 def _probe_video(path: Path, go_on: Callable[[], None]) -> ClipFacts:
-    from presets.clips.media import probe_video
+    from presets.clips.probe import probe_video
 
     v = probe_video(path, go_on)
     width, height = (v.height, v.width) if v.rotation in (90, 270) else (v.width, v.height)

@@ -8,7 +8,7 @@ import pytest
 
 from presets.clips import clip_facts as known
 from presets.clips.clip_facts import probe_clip, scan_dataset
-from presets.clips.media import probe_video
+from presets.clips.probe import probe_video
 from presets.clips.scene_cuts import find_cuts
 from presets.errors import ClipError
 from presets.job.schema import DatasetPanel, Job, JobPanel

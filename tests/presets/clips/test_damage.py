@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from presets.clips.clip_facts import probe_clip
-from presets.clips.media import decoded, open_video
 from presets.clips.scene_cuts import find_cuts
+from presets.clips.video_index import decoded, open_video
 from presets.errors import ClipError
 from presets.job.schema import DatasetPanel, Job, JobPanel
 from presets.rules.check import gather
