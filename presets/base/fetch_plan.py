@@ -9,9 +9,10 @@ from pathlib import Path
 
 from msgspec import Struct, field
 
-from presets.base.composition import Composition, NamedBase, compose, hub_cache, parts_text, problem
+from presets.base.composition import Composition, NamedBase, compose, parts_text
 from presets.base.hub_listing import Repository, Unreached, list_repository
 from presets.base.layouts import needed_files, settings_files
+from presets.base.sources import hub_cache, problem
 from presets.disk import existing_parent
 from presets.errors import UserError
 from presets.findings import Finding

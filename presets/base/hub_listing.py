@@ -8,7 +8,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from presets.base.composition import hub_cache
+from presets.base.sources import hub_cache
 from presets.errors import UserError
 
 KEPT = "What was downloaded is kept, the next start goes on from there"

@@ -12,9 +12,10 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from presets.base.composition import KNOWN, Composition, NamedBase, Place, compose, parts_text, problem
+from presets.base.composition import KNOWN, Composition, NamedBase, compose, parts_text
 from presets.base.layouts import EXPERT_NAMES, WEIGHTS
 from presets.base.part_facts import PartFacts, ReadPart, read_config, read_part, wrong_file
+from presets.base.sources import Place, problem
 from presets.base.vocabulary import mismatch, vocabulary_size
 from presets.findings import Finding
 

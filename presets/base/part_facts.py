@@ -8,9 +8,9 @@ from typing import Any
 from msgspec import Struct, field
 
 from presets.base import comfy_files
-from presets.base.composition import Place, problem
 from presets.base.layouts import WEIGHTS, joined, names_in, shards_of, weight_files
 from presets.base.safetensors_header import AGAIN, DTYPE_BITS, Damaged, TensorPlace, json_object, read_header
+from presets.base.sources import Place, problem
 from presets.findings import Finding
 
 NO_EXPERT = ("model-not-i2v", "no expert of Wan", "Give Wan 2.2 I2V A14B")

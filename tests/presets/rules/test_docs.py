@@ -48,6 +48,7 @@ def test_what_reading_can_find_is_on_the_page():
         "clips/video_index",
         "base/model_facts",
         "base/composition",
+        "base/sources",
         "base/part_facts",
         "base/fetch_plan",
     ):

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from PIL import Image
 
-from presets.base.composition import problem
+from presets.base.sources import problem
 from presets.facts.facts import Facts, RunFolder, clip_speeds
 from presets.findings import Finding
 from presets.job.schema import Job
