@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from engine.runfolder.console import Console
 from engine.runfolder.control import Control, StopWished
 from engine.runfolder.event_log import EventLog
@@ -142,9 +140,7 @@ def _attempt(
     control.listen()
     log.phase("loading", 0, 1, "checking the job")
     job = begin.job
-    facts = gather(job, base_dir, out=folder.parent)
-    if begin.resumed and facts.run is not None:  # how the job differs from the one that lies there has been asked about
-        facts.run = msgspec.structs.replace(facts.run, differences=[])
+    facts = gather(job, base_dir, out=folder.parent, accepted=begin.check)
     findings = check_job(job, facts)
     for finding in findings:
         log.finding(finding)

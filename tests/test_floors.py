@@ -90,7 +90,7 @@ ROOMS = {
         clips       -> errors file_names findings job look
         machine     -> errors
         runs        -> errors files job text
-        job         -> errors file_names files
+        job         -> disk errors file_names files
         findings    -> errors
         file_names  -> errors
         errors      -> text

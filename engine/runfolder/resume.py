@@ -47,6 +47,7 @@ class ResumePoint:
     # the folder of a rollback that was cut short: it is taken up again there, so that its branch lies in one place
     abandoned: str = ""
     accepted: bool = False  # that the run is no longer the one that was begun
+    check: ResumeCheck | None = None  # how the job file has changed, which has been accepted
 
     @property
     def comparable(self) -> bool:
@@ -101,6 +102,7 @@ def find_resume_point(folder: Path, job: Job, base_dir: Path, *, from_step: int 
         rollback=back is not None,
         abandoned=history.abandoned,
         accepted=accept,
+        check=asked,
     )
 
 

@@ -10,6 +10,7 @@ from presets.base.fetch_plan import Fetching
 from presets.base.model_facts import ModelFacts
 from presets.clips.clip_facts import ClipFacts, DatasetFacts
 from presets.clips.geometry import uniform_speed
+from presets.job.resume_check import ResumeCheck
 from presets.job.schema import DatasetPanel, Job
 from presets.machine.gpus import Gpu
 from presets.machine.machine import Machine
@@ -23,10 +24,10 @@ class RunFolder(Struct, kw_only=True):
     path: str
     name: str
     problem: str = ""  # why nothing can be written there
-    # how the job that lies there differs from this one; [] when none lies there
-    differences: list[str] = field(default_factory=list)
+    resume: ResumeCheck = ResumeCheck()  # how this job differs from the one that lies there
+    accepted: bool = False  # the run that lies there is resumed, with `resume` as it is
     size: int = 0  # bytes that lie there already: a resumed run needs that much less
-    free_name: str = ""  # a name that is not taken, when there are differences
+    free_name: str = ""  # a name that is not taken, when a job lies there
 
 
 class Facts(Struct, kw_only=True):

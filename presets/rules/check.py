@@ -18,14 +18,11 @@ from presets.caches.clip_scans import Identity, identity_of, keep_cuts, known_cu
 from presets.clips.clip_facts import DatasetFacts, scan_dataset
 from presets.clips.scene_cuts import find_cuts
 from presets.disk import existing_parent, exists
-from presets.errors import ClipError, UserError
+from presets.errors import ClipError
 from presets.facts.facts import Facts, RunFolder
 from presets.findings import Finding
-from presets.job.diff import FREE_TO_CHANGE as FREE_TO_CHANGE  # read from here too
-from presets.job.diff import LIVE_FIELDS as LIVE_FIELDS
-from presets.job.diff import breaking, changes
+from presets.job.resume_check import JOB_FILE, ResumeCheck, check_run_folder
 from presets.job.schema import Job
-from presets.job.toml_file import absolute_paths, load_job
 from presets.look import Look
 from presets.machine.machine import Machine, read_machine
 from presets.rules import RULES
@@ -51,8 +48,10 @@ def gather(
     scenes: bool = True,
     ask_hub: bool = False,
     look: Look | None = None,
+    accepted: ResumeCheck | None = None,
 ) -> Facts:
     """Read everything the rules look at. `base` is the job file's folder, the run folder will be `out`/NAME.
+    `accepted`: the run that lies there is resumed, and this is how its job file has changed.
 
     `scenes` looks for damage and scene cuts, which decodes every clip once, until it changes; `ask_hub` asks the Hub
     about what is not on this machine, some seconds at most; everything else is quick. Raises nothing for bad input:
@@ -71,7 +70,7 @@ def gather(
         model=read_model(named, base),
         named=named,
         out=out,
-        run=read_run_folder(job, base, out),
+        run=read_run_folder(job, base, out, accepted),
         cuts=cuts,
         packages=installed_packages(),
         fetching=fetching_of(named, base, go_on=look.go_on) if ask_hub else None,
@@ -159,7 +158,7 @@ def _cuts_of(path: str, look: Look) -> list[int] | ClipError:
     return _cuts[file]
 
 
-def read_run_folder(job: Job, base: Path, out: Path) -> RunFolder:
+def read_run_folder(job: Job, base: Path, out: Path, accepted: ResumeCheck | None = None) -> RunFolder:
     """What lies at OUT/NAME already, and whether it can be written."""
     folder = out.absolute() / job.job.name
     place = existing_parent(folder)
@@ -168,14 +167,14 @@ def read_run_folder(job: Job, base: Path, out: Path) -> RunFolder:
             problem = ""
     except OSError as e:
         problem = (e.strerror or str(e)).lower()
-    differences = _differences(job, base, folder / "job.toml")
     return RunFolder(
         path=str(folder),
         name=job.job.name,
         problem=problem,
-        differences=differences,
+        resume=accepted or check_run_folder(folder, job, base),
+        accepted=accepted is not None,
         size=_size(folder),
-        free_name=_free_name(job.job.name, out) if differences else "",
+        free_name=_free_name(job.job.name, out) if exists(folder / JOB_FILE) else "",
     )
 
 
@@ -190,18 +189,6 @@ def _size(folder: Path) -> int:
             with suppress(OSError):
                 total += Path(place, name).lstat().st_size
     return total
-
-
-def _differences(job: Job, base: Path, held_path: Path) -> list[str]:
-    """How the job in a run folder differs from `job` in what a resumed run may not change."""
-    if not exists(held_path):
-        return []
-    try:
-        held = load_job(held_path)
-    except UserError as e:
-        return [f"its job.toml cannot be read: {e.what}"]
-    found = breaking(changes(absolute_paths(held, base), absolute_paths(job, base)))
-    return [f"{c.field} = {c.old} there, {c.new} here" for c in found]
 
 
 def _free_name(name: str, out: Path) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import msgspec
 
 from presets.facts.facts import Facts
+from presets.job.diff import breaking
+from presets.job.resume_check import JOB_FILE
 from presets.job.schema import Job
 from presets.planner.sizes import disk_need
 from presets.rules.machine import expert_shape
@@ -20,10 +22,11 @@ ELSEWHERE = (
 def run_folder_other_job(job: Job, facts: Facts) -> Iterator[Found]:
     """The run folder is new, or holds this same job."""
     run = facts.run
-    if run is not None and run.name == job.job.name and run.differences:
-        shown = "; ".join(run.differences[:3]) + (
-            f"; and {len(run.differences) - 3} more" if len(run.differences) > 3 else ""
-        )
+    if run is not None and run.name == job.job.name and not run.accepted and run.resume.verdict != "fits":
+        told = [f"{c.field} = {c.old} there, {c.new} here" for c in breaking(run.resume.changes)]
+        if run.resume.unreadable:
+            told = [f"its {JOB_FILE} cannot be read: {run.resume.unreadable}"]
+        shown = "; ".join(told[:3]) + (f"; and {len(told) - 3} more" if len(told) > 3 else "")
         yield Found(
             "job.name",
             f"{run.path} already holds another job ({shown})",
