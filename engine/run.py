@@ -15,7 +15,8 @@ from engine.runfolder.event_log import EventLog
 from engine.runfolder.resume import ResumePoint, find_resume_point
 from engine.system.durable_files import fsync, make_folder
 from presets.errors import UserError
-from presets.facts.facts import used_gpus
+from presets.facts.facts import Facts, used_gpus
+from presets.facts.gather import gather
 from presets.file_names import require_utf8
 from presets.findings import Finding
 from presets.job.resume_check import JOB_FILE
@@ -24,7 +25,7 @@ from presets.job.toml_file import absolute_paths, load_job, save_job
 from presets.machine.shell import without_secrets
 from presets.machine.visible_gpus import shown_to_cuda
 from presets.planner.plan import KNOBS
-from presets.rules.check import Facts, check_job, gather
+from presets.rules.check import check_job
 from presets.runs.events import EVENTS_FILE
 from presets.text import sentences
 

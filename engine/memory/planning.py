@@ -11,7 +11,7 @@ from msgspec import Struct
 from engine.memory.measure_card import measured_rates
 from engine.wan.attention import Attention
 from presets.errors import UserError
-from presets.facts.facts import used_gpus
+from presets.facts.facts import Facts, used_gpus
 from presets.job.schema import Job
 from presets.planner.candidates import Scarce, limits_of, next_down
 from presets.planner.cards import gpu_hardware
@@ -23,7 +23,6 @@ from presets.planner.memory_costs import MemoryCosts
 from presets.planner.plan import Plan, Precision
 from presets.planner.sizes import ExpertShape
 from presets.planner.workload import Hardware, Workload, shape_of, workload_of
-from presets.rules.check import Facts
 
 GIB = 2**30
 CONTEXT = 0.6 * GIB  # what CUDA itself holds here

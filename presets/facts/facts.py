@@ -31,7 +31,7 @@ class RunFolder(Struct, kw_only=True):
 
 
 class Facts(Struct, kw_only=True):
-    """Gathered once by `presets.rules.check.gather`; whatever is not known is None or missing, and the rules that need
+    """Gathered once by `presets.facts.gather.gather`; whatever is not known is None or missing, and the rules that need
     it say nothing."""
 
     base: Path  # relative paths of the job start here

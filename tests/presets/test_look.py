@@ -11,10 +11,10 @@ from presets.clips.clip_facts import probe_clip, scan_dataset
 from presets.clips.probe import probe_video
 from presets.clips.scene_cuts import find_cuts
 from presets.errors import ClipError
+from presets.facts import gather as gathering
+from presets.facts.gather import gather
 from presets.job.schema import DatasetPanel, Job, JobPanel
 from presets.look import Look, LookEnded
-from presets.rules import check as checking
-from presets.rules.check import gather
 from tests.helpers.facts import gpu, machine
 from tests.helpers.videos import write_clip
 
@@ -167,7 +167,7 @@ def test_a_search_for_cuts_is_left_in_the_middle(tmp_path: Path, times: int) -> 
 
 
 def test_an_ended_search_for_cuts_leaves_no_answer_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checking, "_cuts", {})
+    monkeypatch.setattr(gathering, "_cuts", {})
     (tmp_path / "clips").mkdir()
     for name in ("a", "b", "c"):
         write_clip(tmp_path / "clips" / f"{name}.mp4", frames=24)
@@ -179,11 +179,11 @@ def test_an_ended_search_for_cuts_leaves_no_answer_behind(tmp_path: Path, monkey
         look.end()
         return find_cuts(path, go_on)
 
-    monkeypatch.setattr(checking, "find_cuts", cuts)
+    monkeypatch.setattr(gathering, "find_cuts", cuts)
     with pytest.raises(LookEnded):
         gather(job, tmp_path, out=tmp_path / "runs", machine=machine(gpu()), look=look)
-    assert checking._cuts == {} and len(begun) <= 3
-    monkeypatch.setattr(checking, "find_cuts", find_cuts)
+    assert gathering._cuts == {} and len(begun) <= 3
+    monkeypatch.setattr(gathering, "find_cuts", find_cuts)
     whole = gather(job, tmp_path, out=tmp_path / "runs", machine=machine(gpu()))
     assert [Path(p).name for p in whole.cuts] == ["a.mp4", "b.mp4", "c.mp4"] and whole.datasets[0].problems == []
 

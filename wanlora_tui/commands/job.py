@@ -113,7 +113,8 @@ def findings_of(
     """What the rules say (`scenes`: with a search for damage and cuts, which decodes every clip once; `ask_hub`: with
     what the Hub says of parts to fetch); a job file that cannot be read is reported in the same form, one finding per
     problem."""
-    from presets.rules.check import check_job, gather
+    from presets.facts.gather import gather
+    from presets.rules.check import check_job
 
     try:
         job = load_job(path)

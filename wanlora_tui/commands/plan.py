@@ -9,6 +9,7 @@ import msgspec
 
 from presets.errors import UserError
 from presets.facts.facts import Facts
+from presets.facts.gather import gather
 from presets.job.fields import toml_text
 from presets.job.schema import Job
 from presets.job.toml_file import load_job, with_value
@@ -21,7 +22,6 @@ from presets.planner.remedies import Remedy, remedies
 from presets.planner.sizes import GIB
 from presets.planner.time_costs import Seconds
 from presets.planner.workload import Hardware, Workload, workload_of
-from presets.rules.check import gather
 from presets.text import human
 from wanlora_tui.commands.job import default_out
 from wanlora_tui.output.formatting import count, duration, seconds_each

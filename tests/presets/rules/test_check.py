@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from presets.disk import existing_parent
+from presets.facts import gather as gathering
 from presets.facts.facts import RunFolder
+from presets.facts.gather import gather, read_run_folder
 from presets.findings import Finding
 from presets.job.resume_check import check_run_folder
 from presets.job.toml_file import load_job, parse_job, save_job, with_value
-from presets.rules import check as checking
-from presets.rules.check import check_job, gather, has_errors, read_run_folder, render, summary
+from presets.rules.check import check_job, has_errors, render, summary
 from tests.helpers import ROOT
 from tests.helpers.facts import GIB, facts, gpu, job, machine, real_model
 from tests.helpers.videos import Picture, write_clip
@@ -114,7 +115,7 @@ def test_scene_cuts_are_found_once_per_clip(tmp_path, monkeypatch):
     def decode_again(path: Path) -> list[int]:
         raise AssertionError("decoded twice")
 
-    monkeypatch.setattr(checking, "find_cuts", decode_again)
+    monkeypatch.setattr(gathering, "find_cuts", decode_again)
     again = gather(made, tmp_path, out=tmp_path, machine=machine(gpu()))
     assert list(again.cuts.values()) == [[24]]
     assert gather(made, tmp_path, out=tmp_path, machine=machine(gpu()), scenes=False).cuts == {}
@@ -250,7 +251,7 @@ def test_a_run_is_resumed_with_the_changes_that_were_accepted(folder, tmp_path):
 def test_free_names(tmp_path, name, taken, free):
     for other in taken:
         (tmp_path / other).mkdir()
-    assert checking._free_name(name, tmp_path) == free
+    assert gathering._free_name(name, tmp_path) == free
     parse_job(JOB.replace("orbit", free))
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from presets.clips.clip_facts import scan_dataset
+from presets.facts.gather import gather
 from presets.findings import Finding
 from presets.job.fields import FIELDS
 from presets.job.schema import DatasetPanel, PromptPanel
 from presets.job.toml_file import dump_job, load_job, save_job
 from presets.machine.machine import read_machine
-from presets.rules.check import gather
 from tests.helpers.facts import gpu, machine
 from tests.helpers.interface.wizard_pilot import make_base, make_clips
 from wanlora_tui.draft.draft_store import Draft, DraftStore

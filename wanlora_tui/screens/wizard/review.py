@@ -19,12 +19,13 @@ from presets.base.composition import named_base
 from presets.base.fetch_plan import fetching_of
 from presets.errors import JobError
 from presets.facts.facts import Facts
+from presets.facts.gather import gather, read_run_folder
 from presets.findings import Finding
 from presets.job.schema import Job
 from presets.job.toml_file import dump_job
 from presets.look import Look, LookEnded
 from presets.machine.machine import Machine
-from presets.rules.check import SEVERITIES, check_job, gather, read_run_folder
+from presets.rules.check import SEVERITIES, check_job
 from wanlora_tui.actions import bindings
 from wanlora_tui.draft.forecast import forecast
 from wanlora_tui.draft.job_draft import WizardState
