@@ -8,7 +8,7 @@ from presets.job.expert_schedule import steps_of
 from presets.job.preview_settings import preview_sets
 from presets.job.schema import Job
 from presets.planner.sizes import disk_need
-from presets.rules.machine import expert_shape
+from presets.planner.workload import shape_of
 from presets.text import human
 from wanlora_tui.output.formatting import count, expert_text
 
@@ -27,7 +27,7 @@ def forecast(job: Job, facts: Facts) -> list[str]:
     per_expert = f", {' and '.join(f'{n} for {expert_text(e)}' for e, n in steps.items())}" if len(steps) > 1 else ""
     sets = preview_sets(job)
     previews = count(sets * len(job.sample.prompts), "preview") if sets else "no previews (no prompts)"
-    need = disk_need(job, expert_shape(facts))
+    need = disk_need(job, shape_of(facts))
     free = f" of {human(facts.machine.disk_free)} free" if facts.machine else ""
     return [
         (

@@ -17,8 +17,8 @@ from presets.job.toml_file import with_value
 from presets.machine.torch_build import Build
 from presets.rules import RULES
 from presets.rules.check import check_job
-from presets.rules.frames import too_short
-from presets.rules.previews import image_problem
+from presets.rules.frame_rules import too_short
+from presets.rules.preview_rules import image_problem
 from tests.helpers.facts import clip, clips, facts, fetching, gpu, image, job, machine, process, real_model, tiny_model
 
 OTHER = check_resume(job(target={"rank": 8}), job(), learnt=True)  # what lies in a run folder is another job

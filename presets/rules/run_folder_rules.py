@@ -9,7 +9,7 @@ from presets.job.diff import breaking
 from presets.job.resume_check import JOB_FILE
 from presets.job.schema import Job
 from presets.planner.sizes import disk_need
-from presets.rules.machine import expert_shape
+from presets.planner.workload import shape_of
 from presets.rules.registry import Found, rule
 from presets.text import human
 
@@ -55,7 +55,7 @@ def held_bytes(job: Job, facts: Facts) -> int:
 def keep_few(job: Job, facts: Facts) -> Iterator[Found]:
     """At least 4 checkpoints are kept, where the disk allows: the best is often not the last."""
     more = msgspec.structs.replace(job, save=msgspec.structs.replace(job.save, keep=4))
-    room = facts.machine is None or disk_need(more, expert_shape(facts)).total <= facts.machine.disk_free + held_bytes(
+    room = facts.machine is None or disk_need(more, shape_of(facts)).total <= facts.machine.disk_free + held_bytes(
         job, facts
     )
     if room and job.save.keep < 4 and job.training.steps // job.save.every > job.save.keep:
@@ -72,7 +72,7 @@ def disk_too_small(job: Job, facts: Facts) -> Iterator[Found]:
     if facts.machine is None:
         return
     held = held_bytes(job, facts)
-    need, free = disk_need(job, expert_shape(facts)), facts.machine.disk_free
+    need, free = disk_need(job, shape_of(facts)), facts.machine.disk_free
     if need.total <= free + held:
         return
     what = (

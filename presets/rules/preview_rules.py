@@ -1,4 +1,4 @@
-"""Rules about previews."""
+"""Rules about previews: their prompts and control images first, then the accelerators that they run with."""
 
 import re
 from collections.abc import Iterator
@@ -13,6 +13,12 @@ from presets.job.preview_settings import low_guidance
 from presets.job.schema import Job
 from presets.rules.registry import Found, rule
 from presets.text import sentences
+
+FEW_STEPS, MANY_STEPS = 4, 8  # of a preview: what accelerators are made for; beyond the latter nothing is gained
+FILES: tuple[tuple[Literal["accelerator", "accelerator_low"], ExpertName], ...] = (
+    ("accelerator", "high_noise"),
+    ("accelerator_low", "low_noise"),
+)
 
 
 def image_problem(path: Path) -> str:
@@ -149,15 +155,14 @@ def sample_fps_16(job: Job, facts: Facts) -> Iterator[Found]:
         )
 
 
-FEW_STEPS, MANY_STEPS = 4, 8  # what such LoRAs are made for; beyond the latter nothing is gained
-FILES: tuple[tuple[Literal["accelerator", "accelerator_low"], ExpertName], ...] = (
-    ("accelerator", "high_noise"),
-    ("accelerator_low", "low_noise"),
-)
-
-
 def _accelerated(job: Job) -> bool:
     return bool(job.sample.prompts and (job.sample.accelerator or job.sample.accelerator_low))
+
+
+def _named(path: str) -> str:
+    """`high` or `low` when the file's name says one of them, else ""."""
+    found = set(re.findall(r"(?<![a-z])(high|low)(?![a-z])", Path(path).stem.lower()))
+    return found.pop() if len(found) == 1 else ""
 
 
 @rule("accelerator-unreadable", "error")
@@ -226,12 +231,6 @@ def accelerator_expert(job: Job, facts: Facts) -> Iterator[Found]:
             "by their names the two files are swapped",
             set={"sample.accelerator": low, "sample.accelerator_low": high},
         )
-
-
-def _named(path: str) -> str:
-    """`high` or `low` when the file's name says one of them, else ""."""
-    found = set(re.findall(r"(?<![a-z])(high|low)(?![a-z])", Path(path).stem.lower()))
-    return found.pop() if len(found) == 1 else ""
 
 
 @rule("accelerator-guidance", "advice")
