@@ -115,21 +115,21 @@ def settings_problems(composed: Composition, configs: dict[str, dict[str, Any]])
 
 
 def _absent(composed: Composition) -> list[str]:
-    """`the VAE from ai-toolkit/wan2.1-vae`. Before the experts' repository has told what it holds besides, also where
+    """`the VAE from ai-toolkit/wan2.1-vae`. Before the experts' repository has been listed, also where
     the rest would come from."""
     by_repo: dict[str, list[str]] = {}
     for part, place in composed.places.items():
         if place.at is None:
             by_repo.setdefault(place.repo, []).append(part)
-    told = {repo: f"{parts_text(parts)} from {repo}" for repo, parts in by_repo.items()}
+    texts = {repo: f"{parts_text(parts)} from {repo}" for repo, parts in by_repo.items()}
     if (
         composed.unsure
         and composed.own is not None
         and (others := [part for part in by_repo[composed.own.repo] if part in KNOWN])
     ):
         elsewhere = dict.fromkeys(KNOWN[part] for part in others)
-        told[composed.own.repo] += f" ({parts_text(others)} from {' and '.join(elsewhere)}, if that lacks them)"
-    return list(told.values())
+        texts[composed.own.repo] += f" ({parts_text(others)} from {' and '.join(elsewhere)}, if that lacks them)"
+    return list(texts.values())
 
 
 def _incomplete(composed: Composition, read: dict[str, ReadPart], missing: list[str]) -> list[Finding]:

@@ -48,7 +48,7 @@ class ReadPart(Struct, kw_only=True):
 
 
 def read_part(place: Place) -> ReadPart:
-    """Raises nothing for bad input: what is wrong is told in the answer."""
+    """Raises nothing for bad input: what is wrong is a problem in the answer."""
     assert place.root is not None and place.spot is not None, "a part that is not here cannot be read"
     return _read_single(place) if place.spot.single else _read_folder(place)
 

@@ -39,7 +39,7 @@ class Origin(Struct, frozen=True, kw_only=True):
     root: Path | None = None  # a folder; of a repository its cached snapshot
     file: str = ""  # in `root`: all that was named
     names: frozenset[str] | None = None  # files in it; None: not known before the Hub is asked
-    listed: bool = False  # the Hub has just told: then its parts are fetched as it has them now
+    listed: bool = False  # the Hub has just listed it: then its parts are fetched as it has them now
 
 
 class HubView(NamedTuple):

@@ -68,8 +68,8 @@ def probe_clip(path: Path, look: Look | None = None) -> ClipFacts:
     A file that did not change is probed once per process. Raises ClipError, which names the file, the reason and a fix,
     and LookEnded when `look` was ended before the answer was there.
     """
-    go_on = (look or Look()).go_on
-    go_on()
+    raise_if_ended = (look or Look()).raise_if_ended
+    raise_if_ended()
     path = path.absolute()
     suffix = path.suffix.lower()
     if suffix not in CLIP_SUFFIXES:
@@ -83,14 +83,14 @@ def probe_clip(path: Path, look: Look | None = None) -> ClipFacts:
     try:
         status = path.stat()
     except OSError:
-        return probe(path, go_on)  # which says what is wrong
+        return probe(path, raise_if_ended)  # which says what is wrong
     key = str(path), status.st_ino, status.st_size, status.st_mtime_ns
     if key not in _known:
-        _known[key] = probe(path, go_on)
+        _known[key] = probe(path, raise_if_ended)
     return _known[key]
 
 
-def _probe_image(path: Path, go_on: Callable[[], None]) -> ClipFacts:
+def _probe_image(path: Path, raise_if_ended: Callable[[], None]) -> ClipFacts:
     from presets.clips.probe import probe_image
 
     width, height, rotation, codec = probe_image(path)
@@ -109,10 +109,10 @@ def _probe_image(path: Path, go_on: Callable[[], None]) -> ClipFacts:
     )
 
 
-def _probe_video(path: Path, go_on: Callable[[], None]) -> ClipFacts:
+def _probe_video(path: Path, raise_if_ended: Callable[[], None]) -> ClipFacts:
     from presets.clips.probe import probe_video
 
-    v = probe_video(path, go_on)
+    v = probe_video(path, raise_if_ended)
     width, height = (v.height, v.width) if v.rotation in (90, 270) else (v.width, v.height)
     return ClipFacts(
         path=str(path),
@@ -227,7 +227,7 @@ def _walk(root: Path, field: str, problems: list[Finding], look: Look) -> Iterat
     entered: set[tuple[int, int]] = set()
     look.done = look.total = 0
     for folder, below, files in os.walk(root, onerror=unreadable, followlinks=True):
-        look.go_on()
+        look.raise_if_ended()
         look.done += len(files)
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in entered:

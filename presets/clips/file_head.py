@@ -83,7 +83,7 @@ def refuse_foreign(head: bytes, where: str, *, image: bool = False) -> None:
 
 
 def refuse_incomplete(path: Path, size: int, where: str) -> None:
-    """Raise ClipError when the container says that it goes on behind the end of the file, or that its index was never
+    """Raise ClipError when the container promises more than the file holds, or that its index was never
     written."""
     with path.open("rb") as f:
         start = f.read(12)

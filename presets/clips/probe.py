@@ -58,18 +58,18 @@ class VideoFile(Struct, frozen=True, kw_only=True):
     untagged_hd: bool  # read as BT.709 although the file does not say so
 
 
-def probe_video(path: Path, go_on: Callable[[], None] = never_ends) -> VideoFile:
+def probe_video(path: Path, raise_if_ended: Callable[[], None] = never_ends) -> VideoFile:
     """Facts of a video file whose first and last frames decode. Raises ClipError for everything else.
 
-    `go_on` is called between packets and between frames; what it raises ends the reading.
+    `raise_if_ended` is called between packets and between frames; what it raises ends the reading.
     """
     where = str(path)
     head, size = read_head(path)
     refuse_foreign(head, where)
     refuse_incomplete(path, size, where)
     with open_video(path) as (container, stream):
-        index = read_index(container, stream, where=where, go_on=go_on)
-        first, last = _decode_first(path, go_on), _decode_last(path, index.keyframes, go_on)
+        index = read_index(container, stream, where=where, raise_if_ended=raise_if_ended)
+        first, last = _decode_first(path, raise_if_ended), _decode_last(path, index.keyframes, raise_if_ended)
         # it was cut where the picture was being refreshed bit by bit
         if first.pts is not None and first.pts > index.pts[0]:
             index = msgspec.structs.replace(index, pts=[p for p in index.pts if p >= first.pts])
@@ -95,11 +95,11 @@ def probe_video(path: Path, go_on: Callable[[], None] = never_ends) -> VideoFile
         )
 
 
-def _decode_first(path: Path, go_on: Callable[[], None]) -> av.VideoFrame:
+def _decode_first(path: Path, raise_if_ended: Callable[[], None]) -> av.VideoFrame:
     """The first frame that is shown. Raises ClipError."""
     with open_video(path) as (container, stream):
         try:
-            go_on()
+            raise_if_ended()
             first = next(decoded(container, stream), None)
         except av.error.FFmpegError as e:
             raise _undecodable(path, "first", f" ({reason_of(e)})") from None
@@ -108,7 +108,7 @@ def _decode_first(path: Path, go_on: Callable[[], None]) -> av.VideoFrame:
     return first
 
 
-def _decode_last(path: Path, keyframes: list[int], go_on: Callable[[], None]) -> av.VideoFrame:
+def _decode_last(path: Path, keyframes: list[int], raise_if_ended: Callable[[], None]) -> av.VideoFrame:
     """The last frame, decoded from the last keyframe; where that fails, from the one before, and then from the start.
     Raises ClipError.
 
@@ -123,7 +123,7 @@ def _decode_last(path: Path, keyframes: list[int], go_on: Callable[[], None]) ->
                 if start is not None:
                     container.seek(start, stream=stream, backward=True)
                 for frame in decoded(container, stream):
-                    go_on()
+                    raise_if_ended()
                     # AVI with B-frames: not always rising
                     if last is None or frame.pts is None or last.pts is None or frame.pts >= last.pts:
                         last = frame

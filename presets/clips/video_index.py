@@ -153,7 +153,7 @@ def read_index(
     stream: av.VideoStream,
     *,
     where: str,
-    go_on: Callable[[], None] = never_ends,
+    raise_if_ended: Callable[[], None] = never_ends,
 ) -> FrameIndex:
     """Times of all frames, by reading the packets of `stream` from where `container` stands (its beginning) to its end.
 
@@ -167,7 +167,7 @@ def read_index(
     time_base = Fraction(stream.time_base)  # PyAV 19 has a type of its own
     tick = 1 / (stream.average_rate or stream.guessed_rate or Fraction(25)) / time_base
     for number, packet in enumerate(container.demux(stream)):
-        go_on()
+        raise_if_ended()
         if packet.size == 0:
             continue  # the end mark, or AVI's way to say "once more the same"
         pts = time_of(packet)

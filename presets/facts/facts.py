@@ -79,7 +79,7 @@ def used_gpus(job: Job, facts: Facts) -> list[Gpu]:
 
 
 def clip_speeds(job: Job, facts: Facts) -> dict[int, float]:
-    """How much faster than life uniform sampling shows the clips that are learnt from, by number of frames: the middle
+    """How much faster than life uniform sampling shows the clips that are trained on, by number of frames: the middle
     one's factor (1.0: true speed)."""
     speeds: dict[int, list[float]] = {}
     for _, panel, found in paired(job, facts):

@@ -65,7 +65,7 @@ def gather(
         run=read_run_folder(job, base, out, accepted),
         cuts=cuts,
         packages=installed_packages(),
-        fetching=fetching_of(named, base, go_on=look.go_on) if ask_hub else None,
+        fetching=fetching_of(named, base, raise_if_ended=look.raise_if_ended) if ask_hub else None,
     )
 
 
@@ -78,10 +78,10 @@ def _look_for_cuts(datasets: list[DatasetFacts], look: Look) -> tuple[list[Datas
     """Scene cuts of every video. A clip whose middle does not decode leaves its dataset and becomes a problem of it."""
     paths = list(dict.fromkeys(c.path for d in datasets for c in d.clips if c.kind == "video"))
     # Decoding lets go of the interpreter.
-    told = dict(
+    answers = dict(
         zip(paths, look.at_all(paths, lambda p: _cuts_of(p, look), threads=min(4, os.cpu_count() or 1)), strict=True)
     )
-    broken = {path: e for path, e in told.items() if isinstance(e, ClipError)}
+    broken = {path: e for path, e in answers.items() if isinstance(e, ClipError)}
     out = [
         msgspec.structs.replace(
             d,
@@ -95,7 +95,7 @@ def _look_for_cuts(datasets: list[DatasetFacts], look: Look) -> tuple[list[Datas
         )
         for d in datasets
     ]
-    return out, {path: cuts for path, cuts in told.items() if not isinstance(cuts, ClipError)}
+    return out, {path: cuts for path, cuts in answers.items() if not isinstance(cuts, ClipError)}
 
 
 def _cuts_of(path: str, look: Look) -> list[int] | ClipError:
@@ -111,7 +111,7 @@ def _cuts_of(path: str, look: Look) -> list[int] | ClipError:
     if file not in _cuts:
         try:
             if (cuts := known_cuts(file)) is None:
-                keep_cuts(file, cuts := find_cuts(Path(path), look.go_on))
+                keep_cuts(file, cuts := find_cuts(Path(path), look.raise_if_ended))
             _cuts[file] = cuts
         except ClipError as e:
             _cuts[file] = e

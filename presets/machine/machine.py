@@ -30,7 +30,7 @@ class Machine(Struct, frozen=True, kw_only=True):
 
     @property
     def torch_misfit(self) -> Misfit | None:
-        """Why the installed torch cannot use the GPUs here, as far as can be told without asking it."""
+        """Why the installed torch cannot use the GPUs here, as far as is known without asking it."""
         return misfit(self.torch, self.gpus[0].driver, cuda=self.gpus[0].cuda) if self.gpus and self.torch else None
 
 

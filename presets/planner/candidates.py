@@ -174,8 +174,8 @@ def next_down(
     limits: Limits | None = None,
     scarce: Scarce = "vram",
 ) -> Plan | None:
-    """The fastest plan that takes less than `plan`: for going on after memory ran out. None at the last rung. Of plans
-    that are about as fast, the smallest.
+    """The fastest plan that takes less than `plan`, for after memory ran out. None at the last rung. Of plans that are
+    about as fast, the smallest.
 
     `scarce` says what ran out: `vram` anywhere, or the phase it ran out in (`step`, `vae`, `preview`), whose own peak
     is then lowered and no other raised; or `ram`, for pinned memory that was refused: then VRAM may rise to what is

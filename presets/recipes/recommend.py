@@ -46,7 +46,7 @@ class _Draft:
 
 
 def plain_job(kind: Kind, name: str, clips_path: str) -> Job:
-    """The job with nothing but its required fields: what `reasons` are told against."""
+    """The job with nothing but its required fields: what `reasons` compares with."""
     return Job(job=JobPanel(name=name, kind=kind), datasets=[DatasetPanel(path=clips_path)])
 
 

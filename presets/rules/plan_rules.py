@@ -1,6 +1,6 @@
 """Rules about memory, by the planner: whether a plan fits at all, and with how much room.
 
-They reckon with all of the card's and the machine's memory, as a queued job will find it; `gpu-busy` tells of others.
+They reckon with all of the card's and the machine's memory, as a queued job will find it; `gpu-busy` reports others.
 """
 
 from collections.abc import Iterator

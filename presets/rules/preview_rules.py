@@ -150,7 +150,7 @@ def sample_fps_16(job: Job, facts: Facts) -> Iterator[Found]:
         word = "slower" if job.sample.fps < 16 else "faster"
         yield Found(
             "sample.fps",
-            f"{job.sample.fps} FPS only plays the previews {word}; what is learnt stays at 16",
+            f"{job.sample.fps} FPS only plays the previews {word}; what is trained stays at 16",
             set={"sample.fps": 16},
         )
 
@@ -235,7 +235,7 @@ def accelerator_expert(job: Job, facts: Facts) -> Iterator[Found]:
 
 @rule("accelerator-guidance", "advice")
 def accelerator_guidance(job: Job, facts: Facts) -> Iterator[Found]:
-    """With an accelerator there is no guidance: it is learnt into such LoRAs, and asking for it again burns the
+    """With an accelerator there is no guidance: it is learned into such LoRAs, and asking for it again burns the
     picture."""
     if _accelerated(job) and max(job.sample.guidance, low_guidance(job.sample)) > 1:
         path = "sample.guidance" if job.sample.guidance > 1 else "sample.guidance_low"
@@ -244,7 +244,7 @@ def accelerator_guidance(job: Job, facts: Facts) -> Iterator[Found]:
         )
         yield Found(
             path,
-            "an accelerator has guidance learnt into it; more of it takes twice the time and burns the picture",
+            "an accelerator has guidance learned into it; more of it takes twice the time and burns the picture",
             set=change,
         )
 

@@ -23,10 +23,10 @@ def run_folder_other_job(job: Job, facts: Facts) -> Iterator[Found]:
     """The run folder is new, or holds this same job."""
     run = facts.run
     if run is not None and run.name == job.job.name and not run.accepted and run.resume.verdict != "fits":
-        told = [f"{c.field} = {c.old} there, {c.new} here" for c in breaking(run.resume.changes)]
+        texts = [f"{c.field} = {c.old} there, {c.new} here" for c in breaking(run.resume.changes)]
         if run.resume.unreadable:
-            told = [f"its {JOB_FILE} cannot be read: {run.resume.unreadable}"]
-        shown = "; ".join(told[:3]) + (f"; and {len(told) - 3} more" if len(told) > 3 else "")
+            texts = [f"its {JOB_FILE} cannot be read: {run.resume.unreadable}"]
+        shown = "; ".join(texts[:3]) + (f"; and {len(texts) - 3} more" if len(texts) > 3 else "")
         yield Found(
             "job.name",
             f"{run.path} already holds another job ({shown})",

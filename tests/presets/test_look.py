@@ -49,7 +49,7 @@ def test_what_a_file_raises_is_raised_and_ends_the_look() -> None:
         if number == 5:
             raise ZeroDivisionError
         while number > 5:  # a long file
-            look.go_on()
+            look.raise_if_ended()
 
     with pytest.raises(ZeroDivisionError):
         look.at_all(range(1000), read, threads=2)
@@ -97,11 +97,11 @@ class EndsAfter(Look):
         super().__init__()
         self.left = times
 
-    def go_on(self) -> None:
+    def raise_if_ended(self) -> None:
         self.left -= 1
         if self.left < 0:
             self.end()
-        super().go_on()
+        super().raise_if_ended()
 
 
 def test_an_ended_scan_looks_at_no_further_clip_and_keeps_what_it_knows(
@@ -162,8 +162,8 @@ def test_a_clip_is_left_in_the_middle_and_is_no_bad_clip(
 def test_a_search_for_cuts_is_left_in_the_middle(tmp_path: Path, times: int) -> None:
     path = write_clip(tmp_path / "clip.mp4", frames=48)
     with pytest.raises(LookEnded):
-        find_cuts(path, EndsAfter(times).go_on)
-    assert find_cuts(path, Look().go_on) == []
+        find_cuts(path, EndsAfter(times).raise_if_ended)
+    assert find_cuts(path, Look().raise_if_ended) == []
 
 
 def test_an_ended_search_for_cuts_leaves_no_answer_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,10 +174,10 @@ def test_an_ended_search_for_cuts_leaves_no_answer_behind(tmp_path: Path, monkey
     job = Job(job=JobPanel(name="orbit"), datasets=[DatasetPanel(path="clips")])
     look, begun = Look(), []
 
-    def cuts(path: Path, go_on):  # type: ignore[no-untyped-def]
+    def cuts(path: Path, raise_if_ended):  # type: ignore[no-untyped-def]
         begun.append(path.name)
         look.end()
-        return find_cuts(path, go_on)
+        return find_cuts(path, raise_if_ended)
 
     monkeypatch.setattr(gathering, "find_cuts", cuts)
     with pytest.raises(LookEnded):

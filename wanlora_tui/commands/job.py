@@ -68,7 +68,7 @@ def new(args: Namespace) -> int:
             " and ctrl_img, or use the wizard."
         )
     if (fetching := fetching_of(named_base(job), target.parent)) is not None:
-        say(fetching.told)
+        say(fetching.in_sentences)
     print(args.out)
     say(f"Look through it, then: wanlora check {args.out} && wanlora submit {args.out}")
     return 0

@@ -457,7 +457,7 @@ def test_a_hub_that_does_not_answer_is_waited_for_a_little(tmp_path, monkeypatch
     look = Look()
     look.end()
     with pytest.raises(LookEnded):  # nobody wants the answer any more
-        fetching_of(named_base(job_of()), tmp_path, cache=tmp_path / "hub", go_on=look.go_on)
+        fetching_of(named_base(job_of()), tmp_path, cache=tmp_path / "hub", raise_if_ended=look.raise_if_ended)
 
 
 def test_room_is_made_sure_of_for_all_repositories_before_the_first(hub, repos, tmp_path, monkeypatch):

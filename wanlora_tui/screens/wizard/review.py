@@ -173,7 +173,9 @@ class ReviewPane(StepPane):
             facts = gather(job, base, out=out, machine=machine, scenes=False, look=look)
             self.post_message(Checked(revision, facts, check_job(job, facts), False))
             # what the Hub says need not wait for the cuts
-            facts = msgspec.structs.replace(facts, fetching=fetching_of(named_base(job), base, go_on=look.go_on))
+            facts = msgspec.structs.replace(
+                facts, fetching=fetching_of(named_base(job), base, raise_if_ended=look.raise_if_ended)
+            )
             if facts.fetching is not None:
                 self.post_message(Checked(revision, facts, check_job(job, facts), False))
             facts = gather(job, base, out=out, machine=machine, ask_hub=True, look=look)
