@@ -314,21 +314,21 @@ class Service:
         await self._runner.stop_left(entry.record.id)
         return answer
 
-    async def _tell(self, request_id: str, entry: Entry, order: ControlFile) -> wire.Answer:
-        """Leave an order for the job's trainer. Raises UserError unless it runs."""
+    async def _tell(self, request_id: str, entry: Entry, command: ControlFile) -> wire.Answer:
+        """Leave a command for the job's trainer. Raises UserError unless it runs."""
         record = entry.record
         if record.state not in ("starting", "running"):
             fix = "It is about to end" if record.state == "stopping" else "Only a running job can do that"
-            if order.command == "set" and record.state != "stopping":
+            if command.command == "set" and record.state != "stopping":
                 first = (
                     f"Take it from the queue with: wanlora stop {record.name}. Then change"
                     if record.state == "queued"
                     else "Change"
                 )
                 fix = f"{first} its job file {record.job_path}, and queue it again with: wanlora resume {record.name}"
-            raise UserError(f"is {record.state}, so its trainer takes no orders", where=record.name, fix=fix)
+            raise UserError(f"is {record.state}, so its trainer takes no commands", where=record.name, fix=fix)
         async with self._tails.folder(record.id):
-            await self._aside(partial(write_command, Path(record.run_dir), request_id, order), what=record.run_dir)
+            await self._aside(partial(write_command, Path(record.run_dir), request_id, command), what=record.run_dir)
         return self._change(request_id, entry, [])
 
     def _change(self, request_id: str, entry: Entry, instructions: list[Instruction]) -> wire.Answer:

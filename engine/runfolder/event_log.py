@@ -15,10 +15,10 @@ from engine.runfolder.checkpoint import FULL
 from engine.system import fault_injection
 from engine.system.durable_files import fsync
 from presets.findings import Finding
-from presets.runs.events import EVENTS_FILE, TERMINAL_KINDS, DamagedLine, Event, EventKind, read_events
+from presets.runs.events import COMMAND_ID, EVENTS_FILE, TERMINAL_KINDS, DamagedLine, Event, EventKind, read_events
 from presets.runs.history import History
 
-# and what honours an order: it must outlive a power loss, for its order is gone by then
+# and what applies a command: it must outlive a power loss, for the control file is deleted by then
 SYNCED = TERMINAL_KINDS | {"changed"}
 RESERVE_FILE, RESERVE_BYTES = ".reserve", 64 * 2**10
 
@@ -71,7 +71,7 @@ class EventLog:
         return sum(len(line) for _, line in self._waiting)
 
     def emit(self, kind: EventKind, **data: Any) -> None:
-        """Append one event. Those of the kinds in SYNCED, and those that honour an order, are on the disk when this
+        """Append one event. Those of the kinds in SYNCED, and those that apply a command, are on the disk when this
         returns, if it has room for them."""
         self._seq += 1
         event = Event(seq=self._seq, time=self._clock(), run=self.run, attempt=self.attempt, kind=kind, data=data)
@@ -126,7 +126,7 @@ class EventLog:
         written = 0
         while written < len(line):  # a disk that fills up takes a part and says so only at the next write
             written += self._file.write(line[written:])
-        if event.kind in SYNCED or "order" in event.data:
+        if event.kind in SYNCED or COMMAND_ID in event.data:
             os.fsync(self._file.fileno())
 
     def _keep_reserve(self) -> None:
