@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from presets.atomic_file import write_file
 from presets.errors import UserError
 from presets.files import read_regular
 from presets.job.resume_check import JOB_FILE
@@ -20,13 +21,11 @@ def write_command(run_dir: Path, command_id: str, command: ControlFile) -> None:
     one of the same id changes nothing while the first lies there. Raises OSError.
     """
     control = run_dir / CONTROL_DIR
-    control.mkdir(parents=True, exist_ok=True)
     mark = hashlib.sha256(command_id.encode()).hexdigest()[:16]
     if any(control.glob(f"*-{mark}.json")):
         return
-    draft = control / f"{mark}.tmp"
-    draft.write_bytes(msgspec.json.encode(msgspec.structs.replace(command, id=command_id)))
-    draft.replace(control / f"{time.time_ns():020d}-{mark}.json")
+    content = msgspec.json.encode(msgspec.structs.replace(command, id=command_id))
+    write_file(control / f"{time.time_ns():020d}-{mark}.json", content)
 
 
 def prepare(run_dir: Path) -> bool:

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.system import fault_injection
-from engine.system.durable_files import fsync, make_folder, sha256
+from engine.system.durable_files import make_folder, sha256
+from presets.atomic_file import fsync
 from presets.errors import UserError
 
 if TYPE_CHECKING:
@@ -267,10 +268,9 @@ def sweep(run: Path) -> None:
     place."""
     for leftover in (run / CHECKPOINTS).glob("step_*.tmp-*"):
         shutil.rmtree(leftover)
-    # see presets.job.toml_file.save_job, engine.system.durable_files.atomic_write
-    asides = [".job.toml.????????", ".*.safetensors.tmp", "samples/.*.tmp", "samples/step_*/.*.tmp"]
-    for aside in [path for pattern in asides for path in run.glob(pattern)]:
-        aside.unlink()
+    for pattern in (".*.tmp", "samples/.*.tmp", "samples/step_*/.*.tmp"):  # see presets.atomic_file
+        for aside in run.glob(pattern):
+            aside.unlink()
     for old in (run / CHECKPOINTS).glob("step_*.old-*"):
         place = old.with_name(old.name.partition(".")[0])
         shutil.rmtree(old) if place.exists() else old.rename(place)

@@ -13,7 +13,7 @@ import msgspec
 
 from engine.runfolder.checkpoint import FULL
 from engine.system import fault_injection
-from engine.system.durable_files import fsync
+from presets.atomic_file import fsync
 from presets.findings import Finding
 from presets.runs.events import COMMAND_ID, EVENTS_FILE, TERMINAL_KINDS, DamagedLine, Event, EventKind, read_events
 from presets.runs.history import History
