@@ -16,7 +16,7 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine.system import fault_injection
 from engine.system.durable_files import make_folder, sha256
@@ -97,15 +97,22 @@ def save(run: Path, state: State, *, rehearsal: bool = False) -> tuple[Path, str
         if before.exists():  # only now: a power cut must not find the old one gone and the new one not yet in its place
             shutil.rmtree(before)
     except Exception as e:
-        raise refusal_of(e, parent) from e
+        raise_refusal(e, parent)
     finally:
         if aside.exists():
             shutil.rmtree(aside)
     return final, hashlib.sha256(text.encode()).hexdigest()
 
 
+def raise_refusal(error: Exception, where: Path) -> NoReturn:
+    """Raise a failed write as a user's error, and any other error as it is."""
+    if (refused := refusal_of(error, where)) is error:
+        raise error
+    raise refused from error
+
+
 def refusal_of(error: Exception, where: Path) -> Exception:
-    """A failed write as a user's error; any other error as it is. safetensors tells the system's error in its text
+    """A failed write as a user's error; any other error as it is. safetensors has the system's error in its text
     alone."""
     code = re.search(r"os error (\d+)", str(error))
     if code and not isinstance(error, OSError):
