@@ -13,7 +13,8 @@ from engine.runfolder.console import Console
 from engine.runfolder.control import Control, StopWished
 from engine.runfolder.event_log import EventLog
 from engine.runfolder.resume import ResumePoint, find_resume_point
-from engine.system.durable_files import fsync, make_folder
+from engine.system.durable_files import make_folder
+from presets.atomic_file import fsync
 from presets.errors import UserError
 from presets.facts.facts import Facts, used_gpus
 from presets.facts.gather import gather

@@ -83,18 +83,19 @@ ROOMS = {
         rules       -> base clips disk errors facts findings job machine planner recipes text
         diagnosis   -> clips errors findings job planner runs
         recipes     -> clips job machine planner
-        planner     -> base clips errors facts job machine text
+        planner     -> atomic_file base clips errors facts job machine text
         facts       -> base caches clips disk errors findings job look machine runs
         caches      -> base
         base        -> disk errors findings job look text
         clips       -> errors file_names findings job look
         machine     -> errors
         runs        -> errors files job text
-        job         -> disk errors file_names files
+        job         -> atomic_file disk errors file_names files
         findings    -> errors
         file_names  -> errors
         errors      -> text
         text        ->
+        atomic_file ->
         files       ->
         disk        ->
         look        ->

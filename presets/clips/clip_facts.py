@@ -58,6 +58,7 @@ class DatasetFacts(Struct, frozen=True, kw_only=True):
     problems: list[Finding]  # unreadable files and captions, ignored files; each names its file
 
 
+MOST_KNOWN = 50_000  # clips in memory
 # (path, inode, size, mtime) -> facts: wizard, check and trainer scan the same folder again and again
 _known: dict[tuple[str, int, int, int], ClipFacts] = {}
 
@@ -85,9 +86,11 @@ def probe_clip(path: Path, look: Look | None = None) -> ClipFacts:
     except OSError:
         return probe(path, raise_if_ended)  # which says what is wrong
     key = str(path), status.st_ino, status.st_size, status.st_mtime_ns
-    if key not in _known:
-        _known[key] = probe(path, raise_if_ended)
-    return _known[key]
+    if (found := _known.get(key)) is None:
+        if len(_known) >= MOST_KNOWN:
+            _known.clear()
+        found = _known[key] = probe(path, raise_if_ended)
+    return found
 
 
 def _probe_image(path: Path, raise_if_ended: Callable[[], None]) -> ClipFacts:

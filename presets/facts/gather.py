@@ -3,7 +3,6 @@
 
 import os
 import re
-import tempfile
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,10 +12,10 @@ import msgspec
 from presets.base.composition import named_base
 from presets.base.fetch_plan import fetching_of
 from presets.base.model_facts import read_model
-from presets.caches.clip_scans import Identity, identity_of, keep_cuts, known_cuts
+from presets.caches.clip_scans import MOST, Identity, identity_of, keep_cuts, known_cuts
 from presets.clips.clip_facts import DatasetFacts, scan_dataset
 from presets.clips.scene_cuts import find_cuts
-from presets.disk import existing_parent, exists
+from presets.disk import exists, not_writable
 from presets.errors import ClipError
 from presets.facts.facts import Facts, RunFolder
 from presets.findings import Finding
@@ -108,29 +107,26 @@ def _cuts_of(path: str, look: Look) -> list[int] | ClipError:
             where=path,
             fix="Put it back, or check again",
         )
-    if file not in _cuts:
+    found = _cuts.get(file)
+    if found is None:
         try:
-            if (cuts := known_cuts(file)) is None:
-                keep_cuts(file, cuts := find_cuts(Path(path), look.raise_if_ended))
-            _cuts[file] = cuts
+            if (found := known_cuts(file)) is None:
+                keep_cuts(file, found := find_cuts(Path(path), look.raise_if_ended))
         except ClipError as e:
-            _cuts[file] = e
-    return _cuts[file]
+            found = e
+        if len(_cuts) >= MOST:
+            _cuts.clear()
+        _cuts[file] = found
+    return found
 
 
 def read_run_folder(job: Job, base: Path, out: Path, accepted: ResumeCheck | None = None) -> RunFolder:
     """What lies at OUT/NAME already, and whether it can be written."""
     folder = out.absolute() / job.job.name
-    place = existing_parent(folder)
-    try:
-        with tempfile.TemporaryFile(dir=place):  # permission bits lie on read-only disks and for root
-            problem = ""
-    except OSError as e:
-        problem = (e.strerror or str(e)).lower()
     return RunFolder(
         path=str(folder),
         name=job.job.name,
-        problem=problem,
+        problem=not_writable(folder),
         resume=accepted or check_run_folder(folder, job, base),
         accepted=accepted is not None,
         size=_size(folder),

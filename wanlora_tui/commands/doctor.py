@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 from daemon.errors import DaemonError
 from daemon.wire.find import distrust, find, look
+from presets.disk import not_writable
 from presets.machine.gpus import FLASH4_CARDS
 from presets.machine.machine import Machine, read_machine
 from presets.machine.torch_build import REQUIREMENT, command, requirement, served
@@ -188,8 +189,7 @@ def _runtime(folder: Path | None) -> Line:
             f"{reason}; the daemon keeps its sockets elsewhere",
             f"Have {where.runtime} removed, or correct its owner and permissions",
         )
-    at = next(p for p in (where.runtime, *where.runtime.parents) if p.exists())
-    if not os.access(at, os.W_OK):
+    if not_writable(where.runtime):
         return Line(
             "warn",
             "Runtime dir",
