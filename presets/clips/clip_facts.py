@@ -6,7 +6,8 @@ imported only when a file is probed.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -38,7 +39,8 @@ class ClipFacts(Struct, frozen=True, kw_only=True):
     duration: float  # seconds, the last frame's time on screen included; 0 for an image
     width: int  # as viewed: after rotation
     height: int
-    # 0, 90, 180, 270: degrees to turn a decoded frame counterclockwise, numpy.rot90(frame, rotation // 90)
+    # 0, 90, 180, 270: degrees to turn a decoded frame counterclockwise, numpy.rot90(frame, rotation // 90); a mirrored
+    # one is turned, not mirrored
     rotation: int
     codec: str
     variable_rate: bool
@@ -80,59 +82,19 @@ def probe_clip(path: Path, look: Look | None = None) -> ClipFacts:
             where=str(path),
             fix=f"Clips end in {', '.join(sorted(VIDEO_SUFFIXES))}; images in {', '.join(sorted(IMAGE_SUFFIXES))}",
         )
-    probe = _probe_image if suffix in IMAGE_SUFFIXES else _probe_video
+    from presets.clips.probe import probe_image, probe_video
+
+    probe = probe_image if suffix in IMAGE_SUFFIXES else partial(probe_video, raise_if_ended=raise_if_ended)
     try:
         status = path.stat()
     except OSError:
-        return probe(path, raise_if_ended)  # which says what is wrong
+        return probe(path)  # which says what is wrong
     key = str(path), status.st_ino, status.st_size, status.st_mtime_ns
     if (found := _known.get(key)) is None:
         if len(_known) >= MOST_KNOWN:
             _known.clear()
-        found = _known[key] = probe(path, raise_if_ended)
+        found = _known[key] = probe(path)
     return found
-
-
-def _probe_image(path: Path, raise_if_ended: Callable[[], None]) -> ClipFacts:
-    from presets.clips.probe import probe_image
-
-    width, height, rotation, codec = probe_image(path)
-    return ClipFacts(
-        path=str(path),
-        kind="image",
-        frames=1,
-        fps=0.0,
-        duration=0.0,
-        width=width,
-        height=height,
-        rotation=rotation,
-        codec=codec,
-        variable_rate=False,
-        size_bytes=path.stat().st_size,
-    )
-
-
-def _probe_video(path: Path, raise_if_ended: Callable[[], None]) -> ClipFacts:
-    from presets.clips.probe import probe_video
-
-    v = probe_video(path, raise_if_ended)
-    width, height = (v.height, v.width) if v.rotation in (90, 270) else (v.width, v.height)
-    return ClipFacts(
-        path=str(path),
-        kind="video",
-        frames=v.frames,
-        fps=v.fps,
-        duration=v.duration,
-        width=width,
-        height=height,
-        rotation=v.rotation,
-        codec=v.codec,
-        variable_rate=v.variable_rate,
-        size_bytes=path.stat().st_size,
-        pixel_aspect=1 / v.pixel_aspect if v.rotation in (90, 270) else v.pixel_aspect,
-        hdr=v.hdr,
-        untagged_hd=v.untagged_hd,
-    )
 
 
 def scan_dataset(panel: DatasetPanel, index: int, base: Path, look: Look | None = None) -> DatasetFacts:

@@ -10,8 +10,8 @@ from pathlib import Path
 import av
 import av.container
 import msgspec
-from msgspec import Struct
 
+from presets.clips.clip_facts import ClipFacts
 from presets.clips.file_head import animation, read_head, refuse_foreign, refuse_incomplete
 from presets.clips.video_index import (
     decoded,
@@ -40,26 +40,8 @@ ROTATIONS = {
 HDR_TRANSFERS = (16, 18)  # PQ and HLG, ITU-T H.273 table 3
 
 
-class VideoFile(Struct, frozen=True, kw_only=True):
-    """One video. Sizes are those of the stored frames, before rotation."""
-
-    frames: int
-    fps: float
-    duration: float
-    variable_rate: bool
-    width: int
-    height: int
-    # degrees to turn a stored frame counterclockwise: numpy.rot90(frame, rotation // 90); a mirrored one is turned, not
-    # mirrored
-    rotation: int
-    codec: str
-    pixel_aspect: float  # width of a pixel divided by its height
-    hdr: bool
-    untagged_hd: bool  # read as BT.709 although the file does not say so
-
-
-def probe_video(path: Path, raise_if_ended: Callable[[], None] = never_ends) -> VideoFile:
-    """Facts of a video file whose first and last frames decode. Raises ClipError for everything else.
+def probe_video(path: Path, raise_if_ended: Callable[[], None] = never_ends) -> ClipFacts:
+    """Facts of a video whose first and last frames decode. Raises ClipError for everything else.
 
     `raise_if_ended` is called between packets and between frames; what it raises ends the reading.
     """
@@ -80,16 +62,22 @@ def probe_video(path: Path, raise_if_ended: Callable[[], None] = never_ends) -> 
         context = stream.codec_context
         measured = 1 / frame_time
         nominal = float(stream.average_rate or 0)
-        return VideoFile(
+        width, height, pixel_aspect = first.width, first.height, float(stream.sample_aspect_ratio or 1)
+        if (rotation := ROTATIONS[orientation(first)]) in (90, 270):
+            width, height, pixel_aspect = height, width, 1 / pixel_aspect
+        return ClipFacts(
+            path=where,
+            kind="video",
             frames=len(index.pts),
             fps=nominal if abs(nominal / measured - 1) < 0.01 else measured,
             duration=index.duration,
-            variable_rate=index.variable_rate,
-            width=first.width,
-            height=first.height,
-            rotation=ROTATIONS[orientation(first)],
+            width=width,
+            height=height,
+            rotation=rotation,
             codec=context.codec.canonical_name,
-            pixel_aspect=float(stream.sample_aspect_ratio or 1),
+            variable_rate=index.variable_rate,
+            size_bytes=size,
+            pixel_aspect=pixel_aspect,
             hdr=context.color_trc in HDR_TRANSFERS,
             untagged_hd=is_untagged_hd(first),
         )
@@ -139,16 +127,13 @@ def _undecodable(path: Path, which: str, reason: str = "") -> ClipError:
     return unreadable(f"its {which} frame does not decode{reason}", str(path))
 
 
-def probe_image(path: Path) -> tuple[int, int, int, str]:
-    """(width, height, rotation, format) of a still image that decodes whole; width and height are those for viewing.
-    Raises ClipError.
-
-    The rotation is the one of its EXIF orientation, counterclockwise; PIL.ImageOps.exif_transpose applies it.
-    """
+def probe_image(path: Path) -> ClipFacts:
+    """Facts of a still image that decodes whole, as a clip of one frame; its rotation is that of its EXIF orientation,
+    as PIL.ImageOps.exif_transpose applies it. Raises ClipError."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     where = str(path)
-    head, _ = read_head(path)
+    head, size = read_head(path)
     if animation(head):
         refuse_foreign(head, where)
     try:
@@ -156,7 +141,19 @@ def probe_image(path: Path) -> tuple[int, int, int, str]:
             image.load()
             upright = ImageOps.exif_transpose(image)
             rotation = {3: 180, 4: 180, 5: 270, 6: 270, 7: 90, 8: 90}.get(image.getexif().get(0x0112, 1), 0)
-            return *upright.size, rotation, (image.format or "").lower()
+            return ClipFacts(
+                path=where,
+                kind="image",
+                frames=1,
+                fps=0.0,
+                duration=0.0,
+                width=upright.width,
+                height=upright.height,
+                rotation=rotation,
+                codec=(image.format or "").lower(),
+                variable_rate=False,
+                size_bytes=size,
+            )
     except UnidentifiedImageError:
         refuse_foreign(head, where, image=True)
         fix = "Save it again as png or jpg, or take it out of the folder"
