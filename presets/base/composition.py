@@ -127,7 +127,7 @@ def compose(
     if own is not None:
         for part in EXPERT_NAMES:
             put(part, _place(part, own, weights=part in named.experts) or [])
-        problems += _expert_problems(own, places)
+        problems += _missing_experts(own, places)
         unsure = bool(own.repo) and not own.listed and any(place.at is None for place in places.values())
     for part, origin, text in (("vae", vae, named.vae), ("text_encoder", encoder, named.text_encoder)):
         put(part, _choose(part, [origin] if text else [own], hub, only=bool(text), unsure=unsure))
@@ -232,7 +232,7 @@ def _tokenizer_inside(encoder: Place) -> Place | None:
     return msgspec.structs.replace(encoder, part="tokenizer")
 
 
-def _expert_problems(own: Origin, places: dict[str, Place]) -> list[Finding]:
+def _missing_experts(own: Origin, places: dict[str, Place]) -> list[Finding]:
     """What keeps the two experts from being found."""
     if len(places) == len(EXPERT_NAMES) or own.names is None:
         return []
@@ -247,26 +247,18 @@ def _expert_problems(own: Origin, places: dict[str, Place]) -> list[Finding]:
         return [problem("model-not-i2v", what, "Complete the folder, or give a model that has both experts")]
     if single.names_experts:
         return [problem("model-incomplete", what, fix) for what, fix in comfy_files.complaints(single, where)]
+    if own.root is not None and own.root.name in EXPERT_NAMES and not own.repo:
+        what = f"{where} is one expert, and a job takes a folder with both"
+        return [problem("model-incomplete", what, f"Give the folder around it: {own.root.parent}")]
     files = any(name.endswith(".safetensors") for name in own.names)
     hint = "; it holds safetensors files, so it may be in another program's layout" if files else ""
-    if own.root is not None and own.root.name in EXPERT_NAMES and not own.repo:
-        return [
-            problem(
-                "model-incomplete",
-                f"{where} is one expert, and a job takes a folder with both",
-                f"Give the folder around it: {own.root.parent}",
-            )
-        ]
+    what = (
+        f"{where} has neither model_index.json nor the folders transformer and transformer_2, so it is no diffusers"
+        f" model{hint}"
+    )
     fix = (
         "Give a diffusers repository of Wan 2.2 I2V A14B, or download ComfyUI's files into a folder and give that"
         if own.repo
         else "Give the folder of a diffusers model of Wan 2.2 I2V A14B, or one with ComfyUI's files"
     )
-    return [
-        problem(
-            "model-incomplete",
-            f"{where} has neither model_index.json nor the folders transformer and transformer_2, so it is no diffusers"
-            f" model{hint}",
-            fix,
-        )
-    ]
+    return [problem("model-incomplete", what, fix)]
