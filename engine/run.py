@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from engine.runfolder.console import Console
 from engine.runfolder.control import Control, StopWished
 from engine.runfolder.event_log import EventLog
 from engine.runfolder.resume import ResumePoint, find_resume_point
-from engine.system.durable_files import fsync, make_folder
+from engine.system.durable_files import make_folder
+from presets.atomic_file import fsync
 from presets.errors import UserError
-from presets.facts.facts import used_gpus
+from presets.facts.facts import Facts, used_gpus
+from presets.facts.gather import gather
 from presets.file_names import require_utf8
 from presets.findings import Finding
 from presets.job.resume_check import JOB_FILE
@@ -26,7 +26,7 @@ from presets.job.toml_file import absolute_paths, load_job, save_job
 from presets.machine.shell import without_secrets
 from presets.machine.visible_gpus import shown_to_cuda
 from presets.planner.plan import KNOBS
-from presets.rules.check import Facts, check_job, gather
+from presets.rules.check import check_job
 from presets.runs.events import EVENTS_FILE
 from presets.text import sentences
 
@@ -142,9 +142,7 @@ def _attempt(
     control.listen()
     log.phase("loading", 0, 1, "checking the job")
     job = begin.job
-    facts = gather(job, base_dir, out=folder.parent)
-    if begin.resumed and facts.run is not None:  # how the job differs from the one that lies there has been asked about
-        facts.run = msgspec.structs.replace(facts.run, differences=[])
+    facts = gather(job, base_dir, out=folder.parent, accepted=begin.check)
     findings = check_job(job, facts)
     for finding in findings:
         log.finding(finding)

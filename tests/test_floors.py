@@ -85,21 +85,22 @@ ROOMS = {
     ),
     "presets": (
         """
-        rules       -> base caches clips disk errors facts findings job look machine planner recipes runs text
+        rules       -> base clips disk errors facts findings job machine planner recipes text
         diagnosis   -> clips errors findings job planner runs
         recipes     -> clips job machine planner
-        planner     -> base clips errors facts job machine text
-        facts       -> base clips job machine
+        planner     -> atomic_file base clips errors facts job machine text
+        facts       -> base caches clips disk errors findings job look machine runs
         caches      -> base
         base        -> disk errors findings job look text
         clips       -> errors file_names findings job look
         machine     -> errors
         runs        -> errors files job text
-        job         -> errors file_names files
+        job         -> atomic_file disk errors file_names files
         findings    -> errors
         file_names  -> errors
         errors      -> text
         text        ->
+        atomic_file ->
         files       ->
         disk        ->
         look        ->

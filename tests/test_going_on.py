@@ -154,7 +154,7 @@ def test_a_yes_to_the_command_is_good_for_the_daemon_and_the_trainer(tmp_path: P
         scene.edit(**edits)
         if torn:
             (scene.place.run / "job.toml").write_text("[job")
-        digest = agreed_here(load_job(scene.file), scene.base, scene.base / "runs", accepted=True)
+        digest, _ = agreed_here(load_job(scene.file), scene.base, scene.base / "runs", accepted=True)
         require_accepted(scene.record, changed_since(scene.record, None)[1], digest)
         require_accepted(scene.record, changed_since(scene.record, scene.copy)[1], digest)
         assert scene.trainer(digest is not None) == ""

@@ -36,7 +36,7 @@ class Tails:
 
     def folder(self, job: int) -> asyncio.Lock:
         """Held while something is done in a run folder that must not overlap: reading it to its end, preparing it,
-        leaving an order there."""
+        leaving a command there."""
         return self._folders[job]
 
     @asynccontextmanager

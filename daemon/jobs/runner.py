@@ -135,7 +135,7 @@ class Runner:
         except (OSError, ValueError) as e:
             if record.id in self.trainers and record.attempt == attempt:
                 log.warning(
-                    "job %d: its trainer cannot be left an order (%s) and is asked with SIGTERM instead, which"
+                    "job %d: its trainer cannot be left a command (%s) and is asked with SIGTERM instead, which"
                     " saves too",
                     record.id,
                     e,

@@ -30,11 +30,12 @@ from daemon.processes.trainer_process import Trainer
 from daemon.wire import protocol as wire
 from daemon.wire.paths import Places, make_private
 from presets import VERSION
+from presets.atomic_file import write_file
 from presets.errors import JobError, UserError
 from presets.findings import of_job_error
 from presets.job.diff import live_value
-from presets.job.toml_file import load_job, save_text
-from presets.machine.machine import visible_gpus
+from presets.job.toml_file import load_job
+from presets.machine.gpus import visible_gpus
 from presets.machine.shell import Shell
 from presets.machine.visible_gpus import pick
 from presets.runs.checkpoints import checkpoints_of
@@ -249,7 +250,7 @@ class Service:
             )
         shell, secrets = asked.shell.divided() if asked.shell is not None else (None, {})
         options |= {"shell": shell, "secrets": list(secrets)}
-        save_text(text, self.places.job_file(record.id))
+        write_file(self.places.job_file(record.id), text.encode(), sync=True)
         # The acceptance is on disk before anything else: a client that asks again after a crash finds it accepted.
         answer = wire.JobReply(record)
         with self._store as store:
@@ -293,7 +294,7 @@ class Service:
             entry.secrets, self._runner.secrets[record.id] = list(secrets), secrets
         record.job_path = job_path
         # always: an attempt that failed early may have left other values in it, taken back since
-        save_text(text, self.places.job_file(record.id))
+        write_file(self.places.job_file(record.id), text.encode(), sync=True)
         record.gpus, record.devices = sorted(set(job.job.gpus)), devices
         if going.changes:
             record.steps = job.training.steps
@@ -314,21 +315,21 @@ class Service:
         await self._runner.stop_left(entry.record.id)
         return answer
 
-    async def _tell(self, request_id: str, entry: Entry, order: ControlFile) -> wire.Answer:
-        """Leave an order for the job's trainer. Raises UserError unless it runs."""
+    async def _tell(self, request_id: str, entry: Entry, command: ControlFile) -> wire.Answer:
+        """Leave a command for the job's trainer. Raises UserError unless it runs."""
         record = entry.record
         if record.state not in ("starting", "running"):
             fix = "It is about to end" if record.state == "stopping" else "Only a running job can do that"
-            if order.command == "set" and record.state != "stopping":
+            if command.command == "set" and record.state != "stopping":
                 first = (
                     f"Take it from the queue with: wanlora stop {record.name}. Then change"
                     if record.state == "queued"
                     else "Change"
                 )
                 fix = f"{first} its job file {record.job_path}, and queue it again with: wanlora resume {record.name}"
-            raise UserError(f"is {record.state}, so its trainer takes no orders", where=record.name, fix=fix)
+            raise UserError(f"is {record.state}, so its trainer takes no commands", where=record.name, fix=fix)
         async with self._tails.folder(record.id):
-            await self._aside(partial(write_command, Path(record.run_dir), request_id, order), what=record.run_dir)
+            await self._aside(partial(write_command, Path(record.run_dir), request_id, command), what=record.run_dir)
         return self._change(request_id, entry, [])
 
     def _change(self, request_id: str, entry: Entry, instructions: list[Instruction]) -> wire.Answer:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from presets.clips.geometry import WAN_FPS, Bucket, uniform_indices
-from presets.clips.media import FrameIndex, decoded, is_untagged_hd, open_video, orientation, read_index
+from presets.clips.video_index import FrameIndex, decoded, is_untagged_hd, open_video, orientation, read_index
 from presets.errors import ClipError
 
 Frames = NDArray[np.uint8]  # (frames, height, width, 3), RGB

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 
 from engine.wan import attention
-from presets.machine.machine import Gpu
+from presets.machine.gpus import Gpu
 from presets.planner.measured_rates import AttentionRates, Rates, recall, remember
 
 SIDE = 8192  # of the square products

@@ -11,17 +11,18 @@ from msgspec import Struct
 from engine.memory.measure_card import measured_rates
 from engine.wan.attention import Attention
 from presets.errors import UserError
-from presets.facts.facts import used_gpus
+from presets.facts.facts import Facts, used_gpus
 from presets.job.schema import Job
 from presets.planner.candidates import Scarce, limits_of, next_down
 from presets.planner.cards import gpu_hardware
 from presets.planner.choose import choose_for
-from presets.planner.costs import Costs, predict
+from presets.planner.coefficients import FITTED
+from presets.planner.costs import predict
 from presets.planner.measured_rates import Rates
+from presets.planner.memory_costs import MemoryCosts
 from presets.planner.plan import Plan, Precision
 from presets.planner.sizes import ExpertShape
 from presets.planner.workload import Hardware, Workload, shape_of, workload_of
-from presets.rules.check import Facts
 
 GIB = 2**30
 CONTEXT = 0.6 * GIB  # what CUDA itself holds here
@@ -55,7 +56,9 @@ class Planning:
     @property
     def batched_guidance(self) -> bool:
         """Whether previews ask both prompts in one batch of two."""
-        return self.hardware is not None and Costs(self.work, self.hardware, self.shape).batched_guidance(self.plan)
+        return self.hardware is not None and MemoryCosts(self.work, self.hardware, self.shape).batched_guidance(
+            self.plan
+        )
 
 
 def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None, before: Plan | None = None) -> Planning:
@@ -106,9 +109,8 @@ def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None, 
 
 def fits(plan: Plan, work: Workload, hardware: Hardware, shape: ExpertShape) -> bool:
     """Whether there is room for a plan, as far as can be told before it runs."""
-    costs = Costs(work, hardware, shape)
-    p = costs.predict(plan)
-    return p.need_vram <= hardware.vram_free and p.ram + costs.c.ram_margin <= hardware.ram_free
+    p = predict(plan, work, hardware, shape)
+    return p.need_vram <= hardware.vram_free and p.ram + FITTED.ram_margin <= hardware.ram_free
 
 
 class CardMemory(NamedTuple):

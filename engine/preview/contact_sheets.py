@@ -3,7 +3,6 @@ video."""
 
 import math
 import os
-import struct
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from engine.system.durable_files import atomic_write
+from presets.clips.mp4 import boxes
 
 Frames = NDArray[np.uint8]  # (T, H, W, 3)
 SIDE, COLUMNS = 256, 5  # of a small picture, at the most; frames of a preview that a row shows
@@ -71,22 +71,15 @@ def is_picture(path: Path) -> bool:
 
 
 def is_video(path: Path) -> bool:
-    """Whether an mp4 is there and as long as its boxes say: a power cut may leave less. What the frames hold is not
-    looked at."""
+    """Whether an mp4 is there, with its index, and as long as its boxes say: a power cut may leave less. What the
+    frames hold is not looked at."""
     try:
         with path.open("rb") as f:
-            end, at = f.seek(0, os.SEEK_END), 0
-            while at < end:
-                f.seek(at)
-                size, _ = struct.unpack(">I4s", f.read(8))
-                if size == 1:  # the true size follows, in 64 bits
-                    (size,) = struct.unpack(">Q", f.read(8))
-                if size < 8:
-                    return False
-                at += size
-    except (OSError, struct.error):
+            size = f.seek(0, os.SEEK_END)
+            ends = dict(boxes(f, size))
+    except OSError:
         return False
-    return at == end > 0
+    return b"moov" in ends and max(ends.values()) == size
 
 
 def steps_shown(steps: Sequence[int]) -> list[int]:

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from engine.runfolder import checkpoint
 from engine.runfolder.event_log import EventLog
 from engine.system import fault_injection
@@ -24,7 +22,7 @@ from presets.job.diff import LIVE_FIELDS, FieldChange, changes
 from presets.job.resume_check import ResumeCheck, check_resume, held_job
 from presets.job.schema import Job
 from presets.job.toml_file import absolute_paths, get_value, job_from_dict, with_value
-from presets.runs.events import EVENTS_FILE, decode_event
+from presets.runs.events import EVENTS_FILE, read_events
 from presets.runs.history import History, Setting
 from presets.runs.run_view import ABANDONED
 
@@ -47,6 +45,7 @@ class ResumePoint:
     # the folder of a rollback that was cut short: it is taken up again there, so that its branch lies in one place
     abandoned: str = ""
     accepted: bool = False  # that the run is no longer the one that was begun
+    check: ResumeCheck | None = None  # how the job file has changed, which has been accepted
 
     @property
     def comparable(self) -> bool:
@@ -101,18 +100,16 @@ def find_resume_point(folder: Path, job: Job, base_dir: Path, *, from_step: int 
         rollback=back is not None,
         abandoned=history.abandoned,
         accepted=accept,
+        check=asked,
     )
 
 
 def read_history(path: Path) -> History:
-    """The history in an events file; lines that cannot be read tell nothing."""
+    """The history in an events file, without the lines that are damaged: the event log counts them."""
     history = History()
     if path.exists():
-        for line in path.read_bytes().split(b"\n"):
-            try:
-                history.add(decode_event(line))
-            except msgspec.MsgspecError:
-                continue
+        for event, _ in read_events(path, report=lambda line: None):
+            history.add(event)
     return history
 
 

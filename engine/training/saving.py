@@ -235,7 +235,7 @@ def write_lora(
                 aside.chmod(0o644)  # safetensors makes files that only their owner can read
                 fault_injection.at("lora-file.before-rename", step)
         except Exception as e:
-            raise checkpoint.refusal_of(e, file.parent) from e
+            checkpoint.raise_refusal(e, file.parent)
 
     retry_when_disk_has_room(
         run.log, control, run.folder, file.name, sum(value.nbytes for value in tensors.values()), write

@@ -26,7 +26,7 @@ from engine.training.setup import Run
 from engine.training.train_step import gradients, retry_on_oom
 from presets.errors import UserError
 from presets.job.expert_schedule import expert_at
-from presets.job.schema import Job
+from presets.job.preview_settings import previews_due
 
 
 @dataclass(frozen=True)
@@ -141,14 +141,6 @@ def save_before_failing(run: Run, step: int, control: Control, error: UserError)
             level="warning",
             text=f"what came after the last checkpoint could not be saved before the run failed ({error.what}): {e}",
         )
-
-
-def previews_due(job: Job, step: int) -> bool:
-    """Whether previews are due after `step` steps: at the start (sample.first) and every so often. `finish` makes those
-    of the end."""
-    if not job.sample.prompts:
-        return False
-    return job.sample.first if step == 0 else job.sample.every > 0 and step % job.sample.every == 0
 
 
 def finish(run: Run, step: int, control: Control, began: float) -> Outcome | None:

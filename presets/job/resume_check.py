@@ -14,6 +14,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct, field
 
+from presets.disk import exists
 from presets.errors import UserError
 from presets.job.diff import FieldChange, breaking, changes
 from presets.job.schema import Job
@@ -115,10 +116,17 @@ def check_resume(before: Job | None, now: Job, *, learnt: bool, unreadable: str 
     return ResumeCheck(changes=changes(before, now) if before else [], learnt=learnt, unreadable=unreadable)
 
 
+def check_run_folder(run_dir: Path, now: Job, base: Path) -> ResumeCheck:
+    """The same against the job that lies in a run folder; where none lies, everything fits. Paths of both are relative
+    to `base`."""
+    held, unreadable = held_job(run_dir, base)
+    return check_resume(held, absolute_paths(now, base), learnt=has_checkpoint(run_dir), unreadable=unreadable)
+
+
 def held_job(run_dir: Path, base: Path) -> tuple[Job | None, str]:
     """The job that lies in a run folder, its paths absolute, and why it cannot be read; neither where none lies."""
     path = run_dir / JOB_FILE
-    if not path.exists():
+    if not exists(path):
         return None, ""
     try:
         return absolute_paths(load_job(path), base), ""

@@ -14,7 +14,7 @@ from presets.clips.clip_facts import ClipFacts, DatasetFacts
 from presets.clips.geometry import SIDE_MULTIPLE, Bucket, bucket_for
 from presets.facts.facts import Facts
 from presets.job.expert_schedule import rank_of, trained_experts
-from presets.job.preview_settings import largest_preview, low_guidance
+from presets.job.preview_settings import largest_preview, low_guidance, preview_sets
 from presets.job.schema import DatasetPanel, Job
 from presets.machine.precisions import TRANSFORMER
 from presets.planner.preview_accelerators import Accelerated, accelerated_by
@@ -162,8 +162,6 @@ def _previews(job: Job, facts: Facts | None) -> PreviewLoad | None:
         return None
     largest = largest_preview(job)
     sides = (max(SIDE_MULTIPLE, side // SIDE_MULTIPLE * SIDE_MULTIPLE) for side in (largest.height, largest.width))
-    # the last one comes at the end in any case
-    sets = 1 + panel.first + ((job.training.steps - 1) // panel.every if panel.every else 0)
     guided = max(panel.guidance, low_guidance(panel)) > 1
     accelerated = accelerated_by(job, facts.base, shape_of(facts).layers) if facts else Accelerated()
     return PreviewLoad(
@@ -171,7 +169,7 @@ def _previews(job: Job, facts: Facts | None) -> PreviewLoad | None:
         prompts=len(panel.prompts),
         steps=panel.steps,
         guided=guided,
-        sets=sets,
+        sets=preview_sets(job),
         accelerated=accelerated,
     )
 

@@ -21,8 +21,9 @@ from presets.caches.tensor_cache import (
 )
 from presets.caches.weight_cache import CacheEntry, budget, clear_cache, list_cache
 from presets.errors import UserError
+from presets.text import human
 from wanlora_tui.commands.common import say
-from wanlora_tui.output.formatting import count, duration, expert_text, home_path, size
+from wanlora_tui.output.formatting import count, duration, expert_text, home_path
 
 ONE = {"latents": "image", "texts": "text"}
 Row = tuple[str, str, str, str]
@@ -57,7 +58,7 @@ def _weights() -> tuple[list[Row], str]:
     rows = [
         (
             "weights",
-            size(e.size),
+            human(e.size),
             _ago(e),
             (
                 f"{e.header.precision}, {expert_text(e.header.expert)}, {home_path(e.header.model)}"
@@ -75,7 +76,7 @@ def _tensors(kind: CacheKind, *, each: bool) -> tuple[list[Row], str]:
     entries = list_tensors(folder)
     total = sum(e.size for e in entries)
     rows: list[Row] = [
-        (kind, size(e.size), _ago(e), f"damaged: {home_path(str(e.path))}" if e.about is None else home_path(e.about))
+        (kind, human(e.size), _ago(e), f"damaged: {home_path(str(e.path))}" if e.about is None else home_path(e.about))
         for e in entries
     ]
     if entries and not each:
@@ -83,7 +84,7 @@ def _tensors(kind: CacheKind, *, each: bool) -> tuple[list[Row], str]:
         rows = [
             (
                 kind,
-                size(total),
+                human(total),
                 _ago(entries[0]),
                 count(len(entries), ONE[kind]) + (f", {damaged} damaged" if damaged else ""),
             )
@@ -95,7 +96,7 @@ def _total(kind: CacheKind, total: int, limit: int) -> str:
     folder = home_path(str(cache_folder(kind)))
     if not total:
         return f"The cache of {CALLED[kind]} in {folder} is empty."
-    return f"{CALLED[kind].capitalize()}: {size(total)} of at most {size(limit)} in {folder}."
+    return f"{CALLED[kind].capitalize()}: {human(total)} of at most {human(limit)} in {folder}."
 
 
 def _ago(entry: CacheEntry | TensorEntry) -> str:
@@ -140,7 +141,7 @@ def clear(args: Namespace) -> int:
                 where=str(e.filename or folder),
                 fix="Check who may write there",
             ) from None
-        say(f"Freed {size(freed)} of {CALLED[kind]} in {home_path(str(folder))}.")
+        say(f"Freed {human(freed)} of {CALLED[kind]} in {home_path(str(folder))}.")
     if not args.kind:
         forget_scans()
     return 0

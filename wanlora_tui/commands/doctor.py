@@ -14,10 +14,12 @@ from typing import Literal, NamedTuple
 
 from daemon.errors import DaemonError
 from daemon.wire.find import distrust, find, look
-from presets.machine.machine import FLASH4_CARDS, Machine, read_machine
+from presets.disk import not_writable
+from presets.machine.gpus import FLASH4_CARDS
+from presets.machine.machine import Machine, read_machine
 from presets.machine.torch_build import REQUIREMENT, command, requirement, served
+from presets.text import human
 from wanlora_tui.commands.common import daemon_dir
-from wanlora_tui.output.formatting import size
 from wanlora_tui.terminal.streams import can_draw, is_dumb, terminal_width
 
 GIB = 2**30
@@ -115,7 +117,7 @@ def _gpus(machine: Machine) -> Iterator[Line]:
         yield Line("ok", "GPU", f"job.gpus counts within CUDA_VISIBLE_DEVICES={machine.visible}")
     for gpu in machine.gpus:
         text = (
-            f"{gpu.index}: {gpu.name}, {size(gpu.vram_free)} of {size(gpu.vram_total)} free, driver {gpu.driver},"
+            f"{gpu.index}: {gpu.name}, {human(gpu.vram_free)} of {human(gpu.vram_total)} free, driver {gpu.driver},"
             f" compute {gpu.capability[0]}.{gpu.capability[1]}"
         )
         if gpu.error:
@@ -154,26 +156,26 @@ def _attention(machine: Machine) -> Iterator[Line]:
 
 
 def _ram(machine: Machine) -> Line:
-    text = f"{size(machine.ram_free)} of {size(machine.ram_total)} free, {machine.cores} cores"
+    text = f"{human(machine.ram_free)} of {human(machine.ram_total)} free, {machine.cores} cores"
     if machine.ram_free >= LEAST_RAM:
         return Line("ok", "RAM", text)
     return Line(
         "warn",
         "RAM",
         text,
-        f"The 14B model wants {size(LEAST_RAM)} free, to keep both experts at hand; the demo does not",
+        f"The 14B model wants {human(LEAST_RAM)} free, to keep both experts at hand; the demo does not",
     )
 
 
 def _disk(machine: Machine) -> Line:
-    text = f"{size(machine.disk_free)} free at {machine.disk_path}"
+    text = f"{human(machine.disk_free)} free at {machine.disk_path}"
     if machine.disk_free < GIB:
         return Line("fail", "Disk", text, "Free some space, or work in a folder on another disk")
     return (
         Line("ok", "Disk", text)
         if machine.disk_free >= LEAST_DISK
         else Line(
-            "warn", "Disk", text, f"A run wants about {size(LEAST_DISK)} for its checkpoints, LoRA files and previews"
+            "warn", "Disk", text, f"A run wants about {human(LEAST_DISK)} for its checkpoints, LoRA files and previews"
         )
     )
 
@@ -187,8 +189,7 @@ def _runtime(folder: Path | None) -> Line:
             f"{reason}; the daemon keeps its sockets elsewhere",
             f"Have {where.runtime} removed, or correct its owner and permissions",
         )
-    at = next(p for p in (where.runtime, *where.runtime.parents) if p.exists())
-    if not os.access(at, os.W_OK):
+    if not_writable(where.runtime):
         return Line(
             "warn",
             "Runtime dir",
@@ -311,8 +312,8 @@ def _model() -> Line:
         return Line(
             "warn",
             "Model files",
-            f"to be downloaded: {what}; {size(fetching.free)} are free in {fetching.cache}",
-            f"Free {size(fetching.need + RESERVE - fetching.free)} there, or set HF_HOME to a folder on another disk",
+            f"to be downloaded: {what}; {human(fetching.free)} are free in {fetching.cache}",
+            f"Free {human(fetching.need + RESERVE - fetching.free)} there, or set HF_HOME to a folder on another disk",
         )
     unknown = (
         f"; the sizes are not known, because {fetching.unknown}" if fetching is not None and fetching.unknown else ""

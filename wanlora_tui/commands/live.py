@@ -1,4 +1,4 @@
-"""set, save, sample: orders to a job that trains."""
+"""set, save, sample: commands to a job that trains."""
 
 import asyncio
 from argparse import Namespace

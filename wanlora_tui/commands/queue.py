@@ -3,12 +3,13 @@
 import asyncio
 import sys
 from argparse import Namespace
+from contextlib import suppress
 
 import msgspec
 
 from daemon.wire.client import Client
 from daemon.wire.protocol import JobRecord
-from presets.errors import UserError
+from presets.errors import JobError, UserError
 from presets.job.toml_file import load_job
 from wanlora_tui.commands.common import daemon_dir, report_width, say, start_daemon
 from wanlora_tui.commands.job import default_out, findings_of
@@ -21,11 +22,12 @@ def submit(args: Namespace) -> int:
     from presets.rules.check import has_errors, render
 
     out = args.out or default_out(args.job)
-    findings = findings_of(args.job, out=out, scenes=True)
-    going_on, accepted = _goes_on(args), None
-    if going_on and not any(f.code == "job-file" for f in findings):
-        accepted = agreed_here(load_job(args.job), args.job.absolute().parent, out, accepted=args.accept_changes)
-        findings = [f for f in findings if not (accepted is not None and f.code == "run-folder-other-job")]
+    going_on, accepted, asked = _goes_on(args), None, None
+    if going_on:
+        with suppress(JobError):  # which is a finding
+            base = args.job.absolute().parent
+            accepted, asked = agreed_here(load_job(args.job), base, out, accepted=args.accept_changes)
+    findings = findings_of(args.job, out=out, scenes=True, accepted=asked)
     if findings:
         say(render(findings, width=report_width(sys.stderr)))
     if has_errors(findings):

@@ -11,7 +11,8 @@ from PIL import Image
 from engine.data.frames import Request, _visit, choose, decode, decode_into, frame_index
 from presets.clips.clip_facts import probe_clip
 from presets.clips.geometry import Bucket, uniform_indices
-from presets.clips.media import open_video, probe_video
+from presets.clips.probe import probe_video
+from presets.clips.video_index import open_video
 from presets.errors import ClipError
 from tests.helpers.videos import number_of, numbered, write_clip
 

@@ -22,8 +22,8 @@ from engine.encode.vae_and_tokenizer import load_vae
 from engine.run import run_job
 from engine.weights.model_files import open_model_files
 from presets.caches.tensor_cache import list_tensors
+from presets.facts.gather import gather
 from presets.job.toml_file import load_job
-from presets.rules.check import gather
 from tests.helpers.jobs import of_kind, write_job
 
 CPU = torch.device("cpu")

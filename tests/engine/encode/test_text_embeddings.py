@@ -22,8 +22,8 @@ from engine.weights.load_expert import READERS
 from engine.weights.model_files import open_model_files
 from presets.caches.tensor_cache import list_tensors
 from presets.errors import UserError
+from presets.facts.gather import gather
 from presets.job.toml_file import load_job
-from presets.rules.check import gather
 from tests.helpers.jobs import write_job
 
 pytestmark = pytest.mark.process  # takes seconds

@@ -138,6 +138,18 @@ def test_an_unwritable_place_is_a_user_error(tmp_path):
         checkpoint.save(tmp_path, make_state(1))
 
 
+def test_an_error_that_is_no_failed_write_stays_what_it_is(tmp_path, monkeypatch):
+    bug = RuntimeError("a bug")
+
+    def broken(name, step):
+        raise bug
+
+    monkeypatch.setattr(checkpoint.fault_injection, "at", broken)
+    with pytest.raises(RuntimeError) as raised:
+        checkpoint.save(tmp_path, make_state(1))
+    assert raised.value is bug and bug.__cause__ is None and bug.__context__ is None
+
+
 def test_state_file_is_plain_json_and_no_pickle(tmp_path):
     folder, _ = checkpoint.save(tmp_path, make_state(5))
     assert json.loads((folder / "state.json").read_text())["step"] == 5

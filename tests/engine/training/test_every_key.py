@@ -35,19 +35,21 @@ from engine.training.optimizer import Ema, build_optimizer
 from engine.training.previews import make_previews, request_of, shown_weights, video_path
 from engine.training.saving import lora_file, save_all, write_lora
 from engine.training.setup import Learner, Run, kernels_of, prepare, recovery_of
-from engine.training.trainer import optimizer_step, previews_due
+from engine.training.trainer import optimizer_step
 from engine.weights.base_model import find_base_model
 from presets.clips.clip_facts import DatasetFacts, scan_dataset
 from presets.errors import UserError
+from presets.facts.gather import read_run_folder
 from presets.job.expert_schedule import expert_at, steps_of
 from presets.job.fields import FIELDS
+from presets.job.preview_settings import previews_due
 from presets.job.schema import DatasetPanel, Job, PromptPanel
 from presets.job.toml_file import job_from_dict, job_to_dict, load_job, save_job, with_value
 from presets.planner.cards import card_hardware, find_card
 from presets.planner.choose import choose_for
 from presets.planner.measured_rates import AttentionRates
 from presets.planner.sizes import ExpertShape, disk_need
-from presets.rules.check import check_job, read_run_folder
+from presets.rules.check import check_job
 from tests.helpers.facts import gpu, machine, rates
 from tests.helpers.jobs import write_job
 from tests.helpers.training.bench import CPU, Bench

@@ -251,6 +251,9 @@ def test_what_a_power_cut_tore_is_made_again_or_named(tiny, tmp_path, capsys):
 def test_a_picture_and_a_video_are_whole_or_not(tmp_path):
     write_video(tmp_path / "a.mp4", np.random.default_rng(0).integers(0, 255, (3, 32, 48, 3), dtype=np.uint8), 16)
     write_poster(tmp_path / "a.png", np.random.default_rng(0).integers(0, 255, (3, 32, 48, 3), dtype=np.uint8))
+    content = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "b.mp4").write_bytes(content[: int.from_bytes(content[:4])])
+    assert not is_video(tmp_path / "b.mp4"), "a whole first box is no film"
     for name, whole in (("a.mp4", is_video), ("a.png", is_picture)):
         path = tmp_path / name
         content = path.read_bytes()

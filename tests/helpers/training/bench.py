@@ -16,10 +16,10 @@ from engine.runfolder.resume import ResumePoint
 from engine.system.stopwatch import Stopwatch
 from engine.training.setup import Run, all_texts, prepare
 from engine.training.train_step import StepResult, gradients
+from presets.facts.gather import gather
 from presets.job.expert_schedule import Expert
 from presets.job.schema import Job
 from presets.job.toml_file import load_job, with_value
-from presets.rules.check import gather
 
 CPU = torch.device("cpu")
 

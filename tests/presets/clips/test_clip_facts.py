@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from presets.clips.clip_facts import ClipFacts, probe_clip, scan_dataset
-from presets.clips.media import open_video, read_index
+from presets.clips.video_index import open_video, read_index
 from presets.errors import ClipError
 from presets.findings import Finding
 from presets.job.schema import DatasetPanel

@@ -101,7 +101,7 @@ def test_a_running_job_is_changed_saved_and_sampled(folder: Path, tmp_path: Path
     assert said.returncode == 0 and "steps already, so it saves and is done." in said.stderr
     wanlora("cancel", "live_v1", "--dir", folder)
     said = wanlora("set", "live_v1", "training.lr=1e-5", "--dir", folder)
-    assert said.returncode == 1 and "so its trainer takes no orders" in said.stderr
+    assert said.returncode == 1 and "so its trainer takes no commands" in said.stderr
 
 
 def test_help_names_what_can_be_changed():
@@ -118,7 +118,7 @@ def test_checkpoints_are_listed_by_name_and_by_job_file(folder: Path, tmp_path: 
     assert said.returncode == here.returncode == 0 and said.stdout == here.stdout
     head, first, *_ = said.stdout.splitlines()
     assert head.split() == ["STEP", "WRITTEN", "HIGH", "LOSS", "LOW", "LOSS", "SIZE", "PREVIEWS"]
-    assert first.split()[0] == "20" and "143.1 MiB" in first and first.endswith("/samples/step_000000020")
+    assert first.split()[0] == "20" and "143 MiB" in first and first.endswith("/samples/step_000000020")
     assert (
         "wanlora resume listed_v1 --from STEP" in said.stderr
         and f"wanlora train {path} --resume --from STEP" in here.stderr

@@ -11,7 +11,7 @@ from textual.widgets import Button, Static
 
 from presets.clips.captions import resolve_caption
 from presets.clips.clip_facts import IMAGE_SUFFIXES
-from presets.rules.previews import image_problem
+from presets.rules.preview_rules import image_problem
 from wanlora_tui.actions import bindings
 from wanlora_tui.output.formatting import count
 from wanlora_tui.output.typed_paths import absolute

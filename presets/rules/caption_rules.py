@@ -103,7 +103,7 @@ def trigger_placeholder_empty(job: Job, facts: Facts) -> Iterator[Found]:
 
 @rule("caption-cut", "warning")
 def caption_cut(job: Job, facts: Facts) -> Iterator[Found]:
-    """Captions and prompts fit the 512 tokens that the text encoder reads: what comes behind them is not learnt."""
+    """Captions and prompts fit the 512 tokens that the text encoder reads: what comes behind them is not learned."""
     long: dict[str, str] = {}
     if not job.training.unload_text_encoder:
         for i, _, found in paired(job, facts):
@@ -138,7 +138,7 @@ def unload_te_with_captions(job: Job, facts: Facts) -> Iterator[Found]:
     if texts:
         yield Found(
             "training.unload_text_encoder",
-            "only the trigger word is encoded, so what your captions say is not learnt",
+            "only the trigger word is encoded, so what your captions say is not learned",
             set={"training.unload_text_encoder": False},
         )
 
