@@ -85,7 +85,7 @@ ROOMS = {
         recipes     -> clips job machine planner
         planner     -> atomic_file base clips errors facts job machine text
         facts       -> base clips job machine
-        caches      -> base
+        caches      ->
         base        -> disk errors findings job look text
         clips       -> errors file_names findings job look
         machine     -> errors
