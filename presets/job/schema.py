@@ -237,7 +237,7 @@ class SamplePanel(Struct, kw_only=True, forbid_unknown_fields=True):
     seed: Annotated[int, about("Sample seed", "Fixed, so that previews can be compared.", ge=0, le=2**63 - 1)] = 42
     walk_seed: Annotated[bool, about("Walk seed", "Each prompt of a set takes the next seed.")] = True
     num_frames: Annotated[int, about("Preview frames",
-        "4n+1, best equal to the training frames; others change the speed of what was learnt.",
+        "4n+1, best equal to the training frames; others change the speed of what was learned.",
         unit="frames", ge=1, le=1025)] = 41
     fps: Annotated[int, about("FPS",
         "Playback rate of the preview file. Wan moves at 16.", unit="1/s", ge=1, le=120)] = 16
