@@ -90,7 +90,7 @@ ROOMS = {
         recipes     -> clips job machine planner
         planner     -> atomic_file base clips errors facts job machine text
         facts       -> base caches clips disk errors findings job look machine runs
-        caches      -> base
+        caches      ->
         base        -> disk errors findings job look text
         clips       -> errors file_names findings job look
         machine     -> errors

@@ -4,9 +4,7 @@ Every entry is verified as it is read; a damaged one is deleted and made anew, w
 convenience: whatever goes wrong with it is a warning, told once.
 """
 
-import fcntl
 import hashlib
-import os
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -15,8 +13,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from presets.caches.tensor_cache import CALLED, CAPS, ENTRY, TensorKind, cache_folder, tensor_budget
-from presets.caches.weight_cache import UNFINISHED, sweep_unfinished, touch
+from presets.caches.cache_files import (
+    CALLED,
+    CAPS,
+    CacheEntry,
+    TensorKind,
+    budget,
+    cache_folder,
+    list_entries,
+    make_room,
+    sweep_unfinished,
+    touch,
+    writing,
+)
+from presets.caches.tensor_cache import ENTRY
 from presets.text import human
 
 Warn = Callable[[str], None]
@@ -70,13 +80,11 @@ class TensorCache:
         return x
 
     def put(self, key: str, x: torch.Tensor, about: str) -> bool:
-        """Keep a tensor: written beside, then renamed, so that a reader sees a whole file or none. False when it could
-        not be."""
+        """Keep a tensor. False when it could not be."""
         if self._full:
             return False
         x = x.detach().cpu().contiguous()
         content = save({"x": x}, {"key": key, "hash": _hash(x), "about": about})
-        aside = self.folder / f".{key}.{os.getpid()}{UNFINISHED}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not self._make_room(len(content)):
@@ -85,13 +93,9 @@ class TensorCache:
                     f" {self.folder}"
                 )
                 return False
-            with aside.open("wb") as f:
-                fcntl.flock(f, fcntl.LOCK_EX)  # told from the leftovers of a writer that died
+            with writing(self._path(key)) as f:
                 f.write(content)
-                f.flush()
-                aside.rename(self._path(key))
         except OSError as e:
-            self._delete(aside)
             self._give_up(f"the cache of {self._name} could not be written ({(e.strerror or str(e)).lower()})")
             return False
         self._used.add(key)
@@ -109,35 +113,20 @@ class TensorCache:
     def _make_room(self, size: int) -> bool:
         if self._sizes is None:
             sweep_unfinished(self.folder)
-            self._sizes = {path.stem: status.st_size for path, status in _by_age(self.folder)}
+            entries: list[CacheEntry[None]] = list_entries(self.folder, ENTRY, lambda path: None)
+            self._sizes = {entry.path.stem: entry.size for entry in reversed(entries)}
         total = sum(self._sizes.values())
-        need = total + size - tensor_budget(self.folder, self._cap, total)
-        old = [key for key in self._sizes if key not in self._used]
-        if need > sum(self._sizes[key] for key in old):
-            return False
-        for key in old:
-            if need <= 0:
-                break
-            self._path(key).unlink(missing_ok=True)
-            need -= self._sizes.pop(key)
-        return True
+        old = {self._path(key): size for key, size in self._sizes.items() if key not in self._used}
+        deleted = make_room(old, total + size - budget(self.folder, self._cap, total))
+        for path in deleted or []:
+            del self._sizes[path.stem]
+        return deleted is not None
 
     def _delete(self, path: Path) -> None:
         try:
             path.unlink(missing_ok=True)
         except OSError as e:
             self._warn(f"{path} could not be deleted: {e.strerror or e}")
-
-
-def _by_age(folder: Path) -> list[tuple[Path, os.stat_result]]:
-    """The entries, longest unused first."""
-    found = []
-    for path in folder.glob(f"*{ENTRY}"):
-        try:
-            found.append((path, path.stat()))
-        except FileNotFoundError:  # another run made room
-            continue
-    return sorted(found, key=lambda entry: entry[1].st_mtime)
 
 
 def _hash(x: torch.Tensor) -> str:

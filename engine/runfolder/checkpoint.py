@@ -94,7 +94,7 @@ def save(run: Path, state: State, *, rehearsal: bool = False) -> tuple[Path, str
         aside.rename(final)
         fault_injection.at("save.after-rename", state.step)
         fsync(parent)
-        if before.exists():  # only now: a power cut must not find the old one gone and the new one not yet in its place
+        if before.exists():  # only now: a power cut must not find the old one deleted and the new one not in its place
             shutil.rmtree(before)
     except Exception as e:
         raise_refusal(e, parent)
@@ -263,11 +263,11 @@ def set_aside(run: Path, *, after: int) -> None:
 
 def prune(run: Path, keep: int) -> list[int]:
     """Remove all but the newest `keep` checkpoints; returns the steps removed."""
-    gone: list[int] = []
+    removed: list[int] = []
     for folder in listed(run)[:-keep]:
         shutil.rmtree(folder)
-        gone.append(step_of(folder))
-    return gone
+        removed.append(step_of(folder))
+    return removed
 
 
 def sweep(run: Path) -> None:

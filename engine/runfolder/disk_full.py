@@ -1,4 +1,5 @@
-"""A full disk pauses the run: it waits for room, says what for, and goes on by itself."""
+"""A full disk pauses the run: it waits for room, says what for, and continues by itself. What is written, and which
+errors mean a full disk, is in engine.runfolder.checkpoint and event_log."""
 
 import shutil
 from collections.abc import Callable
@@ -49,6 +50,6 @@ def until_events_are_written(log: EventLog, control: Control) -> None:
 def _pause(log: EventLog, folder: Path, what: str, need: int) -> None:
     text = (
         f"the disk is full: {what} needs {human(need)}, {human(shutil.disk_usage(folder).free)} are free at {folder}."
-        f" Free some space and it goes on by itself; it tries again every {RETRY_SECONDS:.0f} s"
+        f" Free some space and it continues by itself; it tries again every {RETRY_SECONDS:.0f} s"
     )
     log.phase("paused", 0, 1, text)

@@ -1,4 +1,5 @@
-"""Writes a run's events: one JSON line each, in order, without gaps across attempts."""
+"""Writes a run's events: one JSON line each, in order, without gaps across attempts. They are read by
+presets.runs.events, which says what each holds."""
 
 import os
 import time
@@ -130,7 +131,7 @@ class EventLog:
             os.fsync(self._file.fileno())
 
     def _keep_reserve(self) -> None:
-        with suppress(OSError):  # without it, a full disk is told in the log of the process alone
+        with suppress(OSError):  # without it, a full disk is said in the log of the process alone
             if not self._reserve.exists() or self._reserve.stat().st_size < RESERVE_BYTES:
                 self._reserve.write_bytes(os.urandom(RESERVE_BYTES))  # no file system can store that as a hole
 

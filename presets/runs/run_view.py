@@ -65,7 +65,7 @@ class LogLine(Struct):
 
 
 class RunView(Struct, kw_only=True):
-    """Everything a dashboard shows. `last_seq` says how far the fold has come."""
+    """Everything a dashboard shows. `last_seq`: the last event that it holds."""
 
     run: str = ""
     name: str = ""

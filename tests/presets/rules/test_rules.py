@@ -21,7 +21,7 @@ from presets.rules.frame_rules import too_short
 from presets.rules.preview_rules import image_problem
 from tests.helpers.facts import clip, clips, facts, fetching, gpu, image, job, machine, process, real_model, tiny_model
 
-OTHER = check_resume(job(target={"rank": 8}), job(), learnt=True)  # what lies in a run folder is another job
+OTHER = check_resume(job(target={"rank": 8}), job(), trained=True)  # what lies in a run folder is another job
 PROMPT = {"prompt": "orbit", "ctrl_img": ""}
 short = [*clips(11), clip("short.mp4", frames=30)]
 

@@ -192,7 +192,7 @@ def test_train_and_submit_go_on_and_ask_the_same(folder: Path, tmp_path: Path):
     said = wanlora("resume", "again_v1", "--accept-changes", "--dir", folder)
     assert (
         said.returncode == 1
-        and "target.rank: 16 -> 8   does not fit what was learnt" in said.stderr
-        and "what was learnt does not fit it" in said.stderr
+        and "target.rank: 16 -> 8   does not fit the checkpoints" in said.stderr
+        and "its checkpoints do not fit it" in said.stderr
     )
     assert len(lines(run, "started")) == 1
