@@ -205,22 +205,13 @@ def _run(
     workers: int | None,
     vram: int | None,
 ) -> int:
-    from engine.training.setup import prepare
+    from engine.training.prepare import prepare
     from engine.training.trainer import train
 
-    run = prepare(
-        begin.job,
-        facts,
-        folder,
-        log,
-        device=device,
-        workers=default_workers() if workers is None else workers,
-        begin=begin,
-        control=control,
-        vram=vram,
-    )
+    workers = default_workers() if workers is None else workers
+    run = prepare(begin, facts, folder, log, control, device=device, workers=workers, vram=vram)
     with run.loader:
-        outcome = train(run, control)
+        outcome = train(run)
     return DONE if outcome.done else RESUMABLE
 
 

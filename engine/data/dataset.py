@@ -1,9 +1,11 @@
 """What an epoch consists of: every clip, once per resolution and repeat, with its bucket and its caption. Imports no
 torch."""
 
+import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import msgspec
 from msgspec import Struct
 
 from engine.data.frames import square_pixels
@@ -47,6 +49,14 @@ def build_dataset(job: Job, base: Path, datasets: list[DatasetFacts]) -> list[It
     if not items:
         raise UserError("the datasets hold no clip", where="datasets", fix="Put clips into the folders")
     return items
+
+
+def dataset_fingerprint(items: list[Item]) -> dict[str, Any]:
+    """What is trained on, by content as far as the order and the texts go: the visits of an epoch, captions, sizes of
+    the files."""
+    visits = [{**msgspec.to_builtins(item), "path": Path(item.path).stat().st_size} for item in items]
+    digest = hashlib.sha256(msgspec.json.encode(visits, order="deterministic")).hexdigest()
+    return {"visits": len(visits), "sha256": digest}
 
 
 def _of_dataset(job: Job, number: int, panel: DatasetPanel, root: Path, clips: list[ClipFacts]) -> list[Item]:

@@ -55,12 +55,12 @@ class Batch:
 
     @property
     def weights(self) -> list[float]:
-        """LoRA strength of each sample; all equal (see Order)."""
+        """LoRA strength of each sample; all equal (see BatchSampler)."""
         return [d.item.weight for d in self.draws]
 
 
 class Loader:
-    """Gives the batches of an order, by index. Any index may be asked at any time; asking in order is fast.
+    """Gives the batches of `sampler`, by index. Any index may be asked at any time; asking in order is fast.
 
     `workers` processes decode up to `ahead` batches ahead; 0 decodes in this process, when asked. Draws that are
     `needless` are not decoded. `log` is told, in the caller's thread, when a worker died and its clip is tried again.
@@ -69,7 +69,7 @@ class Loader:
 
     def __init__(
         self,
-        order: BatchSampler,
+        sampler: BatchSampler,
         workers: int,
         ahead: int = 4,
         *,
@@ -77,14 +77,14 @@ class Loader:
         needless: Callable[[SampleDraw], bool] | None = None,
     ) -> None:
         assert workers >= 0 and ahead >= 0
-        self._order, self._ahead, self._log, self._needless = order, ahead, log, needless or (lambda draw: False)
+        self.sampler, self._ahead, self._log, self._needless = sampler, ahead, log, needless or (lambda draw: False)
         self._pending: dict[int, _Pending] = {}
         self._workers: list[_Worker] = []
         self._closed = False
         if workers == 0:
             return
-        largest = max(_bytes(item.bucket) for item in order.items)
-        self._slot_size = -(-largest * order.batch_size // mmap.PAGESIZE) * mmap.PAGESIZE
+        largest = max(_bytes(item.bucket) for item in sampler.items)
+        self._slot_size = -(-largest * sampler.batch_size // mmap.PAGESIZE) * mmap.PAGESIZE
         self._free = list(range(ahead + 1))
         fd = os.memfd_create("wanlora-frames")
         os.ftruncate(fd, self._slot_size * (ahead + 1))  # pages are taken only once they are written to
@@ -114,7 +114,7 @@ class Loader:
             self._release(self._pending.pop(other))
         for i in window:
             if i not in self._pending:
-                self._pending[i] = self._submit(self._order.batch(i))
+                self._pending[i] = self._submit(self.sampler.batch(i))
 
     def batch(self, index: int) -> Batch:
         """Batch `index`; waits until it is decoded. Raises UserError naming the clip that cannot be."""
@@ -152,7 +152,7 @@ class Loader:
         os.close(self._memory_fd)
 
     def _decode_here(self, index: int) -> Batch:
-        draws = self._order.batch(index)
+        draws = self.sampler.batch(index)
         frames = np.empty(_shape(draws), np.uint8)
         for draw, out in zip(draws, frames, strict=True):
             if not self._needless(draw):

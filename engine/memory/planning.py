@@ -51,6 +51,7 @@ class Planning:
     shape: ExpertShape
     rates: Rates | None = None  # measured on this card
     others: int = 0  # bytes of the card outside torch's count when the plan was made
+    tidied: bool = False  # memory in pieces was laid out anew under this plan
 
     @property
     def batched_guidance(self) -> bool:

@@ -8,8 +8,8 @@ import torch
 from engine.data.loader import Batch
 from engine.executor.block_executor import BlockExecutor
 from engine.system.keyed_random import keyed_rng
+from engine.training.context import Run
 from engine.training.objective import LossTerm, Rows, main_term, preservation_term, preserved_prompt, preserves
-from engine.training.setup import Run
 from presets.job.expert_schedule import Expert
 from presets.job.schema import Job
 from presets.job.timesteps import sigma_at
@@ -24,7 +24,8 @@ def draws(run: Run, expert: Expert, batch: Batch, x0_BCFhw: torch.Tensor) -> tup
         for draw in batch.draws
     ]
     sigmas = [draw_sigma(run.job, expert, run.base.boundary, *draw.key) for draw in batch.draws]
-    return torch.stack(noise).to(run.device), torch.tensor(sigmas, dtype=torch.float32, device=run.device)
+    device = run.placement.device
+    return torch.stack(noise).to(device), torch.tensor(sigmas, dtype=torch.float32, device=device)
 
 
 def loss_terms(

@@ -3,8 +3,8 @@ average."""
 
 import math
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
-from typing import Any
 
 import torch
 from transformers.optimization import Adafactor
@@ -13,10 +13,8 @@ from presets.errors import UserError
 from presets.job.expert_schedule import Expert, lr_of
 from presets.job.schema import Job, TrainingPanel
 
-Parameters = list[torch.nn.Parameter]
 
-
-def build_optimizer(training: TrainingPanel, parameters: Parameters) -> torch.optim.Optimizer:
+def build_optimizer(training: TrainingPanel, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW and relatives over fp32 LoRA tensors, all with decoupled weight decay. Raises UserError when the library or
     the card is missing."""
     lr, decay = training.lr, training.weight_decay
@@ -87,7 +85,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def clip_gradients(parameters: Parameters, max_norm: float) -> torch.Tensor:
+def clip_gradients(parameters: list[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
     """Scale the gradients to at most `max_norm` (0: leave them); returns their norm before, a 0-d tensor, maybe not
     finite."""
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -100,17 +98,17 @@ def clip_gradients(parameters: Parameters, max_norm: float) -> torch.Tensor:
 class Ema:
     """A running average of the LoRA: average = decay * average + (1 - decay) * value, after each step of the expert."""
 
-    def __init__(self, decay: float, values: dict[str, Any]) -> None:
+    def __init__(self, decay: float, values: Mapping[str, torch.Tensor]) -> None:
         self.decay = decay
         self.average: dict[str, torch.Tensor] = {name: value.detach().clone() for name, value in values.items()}
 
     @torch.no_grad()
-    def update(self, values: dict[str, Any]) -> None:
+    def update(self, values: Mapping[str, torch.Tensor]) -> None:
         for name, average in self.average.items():
             average.lerp_(values[name].detach(), 1 - self.decay)
 
     @torch.no_grad()
-    def load(self, values: dict[str, torch.Tensor]) -> None:
+    def load(self, values: Mapping[str, torch.Tensor]) -> None:
         assert self.average.keys() == values.keys()
         for name, average in self.average.items():
             average.copy_(values[name])

@@ -13,13 +13,13 @@ from engine.adapters import lora
 from engine.preview.contact_sheets import Row, is_picture, is_video, read_small, side_by_side, steps_shown, write_sheet
 from engine.preview.sampling import PreviewRequest, control_image, sample_latents, to_frames, write_poster, write_video
 from engine.runfolder import checkpoint
-from engine.runfolder.control import Control, StopWished
+from engine.runfolder.control import StopWished
 from engine.runfolder.disk_full import retry_when_disk_has_room
 from engine.system import fault_injection
 from engine.system.device import memory_errors
 from engine.system.durable_files import make_folder, sha256
-from engine.training.saving import values
-from engine.training.setup import Run
+from engine.training.context import Run
+from engine.training.placement import place, replan, why_short
 from presets.clips.captions import resolve_caption
 from presets.errors import UserError
 from presets.findings import Finding
@@ -35,25 +35,30 @@ NAMED = 6  # lost files that a finding names
 def shown_weights(run: Run) -> Iterator[None]:
     """Inside, the LoRAs are what previews show (with sample.ema the running averages, when kept); after, the trained
     ones, untouched."""
-    averaged = {e: learner.ema for e, learner in run.learners.items() if learner.ema and run.job.sample.ema}
-    trained = {e: {k: v.clone() for k, v in values(run, e).items()} for e in averaged}
-    for expert, ema in averaged.items():
-        lora.load_tensors(run.learners[expert].parameters, ema.average)
+    averaged = [(learner, learner.ema) for learner in run.learners.values() if learner.ema and run.job.sample.ema]
+    trained = [{name: value.clone() for name, value in learner.values.items()} for learner, _ in averaged]
+    for learner, ema in averaged:
+        lora.load_tensors(learner.parameters, ema.average)
     try:
         yield
     finally:
-        for expert in averaged:
-            lora.load_tensors(run.learners[expert].parameters, trained[expert])
+        for (learner, _), values in zip(averaged, trained, strict=True):
+            lora.load_tensors(learner.parameters, values)
 
 
 def request_of(run: Run, i: int) -> PreviewRequest:
     """The preview of prompt `i`. Raises OSError or UserError when its control image cannot be used."""
     panel = run.job.sample
     prompt, size = panel.prompts[i], preview_size_of(panel, i)
-    image = control_image(run.base_dir / Path(prompt.ctrl_img).expanduser(), size.width, size.height).to(run.device)
+    image = control_image(run.base_dir / Path(prompt.ctrl_img).expanduser(), size.width, size.height)
     text = resolve_caption(prompt.prompt, "", run.job.job.trigger)
     return PreviewRequest(
-        image, run.text([text]), run.text([panel.negative]), preview_seed(panel, i), size.frames, prompt.strength
+        image.to(run.placement.device),
+        run.text([text]),
+        run.text([panel.negative]),
+        preview_seed(panel, i),
+        size.frames,
+        prompt.strength,
     )
 
 
@@ -93,16 +98,16 @@ def previews_made(run: Run, step: int) -> bool:
     return all((step, i) in made for i in range(len(run.job.sample.prompts)))
 
 
-def verify_previews(run: Run, control: Control) -> bool:
+def verify_previews(run: Run) -> bool:
     """As an attempt begins: are the previews that the events tell of still as they were made? Sheets that are not are
     drawn anew. A preview that is torn or gone counts no longer; True when some of those are of the step that the
     attempt begins with and can be made again, the others are a finding.
     """
     samples = run.log.history.samples
-    lost = [data for data in samples.values() if data["step"] <= run.start and not _is_whole(run, data)]
+    lost = [data for data in samples.values() if data["step"] <= run.begin.step and not _is_whole(run, data)]
     for data in lost:
         del samples[data["path"]]
-    again = [data for data in lost if data["step"] == run.start and prompt_of(run, data) is not None]
+    again = [data for data in lost if data["step"] == run.begin.step and prompt_of(run, data) is not None]
     if passed := [data["path"] for data in lost if data not in again]:
         names = ", ".join(passed[:NAMED]) + (f" and {len(passed) - NAMED} more" if len(passed) > NAMED else "")
         found = Finding(
@@ -117,7 +122,7 @@ def verify_previews(run: Run, control: Control) -> bool:
         )
         if found.message not in run.log.history.found:
             run.log.finding(found)
-    made = recorded(run, run.start)
+    made = recorded(run, run.begin.step)
     torn_sheets = {step for step, _ in made if not is_picture(preview_dir(run, step) / "sheet.png")}
     torn_films = {
         i for _, i in made if not (is_picture(compare_path(run, i, "png")) and is_video(compare_path(run, i, "mp4")))
@@ -131,7 +136,7 @@ def verify_previews(run: Run, control: Control) -> bool:
 
     if torn_sheets or torn_films:
         run.log.emit("log", level="info", text="some sheets of the previews are damaged or gone: they are drawn anew")
-        retry_when_disk_has_room(run.log, control, run.folder, "the sheets of the previews", 2**20, redraw)
+        retry_when_disk_has_room(run.log, run.control, run.folder, "the sheets of the previews", 2**20, redraw)
     return bool(again)
 
 
@@ -146,18 +151,18 @@ def _is_whole(run: Run, sample: Sample) -> bool:
     )
 
 
-def make_previews(run: Run, step: int, control: Control, *, missing: bool = False) -> None:
+def make_previews(run: Run, step: int, *, missing: bool = False) -> None:
     """One mp4 and one poster PNG per prompt, the sheets with them; with `missing`, only what is not made yet. A stop
     wish ends the set early; the loop sees it next. A preview that cannot be made is a finding."""
     made = recorded(run, step) if missing else {}
     for i in range(len(run.job.sample.prompts)):
-        if control.stop_wished():
+        if run.control.stop_wished():
             return
         if (step, i) in made:
             continue
         try:
             fault_injection.at("preview.begin", step)
-            _preview(run, step, i, control)
+            _preview(run, step, i)
         except StopWished:
             return  # the loop sees it next
         except (fault_injection.InjectedFault, torch.AcceleratorError):  # a card that failed answers nothing any more
@@ -181,12 +186,12 @@ def make_previews(run: Run, step: int, control: Control, *, missing: bool = Fals
             run.experts.ensure()
 
 
-def _preview(run: Run, step: int, i: int, control: Control) -> None:
+def _preview(run: Run, step: int, i: int) -> None:
     panel = run.job.sample
     shot, prompt = request_of(run, i), panel.prompts[i]
 
     def progress(done: int, total: int) -> None:
-        control.honour()
+        run.control.honour()
         fault_injection.at("preview.denoise", step)
         run.log.phase(
             "sampling", i * total + done, len(panel.prompts) * total, f"preview {i + 1} of {len(panel.prompts)}"
@@ -210,14 +215,14 @@ def _preview(run: Run, step: int, i: int, control: Control) -> None:
                     )
                     fault_injection.at("preview.decode", step)
                     with run.experts.parked():
-                        frames = to_frames(run.vae, latents)
+                        frames = to_frames(run.encoder.vae, latents)
             except torch.OutOfMemoryError:
-                latents, why = None, run.short()
+                latents, why = None, why_short(run)
             if why is not None:  # outside the handler, whose traceback holds on to tensors
                 if frames is None:
-                    run.replan("preview", why)
+                    replan(run, "preview", why)
                 else:  # it is made, but there was no room for the experts to come back
-                    run.place(run.planning.plan)
+                    place(run, run.planning.plan)
     video = video_path(run, step, i)
     poster = video.with_suffix(".png")
 
@@ -234,7 +239,7 @@ def _preview(run: Run, step: int, i: int, control: Control) -> None:
         }
 
     more = retry_when_disk_has_room(
-        run.log, control, run.folder, f"preview {i + 1} after step {step}", frames.nbytes // 8, write
+        run.log, run.control, run.folder, f"preview {i + 1} after step {step}", frames.nbytes // 8, write
     )
     run.log.emit(
         "sample",

@@ -11,14 +11,14 @@ import torch
 
 from engine.encode.latent_cache import latents_of
 from engine.memory.planning import Shortage
-from engine.runfolder.control import Control
 from engine.system import fault_injection
 from engine.system.device import memory_errors
 from engine.system.pinned_memory import HostMemoryRefused
 from engine.system.stopwatch import Stopwatch
+from engine.training.context import Learner, Run
 from engine.training.micro_batch import draws, loss_terms
 from engine.training.objective import noised
-from engine.training.setup import Learner, Run
+from engine.training.placement import replan, why_short
 from presets.job.expert_schedule import Expert
 from presets.job.timesteps import NUM_TRAIN_TIMESTEPS
 from presets.planner.candidates import Scarce
@@ -34,23 +34,23 @@ class StepResult:
     clips: list[str]
 
 
-def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch, control: Control) -> StepResult | None:
+def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch) -> StepResult | None:
     """All micro-batches of an optimizer step, forward and backward. None when a stop is wished for between two of
     them."""
     accumulation = run.job.training.gradient_accumulation
     micro_batches = range(step * accumulation, (step + 1) * accumulation)
-    clips_in_step = sum(len(run.order.batch(index)) for index in micro_batches)
+    clips_in_step = sum(len(run.loader.sampler.batch(index)) for index in micro_batches)
     executor = run.experts.executors[expert]
     passed = StepResult({}, [], [])
     for index in micro_batches:
-        if control.stop_wished():
+        if run.control.stop_wished():
             return None
         with watch.part("data"):
             fault_injection.at("data.decode", step + 1)
             batch = run.loader.batch(index)
         with watch.part("vae"):
             fault_injection.at("vae.encode", step + 1)
-            x0_BCFhw, conditioning_BCFhw = latents_of(run.encoder, batch, run.latents, device=run.device)
+            x0_BCFhw, conditioning_BCFhw = latents_of(run.encoder, batch, run.latents, device=run.placement.device)
         fault_injection.at("noise", step + 1)
         noise_BCFhw, sigma_B = draws(run, expert, batch, x0_BCFhw)
         x_t, target = noised(x0_BCFhw, noise_BCFhw, sigma_B)
@@ -86,11 +86,11 @@ def retry_on_oom(
             return passed
         except torch.OutOfMemoryError:
             scarce: Scarce = "vae" if watch.current == "vae" else "step"
-            why = run.short()
+            why = why_short(run)
         except HostMemoryRefused as e:
             scarce, why = "ram", Shortage("host", e.what)
         learner.optimizer.zero_grad(set_to_none=True)  # what the failed attempt added
-        run.replan(scarce, why)
+        replan(run, scarce, why)
 
 
 def reserve_state(run: Run, learner: Learner) -> None:

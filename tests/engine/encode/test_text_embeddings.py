@@ -16,7 +16,7 @@ from engine.encode import umt5
 from engine.encode.rowwise_linear import RowwiseLinear, packed_rows
 from engine.encode.tensor_cache import TensorCache
 from engine.encode.text_embeddings import MAX_TOKENS, encode_texts
-from engine.training.setup import all_texts
+from engine.training.prepare import all_texts
 from engine.weights.base_model import BaseModel
 from engine.weights.load_expert import READERS
 from engine.weights.model_files import open_model_files
