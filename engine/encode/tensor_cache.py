@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from engine.system.placement import Placement
 from presets.caches.tensor_cache import CALLED, CAPS, ENTRY, TensorKind, cache_folder, tensor_budget
 from presets.caches.weight_cache import UNFINISHED, sweep_unfinished, touch
 from presets.text import human
@@ -23,10 +24,11 @@ Warn = Callable[[str], None]
 PACKAGES = ("torch", "diffusers", "transformers")  # what computes the entries: another version may round in another way
 
 
-def machinery(device: torch.device, dtype: torch.dtype) -> str:
+def machinery(placement: Placement) -> str:
     """What a result's last bits depend on besides its inputs: the kind of card, the type, the libraries."""
+    device = placement.device
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return "\0".join([card, str(dtype), *(f"{name} {version(name)}" for name in PACKAGES)])
+    return "\0".join([card, str(placement.dtype), *(f"{name} {version(name)}" for name in PACKAGES)])
 
 
 def key_of(*parts: object) -> str:
@@ -39,7 +41,7 @@ class TensorCache:
 
     def __init__(self, kind: TensorKind, *, warn: Warn, folder: Path | None = None, cap: int | None = None) -> None:
         self.folder = cache_folder(kind) if folder is None else folder
-        self._name, self._cap, self._warn = CALLED[kind], CAPS[kind] if cap is None else cap, warn
+        self._name, self._cap, self.warn = CALLED[kind], CAPS[kind] if cap is None else cap, warn
         self._used: set[str] = set()  # keys
         self._sizes: dict[str, int] | None = None  # bytes by key, oldest first; read when first written to
         self._full = False
@@ -59,14 +61,14 @@ class TensorCache:
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError) as e:
-            self._warn(f"an entry of the cache of {self._name} cannot be used and is made anew: {path}: {e}")
+            self.warn(f"an entry of the cache of {self._name} cannot be used and is made anew: {path}: {e}")
             self._delete(path)
             return None
         self._used.add(key)
         try:
             touch(path)
         except OSError as e:
-            self._warn(f"{path} could not be marked as used: {e.strerror or e}")
+            self.warn(f"{path} could not be marked as used: {e.strerror or e}")
         return x
 
     def put(self, key: str, x: torch.Tensor, about: str) -> bool:
@@ -104,7 +106,7 @@ class TensorCache:
 
     def _give_up(self, why: str) -> None:
         self._full = True
-        self._warn(f"{why}, so what is missing in it is encoded anew each time")
+        self.warn(f"{why}, so what is missing in it is encoded anew each time")
 
     def _make_room(self, size: int) -> bool:
         if self._sizes is None:
@@ -126,7 +128,7 @@ class TensorCache:
         try:
             path.unlink(missing_ok=True)
         except OSError as e:
-            self._warn(f"{path} could not be deleted: {e.strerror or e}")
+            self.warn(f"{path} could not be deleted: {e.strerror or e}")
 
 
 def _by_age(folder: Path) -> list[tuple[Path, os.stat_result]]:

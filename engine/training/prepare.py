@@ -19,7 +19,7 @@ from engine.data.sampler import BatchSampler, turn_of
 from engine.encode.latent_cache import LatentCache
 from engine.encode.tensor_cache import TensorCache
 from engine.encode.text_embeddings import encode_texts
-from engine.encode.vae_and_tokenizer import load_vae, vae_identity
+from engine.encode.vae_encoder import load_vae, vae_identity
 from engine.executor.experts import Experts
 from engine.memory.out_of_memory import loading
 from engine.memory.planning import plan_run
@@ -84,27 +84,24 @@ def prepare(
         texts = encode_texts(
             base,
             all_texts(job, items),
-            device=device,
-            dtype=placement.dtype,
+            placement,
             precision=job.quantization.text_encoder,
-            progress=lambda done, total: progress("caching", done, total, "captions"),
+            progress=partial(progress, "caching"),
             cache=TensorCache("texts", warn=warn) if job.training.cache_text_embeddings else None,
         )
     with loading("VAE", device, planning):
-        encoder = make_encoder(load_vae(base.source, device=device, dtype=placement.dtype), planning.plan)
+        encoder = make_encoder(load_vae(base.source, placement), planning.plan)
         latents = None
         if any(panel.cache_latents for panel in job.datasets):
             latents = LatentCache(
                 job,
                 items,
                 TensorCache("latents", warn=warn),
+                placement,
                 vae=vae_identity(base.source),
                 how=f"{type(encoder).__name__} {planning.plan.compiled}",
-                device=device,
-                dtype=placement.dtype,
-                warn=warn,
             )
-            made = latents.fill(encoder, lambda done, total: progress("caching", done, total, "latents"))
+            made = latents.fill(encoder, partial(progress, "caching"))
             say("info", f"latents of images: {made} encoded, the others read from the cache")
     config = base.source.expert("high_noise" if job.multistage.high_noise else "low_noise").config
     largest = max(item.bucket.tokens for item in items)

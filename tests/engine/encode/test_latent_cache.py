@@ -18,13 +18,14 @@ from engine.encode import text_embeddings as text_module
 from engine.encode.latent_cache import LatentCache, latents_of
 from engine.encode.latents import PlainEncoder, encode_pair, pixels
 from engine.encode.tensor_cache import TensorCache
-from engine.encode.vae_and_tokenizer import load_vae
+from engine.encode.vae_encoder import load_vae
 from engine.run import run_job
 from engine.weights.model_files import open_model_files
 from presets.caches.tensor_cache import list_tensors
 from presets.job.toml_file import load_job
 from presets.rules.check import gather
 from tests.helpers.jobs import of_kind, write_job
+from tests.helpers.training.placements import ON_CPU
 
 CPU = torch.device("cpu")
 
@@ -50,7 +51,7 @@ class Cached:
 
     def __init__(self, tiny: Path, folder: Path) -> None:
         self.source, self.folder, self.warnings = open_model_files(tiny), folder, []
-        self.encoder = PlainEncoder(load_vae(self.source, device=CPU, dtype=torch.float32))
+        self.encoder = PlainEncoder(load_vae(self.source, ON_CPU))
 
     def fill(self, path: Path, *, vae="v", cap=2**30) -> tuple[LatentCache, int, BatchSampler]:
         self.warnings.clear()
@@ -60,14 +61,12 @@ class Cached:
             job,
             items,
             TensorCache("latents", warn=self.warnings.append, folder=self.folder, cap=cap),
+            ON_CPU,
             vae=vae,
             how="plain",
-            device=CPU,
-            dtype=torch.float32,
-            warn=self.warnings.append,
         )
         seen = []
-        made = cache.fill(self.encoder, lambda done, total: seen.append((done, total)))
+        made = cache.fill(self.encoder, lambda done, total, what: seen.append((done, total)))
         assert [done for done, _ in seen] == sorted(done for done, _ in seen) and seen[-1][0] == seen[-1][1]
         return cache, made, BatchSampler(items, 2, 0)
 

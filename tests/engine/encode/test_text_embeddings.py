@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,7 @@ from presets.errors import UserError
 from presets.job.toml_file import load_job
 from presets.rules.check import gather
 from tests.helpers.jobs import write_job
+from tests.helpers.training.placements import ON_CPU
 
 pytestmark = pytest.mark.process  # takes seconds
 
@@ -38,10 +40,9 @@ def encode(tiny, precision):
     book = encode_texts(
         BaseModel(open_model_files(tiny), 0.9, 5.0, "x"),
         TEXTS,
-        device=CPU,
-        dtype=torch.float32,
+        ON_CPU,
         precision=precision,
-        progress=lambda done, total: seen.append((done, total)),
+        progress=lambda done, total, what: seen.append((done, total)),
     )
     assert seen[-1] == (len(TEXTS), len(TEXTS))
     return book
@@ -88,10 +89,9 @@ class Cached:
         return encode_texts(
             BaseModel(open_model_files(base or self.tiny), 0.9, 5.0, "x"),
             texts,
-            device=CPU,
-            dtype=torch.float32,
+            ON_CPU,
             precision=precision,
-            progress=lambda done, total: None,
+            progress=lambda *_: None,
             cache=cache,
         ).batch(texts, device=CPU)
 
@@ -150,7 +150,7 @@ def test_texts_and_machines_that_differ_by_little_have_entries_of_their_own(cach
     cached(["orbit"])
     cached(["orbit", "Orbit"])
     assert cached.loads == 2
-    monkeypatch.setattr(text_module, "machinery", lambda device, dtype: "another card")
+    monkeypatch.setattr(text_module, "machinery", lambda placement: "another card")
     cached(["orbit"])
     assert cached.loads == 3
 
@@ -199,7 +199,7 @@ def test_the_encoder_is_read_piece_by_piece(tiny, tmp_path, monkeypatch, precisi
     monkeypatch.setattr(
         umt5, "packed_rows", lambda raw, *more: (places.add(raw.data_ptr()), packed_rows(raw, *more))[1]
     )
-    model = umt5.load_text_encoder(open_model_files(base), dtype=torch.bfloat16, precision=precision)
+    model = umt5.load_text_encoder(open_model_files(base), replace(ON_CPU, dtype=torch.bfloat16), precision)
     theirs = UMT5EncoderModel.from_pretrained(tiny / "text_encoder", dtype=torch.bfloat16).state_dict()
     ours = model.state_dict()
     linears = {

@@ -27,7 +27,7 @@ from engine.data.dataset import build_dataset
 from engine.demo.tiny_base import build_tiny
 from engine.encode.latents import PlainEncoder, encode
 from engine.encode.text_embeddings import encode_texts
-from engine.encode.vae_and_tokenizer import load_vae
+from engine.encode.vae_encoder import load_vae
 from engine.executor.experts import Experts
 from engine.preview.sampling import sample_latents
 from engine.runfolder import checkpoint
@@ -333,15 +333,14 @@ class Looks(Bench):
         book = encode_texts(
             find_base_model(job, self.facts.base),
             ["an orbit"],
-            device=CPU,
-            dtype=torch.float32,
+            self.run.placement,
             precision=job.quantization.text_encoder,
-            progress=lambda done, total: None,
+            progress=lambda *_: None,
         )
         return digest(book.batch(["an orbit"], device=CPU))
 
     def latents(self, job: Job) -> object:
-        encoder = PlainEncoder(load_vae(find_base_model(job, self.facts.base).source, device=CPU, dtype=torch.float32))
+        encoder = PlainEncoder(load_vae(find_base_model(job, self.facts.base).source, self.run.placement))
         return digest(encode(encoder, torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 1, 32, 32)))
 
     def findings(self, job: Job) -> object:

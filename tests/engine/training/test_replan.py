@@ -19,6 +19,7 @@ from presets.planner.sizes import ExpertShape
 from presets.planner.workload import workload_of
 from tests.engine.training.test_trainer import final_loras, step_losses
 from tests.helpers.jobs import of_kind, write_job
+from tests.helpers.training.placements import ON_CPU
 
 FULL = Plan(precision="none", resident=40, stash="device", compiled=False, vae_frames=8)
 STREAMED = Plan(precision="none", stash="host", compiled=False, vae_frames=4)
@@ -166,9 +167,9 @@ def test_no_room_while_loading_ends_with_what_would_help(tiny, tmp_path, monkeyp
 
 
 def test_the_encoder_follows_the_plan(tiny):
-    from engine.encode.vae_and_tokenizer import load_vae
+    from engine.encode.vae_encoder import load_vae
     from engine.training.placement import make_encoder
     from engine.weights.model_files import open_model_files
 
-    vae = load_vae(open_model_files(tiny), device=torch.device("cpu"), dtype=torch.float32)
+    vae = load_vae(open_model_files(tiny), ON_CPU)
     assert not isinstance(make_encoder(vae, FULL), ClipEncoder)  # bit for bit diffusers' own on the CPU

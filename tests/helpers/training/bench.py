@@ -45,7 +45,7 @@ class Bench:
         """Have the embeddings of everything that these jobs may say."""
         texts = {text for job in jobs for text in all_texts(job, self.items(job))}
         self.run.texts = encode_texts(
-            self.run.base, texts, device=CPU, dtype=torch.float32, precision="none", progress=lambda done, total: None
+            self.run.base, texts, self.run.placement, precision="none", progress=lambda *_: None
         )
 
     def items(self, job: Job) -> list:
