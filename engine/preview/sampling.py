@@ -7,11 +7,9 @@ out so that experts may be run by an executor.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
@@ -19,7 +17,6 @@ from PIL import Image, ImageOps
 
 from engine.encode.latents import Encoder, condition, decode
 from engine.executor.block_executor import BlockExecutor
-from engine.system.durable_files import atomic_write
 from presets.clips.geometry import SIDE_MULTIPLE
 from presets.job.expert_schedule import EXPERTS, Expert
 from presets.job.preview_settings import low_guidance
@@ -134,22 +131,3 @@ def to_frames(vae: AutoencoderKLWan, latents: torch.Tensor) -> np.ndarray:
     """Latents (1, 16, F, h, w) -> uint8 frames (T, H, W, 3)."""
     video = decode(vae, latents)[0]
     return ((video + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
-
-
-def write_video(path: Path, frames_THWC: np.ndarray, fps: int) -> None:
-    """H.264 in an mp4 that every player opens. Never half there, see engine.system.durable_files. Raises OSError."""
-    with (
-        atomic_write(path) as aside,
-        av.open(str(aside), "w", format="mp4", options={"movflags": "faststart"}) as container,
-    ):
-        stream: Any = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "17", "preset": "medium"})
-        stream.height, stream.width, stream.pix_fmt = *frames_THWC.shape[1:3], "yuv420p"
-        for frame in frames_THWC:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode())
-
-
-def write_poster(path: Path, frames_THWC: np.ndarray) -> None:
-    """The middle frame, as PNG: the first is only the control image again. Raises OSError."""
-    with atomic_write(path) as aside:
-        Image.fromarray(frames_THWC[len(frames_THWC) // 2]).save(aside, format="PNG")

@@ -10,8 +10,9 @@ import av
 import torch
 
 from engine.adapters import lora
-from engine.preview.contact_sheets import Row, is_picture, is_video, read_small, side_by_side, steps_shown, write_sheet
-from engine.preview.sampling import PreviewRequest, control_image, sample_latents, to_frames, write_poster, write_video
+from engine.preview.contact_sheets import Row, side_by_side, steps_shown, write_sheet
+from engine.preview.sampling import PreviewRequest, control_image, sample_latents, to_frames
+from engine.preview.video_files import is_picture, is_video, read_small, write_poster, write_video
 from engine.runfolder import checkpoint
 from engine.runfolder.control import StopWished
 from engine.runfolder.disk_full import retry_when_disk_has_room
