@@ -8,10 +8,10 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
-from engine.data.frames import square_pixels
-from presets.clips.captions import resolve_caption
+from presets.clips.batches import Group, clip_buckets
+from presets.clips.captions import fill_trigger
 from presets.clips.clip_facts import ClipFacts, DatasetFacts
-from presets.clips.geometry import Bucket, bucket_for
+from presets.clips.geometry import Bucket
 from presets.errors import UserError
 from presets.job.schema import DatasetPanel, Job
 
@@ -34,12 +34,15 @@ class Item(Struct, frozen=True, kw_only=True):
     flip_x: bool  # mirrored half of the time
     flip_y: bool
 
+    @property
+    def group(self) -> Group:
+        return Group(self.regularization, self.bucket, self.weight)
+
 
 def build_dataset(job: Job, base: Path, datasets: list[DatasetFacts]) -> list[Item]:
     """The items of a job, in the order of its datasets; `base` is the job file's folder.
 
-    Resolutions that give a clip the same bucket count once. An image has one frame, whatever its dataset asks for.
-    Raises UserError when there is not a single clip.
+    Resolutions that give a clip the same bucket count once. Raises UserError when there is not a single clip.
     """
     items = [
         item
@@ -77,7 +80,7 @@ def _of_dataset(job: Job, number: int, panel: DatasetPanel, root: Path, clips: l
             flip_y=panel.flip_y,
         )
         for clip in clips
-        for resolution, bucket in _buckets(clip, panel).items()
+        for resolution, bucket in clip_buckets(clip, panel).items()
         for repeat in range(panel.repeats)
     ]
 
@@ -90,16 +93,4 @@ def caption_of(job: Job, panel: DatasetPanel, clip: ClipFacts) -> str:
     """
     if job.training.unload_text_encoder:
         return "" if panel.regularization else job.job.trigger
-    return resolve_caption(clip.caption, panel.default_caption, job.job.trigger)
-
-
-def _buckets(clip: ClipFacts, panel: DatasetPanel) -> dict[int, Bucket]:
-    """Resolution -> bucket of a clip, each bucket once, under the first resolution that gives it."""
-    width, height = (int(side) for side in square_pixels(clip.width, clip.height, clip.pixel_aspect))
-    frames = 1 if clip.kind == "image" else panel.num_frames
-    out: dict[int, Bucket] = {}
-    for resolution in panel.resolutions:
-        bucket = bucket_for(frames, height, width, resolution)
-        if bucket not in out.values():
-            out[resolution] = bucket
-    return out
+    return fill_trigger(clip.caption_or(panel.default_caption), job.job.trigger)

@@ -21,7 +21,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from presets.clips.geometry import WAN_FPS, Bucket, uniform_indices
+from presets.clips.geometry import WAN_FPS, Bucket, square_pixels, uniform_indices
 from presets.clips.media import FrameIndex, decoded, is_untagged_hd, open_video, orientation, read_index
 from presets.errors import ClipError
 
@@ -260,12 +260,6 @@ def _picture(frame: Any, aspect: Fraction, bucket: Bucket, scaler: Any, path: st
     if flip_x:
         picture = picture[:, ::-1]
     return picture[::-1] if flip_y else picture
-
-
-def square_pixels(width: int, height: int, aspect: Fraction | float) -> tuple[float, float]:
-    """The size of a picture once its pixels are square; one side shrinks, none grows. `aspect` is pixel width / pixel
-    height."""
-    return (width, height / float(aspect)) if aspect > 1 else (width * float(aspect), height)
 
 
 def cover(width: float, height: float, at_least_w: int, at_least_h: int, path: str) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 There is no state, so a resumed run needs no more than its index, and a seek is free.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -12,6 +12,7 @@ from msgspec import Struct
 from engine.data.dataset import Item
 from engine.data.frames import Request
 from engine.system.keyed_random import keyed_rng
+from presets.clips.batches import Group, batches_of
 from presets.job.expert_schedule import expert_at, steps_of, trained_experts
 from presets.job.schema import Job
 
@@ -74,12 +75,9 @@ class BatchSampler:
     def __init__(self, items: list[Item], batch_size: int, seed: int, place: Turn = one_expert) -> None:
         assert items and batch_size >= 1
         self.items, self.batch_size, self.seed, self._place = items, batch_size, seed, place
-        sizes: dict[tuple[object, ...], int] = defaultdict(int)
-        for item in items:
-            sizes[_group(item)] += 1
-        counts = {group: -(-size // batch_size) for group, size in sizes.items()}
-        self.batches_per_epoch = sum(counts.values())
-        self.regularization_per_epoch = sum(count for (regularization, *_), count in counts.items() if regularization)
+        batches = batches_of(Counter(item.group for item in items), batch_size)
+        self.batches_per_epoch = batches.total()
+        self.regularization_per_epoch = sum(n for (group, _), n in batches.items() if group.regularization)
         self._epoch = lru_cache(maxsize=4)(self._plan)  # two kinds, and prefetching crosses into the next epoch
 
     def batch(self, index: int) -> list[SampleDraw]:
@@ -108,9 +106,9 @@ class BatchSampler:
         came in the shuffle."""
         rng = keyed_rng(self.seed, "order", epoch, "regularization" if regularization else "main")
         mine = [i for i, item in enumerate(self.items) if item.regularization == regularization]
-        groups: dict[tuple[object, ...], list[tuple[int, int]]] = defaultdict(list)
+        groups: dict[Group, list[tuple[int, int]]] = defaultdict(list)
         for turn, i in enumerate(rng.permutation(mine).tolist()):
-            groups[_group(self.items[i])].append((turn, i))
+            groups[self.items[i].group].append((turn, i))
         batches = [
             group[at : at + self.batch_size]
             for group in groups.values()
@@ -133,7 +131,3 @@ class BatchSampler:
             flip_y=item.flip_y and chance("flip-y") < 0.5,
             start=chance("window-start"),
         )
-
-
-def _group(item: Item) -> tuple[object, ...]:
-    return item.regularization, item.bucket, item.weight

@@ -36,7 +36,7 @@ from engine.wan.int4_grids import Grid
 from engine.weights.base_model import BaseModel, find_base_model
 from presets.base.composition import named_base
 from presets.base.model_facts import read_model
-from presets.clips.captions import resolve_caption
+from presets.clips.captions import fill_trigger
 from presets.errors import UserError
 from presets.facts.facts import Facts, clip_speeds
 from presets.job.expert_schedule import Expert, needed_experts
@@ -191,7 +191,7 @@ def all_texts(job: Job, items: list[Item]) -> set[str]:
     """Every text the run can ask for: captions, the empty one, class prompts, preview prompts and the negative."""
     trigger = job.job.trigger
     captions = {item.caption for item in items}
-    texts = set(captions) | {resolve_caption(p.prompt, "", trigger) for p in job.sample.prompts} | {job.sample.negative}
+    texts = set(captions) | {fill_trigger(p.prompt, trigger) for p in job.sample.prompts} | {job.sample.negative}
     if job.training.blank_prompt_preservation or any(d.caption_dropout > 0 for d in job.datasets):
         texts.add("")
     if job.training.dop:

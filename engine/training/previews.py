@@ -21,7 +21,7 @@ from engine.system.device import memory_errors
 from engine.system.durable_files import make_folder, sha256
 from engine.training.context import Run
 from engine.training.placement import place, replan, why_short
-from presets.clips.captions import resolve_caption
+from presets.clips.captions import fill_trigger
 from presets.errors import UserError
 from presets.findings import Finding
 from presets.job.preview_settings import preview_seed, preview_size_of
@@ -52,7 +52,7 @@ def request_of(run: Run, i: int) -> PreviewRequest:
     panel = run.job.sample
     prompt, size = panel.prompts[i], preview_size_of(panel, i)
     image = control_image(run.base_dir / Path(prompt.ctrl_img).expanduser(), size.width, size.height)
-    text = resolve_caption(prompt.prompt, "", run.job.job.trigger)
+    text = fill_trigger(prompt.prompt, run.job.job.trigger)
     return PreviewRequest(
         image.to(run.placement.device),
         run.text([text]),
