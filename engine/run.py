@@ -211,8 +211,7 @@ def _run(
     workers = default_workers() if workers is None else workers
     run = prepare(begin, facts, folder, log, control, device=device, workers=workers, vram=vram)
     with run.loader:
-        outcome = train(run)
-    return DONE if outcome.done else RESUMABLE
+        return DONE if train(run) else RESUMABLE
 
 
 def use_gpus(job: Job, facts: Facts) -> None:

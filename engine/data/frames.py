@@ -72,7 +72,7 @@ def decode_into(request: Request, out: Frames, *, threads: int = 1) -> None:
             _decode_video(request, out, threads)
     except FileNotFoundError:
         raise ClipError(
-            "is gone",
+            "is missing",
             code="clip-unreadable",
             where=request.path,
             fix="Put it back, or take it out of the dataset and start again",
@@ -193,7 +193,7 @@ def _fill(request: Request, index: FrameIndex, out: Frames, threads: int) -> boo
                     out[slot] = picture
                     slot += 1
         except FFmpegError:
-            return False  # counting from the start will tell where
+            return False  # counting from the start will show where
     return slot == len(places)
 
 

@@ -26,7 +26,6 @@ class SampleDraw(Struct, frozen=True):
     item: Item
     epoch: int
     caption: str  # "" when it was dropped
-    dropped: bool
     flip_x: bool
     flip_y: bool
     start: float  # 0..1: where a real-time window lies
@@ -43,20 +42,15 @@ class SampleDraw(Struct, frozen=True):
         return Request(item.path, item.kind, item.bucket, item.sampling, self.start, self.flip_x, self.flip_y)
 
 
-def one_expert(index: int) -> tuple[int, int]:
-    """The Place of a run that trains one expert."""
-    return 0, index
-
-
 def turn_of(job: Job) -> Turn:
-    """The Place of a job's batches: whose turn each is by presets.job.expert_schedule."""
+    """The turns of a job, by presets.job.expert_schedule."""
 
-    def place(index: int) -> tuple[int, int]:
+    def turn(index: int) -> tuple[int, int]:
         step, micro = divmod(index, job.training.gradient_accumulation)
         expert, experts = expert_at(job, step), trained_experts(job)
         return experts.index(expert), steps_of(job, step)[expert] * job.training.gradient_accumulation + micro
 
-    return place
+    return turn
 
 
 class BatchSampler:
@@ -72,9 +66,9 @@ class BatchSampler:
     whole.
     """
 
-    def __init__(self, items: list[Item], batch_size: int, seed: int, place: Turn = one_expert) -> None:
+    def __init__(self, items: list[Item], batch_size: int, seed: int, turn: Turn = lambda index: (0, index)) -> None:
         assert items and batch_size >= 1
-        self.items, self.batch_size, self.seed, self._place = items, batch_size, seed, place
+        self.items, self.batch_size, self.seed, self._turn = items, batch_size, seed, turn
         batches = batches_of(Counter(item.group for item in items), batch_size)
         self.batches_per_epoch = batches.total()
         self.regularization_per_epoch = sum(n for (group, _), n in batches.items() if group.regularization)
@@ -91,7 +85,7 @@ class BatchSampler:
     def _kind(self, index: int) -> tuple[bool, int]:
         """(whether batch `index` is regularization, how many such batches come before it)."""
         R, N = self.regularization_per_epoch, self.batches_per_epoch
-        which, own = self._place(index)
+        which, own = self._turn(index)
         first, second = (own, index - own) if which == 0 else (index - own, own)  # batches that each expert has had
 
         def had(first: int, second: int) -> int:
@@ -121,12 +115,10 @@ class BatchSampler:
         def chance(purpose: str) -> float:
             return float(keyed_rng(self.seed, purpose, epoch, item.id, item.repeat).random())
 
-        dropped = chance("caption-dropout") < item.caption_dropout
         return SampleDraw(
             item=item,
             epoch=epoch,
-            caption="" if dropped else item.caption,
-            dropped=dropped,
+            caption="" if chance("caption-dropout") < item.caption_dropout else item.caption,
             flip_x=item.flip_x and chance("flip-x") < 0.5,
             flip_y=item.flip_y and chance("flip-y") < 0.5,
             start=chance("window-start"),

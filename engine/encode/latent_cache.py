@@ -1,7 +1,8 @@
 """Latents of images, encoded once and kept on disk: what a step needs of a batch, from the cache or from its pixels.
 
 Only single frames that are the same at each visit are kept: images, and the first frame of a clip. An image is its own
-first frame, so its conditioning is the mask and its latents once more, and one tensor per image says all.
+first frame, so its conditioning is the mask and its latents once more, and one tensor per image says all. The files are
+engine.encode.tensor_cache's.
 
 B batch, C channels, h w latent sides.
 """
@@ -33,7 +34,7 @@ AHEAD = 8  # images decoded before they are encoded
 
 
 class LatentCache:
-    """The cached latents of one run. `fill` it before step 1; what is damaged later is made anew when it is drawn."""
+    """The cached latents of one run. `fill` it before step 1; what is damaged later is made again when it is drawn."""
 
     def __init__(
         self,

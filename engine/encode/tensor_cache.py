@@ -1,7 +1,8 @@
 """Tensors on disk, found by a hash of everything they depend on: latents of images, embeddings of texts.
 
-Every entry is verified as it is read; a damaged one is deleted and made anew, which is told. The cache is a
-convenience: whatever goes wrong with it is a warning, told once.
+Every entry is verified as it is read; a damaged one is deleted and made again, with a warning. The cache is a
+convenience: whatever goes wrong with it is a warning, given once. What the user sees of it, and how large it may grow,
+is presets.caches.tensor_cache's.
 """
 
 import fcntl
@@ -46,22 +47,18 @@ class TensorCache:
         self._sizes: dict[str, int] | None = None  # bytes by key, oldest first; read when first written to
         self._full = False
 
-    def has(self, key: str) -> bool:
-        """Whether there is such an entry, sound or not."""
-        return self._path(key).exists()
-
     def get(self, key: str) -> torch.Tensor | None:
-        """The tensor, on the CPU. None when it is not there, or was damaged (which is told)."""
+        """The tensor, on the CPU. None when it is not there, or was damaged (then with a warning)."""
         path = self._path(key)
         try:
             with safe_open(path, "pt") as f:
-                told, x = f.metadata() or {}, f.get_tensor("x").clone()
-            if told.get("key") != key or told.get("hash") != _hash(x):
+                about, x = f.metadata() or {}, f.get_tensor("x").clone()
+            if about.get("key") != key or about.get("hash") != _hash(x):
                 raise SafetensorError("it is not what was written")
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError) as e:
-            self.warn(f"an entry of the cache of {self._name} cannot be used and is made anew: {path}: {e}")
+            self.warn(f"an entry of the cache of {self._name} cannot be used and is made again: {path}: {e}")
             self._delete(path)
             return None
         self._used.add(key)
@@ -88,7 +85,7 @@ class TensorCache:
                 )
                 return False
             with aside.open("wb") as f:
-                fcntl.flock(f, fcntl.LOCK_EX)  # told from the leftovers of a writer that died
+                fcntl.flock(f, fcntl.LOCK_EX)  # unlike the leftovers of a writer that died
                 f.write(content)
                 f.flush()
                 aside.rename(self._path(key))

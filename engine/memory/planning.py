@@ -1,4 +1,7 @@
-"""The plan of a run on this machine, and the next rung down when memory runs out all the same."""
+"""The plan of a run on this machine, and the next smaller one when memory runs out all the same.
+
+Costs are predicted by presets.planner; a plan is put into effect by engine.training.placement.
+"""
 
 import gc
 from dataclasses import dataclass
@@ -106,7 +109,7 @@ def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None, 
 
 
 def fits(plan: Plan, work: Workload, hardware: Hardware, shape: ExpertShape) -> bool:
-    """Whether there is room for a plan, as far as can be told before it runs."""
+    """Whether there is room for a plan, as far as is known before it runs."""
     costs = Costs(work, hardware, shape)
     p = costs.predict(plan)
     return p.need_vram <= hardware.vram_free and p.ram + costs.c.ram_margin <= hardware.ram_free
@@ -143,8 +146,8 @@ class Shortage(NamedTuple):
 
 
 def shortage(now: CardMemory | None, planning: Planning) -> Shortage:
-    """The card's numbers told apart: others took memory since, or held it before; ours lies in pieces; or there is too
-    little."""
+    """Which cause the card's numbers show: others took memory since, or held it before; ours is in pieces; or there is
+    too little."""
     if now is None:
         return Shortage("small", "out of memory")
     lost = now.others - planning.others
@@ -160,8 +163,8 @@ def shortage(now: CardMemory | None, planning: Planning) -> Shortage:
 
 
 def smaller(job: Job, planning: Planning, scarce: Scarce, lost: int = 0) -> Plan | None:
-    """One rung down from the present plan; further when `lost` bytes of the card are gone and the next would not fit in
-    what is left. None at the last rung."""
+    """The next smaller plan; a still smaller one when the card has `lost` bytes less than before and the next would not
+    fit. None when there is none."""
     hardware = planning.hardware
     if hardware is None:
         return None

@@ -79,7 +79,7 @@ def scheduler_for(sampler: str, shift: float) -> Any:
 def sample_latents(
     executors: Mapping[Expert, BlockExecutor],
     encoder: Encoder,
-    shot: PreviewRequest,
+    request: PreviewRequest,
     panel: SamplePanel,
     *,
     boundary: float,
@@ -93,12 +93,12 @@ def sample_latents(
     prompts in one batch of two: the weights pass through once, activations take twice the room, and sums may round
     otherwise.
     """
-    device = shot.image_CHW.device
-    _, H, W = shot.image_CHW.shape
-    shape = (1, encoder.vae.config.z_dim, (shot.frames - 1) // 4 + 1, H // 8, W // 8)
+    device = request.image_CHW.device
+    _, H, W = request.image_CHW.shape
+    shape = (1, encoder.vae.config.z_dim, (request.frames - 1) // 4 + 1, H // 8, W // 8)
     # On the CPU, so that the same seed gives the same preview on every card.
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(shot.seed)).to(device)
-    conditioning = condition(encoder, shot.image_CHW.unsqueeze(0), shot.frames)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(request.seed)).to(device)
+    conditioning = condition(encoder, request.image_CHW.unsqueeze(0), request.frames)
     scheduler = scheduler_for(panel.sampler, shift)
     scheduler.set_timesteps(panel.steps, device=device)
     for i, t in enumerate(scheduler.timesteps):
@@ -107,19 +107,20 @@ def sample_latents(
         executor, guidance = executors[EXPERTS[0 if noisy else 1]], panel.guidance if noisy else low_guidance(panel)
         x, timestep = torch.cat([latents, conditioning], dim=1), t.expand(1)
         if guidance <= 1:
-            velocity = executor.predict(x, timestep, shot.text, strength=shot.strength)
+            velocity = executor.predict(x, timestep, request.text, strength=request.strength)
         else:
             if batched_guidance:
                 both = executor.predict(
                     x.expand(2, -1, -1, -1, -1),
                     timestep.expand(2),
-                    torch.cat([shot.text, shot.negative]),
-                    strength=shot.strength,
+                    torch.cat([request.text, request.negative]),
+                    strength=request.strength,
                 )
                 guided, unguided = both.chunk(2)
             else:
                 guided, unguided = (
-                    executor.predict(x, timestep, text, strength=shot.strength) for text in (shot.text, shot.negative)
+                    executor.predict(x, timestep, text, strength=request.strength)
+                    for text in (request.text, request.negative)
                 )
             velocity = unguided + guidance * (guided - unguided)
         latents = scheduler.step(velocity, t, latents, return_dict=False)[0]

@@ -17,7 +17,6 @@ CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
 # a word
 VARIANTS = 64
 
-
 SHORT = re.compile(
     r"(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|CUBLAS_STATUS_NOT_INITIALIZED when calling .cublasCreate|out of memory",
     re.IGNORECASE,
@@ -84,7 +83,7 @@ def open_device(name: str | None = None, *, vram: int | None = None) -> torch.de
 
 
 def require_gpu(device: torch.device, machine: Machine) -> None:
-    """For what is too much for the CPU. Raises UserError where torch has not found a GPU: why, and what mends it."""
+    """For what is too much for the CPU. Raises UserError where torch has not found a GPU: why, and what would help."""
     if device.type == "cuda":
         return
     if not machine.gpus:

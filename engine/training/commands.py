@@ -1,5 +1,7 @@
-"""What happens between two optimizer steps on a wish from outside: new values, a save, previews. See
-engine.runfolder.control."""
+"""What commands from outside do between two optimizer steps: new values, a save, previews.
+
+How they arrive, and how a stop does, is engine.runfolder.control's.
+"""
 
 from engine.runfolder.control import refusal
 from engine.system import fault_injection
@@ -24,7 +26,7 @@ def apply_commands(run: Run, step: int) -> None:
             if command.id not in run.log.history.orders:  # else a kill came between the event and the end of the file
                 _apply(run, step, command)
         except UserError as e:
-            run.log.finding(refusal(_words(command), e), **_order(command))
+            run.log.finding(refusal(_words(command), e), **_answered(command))
         # on a full disk the answer waits in memory, and would be lost with the process: then the file must not be
         written = run.log.flush() or not command.id
         if written and not _cut_short(run, command):  # the next attempt makes those previews
@@ -40,7 +42,7 @@ def _apply(run: Run, step: int, command: ControlFile) -> None:
             if step == 0:
                 raise UserError("no step was done yet, so there is nothing to save", fix="Wait for the first step")
             save_all(run, step)
-            run.log.emit("log", level="info", text=f"saved after step {step}, as ordered", **_order(command))
+            _report(run, command, f"saved after step {step}, as ordered")
         case "sample":
             if not run.job.sample.prompts:
                 raise UserError(
@@ -50,35 +52,35 @@ def _apply(run: Run, step: int, command: ControlFile) -> None:
                 )
             make_previews(run, step)
             if not _cut_short(run, command):
-                run.log.emit(
-                    "log", level="info", text=f"previews after step {step} were made, as ordered", **_order(command)
-                )
+                _report(run, command, f"previews after step {step} were made, as ordered")
+
+
+def _set(run: Run, step: int, command: ControlFile) -> None:
+    """From the next step on; it takes the place of what an earlier attempt set later. Rates follow the schedule of the
+    job as it is now: with other steps a linear or cosine one jumps to where a run of that length would be."""
+    field = command.field
+    new, old = live_value(field, command.value), get_value(run.job, field)
+    changed = with_value(run.job, field, new)
+    run.ahead[:] = [s for s in run.ahead if s.field != field]
+    if old == new:
+        _report(run, command, f"{field} is {new} already")
+        return
+    run.job = changed
+    run.log.emit("changed", field=field, old=old, new=new, step=step, **_answered(command))
+
+
+def _report(run: Run, command: ControlFile, text: str) -> None:
+    run.log.emit("log", level="info", text=text, **_answered(command))
+
+
+def _answered(command: ControlFile) -> dict[str, str]:
+    """What an event says that answers a command: whoever finds its file after that leaves it alone."""
+    return {"order": command.id} if command.id else {}
 
 
 def _cut_short(run: Run, command: ControlFile) -> bool:
     """Whether a stop came while the previews were made that the command is about."""
     return command.command == "sample" and bool(run.control.why)
-
-
-def _order(command: ControlFile) -> dict[str, str]:
-    """What an event bears that says a command is honoured or refused: whoever finds its file after that leaves it
-    alone."""
-    return {"order": command.id} if command.id else {}
-
-
-def _set(run: Run, step: int, command: ControlFile) -> None:
-    """From the next step on; a newer wish takes the place of what was to be set later. Rates follow the schedule of the
-    job as it is now: with other steps a linear or cosine one jumps to where a run of that length would be."""
-    field = command.field
-    new = live_value(field, command.value)
-    changed = with_value(run.job, field, new)
-    old = get_value(run.job, field)
-    run.ahead[:] = [s for s in run.ahead if s.field != field]
-    if old == new:
-        run.log.emit("log", level="info", text=f"{field} is {new} already", **_order(command))
-        return
-    run.job = changed
-    run.log.emit("changed", field=field, old=old, new=new, step=step, **_order(command))
 
 
 def _words(command: ControlFile) -> str:

@@ -13,10 +13,24 @@ from presets.errors import UserError
 from presets.job.expert_schedule import Expert, lr_of
 from presets.job.schema import Job, TrainingPanel
 
+PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}  # what an optimizer needs besides torch
+
 
 def build_optimizer(training: TrainingPanel, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW and relatives over fp32 LoRA tensors, all with decoupled weight decay. Raises UserError when the library or
     the card is missing."""
+    try:
+        return _built(training, parameters)
+    except ImportError:
+        package = PACKAGES[training.optimizer]
+        raise UserError(
+            f"{training.optimizer} needs the {package} package",
+            where="training.optimizer",
+            fix=f'pip install {package}, or set training.optimizer = "adamw"',
+        ) from None
+
+
+def _built(training: TrainingPanel, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     lr, decay = training.lr, training.weight_decay
     device = parameters[0].device
     match training.optimizer:
@@ -27,14 +41,8 @@ def build_optimizer(training: TrainingPanel, parameters: list[torch.nn.Parameter
                 raise UserError(
                     "adamw8bit needs an NVIDIA GPU", where="training.optimizer", fix='Set training.optimizer = "adamw"'
                 )
-            try:
-                import bitsandbytes
-            except ImportError:
-                raise UserError(
-                    "adamw8bit needs the bitsandbytes package",
-                    where="training.optimizer",
-                    fix='pip install bitsandbytes, or set training.optimizer = "adamw"',
-                ) from None
+            import bitsandbytes
+
             adamw8bit: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, lr=lr, weight_decay=decay)
             return adamw8bit
         case "adafactor":
@@ -45,14 +53,8 @@ def build_optimizer(training: TrainingPanel, parameters: list[torch.nn.Parameter
             )
             return adafactor
         case "prodigy":
-            try:
-                import prodigyopt
-            except ImportError:
-                raise UserError(
-                    "prodigy needs the prodigyopt package",
-                    where="training.optimizer",
-                    fix='pip install prodigyopt, or set training.optimizer = "adamw"',
-                ) from None
+            import prodigyopt
+
             with redirect_stdout(sys.stderr):  # it prints that its weight decay is decoupled
                 prodigy: torch.optim.Optimizer = prodigyopt.Prodigy(
                     parameters, lr=lr, weight_decay=decay, safeguard_warmup=training.warmup_steps > 0

@@ -104,28 +104,21 @@ def replan(run: Run, scarce: Scarce, why: Shortage) -> None:
     first, once under each plan. To be called outside the handler, whose traceback holds on to tensors. Raises UserError
     when no smaller plan is left."""
     release(run.placement.device)
-    planning, where = run.planning, WHERE[scarce]
+    planning, short = run.planning, f"out of memory in the {WHERE[scarce]}: {why.text}"
     if why.cause == "pieces" and not planning.tidied:
         plan, tidied = planning.plan, True
-        run.log.emit(
-            "log",
-            level="warning",
-            text=(
-                f"out of memory in the {where}: {why.text}; everything on the card is laid out anew, and the same is"
-                " tried again"
-            ),
-        )
+        text = f"{short}; everything on the card is laid out anew, and the same is tried again"
+        run.log.emit("log", level="warning", text=text)
     else:
         smallest = smaller(run.job, planning, scarce, why.lost)
         if smallest is None:
             raise UserError(
-                f"out of memory in the {where}, and no smaller plan is left ({why.text})",
+                f"out of memory in the {WHERE[scarce]}, and no smaller plan is left ({why.text})",
                 where=planning.plan.text,
                 fix=KNOBS,
             )
         plan, tidied = smallest, False
-        why_text = f"out of memory in the {where}: {why.text}"
-        run.log.emit("replanned", why=why_text, old=planning.plan.text, new=plan.text)
+        run.log.emit("replanned", why=short, old=planning.plan.text, new=plan.text)
     run.planning = replace(planning, tidied=tidied)
     place(run, plan)
 

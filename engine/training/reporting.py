@@ -1,4 +1,6 @@
-"""What a run says about itself: the plan in words, the card, memory in use, and steps that went wrong."""
+"""What a run logs about itself: the plan in words, the card, memory in use, steps that are not finite, and what the
+diagnosis (presets.diagnosis) finds in the events.
+"""
 
 from collections.abc import Container
 from functools import partial
@@ -42,15 +44,8 @@ def announce(run: Run, unlike: list[str]) -> None:
     for s in run.begin.settings:
         log.emit("changed", field=s.field, old=s.old, new=s.new, step=s.step)
     for text in unlike:
-        log.finding(
-            Finding(
-                code="not-comparable",
-                severity="warning",
-                field="job",
-                message=text,
-                fix="Nothing needs doing; a run to compare with others is begun anew",
-            )
-        )
+        fix = "Nothing needs doing; a run to compare with others is begun anew"
+        log.finding(Finding(code="not-comparable", severity="warning", field="job", message=text, fix=fix))
     if run.begin.keep:  # only now: until the changes are logged, the next resume has to see them
         save_job(run.begin.keep, run.folder / JOB_FILE, fresh=True)
     diagnosis = Diagnosis(_as_begun(run), ram_total_gib=ram, vram_total_gib=vram, speeds=run.speeds)
@@ -90,16 +85,9 @@ def report_non_finite(run: Run, step: int, clips: list[str], timesteps: list[flo
         f"step {step}: the loss or gradient is not finite; the step was skipped, number {len(history.skipped) + 1} in"
         f" this run (clips {', '.join(clips)}, timesteps {', '.join(f'{t:.0f}' for t in timesteps)})"
     )
-    run.log.finding(
-        Finding(
-            code="non-finite",
-            severity="warning",
-            field="training.lr",
-            message=text,
-            fix="Lower training.lr if it comes again; look at the clips named",
-        ),
-        step=step,
-    )
+    fix = "Lower training.lr if it comes again; look at the clips named"
+    found = Finding(code="non-finite", severity="warning", field="training.lr", message=text, fix=fix)
+    run.log.finding(found, step=step)
     if (in_a_row := history.bad_in_a_row(step)) >= NON_FINITE_LIMIT:
         raise UserError(
             f"{in_a_row} steps in a row were not finite",

@@ -38,7 +38,7 @@ def restore(run: Run) -> list[str]:
             f"the clips or captions have changed since step {begin.step} ({state.meta['data']['visits']} visits an"
             f" epoch then, {run.data['visits']} now)",
             where="datasets",
-            fix="Put them back, or go on all the same with --accept-changes (the run is then no longer comparable)",
+            fix="Put them back, or resume all the same with --accept-changes (the run is then no longer comparable)",
         )
     for expert, learner in run.learners.items():
         lora.load_tensors(learner.parameters, state.lora[expert])
@@ -52,16 +52,13 @@ def restore(run: Run) -> list[str]:
 def _unlike(run: Run, meta: dict[str, Any], same_data: bool) -> list[str]:
     out = []
     begin = run.begin
+    another = (
+        f"from step {begin.step + 1} on this is another run than the one that was begun, and not comparable with it"
+    )
     if not begin.comparable:
-        out.append(
-            f"the job has changed in {', '.join(c.field for c in begin.since if c.breaks)}: from step {begin.step + 1}"
-            " on this is another run than the one that was begun, and not comparable with it"
-        )
+        out.append(f"the job has changed in {', '.join(c.field for c in begin.since if c.breaks)}: {another}")
     elif not same_data:
-        out.append(
-            f"the clips or captions have changed: from step {begin.step + 1} on this is another run than the one that"
-            " was begun, and not comparable with it"
-        )
+        out.append(f"the clips or captions have changed: {another}")
     elif meta["position"] != position(run, begin.step):
         out.append(
             "this version of wanlora takes the clips or the experts in another order: the run is not comparable with an"
@@ -71,17 +68,14 @@ def _unlike(run: Run, meta: dict[str, Any], same_data: bool) -> list[str]:
     before = msgspec.convert(meta["running"], Running) if "running" in meta else None
     beside, before_beside = run.base.beside, meta.get("beside", {})
     for part in (p for p in beside if before_beside.get(p, beside[p]) != beside[p]):
-        out.append(
-            f"resumed with another {part.replace('_', ' ').replace('vae', 'VAE')}, from"
-            f" {run.base.source.places[part].source}: from step {begin.step + 1} on this is another run than the one"
-            " that was begun, and not comparable with it"
-        )
+        what = part.replace("_", " ").replace("vae", "VAE")
+        out.append(f"resumed with another {what}, from {run.base.source.places[part].source}: {another}")
     things = [
         ("card", meta["device"], device_name(run.placement.device)),
         *((f"version of {name}", meta["versions"].get(name, "none"), of) for name, of in versions().items()),
     ]
     if before is None or before.plan.rounds_as != now.plan.rounds_as:
-        things.append(("plan", before.plan.whole_text if before else "not written down", now.plan.whole_text))
+        things.append(("plan", before.plan.whole_text if before else "not recorded", now.plan.whole_text))
     if before is not None:
         things.append(("attention kernel", before.attention.text, now.attention.text))
     for what, old, new in things:

@@ -1,4 +1,5 @@
-"""The gradients of one optimizer step: its micro-batches one after the other, forward and backward.
+"""The gradients of one optimizer step: clips -> latents and conditioning -> noise and sigma -> losses -> backward, one
+micro-batch after the other; and the same step again under a smaller plan when memory runs out.
 
 B batch, C channels, F h w latent shape, S text tokens, D text width.
 """
@@ -27,7 +28,7 @@ from presets.planner.sizes import OPTIMIZER_BYTES
 
 @dataclass
 class StepResult:
-    """What the micro-batches of one step have come to; the gradients are in the LoRA's parameters."""
+    """What the micro-batches of one step have added up to; the gradients are in the LoRA's parameters."""
 
     losses: dict[str, torch.Tensor]  # by term
     timesteps: list[float]
@@ -35,13 +36,12 @@ class StepResult:
 
 
 def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch) -> StepResult | None:
-    """All micro-batches of an optimizer step, forward and backward. None when a stop is wished for between two of
-    them."""
+    """All micro-batches of an optimizer step, forward and backward. None when a stop comes between two of them."""
     accumulation = run.job.training.gradient_accumulation
     micro_batches = range(step * accumulation, (step + 1) * accumulation)
     clips_in_step = sum(len(run.loader.sampler.batch(index)) for index in micro_batches)
     executor = run.experts.executors[expert]
-    passed = StepResult({}, [], [])
+    result = StepResult({}, [], [])
     for index in micro_batches:
         if run.control.stop_wished():
             return None
@@ -59,31 +59,30 @@ def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch) -> StepResu
         timestep_B = sigma_B * NUM_TRAIN_TIMESTEPS
         with watch.part("transformer"):
             fault_injection.at("forward", step + 1)
-            for term in loss_terms(
-                run, executor, batch, x_BCFhw, timestep_B, target, share=len(batch.ids) / clips_in_step
-            ):
+            share = len(batch.ids) / clips_in_step
+            for term in loss_terms(run, executor, batch, x_BCFhw, timestep_B, target, share=share):
                 loss = executor.forward_backward(
-                    x_BCFhw[term.rows], timestep_B[term.rows], term.text_BSD, term.loss, strength=batch.weights[0]
+                    x_BCFhw[term.rows], timestep_B[term.rows], term.text_BSD, term.loss, strength=batch.weight
                 )
-                passed.losses[term.name] = passed.losses.get(term.name, 0) + loss
+                result.losses[term.name] = result.losses.get(term.name, 0) + loss
             fault_injection.at("backward", step + 1)
-        passed.timesteps += timestep_B.tolist()
-        passed.clips += batch.ids
-    return passed
+        result.timesteps += timestep_B.tolist()
+        result.clips += batch.ids
+    return result
 
 
 def retry_on_oom(
     run: Run, learner: Learner, watch: Stopwatch, attempt: Callable[[], StepResult | None]
 ) -> StepResult | None:
-    """The attempt's result; when memory runs out, the same step again, one rung down. Noise is keyed, so it is the same
-    step."""
+    """The attempt's result; when memory runs out, the same step again under the next smaller plan. Noise is keyed, so
+    it is the same step."""
     while True:
         try:
             with memory_errors():
-                passed = attempt()
-                if passed is not None and not learner.optimizer.state:
+                result = attempt()
+                if result is not None and not learner.optimizer.state:
                     reserve_state(run, learner)
-            return passed
+            return result
         except torch.OutOfMemoryError:
             scarce: Scarce = "vae" if watch.current == "vae" else "step"
             why = why_short(run)

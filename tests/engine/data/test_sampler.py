@@ -116,19 +116,18 @@ def test_choices_are_drawn_apart_from_each_other_and_at_their_rate() -> None:
     order = BatchSampler([item(f"s{i}", caption_dropout=0.05, flip_x=True, flip_y=True) for i in range(50)], 1, 5)
     draws = [order.batch(i)[0] for i in range(1000)]
     n = len(draws)
-    inside(sum(d.dropped for d in draws), n, 0.05)
+    inside(sum(not d.caption for d in draws), n, 0.05)
     inside(sum(d.flip_x for d in draws), n, 0.5)
     inside(sum(d.flip_y for d in draws), n, 0.5)
     inside(sum(d.flip_x == d.flip_y for d in draws), n, 0.5)
-    inside(sum(d.flip_x for d in draws if d.dropped), sum(d.dropped for d in draws), 0.5)
+    inside(sum(d.flip_x for d in draws if not d.caption), sum(not d.caption for d in draws), 0.5)
     inside(sum(d.start < 0.25 for d in draws), n, 0.25)
-    inside(sum(a.dropped and b.dropped for a, b in pairwise(draws)), n - 1, 0.05**2)
+    inside(sum(not a.caption and not b.caption for a, b in pairwise(draws)), n - 1, 0.05**2)
     assert len({d.start for d in draws}) == n
-    assert {d.caption for d in draws if d.dropped} == {""}
-    assert all(d.caption == d.item.caption for d in draws if not d.dropped)
+    assert all(d.caption == d.item.caption for d in draws if d.caption)
     for name in {d.item.id for d in draws}:  # every clip, not some clips always
         mine = [d for d in draws if d.item.id == name]
-        inside(sum(d.dropped for d in mine), len(mine), 0.05)
+        inside(sum(not d.caption for d in mine), len(mine), 0.05)
 
 
 def test_each_repeat_of_a_clip_has_choices_of_its_own() -> None:
@@ -142,7 +141,7 @@ def test_each_repeat_of_a_clip_has_choices_of_its_own() -> None:
     by_visit = {d.key: d for i in range(1000) for d in order.batch(i)}
     pairs = [(d, by_visit[epoch, name, 1]) for (epoch, name, repeat), d in by_visit.items() if repeat == 0]
     assert len(pairs) == 500
-    for choice in ("dropped", "flip_x", "flip_y"):
+    for choice in ("caption", "flip_x", "flip_y"):
         inside(sum(getattr(a, choice) == getattr(b, choice) for a, b in pairs), 500, 0.5)
     assert all(a.start != b.start for a, b in pairs)
 
@@ -156,7 +155,7 @@ def test_the_bounds_of_these_tests_can_be_broken() -> None:
 def test_nothing_is_dropped_or_flipped_unasked() -> None:
     order = BatchSampler([item(f"s{i}") for i in range(50)], 1, 5)
     draws = [order.batch(i)[0] for i in range(200)]
-    assert not any(d.dropped or d.flip_x or d.flip_y for d in draws)
+    assert not any(not d.caption or d.flip_x or d.flip_y for d in draws)
     order = BatchSampler([item(f"s{i}", caption_dropout=1.0) for i in range(50)], 1, 5)
     assert all(order.batch(i)[0].caption == "" for i in range(100))
 

@@ -117,7 +117,7 @@ def test_latents_and_conditioning_of_an_image(tiny, tmp_path, cached):
     for i in range(len(frames)):
         theirs = encode_pair(cached.encoder, pixels(frames[i : i + 1], device=CPU))
         assert torch.equal(x0[i : i + 1], theirs[0]) and torch.equal(conditioning[i : i + 1], theirs[1])
-    again = latents_of(cached.encoder, Batch(0, batch.draws, frames), None, device=CPU)
+    again = latents_of(cached.encoder, Batch(batch.draws, frames), None, device=CPU)
     assert torch.equal(again[0], x0) and torch.equal(again[1], conditioning)
 
 
@@ -157,7 +157,7 @@ def test_damage_is_mended(tiny, tmp_path, cached):
     assert (
         all(torch.equal(a, b) for a, b in zip(good, mended, strict=True))
         and len(cached.warnings) == 1
-        and "made anew" in cached.warnings[0]
+        and "made again" in cached.warnings[0]
     )
     assert cached.fill(path)[1] == 1 and len(cached.warnings) == 1  # the other way round was not drawn
     assert cached.fill(path)[1] == 0 and cached.warnings == []
@@ -184,7 +184,7 @@ def test_room_is_made_by_age_and_never_from_this_run(tiny, tmp_path, cached):
     with Loader(order, 1, log=print, needless=cache.holds) as loader:  # a batch of which one is held, and one is not
         for i in range(2):
             batch = loader.batch(i)
-            whole = Batch(i, batch.draws, np.stack([decode(d.request) for d in batch.draws]))
+            whole = Batch(batch.draws, np.stack([decode(d.request) for d in batch.draws]))
             assert torch.equal(
                 latents_of(cached.encoder, batch, cache, device=CPU)[0],
                 latents_of(cached.encoder, whole, None, device=CPU)[0],

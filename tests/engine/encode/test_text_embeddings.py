@@ -160,7 +160,7 @@ def test_an_entry_under_another_name_is_not_taken(cached):
     first = cached(FEW)
     one, other = (next(e.path for e in list_tensors(cached.folder) if e.about == text) for text in FEW)
     shutil.copy(one, other)
-    assert torch.equal(cached(FEW), first) and cached.loads == 2 and "made anew" in cached.warnings[0]
+    assert torch.equal(cached(FEW), first) and cached.loads == 2 and "made again" in cached.warnings[0]
 
 
 def test_a_damaged_embedding_is_made_anew(cached):
@@ -173,7 +173,7 @@ def test_a_damaged_embedding_is_made_anew(cached):
         torch.equal(cached(FEW), first)
         and cached.loads == 2
         and len(cached.warnings) == 1
-        and "made anew" in cached.warnings[0]
+        and "made again" in cached.warnings[0]
     )
     path.write_bytes(content[:-5])
     assert torch.equal(cached(FEW), first) and cached.loads == 3 and len(cached.warnings) == 2

@@ -120,7 +120,7 @@ def test_a_resumed_run_has_the_kernels_it_had(planned):
         (Plan(chunk=64), ["another plan"]),
         (Plan(resident=2, kept=1), ["another plan"]),
         (Plan(any_size=True), ["another plan", "compiled for each size, before: ", "compiled for any size"]),
-        (None, ["another plan", "not written down"]),
+        (None, ["another plan", "not recorded"]),
     ],
     ids=str,
 )

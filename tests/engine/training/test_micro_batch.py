@@ -289,7 +289,7 @@ def test_what_a_dropped_caption_trains_is_not_also_held_fast(bench, monkeypatch)
     """Blank prompt preservation leaves the samples out whose caption was dropped: both losses would want the empty
     prompt."""
     batch = bench.with_job(training__batch_size=4).loader.sampler.batch
-    mixed = next(i for i in range(50) if 0 < sum(d.dropped for d in batch(i)) < 4)
+    mixed = next(i for i in range(50) if 0 < sum(not d.caption for d in batch(i)) < 4)
     predict, predicted = BlockExecutor.predict, []
     monkeypatch.setattr(
         BlockExecutor,
@@ -297,12 +297,12 @@ def test_what_a_dropped_caption_trains_is_not_also_held_fast(bench, monkeypatch)
         lambda self, x, *args, **named: predicted.append(len(x)) or predict(self, x, *args, **named),
     )
     full, passed = bench.gradients(mixed, training__batch_size=4, training__blank_prompt_preservation=True)
-    assert predicted == [sum(not d.dropped for d in batch(mixed))], "nothing is predicted for the others"
+    assert predicted == [sum(d.caption != "" for d in batch(mixed))], "nothing is predicted for the others"
     parts = [
         bench.gradients(4 * mixed + i, training__batch_size=1, training__blank_prompt_preservation=True)
         for i in range(4)
     ]
-    assert [("blank_prompt" in p.losses) for _, p in parts] == [not d.dropped for d in batch(mixed)]
+    assert [("blank_prompt" in p.losses) for _, p in parts] == [d.caption != "" for d in batch(mixed)]
     mean = sum(float(p.losses.get("blank_prompt", 0.0)) for _, p in parts) / 4
     assert float(passed.losses["blank_prompt"]) == pytest.approx(mean, rel=1e-5)
     assert apart(full, {name: sum(g[name] for g, _ in parts) / 4 for name in full}) < 1e-5
@@ -345,7 +345,7 @@ def test_each_dataset_has_its_own_settings_in_the_step(bench):
     for i in range(order.batches_per_epoch):
         batch = loader.batch(i)
         [number] = {d.item.dataset for d in batch.draws}
-        assert batch.frames.shape[1] == (1, 5)[number] and set(batch.weights) == {(1.0, 0.25)[number]}
+        assert batch.frames.shape[1] == (1, 5)[number] and batch.weight == (1.0, 0.25)[number]
 
 
 def test_the_texts_of_a_run_hold_what_its_terms_ask_for(bench):
