@@ -1,5 +1,7 @@
-"""What an epoch consists of: every clip, once per resolution and repeat, with its bucket and its caption. Imports no
-torch."""
+"""What an epoch consists of: every clip, once per resolution and repeat, with its bucket and its caption.
+
+How clips are found is presets.clips.clip_facts's; which item is in which batch, engine.data.sampler's.
+"""
 
 import hashlib
 from pathlib import Path

@@ -7,7 +7,6 @@ all.
 B batch, S text tokens (512), D text width (4096).
 """
 
-import gc
 from collections.abc import Callable, Iterable
 
 import torch
@@ -16,6 +15,7 @@ from diffusers.pipelines.wan.pipeline_wan import prompt_clean  # pipeline_wan_i2
 from engine.encode.tensor_cache import TensorCache, key_of, machinery
 from engine.encode.tokenizer import load_tokenizer
 from engine.encode.umt5 import encode, load_text_encoder
+from engine.system.device import release
 from engine.system.placement import Placement
 from engine.system.progress import Progress
 from engine.weights.base_model import BaseModel
@@ -26,29 +26,15 @@ FORMAT = 1  # of cached embeddings; a change to what is computed is another numb
 SHOWN = 60  # letters of a caption in the cache's list
 
 
-class TextBook:
-    """Embeddings of known texts, kept on the host without their padding."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, torch.Tensor] = {}
-
-    def add(self, text: str, rows_SD: torch.Tensor) -> None:
-        self._rows[text] = rows_SD
-
-    def rows(self, text: str) -> torch.Tensor:
-        """(S, D), without padding."""
-        return self._rows[text]
-
-    def __contains__(self, text: str) -> bool:
-        return text in self._rows
+class TextBook(dict[str, torch.Tensor]):
+    """Embeddings of known texts (S, D), on the host and without their padding."""
 
     def batch(self, texts: list[str], *, device: torch.device) -> torch.Tensor:
         """(B, 512, D), zero-padded as the Wan pipeline does."""
-        first = self._rows[texts[0]]
+        first = self[texts[0]]
         out_BSD = torch.zeros(len(texts), MAX_TOKENS, first.shape[1], dtype=first.dtype)
         for i, text in enumerate(texts):
-            rows = self._rows[text]
-            out_BSD[i, : rows.shape[0]] = rows
+            out_BSD[i, : len(self[text])] = self[text]
         return out_BSD.to(device)
 
 
@@ -77,17 +63,15 @@ def encode_texts(
         keys = {text: key_of("text", FORMAT, *encoder, prompt_clean(text)) for text in todo}
         for text in todo:
             if (rows := cache.get(keys[text])) is not None:
-                book.add(text, rows)
+                book[text] = rows
         todo = [text for text in todo if text not in book]
     if todo:
         here = count - len(todo)
         _encode(source, todo, book, placement, precision, lambda done: progress(here + done, count, "captions"))
-        gc.collect()
-        if placement.device.type == "cuda":
-            torch.cuda.empty_cache()
+        release(placement.device)
         if cache is not None:
             for text in todo:
-                cache.put(keys[text], book.rows(text), text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}...")
+                cache.put(keys[text], book[text], text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}...")
     progress(count, count, "captions")
     return book
 
@@ -107,7 +91,7 @@ def _encode(
         progress(done)
         ids, mask = tokenize(prompt_clean(text))
         rows = encode(encoder, ids, mask, device=placement.device)
-        book.add(text, rows[: int(mask.sum())].to(placement.dtype).cpu().clone())
+        book[text] = rows[: int(mask.sum())].to(placement.dtype).cpu().clone()
 
 
 def _encoder_identity(source: ModelFiles, precision: str) -> str:

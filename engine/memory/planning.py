@@ -3,7 +3,6 @@
 Costs are predicted by presets.planner; a plan is put into effect by engine.training.placement.
 """
 
-import gc
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -182,10 +181,3 @@ def smaller(job: Job, planning: Planning, scarce: Scarce, lost: int = 0) -> Plan
     ):
         found, plan = plan, below(plan)
     return plan or found
-
-
-def release(device: torch.device) -> None:
-    """Give back what a failed step left behind."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

@@ -14,9 +14,9 @@ from diffusers import AutoencoderKLWan
 
 from engine.encode.latents import Encoder, PlainEncoder
 from engine.encode.vae_encoder import ClipEncoder
-from engine.memory.planning import Planning, Running, Shortage, card_memory, release, shortage, smaller
+from engine.memory.planning import Planning, Running, Shortage, card_memory, shortage, smaller
 from engine.runfolder.resume import ResumePoint
-from engine.system.device import device_name, memory_errors
+from engine.system.device import device_name, memory_errors, release
 from engine.system.pinned_memory import HostMemoryRefused
 from engine.system.placement import Placement
 from engine.training.context import Run

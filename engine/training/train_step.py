@@ -10,18 +10,21 @@ from dataclasses import dataclass
 
 import torch
 
+from engine.data.loader import Batch
 from engine.encode.latent_cache import latents_of
+from engine.executor.block_executor import BlockExecutor
 from engine.memory.planning import Shortage
 from engine.system import fault_injection
 from engine.system.device import memory_errors
+from engine.system.keyed_random import keyed_rng
 from engine.system.pinned_memory import HostMemoryRefused
 from engine.system.stopwatch import Stopwatch
+from engine.training import objective
 from engine.training.context import Learner, Run
-from engine.training.micro_batch import draws, loss_terms
-from engine.training.objective import noised
 from engine.training.placement import replan, why_short
 from presets.job.expert_schedule import Expert
-from presets.job.timesteps import NUM_TRAIN_TIMESTEPS
+from presets.job.schema import Job
+from presets.job.timesteps import NUM_TRAIN_TIMESTEPS, sigma_at
 from presets.planner.candidates import Scarce
 from presets.planner.sizes import OPTIMIZER_BYTES
 
@@ -53,7 +56,7 @@ def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch) -> StepResu
             x0_BCFhw, conditioning_BCFhw = latents_of(run.encoder, batch, run.latents, device=run.placement.device)
         fault_injection.at("noise", step + 1)
         noise_BCFhw, sigma_B = draws(run, expert, batch, x0_BCFhw)
-        x_t, target = noised(x0_BCFhw, noise_BCFhw, sigma_B)
+        x_t, target = objective.noised(x0_BCFhw, noise_BCFhw, sigma_B)
         target = fault_injection.poison("target", step + 1, target)
         x_BCFhw = torch.cat([x_t, conditioning_BCFhw], dim=1)
         timestep_B = sigma_B * NUM_TRAIN_TIMESTEPS
@@ -69,6 +72,57 @@ def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch) -> StepResu
         result.timesteps += timestep_B.tolist()
         result.clips += batch.ids
     return result
+
+
+def draws(run: Run, expert: Expert, batch: Batch, x0_BCFhw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise and sigma of each sample, keyed by its visit (epoch, clip, repeat): the same on a retry, a resume, another
+    card, and in whatever micro-batch it comes, so that accumulation equals a larger batch."""
+    shape = tuple(x0_BCFhw.shape[1:])
+    noise = [
+        torch.from_numpy(keyed_rng(run.job.job.seed, "noise", *draw.key).standard_normal(shape, dtype="float32"))
+        for draw in batch.draws
+    ]
+    sigmas = [draw_sigma(run.job, expert, run.base.boundary, *draw.key) for draw in batch.draws]
+    device = run.placement.device
+    return torch.stack(noise).to(device), torch.tensor(sigmas, dtype=torch.float32, device=device)
+
+
+def loss_terms(
+    run: Run,
+    executor: BlockExecutor,
+    batch: Batch,
+    x_BCFhw: torch.Tensor,
+    timestep_B: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    share: float,
+) -> list[objective.LossTerm]:
+    """The losses of one micro-batch; `share` is its part of the optimizer step, so that accumulation equals a larger
+    batch.
+
+    The base's prediction for preservation is computed once per micro-batch and nowhere reused: noise is fresh each
+    time, so no other has the same.
+    """
+    training, trigger = run.job.training, run.job.job.trigger
+    out = [objective.main_term(training, run.job.advanced, run.text(batch.captions), target, share)]
+    if objective.preserves(training):
+        prompts = [objective.preserved_prompt(training, caption, trigger) for caption in batch.captions]
+        # Where that is the very caption which trains (a dropped one, a class alone), the two losses would ask opposite
+        # things of one prompt.
+        rows = [i for i, (prompt, caption) in enumerate(zip(prompts, batch.captions, strict=True)) if prompt != caption]
+        if rows:
+            part: objective.Rows = rows if len(rows) < len(prompts) else slice(None)
+            text = run.text([prompts[i] for i in rows])
+            base_prediction = executor.predict(x_BCFhw[part], timestep_B[part], text, strength=0.0)
+            out.append(
+                objective.preservation_term(training, text, base_prediction, part, share * len(rows) / len(prompts))
+            )
+    return out
+
+
+def draw_sigma(job: Job, expert: Expert, boundary: float, *key: int | str) -> float:
+    """The sigma of the sample with this key (its visit: epoch, clip, repeat): the same wherever it is drawn again."""
+    return sigma_at(job.training, expert, boundary, float(keyed_rng(job.job.seed, "timestep", *key).random()))
 
 
 def retry_on_oom(

@@ -123,9 +123,7 @@ def test_the_encoder_is_gone_once_all_is_encoded(tiny, monkeypatch):
     monkeypatch.setattr(text_module, "load_text_encoder", load)
     book = encode(tiny, "none")
     assert len(loaded) == 1 and loaded[0]() is None
-    assert book.rows(TEXTS[0]).untyped_storage().nbytes() == book.rows(TEXTS[0]).nbytes, (
-        "nor does a row keep a whole padded text"
-    )
+    assert book[TEXTS[0]].untyped_storage().nbytes() == book[TEXTS[0]].nbytes, "nor does a row keep a whole padded text"
 
 
 def test_what_the_key_of_a_text_holds(cached, tiny, tmp_path):
