@@ -293,7 +293,7 @@ class _Worker:
             raise OSError(f"a data worker could not start ({self._reap()})")
 
     def _reap(self) -> str:
-        """Take leave of a dead or dying process; returns how it died."""
+        """Wait for a dead or dying process; returns how it died."""
         process, self._process = self._process, None
         if process is None:
             return "ended with the loader"

@@ -51,7 +51,7 @@ POINTS = {
     "done.before-event": "everything is written but the last event",
     "done.after-event": "everything is written and logged; the process is about to end",
     "control.after-event": "a command was applied and that is logged, its file is still there",
-    "abandon.mid": "half of a branch that is gone back from has been moved away (step: the one gone back to)",
+    "abandon.mid": "half of an abandoned branch has been moved away (step: the one gone back to)",
     "resume.loading": "before the checkpoint is read (step: its number)",
     "resume.restored": "weights and optimizers are restored",
 }

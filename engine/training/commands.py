@@ -42,7 +42,7 @@ def _apply(run: Run, step: int, command: ControlFile) -> None:
             if step == 0:
                 raise UserError("no step was done yet, so there is nothing to save", fix="Wait for the first step")
             save_all(run, step)
-            _report(run, command, f"saved after step {step}, as ordered")
+            _report(run, command, f"saved after step {step}, as commanded")
         case "sample":
             if not run.job.sample.prompts:
                 raise UserError(
@@ -52,7 +52,7 @@ def _apply(run: Run, step: int, command: ControlFile) -> None:
                 )
             make_previews(run, step)
             if not _cut_short(run, command):
-                _report(run, command, f"previews after step {step} were made, as ordered")
+                _report(run, command, f"previews after step {step} were made, as commanded")
 
 
 def _set(run: Run, step: int, command: ControlFile) -> None:

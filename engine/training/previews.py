@@ -136,7 +136,7 @@ def _report_lost(run: Run, paths: list[str]) -> None:
     names = ", ".join(paths[:NAMED]) + (f" and {len(paths) - NAMED} more" if len(paths) > NAMED else "")
     message = f"previews of earlier steps are damaged or missing: {names}"
     if paths and message not in run.log.history.found:
-        fix = "Nothing needs doing if you removed them, else look at the disk; the training goes on without them"
+        fix = "Nothing needs doing if you removed them, else look at the disk; the training continues without them"
         run.log.finding(Finding(code="preview-lost", severity="warning", field="sample", message=message, fix=fix))
 
 
@@ -168,11 +168,11 @@ def make_previews(run: Run, step: int, *, missing: bool = False) -> None:
         except (fault_injection.InjectedFault, torch.AcceleratorError):  # a card that failed answers nothing any more
             raise
         except Exception as e:
-            # nobody expected it: where it came from is worth knowing
+            # unexpected: where it came from is worth knowing
             if not isinstance(e, (UserError, OSError, av.FFmpegError, torch.OutOfMemoryError)):
                 traceback.print_exc()
             text = f"the preview after step {step} could not be made: {e or type(e).__name__}"
-            fix = "The training goes on; look at the control image and the free memory"
+            fix = "The training continues; look at the control image and the free memory"
             where = f"sample.prompts[{i}]"
             run.log.finding(Finding(code="preview-failed", severity="warning", field=where, message=text, fix=fix))
             run.experts.ensure()

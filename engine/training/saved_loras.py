@@ -97,7 +97,7 @@ def rewrite_torn_loras(run: Run) -> None:
 def _report_damaged(run: Run, file: Path, outlook: str) -> None:
     text = f"{file.name} is damaged, and {outlook}"
     if text not in run.log.history.found:
-        fix = "Use the LoRA file of another step; the training goes on"
+        fix = "Use the LoRA file of another step; the training continues"
         run.log.finding(Finding(code="lora-damaged", severity="warning", field="save", message=text, fix=fix))
 
 

@@ -88,7 +88,7 @@ def state_to_come(training: TrainingPanel, tensors: dict[str, torch.Tensor]) -> 
     # A and B of one shape differ: B begins with zeros
     kinds = {name: (name.rpartition(".lora_")[2], tensor.shape) for name, tensor in tensors.items()}
     probes: dict[Any, torch.nn.Parameter] = {}
-    noise = torch.Generator().manual_seed(0)  # the global one is nobody's here
+    noise = torch.Generator().manual_seed(0)  # not the global one
     for name, kind in kinds.items():
         if kind not in probes:
             probe = probes[kind] = torch.nn.Parameter(tensors[name].clone())
