@@ -156,22 +156,13 @@ def _attempt(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog, li
             device = open_device_with_room(limits.device, vram=limits.vram)
             if limits.device is None and not facts.tiny and facts.machine is not None:
                 require_gpu(device, facts.machine)  # before anything is downloaded or packed
-            from engine.training.setup import prepare
+            from engine.training.prepare import prepare
             from engine.training.trainer import train
 
-            run = prepare(
-                begin.job,
-                facts,
-                folder,
-                log,
-                device=device,
-                workers=default_workers() if limits.workers is None else limits.workers,
-                begin=begin,
-                control=control,
-                vram=limits.vram,
-            )
+            workers = default_workers() if limits.workers is None else limits.workers
+            run = prepare(begin, facts, folder, log, control, device=device, workers=workers, vram=limits.vram)
             with run.loader:
-                return DONE if train(run, control).done else RESUMABLE
+                return DONE if train(run) else RESUMABLE
     except StopWished as e:
         log.emit(
             "stopped",

@@ -1,7 +1,8 @@
 """Tensors on disk, found by a hash of everything they depend on: latents of images, embeddings of texts.
 
-Every entry is verified as it is read; a damaged one is deleted and made anew, which is told. The cache is a
-convenience: whatever goes wrong with it is a warning, told once.
+Every entry is verified as it is read; a damaged one is deleted and made again, with a warning. The cache is a
+convenience: whatever goes wrong with it is a warning, given once. What the user sees of it, and how large it may grow,
+is presets.caches.tensor_cache's.
 """
 
 import hashlib
@@ -13,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from engine.system.placement import Placement
 from presets.caches.cache_files import (
     CALLED,
     CAPS,
@@ -33,10 +35,11 @@ Warn = Callable[[str], None]
 PACKAGES = ("torch", "diffusers", "transformers")  # what computes the entries: another version may round in another way
 
 
-def machinery(device: torch.device, dtype: torch.dtype) -> str:
+def machinery(placement: Placement) -> str:
     """What a result's last bits depend on besides its inputs: the kind of card, the type, the libraries."""
+    device = placement.device
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return "\0".join([card, str(dtype), *(f"{name} {version(name)}" for name in PACKAGES)])
+    return "\0".join([card, str(placement.dtype), *(f"{name} {version(name)}" for name in PACKAGES)])
 
 
 def key_of(*parts: object) -> str:
@@ -49,34 +52,30 @@ class TensorCache:
 
     def __init__(self, kind: TensorKind, *, warn: Warn, folder: Path | None = None, cap: int | None = None) -> None:
         self.folder = cache_folder(kind) if folder is None else folder
-        self._name, self._cap, self._warn = CALLED[kind], CAPS[kind] if cap is None else cap, warn
+        self._name, self._cap, self.warn = CALLED[kind], CAPS[kind] if cap is None else cap, warn
         self._used: set[str] = set()  # keys
         self._sizes: dict[str, int] | None = None  # bytes by key, oldest first; read when first written to
         self._full = False
 
-    def has(self, key: str) -> bool:
-        """Whether there is such an entry, sound or not."""
-        return self._path(key).exists()
-
     def get(self, key: str) -> torch.Tensor | None:
-        """The tensor, on the CPU. None when it is not there, or was damaged (which is told)."""
+        """The tensor, on the CPU. None when it is not there, or was damaged (then with a warning)."""
         path = self._path(key)
         try:
             with safe_open(path, "pt") as f:
-                told, x = f.metadata() or {}, f.get_tensor("x").clone()
-            if told.get("key") != key or told.get("hash") != _hash(x):
+                about, x = f.metadata() or {}, f.get_tensor("x").clone()
+            if about.get("key") != key or about.get("hash") != _hash(x):
                 raise SafetensorError("it is not what was written")
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError) as e:
-            self._warn(f"an entry of the cache of {self._name} cannot be used and is made anew: {path}: {e}")
+            self.warn(f"an entry of the cache of {self._name} cannot be used and is made again: {path}: {e}")
             self._delete(path)
             return None
         self._used.add(key)
         try:
             touch(path)
         except OSError as e:
-            self._warn(f"{path} could not be marked as used: {e.strerror or e}")
+            self.warn(f"{path} could not be marked as used: {e.strerror or e}")
         return x
 
     def put(self, key: str, x: torch.Tensor, about: str) -> bool:
@@ -108,7 +107,7 @@ class TensorCache:
 
     def _give_up(self, why: str) -> None:
         self._full = True
-        self._warn(f"{why}, so what is missing in it is encoded anew each time")
+        self.warn(f"{why}, so what is missing in it is encoded anew each time")
 
     def _make_room(self, size: int) -> bool:
         if self._sizes is None:
@@ -126,7 +125,7 @@ class TensorCache:
         try:
             path.unlink(missing_ok=True)
         except OSError as e:
-            self._warn(f"{path} could not be deleted: {e.strerror or e}")
+            self.warn(f"{path} could not be deleted: {e.strerror or e}")
 
 
 def _hash(x: torch.Tensor) -> str:

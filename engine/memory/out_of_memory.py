@@ -1,7 +1,8 @@
 """Memory that runs out when the card is opened, or while the base model is loaded: what the part takes, who holds the
 rest, and what would help.
 
-A smaller plan would not: of the plan itself nothing lies on the card yet. `Run.place` sees to that.
+A smaller plan would not: nothing of the plan itself is on the card yet. What is done from then on is in
+engine.training.placement.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,8 @@
-"""The plan of a run on this machine, and the next rung down when memory runs out all the same."""
+"""The plan of a run on this machine, and the next smaller one when memory runs out all the same.
 
-import gc
+Costs are predicted by presets.planner; a plan is put into effect by engine.training.placement.
+"""
+
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -52,6 +54,7 @@ class Planning:
     shape: ExpertShape
     rates: Rates | None = None  # measured on this card
     others: int = 0  # bytes of the card outside torch's count when the plan was made
+    tidied: bool = False  # memory in pieces was laid out anew under this plan
 
     @property
     def batched_guidance(self) -> bool:
@@ -144,8 +147,8 @@ class Shortage(NamedTuple):
 
 
 def shortage(now: CardMemory | None, planning: Planning) -> Shortage:
-    """The card's numbers told apart: others took memory since, or held it before; ours lies in pieces; or there is too
-    little."""
+    """Which cause the card's numbers show: others took memory since, or held it before; ours is in pieces; or there is
+    too little."""
     if now is None:
         return Shortage("small", "out of memory")
     lost = now.others - planning.others
@@ -161,8 +164,8 @@ def shortage(now: CardMemory | None, planning: Planning) -> Shortage:
 
 
 def smaller(job: Job, planning: Planning, scarce: Scarce, lost: int = 0) -> Plan | None:
-    """One rung down from the present plan; further when `lost` bytes of the card are gone and the next would not fit in
-    what is left. None at the last rung."""
+    """The next smaller plan; a still smaller one when the card has `lost` bytes less than before and the next would not
+    fit. None when there is none."""
     hardware = planning.hardware
     if hardware is None:
         return None
@@ -180,10 +183,3 @@ def smaller(job: Job, planning: Planning, scarce: Scarce, lost: int = 0) -> Plan
     ):
         found, plan = plan, below(plan)
     return plan or found
-
-
-def release(device: torch.device) -> None:
-    """Give back what a failed step left behind."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

@@ -45,11 +45,16 @@ class ClipFacts(Struct, frozen=True, kw_only=True):
     codec: str
     variable_rate: bool
     has_caption: bool = False  # a caption file with text in it
-    caption: str = ""  # as written: default and [trigger] are not applied, see presets.clips.captions.resolve_caption
+    caption: str = ""  # as written: default and [trigger] are not applied, see caption_or, fill_trigger
     size_bytes: int = 0
     pixel_aspect: float = 1.0  # width of a pixel divided by its height; 1 for nearly all clips
     hdr: bool = False  # PQ or HLG: looks washed out when read as ordinary video
     untagged_hd: bool = False  # read as BT.709 although the file does not say so
+
+    def caption_or(self, default: str) -> str:
+        """Its own caption, else the default one of its dataset. An empty caption file says nothing, so the default one
+        counts; one that could not be read is an error by itself and gives no words."""
+        return self.caption if self.has_caption else default
 
 
 class DatasetFacts(Struct, frozen=True, kw_only=True):

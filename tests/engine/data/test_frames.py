@@ -259,7 +259,7 @@ def test_large_images_are_antialiased_and_cropped_around_the_centre(tmp_path: Pa
 
 
 def test_errors_name_the_clip(tmp_path: Path) -> None:
-    with pytest.raises(ClipError, match=r"gone\.mp4: is gone"):
+    with pytest.raises(ClipError, match=r"gone\.mp4: is missing"):
         decode(request(tmp_path / "gone.mp4"))
     (tmp_path / "text.mp4").write_text("no video at all\n" * 99)
     with pytest.raises(ClipError, match=r"text\.mp4: is not a video"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from engine.adapters import lora
-from engine.preview.contact_sheets import is_picture, is_video
+from engine.preview.video_files import is_picture, is_video
 from engine.run import run_job
 from engine.runfolder import checkpoint
 from engine.runfolder.console import Console

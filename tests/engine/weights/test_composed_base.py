@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from engine.encode.umt5 import load_text_encoder
-from engine.encode.vae_and_tokenizer import load_vae, vae_identity
+from engine.encode.vae_encoder import load_vae, vae_identity
 from engine.run import run_job
 from engine.weights import hub_download as hub_module
 from engine.weights.base_model import FLOW_SHIFT, BaseModel, find_base_model
@@ -31,6 +31,7 @@ from tests.helpers.facts import gpu, machine
 from tests.helpers.hub_repos import COMPLETE_REPO, EXPERTS_REPO, all_repos
 from tests.helpers.hub_server import Hub, serving
 from tests.helpers.jobs import events, of_kind, write_job
+from tests.helpers.training.placements import ON_CPU
 
 pytestmark = pytest.mark.process  # takes seconds
 
@@ -82,11 +83,11 @@ def said(call) -> str:
 def whole(base: BaseModel, tiny: Path) -> None:
     """Every part can be loaded, and the VAE is the tiny base's."""
     state, plain = (
-        load_vae(base.source, device=CPU, dtype=torch.float32).state_dict(),
+        load_vae(base.source, ON_CPU).state_dict(),
         load_file(tiny / "vae" / "diffusion_pytorch_model.safetensors"),
     )
     assert all(torch.equal(t, plain[name]) for name, t in state.items())
-    load_text_encoder(base.source, dtype=torch.float32)
+    load_text_encoder(base.source, ON_CPU)
     assert base.source.expert("high_noise").stored and base.source.expert("low_noise").stored
 
 
@@ -261,7 +262,7 @@ def test_comfyui_files_as_parts(hub, repos, tiny, tmp_path):
         {"vae": "comfy", "text_encoder": "comfy"},
     ):
         base = find_base_model(job_of(path="experts", **named), tmp_path)
-        state = load_vae(base.source, device=CPU, dtype=torch.float32).state_dict()
+        state = load_vae(base.source, ON_CPU).state_dict()
         assert all(torch.equal(state[name], t) for name, t in vae.state_dict().items())
         assert base.source.spiece_model() == sentencepiece_model()
     tensors = load_file(tmp_path / "comfy" / "umt5_xxl_fp16.safetensors")
