@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.runfolder.console import Console
-from engine.runfolder.control import Control, StopWished
+from engine.runfolder.control import Control, StopRequested
 from engine.runfolder.event_log import EventLog
 from engine.runfolder.resume import ResumePoint, find_resume_point
 from engine.system.durable_files import make_folder
@@ -151,7 +151,7 @@ def _attempt(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog, li
 
     control.open()
     try:
-        control.honour()
+        control.raise_if_stop_requested()
         with memory_errors():
             device = open_device_with_room(limits.device, vram=limits.vram)
             if limits.device is None and not facts.tiny and facts.machine is not None:
@@ -163,7 +163,7 @@ def _attempt(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog, li
             run = prepare(begin, facts, folder, log, control, device=device, workers=workers, vram=limits.vram)
             with run.loader:
                 return DONE if train(run) else RESUMABLE
-    except StopWished as e:
+    except StopRequested as e:
         log.emit(
             "stopped",
             step=begin.step,

@@ -24,7 +24,7 @@ from presets.runs.control import CONTROL_DIR, ControlFile, parse_control
 POLL_SECONDS = 0.1  # while the trainer waits for something else
 
 
-class StopWished(Exception):
+class StopRequested(Exception):
     """A stop was asked for, in the middle of something that leaves nothing behind."""
 
 
@@ -83,12 +83,12 @@ class Control:
     def _on_hangup(self, _number: int, _frame: FrameType | None) -> None:
         self.why = self.why or "SIGHUP received"
 
-    def honour(self) -> None:
-        """Raise StopWished when a stop is asked for."""
-        if self.stop_wished():
-            raise StopWished(self.why)
+    def raise_if_stop_requested(self) -> None:
+        """Raise StopRequested when a stop is asked for."""
+        if self.stop_requested():
+            raise StopRequested(self.why)
 
-    def stop_wished(self) -> bool:
+    def stop_requested(self) -> bool:
         """Read the control files; true once a stop is asked for."""
         for file in sorted(self.folder.glob("*.json"), key=_written):
             if file in self._waiting:
@@ -110,7 +110,7 @@ class Control:
 
     def waiting(self) -> list[tuple[Path, ControlFile]]:
         """The commands other than stop, oldest first. The caller reports each that it applied or refused to `done`."""
-        self.stop_wished()
+        self.stop_requested()
         return list(self._waiting.items())
 
     def done(self, file: Path) -> None:
@@ -119,10 +119,10 @@ class Control:
         del self._waiting[file]
 
     def sleep(self, seconds: float) -> None:
-        """Wait so long, or until a stop is asked for: then raises StopWished."""
+        """Wait so long, or until a stop is asked for: then raises StopRequested."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            self.honour()
+            self.raise_if_stop_requested()
             time.sleep(POLL_SECONDS)
 
 

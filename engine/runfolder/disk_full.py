@@ -18,7 +18,7 @@ T = TypeVar("T")
 def retry_when_disk_has_room(
     log: EventLog, control: Control, folder: Path, what: str, need: int, write: Callable[[], T]
 ) -> T:
-    """The result of `write`, tried again while the disk is full. `what` takes about `need` bytes. Raises StopWished
+    """The result of `write`, tried again while the disk is full. `what` takes about `need` bytes. Raises StopRequested
     when a stop comes meanwhile."""
     paused = False
     while True:
@@ -38,7 +38,7 @@ def retry_when_disk_has_room(
 
 
 def until_events_are_written(log: EventLog, control: Control) -> None:
-    """Returns at once unless the disk has refused events. Raises StopWished when a stop comes while it waits."""
+    """Returns at once unless the disk has refused events. Raises StopRequested when a stop comes while it waits."""
     if log.flush():
         return
     _pause(log, log.path.parent, f"{log.path.name} ({log.waiting} events wait in memory)", log.waiting_bytes)

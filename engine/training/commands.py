@@ -12,6 +12,7 @@ from presets.errors import UserError
 from presets.job.diff import live_value
 from presets.job.toml_file import get_value, with_value
 from presets.runs.control import ControlFile
+from presets.runs.events import COMMAND_ID
 
 
 def apply_commands(run: Run, step: int) -> None:
@@ -23,7 +24,9 @@ def apply_commands(run: Run, step: int) -> None:
         run.log.emit("changed", field=setting.field, old=setting.old, new=setting.new, step=step)
     for file, command in run.control.waiting():
         try:
-            if command.id not in run.log.history.orders:  # else a kill came between the event and the end of the file
+            if (
+                command.id not in run.log.history.command_ids
+            ):  # else a kill came between the event and the end of the file
                 _apply(run, step, command)
         except UserError as e:
             run.log.finding(refusal(_words(command), e), **_answered(command))
@@ -75,7 +78,7 @@ def _report(run: Run, command: ControlFile, text: str) -> None:
 
 def _answered(command: ControlFile) -> dict[str, str]:
     """What an event says that answers a command: whoever finds its file after that leaves it alone."""
-    return {"order": command.id} if command.id else {}
+    return {COMMAND_ID: command.id} if command.id else {}
 
 
 def _cut_short(run: Run, command: ControlFile) -> bool:

@@ -54,14 +54,14 @@ def prepare(
     workers: int,
     vram: int | None = None,
 ) -> Run:
-    """Load and encode for `begin.job`. `vram` caps the card's memory, in bytes. Raises UserError, and StopWished when a
+    """Load and encode for `begin.job`. `vram` caps the card's memory, in bytes. Raises UserError, and StopRequested when a
     stop comes meanwhile: nothing is lost by that."""
     job, gpu = begin.job, device.type == "cuda"
     # bf16 products crawl on a CPU
     placement = Placement(device, torch.bfloat16 if gpu else torch.float32, pinned=gpu)
 
     def progress(name: str, done: int, total: int, text: str) -> None:
-        control.honour()
+        control.raise_if_stop_requested()
         log.phase(name, done, total, text)
 
     def say(level: str, text: str) -> None:

@@ -17,7 +17,7 @@ from engine.preview.contact_sheets import Row, side_by_side, steps_shown, write_
 from engine.preview.sampling import PreviewRequest, control_image, sample_latents, to_frames
 from engine.preview.video_files import Frames, is_picture, is_video, read_small, write_poster, write_video
 from engine.runfolder import checkpoint
-from engine.runfolder.control import StopWished
+from engine.runfolder.control import StopRequested
 from engine.runfolder.disk_full import retry_when_disk_has_room
 from engine.system import fault_injection
 from engine.system.device import memory_errors
@@ -156,14 +156,14 @@ def make_previews(run: Run, step: int, *, missing: bool = False) -> None:
     ends the set early; the loop sees it next. A preview that cannot be made is a finding."""
     made = recorded(run, step) if missing else {}
     for i in range(len(run.job.sample.prompts)):
-        if run.control.stop_wished():
+        if run.control.stop_requested():
             return
         if (step, i) in made:
             continue
         try:
             fault_injection.at("preview.begin", step)
             _preview(run, step, i)
-        except StopWished:
+        except StopRequested:
             return  # the loop sees it next
         except (fault_injection.InjectedFault, torch.AcceleratorError):  # a card that failed answers nothing any more
             raise
@@ -207,7 +207,7 @@ def _frames(run: Run, step: int, i: int, request: PreviewRequest) -> Frames:
     prompts = len(run.job.sample.prompts)
 
     def progress(done: int, total: int) -> None:
-        run.control.honour()
+        run.control.raise_if_stop_requested()
         fault_injection.at("preview.denoise", step)
         run.log.phase("sampling", i * total + done, prompts * total, f"preview {i + 1} of {prompts}")
 

@@ -39,7 +39,7 @@ def step_of(run: Run, file: Path) -> int:
 
 def write_lora(run: Run, expert: Expert, file: Path, step: int) -> None:
     """The LoRA as it is after `step`: the running average when there is one and save.ema asks for it, else the LoRA
-    itself. Waits while the disk is full; raises StopWished."""
+    itself. Waits while the disk is full; raises StopRequested."""
     learner = run.learners[expert]
     tensors = learner.ema.average if learner.ema and run.job.save.ema else learner.values
     _write(run, expert, file, step, run.job, tensors)

@@ -33,7 +33,7 @@ def save_all(run: Run, step: int) -> str:
     """One checkpoint and the LoRA files of its step; then prune. Returns the checkpoint's path in the run folder. Saves
     a step only once.
 
-    Waits while the disk is full; raises StopWished when a stop comes meanwhile.
+    Waits while the disk is full; raises StopRequested when a stop comes meanwhile.
     """
     if path := run.log.history.checkpoints.get(step):
         run.log.emit("log", level="info", text=f"step {step} is saved already: {path}")

@@ -46,7 +46,7 @@ def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch) -> StepResu
     executor = run.experts.executors[expert]
     result = StepResult({}, [], [])
     for index in micro_batches:
-        if run.control.stop_wished():
+        if run.control.stop_requested():
             return None
         with watch.part("data"):
             fault_injection.at("data.decode", step + 1)

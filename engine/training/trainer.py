@@ -10,7 +10,7 @@ from functools import partial
 from typing import Literal
 
 from engine.runfolder import checkpoint
-from engine.runfolder.control import StopWished
+from engine.runfolder.control import StopRequested
 from engine.runfolder.disk_full import until_events_are_written
 from engine.runfolder.resume import set_aside_later_files
 from engine.system import fault_injection
@@ -57,7 +57,7 @@ def train(run: Run) -> bool:
                 save_all(run, step)
             if previews_due(run.job, step) and step < run.job.training.steps:
                 make_previews(run, step)
-    except StopWished:
+    except StopRequested:
         return stop_unsaved(run, step)
 
 
@@ -135,7 +135,7 @@ def save_before_failing(run: Run, step: int, error: UserError) -> None:
         return
     try:
         save_all(run, step)
-    except (UserError, StopWished) as e:
+    except (UserError, StopRequested) as e:
         text = f"what came after the last checkpoint could not be saved before the run failed ({error.what}): {e}"
         run.log.emit("log", level="warning", text=text)
 
@@ -147,13 +147,13 @@ def finish(run: Run, step: int, began: float) -> bool | None:
         save_all(run, step)
     if run.job.sample.prompts and not previews_made(run, step):
         make_previews(run, step, missing=True)
-        if run.control.stop_wished() and not previews_made(run, step):
+        if run.control.stop_requested() and not previews_made(run, step):
             return stop(run, step)
     files = save_final(run, step)
     apply_commands(run, step)  # the last chance: the last previews may have taken long
     if step < run.job.training.steps:
         return None
-    if run.control.stop_wished() and run.control.waiting():  # a command for previews that the stop cut short
+    if run.control.stop_requested() and run.control.waiting():  # a command for previews that the stop cut short
         return stop(run, step)
     fault_injection.at("done.before-event", step)
     run.log.emit("done", step=step, files=files, seconds=round(time.perf_counter() - began, 3))

@@ -17,10 +17,10 @@ def read_about(path: Path) -> str | None:
     """What an entry is; None when the file is damaged. Raises OSError."""
     try:
         with safe_open(path, "np") as f:
-            told = f.metadata() or {}
+            written = f.metadata() or {}
     except SafetensorError:
         return None
-    return told.get("about") if told.get("key") == path.stem else None
+    return written.get("about") if written.get("key") == path.stem else None
 
 
 def list_tensors(folder: Path) -> list[CacheEntry[str]]:

@@ -36,7 +36,7 @@ class History:
         self.found: set[str] = set()  # the messages of findings that are of no step, on whatever branch
         self.skipped: set[int] = set()  # steps that were not finite, numbered as in `step` events
         self.done = False  # the last attempt came to the end of the run
-        self.orders: set[str] = set()  # ids of the commands that were applied or refused, on whatever branch
+        self.command_ids: set[str] = set()  # ids of the commands that were applied or refused, on whatever branch
         self.rolling_back: int | None = None  # a rollback to this step was begun and its attempt has not started
         self.abandoned = ""  # the folder that this rollback began to move things to, relative to the run folder
         self._set: dict[tuple[int, str], Setting] = {}
@@ -48,7 +48,7 @@ class History:
         if event.kind == "finding" and "step" not in data:
             self.found.add(data["message"])
         if COMMAND_ID in data:
-            self.orders.add(data[COMMAND_ID])
+            self.command_ids.add(data[COMMAND_ID])
         match event.kind:
             case "started":
                 self._go_back(data["resumed_from"])
