@@ -54,8 +54,8 @@ def prepare(
     workers: int,
     vram: int | None = None,
 ) -> Run:
-    """Load and encode for `begin.job`. `vram` caps the card's memory, in bytes. Raises UserError, and StopRequested when a
-    stop comes meanwhile: nothing is lost by that."""
+    """Load and encode for `begin.job`. `vram` caps the card's memory, in bytes. Raises UserError, and StopRequested
+    when a stop comes meanwhile: nothing is lost by that."""
     job, gpu = begin.job, device.type == "cuda"
     # bf16 products crawl on a CPU
     placement = Placement(device, torch.bfloat16 if gpu else torch.float32, pinned=gpu)
