@@ -39,7 +39,7 @@ class Places:
         """Held by the running daemon; who and where it is stands inside (daemon.wire.lock). In the state directory,
         because a login manager may take the runtime directory away when its user logs out, and two daemons must never
         share one job table."""
-        return self.state / "daemon.wire.lock"
+        return self.state / "daemon.lock"
 
     @property
     def database(self) -> Path:

@@ -19,6 +19,13 @@ def test_a_directory_of_its_own_holds_everything(tmp_path: Path, monkeypatch):
     }
 
 
+def test_the_files_keep_their_names():
+    """Clients and daemons of all versions meet at them: a lock of another name would let two daemons share a table."""
+    there = places(Path("/tmp/d"))
+    names = [p.name for p in (there.lock, there.database, there.control, there.feed, there.log, there.job_file(3))]
+    assert names == ["daemon.lock", "jobs.sqlite3", "control.sock", "feed.sock", "daemon.log", "job-3.toml"]
+
+
 def test_the_users_own_places(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/tmp")

@@ -229,7 +229,7 @@ def test_the_state_folder_of_another_user_is_named(home: Path, started: int):
             said = wanlora(*command)
             assert (
                 said.returncode == 1
-                and f"{home}/state/wanlora/daemon.wire.lock: belongs to" in said.stderr
+                and f"{home}/state/wanlora/daemon.lock: belongs to" in said.stderr
                 and "XDG_STATE_HOME" in said.stderr
                 and "Traceback" not in said.stderr
             )
