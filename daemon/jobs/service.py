@@ -228,7 +228,7 @@ class Service:
         options: dict[str, Any] = {}
         if asked.resume and known:
             return await self._resume(
-                request_id, known[-1], asked.from_step, asked.accepted, asked.shell, job_path=asked.job_path
+                request_id, known[-1], asked.from_step, asked.accepted, asked.shell, job_path=record.job_path
             )
         if asked.resume:
             if going is None:

@@ -11,14 +11,9 @@ from presets.errors import JobError, UserError
 from presets.findings import Finding, of_job_error
 from presets.job.fields import toml_text
 from presets.job.schema import DatasetPanel, Job, suggested_name
-from presets.job.toml_file import get_value, load_job, parse_value, save_job, with_value
+from presets.job.toml_file import default_out, get_value, load_job, parse_value, save_job, with_value
 from presets.text import sentences
 from wanlora_tui.commands.common import report_width, say
-
-
-def default_out(job_path: Path) -> Path:
-    """The parent of run folders when none is named."""
-    return job_path.resolve().parent / "runs"
 
 
 def new(args: Namespace) -> int:

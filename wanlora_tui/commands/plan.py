@@ -11,7 +11,7 @@ from presets.errors import UserError
 from presets.facts.facts import Facts
 from presets.job.fields import toml_text
 from presets.job.schema import Job
-from presets.job.toml_file import load_job, with_value
+from presets.job.toml_file import default_out, load_job, with_value
 from presets.machine.machine import Gpu, Machine
 from presets.planner.candidates import Candidate
 from presets.planner.cards import DRIVER_BYTES, card_hardware, find_card, gpu_hardware, nearest_card
@@ -22,7 +22,6 @@ from presets.planner.sizes import GIB
 from presets.planner.workload import Hardware, Workload, workload_of
 from presets.rules.check import gather
 from presets.text import human
-from wanlora_tui.commands.job import default_out
 from wanlora_tui.output.formatting import count, duration, seconds_each
 
 WORTH_TELLING = 0.98  # of the time: what another order of adding must save

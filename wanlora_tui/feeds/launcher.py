@@ -52,6 +52,5 @@ class Launcher:
 
 
 def _taken(records: list[JobRecord], path: Path, since: float) -> JobRecord | None:
-    return max(
-        (r for r in records if r.job_path == str(path) and r.submitted_at >= since), key=lambda r: r.id, default=None
-    )
+    sent = (str(path), str(path.resolve()))
+    return max((r for r in records if r.job_path in sent and r.submitted_at >= since), key=lambda r: r.id, default=None)

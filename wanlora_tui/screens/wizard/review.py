@@ -23,7 +23,7 @@ from presets.facts.facts import Facts
 from presets.findings import Finding
 from presets.job.resume_check import JOB_FILE
 from presets.job.schema import Job
-from presets.job.toml_file import dump_job
+from presets.job.toml_file import default_out, dump_job
 from presets.look import Look, LookEnded
 from presets.machine.machine import Machine
 from presets.rules.check import SEVERITIES, check_job, gather, read_run_folder
@@ -159,7 +159,7 @@ class ReviewPane(StepPane):
 
     @work(thread=True, group="check", exit_on_error=False)
     def _check(self, revision: int, job: Job, base: Path, machine: Machine, known: Facts | None, look: Look) -> None:
-        out = base / "runs"
+        out = default_out(self.state.job_path())
         paths = [str(Path(d.path)) for d in job.datasets]
         if (
             known is not None
