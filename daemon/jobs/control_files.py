@@ -1,5 +1,5 @@
-"""A run folder before its trainer starts, and orders to a running one: control files, which it reads between
-micro-batches and deletes when it has honoured them."""
+"""A run folder before its trainer starts, and commands to a running one: control files, which it reads between
+micro-batches and deletes when it has applied them. What is in them is presets.runs.control's."""
 
 import hashlib
 import time
@@ -12,12 +12,12 @@ from presets.files import read_regular
 from presets.job.resume_check import JOB_FILE
 from presets.runs.control import CONTROL_DIR, ControlFile, parse_control
 
-MAX_ORDER_BYTES = 2**16
+MAX_COMMAND_BYTES = 2**16
 
 
 def write_command(run_dir: Path, request: str, order: ControlFile) -> None:
-    """Leave an order, whole or not at all. Names sort by time, so that the trainer takes orders as they were given;
-    the same request again changes nothing while its order lies there. Raises OSError.
+    """Leave a command, whole or not at all. Names sort by time, so that the trainer takes commands as they were given;
+    the same request again changes nothing while its command lies there. Raises OSError.
     """
     control = run_dir / CONTROL_DIR
     control.mkdir(parents=True, exist_ok=True)
@@ -37,12 +37,12 @@ def prepare(run_dir: Path) -> bool:
 
 
 def forget_stops(run_dir: Path) -> None:
-    """Remove stops that were meant for an attempt which is gone. Other orders wait for the next attempt. Raises
+    """Remove stops that were meant for an earlier attempt. Other commands wait for the next attempt. Raises
     OSError."""
     for file in (run_dir / CONTROL_DIR).glob("*.json"):
         try:
-            order = parse_control(read_regular(file, MAX_ORDER_BYTES))
+            found = parse_control(read_regular(file, MAX_COMMAND_BYTES))
         except (UserError, OSError):  # the trainer refuses it, and says so
             continue
-        if order.command == "stop":
+        if found.command == "stop":
             file.unlink(missing_ok=True)

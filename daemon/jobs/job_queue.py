@@ -47,7 +47,7 @@ def held(record: JobRecord) -> frozenset[str]:
     return frozenset(record.devices or map(str, record.gpus))
 
 
-class Verdict(Struct, frozen=True):
+class AttemptResult(Struct, frozen=True):
     """How an attempt ended."""
 
     state: Literal["done", "stopped", "failed"]
@@ -206,7 +206,7 @@ class Queue:
             case "queued":
                 return self._end(
                     entry,
-                    Verdict(
+                    AttemptResult(
                         "stopped", "Taken from the queue. Queue it again with: wanlora resume " + entry.record.name
                     ),
                     now,
@@ -225,7 +225,7 @@ class Queue:
         match entry.record.state:
             case "queued":
                 entry.ending = "cancel"
-                return self._end(entry, Verdict("stopped", "Taken from the queue."), now)
+                return self._end(entry, AttemptResult("stopped", "Taken from the queue."), now)
             case "starting" | "running" | "stopping":
                 if entry.ending == "cancel":
                     return []
@@ -262,11 +262,11 @@ class Queue:
             entry.due, entry.due_signal = now + LINGER_GRACE, "kill"
         return []
 
-    def ended(self, job: int, verdict: Verdict, now: float) -> list[Instruction]:
+    def ended(self, job: int, result: AttemptResult, now: float) -> list[Instruction]:
         """All processes of the trainer are gone."""
         entry = self.entries[job]
         assert entry.record.state in RUNNING_STATES, entry.record.state
-        return self._end(entry, verdict, now)
+        return self._end(entry, result, now)
 
     def adopted(self, job: int, now: float) -> list[Instruction]:
         """A new daemon found the trainer alive. A request to end it that the old daemon took still stands."""
@@ -285,11 +285,11 @@ class Queue:
         assert record.state in RUNNING_STATES, record.state
         record.attempt -= 1
         if entry.ending:
-            return self._end(entry, Verdict("stopped", "Ended before it started."), now)
+            return self._end(entry, AttemptResult("stopped", "Ended before it started."), now)
         record.state = "queued"
         return [Changed(job), *self.fill(now)]
 
-    def rebooted(self, now: float, finished: Mapping[int, Verdict]) -> list[Instruction]:
+    def rebooted(self, now: float, finished: Mapping[int, AttemptResult]) -> list[Instruction]:
         """The machine restarted: nothing runs any more, and nothing starts before a user has looked.
 
         `finished`: what became of the jobs that had come to their end before.
@@ -297,7 +297,7 @@ class Queue:
         out: list[Instruction] = []
         for entry in self.running():
             where = f" at step {entry.record.step}" if entry.record.step else ""
-            broken_off = Verdict(
+            broken_off = AttemptResult(
                 "stopped",
                 f"The machine restarted while this job ran{where}. Go on from the last checkpoint with: wanlora resume"
                 f" {entry.record.name}",
@@ -369,13 +369,13 @@ class Queue:
             entry.due = now + STOP_GRACE
         return [Terminate(entry.record.id)]
 
-    def _end(self, entry: Entry, verdict: Verdict, now: float) -> list[Instruction]:
-        return self._finish(entry, verdict, now) + self.fill(now)
+    def _end(self, entry: Entry, result: AttemptResult, now: float) -> list[Instruction]:
+        return self._finish(entry, result, now) + self.fill(now)
 
-    def _finish(self, entry: Entry, verdict: Verdict, now: float) -> list[Instruction]:
+    def _finish(self, entry: Entry, result: AttemptResult, now: float) -> list[Instruction]:
         record = entry.record
-        record.state, record.outcome = verdict.state, verdict.outcome
-        if entry.ending == "cancel" and verdict.state != "done":
+        record.state, record.outcome = result.state, result.outcome
+        if entry.ending == "cancel" and result.state != "done":
             begun = record.attempt > 0 or entry.resume
             record.state, record.outcome = (
                 "cancelled",

@@ -17,18 +17,18 @@ from typing import Any
 
 import msgspec
 
+from daemon.jobs.attempt_result import last_word, result_of
 from daemon.jobs.background_io import BackgroundIO
 from daemon.jobs.control_files import write_command
 from daemon.jobs.intake import Resumption, read_resumption, read_submission, require_absolute
-from daemon.jobs.job_queue import AskStop, Changed, Entry, Instruction, Kill, Launch, Queue, Terminate, Verdict
+from daemon.jobs.job_queue import AskStop, AttemptResult, Changed, Entry, Instruction, Kill, Launch, Queue, Terminate
 from daemon.jobs.job_store import Store
 from daemon.jobs.resume_request import require_accepted, require_checkpoint
 from daemon.jobs.runner import Runner
-from daemon.jobs.verdict import last_word, verdict
 from daemon.processes.proc import boot_id, is_alive, marked, oom_kills
 from daemon.processes.trainer_process import Trainer
 from daemon.wire import protocol as wire
-from daemon.wire.paths import Places, make_private
+from daemon.wire.paths import DaemonPaths, make_private
 from presets import VERSION
 from presets.errors import JobError, UserError
 from presets.findings import of_job_error
@@ -51,24 +51,24 @@ _answer_decoder = msgspec.msgpack.Decoder(wire.Answer)
 class Service:
     """All jobs of one daemon."""
 
-    def __init__(self, places: Places, trainer_command: list[str], *, epoch: str) -> None:
+    def __init__(self, paths: DaemonPaths, trainer_command: list[str], *, epoch: str) -> None:
         """Open the job table, adopt the trainers that still run, and go on where the last daemon ended. To be made in a
         running loop.
 
         Raises UserError when the table cannot be opened.
         """
-        self.places, self.epoch = places, epoch
+        self.paths, self.epoch = paths, epoch
         self.outbox: list[wire.Feed] = []
         self.closing = False
-        self._aside = BackgroundIO()
+        self._background = BackgroundIO()
         self._under_way: dict[str, asyncio.Task[bytes]] = {}  # requests, by their ids
         self._complaints: set[str] = set()
         self._unsaved: set[int] = set()
-        make_private(places.state)
-        make_private(places.state / "jobs")
-        self._store = Store(places.database)
+        make_private(paths.state)
+        make_private(paths.state / "jobs")
+        self._store = Store(paths.database)
         self._queue = Queue(self._store.entries(), paused=self._store.fact("paused"))
-        self._runner = Runner(places, trainer_command, self._queue, self._aside, self._apply)
+        self._runner = Runner(paths, trainer_command, self._queue, self._background, self._apply)
         self._trainers, self._tails = self._runner.trainers, self._runner.tails
         self._restore()
 
@@ -146,7 +146,7 @@ class Service:
             log.exception("request failed")
             return wire.Refused(
                 f"the daemon could not do it: {e}",
-                f"Check the disk of {getattr(e, 'filename', None) or self.places.state}",
+                f"Check the disk of {getattr(e, 'filename', None) or self.paths.state}",
             )
 
     async def _carry_out(self, request: wire.Request) -> wire.Answer:
@@ -166,7 +166,7 @@ class Service:
                     return wire.SnapshotReply(self._record(entry), tail.view)
             case wire.Replay(job=key, since=since):
                 async with self._tails.caught_up(queue.find(key).record) as tail:
-                    return wire.ReplayReply(*await self._aside(partial(tail.page, since), what=str(tail.path)))
+                    return wire.ReplayReply(*await self._background(partial(tail.page, since), what=str(tail.path)))
             case wire.Stop(job=key):
                 return await self._stop(request.id, queue.find(key))
             case wire.Resume(job=key, from_step=from_step, accepted=accepted, shell=shell):
@@ -182,27 +182,27 @@ class Service:
                         losses={expert: list(points) for expert, points in tail.view.losses.items()},
                         samples=list(tail.view.samples),
                     )
-                    there = await self._aside(
+                    there = await self._background(
                         partial(checkpoints_of, Path(entry.record.run_dir), seen), what=entry.record.run_dir
                     )
                 return wire.CheckpointsReply(self._record(entry), there)
             case wire.Set(job=key, field=field, value=value):
                 live_value(field, value)
-                return await self._tell(
+                return await self._leave(
                     request.id, queue.find(key), ControlFile(command="set", field=field, value=value)
                 )
             case wire.SaveNow(job=key):
-                return await self._tell(request.id, queue.find(key), ControlFile(command="save"))
+                return await self._leave(request.id, queue.find(key), ControlFile(command="save"))
             case wire.SampleNow(job=key):
                 entry = queue.find(key)
-                copy = self.places.job_file(entry.record.id)
-                if not (await self._aside(partial(load_job, copy), what=str(copy))).sample.prompts:
+                copy = self.paths.job_file(entry.record.id)
+                if not (await self._background(partial(load_job, copy), what=str(copy))).sample.prompts:
                     raise UserError(
                         "has no sample prompts to make previews of",
                         where=entry.record.name,
                         fix="Give it some in [sample] when it has stopped, then resume",
                     )
-                return await self._tell(request.id, entry, ControlFile(command="sample"))
+                return await self._leave(request.id, entry, ControlFile(command="sample"))
             case wire.Cancel(job=key):
                 entry = queue.find(key)
                 return self._change(request.id, entry, queue.cancel(entry.record.id, time.time()))
@@ -210,7 +210,7 @@ class Service:
     def stable(self, command: wire.Hello | wire.Shutdown) -> wire.Answer:
         """What is answered to clients of any version."""
         if isinstance(command, wire.Hello):
-            return wire.HelloReply(wire.PROTOCOL_VERSION, self.epoch, os.getpid(), VERSION, str(self.places.state))
+            return wire.HelloReply(wire.PROTOCOL_VERSION, self.epoch, os.getpid(), VERSION, str(self.paths.state))
         self.closing = True
         return wire.Done()
 
@@ -218,7 +218,7 @@ class Service:
         require_absolute(asked.job_path, asked.out or "/")
         if asked.shell is not None:
             asked.shell.require_sound()
-        record, text, held, going, checkpoints = await self._aside(
+        record, text, held, going, checkpoints = await self._background(
             partial(read_submission, asked, time.time()), what=asked.job_path
         )
         record.id = self._store.next_id()
@@ -249,7 +249,7 @@ class Service:
             )
         shell, secrets = asked.shell.divided() if asked.shell is not None else (None, {})
         options |= {"shell": shell, "secrets": list(secrets)}
-        save_text(text, self.places.job_file(record.id))
+        save_text(text, self.paths.job_file(record.id))
         # The acceptance is on disk before anything else: a client that asks again after a crash finds it accepted.
         answer = wire.JobReply(record)
         with self._store as store:
@@ -261,8 +261,8 @@ class Service:
         return answer
 
     async def _read_resumption(self, record: wire.JobRecord, shell: Shell | None) -> Resumption:
-        return await self._aside(
-            partial(read_resumption, msgspec.structs.replace(record), self.places.job_file(record.id), shell),
+        return await self._background(
+            partial(read_resumption, msgspec.structs.replace(record), self.paths.job_file(record.id), shell),
             what=record.job_path,
         )
 
@@ -293,7 +293,7 @@ class Service:
             entry.secrets, self._runner.secrets[record.id] = list(secrets), secrets
         record.job_path = job_path
         # always: an attempt that failed early may have left other values in it, taken back since
-        save_text(text, self.places.job_file(record.id))
+        save_text(text, self.paths.job_file(record.id))
         record.gpus, record.devices = sorted(set(job.job.gpus)), devices
         if going.changes:
             record.steps = job.training.steps
@@ -314,21 +314,23 @@ class Service:
         await self._runner.stop_left(entry.record.id)
         return answer
 
-    async def _tell(self, request_id: str, entry: Entry, order: ControlFile) -> wire.Answer:
-        """Leave an order for the job's trainer. Raises UserError unless it runs."""
+    async def _leave(self, request_id: str, entry: Entry, command: ControlFile) -> wire.Answer:
+        """Leave a command for the job's trainer. Raises UserError unless it runs."""
         record = entry.record
         if record.state not in ("starting", "running"):
             fix = "It is about to end" if record.state == "stopping" else "Only a running job can do that"
-            if order.command == "set" and record.state != "stopping":
+            if command.command == "set" and record.state != "stopping":
                 first = (
                     f"Take it from the queue with: wanlora stop {record.name}. Then change"
                     if record.state == "queued"
                     else "Change"
                 )
                 fix = f"{first} its job file {record.job_path}, and queue it again with: wanlora resume {record.name}"
-            raise UserError(f"is {record.state}, so its trainer takes no orders", where=record.name, fix=fix)
+            raise UserError(f"is {record.state}, so its trainer takes no commands", where=record.name, fix=fix)
         async with self._tails.folder(record.id):
-            await self._aside(partial(write_command, Path(record.run_dir), request_id, order), what=record.run_dir)
+            await self._background(
+                partial(write_command, Path(record.run_dir), request_id, command), what=record.run_dir
+            )
         return self._change(request_id, entry, [])
 
     def _change(self, request_id: str, entry: Entry, instructions: list[Instruction]) -> wire.Answer:
@@ -396,10 +398,10 @@ class Service:
                 self._apply(self._queue.said_last_word(job, now))
             if not alive and not more:
                 del self._trainers[job]
-                end = verdict(entry, tail, exit_code=trainer.exit_code, log=self._runner.log_of(entry.record))
+                end = result_of(entry, tail, exit_code=trainer.exit_code, log=self._runner.log_of(entry.record))
                 if end.state == "failed" and entry.lacking:
                     names = " and ".join(entry.lacking)
-                    end = Verdict(
+                    end = AttemptResult(
                         "failed",
                         f"{end.outcome}\n{names} of the shell that it came from was not at hand: the daemon keeps that"
                         " in memory alone, and was restarted. If it is needed, go on from a shell that has it: wanlora"

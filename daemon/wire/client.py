@@ -20,15 +20,15 @@ import zmq.asyncio
 from daemon.errors import DaemonError, NotAnswering, NotRunning, RequestRefused
 from daemon.wire.find import (
     ASK_SECONDS,
-    Found,
-    Talk,
-    absence,
+    AnyVersionClient,
+    DaemonLocation,
     dealer,
     find,
     mismatch,
+    not_running,
     require_daemon,
 )
-from daemon.wire.paths import endpoint, places
+from daemon.wire.paths import daemon_paths, endpoint
 from daemon.wire.protocol import (
     ENDED_STATES,
     MAX_MESSAGE_BYTES,
@@ -106,12 +106,12 @@ def ping(dir: Path | None = None, *, timeout: float = ASK_SECONDS) -> HelloReply
     VersionMismatch."""
     found = find(dir)
     request = Request(id=uuid.uuid4().hex, command=Hello(PROTOCOL_VERSION))
-    with Talk(found, timeout=timeout) as talk:
+    with AnyVersionClient(found, timeout=timeout) as talk:
         hello = _read_reply(talk.exchange(request), request.id)
     assert isinstance(hello, HelloReply), hello
     # it answers where ours should: it has just been driven away
     if found.holder is not None and found.holder.pid != hello.pid:
-        raise absence(found)
+        raise not_running(found)
     return hello
 
 
@@ -125,7 +125,7 @@ class Client:
         """`timeout`: seconds for one answer; a request is sent again `retries` times. `here`: the daemon is on this
         machine, so what is submitted or resumed takes this process's settings along (presets.machine.shell)."""
         self._dir, self._here = dir, here
-        self._found = Found(places(dir), None)  # as far as is known; looked up anew for each request
+        self._found = DaemonLocation(daemon_paths(dir), None)  # as far as is known; looked up anew for each request
         self._timeout, self._retries = timeout, retries
         self._context = zmq.asyncio.Context()
         self._dealer: Any = None
@@ -277,7 +277,7 @@ class Client:
                             )
                         return answer
                     self._hang_up()
-                    trouble = absence(self._found, self._timeout * (attempt + 1))
+                    trouble = not_running(self._found, self._timeout * (attempt + 1))
                 if self._found.holder is not None and self._found.holder.is_stopped:
                     raise trouble
         raise trouble

@@ -14,8 +14,8 @@ import zmq
 
 from daemon.errors import DaemonError, NotAnswering, NotRunning, Untrusted, VersionMismatch
 from daemon.processes.proc import ProcessId, has_open, identify, state_of
-from daemon.wire.lock import Holder, read_holder, user_name
-from daemon.wire.paths import Places, endpoint, places
+from daemon.wire.lock import LockHolder, read_holder, user_name
+from daemon.wire.paths import DaemonPaths, daemon_paths, endpoint
 from daemon.wire.protocol import (
     MAX_REPLY_BYTES,
     PROTOCOL_VERSION,
@@ -38,12 +38,12 @@ ASK_SECONDS = 5.0  # for the answer of a daemon that may have something large to
 _any_version_decoder = msgspec.msgpack.Decoder(AnyVersionReply)
 
 
-class Found(NamedTuple):
+class DaemonLocation(NamedTuple):
     """Where the daemon is looked for."""
 
-    where: Places  # with the sockets' folder that the daemon itself has told, if one holds the lock
+    where: DaemonPaths  # with the sockets' folder that the daemon itself has told, if one holds the lock
     # of the lock in the state folder; None: no daemon runs there (its sockets may come here through a tunnel)
-    holder: Holder | None
+    holder: LockHolder | None
 
     @property
     def process(self) -> ProcessId | None:
@@ -56,23 +56,23 @@ class Found(NamedTuple):
         return identify(self.holder.pid) if self.holder.pid and has_open(self.holder.pid, self.where.lock) else None
 
 
-def find(dir: Path | None = None) -> Found:
+def find(dir: Path | None = None) -> DaemonLocation:
     """The daemon of `dir`, the user's own by default. Raises DaemonError when the state folder is another user's."""
-    where = places(dir)
+    where = daemon_paths(dir)
     holder = read_holder(where)
     if holder is not None and holder.runtime:
-        where = Places(Path(holder.runtime), where.state)
-    return Found(where, holder)
+        where = DaemonPaths(Path(holder.runtime), where.state)
+    return DaemonLocation(where, holder)
 
 
-def require_daemon(found: Found, address: Path, *, connected: bool = False) -> None:
+def require_daemon(found: DaemonLocation, address: Path, *, connected: bool = False) -> None:
     """Raises NotRunning unless somebody listens at this socket who can be trusted, NotAnswering when a daemon should.
 
     Asked of the socket itself, so it holds for a forwarded one too. Before anything is sent: a folder in /tmp that
     another user made first, or could write to, can hold a false daemon. `connected`: we are, and that holds while the
     lock is held.
     """
-    if reason := distrust(found.where.runtime) or distrust(address, link=True):
+    if reason := why_untrusted(found.where.runtime) or why_untrusted(address, link=True):
         mend = (
             "It moves away by itself within seconds; try again"
             if found.holder
@@ -95,7 +95,7 @@ def require_daemon(found: Found, address: Path, *, connected: bool = False) -> N
         except BlockingIOError:  # it listens, with many waiting before us
             return
         except OSError:
-            raise absence(found) from None
+            raise not_running(found) from None
         _, uid, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
         if uid != os.getuid():
             raise Untrusted(
@@ -104,7 +104,7 @@ def require_daemon(found: Found, address: Path, *, connected: bool = False) -> N
             )
 
 
-def distrust(path: Path, *, link: bool = False) -> str:
+def why_untrusted(path: Path, *, link: bool = False) -> str:
     """Why the folder of the sockets, or one of them, is not to be trusted; "" when it may be, also when there is none.
     `link`: it may be one."""
     try:
@@ -118,7 +118,7 @@ def distrust(path: Path, *, link: bool = False) -> str:
     return f"other users can write to {path}" if stat.S_ISDIR(facts.st_mode) and facts.st_mode & 0o022 else ""
 
 
-def absence(found: Found, waited: float = 0.0) -> NotRunning:
+def not_running(found: DaemonLocation, waited: float = 0.0) -> NotRunning:
     """What to say of a daemon that cannot be spoken to. `waited`: seconds for an answer that did not come."""
     holder = found.holder
     if holder is None and not waited:
@@ -162,7 +162,7 @@ def absence(found: Found, waited: float = 0.0) -> NotRunning:
     )
 
 
-def _nobody(found: Found) -> str:
+def _nobody(found: DaemonLocation) -> str:
     return f"no daemon is running (looked in {found.where.state} and {found.where.runtime})"
 
 
@@ -179,17 +179,17 @@ def mismatch(version: int) -> VersionMismatch:
     )
 
 
-class Talk:
-    """A short exchange with a daemon of any version, blocking. Use as `with Talk(found) as talk`.
+class AnyVersionClient:
+    """A short exchange with a daemon of any version, blocking. Use as `with AnyVersionClient(found) as client`.
 
     A daemon that knows our version answers in it; one that refuses is spoken to in its own. Only what no version
     changes is said.
     """
 
-    def __init__(self, found: Found, *, timeout: float = ASK_SECONDS) -> None:
+    def __init__(self, found: DaemonLocation, *, timeout: float = ASK_SECONDS) -> None:
         self._found, self._timeout, self.version = found, timeout, PROTOCOL_VERSION
 
-    def __enter__(self) -> "Talk":
+    def __enter__(self) -> "AnyVersionClient":
         """Raises NotRunning and its kinds."""
         require_daemon(self._found, self._found.where.control)
         self._context = zmq.Context()
@@ -244,10 +244,10 @@ class Talk:
                 raise DaemonError("what answered is not a wanlora daemon") from None
             if envelope.id == request.id or envelope.version != request.version:
                 return data
-        raise absence(self._found, self._timeout)
+        raise not_running(self._found, self._timeout)
 
 
-def dealer(context: "zmq.Context[Any]", where: Places) -> Any:
+def dealer(context: "zmq.Context[Any]", where: DaemonPaths) -> Any:
     """A socket for requests."""
     found = context.socket(zmq.DEALER)
     found.setsockopt(zmq.LINGER, 0)
@@ -256,11 +256,11 @@ def dealer(context: "zmq.Context[Any]", where: Places) -> Any:
     return found
 
 
-class Sight(NamedTuple):
+class DaemonStatus(NamedTuple):
     """What can be said of a daemon from outside."""
 
     state: State
-    found: Found
+    found: DaemonLocation
     hello: HelloReply | None = None  # of an answering one
     jobs: JobsReply | None = None  # if it also speaks our version
     problem: DaemonError | None = None  # why there is no answer, or what is wrong with it
@@ -271,18 +271,18 @@ class Sight(NamedTuple):
         return self.hello.pid if self.hello else self.found.holder.pid if self.found.holder else 0
 
 
-def look(dir: Path | None = None, *, timeout: float = ASK_SECONDS) -> Sight:
+def daemon_status(dir: Path | None = None, *, timeout: float = ASK_SECONDS) -> DaemonStatus:
     """Whether a daemon runs, and in what state it is. Raises DaemonError when the state folder is another user's."""
     found = find(dir)
     try:
-        with Talk(found, timeout=timeout) as talk:
+        with AnyVersionClient(found, timeout=timeout) as talk:
             hello = talk.hello()
             if hello.version != PROTOCOL_VERSION:
-                return Sight("answering", found, hello, problem=mismatch(hello.version))
-            return Sight("answering", found, hello, talk.jobs())
+                return DaemonStatus("answering", found, hello, problem=mismatch(hello.version))
+            return DaemonStatus("answering", found, hello, talk.jobs())
     except NotAnswering as e:
-        return Sight("starting" if e.starting else "hung", found, problem=e)
+        return DaemonStatus("starting" if e.starting else "hung", found, problem=e)
     except NotRunning as e:
-        return Sight("hung" if found.holder else "none", found, problem=e)
+        return DaemonStatus("hung" if found.holder else "none", found, problem=e)
     except VersionMismatch as e:
-        return Sight("answering", found, problem=e)
+        return DaemonStatus("answering", found, problem=e)

@@ -95,7 +95,7 @@ async def test_a_job_that_does_not_run_takes_no_orders_and_says_what_to_do(box: 
         await client.submit(box.job("one"))
         await client.submit(box.job("two"))
         advice = (
-            r"two: is queued, so its trainer takes no orders\. Take it from the queue with: wanlora stop two\. Then"
+            r"two: is queued, so its trainer takes no commands\. Take it from the queue with: wanlora stop two\. Then"
             r" change its job file .*two\.toml, and queue it again with: wanlora resume two"
         )
         with pytest.raises(RequestRefused, match=advice):
@@ -106,7 +106,7 @@ async def test_a_job_that_does_not_run_takes_no_orders_and_says_what_to_do(box: 
         for order in (client.save_now, client.sample_now):
             with pytest.raises(
                 RequestRefused,
-                match=r"one: is stopped, so its trainer takes no orders\. Only a running job can do that",
+                match=r"one: is stopped, so its trainer takes no commands\. Only a running job can do that",
             ):
                 await order("one")
         with pytest.raises(RequestRefused, match="no such job"):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from daemon.errors import DaemonError
-from daemon.wire.find import distrust, find, look
+from daemon.wire.find import daemon_status, find, why_untrusted
 from presets.machine.machine import FLASH4_CARDS, Machine, read_machine
 from presets.machine.torch_build import REQUIREMENT, command, requirement, served
 from wanlora_tui.commands.common import daemon_dir
@@ -180,7 +180,7 @@ def _disk(machine: Machine) -> Line:
 
 def _runtime(folder: Path | None) -> Line:
     where = find(folder).where
-    if reason := distrust(where.runtime):
+    if reason := why_untrusted(where.runtime):
         return Line(
             "warn",
             "Runtime dir",
@@ -201,16 +201,16 @@ def _runtime(folder: Path | None) -> Line:
 
 
 def _daemon(folder: Path | None) -> Line:
-    sight = look(folder)
-    if sight.problem is None:
-        return Line("ok", "Daemon", f"answers (pid {sight.pid})")
-    if sight.state == "none":
+    status = daemon_status(folder)
+    if status.problem is None:
+        return Line("ok", "Daemon", f"answers (pid {status.pid})")
+    if status.state == "none":
         return Line("ok", "Daemon", "none runs; it starts by itself with the first job")
     return Line(
-        "warn" if sight.state == "starting" else "fail",
+        "warn" if status.state == "starting" else "fail",
         "Daemon",
-        sight.problem.what,
-        sight.problem.fix or "wanlora daemon stop, then start it again",
+        status.problem.what,
+        status.problem.fix or "wanlora daemon stop, then start it again",
     )
 
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from daemon.wire.client import Client
-from daemon.wire.paths import places
+from daemon.wire.paths import daemon_paths
 from daemon.wire.protocol import JobRecord
 from presets.errors import UserError
 from wanlora_tui.commands.common import ask, daemon_dir, pick_job, say, start_daemon
@@ -75,7 +75,7 @@ def run_app(
         image = picture_class(terminal.pictures, terminal.cell)
         app = WanloraApp(
             folder,
-            places(state_folder if host else folder).state,
+            daemon_paths(state_folder if host else folder).state,
             image=image,
             job=job,
             host=host,

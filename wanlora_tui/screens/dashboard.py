@@ -35,7 +35,7 @@ from wanlora_tui.widgets.redraw_throttle import Throttle
 WIDTHS = [(0, "-narrow"), (120, "-wide")]  # columns from which on a class holds
 HEIGHTS = [(0, "-short"), (30, "-tall")]  # rows
 PANES = ("plot", "preview", "log", "files")
-TRAINING = frozenset({"starting", "running"})  # its trainer takes orders
+TRAINING = frozenset({"starting", "running"})  # its trainer takes commands
 POSSIBLE_IN = {
     "stop_run": RUNNING_STATES,
     "resume_run": RESUMABLE_STATES,
@@ -48,7 +48,7 @@ LIGHT_STYLES = {"good": "$text-success", "waiting": "$text-warning", "bad": "bol
 
 
 class DashboardScreen(Screen[None]):
-    """Renders a Run. `client` is None for a recorded run, which takes no commands."""
+    """Renders a ShownRun. `client` is None for a recorded run, which takes no commands."""
 
     HELP_GROUP = "dashboard"
     AUTO_FOCUS = ""

@@ -9,7 +9,7 @@ import pytest
 
 from daemon.errors import DaemonError
 from daemon.wire.client import ping
-from daemon.wire.paths import places
+from daemon.wire.paths import daemon_paths
 from daemon.wire.start import ensure_running
 from tests.daemon.conftest import until
 from tests.helpers.waiting import PATIENCE
@@ -36,7 +36,7 @@ async def test_it_starts_one_daemon_in_a_session_of_its_own_and_only_one(home):
     assert os.getsid(pid) == pid != os.getsid(0)
     ensure_running(home)
     assert ping(home).pid == pid
-    assert "serving" in places(home).log.read_text()
+    assert "serving" in daemon_paths(home).log.read_text()
 
 
 async def test_many_starters_at_once_get_one_daemon(home):
@@ -50,8 +50,8 @@ async def test_many_starters_at_once_get_one_daemon(home):
 
 
 def test_a_daemon_that_cannot_start_says_why(short_dir):
-    state = places(short_dir).state
+    state = daemon_paths(short_dir).state
     state.mkdir()
-    places(short_dir).database.write_bytes(b"no table" * 1000)
+    daemon_paths(short_dir).database.write_bytes(b"no table" * 1000)
     with pytest.raises(DaemonError, match=r"the daemon did not start: .*the job table cannot be opened"):
         ensure_running(short_dir)

@@ -101,7 +101,7 @@ def test_a_running_job_is_changed_saved_and_sampled(folder: Path, tmp_path: Path
     assert said.returncode == 0 and "steps already, so it saves and is done." in said.stderr
     wanlora("cancel", "live_v1", "--dir", folder)
     said = wanlora("set", "live_v1", "training.lr=1e-5", "--dir", folder)
-    assert said.returncode == 1 and "so its trainer takes no orders" in said.stderr
+    assert said.returncode == 1 and "so its trainer takes no commands" in said.stderr
 
 
 def test_help_names_what_can_be_changed():

@@ -26,17 +26,17 @@ from wanlora_tui.actions import bindings
 from wanlora_tui.draft.draft_store import Draft, DraftError, Drafts, DraftStore
 from wanlora_tui.draft.job_draft import WizardState
 from wanlora_tui.draft.steps import NAMES, STEPS, position, step_of_field
-from wanlora_tui.feeds.launcher import Launcher
+from wanlora_tui.feeds.submitter import Submitter
 from wanlora_tui.screens.wizard.captions import CaptionsPane
 from wanlora_tui.screens.wizard.clips import ClipsPane
 from wanlora_tui.screens.wizard.dialogs import Ask, StepHelp
 from wanlora_tui.screens.wizard.kind import Chosen, KindPane
-from wanlora_tui.screens.wizard.launching import hand_in
 from wanlora_tui.screens.wizard.offer import offer
 from wanlora_tui.screens.wizard.pane import Edited, StepPane
 from wanlora_tui.screens.wizard.prompts import PromptsPane
 from wanlora_tui.screens.wizard.review import Jump, ReviewPane
 from wanlora_tui.screens.wizard.settings import SettingsPane
+from wanlora_tui.screens.wizard.submitting import hand_in
 from wanlora_tui.widgets.field_input import FieldInput, field_id
 
 SCAN_DELAY = 0.4  # seconds without a key before a folder that is being typed is read
@@ -57,7 +57,7 @@ class Scanned(Message):
 class WizardScreen(Screen[JobRecord | str | None]):
     """Dismisses with the job that the daemon has accepted, or with None.
 
-    Without a `launcher` the written job file is all that is wanted: then it dismisses with its absolute path.
+    Without a `submitter` the written job file is all that is wanted: then it dismisses with its absolute path.
     """
 
     BINDINGS = bindings("wizard.help", "wizard.leave", "wizard.back", "wizard.next")
@@ -84,9 +84,9 @@ class WizardScreen(Screen[JobRecord | str | None]):
     WizardScreen #nav-state { width: 1fr; content-align: center middle; color: $text-muted; }
     """
 
-    def __init__(self, draft_path: Path | None = None, launcher: Launcher | None = None) -> None:
+    def __init__(self, draft_path: Path | None = None, submitter: Submitter | None = None) -> None:
         super().__init__()
-        self.launcher = launcher
+        self.submitter = submitter
         self.drafts = Drafts(draft_path)
         self.store: DraftStore | None = None  # this wizard's own, from its first change on
         self.state = WizardState(Draft(), Path.cwd())
@@ -133,7 +133,7 @@ class WizardScreen(Screen[JobRecord | str | None]):
     @work
     async def _begin(self) -> None:
         """Offer the drafts of wizards that are gone, then show the first step or the one where the draft was left."""
-        offered = await offer(self.app, self.drafts, self.launcher)
+        offered = await offer(self.app, self.drafts, self.submitter)
         if offered is None:  # back to where the user came from, and the drafts stay
             self.dismiss(None)
             return
@@ -431,19 +431,19 @@ class WizardScreen(Screen[JobRecord | str | None]):
                 )
                 return
             self.state.written[path] = dump_job(job)
-            if self.launcher is None:
+            if self.submitter is None:
                 self._forget()
                 self.dismiss(str(path))
             else:
-                await self._hand_in(review, self.launcher, path, sent_before)
+                await self._hand_in(review, self.submitter, path, sent_before)
 
-    async def _hand_in(self, review: ReviewPane, launcher: Launcher, path: Path, sent_before: float) -> None:
+    async def _hand_in(self, review: ReviewPane, submitter: Submitter, path: Path, sent_before: float) -> None:
         """Wait for the daemon's answer. The draft says meanwhile that it is under way, in case this program is
         killed."""
         draft = self.state.draft
         draft.launched, draft.launched_at = str(path), sent_before or time.time()
         self._keep()
-        answer = await hand_in(self, launcher, path, sent_before)
+        answer = await hand_in(self, submitter, path, sent_before)
         if isinstance(answer, JobRecord):
             self._forget()
             self.dismiss(answer)
