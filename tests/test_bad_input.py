@@ -26,7 +26,8 @@ import zmq
 from safetensors.numpy import load_file, save_file
 
 from daemon.errors import NotRunning, RequestRefused
-from daemon.wire.client import Client, ping
+from daemon.wire.blocking import ping
+from daemon.wire.client import Client
 from daemon.wire.paths import endpoint, places
 from daemon.wire.protocol import PROTOCOL_VERSION, Refused, reply_decoder
 from presets.findings import Finding

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from daemon.errors import DaemonError, NotAnswering, NotRunning
-from daemon.wire.client import ping
+from daemon.wire.blocking import ping
 from daemon.wire.find import find
 from daemon.wire.paths import daemon_paths, make_private
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from daemon.errors import DaemonError, NotAnswering, NotRunning, VersionMismatch
 from daemon.processes.proc import ProcessId, is_alive, send, state_of
-from daemon.wire.find import ASK_SECONDS, AnyVersionClient, DaemonLocation, find, not_running
+from daemon.wire.blocking import AnyVersionClient
+from daemon.wire.find import ASK_SECONDS, DaemonLocation, find, not_running
 from daemon.wire.lock import read_holder
 from daemon.wire.protocol import PROTOCOL_VERSION, RUNNING_STATES
 

@@ -4,7 +4,7 @@ import json
 import time
 from argparse import Namespace
 
-from daemon.wire.find import DaemonStatus, daemon_status
+from daemon.wire.blocking import DaemonStatus, daemon_status
 from daemon.wire.protocol import LIVE_STATES, PROTOCOL_VERSION
 from daemon.wire.stop import stop_daemon
 from presets import VERSION

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from daemon.errors import DaemonError
-from daemon.wire.find import daemon_status, find, why_untrusted
+from daemon.wire.blocking import daemon_status
+from daemon.wire.find import find, why_untrusted
 from presets.machine.machine import FLASH4_CARDS, Machine, read_machine
 from presets.machine.torch_build import REQUIREMENT, command, requirement, served
 from wanlora_tui.commands.common import daemon_dir

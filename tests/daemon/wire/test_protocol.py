@@ -18,7 +18,8 @@ import zmq.asyncio
 
 from daemon.errors import NotRunning, VersionMismatch
 from daemon.wire import protocol as wire
-from daemon.wire.client import Client, ping
+from daemon.wire.blocking import ping
+from daemon.wire.client import Client
 from daemon.wire.paths import daemon_paths, endpoint
 from tests.daemon.conftest import Box
 from tests.helpers.waiting import PATIENCE

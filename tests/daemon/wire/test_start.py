@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from daemon.errors import DaemonError
-from daemon.wire.client import ping
+from daemon.wire.blocking import ping
 from daemon.wire.paths import daemon_paths
 from daemon.wire.start import ensure_running
 from tests.daemon.conftest import until
@@ -41,7 +41,7 @@ async def test_it_starts_one_daemon_in_a_session_of_its_own_and_only_one(home):
 
 async def test_many_starters_at_once_get_one_daemon(home):
     script = (
-        "from pathlib import Path\nfrom daemon.wire.client import ping\nfrom daemon.wire.start import"
+        "from pathlib import Path\nfrom daemon.wire.blocking import ping\nfrom daemon.wire.start import"
         f" ensure_running\nensure_running(Path({str(home)!r}))\nprint(ping(Path({str(home)!r})).pid)"
     )
     starters = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(4)]

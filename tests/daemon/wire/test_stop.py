@@ -14,8 +14,7 @@ import pytest
 
 from daemon.errors import NotAnswering, VersionMismatch
 from daemon.wire import protocol as wire
-from daemon.wire.client import ping
-from daemon.wire.find import daemon_status
+from daemon.wire.blocking import daemon_status, ping
 from daemon.wire.paths import daemon_paths
 from daemon.wire.start import ensure_running
 from daemon.wire.stop import stop_daemon

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from daemon.processes.proc import identify, is_alive
-from daemon.wire.client import ping
+from daemon.wire.blocking import ping
 from daemon.wire.paths import daemon_paths
 from daemon.wire.protocol import PROTOCOL_VERSION
 from presets import VERSION
