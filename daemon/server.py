@@ -10,6 +10,7 @@ from collections import deque
 import msgspec
 import zmq
 
+from daemon.jobs.requests import Requests
 from daemon.jobs.service import Service
 from daemon.processes.start_trainer import torchrun
 from daemon.sockets import Sockets
@@ -62,6 +63,7 @@ class Server:
     def __init__(self, paths: DaemonPaths, trainer_command: list[str], lock: Lock) -> None:
         self._paths, self._lock = paths, lock
         self._service = Service(paths, trainer_command, epoch=uuid.uuid4().hex)
+        self._requests = Requests(self._service)
         self._sockets = Sockets(paths, lock)
         self._router, self._feed = self._sockets.router, self._sockets.feed
         self._lanes: dict[bytes, deque[list[bytes]]] = {}  # client -> its requests that are not answered yet
@@ -83,7 +85,7 @@ class Server:
                 where=str(self._paths.runtime),
                 fix="Name a directory of your own with --dir",
             ) from None
-        tasks = [asyncio.create_task(work) for work in (self._requests(), self._subscriptions(), self._time())]
+        tasks = [asyncio.create_task(work) for work in (self._receive(), self._subscriptions(), self._time())]
         waiting = asyncio.create_task(end.wait())
         try:
             done, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -99,7 +101,7 @@ class Server:
 
     # --- requests ---------------------------------------------------------------------------------------------
 
-    async def _requests(self) -> None:
+    async def _receive(self) -> None:
         """A client's requests are answered in the order in which they came; one that waits for a disk holds up no other
         client."""
         while True:
@@ -132,7 +134,7 @@ class Server:
             await self._router.send_multipart([client, reply], flags=zmq.NOBLOCK)
         except zmq.ZMQError as e:
             log.warning("an answer could not be sent: %s", e)
-        if self._service.closing:
+        if self._requests.closing:
             self._end.set()
 
     async def _reply(self, frames: list[bytes]) -> bytes:
@@ -147,7 +149,7 @@ class Server:
         except (msgspec.MsgspecError, ValueError, RecursionError) as e:
             return _refused(frames, f"not a request that this daemon knows: {e}", "Upgrade wanlora on both sides")
         try:
-            return await self._service.reply(request)
+            return await self._requests.reply(request)
         except Exception as e:  # a bug of ours: it must not take the other clients' daemon away
             log.exception("request failed")
             return _refused(
@@ -163,7 +165,7 @@ class Server:
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return encode(Reply(id=envelope.id[:MAX_ID], answer=_other_version(envelope.version)))
         return encode(
-            Reply(version=request.version, id=request.id[:MAX_ID], answer=self._service.stable(request.command))
+            Reply(version=request.version, id=request.id[:MAX_ID], answer=self._requests.stable(request.command))
         )
 
     # --- feed -------------------------------------------------------------------------------------------------

@@ -4,8 +4,8 @@ import re
 import signal
 from pathlib import Path
 
+from daemon.jobs.entry import AttemptResult, Entry
 from daemon.jobs.event_tail import Tail
-from daemon.jobs.job_queue import AttemptResult, Entry
 from daemon.processes.proc import oom_kills
 from presets.text import sentences
 

@@ -1,14 +1,13 @@
-"""The state of every job, as a pure machine: events in, instructions out. No clock, no files, no processes.
+"""The state of every job, as a pure machine: events in, instructions out. No clock, no files, no processes: those are
+in daemon.jobs.service and daemon.jobs.runner, which carry the instructions out.
 
 Each GPU has its own queue, in the order of submission: a job runs when it is at the head of the queue of each of its
 GPUs and all of them are free, so a job for several GPUs is never overtaken by small ones.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
-from msgspec import Struct, field
-
+from daemon.jobs.entry import AskStop, AttemptResult, Changed, Entry, Instruction, Kill, Launch, Terminate, held
 from daemon.processes.proc import ProcessId
 from daemon.wire.protocol import ENDED_STATES, RUNNING_STATES, JobRecord
 from presets.errors import UserError
@@ -17,68 +16,6 @@ from presets.machine.shell import Shell
 CANCEL_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 STOP_GRACE = 900.0  # seconds without any event after which a stop request is repeated as SIGTERM
 LINGER_GRACE = 120.0  # seconds a trainer may take to go after it said its last word
-
-Ending = Literal["", "stop", "cancel"]
-
-
-class Entry(Struct, kw_only=True):
-    """One job: what clients see, and what only the daemon needs."""
-
-    record: JobRecord
-    order: int  # in the queue: lower runs first
-    resume: bool = False  # continue from the last checkpoint
-    from_step: int | None = None  # or from the one of this step
-    accept_changes: bool = False  # the user has seen how the job file differs from the run that was begun
-    ending: Ending = ""  # asked for, and not come to pass yet
-    due: float = 0.0  # when the next signal goes out; 0: none will
-    due_signal: Literal["terminate", "kill"] = "terminate"
-    trainer: ProcessId | None = None
-    first_seq: int = 0  # last event before this attempt
-    oom_kills: int = 0  # of the machine, when this attempt started
-    shell: Shell | None = None  # of the shell that submitted or resumed it, but for secrets
-    # the names of those: their values are in the daemon's memory alone
-    secrets: list[str] = field(default_factory=list)
-    lacking: list[str] = field(default_factory=list)  # the secrets that this attempt was started without
-
-
-def held(record: JobRecord) -> frozenset[str]:
-    """The GPUs that a job has for itself while it runs, whatever its shell calls them. One without any takes its turn
-    by their numbers."""
-    return frozenset(record.devices or map(str, record.gpus))
-
-
-class AttemptResult(Struct, frozen=True):
-    """How an attempt ended."""
-
-    state: Literal["done", "stopped", "failed"]
-    outcome: str = ""
-
-
-class Changed(Struct, frozen=True):
-    """Save the job, tell the clients."""
-
-    job: int
-
-
-class Launch(Struct, frozen=True):
-    job: int
-
-
-class AskStop(Struct, frozen=True):
-    """Leave a stop request where the trainer looks for it."""
-
-    job: int
-
-
-class Terminate(Struct, frozen=True):
-    job: int
-
-
-class Kill(Struct, frozen=True):
-    job: int
-
-
-Instruction = Changed | Launch | AskStop | Terminate | Kill
 
 
 class Queue:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from daemon.jobs.background_io import BackgroundIO
 from daemon.jobs.control_files import prepare, write_command
+from daemon.jobs.entry import AttemptResult, Entry, Instruction
 from daemon.jobs.event_tail import Tail
 from daemon.jobs.event_tails import Tails
-from daemon.jobs.job_queue import AttemptResult, Entry, Instruction, Queue
+from daemon.jobs.job_queue import Queue
 from daemon.processes.proc import identify, oom_kills
 from daemon.processes.start_trainer import start_trainer
 from daemon.processes.trainer_process import Trainer

@@ -4,19 +4,8 @@ import random
 
 import pytest
 
-from daemon.jobs.job_queue import (
-    CANCEL_GRACE,
-    LINGER_GRACE,
-    STOP_GRACE,
-    AskStop,
-    AttemptResult,
-    Changed,
-    Entry,
-    Kill,
-    Launch,
-    Queue,
-    Terminate,
-)
+from daemon.jobs.entry import AskStop, AttemptResult, Changed, Entry, Kill, Launch, Terminate
+from daemon.jobs.job_queue import CANCEL_GRACE, LINGER_GRACE, STOP_GRACE, Queue
 from daemon.processes.proc import ProcessId
 from daemon.wire.protocol import ENDED_STATES, LIVE_STATES, RUNNING_STATES, JobRecord
 from presets.errors import UserError
