@@ -23,8 +23,11 @@ Exit codes: 0 done, 1 findings or failure, 2 usage, 75 saved and can be resumed.
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """Every command with its options; `handler` names the function that runs it."""
+Commands = argparse._SubParsersAction
+
+
+def _shared() -> argparse.ArgumentParser:
+    """The option of every command that talks to the daemon."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
         "--dir",
@@ -33,9 +36,24 @@ def parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="directory of the daemon's sockets and job table (default: your runtime directory)",
     )
+    return shared
+
+
+def _command(commands: Commands, name: str, handler: str, help: str, *, daemon: bool = True) -> argparse.ArgumentParser:
+    """`daemon`: it talks to the daemon, so it takes --dir."""
+    description = help[0].upper() + help[1:] + "."
+    sub: argparse.ArgumentParser = commands.add_parser(
+        name, help=help, description=description, parents=[_shared()] if daemon else []
+    )
+    sub.set_defaults(handler=handler)
+    return sub
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options; `handler` names the function that runs it."""
     top = argparse.ArgumentParser(
         prog="wanlora",
-        parents=[shared],
+        parents=[_shared()],
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
@@ -46,23 +64,17 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="store_true", help="print the version")
     top.set_defaults(handler="tui:open_tui")
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
+    for group in (_work_on_job_files, _submit_and_watch, _act_on_jobs, _daemon, _cache):
+        group(commands)
+    _command(commands, "doctor", "doctor:doctor", "check GPU, driver, memory, disk, terminal and model files")
+    return top
 
-    def command(
-        name: str,
-        handler: str,
-        help: str,
-        parent: "argparse._SubParsersAction[argparse.ArgumentParser]" = commands,
-        *,
-        daemon: bool = True,
-    ) -> argparse.ArgumentParser:
-        """`daemon`: it talks to the daemon, so it takes --dir."""
-        sub = parent.add_parser(
-            name, help=help, description=help[0].upper() + help[1:] + ".", parents=[shared] if daemon else []
-        )
-        sub.set_defaults(handler=handler)
-        return sub
 
-    c = command("demo", "demo:demo", "make demo clips and a tiny base model, train on them, show the dashboard")
+def _work_on_job_files(commands: Commands) -> None:
+    """What needs no daemon, but for the demo."""
+    c = _command(
+        commands, "demo", "demo:demo", "make demo clips and a tiny base model, train on them, show the dashboard"
+    )
     c.add_argument("--plain", action="store_true", help="one line per event instead of the dashboard")
     c.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: 40)")
     c.add_argument(
@@ -70,7 +82,9 @@ def parser() -> argparse.ArgumentParser:
     )
     c.add_argument("--prepare", type=Path, metavar="DIR", help="only write DIR/clips, DIR/base and DIR/job.toml")
 
-    c = command("new", "job:new", "write a job file from a preset, this machine and a folder of clips", daemon=False)
+    c = _command(
+        commands, "new", "job:new", "write a job file from a preset, this machine and a folder of clips", daemon=False
+    )
     c.add_argument("--kind", required=True, choices=["motion", "style", "character"], help="what the LoRA teaches")
     c.add_argument("--clips", required=True, type=Path, metavar="DIR", help="folder of clips with their captions")
     c.add_argument("--name", metavar="NAME", help="training name (default: wan_i2v_KIND_FOLDER)")
@@ -85,17 +99,20 @@ def parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("job.toml"), metavar="FILE", help="the job file (default: job.toml)"
     )
 
-    c = command("check", "job:check", "list everything wrong, doubtful or improvable about a job", daemon=False)
-    c.add_argument("job", type=Path, metavar="JOB", help="job file")
+    c = _command(
+        commands, "check", "job:check", "list everything wrong, doubtful or improvable about a job", daemon=False
+    )
+    _job_file(c)
     c.add_argument("--json", action="store_true", help="a list of {code, severity, field, message, fix}")
 
-    c = command(
+    c = _command(
+        commands,
         "plan",
         "plan:plan",
         "memory and time of a job: precision, blocks on the GPU, peak VRAM and RAM, seconds per step",
         daemon=False,
     )
-    c.add_argument("job", type=Path, metavar="JOB", help="job file")
+    _job_file(c)
     c.add_argument("--vram", type=_gib, metavar="GIB", help="plan for a card of this much memory")
     c.add_argument("--ram", type=_gib, metavar="GIB", help="plan for a machine of this much RAM")
     c.add_argument(
@@ -103,22 +120,23 @@ def parser() -> argparse.ArgumentParser:
     )
     c.add_argument("--json", action="store_true", help="one object")
 
-    c = command("timesteps", "timesteps:timesteps", "plot at which timesteps each expert will train", daemon=False)
-    c.add_argument("job", type=Path, metavar="JOB", help="job file")
+    c = _command(
+        commands, "timesteps", "timesteps:timesteps", "plot at which timesteps each expert will train", daemon=False
+    )
+    _job_file(c)
     c.add_argument("--png", type=Path, metavar="FILE", help="draw the same chart into a PNG file too")
     c.add_argument("--json", action="store_true", help="one object, with each expert's samples in bins of 10 timesteps")
 
-    c = command("train", "job:train", "train one job in the foreground, without the daemon", daemon=False)
-    c.add_argument("job", type=Path, metavar="JOB", help="job file")
-    c.add_argument(
-        "--out", type=Path, metavar="DIR", help="parent of the run folder (default: `runs` beside the job file)"
-    )
+    c = _command(commands, "train", "job:train", "train one job in the foreground, without the daemon", daemon=False)
+    _job_file(c)
+    _out(c)
     c.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     _going_on(c)
 
-    c = command(
+    c = _command(
+        commands,
         "ara",
-        "ara:ara",
+        "job:ara",
         "build an accuracy recovery adapter: what 4-bit weights lose, put back as a small LoRA",
         daemon=False,
     )
@@ -144,36 +162,40 @@ def parser() -> argparse.ArgumentParser:
     )
     c.add_argument("--out", type=Path, metavar="FILE", help="the adapter (default: ara-PRECISION-rRANK.safetensors)")
 
-    c = command("submit", "queue:submit", "hand a job to the daemon, which trains it when its GPU is free")
-    c.add_argument("job", type=Path, metavar="JOB", help="job file")
-    c.add_argument(
-        "--out", type=Path, metavar="DIR", help="parent of the run folder (default: `runs` beside the job file)"
-    )
+
+def _submit_and_watch(commands: Commands) -> None:
+    """Handing jobs to the daemon, and seeing what becomes of them."""
+    c = _command(commands, "submit", "queue:submit", "hand a job to the daemon, which trains it when its GPU is free")
+    _job_file(c)
+    _out(c)
     c.add_argument(
         "--resume", action="store_true", help="go on with the run that lies in its run folder, whoever began it"
     )
     _going_on(c)
 
-    c = command("jobs", "queue:jobs", "list the jobs")
+    c = _command(commands, "jobs", "queue:jobs", "list the jobs")
     c.add_argument("--json", action="store_true", help="the job records as a list")
 
-    c = command("watch", "watch:watch", "follow a job line by line until it ends; leaving does not stop it")
+    c = _command(commands, "watch", "watch:watch", "follow a job line by line until it ends; leaving does not stop it")
     c.add_argument("job", nargs="?", metavar="JOB", help="name or number (default: the one that runs, else the newest)")
     form = c.add_mutually_exclusive_group()
     form.add_argument("--plain", action="store_true", help="one line per event, each step included, also on a terminal")
     form.add_argument("--json", action="store_true", help="the event objects, one per line")
     c.add_argument("--since", type=_seq, default=0, metavar="SEQ", help="only events with a greater sequence number")
 
+
+def _act_on_jobs(commands: Commands) -> None:
+    """What is done to a job that the daemon has, and its dashboard."""
     for name, handler, does in (
         ("stop", "queue:stop", "save a checkpoint, then stop; the job can be resumed"),
         ("cancel", "queue:cancel", "take a job from the queue, or end it without saving; its checkpoints stay"),
         ("save", "live:save", "have a running job save a checkpoint now, and go on"),
         ("sample", "live:sample", "have a running job make its previews now, and go on"),
     ):
-        c = command(name, handler, does)
+        c = _command(commands, name, handler, does)
         c.add_argument("job", metavar="JOB", help="name or number")
 
-    c = command("set", "live:set_field", "change a running job, e.g. wanlora set JOB training.lr=5e-5")
+    c = _command(commands, "set", "live:set_field", "change a running job, e.g. wanlora set JOB training.lr=5e-5")
     c.epilog = (
         "These can be changed while a job runs: training.lr, multistage.high.lr, multistage.low.lr, training.steps,"
         " save.every, save.keep, sample.every. A change counts from the next step on; a resume repeats it at the same"
@@ -187,7 +209,9 @@ def parser() -> argparse.ArgumentParser:
         help="one or more settings; all are looked at before the first is sent",
     )
 
-    c = command("resume", "resume:resume", "queue an ended job again, from its newest checkpoint or an older one")
+    c = _command(
+        commands, "resume", "resume:resume", "queue an ended job again, from its newest checkpoint or an older one"
+    )
     c.epilog = (
         "The job file is read anew. Learning rates, steps, [save], [sample] and GPUs may have changed; any other change"
         " is shown and asked about, because the run would not go on exactly as it was begun. Without a terminal it is"
@@ -196,38 +220,40 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("job", metavar="JOB", help="name or number")
     _going_on(c)
 
-    c = command(
+    c = _command(
+        commands,
         "checkpoints",
         "resume:checkpoints",
         "list the checkpoints of a run with their losses and previews, to go back to one",
     )
     c.epilog = "Losses are means over the last 20 steps of each expert up to the checkpoint."
     c.add_argument("job", metavar="JOB", help="name or number, or a job file (needs no daemon)")
-    c.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="with a job file: parent of the run folder (default: `runs` beside the job file)",
-    )
+    _out(c, "with a job file: ")
     c.add_argument("--json", action="store_true", help="a list of objects")
 
-    c = command("attach", "tui:attach", "the live dashboard, here or through SSH")
+    c = _command(commands, "attach", "tui:attach", "the live dashboard, here or through SSH")
     c.add_argument("job", nargs="?", metavar="JOB", help="name or number (default: the one that runs, else the newest)")
     c.add_argument(
         "--host", metavar="USER@BOX", help="the machine that trains; needs ssh there and wanlora on its PATH"
     )
 
+
+def _daemon(commands: Commands) -> None:
+    """The daemon itself."""
     group = commands.add_parser(
         "daemon",
         help="start, stop or ask after the daemon",
         description="The daemon queues, starts and watches trainers. Stopping it does not stop them.",
     )
     parts = group.add_subparsers(title="commands", metavar="start|stop|status", required=True)
-    command("start", "daemon:start", "start the daemon, if none runs", parts)
-    command("stop", "daemon:stop", "end the daemon; trainers go on and are found again by the next one", parts)
-    c = command("status", "daemon:status", "say whether the daemon runs, and where", parts)
+    _command(parts, "start", "daemon:start", "start the daemon, if none runs")
+    _command(parts, "stop", "daemon:stop", "end the daemon; trainers go on and are found again by the next one")
+    c = _command(parts, "status", "daemon:status", "say whether the daemon runs, and where")
     c.add_argument("--json", action="store_true", help="one object")
 
+
+def _cache(commands: Commands) -> None:
+    """What is kept for the next start."""
     group = commands.add_parser(
         "cache",
         help="list or empty what is kept for the next start",
@@ -238,24 +264,30 @@ def parser() -> argparse.ArgumentParser:
     group.set_defaults(handler="cache:show", json=False, kind=None)
     parts = group.add_subparsers(title="commands", metavar="list|clear|path")
     kinds = ("weights", "latents", "texts")
-    c = command(
+    c = _command(
+        parts,
         "list",
         "cache:show",
         "list what the caches hold, last used first (`wanlora cache` alone does the same)",
-        parts,
         daemon=False,
     )
     c.add_argument(
         "kind", nargs="?", choices=kinds, help="show every entry of this cache (default: all caches, summed up)"
     )
     c.add_argument("--json", action="store_true", help="a list of objects")
-    c = command("clear", "cache:clear", "delete the caches, or one of them", parts, daemon=False)
+    c = _command(parts, "clear", "cache:clear", "delete the caches, or one of them", daemon=False)
     c.add_argument("kind", nargs="?", choices=kinds, help="only this cache")
-    c = command("path", "cache:path", "print the folder of the caches, or of one of them", parts, daemon=False)
+    c = _command(parts, "path", "cache:path", "print the folder of the caches, or of one of them", daemon=False)
     c.add_argument("kind", nargs="?", choices=kinds, help="only this cache")
 
-    command("doctor", "doctor:doctor", "check GPU, driver, memory, disk, terminal and model files")
-    return top
+
+def _job_file(c: argparse.ArgumentParser) -> None:
+    c.add_argument("job", type=Path, metavar="JOB", help="job file")
+
+
+def _out(c: argparse.ArgumentParser, when: str = "") -> None:
+    text = f"{when}parent of the run folder (default: `runs` beside the job file)"
+    c.add_argument("--out", type=Path, metavar="DIR", help=text)
 
 
 def _going_on(c: argparse.ArgumentParser) -> None:

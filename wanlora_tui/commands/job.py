@@ -1,4 +1,4 @@
-"""new, check, train: a job file and nothing else, no daemon."""
+"""new, check, train, ara: what needs a job file or a model, and no daemon."""
 
 import os
 import sys
@@ -131,3 +131,14 @@ def train(args: Namespace) -> int:
         ]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "engine", str(args.job), *options])
+
+
+def ara(args: Namespace) -> int:
+    """Become the builder of an accuracy recovery adapter, in a process that has torch: its output and its exit code are
+    the command's own."""
+    line = [args.model, "--rank", str(args.rank), "--precision", args.precision, "--expert", args.expert]
+    line += ["--clips", str(args.clips)] if args.clips else []
+    line += ["--out", str(args.out)] if args.out else []
+    line += ["--full"] if args.full else []
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "engine.recovery.command", *line])
