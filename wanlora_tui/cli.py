@@ -8,6 +8,7 @@ import argparse
 import importlib
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 DONE, FAILED, USAGE, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
@@ -72,9 +73,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _work_on_job_files(commands: Commands) -> None:
     """What needs no daemon, but for the demo."""
-    c = _command(
-        commands, "demo", "demo:demo", "make demo clips and a tiny base model, train on them, show the dashboard"
-    )
+    command = partial(_command, commands)
+    c = command("demo", "demo:demo", "make demo clips and a tiny base model, train on them, show the dashboard")
     c.add_argument("--plain", action="store_true", help="one line per event instead of the dashboard")
     c.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: 40)")
     c.add_argument(
@@ -82,9 +82,7 @@ def _work_on_job_files(commands: Commands) -> None:
     )
     c.add_argument("--prepare", type=Path, metavar="DIR", help="only write DIR/clips, DIR/base and DIR/job.toml")
 
-    c = _command(
-        commands, "new", "job:new", "write a job file from a preset, this machine and a folder of clips", daemon=False
-    )
+    c = command("new", "job:new", "write a job file from a preset, this machine and a folder of clips", daemon=False)
     c.add_argument("--kind", required=True, choices=["motion", "style", "character"], help="what the LoRA teaches")
     c.add_argument("--clips", required=True, type=Path, metavar="DIR", help="folder of clips with their captions")
     c.add_argument("--name", metavar="NAME", help="training name (default: wan_i2v_KIND_FOLDER)")
@@ -99,14 +97,11 @@ def _work_on_job_files(commands: Commands) -> None:
         "--out", type=Path, default=Path("job.toml"), metavar="FILE", help="the job file (default: job.toml)"
     )
 
-    c = _command(
-        commands, "check", "job:check", "list everything wrong, doubtful or improvable about a job", daemon=False
-    )
+    c = command("check", "job:check", "list everything wrong, doubtful or improvable about a job", daemon=False)
     _job_file(c)
     c.add_argument("--json", action="store_true", help="a list of {code, severity, field, message, fix}")
 
-    c = _command(
-        commands,
+    c = command(
         "plan",
         "plan:plan",
         "memory and time of a job: precision, blocks on the GPU, peak VRAM and RAM, seconds per step",
@@ -120,21 +115,18 @@ def _work_on_job_files(commands: Commands) -> None:
     )
     c.add_argument("--json", action="store_true", help="one object")
 
-    c = _command(
-        commands, "timesteps", "timesteps:timesteps", "plot at which timesteps each expert will train", daemon=False
-    )
+    c = command("timesteps", "timesteps:timesteps", "plot at which timesteps each expert will train", daemon=False)
     _job_file(c)
     c.add_argument("--png", type=Path, metavar="FILE", help="draw the same chart into a PNG file too")
     c.add_argument("--json", action="store_true", help="one object, with each expert's samples in bins of 10 timesteps")
 
-    c = _command(commands, "train", "job:train", "train one job in the foreground, without the daemon", daemon=False)
+    c = command("train", "job:train", "train one job in the foreground, without the daemon", daemon=False)
     _job_file(c)
     _out(c)
     c.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     _going_on(c)
 
-    c = _command(
-        commands,
+    c = command(
         "ara",
         "job:ara",
         "build an accuracy recovery adapter: what 4-bit weights lose, put back as a small LoRA",
@@ -165,7 +157,8 @@ def _work_on_job_files(commands: Commands) -> None:
 
 def _submit_and_watch(commands: Commands) -> None:
     """Handing jobs to the daemon, and seeing what becomes of them."""
-    c = _command(commands, "submit", "queue:submit", "hand a job to the daemon, which trains it when its GPU is free")
+    command = partial(_command, commands)
+    c = command("submit", "queue:submit", "hand a job to the daemon, which trains it when its GPU is free")
     _job_file(c)
     _out(c)
     c.add_argument(
@@ -173,10 +166,10 @@ def _submit_and_watch(commands: Commands) -> None:
     )
     _going_on(c)
 
-    c = _command(commands, "jobs", "queue:jobs", "list the jobs")
+    c = command("jobs", "queue:jobs", "list the jobs")
     c.add_argument("--json", action="store_true", help="the job records as a list")
 
-    c = _command(commands, "watch", "watch:watch", "follow a job line by line until it ends; leaving does not stop it")
+    c = command("watch", "watch:watch", "follow a job line by line until it ends; leaving does not stop it")
     c.add_argument("job", nargs="?", metavar="JOB", help="name or number (default: the one that runs, else the newest)")
     form = c.add_mutually_exclusive_group()
     form.add_argument("--plain", action="store_true", help="one line per event, each step included, also on a terminal")
@@ -186,16 +179,17 @@ def _submit_and_watch(commands: Commands) -> None:
 
 def _act_on_jobs(commands: Commands) -> None:
     """What is done to a job that the daemon has, and its dashboard."""
+    command = partial(_command, commands)
     for name, handler, does in (
         ("stop", "queue:stop", "save a checkpoint, then stop; the job can be resumed"),
         ("cancel", "queue:cancel", "take a job from the queue, or end it without saving; its checkpoints stay"),
         ("save", "live:save", "have a running job save a checkpoint now, and go on"),
         ("sample", "live:sample", "have a running job make its previews now, and go on"),
     ):
-        c = _command(commands, name, handler, does)
+        c = command(name, handler, does)
         c.add_argument("job", metavar="JOB", help="name or number")
 
-    c = _command(commands, "set", "live:set_field", "change a running job, e.g. wanlora set JOB training.lr=5e-5")
+    c = command("set", "live:set_field", "change a running job, e.g. wanlora set JOB training.lr=5e-5")
     c.epilog = (
         "These can be changed while a job runs: training.lr, multistage.high.lr, multistage.low.lr, training.steps,"
         " save.every, save.keep, sample.every. A change counts from the next step on; a resume repeats it at the same"
@@ -209,9 +203,7 @@ def _act_on_jobs(commands: Commands) -> None:
         help="one or more settings; all are looked at before the first is sent",
     )
 
-    c = _command(
-        commands, "resume", "resume:resume", "queue an ended job again, from its newest checkpoint or an older one"
-    )
+    c = command("resume", "resume:resume", "queue an ended job again, from its newest checkpoint or an older one")
     c.epilog = (
         "The job file is read anew. Learning rates, steps, [save], [sample] and GPUs may have changed; any other change"
         " is shown and asked about, because the run would not go on exactly as it was begun. Without a terminal it is"
@@ -220,8 +212,7 @@ def _act_on_jobs(commands: Commands) -> None:
     c.add_argument("job", metavar="JOB", help="name or number")
     _going_on(c)
 
-    c = _command(
-        commands,
+    c = command(
         "checkpoints",
         "resume:checkpoints",
         "list the checkpoints of a run with their losses and previews, to go back to one",
@@ -231,7 +222,7 @@ def _act_on_jobs(commands: Commands) -> None:
     _out(c, "with a job file: ")
     c.add_argument("--json", action="store_true", help="a list of objects")
 
-    c = _command(commands, "attach", "tui:attach", "the live dashboard, here or through SSH")
+    c = command("attach", "tui:attach", "the live dashboard, here or through SSH")
     c.add_argument("job", nargs="?", metavar="JOB", help="name or number (default: the one that runs, else the newest)")
     c.add_argument(
         "--host", metavar="USER@BOX", help="the machine that trains; needs ssh there and wanlora on its PATH"
@@ -246,9 +237,10 @@ def _daemon(commands: Commands) -> None:
         description="The daemon queues, starts and watches trainers. Stopping it does not stop them.",
     )
     parts = group.add_subparsers(title="commands", metavar="start|stop|status", required=True)
-    _command(parts, "start", "daemon:start", "start the daemon, if none runs")
-    _command(parts, "stop", "daemon:stop", "end the daemon; trainers go on and are found again by the next one")
-    c = _command(parts, "status", "daemon:status", "say whether the daemon runs, and where")
+    command = partial(_command, parts)
+    command("start", "daemon:start", "start the daemon, if none runs")
+    command("stop", "daemon:stop", "end the daemon; trainers go on and are found again by the next one")
+    c = command("status", "daemon:status", "say whether the daemon runs, and where")
     c.add_argument("--json", action="store_true", help="one object")
 
 
@@ -263,9 +255,9 @@ def _cache(commands: Commands) -> None:
     )
     group.set_defaults(handler="cache:show", json=False, kind=None)
     parts = group.add_subparsers(title="commands", metavar="list|clear|path")
+    command = partial(_command, parts)
     kinds = ("weights", "latents", "texts")
-    c = _command(
-        parts,
+    c = command(
         "list",
         "cache:show",
         "list what the caches hold, last used first (`wanlora cache` alone does the same)",
@@ -275,9 +267,9 @@ def _cache(commands: Commands) -> None:
         "kind", nargs="?", choices=kinds, help="show every entry of this cache (default: all caches, summed up)"
     )
     c.add_argument("--json", action="store_true", help="a list of objects")
-    c = _command(parts, "clear", "cache:clear", "delete the caches, or one of them", daemon=False)
+    c = command("clear", "cache:clear", "delete the caches, or one of them", daemon=False)
     c.add_argument("kind", nargs="?", choices=kinds, help="only this cache")
-    c = _command(parts, "path", "cache:path", "print the folder of the caches, or of one of them", daemon=False)
+    c = command("path", "cache:path", "print the folder of the caches, or of one of them", daemon=False)
     c.add_argument("kind", nargs="?", choices=kinds, help="only this cache")
 
 
