@@ -45,7 +45,7 @@ from wanlora_tui.screens.dashboard import DashboardScreen
 from wanlora_tui.screens.help import HelpScreen
 from wanlora_tui.screens.jobs import JobsScreen
 from wanlora_tui.screens.resume import question_text
-from wanlora_tui.screens.wizard import screen as wizard_screen
+from wanlora_tui.screens.wizard import reading
 from wanlora_tui.screens.wizard.review import ReviewPane
 from wanlora_tui.screenshot import RecordedApp, load_run
 from wanlora_tui.themes import ReadableThemes
@@ -265,7 +265,7 @@ def left_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Wi
     make_image(folder / "control" / "castle.png")
     make_base(folder / "base")
     here = machine(gpu(80))
-    monkeypatch.setattr(wizard_screen, "read_machine", lambda folder: here)
+    monkeypatch.setattr(reading, "read_machine", lambda folder: here)
 
     def app(step: str) -> WizardApp:
         draft = Draft(

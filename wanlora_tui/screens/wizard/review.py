@@ -81,7 +81,6 @@ class ReviewPane(StepPane):
         self.revision = 0  # rises with every check asked for; older answers are dropped
         self.checking = True  # the rules have not answered yet
         self.watching = False  # every frame is being looked at, for damage and scene cuts: slow with many clips
-        self.look: Look | None = None  # the check that is under way
         self.refusal: list[str] = []  # why the last launch came to nothing; gone with the next change
         self.facts: Facts | None = None
         self.findings: list[Finding] = []
