@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := wanlora_tui daemon engine presets tests benchmarks
 
-.PHONY: help setup demo test fast busy lint docs bench golden torture resolve lowest newest clean
+.PHONY: help setup demo test fast busy lint docs snapshots bench golden torture resolve lowest newest clean
 
 help:
-	@echo "make setup | demo | test | fast | busy | lint | docs | bench | golden | torture | resolve | lowest | newest | clean"
+	@echo "make setup | demo | test | fast | busy | lint | docs | snapshots | bench | golden | torture | resolve | lowest | newest | clean"
 
 setup: $(STAMP)
 	@$(BIN)/python -m presets.machine.torch_build --installed
@@ -41,6 +41,9 @@ lint: setup
 docs: setup
 	$(BIN)/python -m presets.rules.docs > docs/job-file.md
 	$(BIN)/python -m tests.house
+
+snapshots: setup
+	$(BIN)/python -m pytest -q tests/wanlora_tui/screens/test_snapshots.py --snapshot-update
 
 bench: setup
 	$(BIN)/python benchmarks/cold_start.py

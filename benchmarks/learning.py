@@ -35,7 +35,7 @@ from diffusers import AutoencoderKLWan
 from PIL import Image
 
 from engine.memory.planning import DEQUANTIZED
-from engine.preview.sampling import write_video
+from engine.preview.video_files import write_video
 from engine.toy_base import DATA
 from engine.toy_base.clip_vae import decode, encode, flat_convolutions
 from engine.toy_base.films import FRAMES, MOTIONS, SIDE, Scene, render

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from daemon.server import serve
-from daemon.wire.paths import places
+from daemon.wire.paths import daemon_paths
 from presets.errors import UserError
 
 
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        serve(places(options.dir), options.trainer or None)
+        serve(daemon_paths(options.dir), options.trainer or None)
     except UserError as e:
         print(f"wanlora daemon: {e}", file=sys.stderr)
         return 1

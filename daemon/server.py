@@ -10,11 +10,12 @@ from collections import deque
 import msgspec
 import zmq
 
+from daemon.jobs.requests import Requests
 from daemon.jobs.service import Service
 from daemon.processes.start_trainer import torchrun
 from daemon.sockets import Sockets
 from daemon.wire.lock import Lock, take_lock
-from daemon.wire.paths import Places
+from daemon.wire.paths import DaemonPaths
 from daemon.wire.protocol import (
     PROTOCOL_VERSION,
     Answer,
@@ -37,32 +38,33 @@ MAX_ID = 200  # characters of a request id
 LANE = 16  # requests of one client that may wait for their turn
 
 
-def serve(places: Places, trainer_command: list[str] | None = None) -> None:
+def serve(paths: DaemonPaths, trainer_command: list[str] | None = None) -> None:
     """Run the daemon until SIGTERM, SIGINT or a Shutdown. Trainers go on.
 
     `trainer_command`: what starts a trainer, followed by the job file, `--out DIR` and perhaps `--resume`; the engine
-    through torchrun by default. Raises UserError when another daemon serves these places, they cannot be used, or
+    through torchrun by default. Raises UserError when another daemon serves these paths, they cannot be used, or
     somebody removes them.
     """
-    lock = take_lock(places)
+    lock = take_lock(paths)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # trainers inherit it: the end of a login ends nobody
     try:
-        asyncio.run(_run(places, trainer_command or torchrun(), lock))
+        asyncio.run(_run(paths, trainer_command or torchrun(), lock))
     finally:
         lock.close()
 
 
-async def _run(places: Places, trainer_command: list[str], lock: Lock) -> None:
-    await Server(places, trainer_command, lock).run()
+async def _run(paths: DaemonPaths, trainer_command: list[str], lock: Lock) -> None:
+    await Server(paths, trainer_command, lock).run()
 
 
 class Server:
     """The daemon, but for its jobs."""
 
-    def __init__(self, places: Places, trainer_command: list[str], lock: Lock) -> None:
-        self._places, self._lock = places, lock
-        self._service = Service(places, trainer_command, epoch=uuid.uuid4().hex)
-        self._sockets = Sockets(places, lock)
+    def __init__(self, paths: DaemonPaths, trainer_command: list[str], lock: Lock) -> None:
+        self._paths, self._lock = paths, lock
+        self._service = Service(paths, trainer_command, epoch=uuid.uuid4().hex)
+        self._requests = Requests(self._service)
+        self._sockets = Sockets(paths, lock)
         self._router, self._feed = self._sockets.router, self._sockets.feed
         self._lanes: dict[bytes, deque[list[bytes]]] = {}  # client -> its requests that are not answered yet
         self._lane_tasks: set[asyncio.Task[None]] = set()
@@ -80,10 +82,10 @@ class Server:
         except (OSError, zmq.ZMQError) as e:
             raise UserError(
                 f"no folder for the sockets can be had: {e}",
-                where=str(self._places.runtime),
+                where=str(self._paths.runtime),
                 fix="Name a directory of your own with --dir",
             ) from None
-        tasks = [asyncio.create_task(work) for work in (self._requests(), self._subscriptions(), self._time())]
+        tasks = [asyncio.create_task(work) for work in (self._receive(), self._subscriptions(), self._time())]
         waiting = asyncio.create_task(end.wait())
         try:
             done, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -99,7 +101,7 @@ class Server:
 
     # --- requests ---------------------------------------------------------------------------------------------
 
-    async def _requests(self) -> None:
+    async def _receive(self) -> None:
         """A client's requests are answered in the order in which they came; one that waits for a disk holds up no other
         client."""
         while True:
@@ -132,7 +134,7 @@ class Server:
             await self._router.send_multipart([client, reply], flags=zmq.NOBLOCK)
         except zmq.ZMQError as e:
             log.warning("an answer could not be sent: %s", e)
-        if self._service.closing:
+        if self._requests.closing:
             self._end.set()
 
     async def _reply(self, frames: list[bytes]) -> bytes:
@@ -147,13 +149,13 @@ class Server:
         except (msgspec.MsgspecError, ValueError, RecursionError) as e:
             return _refused(frames, f"not a request that this daemon knows: {e}", "Upgrade wanlora on both sides")
         try:
-            return await self._service.reply(request)
+            return await self._requests.reply(request)
         except Exception as e:  # a bug of ours: it must not take the other clients' daemon away
             log.exception("request failed")
             return _refused(
                 frames,
                 f"the daemon failed on this request: {type(e).__name__} {e}",
-                f"Please report it, with {self._places.log}",
+                f"Please report it, with {self._paths.log}",
             )
 
     def _to_other_version(self, envelope: Envelope, frames: list[bytes]) -> bytes:
@@ -163,7 +165,7 @@ class Server:
         except (msgspec.MsgspecError, ValueError, RecursionError):
             return encode(Reply(id=envelope.id[:MAX_ID], answer=_other_version(envelope.version)))
         return encode(
-            Reply(version=request.version, id=request.id[:MAX_ID], answer=self._service.stable(request.command))
+            Reply(version=request.version, id=request.id[:MAX_ID], answer=self._requests.stable(request.command))
         )
 
     # --- feed -------------------------------------------------------------------------------------------------
@@ -202,7 +204,7 @@ class Server:
         if not self._lock.is_in_place():
             raise UserError(
                 "the state directory was removed while the daemon ran, and its job table with it",
-                where=str(self._places.state),
+                where=str(self._paths.state),
                 fix="Trainers go on; their run folders are whole",
             )
         try:

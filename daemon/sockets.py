@@ -15,7 +15,7 @@ import zmq
 import zmq.asyncio
 
 from daemon.wire.lock import Lock
-from daemon.wire.paths import Places, endpoint, make_private, spare_parent
+from daemon.wire.paths import DaemonPaths, endpoint, make_private, spare_parent
 from daemon.wire.protocol import MAX_MESSAGE_BYTES
 from presets.errors import UserError
 
@@ -29,11 +29,11 @@ Bound = tuple[Any, Path, Address | None]  # a socket, the name it was bound unde
 class Sockets:
     """ROUTER for requests, XPUB for the feed."""
 
-    def __init__(self, places: Places, lock: Lock) -> None:
+    def __init__(self, paths: DaemonPaths, lock: Lock) -> None:
         """Nothing is bound yet."""
-        self.at = Places(Path(), places.state)  # where clients find them
+        self.at = DaemonPaths(Path(), paths.state)  # where clients find them
         self._lock = lock
-        self._folders = [places.runtime]  # the wanted one first, then spare ones
+        self._folders = [paths.runtime]  # the wanted one first, then spare ones
         self._bound: dict[Path, list[Bound]] = {}
         self._complaints: set[str] = set()
         self._context = zmq.asyncio.Context()
@@ -71,12 +71,12 @@ class Sockets:
             self._bind(folder)
         if folder != self.at.runtime:
             self._lock.tell(folder)
-            self.at = Places(folder, self.at.state)
+            self.at = DaemonPaths(folder, self.at.state)
             log.info("serving %s, pid %d", folder, os.getpid())
 
     def _serves(self, folder: Path) -> bool:
         """Whether the sockets there are still ours."""
-        here = Places(folder, self.at.state)
+        here = DaemonPaths(folder, self.at.state)
         if folder not in self._bound or [_address(here.control), _address(here.feed)] != [
             address for _, _, address in self._bound[folder]
         ]:
@@ -86,7 +86,7 @@ class Sockets:
 
     def _bind(self, folder: Path) -> None:
         """Raises OSError, UserError or zmq.ZMQError."""
-        here = Places(folder, self.at.state)
+        here = DaemonPaths(folder, self.at.state)
         lost = self._bound.pop(folder, [])
         self._release(lost)
         if not folder.parent.is_dir():  # not ours to make: whoever makes it could not any more
@@ -124,7 +124,7 @@ class Sockets:
             sock.close()
         self._context.term()
         for folder, bound in self._bound.items():
-            here = Places(folder, self.at.state)
+            here = DaemonPaths(folder, self.at.state)
             with suppress(OSError):
                 for path, (_, _, address) in zip((here.control, here.feed), bound, strict=True):
                     if _address(path) == address:

@@ -22,7 +22,7 @@ from presets.facts.gather import gather
 from presets.file_names import require_utf8
 from presets.job.resume_check import JOB_FILE
 from presets.job.schema import Job
-from presets.job.toml_file import absolute_paths, load_job, save_job
+from presets.job.toml_file import absolute_paths, default_out, load_job, save_job
 from presets.machine.shell import without_secrets
 from presets.machine.visible_gpus import shown_to_cuda
 from presets.planner.plan import KNOBS
@@ -64,7 +64,7 @@ def run_job(
         job = load_job(job_path)
         base_dir = job_path.resolve().parent
         require_utf8(out or base_dir)
-        folder = (out.resolve() if out else base_dir / "runs") / job.job.name
+        folder = (out.resolve() if out else default_out(job_path)) / job.job.name
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun's own variable
             raise UserError("this version trains a job on one GPU", where="job.gpus", fix="Set job.gpus to one GPU")
         if resume and not holds_a_run(folder):

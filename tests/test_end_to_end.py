@@ -14,7 +14,8 @@ import psutil
 import pytest
 from safetensors import safe_open
 
-from daemon.wire.client import Client, ping
+from daemon.wire.blocking import ping
+from daemon.wire.client import Client
 from presets.job.fields import FIELDS
 from presets.job.toml_file import load_job, save_job, with_value
 from presets.runs.events import Event, read_events

@@ -25,9 +25,9 @@ from presets.runs.run_view import RunView
 from wanlora_tui.actions import all_actions, bindings
 from wanlora_tui.feeds.job_list import JobList
 from wanlora_tui.feeds.last_seen import LastSeenFile
-from wanlora_tui.feeds.launcher import Launcher
 from wanlora_tui.feeds.run_feed import RunFeed
 from wanlora_tui.feeds.status_lights import daemon_light
+from wanlora_tui.feeds.submitter import Submitter
 from wanlora_tui.output.formatting import count, ending, home_path
 from wanlora_tui.screens.dashboard import DashboardScreen
 from wanlora_tui.screens.help import HelpScreen
@@ -77,11 +77,11 @@ class WanloraApp(ReadableThemes, KeysInOrder):
     ) -> None:
         super().__init__()
         self.daemon_dir, self.host = daemon_dir, host
-        self.memory = LastSeenFile(state_dir)
+        self.last_seen = LastSeenFile(state_dir)
         self.farewell: list[str] = []  # lines for the terminal, once the screens are gone
         self._state_dir, self._image, self._job, self._close_when_done = state_dir, image, job, close_when_done
         self._client = Client(daemon_dir, here=not host)
-        self._board = JobList()
+        self._job_list = JobList()
         self._interrupted_at = 0.0
         self._close_at: float | None = None
 
@@ -92,13 +92,13 @@ class WanloraApp(ReadableThemes, KeysInOrder):
     def on_mount(self) -> None:
         # ours read, or start the daemon, which needs nobody to go on
         asyncio.get_running_loop().set_default_executor(ReadingThreads())
-        if (theme := readable(self.memory.memory.theme)) in self.available_themes:
+        if (theme := readable(self.last_seen.kept.theme)) in self.available_themes:
             self.theme = theme
         self.theme_changed_signal.subscribe(self, lambda theme: self._remember_theme(theme.name))
-        self.push_screen(JobsScreen(self._client, self._board))
+        self.push_screen(JobsScreen(self._client, self._job_list))
         if self._job is not None:
             self.open_dashboard(self._job)
-        self.set_interval(SAVE_SECONDS, self._save_memory)
+        self.set_interval(SAVE_SECONDS, self._save_last_seen)
         if self._close_when_done:
             self.set_interval(1.0, self._close_after_end)
         self._connect()
@@ -124,17 +124,17 @@ class WanloraApp(ReadableThemes, KeysInOrder):
         await super().on_event(event)
 
     def _remember_theme(self, name: str) -> None:
-        self.memory.memory.theme = name
+        self.last_seen.kept.theme = name
 
-    def _save_memory(self) -> None:
+    def _save_last_seen(self) -> None:
         try:
-            self.memory.save()
+            self.last_seen.save()
         except OSError as e:
             self.notify(f"What you have seen cannot be remembered: {e}", severity="warning")
 
     # --- the daemon --------------------------------------------------------------------------------------------
 
-    @work(exclusive=True, group="board")
+    @work(exclusive=True, group="job list")
     async def _connect(self) -> None:
         """Start the daemon if none runs, then follow it for as long as the app lives."""
         async with AsyncExitStack() as stack:
@@ -144,16 +144,16 @@ class WanloraApp(ReadableThemes, KeysInOrder):
                 try:
                     if not self.host and await asyncio.to_thread(ensure_running, self.daemon_dir):
                         self.notify("Started the daemon. It goes on when you leave.")
-                    await self._board.follow(self._client, self._board_changed)
+                    await self._job_list.follow(self._client, self._job_list_changed)
                 except DaemonError as e:
-                    self._board.problem = str(e)
-                    self._board_changed()
+                    self._job_list.problem = str(e)
+                    self._job_list_changed()
                 await asyncio.sleep(RETRY_SECONDS)
 
     @work(exclusive=True, group="daemon")
     async def action_daemon(self) -> None:
         """Say where the daemon is; start it when it does not answer."""
-        light = daemon_light(self._board.beat_age)
+        light = daemon_light(self._job_list.beat_age)
         try:
             if light.level != "bad" or self.host:
                 self.notify(
@@ -166,7 +166,7 @@ class WanloraApp(ReadableThemes, KeysInOrder):
         except DaemonError as e:
             self.notify(str(e), title="Daemon", severity="error", timeout=15)
 
-    def _board_changed(self) -> None:
+    def _job_list_changed(self) -> None:
         for screen in self.screen_stack:
             if isinstance(screen, JobsScreen):
                 screen.post_message(JobsScreen.Changed())
@@ -175,7 +175,7 @@ class WanloraApp(ReadableThemes, KeysInOrder):
 
     def open_dashboard(self, record: JobRecord) -> None:
         self.push_screen(
-            DashboardScreen(RunFeed(self._client, record, self.memory), self._client, self._image, host=self.host)
+            DashboardScreen(RunFeed(self._client, record, self.last_seen), self._client, self._image, host=self.host)
         )
 
     def close_dashboard(self) -> None:
@@ -195,7 +195,9 @@ class WanloraApp(ReadableThemes, KeysInOrder):
 
         # A daemon in a directory of its own keeps everything there, the half-filled wizard too.
         draft = self._state_dir / "draft.json" if self.daemon_dir is not None else None
-        record = await self.push_screen_wait(WizardScreen(draft, Launcher(self._client, self.daemon_dir, self._board)))
+        record = await self.push_screen_wait(
+            WizardScreen(draft, Submitter(self._client, self.daemon_dir, self._job_list))
+        )
         if isinstance(record, JobRecord):
             self.open_dashboard(record)
 
@@ -235,7 +237,7 @@ class WanloraApp(ReadableThemes, KeysInOrder):
         if isinstance(self.screen, DashboardScreen):
             self.farewell += parting(self.screen.run.record, self.screen.run.view, self.host)
         else:
-            live = sum(r.state in LIVE_STATES for r in self._board.records.values())
+            live = sum(r.state in LIVE_STATES for r in self._job_list.records.values())
             if live:
                 self.farewell.append(
                     f"{count(live, 'job')} {'goes' if live == 1 else 'go'} on. Come back with: wanlora"
@@ -257,7 +259,7 @@ class WanloraApp(ReadableThemes, KeysInOrder):
         self.action_leave()
 
     def on_unmount(self) -> None:
-        self._save_memory()
+        self._save_last_seen()
 
 
 def parting(record: JobRecord, view: RunView, host: str) -> list[str]:

@@ -8,6 +8,7 @@ import argparse
 import importlib
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 DONE, FAILED, USAGE, RESUMABLE, INTERRUPTED = 0, 1, 2, 75, 130
@@ -23,8 +24,11 @@ Exit codes: 0 done, 1 findings or failure, 2 usage, 75 saved and can be resumed.
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    """Every command with its options; `handler` names the function that runs it."""
+Commands = argparse._SubParsersAction
+
+
+def _shared() -> argparse.ArgumentParser:
+    """The option of every command that talks to the daemon."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
         "--dir",
@@ -33,9 +37,24 @@ def parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="directory of the daemon's sockets and job table (default: your runtime directory)",
     )
+    return shared
+
+
+def _command(commands: Commands, name: str, handler: str, help: str, *, daemon: bool = True) -> argparse.ArgumentParser:
+    """`daemon`: it talks to the daemon, so it takes --dir."""
+    description = help[0].upper() + help[1:] + "."
+    sub: argparse.ArgumentParser = commands.add_parser(
+        name, help=help, description=description, parents=[_shared()] if daemon else []
+    )
+    sub.set_defaults(handler=handler)
+    return sub
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command with its options; `handler` names the function that runs it."""
     top = argparse.ArgumentParser(
         prog="wanlora",
-        parents=[shared],
+        parents=[_shared()],
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=(
@@ -46,22 +65,15 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="store_true", help="print the version")
     top.set_defaults(handler="tui:open_tui")
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
+    for group in (_work_on_job_files, _submit_and_watch, _act_on_jobs, _daemon, _cache):
+        group(commands)
+    _command(commands, "doctor", "doctor:doctor", "check GPU, driver, memory, disk, terminal and model files")
+    return top
 
-    def command(
-        name: str,
-        handler: str,
-        help: str,
-        parent: "argparse._SubParsersAction[argparse.ArgumentParser]" = commands,
-        *,
-        daemon: bool = True,
-    ) -> argparse.ArgumentParser:
-        """`daemon`: it talks to the daemon, so it takes --dir."""
-        sub = parent.add_parser(
-            name, help=help, description=help[0].upper() + help[1:] + ".", parents=[shared] if daemon else []
-        )
-        sub.set_defaults(handler=handler)
-        return sub
 
+def _work_on_job_files(commands: Commands) -> None:
+    """What needs no daemon, but for the demo."""
+    command = partial(_command, commands)
     c = command("demo", "demo:demo", "make demo clips and a tiny base model, train on them, show the dashboard")
     c.add_argument("--plain", action="store_true", help="one line per event instead of the dashboard")
     c.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: 40)")
@@ -86,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     )
 
     c = command("check", "job:check", "list everything wrong, doubtful or improvable about a job", daemon=False)
-    c.add_argument("job", type=Path, metavar="JOB", help="job file")
+    _job_file(c)
     c.add_argument("--json", action="store_true", help="a list of {code, severity, field, message, fix}")
 
     c = command(
@@ -95,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
         "memory and time of a job: precision, blocks on the GPU, peak VRAM and RAM, seconds per step",
         daemon=False,
     )
-    c.add_argument("job", type=Path, metavar="JOB", help="job file")
+    _job_file(c)
     c.add_argument("--vram", type=_gib, metavar="GIB", help="plan for a card of this much memory")
     c.add_argument("--ram", type=_gib, metavar="GIB", help="plan for a machine of this much RAM")
     c.add_argument(
@@ -104,21 +116,19 @@ def parser() -> argparse.ArgumentParser:
     c.add_argument("--json", action="store_true", help="one object")
 
     c = command("timesteps", "timesteps:timesteps", "plot at which timesteps each expert will train", daemon=False)
-    c.add_argument("job", type=Path, metavar="JOB", help="job file")
+    _job_file(c)
     c.add_argument("--png", type=Path, metavar="FILE", help="draw the same chart into a PNG file too")
     c.add_argument("--json", action="store_true", help="one object, with each expert's samples in bins of 10 timesteps")
 
     c = command("train", "job:train", "train one job in the foreground, without the daemon", daemon=False)
-    c.add_argument("job", type=Path, metavar="JOB", help="job file")
-    c.add_argument(
-        "--out", type=Path, metavar="DIR", help="parent of the run folder (default: `runs` beside the job file)"
-    )
+    _job_file(c)
+    _out(c)
     c.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     _going_on(c)
 
     c = command(
         "ara",
-        "ara:ara",
+        "job:ara",
         "build an accuracy recovery adapter: what 4-bit weights lose, put back as a small LoRA",
         daemon=False,
     )
@@ -144,11 +154,13 @@ def parser() -> argparse.ArgumentParser:
     )
     c.add_argument("--out", type=Path, metavar="FILE", help="the adapter (default: ara-PRECISION-rRANK.safetensors)")
 
+
+def _submit_and_watch(commands: Commands) -> None:
+    """Handing jobs to the daemon, and seeing what becomes of them."""
+    command = partial(_command, commands)
     c = command("submit", "queue:submit", "hand a job to the daemon, which trains it when its GPU is free")
-    c.add_argument("job", type=Path, metavar="JOB", help="job file")
-    c.add_argument(
-        "--out", type=Path, metavar="DIR", help="parent of the run folder (default: `runs` beside the job file)"
-    )
+    _job_file(c)
+    _out(c)
     c.add_argument(
         "--resume", action="store_true", help="go on with the run that lies in its run folder, whoever began it"
     )
@@ -164,6 +176,10 @@ def parser() -> argparse.ArgumentParser:
     form.add_argument("--json", action="store_true", help="the event objects, one per line")
     c.add_argument("--since", type=_seq, default=0, metavar="SEQ", help="only events with a greater sequence number")
 
+
+def _act_on_jobs(commands: Commands) -> None:
+    """What is done to a job that the daemon has, and its dashboard."""
+    command = partial(_command, commands)
     for name, handler, does in (
         ("stop", "queue:stop", "save a checkpoint, then stop; the job can be resumed"),
         ("cancel", "queue:cancel", "take a job from the queue, or end it without saving; its checkpoints stay"),
@@ -203,12 +219,7 @@ def parser() -> argparse.ArgumentParser:
     )
     c.epilog = "Losses are means over the last 20 steps of each expert up to the checkpoint."
     c.add_argument("job", metavar="JOB", help="name or number, or a job file (needs no daemon)")
-    c.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="with a job file: parent of the run folder (default: `runs` beside the job file)",
-    )
+    _out(c, "with a job file: ")
     c.add_argument("--json", action="store_true", help="a list of objects")
 
     c = command("attach", "tui:attach", "the live dashboard, here or through SSH")
@@ -217,17 +228,24 @@ def parser() -> argparse.ArgumentParser:
         "--host", metavar="USER@BOX", help="the machine that trains; needs ssh there and wanlora on its PATH"
     )
 
+
+def _daemon(commands: Commands) -> None:
+    """The daemon itself."""
     group = commands.add_parser(
         "daemon",
         help="start, stop or ask after the daemon",
         description="The daemon queues, starts and watches trainers. Stopping it does not stop them.",
     )
     parts = group.add_subparsers(title="commands", metavar="start|stop|status", required=True)
-    command("start", "daemon:start", "start the daemon, if none runs", parts)
-    command("stop", "daemon:stop", "end the daemon; trainers go on and are found again by the next one", parts)
-    c = command("status", "daemon:status", "say whether the daemon runs, and where", parts)
+    command = partial(_command, parts)
+    command("start", "daemon:start", "start the daemon, if none runs")
+    command("stop", "daemon:stop", "end the daemon; trainers go on and are found again by the next one")
+    c = command("status", "daemon:status", "say whether the daemon runs, and where")
     c.add_argument("--json", action="store_true", help="one object")
 
+
+def _cache(commands: Commands) -> None:
+    """What is kept for the next start."""
     group = commands.add_parser(
         "cache",
         help="list or empty what is kept for the next start",
@@ -237,25 +255,31 @@ def parser() -> argparse.ArgumentParser:
     )
     group.set_defaults(handler="cache:show", json=False, kind=None)
     parts = group.add_subparsers(title="commands", metavar="list|clear|path")
+    command = partial(_command, parts)
     kinds = ("weights", "latents", "texts")
     c = command(
         "list",
         "cache:show",
         "list what the caches hold, last used first (`wanlora cache` alone does the same)",
-        parts,
         daemon=False,
     )
     c.add_argument(
         "kind", nargs="?", choices=kinds, help="show every entry of this cache (default: all caches, summed up)"
     )
     c.add_argument("--json", action="store_true", help="a list of objects")
-    c = command("clear", "cache:clear", "delete the caches, or one of them", parts, daemon=False)
+    c = command("clear", "cache:clear", "delete the caches, or one of them", daemon=False)
     c.add_argument("kind", nargs="?", choices=kinds, help="only this cache")
-    c = command("path", "cache:path", "print the folder of the caches, or of one of them", parts, daemon=False)
+    c = command("path", "cache:path", "print the folder of the caches, or of one of them", daemon=False)
     c.add_argument("kind", nargs="?", choices=kinds, help="only this cache")
 
-    command("doctor", "doctor:doctor", "check GPU, driver, memory, disk, terminal and model files")
-    return top
+
+def _job_file(c: argparse.ArgumentParser) -> None:
+    c.add_argument("job", type=Path, metavar="JOB", help="job file")
+
+
+def _out(c: argparse.ArgumentParser, when: str = "") -> None:
+    text = f"{when}parent of the run folder (default: `runs` beside the job file)"
+    c.add_argument("--out", type=Path, metavar="DIR", help=text)
 
 
 def _going_on(c: argparse.ArgumentParser) -> None:

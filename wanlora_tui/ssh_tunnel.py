@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from daemon.wire.paths import make_private, places
+from daemon.wire.paths import daemon_paths, make_private
 from daemon.wire.protocol import PROTOCOL_VERSION
 from presets import VERSION
 from presets.errors import UserError
@@ -128,7 +128,7 @@ def tunnel(host: str) -> Iterator[Path]:
     """A local directory in which the daemon of `host` can be reached; gone at the end. Raises UserError."""
     status = remote_status(host)
     folder = Path(tempfile.mkdtemp(prefix="wl", dir="/tmp"))  # 0700, and short: a socket path holds 107 bytes
-    here, log = places(folder), folder / "ssh.log"
+    here, log = daemon_paths(folder), folder / "ssh.log"
     make_private(here.runtime)
     sockets = {here.control: status.control, here.feed: status.feed}
     forwards = [arg for local, remote in sockets.items() for arg in ("-L", f"{local}:{remote}")]
@@ -152,8 +152,3 @@ def tunnel(host: str) -> Iterator[Path]:
             keeper.process.terminate()
             keeper.process.wait()
         shutil.rmtree(folder)
-
-
-def remote_path(host: str, path: str) -> str:
-    """How to fetch a file of the other machine."""
-    return f"scp {host}:{path} ."

@@ -56,7 +56,7 @@ class BackgroundIO:
                 loop.call_soon_threadsafe(finish, result, error)
 
         self._at_work += 1
-        threading.Thread(target=run, daemon=True, name=f"aside: {what}"[:60]).start()
+        threading.Thread(target=run, daemon=True, name=f"background: {what}"[:60]).start()
         try:
             return await asyncio.wait_for(done, seconds)
         except TimeoutError:

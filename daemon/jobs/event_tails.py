@@ -17,9 +17,9 @@ class Tails:
     """A tail per job. That of a job with a trainer is read on the loop, a little at a time; any other in a thread, by
     one reader at a time."""
 
-    def __init__(self, aside: BackgroundIO, is_live: Callable[[int], bool]) -> None:
+    def __init__(self, background: BackgroundIO, is_live: Callable[[int], bool]) -> None:
         """`is_live`: whether a job has a trainer, and its tail is read by `poll`."""
-        self._aside, self._is_live = aside, is_live
+        self._background, self._is_live = background, is_live
         self._tails: dict[int, Tail] = {}
         self._folders: defaultdict[int, asyncio.Lock] = defaultdict(asyncio.Lock)
 
@@ -54,7 +54,7 @@ class Tails:
         # a thread that hangs has one that nobody else has
         tail = self._tails.pop(job, None) or Tail(Path(record.run_dir))
         # `wanlora train --resume` may have written there since
-        while await self._aside(tail.poll, what=str(tail.path)):
+        while await self._background(tail.poll, what=str(tail.path)):
             pass
         ended = [j for j in self._tails if not self._is_live(j)]
         for old in ended[: max(0, len(ended) - KEEP + 1)]:

@@ -10,7 +10,7 @@ from daemon.wire.protocol import JobRecord, Submit
 from presets.errors import UserError
 from presets.job.resume_check import JOB_FILE, ResumeCheck
 from presets.job.schema import Job
-from presets.job.toml_file import absolute_paths, dump_job, load_job
+from presets.job.toml_file import absolute_paths, default_out, dump_job, load_job
 from presets.machine.gpus import visible_gpus
 from presets.machine.shell import Shell
 from presets.machine.visible_gpus import VISIBLE, pick
@@ -44,12 +44,14 @@ def require_absolute(*given: str) -> None:
 def read_submission(asked: Submit, now: float) -> Submission:
     """Raises UserError."""
     path = Path(asked.job_path)
+    if path.is_symlink():  # paths in it are relative to the file itself, as for every command without a daemon
+        path = path.resolve()
     job = load_job(path)
     record = JobRecord(
         id=0,
         name=job.job.name,
-        job_path=asked.job_path,
-        out=str(Path(asked.out or path.parent / "runs").resolve()),
+        job_path=str(path),
+        out=str(Path(asked.out).resolve() if asked.out else default_out(path)),
         gpus=sorted(set(job.job.gpus)),
         devices=devices_of(job.job.gpus, asked.shell),
         state="queued",

@@ -1,14 +1,13 @@
-"""The state of every job, as a pure machine: events in, instructions out. No clock, no files, no processes.
+"""The state of every job, as a pure machine: events in, instructions out. No clock, no files, no processes: those are
+in daemon.jobs.service and daemon.jobs.runner, which carry the instructions out.
 
 Each GPU has its own queue, in the order of submission: a job runs when it is at the head of the queue of each of its
 GPUs and all of them are free, so a job for several GPUs is never overtaken by small ones.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
-from msgspec import Struct, field
-
+from daemon.jobs.entry import AskStop, AttemptResult, Changed, Entry, Instruction, Kill, Launch, Terminate, held
 from daemon.processes.proc import ProcessId
 from daemon.wire.protocol import ENDED_STATES, RUNNING_STATES, JobRecord
 from presets.errors import UserError
@@ -17,68 +16,6 @@ from presets.machine.shell import Shell
 CANCEL_GRACE = 5.0  # seconds between SIGTERM and SIGKILL
 STOP_GRACE = 900.0  # seconds without any event after which a stop request is repeated as SIGTERM
 LINGER_GRACE = 120.0  # seconds a trainer may take to go after it said its last word
-
-Ending = Literal["", "stop", "cancel"]
-
-
-class Entry(Struct, kw_only=True):
-    """One job: what clients see, and what only the daemon needs."""
-
-    record: JobRecord
-    order: int  # in the queue: lower runs first
-    resume: bool = False  # continue from the last checkpoint
-    from_step: int | None = None  # or from the one of this step
-    accept_changes: bool = False  # the user has seen how the job file differs from the run that was begun
-    ending: Ending = ""  # asked for, and not come to pass yet
-    due: float = 0.0  # when the next signal goes out; 0: none will
-    due_signal: Literal["terminate", "kill"] = "terminate"
-    trainer: ProcessId | None = None
-    first_seq: int = 0  # last event before this attempt
-    oom_kills: int = 0  # of the machine, when this attempt started
-    shell: Shell | None = None  # of the shell that submitted or resumed it, but for secrets
-    # the names of those: their values are in the daemon's memory alone
-    secrets: list[str] = field(default_factory=list)
-    lacking: list[str] = field(default_factory=list)  # the secrets that this attempt was started without
-
-
-def held(record: JobRecord) -> frozenset[str]:
-    """The GPUs that a job has for itself while it runs, whatever its shell calls them. One without any takes its turn
-    by their numbers."""
-    return frozenset(record.devices or map(str, record.gpus))
-
-
-class Verdict(Struct, frozen=True):
-    """How an attempt ended."""
-
-    state: Literal["done", "stopped", "failed"]
-    outcome: str = ""
-
-
-class Changed(Struct, frozen=True):
-    """Save the job, tell the clients."""
-
-    job: int
-
-
-class Launch(Struct, frozen=True):
-    job: int
-
-
-class AskStop(Struct, frozen=True):
-    """Leave a stop request where the trainer looks for it."""
-
-    job: int
-
-
-class Terminate(Struct, frozen=True):
-    job: int
-
-
-class Kill(Struct, frozen=True):
-    job: int
-
-
-Instruction = Changed | Launch | AskStop | Terminate | Kill
 
 
 class Queue:
@@ -206,7 +143,7 @@ class Queue:
             case "queued":
                 return self._end(
                     entry,
-                    Verdict(
+                    AttemptResult(
                         "stopped", "Taken from the queue. Queue it again with: wanlora resume " + entry.record.name
                     ),
                     now,
@@ -225,7 +162,7 @@ class Queue:
         match entry.record.state:
             case "queued":
                 entry.ending = "cancel"
-                return self._end(entry, Verdict("stopped", "Taken from the queue."), now)
+                return self._end(entry, AttemptResult("stopped", "Taken from the queue."), now)
             case "starting" | "running" | "stopping":
                 if entry.ending == "cancel":
                     return []
@@ -262,11 +199,11 @@ class Queue:
             entry.due, entry.due_signal = now + LINGER_GRACE, "kill"
         return []
 
-    def ended(self, job: int, verdict: Verdict, now: float) -> list[Instruction]:
+    def ended(self, job: int, result: AttemptResult, now: float) -> list[Instruction]:
         """All processes of the trainer are gone."""
         entry = self.entries[job]
         assert entry.record.state in RUNNING_STATES, entry.record.state
-        return self._end(entry, verdict, now)
+        return self._end(entry, result, now)
 
     def adopted(self, job: int, now: float) -> list[Instruction]:
         """A new daemon found the trainer alive. A request to end it that the old daemon took still stands."""
@@ -285,11 +222,11 @@ class Queue:
         assert record.state in RUNNING_STATES, record.state
         record.attempt -= 1
         if entry.ending:
-            return self._end(entry, Verdict("stopped", "Ended before it started."), now)
+            return self._end(entry, AttemptResult("stopped", "Ended before it started."), now)
         record.state = "queued"
         return [Changed(job), *self.fill(now)]
 
-    def rebooted(self, now: float, finished: Mapping[int, Verdict]) -> list[Instruction]:
+    def rebooted(self, now: float, finished: Mapping[int, AttemptResult]) -> list[Instruction]:
         """The machine restarted: nothing runs any more, and nothing starts before a user has looked.
 
         `finished`: what became of the jobs that had come to their end before.
@@ -297,7 +234,7 @@ class Queue:
         out: list[Instruction] = []
         for entry in self.running():
             where = f" at step {entry.record.step}" if entry.record.step else ""
-            broken_off = Verdict(
+            broken_off = AttemptResult(
                 "stopped",
                 f"The machine restarted while this job ran{where}. Go on from the last checkpoint with: wanlora resume"
                 f" {entry.record.name}",
@@ -369,13 +306,13 @@ class Queue:
             entry.due = now + STOP_GRACE
         return [Terminate(entry.record.id)]
 
-    def _end(self, entry: Entry, verdict: Verdict, now: float) -> list[Instruction]:
-        return self._finish(entry, verdict, now) + self.fill(now)
+    def _end(self, entry: Entry, result: AttemptResult, now: float) -> list[Instruction]:
+        return self._finish(entry, result, now) + self.fill(now)
 
-    def _finish(self, entry: Entry, verdict: Verdict, now: float) -> list[Instruction]:
+    def _finish(self, entry: Entry, result: AttemptResult, now: float) -> list[Instruction]:
         record = entry.record
-        record.state, record.outcome = verdict.state, verdict.outcome
-        if entry.ending == "cancel" and verdict.state != "done":
+        record.state, record.outcome = result.state, result.outcome
+        if entry.ending == "cancel" and result.state != "done":
             begun = record.attempt > 0 or entry.resume
             record.state, record.outcome = (
                 "cancelled",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from daemon.jobs.job_queue import Entry
+from daemon.jobs.entry import Entry
 from presets.errors import UserError
 
 REMEMBERED_ANSWERS = 1000  # a retry comes within seconds; this is hours of busy use

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from daemon.jobs.background_io import BackgroundIO
 from daemon.jobs.control_files import prepare, write_command
+from daemon.jobs.entry import AttemptResult, Entry, Instruction
 from daemon.jobs.event_tail import Tail
 from daemon.jobs.event_tails import Tails
-from daemon.jobs.job_queue import Entry, Instruction, Queue, Verdict
+from daemon.jobs.job_queue import Queue
 from daemon.processes.proc import identify, oom_kills
 from daemon.processes.start_trainer import start_trainer
 from daemon.processes.trainer_process import Trainer
-from daemon.wire.paths import Places
+from daemon.wire.paths import DaemonPaths
 from daemon.wire.protocol import JobRecord
 from presets.machine.shell import environment
 from presets.machine.visible_gpus import shown_to_cuda
@@ -31,23 +32,24 @@ class Runner:
 
     def __init__(
         self,
-        places: Places,
+        paths: DaemonPaths,
         command: list[str],
         queue: Queue,
-        aside: BackgroundIO,
+        background: BackgroundIO,
         apply: Callable[[list[Instruction]], None],
     ) -> None:
         """`apply`: takes what the queue says to what has happened."""
         self.trainers: dict[int, Trainer] = {}
-        self.tails = Tails(aside, lambda job: job in self.trainers)
-        self._places, self._command, self._queue, self._aside, self._apply = places, command, queue, aside, apply
+        self.tails = Tails(background, lambda job: job in self.trainers)
+        self._paths, self._command, self._queue = paths, command, queue
+        self._background, self._apply = background, apply
         self._launches: dict[int, asyncio.Task[None]] = {}
         self._stops: dict[int, asyncio.Task[None]] = {}
         # tokens and passwords of the shells that jobs came from: never written down
         self.secrets: dict[int, dict[str, str]] = {}
 
     def marker(self, job: int) -> str:
-        return f"{self._places.state}:{job}"
+        return f"{self._paths.state}:{job}"
 
     def log_of(self, record: JobRecord) -> Path:
         return Path(record.run_dir) / "logs" / f"attempt_{record.attempt}.log"
@@ -67,7 +69,7 @@ class Runner:
         try:
             async with self.tails.folder(job):
                 tail = await self.tails.catch_up(entry.record)
-                begun = await self._aside(partial(prepare, run_dir), what=str(run_dir))
+                begun = await self._background(partial(prepare, run_dir), what=str(run_dir))
             then = (
                 self._queue.never_launched(job, time.time())
                 if entry.ending
@@ -78,7 +80,7 @@ class Runner:
                 log.exception("launch failed")
             then = self._queue.ended(
                 job,
-                Verdict(
+                AttemptResult(
                     "failed",
                     f"The trainer could not be launched: {e}. Fix that, then: wanlora resume {entry.record.name}",
                 ),
@@ -99,7 +101,7 @@ class Runner:
         entry.lacking = [name for name in entry.secrets if name not in secrets | kept]
         child = start_trainer(
             self._command,
-            job_file=self._places.job_file(job),
+            job_file=self._paths.job_file(job),
             out=record.out,
             options=options,
             marker=self.marker(job),
@@ -128,7 +130,7 @@ class Runner:
         record, attempt = entry.record, entry.record.attempt
         try:
             async with self.tails.folder(record.id):
-                await self._aside(
+                await self._background(
                     partial(write_command, Path(record.run_dir), f"stop-{attempt}", ControlFile(command="stop")),
                     what=record.run_dir,
                 )

@@ -1,16 +1,22 @@
-"""Facts of processes from /proc: who a process really is, which ones belong to a trainer, what the kernel killed."""
+"""Who a process is, what it does, which ones belong to a trainer, and what the kernel killed.
+
+Most comes from psutil. It has no start time that a clock which is set leaves alone, no boot, no signal without a race
+and no count of the kernel's kills: those are read from /proc here. Starting and ending trainers is next door
+(start_trainer, trainer_process).
+"""
 
 import os
 import signal
 from pathlib import Path
 
+import psutil
 from msgspec import Struct
 
 MARKER = "WANLORA_TRAINER"  # set in a trainer's environment, so that all its processes can be found again
 
 
 class ProcessId(Struct, frozen=True):
-    """One process for good: a pid alone comes round again, with its start time and the boot it does not."""
+    """One process for good: a pid is used again, but not with the same start time in the same boot."""
 
     pid: int
     start: int  # clock ticks from boot to its start
@@ -18,38 +24,36 @@ class ProcessId(Struct, frozen=True):
 
 
 def boot_id() -> str:
-    """Another one for each boot of this machine."""
+    """A different one for each boot of this machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _stat(pid: int) -> list[str] | None:
-    """/proc/PID/stat from the state on (field 3), or None when there is no such process."""
+def _state_and_start(pid: int) -> tuple[str, int] | None:
+    """Two fields of /proc/PID/stat, or None when there is no such process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return text[text.rindex(")") + 2 :].split()  # the command before it may hold blanks and brackets
+    fields = text[text.rindex(")") + 2 :].split()  # the command before it may hold blanks and brackets
+    return fields[0], int(fields[19])
 
 
 def identify(pid: int) -> ProcessId | None:
     """Who has `pid` now, be it a zombie; None when nobody has."""
-    fields = _stat(pid)
-    return ProcessId(pid, int(fields[19]), boot_id()) if fields else None
-
-
-def is_alive(process: ProcessId) -> bool:
-    """Whether it is still there and not a zombie, which has ended and waits for its parent to notice."""
-    fields = _stat(process.pid)
-    return (
-        fields is not None and fields[0] not in "ZX" and int(fields[19]) == process.start and boot_id() == process.boot
-    )
+    found = _state_and_start(pid)
+    return ProcessId(pid, found[1], boot_id()) if found else None
 
 
 def state_of(process: ProcessId) -> str:
     """The letter in /proc of what it does: R runs, S and I wait, D waits for a disk, T and t are stopped by a signal, Z
-    has ended; "" when it is gone."""
-    fields = _stat(process.pid)
-    return fields[0] if fields is not None and int(fields[19]) == process.start else ""
+    has ended; "" when there is no such process any more."""
+    found = _state_and_start(process.pid)
+    return found[0] if found and found[1] == process.start and boot_id() == process.boot else ""
+
+
+def is_alive(process: ProcessId) -> bool:
+    """Whether it is still there and not a zombie, which has ended and waits for its parent to notice."""
+    return state_of(process) not in ("", "Z", "X")
 
 
 def has_open(pid: int, file: Path) -> bool:
@@ -62,29 +66,16 @@ def has_open(pid: int, file: Path) -> bool:
 
 
 def marked(marker: str) -> list[ProcessId]:
-    """Every live process that carries `marker`, parents before children; whatever session it moved to."""
-    wanted = f"{MARKER}={marker}".encode()
-    found: dict[int, int] = {}
-    for entry in os.scandir("/proc"):
-        if not entry.name.isdigit():
-            continue
+    """Every live process that carries `marker`, whatever session it moved to; the oldest first, so parents before their
+    children."""
+    found = []
+    for process in psutil.process_iter():
         try:
-            environment = Path(f"/proc/{entry.name}/environ").read_bytes()
-        except (FileNotFoundError, ProcessLookupError, PermissionError):  # it ended, or is somebody else's
+            if process.environ().get(MARKER) == marker:  # that of a zombie is empty
+                found.append(identify(process.pid))
+        except psutil.Error:  # it ended, or belongs to another user
             continue
-        if wanted in environment.split(b"\0"):
-            fields = _stat(int(entry.name))
-            if fields and fields[0] not in "ZX":
-                found[int(entry.name)] = int(fields[1])
-    ordered = sorted(found, key=lambda pid: (_depth(pid, found), pid))
-    return [p for p in map(identify, ordered) if p]
-
-
-def _depth(pid: int, parents: dict[int, int]) -> int:
-    depth = 0
-    while parents.get(pid) in parents:
-        pid, depth = parents[pid], depth + 1
-    return depth
+    return sorted((p for p in found if p), key=lambda p: (p.start, p.pid))
 
 
 def send(process: ProcessId, number: signal.Signals) -> None:
@@ -94,7 +85,7 @@ def send(process: ProcessId, number: signal.Signals) -> None:
     except ProcessLookupError:
         return
     try:
-        if is_alive(process):  # the handle keeps meaning this process, even if its pid comes round meanwhile
+        if is_alive(process):  # the handle means this process, even if its pid is used again meanwhile
             signal.pidfd_send_signal(handle, number)
     except ProcessLookupError:
         return
@@ -103,7 +94,7 @@ def send(process: ProcessId, number: signal.Signals) -> None:
 
 
 def oom_kills() -> int:
-    """How many processes the kernel has ended for want of memory since boot; -1 when it does not say."""
+    """How many processes the kernel has killed for lack of memory since boot; -1 when it does not say."""
     facts = Path("/proc/vmstat")
     for line in facts.read_text().splitlines() if facts.exists() else []:
         if line.startswith("oom_kill "):

@@ -17,60 +17,11 @@ import msgspec
 import zmq
 import zmq.asyncio
 
-from daemon.errors import DaemonError, NotAnswering, NotRunning, RequestRefused
-from daemon.wire.find import (
-    ASK_SECONDS,
-    Found,
-    Talk,
-    absence,
-    dealer,
-    find,
-    mismatch,
-    require_daemon,
-)
-from daemon.wire.paths import endpoint, places
-from daemon.wire.protocol import (
-    ENDED_STATES,
-    MAX_MESSAGE_BYTES,
-    PROTOCOL_VERSION,
-    Answer,
-    Beat,
-    Cancel,
-    Changes,
-    ChangesReply,
-    Checkpoints,
-    CheckpointsReply,
-    Command,
-    Done,
-    Feed,
-    Hello,
-    HelloReply,
-    JobChanged,
-    JobRecord,
-    JobReply,
-    Jobs,
-    JobsReply,
-    Refused,
-    Replay,
-    ReplayReply,
-    Request,
-    Resume,
-    RunEvent,
-    SampleNow,
-    SaveNow,
-    Set,
-    Show,
-    Shutdown,
-    Snapshot,
-    SnapshotReply,
-    Stop,
-    Submit,
-    Welcome,
-    encode,
-    envelope_decoder,
-    feed_decoder,
-    reply_decoder,
-)
+from daemon.errors import DaemonError, NotAnswering, NotRunning
+from daemon.wire import protocol as wire
+from daemon.wire.blocking import dealer, read_reply
+from daemon.wire.find import DaemonLocation, find, not_running, require_daemon
+from daemon.wire.paths import daemon_paths, endpoint
 from presets.job.resume_check import ResumeCheck
 from presets.machine.shell import Shell, shell_here
 from presets.runs.checkpoints import StoredCheckpoint
@@ -80,39 +31,7 @@ from presets.runs.run_view import RunView
 SILENCE = 3.0  # seconds without any message, three beats, after which a feed counts as lost
 LONGEST_PAUSE = 8.0  # seconds between two attempts to find a lost daemon again
 
-_T = TypeVar("_T", bound=Answer)
-
-
-def _read_reply(data: bytes, request_id: str) -> Answer | None:
-    """The answer to our request; None when it is another's. Raises VersionMismatch, RequestRefused, DaemonError."""
-    try:
-        envelope = envelope_decoder.decode(data)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
-        raise DaemonError("what answered is not a wanlora daemon") from None
-    if envelope.version != PROTOCOL_VERSION:
-        raise mismatch(envelope.version)
-    if envelope.id != request_id:
-        return None
-    answer = reply_decoder.decode(data).answer
-    if isinstance(answer, Refused):
-        raise RequestRefused(answer.what, fix=answer.fix, findings=answer.findings)
-    if isinstance(answer, HelloReply) and answer.version != PROTOCOL_VERSION:
-        raise mismatch(answer.version)
-    return answer
-
-
-def ping(dir: Path | None = None, *, timeout: float = ASK_SECONDS) -> HelloReply:
-    """Say hello to the daemon of `dir`, blocking. Raises NotRunning (NotAnswering when one is there) or
-    VersionMismatch."""
-    found = find(dir)
-    request = Request(id=uuid.uuid4().hex, command=Hello(PROTOCOL_VERSION))
-    with Talk(found, timeout=timeout) as talk:
-        hello = _read_reply(talk.exchange(request), request.id)
-    assert isinstance(hello, HelloReply), hello
-    # it answers where ours should: it has just been driven away
-    if found.holder is not None and found.holder.pid != hello.pid:
-        raise absence(found)
-    return hello
+_T = TypeVar("_T", bound=wire.Answer)
 
 
 class Client:
@@ -125,7 +44,7 @@ class Client:
         """`timeout`: seconds for one answer; a request is sent again `retries` times. `here`: the daemon is on this
         machine, so what is submitted or resumed takes this process's settings along (presets.machine.shell)."""
         self._dir, self._here = dir, here
-        self._found = Found(places(dir), None)  # as far as is known; looked up anew for each request
+        self._found = DaemonLocation(daemon_paths(dir), None)  # as far as is known; looked up anew for each request
         self._timeout, self._retries = timeout, retries
         self._context = zmq.asyncio.Context()
         self._dealer: Any = None
@@ -155,9 +74,9 @@ class Client:
 
     # --- requests ---------------------------------------------------------------------------------------------
 
-    async def hello(self) -> HelloReply:
+    async def hello(self) -> wire.HelloReply:
         """The daemon's epoch and pid."""
-        return await self._ask(Hello(PROTOCOL_VERSION), HelloReply)
+        return await self._ask(wire.Hello(wire.PROTOCOL_VERSION), wire.HelloReply)
 
     async def submit(
         self,
@@ -167,7 +86,7 @@ class Client:
         resume: bool = False,
         from_step: int | None = None,
         accepted: str | None = None,
-    ) -> JobRecord:
+    ) -> wire.JobRecord:
         """Queue a job file; `out` defaults to the folder `runs` beside it. Paths may be relative to here.
 
         `resume`: go on with the run that lies in its run folder, whoever began it; the rest as for `resume`.
@@ -175,36 +94,36 @@ class Client:
         where = str(Path(job_path).absolute()), str(Path(out).absolute()) if out else ""
         return (
             await self._ask(
-                Submit(*where, resume=resume, from_step=from_step, accepted=accepted, shell=await self._shell()),
-                JobReply,
+                wire.Submit(*where, resume=resume, from_step=from_step, accepted=accepted, shell=await self._shell()),
+                wire.JobReply,
             )
         ).job
 
-    async def jobs(self) -> list[JobRecord]:
+    async def jobs(self) -> list[wire.JobRecord]:
         """All jobs, oldest first."""
-        return (await self._ask(Jobs(), JobsReply)).jobs
+        return (await self._ask(wire.Jobs(), wire.JobsReply)).jobs
 
-    async def show(self, job: str | int) -> JobRecord:
-        return (await self._ask(Show(str(job)), JobReply)).job
+    async def show(self, job: str | int) -> wire.JobRecord:
+        return (await self._ask(wire.Show(str(job)), wire.JobReply)).job
 
-    async def snapshot(self, job: str | int) -> tuple[JobRecord, RunView]:
+    async def snapshot(self, job: str | int) -> tuple[wire.JobRecord, RunView]:
         """The job and the fold of all its events so far."""
-        reply = await self._ask(Snapshot(str(job)), SnapshotReply)
+        reply = await self._ask(wire.Snapshot(str(job)), wire.SnapshotReply)
         return reply.job, reply.view
 
     async def replay(self, job: str | int, since: int = 0) -> list[Event]:
         """Every event after `since`."""
         return [event async for event in self._replay(str(job), since)]
 
-    async def stop(self, job: str | int) -> JobRecord:
+    async def stop(self, job: str | int) -> wire.JobRecord:
         """Have it saved and stopped; the answer comes at once, the end later in the feed."""
-        return (await self._ask(Stop(str(job)), JobReply)).job
+        return (await self._ask(wire.Stop(str(job)), wire.JobReply)).job
 
-    async def resume(self, job: str | int, from_step: int | None = None, accepted: str | None = None) -> JobRecord:
+    async def resume(self, job: str | int, from_step: int | None = None, accepted: str | None = None) -> wire.JobRecord:
         """Queue an ended job again, from its newest checkpoint or that of `from_step`. Its job file is read anew:
         changes that break exactness are refused unless `accepted` is the digest of just these
         (presets.job.resume_check)."""
-        return (await self._ask(Resume(str(job), from_step, accepted, await self._shell()), JobReply)).job
+        return (await self._ask(wire.Resume(str(job), from_step, accepted, await self._shell()), wire.JobReply)).job
 
     async def _shell(self) -> Shell | None:
         return await asyncio.to_thread(shell_here) if self._here else None
@@ -212,31 +131,31 @@ class Client:
     async def going_on(self, job: str | int) -> ResumeCheck:
         """How the job file differs by now from what the last attempt was given, and whether the run may go on with
         it."""
-        return (await self._ask(Changes(str(job)), ChangesReply)).going_on
+        return (await self._ask(wire.Changes(str(job)), wire.ChangesReply)).going_on
 
-    async def checkpoints(self, job: str | int) -> tuple[JobRecord, list[StoredCheckpoint]]:
+    async def checkpoints(self, job: str | int) -> tuple[wire.JobRecord, list[StoredCheckpoint]]:
         """The checkpoints that a job can go back to, oldest first."""
-        reply = await self._ask(Checkpoints(str(job)), CheckpointsReply)
+        reply = await self._ask(wire.Checkpoints(str(job)), wire.CheckpointsReply)
         return reply.job, reply.checkpoints
 
-    async def set(self, job: str | int, field: str, value: str) -> JobRecord:
+    async def set(self, job: str | int, field: str, value: str) -> wire.JobRecord:
         """Change a field of a running job; the answer comes at once, the `changed` event when the trainer has done
         it."""
-        return (await self._ask(Set(str(job), field, value), JobReply)).job
+        return (await self._ask(wire.Set(str(job), field, value), wire.JobReply)).job
 
-    async def save_now(self, job: str | int) -> JobRecord:
-        return (await self._ask(SaveNow(str(job)), JobReply)).job
+    async def save_now(self, job: str | int) -> wire.JobRecord:
+        return (await self._ask(wire.SaveNow(str(job)), wire.JobReply)).job
 
-    async def sample_now(self, job: str | int) -> JobRecord:
-        return (await self._ask(SampleNow(str(job)), JobReply)).job
+    async def sample_now(self, job: str | int) -> wire.JobRecord:
+        return (await self._ask(wire.SampleNow(str(job)), wire.JobReply)).job
 
-    async def cancel(self, job: str | int) -> JobRecord:
-        return (await self._ask(Cancel(str(job)), JobReply)).job
+    async def cancel(self, job: str | int) -> wire.JobRecord:
+        return (await self._ask(wire.Cancel(str(job)), wire.JobReply)).job
 
     async def shutdown(self) -> None:
         """End the daemon; trainers go on. A daemon that is gone already is no error."""
         try:
-            await self._ask(Shutdown(), Done)
+            await self._ask(wire.Shutdown(), wire.Done)
         except NotAnswering:
             raise
         except NotRunning:
@@ -245,16 +164,16 @@ class Client:
     async def _replay(self, job: str, since: int) -> AsyncIterator[Event]:
         more = True
         while more:
-            reply = await self._ask(Replay(job, since), ReplayReply)
+            reply = await self._ask(wire.Replay(job, since), wire.ReplayReply)
             more = reply.more
             for event in reply.events:
                 since = event.seq
                 yield event
 
-    async def _ask(self, command: Command, expected: type[_T]) -> _T:
-        data = encode(Request(id=(request_id := uuid.uuid4().hex), command=command))
-        if len(data) > MAX_MESSAGE_BYTES:
-            raise DaemonError(f"the request has {len(data)} bytes, the daemon takes {MAX_MESSAGE_BYTES}")
+    async def _ask(self, command: wire.Command, expected: type[_T]) -> _T:
+        data = wire.encode(wire.Request(id=(request_id := uuid.uuid4().hex), command=command))
+        if len(data) > wire.MAX_MESSAGE_BYTES:
+            raise DaemonError(f"the request has {len(data)} bytes, the daemon takes {wire.MAX_MESSAGE_BYTES}")
         async with self._lock:
             for attempt in range(self._retries + 1):
                 try:
@@ -277,7 +196,7 @@ class Client:
                             )
                         return answer
                     self._hang_up()
-                    trouble = absence(self._found, self._timeout * (attempt + 1))
+                    trouble = not_running(self._found, self._timeout * (attempt + 1))
                 if self._found.holder is not None and self._found.holder.is_stopped:
                     raise trouble
         raise trouble
@@ -292,21 +211,21 @@ class Client:
         if self._dealer is None:
             self._dealer = dealer(self._context, found.where)
 
-    async def _answer(self, request_id: str) -> Answer | None:
+    async def _answer(self, request_id: str) -> wire.Answer | None:
         """The answer to a request, or None when none comes in time. Answers to earlier, given-up requests are
         dropped."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._timeout
         while (left := deadline - loop.time()) > 0:
             if await self._dealer.poll(int(left * 1000) + 1):
-                answer = _read_reply(await self._dealer.recv(), request_id)
+                answer = read_reply(await self._dealer.recv(), request_id)
                 if answer is not None:
                     return answer
         return None
 
     # --- feed -------------------------------------------------------------------------------------------------
 
-    async def feed(self) -> AsyncIterator[Feed]:
+    async def feed(self) -> AsyncIterator[wire.Feed]:
         """Everything the daemon publishes from now on: a Welcome first of all after each (re)connection and whenever
         another client subscribes, then Beats, RunEvents and JobChangeds. Lost messages stay lost: see `follow`.
 
@@ -321,7 +240,7 @@ class Client:
             try:
                 subscriber.setsockopt(zmq.LINGER, 0)
                 subscriber.setsockopt(zmq.RCVHWM, 5000)
-                subscriber.setsockopt(zmq.MAXMSGSIZE, MAX_MESSAGE_BYTES)
+                subscriber.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
                 subscriber.setsockopt(zmq.SUBSCRIBE, b"")
                 subscriber.connect(endpoint(found.where.feed))
                 while await subscriber.poll(int(SILENCE * 1000)):
@@ -336,25 +255,25 @@ class Client:
                 require_daemon(there, there.where.feed)
                 found = there
 
-    async def _read_feed(self, data: bytes) -> Feed:
+    async def _read_feed(self, data: bytes) -> wire.Feed:
         try:
-            return feed_decoder.decode(data)
+            return wire.feed_decoder.decode(data)
         except (msgspec.MsgspecError, ValueError, RecursionError) as e:
             await self.hello()  # says so if it is another version by now
             raise DaemonError(
                 f"the daemon published what this client cannot read: {e}", fix="Upgrade wanlora on both sides"
             ) from None
 
-    async def follow(self, job: str | int, since: int = 0) -> AsyncIterator[Event | Beat | JobRecord]:
+    async def follow(self, job: str | int, since: int = 0) -> AsyncIterator[Event | wire.Beat | wire.JobRecord]:
         """A run from event `since` on, without end: its events in order and each once, its record when it changes
         (an ended job's record comes after its last event), and every beat.
 
         Raises NotRunning at first only; later it waits for the daemon to come back.
         """
-        record: JobRecord | None = None
+        record: wire.JobRecord | None = None
         last = since
         async for message in self.feed():
-            if isinstance(message, Welcome) or record is None or _behind(message, record, last):
+            if isinstance(message, wire.Welcome) or record is None or _behind(message, record, last):
                 try:
                     fresh = await self.show(job if record is None else record.id)
                     async for event in self._replay(str(fresh.id), last):
@@ -366,23 +285,25 @@ class Client:
                     record = fresh
                     yield record
             match message:
-                case RunEvent(job=number, event=event) if number == record.id and event.seq > last:
+                case wire.RunEvent(job=number, event=event) if number == record.id and event.seq > last:
                     last = event.seq
                     yield event
-                case JobChanged(job=changed) if changed.id == record.id and changed.revision > record.revision:
+                case wire.JobChanged(job=changed) if changed.id == record.id and changed.revision > record.revision:
                     record = changed
                     yield record
-                case Beat():
+                case wire.Beat():
                     yield message
 
 
-def _behind(message: Feed, record: JobRecord, last: int) -> bool:
+def _behind(message: wire.Feed, record: wire.JobRecord, last: int) -> bool:
     """Whether a message shows that something of this job was missed."""
     match message:
-        case RunEvent(job=number, event=event):
+        case wire.RunEvent(job=number, event=event):
             return number == record.id and event.seq > last + 1
-        case JobChanged(job=changed):
-            return changed.id == record.id and (changed.revision > record.revision + 1 or changed.state in ENDED_STATES)
-        case Beat(runs=runs):
+        case wire.JobChanged(job=changed):
+            return changed.id == record.id and (
+                changed.revision > record.revision + 1 or changed.state in wire.ENDED_STATES
+            )
+        case wire.Beat(runs=runs):
             return any(run.job == record.id and (run.last_seq > last or run.state != record.state) for run in runs)
     return False

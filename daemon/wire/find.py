@@ -1,49 +1,28 @@
-"""Finding the daemon and asking what it is: the one way of everything that talks to it, whatever the shell's variables,
-its version and its state."""
+"""Finding the daemon, and whether what listens there may be trusted: the same for all that talk to it, whatever the
+shell's variables, its version and its state. Talking itself is in daemon.wire.blocking and daemon.wire.client."""
 
 import os
 import socket
 import stat
 import struct
-import uuid
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
-import msgspec
-import zmq
-
-from daemon.errors import DaemonError, NotAnswering, NotRunning, Untrusted, VersionMismatch
+from daemon.errors import NotAnswering, NotRunning, Untrusted, VersionMismatch
 from daemon.processes.proc import ProcessId, has_open, identify, state_of
-from daemon.wire.lock import Holder, read_holder, user_name
-from daemon.wire.paths import Places, endpoint, places
-from daemon.wire.protocol import (
-    MAX_REPLY_BYTES,
-    PROTOCOL_VERSION,
-    AnyVersionReply,
-    Done,
-    Hello,
-    HelloReply,
-    Jobs,
-    JobsReply,
-    Request,
-    Shutdown,
-    encode,
-    envelope_decoder,
-    reply_decoder,
-)
+from daemon.wire.lock import LockHolder, read_holder, user_name
+from daemon.wire.paths import DaemonPaths, daemon_paths
+from daemon.wire.protocol import PROTOCOL_VERSION
 
-State = Literal["answering", "starting", "hung", "none"]
 ASK_SECONDS = 5.0  # for the answer of a daemon that may have something large to do just now
 
-_any_version_decoder = msgspec.msgpack.Decoder(AnyVersionReply)
 
-
-class Found(NamedTuple):
+class DaemonLocation(NamedTuple):
     """Where the daemon is looked for."""
 
-    where: Places  # with the sockets' folder that the daemon itself has told, if one holds the lock
+    where: DaemonPaths  # with the sockets' folder that the daemon itself has told, if one holds the lock
     # of the lock in the state folder; None: no daemon runs there (its sockets may come here through a tunnel)
-    holder: Holder | None
+    holder: LockHolder | None
 
     @property
     def process(self) -> ProcessId | None:
@@ -56,23 +35,23 @@ class Found(NamedTuple):
         return identify(self.holder.pid) if self.holder.pid and has_open(self.holder.pid, self.where.lock) else None
 
 
-def find(dir: Path | None = None) -> Found:
+def find(dir: Path | None = None) -> DaemonLocation:
     """The daemon of `dir`, the user's own by default. Raises DaemonError when the state folder is another user's."""
-    where = places(dir)
+    where = daemon_paths(dir)
     holder = read_holder(where)
     if holder is not None and holder.runtime:
-        where = Places(Path(holder.runtime), where.state)
-    return Found(where, holder)
+        where = DaemonPaths(Path(holder.runtime), where.state)
+    return DaemonLocation(where, holder)
 
 
-def require_daemon(found: Found, address: Path, *, connected: bool = False) -> None:
+def require_daemon(found: DaemonLocation, address: Path, *, connected: bool = False) -> None:
     """Raises NotRunning unless somebody listens at this socket who can be trusted, NotAnswering when a daemon should.
 
     Asked of the socket itself, so it holds for a forwarded one too. Before anything is sent: a folder in /tmp that
     another user made first, or could write to, can hold a false daemon. `connected`: we are, and that holds while the
     lock is held.
     """
-    if reason := distrust(found.where.runtime) or distrust(address, link=True):
+    if reason := why_untrusted(found.where.runtime) or why_untrusted(address, link=True):
         mend = (
             "It moves away by itself within seconds; try again"
             if found.holder
@@ -95,7 +74,7 @@ def require_daemon(found: Found, address: Path, *, connected: bool = False) -> N
         except BlockingIOError:  # it listens, with many waiting before us
             return
         except OSError:
-            raise absence(found) from None
+            raise not_running(found) from None
         _, uid, _ = struct.unpack("3i", probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
         if uid != os.getuid():
             raise Untrusted(
@@ -104,7 +83,7 @@ def require_daemon(found: Found, address: Path, *, connected: bool = False) -> N
             )
 
 
-def distrust(path: Path, *, link: bool = False) -> str:
+def why_untrusted(path: Path, *, link: bool = False) -> str:
     """Why the folder of the sockets, or one of them, is not to be trusted; "" when it may be, also when there is none.
     `link`: it may be one."""
     try:
@@ -118,7 +97,7 @@ def distrust(path: Path, *, link: bool = False) -> str:
     return f"other users can write to {path}" if stat.S_ISDIR(facts.st_mode) and facts.st_mode & 0o022 else ""
 
 
-def absence(found: Found, waited: float = 0.0) -> NotRunning:
+def not_running(found: DaemonLocation, waited: float = 0.0) -> NotRunning:
     """What to say of a daemon that cannot be spoken to. `waited`: seconds for an answer that did not come."""
     holder = found.holder
     if holder is None and not waited:
@@ -162,7 +141,7 @@ def absence(found: Found, waited: float = 0.0) -> NotRunning:
     )
 
 
-def _nobody(found: Found) -> str:
+def _nobody(found: DaemonLocation) -> str:
     return f"no daemon is running (looked in {found.where.state} and {found.where.runtime})"
 
 
@@ -177,112 +156,3 @@ def mismatch(version: int) -> VersionMismatch:
         f"the daemon speaks protocol version {version}, this client version {PROTOCOL_VERSION}",
         fix=f"The older one is {behind}",
     )
-
-
-class Talk:
-    """A short exchange with a daemon of any version, blocking. Use as `with Talk(found) as talk`.
-
-    A daemon that knows our version answers in it; one that refuses is spoken to in its own. Only what no version
-    changes is said.
-    """
-
-    def __init__(self, found: Found, *, timeout: float = ASK_SECONDS) -> None:
-        self._found, self._timeout, self.version = found, timeout, PROTOCOL_VERSION
-
-    def __enter__(self) -> "Talk":
-        """Raises NotRunning and its kinds."""
-        require_daemon(self._found, self._found.where.control)
-        self._context = zmq.Context()
-        self._dealer = dealer(self._context, self._found.where)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._dealer.close(linger=0)
-        self._context.term()
-
-    def hello(self) -> HelloReply:
-        """Raises NotAnswering; VersionMismatch when the daemon does not even understand that."""
-        answer = self._ask(Hello(self.version))
-        if not isinstance(answer, HelloReply):
-            raise mismatch(self.version)
-        return answer
-
-    def shutdown(self) -> bool:
-        """Whether it has understood and agreed. Raises NotAnswering, VersionMismatch."""
-        return isinstance(self._ask(Shutdown()), Done)
-
-    def _ask(self, command: Hello | Shutdown) -> Any:
-        data = self._exchange(command, self.version)
-        if (version := envelope_decoder.decode(data).version) != self.version:
-            self.version = version
-            try:
-                data = self._exchange(Hello(version) if isinstance(command, Hello) else command, version)
-            except NotAnswering:
-                raise mismatch(version) from None
-        try:
-            return _any_version_decoder.decode(data).answer
-        except msgspec.MsgspecError:
-            return None
-
-    def jobs(self) -> JobsReply:
-        """All jobs, of a daemon of our own version."""
-        answer = reply_decoder.decode(self._exchange(Jobs(), PROTOCOL_VERSION)).answer
-        assert isinstance(answer, JobsReply), answer
-        return answer
-
-    def _exchange(self, command: Hello | Shutdown | Jobs, version: int) -> bytes:
-        return self.exchange(Request(version=version, id=uuid.uuid4().hex, command=command))
-
-    def exchange(self, request: Request) -> bytes:
-        """The reply to a request, or one in another version. Raises NotAnswering."""
-        self._dealer.send(encode(request))
-        while self._dealer.poll(int(self._timeout * 1000)):
-            data: bytes = self._dealer.recv()
-            try:
-                envelope = envelope_decoder.decode(data)
-            except (msgspec.MsgspecError, ValueError, RecursionError):
-                raise DaemonError("what answered is not a wanlora daemon") from None
-            if envelope.id == request.id or envelope.version != request.version:
-                return data
-        raise absence(self._found, self._timeout)
-
-
-def dealer(context: "zmq.Context[Any]", where: Places) -> Any:
-    """A socket for requests."""
-    found = context.socket(zmq.DEALER)
-    found.setsockopt(zmq.LINGER, 0)
-    found.setsockopt(zmq.MAXMSGSIZE, MAX_REPLY_BYTES)
-    found.connect(endpoint(where.control))
-    return found
-
-
-class Sight(NamedTuple):
-    """What can be said of a daemon from outside."""
-
-    state: State
-    found: Found
-    hello: HelloReply | None = None  # of an answering one
-    jobs: JobsReply | None = None  # if it also speaks our version
-    problem: DaemonError | None = None  # why there is no answer, or what is wrong with it
-
-    @property
-    def pid(self) -> int:
-        """0 when none runs, or when nobody knows."""
-        return self.hello.pid if self.hello else self.found.holder.pid if self.found.holder else 0
-
-
-def look(dir: Path | None = None, *, timeout: float = ASK_SECONDS) -> Sight:
-    """Whether a daemon runs, and in what state it is. Raises DaemonError when the state folder is another user's."""
-    found = find(dir)
-    try:
-        with Talk(found, timeout=timeout) as talk:
-            hello = talk.hello()
-            if hello.version != PROTOCOL_VERSION:
-                return Sight("answering", found, hello, problem=mismatch(hello.version))
-            return Sight("answering", found, hello, talk.jobs())
-    except NotAnswering as e:
-        return Sight("starting" if e.starting else "hung", found, problem=e)
-    except NotRunning as e:
-        return Sight("hung" if found.holder else "none", found, problem=e)
-    except VersionMismatch as e:
-        return Sight("answering", found, problem=e)

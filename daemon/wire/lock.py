@@ -27,7 +27,7 @@ from msgspec import Struct
 
 from daemon.errors import DaemonError
 from daemon.processes.proc import ProcessId, identify, is_alive, state_of
-from daemon.wire.paths import Places, make_private
+from daemon.wire.paths import DaemonPaths, make_private
 from daemon.wire.protocol import PROTOCOL_VERSION
 from presets import VERSION
 from presets.errors import UserError
@@ -37,7 +37,7 @@ MAX_BYTES = 16 * 2**10
 PATIENCE = 5.0  # seconds for which clients that look at the lock may be in a daemon's way
 
 
-class Holder(Struct, frozen=True, kw_only=True):
+class LockHolder(Struct, frozen=True, kw_only=True):
     """Who holds the lock. Of a daemon up to 0.1.0 only the pid is known."""
 
     pid: int
@@ -65,11 +65,11 @@ class Holder(Struct, frozen=True, kw_only=True):
 class Lock:
     """The lock, held by this process until `close`."""
 
-    def __init__(self, descriptor: int, places: Places) -> None:
+    def __init__(self, descriptor: int, paths: DaemonPaths) -> None:
         me = identify(os.getpid())
         assert me is not None
-        self._descriptor, self._path = descriptor, places.lock
-        self._holder = Holder(
+        self._descriptor, self._path = descriptor, paths.lock
+        self._holder = LockHolder(
             pid=me.pid,
             start=me.start,
             boot=me.boot,
@@ -77,7 +77,7 @@ class Lock:
             started=time.time(),
             version=VERSION,
             protocol=PROTOCOL_VERSION,
-            log=str(places.log),
+            log=str(paths.log),
         )
         self._write()
 
@@ -103,23 +103,23 @@ class Lock:
         os.close(self._descriptor)
 
 
-def take_lock(places: Places) -> Lock:
-    """Become the one daemon of these places. Raises UserError."""
-    make_private(places.state)
+def take_lock(paths: DaemonPaths) -> Lock:
+    """Become the one daemon of these paths. Raises UserError."""
+    make_private(paths.state)
     try:
-        descriptor = os.open(places.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as e:
         raise UserError(
-            f"cannot be opened: {e.strerror}", where=str(places.lock), fix="Correct the permissions of its folder"
+            f"cannot be opened: {e.strerror}", where=str(paths.lock), fix="Correct the permissions of its folder"
         ) from None
     try:
-        _lock(descriptor, places)
-        return Lock(descriptor, places)
+        _lock(descriptor, paths)
+        return Lock(descriptor, paths)
     except OSError as e:
         os.close(descriptor)
         raise UserError(
             f"cannot be locked and written: {e.strerror}",
-            where=str(places.lock),
+            where=str(paths.lock),
             fix="Set XDG_STATE_HOME to a folder on a disk that can lock files and has room, or use --dir",
         ) from None
     except UserError:
@@ -127,7 +127,7 @@ def take_lock(places: Places) -> Lock:
         raise
 
 
-def _lock(descriptor: int, places: Places) -> None:
+def _lock(descriptor: int, paths: DaemonPaths) -> None:
     """Raises UserError when another daemon holds it. A client that looks holds it too, shared and for a moment: that is
     waited for."""
     deadline = time.monotonic() + PATIENCE
@@ -140,18 +140,18 @@ def _lock(descriptor: int, places: Places) -> None:
                 pid = holder.pid if holder else 0
                 raise UserError(
                     f"another daemon (pid {pid or 'unknown'}) already serves this directory",
-                    where=str(places.state),
+                    where=str(paths.state),
                     fix="Use it, or end it with: wanlora daemon stop",
                 ) from None
             time.sleep(random.uniform(0.01, 0.05))
 
 
-def read_holder(places: Places) -> Holder | None:
-    """Who holds the lock of these places; None when nobody does. Its pid is 0 where it cannot be read.
+def read_holder(paths: DaemonPaths) -> LockHolder | None:
+    """Who holds the lock of these paths; None when nobody does. Its pid is 0 where it cannot be read.
 
     Raises DaemonError when the state folder is another user's, as after `sudo -E`.
     """
-    with _opened(places.lock) as descriptor:
+    with _opened(paths.lock) as descriptor:
         return None if descriptor is None else _holder_of(descriptor)
 
 
@@ -184,7 +184,7 @@ def user_name(uid: int) -> str:
         return f"uid {uid}"
 
 
-def _holder_of(descriptor: int) -> Holder | None:
+def _holder_of(descriptor: int) -> LockHolder | None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -199,14 +199,14 @@ def _holder_of(descriptor: int) -> Holder | None:
         ):
             return holder
         time.sleep(0.01)
-    return holder or Holder(pid=0)
+    return holder or LockHolder(pid=0)
 
 
-def _parsed(data: bytes) -> Holder | None:
+def _parsed(data: bytes) -> LockHolder | None:
     first, _, rest = data.partition(b"\n")
     pid = int(first) if len(first) < PID_BYTES and first.strip().isdigit() else 0
     try:
-        holder = msgspec.json.decode(rest.partition(b"\n")[0], type=Holder)
+        holder = msgspec.json.decode(rest.partition(b"\n")[0], type=LockHolder)
     except msgspec.MsgspecError:
-        return Holder(pid=pid) if pid and not rest.strip() else None
+        return LockHolder(pid=pid) if pid and not rest.strip() else None
     return holder if holder.pid == pid else None

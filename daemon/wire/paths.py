@@ -1,7 +1,7 @@
 """Where the daemon keeps its sockets (a private runtime directory) and its records (the state directory).
 
-Everything of one daemon hangs on a `Places`. Without a directory the user's own ones are taken; a given directory
-holds both, in its `run` and `state`, so that several daemons never meet.
+`DaemonPaths` has all of one daemon's. Without a directory the user's own ones are taken; a given directory holds both,
+in its `run` and `state`, so that several daemons never meet. Who serves there is said in the lock (daemon.wire.lock).
 """
 
 import os
@@ -18,7 +18,7 @@ IPC_PATH_LIMIT = 107  # bytes: sun_path holds 108 with its closing zero
 
 
 @dataclass(frozen=True)
-class Places:
+class DaemonPaths:
     """The files of one daemon."""
 
     runtime: Path
@@ -39,7 +39,7 @@ class Places:
         """Held by the running daemon; who and where it is stands inside (daemon.wire.lock). In the state directory,
         because a login manager may take the runtime directory away when its user logs out, and two daemons must never
         share one job table."""
-        return self.state / "daemon.wire.lock"
+        return self.state / "daemon.lock"
 
     @property
     def database(self) -> Path:
@@ -81,15 +81,15 @@ def _is_own(directory: Path) -> bool:
     return stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and os.access(directory, os.W_OK | os.X_OK)
 
 
-def places(dir: Path | None = None) -> Places:
-    """The places of the user's daemon, or of the one that lives in `dir`. Makes nothing.
+def daemon_paths(dir: Path | None = None) -> DaemonPaths:
+    """The paths of the user's daemon, or of the one that lives in `dir`. Makes nothing.
 
     Raises UserError when a socket's path would be longer than the system allows.
     """
     found = (
-        Places(dir.absolute() / "run", dir.absolute() / "state")
+        DaemonPaths(dir.absolute() / "run", dir.absolute() / "state")
         if dir
-        else Places(runtime_dir(), platformdirs.user_state_path("wanlora"))
+        else DaemonPaths(runtime_dir(), platformdirs.user_state_path("wanlora"))
     )
     length = len(os.fsencode(found.control))
     if length > IPC_PATH_LIMIT:

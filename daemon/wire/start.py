@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 
 from daemon.errors import DaemonError, NotAnswering, NotRunning
-from daemon.wire.client import ping
+from daemon.wire.blocking import ping
 from daemon.wire.find import find
-from daemon.wire.paths import make_private, places
+from daemon.wire.paths import daemon_paths, make_private
 
 START_TIMEOUT = 120.0  # seconds for a daemon to answer: on a busy machine it may have a long run to read first
 MOVE_TIMEOUT = 3.0  # seconds for one that has lost its folder to open another, or for another client's to take the lock
@@ -26,7 +26,7 @@ def ensure_running(dir: Path | None = None) -> bool:
     Raises DaemonError with the daemon's own words when it does not come up, NotAnswering when one runs and is hung,
     VersionMismatch when another version runs.
     """
-    where = places(dir)
+    where = daemon_paths(dir)
     if find(dir).holder is not None or _answers(dir):
         _wait_for(dir)
         return False

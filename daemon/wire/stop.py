@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from daemon.errors import DaemonError, NotAnswering, NotRunning, VersionMismatch
 from daemon.processes.proc import ProcessId, is_alive, send, state_of
-from daemon.wire.find import ASK_SECONDS, Found, Talk, absence, find
+from daemon.wire.blocking import AnyVersionClient
+from daemon.wire.find import ASK_SECONDS, DaemonLocation, find, not_running
 from daemon.wire.lock import read_holder
 from daemon.wire.protocol import PROTOCOL_VERSION, RUNNING_STATES
 
@@ -53,11 +54,11 @@ def stop_daemon(dir: Path | None = None, *, patience: float = END_SECONDS) -> St
     return _by_signal(found, process, said, patience)._replace(trainers=trainers)
 
 
-def _ask(found: Found) -> tuple[str, int | None, bool]:
+def _ask(found: DaemonLocation) -> tuple[str, int | None, bool]:
     """What is to be said of its version, how many trainers it has, whether it agreed to end. Raises NotRunning,
     VersionMismatch."""
     said, trainers = "", None
-    with Talk(found, timeout=ASK_SECONDS) as talk:
+    with AnyVersionClient(found, timeout=ASK_SECONDS) as talk:
         hello = talk.hello()
         if hello.version == PROTOCOL_VERSION:
             trainers = sum(j.state in RUNNING_STATES for j in talk.jobs().jobs)
@@ -69,11 +70,11 @@ def _ask(found: Found) -> tuple[str, int | None, bool]:
         return said, trainers, talk.shutdown()
 
 
-def _by_signal(found: Found, process: ProcessId | None, said: str, patience: float) -> Stopped:
+def _by_signal(found: DaemonLocation, process: ProcessId | None, said: str, patience: float) -> Stopped:
     if process is None:
         if _gone(found, None):
             return Stopped(True, True, f"{said}The daemon{_pid(found)} has ended.")
-        trouble = absence(found)
+        trouble = not_running(found)
         return Stopped(
             True, False, f"{said}The daemon cannot be ended from here: {_sentence(trouble.what)} {trouble.fix}"
         )
@@ -107,12 +108,12 @@ def _by_signal(found: Found, process: ProcessId | None, said: str, patience: flo
     )
 
 
-def _gone(found: Found, process: ProcessId | None) -> bool:
+def _gone(found: DaemonLocation, process: ProcessId | None) -> bool:
     if process is not None:
         return not is_alive(process)
     if found.holder is None:  # known by its sockets alone
         try:
-            with Talk(found, timeout=1.0):
+            with AnyVersionClient(found, timeout=1.0):
                 return False
         except DaemonError:
             return True
@@ -127,7 +128,7 @@ def _until(condition: Callable[[], bool], seconds: float) -> bool:
     return met
 
 
-def _pid(found: Found) -> str:
+def _pid(found: DaemonLocation) -> str:
     return f" (pid {found.holder.pid})" if found.holder is not None and found.holder.pid else ""
 
 

@@ -34,6 +34,11 @@ PROSE = ("prompt", "negative", "default_caption")  # texts that may hold a line 
 MAX_JOB_BYTES = 2**20  # a file with thousands of prompts has less
 
 
+def default_out(job_path: Path) -> Path:
+    """The parent of run folders when none is named: `runs` beside the job file, wherever a link to it lies."""
+    return job_path.resolve().parent / "runs"
+
+
 def load_job(path: Path) -> Job:
     """Read a job file. Raises JobError (a ValueError) with every problem in it, or UserError if it cannot be read."""
     require_utf8(path)

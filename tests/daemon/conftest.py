@@ -12,7 +12,8 @@ import pytest
 
 from daemon.errors import NotRunning
 from daemon.processes.proc import MARKER
-from daemon.wire.client import Client, ping
+from daemon.wire.blocking import ping
+from daemon.wire.client import Client
 from daemon.wire.protocol import ENDED_STATES, LIVE_STATES, JobRecord
 from tests.helpers import ROOT
 from tests.helpers.waiting import PATIENCE

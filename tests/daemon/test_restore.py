@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from daemon.errors import RequestRefused
-from daemon.jobs.job_queue import Entry
+from daemon.jobs.entry import Entry
 from daemon.jobs.job_store import Store
 from daemon.processes.proc import MARKER, identify, is_alive
 from daemon.wire.protocol import JobRecord

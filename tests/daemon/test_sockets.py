@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from daemon.errors import DaemonError, NotRunning
-from daemon.wire.client import Client, ping
+from daemon.wire.blocking import ping
+from daemon.wire.client import Client
 from daemon.wire.find import find
 from daemon.wire.protocol import Beat, Welcome
 from tests.daemon.conftest import until

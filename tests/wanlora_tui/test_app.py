@@ -103,9 +103,9 @@ async def test_the_table_of_a_long_run_is_whole_in_80_columns(folder: Path, tmp_
     await submit(folder, tmp_path, "style_v1")
     async with interface(folder) as (app, pilot):
         await until(pilot, says(pilot, "► running", "/5000", "0.31", "… queued (1)"), "the table")
-        board = app._board
-        board.records[record.id] = msgspec.structs.replace(board.records[record.id], revision=10**6)
-        board.views[record.id].step, board.views[record.id].seconds_per_step = 4000, 12.5
+        job_list = app._job_list
+        job_list.records[record.id] = msgspec.structs.replace(job_list.records[record.id], revision=10**6)
+        job_list.views[record.id].step, job_list.views[record.id].seconds_per_step = 4000, 12.5
         app.screen._render_all()
         await pilot.pause()
         assert app.screen.query_one(JobTable).virtual_size.width <= 80 and " GPU" in shown(app.screen)

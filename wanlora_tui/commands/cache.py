@@ -24,7 +24,7 @@ from presets.caches.tensor_cache import list_tensors
 from presets.caches.weight_cache import list_cache
 from presets.errors import UserError
 from presets.text import human
-from wanlora_tui.commands.common import say
+from wanlora_tui.commands.common import print_table, say
 from wanlora_tui.output.formatting import count, duration, expert_text, home_path
 
 ONE = {"latents": "image", "texts": "text"}
@@ -45,10 +45,7 @@ def show(args: Namespace) -> int:
         table += rows
         talk.append(told)
     if table:
-        table.insert(0, ("CACHE", "SIZE", "USED", "WHAT"))
-        widths = [max(len(row[i]) for row in table) for i in range(4)]
-        for row in table:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print_table([("CACHE", "SIZE", "USED", "WHAT"), *table])
         talk.append("Empty them with: wanlora cache clear")
     say("\n".join(talk))
     return 0

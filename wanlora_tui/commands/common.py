@@ -1,16 +1,23 @@
-"""The way to the daemon that all commands share: where it is, starting it, and which job is meant."""
+"""What the commands share: the way to the daemon, which job is meant, and how text and tables are printed.
 
+How numbers, times and paths read is in wanlora_tui.output; the terminal itself in wanlora_tui.terminal."""
+
+import asyncio
 import sys
 from argparse import Namespace
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
+from daemon.wire.client import Client
 from daemon.wire.find import find
 from daemon.wire.protocol import LIVE_STATES, RUNNING_STATES, JobRecord
 from daemon.wire.start import ensure_running
 from presets.errors import UserError
 from wanlora_tui.output.formatting import home_path
 from wanlora_tui.terminal.streams import terminal_width
+
+T = TypeVar("T")
 
 
 def say(text: str) -> None:
@@ -21,6 +28,25 @@ def say(text: str) -> None:
 def report_width(stream: TextIO) -> int:
     """Columns for paragraphs: those of the terminal, but no more than read well."""
     return min(100, terminal_width(stream) or 100)
+
+
+def print_table(rows: Sequence[tuple[str, ...]]) -> None:
+    """Print rows, the heading first, in columns. Nothing is cut: a terminal wraps what is too wide for it."""
+    from rich.cells import cell_len  # a sign may take two columns; 10 ms, which not every command should pay
+
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(c + " " * (w - cell_len(c)) for c, w in zip(row, widths, strict=True)).rstrip())
+
+
+def ask(folder: Path | None, request: Callable[[Client], Awaitable[T]]) -> T:
+    """The answer of the daemon of `folder` to one request. Raises DaemonError."""
+
+    async def go() -> T:
+        async with Client(folder) as client:
+            return await request(client)
+
+    return asyncio.run(go())
 
 
 def daemon_dir(args: Namespace) -> Path | None:

@@ -4,7 +4,7 @@ import json
 import time
 from argparse import Namespace
 
-from daemon.wire.find import Sight, look
+from daemon.wire.blocking import DaemonStatus, daemon_status
 from daemon.wire.protocol import LIVE_STATES, PROTOCOL_VERSION
 from daemon.wire.stop import stop_daemon
 from presets import VERSION
@@ -40,58 +40,58 @@ def stop(args: Namespace) -> int:
 
 def status(args: Namespace) -> int:
     """0 when a daemon of our protocol answers, else 1."""
-    sight = look(daemon_dir(args))
+    seen = daemon_status(daemon_dir(args))
     if args.json:
-        print(json.dumps(_facts(sight)))
-    elif sight.state == "answering":
-        print(_summary(sight))
+        print(json.dumps(_facts(seen)))
+    elif seen.state == "answering":
+        print(_summary(seen))
     else:
-        print(f"{sight.problem}")
-    if sight.state == "answering" and sight.problem:
-        say(f"wanlora: {sight.problem}")
-    return 1 if sight.problem else 0
+        print(f"{seen.problem}")
+    if seen.state == "answering" and seen.problem:
+        say(f"wanlora: {seen.problem}")
+    return 1 if seen.problem else 0
 
 
-def _summary(sight: Sight) -> str:
-    where, holder, jobs = sight.found.where, sight.found.holder, sight.jobs
-    told = f": {count(len(jobs.jobs), 'job')}, {_live(sight)} of them running or queued" if jobs else ""
+def _summary(seen: DaemonStatus) -> str:
+    where, holder, jobs = seen.found.where, seen.found.holder, seen.jobs
+    told = f": {count(len(jobs.jobs), 'job')}, {_live(seen)} of them running or queued" if jobs else ""
     since = f" for {duration(time.time() - holder.started)}" if holder and holder.started else ""
     log = f" Its log: {home_path(holder.log)}" if holder and holder.log else ""
     return (
-        f"The daemon runs in {where.runtime}{told}.\nwanlora {_version(sight) or 'of another version'}, pid"
-        f" {sight.pid}{since}.{log}"
+        f"The daemon runs in {where.runtime}{told}.\nwanlora {_version(seen) or 'of another version'}, pid"
+        f" {seen.pid}{since}.{log}"
     )
 
 
-def _live(sight: Sight) -> int | None:
-    return sum(j.state in LIVE_STATES for j in sight.jobs.jobs) if sight.jobs else None if sight.state != "none" else 0
+def _live(seen: DaemonStatus) -> int | None:
+    return sum(j.state in LIVE_STATES for j in seen.jobs.jobs) if seen.jobs else None if seen.state != "none" else 0
 
 
-def _version(sight: Sight) -> str:
-    return (sight.hello.wanlora if sight.hello else "") or (sight.found.holder.version if sight.found.holder else "")
+def _version(seen: DaemonStatus) -> str:
+    return (seen.hello.wanlora if seen.hello else "") or (seen.found.holder.version if seen.found.holder else "")
 
 
-def _facts(sight: Sight) -> dict[str, object]:
+def _facts(seen: DaemonStatus) -> dict[str, object]:
     """For scripts, and for `wanlora attach --host` on other machines. Keys are added, none is taken away."""
-    where, holder = sight.found.where, sight.found.holder
-    protocol = sight.hello.version if sight.hello else (holder.protocol if holder else 0)
+    where, holder = seen.found.where, seen.found.holder
+    protocol = seen.hello.version if seen.hello else (holder.protocol if holder else 0)
     return {
-        "running": sight.state != "none",
-        "state": sight.state,  # answering, starting, hung or none
-        "pid": sight.pid or None,
+        "running": seen.state != "none",
+        "state": seen.state,  # answering, starting, hung or none
+        "pid": seen.pid or None,
         "started": holder.started if holder and holder.started else None,  # seconds since 1970
         "uptime": time.time() - holder.started if holder and holder.started else None,  # seconds
         "host": holder.host if holder else "",
         "runtime_dir": str(where.runtime),
         "control": str(where.control),
         "feed": str(where.feed),
-        "state_dir": (sight.hello.state_dir if sight.hello else "") or str(where.state),
+        "state_dir": (seen.hello.state_dir if seen.hello else "") or str(where.state),
         "log": (holder.log if holder else "") or str(where.log),
-        "version": _version(sight),  # of wanlora, the daemon's
+        "version": _version(seen),  # of wanlora, the daemon's
         "protocol": protocol or PROTOCOL_VERSION,  # the daemon's, as far as it is known
         "client_version": VERSION,
         "client_protocol": PROTOCOL_VERSION,
-        "live_jobs": _live(sight),  # null when it does not say
-        "problem": sight.problem.what if sight.problem else "",
-        "fix": sight.problem.fix if sight.problem else "",
+        "live_jobs": _live(seen),  # null when it does not say
+        "problem": seen.problem.what if seen.problem else "",
+        "fix": seen.problem.fix if seen.problem else "",
     }

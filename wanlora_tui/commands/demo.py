@@ -9,9 +9,8 @@ from pathlib import Path
 from daemon.wire.client import Client
 from daemon.wire.protocol import LIVE_STATES, JobRecord
 from presets.errors import UserError
-from presets.job.toml_file import load_job, save_job, with_value
-from presets.runs.run_view import RunView
-from wanlora_tui.commands.common import daemon_dir, say, start_daemon
+from presets.job.toml_file import default_out, load_job, save_job, with_value
+from wanlora_tui.commands.common import ask, daemon_dir, say, start_daemon
 from wanlora_tui.commands.tui import run_app
 from wanlora_tui.commands.watch import OUTCOMES, LinePrinter, watch_job
 from wanlora_tui.output.formatting import ending
@@ -30,18 +29,18 @@ def demo(args: Namespace) -> int:
     folder = daemon_dir(args)
     out = args.out.absolute()
     start_daemon(folder)
-    record = asyncio.run(under_way(out, folder))
+    record = under_way(out, folder)
     if record is None:
         say(f"Making demo clips and a tiny base model in {args.out} ...")
-        record = asyncio.run(submit(prepare(out, args.steps), folder))
+        record = submit(prepare(out, args.steps), folder)
     else:
         say(f"{record.name} is {record.state} already; showing that one.")
     if not args.plain and can_draw():
         run_app(folder, job=record, close_when_done=LINGER_SECONDS)
-        over = asyncio.run(ended(record, folder))
-        if over is None:
+        shown = record.id
+        record, view = ask(folder, lambda daemon: daemon.snapshot(shown))
+        if record.state in LIVE_STATES:
             return 0
-        record, view = over
     else:
         printer = LinePrinter(live=False)
         try:
@@ -81,7 +80,7 @@ def free_job(job: Path, taken: set[str]) -> Path:
     """The job file itself, or a copy of it with the next free name when its run folder is in use: `demo`, `demo-2`,
     `demo-3`."""
     first = load_job(job)
-    runs, name, number = job.parent / "runs", first.job.name, 1
+    runs, name, number = default_out(job), first.job.name, 1
     while name in taken or (runs / name).exists():
         number += 1
         name = f"{first.job.name}-{number}"
@@ -93,22 +92,16 @@ def free_job(job: Path, taken: set[str]) -> Path:
     return path
 
 
-async def under_way(out: Path, folder: Path | None) -> JobRecord | None:
+def under_way(out: Path, folder: Path | None) -> JobRecord | None:
     """The demo that already trains or waits in this folder, if there is one: it is taken up, and its files are left
     alone."""
-    async with Client(folder) as client:
-        live = [r for r in await client.jobs() if r.out == str(out / "runs") and r.state in LIVE_STATES]
-        return live[-1] if live else None
+    live = [
+        r for r in ask(folder, Client.jobs) if r.out == str(default_out(out / "job.toml")) and r.state in LIVE_STATES
+    ]
+    return live[-1] if live else None
 
 
-async def submit(job: Path, folder: Path | None) -> JobRecord:
+def submit(job: Path, folder: Path | None) -> JobRecord:
     """Hand the demo job to the daemon, under a name that is free in its folder and there."""
-    async with Client(folder) as client:
-        return await client.submit(free_job(job, {r.name for r in await client.jobs()}), job.parent / "runs")
-
-
-async def ended(record: JobRecord, folder: Path | None) -> tuple[JobRecord, RunView] | None:
-    """The job's record and fold if it is over, else None."""
-    async with Client(folder) as client:
-        now, view = await client.snapshot(str(record.id))
-        return None if now.state in LIVE_STATES else (now, view)
+    job = free_job(job, {r.name for r in ask(folder, Client.jobs)})
+    return ask(folder, lambda daemon: daemon.submit(job, default_out(job)))

@@ -1,4 +1,4 @@
-"""new, check, train: a job file and nothing else, no daemon."""
+"""new, check, train, ara: what needs a job file or a model, and no daemon."""
 
 import os
 import sys
@@ -12,14 +12,9 @@ from presets.findings import Finding, of_job_error
 from presets.job.fields import toml_text
 from presets.job.resume_check import ResumeCheck
 from presets.job.schema import DatasetPanel, Job, suggested_name
-from presets.job.toml_file import get_value, load_job, parse_value, save_job, with_value
+from presets.job.toml_file import default_out, get_value, load_job, parse_value, save_job, with_value
 from presets.text import sentences
 from wanlora_tui.commands.common import report_width, say
-
-
-def default_out(job_path: Path) -> Path:
-    """The parent of run folders when none is named."""
-    return job_path.resolve().parent / "runs"
 
 
 def new(args: Namespace) -> int:
@@ -141,3 +136,14 @@ def train(args: Namespace) -> int:
         ]
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-m", "engine", str(args.job), *options])
+
+
+def ara(args: Namespace) -> int:
+    """Become the builder of an accuracy recovery adapter, in a process that has torch: its output and its exit code are
+    the command's own."""
+    line = [args.model, "--rank", str(args.rank), "--precision", args.precision, "--expert", args.expert]
+    line += ["--clips", str(args.clips)] if args.clips else []
+    line += ["--out", str(args.out)] if args.out else []
+    line += ["--full"] if args.full else []
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "engine.recovery.command", *line])

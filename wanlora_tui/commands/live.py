@@ -1,13 +1,11 @@
 """set, save, sample: commands to a job that trains."""
 
-import asyncio
 from argparse import Namespace
 
 from daemon.wire.client import Client
-from daemon.wire.protocol import JobRecord
 from presets.errors import UserError
 from presets.job.diff import live_value
-from wanlora_tui.commands.common import daemon_dir, say
+from wanlora_tui.commands.common import ask, daemon_dir, say
 
 
 def set_field(args: Namespace) -> int:
@@ -20,31 +18,24 @@ def set_field(args: Namespace) -> int:
         live_value(field.strip(), value)
         pairs.append((field.strip(), value.strip()))
 
-    async def go() -> None:
-        async with Client(daemon_dir(args)) as client:
-            for field, value in pairs:
-                record = await client.set(args.job, field, value)
-                say(f"{record.name}: {field} = {value or 'left out'} from its next step on.")
-                if field == "training.steps" and int(value) <= record.step:
-                    say(f"{record.name} has made {record.step} steps already, so it saves and is done.")
+    async def send(daemon: Client) -> None:
+        for field, value in pairs:
+            record = await daemon.set(args.job, field, value)
+            say(f"{record.name}: {field} = {value or 'left out'} from its next step on.")
+            if field == "training.steps" and int(value) <= record.step:
+                say(f"{record.name} has made {record.step} steps already, so it saves and is done.")
 
-    asyncio.run(go())
+    ask(daemon_dir(args), send)
     return 0
 
 
 def save(args: Namespace) -> int:
-    async def go() -> JobRecord:
-        async with Client(daemon_dir(args)) as client:
-            return await client.save_now(args.job)
-
-    say(f"{asyncio.run(go()).name}: saves a checkpoint after the step it is at, and goes on.")
+    record = ask(daemon_dir(args), lambda daemon: daemon.save_now(args.job))
+    say(f"{record.name}: saves a checkpoint after the step it is at, and goes on.")
     return 0
 
 
 def sample(args: Namespace) -> int:
-    async def go() -> JobRecord:
-        async with Client(daemon_dir(args)) as client:
-            return await client.sample_now(args.job)
-
-    say(f"{asyncio.run(go()).name}: makes its previews after the step it is at, and goes on.")
+    record = ask(daemon_dir(args), lambda daemon: daemon.sample_now(args.job))
+    say(f"{record.name}: makes its previews after the step it is at, and goes on.")
     return 0

@@ -12,7 +12,7 @@ from presets.facts.facts import Facts
 from presets.facts.gather import gather
 from presets.job.fields import toml_text
 from presets.job.schema import Job
-from presets.job.toml_file import load_job, with_value
+from presets.job.toml_file import default_out, load_job, with_value
 from presets.machine.gpus import Gpu
 from presets.machine.machine import Machine
 from presets.planner.candidates import Candidate
@@ -23,7 +23,6 @@ from presets.planner.sizes import GIB
 from presets.planner.time_costs import Seconds
 from presets.planner.workload import Hardware, Workload, workload_of
 from presets.text import human
-from wanlora_tui.commands.job import default_out
 from wanlora_tui.output.formatting import count, duration, seconds_each
 
 WORTH_TELLING = 0.98  # of the time: what another order of adding must save

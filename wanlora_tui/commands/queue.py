@@ -1,6 +1,5 @@
 """submit, jobs, stop, cancel: one request each."""
 
-import asyncio
 import sys
 from argparse import Namespace
 from contextlib import suppress
@@ -10,9 +9,9 @@ import msgspec
 from daemon.wire.client import Client
 from daemon.wire.protocol import JobRecord
 from presets.errors import JobError, UserError
-from presets.job.toml_file import load_job
-from wanlora_tui.commands.common import daemon_dir, report_width, say, start_daemon
-from wanlora_tui.commands.job import default_out, findings_of
+from presets.job.toml_file import default_out, load_job
+from wanlora_tui.commands.common import ask, daemon_dir, print_table, report_width, say, start_daemon
+from wanlora_tui.commands.job import findings_of
 from wanlora_tui.commands.resume import agreed_here
 from wanlora_tui.output.formatting import ending, home_path, state_text
 
@@ -25,22 +24,20 @@ def submit(args: Namespace) -> int:
     going_on, accepted, asked = _goes_on(args), None, None
     if going_on:
         with suppress(JobError):  # which is a finding
-            base = args.job.absolute().parent
+            base = args.job.resolve().parent
             accepted, asked = agreed_here(load_job(args.job), base, out, accepted=args.accept_changes)
     findings = findings_of(args.job, out=out, scenes=True, accepted=asked)
     if findings:
         say(render(findings, width=report_width(sys.stderr)))
     if has_errors(findings):
         raise UserError("not submitted", where=str(args.job), fix="Correct the errors above and submit again")
-
-    async def go() -> JobRecord:
-        async with Client(daemon_dir(args)) as client:
-            return await client.submit(
-                args.job, args.out or "", resume=going_on, from_step=args.from_step, accepted=accepted
-            )
-
     start_daemon(daemon_dir(args))
-    record = asyncio.run(go())
+    record = ask(
+        daemon_dir(args),
+        lambda daemon: daemon.submit(
+            args.job, args.out or "", resume=going_on, from_step=args.from_step, accepted=accepted
+        ),
+    )
     print(record.name)
     say(f"{_where(record)}. The run folder is {home_path(record.run_dir)}. Watch it with: wanlora attach {record.name}")
     return 0
@@ -58,12 +55,7 @@ def _where(record: JobRecord) -> str:
 
 def jobs(args: Namespace) -> int:
     """A table on a terminal or a pipe, or the records as JSON."""
-
-    async def go() -> list[JobRecord]:
-        async with Client(daemon_dir(args)) as client:
-            return await client.jobs()
-
-    records = asyncio.run(go())
+    records = ask(daemon_dir(args), Client.jobs)
     if args.json:
         sys.stdout.buffer.write(msgspec.json.encode(records) + b"\n")
         return 0
@@ -77,23 +69,12 @@ def jobs(args: Namespace) -> int:
     for r in records:
         state = state_text(r.state) + (f" ({r.position})" if r.position else ", paused" if r.doing == "paused" else "")
         rows.append((str(r.id), r.name, state, f"{r.step}/{r.steps}", ",".join(map(str, r.gpus)), home_path(r.run_dir)))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table(rows)
     return 0
 
 
-def _one(args: Namespace, verb: str) -> JobRecord:
-    async def go() -> JobRecord:
-        async with Client(daemon_dir(args)) as client:
-            record: JobRecord = await getattr(client, verb)(args.job)
-            return record
-
-    return asyncio.run(go())
-
-
 def stop(args: Namespace) -> int:
-    record = _one(args, "stop")
+    record = ask(daemon_dir(args), lambda daemon: daemon.stop(args.job))
     say(
         f"{record.name} saves a checkpoint and stops. Go on later with: wanlora resume {record.name}"
         if record.state == "stopping"
@@ -103,7 +84,7 @@ def stop(args: Namespace) -> int:
 
 
 def cancel(args: Namespace) -> int:
-    record = _one(args, "cancel")
+    record = ask(daemon_dir(args), lambda daemon: daemon.cancel(args.job))
     say(
         f"{record.name} {'is cancelled' if record.state == 'cancelled' else 'is being cancelled'}."
         f" {'Its checkpoints stay.' if record.attempt else 'It had not begun.'}"

@@ -14,13 +14,12 @@ from daemon.wire.protocol import RUNNING_STATES, JobRecord
 from presets.errors import UserError
 from presets.job.resume_check import ResumeCheck, check_run_folder
 from presets.job.schema import Job
-from presets.job.toml_file import load_job
+from presets.job.toml_file import default_out, load_job
 from presets.runs.checkpoints import StoredCheckpoint, checkpoints_of
 from presets.runs.events import EVENTS_FILE, read_events
 from presets.runs.run_view import RunView, apply_event
 from presets.text import human
-from wanlora_tui.commands.common import daemon_dir, say
-from wanlora_tui.commands.job import default_out
+from wanlora_tui.commands.common import daemon_dir, print_table, say
 from wanlora_tui.output.formatting import home_path
 
 ACCEPT = "accept with --accept-changes"
@@ -107,9 +106,7 @@ def checkpoints(args: Namespace) -> int:
         rows.append(
             (str(c.step), time.strftime("%Y-%m-%d %H:%M", time.localtime(c.time)), *losses, human(c.size), previews)
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_table(rows)
     way = (
         f"wanlora train {args.job} --resume --from STEP"
         if path.suffix == ".toml"

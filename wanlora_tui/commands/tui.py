@@ -1,6 +1,5 @@
 """The commands that open the terminal interface: no command at all, and attach."""
 
-import asyncio
 import os
 import sys
 from argparse import Namespace
@@ -8,10 +7,10 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from daemon.wire.client import Client
-from daemon.wire.paths import places
+from daemon.wire.paths import daemon_paths
 from daemon.wire.protocol import JobRecord
 from presets.errors import UserError
-from wanlora_tui.commands.common import daemon_dir, pick_job, say, start_daemon
+from wanlora_tui.commands.common import ask, daemon_dir, pick_job, say, start_daemon
 from wanlora_tui.terminal.streams import is_dumb, is_terminal
 
 
@@ -43,13 +42,12 @@ def attach(args: Namespace) -> int:
         else:
             folder = daemon_dir(args)
             start_daemon(folder)
-        record = asyncio.run(_find(folder, args.job or ""))
+        record = ask(folder, lambda daemon: _find(daemon, args.job or ""))
         return run_app(folder, state_folder=daemon_dir(args), job=record, host=args.host or "")
 
 
-async def _find(folder: Path | None, job: str) -> JobRecord:
-    async with Client(folder) as client:
-        return (await client.snapshot(job))[0] if job else pick_job(await client.jobs())
+async def _find(daemon: Client, job: str) -> JobRecord:
+    return (await daemon.snapshot(job))[0] if job else pick_job(await daemon.jobs())
 
 
 def run_app(
@@ -77,7 +75,7 @@ def run_app(
         image = picture_class(terminal.pictures, terminal.cell)
         app = WanloraApp(
             folder,
-            places(state_folder if host else folder).state,
+            daemon_paths(state_folder if host else folder).state,
             image=image,
             job=job,
             host=host,

@@ -83,10 +83,6 @@ class WizardState:
         """There is a job: kind, at least one folder and the machine are known."""
         return self._recommended is not None
 
-    @property
-    def scanning(self) -> list[str]:
-        return [f for f in self.draft.folders if f not in self.scans]
-
     # The job
 
     def recommended_job(self) -> Job:

@@ -21,30 +21,31 @@ class LastSeen(Struct, kw_only=True):
 
 
 class LastSeenFile:
-    """The memory on disk. A damaged or missing file counts as empty: it holds nothing that could be missed."""
+    """It on disk, in `tui.json`. A damaged or missing file counts as empty: it holds nothing that could be missed."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "tui.json"
         try:
-            self.memory = msgspec.json.decode(self.path.read_bytes(), type=LastSeen)
+            self.kept = msgspec.json.decode(self.path.read_bytes(), type=LastSeen)
         except (FileNotFoundError, msgspec.MsgspecError):
-            self.memory = LastSeen()
+            self.kept = LastSeen()
 
-    def last_seen(self, run: str) -> int:
-        return self.memory.seen.get(run, 0)
+    def seq_of(self, run: str) -> int:
+        """The newest event of a run that was on the screen; 0 when none was."""
+        return self.kept.seen.get(run, 0)
 
     def saw(self, run: str, seq: int) -> None:
         """Note the newest event on the screen; `save` writes it."""
-        if run and seq > self.last_seen(run):
-            self.memory.seen.pop(run, None)
-            self.memory.seen[run] = seq
-            for old in list(self.memory.seen)[:-REMEMBERED]:
-                del self.memory.seen[old]
+        if run and seq > self.seq_of(run):
+            self.kept.seen.pop(run, None)
+            self.kept.seen[run] = seq
+            for old in list(self.kept.seen)[:-REMEMBERED]:
+                del self.kept.seen[old]
 
     def save(self) -> None:
         """Write atomically. Raises OSError."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        write_file(self.path, msgspec.json.encode(self.memory), private=True)
+        write_file(self.path, msgspec.json.encode(self.kept), private=True)
 
 
 def since_you_left(events: list[Event], view: RunView) -> str:

@@ -33,12 +33,12 @@ class RunFeed:
     """A run followed through the daemon, over the daemon's own end and the next one's start."""
 
     def __init__(
-        self, client: Client, record: JobRecord, memory: LastSeenFile, *, clock: Callable[[], float] = time.monotonic
+        self, client: Client, record: JobRecord, last_seen: LastSeenFile, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.record, self.view = record, RunView(name=record.name, steps=record.steps, step=record.step)
         self.beat: RunBeat | None = None
         self.away, self.problem = "", ""
-        self._client, self._memory, self._clock = client, memory, clock
+        self._client, self._last_seen, self._clock = client, last_seen, clock
         self._heard: float | None = None
 
     @property
@@ -62,11 +62,11 @@ class RunFeed:
     async def _load(self) -> None:
         self.record, self.view = await self._client.snapshot(str(self.record.id))
         self.problem, self._heard = "", self._clock()
-        seen = self._memory.last_seen(self.view.run)
+        seen = self._last_seen.seq_of(self.view.run)
         if not self.away and 0 < seen < self.view.last_seq:
             missed = await self._client.replay(str(self.record.id), seen)
             self.away = since_you_left(missed, self.view)
-        self._memory.saw(self.view.run, self.view.last_seq)
+        self._last_seen.saw(self.view.run, self.view.last_seq)
 
     def apply(self, item: Event | Beat | JobRecord) -> None:
         """One thing the daemon told."""
@@ -74,7 +74,7 @@ class RunFeed:
         match item:
             case Event():
                 apply_event(self.view, item)
-                self._memory.saw(self.view.run, self.view.last_seq)
+                self._last_seen.saw(self.view.run, self.view.last_seq)
             case Beat():
                 self.beat = next((b for b in item.runs if b.job == self.record.id), None)
             case JobRecord():

@@ -5,7 +5,7 @@ Every line reads `HH:MM:SS KIND text`. The words and their order are stable; onl
 
 from presets.job.fields import toml_text
 from presets.runs.events import Event
-from presets.runs.run_view import RunView, apply_event
+from presets.runs.run_view import RunView
 from presets.text import sentences
 from wanlora_tui.output.formatting import clock, count, duration, expert_text, rate, seconds_each, so_far
 
@@ -53,12 +53,3 @@ def _text(view: RunView, event: Event) -> str:
             return sentences(data["cause"], data["next"])
         case "done":
             return f"step {data['step']}, {duration(data['seconds'])}: {' '.join(data['files'])}"
-
-
-def plain_lines(view: RunView, events: list[Event]) -> list[str]:
-    """Fold the events into `view` one by one and give their lines."""
-    lines = []
-    for event in events:
-        apply_event(view, event)
-        lines.append(plain_line(view, event))
-    return lines

@@ -48,7 +48,7 @@ LIGHT_STYLES = {"good": "$text-success", "waiting": "$text-warning", "bad": "bol
 
 
 class DashboardScreen(Screen[None]):
-    """Renders a Run. `client` is None for a recorded run, which takes no commands."""
+    """Renders a ShownRun. `client` is None for a recorded run, which takes no commands."""
 
     HELP_GROUP = "dashboard"
     AUTO_FOCUS = ""

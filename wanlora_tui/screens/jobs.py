@@ -50,20 +50,20 @@ class JobTable(DataTable[Text]):
 
 
 class JobsScreen(Screen[None]):
-    """Renders a Board; sends stop, resume and cancel."""
+    """Renders a JobList; sends stop, resume and cancel."""
 
     HELP_GROUP = "jobs"
     BINDINGS = bindings("jobs.new", "jobs.quit")
 
     class Changed(Message):
-        """The board has changed; many of them are one."""
+        """The list has changed; many of them are one."""
 
         def can_replace(self, message: Message) -> bool:
             return isinstance(message, JobsScreen.Changed)
 
-    def __init__(self, client: Client, board: JobList) -> None:
+    def __init__(self, client: Client, job_list: JobList) -> None:
         super().__init__()
-        self._client, self._board = client, board
+        self._client, self._job_list = client, job_list
         self._order: list[int] = []
         self._drawing = Throttle(self, self._render_all)
 
@@ -90,8 +90,8 @@ class JobsScreen(Screen[None]):
         self._drawing.ask()
 
     def _render_all(self) -> None:
-        records = self._board.ordered()
-        table, loaded = self.query_one(JobTable), self._board.beat_age is not None
+        records = self._job_list.ordered()
+        table, loaded = self.query_one(JobTable), self._job_list.beat_age is not None
         self.query_one("#jobs-empty").display = loaded and not records
         table.display = bool(records)
         running = sum(r.state in RUNNING_STATES for r in records)
@@ -104,7 +104,7 @@ class JobsScreen(Screen[None]):
                 ("wanlora  ", "bold"),
                 title,
                 "   ",
-                daemon_light(self._board.beat_age).line,
+                daemon_light(self._job_list.beat_age).line,
                 no_wrap=True,
                 overflow="ellipsis",
             )
@@ -131,7 +131,7 @@ class JobsScreen(Screen[None]):
             table.move_cursor(row=order.index(at), animate=False)
 
     def _cells(self, r: JobRecord) -> list[Text]:
-        view = self._board.views.get(r.id)
+        view = self._job_list.views.get(r.id)
         live = view is not None and r.state in RUNNING_STATES
         step = view.step if view is not None and live else r.step
         position = f" ({r.position})" if r.position else ""
@@ -157,9 +157,9 @@ class JobsScreen(Screen[None]):
 
     def _render_detail(self) -> None:
         record = self._current()
-        lines = [self._board.problem] if self._board.problem else []
+        lines = [self._job_list.problem] if self._job_list.problem else []
         if record is not None:
-            view = self._board.views.get(record.id)
+            view = self._job_list.views.get(record.id)
             paused = (
                 view.phase.text
                 if view is not None and record.state in RUNNING_STATES and view.phase.name == "paused"
@@ -184,7 +184,7 @@ class JobsScreen(Screen[None]):
         return self._order[row] if 0 <= row < len(self._order) else -1
 
     def _current(self) -> JobRecord | None:
-        return self._board.records.get(self._current_id())
+        return self._job_list.records.get(self._current_id())
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """A key that would do nothing for this job is greyed out in the footer."""

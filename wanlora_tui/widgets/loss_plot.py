@@ -28,9 +28,9 @@ def trend(points: list[StepPoint], columns: int) -> list[StepPoint]:
         sums.append(sums[-1] + p.loss)
     half = max(1, round(len(points) * SMOOTHING / 2))
     stride = max(1, math.ceil(len(points) / max(1, columns)))
-    places = [*range(0, len(points), stride), len(points) - 1]
+    paths = [*range(0, len(points), stride), len(points) - 1]
     out = []
-    for i in sorted(set(places)):
+    for i in sorted(set(paths)):
         h = min(half, i, len(points) - 1 - i) if 0 < i < len(points) - 1 else min(half // 2, len(points) - 1)
         low, high = max(0, i - h), min(len(points), i + h + 1)
         out.append(StepPoint(points[i].step, (sums[high] - sums[low]) / (high - low)))

@@ -45,9 +45,10 @@ async def test_what_hangs_is_given_up_and_only_so_much_may_hang(tmp_path: Path, 
 def test_a_process_ends_all_the_same(tmp_path: Path):
     os.mkfifo(tmp_path / "pipe")
     code = (
-        "import asyncio\nfrom pathlib import Path\nfrom daemon.jobs.background_io import Aside\nfrom presets.errors"
-        f" import UserError\ntry:\n    asyncio.run(Aside()(Path({str(tmp_path / 'pipe')!r}).read_bytes, what='x',"
-        " seconds=0.05))\nexcept UserError as e:\n    print(e)"
+        "import asyncio\nfrom pathlib import Path\nfrom daemon.jobs.background_io import BackgroundIO\n"
+        "from presets.errors import UserError\ntry:\n"
+        f"    asyncio.run(BackgroundIO()(Path({str(tmp_path / 'pipe')!r}).read_bytes, what='x', seconds=0.05))\n"
+        "except UserError as e:\n    print(e)"
     )
     said = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True

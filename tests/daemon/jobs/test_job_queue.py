@@ -4,19 +4,8 @@ import random
 
 import pytest
 
-from daemon.jobs.job_queue import (
-    CANCEL_GRACE,
-    LINGER_GRACE,
-    STOP_GRACE,
-    AskStop,
-    Changed,
-    Entry,
-    Kill,
-    Launch,
-    Queue,
-    Terminate,
-    Verdict,
-)
+from daemon.jobs.entry import AskStop, AttemptResult, Changed, Entry, Kill, Launch, Terminate
+from daemon.jobs.job_queue import CANCEL_GRACE, LINGER_GRACE, STOP_GRACE, Queue
 from daemon.processes.proc import ProcessId
 from daemon.wire.protocol import ENDED_STATES, LIVE_STATES, RUNNING_STATES, JobRecord
 from presets.errors import UserError
@@ -48,7 +37,7 @@ def states(queue: Queue) -> list[str]:
     return [e.record.state for e in queue.entries.values()]
 
 
-def places(queue: Queue) -> list[int]:
+def daemon_paths(queue: Queue) -> list[int]:
     return [e.record.position for e in queue.entries.values()]
 
 
@@ -67,7 +56,7 @@ def places(queue: Queue) -> list[int]:
 )
 def test_a_job_runs_when_it_heads_the_queue_of_each_of_its_gpus(gpus, expected, positions):
     queue = queue_of(*gpus)
-    assert states(queue) == expected and places(queue) == positions
+    assert states(queue) == expected and daemon_paths(queue) == positions
 
 
 def test_a_launch_is_saved_before_it_is_done():
@@ -79,25 +68,27 @@ def test_a_launch_is_saved_before_it_is_done():
 
 def test_the_next_job_starts_when_the_gpu_is_free():
     queue = queue_of([0], [0], [0])
-    instructions = queue.ended(1, Verdict("done"), NOW + 5)
+    instructions = queue.ended(1, AttemptResult("done"), NOW + 5)
     assert Launch(2) in instructions and Launch(3) not in instructions
-    assert states(queue) == ["done", "starting", "queued"] and places(queue) == [0, 0, 1]
+    assert states(queue) == ["done", "starting", "queued"] and daemon_paths(queue) == [0, 0, 1]
     done = queue.entries[1].record
     assert (done.finished_at, done.pid) == (NOW + 5, 0)
 
 
-@pytest.mark.parametrize("verdict", [Verdict("done"), Verdict("stopped", "why"), Verdict("failed", "cause")])
-def test_an_end_is_what_the_verdict_says(verdict):
+@pytest.mark.parametrize(
+    "result", [AttemptResult("done"), AttemptResult("stopped", "why"), AttemptResult("failed", "cause")]
+)
+def test_an_end_is_what_the_result_says(result):
     queue = queue_of([0])
-    queue.ended(1, verdict, NOW)
-    assert (queue.entries[1].record.state, queue.entries[1].record.outcome) == (verdict.state, verdict.outcome)
+    queue.ended(1, result, NOW)
+    assert (queue.entries[1].record.state, queue.entries[1].record.outcome) == (result.state, result.outcome)
 
 
 def test_a_launch_that_fails_frees_the_gpu():
     queue = Queue([])
     queue.submit(record(1), NOW)
     queue.submit(record(2), NOW)
-    assert Launch(2) in queue.ended(1, Verdict("failed", "no such program"), NOW)
+    assert Launch(2) in queue.ended(1, AttemptResult("failed", "no such program"), NOW)
 
 
 # --- stop, cancel, resume -------------------------------------------------------------------------------------
@@ -108,16 +99,16 @@ def test_stop_asks_once_however_often_it_is_said():
     assert queue.stop(1, NOW) == [Changed(1), AskStop(1)]
     assert queue.stop(1, NOW + 1) == []
     assert queue.entries[1].record.state == "stopping"
-    queue.ended(1, Verdict("stopped", "stopped on request"), NOW + 2)
+    queue.ended(1, AttemptResult("stopped", "stopped on request"), NOW + 2)
     assert queue.stop(1, NOW + 3) == [] and states(queue) == ["stopped"]
 
 
 def test_a_queued_job_stops_at_once_and_comes_back_with_resume():
     queue = queue_of([0], [0], [0])
     queue.stop(2, NOW)
-    assert states(queue) == ["running", "stopped", "queued"] and places(queue) == [0, 0, 1]
+    assert states(queue) == ["running", "stopped", "queued"] and daemon_paths(queue) == [0, 0, 1]
     queue.resume(2, NOW)
-    assert states(queue) == ["running", "queued", "queued"] and places(queue) == [0, 2, 1]
+    assert states(queue) == ["running", "queued", "queued"] and daemon_paths(queue) == [0, 2, 1]
     assert not queue.entries[2].resume  # it has nothing to go on from
 
 
@@ -139,7 +130,7 @@ def test_cancel_terminates_then_kills_and_kills_again():
     assert queue.tick(NOW + CANCEL_GRACE, {1: NOW}) == [Kill(1)]
     assert queue.tick(NOW + CANCEL_GRACE + 0.1, {1: NOW}) == []
     assert queue.tick(NOW + 2 * CANCEL_GRACE, {1: NOW}) == [Kill(1)]
-    queue.ended(1, Verdict("failed", "killed"), NOW)
+    queue.ended(1, AttemptResult("failed", "killed"), NOW)
     assert queue.entries[1].record.state == "cancelled"
     assert queue.tick(NOW + 99, {}) == []
 
@@ -149,14 +140,14 @@ def test_a_stop_can_be_hardened_into_a_cancel_but_not_softened():
     queue.stop(1, NOW)
     assert Terminate(1) in queue.cancel(1, NOW)
     assert queue.stop(1, NOW) == []
-    queue.ended(1, Verdict("stopped", "SIGTERM received"), NOW)
+    queue.ended(1, AttemptResult("stopped", "SIGTERM received"), NOW)
     assert states(queue) == ["cancelled"]
 
 
 def test_a_job_done_before_the_cancel_reached_it_is_done():
     queue = queue_of([0])
     queue.cancel(1, NOW)
-    queue.ended(1, Verdict("done"), NOW)
+    queue.ended(1, AttemptResult("done"), NOW)
     assert states(queue) == ["done"]
 
 
@@ -169,7 +160,7 @@ def test_a_queued_job_is_cancelled_at_once():
 
 def test_a_queued_job_that_would_go_on_with_a_run_keeps_its_checkpoints_when_cancelled():
     queue = queue_of([0], [0])
-    queue.ended(1, Verdict("stopped"), NOW)
+    queue.ended(1, AttemptResult("stopped"), NOW)
     queue.resume(1, NOW)
     queue.submit(record(3), NOW, resume=True)  # a run that another began
     for job in (1, 3):
@@ -180,21 +171,21 @@ def test_a_queued_job_that_would_go_on_with_a_run_keeps_its_checkpoints_when_can
 @pytest.mark.parametrize("end", ["stopped", "failed"])
 def test_resume_queues_at_the_end_and_goes_on_from_the_checkpoint(end):
     queue = queue_of([0], [0], [0])
-    queue.ended(1, Verdict(end, "x"), NOW)
+    queue.ended(1, AttemptResult(end, "x"), NOW)
     launched(queue, 2)
     queue.resume(1, NOW)
-    assert states(queue) == ["queued", "running", "queued"] and places(queue) == [2, 0, 1]
+    assert states(queue) == ["queued", "running", "queued"] and daemon_paths(queue) == [2, 0, 1]
     assert queue.entries[1].resume and queue.entries[1].record.outcome == ""
-    queue.ended(2, Verdict("done"), NOW)
+    queue.ended(2, AttemptResult("done"), NOW)
     launched(queue, 3)
-    assert Launch(1) in queue.ended(3, Verdict("done"), NOW)
+    assert Launch(1) in queue.ended(3, AttemptResult("done"), NOW)
     assert queue.entries[1].record.attempt == 2
 
 
 @pytest.mark.parametrize("verb", ["stop", "cancel", "resume"])
 def test_what_makes_no_sense_is_refused_and_changes_nothing(verb):
     queue = queue_of([0], [1])
-    queue.ended(2, Verdict("done"), NOW)
+    queue.ended(2, AttemptResult("done"), NOW)
     with pytest.raises(UserError, match="is done, there is nothing to"):
         getattr(queue, verb)(2, NOW)
     with pytest.raises(UserError, match="is running"):
@@ -207,7 +198,7 @@ def test_one_run_folder_belongs_to_one_live_job():
     with pytest.raises(UserError, match=r"job 1 \(running\) already uses the run folder /runs/same"):
         queue.entries[1].record.name = "same"
         queue.submit(record(2, [1], name="same"), NOW)
-    queue.ended(1, Verdict("stopped", ""), NOW)
+    queue.ended(1, AttemptResult("stopped", ""), NOW)
     queue.submit(record(2, [1], name="same"), NOW)
     with pytest.raises(UserError, match="job 2"):
         queue.resume(1, NOW)
@@ -299,7 +290,7 @@ def test_after_a_reboot_a_resume_or_a_submit_wakes_the_queue():
 
 def test_what_was_done_before_the_reboot_is_done():
     queue = queue_of([0], [1])
-    queue.rebooted(NOW, {2: Verdict("done")})
+    queue.rebooted(NOW, {2: AttemptResult("done")})
     assert states(queue) == ["stopped", "done"]
 
 
@@ -335,7 +326,7 @@ def test_no_history_breaks_the_rules(seed):
             elif act in ("stop", "cancel", "resume"):
                 instructions = getattr(queue, act)(job, now)
             elif act == "end" and before[job] in RUNNING_STATES:
-                instructions = queue.ended(job, Verdict(rng.choice(["done", "stopped", "failed"])), now)
+                instructions = queue.ended(job, AttemptResult(rng.choice(["done", "stopped", "failed"])), now)
             elif act == "launch" and before[job] == "starting" and queue.entries[job].trainer is None:
                 instructions = queue.launched(
                     job, ProcessId(job, 0, "b"), now, first_seq=0, oom_kills=0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from daemon.jobs.job_queue import Entry
+from daemon.jobs.entry import Entry
 from daemon.jobs.job_store import MIGRATIONS, REMEMBERED_ANSWERS, Store
 from daemon.processes.proc import ProcessId
 from daemon.wire.protocol import JobRecord

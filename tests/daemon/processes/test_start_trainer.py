@@ -1,60 +1,7 @@
-"""Starting the daemon from a client, and the command line that starts a trainer."""
+"""The command line that starts a trainer, found without importing torch."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
-
-import pytest
-
-from daemon.errors import DaemonError
-from daemon.wire.client import ping
-from daemon.wire.paths import places
-from daemon.wire.start import ensure_running
-from tests.daemon.conftest import until
-from tests.helpers.waiting import PATIENCE
-
-
-@pytest.fixture
-async def home(short_dir):
-    yield short_dir
-    pid = ping(short_dir).pid
-    os.kill(pid, 15)
-    await until(lambda: _ended(pid))
-
-
-def _ended(pid: int) -> bool:
-    try:
-        return os.waitpid(pid, os.WNOHANG) != (0, 0)
-    except ChildProcessError:  # a child of another starter, or waited for already
-        return not Path(f"/proc/{pid}").exists()
-
-
-async def test_it_starts_one_daemon_in_a_session_of_its_own_and_only_one(home):
-    ensure_running(home)
-    pid = ping(home).pid
-    assert os.getsid(pid) == pid != os.getsid(0)
-    ensure_running(home)
-    assert ping(home).pid == pid
-    assert "serving" in places(home).log.read_text()
-
-
-async def test_many_starters_at_once_get_one_daemon(home):
-    script = (
-        "from pathlib import Path\nfrom daemon.wire.client import ping\nfrom daemon.wire.start import ensure_running\n"
-        f"ensure_running(Path({str(home)!r}))\nprint(ping(Path({str(home)!r})).pid)"
-    )
-    starters = [subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    told = {starter.communicate(timeout=PATIENCE)[0] for starter in starters}
-    assert told == {f"{ping(home).pid}\n"}
-
-
-def test_a_daemon_that_cannot_start_says_why(short_dir):
-    state = places(short_dir).state
-    state.mkdir()
-    places(short_dir).database.write_bytes(b"no table" * 1000)
-    with pytest.raises(DaemonError, match=r"the daemon did not start: .*the job table cannot be opened"):
-        ensure_running(short_dir)
 
 
 def test_the_trainer_is_launched_by_torchrun_without_importing_torch():

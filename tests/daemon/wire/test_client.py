@@ -11,7 +11,7 @@ import zmq.asyncio
 
 from daemon.wire import protocol as wire
 from daemon.wire.client import Client
-from daemon.wire.paths import endpoint, places
+from daemon.wire.paths import daemon_paths, endpoint
 from presets.runs.events import Event
 from tests.daemon.conftest import Box, until
 from tests.daemon.test_daemon import file_events, follow_to_end
@@ -23,7 +23,7 @@ class LossyRelay:
 
     def __init__(self, box: Box, dir, drops) -> None:
         self.dir, self._drops, self.dropped = dir, drops, 0
-        here, there = places(dir), places(box.dir)
+        here, there = daemon_paths(dir), daemon_paths(box.dir)
         here.runtime.mkdir(parents=True)
         here.control.symlink_to(there.control)
         self._context = zmq.asyncio.Context()

@@ -11,19 +11,19 @@ from pathlib import Path
 import pytest
 
 from daemon.processes.proc import identify
-from daemon.wire.lock import PID_BYTES, Holder, read_holder, take_lock
-from daemon.wire.paths import Places, places
+from daemon.wire.lock import PID_BYTES, LockHolder, read_holder, take_lock
+from daemon.wire.paths import DaemonPaths, daemon_paths
 from daemon.wire.protocol import PROTOCOL_VERSION
 from presets import VERSION
 from presets.errors import UserError
 
 
 @pytest.fixture
-def there(tmp_path: Path) -> Places:
-    return places(tmp_path)
+def there(tmp_path: Path) -> DaemonPaths:
+    return daemon_paths(tmp_path)
 
 
-def held_with(there: Places, content: bytes) -> int:
+def held_with(there: DaemonPaths, content: bytes) -> int:
     """A descriptor that holds the lock with this content, as some daemon would."""
     there.state.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(there.lock, os.O_RDWR | os.O_CREAT)
@@ -33,7 +33,7 @@ def held_with(there: Places, content: bytes) -> int:
     return descriptor
 
 
-def test_it_tells_who_and_where(there: Places):
+def test_it_tells_who_and_where(there: DaemonPaths):
     lock = take_lock(there)
     try:
         me = identify(os.getpid())
@@ -60,7 +60,7 @@ def test_it_tells_who_and_where(there: Places):
     assert read_holder(there) is None and there.lock.exists()  # left behind, and held by nobody
 
 
-def test_its_form_is_the_same_in_every_version(there: Places):
+def test_its_form_is_the_same_in_every_version(there: DaemonPaths):
     lock = take_lock(there)
     data = there.lock.read_bytes()
     lock.close()
@@ -68,13 +68,13 @@ def test_its_form_is_the_same_in_every_version(there: Places):
     assert data[PID_BYTES - 1 : PID_BYTES] == b"\n" and json.loads(data[PID_BYTES:])["pid"] == os.getpid()
 
 
-def test_an_older_and_a_newer_one_are_read(there: Places):
+def test_an_older_and_a_newer_one_are_read(there: DaemonPaths):
     os.close(held := held_with(there, b""))
     held = held_with(there, b"4321\n")
-    assert read_holder(there) == Holder(pid=4321)
+    assert read_holder(there) == LockHolder(pid=4321)
     os.close(held)
     held = held_with(there, b"4321".ljust(31) + b'\n{"pid": 4321, "runtime": "/r", "from": "the future"}\nmore of it\n')
-    assert read_holder(there) == Holder(pid=4321, runtime="/r")
+    assert read_holder(there) == LockHolder(pid=4321, runtime="/r")
     os.close(held)
 
 
@@ -83,7 +83,7 @@ def test_an_older_and_a_newer_one_are_read(there: Places):
     [b"", b"\n", b"nonsense", b"12\n{torn", b'12\n{"pid": 13}\n', b"\xff\xfe\n\xff", b"0" * 100_000],
     ids=range(7),
 )
-def test_a_held_lock_that_cannot_be_read_is_held_all_the_same(there: Places, content: bytes):
+def test_a_held_lock_that_cannot_be_read_is_held_all_the_same(there: DaemonPaths, content: bytes):
     held = held_with(there, content)
     assert read_holder(there).pid == 0
     with pytest.raises(UserError, match=r"another daemon \(pid unknown\)"):
@@ -91,14 +91,14 @@ def test_a_held_lock_that_cannot_be_read_is_held_all_the_same(there: Places, con
     os.close(held)
 
 
-def test_what_a_daemon_that_was_killed_left_behind_counts_for_nothing(there: Places):
+def test_what_a_daemon_that_was_killed_left_behind_counts_for_nothing(there: DaemonPaths):
     os.close(held_with(there, f"{os.getppid()}\n".encode()))  # its pid is another process by now
     assert read_holder(there) is None
     take_lock(there).close()
-    assert read_holder(places(there.state / "nowhere")) is None
+    assert read_holder(daemon_paths(there.state / "nowhere")) is None
 
 
-def test_clients_that_look_keep_no_daemon_from_starting(there: Places):
+def test_clients_that_look_keep_no_daemon_from_starting(there: DaemonPaths):
     there.state.mkdir(parents=True)
     there.lock.touch()
     looking = there.lock.open()
@@ -107,10 +107,10 @@ def test_clients_that_look_keep_no_daemon_from_starting(there: Places):
     take_lock(there).close()
 
 
-def test_a_second_daemon_is_told_who_the_first_is(there: Places):
+def test_a_second_daemon_is_told_who_the_first_is(there: DaemonPaths):
     code = (
-        "from pathlib import Path\nfrom daemon.wire.lock import take_lock\nfrom daemon.wire.paths import places\nx ="
-        f" take_lock(places(Path({str(there.state.parent)!r})))\nprint(flush=True)\ninput()"
+        "from pathlib import Path\nfrom daemon.wire.lock import take_lock\nfrom daemon.wire.paths import daemon_paths\n"
+        f"x = take_lock(daemon_paths(Path({str(there.state.parent)!r})))\nprint(flush=True)\ninput()"
     )
     first = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:

@@ -18,8 +18,9 @@ import zmq.asyncio
 
 from daemon.errors import NotRunning, VersionMismatch
 from daemon.wire import protocol as wire
-from daemon.wire.client import Client, ping
-from daemon.wire.paths import endpoint, places
+from daemon.wire.blocking import ping
+from daemon.wire.client import Client
+from daemon.wire.paths import daemon_paths, endpoint
 from tests.daemon.conftest import Box
 from tests.helpers.waiting import PATIENCE
 
@@ -32,7 +33,7 @@ class Raw:
     def __init__(self, box: Box) -> None:
         self.context = zmq.asyncio.Context()
         self.socket = self.context.socket(zmq.DEALER)
-        self.socket.connect(endpoint(places(box.dir).control))
+        self.socket.connect(endpoint(daemon_paths(box.dir).control))
 
     async def send(self, *frames: bytes) -> None:
         await self.socket.send_multipart(list(frames))
@@ -86,7 +87,7 @@ async def test_a_client_of_another_version_is_told_which_side_to_upgrade(raw: Ra
     ],
 )
 async def test_a_daemon_of_another_version_is_told_apart(short_dir, version, who):
-    where = places(short_dir)
+    where = daemon_paths(short_dir)
     where.runtime.mkdir(parents=True)
     answer = msgspec.msgpack.encode({"version": version, "id": "x", "answer": {"type": "Unheard of"}})
     script = (
@@ -191,7 +192,7 @@ async def test_each_subscriber_is_welcomed_with_the_epoch(raw: Raw, box: Box):
 
 async def test_rubbish_on_the_feed_socket_is_ignored(raw: Raw, box: Box):
     loud = raw.context.socket(zmq.XSUB)
-    loud.connect(endpoint(places(box.dir).feed))
+    loud.connect(endpoint(daemon_paths(box.dir).feed))
     for rubbish in (b"", b"\x01", b"\x00", b"\x02", b"\x01" + b"x" * 5000, b"x" * 100_000, pickle.dumps([])):
         await loud.send(rubbish)
     async with box.client() as client:
@@ -221,7 +222,7 @@ async def test_the_same_request_id_acts_once_even_for_another_daemon(raw: Raw, b
 
 
 async def test_the_sockets_are_private(raw: Raw, box: Box):
-    where = places(box.dir)
+    where = daemon_paths(box.dir)
     assert where.runtime.stat().st_mode & 0o777 == 0o700 and where.state.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in (where.control, where.feed)} == {0o600}
 

@@ -14,9 +14,8 @@ import pytest
 
 from daemon.errors import NotAnswering, VersionMismatch
 from daemon.wire import protocol as wire
-from daemon.wire.client import ping
-from daemon.wire.find import look
-from daemon.wire.paths import places
+from daemon.wire.blocking import daemon_status, ping
+from daemon.wire.paths import daemon_paths
 from daemon.wire.start import ensure_running
 from daemon.wire.stop import stop_daemon
 from tests.daemon.conftest import Box
@@ -29,8 +28,8 @@ LOCKED = """
 import os, signal, sys, time, json, fcntl, msgspec, zmq
 from pathlib import Path
 from daemon.wire.lock import take_lock
-from daemon.wire.paths import places
-where = places(Path(sys.argv[1]))
+from daemon.wire.paths import daemon_paths
+where = daemon_paths(Path(sys.argv[1]))
 where.runtime.mkdir(parents=True, exist_ok=True)
 lock = take_lock(where)
 """
@@ -101,11 +100,11 @@ async def test_it_is_asked_and_trainers_go_on(box: Box):
 async def test_one_that_a_signal_holds_is_hung_and_is_ended(box: Box):
     pid = box.start()
     os.kill(pid, signal.SIGSTOP)
-    sight = await asyncio.to_thread(look, box.dir, timeout=0.3)
+    status = await asyncio.to_thread(daemon_status, box.dir, timeout=0.3)
     assert (
-        (sight.state, sight.pid) == ("hung", pid)
-        and "stopped by a signal" in str(sight.problem)
-        and f"kill -CONT {pid}" in str(sight.problem)
+        (status.state, status.pid) == ("hung", pid)
+        and "stopped by a signal" in str(status.problem)
+        and f"kill -CONT {pid}" in str(status.problem)
     )
     with pytest.raises(NotAnswering, match="stopped by a signal"):
         await asyncio.to_thread(ensure_running, box.dir)
@@ -124,12 +123,12 @@ def test_one_of_another_version_that_refuses_ours_is_spoken_to_in_its_own(
         match=f"the daemon speaks protocol version {version}, this client version {wire.PROTOCOL_VERSION}",
     ):
         ensure_running(short_dir)
-    sight = look(short_dir)
+    status = daemon_status(short_dir)
     assert (
-        sight.state == "answering"
-        and sight.hello
-        and (sight.hello.version, sight.hello.pid) == (version, process.pid)
-        and isinstance(sight.problem, VersionMismatch)
+        status.state == "answering"
+        and status.hello
+        and (status.hello.version, status.hello.pid) == (version, process.pid)
+        and isinstance(status.problem, VersionMismatch)
     )
     done = stop_daemon(short_dir)
     assert (
@@ -145,8 +144,8 @@ def test_one_of_another_version_that_refuses_ours_is_spoken_to_in_its_own(
 def test_one_of_0_1_0_whose_lock_tells_its_pid_alone(short_dir: Path, scripted: Scripted):
     process = scripted(LOCKED, PID_ALONE, f"VERSION = {wire.PROTOCOL_VERSION - 1}\n", STRICT)
     os.kill(process.pid, signal.SIGSTOP)  # and it does not answer either
-    sight = look(short_dir, timeout=0.3)
-    assert (sight.state, sight.pid) == ("hung", process.pid) and "stopped by a signal" in str(sight.problem)
+    status = daemon_status(short_dir, timeout=0.3)
+    assert (status.state, status.pid) == ("hung", process.pid) and "stopped by a signal" in str(status.problem)
     assert stop_daemon(short_dir, patience=10.0).ended
     assert process.wait(1) == -signal.SIGTERM
 
@@ -156,7 +155,7 @@ def test_one_that_understands_nothing_or_hears_nothing_is_ended_by_signals(short
         LOCKED,
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nlock.tell(where.runtime)\nprint(flush=True)\ntime.sleep(1000)",
     )
-    assert look(short_dir, timeout=0.3).state == "hung"
+    assert daemon_status(short_dir, timeout=0.3).state == "hung"
     done = stop_daemon(short_dir, patience=0.3)
     assert (
         done.ended and "did not heed SIGTERM, so it was sent SIGKILL" in done.text and deaf.wait(1) == -signal.SIGKILL
@@ -181,10 +180,10 @@ def test_no_stranger_is_signalled(short_dir: Path, scripted: Scripted):
     restored from a backup."""
     stranger = subprocess.Popen(["sleep", "1000"])
     try:
-        where = places(short_dir)
+        where = daemon_paths(short_dir)
         where.state.mkdir()
         where.lock.write_text(f"{stranger.pid}\n")
-        assert look(short_dir).state == "none" and not stop_daemon(short_dir).ran  # held by nobody
+        assert daemon_status(short_dir).state == "none" and not stop_daemon(short_dir).ran  # held by nobody
         for content in (
             f"{stranger.pid}\n",
             f"{stranger.pid}".ljust(31)
@@ -204,7 +203,7 @@ def test_no_stranger_is_signalled(short_dir: Path, scripted: Scripted):
 
 
 def test_one_that_runs_on_another_machine_with_the_same_home_is_named(short_dir: Path, scripted: Scripted):
-    where = places(short_dir)
+    where = daemon_paths(short_dir)
     where.state.mkdir()
     content = (
         "77".ljust(31)
@@ -214,8 +213,8 @@ def test_one_that_runs_on_another_machine_with_the_same_home_is_named(short_dir:
         f"import fcntl, time\nf = open({str(where.lock)!r}, 'w')\nfcntl.flock(f, fcntl.LOCK_EX)\nf.write({content!r});"
         " f.flush()\nprint(flush=True)\ntime.sleep(1000)"
     )
-    sight = look(short_dir)
-    assert sight.state == "hung" and "runs on node7" in str(sight.problem)
+    status = daemon_status(short_dir)
+    assert status.state == "hung" and "runs on node7" in str(status.problem)
     with pytest.raises(NotAnswering, match="runs on node7"):
         ensure_running(short_dir)
     assert not stop_daemon(short_dir).ended
@@ -259,5 +258,5 @@ def test_one_that_is_still_starting_is_waited_for(short_dir: Path, scripted: Scr
     process = scripted(
         LOCKED, "print(flush=True)\ntime.sleep(1)\n", STRICT.replace("VERSION", str(wire.PROTOCOL_VERSION))
     )
-    assert look(short_dir).state in ("starting", "answering")
+    assert daemon_status(short_dir).state in ("starting", "answering")
     assert ensure_running(short_dir) is False and ping(short_dir).pid == process.pid

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from daemon.errors import NotRunning
-from daemon.wire.client import Client, ping
+from daemon.wire.blocking import ping
+from daemon.wire.client import Client
 from daemon.wire.protocol import LIVE_STATES
 from presets.job.schema import DatasetPanel, Job, JobPanel, TrainingPanel
 from presets.job.toml_file import save_job

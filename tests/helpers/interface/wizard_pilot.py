@@ -107,7 +107,11 @@ async def at_step(pilot: Pilot[None], name: str) -> None:
 
 async def scanned(pilot: Pilot[None]) -> None:
     state = screen_of(pilot).state
-    await until(pilot, lambda: state.draft.folders and not state.scanning and state.ready, "the clips")
+    await until(
+        pilot,
+        lambda: state.draft.folders and all(f in state.scans for f in state.draft.folders) and state.ready,
+        "the clips",
+    )
 
 
 async def focus_field(pilot: Pilot[None], path: str) -> FieldInput:

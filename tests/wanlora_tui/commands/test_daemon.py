@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from daemon.processes.proc import identify, is_alive
-from daemon.wire.client import ping
-from daemon.wire.paths import places
+from daemon.wire.blocking import ping
+from daemon.wire.paths import daemon_paths
 from daemon.wire.protocol import PROTOCOL_VERSION
 from presets import VERSION
 from tests.helpers.interface.harness import environment, until, wanlora
@@ -210,7 +210,7 @@ def test_another_users_folder_is_told_nothing_and_takes_nothing_away(home: Path,
 
 
 def test_a_folder_that_others_can_write_to_is_told_nothing(home: Path):
-    where = places()
+    where = daemon_paths()
     where.runtime.mkdir()
     where.runtime.chmod(0o777)
     said = wanlora("jobs")
@@ -223,15 +223,15 @@ def test_a_folder_that_others_can_write_to_is_told_nothing(home: Path):
 
 @root_only
 def test_the_state_folder_of_another_user_is_named(home: Path, started: int):
-    os.chown(places().lock, NOBODY, NOBODY)
+    os.chown(daemon_paths().lock, NOBODY, NOBODY)
     try:
         for command in (["jobs"], ["daemon", "status"], ["daemon", "start"], ["daemon", "stop"]):
             said = wanlora(*command)
             assert (
                 said.returncode == 1
-                and f"{home}/state/wanlora/daemon.wire.lock: belongs to" in said.stderr
+                and f"{home}/state/wanlora/daemon.lock: belongs to" in said.stderr
                 and "XDG_STATE_HOME" in said.stderr
                 and "Traceback" not in said.stderr
             )
     finally:
-        os.chown(places().lock, os.getuid(), os.getgid())
+        os.chown(daemon_paths().lock, os.getuid(), os.getgid())

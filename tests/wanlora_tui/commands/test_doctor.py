@@ -14,7 +14,7 @@ from presets.machine.machine import read_machine
 from presets.machine.torch_build import Build
 from tests.helpers import ROOT
 from tests.helpers.facts import gpu, machine
-from wanlora_tui.commands import doctor
+from wanlora_tui.commands import doctor, doctor_machine
 
 
 def absent(name: str) -> NoReturn:
@@ -23,8 +23,8 @@ def absent(name: str) -> NoReturn:
 
 @pytest.mark.parametrize(("capability", "told"), [((9, 0), True), ((10, 0), True), ((8, 9), False), ((12, 0), False)])
 def test_a_card_that_flash_attn_4_was_written_for_is_offered_it(monkeypatch, capability, told):
-    monkeypatch.setattr(doctor, "version", absent)
-    lines = list(doctor._attention(machine(gpu(capability=capability))))
+    monkeypatch.setattr(doctor_machine, "version", absent)
+    lines = list(doctor_machine.attention(machine(gpu(capability=capability))))
     assert len(lines) == told
     for line in lines:
         assert line.level == "ok", "a wish, not a fault"
@@ -33,20 +33,20 @@ def test_a_card_that_flash_attn_4_was_written_for_is_offered_it(monkeypatch, cap
 
 def test_its_versions_are_those_of_the_extra():
     assert (
-        list(doctor.FLASH4)
+        list(doctor_machine.FLASH4)
         == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["flash4"]
     )
 
 
 def test_it_is_of_cuda_13(monkeypatch):
-    monkeypatch.setattr(doctor, "version", absent)
-    (line,) = doctor._attention(machine(gpu(driver="570.1")))
+    monkeypatch.setattr(doctor_machine, "version", absent)
+    (line,) = doctor_machine.attention(machine(gpu(driver="570.1")))
     assert line.level == "ok" and "a driver that serves CUDA 13" in line.text and not line.fix
 
 
 def test_what_is_installed_is_named(monkeypatch):
-    monkeypatch.setattr(doctor, "version", {"flash-attn-4": "4.0.0"}.__getitem__)
-    (line,) = doctor._attention(machine(gpu()))
+    monkeypatch.setattr(doctor_machine, "version", {"flash-attn-4": "4.0.0"}.__getitem__)
+    (line,) = doctor_machine.attention(machine(gpu()))
     assert "flash-attn-4 4.0.0" in line.text and not line.fix
 
 
@@ -55,16 +55,16 @@ def test_the_package_s_own_metadata_is_not_asked_for(monkeypatch):
     """A clone that is on the path, and never was installed."""
     monkeypatch.setattr(importlib.metadata, "version", absent)
     monkeypatch.setattr(importlib.metadata, "distribution", absent)
-    monkeypatch.setattr(doctor, "version", absent)
-    (line,) = doctor._attention(machine(gpu()))
+    monkeypatch.setattr(doctor_machine, "version", absent)
+    (line,) = doctor_machine.attention(machine(gpu()))
     assert "pip install" in line.fix
-    assert doctor._torch(read_machine(Path("/"))).level == "ok", "torch is here, whether or not its metadata are"
+    assert doctor_machine.torch(read_machine(Path("/"))).level == "ok", "torch is here, whether or not its metadata are"
 
 
 def answers(monkeypatch: pytest.MonkeyPatch, *said: object) -> None:
     """torch, asked in its own process, says this."""
     monkeypatch.setattr(
-        doctor.subprocess,
+        doctor_machine.subprocess,
         "run",
         lambda *args, **more: SimpleNamespace(returncode=0, stdout="|".join(map(str, said)) + "\n", stderr=""),
     )
@@ -107,17 +107,17 @@ def answers(monkeypatch: pytest.MonkeyPatch, *said: object) -> None:
 def test_what_torch_makes_of_the_gpu(monkeypatch, build, driver, available, words, level, text, fix):
     monkeypatch.setattr("presets.machine.torch_build.platform.machine", lambda: "x86_64")
     answers(monkeypatch, build.cuda, available, words)
-    line = doctor._torch(machine(gpu(driver=driver), torch=build))
+    line = doctor_machine.torch(machine(gpu(driver=driver), torch=build))
     assert line.level == level and text in line.text and fix in line.fix
 
 
 def test_no_torch_at_all(monkeypatch):
     monkeypatch.setattr("presets.machine.torch_build.platform.machine", lambda: "x86_64")
-    line = doctor._torch(machine(gpu(driver="550.1")))
+    line = doctor_machine.torch(machine(gpu(driver="550.1")))
     assert line.level == "fail" and line.text == "not installed" and "'torch>=2.10,<2.11'" in line.fix
 
 
 def test_it_is_told_after_the_cards(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "read_machine", lambda path: machine(gpu()))
-    monkeypatch.setattr(doctor, "version", absent)
+    monkeypatch.setattr(doctor_machine, "version", absent)
     assert [line.subject for line in islice(doctor.diagnose(tmp_path), 3)] == ["Python", "GPU", "Attention"]

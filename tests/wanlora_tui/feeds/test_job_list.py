@@ -25,37 +25,39 @@ def folded(until: int) -> RunView:
 
 
 def test_running_jobs_come_first_then_the_queue_then_the_newest():
-    board = JobList()
-    board.load([job(1, "done"), job(2, "queued", position=2), job(3, "failed"), job(4, "queued", position=1), job(5)])
-    assert [r.id for r in board.ordered()] == [5, 4, 2, 3, 1]
+    job_list = JobList()
+    job_list.load(
+        [job(1, "done"), job(2, "queued", position=2), job(3, "failed"), job(4, "queued", position=1), job(5)]
+    )
+    assert [r.id for r in job_list.ordered()] == [5, 4, 2, 3, 1]
 
 
 def test_events_are_folded_and_a_gap_asks_for_the_whole():
-    board, events = JobList(), usual().events
-    board.load([job(1)])
-    assert board.apply(RunEvent(1, events[0])) == [1]  # nothing was loaded yet
-    board.load_view(job(1), RunView())
+    job_list, events = JobList(), usual().events
+    job_list.load([job(1)])
+    assert job_list.apply(RunEvent(1, events[0])) == [1]  # nothing was loaded yet
+    job_list.load_view(job(1), RunView())
     for event in events[:20]:
-        assert board.apply(RunEvent(1, event)) == []
-    assert board.views[1].last_seq == 20
-    assert board.apply(RunEvent(1, events[25])) == [1]
-    assert board.views[1].last_seq == 20
+        assert job_list.apply(RunEvent(1, event)) == []
+    assert job_list.views[1].last_seq == 20
+    assert job_list.apply(RunEvent(1, events[25])) == [1]
+    assert job_list.views[1].last_seq == 20
 
 
 def test_a_beat_betrays_a_lost_last_event():
-    board = JobList()
-    board.load([job(1)])
-    board.load_view(job(1), folded(50))
-    seq = board.views[1].last_seq
-    assert board.apply(Beat("e", [beat(1, seq)])) == []
-    assert board.apply(Beat("e", [beat(1, seq + 1)])) == [1]
+    job_list = JobList()
+    job_list.load([job(1)])
+    job_list.load_view(job(1), folded(50))
+    seq = job_list.views[1].last_seq
+    assert job_list.apply(Beat("e", [beat(1, seq)])) == []
+    assert job_list.apply(Beat("e", [beat(1, seq + 1)])) == [1]
 
 
 def test_an_older_record_does_not_win():
-    board = JobList()
-    board.load([job(1, "done", revision=5)])
-    board.apply(JobChanged(job(1, "running", revision=4)))
-    assert board.records[1].state == "done"
+    job_list = JobList()
+    job_list.load([job(1, "done", revision=5)])
+    job_list.apply(JobChanged(job(1, "running", revision=4)))
+    assert job_list.records[1].state == "done"
 
 
 def test_the_two_lights_fail_apart():

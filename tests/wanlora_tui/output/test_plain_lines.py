@@ -2,14 +2,18 @@
 
 import re
 
-from presets.runs.run_view import RunView
+from presets.runs.run_view import RunView, apply_event
 from tests.helpers.interface.runs import Tape, usual
 from wanlora_tui.feeds.last_seen import since_you_left
-from wanlora_tui.output.plain_lines import plain_lines
+from wanlora_tui.output.plain_lines import plain_line
 
 
 def lines_of(tape: Tape) -> list[str]:
-    return plain_lines(RunView(), tape.events)
+    view, lines = RunView(), []
+    for event in tape.events:
+        apply_event(view, event)
+        lines.append(plain_line(view, event))
+    return lines
 
 
 def test_every_kind_is_one_line_that_says_it():
@@ -56,11 +60,13 @@ def test_a_step_knows_how_long_is_left():
 def test_since_you_left_counts_what_was_missed():
     tape = usual(until=120)
     view = RunView()
-    plain_lines(view, tape.events)
+    for event in tape.events:
+        apply_event(view, event)
     assert since_you_left(tape.events, view) == "Since you left: 120 steps, 3 previews, 1 warning"
     assert since_you_left([], view) == ""
     tape.done()
-    plain_lines(view, tape.events)
+    for event in tape.events:
+        apply_event(view, event)
     assert since_you_left(tape.events[-2:], view).endswith("; done")
 
 

@@ -18,7 +18,7 @@ from presets.text import sentences
 from wanlora_tui.actions import bindings
 from wanlora_tui.draft.draft_store import Draft, DraftError, Drafts, DraftStore, age_text
 from wanlora_tui.draft.steps import STEPS, position
-from wanlora_tui.feeds.launcher import Launcher
+from wanlora_tui.feeds.submitter import Submitter
 from wanlora_tui.output.formatting import home_path, shorten, state_text
 from wanlora_tui.screens.wizard.dialogs import Ask
 from wanlora_tui.screens.wizard.pane import Choices
@@ -34,7 +34,7 @@ class Offered:
     store: DraftStore | None
 
 
-async def offer(app: App[object], drafts: Drafts, launcher: Launcher | None) -> Offered | None:
+async def offer(app: App[object], drafts: Drafts, submitter: Submitter | None) -> Offered | None:
     """Ask what to do with the drafts of wizards that are gone; None: leave the wizard. To be called from a worker.
 
     The draft that is taken is held from here on.
@@ -46,7 +46,7 @@ async def offer(app: App[object], drafts: Drafts, launcher: Launcher | None) -> 
         if not found:
             return Offered(Draft(), None)
         answer, index = await (
-            _ask_one(app, found[0], launcher) if len(found) == 1 else _ask_many(app, found, launcher)
+            _ask_one(app, found[0], submitter) if len(found) == 1 else _ask_many(app, found, submitter)
         )
         if answer == "":
             return None
@@ -67,11 +67,11 @@ async def offer(app: App[object], drafts: Drafts, launcher: Launcher | None) -> 
             return Offered(Draft(), None)
 
 
-async def _ask_one(app: App[object], found: LeftOver, launcher: Launcher | None) -> tuple[str, int]:
+async def _ask_one(app: App[object], found: LeftOver, submitter: Submitter | None) -> tuple[str, int]:
     draft = found[1]
     place = position(draft.step)
     text = f"{about(draft)}, left at step {place + 1} of {len(STEPS)}: {STEPS[place].title}."
-    launched = what_became(draft, launcher)
+    launched = what_became(draft, submitter)
     answers = {"continue": "Continue", "fresh": "Start afresh", "new": "New job, keep this"}
     text = sentences(text, launched, "Starting afresh throws it away at your first choice")
     return (
@@ -82,8 +82,8 @@ async def _ask_one(app: App[object], found: LeftOver, launcher: Launcher | None)
     )
 
 
-async def _ask_many(app: App[object], found: list[LeftOver], launcher: Launcher | None) -> tuple[str, int]:
-    return await app.push_screen_wait(DraftList(found, launcher))
+async def _ask_many(app: App[object], found: list[LeftOver], submitter: Submitter | None) -> tuple[str, int]:
+    return await app.push_screen_wait(DraftList(found, submitter))
 
 
 def about(draft: Draft) -> str:
@@ -92,11 +92,11 @@ def about(draft: Draft) -> str:
     return f"A {draft.kind or 'new'} LoRA{folders}" + (f", {draft.name}" if draft.name else "")
 
 
-def what_became(draft: Draft, launcher: Launcher | None) -> str:
+def what_became(draft: Draft, submitter: Submitter | None) -> str:
     """Of a draft whose wizard ended in the middle of its launch; "" for the others."""
     if not draft.launched:
         return ""
-    job = launcher.taken(Path(draft.launched), draft.launched_at) if launcher is not None else None
+    job = submitter.taken(Path(draft.launched), draft.launched_at) if submitter is not None else None
     if job is not None:
         return f"It was launched already: job {job.id} {job.name}, {state_text(job.state)}"
     return "It was being launched when its wizard ended: see whether it is in the list of jobs"
@@ -119,9 +119,9 @@ class DraftList(ModalScreen[tuple[str, int]]):
     DraftList Static { height: auto; color: $text-muted; }
     """
 
-    def __init__(self, found: list[LeftOver], launcher: Launcher | None) -> None:
+    def __init__(self, found: list[LeftOver], submitter: Submitter | None) -> None:
         super().__init__()
-        self.found, self.launcher = found, launcher
+        self.found, self.submitter = found, submitter
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
@@ -144,7 +144,7 @@ class DraftList(ModalScreen[tuple[str, int]]):
             ),
             f"{age_text(time.time() - draft.saved)}, at step {place + 1}: {STEPS[place].title}",
         ]
-        if launched := what_became(draft, self.launcher):
+        if launched := what_became(draft, self.submitter):
             lines.append(launched)
         return Option(
             Group(

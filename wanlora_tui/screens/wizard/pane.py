@@ -57,6 +57,7 @@ class StepPane(Vertical):
     def __init__(self, state: WizardState) -> None:
         super().__init__()
         self.state = state
+        self.look: Look | None = None  # at clips, when the step has one of its own under way
 
     def bring_up_to_date(self) -> None:
         """Show the state again after facts or fields have changed elsewhere; what is being typed stays."""

@@ -22,7 +22,7 @@ from presets.facts.facts import Facts
 from presets.facts.gather import gather, read_run_folder
 from presets.findings import Finding
 from presets.job.schema import Job
-from presets.job.toml_file import dump_job
+from presets.job.toml_file import default_out, dump_job
 from presets.look import Look, LookEnded
 from presets.machine.machine import Machine
 from presets.rules.check import SEVERITIES, check_job
@@ -80,7 +80,6 @@ class ReviewPane(StepPane):
         self.revision = 0  # rises with every check asked for; older answers are dropped
         self.checking = True  # the rules have not answered yet
         self.watching = False  # every frame is being looked at, for damage and scene cuts: slow with many clips
-        self.look: Look | None = None  # the check that is under way
         self.refusal: list[str] = []  # why the last launch came to nothing; gone with the next change
         self.facts: Facts | None = None
         self.findings: list[Finding] = []
@@ -158,7 +157,7 @@ class ReviewPane(StepPane):
 
     @work(thread=True, group="check", exit_on_error=False)
     def _check(self, revision: int, job: Job, base: Path, machine: Machine, known: Facts | None, look: Look) -> None:
-        out = base / "runs"
+        out = default_out(self.state.job_path())
         paths = [str(Path(d.path)) for d in job.datasets]
         if (
             known is not None

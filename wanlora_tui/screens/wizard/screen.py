@@ -1,63 +1,43 @@
 """The wizard: six steps from nothing to a written, checked job file."""
 
-import asyncio
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 from textual import events, on, work
 from textual.app import ComposeResult
 from textual.containers import Container, Horizontal, VerticalScroll
-from textual.message import Message
-from textual.screen import Screen
 from textual.widgets import Button, Footer, OptionList, Static
 from textual.widgets.option_list import Option
-from textual.worker import Worker, WorkerState
 
 from daemon.wire.protocol import JobRecord
-from presets.clips.clip_facts import DatasetFacts, scan_dataset
 from presets.errors import UserError
-from presets.job.schema import DatasetPanel
 from presets.job.toml_file import dump_job, save_job
-from presets.look import Look, LookEnded
-from presets.machine.machine import Machine, read_machine
 from presets.text import sentences
 from wanlora_tui.actions import bindings
-from wanlora_tui.draft.draft_store import Draft, DraftError, Drafts, DraftStore
-from wanlora_tui.draft.job_draft import WizardState
+from wanlora_tui.draft.draft_store import DraftError, Drafts, DraftStore
 from wanlora_tui.draft.steps import NAMES, STEPS, position, step_of_field
-from wanlora_tui.feeds.launcher import Launcher
+from wanlora_tui.feeds.submitter import Submitter
 from wanlora_tui.screens.wizard.captions import CaptionsPane
 from wanlora_tui.screens.wizard.clips import ClipsPane
 from wanlora_tui.screens.wizard.dialogs import Ask, StepHelp
 from wanlora_tui.screens.wizard.kind import Chosen, KindPane
-from wanlora_tui.screens.wizard.launching import hand_in
 from wanlora_tui.screens.wizard.offer import offer
 from wanlora_tui.screens.wizard.pane import Edited, StepPane
 from wanlora_tui.screens.wizard.prompts import PromptsPane
+from wanlora_tui.screens.wizard.reading import ReadingScreen
 from wanlora_tui.screens.wizard.review import Jump, ReviewPane
 from wanlora_tui.screens.wizard.settings import SettingsPane
+from wanlora_tui.screens.wizard.submitting import hand_in
 from wanlora_tui.widgets.field_input import FieldInput, field_id
 
 SCAN_DELAY = 0.4  # seconds without a key before a folder that is being typed is read
 PROGRESS = 0.25  # seconds between two looks at how far a scan is
 
 
-@dataclass
-class MachineRead(Message):
-    machine: Machine
-
-
-@dataclass
-class Scanned(Message):
-    folder: str
-    found: DatasetFacts
-
-
-class WizardScreen(Screen[JobRecord | str | None]):
+class WizardScreen(ReadingScreen):
     """Dismisses with the job that the daemon has accepted, or with None.
 
-    Without a `launcher` the written job file is all that is wanted: then it dismisses with its absolute path.
+    Without a `submitter` the written job file is all that is wanted: then it dismisses with its absolute path.
     """
 
     BINDINGS = bindings("wizard.help", "wizard.leave", "wizard.back", "wizard.next")
@@ -84,13 +64,11 @@ class WizardScreen(Screen[JobRecord | str | None]):
     WizardScreen #nav-state { width: 1fr; content-align: center middle; color: $text-muted; }
     """
 
-    def __init__(self, draft_path: Path | None = None, launcher: Launcher | None = None) -> None:
+    def __init__(self, draft_path: Path | None = None, submitter: Submitter | None = None) -> None:
         super().__init__()
-        self.launcher = launcher
+        self.submitter = submitter
         self.drafts = Drafts(draft_path)
         self.store: DraftStore | None = None  # this wizard's own, from its first change on
-        self.state = WizardState(Draft(), Path.cwd())
-        self._machine_there = asyncio.Event()
         self._draft_problem = ""
         self._said = ("", "")  # title and text of the help area
 
@@ -133,7 +111,7 @@ class WizardScreen(Screen[JobRecord | str | None]):
     @work
     async def _begin(self) -> None:
         """Offer the drafts of wizards that are gone, then show the first step or the one where the draft was left."""
-        offered = await offer(self.app, self.drafts, self.launcher)
+        offered = await offer(self.app, self.drafts, self.submitter)
         if offered is None:  # back to where the user came from, and the drafts stay
             self.dismiss(None)
             return
@@ -163,69 +141,9 @@ class WizardScreen(Screen[JobRecord | str | None]):
                 self.notify(problem, severity="error", timeout=20)
         self._draft_problem = problem
 
-    # Facts: workers read, messages bring, handlers change the state
-
-    @work(thread=True, group="machine", exit_on_error=False)
-    def _read_machine(self) -> None:
-        self.post_message(MachineRead(read_machine(self.state.cwd)))
-
-    @on(MachineRead)
-    def _machine_read(self, event: MachineRead) -> None:
-        self.state.machine = event.machine
-        self.state.refresh()
-        self._machine_there.set()
-        self._show()
-
-    @property
-    def looking(self) -> bool:
-        """Clips are being read, here or in the review."""
-        return any(not look.ended for look in self._all_looks())
-
-    def end_looks(self) -> None:
-        """End every look at clips; its threads notice it between two frames."""
-        for look in self._all_looks():
-            look.end()
-
-    def _all_looks(self) -> list[Look]:
-        own = [self.pane.look] if isinstance(self.pane, ReviewPane) and self.pane.look is not None else []
-        return [*self.state.looks.values(), *own]
-
-    def _scan(self) -> None:
-        """Read the folders that have not been read yet."""
-        looks = self.state.looks
-        for index, folder in enumerate(self.state.draft.folders):
-            if folder not in self.state.scans and folder not in looks:
-                looks[folder] = Look()
-                self._scan_folder(folder, index, looks[folder])
-
-    @work(thread=True, group="scan", exit_on_error=False)
-    def _scan_folder(self, folder: str, index: int, look: Look) -> None:
-        try:
-            self.post_message(Scanned(folder, scan_dataset(DatasetPanel(path=folder), index, self.state.cwd, look)))
-        except LookEnded:
-            return
-
-    @on(Scanned)
-    def _scanned(self, event: Scanned) -> None:
-        if event.folder in self.state.draft.folders:  # it may have been removed meanwhile
-            self.state.looks.pop(event.folder, None)
-            self.state.scans[event.folder] = event.found
-            self.state.refresh()
-            self._show()
-
     def _show_progress(self) -> None:
         if self.pane is not None and self.pane.is_mounted and self.looking:
             self.pane.show_progress()
-
-    @on(Worker.StateChanged)
-    def _worker_failed(self, event: Worker.StateChanged) -> None:
-        if event.state is WorkerState.ERROR:
-            self.notify(
-                f"{type(event.worker.error).__name__}: {event.worker.error}",
-                title="A bug: this could not be read",
-                severity="error",
-                timeout=30,
-            )
 
     # Changes made in a step
 
@@ -240,7 +158,7 @@ class WizardScreen(Screen[JobRecord | str | None]):
         self._keep()
         if event.path.endswith("].path"):
             self.set_timer(SCAN_DELAY, self._scan)
-        self._show()
+        self.show()
 
     @on(Edited)
     async def _edited(self, event: Edited) -> None:
@@ -251,10 +169,9 @@ class WizardScreen(Screen[JobRecord | str | None]):
         if isinstance(event, Chosen):
             await self.action_next()
         else:
-            self._show()
+            self.show()
 
-    def _show(self) -> None:
-        """Bring the step in view up to date with the state."""
+    def show(self) -> None:
         if self.pane is not None and (self.state.ready or self.step in ("kind", "clips")):
             self.pane.bring_up_to_date()
         self._show_help(self.focused)
@@ -431,19 +348,19 @@ class WizardScreen(Screen[JobRecord | str | None]):
                 )
                 return
             self.state.written[path] = dump_job(job)
-            if self.launcher is None:
+            if self.submitter is None:
                 self._forget()
                 self.dismiss(str(path))
             else:
-                await self._hand_in(review, self.launcher, path, sent_before)
+                await self._hand_in(review, self.submitter, path, sent_before)
 
-    async def _hand_in(self, review: ReviewPane, launcher: Launcher, path: Path, sent_before: float) -> None:
+    async def _hand_in(self, review: ReviewPane, submitter: Submitter, path: Path, sent_before: float) -> None:
         """Wait for the daemon's answer. The draft says meanwhile that it is under way, in case this program is
         killed."""
         draft = self.state.draft
         draft.launched, draft.launched_at = str(path), sent_before or time.time()
         self._keep()
-        answer = await hand_in(self, launcher, path, sent_before)
+        answer = await hand_in(self, submitter, path, sent_before)
         if isinstance(answer, JobRecord):
             self._forget()
             self.dismiss(answer)

@@ -4,8 +4,8 @@ import re
 import signal
 from pathlib import Path
 
+from daemon.jobs.entry import AttemptResult, Entry
 from daemon.jobs.event_tail import Tail
-from daemon.jobs.job_queue import Entry, Verdict
 from daemon.processes.proc import oom_kills
 from presets.text import sentences
 
@@ -13,20 +13,20 @@ LOG_BYTES = 64 * 2**10
 LOG_LINES = 12
 
 
-def last_word(entry: Entry, tail: Tail) -> Verdict | None:
+def last_word(entry: Entry, tail: Tail) -> AttemptResult | None:
     """What the trainer itself said its present attempt came to; None when it has not said anything yet."""
     word = tail.last_word
     if word is None or word.seq <= entry.first_seq:
         return None
     match word.kind:
         case "done":
-            return Verdict("done")
+            return AttemptResult("done")
         case "stopped":
-            return Verdict("stopped", word.data["why"])
-    return Verdict("failed", sentences(word.data["cause"], word.data["next"]))
+            return AttemptResult("stopped", word.data["why"])
+    return AttemptResult("failed", sentences(word.data["cause"], word.data["next"]))
 
 
-def verdict(entry: Entry, tail: Tail, *, exit_code: int | None, log: Path) -> Verdict:
+def result_of(entry: Entry, tail: Tail, *, exit_code: int | None, log: Path) -> AttemptResult:
     """What came of an attempt whose processes are gone: its own last word, or else what can be found out."""
     if said := last_word(entry, tail):
         return said
@@ -48,7 +48,7 @@ def verdict(entry: Entry, tail: Tail, *, exit_code: int | None, log: Path) -> Ve
     else:
         cause = f"The trainer ended with exit code {code} and without a word{at}."
     end = "\n".join(["Its last lines:", *lines]) if lines else "Its log is empty."
-    return Verdict(
+    return AttemptResult(
         "failed",
         f"{cause} Go on from the last checkpoint with: wanlora resume {entry.record.name}\n{end}\nAll of it: {log}",
     )

@@ -28,8 +28,8 @@ from tests.wanlora_tui.test_app import interface
 from wanlora_tui.draft.draft_store import Draft, DraftStore
 from wanlora_tui.screens.dashboard import DashboardScreen
 from wanlora_tui.screens.wizard import WizardScreen
-from wanlora_tui.screens.wizard.launching import Launching
 from wanlora_tui.screens.wizard.review import ReviewPane
+from wanlora_tui.screens.wizard.submitting import SubmittingScreen
 
 NAME = "orbit_v1"
 
@@ -121,7 +121,9 @@ async def test_a_launch_starts_the_daemon_that_was_stopped(folder: Path, work: P
         until_outside(lambda: not answers(folder), "the end of the daemon")
         await at_review(pilot)
         await pilot.press("f8")
-        await until(pilot, lambda: isinstance(pilot.app.screen, Launching | DashboardScreen), "what is waited for")
+        await until(
+            pilot, lambda: isinstance(pilot.app.screen, SubmittingScreen | DashboardScreen), "what is waited for"
+        )
         await accepted(pilot, folder)
 
 
@@ -206,7 +208,7 @@ async def test_waiting_for_the_daemon_can_be_stopped(folder: Path, work: Path) -
             os.kill(pid, signal.SIGSTOP)
             try:
                 await pilot.press("f8")
-                await until(pilot, lambda: isinstance(pilot.app.screen, Launching), "what is waited for")
+                await until(pilot, lambda: isinstance(pilot.app.screen, SubmittingScreen), "what is waited for")
                 await pilot.press("escape")
                 assert "You have stopped waiting" in await refused(pilot, pane)
                 kept = DraftStore(draft).load()
@@ -274,12 +276,12 @@ import os, signal
 from pathlib import Path
 from textual_image.widget import HalfcellImage
 import wanlora_tui.app as app
-from wanlora_tui.feeds.launcher import Launcher
-class Dies(Launcher):
+from wanlora_tui.feeds.submitter import Submitter
+class Dies(Submitter):
     async def submit(self, path, **more):
         await super().submit(path, **more)
         os.kill(os.getpid(), signal.SIGKILL)
-app.Launcher = Dies
+app.Submitter = Dies
 folder = Path({str(folder)!r})
 app.WanloraApp(folder, folder / "seen", image=HalfcellImage).run()
 """

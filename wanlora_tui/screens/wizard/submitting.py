@@ -15,19 +15,19 @@ from daemon.wire.protocol import JobRecord
 from presets.errors import UserError
 from presets.text import sentences
 from wanlora_tui.actions import bindings
-from wanlora_tui.feeds.launcher import Launcher, Unanswered
+from wanlora_tui.feeds.submitter import Submitter, Unanswered
 
 
-class Launching(ModalScreen[bool]):
+class SubmittingScreen(ModalScreen[bool]):
     """Keeps the job as it is until the answer is there. Dismisses with True when its user stops waiting."""
 
     BINDINGS = bindings("launch.cancel")
     DEFAULT_CSS = """
-    Launching { align: center middle; }
-    Launching > Vertical {
+    SubmittingScreen { align: center middle; }
+    SubmittingScreen > Vertical {
         width: 66; max-width: 94%; height: auto; border: round $primary; padding: 1 2; background: $surface;
     }
-    Launching Static { height: auto; }
+    SubmittingScreen Static { height: auto; }
     """
 
     def __init__(self, name: str) -> None:
@@ -57,12 +57,12 @@ class NotTaken:
     may_be_taken: bool
 
 
-async def hand_in(wizard: Screen[Any], launcher: Launcher, path: Path, sent_before: float) -> JobRecord | NotTaken:
-    """The job that the daemon made of a written job file. `sent_before` as for Launcher.submit. To be called from a
+async def hand_in(wizard: Screen[Any], submitter: Submitter, path: Path, sent_before: float) -> JobRecord | NotTaken:
+    """The job that the daemon made of a written job file. `sent_before` as for Submitter.submit. To be called from a
     worker."""
-    waiting = Launching(path.name)
+    waiting = SubmittingScreen(path.name)
     answer: asyncio.Task[JobRecord] = asyncio.create_task(
-        launcher.submit(path, sent_before=sent_before, say=waiting.say)
+        submitter.submit(path, sent_before=sent_before, say=waiting.say)
     )
 
     def stopped(by_user: bool | None) -> None:
@@ -76,7 +76,7 @@ async def hand_in(wizard: Screen[Any], launcher: Launcher, path: Path, sent_befo
         answer.cancel()
     while wizard.app.screen is not wizard:  # what was opened meanwhile goes with it
         await wizard.app.pop_screen()
-    later = f"The job file is kept. To hand it in from a shell: {launcher.command(path)}"
+    later = f"The job file is kept. To hand it in from a shell: {submitter.command(path)}"
     if answer.cancelled():
         return NotTaken(
             [

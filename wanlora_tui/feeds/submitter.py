@@ -16,11 +16,11 @@ class Unanswered(DaemonError):
     """The job was sent and no answer came: the daemon may still take it."""
 
 
-class Launcher:
+class Submitter:
     """What the wizard knows of the daemon."""
 
-    def __init__(self, client: Client, dir: Path | None, board: JobList) -> None:
-        self._client, self._dir, self._board = client, dir, board
+    def __init__(self, client: Client, dir: Path | None, job_list: JobList) -> None:
+        self._client, self._dir, self._job_list = client, dir, job_list
 
     async def submit(self, path: Path, *, sent_before: float = 0.0, say: Callable[[str], None]) -> JobRecord:
         """Hand in a job file; `say` is told what is waited for.
@@ -44,7 +44,7 @@ class Launcher:
 
     def taken(self, path: Path, since: float) -> JobRecord | None:
         """The job that came of a file sent at `since`, as far as is known here."""
-        return _taken(list(self._board.records.values()), path, since)
+        return _taken(list(self._job_list.records.values()), path, since)
 
     def command(self, path: Path) -> str:
         """What hands in the file from a shell."""
@@ -52,6 +52,5 @@ class Launcher:
 
 
 def _taken(records: list[JobRecord], path: Path, since: float) -> JobRecord | None:
-    return max(
-        (r for r in records if r.job_path == str(path) and r.submitted_at >= since), key=lambda r: r.id, default=None
-    )
+    sent = (str(path), str(path.resolve()))
+    return max((r for r in records if r.job_path in sent and r.submitted_at >= since), key=lambda r: r.id, default=None)

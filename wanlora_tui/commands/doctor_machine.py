@@ -1,0 +1,232 @@
+"""What doctor looks at of the machine: Python, GPUs, memory, disk, video, model files, torch. Each check gives a line
+or several; how they are printed, and what it looks at of the daemon and the terminal, is in commands.doctor."""
+
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from presets.machine.gpus import FLASH4_CARDS
+from presets.machine.machine import Machine
+from presets.machine.torch_build import REQUIREMENT, command, requirement, served
+from presets.text import human
+
+GIB = 2**30
+TORCH_SECONDS = 120.0  # importing torch from a cold network disk can take a minute
+LEAST_RAM = 32 * GIB  # both experts in float8, 28 GiB, have to fit somewhere
+LEAST_DISK = 12 * GIB  # checkpoints, LoRA files and previews of a run; what the model takes is told with it
+FLASH4 = ("flash-attn-4>=4.0.0b36,<5", "nvidia-cutlass-dsl[cu13]>=4.8,<5")  # the extra flash4 of pyproject.toml
+FLASH4_CUDA = 13  # what it is built for
+
+Level = Literal["ok", "warn", "fail"]
+
+
+class Line(NamedTuple):
+    """What one check found."""
+
+    level: Level
+    subject: str
+    text: str
+    fix: str = ""
+
+
+def python() -> Line:
+    text = f"{sys.version.split()[0]} ({sys.executable})"
+    return (
+        Line("ok", "Python", text)
+        if sys.version_info >= (3, 11)
+        else Line("fail", "Python", text, "Install Python 3.11 or newer and set up again")
+    )
+
+
+def gpus(machine: Machine) -> Iterator[Line]:
+    if not machine.gpus:
+        yield Line(
+            "warn",
+            "GPU",
+            f"none: {machine.gpu_problem or 'no NVIDIA GPU found'}",
+            "Without one only the demo can train here; run wanlora on the machine that has the GPU",
+        )
+        return
+    if machine.visible is not None:
+        yield Line("ok", "GPU", f"job.gpus counts within CUDA_VISIBLE_DEVICES={machine.visible}")
+    for gpu in machine.gpus:
+        text = (
+            f"{gpu.index}: {gpu.name}, {human(gpu.vram_free)} of {human(gpu.vram_total)} free, driver {gpu.driver},"
+            f" compute {gpu.capability[0]}.{gpu.capability[1]}"
+        )
+        if gpu.error:
+            yield Line(
+                "warn",
+                "GPU",
+                f"{gpu.index}: {gpu.name or 'unknown'}: {gpu.error}",
+                "Look at it with nvidia-smi; leave it out of job.gpus meanwhile",
+            )
+        elif gpu.mig and machine.visible is None:
+            yield Line(
+                "warn",
+                "GPU",
+                f"{text}, in MIG mode",
+                "This is its first slice. For another set CUDA_VISIBLE_DEVICES to its UUID (nvidia-smi -L), or turn"
+                " MIG off",
+            )
+        elif gpu.vram_total and gpu.vram_free < gpu.vram_total // 2:
+            yield Line("warn", "GPU", text, "Another program holds much of it: see nvidia-smi")
+        else:
+            yield Line("ok", "GPU", text)
+
+
+def attention(machine: Machine) -> Iterator[Line]:
+    if not any(gpu.capability[0] in FLASH4_CARDS for gpu in machine.gpus):
+        return
+    try:
+        yield Line("ok", "Attention", f"flash-attn-4 {version('flash-attn-4')}, where it is the fastest here")
+    except PackageNotFoundError:
+        text = "torch's kernels and our own; the package flash-attn-4 has faster ones for this card"
+        gpu = machine.gpus[0]
+        if max(served(gpu.driver), gpu.cuda) < FLASH4_CUDA:
+            yield Line("ok", "Attention", f"{text}, with a driver that serves CUDA {FLASH4_CUDA}")
+        else:
+            yield Line("ok", "Attention", text, f"{sys.executable} -m pip install {shlex.join(FLASH4)}")
+
+
+def ram(machine: Machine) -> Line:
+    text = f"{human(machine.ram_free)} of {human(machine.ram_total)} free, {machine.cores} cores"
+    if machine.ram_free >= LEAST_RAM:
+        return Line("ok", "RAM", text)
+    return Line(
+        "warn",
+        "RAM",
+        text,
+        f"The 14B model wants {human(LEAST_RAM)} free, to keep both experts at hand; the demo does not",
+    )
+
+
+def disk(machine: Machine) -> Line:
+    text = f"{human(machine.disk_free)} free at {machine.disk_path}"
+    if machine.disk_free < GIB:
+        return Line("fail", "Disk", text, "Free some space, or work in a folder on another disk")
+    return (
+        Line("ok", "Disk", text)
+        if machine.disk_free >= LEAST_DISK
+        else Line(
+            "warn", "Disk", text, f"A run wants about {human(LEAST_DISK)} for its checkpoints, LoRA files and previews"
+        )
+    )
+
+
+def codecs() -> Line:
+    try:
+        import av
+    except ImportError as e:
+        return Line(
+            "fail", "Video", f"PyAV cannot be imported: {e}", f"{sys.executable} -m pip install --force-reinstall av"
+        )
+    missing = sorted({"libx264"} - av.codecs_available)
+    if missing:
+        return Line(
+            "fail",
+            "Video",
+            f"PyAV {av.__version__} has no {', '.join(missing)} encoder",
+            "Install the PyAV wheel from PyPI instead of a system build",
+        )
+    return Line(
+        "ok",
+        "Video",
+        f"PyAV {av.__version__} reads clips and writes H.264; no ffmpeg program is needed"
+        + (f" (there is one: {shutil.which('ffmpeg')})" if shutil.which("ffmpeg") else ""),
+    )
+
+
+def model() -> Line:
+    from presets.base.composition import NamedBase
+    from presets.base.fetch_plan import RESERVE, fetching_of
+    from presets.base.model_facts import read_model
+    from presets.job.schema import ModelPanel
+
+    named = NamedBase(path=ModelPanel().path)
+    facts = read_model(named, Path.cwd())
+    errors = [p for p in facts.problems if p.severity == "error"]
+    if errors:
+        return Line("fail", "Model files", f"{named.path}: {errors[0].message}", errors[0].fix)
+    if facts.local:
+        elsewhere = sorted({source for source in facts.sources.values() if source != named.path})
+        return Line(
+            "ok", "Model files", f"{named.path} is here" + (f", with {' and '.join(elsewhere)}" if elsewhere else "")
+        )
+    fetching = fetching_of(named, Path.cwd())
+    what = (fetching.text if fetching is not None else "") or ", ".join(facts.absent)
+    if fetching is not None and fetching.problems:
+        return Line("warn", "Model files", f"{what}: {fetching.problems[0].message}", fetching.problems[0].fix)
+    if fetching is not None and fetching.need + RESERVE > fetching.free:
+        return Line(
+            "warn",
+            "Model files",
+            f"to be downloaded: {what}; {human(fetching.free)} are free in {fetching.cache}",
+            f"Free {human(fetching.need + RESERVE - fetching.free)} there, or set HF_HOME to a folder on another disk",
+        )
+    unknown = (
+        f"; the sizes are not known, because {fetching.unknown}" if fetching is not None and fetching.unknown else ""
+    )
+    return Line(
+        "warn",
+        "Model files",
+        f"not in the Hugging Face cache: {what}{unknown}",
+        "The first real job downloads it; or name a folder in model.path",
+    )
+
+
+QUESTION = """
+import torch
+words = ""
+if not torch.cuda.is_available():
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as e:
+        words = str(e).splitlines()[0]
+print(torch.version.cuda or "", torch.cuda.is_available(), words, sep="|")
+"""
+
+
+def torch(machine: Machine) -> Line:
+    """torch itself is asked in another process: importing it takes seconds and a broken CUDA can end the process."""
+    build, wrong = machine.torch, machine.torch_misfit
+    install = command(requirement(machine.gpus[0].driver if machine.gpus else "")[0] or REQUIREMENT)
+    if build is None:
+        return Line("fail", "torch", "not installed", install)
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-c", QUESTION], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return Line(
+            "fail",
+            "torch",
+            f"{build.version} did not import within {TORCH_SECONDS:.0f} s",
+            "Is the disk with the environment very slow, or is the driver hanging (nvidia-smi)?",
+        )
+    if asked.returncode:
+        return Line(
+            "fail",
+            "torch",
+            f"{build.version} cannot be imported: {asked.stderr.strip().rpartition(chr(10))[2]}",
+            install,
+        )
+    cuda, available, words = asked.stdout.strip().rpartition("\n")[2].split("|", 2)
+    if available == "True":
+        return Line("ok", "torch", f"{build.version}, CUDA {cuda}")
+    if wrong is not None:
+        return Line("fail", "torch", f"{wrong.message}, so it does not see the GPU", wrong.fix)
+    if machine.gpus:
+        return Line(
+            "fail",
+            "torch",
+            f"{build}, and does not see the GPU: {words.rstrip('.') or 'it does not say why'}",
+            "Look at nvidia-smi, at CUDA_VISIBLE_DEVICES, and in a container at how it was started: docker run"
+            " --gpus all",
+        )
+    return Line("ok", "torch", f"{build.version}, without {'a GPU' if build.cuda else 'CUDA'}; enough for the demo")
