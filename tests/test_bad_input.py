@@ -28,7 +28,7 @@ from safetensors.numpy import load_file, save_file
 from daemon.errors import NotRunning, RequestRefused
 from daemon.wire.blocking import ping
 from daemon.wire.client import Client
-from daemon.wire.paths import endpoint, daemon_paths
+from daemon.wire.paths import daemon_paths, endpoint
 from daemon.wire.protocol import PROTOCOL_VERSION, Refused, reply_decoder
 from presets.findings import Finding
 from presets.job.schema import (
