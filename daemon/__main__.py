@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit 0 when asked to end, 1 when it could not serve."""
     parser = argparse.ArgumentParser(
         prog="python -m daemon",
-        description="Queue, launch and watch training jobs. Ends on SIGTERM or Ctrl-C; trainers go on.",
+        description="Queue, launch and watch training jobs. Ends on SIGTERM or Ctrl-C; trainers keep running.",
     )
     parser.add_argument(
         "--dir", type=Path, help="directory for the sockets and the job table, instead of the user's own"

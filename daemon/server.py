@@ -39,7 +39,7 @@ LANE = 16  # requests of one client that may wait for their turn
 
 
 def serve(paths: DaemonPaths, trainer_command: list[str] | None = None) -> None:
-    """Run the daemon until SIGTERM, SIGINT or a Shutdown. Trainers go on.
+    """Run the daemon until SIGTERM, SIGINT or a Shutdown. Trainers keep running.
 
     `trainer_command`: what starts a trainer, followed by the job file, `--out DIR` and perhaps `--resume`; the engine
     through torchrun by default. Raises UserError when another daemon serves these paths, they cannot be used, or
@@ -97,7 +97,7 @@ class Server:
             await asyncio.gather(waiting, *tasks, return_exceptions=True)
             self._sockets.close()
             self._service.close()
-            log.info("ended; trainers go on")
+            log.info("ended; trainers keep running")
 
     # --- requests ---------------------------------------------------------------------------------------------
 
@@ -188,7 +188,7 @@ class Server:
         while True:
             try:
                 self._service.tick()
-            except Exception:  # a bug of ours, in one job perhaps: the others go on
+            except Exception:  # a bug of ours, in one job perhaps: the others continue
                 log.exception("tick failed")
                 await asyncio.sleep(BEAT)
             await self._publish()
@@ -199,13 +199,13 @@ class Server:
             await asyncio.sleep(TICK)
 
     def _keep_place(self) -> None:
-        """Stay reachable, and end when the state directory is gone, and the lock with it: the next daemon may be at
+        """Stay reachable, and end when the state directory is missing, and the lock with it: the next daemon may be at
         work there already. Raises UserError."""
         if not self._lock.is_in_place():
             raise UserError(
                 "the state directory was removed while the daemon ran, and its job table with it",
                 where=str(self._paths.state),
-                fix="Trainers go on; their run folders are whole",
+                fix="Trainers keep running; their run folders are whole",
             )
         try:
             self._sockets.settle()

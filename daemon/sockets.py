@@ -51,7 +51,7 @@ class Sockets:
         return found
 
     def settle(self) -> None:
-        """Be reachable, in the wanted folder if it can be had, else in a spare one, and tell it in the lock. To be
+        """Be reachable, in the wanted folder if it can be had, else in a spare one, and publish it in the lock. To be
         called again and again.
 
         A login manager takes the runtime directory away when its user logs out, and only it can make another; somebody
@@ -70,7 +70,7 @@ class Sockets:
             self._folders = [*self._folders[:1], *self._folders[1:][-SPARES + 1 :], folder]
             self._bind(folder)
         if folder != self.at.runtime:
-            self._lock.tell(folder)
+            self._lock.publish(folder)
             self.at = DaemonPaths(folder, self.at.state)
             log.info("serving %s, pid %d", folder, os.getpid())
 

@@ -78,7 +78,7 @@ class WanloraApp(ReadableThemes, KeysInOrder):
         super().__init__()
         self.daemon_dir, self.host = daemon_dir, host
         self.last_seen = LastSeenFile(state_dir)
-        self.farewell: list[str] = []  # lines for the terminal, once the screens are gone
+        self.farewell: list[str] = []  # lines for the terminal, once the screens are closed
         self._state_dir, self._image, self._job, self._close_when_done = state_dir, image, job, close_when_done
         self._client = Client(daemon_dir, here=not host)
         self._job_list = JobList()
@@ -90,7 +90,7 @@ class WanloraApp(ReadableThemes, KeysInOrder):
         return self._client
 
     def on_mount(self) -> None:
-        # ours read, or start the daemon, which needs nobody to go on
+        # ours read, or start the daemon, which needs nobody to continue
         asyncio.get_running_loop().set_default_executor(ReadingThreads())
         if (theme := readable(self.last_seen.kept.theme)) in self.available_themes:
             self.theme = theme
@@ -143,7 +143,7 @@ class WanloraApp(ReadableThemes, KeysInOrder):
             while True:
                 try:
                     if not self.host and await asyncio.to_thread(ensure_running, self.daemon_dir):
-                        self.notify("Started the daemon. It goes on when you leave.")
+                        self.notify("Started the daemon. It keeps running when you leave.")
                     await self._job_list.follow(self._client, self._job_list_changed)
                 except DaemonError as e:
                     self._job_list.problem = str(e)
@@ -227,7 +227,7 @@ class WanloraApp(ReadableThemes, KeysInOrder):
         if now - self._interrupted_at < TWICE_SECONDS:
             self.action_leave()
         self._interrupted_at = now
-        self.notify("Press Ctrl+C again to leave. Jobs go on without you.", timeout=TWICE_SECONDS)
+        self.notify("Press Ctrl+C again to leave. Jobs keep running without you.", timeout=TWICE_SECONDS)
 
     def action_leave(self) -> None:
         """Close the screens and stop nothing; the farewell says how to come back."""
@@ -240,7 +240,7 @@ class WanloraApp(ReadableThemes, KeysInOrder):
             live = sum(r.state in LIVE_STATES for r in self._job_list.records.values())
             if live:
                 self.farewell.append(
-                    f"{count(live, 'job')} {'goes' if live == 1 else 'go'} on. Come back with: wanlora"
+                    f"{count(live, 'job')} {'keeps' if live == 1 else 'keep'} running. Come back with: wanlora"
                 )
         self.exit()
 
@@ -269,5 +269,5 @@ def parting(record: JobRecord, view: RunView, host: str) -> list[str]:
         return [f"{record.name}: done."]
     if record.state in ENDED_STATES:
         return [ending(record.name, record.state, record.outcome)]
-    does = "waits in the queue" if record.state == "queued" else "goes on training"
+    does = "waits in the queue" if record.state == "queued" else "keeps training"
     return [f"{record.name} {does}. Come back with: wanlora attach {record.name}{' --host ' + host if host else ''}"]

@@ -123,7 +123,7 @@ def _work_on_job_files(commands: Commands) -> None:
     c = command("train", "job:train", "train one job in the foreground, without the daemon", daemon=False)
     _job_file(c)
     _out(c)
-    c.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
+    c.add_argument("--resume", action="store_true", help="continue from the newest checkpoint")
     _going_on(c)
 
     c = command(
@@ -162,7 +162,7 @@ def _submit_and_watch(commands: Commands) -> None:
     _job_file(c)
     _out(c)
     c.add_argument(
-        "--resume", action="store_true", help="go on with the run that lies in its run folder, whoever began it"
+        "--resume", action="store_true", help="continue the run that lies in its run folder, whoever began it"
     )
     _going_on(c)
 
@@ -183,8 +183,8 @@ def _act_on_jobs(commands: Commands) -> None:
     for name, handler, does in (
         ("stop", "queue:stop", "save a checkpoint, then stop; the job can be resumed"),
         ("cancel", "queue:cancel", "take a job from the queue, or end it without saving; its checkpoints stay"),
-        ("save", "live:save", "have a running job save a checkpoint now, and go on"),
-        ("sample", "live:sample", "have a running job make its previews now, and go on"),
+        ("save", "live:save", "have a running job save a checkpoint now, and continue"),
+        ("sample", "live:sample", "have a running job make its previews now, and continue"),
     ):
         c = command(name, handler, does)
         c.add_argument("job", metavar="JOB", help="name or number")
@@ -206,7 +206,7 @@ def _act_on_jobs(commands: Commands) -> None:
     c = command("resume", "resume:resume", "queue an ended job again, from its newest checkpoint or an older one")
     c.epilog = (
         "The job file is read anew. Learning rates, steps, [save], [sample] and GPUs may have changed; any other change"
-        " is shown and asked about, because the run would not go on exactly as it was begun. Without a terminal it is"
+        " is shown and asked about, because the run would not continue exactly as it began. Without a terminal it is"
         " refused unless --accept-changes is given. See the steps to go back to with: wanlora checkpoints JOB"
     )
     c.add_argument("job", metavar="JOB", help="name or number")
@@ -239,7 +239,7 @@ def _daemon(commands: Commands) -> None:
     parts = group.add_subparsers(title="commands", metavar="start|stop|status", required=True)
     command = partial(_command, parts)
     command("start", "daemon:start", "start the daemon, if none runs")
-    command("stop", "daemon:stop", "end the daemon; trainers go on and are found again by the next one")
+    command("stop", "daemon:stop", "end the daemon; trainers keep running and are found again by the next one")
     c = command("status", "daemon:status", "say whether the daemon runs, and where")
     c.add_argument("--json", action="store_true", help="one object")
 
@@ -283,7 +283,7 @@ def _out(c: argparse.ArgumentParser, when: str = "") -> None:
 
 
 def _going_on(c: argparse.ArgumentParser) -> None:
-    """What every command that goes on with a run takes."""
+    """What every command that resumes a run takes."""
     c.add_argument(
         "--from",
         type=_positive,
@@ -294,7 +294,7 @@ def _going_on(c: argparse.ArgumentParser) -> None:
     c.add_argument(
         "--accept-changes",
         action="store_true",
-        help="go on although the job file has changed in ways that break exactness",
+        help="resume although the job file has changed in ways that break exactness",
     )
 
 
@@ -321,7 +321,7 @@ def _seq(text: str) -> int:
 
 
 def _require_utf8(args: argparse.Namespace) -> None:
-    """Whatever is named on the command line can be told on. Raises UserError."""
+    """Whatever is named on the command line can be passed on. Raises UserError."""
     from presets.errors import UserError
     from presets.file_names import escaped, is_utf8, require_utf8
 

@@ -125,7 +125,7 @@ class _Tunnel(threading.Thread):
 
 @contextmanager
 def tunnel(host: str) -> Iterator[Path]:
-    """A local directory in which the daemon of `host` can be reached; gone at the end. Raises UserError."""
+    """A local directory in which the daemon of `host` can be reached; deleted at the end. Raises UserError."""
     status = remote_status(host)
     folder = Path(tempfile.mkdtemp(prefix="wl", dir="/tmp"))  # 0700, and short: a socket path holds 107 bytes
     here, log = daemon_paths(folder), folder / "ssh.log"

@@ -30,7 +30,7 @@ class ReadingThreads(ThreadPoolExecutor):
                 answer, error = fn(*args, **kwargs), None
             except BaseException as e:  # for whoever waits for the answer
                 answer, error = None, e
-            with self._answering:  # the loop that is told of the answer closes after `shutdown`
+            with self._answering:  # the loop that gets the answer closes after `shutdown`
                 if self._over:
                     return
                 if error is not None:

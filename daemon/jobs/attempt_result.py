@@ -1,4 +1,4 @@
-"""What an attempt came to: its own last word, or what its log and the kernel tell."""
+"""What an attempt came to: its own last word, or what its log and the kernel say."""
 
 import re
 import signal
@@ -27,7 +27,7 @@ def last_word(entry: Entry, tail: Tail) -> AttemptResult | None:
 
 
 def result_of(entry: Entry, tail: Tail, *, exit_code: int | None, log: Path) -> AttemptResult:
-    """What came of an attempt whose processes are gone: its own last word, or else what can be found out."""
+    """What came of an attempt whose processes have ended: its own last word, or else what can be found out."""
     if said := last_word(entry, tail):
         return said
     code, lines = _read_log(log)
@@ -50,7 +50,7 @@ def result_of(entry: Entry, tail: Tail, *, exit_code: int | None, log: Path) -> 
     end = "\n".join(["Its last lines:", *lines]) if lines else "Its log is empty."
     return AttemptResult(
         "failed",
-        f"{cause} Go on from the last checkpoint with: wanlora resume {entry.record.name}\n{end}\nAll of it: {log}",
+        f"{cause} Resume from the last checkpoint with: wanlora resume {entry.record.name}\n{end}\nAll of it: {log}",
     )
 
 

@@ -1,6 +1,6 @@
-"""Work that may wait for a disk, beside the loop: whatever a path leads to, the daemon goes on.
+"""Work that may wait for a disk, beside the loop: whatever a path leads to, the daemon keeps serving.
 
-In threads that nobody waits for at the end: one that hangs in the kernel on a network disk that is gone keeps no daemon
+In threads that nobody waits for at the end: one that hangs in the kernel on a lost network disk keeps no daemon
 from ending. (The executor of asyncio is waited for, and a few that hang use it up.)
 """
 
@@ -25,14 +25,14 @@ class BackgroundIO:
         self._at_work = 0
 
     async def __call__(self, work: Callable[[], _T], *, what: str, seconds: float = SECONDS) -> _T:
-        """What `work` gives or raises. Raises UserError when it takes longer than `seconds`: then it may go on, so it
-        must not change what others use. `what`: the path that it is about.
+        """What `work` gives or raises. Raises UserError when it takes longer than `seconds`: then it may still run, so
+        it must not change what others use. `what`: the path that it is about.
         """
         if self._at_work >= MOST:
             raise UserError(
                 f"too many files do not come from their disks ({self._at_work} at this moment)",
                 where=what,
-                fix="Is a network disk gone? Try again when it is back",
+                fix="Is a network disk lost? Try again when it is back",
             )
         loop = asyncio.get_running_loop()
         done: asyncio.Future[_T] = loop.create_future()
@@ -65,5 +65,5 @@ class BackgroundIO:
             raise UserError(
                 f"has not come for {seconds:.0f} s",
                 where=what,
-                fix="Is its disk, a network disk perhaps, gone or very busy? Try again when it answers",
+                fix="Is its disk, a network disk perhaps, lost or very busy? Try again when it answers",
             ) from None

@@ -20,7 +20,7 @@ class Entry(Struct, kw_only=True):
     resume: bool = False  # continue from the last checkpoint
     from_step: int | None = None  # or from the one of this step
     accept_changes: bool = False  # the user has seen how the job file differs from the run that was begun
-    ending: Ending = ""  # asked for, and not come to pass yet
+    ending: Ending = ""  # asked for, and not done yet
     due: float = 0.0  # when the next signal goes out; 0: none will
     due_signal: Literal["terminate", "kill"] = "terminate"
     trainer: ProcessId | None = None
@@ -46,7 +46,7 @@ class AttemptResult(Struct, frozen=True):
 
 
 class Changed(Struct, frozen=True):
-    """Save the job, tell the clients."""
+    """Save the job and announce it to the clients."""
 
     job: int
 

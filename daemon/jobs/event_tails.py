@@ -27,7 +27,7 @@ class Tails:
         return self._tails[job]
 
     def get(self, job: int) -> Tail | None:
-        """None before it was first read, and while it is being read aside."""
+        """None before it was first read, and while it is being read in the background."""
         return self._tails.get(job)
 
     def open(self, record: JobRecord) -> Tail:

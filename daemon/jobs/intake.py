@@ -1,4 +1,4 @@
-"""What a request needs from a user's files. It runs aside of the loop, so it reads and changes nothing; what follows is
+"""What a request needs from a user's files. It runs beside the loop, so it reads and changes nothing; what follows is
 decided on the loop, from what is true by then."""
 
 import os
@@ -22,7 +22,7 @@ class Submission(NamedTuple):
     record: JobRecord  # without its id
     text: str  # of the job file, with absolute paths
     held: bool  # the run folder holds a run already
-    going: ResumeCheck | None  # how the job file differs from that run, when it is to go on
+    going: ResumeCheck | None  # how the job file differs from that run, when it is to be resumed
     checkpoints: list[StoredCheckpoint]
 
 

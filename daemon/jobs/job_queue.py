@@ -80,7 +80,7 @@ class Queue:
         shell: Shell | None = None,
         secrets: Sequence[str] = (),
     ) -> list[Instruction]:
-        """Take in a new job, whose run folder must be free. `resume`: it goes on with a run that lies there."""
+        """Take in a new job, whose run folder must be free. `resume`: it continues a run that lies there."""
         assert record.id not in self.entries
         self.require_free(record)
         self.entries[record.id] = Entry(
@@ -121,7 +121,7 @@ class Queue:
     def resume(
         self, job: int, now: float, *, from_step: int | None = None, accept_changes: bool = False, further: bool = False
     ) -> list[Instruction]:
-        """Put an ended job back into the queue, to go on from its last checkpoint or that of `from_step`. Raises
+        """Put an ended job back into the queue, to continue from its last checkpoint or that of `from_step`. Raises
         UserError."""
         entry = self.entries[job]
         self.require_resumable(entry, further=further)
@@ -193,14 +193,14 @@ class Queue:
         return [Changed(job)]
 
     def said_last_word(self, job: int, now: float) -> list[Instruction]:
-        """The trainer wrote done, stopped or failed: it should be gone soon."""
+        """The trainer wrote done, stopped or failed: it should end soon."""
         entry = self.entries[job]
         if entry.record.state in RUNNING_STATES and entry.ending != "cancel":
             entry.due, entry.due_signal = now + LINGER_GRACE, "kill"
         return []
 
     def ended(self, job: int, result: AttemptResult, now: float) -> list[Instruction]:
-        """All processes of the trainer are gone."""
+        """All processes of the trainer have ended."""
         entry = self.entries[job]
         assert entry.record.state in RUNNING_STATES, entry.record.state
         return self._end(entry, result, now)
@@ -236,7 +236,7 @@ class Queue:
             where = f" at step {entry.record.step}" if entry.record.step else ""
             broken_off = AttemptResult(
                 "stopped",
-                f"The machine restarted while this job ran{where}. Go on from the last checkpoint with: wanlora resume"
+                f"The machine restarted while this job ran{where}. Resume from the last checkpoint with: wanlora resume"
                 f" {entry.record.name}",
             )
             out += self._finish(entry, finished.get(entry.record.id, broken_off), now)
@@ -259,10 +259,10 @@ class Queue:
                 and entry.due_signal == "terminate"
                 and now - last_event.get(job, 0.0) < STOP_GRACE
             ):
-                entry.due = last_event[job] + STOP_GRACE  # a long step, or a large checkpoint: it goes forward
+                entry.due = last_event[job] + STOP_GRACE  # a long step, or a large checkpoint: it makes progress
                 continue
             if entry.due_signal == "kill":
-                entry.due = now + CANCEL_GRACE  # and again, should a process not have gone by then
+                entry.due = now + CANCEL_GRACE  # and again, should a process not have ended by then
                 out.append(Kill(job))
             else:
                 out += self._terminate(entry, now)

@@ -54,7 +54,7 @@ class Requests:
         if task is None:
             task = self._under_way[request.id] = asyncio.create_task(self._reply(request))
             task.add_done_callback(lambda _: self._under_way.pop(request.id))
-        return await asyncio.shield(task)  # a client that has gone takes nothing back
+        return await asyncio.shield(task)  # a client that has left takes nothing back
 
     async def _reply(self, request: wire.Request) -> bytes:
         # at once: a tail may be read on afterwards
@@ -177,7 +177,7 @@ class Requests:
             raise UserError(
                 "this folder already holds a run",
                 where=record.run_dir,
-                fix=f"Give this job another name, or go on with that run: {way}",
+                fix=f"Give this job another name, or resume that run: {way}",
             )
         shell, secrets = asked.shell.divided() if asked.shell is not None else (None, {})
         options |= {"shell": shell, "secrets": list(secrets)}

@@ -1,5 +1,5 @@
-"""Starts trainers and leaves stop requests for them. What touches a run folder is done aside, so a folder that hangs
-fails its own job and no other."""
+"""Starts trainers and leaves stop requests for them. What touches a run folder is done in the background, so a folder
+that hangs fails its own job and no other."""
 
 import asyncio
 import logging
@@ -55,7 +55,7 @@ class Runner:
         return Path(record.run_dir) / "logs" / f"attempt_{record.attempt}.log"
 
     def is_launching(self, job: int) -> bool:
-        """Its trainer is about to start. A request to end it is honoured before that."""
+        """Its trainer is about to start. A request to end it is carried out before that."""
         return job in self._launches
 
     # --- starting ---------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ class Runner:
                 else self._start(entry, tail, _options(entry) if begun else [])
             )
         except Exception as e:
-            if not isinstance(e, (OSError, ValueError)):  # a bug of ours, in one job perhaps: the others go on
+            if not isinstance(e, (OSError, ValueError)):  # a bug of ours, in one job perhaps: the others continue
                 log.exception("launch failed")
             then = self._queue.ended(
                 job,
@@ -146,7 +146,7 @@ class Runner:
 
 
 def _options(entry: Entry) -> list[str]:
-    """What the trainer of a run that lies there already is told."""
+    """The options for the trainer of a run that lies there already."""
     if not entry.resume:
         return []
     back = ["--from", str(entry.from_step)] if entry.from_step is not None else []

@@ -32,8 +32,8 @@ class Service:
     """All jobs. The queue says what is to be done, `apply` does it."""
 
     def __init__(self, paths: DaemonPaths, trainer_command: list[str], *, epoch: str) -> None:
-        """Open the job table, adopt the trainers that still run, and go on where the last daemon ended. To be made in a
-        running loop.
+        """Open the job table, adopt the trainers that still run, and continue where the last daemon ended. To be made
+        in a running loop.
 
         Raises UserError when the table cannot be opened.
         """
@@ -51,7 +51,7 @@ class Service:
         self._restore()
 
     def close(self) -> None:
-        """Let go of everything. Trainers go on."""
+        """Let go of everything. Trainers keep running."""
         self.store.close()
 
     # --- coming back ------------------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ class Service:
             if self.runner.is_launching(job):
                 continue
             trainer, tail = self._trainers[job], self.tails[job]
-            alive = trainer.poll()  # before reading: of a trainer that is gone, everything is there to be read
+            alive = trainer.poll()  # before reading: of a trainer that has ended, everything is there to be read
             more = self._read(entry, publish=True)
             if tail.started is not None and tail.started.seq > entry.first_seq:
                 self.apply(self.queue.started(job))
@@ -162,7 +162,7 @@ class Service:
                     end = AttemptResult(
                         "failed",
                         f"{end.outcome}\n{names} of the shell that it came from was not at hand: the daemon keeps that"
-                        " in memory alone, and was restarted. If it is needed, go on from a shell that has it: wanlora"
+                        " in memory alone, and was restarted. If it is needed, resume from a shell that has it: wanlora"
                         f" resume {entry.record.name}",
                     )
                 log.info("job %d: %s %s", job, end.state, end.outcome)
@@ -174,7 +174,7 @@ class Service:
         )
 
     def _read(self, entry: Entry, *, publish: bool) -> bool:
-        """Take in new events; True when there are more to come at once. Without `publish` it goes on to the end."""
+        """Take in new events; True when there are more to come at once. Without `publish` it reads to the end."""
         job = entry.record.id
         tail = self.tails.open(entry.record)
         try:
@@ -195,7 +195,7 @@ class Service:
         """The record with the progress of now."""
         if tail := self.tails.get(entry.record.id):
             entry.record.step = tail.view.step
-            # what is queued to go on may have been given other steps
+            # what is queued to be resumed may have been given other steps
             if entry.record.state != "queued" and tail.view.attempt >= entry.record.attempt:
                 entry.record.steps = tail.view.steps or entry.record.steps
             entry.record.doing = tail.view.phase.name if entry.record.id in self._trainers else ""

@@ -13,9 +13,9 @@ from daemon.processes.proc import MARKER
 def torchrun(grace: int = 180) -> list[str]:
     """The command that trains with the engine; a job file, `--out DIR` and perhaps `--resume ...` follow it.
 
-    torchrun ends its workers on SIGHUP unless told which signals are its own, and 30 seconds after SIGTERM unless told
-    to wait (`grace`, seconds). It learnt to wait later than torch 2.10, so its own source is asked what it knows;
-    importing torch would take seconds.
+    torchrun ends its workers on SIGHUP unless it is given the signals that are its own, and 30 seconds after SIGTERM
+    unless it is given longer (`grace`, seconds). The second option came after torch 2.10, so torch's source is
+    searched for both; importing torch would take seconds.
     """
     found = importlib.util.find_spec("torch")
     if found is None or found.origin is None:

@@ -22,7 +22,7 @@ class Trainer:
 
     def poll(self) -> bool:
         """Whether anything of this trainer still runs. Workers left behind by their launcher are brought to an end,
-        the topmost first, because it can save; what holds the GPUs is gone when this says False."""
+        the topmost first, because it can save; nothing holds the GPUs any more when this says False."""
         if self._child is not None:
             self.exit_code = self._child.poll()
             if self.exit_code is None:
@@ -41,7 +41,7 @@ class Trainer:
         return True
 
     def terminate(self) -> None:
-        """Ask it to save and go. The launcher hands the signal on to its workers."""
+        """Ask it to save and end. The launcher hands the signal on to its workers."""
         send(self.launcher, signal.SIGTERM)
 
     def kill(self) -> None:

@@ -89,7 +89,7 @@ class Client:
     ) -> wire.JobRecord:
         """Queue a job file; `out` defaults to the folder `runs` beside it. Paths may be relative to here.
 
-        `resume`: go on with the run that lies in its run folder, whoever began it; the rest as for `resume`.
+        `resume`: continue the run that lies in its run folder, whoever began it; the rest as for `resume`.
         """
         where = str(Path(job_path).absolute()), str(Path(out).absolute()) if out else ""
         return (
@@ -129,7 +129,7 @@ class Client:
         return await asyncio.to_thread(shell_here) if self._here else None
 
     async def going_on(self, job: str | int) -> ResumeCheck:
-        """How the job file differs by now from what the last attempt was given, and whether the run may go on with
+        """How the job file differs by now from what the last attempt was given, and whether the run may be resumed with
         it."""
         return (await self._ask(wire.Changes(str(job)), wire.ChangesReply)).going_on
 
@@ -153,7 +153,7 @@ class Client:
         return (await self._ask(wire.Cancel(str(job)), wire.JobReply)).job
 
     async def shutdown(self) -> None:
-        """End the daemon; trainers go on. A daemon that is gone already is no error."""
+        """End the daemon; trainers keep running. A daemon that has ended already is no error."""
         try:
             await self._ask(wire.Shutdown(), wire.Done)
         except NotAnswering:

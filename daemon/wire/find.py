@@ -20,7 +20,7 @@ ASK_SECONDS = 5.0  # for the answer of a daemon that may have something large to
 class DaemonLocation(NamedTuple):
     """Where the daemon is looked for."""
 
-    where: DaemonPaths  # with the sockets' folder that the daemon itself has told, if one holds the lock
+    where: DaemonPaths  # with the sockets' folder that the daemon itself has published, if one holds the lock
     # of the lock in the state folder; None: no daemon runs there (its sockets may come here through a tunnel)
     holder: LockHolder | None
 
@@ -52,7 +52,7 @@ def require_daemon(found: DaemonLocation, address: Path, *, connected: bool = Fa
     lock is held.
     """
     if reason := why_untrusted(found.where.runtime) or why_untrusted(address, link=True):
-        mend = (
+        fix = (
             "It moves away by itself within seconds; try again"
             if found.holder
             else "What listens there was not asked. Start your own with `wanlora daemon start`: it takes another folder"
@@ -63,7 +63,7 @@ def require_daemon(found: DaemonLocation, address: Path, *, connected: bool = Fa
                 if found.holder is None
                 else f"the daemon (pid {found.holder.pid}) cannot be reached: {reason}"
             ),
-            fix=mend,
+            fix=fix,
         )
     if connected and found.holder is not None:
         return
@@ -126,18 +126,21 @@ def not_running(found: DaemonLocation, waited: float = 0.0) -> NotRunning:
             return NotAnswering(
                 f"{who} {silence}: it is stopped by a signal",
                 fix=(
-                    f"Let it go on with `kill -CONT {holder.pid}`, or end it with `wanlora daemon stop`; trainers go"
-                    f" on.{log}"
+                    f"Let it continue with `kill -CONT {holder.pid}`, or end it with `wanlora daemon stop`; trainers"
+                    f" keep running.{log}"
                 ),
             )
         case "D":
             return NotAnswering(
                 f"{who} {silence}: it waits for a disk",
-                fix=f"Is a network disk gone? If it stays so, end it with `wanlora daemon stop`; trainers go on.{log}",
+                fix=(
+                    "Is a network disk lost? If it stays so, end it with `wanlora daemon stop`; trainers keep"
+                    f" running.{log}"
+                ),
             )
     return NotAnswering(
         f"{who} {silence}: it is hung, or its machine too busy",
-        fix=f"If it stays so, end it with `wanlora daemon stop`; trainers go on.{log}",
+        fix=f"If it stays so, end it with `wanlora daemon stop`; trainers keep running.{log}",
     )
 
 

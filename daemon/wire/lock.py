@@ -1,4 +1,4 @@
-"""The lock in the state folder: held by the one daemon there, it tells every client who that is and where its sockets
+"""The lock in the state folder: held by the one daemon there, it says to every client who that is and where its sockets
 are.
 
 Clients of any version and any environment (another XDG_RUNTIME_DIR or TMPDIR: su, cron, sudo, a batch system) follow
@@ -81,7 +81,7 @@ class Lock:
         )
         self._write()
 
-    def tell(self, runtime: Path) -> None:
+    def publish(self, runtime: Path) -> None:
         """Say where the sockets are from now on. Raises OSError."""
         self._holder = msgspec.structs.replace(self._holder, runtime=str(runtime))
         self._write()

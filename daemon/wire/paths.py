@@ -59,7 +59,7 @@ def runtime_dir() -> Path:
     """Where the sockets go: `wanlora` in $XDG_RUNTIME_DIR, or in /run/user/UID where that is not set or not to be used
     (as after `su`, which leaves the variable of the user before), or `/tmp/wanlora-UID` where there is neither.
 
-    Where the daemon really is its lock tells (daemon.wire.lock): not every shell of a user has the same variables.
+    Where the daemon really is, its lock says (daemon.wire.lock): not every shell of a user has the same variables.
     """
     for base in (os.environ.get("XDG_RUNTIME_DIR", ""), f"/run/user/{os.getuid()}"):
         found = Path(base, "wanlora")

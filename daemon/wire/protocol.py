@@ -45,7 +45,7 @@ class JobRecord(Struct, kw_only=True):
     job_path: str  # absolute
     out: str  # absolute; the run folder is out/name
     gpus: list[int]
-    # the same, by UUID where the driver tells it: what CUDA is shown; [] for none
+    # the same, by UUID where the driver gives it: what CUDA is shown; [] for none
     devices: list[str] = field(default_factory=list)
     state: JobState
     position: int = 0  # 1 when it is next on its GPUs, counting the queued jobs that share one; 0 when not queued
@@ -74,7 +74,7 @@ class Hello(Struct, tag=True):
 class Submit(Struct, tag=True):
     job_path: str  # absolute
     out: str = ""  # absolute; default: the folder `runs` beside the job file
-    resume: bool = False  # go on with the run that lies in the run folder, from here on as in Resume
+    resume: bool = False  # continue the run that lies in the run folder, from here on as in Resume
     from_step: int | None = None
     accepted: str | None = None
     # what the trainer gets of the shell that submits; None: nothing, as from another machine
@@ -114,9 +114,8 @@ class Resume(Struct, tag=True):
 
     job: str
     from_step: int | None = None  # go back to the checkpoint of this step; default: the newest
-    # presets.job.resume_check.ResumeCheck.digest of the changes that the user accepts, also of none: clips and captions
-    # may
-    # have changed too; None: nothing is accepted
+    # ResumeCheck.digest of the changes that the user accepts, also of none: clips and captions may have changed too;
+    # None: nothing is accepted
     accepted: str | None = None
     shell: Shell | None = None  # in place of the one before; None leaves that
 
@@ -142,13 +141,13 @@ class Set(Struct, tag=True):
 
 
 class SaveNow(Struct, tag=True):
-    """Have a running job write a checkpoint after the step it is at, and go on."""
+    """Have a running job write a checkpoint after the step it is at, and continue."""
 
     job: str
 
 
 class SampleNow(Struct, tag=True):
-    """Have a running job make its previews after the step it is at, and go on."""
+    """Have a running job make its previews after the step it is at, and continue."""
 
     job: str
 
@@ -160,7 +159,7 @@ class Cancel(Struct, tag=True):
 
 
 class Shutdown(Struct, tag=True):
-    """End the daemon. Trainers go on and are adopted by the next one."""
+    """End the daemon. Trainers keep running and are adopted by the next one."""
 
 
 Command = (

@@ -14,8 +14,7 @@ START_TIMEOUT = 120.0  # seconds for a daemon to answer: on a busy machine it ma
 MOVE_TIMEOUT = 3.0  # seconds for one that has lost its folder to open another, or for another client's to take the lock
 KEEP_LOG_BYTES = 4 * 2**20
 
-# daemons this process started; kept, because they are not to be waited for daemons this process started; kept, because
-# they are not to be waited for
+# daemons this process started; kept, because they are not to be waited for
 _started: list[subprocess.Popen[bytes]] = []
 
 

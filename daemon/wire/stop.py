@@ -1,4 +1,4 @@
-"""Ending the daemon, whatever its version and state. Trainers go on in any case."""
+"""Ending the daemon, whatever its version and state. Trainers keep running in any case."""
 
 import signal
 import time
@@ -21,14 +21,14 @@ class Stopped(NamedTuple):
     ran: bool  # there was one to end
     ended: bool  # none runs any more
     text: str  # what was done, or why it could not be; sentences
-    trainers: int | None = 0  # that go on; None: nobody knows
+    trainers: int | None = 0  # that keep running; None: nobody knows
 
 
 def stop_daemon(dir: Path | None = None, *, patience: float = END_SECONDS) -> Stopped:
     """Ask the daemon of `dir` to end; send SIGTERM when it does not, and SIGKILL as the last resort. Waits for its end.
 
-    Only the very process that holds the lock is signalled: its start time tells it from a later one with its pid.
-    Raises DaemonError when the state folder is another user's.
+    Only the very process that holds the lock is signalled: a later one with its pid has another start time. Raises
+    DaemonError when the state folder is another user's.
     """
     found = find(dir)
     process, holder = found.process, found.holder
@@ -47,7 +47,7 @@ def stop_daemon(dir: Path | None = None, *, patience: float = END_SECONDS) -> St
             return Stopped(
                 True,
                 False,
-                f"{said}It has not agreed to end, and no lock in {found.where.state} tells its process: end it by hand",
+                f"{said}It has not agreed to end, and no lock in {found.where.state} names its process: end it by hand",
             )
         if agreed and _until(lambda: _gone(found, process), patience):
             return Stopped(True, True, f"{said}The daemon{_pid(found)} has ended.", trainers)
@@ -98,7 +98,7 @@ def _by_signal(found: DaemonLocation, process: ProcessId | None, said: str, pati
         return Stopped(
             True,
             True,
-            f"{said}{why}, and did not heed SIGTERM, so it was sent SIGKILL. The daemon{_pid(found)} has ended.",
+            f"{said}{why}, and did not end on SIGTERM, so it was sent SIGKILL. The daemon{_pid(found)} has ended.",
         )
     return Stopped(
         True,

@@ -122,7 +122,7 @@ async def test_open_watch_and_leave_stops_nothing(folder: Path, tmp_path: Path):
         await pilot.press("enter")
         await until(pilot, lambda: isinstance(app.screen, DashboardScreen), "the dashboard")
         await pilot.press("q")
-    assert app.farewell == ["orbit_v1 goes on training. Come back with: wanlora attach orbit_v1"]
+    assert app.farewell == ["orbit_v1 keeps training. Come back with: wanlora attach orbit_v1"]
     async with Client(folder) as client:
         assert (await client.show(record.id)).state == "running"
 
@@ -189,7 +189,7 @@ async def test_the_daemon_dies_and_comes_back_while_we_watch(tmp_path: Path):
             async with Client(folder) as client:
                 await client.shutdown()
             await until(
-                pilot, says(pilot, "✗ daemon not answering, training goes on", "trainer not seen"), "the dead light"
+                pilot, says(pilot, "✗ daemon not answering, training continues", "trainer not seen"), "the dead light"
             )
             before = app.screen.run.view.step
             await pilot.press("d")

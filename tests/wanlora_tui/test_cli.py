@@ -324,7 +324,7 @@ def test_the_exit_code_of_watch_is_the_outcome(folder: Path, tmp_path: Path):
     assert watching.stdout is not None
     until(lambda: " step " in watching.stdout.readline(), "a step")
     assert (
-        "stopped_v1 saves a checkpoint and stops. Go on later with: wanlora resume stopped_v1"
+        "stopped_v1 saves a checkpoint and stops. Resume it later with: wanlora resume stopped_v1"
         in wanlora("stop", "stopped_v1", "--dir", folder).stderr
     )
     rest = watching.communicate(timeout=PATIENCE)[0]

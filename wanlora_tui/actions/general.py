@@ -23,7 +23,7 @@ register(
         keys="ctrl+c",
         action="app.interrupt",
         label="Leave",
-        help="Twice: leave; once does while clips are looked at. Jobs go on.",
+        help="Twice: leave; once does while clips are looked at. Jobs keep running.",
         show=False,
         priority=True,
     ),
@@ -61,7 +61,7 @@ register(
         keys="r",
         action="screen.resume_job",
         label="Resume",
-        help="Queue a stopped or failed job again; it goes on from its newest checkpoint.",
+        help="Queue a stopped or failed job again; it continues from its newest checkpoint.",
     ),
     Action(
         id="jobs.cancel",
@@ -71,7 +71,11 @@ register(
         help="Take the job from the queue, or end it without saving.",
     ),
     Action(
-        id="jobs.quit", keys="q", action="app.leave", label="Quit", help="Close the terminal interface. Jobs go on."
+        id="jobs.quit",
+        keys="q",
+        action="app.leave",
+        label="Quit",
+        help="Close the terminal interface. Jobs keep running.",
     ),
     Action(
         id="dashboard.stop",
@@ -131,7 +135,7 @@ register(
         keys="q",
         action="app.leave",
         label="Detach",
-        help="Close the terminal interface. The job goes on.",
+        help="Close the terminal interface. The job keeps running.",
     ),
     Action(id="confirm.yes", keys="y", action="screen.answer(True)", label="Yes", help="Do it."),
     Action(

@@ -15,10 +15,14 @@ register(
         keys="w",
         action="save_now",
         label="Save",
-        help="Write a checkpoint and LoRA files now, and go on.",
+        help="Write a checkpoint and LoRA files now, and continue.",
     ),
     Action(
-        id="dashboard.sample", keys="n", action="sample_now", label="Sample", help="Make the previews now, and go on."
+        id="dashboard.sample",
+        keys="n",
+        action="sample_now",
+        label="Sample",
+        help="Make the previews now, and continue.",
     ),
     Action(
         id="dashboard.checkpoints",

@@ -41,9 +41,9 @@ def show(args: Namespace) -> int:
     table: list[Row] = []
     talk = []
     for kind in kinds:
-        rows, told = _weights() if kind == "weights" else _tensors(kind, each=bool(args.kind))
+        rows, total = _weights() if kind == "weights" else _tensors(kind, each=bool(args.kind))
         table += rows
-        talk.append(told)
+        talk.append(total)
     if table:
         print_table([("CACHE", "SIZE", "USED", "WHAT"), *table])
         talk.append("Empty them with: wanlora cache clear")
@@ -131,7 +131,7 @@ def _objects(kind: CacheKind) -> list[dict[str, object]]:
 
 
 def clear(args: Namespace) -> int:
-    """Delete one cache, or all, and then also what is known of clips. Runs that go on are not disturbed."""
+    """Delete one cache, or all, and then also what is known of clips. Runs under way are not disturbed."""
     kinds: tuple[CacheKind, ...] = (args.kind,) if args.kind else KINDS
     for kind in kinds:
         folder = cache_folder(kind)

@@ -55,7 +55,7 @@ def daemon_dir(args: Namespace) -> Path | None:
 
 
 def runtime_folder(folder: Path | None) -> str:
-    """Where the daemon's sockets are, to be told."""
+    """Where the daemon's sockets are, as text."""
     return home_path(str(find(folder).where.runtime))
 
 

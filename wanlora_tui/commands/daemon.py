@@ -26,11 +26,11 @@ def stop(args: Namespace) -> int:
         say(done.text)
         return 0 if done.ended else 1
     if done.trainers is None:
-        goes_on = " Trainers go on; the next daemon takes over."
+        goes_on = " Trainers keep running; the next daemon takes over."
     else:
         goes_on = (
-            f" {count(done.trainers, 'trainer')} {'goes' if done.trainers == 1 else 'go'} on; the next daemon takes"
-            " over."
+            f" {count(done.trainers, 'trainer')} {'keeps' if done.trainers == 1 else 'keep'} running; the next daemon"
+            " takes over."
             if done.trainers
             else ""
         )
@@ -54,11 +54,11 @@ def status(args: Namespace) -> int:
 
 def _summary(seen: DaemonStatus) -> str:
     where, holder, jobs = seen.found.where, seen.found.holder, seen.jobs
-    told = f": {count(len(jobs.jobs), 'job')}, {_live(seen)} of them running or queued" if jobs else ""
+    load = f": {count(len(jobs.jobs), 'job')}, {_live(seen)} of them running or queued" if jobs else ""
     since = f" for {duration(time.time() - holder.started)}" if holder and holder.started else ""
     log = f" Its log: {home_path(holder.log)}" if holder and holder.log else ""
     return (
-        f"The daemon runs in {where.runtime}{told}.\nwanlora {_version(seen) or 'of another version'}, pid"
+        f"The daemon runs in {where.runtime}{load}.\nwanlora {_version(seen) or 'of another version'}, pid"
         f" {seen.pid}{since}.{log}"
     )
 

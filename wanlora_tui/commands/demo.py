@@ -47,8 +47,8 @@ def demo(args: Namespace) -> int:
             record, view = asyncio.run(watch_job(folder, str(record.id), since=0, printer=printer))
         except KeyboardInterrupt:
             say(
-                f"Left. {record.name} goes on; come back with: wanlora attach {record.name}, or stop it with: wanlora"
-                f" stop {record.name}"
+                f"Left. {record.name} keeps running; come back with: wanlora attach {record.name}, or stop it with:"
+                f" wanlora stop {record.name}"
             )
             return 130
     if record.state != "done":

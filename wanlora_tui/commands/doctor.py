@@ -124,7 +124,7 @@ def _terminal() -> Line:
         return Line(
             "warn",
             "Terminal",
-            f"{text}: it tells no size, so 80x24 is drawn",
+            f"{text}: it reports no size, so 80x24 is drawn",
             "Tell it, e.g.: stty columns 120 rows 40",
         )
     return (

@@ -18,7 +18,7 @@ from presets.text import human
 GIB = 2**30
 TORCH_SECONDS = 120.0  # importing torch from a cold network disk can take a minute
 LEAST_RAM = 32 * GIB  # both experts in float8, 28 GiB, have to fit somewhere
-LEAST_DISK = 12 * GIB  # checkpoints, LoRA files and previews of a run; what the model takes is told with it
+LEAST_DISK = 12 * GIB  # checkpoints, LoRA files and previews of a run; what the model takes stands with it
 FLASH4 = ("flash-attn-4>=4.0.0b36,<5", "nvidia-cutlass-dsl[cu13]>=4.8,<5")  # the extra flash4 of pyproject.toml
 FLASH4_CUDA = 13  # what it is built for
 

@@ -121,7 +121,7 @@ def findings_of(
 
 def train(args: Namespace) -> int:
     """Become the trainer: its output, its signals and its exit code are the command's own."""
-    job = load_job(args.job)  # a mistake in the file is told in a blink, not after torch has been imported
+    job = load_job(args.job)  # a mistake in the file is shown at once, not after torch has been imported
     options = ["--out", str(args.out)] if args.out else []
     if args.resume or args.accept_changes or args.from_step is not None:
         from wanlora_tui.commands.resume import agreed_here

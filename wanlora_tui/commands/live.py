@@ -31,11 +31,11 @@ def set_field(args: Namespace) -> int:
 
 def save(args: Namespace) -> int:
     record = ask(daemon_dir(args), lambda daemon: daemon.save_now(args.job))
-    say(f"{record.name}: saves a checkpoint after the step it is at, and goes on.")
+    say(f"{record.name}: saves a checkpoint after the step it is at, and continues.")
     return 0
 
 
 def sample(args: Namespace) -> int:
     record = ask(daemon_dir(args), lambda daemon: daemon.sample_now(args.job))
-    say(f"{record.name}: makes its previews after the step it is at, and goes on.")
+    say(f"{record.name}: makes its previews after the step it is at, and continues.")
     return 0

@@ -25,7 +25,7 @@ from presets.planner.workload import Hardware, Workload, workload_of
 from presets.text import human
 from wanlora_tui.output.formatting import count, duration, seconds_each
 
-WORTH_TELLING = 0.98  # of the time: what another order of adding must save
+WORTH_TELLING = 0.98  # of the time: what adding in any order must save
 
 
 def plan(args: Namespace) -> int:

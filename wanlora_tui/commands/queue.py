@@ -76,7 +76,7 @@ def jobs(args: Namespace) -> int:
 def stop(args: Namespace) -> int:
     record = ask(daemon_dir(args), lambda daemon: daemon.stop(args.job))
     say(
-        f"{record.name} saves a checkpoint and stops. Go on later with: wanlora resume {record.name}"
+        f"{record.name} saves a checkpoint and stops. Resume it later with: wanlora resume {record.name}"
         if record.state == "stopping"
         else ending(record.name, record.state, record.outcome)
     )

@@ -29,7 +29,7 @@ def timesteps(args: Namespace) -> int:
     )
     if args.json:
         experts = timesteps_of(job, boundary, bins=JSON_BINS)
-        told = {
+        table = {
             "name": job.job.name,
             "timestep_type": job.training.timestep_type,
             "timestep_bias": job.training.timestep_bias,
@@ -39,7 +39,7 @@ def timesteps(args: Namespace) -> int:
             "bin": NUM_TRAIN_TIMESTEPS / JSON_BINS,
             "experts": experts,
         }
-        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(told)) + b"\n")
+        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(table)) + b"\n")
     else:
         print(
             "\n".join(

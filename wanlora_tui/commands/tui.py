@@ -61,7 +61,7 @@ def run_app(
     """Run the app on the daemon of `folder` and say what its user should know after it closed.
 
     What was seen is kept with the user's own records, or with those of the daemon in `state_folder`: the folder of a
-    tunnel is gone afterwards.
+    tunnel is deleted afterwards.
     """
     from wanlora_tui.terminal.conversation import Conversation
 
@@ -85,6 +85,6 @@ def run_app(
         app.run()
     for line in app.farewell:
         say(line)
-    if (app.return_code or 0) > 128:  # told to end by a signal: what else the command was to do is not wanted any more
+    if (app.return_code or 0) > 128:  # ended by a signal: what else the command was to do is not wanted any more
         raise SystemExit(app.return_code)
     return app.return_code or 0

@@ -98,7 +98,7 @@ def watch(args: Namespace) -> int:
     except KeyboardInterrupt:
         printer.close()
         name = args.job or "the job"
-        say(f"Left. {name} goes on; come back with: wanlora watch{' ' + args.job if args.job else ''}")
+        say(f"Left. {name} keeps running; come back with: wanlora watch{' ' + args.job if args.job else ''}")
         return 130
     if record.state != "done":
         say(ending(record.name, record.state, record.outcome))

@@ -121,7 +121,7 @@ class DraftStore:
     # Which wizard it belongs to
 
     def hold(self) -> bool:
-        """Make a draft that lies there this wizard's own; False when another's has it, or it is gone. Raises
+        """Make a draft that lies there this wizard's own; False when another's has it, or it is missing. Raises
         DraftError."""
         for _ in range(PATIENCE):
             self._held = self._lock(fcntl.LOCK_EX)
@@ -196,8 +196,8 @@ class Drafts:
         return store
 
     def left_over(self) -> tuple[list[tuple[DraftStore, Draft]], list[str]]:
-        """The drafts of wizards that are gone, newest first, and what is wrong with files that are no drafts: these are
-        set aside."""
+        """The drafts of wizards that have ended, newest first, and what is wrong with files that are no drafts: these
+        are set aside."""
         found, problems = [], []
         name = re.compile(rf"{re.escape(self.first.stem)}(-\d+)?{re.escape(self.first.suffix)}")
         for path in sorted(self.first.parent.glob("*")):

@@ -15,7 +15,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         "kind",
         "Kind",
-        "What should the LoRA teach? Up and down choose, Enter takes it and goes on.",
+        "What should the LoRA teach? Up and down choose, Enter takes it and continues.",
         "Wan 2.2 I2V has two experts: the high-noise one lays out composition, motion and camera; the low-noise one"
         " draws detail, identity and texture. Which of them matters more, and what your clips and captions must show,"
         " depends on what the LoRA is to teach. The kind sets the starting values of everything that follows. You can"
@@ -53,9 +53,10 @@ STEPS: tuple[Step, ...] = (
         "prompts",
         "Sample prompts",
         "2 to 4 prompts like your clips, each with the image it starts from. With none, no previews are made.",
-        "Previews show during training whether the LoRA has learnt enough or too much; they do not change the training."
-        " Wan 2.2 I2V starts every video from an image, so each prompt needs its control image, like those you will use"
-        " later. You may skip this step: then checkpoints are saved without previews, and you judge them afterwards.",
+        "Previews show during training whether the LoRA has learned enough or too much; they do not change the"
+        " training. Wan 2.2 I2V starts every video from an image, so each prompt needs its control image, like those"
+        " you will use later. You may skip this step: then checkpoints are saved without previews, and you judge them"
+        " afterwards.",
     ),
     Step(
         "review",
@@ -64,7 +65,7 @@ STEPS: tuple[Step, ...] = (
         "Errors (✗) would stop or spoil the run and must be fixed before the launch; warnings (!) are worth a thought;"
         " advice (i) is free. f applies the fix of the highlighted finding, F every fix there is, Enter goes to the"
         " field. The job file is plain TOML: keep it, edit it, start it again with `wanlora submit`. Launching writes"
-        " it and hands it to the daemon; the training goes on when you close this window.",
+        " it and hands it to the daemon; the training continues when you close this window.",
     ),
 )
 NAMES = tuple(s.name for s in STEPS)

@@ -69,7 +69,7 @@ class RunFeed:
         self._last_seen.saw(self.view.run, self.view.last_seq)
 
     def apply(self, item: Event | Beat | JobRecord) -> None:
-        """One thing the daemon told."""
+        """One message of the daemon."""
         self._heard, self.problem = self._clock(), ""
         match item:
             case Event():

@@ -28,7 +28,7 @@ def daemon_light(beat_age: float | None) -> Light:
     if beat_age is None:
         return Light("waiting", "daemon: connecting")
     if beat_age > BEAT_LIMIT:
-        return Light("bad", "daemon not answering, training goes on")
+        return Light("bad", "daemon not answering, training continues")
     return Light("good", "daemon alive")
 
 
@@ -50,7 +50,7 @@ def trainer_light(record: JobRecord, view: RunView, beat: RunBeat | None, beat_a
             "trainer not running" if record.state == "running" else f"trainer {record.state}",
         )
     if view.phase.name == "paused":
-        return Light("waiting", "trainer paused: it goes on by itself")
+        return Light("waiting", "trainer paused: it continues by itself")
     if view.phase.name != "training":
         return Light("good", f"trainer {view.phase.name}")
     limit = max(LEAST_PATIENCE, PATIENCE * view.seconds_per_step)

@@ -23,7 +23,7 @@ class Submitter:
         self._client, self._dir, self._job_list = client, dir, job_list
 
     async def submit(self, path: Path, *, sent_before: float = 0.0, say: Callable[[str], None]) -> JobRecord:
-        """Hand in a job file; `say` is told what is waited for.
+        """Hand in a job file; `say` gets what is waited for.
 
         `sent_before`: when this very file was sent and no answer came, seconds since 1970; a job that came of it is
         given. Raises UserError and OSError for what keeps the daemon from coming up or the job from being taken, and
@@ -39,7 +39,7 @@ class Submitter:
         except NotRunning as e:
             raise Unanswered(
                 e.what,
-                fix="It may still take the job when it goes on: look at the list of jobs before you launch again",
+                fix="It may still take the job when it continues: look at the list of jobs before you launch again",
             ) from None
 
     def taken(self, path: Path, since: float) -> JobRecord | None:

@@ -23,7 +23,7 @@ def expert_text(expert: str) -> str:
 
 
 def ending(name: str, state: str, outcome: str) -> str:
-    """How a job ended, with why: `orbit: failed. Out of memory.` An outcome that begins with the state is not told it
+    """How a job ended, with why: `orbit: failed. Out of memory.` An outcome that begins with the state does not get it
     twice."""
     if outcome.lower().startswith(state):
         return f"{name}: {outcome[:1].lower()}{outcome[1:]}"

@@ -108,7 +108,7 @@ class DashboardScreen(Screen[None]):
                     yield MemoryBar(id="ram")
                 yield Poster(self._image, host=self._host, id="preview")
                 yield FilesList(id="files")
-        # in 80 columns every key counts; the help tells of the palette
+        # in 80 columns every key counts; the help names the palette
         yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
@@ -206,7 +206,7 @@ class DashboardScreen(Screen[None]):
             f"Stop {name}? It saves a checkpoint first and can be resumed.\nTo leave without stopping it, press q"
             " instead."
         )
-        if await self.app.push_screen_wait(Confirm(question, "Stop", "Go on")) and await self._send("stop"):
+        if await self.app.push_screen_wait(Confirm(question, "Stop", "Keep running")) and await self._send("stop"):
             self.notify(f"{name} will save and stop.")
 
     @work

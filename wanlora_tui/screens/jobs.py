@@ -213,7 +213,7 @@ class JobsScreen(Screen[None]):
     async def action_stop_job(self) -> None:
         record = self._current()
         if record is not None and await self.app.push_screen_wait(
-            Confirm(f"Stop {record.name}? It saves a checkpoint first and can be resumed.", "Stop", "Go on")
+            Confirm(f"Stop {record.name}? It saves a checkpoint first and can be resumed.", "Stop", "Keep running")
         ):
             await self._send("stop", record)
 
@@ -229,7 +229,7 @@ class JobsScreen(Screen[None]):
         if record is None:
             return
         loses = (
-            f" What it learnt since its last checkpoint is lost (step {record.step} now)."
+            f" What it trained since its last checkpoint is lost (step {record.step} now)."
             if record.state not in ("queued", "starting")
             else ""
         )

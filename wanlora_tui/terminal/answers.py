@@ -33,7 +33,7 @@ class TerminalInput:
         self.answers: list[str] = []
         self._held = ""
         self._held_at = 0.0
-        self._pasted: str | None = None  # the last characters of a paste that goes on
+        self._pasted: str | None = None  # the last characters of a paste that is not over
 
     @property
     def due(self) -> float | None:

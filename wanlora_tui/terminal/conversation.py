@@ -72,7 +72,7 @@ class Conversation:
                 signal.signal(s, handler)
 
     def on_end_signal(self, handler: Callable[[int, FrameType | None], Any]) -> None:
-        """Who gives the terminal back when the program is told to end: this object, unless somebody else draws on
+        """Who gives the terminal back when the program is asked to end: this object, unless somebody else draws on
         it."""
         for s in self._handlers:
             signal.signal(s, handler)
@@ -95,7 +95,7 @@ class Conversation:
             self._settle(say or self._write)
             termios.tcflush(self._source, termios.TCIFLUSH)
             termios.tcsetattr(self._source, termios.TCSANOW, self._modes)
-        except (termios.error, OSError):  # the terminal is gone
+        except (termios.error, OSError):  # the terminal has been closed
             return
 
     def end(self, number: int, frame: FrameType | None = None) -> None:
@@ -168,9 +168,9 @@ class Conversation:
         size = array("H", [0, 0, 0, 0])
         ioctl(self._sink, termios.TIOCGWINSZ, size)
         rows, columns, width, height = size
-        told = [(int(m[2]), int(m[1])) for a in self.input.answers if (m := _CELL.fullmatch(a))]
+        answered = [(int(m[2]), int(m[1])) for a in self.input.answers if (m := _CELL.fullmatch(a))]
         return next(
-            filter(_credible, [*([(width // columns, height // rows)] if rows and columns else []), *told]), None
+            filter(_credible, [*([(width // columns, height // rows)] if rows and columns else []), *answered]), None
         )
 
     @property

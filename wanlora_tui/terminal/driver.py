@@ -1,4 +1,4 @@
-"""Textual's driver for Linux and macOS, on terminals as they are: slow, odd, resized to nothing, hung up or told to
+"""Textual's driver for Linux and macOS, on terminals as they are: slow, odd, resized to nothing, hung up or asked to
 end."""
 
 import os
@@ -24,7 +24,7 @@ END_SECONDS = round(LATEST_SECONDS) + 4
 
 
 class Display:
-    """Where the screens are drawn. Once the terminal is gone nothing is, and nobody waits for it."""
+    """Where the screens are drawn. Once the terminal is closed nothing is, and nobody waits for it."""
 
     def __init__(self, file: TextIO) -> None:
         self._file, self._gone = file, False
@@ -68,7 +68,7 @@ class TerminalDriver(LinuxDriver):
         self.conversation.on_end_signal(self._end_soon)
 
     def stop_application_mode(self) -> None:
-        """Give the terminal back at once: the program may go on for a while, until its threads have ended."""
+        """Give the terminal back at once: the program may run for a while, until its threads have ended."""
         super().stop_application_mode()
         self.conversation.leave(self.write)
         self.conversation.on_end_signal(self.conversation.end)

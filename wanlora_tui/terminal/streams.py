@@ -25,7 +25,7 @@ def is_dumb() -> bool:
 
 
 def has_shell() -> bool:
-    """Whether a shell would see this command stop and could have it go on: the parent of its process group is in the
+    """Whether a shell would see this command stop and could continue it: the parent of its process group is in the
     same session, but another job."""
     import psutil  # 20 ms, which every command would pay
 
@@ -37,12 +37,12 @@ def has_shell() -> bool:
 
 
 def terminal_width(stream: TextIO) -> int:
-    """The columns of the terminal that the stream writes to; 0 where it is none. One that tells no size has 80."""
+    """The columns of the terminal that the stream writes to; 0 where it is none. One that reports no size has 80."""
     if not is_terminal(stream):
         return 0
-    told = os.environ.get("COLUMNS", "")
-    if told.isdecimal() and int(told) > 0:
-        return int(told)
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) > 0:
+        return int(columns)
     return os.get_terminal_size(stream.fileno()).columns or 80
 
 

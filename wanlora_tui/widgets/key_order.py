@@ -16,7 +16,7 @@ from textual.message import Message
 from textual.message_pump import MessagePump
 
 PATIENCE = 5.0  # seconds for a widget that hangs
-LOOK = 0.1  # seconds between two looks at the widget: one that has gone away never says that it is done
+LOOK = 0.1  # seconds between two looks at the widget: one that has been removed never says that it is done
 
 
 class KeysInOrder(App[None]):

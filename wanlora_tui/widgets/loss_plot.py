@@ -67,7 +67,7 @@ class LossPlot(PlotextPlot):
         self.app.theme_changed_signal.subscribe(self, lambda _: self._draw())
 
     def show(self, losses: dict[str, list[StepPoint]], resumed: list[int]) -> None:
-        """`resumed`: the steps that an attempt went on from; each gets a line upright."""
+        """`resumed`: the steps that an attempt resumed from; each gets a line upright."""
         self._losses, self._resumed = losses, resumed
         self._draw()
 
@@ -108,7 +108,7 @@ class LossPlot(PlotextPlot):
         plt.yfrequency(max(2, self.size.height // 3))
         legend = "  ".join(f"[${MARKS.get(e, OTHER)[2]}]{MARKS.get(e, OTHER)[0]}[/] {expert_text(e)}" for e in shown)
         if shown and self._resumed:
-            legend += "  │ went on at step " + ", ".join(map(str, self._resumed[-3:]))
+            legend += "  │ resumed at step " + ", ".join(map(str, self._resumed[-3:]))
         self.border_title = f"loss  {legend}" if shown else "loss, from the first step on"
         self.refresh()
 

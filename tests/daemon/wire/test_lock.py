@@ -51,8 +51,8 @@ def test_it_tells_who_and_where(there: DaemonPaths):
             str(there.log),
             "",
         )
-        lock.tell(Path("/somewhere/much longer than what stood there before"))
-        lock.tell(Path("/else"))
+        lock.publish(Path("/somewhere/much longer than what stood there before"))
+        lock.publish(Path("/else"))
         assert read_holder(there).runtime == "/else"
         assert there.lock.stat().st_mode & 0o777 == 0o600
     finally:

@@ -36,7 +36,7 @@ lock = take_lock(where)
 STRICT = """
 s = zmq.Context().socket(zmq.ROUTER)
 s.bind(f"ipc://{where.control}")
-lock.tell(where.runtime)
+lock.publish(where.runtime)
 print(flush=True)
 while True:  # as 0.1.0 does it, in another version: what is not said in its own is refused
     client, data = s.recv_multipart()
@@ -153,16 +153,17 @@ def test_one_of_0_1_0_whose_lock_tells_its_pid_alone(short_dir: Path, scripted: 
 def test_one_that_understands_nothing_or_hears_nothing_is_ended_by_signals(short_dir: Path, scripted: Scripted):
     deaf = scripted(
         LOCKED,
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nlock.tell(where.runtime)\nprint(flush=True)\ntime.sleep(1000)",
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nlock.publish(where.runtime)\nprint(flush=True)\n"
+        "time.sleep(1000)",
     )
     assert daemon_status(short_dir, timeout=0.3).state == "hung"
     done = stop_daemon(short_dir, patience=0.3)
     assert (
-        done.ended and "did not heed SIGTERM, so it was sent SIGKILL" in done.text and deaf.wait(1) == -signal.SIGKILL
+        done.ended and "did not end on SIGTERM, so it was sent SIGKILL" in done.text and deaf.wait(1) == -signal.SIGKILL
     )
     babel = scripted(
         LOCKED,
-        "s = zmq.Context().socket(zmq.ROUTER)\ns.bind(f'ipc://{where.control}')\nlock.tell(where.runtime)\nprint(flush=True)\nwhile"
+        "s = zmq.Context().socket(zmq.ROUTER)\ns.bind(f'ipc://{where.control}')\nlock.publish(where.runtime)\nprint(flush=True)\nwhile"
         " True:\n    s.send_multipart([s.recv_multipart()[0], msgspec.msgpack.encode({'version': 99, 'id': 'x',"
         " 'answer': 7})])",
     )

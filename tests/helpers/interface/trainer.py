@@ -94,7 +94,7 @@ def main() -> int:
                         "stopped",
                         step=step,
                         path=f"checkpoints/step_{step:09d}",
-                        why="asked to stop; go on with: wanlora resume",
+                        why="asked to stop; continue with: wanlora resume",
                     )
                     flush()
                     return 75

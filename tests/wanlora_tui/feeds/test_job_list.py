@@ -63,7 +63,7 @@ def test_an_older_record_does_not_win():
 def test_the_two_lights_fail_apart():
     view = folded(50)
     assert daemon_light(None).level == "waiting" and daemon_light(1.0).level == "good"
-    assert daemon_light(9.0).text == "daemon not answering, training goes on"
+    assert daemon_light(9.0).text == "daemon not answering, training continues"
     assert trainer_light(job(1), view, beat(1, 9), 1.0).text == "trainer progressing"
     assert trainer_light(job(1), view, beat(1, 9, since=70.0), 1.0) == ("bad", "trainer stalled: no step for 1m 10s")
     assert trainer_light(job(1), view, beat(1, 9, alive=False), 1.0).level == "bad"

@@ -201,7 +201,7 @@ async def test_how_it_ended_is_said(end: str, words: str, tmp_path: Path):
 
 KILLED = (
     "The trainer was killed by SIGKILL after step 120. If nobody did that by hand, a memory limit of the container or"
-    " batch system is likely. Go on from the last checkpoint with: wanlora resume orbit_v1\nIts last lines:\nstep"
+    " batch system is likely. Resume from the last checkpoint with: wanlora resume orbit_v1\nIts last lines:\nstep"
     " 119/300 low_noise\nstep 120/300 low_noise"
 )
 

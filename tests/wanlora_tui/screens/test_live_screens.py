@@ -235,9 +235,9 @@ async def test_a_change_a_pause_and_a_rollback_are_shown(tmp_path: Path):
             words in text
             for words in (
                 "‖ paused the disk is full: 1.2 GiB are needed",
-                "◐ trainer paused: it goes on by itself",
+                "◐ trainer paused: it continues by itself",
                 "~ training.lr changed",
-                "│ went on at step 60",
+                "│ resumed at step 60",
             )
         ), text
 

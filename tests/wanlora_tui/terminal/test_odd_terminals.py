@@ -222,7 +222,7 @@ def test_doctor_leaves_nothing_on_the_shell_either(open_terminal: Callable[..., 
     terminal.all_answered()
     terminal.press("typed afterwards\r")
     terminal.wait(lambda text: text.count("typed afterwards") == 2, "what cat says")
-    assert b"tells no size" in terminal.raw and b"^[" not in terminal.raw and b"62;4" not in terminal.raw
+    assert b"reports no size" in terminal.raw and b"^[" not in terminal.raw and b"62;4" not in terminal.raw
 
 
 def interface_of(terminal: Answering) -> psutil.Process:

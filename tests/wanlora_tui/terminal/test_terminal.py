@@ -61,7 +61,7 @@ def test_attach_draws_and_q_says_how_to_come_back(
     )
     screen.press("q")
     assert screen.wait_end() == 0
-    assert "orbit_v1 goes on training. Come back with: wanlora attach orbit_v1" in screen.text
+    assert "orbit_v1 keeps training. Come back with: wanlora attach orbit_v1" in screen.text
 
 
 def test_a_killed_interface_stops_nothing_and_is_told_what_it_missed(

@@ -23,7 +23,7 @@ TEACHES: dict[Kind, str] = {
 
 
 class Chosen(Edited):
-    """A kind was taken: go on."""
+    """A kind was taken: to the next step."""
 
 
 class KindPane(StepPane):

@@ -1,4 +1,4 @@
-"""Left-over drafts: what each was about, and which one to go on with."""
+"""Left-over drafts: what each was about, and which one to continue."""
 
 import time
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Offered:
 
 
 async def offer(app: App[object], drafts: Drafts, submitter: Submitter | None) -> Offered | None:
-    """Ask what to do with the drafts of wizards that are gone; None: leave the wizard. To be called from a worker.
+    """Ask what to do with the drafts of wizards that have ended; None: leave the wizard. To be called from a worker.
 
     The draft that is taken is held from here on.
     """

@@ -19,7 +19,7 @@ from wanlora_tui.screens.wizard.pane import Edited, StepPane
 from wanlora_tui.widgets.field_input import FieldInput
 from wanlora_tui.widgets.folder_picker import PathPicker
 
-NONE = "No prompts: this job makes no previews, only checkpoints. Press F5 to add a prompt, or go on without."
+NONE = "No prompts: this job makes no previews, only checkpoints. Press F5 to add a prompt, or continue without."
 
 
 @dataclass

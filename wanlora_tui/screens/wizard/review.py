@@ -80,7 +80,7 @@ class ReviewPane(StepPane):
         self.revision = 0  # rises with every check asked for; older answers are dropped
         self.checking = True  # the rules have not answered yet
         self.watching = False  # every frame is being looked at, for damage and scene cuts: slow with many clips
-        self.refusal: list[str] = []  # why the last launch came to nothing; gone with the next change
+        self.refusal: list[str] = []  # why the last launch came to nothing; cleared by the next change
         self.facts: Facts | None = None
         self.findings: list[Finding] = []
 
@@ -199,7 +199,7 @@ class ReviewPane(StepPane):
         self._show_findings()
 
     def _same_run(self, facts: Facts) -> Iterator[Finding]:
-        """The rules allow a run of this very job in its folder, because a resume may go on with it; the wizard begins
+        """The rules allow a run of this very job in its folder, because a resume may continue it; the wizard begins
         new runs, and they would be refused."""
         run = facts.run
         if run is not None and run.free_name and run.resume.verdict == "fits":
@@ -209,8 +209,8 @@ class ReviewPane(StepPane):
                 field="job.name",
                 message=f"{home_path(run.path)} holds a run of this job already",
                 fix=(
-                    f'Set job.name = "{run.free_name}" for a new run; or leave, and go on with that one by r in the'
-                    " list of jobs"
+                    f'Set job.name = "{run.free_name}" for a new run; or leave, and resume that one by r in the list of'
+                    " jobs"
                 ),
                 set={"job.name": run.free_name},
             )

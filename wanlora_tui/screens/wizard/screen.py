@@ -110,7 +110,7 @@ class WizardScreen(ReadingScreen):
 
     @work
     async def _begin(self) -> None:
-        """Offer the drafts of wizards that are gone, then show the first step or the one where the draft was left."""
+        """Offer the drafts of wizards that have ended, then show the first step or the one where the draft was left."""
         offered = await offer(self.app, self.drafts, self.submitter)
         if offered is None:  # back to where the user came from, and the drafts stay
             self.dismiss(None)
@@ -128,7 +128,7 @@ class WizardScreen(ReadingScreen):
             await self._machine_there.wait()
 
     def _keep(self) -> None:
-        """Save the draft. A failure is said, and typing goes on."""
+        """Save the draft. A failure is shown, and typing continues."""
         problem = ""
         try:
             if self.store is None:
@@ -342,7 +342,8 @@ class WizardScreen(ReadingScreen):
                 review.refuse(
                     [
                         sentences(
-                            f"The job file {path} {e.what}", "Make room there or mend it, or choose another place above"
+                            f"The job file {path} {e.what}",
+                            "Make room there or repair it, or choose another place above",
                         )
                     ]
                 )
