@@ -93,13 +93,13 @@ def test_every_timing_gives_the_same(both, plan):
     with Watch(cuda) as watch:
         ours = steps(both, plan, cuda)
     assert not watch.races, watch.races[:5]
-    assert watch.kernels > 1000 and {"Ring._copy", "Ring.take"} <= cuda.waits
+    assert watch.kernels > 1000 and {"WeightRing._copy", "WeightRing.take"} <= cuda.waits
     assert all(torch.equal(a, b) for a, b in zip(ours, steps(both, plan, None), strict=True))
 
 
 @pytest.mark.parametrize("stay", [0, 2])
 @pytest.mark.parametrize(
-    "wait", ["Ring._copy", "Ring.take", "HostStash.put", "HostStash._drop_left", "HostStash.prefetch", "HostStash.get"]
+    "wait", ["WeightRing._copy", "WeightRing.take", "OffloadedActivations.put", "OffloadedActivations._drop_left", "OffloadedActivations.prefetch", "OffloadedActivations.get"]
 )
 def test_each_wait_is_needed(both, wait, stay):
     cuda = FakeCuda(broken=wait)
