@@ -26,7 +26,18 @@ from torch.nn import functional as F
 from engine.recovery.build import correct
 from engine.recovery.expert_reader import block_module
 from engine.recovery.input_moments import READERS, Moment, moment_of
-from engine.wan.block import LINEARS, NORMS, Lora, Plain, Weights, linear_shapes, post_attention, pre_attention, text_kv
+from engine.wan.block import (
+    LINEARS,
+    NORMS,
+    BlockWeights,
+    Lora,
+    Plain,
+    Weights,
+    linear_shapes,
+    post_attention,
+    pre_attention,
+    text_kv,
+)
 from engine.wan.frozen_linear import Packed, unpack_weight
 from engine.wan.quantize import pack
 from engine.wan.quantize_quanto import pack_weight_quanto
@@ -133,14 +144,15 @@ def run(
     x = inputs.x.to(dtype, copy=True).requires_grad_()
     text, time = inputs.text.to(dtype), inputs.time.to(dtype)
     first, between, last = parts
-    q, k, v = first(x, time, inputs.cos, inputs.sin, case.weights, plain, {}, case.recovery, one, heads, case.precision)
-    kv = between(text, case.weights, plain, {}, case.recovery, one, heads, case.precision)
+    block = BlockWeights(case.weights, plain, case.recovery, {}, one, heads, case.precision)
+    q, k, v = first(x, time, inputs.cos, inputs.sin, block)
+    kv = between(text, block)
     a = (
         F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         .transpose(1, 2)
         .flatten(2, 3)
     )
-    return last(x, a, *kv, time, case.weights, plain, {}, case.recovery, one, heads, case.precision), x
+    return last(x, a, *kv, time, block), x
 
 
 def plain_of(state: State, dtype: torch.dtype) -> Plain:

@@ -21,6 +21,7 @@ from engine.encode.vae_and_tokenizer import load_vae
 from engine.recovery.expert_reader import ExpertReader
 from engine.recovery.input_moments import READERS, Moment, Place
 from engine.system.keyed_random import keyed_rng
+from engine.system.placement import Placement
 from engine.weights.base_model import BaseModel
 from engine.weights.load_expert import load_outer_modules
 from presets.clips.clip_facts import scan_dataset
@@ -132,11 +133,11 @@ class Walk:
         self.device, self.full = device, full
         self._states: list[_State] = []
         # it runs once per sample
-        stem = load_outer_modules(reader.source, reader.expert, device=device, dtype=torch.float32)
+        outer = load_outer_modules(reader.source, reader.expert, Placement(device, torch.float32, pinned=False))
         for sample in samples:
             x = sample.x_BCFhw.to(device)
-            h_BTD = stem.patch_embedding(x).flatten(2).transpose(1, 2)
-            _, time, text, _ = stem.condition_embedder(
+            h_BTD = outer.patch_embedding(x).flatten(2).transpose(1, 2)
+            _, time, text, _ = outer.condition_embedder(
                 sample.timestep_B.to(device), sample.text_BSD.to(device, torch.float32), None
             )
             self._states.append(
@@ -144,7 +145,7 @@ class Walk:
                     h_BTD.to("cpu", dtype),
                     text.to(dtype),
                     time.unflatten(1, (6, -1)).to(dtype),
-                    stem.rope(x),
+                    outer.rope(x),
                     sample.held_out,
                 )
             )

@@ -7,7 +7,8 @@ from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
 from engine.wan.block import linear_shapes
 from engine.weights.load_expert import KEYS, open_expert, stays_fp32
-from engine.weights.model_files import FLOAT8, Expert, ModelFiles, weight_of
+from engine.weights.model_files import FLOAT8, ModelFiles, weight_of
+from presets.job.expert_schedule import Expert
 
 
 class ExpertReader:

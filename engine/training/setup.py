@@ -1,6 +1,5 @@
 """Everything a run needs before step 1, loaded in the order that keeps the memory peak low."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +11,7 @@ from diffusers import AutoencoderKLWan
 
 from engine.adapters import lora
 from engine.adapters.accelerator import Accelerator, load_accelerators
-from engine.adapters.recovery_file import find_ara, load_ara
+from engine.adapters.recovery_file import ara_of_job
 from engine.data.dataset import Item, build_dataset
 from engine.data.loader import Loader
 from engine.data.sampler import BatchSampler, turn_of
@@ -30,12 +29,11 @@ from engine.runfolder.event_log import EventLog
 from engine.runfolder.resume import ResumePoint
 from engine.system.device import device_name, memory_errors
 from engine.system.pinned_memory import HostMemoryRefused
+from engine.system.placement import Placement
 from engine.training.objective import class_prompt
 from engine.training.optimizer import Ema, build_optimizer
 from engine.wan import attention
 from engine.wan.attention import Attention
-from engine.wan.block import Lora, linear_shapes
-from engine.wan.int4_grids import Grid
 from engine.weights.base_model import BaseModel, find_base_model
 from presets import VERSION
 from presets.base.composition import named_base
@@ -44,7 +42,7 @@ from presets.clips.captions import resolve_caption
 from presets.diagnosis.diagnosis import Watcher
 from presets.errors import UserError
 from presets.facts.facts import Facts, clip_speeds
-from presets.job.expert_schedule import Expert, needed_experts
+from presets.job.expert_schedule import Expert
 from presets.job.schema import Job
 from presets.planner.candidates import Scarce
 from presets.planner.plan import KNOBS, Plan
@@ -65,7 +63,7 @@ PLANNED = ("model.low_vram", "model.layer_offloading", "quantization.transformer
 class Learner:
     """The learning side of one trained expert. `parameters` are the fp32 LoRA tensors by name."""
 
-    parameters: lora.Parameters
+    parameters: lora.LoraParameters
     optimizer: torch.optim.Optimizer
     ema: Ema | None
 
@@ -288,16 +286,16 @@ def prepare(
     kernels, why = kernels_of(job, planning, running, config, device=device, dtype=dtype, tokens=largest)
     log.emit("log", level="info", text=f"attention by {kernels.text}: {why}")
     with loading("experts", device, planning):
-        recovery, grid = recovery_of(job, facts.base, base, config, dtype, warn=warn)
+        ara = ara_of_job(job, facts.base, base, dtype)
+        if ara and ara.assumed:
+            warn(ara.assumed)
         experts = Experts(
             job,
             base,
             plan.precision,
             attention=kernels,
-            device=device,
-            dtype=dtype,
-            recovery=recovery,
-            grid=grid,
+            placement=Placement(device, dtype, pinned=device.type == "cuda"),
+            ara=ara,
             progress=lambda done, total, text: progress("loading", done, total, text),
             warn=warn,
         )
@@ -333,38 +331,6 @@ def prepare(
     )
     run.place(plan)
     return run
-
-
-def recovery_of(
-    job: Job,
-    base_dir: Path,
-    base: BaseModel,
-    config: dict[str, Any],
-    dtype: torch.dtype,
-    *,
-    warn: Callable[[str], None],
-) -> tuple[dict[Expert, list[Lora]], Grid]:
-    """The accuracy recovery adapter of qint4+ara, per expert and block, in host memory, and the 4-bit grid it was made
-    for. Raises UserError."""
-    if job.quantization.transformer != "qint4+ara":
-        return {}, "qint4"
-    if not job.quantization.ara:
-        raise UserError(
-            "qint4+ara needs an adapter", where="quantization.ara", fix="Name one, or build it with wanlora ara"
-        )
-    path = find_ara(job.quantization.ara, base_dir)
-    ara = load_ara(
-        path,
-        shapes=linear_shapes(config),
-        blocks=config["num_layers"],
-        needed=needed_experts(job),
-        identities={e: base.identity_of(e) for e in needed_experts(job)},
-        device=torch.device("cpu"),
-        dtype=dtype,
-    )
-    if ara.assumed:
-        warn(ara.assumed)
-    return ara.experts, ara.grid
 
 
 def all_texts(job: Job, items: list[Item]) -> set[str]:

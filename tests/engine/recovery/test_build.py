@@ -23,7 +23,7 @@ from engine.wan.block import LINEARS
 from engine.wan.frozen_linear import unpack_weight
 from engine.wan.int4_grids import PRECISION, pack_on_grid
 from engine.weights.model_files import identity, open_model_files
-from engine.weights.packed_blocks import pack_lora_branches
+from engine.weights.packed_blocks import pack_lora
 from presets.job.expert_schedule import EXPERTS
 from presets.job.toml_file import load_job, save_job
 from tests.engine.training.test_trainer import step_losses
@@ -194,7 +194,7 @@ def test_the_command_from_a_folder_of_clips_to_a_file_that_loads(tiny, tmp_path,
     assert str(out) in said and ("output error" in said) == ("--clips" in options)
     readers = {e: ExpertReader(open_model_files(tiny), e) for e in EXPERTS}
     identities = {e: identity(r._part.files, times=False) for e, r in readers.items()}
-    ara = load_ara(out, shapes=readers["low_noise"].shapes, blocks=2, needed=EXPERTS, identities=identities, device=CPU)
+    ara = load_ara(out, config=readers["low_noise"].config, identities=identities)
     assert list(ara.experts) == (["low_noise"] if "low" in options else list(EXPERTS)) and ara.grid == (
         "uint4" if "uint4" in options else "qint4"
     )
@@ -241,7 +241,7 @@ def test_in_the_executor_it_is_part_of_the_frozen_model(base, reader, plan):
     ours = streamed(
         replace(
             packed(quantized, "high_noise", trained, scaling=1.0, precision="qint4"),
-            recovery=pack_lora_branches(loras, pinned=False),
+            recovery=pack_lora(loras, pinned=False),
         ),
         precision="qint4",
         **plan,
@@ -272,9 +272,9 @@ def test_a_job_trains_on_what_the_command_built(tiny, tmp_path, monkeypatch):
     assert main([str(tiny), "--rank", "8", "--out", str(out)]) == 0
     plain = BlockExecutor.__init__
 
-    def noting(self, weights, machinery) -> None:
-        plain(self, weights, machinery)
-        seen.append((machinery.plan.precision, weights.recovery is not None))
+    def noting(self, weights, resources) -> None:
+        plain(self, weights, resources)
+        seen.append((resources.plan.precision, weights.recovery is not None))
 
     monkeypatch.setattr(BlockExecutor, "__init__", noting)
     save_file(load_file(out), unnamed := tmp_path / "unnamed.safetensors")
