@@ -26,6 +26,7 @@ from engine.executor.block_executor import BlockExecutor
 from engine.executor.expert_weights import ExpertWeights
 from engine.executor.resources import ExecutorResources, PassInputs
 from engine.recovery.expert_reader import block_module
+from engine.system.placement import Placement
 from engine.wan import attention
 from engine.wan.block import Lora, linear_shapes
 from presets.planner.plan import Plan, Precision
@@ -61,7 +62,7 @@ def gradients_of(pairs: Lora) -> dict[str, torch.Tensor]:
 def diffusers_block(config: dict[str, Any], state: State, pairs: Lora, inputs: Inputs, dtype: torch.dtype) -> Result:
     module: Any = inject_adapter_in_model(
         LoraConfig(r=RANK, lora_alpha=RANK, target_modules=lora.TARGETS, init_lora_weights=False),
-        block_module(config, state, inputs.x.device, dtype),
+        block_module(config, state, Placement(inputs.x.device, dtype, pinned=False)),
     )
     module.requires_grad_(False)
     for name, (a, b) in pairs.items():

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from engine.adapters.lora import read_metadata, wan_name
 from engine.adapters.lora_reader import Change, at_one_rank, read_changes
 from engine.wan.block import LINEARS, Lora, linear_shapes
-from engine.wan.int4_grids import GRIDS, Grid, fingerprint
+from engine.wan.quantize import GRIDS, Grid, fingerprint
 from engine.weights.base_model import BaseModel
 from presets.base.lora_file import GIVE, NUMBERED, Changes, LoraFile, misfit, place, read_lora
 from presets.errors import UserError

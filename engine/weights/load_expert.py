@@ -18,8 +18,7 @@ from engine.system.pinned_memory import host_buffer
 from engine.system.placement import Placement
 from engine.wan.block import LINEARS, NORMS, Plain, Weights
 from engine.wan.frozen_linear import Packed
-from engine.wan.int4_grids import Grid
-from engine.wan.quantize import pack
+from engine.wan.quantize import Grid, pack
 from engine.weights.model_files import FLOAT8, ModelFiles, Network, StoredTensor, weight_of
 from engine.weights.packed_blocks import Layout, PackedBlocks, layout_of
 from presets.errors import UserError
@@ -38,13 +37,10 @@ KEYS = (
 )
 
 
-def stays_fp32(name: str) -> bool:
-    """Whether diffusers loads this tensor of a Wan transformer in fp32 whatever the model's own type."""
-    return any(word in name.split(".") for word in WanTransformer3DModel._keep_in_fp32_modules)
-
-
-def _type_of(name: str, dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if stays_fp32(name) else dtype
+def type_of(name: str, dtype: torch.dtype) -> torch.dtype:
+    """Of a tensor of a Wan transformer: some diffusers loads in fp32 whatever the model's own type `dtype`."""
+    fp32 = any(word in name.split(".") for word in WanTransformer3DModel._keep_in_fp32_modules)
+    return torch.float32 if fp32 else dtype
 
 
 def open_expert(source: ModelFiles, expert: Expert) -> Network:
@@ -75,7 +71,7 @@ def load_outer_modules(source: ModelFiles, expert: Expert, placement: Placement)
     model.rope = type(model.rope)(
         model.config.attention_head_dim, model.config.patch_size, model.config.rope_max_seq_len
     )
-    state = {name: part.stored[name].read(_type_of(name, placement.dtype)) for name in model.state_dict()}
+    state = {name: part.stored[name].read(type_of(name, placement.dtype)) for name in model.state_dict()}
     for name, tensor in state.items():
         require_numbers(tensor, name, part.stored[name].file)
     model.load_state_dict(state, assign=True)
@@ -145,7 +141,7 @@ def _pack_block(
         if (linear := key.removesuffix(".weight")) in LINEARS:
             weights[linear] = tuple(_own(t, read) for t in _pack(raw, scale, precision, dtype, grid))
         else:
-            plain[key] = _own(weight_of(raw, scale, _type_of(key, dtype)), read)
+            plain[key] = _own(weight_of(raw, scale, type_of(key, dtype)), read)
     return weights, plain
 
 

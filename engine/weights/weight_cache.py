@@ -18,8 +18,7 @@ import torch
 
 from engine.system.pinned_memory import host_buffer
 from engine.system.placement import Placement
-from engine.wan.int4_grids import Grid
-from engine.wan.quantize import pack
+from engine.wan.quantize import Grid, pack
 from engine.weights.load_expert import Progress, load_blocks, open_expert
 from engine.weights.model_files import ModelFiles, Network, read_into
 from engine.weights.packed_blocks import Layout, PackedBlocks, PackedTensor

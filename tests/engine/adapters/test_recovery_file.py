@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from engine.adapters.lora import read_metadata, wan_name
 from engine.adapters.recovery_file import find_ara, load_ara, save_ara
 from engine.wan.block import LINEARS, linear_shapes
-from engine.wan.int4_grids import fingerprint
+from engine.wan.quantize import fingerprint
 from presets.errors import UserError
 from presets.job.expert_schedule import EXPERTS
 
