@@ -22,13 +22,15 @@ from benchmarks.precision_error import REAL, TEXT, TINY, Inputs, State, random_i
 from benchmarks.random_expert import REAL as EXPERT
 from benchmarks.random_expert import empty_model
 from engine.adapters import lora
-from engine.executor.block_executor import BlockExecutor, ExecutorResources, ExpertWeights, _Call
+from engine.executor.block_executor import BlockExecutor
+from engine.executor.expert_weights import ExpertWeights
+from engine.executor.resources import ExecutorResources, PassInputs
 from engine.recovery.expert_reader import block_module
-from engine.system.pinned_memory import host_buffer
+from engine.system.placement import Placement
 from engine.wan import attention
 from engine.wan.block import Lora, linear_shapes
-from engine.weights.packed_blocks import block_tensors, fill, layout_of
 from presets.planner.plan import Plan, Precision
+from tests.helpers.training.packing import packed_blocks
 
 RANK = 16
 TOKENS, TINY_TOKENS = 4096, 96
@@ -60,7 +62,7 @@ def gradients_of(pairs: Lora) -> dict[str, torch.Tensor]:
 def diffusers_block(config: dict[str, Any], state: State, pairs: Lora, inputs: Inputs, dtype: torch.dtype) -> Result:
     module: Any = inject_adapter_in_model(
         LoraConfig(r=RANK, lora_alpha=RANK, target_modules=lora.TARGETS, init_lora_weights=False),
-        block_module(config, state, inputs.x.device, dtype),
+        block_module(config, state, Placement(inputs.x.device, dtype, pinned=False)),
     )
     module.requires_grad_(False)
     for name, (a, b) in pairs.items():
@@ -82,35 +84,31 @@ def our_block(
     kernels: attention.Attention,
     dtype: torch.dtype,
 ) -> Result:
-    """The executor's own way through one block: streamed in, forward, stash, recompute, backward."""
+    """The executor's own way through one block: streamed in, forward, offload, recompute, backward."""
     device = inputs.x.device
     torch._dynamo.reset()  # each precision is a variant of its own, and their number is limited
-    weights, plain = block_tensors({k: v.to(dtype) for k, v in state.items()}, plan.precision)
-    layout = layout_of(weights, plain)
-    master = host_buffer(layout.bytes, pinned=device.type == "cuda")
-    fill(layout, master, weights, plain)
-    stem = empty_model(
+    packed = packed_blocks([{k: v.to(dtype) for k, v in state.items()}], plan.precision, pinned=device.type == "cuda")
+    outer = empty_model(
         {**EXPERT, **{k: config[k] for k in ("num_attention_heads", "attention_head_dim", "ffn_dim")}},
         device,
         dtype,
         num_layers=0,
     )
-    run = BlockExecutor(
-        ExpertWeights("block", stem, [master], layout, [pairs], 1.0),
-        ExecutorResources(plan, kernels, layout.bytes, device),
-    )
+    weights = ExpertWeights("block", outer, packed, [pairs], 1.0)
+    run = BlockExecutor(weights, ExecutorResources(plan, kernels, weights.block_bytes, device))
+    activations = run.resources.activations
     x, text, time = inputs.x.to(dtype), inputs.text.to(dtype), inputs.time.to(dtype)
-    call = _Call(text, time, inputs.cos, inputs.sin, torch.ones((), device=device))
-    visits = run._visits([0, 0])
+    given = PassInputs(text, time, inputs.cos, inputs.sin, torch.ones((), device=device))
+    visits = run._visits([0, 0], given.strength)
     with torch.no_grad():
-        block, frozen = next(visits)
-        y, a, lse = run._forward_block(block, frozen, x, call)
-        run.machinery.stash.put(block, (x, a, lse))
-        run.machinery.stash.flush()
-    block, frozen = next(visits)
+        block, held = next(visits)
+        y, a, lse = run._forward_block(held, x, given)
+        activations.put(block, (x, a, lse))
+        activations.flush()
+    block, held = next(visits)
     g = inputs.grad.to(dtype, copy=True)
-    x, a, lse = run.machinery.stash.get(block)
-    run._backward_block(block, frozen, x, a, lse, g, call)
+    x, a, lse = activations.get(block)
+    run._backward_block(held, x, a, lse, g, given)
     return y.float(), g.float(), gradients_of(pairs)
 
 

@@ -21,7 +21,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.random_expert import REAL, TINY, expert
 from benchmarks.step import Bench, inputs
-from engine.executor.block_executor import BlockExecutor, ExecutorResources
+from engine.executor.block_executor import BlockExecutor
+from engine.executor.resources import ExecutorResources
 from engine.system.device import CUBLAS_WORKSPACE, open_device
 from engine.wan import attention
 from presets.clips.geometry import Bucket
@@ -78,7 +79,7 @@ def main() -> int:
         flush=True,
     )
     weights, _ = expert("high_noise", config, precision, device, dtype)
-    blocks = len(weights.masters)
+    blocks = len(weights.blocks.buffers)
     plan = Plan(precision=precision, resident=blocks, stash="device", slots=0, compiled=not args.tiny, any_size=True)
     executor = BlockExecutor(weights, ExecutorResources(plan, kernels, weights.block_bytes, device))
     for side in [32] if args.tiny else args.sides:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from benchmarks.random_expert import REAL, empty_model
+from engine.system.placement import Placement
 from engine.weights.load_expert import load_outer_modules
 from engine.weights.model_files import open_model_files
 from engine.weights.weight_cache import cached_blocks
@@ -55,7 +56,7 @@ def write_expert(folder: Path, config: dict[str, Any]) -> int:
         save_file({k: t.to("cpu", torch.bfloat16).contiguous() for k, t in tensors.items()}, part / name)
         weight_map.update(dict.fromkeys(tensors, name))
 
-    shard("stem.safetensors", empty_model(config, device, torch.bfloat16, num_layers=0).state_dict())
+    shard("outer.safetensors", empty_model(config, device, torch.bfloat16, num_layers=0).state_dict())
     for i in range(config["num_layers"]):
         state = empty_model(config, device, torch.bfloat16, num_layers=1).blocks[0].state_dict()
         shard(f"block-{i:02}.safetensors", {f"blocks.{i}.{k}": t for k, t in state.items()})
@@ -89,7 +90,7 @@ def load_once(folder: Path, cache: Path, precision: str) -> dict[str, Any]:
     """Load in this process. Seconds, bytes, and the peak of host memory above what was held before."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    dtype = torch.bfloat16 if cuda else torch.float32
+    placement = Placement(device, torch.bfloat16 if cuda else torch.float32, pinned=cuda)
     torch.zeros(1, device=device)
     source = open_model_files(folder)
     source.expert("high_noise")
@@ -105,26 +106,24 @@ def load_once(folder: Path, cache: Path, precision: str) -> dict[str, Any]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (man 5 proc)
     before = memory("VmRSS")
     start = last = time.perf_counter()
-    masters, layout = cached_blocks(
+    buffers, layout = cached_blocks(
         source,
         "high_noise",
         precision,
-        dtype=dtype,
-        pinned=cuda,
-        device=device,
+        placement,
         progress=progress,
         folder=cache,
         warn=print,
     )
     blocks = time.perf_counter() - start
     peak = memory("VmHWM") - before
-    load_outer_modules(source, "high_noise", device=device, dtype=dtype)
+    load_outer_modules(source, "high_noise", placement)
     part = source.expert("high_noise")
     return {
         "seconds": blocks,
-        "seconds_stem": time.perf_counter() - start - blocks,
+        "seconds_outer": time.perf_counter() - start - blocks,
         "phases": phases,
-        "packed_bytes": len(masters) * layout.bytes,
+        "packed_bytes": len(buffers) * layout.bytes,
         "peak_bytes": peak,
         "source_block_bytes": sum(s.place.size for n, s in part.stored.items() if n.startswith("blocks.0.")),
         "device": torch.cuda.get_device_name() if cuda else "cpu",
@@ -179,7 +178,7 @@ def main() -> int:
             print(
                 f"{case:12}  {row['seconds']:7.2f} s  "
                 + "  ".join(f"{k} {v:.2f} s" for k, v in row["phases"].items() if v >= 0.005)
-                + f"  stem {row['seconds_stem']:.2f} s  packed {row['packed_bytes'] / MIB:.0f} MiB, peak"
+                + f"  outer modules {row['seconds_outer']:.2f} s  packed {row['packed_bytes'] / MIB:.0f} MiB, peak"
                 f" {row['peak_bytes'] / MIB:.0f} MiB: {beside / row['source_block_bytes']:.2f} source blocks beside"
                 " them"
             )

@@ -8,8 +8,8 @@ Inputs have channels of very different size that vary together, as those of a tr
 
 Errors are relative to what the block adds: |y' - y| / |y - x|, and the same for the gradient of the input, so that the
 residual path does not hide them. `weight` is |W' - W| / |W| over the ten linears. Weights are packed as the engine
-packs them; the row of bf16 is what that has by itself. --all adds other fits of 4 bits, and adapters weighted by whole
-second moments, which take minutes; --timed compiles each block on a GPU (15 s a row) and times it.
+packs them; the row of bf16 is what that has by itself. --all adds adapters weighted by whole second moments, which take
+minutes; --timed compiles each block on a GPU (15 s a row) and times it.
 """
 
 import argparse
@@ -26,10 +26,21 @@ from torch.nn import functional as F
 from engine.recovery.build import correct
 from engine.recovery.expert_reader import block_module
 from engine.recovery.input_moments import READERS, Moment, moment_of
-from engine.wan.block import LINEARS, NORMS, Lora, Plain, Weights, linear_shapes, post_attention, pre_attention, text_kv
+from engine.system.placement import Placement
+from engine.wan.block import (
+    LINEARS,
+    NORMS,
+    BlockWeights,
+    Lora,
+    Plain,
+    Weights,
+    linear_shapes,
+    post_attention,
+    pre_attention,
+    text_kv,
+)
 from engine.wan.frozen_linear import Packed, unpack_weight
 from engine.wan.quantize import pack
-from engine.wan.quantize_quanto import pack_weight_quanto
 
 REAL = {
     "num_attention_heads": 40,
@@ -106,7 +117,7 @@ def random_inputs(
 
 def calibrated(config: dict[str, Any], state: State, inputs: Inputs, *, full: bool) -> dict[tuple[int, str], Moment]:
     """What the linears of the unquantized block receive."""
-    module = block_module(config, state, inputs.x.device, torch.float32)
+    module = block_module(config, state, Placement(inputs.x.device, torch.float32, pinned=False))
     moments = {(0, name): Moment() for name in READERS}
     for (_, name), moment in moments.items():
         module.get_submodule(name).register_forward_pre_hook(
@@ -133,14 +144,15 @@ def run(
     x = inputs.x.to(dtype, copy=True).requires_grad_()
     text, time = inputs.text.to(dtype), inputs.time.to(dtype)
     first, between, last = parts
-    q, k, v = first(x, time, inputs.cos, inputs.sin, case.weights, plain, {}, case.recovery, one, heads, case.precision)
-    kv = between(text, case.weights, plain, {}, case.recovery, one, heads, case.precision)
+    block = BlockWeights(case.weights, plain, case.recovery, {}, one, heads, case.precision)
+    q, k, v = first(x, time, inputs.cos, inputs.sin, block)
+    kv = between(text, block)
     a = (
         F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         .transpose(1, 2)
         .flatten(2, 3)
     )
-    return last(x, a, *kv, time, case.weights, plain, {}, case.recovery, one, heads, case.precision), x
+    return last(x, a, *kv, time, block), x
 
 
 def plain_of(state: State, dtype: torch.dtype) -> Plain:
@@ -174,11 +186,6 @@ def cases(config: dict[str, Any], state: State, calibration: Inputs, *, everythi
     def quantized(precision: str) -> Callable[[], Case]:
         return lambda: Case(precision, precision, packed_by(lambda w: pack(w, precision), state), {})
 
-    def fitted(fit: Any) -> Callable[[], Case]:
-        return lambda: Case(
-            f"qint4, quanto {fit}", "qint4", packed_by(lambda w: pack_weight_quanto(w, "qint4", fit), state), {}
-        )
-
     def recovered(rank: int, weighting: str) -> Callable[[], Case]:
         def make() -> Case:
             moments = calibrated(config, state, calibration, full=weighting == "full") if weighting != "plain" else None
@@ -200,7 +207,7 @@ def cases(config: dict[str, Any], state: State, calibration: Inputs, *, everythi
         recovered(16, "plain"),
         recovered(16, "diagonal"),
         recovered(64, "diagonal"),
-        *([*(fitted(f) for f in ("max", "hqq")), recovered(16, "full"), recovered(64, "full")] if everything else []),
+        *([recovered(16, "full"), recovered(64, "full")] if everything else []),
     ]
 
 
@@ -288,7 +295,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tiny", action="store_true", help="a small block, for any machine")
     parser.add_argument("--tokens", type=int, help=f"length of the sequence (default: {TOKENS}, tiny: {TINY_TOKENS})")
-    parser.add_argument("--all", action="store_true", help="other fits of 4 bits and costlier adapters as well")
+    parser.add_argument("--all", action="store_true", help="costlier adapters as well")
     parser.add_argument("--timed", action="store_true", help="time the compiled block, on a GPU")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as a list of objects")
     args = parser.parse_args()

@@ -23,7 +23,9 @@ import torch
 
 from benchmarks.random_expert import REAL, TINY, expert
 from engine.executor.activation_offload import OffloadedActivations
-from engine.executor.block_executor import BlockExecutor, ExecutorResources, ExpertWeights
+from engine.executor.block_executor import BlockExecutor
+from engine.executor.expert_weights import ExpertWeights
+from engine.executor.resources import ExecutorResources
 from engine.executor.weight_ring import WeightRing
 from engine.system.device import open_device
 from engine.wan.attention import Attention, choose
@@ -33,10 +35,10 @@ BLOCKS = 6
 SIZES = ((3, 48, 48), (2, 32, 40), (3, 48, 48))  # latent frames, height, width: 1728 and 640 tokens
 TINY_SIZES = ((2, 4, 6), (1, 4, 6))
 PLANS: dict[str, dict[str, Any]] = {
-    "host stash, 3 slots": {"slots": 3},
-    "host stash, 2 slots": {"slots": 2},
-    "host stash, 2 slots, chunked": {"slots": 2, "chunk": 700},
-    "device stash, 3 slots, chunked": {"slots": 3, "chunk": 700, "stash": "device"},
+    "activations on the host, 3 buffers": {"slots": 3},
+    "activations on the host, 2 buffers": {"slots": 2},
+    "activations on the host, 2 buffers, chunked": {"slots": 2, "chunk": 700},
+    "activations on the device, 3 buffers, chunked": {"slots": 3, "chunk": 700, "stash": "device"},
     "2 resident, 1 kept, 2 slots": {"slots": 2, "resident": 2, "kept": 1},
 }
 MICROSECONDS = 10000  # of each sleep: more than a copy or a block takes
@@ -85,7 +87,7 @@ def delayed(what: str) -> Iterator[None]:
         return take(self, visit)
 
     def hasty_take(self: WeightRing, visit: int) -> torch.Tensor:
-        return self.slots[self._visits[visit].slot]
+        return self.buffers[self._visits[visit].buffer]
 
     changes: list[tuple[Any, str, Any]] = [
         (WeightRing, "_write", late_write),
@@ -115,8 +117,8 @@ def steps(
     device: torch.device,
 ) -> list[torch.Tensor]:
     """Losses and gradients of both experts in turn, two terms each with a pass without a graph before them."""
-    machinery = ExecutorResources(plan, kernels, experts[0].block_bytes, device)
-    runs = [BlockExecutor(weights, machinery) for weights in experts]
+    resources = ExecutorResources(plan, kernels, experts[0].block_bytes, device)
+    runs = [BlockExecutor(weights, resources) for weights in experts]
     out: list[torch.Tensor] = []
     for turn, (f, h, w) in enumerate(sizes):
         g = torch.Generator(device).manual_seed(turn)
@@ -164,7 +166,7 @@ def main() -> int:
     experts = [
         replace(expert(name, config, precision, device, dtype)[0], name=name) for name in ("high_noise", "low_noise")
     ]
-    blocks, failed = len(experts[0].masters), 0
+    blocks, failed = len(experts[0].blocks.buffers), 0
     print(
         f"{torch.cuda.get_device_name() if cuda else 'CPU'}, torch {torch.__version__}, {blocks} blocks of"
         f" {experts[0].block_bytes / 2**20:.0f} MiB, {precision}, attention by {kernels.text}"

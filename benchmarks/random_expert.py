@@ -6,9 +6,9 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from engine.adapters import lora
-from engine.executor.block_executor import ExpertWeights
-from engine.system.pinned_memory import host_buffer
-from engine.weights.packed_blocks import Layout, block_tensors, fill, layout_of
+from engine.executor.expert_weights import ExpertWeights
+from engine.weights.packed_blocks import PackedBlocks
+from tests.helpers.training.packing import packed_blocks
 
 # the rest are the class's defaults: 40 blocks, 40 heads of 128, ffn 13824
 REAL = {"in_channels": 36, "out_channels": 16}
@@ -43,31 +43,20 @@ def empty_model(
     return model.eval()
 
 
-def blocks(
-    config: dict[str, Any], precision: str, device: torch.device, dtype: torch.dtype
-) -> tuple[list[torch.Tensor], Layout]:
-    """Packed pinned host buffers of random blocks; one block exists on the device at a time."""
-    out: list[torch.Tensor] = []
-    layout: Layout | None = None
-    for _ in range(config.get("num_layers", 40)):
-        weights, plain = block_tensors(
-            empty_model(config, device, dtype, num_layers=1).blocks[0].state_dict(), precision
-        )
-        layout = layout or layout_of(weights, plain)
-        buffer = host_buffer(layout.bytes, pinned=device.type == "cuda")
-        fill(layout, buffer, weights, plain)
-        out.append(buffer)
-    assert layout is not None
-    return out, layout
+def blocks(config: dict[str, Any], precision: str, device: torch.device, dtype: torch.dtype) -> PackedBlocks:
+    """Random blocks, packed in pinned memory; one block exists on the device at a time."""
+    count = config.get("num_layers", 40)
+    states = (empty_model(config, device, dtype, num_layers=1).blocks[0].state_dict() for _ in range(count))
+    return packed_blocks(states, precision, pinned=device.type == "cuda")
 
 
 def expert(
     name: str, config: dict[str, Any], precision: str, device: torch.device, dtype: torch.dtype, *, rank: int = 16
-) -> tuple[ExpertWeights, lora.Parameters]:
+) -> tuple[ExpertWeights, lora.LoraParameters]:
     """A random expert with a LoRA whose B is not zero, so that every gradient is alive."""
-    stem = empty_model(config, device, dtype, num_layers=0)
-    masters, layout = blocks(config, precision, device, dtype)
-    parameters = lora.make(stem.config, "high_noise", rank=rank, alpha=rank, seed=0, blocks=len(masters), device=device)
+    outer, packed = empty_model(config, device, dtype, num_layers=0), blocks(config, precision, device, dtype)
+    count = len(packed.buffers)
+    parameters = lora.make(outer.config, "high_noise", rank=rank, alpha=rank, seed=0, blocks=count, device=device)
     for parameter in parameters.values():
         parameter.data.normal_(0, 0.01)
-    return ExpertWeights(name, stem, masters, layout, lora.by_block(parameters, len(masters)), 1.0), parameters
+    return ExpertWeights(name, outer, packed, lora.by_block(parameters, count), 1.0), parameters

@@ -32,7 +32,8 @@ from benchmarks.random_expert import REAL, TINY, empty_model, expert
 from engine.adapters import lora
 from engine.encode.latents import encode_pair
 from engine.encode.vae_encoder import ClipEncoder
-from engine.executor.block_executor import BlockExecutor, ExecutorResources
+from engine.executor.block_executor import BlockExecutor
+from engine.executor.resources import ExecutorResources
 from engine.memory.measure_card import measure_card
 from engine.system.device import open_device
 from engine.training.optimizer import clip_gradients
@@ -310,7 +311,7 @@ def main() -> int:
                     )
                     print(
                         f"expert packed as {bench.precision} in {time.perf_counter() - start:.0f} s,"
-                        f" {weights.layout.bytes / 2**20:.0f} MiB a block",
+                        f" {weights.block_bytes / 2**20:.0f} MiB a block",
                         flush=True,
                     )
                 plan = (

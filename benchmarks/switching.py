@@ -21,7 +21,8 @@ import torch
 
 from benchmarks.random_expert import REAL, TINY, expert
 from benchmarks.step import Bench, adamw, inputs, optimizer_step
-from engine.executor.block_executor import BlockExecutor, ExecutorResources
+from engine.executor.block_executor import BlockExecutor
+from engine.executor.resources import ExecutorResources
 from engine.system.device import open_device
 from engine.wan import attention
 from presets.clips.geometry import Bucket
@@ -45,8 +46,8 @@ def main() -> int:
     kernels, _ = attention.choose(device, tokens=11264, heads=40, width=128, dtype=bench.dtype, deterministic=True)
     plan = Plan(precision="none" if args.tiny else "float8", stash="host", compiled=not args.tiny)
     experts = [expert(name, bench.config, bench.precision, device, bench.dtype) for name in ("high_noise", "low_noise")]
-    machinery = ExecutorResources(plan, kernels, experts[0][0].block_bytes, device)
-    executors = [BlockExecutor(weights, machinery) for weights, _ in experts]
+    resources = ExecutorResources(plan, kernels, experts[0][0].block_bytes, device)
+    executors = [BlockExecutor(weights, resources) for weights, _ in experts]
     parameters = [list(named.values()) for _, named in experts]
     optimizers = [adamw(p) for p in parameters]
     x, timestep, text, loss = inputs(bench, Bucket(5, 32, 48) if args.tiny else Bucket(41, 512, 512))

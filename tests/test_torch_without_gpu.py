@@ -16,7 +16,7 @@ import tomlkit
 import torch
 from safetensors.numpy import load_file
 
-from engine.recovery import command
+from engine.recovery.__main__ import build
 from engine.run import run_job
 from presets.errors import UserError
 from presets.facts.facts import TINY_PARAMETERS
@@ -142,7 +142,7 @@ def test_the_builder_of_adapters_refuses_alike(work: Path, tmp_path: Path, monke
         "presets.machine.machine.read_machine", lambda out: machine(gpu(driver="550.1"), torch=Build("2.13.0", "13.0"))
     )
     with pytest.raises(UserError, match=r"NVIDIA driver 550\.1 does not serve"):
-        command.build(
+        build(
             str(work / "base"),
             rank=2,
             grid="qint4",

@@ -1,8 +1,8 @@
 """Accelerator LoRAs: a few-step LoRA that previews alone run with, beside the trained one. Training never sees it.
 
 What it changes inside the blocks lies in host memory and comes to the device block by block, so it needs no room there;
-what it changes outside of them (embeddings, the head) is added by hooks that are gone when the previews are made. No
-weight is written to. Files: `presets.base.lora_file`.
+what it changes outside of them (embeddings, the head) is added by hooks that are removed when the previews are made. No
+weight is written to. Their files are read by `engine.adapters.lora_reader`.
 """
 
 from collections.abc import Iterator
@@ -13,38 +13,34 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
-from safetensors import SafetensorError, safe_open
 from torch.nn import functional as F
 
-from engine.adapters.recovery_file import alpha_over_rank
-from engine.wan.block import LINEARS, Lora, Plain
+from engine.adapters.lora_reader import Change, at_one_rank, read_changes
+from engine.wan.block import Lora, Plain
 from engine.weights.base_model import BaseModel
-from presets.base.lora_file import GIVE, STEM, STEM_TABLE, TABLE, Kind, LoraFile, misfit, read_lora
+from presets.base.lora_file import GIVE, OUTSIDE, OUTSIDE_TABLE, TABLE, LoraFile, misfit, read_lora
 from presets.errors import UserError
 from presets.job.expert_schedule import EXPERTS, Expert
 from presets.job.schema import Job
-
-# of one module: A (rank, in) and B (out, rank) with their scale folded into B, or differences
-Change = dict[Kind, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Accelerator:
     """What a file changes in one expert, at the job's strength; all in host memory."""
 
-    branches: list[Lora]  # by block; the same linears at the same rank in each, so that one compilation serves all
+    lora: list[Lora]  # by block; the same linears at the same rank in each
     shifts: list[Plain]  # by block: what is added to biases, norms and the modulation table
-    stem: dict[str, Change]  # by module outside the blocks
+    outer: dict[str, Change]  # by module outside the blocks
 
     @contextmanager
-    def on(self, stem: WanTransformer3DModel) -> Iterator[None]:
-        """Inside, the parts around the blocks are changed as well."""
+    def on(self, outer: WanTransformer3DModel) -> Iterator[None]:
+        """Inside, an expert's modules outside the blocks are changed as well."""
         with ExitStack() as stack:
-            for name, change in self.stem.items():
+            for name, change in self.outer.items():
                 if name == TABLE:
-                    stack.enter_context(_table(stem, change["weight"]))
+                    stack.enter_context(_table(outer, change["weight"]))
                 else:
-                    module = stem.get_submodule(name)
+                    module = outer.get_submodule(name)
                     change = {kind: t.to(next(module.parameters()).device) for kind, t in change.items()}
                     stack.callback(module.register_forward_hook(_adding(change)).remove)
             yield
@@ -72,13 +68,13 @@ def _adding(change: Change) -> Any:
 
 
 @contextmanager
-def _table(stem: WanTransformer3DModel, difference: torch.Tensor) -> Iterator[None]:
-    own = stem.scale_shift_table
-    stem.scale_shift_table = torch.nn.Parameter(own + difference.to(own), requires_grad=False)
+def _table(outer: WanTransformer3DModel, difference: torch.Tensor) -> Iterator[None]:
+    own = outer.scale_shift_table
+    outer.scale_shift_table = torch.nn.Parameter(own + difference.to(own), requires_grad=False)
     try:
         yield
     finally:
-        stem.scale_shift_table = own
+        outer.scale_shift_table = own
 
 
 def load_accelerators(
@@ -118,68 +114,26 @@ def load_accelerator(
         raise UserError(f"changes nothing in the {expert.replace('_', ' ')} expert", where=where, fix=GIVE)
     if problem := misfit(file, changes, _shapes(config), blocks):
         raise UserError(problem, where=where, fix=GIVE)
-    branches: list[dict[str, Change]] = [{} for _ in range(blocks)]
+    lora: list[dict[str, Change]] = [{} for _ in range(blocks)]
     shifts: list[Plain] = [{} for _ in range(blocks)]
-    stem: dict[str, Change] = {}
-    try:
-        with safe_open(path, framework="pt") as f:
-            factor = alpha_over_rank(f.metadata() or {}, where)
-            for (block, module), kinds in changes.items():
-                change = _change(
-                    {kind: _numbers(f.get_tensor(key), key, where) for kind, key in kinds.items()}, factor, strength
-                )
-                if block == STEM:
-                    stem[module] = change
-                    continue
-                if "A" in change:
-                    branches[block][module] = change
-                if "weight" in change:
-                    shifts[block][module if module == TABLE else f"{module}.weight"] = change["weight"]
-                if "bias" in change:
-                    shifts[block][f"{module}.bias"] = change["bias"]
-    except (OSError, SafetensorError) as e:
-        raise UserError(
-            f"cannot be read as safetensors: {e}", where=where, fix="Download or copy this file again"
-        ) from None
-    return Accelerator(_alike(branches, dtype), shifts, stem)
+    outer: dict[str, Change] = {}
+    for (block, module), change in read_changes(path, changes, strength=strength).items():
+        if block == OUTSIDE:
+            outer[module] = change
+            continue
+        if "A" in change:
+            lora[block][module] = change
+        if "weight" in change:
+            shifts[block][module if module == TABLE else f"{module}.weight"] = change["weight"]
+        if "bias" in change:
+            shifts[block][f"{module}.bias"] = change["bias"]
+    return Accelerator(at_one_rank(lora, dtype), shifts, outer)
 
 
 def _shapes(config: Any) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         model = WanTransformer3DModel.from_config({**config, "num_layers": 1})
     return {
-        STEM_TABLE if name == TABLE else name.removeprefix("blocks.0."): tuple(t.shape)
+        OUTSIDE_TABLE if name == TABLE else name.removeprefix("blocks.0."): tuple(t.shape)
         for name, t in model.state_dict().items()
     }
-
-
-def _numbers(tensor: torch.Tensor, key: str, where: str) -> torch.Tensor:
-    if not tensor.is_floating_point() or not bool(torch.isfinite(tensor.float()).all()):
-        raise UserError(f"{key} holds numbers that are not finite", where=where, fix="Download or copy this file again")
-    return tensor.float()
-
-
-def _change(read: Change, factor: float, strength: float) -> Change:
-    """alpha / rank (`factor` where the file has no alpha) and the strength folded in."""
-    scale = float(read["alpha"]) / read["A"].shape[0] if "alpha" in read else factor
-    out: Change = {kind: t * strength for kind, t in read.items() if kind in ("weight", "bias")}
-    if "A" in read:
-        out |= {"A": read["A"], "B": read["B"] * (scale * strength)}
-    return out
-
-
-def _alike(branches: list[dict[str, Change]], dtype: torch.dtype) -> list[Lora]:
-    """Each linear that any block changes, in every block at one rank; zeros fill up."""
-    out: list[Lora] = [{} for _ in branches]
-    for name in LINEARS:
-        found = [block[name] for block in branches if name in block]
-        if not found:
-            continue
-        rank, into, outputs = max(c["A"].shape[0] for c in found), found[0]["A"].shape[1], found[0]["B"].shape[0]
-        for block, lora in zip(branches, out, strict=True):
-            a, b = torch.zeros(rank, into, dtype=dtype), torch.zeros(outputs, rank, dtype=dtype)
-            if name in block:
-                own = block[name]["A"].shape[0]
-                a[:own], b[:, :own] = block[name]["A"], block[name]["B"]
-            lora[name] = a, b
-    return out

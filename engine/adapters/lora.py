@@ -1,7 +1,8 @@
-"""The LoRA of one expert: laid out by peft, saved under the names that ComfyUI and diffusers both load.
+"""The LoRA that trains, of one expert: laid out by peft, saved under the names that ComfyUI and diffusers both load.
 
 File keys are Wan's own module names (`diffusion_model.blocks.0.self_attn.q.lora_A.weight`), one file per expert.
-lora_A is (rank, in), lora_B (out, rank); the branch adds alpha / rank * B A x.
+lora_A is (rank, in), lora_B (out, rank); the branch adds alpha / rank * B A x. LoRAs that are finished and run beside
+this one are read by `engine.adapters.lora_reader`.
 """
 
 import hashlib
@@ -35,12 +36,12 @@ _WAN_NAMES = [
 ]  # fmt: skip
 
 
-Parameters = dict[str, torch.nn.Parameter]  # "blocks.0.attn1.to_q.lora_A.weight" -> fp32 tensor, diffusers module names
+LoraParameters = dict[str, torch.nn.Parameter]  # "blocks.0.attn1.to_q.lora_A.weight" -> fp32, diffusers' module names
 
 
 def make(
     config: Any, expert: Expert, *, rank: int, alpha: float, seed: int, blocks: int, device: torch.device
-) -> Parameters:
+) -> LoraParameters:
     """A new fp32 LoRA on the ten linears of every block: what peft would add to the expert, made without the expert.
 
     peft decides modules and shapes on a model without memory (`config` is the diffusers config). B starts at zero, A
@@ -51,20 +52,20 @@ def make(
         model.add_adapter(
             LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, init_lora_weights=False), adapter_name=ADAPTER
         )
-    out: Parameters = {}
+    out: LoraParameters = {}
     for name, layer in model.named_modules():
         if not isinstance(layer, LoraLayer):
             continue
         down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
         limit = 1 / down.shape[1] ** 0.5  # Kaiming uniform with a = sqrt(5), as peft and ai-toolkit start
-        values = keyed_rng(seed, "lora", expert, name).uniform(-limit, limit, tuple(down.shape)).astype(np.float32)
-        out[f"{name}.lora_A.weight"] = torch.nn.Parameter(torch.from_numpy(values).to(device))
+        start = keyed_rng(seed, "lora", expert, name).uniform(-limit, limit, tuple(down.shape)).astype(np.float32)
+        out[f"{name}.lora_A.weight"] = torch.nn.Parameter(torch.from_numpy(start).to(device))
         out[f"{name}.lora_B.weight"] = torch.nn.Parameter(torch.zeros(up.shape, device=device))
     return out
 
 
-def by_block(parameters: Parameters, blocks: int) -> list[Lora]:
-    """The same tensors as the executor takes them: per block, linear name -> (A, B)."""
+def by_block(parameters: LoraParameters, blocks: int) -> list[Lora]:
+    """The same parameters as the executor takes them: by block and linear, (A, B)."""
     return [
         {
             name: (parameters[f"blocks.{i}.{name}.lora_A.weight"], parameters[f"blocks.{i}.{name}.lora_B.weight"])
@@ -75,11 +76,11 @@ def by_block(parameters: Parameters, blocks: int) -> list[Lora]:
 
 
 @torch.no_grad()
-def load_tensors(mine: Parameters, values: dict[str, torch.Tensor]) -> None:
-    """Copy saved fp32 tensors into the attached LoRA; both by the names of `make`."""
-    assert mine.keys() == values.keys(), sorted(mine.keys() ^ values.keys())[:4]
-    for name, parameter in mine.items():
-        parameter.copy_(values[name])
+def load_tensors(parameters: LoraParameters, tensors: dict[str, torch.Tensor]) -> None:
+    """Copy saved fp32 tensors into a LoRA's parameters; both by the names of `make`."""
+    assert parameters.keys() == tensors.keys(), sorted(parameters.keys() ^ tensors.keys())[:4]
+    for name, parameter in parameters.items():
+        parameter.copy_(tensors[name])
 
 
 def wan_name(module: str) -> str:
@@ -90,7 +91,7 @@ def wan_name(module: str) -> str:
 
 
 def save_lora(
-    path: Path, values: dict[str, torch.Tensor], *, job: Job, base: BaseModel, expert: Expert, step: int
+    path: Path, tensors: dict[str, torch.Tensor], *, job: Job, base: BaseModel, expert: Expert, step: int
 ) -> None:
     """Write one expert's LoRA file (names as in `make`) with everything a user may ask of it later in its metadata.
 
@@ -99,9 +100,9 @@ def save_lora(
     """
     dtype, rank, alpha = DTYPES[job.save.dtype], rank_of(job, expert), alpha_of(job, expert)
     out: dict[str, torch.Tensor] = {}
-    for name, value in values.items():
+    for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".lora_")
-        out[f"diffusion_model.{wan_name(module)}.lora_{kind}"] = value.detach().to("cpu", dtype).contiguous()
+        out[f"diffusion_model.{wan_name(module)}.lora_{kind}"] = tensor.detach().to("cpu", dtype).contiguous()
         if kind == "A.weight" and alpha != rank:
             out[f"diffusion_model.{wan_name(module)}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
     tables = job_to_dict(job)

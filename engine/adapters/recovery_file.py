@@ -1,32 +1,34 @@
 """Accuracy recovery adapters as files: a LoRA for the frozen weights, always on, never trained.
 
 Written as ai-toolkit names a LoRA of both experts in one file, which is the form the published adapters have, so that
-its users can read ours and one loader reads both:
+its users can read ours:
 
     diffusion_model.transformer_1.blocks.7.self_attn.q.lora_A.weight     high noise
     diffusion_model.transformer_2.blocks.7.self_attn.q.lora_A.weight     low noise
 
-Read as well: `transformer.` for `diffusion_model.`, diffusers' own names (`transformer.blocks.7.attn1.to_q` with
-`transformer_2.blocks...`), lora_down/lora_up, alpha; and files of a single expert that say which.
+Read in every naming that `presets.base.lora_file` knows; a file of a single expert must say which. How an adapter is
+built: `engine.recovery`.
 """
 
-import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from engine.adapters.lora import wan_name
-from engine.wan.block import LINEARS, Lora
-from engine.wan.int4_grids import GRIDS, Grid, fingerprint
+from engine.adapters.lora import read_metadata, wan_name
+from engine.adapters.lora_reader import Change, at_one_rank, read_changes
+from engine.wan.block import LINEARS, Lora, linear_shapes
+from engine.wan.quantize import GRIDS, Grid, fingerprint
+from engine.weights.base_model import BaseModel
 from presets.atomic_file import replacing
-from presets.base.lora_file import NUMBERED, LoraKey, parse_key
+from presets.base.lora_file import GIVE, NUMBERED, Changes, LoraFile, misfit, place, read_lora
 from presets.errors import UserError
-from presets.job.expert_schedule import EXPERTS, Expert
+from presets.job.expert_schedule import EXPERTS, Expert, needed_experts
+from presets.job.schema import Job
 
 FORMAT = "1"  # of what `save_ara` writes
 AGAIN = "Download it again, or build one with: wanlora ara"
@@ -34,17 +36,32 @@ AGAIN = "Download it again, or build one with: wanlora ara"
 
 @dataclass(frozen=True)
 class Ara:
-    """An adapter ready to run: per expert a list over blocks of {linear: (A (rank, in), B (out, rank))}, alpha folded
-    into B.
+    """An adapter ready to run, in host memory: per expert the factors of every block, alpha folded into B.
 
     A linear has the same rank in every block of every expert (zeros fill up), so that all blocks share one layout and
     one compilation. Linears that the file leaves out are left out in all blocks.
     """
 
     experts: dict[Expert, list[Lora]]
-    grid: Grid  # the quantized weights that it corrects: pack with `ara_grid.pack_on_grid(weight, grid)`
-    metadata: dict[str, str]
+    grid: Grid  # of the quantized weights that it corrects
     assumed: str = ""  # what the file does not say and was taken for granted, for the user to judge
+
+
+def ara_of_job(job: Job, base_dir: Path, base: BaseModel, dtype: torch.dtype) -> Ara | None:
+    """The adapter of a job with qint4+ara, for the experts that it needs. Raises UserError."""
+    if job.quantization.transformer != "qint4+ara":
+        return None
+    if not job.quantization.ara:
+        raise UserError(
+            "qint4+ara needs an adapter", where="quantization.ara", fix="Name one, or build it with wanlora ara"
+        )
+    needed = needed_experts(job)
+    return load_ara(
+        find_ara(job.quantization.ara, base_dir),
+        config=base.source.expert(needed[0]).config,
+        identities={expert: base.identity_of(expert) for expert in needed},
+        dtype=dtype,
+    )
 
 
 def find_ara(text: str, base: Path) -> Path:
@@ -70,130 +87,72 @@ def find_ara(text: str, base: Path) -> Path:
     return download_file("/".join(parts[:2]), "/".join(parts[2:]), where=where)
 
 
-def load_ara(
-    path: Path,
-    *,
-    shapes: dict[str, tuple[int, int]],
-    blocks: int,
-    needed: Sequence[Expert],
-    identities: Mapping[Expert, str],
-    device: torch.device,
-    dtype: torch.dtype = torch.bfloat16,
-) -> Ara:
-    """Read and check an adapter for the experts in `needed`; `shapes` are (out, in) of the ten linears of a block.
+def load_ara(path: Path, *, config: Any, identities: Mapping[Expert, str], dtype: torch.dtype = torch.bfloat16) -> Ara:
+    """Read and check an adapter for the experts of `identities`; `config` is an expert's.
 
-    `identities` are those of the base's experts, compared with what the file says of each that is needed: it may have
-    been built for both. A file for one expert serves when it says so: the other expert is then not in the answer.
-    Raises UserError.
+    The identities are those of the base's experts, compared with what the file says of each: it may have been built for
+    both. A file for one expert serves when it says so: the other expert is then not in the answer. Raises UserError.
     """
-    where = str(path)
-    tensors, metadata = _read(path)
-    sorted_out = _sorted_out(tensors, metadata, path)
-    _check_coverage(sorted_out, metadata, path, needed)
+    where, blocks, file, metadata = str(path), config["num_layers"], read_lora(path), read_metadata(path)
+    found = _by_expert(file, metadata, path, identities.keys())
     grid, assumed = _grid(path, metadata)
-    _check_origin(grid, metadata, {e: identities[e] for e in sorted_out if e in needed}, where)
-    default_factor = alpha_over_rank(metadata, where)
-    loras = {
-        expert: _blocks_of(sorted_out[expert], shapes, blocks, default_factor, f"{where}, {expert}")
-        for expert in EXPERTS
-        if expert in sorted_out and expert in needed
-    }
-    ranks = {
-        name: max(lora[name][0].shape[0] for per_block in loras.values() for lora in per_block)
-        for name in next(iter(loras.values()))[0]
-    }
-    out: dict[Expert, list[Lora]] = {}
-    for expert, per_block in loras.items():
-        if set(per_block[0]) != set(ranks):
-            raise UserError("covers other linears in one expert than in the other", where=where, fix=AGAIN)
-        out[expert] = [
-            {name: _filled(a, b, ranks[name], device, dtype) for name, (a, b) in lora.items()} for lora in per_block
-        ]
-    return Ara(out, grid, metadata, assumed)
+    _check_origin(grid, metadata, {e: identities[e] for e in found}, where)
+    for changes in found.values():
+        if problem := misfit(file, changes, {f"{n}.weight": s for n, s in linear_shapes(config).items()}, blocks):
+            raise UserError(problem, where=where, fix=GIVE)
+    names = {name for changes in found.values() for _, name in changes}
+    factors: list[dict[str, Change]] = []  # of every block of every expert
+    for expert, changes in found.items():
+        for at in [(block, name) for block in range(blocks) for name in LINEARS if name in names]:
+            if at not in changes:
+                what = f"lacks {place(*at)} of the {expert.replace('_', ' ')} expert, which other blocks have"
+                raise UserError(what, where=where, fix=AGAIN)
+        read = read_changes(path, changes)
+        factors += [{name: read[block, name] for name in names} for block in range(blocks)]
+    lora = at_one_rank(factors, dtype)
+    return Ara({e: lora[i * blocks : (i + 1) * blocks] for i, e in enumerate(found)}, grid, assumed)
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as f:
-            # (no mapping: it has no __iter__)
-            return {key: f.get_tensor(key) for key in f.keys()}, f.metadata() or {}  # noqa: SIM118
-    except (OSError, SafetensorError) as e:
-        raise UserError(f"cannot be read as safetensors: {e}", where=str(path), fix=AGAIN) from None
-
-
-_Linears = dict[tuple[int, str], dict[str, torch.Tensor]]  # (block, linear) -> {"A", "B", "alpha"}
-
-
-def _sorted_out(tensors: dict[str, torch.Tensor], metadata: dict[str, str], path: Path) -> dict[Expert, _Linears]:
-    """The tensors by expert and linear."""
-    if not tensors:
-        raise UserError("holds no tensor", where=str(path), fix=AGAIN)
-    keys: dict[str, LoraKey] = {}
-    for key in tensors:
-        found = parse_key(key)
-        if found is None or found.module not in LINEARS or found.kind not in ("A", "B", "alpha"):
-            raise UserError(
-                f"holds {key!r}, which is no part of a Wan adapter",
-                where=str(path),
-                fix="Give a LoRA-format adapter for Wan 2.2 14B, in Wan's or diffusers' names",
-            )
-        keys[key] = found
-    plain = {key for key, found in keys.items() if not found.number}
-    numbers = {found.number for found in keys.values()} - {""}
-    home: Expert | None = None  # of keys without a number
-    if plain and numbers:
-        if numbers != {"transformer_2"} or any(keys[key].root != "transformer" for key in plain):
-            raise UserError("names an expert in some of its keys and none in others", where=str(path), fix=AGAIN)
-        home = "high_noise"
-    elif plain:
-        home = _said_expert(metadata, path)
-    out: dict[Expert, _Linears] = {}
-    for key, found in keys.items():
-        expert = NUMBERED[found.number] if found.number else home
-        assert expert is not None
-        tensor = tensors[key]
-        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor.float()).all()):
-            raise UserError(f"{key} holds numbers that are not finite", where=str(path), fix=AGAIN)
-        slot = out.setdefault(expert, {}).setdefault((found.block, found.module), {})
-        if found.kind in slot:
-            raise UserError(f"holds {key} twice, under two names", where=str(path), fix=AGAIN)
-        slot[found.kind] = tensor
-    return out
-
-
-def _said_expert(metadata: dict[str, str], path: Path) -> Expert:
-    """The expert of a file whose keys name none: from its metadata, else from its name."""
-    if metadata.get("wanlora.expert") in EXPERTS:
-        return EXPERTS[0] if metadata["wanlora.expert"] == EXPERTS[0] else EXPERTS[1]
-    named = [expert for expert in EXPERTS if re.search(expert.replace("_", "[ _-]?"), path.stem, re.IGNORECASE)]
-    if len(named) != 1:
+def _by_expert(
+    file: LoraFile, metadata: dict[str, str], path: Path, needed: Collection[Expert]
+) -> dict[Expert, Changes]:
+    """What the file changes in each needed expert that it is for."""
+    where = str(path)
+    said = [e for e in EXPERTS if e == metadata.get("wanlora.expert")] or [
+        e for e in EXPERTS if re.search(e.replace("_", "[ _-]?"), path.stem, re.IGNORECASE)
+    ]
+    if "" in file.modules and len(said) != 1:
         raise UserError(
             "does not say which expert it is for",
-            where=str(path),
+            where=where,
             fix="Put high_noise or low_noise into its name, or give a file for both experts",
         )
-    return named[0]
-
-
-def _check_coverage(
-    found: dict[Expert, _Linears], metadata: dict[str, str], path: Path, needed: Sequence[Expert]
-) -> None:
-    lacking = [expert for expert in EXPERTS if expert not in found]
-    alone = metadata.get("wanlora.expert") in found or any(
-        re.search(e.replace("_", "[ _-]?"), path.stem, re.IGNORECASE) for e in found
-    )
-    if lacking and not alone:
+    found = {e: file.modules[key] for e in EXPERTS for key in (e, "") if key in file.modules and (key or e in said)}
+    strange = file.image + [
+        key
+        for changes in found.values()
+        for (_, module), kinds in changes.items()
+        for kind, key in kinds.items()
+        if module not in LINEARS or kind == "bias"
+    ]
+    if strange:
         raise UserError(
-            f"has nothing for the {lacking[0].replace('_', ' ')} expert",
-            where=str(path),
+            f"holds {strange[0]!r}, which is no part of an accuracy recovery adapter", where=where, fix=GIVE
+        )
+    lacking = [e.replace("_", " ") for e in EXPERTS if e not in found]
+    if lacking and not found.keys() & set(said):
+        raise UserError(
+            f"has nothing for the {lacking[0]} expert",
+            where=where,
             fix=f"{AGAIN}; if it is meant for one expert, put {next(iter(found))} into its name",
         )
-    if not set(needed) & set(found):
+    if not found.keys() & needed:
         raise UserError(
             f"is for the {next(iter(found)).replace('_', ' ')} expert, which this job does not use",
-            where=str(path),
+            where=where,
             fix="Give one for the other expert, or for both",
         )
+    return {expert: changes for expert, changes in found.items() if expert in needed}
 
 
 def _grid(path: Path, metadata: dict[str, str]) -> tuple[Grid, str]:
@@ -230,74 +189,6 @@ def _check_origin(grid: Grid, metadata: dict[str, str], identities: dict[Expert,
             where=where,
             fix="Build it again with: wanlora ara",
         )
-
-
-def alpha_over_rank(metadata: dict[str, str], where: str) -> float:
-    """The factor of linears without an alpha tensor: 1, or what diffusers notes in its metadata."""
-    try:
-        notes = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-        notes = {key.rpartition(".")[2]: value for key, value in notes.items()}
-        if notes.get("rank_pattern") or notes.get("alpha_pattern"):
-            raise UserError(
-                "has a rank or alpha per layer in its metadata",
-                where=where,
-                fix="Save it with one rank, or with alpha tensors",
-            )
-        return float(notes.get("lora_alpha", 1.0)) / float(notes.get("r", 1.0)) if "lora_alpha" in notes else 1.0
-    except (TypeError, AttributeError, ZeroDivisionError, json.JSONDecodeError):
-        raise UserError("has damaged metadata", where=where, fix=AGAIN) from None
-
-
-def _blocks_of(
-    found: _Linears, shapes: dict[str, tuple[int, int]], blocks: int, default_factor: float, where: str
-) -> list[Lora]:
-    """A and B in fp32, alpha folded into B."""
-    names = [name for name in LINEARS if any(n == name for _, n in found)]
-    beyond = max(block for block, _ in found)
-    if beyond >= blocks:
-        raise UserError(
-            f"has a block {beyond}, and the model's last is {blocks - 1}",
-            where=where,
-            fix="Give an adapter for Wan 2.2 14B",
-        )
-    out: list[Lora] = []
-    for block in range(blocks):
-        lora: Lora = {}
-        for name in names:
-            slot, at = found.get((block, name), {}), f"{where}, block {block}, {name}"
-            if "A" not in slot or "B" not in slot:
-                raise UserError(
-                    f"lacks {' and '.join(s for s in ('lora_A', 'lora_B') if s[-1] not in slot)}, which other blocks"
-                    " have",
-                    where=at,
-                    fix=AGAIN,
-                )
-            a, b, (outputs, inputs) = slot["A"].float(), slot["B"].float(), shapes[name]
-            if (
-                a.ndim != 2
-                or b.ndim != 2
-                or a.shape[1] != inputs
-                or b.shape[0] != outputs
-                or a.shape[0] != b.shape[1]
-                or not a.shape[0]
-            ):
-                raise UserError(
-                    f"has A {tuple(a.shape)} and B {tuple(b.shape)}; this linear takes (rank, {inputs}) and ({outputs},"
-                    " rank)",
-                    where=at,
-                    fix="Give an adapter for Wan 2.2 14B",
-                )
-            lora[name] = a, b * (float(slot["alpha"]) / a.shape[0] if "alpha" in slot else default_factor)
-        out.append(lora)
-    return out
-
-
-def _filled(
-    a: torch.Tensor, b: torch.Tensor, rank: int, device: torch.device, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    short = rank - a.shape[0]
-    a, b = (torch.nn.functional.pad(a, (0, 0, 0, short)), torch.nn.functional.pad(b, (0, short)))
-    return a.to(device, dtype).contiguous(), b.to(device, dtype).contiguous()
 
 
 def save_ara(

@@ -1,8 +1,9 @@
 """What a block's backward needs from its forward: its input, its attention's output and logsumexp.
 
-On the device, or in pinned host memory: written by one copy stream during the forward, read ahead by another during the
-backward. A block's three tensors travel as one. With a host stash, those of the last blocks may stay on the device all
-the same: they are the first to be asked for, and the device has room for some.
+Kept on the device, or offloaded to pinned host memory: written by one copy stream during the forward, read ahead by
+another during the backward. A block's three tensors travel as one. Where they are offloaded, those of the last blocks
+may stay on the device all the same: they are the first to be asked for, and the device has room for some. Weights come
+to the device through `engine.executor.weight_ring`.
 """
 
 from typing import Any
@@ -21,8 +22,7 @@ class KeptActivations:
         self._kept: dict[int, Tensors] = {}
 
     def begin(self, waiting: int) -> None:
-        """A pass begins in which so many blocks are going to be put. What a pass that broke off has left is
-        forgotten."""
+        """A pass begins that will put so many blocks. What an aborted pass has left is forgotten."""
         self._kept.clear()
 
     def put(self, block: int, tensors: Tensors) -> None:
@@ -42,7 +42,7 @@ class OffloadedActivations:
     """Pinned host buffers, one per block, made at first use and reused for every bucket they are large enough for.
 
     The last `stay` blocks of a pass have none: theirs stay on the device. `cuda` as in
-    `engine.executor.weight_ring.WeightRing`.
+    `engine.executor.weight_ring.WeightRing`. Raises HostMemoryRefused.
     """
 
     def __init__(self, device: torch.device, cuda: Any = None, *, stay: int = 0) -> None:
@@ -66,8 +66,8 @@ class OffloadedActivations:
         return views
 
     def begin(self, waiting: int) -> None:
-        """A pass begins in which so many blocks are going to be put. What a pass that broke off has left is forgotten:
-        its numbers would be handed to a block whose own stay here."""
+        """A pass begins that will put so many blocks. What an aborted pass has left is forgotten: its numbers would be
+        handed to a block whose own stay here."""
         self.flush()
         for done, _ in self._arriving.values():
             if done is not None:  # the memory is free only once nothing is written to it
@@ -141,4 +141,4 @@ class OffloadedActivations:
         return tensors
 
 
-Stash = KeptActivations | OffloadedActivations
+Activations = KeptActivations | OffloadedActivations

@@ -1,4 +1,7 @@
-"""Both experts, loaded as a plan asks and ready to run; the plan may be changed between two steps."""
+"""Both experts, loaded as a plan asks and ready to run; the plan may be changed between two steps.
+
+How one runs is `engine.executor.block_executor`'s; which plan fits is decided in `engine.memory`.
+"""
 
 import gc
 from collections.abc import Callable, Iterator, Mapping
@@ -9,14 +12,18 @@ import torch
 
 from engine.adapters import lora
 from engine.adapters.accelerator import Accelerator
-from engine.executor.activation_offload import Stash
-from engine.executor.block_executor import BlockExecutor, ExecutorResources, ExpertWeights
+from engine.adapters.lora import LoraParameters
+from engine.adapters.recovery_file import Ara
+from engine.executor.activation_offload import Activations
+from engine.executor.block_executor import BlockExecutor
+from engine.executor.expert_weights import ExpertWeights
+from engine.executor.resources import ExecutorResources
+from engine.system.placement import Placement
 from engine.wan.attention import Attention
 from engine.wan.block import Lora
-from engine.wan.int4_grids import Grid
 from engine.weights.base_model import BaseModel
 from engine.weights.load_expert import load_outer_modules
-from engine.weights.packed_blocks import pack_lora_branches
+from engine.weights.packed_blocks import pack_lora
 from engine.weights.weight_cache import cached_blocks
 from presets.caches.cache_files import cache_folder
 from presets.job.expert_schedule import Expert, alpha_of, needed_experts, rank_of, trained_experts
@@ -40,91 +47,85 @@ class Experts:
         precision: Precision,
         *,
         attention: Attention,
-        device: torch.device,
-        dtype: torch.dtype,
-        recovery: dict[Expert, list[Lora]],
-        grid: Grid,
+        placement: Placement,
+        ara: Ara | None,
         progress: Progress,
         warn: Callable[[str], None],
     ) -> None:
-        self.attention, self.device = attention, device
-        self.parameters: dict[Expert, dict[str, torch.nn.Parameter]] = {}
+        """Load them; `ara` is the accuracy recovery adapter of a quantized base. Raises UserError."""
+        self.attention, self.device = attention, placement.device
+        self.parameters: dict[Expert, LoraParameters] = {}
         self._weights: dict[Expert, ExpertWeights] = {}
         self.executors: dict[Expert, BlockExecutor] = {}
-        self.machinery: ExecutorResources | None = None
-        source = base.source
+        self.resources: ExecutorResources | None = None
         for expert in needed_experts(job):
-            stem = load_outer_modules(source, expert, device=device, dtype=dtype)
-            masters, layout = cached_blocks(
-                source,
+            outer = load_outer_modules(base.source, expert, placement)
+            blocks = cached_blocks(
+                base.source,
                 expert,
                 precision,
-                dtype=dtype,
-                pinned=device.type == "cuda",
-                device=device,
-                progress=progress,
+                placement,
+                grid=ara.grid if ara else "qint4",
                 folder=cache_folder("weights"),
+                progress=progress,
                 warn=warn,
-                grid=grid,
             )
-            branches: list[Lora] = [{} for _ in masters]
+            count = len(blocks.buffers)
+            trained: list[Lora] = [{} for _ in range(count)]
             if expert in trained_experts(job):
                 self.parameters[expert] = lora.make(
-                    stem.config,
+                    outer.config,
                     expert,
                     rank=rank_of(job, expert),
                     alpha=alpha_of(job, expert),
                     seed=job.job.seed,
-                    blocks=len(masters),
-                    device=device,
+                    blocks=count,
+                    device=placement.device,
                 )
-                branches = lora.by_block(self.parameters[expert], len(masters))
-            own = pack_lora_branches(recovery.get(expert, []), pinned=device.type == "cuda")
-            self._weights[expert] = ExpertWeights(
-                expert, stem, masters, layout, branches, alpha_of(job, expert) / rank_of(job, expert), own
-            )
+                trained = lora.by_block(self.parameters[expert], count)
+            recovery = pack_lora(ara.experts.get(expert, []), pinned=placement.pinned) if ara else None
+            scaling = alpha_of(job, expert) / rank_of(job, expert)
+            self._weights[expert] = ExpertWeights(expert, outer, blocks, trained, scaling, recovery)
 
-    def set_plan(self, plan: Plan, stash: Stash | None = None) -> None:
-        """Run under another plan from now on; what the old one held on the device is let go first. `stash` is one of
-        the same plan, with its host memory."""
+    def set_plan(self, plan: Plan, activations: Activations | None = None) -> None:
+        """Run under another plan from now on; what the old one held on the device is freed first. `activations` are
+        those of the same plan, with their host memory. Raises torch.OutOfMemoryError and HostMemoryRefused."""
         self.plan = plan
         self._drop()
         for weights in self._weights.values():
-            weights.stem.to(self.device)  # from where `parked` has put it
-        self.machinery = ExecutorResources(
-            plan, self.attention, max(w.block_bytes for w in self._weights.values()), self.device, stash=stash
-        )
-        self.executors = {expert: BlockExecutor(weights, self.machinery) for expert, weights in self._weights.items()}
+            weights.outer.to(self.device)  # from where `parked` has put it
+        largest = max(weights.block_bytes for weights in self._weights.values())
+        self.resources = ExecutorResources(plan, self.attention, largest, self.device, activations=activations)
+        self.executors = {expert: BlockExecutor(weights, self.resources) for expert, weights in self._weights.items()}
 
     def ensure(self) -> None:
-        """The executors, made again when a preview that failed took them away."""
+        """Have executors: a preview that failed may have left none."""
         if len(self.executors) < len(self._weights):
             self.set_plan(self.plan)
 
     def _drop(self) -> None:
         self.executors.clear()
-        self.machinery = None
+        self.resources = None
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     @contextmanager
     def parked(self) -> Iterator[None]:
-        """Inside, the device holds nothing of the experts but their LoRAs, where memory is short (what backward needs
-        lies on the host): a preview's decode has the room. The host's memory stays locked, so bringing all back is
-        quick."""
+        """Inside, where memory is short (activations go to the host), the device holds nothing of the experts but their
+        LoRAs: a preview's decode has the room. The host's memory stays page-locked, so bringing all back is quick."""
         if self.plan.stash == "device":
             yield
             return
-        assert self.machinery is not None, "the preview has just run"
-        stash = self.machinery.stash
+        assert self.resources is not None, "the preview has just run"
+        activations = self.resources.activations
         self._drop()
         for weights in self._weights.values():
-            weights.stem.to("cpu")
+            weights.outer.to("cpu")
         try:
             yield
         finally:
-            self.set_plan(self.plan, stash)
+            self.set_plan(self.plan, activations)
 
     @contextmanager
     def accelerated(self, accelerators: Mapping[Expert, Accelerator]) -> Iterator[None]:
@@ -132,15 +133,9 @@ class Experts:
         own = self._weights
         with ExitStack() as stack:
             for expert, accelerator in accelerators.items():
-                stack.enter_context(accelerator.on(own[expert].stem))
-            self._take(
-                {
-                    expert: (
-                        replace(w, accelerator=a.branches, shifts=a.shifts) if (a := accelerators.get(expert)) else w
-                    )
-                    for expert, w in own.items()
-                }
-            )
+                stack.enter_context(accelerator.on(own[expert].outer))
+            changed = {e: replace(own[e], accelerator=a.lora, shifts=a.shifts) for e, a in accelerators.items()}
+            self._take({**own, **changed})
             try:
                 yield
             finally:

@@ -1,5 +1,8 @@
 """Builds an adapter: for each linear the best low-rank correction of what its quantization lost, one block at a time.
 
+The correction of one weight is `engine.recovery.low_rank`'s, what weighs it `engine.recovery.calibrate`'s. The file is
+written by `engine.adapters.recovery_file`.
+
 N outputs, K inputs, R rank, P probe rows.
 """
 
@@ -10,12 +13,12 @@ import torch
 
 from engine.recovery.calibrate import Sample, Walk
 from engine.recovery.expert_reader import ExpertReader, block_module
-from engine.recovery.input_moments import Moment, Place, moment_of
+from engine.recovery.input_moments import BlockLinear, Moment, moment_of
 from engine.recovery.low_rank import best_correction
+from engine.system.placement import Placement
 from engine.wan.block import LINEARS, Lora
 from engine.wan.frozen_linear import unpack_weight
-from engine.wan.int4_grids import PRECISION, Grid, pack_on_grid
-from presets.job.expert_schedule import Expert
+from engine.wan.quantize import INT4, Grid, pack
 
 KINDS = {
     "self-attention q, k, v": LINEARS[:3],
@@ -82,35 +85,35 @@ def _columns(whole: float, before: float, after: float) -> str:
 @torch.no_grad()
 def build_expert(
     reader: ExpertReader,
-    expert: Expert,
+    placement: Placement,
     *,
     rank: int,
     grid: Grid,
     samples: list[Sample],
     full: bool,
-    device: torch.device,
-    dtype: torch.dtype,
     report: Report,
     progress: Callable[[int, int], None],
 ) -> list[Lora]:
     """The adapter of one expert, in bf16 in host memory; what it recovers goes into `report`. `rank` fits every linear.
 
     Weighted by what the linears receive from `samples` when there are some: per channel, or by the whole second moment
-    (`full`). Reads one block, takes the samples through it, solves its ten linears, and lets it go. Raises UserError.
+    (`full`). Reads one block, takes the samples through it, solves its ten linears, and drops it. Raises UserError.
     """
-    walk = Walk(reader, samples, device=device, dtype=dtype, full=full) if samples else None
+    walk = Walk(reader, samples, placement, full=full) if samples else None
     out: list[Lora] = []
     for number in range(reader.blocks):
         progress(number, reader.blocks)
         state = reader.block(number)
-        moments: dict[Place, Moment] = (
-            walk.through(number, block_module(reader.config, state, device, dtype)) if walk else {}
+        moments: dict[BlockLinear, Moment] = (
+            walk.through(number, block_module(reader.config, state, placement)) if walk else {}
         )
         lora: Lora = {}
         for name in LINEARS:
-            weight_NK = state.pop(f"{name}.weight").to(device)
+            weight_NK = state.pop(f"{name}.weight").to(placement.device)
             moment = moment_of(moments, number, name)
-            lora[name], recovery = correct(weight_NK, rank, grid=grid, moment=moment, key=f"{expert} {number} {name}")
+            lora[name], recovery = correct(
+                weight_NK, rank, grid=grid, moment=moment, key=f"{reader.expert} {number} {name}"
+            )
             report.add(name, recovery)
         out.append(lora)
     progress(reader.blocks, reader.blocks)
@@ -122,7 +125,7 @@ def correct(
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], Recovery]:
     """((A, B) in bf16 on the host, what it recovers) of one weight."""
     w_NK = weight_NK.float()
-    residual_NK = w_NK - unpack_weight(pack_on_grid(weight_NK, grid), PRECISION, torch.float32)
+    residual_NK = w_NK - unpack_weight(pack(weight_NK, INT4, grid), INT4, torch.float32)
     a, b = best_correction(residual_NK, rank, moment=moment.mean if moment else None, key=key)
     a, b = a.to(torch.bfloat16), b.to(torch.bfloat16)
     left_NK = torch.addmm(residual_NK, b.float(), a.float(), alpha=-1)

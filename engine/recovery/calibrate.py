@@ -1,12 +1,14 @@
 """A few of the user's clips as inputs to the experts, and what each linear of a block receives from them.
 
 All samples go through one block before the next block is read, so the host holds one block and the samples' hidden
-states. Every fourth clip is held out: it does not weigh, it measures.
+states. Every fourth clip is held out: it does not weigh, it measures. The
+corrections themselves are made in `engine.recovery.build`.
 
 B batch, C channels, F h w latent shape, T tokens, S text tokens, D width.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +21,7 @@ from engine.encode.latents import PlainEncoder, condition, encode, pixels
 from engine.encode.text_embeddings import encode_texts
 from engine.encode.vae_encoder import load_vae
 from engine.recovery.expert_reader import ExpertReader
-from engine.recovery.input_moments import READERS, Moment, Place
+from engine.recovery.input_moments import READERS, BlockLinear, Moment
 from engine.system.keyed_random import keyed_rng
 from engine.system.placement import Placement
 from engine.weights.base_model import BaseModel
@@ -48,10 +50,11 @@ class Sample(NamedTuple):
 
 @torch.no_grad()
 def samples_from_clips(
-    job: Job, base: BaseModel, *, device: torch.device, dtype: torch.dtype, progress: Progress
+    job: Job, base: BaseModel, placement: Placement, progress: Progress
 ) -> dict[Expert, list[Sample]]:
     """Noised clips of the job's one dataset for each expert, at noise levels spread over its range. Raises
     UserError."""
+    device, dtype = placement.device, placement.dtype
     facts = scan_dataset(job.datasets[0], 0, Path.cwd())
     if not facts.clips:
         raise UserError(
@@ -127,17 +130,16 @@ class Walk:
     """Samples on their way through an expert."""
 
     @torch.no_grad()
-    def __init__(
-        self, reader: ExpertReader, samples: list[Sample], *, device: torch.device, dtype: torch.dtype, full: bool
-    ) -> None:
+    def __init__(self, reader: ExpertReader, samples: list[Sample], placement: Placement, *, full: bool) -> None:
+        device, dtype = placement.device, placement.dtype
         self.device, self.full = device, full
         self._states: list[_State] = []
-        # it runs once per sample
-        stem = load_outer_modules(reader.source, reader.expert, device=device, dtype=torch.float32)
+        # in fp32, since it runs once per sample
+        outer = load_outer_modules(reader.source, reader.expert, replace(placement, dtype=torch.float32))
         for sample in samples:
             x = sample.x_BCFhw.to(device)
-            h_BTD = stem.patch_embedding(x).flatten(2).transpose(1, 2)
-            _, time, text, _ = stem.condition_embedder(
+            h_BTD = outer.patch_embedding(x).flatten(2).transpose(1, 2)
+            _, time, text, _ = outer.condition_embedder(
                 sample.timestep_B.to(device), sample.text_BSD.to(device, torch.float32), None
             )
             self._states.append(
@@ -145,15 +147,15 @@ class Walk:
                     h_BTD.to("cpu", dtype),
                     text.to(dtype),
                     time.unflatten(1, (6, -1)).to(dtype),
-                    stem.rope(x),
+                    outer.rope(x),
                     sample.held_out,
                 )
             )
 
     @torch.no_grad()
-    def through(self, number: int, block: WanTransformerBlock) -> dict[Place, Moment]:
+    def through(self, number: int, block: WanTransformerBlock) -> dict[BlockLinear, Moment]:
         """Take every sample through a block; what its linears received. Raises UserError when that is not finite."""
-        moments: dict[Place, Moment] = {(number, name): Moment() for name in READERS}
+        moments: dict[BlockLinear, Moment] = {(number, name): Moment() for name in READERS}
         held_out = False
 
         def listen(moment: Moment) -> Callable[..., None]:

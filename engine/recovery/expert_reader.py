@@ -5,9 +5,11 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
+from engine.system.placement import Placement
 from engine.wan.block import linear_shapes
-from engine.weights.load_expert import KEYS, open_expert, stays_fp32
-from engine.weights.model_files import FLOAT8, Expert, ModelFiles, weight_of
+from engine.weights.load_expert import KEYS, open_expert, type_of
+from engine.weights.model_files import FLOAT8, ModelFiles, weight_of
+from presets.job.expert_schedule import Expert
 
 
 class ExpertReader:
@@ -30,9 +32,7 @@ class ExpertReader:
         return out
 
 
-def block_module(
-    config: Any, state: dict[str, torch.Tensor], device: torch.device, dtype: torch.dtype
-) -> WanTransformerBlock:
+def block_module(config: Any, state: dict[str, torch.Tensor], placement: Placement) -> WanTransformerBlock:
     """diffusers' own block around a block's tensors, frozen."""
     width = config["num_attention_heads"] * config["attention_head_dim"]
     with torch.device("meta"):
@@ -46,6 +46,6 @@ def block_module(
             config["added_kv_proj_dim"],
         )
     block.load_state_dict(
-        {k: v.to(device, torch.float32 if stays_fp32(k) else dtype) for k, v in state.items()}, assign=True
+        {k: v.to(placement.device, type_of(k, placement.dtype)) for k, v in state.items()}, assign=True
     )
     return block.requires_grad_(False).eval()

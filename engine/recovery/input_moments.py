@@ -15,7 +15,7 @@ SAME_INPUT = {"attn1.to_k": "attn1.to_q", "attn1.to_v": "attn1.to_q", "attn2.to_
 READERS = tuple(name for name in LINEARS if name not in SAME_INPUT)
 PROBE_ROWS = 128  # kept of each held-out tensor
 
-Place = tuple[int, str]  # (block, linear)
+BlockLinear = tuple[int, str]  # (block, linear)
 
 
 @dataclass
@@ -44,6 +44,6 @@ class Moment:
         self.probe.append(x_MK[:: -(-x_MK.shape[0] // PROBE_ROWS)].float().clone())
 
 
-def moment_of(moments: dict[Place, Moment], block: int, name: str) -> Moment | None:
+def moment_of(moments: dict[BlockLinear, Moment], block: int, name: str) -> Moment | None:
     """The moment of a linear, or of the one that reads the same tensor."""
     return moments.get((block, name)) or moments.get((block, SAME_INPUT.get(name, name)))

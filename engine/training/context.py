@@ -32,7 +32,7 @@ from presets.runs.history import Setting
 class Learner:
     """The learning side of one trained expert: its fp32 LoRA tensors by name, optimizer and running average."""
 
-    parameters: lora.Parameters
+    parameters: lora.LoraParameters
     optimizer: torch.optim.Optimizer
     ema: Ema | None
 

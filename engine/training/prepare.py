@@ -3,16 +3,14 @@
 The text encoder comes first and is dropped again, then the VAE, which encodes images for the cache, then the experts.
 """
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import torch
 
 from engine.adapters.accelerator import load_accelerators
-from engine.adapters.recovery_file import find_ara, load_ara
+from engine.adapters.recovery_file import ara_of_job
 from engine.data.dataset import Item, build_dataset, dataset_fingerprint
 from engine.data.loader import Loader
 from engine.data.sampler import BatchSampler, turn_of
@@ -31,15 +29,11 @@ from engine.training.context import Learner, Run
 from engine.training.objective import class_prompt
 from engine.training.optimizer import Ema, build_optimizer
 from engine.training.placement import kernels_of, make_encoder, place, plan_before, running_before
-from engine.wan.block import Lora, linear_shapes
-from engine.wan.int4_grids import Grid
-from engine.weights.base_model import BaseModel, find_base_model
+from engine.weights.base_model import find_base_model
 from presets.base.composition import named_base
 from presets.base.model_facts import read_model
 from presets.clips.captions import fill_trigger
-from presets.errors import UserError
 from presets.facts.facts import Facts, clip_speeds
-from presets.job.expert_schedule import Expert, needed_experts
 from presets.job.schema import Job
 
 
@@ -108,16 +102,16 @@ def prepare(
     kernels, why = kernels_of(job, planning, running, config, placement, tokens=largest)
     say("info", f"attention by {kernels.text}: {why}")
     with loading("experts", device, planning):
-        recovery, grid = recovery_of(job, facts.base, base, config, placement.dtype, warn=warn)
+        ara = ara_of_job(job, facts.base, base, placement.dtype)
+        if ara and ara.assumed:
+            warn(ara.assumed)
         experts = Experts(
             job,
             base,
             planning.plan.precision,
             attention=kernels,
-            device=device,
-            dtype=placement.dtype,
-            recovery=recovery,
-            grid=grid,
+            placement=placement,
+            ara=ara,
             progress=partial(progress, "loading"),
             warn=warn,
         )
@@ -153,38 +147,6 @@ def prepare(
     )
     place(run, planning.plan)
     return run
-
-
-def recovery_of(
-    job: Job,
-    base_dir: Path,
-    base: BaseModel,
-    config: dict[str, Any],
-    dtype: torch.dtype,
-    *,
-    warn: Callable[[str], None],
-) -> tuple[dict[Expert, list[Lora]], Grid]:
-    """The accuracy recovery adapter of qint4+ara, per expert and block, in host memory, and the 4-bit grid it was made
-    for. Raises UserError."""
-    if job.quantization.transformer != "qint4+ara":
-        return {}, "qint4"
-    if not job.quantization.ara:
-        raise UserError(
-            "qint4+ara needs an adapter", where="quantization.ara", fix="Name one, or build it with wanlora ara"
-        )
-    path = find_ara(job.quantization.ara, base_dir)
-    ara = load_ara(
-        path,
-        shapes=linear_shapes(config),
-        blocks=config["num_layers"],
-        needed=needed_experts(job),
-        identities={e: base.identity_of(e) for e in needed_experts(job)},
-        device=torch.device("cpu"),
-        dtype=dtype,
-    )
-    if ara.assumed:
-        warn(ara.assumed)
-    return ara.experts, ara.grid
 
 
 def all_texts(job: Job, items: list[Item]) -> set[str]:

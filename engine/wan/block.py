@@ -1,18 +1,17 @@
 """One Wan transformer block as two token-wise functions around its self-attention, and what the text is to it.
 
-    before(x)           -> q, k, v         norm, modulation, three linears, qk-norm, rope
-    of_text(text)       -> text k, v       what the cross-attention looks at: once a visit, however many chunks there
-    are
-    after(x, a, k, v)   -> y               output projection, cross-attention to the text, feed-forward
+    pre_attention(x)             -> q, k, v    norm, modulation, three linears, qk-norm, rope
+    text_kv(text)                -> k, v       of the cross-attention: once a visit, for any number of chunks
+    post_attention(x, a, k, v)   -> y          output projection, cross-attention to the text, feed-forward
 
-`pre_attention` and `post_attention` work on any run of tokens by themselves; only attention needs them all. Weights
-come in as plain tensors, so one compilation serves all blocks. The arithmetic is that of diffusers'
-WanTransformerBlock, operation for operation (a test compares them bit for bit in fp32).
+`pre_attention` and `post_attention` work on any run of tokens by themselves; only self-attention needs them all
+(`engine.wan.attention`). Weights come in as plain tensors, so one compilation serves all blocks. The arithmetic is that
+of diffusers' WanTransformerBlock, operation for operation (a test compares them bit for bit in fp32).
 
 B batch, T tokens, S text tokens, D width, N heads, K head width.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
@@ -38,27 +37,29 @@ EPS = 1e-6
 Weights = dict[str, Packed]  # "attn1.to_q" -> packed weight
 # "attn1.to_q.bias", "attn1.norm_q.weight", "norm2.weight", "norm2.bias", "scale_shift_table"
 Plain = dict[str, torch.Tensor]
-# "attn1.to_q" -> (A (R, in), B (out, R)); empty when the expert has none
+# of one block: "attn1.to_q" -> (A (R, in), B (out, R)); empty when there is none
 Lora = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
-def _linear(
-    name: str,
-    x: torch.Tensor,
-    weights: Weights,
-    plain: Plain,
-    lora: Lora,
-    recovery: Lora,
-    strength: torch.Tensor,
-    precision: str,
-) -> torch.Tensor:
-    """The frozen linear, the accuracy recovery branch that belongs to it (if any), and the LoRA at its strength (if
-    any)."""
-    y = frozen_linear(x, weights[name], plain[f"{name}.bias"], precision)
-    if name in recovery:
-        down, up = recovery[name]
+class BlockWeights(NamedTuple):
+    """All that one block computes with beside activations. The tensors lie on the device."""
+
+    weights: Weights
+    plain: Plain
+    recovery: Lora  # frozen: an accuracy recovery adapter, an accelerator, or both in one
+    lora: Lora  # trained
+    strength: torch.Tensor  # () of the trained LoRA; a tensor, so that its value is not compiled in
+    heads: int
+    precision: str  # of `weights`
+
+
+def _linear(name: str, x: torch.Tensor, block: BlockWeights) -> torch.Tensor:
+    """The frozen linear, with the frozen low-rank branch beside it (if any) and the LoRA at its strength (if any)."""
+    y = frozen_linear(x, block.weights[name], block.plain[f"{name}.bias"], block.precision)
+    if name in block.recovery:
+        down, up = block.recovery[name]
         y = y + F.linear(F.linear(x, down), up)
-    return y + lora_branch(x, *lora[name], strength) if name in lora else y
+    return y + lora_branch(x, *block.lora[name], block.strength) if name in block.lora else y
 
 
 def _modulated(x_BTD: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
@@ -77,40 +78,22 @@ def _rotated(x_BTNK: torch.Tensor, cos_1T1K: torch.Tensor, sin_1T1K: torch.Tenso
 
 
 def pre_attention(
-    x_BTD: torch.Tensor,
-    time_B6D: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    weights: Weights,
-    plain: Plain,
-    lora: Lora,
-    recovery: Lora,
-    strength: torch.Tensor,
-    heads: int,
-    precision: str,
+    x_BTD: torch.Tensor, time_B6D: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, block: BlockWeights
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """q, k, v as (B, T, N, K)."""
-    shift, scale, *_ = (plain["scale_shift_table"] + time_B6D.float()).chunk(6, dim=1)
+    shift, scale, *_ = (block.plain["scale_shift_table"] + time_B6D.float()).chunk(6, dim=1)
     h = _modulated(x_BTD, scale, shift)
-    q, k, v = (_linear(name, h, weights, plain, lora, recovery, strength, precision) for name in BEFORE_LINEARS)
-    q, k = _rms_norm(q, plain["attn1.norm_q.weight"]), _rms_norm(k, plain["attn1.norm_k.weight"])
-    q, k, v = (t.unflatten(2, (heads, -1)) for t in (q, k, v))
+    q, k, v = (_linear(name, h, block) for name in BEFORE_LINEARS)
+    q, k = _rms_norm(q, block.plain["attn1.norm_q.weight"]), _rms_norm(k, block.plain["attn1.norm_k.weight"])
+    q, k, v = (t.unflatten(2, (block.heads, -1)) for t in (q, k, v))
     return _rotated(q, cos, sin), _rotated(k, cos, sin), v
 
 
-def text_kv(
-    text_BSD: torch.Tensor,
-    weights: Weights,
-    plain: Plain,
-    lora: Lora,
-    recovery: Lora,
-    strength: torch.Tensor,
-    heads: int,
-    precision: str,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def text_kv(text_BSD: torch.Tensor, block: BlockWeights) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of the cross-attention, as (B, S, N, K)."""
-    k, v = (_linear(name, text_BSD, weights, plain, lora, recovery, strength, precision) for name in TEXT_LINEARS)
-    return _rms_norm(k, plain["attn2.norm_k.weight"]).unflatten(2, (heads, -1)), v.unflatten(2, (heads, -1))
+    k, v = (_linear(name, text_BSD, block) for name in TEXT_LINEARS)
+    k = _rms_norm(k, block.plain["attn2.norm_k.weight"])
+    return k.unflatten(2, (block.heads, -1)), v.unflatten(2, (block.heads, -1))
 
 
 def post_attention(
@@ -119,35 +102,21 @@ def post_attention(
     k_BSNK: torch.Tensor,
     v_BSNK: torch.Tensor,
     time_B6D: torch.Tensor,
-    weights: Weights,
-    plain: Plain,
-    lora: Lora,
-    recovery: Lora,
-    strength: torch.Tensor,
-    heads: int,
-    precision: str,
+    block: BlockWeights,
 ) -> torch.Tensor:
     """The block's output from its input, its self-attention's output, and the text's keys and values."""
-
-    def linear(name: str, x: torch.Tensor) -> torch.Tensor:
-        return _linear(name, x, weights, plain, lora, recovery, strength, precision)
-
+    plain = block.plain
     _, _, gate, c_shift, c_scale, c_gate = (plain["scale_shift_table"] + time_B6D.float()).chunk(6, dim=1)
-    x = (x_BTD.float() + linear("attn1.to_out.0", a_BTD) * gate).type_as(x_BTD)
+    x = (x_BTD.float() + _linear("attn1.to_out.0", a_BTD, block) * gate).type_as(x_BTD)
 
-    h = F.layer_norm(x.float(), x.shape[-1:], plain["norm2.weight"].float(), plain["norm2.bias"].float(), EPS).type_as(
-        x
-    )
-    q = _rms_norm(linear("attn2.to_q", h), plain["attn2.norm_q.weight"]).unflatten(2, (heads, -1))
-    c = (
-        F.scaled_dot_product_attention(q.transpose(1, 2), k_BSNK.transpose(1, 2), v_BSNK.transpose(1, 2))
-        .transpose(1, 2)
-        .flatten(2, 3)
-    )
-    x = x + linear("attn2.to_out.0", c)
+    h = F.layer_norm(x.float(), x.shape[-1:], plain["norm2.weight"].float(), plain["norm2.bias"].float(), EPS)
+    q = _linear("attn2.to_q", h.type_as(x), block)
+    q = _rms_norm(q, plain["attn2.norm_q.weight"]).unflatten(2, (block.heads, -1))
+    c = F.scaled_dot_product_attention(q.transpose(1, 2), k_BSNK.transpose(1, 2), v_BSNK.transpose(1, 2))
+    x = x + _linear("attn2.to_out.0", c.transpose(1, 2).flatten(2, 3), block)
 
-    h = F.gelu(linear("ffn.net.0.proj", _modulated(x, c_scale, c_shift)), approximate="tanh")
-    return (x.float() + linear("ffn.net.2", h).float() * c_gate).type_as(x)
+    h = F.gelu(_linear("ffn.net.0.proj", _modulated(x, c_scale, c_shift), block), approximate="tanh")
+    return (x.float() + _linear("ffn.net.2", h, block).float() * c_gate).type_as(x)
 
 
 def linear_shapes(config: Any) -> dict[str, tuple[int, int]]:

@@ -3,24 +3,19 @@
 quanto chooses the scales and makes the codes; its tensor classes are left out, because unpacking theirs compiles a C++
 extension (on CUDA with nvcc), and their matrix kernels lose to a dequantization inside the compiled block.
 
-Group scales of qint4 come from one of three of quanto's optimizers:
-
-    max             quanto's default: minimum and maximum of the group
-    hqq             quanto's HQQ (Badri and Shaji, "Half-Quadratic Quantization"): the range stays, the shift moves
-    least_squares   ours: scale and shift of least squared error, never worse than max
+Group scales of qint4 are ours, of least squared error: never worse than quanto's default, the range of the group. By
+which precision a weight is packed how is decided in `engine.wan.quantize`.
 
 N outputs, K inputs, G groups of a row.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from optimum.quanto import AbsmaxOptimizer, HqqOptimizer, MaxOptimizer, qfloat8, qint4, qint8, quantize_weight
-from optimum.quanto.tensor.optimizers.hqq_optimizer import shrink_lp_op
+from optimum.quanto import AbsmaxOptimizer, MaxOptimizer, qfloat8, qint4, qint8, quantize_weight
 
 from engine.wan.frozen_linear import Packed
 
-Fit = Literal["max", "hqq", "least_squares"]
 SMALLEST_SCALE = 1e-12  # of a row or group that is constant; quanto itself divides by zero there
 LARGEST_GROUP, GROUP_STEP, SMALLEST_GROUP = 128, 32, 32  # quanto's own rule for a linear (QModuleMixin)
 EIGHT_BITS = {"qfloat8": qfloat8, "qint8": qint8}
@@ -36,11 +31,8 @@ def group_size(inputs: int) -> int | None:
     return next((g for g in range(LARGEST_GROUP, SMALLEST_GROUP - 1, -GROUP_STEP) if inputs % g == 0), None)
 
 
-def pack_weight_quanto(weight_NK: torch.Tensor, precision: str, fit: Fit = "least_squares") -> Packed:
-    """One frozen weight by quanto's quantizers, on any device. Scales are fp32.
-
-    `fit` matters for qint4 alone; with 8 bits the scale is absmax / largest value.
-    """
+def pack_weight_quanto(weight_NK: torch.Tensor, precision: str) -> Packed:
+    """One frozen weight by quanto's quantizers, on any device. Scales are fp32; with 8 bits absmax / largest value."""
     w_NK = weight_NK.detach().float()
     assert w_NK.ndim == 2 and w_NK.shape[0] > 1, w_NK.shape
     if precision in EIGHT_BITS:
@@ -51,7 +43,7 @@ def pack_weight_quanto(weight_NK: torch.Tensor, precision: str, fit: Fit = "leas
     assert precision == "qint4", precision
     n, k = w_NK.shape
     size = group_size(k) or k
-    scale, shift = _optimizer(fit)(w_NK, qtype=qint4, axis=0, group_size=size)
+    scale, shift = LeastSquares()(w_NK, qtype=qint4, axis=0, group_size=size)
     codes_NK = _codes(w_NK.view(-1, size), scale, shift).view(n, k)
     assert k % 2 == 0, "two codes share a byte"
     return codes_NK[:, 0::2] | (codes_NK[:, 1::2] << 4), scale.view(n, -1), -shift.view(n, -1)
@@ -63,46 +55,6 @@ def _codes(groups: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> to
         groups, bits=4, axis=0, group_size=None, scale=scale, shift=shift
     )
     return codes
-
-
-def _optimizer(fit: Fit) -> Any:
-    match fit:
-        case "max":
-            return _Max()
-        case "hqq":
-            return PlainHqq()
-        case "least_squares":
-            return LeastSquares()
-
-
-class _Max(MaxOptimizer):
-    """quanto's default, safe for constant groups."""
-
-    def optimize(self, base: torch.Tensor, qtype: Any, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
-        scale, shift = super().optimize(base, qtype, axis)
-        return scale.clamp(min=SMALLEST_SCALE), shift
-
-
-class PlainHqq(HqqOptimizer):
-    """quanto's HQQ, iterating on plain codes: the same shifts (a test compares them), without its packed tensors."""
-
-    def optimize(self, base: torch.Tensor, qtype: Any, axis: int) -> tuple[torch.Tensor, torch.Tensor]:
-        assert axis == 0, axis
-        scale, shift = MaxOptimizer.optimize(self, base, qtype, axis)
-        scale = scale.clamp(min=SMALLEST_SCALE)
-        codes, beta = _codes(base, scale, shift), self.beta
-        value = scale * codes - shift
-        best = float((base - value).abs().mean())
-        for _ in range(self.iters):
-            wanted = base - shrink_lp_op(base - value, beta, self.lp_norm)
-            candidate = torch.mean(codes * scale - wanted, dim=-1, keepdim=True)
-            codes = _codes(base, scale, candidate)
-            value = scale * codes - candidate
-            error = float((base - value).abs().mean())
-            if error >= best:
-                break
-            best, shift, beta = error, candidate, beta * self.kappa
-        return scale, shift
 
 
 class LeastSquares(MaxOptimizer):

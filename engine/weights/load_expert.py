@@ -1,8 +1,9 @@
-"""An expert from its files into memory: blocks straight into packed host buffers, one tensor at a time, and the rest as
-a module.
+"""An expert from its files into memory: blocks straight into packed host buffers, one tensor at a time, and the modules
+outside the blocks as diffusers has them.
 
 Threads read ahead into a few buffers that are used again and again, so beside the packed blocks there is never more in
-host memory than these buffers and the block being packed. Quantization runs on the GPU when there is one.
+host memory than these buffers and the block being packed. Quantization runs on the GPU when there is one. Where the
+tensors lie is known to `engine.weights.model_files`; `engine.weights.weight_cache` keeps what was packed.
 """
 
 from collections import deque
@@ -14,13 +15,14 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from engine.system.pinned_memory import host_buffer
+from engine.system.placement import Placement
 from engine.wan.block import LINEARS, NORMS, Plain, Weights
 from engine.wan.frozen_linear import Packed
-from engine.wan.int4_grids import Grid
-from engine.wan.quantize import pack
-from engine.weights.model_files import FLOAT8, Expert, ModelFiles, Network, StoredTensor, weight_of
-from engine.weights.packed_blocks import Layout, fill, layout_of
+from engine.wan.quantize import Grid, pack
+from engine.weights.model_files import FLOAT8, ModelFiles, Network, StoredTensor, weight_of
+from engine.weights.packed_blocks import Layout, PackedBlocks, layout_of
 from presets.errors import UserError
+from presets.job.expert_schedule import Expert
 
 Progress = Callable[[int, int, str], None]  # blocks done, blocks in all, what is done
 READERS = 4  # threads; a network file system needs several requests under way, a local disk is busy with them as well
@@ -35,9 +37,10 @@ KEYS = (
 )
 
 
-def stays_fp32(name: str) -> bool:
-    """Whether diffusers loads this tensor of a Wan transformer in fp32 whatever the model's own type."""
-    return any(word in name.split(".") for word in WanTransformer3DModel._keep_in_fp32_modules)
+def type_of(name: str, dtype: torch.dtype) -> torch.dtype:
+    """Of a tensor of a Wan transformer: some diffusers loads in fp32 whatever the model's own type `dtype`."""
+    fp32 = any(word in name.split(".") for word in WanTransformer3DModel._keep_in_fp32_modules)
+    return torch.float32 if fp32 else dtype
 
 
 def open_expert(source: ModelFiles, expert: Expert) -> Network:
@@ -54,14 +57,12 @@ def open_expert(source: ModelFiles, expert: Expert) -> Network:
         model = WanTransformer3DModel.from_config({**part.config, "num_layers": 1})
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     block = {name.removeprefix("blocks.0."): shape for name, shape in shapes.items() if name.startswith("blocks.0.")}
-    stem = {name: shape for name, shape in shapes.items() if not name.startswith("blocks.0.")}
-    part.require(stem | {f"blocks.{i}.{name}": shape for i in range(count) for name, shape in block.items()})
+    outer = {name: shape for name, shape in shapes.items() if not name.startswith("blocks.0.")}
+    part.require(outer | {f"blocks.{i}.{name}": shape for i in range(count) for name, shape in block.items()})
     return part
 
 
-def load_outer_modules(
-    source: ModelFiles, expert: Expert, *, device: torch.device, dtype: torch.dtype
-) -> WanTransformer3DModel:
+def load_outer_modules(source: ModelFiles, expert: Expert, placement: Placement) -> WanTransformer3DModel:
     """The expert without its blocks, as `from_pretrained` would load it, frozen and in eval mode. Raises UserError."""
     part = open_expert(source, expert)
     with torch.device("meta"):
@@ -70,11 +71,11 @@ def load_outer_modules(
     model.rope = type(model.rope)(
         model.config.attention_head_dim, model.config.patch_size, model.config.rope_max_seq_len
     )
-    state = {name: part.stored[name].read(torch.float32 if stays_fp32(name) else dtype) for name in model.state_dict()}
+    state = {name: part.stored[name].read(type_of(name, placement.dtype)) for name in model.state_dict()}
     for name, tensor in state.items():
         require_numbers(tensor, name, part.stored[name].file)
     model.load_state_dict(state, assign=True)
-    return model.requires_grad_(False).eval().to(device)
+    return model.requires_grad_(False).eval().to(placement.device)
 
 
 def require_numbers(tensor: torch.Tensor, name: str, file: Path) -> None:
@@ -92,48 +93,45 @@ def load_blocks(
     source: ModelFiles,
     expert: Expert,
     precision: str,
+    placement: Placement,
     *,
-    dtype: torch.dtype,
-    pinned: bool,
-    device: torch.device,
     progress: Progress,
     grid: Grid = "qint4",
-) -> tuple[list[torch.Tensor], Layout]:
-    """The expert's blocks as packed host buffers. `dtype` is that of activations: biases, norms, and weights of
-    precision none.
+) -> PackedBlocks:
+    """The expert's blocks, packed. The placement's type is that of activations: biases, norms, and weights of precision
+    none.
 
     Weights stored in e4m3 with a scale are taken over as they are into float8 and qfloat8: nothing is rounded twice.
-    Raises UserError.
+    Raises UserError, HostMemoryRefused.
     """
     part = open_expert(source, expert)
     count = part.config["num_layers"]
     order = [part.stored[f"blocks.{i}.{key}"] for i in range(count) for key in KEYS]
-    tensors = read_ahead(order, pinned=pinned)
-    masters: list[torch.Tensor] = []
+    tensors = read_ahead(order, pinned=placement.pinned)
+    buffers: list[torch.Tensor] = []
     layout: Layout | None = None
     for i in range(count):
         progress(i, count, "reading blocks")
-        weights, plain = _pack_block(tensors, precision, dtype, device, grid, file=order[i * len(KEYS)].file)
+        weights, plain = _pack_block(tensors, precision, placement, grid, file=order[i * len(KEYS)].file)
         layout = layout or layout_of(weights, plain)
-        buffer = host_buffer(layout.bytes, pinned=pinned)
-        fill(layout, buffer, weights, plain)
-        masters.append(buffer)
+        buffers.append(host_buffer(layout.bytes, pinned=placement.pinned))
+        layout.fill(buffers[-1], weights, plain)
         del weights, plain  # not kept while the next block is packed
     progress(count, count, "reading blocks")
     assert layout is not None, "an expert without blocks"
-    return masters, layout
+    return PackedBlocks(buffers, layout)
 
 
 def _pack_block(
     tensors: Iterator[tuple[torch.Tensor, torch.Tensor | None]],
     precision: str,
-    dtype: torch.dtype,
-    device: torch.device,
+    placement: Placement,
     grid: Grid,
     *,
     file: Path,
 ) -> tuple[Weights, Plain]:
-    """The next block's tensors, on the device. The order is that of `engine.weights.packed_blocks.block_tensors`."""
+    """The next block's tensors, on the device."""
+    device, dtype = placement.device, placement.dtype
     weights: Weights = {}
     plain: Plain = {}
     for key in KEYS:
@@ -143,7 +141,7 @@ def _pack_block(
         if (linear := key.removesuffix(".weight")) in LINEARS:
             weights[linear] = tuple(_own(t, read) for t in _pack(raw, scale, precision, dtype, grid))
         else:
-            plain[key] = _own(weight_of(raw, scale, torch.float32 if stays_fp32(key) else dtype), read)
+            plain[key] = _own(weight_of(raw, scale, type_of(key, dtype)), read)
     return weights, plain
 
 
@@ -166,7 +164,8 @@ def _pack(raw_NK: torch.Tensor, scale: torch.Tensor | None, precision: str, dtyp
 
 
 def read_ahead(order: list[StoredTensor], *, pinned: bool) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Each tensor as stored, with its scale, in order. It is gone when the next one is asked for. Raises UserError."""
+    """Each tensor as stored, with its scale, in order. It is overwritten when the next one is asked for. Raises
+    UserError."""
     largest = max(s.place.size for s in order)
     free = deque(host_buffer(largest, pinned=pinned) for _ in range(READERS + 1))
     under_way: deque[tuple[torch.Tensor, Future[tuple[torch.Tensor, torch.Tensor | None]]]] = deque()

@@ -24,7 +24,6 @@ from presets.base.sources import Place
 from presets.errors import UserError
 from presets.job.expert_schedule import Expert
 
-SUBFOLDER = EXPERT_PART
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -167,7 +166,7 @@ class ModelFiles:
     places: Mapping[str, Place]  # of every part that is here
 
     def expert(self, expert: Expert) -> Network:
-        return self.part(SUBFOLDER[expert])
+        return self.part(EXPERT_PART[expert])
 
     def part(self, name: str) -> Network:
         """Raises UserError when its files are not there, damaged, or of another kind."""

@@ -3,7 +3,7 @@ quarter.
 
 A cache file is found by a hash of the source's files, the precision and the way this version packs; it is verified
 block by block as it is read, and deleted when it is damaged. It is a convenience: whatever goes wrong with it is a
-warning.
+warning. The form of the file, and making room for it: `presets.caches.weight_cache`.
 """
 
 import hashlib
@@ -16,15 +16,16 @@ from pathlib import Path
 import torch
 
 from engine.system.pinned_memory import host_buffer
-from engine.wan.int4_grids import Grid
-from engine.wan.quantize import pack
+from engine.system.placement import Placement
+from engine.wan.quantize import Grid, pack
 from engine.weights.load_expert import Progress, load_blocks, open_expert
-from engine.weights.model_files import Expert, ModelFiles, Network, read_into
-from engine.weights.packed_blocks import Layout, TensorPlace
+from engine.weights.model_files import ModelFiles, Network, read_into
+from engine.weights.packed_blocks import Layout, PackedBlocks, PackedTensor
 from presets import VERSION
 from presets.caches.cache_files import CAPS, touch, writing
 from presets.caches.weight_cache import SUFFIX, CachedTensor, CacheHeader, make_room_for, read_cache_header
 from presets.errors import UserError
+from presets.job.expert_schedule import Expert
 from presets.text import human
 
 FORMAT = 1
@@ -42,51 +43,48 @@ def cached_blocks(
     source: ModelFiles,
     expert: Expert,
     precision: str,
+    placement: Placement,
     *,
-    dtype: torch.dtype,
-    pinned: bool,
-    device: torch.device,
-    progress: Progress,
     folder: Path,
+    progress: Progress,
     warn: Warn,
     cap: int = CAPS["weights"],
     grid: Grid = "qint4",
-) -> tuple[list[torch.Tensor], Layout]:
-    """`engine.weights.load_expert.load_blocks` through the cache in `folder`. Raises UserError for what is wrong with
-    the source."""
+) -> PackedBlocks:
+    """`engine.weights.load_expert.load_blocks` through the cache in `folder`, which is kept below `cap` bytes. Raises
+    UserError for what is wrong with the source."""
     part = open_expert(source, expert)
-    key = cache_key(part, precision, dtype, grid)
+    key = cache_key(part, precision, placement.dtype, grid)
     path = folder / f"{key}{SUFFIX}"
-    if (found := _read(path, key, pinned=pinned, device=device, progress=progress, warn=warn)) is not None:
+    if (found := _read(path, key, placement, progress=progress, warn=warn)) is not None:
         return found
-    masters, layout = load_blocks(
-        source, expert, precision, dtype=dtype, pinned=pinned, device=device, progress=progress, grid=grid
-    )
-    if len(masters) * layout.bytes < WORTH * sum(
+    blocks = load_blocks(source, expert, precision, placement, progress=progress, grid=grid)
+    buffers, layout = blocks
+    if len(buffers) * layout.bytes < WORTH * sum(
         s.place.size for name, s in part.stored.items() if name.startswith("blocks.")
     ):
-        progress(0, len(masters), "writing the weight cache")
+        progress(0, len(buffers), "writing the weight cache")
         header = CacheHeader(
             key=key,
             model=str(source.folder),
             expert=expert,
             precision=precision,
             block_bytes=layout.bytes,
-            hashes=_hashes(masters),
+            hashes=_hashes(buffers),
             layout=tuple(
-                CachedTensor(s.key, s.part, str(s.dtype).removeprefix("torch."), s.shape, s.offset)
-                for s in layout.slots
+                CachedTensor(t.key, t.part, str(t.dtype).removeprefix("torch."), t.shape, t.offset)
+                for t in layout.tensors
             ),
             versions={"torch": version("torch"), "wanlora-tui": VERSION},
         )
-        _write(path, header, masters, progress=progress, warn=warn, cap=cap)
-    return masters, layout
+        _write(path, header, buffers, progress=progress, warn=warn, cap=cap)
+    return blocks
 
 
 def cache_key(part: Network, precision: str, dtype: torch.dtype, grid: Grid = "qint4") -> str:
     """Hash of everything the packed blocks depend on."""
-    told = f"{FORMAT}\0{part.name}\0{part.identity()}\0{precision}\0{dtype}\0{_packing(precision, grid)}"
-    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+    known = f"{FORMAT}\0{part.name}\0{part.identity()}\0{precision}\0{dtype}\0{_packing(precision, grid)}"
+    return hashlib.blake2b(known.encode(), digest_size=16).hexdigest()
 
 
 def _packing(precision: str, grid: Grid) -> str:
@@ -102,25 +100,23 @@ def _hash(buffer: torch.Tensor) -> str:
     return hashlib.blake2b(buffer.numpy().data, digest_size=16).hexdigest()
 
 
-def _hashes(masters: list[torch.Tensor]) -> tuple[str, ...]:
+def _hashes(buffers: list[torch.Tensor]) -> tuple[str, ...]:
     with ThreadPoolExecutor(_threads()) as pool:  # hashing lets go of the interpreter
-        return tuple(pool.map(_hash, masters))
+        return tuple(pool.map(_hash, buffers))
 
 
 def _threads() -> int:
     return min(THREADS, os.cpu_count() or 1)
 
 
-def _read(
-    path: Path, key: str, *, pinned: bool, device: torch.device, progress: Progress, warn: Warn
-) -> tuple[list[torch.Tensor], Layout] | None:
-    """The blocks, read and verified by several threads. None when there is no such file or it was damaged, which is
-    told."""
+def _read(path: Path, key: str, placement: Placement, *, progress: Progress, warn: Warn) -> PackedBlocks | None:
+    """The blocks, read and verified by several threads. None when there is no such file, or when it was damaged, which
+    is a warning."""
     try:
         header = read_cache_header(path)
         if header is None or header.key != key:
             raise _Unusable("it is not whole")
-        masters = list(_verified(path, header, pinned=pinned, device=device, progress=progress))
+        buffers = list(_verified(path, header, placement, progress=progress))
     except FileNotFoundError:
         return None
     except (_Unusable, OSError) as e:
@@ -131,13 +127,12 @@ def _read(
         touch(path)
     except OSError as e:
         warn(f"the weight cache {path} could not be marked as used: {e.strerror or e}")
-    slots = tuple(TensorPlace(t.key, t.part, getattr(torch, t.dtype), t.shape, t.offset) for t in header.layout)
-    return masters, Layout(slots, header.block_bytes)
+    tensors = tuple(PackedTensor(t.key, t.part, getattr(torch, t.dtype), t.shape, t.offset) for t in header.layout)
+    return PackedBlocks(buffers, Layout(tensors, header.block_bytes))
 
 
-def _verified(
-    path: Path, header: CacheHeader, *, pinned: bool, device: torch.device, progress: Progress
-) -> Iterator[torch.Tensor]:
+def _verified(path: Path, header: CacheHeader, placement: Placement, *, progress: Progress) -> Iterator[torch.Tensor]:
+    pinned, device = placement.pinned, placement.device
     gpu = torch.cuda.current_device() if pinned and device.index is None else device.index
 
     def begin() -> None:
@@ -166,7 +161,7 @@ def _verified(
 
 
 def _write(
-    path: Path, header: CacheHeader, masters: list[torch.Tensor], *, progress: Progress, warn: Warn, cap: int
+    path: Path, header: CacheHeader, buffers: list[torch.Tensor], *, progress: Progress, warn: Warn, cap: int
 ) -> None:
     """Whole and on the disk, or not at all."""
     try:
@@ -179,14 +174,14 @@ def _write(
             return
         with writing(path) as f:
             f.write(header.start)
-            for block, buffer in enumerate(masters):
-                progress(block, len(masters), "writing the weight cache")
+            for block, buffer in enumerate(buffers):
+                progress(block, len(buffers), "writing the weight cache")
                 f.seek(header.begin(block))
                 f.write(buffer.numpy().data)
             f.truncate(header.size)
             f.flush()
             os.fsync(f.fileno())
-        progress(len(masters), len(masters), "writing the weight cache")
+        progress(len(buffers), len(buffers), "writing the weight cache")
     except OSError as e:
         warn(
             f"the weight cache could not be written ({(e.strerror or str(e)).lower()}), so the next start takes as long"

@@ -4,7 +4,7 @@ read, no torch is needed.
 Names: Wan's own under `diffusion_model.` (ComfyUI, ai-toolkit, lightx2v), diffusers' under `transformer.`, flat ones
 under `lora_unet_` (kohya, musubi), peft's own prefix, or none; both experts in one file under `transformer_1.` and
 `transformer_2.`. Besides the pairs of factors, files that were extracted from a distilled model hold whole differences:
-`diff_b` of a bias, `diff` of a norm's weight (or of the head's), `diff_m` of a modulation table. Modules are named here
+`diff_b` of a bias, `diff` of a norm's weight (or of the head's), `diff_m` of a modulation table. Changes are named here
 as diffusers names them.
 """
 
@@ -17,10 +17,10 @@ from msgspec import Struct
 
 from presets.base.safetensors_header import Damaged, read_header
 from presets.errors import UserError
+from presets.job.expert_schedule import Expert
 
-ExpertName = Literal["high_noise", "low_noise"]
-NUMBERED: dict[str, ExpertName] = {"transformer_1": "high_noise", "transformer_2": "low_noise"}
-STEM = -1  # the block number of what lies outside the blocks
+NUMBERED: dict[str, Expert] = {"transformer_1": "high_noise", "transformer_2": "low_noise"}
+OUTSIDE = -1  # the block number of what lies outside the blocks
 
 _ATTENTION = {
     f"{wan}.{n}": f"{ours}.{to}"
@@ -34,27 +34,27 @@ _NORMS = {
     for n in "qk"
 } | {"norm3": "norm2"}
 # the latter for `misfit` alone: both have the same name
-TABLE, STEM_TABLE = "scale_shift_table", "stem.scale_shift_table"
-_STEM_LINEARS = {
+TABLE, OUTSIDE_TABLE = "scale_shift_table", "outside.scale_shift_table"
+_OUTSIDE_LINEARS = {
     **{f"text_embedding.{i}": f"condition_embedder.text_embedder.linear_{n}" for i, n in ((0, 1), (2, 2))},
     **{f"time_embedding.{i}": f"condition_embedder.time_embedder.linear_{n}" for i, n in ((0, 1), (2, 2))},
     "time_projection.1": "condition_embedder.time_proj", "head.head": "proj_out",
 }  # fmt: skip
-LINEARS, NORMS, STEM_LINEARS, PATCHES = (
+LINEARS, NORMS, OUTSIDE_LINEARS, PATCHES = (
     frozenset(_LINEARS.values()),
     frozenset(_NORMS.values()),
-    frozenset(_STEM_LINEARS.values()),
+    frozenset(_OUTSIDE_LINEARS.values()),
     "patch_embedding",
 )
 _BLOCK_NAMES = {**_LINEARS, **_NORMS, **{v: v for v in (*LINEARS, *NORMS, TABLE)}, "modulation": TABLE, "": TABLE}
-_STEM_NAMES = {
-    **_STEM_LINEARS,
-    **{v: v for v in (*STEM_LINEARS, PATCHES, TABLE)},
+_OUTSIDE_NAMES = {
+    **_OUTSIDE_LINEARS,
+    **{v: v for v in (*OUTSIDE_LINEARS, PATCHES, TABLE)},
     "head.modulation": TABLE,
     "head": TABLE,
 }
-_BLOCK_FLAT, _STEM_FLAT = (
-    {name.replace(".", "_"): module for name, module in names.items()} for names in (_BLOCK_NAMES, _STEM_NAMES)
+_BLOCK_FLAT, _OUTSIDE_FLAT = (
+    {name.replace(".", "_"): module for name, module in names.items()} for names in (_BLOCK_NAMES, _OUTSIDE_NAMES)
 )
 # Wan 2.1 I2V sees the image through an encoder of its own as well. Wan 2.2 has none of these modules.
 _IMAGE = re.compile(
@@ -81,6 +81,8 @@ _KINDS: dict[str, Kind] = {
     "diff_m": "weight",
 }
 GIVE = "Give a LoRA file for Wan 2.2 14B"
+Target = tuple[int, str]  # a module that is changed: (block, module)
+Changes = dict[Target, dict[Kind, str]]  # {kind: key of the file}, by target
 
 
 class LoraKey(NamedTuple):
@@ -95,13 +97,13 @@ class LoraKey(NamedTuple):
 
 
 class LoraFile(Struct, frozen=True):
-    """The changes of a LoRA file, by expert ("" when its keys name none): (block, module) -> {kind: key}."""
+    """The changes of a LoRA file, by expert ("" when its keys name none)."""
 
-    modules: dict[str, dict[tuple[int, str], dict[Kind, str]]]
+    modules: dict[str, Changes]
     shapes: dict[str, tuple[int, ...]]  # by key
     image: list[str]  # keys of Wan 2.1's image encoder, for which Wan 2.2 has no place
 
-    def of(self, expert: ExpertName) -> dict[tuple[int, str], dict[Kind, str]]:
+    def of(self, expert: Expert) -> Changes:
         """What it changes in an expert; {} when it is for the other one."""
         return self.modules.get(expert, self.modules.get("", {}))
 
@@ -115,16 +117,16 @@ def parse_key(key: str) -> LoraKey | None:
     body, kind = suffix["body"][prefix.end() :], _KINDS[suffix["side"] or suffix["other"]]
     root, number, flat = prefix["root"] or "", prefix["number"] or "", prefix[0].startswith("lora_unet")
     if _IMAGE.fullmatch(body):
-        return LoraKey(root, number, STEM, body, kind, image=True)
+        return LoraKey(root, number, OUTSIDE, body, kind, image=True)
     block = _BLOCK.fullmatch(body)
     if block:
         inside = block["module"] or ""
         module = _BLOCK_FLAT.get(inside.replace(".", "_")) if flat else _BLOCK_NAMES.get(inside)
     else:
-        module = _STEM_FLAT.get(body.replace(".", "_")) if flat else _STEM_NAMES.get(body)
+        module = _OUTSIDE_FLAT.get(body.replace(".", "_")) if flat else _OUTSIDE_NAMES.get(body)
     if module is None or not _takes(module, kind, suffix["other"] == "diff_m"):
         return None
-    return LoraKey(root, number, int(block["block"]) if block else STEM, module, kind)
+    return LoraKey(root, number, int(block["block"]) if block else OUTSIDE, module, kind)
 
 
 def _takes(module: str, kind: Kind, table: bool) -> bool:
@@ -162,7 +164,7 @@ def read_lora(path: Path) -> LoraFile:
         raise UserError(what, where=where, fix=f"{GIVE}: pairs of lora_A and lora_B (or lora_down and lora_up)")
     named = {key: found for key, found in keys.items() if found is not None}
     home = _home(named.values(), where)
-    modules: dict[str, dict[tuple[int, str], dict[Kind, str]]] = {}
+    modules: dict[str, Changes] = {}
     for key, found in named.items():
         if found.image:
             continue
@@ -198,12 +200,10 @@ def _home(keys: Iterable[LoraKey], where: str) -> str:
 
 
 def place(block: int, module: str) -> str:
-    return module if block == STEM else f"blocks.{block}.{module}"
+    return module if block == OUTSIDE else f"blocks.{block}.{module}"
 
 
-def misfit(
-    file: LoraFile, changes: dict[tuple[int, str], dict[Kind, str]], shapes: dict[str, tuple[int, ...]], blocks: int
-) -> str:
+def misfit(file: LoraFile, changes: Changes, shapes: dict[str, tuple[int, ...]], blocks: int) -> str:
     """The first thing that does not fit a model; "" when all does.
 
     `shapes` are those of the model's tensors as far as they are known: `attn1.to_q.weight` inside a block,
@@ -213,7 +213,7 @@ def misfit(
         at = place(block, module)
         if block >= blocks:
             return f"has a block {block}, and the model's last is {blocks - 1}"
-        weight = shapes.get((STEM_TABLE if block == STEM else TABLE) if module == TABLE else f"{module}.weight")
+        weight = shapes.get((OUTSIDE_TABLE if block == OUTSIDE else TABLE) if module == TABLE else f"{module}.weight")
         for kind, key in kinds.items():
             shape = file.shapes[key]
             if kind == "alpha":

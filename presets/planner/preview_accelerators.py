@@ -6,9 +6,9 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from presets.base.lora_file import LINEARS, STEM, ExpertName, LoraFile, read_lora
+from presets.base.lora_file import LINEARS, OUTSIDE, LoraFile, read_lora
 from presets.errors import UserError
-from presets.job.expert_schedule import EXPERTS
+from presets.job.expert_schedule import EXPERTS, Expert
 from presets.job.schema import Job
 
 # a number of a branch in a block, and of all else: see engine.adapters.accelerator
@@ -42,14 +42,14 @@ def accelerated_by(job: Job, base: Path | None, layers: int) -> Accelerated:
     return Accelerated(host=host, block=block, stem=stem)
 
 
-def _sizes(file: LoraFile, expert: ExpertName, layers: int) -> tuple[int, list[int], int]:
+def _sizes(file: LoraFile, expert: Expert, layers: int) -> tuple[int, list[int], int]:
     """(branches of one block, differences by block, everything outside the blocks). Branches have in every block all
     the linears that any block changes, at the highest rank of any."""
     shapes: dict[str, tuple[int, int, int]] = {}  # linear -> rank, in, out
     shifts, around = [0] * layers, 0
     for (block, module), kinds in file.of(expert).items():
         sizes = {kind: prod(file.shapes[key]) for kind, key in kinds.items() if kind != "alpha"}
-        if block == STEM:
+        if block == OUTSIDE:
             around += DIFFERENCE_BYTES * sum(sizes.values())
             continue
         if "A" in kinds and module in LINEARS:

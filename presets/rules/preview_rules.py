@@ -5,17 +5,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from presets.base.lora_file import ExpertName, block_shapes, misfit, read_lora
+from presets.base.lora_file import block_shapes, misfit, read_lora
 from presets.clips.geometry import SIDE_MULTIPLE
 from presets.errors import UserError
 from presets.facts.facts import Facts
+from presets.job.expert_schedule import Expert
 from presets.job.preview_settings import low_guidance
 from presets.job.schema import Job
 from presets.rules.registry import Found, rule
 from presets.text import sentences
 
 FEW_STEPS, MANY_STEPS = 4, 8  # of a preview: what accelerators are made for; beyond the latter nothing is gained
-FILES: tuple[tuple[Literal["accelerator", "accelerator_low"], ExpertName], ...] = (
+FILES: tuple[tuple[Literal["accelerator", "accelerator_low"], Expert], ...] = (
     ("accelerator", "high_noise"),
     ("accelerator_low", "low_noise"),
 )
@@ -175,7 +176,7 @@ def accelerator_unreadable(job: Job, facts: Facts) -> Iterator[Found]:
         if not text:
             continue
         path = facts.base / Path(text).expanduser()
-        experts: list[ExpertName] = (
+        experts: list[Expert] = (
             [expert] if name == "accelerator_low" or job.sample.accelerator_low else ["high_noise", "low_noise"]
         )
         try:

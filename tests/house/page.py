@@ -13,8 +13,7 @@ arrows that a longer way down implies.
 
 ![Four floors, their rooms, and which room imports which](floors.svg)
 """
-HEAD = "| room | what it is for | imports | files | lines, at most |\n|---|---|---|---|---|"
-STEP = 100  # lines are rounded up to so many, so that the page does not change with every line of code
+HEAD = "| room | what it is for | imports | files |\n|---|---|---|---|"
 
 
 def page() -> str:
@@ -27,9 +26,8 @@ def page() -> str:
         out.append(f"## `{floor}/`\n\n{charter(floor, '')} Imports {others}. {len(found)} rooms, {arrows} arrows.\n")
         out.append(HEAD)
         for room, files in found.items():
-            lines = sum(len(path.read_text("utf-8").splitlines()) for path in files)
             about, down = charter(floor, room), ", ".join(sorted(imports.get(room, ())))
             about = about.replace("|", "\\|")
-            out.append(f"| `{room}` | {about} | {down} | {len(files)} | {-(-lines // STEP) * STEP} |")
+            out.append(f"| `{room}` | {about} | {down} | {len(files)} |")
         out.append("")
     return "\n".join(out)

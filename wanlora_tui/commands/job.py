@@ -146,4 +146,4 @@ def ara(args: Namespace) -> int:
     line += ["--out", str(args.out)] if args.out else []
     line += ["--full"] if args.full else []
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "engine.recovery.command", *line])
+    os.execv(sys.executable, [sys.executable, "-m", "engine.recovery", *line])

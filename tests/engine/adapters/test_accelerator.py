@@ -12,9 +12,8 @@ from safetensors.torch import save_file
 
 from engine.adapters import lora
 from engine.adapters.accelerator import Accelerator, load_accelerator
-from engine.executor.block_executor import Frozen
 from engine.wan.block import LINEARS, NORMS
-from engine.weights.packed_blocks import pack_lora_branches
+from engine.weights.packed_blocks import pack_lora
 from presets.base import lora_file
 from presets.errors import UserError
 from presets.planner.preview_accelerators import Accelerated, accelerated_by
@@ -133,7 +132,7 @@ def test_every_change_of_a_file_acts_as_if_merged(model, file, plan, strength):
     run = streamed(packed(model, "high_noise", {}, scaling=1.0), **plan)
     before = run.predict(X, T, TEXT)
     own = run.weights
-    run.weights = replace(own, accelerator=accelerator.branches, shifts=accelerator.shifts)
+    run.weights = replace(own, accelerator=accelerator.lora, shifts=accelerator.shifts)
     with accelerator.on(model), torch.no_grad():
         ours = run.predict(X, T, TEXT)
     run.weights = own
@@ -156,8 +155,8 @@ def test_it_stands_beside_the_trained_lora_and_a_recovery_adapter(model, file):
     recovery = [{name: (near(3, k), near(n, 3)) for name, (n, k) in shapes.items()} for _ in range(BLOCKS)]
     weights = replace(
         packed(model, "high_noise", parameters, scaling=1.0),
-        recovery=pack_lora_branches(recovery, pinned=False),
-        accelerator=accelerator.branches,
+        recovery=pack_lora(recovery, pinned=False),
+        accelerator=accelerator.lora,
         shifts=accelerator.shifts,
     )
     with accelerator.on(model):
@@ -175,12 +174,12 @@ def test_it_stands_beside_the_trained_lora_and_a_recovery_adapter(model, file):
 
 def test_all_blocks_have_one_layout_in_the_type_of_activations(model, file):
     accelerator = load(file[0], model, dtype=torch.bfloat16)
-    shapes = [{name: (a.shape, b.shape, a.dtype) for name, (a, b) in lora.items()} for lora in accelerator.branches]
+    shapes = [{name: (a.shape, b.shape, a.dtype) for name, (a, b) in lora.items()} for lora in accelerator.lora]
     assert shapes[0] == shapes[1] and {s[2] for s in shapes[0].values()} == {torch.bfloat16}
 
 
 def test_training_under_the_same_weights_is_not_touched(model, file):
-    """Gradients are those of before, to the bit, once the previews are made; hooks and table are gone even after an
+    """Gradients are those of before, to the bit, once the previews are made; hooks and table are removed even after an
     error."""
     parameters = lora.make(model.config, "high_noise", rank=2, alpha=2, seed=0, blocks=BLOCKS, device=CPU)
     run = streamed(packed(model, "high_noise", parameters, scaling=1.0))
@@ -237,9 +236,9 @@ def held(accelerator: Accelerator) -> tuple[int, int]:
     def size(tensors) -> int:
         return sum(t.numel() * t.element_size() for t in tensors)
 
-    branches = size(t for lora in accelerator.branches for pair in lora.values() for t in pair)
-    return branches + size(t for shifts in accelerator.shifts for t in shifts.values()), size(
-        t for change in accelerator.stem.values() for kind, t in change.items()
+    factors = size(t for lora in accelerator.lora for pair in lora.values() for t in pair)
+    return factors + size(t for shifts in accelerator.shifts for t in shifts.values()), size(
+        t for change in accelerator.outer.values() for kind, t in change.items()
     )
 
 
@@ -250,22 +249,22 @@ def test_the_planner_counts_what_an_accelerator_holds(model, file, tmp_path):
     accelerator = load(path, model, dtype=torch.bfloat16)
     made = job(sample={"prompts": [{"prompt": "p", "ctrl_img": "a.png"}], "accelerator": str(path)})
     found = accelerated_by(made, tmp_path, BLOCKS)
-    blocks, stem = held(accelerator)
-    assert found.host == 2 * (blocks + stem) and found.stem == 2 * stem
+    blocks, outer = held(accelerator)
+    assert found.host == 2 * (blocks + outer) and found.stem == 2 * outer
 
     own = packed(model, "high_noise", {}, scaling=1.0)
-    weights = replace(own, accelerator=accelerator.branches, shifts=accelerator.shifts)
-    buffer = own.masters[0]
+    weights = replace(own, accelerator=accelerator.lora, shifts=accelerator.shifts)
+    buffer, one = own.blocks.buffers[0], torch.ones(())
     copies = []
     for block in range(BLOCKS):
-        frozen: Frozen = weights.on_device(block, buffer.clone())
-        shifted = [frozen.plain[name] for name in accelerator.shifts[block]]
-        branches = [t for pair in frozen.recovery.values() for t in pair]
-        copies.append(sum(t.numel() * t.element_size() for t in [*shifted, *branches]))
+        there = weights.on_device(block, buffer.clone(), one, "none")
+        shifted = [there.plain[name] for name in accelerator.shifts[block]]
+        factors = [t for pair in there.recovery.values() for t in pair]
+        copies.append(sum(t.numel() * t.element_size() for t in [*shifted, *factors]))
     assert found.block == max(copies)
     assert accelerated_by(made, None, BLOCKS) == accelerated_by(job(), tmp_path, BLOCKS) == Accelerated()
     one = job(sample={"prompts": [{"prompt": "p", "ctrl_img": "a.png"}], "accelerator_low": str(path)})
-    assert accelerated_by(one, tmp_path, BLOCKS).host == blocks + stem
+    assert accelerated_by(one, tmp_path, BLOCKS).host == blocks + outer
     path = tmp_path / "torn.safetensors"
     path.write_bytes(b"torn")
     assert (

@@ -6,15 +6,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from engine.adapters.lora import wan_name
+from engine.adapters.lora import read_metadata, wan_name
 from engine.adapters.recovery_file import find_ara, load_ara, save_ara
-from engine.wan.block import LINEARS
-from engine.wan.int4_grids import fingerprint
+from engine.wan.block import LINEARS, linear_shapes
+from engine.wan.quantize import fingerprint
 from presets.errors import UserError
 from presets.job.expert_schedule import EXPERTS
 
 BLOCKS, WIDTH, FFN = 2, 8, 12
-SHAPES = dict.fromkeys(LINEARS, (WIDTH, WIDTH)) | {"ffn.net.0.proj": (FFN, WIDTH), "ffn.net.2": (WIDTH, FFN)}
+CONFIG = {"num_attention_heads": 1, "attention_head_dim": WIDTH, "ffn_dim": FFN, "num_layers": BLOCKS}
+SHAPES = linear_shapes(CONFIG)
 NUMBER = {"high_noise": "transformer_1", "low_noise": "transformer_2"}
 
 
@@ -54,15 +55,8 @@ def written(
 
 
 def load(path: Path, *, needed=EXPERTS, identity: str = "abc", low: str = "def", dtype: torch.dtype = torch.bfloat16):
-    return load_ara(
-        path,
-        shapes=SHAPES,
-        blocks=BLOCKS,
-        needed=needed,
-        identities={"high_noise": identity, "low_noise": low},
-        device=torch.device("cpu"),
-        dtype=dtype,
-    )
+    identities = {"high_noise": identity, "low_noise": low}
+    return load_ara(path, config=CONFIG, identities={e: identities[e] for e in needed}, dtype=dtype)
 
 
 def native(e: str, i: int, name: str) -> str:
@@ -150,7 +144,7 @@ def test_linears_left_out_everywhere_are_left_out(tmp_path):
     assert all(set(lora) == set(LINEARS) - {"ffn.net.2"} for e in EXPERTS for lora in ara.experts[e])
 
 
-KEY = native("high_noise", 1, "attn1.to_q")
+KEY, BEYOND = native("high_noise", 1, "attn1.to_q"), native("low_noise", 2, "attn1.to_q")
 
 
 @pytest.mark.parametrize(
@@ -158,19 +152,24 @@ KEY = native("high_noise", 1, "attn1.to_q")
     [
         ({f"{KEY}.lora_A.weight": None}, "lacks lora_A"),
         ({f"{KEY}.lora_A.weight": None, f"{KEY}.lora_B.weight": None}, "which other blocks have"),
-        ({f"{KEY}.lora_A.weight": torch.zeros(3, 9)}, r"takes \(rank, 8\)"),
-        ({f"{KEY}.lora_B.weight": torch.zeros(8, 2)}, r"B \(8, 2\)"),
+        ({f"{KEY}.lora_A.weight": torch.zeros(3, 9)}, r"shape \(3, 9\), which does not fit blocks.1.attn1.to_q"),
+        ({f"{KEY}.lora_B.weight": torch.zeros(8, 2)}, r"different ranks for blocks.1.attn1.to_q"),
         ({f"{KEY}.lora_A.weight": torch.full((3, 8), torch.nan)}, "not finite"),
         ({f"{KEY}.lora_A.weight": torch.zeros(3, 8, dtype=torch.int32)}, "not finite"),
-        ({f"{KEY}.lora_down.weight": torch.zeros(3, 8)}, "twice"),
+        ({f"{KEY}.lora_down.weight": torch.zeros(3, 8)}, "which are the same"),
         ({f"{KEY}.dora_scale": torch.zeros(8)}, "dora_scale"),
         ({"diffusion_model.transformer_1.blocks.0.self_attn.qkv.lora_A.weight": torch.zeros(3, 8)}, "qkv"),
-        ({"diffusion_model.transformer_1.head.lora_A.weight": torch.zeros(3, 8)}, "no part of a Wan adapter"),
+        ({"diffusion_model.transformer_1.head.head.diff_b": torch.zeros(8)}, "no part of an accuracy recovery adapter"),
+        ({f"{KEY}.diff_b": torch.zeros(8)}, "no part of an accuracy recovery adapter"),
+        ({"transformer_1.img_emb.proj.1.diff_b": torch.zeros(8)}, "no part of an accuracy recovery adapter"),
         (
             {"diffusion_model.blocks.0.self_attn.q.lora_A.weight": torch.zeros(3, 8)},
             "in some of its keys and none in others",
         ),
-        ({f"{native('low_noise', 2, 'attn1.to_q')}.lora_A.weight": torch.zeros(3, 8)}, "the model's last is 1"),
+        (
+            {f"{BEYOND}.lora_A.weight": torch.zeros(3, 8), f"{BEYOND}.lora_B.weight": torch.zeros(8, 3)},
+            "the model's last is 1",
+        ),
     ],
     ids=str,
 )
@@ -186,7 +185,7 @@ def test_a_wrong_file_is_refused_with_its_reason(tmp_path, change, words):
 def test_files_that_are_none(tmp_path):
     (tmp_path / "a.safetensors").write_bytes(b"not safetensors")
     save_file({}, tmp_path / "b.safetensors")
-    for name, words in (("a", "cannot be read"), ("b", "no tensor"), ("c", "cannot be read")):
+    for name, words in (("a", "no safetensors file"), ("b", "no tensor"), ("c", "no such file")):
         with pytest.raises(UserError, match=words):
             load(tmp_path / f"{name}.safetensors")
 
@@ -206,8 +205,8 @@ def test_saved_and_loaded_again(tmp_path):
     assert (
         same(ara)
         and ara.grid == "qint4"
-        and ara.metadata["wanlora.base"] == "some/base"
-        and ara.metadata["wanlora.rank"] == "3"
+        and read_metadata(path)["wanlora.base"] == "some/base"
+        and read_metadata(path)["wanlora.rank"] == "3"
     )
     assert ara.experts["high_noise"][0]["attn1.to_q"][0].dtype is torch.bfloat16
     assert load(path, dtype=torch.float32).experts["high_noise"][0]["attn1.to_q"][0].dtype is torch.float32

@@ -7,12 +7,14 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch._inductor import config as inductor
 
-from engine.executor import block_executor as streamed_module
+from engine.executor import resources as resources_module
 from engine.executor.activation_offload import OffloadedActivations
-from engine.executor.block_executor import BlockExecutor, ExecutorResources, ExpertWeights
+from engine.executor.block_executor import BlockExecutor
+from engine.executor.expert_weights import ExpertWeights
+from engine.executor.resources import ExecutorResources
 from engine.system import device
 from engine.wan import attention
-from engine.weights.packed_blocks import pack_lora_branches
+from engine.weights.packed_blocks import PackedBlocks, pack_lora
 from presets.planner.plan import Plan
 from tests.helpers.training.fake_cuda import FakeCuda
 from tests.helpers.training.plain import CPU, PlainExecutor, attach, packed, streamed
@@ -129,8 +131,8 @@ def test_batches_of_few_rows_keep_more_graphs(weights, monkeypatch):
 
 
 def test_graphs_kept_for_short_clips_alone_leave_nothing_behind(weights, parameters):
-    """A short clip between two long ones keeps a graph that they do not: what the first has stashed must not be met by
-    the second."""
+    """A short clip between two long ones keeps a graph that they do not: what the first has offloaded must not be met
+    by the second."""
 
     def grads(**plan) -> list[torch.Tensor]:
         run, out = streamed(weights, **plan), []
@@ -148,12 +150,12 @@ def test_graphs_kept_for_short_clips_alone_leave_nothing_behind(weights, paramet
 def test_e4m3_reaches_compiled_code_as_bytes_and_is_the_same(model, parameters):
     """Below compute capability 8.9 no kernel reads float8_e4m3fn (tests/engine/wan/test_older_cards.py)."""
     held = packed(model, "high_noise", parameters, scaling=0.5, precision="qfloat8")
-    frozen = held.on_device(0, held.masters[0], e4m3_as_bytes=True)
-    assert {part.dtype for parts in frozen.weights.values() for part in parts} == {torch.uint8, torch.float32}
+    block = held.on_device(0, held.blocks.buffers[0], torch.ones(()), "qfloat8", e4m3_as_bytes=True)
+    assert {part.dtype for parts in block.weights.values() for part in parts} == {torch.uint8, torch.float32}
     run = streamed(held, precision="qfloat8")
-    assert run.machinery.e4m3_as_bytes and not streamed(held, precision="float8").machinery.e4m3_as_bytes
+    assert run.resources.e4m3_as_bytes and not streamed(held, precision="float8").resources.e4m3_as_bytes
     ours = run.predict(X, T, TEXT)
-    run.machinery.e4m3_as_bytes = False
+    run.resources.e4m3_as_bytes = False
     assert torch.equal(ours, run.predict(X, T, TEXT))
 
 
@@ -162,11 +164,11 @@ def test_e4m3_reaches_compiled_code_as_bytes_and_is_the_same(model, parameters):
 )
 def test_cards_that_read_e4m3_are_given_it(monkeypatch, capability, bytes_there):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(streamed_module, "WeightRing", lambda *args: None)
-    machinery = ExecutorResources(
+    monkeypatch.setattr(resources_module, "WeightRing", lambda *args: None)
+    resources = ExecutorResources(
         Plan(precision="qfloat8", stash="device", compiled=False), attention.CPU, 0, torch.device("cuda:0")
     )
-    assert machinery.e4m3_as_bytes == bytes_there
+    assert resources.e4m3_as_bytes == bytes_there
 
 
 def test_strength_zero_is_the_base(model, weights, plain):
@@ -176,13 +178,12 @@ def test_strength_zero_is_the_base(model, weights, plain):
     assert not torch.equal(plain[2], streamed(weights).predict(X, T, TEXT, strength=0.0))
 
 
-def test_two_experts_share_the_machinery(weights, plain):
-    machinery = ExecutorResources(Plan(compiled=False), attention.CPU, weights.layout.bytes, CPU)
+def test_two_experts_share_their_resources(weights, plain):
+    resources = ExecutorResources(Plan(compiled=False), attention.CPU, weights.block_bytes, CPU)
     none: list = [{}] * BLOCKS
-    other = ExpertWeights(
-        "low_noise", weights.stem, [torch.zeros_like(m) for m in weights.masters], weights.layout, none, 0.5
-    )
-    high, low = BlockExecutor(weights, machinery), BlockExecutor(other, machinery)
+    zeros = PackedBlocks([torch.zeros_like(buffer) for buffer in weights.blocks.buffers], weights.blocks.layout)
+    other = ExpertWeights("low_noise", weights.outer, zeros, none, 0.5)
+    high, low = BlockExecutor(weights, resources), BlockExecutor(other, resources)
     assert torch.equal(high.predict(X, T, TEXT), plain[2])
     assert not torch.equal(low.predict(X, T, TEXT), plain[2])
     assert torch.equal(high.predict(X, T, TEXT), plain[2])
@@ -191,28 +192,27 @@ def test_two_experts_share_the_machinery(weights, plain):
 def test_a_recovery_branch_is_a_frozen_part_of_the_base(model, weights, parameters, plain):
     """A branch that cancels what was taken from the weights gives the plain result again, gradients included."""
     g = torch.Generator().manual_seed(9)
-    masters, recovery = [], []
-    for master in weights.masters:
-        taken = master.clone()
+    buffers, recovery = [], []
+    for buffer in weights.blocks.buffers:
+        taken = buffer.clone()
         block = {}
-        for name, (weight,) in weights.layout.views(taken)[0].items():
+        for name, (weight,) in weights.blocks.layout.views(taken)[0].items():
             down, up = (
                 torch.randn(3, weight.shape[1], generator=g) * 0.1,
                 torch.randn(weight.shape[0], 3, generator=g) * 0.1,
             )
             weight.sub_(up @ down)
             block[name] = (down, up)
-        masters.append(taken)
+        buffers.append(taken)
         recovery.append(block)
     run = streamed(
         ExpertWeights(
             "high_noise",
-            weights.stem,
-            masters,
-            weights.layout,
+            weights.outer,
+            PackedBlocks(buffers, weights.blocks.layout),
             weights.lora,
             0.5,
-            pack_lora_branches(recovery, pinned=False),
+            pack_lora(recovery, pinned=False),
         )
     )
     losses, grads, prediction = plain
@@ -223,7 +223,7 @@ def test_a_recovery_branch_is_a_frozen_part_of_the_base(model, weights, paramete
     torch.testing.assert_close(run.predict(X, T, TEXT), prediction, rtol=1e-4, atol=1e-5)
 
 
-def test_the_last_blocks_that_recompute_stash_on_the_device(weights, monkeypatch):
+def test_activations_of_the_last_blocks_that_recompute_stay_on_the_device(weights, monkeypatch):
     """The others' tensors go to the host and come back, in a pass of any length: what is staying is counted from the
     end."""
     puts: list[tuple[int, bool]] = []
@@ -237,8 +237,8 @@ def test_the_last_blocks_that_recompute_stash_on_the_device(weights, monkeypatch
     run = streamed(weights, resident=4, kept=1, stash_on_device=2)
     for _ in range(2):
         run.forward_backward(X, T, TEXT, lambda out: out.square().mean())
-    assert puts == [(0, False), (1, True), (2, True)] * 2 and not run.machinery.stash._here
-    assert set(run.machinery.stash._host) == {0}, "no host memory for those that stay"
+    assert puts == [(0, False), (1, True), (2, True)] * 2 and not run.resources.activations._here
+    assert set(run.resources.activations._host) == {0}, "no host memory for those that stay"
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
@@ -255,7 +255,7 @@ def test_what_is_compiled_for_a_fixed_order_chooses_no_order_by_its_speed(monkey
 def compiled(monkeypatch):
     """The block's functions go through the compiler's front end, that makes graphs, and run as they are behind it."""
     torch._dynamo.reset()
-    monkeypatch.setattr(streamed_module, "_compiled", cache(partial(torch.compile, backend="eager")))
+    monkeypatch.setattr(resources_module, "_compiled", cache(partial(torch.compile, backend="eager")))
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", device.VARIANTS)
     yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
     torch._dynamo.reset()

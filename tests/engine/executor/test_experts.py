@@ -1,5 +1,5 @@
-"""A loaded run between its steps: experts off the device while a preview is decoded and back, an order that meets a
-full disk."""
+"""A loaded run between its steps: experts off the device while a preview is decoded and back, a command that meets
+a full disk."""
 
 import pytest
 import torch
@@ -33,20 +33,20 @@ def test_parked_experts_come_back_with_the_host_memory_they_had(bench, stay):
     experts = bench.run.experts
     experts.set_plan(Plan(stash="host", stash_on_device=stay, compiled=False))
     before = gradient(bench)
-    held = {block: buffer.data_ptr() for block, buffer in experts.machinery.stash._host.items()}
+    held = {block: buffer.data_ptr() for block, buffer in experts.resources.activations._host.items()}
     with experts.parked():
-        assert not experts.executors and experts.machinery is None
+        assert not experts.executors and experts.resources is None
     after = gradient(bench)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-    assert held and held == {block: buffer.data_ptr() for block, buffer in experts.machinery.stash._host.items()}
+    assert held and held == {block: buffer.data_ptr() for block, buffer in experts.resources.activations._host.items()}
 
 
-def test_another_plan_has_a_stash_of_its_own(bench):
+def test_another_plan_has_activations_of_its_own(bench):
     experts = bench.run.experts
     experts.set_plan(Plan(stash="host", compiled=False))
-    stash = experts.machinery.stash
+    activations = experts.resources.activations
     experts.set_plan(Plan(stash="host", stash_on_device=1, compiled=False))
-    assert experts.machinery.stash is not stash and experts.machinery.stash.stay == 1
+    assert experts.resources.activations is not activations and experts.resources.activations.stay == 1
 
 
 def test_an_order_is_kept_until_its_answer_is_on_the_disk(bench, monkeypatch):
@@ -63,4 +63,4 @@ def test_an_order_is_kept_until_its_answer_is_on_the_disk(bench, monkeypatch):
     commands.apply_commands(run, 1)
     assert not file.exists()
     told = [e for e, _ in read_events(bench.folder / "events.jsonl") if e.kind == "changed"]
-    assert [e.data["order"] for e in told] == ["one"], "honoured once"
+    assert [e.data["order"] for e in told] == ["one"], "applied once"

@@ -1,13 +1,17 @@
-"""No kernel reads a slot or a stashed activation before its copy is done, and no copy overwrites what is still read,
-whatever the timing."""
+"""No kernel reads a ring buffer or an offloaded activation before its copy is done, and no copy overwrites what is
+still read, whatever the timing."""
+
+from itertools import count
 
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from engine.executor.block_executor import BlockExecutor, ExecutorResources, ExpertWeights
+from engine.executor.block_executor import BlockExecutor
+from engine.executor.expert_weights import ExpertWeights
+from engine.executor.resources import ExecutorResources
 from engine.wan import attention
-from engine.weights.packed_blocks import pack_lora_branches
+from engine.weights.packed_blocks import pack_lora
 from presets.planner.plan import Plan
 from tests.helpers.training.fake_cuda import FakeCuda, Watch
 from tests.helpers.training.plain import CPU, attach, packed
@@ -54,8 +58,8 @@ def steps(
 ) -> list[torch.Tensor]:
     """Both experts in turn, batch 2, clips of several lengths, a pass without a graph between: losses, gradients and
     predictions."""
-    machinery = ExecutorResources(plan, attention.CPU, both["high_noise"].block_bytes, CPU, cuda)
-    runs = {name: BlockExecutor(weights, machinery) for name, weights in both.items()}
+    resources = ExecutorResources(plan, attention.CPU, both["high_noise"].block_bytes, CPU, cuda)
+    runs = {name: BlockExecutor(weights, resources) for name, weights in both.items()}
     out = []
     for turn, (h, w) in enumerate(sizes):
         for name, run in runs.items():
@@ -93,13 +97,21 @@ def test_every_timing_gives_the_same(both, plan):
     with Watch(cuda) as watch:
         ours = steps(both, plan, cuda)
     assert not watch.races, watch.races[:5]
-    assert watch.kernels > 1000 and {"Ring._copy", "Ring.take"} <= cuda.waits
+    assert watch.kernels > 1000 and {"WeightRing._copy", "WeightRing.take"} <= cuda.waits
     assert all(torch.equal(a, b) for a, b in zip(ours, steps(both, plan, None), strict=True))
 
 
 @pytest.mark.parametrize("stay", [0, 2])
 @pytest.mark.parametrize(
-    "wait", ["Ring._copy", "Ring.take", "HostStash.put", "HostStash._drop_left", "HostStash.prefetch", "HostStash.get"]
+    "wait",
+    [
+        "WeightRing._copy",
+        "WeightRing.take",
+        "OffloadedActivations.put",
+        "OffloadedActivations._drop_left",
+        "OffloadedActivations.prefetch",
+        "OffloadedActivations.get",
+    ],
 )
 def test_each_wait_is_needed(both, wait, stay):
     cuda = FakeCuda(broken=wait)
@@ -108,10 +120,10 @@ def test_each_wait_is_needed(both, wait, stay):
     assert wait in cuda.waits and watch.races
 
 
-@pytest.mark.parametrize("at", [None, 3])
+@pytest.mark.parametrize("at", [None, 1])
 def test_a_pass_that_broke_off_leaves_nothing_to_the_next_ones(both, monkeypatch, at):
-    """In the loss, or at a block's backward while the stash of the one before is on its way; then a short clip that
-    keeps the graph of that one, and a long one."""
+    """In the loss, or at the second block's backward while the activations of the next are on their way; then a
+    short clip that keeps the graph of that one, and a long one."""
     weights, cuda = both["high_noise"], FakeCuda()
     plan = Plan(compiled=False, resident=2, slots=2, stash_on_device=1, also_kept=((6, 2),))
 
@@ -119,18 +131,15 @@ def test_a_pass_that_broke_off_leaves_nothing_to_the_next_ones(both, monkeypatch
         raise ZeroDivisionError
 
     def passes(cuda: FakeCuda | None, *, broken: bool) -> list[torch.Tensor]:
-        run, out, backward = (
-            BlockExecutor(weights, ExecutorResources(plan, attention.CPU, weights.block_bytes, CPU, cuda)),
-            [],
-            BlockExecutor._backward_block,
-        )
+        run, out = BlockExecutor(weights, ExecutorResources(plan, attention.CPU, weights.block_bytes, CPU, cuda)), []
+        backward, calls = BlockExecutor._backward_block, count()
         parameters = [p for lora in weights.lora for pair in lora.values() for p in pair]
         if broken:
             with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
                 patch.setattr(
                     BlockExecutor,
                     "_backward_block",
-                    lambda run, block, *rest: breaking() if block == at else backward(run, block, *rest),
+                    lambda *given: breaking() if next(calls) == at else backward(*given),
                 )
                 run.forward_backward(
                     torch.ones(1, 36, 2, 4, 6),
@@ -156,18 +165,17 @@ def test_a_pass_that_broke_off_leaves_nothing_to_the_next_ones(both, monkeypatch
     assert all(torch.equal(a, b) for a, b in zip(ours, passes(None, broken=False), strict=True))
 
 
-def test_a_recovery_adapter_travels_in_the_same_slot(both):
+def test_a_recovery_adapter_travels_in_the_same_buffer(both):
     g = torch.Generator().manual_seed(5)
     with_branch = {
         name: ExpertWeights(
             name,
-            w.stem,
-            w.masters,
-            w.layout,
+            w.outer,
+            w.blocks,
             w.lora,
             1.0,
-            pack_lora_branches(
-                [{"attn1.to_q": (torch.randn(2, 32, generator=g), torch.randn(32, 2, generator=g))} for _ in w.masters],
+            pack_lora(
+                [{"attn1.to_q": (torch.randn(2, 32, generator=g), torch.randn(32, 2, generator=g))} for _ in w.lora],
                 pinned=False,
             ),
         )

@@ -13,24 +13,23 @@ from safetensors.torch import load_file, save_file
 from engine.adapters.recovery_file import load_ara
 from engine.demo.tiny_base import build_tiny
 from engine.executor.block_executor import BlockExecutor
+from engine.recovery.__main__ import main
 from engine.recovery.build import Report, build_expert, correct
 from engine.recovery.calibrate import Sample, Walk
-from engine.recovery.command import main
 from engine.recovery.expert_reader import ExpertReader, block_module
 from engine.recovery.input_moments import Moment, moment_of
 from engine.run import run_job
 from engine.wan.block import LINEARS
 from engine.wan.frozen_linear import unpack_weight
-from engine.wan.int4_grids import PRECISION, pack_on_grid
+from engine.wan.quantize import INT4, pack
 from engine.weights.model_files import identity, open_model_files
-from engine.weights.packed_blocks import pack_lora_branches
+from engine.weights.packed_blocks import pack_lora
 from presets.job.expert_schedule import EXPERTS
 from presets.job.toml_file import load_job, save_job
 from tests.engine.training.test_trainer import step_losses
 from tests.helpers.jobs import clip, of_kind, write_job
+from tests.helpers.training.placements import ON_CPU
 from tests.helpers.training.plain import PlainExecutor, attach, packed, streamed
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +58,11 @@ def samples(count: int, *, seed: int) -> list[Sample]:
 def build(reader, rank, *, given=(), full=False, report=None, grid="qint4"):
     return build_expert(
         reader,
-        "high_noise",
+        ON_CPU,
         rank=rank,
         grid=grid,
         samples=list(given),
         full=full,
-        device=CPU,
-        dtype=torch.float32,
         report=report or Report(),
         progress=lambda *_: None,
     )
@@ -77,7 +74,7 @@ def model_with(base: Path, loras=None, *, quantized: bool) -> WanTransformer3DMo
         for name in LINEARS:
             weight = block.get_submodule(name).weight.data
             if quantized:
-                weight.copy_(unpack_weight(pack_on_grid(weight, "qint4"), PRECISION, torch.float32))
+                weight.copy_(unpack_weight(pack(weight, INT4, "qint4"), INT4, torch.float32))
             if loras:
                 a, b = loras[i][name]
                 weight += b.float() @ a.float()
@@ -120,9 +117,9 @@ def test_what_a_block_receives_is_what_the_whole_model_gives_it(base, reader):
     with torch.no_grad():
         for s in given:
             model(s.x_BCFhw, s.timestep_B, s.text_BSD)
-    walk = Walk(reader, given, device=CPU, dtype=torch.float32, full=True)
+    walk = Walk(reader, given, ON_CPU, full=True)
     for i in range(reader.blocks):
-        moments = walk.through(i, block_module(reader.config, reader.block(i), CPU, torch.float32))
+        moments = walk.through(i, block_module(reader.config, reader.block(i), ON_CPU))
         for name in LINEARS:
             moment, (weighs, probes) = moment_of(moments, i, name), seen[i, name]
             torch.testing.assert_close(moment.mean, weighs.T @ weighs / len(weighs), rtol=1e-4, atol=1e-5)
@@ -139,7 +136,7 @@ def test_the_report_says_what_is_true(reader):
     moment = Moment(probe=[torch.randn(40, weight.shape[1])])
     moment.add(torch.randn(100, weight.shape[1]), full=False)
     (a, b), found = correct(weight, 8, grid="qint4", moment=moment, key="k")
-    quantized = unpack_weight(pack_on_grid(weight, "qint4"), PRECISION, torch.float32)
+    quantized = unpack_weight(pack(weight, INT4, "qint4"), INT4, torch.float32)
     x = moment.probe[0]
     for value, expected in (
         (found.weight, weight),
@@ -194,14 +191,14 @@ def test_the_command_from_a_folder_of_clips_to_a_file_that_loads(tiny, tmp_path,
     assert str(out) in said and ("output error" in said) == ("--clips" in options)
     readers = {e: ExpertReader(open_model_files(tiny), e) for e in EXPERTS}
     identities = {e: identity(r._part.files, times=False) for e, r in readers.items()}
-    ara = load_ara(out, shapes=readers["low_noise"].shapes, blocks=2, needed=EXPERTS, identities=identities, device=CPU)
+    ara = load_ara(out, config=readers["low_noise"].config, identities=identities)
     assert list(ara.experts) == (["low_noise"] if "low" in options else list(EXPERTS)) and ara.grid == (
         "uint4" if "uint4" in options else "qint4"
     )
     assert len(ara.experts["low_noise"]) == 2
     weight = readers["low_noise"].block(1)["attn2.to_v.weight"]
     a, b = ara.experts["low_noise"][1]["attn2.to_v"]
-    lost = weight - unpack_weight(pack_on_grid(weight, ara.grid), PRECISION, torch.float32)
+    lost = weight - unpack_weight(pack(weight, INT4, ara.grid), INT4, torch.float32)
     if "--clips" not in options:
         assert (lost - b.float() @ a.float()).norm() < lost.norm()
 
@@ -212,10 +209,10 @@ def test_the_uint4_grid_is_that_of_torchao():
     w = torch.zeros(2, 128, dtype=torch.bfloat16)
     w[0, :4] = torch.tensor([-0.5, 1.0, 0.25, 0.04])
     w[0, 64:] = 0.5
-    packed = pack_on_grid(w, "uint4")
+    packed = pack(w, INT4, "uint4")
     scale = torch.tensor(1.5, dtype=torch.bfloat16) / 15  # in bf16: 0.1001
     assert packed[1].tolist()[0] == [float(scale), float(torch.tensor(0.5, dtype=torch.bfloat16) / 15)]
-    value = unpack_weight(packed, PRECISION, torch.bfloat16)
+    value = unpack_weight(packed, INT4, torch.bfloat16)
     inverse = 1.0 / scale
     codes = ((w[0, :4] * inverse).round() + 5).clamp(0, 15)
     assert (
@@ -223,8 +220,8 @@ def test_the_uint4_grid_is_that_of_torchao():
     )
     random = torch.randn(16, 256, generator=torch.Generator().manual_seed(0)).bfloat16()
     value, steps = (
-        unpack_weight(pack_on_grid(random, "uint4"), PRECISION, torch.float32).view(16, 4, 64),
-        pack_on_grid(random, "uint4")[1].unsqueeze(2),
+        unpack_weight(pack(random, INT4, "uint4"), INT4, torch.float32).view(16, 4, 64),
+        pack(random, INT4, "uint4")[1].unsqueeze(2),
     )
     multiples = value / steps
     torch.testing.assert_close(multiples, multiples.round(), rtol=0, atol=1e-4)
@@ -241,7 +238,7 @@ def test_in_the_executor_it_is_part_of_the_frozen_model(base, reader, plan):
     ours = streamed(
         replace(
             packed(quantized, "high_noise", trained, scaling=1.0, precision="qint4"),
-            recovery=pack_lora_branches(loras, pinned=False),
+            recovery=pack_lora(loras, pinned=False),
         ),
         precision="qint4",
         **plan,
@@ -272,9 +269,9 @@ def test_a_job_trains_on_what_the_command_built(tiny, tmp_path, monkeypatch):
     assert main([str(tiny), "--rank", "8", "--out", str(out)]) == 0
     plain = BlockExecutor.__init__
 
-    def noting(self, weights, machinery) -> None:
-        plain(self, weights, machinery)
-        seen.append((machinery.plan.precision, weights.recovery is not None))
+    def noting(self, weights, resources) -> None:
+        plain(self, weights, resources)
+        seen.append((resources.plan.precision, weights.recovery is not None))
 
     monkeypatch.setattr(BlockExecutor, "__init__", noting)
     save_file(load_file(out), unnamed := tmp_path / "unnamed.safetensors")

@@ -7,7 +7,7 @@ import torch
 from engine.recovery.input_moments import Moment
 from engine.recovery.low_rank import best_correction, krylov_svd
 from engine.wan.frozen_linear import unpack_weight
-from engine.wan.int4_grids import PRECISION, pack_on_grid
+from engine.wan.quantize import INT4, pack
 
 
 def rand(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -16,7 +16,7 @@ def rand(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def quantization_residual(n: int, k: int, seed: int = 0) -> torch.Tensor:
     w = rand(n, k, seed=seed) * 0.02
-    return w - unpack_weight(pack_on_grid(w, "qint4"), PRECISION, torch.float32)
+    return w - unpack_weight(pack(w, INT4, "qint4"), INT4, torch.float32)
 
 
 def anisotropic(rows: int, k: int, seed: int) -> torch.Tensor:

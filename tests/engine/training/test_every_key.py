@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from engine.adapters import lora
 from engine.adapters.accelerator import load_accelerators
+from engine.adapters.recovery_file import ara_of_job
 from engine.data.dataset import build_dataset
 from engine.demo.tiny_base import build_tiny
 from engine.encode.latents import PlainEncoder, encode
@@ -34,7 +35,7 @@ from engine.runfolder import checkpoint
 from engine.training.context import Learner, Run
 from engine.training.optimizer import Ema, build_optimizer
 from engine.training.placement import kernels_of
-from engine.training.prepare import prepare, recovery_of
+from engine.training.prepare import prepare
 from engine.training.previews import make_previews, request_of, shown_weights, video_path
 from engine.training.saved_loras import lora_file, write_lora
 from engine.training.saving import save_all
@@ -56,6 +57,7 @@ from presets.rules.check import check_job
 from tests.helpers.facts import gpu, machine, rates
 from tests.helpers.jobs import write_job
 from tests.helpers.training.bench import CPU, Bench
+from tests.helpers.training.placements import ON_CPU
 from tests.helpers.videos import write_clip
 
 GIB = 2**30
@@ -254,10 +256,8 @@ class Looks(Bench):
             self.run.base,
             "none",
             attention=self.run.experts.attention,
-            device=CPU,
-            dtype=torch.float32,
-            recovery={},
-            grid="qint4",
+            placement=ON_CPU,
+            ara=None,
             progress=lambda *_: None,
             warn=print,
         )
@@ -329,7 +329,7 @@ class Looks(Bench):
         return kernels_of(job, planning, None, {}, self.run.placement, tokens=1)
 
     def recovery(self, job: Job) -> object:
-        return recovery_of(job, self.facts.base, self.run.base, {}, torch.float32, warn=print)
+        return ara_of_job(job, self.facts.base, self.run.base, torch.float32)
 
     def text(self, job: Job) -> object:
         book = encode_texts(

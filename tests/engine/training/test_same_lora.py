@@ -5,7 +5,9 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from engine.executor.block_executor import BlockExecutor, ExecutorResources, ExpertWeights
+from engine.executor.block_executor import BlockExecutor
+from engine.executor.expert_weights import ExpertWeights
+from engine.executor.resources import ExecutorResources
 from engine.executor.weight_ring import WeightRing
 from engine.training.optimizer import clip_gradients
 from engine.wan import attention
@@ -39,8 +41,8 @@ def expert(name: str, seed: int) -> ExpertWeights:
 def train(plan: Plan, *, switch_every: int = 1, steps: int = STEPS) -> list[torch.Tensor]:
     """Both LoRAs after `steps` of AdamW on two terms, batch 2, two bucket sizes."""
     experts = [expert("high_noise", 0), expert("low_noise", 1)]
-    machinery = ExecutorResources(plan, attention.CPU, experts[0].block_bytes, CPU)
-    runs = [BlockExecutor(weights, machinery) for weights in experts]
+    resources = ExecutorResources(plan, attention.CPU, experts[0].block_bytes, CPU)
+    runs = [BlockExecutor(weights, resources) for weights in experts]
     parameters = [[p for lora in w.lora for pair in lora.values() for p in pair] for w in experts]
     optimizers = [torch.optim.AdamW(p, lr=1e-3, weight_decay=1e-2) for p in parameters]
     g = torch.Generator().manual_seed(7)
@@ -102,9 +104,9 @@ def test_a_switch_moves_nothing(monkeypatch, plan):
     monkeypatch.setattr(WeightRing, "_write", lambda self, visit: (copies.append(visit.key[0]), plain(self, visit))[1])
     plan = Plan(compiled=False, **plan)
     experts = [expert("high_noise", 0), expert("low_noise", 1)]
-    where = [m.data_ptr() for w in experts for m in w.masters]
-    machinery = ExecutorResources(plan, attention.CPU, experts[0].block_bytes, CPU)
-    runs = [BlockExecutor(w, machinery) for w in experts]
+    where = [m.data_ptr() for w in experts for m in w.blocks.buffers]
+    resources = ExecutorResources(plan, attention.CPU, experts[0].block_bytes, CPU)
+    runs = [BlockExecutor(w, resources) for w in experts]
     streamed = BLOCKS - plan.resident
     # the turn from forward to backward copies nothing again
     cold = max(0, 2 * streamed - plan.slots) if streamed > plan.slots else streamed
@@ -116,4 +118,4 @@ def test_a_switch_moves_nothing(monkeypatch, plan):
             torch.ones(1, 36, 1, 4, 6), torch.tensor([500.0]), torch.ones(1, 5, 32), lambda y: y.square().mean()
         )
         assert copies == [own] * due
-    assert [m.data_ptr() for w in experts for m in w.masters] == where
+    assert [m.data_ptr() for w in experts for m in w.blocks.buffers] == where

@@ -11,7 +11,7 @@ from triton import compile as assemble
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from engine.wan.block import BEFORE_LINEARS, pre_attention
+from engine.wan.block import BEFORE_LINEARS, BlockWeights, pre_attention
 from engine.wan.frozen_linear import Packed, as_bytes, e4m3_values, unpack_weight
 from engine.wan.quantize import pack
 from engine.wan.triton_fp8 import rowwise_e4m3_kernel
@@ -76,9 +76,8 @@ def test_a_block_s_part_compiles_in_bf16(tmp_path: Path, capability: int) -> Non
             "attn1.norm_k.weight": vector,
             **{f"{name}.bias": vector for name in BEFORE_LINEARS},
         }
-        return pre_attention(
-            x, time, cos, sin, dict.fromkeys(BEFORE_LINEARS, (weight,)), plain, {}, {}, time, HEADS, "none"
-        )
+        weights = dict.fromkeys(BEFORE_LINEARS, (weight,))
+        return pre_attention(x, time, cos, sin, BlockWeights(weights, plain, {}, {}, time, HEADS, "none"))
 
     sources = kernels_for(capability, part, tensors)
     assert len(sources) >= 2, "norms and rope"

@@ -1,4 +1,4 @@
-"""Stem and blocks, loaded apart, are the model that `from_pretrained` loads: bit for bit."""
+"""Blocks and the modules outside them, loaded apart, are the model that `from_pretrained` loads: bit for bit."""
 
 import os
 import subprocess
@@ -10,19 +10,25 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from engine.demo.tiny_base import build_tiny
-from engine.executor.block_executor import BlockExecutor, ExecutorResources, ExpertWeights
+from engine.executor.block_executor import BlockExecutor
+from engine.executor.expert_weights import ExpertWeights
+from engine.executor.resources import ExecutorResources
+from engine.system.placement import Placement
 from engine.wan import attention
 from engine.wan.block import LINEARS
 from engine.weights.load_expert import KEYS, load_blocks, load_outer_modules, open_expert
-from engine.weights.model_files import SUBFOLDER, StoredTensor, open_model_files
-from engine.weights.packed_blocks import block_tensors, layout_of
+from engine.weights.model_files import StoredTensor, open_model_files
+from engine.weights.packed_blocks import layout_of
+from presets.base.layouts import EXPERT_PART
 from presets.errors import UserError
 from presets.job.expert_schedule import EXPERTS
 from presets.planner.plan import Plan
 from tests.helpers import ROOT
+from tests.helpers.training.packing import block_tensors
+from tests.helpers.training.placements import ON_CPU
+from tests.helpers.training.plain import CPU
 from tests.helpers.waiting import PATIENCE
 
-CPU = torch.device("cpu")
 PRECISIONS = ("none", "float8", "qfloat8", "qint8", "qint4")
 
 
@@ -31,45 +37,42 @@ def quiet(*_: object) -> None:
 
 
 def blocks(source, expert, precision="none", *, dtype=torch.float32):
-    return load_blocks(source, expert, precision, dtype=dtype, pinned=False, device=CPU, progress=quiet)
+    return load_blocks(source, expert, precision, Placement(CPU, dtype, pinned=False), progress=quiet)
 
 
 @pytest.mark.parametrize("expert", EXPERTS)
 def test_predictions_are_those_of_the_whole_model(tiny, expert):
     source = open_model_files(tiny)
-    stem = load_outer_modules(source, expert, device=CPU, dtype=torch.float32)
-    masters, layout = blocks(source, expert)
-    none = [{} for _ in masters]
-    run = BlockExecutor(
-        ExpertWeights(expert, stem, masters, layout, none, 1.0),
-        ExecutorResources(
-            Plan(precision="none", stash="device", slots=2, compiled=False), attention.CPU, layout.bytes, CPU
-        ),
+    packed = blocks(source, expert)
+    weights = ExpertWeights(
+        expert, load_outer_modules(source, expert, ON_CPU), packed, [{} for _ in packed.buffers], 1.0
     )
-    whole = WanTransformer3DModel.from_pretrained(tiny, subfolder=SUBFOLDER[expert], torch_dtype=torch.float32).eval()
+    plan = Plan(precision="none", stash="device", slots=2, compiled=False)
+    run = BlockExecutor(weights, ExecutorResources(plan, attention.CPU, weights.block_bytes, CPU))
+    whole = WanTransformer3DModel.from_pretrained(tiny, subfolder=EXPERT_PART[expert], torch_dtype=torch.float32).eval()
     x, t, text = torch.randn(2, 36, 3, 4, 6), torch.tensor([900.0, 300.0]), torch.randn(2, 16, 32)
     with torch.no_grad():
         assert torch.equal(run.predict(x, t, text), whole(x, t, text, return_dict=False)[0])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_stem_is_loaded_as_diffusers_loads_it(tiny, dtype):
-    stem = load_outer_modules(open_model_files(tiny), "low_noise", device=CPU, dtype=dtype)
+def test_outer_modules_are_loaded_as_diffusers_loads_them(tiny, dtype):
+    outer = load_outer_modules(open_model_files(tiny), "low_noise", Placement(CPU, dtype, pinned=False))
     whole = WanTransformer3DModel.from_pretrained(tiny, subfolder="transformer_2", torch_dtype=dtype)
     plain = {n: t for n, t in [*whole.named_parameters(), *whole.named_buffers()] if not n.startswith("blocks.")}
-    ours = dict([*stem.named_parameters(), *stem.named_buffers()])
+    ours = dict([*outer.named_parameters(), *outer.named_buffers()])
     assert ours.keys() == plain.keys() and {"rope.freqs_cos", "scale_shift_table"} <= ours.keys()
     for name, t in plain.items():
         assert t.dtype == ours[name].dtype and torch.equal(t, ours[name]), name
-    assert not stem.training and not any(p.requires_grad for p in stem.parameters())
+    assert not outer.training and not any(p.requires_grad for p in outer.parameters())
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_blocks_are_packed_as_the_state_dict_would_be(tiny, precision):
     whole = WanTransformer3DModel.from_pretrained(tiny, subfolder="transformer", torch_dtype=torch.float32)
-    masters, layout = blocks(open_model_files(tiny), "high_noise", precision)
-    assert len(masters) == len(whole.blocks)
-    for block, buffer in zip(whole.blocks, masters, strict=True):
+    buffers, layout = blocks(open_model_files(tiny), "high_noise", precision)
+    assert len(buffers) == len(whole.blocks)
+    for block, buffer in zip(whole.blocks, buffers, strict=True):
         weights, plain = block_tensors(block.state_dict(), precision)
         assert layout == layout_of(weights, plain)
         ours, ours_plain = layout.views(buffer)
@@ -82,7 +85,7 @@ def test_blocks_are_packed_as_the_state_dict_would_be(tiny, precision):
 
 def test_activations_in_bf16_take_bf16_biases_and_fp32_modulation(tiny):
     _, layout = blocks(open_model_files(tiny), "high_noise", "float8", dtype=torch.bfloat16)
-    types = {s.key: s.dtype for s in layout.slots if s.part < 0}
+    types = {s.key: s.dtype for s in layout.tensors if s.part < 0}
     fp32 = {"norm2.weight", "norm2.bias", "scale_shift_table"}
     assert {k for k, t in types.items() if t == torch.float32} == fp32
     assert all(t == torch.bfloat16 for k, t in types.items() if k not in fp32)
@@ -109,15 +112,7 @@ def test_only_the_expert_asked_for_is_opened(tiny, monkeypatch):
 
 def test_progress_counts_blocks(tiny):
     seen = []
-    load_blocks(
-        open_model_files(tiny),
-        "high_noise",
-        "none",
-        dtype=torch.float32,
-        pinned=False,
-        device=CPU,
-        progress=lambda *a: seen.append(a),
-    )
+    load_blocks(open_model_files(tiny), "high_noise", "none", ON_CPU, progress=lambda *a: seen.append(a))
     assert [(done, total) for done, total, _ in seen] == [(0, 2), (1, 2), (2, 2)]
 
 
@@ -131,7 +126,7 @@ def test_an_error_in_the_middle_leaves_no_thread_behind(tmp_path):
             os.truncate(file, file.stat().st_size // 8)
 
     with pytest.raises(UserError, match="ends too early"):
-        load_blocks(source, "high_noise", "none", dtype=torch.float32, pinned=False, device=CPU, progress=cut)
+        load_blocks(source, "high_noise", "none", ON_CPU, progress=cut)
     assert threading.active_count() == before
 
 

@@ -17,13 +17,13 @@ from engine.encode.umt5 import load_text_encoder
 from engine.encode.vae_encoder import load_vae
 from engine.wan.frozen_linear import unpack_weight
 from engine.weights.load_expert import load_blocks, load_outer_modules, open_expert
-from engine.weights.model_files import SUBFOLDER, identity, open_model_files
+from engine.weights.model_files import identity, open_model_files
+from presets.base.layouts import EXPERT_PART
 from presets.errors import UserError
 from presets.job.expert_schedule import EXPERTS
 from tests.helpers.comfy_files import expert_name, vae_name, write_expert, write_text_encoder, write_vae
 from tests.helpers.training.placements import ON_CPU
 
-CPU = torch.device("cpu")
 FILES = {"high_noise": "wan2.2_i2v_high_noise_14B.safetensors", "low_noise": "wan2.2_i2v_low_noise_14B.safetensors"}
 
 
@@ -32,7 +32,7 @@ def quiet(*_: object) -> None:
 
 
 def blocks(source, expert, precision="none"):
-    return load_blocks(source, expert, precision, dtype=torch.float32, pinned=False, device=CPU, progress=quiet)
+    return load_blocks(source, expert, precision, ON_CPU, progress=quiet)
 
 
 def real_vae() -> AutoencoderKLWan:
@@ -52,7 +52,7 @@ def comfy(request, base, tmp_path_factory):
     """(folder, fp32 weights of each part by diffusers' names)."""
     folder = tmp_path_factory.mktemp(request.param)
     prefix = "model.diffusion_model." if request.param in ("fp16", "fp8_rows") else ""
-    held = {e: write_expert(folder / FILES[e], base / SUBFOLDER[e], request.param, prefix=prefix) for e in EXPERTS}
+    held = {e: write_expert(folder / FILES[e], base / EXPERT_PART[e], request.param, prefix=prefix) for e in EXPERTS}
     held["text_encoder"] = write_text_encoder(folder / "umt5_xxl.safetensors", base / "text_encoder", request.param)
     write_vae(folder / "wan_2.1_vae.safetensors", real_vae().state_dict())
     return folder, held
@@ -62,11 +62,11 @@ def comfy(request, base, tmp_path_factory):
 def test_experts_of_comfyui(comfy, expert):
     folder, held = comfy
     source = open_model_files(folder)
-    stem = load_outer_modules(source, expert, device=CPU, dtype=torch.float32).state_dict()
-    assert stem and all(torch.equal(t, held[expert][name]) for name, t in stem.items())
-    masters, layout = blocks(source, expert)
-    names = set(stem)
-    for i, buffer in enumerate(masters):
+    outer = load_outer_modules(source, expert, ON_CPU).state_dict()
+    assert outer and all(torch.equal(t, held[expert][name]) for name, t in outer.items())
+    buffers, layout = blocks(source, expert)
+    names = set(outer)
+    for i, buffer in enumerate(buffers):
         weights, plain = layout.views(buffer)
         for name, t in [(f"{k}.weight", w) for k, (w,) in weights.items()] + list(plain.items()):
             assert torch.equal(t, held[expert][f"blocks.{i}.{name}"]), name
@@ -79,8 +79,8 @@ def test_stored_float8_is_not_rounded_twice(base, tmp_path, precision):
     """Per-tensor e4m3 is taken over exactly into e4m3; into another precision it is requantized."""
     held = write_expert(tmp_path / FILES["high_noise"], base / "transformer", "fp8_scaled")
     source = open_model_files(complete(tmp_path))
-    masters, layout = blocks(source, "high_noise", precision)
-    for name, packed in layout.views(masters[1])[0].items():
+    buffers, layout = blocks(source, "high_noise", precision)
+    for name, packed in layout.views(buffers[1])[0].items():
         exact, ours = held[f"blocks.1.{name}.weight"], unpack_weight(packed, precision, torch.float32)
         assert torch.equal(ours, exact) is (precision != "qint8"), name
         assert (ours - exact).norm() < 0.02 * exact.norm()
@@ -207,9 +207,7 @@ def test_what_is_wrong_with_an_expert_is_named(copy):
     assert "cannot be read (I8)" in said(lambda: blocks(source, "high_noise"))
     file.write_bytes(good)
     edit(file, lambda t: t.update({"blocks.0.attn2.add_k_proj.weight": torch.zeros(3)}))
-    assert "add_k_proj.weight does not belong" in said(
-        lambda: load_outer_modules(source, "high_noise", device=CPU, dtype=torch.float32)
-    )
+    assert "add_k_proj.weight does not belong" in said(lambda: load_outer_modules(source, "high_noise", ON_CPU))
     file.write_bytes(good[:-100])
     assert "truncated" in said(lambda: open_expert(source, "high_noise"))
     file.unlink()

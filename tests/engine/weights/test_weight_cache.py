@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from engine.demo.tiny_base import build_tiny
+from engine.system.placement import Placement
 from engine.weights import weight_cache
 from engine.weights.model_files import open_model_files
 from engine.weights.weight_cache import cached_blocks
@@ -37,9 +38,7 @@ class Cache:
             open_model_files(base),
             expert,
             precision,
-            dtype=more.pop("dtype", torch.bfloat16),
-            pinned=False,
-            device=CPU,
+            Placement(CPU, more.pop("dtype", torch.bfloat16), pinned=False),
             folder=self.folder,
             progress=lambda done, total, text: self.texts.add(text),
             warn=self.warnings.append,
@@ -65,9 +64,9 @@ def same(a, b) -> bool:
     )
 
 
-def views(masters, layout) -> list[torch.Tensor]:
+def views(buffers, layout) -> list[torch.Tensor]:
     """Bytes of every tensor; the gaps between them hold anything."""
-    return [m[s.offset : s.offset + s.bytes] for m in masters for s in layout.slots]
+    return [b[t.offset : t.offset + t.bytes] for b in buffers for t in layout.tensors]
 
 
 @pytest.mark.parametrize("precision", ["float8", "qfloat8", "qint8", "qint4"])
@@ -129,7 +128,7 @@ def test_a_damaged_file_is_made_anew(cache, wide, how):
     (entry,) = list_cache(cache.folder)
     assert entry.about
     layout = first[1]
-    tail = max(layout.slots, key=lambda s: s.offset)
+    tail = max(layout.tensors, key=lambda s: s.offset)
     match how:
         case "first block":
             damage(entry.path, entry.about.begin(0))
@@ -158,10 +157,10 @@ def test_a_full_disk_is_a_warning(cache, wide):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        masters, _ = cache.load(wide)
+        buffers, _ = cache.load(wide)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert len(masters) == 3 and len(cache.warnings) == 1 and "could not be written" in cache.warnings[0]
+    assert len(buffers) == 3 and len(cache.warnings) == 1 and "could not be written" in cache.warnings[0]
     assert list(cache.folder.iterdir()) == []
 
 

@@ -9,18 +9,19 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
 from engine.adapters import lora
-from engine.executor.block_executor import BlockExecutor, ExecutorResources, ExpertWeights
-from engine.system.pinned_memory import host_buffer
+from engine.executor.block_executor import BlockExecutor
+from engine.executor.expert_weights import ExpertWeights
+from engine.executor.resources import ExecutorResources
 from engine.wan import attention
-from engine.weights.packed_blocks import block_tensors, fill, layout_of
 from presets.planner.plan import Plan
+from tests.helpers.training.packing import packed_blocks
 
 CPU = torch.device("cpu")
 
 
 def attach(
     model: WanTransformer3DModel, expert: str, *, rank: int, alpha: float, seed: int, strong: bool = False
-) -> lora.Parameters:
+) -> lora.LoraParameters:
     """Give a real model peft layers that hold the tensors of `lora.make`; `strong` fills B, so that the LoRA does
     something."""
     parameters = lora.make(
@@ -55,7 +56,7 @@ def strength(model: WanTransformer3DModel, factor: float) -> Iterator[None]:
 
 
 class PlainExecutor:
-    """The interface of StreamedExecutor over a whole diffusers model."""
+    """The interface of BlockExecutor over a whole diffusers model."""
 
     def __init__(self, model: WanTransformer3DModel) -> None:
         self.model = model
@@ -76,21 +77,15 @@ _scaled = strength
 
 
 def packed(
-    model: WanTransformer3DModel, name: str, parameters: lora.Parameters, *, scaling: float, precision: str = "none"
+    model: WanTransformer3DModel, name: str, parameters: lora.LoraParameters, *, scaling: float, precision: str = "none"
 ) -> ExpertWeights:
-    """The same expert as the streamed executor takes it: packed blocks, the model itself as the stem."""
+    """The same expert as the executor takes it: packed blocks, and the model itself for the modules outside them."""
     states = [
         {k.replace(".base_layer", ""): v for k, v in block.state_dict().items() if "lora_" not in k}
         for block in model.blocks
     ]
-    tensors = [block_tensors(state, precision) for state in states]
-    layout = layout_of(*tensors[0])
-    masters = []
-    for weights, plain in tensors:
-        masters.append(host_buffer(layout.bytes, pinned=False))
-        fill(layout, masters[-1], weights, plain)
-    branches = lora.by_block(parameters, len(masters)) if parameters else [{} for _ in masters]
-    return ExpertWeights(name, model, masters, layout, branches, scaling)
+    trained = lora.by_block(parameters, len(states)) if parameters else [{} for _ in states]
+    return ExpertWeights(name, model, packed_blocks(states, precision), trained, scaling)
 
 
 def streamed(weights: ExpertWeights, **plan) -> BlockExecutor:

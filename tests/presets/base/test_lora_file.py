@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from presets.base.lora_file import STEM, TABLE, block_shapes, misfit, parse_key, read_lora
+from presets.base.lora_file import OUTSIDE, TABLE, block_shapes, misfit, parse_key, read_lora
 from presets.errors import UserError
 from presets.rules.check import check_job
 from tests.helpers.facts import facts, job, tiny_model
@@ -40,17 +40,17 @@ def written(path: Path, tensors: dict[str, tuple[int, ...]]) -> Path:
     ("lora_unet_blocks_12_cross_attn_k.lora_down.weight", "", 12, "attn2.to_k", "A"),
     ("lora_unet__blocks_12_ffn_2.lora_up.weight", "", 12, "ffn.net.2", "B"),
     ("lora_unet_blocks_22.self_attn.k.alpha", "", 22, "attn1.to_k", "alpha"),
-    ("lora_unet_time_projection_1.lora_up.weight", "", STEM, "condition_embedder.time_proj", "B"),
+    ("lora_unet_time_projection_1.lora_up.weight", "", OUTSIDE, "condition_embedder.time_proj", "B"),
     ("diffusion_model.blocks.3.self_attn.q.diff_b", "", 3, "attn1.to_q", "bias"),
     ("diffusion_model.blocks.3.self_attn.norm_q.diff", "", 3, "attn1.norm_q", "weight"),
     ("diffusion_model.blocks.3.norm3.diff", "", 3, "norm2", "weight"),
     ("diffusion_model.blocks.3.norm3.diff_b", "", 3, "norm2", "bias"),
     ("diffusion_model.blocks.3.diff_m", "", 3, TABLE, "weight"),
-    ("diffusion_model.head.diff_m", "", STEM, TABLE, "weight"),
-    ("diffusion_model.head.head.diff", "", STEM, "proj_out", "weight"),
-    ("diffusion_model.text_embedding.2.lora_up.weight", "", STEM, "condition_embedder.text_embedder.linear_2", "B"),
-    ("diffusion_model.time_embedding.0.diff_b", "", STEM, "condition_embedder.time_embedder.linear_1", "bias"),
-    ("diffusion_model.patch_embedding.diff", "", STEM, "patch_embedding", "weight"),
+    ("diffusion_model.head.diff_m", "", OUTSIDE, TABLE, "weight"),
+    ("diffusion_model.head.head.diff", "", OUTSIDE, "proj_out", "weight"),
+    ("diffusion_model.text_embedding.2.lora_up.weight", "", OUTSIDE, "condition_embedder.text_embedder.linear_2", "B"),
+    ("diffusion_model.time_embedding.0.diff_b", "", OUTSIDE, "condition_embedder.time_embedder.linear_1", "bias"),
+    ("diffusion_model.patch_embedding.diff", "", OUTSIDE, "patch_embedding", "weight"),
 ])  # fmt: skip
 def test_every_naming_is_known(key, number, block, module, kind):
     found = parse_key(key)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.recovery.command import main
+from engine.recovery.__main__ import main
 from tests.helpers.interface.harness import wanlora
 
 
@@ -37,7 +37,7 @@ def test_mistakes_are_one_line(
     options: list[str],
     words: str,
 ):
-    """In this process, which has torch already: what the command becomes is seen above and in test_ara_build."""
+    """In this process, which has torch already: what the command becomes is seen above."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     assert main([str(tiny), *options]) == 1

@@ -1,10 +1,10 @@
-"""Builds an accuracy recovery adapter for the quantized base, and says what it recovers.
+"""`wanlora ara`: builds an accuracy recovery adapter for the quantized base, and says what it recovers.
 
-    python -m engine.recovery.command MODEL [--rank N] [--precision qint4] [--clips DIR [--full]] [--out FILE] [--expert
+    python -m engine.recovery MODEL [--rank N] [--precision qint4] [--clips DIR [--full]] [--out FILE] [--expert
     both|high|low]
 
-stdout gets the file's path and a table of errors without and with the adapter, stderr the progress. To load one:
-`engine.adapters.recovery_file.load_ara`.
+stdout gets the file's path and a table of errors without and with the adapter, stderr the progress. The work is in
+`engine.recovery.build`; a job's adapter is read by `engine.adapters.recovery_file`.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from engine.wan.int4_grids import GRIDS, Grid
+from engine.wan.quantize import GRIDS, Grid
 from presets.disk import not_writable
 from presets.errors import UserError
 
@@ -46,9 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="with --clips: weigh by how channels vary together, not each by itself (slower, better)",
     )
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="the adapter (default: ara-PRECISION-rRANK.safetensors)"
-    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the adapter (default: ara-INT4-rRANK.safetensors)")
     parser.add_argument(
         "--expert", choices=EXPERT_CHOICES, default="both", help="which expert to correct (default: both)"
     )
@@ -75,20 +73,7 @@ def default_out(grid: Grid, rank: int, expert: str) -> Path:
 
 def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, out: Path, expert: str) -> None:
     """Check, build, write, and print the path and the table. Raises UserError before any work where it can."""
-    if rank < 1:
-        raise UserError(f"the rank must be at least 1, not {rank}", where="--rank", fix="Give --rank 16")
-    if full and clips is None:
-        raise UserError("needs calibration clips", where="--full", fix="Add --clips DIR, or leave --full out")
-    if out.suffix != ".safetensors":
-        raise UserError(
-            "must end in .safetensors", where=f"--out {out}", fix=f"Write it as --out {out.with_suffix('.safetensors')}"
-        )
-    if out.exists():
-        raise UserError("exists already", where=str(out), fix="Choose another file with --out, or delete this one")
-    if not out.absolute().parent.is_dir():
-        raise UserError("no such folder", where=str(out.parent), fix="Make it first, or choose another file with --out")
-    if why := not_writable(out.parent):
-        raise UserError(f"cannot be written: {why}", where=str(out), fix="Choose another file with --out")
+    _check_options(rank=rank, clips=clips, full=full, out=out)
 
     import torch
 
@@ -98,9 +83,9 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
     from engine.recovery.calibrate import Sample, samples_from_clips
     from engine.recovery.expert_reader import ExpertReader
     from engine.system.device import require_gpu
+    from engine.system.placement import Placement
     from engine.weights.base_model import find_base_model
-    from presets.base.composition import NamedBase
-    from presets.base.layouts import EXPERT_PART
+    from presets.base.composition import named_base
     from presets.base.model_facts import read_model
     from presets.facts.facts import is_tiny
     from presets.job.expert_schedule import EXPERTS, Expert
@@ -116,19 +101,67 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
             DatasetPanel(path=str(clips.resolve()) if clips else ".", num_frames=FRAMES, resolutions=[RESOLUTION])
         ],
     )
-    facts, machine = (
-        read_model(NamedBase(path=model, experts=tuple(EXPERT_PART[e] for e in wanted)), Path.cwd()),
-        read_machine(Path.cwd()),
-    )
+    facts, machine = read_model(named_base(job), Path.cwd()), read_machine(Path.cwd())
     for problem in facts.problems:
         if problem.severity == "error":
             raise UserError(problem.message, where=model, fix=problem.fix)
     device = open_device_with_room(None, vram=None)
+    gpu = device.type == "cuda"
     if machine.gpus and not is_tiny(facts):  # without a GPU it is known to be slow
         require_gpu(device, machine)
     base = find_base_model(job, Path.cwd(), progress=lambda _done, _total, text: _say(text))
-    readers = {e: ExpertReader(base.source, e) for e in wanted}
-    shapes = readers[wanted[0]].shapes
+    readers = [ExpertReader(base.source, e) for e in wanted]
+    _check_sizes(readers[0].shapes, blocks=sum(reader.blocks for reader in readers), rank=rank, out=out)
+
+    # bf16 products crawl on a CPU
+    placement = Placement(device, torch.bfloat16 if gpu else torch.float32, pinned=False)
+    samples: dict[Expert, list[Sample]] = {}
+    if clips is not None:
+        samples = samples_from_clips(
+            job, base, placement, lambda what, done, total: _say(f"calibration: {what} {done}/{total}")
+        )
+    report = Report()
+    lora = {
+        reader.expert: build_expert(
+            reader,
+            placement,
+            rank=rank,
+            grid=grid,
+            samples=samples.get(reader.expert, []),
+            full=full,
+            report=report,
+            progress=lambda done, total, e=reader.expert: _say(f"{e.replace('_', ' ')}: block {done}/{total}"),  # type: ignore[misc]
+        )
+        for reader in readers
+    }
+    weighting = "none" if clips is None else "full" if full else "diagonal"
+    identities = {e: base.identity_of(e) for e in wanted}
+    save_ara(out, lora, rank=rank, grid=grid, identities=identities, base=model, weighting=weighting)
+    print(out)
+    print(report.table())
+    print(f'Train on it with quantization.transformer = "qint4+ara" and quantization.ara = "{out}"', file=sys.stderr)
+
+
+def _check_options(*, rank: int, clips: Path | None, full: bool, out: Path) -> None:
+    """Raises UserError."""
+    if rank < 1:
+        raise UserError(f"the rank must be at least 1, not {rank}", where="--rank", fix="Give --rank 16")
+    if full and clips is None:
+        raise UserError("needs calibration clips", where="--full", fix="Add --clips DIR, or leave --full out")
+    if out.suffix != ".safetensors":
+        raise UserError(
+            "must end in .safetensors", where=f"--out {out}", fix=f"Write it as --out {out.with_suffix('.safetensors')}"
+        )
+    if out.exists():
+        raise UserError("exists already", where=str(out), fix="Choose another file with --out, or delete this one")
+    if not out.absolute().parent.is_dir():
+        raise UserError("no such folder", where=str(out.parent), fix="Make it first, or choose another file with --out")
+    if why := not_writable(out.parent):
+        raise UserError(f"cannot be written: {why}", where=str(out), fix="Choose another file with --out")
+
+
+def _check_sizes(shapes: dict[str, tuple[int, int]], *, blocks: int, rank: int, out: Path) -> None:
+    """The rank against the linears of a block, the adapter against the disk. Raises UserError."""
     smallest = min(min(shape) for shape in shapes.values())
     if rank > smallest:
         raise UserError(
@@ -136,53 +169,13 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
             where="--rank",
             fix=f"Give --rank {min(16, smallest)}",
         )
-    need = sum(2 * rank * (n + k) for n, k in shapes.values()) * sum(r.blocks for r in readers.values())
+    need = sum(2 * rank * (n + k) for n, k in shapes.values()) * blocks
     if (free := shutil.disk_usage(out.absolute().parent).free) < need:
         raise UserError(
             f"the disk has {free / 2**20:.0f} MiB free, the adapter takes {need / 2**20:.0f} MiB",
             where=str(out),
             fix="Free some space, or choose another disk with --out",
         )
-
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # bf16 products crawl on a CPU
-    samples: dict[Expert, list[Sample]] = {}
-    if clips is not None:
-        samples = samples_from_clips(
-            job,
-            base,
-            device=device,
-            dtype=dtype,
-            progress=lambda what, done, total: _say(f"calibration: {what} {done}/{total}"),
-        )
-    report = Report()
-    loras = {
-        e: build_expert(
-            readers[e],
-            e,
-            rank=rank,
-            grid=grid,
-            samples=samples.get(e, []),
-            full=full,
-            device=device,
-            dtype=dtype,
-            report=report,
-            progress=lambda done, total, e=e: _say(f"{e.replace('_', ' ')}: block {done}/{total}"),  # type: ignore[misc]
-        )
-        for e in wanted
-    }
-    weighting = "none" if clips is None else "full" if full else "diagonal"
-    save_ara(
-        out,
-        loras,
-        rank=rank,
-        grid=grid,
-        identities={e: base.identity_of(e) for e in wanted},
-        base=model,
-        weighting=weighting,
-    )
-    print(out)
-    print(report.table())
-    print(f'Train on it with quantization.transformer = "qint4+ara" and quantization.ara = "{out}"', file=sys.stderr)
 
 
 def _say(text: str) -> None:

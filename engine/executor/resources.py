@@ -1,0 +1,113 @@
+"""What the executors of both experts share under one plan: the block's functions, the weight ring, the activations.
+
+The functions are compiled where the plan says so, once per process. What is run with all this:
+`engine.executor.block_executor`.
+
+B batch, T tokens, S text tokens, D width, N heads, K head width.
+"""
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+
+from engine.executor.activation_offload import Activations, KeptActivations, OffloadedActivations
+from engine.executor.weight_ring import WeightRing
+from engine.system.device import compile_alike
+from engine.wan import block
+from engine.wan.attention import Attention
+from engine.wan.block import BlockWeights
+from presets.machine.precisions import TRANSFORMER
+from presets.planner.plan import Plan
+
+
+class PassInputs(NamedTuple):
+    """What all blocks of one pass are given beside the hidden state. `strength` () is the trained LoRA's."""
+
+    text_BSD: torch.Tensor
+    time_B6D: torch.Tensor
+    cos: torch.Tensor
+    sin: torch.Tensor
+    strength: torch.Tensor
+
+
+@cache
+def _compiled(function: Any) -> Any:
+    """Compiled once per process: both experts, all blocks, every plan."""
+    return torch.compile(function)
+
+
+def _mark_any_size(*tensors: torch.Tensor, dims: tuple[int, ...]) -> None:
+    """Have the compiler take these dimensions for symbols from the first call on. Left to itself it would make
+    constants of the first sizes it sees, and compile again for others: which clip gets which code would depend on their
+    order, which a resume changes. (The first size still counts as a hint: reductions over the width may be cut
+    otherwise where it has no more than 512 tokens.)"""
+    from torch._dynamo import maybe_mark_dynamic  # seconds to import, and only where something is compiled
+
+    for t in tensors:
+        maybe_mark_dynamic(t, dims)
+
+
+def _reads_e4m3(device: torch.device) -> bool:
+    """Whether compiled code can read float8_e4m3fn there."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= TRANSFORMER["float8"][0]
+
+
+class ExecutorResources:
+    """`block_bytes` are those of the larger expert. `activations` are taken over where the plan was the same before,
+    and made here otherwise. `cuda` as in `engine.executor.weight_ring.WeightRing`."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        attention: Attention,
+        block_bytes: int,
+        device: torch.device,
+        cuda: Any = None,
+        activations: Activations | None = None,
+    ) -> None:
+        self.plan, self.attention, self.device = plan, attention, device
+        self.fixed_order = attention.deterministic and device.type == "cuda"  # the CPU's order is fixed as it is
+        if self.fixed_order and plan.compiled:
+            compile_alike()
+        functions: list[Any] = [block.pre_attention, block.text_kv, block.post_attention]
+        if plan.compiled:
+            functions = [_compiled(function) for function in functions]
+        self._pre_attention, self._text_kv, self._post_attention = functions
+        self._any_size = plan.compiled and plan.any_size
+        self.e4m3_as_bytes = plan.precision == "qfloat8" and not _reads_e4m3(device)
+        if cuda is None and device.type == "cuda":
+            cuda = torch.cuda
+        self.ring = WeightRing(block_bytes, plan.slots, device, cuda)
+        self.activations = activations or (
+            KeptActivations()
+            if plan.stash == "device"
+            else OffloadedActivations(device, cuda, stay=plan.stash_on_device)
+        )
+
+    def pre_attention(self, x_BTD: torch.Tensor, given: PassInputs, weights: BlockWeights) -> Any:
+        """q, k, v (B, T, N, K) of all tokens."""
+        if self._any_size:
+            _mark_any_size(x_BTD, given.cos, given.sin, dims=(0, 1))
+            _mark_any_size(given.time_B6D, dims=(0,))
+        return self._pre_attention(x_BTD, given.time_B6D, given.cos, given.sin, weights)
+
+    def text_kv(self, given: PassInputs, weights: BlockWeights) -> Any:
+        """The cross-attention's keys and values (B, S, N, K)."""
+        if self._any_size:
+            _mark_any_size(given.text_BSD, dims=(0,))
+        return self._text_kv(given.text_BSD, weights)
+
+    def post_attention(
+        self,
+        x_BTD: torch.Tensor,
+        a_BTD: torch.Tensor,
+        text: tuple[torch.Tensor, torch.Tensor],
+        given: PassInputs,
+        weights: BlockWeights,
+    ) -> Any:
+        """The block's output for a run of tokens, from its input and its attention's output there."""
+        if self._any_size:
+            _mark_any_size(x_BTD, a_BTD, dims=(0, 1))
+            _mark_any_size(*text, given.time_B6D, dims=(0,))
+        return self._post_attention(x_BTD, a_BTD, *text, given.time_B6D, weights)
