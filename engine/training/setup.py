@@ -36,8 +36,6 @@ from engine.wan import attention
 from engine.wan.attention import Attention
 from engine.weights.base_model import BaseModel, find_base_model
 from presets import VERSION
-from presets.base.composition import named_base
-from presets.base.model_facts import read_model
 from presets.clips.captions import resolve_caption
 from presets.diagnosis.diagnosis import Watcher
 from presets.errors import UserError
@@ -241,8 +239,7 @@ def prepare(
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32  # bf16 products crawl on a CPU
     log.phase("loading", 0, 1, "base model")
     base = find_base_model(job, facts.base, progress=lambda done, total, text: progress("loading", done, total, text))
-    if facts.model is None or not facts.model.local:  # it has just come from the Hub
-        facts = msgspec.structs.replace(facts, model=read_model(named_base(job), facts.base))
+    facts = msgspec.structs.replace(facts, model=base.facts)  # which may just have come from the Hub
     accelerators, notes = load_accelerators(job, facts.base, base, dtype)
     for note in notes:
         log.emit("log", level="info", text=note)
