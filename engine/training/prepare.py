@@ -30,8 +30,6 @@ from engine.training.objective import class_prompt
 from engine.training.optimizer import Ema, build_optimizer
 from engine.training.placement import kernels_of, make_encoder, place, plan_before, running_before
 from engine.weights.base_model import find_base_model
-from presets.base.composition import named_base
-from presets.base.model_facts import read_model
 from presets.clips.captions import fill_trigger
 from presets.facts.facts import Facts, clip_speeds
 from presets.job.schema import Job
@@ -64,8 +62,7 @@ def prepare(
     warn = partial(say, "warning")
     log.phase("loading", 0, 1, "base model")
     base = find_base_model(job, facts.base, progress=partial(progress, "loading"))
-    if facts.model is None or not facts.model.local:  # it has just come from the Hub
-        facts = msgspec.structs.replace(facts, model=read_model(named_base(job), facts.base))
+    facts = msgspec.structs.replace(facts, model=base.facts)  # which may just have come from the Hub
     accelerators, notes = load_accelerators(job, facts.base, base, placement.dtype)
     for note in notes:
         say("info", note)

@@ -1,4 +1,7 @@
-"""The frozen base of a run: Wan 2.2 I2V A14B, each part found where it lies or fetched from the Hub first."""
+"""The frozen base of a run: Wan 2.2 I2V A14B, each part found where it lies or fetched from the Hub first.
+
+No weight is read here (`engine.weights.load_expert`, `engine.encode`).
+"""
 
 import json
 from collections.abc import Callable, Mapping
@@ -7,7 +10,7 @@ from pathlib import Path
 
 from engine.weights.model_files import ModelFiles, identity
 from presets.base.composition import compose, named_base
-from presets.base.model_facts import I2V_BOUNDARY, facts_of
+from presets.base.model_facts import I2V_BOUNDARY, ModelFacts, facts_of
 from presets.errors import UserError
 from presets.job.expert_schedule import Expert, trained_experts
 from presets.job.schema import Job
@@ -24,6 +27,7 @@ class BaseModel:
     flow_shift: float  # of the model's own scheduler; previews use it
     identity: str  # of the trained experts' weights, by content
     beside: Mapping[str, str] = field(default_factory=dict)  # of the parts beside the experts, by content
+    facts: ModelFacts | None = None  # as they were read when it was found
 
     def identity_of(self, expert: Expert) -> str:
         """Of one expert's weights, by content."""
@@ -40,7 +44,7 @@ def find_base_model(
 ) -> BaseModel:
     """The base that the job names; what of it is not on this machine is downloaded first. Raises UserError.
 
-    `progress` is told the bytes that are there and those there will be; `cache` and `endpoint` are the Hub's own by
+    `progress` is given the bytes that are there and those there will be; `cache` and `endpoint` are the Hub's own by
     default.
     """
     named = named_base(job)
@@ -74,7 +78,8 @@ def find_base_model(
         "tokenizer": source.tokenizer_files(),
     }
     identities = {part: identity(paths, times=False) for part, paths in beside.items()}
-    return BaseModel(source, float(boundary), _flow_shift(source.folder), identity(files, times=False), identities)
+    flow_shift = _flow_shift(source.folder)
+    return BaseModel(source, float(boundary), flow_shift, identity(files, times=False), identities, facts)
 
 
 def _flow_shift(folder: Path) -> float:

@@ -25,7 +25,7 @@ from huggingface_hub.utils import build_hf_headers
 from presets.base.composition import Composition, NamedBase
 from presets.base.fetch_plan import LACKS_FIX, RESERVE, lacks, parts_from, plan_fetch, wanted_files
 from presets.base.hub_listing import HubFile, Repository, hub_error, list_repository
-from presets.base.layouts import EXPERT_NAMES, WEIGHTS, joined, shards_of, weight_files
+from presets.base.layouts import EXPERT_NAMES, WEIGHTS, index_of, stored_files
 from presets.base.model_facts import settings_problems
 from presets.base.safetensors_header import Damaged, json_object
 from presets.disk import existing_parent
@@ -171,13 +171,11 @@ def _configs(found: Repository, composed: Composition) -> dict[str, dict[str, An
 
 def _shards(found: Repository, part: str, folder: str, where: str) -> list[str]:
     """The weights of a part's folder: those that its index names, where there is one, as diffusers chooses."""
-    index = joined(folder, f"{WEIGHTS[part]}.safetensors.index.json")
-    if index not in found.files:
-        return weight_files(part, folder, found.files)
     try:
-        return [joined(folder, shard) for shard in shards_of(found.snapshot / index)]
+        return stored_files(part, found.snapshot, folder, found.files)
     except Damaged as e:
-        raise UserError(f"{index} {e.what}", where=where, fix="Give another repository of Wan 2.2 I2V A14B") from None
+        what = f"{index_of(part, folder)} {e.what}"
+        raise UserError(what, where=where, fix="Give another repository of Wan 2.2 I2V A14B") from None
 
 
 def _require_room(cache: Path, need: int, where: str) -> None:

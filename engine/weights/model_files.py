@@ -3,12 +3,12 @@ alone.
 
 Every part looks the same from above: tensors under the names of diffusers (transformers for the text encoder), read one
 at a time straight from their place in the file. Nothing is mapped into memory, so what has been read leaves no trace in
-it.
+it. Which files are which part: `presets.base.composition`; an expert's way into memory: `engine.weights.load_expert`.
 """
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from engine.weights.comfy_names import NAMES
 from presets.base.comfy_files import TOKENIZER, WEIGHT_SCALES, config_of, plain_names
 from presets.base.composition import FIELDS, NamedBase, compose
-from presets.base.layouts import CALLED, EXPERT_PART, TOKENIZER_FILES, WEIGHTS, names_in, shards_of, weight_files
+from presets.base.layouts import CALLED, EXPERT_PART, TOKENIZER_FILES, index_of, names_in, stored_files
 from presets.base.safetensors_header import AGAIN, Damaged, TensorPlace, json_object, read_header
 from presets.base.sources import Place
 from presets.errors import UserError
@@ -160,19 +160,25 @@ def identity(files: Iterable[Path], *, times: bool = True) -> str:
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """A base model on this disk. Parts are opened when asked for: a model of one expert serves a job of one expert."""
+    """A base model on this disk. Parts are opened when first asked for, and once: a model of one expert serves a job of
+    one expert."""
 
     folder: Path  # of the experts
     places: Mapping[str, Place]  # of every part that is here
+    _opened: dict[str, Network] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def expert(self, expert: Expert) -> Network:
         return self.part(EXPERT_PART[expert])
 
     def part(self, name: str) -> Network:
         """Raises UserError when its files are not there, damaged, or of another kind."""
-        place, at = self._at(name)
-        assert place.spot is not None and place.root is not None
-        return _single_part(at, name) if place.spot.single else _folder_part(place.root, place.spot.path, name)
+        if name not in self._opened:
+            place, at = self._at(name)
+            assert place.spot is not None and place.root is not None
+            self._opened[name] = (
+                _single_part(at, name) if place.spot.single else _folder_part(place.root, place.spot.path, name)
+            )
+        return self._opened[name]
 
     def tokenizer_files(self) -> list[Path]:
         """Everything the tokenizer is made from."""
@@ -216,42 +222,35 @@ def open_model_files(folder: Path) -> ModelFiles:
 def _header(file: Path) -> dict[str, TensorPlace]:
     try:
         return read_header(file)
-    except Damaged as e:
-        raise UserError(e.what, where=str(file), fix=e.fix) from None
-    except OSError as e:
-        raise UserError(
-            f"cannot be read ({(e.strerror or str(e)).lower()})",
-            where=str(file),
-            fix="Check that the file is there and who may read it",
-        ) from None
+    except (Damaged, OSError) as e:
+        raise _unusable(e, file) from None
 
 
 def _object(file: Path) -> dict[str, Any]:
     try:
         return json_object(file.read_bytes())
-    except Damaged as e:
-        raise UserError(e.what, where=str(file), fix=e.fix) from None
-    except OSError as e:
-        raise UserError(
-            f"cannot be read ({(e.strerror or str(e)).lower()})",
-            where=str(file),
-            fix="Download the model again; what is there already is kept",
-        ) from None
+    except (Damaged, OSError) as e:
+        raise _unusable(e, file) from None
+
+
+def _unusable(error: Damaged | OSError, file: Path) -> UserError:
+    if isinstance(error, Damaged):
+        return UserError(error.what, where=str(file), fix=error.fix)
+    return UserError(
+        f"cannot be read ({(error.strerror or str(error)).lower()})",
+        where=str(file),
+        fix="Check who may read it; where it is missing, download the model again: what is there already is kept",
+    )
 
 
 def _folder_part(root: Path, sub: str, name: str) -> Network:
     """The shards of the part's index, else its one file, as diffusers chooses."""
-    folder = root / sub
-    index = folder / f"{WEIGHTS[name]}.safetensors.index.json"
-    if index.exists():
-        try:
-            files = tuple(folder / shard for shard in shards_of(index))
-        except Damaged as e:
-            raise UserError(e.what, where=str(index), fix=e.fix) from None
-    else:
-        files = tuple(root / file for file in weight_files(name, sub, names_in(root)))
+    try:
+        files = tuple(root / file for file in stored_files(name, root, sub, names_in(root)))
+    except (Damaged, OSError) as e:
+        raise _unusable(e, root / index_of(name, sub)) from None
     stored = {tensor: StoredTensor(tensor, file, place) for file in files for tensor, place in _header(file).items()}
-    config = {key: value for key, value in _object(folder / "config.json").items() if not key.startswith("_")}
+    config = {key: value for key, value in _object(root / sub / "config.json").items() if not key.startswith("_")}
     return Network(name, files, config, stored)
 
 

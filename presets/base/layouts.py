@@ -7,6 +7,7 @@ not matter here.
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from msgspec import Struct
 
@@ -72,7 +73,7 @@ def weight_files(part: str, folder: str, names: Collection[str]) -> list[str]:
     stem = WEIGHTS[part]
     inside = [name for name in names if name.rpartition("/")[0] == folder and name.endswith(".safetensors")]
     whole = joined(folder, f"{stem}.safetensors")
-    if joined(folder, f"{stem}.safetensors.index.json") in names:
+    if index_of(part, folder) in names:
         shards = [
             name
             for name in inside
@@ -88,7 +89,7 @@ def needed_files(part: str, spot: Spot, names: Collection[str]) -> list[str]:
         return [spot.path]
     if part == "tokenizer":
         return sorted(joined(spot.path, name) for name in TOKENIZER_FILES if joined(spot.path, name) in names)
-    index = joined(spot.path, f"{WEIGHTS[part]}.safetensors.index.json")
+    index = index_of(part, spot.path)
     return [
         joined(spot.path, "config.json"),
         *([index] if index in names else []),
@@ -117,12 +118,26 @@ def names_in(folder: Path) -> frozenset[str]:
     return frozenset(found)
 
 
-def shards_of(index: Path) -> list[str]:
-    """The files that an index of shards names. Raises OSError, and Damaged."""
-    found = json_object(index.read_bytes()).get("weight_map")
+def index_of(part: str, folder: str) -> str:
+    """The index of shards of a part's folder, where it has one."""
+    return joined(folder, f"{WEIGHTS[part]}.safetensors.index.json")
+
+
+def weight_map(index: dict[str, Any]) -> dict[str, str]:
+    """Tensor -> file beside the index. Raises Damaged."""
+    found = index.get("weight_map")
     if not isinstance(found, dict) or not found or not all(isinstance(v, str) and "/" not in v for v in found.values()):
         raise Damaged("has no usable weight_map")
-    return sorted(set(found.values()))
+    return found
+
+
+def stored_files(part: str, root: Path, folder: str, names: Collection[str]) -> list[str]:
+    """The safetensors files of a part's folder on this disk: those that its index names, where there is one, else by
+    their names. Raises OSError, and Damaged."""
+    index = root / index_of(part, folder)
+    if not index.exists():
+        return weight_files(part, folder, names)
+    return sorted({joined(folder, file) for file in weight_map(json_object(index.read_bytes())).values()})
 
 
 def is_whole(part: str, root: Path, spot: Spot, names: Collection[str], *, weights: bool = True) -> bool:
@@ -132,11 +147,8 @@ def is_whole(part: str, root: Path, spot: Spot, names: Collection[str], *, weigh
         return True
     if not spot.single and joined(spot.path, "config.json") not in names:
         return False
-    index = root / spot.path / f"{WEIGHTS[part]}.safetensors.index.json"
-    files = [root / name for name in weight_files(part, spot.path, names)] if not spot.single else [root / spot.path]
-    if not spot.single and index.exists():
-        try:
-            files = [index.with_name(shard) for shard in shards_of(index)]
-        except (OSError, Damaged):
-            return True
-    return not weights or all(file.exists() for file in files)
+    try:
+        files = [spot.path] if spot.single else stored_files(part, root, spot.path, names)
+    except (OSError, Damaged):
+        return True
+    return not weights or all((root / file).exists() for file in files)

@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct, field
 
 from presets.base import comfy_files
-from presets.base.layouts import WEIGHTS, joined, names_in, shards_of, weight_files
+from presets.base.layouts import index_of, joined, names_in, weight_files, weight_map
 from presets.base.safetensors_header import AGAIN, DTYPE_BITS, Damaged, TensorPlace, json_object, read_header
 from presets.base.sources import Place, problem
 from presets.findings import Finding
@@ -81,20 +81,21 @@ def _read_folder(place: Place) -> ReadPart:
     out, root, at = ReadPart(), place.root, place.field
     out.config = read_config(root / place.spot.path / "config.json", root, at, out.missing, out.problems) or {}
     folder = root / place.spot.path
-    index = folder / f"{WEIGHTS[place.part]}.safetensors.index.json"
+    index = root / index_of(place.part, place.spot.path)
     files = [root / name for name in weight_files(place.part, place.spot.path, names_in(root))]
-    weight_map: dict[str, str] = {}
+    indexed: dict[str, str] = {}
     if index.exists():
         found = read_config(index, root, at, out.missing, out.problems)
         if found is None:
             return out
         try:
-            files, weight_map = [folder / shard for shard in shards_of(index)], found["weight_map"]
+            indexed = weight_map(found)
         except Damaged as e:
             out.problems.append(
                 problem("model-corrupt", f"{index.relative_to(root).as_posix()} {e.what} ({root})", AGAIN, at=at)
             )
             return out
+        files = sorted({folder / file for file in indexed.values()})
     tensors: dict[str, TensorPlace] = {}
     size, whole = 0, True
     for file in files:
@@ -110,7 +111,7 @@ def _read_folder(place: Place) -> ReadPart:
         except Damaged as e:
             out.problems.append(problem("model-corrupt", f"{name} {e.what} ({root})", e.fix, at=at))
         whole = False
-    lost = sorted(set(weight_map) - set(tensors))
+    lost = sorted(set(indexed) - set(tensors))
     if whole and lost:
         more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
         out.problems.append(

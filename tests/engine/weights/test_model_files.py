@@ -194,28 +194,37 @@ def copy(base, tmp_path) -> Path:
 
 
 def test_what_is_wrong_with_an_expert_is_named(copy):
-    file, source = copy / "transformer" / "diffusion_pytorch_model.safetensors", open_model_files(copy)
+    file = copy / "transformer" / "diffusion_pytorch_model.safetensors"
     good = file.read_bytes()
     edit(file, lambda t: t.pop("blocks.1.attn2.to_k.bias"))
-    assert "blocks.1.attn2.to_k.bias is missing" in said(lambda: open_expert(source, "high_noise"))
+    assert "blocks.1.attn2.to_k.bias is missing" in said(lambda: open_expert(open_model_files(copy), "high_noise"))
     file.write_bytes(good)
     edit(file, lambda t: t.update({"blocks.1.ffn.net.2.weight": torch.zeros(3, 3)}))
     assert "blocks.1.ffn.net.2.weight has the shape [3, 3], not [128, 256]" in said(
-        lambda: blocks(source, "high_noise")
+        lambda: blocks(open_model_files(copy), "high_noise")
     )
     edit(file, lambda t: t.update({"blocks.1.ffn.net.2.weight": torch.zeros(128, 256, dtype=torch.int8)}))
-    assert "cannot be read (I8)" in said(lambda: blocks(source, "high_noise"))
+    assert "cannot be read (I8)" in said(lambda: blocks(open_model_files(copy), "high_noise"))
     file.write_bytes(good)
     edit(file, lambda t: t.update({"blocks.0.attn2.add_k_proj.weight": torch.zeros(3)}))
-    assert "add_k_proj.weight does not belong" in said(lambda: load_outer_modules(source, "high_noise", ON_CPU))
+    assert "add_k_proj.weight does not belong" in said(
+        lambda: load_outer_modules(open_model_files(copy), "high_noise", ON_CPU)
+    )
     file.write_bytes(good[:-100])
-    assert "truncated" in said(lambda: open_expert(source, "high_noise"))
+    assert "truncated" in said(lambda: open_expert(open_model_files(copy), "high_noise"))
     file.unlink()
-    assert "no such file" in said(lambda: open_expert(source, "high_noise"))
-    assert open_expert(source, "low_noise").files  # the other expert is not asked for
+    assert "no such file" in said(lambda: open_expert(open_model_files(copy), "high_noise"))
+    assert open_expert(open_model_files(copy), "low_noise").files  # the other expert is not asked for
     config = copy / "transformer_2" / "config.json"
     config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "num_layers"}))
-    assert "num_layers" in said(lambda: open_expert(source, "low_noise"))
+    assert "num_layers" in said(lambda: open_expert(open_model_files(copy), "low_noise"))
+
+
+def test_a_part_is_opened_once(copy):
+    source = open_model_files(copy)
+    first = source.expert("high_noise")
+    shutil.rmtree(copy)
+    assert source.expert("high_noise") is first and "cannot be read" in said(lambda: source.part("vae"))
 
 
 def test_a_file_that_shrinks_while_it_is_read(copy):
