@@ -80,7 +80,9 @@ def main() -> int:
     )
     weights, _ = expert("high_noise", config, precision, device, dtype)
     blocks = len(weights.blocks.buffers)
-    plan = Plan(precision=precision, resident=blocks, stash="device", slots=0, compiled=not args.tiny, any_size=True)
+    plan = Plan(
+        precision=precision, resident=blocks, activations="device", slots=0, compiled=not args.tiny, any_size=True
+    )
     executor = BlockExecutor(weights, ExecutorResources(plan, kernels, weights.block_bytes, device))
     for side in [32] if args.tiny else args.sides:
         bucket = Bucket(5 if args.tiny else args.frames, side, side)

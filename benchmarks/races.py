@@ -38,7 +38,7 @@ PLANS: dict[str, dict[str, Any]] = {
     "activations on the host, 3 buffers": {"slots": 3},
     "activations on the host, 2 buffers": {"slots": 2},
     "activations on the host, 2 buffers, chunked": {"slots": 2, "chunk": 700},
-    "activations on the device, 3 buffers, chunked": {"slots": 3, "chunk": 700, "stash": "device"},
+    "activations on the device, 3 buffers, chunked": {"slots": 3, "chunk": 700, "activations": "device"},
     "2 resident, 1 kept, 2 slots": {"slots": 2, "resident": 2, "kept": 1},
 }
 MICROSECONDS = 10000  # of each sleep: more than a copy or a block takes
@@ -206,7 +206,7 @@ def replace_plan(plan: Plan, blocks: int) -> Plan:
         precision=plan.precision,
         resident=blocks,
         kept=plan.kept,
-        stash="device",
+        activations="device",
         chunk=plan.chunk,
         slots=0,
         compiled=False,

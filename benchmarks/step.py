@@ -50,14 +50,14 @@ GIB = 2**30
 LONG = 6  # seconds: a step this long is timed once
 MIXED = (512, 768, 1024)  # sides of the clips, 41 frames each, that the plan "mixed" is chosen for
 PLANS: dict[str, dict[str, Any]] = {
-    "kept": {"resident": 40, "kept": 40, "stash": "device", "slots": 0, "vae_frames": 16},
-    "kept-20": {"resident": 40, "kept": 20, "stash": "device", "slots": 0, "vae_frames": 16},
-    "resident": {"resident": 40, "stash": "device", "slots": 0, "vae_frames": 16},
-    "resident-20": {"resident": 20, "stash": "device", "vae_frames": 16},
-    "streamed-device": {"stash": "device", "vae_frames": 16},
-    "streamed": {"stash": "host", "vae_frames": 8},
-    "streamed-small": {"stash": "host", "chunk": 4096, "slots": 2, "vae_frames": 4},
-    "streamed-chunked": {"stash": "host", "chunk": 8192, "vae_frames": 4},
+    "kept": {"resident": 40, "kept": 40, "activations": "device", "slots": 0, "vae_frames": 16},
+    "kept-20": {"resident": 40, "kept": 20, "activations": "device", "slots": 0, "vae_frames": 16},
+    "resident": {"resident": 40, "activations": "device", "slots": 0, "vae_frames": 16},
+    "resident-20": {"resident": 20, "activations": "device", "vae_frames": 16},
+    "streamed-device": {"activations": "device", "vae_frames": 16},
+    "streamed": {"activations": "host", "vae_frames": 8},
+    "streamed-small": {"activations": "host", "chunk": 4096, "slots": 2, "vae_frames": 4},
+    "streamed-chunked": {"activations": "host", "chunk": 8192, "vae_frames": 4},
 }
 DEFAULT = [
     "41x512x512:baseline",

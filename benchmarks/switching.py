@@ -44,7 +44,7 @@ def main() -> int:
         "none" if args.tiny else "float8",
     )
     kernels, _ = attention.choose(device, tokens=11264, heads=40, width=128, dtype=bench.dtype, deterministic=True)
-    plan = Plan(precision="none" if args.tiny else "float8", stash="host", compiled=not args.tiny)
+    plan = Plan(precision="none" if args.tiny else "float8", activations="host", compiled=not args.tiny)
     experts = [expert(name, bench.config, bench.precision, device, bench.dtype) for name in ("high_noise", "low_noise")]
     resources = ExecutorResources(plan, kernels, experts[0][0].block_bytes, device)
     executors = [BlockExecutor(weights, resources) for weights, _ in experts]

@@ -25,7 +25,7 @@ from presets.job.schema import Job
 from presets.job.toml_file import absolute_paths, default_out, load_job, save_job
 from presets.machine.shell import without_secrets
 from presets.machine.visible_gpus import shown_to_cuda
-from presets.planner.plan import KNOBS
+from presets.planner.plan import LESS_MEMORY
 from presets.rules.check import check_job
 from presets.runs.events import EVENTS_FILE
 from presets.text import sentences
@@ -173,7 +173,9 @@ def _attempt(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog, li
         return RESUMABLE
     except torch.OutOfMemoryError as e:
         raise UserError(
-            f"the GPU ran out of memory outside a training step: {str(e).splitlines()[0]}", where="job.gpus", fix=KNOBS
+            f"the GPU ran out of memory outside a training step: {str(e).splitlines()[0]}",
+            where="job.gpus",
+            fix=LESS_MEMORY,
         ) from e
 
 

@@ -114,7 +114,7 @@ class Experts:
     def parked(self) -> Iterator[None]:
         """Inside, where memory is short (activations go to the host), the device holds nothing of the experts but their
         LoRAs: a preview's decode has the room. The host's memory stays page-locked, so bringing all back is quick."""
-        if self.plan.stash == "device":
+        if self.plan.activations == "device":
             yield
             return
         assert self.resources is not None, "the preview has just run"

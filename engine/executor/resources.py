@@ -81,8 +81,8 @@ class ExecutorResources:
         self.ring = WeightRing(block_bytes, plan.slots, device, cuda)
         self.activations = activations or (
             KeptActivations()
-            if plan.stash == "device"
-            else OffloadedActivations(device, cuda, stay=plan.stash_on_device)
+            if plan.activations == "device"
+            else OffloadedActivations(device, cuda, stay=plan.activations_on_device)
         )
 
     def pre_attention(self, x_BTD: torch.Tensor, given: PassInputs, weights: BlockWeights) -> Any:

@@ -96,7 +96,7 @@ def _no_ram(part: Part, planning: Planning, what: str) -> UserError:
     if part == "experts" and planning.hardware is not None:
         ram = MemoryCosts(planning.work, planning.hardware, planning.shape).ram(planning.plan)
         whole = (
-            f" ({human(ram['masters'])} for the frozen weights of {planning.work.needed}"
+            f" ({human(ram['weights'])} for the frozen weights of {planning.work.needed}"
             f" expert{'s' if planning.work.needed > 1 else ''})"
         )
         if planning.plan.precision != "qint4":

@@ -72,7 +72,7 @@ def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None, 
         plan = Plan(
             precision=DEQUANTIZED.get(job.quantization.transformer, "none"),
             resident=ALL,
-            stash="device",
+            activations="device",
             compiled=False,
             vae_frames=8,
         )

@@ -26,7 +26,7 @@ from presets import VERSION
 from presets.errors import UserError
 from presets.job.schema import Job
 from presets.planner.candidates import Scarce
-from presets.planner.plan import KNOBS, Plan
+from presets.planner.plan import LESS_MEMORY, Plan
 
 WHERE: dict[Scarce, str] = {
     "vram": "run",
@@ -115,7 +115,7 @@ def replan(run: Run, scarce: Scarce, why: Shortage) -> None:
             raise UserError(
                 f"out of memory in the {WHERE[scarce]}, and no smaller plan is left ({why.text})",
                 where=planning.plan.text,
-                fix=KNOBS,
+                fix=LESS_MEMORY,
             )
         plan, tidied = smallest, False
         run.log.emit("replanned", why=short, old=planning.plan.text, new=plan.text)

@@ -12,7 +12,7 @@ from statistics import median, quantiles
 from typing import Any
 
 from presets.findings import Finding
-from presets.planner.plan import KNOBS
+from presets.planner.plan import LESS_MEMORY
 from presets.runs.events import Event
 
 TIMING = frozenset({"slower-with-time", "data-starving", "memory-creeping", "memory-tight", "previews-dominate"})
@@ -174,7 +174,7 @@ class MemoryGrowth:
                             message=(
                                 "memory ran out twice in this attempt; each time the run went on with a slower plan"
                             ),
-                            fix=KNOBS,
+                            fix=LESS_MEMORY,
                         )
                     ]
             case "step":

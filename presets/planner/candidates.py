@@ -1,8 +1,8 @@
 """The plans worth considering for a job, and the ladder they form: each rung needs more memory than the one below, and
 is faster.
 
-The planner does not walk a fixed list: every combination of blocks, stash and chunks is priced, and those that no other
-beats in both memory and time are the rungs.
+The planner does not walk a fixed list: every combination of blocks, activations and chunks is priced, and those that no
+other beats in both memory and time are the rungs.
 """
 
 import math
@@ -27,7 +27,7 @@ VAE_FRAMES = (16, 8, 4)  # more at a time is no faster
 SLOTS, FEWEST_SLOTS = 3, 2  # one block computes while the next arrives; a third evens things out
 # blocks from one plan to the next; the wide one among residents that only smaller clips have a use for
 STRIDE, WIDE_STRIDE = 2, 8
-STASH_STRIDE = 8  # blocks more whose stash comes to the device when the host's memory was refused
+ACTIVATION_STRIDE = 8  # blocks more whose activations come to the device when the host's memory was refused
 AS_FAST = 1.01  # plans this close count as equally fast: the one that needs less memory is taken
 RUNG = 1.02  # one rung of the ladder to the next: this much faster
 # a rung down saves the smaller of both: less would not be worth the retry ...
@@ -48,16 +48,16 @@ class Limits(Struct, frozen=True, kw_only=True):
     """What the user has said about the plan; see `limits_of`."""
 
     chunked: bool | None = None  # True: always, False: never
-    host_stash: bool = False
+    host_activations: bool = False
     resident: Literal["any", "none", "all"] = "any"
 
 
 def limits_of(low_vram: Literal["auto"] | bool, layer_offloading: Literal["auto"] | bool) -> Limits:
-    """The guide's two switches. Low VRAM on: chunks and a host stash, no kept graphs; off: no chunks. Layer offloading
-    on: every block streamed; off: every block resident."""
+    """The guide's two switches. Low VRAM on: chunks and activations on the host, no kept graphs; off: no chunks. Layer
+    offloading on: every block streamed; off: every block resident."""
     return Limits(
         chunked=None if low_vram == "auto" else low_vram,
-        host_stash=low_vram is True,
+        host_activations=low_vram is True,
         resident="any" if layer_offloading == "auto" else "none" if layer_offloading else "all",
     )
 
@@ -70,11 +70,11 @@ def candidates(costs: Costs, precision: Precision, limits: Limits, *, compiled: 
     useful = [c for c in CHUNKS if c < longest] or [CHUNKS[-1]]
     chunks = useful if limits.chunked else [0] if limits.chunked is False else [0, *useful]
     counts = sorted({*range(0, layers, STRIDE), layers})
-    for kept in [0] if limits.host_stash or limits.resident == "none" else counts:
-        stashes: list[Literal["host", "device"]] = (
-            ["host"] if limits.host_stash else ["host", "device"] if kept < layers else ["device"]
+    for kept in [0] if limits.host_activations or limits.resident == "none" else counts:
+        places: list[Literal["host", "device"]] = (
+            ["host"] if limits.host_activations else ["host", "device"] if kept < layers else ["device"]
         )
-        for stash, chunk in product(stashes, chunks):
+        for activations, chunk in product(places, chunks):
             # with so many residents nobody waits for a copy: more of them would only let smaller clips keep more
             hidden = False
             for resident in [layers] if limits.resident == "all" else [r for r in counts if r >= kept]:
@@ -86,7 +86,7 @@ def candidates(costs: Costs, precision: Precision, limits: Limits, *, compiled: 
                         precision=precision,
                         resident=resident,
                         kept=kept,
-                        stash=stash,
+                        activations=activations,
                         chunk=chunk,
                         slots=slots,
                         vae_frames=VAE_FRAMES[-1],
@@ -95,7 +95,11 @@ def candidates(costs: Costs, precision: Precision, limits: Limits, *, compiled: 
                     )
                 )
                 yield plan
-                if stash == "host" and not limits.host_stash and (lean := within_ram(costs, plan)) is not None:
+                if (
+                    activations == "host"
+                    and not limits.host_activations
+                    and (lean := within_ram(costs, plan)) is not None
+                ):
                     yield lean
                 if resident == 0 and chunk:
                     yield msgspec.structs.replace(plan, slots=FEWEST_SLOTS)
@@ -105,22 +109,25 @@ def candidates(costs: Costs, precision: Precision, limits: Limits, *, compiled: 
 
 
 def within_ram(costs: Costs, plan: Plan) -> Plan | None:
-    """The plan with so much of its stash on the device that the host's memory does for the rest; None when it does
-    anyway, or all would have to stay."""
+    """The plan with so many of its activations on the device that the host's memory does for the rest; None when it
+    does anyway, or all would have to stay."""
     lacking = sum(costs.memory.ram(plan).values()) + FITTED.ram_margin - costs.hardware.ram_free
-    stay = math.ceil(lacking / costs.memory.stash())
-    return msgspec.structs.replace(plan, stash_on_device=stay) if 0 < stay < costs.shape.layers - plan.kept else None
+    stay = math.ceil(lacking / costs.memory.activations())
+    return (
+        msgspec.structs.replace(plan, activations_on_device=stay) if 0 < stay < costs.shape.layers - plan.kept else None
+    )
 
 
 def with_activations_on_device(costs: Costs, plan: Plan, vram: float) -> Plan:
-    """The plan with as much of its host stash on the device as keeps its need for VRAM within `vram`."""
+    """The plan with as many of its host activations on the device as keep its need for VRAM within `vram`."""
 
     def staying(blocks: int) -> Plan:
-        return msgspec.structs.replace(plan, stash_on_device=blocks)
+        return msgspec.structs.replace(plan, activations_on_device=blocks)
 
-    counts = range(plan.stash_on_device + 1, costs.shape.layers - plan.kept)
+    counts = range(plan.activations_on_device + 1, costs.shape.layers - plan.kept)
     return staying(
-        plan.stash_on_device + bisect_right(counts, vram, key=lambda blocks: rung(costs, staying(blocks)).need_vram)
+        plan.activations_on_device
+        + bisect_right(counts, vram, key=lambda blocks: rung(costs, staying(blocks)).need_vram)
     )
 
 
@@ -206,11 +213,11 @@ def next_down(
     if scarce == "vae" and narrower:
         return narrower[0]
     spared = (
-        range(plan.stash_on_device + STASH_STRIDE, costs.shape.layers - plan.kept, STASH_STRIDE)
-        if scarce == "ram" and plan.stash == "host" and not limits.host_stash
+        range(plan.activations_on_device + ACTIVATION_STRIDE, costs.shape.layers - plan.kept, ACTIVATION_STRIDE)
+        if scarce == "ram" and plan.activations == "host" and not limits.host_activations
         else ()
     )
-    narrower += [p for blocks in spared if better(p := msgspec.structs.replace(plan, stash_on_device=blocks))]
+    narrower += [p for blocks in spared if better(p := msgspec.structs.replace(plan, activations_on_device=blocks))]
     found = narrower + [p for p in candidates(costs, plan.precision, limits, compiled=plan.compiled) if better(p)]
     if not found:
         return None

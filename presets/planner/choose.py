@@ -152,13 +152,14 @@ def _choice(costs: Costs, precision: Precision, limits: Limits, why: str, *, com
 def _sparing_ram(costs: Costs, fitting: list[Candidate], chosen: Candidate, limits: Limits) -> Candidate:
     """The plan that takes least host memory of those that are sure to fit and less than a rung slower than the fastest,
     where it takes clearly less than `chosen`. Times this close are equal within the model's error, and the host's
-    memory is what others may want; the card's is the run's own. A host stash stays on the device as far as there is
-    room."""
+    memory is what others may want; the card's is the run's own. A host activations stays on the device as far as there
+    is room."""
     close, sure = RUNG * min(r.seconds for r in fitting), ROOMY_VRAM * costs.hardware.vram_free
     roomy = [r for r in fitting if r.seconds <= close and r.need_vram <= sure]
-    if not limits.host_stash:
+    if not limits.host_activations:
         roomy = [
-            rung(costs, with_activations_on_device(costs, r.plan, sure)) if r.plan.stash == "host" else r for r in roomy
+            rung(costs, with_activations_on_device(costs, r.plan, sure)) if r.plan.activations == "host" else r
+            for r in roomy
         ]
     sparing = [r for r in roomy if r.ram <= chosen.ram - RAM_WORTH]
     if not sparing:
@@ -172,12 +173,12 @@ def _too_little_ram(costs: Costs, least: Candidate) -> DoesNotFit:
     held = hardware.ram_total - hardware.ram_free
     precision, need = least.plan.precision, found.ram + FITTED.ram_margin
     parts = [
-        f"{human(found.ram_held['masters'])} for the frozen weights of {costs.work.needed}"
+        f"{human(found.ram_held['weights'])} for the frozen weights of {costs.work.needed}"
         f" expert{'s' if costs.work.needed > 1 else ''}"
     ]
     parts += [
         f"{human(found.ram_held[held])} for {word}"
-        for held, word in (("stash", "activations"), ("accelerator", "the previews' accelerator"))
+        for held, word in (("activations", "activations"), ("accelerator", "the previews' accelerator"))
         if found.ram_held[held]
     ]
     what = (

@@ -15,7 +15,7 @@ class Coefficients:
     context: float = 0.6 * GIB  # CUDA itself, kernels and library handles: outside torch's count. An estimate
     stem: float = 21.3  # bytes per D^2 of the parts around the blocks: 0.52 GiB
     fixed: float = 0.13 * GIB  # of a pass, whatever its length: norms' tables, LoRA casts, text
-    # rows over the whole length while chunks are worked on: gradients in and out, without the stash window
+    # rows over the whole length while chunks are worked on: gradients in and out, without the activations window
     outside: float = 5.9
     chunk: float = 6.2  # rows over one chunk: backward of the token-wise parts ...
     chunk_ffn: float = 4.0  # ... and, of width F, its feed-forward
@@ -24,7 +24,8 @@ class Coefficients:
     # more of them in a deterministic backward by torch's flash kernel: its partial sums in fp32
     attention_sums: float = 6.0
     stash_rows: float = 2.0  # rows that wait for a block's backward: its input and its attention's output
-    stash_window: int = 2  # blocks of these on the device with a host stash: the present one and the one read ahead
+    # blocks of these on the device with activations on the host: the present one and the one read ahead
+    activation_window: int = 2
     kept: float = 14.75  # rows of a kept block's graph, besides its weights ...
     kept_ffn: float = 2.0  # ... and, of width F
     kept_backward: float = 9.0  # rows while a kept block goes backward
@@ -34,7 +35,7 @@ class Coefficients:
     forward_chunk_ffn: float = 2.5
     lost: float = 0.2  # of the working set: what the allocator cannot hand out again
     lost_chunked: float = 0.08
-    lost_stash: float = 0.04  # of a device stash
+    lost_activations: float = 0.04  # of activations on the device
     lost_kept: float = 0.002
     lost_vae: float = 0.1  # An estimate
     # The VAE: bytes per pixel of a frame

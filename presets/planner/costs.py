@@ -20,7 +20,7 @@ class Prediction(Struct, frozen=True, kw_only=True):
     phases: dict[str, int]  # allocated peak of each phase: text, then step, vae, preview
     held: dict[str, int]  # what lies on the device through all phases but text: weights, ring, lora, stem, vae
     ram: int
-    ram_held: dict[str, int]  # masters, stash, accelerator, process
+    ram_held: dict[str, int]  # weights, activations, accelerator, process
     seconds: Seconds  # of the mean step
     largest: Seconds  # of a step of the largest bucket
     preview: float  # seconds for one preview; 0 without previews

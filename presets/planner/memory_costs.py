@@ -76,7 +76,7 @@ class MemoryCosts:
             "vae": int(c.vae_weights),
         }
 
-    def stash(self, load: Load | None = None) -> int:
+    def activations(self, load: Load | None = None) -> int:
         """Bytes of one block that wait for its backward, of the largest batch or of `load`."""
         heads = self.shape.width // 128
         return int((load or self.tail).rows * (c.stash_rows * self.row + 4 * heads))
@@ -114,9 +114,9 @@ class MemoryCosts:
         ratio = self.shape.ffn / self.shape.width
         waiting = self.shape.layers - plan.kept
         here = plan.staying(waiting)
-        window = min(waiting, c.stash_window) * c.stash_rows * tensor if here < waiting else 0.0
-        staying = float(here * self.stash(load))
-        stash = max(window, staying)  # those that stay are used up before the others come back
+        window = min(waiting, c.activation_window) * c.stash_rows * tensor if here < waiting else 0.0
+        staying = float(here * self.activations(load))
+        activations = max(window, staying)  # those that stay are used up before the others come back
         token_wise = c.outside * tensor + (c.chunk + c.chunk_ffn * ratio) * part
         sums = c.attention_sums * (self.work.deterministic and self.hardware.partial_sums)
         recomputed = max(token_wise, (c.attention + sums) * tensor) if waiting else 0.0
@@ -128,8 +128,8 @@ class MemoryCosts:
             graphs = plan.kept * kept
             working = max((c.kept_backward + sums) * tensor, recomputed - kept)
         share = c.lost_chunked if part < tensor else c.lost
-        lost = share * (recomputed or working) + c.lost_kept * graphs + c.lost_stash * staying + share * window
-        return c.fixed + self._weight_copy(plan) + stash + graphs + working, lost
+        lost = share * (recomputed or working) + c.lost_kept * graphs + c.lost_activations * staying + share * window
+        return c.fixed + self._weight_copy(plan) + activations + graphs + working, lost
 
     def _weight_copy(self, plan: Plan) -> int:
         """The largest weight once more: transposed for the float8 product, or dequantized."""
@@ -164,7 +164,7 @@ class MemoryCosts:
         decode = pixels * (c.decode_pixel * min(1.0, (1 + bucket.frames) / 5) + c.decode_clip_frame * bucket.frames)
         encode = pixels * _encode_pixel(bucket.frames, plan.vae_frames)
         decode, encode = decode + previews.accelerated.stem, encode + previews.accelerated.stem
-        if plan.stash == "host":  # the trainer parks the experts while it decodes
+        if plan.activations == "host":  # the trainer parks the experts while it decodes
             held = self.held(plan)
             decode -= held["weights"] + held["ring"] + held["stem"]
         return max(
@@ -209,8 +209,8 @@ class MemoryCosts:
         w = self.work
         waiting = self.shape.layers - plan.kept
         return {
-            "masters": block_bytes(self.shape, plan.precision, w.ara_rank) * self.shape.layers * w.needed,
-            "stash": (waiting - plan.staying(waiting)) * self.stash(),
+            "weights": block_bytes(self.shape, plan.precision, w.ara_rank) * self.shape.layers * w.needed,
+            "activations": (waiting - plan.staying(waiting)) * self.activations(),
             "accelerator": w.previews.accelerated.host if w.previews else 0,
             "process": int(c.process),
         }

@@ -7,10 +7,9 @@ what backward needs in host memory, the token-wise parts in ever smaller chunks.
 import math
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import Struct, field
 
-# What takes less memory, for people.
-KNOBS = (
+LESS_MEMORY = (  # for people
     "In order of worth: a smaller entry in datasets.resolutions, fewer num_frames, a smaller quantization, batch_size"
     " 1, ending other programs on the card"
 )
@@ -26,10 +25,12 @@ class Plan(Struct, frozen=True, kw_only=True):
     kept: int = 0  # of the resident ones, blocks that keep their graph and are not recomputed
     # (rows, blocks kept) by rising rows: batches of fewer rows than the largest leave room for more graphs
     also_kept: tuple[tuple[int, int], ...] = ()
-    stash: Literal["device", "host"] = "host"  # where a block's input and attention output wait for its backward
-    # with a host stash, the last so many of the blocks that recompute: theirs wait on the device, at no copy and no
+    # where a block's input and attention output wait for its backward; files and events call it `stash`
+    activations: Literal["device", "host"] = field(default="host", name="stash")
+    # with activations on the host, the last so many of the blocks that recompute: theirs wait on the device, at no copy
+    # and no
     # host memory
-    stash_on_device: int = 0
+    activations_on_device: int = field(default=0, name="stash_on_device")
     # tokens at a time in what follows the attention (output projection, cross-attention, feed-forward); 0: all at once
     chunk: int = 0
     slots: int = 3  # device buffers that streamed blocks pass through; 0 when all are resident
@@ -61,7 +62,7 @@ class Plan(Struct, frozen=True, kw_only=True):
 
     def staying(self, waiting: int) -> int:
         """How many of the blocks that wait for their backward do so on the device."""
-        return waiting if self.stash == "device" else min(self.stash_on_device, waiting)
+        return waiting if self.activations == "device" else min(self.activations_on_device, waiting)
 
     @property
     def whole_text(self) -> str:
@@ -84,8 +85,8 @@ class Plan(Struct, frozen=True, kw_only=True):
                 f"{self.kept} kept" + (f" (up to {self.also_kept[0][1]} for smaller clips)" if self.also_kept else "")
             )
         words.append(
-            f"activations on the {'GPU' if self.stash == 'device' else 'host'}"
-            + (f" but for {self.stash_on_device} blocks" if self.stash_on_device else "")
+            f"activations on the {'GPU' if self.activations == 'device' else 'host'}"
+            + (f" but for {self.activations_on_device} blocks" if self.activations_on_device else "")
         )
         if self.chunk:
             words.append(f"{self.chunk} tokens at a time")

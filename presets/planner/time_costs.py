@@ -111,7 +111,7 @@ class TimeCosts:
         if chunks > 1:
             again += self._traffic(c.traffic_chunked_backward, rows)
         calls = (2 * chunks + 5) * layers * c.call
-        copying = self._copy(plan, max(0, layers - plan.resident - plan.slots)) + self._stash_copy(plan, load)
+        copying = self._copy(plan, max(0, layers - plan.resident - plan.slots)) + self._activation_copy(plan, load)
         return max(attention + gradient + redone * again, calls), copying
 
     def _copy(self, plan: Plan, blocks: int) -> float:
@@ -119,7 +119,7 @@ class TimeCosts:
         size = block_bytes(self.shape, plan.precision, self.work.ara_rank)
         return blocks * size / (self.hardware.copy_gbps * c.copy * 1e9)
 
-    def _stash_copy(self, plan: Plan, load: Load) -> float:
+    def _activation_copy(self, plan: Plan, load: Load) -> float:
         waiting = self.shape.layers - plan.kept_for(load.rows)
         leaving = waiting - plan.staying(waiting)
         return leaving * c.stash_rows * load.rows * (2 * self.shape.width) / (self.hardware.copy_gbps * c.copy * 1e9)
@@ -134,7 +134,8 @@ class TimeCosts:
         w = self.work
         forward, fetched = self.forward(plan, load)
         backward, fetched_back = self.backward(plan, load)
-        first = max(fetched, self._stash_copy(plan, load))  # weights in and stash out go in opposite directions
+        # weights in and activations out go in opposite directions
+        first = max(fetched, self._activation_copy(plan, load))
         waits = w.terms * (max(0.0, first - forward) + max(0.0, fetched_back - backward)) + w.extra_forwards * max(
             0.0, fetched - forward
         )

@@ -125,7 +125,7 @@ def merged(model, differences: dict[str, torch.Tensor], strength: float) -> WanT
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])
-@pytest.mark.parametrize("plan", [{"resident": BLOCKS, "stash": "device"}, {"slots": 1, "chunk": 5}], ids=str)
+@pytest.mark.parametrize("plan", [{"resident": BLOCKS, "activations": "device"}, {"slots": 1, "chunk": 5}], ids=str)
 def test_every_change_of_a_file_acts_as_if_merged(model, file, plan, strength):
     path, differences = file
     accelerator = load(path, model, strength=strength)

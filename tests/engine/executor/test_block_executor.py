@@ -72,18 +72,18 @@ def plain(model, parameters):
 
 
 SAME_OPERATIONS = [
-    {"stash": "device"},
-    {"stash": "host"},
+    {"activations": "device"},
+    {"activations": "host"},
     {"slots": 2},
     {"slots": 1},
     {"resident": 2},
     {"resident": 4},
     {"resident": 4, "kept": 2},
-    {"resident": 4, "kept": 4, "stash": "device"},
-    {"stash_on_device": 1},
-    {"stash_on_device": 3, "slots": 2},
-    {"stash_on_device": 4},
-    {"resident": 2, "kept": 1, "also_kept": ((35, 2),), "stash_on_device": 2},
+    {"resident": 4, "kept": 4, "activations": "device"},
+    {"activations_on_device": 1},
+    {"activations_on_device": 3, "slots": 2},
+    {"activations_on_device": 4},
+    {"resident": 2, "kept": 1, "also_kept": ((35, 2),), "activations_on_device": 2},
     {"resident": 3, "kept": 1, "also_kept": ((36, 3),)},
     {"resident": 3, "also_kept": ((35, 3),)},
 ]
@@ -102,7 +102,7 @@ def test_the_same_operations_give_the_same_bits(weights, parameters, plain, plan
 
 
 @pytest.mark.parametrize(
-    "plan", [{"chunk": 5}, {"chunk": 7, "resident": 4, "kept": 1}, {"chunk": 17, "stash": "device"}], ids=str
+    "plan", [{"chunk": 5}, {"chunk": 7, "resident": 4, "kept": 1}, {"chunk": 17, "activations": "device"}], ids=str
 )
 def test_chunks_change_only_the_order_of_sums(weights, parameters, plain, plan):
     losses, grads, prediction = plain
@@ -144,7 +144,7 @@ def test_graphs_kept_for_short_clips_alone_leave_nothing_behind(weights, paramet
         return out
 
     ours = grads(resident=2, also_kept=((12, 2),))
-    assert all(torch.equal(a, b) for a, b in zip(ours, grads(resident=4, stash="device"), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(ours, grads(resident=4, activations="device"), strict=True))
 
 
 def test_e4m3_reaches_compiled_code_as_bytes_and_is_the_same(model, parameters):
@@ -166,7 +166,7 @@ def test_cards_that_read_e4m3_are_given_it(monkeypatch, capability, bytes_there)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(resources_module, "WeightRing", lambda *args: None)
     resources = ExecutorResources(
-        Plan(precision="qfloat8", stash="device", compiled=False), attention.CPU, 0, torch.device("cuda:0")
+        Plan(precision="qfloat8", activations="device", compiled=False), attention.CPU, 0, torch.device("cuda:0")
     )
     assert resources.e4m3_as_bytes == bytes_there
 
@@ -234,7 +234,7 @@ def test_activations_of_the_last_blocks_that_recompute_stay_on_the_device(weight
         puts.append((block, block in self._here))
 
     monkeypatch.setattr(OffloadedActivations, "put", put)
-    run = streamed(weights, resident=4, kept=1, stash_on_device=2)
+    run = streamed(weights, resident=4, kept=1, activations_on_device=2)
     for _ in range(2):
         run.forward_backward(X, T, TEXT, lambda out: out.square().mean())
     assert puts == [(0, False), (1, True), (2, True)] * 2 and not run.resources.activations._here
@@ -247,7 +247,7 @@ def test_what_is_compiled_for_a_fixed_order_chooses_no_order_by_its_speed(monkey
     for name in choices:
         monkeypatch.setattr(inductor, name, True)
     kernels = attention.Attention("flash", "flash", deterministic=deterministic)
-    ExecutorResources(Plan(slots=0, stash="device", compiled=True), kernels, 1, torch.device("cuda"), FakeCuda())
+    ExecutorResources(Plan(slots=0, activations="device", compiled=True), kernels, 1, torch.device("cuda"), FakeCuda())
     assert [getattr(inductor, name) for name in choices] == 2 * [not deterministic]
 
 

@@ -31,7 +31,7 @@ def gradient(bench: Bench) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("stay", [0, 1])
 def test_parked_experts_come_back_with_the_host_memory_they_had(bench, stay):
     experts = bench.run.experts
-    experts.set_plan(Plan(stash="host", stash_on_device=stay, compiled=False))
+    experts.set_plan(Plan(activations="host", activations_on_device=stay, compiled=False))
     before = gradient(bench)
     held = {block: buffer.data_ptr() for block, buffer in experts.resources.activations._host.items()}
     with experts.parked():
@@ -43,9 +43,9 @@ def test_parked_experts_come_back_with_the_host_memory_they_had(bench, stay):
 
 def test_another_plan_has_activations_of_its_own(bench):
     experts = bench.run.experts
-    experts.set_plan(Plan(stash="host", compiled=False))
+    experts.set_plan(Plan(activations="host", compiled=False))
     activations = experts.resources.activations
-    experts.set_plan(Plan(stash="host", stash_on_device=1, compiled=False))
+    experts.set_plan(Plan(activations="host", activations_on_device=1, compiled=False))
     assert experts.resources.activations is not activations and experts.resources.activations.stay == 1
 
 

@@ -84,9 +84,9 @@ PLANS = [
     {"slots": 2, "chunk": 3},
     {"resident": 2, "kept": 1},
     {"resident": 2, "slots": 2, "chunk": 4},
-    {"stash": "device"},
-    {"stash_on_device": 2},
-    {"stash_on_device": 1, "resident": 3, "kept": 2, "slots": 2},
+    {"activations": "device"},
+    {"activations_on_device": 2},
+    {"activations_on_device": 1, "resident": 3, "kept": 2, "slots": 2},
 ]
 
 
@@ -116,7 +116,7 @@ def test_every_timing_gives_the_same(both, plan):
 def test_each_wait_is_needed(both, wait, stay):
     cuda = FakeCuda(broken=wait)
     with Watch(cuda) as watch:
-        steps(both, Plan(compiled=False, stash_on_device=stay), cuda, sizes=((4, 6),))
+        steps(both, Plan(compiled=False, activations_on_device=stay), cuda, sizes=((4, 6),))
     assert wait in cuda.waits and watch.races
 
 
@@ -125,7 +125,7 @@ def test_a_pass_that_broke_off_leaves_nothing_to_the_next_ones(both, monkeypatch
     """In the loss, or at the second block's backward while the activations of the next are on their way; then a
     short clip that keeps the graph of that one, and a long one."""
     weights, cuda = both["high_noise"], FakeCuda()
-    plan = Plan(compiled=False, resident=2, slots=2, stash_on_device=1, also_kept=((6, 2),))
+    plan = Plan(compiled=False, resident=2, slots=2, activations_on_device=1, also_kept=((6, 2),))
 
     def breaking(*_: object) -> None:
         raise ZeroDivisionError
@@ -185,5 +185,7 @@ def test_a_recovery_adapter_travels_in_the_same_buffer(both):
     with Watch(cuda) as watch:
         ours = steps(with_branch, Plan(compiled=False), cuda, sizes=((4, 6),))
     assert not watch.races
-    plain = steps(with_branch, Plan(compiled=False, resident=BLOCKS, slots=0, stash="device"), None, sizes=((4, 6),))
+    plain = steps(
+        with_branch, Plan(compiled=False, resident=BLOCKS, slots=0, activations="device"), None, sizes=((4, 6),)
+    )
     assert all(torch.equal(a, b) for a, b in zip(ours, plain, strict=True))

@@ -33,7 +33,7 @@ CARD = card_hardware(find_card("4090"), ram=128 * GIB)
 @pytest.fixture
 def planning() -> Planning:
     return Planning(
-        Plan(precision="float8", resident=40, slots=0, stash="device"),
+        Plan(precision="float8", resident=40, slots=0, activations="device"),
         "a test",
         CARD,
         workload_of(JOB),
@@ -126,10 +126,10 @@ def test_at_the_last_rung_loading_ends_with_what_would_help(planning, monkeypatc
 
 
 def test_host_memory_refused_while_placing_leaves_the_host(planning, monkeypatch):
-    on_host = replace(planning, plan=Plan(precision="float8", stash="host"))
+    on_host = replace(planning, plan=Plan(precision="float8", activations="host"))
     run, placed = run_with(on_host, [HostMemoryRefused("the system would not lock 300 MiB")], monkeypatch)
     placement.place(run, on_host.plan)
-    assert placed[0].stash == "device" or placed[0].kept
+    assert placed[0].activations == "device" or placed[0].kept
     assert "host's memory: the system would not lock 300 MiB" in run.log.said[0][1]["why"]
 
 

@@ -116,7 +116,7 @@ def test_a_resumed_run_has_the_kernels_it_had(planned):
     ("before", "told"),
     [
         (Plan(slots=2, resident=3), []),
-        (Plan(stash="device", stash_on_device=4), []),
+        (Plan(activations="device", activations_on_device=4), []),
         (Plan(chunk=64), ["another plan"]),
         (Plan(resident=2, kept=1), ["another plan"]),
         (Plan(any_size=True), ["another plan", "compiled for each size, before: ", "compiled for any size"]),

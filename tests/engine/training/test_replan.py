@@ -21,8 +21,8 @@ from tests.engine.training.test_trainer import final_loras, step_losses
 from tests.helpers.jobs import of_kind, write_job
 from tests.helpers.training.placements import ON_CPU
 
-FULL = Plan(precision="none", resident=40, stash="device", compiled=False, vae_frames=8)
-STREAMED = Plan(precision="none", stash="host", compiled=False, vae_frames=4)
+FULL = Plan(precision="none", resident=40, activations="device", compiled=False, vae_frames=8)
+STREAMED = Plan(precision="none", activations="host", compiled=False, vae_frames=4)
 
 
 @pytest.fixture
@@ -72,8 +72,8 @@ def test_the_same_step_is_done_again_one_rung_down(tiny, tmp_path, monkeypatch, 
 
 
 def test_host_memory_that_is_refused_is_told_apart(tiny, tmp_path, monkeypatch, card):
-    """The toy's stash is too small to save anything by leaving the host: no rung is left, and the cause is the host's
-    memory."""
+    """The toy's activations is too small to save anything by leaving the host: no rung is left, and the cause is the
+    host's memory."""
     card(STREAMED)
     failing(monkeypatch, "forward_backward", {2}, HostMemoryRefused("the system would not lock 9 MiB"))
     assert run_job(write_job(tmp_path, tiny, prompts=0, steps=4), None, resume=False, workers=0, device="cpu") == 1
@@ -108,12 +108,12 @@ def test_experts_that_find_no_room_after_a_preview_are_placed_again(tiny, tmp_pa
     card(STREAMED)
     plain, calls = Experts.set_plan, []
 
-    def set_plan(self, plan, stash=None):
+    def set_plan(self, plan, activations=None):
         calls.append(plan)
         if len(calls) == 2:  # the first placed them
             self._drop()
             raise OOM
-        plain(self, plan, stash)
+        plain(self, plan, activations)
 
     monkeypatch.setattr(Experts, "set_plan", set_plan)
     assert (

@@ -17,7 +17,7 @@ from tests.helpers.training.plain import CPU, attach, packed
 pytestmark = pytest.mark.process  # it trains
 
 BLOCKS, STEPS = 3, 50
-RESIDENT = {"resident": BLOCKS, "slots": 0, "stash": "device"}
+RESIDENT = {"resident": BLOCKS, "slots": 0, "activations": "device"}
 
 
 def expert(name: str, seed: int) -> ExpertWeights:
@@ -79,8 +79,8 @@ def resident() -> list[torch.Tensor]:
     [
         {},
         {"resident": 2, "kept": 1, "slots": 1},
-        {"stash_on_device": 1},
-        {"resident": 2, "kept": 1, "stash_on_device": 1},
+        {"activations_on_device": 1},
+        {"resident": 2, "kept": 1, "activations_on_device": 1},
     ],
     ids=str,
 )

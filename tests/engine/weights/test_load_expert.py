@@ -47,7 +47,7 @@ def test_predictions_are_those_of_the_whole_model(tiny, expert):
     weights = ExpertWeights(
         expert, load_outer_modules(source, expert, ON_CPU), packed, [{} for _ in packed.buffers], 1.0
     )
-    plan = Plan(precision="none", stash="device", slots=2, compiled=False)
+    plan = Plan(precision="none", activations="device", slots=2, compiled=False)
     run = BlockExecutor(weights, ExecutorResources(plan, attention.CPU, weights.block_bytes, CPU))
     whole = WanTransformer3DModel.from_pretrained(tiny, subfolder=EXPERT_PART[expert], torch_dtype=torch.float32).eval()
     x, t, text = torch.randn(2, 36, 3, 4, 6), torch.tensor([900.0, 300.0]), torch.randn(2, 16, 32)

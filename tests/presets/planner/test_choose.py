@@ -91,8 +91,8 @@ def test_nothing_that_fits_is_clearly_faster_and_nothing_as_fast_spares_the_host
     assert seconds <= fastest * RUNG
     sure = [r for r in found if r.seconds <= fastest * RUNG and r.need_vram <= ROOMY_VRAM * hardware.vram_free]
     assert all(choice.prediction.ram < r.ram + RAM_WORTH for r in sure)
-    if choice.plan.stash_on_device:
-        one_more = msgspec.structs.replace(choice.plan, stash_on_device=choice.plan.stash_on_device + 1)
+    if choice.plan.activations_on_device:
+        one_more = msgspec.structs.replace(choice.plan, activations_on_device=choice.plan.activations_on_device + 1)
         assert costs.predict(one_more).need_vram > ROOMY_VRAM * hardware.vram_free >= choice.prediction.need_vram
     assert all(seconds <= r.seconds * AS_FAST for r in sure if r.ram <= choice.prediction.ram), (
         "no slower than sparing takes"
@@ -105,14 +105,14 @@ def test_what_waits_for_its_backward_stays_on_a_card_that_has_the_room():
     of = work(previews=msgspec.structs.replace(PREVIEWS, bucket=Bucket(41, 768, 768)))
     for vram in (24, 32, 48, 80, 141):
         choice = choose(of, on("H200", vram=vram))
-        assert choice.plan.stash == "device" and choice.prediction.ram < 32 * GIB
+        assert choice.plan.activations == "device" and choice.prediction.ram < 32 * GIB
     sixteen, twelve = (choose(of, on("H200", vram=vram)) for vram in (16, 12))
     assert (
-        sixteen.plan.stash == twelve.plan.stash == "host"
-        and 0 < twelve.plan.stash_on_device < sixteen.plan.stash_on_device
+        sixteen.plan.activations == twelve.plan.activations == "host"
+        and 0 < twelve.plan.activations_on_device < sixteen.plan.activations_on_device
     )
     assert sixteen.prediction.ram < 34 * GIB < twelve.prediction.ram < 38 * GIB
-    assert choose(of, on("H200", vram=16), low_vram=True).plan.stash_on_device == 0, "Low VRAM means the host"
+    assert choose(of, on("H200", vram=16), low_vram=True).plan.activations_on_device == 0, "Low VRAM means the host"
 
 
 def test_a_host_too_small_for_the_stash_gives_the_card_as_much_of_it_as_is_lacking():
@@ -122,7 +122,7 @@ def test_a_host_too_small_for_the_stash_gives_the_card_as_much_of_it_as_is_lacki
     costs = Costs(of, hardware)
     lean = within_ram(costs, plan)
     assert lean is not None and sum(costs.memory.ram(lean).values()) + FITTED.ram_margin <= hardware.ram_free
-    fewer = msgspec.structs.replace(lean, stash_on_device=lean.stash_on_device - 1)
+    fewer = msgspec.structs.replace(lean, activations_on_device=lean.activations_on_device - 1)
     assert sum(costs.memory.ram(fewer).values()) + FITTED.ram_margin > hardware.ram_free
     assert within_ram(Costs(of, on("4090", ram=64, vram=16)), plan) is None
     assert lean in list(candidates(costs, "float8", limits_of("auto", "auto"))) and lean not in list(
@@ -141,7 +141,7 @@ def test_pinned_memory_that_is_refused_brings_some_of_the_stash_to_the_card():
     assert (
         len(plans) > 3
         and ram == sorted(ram, reverse=True)
-        and plans[1].stash_on_device
+        and plans[1].activations_on_device
         and all(costs.predict(p).need_vram <= hardware.vram_free for p in plans)
     )
 
@@ -225,10 +225,10 @@ def test_layer_offloading_streams_all_or_nothing():
     )
 
 
-def test_low_vram_means_chunks_and_a_host_stash():
+def test_low_vram_means_chunks_and_a_host_activations():
     for card in ("4070", "H200"):
         plan = choose(work(), on(card), low_vram=True).plan
-        assert plan.chunk > 0 and plan.stash == "host" and plan.kept == 0
+        assert plan.chunk > 0 and plan.activations == "host" and plan.kept == 0
         assert choose(work(), on(card), low_vram=False).plan.chunk == 0
     long, small = work(81, 720), on("4090", vram=16)
     assert choose(long, small).plan.chunk > 0
@@ -284,7 +284,7 @@ def test_a_rung_down_that_runs_out_in_the_vae_first_gives_it_fewer_frames():
 def test_host_memory_can_be_relieved_too():
     of, hardware = work(), on("H200", ram=256)
     costs = Costs(of, hardware)
-    streamed = Plan(precision="float8", stash="host")
+    streamed = Plan(precision="float8", activations="host")
     lower = next_down(streamed, of, hardware, scarce="ram")
     assert lower is not None and sum(costs.memory.ram(lower).values()) < sum(costs.memory.ram(streamed).values())
     assert costs.predict(lower).need_vram <= hardware.vram_free

@@ -61,10 +61,10 @@ def plan(**more: Any) -> Plan:
 # optimizer step, no VAE, float8, LoRA of
 # rank 16, AdamW. GiB allocated and reserved at the peak, seconds of a step, of a forward alone (None: not taken).
 MEASURED = [
-    ((41, 512, 512), {"resident": 40, "kept": 40, "stash": "device", "slots": 0}, 115.30, 116.07, 1.365, 0.491),
-    ((41, 512, 512), {"resident": 40, "stash": "device", "slots": 0}, 25.77, 26.55, 1.675, 0.473),
-    ((41, 512, 512), {"resident": 20, "stash": "device"}, 20.20, 20.97, 1.685, 0.477),
-    ((41, 512, 512), {"stash": "device"}, 13.65, 14.42, 1.688, 0.476),
+    ((41, 512, 512), {"resident": 40, "kept": 40, "activations": "device", "slots": 0}, 115.30, 116.07, 1.365, 0.491),
+    ((41, 512, 512), {"resident": 40, "activations": "device", "slots": 0}, 25.77, 26.55, 1.675, 0.473),
+    ((41, 512, 512), {"resident": 20, "activations": "device"}, 20.20, 20.97, 1.685, 0.477),
+    ((41, 512, 512), {"activations": "device"}, 13.65, 14.42, 1.688, 0.476),
     ((41, 512, 512), {}, 5.69, 6.12, 1.692, 0.474),
     ((41, 512, 512), {"chunk": 4096, "slots": 2}, 4.64, 4.72, 1.866, 0.61),
     ((41, 512, 512), {"resident": 24, "kept": 24}, 72.75, 73.52, 1.543, 0.479),
@@ -104,12 +104,12 @@ def test_a_packed_block_of_14b():
     assert block_bytes(shape, "qint4") == pytest.approx(335 * MIB * (0.5 + 8 / 128), rel=0.005)
 
 
-@pytest.mark.parametrize(("precision", "masters"), [("float8", 26.2), ("none", 52.4), ("qint4", 14.7)])
-def test_host_memory_holds_both_experts_and_the_stash(precision, masters):
+@pytest.mark.parametrize(("precision", "weights"), [("float8", 26.2), ("none", 52.4), ("qint4", 14.7)])
+def test_host_memory_holds_both_experts_and_the_activations(precision, weights):
     found = predict(plan(precision=precision), work(needed=2, ranks=(16, 16)), H200)
-    assert found.ram_held["masters"] / GIB == pytest.approx(masters, rel=0.01)
+    assert found.ram_held["weights"] / GIB == pytest.approx(weights, rel=0.01)
     # inputs and attention outputs in bf16
-    assert found.ram_held["stash"] == pytest.approx(40 * 2 * 11264 * 5120 * 2, rel=0.01)
+    assert found.ram_held["activations"] == pytest.approx(40 * 2 * 11264 * 5120 * 2, rel=0.01)
     assert found.ram == sum(found.ram_held.values())
 
 
@@ -147,11 +147,11 @@ def some_plans(count: int, seed: int = 7) -> list[Plan]:
                 precision=rng.choice(["none", "float8", "qint8", "qint4"]),
                 resident=resident,
                 kept=rng.randint(0, resident),
-                stash=rng.choice(["host", "device"]),
+                activations=rng.choice(["host", "device"]),
                 chunk=rng.choice([0, 20000, 9000, 4096, 1500]),
                 slots=rng.choice([2, 3]),
                 vae_frames=rng.choice([4, 8, 20, 40]),
-                stash_on_device=rng.choice([0, 1, 7, 30]),
+                activations_on_device=rng.choice([0, 1, 7, 30]),
             )
         )
     return out
@@ -163,22 +163,24 @@ def peaks(costs: Costs, of: Plan) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("of", works())
-@pytest.mark.parametrize("field", ["resident", "kept", "chunk", "stash", "stash_on_device", "slots", "vae_frames"])
+@pytest.mark.parametrize(
+    "field", ["resident", "kept", "chunk", "activations", "activations_on_device", "slots", "vae_frames"]
+)
 def test_asking_for_less_never_takes_more_memory(of, field):
-    """A block less on the card, a kept graph less, smaller chunks, a host stash, a slot less, fewer frames through the
-    VAE."""
+    """A block less on the card, a kept graph less, smaller chunks, activations on the host, a slot less, fewer frames
+    through the VAE."""
     costs = Costs(of, H200)
     for full in some_plans(60):
         less: dict[str, Any] = {
             "resident": {"resident": full.resident - 1, "kept": min(full.kept, full.resident - 1)},
             "kept": {"kept": full.kept - 1},
-            "stash": {"stash": "host"},
-            "stash_on_device": {"stash_on_device": full.stash_on_device - 1},
+            "activations": {"activations": "host"},
+            "activations_on_device": {"activations_on_device": full.activations_on_device - 1},
             "chunk": {"chunk": full.chunk // 2 or 16384},
             "slots": {"slots": full.slots - 1},
             "vae_frames": {"vae_frames": max(4, full.vae_frames - 4)},
         }[field]
-        if min(less.get("resident", 0), less.get("kept", 0), less.get("stash_on_device", 0)) < 0:
+        if min(less.get("resident", 0), less.get("kept", 0), less.get("activations_on_device", 0)) < 0:
             continue
         smaller = msgspec.structs.replace(full, **less)
         assert peaks(costs, smaller)[0] <= peaks(costs, full)[0], (full, smaller)
@@ -192,8 +194,8 @@ def test_what_costs_memory_costs_no_time(of):
         for more in (
             {"resident": 40},
             {"resident": 40, "kept": 40},
-            {"stash": "device"},
-            {"stash_on_device": 40},
+            {"activations": "device"},
+            {"activations_on_device": 40},
             {"chunk": 0},
         ):
             assert costs.time.step(msgspec.structs.replace(full, **more)).total <= seconds * 1.0001, (full, more)
@@ -226,7 +228,7 @@ def test_a_slow_link_shows_in_the_step():
     assert exposed.total == pytest.approx(exposed.copying + exposed.vae + exposed.other, rel=0.2), (
         "the link sets the pace"
     )
-    resident = predict(plan(resident=40, slots=0, stash="device"), work(), slow).seconds
+    resident = predict(plan(resident=40, slots=0, activations="device"), work(), slow).seconds
     assert resident.copying == resident.copies == 0
 
 
@@ -279,28 +281,30 @@ def test_chunks_are_the_executor_s(tokens, chunk, count, rows):
 
 def test_a_stash_on_the_device_takes_what_it_spares_the_host():
     """From none to all, block by block; the host's window goes with the last."""
-    costs, one = Costs(work(), H200), Costs(work(), H200).memory.stash()
-    plans = [plan(stash_on_device=n) for n in range(41)]
+    costs, one = Costs(work(), H200), Costs(work(), H200).memory.activations()
+    plans = [plan(activations_on_device=n) for n in range(41)]
     assert [sum(costs.memory.ram(p).values()) for p in plans] == [
-        sum(costs.memory.ram(plan(stash="device")).values()) + (40 - n) * one for n in range(41)
+        sum(costs.memory.ram(plan(activations="device")).values()) + (40 - n) * one for n in range(41)
     ]
     sizes = [costs.memory.step(p)[0] for p in plans]
-    assert sizes[0] == pytest.approx(sizes[2], rel=2e-3) and sizes[40] == costs.memory.step(plan(stash="device"))[0]
+    assert (
+        sizes[0] == pytest.approx(sizes[2], rel=2e-3) and sizes[40] == costs.memory.step(plan(activations="device"))[0]
+    )
     assert all(b - a == pytest.approx(one) for a, b in itertools.pairwise(sizes[2:]))
-    assert costs.memory.step(plans[40]) == costs.memory.step(plan(stash="device"))
+    assert costs.memory.step(plans[40]) == costs.memory.step(plan(activations="device"))
     slow = Costs(work(), msgspec.structs.replace(H200, copy_gbps=3.0))
-    assert slow.time.step(plans[40]) == slow.time.step(plan(stash="device")) != slow.time.step(plans[39])
+    assert slow.time.step(plans[40]) == slow.time.step(plan(activations="device")) != slow.time.step(plans[39])
 
 
 def test_a_recovery_adapter_travels_with_its_blocks():
     """A streamed plan holds its share of the slots, a resident one all of it; the host's memory holds it whole."""
     shape, rank = ExpertShape(), 128
     whole = 2 * shape.lora_parameters(rank)
-    for made, share in ((plan(slots=2), 2 / 40), (plan(resident=40, slots=0, stash="device"), 2)):
+    for made, share in ((plan(slots=2), 2 / 40), (plan(resident=40, slots=0, activations="device"), 2)):
         of = work(needed=2)
         without, carried = predict(made, of, H200), predict(made, msgspec.structs.replace(of, ara_rank=rank), H200)
         assert carried.peak_vram - without.peak_vram == pytest.approx(share * whole, rel=1e-3)
-        assert carried.ram_held["masters"] - without.ram_held["masters"] == pytest.approx(2 * whole, rel=1e-3)
+        assert carried.ram_held["weights"] - without.ram_held["weights"] == pytest.approx(2 * whole, rel=1e-3)
 
 
 def test_the_rank_of_an_adapter_is_read_from_its_file(tmp_path):

@@ -1,0 +1,12 @@
+"""The plan as it lies in checkpoints and events of runs that were begun before."""
+
+import msgspec
+
+from presets.planner.plan import Plan
+
+
+def test_plans_of_old_runs_are_read_and_new_ones_are_written_as_they_were():
+    stored = {"precision": "float8", "resident": 4, "stash": "device", "stash_on_device": 3}
+    plan = msgspec.convert(stored, Plan)
+    assert (plan.activations, plan.activations_on_device) == ("device", 3)
+    assert stored.items() <= msgspec.to_builtins(plan).items()
