@@ -112,7 +112,7 @@ def _link(found: Repository, file: HubFile, *, revision: str | None = None) -> P
 
 
 def _files(found: Repository, composed: Composition, named: NamedBase, progress: Progress, where: str) -> list[HubFile]:
-    """All that has to come from a repository, the largest first. What is small is fetched here: indexes tell the names
+    """All that has to come from a repository, the largest first. What is small is fetched here: indexes have the names
     of shards."""
     names = wanted_files(composed, named, found)
     others = [name for name in names if not name.endswith(".safetensors")]
@@ -127,7 +127,7 @@ def _files(found: Repository, composed: Composition, named: NamedBase, progress:
     weights = [name for name in names if name.endswith(".safetensors")]
     for part in parts_from(composed, found.repo):
         spot = composed.places[part].spot
-        assert spot is not None, "the Hub has told"
+        assert spot is not None, "the Hub has been asked"
         if part == "tokenizer" or spot.single or (part in EXPERT_NAMES and part not in named.experts):
             continue
         weights = [name for name in weights if name.rpartition("/")[0] != spot.path] + _shards(
@@ -139,7 +139,7 @@ def _files(found: Repository, composed: Composition, named: NamedBase, progress:
 
 
 def _configs(found: Repository, composed: Composition) -> dict[str, dict[str, Any]]:
-    """The config.json of each part that comes from a repository; what is wrong with one is told when the part is
+    """The config.json of each part that comes from a repository; what is wrong with one is said when the part is
     read."""
     configs = {}
     for part in parts_from(composed, found.repo):

@@ -133,7 +133,7 @@ def _continue(place: Repository, file: HubFile, halt: threading.Event) -> None:
 
 
 def _bar_of(halt: threading.Event) -> Any:
-    """A progress bar in the eyes of the Hub's library, which shows nothing and ends the download when it is told to."""
+    """A progress bar for the Hub's library that shows nothing, and ends the download once `halt` is set."""
 
     class Bar:
         def __init__(self, **_: object) -> None: ...

@@ -110,7 +110,7 @@ def _hash(buffer: torch.Tensor) -> str:
 
 
 def _hashes(buffers: list[torch.Tensor]) -> tuple[str, ...]:
-    with ThreadPoolExecutor(_threads()) as pool:  # hashing lets go of the interpreter
+    with ThreadPoolExecutor(_threads()) as pool:  # hashing releases the interpreter lock
         return tuple(pool.map(_hash, buffers))
 
 
@@ -183,7 +183,7 @@ def _write(
             )
             return
         with aside.open("wb") as f:
-            fcntl.flock(f, fcntl.LOCK_EX)  # tells it from the leftovers of a writer that died
+            fcntl.flock(f, fcntl.LOCK_EX)  # distinguishes it from the leftovers of a writer that died
             f.write(header.start)
             for block, buffer in enumerate(buffers):
                 progress(block, len(buffers), "writing the weight cache")
