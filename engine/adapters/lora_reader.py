@@ -1,6 +1,6 @@
 """A finished LoRA file's tensors, to be run beside the frozen model: checked, with alpha and strength folded in.
 
-What the file holds is told by its header (`presets.base.lora_file`). Read so are accelerators and accuracy recovery
+What the file holds is known from its header (`presets.base.lora_file`). Read so are accelerators and accuracy recovery
 adapters; the LoRA that trains is `engine.adapters.lora`'s.
 """
 

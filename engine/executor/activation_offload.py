@@ -100,7 +100,7 @@ class OffloadedActivations:
         self._leaving.append((done, tensors))
 
     def _drop_left(self, keep: int) -> None:
-        """Let go of tensors whose copy the current stream has waited for: their memory may then be used again."""
+        """Drop tensors whose copy the current stream has waited for: their memory may then be used again."""
         while len(self._leaving) > keep:
             done, _ = self._leaving.pop(0)
             self._cuda.current_stream(self.device).wait_event(done)

@@ -22,15 +22,13 @@ from engine.system.placement import Placement
 from engine.wan.attention import Attention
 from engine.wan.block import Lora
 from engine.weights.base_model import BaseModel
-from engine.weights.load_expert import load_outer_modules
+from engine.weights.load_expert import Progress, load_outer_modules
 from engine.weights.packed_blocks import pack_lora
 from engine.weights.weight_cache import cached_blocks
 from presets.caches.cache_files import cache_folder
 from presets.job.expert_schedule import Expert, alpha_of, needed_experts, rank_of, trained_experts
 from presets.job.schema import Job
 from presets.planner.plan import Plan, Precision
-
-Progress = Callable[[int, int, str], None]
 
 
 class Experts:

@@ -1,4 +1,5 @@
-"""One expert of a base model, read block by block: the rest of it stays on the disk."""
+"""One expert of a base model, read block by block and unpacked, as a recovery adapter is built: the rest of it stays on
+the disk. A run loads its experts packed, by `engine.weights.load_expert`."""
 
 from typing import Any
 

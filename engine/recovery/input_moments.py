@@ -1,7 +1,8 @@
 """Second moments of what goes into each linear, gathered while the model runs over calibration clips.
 
 The default keeps the mean square of each channel. The full matrix E[x x^T] weighs better and takes 4 K^2 bytes per
-linear (100 MiB at K = 5120, 730 MiB at 13824), so it is meant for one block at a time.
+linear (100 MiB at K = 5120, 730 MiB at 13824), so it is meant for one block at a time. The model is run by
+`engine.recovery.calibrate`.
 """
 
 from dataclasses import dataclass, field

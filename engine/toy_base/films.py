@@ -2,7 +2,7 @@
 so.
 
 A film is a function of its `Scene`, so whatever a model makes of the first frame and the caption can be compared with
-the film itself. Speed varies by a few percent, which no caption tells; everything else that follows the first frame is
+the film itself. Speed varies by a few percent, which no caption says; everything else that follows the first frame is
 in the caption.
 
 B films, T frames, S pixels a side. Places are in halves of the picture's side from its middle, x to the right and y
@@ -84,7 +84,7 @@ def scenes(
     motion_B: torch.Tensor | None = None,
     camera_B: torch.Tensor | None = None,
 ) -> Scene:
-    """Random scenes on the generator's device. An object's motion cannot be told from where it starts but near the
+    """Random scenes on the generator's device. An object's motion cannot be known from where it starts but near the
     edges."""
     device = generator.device
 

@@ -1,5 +1,5 @@
 """The toy base's parts: their sizes, its text encoder (random, like a hash of the words), and the folder that they
-become."""
+become. They are trained in `engine.toy_base.train`."""
 
 import json
 import math

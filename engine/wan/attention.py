@@ -1,9 +1,10 @@
-"""Exact attention with its pieces in hand: the forward returns what the backward needs, so a block can be recomputed
-without running attention a second time.
+"""Exact attention in two halves: the forward returns what the backward needs, so a block can be recomputed without
+running attention a second time.
 
 `cudnn` and `flash` are torch's own kernels; `triton-large` and `triton-small` are ours, backward alone, in two sizes of
 tiles for cards with more and less shared memory; `flash4` is the package flash-attn-4, for Hopper and Blackwell
 data-centre cards; `cpu` is the CPU's. They agree on what a logsumexp is, so one may run forward and another backward.
+Attention to the text is not here but in `engine.wan.block`.
 
 B batch, N heads, T query tokens, S key tokens, K head width. Tensors are (B, N, T, K), any strides.
 """
@@ -103,8 +104,8 @@ def backward(
     *,
     deterministic: bool,
 ) -> Grads:
-    """Raises RuntimeError where `deterministic` is asked of a kernel that says it cannot; cudnn says nothing and cannot
-    either."""
+    """Gradients of q, k, v. Raises RuntimeError where `deterministic` is asked of a kernel that refuses it; cudnn does
+    not refuse, and is not deterministic."""
     T, S = q.shape[2], k.shape[2]
     if kernel in BACKWARD_ONLY:
         from engine.wan import triton_attention  # Triton comes with the CUDA builds of torch alone
@@ -148,7 +149,7 @@ def versions() -> dict[str, str]:
 
 
 class KernelBenchmark(NamedTuple):
-    """Seconds of each kernel that this card has, and why the others were passed over."""
+    """Seconds of each kernel that runs on this card, and why the others do not."""
 
     forward: dict[str, float]
     backward: dict[str, float]
@@ -187,7 +188,7 @@ def benchmark_kernels(
     gradients: tuple[torch.Tensor, ...] = ()
     for kernel in kernels(device):
         try:
-            with memory_errors():  # else cuDNN's word for it would be remembered as a fault of the kernel
+            with memory_errors():  # else cuDNN's own error would count as a fault of the kernel
                 if kernel not in BACKWARD_ONLY:
                     seconds, (out, lse) = timed(device, partial(forward, kernel, q, k, v))
                     answer = answer or (out, lse)

@@ -1,7 +1,7 @@
 """Frozen linears in the plan's precision, with the LoRA branch, and gradients for all but the frozen weight.
 
 The packed weight is all that backward keeps: it is dequantized again there, never saved in bf16. One packed copy serves
-both products.
+both products. How weights are packed: `engine.wan.quantize`.
 
 M rows (tokens), K in, N out, R rank.
 """
@@ -121,5 +121,5 @@ def frozen_linear(x: torch.Tensor, packed: Packed, bias_N: torch.Tensor, precisi
 
 
 def lora_branch(x: torch.Tensor, a_RK: torch.Tensor, b_NR: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """scale * B A x, in x's dtype; A and B are fp32 masters."""
+    """scale * B A x, in x's dtype; A and B are the fp32 master copies."""
     return F.linear(F.linear(x, a_RK.to(x.dtype)) * scale.to(x.dtype), b_NR.to(x.dtype))

@@ -3,11 +3,11 @@ of queries.
 
 The scores are computed in both, seven products where kernels that add up the gradient of the queries from all sides at
 once need five; in return no two programs write to the same place, so the same inputs give the same bits, and nothing
-waits in memory but one number a row. Formulas: FlashAttention-2 (Dao 2023, arXiv 2307.08691, algorithm 2). Imported
+is kept in memory but one number a row. Formulas: FlashAttention-2 (Dao 2023, arXiv 2307.08691, algorithm 2). Imported
 where Triton is, on CUDA.
 
 B batch, N heads, T query tokens, S key tokens, K head width. Inside the kernels: M rows of queries and N of keys that a
-program has in hand at a time.
+program works on at a time.
 """
 
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Triton kernels. Imported on CUDA only."""
+"""The Triton kernel behind `engine.wan.fp8_ops`, in a module of its own because Triton comes with CUDA alone."""
 
 import triton
 import triton.language as tl

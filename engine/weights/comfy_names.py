@@ -1,7 +1,7 @@
 """ComfyUI's single files under the names that diffusers and transformers use.
 
-diffusers' own converters move values from key to key, so given the names themselves as values they tell which stored
-tensor stands behind each of theirs. Only the file's header is needed.
+diffusers' own converters move values from key to key, so given the names themselves as values they say which stored
+tensor each of theirs is. Only the file's header is needed (`engine.weights.model_files`).
 """
 
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers, convert_wan_vae_to_diffusers

@@ -137,7 +137,7 @@ class Network:
             )
 
     def identity(self) -> str:
-        """Hash of what tells these weights from others: each file's size, time of change, header and sampled pages."""
+        """Hash that identifies these weights: each file's size, time of change, header and sampled pages."""
         return identity(self.files)
 
 

@@ -101,7 +101,7 @@ def _hash(buffer: torch.Tensor) -> str:
 
 
 def _hashes(buffers: list[torch.Tensor]) -> tuple[str, ...]:
-    with ThreadPoolExecutor(_threads()) as pool:  # hashing lets go of the interpreter
+    with ThreadPoolExecutor(_threads()) as pool:  # hashing releases the interpreter lock
         return tuple(pool.map(_hash, buffers))
 
 

@@ -3,6 +3,7 @@ that users may name."""
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from engine.encode.umt5 import load_text_encoder
 from engine.encode.vae_encoder import load_vae, vae_identity
 from engine.run import run_job
 from engine.weights import hub_download as hub_module
+from engine.weights import hub_transfer
 from engine.weights.base_model import FLOW_SHIFT, BaseModel, find_base_model
 from presets.base import fetch_plan
 from presets.base.composition import ENCODER_REPO, VAE_REPO, named_base
@@ -49,8 +51,8 @@ def hub(repos, tmp_path, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
-    monkeypatch.setattr(hub_module, "WAIT", 0.01)
-    monkeypatch.setattr(hub_module, "POLL", 0.01)
+    monkeypatch.setattr(hub_transfer, "WAIT", 0.01)
+    monkeypatch.setattr(hub_transfer, "POLL", 0.01)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     with serving(dict(repos)) as server:
         yield server
@@ -452,7 +454,7 @@ def test_what_check_says_of_a_refusal(hub, tmp_path, monkeypatch, status, code, 
 
 def test_a_hub_that_does_not_answer_is_waited_for_a_little(tmp_path, monkeypatch):
     monkeypatch.setattr(fetch_plan, "PATIENCE", 0.05)
-    monkeypatch.setattr(fetch_plan, "plan_fetch", lambda *_args, **_more: hub_module.threading.Event().wait(5))
+    monkeypatch.setattr(fetch_plan, "plan_fetch", lambda *_args, **_more: threading.Event().wait(5))
     told = fetching_of(named_base(job_of()), tmp_path, cache=tmp_path / "hub")
     assert told is not None and "did not answer in time" in told.unknown and told.fetches == []
     look = Look()

@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from engine.weights import hub_download as hub_module
+from engine.weights import hub_transfer
 from engine.weights.base_model import find_base_model
 from engine.weights.hub_download import download_file
 from presets.base.composition import NamedBase
@@ -55,8 +56,8 @@ def repository(tiny, tmp_path_factory) -> Path:
 def hub(repository, monkeypatch):
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1000)
-    monkeypatch.setattr(hub_module, "WAIT", 0.01)
-    monkeypatch.setattr(hub_module, "POLL", 0.01)
+    monkeypatch.setattr(hub_transfer, "WAIT", 0.01)
+    monkeypatch.setattr(hub_transfer, "POLL", 0.01)
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)
     with serving({ID: repository}) as server:
         yield server
