@@ -4,7 +4,6 @@ import asyncio
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -18,11 +17,6 @@ from wanlora_tui.output.plain_lines import plain_line
 from wanlora_tui.terminal.streams import is_dumb, is_terminal, terminal_width
 
 OUTCOMES = {"done": 0, "stopped": 75, "failed": 1, "cancelled": 1}
-
-
-class Printer(Protocol):
-    def event(self, view: RunView, event: Event) -> None: ...
-    def close(self) -> None: ...
 
 
 class JsonPrinter:
@@ -58,6 +52,9 @@ class LinePrinter:
         if self.open_line:
             print(flush=True)
         self.open_line = False
+
+
+Printer = JsonPrinter | LinePrinter
 
 
 async def watch_job(folder: Path | None, job: str, *, since: int, printer: Printer) -> tuple[JobRecord, RunView]:
