@@ -1,10 +1,7 @@
 """cache list, clear, path: what makes a second start fast. Packed weights, latents of images, text embeddings."""
 
-import sys
 import time
 from argparse import Namespace
-
-import msgspec
 
 from presets.caches.clip_scans import forget_scans
 from presets.caches.tensor_cache import (
@@ -21,7 +18,7 @@ from presets.caches.tensor_cache import (
 )
 from presets.caches.weight_cache import CacheEntry, budget, clear_cache, list_cache
 from presets.errors import UserError
-from wanlora_tui.commands.common import print_table, say
+from wanlora_tui.commands.common import print_json, print_table, say
 from wanlora_tui.output.formatting import count, duration, expert_text, home_path, size
 
 ONE = {"latents": "image", "texts": "text"}
@@ -33,7 +30,7 @@ def show(args: Namespace) -> int:
     of it as JSON."""
     kinds: tuple[CacheKind, ...] = (args.kind,) if args.kind else KINDS
     if args.json:
-        sys.stdout.buffer.write(msgspec.json.encode([row for kind in kinds for row in _objects(kind)]) + b"\n")
+        print_json([row for kind in kinds for row in _objects(kind)])
         return 0
     table: list[Row] = []
     talk = []

@@ -11,7 +11,7 @@ from daemon.wire.client import Client
 from daemon.wire.protocol import ENDED_STATES, JobRecord
 from presets.runs.events import Event
 from presets.runs.run_view import RunView, apply_event
-from wanlora_tui.commands.common import daemon_dir, pick_job, say
+from wanlora_tui.commands.common import pick_job, say
 from wanlora_tui.output.formatting import ending
 from wanlora_tui.output.plain_lines import plain_line
 from wanlora_tui.terminal.streams import is_dumb, is_terminal, terminal_width
@@ -91,7 +91,7 @@ def watch(args: Namespace) -> int:
         JsonPrinter() if args.json else LinePrinter(live=is_terminal(sys.stdout) and not is_dumb() and not args.plain)
     )
     try:
-        record, _ = asyncio.run(watch_job(daemon_dir(args), args.job or "", since=args.since, printer=printer))
+        record, _ = asyncio.run(watch_job(args.dir, args.job or "", since=args.since, printer=printer))
     except KeyboardInterrupt:
         printer.close()
         name = args.job or "the job"
