@@ -40,6 +40,7 @@ lint: setup
 
 docs: setup
 	$(BIN)/python -m presets.rules.docs > docs/job-file.md
+	$(BIN)/python -m tests.house
 
 snapshots: setup
 	$(BIN)/python -m pytest -q tests/wanlora_tui/screens/test_snapshots.py --snapshot-update

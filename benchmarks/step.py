@@ -235,10 +235,10 @@ def predicted(bench: Bench, plan: Plan, bucket: Bucket, hardware: Hardware) -> d
     work = Workload(loads=(Load(bucket, 1, 1.0),), steps=1, ranks=(16,), needed=1, deterministic=bench.deterministic)
     costs = Costs(work, hardware)
     plan = msgspec.structs.replace(plan, kept=plan.kept_for(bucket.tokens), also_kept=())
-    held = costs.held(plan)
-    seconds = costs.step(plan, work.loads)
+    held = costs.memory.held(plan)
+    seconds = costs.time.step(plan)
     return {
-        "predicted_peak_gib": (sum(held.values()) - held["vae"] + costs.step_bytes(plan)[0]) / GIB,
+        "predicted_peak_gib": (sum(held.values()) - held["vae"] + costs.memory.step(plan)[0]) / GIB,
         "predicted_seconds": seconds.total - seconds.vae,
         "predicted_vae_seconds": seconds.vae,
     }

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         "--accept-changes",
         action="store_true",
         help=(
-            "with --resume: go on though the job or its clips have changed, so that the run is no longer the one that"
+            "with --resume: resume though the job or its clips have changed, so that the run is no longer the one that"
             " was begun"
         ),
     )

@@ -1,4 +1,5 @@
-"""One job from its file to its LoRA files: checks, run folder, lock, training, and an honest last event."""
+"""One job from its file to its LoRA files: checks, run folder, lock, training, and an honest last event. The training
+itself is engine.training; where an attempt begins is engine.runfolder.resume."""
 
 import fcntl
 import os
@@ -6,32 +7,40 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from engine.runfolder.console import Console
-from engine.runfolder.control import Control, StopWished
+from engine.runfolder.control import Control, StopRequested
 from engine.runfolder.event_log import EventLog
 from engine.runfolder.resume import ResumePoint, find_resume_point
-from engine.system.durable_files import fsync, make_folder
+from engine.system.durable_files import make_folder
+from presets.atomic_file import fsync
 from presets.errors import UserError
-from presets.facts.facts import used_gpus
+from presets.facts.facts import Facts, used_gpus
+from presets.facts.gather import gather
 from presets.file_names import require_utf8
-from presets.findings import Finding
 from presets.job.resume_check import JOB_FILE
 from presets.job.schema import Job
 from presets.job.toml_file import absolute_paths, default_out, load_job, save_job
 from presets.machine.shell import without_secrets
 from presets.machine.visible_gpus import shown_to_cuda
 from presets.planner.plan import KNOBS
-from presets.rules.check import Facts, check_job, gather
+from presets.rules.check import check_job
 from presets.runs.events import EVENTS_FILE
 from presets.text import sentences
 
 DONE, FAILED, USAGE, RESUMABLE = 0, 1, 2, 75  # 75 is EX_TEMPFAIL: saved, start me again
 LOCK_FILE = ".lock"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an attempt may use; None: what it finds."""
+
+    workers: int | None  # processes that decode clips
+    device: str | None  # as torch calls it
+    vram: int | None  # bytes of the card's memory
 
 
 def run_job(
@@ -48,8 +57,8 @@ def run_job(
     """Train the job at `job_path` into OUT/NAME and return the exit code. User errors are printed and logged, never
     raised.
 
-    `resume` goes on from the newest checkpoint, or back to that of `from_step`; with `accept_changes` also when the run
-    is no longer the one that was begun. `vram_gib` caps the card's memory.
+    `resume` continues from the newest checkpoint, or goes back to that of `from_step`; with `accept_changes` also when
+    the run is no longer the one that was begun. `vram_gib` caps the card's memory.
     """
     try:
         job = load_job(job_path)
@@ -66,18 +75,18 @@ def run_job(
             )
         make_folder(folder)
         with locked(folder):
-            if not resume and ((folder / JOB_FILE).exists() or checkpoint_folders(folder)):
+            if resume:
+                begin = find_resume_point(folder, job, base_dir, from_step=from_step, accept=accept_changes)
+            elif (folder / JOB_FILE).exists() or checkpoint_folders(folder):
                 raise UserError(
                     "this folder already holds a run",
                     where=str(folder),
                     fix="Continue it with --resume, or give the job another name",
                 )
-            begin = (
-                find_resume_point(folder, job, base_dir, from_step=from_step, accept=accept_changes)
-                if resume
-                else ResumePoint(job=job)
-            )
-            return _train_in(folder, begin, base_dir, workers=workers, device=device, vram_gib=vram_gib)
+            else:
+                begin = ResumePoint(job=job)
+            limits = Limits(workers, device, None if vram_gib is None else int(vram_gib * 2**30))
+            return _train_in(folder, begin, base_dir, limits)
     except UserError as e:
         print(f"wanlora: {without_secrets(str(e))}", file=sys.stderr)
         return FAILED
@@ -89,21 +98,15 @@ def run_job(
         return FAILED
 
 
-def _train_in(
-    folder: Path, begin: ResumePoint, base_dir: Path, *, workers: int | None, device: str | None, vram_gib: float | None
-) -> int:
+def _train_in(folder: Path, begin: ResumePoint, base_dir: Path, limits: Limits) -> int:
+    """One attempt, whose last event says how it ended."""
     with Console() as console:
         log = EventLog(folder, listener=console.show)
         try:
             if log.damaged:
-                log.emit(
-                    "log",
-                    level="warning",
-                    text=(
-                        f"{log.damaged} lines of {log.path.name} are damaged and were passed over; is the disk failing?"
-                    ),
-                )
-            return _attempt(folder, begin, base_dir, log, workers=workers, device=device, vram_gib=vram_gib)
+                text = f"{log.damaged} lines of {log.path.name} are damaged and were passed over; is the disk failing?"
+                log.emit("log", level="warning", text=text)
+            return _attempt(folder, begin, base_dir, log, limits)
         except UserError as e:
             log.emit(
                 "failed",
@@ -128,42 +131,17 @@ def _train_in(
     return FAILED
 
 
-def _attempt(
-    folder: Path,
-    begin: ResumePoint,
-    base_dir: Path,
-    log: EventLog,
-    *,
-    workers: int | None,
-    device: str | None,
-    vram_gib: float | None,
-) -> int:
+def _attempt(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog, limits: Limits) -> int:
     control = Control(folder, tell=log.finding)
     control.listen()
-    log.phase("loading", 0, 1, "checking the job")
-    job = begin.job
-    facts = gather(job, base_dir, out=folder.parent)
-    if begin.resumed and facts.run is not None:  # how the job differs from the one that lies there has been asked about
-        facts.run = msgspec.structs.replace(facts.run, differences=[])
-    findings = check_job(job, facts)
-    for finding in findings:
-        log.finding(finding)
-    if errors := [f for f in findings if f.severity == "error"]:
-        raise UserError(
-            _summary(errors),
-            fix=errors[0].fix if len(errors) == 1 else "Fix them, as wanlora check says for each, then start again",
-        )
-    if not (folder / JOB_FILE).exists():
-        save_job(absolute_paths(job, base_dir), folder / JOB_FILE)
-        fsync(folder)
-
-    if device is None:
-        use_gpus(job, facts)
+    facts = _checked(folder, begin, base_dir, log)
+    if limits.device is None:
+        use_gpus(begin.job, facts)
 
     import torch  # only now: a job that is refused is refused in a second
     from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()  # our own phases tell the progress
+    transformers_logging.disable_progress_bar()  # our own phases show the progress
     from diffusers.utils import logging as diffusers_logging
 
     from engine.memory.out_of_memory import open_device_with_room
@@ -171,16 +149,21 @@ def _attempt(
 
     diffusers_logging.disable_progress_bar()
 
-    vram = None if vram_gib is None else int(vram_gib * 2**30)
     control.open()
     try:
-        control.honour()
+        control.raise_if_stop_requested()
         with memory_errors():
-            opened = open_device_with_room(device, vram=vram)
-            if device is None and not facts.tiny and facts.machine is not None:
-                require_gpu(opened, facts.machine)  # before anything is downloaded or packed
-            return _run(begin, facts, folder, log, control, device=opened, workers=workers, vram=vram)
-    except StopWished as e:
+            device = open_device_with_room(limits.device, vram=limits.vram)
+            if limits.device is None and not facts.tiny and facts.machine is not None:
+                require_gpu(device, facts.machine)  # before anything is downloaded or packed
+            from engine.training.prepare import prepare
+            from engine.training.trainer import train
+
+            workers = default_workers() if limits.workers is None else limits.workers
+            run = prepare(begin, facts, folder, log, control, device=device, workers=workers, vram=limits.vram)
+            with run.loader:
+                return DONE if train(run) else RESUMABLE
+    except StopRequested as e:
         log.emit(
             "stopped",
             step=begin.step,
@@ -194,34 +177,23 @@ def _attempt(
         ) from e
 
 
-def _run(
-    begin: ResumePoint,
-    facts: Facts,
-    folder: Path,
-    log: EventLog,
-    control: Control,
-    *,
-    device: Any,
-    workers: int | None,
-    vram: int | None,
-) -> int:
-    from engine.training.setup import prepare
-    from engine.training.trainer import train
-
-    run = prepare(
-        begin.job,
-        facts,
-        folder,
-        log,
-        device=device,
-        workers=default_workers() if workers is None else workers,
-        begin=begin,
-        control=control,
-        vram=vram,
-    )
-    with run.loader:
-        outcome = train(run, control)
-    return DONE if outcome.done else RESUMABLE
+def _checked(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog) -> Facts:
+    """The facts of a job that has no errors, which the run folder holds from now on. Raises UserError."""
+    log.phase("loading", 0, 1, "checking the job")
+    facts = gather(begin.job, base_dir, out=folder.parent, accepted=begin.check)
+    findings = check_job(begin.job, facts)
+    for finding in findings:
+        log.finding(finding)
+    if errors := [f for f in findings if f.severity == "error"]:
+        listed = "; ".join(f"{f.field}: {f.message}" for f in errors)
+        raise UserError(
+            f"{len(errors)} error{'s' if len(errors) > 1 else ''} in the job: {listed}",
+            fix=errors[0].fix if len(errors) == 1 else "Fix them, as wanlora check says for each, then start again",
+        )
+    if not (folder / JOB_FILE).exists():
+        save_job(absolute_paths(begin.job, base_dir), folder / JOB_FILE)
+        fsync(folder)
+    return facts
 
 
 def use_gpus(job: Job, facts: Facts) -> None:
@@ -230,12 +202,6 @@ def use_gpus(job: Job, facts: Facts) -> None:
     gpus = sorted(used_gpus(job, facts), key=lambda gpu: job.job.gpus.index(gpu.index))
     if gpus:
         os.environ.update(shown_to_cuda({gpu.index: gpu.uuid for gpu in gpus}))
-
-
-def _summary(errors: list[Finding]) -> str:
-    return f"{len(errors)} error{'s' if len(errors) > 1 else ''} in the job: " + "; ".join(
-        f"{f.field}: {f.message}" for f in errors
-    )
 
 
 def holds_a_run(folder: Path) -> bool:

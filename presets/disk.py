@@ -1,5 +1,6 @@
 """Places on disks that may not exist yet."""
 
+import tempfile
 from pathlib import Path
 
 
@@ -14,6 +15,16 @@ def exists(path: Path) -> bool:
         return path.exists()
     except PermissionError:  # inside a folder that we may not look into
         return False
+
+
+def not_writable(path: Path) -> str:
+    """Why nothing can be written at a place, "" when it can. It is tried: permission bits lie on read-only disks and
+    for root."""
+    try:
+        with tempfile.TemporaryFile(dir=existing_parent(path)):
+            return ""
+    except OSError as e:
+        return (e.strerror or str(e)).lower()
 
 
 def same_disk(a: Path, b: Path) -> bool:

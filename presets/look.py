@@ -22,7 +22,7 @@ class LookEnded(Exception):
 
 
 def never_ends() -> None:
-    """The `go_on` of whoever waits to the end."""
+    """The `raise_if_ended` of whoever waits to the end."""
 
 
 class Look:
@@ -40,7 +40,7 @@ class Look:
     def ended(self) -> bool:
         return self._ended.is_set()
 
-    def go_on(self) -> None:
+    def raise_if_ended(self) -> None:
         """To be called between two files, and between two frames of one. Raises LookEnded once it was ended."""
         if self.ended:
             raise LookEnded
@@ -54,7 +54,7 @@ class Look:
         self.done, self.total = 0, len(items)
         waiting: SimpleQueue[int] = SimpleQueue()
         answers: SimpleQueue[tuple[int, R]] = SimpleQueue()
-        # told to the caller, whose thread it is meant for; an answer may be an error too, given and not raised
+        # raised again in the caller, whose thread it is meant for; an answer may be an error too, given and not raised
         raised: list[BaseException] = []
 
         def work() -> None:
@@ -77,7 +77,7 @@ class Look:
             for thread in pool:
                 thread.start()
             while len(found) < len(items):
-                self.go_on()
+                self.raise_if_ended()
                 if raised:
                     raise raised[0]
                 try:

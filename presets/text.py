@@ -19,10 +19,10 @@ def sentences(*parts: str) -> str:
 
 
 def human(size: float) -> str:
-    """Bytes for a person: `1.8 GiB`, `310 MiB`, `12 KiB`."""
-    for unit, power in (("GiB", 3), ("MiB", 2)):
-        if size >= 1024**power:
-            return (
-                f"{size / 1024**power:.1f} {unit}" if size < 100 * 1024**power else f"{size / 1024**power:.0f} {unit}"
-            )
-    return f"{size / 1024:.0f} KiB"
+    """Bytes for a person, in three digits or so: `512 B`, `12 KiB`, `1.8 GiB`, `140 GiB`."""
+    unit = "B"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if size < 1024:
+            break
+        size, unit = size / 1024, larger
+    return f"{size:.{int(size < 100 and unit[0] in 'MGT')}f} {unit}"

@@ -28,7 +28,7 @@ from safetensors.numpy import load_file, save_file
 from daemon.errors import NotRunning, RequestRefused
 from daemon.wire.blocking import ping
 from daemon.wire.client import Client
-from daemon.wire.paths import endpoint, places
+from daemon.wire.paths import daemon_paths, endpoint
 from daemon.wire.protocol import PROTOCOL_VERSION, Refused, reply_decoder
 from presets.findings import Finding
 from presets.job.schema import (
@@ -598,7 +598,7 @@ def test_two_daemons(home: Path, tmp_path: Path):
 @contextmanager
 def daemon_of_version(version: int) -> Iterator[None]:
     """Something that answers every request where the user's daemon would, in another version of the protocol."""
-    where = places()
+    where = daemon_paths()
     where.runtime.mkdir(parents=True)
     answer, over = (
         msgspec.msgpack.encode({"version": version, "id": "x", "answer": {"type": "Unheard of"}}),
@@ -639,14 +639,14 @@ def test_a_daemon_of_another_version_is_told_by_every_command(home: Path, work: 
                 f"the daemon speaks protocol version {version}, this client version {PROTOCOL_VERSION}" in line
                 and f"The older one is {older}" in line
             )
-        places().control.unlink()  # or the tidying of this test would talk to it
+        daemon_paths().control.unlink()  # or the tidying of this test would talk to it
     assert contents(work) == before
 
 
 def test_the_daemon_tells_a_client_of_another_version(home: Path, tmp_path: Path):
     assert wanlora("daemon", "start", cwd=tmp_path).returncode == 0
     with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
-        socket.connect(endpoint(places().control))
+        socket.connect(endpoint(daemon_paths().control))
         socket.send(
             msgspec.msgpack.encode({"version": PROTOCOL_VERSION + 1, "id": "new", "command": {"type": "Teleport"}})
         )

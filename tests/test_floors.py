@@ -6,18 +6,23 @@ import statement there is, also those inside functions, which only run when thei
 """
 
 import json
+import re
 import subprocess
 import sys
+import xml.etree.ElementTree as ET
 from functools import cache
 from graphlib import TopologicalSorter
 from importlib.util import find_spec
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import ROOT
-from tests.helpers.floors import arrows, charter, files, imports
+from tests.helpers.floors import arrows, charter, depths, files, imports, reduced, rooms
 from tests.helpers.waiting import PATIENCE
+from tests.house.page import page
+from tests.house.picture import picture
 
 # floor -> floors it may import
 BELOW = {"wanlora_tui": {"daemon", "presets"}, "daemon": {"presets"}, "engine": {"presets"}, "presets": set()}
@@ -80,21 +85,22 @@ ROOMS = {
     ),
     "presets": (
         """
-        rules       -> base caches clips disk errors facts findings job look machine planner recipes runs text
+        rules       -> base clips disk errors facts findings job machine planner recipes text
         diagnosis   -> clips errors findings job planner runs
         recipes     -> clips job machine planner
-        planner     -> base clips errors facts job machine text
-        facts       -> base clips job machine
-        caches      -> base
+        planner     -> atomic_file base clips errors facts job machine text
+        facts       -> base caches clips disk errors findings job look machine runs
+        caches      ->
         base        -> disk errors findings job look text
         clips       -> errors file_names findings job look
         machine     -> errors
         runs        -> errors files job text
-        job         -> errors file_names files
+        job         -> atomic_file disk errors file_names files
         findings    -> errors
         file_names  -> errors
         errors      -> text
         text        ->
+        atomic_file ->
         files       ->
         disk        ->
         look        ->
@@ -237,3 +243,72 @@ def test_the_scan_sees_a_way_into_another_room(tmp_path: Path, line: str):
         (tmp_path / "engine" / name).parent.mkdir(parents=True)
         (tmp_path / "engine" / f"{name}.py").write_text(f"{line}\n" if name == "wan/block" else "")
     assert list(arrows("engine", tmp_path)) == [("wan", "training")]
+
+
+def test_the_page_of_the_house_and_its_picture_are_up_to_date():
+    for name, made in (("floors.md", page()), ("floors.svg", picture())):
+        assert (ROOT / "docs" / name).read_text("utf-8") == made, "stale: make docs"
+
+
+def test_depths_and_the_arrows_that_a_longer_way_implies():
+    below = {
+        "run": {"training", "system"},
+        "training": {"wan", "system"},
+        "wan": {"system"},
+        "system": set(),
+        "demo": set(),
+    }
+    assert depths(below) == {"run": 0, "training": 1, "wan": 2, "system": 3, "demo": 0}
+    assert reduced(below) == {
+        "run": {"training"},
+        "training": {"wan"},
+        "wan": {"system"},
+        "system": set(),
+        "demo": set(),
+    }
+
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def boxes(parent: ET.Element) -> list[Box]:
+    sides = [[float(r.attrib[side]) for side in ("x", "y", "width", "height")] for r in parent.findall("{*}rect")]
+    return [(x, y, x + width, y + height) for x, y, width, height in sides]
+
+
+def points(path: str) -> list[tuple[float, float]]:
+    """Points along a path of M, C and V commands."""
+    out: list[tuple[float, float]] = []
+    for command, text in re.findall(r"([MCV])([^MCV]*)", path):
+        numbers = [float(n) for n in text.split()]
+        if command == "M":
+            out.append((numbers[0], numbers[1]))
+            continue
+        (x, y), straight = out[-1], command == "V"
+        ends = (
+            [(x, y), (x, y), (x, numbers[0]), (x, numbers[0])]
+            if straight
+            else [(x, y), *zip(numbers[::2], numbers[1::2], strict=True)]
+        )
+        for i in range(1, 21):
+            t = i / 20
+            weights = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3)
+            out.append(tuple(sum(w * end[axis] for w, end in zip(weights, ends, strict=True)) for axis in (0, 1)))
+    return out
+
+
+def test_the_picture_shows_each_room_once_and_nothing_lies_on_a_box():
+    svg = ET.fromstring(picture())
+    shown = [text.text for text in svg.iterfind("{*}g/{*}text")]
+    assert sorted(shown) == sorted(room for floor in BELOW for room in rooms(floor))
+    bands, found = boxes(svg), [box for group in svg.findall("{*}g") for box in boxes(group)]
+    assert len(bands) == len(BELOW) and len(found) == len(shown)
+    for one in found:
+        assert any(b[0] < one[0] and b[1] < one[1] and one[2] < b[2] and one[3] < b[3] for b in bands), one
+    for a, b in combinations(found, 2):
+        assert a[2] < b[0] or b[2] < a[0] or a[3] < b[1] or b[3] < a[1], (a, b)
+    ways = [points(path.attrib["d"]) for path in svg.iterfind("{*}path") if path.attrib["class"] == "arrow"]
+    assert len(ways) > len(found) / 2
+    for way in ways:
+        for x, y in way:
+            assert not any(b[0] < x < b[2] and b[1] + 0.1 < y < b[3] - 0.1 for b in found), (way[0], way[-1], x, y)

@@ -22,7 +22,7 @@ from wanlora_tui.screens.resume import resume_run
 FITS, ASK, IMPOSSIBLE = "fits", "ask", "impossible"
 WORDS = {
     ASK: "from here on it would not be the run that was begun",
-    IMPOSSIBLE: "what was learnt does not fit it",
+    IMPOSSIBLE: "its checkpoints do not fit it",
     "unreadable": "nobody can tell what has changed",
 }
 
@@ -31,11 +31,11 @@ class Scene:
     """A run folder with its job file, and each of the four who decide, told to accept or not: what they refuse with, ""
     when they do not."""
 
-    def __init__(self, base: Path, *, learnt: bool) -> None:
+    def __init__(self, base: Path, *, trained: bool) -> None:
         self.base, self.place, self.file, self.copy = base, Place(base), base / "t.toml", base / "copy.toml"
         save_job(JOB, self.file)
         save_job(absolute_paths(JOB, base), self.copy)
-        if learnt:
+        if trained:
             self.place.save(2)
         self.record = JobRecord(
             id=1, name="t", job_path=str(self.file), out=str(base / "runs"), gpus=[0], state="stopped"
@@ -99,7 +99,7 @@ def refusal(act: Callable[[], object]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("learnt", "edits", "verdict"),
+    ("trained", "edits", "verdict"),
     [
         (True, {}, FITS),
         (False, {}, FITS),
@@ -113,8 +113,8 @@ def refusal(act: Callable[[], object]) -> str:
         (False, {"training__optimizer": "prodigy", "training__loss": "mae"}, ASK),
     ],
 )
-def test_all_who_decide_agree(tmp_path: Path, learnt: bool, edits: dict[str, object], verdict: str):
-    scene = Scene(tmp_path, learnt=learnt)
+def test_all_who_decide_agree(tmp_path: Path, trained: bool, edits: dict[str, object], verdict: str):
+    scene = Scene(tmp_path, trained=trained)
     scene.edit(**edits)
     breaking = [
         path.replace("__", ".") for path in edits if path not in ("training__lr", "save__keep", "sample__guidance")
@@ -134,9 +134,9 @@ def test_all_who_decide_agree(tmp_path: Path, learnt: bool, edits: dict[str, obj
     assert bool(scene.asked) == (verdict == ASK)
 
 
-@pytest.mark.parametrize("learnt", [True, False])
-def test_all_agree_on_a_run_whose_own_job_file_cannot_be_read(tmp_path: Path, learnt: bool):
-    scene = Scene(tmp_path, learnt=learnt)
+@pytest.mark.parametrize("trained", [True, False])
+def test_all_agree_on_a_run_whose_own_job_file_cannot_be_read(tmp_path: Path, trained: bool):
+    scene = Scene(tmp_path, trained=trained)
     (scene.place.run / "job.toml").write_text("[job")
     for who in (
         scene.command,
@@ -149,12 +149,12 @@ def test_all_agree_on_a_run_whose_own_job_file_cannot_be_read(tmp_path: Path, le
 
 
 def test_a_yes_to_the_command_is_good_for_the_daemon_and_the_trainer(tmp_path: Path):
-    scene = Scene(tmp_path, learnt=True)
+    scene = Scene(tmp_path, trained=True)
     for edits, torn in (({"training__loss": "mae"}, False), ({}, True)):
         scene.edit(**edits)
         if torn:
             (scene.place.run / "job.toml").write_text("[job")
-        digest = agreed_here(load_job(scene.file), scene.base, scene.base / "runs", accepted=True)
+        digest, _ = agreed_here(load_job(scene.file), scene.base, scene.base / "runs", accepted=True)
         require_accepted(scene.record, changed_since(scene.record, None)[1], digest)
         require_accepted(scene.record, changed_since(scene.record, scene.copy)[1], digest)
         assert scene.trainer(digest is not None) == ""

@@ -123,8 +123,8 @@ def test_a_torch_that_does_not_fit_the_driver(work: Path, tmp_path: Path, home: 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch has a GPU")
 def test_a_torch_that_sees_no_gpu_though_the_rules_saw_nothing_wrong(work: Path, monkeypatch: pytest.MonkeyPatch):
     """The trainer asks torch before it loads."""
-    monkeypatch.setattr("engine.run.check", lambda job, facts: [])
-    monkeypatch.setattr("presets.rules.check.read_machine", lambda out: machine(gpu(), torch=Build("2.13.0", "13.0")))
+    monkeypatch.setattr("engine.run.check_job", lambda job, facts: [])
+    monkeypatch.setattr("presets.facts.gather.read_machine", lambda out: machine(gpu(), torch=Build("2.13.0", "13.0")))
     assert run_job(work / "job.toml", None, resume=False, workers=0) == 1
     [run] = (work / "runs").iterdir()
     told = [event for event, _ in read_events(run / "events.jsonl")]

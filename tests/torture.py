@@ -162,7 +162,7 @@ def life(
         )
         if not last:
             stops |= disturb(attempt, what, instant, tally)
-        code = attempt.wait(DEADLINE)
+        code = attempt.wait()
         if code == 0:
             break
         refused = code == 1 and what == "disk" and "the disk is full" in attempt.said()  # in front of the first step

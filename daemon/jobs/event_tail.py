@@ -7,8 +7,7 @@ from pathlib import Path
 import msgspec
 
 from daemon.wire.protocol import MAX_EVENT_BYTES, REPLAY_PAGE, REPLAY_PAGE_BYTES, encode
-from presets.files import open_regular
-from presets.runs.events import EVENTS_FILE, TERMINAL_KINDS, Event, decode_event
+from presets.runs.events import EVENTS_FILE, TERMINAL_KINDS, DamagedLine, Event, decode_event, read_events
 from presets.runs.run_view import RunView, apply_event
 
 INDEX_EVERY = 256  # events between two remembered offsets
@@ -87,45 +86,37 @@ class Tail:
 
 def _read(path: Path, offset: int, last_seq: int) -> Iterator[tuple[Event, int]]:
     """Events from `offset` on, each with the offset just behind it; `last_seq` is the one before."""
-    damage: list[str] = []
-    with open_regular(path) as f:
-        f.seek(offset)
-        for line in f:
-            if not line.endswith(b"\n"):
-                return
-            at, offset = offset, offset + len(line)
-            try:
-                if len(line) > MAX_EVENT_BYTES:
-                    raise msgspec.DecodeError(f"{len(line)} bytes in one line")
-                event = decode_event(line)
-                _check(event)
-            except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as e:
-                damage.append(f"byte {at}: {type(e).__name__} {e}")
-                continue
-            if event.seq <= last_seq:
-                continue
-            if damage and event.seq > last_seq + 1:
-                yield _finding(damage, last_seq + 1, event), at
-            damage = []
-            last_seq = event.seq
-            yield event, offset
+    damage: list[DamagedLine] = []
+    for event, end in read_events(path, offset=offset, report=damage.append, decode=_decode):
+        if event.seq <= last_seq:
+            continue
+        if damage and event.seq > last_seq + 1:
+            yield _finding(damage, last_seq + 1, event), damage[-1].end
+        damage.clear()
+        last_seq = event.seq
+        yield event, end
 
 
-def _check(event: Event) -> None:
-    """Fold the event alone and send the result through the wire's types: what passes here can hurt no reader."""
+def _decode(line: bytes) -> Event:
+    """An event that hurts no reader: it is applied to a view of its own, and sent through the wire's types."""
+    if len(line) > MAX_EVENT_BYTES:
+        raise msgspec.DecodeError(f"{len(line)} bytes in one line")
+    event = decode_event(line)
     view = RunView(last_seq=event.seq - 1)
     apply_event(view, event)
     _view_decoder.decode(encode(view))
     encode(event)
+    return event
 
 
-def _finding(damage: list[str], seq: int, before: Event) -> Event:
+def _finding(damage: list[DamagedLine], seq: int, before: Event) -> Event:
     lines = f"{len(damage)} lines" if len(damage) > 1 else "a line"
+    where = "; ".join(f"byte {line.begin}: {line.why}" for line in damage)
     data = {
         "code": "events-damaged",
         "severity": "warning",
         "field": EVENTS_FILE,
-        "message": f"{lines} of {EVENTS_FILE} cannot be read ({'; '.join(damage)[:300]}): what they told is not shown",
+        "message": f"{lines} of {EVENTS_FILE} cannot be read ({where[:300]}): what they told is not shown",
         "fix": "Training is not touched by this. Check the disk of the run folder",
     }
     return Event(seq=seq, time=before.time, run=before.run, attempt=before.attempt, kind="finding", data=data)

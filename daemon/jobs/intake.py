@@ -11,7 +11,7 @@ from presets.errors import UserError
 from presets.job.resume_check import JOB_FILE, ResumeCheck
 from presets.job.schema import Job
 from presets.job.toml_file import absolute_paths, default_out, dump_job, load_job
-from presets.machine.machine import visible_gpus
+from presets.machine.gpus import visible_gpus
 from presets.machine.shell import Shell
 from presets.machine.visible_gpus import VISIBLE, pick
 from presets.runs.checkpoints import StoredCheckpoint, checkpoints_of

@@ -24,10 +24,11 @@ from daemon.jobs.resume_request import require_accepted, require_checkpoint
 from daemon.jobs.service import Service
 from daemon.wire import protocol as wire
 from presets import VERSION
+from presets.atomic_file import write_file
 from presets.errors import JobError, UserError
 from presets.findings import of_job_error
 from presets.job.diff import live_value
-from presets.job.toml_file import load_job, save_text
+from presets.job.toml_file import load_job
 from presets.machine.shell import Shell
 from presets.runs.checkpoints import checkpoints_of
 from presets.runs.control import ControlFile
@@ -180,7 +181,7 @@ class Requests:
             )
         shell, secrets = asked.shell.divided() if asked.shell is not None else (None, {})
         options |= {"shell": shell, "secrets": list(secrets)}
-        save_text(text, self._jobs.paths.job_file(record.id))
+        write_file(self._jobs.paths.job_file(record.id), text.encode(), sync=True)
         # The acceptance is on disk before anything else: a client that asks again after a crash finds it accepted.
         answer = wire.JobReply(record)
         with self._jobs.store as store:
@@ -224,7 +225,7 @@ class Requests:
             entry.secrets, self._jobs.runner.secrets[record.id] = list(secrets), secrets
         record.job_path = job_path
         # always: an attempt that failed early may have left other values in it, taken back since
-        save_text(text, self._jobs.paths.job_file(record.id))
+        write_file(self._jobs.paths.job_file(record.id), text.encode(), sync=True)
         record.gpus, record.devices = sorted(set(job.job.gpus)), devices
         if going.changes:
             record.steps = job.training.steps

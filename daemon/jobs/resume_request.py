@@ -29,7 +29,7 @@ def changed_since(record: JobRecord, copy: Path | None) -> tuple[Job, ResumeChec
             where=record.job_path,
             fix=f"Set job.name back to {record.name}, or submit it as a new job",
         )
-    return now, check_resume(before, now, learnt=has_checkpoint(run_dir), unreadable=unreadable)
+    return now, check_resume(before, now, trained=has_checkpoint(run_dir), unreadable=unreadable)
 
 
 def require_accepted(record: JobRecord, asked: ResumeCheck, accepted: str | None, *, command: str = "") -> None:

@@ -20,7 +20,7 @@ from daemon.processes.proc import boot_id, is_alive, marked, oom_kills
 from daemon.processes.trainer_process import Trainer
 from daemon.wire import protocol as wire
 from daemon.wire.paths import DaemonPaths, make_private
-from presets.machine.machine import visible_gpus
+from presets.machine.gpus import visible_gpus
 from presets.machine.visible_gpus import pick
 
 log = logging.getLogger("daemon")

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from engine.adapters.lora import wan_name
 from engine.wan.block import LINEARS, Lora
 from engine.wan.int4_grids import GRIDS, Grid, fingerprint
+from presets.atomic_file import replacing
 from presets.base.lora_file import NUMBERED, LoraKey, parse_key
 from presets.errors import UserError
 from presets.job.expert_schedule import EXPERTS, Expert
@@ -334,7 +335,6 @@ def save_ara(
     } | {f"wanlora.base_identity.{expert}": identities[expert] for expert in loras}
     if len(loras) == 1:
         metadata["wanlora.expert"] = next(iter(loras))
-    aside = path.with_name(f".{path.name}.tmp")
-    save_file(tensors, aside, metadata)
-    aside.chmod(0o644)  # safetensors makes it 0600
-    aside.rename(path)
+    with replacing(path) as aside:
+        save_file(tensors, aside, metadata)
+        aside.chmod(0o644)  # safetensors makes it 0600

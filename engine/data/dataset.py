@@ -1,15 +1,19 @@
-"""What an epoch consists of: every clip, once per resolution and repeat, with its bucket and its caption. Imports no
-torch."""
+"""What an epoch consists of: every clip, once per resolution and repeat, with its bucket and its caption.
 
+How clips are found is presets.clips.clip_facts's; which item is in which batch, engine.data.sampler's.
+"""
+
+import hashlib
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import msgspec
 from msgspec import Struct
 
-from engine.data.frames import square_pixels
-from presets.clips.captions import resolve_caption
+from presets.clips.batches import Group, clip_buckets
+from presets.clips.captions import fill_trigger
 from presets.clips.clip_facts import ClipFacts, DatasetFacts
-from presets.clips.geometry import Bucket, bucket_for
+from presets.clips.geometry import Bucket
 from presets.errors import UserError
 from presets.job.schema import DatasetPanel, Job
 
@@ -32,12 +36,15 @@ class Item(Struct, frozen=True, kw_only=True):
     flip_x: bool  # mirrored half of the time
     flip_y: bool
 
+    @property
+    def group(self) -> Group:
+        return Group(self.regularization, self.bucket, self.weight)
+
 
 def build_dataset(job: Job, base: Path, datasets: list[DatasetFacts]) -> list[Item]:
     """The items of a job, in the order of its datasets; `base` is the job file's folder.
 
-    Resolutions that give a clip the same bucket count once. An image has one frame, whatever its dataset asks for.
-    Raises UserError when there is not a single clip.
+    Resolutions that give a clip the same bucket count once. Raises UserError when there is not a single clip.
     """
     items = [
         item
@@ -47,6 +54,14 @@ def build_dataset(job: Job, base: Path, datasets: list[DatasetFacts]) -> list[It
     if not items:
         raise UserError("the datasets hold no clip", where="datasets", fix="Put clips into the folders")
     return items
+
+
+def dataset_fingerprint(items: list[Item]) -> dict[str, Any]:
+    """What is trained on, by content as far as the order and the texts go: the visits of an epoch, captions, sizes of
+    the files."""
+    visits = [{**msgspec.to_builtins(item), "path": Path(item.path).stat().st_size} for item in items]
+    digest = hashlib.sha256(msgspec.json.encode(visits, order="deterministic")).hexdigest()
+    return {"visits": len(visits), "sha256": digest}
 
 
 def _of_dataset(job: Job, number: int, panel: DatasetPanel, root: Path, clips: list[ClipFacts]) -> list[Item]:
@@ -67,7 +82,7 @@ def _of_dataset(job: Job, number: int, panel: DatasetPanel, root: Path, clips: l
             flip_y=panel.flip_y,
         )
         for clip in clips
-        for resolution, bucket in _buckets(clip, panel).items()
+        for resolution, bucket in clip_buckets(clip, panel).items()
         for repeat in range(panel.repeats)
     ]
 
@@ -80,16 +95,4 @@ def caption_of(job: Job, panel: DatasetPanel, clip: ClipFacts) -> str:
     """
     if job.training.unload_text_encoder:
         return "" if panel.regularization else job.job.trigger
-    return resolve_caption(clip.caption, panel.default_caption, job.job.trigger)
-
-
-def _buckets(clip: ClipFacts, panel: DatasetPanel) -> dict[int, Bucket]:
-    """Resolution -> bucket of a clip, each bucket once, under the first resolution that gives it."""
-    width, height = (int(side) for side in square_pixels(clip.width, clip.height, clip.pixel_aspect))
-    frames = 1 if clip.kind == "image" else panel.num_frames
-    out: dict[int, Bucket] = {}
-    for resolution in panel.resolutions:
-        bucket = bucket_for(frames, height, width, resolution)
-        if bucket not in out.values():
-            out[resolution] = bucket
-    return out
+    return fill_trigger(clip.caption_or(panel.default_caption), job.job.trigger)

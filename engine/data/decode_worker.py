@@ -1,7 +1,7 @@
 """The data worker: a small process that decodes clips into memory it shares with the trainer.
 
 Messages are msgpack behind a 4-byte length. Tasks come on standard input; answers go to what was standard output. The
-worker ends when its input ends or its parent is gone, ignores SIGINT, SIGTERM and SIGHUP (a stopping trainer may still
+worker ends when its input or its parent ends, ignores SIGINT, SIGTERM and SIGHUP (a stopping trainer may still
 want its batch), and imports no torch, so it starts in a fraction of a second and holds some tens of MB.
 """
 
@@ -21,7 +21,7 @@ from engine.data.frames import Request, decode_into
 from presets.errors import UserError
 
 LENGTH = struct.Struct("<I")
-PARENT_CHECK = 5.0  # seconds; the end of the input tells sooner, unless some other process holds the pipe open
+PARENT_CHECK = 5.0  # seconds; the end of the input comes sooner, unless some other process holds the pipe open
 
 
 class Task(Struct, frozen=True):
@@ -86,5 +86,5 @@ def main(memory_fd: int, threads: int, parent: int) -> None:
             if body is None:
                 return
             write_message(answers, perform(msgspec.msgpack.decode(body, type=Task), memory, threads=threads))
-    except BrokenPipeError:  # the trainer is gone, and with it whoever would read a traceback
+    except BrokenPipeError:  # the trainer has ended, and with it whoever would read a traceback
         os._exit(1)

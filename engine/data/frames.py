@@ -21,8 +21,8 @@ from msgspec import Struct
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from presets.clips.geometry import WAN_FPS, Bucket, uniform_indices
-from presets.clips.media import FrameIndex, decoded, is_untagged_hd, open_video, orientation, read_index
+from presets.clips.geometry import WAN_FPS, Bucket, square_pixels, uniform_indices
+from presets.clips.video_index import FrameIndex, decoded, is_untagged_hd, open_video, orientation, read_index
 from presets.errors import ClipError
 
 Frames = NDArray[np.uint8]  # (frames, height, width, 3), RGB
@@ -72,7 +72,7 @@ def decode_into(request: Request, out: Frames, *, threads: int = 1) -> None:
             _decode_video(request, out, threads)
     except FileNotFoundError:
         raise ClipError(
-            "is gone",
+            "is missing",
             code="clip-unreadable",
             where=request.path,
             fix="Put it back, or take it out of the dataset and start again",
@@ -193,7 +193,7 @@ def _fill(request: Request, index: FrameIndex, out: Frames, threads: int) -> boo
                     out[slot] = picture
                     slot += 1
         except FFmpegError:
-            return False  # counting from the start will tell where
+            return False  # counting from the start will show where
     return slot == len(places)
 
 
@@ -260,12 +260,6 @@ def _picture(frame: Any, aspect: Fraction, bucket: Bucket, scaler: Any, path: st
     if flip_x:
         picture = picture[:, ::-1]
     return picture[::-1] if flip_y else picture
-
-
-def square_pixels(width: int, height: int, aspect: Fraction | float) -> tuple[float, float]:
-    """The size of a picture once its pixels are square; one side shrinks, none grows. `aspect` is pixel width / pixel
-    height."""
-    return (width, height / float(aspect)) if aspect > 1 else (width * float(aspect), height)
 
 
 def cover(width: float, height: float, at_least_w: int, at_least_h: int, path: str) -> tuple[int, int]:

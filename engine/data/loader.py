@@ -2,7 +2,7 @@
 
 Workers are plain processes of our own (`engine.data.decode_worker`) and not multiprocessing's: they never import the
 trainer's main module, share one anonymous memory file that no crash can leave behind (and that containers with a small
-/dev/shm do not limit), and end by themselves when the trainer is gone. What a batch holds depends on its index alone,
+/dev/shm do not limit), and end by themselves when the trainer ends. What a batch holds depends on its index alone,
 never on the workers.
 """
 
@@ -35,7 +35,6 @@ MOST_THREADS = 4  # per worker; a decoder gains little beyond
 class Batch:
     """One micro-batch of a single bucket."""
 
-    index: int
     draws: list[SampleDraw]
     # (batch, frames, height, width, 3), RGB; the caller's own copy. Of draws whose pixels are not needed: anything
     frames: NDArray[np.uint8]
@@ -54,22 +53,22 @@ class Batch:
         return [d.caption for d in self.draws]
 
     @property
-    def weights(self) -> list[float]:
-        """LoRA strength of each sample; all equal (see Order)."""
-        return [d.item.weight for d in self.draws]
+    def weight(self) -> float:
+        """Strength of the LoRA; the same for all (see BatchSampler)."""
+        return self.draws[0].item.weight
 
 
 class Loader:
-    """Gives the batches of an order, by index. Any index may be asked at any time; asking in order is fast.
+    """Gives the batches of `sampler`, by index. Any index may be asked at any time; asking in order is fast.
 
     `workers` processes decode up to `ahead` batches ahead; 0 decodes in this process, when asked. Draws that are
-    `needless` are not decoded. `log` is told, in the caller's thread, when a worker died and its clip is tried again.
+    `needless` are not decoded. `log` hears, in the caller's thread, of a worker that died and a clip tried again.
     Close it when done; it is a context manager.
     """
 
     def __init__(
         self,
-        order: BatchSampler,
+        sampler: BatchSampler,
         workers: int,
         ahead: int = 4,
         *,
@@ -77,14 +76,14 @@ class Loader:
         needless: Callable[[SampleDraw], bool] | None = None,
     ) -> None:
         assert workers >= 0 and ahead >= 0
-        self._order, self._ahead, self._log, self._needless = order, ahead, log, needless or (lambda draw: False)
+        self.sampler, self._ahead, self._log, self._needless = sampler, ahead, log, needless or (lambda draw: False)
         self._pending: dict[int, _Pending] = {}
         self._workers: list[_Worker] = []
         self._closed = False
         if workers == 0:
             return
-        largest = max(_bytes(item.bucket) for item in order.items)
-        self._slot_size = -(-largest * order.batch_size // mmap.PAGESIZE) * mmap.PAGESIZE
+        largest = max(_bytes(item.bucket) for item in sampler.items)
+        self._slot_size = -(-largest * sampler.batch_size // mmap.PAGESIZE) * mmap.PAGESIZE
         self._free = list(range(ahead + 1))
         fd = os.memfd_create("wanlora-frames")
         os.ftruncate(fd, self._slot_size * (ahead + 1))  # pages are taken only once they are written to
@@ -114,7 +113,7 @@ class Loader:
             self._release(self._pending.pop(other))
         for i in window:
             if i not in self._pending:
-                self._pending[i] = self._submit(self._order.batch(i))
+                self._pending[i] = self._submit(self.sampler.batch(i))
 
     def batch(self, index: int) -> Batch:
         """Batch `index`; waits until it is decoded. Raises UserError naming the clip that cannot be."""
@@ -132,7 +131,7 @@ class Loader:
             self._log(note)
         frames = np.ndarray(_shape(pending.draws), np.uint8, self._memory, pending.slot * self._slot_size).copy()
         self._release(self._pending.pop(index))
-        return Batch(index, pending.draws, frames)
+        return Batch(pending.draws, frames)
 
     def close(self) -> None:
         """End all workers. The loader gives no batch afterwards; closing twice is fine."""
@@ -152,12 +151,12 @@ class Loader:
         os.close(self._memory_fd)
 
     def _decode_here(self, index: int) -> Batch:
-        draws = self._order.batch(index)
+        draws = self.sampler.batch(index)
         frames = np.empty(_shape(draws), np.uint8)
         for draw, out in zip(draws, frames, strict=True):
             if not self._needless(draw):
                 decode_into(draw.request, out, threads=min(MOST_THREADS, len(os.sched_getaffinity(0))))
-        return Batch(index, draws, frames)
+        return Batch(draws, frames)
 
     def _submit(self, draws: list[SampleDraw]) -> "_Pending":
         slot = self._free.pop()
@@ -294,7 +293,7 @@ class _Worker:
             raise OSError(f"a data worker could not start ({self._reap()})")
 
     def _reap(self) -> str:
-        """Take leave of a dead or dying process; returns how it died."""
+        """Wait for a dead or dying process; returns how it died."""
         process, self._process = self._process, None
         if process is None:
             return "ended with the loader"
@@ -302,7 +301,7 @@ class _Worker:
             assert pipe is not None
             try:
                 pipe.close()
-            except BrokenPipeError:  # an unsent task, to a process that is gone
+            except BrokenPipeError:  # an unsent task, to a process that has ended
                 continue
         code = process.wait()
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"

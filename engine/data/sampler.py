@@ -3,7 +3,7 @@
 There is no state, so a resumed run needs no more than its index, and a seek is free.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import lru_cache
 
@@ -12,6 +12,7 @@ from msgspec import Struct
 from engine.data.dataset import Item
 from engine.data.frames import Request
 from engine.system.keyed_random import keyed_rng
+from presets.clips.batches import Group, batches_of
 from presets.job.expert_schedule import expert_at, steps_of, trained_experts
 from presets.job.schema import Job
 
@@ -25,7 +26,6 @@ class SampleDraw(Struct, frozen=True):
     item: Item
     epoch: int
     caption: str  # "" when it was dropped
-    dropped: bool
     flip_x: bool
     flip_y: bool
     start: float  # 0..1: where a real-time window lies
@@ -42,20 +42,15 @@ class SampleDraw(Struct, frozen=True):
         return Request(item.path, item.kind, item.bucket, item.sampling, self.start, self.flip_x, self.flip_y)
 
 
-def one_expert(index: int) -> tuple[int, int]:
-    """The Place of a run that trains one expert."""
-    return 0, index
-
-
 def turn_of(job: Job) -> Turn:
-    """The Place of a job's batches: whose turn each is by presets.job.expert_schedule."""
+    """The turns of a job, by presets.job.expert_schedule."""
 
-    def place(index: int) -> tuple[int, int]:
+    def turn(index: int) -> tuple[int, int]:
         step, micro = divmod(index, job.training.gradient_accumulation)
         expert, experts = expert_at(job, step), trained_experts(job)
         return experts.index(expert), steps_of(job, step)[expert] * job.training.gradient_accumulation + micro
 
-    return place
+    return turn
 
 
 class BatchSampler:
@@ -71,15 +66,12 @@ class BatchSampler:
     whole.
     """
 
-    def __init__(self, items: list[Item], batch_size: int, seed: int, place: Turn = one_expert) -> None:
+    def __init__(self, items: list[Item], batch_size: int, seed: int, turn: Turn = lambda index: (0, index)) -> None:
         assert items and batch_size >= 1
-        self.items, self.batch_size, self.seed, self._place = items, batch_size, seed, place
-        sizes: dict[tuple[object, ...], int] = defaultdict(int)
-        for item in items:
-            sizes[_group(item)] += 1
-        counts = {group: -(-size // batch_size) for group, size in sizes.items()}
-        self.batches_per_epoch = sum(counts.values())
-        self.regularization_per_epoch = sum(count for (regularization, *_), count in counts.items() if regularization)
+        self.items, self.batch_size, self.seed, self._turn = items, batch_size, seed, turn
+        batches = batches_of(Counter(item.group for item in items), batch_size)
+        self.batches_per_epoch = batches.total()
+        self.regularization_per_epoch = sum(n for (group, _), n in batches.items() if group.regularization)
         self._epoch = lru_cache(maxsize=4)(self._plan)  # two kinds, and prefetching crosses into the next epoch
 
     def batch(self, index: int) -> list[SampleDraw]:
@@ -93,7 +85,7 @@ class BatchSampler:
     def _kind(self, index: int) -> tuple[bool, int]:
         """(whether batch `index` is regularization, how many such batches come before it)."""
         R, N = self.regularization_per_epoch, self.batches_per_epoch
-        which, own = self._place(index)
+        which, own = self._turn(index)
         first, second = (own, index - own) if which == 0 else (index - own, own)  # batches that each expert has had
 
         def had(first: int, second: int) -> int:
@@ -108,9 +100,9 @@ class BatchSampler:
         came in the shuffle."""
         rng = keyed_rng(self.seed, "order", epoch, "regularization" if regularization else "main")
         mine = [i for i, item in enumerate(self.items) if item.regularization == regularization]
-        groups: dict[tuple[object, ...], list[tuple[int, int]]] = defaultdict(list)
+        groups: dict[Group, list[tuple[int, int]]] = defaultdict(list)
         for turn, i in enumerate(rng.permutation(mine).tolist()):
-            groups[_group(self.items[i])].append((turn, i))
+            groups[self.items[i].group].append((turn, i))
         batches = [
             group[at : at + self.batch_size]
             for group in groups.values()
@@ -123,17 +115,11 @@ class BatchSampler:
         def chance(purpose: str) -> float:
             return float(keyed_rng(self.seed, purpose, epoch, item.id, item.repeat).random())
 
-        dropped = chance("caption-dropout") < item.caption_dropout
         return SampleDraw(
             item=item,
             epoch=epoch,
-            caption="" if dropped else item.caption,
-            dropped=dropped,
+            caption="" if chance("caption-dropout") < item.caption_dropout else item.caption,
             flip_x=item.flip_x and chance("flip-x") < 0.5,
             flip_y=item.flip_y and chance("flip-y") < 0.5,
             start=chance("window-start"),
         )
-
-
-def _group(item: Item) -> tuple[object, ...]:
-    return item.regularization, item.bucket, item.weight

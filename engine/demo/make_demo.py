@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engine.demo.tiny_base import build_tiny
+from presets.atomic_file import replacing, write_file
 from presets.clips.clip_facts import scan_dataset
 from presets.errors import UserError
 from presets.job.schema import DatasetPanel
@@ -184,13 +185,10 @@ def _write_files(folder: Path) -> None:
         if path.is_file() and sizes.get(name) == path.stat().st_size:
             continue
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.part")
-        write(aside)
-        aside.replace(path)
+        with replacing(path) as aside:
+            write(aside)
         sizes[name] = path.stat().st_size
-    aside = folder / f"{MANIFEST}.part"
-    aside.write_text(json.dumps({"version": VERSION, "sizes": sizes}, indent=2) + "\n")
-    aside.replace(folder / MANIFEST)
+    write_file(folder / MANIFEST, (json.dumps({"version": VERSION, "sizes": sizes}, indent=2) + "\n").encode())
 
 
 def _read_manifest(folder: Path) -> dict[str, int]:

@@ -1,16 +1,12 @@
 """A complete tiny base: the classes, folders and files of Wan 2.2 I2V A14B, with random weights, made offline in
 seconds.
 
-    python -m engine.demo.tiny_base DIR
-
 For the demo and the tests. Previews made with it are noise in the shape of a video. Torch is imported only when there
 is something to make.
 """
 
-import argparse
 import json
 import shutil
-import sys
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
@@ -105,22 +101,3 @@ def model_index() -> dict[str, Any]:
         "transformer_2": ["diffusers", "WanTransformer3DModel"],
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m engine.demo.tiny_base", description="Write a tiny base model with random weights."
-    )
-    parser.add_argument("dir", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args(argv)
-    try:
-        print(build_tiny(args.dir, seed=args.seed))
-    except UserError as e:
-        print(e, file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

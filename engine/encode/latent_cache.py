@@ -1,16 +1,16 @@
 """Latents of images, encoded once and kept on disk: what a step needs of a batch, from the cache or from its pixels.
 
 Only single frames that are the same at each visit are kept: images, and the first frame of a clip. An image is its own
-first frame, so its conditioning is the mask and its latents once more, and one tensor per image says all.
+first frame, so its conditioning is the mask and its latents once more, and one tensor per image says all. The files are
+engine.encode.tensor_cache's.
 
 B batch, C channels, h w latent sides.
 """
 
 import hashlib
 import os
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
@@ -23,37 +23,35 @@ from engine.data.frames import Frames, Request, decode
 from engine.data.loader import Batch
 from engine.data.sampler import SampleDraw
 from engine.encode.latents import Encoder, encode, encode_pair, pixels, with_mask
-from engine.encode.tensor_cache import TensorCache, Warn, key_of, machinery
+from engine.encode.tensor_cache import TensorCache, key_of, machinery
+from engine.system.placement import Placement
+from engine.system.progress import Progress, seldom
 from presets.errors import UserError
 from presets.job.schema import Job
 
 FORMAT = 2  # a change to what is decoded or encoded is another number
 AHEAD = 8  # images decoded before they are encoded
 
-Progress = Callable[[int, int], None]
-
 
 class LatentCache:
-    """The cached latents of one run. `fill` it before step 1; what is damaged later is made anew when it is drawn."""
+    """The cached latents of one run. `fill` it before step 1; what is damaged later is made again when it is drawn."""
 
     def __init__(
         self,
         job: Job,
         items: Iterable[Item],
         cache: TensorCache,
+        placement: Placement,
         *,
         vae: str,
         how: str,
-        device: torch.device,
-        dtype: torch.dtype,
-        warn: Warn,
     ) -> None:
         """`vae` is the identity of the VAE's weights, `how` names the way it is run."""
         wanted = [item for item in items if job.datasets[item.dataset].cache_latents and item.bucket.frames == 1]
         self._requests = list(dict.fromkeys(r for item in wanted for r in _requests(item)))
         self._moving = sum(not _same_each_time(item) for item in wanted)
-        self._cache, self._warn, self._device = cache, warn, device
-        self._fixed = vae, how, machinery(device, dtype)
+        self._cache, self._device = cache, placement.device
+        self._fixed = vae, how, machinery(placement)
         self._keys: dict[Request, str] = {}  # of what the cache holds
 
     def holds(self, draw: SampleDraw) -> bool:
@@ -64,11 +62,11 @@ class LatentCache:
         """Encode what is not there yet; returns how many images were. Raises UserError for an image that cannot be
         read."""
         if self._moving:
-            self._warn(
+            self._cache.warn(
                 'cache_latents: frames that sampling = "realtime" draws at another moment each time are encoded anew'
                 " each time"
             )
-        requests, progress = self._requests, _now_and_then(progress)
+        requests, progress = self._requests, seldom(progress)
         digests = _digests({r.path for r in requests})
         keys = {
             r: key_of(
@@ -82,17 +80,17 @@ class LatentCache:
         }
         missing = []
         for done, request in enumerate(requests):
-            progress(done, 2 * len(requests))
+            progress(done, 2 * len(requests), "latents")
             if self._cache.get(keys[request]) is None:
                 missing.append(request)
             else:
                 self._keys[request] = keys[request]
         for done, (request, frames) in enumerate(_decoded(missing)):
-            progress(2 * len(requests) - len(missing) + done, 2 * len(requests))
+            progress(2 * len(requests) - len(missing) + done, 2 * len(requests), "latents")
             if not self._keep(keys[request], request, self._encoded(encoder, frames)):
                 break  # no room: what is left is encoded when it is drawn
             self._keys[request] = keys[request]
-        progress(2 * len(requests), 2 * len(requests))
+        progress(2 * len(requests), 2 * len(requests), "latents")
         return len(missing)
 
     def latents(self, encoder: Encoder, draw: SampleDraw) -> torch.Tensor:
@@ -131,19 +129,6 @@ def latents_of(
     ]
     x0 = torch.cat(each)
     return x0, with_mask(x0)
-
-
-def _now_and_then(progress: Progress) -> Progress:
-    """The same, at most five times a second but for the end: an event for each of ten thousand images helps nobody."""
-    last = 0.0
-
-    def tell(done: int, total: int) -> None:
-        nonlocal last
-        if done == total or time.monotonic() - last > 0.2:
-            last = time.monotonic()
-            progress(done, total)
-
-    return tell
 
 
 def _same_each_time(item: Item) -> bool:

@@ -1,12 +1,11 @@
 """Tensors on disk, found by a hash of everything they depend on: latents of images, embeddings of texts.
 
-Every entry is verified as it is read; a damaged one is deleted and made anew, which is told. The cache is a
-convenience: whatever goes wrong with it is a warning, told once.
+Every entry is verified as it is read; a damaged one is deleted and made again, with a warning. The cache is a
+convenience: whatever goes wrong with it is a warning, given once. What the user sees of it, and how large it may grow,
+is presets.caches.tensor_cache's.
 """
 
-import fcntl
 import hashlib
-import os
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -15,18 +14,32 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from presets.caches.tensor_cache import CALLED, CAPS, ENTRY, TensorKind, cache_folder, tensor_budget
-from presets.caches.weight_cache import UNFINISHED, sweep_unfinished, touch
+from engine.system.placement import Placement
+from presets.caches.cache_files import (
+    CALLED,
+    CAPS,
+    CacheEntry,
+    TensorKind,
+    budget,
+    cache_folder,
+    list_entries,
+    make_room,
+    sweep_unfinished,
+    touch,
+    writing,
+)
+from presets.caches.tensor_cache import ENTRY
 from presets.text import human
 
 Warn = Callable[[str], None]
 PACKAGES = ("torch", "diffusers", "transformers")  # what computes the entries: another version may round in another way
 
 
-def machinery(device: torch.device, dtype: torch.dtype) -> str:
+def machinery(placement: Placement) -> str:
     """What a result's last bits depend on besides its inputs: the kind of card, the type, the libraries."""
+    device = placement.device
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return "\0".join([card, str(dtype), *(f"{name} {version(name)}" for name in PACKAGES)])
+    return "\0".join([card, str(placement.dtype), *(f"{name} {version(name)}" for name in PACKAGES)])
 
 
 def key_of(*parts: object) -> str:
@@ -39,44 +52,38 @@ class TensorCache:
 
     def __init__(self, kind: TensorKind, *, warn: Warn, folder: Path | None = None, cap: int | None = None) -> None:
         self.folder = cache_folder(kind) if folder is None else folder
-        self._name, self._cap, self._warn = CALLED[kind], CAPS[kind] if cap is None else cap, warn
+        self._name, self._cap, self.warn = CALLED[kind], CAPS[kind] if cap is None else cap, warn
         self._used: set[str] = set()  # keys
         self._sizes: dict[str, int] | None = None  # bytes by key, oldest first; read when first written to
         self._full = False
 
-    def has(self, key: str) -> bool:
-        """Whether there is such an entry, sound or not."""
-        return self._path(key).exists()
-
     def get(self, key: str) -> torch.Tensor | None:
-        """The tensor, on the CPU. None when it is not there, or was damaged (which is told)."""
+        """The tensor, on the CPU. None when it is not there, or was damaged (then with a warning)."""
         path = self._path(key)
         try:
             with safe_open(path, "pt") as f:
-                told, x = f.metadata() or {}, f.get_tensor("x").clone()
-            if told.get("key") != key or told.get("hash") != _hash(x):
+                about, x = f.metadata() or {}, f.get_tensor("x").clone()
+            if about.get("key") != key or about.get("hash") != _hash(x):
                 raise SafetensorError("it is not what was written")
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError) as e:
-            self._warn(f"an entry of the cache of {self._name} cannot be used and is made anew: {path}: {e}")
+            self.warn(f"an entry of the cache of {self._name} cannot be used and is made again: {path}: {e}")
             self._delete(path)
             return None
         self._used.add(key)
         try:
             touch(path)
         except OSError as e:
-            self._warn(f"{path} could not be marked as used: {e.strerror or e}")
+            self.warn(f"{path} could not be marked as used: {e.strerror or e}")
         return x
 
     def put(self, key: str, x: torch.Tensor, about: str) -> bool:
-        """Keep a tensor: written beside, then renamed, so that a reader sees a whole file or none. False when it could
-        not be."""
+        """Keep a tensor. False when it could not be."""
         if self._full:
             return False
         x = x.detach().cpu().contiguous()
         content = save({"x": x}, {"key": key, "hash": _hash(x), "about": about})
-        aside = self.folder / f".{key}.{os.getpid()}{UNFINISHED}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not self._make_room(len(content)):
@@ -85,13 +92,9 @@ class TensorCache:
                     f" {self.folder}"
                 )
                 return False
-            with aside.open("wb") as f:
-                fcntl.flock(f, fcntl.LOCK_EX)  # told from the leftovers of a writer that died
+            with writing(self._path(key)) as f:
                 f.write(content)
-                f.flush()
-                aside.rename(self._path(key))
         except OSError as e:
-            self._delete(aside)
             self._give_up(f"the cache of {self._name} could not be written ({(e.strerror or str(e)).lower()})")
             return False
         self._used.add(key)
@@ -104,40 +107,25 @@ class TensorCache:
 
     def _give_up(self, why: str) -> None:
         self._full = True
-        self._warn(f"{why}, so what is missing in it is encoded anew each time")
+        self.warn(f"{why}, so what is missing in it is encoded anew each time")
 
     def _make_room(self, size: int) -> bool:
         if self._sizes is None:
             sweep_unfinished(self.folder)
-            self._sizes = {path.stem: status.st_size for path, status in _by_age(self.folder)}
+            entries: list[CacheEntry[None]] = list_entries(self.folder, ENTRY, lambda path: None)
+            self._sizes = {entry.path.stem: entry.size for entry in reversed(entries)}
         total = sum(self._sizes.values())
-        need = total + size - tensor_budget(self.folder, self._cap, total)
-        old = [key for key in self._sizes if key not in self._used]
-        if need > sum(self._sizes[key] for key in old):
-            return False
-        for key in old:
-            if need <= 0:
-                break
-            self._path(key).unlink(missing_ok=True)
-            need -= self._sizes.pop(key)
-        return True
+        old = {self._path(key): size for key, size in self._sizes.items() if key not in self._used}
+        deleted = make_room(old, total + size - budget(self.folder, self._cap, total))
+        for path in deleted or []:
+            del self._sizes[path.stem]
+        return deleted is not None
 
     def _delete(self, path: Path) -> None:
         try:
             path.unlink(missing_ok=True)
         except OSError as e:
-            self._warn(f"{path} could not be deleted: {e.strerror or e}")
-
-
-def _by_age(folder: Path) -> list[tuple[Path, os.stat_result]]:
-    """The entries, longest unused first."""
-    found = []
-    for path in folder.glob(f"*{ENTRY}"):
-        try:
-            found.append((path, path.stat()))
-        except FileNotFoundError:  # another run made room
-            continue
-    return sorted(found, key=lambda entry: entry[1].st_mtime)
+            self.warn(f"{path} could not be deleted: {e.strerror or e}")
 
 
 def _hash(x: torch.Tensor) -> str:

@@ -1,5 +1,5 @@
-"""Captions to text embeddings. A job has a finite set of texts, so all are encoded before step 1 and the encoder is
-gone.
+"""Captions to text embeddings. A job has a finite set of texts, so all are encoded before step 1, and the encoder is
+dropped.
 
 With a cache on disk, what was encoded before is read from it, and an encoder that has nothing to do is not loaded at
 all.
@@ -7,15 +7,17 @@ all.
 B batch, S text tokens (512), D text width (4096).
 """
 
-import gc
 from collections.abc import Callable, Iterable
 
 import torch
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean  # pipeline_wan_i2v has it, too, but asks for torchvision
 
 from engine.encode.tensor_cache import TensorCache, key_of, machinery
+from engine.encode.tokenizer import load_tokenizer
 from engine.encode.umt5 import encode, load_text_encoder
-from engine.encode.vae_and_tokenizer import load_tokenizer
+from engine.system.device import release
+from engine.system.placement import Placement
+from engine.system.progress import Progress
 from engine.weights.base_model import BaseModel
 from engine.weights.model_files import ModelFiles, identity
 
@@ -24,29 +26,15 @@ FORMAT = 1  # of cached embeddings; a change to what is computed is another numb
 SHOWN = 60  # letters of a caption in the cache's list
 
 
-class TextBook:
-    """Embeddings of known texts, kept on the host without their padding."""
-
-    def __init__(self) -> None:
-        self._rows: dict[str, torch.Tensor] = {}
-
-    def add(self, text: str, rows_SD: torch.Tensor) -> None:
-        self._rows[text] = rows_SD
-
-    def rows(self, text: str) -> torch.Tensor:
-        """(S, D), without padding."""
-        return self._rows[text]
-
-    def __contains__(self, text: str) -> bool:
-        return text in self._rows
+class TextBook(dict[str, torch.Tensor]):
+    """Embeddings of known texts (S, D), on the host and without their padding."""
 
     def batch(self, texts: list[str], *, device: torch.device) -> torch.Tensor:
         """(B, 512, D), zero-padded as the Wan pipeline does."""
-        first = self._rows[texts[0]]
+        first = self[texts[0]]
         out_BSD = torch.zeros(len(texts), MAX_TOKENS, first.shape[1], dtype=first.dtype)
         for i, text in enumerate(texts):
-            rows = self._rows[text]
-            out_BSD[i, : rows.shape[0]] = rows
+            out_BSD[i, : len(self[text])] = self[text]
         return out_BSD.to(device)
 
 
@@ -54,11 +42,10 @@ class TextBook:
 def encode_texts(
     base: BaseModel,
     texts: Iterable[str],
+    placement: Placement,
     *,
-    device: torch.device,
-    dtype: torch.dtype,
     precision: str,
-    progress: Callable[[int, int], None],
+    progress: Progress,
     cache: TensorCache | None = None,
 ) -> TextBook:
     """Encode every text once, as `WanImageToVideoPipeline.encode_prompt` does; the encoder is dropped before returning.
@@ -72,29 +59,20 @@ def encode_texts(
     book = TextBook()
     keys: dict[str, str] = {}
     if cache is not None:
-        encoder = _encoder_identity(source, precision), machinery(device, dtype)
+        encoder = _encoder_identity(source, precision), machinery(placement)
         keys = {text: key_of("text", FORMAT, *encoder, prompt_clean(text)) for text in todo}
         for text in todo:
             if (rows := cache.get(keys[text])) is not None:
-                book.add(text, rows)
+                book[text] = rows
         todo = [text for text in todo if text not in book]
     if todo:
-        _encode(
-            source,
-            todo,
-            book,
-            device=device,
-            dtype=dtype,
-            precision=precision,
-            progress=lambda done: progress(count - len(todo) + done, count),
-        )
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        here = count - len(todo)
+        _encode(source, todo, book, placement, precision, lambda done: progress(here + done, count, "captions"))
+        release(placement.device)
         if cache is not None:
             for text in todo:
-                cache.put(keys[text], book.rows(text), text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}...")
-    progress(count, count)
+                cache.put(keys[text], book[text], text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}...")
+    progress(count, count, "captions")
     return book
 
 
@@ -102,20 +80,18 @@ def _encode(
     source: ModelFiles,
     texts: list[str],
     book: TextBook,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
+    placement: Placement,
     precision: str,
     progress: Callable[[int], None],
 ) -> None:
     progress(0)
     tokenize = load_tokenizer(source, length=MAX_TOKENS)
-    encoder = load_text_encoder(source, dtype=dtype, precision=precision, device=device)
+    encoder = load_text_encoder(source, placement, precision)
     for done, text in enumerate(texts):
         progress(done)
         ids, mask = tokenize(prompt_clean(text))
-        rows = encode(encoder, ids, mask, device=device)
-        book.add(text, rows[: int(mask.sum())].to(dtype).cpu().clone())
+        rows = encode(encoder, ids, mask, device=placement.device)
+        book[text] = rows[: int(mask.sum())].to(placement.dtype).cpu().clone()
 
 
 def _encoder_identity(source: ModelFiles, precision: str) -> str:

@@ -14,20 +14,19 @@ from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel
 
 from engine.encode.rowwise_linear import RowwiseLinear, packed_rows
+from engine.system.placement import Placement
 from engine.weights.load_expert import read_ahead, require_numbers
 from engine.weights.model_files import ModelFiles, Network, weight_of
 
 TABLE, TIED = "shared.weight", "encoder.embed_tokens.weight"  # one tensor by two names; files hold one of them, or both
 
 
-def load_text_encoder(
-    source: ModelFiles, *, dtype: torch.dtype, precision: str = "none", device: torch.device | None = None
-) -> UMT5EncoderModel:
-    """Frozen, in eval mode, on `device` (the CPU when left out) but for its embedding table. Raises UserError.
+def load_text_encoder(source: ModelFiles, placement: Placement, precision: str = "none") -> UMT5EncoderModel:
+    """Frozen, in eval mode, on the device but for its embedding table. Raises UserError.
 
     `precision` is that of the linears: none, float8 or qint8.
     """
-    device = device or torch.device("cpu")
+    device, dtype = placement.device, placement.dtype
     part = source.part("text_encoder")
     with torch.device("meta"):
         model: Any = UMT5EncoderModel(UMT5Config.from_dict(part.config))
@@ -39,7 +38,7 @@ def load_text_encoder(
         key=lambda name: (part.stored[name].file, part.stored[name].place.begin),
     )
     for name, (read, scale) in zip(
-        names, read_ahead([part.stored[name] for name in names], pinned=device.type == "cuda"), strict=True
+        names, read_ahead([part.stored[name] for name in names], pinned=placement.pinned), strict=True
     ):
         raw, scale = read.to(device), None if scale is None else scale.to(device)
         require_numbers(raw, name, part.stored[name].file)

@@ -1,4 +1,5 @@
-"""The Wan VAE's encoder, run for speed: several frames at a time, channels last, norm and activation fused.
+"""The Wan VAE, read from its files, and its encoder run for speed: several frames at a time, channels last, norm and
+activation fused. Its decoder is diffusers' own, see engine.encode.latents.
 
 The same function as diffusers' AutoencoderKLWan.encode, which takes 4 frames at a time: the encoder is causal in time,
 so any cut into runs gives the same latents as long as each convolution is handed the two frames before its run. A run
@@ -13,14 +14,45 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanAttentionBlock, WanResample, WanResidualBlock
+from diffusers.models.autoencoders.autoencoder_kl_wan import (
+    WanAttentionBlock,
+    WanResample,
+    WanResidualBlock,
+    WanUpsample,
+)
 from torch import nn
 from torch.nn import functional as F
 
+from engine.encode.tensor_cache import key_of
 from engine.system.device import fixed_order
+from engine.system.placement import Placement
+from engine.weights.model_files import ModelFiles
 
 CHANNELS = 8  # of the padded input
 HISTORY = 2  # frames before a run that a 3-frame causal convolution looks at
+
+
+def load_vae(source: ModelFiles, placement: Placement) -> AutoencoderKLWan:
+    """The base model's VAE, frozen, in eval mode. Raises UserError."""
+    part = source.part("vae")
+    with torch.device("meta"):
+        model: Any = AutoencoderKLWan.from_config(part.config)
+    shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    part.require(shapes)
+    model.load_state_dict({name: part.stored[name].read(placement.dtype) for name in shapes}, assign=True)
+    # they copy to fp32 to repeat pixels, which is exact in any type and takes half the memory
+    for module in model.modules():
+        for name, child in list(module.named_children()):
+            if isinstance(child, WanUpsample):
+                setattr(module, name, nn.Upsample(scale_factor=child.scale_factor, mode=child.mode))
+    return model.requires_grad_(False).eval().to(placement.device)
+
+
+def vae_identity(source: ModelFiles) -> str:
+    """Of all that turns pixels into latents: the weights, and the configuration with its mean and deviation of
+    latents."""
+    part = source.part("vae")
+    return key_of("vae", part.identity(), sorted(part.config.items()))
 
 
 def norm_silu(x_BCTHW: torch.Tensor, bias_C: torch.Tensor | None, gamma: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from engine.weights.base_model import BaseModel
 from engine.weights.load_expert import load_outer_modules
 from engine.weights.packed_blocks import pack_lora_branches
 from engine.weights.weight_cache import cached_blocks
-from presets.caches.weight_cache import cache_dir
+from presets.caches.cache_files import cache_folder
 from presets.job.expert_schedule import Expert, alpha_of, needed_experts, rank_of, trained_experts
 from presets.job.schema import Job
 from presets.planner.plan import Plan, Precision
@@ -63,7 +63,7 @@ class Experts:
                 pinned=device.type == "cuda",
                 device=device,
                 progress=progress,
-                folder=cache_dir(),
+                folder=cache_folder("weights"),
                 warn=warn,
                 grid=grid,
             )

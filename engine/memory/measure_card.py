@@ -5,11 +5,12 @@ import contextlib
 import datetime
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from engine.wan import attention
-from presets.machine.machine import Gpu
+from presets.machine.gpus import Gpu
 from presets.planner.measured_rates import AttentionRates, Rates, recall, remember
 
 SIDE = 8192  # of the square products
@@ -44,17 +45,10 @@ def measure_card(gpu: Gpu, device: torch.device) -> Rates:
     fp8 = 0.0
     if gpu.capability >= (8, 9):
         q, one = a.to(torch.float8_e4m3fn), torch.ones(SIDE, 1, device=device)
+        scaled = partial(torch._scaled_mm, scale_a=one, scale_b=one.t(), out_dtype=a.dtype, use_fast_accum=True)
         # a build without these kernels for this card: 0, and the planner does without
         with contextlib.suppress(RuntimeError):
-            fp8 = (
-                2
-                * SIDE**3
-                / _seconds(
-                    lambda: torch._scaled_mm(
-                        q, q.t(), scale_a=one, scale_b=one.t(), out_dtype=torch.bfloat16, use_fast_accum=True
-                    )
-                )
-            )
+            fp8 = 2 * SIDE**3 / _seconds(lambda: scaled(q, q.t()))
     return Rates(
         name=gpu.name,
         uuid=gpu.uuid,

@@ -1,7 +1,8 @@
 """Memory that runs out when the card is opened, or while the base model is loaded: what the part takes, who holds the
 rest, and what would help.
 
-A smaller plan would not: of the plan itself nothing lies on the card yet. `Run.place` sees to that.
+A smaller plan would not: nothing of the plan itself is on the card yet. What is done from then on is in
+engine.training.placement.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from engine.memory.planning import Planning, card_memory, shortage
 from engine.system.device import memory_errors, open_device
 from engine.system.pinned_memory import HostMemoryRefused
 from presets.errors import UserError
-from presets.planner.costs import Costs, block_bytes
+from presets.planner.memory_costs import MemoryCosts, block_bytes
 from presets.text import human
 
 Part = Literal["text encoder", "VAE", "experts"]
@@ -66,15 +67,15 @@ def _takes(part: Part, planning: Planning) -> tuple[str, str]:
     work, hardware = planning.work, planning.hardware
     if hardware is None:
         return "", END_OTHERS.capitalize()
-    costs = Costs(work, hardware, planning.shape)
+    costs = MemoryCosts(work, hardware, planning.shape)
     held = costs.held(planning.plan)
     match part:
         case "text encoder":
-            size, helps = costs.text_bytes(), []
+            size, helps = costs.text(), []
             if work.text_precision == "none":
-                less = Costs(
+                less = MemoryCosts(
                     msgspec.structs.replace(work, text_precision="float8"), hardware, planning.shape
-                ).text_bytes()
+                ).text()
                 helps = [f'set quantization.text_encoder = "float8", which takes {human(less)}']
         case "VAE":
             size, helps = held["vae"], []
@@ -93,7 +94,7 @@ def _no_ram(part: Part, planning: Planning, what: str) -> UserError:
     fix = "end other programs on this machine, or raise the memory limit (ulimit -l, the container's memory)"
     whole = ""
     if part == "experts" and planning.hardware is not None:
-        ram = Costs(planning.work, planning.hardware, planning.shape).ram(planning.plan)
+        ram = MemoryCosts(planning.work, planning.hardware, planning.shape).ram(planning.plan)
         whole = (
             f" ({human(ram['masters'])} for the frozen weights of {planning.work.needed}"
             f" expert{'s' if planning.work.needed > 1 else ''})"

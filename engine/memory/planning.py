@@ -1,6 +1,8 @@
-"""The plan of a run on this machine, and the next rung down when memory runs out all the same."""
+"""The plan of a run on this machine, and the next smaller one when memory runs out all the same.
 
-import gc
+Costs are predicted by presets.planner; a plan is put into effect by engine.training.placement.
+"""
+
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -11,17 +13,18 @@ from msgspec import Struct
 from engine.memory.measure_card import measured_rates
 from engine.wan.attention import Attention
 from presets.errors import UserError
-from presets.facts.facts import used_gpus
+from presets.facts.facts import Facts, used_gpus
 from presets.job.schema import Job
 from presets.planner.candidates import Scarce, limits_of, next_down
 from presets.planner.cards import gpu_hardware
 from presets.planner.choose import choose_for
-from presets.planner.costs import Costs, predict
+from presets.planner.coefficients import FITTED
+from presets.planner.costs import predict
 from presets.planner.measured_rates import Rates
+from presets.planner.memory_costs import MemoryCosts
 from presets.planner.plan import Plan, Precision
 from presets.planner.sizes import ExpertShape
 from presets.planner.workload import Hardware, Workload, shape_of, workload_of
-from presets.rules.check import Facts
 
 GIB = 2**30
 CONTEXT = 0.6 * GIB  # what CUDA itself holds here
@@ -51,11 +54,14 @@ class Planning:
     shape: ExpertShape
     rates: Rates | None = None  # measured on this card
     others: int = 0  # bytes of the card outside torch's count when the plan was made
+    tidied: bool = False  # memory in pieces was laid out anew under this plan
 
     @property
     def batched_guidance(self) -> bool:
         """Whether previews ask both prompts in one batch of two."""
-        return self.hardware is not None and Costs(self.work, self.hardware, self.shape).batched_guidance(self.plan)
+        return self.hardware is not None and MemoryCosts(self.work, self.hardware, self.shape).batched_guidance(
+            self.plan
+        )
 
 
 def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None, before: Plan | None = None) -> Planning:
@@ -106,9 +112,8 @@ def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None, 
 
 def fits(plan: Plan, work: Workload, hardware: Hardware, shape: ExpertShape) -> bool:
     """Whether there is room for a plan, as far as can be told before it runs."""
-    costs = Costs(work, hardware, shape)
-    p = costs.predict(plan)
-    return p.need_vram <= hardware.vram_free and p.ram + costs.c.ram_margin <= hardware.ram_free
+    p = predict(plan, work, hardware, shape)
+    return p.need_vram <= hardware.vram_free and p.ram + FITTED.ram_margin <= hardware.ram_free
 
 
 class CardMemory(NamedTuple):
@@ -142,8 +147,8 @@ class Shortage(NamedTuple):
 
 
 def shortage(now: CardMemory | None, planning: Planning) -> Shortage:
-    """The card's numbers told apart: others took memory since, or held it before; ours lies in pieces; or there is too
-    little."""
+    """Which cause the card's numbers show: others took memory since, or held it before; ours is in pieces; or there is
+    too little."""
     if now is None:
         return Shortage("small", "out of memory")
     lost = now.others - planning.others
@@ -159,8 +164,8 @@ def shortage(now: CardMemory | None, planning: Planning) -> Shortage:
 
 
 def smaller(job: Job, planning: Planning, scarce: Scarce, lost: int = 0) -> Plan | None:
-    """One rung down from the present plan; further when `lost` bytes of the card are gone and the next would not fit in
-    what is left. None at the last rung."""
+    """The next smaller plan; a still smaller one when the card has `lost` bytes less than before and the next would not
+    fit. None when there is none."""
     hardware = planning.hardware
     if hardware is None:
         return None
@@ -178,10 +183,3 @@ def smaller(job: Job, planning: Planning, scarce: Scarce, lost: int = 0) -> Plan
     ):
         found, plan = plan, below(plan)
     return plan or found
-
-
-def release(device: torch.device) -> None:
-    """Give back what a failed step left behind."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

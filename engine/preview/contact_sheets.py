@@ -1,24 +1,22 @@
-"""Pictures to judge previews by: a sheet of one step's prompts, and one prompt across the steps, as picture and as
-video."""
+"""Contact sheets to judge previews by: one step's prompts, or one prompt across the steps, as picture and as video.
+
+Which previews they show is engine.training.previews's; the videos are engine.preview.video_files's.
+"""
 
 import math
-import os
-import struct
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from engine.preview.video_files import Frames
 from engine.system.durable_files import atomic_write
 
-Frames = NDArray[np.uint8]  # (T, H, W, 3)
-SIDE, COLUMNS = 256, 5  # of a small picture, at the most; frames of a preview that a row shows
+COLUMNS = 5  # frames of a preview that a row shows
 EARLIEST, LATEST = 1, 8  # steps that a comparison shows
 GAP, TEXT = 8, 15  # pixels
 INK, PAPER, FAINT = (235, 235, 235), (18, 18, 20), (150, 150, 156)
@@ -31,62 +29,6 @@ class Row:
     title: str
     about: str
     frames: Frames
-
-
-def small_size(width: int, height: int) -> tuple[int, int]:
-    """Sides of a small picture, even as H.264 wants them; nothing grows."""
-    scale = min(1.0, SIDE / max(width, height))
-    return max(2, round(width * scale / 2) * 2), max(2, round(height * scale / 2) * 2)
-
-
-def small(frames_THWC: Frames) -> Frames:
-    size = small_size(frames_THWC.shape[2], frames_THWC.shape[1])
-    return np.stack([np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX)) for frame in frames_THWC])
-
-
-def read_small(video: Path) -> Frames | None:
-    """The small frames of a preview's video; None when it is gone or does not decode."""
-    try:
-        with av.open(str(video)) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            width, height = small_size(stream.width, stream.height)
-            frames = [
-                frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="AREA")
-                for frame in container.decode(stream)
-            ]
-    except (OSError, av.FFmpegError, IndexError):
-        return None
-    return np.stack(frames) if frames else None
-
-
-def is_picture(path: Path) -> bool:
-    """Whether a PNG is there and every part of it carries its checksum."""
-    try:
-        with Image.open(path) as image:
-            image.verify()
-    except (OSError, SyntaxError):  # the latter is Pillow's word for a broken PNG
-        return False
-    return True
-
-
-def is_video(path: Path) -> bool:
-    """Whether an mp4 is there and as long as its boxes say: a power cut may leave less. What the frames hold is not
-    looked at."""
-    try:
-        with path.open("rb") as f:
-            end, at = f.seek(0, os.SEEK_END), 0
-            while at < end:
-                f.seek(at)
-                size, _ = struct.unpack(">I4s", f.read(8))
-                if size == 1:  # the true size follows, in 64 bits
-                    (size,) = struct.unpack(">Q", f.read(8))
-                if size < 8:
-                    return False
-                at += size
-    except (OSError, struct.error):
-        return False
-    return at == end > 0
 
 
 def steps_shown(steps: Sequence[int]) -> list[int]:

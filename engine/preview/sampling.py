@@ -7,11 +7,9 @@ out so that experts may be run by an executor.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
@@ -19,7 +17,6 @@ from PIL import Image, ImageOps
 
 from engine.encode.latents import Encoder, condition, decode
 from engine.executor.block_executor import BlockExecutor
-from engine.system.durable_files import atomic_write
 from presets.clips.geometry import SIDE_MULTIPLE
 from presets.job.expert_schedule import EXPERTS, Expert
 from presets.job.preview_settings import low_guidance
@@ -82,7 +79,7 @@ def scheduler_for(sampler: str, shift: float) -> Any:
 def sample_latents(
     executors: Mapping[Expert, BlockExecutor],
     encoder: Encoder,
-    shot: PreviewRequest,
+    request: PreviewRequest,
     panel: SamplePanel,
     *,
     boundary: float,
@@ -96,12 +93,12 @@ def sample_latents(
     prompts in one batch of two: the weights pass through once, activations take twice the room, and sums may round
     otherwise.
     """
-    device = shot.image_CHW.device
-    _, H, W = shot.image_CHW.shape
-    shape = (1, encoder.vae.config.z_dim, (shot.frames - 1) // 4 + 1, H // 8, W // 8)
+    device = request.image_CHW.device
+    _, H, W = request.image_CHW.shape
+    shape = (1, encoder.vae.config.z_dim, (request.frames - 1) // 4 + 1, H // 8, W // 8)
     # On the CPU, so that the same seed gives the same preview on every card.
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(shot.seed)).to(device)
-    conditioning = condition(encoder, shot.image_CHW.unsqueeze(0), shot.frames)
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(request.seed)).to(device)
+    conditioning = condition(encoder, request.image_CHW.unsqueeze(0), request.frames)
     scheduler = scheduler_for(panel.sampler, shift)
     scheduler.set_timesteps(panel.steps, device=device)
     for i, t in enumerate(scheduler.timesteps):
@@ -110,19 +107,20 @@ def sample_latents(
         executor, guidance = executors[EXPERTS[0 if noisy else 1]], panel.guidance if noisy else low_guidance(panel)
         x, timestep = torch.cat([latents, conditioning], dim=1), t.expand(1)
         if guidance <= 1:
-            velocity = executor.predict(x, timestep, shot.text, strength=shot.strength)
+            velocity = executor.predict(x, timestep, request.text, strength=request.strength)
         else:
             if batched_guidance:
                 both = executor.predict(
                     x.expand(2, -1, -1, -1, -1),
                     timestep.expand(2),
-                    torch.cat([shot.text, shot.negative]),
-                    strength=shot.strength,
+                    torch.cat([request.text, request.negative]),
+                    strength=request.strength,
                 )
                 guided, unguided = both.chunk(2)
             else:
                 guided, unguided = (
-                    executor.predict(x, timestep, text, strength=shot.strength) for text in (shot.text, shot.negative)
+                    executor.predict(x, timestep, text, strength=request.strength)
+                    for text in (request.text, request.negative)
                 )
             velocity = unguided + guidance * (guided - unguided)
         latents = scheduler.step(velocity, t, latents, return_dict=False)[0]
@@ -134,22 +132,3 @@ def to_frames(vae: AutoencoderKLWan, latents: torch.Tensor) -> np.ndarray:
     """Latents (1, 16, F, h, w) -> uint8 frames (T, H, W, 3)."""
     video = decode(vae, latents)[0]
     return ((video + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 3, 0).cpu().numpy()
-
-
-def write_video(path: Path, frames_THWC: np.ndarray, fps: int) -> None:
-    """H.264 in an mp4 that every player opens. Never half there, see engine.system.durable_files. Raises OSError."""
-    with (
-        atomic_write(path) as aside,
-        av.open(str(aside), "w", format="mp4", options={"movflags": "faststart"}) as container,
-    ):
-        stream: Any = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "17", "preset": "medium"})
-        stream.height, stream.width, stream.pix_fmt = *frames_THWC.shape[1:3], "yuv420p"
-        for frame in frames_THWC:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-        container.mux(stream.encode())
-
-
-def write_poster(path: Path, frames_THWC: np.ndarray) -> None:
-    """The middle frame, as PNG: the first is only the control image again. Raises OSError."""
-    with atomic_write(path) as aside:
-        Image.fromarray(frames_THWC[len(frames_THWC) // 2]).save(aside, format="PNG")

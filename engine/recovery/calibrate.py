@@ -17,10 +17,11 @@ from engine.data.dataset import Item, build_dataset
 from engine.data.frames import Request, decode
 from engine.encode.latents import PlainEncoder, condition, encode, pixels
 from engine.encode.text_embeddings import encode_texts
-from engine.encode.vae_and_tokenizer import load_vae
+from engine.encode.vae_encoder import load_vae
 from engine.recovery.expert_reader import ExpertReader
 from engine.recovery.input_moments import READERS, Moment, Place
 from engine.system.keyed_random import keyed_rng
+from engine.system.placement import Placement
 from engine.weights.base_model import BaseModel
 from engine.weights.load_expert import load_outer_modules
 from presets.clips.clip_facts import scan_dataset
@@ -60,15 +61,15 @@ def samples_from_clips(
         )
     items = build_dataset(job, Path.cwd(), [facts])
     items = [items[i * len(items) // MOST_CLIPS] for i in range(MOST_CLIPS)] if len(items) > MOST_CLIPS else items
+    placement = Placement(device, dtype, pinned=device.type == "cuda")
     texts = encode_texts(
         base,
         {item.caption for item in items},
-        device=device,
-        dtype=dtype,
+        placement,
         precision="none",
-        progress=lambda done, total: progress("captions", done, total),
+        progress=lambda done, total, what: progress(what, done, total),
     )
-    encoder = PlainEncoder(load_vae(base.source, device=device, dtype=dtype))
+    encoder = PlainEncoder(load_vae(base.source, placement))
     out: dict[Expert, list[Sample]] = {expert: [] for expert in EXPERTS}
     for number, item in enumerate(items):
         progress("clips", number, len(items))

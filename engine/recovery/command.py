@@ -10,10 +10,10 @@ stdout gets the file's path and a table of errors without and with the adapter, 
 import argparse
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 from engine.wan.int4_grids import GRIDS, Grid
+from presets.disk import not_writable
 from presets.errors import UserError
 
 FRAMES, RESOLUTION = 17, 512  # of calibration clips
@@ -87,13 +87,8 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
         raise UserError("exists already", where=str(out), fix="Choose another file with --out, or delete this one")
     if not out.absolute().parent.is_dir():
         raise UserError("no such folder", where=str(out.parent), fix="Make it first, or choose another file with --out")
-    try:
-        with tempfile.TemporaryFile(dir=out.absolute().parent):  # permission bits lie on read-only disks and for root
-            pass
-    except OSError as e:
-        raise UserError(
-            f"cannot be written: {(e.strerror or str(e)).lower()}", where=str(out), fix="Choose another file with --out"
-        ) from None
+    if why := not_writable(out.parent):
+        raise UserError(f"cannot be written: {why}", where=str(out), fix="Choose another file with --out")
 
     import torch
 

@@ -16,10 +16,11 @@ import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine.system import fault_injection
-from engine.system.durable_files import fsync, make_folder, sha256
+from engine.system.durable_files import make_folder, sha256
+from presets.atomic_file import fsync
 from presets.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,18 +94,25 @@ def save(run: Path, state: State, *, rehearsal: bool = False) -> tuple[Path, str
         aside.rename(final)
         fault_injection.at("save.after-rename", state.step)
         fsync(parent)
-        if before.exists():  # only now: a power cut must not find the old one gone and the new one not yet in its place
+        if before.exists():  # only now: a power cut must not find the old one deleted and the new one not in its place
             shutil.rmtree(before)
     except Exception as e:
-        raise refusal_of(e, parent) from e
+        raise_refusal(e, parent)
     finally:
         if aside.exists():
             shutil.rmtree(aside)
     return final, hashlib.sha256(text.encode()).hexdigest()
 
 
+def raise_refusal(error: Exception, where: Path) -> NoReturn:
+    """Raise a failed write as a user's error, and any other error as it is."""
+    if (refused := refusal_of(error, where)) is error:
+        raise error
+    raise refused from error
+
+
 def refusal_of(error: Exception, where: Path) -> Exception:
-    """A failed write as a user's error; any other error as it is. safetensors tells the system's error in its text
+    """A failed write as a user's error; any other error as it is. safetensors has the system's error in its text
     alone."""
     code = re.search(r"os error (\d+)", str(error))
     if code and not isinstance(error, OSError):
@@ -255,11 +263,11 @@ def set_aside(run: Path, *, after: int) -> None:
 
 def prune(run: Path, keep: int) -> list[int]:
     """Remove all but the newest `keep` checkpoints; returns the steps removed."""
-    gone: list[int] = []
+    removed: list[int] = []
     for folder in listed(run)[:-keep]:
         shutil.rmtree(folder)
-        gone.append(step_of(folder))
-    return gone
+        removed.append(step_of(folder))
+    return removed
 
 
 def sweep(run: Path) -> None:
@@ -267,10 +275,9 @@ def sweep(run: Path) -> None:
     place."""
     for leftover in (run / CHECKPOINTS).glob("step_*.tmp-*"):
         shutil.rmtree(leftover)
-    # see presets.job.toml_file.save_job, engine.system.durable_files.atomic_write
-    asides = [".job.toml.????????", ".*.safetensors.tmp", "samples/.*.tmp", "samples/step_*/.*.tmp"]
-    for aside in [path for pattern in asides for path in run.glob(pattern)]:
-        aside.unlink()
+    for pattern in (".*.tmp", "samples/.*.tmp", "samples/step_*/.*.tmp"):  # see presets.atomic_file
+        for aside in run.glob(pattern):
+            aside.unlink()
     for old in (run / CHECKPOINTS).glob("step_*.old-*"):
         place = old.with_name(old.name.partition(".")[0])
         shutil.rmtree(old) if place.exists() else old.rename(place)

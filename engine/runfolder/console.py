@@ -15,7 +15,7 @@ BYTES = 10_000_000  # what is counted so high is bytes
 class Console:
     """An event listener. On a terminal one line is redrawn for steps and phases; everything else scrolls above it.
 
-    Where nobody reads any more, the terminal closed or the pipe's other end gone, it falls silent: a run does not end
+    Where nobody reads any more, the terminal or the pipe's other end closed, it falls silent: a run does not end
     of that.
     """
 

@@ -1,12 +1,11 @@
-"""What reaches a running trainer from outside: control files and signals.
+"""What reaches a running trainer from outside: commands and signals. A command is a file in RUN/control, see
+presets.runs.control; all but stop are carried out by engine.training.commands.
 
-A command is a file in RUN/control, see presets.runs.control.
-
-Stop is honoured between two micro-batches: the gradients of the unfinished step are dropped. The others are honoured
+A stop is obeyed between two micro-batches: the gradients of the unfinished step are dropped. The others are applied
 between two optimizer steps, where the state is whole: a save holds every step that is done, a new value counts from the
-next step on. A file is deleted once its command is honoured or refused. What was written while no trainer ran is found
-by the next attempt and honoured at its first step; a launcher removes stops that were meant for an attempt which is
-gone.
+next step on. A file is deleted once its command is applied or refused. What was written while no trainer ran is found
+by the next attempt and applied at its first step; a launcher removes stops that were meant for an attempt which has
+ended.
 """
 
 import os
@@ -25,12 +24,12 @@ from presets.runs.control import CONTROL_DIR, ControlFile, parse_control
 POLL_SECONDS = 0.1  # while the trainer waits for something else
 
 
-class StopWished(Exception):
-    """A stop is wished for, in the middle of something that leaves nothing behind."""
+class StopRequested(Exception):
+    """A stop was asked for, in the middle of something that leaves nothing behind."""
 
 
 def refusal(what: str, error: UserError) -> Finding:
-    """The finding that answers a command which cannot be honoured."""
+    """The finding that answers a command which cannot be applied."""
     return Finding(
         code="command-refused",
         severity="warning",
@@ -41,20 +40,20 @@ def refusal(what: str, error: UserError) -> Finding:
 
 
 class Control:
-    """Polled at each micro-step edge. SIGTERM and SIGINT wish a stop with a save; a second one ends at once, and says
+    """Polled between micro-batches. SIGTERM and SIGINT ask for a stop with a save; a second one ends at once, and says
     so on stderr.
 
-    SIGHUP, of a terminal that closes or a connection that drops, wishes the same and never ends at once: the kernel and
+    SIGHUP, of a terminal that closes or a connection that drops, asks the same and never ends at once: the kernel and
     the shell both send it, one after the other. Where it is ignored, by nohup or the daemon, it stays so.
     """
 
     def __init__(self, folder: Path, *, tell: Callable[[Finding], None]) -> None:
-        self._tell = tell  # told of files that are no command
+        self._tell = tell  # is given the findings about files that hold no command
         self.folder = folder / CONTROL_DIR
         self._signals = 0
         self._launcher = 0  # the parent process, since `listen`
-        self._waiting: dict[Path, ControlFile] = {}  # read, and neither honoured nor refused yet
-        self.why = ""  # a stop is wished for, and why
+        self._waiting: dict[Path, ControlFile] = {}  # read, and neither applied nor refused yet
+        self.why = ""  # why a stop is asked for; "" while none is
 
     def open(self) -> None:
         """Make the folder: the job is accepted, and commands may come."""
@@ -84,13 +83,13 @@ class Control:
     def _on_hangup(self, _number: int, _frame: FrameType | None) -> None:
         self.why = self.why or "SIGHUP received"
 
-    def honour(self) -> None:
-        """Raise StopWished when a stop is wished for."""
-        if self.stop_wished():
-            raise StopWished(self.why)
+    def raise_if_stop_requested(self) -> None:
+        """Raise StopRequested when a stop is asked for."""
+        if self.stop_requested():
+            raise StopRequested(self.why)
 
-    def stop_wished(self) -> bool:
-        """Read the control files; true once a stop is wished for."""
+    def stop_requested(self) -> bool:
+        """Read the control files; true once a stop is asked for."""
         for file in sorted(self.folder.glob("*.json"), key=_written):
             if file in self._waiting:
                 continue
@@ -110,20 +109,20 @@ class Control:
         return bool(self.why)
 
     def waiting(self) -> list[tuple[Path, ControlFile]]:
-        """The commands other than stop, oldest first. The caller reports each that it honoured or refused to `done`."""
-        self.stop_wished()
+        """The commands other than stop, oldest first. The caller reports each that it applied or refused to `done`."""
+        self.stop_requested()
         return list(self._waiting.items())
 
     def done(self, file: Path) -> None:
-        """A command is honoured or refused: its file goes, so that no later attempt meets it again."""
+        """A command is applied or refused: its file is deleted, so that no later attempt meets it again."""
         file.unlink(missing_ok=True)
         del self._waiting[file]
 
     def sleep(self, seconds: float) -> None:
-        """Wait so long, or until a stop is wished for: then raises StopWished."""
+        """Wait so long, or until a stop is asked for: then raises StopRequested."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
-            self.honour()
+            self.raise_if_stop_requested()
             time.sleep(POLL_SECONDS)
 
 

@@ -1,4 +1,5 @@
-"""A full disk pauses the run: it waits for room, says what for, and goes on by itself."""
+"""A full disk pauses the run: it waits for room, says what for, and continues by itself. What is written, and which
+errors mean a full disk, is in engine.runfolder.checkpoint and event_log."""
 
 import shutil
 from collections.abc import Callable
@@ -17,7 +18,7 @@ T = TypeVar("T")
 def retry_when_disk_has_room(
     log: EventLog, control: Control, folder: Path, what: str, need: int, write: Callable[[], T]
 ) -> T:
-    """The result of `write`, tried again while the disk is full. `what` takes about `need` bytes. Raises StopWished
+    """The result of `write`, tried again while the disk is full. `what` takes about `need` bytes. Raises StopRequested
     when a stop comes meanwhile."""
     paused = False
     while True:
@@ -37,7 +38,7 @@ def retry_when_disk_has_room(
 
 
 def until_events_are_written(log: EventLog, control: Control) -> None:
-    """Returns at once unless the disk has refused events. Raises StopWished when a stop comes while it waits."""
+    """Returns at once unless the disk has refused events. Raises StopRequested when a stop comes while it waits."""
     if log.flush():
         return
     _pause(log, log.path.parent, f"{log.path.name} ({log.waiting} events wait in memory)", log.waiting_bytes)
@@ -49,6 +50,6 @@ def until_events_are_written(log: EventLog, control: Control) -> None:
 def _pause(log: EventLog, folder: Path, what: str, need: int) -> None:
     text = (
         f"the disk is full: {what} needs {human(need)}, {human(shutil.disk_usage(folder).free)} are free at {folder}."
-        f" Free some space and it goes on by itself; it tries again every {RETRY_SECONDS:.0f} s"
+        f" Free some space and it continues by itself; it tries again every {RETRY_SECONDS:.0f} s"
     )
     log.phase("paused", 0, 1, text)

@@ -1,4 +1,5 @@
-"""Writes a run's events: one JSON line each, in order, without gaps across attempts."""
+"""Writes a run's events: one JSON line each, in order, without gaps across attempts. They are read by
+presets.runs.events, which says what each holds."""
 
 import os
 import time
@@ -13,12 +14,12 @@ import msgspec
 
 from engine.runfolder.checkpoint import FULL
 from engine.system import fault_injection
-from engine.system.durable_files import fsync
+from presets.atomic_file import fsync
 from presets.findings import Finding
-from presets.runs.events import EVENTS_FILE, TERMINAL_KINDS, Event, EventKind, decode_event
+from presets.runs.events import COMMAND_ID, EVENTS_FILE, TERMINAL_KINDS, DamagedLine, Event, EventKind, read_events
 from presets.runs.history import History
 
-# and what honours an order: it must outlive a power loss, for its order is gone by then
+# and what applies a command: it must outlive a power loss, for the control file is deleted by then
 SYNCED = TERMINAL_KINDS | {"changed"}
 RESERVE_FILE, RESERVE_BYTES = ".reserve", 64 * 2**10
 
@@ -42,6 +43,7 @@ class EventLog:
         self._listener, self._clock = listener, clock
         self.run, self.attempt, self._seq = uuid.uuid4().hex[:12], 1, 0
         self.damaged = 0
+        self._size = 0  # bytes of the file, whole lines
         self.history = History()
         self.watch: Callable[[Event], None] | None = None  # sees each event last, and may emit what it makes of it
         self._waiting: deque[tuple[Event, bytes]] = deque()
@@ -49,22 +51,16 @@ class EventLog:
             self._continue()
         self._file = self.path.open("ab", buffering=0)
         fsync(folder)  # its name must outlive a power loss, else what is synced in it is lost all the same
-        self._size = self._file.tell()
         self._keep_reserve()
 
     def _continue(self) -> None:
-        whole = self.path.read_bytes()
-        end = whole.rfind(b"\n") + 1
-        for line in whole[:end].splitlines():
-            try:
-                last = decode_event(line)
-            except msgspec.MsgspecError:
-                self.damaged += 1
-                self._seq += 1
-            else:
-                self.run, self.attempt, self._seq = last.run, last.attempt + 1, last.seq
-                self.history.add(last)
-        os.truncate(self.path, end)
+        for event, end in read_events(self.path, report=self._pass_over):
+            self.run, self.attempt, self._seq, self._size = event.run, event.attempt + 1, event.seq, end
+            self.history.add(event)
+        os.truncate(self.path, self._size)
+
+    def _pass_over(self, line: DamagedLine) -> None:
+        self.damaged, self._seq, self._size = self.damaged + 1, self._seq + 1, line.end
 
     @property
     def waiting(self) -> int:
@@ -76,7 +72,7 @@ class EventLog:
         return sum(len(line) for _, line in self._waiting)
 
     def emit(self, kind: EventKind, **data: Any) -> None:
-        """Append one event. Those of the kinds in SYNCED, and those that honour an order, are on the disk when this
+        """Append one event. Those of the kinds in SYNCED, and those that apply a command, are on the disk when this
         returns, if it has room for them."""
         self._seq += 1
         event = Event(seq=self._seq, time=self._clock(), run=self.run, attempt=self.attempt, kind=kind, data=data)
@@ -131,11 +127,11 @@ class EventLog:
         written = 0
         while written < len(line):  # a disk that fills up takes a part and says so only at the next write
             written += self._file.write(line[written:])
-        if event.kind in SYNCED or "order" in event.data:
+        if event.kind in SYNCED or COMMAND_ID in event.data:
             os.fsync(self._file.fileno())
 
     def _keep_reserve(self) -> None:
-        with suppress(OSError):  # without it, a full disk is told in the log of the process alone
+        with suppress(OSError):  # without it, a full disk is said in the log of the process alone
             if not self._reserve.exists() or self._reserve.stat().st_size < RESERVE_BYTES:
                 self._reserve.write_bytes(os.urandom(RESERVE_BYTES))  # no file system can store that as a hole
 

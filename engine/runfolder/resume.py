@@ -13,8 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from engine.runfolder import checkpoint
 from engine.runfolder.event_log import EventLog
 from engine.system import fault_injection
@@ -24,7 +22,7 @@ from presets.job.diff import LIVE_FIELDS, FieldChange, changes
 from presets.job.resume_check import ResumeCheck, check_resume, held_job
 from presets.job.schema import Job
 from presets.job.toml_file import absolute_paths, get_value, job_from_dict, with_value
-from presets.runs.events import EVENTS_FILE, decode_event
+from presets.runs.events import EVENTS_FILE, read_events
 from presets.runs.history import History, Setting
 from presets.runs.run_view import ABANDONED
 
@@ -39,7 +37,7 @@ class ResumePoint:
     checkpoint: Path | None = None  # None: from nothing
     meta: dict[str, Any] = field(default_factory=dict)  # what the checkpoint says of itself
     since: list[FieldChange] = field(default_factory=list)  # how `job` differs from the checkpoint's
-    settings: list[Setting] = field(default_factory=list)  # the same as the `changed` events that tell it
+    settings: list[Setting] = field(default_factory=list)  # the same as `changed` events
     ahead: list[Setting] = field(default_factory=list)  # set while an earlier attempt trained what is now trained again
     damaged: list[str] = field(default_factory=list)  # newer checkpoints that were passed over
     keep: Job | None = None  # what RUN/job.toml is to hold from now on; None: what it holds
@@ -47,6 +45,7 @@ class ResumePoint:
     # the folder of a rollback that was cut short: it is taken up again there, so that its branch lies in one place
     abandoned: str = ""
     accepted: bool = False  # that the run is no longer the one that was begun
+    check: ResumeCheck | None = None  # how the job file has changed, which has been accepted
 
     @property
     def comparable(self) -> bool:
@@ -69,12 +68,12 @@ def find_resume_point(folder: Path, job: Job, base_dir: Path, *, from_step: int 
     given = absolute_paths(job, base_dir)
     then = job_from_dict(meta["job"], where=f"{found}/state.json") if found else None
     held, unreadable = held_job(folder, base_dir)
-    asked = check_resume(held or then, given, learnt=found is not None, unreadable=unreadable)
+    asked = check_resume(held or then, given, trained=found is not None, unreadable=unreadable)
     _require(folder, asked, accept=accept)
     edits = asked.changes
 
     edited = {c.field for c in edits}
-    # cut short while it trained, done, and asked to go on: so with the steps of its file
+    # cut short while it trained, done, and asked to continue: so with the steps of its file
     if then and history.done and then.training.steps <= step < given.training.steps:
         edited.add("training.steps")
     if then:
@@ -84,7 +83,7 @@ def find_resume_point(folder: Path, job: Job, base_dir: Path, *, from_step: int 
     before, now = then or held or given, absolute_paths(job, base_dir)
     since = changes(before, now)
     if found:
-        _require(folder, ResumeCheck(changes=[c for c in since if c.impossible], learnt=True), accept=False)
+        _require(folder, ResumeCheck(changes=[c for c in since if c.impossible], trained=True), accept=False)
     return ResumePoint(
         job=job,
         resumed=True,
@@ -101,18 +100,16 @@ def find_resume_point(folder: Path, job: Job, base_dir: Path, *, from_step: int 
         rollback=back is not None,
         abandoned=history.abandoned,
         accepted=accept,
+        check=asked,
     )
 
 
 def read_history(path: Path) -> History:
-    """The history in an events file; lines that cannot be read tell nothing."""
+    """The history in an events file, without the lines that are damaged: the event log counts them."""
     history = History()
     if path.exists():
-        for line in path.read_bytes().split(b"\n"):
-            try:
-                history.add(decode_event(line))
-            except msgspec.MsgspecError:
-                continue
+        for event, _ in read_events(path, report=lambda line: None):
+            history.add(event)
     return history
 
 
@@ -122,7 +119,7 @@ def _require(folder: Path, asked: ResumeCheck, *, accept: bool) -> None:
         asked.digest if accept else None,
         where=str(folder),
         lines=True,
-        accept="go on all the same with --accept-changes (the run is then no longer comparable)",
+        accept="resume all the same with --accept-changes (the run is then no longer comparable)",
     )
 
 
@@ -142,7 +139,7 @@ def set_aside_later_files(begin: ResumePoint, folder: Path, log: EventLog) -> No
                 severity="warning",
                 field=checkpoint.CHECKPOINTS,
                 message=text,
-                fix="The run goes on from the one before",
+                fix="The run resumes from the one before",
             )
         )
     if begin.rollback:

@@ -1,5 +1,6 @@
 """The device a run works on, and torch's settings for it."""
 
+import gc
 import os
 import re
 from collections.abc import Iterator
@@ -16,7 +17,6 @@ CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
 # of one compiled function: experts of different ranks, chunks, buckets. Beyond torch's own 8 it would run eager without
 # a word
 VARIANTS = 64
-
 
 SHORT = re.compile(
     r"(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|CUBLAS_STATUS_NOT_INITIALIZED when calling .cublasCreate|out of memory",
@@ -84,7 +84,7 @@ def open_device(name: str | None = None, *, vram: int | None = None) -> torch.de
 
 
 def require_gpu(device: torch.device, machine: Machine) -> None:
-    """For what is too much for the CPU. Raises UserError where torch has not found a GPU: why, and what mends it."""
+    """For what is too much for the CPU. Raises UserError where torch has not found a GPU: why, and what would help."""
     if device.type == "cuda":
         return
     if not machine.gpus:
@@ -131,6 +131,13 @@ def products_in_order(device: torch.device) -> None:
             if name not in str(e):
                 raise
             os.environ[name] = value  # a torch that asks every time
+
+
+def release(device: torch.device) -> None:
+    """Give the memory back of what nothing refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def device_name(device: torch.device) -> str:

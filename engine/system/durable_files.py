@@ -1,34 +1,21 @@
-"""Files that outlive a power loss: written aside, synced, renamed, and then their folder synced. Only after that may an
-event tell of them."""
+"""Files that outlive a power loss: written beside, synced, renamed (presets.atomic_file), and then their folder synced.
+Only after that may an event name them."""
 
 import hashlib
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-
-def fsync(path: Path) -> None:
-    """What was written to a file, or which names a folder holds, is on the disk when this returns. Raises OSError."""
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+from presets.atomic_file import fsync, replacing
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Inside, write to the path given; at the end that takes the place of `path`, whole and for good. An error leaves
     what was there before."""
-    aside = path.with_name(f".{path.name}.tmp")
-    try:
+    with replacing(path, sync=True) as aside:
         yield aside
-        fsync(aside)
-        aside.rename(path)
-        fsync(path.parent)
-    finally:
-        aside.unlink(missing_ok=True)
+    fsync(path.parent)
 
 
 def make_folder(folder: Path) -> None:

@@ -2,7 +2,7 @@
 
 Unarmed, `at` costs one look at an empty list. A fault names what happens (KINDS), where (POINTS) and at which step, and
 strikes once; the same fault given twice strikes twice. Steps are numbered as in the events: the first step trained is
-1, and a save, a preview or a resume bears the number of the steps done.
+1, and a save, a preview or a resume has the number of the steps done.
 """
 
 import errno
@@ -16,9 +16,9 @@ from typing import Any
 
 KINDS = {
     "raise": "a bug: InjectedFault, which nothing expects",
-    "sigkill": "the process is gone at once, as by kill -9 or the out-of-memory killer",
+    "sigkill": "the process ends at once, as by kill -9 or the out-of-memory killer",
     "sigterm": "a polite stop arrives",
-    "hang": "nothing goes on, until someone kills the process",
+    "hang": "it waits until someone kills the process",
     "enospc": "the disk is full",
     "nan": "the value becomes not-a-number (at the points in VALUES)",
 }
@@ -31,7 +31,7 @@ POINTS = {
     "optimizer.before-step": "gradients are clipped, weights as before",
     "optimizer.after-step": "weights moved, running average not",
     "ema": "weights and running average moved, no event yet",
-    "event.before-write": "before the first event that bears the step",
+    "event.before-write": "before the first event of the step",
     "event.mid-write": "that event is half on the disk",
     "save.begin": "before the folder aside is made",
     "save.after-lora": "the first file is written",
@@ -49,9 +49,9 @@ POINTS = {
     "preview.before-event": "all its files are in their places, no event says so",
     "final.begin": "before the final pair is written",
     "done.before-event": "everything is written but the last event",
-    "done.after-event": "everything is written and told; the process is about to end",
-    "control.after-event": "an order was honoured and that is told, its file still lies there",
-    "abandon.mid": "half of a branch that is gone back from has been moved away (step: the one gone back to)",
+    "done.after-event": "everything is written and logged; the process is about to end",
+    "control.after-event": "a command was applied and that is logged, its file is still there",
+    "abandon.mid": "half of an abandoned branch has been moved away (step: the one gone back to)",
     "resume.loading": "before the checkpoint is read (step: its number)",
     "resume.restored": "weights and optimizers are restored",
 }

@@ -3,8 +3,8 @@ average."""
 
 import math
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
-from typing import Any
 
 import torch
 from transformers.optimization import Adafactor
@@ -13,12 +13,24 @@ from presets.errors import UserError
 from presets.job.expert_schedule import Expert, lr_of
 from presets.job.schema import Job, TrainingPanel
 
-Parameters = list[torch.nn.Parameter]
+PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}  # what an optimizer needs besides torch
 
 
-def build_optimizer(training: TrainingPanel, parameters: Parameters) -> torch.optim.Optimizer:
+def build_optimizer(training: TrainingPanel, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW and relatives over fp32 LoRA tensors, all with decoupled weight decay. Raises UserError when the library or
     the card is missing."""
+    try:
+        return _built(training, parameters)
+    except ImportError:
+        package = PACKAGES[training.optimizer]
+        raise UserError(
+            f"{training.optimizer} needs the {package} package",
+            where="training.optimizer",
+            fix=f'pip install {package}, or set training.optimizer = "adamw"',
+        ) from None
+
+
+def _built(training: TrainingPanel, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     lr, decay = training.lr, training.weight_decay
     device = parameters[0].device
     match training.optimizer:
@@ -29,14 +41,8 @@ def build_optimizer(training: TrainingPanel, parameters: Parameters) -> torch.op
                 raise UserError(
                     "adamw8bit needs an NVIDIA GPU", where="training.optimizer", fix='Set training.optimizer = "adamw"'
                 )
-            try:
-                import bitsandbytes
-            except ImportError:
-                raise UserError(
-                    "adamw8bit needs the bitsandbytes package",
-                    where="training.optimizer",
-                    fix='pip install bitsandbytes, or set training.optimizer = "adamw"',
-                ) from None
+            import bitsandbytes
+
             adamw8bit: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(parameters, lr=lr, weight_decay=decay)
             return adamw8bit
         case "adafactor":
@@ -47,14 +53,8 @@ def build_optimizer(training: TrainingPanel, parameters: Parameters) -> torch.op
             )
             return adafactor
         case "prodigy":
-            try:
-                import prodigyopt
-            except ImportError:
-                raise UserError(
-                    "prodigy needs the prodigyopt package",
-                    where="training.optimizer",
-                    fix='pip install prodigyopt, or set training.optimizer = "adamw"',
-                ) from None
+            import prodigyopt
+
             with redirect_stdout(sys.stderr):  # it prints that its weight decay is decoupled
                 prodigy: torch.optim.Optimizer = prodigyopt.Prodigy(
                     parameters, lr=lr, weight_decay=decay, safeguard_warmup=training.warmup_steps > 0
@@ -87,7 +87,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def clip_gradients(parameters: Parameters, max_norm: float) -> torch.Tensor:
+def clip_gradients(parameters: list[torch.nn.Parameter], max_norm: float) -> torch.Tensor:
     """Scale the gradients to at most `max_norm` (0: leave them); returns their norm before, a 0-d tensor, maybe not
     finite."""
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -100,17 +100,17 @@ def clip_gradients(parameters: Parameters, max_norm: float) -> torch.Tensor:
 class Ema:
     """A running average of the LoRA: average = decay * average + (1 - decay) * value, after each step of the expert."""
 
-    def __init__(self, decay: float, values: dict[str, Any]) -> None:
+    def __init__(self, decay: float, values: Mapping[str, torch.Tensor]) -> None:
         self.decay = decay
         self.average: dict[str, torch.Tensor] = {name: value.detach().clone() for name, value in values.items()}
 
     @torch.no_grad()
-    def update(self, values: dict[str, Any]) -> None:
+    def update(self, values: Mapping[str, torch.Tensor]) -> None:
         for name, average in self.average.items():
             average.lerp_(values[name].detach(), 1 - self.decay)
 
     @torch.no_grad()
-    def load(self, values: dict[str, torch.Tensor]) -> None:
+    def load(self, values: Mapping[str, torch.Tensor]) -> None:
         assert self.average.keys() == values.keys()
         for name, average in self.average.items():
             average.copy_(values[name])

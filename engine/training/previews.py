@@ -1,4 +1,7 @@
-"""The previews of a run: when they are made, from which weights, and what they leave behind."""
+"""The previews of a run: from which weights they are made, what they leave behind, and whether that is still there.
+
+How one is denoised is engine.preview.sampling's; when they are due, engine.training.trainer's.
+"""
 
 import traceback
 from collections.abc import Iterator
@@ -10,23 +13,24 @@ import av
 import torch
 
 from engine.adapters import lora
-from engine.preview.contact_sheets import Row, is_picture, is_video, read_small, side_by_side, steps_shown, write_sheet
-from engine.preview.sampling import PreviewRequest, control_image, sample_latents, to_frames, write_poster, write_video
+from engine.preview.contact_sheets import Row, side_by_side, steps_shown, write_sheet
+from engine.preview.sampling import PreviewRequest, control_image, sample_latents, to_frames
+from engine.preview.video_files import Frames, is_picture, is_video, read_small, write_poster, write_video
 from engine.runfolder import checkpoint
-from engine.runfolder.control import Control, StopWished
+from engine.runfolder.control import StopRequested
 from engine.runfolder.disk_full import retry_when_disk_has_room
 from engine.system import fault_injection
 from engine.system.device import memory_errors
 from engine.system.durable_files import make_folder, sha256
-from engine.training.saving import values
-from engine.training.setup import Run
-from presets.clips.captions import resolve_caption
+from engine.training.context import Run
+from engine.training.placement import place, replan, why_short
+from presets.clips.captions import fill_trigger
 from presets.errors import UserError
 from presets.findings import Finding
 from presets.job.preview_settings import preview_seed, preview_size_of
 
-# (step, prompt) -> the video in the run folder, of each preview that the events tell of
-Told = dict[tuple[int, int], str]
+# (step, prompt) -> the video in the run folder, of each preview that the events record
+Videos = dict[tuple[int, int], str]
 Sample = dict[str, Any]  # the data of a `sample` event
 NAMED = 6  # lost files that a finding names
 
@@ -35,25 +39,30 @@ NAMED = 6  # lost files that a finding names
 def shown_weights(run: Run) -> Iterator[None]:
     """Inside, the LoRAs are what previews show (with sample.ema the running averages, when kept); after, the trained
     ones, untouched."""
-    averaged = {e: learner.ema for e, learner in run.learners.items() if learner.ema and run.job.sample.ema}
-    trained = {e: {k: v.clone() for k, v in values(run, e).items()} for e in averaged}
-    for expert, ema in averaged.items():
-        lora.load_tensors(run.learners[expert].parameters, ema.average)
+    averaged = [(learner, learner.ema) for learner in run.learners.values() if learner.ema and run.job.sample.ema]
+    trained = [{name: value.clone() for name, value in learner.values.items()} for learner, _ in averaged]
+    for learner, ema in averaged:
+        lora.load_tensors(learner.parameters, ema.average)
     try:
         yield
     finally:
-        for expert in averaged:
-            lora.load_tensors(run.learners[expert].parameters, trained[expert])
+        for (learner, _), values in zip(averaged, trained, strict=True):
+            lora.load_tensors(learner.parameters, values)
 
 
 def request_of(run: Run, i: int) -> PreviewRequest:
     """The preview of prompt `i`. Raises OSError or UserError when its control image cannot be used."""
     panel = run.job.sample
     prompt, size = panel.prompts[i], preview_size_of(panel, i)
-    image = control_image(run.base_dir / Path(prompt.ctrl_img).expanduser(), size.width, size.height).to(run.device)
-    text = resolve_caption(prompt.prompt, "", run.job.job.trigger)
+    image = control_image(run.base_dir / Path(prompt.ctrl_img).expanduser(), size.width, size.height)
+    text = fill_trigger(prompt.prompt, run.job.job.trigger)
     return PreviewRequest(
-        image, run.text([text]), run.text([panel.negative]), preview_seed(panel, i), size.frames, prompt.strength
+        image.to(run.placement.device),
+        run.text([text]),
+        run.text([panel.negative]),
+        preview_seed(panel, i),
+        size.frames,
+        prompt.strength,
     )
 
 
@@ -69,10 +78,10 @@ def compare_path(run: Run, i: int, kind: str) -> Path:
     return run.folder / "samples" / f"compare_{i:02d}.{kind}"
 
 
-def recorded(run: Run, last: int) -> Told:
+def recorded(run: Run, last: int) -> Videos:
     """The previews of this branch up to step `last` that lie there, of the prompts and seeds as the job has them
     now."""
-    out = Told()
+    out = Videos()
     for path, data in run.log.history.samples.items():
         i = prompt_of(run, data)
         if i is not None and data["step"] <= last and (run.folder / path).exists():
@@ -93,51 +102,47 @@ def previews_made(run: Run, step: int) -> bool:
     return all((step, i) in made for i in range(len(run.job.sample.prompts)))
 
 
-def verify_previews(run: Run, control: Control) -> bool:
-    """As an attempt begins: are the previews that the events tell of still as they were made? Sheets that are not are
-    drawn anew. A preview that is torn or gone counts no longer; True when some of those are of the step that the
+def verify_previews(run: Run) -> bool:
+    """As an attempt begins: are the previews that the events record still as they were made? Sheets that are not are
+    drawn again. A preview that is damaged or missing counts no longer; True when some of those are of the step that the
     attempt begins with and can be made again, the others are a finding.
     """
     samples = run.log.history.samples
-    lost = [data for data in samples.values() if data["step"] <= run.start and not _is_whole(run, data)]
+    lost = [data for data in samples.values() if data["step"] <= run.begin.step and not _is_whole(run, data)]
     for data in lost:
         del samples[data["path"]]
-    again = [data for data in lost if data["step"] == run.start and prompt_of(run, data) is not None]
-    if passed := [data["path"] for data in lost if data not in again]:
-        names = ", ".join(passed[:NAMED]) + (f" and {len(passed) - NAMED} more" if len(passed) > NAMED else "")
-        found = Finding(
-            code="preview-lost",
-            severity="warning",
-            field="sample",
-            message=f"previews of steps that are passed are damaged or gone: {names}",
-            fix=(
-                "Nothing needs doing if you took them away, else look at the disk; the training goes on as if they were"
-                " there"
-            ),
-        )
-        if found.message not in run.log.history.found:
-            run.log.finding(found)
-    made = recorded(run, run.start)
-    torn_sheets = {step for step, _ in made if not is_picture(preview_dir(run, step) / "sheet.png")}
-    torn_films = {
+    again = [data for data in lost if data["step"] == run.begin.step and prompt_of(run, data) is not None]
+    _report_lost(run, [data["path"] for data in lost if data not in again])
+    made = recorded(run, run.begin.step)
+    sheets = {step for step, _ in made if not is_picture(preview_dir(run, step) / "sheet.png")}
+    films = {
         i for _, i in made if not (is_picture(compare_path(run, i, "png")) and is_video(compare_path(run, i, "mp4")))
     }
 
     def redraw() -> None:
-        for step in sorted(torn_sheets):
+        for step in sorted(sheets):
             _sheet(run, step, made)
-        for i in sorted(torn_films):
+        for i in sorted(films):
             _comparison(run, i, made)
 
-    if torn_sheets or torn_films:
-        run.log.emit("log", level="info", text="some sheets of the previews are damaged or gone: they are drawn anew")
-        retry_when_disk_has_room(run.log, control, run.folder, "the sheets of the previews", 2**20, redraw)
+    if sheets or films:
+        text = "some sheets of the previews are damaged or missing: they are drawn again"
+        run.log.emit("log", level="info", text=text)
+        retry_when_disk_has_room(run.log, run.control, run.folder, "the sheets of the previews", 2**20, redraw)
     return bool(again)
 
 
+def _report_lost(run: Run, paths: list[str]) -> None:
+    names = ", ".join(paths[:NAMED]) + (f" and {len(paths) - NAMED} more" if len(paths) > NAMED else "")
+    message = f"previews of earlier steps are damaged or missing: {names}"
+    if paths and message not in run.log.history.found:
+        fix = "Nothing needs doing if you removed them, else look at the disk; the training continues without them"
+        run.log.finding(Finding(code="preview-lost", severity="warning", field="sample", message=message, fix=fix))
+
+
 def _is_whole(run: Run, sample: Sample) -> bool:
-    """Whether the video and the poster are as the event says. One from before events said it is looked at for its
-    length alone."""
+    """Whether the video and the poster have the digests in their event. Of an older event, which has none, only the
+    lengths are checked."""
     video, poster = run.folder / sample["path"], run.folder / sample["poster"]
     if "sha256" not in sample:
         return is_video(video) and is_picture(poster)
@@ -146,51 +151,65 @@ def _is_whole(run: Run, sample: Sample) -> bool:
     )
 
 
-def make_previews(run: Run, step: int, control: Control, *, missing: bool = False) -> None:
+def make_previews(run: Run, step: int, *, missing: bool = False) -> None:
     """One mp4 and one poster PNG per prompt, the sheets with them; with `missing`, only what is not made yet. A stop
-    wish ends the set early; the loop sees it next. A preview that cannot be made is a finding."""
+    ends the set early; the loop sees it next. A preview that cannot be made is a finding."""
     made = recorded(run, step) if missing else {}
     for i in range(len(run.job.sample.prompts)):
-        if control.stop_wished():
+        if run.control.stop_requested():
             return
         if (step, i) in made:
             continue
         try:
             fault_injection.at("preview.begin", step)
-            _preview(run, step, i, control)
-        except StopWished:
+            _preview(run, step, i)
+        except StopRequested:
             return  # the loop sees it next
         except (fault_injection.InjectedFault, torch.AcceleratorError):  # a card that failed answers nothing any more
             raise
         except Exception as e:
-            # nobody expected it: where it came from is worth knowing
+            # unexpected: where it came from is worth knowing
             if not isinstance(e, (UserError, OSError, av.FFmpegError, torch.OutOfMemoryError)):
                 traceback.print_exc()
-            where, text = (
-                f"sample.prompts[{i}]",
-                f"the preview after step {step} could not be made: {e or type(e).__name__}",
-            )
-            run.log.emit(
-                "finding",
-                code="preview-failed",
-                severity="warning",
-                field=where,
-                message=text,
-                fix="The training goes on; look at the control image and the free memory",
-            )
+            text = f"the preview after step {step} could not be made: {e or type(e).__name__}"
+            fix = "The training continues; look at the control image and the free memory"
+            where = f"sample.prompts[{i}]"
+            run.log.finding(Finding(code="preview-failed", severity="warning", field=where, message=text, fix=fix))
             run.experts.ensure()
 
 
-def _preview(run: Run, step: int, i: int, control: Control) -> None:
-    panel = run.job.sample
-    shot, prompt = request_of(run, i), panel.prompts[i]
+def _preview(run: Run, step: int, i: int) -> None:
+    prompt, request = run.job.sample.prompts[i], request_of(run, i)
+    frames = _frames(run, step, i, request)
+    video = video_path(run, step, i)
+    poster = video.with_suffix(".png")
+
+    def write() -> dict[str, str]:
+        make_folder(video.parent)
+        write_poster(poster, frames)
+        fault_injection.at("preview.before-video", step)
+        write_video(video, frames, run.job.sample.fps)
+        pictures = _sheets(run, step, i)
+        fault_injection.at("preview.before-event", step)
+        paths = {"path": video, "poster": poster, **pictures}
+        return {name: str(path.relative_to(run.folder)) for name, path in paths.items()} | {
+            "sha256": sha256(video),
+            "poster_sha256": sha256(poster),
+        }
+
+    what = f"preview {i + 1} after step {step}"
+    files = retry_when_disk_has_room(run.log, run.control, run.folder, what, frames.nbytes // 8, write)
+    run.log.emit("sample", step=step, prompt=prompt.prompt, seed=request.seed, **files)
+
+
+def _frames(run: Run, step: int, i: int, request: PreviewRequest) -> Frames:
+    """The preview itself, under smaller and smaller plans while memory runs out."""
+    prompts = len(run.job.sample.prompts)
 
     def progress(done: int, total: int) -> None:
-        control.honour()
+        run.control.raise_if_stop_requested()
         fault_injection.at("preview.denoise", step)
-        run.log.phase(
-            "sampling", i * total + done, len(panel.prompts) * total, f"preview {i + 1} of {len(panel.prompts)}"
-        )
+        run.log.phase("sampling", i * total + done, prompts * total, f"preview {i + 1} of {prompts}")
 
     with shown_weights(run), run.experts.accelerated(run.accelerators):
         frames = None
@@ -201,8 +220,8 @@ def _preview(run: Run, step: int, i: int, control: Control) -> None:
                     latents = sample_latents(
                         run.experts.executors,
                         run.encoder,
-                        shot,
-                        panel,
+                        request,
+                        run.job.sample,
                         boundary=run.base.boundary,
                         shift=run.base.flow_shift,
                         batched_guidance=run.planning.batched_guidance,
@@ -210,41 +229,15 @@ def _preview(run: Run, step: int, i: int, control: Control) -> None:
                     )
                     fault_injection.at("preview.decode", step)
                     with run.experts.parked():
-                        frames = to_frames(run.vae, latents)
+                        frames = to_frames(run.encoder.vae, latents)
             except torch.OutOfMemoryError:
-                latents, why = None, run.short()
+                latents, why = None, why_short(run)
             if why is not None:  # outside the handler, whose traceback holds on to tensors
                 if frames is None:
-                    run.replan("preview", why)
+                    replan(run, "preview", why)
                 else:  # it is made, but there was no room for the experts to come back
-                    run.place(run.planning.plan)
-    video = video_path(run, step, i)
-    poster = video.with_suffix(".png")
-
-    def write() -> dict[str, str]:
-        make_folder(video.parent)
-        write_poster(poster, frames)
-        fault_injection.at("preview.before-video", step)
-        write_video(video, frames, panel.fps)
-        pictures = _sheets(run, step, i)
-        fault_injection.at("preview.before-event", step)
-        return {name: str(path.relative_to(run.folder)) for name, path in pictures.items()} | {
-            "sha256": sha256(video),
-            "poster_sha256": sha256(poster),
-        }
-
-    more = retry_when_disk_has_room(
-        run.log, control, run.folder, f"preview {i + 1} after step {step}", frames.nbytes // 8, write
-    )
-    run.log.emit(
-        "sample",
-        step=step,
-        path=str(video.relative_to(run.folder)),
-        poster=str(poster.relative_to(run.folder)),
-        prompt=prompt.prompt,
-        seed=shot.seed,
-        **more,
-    )
+                    place(run, run.planning.plan)
+    return frames
 
 
 def _sheets(run: Run, step: int, i: int) -> dict[str, Path]:
@@ -253,33 +246,26 @@ def _sheets(run: Run, step: int, i: int) -> dict[str, Path]:
     return {"sheet": _sheet(run, step, made), **_comparison(run, i, made)}
 
 
-def _sheet(run: Run, step: int, made: Told) -> Path:
+def _sheet(run: Run, step: int, made: Videos) -> Path:
     """All prompts of a step. It is read from the videos, as a comparison is, so a resumed run draws what an
     uninterrupted one does."""
-    path = preview_dir(run, step) / "sheet.png"
-    frames = {
-        i: found
+    path, prompts = preview_dir(run, step) / "sheet.png", run.job.sample.prompts
+    rows = [
+        Row(f"{i:02d}: {prompts[i].prompt}", _about(run, i), frames)
         for (s, i), video in sorted(made.items())
-        if s == step and (found := read_small(run.folder / video)) is not None
-    }
-    write_sheet(
-        path,
-        f"{run.job.job.name}, step {step}",
-        [Row(f"{i:02d}: {run.job.sample.prompts[i].prompt}", _about(run, i), f) for i, f in frames.items()],
-    )
+        if s == step and (frames := read_small(run.folder / video)) is not None
+    ]
+    write_sheet(path, f"{run.job.job.name}, step {step}", rows)
     return path
 
 
-def _comparison(run: Run, i: int, made: Told) -> dict[str, Path]:
+def _comparison(run: Run, i: int, made: Videos) -> dict[str, Path]:
     """One prompt across the steps, as picture and as video."""
     panel, across, film = run.job.sample, compare_path(run, i, "png"), compare_path(run, i, "mp4")
     shown = steps_shown([step for step, p in made if p == i])
     steps = [(f"step {step}", found) for step in shown if (found := read_small(run.folder / made[step, i])) is not None]
-    write_sheet(
-        across,
-        f"{run.job.job.name}: {panel.prompts[i].prompt} ({_about(run, i)})",
-        [Row(title, "", frames) for title, frames in steps],
-    )
+    title = f"{run.job.job.name}: {panel.prompts[i].prompt} ({_about(run, i)})"
+    write_sheet(across, title, [Row(step, "", frames) for step, frames in steps])
     write_video(film, side_by_side(steps), panel.fps)
     return {"compare": across, "compare_video": film}
 
@@ -288,8 +274,6 @@ def _about(run: Run, i: int) -> str:
     panel = run.job.sample
     prompt, size = panel.prompts[i], preview_size_of(panel, i)
     words = [f"seed {preview_seed(panel, i)}", f"{size.frames} frames", f"{panel.steps} sample steps"]
-    return ", ".join(
-        words
-        + ([f"LoRA strength {prompt.strength:g}"] if prompt.strength != 1 else [])
-        + (["accelerated"] if run.accelerators else [])
-    )
+    if prompt.strength != 1:
+        words.append(f"LoRA strength {prompt.strength:g}")
+    return ", ".join([*words, "accelerated"] if run.accelerators else words)

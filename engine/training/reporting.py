@@ -1,12 +1,16 @@
-"""What a run says about itself: the plan in words, the card, memory in use, and steps that went wrong."""
+"""What a run logs about itself: the plan in words, the card, memory in use, steps that are not finite, and what the
+diagnosis (presets.diagnosis) finds in the events.
+"""
 
+from collections.abc import Container
 from functools import partial
 
 import psutil
 import torch
 
 from engine.system.device import device_name
-from engine.training.setup import Run
+from engine.training.context import Run
+from engine.training.placement import versions
 from presets.diagnosis.diagnosis import Diagnosis, changed
 from presets.errors import UserError
 from presets.findings import Finding
@@ -22,17 +26,17 @@ NON_FINITE_LIMIT = 3  # in a row, then the run stops
 def announce(run: Run, unlike: list[str]) -> None:
     """The attempt begins: what it runs with, what has changed since the checkpoint, and what is no longer as it was."""
     job, log = run.job, run.log
-    ram, vram = round(psutil.virtual_memory().total / 2**30, 3), vram_total_gib(run.device)
+    ram, vram = round(psutil.virtual_memory().total / 2**30, 3), vram_total_gib(run.placement.device)
     log.emit(
         "started",
         name=job.job.name,
         job=job_to_dict(job),
         plan=plan_text(run),
-        versions=run.versions,
+        versions=versions(),
         base={part: place.source for part, place in run.base.source.places.items()},
-        device=device_name(run.device),
+        device=device_name(run.placement.device),
         steps=job.training.steps,
-        resumed_from=run.start,
+        resumed_from=run.begin.step,
         rollback=run.begin.rollback,
         vram_total_gib=vram,
         ram_total_gib=ram,
@@ -40,24 +44,17 @@ def announce(run: Run, unlike: list[str]) -> None:
     for s in run.begin.settings:
         log.emit("changed", field=s.field, old=s.old, new=s.new, step=s.step)
     for text in unlike:
-        log.finding(
-            Finding(
-                code="not-comparable",
-                severity="warning",
-                field="job",
-                message=text,
-                fix="Nothing needs doing; a run to compare with others is begun anew",
-            )
-        )
-    if run.begin.keep:  # only now: until the changes are told, the next resume has to see them
+        fix = "Nothing needs doing; a run to compare with others is begun anew"
+        log.finding(Finding(code="not-comparable", severity="warning", field="job", message=text, fix=fix))
+    if run.begin.keep:  # only now: until the changes are logged, the next resume has to see them
         save_job(run.begin.keep, run.folder / JOB_FILE, fresh=True)
-    run.watchers.append(Diagnosis(_as_begun(run), ram_total_gib=ram, vram_total_gib=vram, speeds=run.speeds))
-    _look_back(run)
-    log.watch = partial(_watch, run)
+    diagnosis = Diagnosis(_as_begun(run), ram_total_gib=ram, vram_total_gib=vram, speeds=run.speeds)
+    _look_back(run, diagnosis)
+    log.watch = partial(_watch, run, diagnosis)
 
 
 def _as_begun(run: Run) -> Job:
-    """The job before the changes that the history tells: looking back, the watchers meet each of them at its step."""
+    """The job before the changes in the history: looking back, the diagnosis meets each of them at its step."""
     job = run.job
     for event in reversed(run.log.history.events):
         if event.kind == "changed":
@@ -65,25 +62,20 @@ def _as_begun(run: Run) -> Job:
     return job
 
 
-def _look_back(run: Run) -> None:
-    """Show the watchers what has led here. What they find was told then, unless a kill came between."""
-    told = {(e.data["code"], e.data.get("step")) for e in run.log.history.events if e.kind == "finding"}
+def _look_back(run: Run, diagnosis: Diagnosis) -> None:
+    """Feed the diagnosis with what has led here. What it finds was logged then, unless a kill came between."""
     events = run.log.history.events
+    logged = {(e.data["code"], e.data.get("step")) for e in events if e.kind == "finding"}
     run.log.history.forget()
     for event in events:
-        for finding in found_by(run, event):
-            if (finding.code, event.data.get("step")) not in told:
-                run.log.finding(finding, step=event.data.get("step", run.start))
+        _watch(run, diagnosis, event, logged)
 
 
-def _watch(run: Run, event: Event) -> None:
+def _watch(run: Run, diagnosis: Diagnosis, event: Event, logged: Container[tuple[str, int | None]] = ()) -> None:
     if event.kind in TELLING:
-        for finding in found_by(run, event):
-            run.log.finding(finding, step=event.data.get("step", run.start))
-
-
-def found_by(run: Run, event: Event) -> list[Finding]:
-    return [finding for watcher in run.watchers for finding in watcher.feed(event)]
+        for finding in diagnosis.feed(event):
+            if (finding.code, event.data.get("step")) not in logged:
+                run.log.finding(finding, step=event.data.get("step", run.begin.step))
 
 
 def report_non_finite(run: Run, step: int, clips: list[str], timesteps: list[float]) -> None:
@@ -93,16 +85,9 @@ def report_non_finite(run: Run, step: int, clips: list[str], timesteps: list[flo
         f"step {step}: the loss or gradient is not finite; the step was skipped, number {len(history.skipped) + 1} in"
         f" this run (clips {', '.join(clips)}, timesteps {', '.join(f'{t:.0f}' for t in timesteps)})"
     )
-    run.log.finding(
-        Finding(
-            code="non-finite",
-            severity="warning",
-            field="training.lr",
-            message=text,
-            fix="Lower training.lr if it comes again; look at the clips named",
-        ),
-        step=step,
-    )
+    fix = "Lower training.lr if it comes again; look at the clips named"
+    found = Finding(code="non-finite", severity="warning", field="training.lr", message=text, fix=fix)
+    run.log.finding(found, step=step)
     if (in_a_row := history.bad_in_a_row(step)) >= NON_FINITE_LIMIT:
         raise UserError(
             f"{in_a_row} steps in a row were not finite",
@@ -113,7 +98,7 @@ def report_non_finite(run: Run, step: int, clips: list[str], timesteps: list[flo
 
 def plan_text(run: Run) -> str:
     """One line on how the experts are held and run."""
-    if run.device.type != "cuda":
+    if run.placement.device.type != "cuda":
         return "fp32 on the CPU, everything resident"
     return f"{run.experts.plan.text}; attention by {run.experts.attention.text}; {run.planning.why}"
 

@@ -20,7 +20,7 @@ import torch
 
 from engine.system.device import fixed_order, memory_errors
 from presets.errors import UserError
-from presets.machine.machine import FLASH4_CARDS
+from presets.machine.gpus import FLASH4_CARDS
 
 aten = torch.ops.aten
 

@@ -24,7 +24,7 @@ from huggingface_hub.utils import build_hf_headers
 
 from presets.base.composition import Composition, NamedBase
 from presets.base.fetch_plan import LACKS_FIX, RESERVE, lacks, parts_from, plan_fetch, wanted_files
-from presets.base.hub_listing import HubFile, Repository, list_repository, told
+from presets.base.hub_listing import HubFile, Repository, hub_error, list_repository
 from presets.base.layouts import EXPERT_NAMES, WEIGHTS, joined, shards_of, weight_files
 from presets.base.model_facts import settings_problems
 from presets.base.safetensors_header import Damaged, json_object
@@ -104,7 +104,7 @@ def _telling(found: Repository, where: str) -> Iterator[None]:
     try:
         yield
     except (errors.HTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as e:
-        raise told(e, found.repo, where) from e
+        raise hub_error(e, found.repo, where) from e
 
 
 def download_file(repo: str, name: str, *, where: str, endpoint: str | None = None, cache: Path | None = None) -> Path:
@@ -118,7 +118,7 @@ def download_file(repo: str, name: str, *, where: str, endpoint: str | None = No
             fix=f"Look at what it holds: {constants.ENDPOINT}/{repo}/tree/main",
         ) from e
     except (errors.HTTPError, errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, OSError) as e:
-        raise told(e, repo, where) from e
+        raise hub_error(e, repo, where) from e
 
 
 def _link(found: Repository, file: HubFile, *, revision: str | None = None) -> Path:

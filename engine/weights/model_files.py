@@ -17,9 +17,10 @@ import torch
 
 from engine.weights.comfy_names import NAMES
 from presets.base.comfy_files import TOKENIZER, WEIGHT_SCALES, config_of, plain_names
-from presets.base.composition import FIELDS, NamedBase, Place, compose
+from presets.base.composition import FIELDS, NamedBase, compose
 from presets.base.layouts import CALLED, EXPERT_PART, TOKENIZER_FILES, WEIGHTS, names_in, shards_of, weight_files
 from presets.base.safetensors_header import AGAIN, Damaged, TensorPlace, json_object, read_header
+from presets.base.sources import Place
 from presets.errors import UserError
 from presets.job.expert_schedule import Expert
 

@@ -6,7 +6,6 @@ block by block as it is read, and deleted when it is damaged. It is a convenienc
 warning.
 """
 
-import fcntl
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -23,16 +22,8 @@ from engine.weights.load_expert import Progress, load_blocks, open_expert
 from engine.weights.model_files import Expert, ModelFiles, Network, read_into
 from engine.weights.packed_blocks import Layout, TensorPlace
 from presets import VERSION
-from presets.caches.weight_cache import (
-    CAP,
-    SUFFIX,
-    UNFINISHED,
-    CachedTensor,
-    CacheHeader,
-    make_room,
-    read_cache_header,
-    touch,
-)
+from presets.caches.cache_files import CAPS, touch, writing
+from presets.caches.weight_cache import SUFFIX, CachedTensor, CacheHeader, make_room_for, read_cache_header
 from presets.errors import UserError
 from presets.text import human
 
@@ -58,7 +49,7 @@ def cached_blocks(
     progress: Progress,
     folder: Path,
     warn: Warn,
-    cap: int = CAP,
+    cap: int = CAPS["weights"],
     grid: Grid = "qint4",
 ) -> tuple[list[torch.Tensor], Layout]:
     """`engine.weights.load_expert.load_blocks` through the cache in `folder`. Raises UserError for what is wrong with
@@ -177,18 +168,16 @@ def _verified(
 def _write(
     path: Path, header: CacheHeader, masters: list[torch.Tensor], *, progress: Progress, warn: Warn, cap: int
 ) -> None:
-    """Write beside, make it durable, then rename: a reader sees a whole file or none."""
-    aside = path.with_name(f".{path.stem}.{os.getpid()}{UNFINISHED}")
+    """Whole and on the disk, or not at all."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not make_room(path.parent, header, cap):
+        if not make_room_for(header, path.parent, cap):
             warn(
                 f"the weight cache has no room for {human(header.size)} in {path.parent}, so the next start takes as"
                 " long as this one"
             )
             return
-        with aside.open("wb") as f:
-            fcntl.flock(f, fcntl.LOCK_EX)  # told from the leftovers of a writer that died
+        with writing(path) as f:
             f.write(header.start)
             for block, buffer in enumerate(masters):
                 progress(block, len(masters), "writing the weight cache")
@@ -197,14 +186,12 @@ def _write(
             f.truncate(header.size)
             f.flush()
             os.fsync(f.fileno())
-            aside.rename(path)
         progress(len(masters), len(masters), "writing the weight cache")
     except OSError as e:
         warn(
             f"the weight cache could not be written ({(e.strerror or str(e)).lower()}), so the next start takes as long"
             " as this one"
         )
-        _delete(aside, warn)
 
 
 def _delete(path: Path, warn: Warn) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from msgspec import Struct, field
 
-from presets.base.composition import Composition, NamedBase, compose, hub_cache, parts_text, problem
+from presets.base.composition import Composition, NamedBase, compose, parts_text
 from presets.base.hub_listing import Repository, Unreached, list_repository
 from presets.base.layouts import needed_files, settings_files
+from presets.base.sources import hub_cache, problem
 from presets.disk import existing_parent
 from presets.errors import UserError
 from presets.findings import Finding
@@ -54,7 +55,7 @@ class Fetching(Struct, kw_only=True):
     @property
     def text(self) -> str:
         """`53 GiB from a/b (the experts), 10 GiB from c/d (the text encoder; 2 GiB more are here already)`"""
-        told = []
+        texts = []
         for f in self.fetches:
             here = (
                 "; all of it is here already"
@@ -63,11 +64,11 @@ class Fetching(Struct, kw_only=True):
                 if f.here
                 else ""
             )
-            told.append(f"{human(f.total - f.here)} from {f.repo} ({parts_text(f.parts)}{here})")
-        return ", ".join(told)
+            texts.append(f"{human(f.total - f.here)} from {f.repo} ({parts_text(f.parts)}{here})")
+        return ", ".join(texts)
 
     @property
-    def told(self) -> str:
+    def in_sentences(self) -> str:
         """All of it in sentences."""
         known = (
             f"To be fetched from the Hub first: {self.text}."
@@ -106,7 +107,7 @@ def wanted_files(composed: Composition, named: NamedBase, found: Repository) -> 
     names = settings_files(found.files) if composed.own is not None and composed.own.repo == found.repo else []
     for part in parts_from(composed, found.repo):
         spot = composed.places[part].spot
-        assert spot is not None, "the Hub has told"
+        assert spot is not None, "the Hub has listed it"
         files = needed_files(part, spot, found.files)
         names += (
             files
@@ -122,11 +123,12 @@ def fetching_of(
     *,
     cache: Path | None = None,
     endpoint: str | None = None,
-    go_on: Callable[[], None] = never_ends,
+    raise_if_ended: Callable[[], None] = never_ends,
 ) -> Fetching | None:
     """Ask the Hub, but not for long. None when all is on this machine: then nobody is asked.
 
-    What is wrong is told in the answer. Raises nothing but what `go_on`, called while the answer is waited for, raises.
+    What is wrong is a problem in the answer. `raise_if_ended` is called while the answer is waited for: what it raises
+    passes through, and nothing else is raised.
     """
     composed = compose(named, base, cache=cache)
     if not composed.to_ask:
@@ -158,7 +160,7 @@ def fetching_of(
     thread.start()
     end = time.monotonic() + PATIENCE
     while thread.is_alive() and time.monotonic() < end:
-        go_on()
+        raise_if_ended()
         thread.join(GLANCE)
     answer = said[0] if said else Unreached("the Hub did not answer in time")
     if isinstance(answer, UserError):

@@ -8,10 +8,10 @@ from typing import Any
 
 from msgspec import Struct
 
-from presets.base.composition import hub_cache
+from presets.base.sources import hub_cache
 from presets.errors import UserError
 
-KEPT = "What was downloaded is kept, the next start goes on from there"
+KEPT = "What was downloaded is kept, the next start continues from there"
 
 
 class Unreached(UserError):
@@ -64,13 +64,13 @@ class Repository(Struct, frozen=True, kw_only=True):
 def list_repository(
     repo: str, *, where: str, timeout: float, cache: Path | None = None, endpoint: str | None = None
 ) -> Repository:
-    """Ask the Hub. `where` is told in errors. Raises UserError; Unreached when there was no answer."""
+    """Ask the Hub. `where` is named in errors. Raises UserError; Unreached when there was no answer."""
     from huggingface_hub import HfApi, errors
 
     try:
         info = HfApi(endpoint=endpoint).model_info(repo, files_metadata=True, timeout=timeout)
     except (errors.HTTPError, errors.OfflineModeIsEnabled, OSError) as e:
-        raise told(e, repo, where) from e
+        raise hub_error(e, repo, where) from e
     assert info.sha is not None
     files = {s.rfilename: _file_of(s) for s in info.siblings or []}
     return Repository(
@@ -88,7 +88,7 @@ def _file_of(sibling: Any) -> HubFile:
     )
 
 
-def told(error: BaseException, repo: str, where: str) -> UserError:
+def hub_error(error: BaseException, repo: str, where: str) -> UserError:
     """What went wrong with a request, as a person needs to know it."""
     from huggingface_hub import constants, errors
 
@@ -96,7 +96,7 @@ def told(error: BaseException, repo: str, where: str) -> UserError:
         return error
     # the library's wrapping of anything that a request can meet
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
-        return told(error.__cause__, repo, where)
+        return hub_error(error.__cause__, repo, where)
     if isinstance(error, errors.OfflineModeIsEnabled):
         return UserError(
             f"{repo} is not on this machine, and HF_HUB_OFFLINE forbids asking the Hub",

@@ -97,7 +97,7 @@ def needed_files(part: str, spot: Spot, names: Collection[str]) -> list[str]:
 
 
 def settings_files(names: Collection[str]) -> list[str]:
-    """What tells of a diffusers repository what it is and holds: small, and fetched whichever parts are wanted."""
+    """The files that say what a diffusers repository is and holds: small, and fetched whichever parts are wanted."""
     wanted = {"model_index.json", "scheduler/scheduler_config.json"}
     wanted |= {
         f"{part}/{name}" for part, stem in WEIGHTS.items() for name in ("config.json", f"{stem}.safetensors.index.json")

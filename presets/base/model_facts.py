@@ -12,9 +12,10 @@ from typing import Any
 
 from msgspec import Struct, field
 
-from presets.base.composition import KNOWN, Composition, NamedBase, Place, compose, parts_text, problem
+from presets.base.composition import KNOWN, Composition, NamedBase, compose, parts_text
 from presets.base.layouts import EXPERT_NAMES, WEIGHTS
 from presets.base.part_facts import PartFacts, ReadPart, read_config, read_part, wrong_file
+from presets.base.sources import Place, problem
 from presets.base.vocabulary import mismatch, vocabulary_size
 from presets.findings import Finding
 
@@ -114,21 +115,21 @@ def settings_problems(composed: Composition, configs: dict[str, dict[str, Any]])
 
 
 def _absent(composed: Composition) -> list[str]:
-    """`the VAE from ai-toolkit/wan2.1-vae`. Before the experts' repository has told what it holds besides, also where
+    """`the VAE from ai-toolkit/wan2.1-vae`. Before the experts' repository has been listed, also where
     the rest would come from."""
     by_repo: dict[str, list[str]] = {}
     for part, place in composed.places.items():
         if place.at is None:
             by_repo.setdefault(place.repo, []).append(part)
-    told = {repo: f"{parts_text(parts)} from {repo}" for repo, parts in by_repo.items()}
+    texts = {repo: f"{parts_text(parts)} from {repo}" for repo, parts in by_repo.items()}
     if (
         composed.unsure
         and composed.own is not None
         and (others := [part for part in by_repo[composed.own.repo] if part in KNOWN])
     ):
         elsewhere = dict.fromkeys(KNOWN[part] for part in others)
-        told[composed.own.repo] += f" ({parts_text(others)} from {' and '.join(elsewhere)}, if that lacks them)"
-    return list(told.values())
+        texts[composed.own.repo] += f" ({parts_text(others)} from {' and '.join(elsewhere)}, if that lacks them)"
+    return list(texts.values())
 
 
 def _incomplete(composed: Composition, read: dict[str, ReadPart], missing: list[str]) -> list[Finding]:
@@ -157,49 +158,27 @@ def _whole(config: dict[str, Any], key: str) -> int:
 def _expert_problems(experts: dict[str, ReadPart]) -> list[Finding]:
     """What makes the two experts something else than Wan 2.2 I2V A14B. The channels are those of the weights
     themselves, where they are known."""
-    found = []
+    wrong = []
     # a damaged config.json is said already
     configs = {expert: part.config for expert, part in experts.items() if part.config}
     inputs = {expert: _channels(experts[expert]) or _whole(config, "in_channels") for expert, config in configs.items()}
     for count in sorted({n for n in inputs.values() if n != I2V_CHANNELS}):
         kind = {16: "a text-to-video model", 48: "the 5B model"}.get(count, "another model")
         here = [expert for expert, n in inputs.items() if n == count]
-        who = (
-            f"both experts ({', '.join(here)}) take"
-            if len(here) > 1
-            else f"the {EXPERT_NAMES[here[0]]} expert ({here[0]}) takes"
-        )
-        found.append(
-            problem(
-                "model-not-i2v",
-                f"{who} {count} input channels, so this is {kind}; image-to-video takes {I2V_CHANNELS}",
-                "Give Wan 2.2 I2V A14B",
-            )
-        )
+        one = f"the {EXPERT_NAMES[here[0]]} expert ({here[0]}) takes"
+        who = f"both experts ({', '.join(here)}) take" if len(here) > 1 else one
+        wrong.append(f"{who} {count} input channels, so this is {kind}; image-to-video takes {I2V_CHANNELS}")
     for expert in (e for e, n in inputs.items() if n == I2V_CHANNELS):
         config = configs[expert]
         if _whole(config, "in_channels") != I2V_CHANNELS or _whole(config, "out_channels") != LATENT_CHANNELS:
-            found.append(
-                problem(
-                    "model-not-i2v",
-                    f"{expert}/config.json says in_channels {config.get('in_channels')} and out_channels"
-                    f" {config.get('out_channels')}; Wan 2.2 I2V A14B has {I2V_CHANNELS} and {LATENT_CHANNELS}",
-                    "Give Wan 2.2 I2V A14B",
-                )
+            wrong.append(
+                f"{expert}/config.json says in_channels {config.get('in_channels')} and out_channels"
+                f" {config.get('out_channels')}; Wan 2.2 I2V A14B has {I2V_CHANNELS} and {LATENT_CHANNELS}"
             )
-    shapes = {
-        tuple(c.get(k) for k in ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim"))
-        for c in configs.values()
-    }
-    if len(shapes) > 1:
-        found.append(
-            problem(
-                "model-not-i2v",
-                "the two experts differ in their layers or widths, so they are not of one model",
-                "Give Wan 2.2 I2V A14B",
-            )
-        )
-    return found
+    sizes = ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim")
+    if len({tuple(config.get(name) for name in sizes) for config in configs.values()}) > 1:
+        wrong.append("the two experts differ in their layers or widths, so they are not of one model")
+    return [problem("model-not-i2v", what, "Give Wan 2.2 I2V A14B") for what in wrong]
 
 
 def _channels(expert: ReadPart) -> int:

@@ -8,9 +8,9 @@ from typing import Any
 from msgspec import Struct, field
 
 from presets.base import comfy_files
-from presets.base.composition import Place, problem
 from presets.base.layouts import WEIGHTS, joined, names_in, shards_of, weight_files
 from presets.base.safetensors_header import AGAIN, DTYPE_BITS, Damaged, TensorPlace, json_object, read_header
+from presets.base.sources import Place, problem
 from presets.findings import Finding
 
 NO_EXPERT = ("model-not-i2v", "no expert of Wan", "Give Wan 2.2 I2V A14B")
@@ -48,7 +48,7 @@ class ReadPart(Struct, kw_only=True):
 
 
 def read_part(place: Place) -> ReadPart:
-    """Raises nothing for bad input: what is wrong is told in the answer."""
+    """Raises nothing for bad input: what is wrong is a problem in the answer."""
     assert place.root is not None and place.spot is not None, "a part that is not here cannot be read"
     return _read_single(place) if place.spot.single else _read_folder(place)
 

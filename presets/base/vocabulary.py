@@ -25,7 +25,7 @@ class _Tokenizer(Struct):
 
 
 def vocabulary_size(place: Path) -> int | None:
-    """Of the tokenizer in a folder, or inside ComfyUI's file of the text encoder; None where it cannot be told."""
+    """Of the tokenizer in a folder, or inside ComfyUI's file of the text encoder; None where it is not known."""
     try:
         if place.is_file():
             found = read_header(place)[TOKENIZER]
@@ -33,11 +33,11 @@ def vocabulary_size(place: Path) -> int | None:
                 f.seek(found.begin)
                 return _pieces(f.read(found.size))
         if (file := place / "tokenizer.json").exists():
-            told = msgspec.json.decode(file.read_bytes(), type=_Tokenizer)
+            tokenizer = msgspec.json.decode(file.read_bytes(), type=_Tokenizer)
             return (
-                max(len(told.model.vocab), *(t.id + 1 for t in told.added_tokens))
-                if told.added_tokens
-                else len(told.model.vocab)
+                max(len(tokenizer.model.vocab), *(t.id + 1 for t in tokenizer.added_tokens))
+                if tokenizer.added_tokens
+                else len(tokenizer.model.vocab)
             )
         return _pieces((place / "spiece.model").read_bytes())
     except (OSError, Damaged, KeyError, IndexError, msgspec.MsgspecError):  # loading it says what is wrong

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from presets.caches.tensor_cache import caches_dir
+from presets.caches.cache_files import caches_dir
 
 VERSION = 1  # of the look: rises when it would find more, or other cuts
 MOST = 50_000  # clips; the ones looked at longest ago go first

@@ -51,12 +51,9 @@ def read_caption(path: Path) -> str:
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
-def resolve_caption(caption: str, default: str, trigger: str) -> str:
-    """What a clip is trained with: its caption, else the default one, with `[trigger]` replaced by the trigger word.
-
-    With no trigger word the mark goes away, together with the comma or space that followed it.
-    """
-    text = caption or default
+def fill_trigger(text: str, trigger: str) -> str:
+    """A caption or prompt with `[trigger]` replaced by the trigger word. With no trigger word the mark goes away,
+    together with the comma or space that followed it."""
     if trigger:
         return text.replace(TRIGGER_MARK, trigger)
     for tail in (", ", ",", " ", ""):

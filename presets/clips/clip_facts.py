@@ -1,12 +1,13 @@
 """Clips and datasets as facts: which files a folder holds, what they are, which captions go with them, what is wrong
 with them.
 
-Used by the wizard's table, the rules and the trainer alike. Nothing here decodes; `presets.clips.media` does, and is
+Used by the wizard's table, the rules and the trainer alike. Nothing here decodes; `presets.clips.probe` does, and is
 imported only when a file is probed.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -38,16 +39,22 @@ class ClipFacts(Struct, frozen=True, kw_only=True):
     duration: float  # seconds, the last frame's time on screen included; 0 for an image
     width: int  # as viewed: after rotation
     height: int
-    # 0, 90, 180, 270: degrees to turn a decoded frame counterclockwise, numpy.rot90(frame, rotation // 90)
+    # 0, 90, 180, 270: degrees to turn a decoded frame counterclockwise, numpy.rot90(frame, rotation // 90); a mirrored
+    # one is turned, not mirrored
     rotation: int
     codec: str
     variable_rate: bool
     has_caption: bool = False  # a caption file with text in it
-    caption: str = ""  # as written: default and [trigger] are not applied, see presets.clips.captions.resolve_caption
+    caption: str = ""  # as written: default and [trigger] are not applied, see caption_or, fill_trigger
     size_bytes: int = 0
     pixel_aspect: float = 1.0  # width of a pixel divided by its height; 1 for nearly all clips
     hdr: bool = False  # PQ or HLG: looks washed out when read as ordinary video
     untagged_hd: bool = False  # read as BT.709 although the file does not say so
+
+    def caption_or(self, default: str) -> str:
+        """Its own caption, else the default one of its dataset. An empty caption file says nothing, so the default one
+        counts; one that could not be read is an error by itself and gives no words."""
+        return self.caption if self.has_caption else default
 
 
 class DatasetFacts(Struct, frozen=True, kw_only=True):
@@ -58,6 +65,7 @@ class DatasetFacts(Struct, frozen=True, kw_only=True):
     problems: list[Finding]  # unreadable files and captions, ignored files; each names its file
 
 
+MOST_KNOWN = 50_000  # clips in memory
 # (path, inode, size, mtime) -> facts: wizard, check and trainer scan the same folder again and again
 _known: dict[tuple[str, int, int, int], ClipFacts] = {}
 
@@ -68,8 +76,8 @@ def probe_clip(path: Path, look: Look | None = None) -> ClipFacts:
     A file that did not change is probed once per process. Raises ClipError, which names the file, the reason and a fix,
     and LookEnded when `look` was ended before the answer was there.
     """
-    go_on = (look or Look()).go_on
-    go_on()
+    raise_if_ended = (look or Look()).raise_if_ended
+    raise_if_ended()
     path = path.absolute()
     suffix = path.suffix.lower()
     if suffix not in CLIP_SUFFIXES:
@@ -79,57 +87,19 @@ def probe_clip(path: Path, look: Look | None = None) -> ClipFacts:
             where=str(path),
             fix=f"Clips end in {', '.join(sorted(VIDEO_SUFFIXES))}; images in {', '.join(sorted(IMAGE_SUFFIXES))}",
         )
-    probe = _probe_image if suffix in IMAGE_SUFFIXES else _probe_video
+    from presets.clips.probe import probe_image, probe_video
+
+    probe = probe_image if suffix in IMAGE_SUFFIXES else partial(probe_video, raise_if_ended=raise_if_ended)
     try:
         status = path.stat()
     except OSError:
-        return probe(path, go_on)  # which says what is wrong
+        return probe(path)  # which says what is wrong
     key = str(path), status.st_ino, status.st_size, status.st_mtime_ns
-    if key not in _known:
-        _known[key] = probe(path, go_on)
-    return _known[key]
-
-
-def _probe_image(path: Path, go_on: Callable[[], None]) -> ClipFacts:
-    from presets.clips.media import probe_image
-
-    width, height, rotation, codec = probe_image(path)
-    return ClipFacts(
-        path=str(path),
-        kind="image",
-        frames=1,
-        fps=0.0,
-        duration=0.0,
-        width=width,
-        height=height,
-        rotation=rotation,
-        codec=codec,
-        variable_rate=False,
-        size_bytes=path.stat().st_size,
-    )
-
-
-def _probe_video(path: Path, go_on: Callable[[], None]) -> ClipFacts:
-    from presets.clips.media import probe_video
-
-    v = probe_video(path, go_on)
-    width, height = (v.height, v.width) if v.rotation in (90, 270) else (v.width, v.height)
-    return ClipFacts(
-        path=str(path),
-        kind="video",
-        frames=v.frames,
-        fps=v.fps,
-        duration=v.duration,
-        width=width,
-        height=height,
-        rotation=v.rotation,
-        codec=v.codec,
-        variable_rate=v.variable_rate,
-        size_bytes=path.stat().st_size,
-        pixel_aspect=1 / v.pixel_aspect if v.rotation in (90, 270) else v.pixel_aspect,
-        hdr=v.hdr,
-        untagged_hd=v.untagged_hd,
-    )
+    if (found := _known.get(key)) is None:
+        if len(_known) >= MOST_KNOWN:
+            _known.clear()
+        found = _known[key] = probe(path)
+    return found
 
 
 def scan_dataset(panel: DatasetPanel, index: int, base: Path, look: Look | None = None) -> DatasetFacts:
@@ -227,7 +197,7 @@ def _walk(root: Path, field: str, problems: list[Finding], look: Look) -> Iterat
     entered: set[tuple[int, int]] = set()
     look.done = look.total = 0
     for folder, below, files in os.walk(root, onerror=unreadable, followlinks=True):
-        look.go_on()
+        look.raise_if_ended()
         look.done += len(files)
         status = Path(folder).stat()
         if (status.st_dev, status.st_ino) in entered:

@@ -10,7 +10,15 @@ import av
 import av.container
 
 from presets.clips.matroska import damaged_clusters
-from presets.clips.media import AGAIN, changed_size, from_keyframe, open_video, size_as_viewed, time_of
+from presets.clips.video_index import (
+    AGAIN,
+    changed_size,
+    from_keyframe,
+    open_video,
+    size_as_viewed,
+    time_of,
+    unreadable,
+)
 from presets.errors import ClipError
 
 # The H.264 decoder marks what it had to make up. Most others do so only in words, which this turns into errors; with
@@ -56,12 +64,7 @@ def whole_frames(path: Path) -> Iterator[av.VideoFrame]:
 
 
 def _damaged(path: Path, seconds: float) -> ClipError:
-    return ClipError(
-        f"is damaged from {seconds:.1f} s on: a frame there does not decode",
-        code="clip-unreadable",
-        where=str(path),
-        fix=AGAIN,
-    )
+    return unreadable(f"is damaged from {seconds:.1f} s on: a frame there does not decode", str(path))
 
 
 def _check_container(
@@ -75,12 +78,8 @@ def _check_container(
             if span[0] == span[1]
             else f"between {span[0] - zero:.1f} and {span[1] - zero:.1f} s"
         )
-        raise ClipError(
-            f"is damaged {where}: what lies there in the file is not what was written",
-            code="clip-unreadable",
-            where=str(path),
-            fix=f"{AGAIN}. {REMUX}",
-        )
+        what = f"is damaged {where}: what lies there in the file is not what was written"
+        raise unreadable(what, str(path), f"{AGAIN}. {REMUX}")
     found = _seconds(stream, 0, end)
     if container.format.name == "avi":
         promised, slack = _seconds(stream, 0, stream.duration), _seconds(stream, 0, AVI_SLACK)
@@ -89,7 +88,7 @@ def _check_container(
         slack = max(MATROSKA_SLACK, MATROSKA_SHARE * promised)
     if promised - found > slack + 1e-6:
         what = f"is damaged: its header promises {promised:.1f} s, and only {found:.1f} s are there"
-        raise ClipError(what, code="clip-unreadable", where=str(path), fix=f"{AGAIN}. {REMUX}")
+        raise unreadable(what, str(path), f"{AGAIN}. {REMUX}")
 
 
 def _promised_by_matroska(container: av.container.InputContainer, stream: av.VideoStream) -> float:

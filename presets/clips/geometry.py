@@ -5,6 +5,7 @@ So frame counts are 4n+1 and sides are multiples of 16. Source: diffusers, Autoe
 """
 
 import math
+from fractions import Fraction
 
 from msgspec import Struct
 
@@ -68,6 +69,12 @@ def bucket_for(frames: int, height: int, width: int, resolution: int) -> Bucket:
     # Prefer area first in steps of 10%, so that a slightly smaller crop does not cost a much smaller picture.
     best = max(candidates, key=lambda hw: (round(hw[0] * hw[1] / resolution**2, 1), -cropped(*hw), hw[0] * hw[1]))
     return Bucket(frames, *best)
+
+
+def square_pixels(width: int, height: int, aspect: Fraction | float) -> tuple[float, float]:
+    """The size of a picture once its pixels are square; one side shrinks, none grows. `aspect` is pixel width / pixel
+    height."""
+    return (width, height / float(aspect)) if aspect > 1 else (width * float(aspect), height)
 
 
 def uniform_indices(available: int, frames: int) -> list[int]:

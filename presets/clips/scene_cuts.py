@@ -22,22 +22,22 @@ BLOCK = 8
 NEAR = 8  # frames on each side that a jump must stand out from
 LEAST_CHANGE = 0.03  # mean change of the pixels below which nothing is looked at more closely
 LEAST_JUMP = 0.12  # see _jump; cuts of real footage have 0.4 to 1, its fastest motion has 0.17
-# times the third largest jump near by: two more cuts may be near, while a motion or a fade goes on for longer
+# times the third largest jump near by: two more cuts may be near, while a motion or a fade lasts longer
 STANDS_OUT = 3.0
 COMES_BACK = 0.5  # of the jump: a smaller difference across it says that the scene is still the same, as after a flash
 LEAST_CONTRAST = 0.05  # standard deviation; darker and flatter pictures count as having this much
 
 
-def find_cuts(path: Path, go_on: Callable[[], None] = never_ends) -> list[int]:
+def find_cuts(path: Path, raise_if_ended: Callable[[], None] = never_ends) -> list[int]:
     """Numbers of the frames that begin a new shot, rising; [] for a clip of one shot.
 
-    Decodes the clip once, all of it; raises ClipError for one that is damaged or not of one size. `go_on` is called
-    between frames; what it raises ends the search.
+    Decodes the clip once, all of it; raises ClipError for one that is damaged or not of one size. `raise_if_ended` is
+    called between frames; what it raises ends the search.
     """
-    return cuts_of(_small_pictures(path, go_on), go_on)
+    return cuts_of(_small_pictures(path, raise_if_ended), raise_if_ended)
 
 
-def cuts_of(pictures: list[Picture], go_on: Callable[[], None] = never_ends) -> list[int]:
+def cuts_of(pictures: list[Picture], raise_if_ended: Callable[[], None] = never_ends) -> list[int]:
     """The same for frames that are decoded already and brought to about LONG_SIDE pixels, both sides a multiple of
     BLOCK."""
     count = len(pictures)
@@ -50,7 +50,7 @@ def cuts_of(pictures: list[Picture], go_on: Callable[[], None] = never_ends) -> 
 
     found: list[int] = []
     for i in range(1, count):
-        go_on()
+        raise_if_ended()
         if _change(pictures[i - 1], pictures[i]) < LEAST_CHANGE or (size := jump(i - 1, i)) < LEAST_JUMP:
             continue
         near = sorted(
@@ -68,10 +68,10 @@ def cuts_of(pictures: list[Picture], go_on: Callable[[], None] = never_ends) -> 
     return found
 
 
-def _small_pictures(path: Path, go_on: Callable[[], None]) -> list[Picture]:
+def _small_pictures(path: Path, raise_if_ended: Callable[[], None]) -> list[Picture]:
     pictures: list[Picture] = []
     for frame in whole_frames(path):
-        go_on()
+        raise_if_ended()
         scale = LONG_SIDE / max(frame.width, frame.height)
         width, height = (max(BLOCK, round(side * scale / BLOCK) * BLOCK) for side in (frame.width, frame.height))
         pictures.append(

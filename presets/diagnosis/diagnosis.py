@@ -2,9 +2,9 @@
 to do.
 
 A watcher looks for a few related troubles. It is fed the events of the surviving branch in order, so after a resume it
-knows what it knew and has told what it told. Findings whose code is in `presets.diagnosis.resources.TIMING` hang on the
-clock or on memory; all others are functions of the training alone: a run that was interrupted raises the same ones at
-the same steps. Thresholds are wide on purpose: a healthy run stays silent.
+knows what it knew and has said what it said. Findings whose code is in `presets.diagnosis.resources.TIMING` depend on
+the clock or on memory; all others are functions of the training alone: a run that was interrupted raises the same ones
+at the same steps. Thresholds are wide on purpose: a healthy run stays silent.
 """
 
 from collections import Counter
@@ -43,7 +43,7 @@ class Watcher(Protocol):
 
 
 class Diagnosis:
-    """All watchers of a run. Feed every event; each code is told once, loss spikes as often as they come."""
+    """All watchers of a run. Feed every event; each code is reported once, loss spikes as often as they come."""
 
     def __init__(
         self,
@@ -65,11 +65,11 @@ class Diagnosis:
             PreviewTime(),
         ]
         self._spikes = SpikeWatch()
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def feed(self, event: Event) -> list[Finding]:
-        found = [f for watcher in self._watchers for f in watcher.feed(event) if f.code not in self._told]
-        self._told |= {f.code for f in found}
+        found = [f for watcher in self._watchers for f in watcher.feed(event) if f.code not in self._reported]
+        self._reported |= {f.code for f in found}
         return found + self._spikes.feed(event)
 
 
@@ -172,7 +172,7 @@ class Learning:
                 own,
                 f"{self._steps['low_noise']} steps of the low-noise expert at a learning rate of {lr:g}: detail and"
                 " faces easily get worse than the base model's",
-                f"If they do, set {own} = 1e-4 while it runs and go on from an earlier checkpoint",
+                f"If they do, set {own} = 1e-4 while it runs and resume from an earlier checkpoint",
             )
         elif job.job.kind != "motion" and job.training.timestep_bias == "high_noise":
             yield _finding(
@@ -194,7 +194,7 @@ class Learning:
     # -------------------------------------------------------------------------------------------
 
     def _not_learning(self) -> Iterator[Finding]:
-        told = " Camera and motion are this expert's part." if self._job.job.kind == "motion" else ""
+        part = " Camera and motion are this expert's part." if self._job.job.kind == "motion" else ""
         for expert in trained_experts(self._job):
             last = self._points[expert][-30:]
             if len(last) < 30:
@@ -205,7 +205,7 @@ class Learning:
                 yield _finding(
                     "expert-not-learning",
                     own,
-                    f"{what}its learning rate was 0 in its last {len(last)} steps.{told}",
+                    f"{what}its learning rate was 0 in its last {len(last)} steps.{part}",
                     f"Set {own} while it runs, or fewer warm-up steps in a new run",
                     "warning",
                 )
@@ -213,7 +213,7 @@ class Learning:
                 yield _finding(
                     "expert-not-learning",
                     f"multistage.{PANEL[expert]}",
-                    f"{what}its gradients were 0 in its last {len(last)} steps.{told}",
+                    f"{what}its gradients were 0 in its last {len(last)} steps.{part}",
                     "Check the weights of its datasets (datasets.weight = 0 gives no gradient); else this is a fault"
                     " worth reporting",
                     "warning",
@@ -230,7 +230,7 @@ class Learning:
                     yield _finding(
                         "expert-not-learning",
                         f"multistage.{PANEL[expert]}.lr",
-                        text + (told if expert == "high_noise" else ""),
+                        text + (part if expert == "high_noise" else ""),
                         f"If its part does not show in the previews, raise multistage.{PANEL[expert]}.lr or its share"
                         " of the steps",
                     )

@@ -1,6 +1,6 @@
 """Loss spikes: losses that stand out among those of the same expert and the same noise level.
 
-The loss of a flow-matching step depends on its timestep far more than on what was learnt, so a loss is compared with
+The loss of a flow-matching step depends on its timestep far more than on the training so far, so it is compared with
 the last ones of its own tenth of the timesteps, as a factor: clips differ by factors, and the losses of a healthy run
 are skewed, with a long tail upwards. Median and MAD (median absolute deviation) of the logarithms are not moved by the
 spikes themselves.
@@ -27,7 +27,7 @@ class SpikeWatch:
 
     def __init__(self) -> None:
         self._losses: dict[tuple[str, int], deque[float]] = defaultdict(lambda: deque(maxlen=WINDOW))
-        self._told = -QUIET
+        self._reported = -QUIET
 
     def feed(self, event: Event) -> list[Finding]:
         if event.kind != "step":
@@ -35,11 +35,11 @@ class SpikeWatch:
         data = event.data
         losses = self._losses[data["expert"], min(BINS - 1, int(data["timestep"] * BINS / TIMESTEPS))]
         found = []
-        if len(losses) >= ENOUGH and data["step"] >= self._told + QUIET:
+        if len(losses) >= ENOUGH and data["step"] >= self._reported + QUIET:
             usual = median(losses)
             deviation = max(SCALE * median(abs(log(loss / usual)) for loss in losses), FLOOR)
             if data["loss"] > usual * exp(DEVIATIONS * deviation):
-                self._told = data["step"]
+                self._reported = data["step"]
                 found.append(_finding(data["step"], data["loss"], usual, data["timestep"], data["clips"]))
         losses.append(max(data["loss"], 1e-12))
         return found

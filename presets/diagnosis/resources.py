@@ -1,7 +1,7 @@
 """What wears on a run: steps that get slower, memory that creeps up, data that comes too late, previews that take the
 time of training.
 
-These findings hang on the clock and on memory, so an interrupted run need not raise the same ones. Each attempt is
+These findings depend on the clock and on memory, so an interrupted run need not raise the same ones. Each attempt is
 judged by itself.
 """
 

@@ -1,4 +1,4 @@
-"""Whether a series of numbers rises or falls, told from noise by medians. Plain Python: a few hundred numbers at a
+"""Whether a series of numbers rises or falls, as medians tell it from noise. Plain Python: a few hundred numbers at a
 time."""
 
 from collections.abc import Sequence

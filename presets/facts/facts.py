@@ -10,8 +10,10 @@ from presets.base.fetch_plan import Fetching
 from presets.base.model_facts import ModelFacts
 from presets.clips.clip_facts import ClipFacts, DatasetFacts
 from presets.clips.geometry import uniform_speed
+from presets.job.resume_check import ResumeCheck
 from presets.job.schema import DatasetPanel, Job
-from presets.machine.machine import Gpu, Machine
+from presets.machine.gpus import Gpu
+from presets.machine.machine import Machine
 
 TINY_PARAMETERS = 100_000_000  # below this a base is a demo or a test, and any machine will do
 
@@ -22,14 +24,14 @@ class RunFolder(Struct, kw_only=True):
     path: str
     name: str
     problem: str = ""  # why nothing can be written there
-    # how the job that lies there differs from this one; [] when none lies there
-    differences: list[str] = field(default_factory=list)
+    resume: ResumeCheck = ResumeCheck()  # how this job differs from the one that lies there
+    accepted: bool = False  # the run that lies there is resumed, with `resume` as it is
     size: int = 0  # bytes that lie there already: a resumed run needs that much less
-    free_name: str = ""  # a name that is not taken, when there are differences
+    free_name: str = ""  # a name that is not taken, when a job lies there
 
 
 class Facts(Struct, kw_only=True):
-    """Gathered once by `presets.rules.check.gather`; whatever is not known is None or missing, and the rules that need
+    """Gathered once by `presets.facts.gather.gather`; whatever is not known is None or missing, and the rules that need
     it say nothing."""
 
     base: Path  # relative paths of the job start here
@@ -77,7 +79,7 @@ def used_gpus(job: Job, facts: Facts) -> list[Gpu]:
 
 
 def clip_speeds(job: Job, facts: Facts) -> dict[int, float]:
-    """How much faster than life uniform sampling shows the clips that are learnt from, by number of frames: the middle
+    """How much faster than life uniform sampling shows the clips that are trained on, by number of frames: the middle
     one's factor (1.0: true speed)."""
     speeds: dict[int, list[float]] = {}
     for _, panel, found in paired(job, facts):

@@ -1,4 +1,5 @@
-"""What may change about a job while it trains or between its attempts, and how two jobs differ."""
+"""What may change about a job while it trains or between its attempts, and how two jobs differ. What follows for a
+resume is in presets.job.resume_check."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -53,8 +54,8 @@ class FieldChange(Struct, frozen=True, kw_only=True):
     field: str
     old: str  # as it stands in a job file, or "left out"
     new: str
-    breaks: bool  # the run would not go on exactly as it was begun
-    impossible: bool = False  # once something was learnt it could not go on at all: that does not fit the new value
+    breaks: bool  # the run would not continue exactly as it was begun
+    impossible: bool = False  # once there is a checkpoint it could not resume at all: that does not fit the new value
 
     @property
     def text(self) -> str:

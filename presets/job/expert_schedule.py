@@ -6,7 +6,7 @@ evenly as whole turns can be, and the first of them. Equal shares give high, low
 fractions of the numbers as written (0.1 is 1/10), so no turn hangs on how a float was rounded.
 
 Whose turn it is, is a function of the job and the step alone. So the stage's position is part of a checkpoint through
-the step that the checkpoint holds: a run that stops in the middle of a turn goes on in the middle of that turn.
+the step that the checkpoint holds: a run that stops in the middle of a turn resumes in the middle of that turn.
 """
 
 from fractions import Fraction

@@ -1,4 +1,4 @@
-"""Job files as they arrive: from Windows' editors, from other trainers, or no text at all. What they are is told by
+"""Job files as they arrive: from Windows' editors, from other trainers, or no text at all. What they are is said by
 name."""
 
 import re

@@ -1,4 +1,5 @@
-"""What each preview of a job is: the sample panel's values, and what a prompt says otherwise."""
+"""When previews are made, and what each of them is: the sample panel's values, and what a prompt says otherwise. How a
+preview is made is engine.preview."""
 
 from typing import NamedTuple
 
@@ -40,3 +41,18 @@ def largest_preview(job: Job) -> PreviewSize:
         (preview_size_of(job.sample, i) for i in range(len(job.sample.prompts))),
         key=lambda s: s.width * s.height * s.frames,
     )
+
+
+def previews_due(job: Job, step: int) -> bool:
+    """Whether a set of previews is made after `step` steps, the last one apart: before the first (`sample.first`) and
+    every so often. After the last step there is a set in any case."""
+    if not job.sample.prompts:
+        return False
+    return job.sample.first if step == 0 else job.sample.every > 0 and step % job.sample.every == 0
+
+
+def preview_sets(job: Job) -> int:
+    """How many sets of previews the whole run makes."""
+    if not job.sample.prompts:
+        return 0
+    return job.sample.first + ((job.training.steps - 1) // job.sample.every if job.sample.every else 0) + 1

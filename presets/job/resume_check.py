@@ -1,9 +1,8 @@
-"""May a run go on with its job file as it is now: one answer, and one wording, for the trainer, the daemon and whoever
-asks the user.
+"""May a run resume with its job file as it is now: one answer, and one wording, for the trainer, the daemon, the rules
+and whoever asks the user. Which fields may change is in presets.job.diff.
 
 It fits; or it needs a yes, because from here on it would not be the run that was begun; or it is impossible, because
-what was learnt does not fit. How a yes is given differs from place to place, and so does the fix that is told; nothing
-else does.
+the checkpoints do not fit. How a yes is given differs from place to place, and so does the fix; nothing else does.
 """
 
 import hashlib
@@ -14,6 +13,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct, field
 
+from presets.disk import exists
 from presets.errors import UserError
 from presets.job.diff import FieldChange, breaking, changes
 from presets.job.schema import Job
@@ -26,15 +26,16 @@ Verdict = Literal["fits", "ask", "impossible"]
 
 
 class ResumeCheck(Struct, frozen=True, kw_only=True):
-    """How the job file differs from the job of the run, and what follows for going on."""
+    """How the job file differs from the job of the run, and what follows for a resume."""
 
     changes: list[FieldChange] = field(default_factory=list)  # all of them, as far as they are known
-    learnt: bool = False  # there is a checkpoint; before that nothing is impossible
+    # there is a checkpoint; before that nothing is impossible. Daemons and clients know it as `learnt`
+    trained: bool = field(default=False, name="learnt")
     unreadable: str = ""  # why the job in the run folder cannot be read
 
     @property
     def impossible(self) -> list[FieldChange]:
-        return [c for c in self.changes if self.learnt and c.impossible]
+        return [c for c in self.changes if self.trained and c.impossible]
 
     @property
     def verdict(self) -> Verdict:
@@ -56,14 +57,14 @@ class ResumeCheck(Struct, frozen=True, kw_only=True):
         another digest."""
         if self.unreadable:
             return UNSEEN
-        told = sorted((c.field, c.old, c.new) for c in breaking(self.changes))
-        return hashlib.sha256(msgspec.json.encode(told)).hexdigest()[:32]
+        shown = sorted((c.field, c.old, c.new) for c in breaking(self.changes))
+        return hashlib.sha256(msgspec.json.encode(shown)).hexdigest()[:32]
 
     @property
     def claim(self) -> str:
         """What is so, said of the run; without a full stop."""
         if self.verdict == "impossible":
-            return "its job file has changed so that what was learnt does not fit it"
+            return "its job file has changed so that its checkpoints do not fit it"
         if self.unreadable:
             return f"the run's own {JOB_FILE} cannot be read ({self.unreadable}), so nobody can tell what has changed"
         return "its job file has changed " + (
@@ -79,7 +80,7 @@ class ResumeCheck(Struct, frozen=True, kw_only=True):
     def mark(self, change: FieldChange) -> str:
         """What a change does to the run, in a few words; "" for one that does no harm."""
         return (
-            "does not fit what was learnt" if change in self.impossible else "breaks exactness" if change.breaks else ""
+            "does not fit the checkpoints" if change in self.impossible else "breaks exactness" if change.breaks else ""
         )
 
     def fix(self, *, accept: str, file: str = "the job file") -> str:
@@ -99,26 +100,28 @@ class ResumeCheck(Struct, frozen=True, kw_only=True):
             return
         other = accepted is not None and self.verdict == "ask" and not self.unreadable
         what = "its job file has other changes by now than those that were accepted" if other else self.claim
-        told = [c.text for c in self.grounds]
-        listed = (
-            ""
-            if not told
-            else ":" + "".join(f"\n  {text}" for text in told) + "\n"
-            if lines
-            else f" ({'; '.join(told)})"
-        )
+        texts = [c.text for c in self.grounds]
+        listed = ":" + "".join(f"\n  {text}" for text in texts) + "\n" if lines else f" ({'; '.join(texts)})"
+        listed = listed if texts else ""
         raise UserError(what + listed, where=where, fix=self.fix(accept=accept, file=file))
 
 
-def check_resume(before: Job | None, now: Job, *, learnt: bool, unreadable: str = "") -> ResumeCheck:
+def check_resume(before: Job | None, now: Job, *, trained: bool, unreadable: str = "") -> ResumeCheck:
     """`before`: the job of the run, as far as it is known. Both with absolute paths."""
-    return ResumeCheck(changes=changes(before, now) if before else [], learnt=learnt, unreadable=unreadable)
+    return ResumeCheck(changes=changes(before, now) if before else [], trained=trained, unreadable=unreadable)
+
+
+def check_run_folder(run_dir: Path, now: Job, base: Path) -> ResumeCheck:
+    """The same against the job that lies in a run folder; where none lies, everything fits. Paths of both are relative
+    to `base`."""
+    held, unreadable = held_job(run_dir, base)
+    return check_resume(held, absolute_paths(now, base), trained=has_checkpoint(run_dir), unreadable=unreadable)
 
 
 def held_job(run_dir: Path, base: Path) -> tuple[Job | None, str]:
     """The job that lies in a run folder, its paths absolute, and why it cannot be read; neither where none lies."""
     path = run_dir / JOB_FILE
-    if not path.exists():
+    if not exists(path):
         return None, ""
     try:
         return absolute_paths(load_job(path), base), ""

@@ -2,9 +2,7 @@
 key."""
 
 import math
-import os
 import re
-import secrets
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from presets.atomic_file import write_file
 from presets.errors import JobError, UserError
 from presets.file_names import escaped, is_utf8, require_utf8
 from presets.files import read_regular
@@ -243,7 +242,7 @@ def save_job(job: Job, path: Path, *, fresh: bool = False) -> None:
     Raises UserError."""
     try:
         onto = path.read_text("utf-8-sig") if path.exists() and not fresh else ""
-        save_text(dump_job(job, onto=onto), path)
+        write_file(path, dump_job(job, onto=onto).encode(), sync=True)
     except OSError as e:
         raise UserError(
             f"cannot be written: {e.strerror}", where=str(path), fix="Choose another place with --out"
@@ -254,22 +253,6 @@ def save_job(job: Job, path: Path, *, fresh: bool = False) -> None:
             where=str(path),
             fix="Correct it, or choose another place with --out",
         ) from None
-
-
-def save_text(text: str, path: Path) -> None:
-    """Write the text of a job file in one atomic step; permissions of an existing file are kept. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with temporary.open("x", encoding="utf-8") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        if path.exists():
-            temporary.chmod(path.stat().st_mode & 0o777)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def absolute_paths(job: Job, base: Path) -> Job:

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct, field
 
 from presets.errors import UserError
-from presets.machine.machine import visible_gpus
+from presets.machine.gpus import visible_gpus
 from presets.machine.visible_gpus import VISIBLE
 
 NAMES = frozenset({
@@ -25,7 +25,7 @@ HUB, PROXY = "HF_", "_PROXY"  # every name that begins, or ends (in small letter
 SECRET_NAMES = re.compile(r"((?<!IMPLICIT_)TOKEN|SECRET|PASSWORD|API_KEY)$")
 LOGIN = re.compile(r"(?:^|://)([^/\s]+)@")  # the user and password of an address
 TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
-SHORTEST = 4  # characters of a secret that can be told from other text
+SHORTEST = 4  # characters of a secret that stand out from other text
 
 
 class Shell(Struct, frozen=True, kw_only=True):
@@ -36,7 +36,7 @@ class Shell(Struct, frozen=True, kw_only=True):
     gpus: list[str] | None = None
 
     def require_sound(self) -> None:
-        """Raises UserError for what no shell of ours sends. Values are not told."""
+        """Raises UserError for what no shell of ours sends. Values are not named."""
         for name, value in self.settings.items():
             if not is_setting(name) or "=" in name or "\0" in name + value:
                 raise UserError("is no setting that a trainer takes over", where=repr(name)[:100])

@@ -42,7 +42,7 @@ class Build(NamedTuple):
 
 
 class Misfit(NamedTuple):
-    """Why a torch cannot use an NVIDIA GPU, and what mends it: phrases without a full stop."""
+    """Why a torch cannot use an NVIDIA GPU, and what repairs it: phrases without a full stop."""
 
     message: str
     fix: str

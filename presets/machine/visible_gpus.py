@@ -2,7 +2,7 @@
 
 Where the variable is set, by a scheduler or a user, job.gpus counts within its list: 0 is the first GPU that it names.
 Where it is not, job.gpus counts all GPUs in PCI bus order, as nvidia-smi does. What a process of ours hands to CUDA
-names a GPU by its UUID where the driver tells it, so that nothing hangs on how CUDA itself would count.
+names a GPU by its UUID where the driver tells it, so that nothing depends on how CUDA itself would count.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,8 +33,8 @@ def named_in(environ: Mapping[str, str]) -> list[str] | None:
 
 def numbers_in(environ: Mapping[str, str], count: int) -> list[int]:
     """What job.gpus calls the `count` visible GPUs: 0, 1, ..., unless the daemon has said otherwise."""
-    told = [int(n) for n in environ.get(NUMBERS, "").split(",") if n.isdecimal()]
-    return told if len(told) == count else list(range(count))
+    numbers = [int(n) for n in environ.get(NUMBERS, "").split(",") if n.isdecimal()]
+    return numbers if len(numbers) == count else list(range(count))
 
 
 def pick(gpus: Sequence[int], visible: list[str] | None, *, all_of_them: bool = False) -> list[str]:

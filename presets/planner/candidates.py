@@ -14,7 +14,9 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from presets.planner.costs import Costs, training_peak
+from presets.planner.coefficients import FITTED
+from presets.planner.costs import Costs
+from presets.planner.memory_costs import training_peak
 from presets.planner.plan import Plan, Precision
 from presets.planner.sizes import ExpertShape
 from presets.planner.workload import Hardware, Workload
@@ -62,7 +64,7 @@ def limits_of(low_vram: Literal["auto"] | bool, layer_offloading: Literal["auto"
 
 def candidates(costs: Costs, precision: Precision, limits: Limits, *, compiled: bool = True) -> Iterator[Plan]:
     """Every plan worth pricing, `vae_frames` left at its least."""
-    layers = costs.layers
+    layers = costs.shape.layers
     longest = max(load.bucket.tokens for load in costs.work.loads)
     mixed = len({load.rows for load in costs.work.loads}) > 1
     useful = [c for c in CHUNKS if c < longest] or [CHUNKS[-1]]
@@ -79,7 +81,7 @@ def candidates(costs: Costs, precision: Precision, limits: Limits, *, compiled: 
                 if hidden and resident % WIDE_STRIDE:
                     continue
                 slots = min(SLOTS, layers - resident)
-                plan = costs.filled(
+                plan = costs.memory.filled(
                     Plan(
                         precision=precision,
                         resident=resident,
@@ -97,7 +99,7 @@ def candidates(costs: Costs, precision: Precision, limits: Limits, *, compiled: 
                     yield lean
                 if resident == 0 and chunk:
                     yield msgspec.structs.replace(plan, slots=FEWEST_SLOTS)
-                hidden = hidden or costs.step(plan, costs.work.loads).copies == 0
+                hidden = hidden or costs.time.step(plan).copies == 0
                 if limits.resident == "none" or (hidden and not mixed):
                     break
 
@@ -105,9 +107,9 @@ def candidates(costs: Costs, precision: Precision, limits: Limits, *, compiled: 
 def within_ram(costs: Costs, plan: Plan) -> Plan | None:
     """The plan with so much of its stash on the device that the host's memory does for the rest; None when it does
     anyway, or all would have to stay."""
-    lacking = sum(costs.ram(plan).values()) + costs.c.ram_margin - costs.hardware.ram_free
-    stay = math.ceil(lacking / costs.stash())
-    return msgspec.structs.replace(plan, stash_on_device=stay) if 0 < stay < costs.layers - plan.kept else None
+    lacking = sum(costs.memory.ram(plan).values()) + FITTED.ram_margin - costs.hardware.ram_free
+    stay = math.ceil(lacking / costs.memory.stash())
+    return msgspec.structs.replace(plan, stash_on_device=stay) if 0 < stay < costs.shape.layers - plan.kept else None
 
 
 def with_activations_on_device(costs: Costs, plan: Plan, vram: float) -> Plan:
@@ -116,28 +118,28 @@ def with_activations_on_device(costs: Costs, plan: Plan, vram: float) -> Plan:
     def staying(blocks: int) -> Plan:
         return msgspec.structs.replace(plan, stash_on_device=blocks)
 
-    counts = range(plan.stash_on_device + 1, costs.layers - plan.kept)
+    counts = range(plan.stash_on_device + 1, costs.shape.layers - plan.kept)
     return staying(
         plan.stash_on_device + bisect_right(counts, vram, key=lambda blocks: rung(costs, staying(blocks)).need_vram)
     )
 
 
 def rung(costs: Costs, plan: Plan) -> Candidate:
-    _, reserved = costs.vram(plan)
+    _, reserved = costs.memory.vram(plan)
     return Candidate(
         plan=plan,
-        need_vram=int(reserved + costs.c.context),
-        ram=sum(costs.ram(plan).values()),
-        seconds=costs.step(plan, costs.work.loads).total,
+        need_vram=int(reserved + FITTED.context),
+        ram=sum(costs.memory.ram(plan).values()),
+        seconds=costs.time.step(plan).total,
     )
 
 
 def with_vae_frames(costs: Costs, plan: Plan, most: int = VAE_FRAMES[0]) -> Plan:
     """As many frames through the VAE at once, up to `most`, as raise no peak that the plan has anyway."""
-    phases, reserved = costs.vram(plan)
+    phases, reserved = costs.memory.vram(plan)
     for frames in [f for f in VAE_FRAMES if plan.vae_frames < f <= most]:
         wider = msgspec.structs.replace(plan, vae_frames=frames)
-        its_phases, its_reserved = costs.vram(wider)
+        its_phases, its_reserved = costs.memory.vram(wider)
         if training_peak(its_phases) <= training_peak(phases) and its_reserved <= reserved:
             return wider
     return plan
@@ -172,8 +174,8 @@ def next_down(
     limits: Limits | None = None,
     scarce: Scarce = "vram",
 ) -> Plan | None:
-    """The fastest plan that takes less than `plan`: for going on after memory ran out. None at the last rung. Of plans
-    that are about as fast, the smallest.
+    """The fastest plan that takes less than `plan`, for after memory ran out. None at the last rung. Of plans that are
+    about as fast, the smallest.
 
     `scarce` says what ran out: `vram` anywhere, or the phase it ran out in (`step`, `vae`, `preview`), whose own peak
     is then lowered and no other raised; or `ram`, for pinned memory that was refused: then VRAM may rise to what is
@@ -181,18 +183,18 @@ def next_down(
     """
     costs = Costs(work, hardware, shape)
     limits = limits or Limits()
-    phases, reserved = costs.vram(plan)
-    ram = sum(costs.ram(plan).values())
+    phases, reserved = costs.memory.vram(plan)
+    ram = sum(costs.memory.ram(plan).values())
 
     def saves(theirs: float, ours: float) -> bool:
         return theirs <= ours - max(LEAST_OF_ALL * ours, min(LEAST_SAVED, LEAST_SHARE * ours))
 
     def better(other: Plan) -> bool:
-        theirs, their_reserved = costs.vram(other)
-        their_ram = sum(costs.ram(other).values())
+        theirs, their_reserved = costs.memory.vram(other)
+        their_ram = sum(costs.memory.ram(other).values())
         if scarce == "ram":
-            return saves(their_ram, ram) and their_reserved + costs.c.context <= hardware.vram_free
-        if their_ram > max(ram, hardware.ram_free - costs.c.ram_margin):
+            return saves(their_ram, ram) and their_reserved + FITTED.context <= hardware.vram_free
+        if their_ram > max(ram, hardware.ram_free - FITTED.ram_margin):
             return False
         if scarce == "vram":
             return saves(training_peak(theirs), training_peak(phases)) and their_reserved <= reserved
@@ -204,7 +206,7 @@ def next_down(
     if scarce == "vae" and narrower:
         return narrower[0]
     spared = (
-        range(plan.stash_on_device + STASH_STRIDE, costs.layers - plan.kept, STASH_STRIDE)
+        range(plan.stash_on_device + STASH_STRIDE, costs.shape.layers - plan.kept, STASH_STRIDE)
         if scarce == "ram" and plan.stash == "host" and not limits.host_stash
         else ()
     )
@@ -212,8 +214,8 @@ def next_down(
     found = narrower + [p for p in candidates(costs, plan.precision, limits, compiled=plan.compiled) if better(p)]
     if not found:
         return None
-    seconds = [costs.step(p, work.loads).total for p in found]
+    seconds = [costs.time.step(p).total for p in found]
     as_fast = [p for p, s in zip(found, seconds, strict=True) if s <= min(seconds) * AS_FAST]
-    chosen = min(as_fast, key=lambda p: (costs.vram(p)[1], -p.vae_frames))
+    chosen = min(as_fast, key=lambda p: (costs.memory.vram(p)[1], -p.vae_frames))
     wider = with_vae_frames(costs, chosen, plan.vae_frames)
     return msgspec.structs.replace(wider if better(wider) else chosen, any_size=plan.any_size)

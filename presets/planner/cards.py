@@ -10,7 +10,8 @@ import msgspec
 from msgspec import Struct
 
 from presets.errors import UserError
-from presets.machine.machine import Gpu, Machine
+from presets.machine.gpus import Gpu
+from presets.machine.machine import Machine
 from presets.planner.measured_rates import Rates, recall
 from presets.planner.sizes import GIB
 from presets.planner.workload import Hardware

@@ -23,6 +23,7 @@ from presets.planner.candidates import (
     with_vae_frames,
 )
 from presets.planner.cards import DRIVER_BYTES
+from presets.planner.coefficients import FITTED
 from presets.planner.costs import Costs, Prediction
 from presets.planner.plan import Plan, Precision
 from presets.planner.sizes import GIB, ExpertShape
@@ -126,7 +127,7 @@ def choose_for(job: Job, facts: Facts, hardware: Hardware) -> Choice:
 
 
 def _choice(costs: Costs, precision: Precision, limits: Limits, why: str, *, compiled: bool) -> Choice:
-    hardware, margin = costs.hardware, costs.c.ram_margin
+    hardware, margin = costs.hardware, FITTED.ram_margin
     everything = priced(costs, precision, limits, compiled=compiled)
     in_ram = [r for r in everything if r.ram + margin <= hardware.ram_free]
     if not in_ram:
@@ -169,7 +170,7 @@ def _sparing_ram(costs: Costs, fitting: list[Candidate], chosen: Candidate, limi
 def _too_little_ram(costs: Costs, least: Candidate) -> DoesNotFit:
     found, hardware = costs.predict(least.plan), costs.hardware
     held = hardware.ram_total - hardware.ram_free
-    precision, need = least.plan.precision, found.ram + costs.c.ram_margin
+    precision, need = least.plan.precision, found.ram + FITTED.ram_margin
     parts = [
         f"{human(found.ram_held['masters'])} for the frozen weights of {costs.work.needed}"
         f" expert{'s' if costs.work.needed > 1 else ''}"

@@ -3,14 +3,14 @@
 The trainer measures once per card and driver, and calls `remember`; the planner asks `recall`.
 """
 
-import os
 from pathlib import Path
 
 import msgspec
 import platformdirs
 from msgspec import Struct
 
-from presets.machine.machine import Gpu
+from presets.atomic_file import write_file
+from presets.machine.gpus import Gpu
 
 KEPT = 32  # measurements of other cards and drivers that stay in the file
 
@@ -66,10 +66,7 @@ def remember(rates: Rates, path: Path | None = None) -> None:
     known = _read(path)
     known.pop(rates.key, None)
     newest = dict([*known.items(), (rates.key, rates)][-KEPT:])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_bytes(msgspec.json.format(msgspec.json.encode(newest)))
-    aside.replace(path)
+    write_file(path, msgspec.json.format(msgspec.json.encode(newest)))
 
 
 def _read(path: Path) -> dict[str, Rates]:

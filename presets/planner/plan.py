@@ -55,6 +55,14 @@ class Plan(Struct, frozen=True, kw_only=True):
         least = math.ceil(tokens / self.chunk) if self.chunk else 1
         return next((count for count in range(least, least * 3 // 2 + 1) if tokens % count == 0), least)
 
+    def longest_run(self, tokens: int) -> int:
+        """Tokens of the longest of those runs."""
+        return math.ceil(tokens / self.chunks(tokens))
+
+    def staying(self, waiting: int) -> int:
+        """How many of the blocks that wait for their backward do so on the device."""
+        return waiting if self.stash == "device" else min(self.stash_on_device, waiting)
+
     @property
     def whole_text(self) -> str:
         """With what is no matter of memory."""

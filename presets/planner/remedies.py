@@ -1,4 +1,4 @@
-"""What a user can turn when nothing fits: each change of the job that lowers the smallest need, the most worthwhile
+"""What a user can change when nothing fits: each change of the job that lowers the smallest need, the most worthwhile
 first."""
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from presets.planner.choose import DoesNotFit, choose_for
 from presets.planner.workload import Hardware
 
 SMALL_PREVIEW, SMALL_BUCKET, FEW_FRAMES, USUAL_RANK = 512, 512, 21, 16
-WORTH = 64 * 2**20  # bytes: knobs that save less are not worth turning
+WORTH = 64 * 2**20  # bytes: a change that saves less is not worth making
 
 
 class Remedy(Struct, frozen=True, kw_only=True):
@@ -30,17 +30,17 @@ class Remedy(Struct, frozen=True, kw_only=True):
 def remedies(job: Job, facts: Facts, hardware: Hardware, *, short: Literal["vram", "ram"]) -> list[Remedy]:
     """Changes that each by itself lower what is short: first those that suffice, the gentlest in front; then by what
     they save."""
-    now = _turned(job, facts, hardware, {})
-    found = [_turned(job, facts, hardware, change) for change in _changes(job, facts)]
+    now = _after(job, facts, hardware, {})
+    found = [_after(job, facts, hardware, change) for change in _changes(job, facts)]
 
-    def need(knob: Remedy) -> int:
-        return knob.need_vram if short == "vram" else knob.need_ram
+    def need(remedy: Remedy) -> int:
+        return remedy.need_vram if short == "vram" else remedy.need_ram
 
-    useful = [k for k in found if k.fits or need(k) <= need(now) - WORTH]
-    return [k for k in useful if k.fits] + sorted((k for k in useful if not k.fits), key=need)
+    useful = [r for r in found if r.fits or need(r) <= need(now) - WORTH]
+    return [r for r in useful if r.fits] + sorted((r for r in useful if not r.fits), key=need)
 
 
-def _turned(job: Job, facts: Facts, hardware: Hardware, change: dict[str, Any]) -> Remedy:
+def _after(job: Job, facts: Facts, hardware: Hardware, change: dict[str, Any]) -> Remedy:
     for path, value in change.items():
         job = with_value(job, path, value)
     try:
@@ -51,7 +51,7 @@ def _turned(job: Job, facts: Facts, hardware: Hardware, change: dict[str, Any]) 
 
 
 def _changes(job: Job, facts: Facts) -> Iterator[dict[str, Any]]:
-    """Every knob that is not turned yet, from what costs nothing to what costs most."""
+    """Every change that is not made yet, from what costs nothing to what costs most."""
     if switched_off := {
         f"model.{name}": "auto" for name in ("low_vram", "layer_offloading") if getattr(job.model, name) is False
     }:

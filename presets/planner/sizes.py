@@ -7,7 +7,7 @@ WanTransformerBlock). A LoRA of rank r on a linear adds r * (in + out) parameter
 from msgspec import Struct
 
 from presets.job.expert_schedule import rank_of, trained_experts
-from presets.job.preview_settings import preview_size_of
+from presets.job.preview_settings import preview_sets, preview_size_of
 from presets.job.schema import Job
 
 GIB = 2**30
@@ -89,7 +89,6 @@ def disk_need(job: Job, shape: ExpertShape) -> DiskNeed:
     )
     saves = -(-job.training.steps // job.save.every)
     kept = min(job.save.keep, saves)
-    rounds = (job.training.steps // job.sample.every if job.sample.every else 0) + job.sample.first + 1
     sizes = [preview_size_of(job.sample, i) for i in range(len(job.sample.prompts))]
     previews = sum(
         s.width * s.height * (s.frames * PREVIEW_BITS_PER_PIXEL / 8 + POSTER_BYTES_PER_PIXEL) + SHEET_ROW for s in sizes
@@ -98,5 +97,5 @@ def disk_need(job: Job, shape: ExpertShape) -> DiskNeed:
         checkpoint=checkpoint,
         checkpoints=checkpoint * (kept + 1),
         files=parameters * FILE_BYTES[job.save.dtype] * (kept + 1),
-        samples=round(rounds * previews),
+        samples=round(preview_sets(job) * previews),
     )

@@ -10,11 +10,12 @@ from typing import Literal
 from msgspec import Struct
 
 from presets.base.safetensors_header import Damaged, read_header
-from presets.clips.clip_facts import ClipFacts, DatasetFacts
-from presets.clips.geometry import SIDE_MULTIPLE, Bucket, bucket_for
+from presets.clips.batches import Group, batches_of, clip_buckets
+from presets.clips.clip_facts import DatasetFacts
+from presets.clips.geometry import SIDE_MULTIPLE, Bucket
 from presets.facts.facts import Facts
 from presets.job.expert_schedule import rank_of, trained_experts
-from presets.job.preview_settings import largest_preview, low_guidance
+from presets.job.preview_settings import largest_preview, low_guidance, preview_sets
 from presets.job.schema import DatasetPanel, Job
 from presets.machine.precisions import TRANSFORMER
 from presets.planner.preview_accelerators import Accelerated, accelerated_by
@@ -162,8 +163,6 @@ def _previews(job: Job, facts: Facts | None) -> PreviewLoad | None:
         return None
     largest = largest_preview(job)
     sides = (max(SIDE_MULTIPLE, side // SIDE_MULTIPLE * SIDE_MULTIPLE) for side in (largest.height, largest.width))
-    # the last one comes at the end in any case
-    sets = 1 + panel.first + ((job.training.steps - 1) // panel.every if panel.every else 0)
     guided = max(panel.guidance, low_guidance(panel)) > 1
     accelerated = accelerated_by(job, facts.base, shape_of(facts).layers) if facts else Accelerated()
     return PreviewLoad(
@@ -171,46 +170,24 @@ def _previews(job: Job, facts: Facts | None) -> PreviewLoad | None:
         prompts=len(panel.prompts),
         steps=panel.steps,
         guided=guided,
-        sets=sets,
+        sets=preview_sets(job),
         accelerated=accelerated,
     )
 
 
 def _loads(job: Job, found: list[DatasetFacts]) -> tuple[Load, ...]:
-    """Batches hold items of one bucket and one LoRA weight, all of them regularization or none, as the trainer makes
-    them."""
-    groups: Counter[tuple[Bucket, float, bool]] = Counter()
+    """The micro-batches of an epoch. A dataset without known clips counts as full batches."""
+    items: Counter[Group] = Counter()
     for i, panel in enumerate(job.datasets):
         clips = found[i].clips if i < len(found) else []
-        for clip in clips:
-            groups.update(
-                {(bucket, panel.weight, panel.regularization): panel.repeats for bucket in clip_buckets(clip, panel)}
-            )
-        if not clips:
-            groups.update(
-                {
-                    (bucket, panel.weight, panel.regularization): job.training.batch_size * panel.repeats
-                    for bucket in _square_buckets(panel)
-                }
-            )
+        buckets = [bucket for clip in clips for bucket in clip_buckets(clip, panel).values()]
+        each = panel.repeats if clips else panel.repeats * job.training.batch_size
+        for bucket in buckets if clips else _square_buckets(panel):
+            items[Group(panel.regularization, bucket, panel.weight)] += each
     batches: Counter[tuple[Bucket, int]] = Counter()
-    for (bucket, *_), count in groups.items():
-        size = min(count, job.training.batch_size)
-        batches[bucket, size] += count // size
-        if count % size:  # the last batch of an epoch
-            batches[bucket, count % size] += 1
-    total = sum(batches.values())
-    return tuple(Load(bucket, size, count / total) for (bucket, size), count in sorted(batches.items()))
-
-
-def clip_buckets(clip: ClipFacts, panel: DatasetPanel) -> set[Bucket]:
-    """The buckets of one clip, one per resolution that makes a difference."""
-    aspect = clip.pixel_aspect
-    width, height = (clip.width, int(clip.height / aspect)) if aspect > 1 else (int(clip.width * aspect), clip.height)
-    if min(width, height) < SIDE_MULTIPLE:  # refused by a rule of its own
-        return set()
-    frames = 1 if clip.kind == "image" else panel.num_frames
-    return {bucket_for(frames, height, width, resolution) for resolution in panel.resolutions}
+    for (group, size), count in batches_of(items, job.training.batch_size).items():
+        batches[group.bucket, size] += count
+    return tuple(Load(bucket, size, count / batches.total()) for (bucket, size), count in sorted(batches.items()))
 
 
 def _square_buckets(panel: DatasetPanel) -> set[Bucket]:

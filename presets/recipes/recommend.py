@@ -13,7 +13,8 @@ from presets.clips.clip_statistics import SMALLEST_RESOLUTION, SPEED_LIMIT, reac
 from presets.clips.geometry import SIDE_MULTIPLE, WAN_FPS, Bucket, bucket_for, nearest_frame_counts, uniform_speed
 from presets.job.schema import DatasetPanel, Job, JobPanel, Kind
 from presets.job.toml_file import job_from_dict, job_to_dict
-from presets.machine.machine import Gpu, Machine
+from presets.machine.gpus import Gpu
+from presets.machine.machine import Machine
 from presets.planner.sizes import GIB
 from presets.recipes.recipe import Recipe, Tier, load_recipe, tier_for
 
@@ -45,7 +46,7 @@ class _Draft:
 
 
 def plain_job(kind: Kind, name: str, clips_path: str) -> Job:
-    """The job with nothing but its required fields: what `reasons` are told against."""
+    """The job with nothing but its required fields: what `reasons` compares with."""
     return Job(job=JobPanel(name=name, kind=kind), datasets=[DatasetPanel(path=clips_path)])
 
 

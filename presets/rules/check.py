@@ -1,81 +1,14 @@
-"""Check a job: gather the facts once, run every rule over them, and show what was found."""
+"""Check a job: run every rule over its facts (presets.facts.gather), and show what was found."""
 
-import os
-import re
-import tempfile
 import textwrap
 from collections.abc import Iterable
-from contextlib import suppress
-from importlib.util import find_spec
-from pathlib import Path
 
-import msgspec
-
-from presets.base.composition import named_base
-from presets.base.fetch_plan import fetching_of
-from presets.base.model_facts import read_model
-from presets.caches.clip_scans import Identity, identity_of, keep_cuts, known_cuts
-from presets.clips.clip_facts import DatasetFacts, scan_dataset
-from presets.clips.scene_cuts import find_cuts
-from presets.disk import existing_parent, exists
-from presets.errors import ClipError, UserError
-from presets.facts.facts import Facts, RunFolder
+from presets.facts.facts import Facts
 from presets.findings import Finding
-from presets.job.diff import FREE_TO_CHANGE as FREE_TO_CHANGE  # read from here too
-from presets.job.diff import LIVE_FIELDS as LIVE_FIELDS
-from presets.job.diff import breaking, changes
 from presets.job.schema import Job
-from presets.job.toml_file import absolute_paths, load_job
-from presets.look import Look
-from presets.machine.machine import Machine, read_machine
 from presets.rules import RULES
-from presets.runs.run_view import ABANDONED
 
-OPTIONAL_PACKAGES = ("bitsandbytes", "prodigyopt")
 SEVERITIES = ("error", "warning", "advice")
-
-_cuts: dict[Identity, list[int] | ClipError] = {}  # what find_cuts said: it decodes the whole clip
-
-
-def installed_packages() -> frozenset[str]:
-    """The optional packages that can be imported here."""
-    return frozenset(p for p in OPTIONAL_PACKAGES if find_spec(p) is not None)
-
-
-def gather(
-    job: Job,
-    base: Path,
-    *,
-    out: Path,
-    machine: Machine | None = None,
-    scenes: bool = True,
-    ask_hub: bool = False,
-    look: Look | None = None,
-) -> Facts:
-    """Read everything the rules look at. `base` is the job file's folder, the run folder will be `out`/NAME.
-
-    `scenes` looks for damage and scene cuts, which decodes every clip once, until it changes; `ask_hub` asks the Hub
-    about what is not on this machine, some seconds at most; everything else is quick. Raises nothing for bad input:
-    what cannot be read is a finding in the facts. `look` tells how far it is; raises LookEnded when that was ended.
-    """
-    look = look or Look()
-    datasets = [scan_dataset(panel, i, base, look) for i, panel in enumerate(job.datasets)]
-    cuts: dict[str, list[int]] = {}
-    if scenes:
-        datasets, cuts = _look_for_cuts(datasets, look)
-    named = named_base(job)
-    return Facts(
-        base=base,
-        datasets=datasets,
-        machine=machine or read_machine(out),
-        model=read_model(named, base),
-        named=named,
-        out=out,
-        run=read_run_folder(job, base, out),
-        cuts=cuts,
-        packages=installed_packages(),
-        fetching=fetching_of(named, base, go_on=look.go_on) if ask_hub else None,
-    )
 
 
 def check_job(job: Job, facts: Facts) -> list[Finding]:
@@ -113,103 +46,3 @@ def summary(findings: list[Finding]) -> str:
     counts = {s: sum(f.severity == s for f in findings) for s in SEVERITIES}
     words = [f"{n} {s}{'s' if n > 1 and s != 'advice' else ''}" for s, n in counts.items() if n]
     return ", ".join(words) or "nothing found"
-
-
-def _look_for_cuts(datasets: list[DatasetFacts], look: Look) -> tuple[list[DatasetFacts], dict[str, list[int]]]:
-    """Scene cuts of every video. A clip whose middle does not decode leaves its dataset and becomes a problem of it."""
-    paths = list(dict.fromkeys(c.path for d in datasets for c in d.clips if c.kind == "video"))
-    # Decoding lets go of the interpreter.
-    told = dict(
-        zip(paths, look.at_all(paths, lambda p: _cuts_of(p, look), threads=min(4, os.cpu_count() or 1)), strict=True)
-    )
-    broken = {path: e for path, e in told.items() if isinstance(e, ClipError)}
-    out = [
-        msgspec.structs.replace(
-            d,
-            clips=[c for c in d.clips if c.path not in broken],
-            problems=d.problems
-            + [
-                Finding(code=e.code, severity="error", field=c.path, message=f"{Path(c.path).name} {e.what}", fix=e.fix)
-                for c in d.clips
-                if (e := broken.get(c.path))
-            ],
-        )
-        for d in datasets
-    ]
-    return out, {path: cuts for path, cuts in told.items() if not isinstance(cuts, ClipError)}
-
-
-def _cuts_of(path: str, look: Look) -> list[int] | ClipError:
-    try:
-        file = identity_of(path)
-    except OSError as e:
-        return ClipError(
-            f"cannot be read any more ({(e.strerror or str(e)).lower()})",
-            code="clip-unreadable",
-            where=path,
-            fix="Put it back, or check again",
-        )
-    if file not in _cuts:
-        try:
-            if (cuts := known_cuts(file)) is None:
-                keep_cuts(file, cuts := find_cuts(Path(path), look.go_on))
-            _cuts[file] = cuts
-        except ClipError as e:
-            _cuts[file] = e
-    return _cuts[file]
-
-
-def read_run_folder(job: Job, base: Path, out: Path) -> RunFolder:
-    """What lies at OUT/NAME already, and whether it can be written."""
-    folder = out.absolute() / job.job.name
-    place = existing_parent(folder)
-    try:
-        with tempfile.TemporaryFile(dir=place):  # permission bits lie on read-only disks and for root
-            problem = ""
-    except OSError as e:
-        problem = (e.strerror or str(e)).lower()
-    differences = _differences(job, base, folder / "job.toml")
-    return RunFolder(
-        path=str(folder),
-        name=job.job.name,
-        problem=problem,
-        differences=differences,
-        size=_size(folder),
-        free_name=_free_name(job.job.name, out) if differences else "",
-    )
-
-
-def _size(folder: Path) -> int:
-    """Bytes of all files below a folder, but for branches that were left: no resume makes use of them. What vanishes or
-    may not be read while we look counts nothing."""
-    total = 0
-    for place, folders, files in os.walk(folder):
-        if place == str(folder) and ABANDONED in folders:
-            folders.remove(ABANDONED)
-        for name in files:
-            with suppress(OSError):
-                total += Path(place, name).lstat().st_size
-    return total
-
-
-def _differences(job: Job, base: Path, held_path: Path) -> list[str]:
-    """How the job in a run folder differs from `job` in what a resumed run may not change."""
-    if not exists(held_path):
-        return []
-    try:
-        held = load_job(held_path)
-    except UserError as e:
-        return [f"its job.toml cannot be read: {e.what}"]
-    found = breaking(changes(absolute_paths(held, base), absolute_paths(job, base)))
-    return [f"{c.field} = {c.old} there, {c.new} here" for c in found]
-
-
-def _free_name(name: str, out: Path) -> str:
-    """`orbit` -> `orbit_2`, `orbit_v2` -> `orbit_v3`, and so on until nothing lies there."""
-    stem, number = re.fullmatch(r"(.*?)(\d{1,6})?", name).groups()  # type: ignore[union-attr]
-    stem, count = (stem, int(number)) if number and stem else (f"{name}_", 1)
-    while True:
-        count += 1
-        candidate = f"{stem[: 64 - len(str(count))]}{count}"
-        if not (out / candidate).exists():
-            return candidate

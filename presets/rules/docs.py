@@ -37,8 +37,8 @@ RULES_INTRO = """\
 
 Errors keep a job from starting; warnings and advice do not. `wanlora check JOB` shows them, each with its fix.
 """
-# What is found while clips and models are read, before any rule: see presets.clips.clip_facts, presets.clips.media,
-# presets.base.model_facts.
+# What is found while clips and models are read, before any rule: see presets.clips and
+# presets.base.
 READING = {
     "dataset-missing": ("error", "A dataset's folder exists."),
     "dataset-empty": ("error", "A dataset's folder holds a clip or an image."),

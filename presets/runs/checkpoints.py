@@ -1,4 +1,5 @@
-"""The checkpoints of a run that it can go back to, each with what helps to choose: when, losses, previews."""
+"""The checkpoints of a run that it can go back to, each with what helps to choose: when, losses, previews. They are
+written and read by engine.runfolder.checkpoint."""
 
 import json
 import re
@@ -10,7 +11,7 @@ from presets.files import read_regular
 from presets.runs.run_view import RunView
 
 MAX_MANIFEST_BYTES = 16 * 2**20
-MEAN_OF = 20  # steps of an expert up to the checkpoint whose mean loss is told: single steps say little
+MEAN_OF = 20  # steps of an expert up to the checkpoint whose mean loss is shown: single steps say little
 
 
 class StoredCheckpoint(Struct, kw_only=True):
@@ -35,7 +36,7 @@ def checkpoints_of(run_dir: Path, view: RunView) -> list[StoredCheckpoint]:
             manifest = folder / "manifest.json"
             written, listed = manifest.stat().st_mtime, json.loads(read_regular(manifest, MAX_MANIFEST_BYTES))["files"]
             size = sum(int(entry["bytes"]) for entry in listed.values())
-        # half removed, or damaged: the trainer would pass it over, too
+        # half removed, or damaged: the trainer would pass over it, too
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue
         step = int(folder.name.removeprefix("step_"))

@@ -1,5 +1,5 @@
-"""What reaches a running trainer as a file: RUN/control/NAME.json, written aside and renamed in, read and deleted by
-the trainer.
+"""Commands to a running trainer: RUN/control/NAME.json, written aside and renamed in (daemon.jobs.control_files), read
+and deleted by the trainer (engine.runfolder.control).
 
     {"id": ..., "command": "stop"|"save"|"sample"|"set", "field": "training.lr", "value": "5e-5"}
 
@@ -20,14 +20,14 @@ Verb = Literal["stop", "save", "sample", "set"]
 class ControlFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One control file's content."""
 
-    id: str = ""  # what the event that honours or refuses it names, so that a command is honoured once
+    id: str = ""  # named by the event that applies or refuses it (presets.runs.events.COMMAND_ID): it is applied once
     command: Verb
     field: str = ""
     value: str = ""
 
 
 def parse_control(content: bytes) -> ControlFile:
-    """Raises UserError for what is no command. The field and value of a set are looked at when it is honoured."""
+    """Raises UserError for what is no command. The field and value of a set are looked at when it is applied."""
     try:
         return msgspec.json.decode(content, type=ControlFile)
     except (msgspec.MsgspecError, UnicodeDecodeError) as e:

@@ -1,7 +1,9 @@
-"""Events: what a trainer tells about its run, in `events.jsonl` and on the wire.
+"""Events: what a trainer says about its run, in `events.jsonl` and on the wire; the only reader of that file. What
+events add up to: presets.runs.run_view for people, presets.runs.history for the trainer, which writes them in
+engine.runfolder.event_log.
 
-The trainer (rank 0) writes one JSON object per line; `seq` rises by one from 1 within a run, across attempts. Readers
-fold events into a `presets.runs.run_view.RunView`. Kinds and their data (all keys always there unless marked optional):
+One JSON object per line; `seq` rises by one from 1 within a run, across attempts. Kinds and their data (all keys always
+there unless marked optional):
 
 | kind | data |
 |---|---|
@@ -16,26 +18,28 @@ total: s}, vram_gib, ram_gib, clips [id] |
 prompt across the steps), sha256 (of the video) and poster_sha256 |
 | checkpoint | step, path, sha256 |
 | finding | code, severity, field, message, fix, optional step (the step it was found at), optional order (id of the
-request that it refuses) |
+command that it refuses) |
 | changed | field, old, new, step (optimizer steps done: it counts from the next one on), optional order (id of the
-request that it honours) |
+command that it applies) |
 | replanned | why, old, new |
-| log | level (info, warning), text, optional order (id of the request that was honoured), optional rollback (the step
+| log | level (info, warning), text, optional order (id of the command that was applied), optional rollback (the step
 that the next attempt goes back to) and with it folder (where what came after it moves, relative to the run folder) |
 | stopped | step, path (of the checkpoint, "" when none), why |
 | failed | cause, next (what to do next) |
 | done | step, files [path], seconds |
 
-Paths in events are relative to the run folder. An attempt that goes on from step S leaves behind what was told of later
-steps; what was set by `changed` is told again when its step comes (presets.runs.history).
+Paths in events are relative to the run folder. An attempt that resumes from step S leaves behind the events of later
+steps; what was set by `changed` is written again when its step comes (presets.runs.history).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
+
+from presets.files import open_regular
 
 EventKind = Literal[
     "started",
@@ -53,6 +57,7 @@ EventKind = Literal[
 ]
 TERMINAL_KINDS = frozenset({"stopped", "failed", "done"})
 EVENTS_FILE = "events.jsonl"
+COMMAND_ID = "order"  # the key in an event's data that names the command which it applies or refuses
 
 
 class Event(Struct, kw_only=True):
@@ -68,25 +73,44 @@ class Event(Struct, kw_only=True):
 _decoder = msgspec.json.Decoder(Event)
 
 
+class DamagedLine(ValueError):
+    """A complete line of events.jsonl that holds no event."""
+
+    def __init__(self, path: Path, begin: int, end: int, why: str) -> None:
+        self.begin, self.end, self.why = begin, end, why  # byte offsets of its start and just behind it
+        super().__init__(f"{path}: damaged event at byte {begin}: {why}")
+
+
 def decode_event(line: bytes) -> Event:
-    """One line of events.jsonl. Raises msgspec.DecodeError or msgspec.ValidationError."""
+    """One line of events.jsonl. Raises ValueError (msgspec's are such) or RecursionError."""
     return _decoder.decode(line)
 
 
-def read_events(path: Path, *, offset: int = 0) -> Iterator[tuple[Event, int]]:
+def read_events(
+    path: Path,
+    *,
+    offset: int = 0,
+    report: Callable[[DamagedLine], None] | None = None,
+    decode: Callable[[bytes], Event] = decode_event,
+) -> Iterator[tuple[Event, int]]:
     """Events of a file from a byte offset, each with the offset just behind it.
 
-    A last line without its newline is torn (a writer died, or is still writing): it is left for the next read.
-    A complete line that does not decode is a damaged file and raises ValueError with its offset.
+    A last line without its newline is torn (a writer died, or is still writing): it is left for the next read. A
+    complete line that does not decode is passed over and given to `report`; without that its DamagedLine is raised.
+    Raises OSError.
     """
-    with path.open("rb") as f:
+    with open_regular(path) as f:
         f.seek(offset)
         for line in f:
             if not line.endswith(b"\n"):
                 return
+            begin, offset = offset, offset + len(line)
             try:
-                event = decode_event(line)
-            except msgspec.MsgspecError as e:
-                raise ValueError(f"{path}: damaged event at byte {offset}: {e}") from None
-            offset += len(line)
-            yield event, offset
+                event = decode(line)
+            except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as e:
+                damage = DamagedLine(path, begin, offset, f"{type(e).__name__} {e}")
+                if report is None:
+                    raise damage from None
+                report(damage)
+            else:
+                yield event, offset

@@ -1,4 +1,5 @@
 """What led to the present weights of a run: its events, without the branches that a resume or a rollback left behind.
+For the trainer; what people see, these branches too, is in presets.runs.run_view.
 
 A resume from step S trains what came after S anew, so steps, previews, checkpoints and findings of later steps no
 longer count. A value that was set while the run trained counts on: it is set again at the same step, so that the run
@@ -10,9 +11,9 @@ from typing import Any
 from msgspec import Struct
 
 from presets.job.diff import LIVE_FIELDS
-from presets.runs.events import Event
+from presets.runs.events import COMMAND_ID, Event
 
-# kinds that something can be learnt from
+# kinds that say something about the training
 TELLING = frozenset({"step", "sample", "checkpoint", "finding", "changed", "replanned"})
 
 
@@ -31,11 +32,11 @@ class History:
     def __init__(self) -> None:
         self.events: list[Event] = []  # of the kinds in TELLING
         self.checkpoints: dict[int, str] = {}  # step -> path
-        self.samples: dict[str, dict[str, Any]] = {}  # path of a preview -> what its event told
+        self.samples: dict[str, dict[str, Any]] = {}  # path of a preview -> its event's data
         self.found: set[str] = set()  # the messages of findings that are of no step, on whatever branch
         self.skipped: set[int] = set()  # steps that were not finite, numbered as in `step` events
         self.done = False  # the last attempt came to the end of the run
-        self.orders: set[str] = set()  # that were honoured or refused, on whatever branch
+        self.command_ids: set[str] = set()  # ids of the commands that were applied or refused, on whatever branch
         self.rolling_back: int | None = None  # a rollback to this step was begun and its attempt has not started
         self.abandoned = ""  # the folder that this rollback began to move things to, relative to the run folder
         self._set: dict[tuple[int, str], Setting] = {}
@@ -46,8 +47,8 @@ class History:
         data = event.data
         if event.kind == "finding" and "step" not in data:
             self.found.add(data["message"])
-        if "order" in data:
-            self.orders.add(data["order"])
+        if COMMAND_ID in data:
+            self.command_ids.add(data[COMMAND_ID])
         match event.kind:
             case "started":
                 self._go_back(data["resumed_from"])
@@ -85,14 +86,14 @@ class History:
         return count
 
     def _change(self, setting: Setting) -> None:
-        """A newer wish replaces what was to come. A wish that is told again, on a resume, replaces nothing."""
+        """A newer value replaces what was to come. One that is written again, on a resume, replaces nothing."""
         known = self._set.get((setting.step, setting.field))
         if known is None or known.new != setting.new:
             self._set = {key: s for key, s in self._set.items() if s.field != setting.field or s.step < setting.step}
             self._set[setting.step, setting.field] = setting
 
     def _go_back(self, step: int) -> None:
-        """`changed` after `step` steps is told again by the new attempt; everything else of that step stands."""
+        """`changed` after `step` steps is written again by the new attempt; everything else of that step stands."""
         self.events = [e for e in self.events if "step" not in e.data or e.data["step"] < step + (e.kind != "changed")]
         self.checkpoints = {s: path for s, path in self.checkpoints.items() if s <= step}
         self.samples = {path: data for path, data in self.samples.items() if data["step"] <= step}

@@ -1,4 +1,6 @@
-"""The state of a run as a pure fold of its events: the same on the daemon, the dashboard and in a test."""
+"""What people see of a run: a pure fold of its events, the same on the daemon, the dashboard and in a test. What the
+trainer needs of them is in presets.runs.history.
+"""
 
 from statistics import fmean, median
 from typing import Any
@@ -63,7 +65,7 @@ class LogLine(Struct):
 
 
 class RunView(Struct, kw_only=True):
-    """Everything a dashboard shows. `last_seq` says how far the fold has come."""
+    """Everything a dashboard shows. `last_seq`: the last event that it holds."""
 
     run: str = ""
     name: str = ""

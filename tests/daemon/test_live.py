@@ -223,7 +223,7 @@ async def test_a_changed_job_file_is_taken_up_and_what_breaks_exactness_is_asked
         path.write_text(good + "[target]\nrank = 8\n")
         with pytest.raises(
             RequestRefused,
-            match=r"one: its job file has changed so that what was learnt does not fit it \(target\.rank: 16 -> 8\)",
+            match=r"one: its job file has changed so that its checkpoints do not fit it \(target\.rank: 16 -> 8\)",
         ):
             await client.resume("one", accepted=(await client.going_on("one")).digest)
         path.write_text(good)

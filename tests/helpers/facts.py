@@ -10,7 +10,8 @@ from presets.base.model_facts import ModelFacts
 from presets.clips.clip_facts import ClipFacts, DatasetFacts
 from presets.facts.facts import Facts, RunFolder
 from presets.job.schema import DatasetPanel, Job, JobPanel
-from presets.machine.machine import Gpu, GpuProcess, Machine
+from presets.machine.gpus import Gpu, GpuProcess
+from presets.machine.machine import Machine
 from presets.machine.torch_build import Build
 from presets.planner.measured_rates import AttentionRates, Rates
 

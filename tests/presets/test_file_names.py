@@ -10,10 +10,11 @@ import pytest
 
 from presets.clips.clip_facts import scan_dataset
 from presets.errors import JobError, UserError
+from presets.facts.gather import gather
 from presets.file_names import escaped, is_utf8, rename_command, require_utf8
 from presets.job.schema import DatasetPanel
 from presets.job.toml_file import load_job, parse_job, with_value
-from presets.rules.check import check_job, gather
+from presets.rules.check import check_job
 from tests.helpers.facts import gpu, machine
 from tests.helpers.videos import write_clip, write_image
 

@@ -8,13 +8,13 @@ import pytest
 
 from presets.clips import clip_facts as known
 from presets.clips.clip_facts import probe_clip, scan_dataset
-from presets.clips.media import probe_video
+from presets.clips.probe import probe_video
 from presets.clips.scene_cuts import find_cuts
 from presets.errors import ClipError
+from presets.facts import gather as gathering
+from presets.facts.gather import gather
 from presets.job.schema import DatasetPanel, Job, JobPanel
 from presets.look import Look, LookEnded
-from presets.rules import check as checking
-from presets.rules.check import gather
 from tests.helpers.facts import gpu, machine
 from tests.helpers.videos import write_clip
 
@@ -49,7 +49,7 @@ def test_what_a_file_raises_is_raised_and_ends_the_look() -> None:
         if number == 5:
             raise ZeroDivisionError
         while number > 5:  # a long file
-            look.go_on()
+            look.raise_if_ended()
 
     with pytest.raises(ZeroDivisionError):
         look.at_all(range(1000), read, threads=2)
@@ -97,11 +97,11 @@ class EndsAfter(Look):
         super().__init__()
         self.left = times
 
-    def go_on(self) -> None:
+    def raise_if_ended(self) -> None:
         self.left -= 1
         if self.left < 0:
             self.end()
-        super().go_on()
+        super().raise_if_ended()
 
 
 def test_an_ended_scan_looks_at_no_further_clip_and_keeps_what_it_knows(
@@ -162,28 +162,28 @@ def test_a_clip_is_left_in_the_middle_and_is_no_bad_clip(
 def test_a_search_for_cuts_is_left_in_the_middle(tmp_path: Path, times: int) -> None:
     path = write_clip(tmp_path / "clip.mp4", frames=48)
     with pytest.raises(LookEnded):
-        find_cuts(path, EndsAfter(times).go_on)
-    assert find_cuts(path, Look().go_on) == []
+        find_cuts(path, EndsAfter(times).raise_if_ended)
+    assert find_cuts(path, Look().raise_if_ended) == []
 
 
 def test_an_ended_search_for_cuts_leaves_no_answer_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checking, "_cuts", {})
+    monkeypatch.setattr(gathering, "_cuts", {})
     (tmp_path / "clips").mkdir()
     for name in ("a", "b", "c"):
         write_clip(tmp_path / "clips" / f"{name}.mp4", frames=24)
     job = Job(job=JobPanel(name="orbit"), datasets=[DatasetPanel(path="clips")])
     look, begun = Look(), []
 
-    def cuts(path: Path, go_on):  # type: ignore[no-untyped-def]
+    def cuts(path: Path, raise_if_ended):  # type: ignore[no-untyped-def]
         begun.append(path.name)
         look.end()
-        return find_cuts(path, go_on)
+        return find_cuts(path, raise_if_ended)
 
-    monkeypatch.setattr(checking, "find_cuts", cuts)
+    monkeypatch.setattr(gathering, "find_cuts", cuts)
     with pytest.raises(LookEnded):
         gather(job, tmp_path, out=tmp_path / "runs", machine=machine(gpu()), look=look)
-    assert checking._cuts == {} and len(begun) <= 3
-    monkeypatch.setattr(checking, "find_cuts", find_cuts)
+    assert gathering._cuts == {} and len(begun) <= 3
+    monkeypatch.setattr(gathering, "find_cuts", find_cuts)
     whole = gather(job, tmp_path, out=tmp_path / "runs", machine=machine(gpu()))
     assert [Path(p).name for p in whole.cuts] == ["a.mp4", "b.mp4", "c.mp4"] and whole.datasets[0].problems == []
 

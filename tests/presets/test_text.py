@@ -3,7 +3,7 @@
 import pytest
 
 from presets.errors import UserError
-from presets.text import sentences
+from presets.text import human, sentences
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,22 @@ def test_an_error_has_one_full_stop_before_its_fix():
     assert str(UserError("is no video.", where="a.mp4", fix="Leave it out")) == "a.mp4: is no video. Leave it out"
     assert str(UserError("is no video", fix="Leave it out")) == "is no video. Leave it out"
     assert str(UserError("is no video", where="a.mp4")) == "a.mp4: is no video"
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 B"),
+        (1023, "1023 B"),
+        (1024, "1 KiB"),
+        (12.4 * 1024, "12 KiB"),
+        (1.5 * 2**20, "1.5 MiB"),
+        (310.4 * 2**20, "310 MiB"),
+        (1.84 * 2**30, "1.8 GiB"),
+        (139.8 * 2**30, "140 GiB"),
+        (3.25 * 2**40, "3.2 TiB"),
+        (2000 * 2**40, "2000 TiB"),
+    ],
+)
+def test_bytes_for_a_person(size: float, text: str):
+    assert human(size) == text

@@ -24,15 +24,15 @@ THREADS = 8  # that read clips at once, at most
 # What runs: the program itself, which writes a line for each clip that it begins to look at, and one when it decides to
 # leave.
 COUNTED = """
-import os, sys, presets.clips.media, presets.clips.clip_facts, presets.clips.scene_cuts, presets.rules.check
+import os, sys, presets.clips.probe, presets.clips.clip_facts, presets.clips.scene_cuts, presets.facts.gather
 log = os.open(sys.argv.pop(1), os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 def counted(function, word):
     def call(*args, **more):
         os.write(log, word)
         return function(*args, **more)
     return call
-presets.clips.media.probe_video = counted(presets.clips.media.probe_video, b"clip\\n")
-presets.rules.check.find_cuts = counted(presets.rules.check.find_cuts, b"cuts\\n")
+presets.clips.probe.probe_video = counted(presets.clips.probe.probe_video, b"clip\\n")
+presets.facts.gather.find_cuts = counted(presets.facts.gather.find_cuts, b"cuts\\n")
 import wanlora_tui.app, wanlora_tui.cli
 wanlora_tui.app.WanloraApp.exit = counted(wanlora_tui.app.WanloraApp.exit, b"leave\\n")
 sys.exit(wanlora_tui.cli.main())

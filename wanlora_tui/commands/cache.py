@@ -2,24 +2,27 @@
 
 import time
 from argparse import Namespace
+from typing import Any
 
-from presets.caches.clip_scans import forget_scans
-from presets.caches.tensor_cache import (
+from presets.caches.cache_files import (
     CALLED,
     CAPS,
     KINDS,
+    SUFFIXES,
+    CacheEntry,
     CacheKind,
-    TensorEntry,
+    budget,
     cache_folder,
     caches_dir,
-    clear_tensors,
-    list_tensors,
-    tensor_budget,
+    clear_cache,
 )
-from presets.caches.weight_cache import CacheEntry, budget, clear_cache, list_cache
+from presets.caches.clip_scans import forget_scans
+from presets.caches.tensor_cache import list_tensors
+from presets.caches.weight_cache import list_cache
 from presets.errors import UserError
+from presets.text import human
 from wanlora_tui.commands.common import print_json, print_table, say
-from wanlora_tui.output.formatting import count, duration, expert_text, home_path, size
+from wanlora_tui.output.formatting import count, duration, expert_text, home_path
 
 ONE = {"latents": "image", "texts": "text"}
 Row = tuple[str, str, str, str]
@@ -51,17 +54,17 @@ def _weights() -> tuple[list[Row], str]:
     rows = [
         (
             "weights",
-            size(e.size),
+            human(e.size),
             _ago(e),
             (
-                f"{e.header.precision}, {expert_text(e.header.expert)}, {home_path(e.header.model)}"
-                if e.header
+                f"{e.about.precision}, {expert_text(e.about.expert)}, {home_path(e.about.model)}"
+                if e.about
                 else f"damaged: {home_path(str(e.path))}"
             ),
         )
         for e in entries
     ]
-    return rows, _total("weights", sum(e.size for e in entries), budget(folder, CAPS["weights"]) if entries else 0)
+    return rows, _total("weights", sum(e.size for e in entries))
 
 
 def _tensors(kind: CacheKind, *, each: bool) -> tuple[list[Row], str]:
@@ -69,7 +72,7 @@ def _tensors(kind: CacheKind, *, each: bool) -> tuple[list[Row], str]:
     entries = list_tensors(folder)
     total = sum(e.size for e in entries)
     rows: list[Row] = [
-        (kind, size(e.size), _ago(e), f"damaged: {home_path(str(e.path))}" if e.about is None else home_path(e.about))
+        (kind, human(e.size), _ago(e), f"damaged: {home_path(str(e.path))}" if e.about is None else home_path(e.about))
         for e in entries
     ]
     if entries and not each:
@@ -77,22 +80,25 @@ def _tensors(kind: CacheKind, *, each: bool) -> tuple[list[Row], str]:
         rows = [
             (
                 kind,
-                size(total),
+                human(total),
                 _ago(entries[0]),
                 count(len(entries), ONE[kind]) + (f", {damaged} damaged" if damaged else ""),
             )
         ]
-    return rows, _total(kind, total, tensor_budget(folder, CAPS[kind], total) if entries else 0)
+    return rows, _total(kind, total)
 
 
-def _total(kind: CacheKind, total: int, limit: int) -> str:
-    folder = home_path(str(cache_folder(kind)))
+def _total(kind: CacheKind, total: int) -> str:
+    folder = cache_folder(kind)
+    shown = home_path(str(folder))
     if not total:
-        return f"The cache of {CALLED[kind]} in {folder} is empty."
-    return f"{CALLED[kind].capitalize()}: {size(total)} of at most {size(limit)} in {folder}."
+        return f"The cache of {CALLED[kind]} in {shown} is empty."
+    return (
+        f"{CALLED[kind].capitalize()}: {human(total)} of at most {human(budget(folder, CAPS[kind], total))} in {shown}."
+    )
 
 
-def _ago(entry: CacheEntry | TensorEntry) -> str:
+def _ago(entry: CacheEntry[Any]) -> str:
     return f"{duration(max(0.0, time.time() - entry.used))} ago"
 
 
@@ -100,10 +106,10 @@ def _objects(kind: CacheKind) -> list[dict[str, object]]:
     folder = cache_folder(kind)
     if kind == "weights":
         return [
-            {"kind": kind, "path": str(e.path), "size_bytes": e.size, "used": e.used, "damaged": e.header is None}
+            {"kind": kind, "path": str(e.path), "size_bytes": e.size, "used": e.used, "damaged": e.about is None}
             | (
-                {name: getattr(e.header, name) for name in ("model", "expert", "precision", "versions")}
-                if e.header
+                {name: getattr(e.about, name) for name in ("model", "expert", "precision", "versions")}
+                if e.about
                 else {}
             )
             for e in list_cache(folder)
@@ -127,14 +133,14 @@ def clear(args: Namespace) -> int:
     for kind in kinds:
         folder = cache_folder(kind)
         try:
-            freed = clear_cache(folder) if kind == "weights" else clear_tensors(folder)
+            freed = clear_cache(folder, SUFFIXES[kind])
         except OSError as e:
             raise UserError(
                 f"cannot be deleted: {e.strerror or e}",
                 where=str(e.filename or folder),
                 fix="Check who may write there",
             ) from None
-        say(f"Freed {size(freed)} of {CALLED[kind]} in {home_path(str(folder))}.")
+        say(f"Freed {human(freed)} of {CALLED[kind]} in {home_path(str(folder))}.")
     if not args.kind:
         forget_scans()
     return 0

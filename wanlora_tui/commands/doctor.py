@@ -11,6 +11,7 @@ from pathlib import Path
 from daemon.errors import DaemonError
 from daemon.wire.blocking import daemon_status
 from daemon.wire.find import find, why_untrusted
+from presets.disk import not_writable
 from presets.machine.machine import read_machine
 from wanlora_tui.commands.doctor_machine import Line, attention, codecs, disk, gpus, model, python, ram, torch
 from wanlora_tui.terminal.streams import can_draw, is_dumb, terminal_width
@@ -75,8 +76,7 @@ def _runtime(folder: Path | None) -> Line:
             f"{reason}; the daemon keeps its sockets elsewhere",
             f"Have {where.runtime} removed, or correct its owner and permissions",
         )
-    at = next(p for p in (where.runtime, *where.runtime.parents) if p.exists())
-    if not os.access(at, os.W_OK):
+    if not_writable(where.runtime):
         return Line(
             "warn",
             "Runtime dir",

@@ -10,9 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from presets.machine.machine import FLASH4_CARDS, Machine
+from presets.machine.gpus import FLASH4_CARDS
+from presets.machine.machine import Machine
 from presets.machine.torch_build import REQUIREMENT, command, requirement, served
-from wanlora_tui.output.formatting import size
+from presets.text import human
 
 GIB = 2**30
 TORCH_SECONDS = 120.0  # importing torch from a cold network disk can take a minute
@@ -55,7 +56,7 @@ def gpus(machine: Machine) -> Iterator[Line]:
         yield Line("ok", "GPU", f"job.gpus counts within CUDA_VISIBLE_DEVICES={machine.visible}")
     for gpu in machine.gpus:
         text = (
-            f"{gpu.index}: {gpu.name}, {size(gpu.vram_free)} of {size(gpu.vram_total)} free, driver {gpu.driver},"
+            f"{gpu.index}: {gpu.name}, {human(gpu.vram_free)} of {human(gpu.vram_total)} free, driver {gpu.driver},"
             f" compute {gpu.capability[0]}.{gpu.capability[1]}"
         )
         if gpu.error:
@@ -94,26 +95,26 @@ def attention(machine: Machine) -> Iterator[Line]:
 
 
 def ram(machine: Machine) -> Line:
-    text = f"{size(machine.ram_free)} of {size(machine.ram_total)} free, {machine.cores} cores"
+    text = f"{human(machine.ram_free)} of {human(machine.ram_total)} free, {machine.cores} cores"
     if machine.ram_free >= LEAST_RAM:
         return Line("ok", "RAM", text)
     return Line(
         "warn",
         "RAM",
         text,
-        f"The 14B model wants {size(LEAST_RAM)} free, to keep both experts at hand; the demo does not",
+        f"The 14B model wants {human(LEAST_RAM)} free, to keep both experts at hand; the demo does not",
     )
 
 
 def disk(machine: Machine) -> Line:
-    text = f"{size(machine.disk_free)} free at {machine.disk_path}"
+    text = f"{human(machine.disk_free)} free at {machine.disk_path}"
     if machine.disk_free < GIB:
         return Line("fail", "Disk", text, "Free some space, or work in a folder on another disk")
     return (
         Line("ok", "Disk", text)
         if machine.disk_free >= LEAST_DISK
         else Line(
-            "warn", "Disk", text, f"A run wants about {size(LEAST_DISK)} for its checkpoints, LoRA files and previews"
+            "warn", "Disk", text, f"A run wants about {human(LEAST_DISK)} for its checkpoints, LoRA files and previews"
         )
     )
 
@@ -165,8 +166,8 @@ def model() -> Line:
         return Line(
             "warn",
             "Model files",
-            f"to be downloaded: {what}; {size(fetching.free)} are free in {fetching.cache}",
-            f"Free {size(fetching.need + RESERVE - fetching.free)} there, or set HF_HOME to a folder on another disk",
+            f"to be downloaded: {what}; {human(fetching.free)} are free in {fetching.cache}",
+            f"Free {human(fetching.need + RESERVE - fetching.free)} there, or set HF_HOME to a folder on another disk",
         )
     unknown = (
         f"; the sizes are not known, because {fetching.unknown}" if fetching is not None and fetching.unknown else ""

@@ -8,6 +8,7 @@ from pathlib import Path
 from presets.errors import JobError, UserError
 from presets.findings import Finding, of_job_error
 from presets.job.fields import toml_text
+from presets.job.resume_check import ResumeCheck
 from presets.job.schema import DatasetPanel, Job, suggested_name
 from presets.job.toml_file import default_out, get_value, load_job, parse_value, save_job, with_value
 from presets.text import sentences
@@ -60,7 +61,7 @@ def new(args: Namespace) -> int:
             " and ctrl_img, or use the wizard."
         )
     if (fetching := fetching_of(named_base(job), target.parent)) is not None:
-        say(fetching.told)
+        say(fetching.in_sentences)
     print(args.out)
     say(f"Look through it, then: wanlora check {args.out} && wanlora submit {args.out}")
     return 0
@@ -99,17 +100,21 @@ def check(args: Namespace) -> int:
     return 1 if errors else 0
 
 
-def findings_of(path: Path, *, out: Path, scenes: bool, ask_hub: bool = False) -> list[Finding]:
+def findings_of(
+    path: Path, *, out: Path, scenes: bool, ask_hub: bool = False, accepted: ResumeCheck | None = None
+) -> list[Finding]:
     """What the rules say (`scenes`: with a search for damage and cuts, which decodes every clip once; `ask_hub`: with
     what the Hub says of parts to fetch); a job file that cannot be read is reported in the same form, one finding per
     problem."""
-    from presets.rules.check import check_job, gather
+    from presets.facts.gather import gather
+    from presets.rules.check import check_job
 
     try:
         job = load_job(path)
     except JobError as e:
         return of_job_error(e)
-    return check_job(job, gather(job, path.resolve().parent, out=out, scenes=scenes, ask_hub=ask_hub))
+    base = path.resolve().parent
+    return check_job(job, gather(job, base, out=out, scenes=scenes, ask_hub=ask_hub, accepted=accepted))
 
 
 def train(args: Namespace) -> int:
@@ -119,7 +124,7 @@ def train(args: Namespace) -> int:
     if args.resume or args.accept_changes or args.from_step is not None:
         from wanlora_tui.commands.resume import agreed_here
 
-        accepted = agreed_here(
+        accepted, _ = agreed_here(
             job, args.job.resolve().parent, args.out or default_out(args.job), accepted=args.accept_changes
         )
         options += [

@@ -8,18 +8,19 @@ import msgspec
 
 from presets.errors import UserError
 from presets.facts.facts import Facts
+from presets.facts.gather import gather
 from presets.job.fields import toml_text
 from presets.job.schema import Job
 from presets.job.toml_file import default_out, load_job, with_value
-from presets.machine.machine import Gpu, Machine
+from presets.machine.gpus import Gpu
+from presets.machine.machine import Machine
 from presets.planner.candidates import Candidate
 from presets.planner.cards import DRIVER_BYTES, card_hardware, find_card, gpu_hardware, nearest_card
 from presets.planner.choose import Choice, DoesNotFit, choose_for
-from presets.planner.costs import Seconds
 from presets.planner.remedies import Remedy, remedies
 from presets.planner.sizes import GIB
+from presets.planner.time_costs import Seconds
 from presets.planner.workload import Hardware, Workload, workload_of
-from presets.rules.check import gather
 from presets.text import human
 from wanlora_tui.commands.common import print_json
 from wanlora_tui.output.formatting import count, duration, seconds_each

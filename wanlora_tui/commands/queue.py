@@ -2,10 +2,11 @@
 
 import sys
 from argparse import Namespace
+from contextlib import suppress
 
 from daemon.wire.client import Client
 from daemon.wire.protocol import JobRecord
-from presets.errors import UserError
+from presets.errors import JobError, UserError
 from presets.job.toml_file import default_out, load_job
 from wanlora_tui.commands.common import ask, print_json, print_table, report_width, say, start_daemon
 from wanlora_tui.commands.job import findings_of
@@ -18,11 +19,12 @@ def submit(args: Namespace) -> int:
     from presets.rules.check import has_errors, render
 
     out = args.out or default_out(args.job)
-    findings = findings_of(args.job, out=out, scenes=True)
-    going_on, accepted = _goes_on(args), None
-    if going_on and not any(f.code == "job-file" for f in findings):
-        accepted = agreed_here(load_job(args.job), args.job.resolve().parent, out, accepted=args.accept_changes)
-        findings = [f for f in findings if not (accepted is not None and f.code == "run-folder-other-job")]
+    going_on, accepted, asked = _goes_on(args), None, None
+    if going_on:
+        with suppress(JobError):  # which is a finding
+            base = args.job.resolve().parent
+            accepted, asked = agreed_here(load_job(args.job), base, out, accepted=args.accept_changes)
+    findings = findings_of(args.job, out=out, scenes=True, accepted=asked)
     if findings:
         say(render(findings, width=report_width(sys.stderr)))
     if has_errors(findings):

@@ -9,14 +9,15 @@ from pathlib import Path
 from daemon.wire.client import Client
 from daemon.wire.protocol import RUNNING_STATES, JobRecord
 from presets.errors import UserError
-from presets.job.resume_check import ResumeCheck, check_resume, has_checkpoint, held_job
+from presets.job.resume_check import ResumeCheck, check_run_folder
 from presets.job.schema import Job
-from presets.job.toml_file import absolute_paths, default_out, load_job
+from presets.job.toml_file import default_out, load_job
 from presets.runs.checkpoints import StoredCheckpoint, checkpoints_of
 from presets.runs.events import EVENTS_FILE, read_events
 from presets.runs.run_view import RunView, apply_event
+from presets.text import human
 from wanlora_tui.commands.common import ask, print_json, print_table, say
-from wanlora_tui.output.formatting import home_path, size
+from wanlora_tui.output.formatting import home_path
 
 ACCEPT = "accept with --accept-changes"
 
@@ -65,16 +66,12 @@ def agreed(name: str, run_dir: str, asked: ResumeCheck, *, accepted: bool) -> st
     return asked.digest if accepted else None
 
 
-def agreed_here(job: Job, base: Path, out: Path, *, accepted: bool) -> str | None:
-    """The same for a job whose paths are relative to `base`, and the run folder in `out`, without a daemon."""
+def agreed_here(job: Job, base: Path, out: Path, *, accepted: bool) -> tuple[str | None, ResumeCheck]:
+    """The same for a job whose paths are relative to `base`, and the run folder in `out`, without a daemon; and what
+    was asked."""
     run_dir = out / job.job.name
-    held, unreadable = held_job(run_dir, base)
-    return agreed(
-        job.job.name,
-        str(run_dir),
-        check_resume(held, absolute_paths(job, base), learnt=has_checkpoint(run_dir), unreadable=unreadable),
-        accepted=accepted,
-    )
+    asked = check_run_folder(run_dir, job, base)
+    return agreed(job.job.name, str(run_dir), asked, accepted=accepted), asked
 
 
 def checkpoints(args: Namespace) -> int:
@@ -96,7 +93,7 @@ def checkpoints(args: Namespace) -> int:
         losses = (f"{c.losses[e]:.4f}" if e in c.losses else "-" for e in ("high_noise", "low_noise"))
         previews = home_path(str((run_dir / c.previews[0]).parent)) if c.previews else "-"
         rows.append(
-            (str(c.step), time.strftime("%Y-%m-%d %H:%M", time.localtime(c.time)), *losses, size(c.size), previews)
+            (str(c.step), time.strftime("%Y-%m-%d %H:%M", time.localtime(c.time)), *losses, human(c.size), previews)
         )
     print_table(rows)
     way = (

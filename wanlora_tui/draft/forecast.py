@@ -5,10 +5,12 @@ import math
 from presets.clips.clip_facts import DatasetFacts
 from presets.facts.facts import Facts
 from presets.job.expert_schedule import steps_of
+from presets.job.preview_settings import preview_sets
 from presets.job.schema import Job
 from presets.planner.sizes import disk_need
-from presets.rules.machine import expert_shape
-from wanlora_tui.output.formatting import count, expert_text, size
+from presets.planner.workload import shape_of
+from presets.text import human
+from wanlora_tui.output.formatting import count, expert_text
 
 
 def epochs(job: Job, datasets: list[DatasetFacts]) -> float:
@@ -17,24 +19,16 @@ def epochs(job: Job, datasets: list[DatasetFacts]) -> float:
     return job.training.steps * job.training.batch_size * job.training.gradient_accumulation / clips if clips else 0.0
 
 
-def preview_rounds(job: Job) -> int:
-    """How many times previews are made: before step 1 if asked, every `sample.every` steps, and at the end."""
-    if not job.sample.prompts:
-        return 0
-    steps, every = job.training.steps, job.sample.every
-    return int(job.sample.first) + (steps // every if every else 0) + (0 if every and steps % every == 0 else 1)
-
-
 def forecast(job: Job, facts: Facts) -> list[str]:
     """Steps, checkpoints, previews and disk, one line each."""
     clips = sum(len(d.clips) for d in facts.datasets)
     saves = math.ceil(job.training.steps / job.save.every)
     steps = steps_of(job)
     per_expert = f", {' and '.join(f'{n} for {expert_text(e)}' for e, n in steps.items())}" if len(steps) > 1 else ""
-    rounds = preview_rounds(job)
-    previews = count(rounds * len(job.sample.prompts), "preview") if rounds else "no previews (no prompts)"
-    need = disk_need(job, expert_shape(facts))
-    free = f" of {size(facts.machine.disk_free)} free" if facts.machine else ""
+    sets = preview_sets(job)
+    previews = count(sets * len(job.sample.prompts), "preview") if sets else "no previews (no prompts)"
+    need = disk_need(job, shape_of(facts))
+    free = f" of {human(facts.machine.disk_free)} free" if facts.machine else ""
     return [
         (
             f"{count(job.training.steps, 'step')}{per_expert} · each of {count(clips, 'clip')} seen"
@@ -42,6 +36,6 @@ def forecast(job: Job, facts: Facts) -> list[str]:
         ),
         (
             f"{count(saves, 'checkpoint')} (newest {min(saves, job.save.keep)} kept) · {previews} · disk"
-            f" {size(need.total)}{free}"
+            f" {human(need.total)}{free}"
         ),
     ]

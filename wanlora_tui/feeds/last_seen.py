@@ -1,11 +1,11 @@
 """What the user has seen of each run, so that coming back can say what happened meanwhile."""
 
-import tempfile
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct, field
 
+from presets.atomic_file import write_file
 from presets.runs.events import Event
 from presets.runs.run_view import RunView
 from wanlora_tui.output.formatting import count
@@ -45,9 +45,7 @@ class LastSeenFile:
     def save(self) -> None:
         """Write atomically. Raises OSError."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("wb", dir=self.path.parent, prefix=".tui.", delete=False) as f:
-            f.write(msgspec.json.encode(self.kept))
-        Path(f.name).replace(self.path)
+        write_file(self.path, msgspec.json.encode(self.kept), private=True)
 
 
 def since_you_left(events: list[Event], view: RunView) -> str:

@@ -4,6 +4,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from presets.text import human
+
 STATE_GLYPHS = {
     "queued": "…", "starting": "◌", "running": "►", "stopping": "◐",
     "stopped": "■", "done": "✓", "failed": "✗", "cancelled": "⊘",
@@ -51,18 +53,9 @@ def rate(value: float) -> str:
     return "0" if value == 0 else f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
-def size(count: float) -> str:
-    """Bytes in the units of disks and memory: `1.4 GiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
 def so_far(done: int, total: int) -> str:
     """`812/2000`; `1.4 GiB of 68.0 GiB` for what is counted in bytes, as downloads are."""
-    return f"{done}/{total}" if total < 10_000_000 else f"{size(done)} of {size(total)}"
+    return f"{done}/{total}" if total < 10_000_000 else f"{human(done)} of {human(total)}"
 
 
 def clock(wall: float) -> str:

@@ -11,8 +11,9 @@ from textual.screen import ModalScreen
 from textual.widgets import DataTable, Static
 
 from presets.runs.checkpoints import StoredCheckpoint
+from presets.text import human
 from wanlora_tui.actions import bindings
-from wanlora_tui.output.formatting import home_path, size
+from wanlora_tui.output.formatting import home_path
 
 COLUMNS = ("STEP", "WRITTEN", "HIGH LOSS", "LOW LOSS", "SIZE", "PREVIEWS")
 
@@ -47,7 +48,7 @@ class CheckpointsScreen(ModalScreen[int | None]):
                 str(c.step),
                 time.strftime("%m-%d %H:%M", time.localtime(c.time)),
                 *losses,
-                size(c.size),
+                human(c.size),
                 str(len(c.previews) or "-"),
             ]
             table.add_row(*(Text(cell, no_wrap=True) for cell in cells))

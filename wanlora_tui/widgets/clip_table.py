@@ -5,7 +5,7 @@ from pathlib import Path
 from rich.text import Text
 from textual.widgets import DataTable
 
-from presets.clips.captions import resolve_caption
+from presets.clips.captions import fill_trigger
 from presets.clips.clip_facts import ClipFacts, DatasetFacts
 from presets.clips.geometry import uniform_speed
 from presets.job.schema import DatasetPanel
@@ -68,7 +68,7 @@ class CaptionTable(ListTable):
         self.add_columns(*map(Text, ("Clip", "From", "Reads as")))
         for facts, panel in found:
             for clip in facts.clips:
-                text = resolve_caption(clip.caption, panel.default_caption, trigger)
+                text = fill_trigger(clip.caption_or(panel.default_caption), trigger)
                 source = "own" if clip.has_caption else "default" if panel.default_caption else "✗ none"
                 self.add_row(
                     Text(shorten(str(Path(clip.path).relative_to(facts.path)), 24)),

@@ -25,7 +25,7 @@ def clip(path: str, width: int = 1280, height: int = 720, **changes) -> ClipFact
         "codec": "h264",
         "variable_rate": False,
     }
-    return ClipFacts(**(values | changes))
+    return ClipFacts(**(values | changes), has_caption="caption" in changes)
 
 
 def build(clips: list[ClipFacts], *, trigger: str = "", **panel):
@@ -58,11 +58,6 @@ def test_captions_are_resolved() -> None:
         [clip("a.mp4", caption="[trigger], walking"), clip("b.mp4")], trigger="frung", default_caption="a [trigger]"
     )
     assert [i.caption for i in items] == ["frung, walking", "a frung"]
-
-
-def test_pixels_that_are_not_square_change_the_bucket() -> None:
-    [item] = build([clip("dv.mp4", 1440, 1080, pixel_aspect=4 / 3)], resolutions=[4096])
-    assert (item.bucket.width, item.bucket.height) == (1440, 800), "1440 x 810 as viewed, and never enlarged"
 
 
 def test_each_dataset_gives_its_own_settings(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from PIL import Image
 from engine.data.frames import Request, _visit, choose, decode, decode_into, frame_index
 from presets.clips.clip_facts import probe_clip
 from presets.clips.geometry import Bucket, uniform_indices
-from presets.clips.media import open_video, probe_video
+from presets.clips.probe import probe_video
+from presets.clips.video_index import open_video
 from presets.errors import ClipError
 from tests.helpers.videos import number_of, numbered, write_clip
 
@@ -258,7 +259,7 @@ def test_large_images_are_antialiased_and_cropped_around_the_centre(tmp_path: Pa
 
 
 def test_errors_name_the_clip(tmp_path: Path) -> None:
-    with pytest.raises(ClipError, match=r"gone\.mp4: is gone"):
+    with pytest.raises(ClipError, match=r"gone\.mp4: is missing"):
         decode(request(tmp_path / "gone.mp4"))
     (tmp_path / "text.mp4").write_text("no video at all\n" * 99)
     with pytest.raises(ClipError, match=r"text\.mp4: is not a video"):

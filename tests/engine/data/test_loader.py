@@ -68,7 +68,7 @@ def test_the_number_of_workers_does_not_change_a_bit(folder: Path) -> None:
     for index, batches in zip(indices, zip(*seen, strict=True), strict=True):
         draws = order.batch(index)
         for batch in batches:
-            assert (batch.index, batch.draws, batch.ids) == (index, draws, [d.item.id for d in draws])
+            assert (batch.draws, batch.ids) == (draws, [d.item.id for d in draws])
             assert batch.frames.shape == (len(draws), batch.bucket.frames, batch.bucket.height, batch.bucket.width, 3)
             assert np.array_equal(batch.frames, batches[0].frames)
     assert {b.bucket.frames for b in seen[0]} == {1, 9}
@@ -78,7 +78,7 @@ def test_a_batch_carries_what_the_step_needs(folder: Path) -> None:
     with Loader(order_of(folder, weight=0.5, regularization=True, caption_dropout=0.0), 0, log=no_log) as loader:
         batch = loader.batch(0)
     n = len(batch.ids)
-    assert (batch.captions, batch.weights) == (["a clip"] * n, [0.5] * n)
+    assert (batch.captions, batch.weight) == (["a clip"] * n, 0.5)
 
 
 def test_a_batch_may_be_asked_again(folder: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_clip_deleted_during_the_run_is_named_and_the_others_go_on(tmp_path: P
     with Loader(order, workers, log=no_log) as loader:
         for i in range(4):
             if i == gone:
-                with pytest.raises(UserError, match=r"2\.mp4: is gone"):
+                with pytest.raises(UserError, match=r"2\.mp4: is missing"):
                     loader.batch(i)
             else:
                 loader.batch(i)

@@ -3,14 +3,17 @@
 from collections import Counter, defaultdict
 from itertools import pairwise
 from math import comb
+from pathlib import Path
 
 import pytest
 
-from engine.data.dataset import Item
+from engine.data.dataset import Item, build_dataset
 from engine.data.sampler import BatchSampler, SampleDraw, turn_of
 from presets.clips.geometry import Bucket
 from presets.job.expert_schedule import expert_at
 from presets.job.schema import DatasetPanel, ExpertPanel, Job, JobPanel, MultistagePanel, TrainingPanel
+from presets.planner.workload import workload_of
+from tests.helpers.facts import clip, facts, image, job
 
 SMALL, LARGE = Bucket(9, 64, 64), Bucket(9, 96, 128)
 
@@ -113,19 +116,18 @@ def test_choices_are_drawn_apart_from_each_other_and_at_their_rate() -> None:
     order = BatchSampler([item(f"s{i}", caption_dropout=0.05, flip_x=True, flip_y=True) for i in range(50)], 1, 5)
     draws = [order.batch(i)[0] for i in range(1000)]
     n = len(draws)
-    inside(sum(d.dropped for d in draws), n, 0.05)
+    inside(sum(not d.caption for d in draws), n, 0.05)
     inside(sum(d.flip_x for d in draws), n, 0.5)
     inside(sum(d.flip_y for d in draws), n, 0.5)
     inside(sum(d.flip_x == d.flip_y for d in draws), n, 0.5)
-    inside(sum(d.flip_x for d in draws if d.dropped), sum(d.dropped for d in draws), 0.5)
+    inside(sum(d.flip_x for d in draws if not d.caption), sum(not d.caption for d in draws), 0.5)
     inside(sum(d.start < 0.25 for d in draws), n, 0.25)
-    inside(sum(a.dropped and b.dropped for a, b in pairwise(draws)), n - 1, 0.05**2)
+    inside(sum(not a.caption and not b.caption for a, b in pairwise(draws)), n - 1, 0.05**2)
     assert len({d.start for d in draws}) == n
-    assert {d.caption for d in draws if d.dropped} == {""}
-    assert all(d.caption == d.item.caption for d in draws if not d.dropped)
-    for clip in {d.item.id for d in draws}:  # every clip, not some clips always
-        mine = [d for d in draws if d.item.id == clip]
-        inside(sum(d.dropped for d in mine), len(mine), 0.05)
+    assert all(d.caption == d.item.caption for d in draws if d.caption)
+    for name in {d.item.id for d in draws}:  # every clip, not some clips always
+        mine = [d for d in draws if d.item.id == name]
+        inside(sum(not d.caption for d in mine), len(mine), 0.05)
 
 
 def test_each_repeat_of_a_clip_has_choices_of_its_own() -> None:
@@ -139,7 +141,7 @@ def test_each_repeat_of_a_clip_has_choices_of_its_own() -> None:
     by_visit = {d.key: d for i in range(1000) for d in order.batch(i)}
     pairs = [(d, by_visit[epoch, name, 1]) for (epoch, name, repeat), d in by_visit.items() if repeat == 0]
     assert len(pairs) == 500
-    for choice in ("dropped", "flip_x", "flip_y"):
+    for choice in ("caption", "flip_x", "flip_y"):
         inside(sum(getattr(a, choice) == getattr(b, choice) for a, b in pairs), 500, 0.5)
     assert all(a.start != b.start for a, b in pairs)
 
@@ -153,7 +155,7 @@ def test_the_bounds_of_these_tests_can_be_broken() -> None:
 def test_nothing_is_dropped_or_flipped_unasked() -> None:
     order = BatchSampler([item(f"s{i}") for i in range(50)], 1, 5)
     draws = [order.batch(i)[0] for i in range(200)]
-    assert not any(d.dropped or d.flip_x or d.flip_y for d in draws)
+    assert not any(not d.caption or d.flip_x or d.flip_y for d in draws)
     order = BatchSampler([item(f"s{i}", caption_dropout=1.0) for i in range(50)], 1, 5)
     assert all(order.batch(i)[0].caption == "" for i in range(100))
 
@@ -234,3 +236,23 @@ def test_accumulation_hands_the_step_the_clips_of_the_larger_batch() -> None:
     for step in range(9):
         alone: list[SampleDraw] = [small.batch(4 * step + i)[0] for i in range(4)]
         assert large.batch(step) == alone, "the same visits, with the same choices, in the same order"
+
+
+def test_the_planner_reckons_with_the_batches_that_are_drawn() -> None:
+    """Their shapes and how often each comes, over datasets that differ in all that parts batches."""
+    panels = [
+        {"path": "a", "resolutions": [256, 512], "repeats": 3},
+        {"path": "b", "weight": 0.5, "num_frames": 9},
+        {"path": "c", "regularization": True, "repeats": 2},
+    ]
+    made = job(training={"batch_size": 4}, datasets=panels)
+    sizes = [(512, 512), (832, 480), (320, 240)]
+    known = facts(
+        *([clip(f"{d}{i}.mp4", width=w, height=h) for i, (w, h) in enumerate(sizes)] for d in range(2)),
+        [image(f"{i}.png", width=640, height=640) for i in range(5)],
+    )
+    order = BatchSampler(build_dataset(made, Path("/"), known.datasets), 4, 0)
+    drawn = Counter((batch[0].item.bucket, len(batch)) for batch in epoch(order, 0))
+    assert {(load.bucket, load.batch): load.share for load in workload_of(made, known).loads} == {
+        shape: pytest.approx(count / drawn.total()) for shape, count in drawn.items()
+    }

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.demo.make_demo import SCENES, prepare_demo
 from engine.data.frames import Request, decode
-from presets.rules.check import check_job, gather
-from presets.errors import UserError
+from engine.demo.make_demo import SCENES, prepare_demo
 from presets.clips.geometry import Bucket
+from presets.errors import UserError
+from presets.facts.gather import gather
 from presets.job.toml_file import load_job, save_job, with_value
+from presets.rules.check import check_job
 
 pytestmark = pytest.mark.process  # takes seconds
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from engine.demo.tiny_base import build_tiny
 from presets.base.composition import NamedBase
-from presets.errors import UserError
 from presets.base.model_facts import read_model
+from presets.errors import UserError
 from tests.helpers.videos import numbered
 
 

@@ -18,13 +18,14 @@ from engine.encode import text_embeddings as text_module
 from engine.encode.latent_cache import LatentCache, latents_of
 from engine.encode.latents import PlainEncoder, encode_pair, pixels
 from engine.encode.tensor_cache import TensorCache
-from engine.encode.vae_and_tokenizer import load_vae
+from engine.encode.vae_encoder import load_vae
 from engine.run import run_job
 from engine.weights.model_files import open_model_files
 from presets.caches.tensor_cache import list_tensors
+from presets.facts.gather import gather
 from presets.job.toml_file import load_job
-from presets.rules.check import gather
 from tests.helpers.jobs import of_kind, write_job
+from tests.helpers.training.placements import ON_CPU
 
 CPU = torch.device("cpu")
 
@@ -50,7 +51,7 @@ class Cached:
 
     def __init__(self, tiny: Path, folder: Path) -> None:
         self.source, self.folder, self.warnings = open_model_files(tiny), folder, []
-        self.encoder = PlainEncoder(load_vae(self.source, device=CPU, dtype=torch.float32))
+        self.encoder = PlainEncoder(load_vae(self.source, ON_CPU))
 
     def fill(self, path: Path, *, vae="v", cap=2**30) -> tuple[LatentCache, int, BatchSampler]:
         self.warnings.clear()
@@ -60,14 +61,12 @@ class Cached:
             job,
             items,
             TensorCache("latents", warn=self.warnings.append, folder=self.folder, cap=cap),
+            ON_CPU,
             vae=vae,
             how="plain",
-            device=CPU,
-            dtype=torch.float32,
-            warn=self.warnings.append,
         )
         seen = []
-        made = cache.fill(self.encoder, lambda done, total: seen.append((done, total)))
+        made = cache.fill(self.encoder, lambda done, total, what: seen.append((done, total)))
         assert [done for done, _ in seen] == sorted(done for done, _ in seen) and seen[-1][0] == seen[-1][1]
         return cache, made, BatchSampler(items, 2, 0)
 
@@ -118,7 +117,7 @@ def test_latents_and_conditioning_of_an_image(tiny, tmp_path, cached):
     for i in range(len(frames)):
         theirs = encode_pair(cached.encoder, pixels(frames[i : i + 1], device=CPU))
         assert torch.equal(x0[i : i + 1], theirs[0]) and torch.equal(conditioning[i : i + 1], theirs[1])
-    again = latents_of(cached.encoder, Batch(0, batch.draws, frames), None, device=CPU)
+    again = latents_of(cached.encoder, Batch(batch.draws, frames), None, device=CPU)
     assert torch.equal(again[0], x0) and torch.equal(again[1], conditioning)
 
 
@@ -158,7 +157,7 @@ def test_damage_is_mended(tiny, tmp_path, cached):
     assert (
         all(torch.equal(a, b) for a, b in zip(good, mended, strict=True))
         and len(cached.warnings) == 1
-        and "made anew" in cached.warnings[0]
+        and "made again" in cached.warnings[0]
     )
     assert cached.fill(path)[1] == 1 and len(cached.warnings) == 1  # the other way round was not drawn
     assert cached.fill(path)[1] == 0 and cached.warnings == []
@@ -185,7 +184,7 @@ def test_room_is_made_by_age_and_never_from_this_run(tiny, tmp_path, cached):
     with Loader(order, 1, log=print, needless=cache.holds) as loader:  # a batch of which one is held, and one is not
         for i in range(2):
             batch = loader.batch(i)
-            whole = Batch(i, batch.draws, np.stack([decode(d.request) for d in batch.draws]))
+            whole = Batch(batch.draws, np.stack([decode(d.request) for d in batch.draws]))
             assert torch.equal(
                 latents_of(cached.encoder, batch, cache, device=CPU)[0],
                 latents_of(cached.encoder, whole, None, device=CPU)[0],

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,16 @@ from engine.encode import umt5
 from engine.encode.rowwise_linear import RowwiseLinear, packed_rows
 from engine.encode.tensor_cache import TensorCache
 from engine.encode.text_embeddings import MAX_TOKENS, encode_texts
-from engine.training.setup import all_texts
+from engine.training.prepare import all_texts
 from engine.weights.base_model import BaseModel
 from engine.weights.load_expert import READERS
 from engine.weights.model_files import open_model_files
 from presets.caches.tensor_cache import list_tensors
 from presets.errors import UserError
+from presets.facts.gather import gather
 from presets.job.toml_file import load_job
-from presets.rules.check import gather
 from tests.helpers.jobs import write_job
+from tests.helpers.training.placements import ON_CPU
 
 pytestmark = pytest.mark.process  # takes seconds
 
@@ -38,10 +40,9 @@ def encode(tiny, precision):
     book = encode_texts(
         BaseModel(open_model_files(tiny), 0.9, 5.0, "x"),
         TEXTS,
-        device=CPU,
-        dtype=torch.float32,
+        ON_CPU,
         precision=precision,
-        progress=lambda done, total: seen.append((done, total)),
+        progress=lambda done, total, what: seen.append((done, total)),
     )
     assert seen[-1] == (len(TEXTS), len(TEXTS))
     return book
@@ -88,10 +89,9 @@ class Cached:
         return encode_texts(
             BaseModel(open_model_files(base or self.tiny), 0.9, 5.0, "x"),
             texts,
-            device=CPU,
-            dtype=torch.float32,
+            ON_CPU,
             precision=precision,
-            progress=lambda done, total: None,
+            progress=lambda *_: None,
             cache=cache,
         ).batch(texts, device=CPU)
 
@@ -123,9 +123,7 @@ def test_the_encoder_is_gone_once_all_is_encoded(tiny, monkeypatch):
     monkeypatch.setattr(text_module, "load_text_encoder", load)
     book = encode(tiny, "none")
     assert len(loaded) == 1 and loaded[0]() is None
-    assert book.rows(TEXTS[0]).untyped_storage().nbytes() == book.rows(TEXTS[0]).nbytes, (
-        "nor does a row keep a whole padded text"
-    )
+    assert book[TEXTS[0]].untyped_storage().nbytes() == book[TEXTS[0]].nbytes, "nor does a row keep a whole padded text"
 
 
 def test_what_the_key_of_a_text_holds(cached, tiny, tmp_path):
@@ -150,7 +148,7 @@ def test_texts_and_machines_that_differ_by_little_have_entries_of_their_own(cach
     cached(["orbit"])
     cached(["orbit", "Orbit"])
     assert cached.loads == 2
-    monkeypatch.setattr(text_module, "machinery", lambda device, dtype: "another card")
+    monkeypatch.setattr(text_module, "machinery", lambda placement: "another card")
     cached(["orbit"])
     assert cached.loads == 3
 
@@ -160,7 +158,7 @@ def test_an_entry_under_another_name_is_not_taken(cached):
     first = cached(FEW)
     one, other = (next(e.path for e in list_tensors(cached.folder) if e.about == text) for text in FEW)
     shutil.copy(one, other)
-    assert torch.equal(cached(FEW), first) and cached.loads == 2 and "made anew" in cached.warnings[0]
+    assert torch.equal(cached(FEW), first) and cached.loads == 2 and "made again" in cached.warnings[0]
 
 
 def test_a_damaged_embedding_is_made_anew(cached):
@@ -173,7 +171,7 @@ def test_a_damaged_embedding_is_made_anew(cached):
         torch.equal(cached(FEW), first)
         and cached.loads == 2
         and len(cached.warnings) == 1
-        and "made anew" in cached.warnings[0]
+        and "made again" in cached.warnings[0]
     )
     path.write_bytes(content[:-5])
     assert torch.equal(cached(FEW), first) and cached.loads == 3 and len(cached.warnings) == 2
@@ -199,7 +197,7 @@ def test_the_encoder_is_read_piece_by_piece(tiny, tmp_path, monkeypatch, precisi
     monkeypatch.setattr(
         umt5, "packed_rows", lambda raw, *more: (places.add(raw.data_ptr()), packed_rows(raw, *more))[1]
     )
-    model = umt5.load_text_encoder(open_model_files(base), dtype=torch.bfloat16, precision=precision)
+    model = umt5.load_text_encoder(open_model_files(base), replace(ON_CPU, dtype=torch.bfloat16), precision)
     theirs = UMT5EncoderModel.from_pretrained(tiny / "text_encoder", dtype=torch.bfloat16).state_dict()
     ours = model.state_dict()
     linears = {

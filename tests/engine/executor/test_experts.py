@@ -24,7 +24,7 @@ def gradient(bench: Bench) -> dict[str, torch.Tensor]:
     parameters = bench.run.learners["high_noise"].parameters
     for p in parameters.values():
         p.grad = None
-    assert gradients(bench.run, 0, "high_noise", Stopwatch(torch.device("cpu")), bench.control)
+    assert gradients(bench.run, 0, "high_noise", Stopwatch(torch.device("cpu")))
     return {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
 
 
@@ -51,16 +51,16 @@ def test_another_plan_has_a_stash_of_its_own(bench):
 
 def test_an_order_is_kept_until_its_answer_is_on_the_disk(bench, monkeypatch):
     """The disk is full as it is honoured: killed then, the next attempt must find it."""
-    run, control = bench.run, bench.control
-    file = control.folder / "1.json"
+    run = bench.run
+    file = run.control.folder / "1.json"
     file.write_text('{"id": "one", "command": "set", "field": "save.every", "value": "7"}')
     plain = run.log.flush
     monkeypatch.setattr(run.log, "flush", lambda: False)
     for _ in range(2):
-        commands.apply_commands(run, 1, control)
+        commands.apply_commands(run, 1)
         assert run.job.save.every == 7 and file.exists()
     monkeypatch.setattr(run.log, "flush", plain)
-    commands.apply_commands(run, 1, control)
+    commands.apply_commands(run, 1)
     assert not file.exists()
     told = [e for e, _ in read_events(bench.folder / "events.jsonl") if e.kind == "changed"]
     assert [e.data["order"] for e in told] == ["one"], "honoured once"

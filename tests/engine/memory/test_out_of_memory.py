@@ -1,5 +1,6 @@
 """Why memory ran out, and what is done about it. The card's numbers are made up."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,8 +13,9 @@ from engine.memory.out_of_memory import loading
 from engine.memory.planning import CardMemory, Planning, shortage, smaller
 from engine.system import pinned_memory
 from engine.system.pinned_memory import HostMemoryRefused, host_buffer
-from engine.training import setup, train_step
-from engine.training.setup import Run
+from engine.system.placement import Placement
+from engine.training import placement, train_step
+from engine.training.context import Learner, Run
 from presets.errors import UserError
 from presets.planner.cards import card_hardware, find_card
 from presets.planner.costs import predict
@@ -23,6 +25,7 @@ from presets.planner.workload import workload_of
 from presets.recipes.recommend import plain_job
 
 GIB, CPU = 2**30, torch.device("cpu")
+PLACEMENT = Placement(CPU, torch.float32, pinned=False)
 JOB = plain_job("motion", "orbit", "clips")
 CARD = card_hardware(find_card("4090"), ram=128 * GIB)
 
@@ -54,7 +57,7 @@ def card(free: float, reserved: float, allocated: float) -> CardMemory:
     ],
 )
 def test_the_causes_are_told_apart(planning, now, before, cause, said):
-    found = shortage(now, setup.replace(planning, others=int(before * GIB)))
+    found = shortage(now, replace(planning, others=int(before * GIB)))
     assert found.cause == cause and said in found.text
     assert (found.lost > 0) == (cause == "shrunk")
 
@@ -88,16 +91,15 @@ def run_with(planning: Planning, failures: list[Exception], monkeypatch) -> tupl
             raise failures.pop(0)
         placed.append(plan)
 
-    monkeypatch.setattr(setup, "make_encoder", lambda vae, plan: None)
+    monkeypatch.setattr(placement, "make_encoder", lambda vae, plan: SimpleNamespace(vae=vae))
     run = Run.__new__(Run)
     for name, value in {
         "job": JOB,
         "planning": planning,
         "log": Log(),
-        "device": torch.device("cpu"),
+        "placement": PLACEMENT,
         "experts": SimpleNamespace(set_plan=set_plan),
-        "vae": None,
-        "tidied": None,
+        "encoder": SimpleNamespace(vae=None),
     }.items():
         setattr(run, name, value)
     return run, placed
@@ -109,7 +111,7 @@ def oom() -> torch.OutOfMemoryError:
 
 def test_no_room_for_the_residents_is_a_rung_down_and_not_the_end(planning, monkeypatch):
     run, placed = run_with(planning, [oom(), oom()], monkeypatch)
-    run.place(planning.plan)
+    placement.place(run, planning.plan)
     assert len(placed) == 1 and placed[0] == run.planning.plan != planning.plan
     assert [kind for kind, _ in run.log.said] == ["replanned", "replanned"]
     first, second = (data for _, data in run.log.said)
@@ -119,14 +121,14 @@ def test_no_room_for_the_residents_is_a_rung_down_and_not_the_end(planning, monk
 def test_at_the_last_rung_loading_ends_with_what_would_help(planning, monkeypatch):
     run, placed = run_with(planning, [oom() for _ in range(200)], monkeypatch)
     with pytest.raises(UserError, match="no smaller plan is left"):
-        run.place(planning.plan)
+        placement.place(run, planning.plan)
     assert not placed and len({data["new"] for _, data in run.log.said}) == len(run.log.said) >= 3
 
 
 def test_host_memory_refused_while_placing_leaves_the_host(planning, monkeypatch):
-    on_host = setup.replace(planning, plan=Plan(precision="float8", stash="host"))
+    on_host = replace(planning, plan=Plan(precision="float8", stash="host"))
     run, placed = run_with(on_host, [HostMemoryRefused("the system would not lock 300 MiB")], monkeypatch)
-    run.place(on_host.plan)
+    placement.place(run, on_host.plan)
     assert placed[0].stash == "device" or placed[0].kept
     assert "host's memory: the system would not lock 300 MiB" in run.log.said[0][1]["why"]
 
@@ -134,16 +136,16 @@ def test_host_memory_refused_while_placing_leaves_the_host(planning, monkeypatch
 def test_memory_in_pieces_is_laid_out_anew_once_before_the_plan_changes(planning, monkeypatch):
     run, placed = run_with(planning, [], monkeypatch)
     pieces = shortage(card(0.1, 23.3, 15.0), planning)
-    run.replan("step", pieces)
+    placement.replan(run, "step", pieces)
     assert placed == [planning.plan] and run.log.said[0][0] == "log"
-    run.replan("step", pieces)
+    placement.replan(run, "step", pieces)
     assert placed[-1] != planning.plan and run.log.said[-1][0] == "replanned"
 
 
 def test_no_room_for_the_optimizers_first_state_is_found_before_its_step(monkeypatch):
     """The same step is done again, one rung down, and nothing has changed in between."""
     parameter = torch.nn.Parameter(torch.ones(4))
-    learner = setup.Learner({"a": parameter}, torch.optim.AdamW([parameter]), None)
+    learner = Learner({"a": parameter}, torch.optim.AdamW([parameter]), None)
     fails, replans, attempts = [oom()], [], []
 
     def attempt() -> str:
@@ -156,7 +158,8 @@ def test_no_room_for_the_optimizers_first_state_is_found_before_its_step(monkeyp
             raise fails.pop()
 
     monkeypatch.setattr(train_step, "reserve_state", reserve)
-    run = SimpleNamespace(short=lambda: shortage(None, None), replan=lambda scarce, why: replans.append(scarce))
+    monkeypatch.setattr(train_step, "replan", lambda run, scarce, why: replans.append(scarce))
+    run = SimpleNamespace(placement=PLACEMENT, planning=None)
     assert train_step.retry_on_oom(run, learner, SimpleNamespace(current="transformer"), attempt) == "passed"
     assert (
         replans == ["step"]
@@ -201,7 +204,7 @@ def test_no_room_on_the_card_while_loading_says_what_takes_it_and_what_would_hel
     planning, monkeypatch, part, precision, said, helps
 ):
     monkeypatch.setattr(out_of_memory, "card_memory", lambda device: card(0.1, 15.4, 15.0))
-    short = setup.replace(planning, work=msgspec.structs.replace(planning.work, text_precision=precision))
+    short = replace(planning, work=msgspec.structs.replace(planning.work, text_precision=precision))
     with pytest.raises(UserError) as e, loading(part, CPU, short):
         raise RuntimeError("CUDNN_STATUS_ALLOC_FAILED")
     assert said in e.value.what and e.value.fix.startswith(helps) and e.value.where == "the card's memory"

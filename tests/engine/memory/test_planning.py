@@ -10,8 +10,9 @@ import torch
 from engine.memory import planning
 from engine.memory.planning import Running, plan_run
 from engine.runfolder.resume import ResumePoint
+from engine.system.placement import Placement
 from engine.training import restore
-from engine.training.setup import kernels_of, plan_before, running_before, versions
+from engine.training.placement import kernels_of, plan_before, running_before, versions
 from engine.wan.attention import CPU, Attention
 from presets.job.diff import changes
 from presets.planner.plan import Plan
@@ -100,17 +101,15 @@ def test_another_card_and_other_versions_plan_anew(changed):
 def test_a_resumed_run_has_the_kernels_it_had(planned):
     made = job()
     running = Running(Plan(), Attention("cudnn", "flash", deterministic=True))
-    ask = {"device": CUDA, "dtype": torch.bfloat16, "tokens": 1}
-    assert kernels_of(made, planned(60), running, {}, **ask) == (running.attention, "as before the resume")
+    card = Placement(CUDA, torch.bfloat16, pinned=True)
+    assert kernels_of(made, planned(60), running, {}, card, tokens=1) == (running.attention, "as before the resume")
     made.training.deterministic = False
-    kernels, why = kernels_of(made, planned(60), running, {}, **ask)
+    kernels, why = kernels_of(made, planned(60), running, {}, card, tokens=1)
     assert kernels == Attention("cudnn", "cudnn", deterministic=False) and "measured" in why
-    assert kernels_of(made, planned(60), None, {}, **ask)[0] == kernels
+    assert kernels_of(made, planned(60), None, {}, card, tokens=1)[0] == kernels
     shape = {"num_attention_heads": 2, "attention_head_dim": 16}
-    assert (
-        kernels_of(made, replace(planned(60), rates=None), None, shape, **{**ask, "device": torch.device("cpu")})[0]
-        == CPU
-    )
+    unmeasured, host = replace(planned(60), rates=None), Placement(torch.device("cpu"), torch.float32, pinned=False)
+    assert kernels_of(made, unmeasured, None, shape, host, tokens=1)[0] == CPU
 
 
 @pytest.mark.parametrize(
@@ -121,7 +120,7 @@ def test_a_resumed_run_has_the_kernels_it_had(planned):
         (Plan(chunk=64), ["another plan"]),
         (Plan(resident=2, kept=1), ["another plan"]),
         (Plan(any_size=True), ["another plan", "compiled for each size, before: ", "compiled for any size"]),
-        (None, ["another plan", "not written down"]),
+        (None, ["another plan", "not recorded"]),
     ],
     ids=str,
 )
@@ -131,8 +130,7 @@ def test_only_a_plan_that_rounds_otherwise_is_told(before, told, monkeypatch):
     kernels = Attention("cudnn", "flash", deterministic=True)
     run = SimpleNamespace(
         begin=ResumePoint(job=job(), meta=held()),
-        device=torch.device("cpu"),
-        versions=versions(),
+        placement=SimpleNamespace(device=torch.device("cpu")),
         planning=SimpleNamespace(plan=Plan()),
         experts=SimpleNamespace(attention=kernels),
         base=SimpleNamespace(beside={}),
@@ -148,8 +146,7 @@ def test_another_kernel_is_told(monkeypatch):
     monkeypatch.setattr(restore, "position", lambda run, step: {})
     run = SimpleNamespace(
         begin=ResumePoint(job=job(), meta=held()),
-        device=torch.device("cpu"),
-        versions=versions(),
+        placement=SimpleNamespace(device=torch.device("cpu")),
         planning=SimpleNamespace(plan=Plan()),
         experts=SimpleNamespace(attention=Attention("flash", "flash", deterministic=True)),
         base=SimpleNamespace(beside={}),

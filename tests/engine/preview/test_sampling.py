@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -10,15 +9,7 @@ from diffusers import WanImageToVideoPipeline
 from PIL import Image
 
 from engine.encode.latents import PlainEncoder
-from engine.preview.sampling import (
-    PreviewRequest,
-    control_image,
-    sample_latents,
-    scheduler_for,
-    to_frames,
-    write_poster,
-    write_video,
-)
+from engine.preview.sampling import PreviewRequest, control_image, sample_latents, scheduler_for, to_frames
 from presets.job.expert_schedule import EXPERTS
 from presets.job.schema import SamplePanel
 from tests.helpers.training.plain import attach, packed, streamed
@@ -144,20 +135,6 @@ def test_control_image_keeps_its_shape_inside_the_area(tmp_path, size, area, exp
     assert width * height <= area[0] * area[1] and width % 16 == height % 16 == 0
     assert (width, height) == expected
     assert image[0].min() == 1.0 and image[1].max() == -1.0
-
-
-def test_video_and_poster_hold_the_frames(tmp_path):
-    frames = np.stack([np.full((32, 48, 3), 20 * i, np.uint8) for i in range(9)])
-    write_video(tmp_path / "a.mp4", frames, 16)
-    write_poster(tmp_path / "a.png", frames)
-    with av.open(str(tmp_path / "a.mp4")) as container:
-        stream = container.streams.video[0]
-        assert (stream.codec_context.name, stream.width, stream.height, stream.average_rate) == ("h264", 48, 32, 16)
-        decoded = [f.to_ndarray(format="rgb24") for f in container.decode(stream)]
-    assert len(decoded) == 9
-    assert all(abs(float(d.mean()) - 20 * i) < 4 for i, d in enumerate(decoded))
-    assert np.asarray(Image.open(tmp_path / "a.png")).mean() == 80
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.mp4", "a.png"]
 
 
 def test_frames_of_latents_are_whole_bytes(pipe):

@@ -95,10 +95,11 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, damage):
 def test_kill_at_any_instant_leaves_no_half_checkpoint(tmp_path):
     """A child that saves in a loop is killed again and again: whatever is listed verifies."""
     code = (
-        "import sys, torch; from engine import checkpoint; from engine.runfolder.checkpoint import State\ni ="
-        " int(sys.argv[2]); print('go', flush=True)\nfrom pathlib import Path\nwhile True:\n i += 1;"
-        " checkpoint.save(Path(sys.argv[1]), State(i, {'e': {'a': torch.full((400, 400), float(i))}}, {'e': {'state':"
-        " {}, 'param_groups': []}}))\n"
+        "import sys, torch\nfrom pathlib import Path\nfrom engine.runfolder import checkpoint\n"
+        "from engine.runfolder.checkpoint import State\n"
+        "i = int(sys.argv[2])\nprint('go', flush=True)\nwhile True:\n    i += 1\n"
+        "    lora = {'e': {'a': torch.full((400, 400), float(i))}}\n"
+        "    checkpoint.save(Path(sys.argv[1]), State(i, lora, {'e': {'state': {}, 'param_groups': []}}))\n"
     )
     step = 0
     for kill in range(4):
@@ -135,6 +136,18 @@ def test_an_unwritable_place_is_a_user_error(tmp_path):
     (tmp_path / "checkpoints").write_text("in the way")
     with pytest.raises(UserError, match="cannot write there"):
         checkpoint.save(tmp_path, make_state(1))
+
+
+def test_an_error_that_is_no_failed_write_stays_what_it_is(tmp_path, monkeypatch):
+    bug = RuntimeError("a bug")
+
+    def broken(name, step):
+        raise bug
+
+    monkeypatch.setattr(checkpoint.fault_injection, "at", broken)
+    with pytest.raises(RuntimeError) as raised:
+        checkpoint.save(tmp_path, make_state(1))
+    assert raised.value is bug and bug.__cause__ is None and bug.__context__ is None
 
 
 def test_state_file_is_plain_json_and_no_pickle(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from daemon.jobs.control_files import write_command
-from engine.runfolder.control import Control, StopWished
+from engine.runfolder.control import Control, StopRequested
 from presets.errors import UserError
 from presets.findings import Finding
 from presets.runs.control import ControlFile, parse_control
@@ -39,7 +39,7 @@ def put(control: Control, name: str, content: object, *, at: int = 0) -> Path:
 def test_commands_wait_in_the_order_they_were_written_until_they_are_done(control):
     second = put(control, "a", {"id": "a", "command": "save"}, at=2)
     first = put(control, "b", {"id": "b", "command": "set", "field": "training.lr", "value": "5e-5"}, at=1)
-    assert not control.stop_wished() and first.exists(), "a kill before it is honoured must not lose it"
+    assert not control.stop_requested() and first.exists(), "a kill before it is honoured must not lose it"
     assert control.waiting() == [
         (first, ControlFile(id="b", command="set", field="training.lr", value="5e-5")),
         (second, ControlFile(id="a", command="save")),
@@ -50,8 +50,8 @@ def test_commands_wait_in_the_order_they_were_written_until_they_are_done(contro
 
 def test_a_stop_is_taken_at_once(control):
     path = put(control, "s", {"id": "s", "command": "stop"})
-    with pytest.raises(StopWished, match="stopped on request"):
-        control.honour()
+    with pytest.raises(StopRequested, match="stopped on request"):
+        control.raise_if_stop_requested()
     assert not path.exists() and control.waiting() == [] and control.why == "stopped on request"
 
 
@@ -70,7 +70,7 @@ def test_a_stop_is_taken_at_once(control):
 )
 def test_what_is_no_command_is_refused_and_goes(control, told, content):
     path = put(control, "x", content)
-    assert not control.stop_wished() and not path.exists()
+    assert not control.stop_requested() and not path.exists()
     assert (
         [f.code for f in told] == ["command-refused"]
         and told[0].message.startswith("x.json was refused")
@@ -85,7 +85,7 @@ def test_the_commands_there_are_named():
 
 def test_waiting_ends_with_a_stop(control):
     put(control, "s", {"command": "stop"})
-    with pytest.raises(StopWished):
+    with pytest.raises(StopRequested):
         control.sleep(PATIENCE)
 
 

@@ -4,6 +4,7 @@ import msgspec
 import pytest
 
 from engine.runfolder.event_log import EventLog
+from engine.runfolder.resume import read_history
 from engine.system import fault_injection
 from presets.runs.events import read_events
 
@@ -40,16 +41,31 @@ def test_a_torn_line_is_cut_off_whatever_its_length(tmp_path):
         assert [(e.seq, e.kind) for e in events] == [(1, "log"), (2, "log"), (3, "done")]
 
 
+@pytest.mark.parametrize("damage", [b"xx", b"\xff\xff", b'{"v":"\xff"', b"[" * 100_000])
 @pytest.mark.parametrize("which", [0, 1, 2])
-def test_a_damaged_line_keeps_its_seq_and_the_run_goes_on(tmp_path, which):
+def test_a_damaged_line_keeps_its_seq_and_the_run_goes_on(tmp_path, which, damage):
     emit(tmp_path, "log", "log", "log")
     path = tmp_path / "events.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
-    lines[which] = b"xx" + lines[which][2:]
+    lines[which] = damage + lines[which][2:]
     path.write_bytes(b"".join(lines))
     log, seen = emit(tmp_path, "done")
     assert log.damaged == 1 and seen[0].seq == 4
     assert path.read_bytes().startswith(b"".join(lines))
+
+
+def test_a_resume_and_the_log_read_the_same_history(tmp_path):
+    """A line that is whole JSON and lacks its newline was not written: the log cuts it off."""
+    log = EventLog(tmp_path, listener=lambda event: None)
+    for step in (1, 2, 3):
+        log.emit("checkpoint", step=step, path=f"step_{step}")
+    log.close()
+    first, second, third = log.path.read_bytes().splitlines(keepends=True)
+    log.path.write_bytes(first + second.replace(b"step_2", b"\xff") + third.rstrip())
+    assert read_history(log.path).checkpoints == {1: "step_1"}
+    again = EventLog(tmp_path, listener=lambda event: None)
+    again.close()
+    assert again.history.checkpoints == {1: "step_1"} and again.damaged == 1
 
 
 def test_lines_are_what_the_contract_says(tmp_path):

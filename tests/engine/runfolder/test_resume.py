@@ -159,14 +159,14 @@ def test_changes_that_break_exactness_are_shown_and_asked_about(place, path, val
         ("training.optimizer", "prodigy"),
     ],
 )
-def test_what_does_not_fit_what_was_learnt_stays_refused(place, path, value):
+def test_what_does_not_fit_the_checkpoints_stays_refused(place, path, value):
     place.save(2)
-    with pytest.raises(UserError, match="does not fit") as refused:
+    with pytest.raises(UserError, match="its checkpoints do not fit it") as refused:
         place.begin(with_value(JOB, path, value), accept=True)
     assert path in str(refused.value) and "--accept-changes" not in str(refused.value)
 
 
-def test_before_anything_was_learnt_even_that_may_be_accepted(place):
+def test_before_anything_was_trained_even_that_may_be_accepted(place):
     with pytest.raises(UserError, match="--accept-changes"):
         place.begin(changed(JOB, target__rank=8))
     assert place.begin(changed(JOB, target__rank=8), accept=True).job.target.rank == 8

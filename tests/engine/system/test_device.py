@@ -105,7 +105,7 @@ def test_cuda_is_shown_the_job_s_gpu_alone_before_it_is_asked(tiny, tmp_path, mo
     for name in (VISIBLE, ORDER, NUMBERS):  # put back after the test
         monkeypatch.setenv(name, "3,1,0")
     monkeypatch.setattr(
-        "presets.rules.check.read_machine",
+        "presets.facts.gather.read_machine",
         lambda out: machine(gpu(80), gpu(24, index=1, uuid="MIG-2"), gpu(24, index=2, uuid="GPU-2b")),
     )
     job = write_job(tmp_path, tiny, prompts=0)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from engine.adapters import lora
-from engine.preview.contact_sheets import is_picture, is_video
+from engine.preview.video_files import is_picture, is_video
 from engine.run import run_job
 from engine.runfolder import checkpoint
 from engine.runfolder.console import Console
 from engine.runfolder.event_log import EventLog
-from engine.system.durable_files import atomic_write, make_folder, sha256
+from engine.system.durable_files import make_folder, sha256
 from presets.runs.events import Event, decode_event
 from tests.helpers.jobs import of_kind, write_job
 from tests.helpers.training.sameness import differences
@@ -176,14 +176,6 @@ def test_how_an_attempt_ended_is_on_the_disk(tmp_path, monkeypatch):
     log.close()
     assert b'"failed"' in (disk.after_power_loss(tmp_path / "left") / "events.jsonl").read_bytes()
     disk.close()
-
-
-def test_an_error_leaves_what_was_there_and_nothing_beside_it(tmp_path):
-    (tmp_path / "a").write_text("before")
-    with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "a") as aside:
-        aside.write_text("half")
-        raise ZeroDivisionError
-    assert [p.name for p in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "before"
 
 
 def test_new_folders_are_known_to_those_they_lie_in(tmp_path, monkeypatch):

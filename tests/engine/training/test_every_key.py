@@ -27,27 +27,32 @@ from engine.data.dataset import build_dataset
 from engine.demo.tiny_base import build_tiny
 from engine.encode.latents import PlainEncoder, encode
 from engine.encode.text_embeddings import encode_texts
-from engine.encode.vae_and_tokenizer import load_vae
+from engine.encode.vae_encoder import load_vae
 from engine.executor.experts import Experts
 from engine.preview.sampling import sample_latents
 from engine.runfolder import checkpoint
+from engine.training.context import Learner, Run
 from engine.training.optimizer import Ema, build_optimizer
+from engine.training.placement import kernels_of
+from engine.training.prepare import prepare, recovery_of
 from engine.training.previews import make_previews, request_of, shown_weights, video_path
-from engine.training.saving import lora_file, save_all, write_lora
-from engine.training.setup import Learner, Run, kernels_of, prepare, recovery_of
-from engine.training.trainer import optimizer_step, previews_due
+from engine.training.saved_loras import lora_file, write_lora
+from engine.training.saving import save_all
+from engine.training.trainer import optimizer_step
 from engine.weights.base_model import find_base_model
 from presets.clips.clip_facts import DatasetFacts, scan_dataset
 from presets.errors import UserError
+from presets.facts.gather import read_run_folder
 from presets.job.expert_schedule import expert_at, steps_of
 from presets.job.fields import FIELDS
+from presets.job.preview_settings import previews_due
 from presets.job.schema import DatasetPanel, Job, PromptPanel
 from presets.job.toml_file import job_from_dict, job_to_dict, load_job, save_job, with_value
 from presets.planner.cards import card_hardware, find_card
 from presets.planner.choose import choose_for
 from presets.planner.measured_rates import AttentionRates
 from presets.planner.sizes import ExpertShape, disk_need
-from presets.rules.check import check_job, read_run_folder
+from presets.rules.check import check_job
 from tests.helpers.facts import gpu, machine, rates
 from tests.helpers.jobs import write_job
 from tests.helpers.training.bench import CPU, Bench
@@ -195,7 +200,7 @@ class Looks(Bench):
 
     def frames(self, job: Job) -> object:
         run = self.run_of(job)
-        batches = [run.loader.batch(i) for i in range(run.order.batches_per_epoch)]
+        batches = [run.loader.batch(i) for i in range(run.loader.sampler.batches_per_epoch)]
         return [(batch.frames.shape, digest(batch.frames)) for batch in batches]
 
     def items(self, job: Job) -> list:
@@ -203,17 +208,18 @@ class Looks(Bench):
 
     def captions(self, job: Job) -> object:
         run = self.run_of(job)
-        return [run.loader.batch(i).captions for i in range(run.order.batches_per_epoch)]
+        return [run.loader.batch(i).captions for i in range(run.loader.sampler.batches_per_epoch)]
 
     def turns(self, job: Job) -> object:
-        order = self.run_of(job).order
+        order = self.run_of(job).loader.sampler
         return [(expert_at(job, step), [d.item.dataset for d in order.batch(step)]) for step in range(24)], steps_of(
             job, 24
         )
 
     def step(self, job: Job) -> object:  # type: ignore[override]
         run = replace(self.run_of(job), base=find_base_model(job, self.facts.base, progress=lambda *_: None))
-        first = next(i for i in range(99) if run.order.batch(i)[0].item.dataset == 0)  # whose settings are changed
+        batch = run.loader.sampler.batch
+        first = next(i for i in range(99) if batch(i)[0].item.dataset == 0)  # whose settings are changed
         gradients, passed = super().step(run, "high_noise", first // job.training.gradient_accumulation)
         return (
             passed.clips,
@@ -236,7 +242,7 @@ class Looks(Bench):
             )
             for e in run.learners
         }
-        assert optimizer_step(run, 1, self.control)
+        assert optimizer_step(run, 1)
         after = digest(*parameters.values())
         for name, p in parameters.items():
             p.data.copy_(before[name])
@@ -281,7 +287,7 @@ class Looks(Bench):
     def file(self, job: Job) -> object:
         run = self.averaged(job)
         file = lora_file(run, "high_noise", 1)
-        write_lora(run, "high_noise", file, 1, self.control)
+        write_lora(run, "high_noise", file, 1)
         return {name: (str(value.dtype), digest(value.float())) for name, value in load_file(file).items()}
 
     def preview(self, job: Job) -> object:
@@ -302,7 +308,7 @@ class Looks(Bench):
 
     def film(self, job: Job) -> object:
         run = self.run_of(job)
-        make_previews(run, 1, self.control)
+        make_previews(run, 1)
         with av.open(str(video_path(run, 1, 0))) as film:
             return film.streams.video[0].average_rate
 
@@ -319,9 +325,8 @@ class Looks(Bench):
             attention=AttentionRates("cudnn", 600.0, "cudnn", 400.0),
             deterministic_attention=AttentionRates("cudnn", 600.0, "flash", 150.0),
         )
-        return kernels_of(
-            job, replace(self.run.planning, rates=measured), None, {}, device=CPU, dtype=torch.float32, tokens=1
-        )
+        planning = replace(self.run.planning, rates=measured)
+        return kernels_of(job, planning, None, {}, self.run.placement, tokens=1)
 
     def recovery(self, job: Job) -> object:
         return recovery_of(job, self.facts.base, self.run.base, {}, torch.float32, warn=print)
@@ -330,15 +335,14 @@ class Looks(Bench):
         book = encode_texts(
             find_base_model(job, self.facts.base),
             ["an orbit"],
-            device=CPU,
-            dtype=torch.float32,
+            self.run.placement,
             precision=job.quantization.text_encoder,
-            progress=lambda done, total: None,
+            progress=lambda *_: None,
         )
         return digest(book.batch(["an orbit"], device=CPU))
 
     def latents(self, job: Job) -> object:
-        encoder = PlainEncoder(load_vae(find_base_model(job, self.facts.base).source, device=CPU, dtype=torch.float32))
+        encoder = PlainEncoder(load_vae(find_base_model(job, self.facts.base).source, self.run.placement))
         return digest(encode(encoder, torch.linspace(-1, 1, 3 * 32 * 32).view(1, 3, 1, 32, 32)))
 
     def findings(self, job: Job) -> object:
@@ -355,16 +359,9 @@ class Looks(Bench):
         place = self.facts.base / "cache" / "wanlora"
         for name in ("texts", "latents"):
             shutil.rmtree(place / name, ignore_errors=True)
-        prepare(
-            job,
-            self.facts,
-            self.folder,
-            self.run.log,
-            device=CPU,
-            workers=0,
-            begin=self.run.begin,
-            control=self.control,
-        ).loader.close()
+        begin = replace(self.run.begin, job=job)
+        run = prepare(begin, self.facts, self.folder, self.run.log, self.run.control, device=CPU, workers=0)
+        run.loader.close()
         return Counter(
             str(p.parent.relative_to(place)) for p in place.rglob("*") if p.is_file() and "weights" not in p.parts
         )
@@ -373,7 +370,7 @@ class Looks(Bench):
         """How many checkpoints lie there after four."""
         run, first = self.run_of(job), 1 + max(self.run.log.history.checkpoints, default=0)
         for step in range(first, first + 4):
-            save_all(run, step, self.control)
+            save_all(run, step)
         return len(checkpoint.listed(run.folder))
 
     def room(self, job: Job) -> object:

@@ -15,20 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from engine.executor.block_executor import BlockExecutor
-from engine.preview.contact_sheets import (
-    EARLIEST,
-    LATEST,
-    SIDE,
-    Row,
-    is_picture,
-    is_video,
-    read_small,
-    side_by_side,
-    small,
-    steps_shown,
-    write_sheet,
-)
-from engine.preview.sampling import write_poster, write_video
+from engine.preview.video_files import is_picture, is_video
 from engine.run import run_job
 from engine.runfolder import checkpoint, disk_full
 from engine.training import previews, trainer
@@ -248,20 +235,6 @@ def test_what_a_power_cut_tore_is_made_again_or_named(tiny, tmp_path, capsys):
     assert len(of_kind(run, "sample")) == before and (first / "sheet.png").read_bytes() == sheet
 
 
-def test_a_picture_and_a_video_are_whole_or_not(tmp_path):
-    write_video(tmp_path / "a.mp4", np.random.default_rng(0).integers(0, 255, (3, 32, 48, 3), dtype=np.uint8), 16)
-    write_poster(tmp_path / "a.png", np.random.default_rng(0).integers(0, 255, (3, 32, 48, 3), dtype=np.uint8))
-    for name, whole in (("a.mp4", is_video), ("a.png", is_picture)):
-        path = tmp_path / name
-        content = path.read_bytes()
-        assert whole(path) and not whole(tmp_path / "gone")
-        for n in (0, 1, 7, 8, 20, len(content) // 2, len(content) - 5):
-            path.write_bytes(content[:n])
-            assert not whole(path), n
-        path.write_bytes(bytes(len(content)))
-        assert not whole(path)
-
-
 def test_previews_that_fail_are_findings_and_the_run_goes_on(tiny, tmp_path, monkeypatch):
     """The first prompt's image goes away, the second one's memory runs out with no smaller plan left; the third is
     made."""
@@ -335,34 +308,3 @@ def test_a_disk_too_full_for_a_folder_pauses_previews_too(tiny, tmp_path, monkey
     assert go(job) == 0
     run = tmp_path / "runs" / "t"
     assert [d["name"] for d in of_kind(run, "phase")].count("paused") == 1 and len(of_kind(run, "sample")) == 1
-
-
-def test_a_comparison_shows_the_first_and_the_last_steps():
-    assert steps_shown([4, 0, 2, 2]) == [0, 2, 4]
-    many = steps_shown(range(0, 2000, 50))
-    assert many == [0, 1600, 1650, 1700, 1750, 1800, 1850, 1900, 1950] and len(many) == EARLIEST + LATEST
-
-
-def test_words_fit_the_sheet(tmp_path):
-    picture = np.full((9, 300, 500, 3), 90, np.uint8)
-    rows = [
-        Row("a very long prompt without an end " * 20, "seed 1", small(picture)),
-        Row("x" * 400, "", small(picture[:1, :20, :20])),
-    ]
-    write_sheet(tmp_path / "sheet.png", "name, step 5", rows)
-    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
-    assert sheet.shape[1] == 8 + 5 * (SIDE + 8)
-    assert (sheet[:, -7:] == sheet[0, 0]).all() and (sheet[:, :7] == sheet[0, 0]).all(), (
-        "nothing reaches into the margin"
-    )
-    assert (sheet == 235).any() and (sheet == 90).any()
-
-
-def test_side_by_side_holds_the_shorter_ones(tmp_path):
-    tiles = [
-        (f"step {i}", np.full((frames_, 40, 60, 3), 20 * i, np.uint8)) for i, frames_ in enumerate((1, 5, 5, 5, 3), 1)
-    ]
-    out = side_by_side(tiles)
-    assert len(out) == 5 and out.shape[1] % 2 == out.shape[2] % 2 == 0
-    assert all((out[t] == 100).sum() >= 40 * 60 * 3 for t in range(5)), "the shorter one stays"
-    assert read_small(tmp_path / "gone.mp4") is None

@@ -12,13 +12,14 @@ from engine.executor.experts import Experts
 from engine.memory.planning import Planning
 from engine.run import run_job
 from engine.system.pinned_memory import HostMemoryRefused
-from engine.training import previews, setup
+from engine.training import prepare, previews
 from presets.planner.cards import card_hardware, find_card
 from presets.planner.plan import Plan
 from presets.planner.sizes import ExpertShape
 from presets.planner.workload import workload_of
 from tests.engine.training.test_trainer import final_loras, step_losses
 from tests.helpers.jobs import of_kind, write_job
+from tests.helpers.training.placements import ON_CPU
 
 FULL = Plan(precision="none", resident=40, stash="device", compiled=False, vae_frames=8)
 STREAMED = Plan(precision="none", stash="host", compiled=False, vae_frames=4)
@@ -33,7 +34,7 @@ def card(monkeypatch):
             hardware = card_hardware(find_card("4090"), ram=128 * 2**30)
             return Planning(plan, "a test", hardware, workload_of(job, facts), ExpertShape())
 
-        monkeypatch.setattr(setup, "plan_run", plan_run)
+        monkeypatch.setattr(prepare, "plan_run", plan_run)
 
     with_plan(FULL)
     return with_plan
@@ -155,7 +156,7 @@ def test_no_room_while_loading_ends_with_what_would_help(tiny, tmp_path, monkeyp
     def none(*args, **named):
         raise OOM
 
-    monkeypatch.setattr(setup, name, none)
+    monkeypatch.setattr(prepare, name, none)
     assert run_job(write_job(tmp_path, tiny, prompts=0, steps=2), None, resume=False, workers=0, device="cpu") == 1
     failed = of_kind(tmp_path / "runs" / "t", "failed")[-1]
     assert (
@@ -166,9 +167,9 @@ def test_no_room_while_loading_ends_with_what_would_help(tiny, tmp_path, monkeyp
 
 
 def test_the_encoder_follows_the_plan(tiny):
-    from engine.encode.vae_and_tokenizer import load_vae
-    from engine.training.setup import make_encoder
+    from engine.encode.vae_encoder import load_vae
+    from engine.training.placement import make_encoder
     from engine.weights.model_files import open_model_files
 
-    vae = load_vae(open_model_files(tiny), device=torch.device("cpu"), dtype=torch.float32)
+    vae = load_vae(open_model_files(tiny), ON_CPU)
     assert not isinstance(make_encoder(vae, FULL), ClipEncoder)  # bit for bit diffusers' own on the CPU

@@ -374,7 +374,7 @@ def test_a_stop_in_the_middle_of_a_preview_ends_it(tiny, tmp_path):
 
 def test_unloading_the_text_encoder_trains_on_the_trigger_alone(tiny, tmp_path):
     from engine.data.dataset import build_dataset
-    from presets.rules.check import gather
+    from presets.facts.gather import gather
 
     path = edited(write_job(tmp_path, tiny, trigger="frung"), training__unload_text_encoder=True)
     job = load_job(path)

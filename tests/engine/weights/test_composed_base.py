@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from engine.encode.umt5 import load_text_encoder
-from engine.encode.vae_and_tokenizer import load_vae, vae_identity
+from engine.encode.vae_encoder import load_vae, vae_identity
 from engine.run import run_job
 from engine.weights import hub_download as hub_module
 from engine.weights.base_model import FLOW_SHIFT, BaseModel, find_base_model
@@ -21,15 +21,17 @@ from presets.base.composition import ENCODER_REPO, VAE_REPO, named_base
 from presets.base.fetch_plan import fetching_of
 from presets.base.model_facts import read_model
 from presets.errors import UserError
+from presets.facts.gather import gather
 from presets.job.schema import DatasetPanel, Job, JobPanel, ModelPanel, MultistagePanel
 from presets.job.toml_file import load_job, save_job
 from presets.look import Look, LookEnded
-from presets.rules.check import check_job, gather
+from presets.rules.check import check_job
 from tests.helpers.comfy_files import sentencepiece_model, write_text_encoder, write_vae
 from tests.helpers.facts import gpu, machine
 from tests.helpers.hub_repos import COMPLETE_REPO, EXPERTS_REPO, all_repos
 from tests.helpers.hub_server import Hub, serving
 from tests.helpers.jobs import events, of_kind, write_job
+from tests.helpers.training.placements import ON_CPU
 
 pytestmark = pytest.mark.process  # takes seconds
 
@@ -81,11 +83,11 @@ def said(call) -> str:
 def whole(base: BaseModel, tiny: Path) -> None:
     """Every part can be loaded, and the VAE is the tiny base's."""
     state, plain = (
-        load_vae(base.source, device=CPU, dtype=torch.float32).state_dict(),
+        load_vae(base.source, ON_CPU).state_dict(),
         load_file(tiny / "vae" / "diffusion_pytorch_model.safetensors"),
     )
     assert all(torch.equal(t, plain[name]) for name, t in state.items())
-    load_text_encoder(base.source, dtype=torch.float32)
+    load_text_encoder(base.source, ON_CPU)
     assert base.source.expert("high_noise").stored and base.source.expert("low_noise").stored
 
 
@@ -121,7 +123,7 @@ def test_a_job_trains_on_the_default_base(hub, tiny, tmp_path, monkeypatch):
     """The whole trainer from nothing but the Hub, with a preview; the next start asks nobody."""
     with monkeypatch.context() as patch:
         # it holds the unseen model for the real one, which needs a GPU
-        patch.setattr("engine.run.check", lambda job, facts: [])
+        patch.setattr("engine.run.check_job", lambda job, facts: [])
         fetch = hub_module.download_model
         patch.setattr(
             "engine.weights.hub_download.download_model",
@@ -260,7 +262,7 @@ def test_comfyui_files_as_parts(hub, repos, tiny, tmp_path):
         {"vae": "comfy", "text_encoder": "comfy"},
     ):
         base = find_base_model(job_of(path="experts", **named), tmp_path)
-        state = load_vae(base.source, device=CPU, dtype=torch.float32).state_dict()
+        state = load_vae(base.source, ON_CPU).state_dict()
         assert all(torch.equal(state[name], t) for name, t in vae.state_dict().items())
         assert base.source.spiece_model() == sentencepiece_model()
     tensors = load_file(tmp_path / "comfy" / "umt5_xxl_fp16.safetensors")
@@ -441,7 +443,7 @@ def test_what_check_says_of_a_refusal(hub, tmp_path, monkeypatch, status, code, 
         )
     else:
         assert told.problems == [] and "fault of its own" in told.unknown
-    monkeypatch.setattr("presets.rules.check.fetching_of", lambda *_, **_more: told)
+    monkeypatch.setattr("presets.facts.gather.fetching_of", lambda *_, **_more: told)
     findings = check_job(job, gather(job, tmp_path, out=tmp_path / "runs", machine=machine(gpu()), ask_hub=True))
     advice = next(f for f in findings if f.code == "model-not-local")
     assert EXPERTS_REPO in advice.message and ("is not known, because" in advice.message) == (words is None)
@@ -456,7 +458,7 @@ def test_a_hub_that_does_not_answer_is_waited_for_a_little(tmp_path, monkeypatch
     look = Look()
     look.end()
     with pytest.raises(LookEnded):  # nobody wants the answer any more
-        fetching_of(named_base(job_of()), tmp_path, cache=tmp_path / "hub", go_on=look.go_on)
+        fetching_of(named_base(job_of()), tmp_path, cache=tmp_path / "hub", raise_if_ended=look.raise_if_ended)
 
 
 def test_room_is_made_sure_of_for_all_repositories_before_the_first(hub, repos, tmp_path, monkeypatch):
@@ -469,7 +471,7 @@ def test_room_is_made_sure_of_for_all_repositories_before_the_first(hub, repos, 
     assert "are to be downloaded into" in said(lambda: found(hub, tmp_path)) and not hub.large
     told = fetching_of(named_base(job_of()), tmp_path, cache=tmp_path / "hub", endpoint=hub.endpoint)
     job = job_of()
-    monkeypatch.setattr("presets.rules.check.fetching_of", lambda *_, **_more: told)
+    monkeypatch.setattr("presets.facts.gather.fetching_of", lambda *_, **_more: told)
     (finding,) = [
         f
         for f in check_job(job, gather(job, tmp_path, out=tmp_path / "runs", machine=machine(gpu()), ask_hub=True))

@@ -12,14 +12,16 @@ from safetensors.torch import load_file, save_file
 from transformers import UMT5EncoderModel
 
 from engine.demo.tiny_base import build_tiny
+from engine.encode.tokenizer import load_tokenizer
 from engine.encode.umt5 import load_text_encoder
-from engine.encode.vae_and_tokenizer import load_tokenizer, load_vae
+from engine.encode.vae_encoder import load_vae
 from engine.wan.frozen_linear import unpack_weight
 from engine.weights.load_expert import load_blocks, load_outer_modules, open_expert
 from engine.weights.model_files import SUBFOLDER, identity, open_model_files
 from presets.errors import UserError
 from presets.job.expert_schedule import EXPERTS
 from tests.helpers.comfy_files import expert_name, vae_name, write_expert, write_text_encoder, write_vae
+from tests.helpers.training.placements import ON_CPU
 
 CPU = torch.device("cpu")
 FILES = {"high_noise": "wan2.2_i2v_high_noise_14B.safetensors", "low_noise": "wan2.2_i2v_low_noise_14B.safetensors"}
@@ -94,7 +96,7 @@ def complete(folder: Path) -> Path:
 
 def test_text_encoder_of_comfyui(comfy, base):
     folder, held = comfy
-    ours = load_text_encoder(open_model_files(folder), dtype=torch.float32)
+    ours = load_text_encoder(open_model_files(folder), ON_CPU)
     plain = UMT5EncoderModel.from_pretrained(base / "text_encoder", dtype=torch.float32)
     plain.load_state_dict(held["text_encoder"], strict=False)
     ids, mask = torch.tensor([[5, 9, 1, 0]]), torch.tensor([[1, 1, 1, 0]])
@@ -123,7 +125,7 @@ def test_tokenizer_of_comfyui(comfy, base):
 
 
 def test_vae_of_comfyui(comfy):
-    ours, plain = load_vae(open_model_files(comfy[0]), device=CPU, dtype=torch.float32), real_vae()
+    ours, plain = load_vae(open_model_files(comfy[0]), ON_CPU), real_vae()
     assert ours.config.base_dim == 4 and not ours.training
     state = ours.state_dict()
     assert all(torch.equal(state[name], t) for name, t in plain.state_dict().items())
@@ -133,11 +135,11 @@ def test_parts_of_a_diffusers_folder(tiny):
     source = open_model_files(tiny)
     assert source.spiece_model() is None
     vae, plain = (
-        load_vae(source, device=CPU, dtype=torch.float32),
+        load_vae(source, ON_CPU),
         load_file(tiny / "vae" / "diffusion_pytorch_model.safetensors"),
     )
     assert all(torch.equal(t, plain[name]) for name, t in vae.state_dict().items())
-    assert load_text_encoder(source, dtype=torch.float32).shared.weight.shape[1] == 32
+    assert load_text_encoder(source, ON_CPU).shared.weight.shape[1] == 32
 
 
 def test_our_names_are_those_of_the_real_files(base):

@@ -78,10 +78,10 @@ def test_the_second_load_reads_the_same_blocks(cache, wide, precision):
     assert cache.texts == {"reading the weight cache"} and cache.warnings == [] and same(first, second)
     (entry,) = list_cache(cache.folder)
     assert (
-        entry.header
-        and entry.header.expert == "high_noise"
-        and entry.header.precision == precision
-        and entry.header.model == str(wide)
+        entry.about
+        and entry.about.expert == "high_noise"
+        and entry.about.precision == precision
+        and entry.about.model == str(wide)
         and entry.size % PAGE == 0
     )
     assert [p for p in cache.folder.iterdir() if p != entry.path] == []
@@ -127,14 +127,14 @@ def damage(path: Path, at: int) -> None:
 def test_a_damaged_file_is_made_anew(cache, wide, how):
     first = cache.load(wide)
     (entry,) = list_cache(cache.folder)
-    assert entry.header
+    assert entry.about
     layout = first[1]
     tail = max(layout.slots, key=lambda s: s.offset)
     match how:
         case "first block":
-            damage(entry.path, entry.header.begin(0))
+            damage(entry.path, entry.about.begin(0))
         case "last block":
-            damage(entry.path, entry.header.begin(2) + tail.offset + tail.bytes - 1)
+            damage(entry.path, entry.about.begin(2) + tail.offset + tail.bytes - 1)
         case "magic":
             damage(entry.path, 3)
         case "header":
@@ -174,12 +174,12 @@ def test_a_cache_folder_that_cannot_be_made_is_a_warning(wide, tmp_path):
 def test_the_one_used_longest_ago_gives_way(cache, wide):
     for age, precision in ((300, "qint8"), (200, "qfloat8"), (100, "qint4")):
         cache.load(wide, precision=precision)
-        entry = next(e for e in list_cache(cache.folder) if e.header and e.header.precision == precision)
+        entry = next(e for e in list_cache(cache.folder) if e.about and e.about.precision == precision)
         os.utime(entry.path, (time.time() - age,) * 2)
     cache.hits(wide, precision="qint8")  # used now
     size = sum(e.size for e in list_cache(cache.folder))
     cache.load(wide, precision="float8", cap=size)
-    assert {e.header.precision for e in list_cache(cache.folder) if e.header} == {"qint8", "qint4", "float8"}
+    assert {e.about.precision for e in list_cache(cache.folder) if e.about} == {"qint8", "qint4", "float8"}
 
 
 def test_experts_of_one_model_do_not_push_each_other_out(cache, wide):

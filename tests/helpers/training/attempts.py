@@ -157,7 +157,7 @@ def serve() -> None:
     torch.set_num_threads(1)
     import engine.encode.text_embeddings
     import engine.run
-    import engine.training.setup
+    import engine.training.prepare
     import engine.training.trainer  # noqa: F401
 
     gc.freeze()  # what was imported is no garbage: the children need not look through it

@@ -14,12 +14,13 @@ from engine.runfolder.control import Control
 from engine.runfolder.event_log import EventLog
 from engine.runfolder.resume import ResumePoint
 from engine.system.stopwatch import Stopwatch
-from engine.training.setup import Run, all_texts, prepare
+from engine.training.context import Run
+from engine.training.prepare import all_texts, prepare
 from engine.training.train_step import StepResult, gradients
+from presets.facts.gather import gather
 from presets.job.expert_schedule import Expert
 from presets.job.schema import Job
 from presets.job.toml_file import load_job, with_value
-from presets.rules.check import gather
 
 CPU = torch.device("cpu")
 
@@ -31,19 +32,10 @@ class Bench:
         self.job, self.folder = load_job(path), path.parent / "run"
         self.folder.mkdir()
         self.facts = gather(self.job, path.parent, out=path.parent / "runs", scenes=False)
-        self.control = Control(self.folder, tell=lambda finding: None)
-        self.control.open()
+        control = Control(self.folder, tell=lambda finding: None)
+        control.open()
         log = EventLog(self.folder, listener=lambda event: None)
-        self.run = prepare(
-            self.job,
-            self.facts,
-            self.folder,
-            log,
-            device=CPU,
-            workers=0,
-            begin=ResumePoint(job=self.job),
-            control=self.control,
-        )
+        self.run = prepare(ResumePoint(job=self.job), self.facts, self.folder, log, control, device=CPU, workers=0)
         generator = torch.Generator().manual_seed(0)
         for learner in self.run.learners.values():
             for parameter in learner.parameters.values():
@@ -52,8 +44,8 @@ class Bench:
     def learn_texts(self, jobs: Iterable[Job]) -> None:
         """Have the embeddings of everything that these jobs may say."""
         texts = {text for job in jobs for text in all_texts(job, self.items(job))}
-        self.run.book = encode_texts(
-            self.run.base, texts, device=CPU, dtype=torch.float32, precision="none", progress=lambda done, total: None
+        self.run.texts = encode_texts(
+            self.run.base, texts, self.run.placement, precision="none", progress=lambda *_: None
         )
 
     def items(self, job: Job) -> list:
@@ -68,13 +60,13 @@ class Bench:
 
     def run_of(self, job: Job) -> Run:
         """The run as `job` would have it, with the same LoRAs."""
-        order = BatchSampler(self.items(job), job.training.batch_size, job.job.seed, turn_of(job))
-        return replace(self.run, job=job, order=order, loader=Loader(order, 0, log=print))
+        sampler = BatchSampler(self.items(job), job.training.batch_size, job.job.seed, turn_of(job))
+        return replace(self.run, job=job, loader=Loader(sampler, 0, log=print))
 
     def step(self, run: Run, expert: Expert, step: int = 0) -> tuple[dict[str, torch.Tensor], StepResult]:
         """The gradients that the micro-batches of an optimizer step leave, by parameter."""
         parameters = run.learners[expert].parameters
-        passed = gradients(run, step, expert, Stopwatch(CPU), self.control)
+        passed = gradients(run, step, expert, Stopwatch(CPU))
         assert passed is not None
         taken = {name: p.grad for name, p in parameters.items() if p.grad is not None}
         for parameter in parameters.values():

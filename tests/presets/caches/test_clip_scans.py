@@ -58,13 +58,13 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, cache: P
 LOOK = """
     import sys
     from pathlib import Path
-    import presets.rules.check as checking
+    import presets.facts.gather as gathering
     from presets.job.toml_file import parse_job
     seen = []
-    real = checking.find_cuts
-    checking.find_cuts = lambda path, *more: (seen.append(path.name), real(path, *more))[1]
+    real = gathering.find_cuts
+    gathering.find_cuts = lambda path, *more: (seen.append(path.name), real(path, *more))[1]
     job = parse_job('[job]\\nname = "a"\\n[[datasets]]\\npath = "clips"\\nnum_frames = 5\\n')
-    facts = checking.gather(job, Path(sys.argv[1]), out=Path(sys.argv[1]))
+    facts = gathering.gather(job, Path(sys.argv[1]), out=Path(sys.argv[1]))
     print(sorted(seen), [f.code for d in facts.datasets for f in d.problems])
 """
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from presets.clips.captions import MAX_CHARACTERS, CaptionError, read_caption, resolve_caption
+from presets.clips.captions import MAX_CHARACTERS, CaptionError, fill_trigger, read_caption
 
 
 def written(folder: Path, content: bytes) -> Path:
@@ -53,16 +53,15 @@ def test_a_caption_that_is_a_folder_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("caption", "default", "trigger", "resolved"),
+    ("text", "trigger", "filled"),
     [
-        ("[trigger], young woman", "", "frung", "frung, young woman"),
-        ("", "a [trigger] look by [trigger]", "grn", "a grn look by grn"),
-        ("own", "default [trigger]", "frung", "own"),
-        ("[trigger], young woman", "", "", "young woman"),
-        ("portrait of [trigger] at night", "", "", "portrait of at night"),
-        ("[trigger]", "", "", ""),
-        ("", "", "frung", ""),
+        ("[trigger], young woman", "frung", "frung, young woman"),
+        ("a [trigger] look by [trigger]", "grn", "a grn look by grn"),
+        ("[trigger], young woman", "", "young woman"),
+        ("portrait of [trigger] at night", "", "portrait of at night"),
+        ("[trigger]", "", ""),
+        ("", "frung", ""),
     ],
 )
-def test_default_and_trigger(caption: str, default: str, trigger: str, resolved: str) -> None:
-    assert resolve_caption(caption, default, trigger) == resolved
+def test_the_trigger_takes_the_place_of_its_mark(text: str, trigger: str, filled: str) -> None:
+    assert fill_trigger(text, trigger) == filled

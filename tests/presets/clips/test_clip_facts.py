@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from presets.clips.clip_facts import ClipFacts, probe_clip, scan_dataset
-from presets.clips.media import open_video, read_index
+from presets.clips.video_index import open_video, read_index
 from presets.errors import ClipError
 from presets.findings import Finding
 from presets.job.schema import DatasetPanel
@@ -408,6 +408,9 @@ def test_scan_pairs_captions_and_names_every_problem(tmp_path: Path) -> None:
         ("d.png", False, ""),
         ("deep/c.v2.mkv", True, "[trigger] pans"),
     ]
+    assert [c.caption_or("a red ball") for c in facts.clips] == ["", "orbit 360", "a red ball", "[trigger] pans"], (
+        "an empty file says nothing; one that cannot be read says something else than the default"
+    )
     assert codes(facts.problems) == [
         ("caption-unreadable", "a.txt"),
         ("clip-unreadable", "empty.mp4"),

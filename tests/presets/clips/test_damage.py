@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from presets.clips.clip_facts import probe_clip
-from presets.clips.media import decoded, open_video
 from presets.clips.scene_cuts import find_cuts
+from presets.clips.video_index import decoded, open_video
 from presets.errors import ClipError
+from presets.facts.gather import gather
 from presets.job.schema import DatasetPanel, Job, JobPanel
-from presets.rules.check import gather
 from tests.helpers import ROOT
 from tests.helpers.facts import gpu, machine
 from tests.helpers.videos import Picture, number_of, write_clip

@@ -1,7 +1,16 @@
 """What a prompt says for itself reaches the planner, the disk's need and the knobs as it does the trainer."""
 
+import pytest
+
 from presets.clips.geometry import Bucket
-from presets.job.preview_settings import largest_preview, low_guidance, preview_seed, preview_size_of
+from presets.job.preview_settings import (
+    largest_preview,
+    low_guidance,
+    preview_seed,
+    preview_sets,
+    preview_size_of,
+    previews_due,
+)
 from presets.planner.cards import card_hardware, find_card
 from presets.planner.remedies import remedies
 from presets.planner.sizes import ExpertShape, disk_need
@@ -39,6 +48,29 @@ def test_the_plan_is_made_for_the_largest_preview():
     assert previews is not None and previews.guided
     previews = workload_of(job(sample=OWN | {"guidance": 1.0})).previews
     assert previews is not None and not previews.guided
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "first", "sets"),
+    [
+        (1000, 250, True, 5),
+        (1000, 300, True, 5),
+        (1000, 250, False, 4),
+        (1000, 0, True, 2),
+        (5, 7, False, 1),
+        (1, 1, True, 2),
+    ],
+)
+def test_everyone_counts_the_sets_of_previews_that_the_trainer_makes(steps: int, every: int, first: bool, sets: int):
+    made = job(training={"steps": steps}, sample=OWN | {"every": every, "first": first})
+    by_the_trainer = [previews_due(made, step) for step in range(steps)] + [True]  # and after the last step
+    assert preview_sets(made) == sum(by_the_trainer) == sets
+    previews = workload_of(made).previews
+    assert previews is not None and previews.sets == sets
+    once = job(training={"steps": steps}, sample=OWN | {"every": 0, "first": False})
+    assert disk_need(made, ExpertShape()).samples == pytest.approx(sets * disk_need(once, ExpertShape()).samples)
+    without = job(training={"steps": steps}, sample={"every": every, "first": first})
+    assert preview_sets(without) == 0 and not any(previews_due(without, step) for step in range(steps))
 
 
 def test_the_disk_holds_each_preview_at_its_size():

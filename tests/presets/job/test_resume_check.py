@@ -16,24 +16,24 @@ JOB = Job(job=JobPanel(name="t"), datasets=[DatasetPanel(path="/clips")])
 FREE, LOSS, RANK = ("training.lr", 5e-5), ("training.loss", "mae"), ("target.rank", 8)
 
 
-def asked(*edits: tuple[str, object], learnt: bool = True, unreadable: str = "") -> ResumeCheck:
+def asked(*edits: tuple[str, object], trained: bool = True, unreadable: str = "") -> ResumeCheck:
     now = JOB
     for path, value in edits:
         now = with_value(now, path, value)
-    return check_resume(JOB, now, learnt=learnt, unreadable=unreadable)
+    return check_resume(JOB, now, trained=trained, unreadable=unreadable)
 
 
 CASES = [
-    # changes, learnt, unreadable: verdict, fields that it rests on, the claim
+    # changes, trained, unreadable: verdict, fields that it rests on, the claim
     (asked(), "fits", [], "since this run was last started"),
     (asked(FREE), "fits", [], "since this run was last started"),
     (asked(LOSS), "ask", ["training.loss"], "from here on it would not be the run that was begun"),
     (asked(LOSS, FREE), "ask", ["training.loss"], "from here on it would not be the run that was begun"),
-    (asked(RANK), "impossible", ["target.rank"], "what was learnt does not fit it"),
-    (asked(RANK, LOSS, FREE), "impossible", ["target.rank"], "what was learnt does not fit it"),
-    (asked(RANK, learnt=False), "ask", ["target.rank"], "from here on it would not be the run that was begun"),
+    (asked(RANK), "impossible", ["target.rank"], "its checkpoints do not fit it"),
+    (asked(RANK, LOSS, FREE), "impossible", ["target.rank"], "its checkpoints do not fit it"),
+    (asked(RANK, trained=False), "ask", ["target.rank"], "from here on it would not be the run that was begun"),
     (
-        asked(RANK, LOSS, learnt=False),
+        asked(RANK, LOSS, trained=False),
         "ask",
         ["target.rank", "training.loss"],
         "from here on it would not be the run that was begun",
@@ -45,8 +45,8 @@ CASES = [
         "the run's own job.toml cannot be read (torn), so nobody can tell what has changed",
     ),
     (asked(LOSS, unreadable="torn"), "ask", ["training.loss"], "nobody can tell what has changed"),
-    (asked(RANK, unreadable="torn"), "impossible", ["target.rank"], "what was learnt does not fit it"),
-    (check_resume(None, JOB, learnt=True), "fits", [], "since this run was last started"),
+    (asked(RANK, unreadable="torn"), "impossible", ["target.rank"], "its checkpoints do not fit it"),
+    (check_resume(None, JOB, trained=True), "fits", [], "since this run was last started"),
 ]
 
 
@@ -55,6 +55,7 @@ def test_verdicts(case: ResumeCheck, verdict: str, grounds: list[str], claim: st
     assert (case.verdict, [c.field for c in case.grounds]) == (verdict, grounds)
     assert claim in case.claim and not case.claim.endswith(".")
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(case), type=ResumeCheck) == case, "it goes over the wire"
+    assert msgspec.to_builtins(case)["learnt"] == case.trained, "the key that the daemon's other versions know"
 
 
 @pytest.mark.parametrize(("case", "verdict", "grounds", "claim"), CASES)
@@ -113,12 +114,12 @@ def test_fixes_and_layout():
 def test_what_matters_most_is_shown_first_with_what_it_does():
     case = asked(FREE, LOSS, RANK)
     assert [(c.field, case.mark(c)) for c in case.shown] == [
-        ("target.rank", "does not fit what was learnt"),
+        ("target.rank", "does not fit the checkpoints"),
         ("training.loss", "breaks exactness"),
         ("training.lr", ""),
     ]
-    case = asked(RANK, learnt=False)
-    assert [case.mark(c) for c in case.shown] == ["breaks exactness"], "nothing was learnt that it could not fit"
+    case = asked(RANK, trained=False)
+    assert [case.mark(c) for c in case.shown] == ["breaks exactness"], "nothing was trained that it could not fit"
 
 
 def test_the_lists_of_fields_agree():
@@ -139,7 +140,7 @@ def test_the_job_in_a_run_folder(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("name", "complete", "learnt"),
+    ("name", "complete", "trained"),
     [
         ("step_000000010", True, True),
         ("step_000000010", False, False),
@@ -148,9 +149,9 @@ def test_the_job_in_a_run_folder(tmp_path: Path):
         ("step_000000010.damaged-7", True, False),
     ],
 )
-def test_only_a_complete_checkpoint_has_learnt_something(tmp_path: Path, name: str, complete: bool, learnt: bool):
+def test_only_a_complete_checkpoint_counts(tmp_path: Path, name: str, complete: bool, trained: bool):
     assert not has_checkpoint(tmp_path)
     (tmp_path / "checkpoints" / name).mkdir(parents=True)
     if complete:
         (tmp_path / "checkpoints" / name / "manifest.json").write_text("{}")
-    assert has_checkpoint(tmp_path) == learnt
+    assert has_checkpoint(tmp_path) == trained

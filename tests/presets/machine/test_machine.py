@@ -9,7 +9,8 @@ import psutil
 import pynvml
 import pytest
 
-from presets.machine.machine import Gpu, Machine, _cores, cgroup_memory, read_machine
+from presets.machine.gpus import Gpu
+from presets.machine.machine import Machine, _cores, cgroup_memory, read_machine
 from presets.machine.torch_build import installed_build
 
 GIB = 2**30

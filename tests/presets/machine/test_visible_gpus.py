@@ -8,7 +8,8 @@ import pytest
 
 from presets.errors import UserError
 from presets.job.schema import Job
-from presets.machine.machine import Machine, read_machine, visible_gpus
+from presets.machine.gpus import visible_gpus
+from presets.machine.machine import Machine, read_machine
 from presets.machine.visible_gpus import named_in, numbers_in, pick, shown_to_cuda
 from presets.rules.check import check_job
 from tests.helpers.facts import facts, job

@@ -11,6 +11,7 @@ from presets.errors import UserError
 from presets.planner.candidates import AS_FAST, RUNG, candidates, limits_of, next_down, priced, within_ram
 from presets.planner.cards import card_hardware, find_card, load_cards
 from presets.planner.choose import RAM_WORTH, ROOMY_VRAM, Choice, DoesNotFit, choose, choose_for
+from presets.planner.coefficients import FITTED
 from presets.planner.costs import Costs
 from presets.planner.plan import Plan
 from presets.planner.remedies import remedies
@@ -50,7 +51,7 @@ def test_what_is_chosen_fits_or_the_job_is_refused_with_numbers(card, ram, of):
         over = (
             e.smallest.need_vram > hardware.vram_free
             if e.short == "vram"
-            else e.smallest.ram + Costs(of, hardware).c.ram_margin > hardware.ram_free
+            else e.smallest.ram + FITTED.ram_margin > hardware.ram_free
         )
         assert over and "GiB" in e.what and e.fix and not e.fix.endswith(".")
         return
@@ -120,9 +121,9 @@ def test_a_host_too_small_for_the_stash_gives_the_card_as_much_of_it_as_is_lacki
     plan = Plan(precision="float8", any_size=True)
     costs = Costs(of, hardware)
     lean = within_ram(costs, plan)
-    assert lean is not None and sum(costs.ram(lean).values()) + costs.c.ram_margin <= hardware.ram_free
+    assert lean is not None and sum(costs.memory.ram(lean).values()) + FITTED.ram_margin <= hardware.ram_free
     fewer = msgspec.structs.replace(lean, stash_on_device=lean.stash_on_device - 1)
-    assert sum(costs.ram(fewer).values()) + costs.c.ram_margin > hardware.ram_free
+    assert sum(costs.memory.ram(fewer).values()) + FITTED.ram_margin > hardware.ram_free
     assert within_ram(Costs(of, on("4090", ram=64, vram=16)), plan) is None
     assert lean in list(candidates(costs, "float8", limits_of("auto", "auto"))) and lean not in list(
         candidates(costs, "float8", limits_of(True, "auto"))
@@ -136,7 +137,7 @@ def test_pinned_memory_that_is_refused_brings_some_of_the_stash_to_the_card():
     plans = [plan]
     while (lower := next_down(plans[-1], of, hardware, scarce="ram")) is not None:
         plans.append(lower)
-    ram = [sum(costs.ram(p).values()) for p in plans]
+    ram = [sum(costs.memory.ram(p).values()) for p in plans]
     assert (
         len(plans) > 3
         and ram == sorted(ram, reverse=True)
@@ -269,7 +270,7 @@ def test_a_rung_down_lowers_the_phase_that_ran_out(phase):
     assert len(plans) > 3
     for before, after in itertools.pairwise(plans):
         assert costs.predict(after).phases[phase] < costs.predict(before).phases[phase]
-        assert costs.vram(after)[1] <= costs.vram(before)[1]
+        assert costs.memory.vram(after)[1] <= costs.memory.vram(before)[1]
 
 
 def test_a_rung_down_that_runs_out_in_the_vae_first_gives_it_fewer_frames():
@@ -285,7 +286,7 @@ def test_host_memory_can_be_relieved_too():
     costs = Costs(of, hardware)
     streamed = Plan(precision="float8", stash="host")
     lower = next_down(streamed, of, hardware, scarce="ram")
-    assert lower is not None and sum(costs.ram(lower).values()) < sum(costs.ram(streamed).values())
+    assert lower is not None and sum(costs.memory.ram(lower).values()) < sum(costs.memory.ram(streamed).values())
     assert costs.predict(lower).need_vram <= hardware.vram_free
 
 
@@ -294,7 +295,7 @@ def test_a_rung_down_takes_no_host_memory_that_is_not_there():
     kept = choose(of, hardware).plan
     assert kept.precision == "float8"
     for plan in descent(kept, of, hardware):
-        assert sum(Costs(of, hardware).ram(plan).values()) < hardware.ram_free
+        assert sum(Costs(of, hardware).memory.ram(plan).values()) < hardware.ram_free
 
 
 # From a job
@@ -432,7 +433,7 @@ def test_each_expert_s_own_rank_counts():
     assert of.ranks == (8, 64) and of.rank == 64
     plan = choose(of, on("H200")).plan
     per_rank = Costs(work(ranks=(1,)), on("H200")).shape.lora_parameters(1)
-    assert Costs(of, on("H200")).held(plan)["lora"] == per_rank * ((8 + 64) * 12 + 64 * 4)
+    assert Costs(of, on("H200")).memory.held(plan)["lora"] == per_rank * ((8 + 64) * 12 + 64 * 4)
     need, common = (disk_need(m, ExpertShape()).checkpoint for m in (made, job(target={"rank": 8})))
     assert need == common * (8 + 64) // 16
     assert workload_of(job(multistage={"low": {"rank": 64}, "low_noise": False})).ranks == (16,), (

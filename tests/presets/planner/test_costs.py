@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from presets.clips.geometry import Bucket
-from presets.planner.costs import Costs, block_bytes, chunk_count, chunk_rows, predict, training_peak
+from presets.planner.costs import Costs, predict
+from presets.planner.memory_costs import block_bytes, training_peak
 from presets.planner.plan import Plan
 from presets.planner.preview_accelerators import Accelerated
 from presets.planner.sizes import GIB, ExpertShape
@@ -77,8 +78,8 @@ MEASURED = [
 @pytest.mark.parametrize(("size", "given", "peak", "reserved", "seconds", "forward"), MEASURED)
 def test_what_was_measured_on_an_h200(size, given, peak, reserved, seconds, forward):
     costs, chosen = Costs(work(*size), H200), plan(**given)
-    held = costs.held(chosen)
-    used, lost = costs.step_bytes(chosen)
+    held = costs.memory.held(chosen)
+    used, lost = costs.memory.step(chosen)
     base = sum(held.values()) - held["vae"]  # there was none
     assert (base + used) / GIB == pytest.approx(peak, rel=0.05)
     assert (base + used + lost) / GIB == pytest.approx(reserved, rel=0.05)
@@ -86,7 +87,7 @@ def test_what_was_measured_on_an_h200(size, given, peak, reserved, seconds, forw
     assert found.transformer + found.copies + found.other == pytest.approx(seconds, rel=0.10)
     assert found.copies_hidden
     if forward:
-        assert costs.forward(chosen, costs.work.loads[0])[0] == pytest.approx(forward, rel=0.20)
+        assert costs.time.forward(chosen, costs.work.loads[0])[0] == pytest.approx(forward, rel=0.20)
 
 
 def test_two_encodes_a_step():
@@ -157,7 +158,7 @@ def some_plans(count: int, seed: int = 7) -> list[Plan]:
 
 
 def peaks(costs: Costs, of: Plan) -> tuple[int, int]:
-    phases, reserved = costs.vram(of)
+    phases, reserved = costs.memory.vram(of)
     return training_peak(phases), reserved
 
 
@@ -187,7 +188,7 @@ def test_asking_for_less_never_takes_more_memory(of, field):
 def test_what_costs_memory_costs_no_time(of):
     costs = Costs(of, H200)
     for full in some_plans(40):
-        seconds = costs.step(full, of.loads).total
+        seconds = costs.time.step(full).total
         for more in (
             {"resident": 40},
             {"resident": 40, "kept": 40},
@@ -195,7 +196,7 @@ def test_what_costs_memory_costs_no_time(of):
             {"stash_on_device": 40},
             {"chunk": 0},
         ):
-            assert costs.step(msgspec.structs.replace(full, **more), of.loads).total <= seconds * 1.0001, (full, more)
+            assert costs.time.step(msgspec.structs.replace(full, **more)).total <= seconds * 1.0001, (full, more)
 
 
 @pytest.mark.parametrize(
@@ -209,7 +210,7 @@ def test_more_work_takes_more(more):
 
 def test_terms_passes_and_accumulation_add_up():
     plain, dop = predict(plan(), work(), H200).seconds, predict(plan(), work(terms=2, extra_forwards=1), H200).seconds
-    forward = Costs(work(), H200).forward(plan(), work().loads[0])[0]
+    forward = Costs(work(), H200).time.forward(plan(), work().loads[0])[0]
     assert dop.transformer == pytest.approx(2 * plain.transformer + forward)
     twice = predict(plan(), work(accumulation=2), H200).seconds
     assert (twice.transformer, twice.vae) == pytest.approx(
@@ -243,7 +244,7 @@ def test_a_mix_of_buckets_is_its_mean_in_time_and_its_largest_in_memory():
 def test_the_whole_run():
     previews = PreviewLoad(bucket=Bucket(41, 512, 512), prompts=2, steps=25, guided=True, sets=9)
     found = predict(plan(compiled=False), work(steps=100, previews=previews, needed=2), H200)
-    forward = Costs(work(), H200).forward(plan(), work().loads[0])[0]
+    forward = Costs(work(), H200).time.forward(plan(), work().loads[0])[0]
     assert 50 * forward < found.preview < 50 * forward + 4
     assert found.total == pytest.approx(100 * found.seconds.total + 18 * found.preview)
 
@@ -273,29 +274,22 @@ def test_what_is_compiled_for_any_size_is_compiled_once_and_once_for_batches():
     ],
 )
 def test_chunks_are_the_executor_s(tokens, chunk, count, rows):
-    load = Load(Bucket(1, 16, 16 * tokens), 1, 1.0)
-    assert load.bucket.tokens == tokens
-    assert (chunk_count(load, chunk), chunk_rows(load, chunk)) == (count, rows)
-    assert chunk_rows(msgspec.structs.replace(load, batch=3), chunk) == 3 * rows
+    assert (plan(chunk=chunk).chunks(tokens), plan(chunk=chunk).longest_run(tokens)) == (count, rows)
 
 
 def test_a_stash_on_the_device_takes_what_it_spares_the_host():
     """From none to all, block by block; the host's window goes with the last."""
-    costs, one = Costs(work(), H200), Costs(work(), H200).stash()
+    costs, one = Costs(work(), H200), Costs(work(), H200).memory.stash()
     plans = [plan(stash_on_device=n) for n in range(41)]
-    assert [sum(costs.ram(p).values()) for p in plans] == [
-        sum(costs.ram(plan(stash="device")).values()) + (40 - n) * one for n in range(41)
+    assert [sum(costs.memory.ram(p).values()) for p in plans] == [
+        sum(costs.memory.ram(plan(stash="device")).values()) + (40 - n) * one for n in range(41)
     ]
-    sizes = [costs.step_bytes(p)[0] for p in plans]
-    assert sizes[0] == pytest.approx(sizes[2], rel=2e-3) and sizes[40] == costs.step_bytes(plan(stash="device"))[0]
+    sizes = [costs.memory.step(p)[0] for p in plans]
+    assert sizes[0] == pytest.approx(sizes[2], rel=2e-3) and sizes[40] == costs.memory.step(plan(stash="device"))[0]
     assert all(b - a == pytest.approx(one) for a, b in itertools.pairwise(sizes[2:]))
-    assert costs.step_bytes(plans[40]) == costs.step_bytes(plan(stash="device"))
+    assert costs.memory.step(plans[40]) == costs.memory.step(plan(stash="device"))
     slow = Costs(work(), msgspec.structs.replace(H200, copy_gbps=3.0))
-    assert (
-        slow.step(plans[40], slow.work.loads)
-        == slow.step(plan(stash="device"), slow.work.loads)
-        != slow.step(plans[39], slow.work.loads)
-    )
+    assert slow.time.step(plans[40]) == slow.time.step(plan(stash="device")) != slow.time.step(plans[39])
 
 
 def test_a_recovery_adapter_travels_with_its_blocks():
@@ -327,19 +321,19 @@ def test_smaller_clips_keep_more_graphs_in_what_the_largest_takes():
     loads = tuple(Load(Bucket(41, side, side), 1, 1 / 3) for side in (512, 768, 1024))
     costs = Costs(msgspec.structs.replace(work(), loads=loads), H200)
     bare = plan(resident=24, kept=8)
-    full = costs.filled(bare)
+    full = costs.memory.filled(bare)
     small, middle, large = (load.rows for load in loads)
     assert full.kept_for(large) == full.kept == 8 < full.kept_for(middle) < full.kept_for(small) <= 24
-    budget = sum(costs.step_bytes(full))
+    budget = sum(costs.memory.step(full))
     for load in loads[:2]:
         kept = full.kept_for(load.rows)
-        assert sum(costs.step_bytes(msgspec.structs.replace(full, kept=kept), load)) <= budget
+        assert sum(costs.memory.step(msgspec.structs.replace(full, kept=kept), load)) <= budget
         assert (
-            kept == 24 or sum(costs.step_bytes(msgspec.structs.replace(full, kept=kept + 1), load)) > 0.98 * budget
+            kept == 24 or sum(costs.memory.step(msgspec.structs.replace(full, kept=kept + 1), load)) > 0.98 * budget
         ), "and no more would fit"
-    assert costs.step(full, loads).total < costs.step(bare, loads).total
-    assert costs.filled(plan(resident=0)).also_kept == (), "a graph needs its block's weights to stay"
-    assert Costs(work(), H200).filled(bare) == bare, "all clips alike"
+    assert costs.time.step(full).total < costs.time.step(bare).total
+    assert costs.memory.filled(plan(resident=0)).also_kept == (), "a graph needs its block's weights to stay"
+    assert Costs(work(), H200).memory.filled(bare) == bare, "all clips alike"
 
 
 def test_a_deterministic_backward_has_its_own_rate_and_torchs_kernel_its_own_sums():
@@ -350,13 +344,13 @@ def test_a_deterministic_backward_has_its_own_rate_and_torchs_kernel_its_own_sum
         Costs(work(deterministic=True), msgspec.structs.replace(H200, partial_sums=True)),
     )
     load = work().largest
-    assert fixed.attention_seconds(load)[1] == pytest.approx(loose.attention_seconds(load)[1] * 428 / 150)
-    assert fixed.attention_seconds(load)[0] == loose.attention_seconds(load)[0]
+    assert fixed.time.attention(load)[1] == pytest.approx(loose.time.attention(load)[1] * 428 / 150)
+    assert fixed.time.attention(load)[0] == loose.time.attention(load)[0]
     row = 11264 * 5120 * 2
     for kept in (0, 8, 40):  # the kernel is the same in a block whose graph is kept
         some = msgspec.structs.replace(plan, resident=kept, kept=kept)
-        assert fixed.step_bytes(some)[0] - loose.step_bytes(some)[0] == pytest.approx(6 * row)
-        assert other.step_bytes(some) == loose.step_bytes(some)
+        assert fixed.memory.step(some)[0] - loose.memory.step(some)[0] == pytest.approx(6 * row)
+        assert other.memory.step(some) == loose.memory.step(some)
 
 
 def test_an_accelerator_takes_host_memory_always_and_the_device_s_in_previews_alone():
@@ -375,5 +369,5 @@ def test_an_accelerator_takes_host_memory_always_and_the_device_s_in_previews_al
         k: v for k, v in without.phases.items() if k != "preview"
     }
     costs = Costs(work(previews=msgspec.structs.replace(previews, accelerated=own)), H200)
-    passes = [costs.preview_forward_bytes(plan(), p, batch=1)[0] for p in (previews, costs.work.previews)]
+    passes = [costs.memory.preview_forward(plan(), p, batch=1)[0] for p in (previews, costs.work.previews)]
     assert passes[1] - passes[0] == own.stem + 2 * own.block

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 
 from presets.disk import existing_parent
+from presets.facts import gather as gathering
 from presets.facts.facts import RunFolder
+from presets.facts.gather import gather, read_run_folder
 from presets.findings import Finding
+from presets.job.resume_check import check_run_folder
 from presets.job.toml_file import load_job, parse_job, save_job, with_value
-from presets.rules import check as checking
-from presets.rules.check import check_job, gather, has_errors, read_run_folder, render, summary
+from presets.rules.check import check_job, has_errors, render, summary
 from tests.helpers import ROOT
 from tests.helpers.facts import GIB, facts, gpu, job, machine, real_model
 from tests.helpers.videos import Picture, write_clip
@@ -113,7 +115,7 @@ def test_scene_cuts_are_found_once_per_clip(tmp_path, monkeypatch):
     def decode_again(path: Path) -> list[int]:
         raise AssertionError("decoded twice")
 
-    monkeypatch.setattr(checking, "find_cuts", decode_again)
+    monkeypatch.setattr(gathering, "find_cuts", decode_again)
     again = gather(made, tmp_path, out=tmp_path, machine=machine(gpu()))
     assert list(again.cuts.values()) == [[24]]
     assert gather(made, tmp_path, out=tmp_path, machine=machine(gpu()), scenes=False).cuts == {}
@@ -179,7 +181,7 @@ def test_the_same_job_may_go_on_with_other_values(folder, tmp_path, change):
         change,
         {"training.lr": 5e-5, "training.steps": 9, "save.keep": 9, "sample.every": 9, "job.gpus": [1]}[change],
     )
-    assert read_run_folder(changed, folder, tmp_path).differences == []
+    assert read_run_folder(changed, folder, tmp_path).resume.verdict == "fits"
 
 
 @pytest.mark.parametrize(
@@ -199,16 +201,17 @@ def test_another_job_in_the_run_folder_is_an_error_that_offers_a_free_name(folde
     save_job(with_value(made, change, value), tmp_path / "orbit" / "job.toml")
     (tmp_path / "orbit_2").mkdir()
     run = read_run_folder(made, folder, tmp_path)
-    assert len(run.differences) == 1 and run.differences[0].startswith(change) and run.free_name == "orbit_3"
+    assert [c.field for c in run.resume.grounds] == [change] and run.free_name == "orbit_3"
     (finding,) = [f for f in check_job(made, facts(run=run)) if f.code == "run-folder-other-job"]
+    assert f"{change} = " in finding.message and " there, " in finding.message and finding.message.endswith(" here)")
     renamed = with_value(made, *next(iter(finding.set.items())))
-    assert read_run_folder(renamed, folder, tmp_path).differences == []
+    assert read_run_folder(renamed, folder, tmp_path).resume.verdict == "fits"
 
 
 def test_a_relative_and_an_absolute_path_to_the_same_clips_are_the_same(folder, tmp_path):
     made = load_job(folder / "job.toml")
     hold(folder, tmp_path, JOB.replace('"clips"', f'"{folder}/clips"'))
-    assert read_run_folder(made, folder, tmp_path).differences == []
+    assert read_run_folder(made, folder, tmp_path).resume.verdict == "fits"
 
 
 def test_what_a_run_holds_already_is_counted(folder, tmp_path):
@@ -220,8 +223,19 @@ def test_what_a_run_holds_already_is_counted(folder, tmp_path):
 
 def test_a_damaged_job_in_the_run_folder_is_another_job(folder, tmp_path):
     hold(folder, tmp_path, "[job")
-    run = read_run_folder(load_job(folder / "job.toml"), folder, tmp_path)
-    assert len(run.differences) == 1 and "cannot be read" in run.differences[0]
+    made = load_job(folder / "job.toml")
+    (finding,) = [f for f in check_job(made, gather(made, folder, out=tmp_path)) if f.code == "run-folder-other-job"]
+    assert "already holds another job (its job.toml cannot be read: not valid TOML" in finding.message
+
+
+def test_a_run_is_resumed_with_the_changes_that_were_accepted(folder, tmp_path):
+    hold(folder, tmp_path, JOB.replace("41", "33"))
+    made = load_job(folder / "job.toml")
+    asked = check_run_folder(tmp_path / "orbit", made, folder)
+    assert asked.verdict == "ask"
+    known = gather(made, folder, out=tmp_path, scenes=False, accepted=asked)
+    assert known.run is not None and known.run.resume == asked
+    assert "run-folder-other-job" not in codes(check_job(made, known))
 
 
 @pytest.mark.parametrize(
@@ -237,7 +251,7 @@ def test_a_damaged_job_in_the_run_folder_is_another_job(folder, tmp_path):
 def test_free_names(tmp_path, name, taken, free):
     for other in taken:
         (tmp_path / other).mkdir()
-    assert checking._free_name(name, tmp_path) == free
+    assert gathering._free_name(name, tmp_path) == free
     parse_job(JOB.replace("orbit", free))
 
 

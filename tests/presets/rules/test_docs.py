@@ -44,9 +44,11 @@ def test_what_reading_can_find_is_on_the_page():
     codes = set()
     for module in (
         "clips/clip_facts",
-        "clips/media",
+        "clips/file_head",
+        "clips/video_index",
         "base/model_facts",
         "base/composition",
+        "base/sources",
         "base/part_facts",
         "base/fetch_plan",
     ):

@@ -8,18 +8,20 @@ import msgspec
 import pytest
 from PIL import Image
 
-from presets.base.composition import problem
+from presets.base.sources import problem
 from presets.facts.facts import Facts, RunFolder, clip_speeds
 from presets.findings import Finding
+from presets.job.resume_check import check_resume
 from presets.job.schema import Job
 from presets.job.toml_file import with_value
 from presets.machine.torch_build import Build
 from presets.rules import RULES
 from presets.rules.check import check_job
-from presets.rules.frames import too_short
-from presets.rules.previews import image_problem
+from presets.rules.frame_rules import too_short
+from presets.rules.preview_rules import image_problem
 from tests.helpers.facts import clip, clips, facts, fetching, gpu, image, job, machine, process, real_model, tiny_model
 
+OTHER = check_resume(job(target={"rank": 8}), job(), trained=True)  # what lies in a run folder is another job
 PROMPT = {"prompt": "orbit", "ctrl_img": ""}
 short = [*clips(11), clip("short.mp4", frames=30)]
 
@@ -737,7 +739,7 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
             run=RunFolder(
                 path="/data/runs/orbit",
                 name="orbit",
-                differences=["target.rank = 8 there, 16 here"],
+                resume=OTHER,
                 free_name="orbit_2",
             )
         ),
@@ -966,8 +968,9 @@ ALMOST: list[tuple[str, Job, Facts]] = [
     (
         "run-folder-other-job",
         job(job={"name": "new"}),
-        facts(run=RunFolder(path="/r/orbit", name="orbit", differences=["x"], free_name="y")),
+        facts(run=RunFolder(path="/r/orbit", name="orbit", resume=OTHER, free_name="y")),
     ),
+    ("run-folder-other-job", job(), facts(run=RunFolder(path="/r/orbit", name="orbit", resume=OTHER, accepted=True))),
     ("gpu-missing", job(), facts(machine=machine(), model=tiny_model())),
     (
         "torch-misfit",
@@ -1186,7 +1189,7 @@ def test_the_speed_of_clips_is_the_middle_one_s_by_number_of_frames():
     ("made", "known"),
     [
         (job(), facts(run=RunFolder(path="/proc/orbit", name="orbit", problem="no such file or directory"))),
-        (job(), facts(run=RunFolder(path="/r/orbit", name="orbit", differences=["x"], free_name="y"))),
+        (job(), facts(run=RunFolder(path="/r/orbit", name="orbit", resume=OTHER, free_name="y"))),
         (job(), facts(machine=machine(gpu(), disk_gib=0.1))),
     ],
 )

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from presets.runs.events import Event, decode_event, read_events
+from presets.runs.events import DamagedLine, Event, decode_event, read_events
 
 
 def line(seq: int, kind: str = "log", **data: object) -> bytes:
@@ -41,8 +41,19 @@ def test_a_torn_line_that_is_whole_json_still_waits(tmp_path):
     assert list(read_events(path)) == []
 
 
-@pytest.mark.parametrize("bad", [b"{}\n", b"not json\n", b"\n", line(2).replace(b'"log"', b'"sing"'), b"\xff\xfe\n"])
-def test_a_damaged_line_is_told_with_its_offset(tmp_path, bad):
+BAD = {
+    "not an event": b"{}\n",
+    "not JSON": b"not json\n",
+    "empty": b"\n",
+    "an unknown kind": line(2).replace(b'"log"', b'"sing"'),
+    "binary": b"\xff\xfe\n",
+    "not UTF-8": line(2).replace(b"\xc3", b"\xff"),
+    "deep": b"[" * 100_000 + b"\n",
+}
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+def test_a_damaged_line_is_raised_or_reported_with_its_offsets(tmp_path, bad):
     path = tmp_path / "events.jsonl"
     first = line(1)
     path.write_bytes(first + bad + line(3))
@@ -51,6 +62,23 @@ def test_a_damaged_line_is_told_with_its_offset(tmp_path, bad):
         for event, _ in read_events(path):
             got.append(event.seq)
     assert got == [1]
+    reported: list[DamagedLine] = []
+    assert [e.seq for e, _ in read_events(path, report=reported.append)] == [1, 3]
+    assert [(d.begin, d.end) for d in reported] == [(len(first), len(first + bad))]
+
+
+def test_a_caller_may_decode_more_strictly(tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(line(1) + line(2, text="") + line(3))
+
+    def with_text(line: bytes) -> Event:
+        event = decode_event(line)
+        event.data["text"][0]
+        return event
+
+    reported: list[DamagedLine] = []
+    assert [e.seq for e, _ in read_events(path, report=reported.append, decode=with_text)] == [1, 3]
+    assert [d.why for d in reported] == ["IndexError string index out of range"]
 
 
 def test_an_event_of_a_later_version_may_hold_more():

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from presets.caches.weight_cache import PAGE, CachedTensor, CacheHeader, budget, clear_cache, list_cache, make_room
+from presets.caches.cache_files import budget, clear_cache
+from presets.caches.weight_cache import PAGE, SUFFIX, CachedTensor, CacheHeader, list_cache, make_room_for
 from tests.helpers import ROOT
 from tests.helpers.interface.harness import environment, wanlora
 
@@ -96,22 +97,25 @@ def test_latents_and_texts_are_listed_and_cleared_apart(home):
     write(weights, header("aa"))
     picture, text = entry(latents, "bb", "/pictures/a.png 512x512"), entry(texts, "cc", "a red ball")
     (latents / "dd.safetensors").write_bytes(b"nothing")
+    torn = entry(latents, "ee", "/pictures/b.png 512x512")
+    torn.write_bytes(torn.read_bytes()[:-1])
     lines = wanlora("cache", env=env).stdout.splitlines()
     assert (
         [line.split()[0] for line in lines] == ["CACHE", "weights", "latents", "texts"]
-        and "2 images, 1 damaged" in lines[2]
+        and "3 images, 2 damaged" in lines[2]
         and "1 text" in lines[3]
     )
     lines = wanlora("cache", "list", "latents", env=env).stdout.splitlines()
     assert (
-        len(lines) == 3
+        len(lines) == 4
         and sum("/pictures/a.png 512x512" in line for line in lines) == 1
-        and sum("damaged" in line for line in lines) == 1
+        and sum("damaged" in line for line in lines) == 2
     )
     rows = json.loads(wanlora("cache", "list", "--json", env=env).stdout)
     assert {r["path"]: (r["kind"], r.get("about"), r["damaged"]) for r in rows if r["kind"] != "weights"} == {
         str(picture): ("latents", "/pictures/a.png 512x512", False),
         str(latents / "dd.safetensors"): ("latents", "", True),
+        str(torn): ("latents", "", True),
         str(text): ("texts", "a red ball", False),
     }
     assert wanlora("cache", "clear", "latents", env=env).returncode == 0
@@ -147,7 +151,7 @@ def test_a_header_finds_its_way_back(tmp_path):
     path = write(tmp_path, made)
     (entry,) = list_cache(tmp_path)
     assert (
-        entry.header == made
+        entry.about == made
         and entry.size == made.size == made.begin(3)
         and made.begin(0) % PAGE == 0
         and made.stride == 2 * PAGE
@@ -160,19 +164,18 @@ def test_room_is_made_by_age_and_never_at_the_siblings_cost(tmp_path):
     write(tmp_path, header("aa", precision="qint4"), age=300)
     write(tmp_path, header("bb", model="/models/other"), age=200)
     write(tmp_path, header("cc", expert="low_noise"), age=900)
-    assert make_room(tmp_path, header("dd"), cap=3 * size)
+    assert make_room_for(header("dd"), tmp_path, 3 * size)
     assert {e.path.stem for e in list_cache(tmp_path)} == {"bb", "cc"}
     # the low noise expert of the same model stays, and then nothing is deleted
-    assert not make_room(tmp_path, header("dd"), cap=size)
+    assert not make_room_for(header("dd"), tmp_path, size)
     assert {e.path.stem for e in list_cache(tmp_path)} == {"bb", "cc"}
-    assert make_room(tmp_path, header("dd"), cap=2 * size)
+    assert make_room_for(header("dd"), tmp_path, 2 * size)
     assert {e.path.stem for e in list_cache(tmp_path)} == {"cc"}
 
 
 def test_half_of_the_free_disk_at_most(tmp_path):
-    write(tmp_path, header("aa"))
-    assert budget(tmp_path, 1000) == 1000
-    assert 0 < budget(tmp_path, 2**62) < 2**62
+    assert budget(tmp_path, 1000, 10) == 1000
+    assert 0 < budget(tmp_path, 2**62, 10) < 2**62
 
 
 def test_a_live_writer_is_not_swept(tmp_path):
@@ -180,6 +183,6 @@ def test_a_live_writer_is_not_swept(tmp_path):
 
     with (tmp_path / ".aa.1.part").open("wb") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
-        assert clear_cache(tmp_path) == 0 and (tmp_path / ".aa.1.part").exists()
-    clear_cache(tmp_path)
+        assert clear_cache(tmp_path, SUFFIX) == 0 and (tmp_path / ".aa.1.part").exists()
+    clear_cache(tmp_path, SUFFIX)
     assert list(tmp_path.iterdir()) == []

@@ -5,16 +5,16 @@ from pathlib import Path
 import pytest
 
 from presets.clips.clip_facts import scan_dataset
+from presets.facts.gather import gather
 from presets.findings import Finding
 from presets.job.fields import FIELDS
 from presets.job.schema import DatasetPanel, PromptPanel
 from presets.job.toml_file import dump_job, load_job, save_job
 from presets.machine.machine import read_machine
-from presets.rules.check import gather
 from tests.helpers.facts import gpu, machine
 from tests.helpers.interface.wizard_pilot import make_base, make_clips
 from wanlora_tui.draft.draft_store import Draft, DraftStore
-from wanlora_tui.draft.forecast import epochs, forecast, preview_rounds
+from wanlora_tui.draft.forecast import epochs, forecast
 from wanlora_tui.draft.job_draft import PANELS, WizardState
 from wanlora_tui.draft.steps import NAMES, STEPS, position, step_of_field
 
@@ -254,13 +254,9 @@ def test_the_forecast_counts_what_will_be_made(tmp_path: Path) -> None:
     state.set_value("sample.every", 250)
     facts = gather(state.job(), tmp_path, out=tmp_path / "runs", machine=state.machine, scenes=False)
     assert epochs(state.job(), facts.datasets) == 500
-    assert preview_rounds(state.job()) == 0
     assert "no previews" in forecast(state.job(), facts)[1]
     state.add_prompt()
     state.add_prompt()
-    assert preview_rounds(state.job()) == 5  # before step 1, and at 250, 500, 750, 1000
-    state.set_value("sample.every", 300)
-    assert preview_rounds(state.job()) == 5  # 0, 300, 600, 900, and the end
     lines = forecast(state.job(), facts)
     assert "1000 steps, 500 for high noise and 500 for low noise" in lines[0] and "seen 500 times" in lines[0]
     assert "4 checkpoints (newest 4 kept)" in lines[1] and "10 previews" in lines[1] and "free" in lines[1]

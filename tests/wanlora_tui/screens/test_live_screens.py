@@ -101,8 +101,7 @@ async def test_checkpoints_newest_first_with_their_losses(size: tuple[int, int],
         await settle(pilot)
         text = shown(pilot.app.screen)
         assert all(
-            words in text
-            for words in ("Enter goes back to one", "1000", "0.1234", "143.1 MiB", "step_000001000/00.mp4")
+            words in text for words in ("Enter goes back to one", "1000", "0.1234", "143 MiB", "step_000001000/00.mp4")
         ), text
         assert not list(outside(pilot.app.screen))
         await pilot.press("j", "down")

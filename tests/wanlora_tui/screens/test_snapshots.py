@@ -250,7 +250,7 @@ def test_resume_question(snap_compare: Compare, size: Size) -> None:
     now = before
     for field, value in {"training.lr": 5e-5, "target.rank": 32, "training.batch_size": 2}.items():
         now = with_value(now, field, value)
-    question = question_text("rain_v1", check_resume(before, now, learnt=True))
+    question = question_text("rain_v1", check_resume(before, now, trained=True))
 
     async def act(pilot: Pilot[None]) -> None:
         await pilot.app.push_screen(Confirm(question, "Go on", "Leave it"))

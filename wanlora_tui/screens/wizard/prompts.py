@@ -9,9 +9,9 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.message import Message
 from textual.widgets import Button, Static
 
-from presets.clips.captions import resolve_caption
+from presets.clips.captions import fill_trigger
 from presets.clips.clip_facts import IMAGE_SUFFIXES
-from presets.rules.previews import image_problem
+from presets.rules.preview_rules import image_problem
 from wanlora_tui.actions import bindings
 from wanlora_tui.output.formatting import count
 from wanlora_tui.output.typed_paths import absolute
@@ -105,7 +105,7 @@ class PromptsPane(StepPane):
         super().bring_up_to_date()
         prompts, job = self.state.draft.prompts, self.state.job()
         if prompts:
-            example = resolve_caption(prompts[0].prompt, "", job.job.trigger)
+            example = fill_trigger(prompts[0].prompt, job.job.trigger)
             text = f"{count(len(prompts), 'prompt')}, previews every {job.sample.every} steps." + (
                 f" The first reads: {example}" if example != prompts[0].prompt else ""
             )

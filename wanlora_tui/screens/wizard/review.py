@@ -1,6 +1,5 @@
 """Step 6: what was found, with its fixes, what the job will do, and the job file."""
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +19,13 @@ from presets.base.composition import named_base
 from presets.base.fetch_plan import fetching_of
 from presets.errors import JobError
 from presets.facts.facts import Facts
+from presets.facts.gather import gather, read_run_folder
 from presets.findings import Finding
-from presets.job.resume_check import JOB_FILE
 from presets.job.schema import Job
 from presets.job.toml_file import default_out, dump_job
 from presets.look import Look, LookEnded
 from presets.machine.machine import Machine
-from presets.rules.check import SEVERITIES, check_job, gather, read_run_folder
+from presets.rules.check import SEVERITIES, check_job
 from wanlora_tui.actions import bindings
 from wanlora_tui.draft.forecast import forecast
 from wanlora_tui.draft.job_draft import WizardState
@@ -173,7 +172,9 @@ class ReviewPane(StepPane):
             facts = gather(job, base, out=out, machine=machine, scenes=False, look=look)
             self.post_message(Checked(revision, facts, check_job(job, facts), False))
             # what the Hub says need not wait for the cuts
-            facts = msgspec.structs.replace(facts, fetching=fetching_of(named_base(job), base, go_on=look.go_on))
+            facts = msgspec.structs.replace(
+                facts, fetching=fetching_of(named_base(job), base, raise_if_ended=look.raise_if_ended)
+            )
             if facts.fetching is not None:
                 self.post_message(Checked(revision, facts, check_job(job, facts), False))
             facts = gather(job, base, out=out, machine=machine, ask_hub=True, look=look)
@@ -201,19 +202,17 @@ class ReviewPane(StepPane):
         """The rules allow a run of this very job in its folder, because a resume may continue it; the wizard begins
         new runs, and they would be refused."""
         run = facts.run
-        if run is not None and not run.differences and (Path(run.path) / JOB_FILE).exists():
-            name = next(
-                name
-                for n in itertools.count(2)
-                if not Path(run.path).with_name(name := f"{run.name[:60]}_{n}").exists()
-            )
+        if run is not None and run.free_name and run.resume.verdict == "fits":
             yield Finding(
                 code="run-folder-same-job",
                 severity="error",
                 field="job.name",
                 message=f"{home_path(run.path)} holds a run of this job already",
-                fix=(f'Set job.name = "{name}" for a new run; or leave, and resume that one by r in the list of jobs'),
-                set={"job.name": name},
+                fix=(
+                    f'Set job.name = "{run.free_name}" for a new run; or leave, and resume that one by r in the list of'
+                    " jobs"
+                ),
+                set={"job.name": run.free_name},
             )
 
     # Showing

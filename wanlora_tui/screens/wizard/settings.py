@@ -9,8 +9,9 @@ from textual.widgets.option_list import Option
 
 from presets.job.expert_schedule import EXPERTS, PANEL, Expert, steps_of, trained_experts
 from presets.machine.machine import Machine
+from presets.text import human
 from wanlora_tui.draft.job_draft import PANELS, WizardState
-from wanlora_tui.output.formatting import count, expert_text, home_path, size, value_text
+from wanlora_tui.output.formatting import count, expert_text, home_path, value_text
 from wanlora_tui.screens.wizard.pane import Choices, StepPane
 from wanlora_tui.widgets.field_input import CHANGED, RECOMMENDED, FieldInput
 
@@ -23,13 +24,13 @@ def machine_lines(machine: Machine) -> list[str]:
             lines.append(f"✗ GPU {gpu.index}: {gpu.error}")
             continue
         lines.append(
-            f"GPU {gpu.index}  {gpu.name}{' (MIG)' if gpu.mig else ''}: {size(gpu.vram_total)}, {size(gpu.vram_free)}"
+            f"GPU {gpu.index}  {gpu.name}{' (MIG)' if gpu.mig else ''}: {human(gpu.vram_total)}, {human(gpu.vram_free)}"
             f" free, driver {gpu.driver}"
         )
     if not machine.gpus:
         lines.append(f"✗ No GPU{': ' + machine.gpu_problem if machine.gpu_problem else ''}")
-    lines.append(f"RAM    {size(machine.ram_total)}, {size(machine.ram_free)} free · {count(machine.cores, 'core')}")
-    lines.append(f"Disk   {size(machine.disk_free)} free in {home_path(str(machine.disk_path))}")
+    lines.append(f"RAM    {human(machine.ram_total)}, {human(machine.ram_free)} free · {count(machine.cores, 'core')}")
+    lines.append(f"Disk   {human(machine.disk_free)} free in {home_path(str(machine.disk_path))}")
     return lines
 
 

@@ -15,7 +15,7 @@ from tests.helpers.interface.harness import environment, wanlora, write_job
 from tests.helpers.interface.wizard_pilot import focus_field, screen_of, screen_text, until, wizard
 from tests.helpers.videos import write_clip
 from tests.wanlora_tui.screens.wizard.test_wizard import a_draft, resumed, reviewed, work
-from wanlora_tui.commands import doctor
+from wanlora_tui.commands import doctor_machine
 
 pytestmark = pytest.mark.process  # takes seconds
 
@@ -99,7 +99,7 @@ def test_without_a_hub_it_is_said_and_nothing_more(tmp_path: Path) -> None:
 def test_doctor_tells_it(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
-    line = doctor._model()
+    line = doctor_machine.model()
     assert line.level == "warn" and f"6.0 MiB from {EXPERTS_REPO}" in line.text and VAE_REPO in line.text
 
 

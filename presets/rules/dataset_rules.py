@@ -3,11 +3,11 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from presets.clips.captions import replace_word, resolve_caption
+from presets.clips.batches import clip_buckets
+from presets.clips.captions import fill_trigger, replace_word
 from presets.clips.geometry import SIDE_MULTIPLE, bucket_for
 from presets.facts.facts import Facts, names, paired
 from presets.job.schema import Job
-from presets.planner.workload import clip_buckets
 from presets.rules.registry import Found, rule
 
 
@@ -81,7 +81,7 @@ def reg_with_trigger(job: Job, facts: Facts) -> Iterator[Found]:
             c
             for c in found.clips
             if panel.regularization
-            and replace_word(resolve_caption(c.caption, panel.default_caption, trigger), trigger, "")[1]
+            and replace_word(fill_trigger(c.caption_or(panel.default_caption), trigger), trigger, "")[1]
         ]
         own = [c for c in named if c.has_caption]
         if own:
@@ -95,9 +95,7 @@ def reg_with_trigger(job: Job, facts: Facts) -> Iterator[Found]:
             )
         if len(named) > len(own):
             path = f"datasets[{i}].default_caption"
-            plain = replace_word(resolve_caption(panel.default_caption, "", trigger), trigger, job.training.dop_class)[
-                0
-            ]
+            plain = replace_word(fill_trigger(panel.default_caption, trigger), trigger, job.training.dop_class)[0]
             yield Found(
                 path,
                 "the default caption names the trigger word, which ties it to clips that show what it is not",

@@ -1,4 +1,4 @@
-"""Rules about the machine's GPUs. For memory see presets.rules.plan."""
+"""Rules about the machine's GPUs and its torch. Whether a job fits into their memory is `plan_rules`."""
 
 from collections.abc import Iterator
 
@@ -8,16 +8,10 @@ from presets.job.schema import Job
 from presets.job.toml_file import get_value
 from presets.machine.precisions import LEAST, text
 from presets.planner.sizes import GIB
-from presets.planner.workload import shape_of as expert_shape
 from presets.rules.registry import Found, rule
 from presets.text import human
 
 LITTLE_VRAM = 0.8  # of the card: less free than this is somebody else's doing
-
-
-def expert_bytes(facts: Facts) -> int:
-    """One expert in bf16."""
-    return 2 * expert_shape(facts).parameters
 
 
 @rule("gpu-missing", "error")

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 import msgspec
 
 from presets.facts.facts import Facts
+from presets.job.diff import breaking
+from presets.job.resume_check import JOB_FILE
 from presets.job.schema import Job
 from presets.planner.sizes import disk_need
-from presets.rules.machine import expert_shape
+from presets.planner.workload import shape_of
 from presets.rules.registry import Found, rule
 from presets.text import human
 
@@ -20,10 +22,11 @@ ELSEWHERE = (
 def run_folder_other_job(job: Job, facts: Facts) -> Iterator[Found]:
     """The run folder is new, or holds this same job."""
     run = facts.run
-    if run is not None and run.name == job.job.name and run.differences:
-        shown = "; ".join(run.differences[:3]) + (
-            f"; and {len(run.differences) - 3} more" if len(run.differences) > 3 else ""
-        )
+    if run is not None and run.name == job.job.name and not run.accepted and run.resume.verdict != "fits":
+        texts = [f"{c.field} = {c.old} there, {c.new} here" for c in breaking(run.resume.changes)]
+        if run.resume.unreadable:
+            texts = [f"its {JOB_FILE} cannot be read: {run.resume.unreadable}"]
+        shown = "; ".join(texts[:3]) + (f"; and {len(texts) - 3} more" if len(texts) > 3 else "")
         yield Found(
             "job.name",
             f"{run.path} already holds another job ({shown})",
@@ -52,7 +55,7 @@ def held_bytes(job: Job, facts: Facts) -> int:
 def keep_few(job: Job, facts: Facts) -> Iterator[Found]:
     """At least 4 checkpoints are kept, where the disk allows: the best is often not the last."""
     more = msgspec.structs.replace(job, save=msgspec.structs.replace(job.save, keep=4))
-    room = facts.machine is None or disk_need(more, expert_shape(facts)).total <= facts.machine.disk_free + held_bytes(
+    room = facts.machine is None or disk_need(more, shape_of(facts)).total <= facts.machine.disk_free + held_bytes(
         job, facts
     )
     if room and job.save.keep < 4 and job.training.steps // job.save.every > job.save.keep:
@@ -69,7 +72,7 @@ def disk_too_small(job: Job, facts: Facts) -> Iterator[Found]:
     if facts.machine is None:
         return
     held = held_bytes(job, facts)
-    need, free = disk_need(job, expert_shape(facts)), facts.machine.disk_free
+    need, free = disk_need(job, shape_of(facts)), facts.machine.disk_free
     if need.total <= free + held:
         return
     what = (

@@ -1,6 +1,6 @@
 """Rules about memory, by the planner: whether a plan fits at all, and with how much room.
 
-They reckon with all of the card's and the machine's memory, as a queued job will find it; `gpu-busy` tells of others.
+They reckon with all of the card's and the machine's memory, as a queued job will find it; `gpu-busy` reports others.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from presets.text import human
 
 TIGHT = 0.85  # of the card: a smallest plan above this has nowhere to go when memory runs out
 LARGE_BUCKET = 1024
-NAMED = 3  # knobs that one finding names
+NAMED = 3  # remedies that one finding names
 
 
 def _hardware(job: Job, facts: Facts) -> Hardware | None:
@@ -73,23 +73,23 @@ def _planned(
         return e
 
 
-def _fix(e: DoesNotFit, turns: list[Remedy]) -> str:
-    """The knobs in order of worth, each with the need after it."""
-    if not turns:
+def _fix(e: DoesNotFit, found: list[Remedy]) -> str:
+    """The remedies in order of worth, each with the need after it."""
+    if not found:
         return e.fix
     words = [
-        " and ".join(f"{path} = {toml_text(value)}" for path, value in k.set.items())
-        + f" ({human(k.need_vram if e.short == 'vram' else k.need_ram)})"
-        for k in turns[:NAMED]
+        " and ".join(f"{path} = {toml_text(value)}" for path, value in r.set.items())
+        + f" ({human(r.need_vram if e.short == 'vram' else r.need_ram)})"
+        for r in found[:NAMED]
     ]
-    return f"Set {', or '.join(words)}" + ("" if turns[0].fits else "; more than one of these, or other hardware")
+    return f"Set {', or '.join(words)}" + ("" if found[0].fits else "; more than one of these, or other hardware")
 
 
 def _found(job: Job, facts: Facts, e: DoesNotFit, field: str) -> Found:
     hardware = _hardware(job, facts)
     assert hardware is not None
-    turns = remedies(job, facts, hardware, short=e.short)
-    return Found(field, e.what, fix=_fix(e, turns), set=turns[0].set if turns and turns[0].fits else {})
+    found = remedies(job, facts, hardware, short=e.short)
+    return Found(field, e.what, fix=_fix(e, found), set=found[0].set if found and found[0].fits else {})
 
 
 @rule("precision-unsupported", "error")

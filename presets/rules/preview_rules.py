@@ -1,4 +1,4 @@
-"""Rules about previews."""
+"""Rules about previews: their prompts and control images first, then the accelerators that they run with."""
 
 import re
 from collections.abc import Iterator
@@ -13,6 +13,12 @@ from presets.job.preview_settings import low_guidance
 from presets.job.schema import Job
 from presets.rules.registry import Found, rule
 from presets.text import sentences
+
+FEW_STEPS, MANY_STEPS = 4, 8  # of a preview: what accelerators are made for; beyond the latter nothing is gained
+FILES: tuple[tuple[Literal["accelerator", "accelerator_low"], ExpertName], ...] = (
+    ("accelerator", "high_noise"),
+    ("accelerator_low", "low_noise"),
+)
 
 
 def image_problem(path: Path) -> str:
@@ -144,20 +150,19 @@ def sample_fps_16(job: Job, facts: Facts) -> Iterator[Found]:
         word = "slower" if job.sample.fps < 16 else "faster"
         yield Found(
             "sample.fps",
-            f"{job.sample.fps} FPS only plays the previews {word}; what is learnt stays at 16",
+            f"{job.sample.fps} FPS only plays the previews {word}; what is trained stays at 16",
             set={"sample.fps": 16},
         )
 
 
-FEW_STEPS, MANY_STEPS = 4, 8  # what such LoRAs are made for; beyond the latter nothing is gained
-FILES: tuple[tuple[Literal["accelerator", "accelerator_low"], ExpertName], ...] = (
-    ("accelerator", "high_noise"),
-    ("accelerator_low", "low_noise"),
-)
-
-
 def _accelerated(job: Job) -> bool:
     return bool(job.sample.prompts and (job.sample.accelerator or job.sample.accelerator_low))
+
+
+def _named(path: str) -> str:
+    """`high` or `low` when the file's name says one of them, else ""."""
+    found = set(re.findall(r"(?<![a-z])(high|low)(?![a-z])", Path(path).stem.lower()))
+    return found.pop() if len(found) == 1 else ""
 
 
 @rule("accelerator-unreadable", "error")
@@ -228,15 +233,9 @@ def accelerator_expert(job: Job, facts: Facts) -> Iterator[Found]:
         )
 
 
-def _named(path: str) -> str:
-    """`high` or `low` when the file's name says one of them, else ""."""
-    found = set(re.findall(r"(?<![a-z])(high|low)(?![a-z])", Path(path).stem.lower()))
-    return found.pop() if len(found) == 1 else ""
-
-
 @rule("accelerator-guidance", "advice")
 def accelerator_guidance(job: Job, facts: Facts) -> Iterator[Found]:
-    """With an accelerator there is no guidance: it is learnt into such LoRAs, and asking for it again burns the
+    """With an accelerator there is no guidance: it is learned into such LoRAs, and asking for it again burns the
     picture."""
     if _accelerated(job) and max(job.sample.guidance, low_guidance(job.sample)) > 1:
         path = "sample.guidance" if job.sample.guidance > 1 else "sample.guidance_low"
@@ -245,7 +244,7 @@ def accelerator_guidance(job: Job, facts: Facts) -> Iterator[Found]:
         )
         yield Found(
             path,
-            "an accelerator has guidance learnt into it; more of it takes twice the time and burns the picture",
+            "an accelerator has guidance learned into it; more of it takes twice the time and burns the picture",
             set=change,
         )
 

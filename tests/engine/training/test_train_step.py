@@ -14,11 +14,11 @@ from engine.data.loader import Batch, Loader
 from engine.data.sampler import BatchSampler, turn_of
 from engine.encode.latents import condition, encode, pixels
 from engine.executor.block_executor import BlockExecutor
-from engine.training.micro_batch import draws
+from engine.training.context import Learner, Run
 from engine.training.objective import noised
 from engine.training.optimizer import Ema, build_optimizer, clip_gradients
-from engine.training.setup import Learner, Run, all_texts
-from engine.training.train_step import StepResult
+from engine.training.prepare import all_texts
+from engine.training.train_step import StepResult, draws
 from engine.training.trainer import optimizer_step
 from tests.helpers.jobs import of_kind, write_job
 from tests.helpers.training.bench import CPU, Bench
@@ -86,7 +86,7 @@ def test_a_clip_counts_as_much_in_a_short_batch_as_in_a_full_one(bench):
     two batches."""
     large, one = bench.gradients(0, training__batch_size=4)
     run = bench.with_job(training__batch_size=3)
-    assert sorted(len(run.order.batch(i)) for i in (0, 1)) == [1, 3]
+    assert sorted(len(run.loader.sampler.batch(i)) for i in (0, 1)) == [1, 3]
     uneven, many = bench.gradients(0, training__batch_size=3, training__gradient_accumulation=2)
     assert sorted(many.clips) == sorted(one.clips)
     assert apart(uneven, large) < 1e-5
@@ -108,21 +108,21 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights_though_the_loss
     own = Learner(
         learner.parameters,
         build_optimizer(bench.job.training, list(learner.parameters.values())),
-        Ema(0.5, dict(learner.parameters)),
+        Ema(0.5, learner.parameters),
     )
     run = replace(bench.with_job(), learners=bench.run.learners | {EXPERT: own})
     before = {name: p.data.clone() for name, p in own.parameters.items()}
     with monkeypatch.context() as patch:
         patch.setattr(BlockExecutor, "forward_backward", overflown)
-        assert optimizer_step(run, 0, bench.control)
+        assert optimizer_step(run, 0)
     assert all(
         torch.equal(p, before[name]) and torch.equal(own.ema.average[name], before[name])
         for name, p in own.parameters.items()
     )
     assert not own.optimizer.state and all(p.grad is None for p in own.parameters.values())
     [said] = [d["message"] for d in of_kind(bench.folder, "finding") if d["code"] == "non-finite"]
-    assert run.order.batch(0)[0].item.id in said and "timesteps 9" in said
-    assert optimizer_step(run, 1, bench.control) and own.optimizer.state
+    assert run.loader.sampler.batch(0)[0].item.id in said and "timesteps 9" in said
+    assert optimizer_step(run, 1) and own.optimizer.state
     assert not any(torch.equal(p, before[name]) for name, p in own.parameters.items())
     for name, p in own.parameters.items():
         p.data.copy_(before[name])
@@ -287,8 +287,8 @@ def test_the_noise_of_a_visit_is_gaussian_and_its_own(bench):
 def test_what_a_dropped_caption_trains_is_not_also_held_fast(bench, monkeypatch):
     """Blank prompt preservation leaves the samples out whose caption was dropped: both losses would want the empty
     prompt."""
-    run = bench.with_job(training__batch_size=4)
-    mixed = next(i for i in range(50) if 0 < sum(d.dropped for d in run.order.batch(i)) < 4)
+    batch = bench.with_job(training__batch_size=4).loader.sampler.batch
+    mixed = next(i for i in range(50) if 0 < sum(not d.caption for d in batch(i)) < 4)
     predict, predicted = BlockExecutor.predict, []
     monkeypatch.setattr(
         BlockExecutor,
@@ -296,12 +296,12 @@ def test_what_a_dropped_caption_trains_is_not_also_held_fast(bench, monkeypatch)
         lambda self, x, *args, **named: predicted.append(len(x)) or predict(self, x, *args, **named),
     )
     full, passed = bench.gradients(mixed, training__batch_size=4, training__blank_prompt_preservation=True)
-    assert predicted == [sum(not d.dropped for d in run.order.batch(mixed))], "nothing is predicted for the others"
+    assert predicted == [sum(d.caption != "" for d in batch(mixed))], "nothing is predicted for the others"
     parts = [
         bench.gradients(4 * mixed + i, training__batch_size=1, training__blank_prompt_preservation=True)
         for i in range(4)
     ]
-    assert [("blank_prompt" in p.losses) for _, p in parts] == [not d.dropped for d in run.order.batch(mixed)]
+    assert [("blank_prompt" in p.losses) for _, p in parts] == [d.caption != "" for d in batch(mixed)]
     mean = sum(float(p.losses.get("blank_prompt", 0.0)) for _, p in parts) / 4
     assert float(passed.losses["blank_prompt"]) == pytest.approx(mean, rel=1e-5)
     assert apart(full, {name: sum(g[name] for g, _ in parts) / 4 for name in full}) < 1e-5
@@ -344,7 +344,7 @@ def test_each_dataset_has_its_own_settings_in_the_step(bench):
     for i in range(order.batches_per_epoch):
         batch = loader.batch(i)
         [number] = {d.item.dataset for d in batch.draws}
-        assert batch.frames.shape[1] == (1, 5)[number] and set(batch.weights) == {(1.0, 0.25)[number]}
+        assert batch.frames.shape[1] == (1, 5)[number] and batch.weight == (1.0, 0.25)[number]
 
 
 def test_the_texts_of_a_run_hold_what_its_terms_ask_for(bench):

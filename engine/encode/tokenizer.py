@@ -1,45 +1,18 @@
-"""Tokenizer and VAE of a base model, from folders of diffusers or from ComfyUI's files.
+"""The tokenizer of the text encoder: transformers' own files, or the sentencepiece model inside a ComfyUI file.
 
-S text tokens.
+S text tokens. What becomes of the tokens is engine.encode.umt5's.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKLWan
-from diffusers.models.autoencoders.autoencoder_kl_wan import WanUpsample
-from torch import nn
 from transformers import AutoTokenizer
 
-from engine.encode.tensor_cache import key_of
 from engine.weights.model_files import ModelFiles
 from presets.errors import UserError
 
 Tokenize = Callable[[str], tuple[torch.Tensor, torch.Tensor]]  # text -> token ids (1, S), attention mask (1, S)
-
-
-def load_vae(source: ModelFiles, *, device: torch.device, dtype: torch.dtype) -> AutoencoderKLWan:
-    """Frozen, in eval mode. Raises UserError."""
-    part = source.part("vae")
-    with torch.device("meta"):
-        model: Any = AutoencoderKLWan.from_config(part.config)
-    shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    part.require(shapes)
-    model.load_state_dict({name: part.stored[name].read(dtype) for name in shapes}, assign=True)
-    # they copy to fp32 to repeat pixels, which is exact in any type and takes half the memory
-    for module in model.modules():
-        for name, child in list(module.named_children()):
-            if isinstance(child, WanUpsample):
-                setattr(module, name, nn.Upsample(scale_factor=child.scale_factor, mode=child.mode))
-    return model.requires_grad_(False).eval().to(device)
-
-
-def vae_identity(source: ModelFiles) -> str:
-    """Of all that turns pixels into latents: the weights, and the configuration with its mean and deviation of
-    latents."""
-    part = source.part("vae")
-    return key_of("vae", part.identity(), sorted(part.config.items()))
 
 
 def load_tokenizer(source: ModelFiles, *, length: int) -> Tokenize:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+from presets.clips.batches import clip_buckets
 from presets.clips.clip_statistics import SMALLEST_RESOLUTION, reach
 from presets.clips.geometry import SIDE_MULTIPLE
 from presets.facts.facts import Facts, names, paired, videos
@@ -15,8 +16,8 @@ from presets.rules.registry import Found, rule
 @rule("clip-too-small", "error")
 def clip_too_small(job: Job, facts: Facts) -> Iterator[Found]:
     """Both sides of every clip have at least 16 pixels, one patch of the model."""
-    for i, _, found in paired(job, facts):
-        small = [c for c in found.clips if min(c.width, c.height) < SIDE_MULTIPLE]
+    for i, panel, found in paired(job, facts):
+        small = [c for c in found.clips if not clip_buckets(c, panel)]
         if small:
             yield Found(
                 f"datasets[{i}].path",

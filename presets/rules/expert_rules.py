@@ -89,12 +89,12 @@ def expert_share_extreme(job: Job, facts: Facts) -> Iterator[Found]:
                 f"the {expert.replace('_noise', '-noise')} expert's share is {float(own * steps):.2g} of {steps} steps,"
                 f" less than one turn of {every}: it gets {counts[expert]} steps"
             )
-            mended: dict[str, float] = {
+            values: dict[str, float] = {
                 f"multistage.{panel}.share": 1.0 for e, panel in PANEL.items() if panel_of(job, e).share != 1
             }
             if steps < 2 * every:  # equal shares are too short for a turn each, too
-                path, mended = "multistage.switch_every", mended | {"multistage.switch_every": steps // 2}
-            yield Found(path, message, set=mended)
+                path, values = "multistage.switch_every", values | {"multistage.switch_every": steps // 2}
+            yield Found(path, message, set=values)
             return
 
 

@@ -6,15 +6,11 @@ from presets.clips.captions import TRIGGER_MARK, replace_word
 from presets.clips.clip_facts import ClipFacts
 from presets.clips.clip_statistics import usual_caption
 from presets.facts.facts import Facts, names, paired
-from presets.job.schema import DatasetPanel, Job, Kind
+from presets.job.schema import Job, Kind
 from presets.recipes.recipe import load_recipe
 from presets.rules.registry import Found, rule
 
 MAX_TOKENS = 512  # that the text encoder reads (engine.encode.text_embeddings)
-
-
-def caption_of(panel: DatasetPanel, clip: ClipFacts) -> str:
-    return clip.caption if clip.has_caption else panel.default_caption
 
 
 def about_tokens(text: str) -> float:
@@ -64,7 +60,7 @@ def trigger_missing_in_captions(job: Job, facts: Facts) -> Iterator[Found]:
     for i, panel, found in paired(job, facts):
         if panel.regularization:
             continue
-        captioned = [(c, caption_of(panel, c)) for c in found.clips]
+        captioned = [(c, c.caption_or(panel.default_caption)) for c in found.clips]
         without = [
             c
             for c, text in captioned
@@ -91,7 +87,7 @@ def trigger_placeholder_empty(job: Job, facts: Facts) -> Iterator[Found]:
     """[trigger] in captions or prompts has a trigger word to stand for."""
     if job.job.trigger.strip():
         return
-    texts = [caption_of(panel, c) for _, panel, found in paired(job, facts) for c in found.clips]
+    texts = [c.caption_or(panel.default_caption) for _, panel, found in paired(job, facts) for c in found.clips]
     texts += [d.default_caption for d in job.datasets] + [p.prompt for p in job.sample.prompts]
     if any(TRIGGER_MARK in text for text in texts):
         yield Found(
@@ -103,7 +99,7 @@ def trigger_placeholder_empty(job: Job, facts: Facts) -> Iterator[Found]:
 
 @rule("caption-cut", "warning")
 def caption_cut(job: Job, facts: Facts) -> Iterator[Found]:
-    """Captions and prompts fit the 512 tokens that the text encoder reads: what comes behind them is not learnt."""
+    """Captions and prompts fit the 512 tokens that the text encoder reads: what comes behind them is not learned."""
     long: dict[str, str] = {}
     if not job.training.unload_text_encoder:
         for i, _, found in paired(job, facts):
@@ -131,14 +127,14 @@ def unload_te_with_captions(job: Job, facts: Facts) -> Iterator[Found]:
     """Unload text encoder is for trigger-only training: captions are not used under it."""
     if not job.training.unload_text_encoder:
         return
-    texts = {caption_of(p, c).strip() for _, p, f in paired(job, facts) for c in f.clips} | {
+    texts = {c.caption_or(p.default_caption).strip() for _, p, f in paired(job, facts) for c in f.clips} | {
         d.default_caption.strip() for d in job.datasets
     }
     texts -= {"", job.job.trigger.strip(), TRIGGER_MARK}
     if texts:
         yield Found(
             "training.unload_text_encoder",
-            "only the trigger word is encoded, so what your captions say is not learnt",
+            "only the trigger word is encoded, so what your captions say is not learned",
             set={"training.unload_text_encoder": False},
         )
 
@@ -162,7 +158,7 @@ def text_cache_and_trigger(job: Job, facts: Facts) -> Iterator[Found]:
     """Cached text embeddings go with captions that do not use [trigger]."""
     if not job.training.cache_text_embeddings:
         return
-    texts = [caption_of(p, c) for _, p, f in paired(job, facts) for c in f.clips] + [
+    texts = [c.caption_or(p.default_caption) for _, p, f in paired(job, facts) for c in f.clips] + [
         d.default_caption for d in job.datasets
     ]
     if any(TRIGGER_MARK in text for text in texts):

@@ -134,7 +134,7 @@ def one_frame_of_video(job: Job, facts: Facts) -> Iterator[Found]:
         if panel.num_frames == 1 and clips:
             fits = min(41, *(frames_that_fit(panel, c) for c in clips))
             path = f"datasets[{i}].num_frames"
-            message = f"only the first frame of {len(clips)} video clips would be seen, so no motion is learnt"
+            message = f"only the first frame of {len(clips)} video clips would be seen, so no motion is learned"
             if fits >= 5:
                 yield Found(path, message, set={path: fits})
             else:

@@ -144,7 +144,7 @@ def learning_rate_prodigy(job: Job, facts: Facts) -> Iterator[Found]:
         if job.training.optimizer == "prodigy" and lr < 0.1:
             yield Found(
                 path,
-                f"prodigy finds the rate itself and multiplies it by {lr:g}, so next to nothing would be learnt",
+                f"prodigy finds the rate itself and multiplies it by {lr:g}, so next to nothing would be learned",
                 set={path: 1.0},
             )
 

@@ -9,9 +9,9 @@ from presets.disk import same_disk
 from presets.facts.facts import Facts
 from presets.job.schema import Job
 from presets.planner.sizes import disk_need
-from presets.rules.machine import expert_shape
+from presets.planner.workload import shape_of
 from presets.rules.registry import Found, rule
-from presets.rules.run_folder import held_bytes
+from presets.rules.run_folder_rules import held_bytes
 from presets.text import human
 
 
@@ -41,7 +41,7 @@ def cache_too_small(job: Job, facts: Facts) -> Iterator[Found]:
     if fetching is None or not fetching.need:
         return
     shared = facts.machine is not None and same_disk(Path(fetching.cache), facts.out)
-    run = max(0, disk_need(job, expert_shape(facts)).total - held_bytes(job, facts)) if shared else 0
+    run = max(0, disk_need(job, shape_of(facts)).total - held_bytes(job, facts)) if shared else 0
     short = fetching.need + RESERVE + run - fetching.free
     if short > 0:
         what = (

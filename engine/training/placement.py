@@ -1,0 +1,139 @@
+"""How a run's experts lie in memory and are computed: the plan and kernels that a resume keeps, and the next smaller
+plan when memory runs out.
+
+What fits is predicted by engine.memory.planning. A part that does not even load is engine.memory.out_of_memory's.
+"""
+
+from dataclasses import replace
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+import torch
+from diffusers import AutoencoderKLWan
+
+from engine.encode.latents import Encoder, PlainEncoder
+from engine.encode.vae_encoder import ClipEncoder
+from engine.memory.planning import Planning, Running, Shortage, card_memory, shortage, smaller
+from engine.runfolder.resume import ResumePoint
+from engine.system.device import device_name, memory_errors, release
+from engine.system.pinned_memory import HostMemoryRefused
+from engine.system.placement import Placement
+from engine.training.context import Run
+from engine.wan import attention
+from engine.wan.attention import Attention
+from presets import VERSION
+from presets.errors import UserError
+from presets.job.schema import Job
+from presets.planner.candidates import Scarce
+from presets.planner.plan import KNOBS, Plan
+
+WHERE: dict[Scarce, str] = {
+    "vram": "run",
+    "step": "training step",
+    "vae": "VAE",
+    "preview": "preview",
+    "ram": "host's memory",
+}
+# fields by which the user decides on the plan
+PLANNED = ("model.low_vram", "model.layer_offloading", "quantization.transformer")
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that the numbers of a run depend on."""
+    return {
+        "wanlora-tui": VERSION,
+        **{name: version(name) for name in ("torch", "diffusers", "peft", "transformers")},
+        **attention.versions(),
+    }
+
+
+def running_before(begin: ResumePoint, device: torch.device) -> Running | None:
+    """How the checkpoint's run was held and computed; None where it is resumed on another card or with other
+    versions."""
+    meta = begin.meta
+    if meta.get("device") != device_name(device) or meta.get("versions") != versions() or "running" not in meta:
+        return None
+    return msgspec.convert(meta["running"], Running)
+
+
+def plan_before(begin: ResumePoint, running: Running | None) -> Plan | None:
+    """The checkpoint's plan, unless the job has since been changed in what it says of the plan."""
+    return running.plan if running and not any(c.field in PLANNED for c in begin.since) else None
+
+
+def kernels_of(
+    job: Job, planning: Planning, running: Running | None, config: dict[str, Any], placement: Placement, *, tokens: int
+) -> tuple[Attention, str]:
+    """(the attention of a run, why): a resumed run's own, else the fastest that was measured on this card, else the
+    fastest measured now."""
+    fixed = job.training.deterministic
+    if running and running.attention.deterministic == fixed:
+        return running.attention, "as before the resume"
+    if planning.rates:
+        fastest = planning.rates.deterministic_attention if fixed else planning.rates.attention
+        return (
+            Attention(fastest.forward_kernel, fastest.backward_kernel, fixed),
+            f"the fastest when this card was measured ({planning.rates.date})",
+        )
+    return attention.choose(
+        placement.device,
+        tokens=tokens,
+        heads=config["num_attention_heads"],
+        width=config["attention_head_dim"],
+        dtype=placement.dtype,
+        deterministic=fixed,
+    )
+
+
+def make_encoder(vae: AutoencoderKLWan, plan: Plan) -> Encoder:
+    return (
+        ClipEncoder(vae, frames=plan.vae_frames, compiled=plan.compiled)
+        if next(vae.parameters()).is_cuda
+        else PlainEncoder(vae)
+    )
+
+
+def why_short(run: Run) -> Shortage:
+    """Why memory ran out. To be asked in the handler, while what filled it is there."""
+    return shortage(card_memory(run.placement.device), run.planning)
+
+
+def replan(run: Run, scarce: Scarce, why: Shortage) -> None:
+    """Memory ran out (where `scarce` says): take the next smaller plan and log it. Memory in pieces is laid out anew
+    first, once under each plan. To be called outside the handler, whose traceback holds on to tensors. Raises UserError
+    when no smaller plan is left."""
+    release(run.placement.device)
+    planning, short = run.planning, f"out of memory in the {WHERE[scarce]}: {why.text}"
+    if why.cause == "pieces" and not planning.tidied:
+        plan, tidied = planning.plan, True
+        text = f"{short}; everything on the card is laid out anew, and the same is tried again"
+        run.log.emit("log", level="warning", text=text)
+    else:
+        smallest = smaller(run.job, planning, scarce, why.lost)
+        if smallest is None:
+            raise UserError(
+                f"out of memory in the {WHERE[scarce]}, and no smaller plan is left ({why.text})",
+                where=planning.plan.text,
+                fix=KNOBS,
+            )
+        plan, tidied = smallest, False
+        run.log.emit("replanned", why=short, old=planning.plan.text, new=plan.text)
+    run.planning = replace(planning, tidied=tidied)
+    place(run, plan)
+
+
+def place(run: Run, plan: Plan) -> None:
+    """Put a plan into effect from now on, or the first smaller one for which there is room. Raises UserError."""
+    run.planning = replace(run.planning, plan=plan)
+    try:
+        with memory_errors():
+            run.experts.set_plan(plan)
+            run.encoder = make_encoder(run.encoder.vae, plan)
+        return
+    except torch.OutOfMemoryError:
+        scarce: Scarce = "vram"
+        why = why_short(run)
+    except HostMemoryRefused as e:
+        scarce, why = "ram", Shortage("host", e.what)
+    replan(run, scarce, why)

@@ -1,0 +1,121 @@
+"""Where a part of a base model may lie: a folder on this machine, a file, or a repository of the Hub. Which of them
+each part comes from is `composition`, how parts lie inside one `layouts`."""
+
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from msgspec import Struct
+
+from presets.base.layouts import CALLED, Spot, names_in
+from presets.findings import Finding
+from presets.job.hub_id import looks_like_hub_id
+
+
+class Place(Struct, frozen=True, kw_only=True):
+    """Where one part lies, or will lie once it is fetched."""
+
+    part: str
+    field: str  # of the job: the user chooses it there
+    source: str  # the folder, file or Hub id, as it was named
+    repo: str = ""  # of the Hub; "" for the user's own files
+    root: Path | None = None  # the source on this machine; None: the part has to be fetched
+    spot: Spot | None = None  # None: not known before the Hub is asked
+
+    @property
+    def at(self) -> Path | None:
+        """Its folder or file on this machine."""
+        return None if self.root is None or self.spot is None else self.root / self.spot.path
+
+
+class Origin(Struct, frozen=True, kw_only=True):
+    """A source in which parts are looked for."""
+
+    field: str
+    text: str  # as it was named
+    alone: bool  # it was named for one part, which then may lie at its top
+    repo: str = ""
+    root: Path | None = None  # a folder; of a repository its cached snapshot
+    file: str = ""  # in `root`: all that was named
+    names: frozenset[str] | None = None  # files in it; None: not known before the Hub is asked
+    listed: bool = False  # the Hub has just listed it: then its parts are fetched as it has them now
+
+
+class HubView(NamedTuple):
+    """What is known of the Hub without asking it: its cache on this machine (None: its own), and names of files by
+    repository as it has listed them."""
+
+    cache: Path | None
+    listings: Mapping[str, Collection[str]]
+
+    def origin(self, at: str, repo: str, *, alone: bool) -> Origin:
+        if repo in self.listings:
+            names = frozenset(self.listings[repo])
+            return Origin(field=at, text=repo, alone=alone, repo=repo, names=names, listed=True)
+        root = cached_snapshot(repo, self.cache)
+        return Origin(field=at, text=repo, alone=alone, repo=repo, root=root, names=names_in(root) if root else None)
+
+
+def _id_within(text: str) -> str:
+    """The Hub id that is meant by the address of its page, or one with a slash too many; "" where none is."""
+    found = re.fullmatch(
+        r"(?:(?:https?://)?(?:huggingface\.co|hf\.co)/|hf://)?([^/]+/[^/]+)(?:/|/(?:tree|blob|resolve)/.*)?", text
+    )
+    return found[1] if found is not None and looks_like_hub_id(found[1]) else ""
+
+
+def problem(code: str, message: str, fix: str, *, at: str = "model.path") -> Finding:
+    return Finding(code=code, severity="error", field=at, message=message, fix=fix)
+
+
+def open_origin(at: str, text: str, base: Path, hub: HubView, *, alone: bool) -> Origin | Finding:
+    """What a field of the job names: a folder, a file (`alone`), or a Hub id. A path comes before a Hub id of the same
+    name, as in diffusers."""
+    named = base / Path(text).expanduser()
+    path = named.resolve()
+    if path.is_dir():
+        return Origin(field=at, text=text, alone=alone, root=path, names=names_in(path))
+    if path.exists() and alone:
+        named = named.parent.resolve() / named.name  # a link, as in the Hub's cache, keeps its own name
+        if named.suffix != ".safetensors":
+            fix = "Give a folder, a .safetensors file or a Hub id such as owner/name"
+            return problem("model-missing", f"{text} is no safetensors file", fix, at=at)
+        if re.search(r"-\d+-of-\d+$", named.stem):
+            fix = f"Give its folder: {named.parent}"
+            return problem("model-missing", f"{text} is one of several shards", fix, at=at)
+        return Origin(
+            field=at, text=text, alone=True, root=named.parent, file=named.name, names=frozenset({named.name})
+        )
+    called = "the model" if at == "model.path" else CALLED["vae" if at == "model.vae" else "text_encoder"]
+    if path.exists():
+        fix = "Give its folder: one with the folders transformer and transformer_2 in it, or one with ComfyUI's files"
+        return problem("model-missing", f"{called} {text} is a single file", fix, at=at)
+    if not looks_like_hub_id(text):
+        what = (
+            "does not exist"
+            if Path(text).expanduser().is_absolute()
+            else f"does not exist (looked for {path}), and it is no Hub id either"
+        )
+        meant = _id_within(text)
+        usual = f"Give a {'folder, a file' if alone else 'diffusers folder'} or a Hub id such as owner/name"
+        fix = f"Give the Hub id alone: {meant}" if meant else usual
+        return problem("model-missing", f"{called} {text} {what}", fix, at=at)
+    return hub.origin(at, text, alone=alone)
+
+
+def hub_cache() -> Path:
+    """The Hub's own cache on this machine."""
+    from huggingface_hub import constants  # only now: most models are folders
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def cached_snapshot(repo: str, cache: Path | None) -> Path | None:
+    """The folder of a repository's main revision in the cache, complete or not."""
+    folder = (hub_cache() if cache is None else cache) / f"models--{repo.replace('/', '--')}"
+    try:
+        snapshot = folder / "snapshots" / (folder / "refs" / "main").read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return snapshot if snapshot.is_dir() else None

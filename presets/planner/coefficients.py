@@ -1,0 +1,71 @@
+"""The numbers of the cost model that were fitted to measurements, or stand in for one. What is made of them is
+`memory_costs` and `time_costs`; rates of single cards are in `cards.toml` and `measured_rates`."""
+
+from dataclasses import dataclass
+
+from presets.planner.sizes import GIB
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Fitted on an H200, 2026-11-22, unless it says otherwise. Bytes are in row tensors of 2 M D bytes where a comment
+    says "rows": M rows (tokens times batch), D the width."""
+
+    # On the device
+    context: float = 0.6 * GIB  # CUDA itself, kernels and library handles: outside torch's count. An estimate
+    stem: float = 21.3  # bytes per D^2 of the parts around the blocks: 0.52 GiB
+    fixed: float = 0.13 * GIB  # of a pass, whatever its length: norms' tables, LoRA casts, text
+    # rows over the whole length while chunks are worked on: gradients in and out, without the stash window
+    outside: float = 5.9
+    chunk: float = 6.2  # rows over one chunk: backward of the token-wise parts ...
+    chunk_ffn: float = 4.0  # ... and, of width F, its feed-forward
+    # rows during attention's backward when chunked: q, k, v, their gradients, the graph before them, workspace
+    attention: float = 14.6
+    # more of them in a deterministic backward by torch's flash kernel: its partial sums in fp32
+    attention_sums: float = 6.0
+    stash_rows: float = 2.0  # rows that wait for a block's backward: its input and its attention's output
+    stash_window: int = 2  # blocks of these on the device with a host stash: the present one and the one read ahead
+    kept: float = 14.75  # rows of a kept block's graph, besides its weights ...
+    kept_ffn: float = 2.0  # ... and, of width F
+    kept_backward: float = 9.0  # rows while a kept block goes backward
+    forward_attention: float = 9.0  # rows of a pass without a graph around attention. An estimate
+    forward_outside: float = 4.0  # the same around the token-wise parts. An estimate
+    forward_chunk: float = 5.0
+    forward_chunk_ffn: float = 2.5
+    lost: float = 0.2  # of the working set: what the allocator cannot hand out again
+    lost_chunked: float = 0.08
+    lost_stash: float = 0.04  # of a device stash
+    lost_kept: float = 0.002
+    lost_vae: float = 0.1  # An estimate
+    # The VAE: bytes per pixel of a frame
+    encode_pixel: float = 1920.0  # the frames that later runs look back at, per clip in the batch
+    encode_frame: float = 960.0  # for each frame that goes through at a time
+    encode_clip_frame: float = 18.0  # for each frame of the clip: its pixels in fp32 and bf16
+    decode_pixel: float = 9400.0
+    decode_clip_frame: float = 25.0
+    vae_weights: float = 0.24 * GIB
+    # Host memory
+    process: float = 4.0 * GIB  # Python, CUDA and the data workers
+    # share of the text encoder in its linears, which come to the device; the table of words stays in host memory
+    text_linears: float = 0.815
+    ram_margin: float = 1.5 * GIB  # for everything else on the machine
+    # Seconds
+    half_rows: float = 250.0  # rows at which a matrix product runs at half its rate
+    attention_forward: float = 0.90  # of the isolated rate
+    attention_backward: float = 1.0
+    traffic_forward: float = 116.0  # rows read and written by one block's token-wise parts, besides the products
+    traffic_backward: float = 239.0
+    traffic_chunked: float = 55.0  # more of it when chunked, forward ...
+    traffic_chunked_backward: float = 61.0  # ... and backward
+    copy: float = 0.9  # of the copy rate, while the card computes
+    call: float = 0.15e-3  # seconds of Python and launches for one part of one block; hidden behind the GPU's work
+    vae_rate: float = 0.335  # of the bf16 rate: 54 TFLOP of a 41 x 512 x 512 encode in 0.205 s, of 787 TFLOP/s
+    step: float = 0.02  # seconds of a step that belong to nothing else
+    video: float = 2.0  # seconds to write one preview. An estimate
+    save: float = 3.0  # seconds of a checkpoint. An estimate
+    compile: float = 40.0  # seconds for each new shape, 30 to 45
+
+
+FITTED = Coefficients()
+# per pixel and frame, counted at 41 x 512 x 512
+ENCODE_FLOP, DECODE_FLOP = 54e12 / (41 * 512 * 512), 91e12 / (41 * 512 * 512)

@@ -1,0 +1,228 @@
+"""Bytes that a plan takes on the device and in host memory. Seconds are `time_costs`, the numbers fitted to
+measurements `coefficients`.
+
+T tokens, B batch size, M = B T rows, D width. A *row tensor* is one (M, D) tensor in bf16: 2 M D bytes. Prediction errs
+a little high.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+
+from presets.planner.coefficients import FITTED as c
+from presets.planner.plan import Plan, Precision
+from presets.planner.preview_accelerators import BLOCKS_ALIVE
+from presets.planner.sizes import GIB, OPTIMIZER_BYTES, ExpertShape
+from presets.planner.workload import Hardware, Load, PreviewLoad, Workload
+
+ALIGN = 256  # bytes; see engine.weights.packed_blocks
+QINT4_GROUP = 128  # inputs per scale and shift
+STORED = {"none": 2.0, "float8": 1.0, "qfloat8": 1.0, "qint8": 1.0, "qint4": 0.5}  # bytes per weight, without scales
+
+
+def block_bytes(shape: ExpertShape, precision: Precision, ara_rank: int = 0) -> int:
+    """One packed block as it travels and lies on the device: its weights with their scales, biases and norms (the
+    layout of engine.weights.packed_blocks), and the recovery adapter's branches in bf16."""
+    D, F = shape.width, shape.ffn
+    linears = [(D, D)] * 8 + [(F, D), (D, F)]
+    total = 0.0
+    for out, into in linears:
+        total += out * into * STORED[precision] + 2 * out  # weight and bias
+        if precision == "qint4":
+            groups = into / QINT4_GROUP if into % QINT4_GROUP == 0 else 1
+            total += 8 * out * groups
+        elif precision != "none":
+            total += 4 * out
+    # norms in bf16, norm2 and the modulation table in fp32
+    packed = int(total + 8 * D + 4 * (2 + 6) * D + ALIGN * 40)
+    return packed + 2 * shape.lora_parameters(ara_rank) // shape.layers
+
+
+def training_peak(phases: dict[str, int]) -> int:
+    """The highest of the phases that the plan is about."""
+    return max(size for name, size in phases.items() if name != "text")
+
+
+@dataclass(frozen=True)
+class MemoryCosts:
+    """Bytes of plans for one workload on one machine. Where two are returned, the second is what the allocator cannot
+    hand out again."""
+
+    work: Workload
+    hardware: Hardware
+    shape: ExpertShape
+
+    @property
+    def row(self) -> int:
+        """Bytes of one row of a row tensor."""
+        return 2 * self.shape.width
+
+    @property
+    def tail(self) -> Load:
+        """The largest batch."""
+        return max(self.work.loads, key=lambda load: load.rows)
+
+    def held(self, plan: Plan) -> dict[str, int]:
+        """What lies on the device from the first step to the last."""
+        w = self.work
+        block = block_bytes(self.shape, plan.precision, w.ara_rank)
+        per_expert = 4 + OPTIMIZER_BYTES[w.optimizer] + (4 if w.ema else 0)
+        return {
+            "weights": plan.resident * w.needed * block,
+            "ring": plan.slots * block,
+            # gradients exist for one expert at a time
+            "lora": self.shape.lora_parameters(sum(w.ranks)) * per_expert + self.shape.lora_parameters(w.rank) * 4,
+            "stem": int(c.stem * self.shape.width**2) * w.needed,
+            "vae": int(c.vae_weights),
+        }
+
+    def stash(self, load: Load | None = None) -> int:
+        """Bytes of one block that wait for its backward, of the largest batch or of `load`."""
+        heads = self.shape.width // 128
+        return int((load or self.tail).rows * (c.stash_rows * self.row + 4 * heads))
+
+    def filled(self, plan: Plan) -> Plan:
+        """The plan with more graphs kept for the batches smaller than the largest: as many as fit in what that one
+        takes."""
+        shorter = sorted({load.rows: load for load in self.work.loads if load.rows < self.tail.rows}.items())
+        if plan.resident <= plan.kept or not shorter:
+            return plan
+        budget = sum(self.step(plan))
+        found = ((rows, self._most_kept(plan, load, budget)) for rows, load in shorter)
+        return msgspec.structs.replace(plan, also_kept=tuple((rows, kept) for rows, kept in found if kept > plan.kept))
+
+    def _most_kept(self, plan: Plan, load: Load, budget: float) -> int:
+        """Bytes rise evenly with the graphs kept, from the first one on."""
+
+        def need(kept: int) -> float:
+            return sum(self.step(msgspec.structs.replace(plan, kept=kept), load))
+
+        first = max(plan.kept, 1)
+        least, most = need(first), need(plan.resident)
+        if most <= budget:
+            return plan.resident
+        return (
+            first + int((budget - least) / (most - least) * (plan.resident - first)) if least <= budget else plan.kept
+        )
+
+    def step(self, plan: Plan, load: Load | None = None) -> tuple[float, float]:
+        """(working set of a training step at its highest, lost), of the largest batch or of `load` with plan.kept
+        graphs."""
+        load = load or self.tail
+        tensor = load.rows * self.row
+        part = load.batch * plan.longest_run(load.bucket.tokens) * self.row
+        ratio = self.shape.ffn / self.shape.width
+        waiting = self.shape.layers - plan.kept
+        here = plan.staying(waiting)
+        window = min(waiting, c.stash_window) * c.stash_rows * tensor if here < waiting else 0.0
+        staying = float(here * self.stash(load))
+        stash = max(window, staying)  # those that stay are used up before the others come back
+        token_wise = c.outside * tensor + (c.chunk + c.chunk_ffn * ratio) * part
+        sums = c.attention_sums * (self.work.deterministic and self.hardware.partial_sums)
+        recomputed = max(token_wise, (c.attention + sums) * tensor) if waiting else 0.0
+        kept = (c.kept + c.kept_ffn * ratio) * tensor + _weight_bytes(
+            plan.precision
+        ) * self.shape.parameters / self.shape.layers
+        graphs, working = 0.0, recomputed
+        if plan.kept:  # residents are spread evenly, so all but one graph may be alive while a block is recomputed
+            graphs = plan.kept * kept
+            working = max((c.kept_backward + sums) * tensor, recomputed - kept)
+        share = c.lost_chunked if part < tensor else c.lost
+        lost = share * (recomputed or working) + c.lost_kept * graphs + c.lost_stash * staying + share * window
+        return c.fixed + self._weight_copy(plan) + stash + graphs + working, lost
+
+    def _weight_copy(self, plan: Plan) -> int:
+        """The largest weight once more: transposed for the float8 product, or dequantized."""
+        return _weight_bytes(plan.precision) * self.shape.width * self.shape.ffn
+
+    def _forward(self, plan: Plan, load: Load) -> tuple[float, float]:
+        """(working set of a pass without a graph, lost)."""
+        tensor, part = load.rows * self.row, load.batch * plan.longest_run(load.bucket.tokens) * self.row
+        work = max(
+            c.forward_attention * tensor,
+            c.forward_outside * tensor
+            + (c.forward_chunk + c.forward_chunk_ffn * (self.shape.ffn / self.shape.width)) * part,
+        )
+        return c.fixed + self._weight_copy(plan) + work, (c.lost_chunked if part < tensor else c.lost) * work
+
+    def _encode(self, plan: Plan) -> float:
+        """The VAE at work on the largest clip of a batch, `plan.vae_frames` at a time."""
+        load = max(
+            self.work.loads,
+            key=lambda load: load.batch * load.bucket.frames * load.bucket.height * load.bucket.width,
+        )
+        bucket = load.bucket
+        return load.batch * bucket.height * bucket.width * _encode_pixel(bucket.frames, plan.vae_frames)
+
+    def _preview(self, plan: Plan) -> tuple[float, float]:
+        """(the highest of a preview's own phases, lost)."""
+        previews = self.work.previews
+        if previews is None:
+            return 0.0, 0.0
+        bucket = previews.bucket
+        pixels = bucket.height * bucket.width
+        decode = pixels * (c.decode_pixel * min(1.0, (1 + bucket.frames) / 5) + c.decode_clip_frame * bucket.frames)
+        encode = pixels * _encode_pixel(bucket.frames, plan.vae_frames)
+        decode, encode = decode + previews.accelerated.stem, encode + previews.accelerated.stem
+        if plan.stash == "host":  # the trainer parks the experts while it decodes
+            held = self.held(plan)
+            decode -= held["weights"] + held["ring"] + held["stem"]
+        return max(
+            (decode, c.lost_vae * decode),
+            (encode, c.lost_vae * encode),
+            self.preview_forward(plan, previews, batch=1),
+            key=sum,
+        )
+
+    def preview_forward(self, plan: Plan, previews: PreviewLoad, batch: int) -> tuple[float, float]:
+        """(working set of a preview's pass, lost), with what its accelerator brings to the device block by block."""
+        size, lost = self._forward(plan, Load(previews.bucket, batch, 1.0))
+        own = previews.accelerated
+        # copied into one branch with it
+        joined = 2 * self.shape.lora_parameters(self.work.ara_rank) // self.shape.layers if own.block else 0
+        return size + own.stem + BLOCKS_ALIVE * (own.block + joined), lost
+
+    def batched_guidance(self, plan: Plan) -> bool:
+        """Whether a preview's two prompts fit as one batch of two, without raising the plan's highest peak."""
+        previews = self.work.previews
+        if previews is None or not previews.guided:
+            return False
+        size, lost = self.preview_forward(plan, previews, batch=2)
+        return sum(self.held(plan).values()) + size + lost <= self.vram(plan)[1]
+
+    def vram(self, plan: Plan) -> tuple[dict[str, int], int]:
+        """(allocated peak of each phase, reserved peak over all)."""
+        base = sum(self.held(plan).values())
+        encode, text = self._encode(plan), self.text()
+        found = {"step": self.step(plan), "preview": self._preview(plan), "vae": (encode, c.lost_vae * encode)}
+        phases = {name: int(base + size) for name, (size, _) in found.items() if size} | {"text": text}
+        return phases, int(max([base + size + lost for size, lost in found.values()] + [text * 1.05]))
+
+    def text(self) -> int:
+        """The text encoder on the device, alone there: captions are encoded before anything else is loaded."""
+        w = self.work
+        return int(w.text_parameters * c.text_linears * (2 if w.text_precision == "none" else 1) + 0.35 * GIB)
+
+    def ram(self, plan: Plan) -> dict[str, int]:
+        """Host memory, by what holds it. What the text encoder needs of it, before the experts come, is less than
+        these."""
+        w = self.work
+        waiting = self.shape.layers - plan.kept
+        return {
+            "masters": block_bytes(self.shape, plan.precision, w.ara_rank) * self.shape.layers * w.needed,
+            "stash": (waiting - plan.staying(waiting)) * self.stash(),
+            "accelerator": w.previews.accelerated.host if w.previews else 0,
+            "process": int(c.process),
+        }
+
+
+def _weight_bytes(precision: Precision) -> int:
+    """Of a weight as the backward uses it; a kept graph holds all of its block's. Measured for float8 alone."""
+    return {"float8": 1, "none": 0}.get(precision, 2)
+
+
+def _encode_pixel(frames: int, at_once: int) -> float:
+    """Bytes per pixel of a frame while a clip is encoded; the first run has one frame more."""
+    through = min(frames, 1 + at_once)
+    caches = c.encode_pixel if frames > 1 else 2 * c.encode_frame
+    return caches + c.encode_frame * through + c.encode_clip_frame * frames

@@ -1,0 +1,186 @@
+"""Seconds that a plan takes, by part of a step. Bytes are `memory_costs`, the numbers fitted to measurements
+`coefficients`.
+
+T tokens, B batch size, M = B T rows, D width, F inner width of the feed-forward, L blocks. The linears of an expert
+hold P = L (8 D^2 + 2 D F) parameters. They take 2 M (P - 2 L D^2) + 2 B S (2 L D^2) operations a pass: keys and values
+of the cross-attention see the S text tokens alone. A recomputed step makes three passes (forward, recomputation, input
+gradient), a kept block two. Attention takes 4 B T^2 D L forward and twice that backward; it is never computed twice.
+"""
+
+from dataclasses import dataclass
+
+from msgspec import Struct
+
+from presets.clips.geometry import Bucket
+from presets.planner.coefficients import DECODE_FLOP, ENCODE_FLOP
+from presets.planner.coefficients import FITTED as c
+from presets.planner.memory_costs import STORED, block_bytes
+from presets.planner.plan import Plan
+from presets.planner.sizes import OPTIMIZER_BYTES, ExpertShape
+from presets.planner.workload import Hardware, Load, Workload
+
+TEXT_TOKENS = 512
+FLOAT8 = "float8"  # the precision that also multiplies in 8 bits
+
+
+class Seconds(Struct, frozen=True, kw_only=True):
+    """Where the time of one optimizer step goes. The parts add up to `total`."""
+
+    transformer: float  # computing
+    copies: float  # waiting for copies that the computing does not hide
+    vae: float
+    other: float  # optimizer, data, launches that nothing hides
+    # how long the busiest direction of the copy engines works, hidden or not: no part of the total
+    copying: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.transformer + self.copies + self.vae + self.other
+
+    @property
+    def copies_hidden(self) -> bool:
+        """Whether computing hides the copies, but for a hundredth of the step."""
+        return self.copies <= 0.01 * self.total
+
+
+@dataclass(frozen=True)
+class TimeCosts:
+    """Seconds of plans for one workload on one machine."""
+
+    work: Workload
+    hardware: Hardware
+    shape: ExpertShape
+
+    def _linears(self, plan: Plan, load: Load) -> float:
+        """One pass of all frozen linears and the LoRA."""
+        h = self.hardware
+        rate = (h.fp8_tflops or h.bf16_tflops) if plan.precision == FLOAT8 else h.bf16_tflops
+        of_text = 2 * self.shape.layers * self.shape.width**2
+        products = 2 * load.rows * (self.shape.parameters - of_text) + 2 * load.batch * TEXT_TOKENS * of_text
+        branches = (
+            2
+            * load.rows
+            * (self.shape.lora_parameters(self.work.rank) + self.shape.lora_parameters(self.work.ara_rank))
+        )
+        at_once = load.batch * plan.longest_run(load.bucket.tokens)
+        return products / (rate * 1e12) * (1 + c.half_rows / at_once) + branches / (h.bf16_tflops * 1e12)
+
+    def _weights_again(self, plan: Plan, load: Load) -> tuple[float, float]:
+        """Seconds of a (forward, backward) pass that go into dequantizing or transposing weights, once per chunk."""
+        moved = self.shape.parameters * plan.chunks(load.bucket.tokens) / (self.hardware.memory_gbps * 1e9)
+        if plan.precision == FLOAT8:
+            return 0.0, 2 * moved
+        each = 0.0 if plan.precision == "none" else STORED[plan.precision] + 2
+        return each * moved, each * moved
+
+    def _traffic(self, factor: float, rows: int) -> float:
+        return factor * rows * (2 * self.shape.width) * self.shape.layers / (self.hardware.memory_gbps * 1e9)
+
+    def attention(self, load: Load) -> tuple[float, float]:
+        """(forward, backward) of the self-attention of all blocks, by the kernels that the job runs with."""
+        h = self.hardware
+        rates = (
+            (h.deterministic_forward_tflops, h.deterministic_backward_tflops)
+            if self.work.deterministic
+            else (h.attention_forward_tflops, h.attention_backward_tflops)
+        )
+        products = 4 * load.batch * load.bucket.tokens**2 * self.shape.width * self.shape.layers / 1e12
+        return products / (rates[0] * c.attention_forward), 2 * products / (rates[1] * c.attention_backward)
+
+    def forward(self, plan: Plan, load: Load) -> tuple[float, float]:
+        """(computing, copying to the device) of one pass without a graph."""
+        chunks = plan.chunks(load.bucket.tokens)
+        attention, _ = self.attention(load)
+        token_wise = (
+            self._linears(plan, load)
+            + self._traffic(c.traffic_forward + (c.traffic_chunked if chunks > 1 else 0), load.rows)
+            + self._weights_again(plan, load)[0]
+        )
+        calls = (chunks + 3) * self.shape.layers * c.call
+        return max(attention + token_wise, calls), self._copy(plan, self.shape.layers - plan.resident)
+
+    def backward(self, plan: Plan, load: Load) -> tuple[float, float]:
+        """(computing, copying to the device) of the backward half of a step, recomputation included."""
+        layers, rows, chunks = self.shape.layers, load.rows, plan.chunks(load.bucket.tokens)
+        redone = (layers - plan.kept_for(rows)) / layers
+        forward_again, backward_again = self._weights_again(plan, load)
+        linear = self._linears(plan, load)
+        again = linear + self._traffic(c.traffic_forward, rows) + forward_again
+        _, attention = self.attention(load)
+        gradient = linear + self._traffic(c.traffic_backward, rows) + backward_again
+        if chunks > 1:
+            again += self._traffic(c.traffic_chunked_backward, rows)
+        calls = (2 * chunks + 5) * layers * c.call
+        copying = self._copy(plan, max(0, layers - plan.resident - plan.slots)) + self._stash_copy(plan, load)
+        return max(attention + gradient + redone * again, calls), copying
+
+    def _copy(self, plan: Plan, blocks: int) -> float:
+        """Weights of so many blocks, one way."""
+        size = block_bytes(self.shape, plan.precision, self.work.ara_rank)
+        return blocks * size / (self.hardware.copy_gbps * c.copy * 1e9)
+
+    def _stash_copy(self, plan: Plan, load: Load) -> float:
+        waiting = self.shape.layers - plan.kept_for(load.rows)
+        leaving = waiting - plan.staying(waiting)
+        return leaving * c.stash_rows * load.rows * (2 * self.shape.width) / (self.hardware.copy_gbps * c.copy * 1e9)
+
+    def _vae(self, flop: float, batch: int, bucket: Bucket) -> float:
+        """Seconds of so many operations per pixel and frame."""
+        frames, height, width = bucket.frames, bucket.height, bucket.width
+        return flop * batch * frames * height * width / (self.hardware.bf16_tflops * c.vae_rate * 1e12)
+
+    def _micro_batch(self, plan: Plan, load: Load) -> Seconds:
+        """Every term forward and backward, the extra forwards, the VAE."""
+        w = self.work
+        forward, fetched = self.forward(plan, load)
+        backward, fetched_back = self.backward(plan, load)
+        first = max(fetched, self._stash_copy(plan, load))  # weights in and stash out go in opposite directions
+        waits = w.terms * (max(0.0, first - forward) + max(0.0, fetched_back - backward)) + w.extra_forwards * max(
+            0.0, fetched - forward
+        )
+        return Seconds(
+            transformer=w.terms * (forward + backward) + w.extra_forwards * forward,
+            copies=waits,
+            vae=self._vae(2 * ENCODE_FLOP, load.batch, load.bucket),
+            other=0.0,
+            copying=w.terms * (first + fetched_back) + w.extra_forwards * fetched,
+        )
+
+    def step(self, plan: Plan, loads: tuple[Load, ...] | None = None) -> Seconds:
+        """One optimizer step over the mix of `loads` (whose shares add up to 1): the work's own by default."""
+        loads = loads or self.work.loads
+        parts = [(load.share * self.work.accumulation, self._micro_batch(plan, load)) for load in loads]
+        update = (
+            self.shape.lora_parameters(self.work.rank)
+            * (3 * (4 + OPTIMIZER_BYTES[self.work.optimizer]) + 16)
+            / (self.hardware.memory_gbps * 1e9)
+        )
+        return Seconds(
+            transformer=sum(n * s.transformer for n, s in parts),
+            copies=sum(n * s.copies for n, s in parts),
+            vae=sum(n * s.vae for n, s in parts),
+            other=c.step + update,
+            copying=sum(n * s.copying for n, s in parts),
+        )
+
+    def preview(self, plan: Plan) -> float:
+        """One preview: its passes, the VAE both ways, the file. 0 without previews."""
+        previews = self.work.previews
+        if previews is None:
+            return 0.0
+        forward, fetched = self.forward(plan, Load(previews.bucket, 1, 1.0))
+        vae = self._vae(ENCODE_FLOP + DECODE_FLOP, 1, previews.bucket)
+        return previews.steps * (1 + previews.guided) * max(forward, fetched) + vae + c.video
+
+    def run(self, plan: Plan) -> float:
+        """The whole run: steps, previews, checkpoints, compilation."""
+        w, previews = self.work, self.work.previews
+        shapes = {(load.bucket, load.batch) for load in w.loads} | ({(previews.bucket, 1)} if previews else set())
+        compilations = len({batch > 1 for _, batch in shapes}) if plan.any_size else len(shapes)
+        shown = previews.prompts * previews.sets * self.preview(plan) if previews else 0.0
+        return (
+            w.steps * self.step(plan).total
+            + shown
+            + w.saves * c.save
+            + (compilations * c.compile if plan.compiled else 0.0)
+        )
