@@ -36,6 +36,7 @@ from wanlora_tui.terminal.streams import has_shell
 from wanlora_tui.themes import ReadableThemes, readable
 from wanlora_tui.threads import ReadingThreads
 from wanlora_tui.widgets.key_order import KeysInOrder
+from wanlora_tui.widgets.redraw_throttle import Changed
 
 TWICE_SECONDS = 3.0  # within which a second Ctrl-C leaves
 SAVE_SECONDS = 5.0  # between two writes of what was seen: a killed TUI forgets no more than that
@@ -80,14 +81,10 @@ class WanloraApp(ReadableThemes, KeysInOrder):
         self.last_seen = LastSeenFile(state_dir)
         self.farewell: list[str] = []  # lines for the terminal, once the screens are closed
         self._state_dir, self._image, self._job, self._close_when_done = state_dir, image, job, close_when_done
-        self._client = Client(daemon_dir, here=not host)
+        self.client = Client(daemon_dir, here=not host)
         self._job_list = JobList()
         self._interrupted_at = 0.0
         self._close_at: float | None = None
-
-    @property
-    def client(self) -> Client:
-        return self._client
 
     def on_mount(self) -> None:
         # ours read, or start the daemon, which needs nobody to continue
@@ -95,7 +92,7 @@ class WanloraApp(ReadableThemes, KeysInOrder):
         if (theme := readable(self.last_seen.kept.theme)) in self.available_themes:
             self.theme = theme
         self.theme_changed_signal.subscribe(self, lambda theme: self._remember_theme(theme.name))
-        self.push_screen(JobsScreen(self._client, self._job_list))
+        self.push_screen(JobsScreen(self.client, self._job_list))
         if self._job is not None:
             self.open_dashboard(self._job)
         self.set_interval(SAVE_SECONDS, self._save_last_seen)
@@ -139,12 +136,12 @@ class WanloraApp(ReadableThemes, KeysInOrder):
         """Start the daemon if none runs, then follow it for as long as the app lives."""
         async with AsyncExitStack() as stack:
             # closed with the app; it is not entered, because the daemon may yet have to start
-            stack.push_async_exit(self._client)
+            stack.push_async_exit(self.client)
             while True:
                 try:
                     if not self.host and await asyncio.to_thread(ensure_running, self.daemon_dir):
                         self.notify("Started the daemon. It keeps running when you leave.")
-                    await self._job_list.follow(self._client, self._job_list_changed)
+                    await self._job_list.follow(self.client, self._job_list_changed)
                 except DaemonError as e:
                     self._job_list.problem = str(e)
                     self._job_list_changed()
@@ -169,13 +166,13 @@ class WanloraApp(ReadableThemes, KeysInOrder):
     def _job_list_changed(self) -> None:
         for screen in self.screen_stack:
             if isinstance(screen, JobsScreen):
-                screen.post_message(JobsScreen.Changed())
+                screen.post_message(Changed())
 
     # --- screens -----------------------------------------------------------------------------------------------
 
     def open_dashboard(self, record: JobRecord) -> None:
         self.push_screen(
-            DashboardScreen(RunFeed(self._client, record, self.last_seen), self._client, self._image, host=self.host)
+            DashboardScreen(RunFeed(self.client, record, self.last_seen), self.client, self._image, host=self.host)
         )
 
     def close_dashboard(self) -> None:
@@ -196,7 +193,7 @@ class WanloraApp(ReadableThemes, KeysInOrder):
         # A daemon in a directory of its own keeps everything there, the half-filled wizard too.
         draft = self._state_dir / "draft.json" if self.daemon_dir is not None else None
         record = await self.push_screen_wait(
-            WizardScreen(draft, Submitter(self._client, self.daemon_dir, self._job_list))
+            WizardScreen(draft, Submitter(self.client, self.daemon_dir, self._job_list))
         )
         if isinstance(record, JobRecord):
             self.open_dashboard(record)

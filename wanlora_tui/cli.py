@@ -341,7 +341,7 @@ def main(argv: list[str] | None = None) -> int:
     make_safe()
     args = parser().parse_args(argv)
     # before or behind the command's name; the option itself has no default, so neither place hides the other
-    args.dir = getattr(args, "dir", None)
+    args.dir = args.dir.absolute() if "dir" in args else None
     if args.version:
         from presets import VERSION
 

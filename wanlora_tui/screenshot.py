@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import sys
 from pathlib import Path
+from typing import cast
 
 from textual.widget import Widget
 
@@ -41,20 +42,13 @@ def record_of(events: list[Event], run_dir: Path, *, job_id: int = 1) -> JobReco
     view = RunView()
     for event in events:
         apply_event(view, event)
-    states: dict[str, JobState] = {
-        "starting": "starting",
-        "running": "running",
-        "stopped": "stopped",
-        "failed": "failed",
-        "done": "done",
-    }
     return JobRecord(
         id=job_id,
         name=view.name,
         job_path=str(run_dir / "job.toml"),
         out=str(run_dir.parent),
         gpus=[0],
-        state=states[view.state],
+        state=cast(JobState, view.state),  # each state of a run is one of a job
         attempt=view.attempt,
         step=view.step,
         steps=view.steps,

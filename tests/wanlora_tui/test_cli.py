@@ -349,7 +349,7 @@ def test_ctrl_c_leaves_the_watch_and_the_job_goes_on(folder: Path, tmp_path: Pat
     until(lambda: " step " in watching.stdout.readline(), "a step")
     watching.send_signal(signal.SIGINT)
     talk = watching.communicate(timeout=PATIENCE)[1]
-    assert watching.returncode == 130 and "goes on" in talk and "Traceback" not in talk
+    assert watching.returncode == 130 and "keeps running" in talk and "Traceback" not in talk
     record = next(j for j in json.loads(wanlora("jobs", "--json", "--dir", folder).stdout) if j["name"] == "left_v1")
     assert record["state"] == "running"
     wanlora("cancel", "left_v1", "--dir", folder)

@@ -1,11 +1,8 @@
 """cache list, clear, path: what makes a second start fast. Packed weights, latents of images, text embeddings."""
 
-import sys
 import time
 from argparse import Namespace
 from typing import Any
-
-import msgspec
 
 from presets.caches.cache_files import (
     CALLED,
@@ -24,7 +21,7 @@ from presets.caches.tensor_cache import list_tensors
 from presets.caches.weight_cache import list_cache
 from presets.errors import UserError
 from presets.text import human
-from wanlora_tui.commands.common import print_table, say
+from wanlora_tui.commands.common import print_json, print_table, say
 from wanlora_tui.output.formatting import count, duration, expert_text, home_path
 
 ONE = {"latents": "image", "texts": "text"}
@@ -36,7 +33,7 @@ def show(args: Namespace) -> int:
     of it as JSON."""
     kinds: tuple[CacheKind, ...] = (args.kind,) if args.kind else KINDS
     if args.json:
-        sys.stdout.buffer.write(msgspec.json.encode([row for kind in kinds for row in _objects(kind)]) + b"\n")
+        print_json([row for kind in kinds for row in _objects(kind)])
         return 0
     table: list[Row] = []
     talk = []

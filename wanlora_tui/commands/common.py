@@ -4,10 +4,11 @@ How numbers, times and paths read is in wanlora_tui.output; the terminal itself 
 
 import asyncio
 import sys
-from argparse import Namespace
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import Any, TextIO, TypeVar
+
+import msgspec
 
 from daemon.wire.client import Client
 from daemon.wire.find import find
@@ -39,6 +40,11 @@ def print_table(rows: Sequence[tuple[str, ...]]) -> None:
         print("  ".join(c + " " * (w - cell_len(c)) for c, w in zip(row, widths, strict=True)).rstrip())
 
 
+def print_json(value: Any, *, indented: bool = False) -> None:
+    data = msgspec.json.encode(value)
+    sys.stdout.buffer.write((msgspec.json.format(data) if indented else data) + b"\n")
+
+
 def ask(folder: Path | None, request: Callable[[Client], Awaitable[T]]) -> T:
     """The answer of the daemon of `folder` to one request. Raises DaemonError."""
 
@@ -47,11 +53,6 @@ def ask(folder: Path | None, request: Callable[[Client], Awaitable[T]]) -> T:
             return await request(client)
 
     return asyncio.run(go())
-
-
-def daemon_dir(args: Namespace) -> Path | None:
-    """The directory of the daemon that this command talks to; None for the user's own."""
-    return args.dir.absolute() if args.dir is not None else None
 
 
 def runtime_folder(folder: Path | None) -> str:

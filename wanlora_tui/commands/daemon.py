@@ -8,12 +8,12 @@ from daemon.wire.blocking import DaemonStatus, daemon_status
 from daemon.wire.protocol import LIVE_STATES, PROTOCOL_VERSION
 from daemon.wire.stop import stop_daemon
 from presets import VERSION
-from wanlora_tui.commands.common import daemon_dir, runtime_folder, say, start_daemon
+from wanlora_tui.commands.common import runtime_folder, say, start_daemon
 from wanlora_tui.output.formatting import count, duration, home_path
 
 
 def start(args: Namespace) -> int:
-    folder = daemon_dir(args)
+    folder = args.dir
     if not start_daemon(folder):
         say(f"The daemon runs already, in {runtime_folder(folder)}.")
     return 0
@@ -21,7 +21,7 @@ def start(args: Namespace) -> int:
 
 def stop(args: Namespace) -> int:
     """0 when none runs any more, also when none ran: what was asked for is so. 1 when it could not be ended."""
-    done = stop_daemon(daemon_dir(args))
+    done = stop_daemon(args.dir)
     if not done.ran or not done.ended:
         say(done.text)
         return 0 if done.ended else 1
@@ -40,7 +40,7 @@ def stop(args: Namespace) -> int:
 
 def status(args: Namespace) -> int:
     """0 when a daemon of our protocol answers, else 1."""
-    seen = daemon_status(daemon_dir(args))
+    seen = daemon_status(args.dir)
     if args.json:
         print(json.dumps(_facts(seen)))
     elif seen.state == "answering":

@@ -10,7 +10,7 @@ from daemon.wire.client import Client
 from daemon.wire.protocol import LIVE_STATES, JobRecord
 from presets.errors import UserError
 from presets.job.toml_file import default_out, load_job, save_job, with_value
-from wanlora_tui.commands.common import ask, daemon_dir, say, start_daemon
+from wanlora_tui.commands.common import ask, say, start_daemon
 from wanlora_tui.commands.tui import run_app
 from wanlora_tui.commands.watch import OUTCOMES, LinePrinter, watch_job
 from wanlora_tui.output.formatting import ending
@@ -26,7 +26,7 @@ def demo(args: Namespace) -> int:
         print(job)
         say(f"Train on it with: wanlora train {args.prepare}/job.toml   or: wanlora submit {args.prepare}/job.toml")
         return 0
-    folder = daemon_dir(args)
+    folder = args.dir
     out = args.out.absolute()
     start_daemon(folder)
     record = under_way(out, folder)

@@ -13,7 +13,6 @@ from daemon.wire.blocking import daemon_status
 from daemon.wire.find import find, why_untrusted
 from presets.disk import not_writable
 from presets.machine.machine import read_machine
-from wanlora_tui.commands.common import daemon_dir
 from wanlora_tui.commands.doctor_machine import Line, attention, codecs, disk, gpus, model, python, ram, torch
 from wanlora_tui.terminal.streams import can_draw, is_dumb, terminal_width
 
@@ -32,12 +31,7 @@ def broken(line: Line, width: int) -> str:
         return "\n".join(first + text for first, _, text in parts)
     return "\n".join(
         textwrap.fill(
-            text,
-            width,
-            initial_indent=first,
-            subsequent_indent=rest,
-            break_long_words=False,
-            break_on_hyphens=False,
+            text, width, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
         )
         for first, rest, text in parts
     )
@@ -46,7 +40,7 @@ def broken(line: Line, width: int) -> str:
 def doctor(args: Namespace) -> int:
     """Print every line; 1 when something fails, 0 with warnings."""
     failed, width = False, terminal_width(sys.stdout)
-    for line in diagnose(daemon_dir(args)):
+    for line in diagnose(args.dir):
         print(broken(line, width), flush=True)
         failed |= line.level == "fail"
     return 1 if failed else 0

@@ -5,8 +5,6 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-import msgspec
-
 from presets.errors import JobError, UserError
 from presets.findings import Finding, of_job_error
 from presets.job.fields import toml_text
@@ -14,7 +12,7 @@ from presets.job.resume_check import ResumeCheck
 from presets.job.schema import DatasetPanel, Job, suggested_name
 from presets.job.toml_file import default_out, get_value, load_job, parse_value, save_job, with_value
 from presets.text import sentences
-from wanlora_tui.commands.common import report_width, say
+from wanlora_tui.commands.common import print_json, report_width, say
 
 
 def new(args: Namespace) -> int:
@@ -95,7 +93,7 @@ def check(args: Namespace) -> int:
             {"code": f.code, "severity": f.severity, "field": f.field, "message": f.message, "fix": f.fix}
             for f in findings
         ]
-        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(shown)) + b"\n")
+        print_json(shown, indented=True)
     else:
         print(render(findings, width=report_width(sys.stdout)))
         say(f"{args.job} {'cannot be trained as it is' if errors else 'is ready to train'}.")

@@ -5,7 +5,7 @@ from argparse import Namespace
 from daemon.wire.client import Client
 from presets.errors import UserError
 from presets.job.diff import live_value
-from wanlora_tui.commands.common import ask, daemon_dir, say
+from wanlora_tui.commands.common import ask, say
 
 
 def set_field(args: Namespace) -> int:
@@ -25,17 +25,17 @@ def set_field(args: Namespace) -> int:
             if field == "training.steps" and int(value) <= record.step:
                 say(f"{record.name} has made {record.step} steps already, so it saves and is done.")
 
-    ask(daemon_dir(args), send)
+    ask(args.dir, send)
     return 0
 
 
 def save(args: Namespace) -> int:
-    record = ask(daemon_dir(args), lambda daemon: daemon.save_now(args.job))
+    record = ask(args.dir, lambda daemon: daemon.save_now(args.job))
     say(f"{record.name}: saves a checkpoint after the step it is at, and continues.")
     return 0
 
 
 def sample(args: Namespace) -> int:
-    record = ask(daemon_dir(args), lambda daemon: daemon.sample_now(args.job))
+    record = ask(args.dir, lambda daemon: daemon.sample_now(args.job))
     say(f"{record.name}: makes its previews after the step it is at, and continues.")
     return 0

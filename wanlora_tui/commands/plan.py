@@ -3,7 +3,6 @@
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 
@@ -23,6 +22,7 @@ from presets.planner.sizes import GIB
 from presets.planner.time_costs import Seconds
 from presets.planner.workload import Hardware, Workload, workload_of
 from presets.text import human
+from wanlora_tui.commands.common import print_json
 from wanlora_tui.output.formatting import count, duration, seconds_each
 
 WORTH_TELLING = 0.98  # of the time: what adding in any order must save
@@ -41,19 +41,20 @@ def plan(args: Namespace) -> int:
     except UserError as e:
         if not args.json:
             raise
-        _print_json({"fits": False, "hardware": hardware, "message": e.what, "fix": e.fix})
+        print_json({"fits": False, "hardware": hardware, "message": e.what, "fix": e.fix}, indented=True)
         return 1
     work = workload_of(job, facts)
     any_order = choose_for(with_value(job, "training.deterministic", False), facts, hardware).prediction.seconds.total
     if args.json:
-        _print_json(
+        print_json(
             {
                 "fits": True,
                 "hardware": hardware,
                 **{f: getattr(choice, f) for f in choice.__struct_fields__},
                 "seconds_per_step": choice.prediction.seconds.total,
                 "seconds_in_any_order": any_order,
-            }
+            },
+            indented=True,
         )
     else:
         for head, text in _lines(choice, hardware, work, any_order, clips=any(d.clips for d in facts.datasets)):
@@ -166,7 +167,7 @@ def _refuse(error: DoesNotFit, job: Job, facts: Facts, hardware: Hardware, *, as
     """Tell why nothing fits, and what would help."""
     turns = remedies(job, facts, hardware, short=error.short)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "fits": False,
                 "hardware": hardware,
@@ -176,7 +177,8 @@ def _refuse(error: DoesNotFit, job: Job, facts: Facts, hardware: Hardware, *, as
                 "plan": error.plan,
                 "prediction": error.smallest,
                 "knobs": turns,
-            }
+            },
+            indented=True,
         )
         return 1
     print(f"wanlora: {error}", file=sys.stderr)
@@ -188,7 +190,3 @@ def _refuse(error: DoesNotFit, job: Job, facts: Facts, hardware: Hardware, *, as
 def _knob(knob: Remedy) -> str:
     change = ", ".join(f"{path} = {toml_text(value)}" for path, value in knob.set.items())
     return f"{change}: {human(knob.need_vram)} of VRAM, {human(knob.need_ram)} of RAM{', fits' if knob.fits else ''}"
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(value)) + b"\n")

@@ -4,13 +4,11 @@ import sys
 from argparse import Namespace
 from contextlib import suppress
 
-import msgspec
-
 from daemon.wire.client import Client
 from daemon.wire.protocol import JobRecord
 from presets.errors import JobError, UserError
 from presets.job.toml_file import default_out, load_job
-from wanlora_tui.commands.common import ask, daemon_dir, print_table, report_width, say, start_daemon
+from wanlora_tui.commands.common import ask, print_json, print_table, report_width, say, start_daemon
 from wanlora_tui.commands.job import findings_of
 from wanlora_tui.commands.resume import agreed_here
 from wanlora_tui.output.formatting import ending, home_path, state_text
@@ -31,9 +29,9 @@ def submit(args: Namespace) -> int:
         say(render(findings, width=report_width(sys.stderr)))
     if has_errors(findings):
         raise UserError("not submitted", where=str(args.job), fix="Correct the errors above and submit again")
-    start_daemon(daemon_dir(args))
+    start_daemon(args.dir)
     record = ask(
-        daemon_dir(args),
+        args.dir,
         lambda daemon: daemon.submit(
             args.job, args.out or "", resume=going_on, from_step=args.from_step, accepted=accepted
         ),
@@ -55,9 +53,9 @@ def _where(record: JobRecord) -> str:
 
 def jobs(args: Namespace) -> int:
     """A table on a terminal or a pipe, or the records as JSON."""
-    records = ask(daemon_dir(args), Client.jobs)
+    records = ask(args.dir, Client.jobs)
     if args.json:
-        sys.stdout.buffer.write(msgspec.json.encode(records) + b"\n")
+        print_json(records)
         return 0
     if not records:
         say(
@@ -74,7 +72,7 @@ def jobs(args: Namespace) -> int:
 
 
 def stop(args: Namespace) -> int:
-    record = ask(daemon_dir(args), lambda daemon: daemon.stop(args.job))
+    record = ask(args.dir, lambda daemon: daemon.stop(args.job))
     say(
         f"{record.name} saves a checkpoint and stops. Resume it later with: wanlora resume {record.name}"
         if record.state == "stopping"
@@ -84,7 +82,7 @@ def stop(args: Namespace) -> int:
 
 
 def cancel(args: Namespace) -> int:
-    record = ask(daemon_dir(args), lambda daemon: daemon.cancel(args.job))
+    record = ask(args.dir, lambda daemon: daemon.cancel(args.job))
     say(
         f"{record.name} {'is cancelled' if record.state == 'cancelled' else 'is being cancelled'}."
         f" {'Its checkpoints stay.' if record.attempt else 'It had not begun.'}"

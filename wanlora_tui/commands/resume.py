@@ -1,13 +1,10 @@
 """resume, checkpoints: going on with a run that has ended, with its job file as it is now, from the newest or an older
 checkpoint."""
 
-import asyncio
 import sys
 import time
 from argparse import Namespace
 from pathlib import Path
-
-import msgspec
 
 from daemon.wire.client import Client
 from daemon.wire.protocol import RUNNING_STATES, JobRecord
@@ -19,7 +16,7 @@ from presets.runs.checkpoints import StoredCheckpoint, checkpoints_of
 from presets.runs.events import EVENTS_FILE, read_events
 from presets.runs.run_view import RunView, apply_event
 from presets.text import human
-from wanlora_tui.commands.common import daemon_dir, print_table, say
+from wanlora_tui.commands.common import ask, print_json, print_table, say
 from wanlora_tui.output.formatting import home_path
 
 ACCEPT = "accept with --accept-changes"
@@ -28,17 +25,14 @@ ACCEPT = "accept with --accept-changes"
 def resume(args: Namespace) -> int:
     """Show how the job file has changed, ask when that breaks exactness, and queue the job again."""
 
-    async def go() -> JobRecord:
-        async with Client(daemon_dir(args)) as client:
-            record = await client.show(args.job)
-            if record.state in RUNNING_STATES:  # refused, and nobody should be asked about changes first
-                return await client.resume(record.id, args.from_step)
-            accepted = agreed(
-                record.name, record.run_dir, await client.going_on(record.id), accepted=args.accept_changes
-            )
-            return await client.resume(record.id, args.from_step, accepted)
+    async def go(daemon: Client) -> JobRecord:
+        record = await daemon.show(args.job)
+        if record.state in RUNNING_STATES:  # refused, and nobody should be asked about changes first
+            return await daemon.resume(record.id, args.from_step)
+        accepted = agreed(record.name, record.run_dir, await daemon.going_on(record.id), accepted=args.accept_changes)
+        return await daemon.resume(record.id, args.from_step, accepted)
 
-    record = asyncio.run(go())
+    record = ask(args.dir, go)
     back = (
         f" It goes back to step {args.from_step}; what came after is set aside in"
         f" {home_path(record.run_dir)}/abandoned."
@@ -86,15 +80,10 @@ def checkpoints(args: Namespace) -> int:
     if path.suffix == ".toml" or "/" in args.job:
         name, run_dir, there = _read_here(path, args.out)
     else:
-
-        async def go() -> tuple[JobRecord, list[StoredCheckpoint]]:
-            async with Client(daemon_dir(args)) as client:
-                return await client.checkpoints(args.job)
-
-        record, there = asyncio.run(go())
+        record, there = ask(args.dir, lambda daemon: daemon.checkpoints(args.job))
         name, run_dir = record.name, Path(record.run_dir)
     if args.json:
-        sys.stdout.buffer.write(msgspec.json.encode(there) + b"\n")
+        print_json(there)
         return 0
     if not there:
         say(f"{name} has no checkpoint yet. Its run folder is {home_path(str(run_dir))}.")

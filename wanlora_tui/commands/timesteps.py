@@ -4,15 +4,13 @@ import sys
 from argparse import Namespace
 from pathlib import Path
 
-import msgspec
-
 from presets.base.composition import named_base
 from presets.base.model_facts import I2V_BOUNDARY, read_model
 from presets.errors import UserError
 from presets.job.schema import Job
 from presets.job.timesteps import NUM_TRAIN_TIMESTEPS, timesteps_of
 from presets.job.toml_file import load_job
-from wanlora_tui.commands.common import say
+from wanlora_tui.commands.common import print_json, say
 from wanlora_tui.output.timestep_chart import COLUMNS, draw_png, text_chart, unicode_blocks
 
 JSON_BINS = 100
@@ -39,7 +37,7 @@ def timesteps(args: Namespace) -> int:
             "bin": NUM_TRAIN_TIMESTEPS / JSON_BINS,
             "experts": experts,
         }
-        sys.stdout.buffer.write(msgspec.json.format(msgspec.json.encode(table)) + b"\n")
+        print_json(table, indented=True)
     else:
         print(
             "\n".join(

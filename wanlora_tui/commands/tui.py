@@ -10,7 +10,7 @@ from daemon.wire.client import Client
 from daemon.wire.paths import daemon_paths
 from daemon.wire.protocol import JobRecord
 from presets.errors import UserError
-from wanlora_tui.commands.common import ask, daemon_dir, pick_job, say, start_daemon
+from wanlora_tui.commands.common import ask, pick_job, say, start_daemon
 from wanlora_tui.terminal.streams import is_dumb, is_terminal
 
 
@@ -28,7 +28,7 @@ def need_terminal(instead: str) -> None:
 def open_tui(args: Namespace) -> int:
     """The jobs, and the wizard behind `n`."""
     need_terminal("wanlora jobs, wanlora new, wanlora watch (see wanlora --help)")
-    return run_app(daemon_dir(args))
+    return run_app(args.dir)
 
 
 def attach(args: Namespace) -> int:
@@ -40,14 +40,12 @@ def attach(args: Namespace) -> int:
 
             folder: Path | None = stack.enter_context(tunnel(args.host))
         else:
-            folder = daemon_dir(args)
+            folder = args.dir
             start_daemon(folder)
-        record = ask(folder, lambda daemon: _find(daemon, args.job or ""))
-        return run_app(folder, state_folder=daemon_dir(args), job=record, host=args.host or "")
-
-
-async def _find(daemon: Client, job: str) -> JobRecord:
-    return (await daemon.snapshot(job))[0] if job else pick_job(await daemon.jobs())
+        record = (
+            ask(folder, lambda daemon: daemon.snapshot(args.job))[0] if args.job else pick_job(ask(folder, Client.jobs))
+        )
+        return run_app(folder, state_folder=args.dir, job=record, host=args.host or "")
 
 
 def run_app(

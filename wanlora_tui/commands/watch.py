@@ -4,7 +4,6 @@ import asyncio
 import sys
 from argparse import Namespace
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -12,17 +11,12 @@ from daemon.wire.client import Client
 from daemon.wire.protocol import ENDED_STATES, JobRecord
 from presets.runs.events import Event
 from presets.runs.run_view import RunView, apply_event
-from wanlora_tui.commands.common import daemon_dir, pick_job, say
+from wanlora_tui.commands.common import pick_job, say
 from wanlora_tui.output.formatting import ending
 from wanlora_tui.output.plain_lines import plain_line
 from wanlora_tui.terminal.streams import is_dumb, is_terminal, terminal_width
 
 OUTCOMES = {"done": 0, "stopped": 75, "failed": 1, "cancelled": 1}
-
-
-class Printer(Protocol):
-    def event(self, view: RunView, event: Event) -> None: ...
-    def close(self) -> None: ...
 
 
 class JsonPrinter:
@@ -60,6 +54,9 @@ class LinePrinter:
         self.open_line = False
 
 
+Printer = JsonPrinter | LinePrinter
+
+
 async def watch_job(folder: Path | None, job: str, *, since: int, printer: Printer) -> tuple[JobRecord, RunView]:
     """Print the job's events until it is over and all of them were printed. Gives its last record and its fold."""
     async with Client(folder) as client:
@@ -94,7 +91,7 @@ def watch(args: Namespace) -> int:
         JsonPrinter() if args.json else LinePrinter(live=is_terminal(sys.stdout) and not is_dumb() and not args.plain)
     )
     try:
-        record, _ = asyncio.run(watch_job(daemon_dir(args), args.job or "", since=args.since, printer=printer))
+        record, _ = asyncio.run(watch_job(args.dir, args.job or "", since=args.since, printer=printer))
     except KeyboardInterrupt:
         printer.close()
         name = args.job or "the job"

@@ -22,6 +22,15 @@ ALL_STEPS = -1
 SECONDS = 2.0  # between two looks for new pictures
 
 
+def copy_path(screen: Screen[None], path: Path, *, title: str) -> None:
+    """Send a path to the terminal's clipboard, and show it for terminals that have none."""
+    screen.app.copy_to_clipboard(str(path))
+    words = (
+        "Sent to the terminal's clipboard (OSC 52). If your terminal or tmux does not pass it on, copy it from here."
+    )
+    screen.notify(f"{path}\n{words}", title=title, timeout=10)
+
+
 class CompareScreen(Screen[None]):
     """Draws what lies in the run folder; always says the path, for terminals that draw no pictures."""
 
@@ -129,14 +138,7 @@ class CompareScreen(Screen[None]):
         self._draw()
 
     def action_copy_path(self) -> None:
-        path = str(self._shown[0] if self._shown else self._run_dir)
-        self.app.copy_to_clipboard(path)
-        self.notify(
-            f"{path}\nSent to the terminal's clipboard (OSC 52). If your terminal or tmux does not pass it on, copy it"
-            " from here.",
-            title="Picture",
-            timeout=10,
-        )
+        copy_path(self, self._shown[0] if self._shown else self._run_dir, title="Picture")
 
     def action_close(self) -> None:
         self.dismiss()

@@ -1,5 +1,6 @@
 """One run, live: loss, pace, memory, what happens, what came out. Leaving it stops nothing."""
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from rich.text import Text
@@ -7,21 +8,20 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.message import Message
 from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Footer, Static
 
 from daemon.errors import DaemonError
 from daemon.wire.client import Client
-from daemon.wire.protocol import ENDED_STATES, RESUMABLE_STATES, RUNNING_STATES
+from daemon.wire.protocol import ENDED_STATES, RESUMABLE_STATES, RUNNING_STATES, JobRecord
 from wanlora_tui.actions import bindings
 from wanlora_tui.feeds.run_feed import ShownRun
 from wanlora_tui.feeds.status_lights import Light, daemon_light, trainer_light
 from wanlora_tui.output.formatting import state_text
 from wanlora_tui.screens.change import ChangeScreen
 from wanlora_tui.screens.checkpoints import CheckpointsScreen
-from wanlora_tui.screens.compare import CompareScreen
+from wanlora_tui.screens.compare import CompareScreen, copy_path
 from wanlora_tui.screens.confirm import Confirm
 from wanlora_tui.screens.resume import resume_run
 from wanlora_tui.widgets.event_log import EventLogView
@@ -30,7 +30,7 @@ from wanlora_tui.widgets.loss_plot import LossPlot
 from wanlora_tui.widgets.meters import MemoryBar, Numbers
 from wanlora_tui.widgets.phase_bar import PhaseBar
 from wanlora_tui.widgets.poster import Poster
-from wanlora_tui.widgets.redraw_throttle import Throttle
+from wanlora_tui.widgets.redraw_throttle import Changed, Throttle
 
 WIDTHS = [(0, "-narrow"), (120, "-wide")]  # columns from which on a class holds
 HEIGHTS = [(0, "-short"), (30, "-tall")]  # rows
@@ -72,26 +72,16 @@ class DashboardScreen(Screen[None]):
     HORIZONTAL_BREAKPOINTS = WIDTHS
     VERTICAL_BREAKPOINTS = HEIGHTS
 
-    class Changed(Message):
-        """The run has changed; many of them are one."""
-
-        def can_replace(self, message: Message) -> bool:
-            return isinstance(message, DashboardScreen.Changed)
-
     def __init__(self, run: ShownRun, client: Client | None, image: type[Widget], *, host: str = "") -> None:
         super().__init__()
-        self._run, self._client, self._image, self._host = run, client, image, host
+        self.run, self._client, self._image, self._host = run, client, image, host
         self._pane = "plot"
         self._told_away = False
         self._drawing = Throttle(self, self._render_all)
 
     @property
-    def run(self) -> ShownRun:
-        return self._run
-
-    @property
     def run_dir(self) -> Path:
-        return Path(self._run.record.run_dir)
+        return Path(self.run.record.run_dir)
 
     def compose(self) -> ComposeResult:
         yield Static(id="title")
@@ -118,10 +108,10 @@ class DashboardScreen(Screen[None]):
 
     @work(exclusive=True, group="follow")
     async def _follow(self) -> None:
-        await self._run.follow(self._changed)
+        await self.run.follow(self._changed)
 
     def _changed(self) -> None:
-        self.post_message(self.Changed())
+        self.post_message(Changed())
 
     # --- rendering ---------------------------------------------------------------------------------------------
 
@@ -130,7 +120,7 @@ class DashboardScreen(Screen[None]):
         self._drawing.ask()
 
     def _render_all(self) -> None:
-        record, view = self._run.record, self._run.view
+        record, view = self.run.record, self.run.view
         gpus = "GPU " + ",".join(map(str, record.gpus)) + (f" on {self._host}" if self._host else "")
         self.query_one("#title", Static).update(
             Text.assemble(
@@ -153,17 +143,17 @@ class DashboardScreen(Screen[None]):
         self._render_lights()
         if self.is_current:  # under a dialog the actions would be looked up in that
             self.refresh_bindings()
-        if self._run.away and not self._told_away:
+        if self.run.away and not self._told_away:
             self._told_away = True
-            self.notify(self._run.away, timeout=10)
+            self.notify(self.run.away, timeout=10)
 
     def _render_lights(self) -> None:
         lights: list[Light] = [
-            daemon_light(self._run.beat_age),
-            trainer_light(self._run.record, self._run.view, self._run.beat, self._run.beat_age),
+            daemon_light(self.run.beat_age),
+            trainer_light(self.run.record, self.run.view, self.run.beat, self.run.beat_age),
         ]
         parts = [part for light in lights for part in ((light.line, LIGHT_STYLES[light.level]), "   ")]
-        self.query_one("#lights", Static).update(Content.assemble(*parts, self._run.problem))
+        self.query_one("#lights", Static).update(Content.assemble(*parts, self.run.problem))
 
     # --- panes: in a narrow terminal one at a time -------------------------------------------------------------
 
@@ -190,23 +180,23 @@ class DashboardScreen(Screen[None]):
         """What makes no sense for the job's state is not offered; what cannot be done just now is greyed out in the
         footer."""
         if action == "compare":
-            return bool(self._run.view.samples)
+            return bool(self.run.view.samples)
         possible_in = POSSIBLE_IN.get(action)
         if possible_in is None:
             return True
-        state = self._run.record.state
+        state = self.run.record.state
         if state not in possible_in:
             return False
         return None if self._client is None or state == "stopping" else True
 
     @work
     async def action_stop_run(self) -> None:
-        name = self._run.record.name
+        name = self.run.record.name
         question = (
             f"Stop {name}? It saves a checkpoint first and can be resumed.\nTo leave without stopping it, press q"
             " instead."
         )
-        if await self.app.push_screen_wait(Confirm(question, "Stop", "Keep running")) and await self._send("stop"):
+        if await self.app.push_screen_wait(Confirm(question, "Stop", "Keep running")) and await self._send(Client.stop):
             self.notify(f"{name} will save and stop.")
 
     @work
@@ -215,35 +205,35 @@ class DashboardScreen(Screen[None]):
 
     async def _resume(self, from_step: int | None = None) -> None:
         assert self._client is not None
-        if queued := await resume_run(self.app, self._client, self._run.record, from_step=from_step):
-            self._run.record = queued
-            self.post_message(self.Changed())
+        if queued := await resume_run(self.app, self._client, self.run.record, from_step=from_step):
+            self.run.record = queued
+            self.post_message(Changed())
 
     @work
     async def action_change_run(self) -> None:
-        changed = await self.app.push_screen_wait(ChangeScreen(self._run.record.name, self._run.view.settings))
+        changed = await self.app.push_screen_wait(ChangeScreen(self.run.record.name, self.run.view.settings))
         sent = []
         for field, value in changed or []:
-            if await self._send("set", field, value):
+            if await self._send(Client.set, field, value):
                 sent.append(f"{field} = {value or 'left out'}")
         if sent:
             self.notify("\n".join([*sent, "from the next step on."]))
 
     @work
     async def action_save_now(self) -> None:
-        if await self._send("save_now"):
+        if await self._send(Client.save_now):
             self.notify("A checkpoint is written after the step it is at.")
 
     @work
     async def action_sample_now(self) -> None:
-        if await self._send("sample_now"):
+        if await self._send(Client.sample_now):
             self.notify("The previews are made after the step it is at.")
 
     @work
     async def action_go_back(self) -> None:
         """Show the checkpoints, and go back to the one that is chosen."""
         assert self._client is not None
-        record = self._run.record
+        record = self.run.record
         try:
             record, found = await self._client.checkpoints(record.id)
         except DaemonError as e:
@@ -263,27 +253,20 @@ class DashboardScreen(Screen[None]):
             await self._resume(step)
 
     def action_compare(self) -> None:
-        self.app.push_screen(CompareScreen(self._run, self.run_dir, self._image, host=self._host))
+        self.app.push_screen(CompareScreen(self.run, self.run_dir, self._image, host=self._host))
 
-    async def _send(self, verb: str, *values: str) -> bool:
-        """Whether the daemon took it; a refusal is shown."""
+    async def _send(self, request: Callable[..., Awaitable[JobRecord]], *values: str) -> bool:
+        """Whether the daemon took a request of the Client about this job; a refusal is shown."""
         try:
-            self._run.record = await getattr(self._client, verb)(str(self._run.record.id), *values)
+            self.run.record = await request(self._client, self.run.record.id, *values)
         except DaemonError as e:
             self.notify(str(e), severity="error", timeout=10)
             return False
-        self.post_message(self.Changed())
+        self.post_message(Changed())
         return True
 
     def action_copy_path(self) -> None:
-        path = str(self.run_dir)
-        self.app.copy_to_clipboard(path)
-        self.notify(
-            f"{path}\nSent to the terminal's clipboard (OSC 52). If your terminal or tmux does not pass it on, copy it"
-            " from here.",
-            title="Run folder",
-            timeout=10,
-        )
+        copy_path(self, self.run_dir, title="Run folder")
 
     def action_back(self) -> None:
         self.app.close_dashboard()  # type: ignore[attr-defined]
@@ -291,4 +274,4 @@ class DashboardScreen(Screen[None]):
     @property
     def is_over(self) -> bool:
         """Whether the run has ended and all it said has been folded in."""
-        return self._run.record.state in ENDED_STATES
+        return self.run.record.state in ENDED_STATES

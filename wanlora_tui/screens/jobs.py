@@ -1,9 +1,10 @@
 """All jobs: what runs, what waits, what is over."""
 
+from collections.abc import Awaitable, Callable
+
 from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
-from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import DataTable, Footer, Static
 
@@ -17,7 +18,7 @@ from wanlora_tui.feeds.status_lights import daemon_light
 from wanlora_tui.output.formatting import count, duration, home_path, seconds_each, shorten, state_text
 from wanlora_tui.screens.confirm import Confirm
 from wanlora_tui.screens.resume import resume_run
-from wanlora_tui.widgets.redraw_throttle import Throttle
+from wanlora_tui.widgets.redraw_throttle import Changed, Throttle
 
 COLUMNS = (
     ("name", "NAME"),
@@ -54,12 +55,6 @@ class JobsScreen(Screen[None]):
 
     HELP_GROUP = "jobs"
     BINDINGS = bindings("jobs.new", "jobs.quit")
-
-    class Changed(Message):
-        """The list has changed; many of them are one."""
-
-        def can_replace(self, message: Message) -> bool:
-            return isinstance(message, JobsScreen.Changed)
 
     def __init__(self, client: Client, job_list: JobList) -> None:
         super().__init__()
@@ -215,7 +210,7 @@ class JobsScreen(Screen[None]):
         if record is not None and await self.app.push_screen_wait(
             Confirm(f"Stop {record.name}? It saves a checkpoint first and can be resumed.", "Stop", "Keep running")
         ):
-            await self._send("stop", record)
+            await self._send("stop", self._client.stop, record)
 
     @work
     async def action_resume_job(self) -> None:
@@ -234,11 +229,11 @@ class JobsScreen(Screen[None]):
             else ""
         )
         if await self.app.push_screen_wait(Confirm(f"Cancel {record.name}?{loses}", "Cancel the job", "Keep it")):
-            await self._send("cancel", record)
+            await self._send("cancel", self._client.cancel, record)
 
-    async def _send(self, verb: str, record: JobRecord) -> None:
+    async def _send(self, verb: str, request: Callable[[int], Awaitable[JobRecord]], record: JobRecord) -> None:
         try:
-            await getattr(self._client, verb)(str(record.id))
+            await request(record.id)
         except (DaemonError, UserError) as e:
             self.notify(str(e), severity="error", timeout=10)
         else:

@@ -3,9 +3,17 @@
 import time
 from collections.abc import Callable
 
+from textual.message import Message
 from textual.message_pump import MessagePump
 
 SECONDS = 0.2  # between two drawings
+
+
+class Changed(Message):
+    """What a screen shows has changed; many of them are one."""
+
+    def can_replace(self, message: Message) -> bool:
+        return isinstance(message, Changed)
 
 
 class Throttle:

@@ -76,13 +76,7 @@ class StepPane(Vertical):
         is_image, is_weights = (
             path.endswith(".ctrl_img"),
             path
-            in (
-                "quantization.ara",
-                "sample.accelerator",
-                "sample.accelerator_low",
-                "model.vae",
-                "model.text_encoder",
-            ),
+            in ("quantization.ara", "sample.accelerator", "sample.accelerator_low", "model.vae", "model.text_encoder"),
         )
         is_path = (
             is_image or (path.startswith("datasets[") and path.endswith(".path")) or is_weights or path == "model.path"

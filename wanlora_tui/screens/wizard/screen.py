@@ -34,6 +34,9 @@ SCAN_DELAY = 0.4  # seconds without a key before a folder that is being typed is
 PROGRESS = 0.25  # seconds between two looks at how far a scan is
 
 
+PANES = {"kind": KindPane, "clips": ClipsPane, "captions": CaptionsPane, "prompts": PromptsPane, "review": ReviewPane}
+
+
 class WizardScreen(ReadingScreen):
     """Dismisses with the job that the daemon has accepted, or with None.
 
@@ -182,17 +185,7 @@ class WizardScreen(ReadingScreen):
         """Show a step, or the first one before it that must be filled in first; `field` gets the focus."""
         name = self.state.furthest(name)
         self.state.draft.step = name
-        pane = (
-            {
-                "kind": KindPane,
-                "clips": ClipsPane,
-                "captions": CaptionsPane,
-                "prompts": PromptsPane,
-                "review": ReviewPane,
-            }[name](self.state)
-            if name != "settings"
-            else SettingsPane(self.state, field=field)
-        )
+        pane = SettingsPane(self.state, field=field) if name == "settings" else PANES[name](self.state)
         box = self.query_one("#pane", Container)
         with self.app.batch_update():
             await box.remove_children()
