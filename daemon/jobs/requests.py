@@ -31,7 +31,7 @@ from presets.job.diff import live_value
 from presets.job.toml_file import load_job
 from presets.machine.shell import Shell
 from presets.runs.checkpoints import checkpoints_of
-from presets.runs.control import ControlFile
+from presets.runs.control import TrainerCommand
 from presets.runs.run_view import RunView
 
 log = logging.getLogger("daemon")
@@ -119,10 +119,10 @@ class Requests:
             case wire.Set(job=key, field=field, value=value):
                 live_value(field, value)
                 return await self._leave(
-                    request.id, queue.find(key), ControlFile(command="set", field=field, value=value)
+                    request.id, queue.find(key), TrainerCommand(command="set", field=field, value=value)
                 )
             case wire.SaveNow(job=key):
-                return await self._leave(request.id, queue.find(key), ControlFile(command="save"))
+                return await self._leave(request.id, queue.find(key), TrainerCommand(command="save"))
             case wire.SampleNow(job=key):
                 entry = queue.find(key)
                 copy = self._jobs.paths.job_file(entry.record.id)
@@ -132,7 +132,7 @@ class Requests:
                         where=entry.record.name,
                         fix="Give it some in [sample] when it has stopped, then resume",
                     )
-                return await self._leave(request.id, entry, ControlFile(command="sample"))
+                return await self._leave(request.id, entry, TrainerCommand(command="sample"))
             case wire.Cancel(job=key):
                 entry = queue.find(key)
                 return self._answer_with(request.id, entry, queue.cancel(entry.record.id, time.time()))
@@ -246,7 +246,7 @@ class Requests:
         await self._jobs.runner.stop_left(entry.record.id)
         return answer
 
-    async def _leave(self, request_id: str, entry: Entry, command: ControlFile) -> wire.Answer:
+    async def _leave(self, request_id: str, entry: Entry, command: TrainerCommand) -> wire.Answer:
         """Leave a command for the job's trainer. Raises UserError unless it runs."""
         record = entry.record
         if record.state not in ("starting", "running"):

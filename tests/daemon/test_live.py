@@ -12,7 +12,7 @@ from daemon.errors import RequestRefused
 from daemon.jobs.control_files import forget_stops, write_command
 from daemon.wire import protocol as wire
 from daemon.wire.client import Client
-from presets.runs.control import ControlFile
+from presets.runs.control import TrainerCommand
 from tests.daemon.conftest import Box, until
 from tests.daemon.test_daemon import facts, file_events
 
@@ -161,10 +161,10 @@ async def test_the_same_order_request_acts_once(box: Box):
 
 def test_an_order_lies_there_once_whole_and_in_its_place(tmp_path: Path):
     for request, order in (
-        ("a/../b", ControlFile(command="set", field="training.lr", value="1e-5")),
-        ("b", ControlFile(command="save")),
-        ("b", ControlFile(command="save")),
-        ("c", ControlFile(command="stop")),
+        ("a/../b", TrainerCommand(command="set", field="training.lr", value="1e-5")),
+        ("b", TrainerCommand(command="save")),
+        ("b", TrainerCommand(command="save")),
+        ("c", TrainerCommand(command="stop")),
     ):
         write_command(tmp_path, request, order)
     there = [msgspec.json.decode(f.read_bytes()) for f in sorted((tmp_path / "control").iterdir())]
@@ -176,8 +176,8 @@ def test_an_order_lies_there_once_whole_and_in_its_place(tmp_path: Path):
 
 
 def test_only_stops_are_forgotten_and_what_is_no_command_is_left_to_the_trainer(tmp_path: Path):
-    write_command(tmp_path, "a", ControlFile(command="stop"))
-    write_command(tmp_path, "b", ControlFile(command="save"))
+    write_command(tmp_path, "a", TrainerCommand(command="stop"))
+    write_command(tmp_path, "b", TrainerCommand(command="save"))
     for name, content in (
         ("dance", b'{"command": "dance"}'),
         ("latin", b'{"id": "\xff", "command": "stop"}'),
