@@ -80,7 +80,7 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
     from engine.adapters.recovery_file import save_ara
     from engine.memory.out_of_memory import open_device_with_room
     from engine.recovery.build import Report, build_expert
-    from engine.recovery.calibrate import Sample, samples_from_clips
+    from engine.recovery.calibrate import CalibrationSample, samples_from_clips
     from engine.recovery.expert_reader import ExpertReader
     from engine.system.device import require_gpu
     from engine.system.placement import Placement
@@ -115,7 +115,7 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
 
     # bf16 products crawl on a CPU
     placement = Placement(device, torch.bfloat16 if gpu else torch.float32, pinned=False)
-    samples: dict[Expert, list[Sample]] = {}
+    samples: dict[Expert, list[CalibrationSample]] = {}
     if clips is not None:
         samples = samples_from_clips(
             job, base, placement, lambda what, done, total: _say(f"calibration: {what} {done}/{total}")
