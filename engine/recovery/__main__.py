@@ -118,7 +118,7 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
     samples: dict[Expert, list[CalibrationSample]] = {}
     if clips is not None:
         samples = samples_from_clips(
-            job, base, placement, lambda what, done, total: _say(f"calibration: {what} {done}/{total}")
+            job, base, placement, lambda done, total, what: _say(f"calibration: {what} {done}/{total}")
         )
     report = Report()
     lora = {

@@ -24,6 +24,7 @@ from engine.recovery.expert_reader import ExpertReader
 from engine.recovery.input_moments import READERS, BlockLinear, Moment
 from engine.system.keyed_random import keyed_rng
 from engine.system.placement import Placement
+from engine.system.progress import Progress
 from engine.weights.base_model import BaseModel
 from engine.weights.load_expert import load_outer_modules
 from presets.clips.clip_facts import scan_dataset
@@ -35,8 +36,6 @@ from presets.job.timesteps import NUM_TRAIN_TIMESTEPS, sigma_range
 MOST_CLIPS = 8
 DRAWS = 4  # noise levels per clip and expert
 HELD_OUT_EVERY = 4
-
-Progress = Callable[[str, int, int], None]  # (what, done, total)
 
 
 class CalibrationSample(NamedTuple):
@@ -70,12 +69,12 @@ def samples_from_clips(
         {item.caption for item in items},
         placement,
         precision="none",
-        progress=lambda done, total, what: progress(what, done, total),
+        progress=progress,
     )
     encoder = PlainEncoder(load_vae(base.source, placement))
     out: dict[Expert, list[CalibrationSample]] = {expert: [] for expert in EXPERTS}
     for number, item in enumerate(items):
-        progress("clips", number, len(items))
+        progress(number, len(items), "clips")
         video = pixels(_frames(item), device=device)
         x0 = encode(encoder, video)
         conditioning = condition(encoder, video[:, :, 0], item.bucket.frames)
