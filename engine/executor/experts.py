@@ -16,8 +16,8 @@ from engine.adapters.lora import LoraParameters
 from engine.adapters.recovery_file import Ara
 from engine.executor.activation_offload import Activations
 from engine.executor.block_executor import BlockExecutor
+from engine.executor.executor_resources import ExecutorResources
 from engine.executor.expert_weights import ExpertWeights
-from engine.executor.resources import ExecutorResources
 from engine.system.placement import Placement
 from engine.system.progress import Progress, Warn
 from engine.wan.attention import Attention

@@ -23,10 +23,9 @@ from presets.planner.costs import predict
 from presets.planner.measured_rates import Rates
 from presets.planner.memory_costs import MemoryCosts
 from presets.planner.plan import Plan, Precision
-from presets.planner.sizes import ExpertShape
+from presets.planner.sizes import GIB, ExpertShape
 from presets.planner.workload import Hardware, Workload, shape_of, workload_of
 
-GIB = 2**30
 CONTEXT = 0.6 * GIB  # what CUDA itself holds here
 GREW = 0.75 * GIB  # more than CUDA's own share grows while kernels are loaded
 # what any machine computes

@@ -15,6 +15,7 @@ from pathlib import Path
 from engine.wan.quantize import GRIDS, Grid
 from presets.disk import not_writable
 from presets.errors import UserError
+from presets.text import human
 
 FRAMES, RESOLUTION = 17, 512  # of calibration clips
 EXPERT_CHOICES = ("both", "high", "low")
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
             grid=args.precision,
             clips=args.clips,
             full=args.full,
-            out=args.out or default_out(args.precision, args.rank, args.expert),
+            out=args.out or default_adapter(args.precision, args.rank, args.expert),
             expert=args.expert,
         )
     except UserError as e:
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def default_out(grid: Grid, rank: int, expert: str) -> Path:
+def default_adapter(grid: Grid, rank: int, expert: str) -> Path:
     return Path(f"ara-{grid}-r{rank}{'' if expert == 'both' else f'-{expert}_noise'}.safetensors")
 
 
@@ -172,7 +173,7 @@ def _check_sizes(shapes: dict[str, tuple[int, int]], *, blocks: int, rank: int, 
     need = sum(2 * rank * (n + k) for n, k in shapes.values()) * blocks
     if (free := shutil.disk_usage(out.absolute().parent).free) < need:
         raise UserError(
-            f"the disk has {free / 2**20:.0f} MiB free, the adapter takes {need / 2**20:.0f} MiB",
+            f"the disk has {human(free)} free, the adapter takes {human(need)}",
             where=str(out),
             fix="Free some space, or choose another disk with --out",
         )

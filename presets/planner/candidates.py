@@ -184,9 +184,9 @@ def next_down(
     """The fastest plan that takes less than `plan`, for after memory ran out. None at the last rung. Of plans that are
     about as fast, the smallest.
 
-    `exhausted` says what ran out: `vram` anywhere, or the phase it ran out in (`step`, `vae`, `preview`), whose own peak
-    is then lowered and no other raised; or `ram`, for pinned memory that was refused: then VRAM may rise to what is
-    free. The precision stays. `hardware` is the machine before the run: what the run itself holds counts as free.
+    `exhausted` says what ran out: `vram` anywhere, or the phase it ran out in (`step`, `vae`, `preview`), whose own
+    peak is then lowered and no other raised; or `ram`, for pinned memory that was refused: then VRAM may rise to what
+    is free. The precision stays. `hardware` is the machine before the run: what the run itself holds counts as free.
     """
     costs = Costs(work, hardware, shape)
     limits = limits or Limits()

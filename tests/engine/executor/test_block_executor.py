@@ -10,8 +10,8 @@ from torch._inductor import config as inductor
 from engine.executor import resources as resources_module
 from engine.executor.activation_offload import OffloadedActivations
 from engine.executor.block_executor import BlockExecutor
+from engine.executor.executor_resources import ExecutorResources
 from engine.executor.expert_weights import ExpertWeights
-from engine.executor.resources import ExecutorResources
 from engine.system import device
 from engine.wan import attention
 from engine.weights.packed_blocks import PackedBlocks, pack_lora
@@ -264,7 +264,7 @@ def compiled(monkeypatch):
 @pytest.mark.process  # for its length
 @pytest.mark.parametrize("plan", [{"resident": 4, "kept": 2}, {"chunk": 5}], ids=str)
 def test_one_compilation_does_for_all_sizes(weights, parameters, plain, compiled, plan):
-    """Else what the compiler makes of a clip hangs on the clip before it, and a resume begins with another one."""
+    """Else what the compiler makes of a clip depends on the clip before it, and a resume begins with another one."""
     run = BlockExecutor(
         weights, ExecutorResources(Plan(**plan, any_size=True), attention.CPU, weights.block_bytes, CPU)
     )

@@ -8,8 +8,8 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from engine.executor.block_executor import BlockExecutor
+from engine.executor.executor_resources import ExecutorResources
 from engine.executor.expert_weights import ExpertWeights
-from engine.executor.resources import ExecutorResources
 from engine.wan import attention
 from engine.weights.packed_blocks import pack_lora
 from presets.planner.plan import Plan

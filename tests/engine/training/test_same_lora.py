@@ -6,8 +6,8 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from engine.executor.block_executor import BlockExecutor
+from engine.executor.executor_resources import ExecutorResources
 from engine.executor.expert_weights import ExpertWeights
-from engine.executor.resources import ExecutorResources
 from engine.executor.weight_ring import WeightRing
 from engine.training.optimizer import clip_gradients
 from engine.wan import attention

@@ -10,8 +10,8 @@ from peft.tuners.lora import LoraLayer
 
 from engine.adapters import lora
 from engine.executor.block_executor import BlockExecutor
+from engine.executor.executor_resources import ExecutorResources
 from engine.executor.expert_weights import ExpertWeights
-from engine.executor.resources import ExecutorResources
 from engine.wan import attention
 from presets.planner.plan import Plan
 from tests.helpers.training.packing import packed_blocks

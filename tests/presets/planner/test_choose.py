@@ -355,7 +355,7 @@ def test_the_previews_of_a_job():
 
 
 def test_one_size_alone_is_compiled_for_itself():
-    """Where sizes differ the code must not hang on which came first."""
+    """Where sizes differ the code must not depend on which came first."""
     h200, limits = on("H200"), limits_of("auto", "auto")
     assert not choose(work(previews=None), h200).plan.any_size and choose(work(), h200).plan.any_size
     several = work(previews=None, loads=tuple(Load(Bucket(41, 512, 512), batch, 0.5) for batch in (1, 2)))
