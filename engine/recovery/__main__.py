@@ -76,8 +76,6 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
     """Check, build, write, and print the path and the table. Raises UserError before any work where it can."""
     _check_options(rank=rank, clips=clips, full=full, out=out)
 
-    import torch
-
     from engine.adapters.recovery_file import save_ara
     from engine.memory.out_of_memory import open_device_with_room
     from engine.recovery.build import Report, build_expert
@@ -107,15 +105,13 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
         if problem.severity == "error":
             raise UserError(problem.message, where=model, fix=problem.fix)
     device = open_device_with_room(None, vram=None)
-    gpu = device.type == "cuda"
     if machine.gpus and not is_tiny(facts):  # without a GPU it is known to be slow
         require_gpu(device, machine)
     base = find_base_model(job, Path.cwd(), progress=lambda _done, _total, text: _say(text))
     readers = [ExpertReader(base.source, e) for e in wanted]
     _check_sizes(readers[0].shapes, blocks=sum(reader.blocks for reader in readers), rank=rank, out=out)
 
-    # bf16 products crawl on a CPU
-    placement = Placement(device, torch.bfloat16 if gpu else torch.float32, pinned=False)
+    placement = Placement.on(device, pinned=False)
     samples: dict[Expert, list[CalibrationSample]] = {}
     if clips is not None:
         samples = samples_from_clips(

@@ -53,7 +53,7 @@ def samples_from_clips(
 ) -> dict[Expert, list[CalibrationSample]]:
     """Noised clips of the job's one dataset for each expert, at noise levels spread over its range. Raises
     UserError."""
-    device, dtype = placement.device, placement.dtype
+    device = placement.device
     facts = scan_dataset(job.datasets[0], 0, Path.cwd())
     if not facts.clips:
         raise UserError(
@@ -63,7 +63,7 @@ def samples_from_clips(
         )
     items = build_dataset(job, Path.cwd(), [facts])
     items = [items[i * len(items) // MOST_CLIPS] for i in range(MOST_CLIPS)] if len(items) > MOST_CLIPS else items
-    placement = Placement(device, dtype, pinned=device.type == "cuda")
+    placement = Placement.on(device)
     texts = encode_texts(
         base,
         {item.caption for item in items},

@@ -48,9 +48,7 @@ def prepare(
 ) -> Run:
     """Load and encode for `begin.job`. `vram` caps the card's memory, in bytes. Raises UserError, and StopRequested
     when a stop comes meanwhile: nothing is lost by that."""
-    job, gpu = begin.job, device.type == "cuda"
-    # bf16 products crawl on a CPU
-    placement = Placement(device, torch.bfloat16 if gpu else torch.float32, pinned=gpu)
+    job, placement = begin.job, Placement.on(device)
 
     def progress(name: str, done: int, total: int, text: str) -> None:
         control.raise_if_stop_requested()
