@@ -1,4 +1,7 @@
-"""Follows one run's events.jsonl: new events as they are written, their fold, and pages of old ones."""
+"""Follows one run's events.jsonl: new events as they are written, their fold, and pages of old ones.
+
+The tails of all jobs are daemon.jobs.event_tails's; what a line means, presets.runs.events's.
+"""
 
 from bisect import bisect_right
 from collections.abc import Iterator

@@ -1,6 +1,8 @@
 """Everything a run needs before step 1, loaded in the order that keeps the memory peak low.
 
 The text encoder comes first and is dropped again, then the VAE, which encodes images for the cache, then the experts.
+
+What comes of it is engine.training.context's Run; the loop is engine.training.trainer's.
 """
 
 from functools import partial

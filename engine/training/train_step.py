@@ -2,6 +2,8 @@
 micro-batch after the other; and the same step again under a smaller plan when memory runs out.
 
 B batch, C channels, F h w latent shape, S text tokens, D text width.
+
+The losses are engine.training.objective's; the step of the optimizer, engine.training.trainer's.
 """
 
 import math

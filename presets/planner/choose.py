@@ -1,4 +1,7 @@
-"""Choosing: the fastest plan that fits in the memory of a machine, with the rungs above and below it."""
+"""Choosing: the fastest plan that fits in the memory of a machine, with the rungs above and below it.
+
+Which plans there are is presets.planner.candidates's; what each costs, presets.planner.costs's.
+"""
 
 import math
 from typing import Literal

@@ -1,4 +1,4 @@
-"""daemon start, stop, status."""
+"""daemon start, stop, status. How it is found, started and stopped is daemon.wire's."""
 
 import json
 import time

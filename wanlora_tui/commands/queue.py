@@ -1,4 +1,7 @@
-"""submit, jobs, stop, cancel: one request each."""
+"""submit, jobs, stop, cancel: one request each.
+
+Resuming is wanlora_tui.commands.resume's; commands to a running job are wanlora_tui.commands.live's.
+"""
 
 import sys
 from argparse import Namespace
