@@ -23,8 +23,8 @@ from benchmarks.random_expert import REAL as EXPERT
 from benchmarks.random_expert import empty_model
 from engine.adapters import lora
 from engine.executor.block_executor import BlockExecutor
+from engine.executor.executor_resources import ExecutorResources, PassInputs
 from engine.executor.expert_weights import ExpertWeights
-from engine.executor.resources import ExecutorResources, PassInputs
 from engine.recovery.expert_reader import block_module
 from engine.system.placement import Placement
 from engine.wan import attention

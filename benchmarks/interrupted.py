@@ -78,7 +78,7 @@ def events_of(run: Path) -> list[Event]:
 
 
 def step_bits(events: list[Event]) -> dict[int, tuple[Any, ...]]:
-    """Step -> what of it hangs on every sum before; of the last attempt that made it."""
+    """Step -> what of it depends on every sum before; of the last attempt that made it."""
     return {
         e.data["step"]: tuple(e.data[key] for key in ("loss", "grad_norm", "clips", "timestep"))
         for e in events

@@ -90,7 +90,7 @@ def load_once(folder: Path, cache: Path, precision: str) -> dict[str, Any]:
     """Load in this process. Seconds, bytes, and the peak of host memory above what was held before."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
-    placement = Placement(device, torch.bfloat16 if cuda else torch.float32, pinned=cuda)
+    placement = Placement.on(device)
     torch.zeros(1, device=device)
     source = open_model_files(folder)
     source.expert("high_noise")

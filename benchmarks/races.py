@@ -24,8 +24,8 @@ import torch
 from benchmarks.random_expert import REAL, TINY, expert
 from engine.executor.activation_offload import OffloadedActivations
 from engine.executor.block_executor import BlockExecutor
+from engine.executor.executor_resources import ExecutorResources
 from engine.executor.expert_weights import ExpertWeights
-from engine.executor.resources import ExecutorResources
 from engine.executor.weight_ring import WeightRing
 from engine.system.device import open_device
 from engine.wan.attention import Attention, choose

@@ -33,7 +33,7 @@ from engine.adapters import lora
 from engine.encode.latents import encode_pair
 from engine.encode.vae_encoder import ClipEncoder
 from engine.executor.block_executor import BlockExecutor
-from engine.executor.resources import ExecutorResources
+from engine.executor.executor_resources import ExecutorResources
 from engine.memory.measure_card import measure_card
 from engine.system.device import open_device
 from engine.training.optimizer import clip_gradients

@@ -22,7 +22,7 @@ import torch
 from benchmarks.random_expert import REAL, TINY, expert
 from benchmarks.step import Bench, adamw, inputs, optimizer_step
 from engine.executor.block_executor import BlockExecutor
-from engine.executor.resources import ExecutorResources
+from engine.executor.executor_resources import ExecutorResources
 from engine.system.device import open_device
 from engine.wan import attention
 from presets.clips.geometry import Bucket

@@ -1,4 +1,7 @@
-"""`python -m daemon [--dir DIR]`: serve in the foreground until SIGTERM or Ctrl-C. Trainers outlive it."""
+"""`python -m daemon [--dir DIR]`: serve in the foreground until SIGTERM or Ctrl-C. Trainers outlive it.
+
+What it serves is daemon.server's; clients start it by daemon.wire.start.
+"""
 
 import argparse
 import logging

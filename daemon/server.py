@@ -1,4 +1,7 @@
-"""The daemon's process: moves messages between its sockets and the service, and keeps its time."""
+"""The daemon's process: moves messages between its sockets and the service, and keeps its time.
+
+What a request does is daemon.jobs.requests's; the sockets themselves are daemon.sockets's.
+"""
 
 import asyncio
 import logging

@@ -77,7 +77,7 @@ def run_job(
         with locked(folder):
             if resume:
                 begin = find_resume_point(folder, job, base_dir, from_step=from_step, accept=accept_changes)
-            elif (folder / JOB_FILE).exists() or checkpoint_folders(folder):
+            elif (folder / JOB_FILE).exists() or anything_saved(folder):
                 raise UserError(
                     "this folder already holds a run",
                     where=str(folder),
@@ -115,7 +115,7 @@ def _train_in(folder: Path, begin: ResumePoint, base_dir: Path, limits: Limits) 
             )
         except Exception as e:
             print(without_secrets(traceback.format_exc()), file=sys.stderr)
-            kept = ". The last checkpoint can be resumed" if checkpoint_folders(folder) else ""
+            kept = ". The last checkpoint can be resumed" if anything_saved(folder) else ""
             log.emit(
                 "failed",
                 cause=without_secrets(f"{type(e).__name__}: {e}"),
@@ -208,11 +208,12 @@ def use_gpus(job: Job, facts: Facts) -> None:
 
 def holds_a_run(folder: Path) -> bool:
     """Whether an attempt was made here. One that ended before its job was accepted has left no more than its events."""
-    return any((folder / name).exists() for name in (JOB_FILE, EVENTS_FILE)) or bool(checkpoint_folders(folder))
+    return any((folder / name).exists() for name in (JOB_FILE, EVENTS_FILE)) or anything_saved(folder)
 
 
-def checkpoint_folders(folder: Path) -> list[Path]:
-    return list((folder / "checkpoints").glob("step_*"))
+def anything_saved(folder: Path) -> bool:
+    """Whether checkpoints lie here, also unfinished ones."""
+    return any((folder / "checkpoints").glob("step_*"))
 
 
 def default_workers() -> int:

@@ -1,4 +1,7 @@
-"""Findings: what is wrong, doubtful or improvable about a job, and the concrete fix."""
+"""Findings: what is wrong, doubtful or improvable about a job, and the concrete fix.
+
+Rules make theirs from `Found` (presets.rules.registry). Errors that end a command are presets.errors.UserError.
+"""
 
 from typing import Any, Literal
 

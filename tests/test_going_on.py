@@ -66,7 +66,7 @@ class Scene:
         scene, told = self, []
 
         class Client:
-            async def going_on(self, job: int):
+            async def resume_check(self, job: int):
                 return changed_since(scene.record, scene.copy)[1]
 
             async def resume(self, job: int, from_step: int | None, accepted: str | None):

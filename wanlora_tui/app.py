@@ -1,4 +1,7 @@
-"""The terminal interface: jobs, wizard, dashboard, over one connection to the daemon."""
+"""The terminal interface: jobs, wizard, dashboard, over one connection to the daemon.
+
+What is on a screen is wanlora_tui.screens's; keys are wanlora_tui.actions's.
+"""
 
 import asyncio
 import os

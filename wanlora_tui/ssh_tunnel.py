@@ -1,4 +1,7 @@
-"""Reaching a daemon on another machine: its two sockets, brought here through ssh into a private directory."""
+"""Reaching a daemon on another machine: its two sockets, brought here through ssh into a private directory.
+
+What goes through it is daemon.wire's.
+"""
 
 import re
 import shutil

@@ -1,4 +1,7 @@
-"""What an attempt came to: its own last word, or what its log and the kernel say."""
+"""What an attempt came to: its own last word, or what its log and the kernel say.
+
+What the job's state becomes by it is daemon.jobs.job_queue's.
+"""
 
 import re
 import signal

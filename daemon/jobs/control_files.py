@@ -11,12 +11,12 @@ from presets.atomic_file import write_file
 from presets.errors import UserError
 from presets.files import read_regular
 from presets.job.resume_check import JOB_FILE
-from presets.runs.control import CONTROL_DIR, ControlFile, parse_control
+from presets.runs.control import CONTROL_DIR, TrainerCommand, parse_control
 
 MAX_COMMAND_BYTES = 2**16
 
 
-def write_command(run_dir: Path, command_id: str, command: ControlFile) -> None:
+def write_command(run_dir: Path, command_id: str, command: TrainerCommand) -> None:
     """Leave a command, whole or not at all. Names sort by time, so that the trainer takes commands as they were given;
     one of the same id changes nothing while the first lies there. Raises OSError.
     """

@@ -1,4 +1,7 @@
-"""Follows one run's events.jsonl: new events as they are written, their fold, and pages of old ones."""
+"""Follows one run's events.jsonl: new events as they are written, their fold, and pages of old ones.
+
+The tails of all jobs are daemon.jobs.event_tails's; what a line means, presets.runs.events's.
+"""
 
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -116,7 +119,7 @@ def _finding(damage: list[DamagedLine], seq: int, before: Event) -> Event:
         "code": "events-damaged",
         "severity": "warning",
         "field": EVENTS_FILE,
-        "message": f"{lines} of {EVENTS_FILE} cannot be read ({where[:300]}): what they told is not shown",
+        "message": f"{lines} of {EVENTS_FILE} cannot be read ({where[:300]}): what they say is not shown",
         "fix": "Training is not touched by this. Check the disk of the run folder",
     }
     return Event(seq=seq, time=before.time, run=before.run, attempt=before.attempt, kind="finding", data=data)

@@ -22,14 +22,14 @@ class Submission(NamedTuple):
     record: JobRecord  # without its id
     text: str  # of the job file, with absolute paths
     held: bool  # the run folder holds a run already
-    going: ResumeCheck | None  # how the job file differs from that run, when it is to be resumed
+    resume_check: ResumeCheck | None  # how the job file differs from that run, when it is to be resumed
     checkpoints: list[StoredCheckpoint]
 
 
 class Resumption(NamedTuple):
     job: Job
     text: str
-    going: ResumeCheck
+    resume_check: ResumeCheck
     checkpoints: list[StoredCheckpoint]
     devices: list[str]
 
@@ -59,21 +59,21 @@ def read_submission(asked: Submit, now: float) -> Submission:
         steps=job.training.steps,
     )
     held = Path(record.run_dir, JOB_FILE).exists()
-    goes_on = asked.resume and held
+    resumes = asked.resume and held
     return Submission(
         record,
         dump_job(absolute_paths(job, path.parent)),
         held,
-        changed_since(record, None)[1] if goes_on else None,
-        checkpoints_of(Path(record.run_dir), RunView()) if goes_on else [],
+        changed_since(record, None)[1] if resumes else None,
+        checkpoints_of(Path(record.run_dir), RunView()) if resumes else [],
     )
 
 
 def read_resumption(record: JobRecord, copy: Path, shell: Shell | None) -> Resumption:
     """`copy`: the daemon's, of the job as it was. Raises UserError."""
-    job, going = changed_since(record, copy)
+    job, check = changed_since(record, copy)
     return Resumption(
-        job, dump_job(job), going, checkpoints_of(Path(record.run_dir), RunView()), devices_of(job.job.gpus, shell)
+        job, dump_job(job), check, checkpoints_of(Path(record.run_dir), RunView()), devices_of(job.job.gpus, shell)
     )
 
 

@@ -31,7 +31,7 @@ from presets.job.diff import live_value
 from presets.job.toml_file import load_job
 from presets.machine.shell import Shell
 from presets.runs.checkpoints import checkpoints_of
-from presets.runs.control import ControlFile
+from presets.runs.control import TrainerCommand
 from presets.runs.run_view import RunView
 
 log = logging.getLogger("daemon")
@@ -103,8 +103,8 @@ class Requests:
                 return await self._resume(request.id, queue.find(key), from_step, accepted, shell)
             case wire.Changes(job=key):
                 entry = queue.find(key)
-                going = (await self._read_resumption(entry.record, entry.shell)).going
-                return wire.ChangesReply(self._jobs.record(entry), going)
+                check = (await self._read_resumption(entry.record, entry.shell)).resume_check
+                return wire.ChangesReply(self._jobs.record(entry), check)
             case wire.Checkpoints(job=key):
                 entry = queue.find(key)
                 async with self._jobs.tails.caught_up(entry.record) as tail:
@@ -119,10 +119,10 @@ class Requests:
             case wire.Set(job=key, field=field, value=value):
                 live_value(field, value)
                 return await self._leave(
-                    request.id, queue.find(key), ControlFile(command="set", field=field, value=value)
+                    request.id, queue.find(key), TrainerCommand(command="set", field=field, value=value)
                 )
             case wire.SaveNow(job=key):
-                return await self._leave(request.id, queue.find(key), ControlFile(command="save"))
+                return await self._leave(request.id, queue.find(key), TrainerCommand(command="save"))
             case wire.SampleNow(job=key):
                 entry = queue.find(key)
                 copy = self._jobs.paths.job_file(entry.record.id)
@@ -132,7 +132,7 @@ class Requests:
                         where=entry.record.name,
                         fix="Give it some in [sample] when it has stopped, then resume",
                     )
-                return await self._leave(request.id, entry, ControlFile(command="sample"))
+                return await self._leave(request.id, entry, TrainerCommand(command="sample"))
             case wire.Cancel(job=key):
                 entry = queue.find(key)
                 return self._answer_with(request.id, entry, queue.cancel(entry.record.id, time.time()))
@@ -150,7 +150,7 @@ class Requests:
         require_absolute(asked.job_path, asked.out or "/")
         if asked.shell is not None:
             asked.shell.require_sound()
-        record, text, held, going, checkpoints = await self._jobs.background(
+        record, text, held, check, checkpoints = await self._jobs.background(
             partial(read_submission, asked, time.time()), what=asked.job_path
         )
         record.id = self._jobs.store.next_id()
@@ -163,13 +163,13 @@ class Requests:
                 request_id, known[-1], asked.from_step, asked.accepted, asked.shell, job_path=record.job_path
             )
         if asked.resume:
-            if going is None:
+            if check is None:
                 raise UserError(
                     "no run lies here that could be resumed",
                     where=record.run_dir,
                     fix="Submit the job without --resume",
                 )
-            require_accepted(record, going, asked.accepted, command=f"submit {asked.job_path}")
+            require_accepted(record, check, asked.accepted, command=f"submit {asked.job_path}")
             require_checkpoint(record, checkpoints, asked.from_step)
             options = {"resume": True, "from_step": asked.from_step, "accept_changes": asked.accepted is not None}
         elif held:  # the trainer would refuse it, hours later perhaps
@@ -212,13 +212,13 @@ class Requests:
         if shell is not None:
             shell.require_sound()
         job_path = job_path or entry.record.job_path
-        job, text, going, checkpoints, devices = await self._read_resumption(
+        job, text, check, checkpoints, devices = await self._read_resumption(
             msgspec.structs.replace(entry.record, job_path=job_path), shell or entry.shell
         )
         record = entry.record
         more = job.training.steps > record.step
         self._jobs.queue.require_resumable(entry, further=from_step is not None or more)
-        require_accepted(record, going, accepted)
+        require_accepted(record, check, accepted)
         require_checkpoint(record, checkpoints, from_step)
         if shell is not None:
             entry.shell, secrets = shell.divided()
@@ -227,7 +227,7 @@ class Requests:
         # always: an attempt that failed early may have left other values in it, taken back since
         write_file(self._jobs.paths.job_file(record.id), text.encode(), sync=True)
         record.gpus, record.devices = sorted(set(job.job.gpus)), devices
-        if going.changes:
+        if check.changes:
             record.steps = job.training.steps
         return self._answer_with(
             request_id,
@@ -246,7 +246,7 @@ class Requests:
         await self._jobs.runner.stop_left(entry.record.id)
         return answer
 
-    async def _leave(self, request_id: str, entry: Entry, command: ControlFile) -> wire.Answer:
+    async def _leave(self, request_id: str, entry: Entry, command: TrainerCommand) -> wire.Answer:
         """Leave a command for the job's trainer. Raises UserError unless it runs."""
         record = entry.record
         if record.state not in ("starting", "running"):

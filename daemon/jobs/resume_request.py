@@ -1,4 +1,4 @@
-"""What must be so before a run goes on: its job file as it was, or its changes accepted, and the wanted checkpoint
+"""What must be so before a run is resumed: its job file as it was, or its changes accepted, and the wanted checkpoint
 there."""
 
 from pathlib import Path
@@ -16,7 +16,7 @@ def changed_since(record: JobRecord, copy: Path | None) -> tuple[Job, ResumeChec
     (RUN/job.toml; or the daemon's `copy`, where there is one, before the trainer has written that, and when that cannot
     be read).
 
-    A job file that is gone counts as unchanged. Raises UserError when it cannot be read, or has become another run's.
+    A missing job file counts as unchanged. Raises UserError when it cannot be read, or has become another run's.
     """
     path, run_dir = Path(record.job_path), Path(record.run_dir)
     before, unreadable = held_job(run_dir, path.parent)
@@ -34,7 +34,7 @@ def changed_since(record: JobRecord, copy: Path | None) -> tuple[Job, ResumeChec
 
 def require_accepted(record: JobRecord, asked: ResumeCheck, accepted: str | None, *, command: str = "") -> None:
     """Raises UserError when the job file has changed in ways that break exactness and just these were not `accepted`
-    (their digest), or so that no checkpoint fits it any more. `command`: what goes on with it; `resume NAME` when left
+    (their digest), or so that no checkpoint fits it any more. `command`: what resumes it; `resume NAME` when left
     out."""
     asked.require(
         accepted,

@@ -22,7 +22,7 @@ from daemon.wire.paths import DaemonPaths
 from daemon.wire.protocol import JobRecord
 from presets.machine.shell import environment
 from presets.machine.visible_gpus import shown_to_cuda
-from presets.runs.control import ControlFile
+from presets.runs.control import TrainerCommand
 
 log = logging.getLogger("daemon")
 
@@ -131,7 +131,7 @@ class Runner:
         try:
             async with self.tails.folder(record.id):
                 await self._background(
-                    partial(write_command, Path(record.run_dir), f"stop-{attempt}", ControlFile(command="stop")),
+                    partial(write_command, Path(record.run_dir), f"stop-{attempt}", TrainerCommand(command="stop")),
                     what=record.run_dir,
                 )
         except (OSError, ValueError) as e:

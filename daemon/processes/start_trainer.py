@@ -1,4 +1,7 @@
-"""Starts a trainer: an ordinary process in a session of its own, through torchrun, that outlives the daemon."""
+"""Starts a trainer: an ordinary process in a session of its own, through torchrun, that outlives the daemon.
+
+Whether it lives and how it ends is daemon.processes.trainer_process's; when it is started, daemon.jobs.runner's.
+"""
 
 import importlib.util
 import signal

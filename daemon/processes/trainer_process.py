@@ -1,4 +1,7 @@
-"""One attempt's processes: are they alive, end them, and what did they die of."""
+"""One attempt's processes: are they alive, end them, and what did they die of.
+
+They are started by daemon.processes.start_trainer; any single process is daemon.processes.proc's.
+"""
 
 import signal
 import subprocess

@@ -128,10 +128,10 @@ class Client:
     async def _shell(self) -> Shell | None:
         return await asyncio.to_thread(shell_here) if self._here else None
 
-    async def going_on(self, job: str | int) -> ResumeCheck:
+    async def resume_check(self, job: str | int) -> ResumeCheck:
         """How the job file differs by now from what the last attempt was given, and whether the run may be resumed with
         it."""
-        return (await self._ask(wire.Changes(str(job)), wire.ChangesReply)).going_on
+        return (await self._ask(wire.Changes(str(job)), wire.ChangesReply)).resume_check
 
     async def checkpoints(self, job: str | int) -> tuple[wire.JobRecord, list[StoredCheckpoint]]:
         """The checkpoints that a job can go back to, oldest first."""

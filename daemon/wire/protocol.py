@@ -233,7 +233,7 @@ class ReplayReply(Struct, tag=True):
 
 class ChangesReply(Struct, tag=True):
     job: JobRecord
-    going_on: ResumeCheck
+    resume_check: ResumeCheck = field(name="going_on")  # the key that daemons and clients of this version know
 
 
 class CheckpointsReply(Struct, tag=True):

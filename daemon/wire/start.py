@@ -1,4 +1,7 @@
-"""Starting the daemon from a client: once, in a session of its own, and waiting for its answer."""
+"""Starting the daemon from a client: once, in a session of its own, and waiting for its answer.
+
+Finding the one that runs is daemon.wire.find's, ending it daemon.wire.stop's.
+"""
 
 import subprocess
 import sys

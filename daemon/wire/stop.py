@@ -1,4 +1,7 @@
-"""Ending the daemon, whatever its version and state. Trainers keep running in any case."""
+"""Ending the daemon, whatever its version and state. Trainers keep running in any case.
+
+Jobs are stopped by a request instead (daemon.wire.client); starting is daemon.wire.start's.
+"""
 
 import signal
 import time

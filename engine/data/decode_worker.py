@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from engine.data.frames import Request, decode_into
+from engine.data.frames import DecodeRequest, decode_into
 from presets.errors import UserError
 
 LENGTH = struct.Struct("<I")
@@ -27,11 +27,11 @@ PARENT_CHECK = 5.0  # seconds; the end of the input comes sooner, unless some ot
 class Task(Struct, frozen=True):
     """Decode `request` to byte `offset` of the shared memory."""
 
-    request: Request
+    request: DecodeRequest
     offset: int
 
 
-class Answer(Struct, frozen=True):
+class DecodeAnswer(Struct, frozen=True):
     """How a task went: nothing set means well. The first answer of a worker, before any task, says that it is ready."""
 
     what: str = ""  # with where and fix: a UserError
@@ -40,7 +40,7 @@ class Answer(Struct, frozen=True):
     bug: str = ""  # a traceback
 
 
-def write_message(stream: BinaryIO, message: Task | Answer) -> None:
+def write_message(stream: BinaryIO, message: Task | DecodeAnswer) -> None:
     body = msgspec.msgpack.encode(message)
     stream.write(LENGTH.pack(len(body)) + body)
     stream.flush()
@@ -56,16 +56,16 @@ def read_message(stream: BinaryIO) -> bytes | None:
     return body if len(body) == size else None
 
 
-def perform(task: Task, memory: memoryview, *, threads: int) -> Answer:
+def perform(task: Task, memory: memoryview, *, threads: int) -> DecodeAnswer:
     bucket = task.request.bucket
     shape = (bucket.frames, bucket.height, bucket.width, 3)
     try:
         decode_into(task.request, np.ndarray(shape, np.uint8, memory, task.offset), threads=threads)
     except UserError as e:
-        return Answer(what=e.what, where=e.where, fix=e.fix)
+        return DecodeAnswer(what=e.what, where=e.where, fix=e.fix)
     except Exception:  # the trainer raises it again; a worker that died of it would only hide it
-        return Answer(bug=traceback.format_exc())
-    return Answer()
+        return DecodeAnswer(bug=traceback.format_exc())
+    return DecodeAnswer()
 
 
 def main(memory_fd: int, threads: int, parent: int) -> None:
@@ -77,7 +77,7 @@ def main(memory_fd: int, threads: int, parent: int) -> None:
     os.dup2(2, 1)  # whatever a codec prints must not end up between the answers
     memory = memoryview(mmap.mmap(memory_fd, 0))
     try:
-        write_message(answers, Answer())
+        write_message(answers, DecodeAnswer())
         while os.getppid() == parent:
             # One task at a time is under way, so nothing waits in the reader's buffer where select() would not see it.
             if not select.select([tasks], [], [], PARENT_CHECK)[0]:

@@ -41,7 +41,7 @@ SEEK_GAIN = 24  # frames that a seek must save: it empties the decoder's pipelin
 TAKE_OUT = "Re-encode it, or take it out of the folder"
 
 
-class Request(Struct, frozen=True):
+class DecodeRequest(Struct, frozen=True):
     """Everything that decides the pixels of one item; small, and sent to the data workers as it is."""
 
     path: str
@@ -53,7 +53,7 @@ class Request(Struct, frozen=True):
     flip_y: bool
 
 
-def decode(request: Request) -> Frames:
+def decode(request: DecodeRequest) -> Frames:
     """The frames of one item: uint8, (frames, height, width, 3), RGB, exactly the bucket's size. Raises ClipError."""
     bucket = request.bucket
     out = np.empty((bucket.frames, bucket.height, bucket.width, 3), np.uint8)
@@ -61,7 +61,7 @@ def decode(request: Request) -> Frames:
     return out
 
 
-def decode_into(request: Request, out: Frames, *, threads: int = 1) -> None:
+def decode_into(request: DecodeRequest, out: Frames, *, threads: int = 1) -> None:
     """`decode` into an array of the bucket's shape. `threads` changes the speed alone. Raises ClipError."""
     bucket = request.bucket
     assert out.shape == (bucket.frames, bucket.height, bucket.width, 3), out.shape
@@ -158,7 +158,7 @@ def _counted_index(path: str, _mtime: int, _size: int) -> FrameIndex:
 # Video
 
 
-def _decode_video(request: Request, out: Frames, threads: int) -> None:
+def _decode_video(request: DecodeRequest, out: Frames, threads: int) -> None:
     index = frame_index(request.path)
     if any(b <= a for a, b in pairwise(index.pts)) or not _fill(request, index, out, threads):
         stat = Path(request.path).stat()
@@ -167,7 +167,7 @@ def _decode_video(request: Request, out: Frames, threads: int) -> None:
             raise ClipError("has frames that do not decode", code="clip-unreadable", where=request.path, fix=TAKE_OUT)
 
 
-def _fill(request: Request, index: FrameIndex, out: Frames, threads: int) -> bool:
+def _fill(request: DecodeRequest, index: FrameIndex, out: Frames, threads: int) -> bool:
     """Decode the wanted frames into `out`. False when the decoder did not deliver one of them."""
     try:
         places = choose(index, len(out), request.sampling, request.start)

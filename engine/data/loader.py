@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.data.decode_worker import Answer, Task, read_message, write_message
+from engine.data.decode_worker import DecodeAnswer, Task, read_message, write_message
 from engine.data.frames import decode_into
 from engine.data.sampler import BatchSampler, SampleDraw
 from presets.clips.geometry import Bucket
@@ -258,7 +258,7 @@ class _Worker:
             raise UserError(answer.what, where=answer.where, fix=answer.fix)
         return notes
 
-    def _exchange(self, task: Task) -> Answer | None:
+    def _exchange(self, task: Task) -> DecodeAnswer | None:
         """The worker's answer; None when it died."""
         self._start()
         process = self._process
@@ -270,7 +270,7 @@ class _Worker:
         except BrokenPipeError:
             return None
         body = read_message(process.stdout)  # type: ignore[arg-type]
-        return None if body is None else msgspec.msgpack.decode(body, type=Answer)
+        return None if body is None else msgspec.msgpack.decode(body, type=DecodeAnswer)
 
     def _start(self) -> None:
         """Start the process unless it runs, and wait until it is ready. Raises OSError."""

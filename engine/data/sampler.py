@@ -10,7 +10,7 @@ from functools import lru_cache
 from msgspec import Struct
 
 from engine.data.dataset import Item
-from engine.data.frames import Request
+from engine.data.frames import DecodeRequest
 from engine.system.keyed_random import keyed_rng
 from presets.clips.batches import Group, batches_of
 from presets.job.expert_schedule import expert_at, steps_of, trained_experts
@@ -36,10 +36,10 @@ class SampleDraw(Struct, frozen=True):
         return self.epoch, self.item.id, self.item.repeat
 
     @property
-    def request(self) -> Request:
+    def request(self) -> DecodeRequest:
         """What the data workers decode."""
         item = self.item
-        return Request(item.path, item.kind, item.bucket, item.sampling, self.start, self.flip_x, self.flip_y)
+        return DecodeRequest(item.path, item.kind, item.bucket, item.sampling, self.start, self.flip_x, self.flip_y)
 
 
 def turn_of(job: Job) -> Turn:

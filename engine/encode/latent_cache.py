@@ -19,7 +19,7 @@ import msgspec
 import torch
 
 from engine.data.dataset import Item
-from engine.data.frames import Frames, Request, decode
+from engine.data.frames import DecodeRequest, Frames, decode
 from engine.data.loader import Batch
 from engine.data.sampler import SampleDraw
 from engine.encode.latents import Encoder, encode, encode_pair, pixels, with_mask
@@ -52,7 +52,7 @@ class LatentCache:
         self._moving = sum(not _same_each_time(item) for item in wanted)
         self._cache, self._device = cache, placement.device
         self._fixed = vae, how, machinery(placement)
-        self._keys: dict[Request, str] = {}  # of what the cache holds
+        self._keys: dict[DecodeRequest, str] = {}  # of what the cache holds
 
     def holds(self, draw: SampleDraw) -> bool:
         """Whether the draw's pixels are not needed."""
@@ -105,7 +105,7 @@ class LatentCache:
     def _encoded(self, encoder: Encoder, frames: Frames) -> torch.Tensor:
         return encode(encoder, pixels(frames[None], device=self._device))
 
-    def _keep(self, key: str, request: Request, x0: torch.Tensor) -> bool:
+    def _keep(self, key: str, request: DecodeRequest, x0: torch.Tensor) -> bool:
         flips = "".join(
             f" {name}" for name, on in (("flipped in x", request.flip_x), ("flipped in y", request.flip_y)) if on
         )
@@ -135,14 +135,14 @@ def _same_each_time(item: Item) -> bool:
     return item.kind == "image" or item.sampling == "uniform"
 
 
-def _requests(item: Item) -> Iterator[Request]:
+def _requests(item: Item) -> Iterator[DecodeRequest]:
     """Every way in which the item can be drawn."""
     if _same_each_time(item):
         for flip_x, flip_y in product((False, True)[: 1 + item.flip_x], (False, True)[: 1 + item.flip_y]):
-            yield Request(item.path, item.kind, item.bucket, item.sampling, 0.0, flip_x, flip_y)
+            yield DecodeRequest(item.path, item.kind, item.bucket, item.sampling, 0.0, flip_x, flip_y)
 
 
-def _plain(request: Request) -> Request:
+def _plain(request: DecodeRequest) -> DecodeRequest:
     """Without the start of a window, which an image has not."""
     return (
         msgspec.structs.replace(request, start=0.0)
@@ -172,9 +172,9 @@ def _digest(path: str) -> str:
         ) from None
 
 
-def _decoded(requests: list[Request]) -> Iterator[tuple[Request, Frames]]:
+def _decoded(requests: list[DecodeRequest]) -> Iterator[tuple[DecodeRequest, Frames]]:
     """Each request with its frames, in order, a few decoded ahead. Raises ClipError."""
-    todo, under_way = iter(requests), deque[tuple[Request, Future[Frames]]]()
+    todo, under_way = iter(requests), deque[tuple[DecodeRequest, Future[Frames]]]()
     pool = ThreadPoolExecutor(_threads(), thread_name_prefix="images")
     try:
         while True:

@@ -2,6 +2,8 @@
 
 B batch, C channels, T frames, F latent frames = (T-1)/4+1, H W pixels, h w latent sides = H/8, W/8.
 Latents are normalised: (z - mean) / std per channel, with the VAE's own constants.
+
+The encoder itself is engine.encode.vae_encoder's; the cache of latents, engine.encode.latent_cache's.
 """
 
 from typing import Protocol

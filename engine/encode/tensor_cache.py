@@ -6,7 +6,6 @@ is presets.caches.tensor_cache's.
 """
 
 import hashlib
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from engine.system.placement import Placement
+from engine.system.progress import Warn
 from presets.caches.cache_files import (
     CALLED,
     CAPS,
@@ -31,7 +31,6 @@ from presets.caches.cache_files import (
 from presets.caches.tensor_cache import ENTRY
 from presets.text import human
 
-Warn = Callable[[str], None]
 PACKAGES = ("torch", "diffusers", "transformers")  # what computes the entries: another version may round in another way
 
 

@@ -3,7 +3,8 @@
 Forward, without a graph: each block's input and its attention's output are kept, on the device or in host memory.
 Backward, last block first: the block is recomputed around the kept attention, so attention itself runs once; what
 follows the attention, whose working set is the largest, may be cut into chunks of tokens. No graph spans more than one
-part of one block. What both experts share is in `engine.executor.resources`, the loss in `engine.training.objective`.
+part of one block. What both experts share is in `engine.executor.executor_resources`, the loss in
+`engine.training.objective`.
 
 B batch, C channels, F h w latent shape, T tokens, S text tokens, D width, N heads, K head width.
 """
@@ -14,8 +15,8 @@ from typing import Any
 import torch
 from torch.autograd.graph import get_gradient_edge
 
+from engine.executor.executor_resources import ExecutorResources, PassInputs
 from engine.executor.expert_weights import ExpertWeights
-from engine.executor.resources import ExecutorResources, PassInputs
 from engine.executor.weight_ring import Key
 from engine.system.device import fixed_order
 from engine.wan.attention import Attention

@@ -4,7 +4,7 @@ How one runs is `engine.executor.block_executor`'s; which plan fits is decided i
 """
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
@@ -16,13 +16,14 @@ from engine.adapters.lora import LoraParameters
 from engine.adapters.recovery_file import Ara
 from engine.executor.activation_offload import Activations
 from engine.executor.block_executor import BlockExecutor
+from engine.executor.executor_resources import ExecutorResources
 from engine.executor.expert_weights import ExpertWeights
-from engine.executor.resources import ExecutorResources
 from engine.system.placement import Placement
+from engine.system.progress import Progress, Warn
 from engine.wan.attention import Attention
 from engine.wan.block import Lora
 from engine.weights.base_model import BaseModel
-from engine.weights.load_expert import Progress, load_outer_modules
+from engine.weights.load_expert import load_outer_modules
 from engine.weights.packed_blocks import pack_lora
 from engine.weights.weight_cache import cached_blocks
 from presets.caches.cache_files import cache_folder
@@ -48,7 +49,7 @@ class Experts:
         placement: Placement,
         ara: Ara | None,
         progress: Progress,
-        warn: Callable[[str], None],
+        warn: Warn,
     ) -> None:
         """Load them; `ara` is the accuracy recovery adapter of a quantized base. Raises UserError."""
         self.attention, self.device = attention, placement.device

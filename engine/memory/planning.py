@@ -15,7 +15,7 @@ from engine.wan.attention import Attention
 from presets.errors import UserError
 from presets.facts.facts import Facts, used_gpus
 from presets.job.schema import Job
-from presets.planner.candidates import Scarce, limits_of, next_down
+from presets.planner.candidates import ExhaustedPhase, limits_of, next_down
 from presets.planner.cards import gpu_hardware
 from presets.planner.choose import choose_for
 from presets.planner.coefficients import FITTED
@@ -23,10 +23,9 @@ from presets.planner.costs import predict
 from presets.planner.measured_rates import Rates
 from presets.planner.memory_costs import MemoryCosts
 from presets.planner.plan import Plan, Precision
-from presets.planner.sizes import ExpertShape
+from presets.planner.sizes import GIB, ExpertShape
 from presets.planner.workload import Hardware, Workload, shape_of, workload_of
 
-GIB = 2**30
 CONTEXT = 0.6 * GIB  # what CUDA itself holds here
 GREW = 0.75 * GIB  # more than CUDA's own share grows while kernels are loaded
 # what any machine computes
@@ -163,7 +162,7 @@ def shortage(now: CardMemory | None, planning: Planning) -> Shortage:
     return Shortage("small", f"{now.allocated / GIB:.1f} GiB in use of {cap / GIB:.1f}")
 
 
-def smaller(job: Job, planning: Planning, scarce: Scarce, lost: int = 0) -> Plan | None:
+def smaller(job: Job, planning: Planning, exhausted: ExhaustedPhase, lost: int = 0) -> Plan | None:
     """The next smaller plan; a still smaller one when the card has `lost` bytes less than before and the next would not
     fit. None when there is none."""
     hardware = planning.hardware
@@ -173,7 +172,7 @@ def smaller(job: Job, planning: Planning, scarce: Scarce, lost: int = 0) -> Plan
     limits = limits_of(job.model.low_vram, job.model.layer_offloading)
 
     def below(plan: Plan) -> Plan | None:
-        return next_down(plan, planning.work, hardware, planning.shape, limits=limits, scarce=scarce)
+        return next_down(plan, planning.work, hardware, planning.shape, limits=limits, exhausted=exhausted)
 
     found = plan = below(planning.plan)
     while (

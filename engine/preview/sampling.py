@@ -2,6 +2,9 @@
 
 The loop is that of diffusers' WanImageToVideoPipeline, step for step (a test compares them bit for bit); it is written
 out so that experts may be run by an executor.
+
+Which previews are due and what they leave in the run folder is engine.training.previews's; how they are written as
+files, engine.preview.video_files's.
 """
 
 import math

@@ -15,6 +15,7 @@ from pathlib import Path
 from engine.wan.quantize import GRIDS, Grid
 from presets.disk import not_writable
 from presets.errors import UserError
+from presets.text import human
 
 FRAMES, RESOLUTION = 17, 512  # of calibration clips
 EXPERT_CHOICES = ("both", "high", "low")
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
             grid=args.precision,
             clips=args.clips,
             full=args.full,
-            out=args.out or default_out(args.precision, args.rank, args.expert),
+            out=args.out or default_adapter(args.precision, args.rank, args.expert),
             expert=args.expert,
         )
     except UserError as e:
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def default_out(grid: Grid, rank: int, expert: str) -> Path:
+def default_adapter(grid: Grid, rank: int, expert: str) -> Path:
     return Path(f"ara-{grid}-r{rank}{'' if expert == 'both' else f'-{expert}_noise'}.safetensors")
 
 
@@ -75,12 +76,10 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
     """Check, build, write, and print the path and the table. Raises UserError before any work where it can."""
     _check_options(rank=rank, clips=clips, full=full, out=out)
 
-    import torch
-
     from engine.adapters.recovery_file import save_ara
     from engine.memory.out_of_memory import open_device_with_room
     from engine.recovery.build import Report, build_expert
-    from engine.recovery.calibrate import Sample, samples_from_clips
+    from engine.recovery.calibrate import CalibrationSample, samples_from_clips
     from engine.recovery.expert_reader import ExpertReader
     from engine.system.device import require_gpu
     from engine.system.placement import Placement
@@ -106,19 +105,17 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
         if problem.severity == "error":
             raise UserError(problem.message, where=model, fix=problem.fix)
     device = open_device_with_room(None, vram=None)
-    gpu = device.type == "cuda"
     if machine.gpus and not is_tiny(facts):  # without a GPU it is known to be slow
         require_gpu(device, machine)
     base = find_base_model(job, Path.cwd(), progress=lambda _done, _total, text: _say(text))
     readers = [ExpertReader(base.source, e) for e in wanted]
     _check_sizes(readers[0].shapes, blocks=sum(reader.blocks for reader in readers), rank=rank, out=out)
 
-    # bf16 products crawl on a CPU
-    placement = Placement(device, torch.bfloat16 if gpu else torch.float32, pinned=False)
-    samples: dict[Expert, list[Sample]] = {}
+    placement = Placement.on(device, pinned=False)
+    samples: dict[Expert, list[CalibrationSample]] = {}
     if clips is not None:
         samples = samples_from_clips(
-            job, base, placement, lambda what, done, total: _say(f"calibration: {what} {done}/{total}")
+            job, base, placement, lambda done, total, what: _say(f"calibration: {what} {done}/{total}")
         )
     report = Report()
     lora = {
@@ -172,7 +169,7 @@ def _check_sizes(shapes: dict[str, tuple[int, int]], *, blocks: int, rank: int, 
     need = sum(2 * rank * (n + k) for n, k in shapes.values()) * blocks
     if (free := shutil.disk_usage(out.absolute().parent).free) < need:
         raise UserError(
-            f"the disk has {free / 2**20:.0f} MiB free, the adapter takes {need / 2**20:.0f} MiB",
+            f"the disk has {human(free)} free, the adapter takes {human(need)}",
             where=str(out),
             fix="Free some space, or choose another disk with --out",
         )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from engine.recovery.calibrate import Sample, Walk
+from engine.recovery.calibrate import CalibrationSample, Walk
 from engine.recovery.expert_reader import ExpertReader, block_module
 from engine.recovery.input_moments import BlockLinear, Moment, moment_of
 from engine.recovery.low_rank import best_correction
@@ -89,7 +89,7 @@ def build_expert(
     *,
     rank: int,
     grid: Grid,
-    samples: list[Sample],
+    samples: list[CalibrationSample],
     full: bool,
     report: Report,
     progress: Callable[[int, int], None],

@@ -16,7 +16,7 @@ import torch
 from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
 from engine.data.dataset import Item, build_dataset
-from engine.data.frames import Request, decode
+from engine.data.frames import DecodeRequest, decode
 from engine.encode.latents import PlainEncoder, condition, encode, pixels
 from engine.encode.text_embeddings import encode_texts
 from engine.encode.vae_encoder import load_vae
@@ -24,6 +24,7 @@ from engine.recovery.expert_reader import ExpertReader
 from engine.recovery.input_moments import READERS, BlockLinear, Moment
 from engine.system.keyed_random import keyed_rng
 from engine.system.placement import Placement
+from engine.system.progress import Progress
 from engine.weights.base_model import BaseModel
 from engine.weights.load_expert import load_outer_modules
 from presets.clips.clip_facts import scan_dataset
@@ -36,10 +37,8 @@ MOST_CLIPS = 8
 DRAWS = 4  # noise levels per clip and expert
 HELD_OUT_EVERY = 4
 
-Progress = Callable[[str, int, int], None]  # (what, done, total)
 
-
-class Sample(NamedTuple):
+class CalibrationSample(NamedTuple):
     """One input of an expert."""
 
     x_BCFhw: torch.Tensor  # noisy latents and conditioning: 36 channels
@@ -51,10 +50,10 @@ class Sample(NamedTuple):
 @torch.no_grad()
 def samples_from_clips(
     job: Job, base: BaseModel, placement: Placement, progress: Progress
-) -> dict[Expert, list[Sample]]:
+) -> dict[Expert, list[CalibrationSample]]:
     """Noised clips of the job's one dataset for each expert, at noise levels spread over its range. Raises
     UserError."""
-    device, dtype = placement.device, placement.dtype
+    device = placement.device
     facts = scan_dataset(job.datasets[0], 0, Path.cwd())
     if not facts.clips:
         raise UserError(
@@ -64,18 +63,18 @@ def samples_from_clips(
         )
     items = build_dataset(job, Path.cwd(), [facts])
     items = [items[i * len(items) // MOST_CLIPS] for i in range(MOST_CLIPS)] if len(items) > MOST_CLIPS else items
-    placement = Placement(device, dtype, pinned=device.type == "cuda")
+    placement = Placement.on(device)
     texts = encode_texts(
         base,
         {item.caption for item in items},
         placement,
         precision="none",
-        progress=lambda done, total, what: progress(what, done, total),
+        progress=progress,
     )
     encoder = PlainEncoder(load_vae(base.source, placement))
-    out: dict[Expert, list[Sample]] = {expert: [] for expert in EXPERTS}
+    out: dict[Expert, list[CalibrationSample]] = {expert: [] for expert in EXPERTS}
     for number, item in enumerate(items):
-        progress("clips", number, len(items))
+        progress(number, len(items), "clips")
         video = pixels(_frames(item), device=device)
         x0 = encode(encoder, video)
         conditioning = condition(encoder, video[:, :, 0], item.bucket.frames)
@@ -88,7 +87,7 @@ def samples_from_clips(
 
 
 def _frames(item: Item) -> Any:
-    return decode(Request(item.path, item.kind, item.bucket, item.sampling, 0.5, False, False))[None]
+    return decode(DecodeRequest(item.path, item.kind, item.bucket, item.sampling, 0.5, False, False))[None]
 
 
 def _held_out(clip: int, clips: int, draw: int) -> bool:
@@ -106,14 +105,14 @@ def _noised(
     text: torch.Tensor,
     *,
     held_out: bool,
-) -> Sample:
+) -> CalibrationSample:
     low, high = sigma_range(expert, base.boundary)
     sigma = low + (high - low) * (draw + float(keyed_rng(0, "ara sigma", expert, item.id, draw).random())) / DRAWS
     noise = torch.from_numpy(
         keyed_rng(0, "ara noise", expert, item.id, draw).standard_normal(tuple(x0.shape), dtype="float32")
     ).to(x0.device)
     x = torch.cat([(1 - sigma) * x0 + sigma * noise, conditioning], dim=1)
-    return Sample(x.cpu(), torch.tensor([sigma * NUM_TRAIN_TIMESTEPS]), text, held_out)
+    return CalibrationSample(x.cpu(), torch.tensor([sigma * NUM_TRAIN_TIMESTEPS]), text, held_out)
 
 
 class _State(NamedTuple):
@@ -130,7 +129,9 @@ class Walk:
     """Samples on their way through an expert."""
 
     @torch.no_grad()
-    def __init__(self, reader: ExpertReader, samples: list[Sample], placement: Placement, *, full: bool) -> None:
+    def __init__(
+        self, reader: ExpertReader, samples: list[CalibrationSample], placement: Placement, *, full: bool
+    ) -> None:
         device, dtype = placement.device, placement.dtype
         self.device, self.full = device, full
         self._states: list[_State] = []

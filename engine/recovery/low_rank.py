@@ -9,6 +9,8 @@ Eckart and Young: the truncated SVD of R is the plain optimum. With C = E[x x^T]
 || (R - B A) S ||_F, so the optimum is the truncated SVD of R S, taken back through the inverse of S.
 
 N outputs, K inputs, R rank.
+
+Which weights it is made for is engine.recovery.build's; the weighting comes from engine.recovery.input_moments.
 """
 
 import torch

@@ -22,6 +22,7 @@ from engine.system import fault_injection
 from engine.system.durable_files import make_folder, sha256
 from presets.atomic_file import fsync
 from presets.errors import UserError
+from presets.runs.checkpoints import checkpoint_folders
 
 if TYPE_CHECKING:
     import torch
@@ -195,8 +196,7 @@ def verify(folder: Path) -> str:
 
 def listed(run: Path) -> list[Path]:
     """Checkpoint folders by name, oldest first, unverified."""
-    parent = run / CHECKPOINTS
-    return sorted(p for p in parent.glob("step_*") if re.fullmatch(r"step_\d{9}", p.name)) if parent.exists() else []
+    return checkpoint_folders(run)
 
 
 def newest(run: Path) -> tuple[Path | None, list[str]]:

@@ -1,4 +1,7 @@
-"""What `python -m engine` prints on stderr: a progress bar on a terminal, plain lines otherwise."""
+"""What `python -m engine` prints on stderr: a progress bar on a terminal, plain lines otherwise.
+
+It shows events; they are written by engine.runfolder.event_log.
+"""
 
 import os
 import sys

@@ -19,7 +19,7 @@ from types import FrameType
 
 from presets.errors import UserError
 from presets.findings import Finding
-from presets.runs.control import CONTROL_DIR, ControlFile, parse_control
+from presets.runs.control import CONTROL_DIR, TrainerCommand, parse_control
 
 POLL_SECONDS = 0.1  # while the trainer waits for something else
 
@@ -52,7 +52,7 @@ class Control:
         self.folder = folder / CONTROL_DIR
         self._signals = 0
         self._launcher = 0  # the parent process, since `listen`
-        self._waiting: dict[Path, ControlFile] = {}  # read, and neither applied nor refused yet
+        self._waiting: dict[Path, TrainerCommand] = {}  # read, and neither applied nor refused yet
         self.why = ""  # why a stop is asked for; "" while none is
 
     def open(self) -> None:
@@ -108,7 +108,7 @@ class Control:
                 self._waiting[file] = command
         return bool(self.why)
 
-    def waiting(self) -> list[tuple[Path, ControlFile]]:
+    def waiting(self) -> list[tuple[Path, TrainerCommand]]:
         """The commands other than stop, oldest first. The caller reports each that it applied or refused to `done`."""
         self.stop_requested()
         return list(self._waiting.items())

@@ -1,4 +1,7 @@
-"""The device a run works on, and torch's settings for it."""
+"""The device a run works on, and torch's settings for it.
+
+How much memory a plan may take of it is engine.memory.planning's.
+"""
 
 import gc
 import os

@@ -2,6 +2,8 @@
 
 torch's own pinned allocator rounds up to a power of two: a 336 MiB block would take 512 MiB. So plain memory is
 registered with CUDA instead.
+
+What is put there is engine.weights.packed_blocks's and engine.executor.activation_offload's.
 """
 
 import contextlib

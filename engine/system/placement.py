@@ -1,4 +1,8 @@
-"""Where tensors go and as what: the device, the type of what is computed, and whether host memory is page-locked."""
+"""Where tensors go and as what: the device, the type of what is computed, and whether host memory is page-locked.
+
+Which plan puts an expert's weights there is engine.training.placement's; page-locked memory itself,
+engine.system.pinned_memory's.
+"""
 
 from dataclasses import dataclass
 
@@ -13,3 +17,10 @@ class Placement:
     device: torch.device
     dtype: torch.dtype
     pinned: bool
+
+    @classmethod
+    def on(cls, device: torch.device, *, pinned: bool | None = None) -> "Placement":
+        """As the device is best used; left out, `pinned` is so where a GPU reads that memory."""
+        gpu = device.type == "cuda"
+        # bf16 products crawl on a CPU
+        return cls(device, torch.bfloat16 if gpu else torch.float32, pinned=gpu if pinned is None else pinned)

@@ -1,9 +1,11 @@
-"""How work that takes a while says how far it is."""
+"""How work that takes a while says how far it is, and what went wrong without ending it. What a user sees of it is an
+event of the run (engine.runfolder.event_log) or a line of a command."""
 
 import time
 from collections.abc import Callable
 
 Progress = Callable[[int, int, str], None]  # done, of how many, what is done; may raise, which ends the work
+Warn = Callable[[str], None]  # what a user should know of, although the work goes its way
 
 
 def seldom(progress: Progress) -> Progress:

@@ -1,6 +1,8 @@
 """How good the toy base is: what its VAE gives back, and whether its videos do what their captions say.
 
 B films, T frames, F latent frames.
+
+The films are engine.toy_base.films's, the training engine.toy_base.train's.
 """
 
 from itertools import pairwise

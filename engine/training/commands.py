@@ -11,7 +11,7 @@ from engine.training.saving import save_all
 from presets.errors import UserError
 from presets.job.diff import live_value
 from presets.job.toml_file import get_value, with_value
-from presets.runs.control import ControlFile
+from presets.runs.control import TrainerCommand
 from presets.runs.events import COMMAND_ID
 
 
@@ -37,7 +37,7 @@ def apply_commands(run: Run, step: int) -> None:
             run.control.done(file)
 
 
-def _apply(run: Run, step: int, command: ControlFile) -> None:
+def _apply(run: Run, step: int, command: TrainerCommand) -> None:
     match command.command:
         case "set":
             _set(run, step, command)
@@ -58,7 +58,7 @@ def _apply(run: Run, step: int, command: ControlFile) -> None:
                 _report(run, command, f"previews after step {step} were made, as commanded")
 
 
-def _set(run: Run, step: int, command: ControlFile) -> None:
+def _set(run: Run, step: int, command: TrainerCommand) -> None:
     """From the next step on; it takes the place of what an earlier attempt set later. Rates follow the schedule of the
     job as it is now: with other steps a linear or cosine one jumps to where a run of that length would be."""
     field = command.field
@@ -72,19 +72,19 @@ def _set(run: Run, step: int, command: ControlFile) -> None:
     run.log.emit("changed", field=field, old=old, new=new, step=step, **_answered(command))
 
 
-def _report(run: Run, command: ControlFile, text: str) -> None:
+def _report(run: Run, command: TrainerCommand, text: str) -> None:
     run.log.emit("log", level="info", text=text, **_answered(command))
 
 
-def _answered(command: ControlFile) -> dict[str, str]:
+def _answered(command: TrainerCommand) -> dict[str, str]:
     """What an event says that answers a command: whoever finds its file after that leaves it alone."""
     return {COMMAND_ID: command.id} if command.id else {}
 
 
-def _cut_short(run: Run, command: ControlFile) -> bool:
+def _cut_short(run: Run, command: TrainerCommand) -> bool:
     """Whether a stop came while the previews were made that the command is about."""
     return command.command == "sample" and bool(run.control.why)
 
 
-def _words(command: ControlFile) -> str:
+def _words(command: TrainerCommand) -> str:
     return f"set {command.field} = {command.value}" if command.command == "set" else command.command

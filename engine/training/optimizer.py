@@ -1,5 +1,8 @@
 """The optimizer of one expert's LoRA, its learning rate as a function of the step, clipping, and the running
-average."""
+average.
+
+When a step is made is engine.training.trainer's.
+"""
 
 import math
 import sys

@@ -25,10 +25,10 @@ from engine.wan.attention import Attention
 from presets import VERSION
 from presets.errors import UserError
 from presets.job.schema import Job
-from presets.planner.candidates import Scarce
+from presets.planner.candidates import ExhaustedPhase
 from presets.planner.plan import LESS_MEMORY, Plan
 
-WHERE: dict[Scarce, str] = {
+WHERE: dict[ExhaustedPhase, str] = {
     "vram": "run",
     "step": "training step",
     "vae": "VAE",
@@ -99,21 +99,21 @@ def why_short(run: Run) -> Shortage:
     return shortage(card_memory(run.placement.device), run.planning)
 
 
-def replan(run: Run, scarce: Scarce, why: Shortage) -> None:
-    """Memory ran out (where `scarce` says): take the next smaller plan and log it. Memory in pieces is laid out anew
+def replan(run: Run, exhausted: ExhaustedPhase, why: Shortage) -> None:
+    """Memory ran out (where `exhausted` says): take the next smaller plan and log it. Memory in pieces is laid out anew
     first, once under each plan. To be called outside the handler, whose traceback holds on to tensors. Raises UserError
     when no smaller plan is left."""
     release(run.placement.device)
-    planning, short = run.planning, f"out of memory in the {WHERE[scarce]}: {why.text}"
+    planning, short = run.planning, f"out of memory in the {WHERE[exhausted]}: {why.text}"
     if why.cause == "pieces" and not planning.tidied:
         plan, tidied = planning.plan, True
         text = f"{short}; everything on the card is laid out anew, and the same is tried again"
         run.log.emit("log", level="warning", text=text)
     else:
-        smallest = smaller(run.job, planning, scarce, why.lost)
+        smallest = smaller(run.job, planning, exhausted, why.lost)
         if smallest is None:
             raise UserError(
-                f"out of memory in the {WHERE[scarce]}, and no smaller plan is left ({why.text})",
+                f"out of memory in the {WHERE[exhausted]}, and no smaller plan is left ({why.text})",
                 where=planning.plan.text,
                 fix=LESS_MEMORY,
             )
@@ -132,8 +132,8 @@ def place(run: Run, plan: Plan) -> None:
             run.encoder = make_encoder(run.encoder.vae, plan)
         return
     except torch.OutOfMemoryError:
-        scarce: Scarce = "vram"
+        exhausted: ExhaustedPhase = "vram"
         why = why_short(run)
     except HostMemoryRefused as e:
-        scarce, why = "ram", Shortage("host", e.what)
-    replan(run, scarce, why)
+        exhausted, why = "ram", Shortage("host", e.what)
+    replan(run, exhausted, why)

@@ -1,6 +1,8 @@
 """Everything a run needs before step 1, loaded in the order that keeps the memory peak low.
 
 The text encoder comes first and is dropped again, then the VAE, which encodes images for the cache, then the experts.
+
+What comes of it is engine.training.context's Run; the loop is engine.training.trainer's.
 """
 
 from functools import partial
@@ -48,9 +50,7 @@ def prepare(
 ) -> Run:
     """Load and encode for `begin.job`. `vram` caps the card's memory, in bytes. Raises UserError, and StopRequested
     when a stop comes meanwhile: nothing is lost by that."""
-    job, gpu = begin.job, device.type == "cuda"
-    # bf16 products crawl on a CPU
-    placement = Placement(device, torch.bfloat16 if gpu else torch.float32, pinned=gpu)
+    job, placement = begin.job, Placement.on(device)
 
     def progress(name: str, done: int, total: int, text: str) -> None:
         control.raise_if_stop_requested()

@@ -31,7 +31,7 @@ from presets.job.preview_settings import preview_seed, preview_size_of
 
 # (step, prompt) -> the video in the run folder, of each preview that the events record
 Videos = dict[tuple[int, int], str]
-Sample = dict[str, Any]  # the data of a `sample` event
+SampleData = dict[str, Any]  # the data of a `sample` event
 NAMED = 6  # lost files that a finding names
 
 
@@ -89,7 +89,7 @@ def recorded(run: Run, last: int) -> Videos:
     return out
 
 
-def prompt_of(run: Run, sample: Sample) -> int | None:
+def prompt_of(run: Run, sample: SampleData) -> int | None:
     """Which prompt of the job as it is now a `sample` event is of."""
     panel = run.job.sample
     of_now = {(f"{i:02d}.mp4", prompt.prompt, preview_seed(panel, i)): i for i, prompt in enumerate(panel.prompts)}
@@ -140,7 +140,7 @@ def _report_lost(run: Run, paths: list[str]) -> None:
         run.log.finding(Finding(code="preview-lost", severity="warning", field="sample", message=message, fix=fix))
 
 
-def _is_whole(run: Run, sample: Sample) -> bool:
+def _is_whole(run: Run, sample: SampleData) -> bool:
     """Whether the video and the poster have the digests in their event. Of an older event, which has none, only the
     lengths are checked."""
     video, poster = run.folder / sample["path"], run.folder / sample["poster"]

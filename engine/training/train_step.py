@@ -2,6 +2,8 @@
 micro-batch after the other; and the same step again under a smaller plan when memory runs out.
 
 B batch, C channels, F h w latent shape, S text tokens, D text width.
+
+The losses are engine.training.objective's; the step of the optimizer, engine.training.trainer's.
 """
 
 import math
@@ -25,7 +27,7 @@ from engine.training.placement import replan, why_short
 from presets.job.expert_schedule import Expert
 from presets.job.schema import Job
 from presets.job.timesteps import NUM_TRAIN_TIMESTEPS, sigma_at
-from presets.planner.candidates import Scarce
+from presets.planner.candidates import ExhaustedPhase
 from presets.planner.sizes import OPTIMIZER_BYTES
 
 
@@ -138,12 +140,12 @@ def retry_on_oom(
                     reserve_state(run, learner)
             return result
         except torch.OutOfMemoryError:
-            scarce: Scarce = "vae" if watch.current == "vae" else "step"
+            exhausted: ExhaustedPhase = "vae" if watch.current == "vae" else "step"
             why = why_short(run)
         except HostMemoryRefused as e:
-            scarce, why = "ram", Shortage("host", e.what)
+            exhausted, why = "ram", Shortage("host", e.what)
         learner.optimizer.zero_grad(set_to_none=True)  # what the failed attempt added
-        replan(run, scarce, why)
+        replan(run, exhausted, why)
 
 
 def reserve_state(run: Run, learner: Learner) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from huggingface_hub import constants, errors, hf_hub_download
 
-from engine.weights.hub_transfer import TIMEOUT, Progress, alone, transfer
+from engine.system.progress import Progress
+from engine.weights.hub_transfer import TIMEOUT, alone, transfer
 from presets.base.composition import Composition, NamedBase
 from presets.base.fetch_plan import LACKS_FIX, RESERVE, lacks, parts_from, plan_fetch, wanted_files
 from presets.base.hub_listing import HubFile, Repository, hub_error, list_repository

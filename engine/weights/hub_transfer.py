@@ -8,7 +8,7 @@ import fcntl
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,11 +19,10 @@ from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers
 
+from engine.system.progress import Progress
 from presets.base.hub_listing import HubFile, Repository
 from presets.errors import UserError
 from presets.text import human
-
-Progress = Callable[[int, int, str], None]  # bytes here, bytes in all, what is done; may raise to stop the download
 
 CONNECTIONS = 4  # files at once
 TRIES = 6  # for a file, without a new byte in between

@@ -7,7 +7,7 @@ tensors lie is known to `engine.weights.model_files`; `engine.weights.weight_cac
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from diffusers import WanTransformer3DModel
 
 from engine.system.pinned_memory import host_buffer
 from engine.system.placement import Placement
+from engine.system.progress import Progress
 from engine.wan.block import LINEARS, NORMS, Plain, Weights
 from engine.wan.frozen_linear import Packed
 from engine.wan.quantize import Grid, pack
@@ -24,7 +25,6 @@ from engine.weights.packed_blocks import Layout, PackedBlocks, layout_of
 from presets.errors import UserError
 from presets.job.expert_schedule import Expert
 
-Progress = Callable[[int, int, str], None]  # blocks done, blocks in all, what is done
 READERS = 4  # threads; a network file system needs several requests under way, a local disk is busy with them as well
 E4M3_PRECISIONS = ("float8", "qfloat8")
 KEYS = (

@@ -8,7 +8,7 @@ warning. The form of the file, and making room for it: `presets.caches.weight_ca
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
@@ -17,8 +17,9 @@ import torch
 
 from engine.system.pinned_memory import host_buffer
 from engine.system.placement import Placement
+from engine.system.progress import Progress, Warn
 from engine.wan.quantize import Grid, pack
-from engine.weights.load_expert import Progress, load_blocks, open_expert
+from engine.weights.load_expert import load_blocks, open_expert
 from engine.weights.model_files import ModelFiles, Network, read_into
 from engine.weights.packed_blocks import Layout, PackedBlocks, PackedTensor
 from presets import VERSION
@@ -31,8 +32,6 @@ from presets.text import human
 FORMAT = 1
 THREADS = 8  # hashing is what takes longest, about 1 GB/s each
 WORTH = 0.9  # a cache file above this share of the source's bytes gains nothing
-
-Warn = Callable[[str], None]
 
 
 class _Unusable(Exception):

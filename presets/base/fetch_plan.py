@@ -1,5 +1,8 @@
 """What of a base has to be fetched from the Hub, and how much of it the cache has already: asked before anything is
-spent."""
+spent.
+
+Nothing is fetched here: that is engine.weights.hub_download's.
+"""
 
 import shutil
 import threading

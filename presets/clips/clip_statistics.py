@@ -1,4 +1,7 @@
-"""What a set of clips has in common: speed, size, captions."""
+"""What a set of clips has in common: speed, size, captions.
+
+Facts of one clip are presets.clips.clip_facts's; whether they are good, the rules say.
+"""
 
 import math
 from collections import Counter

@@ -1,5 +1,8 @@
 """Is a clip whole? Every frame of it is decoded, and a file that is damaged, or changes its size on the way, is an
-error that tells where."""
+error that tells where.
+
+What FFmpeg passes over in Matroska files is presets.clips.matroska's.
+"""
 
 import re
 from collections.abc import Iterator

@@ -172,7 +172,7 @@ class MemoryGrowth:
                             severity="warning",
                             field="datasets.resolutions",
                             message=(
-                                "memory ran out twice in this attempt; each time the run went on with a slower plan"
+                                "memory ran out twice in this attempt; each time the run continued with a slower plan"
                             ),
                             fix=LESS_MEMORY,
                         )

@@ -1,5 +1,8 @@
 """Whether a series of numbers rises or falls, as medians tell it from noise. Plain Python: a few hundred numbers at a
-time."""
+time.
+
+What such a trend means is presets.diagnosis.diagnosis's.
+"""
 
 from collections.abc import Sequence
 from math import sqrt

@@ -1,4 +1,7 @@
-"""What the rules look at besides the job: facts of its clips, its model, the machine and the run folder."""
+"""What the rules look at besides the job: facts of its clips, its model, the machine and the run folder.
+
+They are gathered by presets.facts.gather, and judged by presets.rules.
+"""
 
 from pathlib import Path
 from statistics import median

@@ -3,7 +3,7 @@
 Turns last `multistage.switch_every` optimizer steps. With p the high-noise expert's part of the two shares, turn n
 (from 0) is high noise's iff ceil((n + 1) p) > ceil(n p): of the first N turns it has exactly ceil(N p), spread as
 evenly as whole turns can be, and the first of them. Equal shares give high, low, high, low. Everything is reckoned in
-fractions of the numbers as written (0.1 is 1/10), so no turn hangs on how a float was rounded.
+fractions of the numbers as written (0.1 is 1/10), so no turn depends on how a float was rounded.
 
 Whose turn it is, is a function of the job and the step alone. So the stage's position is part of a checkpoint through
 the step that the checkpoint holds: a run that stops in the middle of a turn resumes in the middle of that turn.

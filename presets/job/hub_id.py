@@ -1,4 +1,7 @@
-"""Whether a path may be an id on the Hugging Face Hub."""
+"""Whether a path may be an id on the Hugging Face Hub.
+
+Whether there is such a repository is asked by presets.base.hub_listing.
+"""
 
 import re
 

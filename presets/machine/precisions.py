@@ -1,6 +1,8 @@
 """Which precision runs on which cards: one table for the planner, the rules and the docs.
 
 `tests/engine/wan/test_older_cards.py` compiles what a precision runs through for each generation of cards.
+
+Which of them a job gets is presets.planner.choose's.
 """
 
 from presets.errors import UserError

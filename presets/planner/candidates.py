@@ -21,7 +21,7 @@ from presets.planner.plan import Plan, Precision
 from presets.planner.sizes import ExpertShape
 from presets.planner.workload import Hardware, Workload
 
-Scarce = Literal["vram", "step", "vae", "preview", "ram"]
+ExhaustedPhase = Literal["vram", "step", "vae", "preview", "ram"]
 CHUNKS = (16384, 8192, 4096, 2048, 1024)  # tokens; smaller ones leave the matrix units idle
 VAE_FRAMES = (16, 8, 4)  # more at a time is no faster
 SLOTS, FEWEST_SLOTS = 3, 2  # one block computes while the next arrives; a third evens things out
@@ -179,14 +179,14 @@ def next_down(
     shape: ExpertShape | None = None,
     *,
     limits: Limits | None = None,
-    scarce: Scarce = "vram",
+    exhausted: ExhaustedPhase = "vram",
 ) -> Plan | None:
     """The fastest plan that takes less than `plan`, for after memory ran out. None at the last rung. Of plans that are
     about as fast, the smallest.
 
-    `scarce` says what ran out: `vram` anywhere, or the phase it ran out in (`step`, `vae`, `preview`), whose own peak
-    is then lowered and no other raised; or `ram`, for pinned memory that was refused: then VRAM may rise to what is
-    free. The precision stays. `hardware` is the machine before the run: what the run itself holds counts as free.
+    `exhausted` says what ran out: `vram` anywhere, or the phase it ran out in (`step`, `vae`, `preview`), whose own
+    peak is then lowered and no other raised; or `ram`, for pinned memory that was refused: then VRAM may rise to what
+    is free. The precision stays. `hardware` is the machine before the run: what the run itself holds counts as free.
     """
     costs = Costs(work, hardware, shape)
     limits = limits or Limits()
@@ -199,22 +199,22 @@ def next_down(
     def better(other: Plan) -> bool:
         theirs, their_reserved = costs.memory.vram(other)
         their_ram = sum(costs.memory.ram(other).values())
-        if scarce == "ram":
+        if exhausted == "ram":
             return saves(their_ram, ram) and their_reserved + FITTED.context <= hardware.vram_free
         if their_ram > max(ram, hardware.ram_free - FITTED.ram_margin):
             return False
-        if scarce == "vram":
+        if exhausted == "vram":
             return saves(training_peak(theirs), training_peak(phases)) and their_reserved <= reserved
-        return saves(theirs.get(scarce, 0), phases.get(scarce, 0)) and their_reserved <= reserved
+        return saves(theirs.get(exhausted, 0), phases.get(exhausted, 0)) and their_reserved <= reserved
 
     narrower = [
         p for f in VAE_FRAMES if f < plan.vae_frames and better(p := msgspec.structs.replace(plan, vae_frames=f))
     ]
-    if scarce == "vae" and narrower:
+    if exhausted == "vae" and narrower:
         return narrower[0]
     spared = (
         range(plan.activations_on_device + ACTIVATION_STRIDE, costs.shape.layers - plan.kept, ACTIVATION_STRIDE)
-        if scarce == "ram" and plan.activations == "host" and not limits.host_activations
+        if exhausted == "ram" and plan.activations == "host" and not limits.host_activations
         else ()
     )
     narrower += [p for blocks in spared if better(p := msgspec.structs.replace(plan, activations_on_device=blocks))]

@@ -1,4 +1,7 @@
-"""Known cards and what is guessed of unknown ones: from a GPU, or a card's name, to `Hardware`."""
+"""Known cards and what is guessed of unknown ones: from a GPU, or a card's name, to `Hardware`.
+
+Rates that were measured on this machine, which count more, are presets.planner.measured_rates's.
+"""
 
 import difflib
 import re

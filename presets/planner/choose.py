@@ -1,4 +1,7 @@
-"""Choosing: the fastest plan that fits in the memory of a machine, with the rungs above and below it."""
+"""Choosing: the fastest plan that fits in the memory of a machine, with the rungs above and below it.
+
+Which plans there are is presets.planner.candidates's; what each costs, presets.planner.costs's.
+"""
 
 import math
 from typing import Literal
@@ -30,7 +33,7 @@ from presets.planner.sizes import GIB, ExpertShape
 from presets.planner.workload import Hardware, Workload, shape_of, workload_of
 from presets.text import human
 
-Wish = Literal["auto", "none", "float8", "qfloat8", "qint8", "qint4", "qint4+ara"]
+WantedPrecision = Literal["auto", "none", "float8", "qfloat8", "qint8", "qint4", "qint4+ara"]
 NOT_SLOWER = 1.03  # bf16 is preferred to 8 bits as long as it costs no more time than this ...
 ROOMY = 0.75  # ... and no more than this share of the machine's RAM
 ROOMY_VRAM = 0.9  # of what the card has free: a plan within this is sure to fit ...
@@ -67,7 +70,7 @@ def choose(
     *,
     low_vram: Literal["auto"] | bool = "auto",
     layer_offloading: Literal["auto"] | bool = "auto",
-    precision: Wish = "auto",
+    precision: WantedPrecision = "auto",
     compiled: bool = True,
 ) -> Choice:
     """The fastest plan that fits. Raises DoesNotFit with the numbers, UserError for a precision that the card does not

@@ -1,5 +1,8 @@
 """What the accelerators of previews take, from the headers of their files: bytes in host memory, and on the device
-while a preview is made."""
+while a preview is made.
+
+They are read and run by engine.adapters.accelerator.
+"""
 
 from math import prod
 from pathlib import Path

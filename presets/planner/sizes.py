@@ -2,6 +2,8 @@
 
 Wan's block has ten linears: four of width x width in each of two attentions, and two of width x ffn (diffusers,
 WanTransformerBlock). A LoRA of rank r on a linear adds r * (in + out) parameters.
+
+What a plan takes while it trains is presets.planner.memory_costs's.
 """
 
 from msgspec import Struct

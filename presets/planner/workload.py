@@ -1,6 +1,8 @@
 """What a plan is made for: the work of a job and the machine that does it, in numbers.
 
 T tokens of a bucket, B batch size. Sizes in bytes, rates in 10^9 bytes or 10^12 operations a second.
+
+What they cost is presets.planner.costs's; cards that are not here are presets.planner.cards's.
 """
 
 from collections import Counter

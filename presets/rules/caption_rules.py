@@ -1,4 +1,4 @@
-"""Rules about captions and the trigger word."""
+"""Rules about captions and the trigger word. How captions are read and filled in is presets.clips.captions's."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,7 @@
-"""Rules about the clips themselves: size, cuts, number."""
+"""Rules about the clips themselves: size, cuts, number.
+
+What a clip is was read before, by presets.clips.clip_facts; frame counts and speed are `frame_rules`.
+"""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Rules about the settings of a dataset."""
+"""Rules about the settings of a dataset. The clips in it are `clip_rules`, their captions `caption_rules`."""
 
 from collections import Counter
 from collections.abc import Iterator

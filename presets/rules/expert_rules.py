@@ -1,4 +1,7 @@
-"""Rules about the two experts: which are trained, how they take turns, where they divide."""
+"""Rules about the two experts: which are trained, how they take turns, where they divide.
+
+Whose turn a step is, presets.job.expert_schedule says.
+"""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Rules about frame counts and speed."""
+"""Rules about frame counts and speed. Size and number of clips are `clip_rules`."""
 
 from collections.abc import Iterator
 from pathlib import Path

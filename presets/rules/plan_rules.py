@@ -12,7 +12,7 @@ from presets.job.fields import toml_text
 from presets.job.schema import Job
 from presets.machine.precisions import LEAST, require
 from presets.planner.cards import gpu_hardware
-from presets.planner.choose import Choice, DoesNotFit, Wish, choose
+from presets.planner.choose import Choice, DoesNotFit, WantedPrecision, choose
 from presets.planner.remedies import Remedy, remedies
 from presets.planner.sizes import ExpertShape
 from presets.planner.workload import Hardware, Workload, shape_of, workload_of
@@ -65,7 +65,7 @@ def _planned(
     shape: ExpertShape,
     low_vram: "bool | str",
     layer_offloading: "bool | str",
-    precision: Wish,
+    precision: WantedPrecision,
 ) -> Choice | DoesNotFit:
     try:
         return choose(work, hardware, shape, low_vram=low_vram, layer_offloading=layer_offloading, precision=precision)  # type: ignore[arg-type]

@@ -1,4 +1,7 @@
-"""Rules about previews: their prompts and control images first, then the accelerators that they run with."""
+"""Rules about previews: their prompts and control images first, then the accelerators that they run with.
+
+When previews are made and how large they are is presets.job.preview_settings's.
+"""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Rules about the place the run writes to."""
+"""Rules about the place the run writes to. Whether a run there may be resumed is presets.job.resume_check's."""
 
 from collections.abc import Iterator
 

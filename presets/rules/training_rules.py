@@ -1,4 +1,7 @@
-"""Rules about the training panel: text and DOP, steps, learning rate, optimizer."""
+"""Rules about the training panel: text and DOP, steps, learning rate, optimizer.
+
+The experts' own rates and shares are `expert_rules`.
+"""
 
 from collections.abc import Iterator
 

@@ -25,13 +25,16 @@ class StoredCheckpoint(Struct, kw_only=True):
     previews: list[str] = field(default_factory=list)  # videos made at this step
 
 
+def checkpoint_folders(run_dir: Path) -> list[Path]:
+    """The folders of checkpoints by name, oldest first, unverified."""
+    return sorted(p for p in (run_dir / "checkpoints").glob("step_*") if re.fullmatch(r"step_\d{9}", p.name))
+
+
 def checkpoints_of(run_dir: Path, view: RunView) -> list[StoredCheckpoint]:
     """Oldest first. Those that are still there and complete: older ones were removed (save.keep), abandoned ones lie
     elsewhere."""
     found = []
-    for folder in sorted((run_dir / "checkpoints").glob("step_*")):
-        if not re.fullmatch(r"step_\d{9}", folder.name):
-            continue
+    for folder in checkpoint_folders(run_dir):
         try:
             manifest = folder / "manifest.json"
             written, listed = manifest.stat().st_mtime, json.loads(read_regular(manifest, MAX_MANIFEST_BYTES))["files"]

@@ -17,8 +17,8 @@ CONTROL_DIR = "control"
 Verb = Literal["stop", "save", "sample", "set"]
 
 
-class ControlFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """One control file's content."""
+class TrainerCommand(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A command to a running trainer: one control file's content."""
 
     id: str = ""  # named by the event that applies or refuses it (presets.runs.events.COMMAND_ID): it is applied once
     command: Verb
@@ -26,9 +26,9 @@ class ControlFile(Struct, frozen=True, kw_only=True, omit_defaults=True):
     value: str = ""
 
 
-def parse_control(content: bytes) -> ControlFile:
+def parse_control(content: bytes) -> TrainerCommand:
     """Raises UserError for what is no command. The field and value of a set are looked at when it is applied."""
     try:
-        return msgspec.json.decode(content, type=ControlFile)
+        return msgspec.json.decode(content, type=TrainerCommand)
     except (msgspec.MsgspecError, UnicodeDecodeError) as e:
         raise UserError(f"not a command: {e}", fix=f"The commands are: {', '.join(get_args(Verb))}") from None

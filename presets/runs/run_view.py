@@ -46,7 +46,7 @@ class Checkpoint(Struct):
 
 
 class Abandoned(Struct):
-    """A branch of the run that was left: an attempt went on from `after`, and what came behind it no longer counts."""
+    """A branch of the run that was left: an attempt resumed from `after`, and what came behind it no longer counts."""
 
     attempt: int  # the last one that worked at it
     after: int
@@ -93,7 +93,7 @@ class RunView(Struct, kw_only=True):
     ram_total_gib: float = 0.0
     phase: Phase = field(default_factory=Phase)
     losses: dict[str, list[StepPoint]] = field(default_factory=dict)  # expert -> points, one per step
-    resumed: list[int] = field(default_factory=list)  # the steps that an attempt went on from: resumes and rollbacks
+    resumed: list[int] = field(default_factory=list)  # the steps that an attempt resumed from: resumes and rollbacks
     settings: dict[str, Any] = field(default_factory=dict)  # what can be changed while it trains -> the value now
     abandoned: list[Abandoned] = field(default_factory=list)  # the newest branches that were left, oldest first
     leaving: str = ""  # the folder that a rollback moves things to, until its attempt starts

@@ -12,7 +12,7 @@ from daemon.errors import RequestRefused
 from daemon.jobs.control_files import forget_stops, write_command
 from daemon.wire import protocol as wire
 from daemon.wire.client import Client
-from presets.runs.control import ControlFile
+from presets.runs.control import TrainerCommand
 from tests.daemon.conftest import Box, until
 from tests.daemon.test_daemon import facts, file_events
 
@@ -161,10 +161,10 @@ async def test_the_same_order_request_acts_once(box: Box):
 
 def test_an_order_lies_there_once_whole_and_in_its_place(tmp_path: Path):
     for request, order in (
-        ("a/../b", ControlFile(command="set", field="training.lr", value="1e-5")),
-        ("b", ControlFile(command="save")),
-        ("b", ControlFile(command="save")),
-        ("c", ControlFile(command="stop")),
+        ("a/../b", TrainerCommand(command="set", field="training.lr", value="1e-5")),
+        ("b", TrainerCommand(command="save")),
+        ("b", TrainerCommand(command="save")),
+        ("c", TrainerCommand(command="stop")),
     ):
         write_command(tmp_path, request, order)
     there = [msgspec.json.decode(f.read_bytes()) for f in sorted((tmp_path / "control").iterdir())]
@@ -176,8 +176,8 @@ def test_an_order_lies_there_once_whole_and_in_its_place(tmp_path: Path):
 
 
 def test_only_stops_are_forgotten_and_what_is_no_command_is_left_to_the_trainer(tmp_path: Path):
-    write_command(tmp_path, "a", ControlFile(command="stop"))
-    write_command(tmp_path, "b", ControlFile(command="save"))
+    write_command(tmp_path, "a", TrainerCommand(command="stop"))
+    write_command(tmp_path, "b", TrainerCommand(command="save"))
     for name, content in (
         ("dance", b'{"command": "dance"}'),
         ("latin", b'{"id": "\xff", "command": "stop"}'),
@@ -206,15 +206,15 @@ async def test_a_changed_job_file_is_taken_up_and_what_breaks_exactness_is_asked
     box.start("--hold-at", "15")
     async with box.client() as client:
         path = await stopped_at(box, client, 15)
-        assert (await client.going_on("one")).changes == []
+        assert (await client.resume_check("one")).changes == []
         path.write_text(path.read_text().replace("steps = 20", "steps = 17\nlr = 5e-5"))
-        free = (await client.going_on("one")).changes
+        free = (await client.resume_check("one")).changes
         assert [(c.text, c.breaks) for c in free] == [
             ("training.lr: 0.0001 -> 5e-05", False),
             ("training.steps: 20 -> 17", False),
         ]
         path.write_text(path.read_text().replace("[training]", "[training]\nloss = 'mae'"))
-        assert [c.field for c in (await client.going_on("one")).changes if c.breaks] == ["training.loss"]
+        assert [c.field for c in (await client.resume_check("one")).changes if c.breaks] == ["training.loss"]
         with pytest.raises(
             RequestRefused, match=r"one: its job file has changed .*training\.loss: .mse. -> .mae..*--accept-changes"
         ):
@@ -225,10 +225,10 @@ async def test_a_changed_job_file_is_taken_up_and_what_breaks_exactness_is_asked
             RequestRefused,
             match=r"one: its job file has changed so that its checkpoints do not fit it \(target\.rank: 16 -> 8\)",
         ):
-            await client.resume("one", accepted=(await client.going_on("one")).digest)
+            await client.resume("one", accepted=(await client.resume_check("one")).digest)
         path.write_text(good)
         assert (await client.show("one")).state == "stopped"
-        shown = (await client.going_on("one")).digest
+        shown = (await client.resume_check("one")).digest
         path.write_text(good.replace("'mae'", "'huber'"))
         with pytest.raises(
             RequestRefused,
@@ -246,7 +246,7 @@ async def test_a_changed_job_file_is_taken_up_and_what_breaks_exactness_is_asked
             6e-5,
             6e-5,
         ]
-        assert (await client.going_on("one")).changes == []  # accepted: the next attempt has nothing to ask
+        assert (await client.resume_check("one")).changes == []  # accepted: the next attempt has nothing to ask
 
 
 async def test_a_change_that_is_taken_back_before_its_attempt_began_is_forgotten(box: Box):
@@ -289,7 +289,7 @@ async def test_a_run_whose_own_job_file_is_torn_goes_on_with_a_yes(box: Box):
         (box.run_dir("one") / "job.toml").write_text("[job")
         with pytest.raises(RequestRefused, match="nobody can tell what has changed"):
             await client.resume("one")
-        asked = await client.going_on("one")
+        asked = await client.resume_check("one")
         assert asked.verdict == "ask" and asked.changes == []
         await client.resume("one", accepted=asked.digest)
         assert (await box.wait(client, "one")).state == "done"

@@ -198,7 +198,7 @@ async def test_a_job_file_that_is_none_is_refused_at_once(box: Box):
         await box.wait(client, "one")
         path.unlink()
         os.mkfifo(path)
-        for asking in (client.resume("one"), client.going_on("one"), client.submit(path, resume=True)):
+        for asking in (client.resume("one"), client.resume_check("one"), client.submit(path, resume=True)):
             with pytest.raises(RequestRefused, match="it is a named pipe"):
                 await asking
         assert (await client.show("one")).state == "stopped"

@@ -1,4 +1,7 @@
-"""cache list, clear, path: what makes a second start fast. Packed weights, latents of images, text embeddings."""
+"""cache list, clear, path: what makes a second start fast. Packed weights, latents of images, text embeddings.
+
+What lies in them is presets.caches's; they are filled by the trainer alone.
+"""
 
 import time
 from argparse import Namespace

@@ -1,4 +1,4 @@
-"""daemon start, stop, status."""
+"""daemon start, stop, status. How it is found, started and stopped is daemon.wire's."""
 
 import json
 import time
@@ -26,15 +26,15 @@ def stop(args: Namespace) -> int:
         say(done.text)
         return 0 if done.ended else 1
     if done.trainers is None:
-        goes_on = " Trainers keep running; the next daemon takes over."
+        trainers = " Trainers keep running; the next daemon takes over."
     else:
-        goes_on = (
+        trainers = (
             f" {count(done.trainers, 'trainer')} {'keeps' if done.trainers == 1 else 'keep'} running; the next daemon"
             " takes over."
             if done.trainers
             else ""
         )
-    say(f"{done.text}{goes_on}")
+    say(f"{done.text}{trainers}")
     return 0
 
 

@@ -1,4 +1,7 @@
-"""demo: the whole main job on clips and a model that it makes itself."""
+"""demo: the whole main job on clips and a model that it makes itself.
+
+The clips and the model are engine.demo's, made in a process of their own.
+"""
 
 import asyncio
 import subprocess

@@ -1,4 +1,7 @@
-"""set, save, sample: commands to a job that trains."""
+"""set, save, sample: commands to a job that trains.
+
+What they do is engine.training.commands's; stopping is wanlora_tui.commands.queue's.
+"""
 
 from argparse import Namespace
 

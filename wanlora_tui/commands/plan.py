@@ -1,4 +1,7 @@
-"""plan: what the memory planner makes of a job, for this machine or a named one."""
+"""plan: what the memory planner makes of a job, for this machine or a named one.
+
+How it is chosen is presets.planner.choose's.
+"""
 
 import sys
 from argparse import Namespace

@@ -1,4 +1,7 @@
-"""submit, jobs, stop, cancel: one request each."""
+"""submit, jobs, stop, cancel: one request each.
+
+Resuming is wanlora_tui.commands.resume's; commands to a running job are wanlora_tui.commands.live's.
+"""
 
 import sys
 from argparse import Namespace
@@ -19,8 +22,8 @@ def submit(args: Namespace) -> int:
     from presets.rules.check import has_errors, render
 
     out = args.out or default_out(args.job)
-    going_on, accepted, asked = _goes_on(args), None, None
-    if going_on:
+    resume, accepted, asked = _resumes(args), None, None
+    if resume:
         with suppress(JobError):  # which is a finding
             base = args.job.resolve().parent
             accepted, asked = agreed_here(load_job(args.job), base, out, accepted=args.accept_changes)
@@ -33,7 +36,7 @@ def submit(args: Namespace) -> int:
     record = ask(
         args.dir,
         lambda daemon: daemon.submit(
-            args.job, args.out or "", resume=going_on, from_step=args.from_step, accepted=accepted
+            args.job, args.out or "", resume=resume, from_step=args.from_step, accepted=accepted
         ),
     )
     print(record.name)
@@ -41,7 +44,7 @@ def submit(args: Namespace) -> int:
     return 0
 
 
-def _goes_on(args: Namespace) -> bool:
+def _resumes(args: Namespace) -> bool:
     return bool(args.resume or args.accept_changes or args.from_step is not None)
 
 

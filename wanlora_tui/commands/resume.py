@@ -1,5 +1,5 @@
-"""resume, checkpoints: going on with a run that has ended, with its job file as it is now, from the newest or an older
-checkpoint."""
+"""resume, checkpoints: a run that has ended is resumed, with its job file as it is now, from the newest or an older
+checkpoint. The screens ask the same in wanlora_tui.screens.resume; the answer is found by presets.job.resume_check."""
 
 import sys
 import time
@@ -29,7 +29,8 @@ def resume(args: Namespace) -> int:
         record = await daemon.show(args.job)
         if record.state in RUNNING_STATES:  # refused, and nobody should be asked about changes first
             return await daemon.resume(record.id, args.from_step)
-        accepted = agreed(record.name, record.run_dir, await daemon.going_on(record.id), accepted=args.accept_changes)
+        changed = await daemon.resume_check(record.id)
+        accepted = agreed(record.name, record.run_dir, changed, accepted=args.accept_changes)
         return await daemon.resume(record.id, args.from_step, accepted)
 
     record = ask(args.dir, go)
@@ -47,7 +48,7 @@ def agreed(name: str, run_dir: str, asked: ResumeCheck, *, accepted: bool) -> st
     """The digest of the changes when they are accepted, `accepted` from the start or asked for on a terminal; None when
     nothing needs that.
 
-    Raises UserError when what was learnt does not fit, the answer is no, or there is nobody to ask.
+    Raises UserError when what was trained does not fit, the answer is no, or there is nobody to ask.
     """
     where = f"{name} ({run_dir})"
     if asked.changes:

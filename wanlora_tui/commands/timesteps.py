@@ -1,4 +1,7 @@
-"""timesteps: at which noise levels each expert of a job will train, as a chart for the terminal, a PNG or JSON."""
+"""timesteps: at which noise levels each expert of a job will train, as a chart for the terminal, a PNG or JSON.
+
+The chart is wanlora_tui.output.timestep_chart's, the density presets.job.timesteps's.
+"""
 
 import sys
 from argparse import Namespace

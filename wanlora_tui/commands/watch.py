@@ -1,4 +1,4 @@
-"""watch: one job, line by line, until it ends."""
+"""watch: one job, line by line, until it ends. How an event reads is wanlora_tui.output.plain_lines's."""
 
 import asyncio
 import sys

@@ -1,4 +1,7 @@
-"""The steps of the wizard: their order, titles, and what F1 says about each."""
+"""The steps of the wizard: their order, titles, and what F1 says about each.
+
+What a step shows is in wanlora_tui.screens.wizard.
+"""
 
 from dataclasses import dataclass
 

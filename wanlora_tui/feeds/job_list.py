@@ -1,4 +1,7 @@
-"""All jobs as the jobs screen sees them: a pure fold of the daemon's feed."""
+"""All jobs as the jobs screen sees them: a pure fold of the daemon's feed.
+
+One run in full is wanlora_tui.feeds.run_feed's.
+"""
 
 import time
 from collections.abc import Callable

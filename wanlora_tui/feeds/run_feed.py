@@ -1,4 +1,7 @@
-"""One run as the dashboard sees it: the job record, the fold of its events, the last beat. No widget knows more."""
+"""One run as the dashboard sees it: the job record, the fold of its events, the last beat. No widget knows more.
+
+All jobs are wanlora_tui.feeds.job_list's; how events fold is presets.runs.run_view's.
+"""
 
 import asyncio
 import time

@@ -1,4 +1,7 @@
-"""From a written job file to an accepted job: the daemon is found, or started, and asked."""
+"""From a written job file to an accepted job: the daemon is found, or started, and asked.
+
+The daemon is started by daemon.wire.start; what is shown meanwhile is wanlora_tui.screens.wizard.submitting's.
+"""
 
 import asyncio
 import shlex

@@ -1,4 +1,7 @@
-"""Numbers, times, paths and states as short text: the same words in the screens, the plain lines and the tables."""
+"""Numbers, times, paths and states as short text: the same words in the screens, the plain lines and the tables.
+
+Sizes in bytes are presets.text.human's; whole events are wanlora_tui.output.plain_lines's.
+"""
 
 import time
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Paths as people type them: resolved, and completed as a shell does."""
+"""Paths as people type them: resolved, and completed as a shell does.
+
+The input field that completes them is wanlora_tui.widgets.folder_picker's.
+"""
 
 from pathlib import Path
 

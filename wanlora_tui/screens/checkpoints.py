@@ -1,4 +1,7 @@
-"""The checkpoints that a run can go back to: when each was written, the losses there, its previews."""
+"""The checkpoints that a run can go back to: when each was written, the losses there, its previews.
+
+They are listed by presets.runs.checkpoints; going back is asked in wanlora_tui.screens.resume.
+"""
 
 import time
 from pathlib import Path

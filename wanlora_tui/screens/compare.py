@@ -3,6 +3,8 @@
 The pictures form a grid. Its rows are the prompts, and last all of them; its columns are all steps together, and then
 each step. Left and right keep the prompt, so that flipping between two steps shows what changed; up and down keep the
 step.
+
+They are made by the trainer; the newest alone is shown by wanlora_tui.widgets.poster.
 """
 
 from pathlib import Path

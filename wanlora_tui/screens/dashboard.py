@@ -24,7 +24,7 @@ from wanlora_tui.screens.checkpoints import CheckpointsScreen
 from wanlora_tui.screens.compare import CompareScreen, copy_path
 from wanlora_tui.screens.confirm import Confirm
 from wanlora_tui.screens.resume import resume_run
-from wanlora_tui.widgets.event_log import EventLogView
+from wanlora_tui.widgets.event_log_view import EventLogView
 from wanlora_tui.widgets.files_list import FilesList
 from wanlora_tui.widgets.loss_plot import LossPlot
 from wanlora_tui.widgets.meters import MemoryBar, Numbers

@@ -1,4 +1,4 @@
-"""All jobs: what runs, what waits, what is over."""
+"""All jobs: what runs, what waits, what is over. One job in full is wanlora_tui.screens.dashboard's."""
 
 from collections.abc import Awaitable, Callable
 

@@ -1,5 +1,5 @@
-"""Going on with a run from the screens: how its job file has changed is shown, and what breaks exactness is asked
-about."""
+"""Resuming a run from the screens: how its job file has changed is shown, and what breaks exactness is asked about.
+Whether it may be resumed is presets.job.resume_check's; the command is in wanlora_tui.commands.resume."""
 
 from textual.app import App
 
@@ -35,7 +35,7 @@ async def resume_run(
     """Queue an ended job again; asks first when its job file no longer is what the run was begun with. None when it was
     not queued. Call it from a worker."""
     try:
-        asked = await client.going_on(record.id)
+        asked = await client.resume_check(record.id)
         ask = asked.verdict == "ask"  # when it is impossible no yes could help: the refusal says why
         if ask and not await app.push_screen_wait(Confirm(question_text(record.name, asked), "Go on", "Leave it")):
             return None
@@ -43,9 +43,9 @@ async def resume_run(
     except DaemonError as e:
         app.notify(str(e), severity="error", timeout=10)
         return None
-    told = f"\nChanged in its job file:\n{diff_text(asked)}" if asked.changes else ""
+    changes = f"\nChanged in its job file:\n{diff_text(asked)}" if asked.changes else ""
     app.notify(
-        f"{record.name} is queued again{f', from step {from_step}' if from_step is not None else ''}.{told}",
-        timeout=8 if told else 5,
+        f"{record.name} is queued again{f', from step {from_step}' if from_step is not None else ''}.{changes}",
+        timeout=8 if changes else 5,
     )
     return queued

@@ -1,4 +1,7 @@
-"""The standard streams: whether they are terminals, how wide, and whether the screens can be drawn on them."""
+"""The standard streams: whether they are terminals, how wide, and whether the screens can be drawn on them.
+
+What a terminal answers to questions is wanlora_tui.terminal.conversation's.
+"""
 
 import codecs
 import os

@@ -1,4 +1,7 @@
-"""Tables of clips: what was found in a folder, and how its captions will read."""
+"""Tables of clips: what was found in a folder, and how its captions will read.
+
+What is wrong with clips is shown by the wizard's step (wanlora_tui.screens.wizard.clips).
+"""
 
 from pathlib import Path
 

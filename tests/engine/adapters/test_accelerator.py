@@ -18,7 +18,7 @@ from presets.base import lora_file
 from presets.errors import UserError
 from presets.planner.preview_accelerators import Accelerated, accelerated_by
 from tests.helpers.facts import job
-from tests.helpers.training.plain import CPU, packed, streamed
+from tests.helpers.training.plain import CPU, packed, small_expert, streamed
 
 BLOCKS, WIDTH, FFN = 2, 32, 64
 G = torch.Generator().manual_seed(3)
@@ -80,20 +80,7 @@ WAN = {
 
 @pytest.fixture(scope="module")
 def model() -> WanTransformer3DModel:
-    torch.manual_seed(0)
-    made = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=36,
-        out_channels=16,
-        text_dim=32,
-        freq_dim=32,
-        ffn_dim=FFN,
-        num_layers=BLOCKS,
-        image_dim=None,
-        rope_max_seq_len=32,
-    ).eval()
+    made = small_expert(BLOCKS, ffn=FFN)
     return made.requires_grad_(False)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.data.frames import Request, _visit, choose, decode, decode_into, frame_index
+from engine.data.frames import DecodeRequest, _visit, choose, decode, decode_into, frame_index
 from presets.clips.clip_facts import probe_clip
 from presets.clips.geometry import Bucket, uniform_indices
 from presets.clips.probe import probe_video
@@ -17,7 +17,7 @@ from presets.errors import ClipError
 from tests.helpers.videos import number_of, numbered, write_clip
 
 
-def request(path: Path, frames: int = 9, height: int = 48, width: int = 64, **changes) -> Request:
+def request(path: Path, frames: int = 9, height: int = 48, width: int = 64, **changes) -> DecodeRequest:
     values = {
         "path": str(path),
         "kind": "video",
@@ -27,7 +27,7 @@ def request(path: Path, frames: int = 9, height: int = 48, width: int = 64, **ch
         "flip_x": False,
         "flip_y": False,
     }
-    return Request(**(values | changes))
+    return DecodeRequest(**(values | changes))
 
 
 def numbers(frames: np.ndarray) -> list[int]:
@@ -217,7 +217,7 @@ def test_untagged_colours_follow_the_convention_for_their_size(
     assert probe_video(clip).untagged_hd == (matrix == "ITU709"), "what is read by convention is told"
 
 
-def image_request(path: Path, height: int, width: int) -> Request:
+def image_request(path: Path, height: int, width: int) -> DecodeRequest:
     return request(path, 1, height, width, kind="image")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.data.frames import Request, decode
+from engine.data.frames import DecodeRequest, decode
 from engine.demo.make_demo import SCENES, prepare_demo
 from presets.clips.geometry import Bucket
 from presets.errors import UserError
@@ -36,7 +36,7 @@ def stamps(folder: Path) -> dict[str, int]:
 
 
 def frames_of(clip: Path, count: int = 9) -> np.ndarray:
-    return decode(Request(str(clip), "video", Bucket(count, 96, 128), "uniform", 0.0, False, False))
+    return decode(DecodeRequest(str(clip), "video", Bucket(count, 96, 128), "uniform", 0.0, False, False))
 
 
 def test_the_job_passes_all_rules_without_a_complaint(demo: Path) -> None:

@@ -7,17 +7,17 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch._inductor import config as inductor
 
-from engine.executor import resources as resources_module
+from engine.executor import executor_resources
 from engine.executor.activation_offload import OffloadedActivations
 from engine.executor.block_executor import BlockExecutor
+from engine.executor.executor_resources import ExecutorResources
 from engine.executor.expert_weights import ExpertWeights
-from engine.executor.resources import ExecutorResources
 from engine.system import device
 from engine.wan import attention
 from engine.weights.packed_blocks import PackedBlocks, pack_lora
 from presets.planner.plan import Plan
 from tests.helpers.training.fake_cuda import FakeCuda
-from tests.helpers.training.plain import CPU, PlainExecutor, attach, packed, streamed
+from tests.helpers.training.plain import CPU, PlainExecutor, attach, packed, small_expert, streamed
 
 BLOCKS = 4
 X = torch.randn(2, 36, 3, 4, 6, generator=torch.Generator().manual_seed(1))
@@ -28,20 +28,7 @@ T = torch.tensor([900.0, 300.0])
 
 @pytest.fixture(scope="module")
 def model() -> WanTransformer3DModel:
-    torch.manual_seed(0)
-    return WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=36,
-        out_channels=16,
-        text_dim=32,
-        freq_dim=32,
-        ffn_dim=64,
-        num_layers=BLOCKS,
-        image_dim=None,
-        rope_max_seq_len=32,
-    ).eval()
+    return small_expert(BLOCKS)
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +151,7 @@ def test_e4m3_reaches_compiled_code_as_bytes_and_is_the_same(model, parameters):
 )
 def test_cards_that_read_e4m3_are_given_it(monkeypatch, capability, bytes_there):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    monkeypatch.setattr(resources_module, "WeightRing", lambda *args: None)
+    monkeypatch.setattr(executor_resources, "WeightRing", lambda *args: None)
     resources = ExecutorResources(
         Plan(precision="qfloat8", activations="device", compiled=False), attention.CPU, 0, torch.device("cuda:0")
     )
@@ -255,7 +242,7 @@ def test_what_is_compiled_for_a_fixed_order_chooses_no_order_by_its_speed(monkey
 def compiled(monkeypatch):
     """The block's functions go through the compiler's front end, that makes graphs, and run as they are behind it."""
     torch._dynamo.reset()
-    monkeypatch.setattr(resources_module, "_compiled", cache(partial(torch.compile, backend="eager")))
+    monkeypatch.setattr(executor_resources, "_compiled", cache(partial(torch.compile, backend="eager")))
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", device.VARIANTS)
     yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
     torch._dynamo.reset()
@@ -264,7 +251,7 @@ def compiled(monkeypatch):
 @pytest.mark.process  # for its length
 @pytest.mark.parametrize("plan", [{"resident": 4, "kept": 2}, {"chunk": 5}], ids=str)
 def test_one_compilation_does_for_all_sizes(weights, parameters, plain, compiled, plan):
-    """Else what the compiler makes of a clip hangs on the clip before it, and a resume begins with another one."""
+    """Else what the compiler makes of a clip depends on the clip before it, and a resume begins with another one."""
     run = BlockExecutor(
         weights, ExecutorResources(Plan(**plan, any_size=True), attention.CPU, weights.block_bytes, CPU)
     )

@@ -5,16 +5,15 @@ from itertools import count
 
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
 
 from engine.executor.block_executor import BlockExecutor
+from engine.executor.executor_resources import ExecutorResources
 from engine.executor.expert_weights import ExpertWeights
-from engine.executor.resources import ExecutorResources
 from engine.wan import attention
 from engine.weights.packed_blocks import pack_lora
 from presets.planner.plan import Plan
 from tests.helpers.training.fake_cuda import FakeCuda, Watch
-from tests.helpers.training.plain import CPU, attach, packed
+from tests.helpers.training.plain import CPU, attach, packed, small_expert
 
 pytestmark = pytest.mark.process  # for its length
 
@@ -35,20 +34,7 @@ def one_thread():
 def both() -> dict[str, ExpertWeights]:
     out = {}
     for seed, name in enumerate(EXPERTS):
-        torch.manual_seed(seed)
-        model = WanTransformer3DModel(
-            patch_size=(1, 2, 2),
-            num_attention_heads=2,
-            attention_head_dim=16,
-            in_channels=36,
-            out_channels=16,
-            text_dim=32,
-            freq_dim=32,
-            ffn_dim=64,
-            num_layers=BLOCKS,
-            image_dim=None,
-            rope_max_seq_len=32,
-        ).eval()
+        model = small_expert(BLOCKS, seed=seed)
         out[name] = packed(model, name, attach(model, name, rank=2, alpha=2, seed=seed, strong=True), scaling=1.0)
     return out
 

@@ -15,7 +15,7 @@ from engine.demo.tiny_base import build_tiny
 from engine.executor.block_executor import BlockExecutor
 from engine.recovery.__main__ import main
 from engine.recovery.build import Report, build_expert, correct
-from engine.recovery.calibrate import Sample, Walk
+from engine.recovery.calibrate import CalibrationSample, Walk
 from engine.recovery.expert_reader import ExpertReader, block_module
 from engine.recovery.input_moments import Moment, moment_of
 from engine.run import run_job
@@ -42,10 +42,10 @@ def reader(base) -> ExpertReader:
     return ExpertReader(open_model_files(base), "high_noise")
 
 
-def samples(count: int, *, seed: int) -> list[Sample]:
+def samples(count: int, *, seed: int) -> list[CalibrationSample]:
     g = torch.Generator().manual_seed(seed)
     return [
-        Sample(
+        CalibrationSample(
             torch.randn(1, 36, 2, 8, 8, generator=g),
             torch.tensor([900.0 + 10 * i]),
             torch.randn(1, 12, 32, generator=g),

@@ -13,7 +13,7 @@ from daemon.jobs.control_files import write_command
 from engine.runfolder.control import Control, StopRequested
 from presets.errors import UserError
 from presets.findings import Finding
-from presets.runs.control import ControlFile, parse_control
+from presets.runs.control import TrainerCommand, parse_control
 from tests.helpers.waiting import PATIENCE
 
 
@@ -41,11 +41,11 @@ def test_commands_wait_in_the_order_they_were_written_until_they_are_done(contro
     first = put(control, "b", {"id": "b", "command": "set", "field": "training.lr", "value": "5e-5"}, at=1)
     assert not control.stop_requested() and first.exists(), "a kill before it is honoured must not lose it"
     assert control.waiting() == [
-        (first, ControlFile(id="b", command="set", field="training.lr", value="5e-5")),
-        (second, ControlFile(id="a", command="save")),
+        (first, TrainerCommand(id="b", command="set", field="training.lr", value="5e-5")),
+        (second, TrainerCommand(id="a", command="save")),
     ]
     control.done(first)
-    assert not first.exists() and control.waiting() == [(second, ControlFile(id="a", command="save"))]
+    assert not first.exists() and control.waiting() == [(second, TrainerCommand(id="a", command="save"))]
 
 
 def test_a_stop_is_taken_at_once(control):
@@ -91,14 +91,14 @@ def test_waiting_ends_with_a_stop(control):
 
 def test_what_the_daemon_leaves_is_what_is_taken(control):
     given = [
-        ControlFile(command="set", field="training.lr", value="5e-5"),
-        ControlFile(command="save"),
-        ControlFile(command="sample"),
+        TrainerCommand(command="set", field="training.lr", value="5e-5"),
+        TrainerCommand(command="save"),
+        TrainerCommand(command="sample"),
     ]
     for number, command in enumerate(given):
         write_command(control.folder.parent, f"request {number}", command)
     assert [command for _, command in control.waiting()] == [
-        ControlFile(id=f"request {n}", command=c.command, field=c.field, value=c.value) for n, c in enumerate(given)
+        TrainerCommand(id=f"request {n}", command=c.command, field=c.field, value=c.value) for n, c in enumerate(given)
     ]
 
 

@@ -3,16 +3,15 @@ nothing."""
 
 import pytest
 import torch
-from diffusers import WanTransformer3DModel
 
 from engine.executor.block_executor import BlockExecutor
+from engine.executor.executor_resources import ExecutorResources
 from engine.executor.expert_weights import ExpertWeights
-from engine.executor.resources import ExecutorResources
 from engine.executor.weight_ring import WeightRing
 from engine.training.optimizer import clip_gradients
 from engine.wan import attention
 from presets.planner.plan import Plan
-from tests.helpers.training.plain import CPU, attach, packed
+from tests.helpers.training.plain import CPU, attach, packed, small_expert
 
 pytestmark = pytest.mark.process  # it trains
 
@@ -21,20 +20,7 @@ RESIDENT = {"resident": BLOCKS, "slots": 0, "activations": "device"}
 
 
 def expert(name: str, seed: int) -> ExpertWeights:
-    torch.manual_seed(seed)
-    model = WanTransformer3DModel(
-        patch_size=(1, 2, 2),
-        num_attention_heads=2,
-        attention_head_dim=16,
-        in_channels=36,
-        out_channels=16,
-        text_dim=32,
-        freq_dim=32,
-        ffn_dim=64,
-        num_layers=BLOCKS,
-        image_dim=None,
-        rope_max_seq_len=32,
-    ).eval()
+    model = small_expert(BLOCKS, seed=seed)
     return packed(model, name, attach(model, name, rank=2, alpha=2, seed=seed, strong=True), scaling=1.0)
 
 

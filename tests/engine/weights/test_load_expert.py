@@ -11,8 +11,8 @@ from diffusers import WanTransformer3DModel
 
 from engine.demo.tiny_base import build_tiny
 from engine.executor.block_executor import BlockExecutor
+from engine.executor.executor_resources import ExecutorResources
 from engine.executor.expert_weights import ExpertWeights
-from engine.executor.resources import ExecutorResources
 from engine.system.placement import Placement
 from engine.wan import attention
 from engine.wan.block import LINEARS

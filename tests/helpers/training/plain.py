@@ -10,13 +10,31 @@ from peft.tuners.lora import LoraLayer
 
 from engine.adapters import lora
 from engine.executor.block_executor import BlockExecutor
+from engine.executor.executor_resources import ExecutorResources
 from engine.executor.expert_weights import ExpertWeights
-from engine.executor.resources import ExecutorResources
 from engine.wan import attention
 from presets.planner.plan import Plan
 from tests.helpers.training.packing import packed_blocks
 
 CPU = torch.device("cpu")
+
+
+def small_expert(blocks: int, *, seed: int = 0, ffn: int = 64) -> WanTransformer3DModel:
+    """An expert of Wan 2.2 I2V A14B's make and a few kilobytes, with random weights."""
+    torch.manual_seed(seed)
+    return WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=36,
+        out_channels=16,
+        text_dim=32,
+        freq_dim=32,
+        ffn_dim=ffn,
+        num_layers=blocks,
+        image_dim=None,
+        rope_max_seq_len=32,
+    ).eval()
 
 
 def attach(

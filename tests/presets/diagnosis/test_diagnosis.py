@@ -51,7 +51,7 @@ def job_of(
 
 @dataclass
 class Made:
-    """A made-up run: noisy losses around a level that hangs on the timestep, as flow matching has them."""
+    """A made-up run: noisy losses around a level that depends on the timestep, as flow matching has them."""
 
     job: Job
     seed: int = 0

@@ -135,7 +135,7 @@ def test_pinned_memory_that_is_refused_brings_some_of_the_stash_to_the_card():
     of, hardware = work(), on("H200", vram=16, ram=256)
     costs, plan = Costs(of, hardware), Plan(precision="float8")
     plans = [plan]
-    while (lower := next_down(plans[-1], of, hardware, scarce="ram")) is not None:
+    while (lower := next_down(plans[-1], of, hardware, exhausted="ram")) is not None:
         plans.append(lower)
     ram = [sum(costs.memory.ram(p).values()) for p in plans]
     assert (
@@ -266,7 +266,7 @@ def test_each_rung_down_takes_less_and_the_last_has_none_below(card, of):
 def test_a_rung_down_lowers_the_phase_that_ran_out(phase):
     of, hardware = work(), on("H200", ram=256)
     costs = Costs(of, hardware)
-    plans = descent(choose(of, hardware).plan, of, hardware, scarce=phase)
+    plans = descent(choose(of, hardware).plan, of, hardware, exhausted=phase)
     assert len(plans) > 3
     for before, after in itertools.pairwise(plans):
         assert costs.predict(after).phases[phase] < costs.predict(before).phases[phase]
@@ -275,7 +275,7 @@ def test_a_rung_down_lowers_the_phase_that_ran_out(phase):
 
 def test_a_rung_down_that_runs_out_in_the_vae_first_gives_it_fewer_frames():
     of, hardware = work(), on("H200", ram=256)
-    first, second, *_ = descent(choose(of, hardware).plan, of, hardware, scarce="vae")
+    first, second, *_ = descent(choose(of, hardware).plan, of, hardware, exhausted="vae")
     assert (
         second == msgspec.structs.replace(first, vae_frames=second.vae_frames) and second.vae_frames < first.vae_frames
     )
@@ -285,7 +285,7 @@ def test_host_memory_can_be_relieved_too():
     of, hardware = work(), on("H200", ram=256)
     costs = Costs(of, hardware)
     streamed = Plan(precision="float8", activations="host")
-    lower = next_down(streamed, of, hardware, scarce="ram")
+    lower = next_down(streamed, of, hardware, exhausted="ram")
     assert lower is not None and sum(costs.memory.ram(lower).values()) < sum(costs.memory.ram(streamed).values())
     assert costs.predict(lower).need_vram <= hardware.vram_free
 
@@ -355,12 +355,12 @@ def test_the_previews_of_a_job():
 
 
 def test_one_size_alone_is_compiled_for_itself():
-    """Where sizes differ the code must not hang on which came first."""
+    """Where sizes differ the code must not depend on which came first."""
     h200, limits = on("H200"), limits_of("auto", "auto")
     assert not choose(work(previews=None), h200).plan.any_size and choose(work(), h200).plan.any_size
     several = work(previews=None, loads=tuple(Load(Bucket(41, 512, 512), batch, 0.5) for batch in (1, 2)))
     choice = choose(several, h200)
-    down = next_down(choice.plan, several, h200, ExpertShape(), limits=limits, scarce="vram")
+    down = next_down(choice.plan, several, h200, ExpertShape(), limits=limits, exhausted="vram")
     assert choice.plan.any_size and all(r.plan.any_size for r in choice.ladder) and down is not None and down.any_size
     since = next_down(
         msgspec.structs.replace(choose(work(previews=None), h200).plan, any_size=True),
@@ -368,7 +368,7 @@ def test_one_size_alone_is_compiled_for_itself():
         h200,
         ExpertShape(),
         limits=limits,
-        scarce="vram",
+        exhausted="vram",
     )
     assert since is not None and since.any_size, "as an earlier attempt was"
     assert not any(r.plan.any_size for r in priced(Costs(several, h200), "float8", limits, compiled=False))

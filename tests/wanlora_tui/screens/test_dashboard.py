@@ -16,7 +16,7 @@ from textual_image.widget import HalfcellImage
 from presets.runs.run_view import LogLine
 from tests.helpers.interface.runs import Tape, usual
 from wanlora_tui.screenshot import RecordedApp, load_run, main
-from wanlora_tui.widgets.event_log import EventLogView
+from wanlora_tui.widgets.event_log_view import EventLogView
 from wanlora_tui.widgets.meters import Numbers
 from wanlora_tui.widgets.phase_bar import PhaseBar
 from wanlora_tui.widgets.poster import Poster

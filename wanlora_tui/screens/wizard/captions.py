@@ -1,4 +1,7 @@
-"""Step 3: the job's name, the trigger word, default captions, and how every caption will read."""
+"""Step 3: the job's name, the trigger word, default captions, and how every caption will read.
+
+How captions are read is presets.clips.captions's.
+"""
 
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll

@@ -1,4 +1,4 @@
-"""Left-over drafts: what each was about, and which one to continue."""
+"""Left-over drafts: what each was about, and which one to continue. They are kept by wanlora_tui.draft.draft_store."""
 
 import time
 from dataclasses import dataclass

@@ -1,4 +1,8 @@
-"""Step 6: what was found, with its fixes, what the job will do, and the job file."""
+"""Step 6: what was found, with its fixes, what the job will do, and the job file.
+
+What is found is presets.rules's, the lines of what it will do wanlora_tui.draft.forecast's; handing it in is
+wanlora_tui.screens.wizard.submitting's.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

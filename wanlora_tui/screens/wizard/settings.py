@@ -1,4 +1,7 @@
-"""Step 4: the machine, why values are recommended, and every panel of the job file as a form."""
+"""Step 4: the machine, why values are recommended, and every panel of the job file as a form.
+
+One field of it is wanlora_tui.widgets.field_input's.
+"""
 
 from textual import on
 from textual.app import ComposeResult

@@ -1,4 +1,7 @@
-"""Handing a job to the daemon, and what stands on the screen meanwhile."""
+"""Handing a job to the daemon, and what stands on the screen meanwhile.
+
+The daemon is asked by wanlora_tui.feeds.submitter.
+"""
 
 import asyncio
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""What happened, line by line. It follows the newest line until the user scrolls up; End or G follows again."""
+"""What happened, line by line. It follows the newest line until the user scrolls up; End or G follows again.
+
+How an event reads is wanlora_tui.output.plain_lines's.
+"""
 
 from rich.text import Text
 from textual.events import Resize
