@@ -20,6 +20,7 @@ from presets.machine.machine import Machine
 from presets.planner.candidates import Candidate
 from presets.planner.cards import DRIVER_BYTES, card_hardware, find_card, gpu_hardware, nearest_card
 from presets.planner.choose import Choice, DoesNotFit, choose_for
+from presets.planner.costs import Prediction
 from presets.planner.remedies import Remedy, remedies
 from presets.planner.sizes import GIB
 from presets.planner.time_costs import Seconds
@@ -28,6 +29,8 @@ from presets.text import human
 from wanlora_tui.commands.common import print_json
 from wanlora_tui.output.formatting import count, duration, seconds_each
 
+# what lies in host memory, by the names that programs know from --json; people read those of the planner
+JSON_NAMES = {"weights": "masters", "activations": "stash"}
 WORTH_TELLING = 0.98  # of the time: what adding in any order must save
 
 
@@ -54,6 +57,7 @@ def plan(args: Namespace) -> int:
                 "fits": True,
                 "hardware": hardware,
                 **{f: getattr(choice, f) for f in choice.__struct_fields__},
+                "prediction": _for_programs(choice.prediction),
                 "seconds_per_step": choice.prediction.seconds.total,
                 "seconds_in_any_order": any_order,
             },
@@ -178,7 +182,7 @@ def _refuse(error: DoesNotFit, job: Job, facts: Facts, hardware: Hardware, *, as
                 "fix": error.fix,
                 "short": error.short,
                 "plan": error.plan,
-                "prediction": error.smallest,
+                "prediction": _for_programs(error.smallest),
                 "knobs": turns,
             },
             indented=True,
@@ -188,6 +192,12 @@ def _refuse(error: DoesNotFit, job: Job, facts: Facts, hardware: Hardware, *, as
     for knob in turns:
         print(f"  {_knob(knob)}", file=sys.stderr)
     return 1
+
+
+def _for_programs(found: Prediction) -> Prediction:
+    """The same, with the names of JSON_NAMES."""
+    held = {JSON_NAMES.get(name, name): size for name, size in found.ram_held.items()}
+    return msgspec.structs.replace(found, ram_held=held)
 
 
 def _knob(knob: Remedy) -> str:

@@ -69,6 +69,7 @@ def test_a_plan_for_programs(tmp_path: Path):
     )
     assert found["seconds_in_any_order"] < found["seconds_per_step"]
     assert found["ladder"] and found["down"]["need_vram"] < need < found["up"]["need_vram"]
+    assert found["prediction"]["ram_held"].keys() == {"masters", "stash", "accelerator", "process"}
 
 
 def test_a_precision_that_the_card_does_not_run_is_refused(tmp_path: Path):
@@ -111,6 +112,7 @@ def test_what_does_not_fit_is_told_with_what_would_help(tmp_path: Path):
     assert asked.returncode == 1 and found["fits"] is False and found["short"] == "vram"
     assert found["knobs"][0]["set"] == {"sample.width": 512, "sample.height": 512} and found["knobs"][0]["fits"] is True
     assert found["prediction"]["need_vram"] > found["hardware"]["vram_free"]
+    assert found["prediction"]["ram_held"].keys() == {"masters", "stash", "accelerator", "process"}
 
 
 @pytest.mark.parametrize("line", ["--vram 0", "--vram x", "--ram -3", "--vram nan", "--gpu"])
