@@ -28,8 +28,8 @@ from presets.errors import ClipError
 Frames = NDArray[np.uint8]  # (frames, height, width, 3), RGB
 
 # Lanczos widens its kernel when it shrinks, so it antialiases (plain FAST_BILINEAR does not). Full chroma and accurate
-# rounding bring
-# the result to what converting first and resizing after would give; BITEXACT makes it the same on every processor.
+# rounding bring the result to what converting first and resizing after would give; BITEXACT makes it the same on every
+# processor.
 SCALING = (
     Interpolation.LANCZOS
     | Interpolation.FULL_CHR_H_INT

@@ -34,8 +34,7 @@ class Tiles(NamedTuple):
 
 
 # For heads of 128. As Triton 3.6 compiles them, the large ones need 165 KB of shared memory on Hopper, 132 before, 198
-# on Blackwell
-# data-centre cards; the small ones fit the 99 KB of other cards.
+# on Blackwell data-centre cards; the small ones fit the 99 KB of other cards.
 TILES = {
     "triton-large": Tiles(Tile(64, 128, 8, 3), Tile(128, 64, 8, 3)),
     "triton-small": Tiles(Tile(32, 128, 8, 2), Tile(128, 32, 8, 2)),

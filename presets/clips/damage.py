@@ -25,8 +25,7 @@ from presets.clips.video_index import (
 from presets.errors import ClipError
 
 # The H.264 decoder marks what it had to make up. Most others do so only in words, which this turns into errors; with
-# H.264 it
-# would also refuse sound clips that were cut from longer ones between two keyframes of an open group.
+# H.264 it would also refuse sound clips that were cut from longer ones between two keyframes of an open group.
 STRICT = {"err_detect": "explode"}
 MARKS_ITSELF = "h264"
 AVI_SLACK = 2  # frames that the header of an AVI may promise too much

@@ -22,8 +22,7 @@ from presets.planner.workload import Hardware
 CARDS = Path(__file__).with_name("cards.toml")
 DRIVER_BYTES = int(0.4 * GIB)  # what a driver keeps of an idle card, a small desktop included
 # What an H200 reaches of its sheet's numbers, measured: device copies 4.3 of 4.8 TB/s, float8 products 1500 TFLOP/s of
-# a
-# sheet that says twice its bf16 (787 held), exact attention 676 forward and 428 backward.
+# a sheet that says twice its bf16 (787 held), exact attention 676 forward and 428 backward.
 MEMORY_SHARE, FLOAT8_SHARE, FORWARD_SHARE, BACKWARD_SHARE = 0.9, 0.95, 0.86, 0.54
 # Our own backward that adds in a fixed order, 347 TFLOP/s with large tiles and 260 with small ones, on that H200 too.
 LARGE_TILES_SHARE, SMALL_TILES_SHARE = 0.44, 0.33

@@ -28,8 +28,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     # where a block's input and attention output wait for its backward; files and events call it `stash`
     activations: Literal["device", "host"] = field(default="host", name="stash")
     # with activations on the host, the last so many of the blocks that recompute: theirs wait on the device, at no copy
-    # and no
-    # host memory
+    # and no host memory
     activations_on_device: int = field(default=0, name="stash_on_device")
     # tokens at a time in what follows the attention (output projection, cross-attention, feed-forward); 0: all at once
     chunk: int = 0

@@ -16,8 +16,7 @@ from tests.daemon.test_daemon import facts, file_events
 from tests.daemon.wire.test_protocol import Raw
 
 # A network disk that does not answer, for the files of some names, until somebody opens the other end of the pipe
-# beside them. A
-# thread that waits for a real one waits in the same way: in open().
+# beside them. A thread that waits for a real one waits in the same way: in open().
 SLOW = """
 import sys
 from pathlib import Path

@@ -20,8 +20,7 @@ from tests.helpers.facts import job
 
 MIB = 2**20
 # 2026-11-22, one H200: bf16 787 TFLOP/s, row-wise float8 products about 1500, cuDNN attention 676 forward and 428
-# backward,
-# pinned copies 55 GB/s, device copies 4.3 TB/s.
+# backward, pinned copies 55 GB/s, device copies 4.3 TB/s.
 H200 = Hardware(
     name="H200",
     capability=(9, 0),
@@ -58,8 +57,8 @@ def plan(**more: Any) -> Plan:
 
 
 # Measured with the executor on that H200 (benchmarks/results/2026-11-22-h200/step.json): one expert's transformer and
-# optimizer step, no VAE, float8, LoRA of
-# rank 16, AdamW. GiB allocated and reserved at the peak, seconds of a step, of a forward alone (None: not taken).
+# optimizer step, no VAE, float8, LoRA of rank 16, AdamW. GiB allocated and reserved at the peak, seconds of a step, of
+# a forward alone (None: not taken).
 MEASURED = [
     ((41, 512, 512), {"resident": 40, "kept": 40, "activations": "device", "slots": 0}, 115.30, 116.07, 1.365, 0.491),
     ((41, 512, 512), {"resident": 40, "activations": "device", "slots": 0}, 25.77, 26.55, 1.675, 0.473),
