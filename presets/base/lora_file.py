@@ -58,14 +58,17 @@ _BLOCK_FLAT, _OUTSIDE_FLAT = (
 )
 # Wan 2.1 I2V sees the image through an encoder of its own as well. Wan 2.2 has none of these modules.
 _IMAGE = re.compile(
-    r"(blocks[._]\d+[._])?(cross_attn[._](k_img|v_img|norm_k_img)|attn2[._](add_[kv]_proj|norm_added_[kq])|img_emb[._].*|condition_embedder[._]image_embedder[._].*)"
+    r"(blocks[._]\d+[._])?(cross_attn[._](k_img|v_img|norm_k_img)|attn2[._](add_[kv]_proj|norm_added_[kq])"
+    r"|img_emb[._].*|condition_embedder[._]image_embedder[._].*)"
 )
 
 _PREFIX = re.compile(
-    r"lora_unet__?|(?:base_model\.model\.)?(?:model\.)?(?:(?P<root>diffusion_model|transformer)\.)?(?:(?P<number>transformer_[12])\.)?"
+    r"lora_unet__?|(?:base_model\.model\.)?(?:model\.)?"
+    r"(?:(?P<root>diffusion_model|transformer)\.)?(?:(?P<number>transformer_[12])\.)?"
 )
 _SUFFIX = re.compile(
-    r"(?P<body>.*?)\.(?:(?P<side>lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.weight|(?P<other>alpha|diff|diff_b|diff_m))"
+    r"(?P<body>.*?)\."
+    r"(?:(?P<side>lora_A|lora_B|lora_down|lora_up)(?:\.default)?\.weight|(?P<other>alpha|diff|diff_b|diff_m))"
 )
 _BLOCK = re.compile(r"blocks[._](?P<block>\d+)(?:[._](?P<module>.*))?")
 # factors and their scale; differences of a weight (or table) and of a bias

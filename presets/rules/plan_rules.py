@@ -68,7 +68,14 @@ def _planned(
     precision: WantedPrecision,
 ) -> Choice | DoesNotFit:
     try:
-        return choose(work, hardware, shape, low_vram=low_vram, layer_offloading=layer_offloading, precision=precision)  # type: ignore[arg-type]
+        return choose(
+            work,
+            hardware,
+            shape,
+            low_vram=low_vram,  # type: ignore[arg-type]
+            layer_offloading=layer_offloading,  # type: ignore[arg-type]
+            precision=precision,
+        )
     except DoesNotFit as e:
         return e
 

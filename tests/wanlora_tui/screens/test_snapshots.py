@@ -159,8 +159,8 @@ def jobs_app() -> JobsApp:
         JobRecord(
             id=i,
             name=name,
-            job_path=f"/work/{name}.toml",
-            out="/work/runs",
+            job_path=f"/data/{name}.toml",
+            out="/data/runs",
             gpus=[i % 2],
             state=state,  # type: ignore[arg-type]
             position=1 if state == "queued" else 0,
@@ -228,7 +228,7 @@ def test_checkpoints(snap_compare: Compare, size: Size, folder: Path) -> None:
     ]
 
     async def act(pilot: Pilot[None]) -> None:
-        await pilot.app.push_screen(CheckpointsScreen("orbit_v1", Path("/work/runs/orbit_v1"), found))
+        await pilot.app.push_screen(CheckpointsScreen("orbit_v1", Path("/data/runs/orbit_v1"), found))
 
     assert snap_compare(recorded(folder), terminal_size=size, run_before=still(act))
 
