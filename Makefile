@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := wanlora_tui daemon engine presets tests benchmarks
 
-.PHONY: help setup demo test fast busy lint docs snapshots bench golden torture resolve lowest newest clean
+.PHONY: help setup demo test fast busy lint docs snapshots bench golden learn torture soak resolve lowest newest clean
 
 help:
-	@echo "make setup | demo | test | fast | busy | lint | docs | snapshots | bench | golden | torture | resolve | lowest | newest | clean"
+	@echo "make setup | demo | test | fast | busy | lint | docs | snapshots | bench | golden | learn | torture | soak | resolve | lowest | newest | clean"
 
 setup: $(STAMP)
 	@$(BIN)/python -m presets.machine.torch_build --installed
@@ -40,19 +40,28 @@ lint: setup
 
 docs: setup
 	$(BIN)/python -m presets.rules.docs > docs/job-file.md
+	$(BIN)/python -m daemon.protocol_page > docs/protocol.md
 	$(BIN)/python -m tests.house
 
 snapshots: setup
-	$(BIN)/python -m pytest -q tests/wanlora_tui/screens/test_snapshots.py --snapshot-update
+	$(BIN)/python -m pytest -q tests/wanlora_tui/screens/test_snapshots_*.py --snapshot-update
 
 bench: setup
-	$(BIN)/python benchmarks/cold_start.py
+	$(BIN)/python -m benchmarks.cold_start
 
 golden: setup
 	$(BIN)/python -m tests.golden
 
+learn: setup
+	$(BIN)/python -m tests.learn
+
 torture: setup
+	$(BIN)/python -m pytest -q tests/daemon/queue/test_state_machine.py --hypothesis-profile=torture
 	$(BIN)/python -m tests.torture --minutes 10
+	$(BIN)/python -m tests.hostile
+
+soak: setup
+	$(BIN)/python -m tests.soak --minutes 10
 
 resolve: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=26.3,<27'

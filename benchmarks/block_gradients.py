@@ -178,6 +178,7 @@ def main() -> int:
         ("none", True, 0),
         ("none", True, tokens // 4),
         ("float8", True, 0),
+        ("int8", True, 0),
         ("qfloat8", True, 0),
         ("qint8", True, 0),
         ("qint4", True, 0),

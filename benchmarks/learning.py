@@ -1,7 +1,7 @@
 """Whether LoRAs learn, and what the settings do to that: trainings on the toy base of a motion that it was never shown.
 
     python -m benchmarks.learning DIR [--tables plain@1e-4,1e-3 rank ...] [--seeds 1 2 3] [--steps N] [--at-once N]
-    python -m benchmarks.learning DIR --show FILE
+    python -m benchmarks.learning DIR --show FILE ...
     python -m benchmarks.learning DIR --vae [--turns N]
 
 Twelve clips of objects that go round, real video files with captions, are trained on by whole jobs through the
@@ -10,10 +10,13 @@ it leaves: how far the object is from the circle that was wanted, what captions 
 how the object looks. Previews of step 0 are the base's.
 
 A table's variants are trained at each learning rate that its name is given with. Each row of FILE (DIR/rows.jsonl) is
-one set of previews of one run. DIR keeps the clips and runs; what was begun there is not begun again. `--show` prints
-the tables of rows that are there already, `--vae` what the base's VAE alone gives back of the films that are wanted:
-no LoRA can come nearer. Errors are in widths of the picture; `films` and `motion` of the toy base say what is drawn
-and measured.
+one set of previews of one run. DIR keeps the clips and runs; what was begun there is not begun again, nor what has
+its last row in FILE already, also one of another machine. `--show` prints the tables of rows that are there already,
+`--vae` what the base's VAE alone gives back of the films that are wanted: no LoRA can come nearer. Errors are in widths
+of the picture; `films` and `motion` of the toy base say what is drawn and measured.
+
+A clip's latents are remembered while a job trains, where it is drawn alike at each visit: a job here encodes each clip
+once. That is the benchmark's doing, not the trainer's.
 """
 
 import argparse
@@ -24,7 +27,9 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +39,17 @@ import torch
 from diffusers import AutoencoderKLWan
 from PIL import Image
 
-from engine.memory.planning import DEQUANTIZED
+from benchmarks.learning_tables import ADAPTER, ATTENTION, TABLES, Changes, Row, show, variants
+from engine.data.frames import DecodeRequest
+from engine.data.loader import Batch
+from engine.memory.planning import ANYWHERE
 from engine.preview.video_files import write_video
 from engine.toy_base import DATA
 from engine.toy_base.clip_vae import decode, encode, flat_convolutions
 from engine.toy_base.films import FRAMES, MOTIONS, SIDE, Scene, render
 from engine.toy_base.motion import TURNS, circling, look, path_error, standing, turned
+from engine.training import train_step
+from engine.wan import attention
 from presets.job.toml_file import job_from_dict, save_job
 from presets.runs.events import read_events
 
@@ -48,53 +58,10 @@ TRAINED = [(colour, shape) for colour in ("red", "green", "blue") for shape in (
 UNSEEN = [(colour, shape) for colour in ("yellow", "purple", "orange") for shape in ("star", "ring")]
 # What the base knows, to see whether it still does.
 STRAIGHT = [("moves left", UNSEEN[0]), ("moves up", UNSEEN[3]), ("moves right", UNSEEN[4])]
+GRACE = 15.0  # seconds to save and measure
 NEAR = 0.05  # widths: a preview whose object is nearer than this to its circle goes round
 CLIP_SEED, UNSEEN_SEED = 11, 12
-RATE = 1e-3  # of tables that are named without one
-
-Changes = dict[str, Any]  # field -> value, besides `job_tables`
-Row = dict[str, Any]
-
-TABLES: dict[str, dict[str, Changes]] = {
-    "plain": {"plain": {}},
-    "batch": {"batch 1": {}, "batch 4": {"training.batch_size": 4}},
-    "rank": {f"rank {rank}": {"target.rank": rank} for rank in (4, 16, 32)},
-    "expert": {
-        "both": {},
-        "high alone": {"multistage.low_noise": False},
-        "low alone": {"multistage.high_noise": False},
-    },
-    "timestep": {
-        "linear": {},
-        "sigmoid": {"training.timestep_type": "sigmoid"},
-        "shift": {"training.timestep_type": "shift"},
-        "towards high noise": {"training.timestep_bias": "high_noise"},
-        "towards low noise": {"training.timestep_bias": "low_noise"},
-    },
-    "switch": {f"switch every {n}": {"multistage.switch_every": n} for n in (1, 10, 50)},
-    "precision": {p: {"quantization.transformer": p} for p in ("none", "float8", "qfloat8", "qint8", "qint4")},
-    "frames": {
-        "17 frames": {},
-        "9 frames, uniform": {"datasets.0.num_frames": 9},
-        "9 frames, realtime": {"datasets.0.num_frames": 9, "datasets.0.sampling": "realtime"},
-    },
-    "preservation": {
-        "off": {},
-        "DOP": {"training.dop": True, "training.dop_class": "stays"},
-        "regularization": {
-            "datasets.1": {"path": "known", "regularization": True, "num_frames": FRAMES, "resolutions": [SIDE]}
-        },
-    },
-    "dropout": {f"dropout {share}": {"datasets.0.caption_dropout": share} for share in (0.0, 0.05, 0.3)},
-    "guidance": {"off": {}, "differential, 3": {"advanced.differential_guidance": True}},
-}
-PLAIN: Changes = {  # what the jobs have anyway: as a change it is none
-    "target.rank": 16,
-    "training.batch_size": 1,
-    "multistage.switch_every": 10,
-    "quantization.transformer": "none",
-    "datasets.0.caption_dropout": 0.05,
-}
+Pair = tuple[torch.Tensor, torch.Tensor]  # latents and conditioning
 
 
 def write_data(folder: Path, turns: float) -> None:
@@ -173,38 +140,34 @@ def with_changes(tables: dict[str, Any], changes: Changes) -> dict[str, Any]:
     return tables
 
 
-def variants(table: str) -> list[tuple[str, Changes]]:
-    """Those of `TABLE` or `TABLE@RATE,RATE`: label, and all that is changed, the rate always among it."""
-    name, _, rates = table.partition("@")
-    lrs = [float(rate) for rate in rates.split(",")] if rates else [RATE]
-    return [
-        (f"{label}, {lr:g}", {"training.lr": lr} | {k: v for k, v in changes.items() if PLAIN.get(k) != v})
-        for label, changes in TABLES[name].items()
-        for lr in lrs
-    ]
-
-
 def name_of(changes: Changes, seed: int) -> str:
     """Of the run with these changes: the same for a variant that stands in several tables."""
     told = [
         f"{path.rpartition('.')[2]}-{value['path'] if isinstance(value, dict) else value}"
         for path, value in sorted(changes.items())
     ]
-    return "_".join([*told, f"seed-{seed}"])
+    return "_".join([*told, f"seed-{seed}"]).replace("+", "-and-")
 
 
-def write_jobs(folder: Path, tables: list[str], seeds: list[int], steps: int, every: int) -> list[Path]:
-    """One job file for each variant and seed, the changes beside it; a seed's come before those of the next."""
+def write_jobs(folder: Path, tables: list[str], seeds: list[int], steps: int, every: int, done: set[str]) -> list[Path]:
+    """One job file for each variant and seed that is not `done`, the changes beside it; a seed's come before those of
+    the next."""
     runs = {
         name_of(changes, seed): (changes, seed) for seed in seeds for table in tables for _, changes in variants(table)
     }
     paths = []
     for number, (name, (changes, seed)) in enumerate(runs.items()):
-        tables_of_job = with_changes(job_tables(name, seed, steps, every), changes)
+        if name in done:
+            continue
+        fields = {field: value for field, value in changes.items() if field != ATTENTION}
+        tables_of_job = with_changes(job_tables(name, seed, steps, every), fields)
         tables_of_job["sample"]["first"] = number == 0 or (seed == seeds[0] and "quantization.transformer" in changes)
         paths.append(folder / f"{name}.toml")
         save_job(job_from_dict(tables_of_job), paths[-1])
         paths[-1].with_suffix(".json").write_text(json.dumps({"changes": changes, "seed": seed}))
+        if fields.get("quantization.ara") == ADAPTER and not (folder / ADAPTER).exists():
+            recovery = ["engine.recovery", str(DATA), "--rank", "16", "--out", str(folder / ADAPTER)]
+            subprocess.run([sys.executable, "-m", *recovery], stdout=subprocess.DEVNULL, check=True)
     return paths
 
 
@@ -213,23 +176,52 @@ def work(folder: Path, jobs: list[str], rows: Path, turns: float) -> None:
     from engine.run import RESUMABLE, run_job
 
     torch.set_num_threads(1)
+    on_gpu = torch.cuda.is_available()
     # The planner holds a toy in bf16 where float8 is asked for, since no CPU computes it. Here the card is to.
-    if torch.cuda.is_available():
-        DEQUANTIZED["float8"] = "float8"
+    if on_gpu:
+        ANYWHERE["float8"] = "float8"
+    choose, encode_clips = attention.choose, train_step.latents_of
     for name in jobs:
         path = folder / f"{name}.toml"
         try:
             path.with_suffix(".begun").touch(exist_ok=False)
         except FileExistsError:
             continue
-        code = run_job(path, None, resume=False, workers=1)
         told = json.loads(path.with_suffix(".json").read_text())
+        kernel = told["changes"].get(ATTENTION)
+        vars(attention)["choose"] = only(kernel) if kernel and on_gpu else choose
+        vars(train_step)["latents_of"] = remembered(encode_clips)
+        code = run_job(path, None, resume=False, workers=1)
         with rows.open("a") as out:
             out.write("".join(json.dumps({**told, **row}) + "\n" for row in measured(folder / "runs" / name, turns)))
         if code:
             print(f"{name}: exit code {code}", flush=True)
         if code == RESUMABLE:  # the time is over
             return
+
+
+def only(kernel: str) -> Callable[..., tuple[attention.Attention, str]]:
+    """In place of the choice of the fastest kernel."""
+
+    def choose(*_: object, deterministic: bool, **__: object) -> tuple[attention.Attention, str]:
+        return attention.Attention(kernel, kernel, deterministic), "asked for"
+
+    return choose
+
+
+def remembered(encode_clips: Callable[..., Pair]) -> Callable[..., Pair]:
+    """`latents_of`, each draw encoded alone and once."""
+    found: dict[DecodeRequest, Pair] = {}
+
+    def latents_of(encoder: Any, batch: Batch, cache: Any, *, device: torch.device) -> Pair:
+        for i, drawn in enumerate(batch.draws):
+            if drawn.request not in found:
+                alone = replace(batch, draws=[drawn], frames=batch.frames[i : i + 1])
+                found[drawn.request] = encode_clips(encoder, alone, cache, device=device)
+        pairs = [found[drawn.request] for drawn in batch.draws]
+        return torch.cat([x0 for x0, _ in pairs]), torch.cat([given for _, given in pairs])
+
+    return latents_of
 
 
 def measured(run: Path, turns: float) -> list[Row]:
@@ -280,9 +272,9 @@ def scores(videos: list[torch.Tensor], wanted: list[tuple[Scene, str]]) -> Row:
     }
 
 
-def train(folder: Path, jobs: list[Path], at_once: int, rows: Path, turns: float, limit: float | None) -> None:
-    """All jobs, by so many processes, spread over the cards. After `limit` seconds what still trains is stopped and
-    measured as far as it came."""
+def train(folder: Path, jobs: list[Path], at_once: int, rows: Path, turns: float, end: float | None) -> None:
+    """All jobs, by so many processes, spread over the cards. At the time `end` what still trains is stopped and
+    measured as far as it came; what is not done GRACE seconds later is ended."""
     names, cards = [path.stem for path in jobs], torch.cuda.device_count()
     command = [
         sys.executable,
@@ -304,10 +296,13 @@ def train(folder: Path, jobs: list[Path], at_once: int, rows: Path, turns: float
         workers.append(subprocess.Popen(command, stdout=log, stderr=log, env=env))
     for worker in workers:
         with suppress(subprocess.TimeoutExpired):
-            worker.wait(None if limit is None else max(0, began + limit - time.time()))
+            worker.wait(None if end is None else max(0, end - time.time()))
         if worker.poll() is None:
             worker.terminate()
     for worker in workers:
+        with suppress(subprocess.TimeoutExpired):  # between two jobs nobody hears that it is to stop
+            worker.wait(None if end is None else max(0, end + GRACE - time.time()))
+        worker.kill()
         worker.wait()
     print(f"{len(names)} jobs in {time.time() - began:.0f} s", flush=True)
 
@@ -321,71 +316,8 @@ def through_the_vae(wanted: list[tuple[Scene, str]]) -> Row:
     return scores(films, wanted)
 
 
-def show(rows: list[Row]) -> None:
-    """The rows of step 0, and a table for each group of variants of which at least two have rows."""
-    base = [row for row in rows if row["step"] == 0]
-    for row in base:
-        print({k: v for k, v in row.items() if k not in ("circle_errors", "seconds_per_step", "seed")})
-    plain = [row for row in base if "quantization.transformer" not in row["changes"]]
-    rates = sorted({row["changes"]["training.lr"] for row in rows})
-    for table in TABLES:
-        lines = table_lines(table, rates, rows, plain)
-        if lines:
-            print(f"\n| {table}, rate | seeds | {' | '.join(HEAD)} |\n|{'---|' * (len(HEAD) + 2)}")
-            print("\n".join(lines))
-
-
-HEAD = ("circle error by step", "ratio", "near", "turns", "look, dB", "straight error", "straight look, dB", "s/step")
-
-
-def table_lines(table: str, rates: list[float], rows: list[Row], base: list[Row]) -> list[str]:
-    """Lines of a table at the rates at which there is something to compare; `plain` compares the rates."""
-    found = []
-    for rate in rates:
-        lines = [variant_line(label, changes, rows, base) for label, changes in variants(f"{table}@{rate}")]
-        lines = [line for line in lines if line]
-        if len(lines) > 1 or table == "plain":
-            found += lines
-    return found
-
-
-def variant_line(label: str, changes: Changes, rows: list[Row], base: list[Row]) -> str:
-    """A line of the table: means over the seeds at the last step that all have, with the least and the most. "" without
-    rows."""
-    mine = [row for row in rows if row["changes"] == changes and row["step"] > 0]
-    if not mine:
-        return ""
-    course = defaultdict(list)
-    for row in mine:
-        course[row["step"]].append(row)
-    seeds = len({row["seed"] for row in mine})
-    final = max(step for step, found in course.items() if len(found) == seeds)
-    last = course[final]
-    told = [
-        f"{step}: {statistics.mean(row['circle_error'] for row in found):.3f}"
-        for step, found in sorted(course.items())
-        if step < final
-    ]
-    error = spread([row["circle_error"] for row in last])
-    ratio = f"{base[0]['circle_error'] / statistics.mean(row['circle_error'] for row in last):.1f}x" if base else ""
-    columns = [
-        ", ".join([*told, f"{final}: {error}"]),
-        ratio,
-        f"{statistics.mean(row['near'] for row in last):.1f} of {len(UNSEEN)}",
-    ]
-    for key, digits in (("turns", 2), ("look", 1), ("straight_error", 3), ("straight_look", 1)):
-        columns.append(spread([row[key] for row in last], digits))
-    columns.append(f"{statistics.mean(row['seconds_per_step'] for row in last):.2f}")
-    return f"| {label} | {seeds} | {' | '.join(columns)} |"
-
-
-def spread(values: list[float], digits: int = 3) -> str:
-    """Mean, and the least and the most where there are several."""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
 def main() -> int:
+    began = time.time()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dir", type=Path)
     parser.add_argument("--tables", nargs="*", default=["plain"], metavar="TABLE[@RATE,...]", help=", ".join(TABLES))
@@ -394,26 +326,34 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--every", type=int, default=250, help="steps between sets of previews")
     parser.add_argument("--at-once", type=int, default=1, help="processes that train beside each other")
-    parser.add_argument("--limit", type=float, metavar="SECONDS", help="stop what still trains then")
+    parser.add_argument("--limit", type=float, metavar="SECONDS", help="after the start: stop what still trains then")
     parser.add_argument("--rows", type=Path, help="where the rows are added (default: DIR/rows.jsonl)")
-    parser.add_argument("--show", type=Path, metavar="FILE", help="print the tables of these rows, train nothing")
+    parser.add_argument(
+        "--show", type=Path, nargs="+", metavar="FILE", help="print the tables of these rows, train nothing"
+    )
     parser.add_argument("--vae", action="store_true", help="what the VAE alone gives back; train nothing")
     parser.add_argument("--work", nargs="+", metavar="NAME", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.vae:
         print(json.dumps(through_the_vae(asked(args.turns))))
         return 0
-    rows = args.show or args.rows or args.dir / "rows.jsonl"
+    rows = args.rows or args.dir / "rows.jsonl"
     if args.work:
         work(args.dir, args.work, rows, args.turns)
         return 0
     if not args.show:
         args.dir.mkdir(parents=True, exist_ok=True)
         write_data(args.dir, args.turns)
-        jobs = write_jobs(args.dir, args.tables, args.seeds, args.steps, args.every)
-        train(args.dir, jobs, args.at_once, rows, args.turns, args.limit)
-    show([json.loads(line) for line in rows.read_text().splitlines()])
+        done = {name_of(row["changes"], row["seed"]) for row in read_rows([rows]) if row["step"] == args.steps}
+        jobs = write_jobs(args.dir, args.tables, args.seeds, args.steps, args.every, done)
+        end = None if args.limit is None else began + args.limit
+        train(args.dir, jobs, args.at_once, rows, args.turns, end)
+    show(read_rows(args.show or [rows]))
     return 0
+
+
+def read_rows(files: list[Path]) -> list[Row]:
+    return [json.loads(line) for file in files if file.exists() for line in file.read_text().splitlines()]
 
 
 if __name__ == "__main__":

@@ -12,19 +12,22 @@ interpreter held before.
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from benchmarks.random_expert import REAL, empty_model
 from engine.system.placement import Placement
 from engine.weights.load_expert import load_outer_modules
-from engine.weights.model_files import open_model_files
+from engine.weights.model_files import ModelFiles, open_model_files
+from engine.weights.packed_blocks import PackedBlocks
 from engine.weights.weight_cache import cached_blocks
 from presets.caches.weight_cache import list_cache
 
@@ -38,7 +41,9 @@ SMALL = {
     "num_layers": 8,
 }
 FULL = {**REAL, "num_layers": 40}
+LEAST = {**SMALL, "num_attention_heads": 1, "num_layers": 1}
 MIB = 2**20
+T = TypeVar("T")
 
 
 def write_expert(folder: Path, config: dict[str, Any]) -> int:
@@ -86,8 +91,9 @@ def memory(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def load_once(folder: Path, cache: Path, precision: str) -> dict[str, Any]:
-    """Load in this process. Seconds, bytes, and the peak of host memory above what was held before."""
+def load_once(folder: Path, cache: Path, precision: str, least: Path) -> dict[str, Any]:
+    """Load in this process. Seconds, bytes, and the peak of host memory above what was held before: after the smallest
+    expert, in folder `least`, was loaded, so that the code that loads is in memory, too."""
     cuda = torch.cuda.is_available()
     device = torch.device("cuda" if cuda else "cpu")
     placement = Placement.on(device)
@@ -103,18 +109,15 @@ def load_once(folder: Path, cache: Path, precision: str) -> dict[str, Any]:
         phases[text] = phases.get(text, 0.0) + now - last
         last = now
 
+    def load(source: ModelFiles, cache: Path) -> PackedBlocks:
+        return cached_blocks(source, "high_noise", precision, placement, progress=progress, folder=cache, warn=print)
+
+    load(open_model_files(least), least / "cache")
+    phases.clear()
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew (man 5 proc)
     before = memory("VmRSS")
     start = last = time.perf_counter()
-    buffers, layout = cached_blocks(
-        source,
-        "high_noise",
-        precision,
-        placement,
-        progress=progress,
-        folder=cache,
-        warn=print,
-    )
+    buffers, layout = load(source, cache)
     blocks = time.perf_counter() - start
     peak = memory("VmHWM") - before
     load_outer_modules(source, "high_noise", placement)
@@ -130,15 +133,12 @@ def load_once(folder: Path, cache: Path, precision: str) -> dict[str, Any]:
     }
 
 
-def in_a_process(folder: Path, cache: Path, precision: str) -> dict[str, Any]:
-    run = subprocess.run(
-        [sys.executable, "-m", "benchmarks.loading", "--load", str(folder), str(cache), "--precision", precision],
-        capture_output=True,
-        text=True,
-    )
-    if run.returncode:
-        sys.exit(run.stdout + run.stderr)
-    return json.loads(run.stdout.splitlines()[-1])
+def in_a_process(call: Callable[..., T], *args: Any) -> T:
+    """With memory of its own: forked, so that nothing is imported again, unless there is a card: a CUDA context does
+    not live through a fork."""
+    context = get_context("spawn" if torch.cuda.is_available() else "fork")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(call, *args).result()
 
 
 def main() -> int:
@@ -155,15 +155,13 @@ def main() -> int:
         "--check", action="store_true", help="fail when a load held more than packed and four source blocks"
     )
     parser.add_argument("--json", type=Path, metavar="FILE")
-    parser.add_argument("--load", nargs=2, type=Path, metavar=("FOLDER", "CACHE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.load:
-        print(json.dumps(load_once(*args.load, args.precision)))
-        return 0
     rows = []
     with tempfile.TemporaryDirectory(dir=args.dir) as temporary:
         folder, cache = Path(temporary) / "model", Path(temporary) / "cache"
-        size = write_expert(folder, SMALL if args.tiny else FULL)
+        least = Path(temporary) / "least"
+        in_a_process(write_expert, least, LEAST)
+        size = in_a_process(write_expert, folder, SMALL if args.tiny else FULL)
         print(f"one expert of {size / 2**30:.2f} GiB, into {args.precision}; torch {torch.__version__}")
         for case in ("first", "cached", *(("cached, cold", "first, cold") if args.cold else ())):
             if "cold" in case:
@@ -172,7 +170,7 @@ def main() -> int:
             if case == "first, cold":
                 for entry in list_cache(cache):
                     entry.path.unlink()
-            row = {"case": case, **in_a_process(folder, cache, args.precision)}
+            row = {"case": case, **in_a_process(load_once, folder, cache, args.precision, least)}
             rows.append(row)
             beside = row["peak_bytes"] - row["packed_bytes"]
             print(

@@ -8,8 +8,10 @@ Inputs have channels of very different size that vary together, as those of a tr
 
 Errors are relative to what the block adds: |y' - y| / |y - x|, and the same for the gradient of the input, so that the
 residual path does not hide them. `weight` is |W' - W| / |W| over the ten linears. Weights are packed as the engine
-packs them; the row of bf16 is what that has by itself. --all adds adapters weighted by whole second moments, which take
-minutes; --timed compiles each block on a GPU (15 s a row) and times it.
+packs them; the row of bf16 is what that has by itself. A second table is of one linear alone, whose activations and
+gradients have no outliers, channels of log-normal size, or one channel of 500 that is 50 times as large: how the
+precisions bear them, int8 with and without its rotation; the last columns divide by int8. --all adds adapters weighted
+by whole second moments, which take minutes; --timed compiles each block on a GPU (15 s a row) and times it.
 """
 
 import argparse
@@ -39,10 +41,11 @@ from engine.wan.block import (
     pre_attention,
     text_kv,
 )
-from engine.wan.frozen_linear import Packed, unpack_weight
+from engine.wan.frozen_linear import Packed, frozen_linear, unpack_weight
+from engine.wan.int8_linear import Int8Product, pack_int8
 from engine.wan.quantize import pack
 
-REAL = {
+REAL: dict[str, Any] = {
     "num_attention_heads": 40,
     "attention_head_dim": 128,
     "ffn_dim": 13824,
@@ -51,7 +54,7 @@ REAL = {
     "eps": 1e-6,
     "added_kv_proj_dim": None,
 }
-TINY = {**REAL, "num_attention_heads": 4, "attention_head_dim": 64, "ffn_dim": 512}
+TINY: dict[str, Any] = {**REAL, "num_attention_heads": 4, "attention_head_dim": 64, "ffn_dim": 512}
 TOKENS, TINY_TOKENS, TEXT = 4096, 96, 512
 RUNS = 10
 TAILS = 3  # degrees of freedom of the heavy-tailed weights: the fewest with a variance, which is TAILS / (TAILS - 2)
@@ -126,6 +129,47 @@ def calibrated(config: dict[str, Any], state: State, inputs: Inputs, *, full: bo
     with torch.no_grad():
         module(inputs.x, inputs.text, inputs.time, (inputs.cos, inputs.sin))
     return moments
+
+
+def product_errors(width: int, rows: int, device: torch.device, *, heavy: bool) -> list[dict[str, Any]]:
+    """One row per kind of channels and way to multiply: of one linear of width x width."""
+    generator = torch.Generator(device).manual_seed(1)
+    config = {"num_attention_heads": 1, "attention_head_dim": width, "ffn_dim": width}
+    w = random_state(config, heavy, generator, device)["attn1.to_q.weight"]
+    even = torch.ones(width, device=device)
+    spread = torch.exp(torch.randn(width, generator=generator, device=device))
+    few = torch.where(torch.arange(width, device=device) % 500 == 250, 50.0, 1.0)
+    zero = torch.zeros(width, device=device)
+    ways: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "none (bf16)": lambda x: frozen_linear(x, pack(w.bfloat16(), "none"), zero.bfloat16(), "none"),
+        "qint8": lambda x: frozen_linear(x, pack(w, "qint8"), zero.bfloat16(), "qint8"),
+        "float8": lambda x: frozen_linear(x, pack(w, "float8"), zero.bfloat16(), "float8"),
+        "int8, not rotated": lambda x: Int8Product.apply(x, *pack_int8(w, 1), zero, 1),
+        "int8": lambda x: frozen_linear(x, pack(w, "int8"), zero, "int8"),
+    }
+    rows_of: list[dict[str, Any]] = []
+    for channels, sizes in (("even", even), ("log-normal", spread), ("outliers", few)):
+        x, g = (torch.randn(rows, width, generator=generator, device=device) * sizes for _ in range(2))
+        exact = {"output": x @ w.t(), "gradient": g @ w}
+        found: list[dict[str, Any]] = []
+        for way, multiply in ways.items():
+            leaf = x.bfloat16().requires_grad_()
+            y = multiply(leaf)
+            y.backward(g.bfloat16())
+            assert leaf.grad is not None
+            gave = {"output": y.detach().float(), "gradient": leaf.grad.float()}
+            errors = {f"{of}_error": float((gave[of] - right).norm() / right.norm()) for of, right in exact.items()}
+            found.append(
+                {"weights": f"Student t({TAILS})" if heavy else "Gaussian", "channels": channels, "way": way, **errors}
+            )
+        best = found[-1]
+        for row in found:
+            row |= {f"{of}_ratio": row[f"{of}_error"] / best[f"{of}_error"] for of in exact}
+            numbers = "".join(f"{row[f'{of}_error']:>10.3%}" for of in exact)
+            ratios = "".join(f"{row[f'{of}_ratio']:>9.2f}x" for of in exact)
+            print(f"{row['weights']:<14}{channels:<12}{row['way']:<20}{numbers}{ratios}", flush=True)
+        rows_of += found
+    return rows_of
 
 
 Parts = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]
@@ -203,7 +247,7 @@ def cases(config: dict[str, Any], state: State, calibration: Inputs, *, everythi
 
     return [
         bf16,
-        *(quantized(p) for p in ("float8", "qfloat8", "qint8", "qint4")),
+        *(quantized(p) for p in ("float8", "int8", "qfloat8", "qint8", "qint4")),
         recovered(16, "plain"),
         recovered(16, "diagonal"),
         recovered(64, "diagonal"),
@@ -315,6 +359,10 @@ def main() -> int:
         for heavy in (False, True)
         for row in measure(TINY if args.tiny else REAL, tokens, device, heavy=heavy, timed=timed, everything=args.all)
     ]
+    print(f"\n{'weights':<14}{'channels':<12}{'one linear':<20}{'output':>10}{'gradient':>10}{'to int8':>20}")
+    width = 512 if args.tiny else REAL["num_attention_heads"] * REAL["attention_head_dim"]
+    for heavy in (False, True):
+        rows += product_errors(width, tokens, device, heavy=heavy)
     if args.json:
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
     return 0

@@ -1,9 +1,10 @@
-"""Which expert of the toy base decides what: the two are told different things about the same first frame.
+"""Which noise of the toy base decides a motion: above a sigma and below it the experts are told different things about
+the same first frame.
 
-    python -m benchmarks.toy_experts [--count N]
+    python -m benchmarks.toy_experts [--count N] [--sigmas S ...]
 
-Each object is said to move left by one caption and right by the other. The expert whose caption leads to where the
-object ends has decided the motion.
+Each object is said to move left by one caption and right by the other. The noise at which the caption was heard that
+leads to where the object ends has decided the motion. Without `--sigmas` it is asked at the experts' boundary.
 """
 
 import argparse
@@ -16,15 +17,19 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from engine.toy_base import DATA
 from engine.toy_base.clip_vae import decode, encode, flat_convolutions
 from engine.toy_base.films import CAMERAS, CAPTIONS, MOTIONS, Scene, locate, render, scenes
-from engine.toy_base.parts import SIGMAS, embed, first_frame, normalize, with_short_captions
+from engine.toy_base.parts import BOUNDARY, SIGMAS, embed, first_frame, normalize, with_short_captions
 from engine.toy_base.score import SEED, sample
 
 TOLD = ("moves left", "moves right")
 
 
-def told(expert: WanTransformer3DModel, own_text: torch.Tensor) -> Any:
-    """The expert, hearing its own captions whatever the sampler says."""
-    return lambda x, timestep, text, return_dict: expert(x, timestep, own_text, return_dict=return_dict)
+def told(expert: WanTransformer3DModel, sigma: float, above: torch.Tensor, below: torch.Tensor) -> Any:
+    """The expert, hearing one text from this sigma up and another below it, whatever the sampler says."""
+
+    def hears(x: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor, *, return_dict: bool) -> Any:
+        return expert(x, timestep, above if timestep[0] >= sigma * 1000 else below, return_dict=return_dict)
+
+    return hears
 
 
 def scene_of(motion: str, count: int) -> Scene:
@@ -36,15 +41,16 @@ def scene_of(motion: str, count: int) -> Scene:
 
 
 @torch.no_grad()
-def decided(high: str, low: str, count: int) -> tuple[int, int]:
-    """(objects that end nearer to where `high` leads, nearer to where `low` does), each expert having heard its own."""
+def decided(high: str, low: str, sigma: float, count: int) -> tuple[int, int]:
+    """(objects that end nearer to where `high` leads, nearer to where `low` does), which were heard above and below."""
     vae = AutoencoderKLWan.from_pretrained(DATA / "vae", torch_dtype=torch.float32)
     text = embed(CAPTIONS)
     scene = {motion: scene_of(motion, count) for motion in (high, low)}
+    above, below = (text[scene[motion].captions_B] for motion in (high, low))
     experts = {}
-    for name, motion in zip(SIGMAS, (high, low), strict=True):
+    for name in SIGMAS:
         net = WanTransformer3DModel.from_pretrained(DATA / name, torch_dtype=torch.float32)
-        experts[name] = told(with_short_captions(net, torch.device("cpu")).eval(), text[scene[motion].captions_B])
+        experts[name] = told(with_short_captions(net, torch.device("cpu")).eval(), sigma, above, below)
     film, places = render(scene[high])
     _, other = render(scene[low])
     conditioning = normalize(vae, encode(vae, first_frame(film))[:, :16])
@@ -58,13 +64,13 @@ def decided(high: str, low: str, count: int) -> tuple[int, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=10, help="objects for each way of telling")
+    parser.add_argument("--sigmas", nargs="*", type=float, default=[BOUNDARY])
     args = parser.parse_args()
     with flat_convolutions():
-        for high, low in (TOLD, TOLD[::-1]):
-            of_high, of_low = decided(high, low, args.count)
-            print(
-                f"high noise told {high!r}, low noise {low!r}: {of_high} as high noise was told, {of_low} as low noise"
-            )
+        for sigma in args.sigmas:
+            for high, low in (TOLD, TOLD[::-1]):
+                of_high, of_low = decided(high, low, sigma, args.count)
+                print(f"above {sigma:g} {high!r}, below {low!r}: {of_high} as was heard above, {of_low} as below")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
     python -m benchmarks.whole_job --dir /dev/shm/wl --json whole.json          (an NVIDIA card, 100 GiB of RAM, 35 GiB
     of disk)
     python -m benchmarks.whole_job --tiny --dir /tmp/wl                          (the same code on the CPU)
+    python -m benchmarks.whole_job --dir /dev/shm/wl --start --merge --caps none (from LoRAs that are there already)
 
 Writes a base of random weights (both experts are the same files, linked), a text encoder that is only as wide as the
 real one, and clips; then runs `python -m engine` once per cap. Both experts train, switch_every 1, with previews of 41
-frames at 768 x 768 at the end. The first job quantizes and fills the weight cache; the others start from it.
+frames at 768 x 768 at the end. The first job quantizes and fills the weight cache; the others start from it. With
+--start both LoRAs go on from random ones in other trainers' keys, with --merge a third one becomes part of both
+experts.
 """
 
 import argparse
@@ -22,19 +25,24 @@ from typing import Any
 import av
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
 from benchmarks.loading import FULL, write_expert
 from benchmarks.random_expert import TINY
+from engine.adapters.lora import wan_name
 from engine.demo.tiny_base import build_tiny
+from engine.wan.block import linear_shapes
 from presets.job.schema import (
     DatasetPanel,
     Job,
     JobPanel,
+    MergePanel,
     ModelPanel,
     MultistagePanel,
     PromptPanel,
     SamplePanel,
     SavePanel,
+    TargetPanel,
     TrainingPanel,
 )
 from presets.job.toml_file import save_job
@@ -78,6 +86,26 @@ def write_clips(folder: Path, *, side: int, frames: int, count: int = 12) -> Non
         (folder / f"{number:02}.txt").write_text(f"a red square crosses, take {number}")
 
 
+def write_loras(folder: Path, base: Path, rank: int = 16) -> None:
+    """Three LoRAs whose B is not zero: for high noise in musubi's keys with alpha = rank / 2, for low noise in
+    diffusers' keys, and one to merge in ComfyUI's."""
+    config = json.loads((base / "transformer" / "config.json").read_text())
+    generator = torch.Generator().manual_seed(1)
+    made: dict[str, dict[str, torch.Tensor]] = {"high": {}, "low": {}, "merged": {}}
+    for i in range(config["num_layers"]):
+        for linear, (outputs, inputs) in linear_shapes(config).items():
+            module = f"blocks.{i}.{linear}"
+            flat = "lora_unet_" + wan_name(module).replace(".", "_")
+            stems = {"high": flat, "low": f"transformer.{module}", "merged": f"diffusion_model.{wan_name(module)}"}
+            for name, stem in stems.items():
+                down, up = ("lora_down", "lora_up") if name == "high" else ("lora_A", "lora_B")
+                a, b = torch.randn(rank, inputs, generator=generator), torch.randn(outputs, rank, generator=generator)
+                made[name] |= {f"{stem}.{down}.weight": a.bfloat16() * 0.02, f"{stem}.{up}.weight": b.bfloat16() * 0.02}
+            made["high"][f"{flat}.alpha"] = torch.tensor(rank / 2)
+    for name, tensors in made.items():
+        save_file(tensors, folder / f"{name}.safetensors")
+
+
 def write_job(folder: Path, base: Path, name: str, args: argparse.Namespace) -> Path:
     side, frames, preview = (64, 5, 64) if args.tiny else (args.side, 41, 768)
     from PIL import Image
@@ -85,7 +113,10 @@ def write_job(folder: Path, base: Path, name: str, args: argparse.Namespace) -> 
     Image.new("RGB", (preview, preview), (90, 120, 60)).save(folder / "control.png")
     job = Job(
         job=JobPanel(name=name),
-        model=ModelPanel(path=str(base)),
+        model=ModelPanel(path=str(base), merge=[MergePanel(path="merged.safetensors", strength=0.5)] * args.merge),
+        target=TargetPanel(
+            start_high="high.safetensors" if args.start else "", start_low="low.safetensors" if args.start else ""
+        ),
         multistage=MultistagePanel(switch_every=args.switch_every),
         save=SavePanel(every=args.steps),
         training=TrainingPanel(steps=args.steps, deterministic=args.deterministic),
@@ -116,6 +147,7 @@ def summary(run: Path, began: float, cap: str) -> dict[str, Any]:
         "plan": "",
         "replanned": [e.data["new"] for e in events if e.kind == "replanned"],
     }
+    found["log"] = [e.data["text"] for e in events if e.kind == "log"]
     found["findings"] = [e.data["message"] for e in events if e.kind == "finding" and e.data["severity"] != "advice"]
     for event in events:
         if event.kind == "started":
@@ -149,6 +181,8 @@ def main() -> int:
         default=True,
         help="attention's backward in a fixed order",
     )
+    parser.add_argument("--start", action="store_true", help="go on from LoRAs")
+    parser.add_argument("--merge", action="store_true", help="merge a LoRA into the base")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
@@ -157,12 +191,14 @@ def main() -> int:
         start = time.time()
         write_base(base, tiny=args.tiny)
         write_clips(args.dir / "clips", side=64 if args.tiny else args.side, frames=12 if args.tiny else 49)
-        print(f"base and clips written in {time.time() - start:.0f} s", flush=True)
+        write_loras(args.dir, base)
+        print(f"base, clips and LoRAs written in {time.time() - start:.0f} s", flush=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
     rows = []
     for cap in args.caps:
-        path = write_job(args.dir, base, f"cap-{cap}-{args.side}-{args.switch_every}", args)
+        more = "-start" * args.start + "-merge" * args.merge
+        path = write_job(args.dir, base, f"cap-{cap}-{args.side}-{args.switch_every}{more}", args)
         began = time.time()
         command = [sys.executable, "-m", "engine", str(path), *([] if cap == "none" else ["--vram", cap])]
         done = subprocess.run(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})

@@ -8,9 +8,13 @@ import logging
 import sys
 from pathlib import Path
 
+from daemon.log_file import LogFile
 from daemon.server import serve
-from daemon.wire.paths import daemon_paths
+from daemon.settings import settings_file
+from daemon.wire.paths import daemon_paths, make_private
 from presets.errors import UserError
+from presets.files import share_no_writing
+from presets.text import escape_output
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,6 +27,9 @@ def main(argv: list[str] | None = None) -> int:
         "--dir", type=Path, help="directory for the sockets and the job table, instead of the user's own"
     )
     parser.add_argument(
+        "--log", action="store_true", help="say everything in the log of the state folder, for a service manager"
+    )
+    parser.add_argument(
         "--trainer",
         nargs=argparse.REMAINDER,
         metavar="ARG",
@@ -31,10 +38,16 @@ def main(argv: list[str] | None = None) -> int:
             " --out DIR [--resume [--from STEP] [--accept-changes]]"
         ),
     )
+    escape_output()
+    share_no_writing()
     options = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
-        serve(daemon_paths(options.dir), options.trainer or None)
+        paths = daemon_paths(options.dir)
+        if options.log:
+            make_private(paths.state)
+            LogFile(paths.log, take_over=True)
+        serve(paths, options.trainer or None, settings_file(options.dir))
     except UserError as e:
         print(f"wanlora daemon: {e}", file=sys.stderr)
         return 1

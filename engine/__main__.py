@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 from engine.system import fault_injection
+from presets.files import share_no_writing
+from presets.text import escape_output
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
             " engine/system/fault_injection.py)"
         ),
     )
+    escape_output()
+    share_no_writing()
     args = parser.parse_args(argv)
     if not args.resume and (args.from_step is not None or args.accept_changes):
         parser.error("--from and --accept-changes go with --resume")

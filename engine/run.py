@@ -4,12 +4,17 @@ itself is engine.training; where an attempt begins is engine.runfolder.resume.""
 import fcntl
 import os
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from engine.parallel.own_gpu import own_gpu, require_as_many, require_recorded
+from engine.parallel.parts import Rank, parts_of
 from engine.runfolder.console import Console
 from engine.runfolder.control import Control, StopRequested
 from engine.runfolder.event_log import EventLog
@@ -20,18 +25,25 @@ from presets.errors import UserError
 from presets.facts.facts import Facts, used_gpus
 from presets.facts.gather import gather
 from presets.file_names import require_utf8
+from presets.files import open_own
 from presets.job.resume_check import JOB_FILE
 from presets.job.schema import Job
 from presets.job.toml_file import absolute_paths, default_out, load_job, save_job
+from presets.machine.machine import read_machine
 from presets.machine.shell import without_secrets
 from presets.machine.visible_gpus import shown_to_cuda
 from presets.planner.plan import LESS_MEMORY
+from presets.report.page import write_page
 from presets.rules.check import check_job
 from presets.runs.events import EVENTS_FILE
-from presets.text import sentences
+from presets.runs.run_folder import LOCK_FILE, require_no_links
+from presets.text import sentences, to_type
+
+if TYPE_CHECKING:
+    from engine.parallel.team import Loss, Team
 
 DONE, FAILED, USAGE, RESUMABLE = 0, 1, 2, 75  # 75 is EX_TEMPFAIL: saved, start me again
-LOCK_FILE = ".lock"
+SAID_SECONDS = 3.0  # for the first rank to say what is wrong: torchrun ends it as soon as another has ended
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,13 @@ class Limits:
     workers: int | None  # processes that decode clips
     device: str | None  # as torch calls it
     vram: int | None  # bytes of the card's memory
+
+
+@dataclass
+class Crew:
+    """The processes that train with this one, once there are any."""
+
+    team: "Team | None" = None
 
 
 def run_job(
@@ -60,13 +79,17 @@ def run_job(
     `resume` continues from the newest checkpoint, or goes back to that of `from_step`; with `accept_changes` also when
     the run is no longer the one that was begun. `vram_gib` caps the card's memory.
     """
+    limits = Limits(workers, device, None if vram_gib is None else int(vram_gib * 2**30))
     try:
+        rank = Rank.of()
+        if rank.number > 0:
+            return _follow(job_path, rank, limits)
         job = load_job(job_path)
         base_dir = job_path.resolve().parent
         require_utf8(out or base_dir)
         folder = (out.resolve() if out else default_out(job_path)) / job.job.name
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # torchrun's own variable
-            raise UserError("this version trains a job on one GPU", where="job.gpus", fix="Set job.gpus to one GPU")
+        parts_of(job, rank.world)
+        require_as_many(job, rank.here or rank.world)
         if resume and not holds_a_run(folder):
             raise UserError(
                 "no run lies here that could be resumed",
@@ -74,6 +97,7 @@ def run_job(
                 fix="Start it without --resume, or name the folder that its run folder lies in with --out",
             )
         make_folder(folder)
+        require_no_links(folder)
         with locked(folder):
             if resume:
                 begin = find_resume_point(folder, job, base_dir, from_step=from_step, accept=accept_changes)
@@ -85,8 +109,9 @@ def run_job(
                 )
             else:
                 begin = ResumePoint(job=job)
-            limits = Limits(workers, device, None if vram_gib is None else int(vram_gib * 2**30))
-            return _train_in(folder, begin, base_dir, limits)
+            code = _train_in(folder, begin, base_dir, limits)
+            leave_page(folder)
+            return code
     except UserError as e:
         print(f"wanlora: {without_secrets(str(e))}", file=sys.stderr)
         return FAILED
@@ -100,18 +125,20 @@ def run_job(
 
 def _train_in(folder: Path, begin: ResumePoint, base_dir: Path, limits: Limits) -> int:
     """One attempt, whose last event says how it ended."""
+    crew, code = Crew(), FAILED
     with Console() as console:
         log = EventLog(folder, listener=console.show)
         try:
             if log.damaged:
                 text = f"{log.damaged} lines of {log.path.name} are damaged and were passed over; is the disk failing?"
                 log.emit("log", level="warning", text=text)
-            return _attempt(folder, begin, base_dir, log, limits)
+            code = _attempt(folder, begin, base_dir, log, limits, crew)
         except UserError as e:
             log.emit(
                 "failed",
                 cause=without_secrets(sentences(f"{e.where}: {e.what}" if e.where else e.what)),
                 next=without_secrets(sentences(e.fix)),
+                user=True,
             )
         except Exception as e:
             print(without_secrets(traceback.format_exc()), file=sys.stderr)
@@ -120,22 +147,27 @@ def _train_in(folder: Path, begin: ResumePoint, base_dir: Path, limits: Limits) 
                 "failed",
                 cause=without_secrets(f"{type(e).__name__}: {e}"),
                 next=f"This is a bug in wanlora; the log holds the details{kept}",
+                user=False,
             )
         finally:
+            if crew.team is not None:
+                crew.team.end(code)
             if not log.flush():
                 print(
                     f"wanlora: the disk is full: the last {log.waiting} events could not be written to {log.path}",
                     file=sys.stderr,
                 )
             log.close()
-    return FAILED
+    return code
 
 
-def _attempt(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog, limits: Limits) -> int:
+def _attempt(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog, limits: Limits, crew: "Crew") -> int:
+    rank = Rank.of()
     control = Control(folder, tell=log.finding)
     control.listen()
-    facts = _checked(folder, begin, base_dir, log)
+    facts = facts_of_all = _checked(folder, begin, base_dir, log)
     if limits.device is None:
+        facts = own_gpu(rank, begin.job, facts)
         use_gpus(begin.job, facts)
 
     import torch  # only now: a job that is refused is refused in a second
@@ -156,12 +188,44 @@ def _attempt(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog, li
             device = open_device_with_room(limits.device, vram=limits.vram)
             if limits.device is None and not facts.tiny and facts.machine is not None:
                 require_gpu(device, facts.machine)  # before anything is downloaded or packed
+            if device.type == "cuda":
+                require_recorded(rank.world)
+            from engine.memory.planning import Running
+            from engine.parallel.orders import Prepare
+            from engine.parallel.team import Team
+            from engine.training.placement import settle
             from engine.training.prepare import prepare
             from engine.training.trainer import train
 
-            workers = default_workers() if limits.workers is None else limits.workers
-            run = prepare(begin, facts, folder, log, control, device=device, workers=workers, vram=limits.vram)
+            if device.type == "cpu":
+                one_thread()
+            if rank.world > 1:
+                log.phase("loading", 0, 1, f"waiting for {rank.world} processes")
+                crew.team = Team(rank, parts_of(begin.job, rank.world), device, partial(_end_at_loss, folder, log))
+                control.polled = crew.team.signs.give
+            workers = limits.workers if limits.workers is not None else default_workers(rank.world)
+
+            def tell_others(running: Running) -> None:
+                if crew.team is not None:
+                    crew.team.order(Prepare(begin, facts_of_all, folder, running, limits.vram))
+
+            run = prepare(
+                begin,
+                facts,
+                folder,
+                log,
+                control,
+                device=device,
+                workers=workers,
+                vram=limits.vram,
+                team=crew.team,
+                planned=tell_others,
+            )
             with run.loader:
+                if crew.team is not None:
+                    log.phase("loading", 0, 1, f"waiting for {rank.world} processes to load")
+                    crew.team.ready(log)
+                    settle(run, crew.team)
                 return DONE if train(run) else RESUMABLE
     except StopRequested as e:
         log.emit(
@@ -177,6 +241,56 @@ def _attempt(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog, li
             where="job.gpus",
             fix=LESS_MEMORY,
         ) from e
+
+
+def _follow(job_path: Path, rank: Rank, limits: Limits) -> int:
+    """Work as a rank behind the first, which says what is wrong with a job."""
+    try:
+        job = load_job(job_path)
+        parts_of(job, rank.world)
+        machine = Facts(base=job_path.resolve().parent, machine=read_machine(job_path.resolve()))
+        narrowed = partial(own_gpu, rank, job) if limits.device is None else lambda facts: facts
+    except UserError:
+        time.sleep(SAID_SECONDS)
+        return FAILED
+    try:
+        if limits.device is None:
+            use_gpus(job, narrowed(machine))
+    except UserError as e:  # of this rank's own GPU, too, which the first does not look at
+        print(f"wanlora: rank {rank.number}: {without_secrets(str(e))}", file=sys.stderr)
+        return FAILED
+
+    from engine.follow import follow
+    from engine.memory.out_of_memory import open_device_with_room
+
+    try:
+        device = open_device_with_room(limits.device, vram=limits.vram)
+    except UserError as e:
+        print(f"wanlora: rank {rank.number}: {without_secrets(str(e))}", file=sys.stderr)
+        return FAILED
+    if device.type == "cpu":
+        one_thread()
+    workers = limits.workers if limits.workers is not None else default_workers(rank.world)
+    return follow(job, rank, device, workers=workers, narrowed=narrowed)
+
+
+def _end_at_loss(folder: Path, log: EventLog, loss: "Loss") -> None:
+    """Another rank has died, whatever this one is doing: say so, and end as a kill would, which loses nothing."""
+    with log.lock:
+        if log.ended:
+            return
+        kept = "The last checkpoint can be resumed" if anything_saved(folder) else "Start it again"
+        cause = without_secrets(sentences(loss.cause))
+        log.emit("failed", cause=cause, next=without_secrets(sentences(loss.fix or kept)), user=loss.user)
+        os._exit(FAILED)
+
+
+def one_thread() -> None:
+    """Only toys train on a CPU: too small to share out, and threads that wait for each other on busy cores make such
+    steps thirty times as long. Nor do the sums then depend on the number of cores."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def _checked(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog) -> Facts:
@@ -198,6 +312,18 @@ def _checked(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog) ->
     return facts
 
 
+def leave_page(folder: Path) -> None:
+    """Write what is left to read of the run, as far as it has come. It is no part of the training: whatever is in its
+    way is said, and left."""
+    try:
+        if (folder / JOB_FILE).exists():
+            write_page(folder)
+    except Exception as e:
+        why = e.strerror if isinstance(e, OSError) and e.strerror else str(e) or type(e).__name__
+        said = f"the page of the run was not written: {why}. Write it with: {to_type('report', folder)}"
+        print(f"wanlora: {without_secrets(said)}", file=sys.stderr)
+
+
 def use_gpus(job: Job, facts: Facts) -> None:
     """From now on CUDA sees the job's GPUs alone, the first of them first. To be called before anything asks CUDA what
     there is, which some packages do while they are imported; afterwards it has no effect."""
@@ -216,15 +342,15 @@ def anything_saved(folder: Path) -> bool:
     return any((folder / "checkpoints").glob("step_*"))
 
 
-def default_workers() -> int:
-    """Half the cores, at most 4: decoding must not starve the process that feeds the GPU."""
-    return max(1, min(4, (os.cpu_count() or 2) // 2))
+def default_workers(ranks: int = 1) -> int:
+    """Half the cores over all ranks, at most 4 each: decoding must not starve the process that feeds the GPU."""
+    return max(1, min(4, (os.cpu_count() or 2) // 2 // ranks))
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the run folder: one trainer at a time. Raises UserError when another has it."""
-    with (folder / LOCK_FILE).open("w") as f:
+    with open_own(folder / LOCK_FILE) as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -9,15 +9,11 @@ import shlex
 from pathlib import Path
 
 from presets.errors import UserError
+from presets.text import escaped
 
 
 def is_utf8(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def escaped(text: str) -> str:
-    r"""The text with each byte that is not UTF-8 written out: `caf\xe9.mp4`. Any other text stays as it is."""
-    return text if is_utf8(text) else text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def require_utf8(path: Path) -> None:

@@ -1,6 +1,7 @@
-"""What tests of several floors share: a user's own home that nobody else's files reach, and the demo's clips with their
-tiny base."""
+"""What tests of several floors share: a user's own home that nobody else's files reach, the demo's files, and the
+tiny base. And how the suite's files are dealt out to its workers."""
 
+import fcntl
 import gc
 import os
 import shutil
@@ -10,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 # One thread each, in this process and in all that it starts: several tests and trainers share few cores, and their
@@ -36,11 +38,13 @@ if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 from presets.machine.visible_gpus import NUMBERS, ORDER, VISIBLE
-from tests.helpers import levels
+from tests.helpers import NO_GPUS, leaks, levels
 from tests.helpers.interface.harness import end_daemon, environment, wanlora
 from tests.helpers.terminal import Terminal
 from tests.helpers.waiting import until
 
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # the name of this one among several, as xdist gives it
+GIB_PER_WORKER = 2  # with all that its tests start
 WANLORA = Path(sys.executable).with_name("wanlora")  # the installed command
 
 
@@ -56,15 +60,50 @@ def visible_gpus() -> Iterator[None]:
             os.environ[name] = value
 
 
+@pytest.fixture(autouse=True)
+def no_gpus(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that starts a daemon knows of no GPU, also on a machine that has some."""
+    if levels.reaches(request.node, leaks.DAEMONS):
+        path = os.environ.get("PYTHONPATH", "")
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(NO_GPUS), *([path] if path else [])]))
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Around every test that starts a daemon: whatever else it starts, opens and makes ends with it."""
+    if levels.reaches(request.node, leaks.DAEMONS):
+        with leaks.guarded():
+            yield
+    else:
+        yield
+
+
+def made_once(tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that the first worker which needs it makes, for all of them: `make` fills it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if WORKER else base) / f"once_{name}"
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = folder.with_suffix(".made")
+        if not made.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `wanlora demo --prepare` writes: clips, clips_control, base, job.toml. Not to be changed: copy what a test
     trains on."""
-    folder = tmp_path_factory.mktemp("demo")
-    said = wanlora("demo", "--prepare", folder, cwd=folder)
-    assert said.returncode == 0, said.stderr
-    assert said.stdout.splitlines() == [str(folder / "job.toml")]
-    return folder
+
+    def make(folder: Path) -> None:
+        said = wanlora("demo", "--prepare", folder, cwd=folder)
+        assert said.returncode == 0, said.stderr
+        assert said.stdout.splitlines() == [str(folder / "job.toml")]
+
+    return made_once(tmp_path_factory, "demo", make)
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +111,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny base: the real model classes at toy sizes, in fp32. Not to be changed."""
     from engine.demo.tiny_base import build_tiny  # torch, which most tests do without
 
-    return build_tiny(tmp_path_factory.mktemp("tiny") / "base")
+    return made_once(tmp_path_factory, "tiny", lambda folder: build_tiny(folder / "base")) / "base"
 
 
 def processes_under(home: Path) -> dict[int, str]:
@@ -139,6 +178,7 @@ def terminal(home: Path) -> Iterator[Callable[..., Terminal]]:
 def pytest_configure(config: pytest.Config) -> None:
     for level, what in levels.LEVELS.items():
         config.addinivalue_line("markers", f"{level}: {what}")
+    config.option.loadscopereorder = False  # xdist would begin with the files of most tests, and end with the longest
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
@@ -146,6 +186,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         assert isinstance(item, pytest.Function)
         levels.mark(item)
+    if WORKER:
+        first = {item.path for item in items if not item.get_closest_marker("unit")}
+        items.sort(key=lambda item: item.path not in first)  # files of many small tests fill what the long ones leave
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """With `-n auto`: two for each core, because most of the tests that take long wait for what they have started."""
+    cores = len(os.sched_getaffinity(0))
+    if config.option.markexpr == "unit":
+        return cores
+    return max(1, min(2 * cores, psutil.virtual_memory().available // (GIB_PER_WORKER * 2**30)))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,7 +1,7 @@
 """Bad input: one clear error that says what, where and how to mend it; exit code 1, no traceback, nothing trained,
 nothing of the user's touched.
 
-Every case goes through the real commands, in processes of their own.
+Every case goes through the real commands; but for `check` of each of them, in processes of their own.
 """
 
 import asyncio
@@ -51,12 +51,13 @@ from tests.helpers import ROOT
 from tests.helpers.interface.harness import environment, wanlora
 from tests.helpers.videos import write_clip, write_image
 from tests.helpers.waiting import PATIENCE
+from wanlora_tui.cli import main
 
 NAME = "bad_input"
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Path:
+def sound(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     """A folder with a job that could be trained as it is: three clips of 48 frames, a control image, the tiny base."""
     folder = tmp_path_factory.mktemp("sound")
     (folder / "clips").mkdir()
@@ -64,7 +65,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Path:
         write_clip(folder / "clips" / f"{name}.mp4", frames=48, fps=16.0, width=64, height=48)
         (folder / "clips" / f"{name}.txt").write_text("[trigger], orbit around the square")
     write_image(folder / "control.png")
-    shutil.copytree(prepared / "base", folder / "base")
+    shutil.copytree(tiny, folder / "base")
     job = Job(
         job=JobPanel(name=NAME, trigger="frung"),
         model=ModelPanel(path="base"),
@@ -322,7 +323,7 @@ BAD = {
     "a ctrl_img that is no image": Bad(
         "sample-needs-ctrl-img",
         "sample.prompts[0].ctrl_img",
-        "is not an image",
+        "is a text file, not an image",
         "Give a PNG or JPEG",
         lambda work: (work / "control.png").write_text("words"),
     ),
@@ -399,14 +400,20 @@ def test_the_sound_job_has_no_error(work: Path):
     assert contents(work) == before
 
 
+@pytest.mark.process  # three dozen commands, though in this process
 @pytest.mark.parametrize("name", BAD)
-def test_check_says_what_where_and_how_to_mend_it(work: Path, name: str):
+def test_check_says_what_where_and_how_to_mend_it(
+    work: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """In this process: that a process of its own ends and says nothing else, `submit` and `train` show below."""
     bad = BAD[name]
     bad.make(work)
     before = contents(work)
-    said = wanlora("check", work / "job.toml", "--json", cwd=work)
-    assert_no_noise(said)
-    [finding] = [f for f in json.loads(said.stdout) if f["severity"] == "error"]
+    monkeypatch.chdir(work)
+    assert main(["check", str(work / "job.toml"), "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert err == "", err
+    [finding] = [f for f in json.loads(out) if f["severity"] == "error"]
     assert finding["code"] == bad.code and bad.where in finding["field"]
     assert bad.what in finding["message"] and bad.fix in finding["fix"], finding
     assert finding["fix"], "an error without a fix"
@@ -631,7 +638,14 @@ def daemon_of_version(version: int) -> Iterator[None]:
 def test_a_daemon_of_another_version_is_told_by_every_command(home: Path, work: Path, version: int, older: str):
     before = contents(work)
     with daemon_of_version(version):
-        for command in (["jobs"], ["submit", "job.toml"], ["watch"], ["daemon", "start"], ["daemon", "status"]):
+        for command in (
+            ["jobs"],
+            ["submit", "job.toml"],
+            ["watch"],
+            ["wait", "a"],
+            ["daemon", "start"],
+            ["daemon", "status"],
+        ):
             said = wanlora(*command, cwd=work)
             assert_no_noise(said)
             line = said.stderr.splitlines()[-1]

@@ -13,9 +13,11 @@ from tests.versions import bounds, cuda_of, declared, lowest
 # that are not called as what is imported of them
 DISTRIBUTIONS = {
     "PIL": "pillow",
+    "cv2": "opencv-python-headless",
     "zmq": "pyzmq",
     "pynvml": "nvidia-ml-py",
     "optimum": "optimum-quanto",
+    "pillow_jxl": "pillow-jxl-plugin",
     "flash_attn": "flash-attn-4",
 }
 # torch's builds for CUDA bring the one version that they were made with; the others have no use for it

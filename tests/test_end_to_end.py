@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from tests.conftest import processes_under
 from tests.helpers.interface.harness import wanlora
 from tests.helpers.jobs import write_job
 from tests.helpers.terminal import Terminal
-from tests.helpers.videos import write_clip
+from tests.helpers.videos import write_clip, write_image
 from tests.helpers.waiting import until
 
 FIRST_LABELS = {f.panel: f.label for f in reversed(FIELDS.values()) if f.panel and "." not in f.panel}
@@ -102,15 +103,15 @@ def assert_whole(run: Path) -> None:
 
 
 @pytest.fixture
-def work(tmp_path: Path, prepared: Path) -> Path:
+def work(tmp_path: Path, tiny: Path) -> Path:
     """The folder a newcomer starts `wanlora` in: twelve clips with captions, a picture, a base model."""
     folder = tmp_path / "work"
     (folder / "orbit").mkdir(parents=True)
     for i in range(12):
         write_clip(folder / f"orbit/clip_{i:02}.mp4", frames=9, fps=16.0, width=64, height=48)
         (folder / f"orbit/clip_{i:02}.txt").write_text(f"orbit {30 * (i + 1)} around the square")
-    shutil.copy(prepared / "clips_control/white_vase.png", folder / "vase.png")
-    shutil.copytree(prepared / "base", folder / "base")
+    write_image(folder / "vase.png")
+    shutil.copytree(tiny, folder / "base")
     return folder
 
 
@@ -130,7 +131,7 @@ def fill(screen: Terminal, label: str, text: str) -> None:
     people type."""
     screen.wait(lambda t: line_of(t, label), f"the focus on {label}")
     screen.press("ctrl+u")
-    screen.wait(lambda t: "✗" in line_of(t, label), f"{label} emptied")
+    screen.wait(lambda t: any(sign in line_of(t, label) for sign in ("✗", "left out")), f"{label} emptied")
     screen.press(text)
     screen.wait(lambda t: "● yours" in (line := line_of(t, label)) and f" {text}" in line, f"{label} = {text}")
 
@@ -194,7 +195,8 @@ def fill_the_wizard(screen: Terminal, run_steps: int) -> None:
     screen.press("f8")
     screen.wait("step 6 of 6")
     screen.wait(lambda t: "seen" in t and "… checking" not in t and "… cuts" not in t, "the findings")
-    assert "✗" not in screen.text and "a new file; the run goes to runs/square_v1 beside it" in screen.words
+    assert "✗" not in screen.text, screen.text
+    assert "a new file; the run goes to runs/square_v1 beside it" in screen.words
 
 
 def test_from_the_first_key_to_the_lora_files_through_the_death_of_the_interface(
@@ -228,9 +230,8 @@ def test_from_the_first_key_to_the_lora_files_through_the_death_of_the_interface
 
     missed = len([e for e in events(run) if e.kind == "step" and e.seq > seen])
     again = terminal("attach", cwd=work)
-    away = again.wait(lambda t: "Since you left: " in t and t, "what was missed")
-    told = int(" ".join(away.replace("▌", " ").split()).partition("Since you left: ")[2].split()[0])
-    assert missed <= told <= total
+    away = again.wait(lambda _: re.search(rb"Since you left: (\d+)", again.raw), "what was missed")
+    assert missed <= int(away[1]) <= total
     again.wait("✓ done")
     again.wait(f"step {total}/{total} ")
     file = folded(events(run))
@@ -252,18 +253,14 @@ def test_from_the_first_key_to_the_lora_files_through_the_death_of_the_interface
 # ------------------------------------------------------------
 
 
-def test_a_daemon_killed_jobs_queued_stopped_and_resumed_with_the_real_trainer(
-    home: Path, prepared: Path, tmp_path: Path
-):
+def test_a_daemon_killed_jobs_queued_stopped_and_resumed_with_the_real_trainer(home: Path, tiny: Path, tmp_path: Path):
     long, short = (tmp_path / name / "runs" / name for name in ("long", "short"))
-    job_file = write_job(
-        tmp_path / "long", prepared / "base", prompts=0, clips=2, save={"every": 50_000}, steps=100_000
-    )
+    job_file = write_job(tmp_path / "long", tiny, prompts=0, clips=2, save={"every": 50_000}, steps=100_000)
     save_job(with_value(load_job(job_file), "job.name", "long"), job_file)
     chosen = [
         f"--set={setting}"
         for setting in (
-            f"model.path={prepared / 'base'}",
+            f"model.path={tiny}",
             "training.steps=4",
             "multistage.switch_every=1",
             "quantization.text_encoder=none",
@@ -278,6 +275,8 @@ def test_a_daemon_killed_jobs_queued_stopped_and_resumed_with_the_real_trainer(
         job_file.parent / "clips",
         "--name",
         "short",
+        "--previews",
+        "0",
         *chosen,
         "--out",
         "short/job.toml",
@@ -350,7 +349,10 @@ def test_the_demo_prepares_then_trains_to_files_that_exist(home: Path, prepared:
     said = wanlora("demo", "--plain", "--steps", "2", "--out", folder, cwd=tmp_path)
     assert said.returncode == 0, said.stderr
     assert {p: p.stat().st_mtime_ns for p in drawn} == drawn, "what lay there ready was made anew"
+    told = [line.split()[1] for line in said.stdout.splitlines() if re.match(r"\d\d:\d\d:\d\d ", line)]
+    assert told.count("step") == 2 and told[-1] == "done"
     high, low, preview = (Path(line) for line in said.stdout.splitlines()[-3:])
+    assert "objects go round" in said.stderr and "not learned in so few steps" in said.stderr
     run = folder / "runs/demo_orbit"
     assert (high, low) == (run / "demo_orbit_high_noise.safetensors", run / "demo_orbit_low_noise.safetensors")
     assert_whole(run)

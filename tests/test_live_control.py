@@ -5,6 +5,7 @@ from pathlib import Path
 
 from presets.job.toml_file import load_job, save_job, with_value
 from presets.runs.events import Event, read_events
+from presets.text import rate_text
 from tests.helpers.interface.harness import wanlora
 from tests.helpers.jobs import write_job
 from tests.helpers.waiting import until
@@ -15,8 +16,8 @@ def events(run: Path, kind: str) -> list[Event]:
     return [e for e, _ in read_events(file) if e.kind == kind] if file.exists() else []
 
 
-def test_a_run_is_changed_saved_sampled_stopped_and_taken_back(home: Path, prepared: Path, tmp_path: Path):
-    path = write_job(tmp_path, prepared / "base", prompts=1, clips=2, save={"every": 50_000}, steps=100_000)
+def test_a_run_is_changed_saved_sampled_stopped_and_taken_back(home: Path, tiny: Path, tmp_path: Path):
+    path = write_job(tmp_path, tiny, prompts=1, clips=2, save={"every": 50_000}, steps=100_000)
     job = with_value(load_job(path), "sample.every", 0)
     save_job(with_value(with_value(job, "sample.first", False), "job.name", "live"), path)
     run = tmp_path / "runs/live"
@@ -53,7 +54,8 @@ def test_a_run_is_changed_saved_sampled_stopped_and_taken_back(home: Path, prepa
         list((run / "abandoned").glob(f"*/checkpoints/step_{stopped:09d}"))
         and not (run / f"checkpoints/step_{stopped:09d}").exists()
     )
+    before = rate_text(job.training.lr)
     assert (
-        f"changed training.lr from {job.training.lr} to 5e-06 after step {changed[0]['step']}" in watched.stdout
+        f"changed training.lr from {before} to 5e-6 after step {changed[0]['step']}" in watched.stdout
         and wanlora("daemon", "stop", cwd=tmp_path).returncode == 0
     )

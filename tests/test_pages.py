@@ -20,6 +20,7 @@ from wanlora_tui.cli import parser
 PAGES = ("README.md", "CONTRIBUTING.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")))
 CODE = (*FLOORS, "tests", "benchmarks")
 FENCE = re.compile(r"^```\w*\n(.*?)^```$", re.M | re.S)
+FILES = {"daemon.lock"}  # that only look like modules
 DOTTED = re.compile(rf"(?:{'|'.join(CODE)})(?:\.\w+)+")
 
 
@@ -83,7 +84,8 @@ def wrong(text: str) -> list[str]:
     for line in code_in(text):
         words = [word.strip("()[],;:\"'") for word in line.split()]
         found += [word for word in words if re.fullmatch(r"[\w./-]+", word) and not is_path(word)]
-        found += [word for word in words if DOTTED.fullmatch(word) and not word.endswith(".py") and not is_module(word)]
+        dotted = [word for word in words if DOTTED.fullmatch(word) and not word.endswith(".py") and word not in FILES]
+        found += [word for word in dotted if not is_module(word)]
         if named := re.fullmatch(r"(?:([A-Z]\w*)\.)?(\w+)\(\)|([A-Z]\w*[a-z]\w*)", line):
             found += [] if is_defined(*filter(None, named.groups())) else [line]
         found += [f"make {name}" for name in re.findall(r"^make ([a-z]+)", line) if name not in targets]

@@ -11,11 +11,12 @@ import av
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline
+from diffusers import WanImageToVideoPipeline
 from peft import LoraConfig, set_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file
 
+from presets.job.preview_settings import sampling_of
 from presets.job.schema import (
     DatasetPanel,
     Job,
@@ -33,6 +34,7 @@ from presets.job.toml_file import save_job
 from presets.runs.events import Event, read_events
 from tests.helpers.footage import CLIPS, real_clips
 from tests.helpers.interface.harness import wanlora
+from tests.helpers.training.preview_schedule import pipeline_scheduler
 
 CAPTIONS = {
     "bikes.mp4": "a bicycle race",
@@ -51,7 +53,7 @@ LAYERS = {
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Path:
+def work(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     """The folder of a finished run over the four clips: 4 steps for each expert, fp32 files, a preview at the end."""
     footage = real_clips()
     folder = tmp_path_factory.mktemp("footage")
@@ -64,7 +66,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, prepared: Path) -> Path:
         next(video.decode(video.streams.video[0])).to_image(width=WIDTH, height=HEIGHT).save(folder / "town.png")
     job = Job(
         job=JobPanel(name="footage", seed=SEED),
-        model=ModelPanel(path=str(prepared / "base")),
+        model=ModelPanel(path=str(tiny)),
         quantization=QuantizationPanel(transformer="none", text_encoder="none"),
         multistage=MultistagePanel(switch_every=2),
         target=TargetPanel(rank=RANK, alpha=ALPHA),
@@ -122,30 +124,29 @@ def file_of(run: Path, expert: str) -> Path:
 
 
 @pytest.mark.parametrize("expert", EXPERTS)
-def test_comfyui_takes_every_key(run: Path, prepared: Path, expert: str):
-    """ComfyUI maps `diffusion_model.` + a module of Wan's own checkpoint, with lora_A, lora_B and alpha behind it, and
-    nothing else."""
+def test_comfyui_takes_every_key(run: Path, tiny: Path, expert: str):
+    """ComfyUI maps `diffusion_model.` + a module of Wan's own checkpoint, with lora_A or lora_B behind it, and nothing
+    else."""
     linears = {}  # Wan's own name -> (out, in)
-    for name, value in load_file(prepared / "base" / EXPERTS[expert] / "diffusion_pytorch_model.safetensors").items():
+    for name, value in load_file(tiny / EXPERTS[expert] / "diffusion_pytorch_model.safetensors").items():
         found = re.fullmatch(r"(blocks\.\d+)\.(.+)\.weight", name)
         if found and found[2] in LAYERS:
             linears[f"{found[1]}.{LAYERS[found[2]]}"] = tuple(value.shape)
     assert len(linears) == 2 * 10
     tensors = load_file(file_of(run, expert))
     assert set(tensors) == {
-        f"diffusion_model.{name}.{kind}" for name in linears for kind in ("lora_A.weight", "lora_B.weight", "alpha")
+        f"diffusion_model.{name}.{kind}" for name in linears for kind in ("lora_A.weight", "lora_B.weight")
     }
     for name, (rows, columns) in linears.items():
         assert tensors[f"diffusion_model.{name}.lora_A.weight"].shape == (RANK, columns) and tensors[
             f"diffusion_model.{name}.lora_B.weight"
         ].shape == (rows, RANK)
-        assert tensors[f"diffusion_model.{name}.alpha"].item() == ALPHA
 
 
 def pipeline(base: Path) -> WanImageToVideoPipeline:
     pipe = WanImageToVideoPipeline.from_pretrained(base)
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=5.0)
+    pipe.scheduler = pipeline_scheduler(sampling_of(SamplePanel(steps=4)))
     return pipe
 
 
@@ -198,8 +199,8 @@ def video(pipe: WanImageToVideoPipeline, work: Path, output: str) -> torch.Tenso
         ).frames[0]
 
 
-def test_diffusers_gives_the_latents_of_the_trained_model_bit_for_bit(work: Path, run: Path, prepared: Path):
-    base = prepared / "base"
+def test_diffusers_gives_the_latents_of_the_trained_model_bit_for_bit(work: Path, run: Path, tiny: Path):
+    base = tiny
     expected = video(trained(run, base), work, "latent")
     assert torch.equal(video(from_files(run, base), work, "latent"), expected)
     assert not torch.equal(video(pipeline(base), work, "latent"), expected), "the LoRAs change nothing"
@@ -207,13 +208,13 @@ def test_diffusers_gives_the_latents_of_the_trained_model_bit_for_bit(work: Path
     assert not torch.equal(video(swapped, work, "latent"), expected), "it does not matter which file goes where"
 
 
-def test_diffusers_shows_what_the_trainers_own_preview_showed(work: Path, run: Path, prepared: Path):
+def test_diffusers_shows_what_the_trainers_own_preview_showed(work: Path, run: Path, tiny: Path):
     """The poster is the middle frame of the preview that the trainer made with the weights in its memory."""
     [sample] = told(run, "sample")
     with Image.open(run / sample.data["poster"]) as poster:
         shown = np.asarray(poster.convert("RGB"), dtype=np.int16)
-    made = (video(from_files(run, prepared / "base"), work, "np") * 255).round().astype(np.int16)
-    bare = (video(pipeline(prepared / "base"), work, "np") * 255).round().astype(np.int16)
+    made = (video(from_files(run, tiny), work, "np") * 255).round().astype(np.int16)
+    bare = (video(pipeline(tiny), work, "np") * 255).round().astype(np.int16)
     middle = len(made) // 2
     assert np.abs(made[middle] - shown).max() <= 1
     assert np.abs(bare[middle] - shown).max() > 1, "the preview does not tell the LoRA from the base"

@@ -1,14 +1,19 @@
 """The suite itself: levels are found, a unit test that starts something is caught, and torch has one thread wherever it
 runs."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests import conftest
 from tests.helpers import ROOT, levels
 from tests.helpers.interface.harness import own_daemon, wanlora
+from tests.helpers.stalls import MARK, Stalls, ending_all, marked
+from tests.helpers.waiting import until
 
 
 def computes() -> int:
@@ -44,6 +49,14 @@ def test_what_a_test_can_reach_gives_its_level():
         lambda: [runs_something() for _ in "ab"],
     ):
         assert levels.starts(one, set()), one
+
+
+def test_workers_begin_with_the_files_that_start_something(request: pytest.FixtureRequest, monkeypatch):
+    monkeypatch.setattr(conftest, "WORKER", "gw0")
+    items = request.session.items[::-1]
+    conftest.pytest_collection_modifyitems(items)
+    starts = {item.path for item in items if not item.get_closest_marker("unit")}
+    assert [item.path in starts for item in items] == sorted((item.path in starts for item in items), reverse=True)
 
 
 def test_each_test_has_one_level(request: pytest.FixtureRequest):
@@ -94,3 +107,28 @@ def test_torch_has_one_thread_here_and_in_all_that_is_started():
     import torch
 
     assert torch.get_num_threads() == 1
+
+
+def test_what_was_stalled_ends_however_its_tool_ends():
+    code = (
+        "import os, signal, subprocess\nfrom tests.helpers.stalls import MARK, ending_all\nwith ending_all() as mark:\n"
+        "    child = subprocess.Popen(['sleep', '1000'], env=os.environ | {MARK: mark})\n"
+        "    os.kill(child.pid, signal.SIGSTOP)\n    print(mark, flush=True)\n    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    until(lambda: not marked(said.stdout.strip()), "the end of what it had started and stopped")
+
+
+def test_a_stall_ends_and_what_a_test_has_stopped_stays_so():
+    with ending_all() as mark:
+        worker = subprocess.Popen(["sleep", "1000"], env=os.environ | {MARK: mark})
+        stopped = subprocess.Popen(["sleep", "1000"], env=os.environ | {MARK: mark})
+        os.kill(stopped.pid, signal.SIGSTOP)
+        stalls = Stalls(worker.pid, mark, 0.05, 0.01, seed=1)
+        until(lambda: marked(mark)[worker.pid][1] == "T", "a stall")
+        stalls.end()
+        until(lambda: marked(mark)[worker.pid][1] == "S", "its end")
+        assert marked(mark)[stopped.pid][1] == "T"
+        assert "seed 1" in str(stalls) and not str(stalls).startswith("0 ")
+    worker.wait()
+    stopped.wait()

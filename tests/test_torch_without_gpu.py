@@ -62,8 +62,9 @@ def with_driver(folder: Path, driver: str, cuda: int) -> dict[str, str]:
 
 
 def enlarge(base: Path) -> None:
-    """Each expert gets a tensor of nothing, so large that the base is no toy any more."""
+    """Each expert gets a tensor of nothing, so large that the base is no toy any more; no two have the same."""
     for expert in ("transformer", "transformer_2"):
+        nothing = TINY_PARAMETERS + len(expert)
         path = base / expert / "diffusion_pytorch_model.safetensors"
         header: dict[str, Any] = {}
         at = 0
@@ -73,19 +74,20 @@ def enlarge(base: Path) -> None:
             content, at = content + tensor.tobytes(), at + tensor.nbytes
         header["nothing"] = {
             "dtype": "BF16",
-            "shape": [TINY_PARAMETERS],
-            "data_offsets": [at, at + 2 * TINY_PARAMETERS],
+            "shape": [nothing],
+            "data_offsets": [at, at + 2 * nothing],
         }
         said = json.dumps(header).encode()
         with path.open("wb") as f:
             f.write(len(said).to_bytes(8, "little") + said + content)
-            f.truncate(8 + len(said) + at + 2 * TINY_PARAMETERS)
+            f.truncate(8 + len(said) + at + 2 * nothing)
 
 
 @pytest.fixture
-def work(prepared: Path, tmp_path: Path) -> Path:
+def work(prepared: Path, tiny: Path, tmp_path: Path) -> Path:
     """A folder with the demo's job, for a base that is no toy."""
-    shutil.copytree(prepared, tmp_path / "work")
+    shutil.copytree(prepared, tmp_path / "work", ignore=shutil.ignore_patterns("base"))
+    shutil.copytree(tiny, tmp_path / "work" / "base")
     enlarge(tmp_path / "work" / "base")
     settings = tomlkit.parse((tmp_path / "work" / "job.toml").read_text())
     settings["training"]["steps"] = 1  # type: ignore[index]
@@ -154,8 +156,8 @@ def test_the_builder_of_adapters_refuses_alike(work: Path, tmp_path: Path, monke
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="torch has a GPU")
-def test_a_toy_trains_on_the_cpu_all_the_same(prepared: Path, tmp_path: Path):
-    shutil.copytree(prepared / "base", tmp_path / "base")
+def test_a_toy_trains_on_the_cpu_all_the_same(tiny: Path, tmp_path: Path):
+    shutil.copytree(tiny, tmp_path / "base")
     (tmp_path / "clips").mkdir()
     for name in ("a", "b"):
         write_clip(tmp_path / "clips" / f"{name}.mp4", frames=9, fps=16.0)

@@ -4,90 +4,105 @@ What is on a screen is wanlora_tui.screens's; keys are wanlora_tui.actions's.
 """
 
 import asyncio
+import gc
 import os
 import signal
 import time
 from collections.abc import Iterable
-from contextlib import AsyncExitStack
-from functools import partial
+from contextlib import AsyncExitStack, suppress
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from textual import events, work
 from textual.actions import SkipAction
-from textual.app import SystemCommand
+from textual.app import ScreenStackError, SystemCommand
 from textual.screen import Screen
 from textual.widget import Widget
 
 from daemon.errors import DaemonError
+from daemon.settings import CostSettings
 from daemon.wire.client import Client
 from daemon.wire.find import find
-from daemon.wire.protocol import ENDED_STATES, LIVE_STATES, JobRecord
+from daemon.wire.protocol import LIVE_STATES, JobRecord
 from daemon.wire.start import ensure_running
+from presets.errors import UserError
 from presets.runs.run_view import RunView
 from wanlora_tui.actions import all_actions, bindings
+from wanlora_tui.actions.own_actions import OwnActions
+from wanlora_tui.feeds.ends import Ends, parting
 from wanlora_tui.feeds.job_list import JobList
 from wanlora_tui.feeds.last_seen import LastSeenFile
 from wanlora_tui.feeds.run_feed import RunFeed
-from wanlora_tui.feeds.status_lights import daemon_light
+from wanlora_tui.feeds.status_lights import Light, daemon_light, link_light
 from wanlora_tui.feeds.submitter import Submitter
+from wanlora_tui.output.far_words import advised
 from wanlora_tui.output.formatting import count, ending, home_path
-from wanlora_tui.screens.dashboard import DashboardScreen
-from wanlora_tui.screens.help import HelpScreen
 from wanlora_tui.screens.jobs import JobsScreen
+from wanlora_tui.screens.kinds import Looks, OverARun
+from wanlora_tui.terminal.attention import attention, wished
+from wanlora_tui.terminal.pictures import Drawer, drawer
 from wanlora_tui.terminal.streams import has_shell
 from wanlora_tui.themes import ReadableThemes, readable
 from wanlora_tui.threads import ReadingThreads
 from wanlora_tui.widgets.key_order import KeysInOrder
-from wanlora_tui.widgets.redraw_throttle import Changed
+from wanlora_tui.widgets.redraw_throttle import Changed, is_seen
+
+# What is imported here is what the first frame shows: all else comes when it is opened.
+if TYPE_CHECKING:
+    from wanlora_tui.draft.draft_store import Draft
+    from wanlora_tui.remote.connection import Connection
+    from wanlora_tui.transfer.pictures import FarPictures
 
 TWICE_SECONDS = 3.0  # within which a second Ctrl-C leaves
 SAVE_SECONDS = 5.0  # between two writes of what was seen: a killed TUI forgets no more than that
 RETRY_SECONDS = 1.0
-# actions that mean something on the focused widget only
-OF_WIDGETS = ("list.", "table.", "text.", "form.", "picker.", "dialog.")
+AHEAD_SECONDS = 0.5  # after the list of jobs has come: what a dashboard needs is imported before anybody opens one
+# actions that mean something on the focused widget only, or as a key alone: Ctrl+C is asked for twice
+OF_WIDGETS = ("list.", "table.", "text.", "form.", "picker.", "dialog.", "preview.", "app.interrupt")
 
 
-@runtime_checkable
-class Looks(Protocol):
-    """A screen that reads clips: the wizard, which is imported only when it is opened."""
+class WanloraApp(OwnActions, ReadableThemes, KeysInOrder):
+    """`image`: the widget that draws pictures, or what gives it once one is to be drawn. `job`: open its dashboard at
+    once. `host`: the machine whose daemon it is, `there` the connection to it.
 
-    @property
-    def looking(self) -> bool: ...
-
-    def end_looks(self) -> None: ...
-
-
-class WanloraApp(ReadableThemes, KeysInOrder):
-    """`job`: open its dashboard at once. `host`: the machine at the other end of a tunnel, whose daemon is not ours to
-    start.
-
-    `close_when_done`: seconds after the end of that job until the app closes by itself; 0 keeps it open.
+    `close_when_done`: seconds after the end of that job until the app closes by itself; 0 keeps it open. `cost`: what
+    the machine costs.
     """
 
     CSS_PATH = "app.tcss"
     TITLE = "wanlora"
-    BINDINGS = bindings("app.help", "app.daemon", "app.interrupt", "app.suspend")
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (120, "-wide")]  # noqa: RUF012  (Textual's own declaration)
+    BINDINGS = bindings("app.help", "app.daemon", "app.ssh", "app.interrupt", "app.suspend")
 
     def __init__(
         self,
         daemon_dir: Path | None,
         state_dir: Path,
         *,
-        image: type[Widget],
+        image: Drawer,
         job: JobRecord | None = None,
         host: str = "",
+        there: "Connection | None" = None,
+        only_wizard: bool = False,
         close_when_done: float = 0.0,
+        cost: CostSettings | None = None,
     ) -> None:
         super().__init__()
+        self._cost = cost
+        self.there = there
+        self._only_wizard = only_wizard
         self.daemon_dir, self.host = daemon_dir, host
+        self._pictures = self._pictures_of(there) if there else None  # else they are here
         self.last_seen = LastSeenFile(state_dir)
         self.farewell: list[str] = []  # lines for the terminal, once the screens are closed
         self._state_dir, self._image, self._job, self._close_when_done = state_dir, image, job, close_when_done
         self.client = Client(daemon_dir, here=not host)
-        self._job_list = JobList()
+        self._job_list, self._ends = JobList(), Ends()
+        self._ends.fresh([job] if job else [])
         self._interrupted_at = 0.0
         self._close_at: float | None = None
+        self._ahead = False  # whether what may be opened next is imported
 
     def on_mount(self) -> None:
         # ours read, or start the daemon, which needs nobody to continue
@@ -95,17 +110,31 @@ class WanloraApp(ReadableThemes, KeysInOrder):
         if (theme := readable(self.last_seen.kept.theme)) in self.available_themes:
             self.theme = theme
         self.theme_changed_signal.subscribe(self, lambda theme: self._remember_theme(theme.name))
-        self.push_screen(JobsScreen(self.client, self._job_list))
+        self._jobs = JobsScreen(self.client, self._job_list, link=self._link)
+        self.push_screen(self._jobs)
         if self._job is not None:
             self.open_dashboard(self._job)
+        if self._only_wizard:
+            self.open_wizard()
         self.set_interval(SAVE_SECONDS, self._save_last_seen)
         if self._close_when_done:
             self.set_interval(1.0, self._close_after_end)
         self._connect()
 
+    @work(thread=True, exit_on_error=False)
+    def _import_ahead(self) -> None:
+        """Read the code of the dashboard and of its pictures while nobody waits for it; then the start is over."""
+        import wanlora_tui.screens.compare
+        import wanlora_tui.screens.contact_sheet
+        import wanlora_tui.screens.dashboard  # noqa: F401
+
+        if not gc.isenabled():  # run_app's
+            gc.freeze()  # code stays: no collection looks through it, nor holds up a key for that
+            gc.enable()
+
     def _close_after_end(self) -> None:
         """Count down once the job is over; any key ends the count and leaves the app to its user."""
-        if not self._close_when_done or not isinstance(self.screen, DashboardScreen) or not self.screen.is_over:
+        if not self._close_when_done or not isinstance(self.screen, OverARun) or not self.screen.is_over:
             return
         now = time.monotonic()
         if self._close_at is None:
@@ -132,6 +161,17 @@ class WanloraApp(ReadableThemes, KeysInOrder):
         except OSError as e:
             self.notify(f"What you have seen cannot be remembered: {e}", severity="warning")
 
+    @cached_property
+    def image(self) -> type[Widget]:
+        """The widget that draws pictures as this terminal can."""
+        return drawer(self._image)
+
+    def _pictures_of(self, there: "Connection") -> "FarPictures":
+        from wanlora_tui.transfer.over_ssh import far_files
+        from wanlora_tui.transfer.pictures import FarPictures
+
+        return FarPictures(self.host, partial(far_files, there), self._picture_came)
+
     # --- the daemon --------------------------------------------------------------------------------------------
 
     @work(exclusive=True, group="job list")
@@ -153,9 +193,16 @@ class WanloraApp(ReadableThemes, KeysInOrder):
     @work(exclusive=True, group="daemon")
     async def action_daemon(self) -> None:
         """Say where the daemon is; start it when it does not answer."""
-        light = daemon_light(self._job_list.beat_age)
+        # as the user sees it: the dashboard has a feed of its own, which may have heard less
+        seen = self.screen.run if isinstance(self.screen, OverARun) else self._job_list
+        light = daemon_light(seen.beat_age)
         try:
-            if light.level != "bad" or self.host:
+            if light.level == "bad" and self.there is not None:
+                if await asyncio.to_thread(self.there.start_daemon):
+                    self.notify(f"Started again on {self.host}; it has taken over what runs.", title="Daemon")
+                else:
+                    self.notify(f"It runs on {self.host}.", title="Daemon")
+            elif light.level != "bad" or self.host:
                 self.notify(
                     f"{light.text}\n{home_path(str(find(self.daemon_dir).where.runtime))}", title="Daemon", timeout=8
                 )
@@ -163,57 +210,147 @@ class WanloraApp(ReadableThemes, KeysInOrder):
                 self.notify("Started again; it has taken over what runs.", title="Daemon")
             else:
                 self.notify("It runs, and answers again.", title="Daemon")
-        except DaemonError as e:
+        except UserError as e:
             self.notify(str(e), title="Daemon", severity="error", timeout=15)
 
+    # --- another machine ---------------------------------------------------------------------------------------
+
+    def _link(self, beat_age: float | None) -> Light | None:
+        return link_light(self.host, self.there.state, beat_age, time.monotonic()) if self.there else None
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "answer_ssh":
+            return self.there is not None and self.there.state.kind in ("lost", "must ask")
+        return super().check_action(action, parameters)
+
+    def action_answer_ssh(self) -> None:
+        """Leave the screens to ssh for as long as it asks."""
+        from wanlora_tui.remote.connection import ask_on_terminal
+
+        assert self.there is not None
+        with self.suspend():  # nothing may be raised in there: the screens would not come back
+            problem = ask_on_terminal(self.there)
+        if problem:
+            self.notify(problem, title="ssh", severity="error", timeout=15)
+
     def _job_list_changed(self) -> None:
+        if not self._ahead:
+            self._ahead = True
+            self.set_timer(AHEAD_SECONDS, self._import_ahead)
+        for ended in self._ends.fresh(self._job_list.records.values()):
+            self._call_user(ended)
         for screen in self.screen_stack:
-            if isinstance(screen, JobsScreen):
+            if isinstance(screen, JobsScreen) and is_seen(screen):
                 screen.post_message(Changed())
+
+    def _call_user(self, ended: JobRecord) -> None:
+        """A job is done or has failed, and its user may be looking elsewhere."""
+        settings, problem = wished(None if self.host else self.daemon_dir)
+        if problem:
+            self.notify(problem, title="Settings", severity="warning", timeout=10)
+        if self._driver is not None:
+            self._driver.write(attention("wanlora", ending(ended.name, ended.state, ended.outcome), settings))
+            self._driver.flush()
 
     # --- screens -----------------------------------------------------------------------------------------------
 
     def open_dashboard(self, record: JobRecord) -> None:
+        """Whoever comes back from it finds its job under the cursor."""
+        from wanlora_tui.screens.dashboard import DashboardScreen
+        from wanlora_tui.transfer.here import HereFiles
+        from wanlora_tui.transfer.over_ssh import far_files, fetch_newest
+
+        self._jobs.go_to(record)
         self.push_screen(
-            DashboardScreen(RunFeed(self.client, record, self.last_seen), self.client, self._image, host=self.host)
+            DashboardScreen(
+                RunFeed(self.client, record, self.last_seen),
+                self.client,
+                lambda: self.image,
+                host=self.host,
+                link=self._link,
+                pictures=self._pictures,
+                fetch=partial(fetch_newest, self.there) if self.there else None,
+                cost=self._cost,
+                files=partial(far_files, self.there) if self.there else HereFiles,
+            )
         )
+
+    def _picture_came(self) -> None:
+        """Called in another thread."""
+        with suppress(ScreenStackError):  # the screens are being closed
+            for screen in self.screen_stack:
+                screen.post_message(Changed())
 
     def close_dashboard(self) -> None:
         self.pop_screen()
 
     @work
-    async def open_wizard(self) -> None:
-        """From the wizard to the dashboard of the job that the daemon accepted."""
-        if self.host:
-            self.notify(
-                f"The wizard looks at clips and GPUs of this machine. Run wanlora on {self.host} for it.",
-                severity="warning",
-                timeout=10,
-            )
+    async def open_wizard(self, begin_with: "Draft | None" = None) -> None:
+        """From the wizard to the dashboard of the job that the daemon accepted. `begin_with`: a copy of a job."""
+        if self.there is not None:
+            await self._wizard_there(self.there)
             return
         from wanlora_tui.screens.wizard import WizardScreen
 
         # A daemon in a directory of its own keeps everything there, the half-filled wizard too.
         draft = self._state_dir / "draft.json" if self.daemon_dir is not None else None
         record = await self.push_screen_wait(
-            WizardScreen(draft, Submitter(self.client, self.daemon_dir, self._job_list))
+            WizardScreen(draft, Submitter(self.client, self.daemon_dir, self._job_list), begin_with)
         )
-        if isinstance(record, JobRecord):
+        if self._only_wizard:
+            if isinstance(record, JobRecord):
+                self.farewell += parting(record, RunView(), self.host)
+            self.exit()
+        elif isinstance(record, JobRecord):
             self.open_dashboard(record)
+
+    async def _wizard_there(self, there: "Connection") -> None:
+        """The wizard runs where the clips and the GPU are, on this terminal; then the dashboard of the job that came of
+        it."""
+        from wanlora_tui.remote.far_process import SSH_FAILED
+        from wanlora_tui.remote.far_terminal import on_terminal
+
+        try:
+            before = {record.id for record in await self.client.jobs()}
+            with self.suspend():  # and nothing else is done meanwhile: nobody may draw
+                code = on_terminal(there, ["wizard"])
+            if code == SSH_FAILED:
+                self.notify(f"The connection to {self.host} broke. What was filled in is kept there.", severity="error")
+                return  # no daemon can be asked; a job that came of it comes into the list with the next connection
+            new = [record for record in await self.client.jobs() if record.id not in before]
+        except DaemonError as e:
+            self.notify(str(e), severity="error", timeout=15)
+            return
+        if new:
+            self.open_dashboard(max(new, key=lambda record: record.id))
+
+    def notify(self, message: str, **how: Any) -> None:
+        super().notify(advised(message), **how)
 
     # --- help and leaving --------------------------------------------------------------------------------------
 
     def action_help(self) -> None:
+        from wanlora_tui.screens.help import HelpScreen
+
         if not isinstance(self.screen, HelpScreen):
-            self.push_screen(HelpScreen(getattr(self.screen, "HELP_GROUP", "")))
+            group = getattr(self.screen, "HELP_GROUP", "")
+            self.push_screen(HelpScreen(group, self.refused(group)))
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """The palette: Textual's own, and every registered action that the screen can take now."""
-        yield from super().get_system_commands(screen)
-        offered = {binding.binding.id for binding in screen.active_bindings.values() if binding.enabled}
+        """The palette: Textual's own, and every registered action that the screen can take now. Help and leaving are
+        among those."""
+        offered = {binding.binding.id: binding.node for binding in screen.active_bindings.values() if binding.enabled}
+        leaves = any(action.action == "app.leave" and action.id in offered for action in all_actions())
+        for command in super().get_system_commands(screen):
+            if command.title != "Keys" and not (command.title == "Quit" and leaves):
+                yield command
         for action in all_actions():
             if action.id in offered and not action.id.startswith(OF_WIDGETS):
-                yield SystemCommand(action.label, action.help, partial(screen.run_action, action.action))
+                act = partial(self.run_action, action.action, offered[action.id])
+                yield SystemCommand(action.label, action.help, act)
+        if not isinstance(screen, Looks):  # a wizard is left first, which asks about its draft
+            for record in self._job_list.records.values():
+                yield SystemCommand(record.name, f"Job {record.id}: open it", partial(self.open_dashboard, record))
 
     def action_interrupt(self) -> None:
         """Ctrl+C: out of a long look at clips at once, for the draft is kept; elsewhere it copies what is selected, or
@@ -234,7 +371,7 @@ class WanloraApp(ReadableThemes, KeysInOrder):
         for screen in self.screen_stack:
             if isinstance(screen, Looks):
                 screen.end_looks()
-        if isinstance(self.screen, DashboardScreen):
+        if isinstance(self.screen, OverARun):
             self.farewell += parting(self.screen.run.record, self.screen.run.view, self.host)
         else:
             live = sum(r.state in LIVE_STATES for r in self._job_list.records.values())
@@ -260,14 +397,5 @@ class WanloraApp(ReadableThemes, KeysInOrder):
 
     def on_unmount(self) -> None:
         self._save_last_seen()
-
-
-def parting(record: JobRecord, view: RunView, host: str) -> list[str]:
-    """What to say about a job on the way out. A run that has said it is done may have a process that is still
-    closing."""
-    if view.state == "done" and record.state in LIVE_STATES and view.attempt == record.attempt:
-        return [f"{record.name}: done."]
-    if record.state in ENDED_STATES:
-        return [ending(record.name, record.state, record.outcome)]
-    does = "waits in the queue" if record.state == "queued" else "keeps training"
-    return [f"{record.name} {does}. Come back with: wanlora attach {record.name}{' --host ' + host if host else ''}"]
+        if self._pictures is not None:
+            self._pictures.close()

@@ -12,10 +12,13 @@ from typing import cast
 
 from textual.widget import Widget
 
+from daemon.settings import CostSettings
 from daemon.wire.protocol import JobRecord, JobState
 from presets.errors import UserError
 from presets.runs.events import Event, read_events
 from presets.runs.run_view import RunView, apply_event
+from presets.text import escape_output
+from wanlora_tui.actions.own_actions import OwnActions
 from wanlora_tui.feeds.run_feed import RecordedRun
 from wanlora_tui.screens.dashboard import DashboardScreen
 from wanlora_tui.terminal.pictures import picture_class
@@ -24,17 +27,17 @@ from wanlora_tui.themes import ReadableThemes
 SIZE = (150, 44)  # columns, rows: wide enough for every pane, small enough to read in a page
 
 
-class RecordedApp(ReadableThemes):
+class RecordedApp(OwnActions, ReadableThemes):
     """Only the dashboard, over a run that is over or cut off at some event."""
 
     CSS_PATH = "app.tcss"
 
-    def __init__(self, run: RecordedRun, image: type[Widget]) -> None:
+    def __init__(self, run: RecordedRun, image: type[Widget], *, cost: CostSettings | None = None) -> None:
         super().__init__()
-        self._run_shown, self._image = run, image
+        self._run_shown, self._image, self._cost = run, image, cost
 
     def on_mount(self) -> None:
-        self.push_screen(DashboardScreen(self._run_shown, None, self._image))
+        self.push_screen(DashboardScreen(self._run_shown, None, self._image, cost=self._cost))
 
 
 def record_of(events: list[Event], run_dir: Path, *, job_id: int = 1) -> JobRecord:
@@ -91,6 +94,7 @@ def main(argv: list[str] | None = None) -> int:
         "--until-step", type=int, default=0, metavar="N", help="as it looked at this step (default: at the end)"
     )
     parser.add_argument("--size", default=f"{SIZE[0]}x{SIZE[1]}", metavar="COLSxROWS")
+    escape_output()
     args = parser.parse_args(argv)
     columns, _, rows = args.size.partition("x")
     if not (columns.isdigit() and rows.isdigit()):

@@ -1,10 +1,11 @@
 """The themes that the screens can be read in."""
 
-from textual.app import App
 from textual.theme import Theme
 
+from wanlora_tui.terminal.drawn_text import SafelyDrawn
 
-class ReadableThemes(App[None]):
+
+class ReadableThemes(SafelyDrawn):
     """An app without Textual's ansi themes.
 
     Their colours are those of the terminal, which nobody here knows: whatever is mixed from them (the plot, dimmed

@@ -1,16 +1,20 @@
 """What an attempt came to: its own last word, or what its log and the kernel say.
 
-What the job's state becomes by it is daemon.jobs.job_queue's.
+What the job's state becomes by it is daemon.queue.job_queue's.
 """
 
 import re
 import signal
 from pathlib import Path
 
-from daemon.jobs.entry import AttemptResult, Entry
-from daemon.jobs.event_tail import Tail
+import msgspec
+
+from daemon.events.event_tail import Tail
 from daemon.processes.proc import oom_kills
-from presets.text import sentences
+from daemon.queue.entry import AttemptResult, Entry
+from daemon.queue.restarts import Progress
+from presets.runs.event_data import DoneData, done_text
+from presets.text import sentences, to_type
 
 LOG_BYTES = 64 * 2**10
 LOG_LINES = 12
@@ -23,10 +27,22 @@ def last_word(entry: Entry, tail: Tail) -> AttemptResult | None:
         return None
     match word.kind:
         case "done":
-            return AttemptResult("done")
+            return AttemptResult("done", done_text(msgspec.convert(word.data, DoneData)))
         case "stopped":
             return AttemptResult("stopped", word.data["why"])
-    return AttemptResult("failed", sentences(word.data["cause"], word.data["next"]))
+    may_pass = word.data.get("user") is False  # trainers up to 0.1.0 do not say
+    return AttemptResult(
+        "failed", sentences(word.data["cause"], word.data["next"]), sentences(word.data["cause"]), may_pass
+    )
+
+
+def progress_of(entry: Entry, tail: Tail) -> Progress:
+    """How far the present attempt has come."""
+    there = tail.view.checkpoints
+    if tail.started is None or tail.started.seq <= entry.first_seq:
+        return Progress(resumable=bool(there))
+    began = tail.started.data["resumed_from"]
+    return Progress(stepped=tail.view.step > began, saved=any(c.step > began for c in there), resumable=bool(there))
 
 
 def result_of(entry: Entry, tail: Tail, *, exit_code: int | None, log: Path) -> AttemptResult:
@@ -53,8 +69,31 @@ def result_of(entry: Entry, tail: Tail, *, exit_code: int | None, log: Path) -> 
     end = "\n".join(["Its last lines:", *lines]) if lines else "Its log is empty."
     return AttemptResult(
         "failed",
-        f"{cause} Resume from the last checkpoint with: wanlora resume {entry.record.name}\n{end}\nAll of it: {log}",
+        f"{cause} Resume from the last checkpoint with: {to_type('resume', entry.record.name)}\n{end}\n"
+        f"All of it: {log}",
+        cause,
+        may_pass=True,
     )
+
+
+def with_reasons(entry: Entry, end: AttemptResult) -> AttemptResult:
+    """A final result with what the user should know besides."""
+    outcome = end.outcome
+    if end.state == "failed" and end.may_pass and entry.restarts:
+        times = "once" if entry.restarts == 1 else f"{entry.restarts} times"
+        outcome = f"It was restarted {times} without coming to a new checkpoint. {outcome}"
+    if end.state == "failed" and entry.lacking:
+        outcome += (
+            f"\n{' and '.join(entry.lacking)} of the shell that it came from was not at hand: the daemon keeps that in"
+            " memory alone, and was restarted. If it is needed, resume from a shell that has it: "
+            f"{to_type('resume', entry.record.name)}"
+        )
+    return msgspec.structs.replace(end, outcome=outcome)
+
+
+def exit_noted(log: Path) -> bool:
+    """Whether the launcher lived on and noted how the trainer ended."""
+    return _read_log(log)[0] is not None
 
 
 def _read_log(log: Path) -> tuple[int | None, list[str]]:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from daemon.jobs.resume_request import changed_since
+from daemon.jobs.roots import ANYWHERE, Roots
+from daemon.processes.occupants import writers
 from daemon.wire.protocol import JobRecord, Submit
 from presets.errors import UserError
 from presets.job.resume_check import JOB_FILE, ResumeCheck
@@ -17,6 +19,8 @@ from presets.machine.visible_gpus import VISIBLE, pick
 from presets.runs.checkpoints import StoredCheckpoint, checkpoints_of
 from presets.runs.run_view import RunView
 
+MOST_COMMAND = 2**16  # bytes: the kernel takes twice as much
+
 
 class Submission(NamedTuple):
     record: JobRecord  # without its id
@@ -24,6 +28,7 @@ class Submission(NamedTuple):
     held: bool  # the run folder holds a run already
     resume_check: ResumeCheck | None  # how the job file differs from that run, when it is to be resumed
     checkpoints: list[StoredCheckpoint]
+    pids: list[int]  # who works in the run folder
 
 
 class Resumption(NamedTuple):
@@ -32,6 +37,7 @@ class Resumption(NamedTuple):
     resume_check: ResumeCheck
     checkpoints: list[StoredCheckpoint]
     devices: list[str]
+    pids: list[int]
 
 
 def require_absolute(*given: str) -> None:
@@ -41,9 +47,24 @@ def require_absolute(*given: str) -> None:
             raise UserError("the daemon needs an absolute path", where=repr(path)[:200])
 
 
-def read_submission(asked: Submit, now: float) -> Submission:
-    """Raises UserError."""
+def commands_of(asked: Submit) -> dict[str, str]:
+    """Event -> the command that this job has for it. Raises UserError."""
+    given = {"done": asked.on_done, "failed": asked.on_failed, "stopped": asked.on_stopped}
+    for event, command in given.items():
+        if command is not None and ("\0" in command or len(command.encode()) > MOST_COMMAND):
+            raise UserError(
+                f"on_{event} is no command: it holds a zero byte, or more than {MOST_COMMAND} bytes",
+                fix="Write a script, and its path here",
+            )
+    return {event: command.strip() for event, command in given.items() if command is not None}
+
+
+def read_submission(asked: Submit, now: float, roots: Roots = ANYWHERE) -> Submission:
+    """Raises UserError, also for a path that lies outside the roots."""
     path = Path(asked.job_path)
+    roots.require(path, "the job file")
+    if asked.out:
+        roots.require(asked.out, "the folder for runs")
     if path.is_symlink():  # paths in it are relative to the file itself, as for every command without a daemon
         path = path.resolve()
     job = load_job(path)
@@ -58,22 +79,32 @@ def read_submission(asked: Submit, now: float) -> Submission:
         submitted_at=now,
         steps=job.training.steps,
     )
+    whole = absolute_paths(job, path.parent)
+    roots.require_job(whole, record.run_dir)
     held = Path(record.run_dir, JOB_FILE).exists()
     resumes = asked.resume and held
     return Submission(
         record,
-        dump_job(absolute_paths(job, path.parent)),
+        dump_job(whole),
         held,
         changed_since(record, None)[1] if resumes else None,
         checkpoints_of(Path(record.run_dir), RunView()) if resumes else [],
+        writers(Path(record.run_dir)),
     )
 
 
-def read_resumption(record: JobRecord, copy: Path, shell: Shell | None) -> Resumption:
-    """`copy`: the daemon's, of the job as it was. Raises UserError."""
+def read_resumption(record: JobRecord, copy: Path, shell: Shell | None, roots: Roots = ANYWHERE) -> Resumption:
+    """`copy`: the daemon's, of the job as it was. Raises UserError, also for a path that lies outside the roots."""
+    roots.require(record.job_path, "the job file")
     job, check = changed_since(record, copy)
+    roots.require_job(job, record.run_dir)
     return Resumption(
-        job, dump_job(job), check, checkpoints_of(Path(record.run_dir), RunView()), devices_of(job.job.gpus, shell)
+        job,
+        dump_job(job),
+        check,
+        checkpoints_of(Path(record.run_dir), RunView()),
+        devices_of(job.job.gpus, shell),
+        writers(Path(record.run_dir)),
     )
 
 

@@ -7,8 +7,9 @@ from daemon.wire.protocol import JobRecord
 from presets.errors import UserError
 from presets.job.resume_check import ResumeCheck, check_resume, has_checkpoint, held_job
 from presets.job.schema import Job
-from presets.job.toml_file import absolute_paths, load_job
+from presets.job.toml_file import absolute_paths, load_job, with_value
 from presets.runs.checkpoints import StoredCheckpoint
+from presets.text import to_type
 
 
 def changed_since(record: JobRecord, copy: Path | None) -> tuple[Job, ResumeCheck]:
@@ -23,24 +24,28 @@ def changed_since(record: JobRecord, copy: Path | None) -> tuple[Job, ResumeChec
     if before is None and copy is not None:
         before = load_job(copy)  # it holds absolute paths
     now = absolute_paths(load_job(path), path.parent) if before is None or path.exists() else before
-    if now.job.name != record.name:
+    own = record.run_name or record.name
+    if now.job.name not in (own, record.file_name):
         raise UserError(
             f"names another run by now ({now.job.name})",
             where=record.job_path,
-            fix=f"Set job.name back to {record.name}, or submit it as a new job",
+            fix=f"Set job.name back to {record.file_name or own}, or submit it as a new job",
         )
+    now = with_value(now, "job.name", own)
+    before = with_value(before, "job.name", own) if before is not None else None
     return now, check_resume(before, now, trained=has_checkpoint(run_dir), unreadable=unreadable)
 
 
-def require_accepted(record: JobRecord, asked: ResumeCheck, accepted: str | None, *, command: str = "") -> None:
+def require_accepted(record: JobRecord, asked: ResumeCheck, accepted: str | None, *, submitted: str = "") -> None:
     """Raises UserError when the job file has changed in ways that break exactness and just these were not `accepted`
-    (their digest), or so that no checkpoint fits it any more. `command`: what resumes it; `resume NAME` when left
-    out."""
+    (their digest), or so that no checkpoint fits it any more. `submitted`: the job file, if it was handed in anew."""
+    does, operand = ("submit", submitted) if submitted else ("resume", record.name)
+    again = to_type(does, operand, "--accept-changes")
     asked.require(
         accepted,
         where=record.name,
         file=record.job_path,
-        accept=f"accept it: wanlora {command or f'resume {record.name}'} --accept-changes",
+        accept=f"accept it: {again}",
     )
 
 
@@ -52,7 +57,7 @@ def require_checkpoint(record: JobRecord, there: list[StoredCheckpoint], step: i
             f"has no checkpoint of step {step}",
             where=record.name,
             fix=(
-                f"These are there: {', '.join(map(str, steps))}. More about them: wanlora checkpoints {record.name}"
+                f"These are there: {', '.join(map(str, steps))}. More about them: {to_type('checkpoints', record.name)}"
                 if steps
                 else "It has none at all; resume without --from to begin anew"
             ),

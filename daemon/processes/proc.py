@@ -7,11 +7,17 @@ and no count of the kernel's kills: those are read from /proc here. Starting and
 
 import os
 import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from pathlib import Path
 
-import psutil
 from msgspec import Struct
 
+# for a process that writes a log: it is read as UTF-8, whatever a shell asks for
+UTF8_OUTPUT = {"PYTHONIOENCODING": "utf-8:backslashreplace"}
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 MARKER = "WANLORA_TRAINER"  # set in a trainer's environment, so that all its processes can be found again
 
 
@@ -28,6 +34,13 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def session_id() -> str:
+    """A different one for each start of the container that this process lives in: when its first process started, and
+    its namespace of pids. The machine itself counts as one."""
+    first = _state_and_start(1)  # None where other users' processes are hidden
+    return f"{first[1] if first else ''} {Path('/proc/self/ns/pid').readlink()}"
+
+
 def _state_and_start(pid: int) -> tuple[str, int] | None:
     """Two fields of /proc/PID/stat, or None when there is no such process."""
     try:
@@ -42,6 +55,37 @@ def identify(pid: int) -> ProcessId | None:
     """Who has `pid` now, be it a zombie; None when nobody has."""
     found = _state_and_start(pid)
     return ProcessId(pid, found[1], boot_id()) if found else None
+
+
+def families(pids: Collection[int]) -> dict[int, list[int]]:
+    """Each of some processes -> itself and all that descend from it, by one look at all processes there are."""
+    children = defaultdict[int, list[int]](list)
+    for name in os.listdir("/proc"):  # noqa: PTH208
+        if name.isdecimal():
+            with suppress(OSError):  # it has ended meanwhile
+                file = os.open(f"/proc/{name}/stat", os.O_RDONLY)
+                try:
+                    text = os.read(file, 4096)
+                finally:
+                    os.close(file)
+                children[int(text[text.rindex(b")") + 2 :].split(None, 2)[1])].append(int(name))
+    found = {}
+    for pid in pids:
+        family = found[pid] = [pid]
+        for one in family:  # it grows meanwhile
+            family += [child for child in children[one] if child not in family]
+    return found
+
+
+def memory_of(pid: int) -> tuple[int, int]:
+    """(bytes that a process has in memory, those of them that it shares with others) Raises OSError."""
+    _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_bytes().split()
+    return int(resident) * _PAGE, int(shared) * _PAGE
+
+
+def age(process: ProcessId) -> float:
+    """Seconds since it started, whatever the clocks of the wall have done since."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - process.start / os.sysconf("SC_CLK_TCK")
 
 
 def state_of(process: ProcessId) -> str:
@@ -68,10 +112,21 @@ def has_open(pid: int, file: Path) -> bool:
 def marked(marker: str) -> list[ProcessId]:
     """Every live process that carries `marker`, whatever session it moved to; the oldest first, so parents before their
     children."""
+    return _carrying(lambda found: found == marker)
+
+
+def marked_by(beginning: str) -> list[ProcessId]:
+    """The same of every marker that begins so."""
+    return _carrying(lambda found: found.startswith(beginning))
+
+
+def _carrying(fits: Callable[[str], bool]) -> list[ProcessId]:
+    import psutil  # every client needs this module, and few ask for this
+
     found = []
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARKER) == marker:  # that of a zombie is empty
+            if fits(process.environ().get(MARKER, "")):  # that of a zombie is empty
                 found.append(identify(process.pid))
         except psutil.Error:  # it ended, or belongs to another user
             continue

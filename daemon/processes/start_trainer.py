@@ -7,10 +7,15 @@ import importlib.util
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from daemon.errors import DaemonError
-from daemon.processes.proc import MARKER
+from daemon.processes.open_files import give_back
+from daemon.processes.proc import MARKER, UTF8_OUTPUT
+from presets.files import open_own
+
+ONE = "--nproc-per-node=1"
 
 
 def torchrun(grace: int = 180) -> list[str]:
@@ -26,12 +31,17 @@ def torchrun(grace: int = 180) -> list[str]:
             "torch is not installed", where=sys.executable, fix="Install wanlora-tui into this Python again"
         )
     options = (Path(found.origin).parent / "distributed" / "run.py").read_text("utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", ONE]
     if "--signals-to-handle" in options:
         command.append("--signals-to-handle=SIGTERM,SIGINT,SIGQUIT")
     if "--shutdown-timeout" in options:
         command.append(f"--shutdown-timeout={grace}")
     return [*command, "-m", "engine"]
+
+
+def for_gpus(command: list[str], gpus: int) -> list[str]:
+    """The same command with a process for each of so many GPUs, where it is torchrun's."""
+    return [f"--nproc-per-node={gpus}" if part == ONE else part for part in command]
 
 
 def start_trainer(
@@ -43,20 +53,24 @@ def start_trainer(
     environment: dict[str, str],
     marker: str,
     log: Path,
+    keep: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start a trainer in a session of its own, its output in `log`. `environment`: all of its own, but for the marker.
-    Raises OSError.
+    """Start a trainer in a session of its own, its output in `log`. `environment`: all of its own, but for the marker
+    and the log's encoding. `keep`: descriptors that it inherits. Raises OSError.
 
     It inherits that SIGHUP is ignored, which the daemon does for itself: the end of a login ends neither.
     """
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-    with log.open("wb") as output:
-        return subprocess.Popen(
+    with open_own(log, append=True) as output:  # to append: it may be cut while the trainer writes
+        process = subprocess.Popen(
             [*command, str(job_file), "--out", out, *options],
             cwd="/",
-            env=environment | {MARKER: marker},
+            env=environment | {MARKER: marker} | UTF8_OUTPUT,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            pass_fds=keep,
         )
+    give_back(process.pid)
+    return process

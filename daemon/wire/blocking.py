@@ -3,6 +3,7 @@
 Where it is looked for is in daemon.wire.find; all that a client asks of its own version in daemon.wire.client.
 """
 
+import time
 import uuid
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,6 +12,8 @@ import msgspec
 import zmq
 
 from daemon.errors import DaemonError, NotAnswering, NotRunning, RequestRefused, VersionMismatch
+from daemon.processes.proc import age
+from daemon.wire.answers import HealthReply
 from daemon.wire.find import ASK_SECONDS, DaemonLocation, find, mismatch, not_running, require_daemon
 from daemon.wire.paths import DaemonPaths, endpoint
 from daemon.wire.protocol import (
@@ -19,6 +22,7 @@ from daemon.wire.protocol import (
     Answer,
     AnyVersionReply,
     Done,
+    Health,
     Hello,
     HelloReply,
     Jobs,
@@ -30,6 +34,8 @@ from daemon.wire.protocol import (
     envelope_decoder,
     reply_decoder,
 )
+
+MOST_LATE = 100  # answers to other requests that are read after the time for one
 
 State = Literal["answering", "starting", "hung", "none"]
 
@@ -46,7 +52,12 @@ def read_reply(data: bytes, request_id: str) -> Answer | None:
         raise mismatch(envelope.version)
     if envelope.id != request_id:
         return None
-    answer = reply_decoder.decode(data).answer
+    try:
+        answer = reply_decoder.decode(data).answer
+    except (msgspec.MsgspecError, ValueError, RecursionError) as e:
+        raise DaemonError(
+            f"the daemon answered what this client cannot read: {e}", fix="Upgrade wanlora on both sides"
+        ) from None
     if isinstance(answer, Refused):
         raise RequestRefused(answer.what, fix=answer.fix, findings=answer.findings)
     if isinstance(answer, HelloReply) and answer.version != PROTOCOL_VERSION:
@@ -62,8 +73,9 @@ def ping(dir: Path | None = None, *, timeout: float = ASK_SECONDS) -> HelloReply
     with AnyVersionClient(found, timeout=timeout) as talk:
         hello = read_reply(talk.exchange(request), request.id)
     assert isinstance(hello, HelloReply), hello
-    # it answers where ours should: it has just been driven away
-    if found.holder is not None and found.holder.pid != hello.pid:
+    # it answers where ours should: it has just been driven away. A holder that is no more could not be replaced: the
+    # disk of the lock takes nothing
+    if found.holder is not None and found.holder.pid != hello.pid and (found.process or not found.holder.boot):
         raise not_running(found)
     return hello
 
@@ -90,8 +102,11 @@ class AnyVersionClient:
         self._context.term()
 
     def hello(self) -> HelloReply:
-        """Raises NotAnswering; VersionMismatch when the daemon does not even understand that."""
+        """Raises NotAnswering; RequestRefused when the daemon takes no more clients; VersionMismatch when it does not
+        even understand that."""
         answer = self._ask(Hello(self.version))
+        if isinstance(answer, Refused) and self.version == PROTOCOL_VERSION:
+            raise RequestRefused(answer.what, fix=answer.fix)
         if not isinstance(answer, HelloReply):
             raise mismatch(self.version)
         return answer
@@ -119,13 +134,22 @@ class AnyVersionClient:
         assert isinstance(answer, JobsReply), answer
         return answer
 
-    def _exchange(self, command: Hello | Shutdown | Jobs, version: int) -> bytes:
+    def health(self) -> HealthReply | None:
+        """Of a daemon of our own version; None from one that does not know the question, or has no answer in time."""
+        try:
+            answer = reply_decoder.decode(self._exchange(Health(), PROTOCOL_VERSION)).answer
+        except NotAnswering:  # it has just answered: this question takes longer
+            return None
+        return answer if isinstance(answer, HealthReply) else None
+
+    def _exchange(self, command: Hello | Shutdown | Jobs | Health, version: int) -> bytes:
         return self.exchange(Request(version=version, id=uuid.uuid4().hex, command=command))
 
     def exchange(self, request: Request) -> bytes:
         """The reply to a request, or one in another version. Raises NotAnswering."""
         self._dealer.send(encode(request))
-        while self._dealer.poll(int(self._timeout * 1000)):
+        deadline, late = time.monotonic() + self._timeout, 0
+        while late <= MOST_LATE and self._dealer.poll(int(max(0.0, deadline - time.monotonic()) * 1000) + 1):
             data: bytes = self._dealer.recv()
             try:
                 envelope = envelope_decoder.decode(data)
@@ -133,6 +157,7 @@ class AnyVersionClient:
                 raise DaemonError("what answered is not a wanlora daemon") from None
             if envelope.id == request.id or envelope.version != request.version:
                 return data
+            late += time.monotonic() > deadline
         raise not_running(self._found, self._timeout)
 
 
@@ -152,6 +177,7 @@ class DaemonStatus(NamedTuple):
     found: DaemonLocation
     hello: HelloReply | None = None  # of an answering one
     jobs: JobsReply | None = None  # if it also speaks our version
+    health: HealthReply | None = None  # if it knows the question
     problem: DaemonError | None = None  # why there is no answer, or what is wrong with it
 
     @property
@@ -159,19 +185,29 @@ class DaemonStatus(NamedTuple):
         """0 when none runs, or when nobody knows."""
         return self.hello.pid if self.hello else self.found.holder.pid if self.found.holder else 0
 
+    @property
+    def uptime(self) -> float | None:
+        """Seconds since it started, whatever the clocks of the wall have done since; None when nobody knows."""
+        if self.health:
+            return self.health.uptime
+        process = self.found.process
+        return age(process) if process else None
 
-def daemon_status(dir: Path | None = None, *, timeout: float = ASK_SECONDS) -> DaemonStatus:
-    """Whether a daemon runs, and in what state it is. Raises DaemonError when the state folder is another user's."""
+
+def daemon_status(dir: Path | None = None, *, timeout: float = ASK_SECONDS, health: bool = False) -> DaemonStatus:
+    """Whether a daemon runs, and in what state it is. `health`: ask also how it does. Raises DaemonError when the state
+    folder is another user's."""
     found = find(dir)
     try:
         with AnyVersionClient(found, timeout=timeout) as talk:
             hello = talk.hello()
             if hello.version != PROTOCOL_VERSION:
                 return DaemonStatus("answering", found, hello, problem=mismatch(hello.version))
-            return DaemonStatus("answering", found, hello, talk.jobs())
+            jobs = talk.jobs()
+            return DaemonStatus("answering", found, hello, jobs, talk.health() if health else None)
     except NotAnswering as e:
         return DaemonStatus("starting" if e.starting else "hung", found, problem=e)
     except NotRunning as e:
         return DaemonStatus("hung" if found.holder else "none", found, problem=e)
-    except VersionMismatch as e:
+    except (VersionMismatch, RequestRefused) as e:
         return DaemonStatus("answering", found, problem=e)

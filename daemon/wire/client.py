@@ -6,77 +6,36 @@ daemon's restart and its own lateness.
 """
 
 import asyncio
-import uuid
-from collections.abc import AsyncIterator
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import NamedTuple
 
-import msgspec
-import zmq
-import zmq.asyncio
-
-from daemon.errors import DaemonError, NotAnswering, NotRunning
+from daemon.errors import NotAnswering, NotRunning
 from daemon.wire import protocol as wire
-from daemon.wire.blocking import dealer, read_reply
-from daemon.wire.find import DaemonLocation, find, not_running, require_daemon
-from daemon.wire.paths import daemon_paths, endpoint
+from daemon.wire.answers import NotifyResult
+from daemon.wire.connection import Connection
+from daemon.wire.list_messages import Place
 from presets.job.resume_check import ResumeCheck
 from presets.machine.shell import Shell, shell_here
 from presets.runs.checkpoints import StoredCheckpoint
 from presets.runs.events import Event
 from presets.runs.run_view import RunView
 
-SILENCE = 3.0  # seconds without any message, three beats, after which a feed counts as lost
-LONGEST_PAUSE = 8.0  # seconds between two attempts to find a lost daemon again
 
-_T = TypeVar("_T", bound=wire.Answer)
+class BegunAnew(NamedTuple):
+    """A run was begun again from nothing under the same job: its folder was emptied. Its events start at 1 again."""
+
+    job: int
 
 
-class Client:
+class Client(Connection):
     """A connection to the daemon of `dir` (the user's own by default). Use as `async with Client() as client`.
 
-    Every method raises NotRunning, VersionMismatch or RequestRefused. A job is named by its id or its name.
+    Every method raises NotRunning, VersionMismatch or RequestRefused. A job is named by its id, an int, or by what a
+    user types (daemon.queue.lookup); `note` says which one that was, when it could have been another.
     """
 
-    def __init__(self, dir: Path | None = None, *, timeout: float = 5.0, retries: int = 3, here: bool = True) -> None:
-        """`timeout`: seconds for one answer; a request is sent again `retries` times. `here`: the daemon is on this
-        machine, so what is submitted or resumed takes this process's settings along (presets.machine.shell)."""
-        self._dir, self._here = dir, here
-        self._found = DaemonLocation(daemon_paths(dir), None)  # as far as is known; looked up anew for each request
-        self._timeout, self._retries = timeout, retries
-        self._context = zmq.asyncio.Context()
-        self._dealer: Any = None
-        self._lock = asyncio.Lock()
-
-    async def __aenter__(self) -> "Client":
-        try:
-            await self.hello()
-        except BaseException:
-            self._close()
-            raise
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        self._hang_up()
-        self._context.destroy(linger=0)
-
-    def _hang_up(self) -> None:
-        if self._dealer is not None:
-            self._dealer.close(linger=0)
-            self._dealer = None
-
     # --- requests ---------------------------------------------------------------------------------------------
-
-    async def hello(self) -> wire.HelloReply:
-        """The daemon's epoch and pid."""
-        return await self._ask(wire.Hello(wire.PROTOCOL_VERSION), wire.HelloReply)
 
     async def submit(
         self,
@@ -86,71 +45,134 @@ class Client:
         resume: bool = False,
         from_step: int | None = None,
         accepted: str | None = None,
+        priority: int | None = None,
+        hold: bool = False,
+        after: Sequence[str | int] = (),
+        planned: wire.PlannedTime | None = None,
+        on_done: str | None = None,
+        on_failed: str | None = None,
+        on_stopped: str | None = None,
+        no_restart: bool = False,
+        anyway: bool = False,
     ) -> wire.JobRecord:
         """Queue a job file; `out` defaults to the folder `runs` beside it. Paths may be relative to here.
 
-        `resume`: continue the run that lies in its run folder, whoever began it; the rest as for `resume`.
+        `resume`: continue the run that lies in its run folder, whoever began it; the rest as for `resume`. `after`: it
+        starts when these jobs are done. `on_done` and the others: commands in place of the settings' ones; "" for none.
+        `no_restart`: never start it again by itself when an attempt fails.
         """
-        where = str(Path(job_path).absolute()), str(Path(out).absolute()) if out else ""
-        return (
-            await self._ask(
-                wire.Submit(*where, resume=resume, from_step=from_step, accepted=accepted, shell=await self._shell()),
-                wire.JobReply,
-            )
-        ).job
+        asked = wire.Submit(
+            str(Path(job_path).absolute()),
+            str(Path(out).absolute()) if out else "",
+            resume=resume,
+            from_step=from_step,
+            accepted=accepted,
+            shell=await self._shell(),
+            priority=priority,
+            hold=hold,
+            after=[_ref(job) for job in after],
+            planned=planned,
+            on_done=on_done,
+            on_failed=on_failed,
+            on_stopped=on_stopped,
+            no_restart=no_restart,
+            anyway=anyway,
+        )
+        return (await self._ask(asked, wire.JobReply)).job
 
     async def jobs(self) -> list[wire.JobRecord]:
         """All jobs, oldest first."""
-        return (await self._ask(wire.Jobs(), wire.JobsReply)).jobs
+        return (await self.queue()).jobs
+
+    async def queue(self) -> wire.JobsReply:
+        """All jobs, whether any of them may start, and what the daemon itself suffers from."""
+        return await self._ask(wire.Jobs(), wire.JobsReply)
+
+    async def notify_test(self, name: str = "") -> list[NotifyResult]:
+        """Send a test message to all whom the settings name, or to one, and say what came back."""
+        return (await self._ask(wire.NotifyTest(name), wire.NotifyReply)).results
 
     async def show(self, job: str | int) -> wire.JobRecord:
-        return (await self._ask(wire.Show(str(job)), wire.JobReply)).job
+        return (await self._ask(wire.Show(_ref(job)), wire.JobReply)).job
 
-    async def snapshot(self, job: str | int) -> tuple[wire.JobRecord, RunView]:
-        """The job and the fold of all its events so far."""
-        reply = await self._ask(wire.Snapshot(str(job)), wire.SnapshotReply)
+    async def snapshot(
+        self, job: str | int, reading: Callable[[int, int], None] = lambda done, total: None
+    ) -> tuple[wire.JobRecord, RunView]:
+        """The job and the fold of all its events so far. `reading`: while the daemon has to read them, called now and
+        then with the bytes that it has read and those that there are."""
+        reply = await self._ask(wire.Snapshot(_ref(job), or_reading=True), wire.SnapshotReply, reading)
         return reply.job, reply.view
 
     async def replay(self, job: str | int, since: int = 0) -> list[Event]:
         """Every event after `since`."""
-        return [event async for event in self._replay(str(job), since)]
+        return [event async for event in self._replay(_ref(job), since)]
 
     async def stop(self, job: str | int) -> wire.JobRecord:
         """Have it saved and stopped; the answer comes at once, the end later in the feed."""
-        return (await self._ask(wire.Stop(str(job)), wire.JobReply)).job
+        return (await self._ask(wire.Stop(_ref(job)), wire.JobReply)).job
 
-    async def resume(self, job: str | int, from_step: int | None = None, accepted: str | None = None) -> wire.JobRecord:
+    async def resume(
+        self, job: str | int, from_step: int | None = None, accepted: str | None = None, *, anyway: bool = False
+    ) -> wire.JobRecord:
         """Queue an ended job again, from its newest checkpoint or that of `from_step`. Its job file is read anew:
         changes that break exactness are refused unless `accepted` is the digest of just these
-        (presets.job.resume_check)."""
-        return (await self._ask(wire.Resume(str(job), from_step, accepted, await self._shell()), wire.JobReply)).job
+        (presets.job.resume_check). One that waits for a user's word, a restart or its GPUs goes on at once; `anyway`:
+        whoever else uses these."""
+        asked = wire.Resume(_ref(job), from_step, accepted, await self._shell(), anyway)
+        return (await self._ask(asked, wire.JobReply)).job
+
+    async def resume_all(self) -> list[wire.JobRecord]:
+        """Have everything go on that waits since the machine restarted. Gives all jobs."""
+        return (await self._ask(wire.ResumeAll(), wire.JobsReply)).jobs
 
     async def _shell(self) -> Shell | None:
-        return await asyncio.to_thread(shell_here) if self._here else None
+        here = self._here and not self._found.where.is_elsewhere
+        return await asyncio.to_thread(shell_here) if here else None
 
     async def resume_check(self, job: str | int) -> ResumeCheck:
         """How the job file differs by now from what the last attempt was given, and whether the run may be resumed with
         it."""
-        return (await self._ask(wire.Changes(str(job)), wire.ChangesReply)).resume_check
+        return (await self._ask(wire.Changes(_ref(job)), wire.ChangesReply)).resume_check
 
     async def checkpoints(self, job: str | int) -> tuple[wire.JobRecord, list[StoredCheckpoint]]:
         """The checkpoints that a job can go back to, oldest first."""
-        reply = await self._ask(wire.Checkpoints(str(job)), wire.CheckpointsReply)
+        reply = await self._ask(wire.Checkpoints(_ref(job), or_reading=True), wire.CheckpointsReply)
         return reply.job, reply.checkpoints
 
     async def set(self, job: str | int, field: str, value: str) -> wire.JobRecord:
         """Change a field of a running job; the answer comes at once, the `changed` event when the trainer has done
         it."""
-        return (await self._ask(wire.Set(str(job), field, value), wire.JobReply)).job
+        return (await self._ask(wire.Set(_ref(job), field, value), wire.JobReply)).job
 
     async def save_now(self, job: str | int) -> wire.JobRecord:
-        return (await self._ask(wire.SaveNow(str(job)), wire.JobReply)).job
+        return (await self._ask(wire.SaveNow(_ref(job)), wire.JobReply)).job
 
     async def sample_now(self, job: str | int) -> wire.JobRecord:
-        return (await self._ask(wire.SampleNow(str(job)), wire.JobReply)).job
+        return (await self._ask(wire.SampleNow(_ref(job)), wire.JobReply)).job
 
     async def cancel(self, job: str | int) -> wire.JobRecord:
-        return (await self._ask(wire.Cancel(str(job)), wire.JobReply)).job
+        return (await self._ask(wire.Cancel(_ref(job)), wire.JobReply)).job
+
+    async def set_priority(self, job: str | int, priority: int) -> wire.JobRecord:
+        return (await self._ask(wire.SetPriority(_ref(job), priority), wire.JobReply)).job
+
+    async def move(self, job: str | int, place: Place, other: str | int = "") -> wire.JobRecord:
+        """Put a queued job first, last, or before or after an `other` one."""
+        return (await self._ask(wire.Move(_ref(job), place, _ref(other)), wire.JobReply)).job
+
+    async def hold(self, job: str | int) -> wire.JobRecord:
+        return (await self._ask(wire.Hold(_ref(job)), wire.JobReply)).job
+
+    async def release(self, job: str | int, *, anyway: bool = False) -> wire.JobRecord:
+        """Let a held job go; with `anyway` it does not wait for other jobs either."""
+        return (await self._ask(wire.Release(_ref(job), anyway), wire.JobReply)).job
+
+    async def remove(self, job: str | int) -> wire.JobRecord:
+        """Have a queued or ended job forgotten. Gives its last record."""
+        return (await self._ask(wire.Remove(_ref(job)), wire.JobReply)).job
+
+    async def rename(self, job: str | int, name: str) -> wire.JobRecord:
+        return (await self._ask(wire.Rename(_ref(job), name), wire.JobReply)).job
 
     async def shutdown(self) -> None:
         """End the daemon; trainers keep running. A daemon that has ended already is no error."""
@@ -164,121 +186,33 @@ class Client:
     async def _replay(self, job: str, since: int) -> AsyncIterator[Event]:
         more = True
         while more:
-            reply = await self._ask(wire.Replay(job, since), wire.ReplayReply)
+            reply = await self._ask(wire.Replay(job, since, or_reading=True), wire.ReplayReply)
             more = reply.more
             for event in reply.events:
                 since = event.seq
                 yield event
 
-    async def _ask(self, command: wire.Command, expected: type[_T]) -> _T:
-        data = wire.encode(wire.Request(id=(request_id := uuid.uuid4().hex), command=command))
-        if len(data) > wire.MAX_MESSAGE_BYTES:
-            raise DaemonError(f"the request has {len(data)} bytes, the daemon takes {wire.MAX_MESSAGE_BYTES}")
-        async with self._lock:
-            for attempt in range(self._retries + 1):
-                try:
-                    self._connect()
-                except NotRunning as e:
-                    trouble = e
-                    self._hang_up()
-                    if attempt == 0 and self._found.holder is None:
-                        raise
-                    if attempt < self._retries:
-                        # it went away or moves: a new one, or the same elsewhere, may know the answer
-                        await asyncio.sleep(0.2 * 2**attempt)
-                else:
-                    await self._dealer.send(data)
-                    answer = await self._answer(request_id)
-                    if answer is not None:
-                        if not isinstance(answer, expected):
-                            raise DaemonError(
-                                f"the daemon answered {type(answer).__name__} where {expected.__name__} was due"
-                            )
-                        return answer
-                    self._hang_up()
-                    trouble = not_running(self._found, self._timeout * (attempt + 1))
-                if self._found.holder is not None and self._found.holder.is_stopped:
-                    raise trouble
-        raise trouble
-
-    def _connect(self) -> None:
-        """To where the daemon is now: it moves when its folder is taken away. Raises NotRunning."""
-        found = find(self._dir)
-        if found.where != self._found.where:
-            self._hang_up()
-        self._found = found
-        require_daemon(found, found.where.control, connected=self._dealer is not None)
-        if self._dealer is None:
-            self._dealer = dealer(self._context, found.where)
-
-    async def _answer(self, request_id: str) -> wire.Answer | None:
-        """The answer to a request, or None when none comes in time. Answers to earlier, given-up requests are
-        dropped."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self._timeout
-        while (left := deadline - loop.time()) > 0:
-            if await self._dealer.poll(int(left * 1000) + 1):
-                answer = read_reply(await self._dealer.recv(), request_id)
-                if answer is not None:
-                    return answer
-        return None
-
     # --- feed -------------------------------------------------------------------------------------------------
 
-    async def feed(self) -> AsyncIterator[wire.Feed]:
-        """Everything the daemon publishes from now on: a Welcome first of all after each (re)connection and whenever
-        another client subscribes, then Beats, RunEvents and JobChangeds. Lost messages stay lost: see `follow`.
-
-        Finds a lost daemon again by itself, for as long as it takes; only the first connection raises NotRunning.
-        A daemon that is away shows in the beats that do not come.
-        """
-        found = find(self._dir)
-        require_daemon(found, found.where.feed)
-        pause = 0.1
-        while True:
-            subscriber = self._context.socket(zmq.SUB)
-            try:
-                subscriber.setsockopt(zmq.LINGER, 0)
-                subscriber.setsockopt(zmq.RCVHWM, 5000)
-                subscriber.setsockopt(zmq.MAXMSGSIZE, wire.MAX_MESSAGE_BYTES)
-                subscriber.setsockopt(zmq.SUBSCRIBE, b"")
-                subscriber.connect(endpoint(found.where.feed))
-                while await subscriber.poll(int(SILENCE * 1000)):
-                    yield await self._read_feed(await subscriber.recv())
-                    pause = 0.1
-            finally:
-                subscriber.close(linger=0)
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-            with suppress(DaemonError):
-                there = find(self._dir)
-                require_daemon(there, there.where.feed)
-                found = there
-
-    async def _read_feed(self, data: bytes) -> wire.Feed:
-        try:
-            return wire.feed_decoder.decode(data)
-        except (msgspec.MsgspecError, ValueError, RecursionError) as e:
-            await self.hello()  # says so if it is another version by now
-            raise DaemonError(
-                f"the daemon published what this client cannot read: {e}", fix="Upgrade wanlora on both sides"
-            ) from None
-
-    async def follow(self, job: str | int, since: int = 0) -> AsyncIterator[Event | wire.Beat | wire.JobRecord]:
+    async def follow(
+        self, job: str | int, since: int = 0, run: str = ""
+    ) -> AsyncIterator[Event | wire.Beat | wire.JobRecord | BegunAnew]:
         """A run from event `since` on, without end: its events in order and each once, its record when it changes
-        (an ended job's record comes after its last event), and every beat.
+        (an ended job's record comes after its last event), and every beat. `run`: whose event `since` is, if known.
 
-        Raises NotRunning at first only; later it waits for the daemon to come back.
+        When the run begins anew, or has since then, BegunAnew comes and then all its events. Raises NotRunning at first
+        only; later it waits for the daemon to come back.
         """
         record: wire.JobRecord | None = None
         last = since
         async for message in self.feed():
-            if isinstance(message, wire.Welcome) or record is None or _behind(message, record, last):
+            doubt = record is not None and _another_run(message, record, last, run)
+            if isinstance(message, wire.Welcome) or record is None or doubt or _behind(message, record, last):
                 try:
                     fresh = await self.show(job if record is None else record.id)
-                    async for event in self._replay(str(fresh.id), last):
-                        last = event.seq
-                        yield event
+                    async for missed in self._missed(fresh.id, last, run):
+                        last, run = (0, "") if isinstance(missed, BegunAnew) else (missed.seq, missed.run)
+                        yield missed
                 except NotRunning:
                     continue
                 if record is None or fresh.revision > record.revision:
@@ -286,13 +220,43 @@ class Client:
                     yield record
             match message:
                 case wire.RunEvent(job=number, event=event) if number == record.id and event.seq > last:
-                    last = event.seq
+                    last, run = event.seq, event.run
                     yield event
                 case wire.JobChanged(job=changed) if changed.id == record.id and changed.revision > record.revision:
                     record = changed
                     yield record
                 case wire.Beat():
                     yield message
+
+    async def _missed(self, job: int, last: int, run: str) -> AsyncIterator[Event | BegunAnew]:
+        """The events after the one seen last, if that is still the run's; else that it begins anew, and all of them."""
+        same = last == 0
+        async for event in self._replay(_ref(job), max(0, last - 1)):
+            if same:
+                yield event
+            elif event.seq == last and run in ("", event.run):
+                same = True
+            else:
+                break
+        if not same:
+            yield BegunAnew(job)
+            async for event in self._replay(_ref(job), 0):
+                yield event
+
+
+def _another_run(message: wire.Feed, record: wire.JobRecord, last: int, run: str) -> bool:
+    """Whether a message may be of a run that has begun anew. A beat may also be older than what was asked for since."""
+    match message:
+        case wire.RunEvent(job=number, event=event):
+            return number == record.id and run not in ("", event.run)
+        case wire.Beat(runs=runs):
+            return any(beat.job == record.id and beat.trainer_alive and beat.last_seq < last for beat in runs)
+    return False
+
+
+def _ref(job: str | int) -> str:
+    """A number alone would be taken for a name first."""
+    return f"#{job}" if isinstance(job, int) else job
 
 
 def _behind(message: wire.Feed, record: wire.JobRecord, last: int) -> bool:

@@ -40,7 +40,7 @@ def find(dir: Path | None = None) -> DaemonLocation:
     where = daemon_paths(dir)
     holder = read_holder(where)
     if holder is not None and holder.runtime:
-        where = DaemonPaths(Path(holder.runtime), where.state)
+        where = DaemonPaths(Path(holder.runtime), where.state, where.config)
     return DaemonLocation(where, holder)
 
 
@@ -150,12 +150,13 @@ def _nobody(found: DaemonLocation) -> str:
 
 def mismatch(version: int) -> VersionMismatch:
     """`version`: the protocol that the daemon speaks."""
-    behind = (
-        "the daemon: upgrade wanlora where it runs, then `wanlora daemon stop` and `wanlora daemon start`"
-        if version < PROTOCOL_VERSION
-        else "this side: upgrade wanlora here"
-    )
     return VersionMismatch(
         f"the daemon speaks protocol version {version}, this client version {PROTOCOL_VERSION}",
-        fix=f"The older one is {behind}",
+        fix=(
+            "The older one is the daemon: upgrade wanlora where it runs, if that is not done, and renew it there with:"
+            " wanlora daemon restart"
+            if version < PROTOCOL_VERSION
+            else "The older one is this side: upgrade wanlora here. What was open during an upgrade is only to be left"
+            " and opened again"
+        ),
     )

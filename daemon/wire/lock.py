@@ -12,6 +12,7 @@ it. Its form is the same in every version:
 That it lies there says nothing: a daemon runs while somebody holds an exclusive flock on it.
 """
 
+import errno
 import fcntl
 import os
 import pwd
@@ -69,6 +70,9 @@ class Lock:
         me = identify(os.getpid())
         assert me is not None
         self._descriptor, self._path = descriptor, paths.lock
+        # that of a daemon before this one: where nothing can be written it still tells clients the way
+        before = _parsed(os.pread(descriptor, MAX_BYTES, 0))
+        self._runtime_before = before.runtime if before else ""
         self._holder = LockHolder(
             pid=me.pid,
             start=me.start,
@@ -79,12 +83,20 @@ class Lock:
             protocol=PROTOCOL_VERSION,
             log=str(paths.log),
         )
-        self._write()
+        try:
+            self._write()
+        except OSError:
+            if not self._runtime_before:
+                raise
 
     def publish(self, runtime: Path) -> None:
         """Say where the sockets are from now on. Raises OSError."""
         self._holder = msgspec.structs.replace(self._holder, runtime=str(runtime))
-        self._write()
+        try:
+            self._write()
+        except OSError:
+            if self._runtime_before != str(runtime):
+                raise
 
     def _write(self) -> None:
         """In place, because the lock belongs to this file and to no other that could be renamed over it."""
@@ -107,7 +119,7 @@ def take_lock(paths: DaemonPaths) -> Lock:
     """Become the one daemon of these paths. Raises UserError."""
     make_private(paths.state)
     try:
-        descriptor = os.open(paths.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = _open(paths.lock)
     except OSError as e:
         raise UserError(
             f"cannot be opened: {e.strerror}", where=str(paths.lock), fix="Correct the permissions of its folder"
@@ -125,6 +137,16 @@ def take_lock(paths: DaemonPaths) -> Lock:
     except UserError:
         os.close(descriptor)
         raise
+
+
+def _open(lock: Path) -> int:
+    """To be read alone where it cannot be written: on a disk that has become read-only. Raises OSError."""
+    try:
+        return os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as e:
+        if e.errno != errno.EROFS:
+            raise
+        return os.open(lock, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
 
 
 def _lock(descriptor: int, paths: DaemonPaths) -> None:
@@ -207,6 +229,6 @@ def _parsed(data: bytes) -> LockHolder | None:
     pid = int(first) if len(first) < PID_BYTES and first.strip().isdigit() else 0
     try:
         holder = msgspec.json.decode(rest.partition(b"\n")[0], type=LockHolder)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         return LockHolder(pid=pid) if pid and not rest.strip() else None
     return holder if holder.pid == pid else None

@@ -7,7 +7,7 @@ in its `run` and `state`, so that several daemons never meet. Who serves there i
 import os
 import stat
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import platformdirs
@@ -15,6 +15,7 @@ import platformdirs
 from presets.errors import UserError
 
 IPC_PATH_LIMIT = 107  # bytes: sun_path holds 108 with its closing zero
+ELSEWHERE = "elsewhere"  # a file beside sockets that lead to a daemon of another machine; it says to which
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,17 @@ class DaemonPaths:
 
     runtime: Path
     state: Path
+    config: Path = field(default_factory=lambda: platformdirs.user_config_path("wanlora"))
+
+    @property
+    def settings(self) -> Path:
+        """What the user decides (daemon.settings)."""
+        return self.config / "settings.toml"
+
+    @property
+    def keys(self) -> Path:
+        """Keys for clients of the network (daemon.wire.keys)."""
+        return self.config / "keys"
 
     @property
     def control(self) -> Path:
@@ -33,6 +45,11 @@ class DaemonPaths:
     def feed(self) -> Path:
         """Socket of the live feed."""
         return self.runtime / "feed.sock"
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the daemon runs on another machine."""
+        return (self.runtime / ELSEWHERE).exists()
 
     @property
     def lock(self) -> Path:
@@ -87,7 +104,7 @@ def daemon_paths(dir: Path | None = None) -> DaemonPaths:
     Raises UserError when a socket's path would be longer than the system allows.
     """
     found = (
-        DaemonPaths(dir.absolute() / "run", dir.absolute() / "state")
+        DaemonPaths(dir.absolute() / "run", dir.absolute() / "state", dir.absolute())
         if dir
         else DaemonPaths(runtime_dir(), platformdirs.user_state_path("wanlora"))
     )
@@ -116,7 +133,8 @@ def make_private(directory: Path) -> None:
                 where=str(directory),
                 fix="Remove it, or choose another directory with --dir",
             )
-        directory.chmod(0o700)
+        if stat.S_IMODE(facts.st_mode) != 0o700:  # what is so already can be so on a read-only disk
+            directory.chmod(0o700)
     except OSError as e:
         raise UserError(
             f"cannot be made: {e.strerror}", where=str(directory), fix="Choose another directory with --dir"

@@ -3,15 +3,23 @@
 Finding the one that runs is daemon.wire.find's, ending it daemon.wire.stop's.
 """
 
+import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
+from typing import BinaryIO
 
 from daemon.errors import DaemonError, NotAnswering, NotRunning
+from daemon.processes.proc import UTF8_OUTPUT
+from daemon.services import systemd
 from daemon.wire.blocking import ping
 from daemon.wire.find import find
-from daemon.wire.paths import daemon_paths, make_private
+from daemon.wire.paths import daemon_paths, make_private, spare_parent
+from presets.files import open_own
 
 START_TIMEOUT = 120.0  # seconds for a daemon to answer: on a busy machine it may have a long run to read first
 MOVE_TIMEOUT = 3.0  # seconds for one that has lost its folder to open another, or for another client's to take the lock
@@ -29,17 +37,27 @@ def ensure_running(dir: Path | None = None) -> bool:
     VersionMismatch when another version runs.
     """
     where = daemon_paths(dir)
-    if find(dir).holder is not None or _answers(dir):
+    if where.is_elsewhere or find(dir).holder is not None or _answers(dir):
         _wait_for(dir)
         return False
+    if systemd.is_installed(dir) and systemd.start(dir):  # it watches over this one
+        try:
+            _wait_for(dir, lambda: systemd.is_starting(dir))
+        except NotAnswering:
+            raise
+        except NotRunning:
+            raise DaemonError(
+                f"systemd started the daemon ({systemd.unit_name(dir)}), and it has not come up",
+                fix=f"See: systemctl --user status {systemd.unit_name(dir)}, or read {where.log}",
+            ) from None
+        return True
     make_private(where.state)
-    if where.log.exists() and where.log.stat().st_size > KEEP_LOG_BYTES:
-        where.log.replace(where.log.with_suffix(".log.1"))
-    with where.log.open("ab") as log:
+    with _log(where.log) as log:
         begin = log.tell()
         process = subprocess.Popen(
             [sys.executable, "-m", "daemon", *(["--dir", str(dir.absolute())] if dir else [])],
             cwd="/",
+            env=os.environ | UTF8_OUTPUT,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -47,19 +65,39 @@ def ensure_running(dir: Path | None = None) -> bool:
         )
     _started.append(process)
     try:
-        if (pid := _wait_for(dir, process)) != process.pid:  # another client's was faster; ours sees that and goes
+        if (
+            pid := _wait_for(dir, lambda: process.poll() is None)
+        ) != process.pid:  # another client's was faster; ours sees that and goes
             process.wait(START_TIMEOUT)
         return pid == process.pid
     except NotAnswering:
         raise
     except NotRunning:
-        with where.log.open("rb") as log:
-            log.seek(begin)
-            words = log.read(KEEP_LOG_BYTES).decode("utf-8", "replace").strip().splitlines()
+        words = _words(where.log, begin)
         raise DaemonError(
             f"the daemon did not start: {' / '.join(words[-3:]) or 'it said nothing'}",
             fix=f"Run `wanlora daemon start` to see more, or read {where.log}",
         ) from None
+
+
+def _words(path: Path, begin: int) -> list[str]:
+    """The lines in a log from there on."""
+    try:
+        with path.open("rb") as log:
+            log.seek(begin)
+            return log.read(KEEP_LOG_BYTES).decode("utf-8", "replace").strip().splitlines()
+    except OSError as e:
+        return [str(e)]
+
+
+def _log(path: Path) -> FileIO | BinaryIO:
+    """Where a disk takes none, what the daemon says goes to a file that is gone when it ends."""
+    try:
+        if path.exists() and path.stat().st_size > KEEP_LOG_BYTES:
+            path.replace(path.with_suffix(".log.1"))
+        return open_own(path, append=True)
+    except OSError:
+        return tempfile.TemporaryFile(dir=spare_parent())
 
 
 def _answers(dir: Path | None) -> bool:
@@ -71,18 +109,21 @@ def _answers(dir: Path | None) -> bool:
         return False
 
 
-def _wait_for(dir: Path | None, process: "subprocess.Popen[bytes] | None" = None) -> int:
+def _wait_for(dir: Path | None, comes: Callable[[], bool] = lambda: False) -> int:
     """The pid of the daemon that answers; of one that starts or moves its sockets, in a while. Raises NotRunning when
-    `process` has failed and no other's holds the lock, NotAnswering when one is hung."""
+    none holds the lock and none `comes`, NotAnswering when one is hung."""
     begun = hoped = time.monotonic()
+    asked = 0  # one answer alone may be missed by a machine that slept or swapped meanwhile
     while True:
         try:
             return ping(dir).pid
         except NotRunning as e:
-            now = time.monotonic()
-            if (isinstance(e, NotAnswering) and e.starting) or (process is not None and process.poll() is None):
+            now, asked = time.monotonic(), asked + 1
+            if (isinstance(e, NotAnswering) and e.starting) or comes():
                 hoped = now
             holder = find(dir).holder
-            if now - hoped > MOVE_TIMEOUT or now - begun > START_TIMEOUT or (holder is not None and holder.is_stopped):
+            if holder is not None and holder.is_stopped and isinstance(e, NotAnswering):
+                raise
+            if asked > 1 and (now - hoped > MOVE_TIMEOUT or now - begun > START_TIMEOUT):
                 raise
             time.sleep(0.05)

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from daemon.errors import DaemonError, NotAnswering, NotRunning, VersionMismatch
-from daemon.processes.proc import ProcessId, is_alive, send, state_of
+from daemon.errors import DaemonError, NotAnswering, NotRunning, RequestRefused, VersionMismatch
+from daemon.processes.proc import ProcessId, is_alive, marked_by, send, state_of
 from daemon.wire.blocking import AnyVersionClient
 from daemon.wire.find import ASK_SECONDS, DaemonLocation, find, not_running
 from daemon.wire.lock import read_holder
+from daemon.wire.paths import daemon_paths
 from daemon.wire.protocol import PROTOCOL_VERSION, RUNNING_STATES
 
 END_SECONDS = 20.0  # for a daemon that has agreed to end, or was sent SIGTERM; it has an answer to finish at most
@@ -40,7 +41,7 @@ def stop_daemon(dir: Path | None = None, *, patience: float = END_SECONDS) -> St
     if holder is None or not holder.is_stopped:
         try:
             said, trainers, agreed = _ask(found)
-        except VersionMismatch as e:
+        except (VersionMismatch, RequestRefused) as e:
             said, agreed = f"{_sentence(e.what)} ", False
         except NotRunning as e:
             if holder is None and not isinstance(e, NotAnswering):
@@ -55,6 +56,12 @@ def stop_daemon(dir: Path | None = None, *, patience: float = END_SECONDS) -> St
         if agreed and _until(lambda: _gone(found, process), patience):
             return Stopped(True, True, f"{said}The daemon{_pid(found)} has ended.", trainers)
     return _by_signal(found, process, said, patience)._replace(trainers=trainers)
+
+
+def live_trainers(dir: Path | None = None) -> list[int]:
+    """The processes of trainers of the daemon of `dir`, whether that runs or not."""
+    state = daemon_paths(dir).state
+    return [process.pid for process in marked_by(f"{state}:")]
 
 
 def _ask(found: DaemonLocation) -> tuple[str, int | None, bool]:

@@ -15,11 +15,12 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch.nn import functional as F
 
-from engine.adapters.lora_reader import Change, at_one_rank, read_changes
+from engine.adapters.lora_reader import Change, at_one_rank, expert_shapes, read_changes
 from engine.wan.block import Lora, Plain
 from engine.weights.base_model import BaseModel
-from presets.base.lora_file import GIVE, OUTSIDE, OUTSIDE_TABLE, TABLE, LoraFile, misfit, read_lora
+from presets.base.lora_file import GIVE, OUTSIDE, PATCHES, TABLE, LoraFile, misfit, read_lora, without_other_patches
 from presets.errors import UserError
+from presets.facts.loras import Shapes, left_out_of
 from presets.job.expert_schedule import EXPERTS, Expert
 from presets.job.schema import Job
 
@@ -81,26 +82,19 @@ def load_accelerators(
     job: Job, base_dir: Path, base: BaseModel, dtype: torch.dtype
 ) -> tuple[dict[Expert, Accelerator], list[str]]:
     """The accelerators of a job's previews by expert, and what is worth saying about their files. Raises UserError."""
-    panel, out, notes = job.sample, {}, {}
+    panel, out = job.sample, {}
+    notes: list[str] = []
     for expert, text in zip(EXPERTS, (panel.accelerator, panel.accelerator_low or panel.accelerator), strict=True):
         if not text or not panel.prompts:
             continue
         path = base_dir / Path(text).expanduser()
         file = read_lora(path)
-        out[expert] = load_accelerator(
-            path,
-            file,
-            expert,
-            config=base.source.expert(expert).config,
-            strength=panel.accelerator_strength,
-            dtype=dtype,
-        )
-        if file.image:
-            notes[str(path)] = (
-                f"{path.name}: {len(file.image)} of its {len(file.shapes)} tensors are for an image encoder that Wan"
-                f" 2.2 does not have, such as {file.image[0]}; they are left out"
-            )
-    return out, list(notes.values())
+        config = base.source.expert(expert).config
+        strength = panel.accelerator_strength
+        out[expert] = load_accelerator(path, file, expert, config=config, strength=strength, dtype=dtype)
+        for note in left_out_of(file, [expert], Shapes(expert_shapes(config), config["num_layers"])):
+            notes.append(f"{path.name}: {note}")
+    return out, list(dict.fromkeys(notes))  # of a file that both experts use it is said once
 
 
 def load_accelerator(
@@ -109,16 +103,19 @@ def load_accelerator(
     """Read what a file changes in an expert. `config` is the expert's, `dtype` that of activations. Raises
     UserError."""
     where = str(path)
-    changes, blocks = file.of(expert), config["num_layers"]
+    shapes, blocks = expert_shapes(config), config["num_layers"]
+    changes, _ = without_other_patches(file, file.of(expert), shapes)
     if not changes:
         raise UserError(f"changes nothing in the {expert.replace('_', ' ')} expert", where=where, fix=GIVE)
-    if problem := misfit(file, changes, _shapes(config), blocks):
+    if problem := misfit(file, changes, shapes, blocks):
         raise UserError(problem, where=where, fix=GIVE)
     lora: list[dict[str, Change]] = [{} for _ in range(blocks)]
     shifts: list[Plain] = [{} for _ in range(blocks)]
     outer: dict[str, Change] = {}
     for (block, module), change in read_changes(path, changes, strength=strength).items():
         if block == OUTSIDE:
+            if module == PATCHES and "weight" in change:
+                change["weight"] = change["weight"].view(shapes[f"{PATCHES}.weight"])
             outer[module] = change
             continue
         if "A" in change:
@@ -128,12 +125,3 @@ def load_accelerator(
         if "bias" in change:
             shifts[block][f"{module}.bias"] = change["bias"]
     return Accelerator(at_one_rank(lora, dtype), shifts, outer)
-
-
-def _shapes(config: Any) -> dict[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        model = WanTransformer3DModel.from_config({**config, "num_layers": 1})
-    return {
-        OUTSIDE_TABLE if name == TABLE else name.removeprefix("blocks.0."): tuple(t.shape)
-        for name, t in model.state_dict().items()
-    }

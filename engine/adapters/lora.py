@@ -1,13 +1,17 @@
 """The LoRA that trains, of one expert: laid out by peft, saved under the names that ComfyUI and diffusers both load.
 
 File keys are Wan's own module names (`diffusion_model.blocks.0.self_attn.q.lora_A.weight`), one file per expert.
-lora_A is (rank, in), lora_B (out, rank); the branch adds alpha / rank * B A x. LoRAs that are finished and run beside
-this one are read by `engine.adapters.lora_reader`.
+lora_A is (rank, in), lora_B (out, rank); the branch adds alpha / rank * B A x. What the files say of themselves is
+`engine.adapters.lora_metadata`'s. LoRAs that are finished and run beside this one are read by
+`engine.adapters.lora_reader`.
 """
 
-import hashlib
 import json
+import re
+from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -16,14 +20,15 @@ from diffusers import WanTransformer3DModel
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
+from engine.adapters.lora_metadata import TrainedOn, lora_metadata
+from engine.adapters.tensor_file import save_tensors
 from engine.system.keyed_random import keyed_rng
 from engine.wan.block import LINEARS, Lora
 from engine.weights.base_model import BaseModel
-from presets.job.expert_schedule import Expert, alpha_of, rank_of
+from presets.job.expert_schedule import Expert
+from presets.job.lora_layers import TrainedLayer, scale_of
 from presets.job.schema import Job
-from presets.job.toml_file import job_to_dict
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]  # ten linears per block, attn1 and attn2
 ADAPTER = "default"
@@ -40,36 +45,74 @@ LoraParameters = dict[str, torch.nn.Parameter]  # "blocks.0.attn1.to_q.lora_A.we
 
 
 def make(
-    config: Any, expert: Expert, *, rank: int, alpha: float, seed: int, blocks: int, device: torch.device
+    config: Any,
+    expert: Expert,
+    *,
+    rank: int,
+    alpha: float,
+    seed: int,
+    blocks: int,
+    device: torch.device,
+    layers: Iterable[TrainedLayer] | None = None,
 ) -> LoraParameters:
-    """A new fp32 LoRA on the ten linears of every block: what peft would add to the expert, made without the expert.
+    """A new fp32 LoRA: what peft would add to the expert, made without the expert. On the ten linears of every block,
+    or on the `layers` named, which then have ranks of their own.
 
     peft decides modules and shapes on a model without memory (`config` is the diffusers config). B starts at zero, A
     uniform in +-1/sqrt(in), keyed by seed, expert and name.
     """
-    with torch.device("meta"):
-        model = WanTransformer3DModel.from_config({**config, "num_layers": blocks})
-        model.add_adapter(
-            LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, init_lora_weights=False), adapter_name=ADAPTER
-        )
     out: LoraParameters = {}
-    for name, layer in model.named_modules():
-        if not isinstance(layer, LoraLayer):
-            continue
-        down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-        limit = 1 / down.shape[1] ** 0.5  # Kaiming uniform with a = sqrt(5), as peft and ai-toolkit start
-        start = keyed_rng(seed, "lora", expert, name).uniform(-limit, limit, tuple(down.shape)).astype(np.float32)
+    named = None if layers is None else tuple(layers)
+    shape = {key: value for key, value in config.items() if not key.startswith("_")}  # but where it came from
+    for name, (down, up) in _modules(json.dumps(shape | {"num_layers": blocks}), rank, alpha, named).items():
+        limit = 1 / down[1] ** 0.5  # Kaiming uniform with a = sqrt(5), as peft and ai-toolkit start
+        start = keyed_rng(seed, "lora", expert, name).uniform(-limit, limit, down).astype(np.float32)
         out[f"{name}.lora_A.weight"] = torch.nn.Parameter(torch.from_numpy(start).to(device))
-        out[f"{name}.lora_B.weight"] = torch.nn.Parameter(torch.zeros(up.shape, device=device))
+        out[f"{name}.lora_B.weight"] = torch.nn.Parameter(torch.zeros(up, device=device))
     return out
 
 
+Shape = tuple[int, ...]
+
+
+@cache  # both experts have mostly the same
+def _modules(
+    config: str, rank: int, alpha: float, layers: tuple[TrainedLayer, ...] | None
+) -> Mapping[str, tuple[Shape, Shape]]:
+    """Shapes of A and B of each module that peft would make, by name, in the model's order."""
+    with torch.device("meta"):
+        model = WanTransformer3DModel.from_config(json.loads(config))
+        model.add_adapter(peft_config(rank, alpha, layers), adapter_name=ADAPTER)
+    return MappingProxyType(
+        {
+            name: (tuple(layer.lora_A[ADAPTER].weight.shape), tuple(layer.lora_B[ADAPTER].weight.shape))
+            for name, layer in model.named_modules()
+            if isinstance(layer, LoraLayer)
+        }
+    )
+
+
+def peft_config(rank: int, alpha: float, layers: tuple[TrainedLayer, ...] | None) -> LoraConfig:
+    if layers is None:
+        return LoraConfig(r=rank, lora_alpha=alpha, target_modules=TARGETS, init_lora_weights=False)
+    return LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=[layer.name for layer in layers],
+        rank_pattern={re.escape(layer.name): layer.rank for layer in layers if layer.rank != rank},
+        alpha_pattern={re.escape(layer.name): layer.alpha for layer in layers if layer.alpha != alpha},
+        init_lora_weights=False,
+    )
+
+
 def by_block(parameters: LoraParameters, blocks: int) -> list[Lora]:
-    """The same parameters as the executor takes them: by block and linear, (A, B)."""
+    """The same parameters as the executor takes them: by block and linear, (A, B). A linear that does not train is not
+    there."""
     return [
         {
             name: (parameters[f"blocks.{i}.{name}.lora_A.weight"], parameters[f"blocks.{i}.{name}.lora_B.weight"])
             for name in LINEARS
+            if f"blocks.{i}.{name}.lora_A.weight" in parameters
         }
         for i in range(blocks)
     ]
@@ -91,41 +134,31 @@ def wan_name(module: str) -> str:
 
 
 def save_lora(
-    path: Path, tensors: dict[str, torch.Tensor], *, job: Job, base: BaseModel, expert: Expert, step: int
+    path: Path,
+    tensors: dict[str, torch.Tensor],
+    *,
+    job: Job,
+    base: BaseModel,
+    expert: Expert,
+    step: int,
+    clips: TrainedOn | None = None,
+    origin: Mapping[str, str] | None = None,
 ) -> None:
-    """Write one expert's LoRA file (names as in `make`) with everything a user may ask of it later in its metadata.
+    """Write one expert's LoRA file (names as in `make`) with what a user may ask of it later in its metadata; `origin`
+    is what that says of where the LoRA began.
 
-    An alpha tensor per module is written only when alpha differs from the rank: without one every loader takes alpha =
-    rank.
+    alpha / rank is folded into B in fp32, before it is rounded to `save.dtype`. So no alpha tensor is needed: without
+    one every loader takes alpha = rank, also a loader that would not read it.
     """
-    dtype, rank, alpha = DTYPES[job.save.dtype], rank_of(job, expert), alpha_of(job, expert)
+    dtype, scale = DTYPES[job.save.dtype], scale_of(job, expert)
     out: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         module, _, kind = name.rpartition(".lora_")
-        out[f"diffusion_model.{wan_name(module)}.lora_{kind}"] = tensor.detach().to("cpu", dtype).contiguous()
-        if kind == "A.weight" and alpha != rank:
-            out[f"diffusion_model.{wan_name(module)}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
-    tables = job_to_dict(job)
-    metadata = {
-        "format": "pt",
-        "modelspec.architecture": "wan_2.2_i2v_a14b/lora",
-        "wanlora.expert": expert,
-        "wanlora.boundary": str(base.boundary),
-        "wanlora.base": job.model.path,
-        "wanlora.vae": base.source.places["vae"].source,
-        "wanlora.text_encoder": base.source.places["text_encoder"].source,
-        "wanlora.base_identity": base.identity,
-        "wanlora.rank": str(rank),
-        "wanlora.alpha": str(alpha),
-        "wanlora.step": str(step),
-        "wanlora.average": str(job.training.ema and job.save.ema).lower(),
-        "wanlora.trigger": job.job.trigger,
-        "wanlora.job_hash": job_hash(job),
-        "wanlora.job": json.dumps(tables),
-        "ss_base_model_version": "wan_2.2_i2v_14b",
-        "ss_output_name": job.job.name,
-    }
-    save_file(out, path, metadata)
+        folded = tensor.detach() * scale if kind == "B.weight" and scale != 1 else tensor.detach()
+        out[f"diffusion_model.{wan_name(module)}.lora_{kind}"] = folded.to("cpu", dtype).contiguous()
+    rank = max(tensor.shape[0] for name, tensor in tensors.items() if "lora_A" in name)
+    metadata = lora_metadata(job, base, expert, step=step, rank=rank, clips=clips)
+    save_tensors(path, out, metadata | dict(origin or {}))
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -140,7 +173,3 @@ def is_whole(path: Path) -> bool:
     except (FileNotFoundError, SafetensorError):
         return False
     return True
-
-
-def job_hash(job: Job) -> str:
-    return hashlib.blake2b(json.dumps(job_to_dict(job), sort_keys=True).encode(), digest_size=16).hexdigest()

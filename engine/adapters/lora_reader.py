@@ -1,18 +1,21 @@
-"""A finished LoRA file's tensors, to be run beside the frozen model: checked, with alpha and strength folded in.
+"""A finished LoRA file's tensors: checked, with alpha and strength folded in.
 
 What the file holds is known from its header (`presets.base.lora_file`). Read so are accelerators and accuracy recovery
-adapters; the LoRA that trains is `engine.adapters.lora`'s.
+adapters, which run beside the frozen model, LoRAs that are merged into it, and those that a run starts from; the LoRA
+that trains is `engine.adapters.lora`'s.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from engine.wan.block import LINEARS, Lora
-from presets.base.lora_file import Changes, Kind, Target
+from engine.weights.load_expert import tensor_shapes
+from presets.base.lora_file import OUTSIDE_TABLE, PATCHES, TABLE, Changes, Kind, Target
+from presets.base.lora_metadata import read_scales
 from presets.base.safetensors_header import AGAIN
 from presets.errors import UserError
 
@@ -23,48 +26,58 @@ Change = dict[Kind, torch.Tensor]
 def read_changes(path: Path, changes: Changes, *, strength: float = 1.0) -> dict[Target, Change]:
     """The tensors of these changes, by target. Raises UserError."""
     where = str(path)
+    scales = read_scales(path)
     try:
         with safe_open(path, framework="pt") as f:
-            factor = _alpha_over_rank(f.metadata() or {}, where)
-            return {
-                target: _folded(
-                    {k: _finite(f.get_tensor(key), key, where) for k, key in kinds.items()}, factor, strength
-                )
+            read = {
+                target: {k: _finite(f.get_tensor(key), key, where, whole=k == "alpha") for k, key in kinds.items()}
                 for target, kinds in changes.items()
             }
     except (OSError, SafetensorError) as e:
         raise UserError(f"cannot be read as safetensors: {e}", where=where, fix=AGAIN) from None
+    return {
+        target: _folded(
+            own,
+            scales.of(changes[target]["A"], own["A"].shape[0]) if "A" in own else 1.0,
+            strength,
+            multiplied=target[1] == PATCHES,
+        )
+        for target, own in read.items()
+    }
 
 
-def _finite(tensor: torch.Tensor, key: str, where: str) -> torch.Tensor:
-    if not tensor.is_floating_point() or not bool(torch.isfinite(tensor.float()).all()):
+def _finite(tensor: torch.Tensor, key: str, where: str, *, whole: bool) -> torch.Tensor:
+    """In fp32. `whole`: integers will do, as kohya's trainers write an alpha that is the rank."""
+    if not tensor.is_floating_point() and not whole:
+        name = str(tensor.dtype).removeprefix("torch.")
+        raise UserError(f"{key} holds {name} numbers, which are not read", where=where, fix="Give it in bf16 or fp16")
+    if not bool(torch.isfinite(tensor.float()).all()):
         raise UserError(f"{key} holds numbers that are not finite", where=where, fix=AGAIN)
     return tensor.float()
 
 
-def _folded(read: Change, factor: float, strength: float) -> Change:
-    """alpha / rank (`factor` where the file has no alpha) and the strength folded in."""
-    scale = float(read["alpha"]) / read["A"].shape[0] if "alpha" in read else factor
+def _folded(read: Change, scale: float, strength: float, *, multiplied: bool) -> Change:
+    """alpha / rank (`scale` where the module has no alpha tensor) and the strength folded in. `multiplied`: factors
+    become the difference that they stand for, as the patch embedding's do, whose weight is small; of factors that are
+    matrices it is one, too."""
+    if "alpha" in read:
+        scale = float(read["alpha"]) / read["A"].shape[0]
     out: Change = {kind: t * strength for kind, t in read.items() if kind in ("weight", "bias")}
-    if "A" in read:
-        out |= {"A": read["A"], "B": read["B"] * (scale * strength)}
-    return out
+    if "A" not in read:
+        return out
+    a, b = read["A"], read["B"] * (scale * strength)
+    if not multiplied:
+        return out | {"A": a, "B": b}
+    difference = (b.flatten(1) @ a.flatten(1)).view(b.shape[0], *a.shape[1:])
+    return out | {"weight": out["weight"] + difference.view_as(out["weight"]) if "weight" in out else difference}
 
 
-def _alpha_over_rank(metadata: dict[str, str], where: str) -> float:
-    """The factor of linears without an alpha tensor: 1, or what diffusers notes in its metadata."""
-    try:
-        notes = json.loads(metadata.get("lora_adapter_metadata", "{}"))
-        notes = {key.rpartition(".")[2]: value for key, value in notes.items()}
-        if notes.get("rank_pattern") or notes.get("alpha_pattern"):
-            raise UserError(
-                "has a rank or alpha per layer in its metadata",
-                where=where,
-                fix="Save it with one rank, or with alpha tensors",
-            )
-        return float(notes.get("lora_alpha", 1.0)) / float(notes.get("r", 1.0)) if "lora_alpha" in notes else 1.0
-    except (TypeError, AttributeError, ZeroDivisionError, json.JSONDecodeError):
-        raise UserError("has damaged metadata", where=where, fix=AGAIN) from None
+def expert_shapes(config: Any) -> dict[str, tuple[int, ...]]:
+    """What `misfit` asks for, of all tensors of an expert."""
+    return {
+        OUTSIDE_TABLE if name == TABLE else name.removeprefix("blocks.0."): shape
+        for name, shape in tensor_shapes(config).items()
+    }
 
 
 def at_one_rank(blocks: Sequence[dict[str, Change]], dtype: torch.dtype) -> list[Lora]:

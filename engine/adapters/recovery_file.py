@@ -12,21 +12,33 @@ built: `engine.recovery`.
 
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from engine.adapters.lora import read_metadata, wan_name
+from engine.adapters.lora import wan_name
+from engine.adapters.lora_metadata import ARCHITECTURE, BASE_VERSION
 from engine.adapters.lora_reader import Change, at_one_rank, read_changes
+from engine.adapters.tensor_file import save_tensors
 from engine.wan.block import LINEARS, Lora, linear_shapes
-from engine.wan.quantize import GRIDS, Grid, fingerprint
+from engine.wan.quantize import GRIDS, PUBLISHED_GRID, Grid, fingerprint
 from engine.weights.base_model import BaseModel
 from presets.atomic_file import replacing
+from presets.base.layouts import EXPERT_PART
 from presets.base.lora_file import GIVE, NUMBERED, Changes, LoraFile, misfit, place, read_lora
 from presets.errors import UserError
+from presets.facts.recovery_adapter import (
+    BASE_IDENTITY,
+    FIELD,
+    FINGERPRINT,
+    RecoveryAdapter,
+    adapter_of,
+    adapter_path,
+    quantized_base,
+    read_adapter,
+)
 from presets.job.expert_schedule import EXPERTS, Expert, needed_experts
 from presets.job.schema import Job
 
@@ -44,44 +56,32 @@ class Ara:
 
     experts: dict[Expert, list[Lora]]
     grid: Grid  # of the quantized weights that it corrects
-    assumed: str = ""  # what the file does not say and was taken for granted, for the user to judge
+    about: RecoveryAdapter
+    doubts: tuple[str, ...] = ()  # what was taken for granted, and what speaks against it, for the user to judge
 
 
 def ara_of_job(job: Job, base_dir: Path, base: BaseModel, dtype: torch.dtype) -> Ara | None:
     """The adapter of a job with qint4+ara, for the experts that it needs. Raises UserError."""
     if job.quantization.transformer != "qint4+ara":
         return None
-    if not job.quantization.ara:
-        raise UserError(
-            "qint4+ara needs an adapter", where="quantization.ara", fix="Name one, or build it with wanlora ara"
-        )
+    adapter_of(job, base_dir)  # before anything is fetched
     needed = needed_experts(job)
-    return load_ara(
+    ara = load_ara(
         find_ara(job.quantization.ara, base_dir),
         config=base.source.expert(needed[0]).config,
         identities={expert: base.identity_of(expert) for expert in needed},
         dtype=dtype,
     )
+    types = [base.facts.parts[EXPERT_PART[e]].dtype for e in needed] if base.facts else []
+    return replace(ara, doubts=tuple(text for text in (*ara.doubts, quantized_base(ara.about, types)) if text))
 
 
 def find_ara(text: str, base: Path) -> Path:
     """The file that `quantization.ara` names: a path (relative ones to `base`) or `owner/repository/file` on the Hub.
     Raises UserError."""
-    path = (base / Path(text).expanduser()).resolve()
-    if path.is_file():
+    if (path := adapter_path(text, base)) is not None:
         return path
-    parts = text.split("/")
-    where = f"quantization.ara = {text!r}"
-    if (
-        len(parts) < 3
-        or not all(re.fullmatch(r"[\w.-]+", part, re.ASCII) and part.strip(".") for part in parts)
-        or not text.endswith(".safetensors")
-    ):
-        raise UserError(
-            f"no such file (looked for {path})",
-            where=where,
-            fix="Give a .safetensors file, or owner/repository/file.safetensors on the Hub",
-        )
+    parts, where = text.split("/"), f"{FIELD} = {text!r}"
     from engine.weights.hub_download import download_file  # only now: most adapters are local
 
     return download_file("/".join(parts[:2]), "/".join(parts[2:]), where=where)
@@ -93,10 +93,10 @@ def load_ara(path: Path, *, config: Any, identities: Mapping[Expert, str], dtype
     The identities are those of the base's experts, compared with what the file says of each: it may have been built for
     both. A file for one expert serves when it says so: the other expert is then not in the answer. Raises UserError.
     """
-    where, blocks, file, metadata = str(path), config["num_layers"], read_lora(path), read_metadata(path)
-    found = _by_expert(file, metadata, path, identities.keys())
-    grid, assumed = _grid(path, metadata)
-    _check_origin(grid, metadata, {e: identities[e] for e in found}, where)
+    where, blocks, file, about = str(path), config["num_layers"], read_lora(path), read_adapter(path)
+    found = _by_expert(file, about.metadata, path, identities.keys())
+    grid, assumed = _grid(about)
+    _check_origin(grid, about, {e: identities[e] for e in found})
     for changes in found.values():
         if problem := misfit(file, changes, {f"{n}.weight": s for n, s in linear_shapes(config).items()}, blocks):
             raise UserError(problem, where=where, fix=GIVE)
@@ -110,7 +110,8 @@ def load_ara(path: Path, *, config: Any, identities: Mapping[Expert, str], dtype
         read = read_changes(path, changes)
         factors += [{name: read[block, name] for name in names} for block in range(blocks)]
     lora = at_one_rank(factors, dtype)
-    return Ara({e: lora[i * blocks : (i + 1) * blocks] for i, e in enumerate(found)}, grid, assumed)
+    experts = {e: lora[i * blocks : (i + 1) * blocks] for i, e in enumerate(found)}
+    return Ara(experts, grid, about, (assumed,) if assumed else ())
 
 
 def _by_expert(
@@ -155,38 +156,28 @@ def _by_expert(
     return {expert: changes for expert, changes in found.items() if expert in needed}
 
 
-def _grid(path: Path, metadata: dict[str, str]) -> tuple[Grid, str]:
-    """The grid that the file names, in its metadata or its file name; or the usual one, and a sentence that says so."""
-    said = metadata.get("wanlora.ara.grid") or (re.search(r"uint\d", path.stem) or [""])[0]
-    if not said:
+def _grid(about: RecoveryAdapter) -> tuple[Grid, str]:
+    """The grid of the file, in its metadata or its file name; or the usual one, and a sentence that says so."""
+    said = about.grid()
+    if said is None:
         return (
             GRIDS[0],
             (
-                f"{path.name} does not say which 4-bit weights it corrects, neither in its metadata nor in its name:"
+                f"{about.name} does not say which 4-bit weights it corrects, neither in its metadata nor in its name:"
                 f" taken as {GRIDS[0]}. On the wrong ones it only adds noise. If it was made for uint4 (torchao, as"
                 " ai-toolkit's are), put uint4 into its file name; to be sure, build one with: wanlora ara"
             ),
         )
-    for grid in GRIDS:
-        if said == grid:
-            return grid, ""
-    raise UserError(
-        f"corrects weights in {said}, which is not offered here",
-        where=str(path),
-        fix="Give an adapter for 4 bits (uint4), or build one with: wanlora ara",
-    )
+    return (PUBLISHED_GRID if said == "uint4" and not about.ours else said), ""
 
 
-def _check_origin(grid: Grid, metadata: dict[str, str], identities: dict[Expert, str], where: str) -> None:
-    if any(metadata.get(f"wanlora.base_identity.{expert}", own) != own for expert, own in identities.items()):
-        raise UserError(
-            "was built for another base model", where=where, fix="Build one for this base with: wanlora ara"
-        )
-    said = metadata.get("wanlora.ara.fingerprint")
-    if said is not None and said != fingerprint(grid):
+def _check_origin(grid: Grid, about: RecoveryAdapter, identities: dict[Expert, str]) -> None:
+    about.require_this_model()
+    about.require_base(identities)
+    if about.ours and about.metadata[FINGERPRINT] != fingerprint(grid):
         raise UserError(
             "was built by another version, which rounded weights differently",
-            where=where,
+            where=about.where,
             fix="Build it again with: wanlora ara",
         )
 
@@ -214,18 +205,17 @@ def save_ara(
     }
     metadata = {
         "format": "pt",
-        "modelspec.architecture": "wan_2.2_i2v_a14b/lora",
-        "ss_base_model_version": "wan_2.2_i2v_14b",
+        "modelspec.architecture": ARCHITECTURE,
+        "ss_base_model_version": BASE_VERSION,
         "wanlora.rank": str(rank),
         "wanlora.alpha": str(float(rank)),
         "wanlora.base": base,
         "wanlora.ara": FORMAT,
         "wanlora.ara.grid": grid,
-        "wanlora.ara.fingerprint": fingerprint(grid),
+        FINGERPRINT: fingerprint(grid),
         "wanlora.ara.weighting": weighting,
-    } | {f"wanlora.base_identity.{expert}": identities[expert] for expert in loras}
+    } | {f"{BASE_IDENTITY}{expert}": identities[expert] for expert in loras}
     if len(loras) == 1:
         metadata["wanlora.expert"] = next(iter(loras))
     with replacing(path) as aside:
-        save_file(tensors, aside, metadata)
-        aside.chmod(0o644)  # safetensors makes it 0600
+        save_tensors(aside, tensors, metadata)

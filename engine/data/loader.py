@@ -6,6 +6,7 @@ trainer's main module, share one anonymous memory file that no crash can leave b
 never on the workers.
 """
 
+import math
 import mmap
 import os
 import queue
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.data.decode_worker import DecodeAnswer, Task, read_message, write_message
-from engine.data.frames import decode_into
+from engine.data.masks import Grid, decode_masked
 from engine.data.sampler import BatchSampler, SampleDraw
 from presets.clips.geometry import Bucket
 from presets.errors import UserError
@@ -38,6 +39,8 @@ class Batch:
     draws: list[SampleDraw]
     # (batch, frames, height, width, 3), RGB; the caller's own copy. Of draws whose pixels are not needed: anything
     frames: NDArray[np.uint8]
+    # what each latent counts in the loss: (batch, latent frames, height, width); None when all of them count in full
+    masks: Grid | None = None
 
     @property
     def bucket(self) -> Bucket:
@@ -58,6 +61,18 @@ class Batch:
         return self.draws[0].item.weight
 
 
+def decode_here(draws: list[SampleDraw], needless: Callable[[SampleDraw], bool] | None = None) -> Batch:
+    """A batch of these draws, decoded in this process. Raises UserError naming the clip that cannot be."""
+    frames, masks = np.empty(_shape(draws), np.uint8), _no_masks(draws)
+    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+    for i, draw in enumerate(draws):
+        unseen = needless is not None and needless(draw)
+        if draw.item.mask is not None or not unseen:
+            out, grid = None if unseen else frames[i], None if masks is None else masks[i]
+            decode_masked(draw.request, out, draw.item.mask, grid, threads=threads)
+    return Batch(draws, frames, masks)
+
+
 class Loader:
     """Gives the batches of `sampler`, by index. Any index may be asked at any time; asking in order is fast.
 
@@ -74,15 +89,18 @@ class Loader:
         *,
         log: Callable[[str], None],
         needless: Callable[[SampleDraw], bool] | None = None,
+        following: Callable[[int], int] = lambda index: index + 1,
     ) -> None:
+        """`following`: the batch that is asked for after a batch."""
         assert workers >= 0 and ahead >= 0
         self.sampler, self._ahead, self._log, self._needless = sampler, ahead, log, needless or (lambda draw: False)
+        self._following = following
         self._pending: dict[int, _Pending] = {}
         self._workers: list[_Worker] = []
         self._closed = False
         if workers == 0:
             return
-        largest = max(_bytes(item.bucket) for item in sampler.items)
+        largest = max(_bytes(item.bucket) + _grid_bytes(item.bucket) for item in sampler.items)
         self._slot_size = -(-largest * sampler.batch_size // mmap.PAGESIZE) * mmap.PAGESIZE
         self._free = list(range(ahead + 1))
         fd = os.memfd_create("wanlora-frames")
@@ -108,7 +126,9 @@ class Loader:
         """Begin to decode batch `index` and the ones behind it; returns at once."""
         if not self._workers:
             return
-        window = range(index, index + self._ahead + 1)
+        window = [index]
+        while len(window) <= self._ahead:
+            window.append(self._following(window[-1]))
         for other in [i for i in self._pending if i not in window]:
             self._release(self._pending.pop(other))
         for i in window:
@@ -119,7 +139,7 @@ class Loader:
         """Batch `index`; waits until it is decoded. Raises UserError naming the clip that cannot be."""
         assert not self._closed
         if not self._workers:
-            return self._decode_here(index)
+            return decode_here(self.sampler.batch(index), self._needless)
         self.prefetch(index)
         pending = self._pending[index]
         try:
@@ -129,9 +149,16 @@ class Loader:
             raise
         for note in notes:
             self._log(note)
-        frames = np.ndarray(_shape(pending.draws), np.uint8, self._memory, pending.slot * self._slot_size).copy()
+        at, shape = pending.slot * self._slot_size, _shape(pending.draws)
+        frames = np.ndarray(shape, np.uint8, self._memory, at).copy()
+        masks = _no_masks(pending.draws)
+        if masks is not None:
+            decoded = np.ndarray(masks.shape, np.float32, self._memory, at + frames.nbytes)
+            for i, draw in enumerate(pending.draws):
+                if draw.item.mask is not None:
+                    masks[i] = decoded[i]
         self._release(self._pending.pop(index))
-        return Batch(pending.draws, frames)
+        return Batch(pending.draws, frames, masks)
 
     def close(self) -> None:
         """End all workers. The loader gives no batch afterwards; closing twice is fine."""
@@ -150,20 +177,22 @@ class Loader:
         self._memory.close()
         os.close(self._memory_fd)
 
-    def _decode_here(self, index: int) -> Batch:
-        draws = self.sampler.batch(index)
-        frames = np.empty(_shape(draws), np.uint8)
-        for draw, out in zip(draws, frames, strict=True):
-            if not self._needless(draw):
-                decode_into(draw.request, out, threads=min(MOST_THREADS, len(os.sched_getaffinity(0))))
-        return Batch(draws, frames)
-
     def _submit(self, draws: list[SampleDraw]) -> "_Pending":
-        slot = self._free.pop()
+        """A slot holds the frames of a batch one behind the other, and then its masks."""
+        slot, bucket = self._free.pop(), draws[0].item.bucket
+        at = slot * self._slot_size
         jobs = [
-            _Job(Task(draw.request, slot * self._slot_size + i * _bytes(draw.item.bucket)), Future())
+            _Job(
+                Task(
+                    draw.request,
+                    None if self._needless(draw) else at + i * _bytes(bucket),
+                    draw.item.mask,
+                    at + len(draws) * _bytes(bucket) + i * _grid_bytes(bucket),
+                ),
+                Future(),
+            )
             for i, draw in enumerate(draws)
-            if not self._needless(draw)
+            if draw.item.mask is not None or not self._needless(draw)
         ]
         for job in jobs:
             self._tasks.put(job)
@@ -192,6 +221,17 @@ class _Pending:
 
 def _bytes(bucket: Bucket) -> int:
     return bucket.frames * bucket.height * bucket.width * 3
+
+
+def _grid_bytes(bucket: Bucket) -> int:
+    return 4 * math.prod(bucket.latent)
+
+
+def _no_masks(draws: list[SampleDraw]) -> Grid | None:
+    """Room for the masks of a batch, as if they were white; None when no draw has one."""
+    if all(draw.item.mask is None for draw in draws):
+        return None
+    return np.ones((len(draws), *draws[0].item.bucket.latent), np.float32)
 
 
 def _shape(draws: list[SampleDraw]) -> tuple[int, int, int, int, int]:

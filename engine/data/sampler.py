@@ -29,6 +29,7 @@ class SampleDraw(Struct, frozen=True):
     flip_x: bool
     flip_y: bool
     start: float  # 0..1: where a real-time window lies
+    last_frame: bool = False  # whether the conditioning gives it
 
     @property
     def key(self) -> tuple[int, str, int]:
@@ -39,7 +40,9 @@ class SampleDraw(Struct, frozen=True):
     def request(self) -> DecodeRequest:
         """What the data workers decode."""
         item = self.item
-        return DecodeRequest(item.path, item.kind, item.bucket, item.sampling, self.start, self.flip_x, self.flip_y)
+        return DecodeRequest(
+            item.path, item.kind, item.bucket, item.sampling, self.start, self.flip_x, self.flip_y, item.hdr
+        )
 
 
 def turn_of(job: Job) -> Turn:
@@ -80,7 +83,7 @@ class BatchSampler:
         epoch, start = index // self.batches_per_epoch, index // self.batches_per_epoch * self.regularization_per_epoch
         regularization, before = self._kind(index)
         at = before - start if regularization else index % self.batches_per_epoch - (before - start)
-        return [self._draw(self.items[i], epoch) for i in self._epoch(epoch, regularization)[at]]
+        return [self.visit(self.items[i], epoch) for i in self._epoch(epoch, regularization)[at]]
 
     def _kind(self, index: int) -> tuple[bool, int]:
         """(whether batch `index` is regularization, how many such batches come before it)."""
@@ -111,7 +114,9 @@ class BatchSampler:
         batches.sort(key=lambda batch: batch[int(rng.integers(len(batch)))])
         return [[i for _, i in batch] for batch in batches]
 
-    def _draw(self, item: Item, epoch: int) -> SampleDraw:
+    def visit(self, item: Item, epoch: int) -> SampleDraw:
+        """What is drawn for an item in an epoch."""
+
         def chance(purpose: str) -> float:
             return float(keyed_rng(self.seed, purpose, epoch, item.id, item.repeat).random())
 
@@ -121,5 +126,6 @@ class BatchSampler:
             caption="" if chance("caption-dropout") < item.caption_dropout else item.caption,
             flip_x=item.flip_x and chance("flip-x") < 0.5,
             flip_y=item.flip_y and chance("flip-y") < 0.5,
-            start=chance("window-start"),
+            start=chance("window-start") if item.window_start is None else item.window_start,
+            last_frame=item.last_frame > 0 and chance("last-frame") < item.last_frame,
         )

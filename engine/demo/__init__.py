@@ -1,1 +1,2 @@
-"""Demo clips and a tiny base model with random weights, made offline; the tests use them too."""
+"""The demo: clips, base and job of a first training, and what came of it. And the tiny base of random weights that
+tests use."""

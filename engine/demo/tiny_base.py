@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from engine.toy_base.model_index import model_index
 from presets.errors import UserError
 
 BOUNDARY_RATIO = 0.9  # model_index.json of Wan 2.2 I2V A14B
@@ -72,7 +73,7 @@ def is_whole(path: Path, recipe: dict[str, Any]) -> bool:
             manifest["recipe"] == recipe
             and all((path / name).stat().st_size == size for name, size in manifest["files"].items())
         )
-    except (OSError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError):
         return False
 
 
@@ -80,24 +81,6 @@ def _write(folder: Path, recipe: dict[str, Any]) -> None:
     from engine.demo.tiny_base_parts import write_parts
 
     write_parts(folder, recipe, flow_shift=FLOW_SHIFT)
-    (folder / "model_index.json").write_text(json.dumps(model_index(), indent=2) + "\n")
+    (folder / "model_index.json").write_text(json.dumps(model_index(BOUNDARY_RATIO), indent=2) + "\n")
     files = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     (folder / MANIFEST).write_text(json.dumps({"recipe": recipe, "files": files}, indent=2) + "\n")
-
-
-def model_index() -> dict[str, Any]:
-    """model_index.json of Wan 2.2 I2V A14B, as the installed diffusers writes it."""
-    return {
-        "_class_name": "WanImageToVideoPipeline",
-        "_diffusers_version": version("diffusers"),
-        "boundary_ratio": BOUNDARY_RATIO,
-        "expand_timesteps": False,
-        "image_encoder": [None, None],
-        "image_processor": [None, None],
-        "scheduler": ["diffusers", "UniPCMultistepScheduler"],
-        "text_encoder": ["transformers", "UMT5EncoderModel"],
-        "tokenizer": ["transformers", "T5TokenizerFast"],
-        "transformer": ["diffusers", "WanTransformer3DModel"],
-        "transformer_2": ["diffusers", "WanTransformer3DModel"],
-        "vae": ["diffusers", "AutoencoderKLWan"],
-    }

@@ -29,7 +29,7 @@ from engine.system.progress import Progress, seldom
 from presets.errors import UserError
 from presets.job.schema import Job
 
-FORMAT = 2  # a change to what is decoded or encoded is another number
+FORMAT = 3  # a change to what is decoded or encoded is another number
 AHEAD = 8  # images decoded before they are encoded
 
 
@@ -118,7 +118,8 @@ def latents_of(
     """(latents (B, 16, F, h, w), conditioning (B, 20, F, h, w)) of a batch. Images go one at a time, so that each gets
     the same bits in any company."""
     if batch.bucket.frames > 1:
-        return encode_pair(encoder, pixels(batch.frames, device=device))
+        last_rows = [i for i, draw in enumerate(batch.draws) if draw.last_frame]
+        return encode_pair(encoder, pixels(batch.frames, device=device), last_rows)
     each = [
         (
             cache.latents(encoder, draw)
@@ -132,14 +133,15 @@ def latents_of(
 
 
 def _same_each_time(item: Item) -> bool:
-    return item.kind == "image" or item.sampling == "uniform"
+    return item.kind == "image" or item.sampling == "uniform" or item.window_start is not None
 
 
 def _requests(item: Item) -> Iterator[DecodeRequest]:
     """Every way in which the item can be drawn."""
     if _same_each_time(item):
         for flip_x, flip_y in product((False, True)[: 1 + item.flip_x], (False, True)[: 1 + item.flip_y]):
-            yield DecodeRequest(item.path, item.kind, item.bucket, item.sampling, 0.0, flip_x, flip_y)
+            start = item.window_start or 0.0
+            yield DecodeRequest(item.path, item.kind, item.bucket, item.sampling, start, flip_x, flip_y, item.hdr)
 
 
 def _plain(request: DecodeRequest) -> DecodeRequest:

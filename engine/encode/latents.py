@@ -6,6 +6,7 @@ Latents are normalised: (z - mean) / std per channel, with the VAE's own constan
 The encoder itself is engine.encode.vae_encoder's; the cache of latents, engine.encode.latent_cache's.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -55,11 +56,14 @@ def _latents(encoder: Encoder, moments: torch.Tensor) -> torch.Tensor:
     return (z - mean) * inverse
 
 
-def with_mask(latents_BCFhw: torch.Tensor) -> torch.Tensor:
-    """The conditioning channels (B, 4 + 16, F, h, w) of a first frame's latents. The mask's 4 channels are the 4 pixel
-    frames of a latent frame: all one in latent frame 0, zero after."""
+def with_mask(latents_BCFhw: torch.Tensor, last_rows: Sequence[int] = ()) -> torch.Tensor:
+    """The conditioning channels (B, 4 + 16, F, h, w) of the latents of the given frames. The mask's 4 channels are the
+    4 pixel frames of a latent frame: all one in latent frame 0, zero after, but for the last pixel frame of the rows
+    that give it."""
     mask = latents_BCFhw.new_zeros(latents_BCFhw.shape[0], 4, *latents_BCFhw.shape[2:])
     mask[:, :, 0] = 1
+    for row in last_rows:
+        mask[row, 3, -1] = 1
     return torch.cat([mask, latents_BCFhw], dim=1)
 
 
@@ -70,10 +74,13 @@ def encode(encoder: Encoder, video_BCTHW: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def encode_pair(encoder: Encoder, video_BCTHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a training step needs of a clip: its latents, and the 20 conditioning channels of its first frame
-    (`condition`)."""
-    return encode(encoder, video_BCTHW), condition(encoder, video_BCTHW[:, :, 0], video_BCTHW.shape[2])
+def encode_pair(
+    encoder: Encoder, video_BCTHW: torch.Tensor, last_rows: Sequence[int] = ()
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a training step needs of clips: their latents, and the 20 conditioning channels of their first frames, in
+    `last_rows` of their last frames, too (`condition`)."""
+    last = {row: video_BCTHW[row, :, -1] for row in last_rows}
+    return encode(encoder, video_BCTHW), condition(encoder, video_BCTHW[:, :, 0], video_BCTHW.shape[2], last)
 
 
 @torch.no_grad()
@@ -85,11 +92,18 @@ def decode(vae: AutoencoderKLWan, latents_BCFhw: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def condition(encoder: Encoder, first_BCHW: torch.Tensor, frames: int) -> torch.Tensor:
-    """The 20 conditioning channels (B, 4 + 16, F, h, w): mask, then latents of the first frame followed by zeros.
+def condition(
+    encoder: Encoder, first_BCHW: torch.Tensor, frames: int, last_CHW: Mapping[int, torch.Tensor] | None = None
+) -> torch.Tensor:
+    """The 20 conditioning channels (B, 4 + 16, F, h, w): mask, then latents of the first frame followed by zeros. The
+    rows that `last_CHW` has end with that frame, which costs nothing: the zeros are encoded in any case.
 
-    Bit for bit what diffusers' WanImageToVideoPipeline.prepare_latents builds.
+    Bit for bit what diffusers' WanImageToVideoPipeline.prepare_latents builds, with its `last_image` for those rows.
     """
+    last_CHW = last_CHW or {}
+    assert frames > 1 or not last_CHW, "a single frame is its own last one"
     B, C, H, W = first_BCHW.shape
     video = torch.cat([first_BCHW.unsqueeze(2), first_BCHW.new_zeros(B, C, frames - 1, H, W)], dim=2)
-    return with_mask(encode(encoder, video))
+    for row, frame in last_CHW.items():
+        video[row, :, -1] = frame
+    return with_mask(encode(encoder, video), list(last_CHW))

@@ -19,7 +19,8 @@ from engine.system.device import release
 from engine.system.placement import Placement
 from engine.system.progress import Progress
 from engine.weights.base_model import BaseModel
-from engine.weights.model_files import ModelFiles, identity
+from engine.weights.model_files import ModelFiles
+from presets.files import identity
 
 MAX_TOKENS = 512  # what Wan was trained with; longer captions are cut, shorter ones padded with zero rows
 FORMAT = 1  # of cached embeddings; a change to what is computed is another number

@@ -41,7 +41,7 @@ def load_text_encoder(source: ModelFiles, placement: Placement, precision: str =
         names, read_ahead([part.stored[name] for name in names], pinned=placement.pinned), strict=True
     ):
         raw, scale = read.to(device), None if scale is None else scale.to(device)
-        require_numbers(raw, name, part.stored[name].file)
+        require_numbers(raw, name, part.stored[name].file, scale)
         owner, _, last = name.rpartition(".")
         module = model.get_submodule(owner)
         if isinstance(module, nn.Linear) and precision != "none":

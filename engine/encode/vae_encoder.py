@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from engine.encode.tensor_cache import key_of
 from engine.system.device import fixed_order
 from engine.system.placement import Placement
+from engine.weights.load_expert import require_numbers
 from engine.weights.model_files import ModelFiles
 
 CHANNELS = 8  # of the padded input
@@ -39,7 +40,10 @@ def load_vae(source: ModelFiles, placement: Placement) -> AutoencoderKLWan:
         model: Any = AutoencoderKLWan.from_config(part.config)
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     part.require(shapes)
-    model.load_state_dict({name: part.stored[name].read(placement.dtype) for name in shapes}, assign=True)
+    state = {name: part.stored[name].read(placement.dtype) for name in shapes}
+    for name, tensor in state.items():
+        require_numbers(tensor, name, part.stored[name].file)
+    model.load_state_dict(state, assign=True)
     # they copy to fp32 to repeat pixels, which is exact in any type and takes half the memory
     for module in model.modules():
         for name, child in list(module.named_children()):

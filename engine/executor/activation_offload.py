@@ -39,14 +39,16 @@ class KeptActivations:
 
 
 class OffloadedActivations:
-    """Pinned host buffers, one per block, made at first use and reused for every bucket they are large enough for.
+    """Host buffers, one per block, made at first use and reused for every bucket they are large enough for.
 
-    The last `stay` blocks of a pass have none: theirs stay on the device. `cuda` as in
+    Without `pinned` they are plain memory: the driver then copies through locked buffers of its own, and a put waits
+    for its copy. The last `stay` blocks of a pass have none: theirs stay on the device. `cuda` as in
     `engine.executor.weight_ring.WeightRing`. Raises HostMemoryRefused.
     """
 
-    def __init__(self, device: torch.device, cuda: Any = None, *, stay: int = 0) -> None:
+    def __init__(self, device: torch.device, cuda: Any = None, *, stay: int = 0, pinned: bool = True) -> None:
         self.device, self.stay = device, stay
+        self.pinned = pinned and device.type == "cuda"
         self._leave = 0  # puts still to come of blocks whose tensors leave the device
         self._here: dict[int, Tensors] = {}
         self._cuda = cuda
@@ -85,7 +87,7 @@ class OffloadedActivations:
         need = sum(-(-t.numel() * t.element_size() // 256) * 256 for t in tensors)
         if block not in self._host or self._host[block].numel() < need:
             self._host.pop(block, None)
-            self._host[block] = host_buffer(need, pinned=self.device.type == "cuda")
+            self._host[block] = host_buffer(need, pinned=self.pinned)
         if not self._cuda:
             for view, tensor in zip(self._views(block), tensors, strict=True):
                 view.copy_(tensor)

@@ -2,9 +2,9 @@
 
 Forward, without a graph: each block's input and its attention's output are kept, on the device or in host memory.
 Backward, last block first: the block is recomputed around the kept attention, so attention itself runs once; what
-follows the attention, whose working set is the largest, may be cut into chunks of tokens. No graph spans more than one
-part of one block. What both experts share is in `engine.executor.executor_resources`, the loss in
-`engine.training.objective`.
+follows the attention, whose working set is the largest, may be cut into chunks of tokens. It ends with the first block
+that trains: no gradient is asked for below. No graph spans more than one part of one block. What both experts share is
+in `engine.executor.executor_resources`, the loss in `engine.training.objective`.
 
 B batch, C channels, F h w latent shape, T tokens, S text tokens, D width, N heads, K head width.
 """
@@ -83,13 +83,15 @@ class BlockExecutor:
     ) -> torch.Tensor:
         """Add the gradient of `loss(prediction)` to the LoRA; returns the detached loss."""
         activations = self.resources.activations
+        lowest = next((i for i, lora in enumerate(self.weights.lora) if lora), 0)
         with fixed_order(self.resources.fixed_order):
             graphs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # of the kept blocks: input leaf, output
             with torch.no_grad():
                 h, temb, given = self._enter(x_BCFhw, timestep_B, text_BSD, strength)
-                kept = self._kept(h.shape[0] * h.shape[1])
-                activations.begin(self.blocks - len(kept))
-                visits = self._visits([*range(self.blocks), *reversed(range(self.blocks))], given.strength)
+                kept = {block for block in self._kept(h.shape[0] * h.shape[1]) if block >= lowest}
+                back = list(reversed(range(lowest, self.blocks)))
+                activations.begin(len(back) - len(kept))
+                visits = self._visits([*range(self.blocks), *back], given.strength)
                 for _ in range(self.blocks):
                     block, weights = next(visits)
                     if block in kept:
@@ -97,7 +99,8 @@ class BlockExecutor:
                         h = graphs[block][1].detach()
                     else:
                         y, a, lse = self._forward_block(weights, h, given)
-                        activations.put(block, (h, a, lse))
+                        if block >= lowest:
+                            activations.put(block, (h, a, lse))
                         h = y
                         del y, a, lse
                 activations.flush()
@@ -107,7 +110,7 @@ class BlockExecutor:
             g_BTD = h.grad
             assert g_BTD is not None
             del h
-            ahead = iter([block for block in reversed(range(self.blocks)) if block not in kept][1:])
+            ahead = iter([block for block in back if block not in kept][1:])
             for block, weights in visits:
                 if block in kept:
                     leaf, y = graphs.pop(block)
@@ -221,7 +224,8 @@ class BlockExecutor:
 
         with torch.enable_grad():
             text = resources.text_kv(given, weights)
-        text_leaves = tuple(t.detach().requires_grad_(True) for t in text)
+        # where neither has a LoRA, nothing before them learns
+        text_leaves = tuple(t.detach().requires_grad_(t.requires_grad) for t in text)
         ga_BTD = torch.empty_like(a_BTD)
         for chunk in self._chunks(x_BTD.shape[1]):
             x, a = (t[:, chunk].detach().requires_grad_(True) for t in (x_BTD, a_BTD))
@@ -231,7 +235,9 @@ class BlockExecutor:
             assert x.grad is not None and a.grad is not None
             g_BTD[:, chunk], ga_BTD[:, chunk] = x.grad, a.grad
             del x, a, y
-        torch.autograd.backward(text, tuple(t.grad for t in text_leaves))
+        roots = [t for t in text if t.requires_grad]
+        if roots:
+            torch.autograd.backward(roots, [leaf.grad for leaf in text_leaves if leaf.requires_grad])
 
         x = x_BTD.detach().requires_grad_(True)
         with torch.enable_grad():

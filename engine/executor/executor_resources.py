@@ -82,7 +82,7 @@ class ExecutorResources:
         self.activations = activations or (
             KeptActivations()
             if plan.activations == "device"
-            else OffloadedActivations(device, cuda, stay=plan.activations_on_device)
+            else OffloadedActivations(device, cuda, stay=plan.activations_on_device, pinned=plan.pinned)
         )
 
     def pre_attention(self, x_BTD: torch.Tensor, given: PassInputs, weights: BlockWeights) -> Any:

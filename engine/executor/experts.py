@@ -13,6 +13,7 @@ import torch
 from engine.adapters import lora
 from engine.adapters.accelerator import Accelerator
 from engine.adapters.lora import LoraParameters
+from engine.adapters.merge import Merges
 from engine.adapters.recovery_file import Ara
 from engine.executor.activation_offload import Activations
 from engine.executor.block_executor import BlockExecutor
@@ -24,16 +25,46 @@ from engine.wan.attention import Attention
 from engine.wan.block import Lora
 from engine.weights.base_model import BaseModel
 from engine.weights.load_expert import load_outer_modules
-from engine.weights.packed_blocks import pack_lora
+from engine.weights.packed_blocks import Allocate, PackedBlocks, pack_lora
+from engine.weights.shared_blocks import SharedBlocks
 from engine.weights.weight_cache import cached_blocks
 from presets.caches.cache_files import cache_folder
 from presets.job.expert_schedule import Expert, alpha_of, needed_experts, rank_of, trained_experts
+from presets.job.lora_layers import TrainedLayer, lora_layers, scale_of
 from presets.job.schema import Job
 from presets.planner.plan import Plan, Precision
 
 
+def read_blocks(
+    expert: Expert,
+    base: BaseModel,
+    precision: Precision,
+    placement: Placement,
+    ara: Ara | None,
+    merges: Mapping[Expert, Merges] | None,
+    *,
+    progress: Progress,
+    warn: Warn,
+    allocate: Allocate | None = None,
+) -> PackedBlocks:
+    """An expert's blocks, packed, from its files or the cache. Raises UserError."""
+    return cached_blocks(
+        base.source,
+        expert,
+        precision,
+        placement,
+        grid=ara.grid if ara else "qint4",
+        changes=merges.get(expert) if merges else None,
+        folder=cache_folder("weights"),
+        progress=progress,
+        warn=warn,
+        allocate=allocate,
+    )
+
+
 class Experts:
-    """The loaded experts by name; `executors` runs each, `parameters` holds the LoRA tensors of the trained ones.
+    """The loaded experts by name; `executors` runs each, `parameters` holds the LoRA tensors of the trained ones, and
+    `layers` says where they belong.
 
     The packed blocks stay in host memory through every plan, so changing the plan reads nothing again. There are no
     executors until the first `set_plan`.
@@ -50,28 +81,28 @@ class Experts:
         ara: Ara | None,
         progress: Progress,
         warn: Warn,
+        merges: Mapping[Expert, Merges] | None = None,
+        shared: Mapping[Expert, SharedBlocks] | None = None,
     ) -> None:
-        """Load them; `ara` is the accuracy recovery adapter of a quantized base. Raises UserError."""
+        """Load them; `ara` is the accuracy recovery adapter of a quantized base, `merges` become part of it. Blocks
+        that other processes `shared` are not read again. Raises UserError."""
         self.attention, self.device = attention, placement.device
         self.parameters: dict[Expert, LoraParameters] = {}
+        self.layers: dict[Expert, list[TrainedLayer]] = {}
         self._weights: dict[Expert, ExpertWeights] = {}
         self.executors: dict[Expert, BlockExecutor] = {}
         self.resources: ExecutorResources | None = None
         for expert in needed_experts(job):
-            outer = load_outer_modules(base.source, expert, placement)
-            blocks = cached_blocks(
-                base.source,
-                expert,
-                precision,
-                placement,
-                grid=ara.grid if ara else "qint4",
-                folder=cache_folder("weights"),
-                progress=progress,
-                warn=warn,
+            outer = load_outer_modules(base.source, expert, placement, changes=merges.get(expert) if merges else None)
+            blocks = (
+                shared[expert].packed(pinned=placement.pinned)
+                if shared and expert in shared
+                else read_blocks(expert, base, precision, placement, ara, merges, progress=progress, warn=warn)
             )
             count = len(blocks.buffers)
             trained: list[Lora] = [{} for _ in range(count)]
             if expert in trained_experts(job):
+                self.layers[expert] = lora_layers(job, expert, count)
                 self.parameters[expert] = lora.make(
                     outer.config,
                     expert,
@@ -80,11 +111,15 @@ class Experts:
                     seed=job.job.seed,
                     blocks=count,
                     device=placement.device,
+                    layers=self.layers[expert],
                 )
                 trained = lora.by_block(self.parameters[expert], count)
             recovery = pack_lora(ara.experts.get(expert, []), pinned=placement.pinned) if ara else None
-            scaling = alpha_of(job, expert) / rank_of(job, expert)
-            self._weights[expert] = ExpertWeights(expert, outer, blocks, trained, scaling, recovery)
+            self._weights[expert] = ExpertWeights(expert, outer, blocks, trained, scale_of(job, expert), recovery)
+
+    def scaling(self, expert: Expert) -> float:
+        """alpha / rank of an expert's LoRA."""
+        return self._weights[expert].scaling
 
     def set_plan(self, plan: Plan, activations: Activations | None = None) -> None:
         """Run under another plan from now on; what the old one held on the device is freed first. `activations` are

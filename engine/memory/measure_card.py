@@ -13,11 +13,17 @@ from functools import partial
 import torch
 
 from engine.wan import attention
+from engine.wan.frozen_linear import frozen_linear
+from engine.wan.int8_linear import pack_int8
 from presets.machine.gpus import Gpu
+from presets.planner.coefficients import FITTED
 from presets.planner.measured_rates import AttentionRates, Rates, recall, remember
 
 SIDE = 8192  # of the square products
 TOKENS, HEADS, WIDTH = 11264, 40, 128  # of the attention: 41 frames of 512 x 512
+
+INT8_KERNELS = "1"  # to be raised when they change: they are ours, and no package's version tells
+AGREE = 0.01  # how far the int8 product of the card may be from plain torch's; bf16 rounds by 0.003
 
 
 def measured_rates(gpu: Gpu, device: torch.device) -> Rates:
@@ -34,12 +40,14 @@ def measured_rates(gpu: Gpu, device: torch.device) -> Rates:
 
 
 def software() -> str:
-    return ", ".join(f"{name} {of}" for name, of in {"torch": torch.__version__, **attention.versions()}.items())
+    """Versions of all that brings kernels: rates of other ones are measured again."""
+    known = {"torch": torch.__version__, **attention.versions(), "int8": INT8_KERNELS}
+    return ", ".join(f"{name} {of}" for name, of in known.items())
 
 
 def measure_card(gpu: Gpu, device: torch.device) -> Rates:
     """Copies and memory in GB/s, products in TFLOP/s, attention at a usual training length."""
-    host = torch.empty(2**28, dtype=torch.uint8, pin_memory=True)
+    host = _host_buffer()
     there, other = (torch.empty(2**28, dtype=torch.uint8, device=device) for _ in range(2))
     copy = 2**28 / _seconds(lambda: there.copy_(host, non_blocking=True))
     memory = 2 * 2**28 / _seconds(lambda: there.copy_(other))
@@ -57,14 +65,56 @@ def measure_card(gpu: Gpu, device: torch.device) -> Rates:
         uuid=gpu.uuid,
         driver=gpu.driver,
         software=software(),
-        copy_gbps=copy / 1e9,
+        copy_gbps=copy / 1e9 / (1.0 if host.is_pinned() else FITTED.unlocked),
         memory_gbps=memory / 1e9,
         bf16_tflops=product / 1e12,
         fp8_tflops=fp8 / 1e12,
+        int8_tops=_int8(device) / 1e12,
         attention=_attention(device, deterministic=False),
         deterministic_attention=_attention(device, deterministic=True),
         date=datetime.date.today().isoformat(),
     )
+
+
+def _int8(device: torch.device) -> float:
+    """Operations a second of a frozen linear in int8 forward, rotations and quantizing included. 0 where its kernels do
+    not run on this card, or give something else than plain torch does."""
+    try:
+        return _int8_rate(device) if _int8_is_right(device) else 0.0
+    except torch.OutOfMemoryError:  # it says nothing of the card, and what is returned is remembered
+        raise
+    except Exception:  # Triton's own, of several kinds, or no Triton: the planner does without
+        return 0.0
+
+
+def _int8_is_right(device: torch.device) -> bool:
+    """Of a small linear, both ways: as on the CPU, but for roundings that fall the other way."""
+    made = torch.Generator().manual_seed(0)
+    weight, x, g = (torch.randn(shape, generator=made) for shape in ((512, 768), (300, 768), (300, 512)))
+    bias, packed = torch.zeros(512), pack_int8(weight)
+    gave = []
+    for where in (device, torch.device("cpu")):
+        leaf = x.to(where, torch.bfloat16).requires_grad_()
+        y = frozen_linear(leaf, tuple(t.to(where) for t in packed), bias.to(where, torch.bfloat16), "int8")
+        y.backward(g.to(where, torch.bfloat16))
+        assert leaf.grad is not None
+        gave.append([t.detach().float().cpu() for t in (y, leaf.grad)])
+    return all(float((a - b).norm() / b.norm()) < AGREE for a, b in zip(*gave, strict=True))
+
+
+def _int8_rate(device: torch.device) -> float:
+    x = torch.randn(SIDE, SIDE, device=device, dtype=torch.bfloat16)
+    codes = torch.randint(-127, 128, (SIDE, SIDE), device=device, dtype=torch.int8)
+    packed, bias = (codes, torch.ones(SIDE, 1, device=device)), torch.zeros(SIDE, device=device, dtype=x.dtype)
+    return 2 * SIDE**3 / _seconds(lambda: frozen_linear(x, packed, bias, "int8"))
+
+
+def _host_buffer() -> torch.Tensor:
+    """Page-locked, where the system allows it."""
+    try:
+        return torch.empty(2**28, dtype=torch.uint8, pin_memory=True)
+    except RuntimeError:  # torch.OutOfMemoryError is one, and so is CUDA's own refusal
+        return torch.empty(2**28, dtype=torch.uint8)
 
 
 def _attention(device: torch.device, *, deterministic: bool) -> AttentionRates:

@@ -91,7 +91,7 @@ def _takes(part: Part, planning: Planning) -> tuple[str, str]:
 
 
 def _no_ram(part: Part, planning: Planning, what: str) -> UserError:
-    fix = "end other programs on this machine, or raise the memory limit (ulimit -l, the container's memory)"
+    fix = "end other programs on this machine, or raise the container's memory limit"
     whole = ""
     if part == "experts" and planning.hardware is not None:
         ram = MemoryCosts(planning.work, planning.hardware, planning.shape).ram(planning.plan)

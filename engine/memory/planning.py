@@ -3,7 +3,7 @@
 Costs are predicted by presets.planner; a plan is put into effect by engine.training.placement.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -11,13 +11,15 @@ import torch
 from msgspec import Struct
 
 from engine.memory.measure_card import measured_rates
+from engine.system.pinned_memory import lockable_bytes
+from engine.system.placement import Placement
 from engine.wan.attention import Attention
 from presets.errors import UserError
 from presets.facts.facts import Facts, used_gpus
 from presets.job.schema import Job
 from presets.planner.candidates import ExhaustedPhase, limits_of, next_down
 from presets.planner.cards import gpu_hardware
-from presets.planner.choose import choose_for
+from presets.planner.choose import choose_work
 from presets.planner.coefficients import FITTED
 from presets.planner.costs import predict
 from presets.planner.measured_rates import Rates
@@ -25,11 +27,18 @@ from presets.planner.memory_costs import MemoryCosts
 from presets.planner.plan import Plan, Precision
 from presets.planner.sizes import GIB, ExpertShape
 from presets.planner.workload import Hardware, Workload, shape_of, workload_of
+from presets.text import human
 
 CONTEXT = 0.6 * GIB  # what CUDA itself holds here
 GREW = 0.75 * GIB  # more than CUDA's own share grows while kernels are loaded
 # what any machine computes
-DEQUANTIZED: dict[str, Precision] = {"qfloat8": "qfloat8", "qint8": "qint8", "qint4": "qint4", "qint4+ara": "qint4"}
+ANYWHERE: dict[str, Precision] = {
+    "int8": "int8",
+    "qfloat8": "qfloat8",
+    "qint8": "qint8",
+    "qint4": "qint4",
+    "qint4+ara": "qint4",
+}
 ALL = 10_000  # blocks: more than any expert has
 
 
@@ -54,6 +63,16 @@ class Planning:
     rates: Rates | None = None  # measured on this card
     others: int = 0  # bytes of the card outside torch's count when the plan was made
     tidied: bool = False  # memory in pieces was laid out anew under this plan
+    downs: int = 0  # how often a smaller plan was taken since the attempt began ...
+    short: str = ""  # ... and why the last time
+
+    def unlocked(self) -> "Planning":
+        """The same plan without page-locked memory."""
+        return replace(self, plan=msgspec.structs.replace(self.plan, pinned=False))
+
+    def placed(self, placement: Placement) -> Placement:
+        """The same, its host memory locked only as the plan has it."""
+        return replace(placement, pinned=placement.pinned and self.plan.pinned)
 
     @property
     def batched_guidance(self) -> bool:
@@ -63,13 +82,24 @@ class Planning:
         )
 
 
-def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None, before: Plan | None = None) -> Planning:
+def plan_run(
+    job: Job,
+    facts: Facts,
+    device: torch.device,
+    *,
+    vram: int | None,
+    before: Plan | None = None,
+    like: Plan | None = None,
+    sharers: int = 1,
+) -> Planning:
     """The plan of `before` a resume where it still fits (with its precision, which "auto" may choose otherwise today),
-    else the fastest that does. `vram` caps the card's memory, in bytes. Raises UserError with the numbers."""
-    work, shape = workload_of(job, facts), shape_of(facts)
+    else the fastest that does; or that of another rank, `like`, and no other: two plans round differently. `vram` caps
+    the card's memory, in bytes; so many processes of this host share the frozen weights. Raises UserError with the
+    numbers."""
+    work, shape = msgspec.structs.replace(workload_of(job, facts), sharers=sharers), shape_of(facts)
     if device.type != "cuda" or facts.tiny:
         plan = Plan(
-            precision=DEQUANTIZED.get(job.quantization.transformer, "none"),
+            precision=ANYWHERE.get(job.quantization.transformer, "none"),
             resident=ALL,
             activations="device",
             compiled=False,
@@ -85,11 +115,17 @@ def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None, 
         hardware = msgspec.structs.replace(
             hardware, vram_total=min(hardware.vram_total, vram), vram_free=min(hardware.vram_free, vram)
         )
-    choice = choose_for(job, facts, hardware)
+    if facts.machine.wsl:
+        hardware = msgspec.structs.replace(hardware, lockable=lockable_bytes(hardware.ram_free // 2))
+    if like is not None:
+        return _like(like, work, hardware, shape, rates, card_memory(device))
+    choice = choose_work(work, job, facts, hardware)
     plan, p, why = choice.plan, choice.prediction, choice.why
     asked = job.quantization.transformer
     if before is not None and work.several_sizes and before.compiled:  # of previews too, that may have come since
         before = msgspec.structs.replace(before, any_size=True)
+    if before is not None:
+        before = MemoryCosts(work, hardware, shape).locked(before)
     if (
         before is not None
         and before != plan
@@ -107,6 +143,23 @@ def plan_run(job: Job, facts: Facts, device: torch.device, *, vram: int | None, 
     )
     seen = card_memory(device)
     return Planning(plan, why, hardware, work, shape, rates, others=seen.others if seen else 0)
+
+
+def _like(
+    plan: Plan, work: Workload, hardware: Hardware, shape: ExpertShape, rates: Rates | None, seen: "CardMemory | None"
+) -> Planning:
+    """For a rank that has to hold and compute its part as the first does. Raises UserError where it cannot."""
+    plan = MemoryCosts(work, hardware, shape).locked(plan)
+    if not fits(plan, work, hardware, shape):
+        p = predict(plan, work, hardware, shape)
+        raise UserError(
+            f"the first GPU's plan ({plan.text}) does not fit on {hardware.name}: it needs {human(p.need_vram)} of VRAM"
+            f" and {human(p.ram + FITTED.ram_margin)} of RAM, and {human(hardware.vram_free)} and"
+            f" {human(hardware.ram_free)} are free for it",
+            where="job.gpus",
+            fix="Name GPUs with as much memory free, or put the one with least in front: the first decides on the plan",
+        )
+    return Planning(plan, "as the first rank has it", hardware, work, shape, rates, others=seen.others if seen else 0)
 
 
 def fits(plan: Plan, work: Workload, hardware: Hardware, shape: ExpertShape) -> bool:

@@ -1,1 +1,1 @@
-"""One preview: denoising, its video, and sheets to compare by."""
+"""One preview: denoising, its video, and the sheets that previews and clips are judged by."""

@@ -1,6 +1,8 @@
-"""Contact sheets to judge previews by: one step's prompts, or one prompt across the steps, as picture and as video.
+"""Contact sheets to judge previews by: one step's prompts, or one prompt across the steps, as picture and as video;
+and the sheet of all frames of a clip.
 
-Which previews they show is engine.training.previews's; the videos are engine.preview.video_files's.
+Which previews they show is engine.training.previews's, which clips engine.preview.clip_sheets's; the videos are
+engine.preview.video_files's.
 """
 
 import math
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
 from engine.preview.video_files import Frames
 from engine.system.durable_files import atomic_write
@@ -19,7 +22,9 @@ from engine.system.durable_files import atomic_write
 COLUMNS = 5  # frames of a preview that a row shows
 EARLIEST, LATEST = 1, 8  # steps that a comparison shows
 GAP, TEXT = 8, 15  # pixels
-INK, PAPER, FAINT = (235, 235, 235), (18, 18, 20), (150, 150, 156)
+INK, PAPER, FAINT, ALARM = (235, 235, 235), (18, 18, 20), (150, 150, 156), (255, 110, 90)
+CELL = 128  # pixels in width at the least, for the words above a frame
+WIDER = 1.6  # a grid's width over its height
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,38 @@ def write_sheet(path: Path, title: str, rows: Sequence[Row]) -> None:
         y += frames.shape[1]
     with atomic_write(path) as aside:
         image.save(aside, format="PNG")
+
+
+def write_grid(
+    path: Path,
+    lines: Sequence[str],
+    frames: Frames,
+    words: Sequence[str],
+    alarms: Sequence[bool],
+    marks: dict[str, str],
+) -> None:
+    """All frames at their own size, each under its words, which are red where `alarms` says so; `marks` are the PNG's
+    texts. Never half there. Raises OSError."""
+    count, height, width = frames.shape[:3]
+    cell, line = max(CELL, width), TEXT + 5
+    columns = min(count, max(1, round(math.sqrt(count * WIDER * (height + line) / cell))))
+    full = GAP + max(columns * (cell + GAP), 480)
+    head = [wrapped for text in lines for wrapped in _wrapped(text, full - 2 * GAP, most=4)]
+    top = GAP + len(head) * line + GAP
+    image = Image.new("RGB", (full, top + math.ceil(count / columns) * (height + line + GAP)), PAPER)
+    draw = ImageDraw.Draw(image)
+    _write(draw, GAP, GAP, head, line, INK)
+    for i, (frame, text, alarm) in enumerate(zip(frames, words, alarms, strict=True)):
+        x, y = GAP + i % columns * (cell + GAP), top + i // columns * (height + line + GAP)
+        _write(draw, x, y, _wrapped(text, cell, most=1), line, ALARM if alarm else FAINT)
+        image.paste(Image.fromarray(frame), (x, y + line))
+        if alarm:
+            draw.line((x - GAP // 2, y, x - GAP // 2, y + line + height), fill=ALARM, width=3)
+    info = PngInfo()
+    for name, mark in marks.items():
+        info.add_text(name, mark)
+    with atomic_write(path) as aside:
+        image.save(aside, format="PNG", compress_level=1, pnginfo=info)
 
 
 def side_by_side(tiles: Sequence[tuple[str, Frames]]) -> Frames:

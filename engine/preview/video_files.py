@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engine.system.durable_files import atomic_write
-from presets.clips.mp4 import boxes
+from presets.clips.file_head import boxes
 
 Frames = NDArray[np.uint8]  # (T, H, W, 3)
 SIDE = 256  # of a small picture, at the most

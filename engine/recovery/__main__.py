@@ -15,7 +15,7 @@ from pathlib import Path
 from engine.wan.quantize import GRIDS, Grid
 from presets.disk import not_writable
 from presets.errors import UserError
-from presets.text import human
+from presets.text import escape_output, human, write_over
 
 FRAMES, RESOLUTION = 17, 512  # of calibration clips
 EXPERT_CHOICES = ("both", "high", "low")
@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--expert", choices=EXPERT_CHOICES, default="both", help="which expert to correct (default: both)"
     )
+    escape_output()
     args = parser.parse_args(argv)
     try:
         build(
@@ -76,14 +77,6 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
     """Check, build, write, and print the path and the table. Raises UserError before any work where it can."""
     _check_options(rank=rank, clips=clips, full=full, out=out)
 
-    from engine.adapters.recovery_file import save_ara
-    from engine.memory.out_of_memory import open_device_with_room
-    from engine.recovery.build import Report, build_expert
-    from engine.recovery.calibrate import CalibrationSample, samples_from_clips
-    from engine.recovery.expert_reader import ExpertReader
-    from engine.system.device import require_gpu
-    from engine.system.placement import Placement
-    from engine.weights.base_model import find_base_model
     from presets.base.composition import named_base
     from presets.base.model_facts import read_model
     from presets.facts.facts import is_tiny
@@ -104,10 +97,21 @@ def build(model: str, *, rank: int, grid: Grid, clips: Path | None, full: bool, 
     for problem in facts.problems:
         if problem.severity == "error":
             raise UserError(problem.message, where=model, fix=problem.fix)
+
+    # with diffusers, which takes seconds: a model that is not there is told before
+    from engine.adapters.recovery_file import save_ara
+    from engine.memory.out_of_memory import open_device_with_room
+    from engine.recovery.build import Report, build_expert
+    from engine.recovery.calibrate import CalibrationSample, samples_from_clips
+    from engine.recovery.expert_reader import ExpertReader
+    from engine.system.device import require_gpu
+    from engine.system.placement import Placement
+    from engine.weights.base_model import find_base_model
+
     device = open_device_with_room(None, vram=None)
     if machine.gpus and not is_tiny(facts):  # without a GPU it is known to be slow
         require_gpu(device, machine)
-    base = find_base_model(job, Path.cwd(), progress=lambda _done, _total, text: _say(text))
+    base = find_base_model(job, Path.cwd(), progress=lambda _done, _total, text: _say(text), say=_say)
     readers = [ExpertReader(base.source, e) for e in wanted]
     _check_sizes(readers[0].shapes, blocks=sum(reader.blocks for reader in readers), rank=rank, out=out)
 
@@ -177,12 +181,10 @@ def _check_sizes(shapes: dict[str, tuple[int, int]], *, blocks: int, rank: int, 
 
 def _say(text: str) -> None:
     """Progress: one line that is written over on a terminal, lines otherwise."""
-    print(
-        f"\r\x1b[2K{text}" if sys.stderr.isatty() else text,
-        end="" if sys.stderr.isatty() else "\n",
-        file=sys.stderr,
-        flush=True,
-    )
+    if sys.stderr.isatty():
+        write_over(text, sys.stderr)
+    else:
+        print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

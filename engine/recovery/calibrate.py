@@ -87,7 +87,7 @@ def samples_from_clips(
 
 
 def _frames(item: Item) -> Any:
-    return decode(DecodeRequest(item.path, item.kind, item.bucket, item.sampling, 0.5, False, False))[None]
+    return decode(DecodeRequest(item.path, item.kind, item.bucket, item.sampling, 0.5, False, False, item.hdr))[None]
 
 
 def _held_out(clip: int, clips: int, draw: int) -> bool:

@@ -189,7 +189,7 @@ def verify(folder: Path) -> str:
             path = folder / name
             if path.stat().st_size != entry["bytes"] or sha256(path) != entry["sha256"]:
                 return f"{name} differs from its manifest"
-    except (OSError, ValueError, KeyError, TypeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as e:
         return f"no readable manifest ({e})"
     return ""
 

@@ -11,6 +11,7 @@ from types import TracebackType
 
 from presets.runs.events import Event
 from presets.runs.run_view import RunView, apply_event
+from presets.text import escaped, unescaped
 
 BYTES = 10_000_000  # what is counted so high is bytes
 
@@ -26,11 +27,15 @@ class Console:
         self._view = RunView()
         self._silent = False
         self._bar = None
+        self._terminal = unescaped(sys.stderr)  # the bar moves its cursor
         if sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(
-                total=0, file=sys.stderr, dynamic_ncols=True, bar_format="{desc} {bar} {n_fmt}/{total_fmt} {postfix}"
+                total=0,
+                file=self._terminal,
+                dynamic_ncols=True,
+                bar_format="{desc} {bar} {n_fmt}/{total_fmt} {postfix}",
             )
 
     def __enter__(self) -> "Console":
@@ -65,14 +70,14 @@ class Console:
             if event.kind == "step":
                 self._print(f"step {view.step}/{view.steps} {step}")
         elif event.kind in ("step", "phase"):
-            self._bar.set_description_str(f"{view.phase.name} {view.phase.text}".rstrip(), refresh=False)
-            self._bar.set_postfix_str(step if event.kind == "step" else "", refresh=False)
+            self._bar.set_description_str(escaped(f"{view.phase.name} {view.phase.text}".rstrip()), refresh=False)
+            self._bar.set_postfix_str(escaped(step) if event.kind == "step" else "", refresh=False)
             self._bar.n, self._bar.total = view.phase.done, view.phase.total
             self._bar.unit_scale = view.phase.total >= BYTES
             self._bar.refresh()
 
     def _print(self, text: str) -> None:
         if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
+            self._bar.write(escaped(text), file=self._terminal)
         else:
             print(text, file=sys.stderr, flush=True)

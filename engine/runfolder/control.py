@@ -54,6 +54,7 @@ class Control:
         self._launcher = 0  # the parent process, since `listen`
         self._waiting: dict[Path, TrainerCommand] = {}  # read, and neither applied nor refused yet
         self.why = ""  # why a stop is asked for; "" while none is
+        self.polled: Callable[[], None] = _nobody  # is told each time: the trainer gets on
 
     def open(self) -> None:
         """Make the folder: the job is accepted, and commands may come."""
@@ -90,6 +91,7 @@ class Control:
 
     def stop_requested(self) -> bool:
         """Read the control files; true once a stop is asked for."""
+        self.polled()
         for file in sorted(self.folder.glob("*.json"), key=_written):
             if file in self._waiting:
                 continue
@@ -124,6 +126,10 @@ class Control:
         while time.monotonic() < until:
             self.raise_if_stop_requested()
             time.sleep(POLL_SECONDS)
+
+
+def _nobody() -> None:
+    """Nobody listens."""
 
 
 def _say(line: str) -> None:

@@ -2,6 +2,7 @@
 presets.runs.events, which says what each holds."""
 
 import os
+import threading
 import time
 import uuid
 from collections import deque
@@ -15,13 +16,15 @@ import msgspec
 from engine.runfolder.checkpoint import FULL
 from engine.system import fault_injection
 from presets.atomic_file import fsync
+from presets.files import open_own, require_own
 from presets.findings import Finding
 from presets.runs.events import COMMAND_ID, EVENTS_FILE, TERMINAL_KINDS, DamagedLine, Event, EventKind, read_events
 from presets.runs.history import History
+from presets.runs.run_folder import RESERVE_FILE
 
 # and what applies a command: it must outlive a power loss, for the control file is deleted by then
 SYNCED = TERMINAL_KINDS | {"changed"}
-RESERVE_FILE, RESERVE_BYTES = ".reserve", 64 * 2**10
+RESERVE_BYTES = 64 * 2**10
 
 
 class EventLog:
@@ -47,9 +50,12 @@ class EventLog:
         self.history = History()
         self.watch: Callable[[Event], None] | None = None  # sees each event last, and may emit what it makes of it
         self._waiting: deque[tuple[Event, bytes]] = deque()
+        self.lock = threading.RLock()  # held while an event is written; another thread may have the last word
+        self.ended = False  # the event that ends the attempt is emitted
+        require_own(self.path)
         if self.path.exists():
             self._continue()
-        self._file = self.path.open("ab", buffering=0)
+        self._file = open_own(self.path, append=True)
         fsync(folder)  # its name must outlive a power loss, else what is synced in it is lost all the same
         self._keep_reserve()
 
@@ -74,14 +80,16 @@ class EventLog:
     def emit(self, kind: EventKind, **data: Any) -> None:
         """Append one event. Those of the kinds in SYNCED, and those that apply a command, are on the disk when this
         returns, if it has room for them."""
-        self._seq += 1
-        event = Event(seq=self._seq, time=self._clock(), run=self.run, attempt=self.attempt, kind=kind, data=data)
-        self._waiting.append((event, msgspec.json.encode(event) + b"\n"))
-        self.history.add(event)
-        self.flush()
-        self._listener(event)
-        if self.watch:
-            self.watch(event)
+        with self.lock:
+            self._seq += 1
+            event = Event(seq=self._seq, time=self._clock(), run=self.run, attempt=self.attempt, kind=kind, data=data)
+            self._waiting.append((event, msgspec.json.encode(event) + b"\n"))
+            self.ended = self.ended or kind in TERMINAL_KINDS
+            self.history.add(event)
+            self.flush()
+            self._listener(event)
+            if self.watch:
+                self.watch(event)
 
     def phase(self, name: str, done: int, total: int, text: str = "") -> None:
         self.emit("phase", name=name, done=done, total=total, text=text)
@@ -133,7 +141,8 @@ class EventLog:
     def _keep_reserve(self) -> None:
         with suppress(OSError):  # without it, a full disk is said in the log of the process alone
             if not self._reserve.exists() or self._reserve.stat().st_size < RESERVE_BYTES:
-                self._reserve.write_bytes(os.urandom(RESERVE_BYTES))  # no file system can store that as a hole
+                with open_own(self._reserve) as f:
+                    f.write(os.urandom(RESERVE_BYTES))  # no file system can store that as a hole
 
     def close(self) -> None:
         self._file.close()

@@ -3,8 +3,9 @@
 RUN/job.toml holds the job as it was given and does not follow what is set while the run trains: that is in the
 `changed` events and in the checkpoints. A resume begins with the job file it is given. Of the fields in LIVE_FIELDS,
 those that the file leaves as RUN/job.toml has them take the checkpoint's values, and what was set after the checkpoint
-is set again at the same steps; those that were edited in the file take the file's values. Then RUN/job.toml becomes the
-file given.
+is set again at the same steps; those that were edited in the file take the file's values. Going back to an older
+checkpoint, only what had been set there while it trained counts on, and no longer once the file was edited after that:
+the number of steps in an old checkpoint is that of the file as it was then. Then RUN/job.toml becomes the file given.
 """
 
 import json
@@ -76,6 +77,8 @@ def find_resume_point(folder: Path, job: Job, base_dir: Path, *, from_step: int 
     # cut short while it trained, done, and asked to continue: so with the steps of its file
     if then and history.done and then.training.steps <= step < given.training.steps:
         edited.add("training.steps")
+    if then and back is not None:
+        edited |= {path for path in LIVE_FIELDS if not history.was_set(path, get_value(then, path), step)}
     if then:
         for path in LIVE_FIELDS:
             if path not in edited:
@@ -179,5 +182,15 @@ def abandon(folder: Path, name: str, step: int, place: Path) -> None:
     for n, (_, path, where) in enumerate(sorted(moves, reverse=True)):
         if n == len(moves) // 2:
             fault_injection.at("abandon.mid", step)
-        (place / where).mkdir(parents=True, exist_ok=True)
+        _make_place(place, where, folder)
         path.rename(place / where / path.name)
+
+
+def _make_place(place: Path, where: str, folder: Path) -> None:
+    """What lies on another disk, behind a link, stays there: the place for it is a link, too."""
+    if (folder / where).is_symlink() and not (place / where).exists():
+        there = (folder / where).resolve() / ABANDONED / place.name
+        there.mkdir(parents=True, exist_ok=True)
+        place.mkdir(parents=True, exist_ok=True)
+        (place / where).symlink_to(there)
+    (place / where).mkdir(parents=True, exist_ok=True)

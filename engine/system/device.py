@@ -17,9 +17,9 @@ from presets.machine.torch_build import Misfit
 
 # one of the two values with which torch multiplies in a fixed order
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-# of one compiled function: experts of different ranks, chunks, buckets. Beyond torch's own 8 it would run eager without
-# a word
-VARIANTS = 64
+# of one compiled function: experts and blocks of different ranks (presets.job.lora_layers.MOST_LAYOUTS), chunks,
+# buckets. Beyond torch's own 8 it would run eager without a word
+VARIANTS = 128
 
 SHORT = re.compile(
     r"(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED|CUBLAS_STATUS_NOT_INITIALIZED when calling .cublasCreate|out of memory",

@@ -1,4 +1,5 @@
-"""Faults on purpose, for tests: `python -m engine JOB --fault sigkill:save.before-rename:4`.
+"""Faults on purpose, for tests: `python -m engine JOB --fault sigkill:save.before-rename:4`; of several ranks, number 1
+alone: `sigkill:forward:4@1`.
 
 Unarmed, `at` costs one look at an empty list. A fault names what happens (KINDS), where (POINTS) and at which step, and
 strikes once; the same fault given twice strikes twice. Steps are numbered as in the events: the first step trained is
@@ -42,6 +43,8 @@ POINTS = {
     "lora-file.before-rename": "a LoRA file is written aside",
     "prune": "before old checkpoints are removed",
     "checkpoint.before-event": "the checkpoint stands, no event says so",
+    "validation.begin": "before the held-out loss is measured",
+    "validation.before-event": "it is measured, no event says so",
     "preview.begin": "before a preview",
     "preview.denoise": "before each of its denoising steps",
     "preview.decode": "latents are done, frames are not",
@@ -67,26 +70,29 @@ class Fault:
     kind: str
     point: str
     step: int
+    rank: int | None = None  # None: whichever comes there
 
 
 _armed: list[Fault] = []
 
 
 def parse(text: str) -> Fault:
-    """KIND:POINT:STEP. Raises ValueError."""
+    """KIND:POINT:STEP or KIND:POINT:STEP@RANK. Raises ValueError."""
     kind, point, step = text.split(":") if text.count(":") == 2 else ("", "", "")
-    if kind not in KINDS or not step.isdecimal():
+    step, at_rank, rank = step.partition("@")
+    if kind not in KINDS or not step.isdecimal() or not (rank.isdecimal() if at_rank else True):
         raise ValueError(
             f"{text!r} is no fault: expected KIND:POINT:STEP with a kind of {', '.join(KINDS)} and a whole step"
         )
     if point not in (places := VALUES if kind == "nan" else POINTS):
         raise ValueError(f"{text!r}: no such point; {kind} knows {', '.join(places)}")
-    return Fault(kind, point, int(step))
+    return Fault(kind, point, int(step), int(rank) if rank else None)
 
 
 def arm(faults: Sequence[str]) -> None:
-    """Arm these faults and no others. Raises ValueError."""
-    _armed[:] = [parse(text) for text in faults]
+    """Arm these faults and no others, as far as they are of this rank. Raises ValueError."""
+    here = os.environ.get("RANK", "0")  # as torchrun has it
+    _armed[:] = [fault for fault in map(parse, faults) if fault.rank is None or str(fault.rank) == here]
 
 
 def due(point: str, step: int) -> bool:

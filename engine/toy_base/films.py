@@ -159,17 +159,22 @@ def _distance(shape: torch.Tensor, dx: torch.Tensor, dy: torch.Tensor, radius: t
     return torch.where(shape == 0, ball, torch.where(shape == 1, box, torch.where(shape == 2, star, ring)))
 
 
-def locate(video: torch.Tensor, colour_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Where the pixels of each film's colour are: their centre (B, T, 2) and their share of the picture (B, T). `video`
-    as `render` draws it."""
+def likeness(video: torch.Tensor, colour_B: torch.Tensor) -> torch.Tensor:
+    """How far each pixel is of its film's colour, 0 to 1 (B, T, S, S). `video` as `render` draws it."""
     rgb = (video + 1) / 2
     paint = torch.tensor(list(COLOURS.values()), device=video.device)[colour_B][:, :, None, None, None]
 
     def direction(colours: torch.Tensor) -> torch.Tensor:
         return colours / (colours.square().sum(1, keepdim=True).sqrt() + 1e-3)
 
-    # (B, T, S, S); grey is like no colour
-    like = torch.sigmoid(((direction(rgb) * direction(paint)).sum(1) - 0.93) * 60) * (rgb.amax(1) - rgb.amin(1) > 0.25)
+    # grey is like no colour
+    return torch.sigmoid(((direction(rgb) * direction(paint)).sum(1) - 0.93) * 60) * (rgb.amax(1) - rgb.amin(1) > 0.25)
+
+
+def locate(video: torch.Tensor, colour_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where the pixels of each film's colour are: their centre (B, T, 2) and their share of the picture (B, T). `video`
+    as `render` draws it."""
+    like = likeness(video, colour_B)
     u_S = (torch.arange(video.shape[-1], device=video.device) + 0.5) / video.shape[-1] * 2 - 1
     total = like.sum((-1, -2)) + 1e-6
     centre = torch.stack([(like * u_S).sum((-1, -2)) / total, (like * u_S[:, None]).sum((-1, -2)) / total], -1)

@@ -38,7 +38,7 @@ from engine.toy_base.score import fidelity, report
 
 # of the VAE: colours and shapes are learned from single frames, ten for each film of a batch
 IMAGE_STEPS, FILM_STEPS, FILMS = 7500, 6100, 24
-EXPERT_STEPS, CLIPS, BATCH = 16_200, 100_000, 512
+EXPERT_STEPS, CLIPS, BATCH = 15_000, 100_000, 512
 UNSEEN = 64  # films that latents are normalized by and the VAE is scored on
 LATENT_NOISE = 0.05  # on the latents that the decoder sees
 NO_CAPTION = 0.1  # share of clips without one, for guidance

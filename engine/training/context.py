@@ -3,6 +3,8 @@
 Made by engine.training.prepare; how its experts lie in memory is changed by engine.training.placement alone.
 """
 
+import io
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,16 @@ import torch
 
 from engine.adapters import lora
 from engine.adapters.accelerator import Accelerator
+from engine.adapters.lora_metadata import TrainedOn
+from engine.data.dataset import Item
 from engine.data.loader import Loader
 from engine.encode.latent_cache import LatentCache
 from engine.encode.latents import Encoder
 from engine.encode.text_embeddings import TextBook
 from engine.executor.experts import Experts
 from engine.memory.planning import Planning
+from engine.parallel.orders import Show
+from engine.parallel.team import Team
 from engine.runfolder.control import Control
 from engine.runfolder.event_log import EventLog
 from engine.runfolder.resume import ResumePoint
@@ -41,6 +47,60 @@ class Learner:
         """The LoRA tensors without their gradients; they follow the training."""
         return {name: parameter.detach() for name, parameter in self.parameters.items()}
 
+    def packed(self) -> bytes:
+        """All that it has learnt, for `unpack` of the same learner in another process."""
+        file = io.BytesIO()
+        average = self.ema.average if self.ema else None
+        torch.save({"lora": self.values, "optimizer": self.optimizer.state_dict(), "ema": average}, file)
+        return file.getvalue()
+
+    def unpack(self, packed: bytes) -> None:
+        state = torch.load(io.BytesIO(packed), map_location="cpu", weights_only=True)
+        self.load(state["lora"], state["optimizer"], state["ema"])
+
+    def copied(self) -> dict[str, Any]:
+        """All that it has learnt, copied into the host's memory, for `put_back`."""
+        return {
+            "values": on_host(self.values),
+            "optimizer": on_host(self.optimizer.state_dict()),
+            "average": on_host(self.ema.average) if self.ema else None,
+        }
+
+    def put_back(self, copied: dict[str, Any]) -> None:
+        self.load(copied["values"], copied["optimizer"], copied["average"])
+
+    def load(
+        self, values: dict[str, torch.Tensor], optimizer: dict[str, Any], average: dict[str, torch.Tensor] | None
+    ) -> None:
+        """Go on from a saved state. Without an average, where one is kept, it begins with the values."""
+        lora.load_tensors(self.parameters, values)
+        self.optimizer.load_state_dict(optimizer)
+        if self.ema:
+            self.ema.load(values if average is None else average)
+
+
+def on_host(state: Any) -> Any:
+    """A state of tensors in dicts and lists, its tensors copied."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {key: on_host(value) for key, value in state.items()}
+    return [on_host(value) for value in state] if isinstance(state, list) else state
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run began with beside the base model, by expert: file, sha256 and more, as the metadata of its LoRA files
+    and its checkpoints have it; plain JSON."""
+
+    starts: dict[Expert, dict[str, Any]] = field(default_factory=dict)  # the LoRA that its LoRA started from
+    merges: dict[Expert, list[dict[str, Any]]] = field(default_factory=dict)  # merged into the base, in order
+
+    def metadata(self, expert: Expert) -> dict[str, str]:
+        """For the LoRA file of an expert."""
+        said = {"wanlora.start": self.starts.get(expert), "wanlora.merges": self.merges.get(expert)}
+        return {key: json.dumps(value) for key, value in said.items() if value}
+
 
 @dataclass
 class Run:
@@ -57,6 +117,7 @@ class Run:
     encoder: Encoder
     texts: TextBook
     latents: LatentCache | None  # of images, when a dataset wants it
+    trained_on: TrainedOn  # what LoRA files say of the clips
     data: dict[str, Any]  # fingerprint of the clips and captions, as they were when the attempt began
     loader: Loader
     speeds: dict[int, float]  # of the clips as they are sampled, by number of frames (presets.facts.facts.clip_speeds)
@@ -64,8 +125,25 @@ class Run:
     planning: Planning
     learners: dict[Expert, Learner]  # of the trained experts
     accelerators: dict[Expert, Accelerator]  # of previews alone
+    origin: Origin
+    held_out: list[Item] = field(default_factory=list)  # measured, never trained
     ahead: list[Setting] = field(default_factory=list)  # set in an earlier attempt at steps that are to come again
+    team: Team | None = None  # the processes that train it together; None: it is this one alone
+    apart: bool = False  # the other expert has learnt since, elsewhere
+    settled: int = 0  # planning.downs when all ranks last had one plan
 
     def text(self, texts: list[str]) -> torch.Tensor:
         """Their embeddings (B, S, D), on the device."""
         return self.texts.batch(texts, device=self.placement.device)
+
+    def bring_together(self) -> None:
+        """Where the experts train apart: have here what the other one has learnt. To be called before what is learnt is
+        saved, measured or shown."""
+        team = self.team
+        if team is None or not self.apart:
+            return
+        other = next(part for part in team.parts if part.expert != team.part.expert)
+        assert other.expert is not None
+        with team.at_work(Show()):
+            self.learners[other.expert].unpack(team.receive(other.ranks[0]))
+        self.apart = False

@@ -27,14 +27,24 @@ class LossTerm:
     rows: Rows
 
 
-def distance(kind: str, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Mean loss over all elements, in fp32. huber has its corner at 1."""
+def distance(
+    kind: str, prediction: torch.Tensor, target: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Mean loss over all elements, in fp32, each times what the mask (B, 1, F, h, w) says. huber has its corner at 1.
+
+    The sum is divided by the number of elements, not by the sum of the mask: what is white gets the very gradient that
+    it would get without a mask, what is black that of it which the dataset's minimum says, and a small or dark mask
+    never makes the little that it leaves count more. So the loss of a masked clip reads lower.
+    """
     prediction, target = prediction.float(), target.float()
+    reduction = "mean" if mask is None else "none"
     if kind == "mae":
-        return F.l1_loss(prediction, target)
-    if kind == "huber":
-        return F.huber_loss(prediction, target, delta=1.0)
-    return F.mse_loss(prediction, target)
+        loss = F.l1_loss(prediction, target, reduction=reduction)
+    elif kind == "huber":
+        loss = F.huber_loss(prediction, target, delta=1.0, reduction=reduction)
+    else:
+        loss = F.mse_loss(prediction, target, reduction=reduction)
+    return loss if mask is None else (loss * mask).mean()
 
 
 def noised(x0: torch.Tensor, noise: torch.Tensor, sigma_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,9 +54,15 @@ def noised(x0: torch.Tensor, noise: torch.Tensor, sigma_B: torch.Tensor) -> tupl
 
 
 def main_term(
-    training: TrainingPanel, advanced: AdvancedPanel, text_BSD: torch.Tensor, target: torch.Tensor, weight: float
+    training: TrainingPanel,
+    advanced: AdvancedPanel,
+    text_BSD: torch.Tensor,
+    target: torch.Tensor,
+    weight: float,
+    mask: torch.Tensor | None = None,
 ) -> LossTerm:
-    """The flow-matching loss, times `weight` (this micro-batch's share of the optimizer step).
+    """The flow-matching loss, times `weight` (this micro-batch's share of the optimizer step), under the clips' masks
+    (B, 1, F, h, w), where they have any.
 
     Differential guidance moves the target away from the current prediction p: p + scale (target - p), p without
     gradient (ai-toolkit's formula). The gradient is the plain one times the scale with MSE, the plain one itself with
@@ -59,7 +75,7 @@ def main_term(
         if advanced.differential_guidance:
             p = prediction.detach().float()
             goal = p + advanced.differential_guidance_scale * (target - p)
-        return weight * distance(training.loss, prediction, goal)
+        return weight * distance(training.loss, prediction, goal, mask)
 
     return LossTerm("main", text_BSD, loss, slice(None))
 
@@ -79,7 +95,7 @@ def preservation_term(
     training: TrainingPanel, text_BSD: torch.Tensor, base_prediction: torch.Tensor, rows: Rows, weight: float
 ) -> LossTerm:
     """Answer as the base model does, where the trigger is not called (`text_BSD` are the preserved prompts): MSE times
-    the multiplier.
+    the multiplier. It is not masked: what is to stay as it was, is so everywhere.
 
     `rows` are the samples of the micro-batch that it holds for, and that text and prediction are of; `weight` is their
     share of the step.

@@ -6,20 +6,38 @@ When a step is made is engine.training.trainer's.
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import redirect_stdout
+from typing import Any
 
 import torch
 from transformers.optimization import Adafactor
 
+from engine.adapters.lora import LoraParameters
 from presets.errors import UserError
 from presets.job.expert_schedule import Expert, lr_of
+from presets.job.lora_layers import TrainedLayer
 from presets.job.schema import Job, TrainingPanel
 
 PACKAGES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}  # what an optimizer needs besides torch
 
 
-def build_optimizer(training: TrainingPanel, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+# all at one rate, or in groups {"params": .., "lr_factor": ..}
+Parameters = list[torch.nn.Parameter] | list[dict[str, Any]]
+
+
+def parameter_groups(parameters: LoraParameters, layers: Iterable[TrainedLayer]) -> Parameters:
+    """An expert's LoRA as `build_optimizer` takes it: in groups by learning rate, where there is more than one."""
+    factors = {f"{layer.name}.lora_{side}.weight": layer.lr_factor for layer in layers for side in "AB"}
+    if set(factors.values()) == {1.0}:
+        return list(parameters.values())
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault(factors[name], []).append(parameter)
+    return [{"params": params, "lr_factor": factor} for factor, params in groups.items()]
+
+
+def build_optimizer(training: TrainingPanel, parameters: Parameters) -> torch.optim.Optimizer:
     """AdamW and relatives over fp32 LoRA tensors, all with decoupled weight decay. Raises UserError when the library or
     the card is missing."""
     try:
@@ -33,9 +51,10 @@ def build_optimizer(training: TrainingPanel, parameters: list[torch.nn.Parameter
         ) from None
 
 
-def _built(training: TrainingPanel, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def _built(training: TrainingPanel, parameters: Parameters) -> torch.optim.Optimizer:
     lr, decay = training.lr, training.weight_decay
-    device = parameters[0].device
+    first = parameters[0]
+    device = (first["params"][0] if isinstance(first, dict) else first).device
     match training.optimizer:
         case "adamw":
             return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=device.type == "cuda")
@@ -86,8 +105,9 @@ def lr_at(job: Job, expert: Expert, step: int) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The expert's rate from now on; a group of layers that has a factor takes its part of it."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_factor", 1.0)
 
 
 def clip_gradients(parameters: list[torch.nn.Parameter], max_norm: float) -> torch.Tensor:

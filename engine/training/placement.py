@@ -4,7 +4,9 @@ plan when memory runs out.
 What fits is predicted by engine.memory.planning. A part that does not even load is engine.memory.out_of_memory's.
 """
 
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -15,6 +17,7 @@ from diffusers import AutoencoderKLWan
 from engine.encode.latents import Encoder, PlainEncoder
 from engine.encode.vae_encoder import ClipEncoder
 from engine.memory.planning import Planning, Running, Shortage, card_memory, shortage, smaller
+from engine.parallel.team import Team
 from engine.runfolder.resume import ResumePoint
 from engine.system.device import device_name, memory_errors, release
 from engine.system.pinned_memory import HostMemoryRefused
@@ -34,11 +37,13 @@ WHERE: dict[ExhaustedPhase, str] = {
     "vae": "VAE",
     "preview": "preview",
     "ram": "host's memory",
+    "lock": "host's page-locked memory",
 }
 # fields by which the user decides on the plan
 PLANNED = ("model.low_vram", "model.layer_offloading", "quantization.transformer")
 
 
+@cache
 def versions() -> dict[str, str]:
     """Of the packages that the numbers of a run depend on."""
     return {
@@ -99,6 +104,11 @@ def why_short(run: Run) -> Shortage:
     return shortage(card_memory(run.placement.device), run.planning)
 
 
+def refused(error: HostMemoryRefused) -> tuple[ExhaustedPhase, Shortage]:
+    """What ran out on the host, and why."""
+    return "lock" if error.locking else "ram", Shortage("host", error.what)
+
+
 def replan(run: Run, exhausted: ExhaustedPhase, why: Shortage) -> None:
     """Memory ran out (where `exhausted` says): take the next smaller plan and log it. Memory in pieces is laid out anew
     first, once under each plan. To be called outside the handler, whose traceback holds on to tensors. Raises UserError
@@ -119,6 +129,7 @@ def replan(run: Run, exhausted: ExhaustedPhase, why: Shortage) -> None:
             )
         plan, tidied = smallest, False
         run.log.emit("replanned", why=short, old=planning.plan.text, new=plan.text)
+        planning = replace(planning, downs=planning.downs + 1, short=short)
     run.planning = replace(planning, tidied=tidied)
     place(run, plan)
 
@@ -135,5 +146,67 @@ def place(run: Run, plan: Plan) -> None:
         exhausted: ExhaustedPhase = "vram"
         why = why_short(run)
     except HostMemoryRefused as e:
-        exhausted, why = "ram", Shortage("host", e.what)
+        exhausted, why = refused(e)
     replan(run, exhausted, why)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """How a rank holds its part by now."""
+
+    plan: Plan
+    downs: int
+    short: str
+    refused: tuple[str, str, str] | None  # a UserError: it could not take the plan of another
+
+
+def replan_together(run: Run, team: Team, exhausted: ExhaustedPhase, why: Shortage) -> None:
+    """`replan` by all ranks that share a step, before they take it again: what is smaller or left is not the same for
+    each of them. Raises UserError on all of them where one of them cannot."""
+    refused: tuple[str, str, str] | None = None
+    try:
+        replan(run, exhausted, why)
+    except UserError as e:
+        refused = (e.what, e.where, e.fix)
+    _agree(run, team.part.ranks, team.exchange_sharing, refused)
+
+
+def settle(run: Run, team: Team) -> None:
+    """Where memory ran out on one rank, the others take its plan too, so that all compute alike: that of the rank which
+    had to go furthest down. All ranks call it. Raises UserError on all of them where one of them cannot."""
+    _agree(run, range(len(team.parts)), team.exchange)
+    run.settled = run.planning.downs
+
+
+def _agree(
+    run: Run,
+    ranks: Sequence[int],
+    exchange: Callable[[_Held], list[_Held]],
+    refused: tuple[str, str, str] | None = None,
+) -> None:
+    while True:
+        planning = run.planning
+        everyone = exchange(_Held(planning.plan, planning.downs, planning.short, refused))
+        for rank, one in zip(ranks, everyone, strict=True):
+            if one.refused:
+                what, where, fix = one.refused
+                raise UserError(f"rank {rank}: {what}", where=where, fix=fix)
+        # the first of several
+        rank, lowest = max(zip(ranks, everyone, strict=True), key=lambda numbered: numbered[1].downs)
+        if all(_locked(one.plan) == _locked(lowest.plan) for one in everyone):
+            run.planning = replace(planning, downs=lowest.downs)
+            return
+        if _locked(planning.plan) != _locked(lowest.plan):
+            why = f"rank {rank}: {lowest.short}"
+            run.log.emit("replanned", why=why, old=planning.plan.text, new=lowest.plan.text)
+            release(run.placement.device)
+            run.planning = replace(planning, downs=lowest.downs, short=why)
+            try:
+                place(run, lowest.plan)
+            except UserError as e:
+                refused = (e.what, e.where, e.fix)
+
+
+def _locked(plan: Plan) -> Plan:
+    """Whether the host's memory is page-locked is each rank's own matter: it changes no number."""
+    return msgspec.structs.replace(plan, pinned=True)

@@ -7,14 +7,14 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import torch
 
 from engine.adapters import lora
 from engine.preview.contact_sheets import Row, side_by_side, steps_shown, write_sheet
-from engine.preview.sampling import PreviewRequest, control_image, sample_latents, to_frames
+from engine.preview.sampling import PreviewRequest, control_image, end_image, sample_latents, to_frames
 from engine.preview.video_files import Frames, is_picture, is_video, read_small, write_poster, write_video
 from engine.runfolder import checkpoint
 from engine.runfolder.control import StopRequested
@@ -27,7 +27,7 @@ from engine.training.placement import place, replan, why_short
 from presets.clips.captions import fill_trigger
 from presets.errors import UserError
 from presets.findings import Finding
-from presets.job.preview_settings import preview_seed, preview_size_of
+from presets.job.preview_settings import preview_seed, preview_size_of, sampling_of
 
 # (step, prompt) -> the video in the run folder, of each preview that the events record
 Videos = dict[tuple[int, int], str]
@@ -36,10 +36,10 @@ NAMED = 6  # lost files that a finding names
 
 
 @contextmanager
-def shown_weights(run: Run) -> Iterator[None]:
-    """Inside, the LoRAs are what previews show (with sample.ema the running averages, when kept); after, the trained
-    ones, untouched."""
-    averaged = [(learner, learner.ema) for learner in run.learners.values() if learner.ema and run.job.sample.ema]
+def averaged_weights(run: Run, wanted: bool) -> Iterator[None]:
+    """Inside, the LoRAs are their running averages, where these are `wanted` and kept; after, the trained ones,
+    untouched."""
+    averaged = [(learner, learner.ema) for learner in run.learners.values() if learner.ema and wanted]
     trained = [{name: value.clone() for name, value in learner.values.items()} for learner, _ in averaged]
     for learner, ema in averaged:
         lora.load_tensors(learner.parameters, ema.average)
@@ -51,19 +51,31 @@ def shown_weights(run: Run) -> Iterator[None]:
 
 
 def request_of(run: Run, i: int) -> PreviewRequest:
-    """The preview of prompt `i`. Raises OSError or UserError when its control image cannot be used."""
+    """The preview of prompt `i`. Raises OSError or UserError when one of its images cannot be used."""
     panel = run.job.sample
     prompt, size = panel.prompts[i], preview_size_of(panel, i)
-    image = control_image(run.base_dir / Path(prompt.ctrl_img).expanduser(), size.width, size.height)
+    path = run.base_dir / Path(prompt.ctrl_img).expanduser()
+    image = control_image(path, size.width, size.height, hdr=_hdr_of(run, path))
+    end = None
+    if prompt.end_img.strip():
+        path = run.base_dir / Path(prompt.end_img).expanduser()
+        end = end_image(path, image, hdr=_hdr_of(run, path))
     text = fill_trigger(prompt.prompt, run.job.job.trigger)
     return PreviewRequest(
         image.to(run.placement.device),
         run.text([text]),
-        run.text([panel.negative]),
+        run.text([sampling_of(panel).negative]),
         preview_seed(panel, i),
         size.frames,
         prompt.strength,
+        None if end is None else end.to(run.placement.device),
     )
+
+
+def _hdr_of(run: Run, control: Path) -> Literal["plain", "tonemap"]:
+    """A clip of a dataset looks as it does there."""
+    folders = [(run.base_dir / Path(panel.path).expanduser(), panel.hdr) for panel in run.job.datasets]
+    return next((hdr for folder, hdr in folders if control.is_relative_to(folder)), "plain")
 
 
 def preview_dir(run: Run, step: int) -> Path:
@@ -105,7 +117,8 @@ def previews_made(run: Run, step: int) -> bool:
 def verify_previews(run: Run) -> bool:
     """As an attempt begins: are the previews that the events record still as they were made? Sheets that are not are
     drawn again. A preview that is damaged or missing counts no longer; True when some of those are of the step that the
-    attempt begins with and can be made again, the others are a finding.
+    attempt begins with and can be made again, the others are a finding. Previews of a version with other noise levels
+    are said to be such.
     """
     samples = run.log.history.samples
     lost = [data for data in samples.values() if data["step"] <= run.begin.step and not _is_whole(run, data)]
@@ -113,6 +126,12 @@ def verify_previews(run: Run) -> bool:
         del samples[data["path"]]
     again = [data for data in lost if data["step"] == run.begin.step and prompt_of(run, data) is not None]
     _report_lost(run, [data["path"] for data in lost if data not in again])
+    if samples and not any("shift" in data for data in samples.values()):
+        text = (
+            "the previews so far were made by an older version, at other noise levels: from here on they go through"
+            f" Wan's own, with shift {sampling_of(run.job.sample).shift:g} (sample.shift), and may look different"
+        )
+        run.log.emit("log", level="info", text=text)
     made = recorded(run, run.begin.step)
     sheets = {step for step, _ in made if not is_picture(preview_dir(run, step) / "sheet.png")}
     films = {
@@ -154,6 +173,7 @@ def _is_whole(run: Run, sample: SampleData) -> bool:
 def make_previews(run: Run, step: int, *, missing: bool = False) -> None:
     """One mp4 and one poster PNG per prompt, the sheets with them; with `missing`, only what is not made yet. A stop
     ends the set early; the loop sees it next. A preview that cannot be made is a finding."""
+    run.bring_together()
     made = recorded(run, step) if missing else {}
     for i in range(len(run.job.sample.prompts)):
         if run.control.stop_requested():
@@ -199,7 +219,8 @@ def _preview(run: Run, step: int, i: int) -> None:
 
     what = f"preview {i + 1} after step {step}"
     files = retry_when_disk_has_room(run.log, run.control, run.folder, what, frames.nbytes // 8, write)
-    run.log.emit("sample", step=step, prompt=prompt.prompt, seed=request.seed, **files)
+    shift = sampling_of(run.job.sample).shift
+    run.log.emit("sample", step=step, prompt=prompt.prompt, seed=request.seed, shift=shift, **files)
 
 
 def _frames(run: Run, step: int, i: int, request: PreviewRequest) -> Frames:
@@ -211,7 +232,7 @@ def _frames(run: Run, step: int, i: int, request: PreviewRequest) -> Frames:
         fault_injection.at("preview.denoise", step)
         run.log.phase("sampling", i * total + done, prompts * total, f"preview {i + 1} of {prompts}")
 
-    with shown_weights(run), run.experts.accelerated(run.accelerators):
+    with averaged_weights(run, run.job.sample.ema), run.experts.accelerated(run.accelerators):
         frames = None
         while frames is None:
             latents, why = None, None
@@ -221,9 +242,8 @@ def _frames(run: Run, step: int, i: int, request: PreviewRequest) -> Frames:
                         run.experts.executors,
                         run.encoder,
                         request,
-                        run.job.sample,
+                        sampling_of(run.job.sample),
                         boundary=run.base.boundary,
-                        shift=run.base.flow_shift,
                         batched_guidance=run.planning.batched_guidance,
                         progress=progress,
                     )
@@ -273,7 +293,9 @@ def _comparison(run: Run, i: int, made: Videos) -> dict[str, Path]:
 def _about(run: Run, i: int) -> str:
     panel = run.job.sample
     prompt, size = panel.prompts[i], preview_size_of(panel, i)
-    words = [f"seed {preview_seed(panel, i)}", f"{size.frames} frames", f"{panel.steps} sample steps"]
+    words = [f"seed {preview_seed(panel, i)}", f"{size.frames} frames", f"{sampling_of(panel).steps} sample steps"]
+    if prompt.end_img.strip():
+        words.append(f"ends at {Path(prompt.end_img).name}")
     if prompt.strength != 1:
         words.append(f"LoRA strength {prompt.strength:g}")
     return ", ".join([*words, "accelerated"] if run.accelerators else words)

@@ -17,7 +17,7 @@ from presets.findings import Finding
 from presets.job.resume_check import JOB_FILE
 from presets.job.schema import Job
 from presets.job.toml_file import job_to_dict, save_job
-from presets.runs.events import Event
+from presets.runs.events import EDITED, Event
 from presets.runs.history import TELLING
 
 NON_FINITE_LIMIT = 3  # in a row, then the run stops
@@ -34,6 +34,8 @@ def announce(run: Run, unlike: list[str]) -> None:
         plan=plan_text(run),
         versions=versions(),
         base={part: place.source for part, place in run.base.source.places.items()},
+        starts=run.origin.starts,
+        merges=run.origin.merges,
         device=device_name(run.placement.device),
         steps=job.training.steps,
         resumed_from=run.begin.step,
@@ -42,7 +44,7 @@ def announce(run: Run, unlike: list[str]) -> None:
         ram_total_gib=ram,
     )
     for s in run.begin.settings:
-        log.emit("changed", field=s.field, old=s.old, new=s.new, step=s.step)
+        log.emit("changed", field=s.field, old=s.old, new=s.new, step=s.step, **{EDITED: True})
     for text in unlike:
         fix = "Nothing needs doing; a run to compare with others is begun anew"
         log.finding(Finding(code="not-comparable", severity="warning", field="job", message=text, fix=fix))

@@ -3,11 +3,11 @@
 What a checkpoint holds is engine.training.saving's; which one an attempt begins at is engine.runfolder.resume's.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from engine.adapters import lora
 from engine.memory.planning import Running
 from engine.runfolder import checkpoint
 from engine.system import fault_injection
@@ -16,6 +16,8 @@ from engine.training.context import Run
 from engine.training.placement import versions
 from engine.training.saving import position, running_of
 from presets.errors import UserError
+from presets.job.diff import READ_ONCE
+from presets.job.expert_schedule import Expert
 
 
 def restore(run: Run) -> list[str]:
@@ -32,6 +34,12 @@ def restore(run: Run) -> list[str]:
             where=str(run.base.source.folder),
             fix="Put the same base back, or start a new run under another name",
         )
+    if any(_contents(state.meta.get("merges", {}), e) != _contents(run.origin.merges, e) for e in run.learners):
+        raise UserError(
+            "the LoRAs merged into the base are not those this run began with",
+            where="model.merge",
+            fix="Put the same files back, or start a new run under another name",
+        )
     same_data = state.meta["data"] == run.data
     if not same_data and begin.comparable and not begin.accepted:
         raise UserError(
@@ -41,12 +49,14 @@ def restore(run: Run) -> list[str]:
             fix="Put them back, or resume all the same with --accept-changes (the run is then no longer comparable)",
         )
     for expert, learner in run.learners.items():
-        lora.load_tensors(learner.parameters, state.lora[expert])
-        learner.optimizer.load_state_dict(state.optimizer[expert])
-        if learner.ema:  # switched on since: the average begins with what was trained
-            learner.ema.load(state.ema.get(expert, state.lora[expert]))
+        learner.load(state.lora[expert], state.optimizer[expert], state.ema.get(expert))
     fault_injection.at("resume.restored", begin.step)
     return _unlike(run, state.meta, same_data)
+
+
+def _contents(merges: Mapping[Expert, list[dict[str, Any]]], expert: Expert) -> list[tuple[str, float]]:
+    """What counts of the LoRAs merged into an expert: not where their files lie."""
+    return [(file["sha256"], file["strength"]) for file in merges.get(expert, [])]
 
 
 def _unlike(run: Run, meta: dict[str, Any], same_data: bool) -> list[str]:
@@ -55,6 +65,12 @@ def _unlike(run: Run, meta: dict[str, Any], same_data: bool) -> list[str]:
     another = (
         f"from step {begin.step + 1} on this is another run than the one that was begun, and not comparable with it"
     )
+    if edited := [c.field for c in begin.since if c.field in READ_ONCE]:
+        run.log.emit(
+            "log",
+            level="info",
+            text=f"{' and '.join(edited)} changed, to no effect: a start is read when a run begins",
+        )
     if not begin.comparable:
         out.append(f"the job has changed in {', '.join(c.field for c in begin.since if c.breaks)}: {another}")
     elif not same_data:

@@ -4,6 +4,7 @@ final pair.
 What they are written from after damage, the checkpoints, is engine.training.saving's; their format engine.adapters's.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from presets.findings import Finding
 from presets.job.expert_schedule import Expert
 from presets.job.schema import Job
 from presets.job.toml_file import absolute_paths, job_from_dict, job_to_dict
+from presets.runs.ranking import rank
 
 
 def lora_file(run: Run, expert: Expert, step: int | None) -> Path:
@@ -40,17 +42,50 @@ def step_of(run: Run, file: Path) -> int:
 def write_lora(run: Run, expert: Expert, file: Path, step: int) -> None:
     """The LoRA as it is after `step`: the running average when there is one and save.ema asks for it, else the LoRA
     itself. Waits while the disk is full; raises StopRequested."""
+    _write(run, expert, file, step, run.job, saved_tensors(run, expert))
+
+
+def saved_tensors(run: Run, expert: Expert) -> dict[str, torch.Tensor]:
     learner = run.learners[expert]
-    tensors = learner.ema.average if learner.ema and run.job.save.ema else learner.values
-    _write(run, expert, file, step, run.job, tensors)
+    return learner.ema.average if learner.ema and run.job.save.ema else learner.values
 
 
-def _write(run: Run, expert: Expert, file: Path, step: int, job: Job, tensors: dict[str, torch.Tensor]) -> None:
+def best_of(run: Run) -> dict[str, Any] | None:
+    """The checkpoint with the best held-out loss so far, of those whose LoRA files are there (what a rollback goes back
+    behind has pruned others): its step, LoRA files and previews, and why; None without one."""
+    there = {step_of(run, file) for expert in run.learners for file in numbered_files(run, expert)}
+    found = rank(list(run.log.history.measured.values()), saved=there & run.log.history.checkpoints.keys())
+    if found is None:
+        return None
+    files = [lora_file(run, expert, found.best).name for expert in run.learners]
+    previews = sorted(path for path, data in run.log.history.samples.items() if data["step"] == found.best)
+    return {"step": found.best, "files": files, "previews": previews, "reason": found.reason}
+
+
+def _write(
+    run: Run,
+    expert: Expert,
+    file: Path,
+    step: int,
+    job: Job,
+    tensors: dict[str, torch.Tensor],
+    best: dict[str, Any] | None = None,
+) -> None:
+    said = {"wanlora.best": json.dumps(best)} if best else {}
+
     def attempt() -> None:
         try:
             with atomic_write(file) as aside:
-                lora.save_lora(aside, tensors, job=job, base=run.base, expert=expert, step=step)
-                aside.chmod(0o644)  # safetensors makes files that only their owner can read
+                lora.save_lora(
+                    aside,
+                    tensors,
+                    job=job,
+                    base=run.base,
+                    expert=expert,
+                    step=step,
+                    clips=run.trained_on,
+                    origin=run.origin.metadata(expert) | said,
+                )
                 fault_injection.at("lora-file.before-rename", step)
         except Exception as e:
             checkpoint.raise_refusal(e, file.parent)
@@ -60,11 +95,13 @@ def _write(run: Run, expert: Expert, file: Path, step: int, job: Job, tensors: d
 
 
 def save_final(run: Run, step: int) -> list[str]:
-    """`NAME_high_noise.safetensors` and `NAME_low_noise.safetensors`; returns their names."""
+    """`NAME_high_noise.safetensors` and `NAME_low_noise.safetensors`; returns their names. They say which checkpoint is
+    best, where the held-out loss was measured."""
+    run.bring_together()
     fault_injection.at("final.begin", step)
     files = [lora_file(run, expert, None) for expert in run.learners]
     for expert, file in zip(run.learners, files, strict=True):
-        write_lora(run, expert, file, step)
+        _write(run, expert, file, step, run.job, saved_tensors(run, expert), best_of(run))
     return [file.name for file in files]
 
 

@@ -23,7 +23,7 @@ from engine.system.device import device_name
 from engine.training.context import Run
 from engine.training.optimizer import build_optimizer
 from engine.training.placement import versions
-from engine.training.saved_loras import lora_file, numbered_files, step_of, write_lora
+from engine.training.saved_loras import best_of, lora_file, numbered_files, step_of, write_lora
 from presets.job.expert_schedule import expert_at, steps_of
 from presets.job.schema import TrainingPanel
 from presets.job.toml_file import absolute_paths, job_to_dict
@@ -38,6 +38,7 @@ def save_all(run: Run, step: int) -> str:
     if path := run.log.history.checkpoints.get(step):
         run.log.emit("log", level="info", text=f"step {step} is saved already: {path}")
         return path
+    run.bring_together()
     run.log.phase("saving", 0, 1, "checkpoint")
     run.log.sync()  # a checkpoint whose events are missing would make a gap in the curves
     state = _state(run, step, {e: learner.optimizer.state_dict() for e, learner in run.learners.items()})
@@ -52,10 +53,10 @@ def save_all(run: Run, step: int) -> str:
     for expert in run.learners:
         write_lora(run, expert, lora_file(run, expert, step), step)
     fault_injection.at("prune", step)
-    _prune(run)
+    kept = _prune(run)
     path = str(folder.relative_to(run.folder))
     fault_injection.at("checkpoint.before-event", step)
-    run.log.emit("checkpoint", step=step, path=path, sha256=digest)
+    run.log.emit("checkpoint", step=step, path=path, sha256=digest, **kept)
     return path
 
 
@@ -66,10 +67,10 @@ def finish_interrupted_save(run: Run) -> None:
     for expert in run.learners:
         if not lora.is_whole(file := lora_file(run, expert, step)):
             write_lora(run, expert, file, step)
-    _prune(run)
+    kept = _prune(run)
     if folder is not None and step not in run.log.history.checkpoints:
         path = str(folder.relative_to(run.folder))
-        run.log.emit("checkpoint", step=step, path=path, sha256=checkpoint.digest(folder))
+        run.log.emit("checkpoint", step=step, path=path, sha256=checkpoint.digest(folder), **kept)
 
 
 def check_disk_room(run: Run) -> None:
@@ -104,15 +105,17 @@ def state_to_come(training: TrainingPanel, tensors: dict[str, torch.Tensor]) -> 
     }
 
 
-def _prune(run: Run) -> None:
-    """Remove old checkpoints, and every LoRA file of a step before those that stay: also of checkpoints that went
-    another way, damaged."""
+def _prune(run: Run) -> dict[str, int]:
+    """Remove old checkpoints, and every LoRA file of a step before those that stay, but for the best by its held-out
+    loss: also of checkpoints that went another way, damaged. What its event says of what is left."""
+    best = best_of(run)
     checkpoint.prune(run.folder, run.job.save.keep)
     oldest = checkpoint.step_of(checkpoint.listed(run.folder)[0])
     for expert in run.learners:
         for file in numbered_files(run, expert):
-            if step_of(run, file) < oldest:
+            if step_of(run, file) < oldest and (best is None or step_of(run, file) != best["step"]):
                 file.unlink()
+    return {"oldest": oldest, **({"best": best["step"]} if best and best["step"] < oldest else {})}
 
 
 def _state(run: Run, step: int, optimizer: dict[str, dict[str, Any]]) -> checkpoint.State:
@@ -138,6 +141,8 @@ def _meta(run: Run, step: int) -> dict[str, Any]:
         "attempt": run.log.attempt,
         "position": position(run, step),
         "data": run.data,
+        "starts": run.origin.starts,
+        "merges": run.origin.merges,
     }
 
 

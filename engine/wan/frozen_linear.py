@@ -12,9 +12,12 @@ import torch
 from torch.nn import functional as F
 
 from engine.wan.fp8_ops import E4M3_MAX, rowwise_e4m3
+from engine.wan.int8_linear import Int8Product, unpack_int8
+from engine.wan.int8_ops import MOST
 
 Packed = tuple[torch.Tensor, ...]  # (weight,) or (q, scale) or (q, scale, shift)
 COMPUTED_IN_8_BITS = "float8"
+COMPUTED_IN_INTEGERS = "int8"
 
 
 def pack_float8(weight_NK: torch.Tensor) -> Packed:
@@ -29,6 +32,8 @@ def unpack_weight(packed: Packed, precision: str, dtype: torch.dtype) -> torch.T
     of code 0), fp32; qint4 has codes 0..15, two to a byte, and those of qfloat8 may be given as bytes."""
     if precision == "none":
         return packed[0].to(dtype)
+    if precision == COMPUTED_IN_INTEGERS:
+        return unpack_int8(packed[0], packed[1]).to(dtype)
     if precision != "qint4":
         q = packed[0]
         values = e4m3_values(q) if precision == "qfloat8" and q.dtype == torch.uint8 else q.to(torch.float32)
@@ -115,6 +120,8 @@ def frozen_linear(x: torch.Tensor, packed: Packed, bias_N: torch.Tensor, precisi
     x_MK = x.reshape(-1, x.shape[-1])
     if precision == COMPUTED_IN_8_BITS:
         y = _Float8Product.apply(x_MK, *packed, bias_N)
+    elif precision == COMPUTED_IN_INTEGERS:
+        y = Int8Product.apply(x_MK, *packed, bias_N, MOST)
     else:
         y = _DequantizedProduct.apply(x_MK, precision, bias_N, *packed)
     return y.view(*x.shape[:-1], -1)

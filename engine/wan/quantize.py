@@ -2,7 +2,9 @@
 
 An accuracy recovery adapter made for one grid is noise on another. The grid "uint4" is torchao's UIntXWeightOnlyConfig
 (torchao 0.10), on which the published adapters for ai-toolkit were trained: groups of 64 inputs, 0 to 15 around an
-integer zero point, computed in the weight's own type. Here its values are put into the layout of qint4, so that storage
+integer zero point, computed in the weight's own type. ai-toolkit holds its base in bf16, so that is what the published
+ones assume ("uint4-bf16"): from fp32 or fp8 weights the grid comes out otherwise by a third of the error that they
+repair. Here its values are put into the layout of qint4, so that storage
 and compute need not know the difference. What is packed is read by `engine.wan.frozen_linear`; quanto's quantizers are
 in `engine.wan.quantize_quanto`.
 
@@ -17,9 +19,11 @@ import torch
 
 from engine.system.keyed_random import keyed_rng
 from engine.wan.frozen_linear import Packed, pack_float8, unpack_weight
+from engine.wan.int8_linear import pack_int8
 
-Grid = Literal["qint4", "uint4"]
-GRIDS: tuple[Grid, ...] = ("qint4", "uint4")
+Grid = Literal["qint4", "uint4", "uint4-bf16"]
+GRIDS: tuple[Grid, ...] = ("qint4", "uint4")  # those that adapters are built for here, on weights as they are stored
+PUBLISHED_GRID: Grid = "uint4-bf16"  # uint4 of weights that are rounded to bf16 first
 INT4 = "qint4"  # the precision of a packed weight on either grid
 UINT4_GROUP = 64
 UINT4_TOP = 15.0
@@ -31,8 +35,10 @@ def pack(weight_NK: torch.Tensor, precision: str, grid: Grid = "qint4") -> Packe
         return (weight_NK,)
     if precision == "float8":
         return pack_float8(weight_NK)
-    if precision == INT4 and grid == "uint4":
-        return _pack_uint4(weight_NK)
+    if precision == "int8":
+        return pack_int8(weight_NK)
+    if precision == INT4 and grid != "qint4":
+        return _pack_uint4(weight_NK.to(torch.bfloat16) if grid == PUBLISHED_GRID else weight_NK)
     from engine.wan.quantize_quanto import pack_weight_quanto  # 2 s to import, and only these precisions need it
 
     return pack_weight_quanto(weight_NK, precision)

@@ -3,19 +3,17 @@
 No weight is read here (`engine.weights.load_expert`, `engine.encode`).
 """
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.weights.model_files import ModelFiles, identity
+from engine.weights.model_files import ModelFiles
 from presets.base.composition import compose, named_base
 from presets.base.model_facts import I2V_BOUNDARY, ModelFacts, facts_of
 from presets.errors import UserError
+from presets.files import identity
 from presets.job.expert_schedule import Expert, trained_experts
 from presets.job.schema import Job
-
-FLOW_SHIFT = 5.0  # Wan's own for image-to-video, where the model names none
 
 
 @dataclass(frozen=True)
@@ -24,7 +22,6 @@ class BaseModel:
 
     source: ModelFiles
     boundary: float  # sigma that divides the experts
-    flow_shift: float  # of the model's own scheduler; previews use it
     identity: str  # of the trained experts' weights, by content
     beside: Mapping[str, str] = field(default_factory=dict)  # of the parts beside the experts, by content
     facts: ModelFacts | None = None  # as they were read when it was found
@@ -39,13 +36,14 @@ def find_base_model(
     base: Path,
     *,
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
+    say: Callable[[str], None] = lambda text: None,
     cache: Path | None = None,
     endpoint: str | None = None,
 ) -> BaseModel:
     """The base that the job names; what of it is not on this machine is downloaded first. Raises UserError.
 
-    `progress` is given the bytes that are there and those there will be; `cache` and `endpoint` are the Hub's own by
-    default.
+    `progress` is given the bytes that are there and those there will be, `say` what a log should hold; `cache` and
+    `endpoint` are the Hub's own by default.
     """
     named = named_base(job)
     composed = compose(named, base, cache=cache)
@@ -55,7 +53,7 @@ def find_base_model(
                 download_model,  # only now: it takes a while, and most jobs have their model
             )
 
-            download_model(named, base, progress=progress, cache=cache, endpoint=endpoint)
+            download_model(named, base, progress=progress, say=say, cache=cache, endpoint=endpoint)
             composed = compose(named, base, cache=cache)
     assert not composed.to_ask, f"what was fetched is not there: {composed.to_ask}"
     facts = facts_of(named, composed)
@@ -78,15 +76,4 @@ def find_base_model(
         "tokenizer": source.tokenizer_files(),
     }
     identities = {part: identity(paths, times=False) for part, paths in beside.items()}
-    flow_shift = _flow_shift(source.folder)
-    return BaseModel(source, float(boundary), flow_shift, identity(files, times=False), identities, facts)
-
-
-def _flow_shift(folder: Path) -> float:
-    """Of the model's own scheduler, where it has one. Raises UserError."""
-    file = folder / "scheduler" / "scheduler_config.json"
-    try:
-        scheduler = json.loads(file.read_text()) if file.exists() else {}
-        return float(scheduler.get("flow_shift") or scheduler.get("shift") or FLOW_SHIFT)
-    except (OSError, ValueError, TypeError, AttributeError) as e:
-        raise UserError(f"cannot be read ({e})", where=str(file), fix="Download this file again") from None
+    return BaseModel(source, float(boundary), identity(files, times=False), identities, facts)

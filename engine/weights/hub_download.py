@@ -14,13 +14,14 @@ from typing import Any
 from huggingface_hub import constants, errors, hf_hub_download
 
 from engine.system.progress import Progress
-from engine.weights.hub_transfer import TIMEOUT, alone, transfer
+from engine.weights.hub_transfer import TIMEOUT, Say, alone, transfer
 from presets.base.composition import Composition, NamedBase
 from presets.base.fetch_plan import LACKS_FIX, RESERVE, lacks, parts_from, plan_fetch, wanted_files
 from presets.base.hub_listing import HubFile, Repository, hub_error, list_repository
 from presets.base.layouts import EXPERT_NAMES, WEIGHTS, index_of, stored_files
 from presets.base.model_facts import settings_problems
 from presets.base.safetensors_header import Damaged, json_object
+from presets.base.tensor_files import holds_weights
 from presets.disk import existing_parent
 from presets.errors import UserError
 from presets.text import human
@@ -29,12 +30,19 @@ SMALL = 2**20  # bytes; what is smaller comes before anything large
 
 
 def download_model(
-    named: NamedBase, base: Path, *, progress: Progress, endpoint: str | None = None, cache: Path | None = None
+    named: NamedBase,
+    base: Path,
+    *,
+    progress: Progress,
+    say: Say = lambda text: None,
+    endpoint: str | None = None,
+    cache: Path | None = None,
 ) -> None:
     """Bring every part of the base that is not on this machine into the Hub's cache, as far as the run needs it. Raises
     UserError.
 
-    All repositories are asked, and room is made sure of, before anything large comes. `endpoint` and `cache` are the
+    All repositories are asked, and room is made sure of, before anything large comes. `say` is told of another way that
+    is taken; `endpoint` and `cache` are the
     Hub's own by default.
     """
 
@@ -68,6 +76,7 @@ def download_model(
                 found,
                 files[found.repo],
                 lambda done, _, text, before=before: progress(before + done, total, text),  # type: ignore[misc]
+                say,
                 wheres[found.repo],
             )
             for file in files[found.repo]:
@@ -116,7 +125,7 @@ def _files(found: Repository, composed: Composition, named: NamedBase, progress:
     """All that has to come from a repository, the largest first. What is small is fetched here: indexes have the names
     of shards."""
     names = wanted_files(composed, named, found)
-    others = [name for name in names if not name.endswith(".safetensors")]
+    others = [name for name in names if not holds_weights(name)]
     small = [
         name
         for name in others
@@ -125,7 +134,7 @@ def _files(found: Repository, composed: Composition, named: NamedBase, progress:
     for done, name in enumerate(small):
         progress(done, len(small), "downloading the model's settings")
         _link(found, found.files[name])
-    weights = [name for name in names if name.endswith(".safetensors")]
+    weights = [name for name in names if holds_weights(name)]
     for part in parts_from(composed, found.repo):
         spot = composed.places[part].spot
         assert spot is not None, "the Hub has been asked"

@@ -1,13 +1,12 @@
-"""Where a base model's tensors lie: folders as diffusers has them, or ComfyUI's single files. Opened by their headers
-alone.
+"""Where a base model's tensors lie: folders as diffusers or Wan's repository has them, or single files as ComfyUI does.
+Opened by their headers alone.
 
 Every part looks the same from above: tensors under the names of diffusers (transformers for the text encoder), read one
 at a time straight from their place in the file. Nothing is mapped into memory, so what has been read leaves no trace in
 it. Which files are which part: `presets.base.composition`; an expert's way into memory: `engine.weights.load_expert`.
 """
 
-import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -16,12 +15,25 @@ from typing import Any
 import torch
 
 from engine.weights.comfy_names import NAMES
-from presets.base.comfy_files import TOKENIZER, WEIGHT_SCALES, config_of, plain_names
+from engine.weights.gguf_values import dequantize_into
+from engine.weights.read_into import read_into
+from presets.base.comfy_files import (
+    DIFFUSERS_VAE,
+    READABLE_FIX,
+    TOKENIZER,
+    config_of,
+    fits,
+    plain_names,
+    scale_of,
+    unreadable,
+)
 from presets.base.composition import FIELDS, NamedBase, compose
-from presets.base.layouts import CALLED, EXPERT_PART, TOKENIZER_FILES, index_of, names_in, stored_files
-from presets.base.safetensors_header import AGAIN, Damaged, TensorPlace, json_object, read_header
+from presets.base.layouts import CALLED, EXPERT_PART, TOKENIZER_FILES, files_in, index_of, stored_files
+from presets.base.safetensors_header import AGAIN, Damaged, TensorPlace, json_object
 from presets.base.sources import Place
+from presets.base.tensor_files import QUANTS, read_tensors
 from presets.errors import UserError
+from presets.files import identity
 from presets.job.expert_schedule import Expert
 
 DTYPES = {
@@ -33,7 +45,6 @@ DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-SAMPLED_PAGES = 64
 
 
 @dataclass(frozen=True)
@@ -52,15 +63,17 @@ class StoredTensor:
     @property
     def readable(self) -> bool:
         """Whether its type is one of those we know, and its scale one number or one per row."""
-        scale = self.scale
-        known = scale is None or (
-            scale.dtype in DTYPES and prod(scale.shape) in (1, self.shape[0] if self.shape else 1)
-        )
-        return known and self.place.dtype in DTYPES
+        known = self.scale is None or fits(self.scale, self.place)
+        return known and (self.place.dtype in DTYPES or self.place.dtype in QUANTS)
+
+    @property
+    def bytes(self) -> int:
+        """Of what `raw` gives: of a tensor that GGUF has quantized, its fp32 values."""
+        return prod(self.shape) * 4 if self.place.dtype in QUANTS else self.place.size
 
     def raw(self, into: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(as stored, its fp32 scale), on the CPU. The tensor is a view of `into` (uint8, large enough) when given.
-        Raises UserError."""
+        """(as stored, its fp32 scale), on the CPU; what GGUF has quantized in fp32. The tensor is a view of `into`
+        (uint8, `bytes` long at least) when given. Raises UserError."""
         scale = None
         if self.scale is not None:
             scale = self._fetch(self.scale, None).float()
@@ -68,37 +81,28 @@ class StoredTensor:
         return self._fetch(self.place, into), scale
 
     def read(self, dtype: torch.dtype) -> torch.Tensor:
-        """The tensor itself in `dtype`, dequantized when it is stored in 8 bits. Raises UserError."""
+        """The tensor itself in `dtype`, dequantized when it is stored in fewer bits. Raises UserError."""
+        if self.place.dtype in QUANTS:
+            values = torch.empty(self.shape, dtype=dtype)
+            dequantize_into(self.file, self.place, values.view(-1))
+            return values
         return weight_of(*self.raw(), dtype)
 
     def _fetch(self, place: TensorPlace, into: torch.Tensor | None) -> torch.Tensor:
-        buffer = torch.empty(place.size, dtype=torch.uint8) if into is None else into[: place.size]
+        size = self.bytes if place is self.place else place.size
+        buffer = torch.empty(size, dtype=torch.uint8) if into is None else into[:size]
+        if place.dtype in QUANTS:
+            values = buffer.view(torch.float32)
+            dequantize_into(self.file, place, values)
+            return values.view(place.shape)
         read_into(self.file, place.begin, buffer)
-        return buffer.view(DTYPES[place.dtype]).view(place.shape)
+        stored = buffer.view(DTYPES[place.dtype])
+        return stored.view(place.shape) if place.strides is None else stored.as_strided(place.shape, place.strides)
 
 
 def weight_of(raw: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
     """What a stored tensor stands for."""
     return raw.to(dtype) if scale is None else (raw.float() * scale).to(dtype)
-
-
-def read_into(path: Path, begin: int, buffer: torch.Tensor) -> None:
-    """Fill a uint8 host buffer from the file. Lets other threads run. Raises UserError."""
-    view, done = buffer.numpy().data, 0
-    try:
-        with path.open("rb", buffering=0) as f:
-            f.seek(begin)
-            while done < len(view):  # one read moves at most 2 GiB
-                count = f.readinto(view[done:])
-                if not count:
-                    raise UserError("ends too early", where=str(path), fix=AGAIN)
-                done += count
-    except OSError as e:
-        raise UserError(
-            f"cannot be read ({(e.strerror or str(e)).lower()})",
-            where=str(path),
-            fix="Check the disk, and who may read the file",
-        ) from None
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ class Network:
                 raise UserError(
                     f"the tensor {found.name} is stored in a form that cannot be read ({found.place.dtype})",
                     where=str(found.file),
-                    fix="Take the bf16, fp16 or fp8_scaled file",
+                    fix=READABLE_FIX,
                 )
         if unknown := sorted(set(self.stored) - set(shapes)):
             raise UserError(
@@ -139,23 +143,6 @@ class Network:
     def identity(self) -> str:
         """Hash that identifies these weights: each file's size, time of change, header and sampled pages."""
         return identity(self.files)
-
-
-def identity(files: Iterable[Path], *, times: bool = True) -> str:
-    """Without `times`, by content alone: a copy is the same. With them, a file rewritten in place is another, sampled
-    or not."""
-    digest = hashlib.blake2b(digest_size=16)
-    for file in files:
-        status = file.stat()
-        size = status.st_size
-        digest.update(f"{size}\0{status.st_mtime_ns if times else 0}\0".encode())
-        with file.open("rb") as f:
-            header = int.from_bytes(f.read(8), "little")
-            digest.update(f.read(min(header, size)))
-            for i in range(SAMPLED_PAGES):
-                f.seek(size * i // SAMPLED_PAGES)
-                digest.update(f.read(4096))
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -191,7 +178,7 @@ class ModelFiles:
         _, at = self._at("tokenizer")
         if at.is_dir():
             return None if (at / "tokenizer.json").exists() else (at / "spiece.model").read_bytes()
-        place = _header(at).get(TOKENIZER)
+        place = _tensors(at).get(TOKENIZER)
         if place is None:
             raise UserError(
                 f"has no tokenizer in it (no tensor {TOKENIZER})",
@@ -219,9 +206,9 @@ def open_model_files(folder: Path) -> ModelFiles:
     return ModelFiles(folder, {part: place for part, place in composed.places.items() if not place.repo})
 
 
-def _header(file: Path) -> dict[str, TensorPlace]:
+def _tensors(file: Path) -> dict[str, TensorPlace]:
     try:
-        return read_header(file)
+        return read_tensors(file)
     except (Damaged, OSError) as e:
         raise _unusable(e, file) from None
 
@@ -246,30 +233,34 @@ def _unusable(error: Damaged | OSError, file: Path) -> UserError:
 def _folder_part(root: Path, sub: str, name: str) -> Network:
     """The shards of the part's index, else its one file, as diffusers chooses."""
     try:
-        files = tuple(root / file for file in stored_files(name, root, sub, names_in(root)))
+        files = tuple(root / file for file in stored_files(name, root, sub, files_in(root, sub)))
     except (Damaged, OSError) as e:
         raise _unusable(e, root / index_of(name, sub)) from None
-    stored = {tensor: StoredTensor(tensor, file, place) for file in files for tensor, place in _header(file).items()}
-    config = {key: value for key, value in _object(root / sub / "config.json").items() if not key.startswith("_")}
-    return Network(name, files, config, stored)
+    return _network(name, files, _object(root / sub / "config.json"))
 
 
 def _single_part(file: Path, name: str) -> Network:
-    places = plain_names(_header(file))
+    beside = file.with_name("config.json")
+    theirs = name == "vae" and beside.exists() and DIFFUSERS_VAE in _tensors(file)
+    return _network(name, (file,), _object(beside) if theirs else None)
+
+
+def _network(name: str, files: tuple[Path, ...], given: dict[str, Any] | None) -> Network:
+    """The part in these files, under the names of diffusers; `given` is its config.json."""
+    found = plain_names({tensor: (file, place) for file in files for tensor, place in _tensors(file).items()})
+    places = {tensor: place for tensor, (_, place) in found.items()}
+    if form := unreadable(places):
+        raise UserError(f"its weights are stored as {form}, which is not read", where=str(files[0]), fix=READABLE_FIX)
     try:
-        config = {key: value for key, value in config_of(name, file, places).items() if not key.startswith("_")}
+        config = {key: value for key, value in config_of(name, places, given).items() if not key.startswith("_")}
     except KeyError as e:
         raise UserError(
             f"is not the file of this part: the tensor {e.args[0]} is not there or has another form",
-            where=str(file),
-            fix="Give ComfyUI's files of Wan 2.2 I2V A14B",
+            where=str(files[0]),
+            fix="Give the files of Wan 2.2 I2V A14B",
         ) from None
-    except Damaged as e:
-        raise UserError(f"the config.json beside it {e.what}", where=str(file), fix=e.fix) from None
     stored = {}
     for ours, theirs in NAMES[name](places).items():
-        scale = next(
-            (places[key] for s in WEIGHT_SCALES if (key := f"{theirs.removesuffix('.weight')}.{s}") in places), None
-        )
-        stored[ours] = StoredTensor(theirs, file, places[theirs], scale if theirs.endswith(".weight") else None)
-    return Network(name, (file,), config, stored)
+        scale = scale_of(theirs, places) if theirs.endswith(".weight") else None
+        stored[ours] = StoredTensor(theirs, found[theirs][0], places[theirs], scale)
+    return Network(name, files, config, stored)

@@ -5,7 +5,7 @@ the model's files by `engine.weights.load_expert`, and kept on disk by `engine.w
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 from engine.system.pinned_memory import host_buffer
 from engine.wan.block import Lora, Plain, Weights
 
+Allocate = Callable[[int, int], torch.Tensor]  # (number of a block, bytes) -> its buffer
 ALIGN = 256  # bytes; every kernel's vector loads are happy with it
 
 

@@ -19,9 +19,11 @@ from engine.system.pinned_memory import host_buffer
 from engine.system.placement import Placement
 from engine.system.progress import Progress, Warn
 from engine.wan.quantize import Grid, pack
+from engine.weights.added_changes import AddedChanges
 from engine.weights.load_expert import load_blocks, open_expert
-from engine.weights.model_files import ModelFiles, Network, read_into
-from engine.weights.packed_blocks import Layout, PackedBlocks, PackedTensor
+from engine.weights.model_files import ModelFiles, Network
+from engine.weights.packed_blocks import Allocate, Layout, PackedBlocks, PackedTensor
+from engine.weights.read_into import read_into
 from presets import VERSION
 from presets.caches.cache_files import CAPS, touch, writing
 from presets.caches.weight_cache import SUFFIX, CachedTensor, CacheHeader, make_room_for, read_cache_header
@@ -49,18 +51,22 @@ def cached_blocks(
     warn: Warn,
     cap: int = CAPS["weights"],
     grid: Grid = "qint4",
+    changes: AddedChanges | None = None,
+    allocate: Allocate | None = None,
 ) -> PackedBlocks:
     """`engine.weights.load_expert.load_blocks` through the cache in `folder`, which is kept below `cap` bytes. Raises
     UserError for what is wrong with the source."""
     part = open_expert(source, expert)
-    key = cache_key(part, precision, placement.dtype, grid)
+    key = cache_key(part, precision, placement.dtype, grid, changes)
     path = folder / f"{key}{SUFFIX}"
-    if (found := _read(path, key, placement, progress=progress, warn=warn)) is not None:
+    if (found := _read(path, key, placement, progress=progress, warn=warn, allocate=allocate)) is not None:
         return found
-    blocks = load_blocks(source, expert, precision, placement, progress=progress, grid=grid)
+    blocks = load_blocks(
+        source, expert, precision, placement, progress=progress, grid=grid, changes=changes, allocate=allocate
+    )
     buffers, layout = blocks
     if len(buffers) * layout.bytes < WORTH * sum(
-        s.place.size for name, s in part.stored.items() if name.startswith("blocks.")
+        s.bytes for name, s in part.stored.items() if name.startswith("blocks.")
     ):
         progress(0, len(buffers), "writing the weight cache")
         header = CacheHeader(
@@ -80,9 +86,12 @@ def cached_blocks(
     return blocks
 
 
-def cache_key(part: Network, precision: str, dtype: torch.dtype, grid: Grid = "qint4") -> str:
+def cache_key(
+    part: Network, precision: str, dtype: torch.dtype, grid: Grid = "qint4", changes: AddedChanges | None = None
+) -> str:
     """Hash of everything the packed blocks depend on."""
     known = f"{FORMAT}\0{part.name}\0{part.identity()}\0{precision}\0{dtype}\0{_packing(precision, grid)}"
+    known += f"\0{changes.identity}" if changes is not None else ""
     return hashlib.blake2b(known.encode(), digest_size=16).hexdigest()
 
 
@@ -108,14 +117,16 @@ def _threads() -> int:
     return min(THREADS, os.cpu_count() or 1)
 
 
-def _read(path: Path, key: str, placement: Placement, *, progress: Progress, warn: Warn) -> PackedBlocks | None:
+def _read(
+    path: Path, key: str, placement: Placement, *, progress: Progress, warn: Warn, allocate: Allocate | None
+) -> PackedBlocks | None:
     """The blocks, read and verified by several threads. None when there is no such file, or when it was damaged, which
     is a warning."""
     try:
         header = read_cache_header(path)
         if header is None or header.key != key:
             raise _Unusable("it is not whole")
-        buffers = list(_verified(path, header, placement, progress=progress))
+        buffers = list(_verified(path, header, placement, progress=progress, allocate=allocate))
     except FileNotFoundError:
         return None
     except (_Unusable, OSError) as e:
@@ -130,7 +141,9 @@ def _read(path: Path, key: str, placement: Placement, *, progress: Progress, war
     return PackedBlocks(buffers, Layout(tensors, header.block_bytes))
 
 
-def _verified(path: Path, header: CacheHeader, placement: Placement, *, progress: Progress) -> Iterator[torch.Tensor]:
+def _verified(
+    path: Path, header: CacheHeader, placement: Placement, *, progress: Progress, allocate: Allocate | None
+) -> Iterator[torch.Tensor]:
     pinned, device = placement.pinned, placement.device
     gpu = torch.cuda.current_device() if pinned and device.index is None else device.index
 
@@ -139,7 +152,8 @@ def _verified(path: Path, header: CacheHeader, placement: Placement, *, progress
             torch.cuda.set_device(gpu)
 
     def read(block: int) -> torch.Tensor:
-        buffer = host_buffer(header.block_bytes, pinned=pinned)
+        size = header.block_bytes
+        buffer = host_buffer(size, pinned=pinned) if allocate is None else allocate(block, size)
         try:
             read_into(path, header.begin(block), buffer)
         except UserError as e:

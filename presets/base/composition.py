@@ -1,9 +1,9 @@
 """What a base model is made of, and which source each of its parts comes from.
 
 Five parts: the two experts, the VAE, the text encoder and its tokenizer. Within its source (`sources`) a part is a
-folder, as diffusers has it, or one of ComfyUI's files (`layouts`). What the job does not name and the experts' own
-source does not have comes from two known repositories, as in ai-toolkit. What the files themselves say is
-`model_facts`.
+folder, as diffusers and Wan's own repository have it (`layouts`), or one file (`single_files`). What the job does not
+name and the experts' own source does not have comes from two known repositories, as in ai-toolkit. What the files
+themselves say is `model_facts`.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -17,21 +17,26 @@ from presets.base.layouts import (
     CALLED,
     EXPERT_NAMES,
     EXPERT_PART,
+    FOLDERS,
     PARTS,
+    UNDERSTOOD,
     VOCABULARIES,
     WEIGHTS,
     Spot,
     find_part,
     is_whole,
-    names_in,
+    tokenizer_beside,
 )
-from presets.base.sources import HubView, Origin, Place, open_origin, problem
+from presets.base.single_files import complaints, expert_of
+from presets.base.sources import HubView, Origin, Place, folder_origin, models_folder, open_origin, problem
+from presets.base.tensor_files import SUFFIXES_TEXT, holds_weights
 from presets.findings import Finding
 from presets.job.expert_schedule import needed_experts
 from presets.job.schema import Job
 
 ENCODER_REPO, VAE_REPO = "ai-toolkit/umt5_xxl_encoder", "ai-toolkit/wan2.1-vae"
 KNOWN = {"vae": VAE_REPO, "text_encoder": ENCODER_REPO, "tokenizer": ENCODER_REPO}
+MOST_NAMED = 5  # files of another layout, in one message
 FIELDS = {
     "transformer": "model.path",
     "transformer_2": "model.path",
@@ -129,13 +134,15 @@ def compose(
             put(part, _place(part, own, weights=part in named.experts) or [])
         problems += _missing_experts(own, places)
         unsure = bool(own.repo) and not own.listed and any(place.at is None for place in places.values())
+    around = models_folder(own) if own is not None else None
     for part, origin, text in (("vae", vae, named.vae), ("text_encoder", encoder, named.text_encoder)):
-        put(part, _choose(part, [origin] if text else [own], hub, only=bool(text), unsure=unsure))
+        put(part, _choose(part, [origin] if text else [own, around], hub, only=bool(text), unsure=unsure))
     if (found := places.get("text_encoder")) is not None:
-        home = encoder if named.text_encoder else own if own is not None and found.source == own.text else None
+        home = encoder if named.text_encoder else next((o for o in (own, around) if o and found.source == o.text), None)
         near = [home, *_beside(home, found)] if home is not None else []
         still = unsure and not named.text_encoder
-        put("tokenizer", _tokenizer_inside(found) or _choose("tokenizer", near, hub, unsure=still))
+        inside = _tokenizer_inside(found) or _tokenizer_beside(found, home)
+        put("tokenizer", inside or _choose("tokenizer", near, hub, unsure=still))
     sure = not unsure or bool(named.vae and named.text_encoder)
     return Composition(places=places, own=own, problems=problems, unsure=not sure)
 
@@ -147,16 +154,30 @@ def _place(part: str, origin: Origin, *, weights: bool = True) -> Place | None:
         return Place(part=part, field=at, source=origin.text, repo=origin.repo)
     if origin.file and part == "tokenizer":
         return None
-    spot = Spot(origin.file, single=True) if origin.file else find_part(part, origin.names, alone=origin.alone)
+    spot = (
+        Spot(origin.file, single=True)
+        if origin.file
+        else find_part(part, origin.names, origin.singles, alone=origin.alone)
+    )
     if spot is None:
         return None
+    return _placed(part, origin, spot, weights=weights)
+
+
+def _placed(part: str, origin: Origin, spot: Spot, *, weights: bool) -> Place:
     whole = not origin.repo or (
         origin.root is not None
+        and origin.names is not None
         and not origin.listed
         and is_whole(part, origin.root, spot, origin.names, weights=weights)
     )
     return Place(
-        part=part, field=at, source=origin.text, repo=origin.repo, root=origin.root if whole else None, spot=spot
+        part=part,
+        field=FIELDS[part],
+        source=origin.text,
+        repo=origin.repo,
+        root=origin.root if whole else None,
+        spot=spot,
     )
 
 
@@ -196,7 +217,7 @@ def _not_in(part: str, origin: Origin) -> Finding:
 
 
 def _unclear(part: str, origin: Origin) -> Finding | None:
-    files = comfy_files.find_single_files(origin.names or ()).unclear.get(part)
+    files = origin.singles.unclear.get(part)
     if not files:
         return None
     return problem(
@@ -216,8 +237,7 @@ def _beside(origin: Origin, encoder: Place) -> list[Origin]:
         [origin.root, origin.root.parent] if origin.file else [origin.root.parent] if encoder.spot.path == "" else []
     )
     return [
-        Origin(field=origin.field, text=origin.text, alone=i == 0 and bool(origin.file), root=f, names=names_in(f))
-        for i, f in enumerate(folders)
+        folder_origin(origin.field, origin.text, f, alone=i == 0 and bool(origin.file)) for i, f in enumerate(folders)
     ]
 
 
@@ -226,10 +246,19 @@ def _tokenizer_inside(encoder: Place) -> Place | None:
     if (
         encoder.spot is None
         or not encoder.spot.single
+        or not encoder.spot.path.endswith(".safetensors")
         or (encoder.at is not None and not comfy_files.holds_tokenizer(encoder.at))
     ):
         return None
     return msgspec.structs.replace(encoder, part="tokenizer")
+
+
+def _tokenizer_beside(encoder: Place, home: Origin | None) -> Place | None:
+    """A tokenizer that lies with the encoder's file, in a folder that holds several parts."""
+    if home is None or home.names is None or home.file or encoder.spot is None or not encoder.spot.single:
+        return None
+    spot = tokenizer_beside(encoder.spot.path, home.names)
+    return None if spot is None else _placed("tokenizer", home, spot, weights=True)
 
 
 def _missing_experts(own: Origin, places: dict[str, Place]) -> list[Finding]:
@@ -237,28 +266,42 @@ def _missing_experts(own: Origin, places: dict[str, Place]) -> list[Finding]:
     if len(places) == len(EXPERT_NAMES) or own.names is None:
         return []
     where = f"the repository {own.repo}" if own.repo else f"the folder {own.root}"
-    single = comfy_files.find_single_files(own.names)
     if any(place.spot is not None and not place.spot.single for place in places.values()):
         (lost,) = EXPERT_NAMES.keys() - places.keys()
+        (found,) = (place.spot.path for place in places.values() if place.spot is not None)
+        folder = FOLDERS[lost][FOLDERS[next(iter(places))].index(found)]
         what = (
-            f"the {EXPERT_NAMES[lost]} expert is missing: {own.root or own.repo} has no {lost}/config.json; Wan 2.2 I2V"
-            " A14B has two experts, Wan 2.1 and the 5B model have one"
+            f"the {EXPERT_NAMES[lost]} expert is missing: {own.root or own.repo} has no {folder}/config.json; Wan 2.2"
+            " I2V A14B has two experts, Wan 2.1 and the 5B model have one"
         )
         return [problem("model-not-i2v", what, "Complete the folder, or give a model that has both experts")]
-    if single.names_experts:
-        return [problem("model-incomplete", what, fix) for what, fix in comfy_files.complaints(single, where)]
-    if own.root is not None and own.root.name in EXPERT_NAMES and not own.repo:
+    if own.singles.names_experts:
+        said = complaints(own.singles, where, local=not own.repo)
+        return [problem("model-incomplete", what, fix) for what, fix in said]
+    if own.root is not None and (own.root.name in EXPERT_NAMES or expert_of(own.root.name)) and not own.repo:
         what = f"{where} is one expert, and a job takes a folder with both"
         return [problem("model-incomplete", what, f"Give the folder around it: {own.root.parent}")]
-    files = any(name.endswith(".safetensors") for name in own.names)
-    hint = "; it holds safetensors files, so it may be in another program's layout" if files else ""
-    what = (
-        f"{where} has neither model_index.json nor the folders transformer and transformer_2, so it is no diffusers"
-        f" model{hint}"
+    what = f"{where} holds no two experts of Wan 2.2 in a layout that is understood: {_held(own)}"
+    inside = next(
+        (
+            n.removesuffix(f"/{f}/config.json")
+            for f in FOLDERS["transformer"]
+            for n in sorted(own.names)
+            if n.endswith(f"/{f}/config.json")
+        ),
+        "",
     )
     fix = (
-        "Give a diffusers repository of Wan 2.2 I2V A14B, or download ComfyUI's files into a folder and give that"
-        if own.repo
-        else "Give the folder of a diffusers model of Wan 2.2 I2V A14B, or one with ComfyUI's files"
+        f"Give the folder in it: {own.root / inside}" if inside and own.root and not own.repo else f"Give {UNDERSTOOD}"
     )
     return [problem("model-incomplete", what, fix)]
+
+
+def _held(own: Origin) -> str:
+    """What is found instead, in words."""
+    assert own.names is not None
+    weights = sorted((n for n in own.names if holds_weights(n)), key=lambda n: (n.count("/"), n))
+    if not weights:
+        return f"no file of weights ({SUFFIXES_TEXT})"
+    more = f" and {len(weights) - MOST_NAMED} more" if len(weights) > MOST_NAMED else ""
+    return f"found {', '.join(weights[:MOST_NAMED])}{more}"

@@ -16,6 +16,7 @@ from presets.base.composition import Composition, NamedBase, compose, parts_text
 from presets.base.hub_listing import Repository, Unreached, list_repository
 from presets.base.layouts import needed_files, settings_files
 from presets.base.sources import hub_cache, problem
+from presets.base.tensor_files import holds_weights
 from presets.disk import existing_parent
 from presets.errors import UserError
 from presets.findings import Finding
@@ -106,7 +107,8 @@ def parts_from(composed: Composition, repo: str) -> list[str]:
 
 
 def wanted_files(composed: Composition, named: NamedBase, found: Repository) -> list[str]:
-    """The files to fetch from a repository, as far as names tell."""
+    """The files to fetch from a repository, as far as names tell. An expert that is one file comes whole even where its
+    settings would be enough: it has them in it."""
     names = settings_files(found.files) if composed.own is not None and composed.own.repo == found.repo else []
     for part in parts_from(composed, found.repo):
         spot = composed.places[part].spot
@@ -114,8 +116,8 @@ def wanted_files(composed: Composition, named: NamedBase, found: Repository) -> 
         files = needed_files(part, spot, found.files)
         names += (
             files
-            if not part.startswith("transformer") or part in named.experts
-            else [n for n in files if not n.endswith(".safetensors")]
+            if not part.startswith("transformer") or part in named.experts or spot.single
+            else [n for n in files if not holds_weights(n)]
         )
     return sorted(set(names))
 

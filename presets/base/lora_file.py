@@ -5,11 +5,12 @@ Names: Wan's own under `diffusion_model.` (ComfyUI, ai-toolkit, lightx2v), diffu
 under `lora_unet_` (kohya, musubi), peft's own prefix, or none; both experts in one file under `transformer_1.` and
 `transformer_2.`. Besides the pairs of factors, files that were extracted from a distilled model hold whole differences:
 `diff_b` of a bias, `diff` of a norm's weight (or of the head's), `diff_m` of a modulation table. Changes are named here
-as diffusers names them.
+as diffusers names them. What a file says of itself beside its tensors: `presets.base.lora_metadata`.
 """
 
 import re
 from collections.abc import Iterable
+from math import prod
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -83,6 +84,12 @@ _KINDS: dict[str, Kind] = {
     "diff_b": "bias",
     "diff_m": "weight",
 }
+# what is no pair of factors, by the end of its keys
+_OTHER_KINDS = {
+    "a DoRA": re.compile(r".*(\.dora_scale|lora_magnitude_vector.*)"),
+    "a LoKr": re.compile(r".*\.lokr_\w+"),
+    "a LoHa": re.compile(r".*\.hada_\w+"),
+}
 GIVE = "Give a LoRA file for Wan 2.2 14B"
 Target = tuple[int, str]  # a module that is changed: (block, module)
 Changes = dict[Target, dict[Kind, str]]  # {kind: key of the file}, by target
@@ -140,7 +147,7 @@ def _takes(module: str, kind: Kind, table: bool) -> bool:
         return kind == "weight" or (kind == "bias" and module == "norm2")
     if module in LINEARS:
         return kind != "weight"  # a whole matrix of a block would be no LoRA
-    return kind in ("weight", "bias") if module == PATCHES else True
+    return True
 
 
 def read_lora(path: Path) -> LoraFile:
@@ -151,6 +158,8 @@ def read_lora(path: Path) -> LoraFile:
         header = read_header(path)
     except FileNotFoundError:
         raise UserError("no such file", where=where, fix=GIVE) from None
+    except IsADirectoryError:
+        raise UserError("cannot be read: is a directory", where=where, fix="Give the .safetensors file in it") from None
     except OSError as e:
         raise UserError(f"cannot be read: {(e.strerror or str(e)).lower()}", where=where, fix=GIVE) from None
     except Damaged as e:
@@ -158,9 +167,10 @@ def read_lora(path: Path) -> LoraFile:
     keys = {key: parse_key(key) for key in header}
     strange = [key for key, found in keys.items() if found is None]
     if strange or not keys:
+        other = next((name for name, form in _OTHER_KINDS.items() for key in strange if form.fullmatch(key)), "")
         what = (
-            f"holds {strange[0]!r}{f' and {len(strange) - 1} more' if len(strange) > 1 else ''}, which cannot be"
-            " applied to Wan"
+            f"{f'is {other}: it ' if other else ''}holds {strange[0]!r}"
+            f"{f' and {len(strange) - 1} more' if len(strange) > 1 else ''}, which cannot be applied to Wan"
             if strange
             else "holds no tensor"
         )
@@ -225,6 +235,8 @@ def misfit(file: LoraFile, changes: Changes, shapes: dict[str, tuple[int, ...]],
                 fits = f"{module}.bias" not in shapes or shape == shapes[f"{module}.bias"]
             elif kind == "weight":
                 fits = weight is None or shape == weight or (module == TABLE and shape == weight[1:])
+            elif module == PATCHES:
+                fits = _factor_of_patches(kind, shape, weight)
             else:
                 fits = (
                     len(shape) == 2 and 0 not in shape and (weight is None or shape[kind == "A"] == weight[kind == "A"])
@@ -236,6 +248,35 @@ def misfit(file: LoraFile, changes: Changes, shapes: dict[str, tuple[int, ...]],
     return ""
 
 
+def _factor_of_patches(kind: Kind, shape: tuple[int, ...], weight: tuple[int, ...] | None) -> bool:
+    """Factors of a convolution: A has the kernel, B is one of 1 x 1 x 1; or both are matrices, A's columns the weight's
+    flattened."""
+    if len(shape) not in (2, 5) or 0 in shape:
+        return False
+    if kind == "B":
+        return all(n == 1 for n in shape[2:]) and (weight is None or shape[0] == weight[0])
+    return weight is None or shape[1:] == (weight[1:] if len(shape) == 5 else (prod(weight[1:]),))
+
+
+def without_other_patches(
+    file: LoraFile, changes: Changes, shapes: dict[str, tuple[int, ...]]
+) -> tuple[Changes, list[str]]:
+    """The changes but for those of the patch embedding's weight that do not fit it, and the keys of these: files made
+    from a text-to-video model have 16 channels there, image-to-video has 36."""
+    target = (OUTSIDE, PATCHES)
+    kinds, weight = changes.get(target, {}), shapes.get(f"{PATCHES}.weight")
+    if weight is None:
+        return changes, []
+    other: set[Kind] = set()
+    if "weight" in kinds and file.shapes[kinds["weight"]] != weight:
+        other |= {"weight"}
+    if "A" in kinds and not all(_factor_of_patches(k, file.shapes[kinds[k]], weight) for k in ("A", "B")):
+        other |= {"A", "B", "alpha"}
+    kept = {kind: key for kind, key in kinds.items() if kind not in other}
+    rest = {at: own for at, own in changes.items() if at != target} | ({target: kept} if kept else {})
+    return rest, [key for kind, key in kinds.items() if kind in other]
+
+
 def block_shapes(width: int, ffn: int) -> dict[str, tuple[int, ...]]:
     """What `misfit` asks for, of the blocks of a model."""
     shapes: dict[str, tuple[int, ...]] = {}
@@ -245,3 +286,16 @@ def block_shapes(width: int, ffn: int) -> dict[str, tuple[int, ...]]:
         )
         shapes[f"{module}.bias"] = shapes[f"{module}.weight"][:1]
     return shapes | {f"{module}.weight": (width,) for module in NORMS} | {"norm2.bias": (width,), TABLE: (1, 6, width)}
+
+
+def outside_shapes(width: int, channels: int, out_channels: int) -> dict[str, tuple[int, ...]]:
+    """The same of what lies outside the blocks, as far as it follows from the widths: Wan's patches are 1 x 2 x 2."""
+    return {
+        "patch_embedding.weight": (width, channels, 1, 2, 2),
+        "patch_embedding.bias": (width,),
+        "condition_embedder.time_proj.weight": (6 * width, width),
+        "condition_embedder.time_proj.bias": (6 * width,),
+        "proj_out.weight": (4 * out_channels, width),
+        "proj_out.bias": (4 * out_channels,),
+        OUTSIDE_TABLE: (1, 2, width),
+    }

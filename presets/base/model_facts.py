@@ -1,4 +1,4 @@
-"""Facts of a base model, read from JSON files and safetensors headers alone, whichever sources its parts come from.
+"""Facts of a base model, read from JSON files and headers of weights alone, whichever sources its parts come from.
 
 Layout of diffusers (WanImageToVideoPipeline): model_index.json with boundary_ratio; transformer (high noise) and
 transformer_2 (low noise), each with config.json and weights in one or more shards; vae, text_encoder, tokenizer,
@@ -7,6 +7,7 @@ scheduler. Without model_index.json the parts tell: two experts with 36 input ch
 shard shows at once.
 """
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,18 @@ from msgspec import Struct, field
 
 from presets.base.composition import KNOWN, Composition, NamedBase, compose, parts_text
 from presets.base.layouts import EXPERT_NAMES, WEIGHTS
-from presets.base.part_facts import PartFacts, ReadPart, read_config, read_part, wrong_file
+from presets.base.part_facts import PartFacts, ReadPart, given_config, read_config, read_part, wrong_file
+from presets.base.single_files import I2V_CHANNELS
 from presets.base.sources import Place, problem
+from presets.base.tensor_files import holds_weights
 from presets.base.vocabulary import mismatch, vocabulary_size
+from presets.files import same_weights
 from presets.findings import Finding
 
-I2V_CHANNELS = 36  # 16 noisy latents + 4 mask + 16 conditioning latents
 LATENT_CHANNELS = 16
 I2V_BOUNDARY = 0.9  # of Wan 2.2 I2V A14B's own model_index.json
 VAE_CLASS = "AutoencoderKLWan"
+LEAST_COPY = 2**20  # bytes; smaller files may be alike and hold no weights to speak of
 
 
 class ModelFacts(Struct, frozen=True, kw_only=True):
@@ -67,10 +71,10 @@ def facts_of(named: NamedBase, composed: Composition) -> ModelFacts:
     for part, found in read.items():
         spared = part in EXPERT_NAMES and part not in named.experts and composed.places[part].repo
         problems += found.problems
-        missing += [name for name in found.missing if not (spared and name.endswith(".safetensors"))]
+        missing += [name for name in found.missing if not (spared and holds_weights(name))]
     problems += _incomplete(composed, read, missing)
     experts = {part: read[part] for part in EXPERT_NAMES if part in read}
-    problems += _expert_problems(experts)
+    problems += [*_expert_problems(experts), *_one_for_both(experts)]
     problems += [*_vae_problems(composed.places, read), *_encoder_problems(composed.places, read, experts)]
     boundary, unclear = _boundary(composed, experts, missing)
     if len(experts) == len(EXPERT_NAMES):
@@ -105,7 +109,7 @@ def facts_of(named: NamedBase, composed: Composition) -> ModelFacts:
 
 def settings_problems(composed: Composition, configs: dict[str, dict[str, Any]]) -> list[Finding]:
     """What the config.json of parts tell before their weights are here."""
-    read = {part: ReadPart(config=config) for part, config in configs.items()}
+    read = {part: ReadPart(config=given_config(part, config)) for part, config in configs.items()}
     experts = {part: found for part, found in read.items() if part in EXPERT_NAMES}
     return [
         *_expert_problems(experts),
@@ -181,6 +185,21 @@ def _expert_problems(experts: dict[str, ReadPart]) -> list[Finding]:
     return [problem("model-not-i2v", what, "Give Wan 2.2 I2V A14B") for what in wrong]
 
 
+def _one_for_both(experts: dict[str, ReadPart]) -> list[Finding]:
+    """Whether one file serves as both experts, by links, under two names or as a copy."""
+    high, low = (experts[e].files if e in experts else [] for e in EXPERT_NAMES)
+    for one, other in product(high, low):
+        try:
+            same = same_weights(one, other) and (one.samefile(other) or one.stat().st_size >= LEAST_COPY)
+        except OSError:  # it was there a moment ago
+            continue
+        if same:
+            how = "are one file" if one.samefile(other) else "hold the same weights"
+            what = f"{one} (high noise) and {other} (low noise) {how}; Wan 2.2 I2V A14B has two experts that differ"
+            return [problem("model-experts-same", what, "Put the other expert's own file in the place of one of them")]
+    return []
+
+
 def _channels(expert: ReadPart) -> int:
     shape = expert.shapes.get("patch_embedding.weight", ())
     return shape[1] if len(shape) > 1 else 0
@@ -253,10 +272,11 @@ def _boundary(
     own, problems = composed.own, list[Finding]()
     if own is None or own.root is None or "transformer" not in experts:
         return None, problems
-    if not (own.root / "model_index.json").exists():
-        proven = len(experts) == len(EXPERT_NAMES) and all(
-            (_channels(e) or _whole(e.config, "in_channels")) == I2V_CHANNELS for e in experts.values()
-        )
+    spot = composed.places["transformer"].spot
+    if not (own.root / "model_index.json").exists() or (spot is not None and spot.single):
+        # an expert that nobody needs may not be here
+        inputs = {_channels(e) or _whole(e.config, "in_channels") for e in experts.values()} - {0}
+        proven = len(experts) == len(EXPERT_NAMES) and inputs == {I2V_CHANNELS}
         return (I2V_BOUNDARY if proven else None), problems
     index = read_config(own.root / "model_index.json", own.root, "model.path", missing, problems)
     boundary = (index or {}).get("boundary_ratio")

@@ -47,6 +47,7 @@ class TensorPlace(NamedTuple):
     shape: tuple[int, ...]
     begin: int  # first byte, counted from the start of the file
     size: int  # bytes
+    strides: tuple[int, ...] | None = None  # of values, where they do not lie in the order of the shape
 
 
 def json_object(content: bytes) -> dict[str, Any]:

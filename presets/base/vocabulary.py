@@ -40,7 +40,14 @@ def vocabulary_size(place: Path) -> int | None:
                 else len(tokenizer.model.vocab)
             )
         return _pieces((place / "spiece.model").read_bytes())
-    except (OSError, Damaged, KeyError, IndexError, msgspec.MsgspecError):  # loading it says what is wrong
+    except (
+        OSError,
+        Damaged,
+        KeyError,
+        IndexError,
+        RecursionError,
+        msgspec.MsgspecError,
+    ):  # loading it says what is wrong
         return None
 
 

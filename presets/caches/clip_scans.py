@@ -14,8 +14,8 @@ from msgspec import Struct
 
 from presets.caches.cache_files import caches_dir
 
-VERSION = 1  # of the look: rises when it would find more, or other cuts
-MOST = 50_000  # clips; the ones looked at longest ago go first
+VERSION = 2  # of the look: rises when it would find more, or other cuts
+MOST = 100_000  # entries, two a clip; the ones looked at longest ago go first
 PATIENCE = 2.0  # seconds for another process that writes
 _TABLE = (
     "CREATE TABLE IF NOT EXISTS scans (path TEXT PRIMARY KEY, version INTEGER, size INTEGER, mtime INTEGER, cuts TEXT)"
@@ -34,6 +34,16 @@ def identity_of(path: str) -> Identity:
     """Raises OSError."""
     status = Path(path).stat()
     return Identity(path, status.st_size, status.st_mtime_ns)
+
+
+def of_mask(file: Identity) -> Identity:
+    """The file as a loss mask: what is kept of it is not its cuts but its darkest and its brightest shade."""
+    return Identity(f"{file.path} as a mask", file.size, file.mtime)
+
+
+def as_print(file: Identity) -> Identity:
+    """The file as pictures: what is kept of it is its print (presets.clips.likeness.alike)."""
+    return Identity(f"{file.path} as pictures", file.size, file.mtime)
 
 
 def scans_file() -> Path:

@@ -67,7 +67,7 @@ def read_cache_header(path: Path) -> CacheHeader | None:
             return None
         try:
             header = msgspec.json.decode(f.read(length), type=CacheHeader)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             return None
     return header if path.stat().st_size == header.size else None
 

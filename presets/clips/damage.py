@@ -1,7 +1,7 @@
 """Is a clip whole? Every frame of it is decoded, and a file that is damaged, or changes its size on the way, is an
 error that tells where.
 
-What FFmpeg passes over in Matroska files is presets.clips.matroska's.
+What FFmpeg passes over is found by `presets.clips.matroska` and `presets.clips.transport_stream`.
 """
 
 import re
@@ -12,15 +12,16 @@ from pathlib import Path
 import av
 import av.container
 
+from presets.clips.file_head import AGAIN, unreadable
 from presets.clips.matroska import damaged_clusters
+from presets.clips.transport_stream import CLOCK, WRAP, hole_in
 from presets.clips.video_index import (
-    AGAIN,
+    Orientations,
     changed_size,
     from_keyframe,
     open_video,
     size_as_viewed,
     time_of,
-    unreadable,
 )
 from presets.errors import ClipError
 
@@ -40,7 +41,7 @@ def whole_frames(path: Path) -> Iterator[av.VideoFrame]:
     with open_video(path) as (container, stream):
         if stream.codec_context.name != MARKS_ITSELF:
             stream.codec_context.options = STRICT
-        begin, end, size = None, 0, None
+        begin, begun, end, size, orientations = None, False, 0, None, Orientations()
         for packet in from_keyframe(container, stream):
             time = time_of(packet)
             begin = time if begin is None else begin
@@ -52,12 +53,13 @@ def whole_frames(path: Path) -> Iterator[av.VideoFrame]:
                     continue  # it is shown before the first keyframe, and needs what lies before it
                 raise _damaged(path, _seconds(stream, begin, time if packet.size else end)) from None
             for frame in frames:
-                if begin is not None and frame.pts is not None and frame.pts < begin:
+                begun = begun or begin is None or frame.pts is None or frame.pts >= begin
+                if not begun:
                     continue
                 at = _seconds(stream, begin, frame.pts if frame.pts is not None else time)
                 if frame.is_corrupt:
                     raise _damaged(path, at)
-                now = size_as_viewed(frame, stream)
+                now = size_as_viewed(frame, stream, orientations.of(frame)[0])
                 if size is not None and now != size:
                     raise changed_size(path, size, now, at)
                 size = now
@@ -81,6 +83,15 @@ def _check_container(
             else f"between {span[0] - zero:.1f} and {span[1] - zero:.1f} s"
         )
         what = f"is damaged {where}: what lies there in the file is not what was written"
+        raise unreadable(what, str(path), f"{AGAIN}. {REMUX}")
+    if container.format.name == "mpegts" and (hole := hole_in(path, stream.id)) is not None:
+        ticks = 0 if hole.pts is None else (hole.pts - round(_seconds(stream, 0, begin) * CLOCK)) % WRAP
+        at = ticks / CLOCK if ticks < WRAP // 2 else 0.0
+        what = (
+            "is truncated: it ends in the middle of a packet"
+            if hole.at_end
+            else f"is damaged from {at:.1f} s on: packets of its picture are missing there"
+        )
         raise unreadable(what, str(path), f"{AGAIN}. {REMUX}")
     found = _seconds(stream, 0, end)
     if container.format.name == "avi":

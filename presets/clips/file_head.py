@@ -1,18 +1,26 @@
 """What a clip's bytes say before anything is decoded: that it is something else than its name says, or not all of it is
-there. Matroska's and MP4's own layouts are in `matroska` and `mp4`.
+there. Matroska's own layout is in `matroska`.
 """
 
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from presets.clips.matroska import missing_bytes
-from presets.clips.mp4 import boxes
-from presets.clips.video_index import unreadable
 from presets.errors import ClipError
 
 PNG = b"\x89PNG\r\n\x1a\n"
+HEIC_BRANDS = (b"heic", b"heix", b"mif1", b"msf1")  # of ISO/IEC 23008-12
+JXL = b"\0\0\0\x0cJXL \r\n\x87\n", b"\xff\x0a"  # in boxes, and bare; ISO/IEC 18181-2
+# stills that are read by their names alone, and what they are named
+NAMED = {"HEIC": (".heic", ".heif"), "JPEG XL": (".jxl",)}
+AGAIN = "Copy or export it again, or take it out of the folder"
 CONVERT = "Convert it to mp4, or take it out of the folder"
+
+
+def unreadable(what: str, where: str, fix: str = AGAIN) -> ClipError:
+    return ClipError(what, code="clip-unreadable", where=where, fix=fix)
 
 
 def read_head(path: Path) -> tuple[bytes, int]:
@@ -54,6 +62,10 @@ def _still(head: bytes) -> str:
         return "PNG"
     if head.startswith(b"\xff\xd8\xff"):
         return "JPEG"
+    if head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS:
+        return "HEIC"
+    if head.startswith(JXL):
+        return "JPEG XL"
     return "WebP" if _is_webp(head) else ""
 
 
@@ -67,9 +79,14 @@ def refuse_foreign(head: bytes, where: str, *, image: bool = False) -> None:
     if kind := animation(head):
         raise ClipError(f"is {kind}, not {wanted}", code="not-a-video", where=where, fix=CONVERT)
     if (still := _still(head)) and not image:
-        suffix = "jpg" if still == "JPEG" else still.lower()
+        suffix = {"JPEG": ".jpg"}.get(still) or NAMED.get(still, (f".{still.lower()}",))[0]
         what = f"is a {still} image with a video's name"
-        raise ClipError(what, code="not-a-video", where=where, fix=f"Rename it to .{suffix}")
+        raise ClipError(what, code="not-a-video", where=where, fix=f"Rename it to {suffix}")
+    if image and (names := NAMED.get(still)):
+        if Path(where).suffix.lower() in names:
+            raise unreadable(f"is a damaged {still} image, or cut off before its end", where)
+        what = f"is a {still} image with another name"
+        raise ClipError(what, code="not-a-video", where=where, fix=f"Rename it to {names[0]}")
     if head.startswith(b"version https://git-lfs"):
         what = "is a Git LFS pointer, the content itself was not fetched"
         raise ClipError(what, code="not-a-video", where=where, fix="Run: git lfs pull")
@@ -110,3 +127,21 @@ def _mp4_missing(f: BinaryIO, size: int) -> tuple[int, bool]:
         if end > size and kind in (b"moov", b"moof", b"mdat"):
             return end - size, True
     return 0, has_index
+
+
+def boxes(f: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
+    """(kind, offset of its end) of each outermost box of an MP4 file of `size` bytes, as its header says (ISO 14496-12,
+    4.2): the last one may end beyond the file. Stops at what is no box."""
+    at = 0
+    while at + 8 <= size:
+        f.seek(at)
+        header = f.read(16)
+        length, kind = struct.unpack(">I4s", header[:8])
+        if length == 1 and len(header) == 16:
+            length = struct.unpack(">Q", header[8:16])[0]
+        elif length == 0:  # up to the end of the file
+            length = size - at
+        if length < 8:
+            return
+        at += length
+        yield kind, at

@@ -6,6 +6,7 @@ So frame counts are 4n+1 and sides are multiples of 16. Source: diffusers, Autoe
 
 import math
 from fractions import Fraction
+from functools import lru_cache
 
 from msgspec import Struct
 
@@ -27,8 +28,7 @@ class Bucket(Struct, frozen=True, order=True):
 
     @property
     def tokens(self) -> int:
-        f, h, w = self.latent
-        return f * (h // 2) * (w // 2)
+        return ((self.frames - 1) // 4 + 1) * (self.height // SIDE_MULTIPLE) * (self.width // SIDE_MULTIPLE)
 
 
 def is_valid_frame_count(frames: int) -> bool:
@@ -41,33 +41,42 @@ def nearest_frame_counts(frames: int) -> tuple[int, int]:
     return below, below if below == frames else below + 4
 
 
+@lru_cache(maxsize=4096)  # most clips of a folder have one size
 def bucket_for(frames: int, height: int, width: int, resolution: int) -> Bucket:
     """The bucket of a clip of `height` x `width` pixels under one entry of `resolutions`.
 
     Its area is at most resolution^2, its sides are multiples of 16, and neither side is larger than the clip's
     (a clip under 16 pixels is refused by a rule before it comes here). Of the candidates around the ideal scale the
-    largest wins, and among those about as large the one that crops least.
+    largest wins, and among those about as large the one that crops least. One a step further away is taken only where
+    it is no smaller and crops less: 1280x544 at 240 is 352x160, and not 384x144.
     """
     assert height >= SIDE_MULTIPLE and width >= SIDE_MULTIPLE, (height, width)
     scale = min(1.0, resolution / math.sqrt(height * width))
     ideal_h, ideal_w = height * scale, width * scale
 
-    def sides(ideal: float, limit: int) -> set[int]:
+    def sides(ideal: float, limit: int, further: int = 0) -> set[int]:
         down = max(1, math.floor(ideal / SIDE_MULTIPLE)) * SIDE_MULTIPLE
         up = math.ceil(ideal / SIDE_MULTIPLE) * SIDE_MULTIPLE
-        return {s for s in (down, up) if s <= limit}
+        step = further * SIDE_MULTIPLE
+        return {s for s in range(down - step, up + step + 1, SIDE_MULTIPLE) if SIDE_MULTIPLE <= s <= limit}
+
+    def around(further: int) -> list[tuple[int, int]]:
+        high, wide = sides(ideal_h, height, further), sides(ideal_w, width, further)
+        return [(h, w) for h in high for w in wide if h * w <= resolution**2]
 
     def cropped(h: int, w: int) -> float:
         """Share of the clip's area that a resize-to-cover and centre crop to h x w throws away."""
         cover = max(h / height, w / width)
         return 1 - (h * w) / (height * cover * width * cover)
 
-    candidates = [(h, w) for h in sides(ideal_h, height) for w in sides(ideal_w, width) if h * w <= resolution**2]
+    candidates = around(0)
     if not candidates:  # a ribbon: its short side cannot shrink below one patch, so its long side is cropped
         longest = min(resolution**2 // SIDE_MULTIPLE, max(height, width)) // SIDE_MULTIPLE * SIDE_MULTIPLE
         candidates = [(SIDE_MULTIPLE, longest) if height < width else (longest, SIDE_MULTIPLE)]
     # Prefer area first in steps of 10%, so that a slightly smaller crop does not cost a much smaller picture.
     best = max(candidates, key=lambda hw: (round(hw[0] * hw[1] / resolution**2, 1), -cropped(*hw), hw[0] * hw[1]))
+    better = [hw for hw in around(1) if hw[0] * hw[1] >= best[0] * best[1] and cropped(*hw) < cropped(*best)]
+    best = max(better, key=lambda hw: (-cropped(*hw), hw[0] * hw[1]), default=best)
     return Bucket(frames, *best)
 
 

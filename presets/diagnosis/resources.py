@@ -257,7 +257,7 @@ class PreviewTime:
         share = self._previews / (self._previews + self._training)
         fix = (
             "Raise sample.every (it can be set while the job runs), or name an accelerator LoRA in sample.accelerator"
-            " and set sample.steps = 4"
+            ' and set sample.preset = "quick"'
         )
         return [
             Finding(

@@ -11,8 +11,10 @@ from msgspec import Struct, field
 from presets.base.composition import NamedBase
 from presets.base.fetch_plan import Fetching
 from presets.base.model_facts import ModelFacts
+from presets.clips.batches import frames_of
 from presets.clips.clip_facts import ClipFacts, DatasetFacts
 from presets.clips.geometry import uniform_speed
+from presets.facts.held_out import HeldOut
 from presets.job.resume_check import ResumeCheck
 from presets.job.schema import DatasetPanel, Job
 from presets.machine.gpus import Gpu
@@ -38,7 +40,8 @@ class Facts(Struct, kw_only=True):
     it say nothing."""
 
     base: Path  # relative paths of the job start here
-    datasets: list[DatasetFacts] = field(default_factory=list)  # in the order of job.datasets
+    datasets: list[DatasetFacts] = field(default_factory=list)  # what trains, in the order of job.datasets
+    held_out: HeldOut | None = None  # what does not; None: nothing is, or nobody has looked
     machine: Machine | None = None
     model: ModelFacts | None = None
     named: NamedBase | None = None  # the base as the job named it when its facts were gathered
@@ -46,6 +49,13 @@ class Facts(Struct, kw_only=True):
     run: RunFolder | None = None
     # clip path -> frames that begin a new shot, for every clip looked at
     cuts: dict[str, list[int]] = field(default_factory=dict)
+    copies: list[list[str]] = field(default_factory=list)  # paths of clips, each group of the same bytes
+    # paths of clips of one dataset, each group of clips that look nearly the same, among those looked at
+    alike: list[list[str]] = field(default_factory=list)
+    # loss mask's path -> its (darkest, brightest) grey value, 0 to 255, for every mask looked at
+    shades: dict[str, tuple[int, int]] = field(default_factory=dict)
+    # path of a LoRA file that the job names -> what is wrong with the numbers in it ("": nothing), of those looked at
+    lora_values: dict[str, str] = field(default_factory=dict)
     # what the Hub says of parts that are not here; None when all are, or it was not asked
     fetching: Fetching | None = None
     packages: frozenset[str] = frozenset()  # optional packages that can be imported
@@ -76,6 +86,11 @@ def videos(found: DatasetFacts) -> list[ClipFacts]:
     return [c for c in found.clips if c.kind == "video"]
 
 
+def masked(job: Job, facts: Facts) -> int:
+    """How many clips train under a loss mask."""
+    return sum(clip.mask is not None for _, panel, d in paired(job, facts) if panel.mask == "auto" for clip in d.clips)
+
+
 def used_gpus(job: Job, facts: Facts) -> list[Gpu]:
     """The GPUs that the job names and that could be read."""
     return [g for g in facts.machine.gpus if g.index in job.job.gpus and not g.error] if facts.machine else []
@@ -88,7 +103,7 @@ def clip_speeds(job: Job, facts: Facts) -> dict[int, float]:
     for _, panel, found in paired(job, facts):
         if panel.sampling == "uniform" and panel.num_frames > 1 and not panel.regularization:
             speeds.setdefault(panel.num_frames, []).extend(
-                uniform_speed(c.duration, panel.num_frames) for c in videos(found)
+                uniform_speed(c.duration, frames_of(c, panel)) for c in videos(found)
             )
     return {frames: median(of_clips) for frames, of_clips in speeds.items() if of_clips}
 

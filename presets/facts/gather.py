@@ -3,6 +3,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,12 +13,16 @@ import msgspec
 from presets.base.composition import named_base
 from presets.base.fetch_plan import fetching_of
 from presets.base.model_facts import read_model
-from presets.caches.clip_scans import MOST, Identity, identity_of, keep_cuts, known_cuts
-from presets.clips.clip_facts import DatasetFacts, scan_dataset
+from presets.caches.clip_scans import MOST, Identity, as_print, identity_of, keep_cuts, known_cuts, of_mask
+from presets.clips.clip_facts import ClipFacts, DatasetFacts, scan_dataset
+from presets.clips.likeness.alike import copies, look_alike, print_of
+from presets.clips.loss_masks import shades_of
 from presets.clips.scene_cuts import find_cuts
 from presets.disk import exists, not_writable
 from presets.errors import ClipError
 from presets.facts.facts import Facts, RunFolder
+from presets.facts.held_out import folder_panel, hold_out
+from presets.facts.lora_values import look_at_loras
 from presets.findings import Finding
 from presets.job.resume_check import JOB_FILE, ResumeCheck, check_run_folder
 from presets.job.schema import Job
@@ -27,7 +32,7 @@ from presets.runs.run_view import ABANDONED
 
 OPTIONAL_PACKAGES = ("bitsandbytes", "prodigyopt")
 
-_cuts: dict[Identity, list[int] | ClipError] = {}  # what find_cuts said: it decodes the whole clip
+_found: dict[Identity, list[int] | ClipError] = {}  # what find_cuts and shades_of said: they decode the whole file
 
 
 def gather(
@@ -44,25 +49,40 @@ def gather(
     """Read everything the rules look at. `base` is the job file's folder, the run folder will be `out`/NAME.
     `accepted`: the run that lies there is resumed, and this is how its job file has changed.
 
-    `scenes` looks for damage and scene cuts, which decodes every clip once, until it changes; `ask_hub` asks the Hub
+    `scenes` looks for damage and scene cuts, which decodes every clip once, until it changes, and at the numbers in
+    LoRA files; `ask_hub` asks the Hub
     about what is not on this machine, some seconds at most; everything else is quick. Raises nothing for bad input:
     what cannot be read is a finding in the facts. `look` tells how far it is; raises LookEnded when that was ended.
     """
     look = look or Look()
-    datasets = [scan_dataset(panel, i, base, look) for i, panel in enumerate(job.datasets)]
+    own = folder_panel(job)  # of held-out clips: looked at as one more dataset
+    panels = [*job.datasets, own] if own else job.datasets
+    datasets = [scan_dataset(panel, i, base, look) for i, panel in enumerate(panels)]
+    twice = copies([c for d in datasets for c in d.clips], look)
     cuts: dict[str, list[int]] = {}
+    shades: dict[str, tuple[int, int]] = {}
+    alike: list[list[str]] = []
     if scenes:
         datasets, cuts = _look_for_cuts(datasets, look)
+        alike = _look_alike(datasets, look)
+        datasets, shades = _look_at_masks(datasets, look)
+    folder = datasets.pop() if own else None
+    datasets, held_out = hold_out(job, datasets, folder)
     named = named_base(job)
     return Facts(
         base=base,
         datasets=datasets,
+        held_out=held_out,
         machine=machine or read_machine(out),
         model=read_model(named, base),
         named=named,
         out=out,
         run=read_run_folder(job, base, out, accepted),
         cuts=cuts,
+        copies=twice,
+        alike=alike,
+        shades=shades,
+        lora_values=look_at_loras(job, base, look) if scenes else {},
         packages=installed_packages(),
         fetching=fetching_of(named, base, raise_if_ended=look.raise_if_ended) if ask_hub else None,
     )
@@ -97,7 +117,78 @@ def _look_for_cuts(datasets: list[DatasetFacts], look: Look) -> tuple[list[Datas
     return out, {path: cuts for path, cuts in answers.items() if not isinstance(cuts, ClipError)}
 
 
+def _look_alike(datasets: list[DatasetFacts], look: Look) -> list[list[str]]:
+    """Groups of clips of one dataset that look nearly the same. One that does not decode by now is passed over: it was
+    found to be whole before."""
+    clips = list({c.path: c for d in datasets for c in d.clips}.values())
+    found = look.at_all(clips, lambda clip: _print_of(clip, look), threads=min(4, os.cpu_count() or 1))
+    prints = {c.path: answer for c, answer in zip(clips, found, strict=True) if not isinstance(answer, ClipError)}
+    groups: list[list[str]] = []
+    for d in datasets:
+        own = [c for c in d.clips if c.path in prints]
+        for group in look_alike([prints[c.path] for c in own], [c.duration for c in own]):
+            groups.append([own[place].path for place in group])
+    return groups
+
+
+def twins_of(found: DatasetFacts, look: Look) -> dict[str, str]:
+    """Path of a clip of this dataset -> which other it is like, in words: `same bytes as a.mp4`, `looks like a.mp4`.
+    Raises LookEnded."""
+    twins: dict[str, str] = {}
+    for group, how in [(g, "looks like") for g in _look_alike([found], look)] + [
+        (g, "same bytes as") for g in copies(found.clips, look)
+    ]:
+        twins |= {path: f"{how} {Path(group[0]).name}" for path in group[1:]}
+    return twins
+
+
+def _look_at_masks(datasets: list[DatasetFacts], look: Look) -> tuple[list[DatasetFacts], dict[str, tuple[int, int]]]:
+    """The darkest and the brightest shade of every loss mask. One that does not decode leaves its clip and becomes a
+    problem of the dataset."""
+    masks = list({c.mask.path: c.mask for d in datasets for c in d.clips if c.mask}.values())
+    found = look.at_all(masks, lambda mask: _shades_of(mask, look), threads=min(4, os.cpu_count() or 1))
+    answers = {mask.path: answer for mask, answer in zip(masks, found, strict=True)}
+    broken = {path: e for path, e in answers.items() if isinstance(e, ClipError)}
+    out = [
+        msgspec.structs.replace(
+            d,
+            clips=[msgspec.structs.replace(c, mask=None) if c.mask and c.mask.path in broken else c for c in d.clips],
+            problems=d.problems
+            + [
+                Finding(
+                    code="mask-unreadable",
+                    severity="error",
+                    field=c.mask.path,
+                    message=f"{Path(c.mask.path).name} {e.what}",
+                    fix=e.fix,
+                )
+                for c in d.clips
+                if c.mask and (e := broken.get(c.mask.path))
+            ],
+        )
+        for d in datasets
+    ]
+    return out, {path: (a[0], a[1]) for path, a in answers.items() if not isinstance(a, ClipError)}
+
+
 def _cuts_of(path: str, look: Look) -> list[int] | ClipError:
+    return _whole(path, lambda: find_cuts(Path(path), look.raise_if_ended))
+
+
+def _print_of(clip: ClipFacts, look: Look) -> list[int] | ClipError:
+    return _whole(
+        clip.path, lambda: print_of(Path(clip.path), clip.kind, clip.duration, look.raise_if_ended), seen_as=as_print
+    )
+
+
+def _shades_of(mask: ClipFacts, look: Look) -> list[int] | ClipError:
+    return _whole(mask.path, lambda: [*shades_of(Path(mask.path), mask.kind, look.raise_if_ended)], seen_as=of_mask)
+
+
+def _whole(
+    path: str, find: Callable[[], list[int]], *, seen_as: Callable[[Identity], Identity] | None = None
+) -> list[int] | ClipError:
+    """What `find` says of a file that it decodes: asked once, until the file changes."""
     try:
         file = identity_of(path)
     except OSError as e:
@@ -107,16 +198,17 @@ def _cuts_of(path: str, look: Look) -> list[int] | ClipError:
             where=path,
             fix="Put it back, or check again",
         )
-    found = _cuts.get(file)
+    file = seen_as(file) if seen_as else file
+    found = _found.get(file)
     if found is None:
         try:
             if (found := known_cuts(file)) is None:
-                keep_cuts(file, found := find_cuts(Path(path), look.raise_if_ended))
+                keep_cuts(file, found := find())
         except ClipError as e:
             found = e
-        if len(_cuts) >= MOST:
-            _cuts.clear()
-        _cuts[file] = found
+        if len(_found) >= MOST:
+            _found.clear()
+        _found[file] = found
     return found
 
 

@@ -1,19 +1,22 @@
 """What may change about a job while it trains or between its attempts, and how two jobs differ. What follows for a
 resume is in presets.job.resume_check."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
 from msgspec import Struct
 
 from presets.errors import UserError
-from presets.job.fields import toml_text
+from presets.job.fields import FIELDS, toml_text
 from presets.job.schema import Job
 from presets.job.toml_file import job_to_dict, parse_value
 
 # Fields and panels that may change between the attempts of one run; with anything else changed it is no longer the run
 # that was begun.
 FREE_TO_CHANGE = (
+    "target.start_high",
+    "target.start_low",
     "job.gpus",
     "model.low_vram",
     "model.layer_offloading",
@@ -24,6 +27,11 @@ FREE_TO_CHANGE = (
     "training.lr",
     "multistage.high.lr",
     "multistage.low.lr",
+    "validation.path",
+    "validation.every",
+    "validation.bins",
+    "validation.stop_when",
+    "validation.patience",
 )
 # What may be set while the job trains, from the next micro-batch on.
 LIVE_FIELDS = (
@@ -34,17 +42,29 @@ LIVE_FIELDS = (
     "save.every",
     "save.keep",
     "sample.every",
+    "sample.shift",
 )
 # With these changed, the state of a checkpoint does not fit any more.
 IMPOSSIBLE_TO_CHANGE = (
+    "model.merge",
+    "model.merge.strength",
+    "model.merge.expert",
     "target.type",
     "target.rank",
+    "target.include",
+    "target.exclude",
+    "target.layers",
+    "target.layers.match",
+    "target.layers.rank",
+    "target.layers.lr_factor",
     "multistage.high.rank",
     "multistage.low.rank",
     "multistage.high_noise",
     "multistage.low_noise",
     "training.optimizer",
 )
+# With a checkpoint, a change of these changes nothing: they were read when the run began.
+READ_ONCE = ("target.start_high", "target.start_low")
 LEFT_OUT = "left out"
 
 
@@ -72,7 +92,7 @@ def changes(old: Job, new: Job) -> list[FieldChange]:
             old=was.get(field, LEFT_OUT),
             new=now.get(field, LEFT_OUT),
             breaks=not is_free(field),
-            impossible=field in IMPOSSIBLE_TO_CHANGE,
+            impossible=re.sub(r"\[\d+\]", "", field) in IMPOSSIBLE_TO_CHANGE,
         )
         for field in sorted(was.keys() | now.keys())
         if was.get(field) != now.get(field)
@@ -85,7 +105,11 @@ def breaking(found: Iterable[FieldChange]) -> list[FieldChange]:
 
 def is_free(field: str) -> bool:
     """Whether a field may change between two attempts of one run."""
-    return any(field == free or field.startswith((f"{free}.", f"{free}[")) for free in FREE_TO_CHANGE)
+    return _among(field, FREE_TO_CHANGE)
+
+
+def _among(field: str, named: Iterable[str]) -> bool:
+    return any(field == one or field.startswith((f"{one}.", f"{one}[")) for one in named)
 
 
 def live_value(field: str, text: str) -> Any:
@@ -111,8 +135,16 @@ def _flat(job: Job) -> dict[str, str]:
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             for i, v in enumerate(value):
                 walk(v, f"{path}[{i}]")
-        else:
+        elif value != [] or re.sub(r"\[\d+\]", "", path) in FIELDS:  # not of a list of tables that is empty
             out[path] = toml_text(value)
 
     walk(job_to_dict(job), "")
     return out
+
+
+def value_at(tables: dict[str, Any], path: str) -> Any:
+    """The value at a field path of a job as plain tables; None when it is left out."""
+    at: Any = tables
+    for part in path.split("."):
+        at = at.get(part) if isinstance(at, dict) else None
+    return at

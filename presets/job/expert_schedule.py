@@ -13,7 +13,7 @@ from fractions import Fraction
 from math import ceil
 from typing import Literal
 
-from presets.job.schema import ExpertPanel, Job
+from presets.job.schema import ExpertPanel, Job, MultistagePanel
 
 Expert = Literal["high_noise", "low_noise"]
 EXPERTS: tuple[Expert, Expert] = ("high_noise", "low_noise")
@@ -43,13 +43,14 @@ def rank_of(job: Job, expert: Expert) -> int:
 
 
 def high_ranks(job: Job, usual: int) -> list[str]:
-    """The fields that give a trained expert a rank above the usual one."""
+    """The fields that give a trained expert, or some of its layers, a rank above the usual one."""
     fields = [
         ("target.rank" if panel_of(job, e).rank is None else f"multistage.{PANEL[e]}.rank")
         for e in trained_experts(job)
         if rank_of(job, e) > usual
     ]
-    return list(dict.fromkeys(fields))
+    layers = [f"target.layers[{i}].rank" for i, own in enumerate(job.target.layers) if (own.rank or 0) > usual]
+    return [*dict.fromkeys(fields), *layers]
 
 
 def alpha_of(job: Job, expert: Expert) -> float:
@@ -65,9 +66,14 @@ def lr_of(job: Job, expert: Expert) -> float:
 
 def high_part(job: Job) -> Fraction:
     """The high-noise expert's part of the turns: 1 or 0 when it learns alone or not at all."""
-    if len(trained_experts(job)) < 2:
-        return Fraction(int(job.multistage.high_noise))
-    high, low = (Fraction(str(panel_of(job, e).share)) for e in EXPERTS)
+    return part_of(job.multistage)
+
+
+def part_of(panel: MultistagePanel) -> Fraction:
+    """The same, of the job's panel alone."""
+    if not (panel.high_noise and panel.low_noise):
+        return Fraction(int(panel.high_noise))
+    high, low = (Fraction(str(own.share)) for own in (panel.high, panel.low))
     return high / (high + low)
 
 
@@ -80,8 +86,12 @@ def expert_at(job: Job, step: int) -> Expert:
 def steps_of(job: Job, steps: int | None = None) -> dict[Expert, int]:
     """How many of the first `steps` optimizer steps (all, when left out) each trained expert has."""
     steps = job.training.steps if steps is None else steps
-    turns, rest = divmod(steps, job.multistage.switch_every)
-    high = ceil(turns * high_part(job)) * job.multistage.switch_every + (
-        rest if expert_at(job, steps) == EXPERTS[0] else 0
-    )
+    high = high_steps(high_part(job), job.multistage.switch_every, steps)
     return {e: high if e == EXPERTS[0] else steps - high for e in trained_experts(job)}
+
+
+def high_steps(part: Fraction, switch_every: int, steps: int) -> int:
+    """How many of the first `steps` steps are the high-noise expert's, whose part of the turns is `part`."""
+    turns, rest = divmod(steps, switch_every)
+    before = ceil(turns * part)
+    return before * switch_every + (rest if ceil((turns + 1) * part) > before else 0)

@@ -30,9 +30,10 @@ class Field(Struct, frozen=True, kw_only=True):
     unit: str
     annotation: Any  # what msgspec converts to, limits included
     default: Any  # msgspec.NODEFAULT when the field must be given
-    choices: tuple[Any, ...]  # () when the field is free
+    choices: tuple[Any, ...]  # () when the field is free; None among them: it may be left out
     minimum: float | None
     maximum: float | None
+    refused: dict[str, str]  # values that are not taken although people may try them: why
     type_text: str  # "integer", "number", "true or false", "text", "list of integers", or "one of a, b, c"
 
     @property
@@ -87,7 +88,7 @@ def _choices(annotation: Any) -> tuple[Any, ...]:
             out += [True, False]
         elif alternative is not type(None):
             return ()
-    return tuple(out)
+    return (*out, None) if out and type(None) in _alternatives(annotation) else tuple(out)
 
 
 _TYPE_WORDS = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "left out"}
@@ -136,6 +137,12 @@ def annotations(struct: type[Struct]) -> dict[str, Any]:
     return typing.get_type_hints(struct, include_extras=True)
 
 
+@cache
+def infos(struct: type[Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """The fields of a table: msgspec evaluates their types anew each time, which is most of making a job."""
+    return msgspec.structs.fields(struct)
+
+
 def _describe(struct: type[Struct], prefix: str) -> typing.Iterator[Field]:
     for info in msgspec.structs.fields(struct):
         annotation = annotations(struct)[info.name]
@@ -153,6 +160,7 @@ def _describe(struct: type[Struct], prefix: str) -> typing.Iterator[Field]:
             label=meta.title,
             help=meta.description,
             unit=(meta.extra or {}).get("unit", ""),
+            refused=(meta.extra or {}).get("refused", {}),
             annotation=annotation,
             default=default,
             choices=_choices(base),

@@ -15,7 +15,7 @@ from msgspec import Struct, field
 
 from presets.disk import exists
 from presets.errors import UserError
-from presets.job.diff import FieldChange, breaking, changes
+from presets.job.diff import READ_ONCE, FieldChange, breaking, changes
 from presets.job.schema import Job
 from presets.job.toml_file import absolute_paths, load_job
 
@@ -79,9 +79,11 @@ class ResumeCheck(Struct, frozen=True, kw_only=True):
 
     def mark(self, change: FieldChange) -> str:
         """What a change does to the run, in a few words; "" for one that does no harm."""
-        return (
-            "does not fit the checkpoints" if change in self.impossible else "breaks exactness" if change.breaks else ""
-        )
+        if change in self.impossible:
+            return "does not fit the checkpoints"
+        if self.trained and change.field in READ_ONCE:
+            return "has no effect: a start is read when a run begins"
+        return "breaks exactness" if change.breaks else ""
 
     def fix(self, *, accept: str, file: str = "the job file") -> str:
         """What to do about it. `accept`: how a yes is given here, in words that can follow "or"."""

@@ -13,9 +13,10 @@ Auto = Literal["auto"]
 Kind = Literal["motion", "style", "character"]
 
 
-def about(label: str, help: str, *, unit: str = "", **limits: Any) -> Meta:
-    """One field's description; `limits` are msgspec's ge, gt, le, lt, min_length, max_length, pattern."""
-    return Meta(title=label, description=help, extra={"unit": unit}, **limits)
+def about(label: str, help: str, *, unit: str = "", refused: dict[str, str] | None = None, **limits: Any) -> Meta:
+    """One field's description; `refused` are values that people know from elsewhere, with what speaks against each;
+    `limits` are msgspec's ge, gt, le, lt, min_length, max_length, pattern."""
+    return Meta(title=label, description=help, extra={"unit": unit, "refused": refused or {}}, **limits)
 
 
 # A table: the formatter would make ten lines of one field.
@@ -36,15 +37,27 @@ class JobPanel(Struct, kw_only=True, forbid_unknown_fields=True):
         "Same seed, same data, same machine class: same LoRA, bit for bit.", ge=0, le=2**63 - 1)] = 42
 
 
+class MergePanel(Struct, kw_only=True, forbid_unknown_fields=True):
+    path: Annotated[str, about("LoRA to merge",
+        "LoRA file, or peft's folder of one, that becomes part of the frozen base while its weights are read: a "
+        "distilled base, an earlier style. Training and previews both see it; the trained LoRA does not hold it.")] = ""
+    strength: Annotated[float, about("Strength", "How much of it is merged; below 0 takes it away.",
+        ge=-10, le=10)] = 1.0
+    expert: Annotated[Literal["both", "high_noise", "low_noise"], about("Expert",
+        "Which expert it is merged into. A file that holds both experts gives each its own.")] = "both"
+
+
 class ModelPanel(Struct, kw_only=True, forbid_unknown_fields=True):
     path: Annotated[str, about("Name or path",
-        "Wan 2.2 I2V A14B: Hub id, diffusers folder, or folder of ComfyUI's files. The two experts are enough.",
+        "Wan 2.2 I2V A14B: Hub id; folder as diffusers or Wan's own repository has it, or of ComfyUI's (also GGUF) "
+        "files, its whole models folder too; or one expert's file, the other beside it. The two experts are enough.",
         min_length=1)] = "ai-toolkit/Wan2.2-I2V-A14B-Diffusers-bf16"
     vae: Annotated[str, about("VAE",
-        "Hub id, folder or .safetensors file of the Wan 2.1 VAE. Empty: beside the experts, else "
+        "Hub id, folder or file (.safetensors, .pth) of the Wan 2.1 VAE. Empty: beside the experts, else "
         "ai-toolkit/wan2.1-vae.")] = ""
     text_encoder: Annotated[str, about("Text encoder",
-        "Hub id, folder or .safetensors file of UMT5-XXL with its tokenizer. Empty: beside the experts, else "
+        "Hub id, folder or file (.safetensors, .pth, .gguf) of UMT5-XXL; its tokenizer in it, beside it, or the "
+        "known one. Empty: beside the experts, else "
         "ai-toolkit/umt5_xxl_encoder.")] = ""
     boundary: Annotated[Literal["model"] | float, about("Expert boundary",
         "Noise level that divides the two experts. 'model' takes the model's own boundary_ratio (0.9 for I2V); a "
@@ -54,11 +67,14 @@ class ModelPanel(Struct, kw_only=True, forbid_unknown_fields=True):
     layer_offloading: Annotated[Auto | bool, about("Layer offloading",
         "Keep the frozen weights in host RAM and bring each block to the GPU when its turn comes. For cards of 10-12 "
         "GB it wants 64 GB of RAM.")] = "auto"
+    merge: Annotated[list[MergePanel], about("Merged LoRAs",
+        "LoRAs that are merged into the base, in this order.")] = field(default_factory=list)
 
 
 class QuantizationPanel(Struct, kw_only=True, forbid_unknown_fields=True):
-    transformer: Annotated[Literal["auto", "none", "float8", "qfloat8", "qint8", "qint4", "qint4+ara"],
-        about("Transformer", "Precision of the frozen experts. 'none' keeps bf16.")] = "auto"
+    transformer: Annotated[Literal["auto", "none", "float8", "int8", "qfloat8", "qint8", "qint4", "qint4+ara"],
+        about("Transformer", "Precision of the frozen experts. 'none' keeps bf16; float8 and int8 also multiply in 8 "
+        "bits, which is faster.")] = "auto"
     ara: Annotated[str, about("Accuracy recovery adapter",
         "Path or Hub id of the adapter that repairs 4-bit weights. Used with qint4+ara.")] = ""
     text_encoder: Annotated[Literal["none", "float8", "qint8"], about("Text encoder",
@@ -89,13 +105,43 @@ class MultistagePanel(Struct, kw_only=True, forbid_unknown_fields=True):
     low: ExpertPanel = field(default_factory=ExpertPanel)
 
 
+class LayersPanel(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What some layers do otherwise than their expert. Of two tables that name the same layer, the later one counts."""
+
+    match: Annotated[str, about("Layers",
+        "Which layers, by name or block: blocks.0-9, cross_attn.k, blocks.30-39.ffn.", min_length=1)]
+    rank: Annotated[Annotated[int, Meta(ge=1, le=1024)] | None, about("Linear rank",
+        "Of these layers, for both experts; it counts more than an expert's own. Their alpha keeps the common "
+        "alpha / rank. Left out, it is the expert's.")] = None
+    lr_factor: Annotated[Annotated[float, Meta(gt=0, le=1000)] | None, about("Learning-rate factor",
+        "These layers learn at the expert's rate times this, through warm-up, schedule and changes of the rate while "
+        "the job trains. Left out, it is 1.")] = None
+
+
 class TargetPanel(Struct, kw_only=True, forbid_unknown_fields=True):
-    type: Annotated[Literal["lora"], about("Target type", "What is trained.")] = "lora"
+    type: Annotated[Literal["lora"], about("Target type", "What is trained.", refused={
+        "lokr": "LoKr keeps for the backward pass of each linear a tensor as wide as its input, where a LoRA keeps one "
+            "as wide as its rank, and no plan reckons with that",
+        "dora": "DoRA does not come out as it was trained: ComfyUI takes the norm of columns where peft takes that of "
+            "rows, and diffusers leaves its scales out for Wan",
+    })] = "lora"
     rank: Annotated[int, about("Linear rank",
         "Capacity of the LoRA. 16 is enough for most; 32 for complex looks or close-up faces on large cards.",
         ge=1, le=1024)] = 16
     alpha: Annotated[Annotated[float, Meta(gt=0)] | None, about("Alpha",
         "LoRA scale is alpha / rank. Left out, it equals the rank.")] = None
+    include: Annotated[list[str], about("Layers to train",
+        "Names or blocks, in Wan's or diffusers' spelling: self_attn, attn2.to_k, ffn, blocks.0-19, blocks.30-39.ffn. "
+        "Empty: all ten linears of every block.")] = field(default_factory=list)
+    exclude: Annotated[list[str], about("Layers to leave out",
+        "The same patterns; what they name does not train, also where it is included.")] = field(default_factory=list)
+    layers: Annotated[list[LayersPanel], about("Layers of their own",
+        "A rank or learning-rate factor for some layers.")] = field(default_factory=list)
+    start_high: Annotated[str, about("Start, high noise",
+        "LoRA file (ours, ai-toolkit's, musubi's, diffusion-pipe's, diffusers') or run folder that the high-noise "
+        "LoRA goes on from. Its rank may be smaller than this job's, not larger. Read once, when the run begins.")] = ""
+    start_low: Annotated[str, about("Start, low noise",
+        "The same for the low-noise LoRA. A run, or a file for both experts, may be given for each.")] = ""
 
 
 class SavePanel(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -104,6 +150,9 @@ class SavePanel(Struct, kw_only=True, forbid_unknown_fields=True):
     every: Annotated[int, about("Save every", "Steps between checkpoints.", unit="steps", ge=1)] = 250
     keep: Annotated[int, about("Checkpoints to keep",
         "The newest ones stay; the best is often not the last, so keep several.", ge=2, le=1000)] = 4
+    metadata: Annotated[Literal["plain", "full"], about("Metadata",
+        "plain: what others need to use the LoRA, and the job without its prompts, captions and folders; full: the "
+        "whole job, and how often each word of the captions comes.")] = "plain"
     ema: Annotated[bool, about("Save the average",
         "With EMA on, the LoRA files hold the running average; off, the trained weights as they stand.")] = True
 
@@ -174,9 +223,16 @@ class AdvancedPanel(Struct, kw_only=True, forbid_unknown_fields=True):
 
 class DatasetPanel(Struct, kw_only=True, forbid_unknown_fields=True):
     path: Annotated[str, about("Folder",
-        "Folder of clips, each with a caption of the same name (.txt). Relative to the job file.", min_length=1)]
+        "Folder of clips, each with a caption of the same name (.txt or .caption). Relative to the job file.",
+        min_length=1)]
+    exclude: Annotated[list[str], about("Left out",
+        "Clips of the folder that do not train, by file name (orbit/castle.mp4 of a folder in it): to start previews "
+        "from what the LoRA has not seen, or because a clip is no good.")] = field(default_factory=list)
     default_caption: Annotated[str, about("Default caption",
         "Used for a clip without its own caption file.", max_length=10_000)] = ""
+    caption_extension: Annotated[str, about("Caption extension",
+        "How caption files end, for folders with several texts beside each clip, such as .long.txt. Left empty: .txt "
+        "or .caption.", pattern=r"^(\.[^/\s]+)?\Z", max_length=40)] = ""
     caption_dropout: Annotated[float, about("Caption dropout",
         "How often the caption is replaced by the empty one.", ge=0, le=1)] = 0.05
     weight: Annotated[float, about("LoRA weight", "Strength of the LoRA while this dataset trains.", ge=0, le=10)] = 1.0
@@ -198,15 +254,38 @@ class DatasetPanel(Struct, kw_only=True, forbid_unknown_fields=True):
     num_frames: Annotated[int, about("Frames",
         "Frames taken from each clip: 4n+1, so 1, 5, 9, ... 33, 41, 81. 1 trains on images.",
         unit="frames", ge=1, le=1025)] = 41
-    sampling: Annotated[Literal["uniform", "realtime"], about("Frame sampling",
+    sampling: Annotated[Literal["uniform", "realtime", "head"], about("Frame sampling",
         "uniform spreads the frames over the whole clip, which changes its speed; realtime takes a window at 16 "
-        "frames a second.")] = "uniform"
+        "frames a second, at another place each time; head takes the one that the clip begins with.")] = "uniform"
+    windows: Annotated[int, about("Windows of a clip",
+        "How many windows of a long clip train in each epoch, with realtime or head. They do not overlap, so a clip "
+        "gives no more than lie side by side in it. realtime spreads them over the clip; head takes one after the "
+        "other from its beginning.", ge=1, le=1000)] = 1
+    short_clips: Annotated[Literal["refuse", "shorten"], about("Short clips",
+        "What becomes of a clip too short for its frames: refuse keeps the job from starting; shorten trains the "
+        "clip on the most frames it has, in steps of 4n+1.")] = "refuse"
+    hdr: Annotated[Literal["plain", "tonemap"], about("HDR video",
+        "plain reads HDR clips (PQ, HLG) as ordinary ones, which look washed out; tonemap brings them to what an "
+        "ordinary screen shows.")] = "plain"
+    last_frame: Annotated[float, about("Last frame",
+        "How often a clip is trained with its last frame given as well as its first, for LoRAs that go from one "
+        "picture to another. 0.5: half of the visits. Images have none.", ge=0, le=1)] = 0.0
+    mask: Annotated[Literal["auto", "off"], about("Loss masks",
+        "auto trains where a clip's mask is white: castle.mask.png or castle.mask.mp4 beside castle.mp4, a grey still "
+        "or a video with a frame for each of the clip's. A clip without one trains everywhere. off leaves masks "
+        "alone.")] = "auto"
+    mask_min: Annotated[float, about("Mask minimum",
+        "How much black in a mask counts, against white. Above 0, what is masked stays near what it was.",
+        ge=0, le=1)] = 0.1
 
 
 class PromptPanel(Struct, kw_only=True, forbid_unknown_fields=True):
     prompt: Annotated[str, about("Prompt", "What the preview shows. [trigger] is replaced.", max_length=10_000)]
     ctrl_img: Annotated[str, about("Control image",
         "The image the preview starts from. Wan 2.2 I2V cannot make a preview without one.")] = ""
+    end_img: Annotated[str, about("End image",
+        "The image the preview is to end at, cropped to the control image's shape; of a video, its last frame. For "
+        "LoRAs trained with datasets.last_frame. Empty: the end is open.")] = ""
     width: Annotated[Annotated[int, Meta(ge=16, le=4096)] | None, about("Width",
         "Of this preview alone, a multiple of 16. Left out, it is the common one.", unit="px")] = None
     height: Annotated[Annotated[int, Meta(ge=16, le=4096)] | None, about("Height",
@@ -223,17 +302,25 @@ class SamplePanel(Struct, kw_only=True, forbid_unknown_fields=True):
     every: Annotated[int, about("Sample every",
         "Steps between previews. 0 makes none but the first and the last.", unit="steps", ge=0)] = 250
     first: Annotated[bool, about("First sample", "Make previews before step 1, to compare with.")] = True
-    sampler: Annotated[Literal["flowmatch", "unipc"], about("Sampler",
-        "flowmatch is Euler on the flow; unipc is the multistep sampler of the model.")] = "flowmatch"
+    preset: Annotated[Literal["custom", "quick", "official"], about("Preview preset",
+        "What holds for the sampler, steps, guidance, shift and negative prompt that are left out; one that is given "
+        "wins. custom: Euler, 25 steps, guidance 4. quick: Euler, 4 steps, guidance 1, for an accelerator LoRA. "
+        "official: as Wan's own demos, UniPC, 40 steps, guidance 3.5, its Chinese negative prompt.")] = "custom"
+    sampler: Annotated[Literal["flowmatch", "unipc"] | None, about("Sampler",
+        "flowmatch is Euler on the flow; unipc is the multistep sampler of the model. Left out, the preset says.")
+        ] = None
+    shift: Annotated[Annotated[float, Meta(gt=0, le=100)] | None, about("Preview shift",
+        "Moves the sampling steps towards noise: larger gives the high-noise expert more of them. Left out, it is 5, "
+        "the official value; some use 3 at 480p.")] = None
     width: Annotated[int, about("Width",
         "A multiple of 16. The control image keeps its shape inside this area.", unit="px", ge=16, le=4096)] = 768
     height: Annotated[int, about("Height", "A multiple of 16.", unit="px", ge=16, le=4096)] = 768
-    guidance: Annotated[float, about("Guidance scale",
-        "3.5 to 4 for Wan 2.2; 1 with an accelerator.", ge=0, le=50)] = 4.0
+    guidance: Annotated[Annotated[float, Meta(ge=0, le=50)] | None, about("Guidance scale",
+        "3.5 to 4 for Wan 2.2; 1 with an accelerator. Left out, the preset says.")] = None
     guidance_low: Annotated[Annotated[float, Meta(ge=0, le=50)] | None, about("Guidance, low noise",
         "Of the low-noise expert alone. Left out, both have the same.")] = None
-    steps: Annotated[int, about("Sample steps",
-        "Denoising steps. Beyond 25 little changes.", unit="steps", ge=1, le=1000)] = 25
+    steps: Annotated[Annotated[int, Meta(ge=1, le=1000)] | None, about("Sample steps",
+        "Denoising steps. Beyond 25 little changes. Left out, the preset says.", unit="steps")] = None
     seed: Annotated[int, about("Sample seed", "Fixed, so that previews can be compared.", ge=0, le=2**63 - 1)] = 42
     walk_seed: Annotated[bool, about("Walk seed", "Each prompt of a set takes the next seed.")] = True
     num_frames: Annotated[int, about("Preview frames",
@@ -241,12 +328,13 @@ class SamplePanel(Struct, kw_only=True, forbid_unknown_fields=True):
         unit="frames", ge=1, le=1025)] = 41
     fps: Annotated[int, about("FPS",
         "Playback rate of the preview file. Wan moves at 16.", unit="1/s", ge=1, le=120)] = 16
-    negative: Annotated[str, about("Negative prompt", "What the previews should avoid.", max_length=10_000)] = ""
+    negative: Annotated[Annotated[str, Meta(max_length=10_000)] | None, about("Negative prompt",
+        "What the previews should avoid. Left out, the preset says: nothing, but for official.")] = None
     ema: Annotated[bool, about("Sample the average",
         "With EMA on, previews show the running average; off, the trained weights as they stand.")] = True
     accelerator: Annotated[str, about("Accelerator LoRA",
-        "Few-step LoRA file (such as lightx2v's) that previews alone use, so that 4 sample steps do. Training never "
-        "sees it.")] = ""
+        "Few-step LoRA file (such as lightx2v's) that previews alone use, so that 4 sample steps do: with preset = "
+        "quick. Training never sees it.")] = ""
     accelerator_low: Annotated[str, about("Accelerator, low noise",
         "The file for the low-noise expert. Left empty, both experts use the same.")] = ""
     accelerator_strength: Annotated[float, about("Accelerator strength",
@@ -254,6 +342,26 @@ class SamplePanel(Struct, kw_only=True, forbid_unknown_fields=True):
     prompts: Annotated[list[PromptPanel], about("Prompts",
         "2 to 4 prompts like your clips, each with its control image. None: no previews "
         "are made.")] = field(default_factory=list)
+
+
+class ValidationPanel(Struct, kw_only=True, forbid_unknown_fields=True):
+    fraction: Annotated[float, about("Held-out fraction",
+        "Part of the clips that never trains: its loss shows when the LoRA overfits. Which ones, their content says. "
+        "Regularization clips all train. 0: none are held out.", ge=0, lt=1)] = 0.0
+    path: Annotated[str, about("Held-out folder",
+        "Folder of clips with captions that are measured instead, taken as the first dataset's are; then every "
+        "clip of the datasets trains.")] = ""
+    every: Annotated[int, about("Validate every",
+        "Steps between measurements of the held-out loss. One more comes before step 1, one at the end.",
+        unit="steps", ge=1)] = 250
+    bins: Annotated[int, about("Noise bins",
+        "Each expert's range of noise is cut into so many equal parts, and each clip is measured in each of them.",
+        ge=1, le=64)] = 4
+    stop_when: Annotated[Literal["never", "no better"], about("Stop early",
+        "'no better' ends the run, with all its files, once the held-out loss no longer falls.")] = "never"
+    patience: Annotated[int, about("Patience",
+        "Measurements in a row without a better one, by more than its standard error, before the run ends early.",
+        ge=1, le=1000)] = 4
 
 
 class Job(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -269,6 +377,7 @@ class Job(Struct, kw_only=True, forbid_unknown_fields=True):
     advanced: AdvancedPanel = field(default_factory=AdvancedPanel)
     datasets: Annotated[list[DatasetPanel], about("Datasets", "One or more folders of clips.", min_length=1)]
     sample: SamplePanel = field(default_factory=SamplePanel)
+    validation: ValidationPanel = field(default_factory=ValidationPanel)
 # fmt: on
 
 

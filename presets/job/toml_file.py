@@ -4,6 +4,7 @@ key."""
 import math
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from presets.job.fields import (
     PathPart,
     annotations,
     field_of,
+    infos,
     join_path,
     nearest,
     parse_path,
@@ -31,12 +33,37 @@ from presets.job.schema import Job
 
 PROSE = ("prompt", "negative", "default_caption")  # texts that may hold a line break
 
+_COMMAND = (
+    "a job file holds no command: files are shared, and whoever trains one would run somebody else's. Give it with"
+    " `wanlora submit --on-done CMD` (--on-failed, --on-stopped), or for all jobs in [when] of settings.toml"
+)
+_OF_THE_SETTINGS = "is no part of a job but of the daemon's own settings.toml: a job file is shared, those are not"
+# what somebody may look for in a job file: when it is over, and who is told
+NOT_OF_A_JOB = {
+    **dict.fromkeys(("on_done", "on_failed", "on_stopped", "when"), _COMMAND),
+    **dict.fromkeys(("idle", "notify"), _OF_THE_SETTINGS),
+}
+
 MAX_JOB_BYTES = 2**20  # a file with thousands of prompts has less
 
 
 def default_out(job_path: Path) -> Path:
     """The parent of run folders when none is named: `runs` beside the job file, wherever a link to it lies."""
     return job_path.resolve().parent / "runs"
+
+
+_TOO_DEEP = "lists or tables lie within one another too many times"
+_LONG_KEY = re.compile(r"(?:[\w-]+\s*\.\s*){100}")  # Python's reader takes minutes for one of 100 000 parts
+
+
+def read_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML file that somebody else may have written. Raises ValueError."""
+    if _LONG_KEY.search(text):
+        raise ValueError(_TOO_DEEP)
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
 
 
 def load_job(path: Path) -> Job:
@@ -54,8 +81,8 @@ def load_job(path: Path) -> Job:
 def parse_job(text: str, *, where: str = "job") -> Job:
     """Parse the text of a job file. Raises JobError."""
     try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as e:
+        raw = read_toml(text)
+    except ValueError as e:
         if other := other_text(text):
             raise JobError([other], where=where, fix=NEW_JOB) from None
         raise JobError([f"not valid TOML: {_with_escape(str(e), text)}"], where=where) from None
@@ -90,14 +117,16 @@ def _build(struct: type[Struct], raw: Any, at: list[PathPart], problems: list[st
     known = annotations(struct)
     before = len(problems)
     for key in raw:
-        if key not in known:
+        if key in NOT_OF_A_JOB:
+            problems.append(f"{join_path([*at, key])}: {NOT_OF_A_JOB[key]}")
+        elif key not in known:
             near = nearest(key, list(known))
             problems.append(
                 f"{join_path([*at, key])}: unknown key"
                 + (f". Did you mean {join_path([*at, near])}?" if near else f". Known here: {', '.join(known)}")
             )
     values: dict[str, Any] = {}
-    for info in msgspec.structs.fields(struct):
+    for info in infos(struct):
         here = [*at, info.name]
         if info.name not in raw:
             if info.required:
@@ -144,8 +173,17 @@ def _convert(value: Any, annotation: Any, at: list[PathPart], problems: list[str
         return msgspec.convert(value, annotation)
     except msgspec.ValidationError as e:
         general = join_path([p for p in at if isinstance(p, str)])
-        problems.append(f"{join_path(at)}: {_expected(general, str(e))}, got {toml_text(value)}")
+        refused = FIELDS[general].refused.get(value) if general in FIELDS and isinstance(value, str) else None
+        why = f". {refused}" if refused else ""
+        problems.append(f"{join_path(at)}: {_expected(general, str(e))}, got {toml_text(value)}{why}")
         return None
+
+
+# what a field's pattern asks for
+FORMS = {
+    "name": "1 to 64 letters, digits, dots, underscores or dashes, not starting with a dot",
+    "caption_extension": "the end of a file name that begins with a dot, such as .long.txt",
+}
 
 
 def _expected(general_path: str, message: str) -> str:
@@ -154,8 +192,8 @@ def _expected(general_path: str, message: str) -> str:
         return "expected at least one table"
     field = FIELDS[general_path]
     wrong_kind = " got " in message or message.startswith("Invalid enum value")
-    if field.name == "name" and "matching regex" in message:
-        return "expected 1 to 64 letters, digits, dots, underscores or dashes, not starting with a dot"
+    if "matching regex" in message:
+        return f"expected {FORMS[field.name]}"
     if wrong_kind:
         return f"expected {field.type_text}"
     if " of length <= " in message:
@@ -186,7 +224,7 @@ def dump_job(job: Job, *, onto: str = "") -> str:
     import tomlkit  # 50 ms, and only writers need it
 
     document = tomlkit.parse(onto) if onto else tomlkit.document()
-    tables = job_to_dict(job)
+    tables = _without_empty_tables(job_to_dict(job), Job)
     for key in [k for k in document if k not in tables]:
         del document[key]
     for key, value in tables.items():
@@ -195,6 +233,18 @@ def dump_job(job: Job, *, onto: str = "") -> str:
         else:
             document[key] = _toml_item(value)
     return tomlkit.dumps(document)
+
+
+def _without_empty_tables(values: dict[str, Any], struct: type[Struct]) -> dict[str, Any]:
+    """No line for a list of tables that is empty: beside `prompts = []`, TOML refuses [[sample.prompts]]."""
+    out = {}
+    for key, value in values.items():
+        child = struct_of(annotations(struct)[key])
+        if child is not None and isinstance(value, dict):
+            out[key] = _without_empty_tables(value, child)
+        elif child is None or value:
+            out[key] = value
+    return out
 
 
 def _merge(table: Any, values: dict[str, Any]) -> None:
@@ -247,9 +297,9 @@ def save_job(job: Job, path: Path, *, fresh: bool = False) -> None:
         raise UserError(
             f"cannot be written: {e.strerror}", where=str(path), fix="Choose another place with --out"
         ) from None
-    except ValueError as e:  # tomlkit and the UTF-8 decoder, about what lies there already
+    except (ValueError, RecursionError) as e:  # tomlkit and the UTF-8 decoder, about what lies there already
         raise UserError(
-            f"what lies there is not valid TOML: {e}",
+            f"what lies there is not valid TOML: {e if isinstance(e, ValueError) else _TOO_DEEP}",
             where=str(path),
             fix="Correct it, or choose another place with --out",
         ) from None
@@ -267,19 +317,34 @@ def absolute_paths(job: Job, base: Path) -> Job:
     def local_or_hub(path: str) -> str:
         return path if looks_like_hub_id(path) and not Path(place(path)).exists() else place(path)
 
+    return _with_paths(job, place, local_or_hub)
+
+
+def relative_paths(job: Job, base: Path) -> Job:
+    """A copy of the job whose paths below `base` are relative to it, so that both can move."""
+
+    def relative(path: str) -> str:
+        return str(Path(path).relative_to(base)) if path and Path(path).is_relative_to(base) else path
+
+    return _with_paths(job, relative, relative)
+
+
+def _with_paths(job: Job, place: Callable[[str], str], local_or_hub: Callable[[str], str]) -> Job:
     out = msgspec.convert(msgspec.to_builtins(job), Job)
-    out.model.path, out.model.vae, out.model.text_encoder = (
-        local_or_hub(p) for p in (job.model.path, job.model.vae, job.model.text_encoder)
+    out.model.path, out.model.vae, out.model.text_encoder = map(
+        local_or_hub, (job.model.path, job.model.vae, job.model.text_encoder)
     )
     out.quantization.ara = local_or_hub(job.quantization.ara)
+    for merge in out.model.merge:
+        merge.path = place(merge.path)
+    out.target.start_high, out.target.start_low = place(job.target.start_high), place(job.target.start_low)
     for dataset in out.datasets:
         dataset.path = place(dataset.path)
+    out.validation.path = place(job.validation.path)
     for prompt in out.sample.prompts:
-        prompt.ctrl_img = place(prompt.ctrl_img)
-    out.sample.accelerator, out.sample.accelerator_low = (
-        place(job.sample.accelerator),
-        place(job.sample.accelerator_low),
-    )
+        prompt.ctrl_img, prompt.end_img = place(prompt.ctrl_img), place(prompt.end_img)
+    out.sample.accelerator = place(job.sample.accelerator)
+    out.sample.accelerator_low = place(job.sample.accelerator_low)
     return out
 
 
@@ -321,13 +386,13 @@ def parse_value(path: str, text: str) -> Any:
     if text == "" and field.default is None:
         return None
     try:
-        value = text if field.type_text == "text" or "\n" in text else tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
+        value = text if field.type_text.startswith("text") or "\n" in text else read_toml(f"x = {text}")["x"]
+    except ValueError:
         value = [v.strip() for v in text.split(",")] if field.type_text.startswith("list") and "," in text else text
         if isinstance(value, list):
             value = [int(v) if v.lstrip("-").isdigit() else v for v in value]
     if field.type_text.startswith("list") and not isinstance(value, list):
-        value = [value]
+        value = [value] if value != "" else []
     problems: list[str] = []
     _convert(value, field.annotation, parse_path(path), problems)
     if problems:

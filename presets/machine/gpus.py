@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import msgspec
-import psutil
 from msgspec import Struct
 
 from presets.machine.visible_gpus import ORDER, VISIBLE, named_in, numbers_in
@@ -27,6 +26,7 @@ class GpuProcess(Struct, frozen=True, kw_only=True):
     pid: int
     name: str  # "" when it belongs to another container or user
     memory: int  # bytes; 0 when the driver does not tell
+    compute: bool = True  # or it only draws
 
 
 class Gpu(Struct, frozen=True, kw_only=True):
@@ -274,19 +274,23 @@ def _slices(nvml: Any, handle: Any) -> Iterator[Any]:
 def _processes(nvml: Any, handle: Any) -> list[GpuProcess]:
     """Who holds memory, most first. One program may use the GPU for computing and for drawing."""
     held: dict[int, int] = {}
-    for found in (
-        nvml.nvmlDeviceGetComputeRunningProcesses(handle),
-        nvml.nvmlDeviceGetGraphicsRunningProcesses(handle),
-    ):
+    computing = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+    compute = {process.pid for process in computing}
+    for found in (computing, nvml.nvmlDeviceGetGraphicsRunningProcesses(handle)):
         for process in found:
             held[process.pid] = max(held.get(process.pid, 0), process.usedGpuMemory or 0)
     return sorted(
-        (GpuProcess(pid=pid, name=_process_name(pid), memory=memory) for pid, memory in held.items()),
+        (
+            GpuProcess(pid=pid, name=_process_name(pid), memory=memory, compute=pid in compute)
+            for pid, memory in held.items()
+        ),
         key=lambda p: (-p.memory, p.pid),
     )
 
 
 def _process_name(pid: int) -> str:
+    import psutil  # a message to the daemon needs this module, and no first frame waits for names
+
     try:
         return psutil.Process(pid).name()
     except psutil.Error:

@@ -13,6 +13,8 @@ from presets.machine.gpus import Gpu, read_gpus
 from presets.machine.torch_build import Build, Misfit, installed_build, misfit
 from presets.machine.visible_gpus import NUMBERS, VISIBLE
 
+WSL = "WSL2 lets a program lock only a part of its memory for the GPU, often half of it or far less"
+PROC_VERSION = Path("/proc/version")
 PROC_CGROUP = Path("/proc/self/cgroup")
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 
@@ -27,6 +29,7 @@ class Machine(Struct, frozen=True, kw_only=True):
     disk_free: int  # bytes
     disk_path: str  # the folder that disk_free is about: the nearest that exists
     torch: Build | None = None  # the one that is installed
+    wsl: bool = False  # Linux inside Windows, which lets a program lock little of its memory for the GPU
 
     @property
     def torch_misfit(self) -> Misfit | None:
@@ -51,7 +54,14 @@ def read_machine(disk_path: Path, *, nvml: Any = None, environ: Mapping[str, str
         disk_free=disk_free,
         disk_path=str(place),
         torch=installed_build(),
+        wsl=is_wsl(),
     )
+
+
+def is_wsl(version: Path = PROC_VERSION) -> bool:
+    """Whether this is WSL2, by its kernel's name (`5.15.167.4-microsoft-standard-WSL2`). Containers on it have that
+    kernel, too."""
+    return "microsoft" in _content(version).lower()
 
 
 def _disk(path: Path) -> tuple[Path, int]:

@@ -12,9 +12,17 @@ Capability = tuple[int, int]
 LEAST: Capability = (8, 0)  # bf16 and exact attention begin here
 # quantization.transformer -> (the least compute capability, how its products are made)
 TRANSFORMER: dict[str, tuple[Capability, str]] = {
-    "auto": (LEAST, "float8 where the card has it and else bf16, or qint8, or qint4: the fastest that fits"),
+    "auto": (
+        LEAST,
+        "int8 where the card is clearly faster in it, float8 where the card has it, and else bf16, or qint8, or qint4:"
+        " the fastest that fits",
+    ),
     "none": (LEAST, "stored and multiplied in bf16"),
     "float8": ((8, 9), "multiplied in 8 bits, which is what makes it fast"),
+    "int8": (
+        LEAST,
+        "rotated, stored and multiplied in 8-bit integers, both ways: for cards without float8, or slow in it",
+    ),
     "qfloat8": (LEAST, "stored in 8 bits, multiplied in bf16"),
     "qint8": (LEAST, "stored in 8 bits, multiplied in bf16"),
     "qint4": (LEAST, "stored in 4 bits, multiplied in bf16"),
@@ -35,9 +43,11 @@ def text(capability: Capability) -> str:
     return ".".join(map(str, capability))
 
 
-def require(precision: str, *, card: str, capability: Capability, multiplies_float8: bool) -> None:
-    """Raises UserError where a card does not run a precision of the transformer. `multiplies_float8`: it was seen to,
-    or is known to."""
+def require(
+    precision: str, *, card: str, capability: Capability, multiplies_float8: bool, multiplies_int8: bool
+) -> None:
+    """Raises UserError where a card does not run a precision of the transformer. `multiplies_float8` and
+    `multiplies_int8`: it was seen to, or is known to."""
     least, _ = TRANSFORMER[precision]
     if capability < least:
         what = (
@@ -46,10 +56,13 @@ def require(precision: str, *, card: str, capability: Capability, multiplies_flo
         )
     elif precision == "float8" and not multiplies_float8:
         what = f"{precision} needs 8-bit products, and this torch has none for {card}"
+    elif precision == "int8" and not multiplies_int8:
+        what = f"{precision} needs products of 8-bit integers, and their kernels did not run on {card}"
     else:
         return
-    raise UserError(
-        what,
-        where="quantization.transformer",
-        fix='Set quantization.transformer = "auto", or "qfloat8" for weights of the same size',
-    )
+    same_size = "qint8" if precision == "int8" else "qfloat8"
+    if capability < LEAST:
+        fix = f"Use a card of compute capability {text(LEAST)} or newer: older ones run no precision"
+    else:
+        fix = f'Set quantization.transformer = "auto", or "{same_size}" for weights of the same size'
+    raise UserError(what, where="quantization.transformer", fix=fix)

@@ -14,8 +14,10 @@ import msgspec
 from msgspec import Struct, field
 
 from presets.errors import UserError
+from presets.file_names import is_utf8
 from presets.machine.gpus import visible_gpus
 from presets.machine.visible_gpus import VISIBLE
+from presets.text import escaped
 
 NAMES = frozenset({
     "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACE_HUB_CACHE", "TRANSFORMERS_CACHE", "TRANSFORMERS_OFFLINE",
@@ -55,9 +57,13 @@ class Shell(Struct, frozen=True, kw_only=True):
 
 
 def shell_here(environ: Mapping[str, str] | None = None, *, nvml: Any = None) -> Shell:
-    """What this process's own shell gives to a trainer. `nvml` as in `presets.machine.machine.read_machine`."""
+    """What this process's own shell gives to a trainer. `nvml` as in `presets.machine.machine.read_machine`.
+    Raises UserError, which holds no value."""
     environ = os.environ if environ is None else environ
     settings = {name: value for name, value in environ.items() if is_setting(name)}
+    for name, value in settings.items():
+        if not is_utf8(name + value):  # of which no message can be made
+            raise UserError(f"the variable {escaped(name)} is not UTF-8", fix="Correct it in your shell, or unset it")
     return Shell(settings=settings, gpus=visible_gpus(environ, nvml=nvml) if VISIBLE in environ else None)
 
 

@@ -21,7 +21,7 @@ from presets.planner.plan import Plan, Precision
 from presets.planner.sizes import ExpertShape
 from presets.planner.workload import Hardware, Workload
 
-ExhaustedPhase = Literal["vram", "step", "vae", "preview", "ram"]
+ExhaustedPhase = Literal["vram", "step", "vae", "preview", "ram", "lock"]
 CHUNKS = (16384, 8192, 4096, 2048, 1024)  # tokens; smaller ones leave the matrix units idle
 VAE_FRAMES = (16, 8, 4)  # more at a time is no faster
 SLOTS, FEWEST_SLOTS = 3, 2  # one block computes while the next arrives; a third evens things out
@@ -94,16 +94,17 @@ def candidates(costs: Costs, precision: Precision, limits: Limits, *, compiled: 
                         any_size=compiled and costs.work.several_sizes,
                     )
                 )
+                plan = costs.memory.locked(plan)
                 yield plan
                 if (
                     activations == "host"
                     and not limits.host_activations
                     and (lean := within_ram(costs, plan)) is not None
                 ):
-                    yield lean
+                    yield costs.memory.locked(lean)
                 if resident == 0 and chunk:
                     yield msgspec.structs.replace(plan, slots=FEWEST_SLOTS)
-                hidden = hidden or costs.time.step(plan).copies == 0
+                hidden = hidden or costs.step(plan).copies == 0
                 if limits.resident == "none" or (hidden and not mixed):
                     break
 
@@ -137,7 +138,7 @@ def rung(costs: Costs, plan: Plan) -> Candidate:
         plan=plan,
         need_vram=int(reserved + FITTED.context),
         ram=sum(costs.memory.ram(plan).values()),
-        seconds=costs.time.step(plan).total,
+        seconds=costs.step(plan).total,
     )
 
 
@@ -185,9 +186,13 @@ def next_down(
     about as fast, the smallest.
 
     `exhausted` says what ran out: `vram` anywhere, or the phase it ran out in (`step`, `vae`, `preview`), whose own
-    peak is then lowered and no other raised; or `ram`, for pinned memory that was refused: then VRAM may rise to what
-    is free. The precision stays. `hardware` is the machine before the run: what the run itself holds counts as free.
+    peak is then lowered and no other raised; or `ram`, for host memory that was refused: then VRAM may rise to what is
+    free; or `lock`, for page-locking that was: then the same goes without. The precision stays. `hardware` is the
+    machine before the run: what the run itself holds counts as free.
     """
+    if exhausted == "lock":
+        assert plan.pinned, "nothing of it is locked"
+        return msgspec.structs.replace(plan, pinned=False)
     costs = Costs(work, hardware, shape)
     limits = limits or Limits()
     phases, reserved = costs.memory.vram(plan)
@@ -221,8 +226,9 @@ def next_down(
     found = narrower + [p for p in candidates(costs, plan.precision, limits, compiled=plan.compiled) if better(p)]
     if not found:
         return None
-    seconds = [costs.time.step(p).total for p in found]
+    seconds = [costs.step(p).total for p in found]
     as_fast = [p for p, s in zip(found, seconds, strict=True) if s <= min(seconds) * AS_FAST]
     chosen = min(as_fast, key=lambda p: (costs.memory.vram(p)[1], -p.vae_frames))
     wider = with_vae_frames(costs, chosen, plan.vae_frames)
-    return msgspec.structs.replace(wider if better(wider) else chosen, any_size=plan.any_size)
+    found_plan = wider if better(wider) else chosen
+    return msgspec.structs.replace(found_plan, any_size=plan.any_size, pinned=plan.pinned and found_plan.pinned)

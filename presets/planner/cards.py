@@ -24,6 +24,9 @@ DRIVER_BYTES = int(0.4 * GIB)  # what a driver keeps of an idle card, a small de
 # What an H200 reaches of its sheet's numbers, measured: device copies 4.3 of 4.8 TB/s, float8 products 1500 TFLOP/s of
 # a sheet that says twice its bf16 (787 held), exact attention 676 forward and 428 backward.
 MEMORY_SHARE, FLOAT8_SHARE, FORWARD_SHARE, BACKWARD_SHARE = 0.9, 0.95, 0.86, 0.54
+# Our int8 products, with the rotations and the quantizing around them, of the sheet's dense rate. An estimate: no card
+# has measured it yet, and where one has, that counts
+INT8_SHARE = 0.55
 # Our own backward that adds in a fixed order, 347 TFLOP/s with large tiles and 260 with small ones, on that H200 too.
 LARGE_TILES_SHARE, SMALL_TILES_SHARE = 0.44, 0.33
 LARGE_TILES = ((8, 0), (9, 0), (10, 0), (10, 3))  # compute capabilities with the shared memory for them
@@ -41,6 +44,7 @@ class Card(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     vram: float  # GiB
     bf16: float  # TFLOP/s, dense
     fp8: float = 0.0
+    int8: float
     memory: float  # GB/s
     copy: float  # GB/s
     sustained: float
@@ -119,6 +123,7 @@ def card_hardware(card: Card, *, ram: int, vram: int | None = None) -> Hardware:
         copy_gbps=card.copy,
         bf16_tflops=bf16,
         fp8_tflops=fp8,
+        int8_tops=card.int8 * card.sustained * INT8_SHARE,
         attention_forward_tflops=bf16 * FORWARD_SHARE,
         attention_backward_tflops=bf16 * BACKWARD_SHARE,
         deterministic_forward_tflops=bf16 * FORWARD_SHARE,
@@ -142,6 +147,8 @@ def gpu_hardware(gpu: Gpu, machine: Machine, *, rates: Rates | None = None, idle
         "ram_total": machine.ram_total,
         "ram_free": machine.ram_total if idle else machine.ram_free,
     }
+    lockable = 0 if machine.wsl else None
+    known = _known(gpu, machine)
     if rates is not None:
         return Hardware(
             name=gpu.name,
@@ -149,6 +156,7 @@ def gpu_hardware(gpu: Gpu, machine: Machine, *, rates: Rates | None = None, idle
             copy_gbps=rates.copy_gbps,
             bf16_tflops=rates.bf16_tflops,
             fp8_tflops=rates.fp8_tflops,
+            int8_tops=known.int8_tops if rates.int8_tops is None else rates.int8_tops,
             memory_gbps=rates.memory_gbps,
             attention_forward_tflops=rates.attention.forward_tflops,
             attention_backward_tflops=rates.attention.backward_tflops,
@@ -156,14 +164,21 @@ def gpu_hardware(gpu: Gpu, machine: Machine, *, rates: Rates | None = None, idle
             deterministic_backward_tflops=rates.deterministic_attention.backward_tflops,
             partial_sums=rates.deterministic_attention.backward_kernel == "flash",
             source=f"measured on this machine{f' on {rates.date[:10]}' if rates.date else ''}",
+            lockable=lockable,
             **memory,
         )
+    return msgspec.structs.replace(known, name=gpu.name, capability=gpu.capability, lockable=lockable, **memory)
+
+
+def _known(gpu: Gpu, machine: Machine) -> Hardware:
+    """The table's rates of the card that comes nearest."""
     card, share = _like(gpu)
     known = card_hardware(card, ram=machine.ram_total)
     if share < 1:  # a slice, or a lesser sibling
         rates_of_it = (
             "bf16_tflops",
             "fp8_tflops",
+            "int8_tops",
             "attention_forward_tflops",
             "attention_backward_tflops",
             "deterministic_forward_tflops",
@@ -171,10 +186,8 @@ def gpu_hardware(gpu: Gpu, machine: Machine, *, rates: Rates | None = None, idle
             "memory_gbps",
         )
         scaled = {f: getattr(known, f) * share for f in rates_of_it}
-        known = msgspec.structs.replace(known, **scaled, source=f"guessed from {card.name}, not measured here yet")
-    else:
-        known = msgspec.structs.replace(known, source=f"{known.source}, not measured here yet")
-    return msgspec.structs.replace(known, name=gpu.name, capability=gpu.capability, **memory)
+        return msgspec.structs.replace(known, **scaled, source=f"guessed from {card.name}, not measured here yet")
+    return msgspec.structs.replace(known, source=f"{known.source}, not measured here yet")
 
 
 def _like(gpu: Gpu) -> tuple[Card, float]:

@@ -33,12 +33,17 @@ from presets.planner.sizes import GIB, ExpertShape
 from presets.planner.workload import Hardware, Workload, shape_of, workload_of
 from presets.text import human
 
-WantedPrecision = Literal["auto", "none", "float8", "qfloat8", "qint8", "qint4", "qint4+ara"]
+WantedPrecision = Literal["auto", "none", "float8", "int8", "qfloat8", "qint8", "qint4", "qint4+ara"]
 NOT_SLOWER = 1.03  # bf16 is preferred to 8 bits as long as it costs no more time than this ...
 ROOMY = 0.75  # ... and no more than this share of the machine's RAM
 ROOMY_VRAM = 0.9  # of what the card has free: a plan within this is sure to fit ...
 RAM_WORTH = GIB  # ... and is taken for a plan that is no rung slower when it saves this much host memory
 WORDS = {"none": "bf16"}
+WHY: dict[Precision, str] = {  # what `auto` tries first
+    "int8": "this card multiplies fastest in 8-bit integers",
+    "float8": "this card multiplies in 8 bits",
+    "qint8": "bf16 would be slower here or not fit",
+}
 
 
 class Choice(Struct, frozen=True, kw_only=True):
@@ -63,6 +68,17 @@ class DoesNotFit(UserError):
 WHERE = {"vram": "job.gpus", "ram": "quantization.transformer"}
 
 
+def require_on(hardware: Hardware, precision: WantedPrecision) -> None:
+    """Raises UserError, with the fix, for a precision that the card does not run."""
+    require(
+        precision,
+        card=hardware.name,
+        capability=hardware.capability,
+        multiplies_float8=hardware.computes_float8,
+        multiplies_int8=hardware.computes_int8,
+    )
+
+
 def choose(
     work: Workload,
     hardware: Hardware,
@@ -76,22 +92,21 @@ def choose(
     """The fastest plan that fits. Raises DoesNotFit with the numbers, UserError for a precision that the card does not
     run.
 
-    `auto` takes float8 where the card multiplies in 8 bits: the fastest, half the host memory of bf16. Other cards gain
-    no speed from 8 bits, so they keep bf16 where it fits into three quarters of the host's memory and its copies cost
-    no time, else qint8. Where 8 bits do not fit either, qint4.
+    `auto` takes int8 where the card multiplies clearly fastest in it, else float8 where it has that: the fastest, half
+    the host memory of bf16. Other cards gain no speed from 8 bits, so they keep bf16 where it fits into three quarters
+    of the host's memory and its copies cost no time, else qint8. Where 8 bits do not fit either, qint4.
     """
-    require(precision, card=hardware.name, capability=hardware.capability, multiplies_float8=hardware.computes_float8)
+    require_on(hardware, precision)
     costs = Costs(work, hardware, shape)
     limits = limits_of(low_vram, layer_offloading)
     if precision != "auto":
         wanted: Precision = "qint4" if precision == "qint4+ara" else precision
         return _choice(costs, wanted, limits, "as the job asks", compiled=compiled)
-    first: Precision = "float8" if hardware.computes_float8 else "qint8"
+    first: Precision = "int8" if hardware.gains_by_int8 else "float8" if hardware.computes_float8 else "qint8"
     best: Choice | None = None
     refusal: DoesNotFit | None = None
     try:
-        why = "this card multiplies in 8 bits" if first == "float8" else "bf16 would be slower here or not fit"
-        best = _choice(costs, first, limits, why, compiled=compiled)
+        best = _choice(costs, first, limits, WHY[first], compiled=compiled)
     except DoesNotFit as e:
         refusal = e
     if first == "qint8":
@@ -119,8 +134,13 @@ def choose(
 
 def choose_for(job: Job, facts: Facts, hardware: Hardware) -> Choice:
     """The plan of a job, by its own panels. Raises DoesNotFit, and UserError as `choose`."""
+    return choose_work(workload_of(job, facts), job, facts, hardware)
+
+
+def choose_work(work: Workload, job: Job, facts: Facts, hardware: Hardware) -> Choice:
+    """The same for work that is not just the job's."""
     return choose(
-        workload_of(job, facts),
+        work,
         hardware,
         shape_of(facts),
         low_vram=job.model.low_vram,

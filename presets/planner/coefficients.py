@@ -19,6 +19,7 @@ class Coefficients:
     outside: float = 5.9
     chunk: float = 6.2  # rows over one chunk: backward of the token-wise parts ...
     chunk_ffn: float = 4.0  # ... and, of width F, its feed-forward
+    turned_ffn: float = 1.0  # the same with int8 alone: a product before it is rotated back. Counted, not measured
     # rows during attention's backward when chunked: q, k, v, their gradients, the graph before them, workspace
     attention: float = 14.6
     # more of them in a deterministic backward by torch's flash kernel: its partial sums in fp32
@@ -46,7 +47,7 @@ class Coefficients:
     decode_clip_frame: float = 25.0
     vae_weights: float = 0.24 * GIB
     # Host memory
-    process: float = 4.0 * GIB  # Python, CUDA and the data workers
+    process: float = 4.0 * GIB  # Python, CUDA and the data workers; before these, what is read ahead of the base
     # share of the text encoder in its linears, which come to the device; the table of words stays in host memory
     text_linears: float = 0.815
     ram_margin: float = 1.5 * GIB  # for everything else on the machine
@@ -59,6 +60,8 @@ class Coefficients:
     traffic_chunked: float = 55.0  # more of it when chunked, forward ...
     traffic_chunked_backward: float = 61.0  # ... and backward
     copy: float = 0.9  # of the copy rate, while the card computes
+    # of the copy rate, where host memory is not page-locked: the driver copies twice. An estimate
+    unlocked: float = 0.4
     call: float = 0.15e-3  # seconds of Python and launches for one part of one block; hidden behind the GPU's work
     vae_rate: float = 0.335  # of the bf16 rate: 54 TFLOP of a 41 x 512 x 512 encode in 0.205 s, of 787 TFLOP/s
     step: float = 0.02  # seconds of a step that belong to nothing else

@@ -1,6 +1,8 @@
 """What a plan costs on a machine: `memory_costs` and `time_costs` joined to one prediction. Formulas over the sizes of
 the work and the table of `coefficients`; nothing else is empirical."""
 
+from functools import cache
+
 from msgspec import Struct
 
 from presets.planner.coefficients import FITTED
@@ -24,7 +26,8 @@ class Prediction(Struct, frozen=True, kw_only=True):
     seconds: Seconds  # of the mean step
     largest: Seconds  # of a step of the largest bucket
     preview: float  # seconds for one preview; 0 without previews
-    total: float  # seconds of the whole run: steps, previews, checkpoints, compilation
+    total: float  # seconds of the whole run: steps, previews, measurements, checkpoints, compilation
+    validation: float = 0.0  # seconds of one measurement of the held-out loss; 0 without any
 
     @property
     def tightest(self) -> str:
@@ -39,6 +42,7 @@ class Costs:
         self.work, self.hardware, self.shape = work, hardware, shape or ExpertShape()
         self.memory = MemoryCosts(work, hardware, self.shape)
         self.time = TimeCosts(work, hardware, self.shape)
+        self.step = cache(self.time.step)  # seconds of a plan's mean step: the search for plans asks for them again
 
     def predict(self, plan: Plan) -> Prediction:
         phases, reserved = self.memory.vram(plan)
@@ -51,10 +55,11 @@ class Costs:
             held=self.memory.held(plan),
             ram=sum(ram.values()),
             ram_held=ram,
-            seconds=self.time.step(plan),
+            seconds=self.step(plan),
             largest=self.time.step(plan, (Load(largest.bucket, largest.batch, 1.0),)),
             preview=self.time.preview(plan),
             total=self.time.run(plan),
+            validation=self.time.validation(plan),
         )
 
 

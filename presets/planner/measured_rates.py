@@ -35,6 +35,8 @@ class Rates(Struct, frozen=True, kw_only=True):
     copy_gbps: float  # pinned host memory to device, one way
     bf16_tflops: float
     fp8_tflops: float = 0.0  # row-wise scaled; 0 where the card has none
+    # with rotations and quantizing; 0 where its kernels do not run, or give something wrong; None: not measured yet
+    int8_tops: float | None = None
     attention: AttentionRates
     deterministic_attention: AttentionRates  # its backward adds in a fixed order
     memory_gbps: float  # of a device-to-device copy, bytes read and written
@@ -73,5 +75,5 @@ def _read(path: Path) -> dict[str, Rates]:
     """The file's measurements. A damaged file holds none: what it knew is measured again and written over it."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Rates])
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, RecursionError):
         return {}

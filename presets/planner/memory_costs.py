@@ -6,6 +6,7 @@ a little high.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import msgspec
 
@@ -17,9 +18,17 @@ from presets.planner.workload import Hardware, Load, PreviewLoad, Workload
 
 ALIGN = 256  # bytes; see engine.weights.packed_blocks
 QINT4_GROUP = 128  # inputs per scale and shift
-STORED = {"none": 2.0, "float8": 1.0, "qfloat8": 1.0, "qint8": 1.0, "qint4": 0.5}  # bytes per weight, without scales
+STORED = {
+    "none": 2.0,
+    "float8": 1.0,
+    "int8": 1.0,
+    "qfloat8": 1.0,
+    "qint8": 1.0,
+    "qint4": 0.5,
+}  # bytes per weight, without scales
 
 
+@lru_cache(maxsize=256)  # hundreds of plans are priced for a job, of a few precisions
 def block_bytes(shape: ExpertShape, precision: Precision, ara_rank: int = 0) -> int:
     """One packed block as it travels and lies on the device: its weights with their scales, biases and norms (the
     layout of engine.weights.packed_blocks), and the recovery adapter's branches in bf16."""
@@ -117,7 +126,8 @@ class MemoryCosts:
         window = min(waiting, c.activation_window) * c.stash_rows * tensor if here < waiting else 0.0
         staying = float(here * self.activations(load))
         activations = max(window, staying)  # those that stay are used up before the others come back
-        token_wise = c.outside * tensor + (c.chunk + c.chunk_ffn * ratio) * part
+        chunk_ffn = c.chunk_ffn + _turned_rows(plan.precision)
+        token_wise = c.outside * tensor + (c.chunk + chunk_ffn * ratio) * part
         sums = c.attention_sums * (self.work.deterministic and self.hardware.partial_sums)
         recomputed = max(token_wise, (c.attention + sums) * tensor) if waiting else 0.0
         kept = (c.kept + c.kept_ffn * ratio) * tensor + _weight_bytes(
@@ -132,16 +142,16 @@ class MemoryCosts:
         return c.fixed + self._weight_copy(plan) + activations + graphs + working, lost
 
     def _weight_copy(self, plan: Plan) -> int:
-        """The largest weight once more: transposed for the float8 product, or dequantized."""
+        """The largest weight once more: transposed for the 8-bit product, or dequantized."""
         return _weight_bytes(plan.precision) * self.shape.width * self.shape.ffn
 
     def _forward(self, plan: Plan, load: Load) -> tuple[float, float]:
         """(working set of a pass without a graph, lost)."""
         tensor, part = load.rows * self.row, load.batch * plan.longest_run(load.bucket.tokens) * self.row
+        chunk_ffn = c.forward_chunk_ffn + _turned_rows(plan.precision)
         work = max(
             c.forward_attention * tensor,
-            c.forward_outside * tensor
-            + (c.forward_chunk + c.forward_chunk_ffn * (self.shape.ffn / self.shape.width)) * part,
+            c.forward_outside * tensor + (c.forward_chunk + chunk_ffn * (self.shape.ffn / self.shape.width)) * part,
         )
         return c.fixed + self._weight_copy(plan) + work, (c.lost_chunked if part < tensor else c.lost) * work
 
@@ -204,21 +214,31 @@ class MemoryCosts:
         return int(w.text_parameters * c.text_linears * (2 if w.text_precision == "none" else 1) + 0.35 * GIB)
 
     def ram(self, plan: Plan) -> dict[str, int]:
-        """Host memory, by what holds it. What the text encoder needs of it, before the experts come, is less than
-        these."""
+        """Host memory, by what holds it; of what several processes share, this one's part. What the text encoder needs
+        of it, before the experts come, is less than these."""
         w = self.work
         waiting = self.shape.layers - plan.kept
         return {
-            "weights": block_bytes(self.shape, plan.precision, w.ara_rank) * self.shape.layers * w.needed,
+            "weights": block_bytes(self.shape, plan.precision, w.ara_rank) * self.shape.layers * w.needed // w.sharers,
             "activations": (waiting - plan.staying(waiting)) * self.activations(),
             "accelerator": w.previews.accelerated.host if w.previews else 0,
             "process": int(c.process),
         }
 
+    def locked(self, plan: Plan) -> Plan:
+        """The plan with its host buffers page-locked where the system allows so much of it."""
+        ram, limit = self.ram(plan), self.hardware.lockable
+        return msgspec.structs.replace(plan, pinned=limit is None or ram["weights"] + ram["activations"] <= limit)
+
 
 def _weight_bytes(precision: Precision) -> int:
     """Of a weight as the backward uses it; a kept graph holds all of its block's. Measured for float8 alone."""
-    return {"float8": 1, "none": 0}.get(precision, 2)
+    return {"float8": 1, "int8": 1, "none": 0}.get(precision, 2)
+
+
+def _turned_rows(precision: Precision) -> float:
+    """Rows of width F more over a chunk: what an int8 product gives, beside the same rotated back."""
+    return c.turned_ffn if precision == "int8" else 0.0
 
 
 def _encode_pixel(frames: int, at_once: int) -> float:

@@ -5,6 +5,7 @@ what backward needs in host memory, the token-wise parts in ever smaller chunks.
 """
 
 import math
+from functools import lru_cache
 from typing import Literal
 
 from msgspec import Struct, field
@@ -14,13 +15,19 @@ LESS_MEMORY = (  # for people
     " 1, ending other programs on the card"
 )
 
-Precision = Literal["none", "float8", "qfloat8", "qint8", "qint4"]
+Precision = Literal["none", "float8", "int8", "qfloat8", "qint8", "qint4"]
+
+
+@lru_cache(maxsize=4096)  # hundreds of plans are priced for a job, of a few chunks and sizes of clips
+def _chunks(tokens: int, most: int) -> int:
+    least = math.ceil(tokens / most) if most else 1
+    return next((count for count in range(least, least * 3 // 2 + 1) if tokens % count == 0), least)
 
 
 class Plan(Struct, frozen=True, kw_only=True):
     """One way to run both experts. Block counts are per expert."""
 
-    precision: Precision = "none"  # of the frozen blocks; float8 also multiplies in 8 bits
+    precision: Precision = "none"  # of the frozen blocks; float8 and int8 also multiply in 8 bits
     resident: int = 0  # blocks whose weights stay on the device
     kept: int = 0  # of the resident ones, blocks that keep their graph and are not recomputed
     # (rows, blocks kept) by rising rows: batches of fewer rows than the largest leave room for more graphs
@@ -34,6 +41,9 @@ class Plan(Struct, frozen=True, kw_only=True):
     chunk: int = 0
     slots: int = 3  # device buffers that streamed blocks pass through; 0 when all are resident
     vae_frames: int = 4  # pixel frames the VAE works on at a time; a multiple of 4
+    # whether the host's buffers are page-locked: else the driver copies through small ones of its own, and the host
+    # waits for it
+    pinned: bool = True
     compiled: bool = True
     # compiled for any number of tokens at once (one clip apart from batches), as clips and previews of several sizes
     # need it
@@ -52,8 +62,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     def chunks(self, tokens: int) -> int:
         """How many runs of tokens, none above `chunk`, the parts after the attention are cut into: the fewest, or up to
         half as many again when those are all alike (a run of another length is another shape to compile)."""
-        least = math.ceil(tokens / self.chunk) if self.chunk else 1
-        return next((count for count in range(least, least * 3 // 2 + 1) if tokens % count == 0), least)
+        return _chunks(tokens, self.chunk)
 
     def longest_run(self, tokens: int) -> int:
         """Tokens of the longest of those runs."""
@@ -89,4 +98,6 @@ class Plan(Struct, frozen=True, kw_only=True):
         )
         if self.chunk:
             words.append(f"{self.chunk} tokens at a time")
+        if not self.pinned:
+            words.append("host memory not page-locked")
         return ", ".join(words)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from presets.base.lora_file import LINEARS, OUTSIDE, LoraFile, read_lora
+from presets.base.lora_file import LINEARS, OUTSIDE, PATCHES, LoraFile, read_lora
 from presets.errors import UserError
 from presets.job.expert_schedule import EXPERTS, Expert
 from presets.job.schema import Job
@@ -53,6 +53,8 @@ def _sizes(file: LoraFile, expert: Expert, layers: int) -> tuple[int, list[int],
     for (block, module), kinds in file.of(expert).items():
         sizes = {kind: prod(file.shapes[key]) for kind, key in kinds.items() if kind != "alpha"}
         if block == OUTSIDE:
+            if module == PATCHES and "A" in kinds:  # factors are multiplied out
+                sizes["A"], sizes["B"] = file.shapes[kinds["B"]][0] * prod(file.shapes[kinds["A"]][1:]), 0
             around += DIFFERENCE_BYTES * sum(sizes.values())
             continue
         if "A" in kinds and module in LINEARS:

@@ -6,9 +6,15 @@ WanTransformerBlock). A LoRA of rank r on a linear adds r * (in + out) parameter
 What a plan takes while it trains is presets.planner.memory_costs's.
 """
 
-from msgspec import Struct
+from collections import Counter
+from collections.abc import Iterable
 
-from presets.job.expert_schedule import rank_of, trained_experts
+from msgspec import Struct, structs
+
+from presets.errors import UserError
+from presets.facts.held_out import validates
+from presets.job.expert_schedule import Expert, rank_of, trained_experts
+from presets.job.lora_layers import WAN_NAMES, TrainedLayer, block_layouts, lora_layers
 from presets.job.preview_settings import preview_sets, preview_size_of
 from presets.job.schema import Job
 
@@ -51,17 +57,44 @@ class ExpertShape(Struct, frozen=True):
     ffn: int = 13824
     layers: int = 40
 
-    def lora_parameters(self, rank: int) -> int:
-        return self.layers * rank * (8 * (self.width + self.width) + 2 * (self.width + self.ffn))
+    def lora_parameters(self, rank: float) -> int:
+        """Of a LoRA on every linear; the rank may be a mean, as of `mean_rank`."""
+        return round(self.layers * rank * (8 * (self.width + self.width) + 2 * (self.width + self.ffn)))
 
-    def checkpoint_bytes(self, rank: int, optimizer: str, *, ema: bool) -> int:
+    def linear(self, name: str) -> tuple[int, int]:
+        """(inputs, outputs) of a linear of a block."""
+        return {"ffn.net.0.proj": (self.width, self.ffn), "ffn.net.2": (self.ffn, self.width)}.get(
+            name, (self.width, self.width)
+        )
+
+    def mean_rank(self, job: Job, expert: Expert) -> float:
+        """The rank that a LoRA on every linear would have, were it as large as the expert's."""
+        layers = self.lora_layers(job, expert)
+        if len(layers) == self.layers * len(WAN_NAMES) and {layer.rank for layer in layers} == {rank_of(job, expert)}:
+            return rank_of(job, expert)
+        return sum(layer.rank * sum(self.linear(layer.linear)) for layer in layers) / self.lora_parameters(1)
+
+    def lora_layers(self, job: Job, expert: Expert) -> list[TrainedLayer]:
+        """What trains of the expert; all of it while patterns of the job name nothing, which a rule refuses."""
+        try:
+            return lora_layers(job, expert, self.layers)
+        except UserError:
+            target = structs.replace(job.target, include=[], exclude=[], layers=[])
+            return lora_layers(structs.replace(job, target=target), expert, self.layers)
+
+    def layouts(self, job: Job) -> int:
+        """Kinds of blocks of the expert that has most of them (`block_layouts`)."""
+        return max((block_layouts(self.lora_layers(job, e), self.layers) for e in trained_experts(job)), default=1)
+
+    def checkpoint_bytes(self, layers: Iterable[TrainedLayer], optimizer: str, *, ema: bool) -> int:
         """What a checkpoint holds of one expert: the fp32 LoRA, the optimizer's state, and the running average, if
         any."""
-        linears = 8 * [(self.width, self.width)] + [(self.width, self.ffn), (self.ffn, self.width)]  # (in, out)
-        states = sum(
-            state_bytes(optimizer, rank, i, zero=False) + state_bytes(optimizer, o, rank, zero=True) for i, o in linears
-        )
-        return self.layers * states + self.lora_parameters(rank) * (8 if ema else 4)
+        total = 0
+        for (linear, rank), count in Counter((layer.linear, layer.rank) for layer in layers).items():
+            inputs, outputs = self.linear(linear)
+            of_one = state_bytes(optimizer, rank, inputs, zero=False) + state_bytes(optimizer, outputs, rank, zero=True)
+            total += count * (of_one + rank * (inputs + outputs) * (8 if ema else 4))
+        return total
 
     @property
     def parameters(self) -> int:
@@ -74,7 +107,7 @@ class DiskNeed(Struct, frozen=True, kw_only=True):
 
     checkpoint: int  # one of them, state only
     checkpoints: int  # all that are kept, with one more being written
-    files: int  # LoRA files: one pair per kept checkpoint and the final pair
+    files: int  # LoRA files: one pair per kept checkpoint, the final pair, and that of the best by its held-out loss
     samples: int
 
     @property
@@ -84,9 +117,9 @@ class DiskNeed(Struct, frozen=True, kw_only=True):
 
 def disk_need(job: Job, shape: ExpertShape) -> DiskNeed:
     """What the job will write."""
-    parameters = shape.lora_parameters(sum(rank_of(job, e) for e in trained_experts(job)))
+    parameters = shape.lora_parameters(sum(shape.mean_rank(job, e) for e in trained_experts(job)))
     checkpoint = sum(
-        shape.checkpoint_bytes(rank_of(job, e), job.training.optimizer, ema=job.training.ema)
+        shape.checkpoint_bytes(shape.lora_layers(job, e), job.training.optimizer, ema=job.training.ema)
         for e in trained_experts(job)
     )
     saves = -(-job.training.steps // job.save.every)
@@ -98,6 +131,6 @@ def disk_need(job: Job, shape: ExpertShape) -> DiskNeed:
     return DiskNeed(
         checkpoint=checkpoint,
         checkpoints=checkpoint * (kept + 1),
-        files=parameters * FILE_BYTES[job.save.dtype] * (kept + 1),
+        files=parameters * FILE_BYTES[job.save.dtype] * (kept + 1 + validates(job)),
         samples=round(preview_sets(job) * previews),
     )

@@ -20,7 +20,7 @@ from presets.planner.sizes import OPTIMIZER_BYTES, ExpertShape
 from presets.planner.workload import Hardware, Load, Workload
 
 TEXT_TOKENS = 512
-FLOAT8 = "float8"  # the precision that also multiplies in 8 bits
+EIGHT_BITS = ("float8", "int8")  # the precisions that also multiply in 8 bits
 
 
 class Seconds(Struct, frozen=True, kw_only=True):
@@ -54,7 +54,7 @@ class TimeCosts:
     def _linears(self, plan: Plan, load: Load) -> float:
         """One pass of all frozen linears and the LoRA."""
         h = self.hardware
-        rate = (h.fp8_tflops or h.bf16_tflops) if plan.precision == FLOAT8 else h.bf16_tflops
+        rate = {"float8": h.fp8_tflops, "int8": h.int8_tops}.get(plan.precision, 0.0) or h.bf16_tflops
         of_text = 2 * self.shape.layers * self.shape.width**2
         products = 2 * load.rows * (self.shape.parameters - of_text) + 2 * load.batch * TEXT_TOKENS * of_text
         branches = (
@@ -68,7 +68,7 @@ class TimeCosts:
     def _weights_again(self, plan: Plan, load: Load) -> tuple[float, float]:
         """Seconds of a (forward, backward) pass that go into dequantizing or transposing weights, once per chunk."""
         moved = self.shape.parameters * plan.chunks(load.bucket.tokens) / (self.hardware.memory_gbps * 1e9)
-        if plan.precision == FLOAT8:
+        if plan.precision in EIGHT_BITS:
             return 0.0, 2 * moved
         each = 0.0 if plan.precision == "none" else STORED[plan.precision] + 2
         return each * moved, each * moved
@@ -102,7 +102,8 @@ class TimeCosts:
     def backward(self, plan: Plan, load: Load) -> tuple[float, float]:
         """(computing, copying to the device) of the backward half of a step, recomputation included."""
         layers, rows, chunks = self.shape.layers, load.rows, plan.chunks(load.bucket.tokens)
-        redone = (layers - plan.kept_for(rows)) / layers
+        visited = layers - self.work.lowest
+        part, redone = visited / layers, max(0, visited - plan.kept_for(rows)) / layers
         forward_again, backward_again = self._weights_again(plan, load)
         linear = self._linears(plan, load)
         again = linear + self._traffic(c.traffic_forward, rows) + forward_again
@@ -110,19 +111,24 @@ class TimeCosts:
         gradient = linear + self._traffic(c.traffic_backward, rows) + backward_again
         if chunks > 1:
             again += self._traffic(c.traffic_chunked_backward, rows)
-        calls = (2 * chunks + 5) * layers * c.call
-        copying = self._copy(plan, max(0, layers - plan.resident - plan.slots)) + self._activation_copy(plan, load)
-        return max(attention + gradient + redone * again, calls), copying
+        calls = (2 * chunks + 5) * visited * c.call
+        streamed = max(0.0, part * (layers - plan.resident) - plan.slots)  # residents are spread evenly
+        copying = self._copy(plan, streamed) + self._activation_copy(plan, load)
+        return max(part * (attention + gradient) + redone * again, calls), copying
 
-    def _copy(self, plan: Plan, blocks: int) -> float:
+    def _copy(self, plan: Plan, blocks: float) -> float:
         """Weights of so many blocks, one way."""
         size = block_bytes(self.shape, plan.precision, self.work.ara_rank)
-        return blocks * size / (self.hardware.copy_gbps * c.copy * 1e9)
+        return blocks * size / self._rate(plan)
+
+    def _rate(self, plan: Plan) -> float:
+        """Bytes a second between host and device, one way, while the card computes."""
+        return self.hardware.copy_gbps * c.copy * 1e9 * (1.0 if plan.pinned else c.unlocked)
 
     def _activation_copy(self, plan: Plan, load: Load) -> float:
-        waiting = self.shape.layers - plan.kept_for(load.rows)
+        waiting = max(0, self.shape.layers - self.work.lowest - plan.kept_for(load.rows))
         leaving = waiting - plan.staying(waiting)
-        return leaving * c.stash_rows * load.rows * (2 * self.shape.width) / (self.hardware.copy_gbps * c.copy * 1e9)
+        return leaving * c.stash_rows * load.rows * (2 * self.shape.width) / self._rate(plan)
 
     def _vae(self, flop: float, batch: int, bucket: Bucket) -> float:
         """Seconds of so many operations per pixel and frame."""
@@ -134,11 +140,13 @@ class TimeCosts:
         w = self.work
         forward, fetched = self.forward(plan, load)
         backward, fetched_back = self.backward(plan, load)
+        leaving = self._activation_copy(plan, load)
         # weights in and activations out go in opposite directions
-        first = max(fetched, self._activation_copy(plan, load))
-        waits = w.terms * (max(0.0, first - forward) + max(0.0, fetched_back - backward)) + w.extra_forwards * max(
-            0.0, fetched - forward
-        )
+        first = max(fetched, leaving)
+        waiting = max(0.0, first - forward)
+        if not plan.pinned:  # the host waits for what leaves, and queues nothing meanwhile
+            first, waiting = fetched + leaving, leaving + max(0.0, fetched - forward)
+        waits = w.terms * (waiting + max(0.0, fetched_back - backward)) + w.extra_forwards * max(0.0, fetched - forward)
         return Seconds(
             transformer=w.terms * (forward + backward) + w.extra_forwards * forward,
             copies=waits,
@@ -171,10 +179,21 @@ class TimeCosts:
             return 0.0
         forward, fetched = self.forward(plan, Load(previews.bucket, 1, 1.0))
         vae = self._vae(ENCODE_FLOP + DECODE_FLOP, 1, previews.bucket)
-        return previews.steps * (1 + previews.guided) * max(forward, fetched) + vae + c.video
+        return previews.passes * max(forward, fetched) + vae + c.video
+
+    def validation(self, plan: Plan) -> float:
+        """One measurement of the held-out loss: of each clip the VAE once, and its passes. 0 without any."""
+        held = self.work.validation
+        if held is None:
+            return 0.0
+        total = 0.0
+        for bucket, clips in held.clips:
+            passes = held.passes * max(self.forward(plan, Load(bucket, 1, 1.0)))
+            total += clips * (passes + self._vae(2 * ENCODE_FLOP, 1, bucket))
+        return total
 
     def run(self, plan: Plan) -> float:
-        """The whole run: steps, previews, checkpoints, compilation."""
+        """The whole run: steps, previews, measurements of the held-out loss, checkpoints, compilation."""
         w, previews = self.work, self.work.previews
         shapes = {(load.bucket, load.batch) for load in w.loads} | ({(previews.bucket, 1)} if previews else set())
         compilations = len({batch > 1 for _, batch in shapes}) if plan.any_size else len(shapes)
@@ -182,6 +201,7 @@ class TimeCosts:
         return (
             w.steps * self.step(plan).total
             + shown
+            + (w.validation.times * self.validation(plan) if w.validation else 0.0)
             + w.saves * c.save
-            + (compilations * c.compile if plan.compiled else 0.0)
+            + (compilations * w.layouts * c.compile if plan.compiled else 0.0)
         )

@@ -11,13 +11,15 @@ from typing import Literal
 
 from msgspec import Struct
 
+from presets.base.model_facts import I2V_BOUNDARY
 from presets.base.safetensors_header import Damaged, read_header
-from presets.clips.batches import Group, batches_of, clip_buckets
+from presets.clips.batches import Group, batches_of, clip_buckets, window_starts
 from presets.clips.clip_facts import DatasetFacts
 from presets.clips.geometry import SIDE_MULTIPLE, Bucket
 from presets.facts.facts import Facts
-from presets.job.expert_schedule import rank_of, trained_experts
-from presets.job.preview_settings import largest_preview, low_guidance, preview_sets
+from presets.facts.held_out import MOST, validates, wanted
+from presets.job.expert_schedule import trained_experts
+from presets.job.preview_settings import largest_preview, passes_of, preview_sets, sampling_of
 from presets.job.schema import DatasetPanel, Job
 from presets.machine.precisions import TRANSFORMER
 from presets.planner.preview_accelerators import Accelerated, accelerated_by
@@ -25,6 +27,8 @@ from presets.planner.sizes import ExpertShape
 
 TextPrecision = Literal["none", "float8", "qint8"]
 TEXT_PARAMETERS = 5_681_000_000  # the encoder half of UMT5-XXL
+INT8_GENERATIONS = (8, 12)  # major compute capabilities on which 8-bit integers may be the fastest
+INT8_GAIN = 1.3  # times the rate of the best other products, below which they are not worth their rounding
 ARA_RANK = 16  # of an accuracy recovery adapter that was not looked into
 
 
@@ -46,10 +50,18 @@ class PreviewLoad(Struct, frozen=True, kw_only=True):
 
     bucket: Bucket
     prompts: int
-    steps: int
-    guided: bool  # two passes per step
+    passes: int  # through an expert, of one preview: each expert's steps, twice where it has guidance
+    guided: bool  # some steps take two passes
     sets: int
     accelerated: Accelerated = Accelerated()
+
+
+class ValidationLoad(Struct, frozen=True, kw_only=True):
+    """What one measurement of the held-out loss takes, and how many the run makes."""
+
+    clips: tuple[tuple[Bucket, float], ...]  # so many of each shape, one at a time
+    passes: int  # through the experts, of each clip
+    times: int
 
 
 class Workload(Struct, frozen=True, kw_only=True):
@@ -58,21 +70,25 @@ class Workload(Struct, frozen=True, kw_only=True):
     loads: tuple[Load, ...]
     steps: int = 2000  # optimizer steps
     accumulation: int = 1
-    ranks: tuple[int, ...] = (16, 16)  # of the experts that learn
+    ranks: tuple[float, ...] = (16, 16)  # of the experts that learn: means over all linears
+    lowest: int = 0  # block at which the backward pass ends: below it nothing trains
+    layouts: int = 1  # kinds of blocks, by what trains in them
     deterministic: bool = True
-    needed: int = 2  # experts in host memory: previews go through both
+    needed: int = 2  # experts in host memory: previews go through both ...
+    sharers: int = 1  # ... which so many processes share
     optimizer: str = "adamw"
     ema: bool = False
     terms: int = 1  # losses per micro-batch, each with its own forward and backward
     extra_forwards: int = 0  # per micro-batch, without a graph (the base's own answer, for DOP)
     previews: PreviewLoad | None = None
+    validation: ValidationLoad | None = None
     saves: int = 0  # checkpoints written
     text_precision: TextPrecision = "float8"
     text_parameters: int = TEXT_PARAMETERS
     ara_rank: int = 0  # of a frozen branch on every linear; 0: none
 
     @property
-    def rank(self) -> int:
+    def rank(self) -> float:
         """The largest: gradients and branches exist for one expert at a time."""
         return max(self.ranks)
 
@@ -99,6 +115,7 @@ class Hardware(Struct, frozen=True, kw_only=True):
     copy_gbps: float  # pinned host memory to device, one way
     bf16_tflops: float
     fp8_tflops: float = 0.0  # 0: the card has no float8 products
+    int8_tops: float = 0.0  # of 8-bit integers, with the rotations and the quantizing around them; 0: none
     attention_forward_tflops: float
     attention_backward_tflops: float
     deterministic_forward_tflops: float  # of the kernels that a deterministic job uses
@@ -106,15 +123,30 @@ class Hardware(Struct, frozen=True, kw_only=True):
     partial_sums: bool = False  # that backward is torch's flash kernel, which keeps some sums of its own
     memory_gbps: float  # of a device-to-device copy, bytes read and written
     source: str = ""  # where the rates come from, for people
+    # bytes of host memory that may be page-locked; None: as much as there is. WSL2 tells nobody how much that is, so
+    # without a trial it counts as 0
+    lockable: int | None = None
 
     @property
     def computes_float8(self) -> bool:
         return self.capability >= TRANSFORMER["float8"][0] and self.fp8_tflops > 0
 
+    @property
+    def computes_int8(self) -> bool:
+        return self.capability >= TRANSFORMER["int8"][0] and self.int8_tops > 0
+
+    @property
+    def gains_by_int8(self) -> bool:
+        """Whether 8-bit integers are clearly the fastest products: never on the data-centre cards from Hopper on, whose
+        float8 is as fast."""
+        others = max(self.bf16_tflops, self.fp8_tflops if self.computes_float8 else 0.0)
+        return self.computes_int8 and self.capability[0] in INT8_GENERATIONS and self.int8_tops >= INT8_GAIN * others
+
 
 def workload_of(job: Job, facts: Facts | None = None) -> Workload:
     """The work of a job. Datasets whose clips are not known count as clips that fill their resolutions, square."""
-    ranks = tuple(rank_of(job, e) for e in trained_experts(job)) or (job.target.rank,)
+    shape = shape_of(facts) if facts else ExpertShape()
+    ranks = tuple(shape.mean_rank(job, e) for e in trained_experts(job)) or (job.target.rank,)
     preserves = job.training.dop or job.training.blank_prompt_preservation
     previews = _previews(job, facts)
     text = facts.model.parts.get("text_encoder") if facts and facts.model else None
@@ -123,6 +155,8 @@ def workload_of(job: Job, facts: Facts | None = None) -> Workload:
         steps=job.training.steps,
         accumulation=job.training.gradient_accumulation,
         ranks=ranks,
+        lowest=min((layer.block for e in trained_experts(job) for layer in shape.lora_layers(job, e)), default=0),
+        layouts=shape.layouts(job),
         deterministic=job.training.deterministic,
         needed=2 if previews else len(ranks),
         optimizer=job.training.optimizer,
@@ -130,6 +164,7 @@ def workload_of(job: Job, facts: Facts | None = None) -> Workload:
         terms=1 + preserves,
         extra_forwards=int(preserves),
         previews=previews,
+        validation=_validation(job, facts),
         saves=-(-job.training.steps // job.save.every),
         text_precision=job.quantization.text_encoder,
         text_parameters=text.parameters if text and text.parameters else TEXT_PARAMETERS,
@@ -159,21 +194,57 @@ def shape_of(facts: Facts) -> ExpertShape:
     return ExpertShape(width=model.width, ffn=model.ffn, layers=model.num_layers)
 
 
+def boundary_of(job: Job, facts: Facts | None) -> float:
+    """The noise level that divides the experts: the job's own, else the model's, else that of I2V A14B."""
+    if job.model.boundary != "model":
+        return job.model.boundary
+    of_model = facts.model.boundary_ratio if facts and facts.model else None
+    return I2V_BOUNDARY if of_model is None else of_model
+
+
 def _previews(job: Job, facts: Facts | None) -> PreviewLoad | None:
     panel = job.sample
     if not panel.prompts:
         return None
     largest = largest_preview(job)
     sides = (max(SIDE_MULTIPLE, side // SIDE_MULTIPLE * SIDE_MULTIPLE) for side in (largest.height, largest.width))
-    guided = max(panel.guidance, low_guidance(panel)) > 1
+    sampling = sampling_of(panel)
     accelerated = accelerated_by(job, facts.base, shape_of(facts).layers) if facts else Accelerated()
     return PreviewLoad(
         bucket=Bucket(largest.frames, *sides),
         prompts=len(panel.prompts),
-        steps=panel.steps,
-        guided=guided,
+        passes=sum(passes_of(sampling, boundary_of(job, facts)).values()),
+        guided=max(sampling.guidance, sampling.guidance_low) > 1,
         sets=preview_sets(job),
         accelerated=accelerated,
+    )
+
+
+def measurements(job: Job, every: int | None = None) -> int:
+    """How often the whole run measures its held-out loss: before the first step, every so often (by default as the job
+    says), and at the end."""
+    return 2 + (job.training.steps - 1) // (every or job.validation.every)
+
+
+def _validation(job: Job, facts: Facts | None) -> ValidationLoad | None:
+    """Of a fraction that nobody has chosen yet, clips like the others."""
+    if not validates(job):
+        return None
+    held = facts.held_out if facts else None
+    shapes: Counter[Bucket] = Counter()
+    for one in held.clips if held else []:
+        shapes.update(clip_buckets(one.clip, one.panel).values())
+    clips = {bucket: float(count) for bucket, count in shapes.items()}
+    if held is None:
+        known = sum(len(found.clips) for found in facts.datasets) if facts else 0
+        count = wanted(job.validation.fraction, known) or MOST
+        clips = {}
+        for load in _loads(job, facts.datasets if facts else []):
+            clips[load.bucket] = clips.get(load.bucket, 0.0) + load.share * count
+    return ValidationLoad(
+        clips=tuple(sorted(clips.items())),
+        passes=job.validation.bins * len(trained_experts(job)),
+        times=measurements(job),
     )
 
 
@@ -182,10 +253,17 @@ def _loads(job: Job, found: list[DatasetFacts]) -> tuple[Load, ...]:
     items: Counter[Group] = Counter()
     for i, panel in enumerate(job.datasets):
         clips = found[i].clips if i < len(found) else []
-        buckets = [bucket for clip in clips for bucket in clip_buckets(clip, panel).values()]
+        buckets = [
+            bucket
+            for clip in clips
+            for bucket in clip_buckets(clip, panel).values()
+            for _ in window_starts(clip, panel)
+        ]
         each = panel.repeats if clips else panel.repeats * job.training.batch_size
         for bucket in buckets if clips else _square_buckets(panel):
             items[Group(panel.regularization, bucket, panel.weight)] += each
+    if not items:  # there are clips, and none can train: the rules say why
+        return _loads(job, [])
     batches: Counter[tuple[Bucket, int]] = Counter()
     for (group, size), count in batches_of(items, job.training.batch_size).items():
         batches[group.bucket, size] += count

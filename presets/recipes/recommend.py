@@ -1,12 +1,14 @@
 """From a kind, a machine and clips to a complete job, with a reason for every value that is not the plain default."""
 
 import hashlib
+import math
 from collections import Counter
 from statistics import median
 from typing import Any
 
 from msgspec import Struct
 
+from presets.clips.batches import FEWEST, too_short
 from presets.clips.captions import TRIGGER_MARK
 from presets.clips.clip_facts import ClipFacts
 from presets.clips.clip_statistics import SMALLEST_RESOLUTION, SPEED_LIMIT, reach, true_speed_frames, usual_caption
@@ -20,6 +22,7 @@ from presets.recipes.recipe import Recipe, Tier, load_recipe, tier_for
 
 BASE_TIER_GIB = 24.0  # where the guide starts, and what is assumed without a GPU to ask
 LARGEST_PREVIEW = 768
+HELD_OUT = 4  # clips: fewer say little by their standard error; more take time, 1% to 5% of a run as it is
 
 
 class Recommendation(Struct, frozen=True, kw_only=True):
@@ -69,6 +72,7 @@ def recommend(kind: Kind, machine: Machine, clips: list[ClipFacts], *, name: str
     _frames(draft, recipe, tier, clips)
     _resolutions(draft, tier, clips)
     _previews(draft, clips)
+    _validation(draft, recipe, clips)
     return Recommendation(job=job_from_dict(draft.tables), reasons=draft.reasons, tier=tier.name)
 
 
@@ -102,7 +106,7 @@ def _text(draft: _Draft, recipe: Recipe, clips: list[ClipFacts], name: str) -> N
         why = (
             "For clips without a caption of their own; make it say more"
             if recipe.default_caption
-            else "What most of your captions say, for the clips without one"
+            else "What your captions say most often, for the clips without one"
         )
         draft.set("datasets[0].default_caption", default, why)
 
@@ -153,6 +157,9 @@ def _frames(draft: _Draft, recipe: Recipe, tier: Tier, clips: list[ClipFacts]) -
             f"Where to begin with {tier.name}; more frames cost time and memory",
         )
         return
+    # what shows no motion at any number of frames has to go, see clip-too-short, and says nothing about the others
+    all_moving = [c for c in moving if c.frames >= FEWEST] or moving
+    moving = _without_outliers(all_moving)
     fewest, shortest, middle = (
         min(c.frames for c in moving),
         min(c.duration for c in moving),
@@ -183,6 +190,21 @@ def _frames(draft: _Draft, recipe: Recipe, tier: Tier, clips: list[ClipFacts]) -
             "; 41 would take half the time of 81" if frames == 81 else ""
         )
     draft.set("datasets[0].num_frames", frames, why)
+    panel = job_from_dict(draft.tables).datasets[0]
+    if short := sum(too_short(c, panel) for c in all_moving):
+        draft.set(
+            "datasets[0].short_clips",
+            "shorten",
+            f"{short} of your {len(all_moving)} clips {'is' if short == 1 else 'are'} much shorter than the others,"
+            " which would all have to do with as few frames",
+        )
+
+
+def _without_outliers(clips: list[ClipFacts]) -> list[ClipFacts]:
+    """Without the shortest tenth, where the others have at least twice the frames of the shortest."""
+    rest = sorted(clips, key=lambda c: c.frames)[len(clips) // 10 :]
+    shortest = min(c.frames for c in clips)
+    return rest if rest[0].frames >= 2 * shortest else clips
 
 
 def _resolutions(draft: _Draft, tier: Tier, clips: list[ClipFacts]) -> None:
@@ -220,3 +242,24 @@ def _previews(draft: _Draft, clips: list[ClipFacts]) -> None:
                 getattr(usual, side),
                 f"The size that most of your clips train at: {usual.width}x{usual.height}",
             )
+
+
+def _validation(draft: _Draft, recipe: Recipe, clips: list[ClipFacts]) -> None:
+    """Held out are clips beyond those that the kind takes: where every clip counts, all of them train."""
+    enough = recipe.clips.high + HELD_OUT
+    if len(clips) < enough:
+        every = f"All of your {len(clips)} clips train" if len(clips) > 1 else "Every clip trains"
+        why = (
+            f"{every}: from {enough} on, {HELD_OUT} are held out, to tell by their loss which checkpoint is best."
+            " validation.path does that with a folder of other clips"
+        )
+        draft.set("validation.fraction", 0.0, why)
+        return
+    # rounded up, to three digits
+    unit = 10.0 ** (math.floor(math.log10(HELD_OUT / len(clips))) - 2)
+    fraction = round(math.ceil(HELD_OUT / len(clips) / unit - 1e-9) * unit, 12)
+    why = (
+        f"{HELD_OUT} of your {len(clips)} clips do not train: by their loss you see which checkpoint is best, and the"
+        " others are as many as this kind takes"
+    )
+    draft.set("validation.fraction", fraction, why)

@@ -111,7 +111,7 @@ def caption_cut(job: Job, facts: Facts) -> Iterator[Found]:
         if not job.training.unload_text_encoder
     }
     texts |= {f"sample.prompts[{i}].prompt": prompt.prompt for i, prompt in enumerate(job.sample.prompts)} | {
-        "sample.negative": job.sample.negative
+        "sample.negative": job.sample.negative or ""
     }
     long |= {path: "the text is" for path, text in texts.items() if about_tokens(text) > MAX_TOKENS}
     for path, what in long.items():

@@ -4,10 +4,12 @@ What a clip is was read before, by presets.clips.clip_facts; frame counts and sp
 """
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from presets.clips.batches import clip_buckets
+from presets.clips.clip_facts import ClipFacts
 from presets.clips.clip_statistics import SMALLEST_RESOLUTION, reach
 from presets.clips.geometry import SIDE_MULTIPLE
 from presets.facts.facts import Facts, names, paired, videos
@@ -22,9 +24,10 @@ def clip_too_small(job: Job, facts: Facts) -> Iterator[Found]:
     for i, panel, found in paired(job, facts):
         small = [c for c in found.clips if not clip_buckets(c, panel)]
         if small:
+            have = "has" if len(small) == 1 else "have"
             yield Found(
                 f"datasets[{i}].path",
-                f"{names(small)} have a side under {SIDE_MULTIPLE} pixels, too small for one patch of the model",
+                f"{names(small)} {have} a side under {SIDE_MULTIPLE} pixels, too small for one patch of the model",
                 fix="Take them out of the folder",
             )
 
@@ -89,6 +92,61 @@ def scene_cuts(job: Job, facts: Facts) -> Iterator[Found]:
             )
 
 
+@rule("clip-copies", "warning")
+def clip_copies(job: Job, facts: Facts) -> Iterator[Found]:
+    """No clip is there twice, as a copy of the same bytes under another name."""
+    place = _places(job, facts)
+    again: dict[int, list[tuple[str, str]]] = {}  # dataset -> (name in its folder, name of the clip that stays)
+    for group in facts.copies:
+        first, *others = [path for path in dict.fromkeys(group) if path in place] or [""]
+        for path in others:
+            i, name = place[path]
+            again.setdefault(i, []).append((name, place[first][1]))
+    for i, pairs in sorted(again.items()):
+        listed = ", ".join(f"{name} ({first})" for name, first in pairs[:5])
+        more = f" and {len(pairs) - 5} more" if len(pairs) > 5 else ""
+        have = "1 clip holds" if len(pairs) == 1 else f"{len(pairs)} clips hold"
+        field = f"datasets[{i}].exclude"
+        yield Found(
+            field,
+            f"{have} the same bytes as another, which trains so much more often: {listed}{more}",
+            fix=f"Leave the copies out (x on one in the wizard), or by {field}",
+            set={field: [*job.datasets[i].exclude, *(name for name, _ in pairs)]},
+        )
+
+
+@rule("clips-alike", "advice")
+def clips_alike(job: Job, facts: Facts) -> Iterator[Found]:
+    """No two clips show nearly the same, as a clip and another export of it do."""
+    place = _places(job, facts)
+    copied = {path for group in facts.copies for path in group[1:]}
+    groups: dict[int, list[list[str]]] = {}
+    for group in facts.alike:
+        those = [place[path] for path in group if path in place and path not in copied]
+        if len(those) > 1:
+            groups.setdefault(those[0][0], []).append([name for _, name in those])
+    for i, found in sorted(groups.items()):
+        listed = "; ".join(", ".join(g[:3]) + (f" and {len(g) - 3} more" if len(g) > 3 else "") for g in found[:5])
+        more = f"; and {len(found) - 5} more group{'s' if len(found) > 6 else ''}" if len(found) > 5 else ""
+        yield Found(
+            f"datasets[{i}].path",
+            f"these clips look nearly the same: {listed}{more}",
+            fix=f"Compare them, and leave out what is there twice (x in the wizard, or datasets[{i}].exclude)",
+        )
+
+
+def _places(job: Job, facts: Facts) -> dict[str, tuple[int, str]]:
+    """Path of a clip that trains -> its dataset, the first that has it, and its name in that one's folder."""
+    found: dict[str, tuple[int, str]] = {}
+    for i, panel, dataset in paired(job, facts):
+        left_out = set(panel.exclude)
+        for clip in dataset.clips:
+            name = Path(os.path.relpath(clip.path, dataset.path)).as_posix()
+            if name not in left_out:
+                found.setdefault(clip.path, (i, name))
+    return found
+
+
 @rule("images-among-clips", "warning")
 def images_among_clips(job: Job, facts: Facts) -> Iterator[Found]:
     """A dataset of clips holds no images: each would be a visit of one frame, which is its own start image and shows no
@@ -108,16 +166,11 @@ def images_among_clips(job: Job, facts: Facts) -> Iterator[Found]:
             f"{len(images) / len(found.clips):.0%} of the visits then show one frame without motion, which is also its"
             " own start image"
         )
-        pair = (
-            f"; {names(beside)} also take{'s' if len(beside) == 1 else ''} the caption of the clip of the same name"
-            if beside
-            else ""
-        )
         fix = (
             "Move start images of previews into a folder named _controls in it, and images to learn from into a dataset"
             " of their own with num_frames = 1"
         )
-        yield Found(f"datasets[{i}].path", f"{count}: {visits}{pair}", fix=fix)
+        yield Found(f"datasets[{i}].path", f"{count}: {visits}", fix=fix)
 
 
 @rule("too-few-clips", "warning")
@@ -138,14 +191,28 @@ def too_few_clips(job: Job, facts: Facts) -> Iterator[Found]:
 
 @rule("clip-hdr", "warning")
 def clip_hdr(job: Job, facts: Facts) -> Iterator[Found]:
-    """No clip is HDR: its colours look washed out when read as ordinary video."""
-    for i, _, found in paired(job, facts):
+    """HDR clips are brought to what an ordinary screen shows: read as ordinary video, they look washed out."""
+    for i, panel, found in paired(job, facts):
         hdr = [c for c in found.clips if c.hdr]
-        if hdr:
+        if hdr and panel.hdr == "plain":
+            yield Found(
+                f"datasets[{i}].hdr",
+                f"{names(hdr)} are HDR video and train with washed-out colours",
+                set={f"datasets[{i}].hdr": "tonemap"},
+            )
+
+
+@rule("clip-interlaced", "advice")
+def clip_interlaced(job: Job, facts: Facts) -> Iterator[Found]:
+    """No clip is interlaced: the halves of its frames are of two moments, and what one of them shows is made up."""
+    for i, _, found in paired(job, facts):
+        woven = [c for c in found.clips if c.interlaced]
+        if woven:
             yield Found(
                 f"datasets[{i}].path",
-                f"{names(hdr)} are HDR video and train with washed-out colours",
-                fix="Export them as ordinary (SDR, BT.709) video",
+                f"{names(woven)} are interlaced: each frame trains as the picture of its first field, whose missing"
+                " lines are filled in",
+                fix="Nothing to do, but a progressive source of the same is sharper",
             )
 
 
@@ -160,4 +227,20 @@ def clip_untagged(job: Job, facts: Facts) -> Iterator[Found]:
                 f"the colours of {names(untagged)} are untagged and are read as BT.709, as players do from 1280 wide or"
                 " over 576 high",
                 fix="Nothing to do where a player shows them right. Else export them again with their colours tagged",
+            )
+
+
+@rule("image-data-unused", "advice")
+def image_data_unused(job: Job, facts: Facts) -> Iterator[Found]:
+    """What images say about their colours and which way up they are can be read."""
+    for i, _, found in paired(job, facts):
+        by_what: dict[str, list[ClipFacts]] = {}
+        for clip in found.clips:
+            if clip.unused:
+                by_what.setdefault(clip.unused, []).append(clip)
+        for what, clips in sorted(by_what.items()):
+            yield Found(
+                f"datasets[{i}].path",
+                f"{names(clips)} hold{'s' if len(clips) == 1 else ''} {what}; the pixels train as they are stored",
+                fix="Nothing to do where an image viewer shows them right. Else save them again as png",
             )

@@ -43,16 +43,25 @@ READING = {
     "dataset-missing": ("error", "A dataset's folder exists."),
     "dataset-empty": ("error", "A dataset's folder holds a clip or an image."),
     "dataset-unreadable": ("error", "A dataset's folders may be read."),
+    "dataset-too-large": ("error", "A dataset's folder holds at most 100,000 files: more is hardly one of clips."),
+    "clip-linked-twice": ("advice", "A link to a clip that is in the folder anyway counts once."),
     "not-a-video": ("error", "A clip is a video or a still image: no GIF, no text file with a video's name."),
     "clip-unreadable": ("error", "A clip is complete and decodes from its first to its last frame."),
     "clip-size-changes": ("error", "A clip has one size from its first to its last frame."),
     "name-not-utf8": ("error", "The names of clips, captions and their folders are UTF-8."),
-    "caption-unreadable": ("error", "A caption is UTF-8 text of at most 10,000 characters."),
+    "caption-unreadable": ("error", "A caption is UTF-8 text (or marked UTF-16) of at most 10,000 characters."),
+    "caption-conflict": ("warning", "A clip's captions, where it has several, say the same."),
+    "caption-shared": ("advice", "Each clip has a caption of its own."),
     "caption-without-clip": ("advice", "A caption has a clip of the same name."),
-    "files-ignored": ("advice", "A dataset's folder holds nothing but clips, images and captions."),
+    "mask-unreadable": ("error", "A loss mask is a still or a video that decodes whole."),
+    "mask-twice": ("error", "A clip has one loss mask at most."),
+    "mask-without-clip": ("warning", "A loss mask has a clip of the same name."),
+    "media-left-aside": ("warning", "A dataset's folder holds no video or image of a kind that is not read."),
+    "files-ignored": ("advice", "A dataset's folder holds nothing but clips, images, captions and masks."),
     "model-missing": ("error", "The base model and its parts are folders, files or Hub ids."),
     "model-incomplete": ("error", "Every source of the base model has the parts that are taken from it, whole."),
     "model-not-i2v": ("error", "The base model is Wan 2.2 I2V A14B: two experts with 36 input channels."),
+    "model-experts-same": ("error", "The two experts are two files that differ."),
     "model-corrupt": ("error", "The base model's files are whole."),
     "model-unreadable": ("error", "The base model's files may be read."),
     "model-unavailable": (
@@ -66,7 +75,7 @@ READING = {
     ),
     "model-no-boundary": ("error", "The base model, or else the job, names the boundary between the experts."),
 }
-PANELS = {"datasets": "[[datasets]]", "sample.prompts": "[[sample.prompts]]"}
+PANELS = {name: f"[[{name}]]" for name in ("model.merge", "target.layers", "datasets", "sample.prompts")}
 
 
 def _cell(text: str) -> str:

@@ -1,13 +1,16 @@
-"""Rules about the two experts: which are trained, how they take turns, where they divide.
+"""Rules about the two experts: which are trained, how they take turns, where they divide, which of their layers learn.
 
-Whose turn a step is, presets.job.expert_schedule says.
+Whose turn a step is, presets.job.expert_schedule says; what a pattern of layers names, presets.job.lora_layers.
 """
 
 from collections.abc import Iterator
 
+from presets.errors import UserError
 from presets.facts.facts import Facts
 from presets.job.expert_schedule import EXPERTS, PANEL, high_part, panel_of, steps_of
+from presets.job.lora_layers import MOST_LAYOUTS, lora_layers, read_pattern
 from presets.job.schema import Job
+from presets.planner.workload import shape_of
 from presets.rules.registry import Found, rule
 
 
@@ -124,3 +127,75 @@ def boundary_out_of_range(job: Job, facts: Facts) -> Iterator[Found]:
             f"{boundary:g} is no noise level between 0 and 1, so one expert would have nothing to do",
             set={"model.boundary": better},
         )
+
+
+def _patterns(job: Job) -> dict[str, list[str]]:
+    """Every pattern of layers that the job has, by its field."""
+    tables = {f"target.layers[{i}].match": [table.match] for i, table in enumerate(job.target.layers)}
+    return {"target.include": job.target.include, "target.exclude": job.target.exclude} | tables
+
+
+def _readable(job: Job, facts: Facts) -> bool:
+    return not any(layers_unknown(job, facts))
+
+
+@rule("layers-unknown", "error")
+def layers_unknown(job: Job, facts: Facts) -> Iterator[Found]:
+    """A pattern of layers names some that the model has."""
+    for field, patterns in _patterns(job).items():
+        for text in patterns:
+            try:
+                read_pattern(text, shape_of(facts).layers)
+            except UserError as e:
+                yield Found(field, e.what, fix=e.fix)
+
+
+@rule("layers-none", "error")
+def layers_none(job: Job, facts: Facts) -> Iterator[Found]:
+    """Some layer is trained."""
+    if _readable(job, facts) and not lora_layers(job, EXPERTS[0], shape_of(facts).layers):
+        field = "target.exclude" if job.target.exclude else "target.include"
+        yield Found(field, "no layer is left, so nothing would be trained", set={"target.exclude": []})
+
+
+@rule("layers-unused", "warning")
+def layers_unused(job: Job, facts: Facts) -> Iterator[Found]:
+    """A table of layers has a rank or factor for layers that are trained."""
+    if not _readable(job, facts):
+        return
+    blocks = shape_of(facts).layers
+    trained = lora_layers(job, EXPERTS[0], blocks)
+    for i, table in enumerate(job.target.layers):
+        pattern = read_pattern(table.match, blocks)
+        if table.rank is None and table.lr_factor is None:
+            message = f"{table.match} has neither a rank nor a factor of its own, so its table changes nothing"
+            yield Found(f"target.layers[{i}].match", message, fix="Give it a rank or lr_factor, or take the table out")
+        elif trained and not any(pattern.fits(layer.block, layer.linear) for layer in trained):
+            message = f"none of the layers that {table.match} names is trained, so its table changes nothing"
+            yield Found(f"target.layers[{i}].match", message, fix="Take the table out, or include those layers")
+
+
+@rule("layers-many-kinds", "error")
+def layers_many_kinds(job: Job, facts: Facts) -> Iterator[Found]:
+    """Blocks are of few kinds by the layers and ranks that they train: each kind is compiled by itself."""
+    kinds = shape_of(facts).layouts(job)
+    if kinds > MOST_LAYOUTS:
+        message = (
+            f"by the layers and ranks that they train there are {kinds} kinds of blocks, and each would be compiled by"
+            f" itself; {MOST_LAYOUTS} is the most"
+        )
+        field = "target.layers" if job.target.layers else "target.include" if job.target.include else "target.exclude"
+        yield Found(field, message, fix="Use fewer ranges of blocks, each with one rank")
+
+
+@rule("layers-prodigy", "error")
+def layers_prodigy(job: Job, facts: Facts) -> Iterator[Found]:
+    """Layers learn at rates of their own with an optimizer that takes several: prodigy finds one for all."""
+    factors = {
+        f"target.layers[{i}].lr_factor": None
+        for i, table in enumerate(job.target.layers)
+        if table.lr_factor not in (None, 1)
+    }
+    if factors and job.training.optimizer == "prodigy":
+        message = "prodigy finds one learning rate for all layers, and takes no factor"
+        yield Found(next(iter(factors)), message, set=factors)

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 
 from presets.facts.facts import Facts, model_missing, used_gpus
+from presets.job import gpu_shares
 from presets.job.expert_schedule import high_ranks
+from presets.job.gpu_shares import fits, listed, numbers, recorded
 from presets.job.schema import Job
 from presets.job.toml_file import get_value
 from presets.machine.precisions import LEAST, text
@@ -108,12 +110,33 @@ def rank_headroom(job: Job, facts: Facts) -> Iterator[Found]:
         yield Found(high[0], message, set=dict.fromkeys(high, 16))
 
 
+def on_cards(facts: Facts) -> bool:
+    """Whether a job trains on cards: a toy does, too, where there are any."""
+    return not facts.tiny or (facts.machine is not None and bool(facts.machine.gpus))
+
+
 @rule("one-gpu", "error")
 def one_gpu(job: Job, facts: Facts) -> Iterator[Found]:
-    """A job names one GPU: several come with a later version."""
-    if len(set(job.job.gpus)) > 1:
+    """No more GPUs are named than have been seen to train one job together, on cards like these."""
+    gpus = list(dict.fromkeys(job.job.gpus))
+    if not recorded(job, on_cards=on_cards(facts)):
         yield Found(
             "job.gpus",
-            f"this version trains a job on one GPU, and {len(set(job.job.gpus))} are named",
-            set={"job.gpus": job.job.gpus[:1]},
+            f"{len(gpus)} GPUs are named, and a job was never run on {len(gpus)} cards yet: that they make the LoRAs of"
+            " one was only shown by processes on a CPU",
+            set={"job.gpus": gpus[: gpu_shares.RECORDED]},
+        )
+
+
+@rule("gpus-share", "error")
+def gpus_share(job: Job, facts: Facts) -> Iterator[Found]:
+    """Several GPUs share the micro-batches of each step evenly; where both experts train and the number is even, half
+    of them do so for each expert."""
+    gpus = list(dict.fromkeys(job.job.gpus))
+    if recorded(job, on_cards=on_cards(facts)) and not fits(job, len(gpus)):
+        yield Found(
+            "job.gpus",
+            f"{len(gpus)} GPUs cannot share steps of {job.training.gradient_accumulation} micro-batches"
+            f" (training.gradient_accumulation): {listed(numbers(job))} can",
+            set={"job.gpus": gpus[: max(n for n in numbers(job) if n <= len(gpus))]},
         )

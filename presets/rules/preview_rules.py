@@ -6,41 +6,47 @@ When previews are made and how large they are is presets.job.preview_settings's.
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from presets.base.lora_file import block_shapes, misfit, read_lora
+from presets.clips.clip_facts import CLIP_SUFFIXES, VIDEO_SUFFIXES, probe_clip
 from presets.clips.geometry import SIDE_MULTIPLE
-from presets.errors import UserError
+from presets.errors import ClipError, UserError
 from presets.facts.facts import Facts
+from presets.facts.loras import left_out_of, shapes_of
 from presets.job.expert_schedule import Expert
-from presets.job.preview_settings import low_guidance
+from presets.job.fields import toml_text
+from presets.job.preview_settings import PRESETS, preview_size_of, sampling_of
 from presets.job.schema import Job
 from presets.rules.registry import Found, rule
 from presets.text import sentences
 
 FEW_STEPS, MANY_STEPS = 4, 8  # of a preview: what accelerators are made for; beyond the latter nothing is gained
+SHOWN = ("sampler", "steps", "guidance", "guidance_low", "shift", "negative")  # what a preset holds
 FILES: tuple[tuple[Literal["accelerator", "accelerator_low"], Expert], ...] = (
     ("accelerator", "high_noise"),
     ("accelerator_low", "low_noise"),
 )
 
 
-def image_problem(path: Path) -> str:
-    """Why a control image cannot be used; "" when it opens and decodes."""
-    from PIL import Image, UnidentifiedImageError
-
-    if not path.exists():
-        return f"the control image does not exist: {path}"
+def image_problem(path: Path, which: str = "control") -> str:
+    """Why a control or end image (or a video, for its first or last frame) cannot be used; "" when it opens, decodes
+    and is as large as a patch of the model."""
+    suffix = path.suffix.lower()
+    noun = f"the {which} {'video' if suffix in VIDEO_SUFFIXES else 'image'}"
     if not path.is_file():
-        return f"the control image is not a file: {path}"
+        return f"the {which} image {'is not a file' if path.exists() else 'does not exist'}: {path}"
     try:
-        with Image.open(path) as image:
-            image.load()
-    except UnidentifiedImageError:
-        return f"the control image is not an image: {path}"
-    # what Pillow raises for damaged files
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        return f"the control image is damaged ({e}): {path}"
+        if suffix in CLIP_SUFFIXES:
+            found = probe_clip(path)
+        else:  # an image by its content, whatever it is named
+            from presets.clips.probe import probe_image
+
+            found = probe_image(path)
+    except ClipError as e:
+        return f"{noun} {e.what}: {path}"
+    if min(found.width, found.height) < SIDE_MULTIPLE:
+        return f"{noun} has a side under {SIDE_MULTIPLE} pixels ({found.width}x{found.height}): {path}"
     return ""
 
 
@@ -75,8 +81,24 @@ def sample_needs_ctrl_img(job: Job, facts: Facts) -> Iterator[Found]:
             yield Found(
                 path,
                 message,
-                fix="Give a PNG or JPEG that looks like the first frame of your clips, or remove the prompt",
+                fix="Give a PNG or JPEG that looks like the first frame of your clips, or one of the clips itself",
             )
+
+
+@rule("sample-end-img", "error")
+def sample_end_img(job: Job, facts: Facts) -> Iterator[Found]:
+    """An end image exists and opens, and its preview has more than one frame to get there."""
+    for i, prompt in enumerate(job.sample.prompts):
+        if not prompt.end_img.strip():
+            continue
+        path = f"sample.prompts[{i}].end_img"
+        problem = image_problem(facts.base / Path(prompt.end_img).expanduser(), "end")
+        if problem:
+            fix = f"Give a PNG, a JPEG or a video whose last frame it is, or leave {path} empty"
+            yield Found(path, problem, fix=fix, set={path: ""})
+        elif preview_size_of(job.sample, i).frames == 1:
+            message = "a preview of one frame is its own start, and cannot end at another image"
+            yield Found(path, message, fix=f"Ask for 5 frames or more, or leave {path} empty", set={path: ""})
 
 
 @rule("sample-no-prompts", "advice")
@@ -87,8 +109,8 @@ def sample_no_prompts(job: Job, facts: Facts) -> Iterator[Found]:
             "sample.prompts",
             "there is no prompt, so no previews are made, and only the loss tells one checkpoint from another",
             fix=(
-                "Add a prompt, worded like your captions, with a control image that looks like the first frame of your"
-                " clips"
+                "Add a prompt, worded like your captions, whose control image is like the first frame of your clips, or"
+                " one of the clips: F3 in the wizard's fifth step does so, and wanlora new by itself"
             ),
         )
 
@@ -126,7 +148,7 @@ def dimension_multiple_of_16(job: Job, facts: Facts) -> Iterator[Found]:
 @rule("sample-negative-unused", "advice")
 def sample_negative_unused(job: Job, facts: Facts) -> Iterator[Found]:
     """A negative prompt comes with guidance: without it nothing asks what to avoid."""
-    if job.sample.prompts and job.sample.negative.strip() and max(job.sample.guidance, low_guidance(job.sample)) <= 1:
+    if job.sample.prompts and (job.sample.negative or "").strip() and not _guided(job):
         yield Found(
             "sample.negative",
             "without guidance the negative prompt is not used",
@@ -161,6 +183,11 @@ def sample_fps_16(job: Job, facts: Facts) -> Iterator[Found]:
 
 def _accelerated(job: Job) -> bool:
     return bool(job.sample.prompts and (job.sample.accelerator or job.sample.accelerator_low))
+
+
+def _guided(job: Job) -> bool:
+    sampling = sampling_of(job.sample)
+    return max(sampling.guidance, sampling.guidance_low) > 1
 
 
 def _named(path: str) -> str:
@@ -208,6 +235,21 @@ def accelerator_unreadable(job: Job, facts: Facts) -> Iterator[Found]:
             )
 
 
+@rule("accelerator-left-out", "advice")
+def accelerator_left_out(job: Job, facts: Facts) -> Iterator[Found]:
+    """An accelerator has nothing for parts that Wan 2.2 I2V does not have."""
+    for name, expert in FILES if _accelerated(job) else ():
+        text = getattr(job.sample, name)
+        try:
+            path = facts.base / Path(text).expanduser()
+            notes = left_out_of(read_lora(path), [expert], shapes_of(facts.model)) if text else []
+        except UserError:
+            continue
+        for note in notes:
+            fix = "Nothing to do, but for one that was made for Wan 2.2 I2V A14B where there is one"
+            yield Found(f"sample.{name}", f"{path.name}: {note}", fix=fix)
+
+
 @rule("accelerator-expert", "warning")
 def accelerator_expert(job: Job, facts: Facts) -> Iterator[Found]:
     """Each expert has the accelerator that was made for it, where a file's name says so."""
@@ -241,13 +283,13 @@ def accelerator_expert(job: Job, facts: Facts) -> Iterator[Found]:
 def accelerator_guidance(job: Job, facts: Facts) -> Iterator[Found]:
     """With an accelerator there is no guidance: it is learned into such LoRAs, and asking for it again burns the
     picture."""
-    if _accelerated(job) and max(job.sample.guidance, low_guidance(job.sample)) > 1:
-        path = "sample.guidance" if job.sample.guidance > 1 else "sample.guidance_low"
-        change = {"sample.guidance": 1.0} | (
-            {"sample.guidance_low": 1.0} if job.sample.guidance_low is not None else {}
-        )
+    if _accelerated(job) and _guided(job):
+        high, low = job.sample.guidance, job.sample.guidance_low
+        change: dict[str, Any] = {"sample.preset": "quick"} if high is None else {"sample.guidance": 1.0}
+        change |= {"sample.guidance_low": 1.0} if low is not None else {}
+        guilty = (path for path, value in (("sample.guidance", high), ("sample.guidance_low", low)) if (value or 0) > 1)
         yield Found(
-            path,
+            next(guilty, "sample.preset"),
             "an accelerator has guidance learned into it; more of it takes twice the time and burns the picture",
             set=change,
         )
@@ -256,9 +298,42 @@ def accelerator_guidance(job: Job, facts: Facts) -> Iterator[Found]:
 @rule("accelerator-steps", "advice")
 def accelerator_steps(job: Job, facts: Facts) -> Iterator[Found]:
     """With an accelerator, previews take few steps."""
-    if _accelerated(job) and job.sample.steps > MANY_STEPS:
+    steps = sampling_of(job.sample).steps
+    if _accelerated(job) and steps > MANY_STEPS:
+        path, value = ("sample.preset", "quick") if job.sample.steps is None else ("sample.steps", FEW_STEPS)
         yield Found(
-            "sample.steps",
-            f"an accelerator is made for about {FEW_STEPS} steps: {job.sample.steps} take longer and look no better",
-            set={"sample.steps": FEW_STEPS},
+            path,
+            f"an accelerator is made for about {FEW_STEPS} steps: {steps} take longer and look no better",
+            set={path: value},
+        )
+
+
+@rule("preset-quick", "error")
+def preset_quick(job: Job, facts: Facts) -> Iterator[Found]:
+    """The quick preset comes with an accelerator: without one, its few steps show nothing that can be judged."""
+    if job.sample.prompts and job.sample.preset == "quick" and not _accelerated(job):
+        yield Found(
+            "sample.preset",
+            f"without an accelerator LoRA, {sampling_of(job.sample).steps} steps show a blur, whatever was learned",
+            fix='Name one in sample.accelerator, or set sample.preset = "custom"',
+            set={"sample.preset": "custom"},
+        )
+
+
+@rule("preset-overridden", "advice")
+def preset_overridden(job: Job, facts: Facts) -> Iterator[Found]:
+    """A preset holds for what the job leaves out, so nothing that is given contradicts it."""
+    preset = PRESETS[job.sample.preset]
+    against = {
+        f"sample.{name}": value
+        for name in SHOWN
+        if (value := getattr(job.sample, name)) is not None and value != getattr(preset, name)
+    }
+    if job.sample.prompts and job.sample.preset != "custom" and against:
+        given = ", ".join(f"{path} = {toml_text(value)}" for path, value in against.items())
+        yield Found(
+            "sample.preset",
+            f'previews are not quite "{job.sample.preset}": what is given wins ({given})',
+            fix="Take these out of the file to have the preset's values",
+            set=dict.fromkeys(against),
         )

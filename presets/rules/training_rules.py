@@ -1,11 +1,14 @@
-"""Rules about the training panel: text and DOP, steps, learning rate, optimizer.
+"""Rules about the training panel: text and DOP, steps, learning rate, optimizer; and about how much is held out to
+measure a loss, and when.
 
-The experts' own rates and shares are `expert_rules`.
+The experts' own rates and shares are `expert_rules`; which clips are held out, `dataset_rules`.
 """
 
 from collections.abc import Iterator
 
 from presets.facts.facts import Facts, paired, used_gpus
+from presets.facts.held_out import HeldOut, candidates, validates, wanted
+from presets.facts.visits import steps_for, times, visits_of
 from presets.job.expert_schedule import PANEL, Expert, expert_at, panel_of, trained_experts
 from presets.job.schema import Job
 from presets.recipes.recipe import load_recipe
@@ -13,7 +16,9 @@ from presets.rules.registry import Found, rule
 
 OVERFIT_STEPS = 4000
 LARGE_SET = 60  # clips: with that many, long runs do not overfit so soon
+LEAST_VISITS, FEW_VISITS = 1, 5  # of a clip by an expert, in the mean
 DOP_CLASS = {"motion": "person", "style": "scene", "character": "person"}
+HALF = 0.5  # of the clips: a larger part is no longer held out, the rest is
 PACKAGE = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}
 OLDEST_8BIT = (6, 0)  # compute capability: Pascal, what bitsandbytes' 8-bit optimizers ask for
 
@@ -138,6 +143,12 @@ def learning_rate_high(job: Job, facts: Facts) -> Iterator[Found]:
                 f"a learning rate of {lr:g} is ten times the usual or more: the LoRA is likely to break the picture",
                 set={path: 1e-4},
             )
+    lr = max(learning_rates(job).values())
+    for i, table in enumerate(job.target.layers):
+        if job.training.optimizer != "prodigy" and lr < 1e-3 <= lr * (table.lr_factor or 1):
+            path = f"target.layers[{i}].lr_factor"
+            message = f"{table.match} would learn at {lr * (table.lr_factor or 1):g}, ten times the usual or more"
+            yield Found(path, f"{message}: the LoRA is likely to break the picture", set={path: 1.0})
 
 
 @rule("learning-rate-prodigy", "warning")
@@ -200,6 +211,43 @@ def timestep_bias_kind(job: Job, facts: Facts) -> Iterator[Found]:
         )
 
 
+def _seldom(job: Job, facts: Facts, *, low: float, high: float) -> Iterator[Found]:
+    """Datasets to learn from whose clips an expert sees at least `low` and less than `high` times."""
+    if facts.tiny:  # a demo or a test
+        return
+    for seen in visits_of(job, facts.datasets):
+        experts = {expert: n for expert, n in seen.by_expert.items() if n}
+        if job.datasets[seen.dataset].regularization or not experts:
+            continue
+        expert = min(experts, key=lambda e: experts[e])
+        if not low <= (rarest := experts[expert]) < high:
+            continue
+        apart = f"; by the {expert.replace('_', ' ')} expert {times(rarest)}" if len(seen.by_expert) > 1 else ""
+        where = f"datasets[{seen.dataset}]: " if len(job.datasets) > 1 else ""
+        keep = max(1, int(seen.clips * rarest / high))
+        yield Found(
+            "training.steps",
+            f"{where}in {job.training.steps} steps, {seen.text}{apart}",
+            fix=(
+                f"For {times(high)} by each expert, set training.steps = {steps_for(job, rarest, high)}, or keep the"
+                f" {keep} best clips"
+            ),
+        )
+
+
+@rule("clips-hardly-seen", "warning")
+def clips_hardly_seen(job: Job, facts: Facts) -> Iterator[Found]:
+    """Each expert sees each clip at least once in the run."""
+    yield from _seldom(job, facts, low=0, high=LEAST_VISITS)
+
+
+@rule("clips-seldom-seen", "advice")
+def clips_seldom_seen(job: Job, facts: Facts) -> Iterator[Found]:
+    """Each expert comes back to each clip, at least 5 times in the run: seen less often, little stays of a single
+    clip."""
+    yield from _seldom(job, facts, low=LEAST_VISITS, high=FEW_VISITS)
+
+
 @rule("save-every-beyond-steps", "advice")
 def save_every_beyond_steps(job: Job, facts: Facts) -> Iterator[Found]:
     """Checkpoints are written during the run, not only at its end."""
@@ -209,3 +257,112 @@ def save_every_beyond_steps(job: Job, facts: Facts) -> Iterator[Found]:
             " over, and there is nothing to choose from"
         )
         yield Found("save.every", message, set={"save.every": max(1, job.training.steps // 4)})
+
+
+def _clips(job: Job, facts: Facts) -> int:
+    """How many a fraction is of."""
+    held = facts.held_out.clips if facts.held_out is not None and not job.validation.path.strip() else []
+    return len(candidates(job, facts.datasets)) + len(held)
+
+
+def _fitting(clips: int) -> float:
+    """A fraction that holds out at least one of so many clips; 0 where that would be half of them."""
+    least = max(0.1, -(-100 // clips) / 100) if clips else 0.1
+    return least if least < HALF else 0.0
+
+
+@rule("validation-twice", "error")
+def validation_twice(job: Job, facts: Facts) -> Iterator[Found]:
+    """Clips are held out of the datasets, or lie in a folder of their own, not both."""
+    if job.validation.fraction > 0 and job.validation.path.strip():
+        message = "held-out clips lie in validation.path, so none has to be taken out of training"
+        yield Found("validation.fraction", message, set={"validation.fraction": 0.0})
+
+
+@rule("validation-half", "error")
+def validation_half(job: Job, facts: Facts) -> Iterator[Found]:
+    """Less than half of the clips are held out."""
+    if job.validation.fraction >= HALF:
+        message = f"{job.validation.fraction:.0%} of the clips would be held out, and the rest left to learn from"
+        yield Found("validation.fraction", message, set={"validation.fraction": _fitting(_clips(job, facts))})
+
+
+@rule("validation-nothing", "error")
+def validation_nothing(job: Job, facts: Facts) -> Iterator[Found]:
+    """The fraction that is held out is at least one clip."""
+    clips, fraction = _clips(job, facts), job.validation.fraction
+    if 0 < fraction < HALF and clips and not wanted(fraction, clips):
+        message = f"{fraction:.3g} of {clips} clip{'s' if clips > 1 else ''} is less than one clip: none is held out"
+        yield Found("validation.fraction", message, set={"validation.fraction": _fitting(clips)})
+    elif 0 < fraction < HALF and clips and facts.held_out == HeldOut() and not job.validation.path:
+        message = f"none of the {clips} clips can be held out: the copies of each are all that a dataset has"
+        yield Found("validation.fraction", message, set={"validation.fraction": 0.0})
+
+
+@rule("validation-few-left", "warning")
+def validation_few_left(job: Job, facts: Facts) -> Iterator[Found]:
+    """What is held out leaves enough clips for the kind of LoRA."""
+    clips, low = _clips(job, facts), load_recipe(job.job.kind).clips.low
+    held = wanted(job.validation.fraction, clips) if job.validation.fraction < HALF else 0
+    if held and clips - held < low:
+        message = (
+            f"{held} of {clips} clips would not train, and the {clips - held} that are left are few: a"
+            f" {job.job.kind} LoRA usually takes {low} or more"
+        )
+        yield Found(
+            "validation.fraction",
+            message,
+            fix="Set validation.fraction = 0, or put other clips into a folder and name it in validation.path",
+            set={"validation.fraction": 0.0},
+        )
+
+
+@rule("validation-beyond-steps", "error")
+def validation_beyond_steps(job: Job, facts: Facts) -> Iterator[Found]:
+    """The held-out loss is measured during the run, not only before and after it."""
+    if validates(job) and job.validation.every > job.training.steps:
+        message = (
+            f"the held-out loss would first be measured after step {job.validation.every}, and the run has"
+            f" {job.training.steps}: nothing would tell its checkpoints apart"
+        )
+        yield Found("validation.every", message, set={"validation.every": max(1, job.training.steps // 4)})
+
+
+@rule("validation-without-checkpoint", "advice")
+def validation_without_checkpoint(job: Job, facts: Facts) -> Iterator[Found]:
+    """The held-out loss is measured where there is a checkpoint, so that the best one can be had."""
+    every, save, steps = job.validation.every, job.save.every, job.training.steps
+    if validates(job) and every % save and every < steps and save < steps:
+        message = (
+            f"the loss measured every {every} steps is mostly of steps without a checkpoint, which come every {save}"
+        )
+        yield Found("validation.every", message, set={"validation.every": max(1, every // save) * save})
+
+
+@rule("stop-without-validation", "error")
+def stop_without_validation(job: Job, facts: Facts) -> Iterator[Found]:
+    """A run that ends when nothing gets better holds clips out to tell by."""
+    if job.validation.stop_when != "never" and not validates(job):
+        yield Found(
+            "validation.stop_when",
+            "no clips are held out, so nobody could tell whether anything gets better",
+            fix='Hold some out with validation.fraction or validation.path, or set validation.stop_when = "never"',
+            set={"validation.stop_when": "never"},
+        )
+
+
+@rule("stop-never-comes", "warning")
+def stop_never_comes(job: Job, facts: Facts) -> Iterator[Found]:
+    """A run that ends when nothing gets better is measured often enough to end before its last step."""
+    panel, steps = job.validation, job.training.steps
+    if panel.stop_when == "never" or not validates(job) or panel.patience * panel.every < steps:
+        return
+    most = (steps - 1) // panel.every
+    message = (
+        f"{panel.patience} measurements without a better one, every {panel.every} steps, take longer than the"
+        f" {steps} steps of the run"
+    )
+    if most >= 1:
+        yield Found("validation.patience", message, set={"validation.patience": most})
+    else:
+        yield Found("validation.patience", message, fix="Set a smaller validation.every")

@@ -30,5 +30,5 @@ def parse_control(content: bytes) -> TrainerCommand:
     """Raises UserError for what is no command. The field and value of a set are looked at when it is applied."""
     try:
         return msgspec.json.decode(content, type=TrainerCommand)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as e:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         raise UserError(f"not a command: {e}", fix=f"The commands are: {', '.join(get_args(Verb))}") from None

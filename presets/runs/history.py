@@ -8,10 +8,13 @@ goes the way it went. A rollback forgets what was set after its step, too.
 
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from presets.job.diff import LIVE_FIELDS
-from presets.runs.events import COMMAND_ID, Event
+from presets.runs.event_data import ValidationData
+from presets.runs.events import COMMAND_ID, EDITED, Event
+from presets.runs.ranking import Measure
 
 # kinds that say something about the training
 TELLING = frozenset({"step", "sample", "checkpoint", "finding", "changed", "replanned"})
@@ -33,6 +36,8 @@ class History:
         self.events: list[Event] = []  # of the kinds in TELLING
         self.checkpoints: dict[int, str] = {}  # step -> path
         self.samples: dict[str, dict[str, Any]] = {}  # path of a preview -> its event's data
+        self.measured: dict[int, Measure] = {}  # step -> the held-out loss
+        self.unmeasured: dict[int, str] = {}  # step -> why that could not be measured, where it was said
         self.found: set[str] = set()  # the messages of findings that are of no step, on whatever branch
         self.skipped: set[int] = set()  # steps that were not finite, numbered as in `step` events
         self.done = False  # the last attempt came to the end of the run
@@ -40,6 +45,7 @@ class History:
         self.rolling_back: int | None = None  # a rollback to this step was begun and its attempt has not started
         self.abandoned = ""  # the folder that this rollback began to move things to, relative to the run folder
         self._set: dict[tuple[int, str], Setting] = {}
+        self._edits: dict[str, int] = {}  # field -> seq of its last edit in a job file, on whatever branch
         self._keep = True
 
     def add(self, event: Event) -> None:
@@ -49,6 +55,8 @@ class History:
             self.found.add(data["message"])
         if COMMAND_ID in data:
             self.command_ids.add(data[COMMAND_ID])
+        if data.get(EDITED):
+            self._edits[data["field"]] = event.seq
         match event.kind:
             case "started":
                 self._go_back(data["resumed_from"])
@@ -65,6 +73,10 @@ class History:
                 self.checkpoints[data["step"]] = data["path"]
             case "sample":
                 self.samples[data["path"]] = data
+            case "validation":
+                self.measured[data["step"]] = msgspec.convert(data, ValidationData).measure
+            case "finding" if data["code"] == "validation-failed" and "step" in data:
+                self.unmeasured[data["step"]] = data.get("cause", data["message"])
             case "finding" if data["code"] == "non-finite" and "step" in data:
                 self.skipped.add(data["step"])
         if self._keep and event.kind in TELLING:
@@ -77,6 +89,15 @@ class History:
     def ahead(self, step: int) -> list[Setting]:
         """What was set after `step` steps or later, in the order of the steps: to be set again."""
         return sorted((s for s in self._set.values() if s.step >= step), key=lambda s: s.step)
+
+    def was_set(self, field: str, value: Any, step: int) -> bool:
+        """Whether the value of a field after `step` steps of the present branch was set while the run trained, and no
+        edit of the job file came later."""
+        changed = [e for e in self.events if e.kind == "changed" and "step" in e.data and e.data["field"] == field]
+        last = next((e for e in reversed(changed) if e.data["step"] <= step), None)
+        if last is None or EDITED in last.data or last.seq < self._edits.get(field, 0):
+            return False
+        return bool(last.data["new"] == value)
 
     def bad_in_a_row(self, step: int) -> int:
         """How many steps up to and with `step` were skipped without a good one between."""
@@ -97,4 +118,6 @@ class History:
         self.events = [e for e in self.events if "step" not in e.data or e.data["step"] < step + (e.kind != "changed")]
         self.checkpoints = {s: path for s, path in self.checkpoints.items() if s <= step}
         self.samples = {path: data for path, data in self.samples.items() if data["step"] <= step}
+        self.measured = {s: measure for s, measure in self.measured.items() if s <= step}
+        self.unmeasured = {s: why for s, why in self.unmeasured.items() if s <= step}
         self.skipped = {s for s in self.skipped if s <= step}

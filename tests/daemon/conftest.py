@@ -114,6 +114,9 @@ class Box:
                 await self.wait(client, record.id)
             await client.shutdown()
         await until(lambda: not self.processes(), f"all processes gone: {self.processes()}")
+        self.process.wait()
+        left = [path.name for path in (self.dir / "run").glob("*") if path.is_socket()]
+        assert not left, f"sockets are left in the runtime folder: {left}"
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from daemon.errors import NotRunning, RequestRefused
+from daemon.jobs.service import BEAT_REST
 from daemon.processes.proc import identify
 from daemon.processes.start_trainer import torchrun
 from daemon.wire.client import Client
@@ -401,6 +402,21 @@ async def test_the_beat_carries_state_seq_and_liveness(box: Box):
                 run = item.runs[0]
                 assert (run.job, run.state, run.trainer_alive) == (1, "running", True) and run.seconds_since_step >= 0
                 break
+
+
+async def test_beats_stay_small_and_every_job_has_its_turn(box: Box):
+    box.start("--hold-at", "5")
+    async with box.client() as client:
+        for n in range(BEAT_REST + 10):
+            await client.submit(box.job(f"job{n}"))
+        await box.wait(client, "job0", "running")
+        seen: set[int] = set()
+        async for item in client.feed():
+            if isinstance(item, Beat):
+                assert item.runs[0].job == 1 and len(item.runs) <= 1 + BEAT_REST
+                seen.update(run.job for run in item.runs)
+                if seen == set(range(1, BEAT_REST + 11)):
+                    break
 
 
 async def test_a_stalled_subscriber_holds_up_nobody(box: Box):

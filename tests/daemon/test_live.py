@@ -297,7 +297,7 @@ async def test_a_run_whose_own_job_file_is_torn_goes_on_with_a_yes(box: Box):
 
 
 async def test_a_run_goes_back_to_a_chosen_checkpoint(box: Box):
-    box.start("--hold-at", "25")
+    box.start("--hold-at", "25", "--measured")
     async with box.client() as client:
         await stopped_at(box, client, 25, steps=30)
         record, there = await client.checkpoints("one")
@@ -308,6 +308,7 @@ async def test_a_run_goes_back_to_a_chosen_checkpoint(box: Box):
             there[0].losses["high_noise"] == pytest.approx(sum(1 / s for s in range(1, 10, 2)) / 5)
             and there[0].time > 0
         )
+        assert [c.verdict for c in there] == ["worse", "best", "worse"] and "later ones overfit" in there[1].why
         with pytest.raises(RequestRefused, match=r"one: has no checkpoint of step 11\. These are there: 10, 20, 25"):
             await client.resume("one", from_step=11)
         await client.resume("one", from_step=10)

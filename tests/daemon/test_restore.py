@@ -9,11 +9,12 @@ import msgspec
 import pytest
 
 from daemon.errors import RequestRefused
-from daemon.jobs.entry import Entry
-from daemon.jobs.job_store import Store
 from daemon.processes.proc import MARKER, identify, is_alive
+from daemon.queue.entry import Entry
+from daemon.table.job_store import Store
 from daemon.wire.protocol import JobRecord
 from tests.daemon.conftest import FAKE, Box, until
+from tests.helpers.interface.harness import wanlora
 
 
 def pretend_reboot(box: Box) -> None:
@@ -38,14 +39,20 @@ async def test_after_a_reboot_the_queue_comes_back_paused(box: Box):
         box.start()
         ran, waited = await client.jobs()
         assert ran.state == "stopped" and "The machine restarted while this job ran at step" in ran.outcome
-        assert waited.state == "queued" and "The machine restarted. The queue waits" in waited.outcome
+        assert ran.interrupted and not waited.interrupted
+        listed = wanlora("jobs", "--dir", box.dir).stderr
+        assert "ran (#1): broken off by a restart. Everything goes on, these first, with:" in listed
+        assert "waited (#2): The machine restarted. What was queued then waits" in listed
+        assert waited.state == "queued" and "The machine restarted. What was queued then waits" in waited.outcome
         box.kill9()
         box.start()  # the pause holds for the next daemon too
         assert (await client.show("waited")).state == "queued"
         assert not (box.run_dir("waited") / "logs").exists()
         await client.resume("ran")
-        await box.wait(client, "waited", "running")
-        assert [(j.state, j.outcome) for j in await client.jobs()] == [("queued", ""), ("running", "")]
+        assert not (await box.wait(client, "ran", "running")).interrupted  # it alone
+        assert (await client.show("waited")).outcome.startswith("The machine restarted. What was queued then waits")
+        await client.resume_all()
+        assert [(j.state, j.outcome) for j in await client.jobs()] == [("running", ""), ("queued", "")]
 
 
 async def test_a_job_that_was_done_before_the_reboot_is_done(box: Box):

@@ -14,6 +14,7 @@ from daemon.wire import protocol as wire
 from tests.daemon.conftest import Box, until
 from tests.daemon.test_daemon import facts, file_events
 from tests.daemon.wire.test_protocol import Raw
+from tests.helpers.waiting import LOOK, PATIENCE
 
 # A network disk that does not answer, for the files of some names, until somebody opens the other end of the pipe
 # beside them. A thread that waits for a real one waits in the same way: in open().
@@ -63,7 +64,7 @@ async def slow(box: Box) -> Box:
 
 async def others_are_served(box: Box, name: str) -> None:
     """A whole job, from its submission to its end, while somebody waits."""
-    async with box.client(timeout=10.0, retries=0) as other:
+    async with box.client(timeout=PATIENCE, retries=0) as other:
         await other.submit(box.job(name, gpus=[7]))
         await box.wait(other, name, "running")
         await other.stop(name)
@@ -84,18 +85,21 @@ async def test_a_job_file_that_does_not_come_holds_up_nobody_else(slow: Box):
         assert (await other.cancel("slow")).state == "stopping"
 
 
-async def test_one_that_never_comes_is_refused_in_time_and_the_daemon_can_end(slow: Box):
-    gate = Gate(slow.dir / "jobs/slow.gate")
-    async with slow.client(retries=30) as client:
-        with pytest.raises(RequestRefused, match=r"slow\.toml: has not come for 10 s") as refused:
-            await client.submit(slow.job("slow"))
+async def test_one_that_never_comes_is_refused_in_time_and_the_daemon_can_end(box: Box):
+    patience = "from daemon.background_io import BackgroundIO\nBackgroundIO.__call__.__kwdefaults__['seconds'] = 4.0"
+    box.program = ["-c", patience + SLOW]
+    box.start("--hold-at", "5")
+    gate = Gate(box.dir / "jobs/slow.gate")
+    async with box.client(retries=30) as client:
+        with pytest.raises(RequestRefused, match=r"slow\.toml: has not come for 4 s") as refused:
+            await client.submit(box.job("slow"))
         assert "network disk" in refused.value.fix and await client.jobs() == []
-        submitting = asyncio.create_task(client.submit(slow.job("slow")))
-        await others_are_served(slow, "quick")
-        slow.process.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(slow.process.wait, 30) == 0
-        slow.program = ["-m", "daemon"]
-        await asyncio.to_thread(slow.start)
+        submitting = asyncio.create_task(client.submit(box.job("slow")))
+        await others_are_served(box, "quick")
+        box.process.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(box.process.wait, PATIENCE) == 0
+        box.program = ["-m", "daemon"]
+        await asyncio.to_thread(box.start)
         assert (await submitting).name == "slow"  # the next daemon was asked again, and nothing had happened yet
         assert [j.name for j in await client.jobs()] == ["quick", "slow"]
     gate.path.unlink()
@@ -131,11 +135,15 @@ async def test_of_two_submissions_of_one_job_one_is_accepted(slow: Box):
     async with slow.client() as a, slow.client() as b:
         asking = [asyncio.create_task(client.submit(slow.job("slow"))) for client in (a, b)]
         await others_are_served(slow, "quick")
-        done: set[asyncio.Task] = set()
-        while len(done) < 2:
-            await gate.open()
-            done, _ = await asyncio.wait(asking, timeout=0.1)
+
+        async def keep_open() -> None:
+            while True:  # one of them may come later
+                await gate.open()
+                await asyncio.sleep(LOOK)
+
+        opening = asyncio.create_task(keep_open())
         told = await asyncio.gather(*asking, return_exceptions=True)
+        opening.cancel()
         assert sorted(type(t).__name__ for t in told) == ["JobRecord", "RequestRefused"]
         assert "already uses the run folder" in str(next(t for t in told if isinstance(t, RequestRefused)))
         await slow.wait(a, "slow", "running")
@@ -181,7 +189,7 @@ async def test_a_job_file_that_is_none_is_refused_at_once(box: Box):
     large = box.dir / "large.toml"
     large.touch()
     os.truncate(large, 200 * 2**20)
-    async with box.client(timeout=5.0, retries=0) as client:
+    async with box.client(timeout=PATIENCE, retries=0) as client:
         for path, words in (
             (pipe, "it is a named pipe"),
             (Path("/dev/zero"), "it is a device"),
@@ -205,7 +213,7 @@ async def test_a_job_file_that_is_none_is_refused_at_once(box: Box):
 
 async def test_pipes_in_a_run_folder_are_waited_for_by_nobody(box: Box):
     box.start("--hold-at", "5")
-    async with box.client(timeout=5.0, retries=0) as client:
+    async with box.client(timeout=PATIENCE, retries=0) as client:
         for name, lies in (("log", "logs/attempt_1.log"), ("order", "control/1.json")):
             pipe = box.run_dir(name) / lies
             pipe.parent.mkdir(parents=True)

@@ -1,5 +1,5 @@
 """Golden curves: the losses of 100 steps on the tiny base, one file per objective, and what the LoRA has become by
-then.
+then. And those of the toy base, which has something to learn from: its clips are the demo's.
 
 They catch what no formula's own test sees: a change anywhere between a clip's file and the optimizer that alters what
 is learnt. CPU kernels differ in their last bits among machines, and Adam carries such a difference along, so curves are
@@ -15,7 +15,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from engine.demo.make_demo import FRAMES, SCENES, film
 from engine.run import run_job
+from engine.toy_base import DATA
 from presets.job.schema import DatasetPanel, Job
 from presets.job.toml_file import load_job, save_job, with_value
 from tests.helpers.jobs import of_kind, write_job
@@ -31,6 +33,7 @@ CURVES: dict[str, dict[str, Any]] = {  # changed fields
     "regularization": {},
     "ema": {"training.ema": True, "training.ema_decay": 0.9},
     "bpp": {"training.blank_prompt_preservation": True},
+    "toy": {"datasets[0].num_frames": 9},
 }
 
 
@@ -39,7 +42,7 @@ def curve(name: str, steps: int, folder: Path, tiny: Path) -> dict[str, Any]:
     running average, when there is one) after SHORT and all steps."""
     path = write_job(
         folder,
-        tiny,
+        DATA if name == "toy" else tiny,
         prompts=0,
         clips=0,
         steps=steps,
@@ -47,7 +50,17 @@ def curve(name: str, steps: int, folder: Path, tiny: Path) -> dict[str, Any]:
         save={"every": SHORT, "keep": 100, "dtype": "fp32"},
         dataset={"caption_dropout": 0.2, "flip_x": True},
     )
-    for place, colour in (("clips", 0), ("kept", 128)):
+    if name == "toy":
+        for scene in SCENES[:3]:
+            write_clip(
+                folder / "clips" / f"{scene.name}.mkv",
+                frames=FRAMES,
+                fps=16.0,
+                codec="ffv1",
+                picture=lambda n, scene=scene: film(scene)[n],
+            )  # type: ignore[misc]
+            (folder / "clips" / f"{scene.name}.txt").write_text(scene.caption)
+    for place, colour in (("clips", 0), ("kept", 128)) if name != "toy" else ():
         (folder / place).mkdir(exist_ok=True)
         for i in range(3):
             # Losslessly, so that every machine trains on the same pixels.

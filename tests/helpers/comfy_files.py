@@ -1,10 +1,13 @@
-"""The tiny base as ComfyUI's files: names put back by hand, independently of diffusers' converters that the engine
-uses."""
+"""The tiny base as others keep it, ComfyUI's files, GGUF and Wan's own repository: names put back by hand,
+independently of the converters that the engine uses."""
 
 import io
+import json
 import re
+import shutil
 from pathlib import Path
 
+import gguf
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -144,3 +147,90 @@ def write_text_encoder(path: Path, folder: Path, how: str) -> dict[str, torch.Te
 def write_vae(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({vae_name(name): t.contiguous() for name, t in tensors.items()}, path)
+
+
+ENCODER_WORDS = {
+    "layer.0.layer_norm": ("norm1", "attn_norm"),
+    "layer.0.SelfAttention.relative_attention_bias": ("pos_embedding.embedding", "attn_rel_b"),
+    "layer.0.SelfAttention.q": ("attn.q", "attn_q"),
+    "layer.0.SelfAttention.k": ("attn.k", "attn_k"),
+    "layer.0.SelfAttention.v": ("attn.v", "attn_v"),
+    "layer.0.SelfAttention.o": ("attn.o", "attn_o"),
+    "layer.1.layer_norm": ("norm2", "ffn_norm"),
+    "layer.1.DenseReluDense.wi_0": ("ffn.gate.0", "ffn_gate"),
+    "layer.1.DenseReluDense.wi_1": ("ffn.fc1", "ffn_up"),
+    "layer.1.DenseReluDense.wo": ("ffn.fc2", "ffn_down"),
+}
+
+
+def encoder_name(name: str, *, llama: bool = False) -> str:
+    """Of a tensor of UMT5 in Wan's own code, or in llama.cpp's GGUF files."""
+    outside = {
+        "shared.weight": ("token_embedding.weight", "token_embd.weight"),
+        "encoder.final_layer_norm.weight": ("norm.weight", "enc.output_norm.weight"),
+    }
+    if name in outside:
+        return outside[name][llama]
+    found = re.fullmatch(r"encoder\.block\.(\d+)\.(.+)\.weight", name)
+    assert found is not None, name
+    return f"{'enc.blk' if llama else 'blocks'}.{found[1]}.{ENCODER_WORDS[found[2]][llama]}.weight"
+
+
+def encoder_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Those of the tiny base's text encoder, each once."""
+    tensors = load_file(folder / "model.safetensors")
+    return {name: t for name, t in tensors.items() if name != "encoder.embed_tokens.weight"}
+
+
+def write_wan_encoder(path: Path, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """As Wan's .pth or Kijai's .safetensors of it: Wan's own names, no tokenizer inside."""
+    tensors = {encoder_name(n): t.to(dtype).clone() for n, t in encoder_tensors(folder).items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(tensors, path) if path.suffix == ".pth" else save_file(tensors, path)
+
+
+def write_gguf(path: Path, tensors: dict[str, torch.Tensor], kind: str, *, architecture: str = "wan") -> None:
+    """Matrices in `kind` where their rows are whole blocks, all else in fp32, as the converters do."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = gguf.GGUFWriter(path, architecture)
+    quant = gguf.GGMLQuantizationType[kind]
+    for name, t in tensors.items():
+        fits = t.ndim == 2 and t.shape[1] % gguf.GGML_QUANT_SIZES[quant][0] == 0
+        as_kind = quant if fits else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(name, gguf.quants.quantize(t.float().numpy(), as_kind), raw_dtype=as_kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_gguf_expert(path: Path, folder: Path, kind: str) -> None:
+    tensors = load_file(folder / "diffusion_pytorch_model.safetensors")
+    write_gguf(path, {expert_name(n): t for n, t in tensors.items()}, kind)
+
+
+def write_official(folder: Path, base: Path) -> Path:
+    """A base as Wan-AI/Wan2.2-I2V-A14B lies in its repository: experts in two shards under Wan's own names."""
+    for part, home in (("transformer", "high_noise_model"), ("transformer_2", "low_noise_model")):
+        (folder / home).mkdir(parents=True)
+        config = json.loads((base / part / "config.json").read_text())
+        wan = {
+            "_class_name": "WanModel", "dim": config["num_attention_heads"] * config["attention_head_dim"],
+            "eps": config["eps"], "ffn_dim": config["ffn_dim"], "freq_dim": config["freq_dim"], "in_dim": 36,
+            "model_type": "i2v", "num_heads": config["num_attention_heads"], "num_layers": config["num_layers"],
+            "out_dim": 16, "text_len": 512,
+        }  # fmt: skip
+        (folder / home / "config.json").write_text(json.dumps(wan))
+        tensors = load_file(base / part / "diffusion_pytorch_model.safetensors")
+        named = {expert_name(n): t for n, t in tensors.items()}
+        shard_of = {n: f"diffusion_pytorch_model-0000{1 + i % 2}-of-00002.safetensors" for i, n in enumerate(named)}
+        for shard in set(shard_of.values()):
+            save_file({n: t for n, t in named.items() if shard_of[n] == shard}, folder / home / shard)
+        index = {"metadata": {}, "weight_map": shard_of}
+        (folder / home / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    write_wan_encoder(folder / "models_t5_umt5-xxl-enc-bf16.pth", base / "text_encoder")
+    vae = load_file(base / "vae" / "diffusion_pytorch_model.safetensors")
+    torch.save({vae_name(n): t for n, t in vae.items()}, folder / "Wan2.1_VAE.pth")
+    shutil.copytree(base / "tokenizer", folder / "google" / "umt5-xxl")
+    (folder / "configuration.json").write_text("{}")
+    return folder

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import time
+import uuid
 from pathlib import Path
 
 import msgspec
@@ -30,6 +31,7 @@ def main() -> int:
     parser.add_argument("--die-at", type=int, default=-1, help="the step after which it kills itself with SIGKILL")
     parser.add_argument("--exit-at", type=int, default=-1, help="the step after which it exits with code 3 and no word")
     parser.add_argument("--fail", action="store_true", help="say failed at once")
+    parser.add_argument("--measured", action="store_true", help="tell a held-out loss at checkpoints, lowest at 20")
     parser.add_argument("--deaf", action="store_true", help="ignore SIGTERM and control files")
     parser.add_argument("--linger", action="store_true", help="stay after the last word")
     parser.add_argument(
@@ -50,7 +52,7 @@ def main() -> int:
         return 1
     shutil.copyfile(args.job, run_dir / "job.toml")
     old = [event for event, _ in read_events(path)] if path.exists() else []
-    seq, attempt = (old[-1].seq, old[-1].attempt + 1) if old else (0, 1)
+    seq, attempt, run = (old[-1].seq, old[-1].attempt + 1, old[-1].run) if old else (0, 1, uuid.uuid4().hex[:12])
     first = (
         max((e.data["step"] for e in old if e.kind == "checkpoint"), default=0)
         if args.from_step < 0
@@ -64,7 +66,7 @@ def main() -> int:
         nonlocal seq
         seq += 1
         file.write(
-            msgspec.json.encode(Event(seq=seq, time=time.time(), run="fake", attempt=attempt, kind=kind, data=data))
+            msgspec.json.encode(Event(seq=seq, time=time.time(), run=run, attempt=attempt, kind=kind, data=data))
             + b"\n"
         )
 
@@ -73,6 +75,11 @@ def main() -> int:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "manifest.json").write_text('{"step": 0, "files": {"state.json": {"bytes": 7, "sha256": "0"}}}')
         emit("checkpoint", step=step, path=f"checkpoints/step_{step:09}", sha256="0")
+        if args.measured:
+            clips = [1 + abs(step - 20) / 100 + i / 1000 * step for i in range(3)]
+            losses = {"loss": clips[1], "error": 0.1, "edges": [0.9, 1.0], "bins": [clips[1]], "clips": clips}
+            experts = {"high_noise": losses}
+            emit("validation", step=step, of="x", clips=["a", "b", "c"], experts=experts, seconds=0.1)
 
     def stop_asked(step):
         nonlocal job

@@ -28,6 +28,7 @@ class Hub(ThreadingHTTPServer):
         # one
         self.refusals: dict[str, list[tuple[int, dict[str, str]]]] = {}
         self.spoilt: list[str] = []  # files whose next answer has a wrong byte
+        self.xet = False  # large files are offered from the Xet storage as well, whose tokens are refused
 
     @property
     def endpoint(self) -> str:
@@ -85,7 +86,9 @@ class Handler(BaseHTTPRequestHandler):
             if not path.startswith("/api/")
             else ""
         )
-        if not name and self.server.refusals.get(repo):
+        if "/xet-read-token/" in path:
+            self._send(404, {}, b"")
+        elif not name and self.server.refusals.get(repo):
             status, headers = self.server.refusals[repo].pop(0)
             self._send(status, headers, b"")
         elif self.server.refusals.get(name) and (body or not path.startswith("/cdn/")):
@@ -108,6 +111,9 @@ class Handler(BaseHTTPRequestHandler):
                 "X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"',
                 "X-Linked-Size": str(len(content)),
             }
+            if self.server.xet:  # (a hash of Xet's own would be another)
+                headers["X-Xet-Hash"] = hashlib.sha256(content).hexdigest()
+                headers["X-Xet-Refresh-Route"] = f"{self.server.endpoint}/api/models/{repo}/xet-read-token/{COMMIT}"
             self._send(
                 302, {**headers, "Location": f"http://localhost:{self.server.server_port}/cdn/{repo}/{name}"}, b""
             )

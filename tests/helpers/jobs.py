@@ -21,6 +21,7 @@ from presets.job.schema import (
     SavePanel,
     TargetPanel,
     TrainingPanel,
+    ValidationPanel,
 )
 from presets.job.toml_file import save_job
 from presets.runs.events import Event, read_events
@@ -38,7 +39,7 @@ def clip(number: int) -> Path:
 
 @cache
 def _clip(number: int) -> Path:
-    path = Path(tempfile.mkdtemp(prefix="wlclips")) / f"{number}.mp4"
+    path = Path(tempfile.mkdtemp(prefix="wanlora-clips")) / f"{number}.mp4"
     return write_clip(
         path,
         frames=12,
@@ -59,6 +60,7 @@ def write_job(
     target: dict | None = None,
     save: dict | None = None,
     sample: dict | None = None,
+    validation: dict | None = None,
     trigger: str = "",
     **training,
 ) -> Path:
@@ -83,6 +85,7 @@ def write_job(
             **{"every": 4, "width": 64, "height": 48, "num_frames": 5, "steps": 2, **(sample or {})},
             prompts=[PromptPanel(prompt=f"orbit [trigger] {i}", ctrl_img="control.png") for i in range(prompts)],
         ),
+        validation=ValidationPanel(**(validation or {})),
     )
     path = folder / "job.toml"
     save_job(job, path)

@@ -8,7 +8,7 @@ with the mark to write. Only what is long for its amount of work alone is marked
 
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from typing import Any
 
 import pytest
@@ -42,27 +42,36 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-def starts(thing: Any, seen: set[Any]) -> bool:
-    """Whether a function or a class of the tests, or what it names among them, starts a process or trains."""
+def starts(thing: Any, seen: set[Any], wanted: Set[str] = STARTS) -> bool:
+    """Whether a function or a class of the tests, or what it names among them, starts a process or trains: whether it
+    reaches one of the names."""
     if isinstance(thing, type):
         return any(
-            starts(part, seen) for c in thing.__mro__ for part in vars(c).values() if c.__module__.startswith("tests.")
+            starts(part, seen, wanted)
+            for c in thing.__mro__
+            for part in vars(c).values()
+            if c.__module__.startswith("tests.")
         )
     function = getattr(thing, "__wrapped__", thing)
     if not isinstance(function, types.FunctionType) or not function.__module__.startswith("tests.") or function in seen:
         return False
     seen.add(function)
     names = set(_names(function.__code__))
-    return bool(names & STARTS) or any(
-        starts(function.__globals__[name], seen) for name in sorted(names & function.__globals__.keys())
+    return bool(names & wanted) or any(
+        starts(function.__globals__[name], seen, wanted) for name in sorted(names & function.__globals__.keys())
     )
 
 
 def mark(item: pytest.Function) -> None:
     """Give a test its level, unless it says one itself."""
     if not any(item.get_closest_marker(level) for level in LEVELS):
-        fixtures = [found[-1].func for found in item._fixtureinfo.name2fixturedefs.values()]
-        item.add_marker("process" if any(starts(one, set()) for one in [item.function, *fixtures]) else "unit")
+        item.add_marker("process" if reaches(item, STARTS) else "unit")
+
+
+def reaches(item: pytest.Function, wanted: Set[str]) -> bool:
+    """Whether a test, or one of its fixtures, gets to one of the names."""
+    fixtures = [found[-1].func for found in item._fixtureinfo.name2fixturedefs.values()]
+    return any(starts(one, set(), wanted) for one in [item.function, *fixtures])
 
 
 def _hear(event: str, args: tuple[Any, ...]) -> None:

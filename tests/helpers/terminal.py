@@ -4,6 +4,7 @@ import os
 import select
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ KEYS = {
     "right": "\x1b[C",
     "left": "\x1b[D",
     "f1": "\x1bOP",
+    "f3": "\x1bOR",
     "f4": "\x1bOS",
     "f5": "\x1b[15~",
     "f6": "\x1b[17~",
@@ -32,6 +34,10 @@ KEYS = {
     "f8": "\x1b[19~",
     "f9": "\x1b[20~",
 }
+
+
+SETTLED = 0.05  # seconds without a byte: what is drawn is drawn whole, for a frame comes in pieces of 4 KiB
+LONGEST_SETTLING = 1.0  # seconds: some screens are never still
 
 
 class _Screen(pyte.Screen):
@@ -51,6 +57,7 @@ class Terminal:
     ) -> None:
         columns, rows = size
         self._lock = threading.Lock()
+        self.raw = b""  # all that the program has written; words that go by themselves are looked for here
         self._screen = _Screen(columns, rows)
         self._stream = pyte.ByteStream(self._screen)
         self.process = pexpect.spawn(
@@ -58,6 +65,7 @@ class Terminal:
         )
         self.process.delaybeforesend = None
         self._screen.answer = self.process.send
+        self._last_came = time.monotonic()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
@@ -71,6 +79,8 @@ class Terminal:
                 return
             if not data:
                 return
+            self._last_came = time.monotonic()
+            self.raw += data
             self.came(data)
             with self._lock:
                 # The emulator would draw the ends of these two questions (cell size, terminal's name), which nobody
@@ -91,6 +101,12 @@ class Terminal:
         """The screen with every run of blanks and line ends as one space: for sentences that may be wrapped."""
         return " ".join(self.text.split())
 
+    def resize(self, columns: int, rows: int) -> None:
+        """As when its window is dragged."""
+        with self._lock:
+            self._screen.resize(rows, columns)
+        self.process.setwinsize(rows, columns)
+
     def press(self, *keys: str) -> None:
         """Keys by name ("f8", "enter"), or text as it is typed."""
         for key in keys:
@@ -98,12 +114,24 @@ class Terminal:
 
     def wait(self, wanted: str | Callable[[str], Any], what: str = "") -> Any:
         """Wait for words on the screen (blanks and line ends do not count), or for a condition on its text; gives the
-        condition's value."""
+        condition's value. It still holds when the frame that it was seen in is complete, so what is read next is no
+        mixture of two screens."""
         condition = (lambda _: wanted in self.words) if isinstance(wanted, str) else wanted
+
+        def holds() -> Any:
+            return condition(self.text) and self._settled() and condition(self.text)
+
         try:
-            return until(lambda: condition(self.text), what or repr(wanted))
+            return until(holds, what or repr(wanted))
         except AssertionError as e:
             raise AssertionError(f"{e}; the terminal shows:\n{self.text}") from None
+
+    def _settled(self) -> bool:
+        """True, once the terminal has been still for a moment, or is never still."""
+        until_then = time.monotonic() + LONGEST_SETTLING
+        while time.monotonic() < min(self._last_came + SETTLED, until_then):
+            time.sleep(0.01)
+        return True
 
     def kill9(self) -> None:
         """End the program without a chance to say anything."""

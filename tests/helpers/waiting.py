@@ -8,12 +8,13 @@ from typing import Any
 # seconds after which what must come counts as never coming: ten times what the slowest takes on a quiet machine
 PATIENCE = 300.0
 LOOK = 0.02  # seconds between two looks, at least
+LONGEST = 1.0  # and at most: a look takes long also in a process that gets no CPU, and what passes is not to be missed
 
 
 def between_looks(began: float) -> float:
     """Seconds to wait after a look that began then. Looking takes a fifth of the time at most: what is waited for may
     need this very core."""
-    return max(LOOK, 4 * (time.monotonic() - began))
+    return min(max(LOOK, 4 * (time.monotonic() - began)), LONGEST)
 
 
 def until(condition: Callable[[], Any], what: str = "") -> Any:

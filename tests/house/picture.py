@@ -12,13 +12,13 @@ from html import escape
 from tests.helpers.floors import below, charter, floors_below
 from tests.house.layout import Layout, box_width, lay_out
 
-WIDTH, MARGIN, BETWEEN = 940, 8, 30  # px: of the picture, around it, between two rows of bands
+WIDTH, MARGIN, BETWEEN = 1060, 8, 30  # px: of the picture, around it, between two rows of bands
 ROW, BOX = 50, 26  # px: from one row of rooms to the next, and the height of a box
 LINE, LETTER = 17, 6.4  # px: of the text at the head of a band
 # the bands from the top: floor, share of the width, colours of its background and its lines
 BANDS = (
     (("wanlora_tui", 1.0, "#e7f0fd", "#3b6fb6"),),
-    (("daemon", 0.32, "#e6f4ea", "#3d8b56"), ("engine", 0.68, "#fdf1de", "#b57614")),
+    (("daemon", 0.57, "#e6f4ea", "#3d8b56"), ("engine", 0.43, "#fdf1de", "#b57614")),
     (("presets", 1.0, "#f3eafb", "#7e57a8"),),
 )
 STYLE = """\

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from presets.errors import UserError
-from presets.files import open_regular, read_regular
+from presets.files import open_regular, read_regular, same_weights, share_no_writing
 from presets.job.toml_file import MAX_JOB_BYTES, load_job
 
 
@@ -52,3 +52,30 @@ def test_no_more_is_read_than_is_sensible(tmp_path: Path):
     with pytest.raises(UserError, match=f"it has 209,715,200 bytes, and such a file at most {MAX_JOB_BYTES:,}"):
         load_job(path)
     assert b"Name" in read_regular(Path("/proc/self/status"), 2**20)  # says it is empty, and is not
+
+
+@pytest.mark.parametrize(("before", "after"), [(0o000, 0o022), (0o002, 0o022), (0o022, 0o022), (0o077, 0o077)])
+def test_nobody_else_may_write_to_what_is_made(before: int, after: int):
+    kept = os.umask(before)
+    try:
+        share_no_writing()
+        assert os.umask(0) == after
+    finally:
+        os.umask(kept)
+
+
+def test_files_of_the_same_weights_are_links_and_copies(tmp_path: Path):
+    content = os.urandom(400_000)
+    for name, differs_at in (("a", None), ("copy", None), ("begin", 0), ("middle", 200_000), ("longer", None)):
+        changed = bytearray(content)
+        if differs_at is not None:
+            changed[differs_at : differs_at + 8192] = bytes(8192)
+        (tmp_path / name).write_bytes(changed + (b"x" if name == "longer" else b""))
+    (tmp_path / "link").symlink_to("a")
+    (tmp_path / "hard").hardlink_to(tmp_path / "a")
+    same = [
+        n for n in ("copy", "link", "hard", "begin", "middle", "longer") if same_weights(tmp_path / "a", tmp_path / n)
+    ]
+    assert same == ["copy", "link", "hard"]
+    with pytest.raises(OSError):
+        same_weights(tmp_path / "a", tmp_path / "gone")

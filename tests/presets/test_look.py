@@ -17,6 +17,7 @@ from presets.job.schema import DatasetPanel, Job, JobPanel
 from presets.look import Look, LookEnded
 from tests.helpers.facts import gpu, machine
 from tests.helpers.videos import write_clip
+from tests.helpers.waiting import PATIENCE
 
 MANY = 400
 THREADS = 8  # of a scan, at most
@@ -81,9 +82,9 @@ def test_a_thread_that_is_stuck_is_left_behind() -> None:
 
     caller = threading.Thread(target=run)
     caller.start()
-    stuck.wait(60)
+    stuck.wait(PATIENCE)
     look.end()
-    caller.join(60)
+    caller.join(PATIENCE)
     try:
         assert outcome and not caller.is_alive() and threads[0].is_alive() and threads[0].daemon
     finally:
@@ -167,7 +168,7 @@ def test_a_search_for_cuts_is_left_in_the_middle(tmp_path: Path, times: int) -> 
 
 
 def test_an_ended_search_for_cuts_leaves_no_answer_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gathering, "_cuts", {})
+    monkeypatch.setattr(gathering, "_found", {})
     (tmp_path / "clips").mkdir()
     for name in ("a", "b", "c"):
         write_clip(tmp_path / "clips" / f"{name}.mp4", frames=24)
@@ -182,7 +183,7 @@ def test_an_ended_search_for_cuts_leaves_no_answer_behind(tmp_path: Path, monkey
     monkeypatch.setattr(gathering, "find_cuts", cuts)
     with pytest.raises(LookEnded):
         gather(job, tmp_path, out=tmp_path / "runs", machine=machine(gpu()), look=look)
-    assert gathering._cuts == {} and len(begun) <= 3
+    assert gathering._found == {} and len(begun) <= 3
     monkeypatch.setattr(gathering, "find_cuts", find_cuts)
     whole = gather(job, tmp_path, out=tmp_path / "runs", machine=machine(gpu()))
     assert [Path(p).name for p in whole.cuts] == ["a.mp4", "b.mp4", "c.mp4"] and whole.datasets[0].problems == []

@@ -1,13 +1,16 @@
-"""Pilots wait until the app has nothing to do, however long that takes."""
+"""Pilots wait until the app has nothing to do, however long that takes, and what it notifies stays."""
 
 import asyncio
 from functools import partialmethod
 from time import process_time
+from typing import Any
 
 import pytest
 import textual.app
 import textual.pilot
+from textual.notifications import Notification, Notifications
 
+from tests.helpers.interface.wizard_pilot import NOTIFIED
 from tests.helpers.waiting import LOOK, PATIENCE
 
 AT_MOST = 0.5  # seconds of computing: an app that follows a run in full swing is never without something to do
@@ -33,3 +36,22 @@ def patient_pilots(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         textual.pilot.Pilot, "_wait_for_screen", partialmethod(textual.pilot.Pilot._wait_for_screen, timeout=PATIENCE)
     )
+
+
+@pytest.fixture(autouse=True)
+def lasting_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A notification goes after some seconds by the clock: on a busy machine before it was drawn, or between two looks.
+    Here it goes with the next key, and all are kept for what is said of a failure."""
+    press, add = textual.pilot.Pilot.press, Notifications.add
+
+    async def press_on(pilot: textual.pilot.Pilot[Any], *keys: str) -> None:
+        pilot.app.clear_notifications()
+        await press(pilot, *keys)
+
+    def add_and_keep(notifications: Notifications, notification: Notification) -> Notifications:
+        NOTIFIED.setdefault(notifications, []).append(notification)
+        return add(notifications, notification)
+
+    monkeypatch.setattr(Notification, "time_left", property(lambda self: self.timeout * PATIENCE))
+    monkeypatch.setattr(Notifications, "add", add_and_keep)
+    monkeypatch.setattr(textual.pilot.Pilot, "press", press_on)

@@ -1,5 +1,7 @@
 """The whole interface against a real daemon with a real (small) trainer process."""
 
+import gc
+import shutil
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -7,13 +9,15 @@ from typing import Any
 
 import msgspec
 import pytest
+from textual.command import CommandList
 from textual.pilot import Pilot
 from textual.widgets import Input
 from textual_image.widget import HalfcellImage
 
 from daemon.wire.client import Client
 from daemon.wire.protocol import JobRecord
-from tests.helpers.interface.harness import answers, end_daemon, own_daemon, running_daemon, short_dir, write_job
+from daemon.wire.stop import stop_daemon
+from tests.helpers.interface.harness import answers, own_daemon, short_dir, write_job
 from tests.helpers.interface.wizard_pilot import patient, type_ahead, until
 from tests.helpers.waiting import PATIENCE, until_async
 from tests.wanlora_tui.screens.test_dashboard import outside, shown
@@ -72,7 +76,8 @@ async def test_it_starts_the_daemon_and_says_so():
             await until(pilot, says(pilot, "● daemon alive"), "the daemon")
         assert answers(folder)  # and it goes on
     finally:
-        end_daemon(folder)
+        stop_daemon(folder)
+        shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("size", [(80, 24), (160, 48)])
@@ -141,7 +146,7 @@ async def test_coming_back_says_what_happened_meanwhile(folder: Path, tmp_path: 
 
         await until_async(went_on, "50 more steps")
     async with interface(folder, job=record) as (_, pilot):
-        await until(pilot, says(pilot, "Since you left:", "steps", "preview", "0 warnings"), "the summary")
+        await until(pilot, says(pilot, "Since you left:", "steps", "preview"), "the summary")
 
 
 async def test_stop_asks_first_then_the_job_can_be_resumed(folder: Path, tmp_path: Path):
@@ -167,7 +172,7 @@ async def test_cancel_from_the_jobs_screen(folder: Path, tmp_path: Path):
     await submit(folder, tmp_path, "style_v1")
     async with interface(folder) as (_, pilot):
         await until(pilot, says(pilot, "… queued (1)"), "the queue")
-        await pilot.press("j", "c")
+        await pilot.press("j", "C")
         await until(pilot, says(pilot, "Cancel style_v1?"), "the question")
         await pilot.press("y")
         await until(pilot, says(pilot, "⊘ cancelled"), "the end of the queued job")
@@ -180,23 +185,21 @@ async def test_a_failed_job_says_why(folder: Path, tmp_path: Path):
         await until(pilot, says(pilot, "✗ failed", "out of memory. Lower datasets.resolutions."), "the cause")
 
 
-async def test_the_daemon_dies_and_comes_back_while_we_watch(tmp_path: Path):
-    folder = short_dir()
-    with running_daemon(folder):
-        record = await submit(folder, tmp_path, steps=100_000, pace_ms=200)
-        async with interface(folder, job=record) as (app, pilot):
-            await until(pilot, says(pilot, "trainer progressing"), "the dashboard")
-            async with Client(folder) as client:
-                await client.shutdown()
-            await until(
-                pilot, says(pilot, "✗ daemon not answering, training continues", "trainer not seen"), "the dead light"
-            )
-            before = app.screen.run.view.step
-            await pilot.press("d")
-            await until(pilot, says(pilot, "● daemon alive", "● trainer progressing"), "the light")
-            await until(pilot, lambda: app.screen.run.view.step > before + 10, "the steps taken meanwhile")
-            points = [p.step for line in app.screen.run.view.losses.values() for p in line]
-            assert sorted(points) == list(range(1, len(points) + 1))  # none lost, none twice
+async def test_the_daemon_dies_and_comes_back_while_we_watch(folder: Path, tmp_path: Path):
+    record = await submit(folder, tmp_path, steps=100_000, pace_ms=200)
+    async with interface(folder, job=record) as (app, pilot):
+        await until(pilot, says(pilot, "trainer progressing"), "the dashboard")
+        async with Client(folder) as client:
+            await client.shutdown()
+        await until(
+            pilot, says(pilot, "✗ daemon not answering, training continues", "trainer not seen"), "the dead light"
+        )
+        before = app.screen.run.view.step
+        await pilot.press("d")
+        await until(pilot, says(pilot, "● daemon alive", "● trainer progressing"), "the light")
+        await until(pilot, lambda: app.screen.run.view.step > before + 10, "the steps taken meanwhile")
+        points = [p.step for line in app.screen.run.view.losses.values() for p in line]
+        assert sorted(points) == list(range(1, len(points) + 1))  # none lost, none twice
 
 
 async def test_it_closes_by_itself_after_the_end_unless_a_key_is_pressed(folder: Path, tmp_path: Path):
@@ -212,7 +215,7 @@ async def test_it_closes_by_itself_after_the_end_unless_a_key_is_pressed(folder:
 
 async def test_help_lists_every_key_of_the_screen_and_the_palette_runs_them(folder: Path, tmp_path: Path):
     record = await submit(folder, tmp_path, steps=100_000, pace_ms=1000)
-    async with interface(folder, (160, 60), job=record) as (app, pilot):
+    async with interface(folder, (160, 120), job=record) as (app, pilot):
         await until(pilot, says(pilot, "trainer progressing"), "the dashboard")
         await pilot.press("question_mark")
         await until(pilot, lambda: isinstance(app.screen, HelpScreen), "the help")
@@ -224,8 +227,18 @@ async def test_help_lists_every_key_of_the_screen_and_the_palette_runs_them(fold
         await pilot.press("ctrl+p")
         await until(pilot, lambda: isinstance(app.focused, Input), "the palette")
         await pilot.press(*"preview")
-        await until(pilot, says(pilot, "Preview"), "the palette")
-        await pilot.press("enter", "enter")
+        found = app.screen.query_one(CommandList)
+        await until(
+            pilot,
+            lambda: (
+                found.option_count
+                and str(found.get_option_at_index(0).hit.text) == "Preview"
+                and not app.screen._show_busy
+            ),
+            "the action, before all others",
+        )
+        found.highlighted = 0
+        await pilot.press("enter")
         await until(pilot, lambda: app.screen.has_class("-pane-preview"), "the preview")
 
 
@@ -251,7 +264,7 @@ async def test_keys_typed_ahead_are_taken_in_order_and_the_palette_has_no_key_of
             "form.next",
             "form.complete",
             "wizard.browse",
-        } <= offered and "Pick a folder or an image from a tree." in told
+        } <= offered and "Pick a folder or a file from a tree." in told
         widgets_own = {
             a.help
             for a in all_actions()
@@ -323,3 +336,13 @@ def test_every_binding_has_an_id_and_keys_that_survive_tmux():
         assert action.id and action.help.endswith("."), action
         assert not {"ctrl+enter", "ctrl+a", "ctrl+b"} & set(action.keys.split(",")), action
         assert "ctrl+shift" not in action.keys, action
+
+
+async def test_once_it_has_started_garbage_is_collected_again(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(gc, "freeze", lambda: None)  # other tests go on in this process
+    gc.disable()  # as the command does
+    try:
+        async with interface(folder) as (_, pilot):
+            await until(pilot, gc.isenabled, "the end of the start")
+    finally:
+        gc.enable()

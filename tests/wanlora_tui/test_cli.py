@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from daemon.wire.client import Client
+from presets.job.preview_settings import sampling_of
 from presets.job.toml_file import load_job
 from tests.helpers import ROOT
 from tests.helpers.interface.harness import environment, own_daemon, short_dir, until, wanlora, write_job
+from tests.helpers.loras import pair, write_lora_file
 from tests.helpers.terminal import Terminal
 from tests.helpers.videos import write_clip
 from tests.helpers.waiting import PATIENCE
@@ -52,8 +55,19 @@ def test_help_imports_nothing_heavy():
 
 def test_the_interface_imports_no_trainer():
     assert not {"torch", "diffusers", "transformers", "peft"} & loaded_by(
-        "import wanlora_tui.app, wanlora_tui.commands.doctor, wanlora_tui.commands.demo, wanlora_tui.screens.wizard"
+        "import wanlora_tui.app, wanlora_tui.screens.wizard, wanlora_tui.commands.doctor"
+        ", wanlora_tui.commands.jobs.demo"
     )
+
+
+def test_the_first_frame_waits_for_nothing_that_it_does_not_show():
+    """Films bring numpy and Pillow, which take as long as all else that is imported."""
+    code = "import json, sys, wanlora_tui.app, wanlora_tui.commands.tui\nprint(json.dumps(sorted(sys.modules)))"
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True
+    )
+    loaded = set(json.loads(run.stdout))
+    assert not {"numpy", "PIL", "av", "wanlora_tui.screens.dashboard", "wanlora_tui.screens.wizard"} & loaded
 
 
 def test_help_names_every_command():
@@ -168,9 +182,13 @@ def test_new_writes_a_job_that_loads_and_takes_settings(tmp_path: Path):
     assert (
         "target.rank = 16: " in said.stderr
         and "training.lr" not in said.stderr
-        and "no prompts, so it makes no previews" in said.stderr
+        and "2 prompts for previews, each of a clip's first frame and caption: one.mp4, two.mp4. What" in said.stderr
     )
     job = load_job(tmp_path / "job.toml")
+    assert [(p.prompt, p.ctrl_img) for p in job.sample.prompts] == [
+        ("orbit 360 around the castle", f"clips/{name}.mp4") for name in ("one", "two")
+    ]
+    assert (job.sample.preset, job.datasets[0].exclude) == ("custom", [])
     assert (job.job.name, job.job.kind, job.training.lr, job.datasets[0].num_frames, job.datasets[0].path) == (
         "orbit_v1",
         "motion",
@@ -189,6 +207,32 @@ def test_new_writes_a_job_that_loads_and_takes_settings(tmp_path: Path):
     )
 
 
+def test_new_makes_previews_as_it_is_told(tmp_path: Path):
+    clips(tmp_path, "a", "b", "c")
+    new = ("new", "--kind", "motion", "--clips", "clips")
+    none = wanlora(*new, "--previews", "0", "--out", "none.toml", cwd=tmp_path)
+    assert "no prompts, so it makes no previews" in none.stderr
+    assert load_job(tmp_path / "none.toml").sample.prompts == []
+    held = wanlora(*new, "--previews", "1", "--hold-out", "--preview", "official", "--out", "held.toml", cwd=tmp_path)
+    job = load_job(tmp_path / "held.toml")
+    assert "1 prompt for previews, " in held.stderr and "What they start from does not train" in held.stderr
+    assert ([p.ctrl_img for p in job.sample.prompts], job.datasets[0].exclude) == (["clips/b.mp4"], ["b.mp4"])
+    assert (job.sample.preset, sampling_of(job.sample).steps) == ("official", 40)
+    for options, words in (
+        (("--previews", "3", "--hold-out"), "holding out 3 clips would leave none to train on"),
+        (("--previews", "0", "--hold-out"), "Leave --previews 0 or --hold-out out"),
+        (("--preview", "quick"), "--set sample.accelerator=FILE"),
+    ):
+        said = wanlora(*new, *options, "--out", "no.toml", cwd=tmp_path)
+        assert said.returncode == 1 and words in said.stderr and not (tmp_path / "no.toml").exists()
+    (tmp_path / "silent").mkdir()
+    write_clip(tmp_path / "silent" / "a.mp4", frames=9)
+    silent = wanlora(*new[:3], "--clips", "silent", "--hold-out", "--out", "no.toml", cwd=tmp_path)
+    assert silent.returncode == 1 and "Give the clips captions" in silent.stderr and not (tmp_path / "no.toml").exists()
+    quick = wanlora(*new, "--preview", "quick", "--set", "sample.accelerator=a", "--out", "q.toml", cwd=tmp_path)
+    assert quick.returncode == 0 and load_job(tmp_path / "q.toml").sample.preset == "quick"
+
+
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
@@ -204,6 +248,32 @@ def test_new_refuses_a_wrong_setting(tmp_path: Path, setting: str, words: str):
         "new", "--kind", "style", "--clips", tmp_path / "clips", "--set", setting, "--out", tmp_path / "job.toml"
     )
     assert said.returncode == 1 and words in said.stderr and not (tmp_path / "job.toml").exists()
+
+
+def test_new_goes_on_from_loras_at_their_rank_and_merges_others(tmp_path: Path):
+    clips(tmp_path, "a")
+    for name in ("mine_high_noise", "mine_low_noise", "style_low"):
+        write_lora_file(tmp_path / f"{name}.safetensors", pair(rank=4))
+    plain = ["new", "--kind", "motion", "--clips", "clips", "--out"]
+    high = ["--start", "mine_high_noise.safetensors"]
+    merges = ["--merge", "style_low.safetensors:0.5", "--merge", "mine_high_noise.safetensors"]
+    said = wanlora(*plain, "job.toml", *high, "--start-low", "mine_low_noise.safetensors", *merges, cwd=tmp_path)
+    assert said.returncode == 0, said.stderr
+    job = load_job(tmp_path / "job.toml")
+    assert job.target.start_high == "mine_high_noise.safetensors"
+    assert job.target.start_low == "mine_low_noise.safetensors" and job.target.rank == 4
+    assert "target.rank = 4: The rank of the LoRA that it starts from" in said.stderr
+    assert [(m.path, m.strength, m.expert) for m in job.model.merge] == [
+        ("style_low.safetensors", 0.5, "low_noise"),
+        ("mine_high_noise.safetensors", 1.0, "high_noise"),
+    ]
+    said = wanlora(*plain, "one.toml", *high, "--set", "target.rank=8", cwd=tmp_path)
+    one = load_job(tmp_path / "one.toml")
+    assert (one.target.start_high, one.target.start_low, one.target.rank) == ("mine_high_noise.safetensors", "", 8)
+    assert "target.rank = 4" not in said.stderr
+    for wrong in (["--start", "gone.safetensors"], ["--merge", "gone.safetensors"], ["--merge", "clips/a.txt:1"]):
+        refused = wanlora(*plain, "no.toml", *wrong, cwd=tmp_path)
+        assert refused.returncode == 1 and not (tmp_path / "no.toml").exists(), refused.stderr
 
 
 def test_new_refuses_a_folder_without_clips(tmp_path: Path):
@@ -284,6 +354,7 @@ def test_the_daemon_starts_once_answers_and_ends():
     finally:
         assert "has ended" in wanlora("daemon", "stop", "--dir", folder).stderr
     assert wanlora("daemon", "status", "--dir", folder).returncode == 1
+    shutil.rmtree(folder)
 
 
 def submit(folder: Path, job: Path) -> None:
@@ -465,103 +536,3 @@ def test_train_becomes_the_trainer(tmp_path: Path):
     (tmp_path / "clips").mkdir()
     said = wanlora("train", write_job(tmp_path), "--out", tmp_path / "runs")
     assert said.returncode == 1 and "Traceback" not in said.stderr and said.stderr
-
-
-SSH = """#!{python}
-# Stands in for ssh: runs the command here, or forwards each -L LOCAL:REMOTE socket within this machine.
-import socket, subprocess, sys, threading
-args = sys.argv[1:]
-host = args[args.index("--") + 1]
-if host != "me@box":
-    print(f"ssh: Could not resolve hostname {{host}}", file=sys.stderr)
-    sys.exit(255)
-if "-N" not in args:
-    sys.exit(subprocess.run(["bash", "-c", args[args.index("--") + 2]]).returncode)
-def pump(a, b):
-    while data := a.recv(65536):
-        b.sendall(data)
-    b.shutdown(socket.SHUT_WR)
-def serve(local, remote):
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(local)
-    listener.listen()
-    while True:
-        near, _ = listener.accept()
-        far = socket.socket(socket.AF_UNIX)
-        far.connect(remote)
-        threading.Thread(target=pump, args=(near, far), daemon=True).start()
-        threading.Thread(target=pump, args=(far, near), daemon=True).start()
-threads = [threading.Thread(target=serve, args=args[i + 1].split(":")) for i, a in enumerate(args) if a == "-L"]
-for thread in threads: thread.start()
-for thread in threads: thread.join()
-"""
-
-
-@pytest.fixture
-def ssh(tmp_path: Path, folder: Path) -> dict[str, str]:
-    """A PATH on which `ssh me@box` reaches this machine, whose `wanlora` asks the daemon of `folder`."""
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    (tools / "ssh").write_text(SSH.format(python=sys.executable))
-    (tools / "wanlora").write_text(f'#!/bin/sh\nexec {sys.executable} -m wanlora_tui.cli --dir {folder} "$@"\n')
-    for tool in tools.iterdir():
-        tool.chmod(0o755)
-    return environment(PATH=f"{tools}:{os.environ['PATH']}")
-
-
-def test_a_tunnel_brings_both_sockets_here(ssh: dict[str, str], folder: Path, tmp_path: Path):
-    submit(folder, write_job(tmp_path, "far_v1", steps=30))
-    wanlora("watch", "far_v1", "--dir", folder)
-    code = """
-import asyncio, stat
-from daemon.wire.client import Client
-from wanlora_tui.ssh_tunnel import tunnel
-async def seen(folder):
-    async with Client(folder) as client:
-        events = []
-        async for item in client.follow("far_v1"):
-            events.append(type(item).__name__)
-            if "Beat" in events and "Event" in events:
-                return [j.name for j in await client.jobs()]
-with tunnel("me@box") as folder:
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    print(asyncio.run(seen(folder)))
-assert not folder.exists()
-"""
-    said = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=ssh, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
-    assert said.returncode == 0 and "far_v1" in said.stdout, said.stderr
-
-
-@pytest.mark.parametrize(
-    ("host", "words"), [("me@nowhere", "Could not resolve hostname me@nowhere"), ("-oProxyCommand=x", "is not a host")]
-)
-def test_a_tunnel_that_cannot_open_says_why(ssh: dict[str, str], host: str, words: str):
-    code = f"from wanlora_tui.ssh_tunnel import tunnel\nwith tunnel({host!r}): pass"
-    said = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=ssh, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
-    assert said.returncode == 1 and words in said.stderr.splitlines()[-1]
-
-
-def test_a_far_machine_without_a_daemon_or_without_wanlora(ssh: dict[str, str], tmp_path: Path):
-    code = "from wanlora_tui.ssh_tunnel import tunnel\nwith tunnel('me@box'): pass"
-    tool = tmp_path / "bin/wanlora"
-    tool.write_text("""#!/bin/sh\necho '{"running": false, "protocol": 1}'\nexit 1\n""")
-    said = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, env=ssh, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
-    assert "no daemon runs there" in said.stderr and "wanlora daemon start" in said.stderr
-    tool.unlink()
-    path = ":".join([str(tool.parent), *(p for p in ssh["PATH"].split(":")[1:] if not Path(p, "wanlora").exists())])
-    said = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=ssh | {"PATH": path},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert "no wanlora on the PATH" in said.stderr

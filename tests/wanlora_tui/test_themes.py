@@ -9,9 +9,9 @@ from textual.theme import BUILTIN_THEMES
 
 from tests.helpers.interface.runs import usual
 from tests.wanlora_tui.screens.test_dashboard import app_over, settle
+from wanlora_tui.plot.loss_plot import LossPlot
 from wanlora_tui.screenshot import RecordedApp
 from wanlora_tui.themes import readable
-from wanlora_tui.widgets.loss_plot import LossPlot
 
 pytestmark = pytest.mark.process  # takes seconds
 

@@ -6,6 +6,7 @@ A screen binds what it offers with `bindings("jobs.open", ...)`; an action that 
 from dataclasses import dataclass
 
 from textual.binding import Binding
+from textual.markup import escape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +18,7 @@ class Action:
     help: str  # one sentence, for the help screen and the palette
     show: bool = True  # in the footer
     priority: bool = False  # before the focused widget sees the key, and over dialogs
+    costs: bool = False  # it acts on jobs, runs or files: its key means nothing else on any screen
 
 
 _registry: dict[str, Action] = {}
@@ -31,7 +33,7 @@ def register(*actions: Action) -> None:
 def bindings(*ids: str) -> list[Binding | tuple[str, str] | tuple[str, str, str]]:
     """Textual bindings of the named actions, for a `BINDINGS` class variable."""
     return [
-        Binding(a.keys, a.action, a.label, show=a.show, tooltip=a.help, id=a.id, priority=a.priority)
+        Binding(a.keys, a.action, a.label, show=a.show, tooltip=escape(a.help), id=a.id, priority=a.priority)
         for a in (_registry[i] for i in ids)
     ]
 
@@ -40,4 +42,5 @@ def all_actions() -> list[Action]:
     return list(_registry.values())
 
 
-from wanlora_tui.actions import general, live, wizard  # noqa: E402, F401  (each registers its actions on import)
+# each registers its actions on import
+from wanlora_tui.actions import general, jobs, live, log, pictures, plot, wizard  # noqa: E402, F401

@@ -1,11 +1,11 @@
-"""Actions of the app, the jobs screen and the dashboard."""
+"""Actions of the app, the dashboard and its questions. Those of the list of jobs are wanlora_tui.actions.jobs's."""
 
 from wanlora_tui.actions import Action, register
 
 register(
     Action(
         id="app.help",
-        keys="f1,question_mark",
+        keys="question_mark,f1",
         action="app.help",
         label="Help",
         help="All keys of this screen, and what they do.",
@@ -17,6 +17,13 @@ register(
         label="Daemon",
         help="Where the daemon is; starts it when it does not answer.",
         show=False,
+    ),
+    Action(
+        id="app.ssh",
+        keys="a",
+        action="app.answer_ssh",
+        label="ssh",
+        help="Connect to a lost --host again, and answer what ssh asks.",
     ),
     Action(
         id="app.interrupt",
@@ -36,53 +43,12 @@ register(
         show=False,
     ),
     Action(
-        id="jobs.new",
-        keys="n",
-        action="screen.new_job",
-        label="New",
-        help="Open the wizard: from a folder of clips to a job.",
-    ),
-    Action(
-        id="jobs.open",
-        keys="enter",
-        action="screen.open_job",
-        label="Open",
-        help="Open the dashboard of the job under the cursor.",
-    ),
-    Action(
-        id="jobs.stop",
-        keys="s",
-        action="screen.stop_job",
-        label="Stop",
-        help="Save a checkpoint and stop the job under the cursor.",
-    ),
-    Action(
-        id="jobs.resume",
-        keys="r",
-        action="screen.resume_job",
-        label="Resume",
-        help="Queue a stopped or failed job again; it continues from its newest checkpoint.",
-    ),
-    Action(
-        id="jobs.cancel",
-        keys="c",
-        action="screen.cancel_job",
-        label="Cancel",
-        help="Take the job from the queue, or end it without saving.",
-    ),
-    Action(
-        id="jobs.quit",
-        keys="q",
-        action="app.leave",
-        label="Quit",
-        help="Close the terminal interface. Jobs keep running.",
-    ),
-    Action(
         id="dashboard.stop",
         keys="s",
         action="stop_run",
         label="Stop",
         help="Save a checkpoint and stop; the job can be resumed.",
+        costs=True,
     ),
     Action(
         id="dashboard.resume",
@@ -90,6 +56,7 @@ register(
         action="resume_run",
         label="Resume",
         help="Queue a stopped or failed job again.",
+        costs=True,
     ),
     Action(
         id="dashboard.view", keys="v", action="next_pane", label="View", help="Next view: loss, preview, log, files."
@@ -126,7 +93,23 @@ register(
         keys="y",
         action="copy_path",
         label="Copy path",
-        help="Copy the path of the run folder through the terminal (OSC 52).",
+        help="Copy the full path of the file under the cursor, or the run folder.",
+        show=False,
+    ),
+    Action(
+        id="dashboard.folder",
+        keys="O",
+        action="open_folder",
+        label="Open folder",
+        help="Open the run folder in the desktop's file manager.",
+        show=False,
+    ),
+    Action(
+        id="dashboard.whole_log",
+        keys="L",
+        action="whole_log",
+        label="Whole log",
+        help="The log on the whole screen: search, kinds, and the trainer's own output.",
         show=False,
     ),
     Action(id="dashboard.back", keys="escape", action="back", label="Jobs", help="Back to all jobs."),
@@ -142,6 +125,6 @@ register(
         id="confirm.no", keys="n,escape", action="screen.answer(False)", label="No", help="Leave things as they are."
     ),
     Action(
-        id="help.close", keys="escape,q,f1,question_mark", action="screen.close", label="Close", help="Close the help."
+        id="help.close", keys="escape,q,question_mark,f1", action="screen.close", label="Close", help="Close the help."
     ),
 )

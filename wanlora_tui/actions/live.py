@@ -1,4 +1,5 @@
-"""Actions on a running or ended job of the dashboard: change it, have it save or sample, go back, compare."""
+"""Actions on a running or ended job of the dashboard: change it, have it save or sample, go back, compare. Those on
+its previews are in wanlora_tui.actions.pictures."""
 
 from wanlora_tui.actions import Action, register
 
@@ -9,6 +10,7 @@ register(
         action="change_run",
         label="Change",
         help="Change learning rates, steps or intervals of the running job.",
+        costs=True,
     ),
     Action(
         id="dashboard.save",
@@ -16,13 +18,15 @@ register(
         action="save_now",
         label="Save",
         help="Write a checkpoint and LoRA files now, and continue.",
+        costs=True,
     ),
     Action(
         id="dashboard.sample",
-        keys="n",
+        keys="P",
         action="sample_now",
         label="Sample",
         help="Make the previews now, and continue.",
+        costs=True,
     ),
     Action(
         id="dashboard.checkpoints",
@@ -30,6 +34,7 @@ register(
         action="go_back",
         label="Go back",
         help="List the checkpoints; go back to one and train on from there.",
+        costs=True,
     ),
     Action(
         id="dashboard.compare",
@@ -37,6 +42,15 @@ register(
         action="compare",
         label="Compare",
         help="The same prompt across the checkpoints, side by side or one by one.",
+    ),
+    Action(
+        id="dashboard.fetch",
+        keys="B",
+        action="fetch",
+        label="Fetch",
+        help="Bring the newest LoRA files of a job on another machine here.",
+        show=False,
+        costs=True,
     ),
     Action(
         id="change.apply",
@@ -52,32 +66,4 @@ register(
         label="Go back to it",
         help="Go back to the checkpoint under the cursor.",
     ),
-    Action(
-        id="compare.left",
-        keys="left,h",
-        action="screen.step(-1)",
-        label="Earlier",
-        help="The same prompt at the step before.",
-    ),
-    Action(
-        id="compare.right",
-        keys="right,l",
-        action="screen.step(1)",
-        label="Later",
-        help="The same prompt at the next step.",
-    ),
-    Action(
-        id="compare.up", keys="up,k", action="screen.prompt(-1)", label="Prompt", help="The prompt before this one."
-    ),
-    Action(
-        id="compare.down", keys="down,j", action="screen.prompt(1)", label="Prompt", help="The next prompt.", show=False
-    ),
-    Action(
-        id="compare.copy",
-        keys="y",
-        action="screen.copy_path",
-        label="Copy path",
-        help="Copy the path of the picture through the terminal (OSC 52).",
-    ),
-    Action(id="compare.close", keys="escape,c,q", action="screen.close", label="Close", help="Back to the dashboard."),
 )

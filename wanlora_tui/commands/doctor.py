@@ -9,11 +9,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from daemon.errors import DaemonError
+from daemon.services import systemd
+from daemon.settings import SECRETS_FILE, load_secrets, load_settings, settings_file
 from daemon.wire.blocking import daemon_status
 from daemon.wire.find import find, why_untrusted
 from presets.disk import not_writable
+from presets.errors import UserError
 from presets.machine.machine import read_machine
-from wanlora_tui.commands.doctor_machine import Line, attention, codecs, disk, gpus, model, python, ram, torch
+from wanlora_tui.commands.doctor_machine import (
+    Line,
+    attention,
+    codecs,
+    disk,
+    gpus,
+    link,
+    model,
+    python,
+    ram,
+    torch,
+    wsl,
+)
+from wanlora_tui.output.far_words import advised
 from wanlora_tui.terminal.streams import can_draw, is_dumb, terminal_width
 
 LEAST_COLUMNS, LEAST_ROWS = 80, 24
@@ -41,7 +57,7 @@ def doctor(args: Namespace) -> int:
     """Print every line; 1 when something fails, 0 with warnings."""
     failed, width = False, terminal_width(sys.stdout)
     for line in diagnose(args.dir):
-        print(broken(line, width), flush=True)
+        print(advised(broken(line, width)), flush=True)
         failed |= line.level == "fail"
     return 1 if failed else 0
 
@@ -53,7 +69,9 @@ def diagnose(folder: Path | None) -> Iterator[Line]:
     yield from gpus(machine)
     yield from attention(machine)
     yield ram(machine)
+    yield from wsl(machine)
     yield disk(machine)
+    yield from _settings(folder)
     try:
         yield _runtime(folder)
         yield _daemon(folder)
@@ -65,6 +83,20 @@ def diagnose(folder: Path | None) -> Iterator[Line]:
     yield codecs()
     yield model()
     yield torch(machine)
+    yield from link(machine)
+
+
+def _settings(folder: Path | None) -> Iterator[Line]:
+    """Of settings.toml and secrets.toml, what is wrong; nothing of files that are not there."""
+    file = settings_file(folder)
+    for path, read in ((file, load_settings), (file.with_name(SECRETS_FILE), load_secrets)):
+        if not os.path.lexists(path):
+            continue
+        try:
+            read(path)
+            yield Line("ok", "Settings", str(path))
+        except UserError as e:
+            yield Line("fail", "Settings", f"{e.where}: {e.what}", e.fix)
 
 
 def _runtime(folder: Path | None) -> Line:
@@ -90,7 +122,17 @@ def _runtime(folder: Path | None) -> Line:
 
 def _daemon(folder: Path | None) -> Line:
     status = daemon_status(folder)
+    if status.problem is None and status.jobs and (troubles := status.jobs.troubles):
+        more = f" (and {len(troubles) - 1} more: wanlora daemon status)" if len(troubles) > 1 else ""
+        return Line("warn", "Daemon", f"answers (pid {status.pid}), but {troubles[0]}{more}")
     if status.problem is None:
+        if systemd.main_pid(folder) == status.pid and systemd.lingers() is False:
+            return Line(
+                "warn",
+                "Daemon",
+                f"answers (pid {status.pid}); systemd ends it and every trainer when you have logged out",
+                systemd.linger_command(),
+            )
         return Line("ok", "Daemon", f"answers (pid {status.pid})")
     if status.state == "none":
         return Line("ok", "Daemon", "none runs; it starts by itself with the first job")

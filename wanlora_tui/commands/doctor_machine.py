@@ -1,6 +1,7 @@
 """What doctor looks at of the machine: Python, GPUs, memory, disk, video, model files, torch. Each check gives a line
 or several; how they are printed, and what it looks at of the daemon and the terminal, is in commands.doctor."""
 
+import json
 import shlex
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from presets.machine.gpus import FLASH4_CARDS
-from presets.machine.machine import Machine
+from presets.machine.machine import WSL, Machine
 from presets.machine.torch_build import REQUIREMENT, command, requirement, served
 from presets.text import human
 
@@ -106,6 +107,16 @@ def ram(machine: Machine) -> Line:
     )
 
 
+def wsl(machine: Machine) -> Iterator[Line]:
+    if machine.wsl:
+        yield Line(
+            "warn",
+            "WSL2",
+            f"{WSL}: the frozen weights then lie in plain memory, and copies to the GPU take longer",
+            "A run tries how much it gets and plans for that; memory= in .wslconfig gives WSL2 more",
+        )
+
+
 def disk(machine: Machine) -> Line:
     text = f"{human(machine.disk_free)} free at {machine.disk_path}"
     if machine.disk_free < GIB:
@@ -192,6 +203,47 @@ print(torch.version.cuda or "", torch.cuda.is_available(), words, sep="|")
 """
 
 
+def link(machine: Machine) -> Iterator[Line]:
+    """How fast GPUs copy to each other, which experts that train apart do without. Measured in another process, as
+    torch is asked."""
+    good = [gpu for gpu in machine.gpus if not gpu.error]
+    if len(good) < 2:
+        if good:
+            yield Line("ok", "Link", "not measured: it is the way between two GPUs, and one is here")
+        return
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-m", "engine.memory.measure_link"],
+            cwd="/",  # no folder of the user's is the engine
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TORCH_SECONDS,
+            check=True,
+        )
+        yield from link_lines(json.loads(asked.stdout.strip().rpartition("\n")[2] or "[]"))
+    except subprocess.TimeoutExpired:
+        yield Line("warn", "Link", f"not measured: it took more than {TORCH_SECONDS:.0f} s", "Look at nvidia-smi")
+    except subprocess.CalledProcessError as e:
+        last = str(e.stderr).strip().rpartition("\n")[2]
+        yield Line("warn", "Link", f"not measured: {last}", "Look at what doctor says of torch")
+
+
+def link_lines(pairs: list[dict[str, float]]) -> Iterator[Line]:
+    """What was measured, each GPU to the next."""
+    if not pairs:
+        yield Line("warn", "Link", "not measured: torch sees fewer than two GPUs", "Look at what doctor says of torch")
+        return
+    slowest = min(pairs, key=lambda pair: pair["gbps"])
+    way = "directly" if all(pair["direct"] for pair in pairs) else "through the host's memory"
+    yield Line(
+        "ok",
+        "Link",
+        f"{slowest['gbps']:.0f} GB/s one way between {len(pairs)} GPUs, {way}; the slowest is"
+        f" {slowest['from']:.0f} to {slowest['to']:.0f}",
+    )
+
+
 def torch(machine: Machine) -> Line:
     """torch itself is asked in another process: importing it takes seconds and a broken CUDA can end the process."""
     build, wrong = machine.torch, machine.torch_misfit
@@ -200,7 +252,12 @@ def torch(machine: Machine) -> Line:
         return Line("fail", "torch", "not installed", install)
     try:
         asked = subprocess.run(
-            [sys.executable, "-c", QUESTION], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False
+            [sys.executable, "-c", QUESTION],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TORCH_SECONDS,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return Line(

@@ -3,6 +3,7 @@
 How it is chosen is presets.planner.choose's.
 """
 
+import shlex
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
@@ -10,23 +11,29 @@ from collections.abc import Iterator
 import msgspec
 
 from presets.errors import UserError
-from presets.facts.facts import Facts
+from presets.facts.facts import Facts, masked
 from presets.facts.gather import gather
+from presets.facts.visits import texts_of, visits_of
+from presets.job import gpu_shares
 from presets.job.fields import toml_text
+from presets.job.gpu_shares import require_fits, torchrun_line
 from presets.job.schema import Job
 from presets.job.toml_file import default_out, load_job, with_value
 from presets.machine.gpus import Gpu
-from presets.machine.machine import Machine
+from presets.machine.machine import WSL, Machine
 from presets.planner.candidates import Candidate
 from presets.planner.cards import DRIVER_BYTES, card_hardware, find_card, gpu_hardware, nearest_card
 from presets.planner.choose import Choice, DoesNotFit, choose_for
+from presets.planner.coefficients import FITTED
 from presets.planner.costs import Prediction
 from presets.planner.remedies import Remedy, remedies
+from presets.planner.several_gpus import Shared, share_out
 from presets.planner.sizes import GIB
 from presets.planner.time_costs import Seconds
 from presets.planner.workload import Hardware, Workload, workload_of
 from presets.text import human
-from wanlora_tui.commands.common import print_json
+from wanlora_tui.commands.common import print_json, say
+from wanlora_tui.output.far_words import advised
 from wanlora_tui.output.formatting import count, duration, seconds_each
 
 # what lies in host memory, by the names that programs know from --json; people read those of the planner
@@ -37,11 +44,19 @@ WORTH_TELLING = 0.98  # of the time: what adding in any order must save
 def plan(args: Namespace) -> int:
     """Print the plan, what it is predicted to take, and the rungs beside it; 1 when nothing fits."""
     job = load_job(args.job)
+    gpus = args.gpus or len(set(job.job.gpus))
+    if args.torchrun:
+        require_fits(job, gpus * args.nodes)
+        print(shlex.join(torchrun_line(str(args.job), gpus, args.nodes)))
+        if gpus != len(set(job.job.gpus)):
+            say(f"It trains only a job that names {gpus}: job.gpus = {list(range(gpus))}")
+        return 0
     facts = gather(job, args.job.resolve().parent, out=default_out(args.job), scenes=False)
     assert facts.machine is not None
     hardware = hardware_for(job, facts.machine, card=args.gpu, vram=args.vram, ram=args.ram)
     try:
-        choice = choose_for(job, facts, hardware)
+        shared = share_out(job, facts, hardware, gpus) if gpus > 1 else None
+        choice = shared.choice if shared else choose_for(job, facts, hardware)
     except DoesNotFit as e:
         return _refuse(e, job, facts, hardware, as_json=args.json)
     except UserError as e:
@@ -60,12 +75,20 @@ def plan(args: Namespace) -> int:
                 "prediction": _for_programs(choice.prediction),
                 "seconds_per_step": choice.prediction.seconds.total,
                 "seconds_in_any_order": any_order,
+                "masked_clips": masked(job, facts),
+                "gpus": shared and {f: getattr(shared, f) for f in shared.__struct_fields__ if f != "choice"},
             },
             indented=True,
         )
     else:
-        for head, text in _lines(choice, hardware, work, any_order, clips=any(d.clips for d in facts.datasets)):
+        clips, under = sum(len(d.clips) for d in facts.datasets), masked(job, facts)
+        seen = texts_of(visits_of(job, facts.datasets))
+        for head, text in _lines(choice, hardware, work, any_order, seen=seen):
             print(f"{head:<10} {text}")
+        for head, text in _shared_lines(shared) if shared else ():
+            print(f"{head:<10} {text}")
+        if under:
+            print(f"{'Masks':<10} {under} of {count(clips, 'clip')} {'has' if under == 1 else 'have'} a loss mask")
     return 0
 
 
@@ -104,7 +127,7 @@ def _usable(gpu: Gpu | None, job: Job, machine: Machine) -> Gpu:
 
 
 def _lines(
-    choice: Choice, hardware: Hardware, work: Workload, any_order: float, *, clips: bool
+    choice: Choice, hardware: Hardware, work: Workload, any_order: float, *, seen: list[str]
 ) -> Iterator[tuple[str, str]]:
     found, bucket = choice.prediction, work.largest.bucket
     yield "GPU", f"{hardware.name}, {human(hardware.vram_free)} of {human(hardware.vram_total)} free; {hardware.source}"
@@ -112,9 +135,11 @@ def _lines(
         "Work",
         (
             f"{bucket.frames}x{bucket.height}x{bucket.width} at the"
-            f" largest{'' if clips else ', as if clips filled their resolutions'}, {work.largest.rows} tokens a batch"
+            f" largest{'' if seen else ', as if clips filled their resolutions'}, {work.largest.rows} tokens a batch"
         ),
     )
+    if seen:
+        yield "Clips", "; ".join(seen)
     yield "Plan", choice.plan.text
     yield "", f"precision {choice.plan.precision}: {choice.why}"
     yield (
@@ -131,6 +156,11 @@ def _lines(
             f" ({', '.join(f'{name} {human(size)}' for name, size in found.ram_held.items() if size)})"
         ),
     )
+    if not choice.plan.pinned:
+        yield (
+            "",
+            f"{WSL}: reckoned without, copies at {FITTED.unlocked:g} of their rate (the run tries how much it gets)",
+        )
     yield "Step", _seconds(found.seconds)
     if any_order < WORTH_TELLING * found.seconds.total:
         yield (
@@ -148,9 +178,39 @@ def _lines(
             "Previews",
             f"{duration(found.preview)} each, {count(previews, 'preview')} in {count(work.previews.sets, 'set')}",
         )
+    if work.validation:
+        times, share = work.validation.times, work.validation.times * found.validation / found.total
+        clips = count(max(1, round(sum(n for _, n in work.validation.clips))), "clip")
+        yield (
+            "Held out",
+            f"{duration(found.validation)} for {clips}, {count(times, 'measurement')}: {share:.1%} of the time",
+        )
     yield "Total", f"{duration(found.total)} for {count(work.steps, 'step')}, previews and checkpoints included"
     yield "Up", _rung(choice.up, found.seconds.total, "needs") if choice.up else "nothing faster, whatever the memory"
     yield "Down", _rung(choice.down, found.seconds.total, "would do with") if choice.down else "nothing smaller"
+
+
+def _shared_lines(shared: Shared) -> Iterator[tuple[str, str]]:
+    """What several GPUs make of it."""
+    yield "GPUs", f"{shared.gpus}: {shared.how}"
+    alike: dict[tuple[str, str], list[int]] = {}
+    for share in shared.shares:
+        alike.setdefault((human(share.need_vram), human(share.ram)), []).append(share.rank)
+    for (vram, ram), ranks in alike.items():
+        which = "all" if len(ranks) == shared.gpus else "the first" if ranks == [0] else "each other"
+        yield "", f"{which}: {vram} of VRAM, {ram} of RAM"
+    if shared.received:
+        yield (
+            "",
+            (
+                f"{human(shared.received)} of gradients to each in a step, {seconds_each(shared.exchange_seconds)} s at"
+                f" {shared.link_gbps:.0f} GB/s (NVLink is faster)"
+            ),
+        )
+    yield "", f"a step takes {seconds_each(shared.seconds_per_step)} s in the mean"
+    yield "", f"{duration(shared.total)} in all: {shared.times_as_fast:.2f} times as fast as one of them"
+    if shared.gpus > gpu_shares.RECORDED:
+        yield "", "reckoned alone: such a run was never made on cards yet, and a job that names them is refused"
 
 
 def _seconds(s: Seconds) -> str:
@@ -188,7 +248,7 @@ def _refuse(error: DoesNotFit, job: Job, facts: Facts, hardware: Hardware, *, as
             indented=True,
         )
         return 1
-    print(f"wanlora: {error}", file=sys.stderr)
+    print(advised(f"wanlora: {error}"), file=sys.stderr)
     for knob in turns:
         print(f"  {_knob(knob)}", file=sys.stderr)
     return 1

@@ -12,31 +12,41 @@ from presets.errors import UserError
 from presets.job.resume_check import ResumeCheck, check_run_folder
 from presets.job.schema import Job
 from presets.job.toml_file import default_out, load_job
-from presets.runs.checkpoints import StoredCheckpoint, checkpoints_of
+from presets.report.best import ranked_checkpoints
+from presets.runs.checkpoints import StoredCheckpoint, best_text
 from presets.runs.events import EVENTS_FILE, read_events
 from presets.runs.run_view import RunView, apply_event
-from presets.text import human
+from presets.text import human, to_type
 from wanlora_tui.commands.common import ask, print_json, print_table, say
-from wanlora_tui.output.formatting import home_path
+from wanlora_tui.output.far_words import shown_path
+from wanlora_tui.output.formatting import held_out_text
 
 ACCEPT = "accept with --accept-changes"
 
 
 def resume(args: Namespace) -> int:
     """Show how the job file has changed, ask when that breaks exactness, and queue the job again."""
+    if args.all:
+        waited = {r.id: r.revision for r in ask(args.dir, Client.jobs)}
+        records = [r for r in ask(args.dir, Client.resume_all) if r.revision != waited.get(r.id)]
+        for r in records:
+            say(f"{r.name}: {r.state}{f' at position {r.position}' if r.position else ''}.")
+        if not records:
+            say("Nothing waits for that.")
+        return 0
 
     async def go(daemon: Client) -> JobRecord:
         record = await daemon.show(args.job)
         if record.state in RUNNING_STATES:  # refused, and nobody should be asked about changes first
-            return await daemon.resume(record.id, args.from_step)
+            return await daemon.resume(record.id, args.from_step, anyway=args.anyway)
         changed = await daemon.resume_check(record.id)
         accepted = agreed(record.name, record.run_dir, changed, accepted=args.accept_changes)
-        return await daemon.resume(record.id, args.from_step, accepted)
+        return await daemon.resume(record.id, args.from_step, accepted, anyway=args.anyway)
 
     record = ask(args.dir, go)
     back = (
         f" It goes back to step {args.from_step}; what came after is set aside in"
-        f" {home_path(record.run_dir)}/abandoned."
+        f" {shown_path(record.run_dir)}/abandoned."
         if args.from_step is not None
         else ""
     )
@@ -87,20 +97,24 @@ def checkpoints(args: Namespace) -> int:
         print_json(there)
         return 0
     if not there:
-        say(f"{name} has no checkpoint yet. Its run folder is {home_path(str(run_dir))}.")
+        say(f"{name} has no checkpoint yet. Its run folder is {shown_path(str(run_dir))}.")
         return 0
-    rows: list[tuple[str, ...]] = [("STEP", "WRITTEN", "HIGH LOSS", "LOW LOSS", "SIZE", "PREVIEWS")]
+    ranked = any(c.held_out is not None for c in there)
+    held_out = ["HELD OUT"] if ranked else []
+    rows: list[tuple[str, ...]] = [("STEP", "WRITTEN", "HIGH LOSS", "LOW LOSS", *held_out, "SIZE", "PREVIEWS")]
     for c in there:
         losses = (f"{c.losses[e]:.4f}" if e in c.losses else "-" for e in ("high_noise", "low_noise"))
-        previews = home_path(str((run_dir / c.previews[0]).parent)) if c.previews else "-"
-        rows.append(
-            (str(c.step), time.strftime("%Y-%m-%d %H:%M", time.localtime(c.time)), *losses, human(c.size), previews)
-        )
+        previews = shown_path(str((run_dir / c.previews[0]).parent)) if c.previews else "-"
+        held_out = [held_out_text(c)] if ranked else []
+        written = time.strftime("%Y-%m-%d %H:%M", time.localtime(c.time))
+        rows.append((str(c.step), written, *losses, *held_out, human(c.size), previews))
     print_table(rows)
+    if text := best_text(there):
+        say(f"By held-out loss, {text}.")
     way = (
-        f"wanlora train {args.job} --resume --from STEP"
+        to_type("train", args.job, "--resume --from STEP")
         if path.suffix == ".toml"
-        else f"wanlora resume {name} --from STEP"
+        else to_type("resume", name, "--from STEP")
     )
     say(f"Go back to one (while it does not run) with: {way}")
     return 0
@@ -117,4 +131,4 @@ def _read_here(path: Path, out: Path | None) -> tuple[str, Path, list[StoredChec
         raise UserError("no run lies here", where=str(run_dir), fix="Name its parent folder with --out") from None
     except ValueError as e:
         raise UserError(str(e), fix="The checkpoints themselves may be whole: see the folder") from None
-    return job.job.name, run_dir, checkpoints_of(run_dir, view)
+    return job.job.name, run_dir, ranked_checkpoints(run_dir, view)

@@ -18,7 +18,7 @@ from msgspec import Struct, field
 
 from presets.errors import UserError
 from presets.job.fields import field_of, parse_path
-from presets.job.schema import Kind, PromptPanel, suggested_name
+from presets.job.schema import Kind, LayersPanel, MergePanel, PromptPanel, suggested_name
 from presets.text import sentences
 
 PATIENCE = 20  # tries for a lock: whoever only asks whether a draft is in use holds it for an instant
@@ -39,13 +39,16 @@ class Draft(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
     values: dict[str, Any] = field(default_factory=dict)  # {"datasets[0].num_frames": 33}
     typed: dict[str, str] = field(default_factory=dict)  # {"training.lr": "fast"}: text that is no valid value
     prompts: list[PromptPanel] = field(default_factory=list)
+    merges: list[MergePanel] = field(default_factory=list)  # one whose path is empty is none
+    layers: list[LayersPanel] = field(default_factory=list)
     job_path: str = ""  # where the job file goes; "" follows the job's name
     launched: str = ""  # the job file that was handed to the daemon; "" again once it was refused
     launched_at: float = 0.0  # when, seconds since 1970
 
     @property
     def is_empty(self) -> bool:
-        return self.kind is None and not self.folders and not self.values and not self.typed and not self.prompts
+        chosen = (self.folders, self.values, self.typed, self.prompts, self.merges)
+        return self.kind is None and not any(chosen)
 
     @property
     def name(self) -> str:
@@ -84,7 +87,7 @@ class DraftStore:
             return None
         except OSError as e:
             raise DraftError(f"the kept draft cannot be read: {e.strerror}", where=str(self.path)) from None
-        except (msgspec.MsgspecError, UnicodeDecodeError, UserError) as e:
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, UserError) as e:
             raise DraftError(f"the kept draft does not fit this version ({e})", where=str(self.path)) from None
         return draft
 

@@ -3,39 +3,33 @@
 No rule is decided here. Facts come in from outside (machine, scanned folders); the job comes out.
 """
 
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from daemon.settings import settings_file
 from presets.errors import JobError
 from presets.findings import Finding
-from presets.job.fields import FIELDS, PathPart, field_of, join_path, parse_path, toml_text
-from presets.job.preview_settings import preview_seed
-from presets.job.schema import Job, Kind, PromptPanel, suggested_name
-from presets.job.toml_file import dump_job, get_value, job_from_dict, job_to_dict, parse_value
+from presets.job.fields import FIELDS, field_of, join_path, parse_path, toml_text
+from presets.job.schema import Job, Kind, LayersPanel, MergePanel, PromptPanel
+from presets.job.toml_file import dump_job, get_value, job_from_dict, job_to_dict, parse_value, relative_paths
 from wanlora_tui.draft import steps
+from wanlora_tui.draft.caption_history import CaptionHistory
+from wanlora_tui.draft.chosen_loras import item_fields, merge_field, merge_fields
 from wanlora_tui.draft.draft_store import Draft, without_index
-from wanlora_tui.output.formatting import value_text
-from wanlora_tui.output.typed_paths import absolute
+from wanlora_tui.draft.placeholders import placeholder
+from wanlora_tui.draft.recommending import Basis, Recommended, Recommender, assign
+from wanlora_tui.output.typed_paths import absolute, write_problem
 
 if TYPE_CHECKING:
     from presets.clips.clip_facts import DatasetFacts
     from presets.look import Look
     from presets.machine.machine import Machine
-    from presets.recipes.recommend import Recommendation
 
-# field that may be left out -> the one it then follows
-COMMON = {
-    "multistage.high.lr": "training.lr",
-    "multistage.low.lr": "training.lr",
-    "multistage.high.rank": "target.rank",
-    "multistage.low.rank": "target.rank",
-    "target.alpha": "target.rank",
-    "sample.guidance_low": "sample.guidance",
-}
-PANELS = ("job", "model", "quantization", "multistage", "target", "save", "training", "advanced", "datasets", "sample")
+SOME_LAYERS = "blocks.0-19"
+PANELS = tuple(panel.name for panel in msgspec.structs.fields(Job))
+NEEDED = ("job", "datasets")  # panels that no job is without
 
 
 class WizardState:
@@ -46,37 +40,80 @@ class WizardState:
         self.machine: Machine | None = None
         self.scans: dict[str, DatasetFacts] = {}  # by absolute folder
         self.looks: dict[str, Look] = {}  # by absolute folder: those that are being scanned
+        self.extensions: dict[str, str] = {}  # by absolute folder: of captions, with which it is or was scanned
+        self.unread: dict[str, str] = {}  # by absolute folder: why its look ended early; "": nobody wanted to wait
+        self.twins: dict[str, dict[str, str]] = {}  # by absolute folder: path of a clip -> which other it is like
+        self.held_out: dict[str, set[str]] = {}  # by folder as it was read: clips that measure the loss alone
+        self.captions = CaptionHistory()
         self.written: dict[Path, str] = {}  # job files that this wizard has written, and what is in them
-        self._recommendations: list[Recommendation] = []  # over all clips first, then one per folder
-        self._recommended: Job | None = None
+        self._recommended: Recommended | None = None
+        self._recommender = Recommender()
+        # what of the draft the job was made of, the job, its plain tables
+        self._made: tuple[bytes, Job, dict[str, Any]] | None = None
+        self._found: dict[str, tuple[DatasetFacts, list[str], DatasetFacts]] = {}  # by folder: scan, left out, the rest
+        self.means: dict[str, str] = {}  # field that is left to the planner -> what it comes to, as last reckoned
+        self.settings = settings_file()  # where the price of an hour stands
 
     # Facts from outside
 
     def refresh(self) -> None:
         """Recommend anew, and no longer look at folders that were taken out; call after the kind, the folders, their
-        scans or the machine have changed."""
-        from presets.recipes.recommend import recommend
-
-        self._recommendations, self._recommended = [], None
+        scans, the LoRAs to start from or the machine have changed."""
         self.scans = {folder: found for folder, found in self.scans.items() if folder in self.draft.folders}
         for folder in [f for f in self.looks if f not in self.draft.folders]:
             self.looks.pop(folder).end()
-        if self.draft.kind is None or self.machine is None or not self.draft.folders:
-            return
-        name = suggested_name(self.draft.kind, Path(self.draft.folders[0]).name)
-        found = [self.scans[f].clips if f in self.scans else [] for f in self.draft.folders]
-        everything = [c for clips in found for c in clips]
-        for clips, folder in [(everything, self.draft.folders[0]), *zip(found, self.draft.folders, strict=True)]:
-            made = recommend(self.draft.kind, self.machine, clips, name=name, clips_path=folder)
-            self._recommendations.append(made)
-        first, *per_folder = self._recommendations
-        tables = job_to_dict(first.job)
-        tables["datasets"] = [
-            job_to_dict(m.job)["datasets"][0] | {"path": folder}
-            for m, folder in zip(per_folder, self.draft.folders, strict=True)
-        ]
-        tables["sample"]["prompts"] = []
-        self._recommended = job_from_dict(tables)
+        basis = self.basis()
+        self._recommended, self._made = (self._recommender.recommend(basis) if basis is not None else None), None
+
+    def extension(self, index: int) -> str:
+        """The end of caption files' names in a folder, "" for the usual ones."""
+        return str(self.draft.values.get(f"datasets[{index}].caption_extension", ""))
+
+    def drop_scan(self, folder: str) -> None:
+        """What is or was read of a folder counts no more."""
+        self.scans.pop(folder, None)
+        if (look := self.looks.pop(folder, None)) is not None:
+            look.end()
+
+    def basis(self) -> Basis | None:
+        """What is recommended depends on this; None while too little is known."""
+        draft = self.draft
+        if draft.kind is None or self.machine is None or not draft.folders:
+            return None
+        found = tuple(self.found(i) for i in range(len(draft.folders)))
+        starts = {path: value for path, value in draft.values.items() if path.startswith("target.start_")}
+        typed = (self.cwd / Path(draft.job_path).expanduser()).parent if draft.job_path else self.cwd
+        return Basis(draft.kind, self.machine, tuple(draft.folders), found, starts, typed)
+
+    @property
+    def is_behind(self) -> bool:
+        """What is recommended is for other clips than those that train now."""
+        basis, known = self.basis(), self._recommended
+        return basis is not None and not basis.same(known.basis if known is not None else None)
+
+    def recommend(self, basis: Basis) -> Recommended:
+        """What `refresh` would take in: for a thread, with `basis()` of before."""
+        return self._recommender.recommend(basis)
+
+    def take(self, made: Recommended) -> bool:
+        """Follow what was recommended in a thread; False when the draft is another one by now."""
+        basis = self.basis()
+        if basis is None or not basis.same(made.basis):
+            return False
+        self._recommended, self._made = made, None
+        return True
+
+    def found(self, index: int) -> "DatasetFacts | None":
+        """What lies in a folder and is not left out of training, once it is read."""
+        from presets.clips.clip_facts import leave_out
+
+        folder, names = self.draft.folders[index], self.draft.values.get(f"datasets[{index}].exclude", [])
+        scan, known = self.scans.get(folder), self._found.get(folder)
+        if scan is None:
+            return None
+        if known is None or known[0] is not scan or known[1] != names:
+            known = self._found[folder] = scan, list(names), leave_out(scan, names)
+        return known[2]
 
     @property
     def ready(self) -> bool:
@@ -88,31 +125,42 @@ class WizardState:
     def recommended_job(self) -> Job:
         """What the job would be if the user had changed no field."""
         assert self._recommended is not None, "no kind, folder or machine yet"
-        return self._recommended
+        return self._recommended.job
 
     def job(self) -> Job:
-        """The recommended job with the user's values. Raises JobError when they cannot stand together in a job file."""
+        """The recommended job with the user's values: one for all until the draft changes, so nobody may change it.
+        Raises JobError when they cannot stand together in a job file."""
+        draft = self.draft
+        made_of = msgspec.msgpack.encode((draft.values, draft.prompts, draft.merges, draft.layers))
+        if self._made is None or self._made[0] != made_of:
+            tables = self._tables()
+            self._made = made_of, self._changed_to(tables), tables
+        return self._made[1]
+
+    def _changed_to(self, tables: dict[str, Any]) -> Job:
+        """The job of these tables. A key changes one panel; the others are those of the job before."""
+        if self._made is None:
+            return job_from_dict(tables)
+        _, job, before = self._made
+        panels = [name for name in PANELS if tables.get(name) != before.get(name)]
+        made = job_from_dict({name: tables[name] for name in {*NEEDED, *panels} if name in tables})
+        return msgspec.structs.replace(job, **{name: getattr(made, name) for name in panels})
+
+    def _tables(self) -> dict[str, Any]:
         tables = job_to_dict(self.recommended_job())
         for path, value in self.draft.values.items():
-            _assign(tables, parse_path(path), value)
+            assign(tables, parse_path(path), value)
+        # where held-out clips have a folder of their own, none has to be taken out of training
+        if tables["validation"]["path"].strip() and "validation.fraction" not in self.draft.values:
+            tables["validation"]["fraction"] = 0.0
         tables["sample"]["prompts"] = msgspec.to_builtins(self.draft.prompts)
-        return job_from_dict(tables)
+        tables["model"]["merge"] = [msgspec.to_builtins(m) for m in self.draft.merges if m.path.strip()]
+        tables["target"]["layers"] = msgspec.to_builtins(self.draft.layers)
+        return tables
 
     def written_job(self) -> Job:
         """The job as it goes into the file: paths below the file's folder are relative to it, so that both can move."""
-        job, base = self.job(), self.job_path().parent
-
-        def relative(path: str) -> str:
-            return str(Path(path).relative_to(base)) if path and Path(path).is_relative_to(base) else path
-
-        for dataset in job.datasets:
-            dataset.path = relative(dataset.path)
-        for prompt in job.sample.prompts:
-            prompt.ctrl_img = relative(prompt.ctrl_img)
-        job.model.path, job.model.vae, job.model.text_encoder = (
-            relative(p) for p in (job.model.path, job.model.vae, job.model.text_encoder)
-        )
-        return job
+        return relative_paths(job_from_dict(self._tables()), self.job_path().parent)
 
     def job_path(self) -> Path:
         """Where the job file goes: as typed (relative to where wanlora was started), else NAME.toml there."""
@@ -130,22 +178,32 @@ class WizardState:
 
     # Fields
 
-    def value(self, path: str) -> Any:
-        """The present value of a field; invalid typed text counts as not entered yet."""
-        return get_value(self.job(), path)
+    def value(self, path: str, job: Job | None = None) -> Any:
+        """The present value of a field; invalid typed text counts as not entered yet. `job`: for many in a row."""
+        if (merge := merge_field(path)) is not None:
+            index, name = merge
+            return getattr(self.draft.merges[index] if index < len(self.draft.merges) else MergePanel(), name)
+        return get_value(job or self.job(), path)
 
     def recommended(self, path: str) -> tuple[Any, str | None]:
         """(value the field would have without the user, reason: "" for a plain default, None where only the user can
         say)."""
         if path.startswith("sample.prompts"):
             return ("", None) if path.endswith((".prompt", ".ctrl_img")) else (field_of(path).default, "")
+        if path.startswith("model.merge["):
+            return field_of(path).default, None if path.endswith(".path") else ""
+        if path.startswith("target.layers"):
+            return ("", None) if path.endswith(".match") else (None, "")
         if path == "job.kind" or path.endswith("].path"):
             return self.value(path), None
-        value = get_value(self.recommended_job(), path)
+        value, known = get_value(self.recommended_job(), path), self._recommended
+        assert known is not None
+        if path in known.start_reasons:
+            return value, known.start_reasons[path]
         parts = parse_path(path)
-        made = self._recommendations[0]
+        made = known.of[0]
         if parts[0] == "datasets" and isinstance(parts[1], int):
-            made, parts[1] = self._recommendations[1 + parts[1]], 0
+            made, parts[1] = known.of[1 + parts[1]], 0
         return value, made.reasons.get(join_path(parts), "")
 
     def set_value(self, path: str, value: Any) -> None:
@@ -161,10 +219,25 @@ class WizardState:
         elif parts[:2] == ["sample", "prompts"] and len(parts) == 4:
             assert isinstance(parts[2], int)
             setattr(self.draft.prompts[parts[2]], str(parts[3]), value)
+        elif (merge := merge_field(path)) is not None:
+            index, name = merge
+            while index >= len(self.draft.merges):
+                self.draft.merges.append(MergePanel())
+            setattr(self.draft.merges[index], name, value)
+        elif parts[:2] == ["target", "layers"] and len(parts) == 4:
+            assert isinstance(parts[2], int)
+            setattr(self.draft.layers[parts[2]], str(parts[3]), value)
         elif self.recommended(path)[0] == value:
             self.draft.values.pop(path, None)
         else:
             self.draft.values[path] = value
+        if path.startswith("target.start_"):
+            self.refresh()
+        if parts[0] == "datasets" and parts[-1] == "caption_extension":
+            assert isinstance(parts[1], int)
+            self.drop_scan(self.draft.folders[parts[1]])  # its captions are to be read anew
+        if parts[0] == "datasets" and parts[-1] == "exclude":
+            self.refresh()  # recommended is what suits the clips that train
 
     def set_typed(self, path: str, text: str) -> None:
         """Text that is no valid value: kept as typed, and refused by `findings` until it is mended."""
@@ -190,6 +263,13 @@ class WizardState:
         self.draft.typed = without_index(self.draft.typed, "datasets", index)
         self.refresh()
 
+    def drop_blank_merges(self) -> None:
+        """Forget the merges whose path was emptied; the others move up, so no form may show them just now."""
+        for index in reversed(range(len(self.draft.merges))):
+            if not self.draft.merges[index].path.strip():
+                del self.draft.merges[index]
+                self.draft.typed = without_index(self.draft.typed, "model.merge", index)
+
     def add_prompt(self) -> None:
         """A new prompt row; the first starts with how the clips are captioned, the way previews should be worded."""
         self.draft.prompts.append(PromptPanel(prompt=self.likely_prompt()))
@@ -204,6 +284,14 @@ class WizardState:
         self.draft.prompts.pop(index)
         self.draft.typed = without_index(self.draft.typed, "sample.prompts", index)
 
+    def add_layers(self) -> None:
+        """A new table of layers, of half of the blocks until others are named."""
+        self.draft.layers.append(LayersPanel(match=SOME_LAYERS))
+
+    def remove_layers(self, index: int) -> None:
+        self.draft.layers.pop(index)
+        self.draft.typed = without_index(self.draft.typed, "target.layers", index)
+
     def reasons(self) -> list[tuple[str, Any, str]]:
         """(field path, recommended value, reason) of every field whose recommendation has one."""
         out = []
@@ -216,42 +304,35 @@ class WizardState:
 
     def fields(self, panel: str) -> list[str]:
         """Field paths of one panel's form, in the order of the job file; one set per dataset, one per prompt, one per
-        expert."""
+        expert, one per table of layers."""
         if panel == "datasets":
-            return [
-                f.path.replace("datasets.", f"datasets[{i}].")
-                for i in range(len(self.draft.folders))
-                for f in FIELDS.values()
-                if f.panel == panel
-            ]
+            return [path for i in range(len(self.draft.folders)) for path in item_fields(panel, i)]
         if panel == "sample.prompts":
             return [path for i in range(len(self.draft.prompts)) for path in self.prompt_fields(i)]
-        return [f.path for f in FIELDS.values() if f.panel in (panel, f"{panel}.high", f"{panel}.low")]
+        own = [f.path for f in FIELDS.values() if f.panel in (panel, f"{panel}.high", f"{panel}.low")]
+        if panel == "model":
+            own += merge_fields(len(self.draft.merges))
+        if panel == "target":
+            own += [path for i in range(len(self.draft.layers)) for path in self.layers_fields(i)]
+        return own
+
+    def layers_fields(self, index: int) -> list[str]:
+        """Field paths of one table of layers."""
+        return item_fields("target.layers", index)
 
     def prompt_fields(self, index: int) -> list[str]:
         """Field paths of one prompt: its text and image, then what it may have of its own."""
-        return [
-            f.path.replace("sample.prompts.", f"sample.prompts[{index}].")
-            for f in FIELDS.values()
-            if f.panel == "sample.prompts"
-        ]
+        return item_fields("sample.prompts", index)
 
     def placeholder(self, path: str) -> str:
         """What an empty input of the field stands for: the common value where there is one."""
-        field, parts = field_of(path), parse_path(path)
-        if field.default is not None:
-            return ""
-        common = COMMON.get(field.path) or (f"sample.{parts[-1]}" if parts[1] == "prompts" else "")
-        if not common:
-            return "left out"
-        if common == "sample.seed":
-            assert isinstance(parts[2], int)
-            return f"left out: {preview_seed(self.job().sample, parts[2])}"
-        return f"left out: {value_text(self.value(common))}"
+        return placeholder(self.job(), path)
 
     def changed(self, panel: str) -> int:
         """How many fields of a panel the user has set."""
-        return sum(1 for path in {*self.draft.values, *self.draft.typed} if str(parse_path(path)[0]) == panel)
+        fields = sum(1 for path in {*self.draft.values, *self.draft.typed} if str(parse_path(path)[0]) == panel)
+        merges = sum(bool(m.path.strip()) for m in self.draft.merges)
+        return fields + {"model": merges, "target": len(self.draft.layers)}.get(panel, 0)
 
     # Findings
 
@@ -290,19 +371,7 @@ class WizardState:
 
     def path_problem(self) -> str:
         """Why the job file cannot be written where it should go; "" when it can."""
-        path = self.job_path()
-        folder = path.parent
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
-        if path.is_dir():
-            return f"{path} is a folder: add a file name"
-        if not folder.is_dir():
-            return f"{folder} is a file, not a folder"
-        try:
-            with tempfile.TemporaryFile(dir=folder):  # permission bits lie on read-only disks and for root
-                return ""
-        except OSError as e:
-            return f"nothing can be written in {folder} ({(e.strerror or str(e)).lower()}): choose another place"
+        return write_problem(self.job_path())
 
     # Steps
 
@@ -322,13 +391,3 @@ class WizardState:
             if self.blocked(step):
                 return step
         return steps.NAMES[steps.position(name)]
-
-
-def _assign(tables: Any, parts: list[PathPart], value: Any) -> None:
-    *parents, last = parts
-    for part in parents:
-        tables = tables[part]
-    if value is None:
-        tables.pop(last, None)
-    else:
-        tables[last] = value

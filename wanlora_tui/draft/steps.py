@@ -27,11 +27,17 @@ STEPS: tuple[Step, ...] = (
     Step(
         "clips",
         "Clips",
-        "Type a folder (Tab completes it) and press Enter, or browse with F4. Several folders make several datasets.",
+        "Type a folder (Tab completes it) and press Enter, or browse with F4 (^o). In the table x leaves a clip out,"
+        " Enter shows it and its caption. Several folders make several datasets.",
         "Use real video files (mp4, mov, mkv, webm), not GIFs, or images for a one-frame dataset. Trim each clip so"
         " that what it shows starts at once and fills it. Clips may differ in length: each gives the same number of"
         " frames, spread over the whole clip, so a long clip plays faster than life. The column Speed says how much. A"
-        " caption is a text file with the clip's name: castle.mp4 and castle.txt.",
+        " caption is a text file with the clip's name: castle.mp4 and castle.txt. A loss mask says where a clip trains,"
+        " in white: castle.mask.png or castle.mask.mp4. In the table x leaves the clip under the cursor out of training"
+        " (its files stay as they are) and takes it in again; Enter shows the first and the last frame that training"
+        " takes, cropped as it crops them, with the caption to write. ✗ marks a file that cannot train, ⊘ one that is"
+        " left out, ○ one that is held out of training to measure the loss (validation.fraction), ≈ a clip that is"
+        " there twice. Esc stops looking at clips, l reads the folders again.",
     ),
     Step(
         "captions",
@@ -40,13 +46,15 @@ STEPS: tuple[Step, ...] = (
         "The trigger word is a made-up word (frung) that switches the LoRA on. Style and character LoRAs should have"
         " one; a motion LoRA usually needs none, because its captions name the motion. A clip without its own caption"
         " uses the default caption of its folder. Dropout leaves the caption out now and then, so that the LoRA also"
-        " works on what it sees: 0.05 to 0.1.",
+        " works on what it sees: 0.05 to 0.1. In the table Enter writes a clip's caption; t begins every caption that"
+        " lacks the trigger word with [trigger], i writes one beside each clip that has none: both show first what they"
+        " would write. z takes the last writing back.",
     ),
     Step(
         "settings",
         "Machine and settings",
-        "Everything is set for this machine already. Look at what you like; F6 puts a field back to its recommended"
-        " value.",
+        "Everything is set for this machine already. Look at what you like; F6 or ^r puts a field back to its"
+        " recommended value, u takes back the last change.",
         "The first entry shows the machine and why values differ from the plain defaults; the others are the panels of"
         " the job file. ◆ recommended: chosen for your kind, clips and machine, and the help below the form says why."
         " default: the plain default. ● yours: changed by you; F6 takes it back. Left and right change a choice, Enter"
@@ -55,16 +63,18 @@ STEPS: tuple[Step, ...] = (
     Step(
         "prompts",
         "Sample prompts",
-        "2 to 4 prompts like your clips, each with the image it starts from. With none, no previews are made.",
+        "2 to 4 prompts like your clips, each with the image it starts from. F3 (^f) makes them of your clips.",
         "Previews show during training whether the LoRA has learned enough or too much; they do not change the"
         " training. Wan 2.2 I2V starts every video from an image, so each prompt needs its control image, like those"
-        " you will use later. You may skip this step: then checkpoints are saved without previews, and you judge them"
+        " you will use later; of a video, the first frame is taken. F3 makes prompts of your clips: their first frames"
+        " and captions. What a LoRA makes of a clip that it trains on says little of others: F2 leaves such a clip out"
+        " of training. You may skip this step: then checkpoints are saved without previews, and you judge them"
         " afterwards.",
     ),
     Step(
         "review",
         "Review and launch",
-        "f fixes the highlighted finding, F all of them, Enter goes to its field, t shows the job file. F8 launches.",
+        "f fixes the highlighted finding, F all of them, Enter goes to its field, t shows the file. F8 (^g) launches.",
         "Errors (✗) would stop or spoil the run and must be fixed before the launch; warnings (!) are worth a thought;"
         " advice (i) is free. f applies the fix of the highlighted finding, F every fix there is, Enter goes to the"
         " field. The job file is plain TOML: keep it, edit it, start it again with `wanlora submit`. Launching writes"

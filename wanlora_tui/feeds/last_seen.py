@@ -6,7 +6,7 @@ import msgspec
 from msgspec import Struct, field
 
 from presets.atomic_file import write_file
-from presets.runs.events import Event
+from presets.runs.events import TERMINAL_KINDS, Event
 from presets.runs.run_view import RunView
 from wanlora_tui.output.formatting import count
 
@@ -27,7 +27,7 @@ class LastSeenFile:
         self.path = folder / "tui.json"
         try:
             self.kept = msgspec.json.decode(self.path.read_bytes(), type=LastSeen)
-        except (FileNotFoundError, msgspec.MsgspecError):
+        except (FileNotFoundError, msgspec.MsgspecError, RecursionError):
             self.kept = LastSeen()
 
     def seq_of(self, run: str) -> int:
@@ -49,14 +49,25 @@ class LastSeenFile:
 
 
 def since_you_left(events: list[Event], view: RunView) -> str:
-    """`Since you left: 412 steps, 1 preview, 0 warnings`, of the events missed; "" when there were none."""
-    if not events:
-        return ""
-    steps = sum(e.kind == "step" for e in events)
-    previews = sum(e.kind == "sample" for e in events)
+    """`Since you left: 412 steps, 1 preview, 2 changes`, of the events missed; "" when nothing worth telling was. What
+    was done twice, because an attempt began further back, counts once."""
+
+    def distinct(kind: str, *keys: str) -> int:
+        return len({tuple(str(e.data.get(key)) for key in keys) for e in events if e.kind == kind})
+
     warnings = sum(
         (e.kind == "finding" and e.data["severity"] != "advice") or (e.kind == "log" and e.data["level"] == "warning")
         for e in events
     )
-    text = f"Since you left: {count(steps, 'step')}, {count(previews, 'preview')}, {count(warnings, 'warning')}"
-    return text if view.state in ("starting", "running") else f"{text}; {view.state}"
+    counts = {
+        "step": distinct("step", "step"),
+        "preview": distinct("sample", "path"),
+        "change": distinct("changed", "field", "step", "new"),
+        "warning": warnings,
+        "failure": sum(e.kind == "failed" for e in events),
+        "restart": sum(e.kind == "started" and e.attempt > 1 for e in events),
+    }
+    said = [count(number, noun) for noun, number in counts.items() if number]
+    ended = view.state if any(e.kind in TERMINAL_KINDS for e in events) and view.state in TERMINAL_KINDS else ""
+    text = "; ".join(part for part in (", ".join(said), ended) if part)
+    return f"Since you left: {text}" if text else ""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from daemon.errors import DaemonError
-from daemon.wire.client import Client
+from daemon.wire.client import BegunAnew, Client
 from daemon.wire.protocol import Beat, JobRecord, RunBeat
 from presets.runs.events import Event
 from presets.runs.run_view import RunView, apply_event
@@ -26,10 +26,13 @@ class ShownRun(Protocol):
     beat: RunBeat | None
     away: str  # "Since you left: ...", "" when there is nothing to say
     problem: str  # why the daemon cannot be followed at present
+    anew: int  # how often it has begun again from nothing while it was looked at
 
     @property
     def beat_age(self) -> float | None: ...
     async def follow(self, changed: Callable[[], None]) -> None: ...
+    def take(self, record: JobRecord) -> None:
+        """An answer of the daemon about this job: the feed may have told of something newer meanwhile."""
 
 
 class RunFeed:
@@ -40,7 +43,7 @@ class RunFeed:
     ) -> None:
         self.record, self.view = record, RunView(name=record.name, steps=record.steps, step=record.step)
         self.beat: RunBeat | None = None
-        self.away, self.problem = "", ""
+        self.away, self.problem, self.anew = "", "", 0
         self._client, self._last_seen, self._clock = client, last_seen, clock
         self._heard: float | None = None
 
@@ -52,9 +55,9 @@ class RunFeed:
         """Load the run, then apply whatever comes; `changed` is called after each. Ends only when cancelled."""
         while True:
             try:
-                await self._load()
+                await self._load(changed)
                 changed()
-                async for item in self._client.follow(str(self.record.id), since=self.view.last_seq):
+                async for item in self._client.follow(self.record.id, self.view.last_seq, self.view.run):
                     self.apply(item)
                     changed()
             except DaemonError as e:
@@ -62,16 +65,24 @@ class RunFeed:
                 changed()
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def _load(self) -> None:
-        self.record, self.view = await self._client.snapshot(str(self.record.id))
+    async def _load(self, changed: Callable[[], None]) -> None:
+        def reading(done: int, total: int) -> None:
+            self.problem = f"The daemon reads what this run has told so far: {100 * done // max(1, total)}%"
+            changed()
+
+        self.record, self.view = await self._client.snapshot(self.record.id, reading)
         self.problem, self._heard = "", self._clock()
         seen = self._last_seen.seq_of(self.view.run)
         if not self.away and 0 < seen < self.view.last_seq:
-            missed = await self._client.replay(str(self.record.id), seen)
+            missed = await self._client.replay(self.record.id, seen)
             self.away = since_you_left(missed, self.view)
         self._last_seen.saw(self.view.run, self.view.last_seq)
 
-    def apply(self, item: Event | Beat | JobRecord) -> None:
+    def take(self, record: JobRecord) -> None:
+        if record.revision >= self.record.revision:
+            self.record = record
+
+    def apply(self, item: Event | Beat | JobRecord | BegunAnew) -> None:
         """One message of the daemon."""
         self._heard, self.problem = self._clock(), ""
         match item:
@@ -81,7 +92,9 @@ class RunFeed:
             case Beat():
                 self.beat = next((b for b in item.runs if b.job == self.record.id), None)
             case JobRecord():
-                self.record = item
+                self.take(item)
+            case BegunAnew():
+                self.view, self.anew = RunView(name=self.record.name, steps=self.record.steps), self.anew + 1
 
 
 class RecordedRun:
@@ -89,6 +102,7 @@ class RecordedRun:
 
     def __init__(self, record: JobRecord, events: list[Event]) -> None:
         self.record, self.view, self.away, self.problem = record, RunView(), "", ""
+        self.anew = 0
         for event in events:
             apply_event(self.view, event)
         self.beat: RunBeat | None = RunBeat(
@@ -102,3 +116,6 @@ class RecordedRun:
     async def follow(self, changed: Callable[[], None]) -> None:
         """Nothing more will come."""
         changed()
+
+    def take(self, record: JobRecord) -> None:
+        self.record = record

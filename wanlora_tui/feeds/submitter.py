@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from daemon.errors import DaemonError, NotRunning
+from daemon.settings import settings_file
 from daemon.wire.client import Client
-from daemon.wire.protocol import JobRecord
+from daemon.wire.protocol import JobRecord, PlannedTime
 from daemon.wire.start import ensure_running
 from wanlora_tui.feeds.job_list import JobList
 
@@ -25,8 +26,22 @@ class Submitter:
     def __init__(self, client: Client, dir: Path | None, job_list: JobList) -> None:
         self._client, self._dir, self._job_list = client, dir, job_list
 
-    async def submit(self, path: Path, *, sent_before: float = 0.0, say: Callable[[str], None]) -> JobRecord:
+    @property
+    def settings(self) -> Path:
+        """The settings of the daemon that is asked."""
+        return settings_file(self._dir)
+
+    async def submit(
+        self,
+        path: Path,
+        *,
+        sent_before: float = 0.0,
+        planned: PlannedTime | None = None,
+        say: Callable[[str], None],
+    ) -> JobRecord:
         """Hand in a job file; `say` gets what is waited for.
+
+        `planned`: what the run is expected to take, as its user was told.
 
         `sent_before`: when this very file was sent and no answer came, seconds since 1970; a job that came of it is
         given. Raises UserError and OSError for what keeps the daemon from coming up or the job from being taken, and
@@ -38,7 +53,7 @@ class Submitter:
         if sent_before and (taken := _taken(await self._client.jobs(), path, sent_before)):
             return taken
         try:
-            return await self._client.submit(path)
+            return await self._client.submit(path, planned=planned)
         except NotRunning as e:
             raise Unanswered(
                 e.what,

@@ -5,14 +5,20 @@ Sizes in bytes are presets.text.human's; whole events are wanlora_tui.output.pla
 
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from presets.text import human
+from presets.text import human, rate_text
+from presets.text import setting_text as setting_text
+
+if TYPE_CHECKING:
+    from daemon.wire.protocol import JobRecord
+    from presets.runs.checkpoints import StoredCheckpoint
 
 STATE_GLYPHS = {
     "queued": "…", "starting": "◌", "running": "►", "stopping": "◐",
     "stopped": "■", "done": "✓", "failed": "✗", "cancelled": "⊘",
 }  # fmt: skip
+VERDICTS = {"best": "best", "alike": "alike", "worse": "worse"}  # of a checkpoint, by its held-out loss
 EXPERTS = {"high_noise": "high noise", "low_noise": "low noise"}
 
 
@@ -25,12 +31,27 @@ def expert_text(expert: str) -> str:
     return EXPERTS.get(expert, expert)
 
 
+def waits_for(record: "JobRecord") -> str:
+    """What a queued job waits for besides its turn, in a few words: `restarts in 20s (2 of 3)`."""
+    if record.held:  # then nothing else matters
+        return ""
+    if record.restart_at:
+        left = max(0.0, record.restart_at - time.time())  # the daemon's clock may be another: it is for people only
+        return f"restarts in {duration(left)} ({record.restarts} of {record.most_restarts})"
+    return "waits" if record.waiting else ""
+
+
 def ending(name: str, state: str, outcome: str) -> str:
     """How a job ended, with why: `orbit: failed. Out of memory.` An outcome that begins with the state does not get it
     twice."""
     if outcome.lower().startswith(state):
         return f"{name}: {outcome[:1].lower()}{outcome[1:]}"
     return f"{name}: {state}. {outcome}".rstrip()
+
+
+def held_out_text(c: "StoredCheckpoint") -> str:
+    """The held-out loss of a checkpoint, and what it says: `0.1234 best`, `0.1250 worse`, `-`."""
+    return "-" if c.held_out is None else f"{c.held_out:.4f} {VERDICTS.get(c.verdict, '')}".rstrip()
 
 
 def duration(seconds: float) -> str:
@@ -45,15 +66,18 @@ def duration(seconds: float) -> str:
     return f"{s // 86400}d {s % 86400 // 3600:02d}h"
 
 
+def price(seconds: float, rate: float, currency: str) -> str:
+    """What so long costs at `rate` per hour: `$1.24`, `EUR 12.40`; "" at no rate."""
+    gap = " " if currency[-1:].isalpha() else ""
+    return f"{currency}{gap}{seconds / 3600 * rate:.2f}" if rate else ""
+
+
 def seconds_each(seconds: float) -> str:
     """Seconds per step with the digits that matter: `0.21`, `1.82`, `16.6`, `120`."""
     return f"{seconds:.2f}" if seconds < 10 else f"{seconds:.1f}" if seconds < 100 else f"{seconds:.0f}"
 
 
-def rate(value: float) -> str:
-    """A learning rate as users write it: `1e-4`, `5e-5`, `1.25e-4`."""
-    mantissa, exponent = f"{value:.2e}".split("e")
-    return "0" if value == 0 else f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+rate = rate_text  # a learning rate: `1e-4`
 
 
 def so_far(done: int, total: int) -> str:
@@ -81,11 +105,19 @@ def count(number: int, noun: str) -> str:
 
 
 def shorten(text: str, width: int) -> str:
-    """The text, cut in the middle when it is wider than `width`: both ends of a path say the most."""
-    if len(text) <= width:
-        return text
+    """The text, cut in the middle when it has more than `width` cells: both ends of a path say the most."""
     head = max(0, (width - 1) // 3)
-    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}" if width > 1 else "…"[:width]
+    if text.isascii():
+        if len(text) <= width:
+            return text
+        return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}" if width > 1 else "…"[:width]
+    from rich.cells import cell_len, set_cell_size  # a command that prints no such text need not wait for it
+
+    if cell_len(text) <= width:
+        return text
+    if width <= 1:
+        return "…"[:width]
+    return f"{set_cell_size(text, head)}…{set_cell_size(text[::-1], width - 1 - head)[::-1]}"
 
 
 def home_path(path: str) -> str:

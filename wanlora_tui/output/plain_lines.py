@@ -3,19 +3,24 @@
 Every line reads `HH:MM:SS KIND text`. The words and their order are stable; only the end of a line may grow.
 """
 
-from presets.job.fields import toml_text
+import msgspec
+
+from presets.runs.event_data import DoneData, ValidationData, done_text, measured_text
 from presets.runs.events import Event
 from presets.runs.run_view import RunView
+from presets.runs.time_left import PlannedTime, seconds_left
 from presets.text import sentences
-from wanlora_tui.output.formatting import clock, count, duration, expert_text, rate, seconds_each, so_far
+from wanlora_tui.output.formatting import clock, count, duration, expert_text, rate, seconds_each, setting_text, so_far
 
 
-def plain_line(view: RunView, event: Event) -> str:
-    """The line of one event. `view` is the run as folded up to and including it (it knows the pace and the total)."""
-    return f"{clock(event.time)} {event.kind} {_text(view, event)}".replace("\r", " ").replace("\n", " ").rstrip()
+def plain_line(view: RunView, event: Event, planned: PlannedTime | None = None) -> str:
+    """The line of one event. `view` is the run as folded up to and including it (it knows the pace and the total);
+    `planned`: of its job, for what it has not measured yet."""
+    line = f"{clock(event.time)} {event.kind} {_text(view, event, planned)}"
+    return line.replace("\r", " ").replace("\n", " ").rstrip()
 
 
-def _text(view: RunView, event: Event) -> str:
+def _text(view: RunView, event: Event, planned: PlannedTime | None) -> str:
     data = event.data
     match event.kind:
         case "started":
@@ -32,17 +37,20 @@ def _text(view: RunView, event: Event) -> str:
             return (
                 f"{data['step']}/{view.steps} {expert_text(data['expert'])}, loss {data['loss']:.4f}, lr"
                 f" {rate(data['lr'])}, grad norm {data['grad_norm']:.3f}, {seconds_each(data['seconds']['total'])} s,"
-                f" ETA {duration(view.eta_seconds)}{vram}"
+                f" ETA {duration(seconds_left(view, planned) or 0.0)}{vram}"
             )
         case "sample":
             return f"step {data['step']} {data['path']} (seed {data['seed']}): {data['prompt']}"
         case "checkpoint":
             return f"step {data['step']} {data['path']}"
+        case "validation":
+            return f"step {data['step']} held-out loss {measured_text(msgspec.convert(data, ValidationData))}"
         case "finding":
             return f"{data['severity']} {data['code']} {data['field']}: {sentences(data['message'], data['fix'])}"
         case "changed":
             at = f" after step {data['step']}" if "step" in data else ""
-            return f"{data['field']} from {toml_text(data['old'])} to {toml_text(data['new'])}{at}"
+            old, new = (setting_text(data["field"], value) for value in (data["old"], data["new"]))
+            return f"{data['field']} from {old} to {new}{at}"
         case "replanned":
             return f"{data['why']}: {data['new']}"
         case "log":
@@ -52,4 +60,5 @@ def _text(view: RunView, event: Event) -> str:
         case "failed":
             return sentences(data["cause"], data["next"])
         case "done":
-            return f"step {data['step']}, {duration(data['seconds'])}: {' '.join(data['files'])}"
+            more = done_text(msgspec.convert(data, DoneData))
+            return f"step {data['step']}, {duration(data['seconds'])}: {' '.join(data['files'])} {more}"

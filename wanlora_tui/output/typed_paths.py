@@ -3,6 +3,7 @@
 The input field that completes them is wanlora_tui.widgets.folder_picker's.
 """
 
+import tempfile
 from pathlib import Path
 
 from presets.file_names import is_utf8
@@ -37,3 +38,19 @@ def complete_path(text: str, base: Path, suffixes: frozenset[str] | None) -> str
     except (OSError, RuntimeError):  # an unreadable folder or an unknown ~user completes to nothing
         return None
     return None
+
+
+def write_problem(path: Path) -> str:
+    """Why no file can be written there; "" when one can."""
+    folder = path.parent
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if path.is_dir():
+        return f"{path} is a folder: add a file name"
+    if not folder.is_dir():
+        return f"{folder} is a file, not a folder"
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # permission bits lie on read-only disks and for root
+            return ""
+    except OSError as e:
+        return f"nothing can be written in {folder} ({(e.strerror or str(e)).lower()}): choose another place"

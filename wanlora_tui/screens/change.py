@@ -6,21 +6,23 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
-from textual.widgets import Input, Static
+from textual.widgets import Footer, Input, Static
 
 from presets.errors import JobError
 from presets.job.diff import LIVE_FIELDS, live_value
 from presets.job.fields import field_of
+from presets.job.preview_settings import PRESETS
 from wanlora_tui.actions import bindings
-from wanlora_tui.output.formatting import rate
+from wanlora_tui.output.formatting import setting_text
 from wanlora_tui.widgets.field_input import FieldText, problem_text, range_text
 
 EXPERTS = {"multistage.high.lr": "high noise", "multistage.low.lr": "low noise"}
+LEFT_OUT = {**dict.fromkeys(EXPERTS, "as above"), "sample.shift": f"{PRESETS['custom'].shift:g}"}  # what it means
 
 
-def as_typed(value: Any) -> str:
+def as_typed(field: str, value: Any) -> str:
     """A value as it stands in the form: `1e-4`, `250`; "" for one that is left out."""
-    return "" if value is None else rate(value) if isinstance(value, float) else str(value)
+    return "" if value is None else setting_text(field, value)
 
 
 class ChangeScreen(ModalScreen[list[tuple[str, str]] | None]):
@@ -31,7 +33,7 @@ class ChangeScreen(ModalScreen[list[tuple[str, str]] | None]):
     def __init__(self, name: str, settings: dict[str, Any]) -> None:
         """`settings`: the values of now, by field."""
         super().__init__()
-        self._name, self._now = name, {field: as_typed(settings.get(field)) for field in LIVE_FIELDS}
+        self._name, self._now = name, {field: as_typed(field, settings.get(field)) for field in LIVE_FIELDS}
 
     def compose(self) -> ComposeResult:
         with Vertical(id="change-box"):
@@ -48,15 +50,16 @@ class ChangeScreen(ModalScreen[list[tuple[str, str]] | None]):
                     )
                     yield FieldText(
                         self._now[field],
-                        placeholder="as above" if field in EXPERTS else "",
+                        placeholder=LEFT_OUT.get(field, ""),
                         compact=True,
                         name=field,
                         classes="change-input",
                     )
-                    # "as above" says that, and 80 columns have no room for both
+                    # the placeholder says that, and 80 columns have no room for both
                     takes = range_text(about).replace(" or left out", "")
                     yield Static(takes, classes="change-range", markup=False)
             yield Static(id="change-problem", markup=False)
+        yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
         self.query(Input).first().focus()
@@ -76,15 +79,24 @@ class ChangeScreen(ModalScreen[list[tuple[str, str]] | None]):
         return {str(i.name): i.value.strip() for i in self.query(Input)}
 
     def changed(self) -> list[tuple[str, str]]:
-        return [(field, text) for field, text in self._typed().items() if text != self._now[field]]
+        """Call it when there are no problems. A value that was only written otherwise is not changed."""
+        return [
+            (field, text) for field, text in self._typed().items() if self._as_shown(field, text) != self._now[field]
+        ]
+
+    @staticmethod
+    def _as_shown(field: str, text: str) -> str:
+        return as_typed(field, live_value(field, text))
 
     @on(Input.Changed)
     def _look(self) -> None:
         found = self.problems()
         for row in self.query(Input):
             row.set_class(row.name in found, "-wrong")
-        lines = [f"✗ {field}: {text}" for field, text in found.items()] or [
-            f"● {field}: {self._now[field] or 'left out'} -> {text or 'left out'}" for field, text in self.changed()
+        lines = [f"✗ {field}: {text}" for field, text in found.items()]
+        lines = lines or [
+            f"● {field}: {self._now[field] or 'left out'} -> {self._as_shown(field, text) or 'left out'}"
+            for field, text in self.changed()
         ]
         self.query_one("#change-problem", Static).update(
             "\n".join(lines) or "It counts from the next step on. A resume repeats it at the same step."

@@ -11,14 +11,17 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.screen import ModalScreen
-from textual.widgets import DataTable, Static
+from textual.widgets import DataTable, Footer, Static
 
-from presets.runs.checkpoints import StoredCheckpoint
-from presets.text import human
+from presets.runs.checkpoints import StoredCheckpoint, best_text
+from presets.text import escaped, human
 from wanlora_tui.actions import bindings
-from wanlora_tui.output.formatting import home_path
+from wanlora_tui.output.far_words import shown_path
+from wanlora_tui.output.formatting import held_out_text
+from wanlora_tui.output.queue_words import clock_time
 
 COLUMNS = ("STEP", "WRITTEN", "HIGH LOSS", "LOW LOSS", "SIZE", "PREVIEWS")
+HELD_OUT = "HELD OUT"  # a column of runs that measure that loss
 
 
 class CheckpointTable(DataTable[Text]):
@@ -39,18 +42,24 @@ class CheckpointsScreen(ModalScreen[int | None]):
             yield Static(
                 f"Checkpoints of {self._name}: Enter goes back to one, Esc leaves", id="checkpoints-title", markup=False
             )
+            if text := best_text(self._found[::-1]):
+                yield Static(escaped(f"By held-out loss, {text}."), id="checkpoints-best", markup=False)
             yield CheckpointTable(cursor_type="row", cell_padding=1)
             yield Static(id="checkpoints-detail", markup=False)
+        yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
         table = self.query_one(CheckpointTable)
-        table.add_columns(*COLUMNS)
+        ranked = any(c.held_out is not None for c in self._found)
+        table.add_columns(*COLUMNS[:4], *([HELD_OUT] if ranked else []), *COLUMNS[4:])
+        now = time.time()
         for c in self._found:
             losses = [f"{c.losses[e]:.4f}" if e in c.losses else "-" for e in ("high_noise", "low_noise")]
             cells = [
                 str(c.step),
-                time.strftime("%m-%d %H:%M", time.localtime(c.time)),
+                clock_time(c.time, now),
                 *losses,
+                *([held_out_text(c)] if ranked else []),
                 human(c.size),
                 str(len(c.previews) or "-"),
             ]
@@ -60,9 +69,10 @@ class CheckpointsScreen(ModalScreen[int | None]):
     @on(DataTable.RowHighlighted)
     def _moved(self, event: DataTable.RowHighlighted) -> None:
         c = self._found[event.cursor_row]
-        self.query_one("#checkpoints-detail", Static).update(
-            "\n".join(home_path(str(self._run_dir / p)) for p in [c.path, *c.previews[:2]])
-        )
+        lines = [shown_path(str(self._run_dir / p)) for p in [c.path, *c.previews[:2]]]
+        if c.why and c.verdict != "best":
+            lines.append(escaped(f"held-out loss against step {c.against}: {c.why}"))
+        self.query_one("#checkpoints-detail", Static).update("\n".join(lines))
 
     @on(DataTable.RowSelected)
     def _chosen(self, event: DataTable.RowSelected) -> None:

@@ -1,53 +1,58 @@
 """One run, live: loss, pace, memory, what happens, what came out. Leaving it stops nothing."""
 
-from collections.abc import Awaitable, Callable
-from pathlib import Path
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from rich.text import Text
+import msgspec
 from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.screen import Screen
-from textual.widget import Widget
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
-from daemon.errors import DaemonError
+from daemon.settings import CostSettings
 from daemon.wire.client import Client
-from daemon.wire.protocol import ENDED_STATES, RESUMABLE_STATES, RUNNING_STATES, JobRecord
+from daemon.wire.protocol import ENDED_STATES, JobRecord
+from daemon.wire.records import RunMachine
+from presets.text import escaped
 from wanlora_tui.actions import bindings
+from wanlora_tui.feeds.offers import COMMANDS, as_told, offer
 from wanlora_tui.feeds.run_feed import ShownRun
-from wanlora_tui.feeds.status_lights import Light, daemon_light, trainer_light
+from wanlora_tui.feeds.run_times import FREE, run_times
+from wanlora_tui.feeds.status_lights import Light, Link, daemon_light, no_link, trainer_light
+from wanlora_tui.film.poster import Poster
+from wanlora_tui.output.far_words import advised, is_away
 from wanlora_tui.output.formatting import state_text
-from wanlora_tui.screens.change import ChangeScreen
-from wanlora_tui.screens.checkpoints import CheckpointsScreen
-from wanlora_tui.screens.compare import CompareScreen, copy_path
-from wanlora_tui.screens.confirm import Confirm
-from wanlora_tui.screens.resume import resume_run
+from wanlora_tui.plot.loss_plot import LossPlot
+from wanlora_tui.screens.copying import copy_path
+from wanlora_tui.screens.dashboard_commands import FarRun, RunCommands
+from wanlora_tui.screens.first_layout import FirstLayout
+from wanlora_tui.screens.log import LogScreen
+from wanlora_tui.terminal.desktop import can_open, open_folder
+from wanlora_tui.terminal.pictures import Drawer, drawer
+from wanlora_tui.transfer.here import HereFiles
+from wanlora_tui.transfer.messages import Files
+from wanlora_tui.transfer.pictures import HerePictures, Pictures
 from wanlora_tui.widgets.event_log_view import EventLogView
 from wanlora_tui.widgets.files_list import FilesList
-from wanlora_tui.widgets.loss_plot import LossPlot
+from wanlora_tui.widgets.fitting_footer import FittingFooter
+from wanlora_tui.widgets.machine_health import MachineHealth, still_to_write
 from wanlora_tui.widgets.meters import MemoryBar, Numbers
-from wanlora_tui.widgets.phase_bar import PhaseBar
-from wanlora_tui.widgets.poster import Poster
-from wanlora_tui.widgets.redraw_throttle import Changed, Throttle
+from wanlora_tui.widgets.phase_bar import PhaseBar, TitleLine
+from wanlora_tui.widgets.redraw_throttle import Changed, Throttle, is_seen
+
+if TYPE_CHECKING:
+    from wanlora_tui.screens.compare import CompareScreen
+    from wanlora_tui.screens.contact_sheet import ContactSheet
 
 WIDTHS = [(0, "-narrow"), (120, "-wide")]  # columns from which on a class holds
-HEIGHTS = [(0, "-short"), (30, "-tall")]  # rows
+HEIGHTS = [(0, "-low"), (20, "-short"), (30, "-tall")]  # rows
+SPARE = ("dashboard.change", "dashboard.sample", "dashboard.save", "dashboard.checkpoints", "dashboard.compare")
 PANES = ("plot", "preview", "log", "files")
-TRAINING = frozenset({"starting", "running"})  # its trainer takes commands
-POSSIBLE_IN = {
-    "stop_run": RUNNING_STATES,
-    "resume_run": RESUMABLE_STATES,
-    "change_run": TRAINING,
-    "save_now": TRAINING,
-    "sample_now": TRAINING,
-    "go_back": ENDED_STATES,
-}
 LIGHT_STYLES = {"good": "$text-success", "waiting": "$text-warning", "bad": "bold $text-error", "off": "$text-muted"}
 
 
-class DashboardScreen(Screen[None]):
+class DashboardScreen(FirstLayout, RunCommands):
     """Renders a ShownRun. `client` is None for a recorded run, which takes no commands."""
 
     HELP_GROUP = "dashboard"
@@ -60,58 +65,88 @@ class DashboardScreen(Screen[None]):
         "dashboard.sample",
         "dashboard.checkpoints",
         "dashboard.compare",
+        "dashboard.play",
+        "dashboard.picture",
+        "dashboard.sheet",
+        "dashboard.fetch",
         "dashboard.view",
         "dashboard.preview",
         "dashboard.log",
         "dashboard.files",
         "dashboard.plot",
+        "dashboard.add_run",
         "dashboard.copy",
+        "dashboard.folder",
+        "dashboard.whole_log",
         "dashboard.back",
         "dashboard.quit",
     )
     HORIZONTAL_BREAKPOINTS = WIDTHS
     VERTICAL_BREAKPOINTS = HEIGHTS
 
-    def __init__(self, run: ShownRun, client: Client | None, image: type[Widget], *, host: str = "") -> None:
-        super().__init__()
-        self.run, self._client, self._image, self._host = run, client, image, host
+    def __init__(
+        self,
+        run: ShownRun,
+        client: Client | None,
+        image: Drawer,
+        *,
+        host: str = "",
+        link: Link = no_link,
+        pictures: Pictures | None = None,
+        fetch: FarRun | None = None,
+        cost: CostSettings | None = None,
+        files: Callable[[], Files] = HereFiles,
+    ) -> None:
+        super().__init__(run, client, fetch)
+        self._image, self._host, self._link = image, host, link
+        self._pictures, self._cost, self._files = pictures or HerePictures(), cost or FREE, files
         self._pane = "plot"
-        self._told_away = False
-        self._drawing = Throttle(self, self._render_all)
-
-    @property
-    def run_dir(self) -> Path:
-        return Path(self.run.record.run_dir)
+        self.add_class("-pane-plot")
+        self._told_away, self._told_anew = False, 0
+        self._drawing = Throttle(self, self._draw_news)
+        self._shown: tuple[object, ...] = ()
+        self._lights: tuple[object, ...] = ()
 
     def compose(self) -> ComposeResult:
-        yield Static(id="title")
+        yield TitleLine(id="title")
         yield Static(id="lights")
         yield PhaseBar(id="phase")
         with Horizontal(id="body"):
             with Vertical(id="left"):
-                yield LossPlot(id="plot")
+                yield LossPlot(self._client, self.run.record.id, id="plot")
                 yield EventLogView(id="log")
             with Vertical(id="right"):
                 yield Numbers(id="numbers")
                 with Horizontal(id="bars"):
                     yield MemoryBar(id="vram")
                     yield MemoryBar(id="ram")
-                yield Poster(self._image, host=self._host, id="preview")
+                yield MachineHealth(id="health")
+                yield Poster(self._image, pictures=self._pictures, id="preview")
                 yield FilesList(id="files")
         # in 80 columns every key counts; the help names the palette
-        yield Footer(show_command_palette=False, compact=True)
+        yield FittingFooter(spare=SPARE, show_command_palette=False)
 
     def on_mount(self) -> None:
         self.action_pane("plot")
         self._follow()
-        self.set_interval(1.0, self._render_lights)
+        self._ticking = self.set_interval(1.0, self._render_clock)
 
     @work(exclusive=True, group="follow")
     async def _follow(self) -> None:
         await self.run.follow(self._changed)
 
     def _changed(self) -> None:
-        self.post_message(Changed())
+        if is_seen(self):
+            self.post_message(Changed())
+
+    def on_screen_suspend(self) -> None:
+        if not is_seen(self):  # below a dialog the lights go on
+            self._ticking.pause()
+
+    def on_screen_resume(self) -> None:
+        self._ticking.resume()
+        self.query_one(LossPlot).rank_anew()
+        self._changed()
 
     # --- rendering ---------------------------------------------------------------------------------------------
 
@@ -119,41 +154,86 @@ class DashboardScreen(Screen[None]):
     def _draw_soon(self) -> None:
         self._drawing.ask()
 
+    def _is_news(self) -> bool:
+        """Whether anything but time has changed since the last drawing: most beats say only that all goes on."""
+        run, view = self.run, self.run.view
+        beat = msgspec.structs.replace(run.beat, seconds_since_step=0.0, machine=None) if run.beat is not None else None
+        words = (run.problem, run.anew, run.away, self._fetching, self.app.theme)
+        shown = (msgspec.structs.replace(run.record), beat, view.run, view.last_seq, words)
+        if shown == self._shown:
+            return False
+        self._shown = shown
+        return True
+
+    def _draw_news(self) -> None:
+        if self._is_news():
+            self._render_all()
+        else:
+            self.query_one(Poster).show(self.run.view, self.run_dir)  # a picture may have come from afar
+            self._render_lights()
+
     def _render_all(self) -> None:
-        record, view = self.run.record, self.run.view
+        record, view = self.shown, self.run.view
         gpus = "GPU " + ",".join(map(str, record.gpus)) + (f" on {self._host}" if self._host else "")
-        self.query_one("#title", Static).update(
-            Text.assemble(
-                (record.name, "bold"),
-                f"  {state_text(record.state)}  attempt {max(1, view.attempt)}  {gpus}",
-                no_wrap=True,
-                overflow="ellipsis",
-            )
-        )
+        number = max(view.attempt, record.attempt)
+        attempt = f"  attempt {number}" if number else ""
+        self.query_one(TitleLine).show(record.name, f"  {state_text(record.state)}{attempt}  {gpus}")
         self.query_one(PhaseBar).show(record, view)
-        self.query_one(LossPlot).show(view.losses, view.resumed)
+        self.query_one(LossPlot).show(view)
         self.query_one(EventLogView).show(view.log)
-        self.query_one(Numbers).show(view, running=record.state == "running")
-        self.query_one("#vram", MemoryBar).show("VRAM", view.vram_gib, view.vram_total_gib)
-        self.query_one("#ram", MemoryBar).show("RAM", view.ram_gib, view.ram_total_gib)
-        self.query_one(Poster).show(view.samples, self.run_dir)
+        self._render_numbers()
+        self.query_one(Poster).show(view, self.run_dir)
         self.query_one(FilesList).show(
-            view, self.run_dir, failure=record.outcome or view.outcome if record.state == "failed" else ""
+            view,
+            self.run_dir,
+            failure=record.outcome or view.outcome if record.state == "failed" else "",
+            fetching=self._fetching,
         )
         self._render_lights()
-        if self.is_current:  # under a dialog the actions would be looked up in that
-            self.refresh_bindings()
+        self.refresh_bindings()
+        if self.run.anew > self._told_anew:
+            self._told_anew = self.run.anew
+            self.notify(f"{record.name} has begun anew: its run folder was emptied.", severity="warning", timeout=10)
         if self.run.away and not self._told_away:
             self._told_away = True
             self.notify(self.run.away, timeout=10)
 
+    def _render_numbers(self) -> None:
+        """What also changes between two events."""
+        record, view, beat = self.run.record, self.run.view, self.run.beat
+        machine = beat.machine if beat is not None else None
+        times = run_times(record, view, beat, self.run.beat_age, cost=self._cost)
+        self.query_one(Numbers).show(view, times, record.steps)
+        seen = machine or RunMachine()
+        vram, ram = (view.vram_gib, view.vram_total_gib), (view.ram_gib, view.ram_total_gib)
+        if not view.vram_gib and len(seen.gpus) == 1 and seen.gpus[0].memory_total:
+            vram = (seen.gpus[0].memory_used or 0) / 2**30, seen.gpus[0].memory_total / 2**30
+        if seen.memory is not None:
+            ram = seen.memory / 2**30, view.ram_total_gib or (seen.memory_total or 0) / 2**30
+        self.query_one("#vram", MemoryBar).show("VRAM", *vram)
+        self.query_one("#ram", MemoryBar).show("RAM of the run", *ram)
+        planned = record.planned.disk if record.planned is not None else 0
+        wanted = 0 if self.shown.state in ENDED_STATES else still_to_write(planned, machine)
+        self.query_one(MachineHealth).show(machine, wanted, view.ranks)
+
+    def _render_clock(self) -> None:
+        self._render_lights()
+        if not self.is_over:
+            self._render_numbers()
+
     def _render_lights(self) -> None:
+        link = self._link(self.run.beat_age)
         lights: list[Light] = [
-            daemon_light(self.run.beat_age),
-            trainer_light(self.run.record, self.run.view, self.run.beat, self.run.beat_age),
+            link or daemon_light(self.run.beat_age),
+            trainer_light(self.shown, self.run.view, self.run.beat, self.run.beat_age),
         ]
         parts = [part for light in lights for part in ((light.line, LIGHT_STYLES[light.level]), "   ")]
-        self.query_one("#lights", Static).update(Content.assemble(*parts, self.run.problem))
+        problem = "" if link else escaped(advised(self.run.problem))
+        if (shown := (*parts, problem)) != self._lights:  # an update lays out the whole screen
+            self._lights = shown
+            self.query_one("#lights", Static).update(Content.assemble(*parts, problem))
+        if link:  # whether ssh may be answered
+            self.refresh_bindings()
 
     # --- panes: in a narrow terminal one at a time -------------------------------------------------------------
 
@@ -179,99 +259,67 @@ class DashboardScreen(Screen[None]):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """What makes no sense for the job's state is not offered; what cannot be done just now is greyed out in the
         footer."""
-        if action == "compare":
+        if action in ("play", "picture", "sheet"):
             return bool(self.run.view.samples)
-        possible_in = POSSIBLE_IN.get(action)
-        if possible_in is None:
-            return True
-        state = self.run.record.state
-        if state not in possible_in:
-            return False
-        return None if self._client is None or state == "stopping" else True
+        if action == "fetch":
+            return self._fetch is not None
+        if action == "open_folder":
+            return not is_away() and can_open()
+        offered = offer(action, self.run.record, self.run.view)
+        return None if offered and self._client is None and action in COMMANDS else offered
 
-    @work
-    async def action_stop_run(self) -> None:
-        name = self.run.record.name
-        question = (
-            f"Stop {name}? It saves a checkpoint first and can be resumed.\nTo leave without stopping it, press q"
-            " instead."
-        )
-        if await self.app.push_screen_wait(Confirm(question, "Stop", "Keep running")) and await self._send(Client.stop):
-            self.notify(f"{name} will save and stop.")
-
-    @work
-    async def action_resume_run(self) -> None:
-        await self._resume()
-
-    async def _resume(self, from_step: int | None = None) -> None:
-        assert self._client is not None
-        if queued := await resume_run(self.app, self._client, self.run.record, from_step=from_step):
-            self.run.record = queued
-            self.post_message(Changed())
-
-    @work
-    async def action_change_run(self) -> None:
-        changed = await self.app.push_screen_wait(ChangeScreen(self.run.record.name, self.run.view.settings))
-        sent = []
-        for field, value in changed or []:
-            if await self._send(Client.set, field, value):
-                sent.append(f"{field} = {value or 'left out'}")
-        if sent:
-            self.notify("\n".join([*sent, "from the next step on."]))
-
-    @work
-    async def action_save_now(self) -> None:
-        if await self._send(Client.save_now):
-            self.notify("A checkpoint is written after the step it is at.")
-
-    @work
-    async def action_sample_now(self) -> None:
-        if await self._send(Client.sample_now):
-            self.notify("The previews are made after the step it is at.")
-
-    @work
-    async def action_go_back(self) -> None:
-        """Show the checkpoints, and go back to the one that is chosen."""
-        assert self._client is not None
-        record = self.run.record
-        try:
-            record, found = await self._client.checkpoints(record.id)
-        except DaemonError as e:
-            self.notify(str(e), severity="error", timeout=10)
-            return
-        if not found:
-            self.notify(f"{record.name} has no checkpoint yet.", severity="warning")
-            return
-        step = await self.app.push_screen_wait(CheckpointsScreen(record.name, self.run_dir, found))
-        if step is None:
-            return
-        later = record.step - step
-        question = f"Go back to step {step} of {record.name} and train on from there?" + (
-            f"\nThe {later} steps after it are set aside in the run folder (abandoned)." if later > 0 else ""
-        )
-        if await self.app.push_screen_wait(Confirm(question, "Go back", "Stay")):
-            await self._resume(step)
+    def action_add_run(self) -> None:
+        self.query_one(LossPlot).add_run()
 
     def action_compare(self) -> None:
-        self.app.push_screen(CompareScreen(self.run, self.run_dir, self._image, host=self._host))
+        from wanlora_tui.screens.compare import CompareScreen
 
-    async def _send(self, request: Callable[..., Awaitable[JobRecord]], *values: str) -> bool:
-        """Whether the daemon took a request of the Client about this job; a refusal is shown."""
-        try:
-            self.run.record = await request(self._client, self.run.record.id, *values)
-        except DaemonError as e:
-            self.notify(str(e), severity="error", timeout=10)
-            return False
-        self.post_message(Changed())
-        return True
+        self._open(CompareScreen)
+
+    @on(Poster.Opened)
+    def action_picture(self) -> None:
+        from wanlora_tui.screens.compare import PictureScreen
+
+        self._open(PictureScreen)
+
+    def action_sheet(self) -> None:
+        from wanlora_tui.screens.contact_sheet import ContactSheet
+
+        self._open(ContactSheet)
+
+    def _open(self, screen: "type[CompareScreen | ContactSheet]") -> None:
+        poster = self.query_one(Poster)
+        image, playhead = drawer(self._image), poster.player.playhead
+        shown = screen(self.run, self.run_dir, image, pictures=self._pictures, at=poster.at, playhead=playhead)
+        self.app.push_screen(shown, poster.look_at)
+
+    def action_play(self) -> None:
+        """In its pane, which a narrow terminal shows first."""
+        if self._pane != "preview":
+            self.action_pane("preview")
+        self.query_one(Poster).action_play()
 
     def action_copy_path(self) -> None:
-        copy_path(self, self.run_dir, title="Run folder")
+        """Of the file under the cursor, where there is one."""
+        what, path = self.query_one(FilesList).chosen or ("Run folder", self.run_dir)
+        copy_path(self, path, title=what)
+
+    def action_open_folder(self) -> None:
+        if problem := open_folder(self.run_dir):
+            self.notify(problem, severity="warning")
+
+    def action_whole_log(self) -> None:
+        self.app.push_screen(LogScreen(self.run, self._files, self._link))
 
     def action_back(self) -> None:
         self.app.close_dashboard()  # type: ignore[attr-defined]
 
     @property
     def is_over(self) -> bool:
-        """Whether the run has ended and all it said has been folded in."""
+        """Whether the run has ended, and the daemon knows."""
         return self.run.record.state in ENDED_STATES
+
+    @property
+    def shown(self) -> JobRecord:
+        """The run's record, as its last word makes it."""
+        return as_told(self.run.record, self.run.view)

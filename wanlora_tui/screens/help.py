@@ -1,11 +1,13 @@
 """All keys of the screen below, and of the whole app, read from the registry of actions."""
 
+from collections.abc import Collection
+
 from rich.table import Table
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.screen import ModalScreen
-from textual.widgets import Static
+from textual.widgets import Footer, Static
 
 from wanlora_tui.actions import Action, all_actions, bindings
 
@@ -13,12 +15,29 @@ GROUPS = {
     "app": "Everywhere",
     "jobs": "Jobs",
     "dashboard": "Dashboard",
+    "plot": "In the plot",
     "compare": "Comparing previews",
+    "log": "Log",
+    "picture": "A preview, full screen",
+    "sheet": "Contact sheet",
+    "film": "Previews as films",
+    "preview": "In the preview's pane",
     "list": "In lists",
     "text": "In texts",
 }
+FILMS = {"compare": ("film",), "picture": ("compare", "film"), "sheet": ("film",), "dashboard": ("preview",)}
+# what a screen's help takes from another group and the screen does not have
+LACKING = {"picture": {f"compare.{name}" for name in ("more", "fewer", "pin", "open", "sheet", "close")}}
 NAMES = {
+    "comma": ",",
+    "full_stop": ".",
+    "plus": "+",
+    "equals_sign": "=",
+    "minus": "-",
+    "home": "Home",
+    "end": "End",
     "question_mark": "?",
+    "slash": "/",
     "escape": "Esc",
     "enter": "Enter",
     "space": "Space",
@@ -26,6 +45,14 @@ NAMES = {
     "backspace": "Backspace",
     "left_square_bracket": "[",
     "right_square_bracket": "]",
+    "less_than_sign": "<",
+    "greater_than_sign": ">",
+    "shift+left": "Shift+Left",
+    "shift+right": "Shift+Right",
+    "exclamation_mark": "!",
+    "ctrl+underscore": "^_",
+    "ctrl+slash": "^/",
+    "ctrl+backslash": "^\\",
     "up": "Up",
     "down": "Down",
     "left": "Left",
@@ -34,7 +61,7 @@ NAMES = {
 
 
 def key_text(keys: str) -> str:
-    """`f1,question_mark` as `F1 ?`."""
+    """`question_mark,f1` as `? F1`."""
     return " ".join(
         NAMES.get(k, k.replace("ctrl+", "^") if len(k) != 2 or k[0] != "f" else k.upper()) for k in keys.split(",")
     )
@@ -44,40 +71,46 @@ def groups(first: str) -> dict[str, list[Action]]:
     """Actions by heading: those of the screen, then what works everywhere, then moving about (in tables as in lists).
     Dialogs explain themselves."""
     out: dict[str, list[Action]] = {}
-    for group in (first, "app", "list", "text"):
+    beside = (*FILMS.get(first, ()), *(["plot"] if first == "dashboard" else []))
+    for group in (first, *beside, "app", "list", "text"):
         for action in all_actions():
-            if action.id.partition(".")[0] == group:
+            if action.id.partition(".")[0] == group and action.id not in LACKING.get(first, ()):
                 out.setdefault(GROUPS[group], []).append(action)
     return out
 
 
-def key_table(actions: list[Action]) -> Table:
-    """One row for each action: its keys, and what it does, broken within its own column."""
+def key_table(actions: list[Action], refused: Collection[str] = ()) -> Table:
+    """One row for each action: its keys, and what it does, broken within its own column. `refused`: ids of those that
+    would do nothing now."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, min_width=9)
     table.add_column()
     for action in actions:
-        table.add_row(Text(key_text(action.keys), "bold"), action.help)
+        if action.id in refused:
+            table.add_row(Text(key_text(action.keys), "dim"), Text(f"{action.help} (not now)", "dim"))
+        else:
+            table.add_row(Text(key_text(action.keys), "bold"), Text(action.help))
     return table
 
 
 class HelpScreen(ModalScreen[None]):
-    """`first` is the group of the screen that asked: its keys come first."""
+    """`first` is the group of the screen that asked: its keys come first. `refused`: what would do nothing now."""
 
     BINDINGS = bindings("help.close")
 
-    def __init__(self, first: str) -> None:
+    def __init__(self, first: str, refused: Collection[str] = ()) -> None:
         super().__init__()
-        self._first = first
+        self._first, self._refused = first, refused
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="help-box"):
             for heading, actions in groups(self._first).items():
                 yield Static(heading, classes="help-heading")
-                yield Static(key_table(actions))
+                yield Static(key_table(actions, self._refused))
             yield Static(
                 "Ctrl+P opens the command palette: every action by name, and the colour themes.", classes="help-heading"
             )
+        yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
         self.query_one("#help-box").focus()

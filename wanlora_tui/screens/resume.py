@@ -14,8 +14,12 @@ LINES = 6  # of a diff that a question has room for in 24 rows
 
 def diff_text(asked: ResumeCheck) -> str:
     """The changes line by line, those that break exactness first."""
-    lines = [f"{'✗' if asked.mark(c) else '●'} {c.text}" for c in asked.shown]
+    lines = [f"✗ {c.text}" if c.breaks else f"● {c.text}{_note(asked.mark(c))}" for c in asked.shown]
     return "\n".join(lines[:LINES] + ([f"and {len(lines) - LINES} more"] if len(lines) > LINES else []))
+
+
+def _note(mark: str) -> str:
+    return f" ({mark})" if mark else ""
 
 
 def question_text(name: str, asked: ResumeCheck) -> str:

@@ -5,6 +5,7 @@ import os
 import select
 import signal
 import sys
+import termios
 import time
 from functools import partial
 from types import FrameType
@@ -61,17 +62,42 @@ class TerminalDriver(LinuxDriver):
         super().__init__(app, debug=debug, mouse=mouse, size=size)
         assert sys.__stdout__ is not None
         self._file = Display(sys.__stdout__)  # type: ignore[assignment]
+        self._is_on = False
 
     def start_application_mode(self) -> None:
         super().start_application_mode()
         self.conversation.others_asked()
         self.conversation.on_end_signal(self._end_soon)
+        self._is_on = True
 
     def stop_application_mode(self) -> None:
         """Give the terminal back at once: the program may run for a while, until its threads have ended."""
+        self._is_on = False
         super().stop_application_mode()
         self.conversation.leave(self.write)
         self.conversation.on_end_signal(self.conversation.end)
+
+    def _sigcont_application(self, *_: object) -> None:
+        """A SIGSTOP cannot be heard: all may still be on after it. Started once more beside itself, it would read keys
+        twice and never end. It is begun anew where a shell has had the terminal meanwhile."""
+        if not self._must_signal_resume:
+            if not self._is_on or self._is_ours():
+                return
+            self.suspend_application_mode()
+            self._must_signal_resume = True
+        super()._sigcont_application()
+
+    def _is_ours(self) -> bool:
+        """Whether the terminal hands on single keys, as we left it."""
+        try:
+            return not termios.tcgetattr(self.fileno)[3] & termios.ICANON
+        except termios.error:
+            return True
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether something drawn still waits to be written."""
+        return self._writer_thread is not None and not self._writer_thread._queue.empty()
 
     def _end_soon(self, number: int, frame: FrameType | None = None) -> None:
         """Close the app as if its user had, with the exit code that shells give to a program ended by this signal."""

@@ -3,12 +3,12 @@
 What a terminal answers to questions is wanlora_tui.terminal.conversation's.
 """
 
-import codecs
 import os
 import sys
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TextIO
+
+from presets.text import escape_output
 
 
 def is_terminal(stream: object) -> bool:
@@ -18,8 +18,18 @@ def is_terminal(stream: object) -> bool:
 
 
 def can_draw() -> bool:
-    """Whether the screens can be drawn here: a terminal on both sides, and one that can move its cursor."""
-    return is_terminal(sys.stdin) and is_terminal(sys.stdout) and not is_dumb()
+    """Whether the screens can be drawn here: a terminal on both sides, one that can move its cursor, and an encoding
+    that has their signs."""
+    return is_terminal(sys.stdin) and is_terminal(sys.stdout) and not is_dumb() and has_signs(sys.stdout)
+
+
+def has_signs(stream: TextIO) -> bool:
+    """Whether the encoding of a stream has the signs that the screens are made of: lines, blocks, dots."""
+    try:
+        "│▄●⣿".encode(stream.encoding or "ascii")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
 
 
 def is_dumb() -> bool:
@@ -50,23 +60,9 @@ def terminal_width(stream: TextIO) -> int:
 
 
 def make_safe() -> None:
-    """Standard streams that no output can break: one that was closed swallows it, and signs that its encoding lacks
-    become "?"."""
+    """Standard streams that no output can break, and that break no terminal: one that was closed swallows it, signs
+    that its encoding lacks become plain ones, and control characters are written out."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        stream = getattr(sys, name)
-        if stream is None:
+        if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  (as long as the program)
-        elif mode == "w" and isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors=UNWRITABLE)
-
-
-def _unwritable(error: UnicodeError) -> tuple[bytes, int]:
-    """The bytes of a file's name that is not in the encoding go out as they came in; a sign that the encoding lacks
-    becomes "?"."""
-    assert isinstance(error, UnicodeEncodeError)
-    signs = map(ord, error.object[error.start : error.end])
-    return bytes(s - 0xDC00 if 0xDC80 <= s <= 0xDCFF else ord("?") for s in signs), error.end
-
-
-UNWRITABLE = "wanlora.unwritable"
-codecs.register_error(UNWRITABLE, _unwritable)
+    escape_output()

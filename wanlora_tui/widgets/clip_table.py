@@ -3,33 +3,32 @@
 What is wrong with clips is shown by the wizard's step (wanlora_tui.screens.wizard.clips).
 """
 
-from pathlib import Path
+from collections.abc import Mapping, Sequence, Set
 
 from rich.text import Text
-from textual.widgets import DataTable
 
+from presets.clips.batches import frames_of, window_starts
 from presets.clips.captions import fill_trigger
-from presets.clips.clip_facts import ClipFacts, DatasetFacts
+from presets.clips.clip_facts import ClipFacts
 from presets.clips.geometry import uniform_speed
 from presets.job.schema import DatasetPanel
-from wanlora_tui.actions import bindings
+from presets.text import escaped
+from wanlora_tui.draft.clip_list import ClipEntry
 from wanlora_tui.output.formatting import shorten
+from wanlora_tui.widgets.long_table import Column, LongTable
 
-
-class ListTable(DataTable[Text]):
-    """A table of rows, with the keys of a list."""
-
-    BINDINGS = bindings("list.down", "list.up", "table.top", "table.bottom")
-
-    def __init__(self, *, id: str) -> None:
-        super().__init__(id=id, cursor_type="row", zebra_stripes=True, cell_padding=1)
+MASKS = {"image": "still", "video": "video"}  # what masks the loss of a clip
+NAME = 24  # cells of a clip's name
+NARROW = 90  # cells of a table, below which the caption needs the room of what else is known
+TIGHT = 74  # and of what is said of the clip under the cursor anyway
+OUT, WRONG, HELD, TWIN = "⊘", "✗", "○", "≈"
 
 
 def speed_of(clip: ClipFacts, panel: DatasetPanel) -> float:
     """How much faster than life the clip trains with this dataset's frames and sampling."""
-    return (
-        uniform_speed(clip.duration, panel.num_frames) if panel.sampling == "uniform" and clip.kind == "video" else 1.0
-    )
+    if panel.sampling != "uniform" or clip.kind == "image":
+        return 1.0
+    return uniform_speed(clip.duration, frames_of(clip, panel))
 
 
 def speed_text(speed: float) -> str:
@@ -37,44 +36,123 @@ def speed_text(speed: float) -> str:
     return f"{speed:.1f}x" + (" fast" if speed >= 1.05 else " slow" if speed < 0.95 else "")
 
 
-class ClipTable(ListTable):
-    """One row per clip of a dataset."""
-
-    def show(self, found: DatasetFacts, panel: DatasetPanel | None) -> None:
-        """Fill the table; without a panel (no job yet) the speed stays open."""
-        self.clear(columns=True)
-        self.add_columns(
-            Text("Clip"),
-            *(Text(name, justify="right") for name in ("Length", "Frames", "FPS", "Size", "Speed")),
-            Text("Caption"),
-        )
-        for clip in found.clips:
-            video = clip.kind == "video"
-            default = panel.default_caption if panel else ""
-            caption = clip.caption if clip.has_caption else f"default: {default}" if default else "✗ none"
-            self.add_row(
-                Text(shorten(str(Path(clip.path).relative_to(found.path)), 24)),
-                Text(f"{clip.duration:.1f} s" if video else "image", justify="right"),
-                Text(str(clip.frames), justify="right"),
-                Text(f"{clip.fps:.3g}" + ("~" if clip.variable_rate else "") if video else "", justify="right"),
-                Text(f"{clip.width}x{clip.height}", justify="right"),
-                Text(speed_text(speed_of(clip, panel)) if panel else "…", justify="right"),
-                Text(caption),
-            )
+def frames_text(clip: ClipFacts, panel: DatasetPanel | None) -> str:
+    """The frames that a clip trains on, of those it has: `41 of 120`, `3x 41 of 300` of three windows."""
+    if panel is None:
+        return str(clip.frames)
+    windows, used = len(window_starts(clip, panel)), frames_of(clip, panel)
+    text = f"{windows}x {used}" if windows > 1 else str(used)
+    return text if text == str(clip.frames) else f"{text} of {clip.frames}"
 
 
-class CaptionTable(ListTable):
+class ClipTable(LongTable):
+    """One row per clip of a dataset, and per file that no clip can be made of."""
+
+    entries: Sequence[ClipEntry] = ()
+    panel: DatasetPanel | None = None
+    left_out: frozenset[str] = frozenset()
+    twins: Mapping[str, str] = {}
+    held: Set[str] = frozenset()  # paths of the clips that measure the loss and do not train
+    masks = narrow = tight = False
+
+    def show(
+        self,
+        entries: Sequence[ClipEntry],
+        panel: DatasetPanel | None,
+        left_out: frozenset[str],
+        twins: Mapping[str, str],
+        *,
+        masks: bool,
+    ) -> None:
+        """Show these, also those that are left out; without a panel (no job yet) the speed stays open. `twins`: path of
+        a clip -> which other it is like."""
+        same = entries is self.entries and masks == self.masks
+        self.entries, self.panel, self.left_out, self.twins = entries, panel, left_out, twins
+        self.masks = masks
+        if same:
+            self.draw_changed()
+        else:
+            self._set_columns()
+
+    def _set_columns(self) -> None:
+        self.narrow, self.tight = self.size.width < NARROW, self.size.width < TIGHT
+        columns = [Column("", 1), Column("Clip", NAME), Column("Length", 7, True), Column("Frames", 9, True)]
+        columns += [*([] if self.tight else [Column("FPS", 5, True)])]
+        columns += [*([] if self.narrow else [Column("Size", 9, True)])]
+        columns += [*([] if self.tight else [Column("Speed", 9, True)])]
+        columns += [*([Column("Mask", 5)] if self.masks else []), Column("Caption", None)]
+        self.set_rows(columns, len(self.entries))
+
+    def on_resize(self) -> None:
+        self._set_columns()
+        super().on_resize()
+
+    @property
+    def current(self) -> ClipEntry | None:
+        return self.entries[self.cursor_row] if self.cursor_row < len(self.entries) else None
+
+    def cells(self, row: int) -> list[Text]:
+        entry, panel = self.entries[row], self.panel
+        clip, out = entry.clip, entry.name in self.left_out
+        name = Text(shorten(escaped(entry.name), NAME))
+        if clip is None:
+            blank = [Text("")] * (2 + 2 * (not self.tight) + (not self.narrow) + self.masks)
+            blank[1] = Text("left out" if out else "")
+            return [Text(OUT if out else WRONG), name, *blank, Text(escaped(f"✗ {entry.problem}"))]
+        video = clip.kind == "video"
+        twin, held = self.twins.get(entry.path, ""), entry.path in self.held
+        default = panel.default_caption if panel else ""
+        caption = clip.caption if clip.has_caption else f"default: {default}" if default else "✗ none"
+        caption = f"✗ {entry.caption_problem}" if entry.caption_problem else caption
+        return [
+            Text(OUT if out else HELD if held else TWIN if twin else ""),
+            name,
+            Text(f"{clip.duration:.1f} s" if video else "image"),
+            Text("left out" if out else "held out" if held else frames_text(clip, panel)),
+            *([] if self.tight else [Text(f"{clip.fps:.3g}" + ("~" if clip.variable_rate else "") if video else "")]),
+            *([] if self.narrow else [Text(f"{clip.width}x{clip.height}")]),
+            *([] if self.tight else [Text("" if out else speed_text(speed_of(clip, panel)) if panel else "…")]),
+            *([Text(MASKS[clip.mask.kind] if clip.mask else "")] if self.masks else []),
+            Text(escaped((f"{twin} · " if twin else "") + caption)),
+        ]
+
+
+class CaptionTable(LongTable):
     """One row per clip: where its caption comes from, and how it reads when it trains."""
 
-    def show(self, found: list[tuple[DatasetFacts, DatasetPanel]], trigger: str) -> None:
-        self.clear(columns=True)
-        self.add_columns(*map(Text, ("Clip", "From", "Reads as")))
-        for facts, panel in found:
-            for clip in facts.clips:
-                text = fill_trigger(clip.caption_or(panel.default_caption), trigger)
-                source = "own" if clip.has_caption else "default" if panel.default_caption else "✗ none"
-                self.add_row(
-                    Text(shorten(str(Path(clip.path).relative_to(facts.path)), 24)),
-                    Text(source),
-                    Text(text or "(empty)"),
-                )
+    entries: Sequence[ClipEntry] = ()
+    panels: Sequence[DatasetPanel] = ()
+    left_out: Sequence[frozenset[str]] = ()
+    trigger = ""
+
+    def show(
+        self,
+        entries: Sequence[ClipEntry],
+        panels: Sequence[DatasetPanel],
+        left_out: Sequence[frozenset[str]],
+        trigger: str,
+    ) -> None:
+        same = entries is self.entries
+        self.entries, self.panels, self.left_out, self.trigger = entries, panels, left_out, trigger
+        if same:
+            self.draw_changed()
+            return
+        self.set_rows([Column("Clip", NAME), Column("From", 8), Column("Reads as", None)], len(entries))
+
+    @property
+    def current(self) -> ClipEntry | None:
+        return self.entries[self.cursor_row] if self.cursor_row < len(self.entries) else None
+
+    def cells(self, row: int) -> list[Text]:
+        entry = self.entries[row]
+        name = Text(shorten(escaped(entry.name), NAME))
+        panel, clip = self.panels[entry.dataset], entry.clip
+        if entry.name in self.left_out[entry.dataset]:
+            return [name, Text("left out"), Text("⊘ does not train")]
+        if clip is None:
+            return [name, Text("✗"), Text(escaped(entry.problem))]
+        if entry.caption_problem:
+            return [name, Text("✗ unread"), Text(escaped(entry.caption_problem))]
+        text = fill_trigger(clip.caption_or(panel.default_caption), self.trigger)
+        source = "own" if clip.has_caption else "default" if panel.default_caption else "✗ none"
+        return [name, Text(source), Text(escaped(text) or "(empty)")]

@@ -1,6 +1,6 @@
 """What happened, line by line. It follows the newest line until the user scrolls up; End or G follows again.
 
-How an event reads is wanlora_tui.output.plain_lines's.
+How days and kinds read is wanlora_tui.output.log_lines's; the log on the whole screen wanlora_tui.screens.log's.
 """
 
 from rich.text import Text
@@ -9,20 +9,12 @@ from textual.geometry import Size
 from textual.widgets import RichLog
 
 from presets.runs.run_view import LogLine
+from presets.text import escaped
 from wanlora_tui.actions import bindings
+from wanlora_tui.output.far_words import advised
 from wanlora_tui.output.formatting import clock
-
-GLYPHS = {
-    "started": "►",
-    "sample": "▣",
-    "checkpoint": "◆",
-    "finding": "!",
-    "changed": "~",
-    "replanned": "~",
-    "stopped": "■",
-    "failed": "✗",
-    "done": "✓",
-}
+from wanlora_tui.output.hanging import hanging
+from wanlora_tui.output.log_lines import GLYPHS, LOUD, day_line, day_of
 
 
 class EventLogView(RichLog):
@@ -36,6 +28,7 @@ class EventLogView(RichLog):
         self._shown: list[LogLine] = []
         self._size_shown = Size()
         self._follow = True
+        self._day = ""  # of the newest line
 
     @property
     def following(self) -> bool:
@@ -53,12 +46,18 @@ class EventLogView(RichLog):
         fresh = self._fresh(lines)
         if fresh is None or self.size.width != self._size_shown.width:
             self.clear()
-            fresh = lines
+            fresh, self._day = lines, ""
         self._size_shown = self.size
         for line in fresh:
+            if (day := day_of(line.time)) != self._day:
+                self.write(Text(day_line(line.time, zone=not self._day), "dim"), scroll_end=follow)
+                self._day = day
             glyph = GLYPHS.get(line.kind, " ")
-            style = "bold" if line.kind in ("failed", "finding", "done", "stopped") else ""
-            self.write(Text.assemble((clock(line.time), "dim"), f" {glyph} ", (line.text, style)), scroll_end=follow)
+            head = Text.assemble((clock(line.time), "dim"), f" {glyph} ")
+            words = Text(escaped(advised(line.text)), "bold" if line.kind in LOUD else "")
+            width = max(1, self.content_size.width - self.styles.scrollbar_size_vertical)
+            # RichLog's own width of a line is at most that of Rich's console, which knows no terminal
+            self.write(hanging(head, words, width), width=width, scroll_end=follow)
         self._shown = list(lines)
         if resized and follow:
             self.scroll_end(animate=False, immediate=True)

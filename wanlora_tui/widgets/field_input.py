@@ -8,20 +8,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
+from textual.geometry import Size
 from textual.message import Message
+from textual.reactive import Reactive
+from textual.timer import Timer
 from textual.widgets import Input, Select, Static
 
 from presets.errors import JobError
 from presets.job.fields import Field, field_of
 from presets.job.toml_file import parse_value
 from wanlora_tui.actions import bindings
-from wanlora_tui.output.formatting import value_text
+from wanlora_tui.output.formatting import shorten, value_text
 from wanlora_tui.widgets.folder_picker import PathInput
+from wanlora_tui.widgets.pasting import OneLine
 
 RECOMMENDED, CHANGED, WRONG = "◆", "●", "✗"
+LONGEST_PROBLEM = 200  # of what was typed, it may quote a page
+NOTE = 17  # cells that the usual notes need: `● yours, ◆ 0.0001`
+REST = 0.6  # seconds without a key before the line of a problem that was mended is taken out
+LEFT_OPEN = ("auto", "model")  # values that say: as it fits
 
 
 def range_text(field: Field) -> str:
@@ -40,7 +49,7 @@ def range_text(field: Field) -> str:
 def problem_text(error: JobError) -> str:
     """The first problem of an input without the field path, which the row shows already."""
     text = error.problems[0].partition(": ")[2]
-    return text[0].upper() + text[1:]
+    return shorten(text[0].upper() + text[1:], LONGEST_PROBLEM)
 
 
 class Choice(Select[Any]):
@@ -49,17 +58,31 @@ class Choice(Select[Any]):
     BINDINGS = bindings("form.previous", "form.next", "form.choice_before", "form.choice_after", "form.open")
 
     def __init__(self, choices: tuple[Any, ...], value: Any) -> None:
-        super().__init__([(value_text(c), c) for c in choices], value=value, allow_blank=False, compact=True)
+        named = [("left out" if c is None else value_text(c), c) for c in choices]
+        super().__init__(named, value=value, allow_blank=False, compact=True)
         self.choices = choices
 
     def action_cycle(self, step: int) -> None:
         self.value = self.choices[(self.choices.index(self.value) + step) % len(self.choices)]
 
 
-class FieldText(Input):
+class FieldText(OneLine):
     """A one-line text input that arrow keys leave, as in a form."""
 
     BINDINGS = bindings("form.previous", "form.next")
+
+
+def joiner_of(field: Field) -> str | None:
+    """What stands for a line break in what is pasted into a field: lines of prose are one text, lines of a list its
+    parts, and several numbers are none."""
+    return " " if "text" in field.type_text.split() else ", " if "list" in field.type_text else None
+
+
+class _Said(Static):
+    """A short text of a row."""
+
+    # nothing in it scrolls, and Textual would lay the whole screen out a second time when its text has grown
+    virtual_size = Reactive(Size(0, 0), layout=False)
 
 
 class FieldInput(Vertical):
@@ -80,15 +103,18 @@ class FieldInput(Vertical):
         width: auto; max-width: 32; padding-left: 1; text-wrap: nowrap; text-overflow: ellipsis;
         color: $text-muted;
     }
-    FieldInput.-recommended .field-note { color: $text-success; }
-    FieldInput.-changed .field-note { color: $text-warning; }
+    FieldInput .field-note.-usual { min-width: 18; }
+    FieldInput .field-note.-recommended { color: $text-success; }
+    FieldInput .field-note.-changed { color: $text-warning; }
     FieldInput .field-error { display: none; color: $text-error; height: auto; padding-left: 2; }
-    FieldInput.-wrong .field-error { display: block; }
+    FieldInput .field-error.-wrong { display: block; }
     FieldInput:focus-within .field-label { text-style: bold; color: $text-primary; }
     FieldInput Select.-textual-compact SelectCurrent { background: $surface; }
     FieldInput Select:focus > SelectCurrent { background: $primary 40%; text-style: bold; }
     FieldInput Input:focus { background: $primary 25%; }
     """
+
+    virtual_size = Reactive(Size(0, 0), layout=False)  # as in _Said
 
     @dataclass
     class Changed(Message):
@@ -112,24 +138,39 @@ class FieldInput(Vertical):
         base: Path | None = None,
         suffixes: frozenset[str] | None = None,
         placeholder: str = "",
+        meaning: str = "",
     ) -> None:
         super().__init__(id=field_id(path))
         self.path, self.field = path, field_of(path)
         self.value, self.recommended, self.reason, self.typed = value, recommended, reason, typed
         self.base, self.suffixes = base, suffixes  # as for PathInput; base None: the field is no path
         self.placeholder = placeholder  # what an empty input stands for
+        self.meaning = meaning  # what comes of a value that is left to the planner
         self.error = ""
-        self._note = ""
+        self._note = self._problem = ""
+        self._marked: tuple[Any, ...] | None = None  # what the note was made of
+        self._found = ""  # what is wrong with a value that can be one
         self._on_the_way = 0  # changes posted and not yet taken in
+        self._blank: Timer | None = None
+
+        # kept, because looking for them at every key costs more than all else that a row does
+        self._label = Static(f" {self.field.label}", classes="field-label", markup=False)
+        self._note_place = _Said("", classes="field-note", markup=False)
+        # a note that changes must not lay out the whole screen at a key; a path needs the room, and has hardly any
+        self._note_width = NOTE if reason is not None and base is None else 0
+        self._note_place.set_class(self._note_width > 0, "-usual")
+        self._error_place = _Said("", classes="field-error", markup=False)
+        self._control: Choice | FieldText | PathInput | None = None
 
     def compose(self) -> ComposeResult:
         with Horizontal():
-            yield Static(f" {self.field.label}", classes="field-label", markup=False)
-            yield self._control()
-            yield Static("", classes="field-note", markup=False)
-        yield Static("", classes="field-error", markup=False)
+            yield self._label
+            self._control = self._make_control()
+            yield self._control
+            yield self._note_place
+        yield self._error_place
 
-    def _control(self) -> Choice | FieldText | PathInput:
+    def _make_control(self) -> Choice | FieldText | PathInput:
         if self.field.choices:
             control: Choice | FieldText | PathInput = Choice(self.field.choices, self.value)
         else:
@@ -139,27 +180,31 @@ class FieldInput(Vertical):
                 control = PathInput(text, base=self.base, suffixes=self.suffixes)
             else:
                 control = FieldText(text, compact=True, placeholder=self.placeholder)
+                control.joiner = joiner_of(self.field)
         control.add_class("field-control")
         return control
 
     def on_mount(self) -> None:
+        # all of it may have changed since compose
         if self.typed is not None:
             self._parse(self.typed)
         else:
-            self._show_value()  # it may have changed since compose
+            self._show_value()
+            self._show_problem(self._found)
+        if isinstance(self.control, FieldText):
+            self.control.placeholder = self.placeholder
         self._mark()
 
     def on_descendant_focus(self) -> None:
-        self.query_one(".field-label", Static).update(f"▸{self.field.label}", layout=False)
+        self._label.update(f"▸{self.field.label}", layout=False)
 
     def on_descendant_blur(self) -> None:
-        self.query_one(".field-label", Static).update(f" {self.field.label}", layout=False)
+        self._label.update(f" {self.field.label}", layout=False)
 
     @property
     def control(self) -> Choice | FieldText | PathInput:
-        found = self.query_one(".field-control")
-        assert isinstance(found, Choice | FieldText | PathInput)
-        return found
+        assert self._control is not None, "not composed yet"
+        return self._control
 
     def set_value(self, value: Any, *, recommended: Any, reason: str | None) -> None:
         """Bring the row to new values from outside.
@@ -188,9 +233,49 @@ class FieldInput(Vertical):
         if self.is_mounted and isinstance(self.control, FieldText):
             self.control.placeholder = text
 
+    def set_meaning(self, text: str) -> None:
+        """What a value that is left to the planner comes to by now; "" while that is not known."""
+        if text != self.meaning:
+            self.meaning = text
+            if self.is_mounted:
+                self._mark()
+
     def _show_value(self) -> None:
         control = self.control
         control.value = self.value if isinstance(control, Choice) else value_text(self.value)
+
+    def show_problem(self, text: str) -> None:
+        """What is wrong with the value, as somebody else has found; "" when nothing is. An input that is no value at
+        all says that first."""
+        self._found = text
+        if self.is_mounted and not self.error:
+            self._show_problem(text)
+
+    def _show_problem(self, text: str) -> None:
+        """In a line of its own. While its user types, a line that is there stays, though empty: fields that jump at
+        every other key are hard to read, and cost a layout of the whole screen each time."""
+        if text == self._problem:
+            return
+        before, self._problem = self._problem, text
+        place, shown = self._error_place, f"{WRONG} {text}" if text else ""
+        if self._blank is not None:
+            self._blank.stop()
+            self._blank = None
+        if text:
+            width = place.content_size.width if place.has_class("-wrong") else 0
+            place.update(shown, layout=max(cell_len(before) + 2, cell_len(shown)) > width)
+            place.add_class("-wrong")
+        elif self.has_focus_within:
+            place.update("", layout=False)
+            self._blank = self.set_timer(REST, self._close_problem)
+        else:
+            self._close_problem()
+
+    def _close_problem(self) -> None:
+        self._blank = None
+        if not self._problem:
+            self._error_place.remove_class("-wrong")
+            self._error_place.update("", layout=False)
 
     def reset(self) -> None:
         """Back to the recommended value, if there is one."""
@@ -208,6 +293,8 @@ class FieldInput(Vertical):
     def _edited(self, event: Input.Changed | Select.Changed) -> None:
         """Reads what the control holds by now, since the event may be older than that."""
         event.stop()
+        if self._blank is not None:
+            self._blank.reset()
         control, before = self.control, (self.value, self.typed)
         if isinstance(control, Choice):
             self.value = control.value
@@ -231,16 +318,23 @@ class FieldInput(Vertical):
             self.value, self.typed, self.error = parse_value(self.path, text), None, ""
         except JobError as e:
             self.typed, self.error = text, problem_text(e)
-        self.set_class(bool(self.error), "-wrong")
-        self.query_one(".field-error", Static).update(f"{WRONG} {self.error}" if self.error else "")
+        self._show_problem(self.error or self._found)
 
     def _mark(self) -> None:
         """The note behind the control: a word and a glyph, so that it reads without colour."""
+        state = (self.value, self.recommended, self.reason, self.meaning, self.error)
+        if state == self._marked:
+            return
+        self._marked = state
         same = self.value == self.recommended
-        self.set_class(not self.error and same and bool(self.reason), "-recommended")
-        self.set_class(not self.error and not same and self.reason is not None, "-changed")
+        # on the note alone: a class of the row would be looked up for all that is in it
+        self._note_place.set_class(not self.error and same and bool(self.reason), "-recommended")
+        self._note_place.set_class(not self.error and not same and self.reason is not None, "-changed")
         if self.error:
             note = f"{WRONG} not valid"
+        elif self.meaning and self.value in LEFT_OPEN:
+            own = RECOMMENDED if same and self.reason else "" if same or self.reason is None else CHANGED
+            note = f"{own} -> {self.meaning}".lstrip()
         elif self.reason is None:
             note = ""
         elif same:
@@ -249,8 +343,9 @@ class FieldInput(Vertical):
             wanted = value_text(self.recommended) or "empty"
             note = f"{CHANGED} yours" + (f", {RECOMMENDED} {wanted}" if len(wanted) <= 12 else "")
         if note != self._note:
-            self._note = note
-            self.query_one(".field-note", Static).update(note)
+            before, self._note = cell_len(self._note), note
+            room = self._note_width
+            self._note_place.update(note, layout=max(cell_len(note), room) != max(before, room))
 
     def help_title(self) -> str:
         return f"{self.field.label} · {self.path}"
@@ -263,8 +358,9 @@ class FieldInput(Vertical):
         elif self.reason is None:
             why = ""
         else:
-            why = f"Default: {value_text(self.recommended) or 'empty'}."
-        return f"{self.field.help}{takes}\n{why}"
+            why = f"Default: {value_text(self.recommended) or self.placeholder or 'empty'}."
+        means = f" For now it comes to: {self.meaning}." if self.meaning and self.value in LEFT_OPEN else ""
+        return f"{self.field.help}{takes}\n{why}{means}"
 
 
 def field_id(path: str) -> str:

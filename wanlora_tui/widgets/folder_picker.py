@@ -1,19 +1,33 @@
 """Choosing a folder or a file: a path input that completes as a shell does, and a tree to browse."""
 
 import asyncio
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from textual import on
+from rich.style import Style
+from rich.text import Text
+from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
+from textual.message import Message
 from textual.screen import ModalScreen
 from textual.suggester import Suggester
 from textual.widgets import Button, DirectoryTree, Footer, Input, Static, Tree
 from textual.widgets.directory_tree import DirEntry
+from textual.widgets.tree import TreeNode
 
+from presets.clips.clip_facts import CLIP_SUFFIXES
 from presets.file_names import escaped, is_utf8
 from wanlora_tui.actions import bindings
+from wanlora_tui.output.formatting import count
 from wanlora_tui.output.typed_paths import absolute, complete_path
+from wanlora_tui.widgets.pasting import OneLine
+
+MOST_COUNTED = 20_000  # entries of a folder that are looked at for its count
+COUNT_DELAY = 0.05  # seconds in which folders that come into view are gathered, to be counted together
 
 
 class _PathSuggester(Suggester):
@@ -25,7 +39,7 @@ class _PathSuggester(Suggester):
         return await asyncio.to_thread(complete_path, value, self.base, self.suffixes)  # a network folder may be slow
 
 
-class PathInput(Input):
+class PathInput(OneLine):
     """A path being typed. Tab and right take the completion shown; Tab without one goes to the next field."""
 
     BINDINGS = bindings("form.previous", "form.next", "form.complete")
@@ -52,8 +66,29 @@ class PathInput(Input):
             self.screen.focus_next()
 
 
+@dataclass
+class _Counted(Message):
+    """How many clips, or files of the wanted kinds, folders hold."""
+
+    found: dict[Path, str]
+
+
+def count_text(folder: Path, suffixes: Collection[str], noun: str) -> str:
+    """`12 clips` that lie in a folder itself; "" for none, or for one that cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            seen = list(islice(entries, MOST_COUNTED))
+            number = sum(
+                Path(entry.name).suffix.lower() in suffixes and not entry.name.startswith(".") for entry in seen
+            )
+    except OSError:
+        return ""
+    return f"{count(number, noun)}{' or more' if len(seen) == MOST_COUNTED else ''}" if number else ""
+
+
 class _Tree(DirectoryTree):
-    """Folders, and the files of some suffixes, with plain icons that every terminal has."""
+    """Folders with how many clips each holds, and the files of some suffixes, with plain icons that every terminal
+    has. `needle`: only what has this in its name is shown, and all that lies in such a folder."""
 
     ICON_NODE, ICON_NODE_EXPANDED, ICON_FILE = "▸ ", "▾ ", "  "
     BINDINGS = bindings(
@@ -70,12 +105,49 @@ class _Tree(DirectoryTree):
     def __init__(self, path: Path, suffixes: frozenset[str] | None) -> None:
         super().__init__(path)
         self.suffixes = suffixes
+        self.needle = ""
+        self._counts: dict[Path, str] = {}
+        self._waiting: dict[Path, TreeNode[DirEntry]] = {}  # folders in view that nobody has counted yet
+
+    def render_label(self, node: TreeNode[DirEntry], base_style: Style, style: Style) -> Text:
+        label = super().render_label(node, base_style, style)
+        if node.data is None or not node.allow_expand:
+            return label
+        path = Path(node.data.path)
+        if path in self._counts:
+            return label.append(f"   {self._counts[path]}", base_style + Style(dim=True))
+        if not self._waiting:
+            self.set_timer(COUNT_DELAY, self._count_waiting)
+        self._waiting[path] = node
+        return label
+
+    def _count_waiting(self) -> None:
+        self._count(list(self._waiting))
+
+    @work(thread=True, group="counts", exit_on_error=False)
+    def _count(self, folders: list[Path]) -> None:
+        suffixes, noun = (CLIP_SUFFIXES, "clip") if self.suffixes is None else (self.suffixes, "file")
+        self.post_message(_Counted({folder: count_text(folder, suffixes, noun) for folder in folders}))
+
+    @on(_Counted)
+    def _counted(self, event: _Counted) -> None:
+        event.stop()
+        self._counts |= event.found
+        waiting, self._waiting = self._waiting, {}
+        for path, node in waiting.items():
+            if path in self._counts:
+                node.refresh()
+            else:  # it came into view meanwhile
+                self._waiting[path] = node
+        if self._waiting:
+            self.set_timer(COUNT_DELAY, self._count_waiting)
 
     def filter_paths(self, paths: "list[Path]") -> "list[Path]":  # type: ignore[override]
         return [
             p
             for p in paths
             if not p.name.startswith(".")
+            and self.needle in str(p.relative_to(self.path)).lower()
             and (p.is_dir() or (self.suffixes is not None and p.suffix.lower() in self.suffixes))
         ]
 
@@ -105,8 +177,10 @@ class _Tree(DirectoryTree):
 class PathPicker(ModalScreen[str | None]):
     """Pick a folder (`suffixes` None) or a file. Dismisses with its absolute path, or None."""
 
-    BINDINGS = bindings("dialog.cancel")
+    BINDINGS = bindings("dialog.cancel", "picker.filter")
     DEFAULT_CSS = """
+    PathPicker #picker-filter { display: none; }
+    PathPicker #picker-filter.-open { display: block; }
     PathPicker { align: center middle; }
     PathPicker > Vertical {
         width: 90%; max-width: 100; height: 90%; border: round $primary; padding: 0 1; background: $surface;
@@ -130,9 +204,11 @@ class PathPicker(ModalScreen[str | None]):
             box.border_title = self.picker_title
             yield PathInput(str(self.start), base=self.start, suffixes=self.suffixes, id="picker-path")
             yield Static("", id="picker-problem", markup=False)
+            yield Input(placeholder="part of a name", id="picker-filter", compact=True)
             yield _Tree(self.start, self.suffixes)
             yield Static(
-                f"Enter takes the {what} · right opens a folder · left closes it · backspace goes up", id="picker-hint"
+                f"Enter takes the {what} · right opens a folder · left closes it · backspace goes up · / filters",
+                id="picker-hint",
             )
             with Horizontal(id="picker-row"):
                 yield Button(f"Take this {what}", id="picker-take", variant="primary", compact=True)
@@ -147,7 +223,27 @@ class PathPicker(ModalScreen[str | None]):
         if event.node.data is not None:
             self.query_one("#picker-path", Input).value = str(event.node.data.path)
 
-    @on(Input.Submitted)
+    def action_filter(self) -> None:
+        box = self.query_one("#picker-filter", Input)
+        box.add_class("-open")
+        box.focus()
+
+    @on(Input.Changed, "#picker-filter")
+    async def _filtered(self, event: Input.Changed) -> None:
+        event.stop()
+        tree = self.query_one(_Tree)
+        tree.needle = event.value.strip().lower()
+        await tree.reload()
+
+    @on(Input.Submitted, "#picker-filter")
+    def _filter_done(self, event: Input.Submitted) -> None:
+        """Back to the tree, on the first thing that is left in it."""
+        event.stop()
+        tree = self.query_one(_Tree)
+        tree.focus()
+        tree.cursor_line = min(1, tree.last_line)
+
+    @on(Input.Submitted, "#picker-path")
     @on(Button.Pressed, "#picker-take")
     def _take(self) -> None:
         self.choose(absolute(self.query_one("#picker-path", Input).value, self.start))

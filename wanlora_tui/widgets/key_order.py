@@ -3,23 +3,27 @@
 Textual hands a key to the focused widget; what that does not consume bubbles up, and only then its binding is looked
 up. Keys that come faster than that overtake it: the letters typed after Tab reach the field that Tab was about to
 leave, and those typed after Backspace are there before it deletes. Here the next key is held back until the one before
-it is done.
+it is done, with what it has set off: messages that open a form, or move the focus into it.
 """
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from textual import events, on
-from textual.app import App
 from textual.message import Message
 from textual.message_pump import MessagePump
 
+from wanlora_tui.terminal.drawn_text import SafelyDrawn
+
 PATIENCE = 5.0  # seconds for a widget that hangs
 LOOK = 0.1  # seconds between two looks at the widget: one that has been removed never says that it is done
+# Times that one key is followed from the focused widget up to the app. What a message sets off waits one round later.
+ROUNDS = 12
 
 
-class KeysInOrder(App[None]):
+class KeysInOrder(SafelyDrawn):
     """An app that takes one key or paste at a time. `patience`: seconds for one.
 
     They are counted in looks, so that a loop that is held up, on a busy machine, does not count as a widget that hangs.
@@ -36,15 +40,24 @@ class KeysInOrder(App[None]):
     def __init__(self) -> None:
         super().__init__()
         self._under_way: events.Event | None = None
+        self._followed: MessagePump = self  # the widget that the last `Done` set out from
+        self._rounds = self._looks = 0
         self._held = deque[events.Event]()
         self._patience: asyncio.TimerHandle | None = None
+        self._afterwards: list[Callable[[], object]] = []
+
+    @property
+    def is_taking(self) -> bool:
+        """A key is under way, with what it sets off."""
+        return self._under_way is not None
+
+    def afterwards(self, call: Callable[[], object]) -> None:
+        """Call this once no key is under way."""
+        self._afterwards.append(call)
 
     async def on_event(self, event: events.Event) -> None:
-        if not isinstance(event, events.Key | events.Paste):
-            await super().on_event(event)
-        elif event.is_forwarded:  # bubbled up here, where its binding is looked up
-            await super().on_event(event)
-            await self._finish(event)
+        if not isinstance(event, events.Key | events.Paste) or event.is_forwarded:
+            await super().on_event(event)  # a forwarded one has bubbled up here, where its binding is looked up
         elif self._under_way is not None:
             self._held.append(event)
         else:
@@ -52,32 +65,49 @@ class KeysInOrder(App[None]):
 
     async def _take(self, event: events.Event) -> None:
         target = self.focused or self.screen
+        self._under_way, self._rounds, self._looks = event, 0, int(self.patience / LOOK)
         await super().on_event(event)
-        if event.is_forwarded and target.post_message(self.Done(event)):
-            self._under_way = event
-            self._look_again(event, target, int(self.patience / LOOK))
+        self._follow(event, target if event.is_forwarded else self.focused or self.screen)
 
-    def _look_again(self, event: events.Event, target: MessagePump, looks: int) -> None:
-        """Wait for the widget as long as it is there, for so many looks."""
+    def _follow(self, event: events.Event, target: MessagePump) -> None:
+        """Send a `Done` after what was posted to the target, and wait for it as long as the target is there."""
+        self._followed = target
+        self._rounds += 1
+        if target.post_message(self.Done(event)):
+            self._look_again(event)
+        else:
+            self.post_message(self.Done(event))
 
+    def _look_again(self, event: events.Event) -> None:
         def look() -> None:
-            if looks > 1 and target.is_running and target.is_attached:
-                self._look_again(event, target, looks - 1)
+            self._looks -= 1
+            if self._looks > 0 and self._followed.is_running and self._followed.is_attached:
+                self._look_again(event)
             else:
                 self.post_message(self.Done(event))
 
+        if self._patience is not None:
+            self._patience.cancel()
         self._patience = asyncio.get_running_loop().call_later(LOOK, look)
-
-    async def _finish(self, event: events.Event) -> None:
-        if event is not self._under_way:  # it was done already, when it had bubbled up
-            return
-        assert self._patience is not None
-        self._patience.cancel()
-        self._under_way = None
-        while self._held and self._under_way is None:
-            await self._take(self._held.popleft())
 
     @on(Done)
     async def _done(self, event: Done) -> None:
         event.stop()
-        await self._finish(event.input)
+        if event.input is not self._under_way or not self.screen_stack:  # it closes
+            return
+        target = self.focused or self.screen
+        quiet = target is self._followed and not any(
+            node.message_queue_size for node in target.ancestors_with_self if node is not self
+        )
+        if not quiet and self._rounds < ROUNDS and self._looks > 0:
+            self._follow(event.input, target)
+            return
+        if self._patience is not None:
+            self._patience.cancel()
+        self._under_way = self._patience = None
+        while self._held and self._under_way is None:
+            await self._take(self._held.popleft())
+        if self._under_way is None:
+            calls, self._afterwards = self._afterwards, []
+            for call in calls:
+                call()

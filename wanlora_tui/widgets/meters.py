@@ -6,9 +6,13 @@ from textual.content import Content
 from textual.widgets import Static
 
 from presets.runs.run_view import RunView
-from wanlora_tui.output.formatting import duration, expert_text, rate, seconds_each
+from wanlora_tui.feeds.run_times import RunTimes
+from wanlora_tui.output.formatting import expert_text, rate, seconds_each
 
 FULL, EMPTY = "█", "░"
+SPARKS = "▁▂▃▄▅▆▇█"
+FLAT = 0.25  # of the highest: the least that a sparkline's whole height stands for
+SHORT = 34  # columns below which a bar's label is its first word
 TIGHT = 0.95  # of the memory: the bar changes its colour
 
 
@@ -31,42 +35,69 @@ class MemoryBar(Static):
 
     def show(self, label: str, used_gib: float, total_gib: float) -> None:
         self._last = label, used_gib, total_gib
-        numbers = f"{used_gib:.1f}/{total_gib:.0f} GiB" if total_gib else f"{used_gib:.1f} GiB" if used_gib else "-"
+        used = "-" if not used_gib else "<0.1" if used_gib < 0.05 else f"{used_gib:.1f}"
+        numbers = f"{used}/{total_gib:.0f} GiB" if total_gib else f"{used} GiB" if used_gib else "-"
+        if self.size.width < SHORT:
+            label = label.partition(" ")[0]
         width = max(4, self.size.width - len(label) - len(numbers) - 2)
         tight = total_gib > 0 and used_gib / total_gib > TIGHT
         middle = bar(used_gib, total_gib, width, "$warning" if tight else "$primary") if total_gib else " " * width
-        self.update(Content.assemble(f"{label} ", middle, f" {numbers}"))
+        shown = Content.assemble(f"{label} ", middle, f" {numbers}")
+        if shown != self.visual:
+            self.update(shown, layout=False)
+
+
+def sparkline(values: list[float], width: int) -> str:
+    """The last `width` of them, one cell each. What differs by a few percent lies flat."""
+    shown = values[-width:] if width > 0 else []
+    if len(shown) < 2:
+        return ""
+    low, high = min(shown), max(shown)
+    span = max(high - low, FLAT * high)
+    return "".join(
+        SPARKS[min(len(SPARKS) - 1, int(len(SPARKS) * (v - low) / span))] if span else SPARKS[0] for v in shown
+    )
 
 
 class Numbers(Static):
-    """Step, time and optimizer figures: two rows in a narrow place, two columns in a tall one."""
+    """Step, time and optimizer figures: three rows in a narrow place, two columns in a tall one."""
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self._last: tuple[RunView, bool] | None = None
+        self._last: tuple[RunView, RunTimes, int] | None = None
+        self._shown: tuple[list[tuple[str, str]], int] | None = None
 
     def on_resize(self) -> None:
         if self._last is not None:
-            self.show(self._last[0], running=self._last[1])
+            self.show(*self._last)
 
-    def show(self, view: RunView, *, running: bool) -> None:
-        """`running`: as the daemon has it. A trainer that was killed has said nothing about its end."""
-        self._last = view, running
+    def show(self, view: RunView, times: RunTimes, steps: int) -> None:
+        """`steps`: of the job, which the run has not told before it starts."""
+        self._last = view, times, steps
         last = {e: p[-1].loss for e, p in view.losses.items() if p}
+        across = 4 if self.size.width >= 72 else 2
+        each = seconds_each(view.seconds_per_step) if view.seconds_per_step else "-"
+        spark = sparkline(view.recent, self.size.width // across - len(f"s/step {each}") - 2)
         cells = [
-            ("step", f"{view.step}/{view.steps}"),
-            (
-                "ETA",
-                duration(view.eta_seconds) if running and view.state == "running" and view.seconds_per_step else "-",
-            ),
-            ("s/step", seconds_each(view.seconds_per_step) if view.seconds_per_step else "-"),
+            ("step", f"{view.step}/{view.steps or steps}"),
+            ("ETA", times.left or "-"),
+            ("ended" if times.over else "ends", times.ends or "-"),
+            ("worked", times.worked or "-"),
+            ("s/step", f"{each} {spark}".rstrip()),
             ("expert", expert_text(view.expert) or "-"),
             ("high loss", f"{last['high_noise']:.4f}" if "high_noise" in last else "-"),
             ("low loss", f"{last['low_noise']:.4f}" if "low_noise" in last else "-"),
             ("lr", rate(view.lr) if view.step else "-"),
             ("grad norm", f"{view.grad_norm:.3f}" if view.step else "-"),
         ]
-        across = 4 if self.size.width >= 72 else 2
+        if times.cost:
+            cells.append(("cost", times.cost))
+        if across == 2:
+            cells += [(part, f"{s:.3f} s") for part, s in view.seconds.items() if part != "total"]
+        if (cells, across) == self._shown:  # an update draws the screen, and as a new height lays it out
+            return
+        rows = -(-len(cells) // across)
+        before, self._shown = self._shown, (cells, across)
         table = Table.grid(padding=(0, 1), expand=True)
         for _ in range(across):
             table.add_column(no_wrap=True, ratio=1)
@@ -74,13 +105,7 @@ class Numbers(Static):
             Text.assemble((f"{label} ", "dim"), (value, "bold"), overflow="ellipsis", no_wrap=True)
             for label, value in cells
         ]
-        if across == 2:
-            pairs += [
-                Text.assemble((f"{part} ", "dim"), (f"{s:.3f} s", "bold"))
-                for part, s in view.seconds.items()
-                if part != "total"
-            ]
-            pairs += [Text()] * (len(pairs) % 2)
+        pairs += [Text()] * (-len(pairs) % across)
         for i in range(0, len(pairs), across):
             table.add_row(*pairs[i : i + across])
-        self.update(table)
+        self.update(table, layout=before is None or rows != -(-len(before[0]) // before[1]))

@@ -1,4 +1,6 @@
-"""What the run is doing right now and how far it is: loading, caching, training, sampling, saving."""
+"""The first lines of a screen about one run: its name, what it is doing right now and how far it is."""
+
+import time
 
 from rich.text import Text
 from textual.content import Content
@@ -6,8 +8,33 @@ from textual.widgets import Static
 
 from daemon.wire.protocol import ENDED_STATES, JobRecord
 from presets.runs.run_view import RunView
+from presets.text import escaped
 from wanlora_tui.output.formatting import shorten, so_far, state_text
+from wanlora_tui.output.hanging import titled
+from wanlora_tui.output.queue_words import expected, speaks, standing
 from wanlora_tui.widgets.meters import bar
+
+
+class TitleLine(Static):
+    """The name, and what is said of the run, in one line: cut anew when it has another width."""
+
+    def __init__(self, *, id: str) -> None:
+        super().__init__(id=id)
+        self._said: tuple[str, str] = ("", "")
+        self._shown = Text()
+
+    def on_resize(self) -> None:
+        self._draw()
+
+    def show(self, name: str, rest: str) -> None:
+        self._said = name, rest
+        self._draw()
+
+    def _draw(self) -> None:
+        shown = titled(*self._said, self.content_size.width)
+        if shown != self._shown:
+            self._shown = shown
+            self.update(shown, layout=False)
 
 
 class PhaseBar(Static):
@@ -25,20 +52,28 @@ class PhaseBar(Static):
         self._last = record, view
         width = max(20, self.size.width)
         if record.state == "queued":  # what came of an earlier attempt says nothing about this one
-            self.update(Text(state_text(record.state), style="bold", no_wrap=True))
+            # what it waits for besides its turn; how long until a restart, the trainer's light counts down
+            waits = "" if record.restart_at else expected(record, time.time())
+            said = filter(None, [standing(record), record.waiting or record.held, waits])
+            self.update(Text(escaped("  ".join(said)), style="bold"))
             return
         if record.state in ENDED_STATES:
             self.update(self._ended(record, view, width))
+            return
+        if not speaks(record, view):
+            self.update(Text(state_text(record.state), style="bold", no_wrap=True))
             return
         phase = view.phase
         if phase.name == "paused":
             self.update(
                 Content.assemble(
-                    ("‖ paused ", "bold $text-warning"), (shorten(phase.text, max(1, width - 9)), "$text-warning")
+                    ("‖ paused ", "bold $text-warning"),
+                    (shorten(escaped(phase.text), max(1, width - 9)), "$text-warning"),
                 )
             )
             return
-        name = f"{phase.name} " if not phase.text else f"{phase.name} {shorten(phase.text, width // 3)} "
+        does = escaped(phase.name)
+        name = f"{does} {shorten(escaped(phase.text), width // 3)} " if phase.text else f"{does} "
         if not phase.total:
             self.update(Text(name, style="bold", no_wrap=True))
             return
@@ -53,7 +88,9 @@ class PhaseBar(Static):
     def _ended(record: JobRecord, view: RunView, width: int) -> Text:
         if record.state == "done":
             return Text(
-                shorten(f"{state_text('done')}  {', '.join(view.files)}".rstrip(), width), style="bold", no_wrap=True
+                shorten(escaped(f"{state_text('done')}  {view.outcome or ', '.join(view.files)}".rstrip()), width),
+                style="bold",
+                no_wrap=True,
             )
-        first, _, rest = (record.outcome or view.outcome).partition("\n")
+        first, _, rest = escaped(record.outcome or view.outcome).partition("\n")
         return Text(f"{state_text(record.state)}  {first}{'  More: f' if rest else ''}".rstrip(), style="bold")

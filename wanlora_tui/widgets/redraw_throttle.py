@@ -1,10 +1,13 @@
 """Drawing no more often than eyes and slow lines can follow, however fast the news comes."""
 
+import asyncio
 import time
 from collections.abc import Callable
+from typing import Any
 
 from textual.message import Message
 from textual.message_pump import MessagePump
+from textual.screen import ModalScreen, Screen
 
 SECONDS = 0.2  # between two drawings
 
@@ -14,6 +17,13 @@ class Changed(Message):
 
     def can_replace(self, message: Message) -> bool:
         return isinstance(message, Changed)
+
+
+def is_seen(screen: Screen[Any]) -> bool:
+    """Whether a screen is in view: with nothing but dialogs over it. One that is not must get no messages: Textual
+    draws the screen above it anew after each, because that could be transparent."""
+    stack = screen.app.screen_stack
+    return screen in stack and all(isinstance(s, ModalScreen) for s in stack[stack.index(screen) + 1 :])
 
 
 class Throttle:
@@ -32,7 +42,8 @@ class Throttle:
             self._now()
         else:
             self._waiting = True
-            self._owner.set_timer(wait, self._now)
+            # a timer of Textual's whose time has passed before it began to wait never rings
+            asyncio.get_running_loop().call_later(wait, self._owner.call_later, self._now)
 
     def _now(self) -> None:
         self._waiting = False

@@ -7,7 +7,17 @@ import sys
 
 from msgspec.structs import replace
 
-from daemon.processes.proc import MARKER, boot_id, identify, is_alive, marked, oom_kills, send
+from daemon.processes.proc import (
+    MARKER,
+    boot_id,
+    families,
+    identify,
+    is_alive,
+    marked,
+    memory_of,
+    oom_kills,
+    send,
+)
 from tests.helpers.waiting import until
 
 SLEEP = [sys.executable, "-c", "import time; print(flush=True); time.sleep(600)"]
@@ -56,3 +66,18 @@ def test_marked_processes_are_found_in_whatever_session_parents_first():
 
 def test_the_kernel_tells_its_out_of_memory_kills():
     assert oom_kills() >= -1
+
+
+def test_a_family_is_all_that_descends_and_what_it_has_in_memory():
+    spawner = f"import subprocess, sys, time; subprocess.Popen({SLEEP!r}, start_new_session=True); time.sleep(600)"
+    with subprocess.Popen([sys.executable, "-c", spawner]) as parent, subprocess.Popen(SLEEP) as other:
+        pids = [parent.pid, other.pid]
+        found = until(lambda: f if len((f := families(pids))[parent.pid]) == 2 else None)
+        child = found[parent.pid][1]
+        assert found == {parent.pid: [parent.pid, child], other.pid: [other.pid]}
+        assert families([os.getpid()])[os.getpid()][0] == os.getpid() and child in families([os.getpid()])[os.getpid()]
+        resident, shared = memory_of(other.pid)
+        assert 2**20 < shared < resident < 2**30
+        for pid in (*pids, child):
+            os.kill(pid, signal.SIGKILL)
+    assert families([other.pid]) == {other.pid: [other.pid]}

@@ -4,14 +4,19 @@ import asyncio
 import os
 import shutil
 import signal
+import threading
+from pathlib import Path
 
 import msgspec
+import pytest
 import zmq
 import zmq.asyncio
 
+from daemon.errors import NotAnswering
 from daemon.wire import protocol as wire
-from daemon.wire.client import Client
-from daemon.wire.paths import daemon_paths, endpoint
+from daemon.wire.blocking import ping
+from daemon.wire.client import BegunAnew, Client
+from daemon.wire.paths import daemon_paths, endpoint, make_private
 from presets.runs.events import Event
 from tests.daemon.conftest import Box, until
 from tests.daemon.test_daemon import file_events, follow_to_end
@@ -124,7 +129,7 @@ async def test_a_follow_outlives_daemons_without_repeating_itself(box: Box):
 
 async def test_a_request_waits_for_a_daemon_that_is_being_replaced(box: Box):
     box.start("--hold-at", "5")
-    async with box.client(timeout=0.3, retries=6) as client:
+    async with box.client(timeout=2.0, retries=9) as client:
         await client.submit(box.job("one"))
         await box.wait(client, "one", "running")
         os.kill(box.process.pid, signal.SIGSTOP)  # it will not answer this one
@@ -151,3 +156,101 @@ async def test_two_daemons_in_two_directories_never_meet(box: Box):
             assert [j.name for j in await a.jobs()] == ["mine"] and [j.name for j in await b.jobs()] == ["theirs"]
     finally:
         await other.tear_down()
+
+
+async def until_step(items, step: int) -> list[Event | BegunAnew]:
+    """What a follower sees up to a step."""
+    seen = []
+    async for item in items:
+        if isinstance(item, Event | BegunAnew):
+            seen.append(item)
+        if isinstance(item, Event) and item.kind == "step" and item.data["step"] == step:
+            return seen
+    raise AssertionError("a follow never ends by itself")
+
+
+async def test_a_run_that_begins_anew_is_followed_from_its_first_event(box: Box):
+    """Its folder was emptied between two attempts: the numbers of its events begin at 1 again."""
+    box.start("--hold-at", "15")
+    async with box.client() as client, box.client() as late:
+        job = (await client.submit(box.job("one", steps=20))).id
+        items = client.follow(job)
+        before = await asyncio.wait_for(until_step(items, 15), PATIENCE)
+        await client.stop(job)
+        await box.wait(client, job, "stopped")
+        shutil.rmtree(box.run_dir("one"))
+        await client.resume(job)
+        after = await asyncio.wait_for(until_step(items, 15), PATIENCE)
+        begun = next(i for i, item in enumerate(after) if isinstance(item, BegunAnew))
+        assert [e.seq for e in after[begun + 1 :]] == list(range(1, len(after) - begun))
+        assert {e.run for e in after[:begun]} <= {before[0].run} and after[-1].run != before[0].run
+        assert after[begun + 1 :] == file_events(box.run_dir("one"))
+        # who knows an event of the run before, with its id or without, is told as well
+        for last in (before[-1].seq, before[-1].seq + 1000):
+            first = await anext(late.follow(job, last, before[0].run))
+            assert first == BegunAnew(job)
+        # and a new run that is not longer than the old one ends well
+        await client.stop(job)
+        assert (await box.wait(client, job, "stopped")).attempt >= 1
+
+
+async def test_a_shorter_run_in_the_emptied_folder_is_done(box: Box):
+    box.start("--hold-at", "15")
+    async with box.client() as client:
+        job = (await client.submit(box.job("one", steps=20))).id
+        await box.wait(client, job, "running")
+        await asyncio.wait_for(until_step(client.follow(job), 15), PATIENCE)
+        await client.stop(job)
+        await box.wait(client, job, "stopped")
+        shutil.rmtree(box.run_dir("one"))
+        box.job("one", steps=2)
+        await client.resume(job)
+        assert (await box.wait(client, job)).state == "done"
+
+
+async def test_an_answer_that_came_while_the_client_slept_is_taken(box: Box):
+    box.start()
+    async with box.client(retries=0) as client:
+        answered, client._timeout = client._dealer, -1.0  # the time is over when it looks, as after a sleep
+
+        class Slept:
+            async def send(self, data: bytes) -> None:
+                await answered.send(data)
+                assert await answered.poll(1000 * PATIENCE)
+
+            def __getattr__(self, name: str) -> object:
+                return getattr(answered, name)
+
+        client._dealer = Slept()
+        assert await client.jobs() == []
+
+
+def answer_others(folder: Path, over: threading.Event) -> None:
+    """Give whoever asks answers to other requests, without end."""
+    where = daemon_paths(folder)
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as daemon:
+        daemon.setsockopt(zmq.LINGER, 0)
+        daemon.bind(endpoint(where.control))
+        asker = b""
+        while not over.is_set():
+            if daemon.poll(0 if asker else 20):
+                asker, _ = daemon.recv_multipart()
+            elif asker:
+                daemon.send_multipart([asker, wire.encode(wire.Reply(id="another", answer=wire.Done()))])
+
+
+async def test_answers_to_others_without_end_are_no_answer(short_dir: Path):
+    make_private(daemon_paths(short_dir).runtime)
+    over = threading.Event()
+    talker = threading.Thread(target=answer_others, args=(short_dir, over))
+    talker.start()
+    try:
+        await until(daemon_paths(short_dir).control.exists)
+        with pytest.raises(NotAnswering):
+            ping(short_dir, timeout=0.1)
+        with pytest.raises(NotAnswering):
+            async with Client(short_dir, timeout=0.1, retries=0):
+                pass
+    finally:
+        over.set()
+        talker.join()

@@ -171,7 +171,7 @@ async def test_a_thousand_mutilated_requests(raw: Raw, box: Box):
 
 async def test_an_oversize_frame_costs_only_its_sender(raw: Raw, box: Box):
     async with box.client() as client:
-        await raw.send(b"x" * (wire.MAX_MESSAGE_BYTES + 1))
+        await raw.send(b"x" * (wire.MAX_REQUEST_BYTES + 1))
         assert await client.jobs() == []
     reply = await raw.ask(wire.encode(REQUEST))  # the first answer: to the frame there was none, its sender was cut off
     assert (reply.id, reply.answer) == (REQUEST.id, wire.JobsReply([]))
@@ -256,11 +256,13 @@ async def test_a_second_daemon_is_refused_and_names_the_first(raw: Raw, box: Box
 
 async def test_a_daemon_that_does_not_answer_is_given_up(box: Box):
     pid = box.start()
-    async with box.client(timeout=0.2, retries=2) as client:
+    async with box.client(retries=2) as client:
+        client._timeout, usual = 0.2, client._timeout
         os.kill(pid, signal.SIGSTOP)
         try:
             with pytest.raises(NotRunning, match="has not answered"):
                 await client.jobs()
         finally:
             os.kill(pid, signal.SIGCONT)
+        client._timeout = usual
         assert await client.jobs() == []

@@ -6,12 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from psutil import Process
 
 from daemon.errors import DaemonError
 from daemon.wire.blocking import ping
 from daemon.wire.paths import daemon_paths
 from daemon.wire.start import ensure_running
+from daemon.wire.stop import stop_daemon
 from tests.daemon.conftest import until
+from tests.helpers import NO_GPUS
+from tests.helpers.interface.harness import running_daemon, wanlora
 from tests.helpers.waiting import PATIENCE
 
 
@@ -52,6 +56,20 @@ async def test_many_starters_at_once_get_one_daemon(home):
 def test_a_daemon_that_cannot_start_says_why(short_dir):
     state = daemon_paths(short_dir).state
     state.mkdir()
-    daemon_paths(short_dir).database.write_bytes(b"no table" * 1000)
-    with pytest.raises(DaemonError, match=r"the daemon did not start: .*the job table cannot be opened"):
+    daemon_paths(short_dir).database.mkdir()
+    with pytest.raises(DaemonError, match=r"the daemon did not start: .*the job table cannot be read"):
         ensure_running(short_dir)
+
+
+def test_a_daemon_of_a_test_knows_of_no_gpu(short_dir):
+    """However it is started: tests must not depend on the GPUs of their machine, or on who uses them."""
+    ensure_running(short_dir)
+    by_client = Process(ping(short_dir).pid).environ()
+    stop_daemon(short_dir)
+    assert wanlora("daemon", "start", "--dir", short_dir).returncode == 0
+    by_command = Process(ping(short_dir).pid).environ()
+    stop_daemon(short_dir)
+    with running_daemon(short_dir):
+        by_itself = Process(ping(short_dir).pid).environ()
+    for found in (by_client, by_command, by_itself):
+        assert found["PYTHONPATH"].split(os.pathsep)[0] == str(NO_GPUS)

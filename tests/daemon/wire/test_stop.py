@@ -21,6 +21,7 @@ from daemon.wire.stop import stop_daemon
 from tests.daemon.conftest import Box
 from tests.daemon.wire.test_protocol import Raw
 from tests.helpers import ROOT
+from tests.helpers.waiting import PATIENCE
 
 Scripted = Callable[..., "subprocess.Popen[bytes]"]
 
@@ -92,7 +93,7 @@ async def test_it_is_asked_and_trainers_go_on(box: Box):
         await box.wait(client, "one", "running")
     done = await asyncio.to_thread(stop_daemon, box.dir)
     assert done.ran and done.ended and done.trainers == 1 and done.text == f"The daemon (pid {pid}) has ended."
-    assert box.process.wait(1) == 0
+    assert box.process.wait(PATIENCE) == 0
     again = await asyncio.to_thread(stop_daemon, box.dir)
     assert not again.ran and again.ended and str(box.dir / "state") in again.text
 
@@ -110,7 +111,7 @@ async def test_one_that_a_signal_holds_is_hung_and_is_ended(box: Box):
         await asyncio.to_thread(ensure_running, box.dir)
     done = await asyncio.to_thread(stop_daemon, box.dir)
     assert done.ended and "SIGTERM and SIGCONT" in done.text
-    assert box.process.wait(1) == 0  # it has heard the one before the other, and closed everything properly
+    assert box.process.wait(PATIENCE) == 0  # it has heard the one before the other, and closed everything properly
 
 
 @pytest.mark.parametrize("version", [wire.PROTOCOL_VERSION - 1, wire.PROTOCOL_VERSION + 1])
@@ -123,7 +124,7 @@ def test_one_of_another_version_that_refuses_ours_is_spoken_to_in_its_own(
         match=f"the daemon speaks protocol version {version}, this client version {wire.PROTOCOL_VERSION}",
     ):
         ensure_running(short_dir)
-    status = daemon_status(short_dir)
+    status = daemon_status(short_dir, timeout=PATIENCE)
     assert (
         status.state == "answering"
         and status.hello
@@ -138,7 +139,7 @@ def test_one_of_another_version_that_refuses_ours_is_spoken_to_in_its_own(
         and f"version {wire.PROTOCOL_VERSION}" in done.text
         and "SIG" not in done.text
     )
-    assert process.wait(1) == 0
+    assert process.wait(PATIENCE) == 0
 
 
 def test_one_of_0_1_0_whose_lock_tells_its_pid_alone(short_dir: Path, scripted: Scripted):
@@ -146,8 +147,8 @@ def test_one_of_0_1_0_whose_lock_tells_its_pid_alone(short_dir: Path, scripted: 
     os.kill(process.pid, signal.SIGSTOP)  # and it does not answer either
     status = daemon_status(short_dir, timeout=0.3)
     assert (status.state, status.pid) == ("hung", process.pid) and "stopped by a signal" in str(status.problem)
-    assert stop_daemon(short_dir, patience=10.0).ended
-    assert process.wait(1) == -signal.SIGTERM
+    assert stop_daemon(short_dir, patience=PATIENCE).ended
+    assert process.wait(PATIENCE) == -signal.SIGTERM
 
 
 def test_one_that_understands_nothing_or_hears_nothing_is_ended_by_signals(short_dir: Path, scripted: Scripted):
@@ -159,7 +160,9 @@ def test_one_that_understands_nothing_or_hears_nothing_is_ended_by_signals(short
     assert daemon_status(short_dir, timeout=0.3).state == "hung"
     done = stop_daemon(short_dir, patience=0.3)
     assert (
-        done.ended and "did not end on SIGTERM, so it was sent SIGKILL" in done.text and deaf.wait(1) == -signal.SIGKILL
+        done.ended
+        and "did not end on SIGTERM, so it was sent SIGKILL" in done.text
+        and deaf.wait(PATIENCE) == -signal.SIGKILL
     )
     babel = scripted(
         LOCKED,
@@ -167,12 +170,12 @@ def test_one_that_understands_nothing_or_hears_nothing_is_ended_by_signals(short
         " True:\n    s.send_multipart([s.recv_multipart()[0], msgspec.msgpack.encode({'version': 99, 'id': 'x',"
         " 'answer': 7})])",
     )
-    done = stop_daemon(short_dir, patience=10.0)
+    done = stop_daemon(short_dir, patience=PATIENCE)
     assert (
         done.ended
         and "protocol version 99" in done.text
         and "SIGTERM" in done.text
-        and babel.wait(1) == -signal.SIGTERM
+        and babel.wait(PATIENCE) == -signal.SIGTERM
     )
 
 
@@ -227,7 +230,7 @@ async def raw_answer(box: Box, version: int, command: dict[str, object]) -> dict
         await raw.send(
             msgspec.msgpack.encode({"version": version, "id": "abc", "command": command, "of": "the future"})
         )
-        assert await raw.socket.poll(10_000), "no answer"
+        assert await raw.socket.poll(1000 * PATIENCE), "no answer"
         told: dict[str, object] = msgspec.msgpack.decode(await raw.socket.recv())
         return told
     finally:
@@ -252,12 +255,12 @@ async def test_a_client_of_any_version_is_told_who_we_are_and_can_end_us(box: Bo
     )
     told = await raw_answer(box, version, {"type": "Shutdown"})
     assert (told["version"], told["answer"]) == (version, {"type": "Done"})
-    assert await asyncio.to_thread(box.process.wait, 30) == 0
+    assert await asyncio.to_thread(box.process.wait, PATIENCE) == 0
 
 
 def test_one_that_is_still_starting_is_waited_for(short_dir: Path, scripted: Scripted):
     process = scripted(
         LOCKED, "print(flush=True)\ntime.sleep(1)\n", STRICT.replace("VERSION", str(wire.PROTOCOL_VERSION))
     )
-    assert daemon_status(short_dir).state in ("starting", "answering")
+    assert daemon_status(short_dir, timeout=PATIENCE).state in ("starting", "answering")
     assert ensure_running(short_dir) is False and ping(short_dir).pid == process.pid

@@ -11,13 +11,16 @@ from diffusers import WanTransformer3DModel
 from safetensors.torch import save_file
 
 from engine.adapters import lora
-from engine.adapters.accelerator import Accelerator, load_accelerator
+from engine.adapters.accelerator import Accelerator, load_accelerator, load_accelerators
 from engine.wan.block import LINEARS, NORMS
+from engine.weights.base_model import find_base_model
 from engine.weights.packed_blocks import pack_lora
 from presets.base import lora_file
 from presets.errors import UserError
+from presets.job.toml_file import load_job
 from presets.planner.preview_accelerators import Accelerated, accelerated_by
 from tests.helpers.facts import job
+from tests.helpers.jobs import write_job
 from tests.helpers.training.plain import CPU, packed, small_expert, streamed
 
 BLOCKS, WIDTH, FFN = 2, 32, 64
@@ -211,6 +214,60 @@ def test_what_only_loading_can_see_is_refused(model, tmp_path, tensors, words):
     save_file(tensors, tmp_path / "a.safetensors")
     with pytest.raises(UserError, match=words):
         load(tmp_path / "a.safetensors", model)
+
+
+@pytest.mark.parametrize("flat", [False, True], ids=["convolutions", "matrices"])
+def test_factors_of_the_patch_embedding_act_as_if_merged(model, tmp_path, flat):
+    a, b, bias, query = near(3, 36, 1, 2, 2), near(WIDTH, 3, 1, 1, 1), near(WIDTH), (near(2, WIDTH), near(WIDTH, 2))
+    difference = torch.einsum("or,rcthw->octhw", b.flatten(1), a) * 6 / 3
+    path = tmp_path / "a.safetensors"
+    tensors = {
+        "diffusion_model.patch_embedding.lora_down.weight": a.flatten(1) if flat else a,
+        "diffusion_model.patch_embedding.lora_up.weight": b.flatten(1) if flat else b,
+        "diffusion_model.patch_embedding.alpha": torch.tensor(6.0),
+        "diffusion_model.patch_embedding.diff_b": bias,
+        "diffusion_model.blocks.0.self_attn.q.lora_down.weight": query[0],
+        "diffusion_model.blocks.0.self_attn.q.lora_up.weight": query[1],
+    }
+    save_file(tensors, path)
+    accelerator = load(path, model, strength=0.5)
+    run = streamed(replace(packed(model, "high_noise", {}, scaling=1.0), accelerator=accelerator.lora))
+    with accelerator.on(model):
+        ours = run.predict(X, T, TEXT)
+    differences = {"patch_embedding.weight": difference, "patch_embedding.bias": bias}
+    differences["blocks.0.attn1.to_q.weight"] = query[1] @ query[0]
+    with torch.no_grad():
+        theirs = merged(model, differences, 0.5)(X, T, TEXT, return_dict=False)[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))
+    made = job(sample={"prompts": [{"prompt": "p", "ctrl_img": "a.png"}], "accelerator": str(path)})
+    found, (blocks, outer) = accelerated_by(made, tmp_path, BLOCKS), held(load(path, model, dtype=torch.bfloat16))
+    assert (found.host, found.stem) == (2 * (blocks + outer), 2 * outer)
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        {"diff": near(WIDTH, 16, 1, 2, 2)},
+        {"lora_A.weight": near(3, 16, 1, 2, 2), "lora_B.weight": near(WIDTH, 3, 1, 1, 1)},
+        {"lora_down.weight": near(3, 64), "lora_up.weight": near(WIDTH, 3), "alpha": torch.tensor(3.0)},
+    ],
+    ids=["difference", "convolutions", "matrices"],
+)
+def test_what_is_for_sixteen_channels_is_left_out_and_said(tiny, tmp_path, patch):
+    """And nothing else: the bias of the same file fits."""
+    base = find_base_model(load_job(write_job(tmp_path, tiny)), tmp_path)
+    tensors = {f"diffusion_model.patch_embedding.{kind}": tensor for kind, tensor in patch.items()}
+    tensors["diffusion_model.patch_embedding.diff_b"] = near(WIDTH)
+    tensors["diffusion_model.head.head.diff_b"] = near(64)
+    save_file(tensors, tmp_path / "t2v.safetensors")
+    made = job(sample={"prompts": [{"prompt": "p", "ctrl_img": "a.png"}], "accelerator": "t2v.safetensors"})
+    found, (note,) = load_accelerators(made, tmp_path, base, torch.float32)
+    for accelerator in found.values():
+        assert {name: set(change) for name, change in accelerator.outer.items()} == {
+            "patch_embedding": {"bias"},
+            "proj_out": {"bias"},
+        }
+    assert note.startswith("t2v.safetensors: diffusion_model.patch_embedding.") and "16 channels" in note
 
 
 def test_the_names_are_those_of_the_engine():

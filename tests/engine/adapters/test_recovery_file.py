@@ -155,7 +155,7 @@ KEY, BEYOND = native("high_noise", 1, "attn1.to_q"), native("low_noise", 2, "att
         ({f"{KEY}.lora_A.weight": torch.zeros(3, 9)}, r"shape \(3, 9\), which does not fit blocks.1.attn1.to_q"),
         ({f"{KEY}.lora_B.weight": torch.zeros(8, 2)}, r"different ranks for blocks.1.attn1.to_q"),
         ({f"{KEY}.lora_A.weight": torch.full((3, 8), torch.nan)}, "not finite"),
-        ({f"{KEY}.lora_A.weight": torch.zeros(3, 8, dtype=torch.int32)}, "not finite"),
+        ({f"{KEY}.lora_A.weight": torch.zeros(3, 8, dtype=torch.int32)}, "int32 numbers, which are not"),
         ({f"{KEY}.lora_down.weight": torch.zeros(3, 8)}, "which are the same"),
         ({f"{KEY}.dora_scale": torch.zeros(8)}, "dora_scale"),
         ({"diffusion_model.transformer_1.blocks.0.self_attn.qkv.lora_A.weight": torch.zeros(3, 8)}, "qkv"),
@@ -242,16 +242,24 @@ def test_the_grid_of_a_published_file_is_in_its_name(tmp_path):
         load(written(tmp_path / "wan22_14b_i2v_torchao_uint4.safetensors", native)),
         load(written(tmp_path / "mine.safetensors", native)),
     )
-    assert (named.grid, named.assumed) == ("uint4", "")
+    assert (named.grid, named.doubts) == ("uint4-bf16", ()), "it assumes weights rounded to bf16"
     assert (
         unnamed.grid == "qint4"
-        and "mine.safetensors does not say" in unnamed.assumed
-        and "put uint4 into its file name" in unnamed.assumed
+        and "mine.safetensors does not say" in unnamed.doubts[0]
+        and "put uint4 into its file name" in unnamed.doubts[0]
     )
     noted = load(written(tmp_path / "noted.safetensors", native, metadata={"wanlora.ara.grid": "qint4"}))
-    assert (noted.grid, noted.assumed) == ("qint4", "")
+    assert (noted.grid, noted.doubts) == ("qint4", ())
     with pytest.raises(UserError, match="uint3"):
         load(written(tmp_path / "wan22_14b_i2v_torchao_uint3.safetensors", native))
+
+
+def test_an_adapter_of_another_model_is_refused(tmp_path):
+    with pytest.raises(UserError, match="text-to-image"):
+        load(written(tmp_path / "wan22_14b_t2i_torchao_uint4.safetensors", native))
+    metadata = {"ss_base_model_version": "wan_2.1"}
+    with pytest.raises(UserError, match=r"Wan 2\.1"):
+        load(written(tmp_path / "uint4.safetensors", native, metadata=metadata))
 
 
 def test_finding_the_file_that_a_job_names(tmp_path):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.data.frames import DecodeRequest, _visit, choose, decode, decode_into, frame_index
+from engine.data.frame_reader import frame_index, visit
+from engine.data.frames import DecodeRequest, choose, decode, decode_into
 from presets.clips.clip_facts import probe_clip
 from presets.clips.geometry import Bucket, uniform_indices
 from presets.clips.probe import probe_video
@@ -85,7 +86,7 @@ def test_few_frames_of_a_long_clip_are_reached_by_seeking(tmp_path: Path) -> Non
     with open_video(clip) as (container, stream):
         seen = [
             (place, number_of(f.to_ndarray(format="rgb24")))
-            for place, f in _visit(Counting(container), stream, index, wanted)
+            for place, f in visit(Counting(container), stream, index, wanted)
         ]
     assert seen == [(w, w) for w in wanted]
     assert read < 60, "a whole decode would be 250 packets"

@@ -58,11 +58,19 @@ def order_of(folder: Path, batch_size: int = 2, seed: int = 3, **panel) -> Batch
     return BatchSampler(build_dataset(job, folder, [scan_dataset(panels[0], 0, folder)]), batch_size, seed)
 
 
-def test_the_number_of_workers_does_not_change_a_bit(folder: Path) -> None:
-    order = order_of(folder)
+@pytest.mark.parametrize(
+    ("panel", "frames"),
+    [
+        ({}, {1, 9}),
+        ({"sampling": "head", "windows": 2}, {1, 9}),
+        ({"sampling": "realtime", "windows": 2, "num_frames": 21, "short_clips": "shorten"}, {1, 13, 17, 21}),
+    ],
+)
+def test_the_number_of_workers_does_not_change_a_bit(folder: Path, panel: dict, frames: set[int]) -> None:
+    order = order_of(folder, **panel)
     indices = [*range(order.batches_per_epoch + 3), 40, 41, 2]  # on into the second epoch, a seek, and back
     seen = []
-    for workers in (0, 1, 2):
+    for workers in (0, 1, 2, 3):
         with Loader(order, workers, ahead=2, log=no_log) as loader:
             seen.append([loader.batch(i) for i in indices])
     for index, batches in zip(indices, zip(*seen, strict=True), strict=True):
@@ -71,7 +79,60 @@ def test_the_number_of_workers_does_not_change_a_bit(folder: Path) -> None:
             assert (batch.draws, batch.ids) == (draws, [d.item.id for d in draws])
             assert batch.frames.shape == (len(draws), batch.bucket.frames, batch.bucket.height, batch.bucket.width, 3)
             assert np.array_equal(batch.frames, batches[0].frames)
-    assert {b.bucket.frames for b in seen[0]} == {1, 9}
+    assert {b.bucket.frames for b in seen[0]} == frames
+
+
+def test_masks_are_the_same_with_any_number_of_workers(tmp_path: Path) -> None:
+    """Stills, videos and none in one batch, with flips; a batch without any carries none; and pixels that are not
+    needed do not move the masks."""
+    for i in range(6):
+        write_clip(tmp_path / f"{i}.mp4", frames=24, fps=24, width=96, height=64)
+    write_clip(tmp_path / "0.mask.mp4", frames=24, width=96, height=64)
+    write_image(tmp_path / "1.mask.png", 96, 64)
+    write_image(tmp_path / "p.png", 96, 64)
+    write_image(tmp_path / "p.mask.png", 48, 32)
+    order = order_of(tmp_path, batch_size=3, mask_min=0.2)
+    assert len(order.items) == 7
+
+    def images(draw) -> bool:
+        return draw.item.kind == "image"
+
+    seen = []
+    for workers in (0, 1, 3):
+        with Loader(order, workers, ahead=2, log=no_log, needless=images) as loader:
+            seen.append([loader.batch(i) for i in (*range(8), 2)])
+    kinds = set()
+    for batches in zip(*seen, strict=True):
+        first = batches[0]
+        held = [d.item.mask is not None for d in first.draws]
+        kinds.add((any(held), all(held), first.bucket.frames))
+        for batch in batches:
+            if not any(held):
+                assert batch.masks is None
+                continue
+            assert batch.masks.dtype == np.float32 and batch.masks.shape == (len(held), *batch.bucket.latent)
+            assert np.array_equal(batch.masks, first.masks)
+            for mask, has in zip(batch.masks, held, strict=True):
+                assert (mask.min() < 0.9 and mask.max() <= 1 and mask.min() >= np.float32(0.2) - 1e-6) == has
+                assert has or (mask == 1).all()
+        if first.bucket.frames > 1:
+            assert all(np.array_equal(batch.frames, first.frames) for batch in batches)
+    assert (True, True, 1) in kinds and any(some and not every for some, every, _ in kinds)
+
+
+def test_a_mask_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    write_clip(tmp_path / "0.mp4", frames=24)
+    write_image(tmp_path / "0.mask.png")
+    for workers in (0, 1):
+        order = order_of(tmp_path)
+        (tmp_path / "0.mask.png").write_bytes(b"torn")
+        with (
+            Loader(order, workers, log=no_log) as loader,
+            pytest.raises(UserError, match="cannot be decoded") as caught,
+        ):
+            loader.batch(0)
+        assert caught.value.where == str(tmp_path / "0.mask.png")
+        write_image(tmp_path / "0.mask.png")
 
 
 def test_a_batch_carries_what_the_step_needs(folder: Path) -> None:

@@ -256,3 +256,22 @@ def test_the_planner_reckons_with_the_batches_that_are_drawn() -> None:
     assert {(load.bucket, load.batch): load.share for load in workload_of(made, known).loads} == {
         shape: pytest.approx(count / drawn.total()) for shape, count in drawn.items()
     }
+
+
+def test_the_last_frame_is_given_as_often_as_asked_and_by_the_visit_alone() -> None:
+    items = [item(f"c{i}", last_frame=0.25) for i in range(40)] + [item("never")]
+    order, other = BatchSampler(items, 1, 42), BatchSampler(items[::-1], 4, 42)
+
+    def given(order: BatchSampler) -> dict[tuple, bool]:
+        return {d.key: d.last_frame for number in range(20) for batch in epoch(order, number) for d in batch}
+
+    chosen = given(order)
+    assert chosen == given(other)
+    assert not any(on for (_, name, _), on in chosen.items() if name == "never")
+    assert abs(sum(chosen.values()) - 200) < 4 * (800 * 0.25 * 0.75) ** 0.5
+    assert any(chosen[0, f"c{i}", 0] != chosen[1, f"c{i}", 0] for i in range(40))
+    mirrored = BatchSampler([item(f"c{i}", last_frame=0.5, flip_x=True) for i in range(50)], 1, 42)
+    inside(sum(d.last_frame == d.flip_x for d in (mirrored.batch(i)[0] for i in range(1000))), 1000, 0.5)
+    others = {d.key: (d.caption, d.flip_x, d.start) for batch in epoch(order, 0) for d in batch}
+    plain = BatchSampler([item(f"c{i}") for i in range(40)] + [item("never")], 1, 42)
+    assert others == {d.key: (d.caption, d.flip_x, d.start) for batch in epoch(plain, 0) for d in batch}

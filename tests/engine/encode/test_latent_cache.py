@@ -89,7 +89,7 @@ def test_steps_are_the_same_with_and_without(tiny, tmp_path, monkeypatch):
         encoded.clear()
         loaded.clear()
         if cache:
-            monkeypatch.setattr("engine.data.loader.decode_into", None)  # not to be called
+            monkeypatch.setattr("engine.data.loader.decode_masked", None)  # not to be called
         job = images(tmp_path / name, tiny, cache=cache, caption_dropout=0.5, training={"cache_text_embeddings": cache})
         assert run_job(job, None, resume=False, workers=0, device="cpu") == 0
         run = tmp_path / name / "runs/t"

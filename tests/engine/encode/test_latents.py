@@ -5,7 +5,7 @@ import pytest
 import torch
 from diffusers import WanImageToVideoPipeline
 
-from engine.encode.latents import PlainEncoder, condition, decode, encode, pixels
+from engine.encode.latents import PlainEncoder, condition, decode, encode, encode_pair, pixels
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +22,31 @@ def test_conditioning_is_what_the_pipeline_builds(pipe, frames):
     ours = condition(PlainEncoder(pipe.vae), image, frames)
     assert ours.shape == (1, 20, (frames - 1) // 4 + 1, 4, 6)
     assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("frames", [5, 9])
+def test_with_a_last_frame_too_it_is_what_the_pipeline_builds_with_last_image(pipe, frames):
+    first, last = torch.rand(2, 1, 3, 32, 48, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    _, theirs = pipe.prepare_latents(
+        first, 1, 16, 32, 48, frames, torch.float32, torch.device("cpu"), torch.Generator().manual_seed(0), None, last
+    )
+    ours = condition(PlainEncoder(pipe.vae), first, frames, {0: last[0]})
+    assert torch.equal(ours, theirs)
+    assert torch.equal(ours[0, :4, -1, 0, 0], torch.tensor([0.0, 0.0, 0.0, 1.0]))
+
+
+def test_a_clip_gives_its_own_last_frame_in_the_rows_that_ask_for_it(pipe):
+    video = torch.rand(3, 3, 5, 32, 48, generator=torch.Generator().manual_seed(4)) * 2 - 1
+    encoder = PlainEncoder(pipe.vae)
+    x0, mixed = encode_pair(encoder, video, [1])
+    plain_x0, plain = encode_pair(encoder, video)
+    assert torch.equal(x0, plain_x0)
+    assert torch.equal(mixed[[0, 2]], plain[[0, 2]])
+    _, theirs = pipe.prepare_latents(
+        video[1:2, :, 0], 1, 16, 32, 48, 5, torch.float32, torch.device("cpu"), None, None, video[1:2, :, -1]
+    )
+    torch.testing.assert_close(mixed[1:2], theirs, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(mixed[1], plain[1], atol=1e-2)
 
 
 def test_a_batch_is_conditioned_like_each_of_its_clips(pipe):

@@ -38,7 +38,7 @@ FEW = TEXTS[:2]
 def encode(tiny, precision):
     seen = []
     book = encode_texts(
-        BaseModel(open_model_files(tiny), 0.9, 5.0, "x"),
+        BaseModel(open_model_files(tiny), 0.9, "x"),
         TEXTS,
         ON_CPU,
         precision=precision,
@@ -87,7 +87,7 @@ class Cached:
     def __call__(self, texts=TEXTS, precision="none", *, base=None, cap=2**30):
         cache = TensorCache("texts", warn=self.warnings.append, folder=self.folder, cap=cap)
         return encode_texts(
-            BaseModel(open_model_files(base or self.tiny), 0.9, 5.0, "x"),
+            BaseModel(open_model_files(base or self.tiny), 0.9, "x"),
             texts,
             ON_CPU,
             precision=precision,

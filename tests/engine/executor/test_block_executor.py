@@ -15,7 +15,10 @@ from engine.executor.expert_weights import ExpertWeights
 from engine.system import device
 from engine.wan import attention
 from engine.weights.packed_blocks import PackedBlocks, pack_lora
+from presets.job.lora_layers import block_layouts, lora_layers
+from presets.job.schema import LayersPanel
 from presets.planner.plan import Plan
+from tests.helpers.facts import job
 from tests.helpers.training.fake_cuda import FakeCuda
 from tests.helpers.training.plain import CPU, PlainExecutor, attach, packed, small_expert, streamed
 
@@ -101,6 +104,51 @@ def test_chunks_change_only_the_order_of_sums(weights, parameters, plain, plan):
     torch.testing.assert_close(run.predict(X, T, TEXT), prediction, rtol=1e-5, atol=1e-6)
 
 
+CHOICES = {
+    "no-keys-and-values-of-the-text": {"exclude": ["attn2.to_k", "attn2.to_v"]},
+    "keys-of-the-text-alone": {"exclude": ["attn2.to_v"]},
+    "values-of-the-text-alone": {"include": ["cross_attn.v"]},
+    "last-block": {"include": ["blocks.3"]},
+    "first-block": {"include": ["blocks.0"]},
+    "ranks": {"layers": [LayersPanel(match="blocks.1-2", rank=6), LayersPanel(match="ffn", rank=1)]},
+    "both": {"exclude": ["blocks.1", "blocks.2.q"], "layers": [LayersPanel(match="blocks.3.self_attn", rank=7)]},
+}
+
+
+@pytest.mark.parametrize("plan", [SAME_OPERATIONS[1], SAME_OPERATIONS[2], SAME_OPERATIONS[6]], ids=str)
+@pytest.mark.parametrize("choice", CHOICES)
+def test_chosen_layers_learn_as_in_peft_to_the_bit(choice, plan):
+    chosen = lora_layers(job(target={"rank": 4, "alpha": 2.0, **CHOICES[choice]}), "high_noise", BLOCKS)
+    model = small_expert(BLOCKS)
+    parameters = attach(model, "high_noise", rank=4, alpha=2, seed=1, strong=True, layers=chosen)
+    assert {name.rpartition(".lora_")[0] for name in parameters} == {layer.name for layer in chosen}
+    assert all(parameters[f"{layer.name}.lora_A.weight"].shape[0] == layer.rank for layer in chosen)
+    losses, grads = two_terms(PlainExecutor(model), parameters)
+    expected = PlainExecutor(model).predict(X, T, TEXT)
+    run = streamed(packed(model, "high_noise", parameters, scaling=0.5), **plan)
+    ours, our_grads = two_terms(run, parameters)
+    assert all(torch.equal(a, b) for a, b in zip(losses, ours, strict=True))
+    assert all(torch.equal(grads[name], our_grads[name]) and grads[name].any() for name in grads)
+    assert torch.equal(run.predict(X, T, TEXT), expected)
+
+
+@pytest.mark.parametrize("plan", [{"slots": 2}, {"resident": 4, "kept": 3}, {"activations_on_device": 1}], ids=str)
+def test_the_backward_pass_ends_with_the_first_block_that_trains(monkeypatch, plan):
+    chosen = lora_layers(job(target={"rank": 4, "include": ["blocks.2-3.ffn"]}), "high_noise", BLOCKS)
+    model = small_expert(BLOCKS)
+    parameters = attach(model, "high_noise", rank=4, alpha=4, seed=1, strong=True, layers=chosen)
+    _, grads = two_terms(PlainExecutor(model), parameters)
+    run = streamed(packed(model, "high_noise", parameters, scaling=1.0), **plan)
+    visits, graphs = [], []
+    real = run._visits
+    monkeypatch.setattr(run, "_visits", lambda order, strength: visits.append(order) or real(order, strength))
+    keep = run._kept_block
+    monkeypatch.setattr(run, "_kept_block", lambda weights, *rest: graphs.append(weights) or keep(weights, *rest))
+    _, our_grads = two_terms(run, parameters)
+    assert visits == 2 * [[0, 1, 2, 3, 3, 2]] and len(graphs) == 2 * min(2, plan.get("kept", 0))
+    assert all(torch.equal(grads[name], our_grads[name]) for name in grads)
+
+
 def test_batches_of_few_rows_keep_more_graphs(weights, monkeypatch):
     """X is 2 clips of 18 tokens."""
     kept = []
@@ -144,6 +192,20 @@ def test_e4m3_reaches_compiled_code_as_bytes_and_is_the_same(model, parameters):
     ours = run.predict(X, T, TEXT)
     run.resources.e4m3_as_bytes = False
     assert torch.equal(ours, run.predict(X, T, TEXT))
+
+
+def test_blocks_in_integers_train_as_blocks_in_full_do_and_give_the_same_bits_under_every_plan(model, parameters):
+    held = packed(model, "high_noise", parameters, scaling=0.5, precision="int8")
+    exact = two_terms(streamed(packed(model, "high_noise", parameters, scaling=0.5)), parameters)
+    losses, found = two_terms(streamed(held, precision="int8"), parameters)
+    for loss, right in zip(losses, exact[0], strict=True):
+        assert loss == pytest.approx(right, rel=0.02)
+    apart = [((found[name] - right).norm() / right.norm()).item() for name, right in exact[1].items()]
+    assert 1e-4 < sum(apart) / len(apart) < 0.06
+    kept = two_terms(
+        streamed(held, precision="int8", resident=BLOCKS, kept=2, slots=0, activations="device"), parameters
+    )
+    assert losses == kept[0] and all(torch.equal(found[name], kept[1][name]) for name in found)
 
 
 @pytest.mark.parametrize(
@@ -246,6 +308,26 @@ def compiled(monkeypatch):
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", device.VARIANTS)
     yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
     torch._dynamo.reset()
+
+
+@pytest.mark.process  # for its length
+def test_blocks_are_compiled_once_for_each_kind_and_not_in_the_order_in_which_they_come(compiled):
+    """A rank that was made a symbol because another came before it would give other bits after a resume."""
+    tables = [LayersPanel(match="blocks.0", rank=2), LayersPanel(match="blocks.3", rank=8)]
+
+    def graphs(**target) -> int:
+        torch._dynamo.reset()
+        model, chosen = small_expert(BLOCKS), lora_layers(job(target={"rank": 4, **target}), "high_noise", BLOCKS)
+        parameters = attach(model, "high_noise", rank=4, alpha=4, seed=1, layers=chosen)
+        held = packed(model, "high_noise", parameters, scaling=1.0)
+        run = BlockExecutor(held, ExecutorResources(Plan(any_size=True), attention.CPU, held.block_bytes, CPU))
+        before = compiled()
+        for _ in range(2):
+            run.forward_backward(X, T, TEXT, lambda out: out.square().mean())
+        assert block_layouts(chosen, BLOCKS) == (3 if target else 1)
+        return compiled() - before
+
+    assert graphs(layers=tables) == 3 * graphs() > 0
 
 
 @pytest.mark.process  # for its length

@@ -159,7 +159,7 @@ def test_no_room_for_the_optimizers_first_state_is_found_before_its_step(monkeyp
 
     monkeypatch.setattr(train_step, "reserve_state", reserve)
     monkeypatch.setattr(train_step, "replan", lambda run, exhausted, why: replans.append(exhausted))
-    run = SimpleNamespace(placement=PLACEMENT, planning=None)
+    run = SimpleNamespace(placement=PLACEMENT, planning=None, team=None)
     assert train_step.retry_on_oom(run, learner, SimpleNamespace(current="transformer"), attempt) == "passed"
     assert (
         replans == ["step"]

@@ -14,6 +14,7 @@ from engine.system.placement import Placement
 from engine.training import restore
 from engine.training.placement import kernels_of, plan_before, running_before, versions
 from engine.wan.attention import CPU, Attention
+from presets.errors import UserError
 from presets.job.diff import changes
 from presets.planner.plan import Plan
 from tests.helpers.facts import facts, gpu, job, machine, rates
@@ -79,6 +80,19 @@ def test_what_the_user_has_since_said_of_the_plan_counts_on_resume(planned, pane
     before = plan_before(ResumePoint(job=now, since=changes(then, now)), running)
     assert planned(60, before=before, model=panels).plan == planned(60, model=panels).plan != running.plan
     assert plan_before(ResumePoint(job=then), None) is None
+
+
+def like(free: float, plan: Plan):
+    known = facts(machine=machine(gpu(80, vram_free=int(free * GIB))))
+    return plan_run(job(), known, CUDA, vram=None, like=plan)
+
+
+def test_a_rank_takes_the_first_ones_plan_as_it_is_or_says_that_it_cannot(planned):
+    """A plan of its own would round otherwise: the two would no longer be one run."""
+    first = planned(20).plan
+    assert like(70, first).plan == first != planned(70).plan
+    with pytest.raises(UserError, match=r"the first GPU's plan .* does not fit on NVIDIA H100: it needs .* VRAM"):
+        like(8, planned(70).plan)
 
 
 def held(**changed: object) -> dict[str, object]:

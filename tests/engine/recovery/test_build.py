@@ -22,8 +22,9 @@ from engine.run import run_job
 from engine.wan.block import LINEARS
 from engine.wan.frozen_linear import unpack_weight
 from engine.wan.quantize import INT4, pack
-from engine.weights.model_files import identity, open_model_files
+from engine.weights.model_files import open_model_files
 from engine.weights.packed_blocks import pack_lora
+from presets.files import identity
 from presets.job.expert_schedule import EXPERTS
 from presets.job.toml_file import load_job, save_job
 from tests.engine.training.test_trainer import step_losses
@@ -226,6 +227,17 @@ def test_the_uint4_grid_is_that_of_torchao():
     multiples = value / steps
     torch.testing.assert_close(multiples, multiples.round(), rtol=0, atol=1e-4)
     assert (value - random.float().view(16, 4, 64)).abs().max() <= 0.52 * steps.max() + 0.02
+
+
+def test_a_published_adapter_meets_the_weights_that_bf16_gives():
+    """Whatever a base is stored in, the grid is that of its bf16 weights, bit for bit; ours is that of what is
+    stored."""
+    exact = torch.randn(16, 256, generator=torch.Generator().manual_seed(0)) * 0.02
+    expected = pack(exact.bfloat16(), INT4, "uint4")
+    assert all(map(torch.equal, pack(exact, INT4, "uint4-bf16"), expected))
+    assert not all(map(torch.equal, pack(exact, INT4, "uint4"), expected))
+    half = exact.half()
+    assert all(map(torch.equal, pack(half, INT4, "uint4-bf16"), pack(half.bfloat16(), INT4, "uint4")))
 
 
 @pytest.mark.parametrize("plan", [{}, {"chunk": 9}, {"resident": 2, "kept": 2}], ids=str)

@@ -134,7 +134,7 @@ def test_a_hangup_wishes_a_stop_and_however_many_follow_do_not_end_the_run():
         " signal.SIGTERM)\nprint(control.why)\nos.kill(os.getpid(), signal.SIGHUP)\nprint(control.why)"
     )
     said = subprocess.run(
-        [sys.executable, "-c", code, "nowhere"], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code, "nowhere"], capture_output=True, text=True, timeout=PATIENCE, check=False
     )
     assert (said.returncode, said.stdout) == (0, "SIGHUP received\nSIGTERM received\nSIGTERM received\n"), said.stderr
 
@@ -147,7 +147,7 @@ def test_a_hangup_that_is_ignored_stays_ignored():
     )
     assert (
         subprocess.run(
-            [sys.executable, "-c", code, "nowhere"], capture_output=True, text=True, timeout=60, check=True
+            [sys.executable, "-c", code, "nowhere"], capture_output=True, text=True, timeout=PATIENCE, check=True
         ).stdout
         == "''\n"
     )

@@ -53,6 +53,17 @@ class Place:
     def set(self, step: int, field: str, old: object, new: object) -> None:
         self.log.emit("changed", field=field, old=old, new=new, step=step)
 
+    def resume(self, job: Job, *, from_step: int | None = None) -> ResumePoint:
+        """An attempt that begins, says so, and is killed before its first step."""
+        begin = self.begin(job, from_step=from_step)
+        set_aside_later_files(begin, self.run, self.log)
+        self.log.emit("started", resumed_from=begin.step)
+        for s in begin.settings:
+            self.log.emit("changed", field=s.field, old=s.old, new=s.new, step=s.step, edited=True)
+        if begin.keep:
+            save_job(begin.keep, self.run / JOB_FILE)
+        return begin
+
     def begin(self, job: Job = JOB, *, from_step: int | None = None, accept: bool = False) -> ResumePoint:
         return find_resume_point(self.run, job, self.base, from_step=from_step, accept=accept)
 
@@ -156,6 +167,8 @@ def test_changes_that_break_exactness_are_shown_and_asked_about(place, path, val
         ("target.rank", 8),
         ("multistage.low_noise", False),
         ("multistage.high.rank", 4),
+        ("target.exclude", ["ffn"]),
+        ("target.include", ["blocks.0"]),
         ("training.optimizer", "prodigy"),
     ],
 )
@@ -257,6 +270,31 @@ def test_a_rollback_that_was_cut_short_is_taken_up_again(place):
     assert (begin.step, begin.rollback, begin.ahead) == (2, True, [])
     place.log.emit("started", resumed_from=2)
     assert place.begin().step == 4
+
+
+def test_going_back_keeps_the_number_of_steps_that_the_file_has_by_now(place):
+    """The file was given more steps at a resume; the checkpoints of before still have the old number."""
+    for step in (2, 4):
+        place.save(step)
+    longer = changed(JOB, training__steps=9000, training__lr=5e-5)
+    assert place.resume(longer).job.training.steps == 9000
+    place.save(6, longer)
+    for _ in range(2):  # and again, as after a kill
+        begin = place.resume(longer, from_step=2)
+        assert (begin.job.training.steps, begin.job.training.lr, begin.ahead) == (9000, 5e-5, [])
+        assert {s.field: s.new for s in begin.settings} == {"training.steps": 9000, "training.lr": 5e-5}
+    assert [s.new for s in place.begin(longer).ahead] == [5e-5, 9000], "killed before its first checkpoint"
+
+
+def test_going_back_keeps_what_had_been_set_there_until_the_file_is_edited(place):
+    place.set(1, "training.steps", JOB.training.steps, 7000)
+    place.save(2, changed(JOB, training__steps=7000))
+    place.set(3, "training.steps", 7000, 8000)
+    place.save(4, changed(JOB, training__steps=8000))
+    assert place.begin(from_step=4).job.training.steps == 8000
+    assert place.begin(from_step=2).job.training.steps == 7000, "what was set later is forgotten"
+    assert place.resume(changed(JOB, training__steps=9000)).job.training.steps == 9000
+    assert place.begin(changed(JOB, training__steps=9000), from_step=2).job.training.steps == 9000
 
 
 def test_a_step_without_a_checkpoint_names_those_there_are(place):

@@ -13,7 +13,7 @@ from engine.toy_base import DATA
 from engine.toy_base import train as training
 from engine.toy_base.clip_vae import decode, encode, flat_convolutions
 from engine.toy_base.films import CAMERAS, CAPTIONS, COLOURS, FRAMES, MOTIONS, REACH, SPREAD, locate, render, scenes
-from engine.toy_base.parts import SIGMAS, TEXT_WIDTH, TOKENS, embed, new_expert, with_short_captions
+from engine.toy_base.parts import BOUNDARY, SIGMAS, TEXT_WIDTH, TOKENS, embed, new_expert, with_short_captions
 from engine.toy_base.score import report
 from presets.base.composition import NamedBase
 from presets.base.model_facts import read_model
@@ -94,7 +94,7 @@ def test_a_few_steps_of_training_leave_a_base_that_loads(tmp_path, monkeypatch):
             tmp_path / "base", AutoencoderKLWan.from_pretrained(tmp_path / "vae"), training.load_experts(tmp_path)
         )
     facts = read_model(NamedBase(path=str(tmp_path / "base")), tmp_path)
-    assert not facts.problems and facts.boundary_ratio == 0.9
+    assert not facts.problems and facts.boundary_ratio == BOUNDARY
     fresh = new_expert().state_dict()
     assert all(any(not torch.equal(p, fresh[n]) for n, p in net.state_dict().items()) for net in before.values())
 
@@ -111,7 +111,7 @@ def test_the_learning_rate_rises_and_falls():
 def test_the_package_s_model_does_what_its_captions_say():
     """Few first frames, since this is a CPU; data/README.md has the scores over many."""
     facts = read_model(NamedBase(path=str(DATA)), DATA)
-    assert not facts.problems and facts.boundary_ratio == 0.9
+    assert not facts.problems and facts.boundary_ratio == BOUNDARY
     vae = AutoencoderKLWan.from_pretrained(DATA / "vae", torch_dtype=torch.float32)
     experts = {name: WanTransformer3DModel.from_pretrained(DATA / name, torch_dtype=torch.float32) for name in SIGMAS}
     with flat_convolutions():

@@ -141,6 +141,15 @@ def test_intervals_and_numbers_kept_count_from_when_they_are_set(tiny, tmp_path,
     assert [checkpoint.step_of(f) for f in checkpoint.listed(run)] == [6, 7]
 
 
+def test_the_shift_of_previews_counts_from_when_it_is_set(tiny, tmp_path, at_step):
+    sample = {"every": 1, "first": False, "steps": 1, "num_frames": 1}
+    job = write_job(tmp_path, tiny, prompts=1, steps=3, sample=sample, dataset={"num_frames": 1})
+    run = tmp_path / "runs" / "t"
+    at_step(run, {1: [new("sample.shift", 3)], 2: [new("sample.shift", "")]})
+    assert train(job) == 0
+    assert [d["shift"] for d in of_kind(run, "sample")] == [5.0, 3.0, 5.0]
+
+
 def test_fewer_steps_than_are_done_end_the_run_properly_now(tiny, tmp_path, at_step):
     job = write_job(
         tmp_path, tiny, prompts=1, steps=8, sample={"every": 0, "first": False, "steps": 1}, save={"every": 8}
@@ -233,7 +242,8 @@ def test_what_was_set_is_set_again_at_the_same_step_after_a_fault(tiny, tmp_path
         views.append(RunView())
         for event in events(folder):
             apply_event(views[-1], event)
-    assert views[0].losses == views[1].losses and views[0].steps == 7 and views[0].settings == views[1].settings
+    told, wanted = ({e: [(p.step, p.loss, p.lr) for p in points] for e, points in v.losses.items()} for v in views)
+    assert told == wanted and views[0].steps == 7 and views[0].settings == views[1].settings
     assert [c.step for c in views[0].checkpoints if c.step != 5] == [3, 6, 7]
 
 
@@ -321,7 +331,10 @@ def test_going_back_to_an_older_checkpoint(tiny, tmp_path, capsys):
     } and view.abandoned[0].folder == "abandoned/attempt_1"
     now = {p.step: p.loss for points in view.losses.values() for p in points}
     assert now[3] == losses[3] and now[4] != losses[4] and view.state == "done"
-    assert of_kind(run, "changed") == [{"field": "training.lr", "old": 1e-3, "new": 2e-3, "step": 2}]
+    assert of_kind(run, "changed") == [{"field": "training.lr", "old": 1e-3, "new": 2e-3, "step": 2, "edited": True}]
+    assert train(edited(job, training__steps=5), resume=True) == 0
+    assert train(job, resume=True, from_step=2) == 0, "the checkpoint is of a job of 4 steps, and the file has 5 by now"
+    assert [d["step"] for d in of_kind(run, "step")][-3:] == [3, 4, 5]
 
 
 def test_other_clips_are_asked_about_and_another_card_is_told(tiny, tmp_path, monkeypatch):
@@ -334,6 +347,7 @@ def test_other_clips_are_asked_about_and_another_card_is_told(tiny, tmp_path, mo
     assert (
         "the clips or captions have changed" in of_kind(run, "failed")[-1]["cause"]
         and "--accept-changes" in of_kind(run, "failed")[-1]["next"]
+        and of_kind(run, "failed")[-1]["user"]
     )
     assert train(job, resume=True, accept_changes=True) == 0
     clips, card = [d["message"] for d in of_kind(run, "finding") if d["code"] == "not-comparable"]

@@ -23,8 +23,10 @@ from safetensors.torch import load_file
 
 from engine.adapters import lora
 from engine.adapters.accelerator import load_accelerators
+from engine.adapters.merge import merges_of_job
 from engine.adapters.recovery_file import ara_of_job
-from engine.data.dataset import build_dataset
+from engine.adapters.start import starts_of_job, take_over
+from engine.data.dataset import build_dataset, build_held_out
 from engine.demo.tiny_base import build_tiny
 from engine.encode.latents import PlainEncoder, encode
 from engine.encode.text_embeddings import encode_texts
@@ -33,32 +35,35 @@ from engine.executor.experts import Experts
 from engine.preview.sampling import sample_latents
 from engine.runfolder import checkpoint
 from engine.training.context import Learner, Run
-from engine.training.optimizer import Ema, build_optimizer
+from engine.training.optimizer import Ema, build_optimizer, parameter_groups
 from engine.training.placement import kernels_of
 from engine.training.prepare import prepare
-from engine.training.previews import make_previews, request_of, shown_weights, video_path
+from engine.training.previews import averaged_weights, make_previews, request_of, video_path
 from engine.training.saved_loras import lora_file, write_lora
 from engine.training.saving import save_all
 from engine.training.trainer import optimizer_step
+from engine.training.validation import edges_of, ended_early, validation_due
 from engine.weights.base_model import find_base_model
-from presets.clips.clip_facts import DatasetFacts, scan_dataset
+from presets.clips.clip_facts import DatasetFacts, leave_out, scan_dataset
 from presets.errors import UserError
 from presets.facts.gather import read_run_folder
+from presets.facts.held_out import folder_panel, hold_out
 from presets.job.expert_schedule import expert_at, steps_of
 from presets.job.fields import FIELDS
-from presets.job.preview_settings import previews_due
-from presets.job.schema import DatasetPanel, Job, PromptPanel
+from presets.job.preview_settings import previews_due, sampling_of
+from presets.job.schema import DatasetPanel, Job, LayersPanel, MergePanel, PromptPanel
 from presets.job.toml_file import job_from_dict, job_to_dict, load_job, save_job, with_value
 from presets.planner.cards import card_hardware, find_card
 from presets.planner.choose import choose_for
 from presets.planner.measured_rates import AttentionRates
 from presets.planner.sizes import ExpertShape, disk_need
 from presets.rules.check import check_job
+from presets.runs.ranking import Measure
 from tests.helpers.facts import gpu, machine, rates
 from tests.helpers.jobs import write_job
 from tests.helpers.training.bench import CPU, Bench
 from tests.helpers.training.placements import ON_CPU
-from tests.helpers.videos import write_clip
+from tests.helpers.videos import write_clip, write_image
 
 GIB = 2**30
 
@@ -76,6 +81,8 @@ DOP = {"training.dop": True}
 BLANK = {"training.blank_prompt_preservation": True}
 EMA = {"training.ema": True}
 ACCELERATED = {"sample.accelerator": "accelerator.safetensors"}
+MERGED = {"model.merge.path": "accelerator.safetensors"}
+HELD_OUT = {"validation.fraction": 0.4}
 CASES: dict[str, Case] = {
     "job.name": Case("other", "place"),
     "job.kind": Case("character", "findings", {"multistage.low_noise": False}),
@@ -88,6 +95,9 @@ CASES: dict[str, Case] = {
     "model.boundary": Case(0.5, "step"),
     "model.low_vram": Case(True, "plan"),
     "model.layer_offloading": Case(True, "plan"),
+    "model.merge.path": Case("other.safetensors", "begun", MERGED),
+    "model.merge.strength": Case(0.5, "begun", MERGED),
+    "model.merge.expert": Case("low_noise", "begun", MERGED),
     "quantization.transformer": Case("qint4", "plan"),
     "quantization.ara": Case("no-such.safetensors", "recovery", {"quantization.transformer": "qint4+ara"}),
     "quantization.text_encoder": Case("qint8", "text"),
@@ -103,10 +113,18 @@ CASES: dict[str, Case] = {
     "target.type": Case("lokr", "reading"),
     "target.rank": Case(3, "experts"),
     "target.alpha": Case(5.0, "experts"),
+    "target.include": Case(["ffn"], "experts"),
+    "target.exclude": Case(["cross_attn.k"], "experts"),
+    "target.layers.match": Case("attn1.to_q", "experts", {"target.layers.rank": 3}),
+    "target.layers.rank": Case(3, "experts"),
+    "target.layers.lr_factor": Case(0.5, "update"),
+    "target.start_high": Case("accelerator.safetensors", "begun"),
+    "target.start_low": Case("accelerator.safetensors", "begun"),
     "save.dtype": Case("fp16", "file"),
     "save.every": Case(2, "room"),
     "save.keep": Case(3, "kept"),
     "save.ema": Case(False, "file", EMA),
+    "save.metadata": Case("full", "file"),
     "training.steps": Case(3, "update", {"training.lr_scheduler": "linear"}),
     "training.batch_size": Case(2, "frames"),
     "training.gradient_accumulation": Case(2, "step"),
@@ -132,7 +150,9 @@ CASES: dict[str, Case] = {
     "advanced.differential_guidance": Case(True, "step"),
     "advanced.differential_guidance_scale": Case(2.0, "step", {"advanced.differential_guidance": True}),
     "datasets.path": Case("more", "frames"),
+    "datasets.exclude": Case(["0.mp4"], "frames"),
     "datasets.default_caption": Case("a house", "captions"),
+    "datasets.caption_extension": Case(".caption", "captions"),
     "datasets.caption_dropout": Case(1.0, "captions"),
     "datasets.weight": Case(0.5, "step"),
     "datasets.repeats": Case(2, "frames"),
@@ -143,9 +163,17 @@ CASES: dict[str, Case] = {
     "datasets.resolutions": Case([64, 96], "frames"),
     "datasets.num_frames": Case(5, "frames"),
     "datasets.sampling": Case("realtime", "frames", {"datasets.num_frames": 5}),
+    "datasets.hdr": Case("tonemap", "items"),
+    "datasets.last_frame": Case(1.0, "step", {"datasets.num_frames": 5}),
+    "datasets.mask": Case("off", "step"),
+    "datasets.mask_min": Case(0.5, "step"),
+    "datasets.windows": Case(2, "frames", {"datasets.num_frames": 5, "datasets.sampling": "head"}),
+    "datasets.short_clips": Case("shorten", "frames", {"datasets.num_frames": 33}),
     "sample.every": Case(3, "due"),
     "sample.first": Case(False, "due"),
+    "sample.preset": Case("official", "preview"),
     "sample.sampler": Case("unipc", "preview"),
+    "sample.shift": Case(3.0, "preview"),
     "sample.width": Case(16, "preview"),
     "sample.height": Case(16, "preview"),
     "sample.guidance": Case(2.0, "preview"),
@@ -162,20 +190,35 @@ CASES: dict[str, Case] = {
     "sample.accelerator_strength": Case(0.5, "preview", ACCELERATED),
     "sample.prompts.prompt": Case("another orbit", "preview"),
     "sample.prompts.ctrl_img": Case("control2.png", "preview"),
+    "sample.prompts.end_img": Case("control2.png", "preview", {"sample.prompts.num_frames": 5}),
     "sample.prompts.width": Case(16, "preview"),
     "sample.prompts.height": Case(16, "preview"),
     "sample.prompts.num_frames": Case(5, "preview"),
     "sample.prompts.seed": Case(7, "preview"),
     "sample.prompts.strength": Case(0.5, "preview"),
+    "validation.fraction": Case(0.4, "held_out"),
+    "validation.path": Case("more", "held_out"),
+    "validation.every": Case(3, "held_out", HELD_OUT),
+    "validation.bins": Case(2, "held_out", HELD_OUT),
+    "validation.stop_when": Case("no better", "held_out", HELD_OUT),
+    "validation.patience": Case(2, "held_out", HELD_OUT | {"validation.stop_when": "no better"}),
 }
 
 
 def with_values(job: Job, values: dict[str, object]) -> Job:
-    """A key of a list panel is that of its first dataset and of its second prompt (whose seed walks)."""
+    """Keys of lists are those of the first dataset, merge or table and of the second prompt (whose seed walks)."""
+    first = {
+        "datasets.": "datasets[0].",
+        "sample.prompts.": "sample.prompts[1].",
+        "target.layers.": "target.layers[0].",
+        "model.merge.": "model.merge[0].",
+    }
     for key, value in values.items():
-        job = with_value(
-            job, key.replace("datasets.", "datasets[0].").replace("sample.prompts.", "sample.prompts[1]."), value
-        )
+        if key.startswith("model.merge.") and not job.model.merge:
+            job = msgspec.structs.replace(job, model=msgspec.structs.replace(job.model, merge=[MergePanel()]))
+        for general, one in first.items():
+            key = key.replace(general, one)
+        job = with_value(job, key, value)
     return job
 
 
@@ -193,8 +236,12 @@ def digest(*values: Any) -> str:
 
 
 @cache
-def scanned(path: str, base: Path) -> DatasetFacts:
-    return scan_dataset(DatasetPanel(path=path), 0, base)
+def scanned(path: str, extension: str, base: Path) -> DatasetFacts:
+    return scan_dataset(DatasetPanel(path=path, caption_extension=extension), 0, base)
+
+
+def scanned_with(panel: DatasetPanel, base: Path) -> DatasetFacts:
+    return leave_out(scanned(panel.path, panel.caption_extension, base), panel.exclude)
 
 
 class Looks(Bench):
@@ -206,7 +253,7 @@ class Looks(Bench):
         return [(batch.frames.shape, digest(batch.frames)) for batch in batches]
 
     def items(self, job: Job) -> list:
-        return build_dataset(job, self.facts.base, [scanned(panel.path, self.facts.base) for panel in job.datasets])
+        return build_dataset(job, self.facts.base, [scanned_with(panel, self.facts.base) for panel in job.datasets])
 
     def captions(self, job: Job) -> object:
         run = self.run_of(job)
@@ -239,7 +286,10 @@ class Looks(Bench):
         run.learners = {
             e: Learner(
                 run.learners[e].parameters,
-                build_optimizer(job.training, list(run.learners[e].parameters.values())),
+                build_optimizer(
+                    job.training,
+                    parameter_groups(run.learners[e].parameters, ExpertShape(layers=2).lora_layers(job, e)),
+                ),
                 None,
             )
             for e in run.learners
@@ -267,6 +317,30 @@ class Looks(Bench):
             for e, parameters in experts.parameters.items()
         }
 
+    def begun(self, job: Job) -> object:
+        """What training begins with: the frozen blocks and the LoRAs."""
+        merges, _ = merges_of_job(job, self.facts.base, self.run.base)
+        experts = Experts(
+            job,
+            self.run.base,
+            "none",
+            attention=self.run.experts.attention,
+            placement=ON_CPU,
+            ara=None,
+            progress=lambda *_: None,
+            warn=print,
+            merges=merges,
+        )
+        for expert, start in starts_of_job(job, self.facts.base, self.run.base.facts).items():
+            take_over(start, expert, experts.parameters[expert], experts.scaling(expert))
+        experts.set_plan(self.run.planning.plan)
+        seen = []
+        for expert, executor in experts.executors.items():
+            buffers, layout = executor.weights.blocks
+            weights = [t for b in buffers for parts in layout.views(b)[0].values() for t in parts]
+            seen.append((digest(*experts.parameters[expert].values()), digest(*weights)))
+        return seen
+
     def averaged(self, job: Job) -> Run:
         """The run with averages as `prepare` would begin them, one update later."""
         run = self.run_of(job)
@@ -288,19 +362,19 @@ class Looks(Bench):
         run = self.averaged(job)
         file = lora_file(run, "high_noise", 1)
         write_lora(run, "high_noise", file, 1)
-        return {name: (str(value.dtype), digest(value.float())) for name, value in load_file(file).items()}
+        tensors = {name: (str(value.dtype), digest(value.float())) for name, value in load_file(file).items()}
+        return tensors, "ss_tag_frequency" in lora.read_metadata(file)
 
     def preview(self, job: Job) -> object:
         run = self.averaged(job)
         accelerators, _ = load_accelerators(job, run.base_dir, run.base, torch.float32)
-        with shown_weights(run), run.experts.accelerated(accelerators):
+        with averaged_weights(run, job.sample.ema), run.experts.accelerated(accelerators):
             latents = sample_latents(
                 run.experts.executors,
                 run.encoder,
                 request_of(run, 1),
-                job.sample,
+                sampling_of(job.sample),
                 boundary=run.base.boundary,
-                shift=run.base.flow_shift,
                 batched_guidance=False,
                 progress=lambda done, total: None,
             )
@@ -366,6 +440,23 @@ class Looks(Bench):
             str(p.parent.relative_to(place)) for p in place.rglob("*") if p.is_file() and "weights" not in p.parts
         )
 
+    def held_out(self, job: Job) -> object:
+        """What is measured, when, at which noise, and whether a run ends that has got no better four times."""
+        datasets = [scanned_with(panel, self.facts.base) for panel in job.datasets]
+        own = folder_panel(job)
+        train, held = hold_out(job, datasets, scanned_with(own, self.facts.base) if own else None)
+        run = replace(self.run_of(job), held_out=build_held_out(job, held.clips if held else []))
+        history = run.log.history
+        history.measured = {step: Measure(step=step, losses={"high_noise": [1.0]}) for step in range(5)}
+        try:
+            over = ended_early(run)
+        finally:
+            history.measured = {}
+        run = replace(run, job=with_value(run.job, "training.steps", 9))
+        due = [step for step in range(9) if validation_due(run, step)]
+        trained = [len(found.clips) for found in train]
+        return [item.id for item in run.held_out], trained, due, edges_of(run, "high_noise"), over
+
     def kept(self, job: Job) -> object:
         """How many checkpoints lie there after four."""
         run, first = self.run_of(job), 1 + max(self.run.log.history.checkpoints, default=0)
@@ -393,6 +484,8 @@ def looks(tiny, tmp_path_factory) -> Iterator[Looks]:
     for name, wide in (("clips", 2), ("more", 1)):
         (folder / name).mkdir(exist_ok=True)
         write_clip(folder / name / f"{wide}.mp4", frames=30, fps=16.0, width=128, height=96)
+    for i in range(3):
+        write_image(folder / "clips" / f"{i}.mask.png", 32, 24)
     shutil.copy(folder / "clips" / "0.mp4", folder / "more" / "0.mp4")
     build_tiny(folder / "other", seed=1)
     Image.fromarray(np.full((48, 64, 3), 99, np.uint8)).save(folder / "control2.png")
@@ -410,6 +503,7 @@ def looks(tiny, tmp_path_factory) -> Iterator[Looks]:
         job,
         datasets=[panel, msgspec.structs.replace(panel, path="more")],
         sample=msgspec.structs.replace(job.sample, prompts=prompts),
+        target=msgspec.structs.replace(job.target, layers=[LayersPanel(match="ffn.2")]),
     )
     job = with_values(
         job, {"training.steps": 2, "training.lr": 1e-4, "save.every": 1, "save.keep": 2, "multistage.switch_every": 2}

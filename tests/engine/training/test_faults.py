@@ -2,8 +2,8 @@
 
 Each case runs a real trainer process into a fault, takes it up again until it is done, and compares everything with a
 run that nothing disturbed. The job: 6 steps of two micro-batches over three clips (so an epoch ends in the middle of
-step 2, at the end of step 3, ...), both experts, a running average, a checkpoint every 2 steps, a preview before the
-first, after the fourth and at the end.
+step 2, at the end of step 3, ...), both experts, a running average, a checkpoint every 2 steps, and then the loss on a
+fourth clip; a preview before the first, after the fourth and at the end.
 """
 
 import re
@@ -23,11 +23,13 @@ from tests.helpers.training.sameness import differences
 
 JOB = {
     "steps": 6,
+    "clips": 4,
     "gradient_accumulation": 2,
     "dataset": {"num_frames": 1},
     "ema": True,
     "cache_text_embeddings": True,
     "save": {"every": 2, "keep": 2},
+    "validation": {"fraction": 0.25, "every": 2, "bins": 1},
     "sample": {"every": 4, "steps": 2, "width": 64, "height": 48, "num_frames": 1},
 }
 KILLED, STOPPED, FAILED = -signal.SIGKILL, 75, 1
@@ -97,6 +99,8 @@ CASES = {
             ("lora-file.before-rename", 4),
             ("prune", 6),
             ("checkpoint.before-event", 4),
+            ("validation.begin", 4),
+            ("validation.before-event", 4),
             ("preview.begin", 4),
             ("preview.denoise", 4),
             ("preview.before-video", 4),
@@ -117,6 +121,7 @@ CASES = {
     "stopped mid-accumulation": Case(("sigterm:forward:4",), STOPPED, extra_saves=True),
     "stopped mid-save": Case(("sigterm:save.before-rename:4",), STOPPED),
     "stopped in a hurry, by a second signal": Case(("sigterm:forward:4", "sigterm:backward:4"), 128 + signal.SIGTERM),
+    "stopped mid-validation": Case(("sigterm:validation.begin:4",), STOPPED),
     "stopped mid-sample": Case(("sigterm:preview.denoise:4",), STOPPED),
     # bugs
     "a bug in a save": Case(("raise:save.before-rename:4",), FAILED),
@@ -240,7 +245,7 @@ def proofs(
 @pytest.mark.parametrize("name", CASES)
 def test_a_disturbed_run_comes_to_the_same(proofs, name):
     case, (all_proofs, runs) = CASES[name], proofs
-    run, attempts = runs[name].result(600)
+    run, attempts = runs[name].result()
     assert attempts[0].code == case.code, attempts[0].said()[-3000:]
     for attempt, faulty in zip(attempts, (case.faults, case.again), strict=False):
         assert attempt.said().count("on purpose") >= len(faulty), attempt.said()[-3000:]

@@ -107,6 +107,26 @@ def test_with_mse_guidance_is_the_plain_gradient_times_its_scale_and_with_mae_th
         torch.testing.assert_close(guided, factor * plain, rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", GUIDED)
+@pytest.mark.parametrize("guided", [False, True])
+def test_outside_its_mask_a_clip_has_the_gradient_that_the_mask_says_and_inside_the_plain_one(kind, guided):
+    """Exactly: a hundredth of the plain gradient where the mask is 0.01, and nothing more than plain where it is 1,
+    however little that is."""
+    mask = torch.full((2, 1, 3, 4, 4), 0.01)
+    mask[0, :, :, :1, :1] = 1
+    mask[1] = 1
+    panels = TrainingPanel(loss=kind), AdvancedPanel(differential_guidance=guided)
+    plain_loss, plain = gradient(main_term(*panels, torch.zeros(1), X0, 0.25), P)
+    loss, grad = gradient(main_term(*panels, torch.zeros(1), X0, 0.25, mask), P)
+    ratio = (grad / plain).double()
+    inside = (mask == 1).expand_as(P)
+    torch.testing.assert_close(ratio[inside], torch.ones_like(ratio[inside]), rtol=1e-6, atol=0)
+    torch.testing.assert_close(ratio[~inside], torch.full_like(ratio[~inside], 0.01), rtol=1e-5, atol=0)
+    assert 0 < loss < plain_loss
+    white = gradient(main_term(*panels, torch.zeros(1), X0, 0.25, torch.ones_like(mask)), P)
+    torch.testing.assert_close(white[0], plain_loss, rtol=1e-6, atol=0)
+
+
 @pytest.mark.parametrize(
     ("training", "name"),
     [

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -19,8 +20,11 @@ from engine.preview.video_files import is_picture, is_video
 from engine.run import run_job
 from engine.runfolder import checkpoint, disk_full
 from engine.training import previews, trainer
-from presets.job.toml_file import load_job, save_job
+from engine.training.previews import request_of
+from presets.job.schema import DatasetPanel
+from presets.job.toml_file import load_job, save_job, with_value
 from tests.helpers.jobs import of_kind, write_job
+from tests.helpers.training.bench import Bench
 
 WIDTH = 32
 SMALL = {"width": 32, "height": 32, "guidance": 1.0}
@@ -126,6 +130,18 @@ def test_each_prompt_has_its_own_values(shown):
     last = shown / "samples" / "step_000000002"
     assert np.array_equal(frames(first / "02.mp4"), frames(last / "02.mp4")), "at strength 0 the LoRA must not show"
     assert not np.array_equal(frames(first / "00.mp4"), frames(last / "00.mp4"))
+
+
+def test_an_end_image_is_read_at_the_size_of_the_control_image_and_told_in_the_sheets(tiny, tmp_path):
+    path = write_job(tmp_path, tiny, prompts=2)
+    job = load_job(path)
+    job.sample.prompts[0].end_img = "clips/1.mp4"
+    save_job(job, path)
+    run = Bench(path).run
+    to, free = request_of(run, 0), request_of(run, 1)
+    assert to.end_CHW is not None and to.end_CHW.shape == to.image_CHW.shape and free.end_CHW is None
+    assert not torch.equal(to.end_CHW, to.image_CHW)
+    assert "ends at 1.mp4" in previews._about(run, 0) and "ends at" not in previews._about(run, 1)
 
 
 def test_sheets_stand_beside_the_videos(shown):
@@ -235,6 +251,36 @@ def test_what_a_power_cut_tore_is_made_again_or_named(tiny, tmp_path, capsys):
     assert len(of_kind(run, "sample")) == before and (first / "sheet.png").read_bytes() == sheet
 
 
+def test_a_resumed_run_says_that_its_previews_had_other_noise_levels(tiny, tmp_path):
+    """Once, and not of a run that had these from the beginning."""
+    sample = {**SMALL, "every": 0, "first": False, "num_frames": 1, "steps": 1}
+    job = write_job(tmp_path, tiny, prompts=1, steps=1, sample=sample)
+    run = tmp_path / "runs" / "t"
+
+    def said() -> int:
+        return sum("at other noise levels" in d["text"] for d in of_kind(run, "log"))
+
+    assert go(job) == 0 and go(job, resume=True) == 0 and said() == 0
+    assert of_kind(run, "sample")[0]["shift"] == 5.0
+    events = run / "events.jsonl"
+    events.write_text(events.read_text().replace(',"shift":5.0', ""))
+    assert "shift" not in of_kind(run, "sample")[0]
+    save_job(with_value(load_job(job), "training.steps", 2), job)
+    assert go(job, resume=True) == 0 and said() == 1
+    assert go(job, resume=True) == 0 and said() == 1
+
+
+def test_a_control_clip_looks_as_in_its_dataset(tmp_path):
+    job = load_job(write_job(tmp_path, tmp_path, prompts=1))
+    job.datasets.append(DatasetPanel(path=str(tmp_path / "more"), hdr="tonemap"))
+    run = SimpleNamespace(job=job, base_dir=tmp_path)
+    assert [previews._hdr_of(run, tmp_path / at) for at in ("more/a.mp4", "clips/a.mp4", "a.mp4")] == [
+        "tonemap",
+        "plain",
+        "plain",
+    ]
+
+
 def test_previews_that_fail_are_findings_and_the_run_goes_on(tiny, tmp_path, monkeypatch):
     """The first prompt's image goes away, the second one's memory runs out with no smaller plan left; the third is
     made."""
@@ -278,10 +324,10 @@ def test_whatever_goes_wrong_in_one_preview_is_a_finding_but_for_a_failed_card(t
         torch.AcceleratorError("device-side assert triggered"),
     ]
 
-    def image(*args):
+    def image(*args, **named):
         if error := calls.pop(0):
             raise error
-        return plain(*args)
+        return plain(*args, **named)
 
     monkeypatch.setattr(previews, "control_image", image)
     assert go(job) == 0
@@ -291,6 +337,7 @@ def test_whatever_goes_wrong_in_one_preview_is_a_finding_but_for_a_failed_card(t
     assert [Path(d["path"]).name for d in of_kind(run, "sample")] == ["00.mp4"] and of_kind(run, "done")
     assert "DecompressionBombError" in capsys.readouterr().err
     assert go(job, resume=True) == 1 and "device-side assert" in of_kind(run, "failed")[-1]["cause"]
+    assert of_kind(run, "failed")[-1]["user"] is False  # another attempt may go well
 
 
 def test_a_disk_too_full_for_a_folder_pauses_previews_too(tiny, tmp_path, monkeypatch):

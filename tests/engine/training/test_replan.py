@@ -1,6 +1,7 @@
 """Memory that runs out: one rung down, the same step again with the same noise, and an honest end at the last rung.
 CUDA is faked."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from engine.executor.block_executor import BlockExecutor
 from engine.executor.experts import Experts
 from engine.memory.planning import Planning
 from engine.run import run_job
+from engine.system import pinned_memory
 from engine.system.pinned_memory import HostMemoryRefused
 from engine.training import prepare, previews
 from presets.planner.cards import card_hardware, find_card
@@ -30,7 +32,7 @@ def card(monkeypatch):
     """The run believes that it is on a card with rungs below its plan."""
 
     def with_plan(plan: Plan) -> None:
-        def plan_run(job, facts, device, *, vram, before=None):
+        def plan_run(job, facts, device, *, vram, before=None, like=None, sharers=1):
             hardware = card_hardware(find_card("4090"), ram=128 * 2**30)
             return Planning(plan, "a test", hardware, workload_of(job, facts), ExpertShape())
 
@@ -69,6 +71,27 @@ def test_the_same_step_is_done_again_one_rung_down(tiny, tmp_path, monkeypatch, 
     assert ours == pytest.approx(theirs, rel=1e-5)
     a, b = final_loras(run), final_loras(plain)
     assert all((a[k] - b[k]).norm() <= 1e-3 * b[k].norm() + 1e-8 for k in a)
+
+
+def test_where_memory_is_not_locked_the_run_goes_on_without(tiny, tmp_path, monkeypatch):
+    """The third block's lock is refused while the experts load: the same numbers, from plain memory."""
+    quiet = write_job(tmp_path / "quiet", tiny, prompts=0, steps=3)
+    assert run_job(quiet, None, resume=False, workers=0, device="cpu") == 0
+    asked: list[int] = []
+
+    def register(buffer: torch.Tensor) -> None:
+        asked.append(buffer.numel())
+        if len(asked) > 7:  # five to read into, two blocks
+            raise HostMemoryRefused("the system would not lock 9 MiB", locking=True)
+
+    monkeypatch.setattr(pinned_memory, "lock", register)
+    monkeypatch.setattr(prepare.Placement, "on", lambda device: replace(ON_CPU, pinned=True))
+    job = write_job(tmp_path / "short", tiny, prompts=0, steps=3)
+    assert run_job(job, None, resume=False, workers=0, device="cpu") == 0
+    run, plain = tmp_path / "short" / "runs" / "t", tmp_path / "quiet" / "runs" / "t"
+    said = [d["text"] for d in of_kind(run, "log") if d["level"] == "warning"]
+    assert any("would not lock 9 MiB. The experts lie in plain memory" in text for text in said) and len(asked) > 7
+    assert step_losses(run) == step_losses(plain)
 
 
 def test_host_memory_that_is_refused_is_told_apart(tiny, tmp_path, monkeypatch, card):
@@ -130,11 +153,11 @@ def test_a_preview_that_cannot_be_made_is_a_finding(tiny, tmp_path):
     plain = previews.control_image
     seen: list[Path] = []
 
-    def gone(path, *args):
+    def gone(path, *args, **named):
         seen.append(path)
         if len(seen) > 1:
             raise FileNotFoundError(2, "No such file or directory", str(path))
-        return plain(path, *args)
+        return plain(path, *args, **named)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(previews, "control_image", gone)

@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from PIL import Image
 
 from engine.data.dataset import build_dataset
 from engine.data.loader import Batch, Loader
@@ -22,7 +24,8 @@ from engine.training.train_step import StepResult, draws
 from engine.training.trainer import optimizer_step
 from tests.helpers.jobs import of_kind, write_job
 from tests.helpers.training.bench import CPU, Bench
-from tests.helpers.training.plain import attach, layers
+from tests.helpers.training.plain import attach, peft_layers
+from tests.helpers.videos import write_clip
 
 EXPERT = "high_noise"
 
@@ -175,7 +178,7 @@ def test_half_strength_is_half_the_lora_in_the_model_itself(bench):
     theirs = attach(model, EXPERT, rank=2, alpha=2, seed=0)
     for name, p in theirs.items():
         p.data.copy_(bench.parameters[name])
-    for _, layer in layers(model):
+    for _, layer in peft_layers(model):
         layer.scaling["default"] *= 0.5
     generator = torch.Generator().manual_seed(1)
     x, t, text = (
@@ -314,6 +317,74 @@ def test_dop_on_a_dropped_caption_holds_the_class_word_fast(bench):
         "main",
         "preservation",
     }
+
+
+@pytest.fixture(scope="module")
+def masked(tiny, tmp_path_factory) -> Iterator[Steps]:
+    """Clips of five frames: one with a still for a mask, one with a video, one without."""
+    folder = tmp_path_factory.mktemp("masked")
+    path = write_job(folder, tiny, clips=3, prompts=0, trigger="frung", dataset={"caption_dropout": 0.0}, dop=True)
+    half = np.zeros((48, 64, 3), np.uint8)
+    half[:, :24] = 255
+    Image.fromarray(half).save(folder / "clips" / "0.mask.png")
+    write_clip(
+        folder / "clips" / "1.mask.mkv", frames=12, codec="ffv1", picture=lambda i: half if i < 6 else 255 - half
+    )
+    yield Steps(path)
+
+
+def masks_of(bench: Steps, **values: object) -> list[tuple[Batch, torch.Tensor | None]]:
+    run = bench.with_job(**values)
+    batches = [run.loader.batch(i) for i in range(run.loader.sampler.batches_per_epoch)]
+    return [(b, None if b.masks is None else torch.from_numpy(b.masks).double().unsqueeze(1)) for b in batches]
+
+
+@pytest.mark.parametrize("values", [{}, {"training__loss": "huber"}, {"datasets__last_frame": 1.0}], ids=str)
+def test_the_loss_of_a_step_is_the_mean_under_the_masks_of_its_clips(masked, values):
+    """Against the predictions of the model, in double precision; the last frame where it is asked for; and the
+    preservation term is not masked."""
+    run = masked.with_job(training__batch_size=3, **values)
+    batch = run.loader.batch(0)
+    assert batch.masks is not None
+    mask = torch.from_numpy(batch.masks).double().unsqueeze(1)
+    assert {tuple(sorted({round(float(v), 2) for v in m.flatten()})) for m in mask} >= {(0.1, 1.0), (1.0,)}
+    video = pixels(batch.frames, device=CPU)
+    x0, last = encode(run.encoder, video), {}
+    if "datasets__last_frame" in values:
+        last = {i: video[i, :, -1] for i in range(3)}
+        assert all(d.last_frame for d in batch.draws)
+    conditioning = condition(run.encoder, video[:, :, 0], 5, last)
+    noise, sigma = draws(run, EXPERT, batch, x0)
+    x_t, target = noised(x0, noise, sigma)
+    executor = run.experts.executors[EXPERT]
+    answer = executor.predict(torch.cat([x_t, conditioning], dim=1), sigma * 1000, run.text(batch.captions), strength=1)
+    error = (answer.double() - target.double()).abs()
+    each = torch.where(error < 1, 0.5 * error**2, error - 0.5) if "training__loss" in values else error**2
+    losses = masked.gradients(training__batch_size=3, **values)[1].losses
+    assert float(losses["main"]) == pytest.approx(float((each * mask).mean()), rel=1e-4)
+    assert float(losses["main"]) < 0.9 * float(each.mean())
+    with_dop = masked.gradients(training__batch_size=3, training__dop=True, **values)[1].losses
+    bare = masked.gradients(training__batch_size=3, training__dop=True, datasets__mask="off", **values)[1].losses
+    assert float(with_dop["main"]) == pytest.approx(float(losses["main"]), rel=1e-6)
+    assert float(with_dop["preservation"]) == float(bare["preservation"])
+
+
+def test_masked_clips_accumulate_to_the_gradients_of_the_larger_batch(masked):
+    values = {"datasets__regularization": False, "datasets__last_frame": 0.5}
+    large, one = masked.gradients(3, training__batch_size=3, **values)
+    small, many = masked.gradients(3, training__gradient_accumulation=3, **values)
+    assert sorted(many.clips) == sorted(one.clips)
+    assert apart(small, large) < 1e-4
+    assert float(many.losses["main"]) == pytest.approx(float(one.losses["main"]), rel=1e-5)
+
+
+def test_a_minimum_of_one_is_no_mask_and_without_masks_a_batch_has_none(masked):
+    unmasked = masked.gradients(training__batch_size=3, datasets__mask="off")[0]
+    assert apart(masked.gradients(training__batch_size=3, datasets__mask_min=1.0)[0], unmasked) < 1e-5
+    assert apart(masked.gradients(training__batch_size=3)[0], unmasked) > 0.05
+    assert all(mask is None for _, mask in masks_of(masked, datasets__mask="off"))
+    held = {b.ids[0]: mask is not None for b, mask in masks_of(masked)}
+    assert held == {"0/0.mp4@64": True, "0/1.mp4@64": True, "0/2.mp4@64": False}
 
 
 def test_flips_mirror_the_pixels_of_the_step(bench):

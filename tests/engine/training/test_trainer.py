@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine.adapters import lora
-from engine.run import run_job
+from engine.run import leave_page, run_job
 from engine.runfolder import checkpoint
 from engine.runfolder.console import Console
 from presets.job.schema import Job
@@ -24,6 +25,8 @@ from presets.job.toml_file import load_job, save_job, with_value
 from presets.runs.run_view import RunView, apply_event
 from tests.helpers import ROOT
 from tests.helpers.jobs import events, of_kind, write_job
+from tests.helpers.training.attempts import Attempt, Trainers
+from tests.helpers.videos import write_clip, write_image
 from tests.helpers.waiting import PATIENCE, until
 
 
@@ -53,6 +56,7 @@ def test_a_run_leaves_what_the_contract_says(finished):
             ".lock",
             "job.toml",
             "events.jsonl",
+            "report.html",
             "t_high_noise.safetensors",
             "t_low_noise.safetensors",
             *(f"t_{s:09d}_{e}.safetensors" for s in (4, 8) for e in ("high_noise", "low_noise")),
@@ -63,6 +67,22 @@ def test_a_run_leaves_what_the_contract_says(finished):
     )
     assert [f.name for f in checkpoint.listed(finished)] == ["step_000000004", "step_000000008"]
     assert load_job(finished / "job.toml").datasets[0].path == str(finished.parents[1] / "clips")
+
+
+def test_its_page_is_left_and_nothing_is_lost_where_it_cannot_be(finished, tmp_path, capsys):
+    page = (finished / "report.html").read_text()
+    assert "t_high_noise.safetensors" in page and page.count("<video ") == 3 and "8 of 8 steps" in page
+    shutil.copytree(finished, tmp_path / "t")
+    (tmp_path / "t/report.html").unlink()
+    leave_page(tmp_path / "t")
+    assert (tmp_path / "t/report.html").exists() and capsys.readouterr().err == ""
+    for breaks in (
+        lambda: (tmp_path / "t/report.html").unlink() or (tmp_path / "t/report.html").mkdir(),
+        lambda: (tmp_path / "t/job.toml").write_text("no job"),
+    ):
+        breaks()
+        leave_page(tmp_path / "t")
+        assert "was not written: " in (said := capsys.readouterr().err) and "wanlora report " in said
 
 
 def test_events_tell_the_whole_run(finished):
@@ -100,22 +120,15 @@ def test_the_same_job_gives_the_same_bits_with_other_workers(tiny, tmp_path, fin
     assert all(torch.equal(a[k], b[k]) for k in a)
 
 
-def start(job: Path, *args: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "engine", str(job), *args],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
-        cwd=ROOT,
-    )
+@pytest.fixture(scope="module")
+def trainers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trainers]:
+    with Trainers(cache=tmp_path_factory.mktemp("cache")) as trainers:
+        yield trainers
 
 
-def wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
-    def there() -> bool:
-        assert process.poll() is None, process.communicate()[1]
-        return (run / "events.jsonl").exists() and max(step_losses(run), default=0) >= step
-
-    until(there, f"step {step}")
+def wait_for_step(run: Path, step: int, attempt: Attempt) -> None:
+    attempt.wait_until(lambda: (run / "events.jsonl").exists() and max(step_losses(run), default=0) >= step)
+    assert attempt.code is None, attempt.said()
 
 
 def compare_with_uninterrupted(tiny, tmp_path, interrupted: Path, **training) -> None:
@@ -136,24 +149,21 @@ def compare_with_uninterrupted(tiny, tmp_path, interrupted: Path, **training) ->
 LONG = {"steps": 14, "gradient_accumulation": 2}
 
 
-@pytest.mark.parametrize("how", ["control", "sigterm", "sighup", "sigkill"])
-def test_a_stopped_run_goes_on_to_the_same_bits(tiny, tmp_path, how):
+@pytest.mark.parametrize("how", ["control", "sigterm", "sigkill"])
+def test_a_stopped_run_goes_on_to_the_same_bits(tiny, trainers, tmp_path, how):
     job = write_job(tmp_path / "cut", tiny, prompts=0, save={"every": 2}, **LONG)
     run = tmp_path / "cut" / "runs" / "t"
-    process = start(job)
-    wait_for_step(run, 3, process)
+    attempt = trainers.start(job, workers=1)
+    wait_for_step(run, 3, attempt)
     match how:
         case "control":
             (run / "control" / "1.tmp").write_text(json.dumps({"id": "1", "command": "stop"}))
             (run / "control" / "1.tmp").rename(run / "control" / "1.json")
         case "sigterm":
-            process.terminate()
-        case "sighup":
-            process.send_signal(signal.SIGHUP)
+            attempt.kill(signal.SIGTERM)
         case "sigkill":
-            process.kill()
-    process.communicate(timeout=PATIENCE)
-    assert process.returncode == (-9 if how == "sigkill" else 75)
+            attempt.kill()
+    assert attempt.wait() == (-9 if how == "sigkill" else 75)
     last = events(run)[-1]
     if how != "sigkill":
         assert last.kind == "stopped" and checkpoint.verify(run / last.data["path"]) == ""
@@ -190,7 +200,7 @@ def test_a_terminal_that_closes_saves_and_loses_nothing(tiny, tmp_path):
     os.close(theirs)
     drained(ours, run)
     os.close(ours)
-    assert process.wait(timeout=120) == 75
+    assert process.wait(timeout=PATIENCE) == 75
     last = events(run)[-1]
     assert (
         last.kind == "stopped"
@@ -208,14 +218,14 @@ def drained(terminal: int, run: Path) -> None:
             os.read(terminal, 65536)
 
 
-def test_a_second_trainer_in_the_folder_is_refused(tiny, tmp_path, capsys):
+def test_a_second_trainer_in_the_folder_is_refused(tiny, trainers, tmp_path, capsys):
     job = write_job(tmp_path, tiny, prompts=0, **LONG)
-    process = start(job)
-    wait_for_step(tmp_path / "runs" / "t", 1, process)
+    attempt = trainers.start(job, workers=1)
+    wait_for_step(tmp_path / "runs" / "t", 1, attempt)
     assert run_job(job, None, resume=True, workers=0, device="cpu") == 1
     assert "another trainer is running in this folder" in capsys.readouterr().err
-    process.terminate()
-    process.communicate(timeout=PATIENCE)
+    attempt.kill(signal.SIGTERM)
+    attempt.wait()
 
 
 def edited(path: Path, **values) -> Path:
@@ -243,7 +253,28 @@ def test_more_steps_may_be_asked_for_on_resume(tiny, tmp_path):
     assert run_job(job, None, resume=False, workers=0, device="cpu") == 0
     assert run_job(edited(job, training__steps=4), None, resume=True, workers=0, device="cpu") == 0
     assert sorted(step_losses(tmp_path / "runs/t")) == [1, 2, 3, 4]
-    assert of_kind(tmp_path / "runs/t", "changed") == [{"field": "training.steps", "old": 2, "new": 4, "step": 2}]
+    assert of_kind(tmp_path / "runs/t", "changed") == [
+        {"field": "training.steps", "old": 2, "new": 4, "step": 2, "edited": True}
+    ]
+
+
+def test_with_last_frames_and_masks_a_run_taken_up_again_is_the_uninterrupted_one(tiny, tmp_path):
+    """Whatever the number of workers."""
+    values = {"prompts": 0, "steps": 8, "batch_size": 2, "save": {"every": 2}, "dataset": {"last_frame": 0.5}}
+    jobs = [write_job(tmp_path / name, tiny, clips=4, **values) for name in ("cut", "straight", "bare")]
+    mask = write_clip(tmp_path / "mask.mp4", frames=12)  # once: two encodes may differ in a bit
+    for job in jobs[:2]:
+        shutil.copy(mask, job.parent / "clips" / "0.mask.mp4")
+        write_image(job.parent / "clips" / "1.mask.png", 32, 24)
+    cut, straight, bare = (job.parent / "runs" / "t" for job in jobs)
+    assert run_job(edited(jobs[0], training__steps=3), None, resume=False, workers=2, device="cpu") == 0
+    assert run_job(edited(jobs[0], training__steps=8), None, resume=True, workers=1, device="cpu") == 0
+    assert run_job(jobs[1], None, resume=False, workers=0, device="cpu") == 0
+    assert run_job(jobs[2], None, resume=False, workers=0, device="cpu") == 0
+    assert step_losses(cut) == step_losses(straight) and len(step_losses(cut)) == 8
+    a, b, c = (final_loras(run) for run in (cut, straight, bare))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not all(torch.equal(a[k], c[k]) for k in a)
 
 
 @pytest.mark.parametrize("field", ["dop", "ema", "differential_guidance", "unload_text_encoder"])
@@ -342,34 +373,32 @@ def test_weights_that_are_no_numbers_are_refused_before_training(tiny, tmp_path)
         assert place in failed["cause"] and str(file) in failed["cause"] and failed["next"] == "Download it again."
 
 
-def test_an_unknown_command_is_said_and_passed_over(tiny, tmp_path):
+def test_an_unknown_command_is_said_and_passed_over(tiny, trainers, tmp_path):
     job = write_job(tmp_path, tiny, prompts=0, **LONG)
-    process = start(job)
+    attempt = trainers.start(job, workers=1)
     run = tmp_path / "runs" / "t"
-    wait_for_step(run, 1, process)
+    wait_for_step(run, 1, attempt)
     for name, command in (("1", "dance"), ("2", "stop")):
         (run / "control" / f"{name}.tmp").write_text(json.dumps({"id": name, "command": command}))
         (run / "control" / f"{name}.tmp").rename(run / "control" / f"{name}.json")
-    process.communicate(timeout=PATIENCE)
-    assert process.returncode == 75
+    assert attempt.wait() == 75
     assert any(d["code"] == "command-refused" and "'dance'" in d["message"] for d in of_kind(run, "finding"))
 
 
-def test_a_stop_in_the_middle_of_a_preview_ends_it(tiny, tmp_path):
+def test_a_stop_in_the_middle_of_a_preview_ends_it(tiny, trainers, tmp_path):
     job = write_job(tmp_path, tiny, sample={"every": 0, "steps": 1000}, steps=2)
-    process = start(job)
+    attempt = trainers.start(job, workers=1)
     run = tmp_path / "runs" / "t"
 
     def sampling() -> bool:
-        assert process.poll() is None, process.communicate()[1]
+        assert not attempt.ended.is_set(), attempt.said()
         return (run / "events.jsonl").exists() and any(
             d["name"] == "sampling" and d["done"] > 3 for d in of_kind(run, "phase")
         )
 
     until(sampling, "the middle of a preview")
-    process.terminate()
-    process.communicate(timeout=PATIENCE)
-    assert process.returncode == 75 and not of_kind(run, "sample")
+    attempt.kill(signal.SIGTERM)
+    assert attempt.wait() == 75 and not of_kind(run, "sample")
 
 
 def test_unloading_the_text_encoder_trains_on_the_trigger_alone(tiny, tmp_path):

@@ -12,12 +12,13 @@ from diffusers import AutoencoderKLWan
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
+from engine.demo.tiny_base import build_tiny
 from engine.encode.umt5 import load_text_encoder
 from engine.encode.vae_encoder import load_vae, vae_identity
 from engine.run import run_job
 from engine.weights import hub_download as hub_module
 from engine.weights import hub_transfer
-from engine.weights.base_model import FLOW_SHIFT, BaseModel, find_base_model
+from engine.weights.base_model import BaseModel, find_base_model
 from presets.base import fetch_plan
 from presets.base.composition import ENCODER_REPO, VAE_REPO, named_base
 from presets.base.fetch_plan import fetching_of
@@ -28,7 +29,13 @@ from presets.job.schema import DatasetPanel, Job, JobPanel, ModelPanel, Multista
 from presets.job.toml_file import load_job, save_job
 from presets.look import Look, LookEnded
 from presets.rules.check import check_job
-from tests.helpers.comfy_files import sentencepiece_model, write_text_encoder, write_vae
+from tests.helpers.comfy_files import (
+    sentencepiece_model,
+    write_gguf_expert,
+    write_official,
+    write_text_encoder,
+    write_vae,
+)
 from tests.helpers.facts import gpu, machine
 from tests.helpers.hub_repos import COMPLETE_REPO, EXPERTS_REPO, all_repos
 from tests.helpers.hub_server import Hub, serving
@@ -110,7 +117,7 @@ def test_the_default_base_comes_from_three_repositories(hub, tiny, tmp_path):
         "text_encoder": ENCODER_REPO,
         "tokenizer": ENCODER_REPO,
     }
-    assert (base.boundary, base.flow_shift) == (0.9, FLOW_SHIFT)
+    assert base.boundary == 0.9
     whole(base, tiny)
     assert base.source.expert("high_noise").stored["patch_embedding.weight"].place.dtype == "BF16"
     total = max(total for _, total in seen)
@@ -162,6 +169,41 @@ def test_a_complete_repository_has_it_all(hub, tiny, tmp_path):
     path = write_job(tmp_path, tiny, prompts=0, steps=1)
     path.write_text(path.read_text().replace(str(tiny), COMPLETE_REPO))
     assert run_job(path, None, resume=False, workers=0, device="cpu") == 0
+
+
+def test_the_official_repository(hub, tiny, tmp_path):
+    """Wan-AI/Wan2.2-I2V-A14B as its owner lays it out: all parts from it, its pickles too; nothing else is fetched, and
+    for one expert only that one."""
+    repo = "Wan-AI/Wan2.2-I2V-A14B"
+    base = Path(shutil.copytree(tiny, tmp_path / "real"))
+    torch.manual_seed(5)
+    shutil.rmtree(base / "vae")
+    AutoencoderKLWan(base_dim=4).save_pretrained(base / "vae")
+    hub.repos[repo] = write_official(tmp_path / "official", base)
+    (hub.repos[repo] / "examples").mkdir()
+    (hub.repos[repo] / "examples" / "i2v_input.JPG").write_bytes(b"not needed")
+    found(hub, tmp_path, path=repo, experts=["low_noise"])
+    assert not any("high_noise_model" in name for name in hub.large)
+    ours = found(hub, tmp_path, path=repo)
+    assert set(sources(ours).values()) == {repo} == repositories(hub) and ours.boundary == 0.9
+    state, plain = load_vae(ours.source, ON_CPU).state_dict(), AutoencoderKLWan.from_pretrained(base / "vae")
+    assert all(torch.equal(t, plain.state_dict()[name]) for name, t in state.items())
+    load_text_encoder(ours.source, ON_CPU)
+    assert ours.source.expert("high_noise").config["num_attention_heads"] == 2
+    count = len(hub.asked)
+    assert found(hub, tmp_path, path=repo).boundary == 0.9 and len(hub.asked) == count
+
+
+def test_a_repository_of_gguf_files(hub, tiny, tmp_path):
+    """Two experts alone, a folder each, which both come for a job of one: their settings are in them. The rest is from
+    the known places."""
+    repo, base = "owner/gguf", build_tiny(tmp_path / "real", heads=1, head_dim=128)
+    for part, side in (("transformer", "High"), ("transformer_2", "Low")):
+        write_gguf_expert(tmp_path / "gguf" / f"{side}Noise" / f"W-{side}Noise-Q8_0.gguf", base / part, "Q8_0")
+    hub.repos[repo] = tmp_path / "gguf"
+    ours = found(hub, tmp_path, path=repo, experts=["low_noise"])
+    assert ours.boundary == 0.9 and sources(ours)["vae"] == VAE_REPO
+    assert ours.source.expert("high_noise").config["num_layers"] == 2
 
 
 @pytest.mark.parametrize(("gone", "sources_then"), [
@@ -337,7 +379,7 @@ def test_names_that_lead_nowhere(hub, repos, tiny, tmp_path):
     for vae, words in (
         ("./none", "does not exist"),
         ("empty", "does not hold the VAE"),
-        ("notes.txt", "no safetensors file"),
+        ("notes.txt", "no .safetensors, .gguf or .pth file"),
     ):
         (problem,) = read_model(named_base(job_of(path="experts", vae=vae, text_encoder=str(tiny))), tmp_path).problems
         assert problem.field == "model.vae" and words in problem.message and problem.fix, vae

@@ -224,9 +224,10 @@ def test_without_a_network(tmp_path, monkeypatch):
     assert "HF_HUB_OFFLINE" in said(lambda: find_base_model(job_of(), tmp_path, cache=tmp_path))
 
 
-def test_what_is_no_diffusers_model(hub, repository, tmp_path):
+def test_what_is_no_base_model(hub, repository, tmp_path):
     hub.repos[ID] = repository / "assets"
-    assert "neither model_index.json nor the folders transformer" in said(lambda: get(hub, tmp_path))
+    text = said(lambda: get(hub, tmp_path))
+    assert "no file of weights" in text
     hub.repos[ID] = bare = Path(shutil.copytree(repository, tmp_path / "bare"))
     (bare / TEXT).unlink()
     assert f"lacks {TEXT}" in said(lambda: get(hub, tmp_path))

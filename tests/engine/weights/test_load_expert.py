@@ -8,18 +8,31 @@ import threading
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from safetensors.torch import save_file
 
 from engine.demo.tiny_base import build_tiny
 from engine.executor.block_executor import BlockExecutor
 from engine.executor.executor_resources import ExecutorResources
 from engine.executor.expert_weights import ExpertWeights
+from engine.system.pinned_memory import host_buffer
 from engine.system.placement import Placement
 from engine.wan import attention
 from engine.wan.block import LINEARS
-from engine.weights.load_expert import KEYS, load_blocks, load_outer_modules, open_expert
-from engine.weights.model_files import StoredTensor, open_model_files
+from engine.wan.quantize import pack
+from engine.weights import load_expert
+from engine.weights.load_expert import (
+    KEYS,
+    READERS,
+    _pack,
+    load_blocks,
+    load_outer_modules,
+    open_expert,
+    read_ahead,
+)
+from engine.weights.model_files import StoredTensor, open_model_files, weight_of
 from engine.weights.packed_blocks import layout_of
 from presets.base.layouts import EXPERT_PART
+from presets.base.tensor_files import read_tensors
 from presets.errors import UserError
 from presets.job.expert_schedule import EXPERTS
 from presets.planner.plan import Plan
@@ -29,7 +42,7 @@ from tests.helpers.training.placements import ON_CPU
 from tests.helpers.training.plain import CPU
 from tests.helpers.waiting import PATIENCE
 
-PRECISIONS = ("none", "float8", "qfloat8", "qint8", "qint4")
+PRECISIONS = ("none", "float8", "int8", "qfloat8", "qint8", "qint4")
 
 
 def quiet(*_: object) -> None:
@@ -65,6 +78,25 @@ def test_outer_modules_are_loaded_as_diffusers_loads_them(tiny, dtype):
     for name, t in plain.items():
         assert t.dtype == ours[name].dtype and torch.equal(t, ours[name]), name
     assert not outer.training and not any(p.requires_grad for p in outer.parameters())
+
+
+def rounded(values: torch.Tensor, stored: str) -> dict[str, torch.Tensor]:
+    """A matrix as a base of this kind holds it: in its type, or in e4m3 with a scale."""
+    if stored != "fp8_scaled":
+        return {"weight": values.to({"fp32": torch.float32, "fp16": torch.float16, "fp8": torch.float8_e4m3fn}[stored])}
+    scale = values.abs().max() / 448
+    return {"weight": (values / scale).to(torch.float8_e4m3fn), "scale": scale}
+
+
+@pytest.mark.parametrize("stored", ["fp32", "fp16", "fp8", "fp8_scaled"])
+def test_a_published_adapter_s_grid_is_that_of_the_weights_in_bf16(stored):
+    """However the base holds them; see also test_build."""
+    held = rounded(torch.randn(8, 128, generator=torch.Generator().manual_seed(1)) * 0.02, stored)
+    plain = weight_of(held["weight"], held.get("scale"), torch.float32).bfloat16()
+    ours = _pack(held["weight"], held.get("scale"), "qint4", torch.float32, "uint4-bf16")
+    assert all(map(torch.equal, ours, pack(plain, "qint4", "uint4")))
+    grids = pack(plain.float(), "qint4", "uint4")
+    assert not all(map(torch.equal, ours, grids)), "in fp32 the grid comes out otherwise"
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -128,6 +160,24 @@ def test_an_error_in_the_middle_leaves_no_thread_behind(tmp_path):
     with pytest.raises(UserError, match="ends too early"):
         load_blocks(source, "high_noise", "none", ON_CPU, progress=cut)
     assert threading.active_count() == before
+
+
+def test_what_is_read_ahead_takes_no_more_than_two_of_the_largest(tmp_path, monkeypatch):
+    """Of Wan's blocks, eight of ten matrices have a third of the size of the others."""
+    sizes = [100, 100, 7, 270, 270, 1, 100, 270, 270, 270, 100, *[100] * 12, 270]
+    whole = {f"t{i:02}": torch.randn(size) for i, size in enumerate(sizes)}
+    save_file(whole, tmp_path / "a.safetensors")
+    held = []
+    monkeypatch.setattr(
+        load_expert, "host_buffer", lambda size, pinned: (held.append(size), host_buffer(size, pinned=pinned))[1]
+    )
+    order = [
+        StoredTensor(name, tmp_path / "a.safetensors", place)
+        for name, place in sorted(read_tensors(tmp_path / "a.safetensors").items())
+    ]
+    read = [raw.clone() for raw, _ in read_ahead(order, pinned=False)]
+    assert all(torch.equal(own, theirs) for own, theirs in zip(read, whole.values(), strict=True))
+    assert sum(held) == 4 * (2 * 270 + (READERS - 1) * 100)
 
 
 def test_no_second_copy_in_host_memory():

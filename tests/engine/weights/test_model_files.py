@@ -17,9 +17,10 @@ from engine.encode.umt5 import load_text_encoder
 from engine.encode.vae_encoder import load_vae
 from engine.wan.frozen_linear import unpack_weight
 from engine.weights.load_expert import load_blocks, load_outer_modules, open_expert
-from engine.weights.model_files import identity, open_model_files
+from engine.weights.model_files import open_model_files
 from presets.base.layouts import EXPERT_PART
 from presets.errors import UserError
+from presets.files import identity
 from presets.job.expert_schedule import EXPERTS
 from tests.helpers.comfy_files import expert_name, vae_name, write_expert, write_text_encoder, write_vae
 from tests.helpers.training.placements import ON_CPU
@@ -204,7 +205,9 @@ def test_what_is_wrong_with_an_expert_is_named(copy):
         lambda: blocks(open_model_files(copy), "high_noise")
     )
     edit(file, lambda t: t.update({"blocks.1.ffn.net.2.weight": torch.zeros(128, 256, dtype=torch.int8)}))
-    assert "cannot be read (I8)" in said(lambda: blocks(open_model_files(copy), "high_noise"))
+    assert "int8 (blocks.1.ffn.net.2.weight), which is not read" in said(
+        lambda: blocks(open_model_files(copy), "high_noise")
+    )
     file.write_bytes(good)
     edit(file, lambda t: t.update({"blocks.0.attn2.add_k_proj.weight": torch.zeros(3)}))
     assert "add_k_proj.weight does not belong" in said(
@@ -249,7 +252,7 @@ def test_shards_and_their_index(base, copy):
 
 
 def test_what_is_wrong_with_comfyui_files(base, tmp_path):
-    assert "neither" in said(lambda: open_model_files(tmp_path))
+    assert "no file of weights" in said(lambda: open_model_files(tmp_path))
     save_file({"x": torch.zeros(1)}, tmp_path / FILES["high_noise"])
     assert "lacks the low noise expert" in said(lambda: open_model_files(tmp_path))
     complete(tmp_path)
@@ -261,7 +264,7 @@ def test_what_is_wrong_with_comfyui_files(base, tmp_path):
     assert "tokenizer in it is damaged" in said(lambda: load_tokenizer(open_model_files(tmp_path), length=8))
     write_expert(tmp_path / FILES["high_noise"], base / "transformer", "fp8_scaled")
     edit(tmp_path / FILES["high_noise"], lambda t: t.update({"blocks.0.ffn.2.scale_weight": torch.ones(5)}))
-    assert "blocks.0.ffn.2.weight is stored in a form" in said(lambda: open_expert(source, "high_noise"))
+    assert "scale of the shape [5] (blocks.0.ffn.2.weight)" in said(lambda: open_expert(source, "high_noise"))
 
 
 def test_identity_tells_a_changed_file(copy):

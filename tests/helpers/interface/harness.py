@@ -17,21 +17,28 @@ from daemon.wire.client import Client
 from daemon.wire.protocol import LIVE_STATES
 from presets.job.schema import DatasetPanel, Job, JobPanel, TrainingPanel
 from presets.job.toml_file import save_job
-from tests.helpers import ROOT
+from tests.helpers import NO_GPUS, ROOT
 from tests.helpers.waiting import LOOK, PATIENCE, until
 
 TRAINER = [sys.executable, "-m", "tests.helpers.interface.trainer"]
 
 
+BEGIN_A_DAEMON = {"daemon", "submit", "demo", "attach"}
+
+
 def environment(**more: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES")}
-    return kept | {"PYTHONPATH": str(ROOT), "TERM": "xterm-256color"} | more
+    # what a fixture has put first stays: of a test that starts a daemon, the GPUs that there are not
+    path = os.pathsep.join(dict.fromkeys([*filter(None, kept.get("PYTHONPATH", "").split(os.pathsep)), str(ROOT)]))
+    return kept | {"PYTHONPATH": path, "TERM": "xterm-256color"} | more
 
 
 def wanlora(
     *args: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    """Run the real command and give what it said."""
+    """Run the real command and give what it said. One that may start a daemon knows of no GPU."""
+    if env is None and args and args[0] in BEGIN_A_DAEMON:
+        env = environment(PYTHONPATH=f"{NO_GPUS}{os.pathsep}{ROOT}")
     command = [sys.executable, "-m", "wanlora_tui.cli", *map(str, args)]
     return subprocess.run(
         command, cwd=cwd, env=env or environment(), capture_output=True, text=True, timeout=PATIENCE, check=False

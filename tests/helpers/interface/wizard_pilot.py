@@ -1,15 +1,18 @@
 """The wizard alone in a minimal app, with real clips and the smallest base model that the checks accept."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from safetensors.numpy import save_file
 from textual import events
 from textual.app import App
+from textual.notifications import Notification, Notifications
 from textual.pilot import Pilot
 from textual.widgets import Static
 
@@ -18,6 +21,9 @@ from tests.helpers.waiting import PATIENCE, until_async
 from wanlora_tui.screens.wizard import WizardScreen
 from wanlora_tui.widgets.field_input import FieldInput
 from wanlora_tui.widgets.key_order import KeysInOrder
+
+# all that each app has notified, gone or not; tests/wanlora_tui/conftest.py keeps it
+NOTIFIED: WeakKeyDictionary[Notifications, list[Notification]] = WeakKeyDictionary()
 
 
 class WizardApp(KeysInOrder):
@@ -42,7 +48,7 @@ async def until(pilot: Pilot[None], condition: Callable[[], Any], what: str) -> 
     try:
         await until_async(met, what)
     except AssertionError as e:
-        raise AssertionError(f"{e}; the screen says:\n{screen_text(pilot.app)}") from None
+        raise AssertionError(f"{e}; {what_it_says(pilot.app)}") from None
     await pilot.pause()
 
 
@@ -130,6 +136,13 @@ def screen_text(app: App[Any]) -> str:
     return "\n".join("".join(segment.text for segment in strip) for strip in app.screen._compositor.render_strips())
 
 
+def what_it_says(app: App[Any]) -> str:
+    """The screen, and all that has been notified so far."""
+    screen = screen_text(app) if app.screen_stack else "nothing: it is closed"
+    notified = [": ".join(filter(None, (n.title, n.message))) for n in NOTIFIED.get(app._notifications, ())]
+    return "\n".join([f"the screen says:\n{screen}", "it has notified:", *(notified or ["nothing"])])
+
+
 def static(pilot: Pilot[None], selector: str) -> str:
     return str(screen_of(pilot).query_one(selector, Static).render())
 
@@ -178,3 +191,25 @@ def make_base(folder: Path) -> Path:
         )
     save_file({"shared.weight": np.zeros((8, 8), np.float32)}, str(folder / "text_encoder" / "model.safetensors"))
     return folder
+
+
+def as_large_as_the_real_one(base: Path) -> Path:
+    """Such a base with the widths and sizes of Wan 2.2 I2V A14B, for which a plan is made: its weights are holes."""
+    large = {"num_layers": 40, "num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824}
+    patches, parameters = [5120, 36, 1, 2, 2], 14_300_000_000
+    header = {
+        "patch_embedding.weight": {"dtype": "BF16", "shape": patches, "data_offsets": [0, 2 * math.prod(patches)]},
+        "nothing": {
+            "dtype": "BF16",
+            "shape": [parameters],
+            "data_offsets": [2 * math.prod(patches), 2 * (math.prod(patches) + parameters)],
+        },
+    }
+    said = json.dumps(header).encode()
+    for expert in ("transformer", "transformer_2"):
+        config = base / expert / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | large))
+        with (base / expert / "diffusion_pytorch_model.safetensors").open("wb") as f:
+            f.write(len(said).to_bytes(8, "little") + said + expert[-2:].encode())  # no two experts are alike
+            f.truncate(8 + len(said) + 2 * (math.prod(patches) + parameters))
+    return base

@@ -108,9 +108,10 @@ class Trainers:
         workers: int = 0,
         retry_seconds: float = 15.0,
         orders: Orders | None = None,
+        environment: dict[str, str] | None = None,
     ) -> Attempt:
         """Train the job in a new process, as `python -m engine JOB [--resume [--from STEP]] [--fault ...]` does. Orders
-        arrive when their step is told."""
+        arrive when their step is told. `environment`: more of it, as torchrun gives."""
         stderr = job.parent / f"stderr-{time.monotonic_ns()}"
         request = {
             "job": str(job),
@@ -121,6 +122,7 @@ class Trainers:
             "workers": workers,
             "stderr": str(stderr),
             "retry_seconds": retry_seconds,
+            "environment": environment or {},
         }
         assert self._process.stdin is not None
         with self._news:
@@ -155,11 +157,16 @@ def serve() -> None:
     import torch
 
     torch.set_num_threads(1)
+    import tomlkit  # noqa: F401
+
     import engine.encode.text_embeddings
     import engine.run
     import engine.training.prepare
     import engine.training.trainer  # noqa: F401
+    import presets.clips.probe  # noqa: F401
+    from engine.training.placement import versions
 
+    versions()  # kept from here on: each child need not look through the installed packages
     gc.freeze()  # what was imported is no garbage: the children need not look through it
 
     running: set[int] = set()
@@ -193,6 +200,7 @@ def _attempt(request: dict[str, Any]) -> None:
         os.dup2(null, 0)
         os.dup2(out, 1)
         os.dup2(out, 2)
+        os.environ |= request["environment"]
         from engine.run import run_job
         from engine.runfolder import disk_full
         from engine.system import fault_injection

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import torch
 from diffusers import WanTransformer3DModel
-from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
 from engine.adapters import lora
@@ -13,6 +12,7 @@ from engine.executor.block_executor import BlockExecutor
 from engine.executor.executor_resources import ExecutorResources
 from engine.executor.expert_weights import ExpertWeights
 from engine.wan import attention
+from presets.job.lora_layers import TrainedLayer
 from presets.planner.plan import Plan
 from tests.helpers.training.packing import packed_blocks
 
@@ -38,19 +38,23 @@ def small_expert(blocks: int, *, seed: int = 0, ffn: int = 64) -> WanTransformer
 
 
 def attach(
-    model: WanTransformer3DModel, expert: str, *, rank: int, alpha: float, seed: int, strong: bool = False
+    model: WanTransformer3DModel,
+    expert: str,
+    *,
+    rank: int,
+    alpha: float,
+    seed: int,
+    strong: bool = False,
+    layers: list[TrainedLayer] | None = None,
 ) -> lora.LoraParameters:
     """Give a real model peft layers that hold the tensors of `lora.make`; `strong` fills B, so that the LoRA does
     something."""
     parameters = lora.make(
-        model.config, expert, rank=rank, alpha=alpha, seed=seed, blocks=len(model.blocks), device=CPU
+        model.config, expert, rank=rank, alpha=alpha, seed=seed, blocks=len(model.blocks), device=CPU, layers=layers
     )
-    model.add_adapter(
-        LoraConfig(r=rank, lora_alpha=alpha, target_modules=lora.TARGETS, init_lora_weights=False),
-        adapter_name=lora.ADAPTER,
-    )
+    model.add_adapter(lora.peft_config(rank, alpha, layers), adapter_name=lora.ADAPTER)
     model.requires_grad_(False)
-    for name, layer in layers(model):
+    for name, layer in peft_layers(model):
         if strong:
             up = parameters[f"{name}.lora_B.weight"]
             up.data.normal_(0, 0.4, generator=torch.Generator().manual_seed(len(name) + seed))
@@ -59,17 +63,17 @@ def attach(
     return parameters
 
 
-def layers(model: WanTransformer3DModel) -> list[tuple[str, LoraLayer]]:
+def peft_layers(model: WanTransformer3DModel) -> list[tuple[str, LoraLayer]]:
     return [(name, m) for name, m in model.named_modules() if isinstance(m, LoraLayer)]
 
 
 @contextmanager
 def strength(model: WanTransformer3DModel, factor: float) -> Iterator[None]:
-    before = [layer.scaling[lora.ADAPTER] for _, layer in layers(model)]
-    for _, layer in layers(model):
+    before = [layer.scaling[lora.ADAPTER] for _, layer in peft_layers(model)]
+    for _, layer in peft_layers(model):
         layer.scaling[lora.ADAPTER] *= factor
     yield
-    for (_, layer), scale in zip(layers(model), before, strict=True):
+    for (_, layer), scale in zip(peft_layers(model), before, strict=True):
         layer.scaling[lora.ADAPTER] = scale
 
 

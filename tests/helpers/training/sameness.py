@@ -4,8 +4,9 @@ Compared are: every tensor and plain value of the checkpoints, the LoRA files te
 posters byte by byte, what the events tell of the branch that survived, and what a dashboard would show of it. Videos,
 and the sheets made of their frames, are compared with a tolerance: two encodes of the same frames by libx264's SIMD
 code may differ a little; the posters hold their middle frames exactly. Left out is what cannot be the same: wall clock,
-seconds, memory in use and findings about those, run id, attempt and seq, and the sha256 of a checkpoint (its state
-names run and attempt), which is held against the checkpoint itself instead.
+seconds, memory in use and findings about those, run id, attempt and seq, the page that tells of these, which older
+checkpoints are left (an interruption leaves one of its own), and the sha256 of a checkpoint (its state names run and
+attempt), which is held against the checkpoint itself instead.
 """
 
 import hashlib
@@ -24,8 +25,8 @@ from presets.diagnosis.resources import TIMING
 from presets.runs.events import Event, read_events
 from presets.runs.run_view import RunView, apply_event
 
-OF_THE_MOMENT = ("seconds", "vram_gib", "ram_gib", "sha256", "order")
-TOLD = ("step", "checkpoint", "sample", "changed", "done")
+OF_THE_MOMENT = ("seconds", "vram_gib", "ram_gib", "ranks", "at_once", "sha256", "order", "oldest")
+TOLD = ("step", "checkpoint", "sample", "validation", "changed", "done")
 OF_AN_ATTEMPT = ("run", "attempt")
 
 
@@ -57,6 +58,9 @@ def view_of(run: Path) -> dict[str, Any]:
     view = RunView()
     for event in events_of(run):
         apply_event(view, event)
+    for points in view.losses.values():
+        for point in points:
+            point.time = 0.0  # the clock's, which no two runs share
     return {
         name: getattr(view, name)
         for name in (
@@ -71,7 +75,9 @@ def view_of(run: Path) -> dict[str, Any]:
             "losses",
             "samples",
             "checkpoints",
+            "measured",
             "files",
+            "outcome",
         )
     }
 
@@ -130,6 +136,7 @@ def files_of(run: Path) -> dict[str, str]:
         name = path.relative_to(run)
         if name.parts[0] in (checkpoint.CHECKPOINTS, "control", "abandoned") or name.name in (
             "events.jsonl",
+            "report.html",
             ".lock",
             "job.toml",
             ".reserve",

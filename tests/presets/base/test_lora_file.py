@@ -51,6 +51,7 @@ def written(path: Path, tensors: dict[str, tuple[int, ...]]) -> Path:
     ("diffusion_model.text_embedding.2.lora_up.weight", "", OUTSIDE, "condition_embedder.text_embedder.linear_2", "B"),
     ("diffusion_model.time_embedding.0.diff_b", "", OUTSIDE, "condition_embedder.time_embedder.linear_1", "bias"),
     ("diffusion_model.patch_embedding.diff", "", OUTSIDE, "patch_embedding", "weight"),
+    ("diffusion_model.patch_embedding.lora_A.weight", "", OUTSIDE, "patch_embedding", "A"),
 ])  # fmt: skip
 def test_every_naming_is_known(key, number, block, module, kind):
     found = parse_key(key)
@@ -71,7 +72,6 @@ def test_every_naming_is_known(key, number, block, module, kind):
         "diffusion_model.blocks.3.self_attn.x.lora_A.weight",
         "diffusion_model.blocks.3.self_attn.norm_q.lora_A.weight",
         "diffusion_model.blocks.3.self_attn.norm_q.diff_b",
-        "diffusion_model.patch_embedding.lora_A.weight",
         "lora_te_q.lora_down.weight",
         "diffusion_model.blocks.3.self_attn.q.hada_w1_a",
         "diffusion_model.double_blocks.0.img_attn.qkv.lora_A.weight",

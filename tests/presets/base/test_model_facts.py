@@ -3,6 +3,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,12 @@ def test_a_complete_model(folder: Path, tmp_path: Path) -> None:
     ) and facts.parameters == 2 * each
     assert facts.parts["transformer"].dtype == "F16" and facts.parts["text_encoder"].parameters == 12
     assert facts.size_bytes == sum(p.stat().st_size for p in folder.rglob("*.safetensors"))
+
+
+def test_an_empty_config_is_a_config(folder: Path) -> None:
+    for part in ("vae", "text_encoder"):
+        write_json(folder / part / "config.json", {})
+    assert read_model(str(folder), Path("/")).problems == []
 
 
 def test_paths(folder: Path, tmp_path: Path) -> None:
@@ -266,11 +273,16 @@ def test_missing_parts_are_named_in_one_problem(folder: Path, part: str) -> None
 
 def test_folders_of_other_programs(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    assert "neither model_index.json nor the folders transformer" in one_problem(tmp_path / "empty", "model-incomplete")
+    assert "no file of weights (.safetensors, .gguf or .pth)" in one_problem(tmp_path / "empty", "model-incomplete")
     (tmp_path / "comfy").mkdir()
     save_file({"a": np.zeros(1, np.float32)}, tmp_path / "comfy" / "model_00001.safetensors")
-    assert "another program's layout" in one_problem(tmp_path / "comfy", "model-incomplete")
+    assert "found model_00001.safetensors" in one_problem(tmp_path / "comfy", "model-incomplete")
+    [problem] = read_model(str(tmp_path / "comfy"), Path("/")).problems
+    assert all(word in problem.fix for word in ("transformer_2", "high_noise_model", "ComfyUI", "GGUF"))
     assert "single file" in one_problem(tmp_path / "comfy" / "model_00001.safetensors", "model-missing")
+    write_model(tmp_path / "around" / "wan")
+    [problem] = read_model(str(tmp_path / "around"), Path("/")).problems
+    assert problem.fix == f"Give the folder in it: {tmp_path / 'around' / 'wan'}"
     for path in (str(tmp_path / "gone"), "./gone", "a/b/c", "~/no/such/model"):
         [problem] = read_model(path, tmp_path).problems
         assert problem.code == "model-missing"
@@ -349,3 +361,43 @@ def test_reading_a_model_needs_no_torch(folder: Path) -> None:
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
         == "False []"
     )
+
+
+def by_link(one: Path, other: Path) -> None:
+    other.unlink()
+    other.symlink_to(one)
+
+
+def by_hard_link(one: Path, other: Path) -> None:
+    other.unlink()
+    other.hardlink_to(one)
+
+
+def by_linked_folder(one: Path, other: Path) -> None:
+    shutil.rmtree(other.parent)
+    other.parent.symlink_to(one.parent)
+
+
+def by_copy(one: Path, other: Path) -> None:
+    save_file(tensors() | {"blocks.0.ffn.net.0.proj.weight": np.ones((512, 2048), np.float16)}, one)
+    shutil.copy(one, other)
+
+
+@pytest.mark.parametrize("how", [by_link, by_hard_link, by_linked_folder, by_copy])
+def test_one_file_is_not_both_experts(folder: Path, how: Callable[[Path, Path], None]) -> None:
+    one, other = (folder / e / "diffusion_pytorch_model.safetensors" for e in EXPERTS)
+    how(one, other)
+    said = one_problem(folder, "model-experts-same")
+    assert str(one) in said and str(other) in said and "two experts that differ" in said
+    if how is by_copy:
+        content = bytearray(other.read_bytes())
+        content[len(content) // 2 : len(content) // 2 + 8192] = bytes(8192)
+        other.write_bytes(content)
+        assert read_model(str(folder), Path("/")).problems == []
+
+
+def test_links_to_two_files_are_two_experts(folder: Path, tmp_path: Path) -> None:
+    for expert in EXPERTS:
+        file = folder / expert / "diffusion_pytorch_model.safetensors"
+        file.symlink_to(file.rename(tmp_path / f"{expert}.safetensors"))
+    assert read_model(str(folder), Path("/")).problems == []

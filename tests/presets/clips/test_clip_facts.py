@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -16,6 +17,7 @@ from presets.clips.video_index import open_video, read_index
 from presets.errors import ClipError
 from presets.findings import Finding
 from presets.job.schema import DatasetPanel
+from presets.look import Look
 from tests.helpers.footage import real_clips
 from tests.helpers.videos import number_of, numbered, write_clip, write_image
 
@@ -288,7 +290,7 @@ def test_a_header_that_promises_less_than_is_missing_is_caught_by_decoding(tmp_p
         ("empty.png", b"", "empty (0 bytes)", "clip-unreadable"),
         ("note.png", b"this is a text file\n", "text file, not an image", "not-a-video"),
         ("noise.jpg", NOISE, "not an image that can be read", "clip-unreadable"),
-        ("clip.mpg", b"abc", ".mpg is no clip", "not-a-video"),
+        ("clip.vob", b"abc", ".vob is no clip", "not-a-video"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -380,6 +382,32 @@ def codes(problems: list[Finding]) -> list[tuple[str, str]]:
     return [(p.code, Path(p.field).name) for p in problems]
 
 
+def test_what_a_dataset_leaves_out_is_neither_a_clip_nor_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    for name in ("a.mp4", "b.mp4", "deep/b.mp4"):
+        write_clip(tmp_path / name, frames=9)
+        (tmp_path / name).with_suffix(".txt").write_text("orbit")
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    facts = scan_dataset(DatasetPanel(path=".", exclude=["deep/b.mp4", "empty.mp4", "c.mp4"]), 0, tmp_path)
+    assert [Path(c.path).name for c in facts.clips] == ["a.mp4", "b.mp4"]
+    assert (facts.problems, facts.left_out) == ([], ["deep/b.mp4", "empty.mp4"])
+
+
+def test_what_is_wrong_with_a_caption_or_mask_stays_while_a_clip_of_it_trains(tmp_path: Path) -> None:
+    write_clip(tmp_path / "a.mp4", frames=9)
+    write_image(tmp_path / "a.png")
+    (tmp_path / "a.mask.png").write_bytes(b"")
+    (tmp_path / "a.txt").write_bytes("niño".encode("latin-1"))
+    for left_out in (["a.mp4"], ["a.png"]):
+        facts = scan_dataset(DatasetPanel(path=".", exclude=left_out), 0, tmp_path)
+        files = {Path(p.field).name for p in facts.problems if p.severity == "error"}
+        assert (len(facts.clips), files) == (1, {"a.mask.png", "a.txt"})
+    neither = scan_dataset(DatasetPanel(path=".", exclude=["a.mp4", "a.png"]), 0, tmp_path)
+    assert not neither.clips and not [p for p in neither.problems if p.severity == "error"]
+    a_mask = scan_dataset(DatasetPanel(path=".", exclude=["a.mask.png"]), 0, tmp_path)
+    assert a_mask.left_out == [] and "mask-unreadable" in {p.code for p in a_mask.problems}, "only clips are left out"
+
+
 def test_scan_pairs_captions_and_names_every_problem(tmp_path: Path) -> None:
     folder = tmp_path / "clips" / "orbit"
     (folder / "deep").mkdir(parents=True)
@@ -421,6 +449,96 @@ def test_scan_pairs_captions_and_names_every_problem(tmp_path: Path) -> None:
     assert [p.severity for p in facts.problems] == ["error", "error", "error", "advice", "advice"]
     assert facts.problems[3].message == "1 caption without a clip of the same name: lost.txt"
     assert facts.problems[4].message == "1 file left aside as neither clip, image nor caption: README.md"
+
+
+def test_scan_pairs_masks_and_names_those_that_do_not_fit(tmp_path: Path) -> None:
+    """A mask is no clip, and is not left aside either."""
+    for name in ("a.mp4", "b.mp4", "c.mp4"):
+        write_clip(tmp_path / name, frames=9)
+    write_image(tmp_path / "d.png")
+    (tmp_path / "deep").mkdir()
+    write_clip(tmp_path / "a.mask.mkv", frames=9)
+    write_image(tmp_path / "b.MASK.png")
+    write_image(tmp_path / "b.mask.jpg")
+    (tmp_path / "c.mask.png").write_bytes(b"")
+    write_image(tmp_path / "d.mask.webp")
+    write_image(tmp_path / "c.mp4.mask.png")
+    write_image(tmp_path / "deep" / "a.mask.png")
+    (tmp_path / "a.txt").write_text("orbit", "utf-8")
+    facts = scan_dataset(DatasetPanel(path="."), 0, tmp_path)
+    assert [(Path(c.path).name, Path(c.mask.path).name if c.mask else "") for c in facts.clips] == [
+        ("a.mp4", "a.mask.mkv"),
+        ("b.mp4", "b.MASK.png"),
+        ("c.mp4", ""),
+        ("d.png", "d.mask.webp"),
+    ]
+    assert facts.clips[0].caption == "orbit" and facts.clips[0].mask and facts.clips[0].mask.frames == 9
+    assert codes(facts.problems) == [
+        ("mask-twice", "b.mask.jpg"),
+        ("mask-without-clip", "datasets[0].path"),
+        ("mask-unreadable", "c.mask.png"),
+    ]
+    assert [p.severity for p in facts.problems] == ["error", "warning", "error"]
+    assert facts.problems[1].message == "2 masks without a clip of the same name: c.mp4.mask.png, deep/a.mask.png"
+    less = scan_dataset(DatasetPanel(path=".", exclude=["c.mp4", "b.mp4"]), 0, tmp_path)
+    assert codes(less.problems) == [("mask-without-clip", "datasets[0].path")], "what is wrong with their masks is gone"
+    off = scan_dataset(DatasetPanel(path=".", mask="off"), 0, tmp_path)
+    assert not off.problems and not any(c.mask for c in off.clips) and len(off.clips) == 4
+
+
+def scan_with(folder: Path, files: dict[str, str], **panel: Any) -> tuple[dict[str, str], list[Finding]]:
+    """Captions by clip, and the problems, of a folder with an image for each name that ends in png or webp."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        if name.lower().endswith((".png", ".webp")):
+            write_image(folder / name)
+        else:
+            (folder / name).write_text(text, "utf-8")
+    facts = scan_dataset(DatasetPanel(path=str(folder), **panel), 0, Path("/"))
+    return {Path(c.path).relative_to(folder).as_posix(): c.caption for c in facts.clips}, facts.problems
+
+
+def test_captions_of_other_trainers_are_read(tmp_path: Path) -> None:
+    files = {"a.PNG": "", "a.caption": "one", "deep/b.png": "", "deep/b.png.txt": "two", "c.png": "", "c.TXT": "three"}
+    captions, problems = scan_with(tmp_path, files)
+    assert captions == {"a.PNG": "one", "c.png": "three", "deep/b.png": "two"} and problems == []
+
+
+def test_captions_that_contradict_each_other_are_named(tmp_path: Path) -> None:
+    files = {"a.png": "", "a.txt": "tags", "a.caption": "a sentence", "b.png": "", "b.txt": "same", "b.caption": "same"}
+    files |= {"c.png": "", "c.txt": " ", "c.caption": "only this one says something"}
+    captions, [found] = scan_with(tmp_path, files)
+    assert captions == {"a.png": "tags", "b.png": "same", "c.png": "only this one says something"}
+    assert (found.code, found.severity) == ("caption-conflict", "warning")
+    assert found.message == "1 clip with captions that differ: a.png (a.txt, which counts, and a.caption)"
+    assert 'caption_extension = ".caption"' in found.fix
+    captions, [aside] = scan_with(tmp_path, {}, caption_extension=".caption")
+    assert captions["a.png"] == "a sentence" and aside.code == "files-ignored"
+
+
+def test_a_caption_that_two_clips_share_is_named(tmp_path: Path) -> None:
+    captions, [found] = scan_with(tmp_path, {"c1.png": "", "c1.webp": "", "c1.txt": "both"})
+    assert captions == {"c1.png": "both", "c1.webp": "both"}
+    assert (found.code, found.severity) == ("caption-shared", "advice")
+    assert found.message == "1 caption of more than one clip: c1.txt (c1.png, c1.webp)"
+    captions, problems = scan_with(tmp_path, {"c1.webp.txt": "its own"})
+    assert captions == {"c1.png": "both", "c1.webp": "its own"} and problems == []
+
+
+def test_media_that_is_not_read_is_named_with_a_way_in(tmp_path: Path) -> None:
+    files = {"a.png": "", "b c.ogv": "x", "d.PSD": "x", "notes.md": "x"}
+    _, [aside, ignored] = scan_with(tmp_path, files)
+    assert (aside.code, aside.severity) == ("media-left-aside", "warning")
+    assert aside.message == "2 files left aside, of kinds that are not read: b c.ogv, d.PSD"
+    assert aside.fix == "Convert with ffmpeg -i 'b c.ogv' -crf 12 'b c.mp4'; convert with magick d.PSD d.png"
+    assert ignored.code == "files-ignored" and ignored.message.endswith(": notes.md")
+
+
+def test_a_folder_of_nothing_but_media_that_is_not_read(tmp_path: Path) -> None:
+    _, [found] = scan_with(tmp_path, {f"{i}.ogv": "x" for i in range(9)})
+    assert (found.code, found.severity) == ("dataset-empty", "error")
+    assert "that is read, only 0.ogv, 1.ogv" in found.message and found.message.endswith("7.ogv and 1 more")
+    assert found.fix == "Convert with ffmpeg -i 0.ogv -crf 12 0.mp4"
 
 
 def test_scan_of_nothing(tmp_path: Path) -> None:
@@ -486,3 +604,15 @@ def test_knowing_what_clips_are_needs_neither_av_nor_torch() -> None:
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+def test_a_folder_of_too_many_files_is_refused_before_all_are_listed(tmp_path, monkeypatch):
+    for i in range(5):
+        (tmp_path / f"below_{i}").mkdir()
+        for name in ("a.txt", "b.png"):
+            (tmp_path / f"below_{i}" / name).touch()
+    monkeypatch.setattr("presets.clips.clip_facts.MOST_FILES", 4)
+    look = Look()
+    found = scan_dataset(DatasetPanel(path=str(tmp_path)), 0, tmp_path, look)
+    assert [p.code for p in found.problems if p.field == "datasets[0].path"] == ["dataset-too-large"]
+    assert found.clips == [] and "more than 4 files" in found.problems[0].message

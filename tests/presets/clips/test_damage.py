@@ -12,6 +12,7 @@ import pytest
 
 from presets.clips.clip_facts import probe_clip
 from presets.clips.scene_cuts import find_cuts
+from presets.clips.transport_stream import hole_in
 from presets.clips.video_index import decoded, open_video
 from presets.errors import ClipError
 from presets.facts.gather import gather
@@ -148,6 +149,78 @@ def test_a_byte_that_changed_in_a_matroska_file_is_found_by_its_checksum(tmp_pat
     path = tmp_path / "bit.mkv"
     path.write_bytes(content)
     assert "is damaged" in damaged(path).what
+
+
+TS = 188  # bytes of a packet of a transport stream
+VIDEO = 256  # the picture's stream in what FFmpeg writes
+
+
+def picture_packet(content: bytes, *, after: float) -> int:
+    """Where the first packet of the picture begins that no picture begins with, behind this share of the file."""
+    places = range(int(len(content) * after) // TS * TS, len(content), TS)
+    return next(i for i in places if content[i + 1] == VIDEO >> 8 and content[i + 2] == VIDEO & 255)
+
+
+def lose_packet(content: bytes, at: int) -> bytes:
+    return content[:at] + content[at + TS :]
+
+
+def lose_bytes(content: bytes, at: int) -> bytes:
+    return content[: at + 50] + content[at + 50 + 777 :]
+
+
+def garble(content: bytes, at: int) -> bytes:
+    return content[: at + 50] + garbage(3, 1000) + content[at + 1050 :]
+
+
+def mark_as_faulty(content: bytes, at: int) -> bytes:
+    """As a receiver does that could not repair the packet."""
+    return content[: at + 1] + bytes([content[at + 1] | 0x80]) + content[at + 2 :]
+
+
+@pytest.mark.parametrize("harm", [lose_packet, lose_bytes, garble, mark_as_faulty])
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "mpeg2video"])
+def test_a_transport_stream_lacks_packets(tmp_path: Path, codec: str, harm: Callable[[bytes, int], bytes]) -> None:
+    whole = clip(tmp_path / "whole.ts", frames=96, codec=codec)
+    find_cuts(whole)
+    content = whole.read_bytes()
+    path = tmp_path / "bad.ts"
+    path.write_bytes(harm(content, picture_packet(content, after=0.5)))
+    with pytest.raises(ClipError, match=r"is damaged from [123]\.\d s on|last .* do(es)? not decode") as caught:
+        probe_clip(path)
+        find_cuts(path)
+    assert caught.value.code == "clip-unreadable" and caught.value.fix
+
+
+def test_a_transport_stream_ends_in_the_middle_of_a_packet(tmp_path: Path) -> None:
+    whole = clip(tmp_path / "whole.ts", frames=96, codec="mpeg2video")
+    path = tmp_path / "bad.ts"
+    path.write_bytes(whole.read_bytes()[: -TS // 2])
+    assert "is truncated: it ends in the middle of a packet" in damaged(path).what
+
+
+def with_times(content: bytes) -> bytes:
+    """Packets as Blu-ray and cameras write them, each behind a time of 4 bytes."""
+    return b"".join(bytes(4) + content[i : i + TS] for i in range(0, len(content), TS))
+
+
+def test_sound_transport_streams_of_every_make_are_sound(tmp_path: Path) -> None:
+    one, other = (clip(tmp_path / f"{n}.ts", frames=48, codec="libx264") for n in "ab")
+    packets = [one.read_bytes()[i : i + TS] for i in range(0, one.stat().st_size, TS)]
+    made = {
+        "begins in a packet": one.read_bytes()[100:],
+        "each packet twice": b"".join(2 * packet for packet in packets),
+        "m2ts": with_times(one.read_bytes()),
+        "parity": b"".join(packet + bytes(16) for packet in packets),
+        "put together": one.read_bytes() + other.read_bytes() + one.read_bytes(),
+    }
+    for name, content in made.items():
+        (path := tmp_path / f"{name}.ts").write_bytes(content)
+        assert hole_in(path, VIDEO) is None, name
+    half = made["m2ts"][: len(made["m2ts"]) // 2 // 192 * 192]
+    (path := tmp_path / "hole.m2ts").write_bytes(half[: -20 * 192] + half[-19 * 192 :])
+    assert hole_in(path, VIDEO) is not None, "nothing is looked at behind a time"
+    assert hole_in(clip(tmp_path / "a.mp4", frames=8), VIDEO) is None
 
 
 def test_frames_that_an_avi_promises_are_missing(tmp_path: Path) -> None:

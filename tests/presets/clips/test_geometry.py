@@ -75,6 +75,16 @@ def test_buckets_waste_little_of_ordinary_clips(resolution):
         assert (b.height * b.width) / (height * cover * width * cover) >= 0.9, (height, width, b)
 
 
+@pytest.mark.parametrize("resolution", [64, 240, 256, 416, 512, 640, 832])
+def test_no_bucket_beside_a_bucket_is_as_large_and_crops_less(resolution):
+    for height, width in itertools.product((240, 544, 720, 800, 1000, 1080, 2160), (640, 1280, 1920, 2560)):
+        b = bucket_for(1, height, width, resolution)
+        for h, w in itertools.product((b.height - 16, b.height, b.height + 16), (b.width - 16, b.width, b.width + 16)):
+            if 16 <= h <= height and 16 <= w <= width and b.height * b.width <= h * w <= resolution**2:
+                kept, theirs = (a * c / max(a / height, c / width) ** 2 for a, c in ((b.height, b.width), (h, w)))
+                assert kept >= theirs * (1 - 1e-12), (height, width, b, h, w)
+
+
 @pytest.mark.parametrize(
     ("size", "resolution", "expected"),
     [
@@ -82,6 +92,10 @@ def test_buckets_waste_little_of_ordinary_clips(resolution):
         ((512, 512), 512, (512, 512)),
         ((64, 64), 512, (64, 64)),
         ((480, 832), 1024, (480, 832)),
+        ((544, 1280), 240, (160, 352)),
+        ((1080, 2560), 240, (160, 352)),
+        ((544, 1280), 512, (336, 768)),
+        ((240, 1280), 64, (32, 128)),
     ],
 )
 def test_known_buckets(size, resolution, expected):

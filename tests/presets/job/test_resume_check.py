@@ -9,8 +9,9 @@ import pytest
 from presets.errors import UserError
 from presets.job.diff import FREE_TO_CHANGE, IMPOSSIBLE_TO_CHANGE, LIVE_FIELDS, changes, is_free
 from presets.job.resume_check import UNSEEN, ResumeCheck, check_resume, has_checkpoint, held_job
-from presets.job.schema import DatasetPanel, Job, JobPanel
+from presets.job.schema import DatasetPanel, Job, JobPanel, LayersPanel, MergePanel
 from presets.job.toml_file import save_job, with_value
+from tests.helpers.facts import job
 
 JOB = Job(job=JobPanel(name="t"), datasets=[DatasetPanel(path="/clips")])
 FREE, LOSS, RANK = ("training.lr", 5e-5), ("training.loss", "mae"), ("target.rank", 8)
@@ -122,6 +123,26 @@ def test_what_matters_most_is_shown_first_with_what_it_does():
     assert [case.mark(c) for c in case.shown] == ["breaks exactness"], "nothing was trained that it could not fit"
 
 
+def test_a_start_is_read_once_and_what_is_merged_is_the_base():
+    now = with_value(JOB, "target.start_high", "/other.safetensors")
+    for trained, mark in ((True, "has no effect: a start is read when a run begins"), (False, "")):
+        case = check_resume(JOB, now, trained=trained)
+        assert (case.verdict, [case.mark(c) for c in case.shown]) == ("fits", [mark])
+    merged = copied(JOB, [MergePanel(path="/a.safetensors")])
+    assert check_resume(JOB, merged, trained=True).verdict == "impossible"
+    assert check_resume(merged, JOB, trained=True).verdict == "impossible"
+    weaker = copied(JOB, [MergePanel(path="/a.safetensors", strength=0.5)])
+    assert check_resume(merged, weaker, trained=True).verdict == "impossible"
+    moved = copied(JOB, [MergePanel(path="/b.safetensors")])
+    assert check_resume(merged, moved, trained=True).verdict == "ask", "its contents are compared when it is read"
+
+
+def copied(job: Job, merge: list[MergePanel]) -> Job:
+    out = msgspec.convert(msgspec.to_builtins(job), Job)
+    out.model.merge = merge
+    return out
+
+
 def test_the_lists_of_fields_agree():
     assert not [f for f in IMPOSSIBLE_TO_CHANGE if is_free(f)] and all(
         is_free(f) for f in (*LIVE_FIELDS, *FREE_TO_CHANGE)
@@ -155,3 +176,21 @@ def test_only_a_complete_checkpoint_counts(tmp_path: Path, name: str, complete: 
     if complete:
         (tmp_path / "checkpoints" / name / "manifest.json").write_text("{}")
     assert has_checkpoint(tmp_path) == trained
+
+
+@pytest.mark.parametrize(
+    ("target", "named"),
+    [
+        ({"include": ["ffn"]}, ["target.include"]),
+        ({"exclude": ["ffn"]}, ["target.exclude"]),
+        (
+            {"layers": [LayersPanel(match="ffn", rank=8, lr_factor=0.5)]},
+            ["target.layers[0].lr_factor", "target.layers[0].match", "target.layers[0].rank"],
+        ),
+    ],
+)
+def test_other_layers_do_not_fit_the_checkpoints(target, named):
+    found = check_resume(job(), job(target=target), trained=True)
+    assert found.verdict == "impossible" and [c.field for c in found.impossible] == named == [
+        c.field for c in found.changes
+    ]

@@ -18,11 +18,10 @@ def test_the_least_job_has_the_guide_s_defaults():
         1e-4,
         10,
     )
-    assert (job.save.every, job.save.keep, job.sample.every, job.sample.steps, job.sample.seed, job.sample.fps) == (
+    assert (job.save.every, job.save.keep, job.sample.every, job.sample.seed, job.sample.fps) == (
         250,
         4,
         250,
-        25,
         42,
         16,
     )

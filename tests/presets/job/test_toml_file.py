@@ -6,8 +6,9 @@ import pytest
 
 from presets.errors import JobError, UserError
 from presets.job.fields import FIELDS, toml_text
-from presets.job.schema import DatasetPanel, Job, JobPanel, PromptPanel
+from presets.job.schema import DatasetPanel, Job, JobPanel, LayersPanel, MergePanel, PromptPanel
 from presets.job.toml_file import (
+    absolute_paths,
     dump_job,
     get_value,
     job_from_dict,
@@ -15,6 +16,7 @@ from presets.job.toml_file import (
     load_job,
     parse_job,
     parse_value,
+    relative_paths,
     save_job,
     with_value,
 )
@@ -45,19 +47,44 @@ def full_job() -> Job:
     job = Job(job=JobPanel(name="full"), datasets=[DatasetPanel(path="a"), DatasetPanel(path="b")])
     for path, field in FIELDS.items():
         at = path.replace("datasets.", "datasets[1].")
-        if path.startswith("sample.prompts.") or field.required:
+        if path.startswith(("sample.prompts.", "target.layers.", "model.merge.")) or field.required:
             continue
-        if field.choices:
+        if path == "datasets.caption_extension":
+            value = ".long.txt"
+        elif field.choices:
             value = next((c for c in field.choices if c != field.default), field.default)
-        elif isinstance(field.default, str):
+        elif isinstance(field.default, str) or field.type_text.startswith("text"):
             value = 0.875 if path == "model.boundary" else 'say "ä\\b"\n\t#x = 1 \x7f 日本'
         elif isinstance(field.default, list):
-            value = [1, 2] if path == "job.gpus" else [512, 768]
+            special = {"job.gpus": [1, 2], "datasets.exclude": ["ü/1.mp4", "a, b.mp4"]}
+            value = special.get(path, ["q", "ffn"] if "text" in field.type_text else [512, 768])
         else:
             value = 0.5 if field.type_text.startswith("number") else 48
         job = with_value(job, at, value)
-    job.sample.prompts = [PromptPanel(prompt='"quoted"', ctrl_img="ü/1.png"), PromptPanel(prompt="[trigger]")]
+    job.sample.prompts = [
+        PromptPanel(prompt='"quoted"', ctrl_img="ü/1.png", end_img="z.mp4"),
+        PromptPanel(prompt="[trigger]"),
+    ]
+    job.target.layers = [LayersPanel(match="ffn", rank=4), LayersPanel(match="blocks.0-9", lr_factor=0.5)]
+    job.model.merge = [MergePanel(path="ü/1.safetensors", strength=-0.5), MergePanel(path="b", expert="low_noise")]
     return job
+
+
+def test_paths_of_previews_are_made_absolute(tmp_path):
+    out = absolute_paths(full_job(), tmp_path)
+    assert (out.sample.prompts[0].ctrl_img, out.sample.prompts[0].end_img) == (
+        str(tmp_path / "ü/1.png"),
+        str(tmp_path / "z.mp4"),
+    )
+    assert (out.sample.prompts[1].ctrl_img, out.sample.prompts[1].end_img) == ("", "")
+
+
+def test_paths_below_a_folder_go_with_it(tmp_path):
+    placed = absolute_paths(full_job(), tmp_path)
+    there = relative_paths(placed, tmp_path)
+    assert str(tmp_path) not in dump_job(there) and there != placed
+    assert absolute_paths(there, tmp_path) == placed
+    assert relative_paths(placed, tmp_path / "elsewhere") == placed
 
 
 def problems(text: str) -> list[str]:
@@ -72,7 +99,7 @@ def test_round_trip_of_every_field():
     assert all(
         f.default != get_value(job, p.replace("datasets.", "datasets[1]."))
         for p, f in FIELDS.items()
-        if len(f.choices) != 1 and not p.startswith("sample.prompts")
+        if len(f.choices) != 1 and not p.startswith(("sample.prompts", "target.layers", "model.merge"))
     )
     assert parse_job(dump_job(job)) == job
     assert job_from_dict(job_to_dict(job)) == job
@@ -125,6 +152,10 @@ def test_alpha_can_be_taken_away_again():
     ("text", "expected"),
     [
         ("[training]\nlearning_rate = 1\n", "training.learning_rate: unknown key"),
+        ('on_done = "poweroff"\n', "on_done: a job file holds no command"),
+        ('[job]\nname = "a"\non_failed = "rm -r /"\n', "job.on_failed: a job file holds no command"),
+        ('[when]\non_done = "poweroff"\n', "when: a job file holds no command"),
+        ('[[notify]]\nkind = "ntfy"\n', "notify: is no part of a job but of the daemon's own settings.toml"),
         ("[training]\nstep = 5\n", "training.step: unknown key. Did you mean training.steps?"),
         ("[trainng]\n", "trainng: unknown key. Did you mean training?"),
         ("[sample]\nprompt = []\n", "sample.prompt: unknown key. Did you mean sample.prompts?"),
@@ -142,6 +173,8 @@ def test_alpha_can_be_taken_away_again():
         ('[model]\nboundary = "high"\n', 'model.boundary: expected "model" or number, got "high"'),
         ('[training]\nloss = "l2"\n', 'training.loss: expected one of "mse", "mae", "huber", got "l2"'),
         ("[target]\nrank = 0\n", "target.rank: expected 1 to 1024, got 0"),
+        ('[target]\ntype = "lokr"\n', 'target.type: expected one of "lora", got "lokr". LoKr keeps for the backward'),
+        ('[target]\ntype = "dora"\n', 'target.type: expected one of "lora", got "dora". DoRA does not come out'),
         ("[training]\nlr = 0\n", "training.lr: expected above 0, at most 10, got 0"),
         ("[job]\n", "job.name: missing, and it has no default"),
         ("job = 3\n", "job: expected a table, got 3"),
@@ -295,6 +328,9 @@ def test_with_value_checks_and_leaves_the_original_alone():
         ("datasets[0].resolutions", "512, 768", [512, 768]),
         ("datasets[0].resolutions", "[512]", [512]),
         ("datasets[0].resolutions", "512", [512]),
+        ("datasets[0].exclude", "a.mp4, deep/b.mp4", ["a.mp4", "deep/b.mp4"]),
+        ("datasets[0].exclude", '["a, b.mp4"]', ["a, b.mp4"]),
+        ("datasets[0].exclude", "", []),
         ("job.trigger", "123", "123"),
         ("job.trigger", "true", "true"),
         ("job.name", "orbit-2", "orbit-2"),
@@ -323,6 +359,7 @@ def test_what_a_user_types(path, text, value):
         ("job.gpus", "0,x", "job.gpus: expected list of integers"),
         ("training.steps", "1\ny = 2", "training.steps: expected integer"),
         ("job.name", "a b", "job.name: expected 1 to 64 letters"),
+        ("datasets[0].caption_extension", "long.txt", "datasets[0].caption_extension: expected the end of a file name"),
     ],
 )
 def test_what_a_user_mistypes(path, text, message):

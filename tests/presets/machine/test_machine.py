@@ -10,7 +10,7 @@ import pynvml
 import pytest
 
 from presets.machine.gpus import Gpu
-from presets.machine.machine import Machine, _cores, cgroup_memory, read_machine
+from presets.machine.machine import Machine, _cores, cgroup_memory, is_wsl, read_machine
 from presets.machine.torch_build import installed_build
 
 GIB = 2**30
@@ -338,3 +338,17 @@ def test_importing_costs_neither_torch_nor_the_driver() -> None:
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+@pytest.mark.parametrize(
+    ("version", "wsl"),
+    [
+        ("Linux version 5.15.167.4-microsoft-standard-WSL2 (root@f9c826d3017f) (gcc 11.2.0) #1 SMP", True),
+        ("Linux version 6.8.0-45-generic (buildd@lcy02) (x86_64-linux-gnu-gcc-13) #45-Ubuntu SMP", False),
+        (None, False),
+    ],
+)
+def test_wsl_is_known_by_its_kernel(tmp_path, version, wsl):
+    if version:
+        (tmp_path / "version").write_text(version)
+    assert is_wsl(tmp_path / "version") == wsl

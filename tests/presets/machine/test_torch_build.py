@@ -20,6 +20,7 @@ from presets.machine.torch_build import (
     requirement,
 )
 from tests.helpers import ROOT
+from tests.helpers.waiting import PATIENCE
 
 CUDA13, CUDA12, CPU = Build("2.13.0", "13.0"), Build("2.10.0", "12.8"), Build("2.13.0+cpu")
 OLD, MIDDLE, NEW = (
@@ -223,7 +224,7 @@ def test_make_setup_asks_pip_for_the_torch_that_fits(tmp_path: Path, driver: str
         env={"PATH": f"{tmp_path / 'tools'}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -240,7 +241,7 @@ def test_it_needs_nothing_that_is_not_of_python(tmp_path: Path):
         env={"PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=PATIENCE,
         check=False,
     )
     assert said.returncode == 0, said.stderr

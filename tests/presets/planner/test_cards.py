@@ -21,6 +21,8 @@ def test_the_table_is_whole():
     assert len({c.name for c in cards}) == len(cards) >= 22
     for card in cards:
         assert (card.fp8 > 0) == (card.capability >= (8, 9)), card.name
+        times = 4 if card.nvml[0].startswith("GeForce") else 2  # those that people own hold back all but integers
+        assert card.int8 == pytest.approx(times * card.bf16, rel=0.02), card.name
         assert not card.fp8 or card.fp8 == pytest.approx(2 * card.bf16, rel=0.02), card.name
         assert 0 < card.sustained <= 1 and 10 <= card.copy <= 60 and 8 < card.vram < 200, card.name
 
@@ -191,6 +193,13 @@ def test_an_unknown_card_is_guessed_from_its_kin(capability):
     mine = gpu(24, name="NVIDIA Something New", capability=capability)
     found = gpu_hardware(mine, machine(mine))
     assert found.bf16_tflops > 0 and found.capability == capability and "guessed" in found.source
+
+
+def test_what_was_measured_before_int8_came_does_not_speak_against_it():
+    mine = gpu(24, name="NVIDIA GeForce RTX 3090", capability=(8, 6))
+    old, none = (gpu_hardware(mine, machine(mine), rates=rates(int8_tops=measured)) for measured in (None, 0.0))
+    assert old.computes_int8 and old.int8_tops == gpu_hardware(mine, machine(mine)).int8_tops
+    assert not none.computes_int8, "its kernels were seen not to run"
 
 
 def test_what_was_measured_comes_before_the_table():

@@ -8,6 +8,7 @@ import pytest
 
 from presets.clips.geometry import Bucket
 from presets.errors import UserError
+from presets.job.schema import LayersPanel
 from presets.planner.candidates import AS_FAST, RUNG, candidates, limits_of, next_down, priced, within_ram
 from presets.planner.cards import card_hardware, find_card, load_cards
 from presets.planner.choose import RAM_WORTH, ROOMY_VRAM, Choice, DoesNotFit, choose, choose_for
@@ -21,7 +22,7 @@ from tests.helpers.facts import clip, clips, facts, gpu, image, job, machine, ti
 
 pytestmark = pytest.mark.process  # takes seconds
 
-PREVIEWS = PreviewLoad(bucket=Bucket(41, 512, 512), prompts=2, steps=25, guided=True, sets=9)
+PREVIEWS = PreviewLoad(bucket=Bucket(41, 512, 512), prompts=2, passes=50, guided=True, sets=9)
 
 
 def work(frames: int = 41, side: int = 512, **more: Any) -> Workload:
@@ -154,8 +155,10 @@ def test_pinned_memory_that_is_refused_brings_some_of_the_stash_to_the_card():
     [
         ("4090", 64, "float8"),
         ("H200", 256, "float8"),
-        ("3090", 128, "none"),
-        ("3090", 48, "qint8"),
+        ("3090", 128, "int8"),
+        ("3090", 48, "int8"),
+        ("A6000", 256, "none"),
+        ("A6000", 48, "qint8"),
         ("A100 80GB", 256, "none"),
         ("3090", 28, "qint4"),
         ("4090", 24, "qint4"),
@@ -172,6 +175,8 @@ def test_automatic_is_float8_just_where_the_card_multiplies_in_it(card):
     hardware = card_hardware(card, ram=512 * GIB)
     found = choose(work(), hardware).plan.precision
     assert (found == "float8") == (card.capability >= (8, 9))
+    assert (found == "int8") == (card.capability == (8, 6) and "GeForce" in card.nvml[0])
+    assert choose(work(), hardware, precision="int8").plan.precision == "int8"
     if found == "float8":
         assert choose(work(), hardware, precision="float8").plan.precision == "float8"
     else:
@@ -191,6 +196,48 @@ def test_a_torch_without_8_bit_products_for_this_card_is_told_as_such():
         choose(work(), on("4090", fp8_tflops=0.0), precision="float8")
 
 
+@pytest.mark.parametrize(
+    ("card", "int8", "precision"),
+    [
+        ("4090", 1.2, "float8"),
+        ("4090", 1.4, "int8"),
+        ("5090", 1.4, "int8"),
+        ("3090", 1.2, "none"),
+        ("A100 80GB", 1.4, "int8"),
+        ("H100 SXM", 9.0, "float8"),
+        ("B200", 9.0, "float8"),
+    ],
+)
+def test_integers_are_taken_where_they_were_measured_to_be_clearly_faster(card, int8, precision):
+    """Than the best other product; never from Hopper on, but for the cards of Blackwell that people own."""
+    plain = on(card, ram=256)
+    hardware = on(card, ram=256, int8_tops=int8 * max(plain.bf16_tflops, plain.fp8_tflops))
+    choice = choose(work(), hardware)
+    assert choice.plan.precision == precision
+    assert (choice.why == "this card multiplies fastest in 8-bit integers") == (precision == "int8")
+
+
+def test_integers_that_did_not_run_are_refused_with_weights_of_the_same_size_and_never_chosen():
+    broken = on("3090", ram=128, int8_tops=0.0)
+    assert choose(work(), broken).plan.precision == "none"
+    with pytest.raises(UserError, match="their kernels did not run on RTX 3090") as e:
+        choose(work(), broken, precision="int8")
+    assert e.value.where == "quantization.transformer" and '"qint8"' in e.value.fix
+    old = msgspec.structs.replace(on("3090"), name="RTX 2080 Ti", capability=(7, 5))
+    with pytest.raises(UserError, match=r"int8 needs compute capability 8\.0 or newer") as e:
+        choose(work(), old, precision="int8")
+    assert e.value.fix == "Use a card of compute capability 8.0 or newer: older ones run no precision"
+
+
+def test_integers_are_faster_by_the_sheets_and_take_as_much_memory_as_float8():
+    for card in ("3060", "3090"):
+        step = {p: choose(work(), on(card, ram=128), precision=p).prediction.seconds.total for p in ("int8", "none")}
+        assert step["int8"] < 0.8 * step["none"]
+    held = {p: choose(work(), on("4090"), precision=p, layer_offloading=True).prediction for p in ("int8", "float8")}
+    assert held["int8"].ram_held["weights"] == held["float8"].ram_held["weights"]
+    assert held["float8"].peak_vram <= held["int8"].peak_vram < 1.25 * held["float8"].peak_vram
+
+
 def test_bf16_is_not_taken_where_the_link_makes_it_slow():
     slow = on("A100 80GB", ram=256, copy_gbps=5.0)
     assert choose(work(), slow, layer_offloading=True).plan.precision == "qint8"
@@ -198,7 +245,14 @@ def test_bf16_is_not_taken_where_the_link_makes_it_slow():
 
 @pytest.mark.parametrize(
     ("asked", "got"),
-    [("none", "none"), ("qint8", "qint8"), ("qfloat8", "qfloat8"), ("qint4", "qint4"), ("qint4+ara", "qint4")],
+    [
+        ("none", "none"),
+        ("int8", "int8"),
+        ("qint8", "qint8"),
+        ("qfloat8", "qfloat8"),
+        ("qint4", "qint4"),
+        ("qint4+ara", "qint4"),
+    ],
 )
 def test_an_asked_precision_is_kept(asked, got):
     assert choose(work(), on("H200"), precision=asked).plan.precision == got
@@ -321,6 +375,12 @@ def test_the_work_of_a_job():
     }
     assert sum(load.share for load in of.loads) == pytest.approx(1)
     assert [load.batch for load in of.loads if load.bucket.frames == 1] == [1], "one image fills no batch of two"
+    windows = workload_of(
+        job(datasets=[{"sampling": "head", "windows": 3, "short_clips": "shorten", "num_frames": 17}]),
+        facts([clip(frames=60, width=512, height=512), clip("b.mp4", frames=12, width=512, height=512)]),
+    )
+    assert {(load.bucket.frames, load.share) for load in windows.loads} == {(17, 0.75), (9, 0.25)}
+    assert windows.largest.bucket.frames == 17
     five = workload_of(
         job(training={"batch_size": 2}, sample={"prompts": []}),
         facts([clip(f"{i}.mp4", width=512, height=512) for i in range(5)]),
@@ -350,7 +410,7 @@ def test_the_previews_of_a_job():
         )
     )
     # first, 250, 500, 750, last
-    assert of.previews == PreviewLoad(bucket=Bucket(41, 480, 832), prompts=3, steps=25, guided=False, sets=5)
+    assert of.previews == PreviewLoad(bucket=Bucket(41, 480, 832), prompts=3, passes=25, guided=False, sets=5)
     assert (len(of.ranks), of.needed) == (1, 2), "previews go through both experts"
 
 
@@ -439,3 +499,36 @@ def test_each_expert_s_own_rank_counts():
     assert workload_of(job(multistage={"low": {"rank": 64}, "low_noise": False})).ranks == (16,), (
         "an expert that does not learn has no LoRA"
     )
+
+
+def test_the_layers_that_train_are_what_a_plan_and_a_checkpoint_weigh():
+    """Half of the blocks at rank 8 without the feed-forward, a quarter of them at 32: sums over the layers, by hand."""
+    tables = [LayersPanel(match="blocks.0-9", rank=32)]
+    made = job(target={"rank": 8, "include": ["blocks.0-19"], "exclude": ["ffn"], "layers": tables})
+    parameters = 8 * (10 * 8 + 10 * 32) * (5120 + 5120)
+    of, costs = workload_of(made), Costs(workload_of(made), on("H200"))
+    assert costs.shape.lora_parameters(of.rank) == parameters and of.ranks[0] == of.ranks[1] < 8
+    plan = choose(of, on("H200")).plan
+    assert costs.memory.held(plan)["lora"] == parameters * (2 * 12 + 4)
+    need = disk_need(made, ExpertShape())
+    assert need.checkpoint == 2 * parameters * (4 + 8) and need.files == 2 * 2 * parameters * (made.save.keep + 1)
+    assert (of.layouts, workload_of(job()).layouts) == (3, 1)
+    assert costs.time.run(plan) > Costs(msgspec.structs.replace(of, layouts=1), on("H200")).time.run(plan)
+    assert workload_of(job(target={"include": ["nothing"]})).ranks == (16, 16), "a rule refuses the pattern"
+
+
+@pytest.mark.parametrize("plan", [Plan(), Plan(resident=40), Plan(resident=40, kept=10), Plan(activations="device")])
+def test_a_backward_pass_that_ends_half_way_takes_half(plan):
+    whole, half = (Costs(workload_of(job(target={"include": [f"blocks.{first}-39"]})), on("H200")) for first in (0, 20))
+    load = whole.work.largest
+    assert (whole.work.lowest, half.work.lowest) == (0, 20)
+    linears = whole.shape.lora_parameters(16 - half.work.rank)  # fewer branches as well
+    assert linears > 0 and half.time.forward(plan, load)[0] < whole.time.forward(plan, load)[0]
+    share = half.time.backward(plan, load)[0] / whole.time.backward(plan, load)[0]
+    assert 0.4 < share <= 0.5 and half.time.backward(plan, load)[1] <= whole.time.backward(plan, load)[1]
+    assert whole.time.backward(plan, load) == Costs(workload_of(job()), on("H200")).time.backward(plan, load)
+
+
+def test_clips_that_cannot_train_are_planned_for_as_if_they_were_not_known():
+    tiny = facts([clip("a.mp4", width=16, height=8)])
+    assert workload_of(job(), tiny).loads == workload_of(job()).loads

@@ -10,12 +10,13 @@ import pytest
 from safetensors.numpy import save_file
 
 from presets.clips.geometry import Bucket
+from presets.planner.choose import choose
 from presets.planner.costs import Costs, predict
 from presets.planner.memory_costs import block_bytes, training_peak
 from presets.planner.plan import Plan
 from presets.planner.preview_accelerators import Accelerated
-from presets.planner.sizes import GIB, ExpertShape
-from presets.planner.workload import ARA_RANK, Hardware, Load, PreviewLoad, Workload, ara_rank
+from presets.planner.sizes import GIB, ExpertShape, disk_need
+from presets.planner.workload import ARA_RANK, Hardware, Load, PreviewLoad, Workload, ara_rank, workload_of
 from tests.helpers.facts import job
 
 MIB = 2**20
@@ -122,7 +123,7 @@ def test_the_text_encoder_counts_where_it_is_the_most():
 
 
 def works() -> list[Workload]:
-    previews = PreviewLoad(bucket=Bucket(41, 768, 768), prompts=2, steps=25, guided=True, sets=9)
+    previews = PreviewLoad(bucket=Bucket(41, 768, 768), prompts=2, passes=50, guided=True, sets=9)
     return [
         work(),
         work(1, 512, 512),
@@ -243,7 +244,7 @@ def test_a_mix_of_buckets_is_its_mean_in_time_and_its_largest_in_memory():
 
 
 def test_the_whole_run():
-    previews = PreviewLoad(bucket=Bucket(41, 512, 512), prompts=2, steps=25, guided=True, sets=9)
+    previews = PreviewLoad(bucket=Bucket(41, 512, 512), prompts=2, passes=50, guided=True, sets=9)
     found = predict(plan(compiled=False), work(steps=100, previews=previews, needed=2), H200)
     forward = Costs(work(), H200).time.forward(plan(), work().loads[0])[0]
     assert 50 * forward < found.preview < 50 * forward + 4
@@ -251,7 +252,7 @@ def test_the_whole_run():
 
 
 def test_what_is_compiled_for_any_size_is_compiled_once_and_once_for_batches():
-    previews = PreviewLoad(bucket=Bucket(41, 768, 768), prompts=1, steps=1, guided=False, sets=1)
+    previews = PreviewLoad(bucket=Bucket(41, 768, 768), prompts=1, passes=1, guided=False, sets=1)
     several = work(
         previews=previews,
         loads=tuple(Load(Bucket(41, side, side), batch, 1 / 3) for side, batch in ((512, 1), (512, 2), (640, 2))),
@@ -357,7 +358,7 @@ def test_a_deterministic_backward_has_its_own_rate_and_torchs_kernel_its_own_sum
 
 
 def test_an_accelerator_takes_host_memory_always_and_the_device_s_in_previews_alone():
-    previews = PreviewLoad(bucket=Bucket(41, 768, 768), prompts=2, steps=4, guided=False, sets=9)
+    previews = PreviewLoad(bucket=Bucket(41, 768, 768), prompts=2, passes=4, guided=False, sets=9)
     own = Accelerated(host=1200 * MIB, block=15 * MIB, stem=40 * MIB)
     without, with_it = (
         predict(plan(), work(previews=p, needed=2), H200)
@@ -374,3 +375,17 @@ def test_an_accelerator_takes_host_memory_always_and_the_device_s_in_previews_al
     costs = Costs(work(previews=msgspec.structs.replace(previews, accelerated=own)), H200)
     passes = [costs.memory.preview_forward(plan(), p, batch=1)[0] for p in (previews, costs.work.previews)]
     assert passes[1] - passes[0] == own.stem + 2 * own.block
+
+
+def test_measurements_of_the_held_out_loss_take_time_and_no_memory_and_move_no_plan():
+    """A plan that they moved would round otherwise, and training would notice."""
+    plain, measured = job(), job(validation={"path": "held", "every": 500})
+    chosen = [choose(workload_of(made), H200) for made in (plain, measured)]
+    assert chosen[0].plan == chosen[1].plan
+    without, found = (choice.prediction for choice in chosen)
+    assert (without.need_vram, without.ram, without.seconds) == (found.need_vram, found.ram, found.seconds)
+    assert without.validation == 0.0 and found.validation > 0
+    assert found.total == pytest.approx(without.total + 5 * found.validation)
+    half = choose(workload_of(job(validation={"path": "held", "every": 500, "bins": 2})), H200).prediction
+    assert found.validation / 2 < half.validation < found.validation
+    assert disk_need(measured, ExpertShape()).files > disk_need(plain, ExpertShape()).files

@@ -7,7 +7,9 @@ import pytest
 
 from presets.clips.clip_facts import ClipFacts
 from presets.facts.facts import Facts
+from presets.facts.held_out import wanted
 from presets.job.fields import FIELDS
+from presets.job.preview_settings import sampling_of
 from presets.job.schema import Kind
 from presets.job.toml_file import dump_job, get_value, parse_job
 from presets.recipes.recipe import load_recipe, load_tiers, tier_for
@@ -59,7 +61,8 @@ def known(on: str, of: str) -> Facts:
 def test_a_recommended_job_has_no_errors_and_reasons_for_all_it_changes(kind, on, of):
     found = made(kind, on, of)
     plain = plain_job(kind, "orbit", "clips")
-    fields = [p.replace("datasets.", "datasets[0].") for p in FIELDS if not p.startswith("sample.prompts")]
+    lists = ("sample.prompts", "target.layers", "model.merge")  # empty in a new job
+    fields = [p.replace("datasets.", "datasets[0].") for p in FIELDS if not p.startswith(lists)]
     differing = {p for p in fields if get_value(found.job, p) != get_value(plain, p)}
     assert differing - set(found.reasons) == set()
     for path, reason in found.reasons.items():
@@ -85,14 +88,15 @@ def test_the_guide_s_values(kind):
     job = made(kind, "24 GB").job
     assert (job.target.rank, job.training.lr, job.training.weight_decay, job.training.loss) == (16, 1e-4, 1e-4, "mse")
     assert job.multistage.high_noise and job.multistage.low_noise and job.multistage.switch_every == 10
-    assert (job.save.every, job.sample.every, job.sample.steps, job.sample.seed, job.sample.fps) == (
+    sampling = sampling_of(job.sample)
+    assert (job.save.every, job.sample.every, sampling.steps, job.sample.seed, job.sample.fps) == (
         250,
         250,
         25,
         42,
         16,
     )
-    assert 4 <= job.save.keep <= 6 and 3.5 <= job.sample.guidance <= 4
+    assert 4 <= job.save.keep <= 6 and 3.5 <= sampling.guidance <= 4
     assert job.datasets[0].resolutions == [512] and 0.05 <= job.datasets[0].caption_dropout <= 0.1
     assert not (
         job.datasets[0].cache_latents
@@ -141,13 +145,13 @@ def test_steps_grow_with_the_clips(kind, count, steps):
         ("48 GB", "hd", 41),
         ("80 GB", "hd", 81),
         ("141 GB", "long", 81),
-        ("24 GB", "short", 29),
+        ("24 GB", "short", 41),
         ("24 GB", "very short", 5),
         ("24 GB", "images", 1),
         ("24 GB", "none", 41),
         ("12 GB", "none", 21),
         ("no GPU", "none", 41),
-        ("80 GB", "short", 29),
+        ("80 GB", "short", 61),
     ],
 )
 def test_frames_follow_memory_and_clips(on, of, frames):
@@ -156,9 +160,29 @@ def test_frames_follow_memory_and_clips(on, of, frames):
 
 
 def test_reasons_say_what_decided_the_frames():
-    assert "shortest clip has 30 frames" in made("motion", "24 GB", "short").reasons["datasets[0].num_frames"]
+    assert "shortest clip has 7 frames" in made("motion", "24 GB", "very short").reasons["datasets[0].num_frames"]
     assert "half the time of 81" in made("motion", "80 GB", "hd").reasons["datasets[0].num_frames"]
     assert "1.95x" in (why := made("motion", "24 GB", "hd").reasons["datasets[0].num_frames"]) and "81" not in why
+
+
+def test_one_short_clip_does_not_shorten_the_others():
+    found = made("motion", "80 GB", "short")
+    assert found.job.datasets[0].short_clips == "shorten"
+    assert found.reasons["datasets[0].short_clips"].startswith("1 of your 12 clips is much shorter than the others")
+    assert {f.code for f in check_job(found.job, known("80 GB", "short"))} >= {"clips-shortened"}
+    for of in ("hd", "just enough", "very short", "few", "none", "images"):
+        assert made("motion", "80 GB", of).job.datasets[0].short_clips == "refuse"
+
+
+def test_a_clip_that_shows_no_motion_decides_nothing():
+    found = recommend(
+        "motion",
+        MACHINES["80 GB"],
+        [*clips(11, frames=90, fps=24), clip("s.mp4", frames=2, fps=24)],
+        name="o",
+        clips_path="c",
+    ).job.datasets[0]
+    assert (found.num_frames, found.short_clips) == (61, "refuse")
 
 
 def test_image_datasets_still_preview_as_video():
@@ -292,3 +316,19 @@ def test_tiers_cover_every_card_and_hold_valid_counts():
     ]
     for tier in tiers:
         assert all(n % 4 == 1 for n in (tier.frames.low, tier.frames.high, tier.start_frames))
+
+
+@pytest.mark.parametrize(
+    ("kind", "count", "held"),
+    [("motion", 0, 0), ("motion", 3, 0), ("motion", 33, 0), ("motion", 34, 4), ("style", 43, 0), ("character", 44, 4)]
+    + [("style", n, 4) for n in (45, 99, 133, 1000, 4999, 30000)],
+)
+def test_clips_are_held_out_where_more_lie_there_than_the_kind_takes(kind: Kind, count: int, held: int):
+    found = recommend(kind, MACHINES["24 GB"], clips(count), name="orbit", clips_path="clips")
+    fraction = found.job.validation.fraction
+    assert wanted(fraction, count) == held and (fraction > 0) == (held > 0)
+    reason = found.reasons["validation.fraction"]
+    if held:
+        assert reason.startswith(f"4 of your {count} clips do not train") and len(f"{fraction:.12g}") <= 9
+    else:
+        assert f"from {34 if kind == 'motion' else 44} on, 4 are held out" in reason and "validation.path" in reason

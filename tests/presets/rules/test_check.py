@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from presets.caches.clip_scans import identity_of, keep_cuts
 from presets.disk import existing_parent
 from presets.facts import gather as gathering
 from presets.facts.facts import RunFolder
@@ -44,8 +46,8 @@ def folder(tmp_path_factory) -> Path:
     """A job folder with two good clips and their captions."""
     base = tmp_path_factory.mktemp("job")
     (base / "clips").mkdir()
-    for name in ("a", "b"):
-        write_clip(base / "clips" / f"{name}.mp4", frames=48, fps=16, width=64, height=64, picture=one_shot)
+    for name, picture in (("a", one_shot), ("b", lambda i: np.ascontiguousarray(one_shot(i)[::-1, ::-1]))):
+        write_clip(base / "clips" / f"{name}.mp4", frames=48, fps=16, width=64, height=64, picture=picture)
         (base / "clips" / f"{name}.txt").write_text("orbit 360 around the subject")
     (base / "job.toml").write_text(JOB)
     return base
@@ -119,6 +121,51 @@ def test_scene_cuts_are_found_once_per_clip(tmp_path, monkeypatch):
     again = gather(made, tmp_path, out=tmp_path, machine=machine(gpu()))
     assert list(again.cuts.values()) == [[24]]
     assert gather(made, tmp_path, out=tmp_path, machine=machine(gpu()), scenes=False).cuts == {}
+
+
+def test_masks_that_cannot_mask_are_found(tmp_path, monkeypatch):
+    """By looking at all of each, once."""
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for i, name in enumerate(("black", "white", "grey", "torn", "film")):
+        write_clip(clips / f"{name}.mp4", frames=48 + i, fps=16, width=64, height=64)
+    Image.new("L", (64, 64), 4).save(clips / "black.mask.png")
+    Image.new("RGBA", (64, 64), (0, 0, 0, 0)).save(clips / "white.mask.png")
+    Image.fromarray(np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16).save(clips / "grey.mask.png")
+    write_clip(clips / "torn.mask.mp4", frames=51, fps=16, width=64, height=64)
+    whole = (clips / "torn.mask.mp4").read_bytes()
+    at = len(whole) // 2
+    (clips / "torn.mask.mp4").write_bytes(whole[:at] + bytes(1 for _ in range(400)) + whole[at + 400 :])
+    write_clip(
+        clips / "film.mask.mp4",
+        frames=52,
+        fps=16,
+        width=64,
+        height=64,
+        picture=lambda i: np.full((64, 64, 3), 255 if i == 40 else 0, np.uint8),
+    )
+    keep_cuts(identity_of(str(clips / "film.mask.mp4")), [])  # as if it had been looked at as a clip before
+    made = parse_job(JOB)
+
+    def check() -> list[Finding]:
+        return check_job(made, gather(made, tmp_path, out=tmp_path / "runs", machine=machine(gpu())))
+
+    found = {f.code: f for f in check() if f.code.startswith("mask")}
+    assert {code: f.severity for code, f in found.items()} == {
+        "mask-all-black": "error",
+        "mask-all-white": "advice",
+        "mask-unreadable": "error",
+    }
+    assert "black.mask.png" in found["mask-all-black"].message and "white.mask.png" in found["mask-all-white"].message
+    assert found["mask-unreadable"].field == str(clips / "torn.mask.mp4")
+
+    def decode_again(*_: object) -> tuple[int, int]:
+        raise AssertionError("decoded twice")
+
+    monkeypatch.setattr(gathering, "shades_of", decode_again)
+    assert {f.code for f in check() if f.code.startswith("mask")} == set(found)
+    made.datasets[0].mask = "off"
+    assert not [f for f in check() if f.code.startswith("mask")]
 
 
 def test_a_clip_replaced_under_its_name_is_looked_at_again(tmp_path):
@@ -317,3 +364,20 @@ def test_checking_imports_no_torch_and_no_textual():
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
         == "[]\n"
     )
+
+
+def test_a_file_that_cannot_be_a_clip_can_be_left_out(folder, tmp_path):
+    """Each by its own fix, one after the other, beside those that are left out already."""
+    (tmp_path / "clips" / "below").mkdir(parents=True)
+    os.link(folder / "clips" / "a.mp4", tmp_path / "clips" / "a.mp4")
+    (tmp_path / "clips" / "a.txt").write_text("orbit")
+    (tmp_path / "clips" / "text.mp4").write_text("not a video")
+    (tmp_path / "clips" / "below" / "empty.mp4").touch()
+    made = parse_job(JOB.replace("num_frames", 'exclude = ["text.mp4"]\nnum_frames'))
+    (finding,) = [f for f in check_job(made, gather(made, tmp_path, out=tmp_path)) if f.field.endswith("empty.mp4")]
+    assert finding.set == {"datasets[0].exclude": ["text.mp4", "below/empty.mp4"]}
+    assert finding.fix.startswith("Leave it out of training, or: ")
+    for path, value in finding.set.items():
+        made = with_value(made, path, value)
+    found = check_job(made, gather(made, tmp_path, out=tmp_path))
+    assert not [f for f in found if f.field.startswith("/")] and not [f for f in found if f.code == "exclude-unknown"]

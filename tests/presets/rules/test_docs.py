@@ -43,8 +43,10 @@ def test_the_page_says_which_precision_runs_where():
 def test_what_reading_can_find_is_on_the_page():
     codes = set()
     for module in (
+        "clips/captions",
         "clips/clip_facts",
         "clips/file_head",
+        "clips/loss_masks",
         "clips/video_index",
         "base/model_facts",
         "base/composition",
@@ -53,7 +55,7 @@ def test_what_reading_can_find_is_on_the_page():
         "base/fetch_plan",
     ):
         source = (Path(presets.__file__).parent / f"{module}.py").read_text("utf-8")
-        codes |= set(re.findall(r'(?:code=|_error\(|_advice\(|problem\()\s*"([a-z0-9-]+)"', source))
+        codes |= set(re.findall(r'(?:code=|_error\(|_finding\(|problem\()\s*"([a-z0-9-]+)"', source))
     assert codes | {code for code, _, _ in WRONG.values()} == set(READING)
     assert not codes & set(RULES)
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from presets.runs.checkpoints import MEAN_OF, checkpoints_of
-from presets.runs.run_view import PreviewSet, RunView, StepPoint
+from presets.runs.checkpoints import MEAN_OF, best_text, checkpoints_of
+from presets.runs.ranking import Measure
+from presets.runs.run_view import Checkpoint, PreviewSet, RunView, StepPoint
 
 
 def stored(run: Path, step: int, manifest: str | None = None) -> None:
@@ -32,6 +33,45 @@ def test_whole_ones_with_their_losses_and_previews(tmp_path: Path):
         "high_noise": pytest.approx(sum(range(101 - MEAN_OF, 101)) / MEAN_OF),
         "low_noise": 0.5,
     } and new.previews == ["samples/x/00.mp4"]
+
+
+def measured(step: int, *losses: float) -> Measure:
+    return Measure(step=step, losses={"high_noise": [*losses]})
+
+
+def test_what_the_held_out_loss_says_of_each(tmp_path: Path):
+    for step in (10, 20, 30, 40):
+        stored(tmp_path, step)
+    view = RunView(
+        checkpoints=[Checkpoint(s, "") for s in (10, 20, 30, 40)],
+        measured=[
+            measured(0, 1.0, 2.0, 3.0),
+            measured(10, 0.50, 1.50, 2.50),
+            measured(20, 0.40, 1.41, 2.40),
+            measured(30, 0.60, 1.61, 2.61),
+        ],
+    )
+    found = checkpoints_of(tmp_path, view)
+    assert [c.verdict for c in found] == ["worse", "best", "worse", ""]
+    assert [c.held_out and round(c.held_out, 3) for c in found] == [1.5, 1.403, 1.607, None]
+    assert found[0].against == 20 and found[0].why.startswith("+0.097, ") and "later ones overfit" in found[1].why
+    assert best_text(found).startswith("best: step 20; later ones overfit (step 30: +0.2")
+    assert best_text(found[2:]).startswith("best: step 20, of which the LoRA files stay; step 30: +0.2")
+    assert best_text(checkpoints_of(tmp_path, RunView())) == ""
+
+
+def test_what_is_gone_is_not_the_best(tmp_path: Path):
+    """A rollback to step 20 went back behind what had made step 10 one to be pruned. Its LoRA files, when they stay,
+    can be used."""
+    stored(tmp_path, 20)
+    view = RunView(
+        name="orbit",
+        measured=[measured(10, 0.1, 0.2, 0.3), measured(20, 0.4, 0.5, 0.61)],
+        checkpoints=[Checkpoint(step, "") for step in (10, 20)],
+    )
+    assert best_text(checkpoints_of(tmp_path, view)).startswith("best: step 20; yet worse than step 10")
+    (tmp_path / "orbit_000000010_low_noise.safetensors").touch()
+    assert best_text(checkpoints_of(tmp_path, view)).startswith("best: step 10, of which the LoRA files stay")
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,26 @@ def test_steps_beyond_the_point_of_return_no_longer_count():
     ]
 
 
+def test_held_out_losses_beyond_the_point_of_return_no_longer_count():
+    one = {"loss": 0.5, "error": None, "edges": [0, 1], "bins": [0.5], "clips": [0.5]}
+    at = [
+        ("validation", {"step": s, "of": "x", "clips": ["a"], "experts": {"low_noise": one}, "seconds": 1.0})
+        for s in (0, 2, 4)
+    ]
+    told = history(started(0), *at, started(2))
+    assert {s: m.losses for s, m in told.measured.items()} == {0: {"low_noise": [0.5]}, 2: {"low_noise": [0.5]}}
+
+
+def test_why_a_measurement_failed_is_known_until_a_resume_goes_back_before_it():
+    failed = [
+        ("finding", {"code": "validation-failed", "step": s, "message": "m", "cause": why})
+        for s, why in ((0, "disk"), (4, "memory"))
+    ]
+    told = history(started(0), *failed)
+    assert told.unmeasured == {0: "disk", 4: "memory"}
+    assert history(started(0), *failed, started(2)).unmeasured == {0: "disk"}
+
+
 def test_skipped_steps_are_counted_across_attempts():
     told = [started(0), step(1), bad(2), bad(3), started(3)]
     assert history(*told).bad_in_a_row(3) == 2 and history(*told, bad(4)).bad_in_a_row(4) == 3

@@ -31,6 +31,27 @@ def test_a_card_that_flash_attn_4_was_written_for_is_offered_it(monkeypatch, cap
         assert "pip install" in line.fix and "'flash-attn-4>=" in line.fix and "'nvidia-cutlass-dsl[cu13]>=" in line.fix
 
 
+def settings_lines(folder: Path) -> list[tuple[str, str]]:
+    return [(line.level, line.text + line.fix) for line in doctor._settings(folder)]
+
+
+def test_what_is_wrong_with_the_settings_and_the_secrets_is_named(tmp_path: Path):
+    assert settings_lines(tmp_path) == []
+    (tmp_path / "settings.toml").write_text("[daemon]\nrestarts = 3\n")
+    assert settings_lines(tmp_path) == [("ok", str(tmp_path / "settings.toml"))]
+    (tmp_path / "secrets.toml").write_text('[slack]\nurl = "https://x.example/1"\n')
+    (tmp_path / "secrets.toml").chmod(0o644)
+    (tmp_path / "settings.toml").write_text("[daemon]\nrestart = 3\n")
+    (level, text), (secret_level, secret_text) = settings_lines(tmp_path)
+    assert level == secret_level == "fail" and "unknown field `restart`" in text and "chmod 600" in secret_text
+    (tmp_path / "secrets.toml").chmod(0o600)
+    (tmp_path / "secrets.toml").write_text("token = [")
+    assert "not valid TOML" in settings_lines(tmp_path)[1][1] and "[" not in settings_lines(tmp_path)[1][1][:-60]
+    (tmp_path / "settings.toml").unlink()
+    (tmp_path / "settings.toml").symlink_to(tmp_path / "nothing")
+    assert settings_lines(tmp_path)[0][0] in ("ok", "fail")
+
+
 def test_its_versions_are_those_of_the_extra():
     assert (
         list(doctor_machine.FLASH4)
@@ -121,3 +142,26 @@ def test_it_is_told_after_the_cards(monkeypatch, tmp_path):
     monkeypatch.setattr(doctor, "read_machine", lambda path: machine(gpu()))
     monkeypatch.setattr(doctor_machine, "version", absent)
     assert [line.subject for line in islice(doctor.diagnose(tmp_path), 3)] == ["Python", "GPU", "Attention"]
+
+
+def test_the_way_between_gpus_is_measured_where_there_are_two_and_it_says_why_not_on_one():
+    assert list(doctor_machine.link(machine())) == []  # without any, that is said already
+    (line,) = doctor_machine.link(machine(gpu()))
+    assert line.level == "ok" and "not measured" in line.text and "one is here" in line.text
+    pairs = [{"from": 0, "to": 1, "gbps": 370.2, "direct": True}, {"from": 1, "to": 0, "gbps": 365.0, "direct": True}]
+    (line,) = doctor_machine.link_lines(pairs)
+    assert line.text == "365 GB/s one way between 2 GPUs, directly; the slowest is 1 to 0"
+    (line,) = doctor_machine.link_lines([{**pairs[0], "direct": False}, pairs[1]])
+    assert "through the host's memory" in line.text
+
+
+@pytest.mark.process
+def test_two_gpus_that_torch_does_not_see_are_a_warning(monkeypatch, tmp_path: Path):
+    """The real program, on a machine that has none, and in a folder with an engine of the user's."""
+    (tmp_path / "engine").mkdir()
+    (tmp_path / "engine/__init__.py").write_text("raise SystemExit('another engine')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    (line,) = doctor_machine.link(machine(gpu(), gpu(index=1)))
+    assert line.level == "warn" and "torch sees fewer than two GPUs" in line.text

@@ -10,7 +10,8 @@ from presets.job.toml_file import load_job, save_job
 from presets.planner.sizes import GIB
 from tests.helpers.facts import gpu, machine
 from tests.helpers.interface.harness import wanlora
-from tests.helpers.videos import write_clip
+from tests.helpers.videos import write_clip, write_image
+from wanlora_tui.cli import main
 from wanlora_tui.commands.plan import hardware_for
 
 
@@ -43,6 +44,17 @@ def test_a_plan_for_people(tmp_path: Path):
         "GiB of VRAM: float8",
     ):
         assert words in said.stdout, words
+
+
+def test_masked_clips_are_counted(tmp_path: Path):
+    file = write_job(tmp_path)
+    (tmp_path / "clips").mkdir(exist_ok=True)
+    for i in range(3):
+        write_clip(tmp_path / "clips" / f"{i}.mp4", frames=41)
+    write_image(tmp_path / "clips" / "1.mask.png")
+    said = wanlora("plan", file, "--gpu", "4090", "--ram", "96")
+    assert "Masks      1 of 3 clips has a loss mask" in said.stdout
+    assert json.loads(wanlora("plan", file, "--gpu", "4090", "--ram", "96", "--json").stdout)["masked_clips"] == 1
 
 
 def test_what_the_fixed_order_costs_is_told(tmp_path: Path):
@@ -159,3 +171,34 @@ def test_a_gpu_that_cannot_be_used_is_told():
     ):
         with pytest.raises(UserError, match=words):
             hardware_for(job, here, card=None, vram=None, ram=None)
+
+
+def test_several_gpus_are_planned_with_what_each_has_and_the_command_that_trains_on_them(tmp_path: Path):
+    file = write_job(tmp_path)
+    said = wanlora("plan", file, "--gpu", "4090", "--ram", "192", "--gpus", "2")
+    assert (said.returncode, said.stderr) == (0, "")
+    for words in (
+        "2: high noise and low noise train apart, a GPU each",
+        "the first: ",
+        "each other: ",
+        "times as fast",
+    ):
+        assert words in said.stdout, words
+    assert "never made on cards yet" in said.stdout
+    told = json.loads(wanlora("plan", file, "--gpu", "4090", "--ram", "192", "--gpus", "2", "--json").stdout)
+    assert [share["expert"] for share in told["gpus"]["shares"]] == ["high_noise", "low_noise"]
+    assert told["gpus"]["total"] < 0.6 * told["prediction"]["total"]
+
+
+def test_the_torchrun_line_is_all_that_is_printed(tmp_path: Path, capsys):
+    file = write_job(tmp_path)
+    (tmp_path / "a b").mkdir()
+    file = file.rename(tmp_path / "a b" / "job.toml")
+    assert main(["plan", str(file), "--gpus", "2", "--torchrun"]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"torchrun --standalone --nproc-per-node=2 -m engine '{file}'\n"
+    assert said.err == "It trains only a job that names 2: job.gpus = [0, 1]\n"
+    assert main(["plan", str(file), "--gpus", "1", "--nodes", "2", "--torchrun"]) == 0
+    assert "--nnodes=2 --rdzv-backend=c10d" in capsys.readouterr().out
+    assert main(["plan", str(file), "--gpus", "3", "--torchrun"]) == 1
+    assert "Use 1 or 2 of them" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The dashboard over recorded runs: three sizes, every pane, no colour, and nothing outside the screen."""
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,16 +11,18 @@ from rich.cells import cell_len
 from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import Static
 from textual_image.widget import HalfcellImage
 
-from presets.runs.run_view import LogLine
+from presets.runs.run_view import LogLine, RunView
 from tests.helpers.interface.runs import Tape, usual
+from wanlora_tui.film.poster import Poster
+from wanlora_tui.film.view import FilmView
+from wanlora_tui.plot.loss_plot import LossPlot
 from wanlora_tui.screenshot import RecordedApp, load_run, main
 from wanlora_tui.widgets.event_log_view import EventLogView
+from wanlora_tui.widgets.files_list import FilesList
 from wanlora_tui.widgets.meters import Numbers
 from wanlora_tui.widgets.phase_bar import PhaseBar
-from wanlora_tui.widgets.poster import Poster
 
 pytestmark = pytest.mark.process  # takes seconds
 
@@ -29,6 +32,10 @@ SIZES = [(80, 24), (100, 30), (160, 48)]
 def shown(screen: Screen[None]) -> str:
     """The text on the screen, as a terminal would have it."""
     return "\n".join("".join(segment.text for segment in strip) for strip in screen._compositor.render_strips())
+
+
+def app_plot(screen: Screen[None]) -> str:
+    return "".join("".join(signs) for signs, _ in screen.query_one(LossPlot).figure.rows)
 
 
 def outside(screen: Screen[None]) -> Iterator[str]:
@@ -84,7 +91,8 @@ async def test_what_matters_is_there_at_every_size(size: tuple[int, int], tmp_pa
             "Stop",
         ):
             assert words in text, words
-        assert "●●" in text and "○○" in text  # both trends, each with a marker of its own
+        plot = app_plot(pilot.app.screen)
+        assert "●" in plot and "○" in plot  # both trends, each with a sign of its own
         assert not list(outside(pilot.app.screen))
 
 
@@ -235,6 +243,38 @@ async def test_an_earlier_end_is_not_told_of_a_job_that_waits_again(tmp_path: Pa
         assert "… queued" in shown(pilot.app.screen) and "stopped on request" not in shown(pilot.app.screen)
 
 
+async def test_a_job_that_has_not_begun_says_when_it_will_and_has_no_attempt(tmp_path: Path):
+    run = load_run(usual().write(tmp_path / "orbit_v1"))
+    run.view, now = RunView(), time.time()
+    run.record = msgspec.structs.replace(
+        run.record, state="queued", attempt=0, step=0, steps=77, position=2, starts_at=now + 7200, ends_at=now + 9000
+    )
+    async with RecordedApp(run, HalfcellImage).run_test(size=(80, 24)) as pilot:
+        await settle(pilot)
+        text = " ".join(shown(pilot.app.screen).split())
+        assert "… queued (2) starts in ~2 h, ends " in text and "step 0/77" in text and "attempt" not in text
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_a_job_that_is_to_be_restarted_says_when_and_why_and_offers_to_do_it_now(
+    size: tuple[int, int], tmp_path: Path
+):
+    run = load_run(usual().write(tmp_path / "orbit_v1"))
+    run.record = msgspec.structs.replace(
+        run.record,
+        state="queued",
+        waiting="The trainer was killed by SIGKILL after step 120.",
+        restart_at=time.time() + 3600.4,
+        restarts=2,
+        most_restarts=3,
+    )
+    async with RecordedApp(run, HalfcellImage).run_test(size=size) as pilot:
+        await settle(pilot)
+        text = " ".join(shown(pilot.app.screen).split())
+        assert "trainer restarts in " in text and "(2 of 3)" in text and "r Resume" in text
+        assert "… queued The trainer was killed by SIGKILL after step 120." in text, text
+
+
 async def test_a_finding_and_its_fix_are_two_sentences(tmp_path: Path):
     tape = usual()
     tape.add(
@@ -247,7 +287,7 @@ async def test_a_finding_and_its_fix_are_two_sentences(tmp_path: Path):
     )
     async with app_over(tape, tmp_path).run_test(size=(160, 48)) as pilot:
         await settle(pilot)
-        files = str(pilot.app.screen.query_one("#files-text", Static).render())
+        files = pilot.app.screen.query_one(FilesList).text
         assert (
             "! warning: the low-noise expert learns the clips by heart. Stop and take an earlier checkpoint." in files
         )
@@ -305,7 +345,7 @@ async def test_a_poster_that_cannot_be_read_is_said(tmp_path: Path):
         await pilot.press("p")
         await settle(pilot)
         assert "The poster cannot be shown" in shown(pilot.app.screen)
-        assert not pilot.app.screen.query_one(Poster).query_one("#poster-image").display
+        assert pilot.app.screen.query_one(Poster).query_one(FilmView).frame is None
 
 
 async def test_the_log_keeps_a_readers_place(tmp_path: Path):

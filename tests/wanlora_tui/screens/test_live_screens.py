@@ -3,18 +3,17 @@ once with a real daemon and trainer."""
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
-from textual.widgets import Input, Static
+from textual.widgets import Input
 from textual_image.widget import HalfcellImage
 
 from daemon.wire.client import Client
 from presets.runs.checkpoints import StoredCheckpoint
 from tests.helpers.interface.harness import own_daemon, write_job
-from tests.helpers.interface.runs import Tape, usual
-from tests.wanlora_tui.commands.test_live import edit, lines
+from tests.helpers.interface.runs import usual
+from tests.wanlora_tui.commands.jobs.test_queue import edit, lines
 from tests.wanlora_tui.screens.test_dashboard import SIZES, app_over, outside, settle, shown
 from tests.wanlora_tui.test_app import interface, says, until
 from wanlora_tui.screens.change import ChangeScreen
@@ -23,6 +22,7 @@ from wanlora_tui.screens.compare import CompareScreen
 from wanlora_tui.screens.confirm import Confirm
 from wanlora_tui.screens.dashboard import DashboardScreen
 from wanlora_tui.screens.help import HelpScreen
+from wanlora_tui.widgets.redraw_throttle import Changed
 
 pytestmark = pytest.mark.process  # takes seconds
 
@@ -32,6 +32,7 @@ SETTINGS = {
     "save.every": 50,
     "save.keep": 4,
     "sample.every": 0,
+    "sample.shift": None,
     "multistage.high.lr": None,
     "multistage.low.lr": 2e-5,
 }
@@ -57,7 +58,7 @@ async def test_the_form_sends_what_was_changed_and_nothing_wrong(size: tuple[int
                 "counts from the next step on",
             )
         ), text
-        assert text.count("number, above 0, at most 10") == 3 and "…" not in text, text
+        assert text.count("number, above 0, at most 10 ") == 3 and "…" not in text, text
         assert not list(outside(pilot.app.screen))
         await pilot.press(*"1e", "minus", "x", "enter")  # what stands in a field is selected: typing replaces it
         await settle(pilot)
@@ -80,6 +81,41 @@ async def test_leaving_the_form_sends_nothing(tmp_path: Path):
             await pilot.press(*keys)
             await settle(pilot)
     assert sent == [None, None]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (100, 30)])
+async def test_the_best_checkpoint_by_its_held_out_loss_is_told_with_the_reason(size: tuple[int, int], tmp_path: Path):
+    found = [
+        StoredCheckpoint(
+            step=s, time=1.79e9, path=f"checkpoints/step_{s:09d}", size=150_000_000, losses={"high_noise": 0.1234},
+            held_out=loss, verdict=verdict, against=100, why=why,
+        )
+        for s, loss, verdict, why in (
+            (50, 0.61, "worse", "+0.05, 4.1 standard errors"),
+            (100, 0.5612, "best", "later ones overfit (step 200: +0.1, 7.0 standard errors)"),
+            (150, 0.57, "alike", "+0.01, 0.4 standard errors"),
+            (200, None, "", ""),
+        )
+    ]  # fmt: skip
+    async with app_over(usual(), tmp_path).run_test(size=size) as pilot:
+        await pilot.app.push_screen(CheckpointsScreen("orbit_v1", Path("/runs/orbit_v1"), found))
+        await settle(pilot)
+        text = shown(pilot.app.screen)
+        assert all(
+            words in text
+            for words in (
+                "HELD OUT",
+                "0.5612 best",
+                "0.6100 worse",
+                "0.5700 alike",
+                "best: step 100; later ones",
+                "SIZE",
+            )
+        ), text
+        assert not list(outside(pilot.app.screen))
+        await pilot.press("down")
+        await settle(pilot)
+        assert "against step 100: +0.01, 0.4 standard errors" in shown(pilot.app.screen)
 
 
 @pytest.mark.parametrize("size", SIZES[:1])
@@ -115,72 +151,8 @@ async def test_checkpoints_newest_first_with_their_losses(size: tuple[int, int],
     assert chosen == [900, None]
 
 
-def pictured(tape: Tape, folder: Path) -> Path:
-    """Two prompts at three steps, with all that the trainer draws of them."""
-    for step in (0, 50, 100):
-        tape.add(
-            "sample",
-            step=step,
-            path=f"samples/step_{step:09d}/01.mp4",
-            poster=f"samples/step_{step:09d}/01.png",
-            prompt="dolly in on the well",
-            seed=43,
-        )
-    run = folder / tape.name
-    tape.write(run)
-    for name in ("compare_00.png", "compare_01.png", *(f"step_{step:09d}/sheet.png" for step in (0, 50, 100))):
-        Image.linear_gradient("L").resize((96, 64)).convert("RGB").save(run / "samples" / name)
-    return run
-
-
-@pytest.mark.parametrize("size", SIZES[::2])
-async def test_compare_goes_through_prompts_and_steps(size: tuple[int, int], tmp_path: Path):
-    tape = usual()
-    run = pictured(tape, tmp_path)
-    async with app_over(tape, tmp_path).run_test(size=size) as pilot:
-        await settle(pilot)
-        await pilot.press("c")
-        await settle(pilot)
-
-        async def at(*keys: str) -> list[str]:
-            await pilot.press(*keys)
-            await settle(pilot)
-            text = shown(pilot.app.screen)
-            assert "▀▀▀" in text and not list(outside(pilot.app.screen)), text
-            return text.splitlines()
-
-        top, *_ = text = await at()
-        assert (
-            "prompt 1 of 2, all steps   ◀ [all]  0  50  100 ▶" in top
-            and "orbit 360 around the castle" in "\n".join(text)
-            and "compare_00.png" in "".join(line.strip() for line in text)
-        )
-        assert "prompt 1 of 2, step 50   ◀ all  0  [50]  100 ▶" in (await at("right", "l"))[0]
-        text = await at("down")
-        assert (
-            "prompt 2 of 2, step 50" in text[0]
-            and "dolly in on the well" in "\n".join(text)
-            and "step_000000050/01.png" in "".join(line.strip() for line in text)
-        )
-        text = await at("j")
-        assert "all prompts, step 50   ◀ 0  [50]  100 ▶" in text[0] and "sheet.png" in "".join(
-            line.strip() for line in text
-        )
-        assert "all prompts, step 0 " in (await at("left", "left", "left"))[0]
-        assert "prompt 1 of 2, all steps" in (await at("k", "up", "h"))[0]
-        (run / "samples/compare_00.png").unlink()
-        await pilot.press("up")
-        await settle(pilot)
-        assert "compare_00" not in shown(pilot.app.screen)
-        await pilot.press("escape")
-        await settle(pilot)
-        assert isinstance(pilot.app.screen, DashboardScreen)
-
-
 async def test_compare_has_a_help_of_its_own(tmp_path: Path):
-    tape = usual()
-    pictured(tape, tmp_path)
-    async with app_over(tape, tmp_path).run_test(size=(80, 40)) as pilot:
+    async with app_over(usual(), tmp_path).run_test(size=(80, 60)) as pilot:
         await settle(pilot)
         await pilot.press("c")
         await settle(pilot)
@@ -194,23 +166,38 @@ async def test_compare_has_a_help_of_its_own(tmp_path: Path):
         for keys, does in (
             ("Left h", "The same prompt at the step before."),
             ("Down j", "The next prompt."),
-            ("y", "Copy the path of the picture through the terminal (OSC 52)."),
+            ("y", "Copy the path of the film through the terminal (OSC 52)."),
             ("Esc c q", "Back to the dashboard."),
+            ("Space", "Play, or pause, all films that are shown."),
+            (",", "One frame back, in all films that are shown."),
         ):
             assert any(line.startswith(f"{keys} {does[:40]}") for line in lines), (keys, lines)
         assert sum(line.split()[:1] == ["G"] for line in lines) == 2  # once for lists, once for texts
 
 
-async def test_compare_on_another_machine_says_how_to_fetch_the_picture(tmp_path: Path):
+class Arriving:
+    """Pictures of another machine, as long as they are on their way and then."""
+
+    came: Path | None = None
+
+    def find(self, path: Path, version: object = None) -> Path | str:
+        return self.came or "It is being fetched from box."
+
+
+async def test_compare_on_another_machine_shows_the_picture_once_it_has_come(tmp_path: Path):
     tape = usual()
     app = app_over(tape, tmp_path)
     async with app.run_test(size=(80, 24)) as pilot:
         await settle(pilot)
-        await app.push_screen(CompareScreen(app.screen.run, Path("/far/orbit_v1"), HalfcellImage, host="me@box"))
+        pictures = Arriving()
+        await app.push_screen(CompareScreen(app.screen.run, Path("/far/orbit_v1"), HalfcellImage, pictures=pictures))
         await settle(pilot)
-        assert "scp me@box:/far/orbit_v1/samples/compare_00.png ." in shown(pilot.app.screen) and "▀▀▀" not in shown(
-            pilot.app.screen
-        )
+        text = shown(pilot.app.screen)
+        assert "being fetched" in text and "▀▀▀" not in text
+        Image.new("RGB", (64, 64)).save(tmp_path / "came.png")
+        pictures.came = tmp_path / "came.png"
+        pilot.app.screen.post_message(Changed())
+        await until(pilot, lambda: "▀▀▀" in shown(pilot.app.screen), "the picture")
 
 
 async def test_a_change_a_pause_and_a_rollback_are_shown(tmp_path: Path):
@@ -237,7 +224,7 @@ async def test_a_change_a_pause_and_a_rollback_are_shown(tmp_path: Path):
                 "‖ paused the disk is full: 1.2 GiB are needed",
                 "◐ trainer paused: it continues by itself",
                 "~ training.lr changed",
-                "│ resumed at step 60",
+                "► resumed",
             )
         ), text
 
@@ -250,7 +237,7 @@ def test_the_footer_has_room_for_every_key(state: str):
     only = {"running": {"stop", "change", "save", "sample"}, "stopped": {"resume", "checkpoints"}}
     hidden = set().union(*(names for s, names in only.items() if s != state))
     shown_keys = [
-        (a.keys.split(",")[0].replace("escape", "esc"), a.label)
+        (a.keys.split(",")[0].replace("escape", "esc").replace("question_mark", "?"), a.label)
         for a in all_actions()
         if a.id.partition(".")[0] in ("dashboard", "app") and a.show and a.id.partition(".")[2] not in hidden
     ]
@@ -280,8 +267,7 @@ async def test_change_stop_edit_go_back_and_on_with_a_real_trainer(tmp_path: Pat
             )
             await pilot.press("w")
             await wait("a checkpoint", lambda: any(c["step"] % 20 for c in lines(run, "checkpoint")))
-            await pilot.press("n")
-            await wait("the refusal", says(pilot, "has no sample prompts"))
+            assert app.screen.check_action("sample_now", ()) is False, "the job has no prompts"
             await wait("a few checkpoints", lambda: len(lines(run, "checkpoint")) > 1)
             await pilot.press("s")
             await wait("the question", lambda: isinstance(app.screen, Confirm))
@@ -289,6 +275,7 @@ async def test_change_stop_edit_go_back_and_on_with_a_real_trainer(tmp_path: Pat
             await wait("the stop", says(pilot, "■ stopped", "b Go back"))
 
             edit(path, training__loss="mae")
+            await wait("the daemon to have seen the end", lambda: app.screen.check_action("resume_run", ()))
             await pilot.press("r")
             await wait("the diff", says(pilot, '✗ training.loss: "mse" -> "mae"', "breaks exactness"))
             await pilot.press("n")
@@ -301,19 +288,3 @@ async def test_change_stop_edit_go_back_and_on_with_a_real_trainer(tmp_path: Pat
             await pilot.press("y")
             await wait("the second attempt", says(pilot, "attempt 2", "► running"))
             assert lines(run, "started")[1]["resumed_from"] == 20
-
-
-def test_a_prompt_whose_previews_fail_does_not_move_the_others():
-    samples = [
-        SimpleNamespace(step=10, path=f"samples/a/{i:02d}.mp4", poster=f"samples/a/{i:02d}.png", prompt=f"prompt {i}")
-        for i in (0, 2)
-    ]
-    screen = CompareScreen(SimpleNamespace(view=SimpleNamespace(samples=samples)), Path("/run"), Static, host="box")  # type: ignore[arg-type]
-    assert screen.prompts == ["prompt 0", "", "prompt 2"]
-    assert {at: str(path.relative_to("/run")) for at, path in screen.pictures.items()} == {
-        (0, 10): "samples/a/00.png",
-        (2, 10): "samples/a/02.png",
-        (0, -1): "samples/compare_00.png",
-        (2, -1): "samples/compare_02.png",
-        (3, 10): "samples/a/sheet.png",
-    }

@@ -13,6 +13,7 @@ import pytest
 
 from tests.helpers import ROOT
 from tests.helpers.interface.harness import environment
+from tests.helpers.waiting import PATIENCE
 from wanlora_tui.terminal.conversation import Conversation
 from wanlora_tui.terminal.pictures import USUAL_CELL
 
@@ -92,8 +93,9 @@ def test_textual_image_asks_nothing_and_takes_what_it_is_told(tty: tuple[int, in
     code = (
         "from wanlora_tui.terminal.pictures import picture_class\nkinds = [picture_class(k, c) for k, c in (('Sixel',"
         " (9, 18)), ('Kitty graphics', None), ('half cells', None))]\nfrom textual_image._terminal import"
-        " get_cell_size\nfrom textual_image.widget import HalfcellImage, SixelImage, TGPImage\nassert kinds =="
-        f" [SixelImage, TGPImage, HalfcellImage] and get_cell_size() == {USUAL_CELL}\npicture_class('Sixel', (9,"
+        " get_cell_size\nfrom textual_image.widget import HalfcellImage, SixelImage\nfrom"
+        " wanlora_tui.terminal.kitty_image import KittyImage\nassert kinds =="
+        f" [SixelImage, KittyImage, HalfcellImage] and get_cell_size() == {USUAL_CELL}\npicture_class('Sixel', (9,"
         " 18))\nassert get_cell_size() == (9, 18)\n"
     )
     done = subprocess.run(
@@ -104,7 +106,7 @@ def test_textual_image_asks_nothing_and_takes_what_it_is_told(tty: tuple[int, in
         stdout=theirs,
         stderr=subprocess.PIPE,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

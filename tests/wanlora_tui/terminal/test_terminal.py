@@ -1,7 +1,10 @@
 """The real program on a real pseudo-terminal, as a terminal emulator sees it."""
 
 import asyncio
+import os
+import signal
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -76,9 +79,33 @@ def test_a_killed_interface_stops_nothing_and_is_told_what_it_missed(
     killed_at = record_of(folder, job).step
     until(lambda: record_of(folder, job).step > killed_at + 100, "the steps after the kill")
     again = terminal("attach")
-    again.wait(lambda text: "Since you left:" in text and "● trainer progressing" in text, "what was missed")
+    again.wait(lambda _: b"Since you left:" in again.raw, "what was missed")
+    again.wait("● trainer progressing")
     again.press("q")
     assert again.wait_end() == 0
+
+
+def test_one_that_was_stopped_and_goes_on_reads_each_key_once_and_ends(
+    folder: Path, tmp_path: Path, terminal: Callable[..., Terminal]
+):
+    submit(folder, write_job(tmp_path, steps=100_000, pace_ms=200))
+    screen = terminal("attach")
+    screen.wait("● trainer progressing")
+    before = termios.tcgetattr(screen.process.child_fd)[3]
+    for shell in (False, True):  # as `kill -STOP` does it, and as a shell that takes the terminal meanwhile
+        os.kill(screen.process.pid, signal.SIGSTOP)
+        if shell:
+            modes = termios.tcgetattr(screen.process.child_fd)
+            modes[3] |= termios.ICANON | termios.ECHO
+            termios.tcsetattr(screen.process.child_fd, termios.TCSANOW, modes)
+        os.kill(screen.process.pid, signal.SIGCONT)
+        until(lambda: termios.tcgetattr(screen.process.child_fd)[3] == before, "the terminal as it was")
+        screen.press("?")
+        screen.wait(lambda text: "trainer progressing" not in text, "the help")
+        screen.press("escape")
+        screen.wait("● trainer progressing")
+    screen.press("q")
+    assert screen.wait_end() == 0
 
 
 def test_a_dumb_terminal_is_told_what_to_use(terminal: Callable[..., Terminal]):

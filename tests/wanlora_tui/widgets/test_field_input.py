@@ -2,12 +2,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from textual import events
 from textual.app import App, ComposeResult
 from textual.widgets import Static
 
 from presets.job.fields import FIELDS, field_of
 from tests.helpers.interface.wizard_pilot import screen_text, type_text
+from tests.helpers.waiting import until_async
 from wanlora_tui.output.typed_paths import absolute, complete_path
+from wanlora_tui.widgets import field_input
 from wanlora_tui.widgets.field_input import Choice, FieldInput, FieldText, range_text, value_text
 from wanlora_tui.widgets.folder_picker import PathInput
 
@@ -32,7 +35,8 @@ def row(path: str, value: Any = None, *, reason: str | None = "it suits you", **
 
 
 def error_of(field: FieldInput) -> str:
-    return str(field.query_one(".field-error", Static).render()) if field.has_class("-wrong") else ""
+    shown = field.query_one(".field-error", Static)
+    return str(shown.render()) if shown.display else ""
 
 
 def note_of(field: FieldInput) -> str:
@@ -46,6 +50,21 @@ async def test_every_field_has_a_control_a_label_and_help() -> None:
             assert isinstance(field.control, Choice if field.field.choices else FieldText)
             assert field.field.label in str(field.query_one(".field-label", Static).render())
             assert field.field.help in field.help_lines()
+
+
+def test_the_help_says_what_a_field_that_is_left_out_stands_for() -> None:
+    assert "Default: left out: 25." in row("sample.steps", reason="", placeholder="left out: 25").help_lines()
+
+
+async def test_a_choice_can_be_left_out_again() -> None:
+    form = Form(row("sample.sampler", reason=""))
+    async with form.run_test(size=(80, 24)) as pilot:
+        field = form.rows[0]
+        assert field.value is None and "left out" in screen_text(form) and note_of(field) == "default"
+        field.control.focus()
+        for value in ("flowmatch", "unipc", None):
+            await pilot.press("right")
+            assert field.value == value == form.posted[-1].value
 
 
 async def test_bad_input_is_said_at_once_and_goes_when_mended() -> None:
@@ -62,6 +81,22 @@ async def test_bad_input_is_said_at_once_and_goes_when_mended() -> None:
         await pilot.press("backspace", "backspace")
         assert error_of(field) == ""
         assert (form.posted[-1].value, form.posted[-1].error) == (1, "")
+
+
+async def test_fields_below_stay_where_they_are_while_one_is_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(field_input, "REST", 0.2)
+    form = Form(row("training.lr"), row("training.steps"))
+    async with form.run_test(size=(80, 24)) as pilot:
+        field, below = form.rows
+        field.control.focus()
+        await pilot.press("end", "e")
+        assert "Expected number" in error_of(field)
+        low = below.region.y
+        form.post_message(events.Key("minus", "-"))  # faster than the pilot, which waits after each key
+        form.post_message(events.Key("2", "2"))
+        await until_async(lambda: field.error == "", "a number")
+        assert error_of(field) == "" and below.region.y == low
+        await until_async(lambda: below.region.y == low - 1, "the line to go once nobody types")
 
 
 @pytest.mark.parametrize(
@@ -187,8 +222,8 @@ async def test_tab_completes_a_path_then_goes_on(tmp_path: Path) -> None:
         await pilot.press("c", "tab")
         assert control.value == "clips/"
         await pilot.press("o", "r", "tab", "tab")
+        await until_async(lambda: form.focused is form.rows[1].control, "the next field")
         assert control.value == "clips/orbit/"
-        assert form.focused is form.rows[1].control
 
 
 def test_completion_looks_as_a_shell_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,17 @@
 """Questions and help pages of the wizard."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 from textual import on
 from textual.app import ComposeResult
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Horizontal, VerticalScroll
+from textual.keys import key_to_character
 from textual.screen import ModalScreen
 from textual.widgets import Button, Footer, Static
 
-from wanlora_tui.actions import all_actions, bindings
+from presets.text import escaped
+from wanlora_tui.actions import Action, all_actions, bindings
 from wanlora_tui.draft.steps import Step
 from wanlora_tui.screens.help import key_table
 
@@ -15,15 +20,18 @@ class Ask(ModalScreen[str]):
     """A question with a few answers. Dismisses with the answer's key, or with "" when it is cancelled."""
 
     BINDINGS = bindings("dialog.cancel", "dialog.previous", "dialog.next")
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (72, "-wide")]  # noqa: RUF012  (Textual's own declaration)
     DEFAULT_CSS = """
     Ask { align: center middle; }
-    Ask > Vertical {
+    Ask > VerticalScroll {
         width: 66; max-width: 94%; height: auto; max-height: 90%; border: round $primary; padding: 1 2;
         background: $surface;
     }
     Ask #ask-text { height: auto; margin-bottom: 1; }
     Ask Horizontal { height: auto; }
     Ask Button { margin-right: 2; }
+    Ask.-narrow > VerticalScroll { padding: 0 1; }
+    Ask.-narrow Horizontal { layout: vertical; }
     """
 
     def __init__(self, title: str, text: str, answers: dict[str, str]) -> None:
@@ -31,9 +39,9 @@ class Ask(ModalScreen[str]):
         self.ask_title, self.text, self.answers = title, text, answers
 
     def compose(self) -> ComposeResult:
-        with Vertical() as box:
+        with VerticalScroll(can_focus=False) as box:  # the answers are reached however short the terminal is
             box.border_title = self.ask_title
-            yield Static(self.text, id="ask-text", markup=False)
+            yield Static(escaped(self.text), id="ask-text", markup=False)
             with Horizontal():
                 for i, (key, label) in enumerate(self.answers.items()):
                     yield Button(label, id=f"answer-{key}", variant="primary" if i == 0 else "default", compact=True)
@@ -47,6 +55,11 @@ class Ask(ModalScreen[str]):
         self.dismiss("")
 
 
+def is_text(key: str) -> bool:
+    """Whether the key of this name is a character that can be typed."""
+    return (key_to_character(key) or "\n").isprintable()
+
+
 class _Page(VerticalScroll):
     BINDINGS = bindings("text.down", "text.up", "text.top", "text.bottom")
 
@@ -54,7 +67,7 @@ class _Page(VerticalScroll):
 class StepHelp(ModalScreen[None]):
     """What a step is for, and the wizard's keys."""
 
-    BINDINGS = bindings("dialog.cancel")
+    BINDINGS = bindings("page.close")
     DEFAULT_CSS = """
     StepHelp { align: center middle; }
     StepHelp > _Page {
@@ -63,17 +76,32 @@ class StepHelp(ModalScreen[None]):
     StepHelp Static { height: auto; margin-bottom: 1; }
     """
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Step, offered: set[str], *, typing: bool) -> None:
+        """`offered`: ids of the step's actions. `typing`: a text input has the focus, which takes letters and brackets
+        itself."""
         super().__init__()
-        self.step = step
+        self.step, self.typing = step, typing
+        self.actions = [a for a in all_actions() if a.id in offered or a.id.partition(".")[0] in ("form", "list")]
 
     def compose(self) -> ComposeResult:
         with _Page() as page:
             page.border_title = f"Help · {self.step.title}"
             yield Static(self.step.help, markup=False)
-            yield Static("Letters and brackets work outside text inputs; F-keys work everywhere.", markup=False)
-            yield Static(key_table([a for a in all_actions() if a.id.partition(".")[0] in ("wizard", "form", "list")]))
+            yield Static("^p finds every action and every field by a word of it.", markup=False)
+            if not self.typing:
+                yield Static(key_table(self.actions))
+                return
+            yield Static(key_table(list(self._with_keys(typed=False))))
+            yield Static("These are for lists and tables: in the text input that has the focus they are typed.")
+            yield Static(key_table(list(self._with_keys(typed=True))))
         yield Footer()
 
-    def action_cancel(self) -> None:
+    def _with_keys(self, *, typed: bool) -> Iterator[Action]:
+        """The actions with only those of their keys that a text input takes for text, or only the others."""
+        for action in self.actions:
+            keys = [k for k in action.keys.split(",") if is_text(k) == typed]
+            if keys:
+                yield replace(action, keys=",".join(keys))
+
+    def action_close(self) -> None:
         self.dismiss(None)

@@ -132,7 +132,7 @@ class DraftList(ModalScreen[tuple[str, int]]):
                 id="drafts",
                 markup=False,
             )
-            yield Static("Enter takes the highlighted one · F9 throws it away · Esc leaves")
+            yield Static("Enter takes the highlighted one · x throws it away · Esc leaves")
         yield Footer()
 
     def _entry(self, draft: Draft) -> Option:

@@ -1,18 +1,31 @@
 """What the steps of the wizard have in common."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import OptionList
 
-from presets.clips.clip_facts import IMAGE_SUFFIXES
+from presets.base.tensor_files import FORMATS
+from presets.clips.clip_facts import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from presets.look import Look
 from wanlora_tui.actions import bindings
 from wanlora_tui.draft.job_draft import WizardState
 from wanlora_tui.widgets.field_input import FieldInput
 
 LORA_SUFFIXES = frozenset({".safetensors"})
+WEIGHTS = (  # fields that name a file of weights
+    "quantization.ara",
+    "sample.accelerator",
+    "sample.accelerator_low",
+    "model.vae",
+    "model.text_encoder",
+    "target.start_high",
+    "target.start_low",
+)
+MODEL_SUFFIXES = frozenset(FORMATS)
 
 
 def look_text(look: Look) -> str:
@@ -48,7 +61,8 @@ class StepPane(Vertical):
     StepPane { padding: 0 1; }
     StepPane .problem { color: $text-error; height: auto; }
     StepPane .muted { color: $text-muted; height: auto; }
-    StepPane .row { height: 1; }
+    StepPane .row { height: 1; overflow-x: auto; scrollbar-size-horizontal: 0; }
+    StepPane .row > Input { min-width: 16; }
     StepPane Button { margin-left: 1; min-width: 0; }
     StepPane OptionList, StepPane OptionList:focus { border: none; padding: 0; background: transparent; }
     StepPane DataTable { height: 1fr; min-height: 4; }
@@ -57,14 +71,45 @@ class StepPane(Vertical):
     def __init__(self, state: WizardState) -> None:
         super().__init__()
         self.state = state
+        self._rows: list[FieldInput] = []  # made by `row`
         self.look: Look | None = None  # at clips, when the step has one of its own under way
+        self._making = self._behind = False
+
+    @asynccontextmanager
+    async def making(self) -> AsyncIterator[None]:
+        """While rows come and go: what is read meanwhile is shown once they stand there."""
+        self._making = True
+        try:
+            yield
+        finally:
+            self._making = False
+        if self._behind:
+            self._behind = False
+            self.bring_up_to_date()
+
+    def follow(self) -> None:
+        """Facts or fields have changed elsewhere."""
+        if self._making:
+            self._behind = True
+        else:
+            self.bring_up_to_date()
 
     def bring_up_to_date(self) -> None:
-        """Show the state again after facts or fields have changed elsewhere; what is being typed stays."""
-        for row in self.query(FieldInput):
-            recommended, reason = self.state.recommended(row.path)
-            row.set_value(self.state.value(row.path), recommended=recommended, reason=reason)
-            row.set_placeholder(self.state.placeholder(row.path))
+        """Show the state again; what is being typed stays."""
+        rows = self.rows()
+        job = self.state.job() if rows else None
+        for row in rows:
+            value, (recommended, reason) = self.state.value(row.path, job), self.state.recommended(row.path)
+            if (value, recommended, reason) != (row.value, row.recommended, row.reason):
+                row.set_value(value, recommended=recommended, reason=reason)
+            if row.field.default is None:  # of the others, an empty input stands for nothing
+                row.set_placeholder(self.state.placeholder(row.path))
+
+    def rows(self) -> list[FieldInput]:
+        """The form rows that stand there, or will in a moment: those take in what comes meanwhile. Looking for them
+        among all widgets at each key would cost more than bringing them up to date."""
+        self._rows = [row for row in self._rows if row.is_attached or not row.is_mounted]  # but for removed ones
+        return list(self._rows)
 
     def show_progress(self) -> None:
         """Say how far the looks at clips are; called a few times a second while there are any."""
@@ -74,23 +119,33 @@ class StepPane(Vertical):
         state = self.state
         recommended, reason = state.recommended(path)
         is_image, is_weights = (
-            path.endswith(".ctrl_img"),
-            path
-            in ("quantization.ara", "sample.accelerator", "sample.accelerator_low", "model.vae", "model.text_encoder"),
+            path.endswith((".ctrl_img", ".end_img")),
+            path in WEIGHTS or path.startswith("model.merge["),
         )
         is_path = (
-            is_image or (path.startswith("datasets[") and path.endswith(".path")) or is_weights or path == "model.path"
+            is_image
+            or path == "model.path"
+            or (path.endswith(".path") if path.startswith(("datasets[", "model.merge[")) else is_weights)
         )
-        return FieldInput(
+        made = FieldInput(
             path,
             state.value(path),
             recommended=recommended,
             reason=reason,
             typed=state.draft.typed.get(path),
             base=self.base_folder() if is_path else None,
-            suffixes=IMAGE_SUFFIXES if is_image else LORA_SUFFIXES if is_weights else None,
+            suffixes=IMAGE_SUFFIXES | VIDEO_SUFFIXES
+            if is_image
+            else MODEL_SUFFIXES
+            if path.startswith("model.") and not path.startswith("model.merge[")
+            else LORA_SUFFIXES
+            if is_weights
+            else None,
             placeholder=state.placeholder(path),
+            meaning=state.means.get(path, ""),
         )
+        self._rows.append(made)
+        return made
 
     def base_folder(self) -> Path:
         return self.state.job_path().parent

@@ -10,16 +10,20 @@ from textual.message import Message
 from textual.widgets import Button, Static
 
 from presets.clips.captions import fill_trigger
-from presets.clips.clip_facts import IMAGE_SUFFIXES
+from presets.clips.clip_facts import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from presets.rules.preview_rules import image_problem
 from wanlora_tui.actions import bindings
+from wanlora_tui.draft.clip_previews import add_clip_prompts, clip_of, hold_out, is_held_out
 from wanlora_tui.output.formatting import count
 from wanlora_tui.output.typed_paths import absolute
 from wanlora_tui.screens.wizard.pane import Edited, StepPane
 from wanlora_tui.widgets.field_input import FieldInput
 from wanlora_tui.widgets.folder_picker import PathPicker
 
-NONE = "No prompts: this job makes no previews, only checkpoints. Press F5 to add a prompt, or continue without."
+NONE = (
+    "No prompts: this job makes no previews, only checkpoints. F3 adds two that start from first frames of your clips;"
+    " F5 adds an empty one."
+)
 
 
 @dataclass
@@ -41,8 +45,9 @@ class PromptRow(Vertical):
         with Horizontal(classes="row"):
             yield Static(f"Prompt {self.index + 1}", classes="heading")
             yield Button("Image F4", classes="browse", compact=True)
+            yield Button("Hold out F2", classes="hold-out", compact=True)
             yield Button("Remove F9", classes="remove", compact=True)
-            yield Button("Own size, frames, seed", classes="more", compact=True)
+            yield Button("Own values", classes="more", compact=True)
         text, image, *own = self.pane.state.prompt_fields(self.index)
         yield self.pane.row(text)
         yield self.pane.row(image)
@@ -66,7 +71,7 @@ class PromptRow(Vertical):
 
 
 class PromptsPane(StepPane):
-    BINDINGS = bindings("wizard.add", "wizard.browse", "wizard.remove")
+    BINDINGS = bindings("wizard.from_clips", "wizard.add", "wizard.browse", "wizard.hold_out", "wizard.remove")
     DEFAULT_CSS = """
     PromptsPane #prompt-state { height: auto; }
     PromptsPane #prompts { height: 1fr; margin-top: 1; }
@@ -83,22 +88,25 @@ class PromptsPane(StepPane):
         yield Static("", id="prompt-state", markup=False)
         yield VerticalScroll(id="prompts", can_focus=False)
         with Horizontal(classes="row"):
+            yield Button("From clips F3", id="from-clips", compact=True)
             yield Button("Add a prompt F5", id="add", compact=True)
+        yield self.row("sample.preset")
 
     async def on_mount(self) -> None:
         await self._show_rows()
 
     def focus_first(self) -> None:
-        rows = self.query(FieldInput)
+        rows = self.query(PromptRow)
         if rows:
-            rows.first().control.focus()
+            rows.first().query(FieldInput).first().control.focus()
         else:
-            self.query_one("#add").focus()
+            self.query_one("#from-clips").focus()
 
     async def _show_rows(self) -> None:
         box = self.query_one("#prompts", VerticalScroll)
-        await box.remove_children()
-        await box.mount_all(PromptRow(i, self) for i in range(len(self.state.draft.prompts)))
+        async with self.making():
+            await box.remove_children()
+            await box.mount_all(PromptRow(i, self) for i in range(len(self.state.draft.prompts)))
         self.bring_up_to_date()
 
     def bring_up_to_date(self) -> None:
@@ -126,7 +134,15 @@ class PromptsPane(StepPane):
     def _image_read(self, event: ImageRead) -> None:
         for i, prompt in enumerate(self.state.draft.prompts):
             if prompt.ctrl_img == event.path:
-                self._say(i, f"✗ {event.problem}" if event.problem else "✓ the image opens", wrong=bool(event.problem))
+                self._say(i, f"✗ {event.problem}" if event.problem else self._of_image(i), wrong=bool(event.problem))
+
+    def _of_image(self, index: int) -> str:
+        if clip_of(self.state, index) is None:
+            is_video = Path(self.state.draft.prompts[index].ctrl_img).suffix.lower() in VIDEO_SUFFIXES
+            return "✓ its first frame opens" if is_video else "✓ the image opens"
+        if is_held_out(self.state, index):
+            return "✓ a clip that does not train: F2 takes it in again"
+        return "✓ a clip that trains as well: F2 leaves it out of training"
 
     def _say(self, index: int, text: str, *, wrong: bool) -> None:
         for row in self.query(f"#prompt-{index}"):
@@ -146,6 +162,26 @@ class PromptsPane(StepPane):
         self.query_one(f"#prompt-{len(self.state.draft.prompts) - 1}").query(FieldInput).first().control.focus()
         self.post_message(Edited())
 
+    @on(Button.Pressed, "#from-clips")
+    async def action_from_clips(self) -> None:
+        if not add_clip_prompts(self.state):
+            self.notify(
+                "No more clips to start from: those with a caption are used up, or still being read.",
+                severity="warning",
+            )
+            return
+        await self._show_rows()
+        self.query_one(f"#prompt-{len(self.state.draft.prompts) - 1}").query(FieldInput).first().control.focus()
+        self.post_message(Edited())
+
+    @on(Button.Pressed, ".hold-out")
+    def action_hold_out(self) -> None:
+        index = self._index()
+        if index is not None and hold_out(self.state, index):
+            self.post_message(Edited())
+        else:
+            self.notify("This preview starts from no clip of the job's folders.", severity="warning")
+
     @on(Button.Pressed, ".remove")
     async def action_remove(self) -> None:
         index = self._index()
@@ -163,12 +199,18 @@ class PromptsPane(StepPane):
 
     @work
     async def _browse(self, index: int) -> None:
-        here = self.state.draft.prompts[index].ctrl_img
+        """For the end image where its field has the focus, else for the control image."""
+        row = self.query_one(f"#prompt-{index}", PromptRow)
+        end = any(f.has_focus_within for f in row.query(FieldInput) if f.path.endswith(".end_img"))
+        prompt = self.state.draft.prompts[index]
+        here = (prompt.end_img if end else "") or prompt.ctrl_img
         start = absolute(here, self.base_folder()) if here else Path(self.state.draft.folders[0])
+        title = f"{'End' if end else 'Control'} image of prompt {index + 1}"
         picked = await self.app.push_screen_wait(
-            PathPicker(start, title=f"Control image of prompt {index + 1}", suffixes=IMAGE_SUFFIXES)
+            PathPicker(start, title=title, suffixes=IMAGE_SUFFIXES | VIDEO_SUFFIXES)
         )
         if picked is not None:
-            control = self.query_one(f"#prompt-{index}").query(FieldInput)[1].control  # the prompt, then its image
+            # the prompt, its image, then the one it ends at
+            control = row.query(FieldInput)[2 if end else 1].control
             control.value = picked
             control.focus()

@@ -4,22 +4,29 @@ The steps, keys and what is shown of all this are the WizardScreen's, in screen.
 """
 
 import asyncio
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 
 from textual import on, work
 from textual.message import Message
 from textual.screen import Screen
+from textual.timer import Timer
 from textual.worker import Worker, WorkerState
 
 from daemon.wire.protocol import JobRecord
 from presets.clips.clip_facts import DatasetFacts, scan_dataset
+from presets.facts.gather import twins_of
 from presets.job.schema import DatasetPanel
 from presets.look import Look, LookEnded
 from presets.machine.machine import Machine, read_machine
 from wanlora_tui.draft.draft_store import Draft
 from wanlora_tui.draft.job_draft import WizardState
+from wanlora_tui.draft.recommending import Basis, Recommended
+from wanlora_tui.screens.wizard.mending import ClipsChosen, ReadAgain
 from wanlora_tui.screens.wizard.pane import StepPane
+
+REST = 0.4  # seconds without another clip left out before what is recommended follows
 
 
 @dataclass
@@ -31,6 +38,32 @@ class MachineRead(Message):
 class Scanned(Message):
     folder: str
     found: DatasetFacts
+    look: Look  # the one that found it
+
+
+@dataclass
+class NotScanned(Message):
+    """A look at a folder's clips has died, maybe after they were found."""
+
+    folder: str
+    problem: str
+    look: Look
+
+
+@dataclass
+class TwinsFound(Message):
+    """Clips of a folder that are there twice."""
+
+    folder: str
+    twins: dict[str, str]  # path of a clip -> which other it is like
+    look: Look
+
+
+@dataclass
+class Recommending(Message):
+    """What is recommended for the clips that train by now."""
+
+    made: Recommended
 
 
 class ReadingScreen(Screen[JobRecord | str | None]):
@@ -40,6 +73,12 @@ class ReadingScreen(Screen[JobRecord | str | None]):
         super().__init__()
         self.state = WizardState(Draft(), Path.cwd())
         self._machine_there = asyncio.Event()
+        self._resting: Timer | None = None
+
+    @property
+    def pane(self) -> StepPane | None:
+        """The step in view."""
+        raise NotImplementedError
 
     def show(self) -> None:
         """Bring the step in view up to date with the state."""
@@ -67,30 +106,99 @@ class ReadingScreen(Screen[JobRecord | str | None]):
             look.end()
 
     def _all_looks(self) -> list[Look]:
-        return [*self.state.looks.values(), *(pane.look for pane in self.query(StepPane) if pane.look is not None)]
+        pane = self.pane
+        return [*self.state.looks.values(), *([pane.look] if pane is not None and pane.look is not None else [])]
 
     def _scan(self) -> None:
-        """Read the folders that have not been read yet."""
-        looks = self.state.looks
-        for index, folder in enumerate(self.state.draft.folders):
-            if folder not in self.state.scans and folder not in looks:
-                looks[folder] = Look()
-                self._scan_folder(folder, index, looks[folder])
+        """Read the folders that have not been read yet, or for captions of other names."""
+        state = self.state
+        for index, folder in enumerate(state.draft.folders):
+            if state.extensions.get(folder, state.extension(index)) != state.extension(index):
+                state.drop_scan(folder)
+            if folder not in state.scans and folder not in state.looks and folder not in state.unread:
+                self._begin_scan(folder, index)
+
+    def _begin_scan(self, folder: str, index: int) -> None:
+        extension = self.state.extensions[folder] = self.state.extension(index)
+        look = self.state.looks[folder] = Look()
+        self._scan_folder(DatasetPanel(path=folder, caption_extension=extension), index, look)
+
+    @on(ReadAgain)
+    def _read_again(self, event: ReadAgain) -> None:
+        """Read a folder that is known already; what is known of it stays until then."""
+        event.stop()
+        if event.folder not in self.state.draft.folders:
+            return
+        if (before := self.state.looks.get(event.folder)) is not None:
+            before.end()
+        self.state.unread.pop(event.folder, None)
+        self._begin_scan(event.folder, self.state.draft.folders.index(event.folder))
+        self.show()
 
     @work(thread=True, group="scan", exit_on_error=False)
-    def _scan_folder(self, folder: str, index: int, look: Look) -> None:
+    def _scan_folder(self, panel: DatasetPanel, index: int, look: Look) -> None:
+        folder = panel.path
         try:
-            self.post_message(Scanned(folder, scan_dataset(DatasetPanel(path=folder), index, self.state.cwd, look)))
+            found = scan_dataset(panel, index, self.state.cwd, look)
+            self.post_message(Scanned(folder, found, look))
+            self.post_message(TwinsFound(folder, twins_of(found, look), look))
         except LookEnded:
             return
+        except Exception as e:
+            self.post_message(NotScanned(folder, f"{type(e).__name__}: {e}", look))
+
+    @on(NotScanned)
+    def _not_scanned(self, event: NotScanned) -> None:
+        if self.state.looks.get(event.folder) is event.look:
+            self.state.looks.pop(event.folder)
+            self.state.unread[event.folder] = event.problem
+            self.show()
+            self.refresh_bindings()
 
     @on(Scanned)
     def _scanned(self, event: Scanned) -> None:
-        if event.folder in self.state.draft.folders:  # it may have been removed meanwhile
-            self.state.looks.pop(event.folder, None)
+        # it may have been removed meanwhile, or read anew
+        if event.folder in self.state.draft.folders and self.state.looks.get(event.folder) is event.look:
             self.state.scans[event.folder] = event.found
             self.state.refresh()
             self.show()
+            self.spare_collector()
+
+    def spare_collector(self) -> None:
+        """What is there by now stays as long as this screen does. The garbage collector would look at all of it every
+        now and then, between two keys, for a tenth of a second."""
+        gc.freeze()
+
+    @on(ClipsChosen)
+    def _clips_chosen(self, event: ClipsChosen) -> None:
+        """Recommend what suits them once no more keys come, in a thread: there may be thousands."""
+        event.stop()
+        if self._resting is not None:
+            self._resting.stop()
+        self._resting = self.set_timer(REST, self._recommend_anew)
+
+    def _recommend_anew(self) -> None:
+        if (basis := self.state.basis()) is not None:
+            self._recommend(basis)
+
+    @work(thread=True, group="recommend", exit_on_error=False, description="recommend")
+    def _recommend(self, basis: Basis) -> None:
+        self.post_message(Recommending(self.state.recommend(basis)))
+
+    @on(Recommending)
+    def _recommended(self, event: Recommending) -> None:
+        if self.state.take(event.made):
+            self.show()
+        elif self.state.is_behind:
+            self._recommend_anew()
+
+    @on(TwinsFound)
+    def _twins_found(self, event: TwinsFound) -> None:
+        if self.state.looks.get(event.folder) is event.look:
+            self.state.looks.pop(event.folder)
+            self.state.twins[event.folder] = event.twins
+            self.show()
+            self.refresh_bindings()  # there is nothing to stop any more
 
     @on(Worker.StateChanged)
     def _worker_failed(self, event: Worker.StateChanged) -> None:

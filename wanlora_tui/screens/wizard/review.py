@@ -5,6 +5,7 @@ wanlora_tui.screens.wizard.submitting's.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,29 +20,30 @@ from textual.message import Message
 from textual.widgets import Button, ContentSwitcher, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
+from daemon.settings import CostSettings
+from daemon.wire.list_messages import PlannedTime
 from presets.base.composition import named_base
 from presets.base.fetch_plan import fetching_of
 from presets.errors import JobError
 from presets.facts.facts import Facts
 from presets.facts.gather import gather, read_run_folder
+from presets.facts.lora_values import loras_of
 from presets.findings import Finding
 from presets.job.schema import Job
 from presets.job.toml_file import default_out, dump_job
 from presets.look import Look, LookEnded
 from presets.machine.machine import Machine
 from presets.rules.check import SEVERITIES, check_job
+from presets.text import escaped
 from wanlora_tui.actions import bindings
-from wanlora_tui.draft.forecast import forecast
+from wanlora_tui.draft.forecast import Forecast, cost_line, forecast, reckon
 from wanlora_tui.draft.job_draft import WizardState
-from wanlora_tui.output.formatting import count, home_path, shorten
+from wanlora_tui.output.formatting import home_path
+from wanlora_tui.screens.frame.finding_text import HEADINGS, counted, entry
+from wanlora_tui.screens.frame.reckoning import cost_of
+from wanlora_tui.screens.frame.step_findings import Jump
 from wanlora_tui.screens.wizard.pane import Choices, Edited, StepPane, look_text
 from wanlora_tui.widgets.folder_picker import PathInput
-
-HEADINGS = {  # glyph, noun, heading, what it means
-    "error": ("✗", "error", "ERRORS", "to fix before the launch"),
-    "warning": ("!", "warning", "WARNINGS", "worth a thought"),
-    "advice": ("i", "hint", "ADVICE", "as you like"),
-}
 
 
 @dataclass
@@ -52,13 +54,16 @@ class Checked(Message):
     facts: Facts
     findings: list[Finding]
     done: bool
+    forecast: Forecast
+    cost: CostSettings
 
 
 @dataclass
-class Jump(Message):
-    """Go to the field of a finding."""
+class NotChecked(Message):
+    """The check has died, maybe after some of its findings had come."""
 
-    field: str
+    revision: int
+    problem: str
 
 
 class TextPage(VerticalScroll):
@@ -72,7 +77,7 @@ class ReviewPane(StepPane):
     ReviewPane #path-label { width: 9; }
     ReviewPane #job-path { width: 1fr; }
     ReviewPane #path-note { height: auto; }
-    ReviewPane #counts { width: 1fr; text-style: bold; }
+    ReviewPane #counts { width: 1fr; min-width: 14; text-style: bold; }
     ReviewPane ContentSwitcher { height: 1fr; min-height: 5; }
     ReviewPane #findings { height: 1fr; border: none; padding: 0; }
     ReviewPane #file { height: 1fr; border: none; }
@@ -84,9 +89,13 @@ class ReviewPane(StepPane):
         self.revision = 0  # rises with every check asked for; older answers are dropped
         self.checking = True  # the rules have not answered yet
         self.watching = False  # every frame is being looked at, for damage and scene cuts: slow with many clips
-        self.refusal: list[str] = []  # why the last launch came to nothing; cleared by the next change
+        self.refusal: list[str] = []  # why the last launch came to nothing; cleared by the next change of the job
+        self._refused: tuple[Job, Path] | None = None  # that launch
         self.facts: Facts | None = None
         self.findings: list[Finding] = []
+        self.rules_found: list[Finding] = []  # those of them that the rules have made
+        self.forecast: Forecast | None = None
+        self.cost = CostSettings()
 
     def compose(self) -> ComposeResult:
         yield Static("", id="forecast", markup=False)
@@ -126,15 +135,29 @@ class ReviewPane(StepPane):
         self.refusal = []
         self._check_anew()
 
+    def follow(self) -> None:
+        """Of facts alone, such as clips that are alike, what was said of the last launch stays."""
+        if self.refusal and self._asked() == self._refused:
+            self._check_anew()
+        else:
+            super().follow()
+
     def refuse(self, reasons: list[str]) -> None:
         """Say in place why a launch came to nothing, and check again: what stood in its way may be a finding by now."""
-        self.refusal = reasons
+        self.refusal, self._refused = reasons, self._asked()
         self._check_anew()
         self._show_findings()
         options = self.query_one("#findings", Choices)
         options.highlighted = 0
         options.scroll_home(animate=False)
         options.focus()
+
+    def _asked(self) -> tuple[Job, Path] | None:
+        """What would be launched now."""
+        try:
+            return self.state.job(), self.state.job_path()
+        except JobError:
+            return None
 
     def _check_anew(self) -> None:
         self._show_path()
@@ -144,6 +167,7 @@ class ReviewPane(StepPane):
             self.look.end()
         self.look = None
         self._show_counts()
+        self._show_forecast()
         try:
             job = self.state.job()
         except JobError as e:
@@ -170,34 +194,55 @@ class ReviewPane(StepPane):
             and self._same_model(known, job, base)
         ):
             facts = msgspec.structs.replace(known, base=base, out=out, run=read_run_folder(job, base, out))
-            self.post_message(Checked(revision, facts, check_job(job, facts), True))
+            self.post_message(self._found(revision, job, facts, done=True))
             return
         try:
             facts = gather(job, base, out=out, machine=machine, scenes=False, look=look)
-            self.post_message(Checked(revision, facts, check_job(job, facts), False))
+            self.post_message(self._found(revision, job, facts, done=False))
             # what the Hub says need not wait for the cuts
             facts = msgspec.structs.replace(
                 facts, fetching=fetching_of(named_base(job), base, raise_if_ended=look.raise_if_ended)
             )
             if facts.fetching is not None:
-                self.post_message(Checked(revision, facts, check_job(job, facts), False))
+                self.post_message(self._found(revision, job, facts, done=False))
             facts = gather(job, base, out=out, machine=machine, ask_hub=True, look=look)
-            self.post_message(Checked(revision, facts, check_job(job, facts), True))
+            self.post_message(self._found(revision, job, facts, done=True))
         except LookEnded:
             return
+        except Exception as e:
+            self.post_message(NotChecked(revision, f"{type(e).__name__}: {e}"))
+
+    @on(NotChecked)
+    def _not_checked(self, event: NotChecked) -> None:
+        event.stop()
+        if event.revision == self.revision:
+            fix = "Go a step back and here again to check once more"
+            message = f"The check has died: {event.problem}"
+            died = Finding(code="not-checked", severity="error", field="job", message=message, fix=fix)
+            self.checking = self.watching = False
+            self.look = None
+            self.findings = [died, *self.state.findings(), *self.rules_found]
+            self._show_findings()
+
+    def _found(self, revision: int, job: Job, facts: Facts, *, done: bool) -> Checked:
+        return Checked(revision, facts, check_job(job, facts), done, reckon(job, facts), cost_of(self.state.settings))
 
     def _same_model(self, known: Facts, job: Job, base: Path) -> bool:
-        return known.named == named_base(job) and known.base == base
+        loras = {str(path) for path in loras_of(job, base).values()}
+        return known.named == named_base(job) and known.base == base and loras <= known.lora_values.keys()
 
     @on(Checked)
     def _checked(self, event: Checked) -> None:
         if event.revision != self.revision:
+            event.stop()
             return
         self.facts, self.checking, self.watching = event.facts, False, not event.done
+        self.forecast, self.cost = event.forecast, event.cost
         if event.done:
             self.look = None
+        self.rules_found = [*event.findings, *self._same_run(event.facts)]
         self.findings = sorted(
-            [*self.state.findings(), *event.findings, *self._same_run(event.facts)],
+            [*self.state.findings(), *self.rules_found],
             key=lambda f: SEVERITIES.index(f.severity),
         )
         self._show_findings()
@@ -221,6 +266,19 @@ class ReviewPane(StepPane):
 
     # Showing
 
+    @property
+    def planned(self) -> PlannedTime | None:
+        """What the run is expected to take, for the daemon."""
+        return self.forecast.planned if self.forecast is not None else None
+
+    def _show_forecast(self) -> None:
+        if self.facts is None or self.forecast is None:
+            return
+        with suppress(JobError):  # a job that cannot be is among the findings
+            lines = [cost_line(self.forecast, self.cost), *forecast(self.state.job(), self.facts)]
+            self.query_one("#forecast", Static).update(("… " if self.checking else "") + "\n".join(lines))
+            self.query_one("#forecast").set_class(self.checking, "-old")
+
     def _show_path(self) -> None:
         note, path = self.query_one("#path-note", Static), self.state.job_path()
         problem = self.state.path_problem()
@@ -231,7 +289,7 @@ class ReviewPane(StepPane):
             why = "written by the last launch, which came to nothing" if launched else "this very job stands there"
             note.update(f"✓ {why}; launching writes it again")
         elif path.exists():
-            note.update(f"! {home_path(str(path))} exists: launching asks before replacing it")
+            note.update(f"! launching asks before replacing what is there: {home_path(str(path))}")
         else:
             note.update(f"✓ a new file; the run goes to runs/{self.state.value('job.name')} beside it")
         note.set_class(bool(problem), "problem")
@@ -245,12 +303,7 @@ class ReviewPane(StepPane):
             return str(e)
 
     def _show_counts(self) -> None:
-        words = [
-            f"{HEADINGS[s][0]} {count(n, HEADINGS[s][1])}"
-            for s in SEVERITIES
-            if (n := sum(f.severity == s for f in self.findings))
-        ]
-        text = ", ".join(words) or ("" if self.checking else "✓ ready to launch")
+        text = counted(self.findings) or ("" if self.checking else "✓ ready to launch")
         far = self.look is not None and self.look.done < self.look.total
         checking = look_text(self.look) if self.look is not None and far else "checking"
         watching = f"cuts {self.look.done}/{self.look.total}" if self.look is not None and far else "cuts"
@@ -263,15 +316,14 @@ class ReviewPane(StepPane):
 
     def _show_findings(self) -> None:
         self._show_counts()
-        if self.facts is not None:
-            self.query_one("#forecast", Static).update("\n".join(forecast(self.state.job(), self.facts)))
+        self._show_forecast()
         options = self.query_one("#findings", Choices)
         before = options.highlighted_option.id if options.highlighted_option is not None else None
         options.clear_options()
         if self.refusal:
             heading = Text("✗ NOT LAUNCHED · the draft is kept, F8 tries again", style="bold")
             options.add_option(
-                Option(Group(heading, Padding(Text("\n".join(self.refusal)), (0, 0, 0, 2))), id="refusal")
+                Option(Group(heading, Padding(Text(escaped("\n".join(self.refusal))), (0, 0, 0, 2))), id="refusal")
             )
         for severity in SEVERITIES:
             group = [(i, f) for i, f in enumerate(self.findings) if f.severity == severity]
@@ -279,19 +331,10 @@ class ReviewPane(StepPane):
                 glyph, _, title, what = HEADINGS[severity]
                 options.add_option(Option(Text(f"{glyph} {title} · {what}", style="bold"), disabled=True))
             for i, finding in group:
-                options.add_option(Option(self._entry(finding), id=f"finding-{i}"))
+                options.add_option(Option(entry(finding), id=f"finding-{i}"))
         ids = [options.get_option_at_index(i).id for i in range(options.option_count)]
         real = [i for i, id in enumerate(ids) if id is not None]
         options.highlighted = ids.index(before) if before is not None and before in ids else real[0] if real else None
-
-    def _entry(self, finding: Finding) -> Group:
-        glyph = HEADINGS[finding.severity][0]
-        fix = f"fix (f): {finding.fix}" if finding.set else f"by hand: {finding.fix}"
-        return Group(
-            Text.assemble((f"{glyph} {shorten(home_path(finding.field), 50)}", "bold"), (f"  {finding.code}", "dim")),
-            Padding(Text(finding.message), (0, 0, 0, 2)),
-            Padding(Text(fix, style="italic"), (0, 0, 0, 2)),
-        )
 
     # Keys
 

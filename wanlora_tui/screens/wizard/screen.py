@@ -1,94 +1,113 @@
 """The wizard: six steps from nothing to a written, checked job file."""
 
-import time
+import asyncio
+import gc
+from functools import partial
 from pathlib import Path
 
 from textual import events, on, work
 from textual.app import ComposeResult
+from textual.binding import Binding
 from textual.containers import Container, Horizontal, VerticalScroll
-from textual.widgets import Button, Footer, OptionList, Static
-from textual.widgets.option_list import Option
+from textual.screen import Screen
+from textual.widget import Widget
+from textual.widgets import Button, Input, OptionList, Static
 
-from daemon.wire.protocol import JobRecord
-from presets.errors import UserError
-from presets.job.toml_file import dump_job, save_job
-from presets.text import sentences
 from wanlora_tui.actions import bindings
-from wanlora_tui.draft.draft_store import DraftError, Drafts, DraftStore
+from wanlora_tui.draft.draft_store import Draft, DraftError, Drafts, DraftStore
+from wanlora_tui.draft.history import History
 from wanlora_tui.draft.steps import NAMES, STEPS, position, step_of_field
 from wanlora_tui.feeds.submitter import Submitter
+from wanlora_tui.screens.frame.drawing import SparingScreen
+from wanlora_tui.screens.frame.field_search import FieldSearch
+from wanlora_tui.screens.frame.help_area import HelpingScreen
+from wanlora_tui.screens.frame.layout import LAYOUT
+from wanlora_tui.screens.frame.reach import bring_in_sight, can_be_seen
+from wanlora_tui.screens.frame.reckoning import ReckoningScreen
+from wanlora_tui.screens.frame.step_findings import Fix, Jump, StepFindings
+from wanlora_tui.screens.frame.step_marks import MarkingScreen
+from wanlora_tui.screens.frame.undoing import UndoingScreen
 from wanlora_tui.screens.wizard.captions import CaptionsPane
 from wanlora_tui.screens.wizard.clips import ClipsPane
 from wanlora_tui.screens.wizard.dialogs import Ask, StepHelp
 from wanlora_tui.screens.wizard.kind import Chosen, KindPane
-from wanlora_tui.screens.wizard.offer import offer
+from wanlora_tui.screens.wizard.mending import ClipsChosen, MendingPane
+from wanlora_tui.screens.wizard.offer import Offered, offer
 from wanlora_tui.screens.wizard.pane import Edited, StepPane
-from wanlora_tui.screens.wizard.prompts import PromptsPane
-from wanlora_tui.screens.wizard.reading import ReadingScreen
-from wanlora_tui.screens.wizard.review import Jump, ReviewPane
+from wanlora_tui.screens.wizard.prompts import PromptRow, PromptsPane
+from wanlora_tui.screens.wizard.review import Checked, ReviewPane
 from wanlora_tui.screens.wizard.settings import SettingsPane
-from wanlora_tui.screens.wizard.submitting import hand_in
+from wanlora_tui.screens.wizard.submitting import LaunchingScreen
 from wanlora_tui.widgets.field_input import FieldInput, field_id
+from wanlora_tui.widgets.fitting_footer import FittingFooter
+from wanlora_tui.widgets.long_table import LongTable
 
 SCAN_DELAY = 0.4  # seconds without a key before a folder that is being typed is read
+SETTLED = 0.3  # seconds that Textual takes to scroll to what has got the focus
+SHORT = 20  # rows below which the steps themselves scroll
 PROGRESS = 0.25  # seconds between two looks at how far a scan is
-
+# What the footer leaves out first, where there is no room: what has a button on its step, with the key on it
+SPARE = (
+    "wizard.remove", "wizard.fill_captions", "wizard.take_back", "wizard.add_trigger", "wizard.undo", "wizard.browse",
+    "rows.choose", "wizard.leave_out", "wizard.add", "wizard.from_clips", "wizard.show_file", "wizard.fix_all",
+    "wizard.recommended", "wizard.fix",
+)  # fmt: skip
 
 PANES = {"kind": KindPane, "clips": ClipsPane, "captions": CaptionsPane, "prompts": PromptsPane, "review": ReviewPane}
 
 
-class WizardScreen(ReadingScreen):
+class WizardScreen(LaunchingScreen, UndoingScreen, ReckoningScreen, HelpingScreen, MarkingScreen, SparingScreen):
     """Dismisses with the job that the daemon has accepted, or with None.
 
     Without a `submitter` the written job file is all that is wanted: then it dismisses with its absolute path.
     """
 
-    BINDINGS = bindings("wizard.help", "wizard.leave", "wizard.back", "wizard.next")
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012  (Textual's own declaration)
-    VERTICAL_BREAKPOINTS = [(0, "-short"), (30, "-tall")]  # noqa: RUF012
-    CSS = """
-    WizardScreen #wizard-title { height: 1; padding: 0 1; background: $primary 20%; text-style: bold; }
-    WizardScreen #middle { height: 1fr; }
-    WizardScreen #steps {
-        width: 28; height: 1fr; border: none; border-right: solid $primary 40%; padding: 1; display: none;
-        background: transparent;
-    }
-    WizardScreen.-wide #steps { display: block; }
-    WizardScreen #pane { width: 1fr; height: 1fr; }
-    WizardScreen #help-area { height: 5; border-top: solid $primary 60%; border-title-color: $primary; padding: 0 1; }
-    WizardScreen.-tall #help-area { height: 6; }
-    WizardScreen #help-text { height: auto; }
-    /* over the pane: the help, the buttons and the footer stay in view; a row more, because a notice of many lines
-       reaches one further down */
-    WizardScreen ToastRack { margin-bottom: 8; }
-    WizardScreen.-tall ToastRack { margin-bottom: 9; }
-    WizardScreen #nav { height: 1; padding: 0 1; }
-    WizardScreen #nav Button { min-width: 0; width: 14; }
-    WizardScreen #nav-state { width: 1fr; content-align: center middle; color: $text-muted; }
-    """
+    BINDINGS = bindings(
+        "wizard.help",
+        "wizard.leave",
+        "wizard.back",
+        "wizard.next",
+        "wizard.undo",
+        "wizard.redo",
+        "wizard.findings",
+    )
+    COMMANDS = Screen.COMMANDS | {FieldSearch}
+    HORIZONTAL_BREAKPOINTS = [(0, "-cramped"), (60, "-narrow"), (110, "-wide")]  # noqa: RUF012  (Textual's own declaration)
+    VERTICAL_BREAKPOINTS = [(0, "-tiny"), (9, "-low"), (20, "-short"), (30, "-tall")]  # noqa: RUF012
+    CSS = LAYOUT
 
-    def __init__(self, draft_path: Path | None = None, submitter: Submitter | None = None) -> None:
+    def __init__(
+        self, draft_path: Path | None = None, submitter: Submitter | None = None, begin_with: Draft | None = None
+    ) -> None:
+        """`begin_with`: a draft that was made of a job; no other is offered then."""
         super().__init__()
+        self._begin_with = begin_with
         self.submitter = submitter
+        if submitter is not None:
+            self.state.settings = submitter.settings
+        self.history = History(self.state.draft)
         self.drafts = Drafts(draft_path)
         self.store: DraftStore | None = None  # this wizard's own, from its first change on
         self._draft_problem = ""
-        self._said = ("", "")  # title and text of the help area
+        self._pane: StepPane | None = None
+        self._missed = False  # something was to be shown while the step in view was still being made
+        self._going = asyncio.Lock()  # keys, the palette and dialogs may ask for steps at once
 
     def compose(self) -> ComposeResult:
         yield Static("", id="wizard-title", markup=False)
         with Horizontal(id="middle"):
             steps = OptionList(id="steps", compact=True, markup=False)
-            steps.can_focus = False  # F7 and F8 walk the steps; this list shows where one is, and takes the mouse
+            steps.can_focus = False  # keys walk the steps; this list shows what was found, and takes the mouse
             yield steps
             yield Container(id="pane")
+        yield Static("", id="forecast-line", markup=False)
         with VerticalScroll(id="help-area", can_focus=False):
             yield Static("", id="help-text", markup=False)
         with Horizontal(id="nav"):
             yield Button("◀ Back F7", id="back", compact=True)
             yield Static("", id="nav-state", markup=False)
             yield Button("Next F8 ▶", id="next", variant="primary", compact=True)
-        yield Footer()
+        yield FittingFooter(spare=SPARE)
 
     def on_mount(self) -> None:
         self._read_machine()
@@ -96,33 +115,32 @@ class WizardScreen(ReadingScreen):
         self.set_interval(PROGRESS, self._show_progress)
 
     def on_unmount(self) -> None:
+        gc.unfreeze()
         self.end_looks()
         if self.store is not None:
             self.store.release()
 
     @property
     def pane(self) -> StepPane | None:
-        panes = self.query(StepPane)
-        return panes.first() if panes else None
-
-    @property
-    def step(self) -> str:
-        return self.state.draft.step
+        return self._pane
 
     # The draft
 
     @work
     async def _begin(self) -> None:
         """Offer the drafts of wizards that have ended, then show the first step or the one where the draft was left."""
-        offered = await offer(self.app, self.drafts, self.submitter)
+        begin_with = self._begin_with
+        offered = Offered(begin_with, None) if begin_with else await offer(self.app, self.drafts, self.submitter)
         if offered is None:  # back to where the user came from, and the drafts stay
             self.dismiss(None)
             return
         self.state.draft, self.store = offered.draft, offered.store
+        self.history = History(self.state.draft)
         self.state.refresh()
         self._scan()
         await self._machine_known()
         await self.go_to(self.step)
+        self.spare_collector()
 
     async def _machine_known(self) -> None:
         """Steps from the third on need the machine; it takes a moment to read."""
@@ -130,8 +148,9 @@ class WizardScreen(ReadingScreen):
             self.query_one("#nav-state", Static).update("… reading the machine")
             await self._machine_there.wait()
 
-    def _keep(self) -> None:
+    def keep(self) -> None:
         """Save the draft. A failure is shown, and typing continues."""
+        self.history.note(self.state.draft)
         problem = ""
         try:
             if self.store is None:
@@ -144,6 +163,10 @@ class WizardScreen(ReadingScreen):
                 self.notify(problem, severity="error", timeout=20)
         self._draft_problem = problem
 
+    @property
+    def focus_chain(self) -> list[Widget]:
+        return [widget for widget in super().focus_chain if can_be_seen(widget)]
+
     def _show_progress(self) -> None:
         if self.pane is not None and self.pane.is_mounted and self.looking:
             self.pane.show_progress()
@@ -154,19 +177,22 @@ class WizardScreen(ReadingScreen):
     def _field_changed(self, event: FieldInput.Changed) -> None:
         event.stop()
         event.row.taken()
+        self.changing(event.path)
         if event.error:
             self.state.set_typed(event.path, event.text)
         else:
             self.state.set_value(event.path, event.value)
-        self._keep()
-        if event.path.endswith("].path"):
+        self.keep()
+        if event.path.endswith(("].path", ".caption_extension")):
             self.set_timer(SCAN_DELAY, self._scan)
         self.show()
 
     @on(Edited)
     async def _edited(self, event: Edited) -> None:
         event.stop()
-        self._keep()
+        self.changing("")
+        self.history.close()
+        self.keep()
         if event.scan:
             self._scan()
         if isinstance(event, Chosen):
@@ -175,55 +201,117 @@ class WizardScreen(ReadingScreen):
             self.show()
 
     def show(self) -> None:
-        if self.pane is not None and (self.state.ready or self.step in ("kind", "clips")):
-            self.pane.bring_up_to_date()
-        self._show_help(self.focused)
+        if self.pane is None or not self.pane.is_mounted:
+            self._missed = True
+        elif self.state.ready or self.step in ("kind", "clips"):
+            self.pane.follow()
+        self.reckon_soon()
+        self.list_steps()
+        self.show_help(self.focused, self.step)
 
     # Steps
 
     async def go_to(self, name: str, *, field: str = "") -> None:
         """Show a step, or the first one before it that must be filled in first; `field` gets the focus."""
+        async with self._going:
+            await self._go_to(name, field)
+
+    async def _go_to(self, name: str, field: str) -> None:
         name = self.state.furthest(name)
         self.state.draft.step = name
+        self.state.drop_blank_merges()
+        if name == "review" and self.state.is_behind:  # what is launched follows the last clip that was left out
+            self.state.refresh()
         pane = SettingsPane(self.state, field=field) if name == "settings" else PANES[name](self.state)
         box = self.query_one("#pane", Container)
         with self.app.batch_update():
+            self._pane, self._missed = None, False
             await box.remove_children()
             await box.mount(pane)
+            self._pane = pane
+        if self._missed:  # it has drawn itself from the state of before
+            pane.bring_up_to_date()
         place = position(name)
-        self.query_one("#wizard-title", Static).update(
-            f"New LoRA job · step {place + 1} of {len(STEPS)} · {STEPS[place].title}"
-        )
         self.query_one("#nav-state", Static).update("the draft is kept as you type")
         self.query_one("#back", Button).disabled = place == 0
         self.query_one("#next", Button).label = "Launch F8 ▶" if name == NAMES[-1] else "Next F8 ▶"
-        self._list_steps()
+        self.list_steps()
+        self.query_one("#forecast-line").display = name in ("settings", "prompts") and self.state.ready
         rows = self.query(f"#{field_id(field)}").results(FieldInput) if field else ()
         row = next(iter(rows), None)
         if row is not None:
+            for around in row.ancestors:
+                if isinstance(around, PromptRow):  # values of a prompt's own are folded away
+                    around.add_class("-open")
             row.control.focus()
         else:
             pane.focus_first()
-        self._show_help(None)
+        self.reckon_soon()
+        self.show_help(None, self.step)
 
-    def _list_steps(self) -> None:
-        steps, place = self.query_one("#steps", OptionList), position(self.step)
-        steps.clear_options()
-        for i, step in enumerate(STEPS):
-            glyph = "▶" if i == place else "✓" if i < place else " "
-            steps.add_option(
-                Option(f"{glyph} {i + 1} {step.title}", disabled=self.state.furthest(step.name) != step.name)
-            )
-        steps.highlighted = place
+    async def go_to_field(self, field: str) -> None:
+        """Show a field, and put the focus there."""
+        await self.go_to(step_of_field(field), field=field)
+
+    def in_place(self, paths: list[str]) -> bool:
+        return isinstance(self.pane, MendingPane) and all(path.endswith("].exclude") for path in paths)
+
+    async def went_to(self, paths: list[str]) -> None:
+        self.keep()
+        self._scan()
+        self.changing("")
+        if self.in_place(paths):  # of clips that are left out: the cursor stays where it is in a long table
+            self.post_message(ClipsChosen())
+            self.show()
+            return
+        path = next((p for p in paths if "." in p), "")
+        step = step_of_field(path) if path else self.step
+        await self.go_to(self.step, field=path if step == self.step else "")
+
+    # Findings
+
+    @work
+    async def action_findings(self, step: str = "") -> None:
+        """What was found about a step (the one in view), each finding with its fix and the way to its field."""
+        place = position(step or self.step)
+        found = self.found_at(STEPS[place].name)
+        answer = await self.app.push_screen_wait(StepFindings(f"{place + 1} {STEPS[place].title}", found))
+        if isinstance(answer, Fix):
+            applied = self.state.apply([answer.finding])
+            self.notify("\n".join(applied), title="Fixed")
+            self.post_message(Edited(scan=True))
+        elif isinstance(answer, Jump):
+            await self.go_to_field(answer.field)
+
+    def rows(self) -> list[FieldInput]:
+        return self.pane.rows() if self.pane is not None else []
+
+    def reckoned(self) -> None:
+        if isinstance(self.pane, ClipsPane):
+            self.pane.follow_held_out()
+        self.list_steps()
+        self.show_help(self.focused, self.step)
+
+    @on(Checked)
+    def _checked(self, event: Checked) -> None:
+        """The review has looked longer than a reckoning does."""
+        self.known = event.facts
+        if isinstance(self.pane, ReviewPane):
+            self.findings = list(self.pane.rules_found)
+            self.list_steps()
 
     @on(OptionList.OptionSelected, "#steps")
     async def _step_clicked(self, event: OptionList.OptionSelected) -> None:
         event.stop()
-        await self.go_to(NAMES[event.option_index])
+        name = NAMES[event.option_index]
+        if name == self.step and self.found_at(name):
+            self.action_findings()
+        else:
+            await self.go_to(name)
 
     @on(Jump)
     async def _jump(self, event: Jump) -> None:
-        await self.go_to(step_of_field(event.field), field=event.field)
+        await self.go_to_field(event.field)
 
     @on(Button.Pressed, "#back")
     async def action_back(self) -> None:
@@ -236,10 +324,10 @@ class WizardScreen(ReadingScreen):
         if problem:
             self.notify(problem, severity="warning")
         elif isinstance(self.pane, ReviewPane):
-            self._launch(self.pane)
+            self.launch(self.pane)
         elif self.pane is not None:
             await self.go_to(NAMES[position(self.step) + 1])
-            self._keep()
+            self.keep()
 
     async def action_step_action(self, name: str) -> None:
         """Run an action of the step in view: keys, the footer and the palette all come through here."""
@@ -255,26 +343,22 @@ class WizardScreen(ReadingScreen):
 
     @on(events.DescendantFocus)
     def _focus_moved(self, event: events.DescendantFocus) -> None:
-        self._show_help(event.widget)
-
-    def _show_help(self, focused: object) -> None:
-        """What the focused field means, or what this step wants."""
-        row = (
-            next((n for n in focused.ancestors if isinstance(n, FieldInput)), None)
-            if hasattr(focused, "ancestors")
-            else None
-        )
-        area, text = self.query_one("#help-area"), self.query_one("#help-text", Static)
-        step = STEPS[position(self.step)]
-        said = (row.help_title(), row.help_lines()) if row is not None else (step.title, step.hint)
-        if said != self._said:
-            self._said = said
-            area.border_title = said[0]
-            text.update(said[1])
-            area.scroll_home(animate=False)
+        self.changing(None)
+        self.history.close()
+        self.show_help(event.widget, self.step)
+        if self.size.height < SHORT:
+            self.set_timer(SETTLED, partial(bring_in_sight, event.widget))
 
     def action_step_help(self) -> None:
-        self.app.push_screen(StepHelp(STEPS[position(self.step)]))
+        nodes = [self, self.pane, *self.pane.query(LongTable)] if self.pane is not None else [self]
+        offered = {
+            b.id
+            for node in nodes
+            for kind in type(node).__mro__
+            for b in kind.__dict__.get("BINDINGS", ())
+            if isinstance(b, Binding) and b.id
+        }
+        self.app.push_screen(StepHelp(STEPS[position(self.step)], offered, typing=isinstance(self.focused, Input)))
 
     # Leaving and launching
 
@@ -292,83 +376,7 @@ class WizardScreen(ReadingScreen):
             )
         )
         if answer == "discard":
-            self._forget()
+            self.forget()
         if answer in ("leave", "discard"):
             self.end_looks()
             self.dismiss(None)
-
-    def _forget(self) -> None:
-        """Delete the draft: it was thrown away, or has become a job."""
-        if self.store is not None:
-            try:
-                self.store.delete()
-            except DraftError as e:
-                self.notify(str(e), severity="error", timeout=20)
-
-    @work(exclusive=True, group="launch")
-    async def _launch(self, review: ReviewPane) -> None:
-        """Write the job file and hand it in, unless something stands in the way: then say what, and stay."""
-        errors = [f for f in review.findings if f.severity == "error"]
-        problem = self.state.path_problem()
-        if errors:
-            names = ", ".join(f"{f.field} ({f.code})" for f in errors[:4]) + (
-                f" and {len(errors) - 4} more" if len(errors) > 4 else ""
-            )
-            self.notify(f"Fix first: {names}", title="Not launched", severity="error", timeout=10)
-            review.focus_first()
-        elif review.checking:
-            self.notify("Still checking the job: one moment, then press F8 again.", severity="warning")
-        elif problem:
-            self.notify(problem, title="Not launched", severity="error")
-            review.query_one("#job-path").focus()
-        elif await self._may_write(self.state.job_path()):
-            path = self.state.job_path().absolute()
-            job = self.state.written_job()
-            sent_before = (
-                self.state.draft.launched_at
-                if self.state.draft.launched == str(path) and self.state.wrote(path)
-                else 0.0
-            )
-            try:
-                save_job(job, path, fresh=True)
-            except UserError as e:
-                review.refuse(
-                    [
-                        sentences(
-                            f"The job file {path} {e.what}",
-                            "Make room there or repair it, or choose another place above",
-                        )
-                    ]
-                )
-                return
-            self.state.written[path] = dump_job(job)
-            if self.submitter is None:
-                self._forget()
-                self.dismiss(str(path))
-            else:
-                await self._hand_in(review, self.submitter, path, sent_before)
-
-    async def _hand_in(self, review: ReviewPane, submitter: Submitter, path: Path, sent_before: float) -> None:
-        """Wait for the daemon's answer. The draft says meanwhile that it is under way, in case this program is
-        killed."""
-        draft = self.state.draft
-        draft.launched, draft.launched_at = str(path), sent_before or time.time()
-        self._keep()
-        answer = await hand_in(self, submitter, path, sent_before)
-        if isinstance(answer, JobRecord):
-            self._forget()
-            self.dismiss(answer)
-            return
-        if not answer.may_be_taken:
-            draft.launched = ""
-            self._keep()
-        review.refuse(answer.reasons)
-
-    async def _may_write(self, path: Path) -> bool:
-        if not path.exists() or self.state.wrote(path):
-            return True
-        answers = {"replace": "Replace it", "keep": "Choose another name"}
-        answer = await self.app.push_screen_wait(Ask("Replace this file?", f"{path} exists already.", answers))
-        if answer != "replace" and self.pane is not None:
-            self.pane.query_one("#job-path").focus()
-        return answer == "replace"

@@ -3,20 +3,37 @@
 One field of it is wanlora_tui.widgets.field_input's.
 """
 
-from textual import on
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+from textual import on, work
 from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
+from textual.geometry import Size
+from textual.message import Message
+from textual.reactive import Reactive
 from textual.widget import Widget
-from textual.widgets import OptionList, Static
+from textual.widgets import Button, OptionList, Static
 from textual.widgets.option_list import Option
 
-from presets.job.expert_schedule import EXPERTS, PANEL, Expert, steps_of, trained_experts
+from presets.base.composition import named_base
+from presets.base.model_facts import read_model
+from presets.errors import UserError
+from presets.facts.loras import START_FIELDS, find_start, mergeable, shapes_of, start_of, startable
+from presets.job.expert_schedule import EXPERTS, PANEL, Expert, needed_experts, steps_of, trained_experts
+from presets.job.fields import parse_path
+from presets.job.schema import Job, MergePanel
 from presets.machine.machine import Machine
 from presets.text import human
+from wanlora_tui.actions import bindings
+from wanlora_tui.draft.chosen_loras import merge_field
 from wanlora_tui.draft.job_draft import PANELS, WizardState
 from wanlora_tui.output.formatting import count, expert_text, home_path, value_text
-from wanlora_tui.screens.wizard.pane import Choices, StepPane
+from wanlora_tui.output.typed_paths import absolute
+from wanlora_tui.screens.wizard.pane import Choices, Edited, StepPane
 from wanlora_tui.widgets.field_input import CHANGED, RECOMMENDED, FieldInput
+from wanlora_tui.widgets.folder_picker import PathInput, PathPicker
 
 
 def machine_lines(machine: Machine) -> list[str]:
@@ -37,13 +54,44 @@ def machine_lines(machine: Machine) -> list[str]:
     return lines
 
 
+@dataclass
+class LoraRead(Message):
+    """The file that a field names was looked at: a LoRA to start from, or one to merge."""
+
+    path: str
+    value: str
+    problem: str
+
+
+def lora_problem(job: Job, path: str, merge: MergePanel | None, base: Path) -> str:
+    """Why the LoRA of a start's field, or the `merge` of its field, cannot be used; "" when it can."""
+    model = shapes_of(read_model(named_base(job), base))
+    try:
+        for expert, field in START_FIELDS.items():
+            if path == field:
+                startable(find_start(start_of(job, expert), expert, base), expert, model)
+        if merge is not None:
+            mergeable(merge, base, needed_experts(job), model)
+    except UserError as e:
+        return e.what
+    return ""
+
+
+class Form(VerticalScroll):
+    """Rows, of which one grows by a line when what is typed there is no value."""
+
+    # its own growth lays nothing out anew, but for the scrollbar, which does so itself
+    virtual_size = Reactive(Size(0, 0), layout=False)
+
+
 class SettingsPane(StepPane):
+    BINDINGS = bindings("wizard.add", "wizard.browse", "wizard.remove")
     DEFAULT_CSS = """
     SettingsPane > Horizontal { height: 1fr; }
     SettingsPane #panels { width: 18; height: 1fr; border: none; padding: 0; }
     SettingsPane #form { width: 1fr; height: 1fr; padding-left: 1; }
     SettingsPane .heading { text-style: bold; height: auto; margin-top: 1; }
-    SettingsPane .field-label { width: 24; }
+    SettingsPane #form .field-label { width: 24; }
     SettingsPane #form Static.fact { height: auto; }
     """
 
@@ -57,7 +105,7 @@ class SettingsPane(StepPane):
             yield Choices(
                 *(Option(self._entry(p), id=p) for p in ("machine", *PANELS)), id="panels", compact=True, markup=False
             )
-            yield VerticalScroll(id="form", can_focus=False)
+            yield Form(id="form", can_focus=False)
 
     def _entry(self, panel: str) -> str:
         changed = self.state.changed(panel)
@@ -84,11 +132,15 @@ class SettingsPane(StepPane):
 
     async def _show_panel(self) -> None:
         form, self.shown = self.query_one("#form", VerticalScroll), self.panel
-        await form.remove_children()
-        form.scroll_home(animate=False)
-        # nothing in it takes the focus, so the text itself must scroll by keys
-        form.can_focus = self.panel == "machine"
-        await form.mount_all(self._machine() if self.panel == "machine" else self._form(self.panel))
+        async with self.making():
+            await form.remove_children()
+            self.state.drop_blank_merges()
+            form.scroll_home(animate=False)
+            # nothing in it takes the focus, so the text itself must scroll by keys
+            form.can_focus = self.shown == "machine"
+            await form.mount_all(self._machine() if self.shown == "machine" else self._form(self.shown))
+        self._look_at_loras()
+        self.screen.refresh_bindings()
 
     def _machine(self) -> list[Widget]:
         assert self.state.machine is not None
@@ -126,7 +178,11 @@ class SettingsPane(StepPane):
                 out.append(
                     Static(self._expert_heading(expert), id=f"heading-{expert}", classes="heading", markup=False)
                 )
+            if path.endswith("].match"):
+                out.append(Static("Some layers", classes="heading", markup=False))
             out.append(self.row(path))
+        if panel == "target":
+            out.append(Horizontal(Button("Add layers F5", id="add-layers", compact=True), classes="row"))
         if panel == "sample":
             out.append(Static("Prompts and their control images: next step.", classes="muted"))
         if panel == "datasets":
@@ -142,7 +198,7 @@ class SettingsPane(StepPane):
 
     def bring_up_to_date(self) -> None:
         super().bring_up_to_date()
-        for expert in EXPERTS:
+        for expert in EXPERTS if self.shown == "multistage" else ():
             for heading in self.query(f"#heading-{expert}").results(Static):
                 heading.update(self._expert_heading(expert))
         panels = self.query_one("#panels", Choices)
@@ -151,6 +207,82 @@ class SettingsPane(StepPane):
                 panels.replace_option_prompt_at_index(i, self._entry(panel))
         if self.panel == "machine":
             self.call_next(self._show_panel)
+        if self.shown == "model":  # a merge was named: it has fields of its own, and another may follow
+            there = {row.path for row in self.query(FieldInput)}
+            new = [self.row(path) for path in self.state.fields("model") if path not in there]
+            self.query_one("#form", VerticalScroll).mount_all(new)
+        self._look_at_loras()
+
+    def _look_at_loras(self) -> None:
+        """Say at its field what is wrong with a LoRA file."""
+        if self.shown not in ("model", "target"):
+            return
+        for row in self.query(FieldInput):
+            index, name = merge_field(row.path) or (None, "")
+            if row.path not in START_FIELDS.values() and name != "path":
+                continue
+            if text := str(self.state.value(row.path)).strip():
+                merge = copy(self.state.draft.merges[index]) if index is not None else None
+                self._read_lora(self.state.job(), row.path, text, merge, self.base_folder())
+            else:
+                row.show_problem("")
+
+    @work(thread=True, group="loras", exit_on_error=False)
+    def _read_lora(self, job: Job, path: str, value: str, merge: MergePanel | None, base: Path) -> None:
+        self.post_message(LoraRead(path, value, lora_problem(job, path, merge, base)))
+
+    @on(LoraRead)
+    def _lora_read(self, event: LoraRead) -> None:
+        event.stop()
+        for row in self.query(FieldInput):
+            if row.path == event.path and str(self.state.value(row.path)).strip() == event.value:
+                row.show_problem(event.problem)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """F4 is offered where a path is wanted, F5 and F9 where there are tables of layers."""
+        if action == "browse":
+            return self._path_row() is not None
+        if action in ("add", "remove"):
+            return self.shown == "target" and (action == "add" or bool(self.state.draft.layers))
+        return super().check_action(action, parameters)
+
+    def _path_row(self) -> FieldInput | None:
+        return next((row for row in self.query(FieldInput) if row.has_focus_within and row.base is not None), None)
+
+    @work
+    async def action_browse(self) -> None:
+        row = self._path_row()
+        if row is None:
+            return
+        here = str(row.value or "")
+        start = absolute(here, self.base_folder()) if here else self.base_folder()
+        title = row.field.label
+        suffixes = None if row.path == "model.path" else row.suffixes  # a base is a folder more often than a file
+        picked = await self.app.push_screen_wait(PathPicker(start, title=title, suffixes=suffixes))
+        if picked is not None and row.is_mounted:
+            assert isinstance(row.control, PathInput)
+            row.control.value = picked
+            row.control.focus()
+
+    @on(Button.Pressed, "#add-layers")
+    async def action_add(self) -> None:
+        self.state.add_layers()
+        await self._show_panel()
+        first = self.state.layers_fields(len(self.state.draft.layers) - 1)[0]
+        next(row for row in self.query(FieldInput) if row.path == first).control.focus()
+        self.post_message(Edited())
+
+    async def action_remove(self) -> None:
+        """The table that has the focus, else the last."""
+        if not self.state.draft.layers:
+            return
+        focused = [parse_path(row.path) for row in self.query(FieldInput) if row.has_focus_within]
+        index = focused[0][2] if focused and focused[0][1] == "layers" else len(self.state.draft.layers) - 1
+        assert isinstance(index, int)
+        self.state.remove_layers(index)
+        await self._show_panel()
+        self.query_one("#add-layers").focus()
+        self.post_message(Edited())
 
     @on(OptionList.OptionHighlighted, "#panels")
     async def _highlighted(self, event: OptionList.OptionHighlighted) -> None:

@@ -1,24 +1,32 @@
-"""Handing a job to the daemon, and what stands on the screen meanwhile.
+"""The last key of the wizard: the job file is written and handed in, and what stands on the screen meanwhile.
 
 The daemon is asked by wanlora_tui.feeds.submitter.
 """
 
 import asyncio
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from textual import work
 from textual.app import ComposeResult
 from textual.containers import Vertical
+from textual.markup import escape
 from textual.screen import ModalScreen, Screen
 from textual.widgets import Footer, Static
 
 from daemon.errors import RequestRefused
-from daemon.wire.protocol import JobRecord
+from daemon.wire.protocol import JobRecord, PlannedTime
 from presets.errors import UserError
+from presets.job.toml_file import dump_job, save_job
 from presets.text import sentences
 from wanlora_tui.actions import bindings
+from wanlora_tui.draft.draft_store import DraftError, DraftStore
 from wanlora_tui.feeds.submitter import Submitter, Unanswered
+from wanlora_tui.screens.wizard.dialogs import Ask
+from wanlora_tui.screens.wizard.reading import ReadingScreen
+from wanlora_tui.screens.wizard.review import ReviewPane
 
 
 class SubmittingScreen(ModalScreen[bool]):
@@ -39,7 +47,7 @@ class SubmittingScreen(ModalScreen[bool]):
 
     def compose(self) -> ComposeResult:
         with Vertical() as box:
-            box.border_title = f"Launching {self.job_name}"
+            box.border_title = f"Launching {escape(self.job_name)}"
             yield Static(self.state, id="launch-state", markup=False)
         yield Footer()
 
@@ -60,12 +68,14 @@ class NotTaken:
     may_be_taken: bool
 
 
-async def hand_in(wizard: Screen[Any], submitter: Submitter, path: Path, sent_before: float) -> JobRecord | NotTaken:
-    """The job that the daemon made of a written job file. `sent_before` as for Submitter.submit. To be called from a
-    worker."""
+async def hand_in(
+    wizard: Screen[Any], submitter: Submitter, path: Path, sent_before: float, planned: PlannedTime | None = None
+) -> JobRecord | NotTaken:
+    """The job that the daemon made of a written job file. `sent_before` and `planned` as for Submitter.submit. To be
+    called from a worker."""
     waiting = SubmittingScreen(path.name)
     answer: asyncio.Task[JobRecord] = asyncio.create_task(
-        submitter.submit(path, sent_before=sent_before, say=waiting.say)
+        submitter.submit(path, sent_before=sent_before, planned=planned, say=waiting.say)
     )
 
     def stopped(by_user: bool | None) -> None:
@@ -102,3 +112,90 @@ async def hand_in(wizard: Screen[Any], submitter: Submitter, path: Path, sent_be
         else []
     )
     return NotTaken([str(error), *findings, later], may_be_taken=isinstance(error, Unanswered))
+
+
+class LaunchingScreen(ReadingScreen):
+    """A screen with a draft that becomes a job; `submitter` None: the written job file is all that is wanted."""
+
+    submitter: Submitter | None
+    store: DraftStore | None
+
+    def keep(self) -> None:
+        """Save the draft."""
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """Delete the draft: it was thrown away, or has become a job."""
+        if self.store is not None:
+            try:
+                self.store.delete()
+            except DraftError as e:
+                self.notify(str(e), severity="error", timeout=20)
+
+    @work(exclusive=True, group="launch")
+    async def launch(self, review: ReviewPane) -> None:
+        """Write the job file and hand it in, unless something stands in the way: then say what, and stay."""
+        errors = [f for f in review.findings if f.severity == "error"]
+        problem = self.state.path_problem()
+        if errors:
+            names = ", ".join(f"{f.field} ({f.code})" for f in errors[:4]) + (
+                f" and {len(errors) - 4} more" if len(errors) > 4 else ""
+            )
+            self.notify(f"Fix first: {names}", title="Not launched", severity="error", timeout=10)
+            review.focus_first()
+        elif review.checking:
+            self.notify("Still checking the job: one moment, then press F8 again.", severity="warning")
+        elif problem:
+            self.notify(problem, title="Not launched", severity="error")
+            review.query_one("#job-path").focus()
+        elif await self._may_write(self.state.job_path(), review):
+            path = self.state.job_path().absolute()
+            job = self.state.written_job()
+            sent_before = (
+                self.state.draft.launched_at
+                if self.state.draft.launched == str(path) and self.state.wrote(path)
+                else 0.0
+            )
+            try:
+                save_job(job, path, fresh=True)
+            except UserError as e:
+                review.refuse(
+                    [
+                        sentences(
+                            f"The job file {path} {e.what}",
+                            "Make room there or repair it, or choose another place above",
+                        )
+                    ]
+                )
+                return
+            self.state.written[path] = dump_job(job)
+            if self.submitter is None:
+                self.forget()
+                self.dismiss(str(path))
+            else:
+                await self._hand_in(review, self.submitter, path, sent_before)
+
+    async def _hand_in(self, review: ReviewPane, submitter: Submitter, path: Path, sent_before: float) -> None:
+        """Wait for the daemon's answer. The draft says meanwhile that it is under way, in case this program is
+        killed."""
+        draft = self.state.draft
+        draft.launched, draft.launched_at = str(path), sent_before or time.time()
+        self.keep()
+        answer = await hand_in(self, submitter, path, sent_before, review.planned)
+        if isinstance(answer, JobRecord):
+            self.forget()
+            self.dismiss(answer)
+            return
+        if not answer.may_be_taken:
+            draft.launched = ""
+            self.keep()
+        review.refuse(answer.reasons)
+
+    async def _may_write(self, path: Path, review: ReviewPane) -> bool:
+        if not path.exists() or self.state.wrote(path):
+            return True
+        answers = {"replace": "Replace it", "keep": "Choose another name"}
+        answer = await self.app.push_screen_wait(Ask("Replace this file?", f"{path} exists already.", answers))
+        if answer != "replace":
+            review.query_one("#job-path").focus()
+        return answer == "replace"

@@ -20,7 +20,7 @@ from daemon.errors import NotRunning
 from daemon.wire.client import Client
 from daemon.wire.protocol import JobRecord
 from presets.job.toml_file import load_job
-from tests.helpers.interface.harness import answers, end_daemon, environment, running_daemon, short_dir
+from tests.helpers.interface.harness import answers, end_daemon, environment, running_daemon
 from tests.helpers.interface.harness import until as until_outside
 from tests.helpers.interface.wizard_pilot import make_base, make_clips, screen_of, screen_text, until
 from tests.helpers.terminal import Terminal
@@ -42,17 +42,6 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     make_base(folder / "base")
     monkeypatch.chdir(folder)
     return folder
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """The daemon's directory, without a daemon; what is started there is ended with the test."""
-    place = short_dir()
-    try:
-        yield place
-        end_daemon(place)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
 
 
 def draft_file(folder: Path) -> Path:

@@ -91,7 +91,7 @@ def test_drafts_of_dead_wizards_are_listed_and_one_is_taken(work: Path, wizard: 
             "/neon",
             "at step 2: Clips",
             "A new job; all of these are kept",
-            "F9 throws it away",
+            "x throws it away",
         )
     ), text
     again.press("j", "enter")

@@ -133,3 +133,7 @@ async def test_the_parts_are_rows_of_the_settings(work: Path) -> None:
         await pilot.press(*"bas", "right", "tab")
         await until(pilot, lambda: screen_of(pilot).state.value("model.vae") == "base/", "the completed path")
         assert "Text encoder" in screen_text(pilot.app)
+        (work / "wan_high.gguf").write_bytes(b"")
+        await focus_field(pilot, "model.text_encoder")
+        await pilot.press(*"wan_h", "right", "tab")
+        await until(pilot, lambda: screen_of(pilot).state.value("model.text_encoder") == "wan_high.gguf", "the file")

@@ -1,13 +1,15 @@
 """The wizard by keyboard, on a small terminal, with real clips."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
+from inspect import isawaitable
 from pathlib import Path
 
 import pytest
-from textual.widgets import Button, DataTable, Input
+from textual.widgets import Button, Input
 from textual.widgets._toast import Toast
 
 from presets.job.fields import FIELDS
@@ -31,14 +33,17 @@ from tests.helpers.interface.wizard_pilot import (
     until,
     wizard,
 )
+from tests.helpers.loras import pair, write_lora_file
 from tests.helpers.videos import write_clip
-from tests.helpers.waiting import PATIENCE
+from tests.helpers.waiting import PATIENCE, until_async
 from wanlora_tui.draft.draft_store import Draft, DraftStore
 from wanlora_tui.draft.job_draft import PANELS
+from wanlora_tui.screens.wizard.captions import CaptionsPane
 from wanlora_tui.screens.wizard.clips import ClipsPane
 from wanlora_tui.screens.wizard.review import ReviewPane
 from wanlora_tui.screens.wizard.settings import SettingsPane
-from wanlora_tui.widgets.field_input import FieldInput
+from wanlora_tui.widgets.clip_table import ClipTable
+from wanlora_tui.widgets.field_input import FieldInput, FieldText
 from wanlora_tui.widgets.folder_picker import PathPicker
 
 pytestmark = pytest.mark.process  # takes seconds
@@ -162,7 +167,9 @@ async def test_problems_of_clips_are_told_and_the_rest_is_usable(work: Path) -> 
         await resumed(pilot, "clips")
         text = " ".join(screen_text(pilot.app).split())
         assert "✗ 2 problems" in text and "broken.mp4" in text and "anim.gif" in text
-        assert screen_of(pilot).query_one("#clips", DataTable).row_count == 3
+        table = screen_of(pilot).query_one("#clips", ClipTable)
+        assert [entry.name for entry in table.entries if entry.clip is None] == ["anim.gif", "broken.mp4"]
+        assert table.row_count == 5
 
 
 async def test_folders_come_and_go_by_typing_and_by_browsing(work: Path) -> None:
@@ -186,7 +193,7 @@ async def test_folders_come_and_go_by_typing_and_by_browsing(work: Path) -> None
         await pilot.press("enter")
         await until(pilot, lambda: len(screen_of(pilot).state.draft.folders) == 2, "the second folder")
         await scanned(pilot)
-        assert "2 " in screen_text(pilot.app) and screen_of(pilot).query_one("#clips", DataTable).row_count == 1
+        assert "2 " in screen_text(pilot.app) and screen_of(pilot).query_one("#clips", ClipTable).row_count == 1
         await pilot.press("f9")
         assert screen_of(pilot).state.draft.folders == [str(work / "orbit")]
         await pilot.press("f4")
@@ -210,7 +217,29 @@ async def test_keys_work_while_forty_clips_are_read(work: Path) -> None:
         await type_text(pilot, "abc")  # answered before the worker's message is
         assert screen_of(pilot).query_one("#folder", Input).value == "abc"
         await scanned(pilot)
-        assert screen_of(pilot).query_one("#clips", DataTable).row_count == 40
+        assert screen_of(pilot).query_one("#clips", ClipTable).row_count == 40
+
+
+@pytest.mark.parametrize("step", ["clips", "captions"])
+async def test_what_is_read_while_a_step_is_being_made_is_shown_there(
+    work: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A busy machine has read the folder before the step that was drawn without it takes messages."""
+    kind = {"clips": ClipsPane, "captions": CaptionsPane}[step]
+    draw = kind.on_mount
+
+    async def slow(pane: ClipsPane) -> None:
+        answer = draw(pane)
+        if isawaitable(answer):
+            await answer
+        await until_async(lambda: pane.state.ready and not pane.state.looks, "the clips")
+
+    async with wizard(a_draft(work, step)) as pilot:
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, "on_mount", slow)
+            await resumed(pilot, step)
+        await until(pilot, lambda: "3 clips" in screen_text(pilot.app), "the folder's line")
+        assert "looking at" not in screen_text(pilot.app)
 
 
 async def test_captions_show_as_they_will_be_read(work: Path) -> None:
@@ -240,6 +269,8 @@ async def test_every_field_is_reached_by_keyboard(work: Path) -> None:
     reached: set[str] = set()
     async with wizard(a_draft(work, "settings")) as pilot:
         await resumed(pilot, "settings")
+        screen_of(pilot).state.add_layers()
+        screen_of(pilot).state.set_value("model.merge[0].path", "style.safetensors")
         for panel in PANELS:
             screen_of(pilot).query_one("#panels").focus()
             await pilot.press("down")
@@ -258,10 +289,9 @@ async def test_every_field_is_reached_by_keyboard(work: Path) -> None:
                 assert isinstance(row, FieldInput) and row.path == path
                 region = row.control.region
                 assert region in screen_of(pilot).region and region.width >= 10, f"{path} cannot be seen: {region}"
-                assert FIELDS[path.replace("[0]", "")].label in str(
-                    screen_of(pilot).query_one("#help-area").border_title
-                )
-                reached.add(path.replace("[0]", ""))
+                general = re.sub(r"\[\d\]", "", path)
+                assert FIELDS[general].label in str(screen_of(pilot).query_one("#help-area").border_title)
+                reached.add(general)
                 await pilot.press("down")
         await pilot.press("f8")
         await at_step(pilot, "prompts")
@@ -269,7 +299,7 @@ async def test_every_field_is_reached_by_keyboard(work: Path) -> None:
         await until(pilot, lambda: screen_of(pilot).query("#prompt-0"), "the prompt")
         own = screen_of(pilot).query_one("#prompt-0 .more", Button)
         for path in screen_of(pilot).state.prompt_fields(0):
-            if path.endswith(".width"):
+            if path.endswith(".end_img"):
                 own.focus()
                 await pilot.press("enter")
                 await pilot.pause()
@@ -277,6 +307,60 @@ async def test_every_field_is_reached_by_keyboard(work: Path) -> None:
             assert row.control.region in screen_of(pilot).region, f"{path} cannot be seen"
             reached.add(path.replace("[0]", ""))
     assert reached == set(FIELDS)
+
+
+async def test_a_lora_of_another_model_is_told_at_its_field_and_a_merge_makes_room_for_the_next(work: Path) -> None:
+    write_lora_file(work / "other.safetensors", pair(width=48))
+    write_lora_file(work / "mine.safetensors", pair(width=32, rank=2))
+    async with wizard(a_draft(work, "settings")) as pilot:
+        await resumed(pilot, "settings")
+        state = screen_of(pilot).state
+        for _ in range(PANELS.index("target") + 1):
+            await pilot.press("j")
+        await until(pilot, lambda: screen_of(pilot).query("#field-target-start_high"), "the form")
+        await pilot.press("enter")
+        row = await focus_field(pilot, "target.start_high")
+        row.control.value = "other.safetensors"
+        await until(pilot, lambda: "of another model" in screen_text(pilot.app), "the finding")
+        row.control.value = "mine.safetensors"
+        await until(pilot, lambda: state.value("target.rank") == 2, "its rank")
+        await until(pilot, lambda: "of another model" not in screen_text(pilot.app), "no finding")
+        await pilot.press("f4")
+        await until(pilot, lambda: isinstance(pilot.app.screen, PathPicker), "the picker")
+        await pilot.press("escape")
+        screen_of(pilot).query_one("#panels").focus()
+        await pilot.press(*"k" * (PANELS.index("target") - PANELS.index("model")))
+        await until(pilot, lambda: screen_of(pilot).query("#field-model-merge-0-path"), "the form")
+        await pilot.press("enter")
+        row = await focus_field(pilot, "model.merge[0].path")
+        row.control.value = "mine.safetensors"
+        await until(pilot, lambda: screen_of(pilot).query("#field-model-merge-1-path"), "room for the next")
+        strength = await focus_field(pilot, "model.merge[0].strength")
+        strength.control.value = "0.5"
+        await until(pilot, lambda: [m.strength for m in state.job().model.merge] == [0.5], "its strength")
+
+
+async def test_some_layers_get_a_rank_of_their_own(work: Path) -> None:
+    async with wizard(a_draft(work, "settings")) as pilot:
+        await resumed(pilot, "settings")
+        state = screen_of(pilot).state
+        for _ in range(PANELS.index("target") + 1):
+            await pilot.press("j")
+        await until(pilot, lambda: screen_of(pilot).query("#add-layers"), "the form")
+        await pilot.press("f5")
+        await until(pilot, lambda: len(state.draft.layers) == 1, "the table")
+        await until(pilot, lambda: isinstance(pilot.app.focused, FieldText), "the focus in it")
+        await pilot.press("ctrl+u")
+        await type_text(pilot, "ffn")
+        row = await focus_field(pilot, "target.layers[0].rank")
+        await type_text(pilot, "32")
+        await until(
+            pilot, lambda: [(t.match, t.rank) for t in state.job().target.layers] == [("ffn", 32)], "the layers"
+        )
+        assert row.placeholder == "left out: 16"
+        await pilot.press("f9")
+        await until(pilot, lambda: not state.job().target.layers, "no table")
+        await until(pilot, lambda: not screen_of(pilot).query(".field-error.-wrong"), "the form again")
 
 
 async def test_the_values_of_one_expert_follow_the_common_ones_and_its_stage(work: Path) -> None:
@@ -447,6 +531,27 @@ async def test_a_place_that_cannot_be_written_stops_the_launch(work: Path) -> No
         assert pilot.app.result == "not dismissed"
 
 
+async def test_previews_are_made_of_clips_on_one_key(work: Path) -> None:
+    async with wizard(a_draft(work, "prompts")) as pilot:
+        await resumed(pilot, "prompts")
+        await scanned(pilot)
+        await until(pilot, lambda: "F3 adds two" in " ".join(screen_text(pilot.app).split()), "the offer")
+        await pilot.press("f3")
+        await until(pilot, lambda: screen_of(pilot).query("#prompt-1"), "two prompts")
+        await until(
+            pilot, lambda: screen_text(pilot.app).count("✓ a clip that trains as well") >= 1, "the first frames"
+        )
+        state = screen_of(pilot).state
+        names = [Path(p.ctrl_img).name for p in state.draft.prompts]
+        assert len(set(names)) == 2 and all(p.prompt for p in state.draft.prompts)
+        await pilot.press("f2")
+        await until(pilot, lambda: state.job().datasets[0].exclude == names[1:], "the clip left out")
+        await until(pilot, lambda: "✓ a clip that does not train" in screen_text(pilot.app), "the word of it")
+        await pilot.press("f7", "f7", "f7")
+        await at_step(pilot, "clips")
+        await until(pilot, lambda: "left out" in screen_text(pilot.app), "the table of clips")
+
+
 async def test_control_images_are_opened(work: Path) -> None:
     (work / "control" / "fake.png").write_text("no image")
     async with wizard(a_draft(work, "prompts")) as pilot:
@@ -457,7 +562,7 @@ async def test_control_images_are_opened(work: Path) -> None:
         await type_text(pilot, "control/fake.png")
         await until(
             pilot,
-            lambda: "✗ the control image is not an image" in " ".join(screen_text(pilot.app).split()),
+            lambda: "✗ the control image is a text file, not an image" in " ".join(screen_text(pilot.app).split()),
             "the refusal",
         )
         await pilot.press("f4")
@@ -466,6 +571,14 @@ async def test_control_images_are_opened(work: Path) -> None:
         picker.query_one("#picker-path", Input).value = str(work / "control" / "castle.png")
         picker.query_one("#picker-take", Button).press()
         await until(pilot, lambda: "✓ the image opens" in screen_text(pilot.app), "the image")
+        screen_of(pilot).query_one("#prompt-0 .more", Button).press()
+        await pilot.pause()
+        await focus_field(pilot, "sample.prompts[0].end_img")
+        await pilot.press("f4")
+        await until(pilot, lambda: isinstance(pilot.app.screen, PathPicker), "the picker of the end image")
+        pilot.app.screen.query_one("#picker-path", Input).value = str(work / "control" / "castle.png")
+        pilot.app.screen.query_one("#picker-take", Button).press()
+        await until(pilot, lambda: screen_of(pilot).state.draft.prompts[0].end_img.endswith("castle.png"), "its path")
         await pilot.press("f9")
         await until(pilot, lambda: "makes no previews" in screen_text(pilot.app), "the empty list")
 
@@ -558,12 +671,12 @@ async def test_a_notice_leaves_the_help_in_view(work: Path) -> None:
             await reviewed(pilot)
             await pilot.press("f8")
             await until(pilot, lambda: "Not launched" in screen_text(pilot.app), "the refusal")
-            pilot.app.clear_notifications()
-            screen_of(pilot).notify("many words here " * 20, timeout=PATIENCE)
-            await until(pilot, lambda: "many words" in screen_text(pilot.app), "the long notice")
             for step in ("review", "prompts", "settings"):
                 await at_step(pilot, step)
                 screen = screen_of(pilot)
+                pilot.app.clear_notifications()
+                screen.notify("many words here " * 20, timeout=PATIENCE)
+                await until(pilot, lambda: "many words" in screen_text(pilot.app), "the long notice")
                 toasts = [t.region for t in screen.query(Toast)]
                 assert toasts and all(screen.region.contains_region(t) for t in toasts)
                 for id in ("#help-area", "#nav", "Footer"):

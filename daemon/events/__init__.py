@@ -1,0 +1,1 @@
+"""What the runs say: their events.jsonl followed, folded and paged."""

@@ -1,0 +1,1 @@
+"""How much a run's previews move, keep and drift, measured against the clips that it trains on."""

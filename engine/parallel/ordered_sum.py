@@ -1,0 +1,104 @@
+"""The gradients of a step whose micro-batches are on several ranks, added in the order in which one process adds them.
+
+Autograd adds to a parameter's gradient each time that the parameter was used: by every loss term, and by every chunk of
+tokens. Addition rounds, so what a micro-batch gives is kept apart by use and not added up before it is its turn: on one
+GPU nothing of it stands between the micro-batches.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+
+PIECE = 2**24  # numbers that a rank sends at once: 64 MiB in fp32, of each rank
+
+Uses = dict[str, list[torch.Tensor]]  # parameter -> what each use of it gave, in order
+Gather = Callable[[torch.Tensor], list[torch.Tensor]]
+
+
+class OrderedSum:
+    """Adds up the gradients of one step; made anew for each."""
+
+    def __init__(self, parameters: Mapping[str, torch.nn.Parameter], gather: Gather) -> None:
+        """`gather` gives the tensors of all ranks that share the step, in their order."""
+        self._parameters, self._gather = parameters, gather
+        self._sums: dict[str, torch.Tensor] = {}
+
+    @contextmanager
+    def kept_apart(self) -> Iterator[Uses]:
+        """Inside, gradients go to what this yields and not to the parameters."""
+        uses: Uses = {name: [] for name in self._parameters}
+
+        def take(name: str) -> Callable[[torch.Tensor], None]:
+            def hook(parameter: torch.Tensor) -> None:
+                assert parameter.grad is not None
+                uses[name].append(parameter.grad)
+                parameter.grad = None
+
+            return hook
+
+        hooks = [p.register_post_accumulate_grad_hook(take(name)) for name, p in self._parameters.items()]
+        try:
+            yield uses
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @torch.no_grad()
+    def add(self, mine: Uses, counts: list[list[int]]) -> None:
+        """The micro-batches of all ranks, one each: `counts` says how many uses of each parameter every rank has, as
+        `count` gives it. All ranks call it."""
+        names = list(self._parameters)
+        for piece in _pieces(names, self._parameters, counts):
+            sizes = [
+                sum(counts[rank][i] * self._parameters[names[i]].numel() for i in piece) for rank in range(len(counts))
+            ]
+            if not any(sizes):
+                continue
+            flat = [use.flatten() for i in piece for use in mine[names[i]]]
+            for i in piece:
+                mine[names[i]].clear()
+            like = self._parameters[names[piece[0]]]
+            sent = torch.cat([*flat, like.new_zeros(max(sizes) - sum(t.numel() for t in flat))])
+            del flat
+            for rank, numbers in enumerate(self._gather(sent)):
+                at = 0
+                for i in piece:
+                    for _ in range(counts[rank][i]):
+                        parameter = self._parameters[names[i]]
+                        self._add(names[i], numbers[at : at + parameter.numel()].view_as(parameter))
+                        at += parameter.numel()
+
+    def _add(self, name: str, use: torch.Tensor) -> None:
+        if name in self._sums:
+            self._sums[name] += use
+        else:  # not 0 + it: that would lose the sign of a zero
+            self._sums[name] = use.clone()
+
+    def finish(self) -> None:
+        """The sums are the parameters' gradients from now on."""
+        for name, total in self._sums.items():
+            self._parameters[name].grad = total
+        self._sums = {}
+
+
+def count(uses: Uses) -> list[int]:
+    """How many uses each parameter had."""
+    return [len(of_one) for of_one in uses.values()]
+
+
+def _pieces(
+    names: list[str], parameters: Mapping[str, torch.nn.Parameter], counts: list[list[int]]
+) -> Iterator[list[int]]:
+    """The numbers of the parameters, in order, in groups that no rank sends more than PIECE of, or that are of one."""
+    piece: list[int] = []
+    size = 0
+    for i, name in enumerate(names):
+        most = max(of_rank[i] for of_rank in counts) * parameters[name].numel()
+        if piece and size + most > PIECE:
+            yield piece
+            piece, size = [], 0
+        piece.append(i)
+        size += most
+    if piece:
+        yield piece

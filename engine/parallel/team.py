@@ -1,0 +1,233 @@
+"""The ranks of a run as one of them sees them: what they tell each other, in the order of the ranks.
+
+The first rank leads: it gives orders, and between two of them it alone works (events, files, previews). All others wait
+for the next order. What is told goes through gloo, gradients through NCCL where they lie on GPUs.
+"""
+
+import os
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from engine.parallel.lost_ranks import Watch
+from engine.parallel.orders import End, Order, Prepare
+from engine.parallel.parts import Part, Rank
+from engine.parallel.quiet import take_warnings, warn
+from engine.parallel.signs import HANGS_SECONDS, Signs
+from engine.runfolder.event_log import EventLog
+from presets.errors import UserError
+
+JOIN = timedelta(minutes=10)  # for the first rank to be there: it looks at the clips before
+JOIN_FIRST = timedelta(minutes=2)  # for the others, which have less to do until then
+# Between two orders the others wait as long as previews take. Who dies is noticed at once all the same.
+PATIENCE = timedelta(days=30)
+CAUSE_SECONDS = 10.0  # for the watch to see who has died, when a connection has broken
+HALT = "wanlora/halt"  # in the store: an attempt halts once
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+T = TypeVar("T")
+
+
+class RankFailed(Exception):
+    """Another rank has met a bug; its own text."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A rank that ended before its time."""
+
+    cause: str
+    fix: str  # "" for a bug
+    user: bool  # whether it is for the user to mend
+
+
+class Team:
+    """All ranks of a run. Made by all of them at the same time."""
+
+    def __init__(self, rank: Rank, parts: Sequence[Part], device: torch.device, lost: Callable[[Loss], None]) -> None:
+        """`lost` is called in a thread of its own when a rank of this host has died, or any hangs; it should end this
+        process. Raises UserError when the ranks do not find each other."""
+        self.rank, self.parts, self.part = rank, list(parts), parts[rank.number]
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        join = JOIN_FIRST if self.leads else JOIN
+        try:
+            self._store, number, world = next(dist.rendezvous("env://", timeout=join))
+            dist.init_process_group(backend, store=self._store, rank=number, world_size=world, timeout=join)
+        except (RuntimeError, ValueError) as e:
+            raise UserError(
+                f"the {rank.world} processes of this run did not find each other: {str(e).splitlines()[0]}",
+                where=f"rank {rank.number}",
+                fix="Start all of them with one torchrun command, or unset WORLD_SIZE to train with one process",
+            ) from e
+        self._all = dist.new_group(backend=backend, timeout=PATIENCE)
+        groups = {
+            ranks: dist.new_group(list(ranks), backend=backend, timeout=PATIENCE)
+            for ranks in dict.fromkeys(part.ranks for part in parts)
+        }
+        self._sharing = groups[self.part.ranks]  # every rank has to make every group
+        self._working = False  # an order is being carried out
+        self._lost, self._watch = lost, Watch({}, self._on_lost)
+        self.signs = Signs(self._store, rank.number, rank.world, self._on_hung, limit=HANGS_SECONDS)
+        here = self.exchange((this_host(), os.getpid()))
+        self.here = [n for n, (host, _) in enumerate(here) if host == here[rank.number][0]]  # the ranks of this host
+        pids = {n: here[n][1] for n in self.here if n != rank.number}
+        self._watch.close()
+        self._watch = Watch(pids, self._on_lost)
+
+    @property
+    def leads(self) -> bool:
+        return self.rank.number == 0
+
+    def exchange(self, mine: T) -> list[T]:
+        """What each rank says, in their order. All ranks call it."""
+        return self._gathered(mine, self._all)
+
+    def exchange_sharing(self, mine: T) -> list[T]:
+        """The same among those that share a step."""
+        return self._gathered(mine, self._sharing)
+
+    def gather(self, mine: torch.Tensor) -> list[torch.Tensor]:
+        """The tensor of each rank that shares a step: all of one shape, type and kind of device."""
+        out = [torch.empty_like(mine) for _ in self.part.ranks]
+        self._ask(lambda: dist.all_gather(out, mine, group=self._sharing))
+        return out
+
+    def send(self, packed: bytes) -> None:
+        """To the first rank, which waits for it."""
+        self._ask(lambda: dist.send_object_list([packed], dst=0, group=self._all))
+
+    def receive(self, rank: int) -> bytes:
+        """What a rank sends to the first, which calls this."""
+        told: list[Any] = [None]
+        self._ask(lambda: dist.recv_object_list(told, src=rank, group=self._all))
+        packed: bytes = told[0]
+        return packed
+
+    @contextmanager
+    def at_work(self, order: Order) -> Iterator[None]:
+        """Give an order and carry it out with the others, inside. An error that is the user's to mend is all ranks',
+        and the next order may be given; after any other nobody knows where the others are, and they end by this
+        process's end."""
+        self.order(order)
+        self._working = True
+        try:
+            yield
+        except UserError:
+            self._working = False
+            raise
+        self._working = False
+
+    def order(self, order: Order) -> None:
+        """Give an order to all others. From Prepare on they work until all are `ready`."""
+        self._working = self._working or isinstance(order, Prepare)
+        self._ask(lambda: dist.broadcast_object_list([order], src=0, group=self._all))
+
+    def next_order(self) -> Order:
+        """Wait for it."""
+        told: list[Any] = [None]
+        self._ask(lambda: dist.broadcast_object_list(told, src=0, group=self._all))
+        if isinstance(told[0], End):
+            self._close()  # from now on ranks end as they should
+            dist.destroy_process_group()
+        order: Order = told[0]
+        return order
+
+    def end(self, code: int) -> None:
+        """Send the others home: they exit with `code`."""
+        if self._working:  # who knows what the others wait for: they end by this process's end
+            with suppress(RuntimeError):
+                self.confess(Loss(f"rank 0 of {self.rank.world} has ended the attempt", "", False))
+            self._close()
+            return
+        self._watch.close()
+        with suppress(RuntimeError):  # who has ended already need not be told
+            self.order(End(code))
+        self._close()
+        dist.destroy_process_group()
+
+    def _close(self) -> None:
+        self._watch.close()
+        self.signs.close()
+
+    def ready(self, log: EventLog) -> None:
+        """All ranks have loaded; waits for them. The first logs what the others warn of."""
+        for rank, warnings in enumerate(self.exchange(take_warnings(log))):
+            if self.leads:
+                warn(log, rank, warnings)
+        self._working = False
+
+    def halt(self) -> None:
+        """Have all that train apart end after the steps that they are at: for a stop, or an error."""
+        with suppress(RuntimeError):  # the store has gone with torchrun: the others go on to where all meet
+            self._store.set(HALT, "1")
+
+    def halted(self) -> bool:
+        """Whether a rank has asked for that; those that share a step hear of it at the same step. All of them call
+        it."""
+        heard = False
+        with suppress(RuntimeError):
+            heard = bool(self._store.check([HALT]))
+        return any(self.exchange_sharing(heard)) if self.part.sharing > 1 else heard
+
+    def confess(self, loss: Loss) -> None:
+        """Leave word of why this rank is about to end: it is found once it has ended."""
+        self._store.set(_key(self.rank.number), "\0".join([loss.cause, loss.fix, "user" if loss.user else ""]))
+
+    def _on_lost(self, rank: int) -> None:
+        """In the thread of the watch."""
+        found = Loss(
+            f"rank {rank} of {self.rank.world} was killed or has crashed", "Resume from the last checkpoint", False
+        )
+        try:
+            if self._store.check([_key(rank)]):
+                cause, fix, user = self._store.get(_key(rank)).decode().split("\0")
+                named = cause if cause.startswith("rank ") else f"rank {rank} of {self.rank.world}: {cause}"
+                found = Loss(named, fix, bool(user))
+        except RuntimeError as e:  # the store was in the process that has died
+            print(f"rank {self.rank.number}: {e}", file=sys.stderr)
+        self._lost(found)
+
+    def _on_hung(self, cause: str) -> None:
+        """In the thread of the signs. Word is left for those that wait for this rank."""
+        loss = Loss(cause, "Resume from the last checkpoint; if it comes again, see what that GPU or disk does", False)
+        self.confess(loss)
+        self._lost(loss)
+
+    def _gathered(self, mine: T, group: Any) -> list[T]:
+        told: list[Any] = [None] * dist.get_world_size(group)
+        self._ask(lambda: dist.all_gather_object(told, mine, group=group))
+        return told
+
+    def _ask(self, collective: Callable[[], object]) -> None:
+        try:
+            with self.signs.waiting():
+                collective()
+        except RuntimeError as e:
+            # most likely a rank has died: the watch is about to say which, and to end this process
+            print(f"rank {self.rank.number}: {e}", file=sys.stderr)
+            self._watch.wait(CAUSE_SECONDS)
+            raise
+
+
+def this_host() -> tuple[str, str, str]:
+    """Where process numbers mean what they mean here. Hosts and containers may have one name: each also has a kernel's
+    boot and a namespace of its own."""
+    boot = namespace = ""
+    with suppress(OSError):
+        boot = BOOT.read_text("utf-8").strip()
+    with suppress(OSError):
+        namespace = str(Path("/proc/self/ns/pid").readlink())
+    return socket.gethostname(), boot, namespace
+
+
+def _key(rank: int) -> str:
+    return f"wanlora/ended/{rank}"

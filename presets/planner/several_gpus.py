@@ -1,0 +1,159 @@
+"""What several GPUs make of a job's plan: which share each has, what it takes there, and how long the run is then.
+
+Experts train apart, or ranks share the micro-batches of each step, or both (presets.job.gpu_shares). What a micro-batch
+takes is the plan's own; what is added is the exchange of gradients. Each rank receives those of all others in the order
+of the ranks and adds them up itself, as one process would, so what it receives grows with their number.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+from msgspec import Struct
+
+from presets.facts.facts import Facts
+from presets.job import gpu_shares
+from presets.job.expert_schedule import EXPERTS, Expert, steps_of, trained_experts
+from presets.job.gpu_shares import apart, for_one_step, of_experts, require_fits
+from presets.job.schema import Job
+from presets.planner.choose import Choice, choose_work
+from presets.planner.coefficients import FITTED as c
+from presets.planner.costs import Costs, predict
+from presets.planner.plan import Plan
+from presets.planner.sizes import OPTIMIZER_BYTES, ExpertShape
+from presets.planner.workload import Hardware, Workload, shape_of, workload_of
+
+FREE = 0.95  # of a card's memory: nobody else uses it
+# Between cards without NVLink everything passes through host memory, in and out at once. NVLink is several times faster
+THROUGH_HOST = 0.5  # of the copy rate
+COLLECTIVE = 50e-6  # seconds until a collective of N ranks begins, for each of them. An estimate
+ROUND = 2e-3  # seconds of what ranks tell each other about a micro-batch, through gloo. An estimate
+PACKED_GBPS = 1.0  # at which a learner is packed, sent and unpacked. An estimate
+
+
+class Share(Struct, frozen=True, kw_only=True):
+    """What one GPU does, and what it takes there."""
+
+    rank: int
+    expert: Expert | None  # the only one that it trains; None: it has a part in every step
+    need_vram: int  # bytes
+    ram: int  # bytes of host memory of its process, with its part of the weights that all share
+
+
+class Shared(Struct, frozen=True, kw_only=True):
+    """A job on several GPUs."""
+
+    gpus: int
+    how: str  # for people
+    shares: list[Share]
+    choice: Choice  # the plan that all of them have
+    seconds_per_step: float  # of the run: what its steps take, by their number
+    exchange_seconds: float  # of each step that ranks share
+    received: int  # bytes of gradients that each rank receives in it
+    total: float  # seconds of the whole run
+    total_of_one: float  # on one of these GPUs, with the same plan
+    link_gbps: float
+
+    @property
+    def times_as_fast(self) -> float:
+        return self.total_of_one / self.total
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One round: a micro-batch of each rank."""
+
+    sent: int  # bytes by each rank
+    received: int  # bytes by each rank
+    seconds: float
+
+
+def gradient_bytes(work: Workload, shape: ExpertShape, plan: Plan) -> int:
+    """Bytes that a rank sends of one micro-batch: the gradient of every use of a LoRA parameter, in fp32. What follows
+    the attention is used once for each run of tokens, and everything once for each loss term."""
+    width, ffn = shape.width, shape.ffn
+    chunks = sum(load.share * plan.chunks(load.bucket.tokens) for load in work.loads)
+    once, each_run = 10 * width, 6 * width + 2 * (width + ffn)  # in + out of the linears before it, and of those after
+    return round(4 * shape.layers * work.rank * work.terms * (once + chunks * each_run))
+
+
+def exchange(sent: int, sharing: int, *, link_gbps: float, memory_gbps: float) -> Exchange:
+    """A round of `sharing` ranks that send so many bytes each: a ring, then the sum in their order."""
+    if sharing == 1:
+        return Exchange(0, 0, 0.0)
+    received = (sharing - 1) * sent
+    adding = 3 * sharing * sent / (memory_gbps * 1e9)  # the sum is read and written, what came is read
+    return Exchange(sent, received, received / (link_gbps * 1e9) + adding + sharing * COLLECTIVE + ROUND)
+
+
+def share_out(job: Job, facts: Facts, hardware: Hardware, gpus: int, *, link_gbps: float | None = None) -> Shared:
+    """The job on so many GPUs like `hardware` of one host, whose processes share the frozen weights. `link_gbps`: what
+    one receives from the others, 10^9 bytes a second. Raises UserError, for a number that cannot share its steps with
+    those that can, and DoesNotFit."""
+    require_fits(job, gpus)
+    sharing, divided = for_one_step(job, gpus), apart(job, gpus)
+    each = msgspec.structs.replace(hardware, ram_free=hardware.ram_free // gpus)
+    work, shape = msgspec.structs.replace(workload_of(job, facts), sharers=gpus), shape_of(facts)
+    choice = choose_work(work, job, facts, each)
+    link = hardware.copy_gbps * THROUGH_HOST if link_gbps is None else link_gbps
+    shares = []
+    for rank in range(gpus):
+        expert = trained_experts(job)[rank // sharing] if divided else None
+        part = job if rank == 0 else of_experts(job, [expert] if expert else trained_experts(job))
+        own = msgspec.structs.replace(workload_of(part, facts), sharers=gpus)
+        found = predict(choice.plan, own, each, shape)
+        # of the weights as much as any other, whichever it maps: the host holds all of them once
+        ram = found.ram - found.ram_held["weights"] + choice.prediction.ram_held["weights"]
+        shares.append(Share(rank=rank, expert=expert, need_vram=found.need_vram, ram=ram))
+    costs = Costs(work, hardware, shape)
+    step = costs.time.step(choice.plan)
+    one = exchange(gradient_bytes(work, shape, choice.plan), sharing, link_gbps=link, memory_gbps=hardware.memory_gbps)
+    rounds = work.accumulation // sharing
+    shared_step = (step.total - step.other) / sharing + step.other + rounds * one.seconds
+    steps = steps_of(job)
+    waited = max(steps.values()) if divided else work.steps
+    training = waited * shared_step
+    if divided:
+        learner = shape.lora_parameters(work.rank) * (4 + OPTIMIZER_BYTES[work.optimizer])
+        turns = work.steps / (2 * job.multistage.switch_every)
+        training += turns * learner / (hardware.copy_gbps * c.unlocked * 1e9)  # what a stop may have to put back
+        training += work.saves * learner / (PACKED_GBPS * 1e9)
+    rest = costs.time.run(choice.plan) - work.steps * step.total  # by the first rank, as by one
+    return Shared(
+        gpus=gpus,
+        how=_how(divided, sharing),
+        shares=shares,
+        choice=choice,
+        seconds_per_step=training / work.steps,
+        exchange_seconds=rounds * one.seconds,
+        received=rounds * one.received,
+        total=training + rest,
+        total_of_one=costs.time.run(choice.plan),
+        link_gbps=link,
+    )
+
+
+def two_at_once(job: Job, facts: Facts, hardware: Hardware) -> tuple[list[int], Shared] | None:
+    """The job's GPU and a second of its kind that is as free, and the job with an expert on each. None where there is
+    no such GPU, where one expert trains alone, and until a run on two cards is recorded. `hardware`: the job's GPU with
+    nothing else running. Raises UserError where the job fits on none."""
+    if gpu_shares.RECORDED < 2 or len(job.job.gpus) != 1 or len(trained_experts(job)) < 2 or facts.machine is None:
+        return None
+    mine = next((gpu for gpu in facts.machine.gpus if gpu.index == job.job.gpus[0]), None)
+    free = [
+        gpu.index
+        for gpu in facts.machine.gpus
+        if mine is not None
+        and gpu.index != mine.index
+        and not gpu.error
+        and (gpu.name, gpu.vram_total) == (mine.name, mine.vram_total)
+        and gpu.vram_free >= FREE * gpu.vram_total
+    ]
+    return ([job.job.gpus[0], free[0]], share_out(job, facts, hardware, 2)) if free else None
+
+
+def _how(divided: bool, sharing: int) -> str:
+    both = f"{' and '.join(expert.replace('_', ' ') for expert in EXPERTS)} train apart"
+    share = f"{sharing} GPUs share the micro-batches of each step"
+    if divided:
+        return f"{both}, and {share}" if sharing > 1 else f"{both}, a GPU each"
+    return share if sharing > 1 else "one GPU"

@@ -1,0 +1,181 @@
+"""A run by several processes comes to what one process makes of it, to the bit, whatever happens to them."""
+
+import os
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from daemon.processes.start_trainer import for_gpus, torchrun
+from presets.job.toml_file import load_job, save_job, with_value
+from tests.helpers import ROOT
+from tests.helpers.jobs import events, write_job
+from tests.helpers.ports import free_port
+from tests.helpers.training.attempts import ONE_THREAD, Attempt, Trainers
+from tests.helpers.training.sameness import differences
+from tests.helpers.waiting import PATIENCE
+
+JOBS: dict[str, dict] = {
+    # Turns of two steps, cut at steps 3 and 6, so that either expert comes first in what both do at once.
+    "both": {
+        "steps": 8,
+        "clips": 4,
+        "gradient_accumulation": 2,
+        "dataset": {"num_frames": 1},
+        "ema": True,
+        "save": {"every": 3, "keep": 3},
+        "validation": {"fraction": 0.25, "every": 6, "bins": 1},
+        "sample": {"every": 8, "steps": 2, "width": 64, "height": 48, "num_frames": 1},
+    },
+    # Two losses to a micro-batch: each of them gives two gradients to a parameter.
+    "one": {
+        "steps": 3,
+        "prompts": 0,
+        "trigger": "frung",
+        "dop": True,
+        "gradient_accumulation": 4,
+        "dataset": {"num_frames": 1},
+        "save": {"every": 2, "keep": 2},
+    },
+}
+DONE, FAILED, STOPPED = 0, 1, 75
+
+
+class Runs:
+    """The same job again and again, by different numbers of processes."""
+
+    def __init__(self, tiny: Path, folder: Path, trainers: Trainers) -> None:
+        self._tiny, self._folder, self._trainers = tiny, folder, trainers
+        self._straight: dict[str, Path] = {}
+
+    def straight(self, kind: str) -> Path:
+        """The job file of a run of this kind by one process, which is made once."""
+        if kind not in self._straight:
+            job = self._straight[kind] = self.new(kind, "straight")
+            assert ends(self.start(job, 1)) == [DONE]
+        return self._straight[kind]
+
+    def new(self, kind: str, name: str) -> Path:
+        """A job file."""
+        path = write_job(self._folder / kind / name, self._tiny, **JOBS[kind])
+        save_job(with_value(load_job(path), "multistage.low_noise", kind == "both"), path, fresh=True)
+        return path
+
+    def start(self, job: Path, ranks: int, faults: Sequence[str] = (), *, resume: bool = False) -> list[Attempt]:
+        """One process for each rank."""
+        port = str(free_port())
+        given = [
+            {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
+            for rank in range(ranks)
+        ]
+        return [self._trainers.start(job, faults=faults, resume=resume, environment=env) for env in given]
+
+    def differences(self, kind: str, job: Path, **how: bool) -> list[str]:
+        return differences(job.parent / "runs/t", self.straight(kind).parent / "runs/t", **how)
+
+
+@pytest.fixture(scope="module")
+def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    folder = tmp_path_factory.mktemp("ranks")
+    with Trainers(cache=folder / "cache") as trainers:
+        yield Runs(tiny, folder, trainers)
+
+
+def ends(attempts: list[Attempt]) -> list[int]:
+    return [attempt.wait() for attempt in attempts]
+
+
+@pytest.mark.parametrize(("kind", "ranks"), [("both", 2), ("both", 4), ("one", 2), ("one", 4)])
+def test_several_ranks_make_what_one_makes(runs: Runs, kind: str, ranks: int):
+    job = runs.new(kind, f"by {ranks}")
+    attempts = runs.start(job, ranks)
+    assert ends(attempts) == [DONE] * ranks, [attempt.said()[-3000:] for attempt in attempts]
+    assert runs.differences(kind, job) == []
+    steps = [e.data["step"] for e in events(job.parent / "runs/t") if e.kind == "step"]
+    assert steps == list(range(1, JOBS[kind]["steps"] + 1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "by_one", "by_two", "stopped"),
+    [
+        # In the middle of what both do. The expert whose turn comes first has one step left, and does it: the other has
+        # come as far as it has come.
+        ("both", "sigterm:noise:2", "sigterm:noise:4@1", {4, 5, 6}),
+        # It has two, and ends after the first: what the other has learnt meanwhile is let go.
+        ("both", "", "sigterm:noise:1@0", {1}),
+        ("one", "sigterm:noise:2", "sigterm:noise:3@1", {2}),
+    ],
+)
+def test_a_run_goes_on_with_another_number_of_ranks_and_back(
+    runs: Runs, kind: str, by_one: str, by_two: str, stopped: set[int]
+):
+    job = runs.new(kind, f"one, two, one {by_two[-3:]}")
+    if by_one:
+        assert ends(runs.start(job, 1, [by_one])) == [STOPPED]
+    two = runs.start(job, 2, [by_two], resume=bool(by_one))
+    assert ends(two) == [STOPPED, STOPPED], [attempt.said()[-3000:] for attempt in two]
+    last = events(job.parent / "runs/t")[-1]
+    assert last.kind == "stopped" and last.data["step"] in stopped and last.data["why"] == "SIGTERM received"
+    assert ends(runs.start(job, 1, resume=True)) == [DONE]
+    assert runs.differences(kind, job, extra_saves=True) == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault", "codes", "cause"),
+    [
+        ("both", "sigkill:forward:4@1", [FAILED, -9], "rank 1 of 2 was killed or has crashed"),
+        ("both", "raise:backward:4@1", [FAILED, FAILED], "rank 1 of 2: InjectedFault"),
+        ("both", "sigkill:optimizer.after-step:5@0", [-9, FAILED], ""),
+        ("one", "sigkill:forward:3@1", [FAILED, -9], "rank 1 of 2 was killed or has crashed"),
+        ("one", "raise:noise:3@0", [FAILED, FAILED], "InjectedFault"),
+    ],
+)
+def test_a_rank_that_dies_ends_all_with_its_cause_and_the_run_goes_on_by_one(runs: Runs, kind, fault, codes, cause):
+    job = runs.new(kind, fault.replace(":", "-"))
+    attempts = runs.start(job, 2, [fault])
+    assert ends(attempts) == codes, [attempt.said()[-3000:] for attempt in attempts]
+    last = events(job.parent / "runs/t")[-1]
+    if cause:
+        assert last.kind == "failed" and cause in last.data["cause"] and not last.data["user"]
+    else:
+        assert "rank 0 of 2 was killed or has crashed" in attempts[1].said()
+    assert [e.kind for e in events(job.parent / "runs/t")].count("failed") <= 1
+    assert ends(runs.start(job, 1, resume=True)) == [DONE]
+    assert runs.differences(kind, job) == []
+
+
+def test_a_job_that_names_two_gpus_is_launched_as_the_daemon_does_and_refused_by_one_process(runs: Runs):
+    job = runs.new("one", "launched")
+    save_job(with_value(load_job(job), "job.gpus", [0, 1]), job, fresh=True)
+    alone = runs.start(job, 1)
+    assert ends(alone) == [FAILED] and "the job names 2 GPUs, and 1 process was started" in alone[0].said()
+    said = subprocess.run(
+        [*for_gpus(torchrun(), 2), str(job)],
+        cwd=ROOT,
+        env={**os.environ, **ONE_THREAD, "XDG_CACHE_HOME": str(job.parent / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert said.returncode == 0, said.stderr[-3000:]
+    mine, straight = (load_file(of.parent / "runs/t/t_high_noise.safetensors") for of in (job, runs.straight("one")))
+    assert mine.keys() == straight.keys() and all(torch.equal(mine[name], straight[name]) for name in mine)
+
+
+def test_a_number_of_ranks_that_cannot_share_is_refused_by_the_first_in_one_line(runs: Runs):
+    job = runs.new("one", "three")
+    attempts = runs.start(job, 3)
+    assert ends(attempts) == [FAILED] * 3
+    assert [attempt.said().count("\n") for attempt in attempts] == [1, 0, 0]
+    assert "Use 1, 2 or 4 of them" in attempts[0].said()
+    assert not (job.parent / "runs").exists()

@@ -1,0 +1,186 @@
+"""What befalls one of the ranks that share a step befalls all: a fake team of two, whose other rank says what a test
+has it say."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+
+from engine.memory.planning import Shortage
+from engine.parallel.orders import Steps
+from engine.parallel.parts import Part
+from engine.parallel.team import RankFailed
+from engine.training import placement
+from engine.training.context import Run
+from engine.training.placement import settle
+from engine.training.train_step import StepTaken
+from engine.training.trainer import OwnSteps, optimizer_step, take_turns
+from presets.errors import UserError
+from tests.helpers.jobs import write_job
+from tests.helpers.training.bench import Bench
+
+STEP = 0
+
+
+@pytest.fixture(scope="module")
+def bench(tiny, tmp_path_factory) -> Bench:
+    folder = tmp_path_factory.mktemp("shared")
+    path = write_job(folder, tiny, prompts=0, dataset={"num_frames": 1}, gradient_accumulation=4)
+    return Bench(path)
+
+
+def run_with(bench: Bench, other: Callable[[Any], Any]) -> Run:
+    """The first of two ranks; `other` makes of what this one tells what the second tells."""
+
+    def gather(mine: torch.Tensor) -> list[torch.Tensor]:
+        return [mine, mine]
+
+    part = Part(None, 0, (0, 1))
+    team = SimpleNamespace(
+        part=part,
+        parts=[part, part],
+        leads=True,
+        exchange_sharing=lambda mine: [mine, other(mine)],
+        gather=gather,
+        signs=SimpleNamespace(give=lambda doing: None),
+    )
+    return replace(bench.run_of(bench.job), team=team)
+
+
+def values(run: Run) -> list[torch.Tensor]:
+    return [p.detach().clone() for learner in run.learners.values() for p in learner.parameters.values()]
+
+
+def test_a_users_error_of_another_rank_is_this_ones_and_nothing_has_moved(bench: Bench):
+    run = run_with(bench, lambda mine: replace(mine, refused=("it is gone", "clips/1.mp4", "Put it back")))
+    before = values(run)
+    with pytest.raises(UserError, match=r"clips/1\.mp4: it is gone"):
+        optimizer_step(run, STEP)
+    assert all(torch.equal(a, b) for a, b in zip(before, values(run), strict=True))
+    assert all(p.grad is None for learner in run.learners.values() for p in learner.parameters.values())
+
+
+def test_a_bug_of_another_rank_is_named(bench: Bench):
+    run = run_with(bench, lambda mine: replace(mine, bug="KeyError: 'x'"))
+    with pytest.raises(RankFailed, match="rank 1: KeyError"):
+        optimizer_step(run, STEP)
+
+
+def test_memory_that_runs_out_on_another_rank_has_this_one_plan_anew_and_take_the_step_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    shortages, replans = [("vae", Shortage("small", "12 GiB in use of 12"))], []
+    monkeypatch.setattr(placement, "replan", lambda run, exhausted, why: replans.append((exhausted, why.text)))
+    run = run_with(bench, lambda mine: replace(mine, short=shortages.pop() if shortages else None))
+    assert optimizer_step(run, STEP)
+    assert replans == [("vae", "12 GiB in use of 12")]
+
+
+@pytest.mark.parametrize("is_left", [True, False])
+def test_a_step_is_taken_again_under_one_plan_by_all_that_share_it_or_by_none(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, is_left: bool
+):
+    shortages = [("step", Shortage("small", "12 GiB in use of 12"))]
+    refused = None if is_left else ("no smaller plan is left", "bf16", "Use less")
+
+    def other(mine: Any) -> Any:
+        if isinstance(mine, placement._Held):
+            return replace(mine, plan=small, downs=2, short="out of memory", refused=refused)
+        return replace(mine, short=shortages.pop() if shortages else None)
+
+    def put(run: Run, plan: Any, downs: int) -> None:
+        run.planning = replace(run.planning, plan=plan, downs=downs)
+
+    monkeypatch.setattr(placement, "replan", lambda run, exhausted, why: put(run, replace_plan(run, chunk=2048), 1))
+    monkeypatch.setattr(placement, "place", lambda run, plan: put(run, plan, run.planning.downs))
+    run = run_with(bench, other)
+    small = replace_plan(run, chunk=1024)
+    before = values(run)
+    if is_left:
+        assert optimizer_step(run, STEP)
+        assert run.planning.plan == small and run.planning.downs == 2 and run.settled == 0
+    else:
+        with pytest.raises(UserError, match="rank 1: no smaller plan is left"):
+            optimizer_step(run, STEP)
+        assert all(torch.equal(a, b) for a, b in zip(before, values(run), strict=True))
+
+
+def test_a_stop_that_another_rank_hears_ends_the_step_between_two_micro_batches(bench: Bench):
+    run = run_with(bench, lambda mine: replace(mine, stop="SIGTERM received"))
+    before = values(run)
+    assert not optimizer_step(run, STEP)
+    assert run.control.why == "SIGTERM received"
+    assert all(torch.equal(a, b) for a, b in zip(before, values(run), strict=True))
+
+
+def test_warnings_of_another_rank_are_logged_with_its_number(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    said = []
+    run = run_with(bench, lambda mine: replace(mine, warnings=["a data worker died"]))
+    monkeypatch.setattr(run.log, "emit", lambda kind, **data: said.append(data.get("text")))
+    run.control.why = ""
+    assert optimizer_step(run, STEP)
+    assert said.count("rank 1: a data worker died") == 2  # two rounds of two micro-batches
+
+
+@pytest.mark.parametrize("ended_after", [1, 2])
+def test_what_an_expert_has_learnt_beyond_the_step_at_which_the_other_ended_is_let_go(bench: Bench, ended_after: int):
+    """Steps 0 and 1 are high noise's, 2 and 3 low noise's, which this rank takes at the same time."""
+    first = [OwnSteps(taken=[StepTaken({"step": step + 1}, [], True) for step in range(ended_after)])]
+    run = run_with(bench, lambda mine: mine)
+    run.team = SimpleNamespace(
+        part=Part("low_noise", 0, (1,)),
+        parts=[Part("high_noise", 0, (0,)), Part("low_noise", 0, (1,))],
+        rank=SimpleNamespace(number=1),
+        signs=SimpleNamespace(give=lambda doing: None),
+        halted=lambda: False,
+        exchange=lambda mine: [*first, mine],
+    )
+    run.control.why = ""
+    learner = run.learners["low_noise"]
+    learner.put_back(learner.copied())  # nothing is lost on the way
+    before = [p.detach().clone() for p in learner.parameters.values()]
+    everyone = take_turns(run, run.team, Steps(0, 4, run.job), lambda taken: None)
+    assert [taken.step for taken in everyone[1].taken] == [2, 3]
+    kept = all(torch.equal(a, b) for a, b in zip(before, learner.values.values(), strict=True))
+    assert kept == (ended_after == 1)
+    assert bool(learner.optimizer.state) == (ended_after == 2)
+
+
+def test_ranks_with_several_plans_go_on_with_that_of_the_one_that_went_furthest_down(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    run, said = run_with(bench, lambda mine: mine), []
+    small = replace_plan(run, chunk=1024)
+    monkeypatch.setattr(
+        placement, "place", lambda run, plan: setattr(run, "planning", replace(run.planning, plan=plan))
+    )
+    monkeypatch.setattr(run.log, "emit", lambda kind, **data: said.append((kind, data)))
+
+    def exchange(mine: Any) -> list[Any]:
+        return [mine, replace(mine, plan=small, downs=2, short="out of memory in the VAE")]
+
+    settle(run, SimpleNamespace(exchange=exchange, parts=run.team.parts))
+    assert run.planning.plan == small and run.planning.downs == run.settled == 2
+    assert [kind for kind, _ in said] == ["replanned"]
+    assert said[0][1]["why"] == "rank 1: out of memory in the VAE" and said[0][1]["new"] == small.text
+
+
+def test_a_plan_that_one_rank_cannot_take_ends_all(bench: Bench, monkeypatch: pytest.MonkeyPatch):
+    run = run_with(bench, lambda mine: mine)
+    refusals = [None, ("no smaller plan is left", "bf16", "Use less")]
+
+    def exchange(mine: Any) -> list[Any]:
+        refused = refusals.pop(0)
+        return [mine, replace(mine, refused=refused, plan=replace_plan(run, chunk=512))]
+
+    monkeypatch.setattr(placement, "place", lambda run, plan: None)
+    with pytest.raises(UserError, match="rank 1: no smaller plan is left"):
+        settle(run, SimpleNamespace(exchange=exchange, parts=run.team.parts))
+
+
+def replace_plan(run: Run, **values: Any) -> Any:
+    return msgspec.structs.replace(run.planning.plan, **values)

@@ -1,0 +1,100 @@
+"""What several GPUs are predicted to make of a job."""
+
+import msgspec
+import pytest
+
+from benchmarks import scaling_simulated
+from presets.errors import UserError
+from presets.job.schema import Job
+from presets.planner.cards import card_hardware, find_card
+from presets.planner.costs import predict
+from presets.planner.plan import Plan
+from presets.planner.several_gpus import exchange, gradient_bytes, share_out
+from presets.planner.sizes import GIB, ExpertShape
+from presets.planner.workload import workload_of
+from tests.helpers import ROOT
+from tests.helpers.facts import facts, job
+
+PREVIEWS = {"prompts": [{"prompt": "orbit", "ctrl_img": "a.png"}]}
+H100 = card_hardware(find_card("H100 SXM"), ram=512 * GIB)
+
+
+def a_job(accumulation: int = 1, **panels: dict[str, object]) -> Job:
+    return job(training={"gradient_accumulation": accumulation}, sample=PREVIEWS, **panels)
+
+
+def test_experts_apart_take_half_the_time_of_the_steps_and_exchange_nothing():
+    found = share_out(a_job(), facts(), H100, 2)
+    assert [share.expert for share in found.shares] == ["high_noise", "low_noise"]
+    assert found.received == 0 and found.exchange_seconds == 0
+    one = found.choice.prediction
+    assert 0.5 < found.seconds_per_step / one.seconds.total < 0.51
+    rest = one.total - 2000 * one.seconds.total  # previews and saves are the first one's alone
+    assert found.total == pytest.approx(2000 * found.seconds_per_step + rest)
+
+
+@pytest.mark.parametrize("gpus", [2, 4])
+def test_together_the_processes_of_a_host_hold_both_experts_once(gpus: int):
+    found = share_out(a_job(2), facts(), H100, gpus)
+    held = predict(found.choice.plan, workload_of(a_job(2), facts()), H100, ExpertShape()).ram_held
+    assert sum(share.ram for share in found.shares) == pytest.approx(held["weights"] + gpus * held["process"], rel=1e-6)
+
+
+def test_an_expert_that_has_more_turns_decides_on_the_time():
+    found = share_out(a_job(multistage={"high": {"share": 3.0}}), facts(), H100, 2)
+    assert found.seconds_per_step > 0.74 * found.choice.prediction.seconds.total
+
+
+def test_gpus_that_share_steps_receive_the_gradients_of_all_others():
+    two, four = (share_out(a_job(4, multistage={"low_noise": False}), facts(), H100, n) for n in (2, 4))
+    sent = gradient_bytes(workload_of(a_job(4), facts()), ExpertShape(), two.choice.plan)
+    assert two.received == 2 * 1 * sent and four.received == 1 * 3 * sent
+    assert {share.expert for share in four.shares} == {None}
+    both = share_out(a_job(4), facts(), H100, 8)
+    assert "train apart, and 4 GPUs share" in both.how
+    assert [share.expert for share in both.shares] == ["high_noise"] * 4 + ["low_noise"] * 4
+    assert both.total < two.total < two.total_of_one
+
+
+def test_every_use_of_a_parameter_is_sent():
+    """Rank 16 on all ten linears of 40 blocks has 76.7 million parameters; in two runs of tokens, what follows the
+    attention is used twice, and two losses use everything twice."""
+    work, shape = workload_of(a_job(), facts()), ExpertShape()
+    whole = gradient_bytes(work, shape, Plan(chunk=0))
+    assert whole == 4 * 76_677_120
+    in_two = gradient_bytes(work, shape, Plan(chunk=work.largest.bucket.tokens // 2))
+    assert whole < in_two < 2 * whole
+    assert gradient_bytes(msgspec.structs.replace(work, terms=2), shape, Plan(chunk=0)) == 2 * whole
+
+
+def test_a_ring_of_one_exchanges_nothing_and_a_longer_one_more():
+    times = [exchange(2**28, n, link_gbps=25, memory_gbps=2000).seconds for n in (1, 2, 4, 8)]
+    assert times[0] == 0 and times == sorted(times)
+    assert times[3] > 5 * times[1]
+
+
+def test_a_number_that_cannot_share_is_refused_with_those_that_can():
+    with pytest.raises(UserError, match=r"3 GPUs cannot share .* Use 1, 2, 4 or 8"):
+        share_out(a_job(4), facts(), H100, 3)
+
+
+def test_the_page_says_what_the_simulation_prints():
+    page = (ROOT / "docs/scaling.md").read_text().splitlines()
+    lines = [line for line in scaling_simulated.tables() if line]
+    begin = page.index(lines[0])
+    assert [line for line in page[begin : begin + len(lines) + 1] if line] == lines
+    assert f"{scaling_simulated.LORA_BYTES / 1e6:.0f} MB" in "\n".join(page)
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8, 32])
+@pytest.mark.parametrize("rate", [360.0, 27.5, 1.25])
+def test_the_formula_of_the_plan_takes_what_the_ring_takes_when_it_is_played(ranks: int, rate: float):
+    sent = scaling_simulated.LORA_BYTES
+    played = scaling_simulated.gathered(sent, [rate] * ranks)
+    found = exchange(sent, ranks, link_gbps=rate, memory_gbps=scaling_simulated.MEMORY_GBPS)
+    assert found.seconds == pytest.approx(played, rel=0.02)
+
+
+def test_a_ring_is_as_slow_as_its_slowest_link():
+    quick, mixed, slow = (scaling_simulated.gathered(2**26, hops) for hops in ([50] * 8, [50] * 7 + [5], [5] * 8))
+    assert quick < mixed <= slow < 1.2 * mixed

@@ -1,0 +1,15 @@
+"""The part of `make learn` that trains nothing: the base's own loss on its own films, by a trainer that is whole and by
+each of the broken ones."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.learn import BREAKS, KNOWN, known, over, write_known
+
+
+@pytest.mark.process  # six trainers, of ten steps each
+def test_the_base_s_own_loss_is_small_and_that_of_each_broken_trainer_is_not(tmp_path: Path) -> None:
+    write_known(tmp_path / "known")
+    found = {name: known(tmp_path, name) for name in ["", *BREAKS]}
+    assert [name for name, losses in found.items() if not over(losses, KNOWN)] == [""], found

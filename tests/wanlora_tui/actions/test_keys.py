@@ -1,0 +1,72 @@
+"""The registry of actions as a whole: what a key means on one screen and on another."""
+
+import re
+from collections import defaultdict
+
+from wanlora_tui.actions import Action, all_actions
+
+# a question of its own, with its keys on its buttons: `y` and `n` are what everybody expects there
+QUESTIONS = "confirm"
+
+
+def group(action: Action) -> str:
+    return action.id.partition(".")[0]
+
+
+def double_meanings(actions: list[Action]) -> list[str]:
+    """Keys that do something costly on one screen and something else on another, or twice on the same."""
+    meanings: dict[str, list[Action]] = defaultdict(list)
+    for action in actions:
+        if group(action) != QUESTIONS:
+            for key in action.keys.split(","):
+                meanings[key].append(action)
+    return [
+        f"{key}: {costly.id} ({costly.label}), {other.id} ({other.label})"
+        for key, found in meanings.items()
+        for costly in found
+        for other in found
+        if costly.costs and other.label != costly.label
+    ]
+
+
+def test_a_key_that_costs_something_means_the_same_everywhere():
+    assert double_meanings(all_actions()) == []
+
+
+def test_what_acts_on_jobs_runs_or_files_is_flagged():
+    costly = {action.id for action in all_actions() if action.costs}
+    assert costly >= {
+        "jobs.stop",
+        "jobs.resume",
+        "jobs.cancel",
+        "jobs.hold",
+        "jobs.earlier",
+        "jobs.later",
+        "jobs.remove",
+        "jobs.remove_ended",
+        "dashboard.stop",
+        "dashboard.resume",
+        "dashboard.change",
+        "dashboard.save",
+        "dashboard.sample",
+        "dashboard.checkpoints",
+        "dashboard.fetch",
+    }
+
+
+def test_the_search_finds_a_double_meaning():
+    stop = Action(id="a.stop", keys="s", action="stop", label="Stop", help=".", costs=True)
+    assert double_meanings([stop, Action(id="b.sort", keys="o,s", action="sort", label="Sort", help=".")])
+    assert not double_meanings([stop, Action(id="b.stop", keys="s", action="stop", label="Stop", help=".")])
+
+
+def test_no_screen_has_a_key_twice():
+    for name in ("jobs", "dashboard", "compare", "log"):
+        keys = [key for action in all_actions() if group(action) in (name, "app") for key in action.keys.split(",")]
+        assert len(keys) == len(set(keys)), name
+
+
+def test_the_key_that_is_shown_is_none_that_a_browser_or_desktop_takes():
+    for action in all_actions():
+        first = action.keys.split(",")[0]
+        assert not re.fullmatch(r"f\d+", first), f"{action.id} is shown as {first}"

@@ -1,0 +1,35 @@
+import pytest
+
+from wanlora_tui.feeds.status_lights import BEAT_LIMIT, Light, link_light
+from wanlora_tui.remote.link_state import Kind, LinkState
+
+NOW = 1000.0
+
+
+def light(kind: Kind, beat_age: float | None = None, **more: str) -> Light | None:
+    return link_light("box", LinkState(kind, NOW - 65, **more), beat_age, NOW)
+
+
+@pytest.mark.parametrize(
+    ("kind", "level", "words"),
+    [
+        ("connecting", "waiting", "connecting to box"),
+        ("silent", "waiting", "no answer from box for 1m 05s, dialling anew"),
+        ("lost", "bad", "no connection to box for 1m 05s: Connection refused"),
+        ("must ask", "bad", "ssh must ask you (key a): Connection refused"),
+    ],
+)
+def test_a_line_that_fails_stands_for_the_daemon(kind: Kind, level: str, words: str):
+    assert light(kind, BEAT_LIMIT + 1, words="Connection refused") == Light(level, words)  # type: ignore[arg-type]
+
+
+def test_a_line_that_works_leaves_the_word_to_the_daemons_light():
+    assert light("connected", 0.5) is None and light("connected", None) is None
+    assert light("silent", 0.5) is None  # beats come, whatever the line's own questions do
+
+
+def test_a_daemon_that_ended_there_is_told_while_no_beat_comes():
+    assert light("connected", BEAT_LIMIT + 1, daemon="no daemon runs there") == Light(
+        "bad", "no daemon runs there (key d)"
+    )
+    assert light("connected", 0.5, daemon="no daemon runs there") is None

@@ -1,0 +1,35 @@
+"""Short texts about jobs."""
+
+import time
+
+from rich.cells import cell_len
+
+from daemon.wire.protocol import JobRecord
+from wanlora_tui.output.formatting import price, shorten, waits_for
+
+
+def queued(**more) -> JobRecord:
+    return JobRecord(id=1, name="one", job_path="/j", out="/o", gpus=[0], state=more.pop("state", "queued"), **more)
+
+
+def test_a_queued_job_says_what_it_waits_for_besides_its_turn():
+    assert waits_for(queued()) == "" == waits_for(queued(state="failed", outcome="killed"))
+    assert waits_for(queued(waiting="GPU 0 is used")) == "waits"
+    soon = queued(restart_at=time.time() + 3659, restarts=2, most_restarts=3, waiting="killed")
+    assert waits_for(soon) == "restarts in 1h 00m (2 of 3)"
+    assert waits_for(queued(held="On hold.", restart_at=1.0, waiting="killed")) == ""
+    assert waits_for(queued(restart_at=1.0, restarts=1, most_restarts=3)) == "restarts in 0s (1 of 3)"
+
+
+def test_a_price_is_of_hours_and_none_at_no_rate():
+    assert price(5400, 2.5, "$") == "$3.75"
+    assert price(3600, 0.4, "EUR") == "EUR 0.40"
+    assert price(3600, 0.0, "$") == ""
+
+
+def test_wide_characters_take_two_cells_of_what_is_cut_in_the_middle():
+    name = "一只猫在花园里慢慢走_0012.mp4"
+    for width in range(30):
+        assert cell_len(shorten(name, width)) == min(width, cell_len(name)), width
+    assert shorten(name, 24) == "一只猫 … 慢慢走_0012.mp4" and shorten(name, 29) == name
+    assert shorten("clip_0012.mp4", 9) == "cl…12.mp4"

@@ -1,0 +1,98 @@
+"""The numbers of the dashboard at three sizes: time, money, machine and disk; toasts beside them; the header after the
+run's last word."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from textual.pilot import Pilot
+from textual.widgets._toast import Toast
+from textual_image.widget import HalfcellImage
+
+from daemon.settings import CostSettings
+from daemon.wire.records import RunMachine
+from presets.machine.gpu_health import GpuHealth
+from presets.runs.time_left import PlannedTime
+from tests.helpers.interface.runs import Tape, usual
+from tests.wanlora_tui.screens.test_dashboard import SIZES, outside, settle, shown
+from wanlora_tui.feeds.run_feed import RecordedRun
+from wanlora_tui.screenshot import RecordedApp, load_run
+from wanlora_tui.widgets.machine_health import MachineHealth
+from wanlora_tui.widgets.meters import MemoryBar, Numbers
+
+pytestmark = pytest.mark.process  # takes seconds
+
+GIB = 2**30
+CARD = GpuHealth(
+    gpu="0", busy=97, memory_used=20 * GIB, memory_total=140 * GIB, temperature=71, power=690.0, power_limit=700.0,
+    clock=1755, clock_most=1980, held_back=["power limit"],
+)  # fmt: skip
+
+
+def app(run: RecordedRun) -> RecordedApp:
+    return RecordedApp(run, HalfcellImage, cost=CostSettings(rate=360.0))
+
+
+def recorded(tape: Tape, folder: Path, *, free: int = 50) -> RecordedRun:
+    """While the daemon still has it as running."""
+    run = load_run(tape.write(folder / tape.name))
+    planned = PlannedTime(0.31, disk=30 * GIB)
+    run.record = msgspec.structs.replace(run.record, state="running", planned=planned, pid=7)
+    assert run.beat is not None
+    machine = RunMachine(gpus=[CARD], memory=61 * GIB, memory_total=512 * GIB, disk_free=free * GIB, disk_used=10 * GIB)
+    run.beat = msgspec.structs.replace(run.beat, state="running", trainer_alive=True, machine=machine)
+    return run
+
+
+async def over(pilot: Pilot[None]) -> str:
+    await settle(pilot)
+    return shown(pilot.app.screen)
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_time_money_machine_and_disk(size: tuple[int, int], tmp_path: Path):
+    async with app(recorded(usual(), tmp_path)).run_test(size=size) as pilot:
+        text = await over(pilot)
+        numbers = ("step 120/300", "ETA 56s", "ends ", "worked 40s", "s/step 0.31 ▁▁▁", "cost $3.97/$9.55")
+        for words in (*numbers, "RAM of the run", "61.0/512 GiB", "97%", "71°C", "690/700 W", "power limit"):
+            assert words in text, (words, text)
+        assert ("disk 50.0 GiB free" in text) and not list(outside(pilot.app.screen))
+        if size[0] == 160:
+            assert "held back by power limit" in text and "1755/1980 MHz" in text and ", 20.0 GiB to come" in text
+
+
+@pytest.mark.parametrize("size", SIZES)
+async def test_a_disk_that_does_not_suffice_is_said_first(size: tuple[int, int], tmp_path: Path):
+    async with app(recorded(usual(), tmp_path, free=2)).run_test(size=size) as pilot:
+        assert "! disk 2.0 GiB free, 20.0 GiB to come" in await over(pilot)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("pane", ["", "p", "f"])
+async def test_a_toast_covers_no_number(size: tuple[int, int], pane: str, tmp_path: Path):
+    async with app(recorded(usual(), tmp_path)).run_test(size=size, notifications=True) as pilot:
+        if pane:
+            await pilot.press(pane)
+        pilot.app.notify("A checkpoint is written after the step it is at.\nAnd so on.")
+        await settle(pilot)
+        screen = pilot.app.screen
+        toasts = [toast.region for toast in screen.walk_children(Toast) if toast.region.area]
+        assert toasts
+        kept = [w.region for kind in (Numbers, MemoryBar, MachineHealth) for w in screen.query(kind)]
+        plot = screen.query_one("#plot").region
+        axis = plot.bottom - 2  # its last two rows
+        for toast in toasts:
+            assert not any(toast.overlaps(region) for region in kept), (toast, kept)
+            assert pane or size[0] == 160 or toast.bottom <= axis, (toast, plot)
+
+
+async def test_the_header_follows_the_last_word(tmp_path: Path):
+    tape = usual(until=120)
+    tape.add("stopped", step=120, path="", why="asked to stop")
+    run = recorded(tape, tmp_path)
+    async with app(run).run_test(size=(80, 24)) as pilot:
+        text = await over(pilot)
+        head = text.splitlines()[:3]
+        assert "■ stopped" in head[0] and "trainer stopped" in head[1] and "asked to stop" in head[2]
+        assert "running" not in text and "Stop" not in text.splitlines()[-1] and "Save" not in text.splitlines()[-1]
+        assert "ETA -" in text and "cost $4.0" in text and "/$" not in text

@@ -1,0 +1,135 @@
+"""What is drawn of a screen on which little has changed is what would be drawn of all of it."""
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.segment import Segment
+from textual import events
+from textual._compositor import ChopsUpdate, Compositor
+from textual.app import ComposeResult
+from textual.screen import Screen
+from textual.widgets import Static
+
+from tests.helpers.interface.wizard_pilot import (
+    at_step,
+    make_base,
+    make_clips,
+    scanned,
+    screen_of,
+    screen_text,
+    until,
+    wizard,
+)
+from tests.helpers.waiting import PATIENCE, until_async
+from wanlora_tui.draft.draft_store import Draft, DraftStore
+from wanlora_tui.screens.frame import drawing
+from wanlora_tui.screens.frame.drawing import SparingCompositor, SparingScreen
+from wanlora_tui.widgets.field_input import FieldInput
+from wanlora_tui.widgets.key_order import KeysInOrder
+
+pytestmark = pytest.mark.process  # takes seconds
+
+
+def cells_of(update: ChopsUpdate) -> list[tuple[int, int, list[Segment]]]:
+    """What an update writes: row, column, text with its styles."""
+    return [
+        (y, x, list(strip.simplify()))
+        for y, left, right in update.spans
+        for (x, strip), end in zip(update.chops[y].items(), update.chop_ends[y], strict=True)
+        if strip is not None and left < end and x < right
+    ]
+
+
+async def test_little_is_drawn_and_it_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_base(tmp_path / "base")
+    clips = make_clips(tmp_path / "clips", 4)
+    values = {"model.path": str(tmp_path / "base")}
+    DraftStore(tmp_path / "draft.json").save(Draft(step="clips", kind="motion", folders=[str(clips)], values=values))
+    drawn: list[tuple[int, int]] = []
+    sparing, plain = SparingCompositor.render_partial_update, Compositor.render_partial_update
+    count = 0
+
+    def counted(renders: Iterable[Any]) -> Iterator[Any]:
+        nonlocal count
+        for render in renders:
+            count += 1
+            yield render
+
+    def both(self: SparingCompositor) -> ChopsUpdate | None:
+        nonlocal count
+        parts, count = self._dirty_regions.copy(), 0
+        update = sparing(self)
+        own, count = count, 0
+        self._dirty_regions.update(parts)
+        whole = plain(self)
+        assert (update is None) == (whole is None)
+        if update is not None and whole is not None:
+            assert cells_of(update) == cells_of(whole)
+            drawn.append((own, count))
+        return update
+
+    own_renders = SparingCompositor._get_renders
+    monkeypatch.setattr(SparingCompositor, "_get_renders", lambda self, crop=None: counted(own_renders(self, crop)))
+
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await pilot.press("enter")
+        await at_step(pilot, "clips")
+        await scanned(pilot)
+        monkeypatch.setattr(SparingCompositor, "render_partial_update", both)
+        screen = screen_of(pilot)
+        screen.query_one("#clips").focus()
+        await pilot.press("down", "x", "up")
+        await screen.go_to("captions", field="datasets[0].default_caption")
+        await pilot.press("a", "tab", "1", "backspace")
+        await screen.go_to("settings", field="training.steps")
+        drawn.clear()
+        await pilot.press("end", "7")
+        await pilot.pause()
+        assert drawn and min(a / b for a, b in drawn) < 0.5, drawn
+        await pilot.press("z")  # a line comes under the field, and goes
+        assert "Expected integer" in screen_text(pilot.app)
+        await pilot.press("backspace", "tab", "pagedown", "shift+tab")
+        assert "7" in str(screen.query_one("#field-training-steps", FieldInput).value)
+
+
+class Typed(Screen[None]):
+    """Says that a key has come, and more once it is let go."""
+
+    go = asyncio.Event()
+
+    def compose(self) -> ComposeResult:
+        yield Static("nothing")
+
+    async def on_key(self) -> None:
+        self.query_one(Static).update("first")
+        await self.go.wait()
+        self.query_one(Static).update("all")
+
+
+class TypedScreen(Typed, SparingScreen):
+    pass
+
+
+async def test_what_a_key_sets_off_is_drawn_once_it_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drawing, "HELD", PATIENCE)
+    app = KeysInOrder()
+    app.patience = PATIENCE
+    async with app.run_test(size=(40, 4)) as pilot:
+        screen = TypedScreen()
+        await app.push_screen(screen)
+        await until(pilot, lambda: "nothing" in screen_text(app), "the screen")
+        drawn: list[str] = []
+        refresh = screen._compositor_refresh
+        monkeypatch.setattr(
+            screen, "_compositor_refresh", lambda: (drawn.append(str(screen.query_one(Static).render())), refresh())
+        )
+        app.post_message(events.Key("x", "x"))
+        await until_async(lambda: "first" in str(screen.query_one(Static).render()), "the key")
+        screen._on_timer_update()
+        assert app.is_taking and not drawn
+        screen.go.set()
+        await until_async(lambda: drawn, "the picture")
+        assert drawn[0] == "all" and not app.is_taking

@@ -1,0 +1,410 @@
+"""Clips mended where they are seen: left out, captioned, many at once, taken back; looks that are stopped."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.app import App
+from textual.widgets import Button, Input, OptionList, TextArea
+
+from presets.errors import UserError
+from presets.look import Look
+from tests.helpers.interface.wizard_pilot import (
+    at_step,
+    focus_field,
+    make_clips,
+    scanned,
+    screen_of,
+    screen_text,
+    static,
+    type_text,
+    until,
+    wizard,
+)
+from tests.helpers.videos import write_clip
+from wanlora_tui.draft.caption_history import CaptionChange
+from wanlora_tui.screens.wizard import clip_dialogs, mending
+from wanlora_tui.screens.wizard.clip_dialogs import CaptionDialog, CaptionsDialog
+from wanlora_tui.widgets.clip_frames import ClipFrames
+from wanlora_tui.widgets.clip_table import CaptionTable, ClipTable
+
+
+async def at_clips(pilot: Any, folder: Path) -> ClipTable:
+    await pilot.press("enter")
+    await at_step(pilot, "clips")
+    await type_text(pilot, str(folder))
+    await pilot.press("enter")
+    await scanned(pilot)
+    await until(pilot, lambda: not screen_of(pilot).looking, "clips that are alike")
+    table = screen_of(pilot).query_one(ClipTable)
+    table.focus()
+    await pilot.pause()
+    return table
+
+
+async def at_captions(pilot: Any, folder: Path) -> CaptionTable:
+    await at_clips(pilot, folder)
+    await pilot.press("f8")
+    await at_step(pilot, "captions")
+    table = screen_of(pilot).query_one(CaptionTable)
+    table.focus()
+    await pilot.pause()
+    return table
+
+
+async def on_top(pilot: Any, kind: type) -> Any:
+    await until(pilot, lambda: isinstance(pilot.app.screen, kind) and pilot.app.screen.is_mounted, kind.__name__)
+    return pilot.app.screen
+
+
+async def test_x_leaves_a_clip_out_and_takes_it_in_again(tmp_path):
+    folder = make_clips(tmp_path / "clips")
+    async with wizard(tmp_path / "draft.json") as pilot:
+        table, state = await at_clips(pilot, folder), screen_of(pilot).state
+        assert "same bytes as" in " ".join(str(c) for c in table.cells(1)) or "looks like" in screen_text(pilot.app)
+        await pilot.press("j", "x")
+        await pilot.pause()
+        assert state.job().datasets[0].exclude == ["clip_01.mp4"]
+        assert "left out" in screen_text(pilot.app) and "2 clips" in screen_text(pilot.app)
+        await until(pilot, lambda: state.found(0) and len(state.found(0).clips) == 2, "the recommendation")
+        await pilot.press("x")
+        assert state.job().datasets[0].exclude == []
+        assert {p.name for p in folder.iterdir()} == {f"clip_0{i}.{s}" for i in range(3) for s in ("mp4", "txt")}
+
+
+async def test_a_broken_file_is_a_row_and_x_settles_it(tmp_path):
+    folder = make_clips(tmp_path / "clips", 2)
+    whole = (folder / "clip_00.mp4").read_bytes()
+    (folder / "broken.mp4").write_bytes(whole[: len(whole) // 2])
+    async with wizard(tmp_path / "draft.json") as pilot:
+        table = await at_clips(pilot, folder)
+        assert table.row_count == 3 and table.current.name == "broken.mp4"
+        assert "✗ 1 problem" in screen_text(pilot.app)
+        await pilot.press("x")
+        await until(pilot, lambda: "✗ 1 problem" not in screen_text(pilot.app), "no problem any more")
+        assert screen_of(pilot).state.job().datasets[0].exclude == ["broken.mp4"]
+
+
+async def test_enter_writes_a_caption_in_place(tmp_path):
+    folder = make_clips(tmp_path / "clips", 2)
+    async with wizard(tmp_path / "draft.json") as pilot:
+        table = await at_clips(pilot, folder)
+        await pilot.press("enter")
+        dialog = await on_top(pilot, CaptionDialog)
+        assert dialog.query_one(TextArea).text == "orbit 90 around the subject"
+        dialog.query_one(TextArea).text = "two\n lines [of] café "
+        await pilot.pause()
+        assert "lines become one" in screen_text(pilot.app)
+        await pilot.press("ctrl+s")
+        await until(pilot, lambda: not isinstance(pilot.app.screen, CaptionDialog), "the step")
+        assert (folder / "clip_00.txt").read_text("utf-8") == "two lines [of] café\n"
+        assert table.entries[0].clip.caption == "two lines [of] café"
+        await until(pilot, lambda: not screen_of(pilot).looking, "the folder read again")
+        assert table.entries[0].clip.caption == "two lines [of] café"
+        await pilot.press("z")
+        await pilot.pause()
+        assert (folder / "clip_00.txt").read_text() == "orbit 90 around the subject"
+        assert table.entries[0].clip.caption == "orbit 90 around the subject"
+
+
+async def test_a_caption_that_is_not_utf8_is_shown_to_be_mended(tmp_path):
+    folder = make_clips(tmp_path / "clips", 1)
+    (folder / "clip_00.txt").write_bytes("a café".encode("latin-1"))
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await at_clips(pilot, folder)
+        await pilot.press("enter")
+        dialog = await on_top(pilot, CaptionDialog)
+        assert dialog.query_one(TextArea).text == "a café" and "not UTF-8" in screen_text(pilot.app)
+        await pilot.click("#write")
+        await until(pilot, lambda: not isinstance(pilot.app.screen, CaptionDialog), "the step")
+        assert (folder / "clip_00.txt").read_bytes() == "a café\n".encode()
+        assert "not UTF-8" not in screen_text(pilot.app)
+
+
+async def test_what_cannot_be_written_is_said_and_what_was_typed_stays(tmp_path):
+    folder = make_clips(tmp_path / "clips", 1)
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await at_clips(pilot, folder)
+        await pilot.press("enter")
+        dialog = await on_top(pilot, CaptionDialog)
+        (folder / "clip_00.txt").unlink()
+        (folder / "clip_00.txt").mkdir()  # root may write into any folder, but over none
+        dialog.query_one(TextArea).text = "typed for long"
+        await pilot.press("ctrl+s")
+        await pilot.pause()
+        assert pilot.app.screen is dialog and "cannot be written" in screen_text(pilot.app)
+        assert dialog.query_one(TextArea).text == "typed for long"
+        dialog.query_one(TextArea).text = "x" * 10_001
+        await pilot.press("ctrl+s")
+        await pilot.pause()
+        assert "at most 10,000" in screen_text(pilot.app)
+        await pilot.press("escape")
+        await until(pilot, lambda: pilot.app.screen is not dialog, "the step")
+
+
+async def test_trigger_is_added_to_all_that_lack_it_after_a_look(tmp_path):
+    folder = make_clips(tmp_path / "clips", 4)
+    (folder / "clip_01.txt").write_text("[trigger] has it")
+    (folder / "clip_02.txt").write_text("Frung has it")
+    before = {path.name: path.read_bytes() for path in folder.glob("*.txt")}
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await at_captions(pilot, folder)
+        await focus_field(pilot, "job.trigger")
+        await type_text(pilot, "frung")
+        screen_of(pilot).query_one(CaptionTable).focus()
+        await pilot.press("t")
+        dialog = await on_top(pilot, CaptionsDialog)
+        text = screen_text(pilot.app)
+        assert "clip_00.mp4: [trigger], orbit 90" in text and "clip_01" not in str(dialog.changes)
+        assert "Write 2 captions" in text
+        assert {p.name: p.read_bytes() for p in folder.glob("*.txt")} == before, "nothing is written before yes"
+        await pilot.press("enter")
+        await until(pilot, lambda: not isinstance(pilot.app.screen, CaptionsDialog), "the step")
+        assert (folder / "clip_00.txt").read_text() == "[trigger], orbit 90 around the subject\n"
+        await until(pilot, lambda: "2 captions written" in screen_text(pilot.app), "the notice, which covers some")
+        pilot.app.clear_notifications()
+        await until(pilot, lambda: "frung, orbit 90" in screen_text(pilot.app), "how it reads now")
+        await pilot.press("z")
+        await pilot.pause()
+        assert {p.name: p.read_bytes() for p in folder.glob("*.txt")} == before
+
+
+async def test_empty_captions_are_filled_from_a_template(tmp_path):
+    folder = make_clips(tmp_path / "clips", 2, captions=False)
+    (folder / "clip_01.txt").write_text("its own")
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await at_captions(pilot, folder)
+        await pilot.press("i")
+        dialog = await on_top(pilot, CaptionsDialog)
+        dialog.query_one(Input).value = "[trigger] shows {name}"
+        await pilot.pause()
+        await pilot.press("ctrl+s")
+        await until(pilot, lambda: not isinstance(pilot.app.screen, CaptionsDialog), "the step")
+        assert (folder / "clip_00.txt").read_text() == "[trigger] shows clip 00\n"
+        assert (folder / "clip_01.txt").read_text() == "its own"
+        await pilot.click("#take-back")
+        await pilot.pause()
+        assert not (folder / "clip_00.txt").exists()
+
+
+async def test_what_was_typed_last_is_written_though_it_is_still_being_planned(tmp_path, monkeypatch):
+    """And all of it or nothing, where it is given up half way."""
+    folder, real, go = make_clips(tmp_path / "clips", 2, captions=False), mending.filled, threading.Event()
+
+    def slow(entries: Any, found: Any, panel: Any, template: str) -> Any:
+        if "1" in template:
+            go.wait()
+        return real(entries, found, panel, template)
+
+    monkeypatch.setattr(mending, "filled", slow)
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await at_captions(pilot, folder)
+        await pilot.press("i")
+        dialog = await on_top(pilot, CaptionsDialog)
+        real_write, steps = dialog.write_all, []
+
+        def stopping(changes: Any) -> Any:
+            for number in real_write(changes):
+                steps.append(number)
+                dialog.action_cancel()
+                yield number
+
+        dialog.write_all = stopping
+        await pilot.press("a")
+        await until(pilot, lambda: dialog.changes and dialog.changes[0].after.endswith("a"), "the plan")
+        monkeypatch.setattr(clip_dialogs, "SLICE", 0.0)
+        await pilot.press("ctrl+s")
+        await until(pilot, lambda: not isinstance(pilot.app.screen, CaptionsDialog), "the step")
+        assert steps == [1] and not list(folder.glob("*.txt")), "what was written is put back"
+        assert not len(screen_of(pilot).state.captions)
+
+        await pilot.press("i")
+        dialog = await on_top(pilot, CaptionsDialog)
+        try:
+            await pilot.press("1", "exclamation_mark", "2", "ctrl+s")
+            await pilot.pause()
+            assert not list(folder.glob("*.txt")), "it waits for the plan"
+        finally:
+            go.set()
+        await until(pilot, lambda: not isinstance(pilot.app.screen, CaptionsDialog), "the step")
+        assert (folder / "clip_01.txt").read_text() == "1!2\n"
+
+
+@pytest.mark.parametrize("size", [(80, 24), (60, 16)])
+async def test_why_many_captions_are_not_written_is_in_view_with_the_buttons(size):
+    changes = [CaptionChange(f"{n}.mp4", f"{n}.mp4", Path(f"{n}.txt"), "", f"orbit {n}") for n in range(50)]
+
+    def write(_: Any) -> Any:
+        yield 1
+        raise UserError("the caption cannot be written", where="/read/only/12.txt", fix="Check who may write there")
+
+    app = App[None]()
+    async with app.run_test(size=size) as pilot:
+        words = "These captions name neither the trigger word nor [trigger]. They would begin with it:"
+        dialog = CaptionsDialog("Add the trigger word", words, changes, plan=lambda _: changes, write=write)
+        await app.push_screen(dialog)
+        await pilot.press("ctrl+s")
+        await until(pilot, lambda: "Check who may write" in screen_text(app), "why not")
+        assert "Write 50 captions" in screen_text(app) and not dialog.query_one("#write", Button).disabled
+
+
+async def test_undo_of_a_clip_left_out_stays_where_one_is(tmp_path):
+    """And what is recommended for the clips that train follows each time."""
+    folder = make_clips(tmp_path / "clips", 5)
+    for n, caption in enumerate(("orbit right", "orbit left", "orbit right", "orbit left")):
+        (folder / f"clip_0{n}.txt").write_text(caption)
+    (folder / "clip_04.txt").unlink()  # it would get what the others say most often
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await at_clips(pilot, folder)
+        screen, state = screen_of(pilot), screen_of(pilot).state
+        table, pane = screen.query_one(ClipTable), screen.pane
+
+        async def follows(caption: str) -> None:
+            def said() -> str:
+                return state.recommended_job().datasets[0].default_caption
+
+            await until(pilot, lambda: said() == caption and not state.is_behind, caption)
+
+        await follows("orbit right")
+        await pilot.press("down", "down", "x", "down")
+        assert state.draft.values == {"datasets[0].exclude": ["clip_02.mp4"]}
+        await follows("orbit left")
+        await pilot.press("u")
+        await until(pilot, lambda: not state.draft.values and not table.left_out, "the clip, back in")
+        assert screen.pane is pane and pilot.app.focused is table and table.cursor_row == 3
+        await follows("orbit right")
+        await pilot.press("U")
+        await until(pilot, lambda: table.left_out == {"clip_02.mp4"}, "out again")
+        await follows("orbit left")
+        assert table.cursor_row == 3
+
+
+async def test_a_clip_left_out_in_the_captions_is_one_row_drawn_anew(tmp_path):
+    folder = make_clips(tmp_path / "clips", 3)
+    async with wizard(tmp_path / "draft.json") as pilot:
+        table = await at_captions(pilot, folder)
+        entries = table.entries
+        await pilot.press("x")
+        await until(pilot, lambda: "does not train" in screen_text(pilot.app), "the row")
+        assert table.entries is entries, "a list of thousands is not made anew, nor all lines of the table"
+
+
+async def test_what_was_to_come_after_a_frame_finds_the_step_gone(tmp_path):
+    folder = make_clips(tmp_path / "clips", 1)
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await at_clips(pilot, folder)
+        pane = screen_of(pilot).pane
+        await screen_of(pilot).go_to("captions")
+        pane._show_clip()
+
+
+async def test_frames_that_train_stand_beside_the_table_on_wide_terminals(tmp_path):
+    folder = make_clips(tmp_path / "clips", 1)
+    async with wizard(tmp_path / "draft.json", size=(160, 48)) as pilot:
+        await at_clips(pilot, folder)
+        frames = screen_of(pilot).query_one(ClipFrames)
+        await until(pilot, lambda: all(p.image is not None for p in frames.query(".picture")), "both frames")
+        assert "96x96 -> 96x96: nothing is cut off" in screen_text(pilot.app)
+        await pilot.resize_terminal(80, 24)
+        await until(pilot, lambda: "nothing is cut off" in static(pilot, "#seen"), "the words alone")
+
+
+async def test_esc_stops_a_look_and_r_takes_it_up_again(tmp_path, monkeypatch):
+    folder = make_clips(tmp_path / "clips", 1)
+    held = Look.at_all
+
+    def slow(self: Look, items: Any, function: Any, *, threads: int) -> Any:
+        while not go:
+            self.raise_if_ended()
+        return held(self, items, function, threads=threads)
+
+    go: list[bool] = []
+    monkeypatch.setattr(Look, "at_all", slow)
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await pilot.press("enter")
+        await at_step(pilot, "clips")
+        await type_text(pilot, str(folder))
+        await pilot.press("enter")
+        await until(pilot, lambda: "Esc stops" in screen_text(pilot.app), "the look")
+        await pilot.press("escape")
+        await until(pilot, lambda: "not read" in screen_text(pilot.app), "its end")
+        assert screen_of(pilot).step == "clips" and not screen_of(pilot).looking
+        go.append(True)
+        screen_of(pilot).query_one("#folders", OptionList).focus()
+        await pilot.press("l")
+        await scanned(pilot)
+        await until(pilot, lambda: "1 clip" in screen_text(pilot.app), "the clip")
+
+
+async def test_all_of_it_by_mouse(tmp_path):
+    folder = make_clips(tmp_path / "clips", 3)
+    async with wizard(tmp_path / "draft.json", size=(100, 30)) as pilot:
+        table = await at_clips(pilot, folder)
+        await pilot.click(ClipTable, offset=(5, 3))
+        assert table.cursor_row == 2
+        await pilot.click("#leave-out")
+        await pilot.pause()
+        assert screen_of(pilot).state.job().datasets[0].exclude == ["clip_02.mp4"]
+        await until(
+            pilot, lambda: str(screen_of(pilot).query_one("#leave-out", Button).label) == "Take in x", "the way back"
+        )
+        await pilot.click(ClipTable, offset=(5, 3))
+        await on_top(pilot, CaptionDialog)
+
+
+@pytest.mark.parametrize("size", [(60, 15), (80, 24), (160, 48)])
+async def test_the_dialogs_fit(tmp_path, size):
+    folder = make_clips(tmp_path / "clips", 1)
+    async with wizard(tmp_path / "draft.json", size=size) as pilot:
+        await at_clips(pilot, folder)
+        await pilot.press("enter")
+        dialog = await on_top(pilot, CaptionDialog)
+        text = dialog.query_one(TextArea)
+        text.scroll_visible(animate=False)
+        await pilot.pause()
+        assert text.region.height > 0 and dialog.region.contains_region(text.region)
+
+
+async def test_down_goes_from_the_folder_to_its_clips_and_the_help_quotes_the_trigger(tmp_path):
+    folder = make_clips(tmp_path / "clips", 2)
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await pilot.press("enter")
+        await at_step(pilot, "clips")
+        await type_text(pilot, str(folder))
+        await pilot.press("enter")
+        await scanned(pilot)
+        await until(pilot, lambda: screen_of(pilot).pane.has_class("-clips"), "the table")
+        await pilot.press("down")
+        assert isinstance(pilot.app.focused, ClipTable)
+        await pilot.press("ctrl+g")
+        await at_step(pilot, "captions")
+        screen_of(pilot).query_one(CaptionTable).focus()
+        await pilot.press("question_mark")
+        await until(pilot, lambda: "with [trigger]" in screen_text(pilot.app), "the help of t")
+
+
+async def test_clips_that_are_held_out_are_marked(tmp_path):
+    folder = make_clips(tmp_path / "clips", 1)
+    for i in range(1, 4):  # of other content each: what is the same is held out together
+        write_clip(folder / f"clip_0{i}.mp4", frames=48 + i, fps=16.0, width=96, height=96)
+    async with wizard(tmp_path / "draft.json", size=(120, 30)) as pilot:
+        table, state = await at_clips(pilot, folder), screen_of(pilot).state
+
+        def marked() -> list[str]:
+            return [str(table.cells(row)[1]) for row in range(table.row_count) if str(table.cells(row)[0]) == "○"]
+
+        assert not marked()
+        state.set_value("validation.fraction", 0.34)
+        screen_of(pilot).show()
+        await until(pilot, marked, "the mark")
+        (name,) = marked()
+        await until(pilot, lambda: f"○ {name}" in screen_text(pilot.app), "the line drawn")
+        assert "held out" in screen_text(pilot.app) and ", 1 held out" in screen_text(pilot.app)
+        table.move_cursor([entry.name for entry in table.entries].index(name))
+        await until(pilot, lambda: "○ held out: it" in screen_text(pilot.app), "a word on the clip")
+        await pilot.press("x")  # left out is more than held out, and then another one is
+        await until(pilot, lambda: marked() and marked() != [name], "another clip")
+        state.set_value("validation.fraction", 0.0)
+        screen_of(pilot).show()
+        await until(pilot, lambda: not marked() and "held out" not in screen_text(pilot.app), "no mark any more")

@@ -1,0 +1,76 @@
+"""The tree to pick a folder from: how many clips each folder holds, and a filter."""
+
+from pathlib import Path
+from typing import Any
+
+from textual.app import App
+from textual.widgets import Input
+
+from tests.helpers.interface.wizard_pilot import screen_text, type_text, until
+from wanlora_tui.widgets.folder_picker import PathPicker, count_text
+
+
+class PickerApp(App[None]):
+    def __init__(self, start: Path) -> None:
+        super().__init__()
+        self.start, self.picked = start, "nothing yet"
+
+    def on_mount(self) -> None:
+        self.push_screen(PathPicker(self.start, title="A folder of clips"), self._took)
+
+    def _took(self, path: str | None) -> None:
+        self.picked = path  # type: ignore[assignment]
+
+
+def folders(base: Path, **clips: int) -> Path:
+    for name, number in clips.items():
+        (base / name).mkdir()
+        (base / name / "readme.md").touch()
+        (base / name / ".hidden.mp4").touch()
+        for i in range(number):
+            (base / name / f"{i}.MP4").touch()
+    return base
+
+
+async def test_folders_say_how_many_clips_they_hold(tmp_path: Path) -> None:
+    app = PickerApp(folders(tmp_path, orbit=12, pan=1, empty=0))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: "12 clips" in screen_text(app) and "1 clip" in screen_text(app), "the counts")
+        (line,) = [row for row in screen_text(app).splitlines() if "empty" in row]
+        assert "clip" not in line
+
+
+async def test_typing_after_a_slash_leaves_only_what_has_it_in_its_name(tmp_path: Path) -> None:
+    app = PickerApp(folders(tmp_path, orbit_left=1, orbit_right=1, pan=1))
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: "pan" in screen_text(app), "the tree")
+        await pilot.press("slash")
+        await type_text(pilot, "RIGHT")
+        await until(pilot, lambda: "orbit_left" not in screen_text(app), "the filter")
+        assert "orbit_right" in screen_text(app) and "pan" not in screen_text(app)
+        await pilot.press("enter")
+        await pilot.pause()
+        assert not isinstance(app.focused, Input)
+        await pilot.press("enter")
+        await until(pilot, lambda: app.picked != "nothing yet", "the pick")
+        assert app.picked == str(tmp_path / "orbit_right")
+
+
+async def test_a_folder_that_the_filter_has_found_opens(tmp_path: Path) -> None:
+    app = PickerApp(folders(tmp_path, orbit=1, pan=1))
+    (tmp_path / "orbit" / "inside").mkdir()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await until(pilot, lambda: "pan" in screen_text(app), "the tree")
+        await pilot.press("slash")
+        await type_text(pilot, "orb")
+        await until(pilot, lambda: "pan" not in screen_text(app), "the filter")
+        await pilot.press("enter", "right")
+        await until(pilot, lambda: "inside" in screen_text(app), "what lies in it")
+
+
+def test_counts(tmp_path: Path, monkeypatch: Any) -> None:
+    folders(tmp_path, some=3)
+    assert count_text(tmp_path / "some", {".mp4"}, "clip") == "3 clips"
+    assert count_text(tmp_path / "gone", {".mp4"}, "clip") == ""
+    monkeypatch.setattr("wanlora_tui.widgets.folder_picker.MOST_COUNTED", 3)
+    assert count_text(tmp_path / "some", {".mp4"}, "clip").endswith("or more")

@@ -1,0 +1,1 @@
+"""Commands that hand jobs to the daemon, act on them and follow them."""

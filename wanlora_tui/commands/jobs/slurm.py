@@ -1,0 +1,178 @@
+"""submit --slurm: a batch script made of the plan, for sbatch; and the run followed through the shared file system,
+as its events are written. The script is commands.jobs.slurm_script's.
+"""
+
+import math
+import shutil
+import subprocess
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from presets.atomic_file import replacing
+from presets.errors import UserError
+from presets.facts.facts import Facts
+from presets.facts.gather import gather
+from presets.job import gpu_shares
+from presets.job.gpu_shares import require_fits
+from presets.job.resume_check import JOB_FILE
+from presets.job.schema import Job
+from presets.job.toml_file import default_out, load_job
+from presets.planner.cards import card_hardware, find_card
+from presets.planner.choose import DoesNotFit
+from presets.planner.several_gpus import share_out
+from presets.planner.sizes import GIB
+from presets.rules.check import check_job, has_errors, render
+from presets.rules.plan_rules import hardware_of
+from presets.runs.events import EVENTS_FILE, TERMINAL_KINDS, DamagedLine, Event, read_events
+from presets.runs.run_view import RunView, apply_event
+from wanlora_tui.commands.common import report_width, say
+from wanlora_tui.commands.jobs.slurm_script import Wanted, script
+from wanlora_tui.commands.jobs.watch import LinePrinter
+from wanlora_tui.output.formatting import duration
+from wanlora_tui.terminal.streams import is_terminal
+
+SPARE, LOADING_MINUTES = 1.25, 30  # on top of what the planner says: Slurm ends what takes longer than it was given
+NODE_RAM = 1024 * GIB  # of a node that nobody has described; what is asked for comes from the plan
+LOOK_SECONDS = 2.0
+QUIET_LOOKS = 15  # without a job in Slurm's queue and without an event: it is over
+CODES = {"done": 0, "failed": 1, "stopped": 75}
+
+
+def submit_slurm(args: Namespace) -> int:
+    """Check the job, write the script beside the run folder and hand it over; prints the number that Slurm gives it.
+    With --follow, print the run's events until it is over."""
+    job = load_job(args.job)
+    base, out = args.job.resolve().parent, (args.out or default_out(args.job)).resolve()
+    gpus = len(set(job.job.gpus))
+    if sorted(job.job.gpus) != list(range(gpus)):
+        raise UserError(
+            f"under Slurm a job's GPUs are those that it is given, counted from 0, and it names {job.job.gpus}",
+            where="job.gpus",
+            fix=f"Set job.gpus = {list(range(gpus))}",
+        )
+    require_fits(job, gpus * args.nodes)
+    if shutil.which("sbatch") is None:
+        raise UserError("sbatch is not here", where="PATH", fix="Run this where Slurm's commands are, on a login node")
+    facts = gather(job, base, out=out, scenes=False)
+    if args.nodes > 1 and not facts.tiny and gpus * args.nodes > gpu_shares.RECORDED:
+        raise UserError(  # as the trainer would, after hours in the queue
+            f"{gpus * args.nodes} cards were never seen to train one run together yet",
+            where="--nodes",
+            fix=f"Train with {gpu_shares.RECORDED}",
+        )
+    elsewhere = Facts(**{f: getattr(facts, f) for f in facts.__struct_fields__ if f != "machine"})
+    findings = check_job(job, elsewhere)  # the nodes are other machines than this
+    if findings:
+        say(render(findings, width=report_width(sys.stderr)))
+    if has_errors(findings):
+        raise UserError("not submitted", where=str(args.job), fix="Correct the errors above and submit again")
+    minutes, ram = args.time, 0
+    if minutes is None or args.gpu:
+        said, ram = planned(job, facts, gpus=gpus, nodes=args.nodes, card=args.gpu)
+        minutes = said if minutes is None else minutes
+    wanted = Wanted(job.job.name, gpus, args.nodes, minutes, args.partition or "", ram)
+    out.mkdir(parents=True, exist_ok=True)
+    file, log = out / f"{job.job.name}.sbatch", out / f"{job.job.name}.slurm.log"
+    again = ["--resume", *(["--accept-changes"] if args.accept_changes else [])]
+    back = [] if args.from_step is None else ["--from", str(args.from_step)]
+    resumes = bool(args.resume or args.accept_changes or back)
+    if not resumes and (out / job.job.name / JOB_FILE).exists():
+        raise UserError(
+            "this folder already holds a run",
+            where=str(out / job.job.name),
+            fix="Continue it with --resume, or give the job another name",
+        )
+    if not f"{args.job.resolve()}{out}{args.partition}".isprintable():
+        raise UserError("a path that is written into a script may hold no control characters", where=str(out))
+    with replacing(file) as aside:
+        first = [*again, *back] if resumes else []
+        aside.write_text(script(args.job.resolve(), out, wanted, log, first=first, again=again), "utf-8")
+    events = out / job.job.name / EVENTS_FILE
+    began = events.stat().st_size if events.exists() else 0
+    number = handed_over(file)
+    print(number)
+    say(
+        f"{job.job.name} waits in Slurm's queue for {duration(60 * minutes)} on {args.nodes} node"
+        f"{'s' if args.nodes > 1 else ''} of {gpus} GPU{'s' if gpus > 1 else ''}. The script is {file}, what it says"
+        f" {log}, the run folder {events.parent}"
+    )
+    return follow(events, began, lambda: queued(number)) if args.follow else 0
+
+
+def planned(job: Job, facts: Facts, *, gpus: int, nodes: int, card: str | None) -> tuple[int, int]:
+    """(minutes to ask for, bytes of RAM of each node), by the plan for a named card, or this machine's own. Raises
+    UserError."""
+    hardware = card_hardware(find_card(card), ram=NODE_RAM) if card else hardware_of(job, facts)
+    if hardware is None:
+        raise UserError(
+            "how long it takes is not known: there is no GPU here to plan for",
+            where="--time",
+            fix="Name the nodes' card with --gpu, for instance --gpu 'H100 SXM', or give the time with --time 12:00:00",
+        )
+    try:
+        shared = share_out(job, facts, hardware, gpus * nodes)
+    except DoesNotFit as e:
+        raise UserError(e.what, where=e.where, fix=e.fix) from e
+    part = shared.choice.prediction.ram_held["weights"]  # of each process, if all were on one node
+    of_node = sum(share.ram for share in shared.shares[:gpus]) + part * gpus * (nodes - 1)
+    return math.ceil(SPARE * shared.total / 60) + LOADING_MINUTES, of_node + 4 * GIB
+
+
+def handed_over(file: Path) -> str:
+    """The number of the Slurm job. Raises UserError with what sbatch says."""
+    said = subprocess.run(
+        ["sbatch", "--parsable", str(file)], capture_output=True, text=True, errors="replace", check=False
+    )
+    if said.returncode:
+        raise UserError(
+            f"sbatch refused it: {said.stderr.strip() or f'exit code {said.returncode}'}",
+            where=str(file),
+            fix="Look at the partition, the nodes and the time that you asked for",
+        )
+    return said.stdout.strip().partition(";")[0]
+
+
+def queued(number: str) -> bool:
+    """Whether Slurm still has it, waiting or running. A squeue that fails says nothing, so it counts as yes."""
+    said = subprocess.run(
+        ["squeue", "--noheader", f"--jobs={number}", "--format=%T"],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+    )
+    return bool(said.stdout.strip()) or (said.returncode != 0 and "Invalid job id" not in said.stderr)
+
+
+def follow(events: Path, began: int, runs: Callable[[], bool]) -> int:
+    """Print what is written behind `began`, until the run is over: it is done or failed, or Slurm has it no more.
+    Ctrl-C ends the following alone. Returns what the run's own exit code would be."""
+    printer, view, quiet = LinePrinter(live=is_terminal(sys.stdout)), RunView(), 0
+    last, offset = "", 0
+    try:
+        while quiet < QUIET_LOOKS:
+            new = list(_written(events, offset))
+            for event, offset in new:
+                apply_event(view, event)
+                if offset > began:
+                    printer.event(view, event)
+                    last = event.kind if event.kind in TERMINAL_KINDS else ""
+            if last in ("done", "failed"):
+                break
+            quiet = 0 if new or runs() else quiet + 1
+            time.sleep(LOOK_SECONDS)
+    except KeyboardInterrupt:
+        say("The run goes on")
+    printer.close()
+    return CODES.get(last, 1)
+
+
+def _written(events: Path, offset: int) -> Iterator[tuple[Event, int]]:
+    """What is new in the file, which may not be there yet."""
+    damaged: list[DamagedLine] = []
+    with suppress(FileNotFoundError):
+        yield from read_events(events, offset=offset, report=damaged.append)

@@ -1,0 +1,94 @@
+"""The batch script that trains a job under Slurm, as text. What submits and follows it is commands.jobs.slurm's.
+
+Slurm warns before it takes the nodes away, for a job of higher priority or at the end of its time: SIGTERM reaches the
+script, which hands it to the trainer; that saves, and the script has itself queued again. What is there already is
+resumed, so the script is the same each time.
+"""
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+WARNED_SECONDS = 300  # before the end of its time: enough to finish a step and save
+CPUS_PER_GPU = 6  # one feeds the GPU, up to four decode clips
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What Slurm is asked for."""
+
+    name: str
+    gpus: int  # of each node
+    nodes: int
+    minutes: int
+    partition: str  # "" for the default one
+    ram: int  # bytes of each node; 0: what Slurm gives
+
+
+def script(job_file: Path, out: Path, wanted: Wanted, log: Path, *, first: list[str], again: list[str]) -> str:
+    """The script. `first` are the trainer's options at its first start, `again` those of the later ones."""
+    hours, minutes = divmod(wanted.minutes, 60)
+    asked = [
+        f"--job-name={wanted.name}",
+        f"--nodes={wanted.nodes}",
+        "--ntasks-per-node=1",
+        f"--gpus-per-node={wanted.gpus}",
+        f"--cpus-per-task={CPUS_PER_GPU * wanted.gpus}",
+        *([f"--mem={-(-wanted.ram // 2**30)}G"] if wanted.ram else []),
+        f"--time={hours}:{minutes:02}:00",
+        *([f"--partition={wanted.partition}"] if wanted.partition else []),
+        f"--output={str(log).replace('%', '%%')}",
+        "--open-mode=append",
+        "--requeue",
+        f"--signal=B:TERM@{WARNED_SECONDS}",
+    ]
+    run = out / wanted.name
+    train = f"{_launch(wanted)} -m engine {shlex.join([str(job_file), '--out', str(out)])}"
+    return TEMPLATE.format(
+        asked="\n".join(f"#SBATCH {shlex.quote(line)}" for line in asked),
+        run=shlex.quote(str(run)),
+        first=shlex.join(first),
+        again=shlex.join(again),
+        node=FIRST_NODE if wanted.nodes > 1 else "",
+        train=train,
+    )
+
+
+FIRST_NODE = 'node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)\n'
+TEMPLATE = """#!/bin/bash
+{asked}
+
+run={run}
+options=({first})
+if [[ ${{SLURM_RESTART_COUNT:-0}} -gt 0 && -e $run/job.toml ]]; then
+    options=({again})
+fi
+cd / # so that no folder of yours is taken for a package of the trainer's
+{node}warned=
+trap 'warned=1; kill -TERM "$trainer"' TERM
+{train} "${{options[@]}}" &
+trainer=$!
+wait "$trainer"
+code=$?
+while kill -0 "$trainer" 2> /dev/null; do # the warning has ended the first wait
+    wait "$trainer"
+    code=$?
+done
+# The warning has stopped it, and it has saved: into the queue again. Where Slurm does that itself, it is done already.
+if [[ -n $warned ]] && tail -n 1 "$run/events.jsonl" | grep -q '"kind":"stopped"'; then
+    scontrol requeue "$SLURM_JOB_ID"
+    exit 0
+fi
+exit "$code"
+"""
+
+
+def _launch(wanted: Wanted) -> str:
+    """What stands before the trainer's module."""
+    python = shlex.quote(sys.executable)
+    torchrun = f"{python} -m torch.distributed.run --nproc-per-node={wanted.gpus}"
+    if wanted.nodes > 1:
+        meet = '--rdzv-backend=c10d --rdzv-endpoint="$node:29400" --rdzv-id="$SLURM_JOB_ID"'
+        return f"srun --ntasks-per-node=1 --kill-on-bad-exit=1 {torchrun} --nnodes={wanted.nodes} {meet}"
+    return f"{torchrun} --standalone" if wanted.gpus > 1 else python

@@ -1,0 +1,384 @@
+"""The plot of a run: it draws what wanlora_tui.plot.figure makes of it, and takes keys and the mouse."""
+
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from rich.segment import Segment
+from rich.style import Style
+from textual import events, on, work
+from textual.color import Color
+from textual.content import Content
+from textual.geometry import Region, Size
+from textual.message import Message
+from textual.strip import Strip
+from textual.widget import Widget
+
+from daemon.errors import DaemonError
+from daemon.wire.client import Client
+from daemon.wire.protocol import JobRecord
+from presets.errors import UserError
+from presets.runs.run_view import RunView
+from presets.text import escaped
+from wanlora_tui.actions import bindings
+from wanlora_tui.output.formatting import count
+from wanlora_tui.plot.colours import style_of
+from wanlora_tui.plot.curves import MOST_RUNS
+from wanlora_tui.plot.figure import SMOOTHING, Figure, Options, draw
+from wanlora_tui.plot.marks import Best, best_of
+from wanlora_tui.plot.other_runs import OtherRuns, follow, key_of, read_folder
+from wanlora_tui.plot.reading import Piece, legend, read
+from wanlora_tui.plot.series import PlottedRun, plotted
+from wanlora_tui.plot.title import EMPTY, title, with_keys
+from wanlora_tui.plot.window import Window, panned, zoomed
+from wanlora_tui.widgets.redraw_throttle import Throttle
+
+WHEEL = 0.8  # times as wide with each notch
+LEAST_ROWS = 5  # from which on there is a line that reads
+
+
+class OtherCame(Message):
+    """What is known of a run to compare with, or why nothing is."""
+
+    def __init__(self, key: str, name: str, view: RunView | None, problem: str = "") -> None:
+        super().__init__()
+        self.key, self.name, self.view, self.problem = key, name, view, problem
+
+
+class LossPlot(Widget, can_focus=True):
+    """Loss and rate over steps. `show` draws a fold; `own` is its job, which is not offered to be compared with."""
+
+    ALLOW_SELECT = False
+    BINDINGS = bindings(
+        "plot.zoom_in",
+        "plot.zoom_out",
+        "plot.reset",
+        "plot.left",
+        "plot.right",
+        "plot.pan_left",
+        "plot.pan_right",
+        "plot.next_mark",
+        "plot.previous_mark",
+        "plot.less",
+        "plot.more",
+        "plot.log",
+        "plot.panels",
+        "plot.range",
+    )
+
+    def __init__(self, client: Client | None = None, own: int = 0, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._client, self._own = client, own
+        self._view = RunView()
+        self._others: dict[str, tuple[str, RunView]] = {}  # by key: the name shown, and what is known
+        self._made: dict[str, PlottedRun] = {}  # of the views by the same keys, the own one's "", until they change
+        self._options = Options()
+        self._window: Window | None = None  # all steps, also those to come
+        self._cursor: float | None = None  # a step
+        self._hovering = False
+        self._dragged: tuple[int, Window] | None = None  # from which column, and what was shown then
+        self._figure: Figure | None = None
+        self._size_drawn = Size()
+        self._strips: list[Strip] = []
+        self._styles: dict[int, Style] = {}
+        self._redraw = Throttle(self, self._draw_anew)
+        self._best: Best | None = None
+        self._ranked: tuple[object, ...] = ()  # what the best checkpoint was asked for
+
+    def on_mount(self) -> None:
+        self.app.theme_changed_signal.subscribe(self, lambda _: self._restyle())
+        self._say()
+
+    def show(self, view: RunView) -> None:
+        self._view = view
+        self._made.pop("", None)
+        self._draw_anew()
+        known = view.run, len(view.checkpoints), len(view.measured), view.state
+        if known != self._ranked:
+            self._ranked = known
+            self.rank_anew()
+
+    def rank_anew(self) -> None:
+        """Ask which checkpoint is best: there may be others, or previews may have been measured."""
+        if self._view.measured and self._client is not None:
+            self._ask_for_best(self._client)
+
+    @work(exclusive=True, group="best", exit_on_error=False)
+    async def _ask_for_best(self, client: Client) -> None:
+        with suppress(DaemonError):  # the best held-out loss is marked
+            best = best_of((await client.checkpoints(self._own))[1])
+            if best != self._best:
+                self._best = best
+                self._made.pop("", None)
+                self._draw_anew()
+
+    # --- drawing: what is not seen is not computed -------------------------------------------------------------
+
+    def _draw_anew(self) -> None:
+        self._figure = None
+        self._say()
+        self.refresh()
+
+    def _restyle(self) -> None:
+        self._styles.clear()
+        self._draw_anew()
+
+    def on_resize(self) -> None:
+        self._draw_anew()
+
+    def _runs(self) -> list[PlottedRun]:
+        views = {"": self._view} | {key: view for key, (_, view) in self._others.items()}
+        self._made = {
+            key: self._made.get(key) or plotted(view, None if key else self._best) for key, view in views.items()
+        }
+        return list(self._made.values())
+
+    @property
+    def figure(self) -> Figure:
+        """As it is drawn at the present size."""
+        columns, rows = self.size
+        foot = rows >= LEAST_ROWS
+        if self._figure is None or self._size_drawn != self.size:
+            self._size_drawn = self.size
+            self._figure = draw(self._runs(), self._options, self._window, columns, rows - foot)
+            self._strips = [self._strip(signs, inks) for signs, inks in self._figure.rows]
+        return self._figure
+
+    def render_line(self, y: int) -> Strip:
+        figure, width = self.figure, self.size.width
+        if y >= len(figure.rows):
+            return self._foot(width)
+        strip = self._strips[y]
+        at = self._cursor_column()
+        if at is not None:
+            strip = self._with_cursor(strip, at)
+        return strip.adjust_cell_length(width, self.rich_style).apply_style(self.rich_style)
+
+    def _strip(self, signs: list[str], inks: list[int]) -> Strip:
+        segments, start = [], 0
+        for i in range(1, len(inks) + 1):
+            if i == len(inks) or inks[i] != inks[start]:
+                segments.append(Segment("".join(signs[start:i]), self._style(inks[start])))
+                start = i
+        return Strip(segments, len(signs))
+
+    def _with_cursor(self, strip: Strip, at: int) -> Strip:
+        before, cell, after = strip.crop(0, at), strip.crop(at, at + 1), strip.crop(at + 1)
+        sign = cell.text if cell.text.strip() else "│"
+        ground = Style(bold=True, bgcolor=Color.parse(self.app.theme_variables["panel"]).hex6)
+        style = next((s.style for s in cell if s.style), Style()) + ground
+        return Strip.join([before, Strip([Segment(sign, style)], 1), after])
+
+    def _cursor_column(self) -> int | None:
+        figure = self.figure
+        if self._cursor is None or not figure.columns or not figure.window.low <= self._cursor <= figure.window.high:
+            return None
+        return figure.left + figure.column_of(self._cursor)
+
+    def _foot(self, width: int) -> Strip:
+        pieces: list[Piece] = legend(self.figure) if self._cursor is None else read(self.figure, self._cursor)
+        segments = []
+        for text, ink in pieces:
+            segments += [Segment(escaped(text), self._style(ink)), Segment("  ")]
+        strip = Strip(segments[:-1])
+        if strip.cell_length > width:
+            strip = Strip.join([strip.crop(0, width - 1), Strip([Segment("…")])])
+        return strip.adjust_cell_length(width, self.rich_style).apply_style(self.rich_style)
+
+    def _style(self, ink: int) -> Style:
+        if ink not in self._styles:
+            self._styles[ink] = style_of(ink, self.app.theme_variables)
+        return self._styles[ink]
+
+    def _say(self) -> None:
+        """The border: what is drawn, and while the plot has the focus, its keys."""
+        experts = [expert for expert, points in self._view.losses.items() if points]
+        others = [(name, any(view.losses.values())) for name, view in self._others.values()]
+        said = title(experts, others, self._options, self._window) if experts else Content(EMPTY)
+        self.border_title = with_keys(said, self.size.width) if experts and self.has_focus else said
+
+    def watch_has_focus(self, has_focus: bool) -> None:  # Textual sets it only after `on_focus`
+        super().watch_has_focus(has_focus)
+        if not has_focus:
+            self._set_cursor(None)
+        self._say()
+
+    # --- zoom, pan, cursor -------------------------------------------------------------------------------------
+
+    def _set_window(self, window: Window | None) -> None:
+        if window != self._window:
+            self._window = window
+            self._draw_anew()
+
+    def _zoom(self, at: float, factor: float) -> None:
+        figure = self.figure
+        self._set_window(zoomed(figure.window, figure.whole, at, factor))
+
+    def _set_cursor(self, step: float | None) -> None:
+        before = self._cursor_column()
+        self._cursor = step
+        if self._figure is None:
+            return
+        height = len(self._figure.rows)
+        for column in {before, self._cursor_column()} - {None}:
+            self.refresh(Region(column or 0, 0, 1, height))
+        self.refresh(Region(0, height, self.size.width, 1))
+
+    def action_zoom(self, factor: float) -> None:
+        window = self.figure.window
+        self._zoom((window.low + window.high) / 2 if self._cursor is None else self._cursor, factor)
+
+    def action_reset(self) -> None:
+        self._set_window(None)
+
+    def action_pan(self, part: float) -> None:
+        if self._window is not None:
+            self._set_window(panned(self._window, self.figure.whole, part * self._window.width))
+
+    def action_move(self, columns: int) -> None:
+        figure = self.figure
+        if not figure.columns:
+            return
+        self._hovering = False
+        by = max(1.0, figure.window.width / figure.columns)
+        begin = figure.window.high if columns < 0 else figure.window.low - by
+        step = (begin + by if columns < 0 else begin) if self._cursor is None else self._cursor
+        self._go(max(figure.whole.low, min(round(step + columns * by), figure.whole.high)))
+
+    def _go(self, step: float) -> None:
+        """Put the cursor on a step, and bring that into what is shown."""
+        figure = self.figure
+        if self._window is not None and not self._window.low <= step <= self._window.high:
+            by = step - (self._window.low if step < self._window.low else self._window.high)
+            self._set_window(panned(self._window, figure.whole, by))
+        self._set_cursor(step)
+
+    def action_next_mark(self, way: int) -> None:
+        steps = sorted({mark.step for mark in self._runs()[0].marks})
+        at = self._cursor if self._cursor is not None else (-1 if way > 0 else float("inf"))
+        further = [s for s in steps if (s > at if way > 0 else s < at)]
+        if further:
+            self._hovering = False
+            self._go(further[0] if way > 0 else further[-1])
+
+    def action_smooth(self, by: int) -> None:
+        level = max(0, min(self._options.smoothing + by, len(SMOOTHING) - 1))
+        self._set_options(replace(self._options, smoothing=level))
+
+    def action_log(self) -> None:
+        self._set_options(replace(self._options, log=not self._options.log))
+
+    def action_range(self) -> None:
+        self._set_options(replace(self._options, everything=not self._options.everything))
+
+    def action_panels(self) -> None:
+        self._set_options(replace(self._options, apart=not self.figure.apart))
+
+    def _set_options(self, options: Options) -> None:
+        self._options = options
+        self._draw_anew()
+
+    # --- mouse -------------------------------------------------------------------------------------------------
+
+    def _step_under(self, event: events.MouseEvent) -> float | None:
+        at = event.get_content_offset_capture(self).x - self.figure.left
+        return self.figure.step_at(at) if 0 <= at < self.figure.columns else None
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        self._wheel(event, WHEEL)
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        self._wheel(event, 1 / WHEEL)
+
+    def _wheel(self, event: events.MouseEvent, factor: float) -> None:
+        event.stop()
+        step = self._step_under(event)
+        if step is not None:
+            self._zoom(step, factor)
+
+    def on_mouse_down(self, event: events.MouseDown) -> None:
+        if event.button == 1:
+            self._dragged = event.screen_x, self.figure.window
+            self.capture_mouse()
+
+    def on_mouse_up(self) -> None:
+        self._dragged = None
+        self.release_mouse()
+
+    def on_mouse_move(self, event: events.MouseMove) -> None:
+        if self._dragged is not None and self._window is not None and self.figure.columns:
+            begin, window = self._dragged
+            by = (begin - event.screen_x) / self.figure.columns * window.width
+            self._set_window(panned(window, self.figure.whole, by))
+            return
+        step = self._step_under(event)
+        if step is not None:
+            self._hovering = True
+            self._set_cursor(step)
+
+    def on_leave(self) -> None:
+        if self._hovering:
+            self._hovering = False
+            self._set_cursor(None)
+
+    def on_click(self, event: events.Click) -> None:
+        if event.chain == 2:
+            self.action_reset()
+
+    # --- runs to compare with ----------------------------------------------------------------------------------
+
+    @work(exclusive=True, group="add run")
+    async def add_run(self) -> None:
+        """Ask for another run; draw it, or take it away."""
+        records: list[JobRecord] = []
+        try:
+            records = [r for r in await self._client.jobs() if r.id != self._own][::-1] if self._client else []
+        except DaemonError as e:
+            self.notify(str(e), severity="warning")
+        folders = [Path(key) for key in self._others if not key.startswith("#")]
+        choice = await self.app.push_screen_wait(OtherRuns(records, folders, set(self._others)))
+        if choice is None:
+            return
+        key = key_of(choice)
+        if self._others.pop(key, None) is not None:
+            self.workers.cancel_group(self, key)
+            self._draw_anew()
+        elif len(self._others) + 1 >= MOST_RUNS:
+            self.notify(f"{count(MOST_RUNS, 'run')} are drawn already: take one away first.", severity="warning")
+        else:
+            name = choice.name
+            self._others[key] = name, RunView(name=name)
+            self._draw_anew()
+            if isinstance(choice, Path):
+                self.run_worker(lambda: self._read(key, choice), thread=True, group=key)
+            else:
+                self.run_worker(self._follow(key, choice), group=key)
+
+    async def _follow(self, key: str, record: JobRecord) -> None:
+        assert self._client is not None
+        try:
+            await follow(self._client, record, lambda view: self._tell(OtherCame(key, record.name, view)))
+        except DaemonError as e:
+            self._tell(OtherCame(key, record.name, None, str(e)))
+
+    def _read(self, key: str, folder: Path) -> None:
+        try:
+            view = read_folder(folder)
+            self._tell(OtherCame(key, view.name or folder.name, view))
+        except UserError as e:
+            self._tell(OtherCame(key, folder.name, None, str(e)))
+
+    def _tell(self, message: OtherCame) -> None:
+        self.post_message(message)
+
+    @on(OtherCame)
+    def _other_came(self, message: OtherCame) -> None:
+        if message.key not in self._others:  # taken away meanwhile
+            return
+        if message.view is None:
+            del self._others[message.key]
+            self.notify(message.problem, severity="error", timeout=10)
+        else:
+            self._others[message.key] = message.name, message.view
+            self._made.pop(message.key, None)
+        self._redraw.ask()

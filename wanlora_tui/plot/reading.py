@@ -1,0 +1,50 @@
+"""What the line under a plot says: the values at the cursor and what happened there, or what its marks mean."""
+
+import math
+import time
+
+from wanlora_tui.output.formatting import rate
+from wanlora_tui.plot.curves import LABEL, LINE, MARK, STRONG
+from wanlora_tui.plot.figure import Figure
+from wanlora_tui.plot.marks import SIGNS
+from wanlora_tui.plot.series import LOSS, LR
+
+Piece = tuple[str, int]  # a text and its ink
+
+
+def value_text(value: float) -> str:
+    """A loss as it is written elsewhere, small ones as a rate is."""
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:.4f}" if abs(value) >= 0.001 or value == 0 else rate(value)
+
+
+def read(figure: Figure, step: float) -> list[Piece]:
+    """The step, the run's values and their means there, the marks in that column, rate and time; then the values of the
+    runs that it is compared with."""
+    own: list[Piece] = []
+    others: list[Piece] = []
+    when, near = 0.0, max(1.0, figure.window.width / max(1, figure.columns))
+    for curve in figure.curves:
+        s = curve.series
+        if s.panel == LR or not s.steps[0] - near <= step <= s.steps[-1] + near:  # a run has no value beyond its ends
+            continue
+        at = s.nearest(step)
+        name = "" if s.panel == LOSS else f"{s.panel} "
+        mean = f" ~{value_text(s.mean(at, curve.half))}" if s.noisy and curve.half else ""
+        piece = f"{name}{curve.sign} {value_text(s.values[at])}{mean}", LINE + curve.number
+        (others if curve.run else own).append(piece)
+        if curve.run == 0 and s.times:
+            when = max(when, s.times[at])
+    marks = [(f"{SIGNS[m.kind]} {m.text}", MARK) for m in figure.marks.get(figure.column_of(step), [])]
+    rates = {rate(s.values[max(0, s.between(s.steps[0], step)[1] - 1)]): None for s in figure.rates}
+    more = [(f"lr {' '.join(rates)}", LABEL)] if rates else []
+    if when:
+        more.append((time.strftime("%d %b %H:%M", time.localtime(when)), LABEL))
+    return [(f"step {round(step)}", STRONG), *own, *marks, *more, *others]
+
+
+def legend(figure: Figure) -> list[Piece]:
+    """The signs on the axis, each once, with what it stands for."""
+    there = {mark.kind for marks in figure.marks.values() for mark in marks}
+    return [(f"{sign} {kind}", MARK) for kind, sign in SIGNS.items() if kind in there][::-1]

@@ -1,0 +1,93 @@
+"""An axis: which value lies where, and the round numbers that are written beside it."""
+
+import math
+from dataclasses import dataclass
+
+from wanlora_tui.output.formatting import rate
+
+ROUND = (1, 2, 5)
+MARGIN = 0.08  # of what is shown, above and below it
+SUFFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From `low` to `high`, which differ; both are above 0 where it is `log`."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def part(self, value: float) -> float:
+        """0 at the low end, 1 at the high one. The value is above 0 on a log scale."""
+        if self.log:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def place(self, value: float, size: int) -> int:
+        """The dot row of `size` that a value lies in, 0 at the top; beyond either end, outside."""
+        if self.log and value <= 0:
+            return size
+        return round((1 - min(max(self.part(value), -1.0), 2.0)) * (size - 1))
+
+
+def scale_of(values: list[float], *, log: bool = False) -> Scale:
+    """A scale that the finite values fill but for a margin. Equal ones lie in the middle. Those that a log scale has no
+    place for are left out."""
+    shown = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
+    if not shown:
+        return Scale(0.1, 1.0, True) if log else Scale(0.0, 1.0)
+    low, high = min(shown), max(shown)
+    if log:
+        wider = (high / low) ** MARGIN if high > low * (1 + 1e-9) else 1.1
+        return Scale(low / wider, high * wider, True)
+    margin = MARGIN * (high - low) if high - low > 1e-9 * abs(high) else 0.1 * abs(high) or 0.5
+    return Scale(max(0.0, low - margin) if low >= 0 else low - margin, high + margin)
+
+
+def round_step(span: float, most: int) -> float:
+    """The least of 1, 2 and 5 times a power of ten that parts a span into at most so many."""
+    wanted = span / max(1, most)
+    power = 10.0 ** math.floor(math.log10(wanted))
+    return next(r * power for r in (*ROUND, 10, 20) if r * power >= wanted * (1 - 1e-9))
+
+
+def ticks(scale: Scale, most: int) -> list[float]:
+    """At most about so many round values within a scale, evenly apart, or by 1, 2 and 5 on a log scale; at least
+    one."""
+    if scale.log:
+        first, last = math.floor(math.log10(scale.low)), math.ceil(math.log10(scale.high))
+        for factors in (ROUND, (1,)):
+            found = [f * 10.0**e for e in range(first, last + 1) for f in factors]
+            found = [v for v in found if scale.low <= v <= scale.high]
+            if 2 <= len(found) <= max(2, most):
+                return found
+        if len(found) > most:
+            return found[:: math.ceil(len(found) / max(1, most))]
+    step = round_step(scale.high - scale.low, most)
+    first = math.ceil(scale.low / step - 1e-9)
+    found = [i * step for i in range(first, math.floor(scale.high / step + 1e-9) + 1)]
+    return found or [(scale.low + scale.high) / 2]
+
+
+def whole_ticks(low: float, high: float, most: int) -> list[int]:
+    """The same for steps: whole numbers that are not negative."""
+    found = ticks(Scale(low, max(high, low + 1)), most)
+    return sorted({round(v) for v in found if v >= 0 and abs(v - round(v)) < 1e-6 and v <= high}) or [round(low)]
+
+
+def labels(values: list[float]) -> list[str]:
+    """All values of an axis in one notation: with as many digits as tell them apart, as rates (1e-4) when they are very
+    small, else with k, M or G when they are large."""
+    if not values:
+        return []
+    largest = max(map(abs, values))
+    if 0 < largest < 1e-2:
+        return [rate(v) for v in values]
+    unit, suffix = next(((u, s) for u, s in SUFFIXES if largest >= 10 * u), (1.0, ""))
+    scaled = [v / unit for v in values]
+    for digits in range(8):
+        texts = [f"{v:.{digits}f}" for v in scaled]
+        if all(abs(float(t) - v) <= 1e-6 * max(map(abs, scaled)) for t, v in zip(texts, scaled, strict=True)):
+            break
+    return [t + suffix if v else "0" for t, v in zip(texts, scaled, strict=True)]

@@ -1,0 +1,61 @@
+"""The wizard's fields and actions in the palette: found by label, path or a word of their help."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Protocol, cast
+
+from textual.command import Hits, Provider
+
+from presets.job.fields import field_of
+from wanlora_tui.actions.palette import EXACT, WORDS, discovered, found, hits
+from wanlora_tui.draft.job_draft import PANELS, WizardState
+from wanlora_tui.draft.steps import STEPS
+
+
+class _Wizard(Protocol):
+    state: WizardState
+
+    async def go_to(self, name: str, *, field: str = "") -> None: ...
+    async def go_to_field(self, field: str) -> None: ...
+
+
+class FieldSearch(Provider):
+    """Every step and every field of the job being made."""
+
+    @property
+    def _wizard(self) -> _Wizard:
+        return cast(_Wizard, self.screen)
+
+    def _steps(self) -> Iterator[tuple[str, str, str]]:
+        for number, step in enumerate(STEPS, 1):
+            if self._wizard.state.furthest(step.name) == step.name:
+                yield step.name, f"Step {number}: {step.title}", step.hint
+
+    def _fields(self) -> Iterator[tuple[str, str, str]]:
+        state = self._wizard.state
+        if not state.ready:
+            return
+        for panel in (*PANELS, "sample.prompts"):
+            for path in state.fields(panel):
+                field = field_of(path)
+                yield path, f"{field.label} · {path}", field.help
+
+    async def discover(self) -> Hits:
+        for name, text, help in self._steps():
+            yield discovered(text, help, partial(self._wizard.go_to, name))
+
+    async def search(self, query: str) -> Hits:
+        matcher, word = self.matcher(query), query.lower()
+        for name, text, help in self._steps():
+            score = min(found(matcher, text, help), WORDS)  # a field of that name comes first
+            for hit in hits(matcher, score, text, help, partial(self._wizard.go_to, name)):
+                yield hit
+        for path, text, help in self._fields():
+            score = found(matcher, text, help)
+            if path.rpartition(".")[2] == word:
+                score = EXACT
+            if score >= WORDS:
+                score -= len(path) / 1000  # `rank`: the one of all before those of one expert
+                score += text.lower().startswith(f"{word} ·")  # `steps`: before those of a preview
+            for hit in hits(matcher, score, text, help, partial(self._wizard.go_to_field, path)):
+                yield hit

@@ -1,0 +1,90 @@
+"""What was found about one step of the wizard, each finding with the way to its field."""
+
+from dataclasses import dataclass
+
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.message import Message
+from textual.screen import ModalScreen
+from textual.widgets import Footer, OptionList
+from textual.widgets.option_list import Option
+
+from presets.findings import Finding
+from wanlora_tui.actions import bindings
+from wanlora_tui.screens.frame.finding_text import entry
+
+
+@dataclass
+class Jump(Message):
+    """Go to the field of a finding."""
+
+    field: str
+
+
+@dataclass
+class Fix(Message):
+    """Apply the fix of a finding."""
+
+    finding: Finding
+
+
+class _Findings(OptionList):
+    BINDINGS = bindings("list.down", "list.up", "list.top", "list.bottom")
+
+
+class StepFindings(ModalScreen[Jump | Fix | None]):
+    """Dismisses with what is to be done, or with None."""
+
+    BINDINGS = bindings("findings.fix", "findings.close")
+    DEFAULT_CSS = """
+    StepFindings { align: center middle; }
+    StepFindings > Vertical {
+        width: 90%; max-width: 100; height: auto; max-height: 90%; border: round $primary; padding: 0 1;
+        background: $surface;
+    }
+    StepFindings _Findings, StepFindings _Findings:focus {
+        height: auto; max-height: 1fr; border: none; padding: 0; background: $surface;
+    }
+    """
+
+    def __init__(self, title: str, findings: list[Finding]) -> None:
+        super().__init__()
+        self.findings_title, self.findings = title, findings
+
+    def compose(self) -> ComposeResult:
+        with Vertical() as box:
+            box.border_title = self.findings_title
+            if self.findings:
+                yield _Findings(*(Option(entry(f)) for f in self.findings), markup=False)
+            else:
+                yield _Findings(Option(Text("✓ Nothing was found here."), disabled=True), markup=False)
+        yield Footer()
+
+    def on_mount(self) -> None:
+        found = self.query_one(_Findings)
+        found.focus()
+        found.highlighted = 0 if self.findings else None
+
+    def _current(self) -> Finding | None:
+        index = self.query_one(_Findings).highlighted
+        return self.findings[index] if index is not None and index < len(self.findings) else None
+
+    @on(OptionList.OptionSelected)
+    def _jump(self) -> None:
+        finding = self._current()
+        if finding is not None:
+            self.dismiss(Jump(finding.field))
+
+    def action_fix(self) -> None:
+        finding = self._current()
+        if finding is None:
+            return
+        if finding.set:
+            self.dismiss(Fix(finding))
+        else:
+            self.notify(f"This one needs you: {finding.fix}", severity="warning")
+
+    def action_close(self) -> None:
+        self.dismiss(None)

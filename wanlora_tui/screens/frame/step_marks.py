@@ -1,0 +1,89 @@
+"""What each step of the wizard has come to, in the list of steps and in the title."""
+
+from typing import Any
+
+from rich.cells import cell_len
+from textual.screen import Screen
+from textual.widgets import OptionList, Static
+from textual.widgets.option_list import Option
+
+from presets.findings import Finding
+from wanlora_tui.draft.job_draft import WizardState
+from wanlora_tui.draft.steps import STEPS, position, step_of_field
+from wanlora_tui.screens.frame.finding_text import mark
+
+
+def complete(state: WizardState, step: str, here: str, findings: list[Finding] | None) -> str:
+    """✓ for a step before the one in view that is filled in, of which nothing was found; "" for one that is not yet."""
+    draft = state.draft
+    filled_in = {
+        "kind": draft.kind is not None,
+        "clips": bool(draft.folders) and all(folder in state.scans for folder in draft.folders),
+        "captions": findings is not None,
+        "settings": findings is not None,
+        "prompts": bool(draft.prompts),
+        "review": False,  # it is the last one
+    }
+    return "✓" if filled_in[step] and position(step) < position(here) else ""
+
+
+def title_line(place: int, marks: list[str], room: int) -> str:
+    """Where one is, what was found there, and what was found elsewhere: `... · Clips ✗2 · ✗1 in 4`. Where there is no
+    room for all of it, what was found comes before what is made here."""
+    found = [(i, text) for i, text in enumerate(marks) if text[:1] in ("✗", "!")]
+    here = "".join(f" {text}" for i, text in found if i == place)
+    others = ", ".join(f"{text} in {i + 1}" for i, text in found if i != place)
+    title = f"step {place + 1} of {len(STEPS)} · {STEPS[place].title}{here}" + (f" · {others}" if others else "")
+    whole = f"New LoRA job · {title}"
+    return whole if cell_len(whole) <= room else title
+
+
+class MarkingScreen(Screen[Any]):
+    """A screen with a list `#steps` and a line `#wizard-title`."""
+
+    state: WizardState
+    findings: list[Finding] | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._listed: list[tuple[str, bool]] = []  # the steps as they are shown
+        self._titled = ""
+
+    @property
+    def step(self) -> str:
+        """The step in view."""
+        return self.state.draft.step
+
+    def on_resize(self) -> None:
+        if self._listed:
+            self.list_steps()
+
+    def found_at(self, step: str) -> list[Finding]:
+        """What was found so far about a step."""
+        return self._found().get(step, [])
+
+    def _found(self) -> dict[str, list[Finding]]:
+        """By step: what is typed and no value, and what the rules say."""
+        found: dict[str, list[Finding]] = {}
+        for finding in [*self.state.findings(), *(self.findings or [])]:
+            found.setdefault(step_of_field(finding.field), []).append(finding)
+        return found
+
+    def list_steps(self) -> None:
+        """Each step with its mark, in the list and, for the one in view, in the title."""
+        state, place, found = self.state, position(self.step), self._found()
+        marks = [mark(found.get(s.name, ())) or complete(state, s.name, self.step, self.findings) for s in STEPS]
+        steps = self.query_one("#steps", OptionList)
+        shown = [
+            (f"{marks[i] or ('▶' if i == place else ''):>3} {i + 1} {s.title}", state.furthest(s.name) != s.name)
+            for i, s in enumerate(STEPS)
+        ]
+        if shown != self._listed or steps.highlighted != place:
+            self._listed = shown
+            steps.clear_options()
+            steps.add_options(Option(text, disabled=closed) for text, closed in shown)
+            steps.highlighted = place
+        title = title_line(place, marks, self.size.width - 2)
+        if self._titled != title:
+            self._titled = title
+            self.query_one("#wizard-title", Static).update(title, layout=False)

@@ -1,0 +1,57 @@
+"""Taking back what was changed in the draft, and making it again; each time it is said what."""
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from textual.screen import Screen
+
+from presets.errors import UserError
+from wanlora_tui.draft.draft_store import Draft
+from wanlora_tui.draft.history import History, changed, in_words
+from wanlora_tui.draft.job_draft import WizardState
+
+
+class UndoingScreen(Screen[Any]):
+    """A screen over a WizardState whose changes are all noted in `history`."""
+
+    state: WizardState
+    history: History
+
+    def in_place(self, paths: list[str]) -> bool:
+        """The step in view can show these changes as it stands: it need not be made anew, nor what is recommended be
+        there at once."""
+        raise NotImplementedError
+
+    async def went_to(self, paths: list[str]) -> None:
+        """Show a draft that is another one by now; `paths` are what is different."""
+        raise NotImplementedError
+
+    async def action_undo(self) -> None:
+        await self._go(self.history.undo, "undone", "There is nothing to take back.")
+
+    async def action_redo(self) -> None:
+        await self._go(self.history.redo, "made again", "Nothing was taken back.")
+
+    async def _go(self, turn: Callable[[Draft], Draft | None], word: str, nothing: str) -> None:
+        before = self.state.draft
+        after = turn(before)
+        if after is None:
+            self.notify(nothing)
+            return
+        paths = list(changed(before, after))
+        values = {id(before): self._values(paths)}
+        self.state.draft = after
+        if not self.in_place(paths):
+            self.state.refresh()
+        values[id(after)] = self._values(paths)
+        await self.went_to(paths)
+        self.notify(f"{word}: {in_words(before, after, lambda draft, path: values[id(draft)].get(path))}")
+
+    def _values(self, paths: list[str]) -> dict[str, Any]:
+        """What the fields of these paths hold now; those that there are."""
+        values = {}
+        for path in paths:
+            with suppress(UserError, LookupError, AssertionError):
+                values[path] = self.state.draft.kind if path == "job.kind" else self.state.value(path)
+        return values

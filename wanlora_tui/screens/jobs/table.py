@@ -1,0 +1,241 @@
+"""The table of jobs: what stands in a row, and which columns the terminal has room for."""
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from rich.text import Text
+from textual.message import Message
+from textual.widgets import DataTable
+from textual.widgets.data_table import ColumnKey, RowKey
+
+from daemon.wire.protocol import ENDED_STATES, JobRecord
+from presets.runs.run_view import RunView
+from presets.text import escaped
+from wanlora_tui.actions import bindings
+from wanlora_tui.feeds.run_times import left_text
+from wanlora_tui.output.formatting import seconds_each, shorten
+from wanlora_tui.output.queue_words import clock_time, speaks, standing
+
+LEAST_NAME, USUAL_NAME, MOST_NAME = 15, 32, 64  # columns
+PADDING = 2  # of a column, both sides
+SCROLLBAR = 1
+
+HEADERS = {
+    "name": "NAME",
+    "state": "STATE",
+    "step": "STEP",
+    "expert": "EXPERT",
+    "loss": "LOSS",
+    "pace": "S/STEP",
+    "eta": "ETA",
+    "gpu": "GPU",
+    "started": "STARTED",
+    "finished": "FINISHED",
+    "submitted": "SUBMITTED",
+}
+ALWAYS = ("name", "state", "step")
+# what comes only where the longest name, as far as it is no longer than this, still has its room
+BESIDE = {
+    **dict.fromkeys(("eta", "loss", "gpu"), LEAST_NAME),
+    **dict.fromkeys(("pace", "expert"), USUAL_NAME),
+    **dict.fromkeys(("finished", "started", "submitted"), MOST_NAME),
+}
+NOTHING = "-"
+ETA_OR_END = "ETA/END"  # the same column, where the time of the end has none of its own
+
+
+class JobTable(DataTable[Text]):
+    """The table with the keys that act on the job under the cursor."""
+
+    BINDINGS = bindings(
+        "jobs.open",
+        "jobs.stop",
+        "jobs.resume",
+        "jobs.cancel",
+        "jobs.hold",
+        "jobs.earlier",
+        "jobs.later",
+        "jobs.remove",
+        "jobs.rename",
+        "jobs.duplicate",
+        "jobs.priority",
+        "jobs.copy",
+        "jobs.folder",
+        "list.down",
+        "list.up",
+        "table.top",
+        "table.bottom",
+    )
+
+    class Resized(Message):
+        """It has room for other columns."""
+
+    def on_resize(self) -> None:
+        self.post_message(self.Resized())
+
+    def change_row(self, key: str, cells: dict[str, Text]) -> None:
+        """Give a row other cells of the same widths. DataTable's own `update_cell` draws every row in view anew; here
+        what is kept of this one alone is forgotten."""
+        row = RowKey(key)
+        self._data[row].update((ColumnKey(column), cell) for column, cell in cells.items())
+        caches: tuple[Any, ...] = (self._cell_render_cache, self._row_render_cache)  # both by the row first
+        for cache in caches:
+            for kept in [k for k in cache.keys() if k[0] == row]:  # noqa: SIM118  (it is no dict)
+                cache.discard(kept)
+        self._row_renderable_cache.discard((self._update_count, self.get_row_index(key)))
+        self._line_cache.clear()
+        self.refresh_row(self.get_row_index(key))
+
+
+class Column(NamedTuple):
+    key: str
+    width: int
+    header: str
+
+
+def cells_of(record: JobRecord, view: RunView | None, now: float) -> dict[str, str]:
+    """Column -> its text, of every column; `-` where there is nothing to say."""
+    live = view is not None and speaks(record, view)
+    paused = view is not None and live and view.phase.name == "paused"
+    step = view.step if view is not None and live else record.step
+    cells = {
+        "name": escaped(record.name),
+        "state": "‖ paused" if paused else standing(record),
+        "step": f"{step}/{record.steps or (view.steps if view else 0)}",
+        "gpu": ",".join(map(str, record.gpus)),
+        "started": _when(record.started_at, now),
+        "finished": _when(record.finished_at if record.state in ENDED_STATES else 0.0, now),
+        "submitted": _when(record.submitted_at, now),
+    }
+    if view is not None and live:
+        training = view.phase.name == "training"
+        cells |= {
+            "expert": view.expert.removesuffix("_noise") if training else view.phase.name,
+            "loss": f"{view.loss:.4f}" if view.step else "",
+            "pace": seconds_each(view.seconds_per_step) if view.seconds_per_step else "",
+            "eta": left_text(record, view),
+        }
+    return {key: escaped(cells.get(key, "")) or NOTHING for key in HEADERS}
+
+
+def _length(text: str) -> int:
+    return 0 if text == NOTHING else len(text)
+
+
+def _when(at: float, now: float) -> str:
+    return clock_time(at, now) if at else ""
+
+
+def layout(rows: Iterable[dict[str, str]], width: int, before: Sequence[Column] = ()) -> list[Column]:
+    """The columns that `width` has room for, each as wide as its widest cell, or as it was `before`: a number that
+    grows and shrinks moves nothing. A name of a usual length is whole before pace and expert get columns, a longer
+    one is cut in its middle; a column that says nothing in any row takes none."""
+    widest = dict.fromkeys(HEADERS, 0)
+    for row in rows:
+        for key, text in row.items():
+            widest[key] = max(widest[key], _length(text))
+    says_eta = widest["eta"] > 0
+    if widest["finished"]:
+        widest["eta"] = max(widest["eta"], widest["finished"], len(ETA_OR_END))
+    for column in before:
+        if widest[column.key] and column.key != "name":
+            widest[column.key] = max(widest[column.key], column.width)
+    names = max(len(HEADERS["name"]), min(MOST_NAME, widest["name"]))
+    room = width - SCROLLBAR
+    taken = 0
+    chosen = []
+    for key in (*ALWAYS, *BESIDE):
+        if key != "name" and not widest[key]:
+            continue
+        need = max(len(HEADERS[key]), widest[key]) + PADDING
+        if key in ALWAYS or taken + need + min(names, BESIDE[key]) + PADDING <= room:
+            chosen.append(key)
+            taken += need if key != "name" else 0
+    if "finished" in chosen and "eta" in chosen and not says_eta:  # its times have a column of their own
+        chosen.remove("eta")
+        taken -= max(len(HEADERS["eta"]), widest["eta"]) + PADDING
+    left = max(1, room - taken - PADDING)
+    headers = HEADERS | ({"eta": ETA_OR_END} if widest["finished"] and "finished" not in chosen else {})
+    return [
+        Column(key, min(names, left) if key == "name" else max(len(HEADERS[key]), widest[key]), headers[key])
+        for key in HEADERS
+        if key in chosen
+    ]
+
+
+def _nearest(job: int, before: list[int], now: list[int]) -> int:
+    """The job, or the nearest of the list as it was that is in it still: below it, else above."""
+    at = before.index(job) if job in before else 0
+    return next((j for j in (job, *before[at:], *before[:at][::-1]) if j in now), -1)
+
+
+class Rows:
+    """What a JobTable holds, changed where a row has changed and drawn anew only where the columns or the order
+    have."""
+
+    def __init__(self, table: JobTable) -> None:
+        self._table = table
+        self.order: list[int] = []
+        self._stamps: dict[int, tuple[object, ...]] = {}
+        self._cells: dict[int, dict[str, str]] = {}
+        self._columns: list[Column] = []
+        self._width = 0  # that they were chosen for
+        self._seen = dict.fromkeys(HEADERS, 0)  # how wide cells were at most
+
+    def show(self, records: list[JobRecord], views: dict[int, RunView], at: int) -> None:
+        """`at`: the job that the cursor goes to, or stays on; where it is gone, the next one after it that is there."""
+        now, today, changed = time.time(), time.localtime().tm_yday, []
+        stamps: dict[int, tuple[object, ...]] = {}
+        for r in records:
+            view = views.get(r.id)
+            stamp = (r.revision, r.state, r.position, r.step, view.last_seq if view else -1, today)
+            stamps[r.id] = stamp
+            if self._stamps.get(r.id) != stamp:
+                cells = cells_of(r, view, now)
+                if cells != self._cells.get(r.id):
+                    self._cells[r.id] = cells
+                    changed.append(r.id)
+        self._stamps = stamps
+        if len(self._cells) > len(records):
+            self._cells = {r.id: self._cells[r.id] for r in records}
+        order = [r.id for r in records]
+        columns = self._columns
+        width = self._table.size.width or self._table.screen.size.width
+        if order != self.order or width != self._width or any(map(self._outgrows, changed)):
+            self._width = width
+            columns = layout(self._cells.values(), width, self._columns)
+            for cells in self._cells.values():
+                self._seen = {key: max(self._seen[key], _length(text)) for key, text in cells.items()}
+        if order != self.order or columns != self._columns:
+            self._draw_all(order, columns, _nearest(at, self.order, order))
+            return
+        for job in changed:
+            self._table.change_row(str(job), {column.key: self._cell(job, column) for column in columns})
+        if at in order and order.index(at) != self._table.cursor_row:
+            self._table.move_cursor(row=order.index(at), animate=False)
+
+    def _outgrows(self, job: int) -> bool:
+        """Whether a cell is wider than any was when the columns were chosen."""
+        return any(_length(text) > self._seen[key] for key, text in self._cells[job].items())
+
+    def _draw_all(self, order: list[int], columns: list[Column], at: int) -> None:
+        table = self._table
+        anew = columns != self._columns
+        table.clear(columns=anew)
+        if anew:
+            self._columns = columns
+            for column in columns:
+                table.add_column(column.header, key=column.key, width=column.width)
+        for job in order:
+            table.add_row(*(self._cell(job, column) for column in columns), key=str(job))
+        self.order = order
+        if at in order:
+            table.move_cursor(row=order.index(at), animate=False)
+
+    def _cell(self, job: int, column: Column) -> Text:
+        cells = self._cells[job]
+        text = cells[column.key]
+        if text == NOTHING and column.header == ETA_OR_END:
+            text = cells["finished"]
+        return Text(shorten(text, column.width) if column.key == "name" else text, no_wrap=True)

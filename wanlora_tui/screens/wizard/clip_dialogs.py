@@ -1,0 +1,296 @@
+"""Dialogs that mend captions: one clip with its pictures and its text, or many captions before they are written.
+
+What is to be written is wanlora_tui.draft.clip_captions's; it is written by the step that asked.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.message import Message
+from textual.screen import ModalScreen
+from textual.widgets import Button, Footer, Input, Static, TextArea
+from textual.worker import Worker
+
+from presets.clips.captions import fill_trigger
+from presets.errors import UserError
+from presets.job.schema import DatasetPanel
+from presets.text import escaped
+from wanlora_tui.actions import bindings
+from wanlora_tui.draft.caption_history import CaptionChange
+from wanlora_tui.draft.clip_captions import one_line, problem_of
+from wanlora_tui.draft.clip_list import ClipEntry
+from wanlora_tui.output.formatting import count
+from wanlora_tui.widgets.clip_frames import ClipFrames
+
+SHOWN = 200  # changes that a dialog lists; the rest is counted
+SLICE = 0.008  # seconds of writing between two keys
+OTHERS, WRONG = 8, 3  # rows of a dialog around its list of changes, and of what is wrong
+BETWEEN = 0.1  # seconds between two words of how far it is
+
+
+class _Text(TextArea):
+    """A caption's text: Tab goes on to the buttons."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, id="caption-text", soft_wrap=True, tab_behavior="focus", compact=True)
+
+
+class CaptionDialog(ModalScreen[str | None]):
+    """One clip as training sees it, with its caption to write. Dismisses with the new text, or None.
+
+    `write` is asked to write it, and says what is wrong; then the dialog stays, with all that was typed.
+    """
+
+    BINDINGS = bindings("dialog.cancel", "caption.write")
+    DEFAULT_CSS = """
+    CaptionDialog { align: center middle; }
+    CaptionDialog > VerticalScroll {
+        width: 94%; max-width: 110; height: auto; max-height: 94%; border: round $primary; padding: 0 1;
+        background: $surface;
+    }
+    CaptionDialog #caption-text { height: 5; border: none; background: $primary 15%; }
+    CaptionDialog Static { height: auto; }
+    CaptionDialog #caption-problem { color: $text-error; }
+    CaptionDialog #caption-reads { color: $text-muted; }
+    CaptionDialog Horizontal { height: auto; }
+    CaptionDialog ClipFrames .frames { height: 8; }
+    CaptionDialog ClipFrames .seen { height: 3; }
+    CaptionDialog Button { margin-right: 2; }
+    CaptionDialog.-low ClipFrames .frames { height: 5; }
+    CaptionDialog.-low ClipFrames .seen { height: 2; }
+    CaptionDialog.-low #caption-text { height: 3; }
+    CaptionDialog.-lower ClipFrames { display: none; }
+    """
+
+    def __init__(
+        self,
+        entry: ClipEntry,
+        panel: DatasetPanel | None,
+        trigger: str,
+        text: str,
+        *,
+        file: str,
+        note: str,
+        write: Callable[[str], str],
+    ) -> None:
+        super().__init__()
+        self.entry, self.panel, self.trigger = entry, panel, trigger
+        self.text, self.file, self.note, self.write_text = text, file, note, write
+        self._refused: str | None = None  # what could not be written, with the reason still shown
+
+    def compose(self) -> ComposeResult:
+        with VerticalScroll(can_focus=False) as box:
+            box.border_title = escaped(self.entry.name).replace("[", "\\[")
+            yield ClipFrames()
+            yield Static(f"Caption, in {escaped(self.file)}", classes="row", markup=False)
+            yield _Text(self.text)
+            yield Static("", id="caption-reads", markup=False)
+            yield Static(escaped(self.note), id="caption-problem", markup=False)
+            with Horizontal():
+                yield Button("Write it ^S", id="write", variant="primary", compact=True)
+                yield Button("Cancel Esc", id="cancel", compact=True)
+        yield Footer()
+
+    def on_mount(self) -> None:
+        self.query_one(ClipFrames).show(self.entry.clip, self.panel, note=self.entry.problem)
+        text = self.query_one(_Text)
+        text.move_cursor(text.document.end)
+        text.focus()
+
+    def on_resize(self) -> None:
+        self.set_class(self.size.height < 30, "-low")
+        self.set_class(self.size.height < 18, "-lower")
+
+    @on(TextArea.Changed)
+    def _typed(self) -> None:
+        text = self.query_one(_Text).text
+        line = one_line(text)
+        reads = fill_trigger(line, self.trigger)
+        said = []
+        if "\n" in text.strip():
+            said.append("Its lines become one")
+        if reads != line or said:
+            said.append(f"Reads: {reads}")
+        self.query_one("#caption-reads", Static).update(escaped(". ".join(said)))
+        if text not in (self.text, self._refused):
+            self.query_one("#caption-problem", Static).update("")
+
+    @on(Button.Pressed, "#write")
+    def action_write(self) -> None:
+        typed = self.query_one(_Text).text
+        text = one_line(typed)
+        problem = problem_of(text) or self.write_text(text)
+        if problem:
+            self._refused = typed
+            said = self.query_one("#caption-problem", Static)
+            said.update(f"✗ {escaped(problem)}")
+            self.call_after_refresh(said.scroll_visible, animate=False)
+        else:
+            self.dismiss(text)
+
+    @on(Button.Pressed, "#cancel")
+    def action_cancel(self) -> None:
+        self.dismiss(None)
+
+
+@dataclass
+class Planned(Message):
+    """The captions that a template makes."""
+
+    template: str
+    changes: list[CaptionChange]
+
+
+class CaptionsDialog(ModalScreen[list[CaptionChange]]):
+    """Many captions before they are written, and while they are. Dismisses with them, or with none when it is
+    cancelled, also half way: then all files are as they were.
+
+    With a `template` (what the box holds at first) `plan` makes them anew after each key, in a thread: there may be
+    thousands. `write` writes them one by one, and says how many are written; what is wrong is shown, and it stays.
+    """
+
+    BINDINGS = bindings("dialog.cancel", "caption.write")
+    DEFAULT_CSS = """
+    CaptionsDialog { align: center middle; }
+    CaptionsDialog > Vertical {
+        width: 94%; max-width: 110; height: auto; max-height: 94%; border: round $primary; padding: 0 1;
+        background: $surface;
+    }
+    CaptionsDialog Static { height: auto; }
+    CaptionsDialog VerticalScroll { height: auto; margin: 1 0; }
+    CaptionsDialog #problem { color: $text-error; }
+    CaptionsDialog Horizontal { height: auto; }
+    CaptionsDialog Button { margin-right: 2; }
+    """
+
+    def __init__(
+        self,
+        title: str,
+        words: str,
+        changes: list[CaptionChange],
+        *,
+        plan: Callable[[str], list[CaptionChange]],
+        write: Callable[[list[CaptionChange]], Generator[int, None, None]],
+        template: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.dialog_title, self.words, self.template = title, words, template
+        self.changes, self.plan, self.write_all = changes, plan, write
+        self._made_of = template or ""  # what `changes` are made of
+        self._planning = self._wanted = False  # `_wanted`: to be written once they are those of what was typed
+        self._writing: Worker[None] | None = None
+
+    def compose(self) -> ComposeResult:
+        with Vertical() as box:
+            box.border_title = self.dialog_title
+            yield Static(self.words, markup=False)
+            if self.template is not None:
+                yield Input(self.template, id="template", compact=True)
+            with VerticalScroll():
+                yield Static("", id="changes", markup=False)
+            yield Static("", id="problem", markup=False)
+            with Horizontal():
+                yield Button("", id="write", variant="primary", compact=True)
+                yield Button("Cancel Esc", id="cancel", compact=True)
+        yield Footer()
+
+    def on_mount(self) -> None:
+        self.query_one("#problem").display = False
+        self._show()
+        self._focus_first()
+
+    def on_resize(self) -> None:
+        self._fit()
+
+    def _fit(self) -> None:
+        """The buttons stay in view, and what is wrong."""
+        others = OTHERS + (WRONG if self.query_one("#problem").display else 0)
+        self.query_one(VerticalScroll).styles.max_height = max(2, min(14, self.size.height * 9 // 10 - others))
+
+    def _focus_first(self) -> None:
+        self.query_one("#template" if self.template is not None else "#write").focus()
+
+    def _show(self) -> None:
+        lines = [f"{change.name}: {change.after}" for change in self.changes[:SHOWN]]
+        if len(self.changes) > SHOWN:
+            lines.append(f"and {count(len(self.changes) - SHOWN, 'more')}".removesuffix("s"))
+        self.query_one("#changes", Static).update(escaped("\n".join(lines)) or "Nothing would be written.")
+        button = self.query_one("#write", Button)
+        button.label = f"Write {count(len(self.changes), 'caption')} ^S"
+        button.disabled = not self.changes
+
+    @property
+    def _typed_text(self) -> str:
+        return self.query_one("#template", Input).value if self.template is not None else ""
+
+    @on(Input.Changed, "#template")
+    def _typed(self, event: Input.Changed) -> None:
+        event.stop()
+        self._plan_soon()
+
+    def _plan_soon(self) -> None:
+        """One at a time: what is typed meanwhile is planned after it."""
+        if not self._planning and self._typed_text != self._made_of:
+            self._planning = True
+            self._plan(self._typed_text)
+
+    @work(thread=True, group="plan", exit_on_error=False, description="plan")
+    def _plan(self, template: str) -> None:
+        self.post_message(Planned(template, self.plan(template)))
+
+    @on(Planned)
+    def _planned(self, event: Planned) -> None:
+        event.stop()
+        self._planning, self._made_of, self.changes = False, event.template, event.changes
+        if event.template != self._typed_text:
+            self._plan_soon()
+            return
+        self._show()
+        if self._wanted:
+            self.action_write()
+
+    @on(Input.Submitted, "#template")
+    @on(Button.Pressed, "#write")
+    def action_write(self) -> None:
+        self._wanted = self._made_of != self._typed_text
+        if not self._wanted and self.changes and self._writing is None:
+            self._writing = self._write()
+
+    @work(exit_on_error=False, group="write", description="write")
+    async def _write(self) -> None:
+        button, said = self.query_one("#write", Button), self.query_one("#problem", Static)
+        for widget in (button, *self.query("#template")):
+            widget.disabled = True
+        steps, began, shown = self.write_all(self.changes), time.monotonic(), 0.0
+        try:
+            for number in steps:
+                if (now := time.monotonic()) - began > SLICE:
+                    if now - shown > BETWEEN:
+                        shown = now
+                        button.label = f"Writing {number} of {len(self.changes)}"
+                    await asyncio.sleep(0)
+                    began = time.monotonic()
+        except UserError as e:
+            self._writing = None
+            said.display = True
+            said.update(f"✗ {escaped(str(e))}")
+            self._fit()
+            for widget in self.query("#template"):
+                widget.disabled = False
+            self._show()
+            self._focus_first()
+            return
+        finally:
+            steps.close()  # where it has not come to its end, nothing is written
+        self.dismiss(self.changes)
+
+    @on(Button.Pressed, "#cancel")
+    def action_cancel(self) -> None:
+        if self._writing is not None:
+            self._writing.cancel()
+        self.dismiss([])

@@ -1,0 +1,49 @@
+"""Text inputs of one line that lose nothing of a paste of several, and draw only themselves at a key."""
+
+from typing import ClassVar
+
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.geometry import Size
+from textual.reactive import Reactive
+from textual.widgets import Input
+
+from wanlora_tui.output.formatting import count
+
+
+class OneLine(Input, inherit_bindings=False):
+    """`joiner` stands where a pasted text had its line breaks; None: such a text is refused, and that is said."""
+
+    # ^D is left to what is around: Delete does the same
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *(b for b in Input.BINDINGS if not (isinstance(b, Binding) and b.action == "delete_right")),
+        Binding("delete", "delete_right", show=False),
+    ]
+    joiner: str | None = None
+    # Textual lays the whole screen out anew when this changes, at every key; a line of text keeps its place
+    virtual_size = Reactive(Size(0, 0), layout=False)
+
+    def _on_paste(self, event: events.Paste) -> None:
+        event.prevent_default()
+        event.stop()
+        lines = [line.strip() for line in event.text.splitlines() if line.strip()]
+        if not lines:
+            return
+        if len(lines) > 1 and self.joiner is None:
+            self.notify(
+                f"This takes one line, and {len(lines)} were pasted: nothing was taken.", severity="warning", timeout=8
+            )
+            return
+        text = lines[0] if self.joiner is None else self.joiner.join(lines)
+        if len(lines) > 1:
+            self.notify(f"{count(len(lines), 'line')} pasted, joined into one.")
+        if self.selection.is_empty:
+            self.insert_text_at_cursor(text)
+        else:
+            self.replace(text, *self.selection)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Without a selection there is nothing to cut, and the key means what it means around this input."""
+        if action == "cut":
+            return not self.selection.is_empty
+        return super().check_action(action, parameters)
