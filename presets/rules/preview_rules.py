@@ -110,7 +110,7 @@ def sample_no_prompts(job: Job, facts: Facts) -> Iterator[Found]:
             "there is no prompt, so no previews are made, and only the loss tells one checkpoint from another",
             fix=(
                 "Add a prompt, worded like your captions, whose control image is like the first frame of your clips, or"
-                " one of the clips: F3 in the wizard's fifth step does so, and wanlora new by itself"
+                " one of the clips: ^F in the wizard's fifth step does so, and wanlora new by itself"
             ),
         )
 

@@ -193,31 +193,37 @@ def _values(found: Forecast, cost: CostSettings) -> dict[str, str]:
 
 
 def summary(found: Forecast, cost: CostSettings, *, before: Forecast | None = None, now: float | None = None) -> str:
-    """All that counts in one paragraph; of what differs from `before`, both: `1.12 -> 0.94 s/step`."""
+    """All that counts in one paragraph; of what differs from `before`, both: `1.12 -> 0.94 s/step`. Time and price come
+    first, since a small terminal shows a line of it, and what explains them last."""
     values, old = _values(found, cost), _values(before, cost) if before is not None else {}
     shown = {name: _changed(old.get(name, ""), value) for name, value in values.items()}
-    return " · ".join([*_cost(found, shown, now), *_rest(found, shown)])
+    return " · ".join([*_cost(found, shown, now), *_rest(found, shown), *_why(found)])
 
 
 def cost_line(found: Forecast, cost: CostSettings, *, now: float | None = None) -> str:
     """Memory, time and price: what `forecast` does not say."""
-    return " · ".join(_cost(found, _values(found, cost), now))
+    return " · ".join([*_cost(found, _values(found, cost), now), *_why(found)])
 
 
 def _cost(found: Forecast, shown: dict[str, str], now: float | None) -> Iterator[str]:
-    if found.why:
-        yield found.why
     if found.misfit:
         yield f"✗ {found.finding}: {found.misfit}"
     elif found.total:
         card = found.card if found.here else f"on an {found.card}"
-        yield f"{card}: {shown['vram']} of {human(found.vram_total)}"
-        yield f"{shown['step']} s/step"
         now = time.time() if now is None else now
-        share = f" ({found.held_out / found.total:.1%} for the held-out loss)" if found.held_out else ""
-        yield f"{shown['time']} in all{share}, done at {clock_time(now + found.total, now)}"
+        yield f"{shown['step']} s/step"
+        yield f"{shown['time']} in all"
         if shown["price"]:
             yield shown["price"]
+        yield f"done at {clock_time(now + found.total, now)}"
+        yield f"{card}: {shown['vram']} of {human(found.vram_total)}"
+        if found.held_out:
+            yield f"{found.held_out / found.total:.1%} of the time for the held-out loss"
+
+
+def _why(found: Forecast) -> Iterator[str]:
+    if found.why:
+        yield found.why
 
 
 def _rest(found: Forecast, shown: dict[str, str]) -> Iterator[str]:

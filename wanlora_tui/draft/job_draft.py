@@ -380,7 +380,7 @@ class WizardState:
         if step == "kind" and self.draft.kind is None:
             return "Choose what the LoRA should teach first"
         if step == "clips" and not self.draft.folders:
-            return "Add a folder of clips first: type its path and press Enter, or browse with F4"
+            return "Add a folder of clips first: type its path and press Enter, or browse with ^O"
         if step == "clips" and self.machine is None:
             return "Still reading the machine: one moment"
         return ""

@@ -1,4 +1,4 @@
-"""The steps of the wizard: their order, titles, and what F1 says about each.
+"""The steps of the wizard: their order, titles, and what its help says about each.
 
 What a step shows is in wanlora_tui.screens.wizard.
 """
@@ -11,7 +11,7 @@ class Step:
     name: str
     title: str
     hint: str  # one or two lines, shown while no field has the focus
-    help: str  # the F1 page
+    help: str  # the page of its help
 
 
 STEPS: tuple[Step, ...] = (
@@ -27,7 +27,7 @@ STEPS: tuple[Step, ...] = (
     Step(
         "clips",
         "Clips",
-        "Type a folder (Tab completes it) and press Enter, or browse with F4 (^o). In the table x leaves a clip out,"
+        "Type a folder (Tab completes it) and press Enter, or browse with ^O. In the table x leaves a clip out,"
         " Enter shows it and its caption. Several folders make several datasets.",
         "Use real video files (mp4, mov, mkv, webm), not GIFs, or images for a one-frame dataset. Trim each clip so"
         " that what it shows starts at once and fills it. Clips may differ in length: each gives the same number of"
@@ -53,28 +53,28 @@ STEPS: tuple[Step, ...] = (
     Step(
         "settings",
         "Machine and settings",
-        "Everything is set for this machine already. Look at what you like; F6 or ^r puts a field back to its"
+        "Everything is set for this machine already. Look at what you like; ^R puts a field back to its"
         " recommended value, u takes back the last change.",
         "The first entry shows the machine and why values differ from the plain defaults; the others are the panels of"
         " the job file. ◆ recommended: chosen for your kind, clips and machine, and the help below the form says why."
-        " default: the plain default. ● yours: changed by you; F6 takes it back. Left and right change a choice, Enter"
+        " default: the plain default. ● yours: changed by you; ^R takes it back. Left and right change a choice, Enter"
         " lists all of them. What cannot be right is said under the field while you type.",
     ),
     Step(
         "prompts",
         "Sample prompts",
-        "2 to 4 prompts like your clips, each with the image it starts from. F3 (^f) makes them of your clips.",
+        "2 to 4 prompts like your clips, each with the image it starts from. ^F makes them of your clips.",
         "Previews show during training whether the LoRA has learned enough or too much; they do not change the"
         " training. Wan 2.2 I2V starts every video from an image, so each prompt needs its control image, like those"
-        " you will use later; of a video, the first frame is taken. F3 makes prompts of your clips: their first frames"
-        " and captions. What a LoRA makes of a clip that it trains on says little of others: F2 leaves such a clip out"
+        " you will use later; of a video, the first frame is taken. ^F makes prompts of your clips: their first frames"
+        " and captions. What a LoRA makes of a clip that it trains on says little of others: ^\\ leaves such a clip out"
         " of training. You may skip this step: then checkpoints are saved without previews, and you judge them"
         " afterwards.",
     ),
     Step(
         "review",
         "Review and launch",
-        "f fixes the highlighted finding, F all of them, Enter goes to its field, t shows the file. F8 (^g) launches.",
+        "f fixes the highlighted finding, F all of them, Enter goes to its field, t shows the file. ^G launches.",
         "Errors (✗) would stop or spoil the run and must be fixed before the launch; warnings (!) are worth a thought;"
         " advice (i) is free. f applies the fix of the highlighted finding, F every fix there is, Enter goes to the"
         " field. The job file is plain TOML: keep it, edit it, start it again with `wanlora submit`. Launching writes"

@@ -17,7 +17,7 @@ from presets.planner.cards import gpu_hardware
 from presets.planner.choose import choose_for
 from presets.planner.several_gpus import two_at_once
 from tests.helpers.facts import clips, gpu, machine, real_model
-from wanlora_tui.draft.forecast import for_programs, reckon, summary
+from wanlora_tui.draft.forecast import cost_line, for_programs, reckon, summary
 
 CARD = gpu(24, name="NVIDIA GeForce RTX 4090", capability=(8, 9))
 NOW = time.mktime((2026, 11, 26, 10, 0, 0, 0, 0, -1))
@@ -91,8 +91,17 @@ def test_a_job_that_does_not_fit_says_so_by_the_name_of_its_finding() -> None:
 def test_without_a_gpu_it_says_why_and_for_which_card_it_reckons() -> None:
     found = reckon(a_job(), facts(on=machine(problem="there is no driver: install it")))
     said = summary(found, CostSettings(), now=NOW)
-    assert said.startswith("no GPU here: there is no driver · on an RTX 4090: ") and "s/step" in said
+    assert said.endswith(" · no GPU here: there is no driver") and " · on an RTX 4090: " in said
     assert not found.here and found.planned is None, "the daemon's own card is another one"
+
+
+def test_a_line_of_sixty_columns_says_time_and_price_whatever_the_reason() -> None:
+    for here in (facts(), facts(on=machine(problem="there is no driver: install it"))):
+        found = reckon(a_job(multistage__high__rank=128), here)
+        cost = CostSettings(rate=2.0)
+        for said in (summary(found, cost, now=NOW), cost_line(found, cost, now=NOW)):
+            assert "s/step" in said[:58] and " in all" in said[:58], said
+            assert f"${found.total / 3600 * 2:.2f}" in said[:58], said
 
 
 def test_a_second_free_card_is_proposed_with_its_hours_once_two_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:

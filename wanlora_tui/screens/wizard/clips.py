@@ -60,8 +60,8 @@ class ClipsPane(MendingPane):
             yield Static("Folder", id="folder-label")
             yield PathInput(base=self.state.cwd, placeholder="a folder of clips, such as ~/clips/orbit", id="folder")
             yield Button("Add", id="add", compact=True)
-            yield Button("Browse F4", id="browse", compact=True)
-            yield Button("Remove F9", id="remove", compact=True)
+            yield Button("Browse ^O", id="browse", compact=True)
+            yield Button("Remove ^X", id="remove", compact=True)
         yield Static("", id="folder-problem", classes="problem", markup=False)
         yield Choices(id="folders", compact=True, markup=False)
         with VerticalScroll(id="problems", can_focus=False):
@@ -135,7 +135,7 @@ class ClipsPane(MendingPane):
         listed, look = self.lists.listed(index), self.state.looks.get(folder)
         if listed is None:
             if (problem := self.state.unread.get(folder)) is not None:
-                return f"{name}   {'✗ died while it was read' if problem else '■ not read'}: l reads it, F9 removes it"
+                return f"{name}   {'✗ died while it was read' if problem else '■ not read'}: l reads it, ^X removes it"
             return f"{name}   … {look_text(look) if look is not None else 'looking at the clips'} · Esc stops"
         wrong = sum(1 for p in (*self._unread(index), *listed.training.problems) if p.severity == "error")
         masks = f", {listed.masked} masked" if listed.masked else ""
@@ -271,7 +271,7 @@ class ClipsPane(MendingPane):
         if box.value.strip():
             self._add(absolute(box.value, self.state.cwd))
         else:
-            self.query_one("#folder-problem", Static).update("✗ Type a folder first, or browse with F4")
+            self.query_one("#folder-problem", Static).update("✗ Type a folder first, or browse with ^O")
 
     def _add(self, folder: Path) -> None:
         problem = self.state.add_folder(folder)

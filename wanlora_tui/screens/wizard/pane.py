@@ -155,7 +155,7 @@ class StepPane(Vertical):
         raise AssertionError("every step says where it begins")
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """F6 is only offered where there is a recommended value to go back to."""
+        """Recommended is only offered where there is a recommended value to go back to."""
         if action == "recommended":
             return any(row.has_focus_within and row.reason is not None for row in self.query(FieldInput))
         return super().check_action(action, parameters)

@@ -21,8 +21,8 @@ from wanlora_tui.widgets.field_input import FieldInput
 from wanlora_tui.widgets.folder_picker import PathPicker
 
 NONE = (
-    "No prompts: this job makes no previews, only checkpoints. F3 adds two that start from first frames of your clips;"
-    " F5 adds an empty one."
+    "No prompts: this job makes no previews, only checkpoints. ^F adds two that start from first frames of your clips;"
+    " ^L adds an empty one."
 )
 
 
@@ -44,9 +44,9 @@ class PromptRow(Vertical):
     def compose(self) -> ComposeResult:
         with Horizontal(classes="row"):
             yield Static(f"Prompt {self.index + 1}", classes="heading")
-            yield Button("Image F4", classes="browse", compact=True)
-            yield Button("Hold out F2", classes="hold-out", compact=True)
-            yield Button("Remove F9", classes="remove", compact=True)
+            yield Button("Image ^O", classes="browse", compact=True)
+            yield Button("Hold out ^\\", classes="hold-out", compact=True)
+            yield Button("Remove ^X", classes="remove", compact=True)
             yield Button("Own values", classes="more", compact=True)
         text, image, *own = self.pane.state.prompt_fields(self.index)
         yield self.pane.row(text)
@@ -88,8 +88,8 @@ class PromptsPane(StepPane):
         yield Static("", id="prompt-state", markup=False)
         yield VerticalScroll(id="prompts", can_focus=False)
         with Horizontal(classes="row"):
-            yield Button("From clips F3", id="from-clips", compact=True)
-            yield Button("Add a prompt F5", id="add", compact=True)
+            yield Button("From clips ^F", id="from-clips", compact=True)
+            yield Button("Add a prompt ^L", id="add", compact=True)
         yield self.row("sample.preset")
 
     async def on_mount(self) -> None:
@@ -124,7 +124,7 @@ class PromptsPane(StepPane):
             if prompt.ctrl_img:
                 self._read_image(prompt.ctrl_img, self.base_folder())
             else:
-                self._say(i, "✗ needs an image: pick one with F4", wrong=True)
+                self._say(i, "✗ needs an image: pick one with ^O", wrong=True)
 
     @work(thread=True, group="images", exit_on_error=False)
     def _read_image(self, path: str, base: Path) -> None:
@@ -141,8 +141,8 @@ class PromptsPane(StepPane):
             is_video = Path(self.state.draft.prompts[index].ctrl_img).suffix.lower() in VIDEO_SUFFIXES
             return "✓ its first frame opens" if is_video else "✓ the image opens"
         if is_held_out(self.state, index):
-            return "✓ a clip that does not train: F2 takes it in again"
-        return "✓ a clip that trains as well: F2 leaves it out of training"
+            return "✓ a clip that does not train: ^\\ takes it in again"
+        return "✓ a clip that trains as well: ^\\ leaves it out of training"
 
     def _say(self, index: int, text: str, *, wrong: bool) -> None:
         for row in self.query(f"#prompt-{index}"):

@@ -321,7 +321,7 @@ class ReviewPane(StepPane):
         before = options.highlighted_option.id if options.highlighted_option is not None else None
         options.clear_options()
         if self.refusal:
-            heading = Text("✗ NOT LAUNCHED · the draft is kept, F8 tries again", style="bold")
+            heading = Text("✗ NOT LAUNCHED · the draft is kept, ^G tries again", style="bold")
             options.add_option(
                 Option(Group(heading, Padding(Text(escaped("\n".join(self.refusal))), (0, 0, 0, 2))), id="refusal")
             )

@@ -104,9 +104,9 @@ class WizardScreen(LaunchingScreen, UndoingScreen, ReckoningScreen, HelpingScree
         with VerticalScroll(id="help-area", can_focus=False):
             yield Static("", id="help-text", markup=False)
         with Horizontal(id="nav"):
-            yield Button("◀ Back F7", id="back", compact=True)
+            yield Button("◀ Back ^D", id="back", compact=True)
             yield Static("", id="nav-state", markup=False)
-            yield Button("Next F8 ▶", id="next", variant="primary", compact=True)
+            yield Button("Next ^G ▶", id="next", variant="primary", compact=True)
         yield FittingFooter(spare=SPARE)
 
     def on_mount(self) -> None:
@@ -234,7 +234,7 @@ class WizardScreen(LaunchingScreen, UndoingScreen, ReckoningScreen, HelpingScree
         place = position(name)
         self.query_one("#nav-state", Static).update("the draft is kept as you type")
         self.query_one("#back", Button).disabled = place == 0
-        self.query_one("#next", Button).label = "Launch F8 ▶" if name == NAMES[-1] else "Next F8 ▶"
+        self.query_one("#next", Button).label = "Launch ^G ▶" if name == NAMES[-1] else "Next ^G ▶"
         self.list_steps()
         self.query_one("#forecast-line").display = name in ("settings", "prompts") and self.state.ready
         rows = self.query(f"#{field_id(field)}").results(FieldInput) if field else ()

@@ -182,7 +182,7 @@ class SettingsPane(StepPane):
                 out.append(Static("Some layers", classes="heading", markup=False))
             out.append(self.row(path))
         if panel == "target":
-            out.append(Horizontal(Button("Add layers F5", id="add-layers", compact=True), classes="row"))
+            out.append(Horizontal(Button("Add layers ^L", id="add-layers", compact=True), classes="row"))
         if panel == "sample":
             out.append(Static("Prompts and their control images: next step.", classes="muted"))
         if panel == "datasets":
@@ -239,7 +239,7 @@ class SettingsPane(StepPane):
                 row.show_problem(event.problem)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """F4 is offered where a path is wanted, F5 and F9 where there are tables of layers."""
+        """Browse is offered where a path is wanted, add and remove where there are tables of layers."""
         if action == "browse":
             return self._path_row() is not None
         if action in ("add", "remove"):

@@ -144,7 +144,7 @@ class LaunchingScreen(ReadingScreen):
             self.notify(f"Fix first: {names}", title="Not launched", severity="error", timeout=10)
             review.focus_first()
         elif review.checking:
-            self.notify("Still checking the job: one moment, then press F8 again.", severity="warning")
+            self.notify("Still checking the job: one moment, then press ^G again.", severity="warning")
         elif problem:
             self.notify(problem, title="Not launched", severity="error")
             review.query_one("#job-path").focus()

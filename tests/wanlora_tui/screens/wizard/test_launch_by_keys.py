@@ -58,7 +58,7 @@ def test_a_job_with_two_previews_takes_ten_keys_and_a_path(folder: Path, tmp_pat
         press("enter", "3 clips")
         press("f8", "step 3 of 6")
         press("f8", "step 4 of 6")
-        press("f8", "F3 adds two")
+        press("f8", "^F adds two")
         press("f3", "Prompt 2")
         press("f8", "step 6 of 6")
         terminal.wait(lambda text: "WARNINGS" in text and "checking" not in text, "the check")

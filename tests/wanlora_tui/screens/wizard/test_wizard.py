@@ -535,7 +535,7 @@ async def test_previews_are_made_of_clips_on_one_key(work: Path) -> None:
     async with wizard(a_draft(work, "prompts")) as pilot:
         await resumed(pilot, "prompts")
         await scanned(pilot)
-        await until(pilot, lambda: "F3 adds two" in " ".join(screen_text(pilot.app).split()), "the offer")
+        await until(pilot, lambda: "^F adds two" in " ".join(screen_text(pilot.app).split()), "the offer")
         await pilot.press("f3")
         await until(pilot, lambda: screen_of(pilot).query("#prompt-1"), "two prompts")
         await until(
