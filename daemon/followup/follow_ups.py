@@ -11,11 +11,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from daemon.background_io import BackgroundIO
-from daemon.followup.command import forget, run_command
+from daemon.followup.command import CommandEnd, forget, run_command
 from daemon.followup.delivery import MAIL_SECONDS, Delivery, deliver
 from daemon.followup.facts import Standing, ended_so, follow_up, mend, session_here
 from daemon.followup.message import Message, message_of, trial_message
@@ -31,9 +32,19 @@ log = logging.getLogger("daemon")
 
 WAITS = (5.0, 30.0, 120.0, 600.0)  # seconds between two tries of a message; one more try than these
 LONGEST_WAIT = 3600.0  # however long a receiver asks for
+HOLD_SECONDS = 120.0  # for which messages hold the idle command up: a receiver that is away keeps no machine running
 SETTINGS_WAIT = 30.0  # until settings that cannot be read are looked at again
 DELIVERY_SECONDS = MAIL_SECONDS + 10.0
 FOLDER = "follow_ups"  # in the state folder
+
+
+@dataclass
+class _UnderWay:
+    """What follows one ending, since a moment by time.monotonic."""
+
+    due: FollowUp
+    task: asyncio.Task[None]
+    began: float = field(default_factory=time.monotonic)
 
 
 class FollowUps:
@@ -60,11 +71,17 @@ class FollowUps:
         self._background = BackgroundIO()  # of its own: a receiver that hangs holds up no request
         self._standings = {job: Standing(e.record.state, e.record.attempt) for job, e in entries.items()}
         self._left = {e.record.id for e in entries.values() if e.follow_ups}
-        self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._under_way: dict[str, _UnderWay] = {}
 
     @property
     def pending(self) -> int:
         return len(self._under_way)
+
+    def hold_up(self) -> bool:
+        """Whether the idle command has to wait for them: for a command until its end, for messages not longer than a
+        receiver takes that is there. One that is tried again later is the next daemon's if this machine is stopped."""
+        oldest = time.monotonic() - HOLD_SECONDS
+        return any(one.due.command_due or one.began > oldest for one in self._under_way.values())
 
     def note(self, entry: Entry, view: RunView | None) -> None:
         """To be called for every change of a job, before it is saved: an ending is put down with it."""
@@ -95,7 +112,7 @@ class FollowUps:
                 if mended := mend(entry, due):
                     self._failed(f"job {job}: what was kept of its end ({due.event}) is damaged: {mended}")
                 if due.key not in self._under_way:
-                    self._under_way[due.key] = asyncio.create_task(self._follow(entry, due))
+                    self._under_way[due.key] = _UnderWay(due, asyncio.create_task(self._follow(entry, due)))
         self._left.clear()
 
     async def _follow(self, entry: Entry, due: FollowUp) -> None:
@@ -119,18 +136,28 @@ class FollowUps:
     async def _command(self, entry: Entry, due: FollowUp) -> None:
         if not due.command_due:
             return
+        end, name, attempt = await self._run(entry, due), f"on_{due.event}", due.facts["WANLORA_ATTEMPT"]
+        due.command_due = False  # also where there is none: one that is set later is for later endings
+        record = entry.record
+        shown = end is not None and record.state in ENDED_STATES and str(record.attempt) == attempt
+        if end is not None and shown:
+            record.outcome = f"{record.outcome}\n{name} {end.text}".lstrip("\n")
+        self._save(entry, shown=shown)
+
+    async def _run(self, entry: Entry, due: FollowUp) -> CommandEnd | None:
+        """Its command, to its end; None where there is none to run."""
         name, job = f"on_{due.event}", entry.record.id
         attempt = due.facts["WANLORA_ATTEMPT"]
         command = entry.commands.get(due.event)
         if command == "":
-            return
+            return None
         if due.session != session_here():
             self._failed(f"job {job}: {name} is not run: the machine has restarted since the job ended")
-            return
+            return None
         when = (await self._read_settings(f"job {job}: {name}")).when if command is None else None
         command = getattr(when, name) if command is None else command
         if not command:
-            return
+            return None
         if when is None:
             try:
                 when = (await self._load()).when
@@ -146,16 +173,11 @@ class FollowUps:
             seconds=60 * when.minutes,
             background=self._background,
         )
-        due.command_due = False
         if end.good:
             log.info("job %d: %s %s", job, name, end.text)
         else:
             self._failed(f"job {job}: {name} {end.text}")
-        record = entry.record
-        shown = record.state in ENDED_STATES and str(record.attempt) == attempt
-        if shown:
-            record.outcome = f"{record.outcome}\n{name} {end.text}".lstrip("\n")
-        self._save(entry, shown=shown)
+        return end
 
     # --- messages ---------------------------------------------------------------------------------------------
 

@@ -265,7 +265,7 @@ class Service:
             self._settings_look = asyncio.create_task(self.settings.look(self.background))
         self.follow_ups.tick()
         waits = any(may_start(entry) for entry in self.queue.queued())
-        self.idle.tick(busy=bool(self.queue.running()) or waits or self.follow_ups.pending > 0)
+        self.idle.tick(busy=bool(self.queue.running()) or waits or self.follow_ups.hold_up())
 
     def _after(self, entry: Entry, tail: Tail, end: AttemptResult, now: float) -> list[Instruction]:
         """What an attempt's end leads to."""

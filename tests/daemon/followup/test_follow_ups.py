@@ -188,3 +188,39 @@ async def test_what_a_damaged_one_lacks_is_taken_from_its_job_and_said(tmp_path:
     second.tick()
     await until(lambda: not second.pending, "its end")
     assert (tmp_path / "ran").read_text() == "x\n" and "is damaged: WANLORA_" in second.failures[0][1]
+
+
+@pytest.mark.parametrize("own", [None, "", "echo y"])
+async def test_a_receiver_that_is_away_holds_the_idle_command_up_no_longer_than_a_while(
+    tmp_path: Path, entry: Entry, monkeypatch: pytest.MonkeyPatch, own: str | None
+):
+    """It is tried again all the same, and its job's command is over, also where there is none."""
+    with (tmp_path / "settings.toml").open("a") as f:
+        f.write('\n[[notify]]\nkind = "webhook"\nname = "gone"\nurl = "http://127.0.0.1:1/"\n')
+    if own is not None:
+        entry.commands["done"] = own
+    follow_ups = Kept(tmp_path, entry).daemon(waits=(1000.0,))
+    assert not follow_ups.hold_up()
+    entry.record.state = "done"
+    follow_ups.note(entry, None)
+    follow_ups.tick()
+    await until(lambda: not entry.follow_ups[0].command_due, "the end of its command")
+    assert follow_ups.hold_up()
+    monkeypatch.setattr("daemon.followup.follow_ups.HOLD_SECONDS", 0.0)
+    assert not follow_ups.hold_up() and follow_ups.pending == 1 and entry.follow_ups
+
+
+async def test_a_command_holds_the_idle_command_up_until_its_end(
+    tmp_path: Path, entry: Entry, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("daemon.followup.follow_ups.HOLD_SECONDS", 0.0)
+    entry.commands["done"] = f"while [ ! -e {tmp_path}/go ]; do sleep 0.05; done"
+    kept = Kept(tmp_path, entry)
+    follow_ups = kept.daemon()
+    entry.record.state = "done"
+    follow_ups.note(entry, None)
+    follow_ups.tick()
+    assert follow_ups.hold_up()
+    (tmp_path / "go").touch()
+    await until(lambda: not follow_ups.pending, "the end of what follows")
+    assert not follow_ups.hold_up()
