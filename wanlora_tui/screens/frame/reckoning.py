@@ -116,6 +116,10 @@ class ReckoningScreen(Screen[Any]):
         """The fields that stand there."""
         raise NotImplementedError
 
+    def looked(self) -> list[Finding] | None:
+        """What a longer look has found about the job as it is now; None while there is none."""
+        raise NotImplementedError
+
     def reckoned(self) -> None:
         """Show what the forecast and the findings say by now."""
         raise NotImplementedError
@@ -186,7 +190,9 @@ class ReckoningScreen(Screen[Any]):
             self._growing_old.stop()
             self._growing_old = None
         self.forecast, self.cost, self.state.means = event.found, event.cost, event.found.means
-        self.findings, self.state.held_out = event.findings, event.held_out
+        looked = self.looked()  # it may have answered first, and knows more of the same job
+        self.findings = event.findings if looked is None else looked
+        self.state.held_out = event.held_out
         for row in self.rows():
             row.set_meaning(event.found.means.get(row.path, ""))
         line = self.query_one("#forecast-line", Static)

@@ -13,6 +13,7 @@ from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Button, Input, OptionList, Static
 
+from presets.findings import Finding
 from wanlora_tui.actions import bindings
 from wanlora_tui.draft.draft_store import Draft, DraftError, Drafts, DraftStore
 from wanlora_tui.draft.history import History
@@ -286,6 +287,10 @@ class WizardScreen(LaunchingScreen, UndoingScreen, ReckoningScreen, HelpingScree
     def rows(self) -> list[FieldInput]:
         return self.pane.rows() if self.pane is not None else []
 
+    def looked(self) -> list[Finding] | None:
+        pane = self.pane
+        return list(pane.rules_found) if isinstance(pane, ReviewPane) and not pane.checking else None
+
     def reckoned(self) -> None:
         if isinstance(self.pane, ClipsPane):
             self.pane.follow_held_out()
@@ -296,8 +301,8 @@ class WizardScreen(LaunchingScreen, UndoingScreen, ReckoningScreen, HelpingScree
     def _checked(self, event: Checked) -> None:
         """The review has looked longer than a reckoning does."""
         self.known = event.facts
-        if isinstance(self.pane, ReviewPane):
-            self.findings = list(self.pane.rules_found)
+        if (found := self.looked()) is not None:
+            self.findings = found
             self.list_steps()
 
     @on(OptionList.OptionSelected, "#steps")

@@ -1,0 +1,33 @@
+"""Answers of threads in another order than they usually come."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.interface.wizard_pilot import at_step, make_base, make_clips, scanned, screen_of, until, wizard
+from wanlora_tui.draft.draft_store import Draft, DraftStore
+from wanlora_tui.screens.wizard.review import ReviewPane
+
+pytestmark = pytest.mark.process  # takes seconds
+
+
+async def test_a_reckoning_behind_the_review_takes_none_of_its_findings_away(tmp_path: Path) -> None:
+    make_base(tmp_path / "base")
+    clips = make_clips(tmp_path / "clips", 2, frames=9)
+    (clips / "copy.mp4").write_bytes((clips / "clip_00.mp4").read_bytes())  # what only the review's look finds
+    values = {"model.path": str(tmp_path / "base")}
+    DraftStore(tmp_path / "draft.json").save(Draft(step="review", kind="motion", folders=[str(clips)], values=values))
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await pilot.press("enter")
+        await at_step(pilot, "review")
+        await scanned(pilot)
+        screen = screen_of(pilot)
+        pane = screen.pane
+        assert isinstance(pane, ReviewPane)
+        await until(pilot, lambda: not (pane.checking or pane.watching), "the review")
+        assert "clip-copies" in [f.code for f in pane.rules_found]
+        screen.forecast, checks = None, pane.revision
+        screen.reckon_soon()
+        await until(pilot, lambda: screen.forecast is not None and not screen._reckoning, "the reckoning")
+        assert pane.revision == checks, "the review has not looked again"
+        assert screen.findings == pane.rules_found
