@@ -18,6 +18,7 @@ from daemon.wire.stop import stop_daemon
 from daemon.zmtp.frames import GREETING, MORE, frame
 from tests.daemon.conftest import Box, until
 from tests.helpers.waiting import PATIENCE
+from tests.helpers.waiting import until as until_blocking
 from tests.hostile import ATTACKS, MOST_RSS, Raw, fuzz, memory, under_attack
 
 FEW = 64  # open files
@@ -156,16 +157,26 @@ def _connected(control: Path) -> Raw:
     return Raw(control, "", hello=False)
 
 
+def _place(control: Path) -> Raw | None:
+    """A connection that the daemon serves; None when it was one too many."""
+    with suppress(OSError):
+        raw = Raw(control, "DEALER")
+        with suppress(OSError):
+            raw.send(frame(encode(Request(id="j", command=Jobs()))))
+            if b"takes no more" not in raw.take()[1]:
+                return raw
+        raw.close()
+    return None
+
+
 async def test_a_daemon_that_takes_no_more_clients_can_be_ended(box: Box):
     limited(box, FEW).start()
-    control, held, refused = daemon_paths(box.dir).control, [], 0
+    held: list[Raw] = []
     try:
-        while refused < 5:  # one that has just gone may still have had a place
-            if await asyncio.to_thread(_answers, box.dir):
-                held.append(await asyncio.to_thread(Raw, control, "DEALER"))
-                refused = 0
-            else:
-                refused += 1
+        while len(held) < 8:  # only when all places are ours can nobody leave one
+            held.append(
+                await asyncio.to_thread(until_blocking, lambda: _place(daemon_paths(box.dir).control), "a place")
+            )
         done = await asyncio.to_thread(stop_daemon, box.dir)
         assert done.ended and done.ran and "sent SIGTERM" in done.text
     finally:
