@@ -46,15 +46,15 @@ MIB = 2**20
 T = TypeVar("T")
 
 
-def write_expert(folder: Path, config: dict[str, Any]) -> int:
-    """One expert in bf16 as a diffusers folder, a shard for each block; its bytes."""
+def write_expert(folder: Path, config: dict[str, Any], name: str = "transformer") -> int:
+    """One expert in bf16 as a part of a diffusers folder, a shard for each block; its bytes. Weights differ by name."""
     from diffusers import WanTransformer3DModel
     from safetensors.torch import save_file
 
-    part = folder / "transformer"
+    part = folder / name
     part.mkdir(parents=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(0)
+    torch.manual_seed(len(name))
     weight_map: dict[str, str] = {}
 
     def shard(name: str, tensors: dict[str, torch.Tensor]) -> None:

@@ -1,11 +1,11 @@
 """Whole jobs of the real shape on one card: load, train, checkpoint, preview, under several caps of the card's memory.
 
-    python -m benchmarks.whole_job --dir /dev/shm/wl --json whole.json          (an NVIDIA card, 100 GiB of RAM, 35 GiB
+    python -m benchmarks.whole_job --dir /dev/shm/wl --json whole.json          (an NVIDIA card, 100 GiB of RAM, 60 GiB
     of disk)
     python -m benchmarks.whole_job --tiny --dir /tmp/wl                          (the same code on the CPU)
     python -m benchmarks.whole_job --dir /dev/shm/wl --start --merge --caps none (from LoRAs that are there already)
 
-Writes a base of random weights (both experts are the same files, linked), a text encoder that is only as wide as the
+Writes a base of random weights, a text encoder that is only as wide as the
 real one, and clips; then runs `python -m engine` once per cap. Both experts train, switch_every 1, with previews of 41
 frames at 768 x 768 at the end. The first job quantizes and fills the weight cache; the others start from it. With
 --start both LoRAs go on from random ones in other trainers' keys, with --merge a third one becomes part of both
@@ -60,9 +60,8 @@ def write_base(folder: Path, *, tiny: bool) -> Path:
     index = (folder / "model_index.json").read_text()
     for part in ("transformer", "transformer_2"):
         shutil.rmtree(folder / part)
-    write_expert(folder, config)
+        write_expert(folder, config, part)
     (folder / "model_index.json").write_text(index)
-    (folder / "transformer_2").symlink_to("transformer")
     if not tiny:
         torch.manual_seed(0)
         AutoencoderKLWan().to(torch.bfloat16).save_pretrained(folder / "vae")
