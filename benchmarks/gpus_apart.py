@@ -3,8 +3,8 @@
     python -m benchmarks.gpus_apart JOB.toml --gpus 0,1 --steps 20 --json apart.json
     python -m benchmarks.gpus_apart JOB.toml --gpus 0,1 --on-cpu      (a job on the tiny base, gloo in NCCL's place)
 
-On cards, first raise RECORDED in presets/job/gpu_shares.py, which refuses what was never run: it stays raised with the
-results of this.
+For more than two cards, first raise RECORDED in presets/job/gpu_shares.py, which refuses what was never run: it stays
+raised with the results of this.
 
 Where both experts train and the number of GPUs is even, they train apart; else the GPUs share the micro-batches of each
 step, so training.gradient_accumulation has to be a multiple of their number. The job's own previews are made. The runs

@@ -21,13 +21,15 @@ def require_as_many(job: Job, processes: int) -> None:
         )
 
 
-def require_recorded(processes: int) -> None:
-    """So many cards have been seen to train one run together. Raises UserError."""
-    if processes > gpu_shares.RECORDED:
+def require_recorded(rank: Rank) -> None:
+    """So many cards of one host have been seen to train one run together. Raises UserError."""
+    several_hosts = 0 < rank.here < rank.world
+    if rank.world > gpu_shares.RECORDED or several_hosts:
         raise UserError(
-            f"{processes} cards were never seen to train one run together yet",
+            f"{rank.world} cards{' of several hosts' if several_hosts else ''} were never seen to train one run"
+            " together yet",
             where="WORLD_SIZE",
-            fix=f"Train with {gpu_shares.RECORDED}: name as many in job.gpus",
+            fix=f"Train with {gpu_shares.RECORDED} of one host: name as many in job.gpus",
         )
 
 

@@ -11,7 +11,6 @@ import msgspec
 from msgspec import Struct
 
 from presets.facts.facts import Facts
-from presets.job import gpu_shares
 from presets.job.expert_schedule import EXPERTS, Expert, steps_of, trained_experts
 from presets.job.gpu_shares import apart, for_one_step, of_experts, require_fits
 from presets.job.schema import Job
@@ -134,9 +133,9 @@ def share_out(job: Job, facts: Facts, hardware: Hardware, gpus: int, *, link_gbp
 
 def two_at_once(job: Job, facts: Facts, hardware: Hardware) -> tuple[list[int], Shared] | None:
     """The job's GPU and a second of its kind that is as free, and the job with an expert on each. None where there is
-    no such GPU, where one expert trains alone, and until a run on two cards is recorded. `hardware`: the job's GPU with
+    no such GPU, and where one expert trains alone. `hardware`: the job's GPU with
     nothing else running. Raises UserError where the job fits on none."""
-    if gpu_shares.RECORDED < 2 or len(job.job.gpus) != 1 or len(trained_experts(job)) < 2 or facts.machine is None:
+    if len(job.job.gpus) != 1 or len(trained_experts(job)) < 2 or facts.machine is None:
         return None
     mine = next((gpu for gpu in facts.machine.gpus if gpu.index == job.job.gpus[0]), None)
     free = [

@@ -115,15 +115,15 @@ def on_cards(facts: Facts) -> bool:
     return not facts.tiny or (facts.machine is not None and bool(facts.machine.gpus))
 
 
-@rule("one-gpu", "error")
-def one_gpu(job: Job, facts: Facts) -> Iterator[Found]:
+@rule("more-gpus", "error")
+def more_gpus(job: Job, facts: Facts) -> Iterator[Found]:
     """No more GPUs are named than have been seen to train one job together, on cards like these."""
     gpus = list(dict.fromkeys(job.job.gpus))
     if not recorded(job, on_cards=on_cards(facts)):
         yield Found(
             "job.gpus",
-            f"{len(gpus)} GPUs are named, and a job was never run on {len(gpus)} cards yet: that they make the LoRAs of"
-            " one was only shown by processes on a CPU",
+            f"{len(gpus)} GPUs are named, and a job was never run on {len(gpus)} cards yet: that so many make the LoRAs"
+            " of one was only shown by processes on a CPU",
             set={"job.gpus": gpus[: gpu_shares.RECORDED]},
         )
 

@@ -34,11 +34,13 @@ def test_more_processes_than_gpus_are_refused_by_all_of_them_the_first_too():
 
 
 def test_more_cards_than_were_ever_seen_together_are_refused_also_of_several_hosts(monkeypatch: pytest.MonkeyPatch):
-    require_recorded(1)
-    with pytest.raises(UserError, match="2 cards were never seen to train one run together"):
-        require_recorded(2)
-    monkeypatch.setattr(gpu_shares, "RECORDED", 2)
-    require_recorded(2)
+    require_recorded(Rank(1, 2, 1, 2))
+    with pytest.raises(UserError, match="2 cards of several hosts were never seen to train one run together"):
+        require_recorded(Rank(1, 2, 0, 1))
+    with pytest.raises(UserError, match="3 cards were never seen to train one run together"):
+        require_recorded(Rank(2, 3, 2, 3))
+    monkeypatch.setattr(gpu_shares, "RECORDED", 3)
+    require_recorded(Rank(2, 3, 2, 3))
 
 
 def test_a_job_that_names_two_gpus_is_refused_by_one_process_with_the_command_that_starts_two():

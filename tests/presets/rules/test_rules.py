@@ -1198,14 +1198,20 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
         facts(machine=machine(), model=tiny_model()),
         {"job.gpus": [2, 1]},
     ),
-    # on cards not yet, whatever the base
-    ("one-gpu", "job.gpus", job(job={"gpus": [1, 0]}), facts(machine=machine(gpu(), gpu(index=1))), {"job.gpus": [1]}),
+    # on cards no more than were seen together, whatever the base
     (
-        "one-gpu",
+        "more-gpus",
+        "job.gpus",
+        job(job={"gpus": [1, 0, 2]}),
+        facts(machine=machine(gpu(), gpu(index=1), gpu(index=2))),
+        {"job.gpus": [1, 0]},
+    ),
+    (
+        "more-gpus",
         "job.gpus",
         job(job={"gpus": [1, 0, 2]}),
         facts(machine=machine(gpu(), gpu(index=1), gpu(index=2)), model=tiny_model()),
-        {"job.gpus": [1]},
+        {"job.gpus": [1, 0]},
     ),
     # held-out loss
     (
@@ -1390,7 +1396,7 @@ def test_mending_everything_comes_to_an_end(code, made, known, picture):
 
 
 ALMOST: list[tuple[str, Job, Facts]] = [
-    ("one-gpu", job(job={"gpus": [1, 0]}), facts(machine=machine(), model=tiny_model())),
+    ("more-gpus", job(job={"gpus": [1, 0]}), facts(machine=machine(gpu(), gpu(index=1)))),
     ("gpus-share", job(job={"gpus": [1, 0]}), facts(machine=machine(), model=tiny_model())),
     # 832 px: 1024 leaves the clip whole
     ("resolution-not-reached", job(datasets=[{"resolutions": [512, 768, 1024]}]), facts()),
@@ -1880,9 +1886,9 @@ def test_a_video_is_a_control_image_when_its_first_frame_decodes(tmp_path):
     assert image_problem(tmp_path / "text.mov").startswith("the control video ")
 
 
-def test_once_two_cards_are_recorded_two_are_taken_and_three_are_not(monkeypatch: pytest.MonkeyPatch):
-    known = facts(machine=machine(gpu(), gpu(index=1), gpu(index=2)))
-    assert of("one-gpu", job(job={"gpus": [0, 1]}), known)
-    monkeypatch.setattr(gpu_shares, "RECORDED", 2)
-    assert not of("one-gpu", job(job={"gpus": [0, 1]}), known)
-    assert of("one-gpu", job(job={"gpus": [0, 1, 2]}), known)
+def test_as_many_cards_are_taken_as_are_recorded_and_processes_on_the_cpu_always(monkeypatch: pytest.MonkeyPatch):
+    known, three = facts(machine=machine(gpu(), gpu(index=1), gpu(index=2))), job(job={"gpus": [0, 1, 2]})
+    assert of("more-gpus", three, known)
+    assert not of("more-gpus", three, facts(machine=machine(), model=tiny_model()))
+    monkeypatch.setattr(gpu_shares, "RECORDED", 3)
+    assert not of("more-gpus", three, known)

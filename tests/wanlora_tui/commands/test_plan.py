@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from presets.job.schema import DatasetPanel, Job, JobPanel, ModelPanel, PromptPanel, SamplePanel
-from presets.job.toml_file import load_job, save_job
+from presets.job.toml_file import load_job, save_job, with_value
 from presets.planner.sizes import GIB
 from tests.helpers.facts import gpu, machine
 from tests.helpers.interface.harness import wanlora
@@ -184,10 +184,18 @@ def test_several_gpus_are_planned_with_what_each_has_and_the_command_that_trains
         "times as fast",
     ):
         assert words in said.stdout, words
-    assert "never made on cards yet" in said.stdout
     told = json.loads(wanlora("plan", file, "--gpu", "4090", "--ram", "192", "--gpus", "2", "--json").stdout)
     assert [share["expert"] for share in told["gpus"]["shares"]] == ["high_noise", "low_noise"]
     assert told["gpus"]["total"] < 0.6 * told["prediction"]["total"]
+
+
+def test_more_gpus_than_were_seen_together_are_planned_and_said_to_be_refused(tmp_path: Path, capsys):
+    assert main(["plan", str(write_job(tmp_path)), "--gpu", "4090", "--ram", "192", "--gpus", "2"]) == 0
+    assert "never made on cards yet" not in capsys.readouterr().out
+    job = with_value(load_job(tmp_path / "job.toml"), "training.gradient_accumulation", 2)
+    save_job(job, tmp_path / "job.toml")
+    assert main(["plan", str(tmp_path / "job.toml"), "--gpu", "4090", "--ram", "192", "--gpus", "4"]) == 0
+    assert "never made on cards yet" in capsys.readouterr().out
 
 
 def test_the_torchrun_line_is_all_that_is_printed(tmp_path: Path, capsys):

@@ -9,7 +9,6 @@ import pytest
 from daemon.settings import CostSettings
 from presets.clips.clip_facts import DatasetFacts
 from presets.facts.facts import Facts
-from presets.job import gpu_shares
 from presets.job.schema import DatasetPanel, Job, JobPanel, PromptPanel, SamplePanel
 from presets.job.toml_file import with_value
 from presets.machine.machine import Machine
@@ -104,15 +103,13 @@ def test_a_line_of_sixty_columns_says_time_and_price_whatever_the_reason() -> No
             assert f"${found.total / 3600 * 2:.2f}" in said[:58], said
 
 
-def test_a_second_free_card_is_proposed_with_its_hours_once_two_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_free_card_is_proposed_with_its_hours() -> None:
     def second(**more: object) -> Machine:
         return machine(CARD, gpu(24, 1, name=CARD.name, capability=(8, 9), **more), ram_gib=192)
 
     def proposed(on: Machine, **values: object) -> str:
         return reckon(a_job(**values), facts(on=on)).means.get("job.gpus", "")
 
-    assert proposed(second()) == ""
-    monkeypatch.setattr(gpu_shares, "RECORDED", 2)
     assert proposed(second()).startswith("[0, 1] would take ")
     alone = reckon(a_job(), facts(on=second())).total
     found = two_at_once(a_job(), facts(on=second()), gpu_hardware(CARD, second(), idle=True))

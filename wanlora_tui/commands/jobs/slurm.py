@@ -58,11 +58,11 @@ def submit_slurm(args: Namespace) -> int:
     if shutil.which("sbatch") is None:
         raise UserError("sbatch is not here", where="PATH", fix="Run this where Slurm's commands are, on a login node")
     facts = gather(job, base, out=out, scenes=False)
-    if args.nodes > 1 and not facts.tiny and gpus * args.nodes > gpu_shares.RECORDED:
+    if args.nodes > 1 and not facts.tiny:
         raise UserError(  # as the trainer would, after hours in the queue
-            f"{gpus * args.nodes} cards were never seen to train one run together yet",
+            f"{gpus * args.nodes} cards of several hosts were never seen to train one run together yet",
             where="--nodes",
-            fix=f"Train with {gpu_shares.RECORDED}",
+            fix=f"Train with {gpu_shares.RECORDED} of one node",
         )
     elsewhere = Facts(**{f: getattr(facts, f) for f in facts.__struct_fields__ if f != "machine"})
     findings = check_job(job, elsewhere)  # the nodes are other machines than this

@@ -123,7 +123,7 @@ def test_more_cards_than_were_seen_together_are_refused_before_they_wait_in_a_qu
 ):
     (tmp_path / "clips").mkdir()
     assert main(["submit", str(write_real_job(tmp_path)), "--slurm", "--time", "1:00", "--nodes", "2"]) == 1
-    assert "--nodes: 2 cards were never seen to train one run together" in capsys.readouterr().err
+    assert "--nodes: 2 cards of several hosts were never seen to train one run together" in capsys.readouterr().err
 
 
 def text(**more: object) -> str:
