@@ -23,12 +23,12 @@ from benchmarks.random_expert import REAL as EXPERT
 from benchmarks.random_expert import empty_model
 from engine.adapters import lora
 from engine.executor.block_executor import BlockExecutor
-from engine.executor.executor_resources import ExecutorResources, PassInputs
+from engine.executor.executor_resources import ExecutorResources
 from engine.executor.expert_weights import ExpertWeights
 from engine.recovery.expert_reader import block_module
 from engine.system.placement import Placement
 from engine.wan import attention
-from engine.wan.block import Lora, linear_shapes
+from engine.wan.block import Lora, PassInputs, linear_shapes
 from presets.planner.plan import Plan, Precision
 from tests.helpers.training.packing import packed_blocks
 

@@ -1,32 +1,36 @@
-"""What the thread that launches the kernels takes for a block, beside what the block takes: short clips wait for it.
+"""What the thread that launches the kernels takes for a block, beside what the block takes: short clips wait for it,
+unless their blocks are CUDA graphs (`engine.executor.block_graphs`).
 
     python -m benchmarks.launches                  (an NVIDIA card)
-    python -m benchmarks.launches --tiny           (the same code on the CPU, where nothing is launched ahead)
+    python -m benchmarks.launches --tiny           (the same code on the CPU, where nothing is launched ahead or
+    recorded)
 
-Ten blocks of the real shape with random weights, all resident, in a fixed order. "Queued" is the time until the last
-kernel of several passes is launched: where it equals the whole, the card waits. The baseline leaves
-CUBLAS_WORKSPACE_CONFIG set, which torch 2.11 reads before every product (see `engine.system.device.products_in_order`).
-Then the operations that the thread spends most on.
+Ten blocks of the real shape with random weights, in a fixed order, all resident or all streamed. "Queued" is the time
+until the last kernel of several passes is launched: where it equals the whole, the card waits. "The same bits": loss
+and LoRA gradients of two steps are those of the launched blocks. Then the operations that the thread spends most on,
+with graphs.
 """
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
+from msgspec.structs import replace
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.random_expert import REAL, TINY, expert
 from benchmarks.step import Bench, inputs
 from engine.executor.block_executor import BlockExecutor
 from engine.executor.executor_resources import ExecutorResources
-from engine.system.device import CUBLAS_WORKSPACE, open_device
+from engine.system.device import open_device
 from engine.wan import attention
 from presets.clips.geometry import Bucket
-from presets.planner.plan import Plan
+from presets.planner.plan import Plan, Precision
 
 BLOCKS, PASSES = 10, 3
 ROWS = 20  # of the table of operations
@@ -44,14 +48,12 @@ def timed(bench: Bench, run: Callable[[], Any], blocks: int) -> tuple[float, flo
     return queued / PASSES / blocks * 1e3, (time.perf_counter() - start) / PASSES / blocks * 1e3
 
 
-def set_variable(bench: Bench, value: str | None) -> None:
-    """Buffers that were made for one size must not be taken for another: they are made anew."""
-    bench.sync()
-    os.environ.pop(CUBLAS_WORKSPACE[0], None)
-    if value:
-        os.environ[CUBLAS_WORKSPACE[0]] = value
-    if bench.device.type == "cuda":
-        torch._C._cuda_clearCublasWorkspaces()
+def bits(run: Callable[[], torch.Tensor], parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
+    """Loss and gradients of two steps; gradients add up over both."""
+    for p in parameters:
+        p.grad = None
+    losses = [run(), run()]
+    return losses + [p.grad.clone() for p in parameters if p.grad is not None]
 
 
 def main() -> int:
@@ -62,7 +64,7 @@ def main() -> int:
     args = parser.parse_args()
     device = open_device("cpu" if args.tiny else "cuda")
     dtype = torch.float32 if args.tiny else torch.bfloat16
-    precision = "none" if args.tiny else "float8"
+    precision: Precision = "none" if args.tiny else "float8"
     config = TINY if args.tiny else {**REAL, "num_layers": BLOCKS}
     bench = Bench(device, config, dtype, precision)
     kernels, why = attention.choose(
@@ -78,35 +80,44 @@ def main() -> int:
         f" {kernels.text}, {why}",
         flush=True,
     )
-    weights, _ = expert("high_noise", config, precision, device, dtype)
-    blocks = len(weights.blocks.buffers)
-    plan = Plan(
-        precision=precision, resident=blocks, activations="device", slots=0, compiled=not args.tiny, any_size=True
-    )
-    executor = BlockExecutor(weights, ExecutorResources(plan, kernels, weights.block_bytes, device))
-    for side in [32] if args.tiny else args.sides:
+    weights, named = expert("high_noise", config, precision, device, dtype)
+    parameters, blocks = list(named.values()), len(weights.blocks.buffers)
+    ways = {
+        "resident": Plan(precision=precision, resident=blocks, activations="device", slots=0, compiled=not args.tiny),
+        "streamed": Plan(precision=precision, activations="host", compiled=not args.tiny),
+    }
+    for side, (way, plan) in product([32] if args.tiny else args.sides, ways.items()):
         bucket = Bucket(5 if args.tiny else args.frames, side, side)
         x, t, text, loss = inputs(bench, bucket)
-        passes = {
-            "forward": lambda x=x, t=t, text=text: executor.predict(x, t, text),
-            "forward and backward": lambda x=x, t=t, text=text, loss=loss: executor.forward_backward(x, t, text, loss),
-        }
-        for name, run in passes.items():
-            left = os.environ.get(CUBLAS_WORKSPACE[0])  # set still, where torch asks every time
-            set_variable(bench, CUBLAS_WORKSPACE[1])
-            _, baseline = timed(bench, run, blocks)
-            set_variable(bench, left)
+        right: list[torch.Tensor] = []
+        before = 0.0
+        for graphed in [0] if args.tiny else [0, bucket.tokens]:
+            bench.fresh()
+            resources = ExecutorResources(
+                replace(plan, any_size=plan.compiled, graphed=graphed), kernels, weights.block_bytes, device
+            )
+            executor = BlockExecutor(weights, resources)
+            run = partial(executor.forward_backward, x, t, text, loss)
+            found = bits(run, parameters)
+            right = right or found
+            same = all(torch.equal(a, b) for a, b in zip(found, right, strict=True))
+            bench.restart_peaks()
+            forward = timed(bench, partial(executor.predict, x, t, text), blocks)[1]
             queued, whole = timed(bench, run, blocks)
+            before = before or whole
+            peaks = bench.peaks()
             print(
-                f"{bucket.frames}x{side}x{side} {name}: {whole:.2f} ms a block, queued in {queued:.2f}"
-                f" ({queued / whole:.0%}); baseline {baseline:.2f}, {baseline / whole:.2f}x",
+                f"{bucket.frames}x{side}x{side} {way}, {'graphs' if graphed else 'launched'}: forward {forward:.2f},"
+                f" with backward {whole:.2f} ms a block, {before / whole:.2f}x, queued in {queued:.2f}"
+                f" ({queued / whole:.0%}), peak {peaks['peak_gib']:.2f} GiB (reserved {peaks['reserved_gib']:.2f},"
+                f" card {peaks['card_gib']:.2f}), {'the same bits' if same else 'OTHER BITS'}",
                 flush=True,
             )
-    with profile(activities=[ProfilerActivity.CPU]) as found:
+    with profile(activities=[ProfilerActivity.CPU]) as operations:
         run()
         bench.sync()
     print(f"the last of these, {blocks} blocks:")
-    print(found.key_averages().table(sort_by="self_cpu_time_total", row_limit=ROWS, max_name_column_width=50))
+    print(operations.key_averages().table(sort_by="self_cpu_time_total", row_limit=ROWS, max_name_column_width=50))
     return 0
 
 

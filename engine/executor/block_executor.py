@@ -3,8 +3,9 @@
 Forward, without a graph: each block's input and its attention's output are kept, on the device or in host memory.
 Backward, last block first: the block is recomputed around the kept attention, so attention itself runs once; what
 follows the attention, whose working set is the largest, may be cut into chunks of tokens. It ends with the first block
-that trains: no gradient is asked for below. No graph spans more than one part of one block. What both experts share is
-in `engine.executor.executor_resources`, the loss in `engine.training.objective`.
+that trains: no gradient is asked for below. No graph of autograd's spans more than one part of one block. Where the
+plan says so, a block of a short clip is one CUDA graph each way (`engine.executor.block_graphs`). What both experts
+share is in `engine.executor.executor_resources`, the loss in `engine.training.objective`.
 
 B batch, C channels, F h w latent shape, T tokens, S text tokens, D width, N heads, K head width.
 """
@@ -15,12 +16,13 @@ from typing import Any
 import torch
 from torch.autograd.graph import get_gradient_edge
 
-from engine.executor.executor_resources import ExecutorResources, PassInputs
+from engine.executor.block_graphs import Stage
+from engine.executor.executor_resources import ExecutorResources
 from engine.executor.expert_weights import ExpertWeights
 from engine.executor.weight_ring import Key
 from engine.system.device import fixed_order
 from engine.wan.attention import Attention
-from engine.wan.block import BlockWeights
+from engine.wan.block import BlockWeights, PassInputs
 
 LossFn = Callable[[torch.Tensor], torch.Tensor]
 
@@ -68,8 +70,9 @@ class BlockExecutor:
         """The velocity (B, 16, F, h, w), without a graph. `strength` scales the LoRA; 0 is the base."""
         with fixed_order(self.resources.fixed_order):
             h, temb, given = self._enter(x_BCFhw, timestep_B, text_BSD, strength)
+            stage = self._stage(h, given)
             for _, weights in self._visits(range(self.blocks), given.strength):
-                h = self._forward_block(weights, h, given)[0]
+                h = self._forward(stage, weights, h, given)[0]
             return self._leave(h, temb, x_BCFhw.shape)
 
     def forward_backward(
@@ -88,6 +91,7 @@ class BlockExecutor:
             graphs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # of the kept blocks: input leaf, output
             with torch.no_grad():
                 h, temb, given = self._enter(x_BCFhw, timestep_B, text_BSD, strength)
+                stage = self._stage(h, given)
                 kept = {block for block in self._kept(h.shape[0] * h.shape[1]) if block >= lowest}
                 back = list(reversed(range(lowest, self.blocks)))
                 activations.begin(len(back) - len(kept))
@@ -98,7 +102,7 @@ class BlockExecutor:
                         graphs[block] = self._kept_block(weights, h, given)
                         h = graphs[block][1].detach()
                     else:
-                        y, a, lse = self._forward_block(weights, h, given)
+                        y, a, lse = self._forward(stage, weights, h, given)
                         if block >= lowest:
                             activations.put(block, (h, a, lse))
                         h = y
@@ -121,7 +125,10 @@ class BlockExecutor:
                 else:
                     x, a, lse = activations.get(block)
                     activations.prefetch(next(ahead, -1))
-                    self._backward_block(weights, x, a, lse, g_BTD, given)
+                    if stage:
+                        stage.backward(weights, (x, a, lse), g_BTD, self._backward_block)
+                    else:
+                        self._backward_block(weights, x, a, lse, g_BTD, given)
                     del x, a, lse
             return value.detach()
 
@@ -130,6 +137,13 @@ class BlockExecutor:
         count = min(self.resources.plan.kept_for(rows), self.blocks)
         assert count <= len(self._chosen), "a kept graph needs its weights to stay"
         return set(self._chosen[len(self._chosen) - count :])
+
+    def _stage(self, h_BTD: torch.Tensor, given: PassInputs) -> Stage | None:
+        """Where blocks of this pass run as CUDA graphs. An accelerator's own tensors lie somewhere else every time."""
+        graphs, weights = self.resources.graphs, self.weights
+        if graphs is None or weights.accelerator or weights.shifts or len(self._chunks(h_BTD.shape[1])) > 1:
+            return None
+        return graphs.stage(h_BTD, given, weights.outer.config.num_attention_heads)
 
     def _visits(self, order: Sequence[int], strength: torch.Tensor) -> Iterator[tuple[int, BlockWeights]]:
         """Blocks in order, each with its tensors on the device; a ring buffer is released when the next is asked
@@ -177,6 +191,13 @@ class BlockExecutor:
         """The plan's near-equal runs of tokens."""
         size = -(-tokens // self.resources.plan.chunks(tokens))
         return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
+
+    def _forward(
+        self, stage: Stage | None, weights: BlockWeights, x_BTD: torch.Tensor, given: PassInputs
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if stage:
+            return stage.forward(weights, x_BTD, self._forward_block)
+        return self._forward_block(weights, x_BTD, given)
 
     def _forward_block(
         self, weights: BlockWeights, x_BTD: torch.Tensor, given: PassInputs

@@ -7,28 +7,19 @@ B batch, T tokens, S text tokens, D width, N heads, K head width.
 """
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from engine.executor.activation_offload import Activations, KeptActivations, OffloadedActivations
+from engine.executor.block_graphs import BlockGraphs, Capture, CudaCapture
 from engine.executor.weight_ring import WeightRing
 from engine.system.device import compile_alike
 from engine.wan import block
 from engine.wan.attention import Attention
-from engine.wan.block import BlockWeights
+from engine.wan.block import BlockWeights, PassInputs
 from presets.machine.precisions import TRANSFORMER
 from presets.planner.plan import Plan
-
-
-class PassInputs(NamedTuple):
-    """What all blocks of one pass are given beside the hidden state. `strength` () is the trained LoRA's."""
-
-    text_BSD: torch.Tensor
-    time_B6D: torch.Tensor
-    cos: torch.Tensor
-    sin: torch.Tensor
-    strength: torch.Tensor
 
 
 @cache
@@ -55,7 +46,8 @@ def _reads_e4m3(device: torch.device) -> bool:
 
 class ExecutorResources:
     """`block_bytes` are those of the larger expert. `activations` are taken over where the plan was the same before,
-    and made here otherwise. `cuda` as in `engine.executor.weight_ring.WeightRing`."""
+    and made here otherwise. `cuda` as in `engine.executor.weight_ring.WeightRing`; `capture` stands in for CUDA's own
+    in tests."""
 
     def __init__(
         self,
@@ -65,6 +57,7 @@ class ExecutorResources:
         device: torch.device,
         cuda: Any = None,
         activations: Activations | None = None,
+        capture: Capture | None = None,
     ) -> None:
         self.plan, self.attention, self.device = plan, attention, device
         self.fixed_order = attention.deterministic and device.type == "cuda"  # the CPU's order is fixed as it is
@@ -78,6 +71,7 @@ class ExecutorResources:
         self.e4m3_as_bytes = plan.precision == "qfloat8" and not _reads_e4m3(device)
         if cuda is None and device.type == "cuda":
             cuda = torch.cuda
+        self.graphs = BlockGraphs(plan.graphed, capture or CudaCapture(device)) if plan.graphed else None
         self.ring = WeightRing(block_bytes, plan.slots, device, cuda)
         self.activations = activations or (
             KeptActivations()

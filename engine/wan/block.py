@@ -53,6 +53,16 @@ class BlockWeights(NamedTuple):
     precision: str  # of `weights`
 
 
+class PassInputs(NamedTuple):
+    """What all blocks of one pass are given beside the hidden state. `strength` () is the trained LoRA's."""
+
+    text_BSD: torch.Tensor
+    time_B6D: torch.Tensor
+    cos: torch.Tensor
+    sin: torch.Tensor
+    strength: torch.Tensor
+
+
 def _linear(name: str, x: torch.Tensor, block: BlockWeights) -> torch.Tensor:
     """The frozen linear, with the frozen low-rank branch beside it (if any) and the LoRA at its strength (if any)."""
     y = frozen_linear(x, block.weights[name], block.plain[f"{name}.bias"], block.precision)

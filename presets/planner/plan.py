@@ -48,15 +48,20 @@ class Plan(Struct, frozen=True, kw_only=True):
     # compiled for any number of tokens at once (one clip apart from batches), as clips and previews of several sizes
     # need it
     any_size: bool = False
+    # blocks of passes of up to so many rows run as CUDA graphs, and all of them recompute; 0: none
+    graphed: int = 0
 
     @property
     def rounds_as(self) -> tuple[object, ...]:
         """What of a plan shows in the last digits of its results. The rest is about where things lie and when they are
         copied."""
-        return self.precision, self.kept, self.also_kept, self.chunk, self.vae_frames, self.compiled, self.any_size
+        kept = self.kept, self.also_kept, self.graphed
+        return self.precision, kept, self.chunk, self.vae_frames, self.compiled, self.any_size
 
     def kept_for(self, rows: int) -> int:
         """How many blocks keep their graph in a step of so many rows (batch size times tokens)."""
+        if rows <= self.graphed:
+            return 0
         return next((kept for most, kept in self.also_kept if rows <= most), self.kept)
 
     def chunks(self, tokens: int) -> int:
