@@ -17,6 +17,7 @@ $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "wanlora needs Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "This Python cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' $$($(BIN)/python -m presets.machine.torch_build)
+	@wanted=$$($(BIN)/python -m presets.machine.torch_build --kernels); test -z "$$wanted" || $(BIN)/python -m pip install --quiet --disable-pip-version-check $$wanted || echo "wanlora trains without them, slower on this card: see wanlora doctor" >&2
 	@touch $(STAMP)
 
 demo: setup

@@ -21,7 +21,7 @@ import torch
 
 from engine.system.device import fixed_order, memory_errors
 from presets.errors import UserError
-from presets.machine.gpus import FLASH4_CARDS
+from presets.machine.torch_build import FLASH4_CARDS
 
 aten = torch.ops.aten
 

@@ -15,10 +15,6 @@ from msgspec import Struct
 
 from presets.machine.visible_gpus import ORDER, VISIBLE, named_in, numbers_in
 
-# major compute capabilities (Hopper, Blackwell of data centres) that the optional package flash-attn-4 has both
-# directions for
-FLASH4_CARDS = (9, 10)
-
 
 class GpuProcess(Struct, frozen=True, kw_only=True):
     """A process that holds memory on a GPU."""

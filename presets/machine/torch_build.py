@@ -1,8 +1,9 @@
 """Which torch fits which NVIDIA driver. A build of torch brings its own CUDA, and a driver serves the CUDA versions of
-its time.
+its time. And which cards there is a package of faster kernels for.
 
-`python -m presets.machine.torch_build` prints what `make setup` asks of pip beyond pyproject.toml, with `--installed`
-what is wrong with the torch that is there. It runs before anything is installed, so this module needs the standard
+`python -m presets.machine.torch_build` prints what `make setup` asks of pip beyond pyproject.toml, with `--kernels` the
+packages of kernels that this machine's cards have a use for, with `--installed` what is wrong with the torch that is
+there. It runs before anything is installed, so this module needs the standard
 library alone.
 """
 
@@ -12,6 +13,7 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +26,10 @@ CUDA12_PROCESSORS = ("x86_64",)
 # "Minor Version Compatibility".
 FIRST_DRIVER = {12: (525, 60), 13: (580,)}
 OLDEST, NEWEST = min(FIRST_DRIVER), max(FIRST_DRIVER)
+# The package flash-attn-4 has both directions of attention for cards of these major compute capabilities: Hopper, and
+# Blackwell of data centres. It is built for CUDA 13.
+FLASH4_CARDS, FLASH4_CUDA = (9, 10), 13
+FLASH4 = ("flash-attn-4>=4.0.0b36,<5", "nvidia-cutlass-dsl[cu13]>=4.8,<5")  # the extra flash4 of pyproject.toml
 SMI_SECONDS = 30.0  # a driver in trouble takes its time
 PROC_DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -117,7 +123,7 @@ def command(wanted: str) -> str:
 
 def read_driver() -> str:
     """The version of the NVIDIA driver, from its own tool or from the kernel; "" without one."""
-    for ask in (_asked_smi, lambda: PROC_DRIVER.read_text("ascii", "replace")):
+    for ask in (partial(_asked_smi, "driver_version"), lambda: PROC_DRIVER.read_text("ascii", "replace")):
         try:
             found = re.search(r"\b\d{3,}\.\d+(\.\d+)*", ask())
         except (OSError, subprocess.SubprocessError):
@@ -127,9 +133,20 @@ def read_driver() -> str:
     return ""
 
 
-def _asked_smi() -> str:
+def kernels(driver: str) -> tuple[str, ...]:
+    """What to ask of pip for the faster kernels that this machine's cards can use; nothing where there are none."""
+    if served(driver) < FLASH4_CUDA:
+        return ()
+    try:
+        found = re.findall(r"^\s*(\d+)\.\d+\s*$", _asked_smi("compute_cap"), re.MULTILINE)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return FLASH4 if any(int(major) in FLASH4_CARDS for major in found) else ()
+
+
+def _asked_smi(what: str) -> str:
     return subprocess.run(
-        ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+        ["nvidia-smi", f"--query-gpu={what}", "--format=csv,noheader"],
         capture_output=True,
         text=True,
         errors="replace",
@@ -165,8 +182,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--installed", action="store_true", help="say instead what is wrong with the torch that is installed"
     )
+    parser.add_argument("--kernels", action="store_true", help="packages of faster kernels for this machine's cards")
     args = parser.parse_args(argv)
     driver = read_driver()
+    if args.kernels:
+        print(*kernels(driver), sep="\n")
+        return 0
     if args.installed:
         build = installed_build()
         if driver and build and (wrong := misfit(build, driver)):

@@ -11,17 +11,23 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from presets.machine.gpus import FLASH4_CARDS
 from presets.machine.machine import WSL, Machine
-from presets.machine.torch_build import REQUIREMENT, command, requirement, served
+from presets.machine.torch_build import (
+    FLASH4,
+    FLASH4_CARDS,
+    FLASH4_CUDA,
+    REQUIREMENT,
+    command,
+    requirement,
+    served,
+)
 from presets.text import human
 
 GIB = 2**30
 TORCH_SECONDS = 120.0  # importing torch from a cold network disk can take a minute
 LEAST_RAM = 32 * GIB  # both experts in float8, 28 GiB, have to fit somewhere
 LEAST_DISK = 12 * GIB  # checkpoints, LoRA files and previews of a run; what the model takes stands with it
-FLASH4 = ("flash-attn-4>=4.0.0b36,<5", "nvidia-cutlass-dsl[cu13]>=4.8,<5")  # the extra flash4 of pyproject.toml
-FLASH4_CUDA = 13  # what it is built for
+FLASH4_PARTS = ("flash-attn-4", "nvidia-cutlass-dsl-libs-cu13")  # the kernels, and what compiles them
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -85,9 +91,12 @@ def attention(machine: Machine) -> Iterator[Line]:
     if not any(gpu.capability[0] in FLASH4_CARDS for gpu in machine.gpus):
         return
     try:
-        yield Line("ok", "Attention", f"flash-attn-4 {version('flash-attn-4')}, where it is the fastest here")
-    except PackageNotFoundError:
+        found = [version(name) for name in FLASH4_PARTS]
+        yield Line("ok", "Attention", f"flash-attn-4 {found[0]}, where it is the fastest here")
+    except PackageNotFoundError as e:
         text = "torch's kernels and our own; the package flash-attn-4 has faster ones for this card"
+        if e.name != FLASH4_PARTS[0]:
+            text = f"torch's kernels and our own; flash-attn-4 is here, but not {e.name}, which it needs"
         gpu = machine.gpus[0]
         if max(served(gpu.driver), gpu.cuda) < FLASH4_CUDA:
             yield Line("ok", "Attention", f"{text}, with a driver that serves CUDA {FLASH4_CUDA}")

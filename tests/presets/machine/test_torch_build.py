@@ -11,6 +11,7 @@ import pytest
 
 from presets.machine import torch_build
 from presets.machine.torch_build import (
+    FLASH4,
     REQUIREMENT,
     REQUIREMENT_CUDA12,
     Build,
@@ -184,6 +185,36 @@ def test_reading_the_driver(
     assert read_driver() == driver
 
 
+def set_up(tmp_path: Path, smi: str, *, pip_fails_at: str = "nothing") -> tuple[list[list[str]], str]:
+    """(what each pip was told, what was said) by the real Makefile in a folder of its own; pip is a stand-in that notes
+    its arguments."""
+    tmp_path.mkdir(exist_ok=True)
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "presets" / "machine").mkdir(parents=True)
+    for name in ("__init__.py", "machine/__init__.py", "machine/torch_build.py"):
+        shutil.copy(ROOT / "presets" / name, tmp_path / "presets" / name)
+    tool(tmp_path / "tools", "nvidia-smi", smi)
+    pip = tmp_path / "pip"
+    tool(
+        tmp_path / ".venv" / "bin",
+        "python",
+        f'case "$2" in pip) shift 2; echo "$@" >> {pip}; case "$*" in *{pip_fails_at}*) exit 1;; esac;;'
+        f' *) exec {sys.executable} "$@";; esac',
+    )
+    done = subprocess.run(
+        ["make", "setup"],
+        cwd=tmp_path,
+        env={"PATH": f"{tmp_path / 'tools'}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [line.split() for line in pip.read_text().splitlines()], done.stderr
+
+
 @pytest.mark.parametrize(
     ("driver", "asked", "told"),
     [
@@ -203,34 +234,34 @@ def test_reading_the_driver(
     ],
 )
 def test_make_setup_asks_pip_for_the_torch_that_fits(tmp_path: Path, driver: str, asked: str, told: str):
-    """The real Makefile in a folder of its own; pip is a stand-in that notes its arguments."""
     if asked and torch_build.platform.machine() != "x86_64":
         pytest.skip("the registry's wheels for CUDA 12 are for x86_64")
-    for name in ("Makefile", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path)
-    (tmp_path / "presets" / "machine").mkdir(parents=True)
-    for name in ("__init__.py", "machine/__init__.py", "machine/torch_build.py"):
-        shutil.copy(ROOT / "presets" / name, tmp_path / "presets" / name)
-    tool(tmp_path / "tools", "nvidia-smi", f"echo {driver}" if driver else "exit 9")
-    pip = tmp_path / "pip"
-    tool(
-        tmp_path / ".venv" / "bin",
-        "python",
-        f'case "$2" in pip) shift 2; printf "%s\\n" "$@" > {pip};; *) exec {sys.executable} "$@";; esac',
-    )
-    done = subprocess.run(
-        ["make", "setup"],
-        cwd=tmp_path,
-        env={"PATH": f"{tmp_path / 'tools'}:{os.environ['PATH']}", "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    words = pip.read_text().split("\n")[:-1]
+    (words,), said = set_up(tmp_path, f"echo {driver}" if driver else "exit 9")
     assert words[0] == "install" and words[-2 if asked else -1] == ".[dev]" and words[-1] == (asked or ".[dev]")
-    assert told in done.stderr if told else "NVIDIA" not in done.stderr or "build without CUDA" in done.stderr
+    assert told in said if told else "NVIDIA" not in said or "build without CUDA" in said
+
+
+@pytest.mark.parametrize(
+    ("driver", "cards", "wanted"),
+    [
+        ("580.65.06", ("8.9", "9.0"), True),
+        ("580.65.06", ("10.0",), True),
+        ("580.65.06", ("8.9", "12.0"), False),
+        ("580.65.06", ("[N/A]",), False),
+        ("570.124.06", ("9.0",), False),
+    ],
+)
+def test_make_setup_installs_the_faster_kernels_where_a_card_can_use_them(
+    tmp_path: Path, driver: str, cards: tuple[str, ...], wanted: bool
+):
+    lines = " ".join(f"'{card}'" for card in cards)
+    smi = f"case $1 in *compute_cap*) printf '%s\\n' {lines};; *) echo {driver};; esac"
+    pips, said = set_up(tmp_path, smi)
+    assert [list(FLASH4)] == [words[-2:] for words in pips[1:]] if wanted else len(pips) == 1
+    assert "slower on this card" not in said
+    if wanted:
+        said = set_up(tmp_path / "again", smi, pip_fails_at="flash-attn")[1]
+        assert "slower on this card" in said, "no reason to stop"
 
 
 def test_it_needs_nothing_that_is_not_of_python(tmp_path: Path):

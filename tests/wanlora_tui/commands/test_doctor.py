@@ -21,6 +21,10 @@ def absent(name: str) -> NoReturn:
     raise PackageNotFoundError(name)
 
 
+def alone(name: str) -> str:
+    return "4.0.0" if name == "flash-attn-4" else absent(name)
+
+
 @pytest.mark.parametrize(("capability", "told"), [((9, 0), True), ((10, 0), True), ((8, 9), False), ((12, 0), False)])
 def test_a_card_that_flash_attn_4_was_written_for_is_offered_it(monkeypatch, capability, told):
     monkeypatch.setattr(doctor_machine, "version", absent)
@@ -66,9 +70,15 @@ def test_it_is_of_cuda_13(monkeypatch):
 
 
 def test_what_is_installed_is_named(monkeypatch):
-    monkeypatch.setattr(doctor_machine, "version", {"flash-attn-4": "4.0.0"}.__getitem__)
+    monkeypatch.setattr(doctor_machine, "version", lambda name: "4.0.0")
     (line,) = doctor_machine.attention(machine(gpu()))
     assert "flash-attn-4 4.0.0" in line.text and not line.fix
+
+
+def test_what_it_needs_and_has_not_is_named(monkeypatch):
+    monkeypatch.setattr(doctor_machine, "version", alone)
+    (line,) = doctor_machine.attention(machine(gpu()))
+    assert "but not nvidia-cutlass-dsl-libs-cu13" in line.text and "'nvidia-cutlass-dsl[cu13]>=" in line.fix
 
 
 @pytest.mark.process
