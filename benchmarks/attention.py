@@ -60,6 +60,7 @@ def by_definition(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grad: torch
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", default="41x512x512", metavar="FxHxW")
+    parser.add_argument("--keys", type=int, default=0, help="so many keys, as of a text of 512; as many as tokens")
     parser.add_argument("--tiny", action="store_true", help="toy sizes on the CPU")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
@@ -68,12 +69,16 @@ def main() -> int:
     heads, width, dtype = (2, 16, torch.float32) if args.tiny else (HEADS, WIDTH, torch.bfloat16)
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = False
-    q, k, v, grad = (torch.randn(1, tokens, heads, width, device=device, dtype=dtype).transpose(1, 2) for _ in range(4))
+    keys = args.keys or tokens
+    q, k, v, grad = (
+        torch.randn(1, n, heads, width, device=device, dtype=dtype).transpose(1, 2)
+        for n in (tokens, keys, keys, tokens)
+    )
     exact = by_definition(*(t[0, :2].float() for t in (q, k, v, grad)))
-    work, row = 4 * tokens**2 * heads * width, tokens * heads * width * 2
+    work, row = 4 * tokens * keys * heads * width, tokens * heads * width * 2
     print(
         f"{torch.cuda.get_device_name() if device.type == 'cuda' else 'CPU'}, torch {torch.__version__},"
-        f" {attention.versions()}, {tokens} tokens, {heads} heads"
+        f" {attention.versions()}, {tokens} tokens, {keys} keys, {heads} heads"
     )
     rows: list[dict[str, Any]] = []
     for fixed in (False, True):
@@ -98,6 +103,7 @@ def main() -> int:
                     "kernel": kernel,
                     "fixed_order": fixed,
                     "tokens": tokens,
+                    "keys": keys,
                     "forward_ms": timed[0] and timed[0] * 1e3,
                     "backward_ms": timed[1] * 1e3,
                     "forward_tflops": timed[0] and work / timed[0] / 1e12,

@@ -4,10 +4,13 @@
     clips)
     python -m benchmarks.step --tiny                              (the same code on the CPU, in seconds)
     python -m benchmarks.step --cases 41x512x512:streamed ...     (some cases only)
+    python -m benchmarks.step --profile ...                       (and seconds by kind of kernel, of a step and of the
+    encodes)
 
 Random weights, LoRA rank 16 on all ten linears, AdamW, batch 1. The baseline is what most trainers do: the diffusers
 model in eager mode, default SDPA, every block checkpointed, bf16, resident, LoRA by peft. Useful TFLOP/s counts forward
-and input-gradient work alone: 4 * 11.95e9 * T + 12 * T^2 * 5120 * 40 floating-point operations, no recompute.
+and input-gradient work alone: 4 * 11.95e9 * T + 12 * T^2 * 5120 * 40 floating-point operations, no recompute. A whole
+step begins with both encodes of the clip, as training on clips does.
 """
 
 import argparse
@@ -28,6 +31,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from peft import LoraConfig
 
+from benchmarks.kernel_kinds import by_kind, lines
 from benchmarks.random_expert import REAL, TINY, empty_model, expert
 from engine.adapters import lora
 from engine.encode.latents import encode_pair
@@ -70,6 +74,7 @@ DEFAULT = [
     "41x512x512:mixed",
     "41x768x768:mixed",
     "41x1024x1024:mixed",
+    "81x480x832:baseline",
     "81x480x832:streamed-chunked",
     "81x720x1280:streamed-chunked",
 ]
@@ -184,7 +189,9 @@ def planned(
     weights: Any,
     parameters: list[torch.nn.Parameter],
     kernels: attention.Attention,
-) -> dict[str, float]:
+    vae: AutoencoderKLWan,
+    profiled: bool,
+) -> dict[str, Any]:
     executor = BlockExecutor(weights, ExecutorResources(plan, kernels, weights.block_bytes, bench.device))
     optimizer = adamw(parameters)
     x, timestep, text, loss = inputs(bench, bucket)
@@ -193,9 +200,17 @@ def planned(
         executor.forward_backward(x, timestep, text, loss)
         optimizer_step(optimizer, parameters)
 
-    result = measure(bench, step)
+    result: dict[str, Any] = measure(bench, step)
     if result["seconds_per_step"] < LONG:
         result["predict_seconds"] = bench.seconds(lambda: executor.predict(x, timestep, text), 2)
+    both = encodes(bench, bucket, plan, vae)
+    both()
+    bench.restart_peaks()
+    result["whole_seconds"] = bench.seconds(lambda: (both(), step()), 1 if result["seconds_per_step"] > LONG else 2)
+    result["whole_peak_gib"] = bench.peaks()["peak_gib"]
+    if profiled:
+        result["profile"] = by_kind(bench.device, step)
+        result["profile_encodes"] = by_kind(bench.device, both)
     return result
 
 
@@ -210,7 +225,7 @@ def mixed_plan(bench: Bench, hardware: Hardware | None) -> Plan:
     return choose(work, hardware).plan
 
 
-def encoded(bench: Bench, bucket: Bucket, plan: Plan, vae: AutoencoderKLWan) -> dict[str, float]:
+def encodes(bench: Bench, bucket: Bucket, plan: Plan, vae: AutoencoderKLWan) -> Callable[[], None]:
     """The VAE's part of a step: target and conditioning."""
     encoder = ClipEncoder(vae, frames=plan.vae_frames, compiled=plan.compiled)
     video = torch.rand(1, 3, bucket.frames, bucket.height, bucket.width, device=bench.device) * 2 - 1
@@ -218,6 +233,11 @@ def encoded(bench: Bench, bucket: Bucket, plan: Plan, vae: AutoencoderKLWan) -> 
     def both() -> None:
         encode_pair(encoder, video)
 
+    return both
+
+
+def encoded(bench: Bench, bucket: Bucket, plan: Plan, vae: AutoencoderKLWan) -> dict[str, float]:
+    both = encodes(bench, bucket, plan, vae)
     both()
     return {"vae_seconds": bench.seconds(both, 2), "vae_peak_gib": bench.peaks()["peak_gib"]}
 
@@ -256,6 +276,7 @@ def main() -> int:
         default=True,
         help="attention's backward in a fixed order, as training.deterministic has it",
     )
+    parser.add_argument("--profile", action="store_true", help="seconds by kind of kernel")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     device = open_device("cpu" if args.tiny else "cuda")
@@ -322,7 +343,7 @@ def main() -> int:
                 row = {
                     "case": shape,
                     "plan": f"{name}: {plan.text}",
-                    **planned(bench, bucket, plan, weights, parameters, kernels),
+                    **planned(bench, bucket, plan, weights, parameters, kernels, vae, args.profile),
                 }
                 bench.fresh()
                 row |= encoded(bench, bucket, plan, vae)
@@ -364,6 +385,13 @@ def show(row: dict[str, Any]) -> None:
         f" host {row['host_gib']:.1f}, first {row['first_step_seconds']:.0f} s{outside}{told}",
         flush=True,
     )
+    if "whole_seconds" in row:
+        share, whole = row["vae_seconds"] / row["whole_seconds"], f"whole step {row['whole_seconds']:.3f} s"
+        print(f"{'':>13} {whole}, encodes {share:.0%}, peak {row['whole_peak_gib']:.2f} GiB", flush=True)
+    for name in ("profile", "profile_encodes"):
+        if name in row:
+            print(f"{'':>13} {name}:", flush=True)
+            print(*lines(row[name]), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,55 @@
+"""Seconds of a piece of work by kind of kernel, as the profiler sees them; for the other benchmarks."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+KINDS = (  # what the names of kernels hold; the first that fits
+    ("copies to the device", r"Memcpy HtoD"),
+    ("copies to the host", r"Memcpy DtoH"),
+    ("copies on the device, fills", r"Memcpy|Memset"),
+    ("attention backward, ours", r"^_of_keys|^_of_queries|^_delta$"),
+    ("attention, flash-attn-4", r"kernel_cutlass.*(?i:flash)|flash_attn_?cute"),
+    ("attention, cuDNN", r"(?i)cudnn.*(sdpa|flash|fmha|attention)"),
+    ("attention backward, torch's flash", r"flash_bwd"),
+    ("attention forward, torch's flash", r"flash_fwd"),
+    ("convolutions", r"(?i)conv|implicit|fprop"),
+    ("float8 and int8 products", r"(?i)e4m3|f8|fp8|s8_|int8|rowwise"),
+    ("bf16 products", r"(?i)gemm|cublas|nvjet|cutlass"),
+    ("compiled token-wise work", r"^triton_"),
+)
+LARGEST = 8  # of those of no kind, that are printed by name
+KEPT = 80  # kernels that are told with their names
+
+
+def by_kind(device: torch.device, run: Callable[[], Any]) -> dict[str, Any]:
+    """Of one call. Copies run beside the rest, so the sum may be more than the call took."""
+    cuda = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as found:
+        run()
+        if cuda:
+            torch.cuda.synchronize(device)
+    kinds: dict[str, dict[str, float]] = {}
+    names: list[tuple[float, int, str, str]] = []
+    for event in found.key_averages():
+        seconds = (event.self_device_time_total if cuda else event.self_cpu_time_total) / 1e6
+        kind = next((kind for kind, holds in KINDS if re.search(holds, event.key)), "others")
+        names.append((seconds, event.count, kind, event.key[:200]))
+        entry = kinds.setdefault(kind, {"seconds": 0.0, "calls": 0})
+        entry["seconds"] += seconds
+        entry["calls"] += event.count
+    return {
+        "kinds": dict(sorted(kinds.items(), key=lambda item: -item[1]["seconds"])),
+        "largest": sorted(names, reverse=True)[:KEPT],
+    }
+
+
+def lines(found: dict[str, Any]) -> Iterator[str]:
+    for kind, entry in found["kinds"].items():
+        yield f"{entry['seconds']:>20.3f} s {entry['calls']:>6}  {kind}"
+    others = [(seconds, name) for seconds, _, kind, name in found["largest"] if kind == "others"]
+    for seconds, name in others[:LARGEST]:
+        yield f"{seconds:>30.3f} s  {name[:100]}"
