@@ -68,6 +68,24 @@ def limited(box: Box, most: int) -> Box:
     return box
 
 
+def take_all_places(control: Path, held: list[Raw]) -> None:
+    """Of a daemon that may have FEW files open: only when all are ours can nobody leave one."""
+    while len(held) < 8:
+        held.append(until_blocking(lambda: _place(control), "a place"))
+
+
+def _place(control: Path) -> Raw | None:
+    """A connection that the daemon serves; None when it was one too many."""
+    with suppress(OSError):
+        raw = Raw(control, "DEALER")
+        with suppress(OSError):
+            raw.send(frame(encode(Request(id="j", command=Jobs()))))
+            if b"takes no more" not in raw.take()[1]:
+                return raw
+        raw.close()
+    return None
+
+
 async def test_more_clients_than_it_can_take_are_told_so_and_the_others_go_on(box: Box):
     limited(box, FEW).start("--hold-at", "5")
     async with box.client() as client:
@@ -116,11 +134,10 @@ async def test_a_thousand_clients_have_room(box: Box):
 async def test_who_asks_is_told_although_silent_ones_hold_all_places(box: Box):
     limited(box, FEW).start()
     where = daemon_paths(box.dir)
-    held = []
+    held: list[Raw] = []
     try:
-        for path, kind in ((where.control, "DEALER"), (where.feed, "SUB")):
-            for _ in range(8):
-                held.append(Raw(path, kind))
+        await asyncio.to_thread(take_all_places, where.control, held)
+        held += [Raw(where.feed, "SUB") for _ in range(8)]
         for _ in range(FEW):
             held += [Raw(where.control, "", hello=False), Raw(where.feed, "", hello=False)]
         last = held[-1]
@@ -157,26 +174,11 @@ def _connected(control: Path) -> Raw:
     return Raw(control, "", hello=False)
 
 
-def _place(control: Path) -> Raw | None:
-    """A connection that the daemon serves; None when it was one too many."""
-    with suppress(OSError):
-        raw = Raw(control, "DEALER")
-        with suppress(OSError):
-            raw.send(frame(encode(Request(id="j", command=Jobs()))))
-            if b"takes no more" not in raw.take()[1]:
-                return raw
-        raw.close()
-    return None
-
-
 async def test_a_daemon_that_takes_no_more_clients_can_be_ended(box: Box):
     limited(box, FEW).start()
     held: list[Raw] = []
     try:
-        while len(held) < 8:  # only when all places are ours can nobody leave one
-            held.append(
-                await asyncio.to_thread(until_blocking, lambda: _place(daemon_paths(box.dir).control), "a place")
-            )
+        await asyncio.to_thread(take_all_places, daemon_paths(box.dir).control, held)
         done = await asyncio.to_thread(stop_daemon, box.dir)
         assert done.ended and done.ran and "sent SIGTERM" in done.text
     finally:

@@ -150,7 +150,7 @@ def test_a_resume_goes_back_and_a_changed_job_needs_a_yes(folder: Path, tmp_path
     for answer, code, words in (("", 1, "not resumed, and nothing was changed"), ("y", 0, "queued again")):
         terminal = Terminal(
             [sys.executable, "-m", "wanlora_tui.cli", "resume", "back_v1", "--from", "20", "--dir", str(folder)],
-            size=(100, 30),
+            size=(200, 30),  # a path is in the sentence, and may be long
             cwd=ROOT,
             env=environment(),
         )
