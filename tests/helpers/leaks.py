@@ -21,6 +21,7 @@ DAEMONS = frozenset({"Box", "own_daemon", "running_daemon", "ensure_running", "e
 
 os.environ[MARK] = str(os.getpid())
 _made: list[Path] = []  # folders that mkdtemp has made in this process
+_kept: dict[str, int] = {}  # process -> its descriptor: what serves all tests, and ends with this process
 
 
 def _hear(event: str, args: tuple[Any, ...]) -> None:
@@ -31,6 +32,17 @@ def _hear(event: str, args: tuple[Any, ...]) -> None:
 sys.addaudithook(_hear)
 
 
+def keep(pid: int, descriptor: int) -> None:
+    """A process that the tests of this one share, and the descriptor that it is reached by: whichever test needs it
+    first leaves them behind."""
+    _kept[str(pid)] = descriptor
+
+
+def keep_no_more(pid: int) -> None:
+    """It has ended before this process has."""
+    _kept.pop(str(pid), None)
+
+
 def _threads() -> dict[str, str]:
     return {str(t.ident): f"thread {t.name}" for t in threading.enumerate() if t.is_alive()}
 
@@ -38,6 +50,8 @@ def _threads() -> dict[str, str]:
 def _descriptors() -> dict[str, str]:
     found = {}
     for entry in list(Path("/proc/self/fd").iterdir()):
+        if int(entry.name) in _kept.values():
+            continue
         try:
             target = entry.readlink()
         except OSError:  # the one that listed them
@@ -52,7 +66,7 @@ def _processes() -> dict[str, str]:
     end while another test runs, and is none of that one's."""
     mark, me, found = f"{MARK}={os.getpid()}".encode(), str(os.getpid()), {}
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or entry.name == me:
+        if not entry.name.isdigit() or entry.name == me or entry.name in _kept:
             continue
         try:
             state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]

@@ -18,6 +18,7 @@ from daemon.wire.protocol import LIVE_STATES
 from presets.job.schema import DatasetPanel, Job, JobPanel, TrainingPanel
 from presets.job.toml_file import save_job
 from tests.helpers import NO_GPUS, ROOT
+from tests.helpers.interface.commands import run
 from tests.helpers.waiting import LOOK, PATIENCE, until
 
 TRAINER = [sys.executable, "-m", "tests.helpers.interface.trainer"]
@@ -36,13 +37,11 @@ def environment(**more: str) -> dict[str, str]:
 def wanlora(
     *args: str | Path, cwd: Path = ROOT, env: dict[str, str] | None = None
 ) -> "subprocess.CompletedProcess[str]":
-    """Run the real command and give what it said. One that may start a daemon knows of no GPU."""
+    """Run the real command (tests.helpers.interface.commands) and give what it said. One that may start a daemon knows
+    of no GPU."""
     if env is None and args and args[0] in BEGIN_A_DAEMON:
         env = environment(PYTHONPATH=f"{NO_GPUS}{os.pathsep}{ROOT}")
-    command = [sys.executable, "-m", "wanlora_tui.cli", *map(str, args)]
-    return subprocess.run(
-        command, cwd=cwd, env=env or environment(), capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
+    return run([*map(str, args)], cwd=cwd, environment=env or environment(), timeout=PATIENCE)
 
 
 def short_dir() -> Path:
