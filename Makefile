@@ -24,7 +24,7 @@ demo: setup
 	$(BIN)/wanlora demo
 
 test: setup lint
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -q --cache-clear -n auto --maxprocesses 4 --dist loadfile || $(BIN)/python -m tests.again $$?
 
 fast: setup
 	$(BIN)/ruff check $(PACKAGES)
