@@ -84,7 +84,7 @@ ROOMS = {
         log_file   ->
         wire       -> errors processes services zmtp
         services   -> errors
-        processes  -> errors
+        processes  ->
         errors     ->
         zmtp       ->
     """

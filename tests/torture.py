@@ -167,7 +167,7 @@ def life(
             break
         refused = code == 1 and what == "disk" and "the disk is full" in attempt.said()  # in front of the first step
         # the last: met before it listened
-        if not refused and code not in (75, -signal.SIGKILL, 128 + signal.SIGTERM, -signal.SIGTERM):
+        if not refused and code not in (75, -signal.SIGKILL, -signal.SIGTERM):
             raise Broken(f"{story}: ended with {code}: {attempt.said()[-3000:]}")
         if rng.random() < 0.4:
             story.append(damage(rng, run, tally))
@@ -210,7 +210,7 @@ def disturb(attempt: Attempt, what: str, instant: float, tally: Tally) -> bool:
             attempt.kill(signal.SIGTERM)
             attempt.ended.wait(0.02)
             attempt.kill(signal.SIGTERM)
-            tally.done["killed by a second SIGTERM"] += 1
+            tally.done["stopped by SIGTERM, twice"] += 1
     return True
 
 

@@ -3,40 +3,25 @@
 Whether it lives and how it ends is daemon.processes.trainer_process's; when it is started, daemon.jobs.runner's.
 """
 
-import importlib.util
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from daemon.errors import DaemonError
 from daemon.processes.open_files import give_back
 from daemon.processes.proc import MARKER, UTF8_OUTPUT
 from presets.files import open_own
+from presets.machine.torchrun import stop_options
 
 ONE = "--nproc-per-node=1"
 
 
 def torchrun(grace: int = 180) -> list[str]:
-    """The command that trains with the engine; a job file, `--out DIR` and perhaps `--resume ...` follow it.
-
-    torchrun ends its workers on SIGHUP unless it is given the signals that are its own, and 30 seconds after SIGTERM
-    unless it is given longer (`grace`, seconds). The second option came after torch 2.10, so torch's source is
-    searched for both; importing torch would take seconds.
-    """
-    found = importlib.util.find_spec("torch")
-    if found is None or found.origin is None:
-        raise DaemonError(
-            "torch is not installed", where=sys.executable, fix="Install wanlora-tui into this Python again"
-        )
-    options = (Path(found.origin).parent / "distributed" / "run.py").read_text("utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", ONE]
-    if "--signals-to-handle" in options:
-        command.append("--signals-to-handle=SIGTERM,SIGINT,SIGQUIT")
-    if "--shutdown-timeout" in options:
-        command.append(f"--shutdown-timeout={grace}")
-    return [*command, "-m", "engine"]
+    """The command that trains with the engine; a job file, `--out DIR` and perhaps `--resume ...` follow it. `grace`:
+    seconds from SIGTERM to SIGKILL. Raises UserError."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", ONE]
+    return [*launcher, *stop_options(grace), "-m", "engine"]
 
 
 def for_gpus(command: list[str], gpus: int) -> list[str]:

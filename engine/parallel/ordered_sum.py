@@ -45,14 +45,32 @@ class OrderedSum:
                 hook.remove()
 
     @torch.no_grad()
+    def make_room(self, counts: list[list[int]]) -> None:
+        """Take the memory that `add` is about to need and let it go again: torch then has it at hand. If there is none,
+        it shows while nothing is sent yet, and the others can be told. Raises torch.OutOfMemoryError."""
+        names, most = list(self._parameters), 0
+        for piece in _pieces(names, self._parameters, counts):
+            most = max(most, *self._sizes(names, piece, counts))
+        like = next(iter(self._parameters.values()))
+        held = [like.new_empty(most) for _ in range(len(counts) + 2)]  # sent, what fills it up, and what comes
+        held += [
+            torch.empty_like(self._parameters[name])
+            for i, name in enumerate(names)
+            if name not in self._sums and any(of_rank[i] for of_rank in counts)
+        ]
+        del held
+
+    def _sizes(self, names: list[str], piece: list[int], counts: list[list[int]]) -> list[int]:
+        """How many numbers each rank sends of a piece."""
+        return [sum(of_rank[i] * self._parameters[names[i]].numel() for i in piece) for of_rank in counts]
+
+    @torch.no_grad()
     def add(self, mine: Uses, counts: list[list[int]]) -> None:
         """The micro-batches of all ranks, one each: `counts` says how many uses of each parameter every rank has, as
         `count` gives it. All ranks call it."""
         names = list(self._parameters)
         for piece in _pieces(names, self._parameters, counts):
-            sizes = [
-                sum(counts[rank][i] * self._parameters[names[i]].numel() for i in piece) for rank in range(len(counts))
-            ]
+            sizes = self._sizes(names, piece, counts)
             if not any(sizes):
                 continue
             flat = [use.flatten() for i in piece for use in mine[names[i]]]

@@ -6,8 +6,8 @@ from engine.parallel.parts import Rank
 from presets.errors import UserError
 from presets.facts.facts import Facts
 from presets.job import gpu_shares
-from presets.job.gpu_shares import torchrun_line
 from presets.job.schema import Job
+from presets.text import to_type
 
 
 def require_as_many(job: Job, processes: int) -> None:
@@ -17,7 +17,7 @@ def require_as_many(job: Job, processes: int) -> None:
         raise UserError(
             f"the job names {gpus} GPUs, and {processes} process{'es were' if processes > 1 else ' was'} started",
             where="job.gpus",
-            fix=f"Submit it, or start it with: {' '.join(torchrun_line('JOB.toml', gpus))}",
+            fix=f"Submit it, or start it with what this prints: {to_type('plan', 'JOB.toml', '--torchrun')}",
         )
 
 

@@ -40,17 +40,19 @@ def refusal(what: str, error: UserError) -> Finding:
 
 
 class Control:
-    """Polled between micro-batches. SIGTERM and SIGINT ask for a stop with a save; a second one ends at once, and says
-    so on stderr.
+    """Polled between micro-batches. SIGTERM and SIGINT ask for a stop with a save; a second SIGINT, which is a person's
+    Ctrl-C, ends at once, and says so on stderr.
 
-    SIGHUP, of a terminal that closes or a connection that drops, asks the same and never ends at once: the kernel and
-    the shell both send it, one after the other. Where it is ignored, by nohup or the daemon, it stays so.
+    SIGTERM never ends at once, however often it comes: a scheduler sends it to the launcher and to the processes below
+    it, again at the end of its time, and torchrun hands each on. What is being saved is saved; who cannot wait sends
+    SIGKILL, which loses nothing that was saved before. Nor does SIGHUP, of a terminal that closes or a connection that
+    drops: the kernel and the shell both send it. Where that is ignored, by nohup or the daemon, it stays so.
     """
 
     def __init__(self, folder: Path, *, tell: Callable[[Finding], None]) -> None:
         self._tell = tell  # is given the findings about files that hold no command
         self.folder = folder / CONTROL_DIR
-        self._signals = 0
+        self._interrupts = 0
         self._launcher = 0  # the parent process, since `listen`
         self._waiting: dict[Path, TrainerCommand] = {}  # read, and neither applied nor refused yet
         self.why = ""  # why a stop is asked for; "" while none is
@@ -69,9 +71,9 @@ class Control:
             signal.signal(signal.SIGHUP, self._on_hangup)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
-        self._signals += 1
+        self._interrupts += number == signal.SIGINT
         name = signal.Signals(number).name
-        if self._signals > 1:
+        if self._interrupts > 1:
             _say(f"wanlora: {name} received again: ended at once, without saving. Checkpoints saved before are whole")
             # as a kill would, which loses nothing; an exception out of nowhere could tear what is being written
             os._exit(128 + number)

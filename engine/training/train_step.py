@@ -19,7 +19,7 @@ from engine.data.loader import Batch
 from engine.encode.latent_cache import latents_of
 from engine.executor.block_executor import BlockExecutor
 from engine.memory.planning import Shortage
-from engine.parallel.ordered_sum import OrderedSum, count
+from engine.parallel.ordered_sum import OrderedSum, Uses, count
 from engine.parallel.quiet import take_warnings, warn
 from engine.parallel.team import RankFailed, Team
 from engine.system import fault_injection
@@ -187,7 +187,8 @@ def micro_batch(run: Run, step: int, index: int, expert: Expert, watch: Stopwatc
 
 @dataclass
 class _Told:
-    """What a rank tells those that share a step with it, of its micro-batch."""
+    """What a rank tells those that share a step with it, of its micro-batch, and of the room to exchange what came of
+    it."""
 
     made: MicroBatch | None = None  # the losses on the CPU
     uses: list[int] = field(default_factory=list)  # of each parameter
@@ -241,7 +242,7 @@ def shared_gradients(run: Run, team: Team, step: int, expert: Expert, watch: Sto
             everyone = team.exchange_sharing(told)
         _heed(run, team, everyone, bug)
         with watch.part("exchange"):
-            total.add(uses, [one.uses for one in everyone])
+            add_up(run, team, total, uses, [one.uses for one in everyone])
         for rank, one in zip(team.part.ranks, everyone, strict=True):
             assert one.made is not None
             result.add(one.made)
@@ -253,6 +254,25 @@ def shared_gradients(run: Run, team: Team, step: int, expert: Expert, watch: Sto
             return None
     total.finish()
     return result
+
+
+def add_up(run: Run, team: Team, total: OrderedSum, uses: Uses, counts: list[list[int]]) -> None:
+    """Add the gradients of a micro-batch of each rank to the step's, on all of them or on none. Raises
+    SharedShortage."""
+    told = _Told()
+    try:
+        with memory_errors():
+            total.make_room(counts)
+    except torch.OutOfMemoryError:
+        told.short = ("step", why_short(run))
+    for one in team.exchange_sharing(told):
+        if one.short:
+            raise SharedShortage(*one.short)
+    try:
+        with memory_errors():
+            total.add(uses, counts)
+    except torch.OutOfMemoryError as e:  # nobody knows by now how far the others are: not to be tried again
+        raise RankFailed(f"rank {team.rank.number} found no memory while gradients were exchanged: {e}") from e
 
 
 def _heed(run: Run, team: Team, everyone: list[_Told], bug: Exception | None) -> None:

@@ -5,7 +5,8 @@ What came before step 1 is engine.training.prepare's; how a batch becomes gradie
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -60,10 +61,11 @@ def train(run: Run) -> bool:
             step += taken
             if step % run.job.save.every == 0:
                 save_all(run, step)
-            if validation_due(run, step):
-                validate(run, step)
-            if previews_due(run.job, step) and step < run.job.training.steps:
-                make_previews(run, step)
+            with saved_if_it_fails(run, step):
+                if validation_due(run, step):
+                    validate(run, step)
+                if previews_due(run.job, step) and step < run.job.training.steps:
+                    make_previews(run, step)
     except StopRequested:
         return stop_unsaved(run, step)
 
@@ -97,7 +99,8 @@ def advance(run: Run, step: int) -> int:
         return advance_apart(run, team, step)
     with team.at_work(order := Steps(step, step + 1, run.job, settle=run.planning.downs != run.settled)):
         if order.settle:
-            settle(run, team)
+            with saved_if_it_fails(run, step):
+                settle(run, team)
         return int(optimizer_step(run, step))
 
 
@@ -106,7 +109,8 @@ def advance_apart(run: Run, team: Team, step: int) -> int:
     those of all steps before it are."""
     end = end_of_turns(run, step)
     told = StepsInOrder(run, step)
-    with team.at_work(order := Steps(step, end, run.job, settle=run.planning.downs != run.settled)):
+    order = Steps(step, end, run.job, settle=run.planning.downs != run.settled)
+    with saved_if_it_fails(run, step), team.at_work(order):
         everyone = take_turns(run, team, order, told.tell)
     run.apart = True
     run.control.why = run.control.why or next((one.stop for one in everyone if one.stop), "")
@@ -130,7 +134,9 @@ def advance_apart(run: Run, team: Team, step: int) -> int:
 
 def take_turns(run: Run, team: Team, order: Steps, tell: Callable[[StepTaken], None]) -> list["OwnSteps"]:
     """All ranks take their steps of an order and end at the same one. Where a stop or an error ends those of the expert
-    whose turn comes first, what the other has learnt in the meantime is let go: it would be of later steps."""
+    whose turn comes first, what the other has learnt in the meantime is let go: it would be of later steps. Raises
+    UserError on all of them, before any step, where they cannot have one plan; where they cannot afterwards, that is
+    what kept the next step from being taken."""
     if order.settle:
         settle(run, team)
     own = [step for step in range(order.first, order.end) if expert_at(run.job, step) == team.part.expert]
@@ -141,7 +147,10 @@ def take_turns(run: Run, team: Team, order: Steps, tell: Callable[[StepTaken], N
     if learner is not None and before is not None and taken and taken[-1].step >= reached_by(order.first, everyone):
         learner.put_back(before)
     if len({one.downs for one in everyone}) > 1:
-        settle(run, team)
+        try:
+            settle(run, team)
+        except UserError as e:
+            everyone[0].refused = everyone[0].refused or (reached_by(order.first, everyone), e.what, e.where, e.fix)
     return everyone
 
 
@@ -227,12 +236,9 @@ class StepsInOrder:
 def optimizer_step(run: Run, step: int) -> bool:
     """Optimizer step `step` (from 0) of the expert whose turn it is, and its event. False when a stop came first: then
     nothing has changed."""
-    try:
-        taken = take_step(run, step)
     # a clip is missing, no smaller plan is left: the weights have not moved, and what is done is not lost with it
-    except UserError as e:
-        save_before_failing(run, step, e)
-        raise
+    with saved_if_it_fails(run, step):
+        taken = take_step(run, step)
     if taken is None:
         return False
     report_step(run, taken)
@@ -245,6 +251,16 @@ def report_step(run: Run, taken: StepTaken) -> None:
         run.log.emit("step", **taken.data)
     else:
         report_non_finite(run, taken.data["step"], taken.data["clips"], taken.timesteps)
+
+
+@contextmanager
+def saved_if_it_fails(run: Run, step: int) -> Iterator[None]:
+    """An error of the user's inside, which moves no weights, ends the run with what `step` steps have trained saved."""
+    try:
+        yield
+    except UserError as e:
+        save_before_failing(run, step, e)
+        raise
 
 
 def save_before_failing(run: Run, step: int, error: UserError) -> None:

@@ -64,13 +64,3 @@ def of_experts(job: Job, experts: Sequence[Expert]) -> Job:
         sample=msgspec.structs.replace(job.sample, prompts=[]),
         multistage=msgspec.structs.replace(job.multistage, **{expert: expert in experts for expert in EXPERTS}),
     )
-
-
-def torchrun_line(job_file: str, gpus: int, nodes: int = 1) -> list[str]:
-    """The words of the command that trains a job by a process for each of its GPUs; on every one of several nodes."""
-    where = (
-        ["--standalone"]
-        if nodes == 1
-        else [f"--nnodes={nodes}", "--rdzv-backend=c10d", "--rdzv-endpoint=FIRST_NODE:29400", "--rdzv-id=wanlora"]
-    )
-    return ["torchrun", *where, f"--nproc-per-node={gpus}", "-m", "engine", job_file]

@@ -5,6 +5,7 @@ takes is the plan's own; what is added is the exchange of gradients. Each rank r
 of the ranks and adds them up itself, as one process would, so what it receives grows with their number.
 """
 
+import math
 from dataclasses import dataclass
 
 import msgspec
@@ -18,7 +19,7 @@ from presets.planner.choose import Choice, choose_work
 from presets.planner.coefficients import FITTED as c
 from presets.planner.costs import Costs, predict
 from presets.planner.plan import Plan
-from presets.planner.sizes import OPTIMIZER_BYTES, ExpertShape
+from presets.planner.sizes import OPTIMIZER_BYTES, ExpertShape, disk_need
 from presets.planner.workload import Hardware, Workload, shape_of, workload_of
 
 FREE = 0.95  # of a card's memory: nobody else uses it
@@ -27,6 +28,10 @@ THROUGH_HOST = 0.5  # of the copy rate
 COLLECTIVE = 50e-6  # seconds until a collective of N ranks begins, for each of them. An estimate
 ROUND = 2e-3  # seconds of what ranks tell each other about a micro-batch, through gloo. An estimate
 PACKED_GBPS = 1.0  # at which a learner is packed, sent and unpacked. An estimate
+# Of a stop. All but the first are estimates
+LEAST_GRACE = 180  # seconds: also for a part of the base model that is just being loaded, or a step of a preview
+SLOW_DISK = 100e6  # bytes a second, written and synced: a file system that many nodes share
+UNPLANNED = 60.0  # seconds of a micro-batch where no plan says it: the longest clips on a slow card
 
 
 class Share(Struct, frozen=True, kw_only=True):
@@ -129,6 +134,14 @@ def share_out(job: Job, facts: Facts, hardware: Hardware, gpus: int, *, link_gbp
         total_of_one=costs.time.run(choice.plan),
         link_gbps=link,
     )
+
+
+def stop_grace(job: Job, shape: ExpertShape, gpus: int, choice: Choice | None) -> int:
+    """Seconds from the signal that asks processes on so many GPUs to stop until they have ended what they are at and
+    saved. `choice`: the plan, where there is one."""
+    one = choice.prediction.largest.total if choice else UNPLANNED * job.training.gradient_accumulation
+    saving = 2 * disk_need(job, shape).checkpoint / SLOW_DISK  # with the LoRA files beside it
+    return math.ceil(max(LEAST_GRACE, LEAST_GRACE / 3 + 2 * one / for_one_step(job, gpus) + saving))
 
 
 def two_at_once(job: Job, facts: Facts, hardware: Hardware) -> tuple[list[int], Shared] | None:

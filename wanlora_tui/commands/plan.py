@@ -16,21 +16,22 @@ from presets.facts.gather import gather
 from presets.facts.visits import texts_of, visits_of
 from presets.job import gpu_shares
 from presets.job.fields import toml_text
-from presets.job.gpu_shares import require_fits, torchrun_line
+from presets.job.gpu_shares import require_fits
 from presets.job.schema import Job
 from presets.job.toml_file import default_out, load_job, with_value
 from presets.machine.gpus import Gpu
 from presets.machine.machine import WSL, Machine
+from presets.machine.torchrun import torchrun_line
 from presets.planner.candidates import Candidate
 from presets.planner.cards import DRIVER_BYTES, card_hardware, find_card, gpu_hardware, nearest_card
 from presets.planner.choose import Choice, DoesNotFit, choose_for
 from presets.planner.coefficients import FITTED
 from presets.planner.costs import Prediction
 from presets.planner.remedies import Remedy, remedies
-from presets.planner.several_gpus import Shared, share_out
+from presets.planner.several_gpus import Shared, share_out, stop_grace
 from presets.planner.sizes import GIB
 from presets.planner.time_costs import Seconds
-from presets.planner.workload import Hardware, Workload, workload_of
+from presets.planner.workload import Hardware, Workload, shape_of, workload_of
 from presets.text import human
 from wanlora_tui.commands.common import print_json, say
 from wanlora_tui.output.far_words import advised
@@ -47,12 +48,10 @@ def plan(args: Namespace) -> int:
     gpus = args.gpus or len(set(job.job.gpus))
     if args.torchrun:
         require_fits(job, gpus * args.nodes)
-        print(shlex.join(torchrun_line(str(args.job), gpus, args.nodes)))
-        if gpus != len(set(job.job.gpus)):
-            say(f"It trains only a job that names {gpus}: job.gpus = {list(range(gpus))}")
-        return 0
     facts = gather(job, args.job.resolve().parent, out=default_out(args.job), scenes=False)
     assert facts.machine is not None
+    if args.torchrun:
+        return _torchrun(args, job, facts, facts.machine, gpus)
     hardware = hardware_for(job, facts.machine, card=args.gpu, vram=args.vram, ram=args.ram)
     try:
         shared = share_out(job, facts, hardware, gpus) if gpus > 1 else None
@@ -89,6 +88,23 @@ def plan(args: Namespace) -> int:
             print(f"{head:<10} {text}")
         if under:
             print(f"{'Masks':<10} {under} of {count(clips, 'clip')} {'has' if under == 1 else 'have'} a loss mask")
+    return 0
+
+
+def _torchrun(args: Namespace, job: Job, facts: Facts, machine: Machine, gpus: int) -> int:
+    """Print the command, with as long to save when it is stopped as the plan says."""
+    choice, why = None, ""
+    try:
+        hardware = hardware_for(job, machine, card=args.gpu, vram=args.vram, ram=args.ram)
+        choice = share_out(job, facts, hardware, gpus * args.nodes).choice
+    except UserError as e:
+        why = e.what
+    grace = stop_grace(job, shape_of(facts), gpus * args.nodes, choice)
+    print(shlex.join(torchrun_line(str(args.job), gpus, args.nodes, grace=grace)))
+    if choice is None:
+        say(f"When it is stopped it has {grace} s to save. That is for slow steps, for there is no plan: {why}")
+    if gpus != len(set(job.job.gpus)):
+        say(f"It trains only a job that names {gpus}: job.gpus = {list(range(gpus))}")
     return 0
 
 

@@ -65,7 +65,8 @@ def test_all_ranks_end_with_the_bits_of_one(ranks: int, piece: int, monkeypatch:
             with total.kept_apart() as uses:
                 backward(mine, first + rank)
             assert all(p.grad is None for p in mine.values())
-            total.add(uses, gather(count(uses)))
+            total.make_room(counts := gather(count(uses)))
+            total.add(uses, counts)
         total.finish()
         found[rank] = mine
 
@@ -99,3 +100,9 @@ def test_a_zero_keeps_its_sign():
     total.add(uses, [count(uses)])
     total.finish()
     assert parameter.grad is not None and torch.signbit(parameter.grad).item()
+
+
+def test_room_that_is_not_there_shows_before_anything_is_sent():
+    total = OrderedSum(parameters(), lambda mine: pytest.fail("sent"))
+    with pytest.raises(RuntimeError, match=r"(?i)memory"):
+        total.make_room([[0, 0, 0, 0], [2**50, 0, 0, 0]])  # what another rank has counts, too

@@ -46,5 +46,5 @@ def test_more_cards_than_were_ever_seen_together_are_refused_also_of_several_hos
 def test_a_job_that_names_two_gpus_is_refused_by_one_process_with_the_command_that_starts_two():
     job = job_from_dict({"job": {"name": "t", "gpus": [0, 1]}, "datasets": [{"path": "x"}]})
     require_as_many(job, 2)
-    with pytest.raises(UserError, match=r"torchrun --standalone --nproc-per-node=2 -m engine JOB\.toml"):
+    with pytest.raises(UserError, match=r"wanlora plan JOB\.toml --torchrun"):
         require_as_many(job, 1)

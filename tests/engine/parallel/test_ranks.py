@@ -64,7 +64,9 @@ class Runs:
         save_job(with_value(load_job(path), "multistage.low_noise", kind == "both"), path, fresh=True)
         return path
 
-    def start(self, job: Path, ranks: int, faults: Sequence[str] = (), *, resume: bool = False) -> list[Attempt]:
+    def start(
+        self, job: Path, ranks: int, faults: Sequence[str] = (), *, resume: bool = False, impatient: Path | None = None
+    ) -> list[Attempt]:
         """One process for each rank."""
         port = str(free_port())
         given = [
@@ -77,7 +79,10 @@ class Runs:
             }
             for rank in range(ranks)
         ]
-        return [self._trainers.start(job, faults=faults, resume=resume, environment=env) for env in given]
+        return [
+            self._trainers.start(job, faults=faults, resume=resume, environment=env, impatient=impatient)
+            for env in given
+        ]
 
     def differences(self, kind: str, job: Path, **how: bool) -> list[str]:
         return differences(job.parent / "runs/t", self.straight(kind).parent / "runs/t", **how)
@@ -151,6 +156,20 @@ def test_a_rank_that_dies_ends_all_with_its_cause_and_the_run_goes_on_by_one(run
     assert [e.kind for e in events(job.parent / "runs/t")].count("failed") <= 1
     assert ends(runs.start(job, 1, resume=True)) == [DONE]
     assert runs.differences(kind, job) == []
+
+
+def test_a_rank_that_hangs_while_the_others_wait_for_its_gradients_is_named_and_the_run_goes_on_by_two(runs: Runs):
+    job = runs.new("one", "hangs")
+    late = job.parent / "late"
+    attempts = runs.start(job, 2, ["hang:backward:3@1"], impatient=late)
+    attempts[1].wait_until_struck()
+    late.touch()
+    assert ends(attempts) == [FAILED, FAILED], [attempt.said()[-3000:] for attempt in attempts]
+    last = events(job.parent / "runs/t")[-1]
+    assert last.kind == "failed" and "rank 1 of 2 hangs" in last.data["cause"] and "(step 3)" in last.data["cause"]
+    assert "the last checkpoint" in last.data["next"].lower()
+    assert ends(runs.start(job, 2, resume=True)) == [DONE, DONE]
+    assert runs.differences("one", job) == []
 
 
 def test_a_job_that_names_two_gpus_is_launched_as_the_daemon_does_and_refused_by_one_process(runs: Runs):

@@ -2,6 +2,7 @@
 has it say."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -11,14 +12,15 @@ import pytest
 import torch
 
 from engine.memory.planning import Shortage
+from engine.parallel.ordered_sum import OrderedSum
 from engine.parallel.orders import Steps
 from engine.parallel.parts import Part
 from engine.parallel.team import RankFailed
-from engine.training import placement
+from engine.training import placement, trainer
 from engine.training.context import Run
 from engine.training.placement import settle
 from engine.training.train_step import StepTaken
-from engine.training.trainer import OwnSteps, optimizer_step, take_turns
+from engine.training.trainer import OwnSteps, advance, optimizer_step, take_turns
 from presets.errors import UserError
 from tests.helpers.jobs import write_job
 from tests.helpers.training.bench import Bench
@@ -78,6 +80,51 @@ def test_memory_that_runs_out_on_another_rank_has_this_one_plan_anew_and_take_th
     run = run_with(bench, lambda mine: replace(mine, short=shortages.pop() if shortages else None))
     assert optimizer_step(run, STEP)
     assert replans == [("vae", "12 GiB in use of 12")]
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_memory_that_runs_out_as_gradients_are_exchanged_is_known_to_all_before_anything_is_sent(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, here: bool
+):
+    """Of the two rounds of the step the first goes well."""
+    left, replans, told, sent = [2], [], [], []
+    monkeypatch.setattr(placement, "replan", lambda run, exhausted, why: replans.append((exhausted, why.text)))
+
+    def make_room(self: OrderedSum, counts: list[list[int]]) -> None:
+        left[0] -= 1
+        if here and left[0] == 0:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def other(mine: Any) -> Any:
+        if isinstance(mine, placement._Held) or mine.made is not None:
+            return mine
+        told.append(mine.short)
+        return replace(mine, short=("step", Shortage("small", "there")) if not here and left[0] == 0 else None)
+
+    def gather(mine: torch.Tensor) -> list[torch.Tensor]:
+        sent.append(left[0])
+        return [mine, mine]
+
+    monkeypatch.setattr(OrderedSum, "make_room", make_room)
+    run = run_with(bench, other)
+    run.team.gather = gather
+    assert optimizer_step(run, STEP)
+    assert [phase for phase, _ in replans] == ["step"] and (here or replans[0][1] == "there")
+    assert [mine is not None for mine in told] == [False, here, False, False]  # a round, the next, the step again
+    assert 0 not in sent and len(told) == 4
+
+
+def test_memory_that_runs_out_in_the_middle_of_the_exchange_is_not_tried_again_alone(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    def gather(mine: torch.Tensor) -> list[torch.Tensor]:
+        raise RuntimeError("NCCL error: Cuda failure 2 'out of memory'")
+
+    monkeypatch.setattr(placement, "replan", lambda run, exhausted, why: pytest.fail("the others know nothing of it"))
+    run = run_with(bench, lambda mine: mine)
+    run.team.gather, run.team.rank = gather, SimpleNamespace(number=0)
+    with pytest.raises(RankFailed, match="rank 0 found no memory while gradients were exchanged"):
+        optimizer_step(run, STEP)
 
 
 @pytest.mark.parametrize("is_left", [True, False])
@@ -184,3 +231,32 @@ def test_a_plan_that_one_rank_cannot_take_ends_all(bench: Bench, monkeypatch: py
 
 def replace_plan(run: Run, **values: Any) -> Any:
     return msgspec.structs.replace(run.planning.plan, **values)
+
+
+@pytest.mark.parametrize(("part", "begun"), [(None, 3), ("high_noise", 4), ("high_noise", 0)])
+def test_ranks_that_cannot_have_one_plan_end_with_what_they_have_learnt_saved(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, part: Any, begun: int
+):
+    """Before a step that they share, before turns that they take apart, and after such turns, in which memory ran out
+    on one of them."""
+    saved: list[int] = []
+    told: list[int] = []
+
+    def exchange(mine: Any) -> list[Any]:
+        if isinstance(mine, placement._Held):
+            return [mine, replace(mine, refused=("no smaller plan is left", "bf16", "Use less"))]
+        return [mine, OwnSteps(taken=[StepTaken({"step": step}, [], True) for step in (3, 4)], downs=1)]
+
+    monkeypatch.setattr(trainer, "save_all", lambda run, step: saved.append(step))
+    monkeypatch.setattr(trainer, "report_step", lambda run, taken: told.append(taken.step))
+    run = run_with(bench, lambda mine: mine)
+    run.control.why, run.settled = "", run.planning.downs
+    if begun:
+        run.planning = replace(run.planning, downs=run.planning.downs + 1)
+    mine, other = (Part(part, 0, (0,)), Part("low_noise", 0, (1,))) if part else (run.team.part, run.team.part)
+    run.team.part, run.team.parts, run.team.rank = mine, [mine, other], SimpleNamespace(number=0)
+    run.team.exchange, run.team.halted, run.team.at_work = exchange, lambda: False, nullcontext
+    with pytest.raises(UserError, match="rank 1: no smaller plan is left"):
+        advance(run, begun)
+    assert saved == [begun or 4]
+    assert told == ([] if begun else [0, 1, 2, 3])

@@ -120,7 +120,9 @@ CASES = {
     "stopped at the edge of an epoch": Case(("sigterm:ema:3",), STOPPED, extra_saves=True),
     "stopped mid-accumulation": Case(("sigterm:forward:4",), STOPPED, extra_saves=True),
     "stopped mid-save": Case(("sigterm:save.before-rename:4",), STOPPED),
-    "stopped in a hurry, by a second signal": Case(("sigterm:forward:4", "sigterm:backward:4"), 128 + signal.SIGTERM),
+    "stopped by who asks twice, the second time mid-save": Case(
+        ("sigterm:forward:4", "sigterm:save.before-rename:3"), STOPPED, extra_saves=True
+    ),
     "stopped mid-validation": Case(("sigterm:validation.begin:4",), STOPPED),
     "stopped mid-sample": Case(("sigterm:preview.denoise:4",), STOPPED),
     # bugs

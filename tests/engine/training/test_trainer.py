@@ -20,6 +20,8 @@ from engine.adapters import lora
 from engine.run import leave_page, run_job
 from engine.runfolder import checkpoint
 from engine.runfolder.console import Console
+from engine.training import trainer
+from presets.errors import UserError
 from presets.job.schema import Job
 from presets.job.toml_file import load_job, save_job, with_value
 from presets.runs.run_view import RunView, apply_event
@@ -435,6 +437,19 @@ def test_a_clip_that_goes_away_mid_run_costs_no_step(tiny, tmp_path, monkeypatch
     assert run_job(job, None, resume=True, workers=0, device="cpu") == 0
     assert [d["step"] for d in of_kind(run, "step")] == list(range(1, 15))
     compare_with_uninterrupted(tiny, tmp_path, run, clips=1, save={"every": 14}, **LONG)
+
+
+def test_previews_that_end_the_run_cost_no_step(tiny, tmp_path, monkeypatch):
+    def refused(run, step, *, missing=False):
+        if step == 2:
+            raise UserError("out of memory in the preview, and no smaller plan is left", fix="Use less")
+
+    monkeypatch.setattr(trainer, "make_previews", refused)
+    job = write_job(tmp_path, tiny, steps=4, save={"every": 4}, sample={"every": 2}, dataset={"num_frames": 1})
+    assert run_job(job, None, resume=False, workers=0, device="cpu") == 1
+    run = tmp_path / "runs/t"
+    assert "no smaller plan is left" in of_kind(run, "failed")[-1]["cause"]
+    assert [d["step"] for d in of_kind(run, "checkpoint")] == [2]
 
 
 def test_damaged_checkpoints_do_not_push_out_good_ones(tiny, tmp_path):

@@ -109,9 +109,11 @@ class Trainers:
         retry_seconds: float = 15.0,
         orders: Orders | None = None,
         environment: dict[str, str] | None = None,
+        impatient: Path | None = None,
     ) -> Attempt:
         """Train the job in a new process, as `python -m engine JOB [--resume [--from STEP]] [--fault ...]` does. Orders
-        arrive when their step is told. `environment`: more of it, as torchrun gives."""
+        arrive when their step is told. `environment`: more of it, as torchrun gives. `impatient`: a file; once it is
+        there, a rank that does nothing for seconds hangs."""
         stderr = job.parent / f"stderr-{time.monotonic_ns()}"
         request = {
             "job": str(job),
@@ -123,6 +125,7 @@ class Trainers:
             "stderr": str(stderr),
             "retry_seconds": retry_seconds,
             "environment": environment or {},
+            "impatient": str(impatient or ""),
         }
         assert self._process.stdin is not None
         with self._news:
@@ -208,6 +211,8 @@ def _attempt(request: dict[str, Any]) -> None:
         disk_full.RETRY_SECONDS = request["retry_seconds"]
         fault_injection.arm(request["faults"])
         order_at(Path(request["job"]).parent, dict(request["orders"]))
+        if request["impatient"]:
+            impatient_from(Path(request["impatient"]))
         code = run_job(
             Path(request["job"]),
             None,
@@ -240,6 +245,22 @@ def order_at(folder: Path, orders: Orders) -> None:
             aside.rename(control / f"{event.seq}-{n}.json")
 
     Console.show = shown  # type: ignore[method-assign]
+
+
+def impatient_from(file: Path) -> None:
+    """In this process: the limit after which a rank hangs is short once the file is there. Before, no rank of a busy
+    machine is taken for one that hangs."""
+    from engine.parallel import signs
+
+    signs.LOOK_SECONDS = 0.2
+    look = signs.Signs.look
+
+    def looked(self: signs.Signs) -> bool:
+        if file.exists():
+            self._limit = 3.0
+        return look(self)
+
+    signs.Signs.look = looked  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

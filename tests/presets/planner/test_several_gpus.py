@@ -9,7 +9,7 @@ from presets.job.schema import Job
 from presets.planner.cards import card_hardware, find_card
 from presets.planner.costs import predict
 from presets.planner.plan import Plan
-from presets.planner.several_gpus import exchange, gradient_bytes, share_out
+from presets.planner.several_gpus import LEAST_GRACE, exchange, gradient_bytes, share_out, stop_grace
 from presets.planner.sizes import GIB, ExpertShape
 from presets.planner.workload import workload_of
 from tests.helpers import ROOT
@@ -98,3 +98,23 @@ def test_the_formula_of_the_plan_takes_what_the_ring_takes_when_it_is_played(ran
 def test_a_ring_is_as_slow_as_its_slowest_link():
     quick, mixed, slow = (scaling_simulated.gathered(2**26, hops) for hops in ([50] * 8, [50] * 7 + [5], [5] * 8))
     assert quick < mixed <= slow < 1.2 * mixed
+
+
+def test_a_small_lora_has_the_least_time_to_be_saved_and_a_large_one_the_time_to_write_it():
+    choice = share_out(a_job(), facts(), H100, 1).choice
+    assert stop_grace(a_job(), ExpertShape(), 1, choice) == LEAST_GRACE
+    rank = {"rank": 256, "alpha": 256}
+    large = job(target=rank, training={"optimizer": "adamw", "ema": True}, sample=PREVIEWS)
+    found = stop_grace(large, ExpertShape(), 1, choice)
+    assert found > 600  # 39 GB
+    one = job(target=rank, training={"optimizer": "adamw", "ema": True}, multistage={"low_noise": False})
+    assert found > stop_grace(one, ExpertShape(), 1, choice) > LEAST_GRACE
+
+
+def test_the_step_that_a_stop_waits_for_is_the_plan_s_and_ends_sooner_where_several_share_it():
+    work = a_job(8)
+    choice = share_out(work, facts(), H100, 1).choice
+    largest = msgspec.structs.replace(choice.prediction.largest, transformer=400.0)
+    slow = msgspec.structs.replace(choice, prediction=msgspec.structs.replace(choice.prediction, largest=largest))
+    assert stop_grace(work, ExpertShape(), 1, slow) > 800 > stop_grace(work, ExpertShape(), 4, slow) > 400
+    assert stop_grace(work, ExpertShape(), 1, None) > 960

@@ -1,13 +1,16 @@
 """The real `wanlora plan`: what it prints for people and for programs, and what it says when nothing fits."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from presets.job.schema import DatasetPanel, Job, JobPanel, ModelPanel, PromptPanel, SamplePanel
 from presets.job.toml_file import load_job, save_job, with_value
-from presets.planner.sizes import GIB
+from presets.machine.torchrun import stop_options
+from presets.planner.several_gpus import LEAST_GRACE, stop_grace
+from presets.planner.sizes import GIB, ExpertShape
 from tests.helpers.facts import gpu, machine
 from tests.helpers.interface.harness import wanlora
 from tests.helpers.videos import write_clip, write_image
@@ -202,11 +205,21 @@ def test_the_torchrun_line_is_all_that_is_printed(tmp_path: Path, capsys):
     file = write_job(tmp_path)
     (tmp_path / "a b").mkdir()
     file = file.rename(tmp_path / "a b" / "job.toml")
-    assert main(["plan", str(file), "--gpus", "2", "--torchrun"]) == 0
+    card = ["--gpu", "4090", "--ram", "192", "--torchrun"]
+    assert main(["plan", str(file), "--gpus", "2", *card]) == 0
     said = capsys.readouterr()
-    assert said.out == f"torchrun --standalone --nproc-per-node=2 -m engine '{file}'\n"
+    stops = shlex.join(stop_options(LEAST_GRACE))
+    assert said.out == f"torchrun --standalone --nproc-per-node=2 {stops} -m engine '{file}'\n"
     assert said.err == "It trains only a job that names 2: job.gpus = [0, 1]\n"
-    assert main(["plan", str(file), "--gpus", "1", "--nodes", "2", "--torchrun"]) == 0
+    assert main(["plan", str(file), "--gpus", "1", "--nodes", "2", *card]) == 0
     assert "--nnodes=2 --rdzv-backend=c10d" in capsys.readouterr().out
-    assert main(["plan", str(file), "--gpus", "3", "--torchrun"]) == 1
+    job = with_value(with_value(load_job(file), "target.rank", 256), "training.optimizer", "adamw")
+    save_job(job, file, fresh=True)
+    assert main(["plan", str(file), "--gpus", "2", "--torchrun", "--gpu", "4090", "--ram", "1"]) == 0  # fits nowhere
+    said = capsys.readouterr()
+    grace = stop_grace(job, ExpertShape(), 2, None)
+    assert grace > 2 * LEAST_GRACE and shlex.join(stop_options(grace)) in said.out
+    assert f"it has {grace} s to save. That is for slow steps, for there is no plan:" in said.err
+    save_job(with_value(job, "target.rank", 16), file, fresh=True)
+    assert main(["plan", str(file), "--gpus", "3", *card]) == 1
     assert "Use 1 or 2 of them" in capsys.readouterr().err

@@ -17,6 +17,7 @@ from presets.job.toml_file import default_out, load_job
 from presets.text import to_type
 from wanlora_tui.commands.common import ask, print_json, print_table, report_width, say, start_daemon
 from wanlora_tui.commands.job import look_over
+from wanlora_tui.commands.jobs.submit_options import require_heeded
 from wanlora_tui.commands.resume import agreed_here
 from wanlora_tui.output.far_words import shown_path
 from wanlora_tui.output.formatting import duration, ending, setting_text, waits_for
@@ -27,6 +28,7 @@ def submit(args: Namespace) -> int:
     """Check a job and hand it over; prints the job's name. Starts the daemon if none runs."""
     from presets.rules.check import has_errors, render
 
+    require_heeded(args)
     if args.slurm:
         from wanlora_tui.commands.jobs.slurm import submit_slurm
 

@@ -22,9 +22,10 @@ from presets.job.resume_check import JOB_FILE
 from presets.job.schema import Job
 from presets.job.toml_file import default_out, load_job
 from presets.planner.cards import card_hardware, find_card
-from presets.planner.choose import DoesNotFit
-from presets.planner.several_gpus import share_out
+from presets.planner.choose import Choice, DoesNotFit
+from presets.planner.several_gpus import share_out, stop_grace
 from presets.planner.sizes import GIB
+from presets.planner.workload import shape_of
 from presets.rules.check import check_job, has_errors, render
 from presets.rules.plan_rules import hardware_of
 from presets.runs.events import EVENTS_FILE, TERMINAL_KINDS, DamagedLine, Event, read_events
@@ -39,6 +40,7 @@ SPARE, LOADING_MINUTES = 1.25, 30  # on top of what the planner says: Slurm ends
 NODE_RAM = 1024 * GIB  # of a node that nobody has described; what is asked for comes from the plan
 LOOK_SECONDS = 2.0
 QUIET_LOOKS = 15  # without a job in Slurm's queue and without an event: it is over
+ON_A_LOGIN_NODE = "Run this where Slurm's commands are, on a login node"
 CODES = {"done": 0, "failed": 1, "stopped": 75}
 
 
@@ -55,8 +57,10 @@ def submit_slurm(args: Namespace) -> int:
             fix=f"Set job.gpus = {list(range(gpus))}",
         )
     require_fits(job, gpus * args.nodes)
-    if shutil.which("sbatch") is None:
-        raise UserError("sbatch is not here", where="PATH", fix="Run this where Slurm's commands are, on a login node")
+    needed = ["sbatch", "scontrol", *(["squeue"] if args.follow else [])]
+    if missing := [command for command in needed if shutil.which(command) is None]:
+        are = "are" if len(missing) > 1 else "is"
+        raise UserError(f"{' and '.join(missing)} {are} not here", where="PATH", fix=ON_A_LOGIN_NODE)
     facts = gather(job, base, out=out, scenes=False)
     if args.nodes > 1 and not facts.tiny:
         raise UserError(  # as the trainer would, after hours in the queue
@@ -70,11 +74,18 @@ def submit_slurm(args: Namespace) -> int:
         say(render(findings, width=report_width(sys.stderr)))
     if has_errors(findings):
         raise UserError("not submitted", where=str(args.job), fix="Correct the errors above and submit again")
-    minutes, ram = args.time, 0
+    minutes, ram, choice = args.time, 0, None
     if minutes is None or args.gpu:
-        said, ram = planned(job, facts, gpus=gpus, nodes=args.nodes, card=args.gpu)
+        said, ram, choice = planned(job, facts, gpus=gpus, nodes=args.nodes, card=args.gpu)
         minutes = said if minutes is None else minutes
-    wanted = Wanted(job.job.name, gpus, args.nodes, minutes, args.partition or "", ram)
+    grace = stop_grace(job, shape_of(facts), gpus * args.nodes, choice)
+    wanted = Wanted(job.job.name, gpus, args.nodes, minutes, args.partition or "", ram, grace)
+    if 60 * minutes <= wanted.warned:
+        raise UserError(
+            f"it would be stopped as soon as it runs: the last {duration(wanted.warned)} of its time are for saving",
+            where="--time",
+            fix="Give it more time",
+        )
     out.mkdir(parents=True, exist_ok=True)
     file, log = out / f"{job.job.name}.sbatch", out / f"{job.job.name}.slurm.log"
     again = ["--resume", *(["--accept-changes"] if args.accept_changes else [])]
@@ -88,10 +99,13 @@ def submit_slurm(args: Namespace) -> int:
         )
     if not f"{args.job.resolve()}{out}{args.partition}".isprintable():
         raise UserError("a path that is written into a script may hold no control characters", where=str(out))
+    events = out / job.job.name / EVENTS_FILE
     with replacing(file) as aside:
         first = [*again, *back] if resumes else []
-        aside.write_text(script(args.job.resolve(), out, wanted, log, first=first, again=again), "utf-8")
-    events = out / job.job.name / EVENTS_FILE
+        started = attempts(events) if back else None
+        aside.write_text(
+            script(args.job.resolve(), out, wanted, log, first=first, again=again, started=started), "utf-8"
+        )
     began = events.stat().st_size if events.exists() else 0
     number = handed_over(file)
     print(number)
@@ -103,8 +117,8 @@ def submit_slurm(args: Namespace) -> int:
     return follow(events, began, lambda: queued(number)) if args.follow else 0
 
 
-def planned(job: Job, facts: Facts, *, gpus: int, nodes: int, card: str | None) -> tuple[int, int]:
-    """(minutes to ask for, bytes of RAM of each node), by the plan for a named card, or this machine's own. Raises
+def planned(job: Job, facts: Facts, *, gpus: int, nodes: int, card: str | None) -> tuple[int, int, Choice]:
+    """(minutes to ask for, bytes of RAM of each node, the plan), for a named card, or this machine's own. Raises
     UserError."""
     hardware = card_hardware(find_card(card), ram=NODE_RAM) if card else hardware_of(job, facts)
     if hardware is None:
@@ -119,14 +133,19 @@ def planned(job: Job, facts: Facts, *, gpus: int, nodes: int, card: str | None) 
         raise UserError(e.what, where=e.where, fix=e.fix) from e
     part = shared.choice.prediction.ram_held["weights"]  # of each process, if all were on one node
     of_node = sum(share.ram for share in shared.shares[:gpus]) + part * gpus * (nodes - 1)
-    return math.ceil(SPARE * shared.total / 60) + LOADING_MINUTES, of_node + 4 * GIB
+    return math.ceil(SPARE * shared.total / 60) + LOADING_MINUTES, of_node + 4 * GIB, shared.choice
+
+
+def attempts(events: Path) -> int:
+    """How many have begun to train, as the script counts them."""
+    with suppress(FileNotFoundError), events.open("rb") as lines:
+        return sum(b'"kind":"started"' in line for line in lines)
+    return 0
 
 
 def handed_over(file: Path) -> str:
     """The number of the Slurm job. Raises UserError with what sbatch says."""
-    said = subprocess.run(
-        ["sbatch", "--parsable", str(file)], capture_output=True, text=True, errors="replace", check=False
-    )
+    said = _asked("sbatch", "--parsable", str(file))
     if said.returncode:
         raise UserError(
             f"sbatch refused it: {said.stderr.strip() or f'exit code {said.returncode}'}",
@@ -138,14 +157,16 @@ def handed_over(file: Path) -> str:
 
 def queued(number: str) -> bool:
     """Whether Slurm still has it, waiting or running. A squeue that fails says nothing, so it counts as yes."""
-    said = subprocess.run(
-        ["squeue", "--noheader", f"--jobs={number}", "--format=%T"],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    said = _asked("squeue", "--noheader", f"--jobs={number}", "--format=%T")
     return bool(said.stdout.strip()) or (said.returncode != 0 and "Invalid job id" not in said.stderr)
+
+
+def _asked(*command: str) -> "subprocess.CompletedProcess[str]":
+    """What a command of Slurm's says. Raises UserError where it does not run."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    except OSError as e:
+        raise UserError(f"{command[0]} does not run: {e.strerror}", where="PATH", fix=ON_A_LOGIN_NODE) from e
 
 
 def follow(events: Path, began: int, runs: Callable[[], bool]) -> int:

@@ -10,7 +10,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-WARNED_SECONDS = 300  # before the end of its time: enough to finish a step and save
+from presets.machine.torchrun import stop_options
+
+WARNED, LATE = 300, 120  # seconds before the end of its time, at the least; Slurm's clock is a minute's
 CPUS_PER_GPU = 6  # one feeds the GPU, up to four decode clips
 
 
@@ -24,10 +26,20 @@ class Wanted:
     minutes: int
     partition: str  # "" for the default one
     ram: int  # bytes of each node; 0: what Slurm gives
+    grace: int  # seconds that a trainer has from the warning until it has saved
+
+    @property
+    def warned(self) -> int:
+        """Seconds before the end of its time at which it is warned."""
+        return max(WARNED, self.grace + LATE)
 
 
-def script(job_file: Path, out: Path, wanted: Wanted, log: Path, *, first: list[str], again: list[str]) -> str:
-    """The script. `first` are the trainer's options at its first start, `again` those of the later ones."""
+def script(
+    job_file: Path, out: Path, wanted: Wanted, log: Path, *, first: list[str], again: list[str], started: int | None
+) -> str:
+    """The script. `first` are the trainer's options until it has begun, `again` those of later starts. It has begun
+    when there is a run; where `first` goes back to an older checkpoint of one, when more of its attempts than `started`
+    have begun to train: the node may be taken away before."""
     hours, minutes = divmod(wanted.minutes, 60)
     asked = [
         f"--job-name={wanted.name}",
@@ -41,7 +53,7 @@ def script(job_file: Path, out: Path, wanted: Wanted, log: Path, *, first: list[
         f"--output={str(log).replace('%', '%%')}",
         "--open-mode=append",
         "--requeue",
-        f"--signal=B:TERM@{WARNED_SECONDS}",
+        f"--signal=B:TERM@{wanted.warned}",
     ]
     run = out / wanted.name
     train = f"{_launch(wanted)} -m engine {shlex.join([str(job_file), '--out', str(out)])}"
@@ -50,35 +62,44 @@ def script(job_file: Path, out: Path, wanted: Wanted, log: Path, *, first: list[
         run=shlex.quote(str(run)),
         first=shlex.join(first),
         again=shlex.join(again),
+        begun=RUN_THERE if started is None else f"{ATTEMPTS} -gt {started}",
         node=FIRST_NODE if wanted.nodes > 1 else "",
         train=train,
     )
 
 
-FIRST_NODE = 'node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)\n'
+RUN_THERE = "-e $run/job.toml"
+ATTEMPTS = """$(grep -c '"kind":"started"' "$run/events.jsonl" 2> /dev/null)"""
+FIRST_NODE = """node=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+if [[ -z $node ]]; then
+    echo "wanlora: scontrol does not say which node is the first, where all are to meet: is it installed there?" >&2
+    exit 1
+fi
+"""
 TEMPLATE = """#!/bin/bash
 {asked}
 
 run={run}
 options=({first})
-if [[ ${{SLURM_RESTART_COUNT:-0}} -gt 0 && -e $run/job.toml ]]; then
+if [[ ${{SLURM_RESTART_COUNT:-0}} -gt 0 && {begun} ]]; then
     options=({again})
 fi
 cd / # so that no folder of yours is taken for a package of the trainer's
 {node}warned=
-trap 'warned=1; kill -TERM "$trainer"' TERM
+# Once: Slurm may warn again, and a launcher that hears a third signal leaves the trainer, which is saving.
+trap '[[ -n $warned ]] || kill -TERM "$trainer"; warned=1' TERM
 {train} "${{options[@]}}" &
 trainer=$!
 wait "$trainer"
-code=$?
-while kill -0 "$trainer" 2> /dev/null; do # the warning has ended the first wait
+while kill -0 "$trainer" 2> /dev/null; do # a warning has ended the wait
     wait "$trainer"
-    code=$?
 done
+wait "$trainer"
+code=$?
 # The warning has stopped it, and it has saved: into the queue again. Where Slurm does that itself, it is done already.
 if [[ -n $warned ]] && tail -n 1 "$run/events.jsonl" | grep -q '"kind":"stopped"'; then
-    scontrol requeue "$SLURM_JOB_ID"
-    exit 0
+    scontrol requeue "$SLURM_JOB_ID" && exit 0
+    echo "wanlora: the run is saved, and not in the queue again: submit it with --resume" >&2
 fi
 exit "$code"
 """
@@ -87,7 +108,8 @@ exit "$code"
 def _launch(wanted: Wanted) -> str:
     """What stands before the trainer's module."""
     python = shlex.quote(sys.executable)
-    torchrun = f"{python} -m torch.distributed.run --nproc-per-node={wanted.gpus}"
+    stops = shlex.join(stop_options(wanted.grace))
+    torchrun = f"{python} -m torch.distributed.run --nproc-per-node={wanted.gpus} {stops}"
     if wanted.nodes > 1:
         meet = '--rdzv-backend=c10d --rdzv-endpoint="$node:29400" --rdzv-id="$SLURM_JOB_ID"'
         return f"srun --ntasks-per-node=1 --kill-on-bad-exit=1 {torchrun} --nnodes={wanted.nodes} {meet}"

@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 
 from presets.job.toml_file import load_job, save_job, with_value
+from presets.machine.torchrun import stop_options
 from tests.helpers.jobs import events, write_job
 from tests.helpers.training.attempts import ONE_THREAD
+from tests.helpers.waiting import PATIENCE, until
 from tests.wanlora_tui.commands.test_plan import write_job as write_real_job
 from wanlora_tui.cli import main
 from wanlora_tui.commands.jobs import slurm
@@ -91,9 +93,9 @@ def test_a_job_whose_node_is_taken_away_goes_on_from_its_checkpoint(
 def test_the_time_and_the_memory_come_from_the_plan(tmp_path: Path, stand_in: Path, capsys):
     (tmp_path / "clips").mkdir()
     job = load_job(write_real_job(tmp_path))
-    minutes, ram = slurm.planned(job, slurm.Facts(base=tmp_path), gpus=1, nodes=1, card="H100 SXM")
+    minutes, ram, _ = slurm.planned(job, slurm.Facts(base=tmp_path), gpus=1, nodes=1, card="H100 SXM")
     assert 2 * 60 < minutes < 8 * 60 and 30 * 2**30 < ram < 60 * 2**30
-    half, _ = slurm.planned(job, slurm.Facts(base=tmp_path), gpus=2, nodes=1, card="H100 SXM")
+    half, _, _ = slurm.planned(job, slurm.Facts(base=tmp_path), gpus=2, nodes=1, card="H100 SXM")
     assert half < 0.7 * minutes
     with pytest.raises(slurm.UserError, match=r"how long it takes is not known.*--gpu.*--time"):
         slurm.planned(job, slurm.Facts(base=tmp_path), gpus=1, nodes=1, card=None)
@@ -102,7 +104,7 @@ def test_the_time_and_the_memory_come_from_the_plan(tmp_path: Path, stand_in: Pa
 def test_memory_is_asked_for_as_well_where_the_time_is_given(
     tiny: Path, tmp_path: Path, stand_in: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(slurm, "planned", lambda *_, **__: (90, 50 * 2**30))
+    monkeypatch.setattr(slurm, "planned", lambda *_, **__: (90, 50 * 2**30, None))
     monkeypatch.setattr(slurm, "handed_over", lambda file: "1")
     assert main(["submit", str(write_job(tmp_path, tiny)), "--slurm", "--time", "1:00", "--gpu", "H100 SXM"]) == 0
     asked = (tmp_path / "runs/t.sbatch").read_text().splitlines()
@@ -127,8 +129,11 @@ def test_more_cards_than_were_seen_together_are_refused_before_they_wait_in_a_qu
 
 
 def text(**more: object) -> str:
-    wanted = Wanted(**{"name": "orbit", "gpus": 1, "nodes": 1, "minutes": 754, "partition": "", "ram": 0} | more)
-    return script(Path("/a b/j.toml"), Path("/out"), wanted, Path("/out/5%.log"), first=[], again=["--resume"])
+    given = {"name": "orbit", "gpus": 1, "nodes": 1, "minutes": 754, "partition": "", "ram": 0, "grace": 180}
+    wanted = Wanted(**given | more)
+    return script(
+        Path("/a b/j.toml"), Path("/out"), wanted, Path("/out/5%.log"), first=[], again=["--resume"], started=None
+    )
 
 
 def test_what_slurm_is_asked_for():
@@ -154,6 +159,164 @@ def test_the_trainer_is_started_as_its_number_of_processes_needs(gpus: int, node
     (line,) = [line for line in said.splitlines() if line.endswith('"${options[@]}" &')]
     assert set(words) <= set(shlex.split(line)) and "/a b/j.toml" in shlex.split(line)
     assert subprocess.run(["bash", "-n"], input=said, text=True, check=False).returncode == 0
+
+
+def test_a_trainer_has_the_plan_s_time_to_save_from_torchrun_and_from_slurm():
+    (line,) = [line for line in text(gpus=2, grace=400).splitlines() if "torch.distributed.run" in line]
+    assert set(stop_options(400)) <= set(shlex.split(line))
+    assert "#SBATCH --signal=B:TERM@520" in text(gpus=2, grace=400)
+
+
+def test_less_time_than_a_save_takes_is_refused(tiny: Path, tmp_path: Path, stand_in: Path, capsys):
+    assert main(["submit", str(write_job(tmp_path, tiny)), "--slurm", "--time", "0:05"]) == 1
+    assert "of its time are for saving. Give it more time" in capsys.readouterr().err
+
+
+COMMANDS = """#!/bin/bash
+case "${0##*/}" in
+train) echo "$*" >> "$SLURM_FOLDER/options"
+    trap 'echo TERM >> "$SLURM_FOLDER/signals"' TERM
+    touch "$SLURM_FOLDER/hears"
+    until [[ -e "$SLURM_FOLDER/saved" ]]; do sleep 0.05; done
+    exit 75 ;;
+scontrol) echo "scontrol: no such job" >&2; exit 1 ;;
+esac
+"""
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Path:
+    """What a node has in place of a trainer, and of a Slurm that does not queue a job again."""
+    folder = tmp_path / "node"
+    folder.mkdir()
+    for name in ("train", "scontrol"):
+        (folder / name).write_text(COMMANDS)
+        (folder / name).chmod(stat.S_IRWXU)
+    return folder
+
+
+def on_node(node: Path, said: str, *, restarts: int) -> subprocess.Popen[str]:
+    """The script where it runs, its trainer the one of the node."""
+    said = said.replace(shlex.quote(sys.executable), shlex.quote(str(node / "train")))
+    given = {"SLURM_JOB_ID": "4711", "SLURM_RESTART_COUNT": str(restarts), "SLURM_FOLDER": str(node)}
+    return subprocess.Popen(
+        ["bash", "-c", said],
+        env={**os.environ, "PATH": f"{node}:{os.environ['PATH']}", **given},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def a_run(folder: Path, *kinds: str) -> Path:
+    """A run folder with events of these kinds."""
+    run = folder / "orbit"
+    run.mkdir(exist_ok=True)
+    (run / "job.toml").touch()
+    (run / "events.jsonl").write_text("".join(f'{{"v":1,"kind":"{kind}"}}\n' for kind in kinds))
+    return run
+
+
+def test_a_second_warning_reaches_no_trainer_that_saves_and_a_job_that_is_not_queued_again_has_not_ended_well(
+    node: Path, tmp_path: Path
+):
+    a_run(tmp_path, "started", "stopped")
+    wanted = Wanted("orbit", 1, 1, 60, "", 0, 180)
+    said = script(Path("/j.toml"), tmp_path, wanted, Path("/l"), first=[], again=[], started=None)
+    process = on_node(node, said, restarts=0)
+    try:
+        until(lambda: (node / "hears").exists())
+        process.send_signal(signal.SIGTERM)
+        until(lambda: (node / "signals").exists())
+        process.send_signal(signal.SIGTERM)
+        (node / "saved").touch()
+        err = process.communicate(timeout=PATIENCE)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 75 and "the run is saved, and not in the queue again" in err
+    assert (node / "signals").read_text() == "TERM\n"
+
+
+@pytest.mark.parametrize(
+    ("since", "options"),
+    [
+        ([], "--resume --from 4"),  # taken away before it had gone back
+        (["started"], "--resume"),
+        (["phase", "failed"], "--resume --from 4"),
+    ],
+)
+def test_the_step_to_go_back_to_is_asked_for_until_the_run_has_gone_back(
+    node: Path, tmp_path: Path, since: list[str], options: str
+):
+    before = ["started", "step", "stopped"]
+    events_file = a_run(tmp_path, *before) / "events.jsonl"
+    said = script(
+        Path("/j.toml"),
+        tmp_path,
+        Wanted("orbit", 1, 1, 60, "", 0, 180),
+        Path("/l"),
+        first=["--resume", "--from", "4"],
+        again=["--resume"],
+        started=slurm.attempts(events_file),
+    )
+    a_run(tmp_path, *before, *since)
+    (node / "saved").touch()
+    assert on_node(node, said, restarts=1).wait(PATIENCE) == 75
+    assert (node / "options").read_text().strip().endswith(f"--out {tmp_path} {options}")
+
+
+def test_a_resume_from_a_step_says_so_in_the_script(tiny: Path, tmp_path: Path, monkeypatch, stand_in: Path):
+    monkeypatch.setattr(slurm, "handed_over", lambda file: "1")
+    job = write_job(tmp_path, tiny)
+    (tmp_path / "runs/t").mkdir(parents=True)
+    (tmp_path / "runs/t/events.jsonl").write_text('{"kind":"started"}\n{"kind":"step"}\n{"kind":"started"}\n')
+    assert main(["submit", str(job), "--slurm", "--time", "1:00", "--from", "4"]) == 0
+    said = (tmp_path / "runs/t.sbatch").read_text()
+    assert "options=(--resume --from 4)" in said and "-gt 2 ]]" in said
+
+
+def test_a_first_node_that_scontrol_does_not_name_is_one_error(node: Path, tmp_path: Path):
+    wanted = Wanted("orbit", 1, 2, 60, "", 0, 180)
+    said = script(Path("/j.toml"), tmp_path, wanted, Path("/l"), first=[], again=[], started=None)
+    process = on_node(node, said, restarts=0)
+    err = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 1 and "wanlora: scontrol does not say which node is the first" in err
+    assert not (node / "options").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["--slurm", "--hold", "--priority", "0", "--on-done", ""],
+            "--priority and --on-done and --hold are of the daemon's",
+        ),
+        (["--slurm", "--after", "a"], "--after is of the daemon's queue alone"),
+        (["--nodes", "2", "--follow"], "--nodes and --follow are of Slurm's queue alone"),
+    ],
+)
+def test_an_option_that_the_queue_would_pass_over_is_refused(
+    tiny: Path, tmp_path: Path, capsys, options: list[str], words: str
+):
+    assert main(["submit", str(write_job(tmp_path, tiny)), *options]) == 1
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("gone", ["sbatch", "scontrol", "squeue"])
+def test_a_command_of_slurm_s_that_is_missing_is_one_error_before_anything_is_submitted(
+    tiny: Path, tmp_path: Path, stand_in: Path, monkeypatch: pytest.MonkeyPatch, capsys, gone: str
+):
+    (stand_in / gone).unlink()
+    monkeypatch.setenv("PATH", str(stand_in))
+    assert main(["submit", str(write_job(tmp_path, tiny)), "--slurm", "--time", "1:00", "--follow"]) == 1
+    assert f"{gone} is not here" in capsys.readouterr().err and not (stand_in / "script").exists()
+
+
+@pytest.mark.process
+def test_one_that_goes_away_later_is_one_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for ask in (lambda: slurm.queued("1"), lambda: slurm.handed_over(tmp_path / "script")):
+        with pytest.raises(slurm.UserError, match=r"(squeue|sbatch) does not run.*on a login node"):
+            ask()
 
 
 def test_gpus_are_counted_as_slurm_gives_them(tiny: Path, tmp_path: Path, stand_in: Path, capsys):
