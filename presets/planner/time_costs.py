@@ -96,8 +96,8 @@ class TimeCosts:
             + self._traffic(c.traffic_forward + (c.traffic_chunked if chunks > 1 else 0), load.rows)
             + self._weights_again(plan, load)[0]
         )
-        calls = (chunks + 3) * self.shape.layers * c.call
-        return max(attention + token_wise, calls), self._copy(plan, self.shape.layers - plan.resident)
+        launches = self.shape.layers * c.launch_forward * _launched(chunks)
+        return max(attention + token_wise, launches), self._copy(plan, self.shape.layers - plan.resident)
 
     def backward(self, plan: Plan, load: Load) -> tuple[float, float]:
         """(computing, copying to the device) of the backward half of a step, recomputation included."""
@@ -111,10 +111,10 @@ class TimeCosts:
         gradient = linear + self._traffic(c.traffic_backward, rows) + backward_again
         if chunks > 1:
             again += self._traffic(c.traffic_chunked_backward, rows)
-        calls = (2 * chunks + 5) * visited * c.call
+        launches = visited * c.launch_gradient + redone * layers * c.launch_again
         streamed = max(0.0, part * (layers - plan.resident) - plan.slots)  # residents are spread evenly
         copying = self._copy(plan, streamed) + self._activation_copy(plan, load)
-        return max(part * (attention + gradient) + redone * again, calls), copying
+        return max(part * (attention + gradient) + redone * again, launches * _launched(chunks)), copying
 
     def _copy(self, plan: Plan, blocks: float) -> float:
         """Weights of so many blocks, one way."""
@@ -205,3 +205,8 @@ class TimeCosts:
             + w.saves * c.save
             + (compilations * w.layouts * c.compile if plan.compiled else 0.0)
         )
+
+
+def _launched(chunks: int) -> float:
+    """What a block launches, in blocks that are not in chunks."""
+    return 1 + c.launch_chunk * (chunks - 1)
