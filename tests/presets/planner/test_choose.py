@@ -232,7 +232,7 @@ def test_integers_that_did_not_run_are_refused_with_weights_of_the_same_size_and
 def test_integers_are_faster_by_the_sheets_and_take_as_much_memory_as_float8():
     for card in ("3060", "3090"):
         step = {p: choose(work(), on(card, ram=128), precision=p).prediction.seconds.total for p in ("int8", "none")}
-        assert step["int8"] < 0.8 * step["none"]
+        assert step["int8"] < 0.85 * step["none"]
     held = {p: choose(work(), on("4090"), precision=p, layer_offloading=True).prediction for p in ("int8", "float8")}
     assert held["int8"].ram_held["weights"] == held["float8"].ram_held["weights"]
     assert held["float8"].peak_vram <= held["int8"].peak_vram < 1.25 * held["float8"].peak_vram
