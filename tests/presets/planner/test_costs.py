@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from benchmarks.predictions import H200, LONG, MEASUREMENTS, SHORT, held_out
+from benchmarks.predictions import H100, H200, LONG, MEASUREMENTS, SHORT, held_out
 from presets.clips.geometry import Bucket
 from presets.planner.choose import choose
 from presets.planner.costs import Costs, predict
@@ -18,7 +18,7 @@ from presets.planner.memory_costs import block_bytes, training_peak
 from presets.planner.plan import Plan
 from presets.planner.preview_accelerators import Accelerated
 from presets.planner.sizes import GIB, ExpertShape, disk_need
-from presets.planner.workload import ARA_RANK, Load, PreviewLoad, Workload, ara_rank, workload_of
+from presets.planner.workload import ARA_RANK, Load, PreviewLoad, ValidationLoad, Workload, ara_rank, workload_of
 from tests.helpers.facts import job
 
 MIB = 2**20
@@ -372,3 +372,51 @@ def test_measurements_of_the_held_out_loss_take_time_and_no_memory_and_move_no_p
     half = choose(workload_of(job(validation={"path": "held", "every": 500, "bins": 2})), H200).prediction
     assert found.validation / 2 < half.validation < found.validation
     assert disk_need(measured, ExpertShape()).files > disk_need(plain, ExpertShape()).files
+
+
+# Milliseconds of ten blocks as CUDA graphs, forward and backward, on an H100 (benchmarks/results/2026-11-27-one-h100)
+@pytest.mark.parametrize(
+    ("side", "made", "measured"),
+    [
+        (256, {"resident": 10, "activations": "device", "slots": 0}, 59.9),
+        (256, {}, 124.0),
+        (512, {"resident": 10, "activations": "device", "slots": 0}, 233.8),
+        (512, {}, 240.2),
+    ],
+)
+def test_blocks_as_graphs(side, made, measured):
+    of = work(21, side, side, deterministic=True)
+    costs, graphs = Costs(of, H100, ExpertShape(layers=10)), plan(**made, graphed=of.largest.rows)
+    found = costs.step(graphs)
+    assert found.transformer + found.copies == pytest.approx(measured / 1000, rel=0.10)
+
+
+def test_graphs_recompute_and_take_memory_of_their_own():
+    of = work(21, 256, 256)
+    costs, launched = Costs(of, H100), plan(resident=40, slots=0, activations="device")
+    graphs, longer = (msgspec.structs.replace(launched, graphed=of.largest.rows + more) for more in (0, 5000))
+    held = [costs.memory.held(made).get("graphs", 0) / GIB for made in (launched, graphs, longer)]
+    assert 0 == held[0] < held[1] < 1.1 and 2 * held[1] < held[2]
+    assert costs.memory.vram(graphs)[1] - costs.memory.vram(launched)[1] == pytest.approx(held[1] * GIB, rel=1e-6)
+    kept = msgspec.structs.replace(graphs, kept=40)
+    assert costs.memory.step(kept) == costs.memory.step(graphs) and costs.step(kept) == costs.step(graphs)
+    assert costs.memory.ram(kept) == costs.memory.ram(graphs)
+    several = msgspec.structs.replace(
+        of, validation=ValidationLoad(clips=((Bucket(9, 256, 256), 2.0),), passes=8, times=3)
+    )
+    assert Costs(several, H100).memory.held(graphs)["graphs"] - held[1] * GIB == pytest.approx(80 * 2**20 / 2, rel=0.01)
+
+
+def test_longer_clips_and_chunks_and_accelerated_previews_are_launched():
+    of = work(21, 256, 256)
+    costs, launched = Costs(of, H100), plan(resident=40, slots=0, activations="device")
+    assert costs.step(msgspec.structs.replace(launched, graphed=of.largest.rows - 1)) == costs.step(launched)
+    chunked = msgspec.structs.replace(launched, chunk=800)
+    assert costs.step(msgspec.structs.replace(chunked, graphed=of.largest.rows)) == costs.step(chunked)
+    graphs = msgspec.structs.replace(launched, graphed=of.largest.rows)
+    for accelerated, faster in ((Accelerated(), True), (Accelerated(block=100), False)):
+        previews = PreviewLoad(
+            bucket=Bucket(21, 256, 256), prompts=1, passes=8, guided=False, sets=1, accelerated=accelerated
+        )
+        time = Costs(msgspec.structs.replace(of, previews=previews), H100).time
+        assert (time.preview(graphs) < time.preview(launched)) == faster
