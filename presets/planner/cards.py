@@ -24,9 +24,10 @@ DRIVER_BYTES = int(0.4 * GIB)  # what a driver keeps of an idle card, a small de
 # What an H200 reaches of its sheet's numbers, measured: device copies 4.3 of 4.8 TB/s, float8 products 1500 TFLOP/s of
 # a sheet that says twice its bf16 (787 held), exact attention 676 forward and 428 backward.
 MEMORY_SHARE, FLOAT8_SHARE, FORWARD_SHARE, BACKWARD_SHARE = 0.9, 0.95, 0.86, 0.54
-# Our int8 products, with the rotations and the quantizing around them, of the sheet's dense rate. An estimate: no card
-# has measured it yet, and where one has, that counts
-INT8_SHARE = 0.55
+# Our int8 products, with the rotations and the quantizing around them, of the int8 rate that the card sustains: what an
+# H100 reaches over two passes forward and one backward, 0.48 and 0.40. What surrounds the products costs an RTX 30
+# about as much of their time (docs/speed.md). Where a card has measured it, that counts
+INT8_SHARE = 0.45
 # Our own backward that adds in a fixed order, 347 TFLOP/s with large tiles and 260 with small ones, on that H200 too.
 LARGE_TILES_SHARE, SMALL_TILES_SHARE = 0.44, 0.33
 LARGE_TILES = ((8, 0), (9, 0), (10, 0), (10, 3))  # compute capabilities with the shared memory for them

@@ -39,6 +39,8 @@ class Coefficients:
     lost_activations: float = 0.04  # of activations on the device
     lost_kept: float = 0.002
     lost_vae: float = 0.1  # An estimate
+    graph_inputs: float = 3.0  # rows of the longest graphed pass that have fixed addresses. Counted
+    graph: float = 0.5 * 2**20  # the driver's, for one CUDA graph of a block. An estimate
     # The VAE: bytes per pixel of a frame
     encode_pixel: float = 1920.0  # the frames that later runs look back at, per clip in the batch
     encode_frame: float = 960.0  # for each frame that goes through at a time
@@ -62,7 +64,16 @@ class Coefficients:
     copy: float = 0.9  # of the copy rate, while the card computes
     # of the copy rate, where host memory is not page-locked: the driver copies twice. An estimate
     unlocked: float = 0.4
-    call: float = 0.15e-3  # seconds of Python and launches for one part of one block; hidden behind the GPU's work
+    # seconds in which the launching thread queues a block that is not in chunks: forward, once more with a graph, its
+    # gradient. The card's own work hides them where it takes longer. Float8, an H100 and an H200, 2026-11-27; the same
+    # block has taken 13 to 21 ms in all on one machine
+    launch_forward: float = 5.9e-3
+    launch_again: float = 6.5e-3
+    launch_gradient: float = 7.3e-3
+    launch_chunk: float = 0.4  # of these for every chunk but the first: about half of a block is launched again
+    # the same where a block is a CUDA graph, each way: its inputs copied to where they are fixed, one call. An estimate
+    launch_graph: float = 1.0e-3
+    graph_rows: float = 10.0  # rows read and written by those copies, each way. Counted
     vae_rate: float = 0.335  # of the bf16 rate: 54 TFLOP of a 41 x 512 x 512 encode in 0.205 s, of 787 TFLOP/s
     step: float = 0.02  # seconds of a step that belong to nothing else
     video: float = 2.0  # seconds to write one preview. An estimate

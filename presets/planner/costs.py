@@ -20,7 +20,7 @@ class Prediction(Struct, frozen=True, kw_only=True):
     peak_reserved: int  # with what the allocator cannot reuse
     need_vram: int  # with the CUDA context as well: what must be free before the run
     phases: dict[str, int]  # allocated peak of each phase: text, then step, vae, preview
-    held: dict[str, int]  # what lies on the device through all phases but text: weights, ring, lora, stem, vae
+    held: dict[str, int]  # what lies on the device through all phases but text: weights, ring, lora, stem, vae, graphs
     ram: int
     ram_held: dict[str, int]  # weights, activations, accelerator, process
     seconds: Seconds  # of the mean step

@@ -83,7 +83,24 @@ class MemoryCosts:
             "lora": self.shape.lora_parameters(sum(w.ranks)) * per_expert + self.shape.lora_parameters(w.rank) * 4,
             "stem": int(c.stem * self.shape.width**2) * w.needed,
             "vae": int(c.vae_weights),
+            **({"graphs": self._graphs(plan)} if plan.graphed else {}),
         }
+
+    def _graphs(self, plan: Plan) -> int:
+        """CUDA graphs of blocks: what they work in, which nothing else has the use of, their fixed inputs, what the
+        driver keeps. The first block of each shape is launched, so all else needs no less."""
+        w, tensor = self.work, plan.graphed * self.row
+        working = self._recomputed(plan, tensor, tensor)
+        lora = 2 * 4 * self.shape.lora_parameters(w.rank) // self.shape.layers * w.layouts
+        shapes = {(load.bucket, load.batch) for load in w.loads if plan.as_graphs(load.batch, load.bucket.tokens)}
+        if w.previews and plan.as_graphs(1, w.previews.bucket.tokens):
+            shapes.add((w.previews.bucket, 1))
+        if w.validation:
+            shapes |= {(bucket, 1) for bucket, _ in w.validation.clips if plan.as_graphs(1, bucket.tokens)}
+        recorded = 2 * len(shapes) * (plan.resident * w.needed + plan.slots)
+        return int(
+            (1 + c.lost) * working + self._weight_copy(plan) + c.graph_inputs * tensor + lora + recorded * c.graph
+        )
 
     def activations(self, load: Load | None = None) -> int:
         """Bytes of one block that wait for its backward, of the largest batch or of `load`."""
@@ -121,25 +138,37 @@ class MemoryCosts:
         tensor = load.rows * self.row
         part = load.batch * plan.longest_run(load.bucket.tokens) * self.row
         ratio = self.shape.ffn / self.shape.width
-        waiting = self.shape.layers - plan.kept
+        kept_blocks = self._kept(plan, load)
+        waiting = self.shape.layers - kept_blocks
         here = plan.staying(waiting)
         window = min(waiting, c.activation_window) * c.stash_rows * tensor if here < waiting else 0.0
         staying = float(here * self.activations(load))
         activations = max(window, staying)  # those that stay are used up before the others come back
-        chunk_ffn = c.chunk_ffn + _turned_rows(plan.precision)
-        token_wise = c.outside * tensor + (c.chunk + chunk_ffn * ratio) * part
-        sums = c.attention_sums * (self.work.deterministic and self.hardware.partial_sums)
-        recomputed = max(token_wise, (c.attention + sums) * tensor) if waiting else 0.0
+        sums = self._sums
+        recomputed = self._recomputed(plan, tensor, part) if waiting else 0.0
         kept = (c.kept + c.kept_ffn * ratio) * tensor + _weight_bytes(
             plan.precision
         ) * self.shape.parameters / self.shape.layers
         graphs, working = 0.0, recomputed
-        if plan.kept:  # residents are spread evenly, so all but one graph may be alive while a block is recomputed
-            graphs = plan.kept * kept
+        if kept_blocks:  # residents are spread evenly, so all but one graph may be alive while a block is recomputed
+            graphs = kept_blocks * kept
             working = max((c.kept_backward + sums) * tensor, recomputed - kept)
         share = c.lost_chunked if part < tensor else c.lost
         lost = share * (recomputed or working) + c.lost_kept * graphs + c.lost_activations * staying + share * window
         return c.fixed + self._weight_copy(plan) + activations + graphs + working, lost
+
+    def _kept(self, plan: Plan, load: Load) -> int:
+        """plan.kept, but where CUDA graphs recompute all."""
+        return 0 if load.rows <= plan.graphed else plan.kept
+
+    @property
+    def _sums(self) -> float:
+        return c.attention_sums * (self.work.deterministic and self.hardware.partial_sums)
+
+    def _recomputed(self, plan: Plan, tensor: float, part: float) -> float:
+        """What a block that is recomputed works in, of a row tensor over the whole length and one over a chunk."""
+        chunk_ffn = (c.chunk_ffn + _turned_rows(plan.precision)) * (self.shape.ffn / self.shape.width)
+        return max(c.outside * tensor + (c.chunk + chunk_ffn) * part, (c.attention + self._sums) * tensor)
 
     def _weight_copy(self, plan: Plan) -> int:
         """The largest weight once more: transposed for the 8-bit product, or dequantized."""
@@ -176,7 +205,7 @@ class MemoryCosts:
         decode, encode = decode + previews.accelerated.stem, encode + previews.accelerated.stem
         if plan.activations == "host":  # the trainer parks the experts while it decodes
             held = self.held(plan)
-            decode -= held["weights"] + held["ring"] + held["stem"]
+            decode -= held["weights"] + held["ring"] + held["stem"] + held.get("graphs", 0)
         return max(
             (decode, c.lost_vae * decode),
             (encode, c.lost_vae * encode),
@@ -217,10 +246,12 @@ class MemoryCosts:
         """Host memory, by what holds it; of what several processes share, this one's part. What the text encoder needs
         of it, before the experts come, is less than these."""
         w = self.work
-        waiting = self.shape.layers - plan.kept
+        # clips that run as CUDA graphs recompute all blocks, and longer ones may keep them
+        loads = [self.tail, *(load for load in w.loads if load.rows <= plan.graphed)]
+        waiting = [(self.shape.layers - self._kept(plan, load), load) for load in loads]
         return {
             "weights": block_bytes(self.shape, plan.precision, w.ara_rank) * self.shape.layers * w.needed // w.sharers,
-            "activations": (waiting - plan.staying(waiting)) * self.activations(),
+            "activations": max((n - plan.staying(n)) * self.activations(load) for n, load in waiting),
             "accelerator": w.previews.accelerated.host if w.previews else 0,
             "process": int(c.process),
         }

@@ -64,6 +64,10 @@ class Plan(Struct, frozen=True, kw_only=True):
             return 0
         return next((kept for most, kept in self.also_kept if rows <= most), self.kept)
 
+    def as_graphs(self, batch: int, tokens: int) -> bool:
+        """Whether blocks of such a pass run as CUDA graphs."""
+        return batch * tokens <= self.graphed and self.chunks(tokens) == 1
+
     def chunks(self, tokens: int) -> int:
         """How many runs of tokens, none above `chunk`, the parts after the attention are cut into: the fewest, or up to
         half as many again when those are all alike (a run of another length is another shape to compile)."""
@@ -103,6 +107,8 @@ class Plan(Struct, frozen=True, kw_only=True):
         )
         if self.chunk:
             words.append(f"{self.chunk} tokens at a time")
+        if self.graphed:
+            words.append(f"CUDA graphs up to {self.graphed} tokens")
         if not self.pinned:
             words.append("host memory not page-locked")
         return ", ".join(words)

@@ -10,6 +10,7 @@ gradient), a kept block two. Attention takes 4 B T^2 D L forward and twice that 
 from dataclasses import dataclass
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from presets.clips.geometry import Bucket
 from presets.planner.coefficients import DECODE_FLOP, ENCODE_FLOP
@@ -96,8 +97,11 @@ class TimeCosts:
             + self._traffic(c.traffic_forward + (c.traffic_chunked if chunks > 1 else 0), load.rows)
             + self._weights_again(plan, load)[0]
         )
-        calls = (chunks + 3) * self.shape.layers * c.call
-        return max(attention + token_wise, calls), self._copy(plan, self.shape.layers - plan.resident)
+        launches = self.shape.layers * c.launch_forward * _launched(chunks)
+        if plan.as_graphs(load.batch, load.bucket.tokens):
+            token_wise += self._traffic(c.graph_rows, load.rows)
+            launches = self.shape.layers * c.launch_graph
+        return max(attention + token_wise, launches), self._copy(plan, self.shape.layers - plan.resident)
 
     def backward(self, plan: Plan, load: Load) -> tuple[float, float]:
         """(computing, copying to the device) of the backward half of a step, recomputation included."""
@@ -111,10 +115,13 @@ class TimeCosts:
         gradient = linear + self._traffic(c.traffic_backward, rows) + backward_again
         if chunks > 1:
             again += self._traffic(c.traffic_chunked_backward, rows)
-        calls = (2 * chunks + 5) * visited * c.call
+        launches = (visited * c.launch_gradient + redone * layers * c.launch_again) * _launched(chunks)
+        if plan.as_graphs(load.batch, load.bucket.tokens):
+            gradient += self._traffic(c.graph_rows, rows)
+            launches = visited * c.launch_graph
         streamed = max(0.0, part * (layers - plan.resident) - plan.slots)  # residents are spread evenly
         copying = self._copy(plan, streamed) + self._activation_copy(plan, load)
-        return max(part * (attention + gradient) + redone * again, calls), copying
+        return max(part * (attention + gradient) + redone * again, launches), copying
 
     def _copy(self, plan: Plan, blocks: float) -> float:
         """Weights of so many blocks, one way."""
@@ -177,6 +184,8 @@ class TimeCosts:
         previews = self.work.previews
         if previews is None:
             return 0.0
+        if previews.accelerated.stem or previews.accelerated.block:  # such blocks are launched
+            plan = replace(plan, graphed=0)
         forward, fetched = self.forward(plan, Load(previews.bucket, 1, 1.0))
         vae = self._vae(ENCODE_FLOP + DECODE_FLOP, 1, previews.bucket)
         return previews.passes * max(forward, fetched) + vae + c.video
@@ -205,3 +214,8 @@ class TimeCosts:
             + w.saves * c.save
             + (compilations * w.layouts * c.compile if plan.compiled else 0.0)
         )
+
+
+def _launched(chunks: int) -> float:
+    """What a block launches, in blocks that are not in chunks."""
+    return 1 + c.launch_chunk * (chunks - 1)

@@ -202,6 +202,15 @@ def _lines(
             f"{duration(found.validation)} for {clips}, {count(times, 'measurement')}: {share:.1%} of the time",
         )
     yield "Total", f"{duration(found.total)} for {count(work.steps, 'step')}, previews and checkpoints included"
+    if (graphs := choice.graphs) is not None:
+        change = (graphs.seconds / found.seconds.total - 1) * 100
+        yield (
+            "Graphs",
+            (
+                f"{seconds_each(graphs.seconds)} s a step ({change:+.0f}%) in {human(graphs.need_vram)} of VRAM, were"
+                f" blocks of up to {graphs.plan.graphed} tokens CUDA graphs: reckoned alone, no run does so yet"
+            ),
+        )
     yield "Up", _rung(choice.up, found.seconds.total, "needs") if choice.up else "nothing faster, whatever the memory"
     yield "Down", _rung(choice.down, found.seconds.total, "would do with") if choice.down else "nothing smaller"
 

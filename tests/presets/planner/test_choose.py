@@ -232,7 +232,7 @@ def test_integers_that_did_not_run_are_refused_with_weights_of_the_same_size_and
 def test_integers_are_faster_by_the_sheets_and_take_as_much_memory_as_float8():
     for card in ("3060", "3090"):
         step = {p: choose(work(), on(card, ram=128), precision=p).prediction.seconds.total for p in ("int8", "none")}
-        assert step["int8"] < 0.8 * step["none"]
+        assert step["int8"] < 0.85 * step["none"]
     held = {p: choose(work(), on("4090"), precision=p, layer_offloading=True).prediction for p in ("int8", "float8")}
     assert held["int8"].ram_held["weights"] == held["float8"].ram_held["weights"]
     assert held["float8"].peak_vram <= held["int8"].peak_vram < 1.25 * held["float8"].peak_vram
@@ -532,3 +532,15 @@ def test_a_backward_pass_that_ends_half_way_takes_half(plan):
 def test_clips_that_cannot_train_are_planned_for_as_if_they_were_not_known():
     tiny = facts([clip("a.mp4", width=16, height=8)])
     assert workload_of(job(), tiny).loads == workload_of(job()).loads
+
+
+def test_graphs_are_reckoned_where_the_card_waits_for_launches_and_never_taken():
+    short = choose(work(21, 256, previews=None), on("H100 SXM"))
+    assert short.graphs is not None and short.graphs.plan.graphed == Bucket(21, 256, 256).tokens
+    assert short.graphs.seconds < 0.7 * short.prediction.seconds.total
+    assert short.graphs.need_vram <= on("H100 SXM").vram_free
+    assert {r.plan.graphed for r in short.ladder} == {short.plan.graphed} == {0}
+    mixed = work(loads=(Load(Bucket(1, 256, 256), 4, 0.5), Load(Bucket(41, 768, 768), 1, 0.5)), previews=None)
+    assert (found := choose(mixed, on("H100 SXM")).graphs) is not None and found.plan.graphed == 4 * 256
+    assert choose(work(), on("H100 SXM")).graphs is None, "a long clip hides its launches"
+    assert choose(work(21, 256, previews=None), on("H100 SXM"), compiled=False).graphs is None

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from statistics import fmean
 from typing import Any
 
 import msgspec
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from benchmarks.predictions import H100, H200, LONG, MEASUREMENTS, SHORT, held_out
 from presets.clips.geometry import Bucket
 from presets.planner.choose import choose
 from presets.planner.costs import Costs, predict
@@ -16,28 +18,10 @@ from presets.planner.memory_costs import block_bytes, training_peak
 from presets.planner.plan import Plan
 from presets.planner.preview_accelerators import Accelerated
 from presets.planner.sizes import GIB, ExpertShape, disk_need
-from presets.planner.workload import ARA_RANK, Hardware, Load, PreviewLoad, Workload, ara_rank, workload_of
+from presets.planner.workload import ARA_RANK, Load, PreviewLoad, ValidationLoad, Workload, ara_rank, workload_of
 from tests.helpers.facts import job
 
 MIB = 2**20
-# 2026-11-22, one H200: bf16 787 TFLOP/s, row-wise float8 products about 1500, cuDNN attention 676 forward and 428
-# backward, pinned copies 55 GB/s, device copies 4.3 TB/s.
-H200 = Hardware(
-    name="H200",
-    capability=(9, 0),
-    vram_total=140 * GIB,
-    vram_free=139 * GIB,
-    ram_total=256 * GIB,
-    ram_free=250 * GIB,
-    copy_gbps=55,
-    bf16_tflops=787,
-    fp8_tflops=1500,
-    attention_forward_tflops=676,
-    attention_backward_tflops=428,
-    deterministic_forward_tflops=676,
-    deterministic_backward_tflops=150,
-    memory_gbps=4300,
-)
 
 
 def work(frames: int = 41, height: int = 512, width: int = 512, batch: int = 1, **more: Any) -> Workload:
@@ -57,37 +41,36 @@ def plan(**more: Any) -> Plan:
     return Plan(**{"precision": "float8", **more})
 
 
-# Measured with the executor on that H200 (benchmarks/results/2026-11-22-h200/step.json): one expert's transformer and
-# optimizer step, no VAE, float8, LoRA of rank 16, AdamW. GiB allocated and reserved at the peak, seconds of a step, of
-# a forward alone (None: not taken).
-MEASURED = [
-    ((41, 512, 512), {"resident": 40, "kept": 40, "activations": "device", "slots": 0}, 115.30, 116.07, 1.365, 0.491),
-    ((41, 512, 512), {"resident": 40, "activations": "device", "slots": 0}, 25.77, 26.55, 1.675, 0.473),
-    ((41, 512, 512), {"resident": 20, "activations": "device"}, 20.20, 20.97, 1.685, 0.477),
-    ((41, 512, 512), {"activations": "device"}, 13.65, 14.42, 1.688, 0.476),
-    ((41, 512, 512), {}, 5.69, 6.12, 1.692, 0.474),
-    ((41, 512, 512), {"chunk": 4096, "slots": 2}, 4.64, 4.72, 1.866, 0.61),
-    ((41, 512, 512), {"resident": 24, "kept": 24}, 72.75, 73.52, 1.543, 0.479),
-    ((41, 768, 768), {"resident": 24, "kept": 14}, 87.55, 88.64, 5.308, 1.514),
-    ((41, 1024, 1024), {"resident": 24, "kept": 8}, 88.01, 90.22, 13.976, None),
-    ((81, 480, 832), {"chunk": 8192}, 8.71, 9.14, 8.665, None),
-    ((81, 720, 1280), {"chunk": 8192}, 16.16, 16.84, 36.83, None),
-]
+@pytest.mark.parametrize("step", [step for steps in LONG.values() for step in steps])
+def test_what_was_measured_of_long_clips(step):
+    for found, right in zip(step.said_memory, (step.peak, step.reserved), strict=True):
+        assert right is None or found == pytest.approx(right, rel=0.05)
+    assert step.said == pytest.approx(step.seconds, rel=0.10)
+    assert step.costs.step(step.plan).copies_hidden
+    assert step.forward is None or step.said_forward == pytest.approx(step.forward, rel=0.10)
 
 
-@pytest.mark.parametrize(("size", "given", "peak", "reserved", "seconds", "forward"), MEASURED)
-def test_what_was_measured_on_an_h200(size, given, peak, reserved, seconds, forward):
-    costs, chosen = Costs(work(*size), H200), plan(**given)
-    held = costs.memory.held(chosen)
-    used, lost = costs.memory.step(chosen)
-    base = sum(held.values()) - held["vae"]  # there was none
-    assert (base + used) / GIB == pytest.approx(peak, rel=0.05)
-    assert (base + used + lost) / GIB == pytest.approx(reserved, rel=0.05)
-    found = costs.predict(chosen).seconds
-    assert found.transformer + found.copies + found.other == pytest.approx(seconds, rel=0.10)
-    assert found.copies_hidden
-    if forward:
-        assert costs.time.forward(chosen, costs.work.loads[0])[0] == pytest.approx(forward, rel=0.20)
+@pytest.mark.parametrize("step", [step for steps in SHORT.values() for step in steps])
+def test_what_was_measured_of_clips_that_wait_for_the_launching_thread(step):
+    assert step.said == pytest.approx(step.seconds, rel=0.11)
+    # of a pass of 21x256x256 less than of a longer one, which no model of the launches explains
+    assert step.forward is None or step.said_forward == pytest.approx(step.forward, rel=0.20)
+
+
+def test_a_held_out_loss_of_short_clips():
+    assert held_out() == pytest.approx(fmean(MEASUREMENTS), rel=0.11)
+
+
+def test_launching_counts_where_the_card_does_not_need_longer():
+    """Chunks are launched one by one, a kept block is not launched again; a long clip hides all of it."""
+    short, long = (Costs(work(*size), H200).time for size in ((21, 256, 256), (41, 512, 512)))
+    resident = plan(resident=40, activations="device", slots=0)
+    spent = [
+        short.step(made).transformer
+        for made in (msgspec.structs.replace(resident, kept=40), resident, msgspec.structs.replace(resident, chunk=800))
+    ]
+    assert spent[0] < 0.75 * spent[1] and spent[2] == pytest.approx(1.4 * spent[1])
+    assert long.step(resident).transformer > 1.5 * spent[1]
 
 
 def test_two_encodes_a_step():
@@ -348,7 +331,7 @@ def test_a_deterministic_backward_has_its_own_rate_and_torchs_kernel_its_own_sum
         Costs(work(deterministic=True), msgspec.structs.replace(H200, partial_sums=True)),
     )
     load = work().largest
-    assert fixed.time.attention(load)[1] == pytest.approx(loose.time.attention(load)[1] * 428 / 150)
+    assert fixed.time.attention(load)[1] == pytest.approx(loose.time.attention(load)[1] * 428 / 341)
     assert fixed.time.attention(load)[0] == loose.time.attention(load)[0]
     row = 11264 * 5120 * 2
     for kept in (0, 8, 40):  # the kernel is the same in a block whose graph is kept
@@ -389,3 +372,51 @@ def test_measurements_of_the_held_out_loss_take_time_and_no_memory_and_move_no_p
     half = choose(workload_of(job(validation={"path": "held", "every": 500, "bins": 2})), H200).prediction
     assert found.validation / 2 < half.validation < found.validation
     assert disk_need(measured, ExpertShape()).files > disk_need(plain, ExpertShape()).files
+
+
+# Milliseconds of ten blocks as CUDA graphs, forward and backward, on an H100 (benchmarks/results/2026-11-27-one-h100)
+@pytest.mark.parametrize(
+    ("side", "made", "measured"),
+    [
+        (256, {"resident": 10, "activations": "device", "slots": 0}, 59.9),
+        (256, {}, 124.0),
+        (512, {"resident": 10, "activations": "device", "slots": 0}, 233.8),
+        (512, {}, 240.2),
+    ],
+)
+def test_blocks_as_graphs(side, made, measured):
+    of = work(21, side, side, deterministic=True)
+    costs, graphs = Costs(of, H100, ExpertShape(layers=10)), plan(**made, graphed=of.largest.rows)
+    found = costs.step(graphs)
+    assert found.transformer + found.copies == pytest.approx(measured / 1000, rel=0.10)
+
+
+def test_graphs_recompute_and_take_memory_of_their_own():
+    of = work(21, 256, 256)
+    costs, launched = Costs(of, H100), plan(resident=40, slots=0, activations="device")
+    graphs, longer = (msgspec.structs.replace(launched, graphed=of.largest.rows + more) for more in (0, 5000))
+    held = [costs.memory.held(made).get("graphs", 0) / GIB for made in (launched, graphs, longer)]
+    assert 0 == held[0] < held[1] < 1.1 and 2 * held[1] < held[2]
+    assert costs.memory.vram(graphs)[1] - costs.memory.vram(launched)[1] == pytest.approx(held[1] * GIB, rel=1e-6)
+    kept = msgspec.structs.replace(graphs, kept=40)
+    assert costs.memory.step(kept) == costs.memory.step(graphs) and costs.step(kept) == costs.step(graphs)
+    assert costs.memory.ram(kept) == costs.memory.ram(graphs)
+    several = msgspec.structs.replace(
+        of, validation=ValidationLoad(clips=((Bucket(9, 256, 256), 2.0),), passes=8, times=3)
+    )
+    assert Costs(several, H100).memory.held(graphs)["graphs"] - held[1] * GIB == pytest.approx(80 * 2**20 / 2, rel=0.01)
+
+
+def test_longer_clips_and_chunks_and_accelerated_previews_are_launched():
+    of = work(21, 256, 256)
+    costs, launched = Costs(of, H100), plan(resident=40, slots=0, activations="device")
+    assert costs.step(msgspec.structs.replace(launched, graphed=of.largest.rows - 1)) == costs.step(launched)
+    chunked = msgspec.structs.replace(launched, chunk=800)
+    assert costs.step(msgspec.structs.replace(chunked, graphed=of.largest.rows)) == costs.step(chunked)
+    graphs = msgspec.structs.replace(launched, graphed=of.largest.rows)
+    for accelerated, faster in ((Accelerated(), True), (Accelerated(block=100), False)):
+        previews = PreviewLoad(
+            bucket=Bucket(21, 256, 256), prompts=1, passes=8, guided=False, sets=1, accelerated=accelerated
+        )
+        time = Costs(msgspec.structs.replace(of, previews=previews), H100).time
+        assert (time.preview(graphs) < time.preview(launched)) == faster

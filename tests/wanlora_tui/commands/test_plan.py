@@ -87,6 +87,18 @@ def test_a_plan_for_programs(tmp_path: Path):
     assert found["prediction"]["ram_held"].keys() == {"masters", "stash", "accelerator", "process"}
 
 
+def test_what_graphs_would_bring_is_told_of_short_clips(tmp_path: Path, capsys):
+    file = write_job(tmp_path)
+    short = load_job(file)
+    short.datasets[0].num_frames, short.datasets[0].resolutions, short.sample.prompts = 21, [256], []
+    save_job(short, file)
+    assert main(["plan", str(file), "--gpu", "H100 SXM", "--ram", "96"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Graphs")]
+    assert "blocks of up to 1536 tokens" in line and "no run does so yet" in line
+    assert main(["plan", str(file), "--gpu", "3090", "--ram", "96"]) == 0
+    assert "Graphs" not in capsys.readouterr().out
+
+
 def test_a_precision_that_the_card_does_not_run_is_refused(tmp_path: Path):
     file = write_job(tmp_path)
     job = load_job(file)
