@@ -155,6 +155,11 @@ class PromptsPane(StepPane):
         focused = [row.index for row in self.query(PromptRow) if row.has_focus_within]
         return focused[0] if focused else len(self.state.draft.prompts) - 1 if self.state.draft.prompts else None
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action in ("browse", "hold_out", "remove"):
+            return bool(self.state.draft.prompts)
+        return super().check_action(action, parameters)
+
     @on(Button.Pressed, "#add")
     async def action_add(self) -> None:
         self.state.add_prompt()
