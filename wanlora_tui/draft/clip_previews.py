@@ -4,6 +4,7 @@ presets.recipes.clip_prompts's; the draft's other fields are job_draft's."""
 from pathlib import Path
 
 from wanlora_tui.draft.job_draft import WizardState
+from wanlora_tui.output.typed_paths import at
 
 
 def add_clip_prompts(state: WizardState) -> int:
@@ -52,4 +53,4 @@ def hold_out(state: WizardState, index: int) -> bool:
 
 
 def _absolute(state: WizardState, path: str) -> Path:
-    return state.job_path().parent / Path(path).expanduser()
+    return at(path, state.job_path().parent)

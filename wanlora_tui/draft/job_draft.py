@@ -20,7 +20,7 @@ from wanlora_tui.draft.chosen_loras import item_fields, merge_field, merge_field
 from wanlora_tui.draft.draft_store import Draft, without_index
 from wanlora_tui.draft.placeholders import placeholder
 from wanlora_tui.draft.recommending import Basis, Recommended, Recommender, assign
-from wanlora_tui.output.typed_paths import absolute, write_problem
+from wanlora_tui.output.typed_paths import absolute, at, write_problem
 
 if TYPE_CHECKING:
     from presets.clips.clip_facts import DatasetFacts
@@ -82,7 +82,7 @@ class WizardState:
             return None
         found = tuple(self.found(i) for i in range(len(draft.folders)))
         starts = {path: value for path, value in draft.values.items() if path.startswith("target.start_")}
-        typed = (self.cwd / Path(draft.job_path).expanduser()).parent if draft.job_path else self.cwd
+        typed = at(draft.job_path, self.cwd).parent if draft.job_path else self.cwd
         return Basis(draft.kind, self.machine, tuple(draft.folders), found, starts, typed)
 
     @property
@@ -164,9 +164,7 @@ class WizardState:
 
     def job_path(self) -> Path:
         """Where the job file goes: as typed (relative to where wanlora was started), else NAME.toml there."""
-        return self.cwd / (
-            Path(self.draft.job_path).expanduser() if self.draft.job_path else f"{self.value('job.name')}.toml"
-        )
+        return at(self.draft.job_path or f"{self.value('job.name')}.toml", self.cwd)
 
     def wrote(self, path: Path) -> bool:
         """Whether the file there is one of this job: as it was written before, or just as it would be written now."""

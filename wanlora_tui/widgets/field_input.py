@@ -23,6 +23,7 @@ from presets.job.fields import Field, field_of
 from presets.job.toml_file import parse_value
 from wanlora_tui.actions import bindings
 from wanlora_tui.output.formatting import shorten, value_text
+from wanlora_tui.output.typed_paths import meant
 from wanlora_tui.widgets.folder_picker import PathInput
 from wanlora_tui.widgets.pasting import OneLine
 
@@ -314,8 +315,9 @@ class FieldInput(Vertical):
         self._mark()
 
     def _parse(self, text: str) -> None:
+        given = meant(text, self.base) if self.base is not None else text
         try:
-            self.value, self.typed, self.error = parse_value(self.path, text), None, ""
+            self.value, self.typed, self.error = parse_value(self.path, given), None, ""
         except JobError as e:
             self.typed, self.error = text, problem_text(e)
         self._show_problem(self.error or self._found)

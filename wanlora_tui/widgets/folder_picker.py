@@ -36,7 +36,8 @@ class _PathSuggester(Suggester):
         self.base, self.suffixes = base, suffixes
 
     async def get_suggestion(self, value: str) -> str | None:
-        return await asyncio.to_thread(complete_path, value, self.base, self.suffixes)  # a network folder may be slow
+        whole = await asyncio.to_thread(complete_path, value, self.base, self.suffixes)  # a network folder may be slow
+        return whole if whole and whole.startswith(value) else None  # it is drawn behind what was typed
 
 
 class PathInput(OneLine):

@@ -70,3 +70,7 @@ def test_the_key_that_is_shown_is_none_that_a_browser_or_desktop_takes():
     for action in all_actions():
         first = action.keys.split(",")[0]
         assert not re.fullmatch(r"f\d+", first), f"{action.id} is shown as {first}"
+
+
+def test_every_action_says_what_it_does_in_a_sentence():
+    assert [a.id for a in all_actions() if not (a.label and a.help[:1].isupper() and a.help.endswith("."))] == []

@@ -48,3 +48,5 @@ def test_a_clip_is_held_out_and_taken_in_again(tmp_path: Path):
     assert hold_out(state, 1) and not is_held_out(state, 1) and "datasets[1].exclude" not in state.draft.values
     state.draft.prompts.append(PromptPanel(prompt="a", ctrl_img="elsewhere.png"))
     assert clip_of(state, 2) is None and not hold_out(state, 2)
+    state.draft.prompts[2].ctrl_img = "~nobody-of-this-name/clip.png"
+    assert clip_of(state, 2) is None

@@ -170,6 +170,9 @@ def test_where_the_job_file_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     state.draft.job_path = "~/jobs/a.toml"
     assert state.job_path() == tmp_path / "home" / "jobs" / "a.toml" and state.path_problem() == ""
+    state.draft.job_path = "~nobody-of-this-name/a.toml"  # on the way to another name, say
+    assert state.job_path() == tmp_path / "~nobody-of-this-name" / "a.toml"
+    assert state.basis() is not None
     state.draft.job_path = str(tmp_path)
     assert "is a folder" in state.path_problem()
     state.draft.job_path = str(tmp_path / "set_0" / "clip_00.mp4" / "a.toml")

@@ -211,6 +211,28 @@ async def test_a_path_being_typed_is_not_replaced_by_its_resolved_form(tmp_path:
         assert form.rows[0].control.value == "x"
 
 
+@pytest.mark.parametrize("pasted", ["'{}'\n", "{} ", "file://{}"])
+async def test_a_path_field_holds_the_file_that_was_dragged_into_it(tmp_path: Path, pasted: str) -> None:
+    image = tmp_path / "it.png"
+    form = Form(row("sample.prompts.ctrl_img", "", base=tmp_path, reason=None), row("training.dop_class", ""))
+    async with form.run_test(size=(80, 24)) as pilot:
+        for field in form.rows:
+            field.control.focus()
+            await pilot.pause()
+            field.control.post_message(events.Paste(pasted.format(image)))
+            await pilot.pause()
+    assert form.rows[0].value == str(image)
+    assert form.rows[1].value == pasted.format(image).splitlines()[0].strip()  # that one takes prose, not a path
+
+
+async def test_no_suggestion_is_drawn_behind_text_that_it_does_not_continue(tmp_path: Path) -> None:
+    (tmp_path / "my clips").mkdir()
+    suggester = PathInput(base=tmp_path).suggester
+    assert suggester is not None
+    assert await suggester.get_suggestion("my cl") == "my clips/"
+    assert await suggester.get_suggestion("my\\ cl") is None
+
+
 async def test_tab_completes_a_path_then_goes_on(tmp_path: Path) -> None:
     (tmp_path / "clips" / "orbit").mkdir(parents=True)
     form = Form(row("datasets.path", "x", base=tmp_path), row("datasets.weight"))

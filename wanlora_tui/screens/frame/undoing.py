@@ -18,6 +18,10 @@ class UndoingScreen(Screen[Any]):
     state: WizardState
     history: History
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()  # by its notices
+
     def in_place(self, paths: list[str]) -> bool:
         """The step in view can show these changes as it stands: it need not be made anew, nor what is recommended be
         there at once."""
@@ -37,7 +41,7 @@ class UndoingScreen(Screen[Any]):
         before = self.state.draft
         after = turn(before)
         if after is None:
-            self.notify(nothing)
+            self._say(nothing)
             return
         paths = list(changed(before, after))
         values = {id(before): self._values(paths)}
@@ -46,7 +50,18 @@ class UndoingScreen(Screen[Any]):
             self.state.refresh()
         values[id(after)] = self._values(paths)
         await self.went_to(paths)
-        self.notify(f"{word}: {in_words(before, after, lambda draft, path: values[id(draft)].get(path))}")
+        self._say(f"{word}: {in_words(before, after, lambda draft, path: values[id(draft)].get(path))}")
+
+    def _say(self, text: str) -> None:
+        """In place of what the keys before it said: a key held down would cover the step with notices."""
+        self._told.add(text)
+        self.notify(text)
+        self.app.call_later(self._keep_the_last)  # behind the notice, which is on its way
+
+    def _keep_the_last(self) -> None:
+        told = [notice for notice in self.app._notifications if notice.message in self._told]
+        for earlier in told[:-1]:
+            self.app._unnotify(earlier)
 
     def _values(self, paths: list[str]) -> dict[str, Any]:
         """What the fields of these paths hold now; those that there are."""

@@ -32,8 +32,8 @@ MOST_SAID = 20  # problems of a folder in words; more are counted
 
 class ClipsPane(MendingPane):
     BINDINGS = bindings(
-        "wizard.browse", "wizard.remove", "wizard.leave_out", "wizard.take_back", "wizard.read_again",
-        "wizard.stop_looking",
+        "wizard.browse", "wizard.remove", "wizard.leave_out", "wizard.add_trigger", "wizard.fill_captions",
+        "wizard.take_back", "wizard.read_again", "wizard.stop_looking",
     )  # fmt: skip
     DEFAULT_CSS = """
     ClipsPane #folder { width: 1fr; }
@@ -293,6 +293,11 @@ class ClipsPane(MendingPane):
         picked = await self.app.push_screen_wait(PathPicker(start, title="A folder of clips"))
         if picked is not None:
             self._add(Path(picked))
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action == "remove":
+            return bool(self.state.draft.folders)
+        return super().check_action(action, parameters)
 
     @on(Button.Pressed, "#remove")
     def action_remove(self) -> None:

@@ -124,7 +124,7 @@ class StepPane(Vertical):
         )
         is_path = (
             is_image
-            or path == "model.path"
+            or path in ("model.path", "validation.path")
             or (path.endswith(".path") if path.startswith(("datasets[", "model.merge[")) else is_weights)
         )
         made = FieldInput(

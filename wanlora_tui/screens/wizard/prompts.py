@@ -15,7 +15,7 @@ from presets.rules.preview_rules import image_problem
 from wanlora_tui.actions import bindings
 from wanlora_tui.draft.clip_previews import add_clip_prompts, clip_of, hold_out, is_held_out
 from wanlora_tui.output.formatting import count
-from wanlora_tui.output.typed_paths import absolute
+from wanlora_tui.output.typed_paths import absolute, at
 from wanlora_tui.screens.wizard.pane import Edited, StepPane
 from wanlora_tui.widgets.field_input import FieldInput
 from wanlora_tui.widgets.folder_picker import PathPicker
@@ -128,7 +128,7 @@ class PromptsPane(StepPane):
 
     @work(thread=True, group="images", exit_on_error=False)
     def _read_image(self, path: str, base: Path) -> None:
-        self.post_message(ImageRead(path, image_problem(base / Path(path).expanduser())))
+        self.post_message(ImageRead(path, image_problem(at(path, base))))
 
     @on(ImageRead)
     def _image_read(self, event: ImageRead) -> None:
@@ -154,6 +154,11 @@ class PromptsPane(StepPane):
         """The prompt that has the focus, else the last one; None when there is none."""
         focused = [row.index for row in self.query(PromptRow) if row.has_focus_within]
         return focused[0] if focused else len(self.state.draft.prompts) - 1 if self.state.draft.prompts else None
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action in ("browse", "hold_out", "remove"):
+            return bool(self.state.draft.prompts)
+        return super().check_action(action, parameters)
 
     @on(Button.Pressed, "#add")
     async def action_add(self) -> None:

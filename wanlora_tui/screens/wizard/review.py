@@ -39,6 +39,7 @@ from wanlora_tui.actions import bindings
 from wanlora_tui.draft.forecast import Forecast, cost_line, forecast, reckon
 from wanlora_tui.draft.job_draft import WizardState
 from wanlora_tui.output.formatting import home_path
+from wanlora_tui.output.typed_paths import meant
 from wanlora_tui.screens.frame.finding_text import HEADINGS, counted, entry
 from wanlora_tui.screens.frame.reckoning import cost_of
 from wanlora_tui.screens.frame.step_findings import Jump
@@ -385,6 +386,7 @@ class ReviewPane(StepPane):
     @on(Input.Changed, "#job-path")
     def _path_typed(self, event: Input.Changed) -> None:
         event.stop()
-        if event.value.strip() != self.state.draft.job_path:
-            self.state.draft.job_path = event.value.strip()
+        path = meant(event.value, self.state.cwd).strip()
+        if path != self.state.draft.job_path:
+            self.state.draft.job_path = path
             self.post_message(Edited())

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from textual import events, on, work
 from textual.app import ComposeResult
-from textual.binding import Binding
+from textual.binding import Binding, BindingsMap
 from textual.containers import Container, Horizontal, VerticalScroll
+from textual.dom import DOMNode
 from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Button, Input, OptionList, Static
@@ -353,6 +354,15 @@ class WizardScreen(LaunchingScreen, UndoingScreen, ReckoningScreen, HelpingScree
         self.show_help(event.widget, self.step)
         if self.size.height < SHORT:
             self.set_timer(SETTLED, partial(bring_in_sight, event.widget))
+
+    @property
+    def _binding_chain(self) -> list[tuple[DOMNode, BindingsMap]]:
+        """The keys of the step in view work while its buttons below have the focus, too, or nothing has."""
+        chain, pane = super()._binding_chain, self.pane
+        if pane is None or any(node is pane for node, _ in chain):
+            return chain
+        at = next(i for i, (node, _) in enumerate(chain) if node is self)
+        return [*chain[:at], (pane, pane._bindings.copy()), *chain[at:]]
 
     def action_step_help(self) -> None:
         nodes = [self, self.pane, *self.pane.query(LongTable)] if self.pane is not None else [self]

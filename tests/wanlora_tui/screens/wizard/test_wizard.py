@@ -9,6 +9,7 @@ from inspect import isawaitable
 from pathlib import Path
 
 import pytest
+from textual import events
 from textual.widgets import Button, Input
 from textual.widgets._toast import Toast
 
@@ -44,7 +45,7 @@ from wanlora_tui.screens.wizard.review import ReviewPane
 from wanlora_tui.screens.wizard.settings import SettingsPane
 from wanlora_tui.widgets.clip_table import ClipTable
 from wanlora_tui.widgets.field_input import FieldInput, FieldText
-from wanlora_tui.widgets.folder_picker import PathPicker
+from wanlora_tui.widgets.folder_picker import PathInput, PathPicker
 
 pytestmark = pytest.mark.process  # takes seconds
 
@@ -290,6 +291,7 @@ async def test_every_field_is_reached_by_keyboard(work: Path) -> None:
                 region = row.control.region
                 assert region in screen_of(pilot).region and region.width >= 10, f"{path} cannot be seen: {region}"
                 general = re.sub(r"\[\d\]", "", path)
+                assert isinstance(row.control, PathInput) or not general.endswith(".path"), f"{path} does not complete"
                 assert FIELDS[general].label in str(screen_of(pilot).query_one("#help-area").border_title)
                 reached.add(general)
                 await pilot.press("down")
@@ -467,9 +469,15 @@ async def test_one_key_fixes_a_finding_and_one_key_all(work: Path) -> None:
 async def test_a_job_file_is_never_replaced_without_asking(work: Path) -> None:
     mine = work / "mine.toml"
     mine.write_text("# somebody else's job\nbroken = [")
-    async with wizard(a_draft(work, "review", job_path="mine.toml")) as pilot:
+    async with wizard(a_draft(work, "review")) as pilot:
         await resumed(pilot, "review")
         pane = await reviewed(pilot)
+        pane.query_one("#job-path", Input).focus()
+        await pilot.pause()
+        pane.query_one("#job-path", Input).post_message(events.Paste(f"'{mine}' \n"))
+        await until(pilot, lambda: screen_of(pilot).state.job_path() == mine, "the file that was dragged there")
+        await until(pilot, lambda: not pane.checking, "the check for it")
+        pane.query_one("#findings").focus()
         await pilot.press("F")
         await until(pilot, lambda: not pane.checking, "the second check")
         assert "asks before replacing" in screen_text(pilot.app)

@@ -1,0 +1,76 @@
+"""The keys of a step: where they work, what is offered, and undo held down."""
+
+import pytest
+from textual.widgets import Button, Input
+
+from tests.helpers.interface.wizard_pilot import (
+    at_step,
+    make_clips,
+    scanned,
+    screen_of,
+    screen_text,
+    until,
+    wizard,
+)
+from tests.wanlora_tui.screens.wizard.test_mending import at_clips, on_top
+from wanlora_tui.screens.wizard.clip_dialogs import CaptionsDialog
+
+pytestmark = pytest.mark.process  # takes seconds
+
+
+async def test_the_keys_of_the_clips_work_while_the_buttons_below_have_the_focus(tmp_path):
+    folder = make_clips(tmp_path / "clips", 2)
+    (folder / "clip_01.txt").unlink()
+    async with wizard(tmp_path / "draft.json", size=(160, 48)) as pilot:
+        await at_clips(pilot, folder)
+        screen, state = screen_of(pilot), screen_of(pilot).state
+        for button in ("#next", "#back"):
+            screen.query_one("#back", Button).disabled = False
+            screen.query_one(button, Button).focus()
+            await until(pilot, lambda button=button: screen.focused is screen.query_one(button), "the button")
+            offered = {b.binding.id for b in screen.active_bindings.values() if b.enabled}
+            assert {"wizard.leave_out", "wizard.add_trigger", "wizard.fill_captions", "wizard.browse"} <= offered
+            await pilot.press("x")
+            await pilot.pause()
+            assert bool(state.job().datasets[0].exclude) == (button == "#next")
+        for key, title in (("t", "Add the trigger word"), ("i", "Fill captions")):
+            await pilot.press(key)
+            dialog = await on_top(pilot, CaptionsDialog)
+            assert title in screen_text(pilot.app)
+            await pilot.press("escape")
+            await until(pilot, lambda dialog=dialog: pilot.app.screen is not dialog, "the step")
+
+
+async def test_what_has_nothing_to_act_on_is_not_offered(tmp_path):
+    def offered() -> set[str | None]:
+        return {b.binding.id for b in screen_of(pilot).active_bindings.values() if b.enabled}
+
+    folder = make_clips(tmp_path / "clips", 1)
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await pilot.press("enter")
+        await at_step(pilot, "clips")
+        screen_of(pilot).query_one("#folder").focus()
+        await pilot.pause()
+        assert not offered() & {"wizard.remove", "wizard.leave_out", "wizard.fill_captions"}
+        screen_of(pilot).query_one("#folder", Input).value = str(folder)
+        await pilot.press("enter")
+        await scanned(pilot)
+        await pilot.pause()
+        assert "wizard.remove" in offered()
+        await screen_of(pilot).go_to("prompts")
+        assert not offered() & {"wizard.remove", "wizard.hold_out", "wizard.browse"} and "wizard.add" in offered()
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: screen_of(pilot).query("#prompt-0"), "the prompt")
+        await pilot.pause()
+        assert offered() >= {"wizard.remove", "wizard.hold_out", "wizard.browse"}
+
+
+async def test_undo_held_down_says_the_last_change_alone(tmp_path):
+    folder = make_clips(tmp_path / "clips", 3)
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await at_clips(pilot, folder)
+        for _ in range(2):
+            await pilot.press("x", "j")
+        await pilot.press("u", "u", "U", "U", "U")  # in one, for its first key takes away what stood there
+        await pilot.pause()
+        assert [n.message for n in pilot.app._notifications] == ["Nothing was taken back."]
