@@ -390,6 +390,8 @@ class WizardScreen(LaunchingScreen, UndoingScreen, ReckoningScreen, HelpingScree
         )
         if answer == "discard":
             self.forget()
+        if answer == "leave" and self.store is None:  # a copy of a job that nobody has changed yet
+            self.keep()
         if answer in ("leave", "discard"):
             self.end_looks()
             self.dismiss(None)
