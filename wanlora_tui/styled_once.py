@@ -28,5 +28,5 @@ class StyledOnce(App[None]):
 
     def _style_new(self) -> None:
         coming, self._coming = self._coming, []
-        nodes = {node: None for w in coming for node in w.walk_children(with_self=True)}
+        nodes = {node: None for w in coming if w.is_attached for node in w.walk_children(with_self=True)}
         self.stylesheet.update_nodes(nodes)
