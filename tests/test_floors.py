@@ -53,7 +53,7 @@ ROOMS = {
         screens.frame   -> actions draft output widgets
         screens         -> actions feeds film output plot terminal transfer widgets
         plot            -> actions output widgets
-        widgets         -> actions draft feeds output terminal
+        widgets         -> actions draft feeds output styled_once terminal
         film            -> actions output terminal
         transfer        -> output remote terminal
         draft           -> output
@@ -61,6 +61,7 @@ ROOMS = {
         output          ->
         actions         ->
         themes          -> terminal
+        styled_once     ->
         terminal        ->
         remote          ->
         threads         ->

@@ -35,6 +35,7 @@ class Draft(Struct, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
     saved: float = 0.0  # wall clock, seconds since 1970
     step: str = "kind"  # a name of wanlora_tui.draft.steps.STEPS
     kind: Kind | None = None
+    copy_of: str = ""  # the job that it was made of; "": of none
     folders: list[str] = field(default_factory=list)  # absolute; datasets[i] of the job
     values: dict[str, Any] = field(default_factory=dict)  # {"datasets[0].num_frames": 33}
     typed: dict[str, str] = field(default_factory=dict)  # {"training.lr": "fast"}: text that is no valid value

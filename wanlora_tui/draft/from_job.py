@@ -38,9 +38,10 @@ def job_at(path: Path) -> Job:
     return absolute_paths(load_job(file), file.absolute().parent)
 
 
-def draft_of(job: Job, *, name: str, folder: Path | None = None) -> Draft:
-    """A draft in which every value is the user's own, as it is in `job`, whose paths are absolute: what is recommended
-    for this machine today changes none of them. The job file goes into `folder`; None: where the wizard puts it."""
+def draft_of(job: Job, *, name: str, copy_of: str, folder: Path | None = None) -> Draft:
+    """A draft, the copy of a job called `copy_of`, in which every value is the user's own, as it is in `job`, whose
+    paths are absolute: what is recommended for this machine today changes none of them. The job file goes into
+    `folder`; None: where the wizard puts it."""
     values: dict[str, Any] = {}
     for field in FIELDS.values():
         if field.path == "job.kind" or field.path.startswith(OWN_LISTS):
@@ -54,6 +55,7 @@ def draft_of(job: Job, *, name: str, folder: Path | None = None) -> Draft:
     return Draft(
         step="settings",
         kind=job.job.kind,
+        copy_of=copy_of,
         folders=[dataset.path for dataset in job.datasets],
         values=values,
         prompts=list(job.sample.prompts),

@@ -11,7 +11,7 @@ from wanlora_tui.draft.draft_store import Draft
 from wanlora_tui.output.formatting import shorten, value_text
 
 MOST = 500  # changes that can be taken back
-NOT_CHANGED = ("version", "saved", "step", "launched", "launched_at")  # fields of a draft that no user sets
+NOT_CHANGED = ("version", "saved", "step", "copy_of", "launched", "launched_at")  # fields of a draft that no user sets
 WORDS = 3  # changes of one step that are named
 
 
@@ -62,7 +62,8 @@ class History:
 
 
 def _content(draft: Draft) -> bytes:
-    return msgspec.msgpack.encode(msgspec.structs.replace(draft, saved=0.0, step="", launched="", launched_at=0.0))
+    unset = msgspec.structs.replace(draft, saved=0.0, step="", copy_of="", launched="", launched_at=0.0)
+    return msgspec.msgpack.encode(unset)
 
 
 def _draft(content: bytes) -> Draft:

@@ -291,12 +291,12 @@ class WizardState:
         self.draft.typed = without_index(self.draft.typed, "target.layers", index)
 
     def reasons(self) -> list[tuple[str, Any, str]]:
-        """(field path, recommended value, reason) of every field whose recommendation has one."""
+        """(field path, value, reason) of every field that has its recommended value, where there is a reason for it."""
         out = []
         for panel in PANELS:
             for path in self.fields(panel):
                 value, reason = self.recommended(path)
-                if reason:
+                if reason and self.draft.values.get(path, value) == value:
                     out.append((path, value, reason))
         return out
 

@@ -63,6 +63,7 @@ class Player:
         self._owner, self._shown, self._bar = owner, shown, bar
         self._timer: Timer | None = None
         self._due = 0.0
+        self._film = True  # whether there is one to play, as far as is known
         self._cpu, self._wall = time.thread_time(), time.monotonic()
 
     @cached_property
@@ -124,9 +125,18 @@ class Player:
         seconds = self.playhead.seconds
         for one in self._shown():
             one.draw(seconds)
-        self._bar().show(self.playhead)
+        self._look_for_film()
+        self._bar().show(self.playhead, film=self._film)
         if self._timer is None and self.playhead.playing:
             self._schedule(self.playhead.wait)
+
+    def _look_for_film(self) -> None:
+        """One that is missing or broken is looked for again and again: until that is known, it is as it was."""
+        reels = [reel for one in self._shown() for reel in one.reels]
+        if any(reel.frames and reel.duration for reel in reels):
+            self._film = True
+        elif all(reel.whole for reel in reels):
+            self._film = False
 
     # --- keys and mouse ----------------------------------------------------------------------------------------
 
@@ -170,6 +180,9 @@ class Player:
             self._schedule(HELD_SECONDS)
             return
         self.playhead.run_on()
+        if not self._film:
+            self._schedule(HELD_SECONDS)
+            return
         cpu, wall = time.thread_time(), time.monotonic()
         over = (cpu - self._cpu) / SHARE - (wall - self._wall)
         if over > 0:  # the last frame took longer to draw than it was shown

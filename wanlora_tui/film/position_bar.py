@@ -9,10 +9,13 @@ from textual.widget import Widget
 
 from wanlora_tui.film.playhead import Playhead
 
+NO_FILM = "no film to play"
+
 
 class PositionBar(Widget):
     """`► ━━━━●──── 12/41 0.7/2.5 s`. A click or a drag on the line goes there; the wheel steps. It has its row from the
-    beginning, so that nothing jumps when a film begins: `before` is what stands there, keys and words by turns."""
+    beginning, so that nothing jumps when a film begins: `before` is what stands there, keys and words by turns. Where
+    the film is missing or broken, it says so: nothing plays."""
 
     DEFAULT_CSS = "PositionBar { height: 1; width: 1fr; }"
 
@@ -37,12 +40,14 @@ class PositionBar(Widget):
         super().__init__()
         self._before = before
         self._playhead: Playhead | None = None
-        self._shown: tuple[bool, bool, int, int, float] | None = None
+        self._film = True
+        self._shown: tuple[bool, bool, bool, int, int, float] | None = None
         self._dragged = False
 
-    def show(self, playhead: Playhead) -> None:
-        self._playhead = playhead
-        shown = (playhead.moved, playhead.playing, playhead.frame, playhead.frames, playhead.duration)
+    def show(self, playhead: Playhead, *, film: bool) -> None:
+        """`film`: whether there is one to play."""
+        self._playhead, self._film = playhead, film
+        shown = (film, playhead.moved, playhead.playing, playhead.frame, playhead.frames, playhead.duration)
         if shown != self._shown:
             self._shown = shown
             self.refresh()
@@ -66,6 +71,8 @@ class PositionBar(Widget):
         if p is None or not p.moved:
             words = [Segment(w, style + Style(bold=i % 2 == 0, dim=i % 2 == 1)) for i, w in enumerate(self._before)]
             return Strip([Segment(" ", style), *words]).adjust_cell_length(self.size.width, style)
+        if not self._film:
+            return Strip([Segment(f" {NO_FILM}", style + Style(dim=True))]).adjust_cell_length(self.size.width, style)
         _, columns = self._line
         at = round((columns - 1) * p.frame / max(1, p.frames - 1)) if columns else 0
         line = "━" * at + "●" + "─" * (columns - at - 1) if columns else ""
@@ -81,7 +88,7 @@ class PositionBar(Widget):
 
     def on_mouse_down(self, event: events.MouseDown) -> None:
         event.stop()
-        if event.x < self._line[0] or self._playhead is None or not self._playhead.moved:
+        if event.x < self._line[0] or self._playhead is None or not (self._playhead.moved and self._film):
             self.post_message(self.Toggled())
             return
         self._dragged = True

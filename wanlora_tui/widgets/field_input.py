@@ -141,7 +141,7 @@ class FieldInput(Vertical):
         placeholder: str = "",
         meaning: str = "",
     ) -> None:
-        super().__init__(id=field_id(path))
+        super().__init__(id=field_id(path), classes="-path" if base is not None else "")
         self.path, self.field = path, field_of(path)
         self.value, self.recommended, self.reason, self.typed = value, recommended, reason, typed
         self.base, self.suffixes = base, suffixes  # as for PathInput; base None: the field is no path
@@ -177,7 +177,6 @@ class FieldInput(Vertical):
         else:
             text = self.typed if self.typed is not None else value_text(self.value)
             if self.base is not None:
-                self.add_class("-path")
                 control = PathInput(text, base=self.base, suffixes=self.suffixes)
             else:
                 control = FieldText(text, compact=True, placeholder=self.placeholder)

@@ -15,6 +15,7 @@ from textual import events, on
 from textual.message import Message
 from textual.message_pump import MessagePump
 
+from wanlora_tui.styled_once import StyledOnce
 from wanlora_tui.terminal.drawn_text import SafelyDrawn
 
 PATIENCE = 5.0  # seconds for a widget that hangs
@@ -23,7 +24,7 @@ LOOK = 0.1  # seconds between two looks at the widget: one that has been removed
 ROUNDS = 12
 
 
-class KeysInOrder(SafelyDrawn):
+class KeysInOrder(StyledOnce, SafelyDrawn):
     """An app that takes one key or paste at a time. `patience`: seconds for one.
 
     They are counted in looks, so that a loop that is held up, on a busy machine, does not count as a widget that hangs.

@@ -39,7 +39,7 @@ def a_job(folder: Path) -> Job:
 
 
 def state_of(job: Job, cwd: Path, machine: Machine) -> WizardState:
-    state = WizardState(draft_of(job, name="orbit_v2"), cwd)
+    state = WizardState(draft_of(job, name="orbit_v2", copy_of="orbit_v1"), cwd)
     state.machine = machine
     state.refresh()
     return state
@@ -67,7 +67,7 @@ def test_one_value_is_changed_and_the_rest_stays(tmp_path: Path, machine: Machin
 
 def test_the_draft_is_kept_like_any_other(tmp_path: Path):
     store = DraftStore(tmp_path / "draft.json")
-    draft = draft_of(a_job(tmp_path), name="orbit_v2", folder=tmp_path)
+    draft = draft_of(a_job(tmp_path), name="orbit_v2", copy_of="orbit_v1", folder=tmp_path)
     store.save(draft)
     assert store.load() == draft and draft.job_path == str(tmp_path / "orbit_v2.toml")
 

@@ -10,7 +10,7 @@ def told(before: Draft, after: Draft) -> str:
 
 
 def test_keys_in_one_field_are_one_change_until_the_field_is_left() -> None:
-    draft = Draft(step="settings")
+    draft = Draft(step="settings", copy_of="orbit_v1")
     history = History(draft)
     for rank in (1, 16):
         draft.values["target.rank"] = rank
@@ -21,6 +21,7 @@ def test_keys_in_one_field_are_one_change_until_the_field_is_left() -> None:
     draft.step = "review"
     back = history.undo(draft)
     assert back is not None and back.values == {"target.rank": 16} and back.step == "review"
+    assert back.copy_of == "orbit_v1", "whose copy it is, no change takes away"
     assert told(draft, back) == "target.rank 32 -> 16"
     first = history.undo(back)
     assert first is not None and first.values == {} and history.undo(first) is None

@@ -48,6 +48,16 @@ def test_there_is_no_job_before_kind_folder_and_machine(tmp_path: Path) -> None:
     assert state.job() == state.recommended_job()
 
 
+def test_no_reason_is_given_for_a_value_that_the_user_has_changed(tmp_path: Path) -> None:
+    state = a_state(tmp_path)
+    before = {path: value for path, value, _ in state.reasons()}
+    assert before["training.steps"] == state.value("training.steps")
+    state.set_value("training.steps", 777)
+    assert {path for path, _, _ in state.reasons()} == before.keys() - {"training.steps"}
+    state.set_value("training.steps", before["training.steps"])
+    assert {path for path, _, _ in state.reasons()} == before.keys()
+
+
 def test_choices_lie_over_the_recommendation_and_follow_it_when_equal(tmp_path: Path) -> None:
     state = a_state(tmp_path)
     recommended = state.recommended("training.steps")[0]

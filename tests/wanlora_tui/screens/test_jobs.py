@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from textual._compositor import Compositor
-from textual.widgets import Button, Input
+from textual.widgets import Button, Input, Static
 
 from daemon.wire.client import Client
 from daemon.wire.protocol import ENDED_STATES, Beat, JobRecord, RunBeat
@@ -132,6 +132,14 @@ async def test_a_copy_of_an_ended_job_opens_in_the_wizard_with_all_its_values(fo
         state = app.screen.state
         assert (state.value("job.name"), state.value("training.steps")) == ("orbit_v2", 7)
         assert state.job_path() == tmp_path / "orbit_v2.toml"
+        title = app.screen.query_one("#wizard-title", Static)
+        await until(pilot, lambda: "a copy of orbit_v1 · step 4 of 6" in str(title.render()), "whose copy it is")
+        await pilot.press("escape")
+        await until(pilot, says(pilot, "Leave the wizard?"), "the question")
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, JobsScreen), "the list")
+        await pilot.press("n")
+        await until(pilot, says(pilot, "Continue the half-filled job", "a copy of orbit_v1"), "the offer of its draft")
 
 
 async def test_a_job_file_is_looked_over_and_then_opened_or_left(

@@ -231,6 +231,21 @@ async def test_what_cannot_be_shown_says_why_and_the_poster_stays(tmp_path: Path
         await until(pilot, lambda: not said(1), "the film, for which no poster is needed")
 
 
+async def test_behind_a_film_that_plays_a_missing_one_shows_no_playing_bar(tmp_path: Path):
+    filmed(tmp_path / "orbit_v1", prompts=1, steps=(0, 50), until=51)
+    (tmp_path / "orbit_v1/samples/step_000000000/00.mp4").unlink()
+    app = app_over(tmp_path / "orbit_v1")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await begin(pilot, "z", PictureScreen)
+        await pilot.press("space")
+        await until(pilot, lambda: "►" in screen_text(app) and "/0.8 s" in screen_text(app), "the film of step 50")
+        await pilot.press("left")
+        await until(pilot, lambda: "no film to play" in screen_text(app), "that of step 0, which is not there")
+        assert "►" not in screen_text(app) and "/0.8 s" not in screen_text(app)
+        await pilot.press("right")
+        await until(pilot, lambda: "►" in screen_text(app), "the film of step 50 again")
+
+
 async def test_it_stands_still_while_nobody_looks(tmp_path: Path):
     filmed(tmp_path / "orbit_v1", prompts=1, steps=(0,), until=1)
     app = app_over(tmp_path / "orbit_v1")
@@ -280,8 +295,11 @@ async def test_the_poster_is_looked_for_again_and_opens_by_a_click(tmp_path: Pat
         film = poster.with_suffix(".mp4").rename(poster.with_suffix(".later"))
         await pilot.press("space")
         await until(pilot, lambda: "The film cannot be shown: it is not there." in screen_text(app), "words")
+        bar = app.screen.query_one(PositionBar)
+        await until(pilot, lambda: bar.render_line(0).text.strip() == "no film to play", "a bar that does not play")
         film.rename(poster.with_suffix(".mp4"))
         await until(pilot, lambda: "cannot be shown" not in screen_text(app), "the film")
+        await until(pilot, lambda: bar.render_line(0).text.startswith("►"), "a bar that plays")
         await pilot.click(panes(app)[0].query_one(FilmView))
         await until(pilot, lambda: isinstance(app.screen, PictureScreen), "full screen")
 

@@ -81,6 +81,8 @@ def is_known(pilot: Pilot[None]) -> bool:
     pane, words = screen.pane, screen_text(pilot.app)
     if screen.looking or screen._reckoning or (screen.state.ready and screen.forecast is None):
         return False
+    if screen._growing_old is not None:  # the last change waits to be reckoned, or is
+        return False
     if re.search(r"(^|\s)… \w", words):  # what is still looked at, by its own words
         return False
     return not isinstance(pane, ReviewPane) or not (pane.checking or pane.watching)

@@ -55,7 +55,7 @@ def hold(args: Namespace) -> int:
 def release(args: Namespace) -> int:
     record = ask(args.dir, lambda daemon: daemon.release(args.job, anyway=args.anyway))
     more = " To let it go without that, add --anyway." if record.after and not record.held else ""
-    say(f"{record.name}: not held. {place_text(record)}{more}")
+    say(f"{record.name}: no longer held. {place_text(record)}{more}")
     return 0
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from daemon.errors import DaemonError
 from daemon.wire.client import Client
 from presets.errors import UserError
 from presets.job.toml_file import default_out, load_job
@@ -17,6 +18,7 @@ from presets.report.measures import Judged, summaries
 from presets.report.measures_table import rows
 from presets.report.page import write_page
 from presets.report.run_reader import read_run
+from presets.runs.events import EVENTS_FILE
 from wanlora_tui.commands.common import ask, pick_job, print_json, print_table, say, tell
 
 
@@ -47,14 +49,22 @@ def report(args: Namespace) -> int:
 
 
 def run_folder_of(args: Namespace) -> Path:
-    """The run folder that is named, by itself, by its job file or by a job of the daemon. Raises UserError."""
+    """The run folder that is named, by itself, by its job file or by a job of the daemon. Raises UserError.
+
+    A folder of the job's name where the command is called may hold only what `wanlora fetch` has brought there.
+    """
     named: str = args.run or ""
     if named.endswith(".toml") and Path(named).is_file():
         path = Path(named).absolute()
         return default_out(path) / load_job(path).job.name
-    if named and ("/" in named or Path(named).is_dir()):
+    if named and ("/" in named or Path(named, EVENTS_FILE).is_file()):
         return Path(named).absolute()
-    record = ask(args.dir, lambda daemon: daemon.show(named)) if named else pick_job(ask(args.dir, Client.jobs))
+    try:
+        record = ask(args.dir, lambda daemon: daemon.show(named)) if named else pick_job(ask(args.dir, Client.jobs))
+    except DaemonError:
+        if named and Path(named).is_dir():  # what it lacks is said by whoever reads it
+            return Path(named).absolute()
+        raise
     run_dir = Path(record.run_dir)
     if not run_dir.is_dir():
         raise UserError(

@@ -8,6 +8,7 @@ from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from presets.findings import Finding
+from presets.text import escaped
 from wanlora_tui.draft.job_draft import WizardState
 from wanlora_tui.draft.steps import STEPS, position, step_of_field
 from wanlora_tui.screens.frame.finding_text import mark
@@ -27,15 +28,15 @@ def complete(state: WizardState, step: str, here: str, findings: list[Finding] |
     return "✓" if filled_in[step] and position(step) < position(here) else ""
 
 
-def title_line(place: int, marks: list[str], room: int) -> str:
+def title_line(place: int, marks: list[str], room: int, copy_of: str = "") -> str:
     """Where one is, what was found there, and what was found elsewhere: `... · Clips ✗2 · ✗1 in 4`. Where there is no
-    room for all of it, what was found comes before what is made here."""
+    room for all of it, what was found comes before what is made here, and whose copy it is before that it is a job."""
     found = [(i, text) for i, text in enumerate(marks) if text[:1] in ("✗", "!")]
     here = "".join(f" {text}" for i, text in found if i == place)
     others = ", ".join(f"{text} in {i + 1}" for i, text in found if i != place)
     title = f"step {place + 1} of {len(STEPS)} · {STEPS[place].title}{here}" + (f" · {others}" if others else "")
-    whole = f"New LoRA job · {title}"
-    return whole if cell_len(whole) <= room else title
+    made = [f"New LoRA job, a copy of {copy_of}", f"copy of {copy_of}"] if copy_of else ["New LoRA job"]
+    return next((line for what in made if cell_len(line := f"{what} · {title}") <= room), title)
 
 
 class MarkingScreen(Screen[Any]):
@@ -83,7 +84,7 @@ class MarkingScreen(Screen[Any]):
             steps.clear_options()
             steps.add_options(Option(text, disabled=closed) for text, closed in shown)
             steps.highlighted = place
-        title = title_line(place, marks, self.size.width - 2)
+        title = title_line(place, marks, self.size.width - 2, escaped(state.draft.copy_of))
         if self._titled != title:
             self._titled = title
             self.query_one("#wizard-title", Static).update(title, layout=False)

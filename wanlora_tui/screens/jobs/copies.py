@@ -31,15 +31,17 @@ class JobCopies(JobRequests):
             except (UserError, OSError) as e:
                 self.notify(str(e), title=f"{record.name} cannot be copied", severity="error", timeout=10)
                 return
-            self._open_copy(job, record.file_name or record.run_name or record.name, job_path.parent)
+            name = record.file_name or record.run_name or record.name
+            self._open_copy(job, name, job_path.parent, copy_of=record.name)
 
-    def _open_copy(self, job: Job, name: str, folder: Path) -> None:
+    def _open_copy(self, job: Job, name: str, folder: Path, *, copy_of: str) -> None:
+        """`name`: the next free one is the copy's. `copy_of`: what the wizard calls the job."""
         from wanlora_tui.draft.from_job import draft_of, next_name
 
         taken = {n for r in self._job_list.records.values() for n in (r.name, r.run_name, r.file_name)}
         taken |= {path.stem for path in folder.glob("*.toml")} | {path.name for path in (folder / "runs").glob("*")}
         writable = folder if folder.is_dir() and os.access(folder, os.W_OK) else None
-        draft = draft_of(job, name=next_name(name, taken), folder=writable)
+        draft = draft_of(job, name=next_name(name, taken), copy_of=copy_of, folder=writable)
         self.app.open_wizard(draft)  # type: ignore[attr-defined]
 
     @work
@@ -63,6 +65,6 @@ class JobCopies(JobRequests):
                 self.go_to(record)
             elif answer == "wizard":
                 job = await asyncio.to_thread(job_at, path)
-                self._open_copy(job, job.job.name, path.parent)
+                self._open_copy(job, job.job.name, path.parent, copy_of=path.name)
         except (DaemonError, UserError, OSError) as e:
             self.notify(str(e), title=path.name, severity="error", timeout=15)

@@ -9,7 +9,7 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.widgets import Button, Static
 
 from wanlora_tui.actions import bindings
-from wanlora_tui.draft.clip_list import ClipEntry
+from wanlora_tui.draft.clip_list import ClipEntry, ClipLists
 from wanlora_tui.draft.job_draft import WizardState
 from wanlora_tui.output.formatting import count, home_path
 from wanlora_tui.screens.wizard.mending import MendingPane
@@ -32,8 +32,8 @@ class CaptionsPane(MendingPane):
 
     _counts = _said = ""
 
-    def __init__(self, state: WizardState) -> None:
-        super().__init__(state)
+    def __init__(self, state: WizardState, lists: ClipLists) -> None:
+        super().__init__(state, lists)
         self._entries: list[ClipEntry] = []  # of all folders, in order
         self._shown: list[list[ClipEntry]] = []  # by folder: what `_entries` is made of
 

@@ -14,7 +14,7 @@ from presets.clips.likeness.training_view import view_lines
 from presets.findings import Finding
 from presets.text import escaped, sentences
 from wanlora_tui.actions import bindings
-from wanlora_tui.draft.clip_list import ClipEntry
+from wanlora_tui.draft.clip_list import ClipEntry, ClipLists, Listed
 from wanlora_tui.draft.job_draft import WizardState
 from wanlora_tui.output.formatting import count, home_path, shorten
 from wanlora_tui.output.typed_paths import absolute
@@ -79,9 +79,10 @@ class ClipsPane(MendingPane):
 
     _problems, _out = "", False
 
-    def __init__(self, state: WizardState) -> None:
-        super().__init__(state)
+    def __init__(self, state: WizardState, lists: ClipLists) -> None:
+        super().__init__(state, lists)
         self._lines: list[str] = []  # of the folders, as they are shown
+        self._set_classes(0)  # once it stands there, the styles of all that is in it would be looked up anew
 
     async def on_mount(self) -> None:
         self.query_one("#problems").display = False
@@ -157,11 +158,9 @@ class ClipsPane(MendingPane):
     async def _show_folder(self) -> None:
         """Problems, frames and clips of the highlighted folder."""
         folders, index = self.state.draft.folders, self._current
-        listed = self.lists.listed(index) if index < len(folders) else None
+        listed = self._set_classes(index)
         self._show_problems([*self._unread(index), *(listed.training.problems if listed else [])])
         ready = self.state.ready
-        self.set_class(listed is not None and bool(listed.entries), "-clips")
-        self.set_class(bool(folders), "-folders")
         table = self.query_one(ClipTable)
         table.display = self.has_class("-clips")
         path = f"datasets[{index}].num_frames"
@@ -179,6 +178,13 @@ class ClipsPane(MendingPane):
             table.held = self._held(listed.found)
             table.show(listed.entries, panel, listed.left_out, twins, masks=bool(listed.masked))
             self._show_clip()
+
+    def _set_classes(self, index: int) -> Listed | None:
+        folders = self.state.draft.folders
+        listed = self.lists.listed(index) if index < len(folders) else None
+        self.set_class(listed is not None and bool(listed.entries), "-clips")
+        self.set_class(bool(folders), "-folders")
+        return listed
 
     def _held(self, found: DatasetFacts) -> Set[str]:
         """Paths of the clips of a folder that measure the loss and do not train."""

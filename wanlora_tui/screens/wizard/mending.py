@@ -34,9 +34,10 @@ class ClipsChosen(Message):
 class MendingPane(StepPane):
     """A step with a table of clips."""
 
-    def __init__(self, state: WizardState) -> None:
+    def __init__(self, state: WizardState, lists: ClipLists) -> None:
+        """`lists` are the wizard's: thousands of clips are listed once, not each time that a step is entered."""
         super().__init__(state)
-        self.lists = ClipLists(state)
+        self.lists = lists
 
     def current(self) -> ClipEntry | None:
         """The clip under the cursor of the step's table."""

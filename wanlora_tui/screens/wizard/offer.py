@@ -14,7 +14,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Footer, OptionList, Static
 from textual.widgets.option_list import Option
 
-from presets.text import sentences
+from presets.text import escaped, sentences
 from wanlora_tui.actions import bindings
 from wanlora_tui.draft.draft_store import Draft, DraftError, Drafts, DraftStore, age_text
 from wanlora_tui.draft.steps import STEPS, position
@@ -87,9 +87,14 @@ async def _ask_many(app: App[object], found: list[LeftOver], submitter: Submitte
 
 
 def about(draft: Draft) -> str:
-    """`A motion LoRA from orbit, wan_i2v_motion_orbit`."""
+    """`A motion LoRA from orbit, wan_i2v_motion_orbit, a copy of wan_i2v_motion_orbit_v1`."""
     folders = f" from {shorten(', '.join(Path(f).name for f in draft.folders), 60)}" if draft.folders else ""
-    return f"A {draft.kind or 'new'} LoRA{folders}" + (f", {draft.name}" if draft.name else "")
+    return f"A {draft.kind or 'new'} LoRA{folders}" + (f", {draft.name}" if draft.name else "") + copied(draft)
+
+
+def copied(draft: Draft) -> str:
+    """`, a copy of orbit_v1`; "" of a draft that was made from nothing."""
+    return f", a copy of {escaped(draft.copy_of)}" if draft.copy_of else ""
 
 
 def what_became(draft: Draft, submitter: Submitter | None) -> str:
@@ -148,7 +153,7 @@ class DraftList(ModalScreen[tuple[str, int]]):
             lines.append(launched)
         return Option(
             Group(
-                Text(draft.name or "without a name yet", style="bold"),
+                Text(f"{draft.name or 'without a name yet'}{copied(draft)}", style="bold"),
                 *(Padding(Text(line), (0, 0, 0, 2)) for line in lines),
             )
         )

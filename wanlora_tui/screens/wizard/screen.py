@@ -16,6 +16,7 @@ from textual.widgets import Button, Input, OptionList, Static
 
 from presets.findings import Finding
 from wanlora_tui.actions import bindings
+from wanlora_tui.draft.clip_list import ClipLists
 from wanlora_tui.draft.draft_store import Draft, DraftError, Drafts, DraftStore
 from wanlora_tui.draft.history import History
 from wanlora_tui.draft.steps import NAMES, STEPS, position, step_of_field
@@ -55,7 +56,8 @@ SPARE = (
     "wizard.recommended", "wizard.fix",
 )  # fmt: skip
 
-PANES = {"kind": KindPane, "clips": ClipsPane, "captions": CaptionsPane, "prompts": PromptsPane, "review": ReviewPane}
+PANES = {"kind": KindPane, "prompts": PromptsPane, "review": ReviewPane}
+CLIP_PANES = {"clips": ClipsPane, "captions": CaptionsPane}
 
 
 class WizardScreen(LaunchingScreen, UndoingScreen, ReckoningScreen, HelpingScreen, MarkingScreen, SparingScreen):
@@ -87,6 +89,7 @@ class WizardScreen(LaunchingScreen, UndoingScreen, ReckoningScreen, HelpingScree
         self.submitter = submitter
         if submitter is not None:
             self.state.settings = submitter.settings
+        self.lists = ClipLists(self.state)
         self.history = History(self.state.draft)
         self.drafts = Drafts(draft_path)
         self.store: DraftStore | None = None  # this wizard's own, from its first change on
@@ -224,7 +227,7 @@ class WizardScreen(LaunchingScreen, UndoingScreen, ReckoningScreen, HelpingScree
         self.state.drop_blank_merges()
         if name == "review" and self.state.is_behind:  # what is launched follows the last clip that was left out
             self.state.refresh()
-        pane = SettingsPane(self.state, field=field) if name == "settings" else PANES[name](self.state)
+        pane = self._new_pane(name, field)
         box = self.query_one("#pane", Container)
         with self.app.batch_update():
             self._pane, self._missed = None, False
@@ -250,6 +253,11 @@ class WizardScreen(LaunchingScreen, UndoingScreen, ReckoningScreen, HelpingScree
             pane.focus_first()
         self.reckon_soon()
         self.show_help(None, self.step)
+
+    def _new_pane(self, name: str, field: str) -> StepPane:
+        if name == "settings":
+            return SettingsPane(self.state, field=field)
+        return CLIP_PANES[name](self.state, self.lists) if name in CLIP_PANES else PANES[name](self.state)
 
     async def go_to_field(self, field: str) -> None:
         """Show a field, and put the focus there."""
@@ -392,6 +400,8 @@ class WizardScreen(LaunchingScreen, UndoingScreen, ReckoningScreen, HelpingScree
         )
         if answer == "discard":
             self.forget()
+        if answer == "leave" and self.store is None:  # a copy of a job that nobody has changed yet
+            self.keep()
         if answer in ("leave", "discard"):
             self.end_looks()
             self.dismiss(None)

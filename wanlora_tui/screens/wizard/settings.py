@@ -154,7 +154,7 @@ class SettingsPane(StepPane):
                 (
                     f"{RECOMMENDED} {count(len(reasons), 'value')} chosen for this job"
                     if reasons
-                    else "All values are the plain defaults."
+                    else "All values are the plain defaults, or yours."
                 ),
                 classes="heading",
                 markup=False,

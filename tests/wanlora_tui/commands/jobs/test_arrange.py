@@ -71,9 +71,9 @@ def test_the_queue_is_arranged_by_commands(folder: Path, tmp_path: Path):
     assert "‖ held" in rows[2] and "queued, after #2, #3" in rows[4]
     assert "a (#2): On hold." in table.stderr
     assert told(folder)["a"]["starts_at"] is None and told(folder)["first"]["starts_at"] > 0
-    assert "a: not held. It waits at position 1." in run("release", "a")
-    assert "c: not held. It waits for #2 and #3. To let it go without that, add --anyway." in run("release", "c")
-    assert "c: not held. It waits at position" in run("release", "c", "--anyway")
+    assert "a: no longer held. It waits at position 1." in run("release", "a")
+    assert "c: no longer held. It waits for #2 and #3. To let it go without that, add --anyway." in run("release", "c")
+    assert "c: no longer held. It waits at position" in run("release", "c", "--anyway")
     assert "d is called e now. Its run folder will be" in run("rename", "d", "e")
     assert "Its run folder and files keep the name first: it has begun." in run("rename", "first", "label")
     said = wanlora("remove", "b", "label", "c", "--dir", folder)

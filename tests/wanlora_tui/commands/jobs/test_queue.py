@@ -132,6 +132,16 @@ def test_checkpoints_are_listed_by_name_and_by_job_file(folder: Path, tmp_path: 
     assert nothing.returncode == 1 and "no run lies here" in nothing.stderr
 
 
+def test_a_folder_with_what_was_fetched_does_not_stand_for_the_job(folder: Path, tmp_path: Path):
+    _, run = stopped(folder, tmp_path, "fetched_v1")
+    here = tmp_path / "here"
+    (here / "fetched_v1" / "samples").mkdir(parents=True)
+    said = wanlora("report", "fetched_v1", "--dir", folder, cwd=here)
+    assert said.returncode == 0 and said.stdout == f"{run / 'report.html'}\n", said.stderr
+    said = wanlora("report", "samples", "--dir", folder, cwd=here / "fetched_v1")
+    assert said.returncode == 1 and "no run lies here" in said.stderr
+
+
 def test_a_resume_goes_back_and_a_changed_job_needs_a_yes(folder: Path, tmp_path: Path):
     path, run = stopped(folder, tmp_path, "back_v1")
     said = wanlora("resume", "back_v1", "--from", "7", "--dir", folder)
