@@ -11,6 +11,8 @@ import pytest
 
 from tests import conftest
 from tests.helpers import ROOT, levels
+from tests.helpers.figures import another_machine
+from tests.helpers.figures.sitecustomize import SEED
 from tests.helpers.interface.harness import own_daemon, wanlora
 from tests.helpers.stalls import MARK, Stalls, ending_all, marked
 from tests.helpers.waiting import until
@@ -132,3 +134,25 @@ def test_a_stall_ends_and_what_a_test_has_stopped_stays_so():
         assert "seed 1" in str(stalls) and not str(stalls).startswith("0 ")
     worker.wait()
     stopped.wait()
+
+
+def test_another_machine_has_other_figures_for_all_that_is_started():
+    code = (
+        "import os, shutil, socket, psutil\n"
+        "print(shutil.disk_usage('/').total, psutil.virtual_memory().total, os.cpu_count(), socket.gethostname())"
+    )
+    outer = f"import subprocess, sys; print(subprocess.check_output([sys.executable, '-c', {code!r}], text=True))"
+
+    def seen(environment: dict[str, str]) -> list[str]:
+        run = subprocess.run([sys.executable, "-c", outer], env=environment, stdout=subprocess.PIPE, text=True)
+        return run.stdout.split()
+
+    found = []
+    for seed in (1, 1, 2):
+        with another_machine(seed) as (environment, more):
+            found.append(seen(environment))
+            assert Path(environment["HOME"]).is_dir() and len(more) == 1
+        assert not Path(environment["HOME"]).parent.exists()
+    assert found[0] == found[1] != found[2] and all(len(figures) == 4 for figures in found)
+    plain = {name: value for name, value in os.environ.items() if name != SEED}  # the suite may run with it
+    assert seen(plain)[:2] not in [figures[:2] for figures in found]
