@@ -16,6 +16,9 @@ from presets.planner.preview_accelerators import BLOCKS_ALIVE
 from presets.planner.sizes import GIB, OPTIMIZER_BYTES, ExpertShape
 from presets.planner.workload import Hardware, Load, PreviewLoad, Workload
 
+# row tensors more at attention's backward where GPUs share a clip: what it works on by heads beside the same by tokens,
+# and what is sent and received. Counted, not measured
+SPLIT_ROWS = 7
 ALIGN = 256  # bytes; see engine.weights.packed_blocks
 QINT4_GROUP = 128  # inputs per scale and shift
 STORED = {
@@ -119,7 +122,7 @@ class MemoryCosts:
         graphs."""
         load = load or self.tail
         tensor = load.rows * self.row
-        part = load.batch * plan.longest_run(load.bucket.tokens) * self.row
+        part = load.batch * plan.longest_run(load.tokens) * self.row
         ratio = self.shape.ffn / self.shape.width
         waiting = self.shape.layers - plan.kept
         here = plan.staying(waiting)
@@ -129,14 +132,15 @@ class MemoryCosts:
         chunk_ffn = c.chunk_ffn + _turned_rows(plan.precision)
         token_wise = c.outside * tensor + (c.chunk + chunk_ffn * ratio) * part
         sums = c.attention_sums * (self.work.deterministic and self.hardware.partial_sums)
-        recomputed = max(token_wise, (c.attention + sums) * tensor) if waiting else 0.0
+        at_attention = c.attention + sums + (SPLIT_ROWS if load.split > 1 else 0)
+        recomputed = max(token_wise, at_attention * tensor) if waiting else 0.0
         kept = (c.kept + c.kept_ffn * ratio) * tensor + _weight_bytes(
             plan.precision
         ) * self.shape.parameters / self.shape.layers
         graphs, working = 0.0, recomputed
         if plan.kept:  # residents are spread evenly, so all but one graph may be alive while a block is recomputed
             graphs = plan.kept * kept
-            working = max((c.kept_backward + sums) * tensor, recomputed - kept)
+            working = max((c.kept_backward + at_attention - c.attention) * tensor, recomputed - kept)
         share = c.lost_chunked if part < tensor else c.lost
         lost = share * (recomputed or working) + c.lost_kept * graphs + c.lost_activations * staying + share * window
         return c.fixed + self._weight_copy(plan) + activations + graphs + working, lost
@@ -147,7 +151,7 @@ class MemoryCosts:
 
     def _forward(self, plan: Plan, load: Load) -> tuple[float, float]:
         """(working set of a pass without a graph, lost)."""
-        tensor, part = load.rows * self.row, load.batch * plan.longest_run(load.bucket.tokens) * self.row
+        tensor, part = load.rows * self.row, load.batch * plan.longest_run(load.tokens) * self.row
         chunk_ffn = c.forward_chunk_ffn + _turned_rows(plan.precision)
         work = max(
             c.forward_attention * tensor,
