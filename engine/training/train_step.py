@@ -5,7 +5,9 @@ A micro-batch is engine.training.micro_batch's; when a step is taken, and its ev
 """
 
 import math
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -35,6 +37,7 @@ from engine.training.placement import refused, replan, replan_together, why_shor
 from engine.training.reporting import ram_gib, vram_gib
 from presets.errors import UserError
 from presets.job.expert_schedule import Expert, expert_at
+from presets.machine.shell import without_secrets
 from presets.planner.candidates import ExhaustedPhase
 from presets.planner.plan import LESS_MEMORY
 from presets.planner.sizes import OPTIMIZER_BYTES
@@ -200,14 +203,16 @@ def shared_clip(run: Run, team: Team, step: int, expert: Expert, noised: NoisedB
     try:
         with memory_errors():
             return through_expert(run, step, expert, noised, watch)
-    except (torch.OutOfMemoryError, HostMemoryRefused) as e:
-        text = (
-            f"out of memory in the midst of a clip that {team.part.each} GPUs share, where no smaller plan can be taken"
-        )
-        team.give_up(Loss(text, LESS_MEMORY, user=True))
-        raise ClipLost(text) from e
     except Exception as e:
-        raise ClipLost(f"{type(e).__name__}: {e}") from e
+        loss = Loss(f"{type(e).__name__}: {e}", "", user=False)
+        if isinstance(e, torch.OutOfMemoryError | HostMemoryRefused):
+            each = team.part.each
+            text = f"out of memory in the midst of a clip that {each} GPUs share, where no smaller plan can be taken"
+            loss = Loss(text, LESS_MEMORY, user=True)
+        else:
+            print(without_secrets(traceback.format_exc()), file=sys.stderr)
+        team.give_up(loss)
+        raise ClipLost(loss.cause) from e
 
 
 def shared_gradients(run: Run, team: Team, step: int, expert: Expert, watch: Stopwatch) -> StepResult | None:

@@ -230,7 +230,7 @@ def test_a_run_whose_clips_were_shared_goes_on_by_one_rank_and_back(runs: Runs):
     ("fault", "code", "cause"),
     [
         ("sigkill:forward:3@1", -9, "rank 1 of 2 was killed or has crashed"),
-        ("raise:forward:3@1", FAILED, "rank 1 of 2: ClipLost: InjectedFault"),  # the first waits for its tokens
+        ("raise:forward:3@1", FAILED, "rank 1 of 2: InjectedFault"),  # the first waits for its tokens
         ("raise:noise:3@1", FAILED, "rank 1: InjectedFault"),  # and here for what it makes of the clip
     ],
 )
