@@ -1,7 +1,7 @@
 """One optimizer step: its micro-batches one after the other, by one process or by several that share it; and the same
 step again under a smaller plan when memory runs out.
 
-A micro-batch is engine.training.micro_batch's; when a step is taken, and its event, engine.training.trainer's.
+A micro-batch is engine.training.objective's; when a step is taken, and its event, engine.training.trainer's.
 """
 
 import math
@@ -24,7 +24,7 @@ from engine.system.device import memory_errors
 from engine.system.pinned_memory import HostMemoryRefused
 from engine.system.stopwatch import Stopwatch
 from engine.training.context import Learner, Run
-from engine.training.micro_batch import (
+from engine.training.objective import (
     MicroBatch,
     NoisedBatch,
     micro_batch,

@@ -17,8 +17,7 @@ from engine.data.sampler import BatchSampler, turn_of
 from engine.encode.latents import condition, encode, pixels
 from engine.executor.block_executor import BlockExecutor
 from engine.training.context import Learner, Run
-from engine.training.micro_batch import draws
-from engine.training.objective import noised
+from engine.training.objective import draws, noised
 from engine.training.optimizer import Ema, build_optimizer, clip_gradients
 from engine.training.prepare import all_texts
 from engine.training.train_step import StepResult
