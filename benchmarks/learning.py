@@ -48,7 +48,7 @@ from engine.toy_base import DATA
 from engine.toy_base.clip_vae import decode, encode, flat_convolutions
 from engine.toy_base.films import FRAMES, MOTIONS, SIDE, Scene, render
 from engine.toy_base.motion import TURNS, circling, look, path_error, standing, turned
-from engine.training import train_step
+from engine.training import objective
 from engine.wan import attention
 from presets.job.toml_file import job_from_dict, save_job
 from presets.runs.events import read_events
@@ -180,7 +180,7 @@ def work(folder: Path, jobs: list[str], rows: Path, turns: float) -> None:
     # The planner holds a toy in bf16 where float8 is asked for, since no CPU computes it. Here the card is to.
     if on_gpu:
         ANYWHERE["float8"] = "float8"
-    choose, encode_clips = attention.choose, train_step.latents_of
+    choose, encode_clips = attention.choose, objective.latents_of
     for name in jobs:
         path = folder / f"{name}.toml"
         try:
@@ -190,7 +190,7 @@ def work(folder: Path, jobs: list[str], rows: Path, turns: float) -> None:
         told = json.loads(path.with_suffix(".json").read_text())
         kernel = told["changes"].get(ATTENTION)
         vars(attention)["choose"] = only(kernel) if kernel and on_gpu else choose
-        vars(train_step)["latents_of"] = remembered(encode_clips)
+        vars(objective)["latents_of"] = remembered(encode_clips)
         code = run_job(path, None, resume=False, workers=1)
         with rows.open("a") as out:
             out.write("".join(json.dumps({**told, **row}) + "\n" for row in measured(folder / "runs" / name, turns)))

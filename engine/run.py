@@ -189,7 +189,7 @@ def _attempt(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog, li
             if limits.device is None and not facts.tiny and facts.machine is not None:
                 require_gpu(device, facts.machine)  # before anything is downloaded or packed
             if device.type == "cuda":
-                require_recorded(rank)
+                require_recorded(rank, begin.job)
             from engine.memory.planning import Running
             from engine.parallel.orders import Prepare
             from engine.parallel.team import Team

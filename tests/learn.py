@@ -60,7 +60,7 @@ KNOWN = {"known, high": 0.3, "known, low": 0.25}
 LEARNED = {"path": 0.12, "held out, high": 0.4, "held out, low": 0.9}
 Pair = tuple[torch.Tensor, torch.Tensor]
 _encoded: dict[Any, Pair] = {}
-_latents_of = train_step.latents_of
+_latents_of = objective.latents_of
 
 
 # --- the ways to break it: patches of this program alone
@@ -88,12 +88,12 @@ def wrong_sign(patch: pytest.MonkeyPatch) -> None:
 
 def experts_swapped(patch: pytest.MonkeyPatch) -> None:
     """Each expert is trained at the other's noise."""
-    draw_sigma = train_step.draw_sigma
+    draw_sigma = objective.draw_sigma
 
     def of_the_other(job: Any, expert: Expert, boundary: float, *key: int | str) -> float:
         return draw_sigma(job, EXPERTS[expert == EXPERTS[0]], boundary, *key)
 
-    patch.setattr(train_step, "draw_sigma", of_the_other)
+    patch.setattr(objective, "draw_sigma", of_the_other)
 
 
 def conditioning_dropped(patch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def conditioning_dropped(patch: pytest.MonkeyPatch) -> None:
         x0, given = remembered(*args, **kwargs)
         return x0, torch.zeros_like(given)
 
-    patch.setattr(train_step, "latents_of", blind)
+    patch.setattr(objective, "latents_of", blind)
 
 
 def one_expert(patch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ BREAKS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
 def broken(name: str) -> Iterator[None]:
     """Inside, the trainer of this process is broken so; "" for not at all."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_step, "latents_of", remembered)
+        patch.setattr(objective, "latents_of", remembered)
         if name:
             BREAKS[name](patch)
         yield

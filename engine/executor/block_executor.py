@@ -7,6 +7,9 @@ that trains: no gradient is asked for below. No graph of autograd's spans more t
 plan says so, a block of a short clip is one CUDA graph each way (`engine.executor.block_graphs`). What both experts
 share is in `engine.executor.executor_resources`, the loss in `engine.training.objective`.
 
+Where several ranks share a clip (`engine.executor.token_split`), T counts this rank's tokens, and each rank adds to the
+LoRA's gradients what its own tokens give: their sum over the ranks is the clip's.
+
 B batch, C channels, F h w latent shape, T tokens, S text tokens, D width, N heads, K head width.
 """
 
@@ -19,6 +22,7 @@ from torch.autograd.graph import get_gradient_edge
 from engine.executor.block_graphs import Stage
 from engine.executor.executor_resources import ExecutorResources
 from engine.executor.expert_weights import ExpertWeights
+from engine.executor.token_split import Share, TokenSplit
 from engine.executor.weight_ring import Key
 from engine.system.device import fixed_order
 from engine.wan.attention import Attention
@@ -27,19 +31,46 @@ from engine.wan.block import BlockWeights, PassInputs
 LossFn = Callable[[torch.Tensor], torch.Tensor]
 
 
+def _attention_forward(
+    attention: Attention, share: Share | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Self-attention's output (B, T, N, K) and its logsumexp: of this rank's heads where ranks share a clip."""
+    if share is None:
+        out, lse = attention.forward(*(t.transpose(1, 2) for t in (q, k, v)))
+        return out.transpose(1, 2), lse
+    out, lse = attention.forward(*(share.to_heads(t).transpose(1, 2) for t in (q, k, v)))
+    return share.to_tokens(out.transpose(1, 2)), lse
+
+
+def _attention_backward(
+    attention: Attention, share: Share | None, grad: torch.Tensor, saved: Sequence[torch.Tensor], lse: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Gradients of q, k, v (B, T, N, K); `saved` are these and the output."""
+    if share is None:
+        g, q, k, v, out = (t.transpose(1, 2) for t in (grad, *saved))
+        return tuple(t.transpose(1, 2) for t in attention.backward(g, q, k, v, out, lse))
+    g, q, k, v, out = (share.to_heads(t).transpose(1, 2) for t in (grad, *saved))
+    grads = attention.backward(g, q, k, v, out, lse)
+    del g, q, k, v, out
+    return tuple(share.to_tokens(t.transpose(1, 2)) for t in grads)
+
+
 class _Attention(torch.autograd.Function):
     """Self-attention of a block whose graph is kept."""
 
     @staticmethod
-    def forward(ctx: Any, attention: Attention, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        out, lse = attention.forward(q, k, v)
-        ctx.attention = attention
+    def forward(
+        ctx: Any, attention: Attention, share: Share | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> torch.Tensor:
+        out, lse = _attention_forward(attention, share, q, k, v)
+        ctx.attention, ctx.share = attention, share
         ctx.save_for_backward(q, k, v, out, lse)
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> Any:
-        return None, *ctx.attention.backward(grad, *ctx.saved_tensors)
+        *saved, lse = ctx.saved_tensors
+        return None, None, *_attention_backward(ctx.attention, ctx.share, grad, saved, lse)
 
 
 class BlockExecutor:
@@ -65,15 +96,22 @@ class BlockExecutor:
 
     @torch.no_grad()
     def predict(
-        self, x_BCFhw: torch.Tensor, timestep_B: torch.Tensor, text_BSD: torch.Tensor, *, strength: float = 1.0
+        self,
+        x_BCFhw: torch.Tensor,
+        timestep_B: torch.Tensor,
+        text_BSD: torch.Tensor,
+        *,
+        strength: float = 1.0,
+        split: TokenSplit | None = None,
     ) -> torch.Tensor:
-        """The velocity (B, 16, F, h, w), without a graph. `strength` scales the LoRA; 0 is the base."""
+        """The velocity (B, 16, F, h, w), without a graph. `strength` scales the LoRA; 0 is the base. The ranks of a
+        `split` are given the same, and all have the whole answer."""
         with fixed_order(self.resources.fixed_order):
-            h, temb, given = self._enter(x_BCFhw, timestep_B, text_BSD, strength)
-            stage = self._stage(h, given)
+            h, temb, given, share = self._enter(x_BCFhw, timestep_B, text_BSD, strength, split)
+            stage = self._stage(h, given, share)
             for _, weights in self._visits(range(self.blocks), given.strength):
-                h = self._forward(stage, weights, h, given)[0]
-            return self._leave(h, temb, x_BCFhw.shape)
+                h = self._forward(stage, weights, h, given, share)[0]
+            return self._leave(h, temb, share, x_BCFhw.shape)
 
     def forward_backward(
         self,
@@ -83,33 +121,37 @@ class BlockExecutor:
         loss: LossFn,
         *,
         strength: float = 1.0,
+        split: TokenSplit | None = None,
     ) -> torch.Tensor:
-        """Add the gradient of `loss(prediction)` to the LoRA; returns the detached loss."""
+        """Add the gradient of `loss(prediction)` to the LoRA; returns the detached loss. The ranks of a `split` get
+        the same: each adds its part of the gradient, and all return the whole loss."""
         activations = self.resources.activations
         lowest = next((i for i, lora in enumerate(self.weights.lora) if lora), 0)
         with fixed_order(self.resources.fixed_order):
             graphs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # of the kept blocks: input leaf, output
             with torch.no_grad():
-                h, temb, given = self._enter(x_BCFhw, timestep_B, text_BSD, strength)
-                stage = self._stage(h, given)
-                kept = {block for block in self._kept(h.shape[0] * h.shape[1]) if block >= lowest}
+                h, temb, given, share = self._enter(x_BCFhw, timestep_B, text_BSD, strength, split)
+                stage = self._stage(h, given, share)
+                # as many as the rank keeps that has a token more: plans are made for that one
+                tokens = share.most if share else h.shape[1]
+                kept = {block for block in self._kept(h.shape[0] * tokens) if block >= lowest}
                 back = list(reversed(range(lowest, self.blocks)))
                 activations.begin(len(back) - len(kept))
                 visits = self._visits([*range(self.blocks), *back], given.strength)
                 for _ in range(self.blocks):
                     block, weights = next(visits)
                     if block in kept:
-                        graphs[block] = self._kept_block(weights, h, given)
+                        graphs[block] = self._kept_block(weights, h, given, share)
                         h = graphs[block][1].detach()
                     else:
-                        y, a, lse = self._forward(stage, weights, h, given)
+                        y, a, lse = self._forward(stage, weights, h, given, share)
                         if block >= lowest:
                             activations.put(block, (h, a, lse))
                         h = y
                         del y, a, lse
                 activations.flush()
             h = h.detach().requires_grad_(True)
-            value = loss(self._leave(h, temb, x_BCFhw.shape))
+            value = loss(self._leave(h, temb, share, x_BCFhw.shape))
             value.backward()
             g_BTD = h.grad
             assert g_BTD is not None
@@ -128,7 +170,7 @@ class BlockExecutor:
                     if stage:
                         stage.backward(weights, (x, a, lse), g_BTD, self._backward_block)
                     else:
-                        self._backward_block(weights, x, a, lse, g_BTD, given)
+                        self._backward_block(weights, x, a, lse, g_BTD, given, share)
                     del x, a, lse
             return value.detach()
 
@@ -138,10 +180,11 @@ class BlockExecutor:
         assert count <= len(self._chosen), "a kept graph needs its weights to stay"
         return set(self._chosen[len(self._chosen) - count :])
 
-    def _stage(self, h_BTD: torch.Tensor, given: PassInputs) -> Stage | None:
-        """Where blocks of this pass run as CUDA graphs. An accelerator's own tensors lie somewhere else every time."""
+    def _stage(self, h_BTD: torch.Tensor, given: PassInputs, share: Share | None) -> Stage | None:
+        """Where blocks of this pass run as CUDA graphs. An accelerator's own tensors lie somewhere else every time, and
+        what ranks tell each other is not recorded."""
         graphs, weights = self.resources.graphs, self.weights
-        if graphs is None or weights.accelerator or weights.shifts or len(self._chunks(h_BTD.shape[1])) > 1:
+        if graphs is None or share or weights.accelerator or weights.shifts or len(self._chunks(h_BTD.shape[1])) > 1:
             return None
         return graphs.stage(h_BTD, given, weights.outer.config.num_attention_heads)
 
@@ -164,25 +207,36 @@ class BlockExecutor:
         return self.weights.on_device(block, buffer, strength, precision, e4m3_as_bytes=as_bytes)
 
     def _enter(
-        self, x_BCFhw: torch.Tensor, timestep_B: torch.Tensor, text_BSD: torch.Tensor, strength: float
-    ) -> tuple[torch.Tensor, torch.Tensor, PassInputs]:
+        self,
+        x_BCFhw: torch.Tensor,
+        timestep_B: torch.Tensor,
+        text_BSD: torch.Tensor,
+        strength: float,
+        split: TokenSplit | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, PassInputs, Share | None]:
         """Patches, time and text embeddings, rope: what diffusers' forward does before its blocks."""
         outer = self.weights.outer
         x = x_BCFhw.to(outer.patch_embedding.weight.dtype)
         cos, sin = outer.rope(x)
-        h_BTD = outer.patch_embedding(x).flatten(2).transpose(1, 2).contiguous()
+        h_BTD = outer.patch_embedding(x).flatten(2).transpose(1, 2)
+        share = split.of(h_BTD.shape[1]) if split else None
+        if share:  # positions stay those of the whole clip
+            h_BTD, cos, sin = h_BTD[:, share.mine], cos[:, share.mine], sin[:, share.mine]
         temb, time, text, _ = outer.condition_embedder(timestep_B, text_BSD.to(x.dtype), None)
         # filled there: no copy that the launches would wait for
         factor = torch.full((), self.weights.scaling * strength, device=self.device)
-        return h_BTD, temb, PassInputs(text, time.unflatten(1, (6, -1)), cos, sin, factor)
+        return h_BTD.contiguous(), temb, PassInputs(text, time.unflatten(1, (6, -1)), cos, sin, factor), share
 
-    def _leave(self, h_BTD: torch.Tensor, temb: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    def _leave(self, h_BTD: torch.Tensor, temb: torch.Tensor, share: Share | None, shape: torch.Size) -> torch.Tensor:
         """Final norm, projection and unpatchify: what diffusers' forward does after its blocks. (B, 16, F, h, w)."""
         outer, (B, _, F, h, w) = self.weights.outer, shape
         shift, scale = (outer.scale_shift_table + temb.unsqueeze(1)).chunk(2, dim=1)
         h_BTD = (outer.norm_out(h_BTD.float()) * (1 + scale) + shift).type_as(h_BTD)
         pt, ph, pw = outer.config.patch_size
-        out = outer.proj_out(h_BTD).reshape(B, F // pt, h // ph, w // pw, pt, ph, pw, -1)
+        out_BTC = outer.proj_out(h_BTD)
+        if share:
+            out_BTC = share.whole(out_BTC)
+        out = out_BTC.reshape(B, F // pt, h // ph, w // pw, pt, ph, pw, -1)
         return out.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
 
     # --- one block ------------------------------------------------------------------------------------------------
@@ -193,21 +247,24 @@ class BlockExecutor:
         return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 
     def _forward(
-        self, stage: Stage | None, weights: BlockWeights, x_BTD: torch.Tensor, given: PassInputs
+        self,
+        stage: Stage | None,
+        weights: BlockWeights,
+        x_BTD: torch.Tensor,
+        given: PassInputs,
+        share: Share | None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if stage:
             return stage.forward(weights, x_BTD, self._forward_block)
-        return self._forward_block(weights, x_BTD, given)
+        return self._forward_block(weights, x_BTD, given, share)
 
     def _forward_block(
-        self, weights: BlockWeights, x_BTD: torch.Tensor, given: PassInputs
+        self, weights: BlockWeights, x_BTD: torch.Tensor, given: PassInputs, share: Share | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(output, attention's output (B, T, D), logsumexp), without a graph."""
         resources = self.resources
-        out, lse = resources.attention.forward(
-            *(t.transpose(1, 2) for t in resources.pre_attention(x_BTD, given, weights))
-        )
-        a_BTD, text = out.transpose(1, 2).flatten(2, 3), resources.text_kv(given, weights)
+        out, lse = _attention_forward(resources.attention, share, *resources.pre_attention(x_BTD, given, weights))
+        a_BTD, text = out.flatten(2, 3), resources.text_kv(given, weights)
         chunks = self._chunks(x_BTD.shape[1])
         if len(chunks) == 1:
             return resources.post_attention(x_BTD, a_BTD, text, given, weights), a_BTD, lse
@@ -217,14 +274,14 @@ class BlockExecutor:
         return y_BTD, a_BTD, lse
 
     def _kept_block(
-        self, weights: BlockWeights, x_BTD: torch.Tensor, given: PassInputs
+        self, weights: BlockWeights, x_BTD: torch.Tensor, given: PassInputs, share: Share | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """(input leaf, output with its graph)."""
         resources = self.resources
         with torch.enable_grad():
             leaf = x_BTD.detach().requires_grad_(True)
-            q, k, v = (t.transpose(1, 2) for t in resources.pre_attention(leaf, given, weights))
-            a = _Attention.apply(resources.attention, q, k, v).transpose(1, 2).flatten(2, 3)
+            q, k, v = resources.pre_attention(leaf, given, weights)
+            a = _Attention.apply(resources.attention, share, q, k, v).flatten(2, 3)
             return leaf, resources.post_attention(leaf, a, resources.text_kv(given, weights), given, weights)
 
     def _backward_block(
@@ -235,13 +292,14 @@ class BlockExecutor:
         lse: torch.Tensor,
         g_BTD: torch.Tensor,
         given: PassInputs,
+        share: Share | None = None,
     ) -> None:
         """Turn `g`, the gradient of the block's output, into that of its input; the LoRA's gradients are added to its
         parameters."""
         resources = self.resources
 
         def heads(t_BTD: torch.Tensor) -> torch.Tensor:
-            return t_BTD.unflatten(2, (weights.heads, -1)).transpose(1, 2)
+            return t_BTD.unflatten(2, (weights.heads, -1))
 
         with torch.enable_grad():
             text = resources.text_kv(given, weights)
@@ -265,9 +323,10 @@ class BlockExecutor:
             qkv = resources.pre_attention(x, given, weights)
         # the graph without q, k and v themselves, which only attention needs
         edges = [get_gradient_edge(t) for t in qkv]
-        q, k, v = (t.detach().transpose(1, 2) for t in qkv)
-        grads = resources.attention.backward(heads(ga_BTD), q, k, v, heads(a_BTD), lse)
-        del q, k, v, qkv, ga_BTD
-        torch.autograd.backward(edges, tuple(t.transpose(1, 2) for t in grads))
+        saved = [*(t.detach() for t in qkv), heads(a_BTD)]
+        del qkv
+        grads = _attention_backward(resources.attention, share, heads(ga_BTD), saved, lse)
+        del saved, ga_BTD
+        torch.autograd.backward(edges, grads)
         assert x.grad is not None
         g_BTD += x.grad

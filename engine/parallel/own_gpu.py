@@ -21,8 +21,8 @@ def require_as_many(job: Job, processes: int) -> None:
         )
 
 
-def require_recorded(rank: Rank) -> None:
-    """So many cards of one host have been seen to train one run together. Raises UserError."""
+def require_recorded(rank: Rank, job: Job) -> None:
+    """So many cards of one host have been seen to train one run together, and to share clips. Raises UserError."""
     several_hosts = 0 < rank.here < rank.world
     if rank.world > gpu_shares.RECORDED or several_hosts:
         raise UserError(
@@ -31,6 +31,8 @@ def require_recorded(rank: Rank) -> None:
             where="WORLD_SIZE",
             fix=f"Train with {gpu_shares.RECORDED} of one host: name as many in job.gpus",
         )
+    if why := gpu_shares.never_shared(job):
+        raise UserError(why, where="job.gpus_per_clip", fix="Set job.gpus_per_clip = 1")
 
 
 def own_gpu(rank: Rank, job: Job, facts: Facts) -> Facts:

@@ -3,7 +3,8 @@ training.gradient_accumulation. Imports no torch.
 
 Where both experts train and the number is even, they train apart: the first half of the ranks takes high noise's steps,
 the second half low noise's, at the same time. The ranks of one expert share each of its steps: micro-batch k of a step
-is that of rank k mod N among them, so N has to divide the micro-batches of a step.
+is that of rank k mod N among them, so N has to divide the micro-batches of a step. Where `job.gpus_per_clip` says so,
+as many ranks in a row take each micro-batch together, and count as one of the N.
 """
 
 import os
@@ -56,10 +57,31 @@ class Part:
     expert: Expert | None  # the only one whose steps it takes; None: it has a part in every step
     place: int  # among the ranks that share each of its steps
     ranks: tuple[int, ...]  # these ranks, in order
+    each: int = 1  # so many of them in a row take a micro-batch together
 
     @property
     def sharing(self) -> int:
         return len(self.ranks)
+
+    @property
+    def at_once(self) -> int:
+        """How many micro-batches they take at a time."""
+        return self.sharing // self.each
+
+    @property
+    def turn(self) -> int:
+        """Which of these is this rank's."""
+        return self.place // self.each
+
+    @property
+    def seat(self) -> int:
+        """Its number among those that take it together."""
+        return self.place % self.each
+
+    @property
+    def clip(self) -> tuple[int, ...]:
+        """The ranks that take it together, in order."""
+        return self.ranks[self.turn * self.each :][: self.each]
 
 
 ALONE = Part(None, 0, (0,))
@@ -72,16 +94,21 @@ def parts_of(job: Job, world: int) -> list[Part]:
     halves: Sequence[tuple[Expert | None, int]] = [(None, 0)]
     if apart(job, world):
         halves = [(expert, i * size) for i, expert in enumerate(trained_experts(job))]
-    return [Part(expert, place, tuple(range(first, first + size))) for expert, first in halves for place in range(size)]
+    each = job.job.gpus_per_clip
+    return [
+        Part(expert, place, tuple(range(first, first + size)), each)
+        for expert, first in halves
+        for place in range(size)
+    ]
 
 
 def batch_after(job: Job, part: Part, index: int) -> int:
     """Which micro-batch, counted over all steps, is a part's next one after `index`."""
     accumulation = job.training.gradient_accumulation
     step, own = divmod(index, accumulation)
-    if own + part.sharing < accumulation:
-        return index + part.sharing
+    if own + part.at_once < accumulation:
+        return index + part.at_once
     step += 1
     while part.expert not in (None, expert_at(job, step)):
         step += 1
-    return step * accumulation + part.place
+    return step * accumulation + part.turn

@@ -74,6 +74,12 @@ class Team:
             for ranks in dict.fromkeys(part.ranks for part in parts)
         }
         self._sharing = groups[self.part.ranks]  # every rank has to make every group
+        limit = timedelta(seconds=HANGS_SECONDS)
+        clips = {
+            ranks: dist.new_group(list(ranks), backend=backend, timeout=limit)
+            for ranks in dict.fromkeys(part.clip for part in parts if part.each > 1)
+        }
+        self.clip_group = clips.get(self.part.clip)  # those that share clips; None where a rank has its own
         self._working = False  # an order is being carried out
         self._lost, self._watch = lost, Watch({}, self._on_lost)
         self.signs = Signs(self._store, rank.number, rank.world, self._on_hung, limit=HANGS_SECONDS)
@@ -95,20 +101,24 @@ class Team:
         """The same among those that share a step."""
         return self._gathered(mine, self._sharing)
 
+    def exchange_clip(self, mine: T) -> list[T]:
+        """The same among those that share a clip."""
+        return self._gathered(mine, self.clip_group)
+
     def gather(self, mine: torch.Tensor) -> list[torch.Tensor]:
         """The tensor of each rank that shares a step: all of one shape, type and kind of device."""
         out = [torch.empty_like(mine) for _ in self.part.ranks]
-        self._ask(lambda: dist.all_gather(out, mine, group=self._sharing))
+        self.ask(lambda: dist.all_gather(out, mine, group=self._sharing))
         return out
 
     def send(self, packed: bytes) -> None:
         """To the first rank, which waits for it."""
-        self._ask(lambda: dist.send_object_list([packed], dst=0, group=self._all))
+        self.ask(lambda: dist.send_object_list([packed], dst=0, group=self._all))
 
     def receive(self, rank: int) -> bytes:
         """What a rank sends to the first, which calls this."""
         told: list[Any] = [None]
-        self._ask(lambda: dist.recv_object_list(told, src=rank, group=self._all))
+        self.ask(lambda: dist.recv_object_list(told, src=rank, group=self._all))
         packed: bytes = told[0]
         return packed
 
@@ -129,12 +139,12 @@ class Team:
     def order(self, order: Order) -> None:
         """Give an order to all others. From Prepare on they work until all are `ready`."""
         self._working = self._working or isinstance(order, Prepare)
-        self._ask(lambda: dist.broadcast_object_list([order], src=0, group=self._all))
+        self.ask(lambda: dist.broadcast_object_list([order], src=0, group=self._all))
 
     def next_order(self) -> Order:
         """Wait for it."""
         told: list[Any] = [None]
-        self._ask(lambda: dist.broadcast_object_list(told, src=0, group=self._all))
+        self.ask(lambda: dist.broadcast_object_list(told, src=0, group=self._all))
         if isinstance(told[0], End):
             self._close()  # from now on ranks end as they should
             dist.destroy_process_group()
@@ -182,6 +192,11 @@ class Team:
         """Leave word of why this rank is about to end: it is found once it has ended."""
         self._store.set(_key(self.rank.number), "\0".join([loss.cause, loss.fix, "user" if loss.user else ""]))
 
+    def give_up(self, loss: Loss) -> None:
+        """Have this rank end where it is, and the others with its cause."""
+        self.confess(loss)
+        self._lost(loss)
+
     def _on_lost(self, rank: int) -> None:
         """In the thread of the watch."""
         found = Loss(
@@ -199,15 +214,15 @@ class Team:
     def _on_hung(self, cause: str) -> None:
         """In the thread of the signs. Word is left for those that wait for this rank."""
         loss = Loss(cause, "Resume from the last checkpoint; if it comes again, see what that GPU or disk does", False)
-        self.confess(loss)
-        self._lost(loss)
+        self.give_up(loss)
 
     def _gathered(self, mine: T, group: Any) -> list[T]:
         told: list[Any] = [None] * dist.get_world_size(group)
-        self._ask(lambda: dist.all_gather_object(told, mine, group=group))
+        self.ask(lambda: dist.all_gather_object(told, mine, group=group))
         return told
 
-    def _ask(self, collective: Callable[[], object]) -> None:
+    def ask(self, collective: Callable[[], object]) -> None:
+        """Run a collective, and find out who has died where it breaks."""
         try:
             with self.signs.waiting():
                 collective()

@@ -20,6 +20,7 @@ from engine.encode.latent_cache import LatentCache
 from engine.encode.latents import Encoder
 from engine.encode.text_embeddings import TextBook
 from engine.executor.experts import Experts
+from engine.executor.token_split import TokenSplit
 from engine.memory.planning import Planning
 from engine.parallel.orders import Show
 from engine.parallel.team import Team
@@ -129,6 +130,7 @@ class Run:
     held_out: list[Item] = field(default_factory=list)  # measured, never trained
     ahead: list[Setting] = field(default_factory=list)  # set in an earlier attempt at steps that are to come again
     team: Team | None = None  # the processes that train it together; None: it is this one alone
+    split: TokenSplit | None = None  # those that share its clips; None: each rank has clips of its own
     apart: bool = False  # the other expert has learnt since, elsewhere
     settled: int = 0  # planning.downs when all ranks last had one plan
 

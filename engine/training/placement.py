@@ -40,7 +40,7 @@ WHERE: dict[ExhaustedPhase, str] = {
     "lock": "host's page-locked memory",
 }
 # fields by which the user decides on the plan
-PLANNED = ("model.low_vram", "model.layer_offloading", "quantization.transformer")
+PLANNED = ("job.gpus_per_clip", "model.low_vram", "model.layer_offloading", "quantization.transformer")
 
 
 @cache

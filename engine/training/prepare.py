@@ -27,6 +27,7 @@ from engine.encode.tensor_cache import TensorCache
 from engine.encode.text_embeddings import TextBook, encode_texts
 from engine.encode.vae_encoder import load_vae, vae_identity
 from engine.executor.experts import Experts, read_blocks
+from engine.executor.token_split import TokenSplit
 from engine.memory.out_of_memory import loading
 from engine.memory.planning import Planning, Running, plan_run
 from engine.parallel.parts import ALONE, Part, batch_after
@@ -46,9 +47,10 @@ from engine.weights.base_model import BaseModel, find_base_model
 from engine.weights.packed_blocks import Layout
 from engine.weights.shared_blocks import SharedBlocks, SharedMemory, loaded_by
 from presets.clips.captions import fill_trigger
+from presets.errors import UserError
 from presets.facts.facts import Facts, clip_speeds
 from presets.job.expert_schedule import Expert, needed_experts, trained_experts
-from presets.job.gpu_shares import of_experts
+from presets.job.gpu_shares import cannot_share_clips, of_experts
 from presets.job.preview_settings import sampling_of
 from presets.job.schema import Job
 
@@ -175,6 +177,7 @@ def prepare(
         held_out=held_out,
         ahead=list(begin.ahead),
         team=team,
+        split=_token_split(job, team, items, base) if team and team.part.each > 1 else None,
     )
     place(run, planning.plan)
     return run
@@ -322,6 +325,14 @@ def _load_experts(
     talk.warn(f"{refusal}. The experts lie in plain memory instead, and copies take longer")
     planning = planning.unlocked()
     return load(placement=planning.placed(placement)), planning
+
+
+def _token_split(job: Job, team: Team, items: list[Item], base: BaseModel) -> TokenSplit:
+    """Raises UserError, on all ranks, where the job's clips cannot be shared."""
+    heads = base.source.expert(trained_experts(job)[0]).config["num_attention_heads"]
+    if why := cannot_share_clips(job, heads=heads, fewest=min(item.bucket.tokens for item in items)):
+        raise UserError(why, where="job.gpus_per_clip", fix="Set job.gpus_per_clip = 1")
+    return TokenSplit(team.clip_group, team.part.seat, team.part.each, team.ask)
 
 
 def _learners(job: Job, experts: Experts) -> dict[Expert, Learner]:

@@ -1,13 +1,13 @@
-"""One optimizer step. Its gradients: clips -> latents and conditioning -> noise and sigma -> losses -> backward, one
-micro-batch after the other; and the same step again under a smaller plan when memory runs out.
+"""One optimizer step: its micro-batches one after the other, by one process or by several that share it; and the same
+step again under a smaller plan when memory runs out.
 
-B batch, C channels, F h w latent shape, S text tokens, D text width.
-
-The losses are engine.training.objective's; when a step is taken, and its event, engine.training.trainer's.
+A micro-batch is engine.training.objective's; when a step is taken, and its event, engine.training.trainer's.
 """
 
 import math
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,28 +15,31 @@ from typing import Any
 
 import torch
 
-from engine.data.loader import Batch
-from engine.encode.latent_cache import latents_of
-from engine.executor.block_executor import BlockExecutor
 from engine.memory.planning import Shortage
 from engine.parallel.ordered_sum import OrderedSum, Uses, count
 from engine.parallel.quiet import take_warnings, warn
-from engine.parallel.team import RankFailed, Team
+from engine.parallel.team import Loss, RankFailed, Team
 from engine.system import fault_injection
 from engine.system.device import memory_errors
-from engine.system.keyed_random import keyed_rng
 from engine.system.pinned_memory import HostMemoryRefused
 from engine.system.stopwatch import Stopwatch
-from engine.training import objective
 from engine.training.context import Learner, Run
+from engine.training.objective import (
+    MicroBatch,
+    NoisedBatch,
+    micro_batch,
+    micro_batches,
+    noised_batch,
+    through_expert,
+)
 from engine.training.optimizer import clip_gradients, lr_at, set_lr
 from engine.training.placement import refused, replan, replan_together, why_short
 from engine.training.reporting import ram_gib, vram_gib
 from presets.errors import UserError
 from presets.job.expert_schedule import Expert, expert_at
-from presets.job.schema import Job
-from presets.job.timesteps import NUM_TRAIN_TIMESTEPS, sigma_at
+from presets.machine.shell import without_secrets
 from presets.planner.candidates import ExhaustedPhase
+from presets.planner.plan import LESS_MEMORY
 from presets.planner.sizes import OPTIMIZER_BYTES
 
 
@@ -127,15 +130,6 @@ class StepResult:
         self.clips += part.clips
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """What one micro-batch has come to, besides gradients."""
-
-    losses: list[tuple[str, torch.Tensor]]  # (term, its loss)
-    timesteps: list[float]
-    clips: list[str]
-
-
 def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch) -> StepResult | None:
     """All micro-batches of an optimizer step, forward and backward. None when a stop comes between two of them."""
     if run.team is not None and run.team.part.sharing > 1:
@@ -146,43 +140,6 @@ def gradients(run: Run, step: int, expert: Expert, watch: Stopwatch) -> StepResu
             return None
         result.add(micro_batch(run, step, index, expert, watch))
     return result
-
-
-def micro_batches(job: Job, step: int) -> range:
-    """The numbers of a step's micro-batches, counted over all steps."""
-    accumulation = job.training.gradient_accumulation
-    return range(step * accumulation, (step + 1) * accumulation)
-
-
-def micro_batch(run: Run, step: int, index: int, expert: Expert, watch: Stopwatch) -> MicroBatch:
-    """Forward and backward of one; its gradients are added to the parameters'."""
-    clips_in_step = sum(len(run.loader.sampler.batch(i)) for i in micro_batches(run.job, step))
-    executor = run.experts.executors[expert]
-    losses: list[tuple[str, torch.Tensor]] = []
-    if run.team is not None:
-        run.team.signs.give(f"step {step + 1}")
-    with watch.part("data"):
-        fault_injection.at("data.decode", step + 1)
-        batch = run.loader.batch(index)
-    with watch.part("vae"):
-        fault_injection.at("vae.encode", step + 1)
-        x0_BCFhw, conditioning_BCFhw = latents_of(run.encoder, batch, run.latents, device=run.placement.device)
-    fault_injection.at("noise", step + 1)
-    noise_BCFhw, sigma_B = draws(run, expert, batch, x0_BCFhw)
-    x_t, target = objective.noised(x0_BCFhw, noise_BCFhw, sigma_B)
-    target = fault_injection.poison("target", step + 1, target)
-    x_BCFhw = torch.cat([x_t, conditioning_BCFhw], dim=1)
-    timestep_B = sigma_B * NUM_TRAIN_TIMESTEPS
-    with watch.part("transformer"):
-        fault_injection.at("forward", step + 1)
-        share = len(batch.ids) / clips_in_step
-        for term in loss_terms(run, executor, batch, x_BCFhw, timestep_B, target, share=share):
-            loss = executor.forward_backward(
-                x_BCFhw[term.rows], timestep_B[term.rows], term.text_BSD, term.loss, strength=batch.weight
-            )
-            losses.append((term.name, loss))
-        fault_injection.at("backward", step + 1)
-    return MicroBatch(losses, timestep_B.tolist(), batch.ids)
 
 
 @dataclass
@@ -209,25 +166,81 @@ class SharedShortage(Exception):
         super().__init__(why.text)
 
 
+class ClipLost(Exception):
+    """This rank has failed in the midst of a clip that it shares: the others of it wait for what does not come, so all
+    end."""
+
+
+class NotReady(Exception):
+    """Another rank of this clip has failed before it began."""
+
+
+def shared_batch(run: Run, team: Team, noise: Callable[[], NoisedBatch]) -> NoisedBatch:
+    """What `noise` makes, once all ranks that share the clip have made the same of it. Raises what it raises, and
+    NotReady where another has failed."""
+    if run.split is None:
+        return noise()
+    made: NoisedBatch | None = None
+    failure: Exception | None = None
+    try:
+        with memory_errors():
+            made = noise()
+    except Exception as e:
+        failure = e
+    said = team.exchange_clip(made.digest if made is not None else "")
+    if failure is not None:
+        raise failure
+    assert made is not None
+    if "" in said:
+        raise NotReady
+    assert len(set(said)) == 1, "ranks that share a clip have made several of it"
+    return made
+
+
+def shared_clip(run: Run, team: Team, step: int, expert: Expert, noised: NoisedBatch, watch: Stopwatch) -> MicroBatch:
+    """`through_expert`, by all ranks that share the clip. Raises ClipLost."""
+    if run.split is None:
+        return through_expert(run, step, expert, noised, watch)
+    try:
+        with memory_errors():
+            return through_expert(run, step, expert, noised, watch)
+    except Exception as e:
+        loss = Loss(f"{type(e).__name__}: {e}", "", user=False)
+        if isinstance(e, torch.OutOfMemoryError | HostMemoryRefused):
+            each = team.part.each
+            text = f"out of memory in the midst of a clip that {each} GPUs share, where no smaller plan can be taken"
+            loss = Loss(text, LESS_MEMORY, user=True)
+        else:
+            print(without_secrets(traceback.format_exc()), file=sys.stderr)
+        team.give_up(loss)
+        raise ClipLost(loss.cause) from e
+
+
 def shared_gradients(run: Run, team: Team, step: int, expert: Expert, watch: Stopwatch) -> StepResult | None:
     """The same by several ranks, one micro-batch each at a time: all of them end with the sums that one process has, to
-    the bit. What befalls one of them befalls all. Raises RankFailed where another has met a bug."""
+    the bit. Those that share a clip each give what their own tokens add to it. What befalls one of them befalls all.
+    Raises RankFailed where another has met a bug, and ClipLost."""
     learner, result = run.learners[expert], StepResult()
     total = OrderedSum(learner.parameters, team.gather)
-    mine, sharing = micro_batches(run.job, step), team.part.sharing
-    for first in mine[::sharing]:
+    mine, part = micro_batches(run.job, step), team.part
+    for first in mine[:: part.at_once]:
         bug: Exception | None = None
         told = _Told()
         with total.kept_apart() as uses:
             try:
                 began = time.perf_counter()
                 with memory_errors():
-                    made = micro_batch(run, step, first + team.part.place, expert, watch)
+                    noise = partial(noised_batch, run, step, first + part.turn, expert, watch)
+                    made = shared_clip(run, team, step, expert, shared_batch(run, team, noise), watch)
                     told.made = replace(made, losses=[(name, loss.cpu()) for name, loss in made.losses])
                     told.uses, told.seconds = count(uses), time.perf_counter() - began
                     told.vram = vram_gib(run.placement.device)
-                    if first + sharing == mine.stop and not learner.optimizer.state:
+                    if first + part.at_once == mine.stop and not learner.optimizer.state:
                         reserve_state(run, learner)  # here, where all ranks hear of it
+            except ClipLost:
+                raise
+            except NotReady:
+                pass  # who has failed tells it
             except torch.OutOfMemoryError:
                 told.short = ("vae" if watch.current == "vae" else "step", why_short(run))
             except HostMemoryRefused as e:
@@ -243,14 +256,15 @@ def shared_gradients(run: Run, team: Team, step: int, expert: Expert, watch: Sto
         _heed(run, team, everyone, bug)
         with watch.part("exchange"):
             add_up(run, team, total, uses, [one.uses for one in everyone])
-        for rank, one in zip(team.part.ranks, everyone, strict=True):
+        for place, (rank, one) in enumerate(zip(part.ranks, everyone, strict=True)):
             assert one.made is not None
-            result.add(one.made)
+            if place % part.each == 0:  # the others of its clip have made the same
+                result.add(one.made)
             seconds = result.ranks.get(rank, {}).get("seconds", 0.0) + one.seconds
             result.ranks[rank] = {"seconds": seconds, "vram_gib": one.vram}
         run.control.why = next((one.stop for one in everyone if one.stop), "")
         # those of one expert finish what all are at, whatever it is that the others have done of it
-        if run.control.why and team.part.expert is None and first + sharing < mine.stop:
+        if run.control.why and part.expert is None and first + part.at_once < mine.stop:
             return None
     total.finish()
     return result
@@ -292,60 +306,6 @@ def _heed(run: Run, team: Team, everyone: list[_Told], bug: Exception | None) ->
     for one in everyone:
         if one.short:
             raise SharedShortage(*one.short)
-
-
-def draws(run: Run, expert: Expert, batch: Batch, x0_BCFhw: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Noise and sigma of each sample, keyed by its visit (epoch, clip, repeat): the same on a retry, a resume, another
-    card, and in whatever micro-batch it comes, so that accumulation equals a larger batch."""
-    shape = tuple(x0_BCFhw.shape[1:])
-    noise = [
-        torch.from_numpy(keyed_rng(run.job.job.seed, "noise", *draw.key).standard_normal(shape, dtype="float32"))
-        for draw in batch.draws
-    ]
-    sigmas = [draw_sigma(run.job, expert, run.base.boundary, *draw.key) for draw in batch.draws]
-    device = run.placement.device
-    return torch.stack(noise).to(device), torch.tensor(sigmas, dtype=torch.float32, device=device)
-
-
-def loss_terms(
-    run: Run,
-    executor: BlockExecutor,
-    batch: Batch,
-    x_BCFhw: torch.Tensor,
-    timestep_B: torch.Tensor,
-    target: torch.Tensor,
-    *,
-    share: float,
-) -> list[objective.LossTerm]:
-    """The losses of one micro-batch; `share` is its part of the optimizer step, so that accumulation equals a larger
-    batch.
-
-    The base's prediction for preservation is computed once per micro-batch and nowhere reused: noise is fresh each
-    time, so no other has the same.
-    """
-    training, trigger = run.job.training, run.job.job.trigger
-    mask = None
-    if batch.masks is not None:
-        mask = torch.from_numpy(batch.masks).unsqueeze(1).to(run.placement.device)
-    out = [objective.main_term(training, run.job.advanced, run.text(batch.captions), target, share, mask)]
-    if objective.preserves(training):
-        prompts = [objective.preserved_prompt(training, caption, trigger) for caption in batch.captions]
-        # Where that is the very caption which trains (a dropped one, a class alone), the two losses would ask opposite
-        # things of one prompt.
-        rows = [i for i, (prompt, caption) in enumerate(zip(prompts, batch.captions, strict=True)) if prompt != caption]
-        if rows:
-            part: objective.Rows = rows if len(rows) < len(prompts) else slice(None)
-            text = run.text([prompts[i] for i in rows])
-            base_prediction = executor.predict(x_BCFhw[part], timestep_B[part], text, strength=0.0)
-            out.append(
-                objective.preservation_term(training, text, base_prediction, part, share * len(rows) / len(prompts))
-            )
-    return out
-
-
-def draw_sigma(job: Job, expert: Expert, boundary: float, *key: int | str) -> float:
-    """The sigma of the sample with this key (its visit: epoch, clip, repeat): the same wherever it is drawn again."""
-    return sigma_at(job.training, expert, boundary, float(keyed_rng(job.job.seed, "timestep", *key).random()))
 
 
 def retry_on_oom(

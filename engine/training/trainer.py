@@ -1,7 +1,7 @@
 """The training loop, top to bottom. Between two optimizer steps the state is whole: there it is saved, shown in
 previews and changed by commands.
 
-What came before step 1 is engine.training.prepare's; how a batch becomes gradients, engine.training.train_step's.
+What came before step 1 is engine.training.prepare's; how a batch becomes gradients, engine.training.objective's.
 """
 
 import time

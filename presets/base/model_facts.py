@@ -39,6 +39,7 @@ class ModelFacts(Struct, frozen=True, kw_only=True):
     out_channels: int = 0
     num_layers: int = 0
     width: int = 0  # of the residual stream: heads x head size
+    heads: int = 0  # of its attention
     ffn: int = 0  # inner width of the feed-forward
     boundary_ratio: float | None = None
     parameters: int = 0  # of both experts together
@@ -95,6 +96,7 @@ def facts_of(named: NamedBase, composed: Composition) -> ModelFacts:
         out_channels=_whole(first, "out_channels"),
         num_layers=_whole(first, "num_layers"),
         width=_whole(first, "num_attention_heads") * _whole(first, "attention_head_dim"),
+        heads=_whole(first, "num_attention_heads"),
         ffn=_whole(first, "ffn_dim"),
         boundary_ratio=boundary,
         parameters=sum(p.facts.parameters for p in experts.values()),

@@ -18,6 +18,7 @@ FREE_TO_CHANGE = (
     "target.start_high",
     "target.start_low",
     "job.gpus",
+    "job.gpus_per_clip",
     "model.low_vram",
     "model.layer_offloading",
     "training.cache_text_embeddings",

@@ -12,38 +12,66 @@ from presets.job.schema import Job
 # several hosts, only the CPU's gloo has shown that the LoRAs come out bit-equal. Whoever records such a run
 # (benchmarks.gpus_apart) raises this with it.
 RECORDED = 2
+# The same of GPUs that share each clip. 1: none were.
+RECORDED_PER_CLIP = 1
+HEADS = 40  # of Wan 2.2 A14B's attention
 
 
 def apart(job: Job, gpus: int) -> bool:
     """Whether the experts train at the same time, each on half of the GPUs."""
-    return len(trained_experts(job)) == 2 and gpus > 1 and gpus % 2 == 0
+    clips = gpus // job.job.gpus_per_clip
+    return len(trained_experts(job)) == 2 and clips > 1 and clips % 2 == 0
 
 
 def for_one_step(job: Job, gpus: int) -> int:
-    """How many of them share each step, a micro-batch each at a time."""
+    """How many of them share each step."""
     return gpus // 2 if apart(job, gpus) else gpus
 
 
+def at_once(job: Job, gpus: int) -> int:
+    """How many micro-batches of a step they take at a time: one each, or one by all that share a clip."""
+    return for_one_step(job, gpus) // job.job.gpus_per_clip
+
+
 def fits(job: Job, gpus: int) -> bool:
-    """Whether that number divides the micro-batches of a step."""
-    return job.training.gradient_accumulation % for_one_step(job, gpus) == 0
+    """Whether the micro-batches that they take at once divide those of a step."""
+    return gpus % job.job.gpus_per_clip == 0 and job.training.gradient_accumulation % at_once(job, gpus) == 0
 
 
 def require_fits(job: Job, gpus: int) -> None:
     """Raises UserError, with those that do, for a number that does not."""
-    if not fits(job, gpus):
+    each = job.job.gpus_per_clip
+    if gpus % each:
         raise UserError(
-            f"{gpus} GPUs cannot share its steps: each of the {for_one_step(job, gpus)} that train one expert takes one"
-            f" micro-batch, and a step has {job.training.gradient_accumulation} of them",
+            f"{gpus} GPU{'s' if gpus > 1 else ''} cannot share clips by {each} each",
+            where="job.gpus_per_clip",
+            fix=f"Use {listed(numbers(job))} GPUs, or set job.gpus_per_clip = 1",
+        )
+    if not fits(job, gpus):
+        takes = "each" if each == 1 else f"every {each}"
+        raise UserError(
+            f"{gpus} GPUs cannot share its steps: {takes} of the {for_one_step(job, gpus)} that train one expert"
+            f" take{'s' if each == 1 else ''} one micro-batch, and a step has {job.training.gradient_accumulation} of"
+            " them",
             where="job.gpus",
             fix=f"Use {listed(numbers(job))} of them, or set training.gradient_accumulation to a multiple of"
-            f" {for_one_step(job, gpus)}",
+            f" {at_once(job, gpus)}",
         )
 
 
 def numbers(job: Job) -> list[int]:
     """All numbers of GPUs that can share the work."""
-    return [n for n in range(1, 2 * job.training.gradient_accumulation + 1) if fits(job, n)]
+    most = 2 * job.training.gradient_accumulation * job.job.gpus_per_clip
+    return [n for n in range(1, most + 1) if fits(job, n)]
+
+
+def cannot_share_clips(job: Job, *, heads: int, fewest: int) -> str:
+    """Why the job's clips, of `fewest` tokens and more, cannot be shared by as many GPUs as it says; "" where they
+    can."""
+    each = job.job.gpus_per_clip
+    if heads % each:
+        return f"{each} GPUs cannot share the {heads} heads of the attention evenly"
+    return f"{each} GPUs cannot share a clip of {fewest} tokens" if fewest < each else ""
 
 
 def listed(numbers: list[int]) -> str:
@@ -55,6 +83,18 @@ def listed(numbers: list[int]) -> str:
 def recorded(job: Job, *, on_cards: bool) -> bool:
     """Whether as many GPUs as the job names have been seen to train together. Processes on the CPU have."""
     return not on_cards or len(set(job.job.gpus)) <= RECORDED
+
+
+def never_shared(job: Job) -> str:
+    """That so many cards were never seen to share clips; "" where they were."""
+    each = job.job.gpus_per_clip
+    if each <= RECORDED_PER_CLIP:
+        return ""
+    return (
+        f"{each} cards were never seen to share a clip yet, only processes on a CPU: a run of"
+        f" `python -m benchmarks.gpus_apart JOB.toml --gpus {','.join(map(str, range(each)))} --per-clip {each}` has to"
+        " be recorded first"
+    )
 
 
 def of_experts(job: Job, experts: Sequence[Expert]) -> Job:

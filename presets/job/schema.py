@@ -33,6 +33,9 @@ class JobPanel(Struct, kw_only=True, forbid_unknown_fields=True):
     gpus: Annotated[list[int], about("GPUs",
         "Number of each GPU the job may use, as nvidia-smi counts them; within CUDA_VISIBLE_DEVICES where that is "
         "set, 0 is the first it names.", min_length=1)] = field(default_factory=lambda: [0])
+    gpus_per_clip: Annotated[int, about("GPUs per clip",
+        "GPUs of one host that share each clip, by tokens and heads: for clips too long or too slow for one card. The "
+        "LoRA agrees with one GPU's within rounding, not to the bit.", ge=1, le=64)] = 1
     seed: Annotated[int, about("Seed",
         "Same seed, same data, same machine class: same LoRA, bit for bit.", ge=0, le=2**63 - 1)] = 42
 

@@ -65,7 +65,7 @@ def limits_of(low_vram: Literal["auto"] | bool, layer_offloading: Literal["auto"
 def candidates(costs: Costs, precision: Precision, limits: Limits, *, compiled: bool = True) -> Iterator[Plan]:
     """Every plan worth pricing, `vae_frames` left at its least."""
     layers = costs.shape.layers
-    longest = max(load.bucket.tokens for load in costs.work.loads)
+    longest = max(load.tokens for load in costs.work.loads)
     mixed = len({load.rows for load in costs.work.loads}) > 1
     useful = [c for c in CHUNKS if c < longest] or [CHUNKS[-1]]
     chunks = useful if limits.chunked else [0] if limits.chunked is False else [0, *useful]

@@ -3,6 +3,7 @@ the work and the table of `coefficients`; nothing else is empirical."""
 
 from functools import cache
 
+import msgspec
 from msgspec import Struct
 
 from presets.planner.coefficients import FITTED
@@ -10,7 +11,7 @@ from presets.planner.memory_costs import MemoryCosts, training_peak
 from presets.planner.plan import Plan
 from presets.planner.sizes import ExpertShape
 from presets.planner.time_costs import Seconds, TimeCosts
-from presets.planner.workload import Hardware, Load, Workload
+from presets.planner.workload import Hardware, Workload
 
 
 class Prediction(Struct, frozen=True, kw_only=True):
@@ -56,7 +57,7 @@ class Costs:
             ram=sum(ram.values()),
             ram_held=ram,
             seconds=self.step(plan),
-            largest=self.time.step(plan, (Load(largest.bucket, largest.batch, 1.0),)),
+            largest=self.time.step(plan, (msgspec.structs.replace(largest, share=1.0),)),
             preview=self.time.preview(plan),
             total=self.time.run(plan),
             validation=self.time.validation(plan),

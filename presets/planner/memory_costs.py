@@ -16,6 +16,9 @@ from presets.planner.preview_accelerators import BLOCKS_ALIVE
 from presets.planner.sizes import GIB, OPTIMIZER_BYTES, ExpertShape
 from presets.planner.workload import Hardware, Load, PreviewLoad, Workload
 
+# row tensors more at attention's backward where GPUs share a clip: what it works on by heads beside the same by tokens,
+# and what is sent and received. Counted, not measured
+SPLIT_ROWS = 7
 ALIGN = 256  # bytes; see engine.weights.packed_blocks
 QINT4_GROUP = 128  # inputs per scale and shift
 STORED = {
@@ -90,7 +93,7 @@ class MemoryCosts:
         """CUDA graphs of blocks: what they work in, which nothing else has the use of, their fixed inputs, what the
         driver keeps. The first block of each shape is launched, so all else needs no less."""
         w, tensor = self.work, plan.graphed * self.row
-        working = self._recomputed(plan, tensor, tensor)
+        working = self._recomputed(plan, tensor, tensor, self._sums)
         lora = 2 * 4 * self.shape.lora_parameters(w.rank) // self.shape.layers * w.layouts
         shapes = {(load.bucket, load.batch) for load in w.loads if plan.as_graphs(load.batch, load.bucket.tokens)}
         if w.previews and plan.as_graphs(1, w.previews.bucket.tokens):
@@ -136,7 +139,7 @@ class MemoryCosts:
         graphs."""
         load = load or self.tail
         tensor = load.rows * self.row
-        part = load.batch * plan.longest_run(load.bucket.tokens) * self.row
+        part = load.batch * plan.longest_run(load.tokens) * self.row
         ratio = self.shape.ffn / self.shape.width
         kept_blocks = self._kept(plan, load)
         waiting = self.shape.layers - kept_blocks
@@ -144,15 +147,15 @@ class MemoryCosts:
         window = min(waiting, c.activation_window) * c.stash_rows * tensor if here < waiting else 0.0
         staying = float(here * self.activations(load))
         activations = max(window, staying)  # those that stay are used up before the others come back
-        sums = self._sums
-        recomputed = self._recomputed(plan, tensor, part) if waiting else 0.0
+        beside = self._sums + (SPLIT_ROWS if load.split > 1 else 0)
+        recomputed = self._recomputed(plan, tensor, part, beside) if waiting else 0.0
         kept = (c.kept + c.kept_ffn * ratio) * tensor + _weight_bytes(
             plan.precision
         ) * self.shape.parameters / self.shape.layers
         graphs, working = 0.0, recomputed
         if kept_blocks:  # residents are spread evenly, so all but one graph may be alive while a block is recomputed
             graphs = kept_blocks * kept
-            working = max((c.kept_backward + sums) * tensor, recomputed - kept)
+            working = max((c.kept_backward + beside) * tensor, recomputed - kept)
         share = c.lost_chunked if part < tensor else c.lost
         lost = share * (recomputed or working) + c.lost_kept * graphs + c.lost_activations * staying + share * window
         return c.fixed + self._weight_copy(plan) + activations + graphs + working, lost
@@ -165,10 +168,11 @@ class MemoryCosts:
     def _sums(self) -> float:
         return c.attention_sums * (self.work.deterministic and self.hardware.partial_sums)
 
-    def _recomputed(self, plan: Plan, tensor: float, part: float) -> float:
-        """What a block that is recomputed works in, of a row tensor over the whole length and one over a chunk."""
+    def _recomputed(self, plan: Plan, tensor: float, part: float, beside: float) -> float:
+        """What a block that is recomputed works in, of a row tensor over the whole length and one over a chunk, with
+        `beside` row tensors beside attention's own at its backward."""
         chunk_ffn = (c.chunk_ffn + _turned_rows(plan.precision)) * (self.shape.ffn / self.shape.width)
-        return max(c.outside * tensor + (c.chunk + chunk_ffn) * part, (c.attention + self._sums) * tensor)
+        return max(c.outside * tensor + (c.chunk + chunk_ffn) * part, (c.attention + beside) * tensor)
 
     def _weight_copy(self, plan: Plan) -> int:
         """The largest weight once more: transposed for the 8-bit product, or dequantized."""
@@ -176,7 +180,7 @@ class MemoryCosts:
 
     def _forward(self, plan: Plan, load: Load) -> tuple[float, float]:
         """(working set of a pass without a graph, lost)."""
-        tensor, part = load.rows * self.row, load.batch * plan.longest_run(load.bucket.tokens) * self.row
+        tensor, part = load.rows * self.row, load.batch * plan.longest_run(load.tokens) * self.row
         chunk_ffn = c.forward_chunk_ffn + _turned_rows(plan.precision)
         work = max(
             c.forward_attention * tensor,

@@ -1,8 +1,9 @@
 """What several GPUs make of a job's plan: which share each has, what it takes there, and how long the run is then.
 
-Experts train apart, or ranks share the micro-batches of each step, or both (presets.job.gpu_shares). What a micro-batch
-takes is the plan's own; what is added is the exchange of gradients. Each rank receives those of all others in the order
-of the ranks and adds them up itself, as one process would, so what it receives grows with their number.
+Experts train apart, or ranks share the micro-batches of each step, or each clip, or several of these
+(presets.job.gpu_shares). What a micro-batch takes is the plan's own; what is added is the exchange of gradients. Each
+rank receives those of all others in the order of the ranks and adds them up itself, as one process would, so what it
+receives grows with their number. Ranks that share a clip also exchange tokens for heads around each self-attention.
 """
 
 import math
@@ -13,7 +14,7 @@ from msgspec import Struct
 
 from presets.facts.facts import Facts
 from presets.job.expert_schedule import EXPERTS, Expert, steps_of, trained_experts
-from presets.job.gpu_shares import apart, for_one_step, of_experts, require_fits
+from presets.job.gpu_shares import apart, at_once, for_one_step, of_experts, require_fits
 from presets.job.schema import Job
 from presets.planner.choose import Choice, choose_work
 from presets.planner.coefficients import FITTED as c
@@ -27,6 +28,7 @@ FREE = 0.95  # of a card's memory: nobody else uses it
 THROUGH_HOST = 0.5  # of the copy rate
 COLLECTIVE = 50e-6  # seconds until a collective of N ranks begins, for each of them. An estimate
 ROUND = 2e-3  # seconds of what ranks tell each other about a micro-batch, through gloo. An estimate
+TURNS = 4, 8  # all-to-alls of a block, forward and backward: of q, k, v, the output and their gradients
 PACKED_GBPS = 1.0  # at which a learner is packed, sent and unpacked. An estimate
 # Of a stop. All but the first are estimates
 LEAST_GRACE = 180  # seconds: also for a part of the base model that is just being loaded, or a step of a preview
@@ -53,6 +55,8 @@ class Shared(Struct, frozen=True, kw_only=True):
     seconds_per_step: float  # of the run: what its steps take, by their number
     exchange_seconds: float  # of each step that ranks share
     received: int  # bytes of gradients that each rank receives in it
+    turned: int  # bytes that each rank receives in it from those that share its clips, and ...
+    turn_seconds: float  # ... what that takes
     total: float  # seconds of the whole run
     total_of_one: float  # on one of these GPUs, with the same plan
     link_gbps: float
@@ -75,7 +79,7 @@ def gradient_bytes(work: Workload, shape: ExpertShape, plan: Plan) -> int:
     """Bytes that a rank sends of one micro-batch: the gradient of every use of a LoRA parameter, in fp32. What follows
     the attention is used once for each run of tokens, and everything once for each loss term."""
     width, ffn = shape.width, shape.ffn
-    chunks = sum(load.share * plan.chunks(load.bucket.tokens) for load in work.loads)
+    chunks = sum(load.share * plan.chunks(load.tokens) for load in work.loads)
     once, each_run = 10 * width, 6 * width + 2 * (width + ffn)  # in + out of the linears before it, and of those after
     return round(4 * shape.layers * work.rank * work.terms * (once + chunks * each_run))
 
@@ -89,12 +93,23 @@ def exchange(sent: int, sharing: int, *, link_gbps: float, memory_gbps: float) -
     return Exchange(sent, received, received / (link_gbps * 1e9) + adding + sharing * COLLECTIVE + ROUND)
 
 
+def turning(work: Workload, shape: ExpertShape, *, link_gbps: float) -> tuple[float, float]:
+    """(bytes that a rank receives, seconds) of one micro-batch whose clips are shared: tokens for heads and back."""
+    forward, backward = TURNS
+    count = shape.layers * (work.terms * (forward + backward) + work.extra_forwards * forward)
+    split = work.largest.split
+    if split == 1:
+        return 0.0, 0.0
+    each = sum(load.share * load.rows for load in work.loads) * 2 * shape.width * (split - 1) / split
+    return count * each, count * (each / (link_gbps * 1e9) + split * COLLECTIVE)
+
+
 def share_out(job: Job, facts: Facts, hardware: Hardware, gpus: int, *, link_gbps: float | None = None) -> Shared:
     """The job on so many GPUs like `hardware` of one host, whose processes share the frozen weights. `link_gbps`: what
     one receives from the others, 10^9 bytes a second. Raises UserError, for a number that cannot share its steps with
     those that can, and DoesNotFit."""
     require_fits(job, gpus)
-    sharing, divided = for_one_step(job, gpus), apart(job, gpus)
+    sharing, divided, together = for_one_step(job, gpus), apart(job, gpus), at_once(job, gpus)
     each = msgspec.structs.replace(hardware, ram_free=hardware.ram_free // gpus)
     work, shape = msgspec.structs.replace(workload_of(job, facts), sharers=gpus), shape_of(facts)
     choice = choose_work(work, job, facts, each)
@@ -111,8 +126,9 @@ def share_out(job: Job, facts: Facts, hardware: Hardware, gpus: int, *, link_gbp
     costs = Costs(work, hardware, shape)
     step = costs.time.step(choice.plan)
     one = exchange(gradient_bytes(work, shape, choice.plan), sharing, link_gbps=link, memory_gbps=hardware.memory_gbps)
-    rounds = work.accumulation // sharing
-    shared_step = (step.total - step.other) / sharing + step.other + rounds * one.seconds
+    turned, turn_seconds = turning(work, shape, link_gbps=link)
+    rounds = work.accumulation // together
+    shared_step = (step.total - step.other) / together + step.other + rounds * (one.seconds + turn_seconds)
     steps = steps_of(job)
     waited = max(steps.values()) if divided else work.steps
     training = waited * shared_step
@@ -121,17 +137,20 @@ def share_out(job: Job, facts: Facts, hardware: Hardware, gpus: int, *, link_gbp
         turns = work.steps / (2 * job.multistage.switch_every)
         training += turns * learner / (hardware.copy_gbps * c.unlocked * 1e9)  # what a stop may have to put back
         training += work.saves * learner / (PACKED_GBPS * 1e9)
+    whole = msgspec.structs.replace(work, loads=tuple(msgspec.structs.replace(load, split=1) for load in work.loads))
     rest = costs.time.run(choice.plan) - work.steps * step.total  # by the first rank, as by one
     return Shared(
         gpus=gpus,
-        how=_how(divided, sharing),
+        how=_how(divided, together, job.job.gpus_per_clip),
         shares=shares,
         choice=choice,
         seconds_per_step=training / work.steps,
         exchange_seconds=rounds * one.seconds,
         received=rounds * one.received,
+        turned=round(rounds * turned),
+        turn_seconds=rounds * turn_seconds,
         total=training + rest,
-        total_of_one=costs.time.run(choice.plan),
+        total_of_one=Costs(whole, hardware, shape).time.run(choice.plan),
         link_gbps=link,
     )
 
@@ -163,9 +182,11 @@ def two_at_once(job: Job, facts: Facts, hardware: Hardware) -> tuple[list[int], 
     return ([job.job.gpus[0], free[0]], share_out(job, facts, hardware, 2)) if free else None
 
 
-def _how(divided: bool, sharing: int) -> str:
+def _how(divided: bool, together: int, each: int) -> str:
     both = f"{' and '.join(expert.replace('_', ' ') for expert in EXPERTS)} train apart"
-    share = f"{sharing} GPUs share the micro-batches of each step"
+    share = f"{together} {'GPUs' if each == 1 else 'groups of them'} share the micro-batches of each step"
+    parts = [f"{each} GPUs share each clip"] if each > 1 else []
+    parts += [share] if together > 1 else []
     if divided:
-        return f"{both}, and {share}" if sharing > 1 else f"{both}, a GPU each"
-    return share if sharing > 1 else "one GPU"
+        return f"{both}, and {', and '.join(parts)}" if parts else f"{both}, a GPU each"
+    return ", and ".join(parts) or "one GPU"

@@ -63,12 +63,12 @@ class TimeCosts:
             * load.rows
             * (self.shape.lora_parameters(self.work.rank) + self.shape.lora_parameters(self.work.ara_rank))
         )
-        at_once = load.batch * plan.longest_run(load.bucket.tokens)
+        at_once = load.batch * plan.longest_run(load.tokens)
         return products / (rate * 1e12) * (1 + c.half_rows / at_once) + branches / (h.bf16_tflops * 1e12)
 
     def _weights_again(self, plan: Plan, load: Load) -> tuple[float, float]:
         """Seconds of a (forward, backward) pass that go into dequantizing or transposing weights, once per chunk."""
-        moved = self.shape.parameters * plan.chunks(load.bucket.tokens) / (self.hardware.memory_gbps * 1e9)
+        moved = self.shape.parameters * plan.chunks(load.tokens) / (self.hardware.memory_gbps * 1e9)
         if plan.precision in EIGHT_BITS:
             return 0.0, 2 * moved
         each = 0.0 if plan.precision == "none" else STORED[plan.precision] + 2
@@ -85,12 +85,13 @@ class TimeCosts:
             if self.work.deterministic
             else (h.attention_forward_tflops, h.attention_backward_tflops)
         )
-        products = 4 * load.batch * load.bucket.tokens**2 * self.shape.width * self.shape.layers / 1e12
+        whole = 4 * load.batch * load.bucket.tokens**2 * self.shape.width * self.shape.layers / 1e12
+        products = whole / load.split  # each GPU has a part of the heads
         return products / (rates[0] * c.attention_forward), 2 * products / (rates[1] * c.attention_backward)
 
     def forward(self, plan: Plan, load: Load) -> tuple[float, float]:
         """(computing, copying to the device) of one pass without a graph."""
-        chunks = plan.chunks(load.bucket.tokens)
+        chunks = plan.chunks(load.tokens)
         attention, _ = self.attention(load)
         token_wise = (
             self._linears(plan, load)
@@ -105,7 +106,7 @@ class TimeCosts:
 
     def backward(self, plan: Plan, load: Load) -> tuple[float, float]:
         """(computing, copying to the device) of the backward half of a step, recomputation included."""
-        layers, rows, chunks = self.shape.layers, load.rows, plan.chunks(load.bucket.tokens)
+        layers, rows, chunks = self.shape.layers, load.rows, plan.chunks(load.tokens)
         visited = layers - self.work.lowest
         part, redone = visited / layers, max(0, visited - plan.kept_for(rows)) / layers
         forward_again, backward_again = self._weights_again(plan, load)

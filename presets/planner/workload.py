@@ -38,11 +38,17 @@ class Load(Struct, frozen=True):
     bucket: Bucket
     batch: int
     share: float  # of all micro-batches
+    split: int = 1  # GPUs that share each clip
+
+    @property
+    def tokens(self) -> int:
+        """Of a clip, those of one GPU, outside its self-attention: T."""
+        return -(-self.bucket.tokens // self.split)
 
     @property
     def rows(self) -> int:
-        """Tokens of the whole batch: B x T."""
-        return self.batch * self.bucket.tokens
+        """Of the whole batch: B x T."""
+        return self.batch * self.tokens
 
 
 class PreviewLoad(Struct, frozen=True, kw_only=True):
@@ -267,7 +273,8 @@ def _loads(job: Job, found: list[DatasetFacts]) -> tuple[Load, ...]:
     batches: Counter[tuple[Bucket, int]] = Counter()
     for (group, size), count in batches_of(items, job.training.batch_size).items():
         batches[group.bucket, size] += count
-    return tuple(Load(bucket, size, count / batches.total()) for (bucket, size), count in sorted(batches.items()))
+    split, total = job.job.gpus_per_clip, batches.total()
+    return tuple(Load(bucket, size, count / total, split) for (bucket, size), count in sorted(batches.items()))
 
 
 def _square_buckets(panel: DatasetPanel) -> set[Bucket]:

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from presets.facts.facts import Facts, model_missing, used_gpus
 from presets.job import gpu_shares
 from presets.job.expert_schedule import high_ranks
-from presets.job.gpu_shares import fits, listed, numbers, recorded
+from presets.job.gpu_shares import HEADS, cannot_share_clips, fits, listed, never_shared, numbers, recorded
 from presets.job.schema import Job
 from presets.job.toml_file import get_value
 from presets.machine.precisions import LEAST, text
 from presets.planner.sizes import GIB
+from presets.planner.workload import workload_of
 from presets.rules.registry import Found, rule
 from presets.text import human
 
@@ -133,10 +134,33 @@ def gpus_share(job: Job, facts: Facts) -> Iterator[Found]:
     """Several GPUs share the micro-batches of each step evenly; where both experts train and the number is even, half
     of them do so for each expert."""
     gpus = list(dict.fromkeys(job.job.gpus))
-    if recorded(job, on_cards=on_cards(facts)) and not fits(job, len(gpus)):
+    whole = len(gpus) % job.job.gpus_per_clip == 0  # else that is what is wrong
+    if recorded(job, on_cards=on_cards(facts)) and whole and not fits(job, len(gpus)):
         yield Found(
             "job.gpus",
             f"{len(gpus)} GPUs cannot share steps of {job.training.gradient_accumulation} micro-batches"
             f" (training.gradient_accumulation): {listed(numbers(job))} can",
             set={"job.gpus": gpus[: max(n for n in numbers(job) if n <= len(gpus))]},
         )
+
+
+@rule("gpus-per-clip", "error")
+def gpus_per_clip(job: Job, facts: Facts) -> Iterator[Found]:
+    """GPUs that share a clip divide the job's GPUs, the heads of the attention and the tokens; and have been seen to,
+    on cards."""
+    each, gpus = job.job.gpus_per_clip, len(dict.fromkeys(job.job.gpus))
+    if each == 1:
+        return
+    heads = (facts.model.heads if facts.model else 0) or HEADS
+    fewest = min(load.bucket.tokens for load in workload_of(job, facts).loads)
+    why = (
+        (never_shared(job) if on_cards(facts) else "")
+        or (
+            f"{gpus} GPU{'s are' if gpus > 1 else ' is'} named, and {each} are to share each clip"
+            if gpus % each
+            else ""
+        )
+        or cannot_share_clips(job, heads=heads, fewest=fewest)
+    )
+    if why:
+        yield Found("job.gpus_per_clip", why, set={"job.gpus_per_clip": 1})

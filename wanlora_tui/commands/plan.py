@@ -54,7 +54,7 @@ def plan(args: Namespace) -> int:
         return _torchrun(args, job, facts, facts.machine, gpus)
     hardware = hardware_for(job, facts.machine, card=args.gpu, vram=args.vram, ram=args.ram)
     try:
-        shared = share_out(job, facts, hardware, gpus) if gpus > 1 else None
+        shared = share_out(job, facts, hardware, gpus) if max(gpus, job.job.gpus_per_clip) > 1 else None
         choice = shared.choice if shared else choose_for(job, facts, hardware)
     except DoesNotFit as e:
         return _refuse(e, job, facts, hardware, as_json=args.json)
@@ -151,7 +151,8 @@ def _lines(
         "Work",
         (
             f"{bucket.frames}x{bucket.height}x{bucket.width} at the"
-            f" largest{'' if seen else ', as if clips filled their resolutions'}, {work.largest.rows} tokens a batch"
+            f" largest{'' if seen else ', as if clips filled their resolutions'},"
+            f" {work.largest.batch * bucket.tokens} tokens a batch"
         ),
     )
     if seen:
@@ -232,9 +233,14 @@ def _shared_lines(shared: Shared) -> Iterator[tuple[str, str]]:
                 f" {shared.link_gbps:.0f} GB/s (NVLink is faster)"
             ),
         )
+    if shared.turned:
+        yield (
+            "",
+            f"{human(shared.turned)} of tokens and heads to each in a step, {seconds_each(shared.turn_seconds)} s",
+        )
     yield "", f"a step takes {seconds_each(shared.seconds_per_step)} s in the mean"
     yield "", f"{duration(shared.total)} in all: {shared.times_as_fast:.2f} times as fast as one of them"
-    if shared.gpus > gpu_shares.RECORDED:
+    if shared.gpus > gpu_shares.RECORDED or (shared.turned and gpu_shares.RECORDED_PER_CLIP == 1):
         yield "", "reckoned alone: such a run was never made on cards yet, and a job that names them is refused"
 
 

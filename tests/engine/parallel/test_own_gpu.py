@@ -34,13 +34,22 @@ def test_more_processes_than_gpus_are_refused_by_all_of_them_the_first_too():
 
 
 def test_more_cards_than_were_ever_seen_together_are_refused_also_of_several_hosts(monkeypatch: pytest.MonkeyPatch):
-    require_recorded(Rank(1, 2, 1, 2))
+    job = job_from_dict({"job": {"name": "t"}, "datasets": [{"path": "x"}]})
+    require_recorded(Rank(1, 2, 1, 2), job)
     with pytest.raises(UserError, match="2 cards of several hosts were never seen to train one run together"):
-        require_recorded(Rank(1, 2, 0, 1))
+        require_recorded(Rank(1, 2, 0, 1), job)
     with pytest.raises(UserError, match="3 cards were never seen to train one run together"):
-        require_recorded(Rank(2, 3, 2, 3))
+        require_recorded(Rank(2, 3, 2, 3), job)
     monkeypatch.setattr(gpu_shares, "RECORDED", 3)
-    require_recorded(Rank(2, 3, 2, 3))
+    require_recorded(Rank(2, 3, 2, 3), job)
+
+
+def test_cards_that_share_clips_are_refused_until_a_benchmark_is_recorded(monkeypatch: pytest.MonkeyPatch):
+    job = job_from_dict({"job": {"name": "t", "gpus": [0, 1], "gpus_per_clip": 2}, "datasets": [{"path": "x"}]})
+    with pytest.raises(UserError, match=r"benchmarks\.gpus_apart JOB\.toml --gpus 0,1 --per-clip 2"):
+        require_recorded(Rank(1, 2, 1, 2), job)
+    monkeypatch.setattr(gpu_shares, "RECORDED_PER_CLIP", 2)
+    require_recorded(Rank(1, 2, 1, 2), job)
 
 
 def test_a_job_that_names_two_gpus_is_refused_by_one_process_with_the_command_that_starts_two():

@@ -51,6 +51,33 @@ def test_an_even_number_trains_both_experts_apart_and_an_odd_one_shares_each_ste
     assert {p.expert for p in parts_of(job_of(2, both=False), 2)} == {None}
 
 
+@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize(("world", "accumulation"), [(2, 1), (4, 2), (4, 1), (8, 2)])
+def test_each_micro_batch_is_that_of_the_ranks_of_one_clip(world: int, accumulation: int, both: bool):
+    job, steps = with_value(job_of(accumulation, both=both), "job.gpus_per_clip", 2), 16
+    clips = world // 2
+    if accumulation % (clips // 2 if both and clips % 2 == 0 else clips):
+        with pytest.raises(UserError, match=r"every 2 of the \d that train one expert take one micro-batch"):
+            parts_of(job, world)
+        return
+    taken: list[tuple[int, int]] = []
+    for rank, part in enumerate(parts_of(job, world)):
+        assert part.clip[part.seat] == rank and len(part.clip) == 2 and set(part.clip) <= set(part.ranks)
+        index = batch_after(job, part, -1)
+        while index < steps * accumulation:
+            taken.append((index, part.seat))
+            index = batch_after(job, part, index)
+    assert sorted(taken) == [(index, seat) for index in range(steps * accumulation) for seat in (0, 1)]
+
+
+def test_a_number_that_ranks_of_a_clip_do_not_divide_is_refused_with_those_that_they_do():
+    job = with_value(job_of(2), "job.gpus_per_clip", 2)
+    assert numbers(job) == [2, 4, 8]
+    for world in (1, 3):
+        with pytest.raises(UserError, match=r"cannot share clips by 2 each.*Use 2, 4 or 8 GPUs"):
+            parts_of(job, world)
+
+
 def test_a_number_that_does_not_divide_is_refused_with_those_that_do():
     with pytest.raises(UserError, match=r"3 GPUs cannot share .* 4 of them.*Use 1, 2 or 4 .*a multiple of 3"):
         parts_of(job_of(4, both=False), 3)

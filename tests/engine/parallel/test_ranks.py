@@ -30,6 +30,13 @@ JOBS: dict[str, dict] = {
         "validation": {"fraction": 0.25, "every": 6, "bins": 1},
         "sample": {"every": 8, "steps": 2, "width": 64, "height": 48, "num_frames": 1},
     },
+    "clips": {
+        "steps": 4,
+        "prompts": 0,
+        "gradient_accumulation": 2,
+        "dataset": {"num_frames": 5},
+        "save": {"every": 2, "keep": 3, "dtype": "fp32"},
+    },
     # Two losses to a micro-batch: each of them gives two gradients to a parameter.
     "one": {
         "steps": 3,
@@ -61,7 +68,7 @@ class Runs:
     def new(self, kind: str, name: str) -> Path:
         """A job file."""
         path = write_job(self._folder / kind / name, self._tiny, **JOBS[kind])
-        save_job(with_value(load_job(path), "multistage.low_noise", kind == "both"), path, fresh=True)
+        save_job(with_value(load_job(path), "multistage.low_noise", kind != "one"), path, fresh=True)
         return path
 
     def start(
@@ -198,3 +205,57 @@ def test_a_number_of_ranks_that_cannot_share_is_refused_by_the_first_in_one_line
     assert [attempt.said().count("\n") for attempt in attempts] == [1, 0, 0]
     assert "Use 1, 2 or 4 of them" in attempts[0].said()
     assert not (job.parent / "runs").exists()
+
+
+def share_clips(job: Path, ranks: int) -> None:
+    """Have so many ranks train it, two on each clip; one trains alone."""
+    made = with_value(load_job(job), "job.gpus", list(range(ranks)))
+    save_job(with_value(made, "job.gpus_per_clip", min(ranks, 2)), job)
+
+
+def require_agreement(runs: Runs, job: Path) -> None:
+    """The losses and LoRAs are those of one process but for the order in which fp32 adds."""
+    mine, straight = job.parent / "runs/t", runs.straight("clips").parent / "runs/t"
+    losses = [[e.data["loss"] for e in events(run) if e.kind == "step"] for run in (mine, straight)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for file in ("t_high_noise.safetensors", "t_low_noise.safetensors"):
+        found, wanted = load_file(mine / file), load_file(straight / file)
+        assert found.keys() == wanted.keys()
+        for name, expected in wanted.items():
+            assert (found[name] - expected).norm() <= 1e-3 * expected.norm(), name
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_that_share_clips_agree_with_one(runs: Runs, ranks: int):
+    """Four train the experts apart as well."""
+    share_clips(job := runs.new("clips", f"by {ranks}"), ranks)
+    attempts = runs.start(job, ranks)
+    assert ends(attempts) == [DONE] * ranks, [attempt.said()[-3000:] for attempt in attempts]
+    require_agreement(runs, job)
+
+
+def test_a_run_whose_clips_were_shared_goes_on_by_one_rank_and_back(runs: Runs):
+    job = runs.new("clips", "one, two, one")
+    assert ends(runs.start(job, 1, ["sigterm:noise:2"])) == [STOPPED]
+    share_clips(job, 2)
+    two = runs.start(job, 2, ["sigterm:noise:3@1"], resume=True)
+    assert ends(two) == [STOPPED, STOPPED], [attempt.said()[-3000:] for attempt in two]
+    share_clips(job, 1)
+    assert ends(runs.start(job, 1, resume=True)) == [DONE]
+    require_agreement(runs, job)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "cause"),
+    [
+        ("sigkill:forward:3@1", -9, "rank 1 of 2 was killed or has crashed"),
+        ("raise:forward:3@1", FAILED, "rank 1 of 2: InjectedFault"),  # the first waits for its tokens
+        ("raise:noise:3@1", FAILED, "rank 1: InjectedFault"),  # and here for what it makes of the clip
+    ],
+)
+def test_a_rank_that_dies_ends_the_other_of_its_clip(runs: Runs, fault: str, code: int, cause: str):
+    share_clips(job := runs.new("clips", fault.replace(":", "-")), 2)
+    attempts = runs.start(job, 2, [fault])
+    assert ends(attempts) == [FAILED, code], [attempt.said()[-3000:] for attempt in attempts]
+    last = events(job.parent / "runs/t")[-1]
+    assert last.kind == "failed" and cause in last.data["cause"] and not last.data["user"]

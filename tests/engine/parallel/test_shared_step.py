@@ -11,17 +11,19 @@ import msgspec
 import pytest
 import torch
 
+from engine.executor.token_split import TokenSplit
 from engine.memory.planning import Shortage
 from engine.parallel.ordered_sum import OrderedSum
 from engine.parallel.orders import Steps
 from engine.parallel.parts import Part
 from engine.parallel.team import RankFailed
-from engine.training import placement, trainer
+from engine.training import placement, train_step, trainer
 from engine.training.context import Run
 from engine.training.placement import settle
-from engine.training.train_step import StepTaken
+from engine.training.train_step import ClipLost, StepTaken
 from engine.training.trainer import OwnSteps, advance, optimizer_step, take_turns
 from presets.errors import UserError
+from presets.planner.plan import LESS_MEMORY
 from tests.helpers.jobs import write_job
 from tests.helpers.training.bench import Bench
 
@@ -227,6 +229,34 @@ def test_a_plan_that_one_rank_cannot_take_ends_all(bench: Bench, monkeypatch: py
     monkeypatch.setattr(placement, "place", lambda run, plan: None)
     with pytest.raises(UserError, match="rank 1: no smaller plan is left"):
         settle(run, SimpleNamespace(exchange=exchange, parts=run.team.parts))
+
+
+def run_of_a_clip(bench: Bench, other: Callable[[str], str]) -> Run:
+    """The first of two ranks that share a clip, before anything is split: `other` gives what the second has made."""
+    run = run_with(bench, lambda mine: mine)
+    run.team.part = Part(None, 0, (0, 1), 2)
+    run.team.exchange_clip = lambda mine: [mine, other(mine)]
+    return replace(run, split=TokenSplit(None, 0, 2, lambda collective: None))
+
+
+def test_memory_that_runs_out_within_a_shared_clip_ends_the_rank_with_what_to_do(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+):
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("12 GiB in use of 12")
+
+    run, told = run_of_a_clip(bench, lambda mine: mine), []
+    run.team.give_up = told.append
+    monkeypatch.setattr(train_step, "through_expert", full)
+    with pytest.raises(ClipLost):
+        optimizer_step(run, STEP)
+    (loss,) = told
+    assert loss.user and loss.fix == LESS_MEMORY and "out of memory in the midst of a clip that 2 GPUs" in loss.cause
+
+
+def test_ranks_that_have_made_several_of_a_clip_go_no_further(bench: Bench):
+    with pytest.raises(AssertionError, match="have made several of it"):
+        optimizer_step(run_of_a_clip(bench, lambda mine: "0" * 64), STEP)
 
 
 def replace_plan(run: Run, **values: Any) -> Any:

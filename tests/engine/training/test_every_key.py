@@ -88,6 +88,7 @@ CASES: dict[str, Case] = {
     "job.kind": Case("character", "findings", {"multistage.low_noise": False}),
     "job.trigger": Case("zork", "captions"),
     "job.gpus": Case([3], "findings"),
+    "job.gpus_per_clip": Case(2, "findings"),
     "job.seed": Case(43, "step"),
     "model.path": Case("elsewhere", "step"),
     "model.vae": Case("other", "latents"),

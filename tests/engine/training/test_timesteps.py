@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from engine.training.train_step import draw_sigma
+from engine.training.objective import draw_sigma
 from presets.job.schema import DatasetPanel, Job, JobPanel, TrainingPanel
 from presets.job.timesteps import distribution, masses, median, sigma_at, sigma_range
 

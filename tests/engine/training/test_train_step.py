@@ -17,10 +17,10 @@ from engine.data.sampler import BatchSampler, turn_of
 from engine.encode.latents import condition, encode, pixels
 from engine.executor.block_executor import BlockExecutor
 from engine.training.context import Learner, Run
-from engine.training.objective import noised
+from engine.training.objective import draws, noised
 from engine.training.optimizer import Ema, build_optimizer, clip_gradients
 from engine.training.prepare import all_texts
-from engine.training.train_step import StepResult, draws
+from engine.training.train_step import StepResult
 from engine.training.trainer import optimizer_step
 from tests.helpers.jobs import of_kind, write_job
 from tests.helpers.training.bench import CPU, Bench

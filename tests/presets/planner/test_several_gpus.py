@@ -7,7 +7,7 @@ from benchmarks import scaling_simulated
 from presets.errors import UserError
 from presets.job.schema import Job
 from presets.planner.cards import card_hardware, find_card
-from presets.planner.costs import predict
+from presets.planner.costs import Costs, predict
 from presets.planner.plan import Plan
 from presets.planner.several_gpus import LEAST_GRACE, exchange, gradient_bytes, share_out, stop_grace
 from presets.planner.sizes import GIB, ExpertShape
@@ -54,6 +54,27 @@ def test_gpus_that_share_steps_receive_the_gradients_of_all_others():
     assert "train apart, and 4 GPUs share" in both.how
     assert [share.expert for share in both.shares] == ["high_noise"] * 4 + ["low_noise"] * 4
     assert both.total < two.total < two.total_of_one
+
+
+def test_gpus_that_share_clips_have_a_part_of_memory_and_time_and_exchange_tokens():
+    one = share_out(a_job(multistage={"low_noise": False}), facts(), H100, 1)
+    job = a_job(job={"gpus_per_clip": 2}, multistage={"low_noise": False})
+    two, work, shape = share_out(job, facts(), H100, 2), workload_of(job, facts()), ExpertShape()
+    whole = workload_of(a_job(), facts())
+    assert "2 GPUs share each clip" in two.how and {share.expert for share in two.shares} == {None}
+    assert [load.bucket for load in work.loads] == [load.bucket for load in whole.loads]
+    assert 2 * work.largest.rows == pytest.approx(whole.largest.rows, abs=1)
+    plan, costs = one.choice.plan, [Costs(each, H100, shape) for each in (whole, work)]
+    assert costs[1].memory.activations() == pytest.approx(costs[0].memory.activations() / 2, rel=1e-3)
+    assert 0.5 < costs[1].memory.step(plan)[0] / costs[0].memory.step(plan)[0] < 0.9
+    assert costs[1].time.attention(work.loads[0])[0] == pytest.approx(costs[0].time.attention(whole.loads[0])[0] / 2)
+    # 12 all-to-alls in each of 40 blocks: each brings half of this GPU's tokens from the other
+    rows = sum(load.share * load.rows for load in work.loads)
+    assert two.turned == pytest.approx(12 * 40 * rows * 5120 * 2 / 2)
+    assert two.turn_seconds > two.turned / (two.link_gbps * 1e9)
+    assert two.total < two.total_of_one == pytest.approx(one.total_of_one, rel=0.1)
+    with pytest.raises(UserError, match="3 GPUs cannot share clips by 2 each"):
+        share_out(job, facts(), H100, 3)
 
 
 def test_every_use_of_a_parameter_is_sent():

@@ -16,6 +16,7 @@ from presets.facts.facts import Facts, RunFolder, clip_speeds
 from presets.facts.held_out import HeldClip, HeldOut
 from presets.findings import Finding
 from presets.job import gpu_shares
+from presets.job.gpu_shares import cannot_share_clips
 from presets.job.resume_check import ResumeCheck, check_resume
 from presets.job.schema import Job, LayersPanel
 from presets.job.toml_file import with_value
@@ -1198,6 +1199,20 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
         facts(machine=machine(), model=tiny_model()),
         {"job.gpus": [2, 1]},
     ),
+    (
+        "gpus-per-clip",
+        "job.gpus_per_clip",
+        job(job={"gpus": [1, 0], "gpus_per_clip": 2}),
+        facts(machine=machine(gpu(), gpu(index=1))),  # never seen on cards
+        {"job.gpus_per_clip": 1},
+    ),
+    (
+        "gpus-per-clip",
+        "job.gpus_per_clip",
+        job(job={"gpus_per_clip": 2}),
+        facts(machine=machine(), model=tiny_model()),
+        {"job.gpus_per_clip": 1},
+    ),
     # on cards no more than were seen together, whatever the base
     (
         "more-gpus",
@@ -1398,6 +1413,11 @@ def test_mending_everything_comes_to_an_end(code, made, known, picture):
 ALMOST: list[tuple[str, Job, Facts]] = [
     ("more-gpus", job(job={"gpus": [1, 0]}), facts(machine=machine(gpu(), gpu(index=1)))),
     ("gpus-share", job(job={"gpus": [1, 0]}), facts(machine=machine(), model=tiny_model())),
+    (
+        "gpus-per-clip",
+        job(job={"gpus": [1, 0], "gpus_per_clip": 2}),
+        facts(machine=machine(), model=tiny_model()),
+    ),
     # 832 px: 1024 leaves the clip whole
     ("resolution-not-reached", job(datasets=[{"resolutions": [512, 768, 1024]}]), facts()),
     ("images-among-clips", job(datasets=[{"num_frames": 1}]), facts([*clips(), image()])),
@@ -1892,3 +1912,15 @@ def test_as_many_cards_are_taken_as_are_recorded_and_processes_on_the_cpu_always
     assert not of("more-gpus", three, facts(machine=machine(), model=tiny_model()))
     monkeypatch.setattr(gpu_shares, "RECORDED", 3)
     assert not of("more-gpus", three, known)
+
+
+def test_gpus_share_clips_only_where_they_divide_heads_and_are_fewer_than_tokens(monkeypatch: pytest.MonkeyPatch):
+    known = facts(machine=machine(*(gpu(index=i) for i in range(3))))
+    three = job(job={"gpus": [0, 1, 2], "gpus_per_clip": 3}, multistage={"low_noise": False})
+    (found,) = of("gpus-per-clip", three, known)
+    assert "python -m benchmarks.gpus_apart JOB.toml --gpus 0,1,2 --per-clip 3" in found.message
+    monkeypatch.setattr(gpu_shares, "RECORDED_PER_CLIP", 3)
+    (found,) = of("gpus-per-clip", three, known)
+    assert found.message == "3 GPUs cannot share the 40 heads of the attention evenly"
+    assert cannot_share_clips(three, heads=3, fewest=2) == "3 GPUs cannot share a clip of 2 tokens"
+    assert not cannot_share_clips(three, heads=3, fewest=3)

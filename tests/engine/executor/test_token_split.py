@@ -1,0 +1,88 @@
+"""Processes that share a clip come to what one makes of it: prediction and loss, and gradients that add up to its."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from engine.executor.token_split import TokenSplit, run_lengths
+from tests.helpers.training.plain import attach, packed, small_expert, streamed
+
+BLOCKS, RANKS = 3, 2
+X = torch.randn(2, 36, 3, 6, 6, generator=torch.Generator().manual_seed(1))  # 27 tokens: an odd number
+TEXT = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(2))
+TARGET = torch.randn(2, 16, 3, 6, 6, generator=torch.Generator().manual_seed(3))
+MASK = torch.rand(2, 1, 3, 6, 6, generator=torch.Generator().manual_seed(4))
+T = torch.tensor([900.0, 300.0])
+# 28 rows are those of the rank that has a token more
+PLANS: list[dict] = [
+    {},
+    {"chunk": 5},
+    {"resident": 3, "kept": 1},
+    {"resident": 3, "kept": 1, "also_kept": ((28, 3),), "activations": "device"},
+]
+
+
+def found(split: TokenSplit | None) -> list[dict[str, torch.Tensor]]:
+    """What each plan makes of the clip."""
+    model = small_expert(BLOCKS)
+    parameters = attach(model, "high_noise", rank=4, alpha=2, seed=1, strong=True)
+    weights = packed(model, "high_noise", parameters, scaling=0.5)
+    out = []
+    for plan in PLANS:
+        run = streamed(weights, **plan)
+        for parameter in parameters.values():
+            parameter.grad = None
+        loss = run.forward_backward(
+            X, T, TEXT, lambda got: ((got - TARGET).square() * MASK).mean(), strength=0.5, split=split
+        )
+        grads = {name: parameter.grad.clone() for name, parameter in parameters.items()}
+        out.append({"loss": loss, "prediction": run.predict(X, T, TEXT, split=split), **grads})
+    return out
+
+
+def rank(number: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), RANKS)
+    dist.init_process_group("gloo", store=store, rank=number, world_size=RANKS)
+    split = TokenSplit(dist.group.WORLD, number, RANKS, lambda collective: collective())
+    first = found(split)
+    again = found(split)
+    alike = all(torch.equal(a[name], b[name]) for a, b in zip(first, again, strict=True) for name in a)
+    torch.save((alike, first), folder / f"{number}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[bool, list[dict[str, torch.Tensor]]]]:
+    folder = tmp_path_factory.mktemp("split")
+    mp.spawn(rank, args=(folder,), nprocs=RANKS)
+    return [torch.load(folder / f"{number}.pt") for number in range(RANKS)]
+
+
+@pytest.fixture(scope="module")
+def alone() -> list[dict[str, torch.Tensor]]:
+    return found(None)
+
+
+@pytest.mark.parametrize("plan", range(len(PLANS)), ids=[str(plan) for plan in PLANS])
+def test_two_ranks_make_of_a_clip_what_one_makes(shared, alone, plan: int):
+    one, ranks = alone[plan], [of_rank[plan] for _, of_rank in shared]
+    for name, expected in one.items():
+        if name in ("loss", "prediction"):
+            assert torch.equal(ranks[0][name], ranks[1][name])
+            torch.testing.assert_close(ranks[0][name], expected, rtol=1e-5, atol=1e-6)
+        else:
+            total = ranks[0][name] + ranks[1][name]
+            assert (total - expected).norm() <= 1e-5 * expected.norm(), name
+
+
+def test_the_same_twice_gives_the_same_bits(shared):
+    assert all(alike for alike, _ in shared)
+
+
+@pytest.mark.parametrize(("tokens", "ranks", "lengths"), [(27, 2, [14, 13]), (8, 4, [2, 2, 2, 2]), (7, 3, [3, 2, 2])])
+def test_tokens_are_as_even_as_they_go(tokens: int, ranks: int, lengths: list[int]):
+    assert run_lengths(tokens, ranks) == lengths
