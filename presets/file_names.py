@@ -1,5 +1,5 @@
-"""Names of files that are not UTF-8, as old disks, archives and other systems leave them. Nothing that is stored or
-sent can hold one.
+"""Names of files as people write them, with `~`, and as old disks, archives and other systems leave them: not UTF-8.
+Nothing that is stored or sent can hold one of these.
 
 Python reads the odd bytes of such a name as lone surrogates (PEP 383), which no encoder takes.
 """
@@ -10,6 +10,14 @@ from pathlib import Path
 
 from presets.errors import UserError
 from presets.text import escaped
+
+
+def expanded(path: str | Path) -> Path:
+    """A path as people write it, with their home for `~`. `~` of an unknown user is a name like any other."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def is_utf8(text: str) -> bool:

@@ -420,6 +420,28 @@ def test_check_says_what_where_and_how_to_mend_it(
     assert contents(work) == before
 
 
+PATHS = {
+    "datasets": "path",
+    "model": "path",
+    "validation": "path",
+    "prompt": "ctrl_img",
+    "target": "start_high",
+}
+
+
+@pytest.mark.process  # as those above
+@pytest.mark.parametrize("panel", PATHS)
+def test_a_home_of_nobody_is_a_path_that_is_not_there(
+    work: Path, panel: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    settings(work, **{panel: {PATHS[panel]: "~nobody-of-this-name/it"}})
+    monkeypatch.chdir(work)
+    assert main(["check", str(work / "job.toml"), "--json"]) == 1
+    out, err = capsys.readouterr()
+    errors = [finding for finding in json.loads(out) if finding["severity"] == "error"]
+    assert err == "" and any("~nobody-of-this-name" in finding["message"] for finding in errors), out
+
+
 # --- the trainer and the queue refuse the same ------------------------------------------------------------------------
 
 TRAINED = (

@@ -21,6 +21,7 @@ from engine.weights.base_model import BaseModel
 from presets.base.lora_file import GIVE, OUTSIDE, PATCHES, TABLE, LoraFile, misfit, read_lora, without_other_patches
 from presets.errors import UserError
 from presets.facts.loras import Shapes, left_out_of
+from presets.file_names import expanded
 from presets.job.expert_schedule import EXPERTS, Expert
 from presets.job.schema import Job
 
@@ -87,7 +88,7 @@ def load_accelerators(
     for expert, text in zip(EXPERTS, (panel.accelerator, panel.accelerator_low or panel.accelerator), strict=True):
         if not text or not panel.prompts:
             continue
-        path = base_dir / Path(text).expanduser()
+        path = base_dir / expanded(text)
         file = read_lora(path)
         config = base.source.expert(expert).config
         strength = panel.accelerator_strength

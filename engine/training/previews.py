@@ -26,6 +26,7 @@ from engine.training.context import Run
 from engine.training.placement import place, replan, why_short
 from presets.clips.captions import fill_trigger
 from presets.errors import UserError
+from presets.file_names import expanded
 from presets.findings import Finding
 from presets.job.preview_settings import preview_seed, preview_size_of, sampling_of
 
@@ -54,11 +55,11 @@ def request_of(run: Run, i: int) -> PreviewRequest:
     """The preview of prompt `i`. Raises OSError or UserError when one of its images cannot be used."""
     panel = run.job.sample
     prompt, size = panel.prompts[i], preview_size_of(panel, i)
-    path = run.base_dir / Path(prompt.ctrl_img).expanduser()
+    path = run.base_dir / expanded(prompt.ctrl_img)
     image = control_image(path, size.width, size.height, hdr=_hdr_of(run, path))
     end = None
     if prompt.end_img.strip():
-        path = run.base_dir / Path(prompt.end_img).expanduser()
+        path = run.base_dir / expanded(prompt.end_img)
         end = end_image(path, image, hdr=_hdr_of(run, path))
     text = fill_trigger(prompt.prompt, run.job.job.trigger)
     return PreviewRequest(
@@ -74,7 +75,7 @@ def request_of(run: Run, i: int) -> PreviewRequest:
 
 def _hdr_of(run: Run, control: Path) -> Literal["plain", "tonemap"]:
     """A clip of a dataset looks as it does there."""
-    folders = [(run.base_dir / Path(panel.path).expanduser(), panel.hdr) for panel in run.job.datasets]
+    folders = [(run.base_dir / expanded(panel.path), panel.hdr) for panel in run.job.datasets]
     return next((hdr for folder, hdr in folders if control.is_relative_to(folder)), "plain")
 
 

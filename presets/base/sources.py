@@ -12,6 +12,7 @@ from msgspec import Struct
 from presets.base.layouts import CALLED, DEPTH, UNDERSTOOD, Spot, names_in
 from presets.base.single_files import HOMES, SUBFOLDERS, SingleFiles, expert_of, find_single_files, look_into
 from presets.base.tensor_files import SUFFIXES_TEXT, holds_weights
+from presets.file_names import expanded
 from presets.findings import Finding
 from presets.job.hub_id import looks_like_hub_id
 
@@ -116,7 +117,7 @@ def models_folder(origin: Origin) -> Origin | None:
 def open_origin(at: str, text: str, base: Path, hub: HubView, *, alone: bool) -> Origin | Finding:
     """What a field of the job names: a folder, a file (`alone`), or a Hub id. A path comes before a Hub id of the same
     name, as in diffusers."""
-    named = base / Path(text).expanduser()
+    named = base / expanded(text)
     path = named.resolve()
     if path.is_dir():
         return folder_origin(at, text, path, alone=alone)
@@ -141,7 +142,7 @@ def open_origin(at: str, text: str, base: Path, hub: HubView, *, alone: bool) ->
     if not looks_like_hub_id(text):
         what = (
             "does not exist"
-            if Path(text).expanduser().is_absolute()
+            if expanded(text).is_absolute()
             else f"does not exist (looked for {path}), and it is no Hub id either"
         )
         meant = _id_within(text)

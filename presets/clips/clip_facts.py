@@ -19,7 +19,7 @@ from msgspec import Struct
 from presets.clips.captions import EXTENSIONS, CaptionError, caption_files, caption_problems, read_caption, said
 from presets.clips.loss_masks import clips_of_files, is_mask, pair_masks
 from presets.errors import ClipError
-from presets.file_names import advice, escaped, is_utf8
+from presets.file_names import advice, escaped, expanded, is_utf8
 from presets.findings import Finding, Severity
 from presets.job.schema import DatasetPanel
 from presets.look import Look
@@ -140,7 +140,7 @@ def scan_dataset(panel: DatasetPanel, index: int, base: Path, look: Look | None 
     are left aside. `look` tells how far it is; raises LookEnded when that was ended.
     """
     look = look or Look()
-    root = (base / Path(panel.path).expanduser()).resolve()
+    root = (base / expanded(panel.path)).resolve()
     field = f"datasets[{index}].path"
     if not is_utf8(str(root)):
         return DatasetFacts(

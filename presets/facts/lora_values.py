@@ -11,6 +11,7 @@ from presets.base.lora_metadata import read_scales
 from presets.base.safetensors_header import TensorPlace, read_header
 from presets.errors import UserError
 from presets.facts.loras import START_FIELDS, find_start, lora_at, start_of
+from presets.file_names import expanded
 from presets.job.expert_schedule import EXPERTS
 from presets.job.schema import Job
 from presets.look import Look
@@ -36,7 +37,7 @@ def loras_of(job: Job, base: Path) -> dict[str, Path]:
     texts = {f"model.merge[{i}].path": panel.path for i, panel in enumerate(job.model.merge)}
     if job.sample.prompts:
         texts |= {"sample.accelerator": job.sample.accelerator, "sample.accelerator_low": job.sample.accelerator_low}
-    named |= {field: lora_at(base / Path(text).expanduser()) for field, text in texts.items() if text.strip()}
+    named |= {field: lora_at(base / expanded(text)) for field, text in texts.items() if text.strip()}
     return {field: path for field, path in named.items() if path.is_file()}
 
 

@@ -26,6 +26,7 @@ from presets.base.lora_file import (
 from presets.base.lora_metadata import PEFT_FILE, expert_said
 from presets.base.model_facts import I2V_CHANNELS, LATENT_CHANNELS, ModelFacts
 from presets.errors import JobError, UserError
+from presets.file_names import expanded
 from presets.job.expert_schedule import EXPERTS, PANEL, Expert, alpha_of, rank_of
 from presets.job.resume_check import JOB_FILE
 from presets.job.schema import Job, MergePanel
@@ -72,7 +73,7 @@ def shapes_of(model: ModelFacts | None) -> Shapes:
 
 def find_start(text: str, expert: Expert, base: Path) -> Start:
     """The file that `text` names for an expert; relative paths begin at `base`. Raises UserError."""
-    path = base / Path(text).expanduser()
+    path = base / expanded(text)
     where = str(path)
     if not path.exists():
         raise UserError("no such file or folder", where=where, fix="Give a LoRA file, or the folder of a run")
@@ -186,7 +187,7 @@ def mergeable(panel: MergePanel, base: Path, experts: list[Expert], shapes: Shap
     nothing for an expert that the job names, or it is of another model."""
     if not panel.path.strip():
         raise UserError("names no file", where="model.merge", fix="Give the path of a LoRA file, or take it out")
-    path = lora_at(base / Path(panel.path).expanduser())
+    path = lora_at(base / expanded(panel.path))
     file = read_lora(path)
     changed: dict[Expert, Changes] = {}
     for expert in (e for e in experts if panel.expert in ("both", e)):

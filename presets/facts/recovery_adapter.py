@@ -18,6 +18,7 @@ from presets.base.layouts import EXPERT_PART, names_in, stored_files
 from presets.base.safetensors_header import Damaged, json_object, read_header
 from presets.errors import UserError
 from presets.facts.facts import Facts
+from presets.file_names import expanded
 from presets.files import identity
 from presets.job.expert_schedule import Expert, needed_experts
 from presets.job.schema import Job
@@ -114,7 +115,7 @@ def other_model(text: str) -> str:
 def adapter_path(text: str, base: Path) -> Path | None:
     """The file that `quantization.ara` names (relative paths start at `base`); None where that is a file on the Hub,
     `owner/repository/file.safetensors`. Raises UserError."""
-    path = (base / Path(text).expanduser()).resolve()
+    path = (base / expanded(text)).resolve()
     if path.is_file():
         return path
     parts = text.split("/")

@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from presets.atomic_file import write_file
 from presets.errors import JobError, UserError
-from presets.file_names import escaped, is_utf8, require_utf8
+from presets.file_names import escaped, expanded, is_utf8, require_utf8
 from presets.files import read_regular
 from presets.job.fields import (
     FIELDS,
@@ -312,7 +312,7 @@ def absolute_paths(job: Job, base: Path) -> Job:
     """
 
     def place(path: str) -> str:
-        return str((base / Path(path).expanduser()).absolute()) if path else ""
+        return str((base / expanded(path)).absolute()) if path else ""
 
     def local_or_hub(path: str) -> str:
         return path if looks_like_hub_id(path) and not Path(place(path)).exists() else place(path)

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from presets.base.lora_file import LINEARS, OUTSIDE, PATCHES, LoraFile, read_lora
 from presets.errors import UserError
+from presets.file_names import expanded
 from presets.job.expert_schedule import EXPERTS, Expert
 from presets.job.schema import Job
 
@@ -36,7 +37,7 @@ def accelerated_by(job: Job, base: Path | None, layers: int) -> Accelerated:
         if not text or not panel.prompts or base is None:
             continue
         try:
-            file = read_lora(base / Path(text).expanduser())
+            file = read_lora(base / expanded(text))
         except UserError:
             continue
         branches, shifts, around = _sizes(file, expert, layers)

@@ -18,6 +18,7 @@ from presets.clips.clip_facts import DatasetFacts
 from presets.clips.geometry import SIDE_MULTIPLE, Bucket
 from presets.facts.facts import Facts
 from presets.facts.held_out import MOST, validates, wanted
+from presets.file_names import expanded
 from presets.job.expert_schedule import trained_experts
 from presets.job.preview_settings import largest_preview, passes_of, preview_sets, sampling_of
 from presets.job.schema import DatasetPanel, Job
@@ -180,7 +181,7 @@ def workload_of(job: Job, facts: Facts | None = None) -> Workload:
 
 def ara_rank(job: Job, base: Path | None) -> int:
     """The rank of the job's recovery adapter, from its file's header; ARA_RANK where there is none to read (yet)."""
-    path = base / Path(job.quantization.ara).expanduser() if base and job.quantization.ara else None
+    path = base / expanded(job.quantization.ara) if base and job.quantization.ara else None
     if path is None or not path.is_file():
         return ARA_RANK
     try:

@@ -14,6 +14,7 @@ from presets.clips.geometry import square_pixels
 from presets.clips.loss_masks import BLACK, WHITE
 from presets.facts.facts import Facts, names, paired
 from presets.facts.held_out import MOST, HeldClip, folder_panel, validates
+from presets.file_names import expanded
 from presets.job.schema import Job
 from presets.rules.registry import RULES, Found, rule
 
@@ -311,9 +312,9 @@ def validation_trains(job: Job, facts: Facts) -> Iterator[Found]:
     """The folder of held-out clips is no part of a dataset, and no dataset lies in it."""
     if not job.validation.path.strip():
         return
-    held = (facts.base / Path(job.validation.path).expanduser()).resolve()
+    held = (facts.base / expanded(job.validation.path)).resolve()
     for i, panel in enumerate(job.datasets):
-        root = (facts.base / Path(panel.path).expanduser()).resolve()
+        root = (facts.base / expanded(panel.path)).resolve()
         trains = {clip.path for found in facts.datasets[i : i + 1] for clip in found.clips}
         if held == root or (
             (held.is_relative_to(root) or root.is_relative_to(held))

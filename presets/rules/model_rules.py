@@ -24,6 +24,7 @@ from presets.facts.loras import (
     startable,
 )
 from presets.facts.recovery_adapter import adapter_of, check_base_of, quantized_base
+from presets.file_names import expanded
 from presets.files import same_weights
 from presets.job.expert_schedule import EXPERTS, PANEL, Expert, needed_experts, panel_of, rank_of, trained_experts
 from presets.job.lora_layers import lora_layers
@@ -286,7 +287,7 @@ def merge_left_out(job: Job, facts: Facts) -> Iterator[Found]:
 def merge_expert(job: Job, facts: Facts) -> Iterator[Found]:
     """A LoRA is merged into the expert that it was made for, where its metadata or its name says so."""
     for i, panel in enumerate(job.model.merge):
-        path = lora_at(facts.base / Path(panel.path).expanduser())
+        path = lora_at(facts.base / expanded(panel.path))
         said = expert_said(path) if panel.path.strip() else None
         if said is None or panel.expert == said:
             continue

@@ -14,6 +14,7 @@ from presets.clips.geometry import SIDE_MULTIPLE
 from presets.errors import ClipError, UserError
 from presets.facts.facts import Facts
 from presets.facts.loras import left_out_of, shapes_of
+from presets.file_names import expanded
 from presets.job.expert_schedule import Expert
 from presets.job.fields import toml_text
 from presets.job.preview_settings import PRESETS, preview_size_of, sampling_of
@@ -61,7 +62,7 @@ def sample_needs_ctrl_img(job: Job, facts: Facts) -> Iterator[Found]:
     for i, prompt in enumerate(job.sample.prompts):
         path = f"sample.prompts[{i}].ctrl_img"
         if prompt.ctrl_img.strip():
-            message = image_problem(facts.base / Path(prompt.ctrl_img).expanduser())
+            message = image_problem(facts.base / expanded(prompt.ctrl_img))
         else:
             message = (
                 'a preview starts from a control image and this prompt has none (elsewhere: "The size of tensor a (36)'
@@ -92,7 +93,7 @@ def sample_end_img(job: Job, facts: Facts) -> Iterator[Found]:
         if not prompt.end_img.strip():
             continue
         path = f"sample.prompts[{i}].end_img"
-        problem = image_problem(facts.base / Path(prompt.end_img).expanduser(), "end")
+        problem = image_problem(facts.base / expanded(prompt.end_img), "end")
         if problem:
             fix = f"Give a PNG, a JPEG or a video whose last frame it is, or leave {path} empty"
             yield Found(path, problem, fix=fix, set={path: ""})
@@ -205,7 +206,7 @@ def accelerator_unreadable(job: Job, facts: Facts) -> Iterator[Found]:
         text = getattr(job.sample, name)
         if not text:
             continue
-        path = facts.base / Path(text).expanduser()
+        path = facts.base / expanded(text)
         experts: list[Expert] = (
             [expert] if name == "accelerator_low" or job.sample.accelerator_low else ["high_noise", "low_noise"]
         )
@@ -241,7 +242,7 @@ def accelerator_left_out(job: Job, facts: Facts) -> Iterator[Found]:
     for name, expert in FILES if _accelerated(job) else ():
         text = getattr(job.sample, name)
         try:
-            path = facts.base / Path(text).expanduser()
+            path = facts.base / expanded(text)
             notes = left_out_of(read_lora(path), [expert], shapes_of(facts.model)) if text else []
         except UserError:
             continue

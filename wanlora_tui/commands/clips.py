@@ -20,6 +20,7 @@ from presets.errors import UserError
 from presets.facts.facts import Facts
 from presets.facts.gather import gather
 from presets.facts.held_out import with_held_out
+from presets.file_names import expanded
 from presets.findings import Finding
 from presets.job.schema import DatasetPanel, Job, Kind, suggested_name
 from presets.job.toml_file import default_out, load_job
@@ -101,7 +102,7 @@ def _job_of(args: Namespace) -> tuple[Job, Path]:
 def _refuse_inside(out: Path, job: Job, base: Path) -> None:
     """Sheets in a dataset's folder would train as images. Raises UserError."""
     for panel in job.datasets:
-        folder = (base / Path(panel.path).expanduser()).resolve()
+        folder = (base / expanded(panel.path)).resolve()
         if out.resolve().is_relative_to(folder):
             below = out.resolve().relative_to(folder).parts
             if not any(part.startswith(".") or part == CONTROL_FOLDER for part in below):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from daemon.wire.list_messages import PlannedTime
 from presets.errors import JobError, UserError
+from presets.file_names import expanded
 from presets.findings import Finding, of_job_error
 from presets.job.fields import toml_text
 from presets.job.resume_check import ResumeCheck
@@ -176,10 +177,10 @@ def _with_loras(job: Job, args: Namespace, base: Path) -> Job:
     from presets.facts.loras import START_FIELDS, start_fields
 
     def written(path: Path) -> str:
-        path = path.expanduser().resolve()
+        path = expanded(path).resolve()
         return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
 
-    fields = start_fields(args.start.expanduser().resolve()) if args.start else {}
+    fields = start_fields(expanded(args.start).resolve()) if args.start else {}
     if args.start_low:
         if args.start:
             fields.setdefault(START_FIELDS["high_noise"], str(args.start))

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote
 
-from presets.file_names import is_utf8
+from presets.file_names import expanded, is_utf8
 
 
 def meant(text: str, base: Path) -> str:
@@ -40,11 +40,8 @@ def _is_so(question: Callable[[], bool]) -> bool:
 
 
 def at(path: str, base: Path) -> Path:
-    """Where a path of a job lies. `~` of an unknown user is a name like any other."""
-    try:
-        return base / Path(path).expanduser()
-    except RuntimeError:
-        return base / path
+    """Where a path of a job lies."""
+    return base / expanded(path)
 
 
 def absolute(text: str, base: Path) -> Path:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from presets.errors import UserError
-from presets.file_names import escaped, is_utf8
+from presets.file_names import escaped, expanded, is_utf8
 from presets.files import open_regular, read_regular
 from presets.runs.checkpoints import MAX_MANIFEST_BYTES
 from presets.runs.events import EVENTS_FILE
@@ -81,7 +81,7 @@ class HereFiles:
 
 
 def absolute(path: str) -> Path:
-    return Path.home() / Path(path).expanduser()
+    return Path.home() / expanded(path)
 
 
 def _facts(path: str) -> Facts:

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from presets.errors import JobError, UserError
+from presets.file_names import expanded
 from presets.job.foreign_files import decoded
 from presets.job.schema import Job
 from presets.job.toml_file import dump_job, load_job, with_value
@@ -161,7 +162,7 @@ def _lacking(files: Retrying[FarFiles], job: Job, base: Path, folder: str, *, ag
     out: list[Lacking] = []
     taken: dict[str, Path] = {}  # name in the folder of what is sent -> what has it
     for (field, value, sent), path, facts in zip(named, paths, found, strict=True):
-        here = base / Path(value).expanduser()
+        here = base / expanded(value)
         inside = not value.startswith(("/", "~")) and ".." not in PurePosixPath(value).parts
         if not here.exists() or (facts.kind != "none" and not (again and inside and sent)):
             continue
