@@ -115,14 +115,14 @@ ROOMS = {
     ),
     "presets": (
         """
-        rules       -> base clips disk errors facts files findings job machine planner recipes runs text
+        rules       -> base clips disk errors facts file_names files findings job machine planner recipes runs text
         report      -> atomic_file clips errors files job runs text
         diagnosis   -> clips errors findings job planner runs
         recipes     -> clips job machine planner
-        planner     -> atomic_file base clips errors facts job machine text
-        facts       -> base caches clips clips.likeness disk errors files findings job look machine runs
+        planner     -> atomic_file base clips errors facts file_names job machine text
+        facts       -> base caches clips clips.likeness disk errors file_names files findings job look machine runs
         caches      ->
-        base        -> disk errors files findings job look text
+        base        -> disk errors file_names files findings job look text
         clips.likeness -> clips job look
         clips       -> errors file_names findings job look
         machine     -> errors file_names text
