@@ -29,6 +29,7 @@ from presets.files import open_own
 from presets.job.resume_check import JOB_FILE
 from presets.job.schema import Job
 from presets.job.toml_file import absolute_paths, default_out, load_job, save_job
+from presets.machine.limits import cores
 from presets.machine.machine import read_machine
 from presets.machine.shell import without_secrets
 from presets.machine.visible_gpus import shown_to_cuda
@@ -344,7 +345,7 @@ def anything_saved(folder: Path) -> bool:
 
 def default_workers(ranks: int = 1) -> int:
     """Half the cores over all ranks, at most 4 each: decoding must not starve the process that feeds the GPU."""
-    return max(1, min(4, (os.cpu_count() or 2) // 2 // ranks))
+    return max(1, min(4, cores() // 2 // ranks))
 
 
 @contextmanager

@@ -123,8 +123,8 @@ ROOMS = {
         facts       -> base caches clips clips.likeness disk errors file_names files findings job look machine runs
         caches      ->
         base        -> disk errors file_names files findings job look text
-        clips.likeness -> clips job look
-        clips       -> errors file_names findings job look
+        clips.likeness -> clips job look machine
+        clips       -> errors file_names findings job look machine
         machine     -> errors file_names text
         runs        -> errors files job text
         job         -> atomic_file disk errors file_names files

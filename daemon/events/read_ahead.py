@@ -20,6 +20,7 @@ from msgspec import Struct
 
 from daemon.events.event_lines import BLOCK_BYTES, UNREADABLE, quick_block
 from presets import VERSION
+from presets.machine.limits import cores
 from presets.runs.alike_steps import ShortPart, alike_lines, parts_of, shortened
 from presets.runs.event_data import quick_line
 
@@ -49,7 +50,7 @@ _decoder = msgspec.msgpack.Decoder(Piece)
 
 def is_worth_it(size: int) -> bool:
     """Of so many bytes: on a machine where all cores are busy it would take longer with it."""
-    return size > LONG and 1 < len(os.sched_getaffinity(0)) >= _at_work()
+    return size > LONG and 1 < cores() >= _at_work()
 
 
 def _at_work() -> int:

@@ -28,6 +28,7 @@ from engine.data.masks import Grid, decode_masked
 from engine.data.sampler import BatchSampler, SampleDraw
 from presets.clips.geometry import Bucket
 from presets.errors import UserError
+from presets.machine.limits import cores
 
 MOST_THREADS = 4  # per worker; a decoder gains little beyond
 
@@ -64,7 +65,7 @@ class Batch:
 def decode_here(draws: list[SampleDraw], needless: Callable[[SampleDraw], bool] | None = None) -> Batch:
     """A batch of these draws, decoded in this process. Raises UserError naming the clip that cannot be."""
     frames, masks = np.empty(_shape(draws), np.uint8), _no_masks(draws)
-    threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+    threads = min(MOST_THREADS, cores())
     for i, draw in enumerate(draws):
         unseen = needless is not None and needless(draw)
         if draw.item.mask is not None or not unseen:
@@ -108,7 +109,7 @@ class Loader:
         self._memory = mmap.mmap(fd, 0)
         self._memory_fd = fd
         self._tasks: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        threads = max(1, min(MOST_THREADS, len(os.sched_getaffinity(0)) // workers))
+        threads = max(1, min(MOST_THREADS, cores() // workers))
         self._workers = [_Worker(self._tasks, fd, threads) for _ in range(workers)]
 
     def __enter__(self) -> "Loader":

@@ -8,7 +8,6 @@ B batch, C channels, h w latent sides.
 """
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,6 +27,7 @@ from engine.system.placement import Placement
 from engine.system.progress import Progress, seldom
 from presets.errors import UserError
 from presets.job.schema import Job
+from presets.machine.limits import cores
 
 FORMAT = 3  # a change to what is decoded or encoded is another number
 AHEAD = 8  # images decoded before they are encoded
@@ -154,7 +154,7 @@ def _plain(request: DecodeRequest) -> DecodeRequest:
 
 
 def _threads() -> int:
-    return min(4, os.cpu_count() or 1)
+    return min(4, cores())
 
 
 def _digests(paths: set[str]) -> dict[str, str]:

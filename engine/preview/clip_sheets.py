@@ -27,6 +27,7 @@ from presets.clips.clip_facts import ClipFacts, DatasetFacts
 from presets.clips.geometry import WAN_FPS, uniform_speed
 from presets.errors import ClipError, UserError
 from presets.job.schema import Job
+from presets.machine.limits import cores
 from presets.text import escape_output
 
 SOFTWARE = "wanlora clips"  # a sheet says so of itself, and may be written over
@@ -101,7 +102,7 @@ def show(order: Order) -> Iterator[Sheet]:
         bucket = item.bucket
         frames = np.empty((bucket.frames, bucket.height, bucket.width, 3), np.uint8)
         try:
-            taken = decode_into(request, frames, threads=min(4, os.cpu_count() or 1))
+            taken = decode_into(request, frames, threads=min(4, cores()))
         except ClipError as e:
             yield msgspec.structs.replace(done, error=e.what)
             continue

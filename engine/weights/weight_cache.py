@@ -29,6 +29,7 @@ from presets.caches.cache_files import CAPS, touch, writing
 from presets.caches.weight_cache import SUFFIX, CachedTensor, CacheHeader, make_room_for, read_cache_header
 from presets.errors import UserError
 from presets.job.expert_schedule import Expert
+from presets.machine.limits import cores
 from presets.text import human
 
 FORMAT = 1
@@ -114,7 +115,7 @@ def _hashes(buffers: list[torch.Tensor]) -> tuple[str, ...]:
 
 
 def _threads() -> int:
-    return min(THREADS, os.cpu_count() or 1)
+    return min(THREADS, cores())
 
 
 def _read(

@@ -23,6 +23,7 @@ from presets.file_names import advice, escaped, expanded, is_utf8
 from presets.findings import Finding, Severity
 from presets.job.schema import DatasetPanel
 from presets.look import Look
+from presets.machine.limits import cores
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".3gp", ".flv", ".wmv"}
@@ -186,7 +187,7 @@ def scan_dataset(panel: DatasetPanel, index: int, base: Path, look: Look | None 
     probed = look.at_all(
         clips,
         lambda p: _probe_with_words_and_mask(p, captions[p], mask_of.get(p.with_suffix("")), look),
-        threads=min(8, os.cpu_count() or 1),
+        threads=min(8, cores()),
     )
     facts = [clip for clip, _ in probed if clip is not None]
     problems += [finding for _, found in probed for finding in found]

@@ -27,6 +27,7 @@ from presets.findings import Finding
 from presets.job.resume_check import JOB_FILE, ResumeCheck, check_run_folder
 from presets.job.schema import Job
 from presets.look import Look
+from presets.machine.limits import cores
 from presets.machine.machine import Machine, read_machine
 from presets.runs.run_view import ABANDONED
 
@@ -97,9 +98,7 @@ def _look_for_cuts(datasets: list[DatasetFacts], look: Look) -> tuple[list[Datas
     """Scene cuts of every video. A clip whose middle does not decode leaves its dataset and becomes a problem of it."""
     paths = list(dict.fromkeys(c.path for d in datasets for c in d.clips if c.kind == "video"))
     # Decoding lets go of the interpreter.
-    answers = dict(
-        zip(paths, look.at_all(paths, lambda p: _cuts_of(p, look), threads=min(4, os.cpu_count() or 1)), strict=True)
-    )
+    answers = dict(zip(paths, look.at_all(paths, lambda p: _cuts_of(p, look), threads=min(4, cores())), strict=True))
     broken = {path: e for path, e in answers.items() if isinstance(e, ClipError)}
     out = [
         msgspec.structs.replace(
@@ -121,7 +120,7 @@ def _look_alike(datasets: list[DatasetFacts], look: Look) -> list[list[str]]:
     """Groups of clips of one dataset that look nearly the same. One that does not decode by now is passed over: it was
     found to be whole before."""
     clips = list({c.path: c for d in datasets for c in d.clips}.values())
-    found = look.at_all(clips, lambda clip: _print_of(clip, look), threads=min(4, os.cpu_count() or 1))
+    found = look.at_all(clips, lambda clip: _print_of(clip, look), threads=min(4, cores()))
     prints = {c.path: answer for c, answer in zip(clips, found, strict=True) if not isinstance(answer, ClipError)}
     groups: list[list[str]] = []
     for d in datasets:
@@ -146,7 +145,7 @@ def _look_at_masks(datasets: list[DatasetFacts], look: Look) -> tuple[list[Datas
     """The darkest and the brightest shade of every loss mask. One that does not decode leaves its clip and becomes a
     problem of the dataset."""
     masks = list({c.mask.path: c.mask for d in datasets for c in d.clips if c.mask}.values())
-    found = look.at_all(masks, lambda mask: _shades_of(mask, look), threads=min(4, os.cpu_count() or 1))
+    found = look.at_all(masks, lambda mask: _shades_of(mask, look), threads=min(4, cores()))
     answers = {mask.path: answer for mask, answer in zip(masks, found, strict=True)}
     broken = {path: e for path, e in answers.items() if isinstance(e, ClipError)}
     out = [

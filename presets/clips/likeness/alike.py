@@ -1,7 +1,6 @@
 """Clips that are there twice: the same bytes under another name, or nearly the same pictures, as of another export."""
 
 import hashlib
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from presets.clips.clip_facts import ClipFacts
 from presets.clips.likeness.small_pictures import Picture, image_picture, pictures_at
 from presets.look import Look, never_ends
+from presets.machine.limits import cores
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,7 +41,7 @@ def copies(clips: Iterable[ClipFacts], look: Look) -> list[list[str]]:
         by_size[clip.size_bytes].append(clip.path)
     wanted = [path for paths in by_size.values() if len(set(paths)) > 1 for path in dict.fromkeys(paths)]
     groups: dict[bytes, list[str]] = defaultdict(list)
-    threads = min(4, os.cpu_count() or 1)
+    threads = min(4, cores())
     for path, digest in zip(wanted, look.at_all(wanted, lambda p: _digest(p, look), threads=threads), strict=True):
         if digest:
             groups[digest].append(path)

@@ -64,7 +64,7 @@ def run(tmp_path: Path, lines: list[bytes], monkeypatch) -> Path:
     monkeypatch.setattr(read_ahead, "LONG", 2**20)
     monkeypatch.setattr(read_ahead, "LEAD", 0)
     monkeypatch.setattr(read_ahead, "PATIENCE", 60.0)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    monkeypatch.setattr(read_ahead, "cores", lambda: 2)
     monkeypatch.setattr(read_ahead, "_at_work", lambda: 2)
     (tmp_path / "events.jsonl").write_bytes(b"".join(lines))
     return tmp_path
@@ -205,7 +205,7 @@ def test_that_of_another_version_is_done_without(run: Path, waited: type[Waited]
 def test_without_a_free_core_or_a_process_it_is_read_alone(run: Path, monkeypatch):
     monkeypatch.setattr(event_tail, "ReadAhead", None)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "sched_getaffinity", lambda pid: {0})
+        patch.setattr(read_ahead, "cores", lambda: 1)
         tail = fold_all(Tail(run))
     with monkeypatch.context() as patch:
         patch.setattr(read_ahead, "_at_work", lambda: 3)
