@@ -110,23 +110,32 @@ def main(argv: list[str] | None = None) -> int:
 
         print(VERSION)
         return DONE
-    about = args.host or args.via
-    with speaking_of(about, _names(top) if about else (), is_away=bool(args.host)):
+    about, daemon = args.host or args.via, {}
+    if args.dir is not None:
+        daemon["--dir"] = str(args.dir)
+    if "connect" in args:
+        daemon["--connect"] = args.connect
+    commands = _commands(top) if about or daemon else {}
+    of_daemon = [name for name, parser in commands.items() if _takes(parser, "--dir")]
+    with speaking_of(about, commands, is_away=bool(args.host), daemon=daemon, of_daemon=of_daemon):
         return _run(args)
 
 
-def _names(top: argparse.ArgumentParser) -> list[str]:
-    """Of all commands."""
-    return [
-        name for action in top._actions if isinstance(action, argparse._SubParsersAction) for name in action.choices
-    ]
+def _commands(top: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    groups = [action.choices for action in top._actions if isinstance(action, argparse._SubParsersAction)]
+    return {name: parser for choices in groups for name, parser in choices.items()}
+
+
+def _takes(parser: argparse.ArgumentParser, option: str) -> bool:
+    """Whether it, or a command below it, does."""
+    return option in parser._option_string_actions or any(_takes(one, option) for one in _commands(parser).values())
 
 
 def _internal(top: argparse.ArgumentParser) -> list[str]:
     """The commands that programs of wanlora give each other: no help lists them."""
     groups = [action for action in top._actions if isinstance(action, argparse._SubParsersAction)]
     listed = {choice.dest for group in groups for choice in group._choices_actions}
-    return [name for name in _names(top) if name not in listed]
+    return [name for name in _commands(top) if name not in listed]
 
 
 def _imported(name: str) -> ModuleType:
