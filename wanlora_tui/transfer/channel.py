@@ -4,8 +4,10 @@ Files of this machine are wanlora_tui.transfer.here's, which answers the same.
 """
 
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Protocol, TypeVar
 
 import msgspec
@@ -18,6 +20,8 @@ from wanlora_tui.transfer.messages import MAX_LINE_BYTES, Cut, Facts, Gone, List
 
 LEAST, MOST = 2**16, 2**24  # bytes that are asked for at once
 ASK_SECONDS = 0.7  # that they should take: others share the line, and progress is shown between two
+SILENCE_SECONDS = 120.0  # for an answer, or a piece of a file: a disk there may have to wake, a line to recover
+DIGEST_RATE = 10e6  # bytes a second that a slow disk there reads at least
 END_SECONDS = 2.0  # for a program whose answers have ended to end too
 SAME = "Install the same version of wanlora on both machines"
 T = TypeVar("T", bound=say.Reply)
@@ -43,6 +47,7 @@ class FarFiles:
     def __init__(self, program: Program) -> None:
         self._program = program
         self._chunk = LEAST
+        self._silent = 0.0  # seconds after which it was given up
 
     def list_run(self, folder: str, what: What, step: int | None = None) -> Listing:
         return self._ask(say.ListRun(folder, what, step), Listing)
@@ -57,7 +62,7 @@ class FarFiles:
         return found
 
     def digest(self, path: str, length: int) -> str:
-        return self._ask(say.Digest(path, length), say.Sha256).sha256
+        return self._ask(say.Digest(path, length), say.Sha256, seconds=length / DIGEST_RATE).sha256
 
     def read(self, path: str, offset: int, length: int) -> Iterator[bytes]:
         """Exactly `length` bytes, in pieces that suit the line."""
@@ -86,12 +91,30 @@ class FarFiles:
     def _adapt(self, seconds: float) -> None:
         self._chunk = max(LEAST, min(MOST, self._chunk * 2 if seconds < ASK_SECONDS else self._chunk // 2))
 
-    def _ask(self, request: say.Request, expected: type[T], data: bytes = b"") -> T:
+    @contextmanager
+    def _answering(self, seconds: float) -> Iterator[None]:
+        """Give the other end up where it takes longer."""
+
+        def give_up() -> None:
+            self._silent = seconds
+            self._program.end()
+
+        timer = threading.Timer(seconds, give_up)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _ask(self, request: say.Request, expected: type[T], data: bytes = b"", *, seconds: float = 0.0) -> T:
+        """`seconds`: that it may take for what it has to do."""
         began = time.monotonic()
         try:
-            self._program.stdin.write(say.encode(request) + b"\n" + data)
-            self._program.stdin.flush()
-            line = self._program.stdout.readline(MAX_LINE_BYTES)
+            with self._answering(SILENCE_SECONDS + seconds):
+                self._program.stdin.write(say.encode(request) + b"\n" + data)
+                self._program.stdin.flush()
+                line = self._program.stdout.readline(MAX_LINE_BYTES)
         except (OSError, ValueError):  # it has ended, or was closed here
             line = b""
         if not line.endswith(b"\n"):
@@ -113,7 +136,8 @@ class FarFiles:
 
     def _take(self, size: int) -> bytes:
         try:
-            data = self._program.stdout.read(size)
+            with self._answering(SILENCE_SECONDS):
+                data = self._program.stdout.read(size)
         except (OSError, ValueError):
             data = b""
         if len(data) != size:
@@ -127,6 +151,8 @@ class FarFiles:
         except subprocess.TimeoutExpired:
             self._program.end()
             code = SSH_FAILED
+        if self._silent:
+            return Cut(f"it has not answered for {self._silent:.0f} s")
         words = harmless(self._program.stderr).strip().rpartition("\n")[2]
         if 0 < code < SSH_FAILED:
             return UserError(f"wanlora there ended: {words or f'exit code {code}'}", fix=SAME)

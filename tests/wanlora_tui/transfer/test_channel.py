@@ -11,9 +11,10 @@ from typing import BinaryIO
 import pytest
 
 from presets.errors import UserError
+from wanlora_tui.transfer import channel
 from wanlora_tui.transfer.channel import FarFiles
 from wanlora_tui.transfer.here import HereFiles
-from wanlora_tui.transfer.messages import Cut, Gone
+from wanlora_tui.transfer.messages import Content, Cut, Gone, encode
 from wanlora_tui.transfer.other_end import serve
 from wanlora_tui.transfer.progress import Progress
 from wanlora_tui.transfer.retrying import Retrying
@@ -61,6 +62,27 @@ def far() -> Iterator[FarFiles]:
     files = FarFiles(Pipes())
     yield files
     files.close()
+
+
+def test_an_end_that_falls_silent_is_given_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Before an answer, and within the bytes of a file."""
+    monkeypatch.setattr(channel, "SILENCE_SECONDS", 0.2)
+    (tmp_path / "a").write_bytes(b"some bytes")
+
+    def says_nothing(asked: BinaryIO, answers: BinaryIO) -> None:
+        asked.read()
+
+    def says_half(asked: BinaryIO, answers: BinaryIO) -> None:
+        asked.readline()
+        answers.write(encode(Content(10)) + b"\nsome")
+        answers.flush()
+        asked.read()
+
+    for served in (says_nothing, says_half):
+        files = FarFiles(Pipes(served))
+        with pytest.raises(Cut, match="has not answered for"):
+            list(files.read(str(tmp_path / "a"), 0, 10))
+        files.close()
 
 
 def test_files_are_read_and_looked_at(far: FarFiles, tmp_path: Path):
