@@ -72,15 +72,10 @@ class Connection:
         return FarProcess(self._up(), running(argv), stdin)
 
     def run(
-        self, argv: Sequence[str], stdin: bytes | IO[bytes] | None = None, timeout: float | None = None
-    ) -> "subprocess.CompletedProcess[bytes]":
-        """Run a program there to its end. Its stdout and stderr are whole and its own. Raises LineLost, also when it
-        takes longer than `timeout` seconds."""
-        return self._run(running(argv), stdin, timeout)
-
-    def _run(
         self, script: str, stdin: bytes | IO[bytes] | None = None, timeout: float | None = None
     ) -> "subprocess.CompletedProcess[bytes]":
+        """Run a shell's script there to its end. Its stdout and stderr are whole and its own. Raises LineLost, also
+        when it takes longer than `timeout` seconds."""
         with FarProcess(self._up(), script, stdin, timeout) as process:
             said = process.stdout.read(MOST_SAID + 1)
             if len(said) > MOST_SAID:
@@ -152,7 +147,7 @@ class Connection:
 
     def start_daemon(self) -> bool:
         """Start the daemon there unless one runs; whether it had to be. Raises UserError with its words."""
-        done = self._run(start_script(self.wanlora), timeout=START_SECONDS)
+        done = self.run(start_script(self.wanlora), timeout=START_SECONDS)
         words = done.stderr.decode().strip()
         if done.returncode:
             raise UserError(
@@ -175,7 +170,7 @@ class Connection:
     def _find_daemon(self) -> None:
         """Where wanlora is there, and what its daemon says now. Raises UserError."""
         remembered = self._known.wanlora_of(self.host)
-        done = self._run(status_script(self._given, self.wanlora or remembered), timeout=FIND_SECONDS)
+        done = self.run(status_script(self._given, self.wanlora or remembered), timeout=FIND_SECONDS)
         try:
             self.wanlora, self.status = read_status(
                 self.host, done.returncode, done.stdout.decode("utf-8", "replace"), done.stderr.decode()

@@ -18,6 +18,7 @@ from tests.helpers.interface.harness import running_daemon, write_job
 from tests.helpers.sshd import ALIAS, OtherMachine, needs_sshd
 from tests.helpers.waiting import PATIENCE, until
 from wanlora_tui.remote.connection import Connection, LineLost, connected
+from wanlora_tui.remote.far_shell import running
 
 pytestmark = needs_sshd
 
@@ -61,7 +62,8 @@ def alone(lonely: OtherMachine, state: Path) -> Iterator[Connection]:
 
 
 def test_programs_and_files_there(line: Connection, there: OtherMachine):
-    done = line.run(["sh", "-c", 'cat; echo "$0"; echo bad >&2; exit 3', "it's \\ !$HOME é\n"], stdin=b"in\0\n")
+    script = running(["sh", "-c", 'cat; echo "$0"; echo bad >&2; exit 3', "it's \\ !$HOME é\n"])
+    done = line.run(script, stdin=b"in\0\n")
     assert (done.returncode, done.stdout, done.stderr) == (3, "in\0\nit's \\ !$HOME é\n\n".encode(), b"bad\n")
     data = bytes(range(256)) * 5000
     (there.home / "a 'file'").write_bytes(data)
@@ -101,7 +103,7 @@ def test_it_comes_back_after_a_while_without_a_server(line: Connection, there: O
     there.stop()
     until(lambda: (line.state.kind == "lost" and "closed" in line.state.words) or "reset" in line.state.words)
     with pytest.raises(LineLost, match="no connection to box: "):
-        line.run(["true"])
+        line.run(running(["true"]))
     assert not line.wait(0)
     there.start()
     assert line.wait(PATIENCE)
@@ -126,7 +128,7 @@ def test_a_network_that_pauses_keeps_its_line(line: Connection, there: OtherMach
     until(lambda: line.state.kind == "silent", "the silence being noticed")
     there.relay.thaw()
     until_answered(line)
-    assert line.run(["echo", "x"]).stdout == b"x\n"
+    assert line.run(running(["echo", "x"])).stdout == b"x\n"
 
 
 def test_a_slow_line_is_not_taken_for_dead(line: Connection, there: OtherMachine):
@@ -157,7 +159,7 @@ def test_forwards_and_commands_of_the_users_configuration_are_not_ours(there: Ot
         forward = f"LocalForward {taken.getsockname()[1]} localhost:1"
         there.write_config(forward, "ExitOnForwardFailure yes", "RemoteCommand echo mine", "RequestTTY force")
         with connected(ALIAS, state) as line:
-            assert line.run(["echo", "ours"]).stdout == b"ours\n"
+            assert line.run(running(["echo", "ours"])).stdout == b"ours\n"
 
 
 def test_through_a_jump_host(there: OtherMachine, state: Path):
@@ -167,7 +169,7 @@ def test_through_a_jump_host(there: OtherMachine, state: Path):
     with (there.folder / "config").open("a") as config:
         config.write(hop)
     with connected(ALIAS, state) as line:
-        assert line.run(["echo", "x"]).stdout == b"x\n"
+        assert line.run(running(["echo", "x"])).stdout == b"x\n"
         there.cut()
         until_answered(line)
 

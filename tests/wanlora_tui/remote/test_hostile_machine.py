@@ -13,6 +13,7 @@ from presets.errors import UserError
 from wanlora_tui.remote import connection, far_process, ssh_line
 from wanlora_tui.remote.connection import Connection
 from wanlora_tui.remote.far_process import FarProcess, LineLost
+from wanlora_tui.remote.far_shell import running
 from wanlora_tui.remote.far_wanlora import KnownHosts
 from wanlora_tui.remote.ssh_line import LONGEST_WORDS, SshLine
 
@@ -69,7 +70,7 @@ def there(tmp_path: Path, monkeypatch) -> Connection:
 def test_an_answer_without_end_is_refused(there: Connection, monkeypatch):
     monkeypatch.setattr(connection, "MOST_SAID", 2**20)
     with pytest.raises(DaemonError, match="box answers with more than 1 MiB"):
-        there.run(FLOOD)
+        there.run(running(FLOOD))
 
 
 def test_a_search_for_wanlora_that_never_ends_is_given_up(there: Connection, monkeypatch):
@@ -78,7 +79,7 @@ def test_a_search_for_wanlora_that_never_ends_is_given_up(there: Connection, mon
     with pytest.raises(LineLost, match="box has not answered for 0 s"):
         there._find_daemon()
     with pytest.raises(LineLost, match="box has not answered for 1 s"):
-        there.run(["sleep", "1000"], timeout=1.0)
+        there.run(running(["sleep", "1000"]), timeout=1.0)
 
 
 def ssh_that(does: str, tmp_path: Path, monkeypatch) -> SshLine:
