@@ -191,6 +191,7 @@ def test_the_guard_of_tests_spares_a_server_and_sees_its_commands():
 def test_wanlora_is_forked(monkeypatch: pytest.MonkeyPatch):
     """And nothing else says so: what it prints is the same."""
     commands.the_server()
+    monkeypatch.setenv("LD_LIBRARY_PATH", "as import cv2 does")
 
     def no_start(*args: object, **options: object) -> None:
         raise AssertionError("a Python of its own was started")

@@ -25,10 +25,12 @@ TRAINER = [sys.executable, "-m", "tests.helpers.interface.trainer"]
 
 
 BEGIN_A_DAEMON = {"daemon", "submit", "demo", "attach"}
+LIBRARIES = {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}  # before cv2 is imported, which changes it
 
 
 def environment(**more: str) -> dict[str, str]:
-    kept = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLUMNS", "LINES")}
+    dropped = ("NO_COLOR", "COLUMNS", "LINES", "LD_LIBRARY_PATH")
+    kept = {k: v for k, v in os.environ.items() if k not in dropped} | LIBRARIES
     # what a fixture has put first stays: of a test that starts a daemon, the GPUs that there are not
     path = os.pathsep.join(dict.fromkeys([*filter(None, kept.get("PYTHONPATH", "").split(os.pathsep)), str(ROOT)]))
     return kept | {"PYTHONPATH": path, "TERM": "xterm-256color"} | more
