@@ -41,8 +41,8 @@ def copy() -> int:
 
 
 def hold() -> int:
-    print("here", flush=True)
     try:
+        print("here", flush=True)
         sys.stdin.read()
     except KeyboardInterrupt:
         print("interrupted")
