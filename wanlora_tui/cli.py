@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         print(VERSION)
         return DONE
     about, daemon = args.host or args.via, {}
-    if args.dir is not None:
+    if args.dir is not None and not about:  # else it is where the line to that machine has its sockets
         daemon["--dir"] = str(args.dir)
     if "connect" in args:
         daemon["--connect"] = args.connect

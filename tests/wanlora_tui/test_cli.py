@@ -289,7 +289,8 @@ def test_new_refuses_a_folder_without_clips(tmp_path: Path):
 def test_without_a_terminal_the_screens_say_what_to_use(folder: Path):
     for line in ((), ("attach",)):
         said = wanlora(*line, "--dir", folder)
-        assert said.returncode == 1 and "needs a terminal" in said.stderr and "wanlora watch" in said.stderr
+        assert said.returncode == 1 and "needs a terminal" in said.stderr, said
+        assert f"wanlora --dir {folder} watch" in said.stderr
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
@@ -394,7 +395,7 @@ def test_the_exit_code_of_watch_is_the_outcome(folder: Path, tmp_path: Path):
     assert watching.stdout is not None
     until(lambda: " step " in watching.stdout.readline(), "a step")
     assert (
-        "stopped_v1 saves a checkpoint and stops. Resume it later with: wanlora resume stopped_v1"
+        f"stopped_v1 saves a checkpoint and stops. Resume it later with: wanlora --dir {folder} resume stopped_v1"
         in wanlora("stop", "stopped_v1", "--dir", folder).stderr
     )
     rest = watching.communicate(timeout=PATIENCE)[0]

@@ -68,7 +68,7 @@ def test_one_command_puts_the_new_daemon_in_place_of_an_older_one(of_version: St
         for command in (["jobs"], ["wait", "long"], ["submit", ROOT / "pyproject.toml"], ["daemon", "notify-test"]):
             said = wanlora(*command, "--dir", folder)
             assert said.returncode == 1 and "Traceback" not in said.stderr, said
-            assert "wanlora daemon restart" in said.stderr or command[0] == "submit", said
+            assert f"wanlora --dir {folder} daemon restart" in said.stderr or command[0] == "submit", said
         said = wanlora("daemon", "restart", "--dir", folder)
         assert said.returncode == 0 and old.wait(PATIENCE) == 0, said
         assert f"(pid {old.pid}) has ended" in said.stderr and "has taken over 1 trainer" in said.stderr
@@ -108,7 +108,8 @@ def test_who_waits_goes_on_with_the_new_version_or_says_what_to_do(of_version: S
         if installed:
             assert out == "long cancelled\n" and waiting.returncode == 1, err
         else:
-            assert out == "" and waiting.returncode == 1 and "Then wait again: wanlora wait long" in err, err
+            assert out == "" and waiting.returncode == 1, err
+            assert f"Then wait again: wanlora --dir {folder} wait long" in err, err
         stop_daemon(folder)
         with running_daemon(folder):
             if not installed:

@@ -52,7 +52,7 @@ def test_a_command_that_talks_to_the_daemon_gets_its_folder(said: str, becomes: 
         assert not is_away() and shown_path("/runs/a") == "/runs/a"
 
 
-def test_host_and_folder_come_together():
+def test_options_that_are_named_are_not_named_again():
     with speaking_of("box", NAMES, daemon={"--dir": "/d", "--connect": "tcp://a:1"}, of_daemon=NAMES):
         assert advised("Try: wanlora stop a --host box") == (
             "Try: wanlora --dir /d --connect tcp://a:1 stop a --host box"

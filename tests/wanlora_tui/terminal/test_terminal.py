@@ -64,7 +64,7 @@ def test_attach_draws_and_q_says_how_to_come_back(
     )
     screen.press("q")
     assert screen.wait_end() == 0
-    assert "orbit_v1 keeps training. Come back with: wanlora attach orbit_v1" in screen.text
+    assert "orbit_v1 keeps training. Come back with: wanlora --dir" in screen.text
 
 
 def test_a_killed_interface_stops_nothing_and_is_told_what_it_missed(
@@ -111,4 +111,4 @@ def test_one_that_was_stopped_and_goes_on_reads_each_key_once_and_ends(
 def test_a_dumb_terminal_is_told_what_to_use(terminal: Callable[..., Terminal]):
     screen = terminal(TERM="dumb")
     assert screen.wait_end() == 1
-    assert "wanlora watch" in screen.text
+    assert "this needs a terminal" in screen.text

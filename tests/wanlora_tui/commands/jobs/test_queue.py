@@ -120,7 +120,7 @@ def test_checkpoints_are_listed_by_name_and_by_job_file(folder: Path, tmp_path: 
     assert head.split() == ["STEP", "WRITTEN", "HIGH", "LOSS", "LOW", "LOSS", "SIZE", "PREVIEWS"]
     assert first.split()[0] == "20" and "143 MiB" in first and first.endswith("/samples/step_000000020")
     assert (
-        "wanlora resume listed_v1 --from STEP" in said.stderr
+        f"wanlora --dir {folder} resume listed_v1 --from STEP" in said.stderr
         and f"wanlora train {path} --resume --from STEP" in here.stderr
     )
     told = json.loads(wanlora("checkpoints", "listed_v1", "--json", "--dir", folder).stdout)

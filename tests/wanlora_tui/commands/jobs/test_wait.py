@@ -78,7 +78,10 @@ def test_it_says_which_job_its_user_must_let_go(folder: Path, tmp_path: Path):
     ask(folder, lambda daemon: daemon.submit(write_job(tmp_path, "behind", steps=5), after=["before"]))
     waiting = waiting_for(folder, "behind")
     assert wanlora("stop", "before", "--dir", folder).returncode == 0
-    assert waiting.stderr is not None and "Let it go with: wanlora release behind" in waiting.stderr.readline()
+    assert (
+        waiting.stderr is not None
+        and f"Let it go with: wanlora --dir {folder} release behind" in waiting.stderr.readline()
+    )
     assert wanlora("release", "behind", "--dir", folder).returncode == 0
     assert waiting.communicate()[0] == "behind done\n" and waiting.returncode == 0
 
