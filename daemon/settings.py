@@ -6,6 +6,7 @@ What a job file says about one job is presets.job's.
 """
 
 import os
+import shlex
 import stat
 import tomllib
 from pathlib import Path
@@ -147,12 +148,15 @@ def settings_file(dir: Path | None = None) -> Path:
 
 
 def load_settings(path: Path) -> Settings:
-    """Raises UserError that names the key."""
+    """Raises UserError that names the key, or who else could have written there: it says which commands run."""
     try:
+        _require_safe(path)
         text = read_regular(path, MAX_SETTINGS_BYTES).decode()
         return msgspec.convert(read_toml(text), Settings)
     except FileNotFoundError:
         return Settings()
+    except UserError:
+        raise
     except msgspec.ValidationError as e:
         problem = str(e).replace("`$.", "`").replace("`$`", "the file")
     except ValueError as e:
@@ -163,6 +167,18 @@ def load_settings(path: Path) -> Settings:
     if "unknown field `token`" in problem:
         fix = f"Tokens are in {SECRETS_FILE} beside it, as `token` in a table of that name, or in a `token_file`"
     raise UserError(problem, where=str(path), fix=fix)
+
+
+def _require_safe(path: Path) -> None:
+    """Raises UserError where everybody may write to the file or put another in its place; OSError."""
+    for place, sticky in ((path, 0), (path.parent, stat.S_ISVTX)):
+        mode = place.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & sticky:
+            raise UserError(
+                "every user may write there, and these settings say which commands run",
+                where=str(place),
+                fix=f"chmod o-w {shlex.quote(str(place))}, and see that nobody has changed them",
+            )
 
 
 # --- secrets ----------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ def test_a_run_is_changed_saved_sampled_stopped_and_taken_back(home: Path, tiny:
     assert wanlora("sample", "live", cwd=tmp_path).returncode == 0
     sample = until(lambda: events(run, "sample"), "the preview")[0].data
     assert (run / sample["path"]).exists() and sample["step"] >= saved
+    until(lambda: events(run, "step")[-1].data["step"] > saved + 2, "a step beyond those that are taken again")
     assert wanlora("stop", "live", cwd=tmp_path).returncode == 0
     assert wanlora("watch", "live", cwd=tmp_path).returncode == 75
     stopped = events(run, "stopped")[0].data["step"]

@@ -92,9 +92,11 @@ def _require_utf8(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command line and give its exit code."""
+    from presets.files import share_no_writing
     from wanlora_tui.output.far_words import speaking_of
     from wanlora_tui.terminal.streams import make_safe
 
+    share_no_writing()
     top = parser()
     if "_ARGCOMPLETE" in os.environ:  # a shell's Tab: argcomplete answers it and ends the process
         import argcomplete

@@ -43,6 +43,19 @@ def test_a_mistake_is_named_with_its_key(tmp_path: Path, text, problem):
     assert refused.value.where == str(tmp_path / "settings.toml") and refused.value.fix
 
 
+@pytest.mark.parametrize("name", ["settings.toml", "."])
+def test_settings_that_everybody_may_write_to_are_refused(tmp_path: Path, name: str):
+    """They say which commands run."""
+    path = tmp_path / "settings.toml"
+    path.write_text("")
+    (tmp_path / name).chmod(0o777)
+    with pytest.raises(UserError, match="every user may write there") as caught:
+        load_settings(path)
+    assert caught.value.where == str(tmp_path / name) and "chmod o-w" in caught.value.fix
+    (tmp_path / name).chmod(0o1777 if name == "." else 0o775)
+    assert load_settings(path) == Settings()
+
+
 def test_what_cannot_be_read_says_why(tmp_path: Path):
     settings_file(tmp_path).mkdir()
     with pytest.raises(UserError, match="Is a directory"):

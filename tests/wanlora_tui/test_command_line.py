@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import ROOT
-from tests.helpers.interface.harness import own_daemon, write_job
-from tests.wanlora_tui.test_cli import submit
+from tests.helpers.interface.harness import environment, own_daemon, write_job
+from tests.wanlora_tui.test_cli import clips, submit
 from wanlora_tui.arguments import completing
 from wanlora_tui.cli import parser
 
@@ -110,3 +110,14 @@ def test_the_script_for_a_shell_is_printed(shell: str):
         check=True,
     )
     assert "wanlora" in said.stdout and "_ARGCOMPLETE" in said.stdout and said.stderr == ""
+
+
+def test_a_umask_that_lets_others_in_does_not_stay(tmp_path: Path):
+    clips(tmp_path, "a")
+    code = "import os, sys; os.umask(0); from wanlora_tui.cli import main; sys.exit(main(sys.argv[1:]))"
+    new = ["new", "--kind", "motion", "--clips", "clips", "--out", "made/job.toml"]
+    said = subprocess.run(
+        [sys.executable, "-c", code, *new], cwd=tmp_path, env=environment(), capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 0, said.stderr
+    assert [path.name for path in (tmp_path / "made", tmp_path / "made/job.toml") if path.stat().st_mode & 0o022] == []

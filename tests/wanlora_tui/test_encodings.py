@@ -140,4 +140,4 @@ def test_the_screens_are_refused_where_their_signs_cannot_be_shown(folder: Path,
     said = terminal.read()
     terminal.close()
     assert terminal.exitstatus == 1 and "Traceback" not in said
-    assert "the output's encoding" in said and "LANG=C.UTF-8" in said and "wanlora watch" in said
+    assert "the output's encoding" in said and "LANG=C.UTF-8" in said and f"wanlora --dir {folder} watch" in said

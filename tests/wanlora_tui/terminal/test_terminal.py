@@ -111,4 +111,4 @@ def test_one_that_was_stopped_and_goes_on_reads_each_key_once_and_ends(
 def test_a_dumb_terminal_is_told_what_to_use(terminal: Callable[..., Terminal]):
     screen = terminal(TERM="dumb")
     assert screen.wait_end() == 1
-    assert "this needs a terminal" in screen.text
+    assert "the terminal says it can draw nothing" in screen.text and "wanlora --dir" in screen.text
