@@ -129,6 +129,7 @@ async def test_a_copy_of_an_ended_job_opens_in_the_wizard_with_all_its_values(fo
         await until(pilot, says(pilot, "✓ done"), "the job")
         await pilot.press("D")
         await until(pilot, lambda: isinstance(app.screen, WizardScreen) and app.screen.step == "settings", "the wizard")
+        await until(pilot, lambda: app.screen.state.ready, "what is recommended")
         state = app.screen.state
         assert (state.value("job.name"), state.value("training.steps")) == ("orbit_v2", 7)
         assert state.job_path() == tmp_path / "orbit_v2.toml"
@@ -163,6 +164,7 @@ async def test_a_job_file_is_looked_over_and_then_opened_or_left(
                 await until(pilot, lambda: isinstance(app.screen, JobsScreen), "the list")
         await pilot.click("#wizard")
         await until(pilot, lambda: isinstance(app.screen, WizardScreen) and app.screen.step == "settings", "the wizard")
+        await until(pilot, lambda: app.screen.state.ready, "what is recommended")
         assert app.screen.state.value("training.steps") == 60
 
 

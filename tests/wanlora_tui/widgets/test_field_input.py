@@ -88,9 +88,11 @@ async def test_fields_below_stay_where_they_are_while_one_is_typed(monkeypatch: 
     form = Form(row("training.lr"), row("training.steps"))
     async with form.run_test(size=(80, 24)) as pilot:
         field, below = form.rows
+        high = below.region.y
         field.control.focus()
         await pilot.press("end", "e")
         assert "Expected number" in error_of(field)
+        await until_async(lambda: below.region.y > high, "the room of the error")
         low = below.region.y
         form.post_message(events.Key("minus", "-"))  # faster than the pilot, which waits after each key
         form.post_message(events.Key("2", "2"))
