@@ -112,14 +112,14 @@ def main(argv: list[str] | None = None) -> int:
 
         print(VERSION)
         return DONE
-    about, daemon = args.host or args.via, {}
+    about, named = args.host or args.via, {}
     if args.dir is not None and not about:  # else it is where the line to that machine has its sockets
-        daemon["--dir"] = str(args.dir)
+        named["--dir"] = str(args.dir)
     if "connect" in args:
-        daemon["--connect"] = args.connect
-    commands = _commands(top) if about or daemon else {}
+        named["--connect"] = args.connect
+    commands = _commands(top) if about or named else {}
     of_daemon = [name for name, parser in commands.items() if _takes(parser, "--dir")]
-    with speaking_of(about, commands, is_away=bool(args.host), daemon=daemon, of_daemon=of_daemon):
+    with speaking_of(about, commands, is_away=bool(args.host), daemon=named, of_daemon=of_daemon):
         return _run(args)
 
 

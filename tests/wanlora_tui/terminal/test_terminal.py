@@ -65,6 +65,8 @@ def test_attach_draws_and_q_says_how_to_come_back(
     screen.press("q")
     assert screen.wait_end() == 0
     assert "orbit_v1 keeps training. Come back with: wanlora --dir" in screen.text
+    # the terminal breaks the line where it ends
+    assert f"wanlora--dir{folder}attachorbit_v1" in "".join(screen.text.split())
 
 
 def test_a_killed_interface_stops_nothing_and_is_told_what_it_missed(
