@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from presets.clips.geometry import Bucket
-from presets.planner.coefficients import DECODE_FLOP, ENCODE_FLOP
+from presets.planner.coefficients import DECODE_FLOP, ENCODE_FLOP, STILL_STAGES
 from presets.planner.coefficients import FITTED as c
 from presets.planner.memory_costs import STORED, block_bytes
 from presets.planner.plan import Plan
@@ -138,6 +138,14 @@ class TimeCosts:
         leaving = waiting - plan.staying(waiting)
         return leaving * c.stash_rows * load.rows * (2 * self.shape.width) / self._rate(plan)
 
+    def _encodes(self, batch: int, bucket: Bucket) -> float:
+        """Seconds of a clip's latents and of its conditioning."""
+        return self._vae(ENCODE_FLOP, batch, bucket) + self._conditioning(batch, bucket)
+
+    def _conditioning(self, batch: int, bucket: Bucket) -> float:
+        seen = sum(share * min(1.0, frames / bucket.frames) for share, frames in STILL_STAGES)
+        return self._vae(seen * ENCODE_FLOP, batch, bucket)
+
     def _vae(self, flop: float, batch: int, bucket: Bucket) -> float:
         """Seconds of so many operations per pixel and frame."""
         frames, height, width = bucket.frames, bucket.height, bucket.width
@@ -158,7 +166,7 @@ class TimeCosts:
         return Seconds(
             transformer=w.terms * (forward + backward) + w.extra_forwards * forward,
             copies=waits,
-            vae=self._vae(2 * ENCODE_FLOP, load.batch, load.bucket),
+            vae=self._encodes(load.batch, load.bucket),
             other=0.0,
             copying=w.terms * (first + fetched_back) + w.extra_forwards * fetched,
         )
@@ -188,7 +196,7 @@ class TimeCosts:
         if previews.accelerated.stem or previews.accelerated.block:  # such blocks are launched
             plan = replace(plan, graphed=0)
         forward, fetched = self.forward(plan, Load(previews.bucket, 1, 1.0))
-        vae = self._vae(ENCODE_FLOP + DECODE_FLOP, 1, previews.bucket)
+        vae = self._conditioning(1, previews.bucket) + self._vae(DECODE_FLOP, 1, previews.bucket)
         return previews.passes * max(forward, fetched) + vae + c.video
 
     def validation(self, plan: Plan) -> float:
@@ -199,7 +207,7 @@ class TimeCosts:
         total = 0.0
         for bucket, clips in held.clips:
             passes = held.passes * max(self.forward(plan, Load(bucket, 1, 1.0)))
-            total += clips * (passes + self._vae(2 * ENCODE_FLOP, 1, bucket))
+            total += clips * (passes + self._encodes(1, bucket))
         return total
 
     def run(self, plan: Plan) -> float:
