@@ -104,4 +104,4 @@ class ExecutorResources:
         if self._any_size:
             _mark_any_size(x_BTD, a_BTD, dims=(0, 1))
             _mark_any_size(*text, given.time_B6D, dims=(0,))
-        return self._post_attention(x_BTD, a_BTD, *text, given.time_B6D, weights)
+        return self._post_attention(x_BTD, a_BTD, *text, given.time_B6D, weights, self.attention.to_text)

@@ -70,15 +70,21 @@ def plan_before(begin: ResumePoint, running: Running | None) -> Plan | None:
 def kernels_of(
     job: Job, planning: Planning, running: Running | None, config: dict[str, Any], placement: Placement, *, tokens: int
 ) -> tuple[Attention, str]:
-    """(the attention of a run, why): a resumed run's own, else the fastest that was measured on this card, else the
-    fastest measured now."""
+    """(the attention of a run, why): a resumed run's own if its checkpoint tells all of it, else the fastest that was
+    measured on this card, else the fastest measured now."""
     fixed = job.training.deterministic
-    if running and running.attention.deterministic == fixed:
+    if running and running.attention.deterministic == fixed and running.attention.text_forward_kernel:
         return running.attention, "as before the resume"
     if planning.rates:
         fastest = planning.rates.deterministic_attention if fixed else planning.rates.attention
         return (
-            Attention(fastest.forward_kernel, fastest.backward_kernel, fixed),
+            Attention(
+                fastest.forward_kernel,
+                fastest.backward_kernel,
+                fixed,
+                fastest.text_forward_kernel,
+                fastest.text_backward_kernel,
+            ),
             f"the fastest when this card was measured ({planning.rates.date})",
         )
     return attention.choose(

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
+from engine.wan.attention import TextKernels
 from engine.wan.frozen_linear import Packed, frozen_linear, lora_branch
+from engine.wan.text_attention import text_attention
 
 LINEARS = (
     "attn1.to_q",
@@ -113,6 +115,7 @@ def post_attention(
     v_BSNK: torch.Tensor,
     time_B6D: torch.Tensor,
     block: BlockWeights,
+    kernels: TextKernels,
 ) -> torch.Tensor:
     """The block's output from its input, its self-attention's output, and the text's keys and values."""
     plain = block.plain
@@ -122,8 +125,8 @@ def post_attention(
     h = F.layer_norm(x.float(), x.shape[-1:], plain["norm2.weight"].float(), plain["norm2.bias"].float(), EPS)
     q = _linear("attn2.to_q", h.type_as(x), block)
     q = _rms_norm(q, plain["attn2.norm_q.weight"]).unflatten(2, (block.heads, -1))
-    c = F.scaled_dot_product_attention(q.transpose(1, 2), k_BSNK.transpose(1, 2), v_BSNK.transpose(1, 2))
-    x = x + _linear("attn2.to_out.0", c.transpose(1, 2).flatten(2, 3), block)
+    c = text_attention(q, k_BSNK, v_BSNK, kernels)
+    x = x + _linear("attn2.to_out.0", c.flatten(2, 3), block)
 
     h = F.gelu(_linear("ffn.net.0.proj", _modulated(x, c_scale, c_shift), block), approximate="tanh")
     return (x.float() + _linear("ffn.net.2", h, block).float() * c_gate).type_as(x)

@@ -16,6 +16,7 @@ from engine.training.placement import kernels_of, plan_before, running_before, v
 from engine.wan.attention import CPU, Attention
 from presets.errors import UserError
 from presets.job.diff import changes
+from presets.planner.measured_rates import AttentionRates
 from presets.planner.plan import Plan
 from tests.helpers.facts import facts, gpu, job, machine, rates
 
@@ -114,16 +115,28 @@ def test_another_card_and_other_versions_plan_anew(changed):
 
 def test_a_resumed_run_has_the_kernels_it_had(planned):
     made = job()
-    running = Running(Plan(), Attention("cudnn", "flash", deterministic=True))
+    running = Running(Plan(), Attention("cudnn", "flash", True, "flash", "triton-large"))
     card = Placement(CUDA, torch.bfloat16, pinned=True)
     assert kernels_of(made, planned(60), running, {}, card, tokens=1) == (running.attention, "as before the resume")
     made.training.deterministic = False
     kernels, why = kernels_of(made, planned(60), running, {}, card, tokens=1)
     assert kernels == Attention("cudnn", "cudnn", deterministic=False) and "measured" in why
     assert kernels_of(made, planned(60), None, {}, card, tokens=1)[0] == kernels
+    measured = AttentionRates("cudnn", 600.0, "flash", 150.0, "flash4", "triton-small")
+    known = replace(planned(60), rates=rates(attention=measured))
+    assert kernels_of(made, known, None, {}, card, tokens=1)[0].to_text == ("flash4", "triton-small", False)
     shape = {"num_attention_heads": 2, "attention_head_dim": 16}
     unmeasured, host = replace(planned(60), rates=None), Placement(torch.device("cpu"), torch.float32, pinned=False)
     assert kernels_of(made, unmeasured, None, shape, host, tokens=1)[0] == CPU
+
+
+def test_a_checkpoint_that_tells_no_kernels_for_the_text_is_resumed_with_the_fastest(planned):
+    before = running_before(ResumePoint(job=job(), meta=held()), torch.device("cpu"))
+    measured = AttentionRates("flash4", 600.0, "flash4", 450.0, "cudnn", "triton-large")
+    known = replace(planned(60), rates=rates(deterministic_attention=measured))
+    card = Placement(CUDA, torch.bfloat16, pinned=True)
+    kernels, why = kernels_of(job(), known, before, {}, card, tokens=1)
+    assert kernels == Attention("flash4", "flash4", True, "cudnn", "triton-large") and "measured" in why
 
 
 @pytest.mark.parametrize(
