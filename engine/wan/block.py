@@ -11,12 +11,13 @@ of diffusers' WanTransformerBlock, operation for operation (a test compares them
 B batch, T tokens, S text tokens, D width, N heads, K head width.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-from engine.wan.frozen_linear import Packed, frozen_linear, lora_branch
+from engine.wan.frozen_linear import Packed, codes_of, frozen_linear, lora_branch, lora_inputs
 
 LINEARS = (
     "attn1.to_q",
@@ -63,13 +64,23 @@ class PassInputs(NamedTuple):
     strength: torch.Tensor
 
 
+def _linears(names: Sequence[str], x: torch.Tensor, block: BlockWeights) -> list[torch.Tensor]:
+    """Frozen linears that read the same rows, each with the frozen low-rank branch beside it (if any) and the LoRA at
+    its strength (if any)."""
+    codes, lora = codes_of(x, block.precision), {name: block.lora[name] for name in names if name in block.lora}
+    inputs = dict(zip(lora, lora_inputs(x, [a for a, _ in lora.values()]), strict=True))
+    out = []
+    for name in names:
+        y = frozen_linear(x, block.weights[name], block.plain[f"{name}.bias"], block.precision, codes)
+        if name in block.recovery:
+            down, up = block.recovery[name]
+            y = y + F.linear(F.linear(x, down), up)
+        out.append(y + lora_branch(x, *lora[name], block.strength, inputs[name]) if name in lora else y)
+    return out
+
+
 def _linear(name: str, x: torch.Tensor, block: BlockWeights) -> torch.Tensor:
-    """The frozen linear, with the frozen low-rank branch beside it (if any) and the LoRA at its strength (if any)."""
-    y = frozen_linear(x, block.weights[name], block.plain[f"{name}.bias"], block.precision)
-    if name in block.recovery:
-        down, up = block.recovery[name]
-        y = y + F.linear(F.linear(x, down), up)
-    return y + lora_branch(x, *block.lora[name], block.strength) if name in block.lora else y
+    return _linears((name,), x, block)[0]
 
 
 def _modulated(x_BTD: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
@@ -93,7 +104,7 @@ def pre_attention(
     """q, k, v as (B, T, N, K)."""
     shift, scale, *_ = (block.plain["scale_shift_table"] + time_B6D.float()).chunk(6, dim=1)
     h = _modulated(x_BTD, scale, shift)
-    q, k, v = (_linear(name, h, block) for name in BEFORE_LINEARS)
+    q, k, v = _linears(BEFORE_LINEARS, h, block)
     q, k = _rms_norm(q, block.plain["attn1.norm_q.weight"]), _rms_norm(k, block.plain["attn1.norm_k.weight"])
     q, k, v = (t.unflatten(2, (block.heads, -1)) for t in (q, k, v))
     return _rotated(q, cos, sin), _rotated(k, cos, sin), v
@@ -101,7 +112,7 @@ def pre_attention(
 
 def text_kv(text_BSD: torch.Tensor, block: BlockWeights) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of the cross-attention, as (B, S, N, K)."""
-    k, v = (_linear(name, text_BSD, block) for name in TEXT_LINEARS)
+    k, v = _linears(TEXT_LINEARS, text_BSD, block)
     k = _rms_norm(k, block.plain["attn2.norm_k.weight"])
     return k.unflatten(2, (block.heads, -1)), v.unflatten(2, (block.heads, -1))
 

@@ -1,8 +1,8 @@
-"""Row-wise float8 of an activation as one operator: each row is read once, where compiled reductions read it several
-times.
+"""What stands around a float8 product, each part one operator: an activation's rows quantized, each read once where
+compiled reductions read it several times, and a weight transposed for the gradient.
 
-A custom operator, so that torch.compile takes it as it is; Triton on CUDA, plain torch elsewhere (for the tests).
-M rows, K columns.
+Custom operators, so that torch.compile takes them as they are; Triton on CUDA, plain torch elsewhere (for the tests).
+M rows, K columns, N outputs.
 """
 
 import torch
@@ -28,24 +28,26 @@ def _(x_MK: torch.Tensor, fold_K: torch.Tensor | None, floor: float) -> tuple[to
     )
 
 
+@torch.library.custom_op("wanlora::transposed", mutates_args=())
+def transposed(w_NK: torch.Tensor) -> torch.Tensor:
+    """(K, N), contiguous, of single bytes: the 8-bit units read along the contraction only, in both directions."""
+    return w_NK.t().clone(memory_format=torch.contiguous_format)
+
+
+@transposed.register_fake
+def _(w_NK: torch.Tensor) -> torch.Tensor:
+    return w_NK.new_empty((w_NK.shape[1], w_NK.shape[0]))
+
+
 @rowwise_e4m3.register_kernel("cuda")
 def _(x_MK: torch.Tensor, fold_K: torch.Tensor | None, floor: float) -> tuple[torch.Tensor, torch.Tensor]:
-    from engine.wan.triton_fp8 import rowwise_e4m3_kernel  # Triton comes with the CUDA builds of torch alone
+    from engine.wan import triton_fp8  # Triton comes with the CUDA builds of torch alone
 
-    x = x_MK.contiguous()
-    rows, columns = x.shape
-    q = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
-    scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
-    block = 1 << (columns - 1).bit_length()
-    rowwise_e4m3_kernel[(rows,)](
-        x,
-        q,
-        scale,
-        x if fold_K is None else fold_K,
-        columns,
-        floor,
-        FOLD=fold_K is not None,
-        BLOCK=block,
-        num_warps=8 if block <= 8192 else 16,
-    )
-    return q, scale
+    return triton_fp8.rowwise_e4m3(x_MK, fold_K, floor)
+
+
+@transposed.register_kernel("cuda")
+def _(w_NK: torch.Tensor) -> torch.Tensor:
+    from engine.wan import triton_fp8
+
+    return triton_fp8.transposed(w_NK)

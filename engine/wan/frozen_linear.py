@@ -6,16 +6,18 @@ both products. How weights are packed: `engine.wan.quantize`.
 M rows (tokens), K in, N out, R rank.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
-from engine.wan.fp8_ops import E4M3_MAX, rowwise_e4m3
-from engine.wan.int8_linear import Int8Product, unpack_int8
+from engine.wan.fp8_ops import E4M3_MAX, rowwise_e4m3, transposed
+from engine.wan.int8_linear import Int8Product, int8_rows, unpack_int8
 from engine.wan.int8_ops import MOST
 
 Packed = tuple[torch.Tensor, ...]  # (weight,) or (q, scale) or (q, scale, shift)
+Codes = tuple[torch.Tensor, ...]  # the rows of an activation as a product takes them: (q, scale), or nothing
 COMPUTED_IN_8_BITS = "float8"
 COMPUTED_IN_INTEGERS = "int8"
 
@@ -72,12 +74,18 @@ class _Float8Product(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_MK: torch.Tensor, w_NK: torch.Tensor, scale_N1: torch.Tensor, bias_N: torch.Tensor
+        ctx: Any,
+        x_MK: torch.Tensor,
+        x8_MK: torch.Tensor,
+        x_scale: torch.Tensor,
+        w_NK: torch.Tensor,
+        scale_N1: torch.Tensor,
+        bias_N: torch.Tensor,
     ) -> torch.Tensor:
+        """`x` for its gradient alone."""
         ctx.save_for_backward(w_NK, scale_N1)
-        x8, x_scale = rowwise_e4m3(x_MK, None, 1e-6)
         return torch._scaled_mm(
-            x8,
+            x8_MK,
             w_NK.t(),
             scale_a=x_scale,
             scale_b=scale_N1.t(),
@@ -90,12 +98,12 @@ class _Float8Product(torch.autograd.Function):
     def backward(ctx: Any, g_MN: torch.Tensor) -> Any:
         w_NK, scale_N1 = ctx.saved_tensors
         g8, g_scale = rowwise_e4m3(g_MN, scale_N1.squeeze(1), 1e-12)
-        w_KN = w_NK.t().contiguous()
+        w_KN = transposed(w_NK)
         ones = torch.ones(1, w_KN.shape[0], device=g_MN.device)
         dx = torch._scaled_mm(
             g8, w_KN.t(), scale_a=g_scale, scale_b=ones, out_dtype=torch.bfloat16, use_fast_accum=True
         )
-        return dx, None, None, None
+        return dx, None, None, None, None, None
 
 
 class _DequantizedProduct(torch.autograd.Function):
@@ -115,18 +123,40 @@ class _DequantizedProduct(torch.autograd.Function):
         return g_MN @ w, None, None, *(None for _ in ctx.saved_tensors)
 
 
-def frozen_linear(x: torch.Tensor, packed: Packed, bias_N: torch.Tensor, precision: str) -> torch.Tensor:
-    """x (..., K) through a frozen linear -> (..., N)."""
-    x_MK = x.reshape(-1, x.shape[-1])
+def codes_of(x: torch.Tensor, precision: str) -> Codes:
+    """What the products of 8 bits take of x (..., K): linears that read the same rows share it."""
+    x_MK = x.detach().reshape(-1, x.shape[-1])
     if precision == COMPUTED_IN_8_BITS:
-        y = _Float8Product.apply(x_MK, *packed, bias_N)
+        return rowwise_e4m3(x_MK, None, 1e-6)
+    return int8_rows(x_MK, MOST) if precision == COMPUTED_IN_INTEGERS else ()
+
+
+def frozen_linear(
+    x: torch.Tensor, packed: Packed, bias_N: torch.Tensor, precision: str, codes: Codes | None = None
+) -> torch.Tensor:
+    """x (..., K) through a frozen linear -> (..., N). `codes` are x's, where they are there already."""
+    x_MK = x.reshape(-1, x.shape[-1])
+    codes = codes_of(x, precision) if codes is None else codes
+    if precision == COMPUTED_IN_8_BITS:
+        y = _Float8Product.apply(x_MK, *codes, *packed, bias_N)
     elif precision == COMPUTED_IN_INTEGERS:
-        y = Int8Product.apply(x_MK, *packed, bias_N, MOST)
+        y = Int8Product.apply(x_MK, *codes, *packed, bias_N, MOST)
     else:
         y = _DequantizedProduct.apply(x_MK, precision, bias_N, *packed)
     return y.view(*x.shape[:-1], -1)
 
 
-def lora_branch(x: torch.Tensor, a_RK: torch.Tensor, b_NR: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """scale * B A x, in x's dtype; A and B are the fp32 master copies."""
-    return F.linear(F.linear(x, a_RK.to(x.dtype)) * scale.to(x.dtype), b_NR.to(x.dtype))
+def lora_branch(
+    x: torch.Tensor, a_RK: torch.Tensor, b_NR: torch.Tensor, scale: torch.Tensor, ax: torch.Tensor | None = None
+) -> torch.Tensor:
+    """scale * B A x, in x's dtype; A and B are the fp32 master copies. `ax` is A x, where it is there already."""
+    ax = F.linear(x, a_RK.to(x.dtype)) if ax is None else ax
+    return F.linear(ax * scale.to(x.dtype), b_NR.to(x.dtype))
+
+
+def lora_inputs(x: torch.Tensor, downs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
+    """A x of several A (R, K) in one product, which reads x once; its backward is one for every A and one for x. In
+    fp32 none: there each LoRA learns by itself, as in peft to the bit."""
+    if len(downs) < 2 or x.dtype == torch.float32:
+        return [None] * len(downs)
+    return F.linear(x, torch.cat(tuple(downs)).to(x.dtype)).split([a.shape[0] for a in downs], dim=-1)

@@ -1,0 +1,157 @@
+"""What stands around the float8 products of a block's linears, each piece before and after in one run.
+
+    python -m benchmarks.linears [--rows N] [--tiny] [--json FILE]
+
+Rows quantized (with and without a weight's scale folded in) and weights transposed, by themselves: ms and GB/s of what
+must be read and written once. Then the three linears that read the same rows, with LoRA of rank 16, compiled, forward
+without a graph, forward and backward: one by one ("before") and as a run has them ("now"). --tiny is small and runs
+anywhere; on a CPU its times mean nothing.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.int8_products import seconds
+from benchmarks.precision_error import REAL, TINY, plain_of, random_state
+from engine.system.device import compile_alike, fixed_order, open_device
+from engine.wan import block as blocks
+from engine.wan.block import BEFORE_LINEARS, BlockWeights
+from engine.wan.fp8_ops import rowwise_e4m3, transposed
+from engine.wan.quantize import pack
+
+ROWS, TINY_ROWS = 11264, 64  # 41 frames of 512 x 512
+RANK = 16
+TOGETHER, WARPS = (1, 2, 4), (4, 8, 16)  # rows of a program that quantizes, and its warps
+TILES = (((128, 128), 4), ((128, 128), 8), ((64, 128), 4), ((64, 64), 4), ((256, 64), 4), ((64, 256), 4))
+Row = dict[str, Any]
+
+
+def told(piece: str, way: str, run: Callable[[], Any], device: torch.device, moved: float = 0.0) -> Row:
+    """`moved` bytes at least."""
+    row: Row = {"piece": piece, "way": way}
+    try:
+        row["ms"] = 1e3 * seconds(run, device)
+    except Exception as e:  # a shape of program that this card has no room for
+        row["failed"] = (str(e).splitlines() or [type(e).__name__])[0]
+        print(f"{piece:<44}{way:<22}{row['failed'][:50]}", flush=True)
+        return row
+    if moved:
+        row["gb_per_s"] = moved / row["ms"] / 1e6
+    rate = f"{row['gb_per_s']:>10.0f}" if moved else ""
+    print(f"{piece:<44}{way:<22}{row['ms']:>10.3f}{rate}", flush=True)
+    return row
+
+
+def quantizing(rows: int, columns: int, device: torch.device) -> list[Row]:
+    generator = torch.Generator(device).manual_seed(0)
+    x = torch.randn(rows, columns, generator=generator, device=device).bfloat16()
+    scale = torch.rand(columns, generator=generator, device=device) * 1e-3
+    found = []
+    for fold, floor, words in ((None, 1e-6, ""), (scale, 1e-12, ", scale folded in")):
+        say = partial(told, f"quantize rows of {columns}{words}", device=device, moved=3.0 * x.numel())
+        if device.type == "cuda":
+            from benchmarks import linears_before
+            from engine.wan import triton_fp8  # Triton comes with the CUDA builds of torch alone
+
+            found.append(say("before", partial(linears_before.rowwise_e4m3, x, fold, floor)))
+            for together in TOGETHER:
+                for warps in WARPS:
+                    way = partial(triton_fp8.rowwise_e4m3, x, fold, floor, together, warps)
+                    found.append(say(f"{together} rows, {warps} warps", way))
+        found.append(say("now", partial(rowwise_e4m3, x, fold, floor)))
+    return found
+
+
+def transposing(outputs: int, inputs: int, device: torch.device) -> list[Row]:
+    w = torch.randn(outputs, inputs, device=device).to(torch.float8_e4m3fn)
+    say = partial(told, f"transpose {outputs} x {inputs}", device=device, moved=2.0 * w.numel())
+    by_torch: Callable[[torch.Tensor], torch.Tensor] = lambda t: t.t().contiguous()  # noqa: E731
+    found = [say("before, eager", partial(by_torch, w))]
+    if device.type == "cuda":
+        from engine.wan import triton_fp8  # Triton comes with the CUDA builds of torch alone
+
+        found.append(say("before, compiled", partial(torch.compile(by_torch), w)))
+        for tile, warps in TILES:
+            way = partial(triton_fp8.transposed, w, tile, warps)
+            found.append(say(f"{tile[0]}x{tile[1]}, {warps} warps", way))
+    found.append(say("now", partial(transposed, w)))
+    return found
+
+
+def one_by_one(x: torch.Tensor, block: BlockWeights) -> list[torch.Tensor]:
+    return [blocks._linears((name,), x, block)[0] for name in BEFORE_LINEARS]
+
+
+def together(x: torch.Tensor, block: BlockWeights) -> list[torch.Tensor]:
+    return blocks._linears(BEFORE_LINEARS, x, block)
+
+
+def sharing(config: dict[str, Any], rows: int, device: torch.device, precision: str) -> list[Row]:
+    """q, k and v of a block, with LoRA."""
+    generator = torch.Generator(device).manual_seed(0)
+    state, heads = random_state(config, False, generator, device), config["num_attention_heads"]
+    width = heads * config["attention_head_dim"]
+    dtype = torch.bfloat16
+    weights = {name: pack(state[f"{name}.weight"].to(dtype), precision) for name in BEFORE_LINEARS}
+    lora = {
+        name: tuple(
+            (torch.randn(shape, generator=generator, device=device) * 0.01).requires_grad_()
+            for shape in ((RANK, width), (width, RANK))
+        )
+        for name in BEFORE_LINEARS
+    }
+    one = torch.ones((), device=device)
+    block = BlockWeights(weights, plain_of(state, dtype), {}, lora, one, heads, precision)  # type: ignore[arg-type]
+    x = torch.randn(1, rows, width, generator=generator, device=device).to(dtype)
+    grads = [torch.randn(1, rows, width, generator=generator, device=device).to(dtype) for _ in BEFORE_LINEARS]
+    found = []
+    for way, function in (("before", one_by_one), ("now", together)):
+        run = torch.compile(function) if device.type == "cuda" else function
+        say = partial(told, way=way, device=device)
+        with torch.no_grad():
+            found.append(say(f"q, k, v of {rows} rows, no graph", run=partial(run, x, block)))
+        leaf = x.clone().requires_grad_()
+        found.append(say(f"q, k, v of {rows} rows, forward", run=partial(run, leaf, block)))
+        leaves = [leaf, *(t for pair in lora.values() for t in pair)]
+        back = partial(torch.autograd.grad, run(leaf, block), leaves, grads, retain_graph=True)
+        found.append(say(f"q, k, v of {rows} rows, backward", run=back))
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, help=f"tokens (default: {ROWS}, tiny: {TINY_ROWS})")
+    parser.add_argument("--tiny", action="store_true", help="small shapes, for any machine")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found as one object")
+    args = parser.parse_args()
+    cuda = torch.cuda.is_available()
+    if not cuda and not args.tiny:
+        print("The real shapes need a GPU; on this machine use --tiny.", file=sys.stderr)
+        return 2
+    device = open_device()
+    config, rows = TINY if args.tiny else REAL, args.rows or (TINY_ROWS if args.tiny else ROWS)
+    width, ffn = config["num_attention_heads"] * config["attention_head_dim"], config["ffn_dim"]
+    card = torch.cuda.get_device_name() if cuda else "CPU: no times to go by"
+    print(f"torch {torch.__version__}, {card}, {rows} rows, rank {RANK}\n{'ms':>76}{'GB/s':>10}")
+    compile_alike()
+    found: list[Row] = []
+    with fixed_order(cuda):
+        for columns in (width, ffn):
+            found += quantizing(rows, columns, device)
+        for outputs, inputs in ((width, width), (ffn, width), (width, ffn)):
+            found += transposing(outputs, inputs, device)
+        found += sharing(config, rows, device, "float8" if cuda else "none")
+    if args.json:
+        args.json.write_text(json.dumps({"torch": torch.__version__, "card": card, "found": found}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
