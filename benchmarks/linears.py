@@ -23,7 +23,7 @@ from benchmarks.precision_error import REAL, TINY, plain_of, random_state
 from engine.system.device import compile_alike, fixed_order, open_device
 from engine.wan import block as blocks
 from engine.wan.block import BEFORE_LINEARS, BlockWeights
-from engine.wan.fp8_ops import rowwise_e4m3, transposed
+from engine.wan.fp8_ops import rowwise_e4m3
 from engine.wan.quantize import pack
 
 ROWS, TINY_ROWS = 11264, 64  # 41 frames of 512 x 512
@@ -81,7 +81,6 @@ def transposing(outputs: int, inputs: int, device: torch.device) -> list[Row]:
         for tile, warps in TILES:
             way = partial(triton_fp8.transposed, w, tile, warps)
             found.append(say(f"{tile[0]}x{tile[1]}, {warps} warps", way))
-    found.append(say("now", partial(transposed, w)))
     return found
 
 

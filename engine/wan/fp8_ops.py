@@ -28,15 +28,24 @@ def _(x_MK: torch.Tensor, fold_K: torch.Tensor | None, floor: float) -> tuple[to
     )
 
 
-@torch.library.custom_op("wanlora::transposed", mutates_args=())
-def transposed(w_NK: torch.Tensor) -> torch.Tensor:
-    """(K, N), contiguous, of single bytes: the 8-bit units read along the contraction only, in both directions."""
-    return w_NK.t().clone(memory_format=torch.contiguous_format)
+@torch.library.custom_op("wanlora::e4m3_gradient", mutates_args=())
+def e4m3_gradient(g8_MN: torch.Tensor, g_scale: torch.Tensor, w_NK: torch.Tensor) -> torch.Tensor:
+    """(M, K) in bf16: g W, the rows of g with their scales. The units of 8 bits read along the contraction only, so W
+    is transposed first: in one operator with the product, because the compiler takes what depends on weights alone for
+    the forward's, and would keep every transposed weight until the backward."""
+    return _times(g8_MN, g_scale, w_NK.t().contiguous())
 
 
-@transposed.register_fake
-def _(w_NK: torch.Tensor) -> torch.Tensor:
-    return w_NK.new_empty((w_NK.shape[1], w_NK.shape[0]))
+@e4m3_gradient.register_fake
+def _(g8_MN: torch.Tensor, g_scale: torch.Tensor, w_NK: torch.Tensor) -> torch.Tensor:
+    return g8_MN.new_empty((g8_MN.shape[0], w_NK.shape[1]), dtype=torch.bfloat16)
+
+
+def _times(g8_MN: torch.Tensor, g_scale: torch.Tensor, w_KN: torch.Tensor) -> torch.Tensor:
+    ones = torch.ones(1, w_KN.shape[0], device=w_KN.device)
+    return torch._scaled_mm(
+        g8_MN, w_KN.t(), scale_a=g_scale, scale_b=ones, out_dtype=torch.bfloat16, use_fast_accum=True
+    )
 
 
 @rowwise_e4m3.register_kernel("cuda")
@@ -46,8 +55,8 @@ def _(x_MK: torch.Tensor, fold_K: torch.Tensor | None, floor: float) -> tuple[to
     return triton_fp8.rowwise_e4m3(x_MK, fold_K, floor)
 
 
-@transposed.register_kernel("cuda")
-def _(w_NK: torch.Tensor) -> torch.Tensor:
+@e4m3_gradient.register_kernel("cuda")
+def _(g8_MN: torch.Tensor, g_scale: torch.Tensor, w_NK: torch.Tensor) -> torch.Tensor:
     from engine.wan import triton_fp8
 
-    return triton_fp8.transposed(w_NK)
+    return _times(g8_MN, g_scale, triton_fp8.transposed(w_NK))

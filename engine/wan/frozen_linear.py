@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from engine.wan.fp8_ops import E4M3_MAX, rowwise_e4m3, transposed
+from engine.wan.fp8_ops import E4M3_MAX, e4m3_gradient, rowwise_e4m3
 from engine.wan.int8_linear import Int8Product, int8_rows, unpack_int8
 from engine.wan.int8_ops import MOST
 
@@ -98,12 +98,7 @@ class _Float8Product(torch.autograd.Function):
     def backward(ctx: Any, g_MN: torch.Tensor) -> Any:
         w_NK, scale_N1 = ctx.saved_tensors
         g8, g_scale = rowwise_e4m3(g_MN, scale_N1.squeeze(1), 1e-12)
-        w_KN = transposed(w_NK)
-        ones = torch.ones(1, w_KN.shape[0], device=g_MN.device)
-        dx = torch._scaled_mm(
-            g8, w_KN.t(), scale_a=g_scale, scale_b=ones, out_dtype=torch.bfloat16, use_fast_accum=True
-        )
-        return dx, None, None, None, None, None
+        return e4m3_gradient(g8, g_scale, w_NK), None, None, None, None, None
 
 
 class _DequantizedProduct(torch.autograd.Function):

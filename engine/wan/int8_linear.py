@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 
-from engine.wan.fp8_ops import transposed
 from engine.wan.int8_ops import MOST, int8_product, quantized, rotated, rotated_int8, side_of, turned
 
 
@@ -73,5 +72,5 @@ class Int8Product(torch.autograd.Function):
     def backward(ctx: Any, g_MN: torch.Tensor) -> Any:
         q_NK, scale_N1 = ctx.saved_tensors
         g8, g_scale = rotated_int8(g_MN, scale_N1.squeeze(1), side_of(q_NK.shape[0], ctx.most), 1e-12)
-        dx = int8_product(g8, g_scale, transposed(q_NK), None, g_MN.dtype)
+        dx = int8_product(g8, g_scale, q_NK.t().contiguous(), None, g_MN.dtype)
         return rotated(dx, None, side_of(q_NK.shape[1], ctx.most)), None, None, None, None, None, None
