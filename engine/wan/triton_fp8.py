@@ -39,8 +39,8 @@ def rowwise_e4m3_kernel(  # type: ignore[no-untyped-def]
         most = tl.maximum(tl.maximum(tl.max(tl.abs(a), 0), tl.max(tl.abs(b), 0)), floor)
         inverse = 448.0 / most
         tl.store(scale + row, most / 448.0)
-        tl.store(q + start + head, (a * inverse).to(tl.float8e4nv))
-        tl.store(q + start + tail, (b * inverse).to(tl.float8e4nv), mask=inside)
+        tl.store(q + start + head, (a * inverse).to(q.dtype.element_ty))
+        tl.store(q + start + tail, (b * inverse).to(q.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -60,10 +60,11 @@ def rowwise_e4m3(
     floor: float,
     together: int = ROWS,
     warps: int | None = None,
+    kind: torch.dtype = torch.float8_e4m3fn,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     x = x_MK.contiguous()
     rows, columns = x.shape
-    q = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
+    q = torch.empty(x.shape, dtype=kind, device=x.device)
     scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
     head, tail = parts(columns)
     rowwise_e4m3_kernel[(triton.cdiv(rows, together),)](

@@ -43,9 +43,11 @@ def given() -> dict[str, tuple[Any, ...]]:
         for kind in (torch.bfloat16, torch.float32):
             x = drawn(3, columns).to(kind)
             x[2] = 0
-            cases[f"quantize:{columns} {kind}"] = (x, None, 1e-6)
+            # codes before they are rounded: the interpreter's own cast to e4m3 carries no bit into the exponent
+            cases[f"quantize:{columns} {kind}"] = (x, None, 1e-6, 1, None, torch.float32)
             # two rows a program, of which the last has one
-            cases[f"quantize:{columns} {kind} folded"] = (x, drawn(columns, seed=1).abs() * 1e-3, 1e-12, 2)
+            fold = drawn(columns, seed=1).abs() * 1e-3
+            cases[f"quantize:{columns} {kind} folded"] = (x, fold, 1e-12, 2, None, torch.float32)
     for name, shape in SHAPES.items():
         cases[f"transpose:{name}"] = (drawn(*shape).to(torch.float8_e4m3fn), (32, 32))
     return cases
@@ -73,10 +75,10 @@ def test_scales_and_codes_are_those_of_plain_torch(found: dict[str, Any], name: 
     x, fold, floor, *_ = given()[name]
     right, right_scale = fp8_ops.rowwise_e4m3(x, fold, floor)
     torch.testing.assert_close(scale, right_scale, rtol=1e-6, atol=0)
-    # the interpreter's own cast to e4m3 cuts off where a card rounds, and has no subnormals
-    apart = (q.float() - right.float()).abs()
-    assert bool((apart <= (right.float().abs() / 7).clamp(min=2.0**-6)).all())
-    assert float(q[:2].float().abs().max()) >= 416 and not q[2].float().any()
+    values = x.float() if fold is None else x.float() * fold
+    torch.testing.assert_close(q, values / right_scale, rtol=1e-6, atol=0)
+    # multiplied by the inverse, not divided: now and then the other side of a half
+    assert float((q.to(right.dtype).float() != right.float()).float().mean()) < 2e-3
 
 
 @pytest.mark.parametrize("name", [name for name in given() if name.startswith("transpose")])
