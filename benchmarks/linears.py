@@ -3,8 +3,9 @@
     python -m benchmarks.linears [--rows N] [--tiny] [--json FILE]
 
 Rows quantized (with and without a weight's scale folded in) and weights transposed, by themselves: ms and GB/s of what
-must be read and written once. Then the three linears that read the same rows, with LoRA of rank 16, compiled, forward
-without a graph, forward and backward: one by one ("before") and as a run has them ("now"). --tiny is small and runs
+must be read and written once; a LoRA's output added to a linear's, with and without a GELU, and the GELU's gradient.
+Then the three linears that read the same rows, with LoRA of rank 16, compiled, forward without a graph, forward and
+backward: one by one ("before") and as a run has them ("now"). --tiny is small and runs
 anywhere; on a CPU its times mean nothing.
 """
 
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from benchmarks.int8_products import seconds
 from benchmarks.precision_error import REAL, TINY, plain_of, random_state
@@ -24,12 +26,15 @@ from engine.system.device import compile_alike, fixed_order, open_device
 from engine.wan import block as blocks
 from engine.wan.block import BEFORE_LINEARS, BlockWeights
 from engine.wan.fp8_ops import rowwise_e4m3
+from engine.wan.frozen_linear import frozen_linear, lora_branch
+from engine.wan.low_rank import low_rank_gelu_gradient, low_rank_sum
 from engine.wan.quantize import pack
 
 ROWS, TINY_ROWS = 11264, 64  # 41 frames of 512 x 512
 RANK = 16
 TOGETHER, WARPS = (1, 2, 4), (4, 8, 16)  # rows of a program that quantizes, and its warps
 TILES = (((128, 128), 4), ((128, 128), 8), ((64, 128), 4), ((64, 64), 4), ((256, 64), 4), ((64, 256), 4))
+SUM_TILES = (((128, 128), 8), ((128, 128), 4), ((64, 128), 4), ((64, 256), 8), ((32, 256), 4), ((64, 64), 4))
 Row = dict[str, Any]
 
 
@@ -84,8 +89,57 @@ def transposing(outputs: int, inputs: int, device: torch.device) -> list[Row]:
     return found
 
 
+def adding(rows: int, columns: int, device: torch.device, *, gelu: bool) -> list[Row]:
+    """A LoRA's output to a linear's, which is read and written once at least."""
+    generator = torch.Generator(device).manual_seed(0)
+    y, ax, b = (
+        torch.randn(shape, generator=generator, device=device).bfloat16()
+        for shape in ((rows, columns), (rows, RANK), (columns, RANK))
+    )
+    say = partial(told, f"add LoRA{', GELU' if gelu else ''}, {columns} columns", device=device, moved=4.0 * y.numel())
+
+    def by_torch(y: torch.Tensor, ax: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        out = y + F.linear(ax, b)
+        return F.gelu(out, approximate="tanh") if gelu else out
+
+    found = []
+    if device.type == "cuda":
+        from engine.wan import triton_low_rank  # Triton comes with the CUDA builds of torch alone
+
+        found.append(say("before, compiled", partial(torch.compile(by_torch), y, ax, b)))
+        for tile, warps in SUM_TILES:
+            way = partial(triton_low_rank.low_rank_sum, y, ax, b, gelu, tile, warps)
+            found.append(say(f"{tile[0]}x{tile[1]}, {warps} warps", way))
+    found.append(say("now", partial(low_rank_sum, y, ax, b, gelu)))
+    return found
+
+
+def sloping(rows: int, columns: int, device: torch.device) -> list[Row]:
+    """The gradient before a GELU, with that of the linear after it in its two parts."""
+    generator = torch.Generator(device).manual_seed(0)
+    g, y, ga, a, ax, b = (
+        torch.randn(shape, generator=generator, device=device).bfloat16()
+        for shape in (*[(rows, columns)] * 2, *[(rows, RANK), (columns, RANK)] * 2)
+    )
+    inner = y + F.linear(ax, b)
+    say = partial(told, f"gradient of a GELU, {columns} columns", device=device, moved=6.0 * y.numel())
+
+    def by_torch(g: torch.Tensor, ga: torch.Tensor, a: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+        return torch.ops.aten.gelu_backward(g + F.linear(ga, a), inner, approximate="tanh")
+
+    def now() -> torch.Tensor:
+        return low_rank_gelu_gradient(low_rank_sum(g, ga, a, False), y, ax, b)
+
+    before = torch.compile(by_torch) if device.type == "cuda" else by_torch
+    return [say("before", partial(before, g, ga, a, inner)), say("now", now)]
+
+
 def one_by_one(x: torch.Tensor, block: BlockWeights) -> list[torch.Tensor]:
-    return [blocks._linears((name,), x, block)[0] for name in BEFORE_LINEARS]
+    out = []
+    for name in BEFORE_LINEARS:
+        y = frozen_linear(x, block.weights[name], block.plain[f"{name}.bias"], block.precision)
+        out.append(y + lora_branch(x, *block.lora[name], block.strength))
+    return out
 
 
 def together(x: torch.Tensor, block: BlockWeights) -> list[torch.Tensor]:
@@ -146,6 +200,10 @@ def main() -> int:
             found += quantizing(rows, columns, device)
         for outputs, inputs in ((width, width), (ffn, width), (width, ffn)):
             found += transposing(outputs, inputs, device)
+        for columns in (width, ffn):
+            for gelu in (False, True):
+                found += adding(rows, columns, device, gelu=gelu)
+        found += sloping(rows, ffn, device)
         found += sharing(config, rows, device, "float8" if cuda else "none")
     if args.json:
         args.json.write_text(json.dumps({"torch": torch.__version__, "card": card, "found": found}, indent=1) + "\n")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from engine.wan.frozen_linear import Packed, codes_of, frozen_linear, lora_branch, lora_inputs
+from engine.wan.frozen_linear import Packed, codes_of, frozen_linear, lora_branch, lora_inputs, plus_lora
 
 LINEARS = (
     "attn1.to_q",
@@ -64,23 +64,31 @@ class PassInputs(NamedTuple):
     strength: torch.Tensor
 
 
-def _linears(names: Sequence[str], x: torch.Tensor, block: BlockWeights) -> list[torch.Tensor]:
+def _linears(names: Sequence[str], x: torch.Tensor, block: BlockWeights, *, gelu: bool = False) -> list[torch.Tensor]:
     """Frozen linears that read the same rows, each with the frozen low-rank branch beside it (if any) and the LoRA at
-    its strength (if any)."""
+    its strength (if any), or the GELU of that. In fp32 each by itself, to the bit as in diffusers and peft."""
     codes, lora = codes_of(x, block.precision), {name: block.lora[name] for name in names if name in block.lora}
-    inputs = dict(zip(lora, lora_inputs(x, [a for a, _ in lora.values()]), strict=True))
+    inputs: dict[str, torch.Tensor] = {}
+    if lora and x.dtype != torch.float32:
+        x, through = lora_inputs(x, [a for a, _ in lora.values()], block.strength)
+        inputs = dict(zip(lora, through, strict=True))
     out = []
     for name in names:
         y = frozen_linear(x, block.weights[name], block.plain[f"{name}.bias"], block.precision, codes)
         if name in block.recovery:
             down, up = block.recovery[name]
             y = y + F.linear(F.linear(x, down), up)
-        out.append(y + lora_branch(x, *lora[name], block.strength, inputs[name]) if name in lora else y)
+        if name in inputs:
+            out.append(plus_lora(y, inputs[name], lora[name][1], gelu=gelu))
+            continue
+        if name in lora:
+            y = y + lora_branch(x, *lora[name], block.strength)
+        out.append(F.gelu(y, approximate="tanh") if gelu else y)
     return out
 
 
-def _linear(name: str, x: torch.Tensor, block: BlockWeights) -> torch.Tensor:
-    return _linears((name,), x, block)[0]
+def _linear(name: str, x: torch.Tensor, block: BlockWeights, *, gelu: bool = False) -> torch.Tensor:
+    return _linears((name,), x, block, gelu=gelu)[0]
 
 
 def _modulated(x_BTD: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
@@ -136,7 +144,7 @@ def post_attention(
     c = F.scaled_dot_product_attention(q.transpose(1, 2), k_BSNK.transpose(1, 2), v_BSNK.transpose(1, 2))
     x = x + _linear("attn2.to_out.0", c.transpose(1, 2).flatten(2, 3), block)
 
-    h = F.gelu(_linear("ffn.net.0.proj", _modulated(x, c_scale, c_shift), block), approximate="tanh")
+    h = _linear("ffn.net.0.proj", _modulated(x, c_scale, c_shift), block, gelu=True)
     return (x.float() + _linear("ffn.net.2", h, block).float() * c_gate).type_as(x)
 
 

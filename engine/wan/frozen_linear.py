@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from engine.wan.fp8_ops import E4M3_MAX, e4m3_gradient, rowwise_e4m3
 from engine.wan.int8_linear import Int8Product, int8_rows, unpack_int8
 from engine.wan.int8_ops import MOST
+from engine.wan.low_rank import LowRankInput, LowRankSum
 
 Packed = tuple[torch.Tensor, ...]  # (weight,) or (q, scale) or (q, scale, shift)
 Codes = tuple[torch.Tensor, ...]  # the rows of an activation as a product takes them: (q, scale), or nothing
@@ -141,17 +142,22 @@ def frozen_linear(
     return y.view(*x.shape[:-1], -1)
 
 
-def lora_branch(
-    x: torch.Tensor, a_RK: torch.Tensor, b_NR: torch.Tensor, scale: torch.Tensor, ax: torch.Tensor | None = None
-) -> torch.Tensor:
-    """scale * B A x, in x's dtype; A and B are the fp32 master copies. `ax` is A x, where it is there already."""
-    ax = F.linear(x, a_RK.to(x.dtype)) if ax is None else ax
-    return F.linear(ax * scale.to(x.dtype), b_NR.to(x.dtype))
+def lora_branch(x: torch.Tensor, a_RK: torch.Tensor, b_NR: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """scale * B A x, in x's dtype; A and B are the fp32 master copies."""
+    return F.linear(F.linear(x, a_RK.to(x.dtype)) * scale.to(x.dtype), b_NR.to(x.dtype))
 
 
-def lora_inputs(x: torch.Tensor, downs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor | None]:
-    """A x of several A (R, K) in one product, which reads x once; its backward is one for every A and one for x. In
-    fp32 none: there each LoRA learns by itself, as in peft to the bit."""
-    if len(downs) < 2 or x.dtype == torch.float32:
-        return [None] * len(downs)
-    return F.linear(x, torch.cat(tuple(downs)).to(x.dtype)).split([a.shape[0] for a in downs], dim=-1)
+def lora_inputs(
+    x: torch.Tensor, downs: Sequence[torch.Tensor], scale: torch.Tensor
+) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    """(x for what else reads it, scale * A x of each A (R, K)): x is read once for all, and so it is backward."""
+    if len(downs) == 1:  # where several linears read x, their gradients are summed in what comes before
+        x_MK, ax = LowRankInput.apply(x.flatten(0, -2), downs[0].to(x.dtype))
+        return x_MK.view(x.shape), [(ax * scale.to(x.dtype)).view(*x.shape[:-1], -1)]
+    ax = F.linear(x, torch.cat(tuple(downs)).to(x.dtype)) * scale.to(x.dtype)
+    return x, ax.split([a.shape[0] for a in downs], dim=-1)
+
+
+def plus_lora(y: torch.Tensor, ax: torch.Tensor, b_NR: torch.Tensor, *, gelu: bool) -> torch.Tensor:
+    """y + B ax, or the GELU of it."""
+    return LowRankSum.apply(y.flatten(0, -2), ax.flatten(0, -2), b_NR.to(y.dtype), gelu).view(y.shape)
