@@ -1,12 +1,11 @@
-"""What stands around the float8 products of a block's linears, each piece before and after in one run.
+"""What stands around the products of a block's linears, each piece before and after in one run.
 
     python -m benchmarks.linears [--rows N] [--tiny] [--json FILE]
 
-Rows quantized (with and without a weight's scale folded in) and weights transposed, by themselves: ms and GB/s of what
-must be read and written once; a LoRA's output added to a linear's, with and without a GELU, and the GELU's gradient.
-Then the three linears that read the same rows, with LoRA of rank 16, compiled, forward without a graph, forward and
-backward: one by one ("before") and as a run has them ("now"). --tiny is small and runs
-anywhere; on a CPU its times mean nothing.
+ms, and GB/s of what must be read and written once: a LoRA's output added to a linear's, with and without a GELU, and
+the GELU's gradient; queries normalized and turned by their position, and the gradient of that. Then the three linears
+that read the same rows, with LoRA of rank 16, compiled, forward without a graph, forward and backward: one by one
+("before") and as a run has them ("now"). --tiny is small and runs anywhere; on a CPU its times mean nothing.
 """
 
 import argparse
@@ -25,15 +24,12 @@ from benchmarks.precision_error import REAL, TINY, plain_of, random_state
 from engine.system.device import compile_alike, fixed_order, open_device
 from engine.wan import block as blocks
 from engine.wan.block import BEFORE_LINEARS, BlockWeights
-from engine.wan.fp8_ops import rowwise_e4m3
 from engine.wan.frozen_linear import frozen_linear, lora_branch
 from engine.wan.low_rank import low_rank_gelu_gradient, low_rank_sum
 from engine.wan.quantize import pack
 
 ROWS, TINY_ROWS = 11264, 64  # 41 frames of 512 x 512
 RANK = 16
-TOGETHER, WARPS = (1, 2, 4), (4, 8, 16)  # rows of a program that quantizes, and its warps
-TILES = (((128, 128), 4), ((128, 128), 8), ((64, 128), 4), ((64, 64), 4), ((256, 64), 4), ((64, 256), 4))
 SUM_TILES = (((128, 128), 8), ((128, 128), 4), ((64, 128), 4), ((64, 256), 8), ((32, 256), 4), ((64, 64), 4))
 Row = dict[str, Any]
 
@@ -52,41 +48,6 @@ def told(piece: str, way: str, run: Callable[[], Any], device: torch.device, mov
     rate = f"{row['gb_per_s']:>10.0f}" if moved else ""
     print(f"{piece:<44}{way:<22}{row['ms']:>10.3f}{rate}", flush=True)
     return row
-
-
-def quantizing(rows: int, columns: int, device: torch.device) -> list[Row]:
-    generator = torch.Generator(device).manual_seed(0)
-    x = torch.randn(rows, columns, generator=generator, device=device).bfloat16()
-    scale = torch.rand(columns, generator=generator, device=device) * 1e-3
-    found = []
-    for fold, floor, words in ((None, 1e-6, ""), (scale, 1e-12, ", scale folded in")):
-        say = partial(told, f"quantize rows of {columns}{words}", device=device, moved=3.0 * x.numel())
-        if device.type == "cuda":
-            from benchmarks import linears_before
-            from engine.wan import triton_fp8  # Triton comes with the CUDA builds of torch alone
-
-            found.append(say("before", partial(linears_before.rowwise_e4m3, x, fold, floor)))
-            for together in TOGETHER:
-                for warps in WARPS:
-                    way = partial(triton_fp8.rowwise_e4m3, x, fold, floor, together, warps)
-                    found.append(say(f"{together} rows, {warps} warps", way))
-        found.append(say("now", partial(rowwise_e4m3, x, fold, floor)))
-    return found
-
-
-def transposing(outputs: int, inputs: int, device: torch.device) -> list[Row]:
-    w = torch.randn(outputs, inputs, device=device).to(torch.float8_e4m3fn)
-    say = partial(told, f"transpose {outputs} x {inputs}", device=device, moved=2.0 * w.numel())
-    by_torch: Callable[[torch.Tensor], torch.Tensor] = lambda t: t.t().contiguous()  # noqa: E731
-    found = [say("before, eager", partial(by_torch, w))]
-    if device.type == "cuda":
-        from engine.wan import triton_fp8  # Triton comes with the CUDA builds of torch alone
-
-        found.append(say("before, compiled", partial(torch.compile(by_torch), w)))
-        for tile, warps in TILES:
-            way = partial(triton_fp8.transposed, w, tile, warps)
-            found.append(say(f"{tile[0]}x{tile[1]}, {warps} warps", way))
-    return found
 
 
 def adding(rows: int, columns: int, device: torch.device, *, gelu: bool) -> list[Row]:
@@ -132,6 +93,31 @@ def sloping(rows: int, columns: int, device: torch.device) -> list[Row]:
 
     before = torch.compile(by_torch) if device.type == "cuda" else by_torch
     return [say("before", partial(before, g, ga, a, inner)), say("now", now)]
+
+
+def placing(config: dict[str, Any], rows: int, device: torch.device) -> list[Row]:
+    """Queries or keys, after their linear."""
+    heads, width = config["num_attention_heads"], config["attention_head_dim"]
+    generator = torch.Generator(device).manual_seed(0)
+    x, g = (torch.randn(1, rows, heads * width, generator=generator, device=device).bfloat16() for _ in range(2))
+    angles = torch.randn(1, rows, 1, width // 2, generator=generator, device=device).repeat_interleave(2, dim=-1)
+    weight, cos, sin = torch.ones(heads * width, device=device).bfloat16(), angles.cos(), angles.sin()
+
+    def before(x: torch.Tensor) -> torch.Tensor:
+        return blocks._rotated(blocks._rms_norm(x, weight).unflatten(2, (heads, -1)), cos, sin)
+
+    def now(x: torch.Tensor) -> torch.Tensor:
+        return blocks._placed(x, weight, cos, sin, heads)
+
+    found = []
+    for way, function in (("before", before), ("now", now)):
+        run = torch.compile(function) if device.type == "cuda" else function
+        with torch.no_grad():
+            found.append(told("norm and rope", way, partial(run, x), device, 4.0 * x.numel()))
+        leaf = x.clone().requires_grad_()
+        back = partial(torch.autograd.grad, run(leaf), leaf, g.view(1, rows, heads, width), retain_graph=True)
+        found.append(told("gradient of norm and rope", way, back, device, 6.0 * x.numel()))
+    return found
 
 
 def one_by_one(x: torch.Tensor, block: BlockWeights) -> list[torch.Tensor]:
@@ -197,13 +183,10 @@ def main() -> int:
     found: list[Row] = []
     with fixed_order(cuda):
         for columns in (width, ffn):
-            found += quantizing(rows, columns, device)
-        for outputs, inputs in ((width, width), (ffn, width), (width, ffn)):
-            found += transposing(outputs, inputs, device)
-        for columns in (width, ffn):
             for gelu in (False, True):
                 found += adding(rows, columns, device, gelu=gelu)
         found += sloping(rows, ffn, device)
+        found += placing(config, rows, device)
         found += sharing(config, rows, device, "float8" if cuda else "none")
     if args.json:
         args.json.write_text(json.dumps({"torch": torch.__version__, "card": card, "found": found}, indent=1) + "\n")

@@ -42,7 +42,7 @@ from engine.wan.block import (
     text_kv,
 )
 from engine.wan.frozen_linear import Packed, frozen_linear, unpack_weight
-from engine.wan.int8_linear import Int8Product, int8_rows, pack_int8
+from engine.wan.int8_linear import Int8Product, pack_int8
 from engine.wan.quantize import pack
 
 REAL: dict[str, Any] = {
@@ -144,7 +144,7 @@ def product_errors(width: int, rows: int, device: torch.device, *, heavy: bool) 
         "none (bf16)": lambda x: frozen_linear(x, pack(w.bfloat16(), "none"), zero.bfloat16(), "none"),
         "qint8": lambda x: frozen_linear(x, pack(w, "qint8"), zero.bfloat16(), "qint8"),
         "float8": lambda x: frozen_linear(x, pack(w, "float8"), zero.bfloat16(), "float8"),
-        "int8, not rotated": lambda x: Int8Product.apply(x, *int8_rows(x.detach(), 1), *pack_int8(w, 1), zero, 1),
+        "int8, not rotated": lambda x: Int8Product.apply(x, *pack_int8(w, 1), zero, 1),
         "int8": lambda x: frozen_linear(x, pack(w, "int8"), zero, "int8"),
     }
     rows_of: list[dict[str, Any]] = []

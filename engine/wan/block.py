@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from engine.wan.frozen_linear import Packed, codes_of, frozen_linear, lora_branch, lora_inputs, plus_lora
+from engine.wan.frozen_linear import Packed, frozen_linear, lora_branch, lora_inputs, plus_lora
+from engine.wan.norm_rope import EPS, NormRope
 
 LINEARS = (
     "attn1.to_q",
@@ -33,7 +34,6 @@ LINEARS = (
 )
 BEFORE_LINEARS, TEXT_LINEARS = LINEARS[:3], LINEARS[5:7]
 NORMS = ("attn1.norm_q", "attn1.norm_k", "attn2.norm_q", "attn2.norm_k")
-EPS = 1e-6
 
 Weights = dict[str, Packed]  # "attn1.to_q" -> packed weight
 # "attn1.to_q.bias", "attn1.norm_q.weight", "norm2.weight", "norm2.bias", "scale_shift_table"
@@ -67,14 +67,14 @@ class PassInputs(NamedTuple):
 def _linears(names: Sequence[str], x: torch.Tensor, block: BlockWeights, *, gelu: bool = False) -> list[torch.Tensor]:
     """Frozen linears that read the same rows, each with the frozen low-rank branch beside it (if any) and the LoRA at
     its strength (if any), or the GELU of that. In fp32 each by itself, to the bit as in diffusers and peft."""
-    codes, lora = codes_of(x, block.precision), {name: block.lora[name] for name in names if name in block.lora}
+    lora = {name: block.lora[name] for name in names if name in block.lora}
     inputs: dict[str, torch.Tensor] = {}
     if lora and x.dtype != torch.float32:
         x, through = lora_inputs(x, [a for a, _ in lora.values()], block.strength)
         inputs = dict(zip(lora, through, strict=True))
     out = []
     for name in names:
-        y = frozen_linear(x, block.weights[name], block.plain[f"{name}.bias"], block.precision, codes)
+        y = frozen_linear(x, block.weights[name], block.plain[f"{name}.bias"], block.precision)
         if name in block.recovery:
             down, up = block.recovery[name]
             y = y + F.linear(F.linear(x, down), up)
@@ -106,6 +106,16 @@ def _rotated(x_BTNK: torch.Tensor, cos_1T1K: torch.Tensor, sin_1T1K: torch.Tenso
     return torch.stack([x1 * cos - x2 * sin, x1 * sin + x2 * cos], dim=-1).flatten(-2).type_as(x_BTNK)
 
 
+def _placed(
+    x_BTD: torch.Tensor, weight: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: int
+) -> torch.Tensor:
+    """Queries or keys (B, T, N, K), normalized and turned by their position."""
+    if x_BTD.dtype == torch.float32:  # to the bit as in diffusers
+        return _rotated(_rms_norm(x_BTD, weight).unflatten(2, (heads, -1)), cos, sin)
+    out_MD = NormRope.apply(x_BTD.flatten(0, 1), weight, cos.flatten(0, 2), sin.flatten(0, 2))
+    return out_MD.view(*x_BTD.shape[:2], heads, -1)
+
+
 def pre_attention(
     x_BTD: torch.Tensor, time_B6D: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, block: BlockWeights
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -113,9 +123,9 @@ def pre_attention(
     shift, scale, *_ = (block.plain["scale_shift_table"] + time_B6D.float()).chunk(6, dim=1)
     h = _modulated(x_BTD, scale, shift)
     q, k, v = _linears(BEFORE_LINEARS, h, block)
-    q, k = _rms_norm(q, block.plain["attn1.norm_q.weight"]), _rms_norm(k, block.plain["attn1.norm_k.weight"])
-    q, k, v = (t.unflatten(2, (block.heads, -1)) for t in (q, k, v))
-    return _rotated(q, cos, sin), _rotated(k, cos, sin), v
+    q = _placed(q, block.plain["attn1.norm_q.weight"], cos, sin, block.heads)
+    k = _placed(k, block.plain["attn1.norm_k.weight"], cos, sin, block.heads)
+    return q, k, v.unflatten(2, (block.heads, -1))
 
 
 def text_kv(text_BSD: torch.Tensor, block: BlockWeights) -> tuple[torch.Tensor, torch.Tensor]:

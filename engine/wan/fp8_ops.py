@@ -1,8 +1,8 @@
-"""What stands around a float8 product, each part one operator: an activation's rows quantized, each read once where
-compiled reductions read it several times, and a weight transposed for the gradient.
+"""Row-wise float8 of an activation as one operator: each row is read once, where compiled reductions read it several
+times.
 
-Custom operators, so that torch.compile takes them as they are; Triton on CUDA, plain torch elsewhere (for the tests).
-M rows, K columns, N outputs.
+A custom operator, so that torch.compile takes it as it is; Triton on CUDA, plain torch elsewhere (for the tests).
+M rows, K columns.
 """
 
 import torch
@@ -28,35 +28,24 @@ def _(x_MK: torch.Tensor, fold_K: torch.Tensor | None, floor: float) -> tuple[to
     )
 
 
-@torch.library.custom_op("wanlora::e4m3_gradient", mutates_args=())
-def e4m3_gradient(g8_MN: torch.Tensor, g_scale: torch.Tensor, w_NK: torch.Tensor) -> torch.Tensor:
-    """(M, K) in bf16: g W, the rows of g with their scales. The units of 8 bits read along the contraction only, so W
-    is transposed first: in one operator with the product, because the compiler takes what depends on weights alone for
-    the forward's, and would keep every transposed weight until the backward."""
-    return _times(g8_MN, g_scale, w_NK.t().contiguous())
-
-
-@e4m3_gradient.register_fake
-def _(g8_MN: torch.Tensor, g_scale: torch.Tensor, w_NK: torch.Tensor) -> torch.Tensor:
-    return g8_MN.new_empty((g8_MN.shape[0], w_NK.shape[1]), dtype=torch.bfloat16)
-
-
-def _times(g8_MN: torch.Tensor, g_scale: torch.Tensor, w_KN: torch.Tensor) -> torch.Tensor:
-    ones = torch.ones(1, w_KN.shape[0], device=w_KN.device)
-    return torch._scaled_mm(
-        g8_MN, w_KN.t(), scale_a=g_scale, scale_b=ones, out_dtype=torch.bfloat16, use_fast_accum=True
-    )
-
-
 @rowwise_e4m3.register_kernel("cuda")
 def _(x_MK: torch.Tensor, fold_K: torch.Tensor | None, floor: float) -> tuple[torch.Tensor, torch.Tensor]:
-    from engine.wan import triton_fp8  # Triton comes with the CUDA builds of torch alone
+    from engine.wan.triton_fp8 import rowwise_e4m3_kernel  # Triton comes with the CUDA builds of torch alone
 
-    return triton_fp8.rowwise_e4m3(x_MK, fold_K, floor)
-
-
-@e4m3_gradient.register_kernel("cuda")
-def _(g8_MN: torch.Tensor, g_scale: torch.Tensor, w_NK: torch.Tensor) -> torch.Tensor:
-    from engine.wan import triton_fp8
-
-    return _times(g8_MN, g_scale, triton_fp8.transposed(w_NK))
+    x = x_MK.contiguous()
+    rows, columns = x.shape
+    q = torch.empty(x.shape, dtype=torch.float8_e4m3fn, device=x.device)
+    scale = torch.empty((rows, 1), dtype=torch.float32, device=x.device)
+    block = 1 << (columns - 1).bit_length()
+    rowwise_e4m3_kernel[(rows,)](
+        x,
+        q,
+        scale,
+        x if fold_K is None else fold_K,
+        columns,
+        floor,
+        FOLD=fold_K is not None,
+        BLOCK=block,
+        num_warps=8 if block <= 8192 else 16,
+    )
+    return q, scale

@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from engine.wan.fp8_ops import E4M3_MAX, e4m3_gradient, rowwise_e4m3
-from engine.wan.int8_linear import Int8Product, int8_rows, unpack_int8
+from engine.wan.fp8_ops import E4M3_MAX, rowwise_e4m3
+from engine.wan.int8_linear import Int8Product, unpack_int8
 from engine.wan.int8_ops import MOST
 from engine.wan.low_rank import LowRankInput, LowRankSum
 
 Packed = tuple[torch.Tensor, ...]  # (weight,) or (q, scale) or (q, scale, shift)
-Codes = tuple[torch.Tensor, ...]  # the rows of an activation as a product takes them: (q, scale), or nothing
 COMPUTED_IN_8_BITS = "float8"
 COMPUTED_IN_INTEGERS = "int8"
 
@@ -75,18 +74,12 @@ class _Float8Product(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x_MK: torch.Tensor,
-        x8_MK: torch.Tensor,
-        x_scale: torch.Tensor,
-        w_NK: torch.Tensor,
-        scale_N1: torch.Tensor,
-        bias_N: torch.Tensor,
+        ctx: Any, x_MK: torch.Tensor, w_NK: torch.Tensor, scale_N1: torch.Tensor, bias_N: torch.Tensor
     ) -> torch.Tensor:
-        """`x` for its gradient alone."""
         ctx.save_for_backward(w_NK, scale_N1)
+        x8, x_scale = rowwise_e4m3(x_MK, None, 1e-6)
         return torch._scaled_mm(
-            x8_MK,
+            x8,
             w_NK.t(),
             scale_a=x_scale,
             scale_b=scale_N1.t(),
@@ -99,7 +92,12 @@ class _Float8Product(torch.autograd.Function):
     def backward(ctx: Any, g_MN: torch.Tensor) -> Any:
         w_NK, scale_N1 = ctx.saved_tensors
         g8, g_scale = rowwise_e4m3(g_MN, scale_N1.squeeze(1), 1e-12)
-        return e4m3_gradient(g8, g_scale, w_NK), None, None, None, None, None
+        w_KN = w_NK.t().contiguous()
+        ones = torch.ones(1, w_KN.shape[0], device=g_MN.device)
+        dx = torch._scaled_mm(
+            g8, w_KN.t(), scale_a=g_scale, scale_b=ones, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
+        return dx, None, None, None
 
 
 class _DequantizedProduct(torch.autograd.Function):
@@ -119,24 +117,13 @@ class _DequantizedProduct(torch.autograd.Function):
         return g_MN @ w, None, None, *(None for _ in ctx.saved_tensors)
 
 
-def codes_of(x: torch.Tensor, precision: str) -> Codes:
-    """What the products of 8 bits take of x (..., K): linears that read the same rows share it."""
-    x_MK = x.detach().reshape(-1, x.shape[-1])
-    if precision == COMPUTED_IN_8_BITS:
-        return rowwise_e4m3(x_MK, None, 1e-6)
-    return int8_rows(x_MK, MOST) if precision == COMPUTED_IN_INTEGERS else ()
-
-
-def frozen_linear(
-    x: torch.Tensor, packed: Packed, bias_N: torch.Tensor, precision: str, codes: Codes | None = None
-) -> torch.Tensor:
-    """x (..., K) through a frozen linear -> (..., N). `codes` are x's, where they are there already."""
+def frozen_linear(x: torch.Tensor, packed: Packed, bias_N: torch.Tensor, precision: str) -> torch.Tensor:
+    """x (..., K) through a frozen linear -> (..., N)."""
     x_MK = x.reshape(-1, x.shape[-1])
-    codes = codes_of(x, precision) if codes is None else codes
     if precision == COMPUTED_IN_8_BITS:
-        y = _Float8Product.apply(x_MK, *codes, *packed, bias_N)
+        y = _Float8Product.apply(x_MK, *packed, bias_N)
     elif precision == COMPUTED_IN_INTEGERS:
-        y = Int8Product.apply(x_MK, *codes, *packed, bias_N, MOST)
+        y = Int8Product.apply(x_MK, *packed, bias_N, MOST)
     else:
         y = _DequantizedProduct.apply(x_MK, precision, bias_N, *packed)
     return y.view(*x.shape[:-1], -1)
@@ -151,11 +138,13 @@ def lora_inputs(
     x: torch.Tensor, downs: Sequence[torch.Tensor], scale: torch.Tensor
 ) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
     """(x for what else reads it, scale * A x of each A (R, K)): x is read once for all, and so it is backward."""
-    if len(downs) == 1:  # where several linears read x, their gradients are summed in what comes before
-        x_MK, ax = LowRankInput.apply(x.flatten(0, -2), downs[0].to(x.dtype))
-        return x_MK.view(x.shape), [(ax * scale.to(x.dtype)).view(*x.shape[:-1], -1)]
-    ax = F.linear(x, torch.cat(tuple(downs)).to(x.dtype)) * scale.to(x.dtype)
-    return x, ax.split([a.shape[0] for a in downs], dim=-1)
+    down = (torch.cat(tuple(downs)) if len(downs) > 1 else downs[0]).to(x.dtype)
+    if len(downs) == 1 and x.requires_grad:  # gradients of several are summed by what comes before
+        x_MK, ax = LowRankInput.apply(x.flatten(0, -2), down)
+        x, ax = x_MK.view(x.shape), ax.view(*x.shape[:-1], -1)
+    else:
+        ax = F.linear(x, down)
+    return x, (ax * scale.to(x.dtype)).split([a.shape[0] for a in downs], dim=-1)
 
 
 def plus_lora(y: torch.Tensor, ax: torch.Tensor, b_NR: torch.Tensor, *, gelu: bool) -> torch.Tensor:

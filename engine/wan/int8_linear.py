@@ -43,29 +43,17 @@ def _both_ways(weight_NK: torch.Tensor, most: int) -> torch.Tensor:
     return turned(along_inputs.t().contiguous(), side_of(n, most)).t().contiguous()
 
 
-def int8_rows(x_MK: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """An activation as `Int8Product` takes it."""
-    return rotated_int8(x_MK, None, side_of(x_MK.shape[1], most), 1e-6)
-
-
 class Int8Product(torch.autograd.Function):
-    """y = x W^T + bias, x being given as its codes and, for its gradient alone, as itself. `most`: columns that are
-    rotated together; 1 for no rotation."""
+    """y = x W^T + bias. `most`: columns that are rotated together; 1 for no rotation."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x_MK: torch.Tensor,
-        x8_MK: torch.Tensor,
-        x_scale: torch.Tensor,
-        q_NK: torch.Tensor,
-        scale_N1: torch.Tensor,
-        bias_N: torch.Tensor,
-        most: int,
+        ctx: Any, x_MK: torch.Tensor, q_NK: torch.Tensor, scale_N1: torch.Tensor, bias_N: torch.Tensor, most: int
     ) -> torch.Tensor:
         ctx.save_for_backward(q_NK, scale_N1)
         ctx.most = most
-        y = int8_product(x8_MK, x_scale, q_NK, scale_N1, x_MK.dtype)
+        x8, x_scale = rotated_int8(x_MK, None, side_of(q_NK.shape[1], most), 1e-6)
+        y = int8_product(x8, x_scale, q_NK, scale_N1, x_MK.dtype)
         return rotated(y, bias_N, side_of(q_NK.shape[0], most))
 
     @staticmethod
@@ -73,4 +61,4 @@ class Int8Product(torch.autograd.Function):
         q_NK, scale_N1 = ctx.saved_tensors
         g8, g_scale = rotated_int8(g_MN, scale_N1.squeeze(1), side_of(q_NK.shape[0], ctx.most), 1e-12)
         dx = int8_product(g8, g_scale, q_NK.t().contiguous(), None, g_MN.dtype)
-        return rotated(dx, None, side_of(q_NK.shape[1], ctx.most)), None, None, None, None, None, None
+        return rotated(dx, None, side_of(q_NK.shape[1], ctx.most)), None, None, None, None

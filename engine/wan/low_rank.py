@@ -75,10 +75,9 @@ class LowRankInput(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_MK: torch.Tensor, a_RK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.save_for_backward(x_MK, a_RK)
-        return x_MK.view_as(x_MK), x_MK @ a_RK.t()
+        return x_MK.view_as(x_MK), F.linear(x_MK, a_RK)
 
     @staticmethod
     def backward(ctx: Any, g_MK: torch.Tensor, g_MR: torch.Tensor) -> Any:
         x_MK, a_RK = ctx.saved_tensors
-        dx = low_rank_sum(g_MK, g_MR, a_RK.t(), False) if ctx.needs_input_grad[0] else None
-        return dx, g_MR.t() @ x_MK
+        return low_rank_sum(g_MK, g_MR, a_RK.t(), False), g_MR.t() @ x_MK

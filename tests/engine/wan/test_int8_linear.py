@@ -5,7 +5,7 @@ import torch
 
 from engine.system.keyed_random import keyed_rng
 from engine.wan.frozen_linear import frozen_linear, unpack_weight
-from engine.wan.int8_linear import Int8Product, int8_rows, pack_int8, unpack_int8
+from engine.wan.int8_linear import Int8Product, pack_int8, unpack_int8
 from engine.wan.int8_ops import int8_product, rotated, rotated_int8, side_of, turned
 from engine.wan.quantize import pack
 
@@ -93,7 +93,7 @@ def test_types_are_those_of_the_activations(compiled: bool) -> None:
 def errors(w: torch.Tensor, x: torch.Tensor, g: torch.Tensor, most: int) -> tuple[float, float]:
     """Of the output and of the input gradient, with rotations of so many columns."""
     leaf = x.clone().requires_grad_()
-    y = Int8Product.apply(leaf, *int8_rows(leaf.detach(), most), *pack_int8(w, most), torch.zeros(w.shape[0]), most)
+    y = Int8Product.apply(leaf, *pack_int8(w, most), torch.zeros(w.shape[0]), most)
     y.backward(g)
     assert leaf.grad is not None
     return apart(y.detach(), x @ w.t()), apart(leaf.grad, g @ w)
