@@ -17,7 +17,14 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from engine.wan.frozen_linear import Packed, frozen_linear, lora_branch, lora_inputs, plus_lora
+from engine.wan.frozen_linear import (
+    Packed,
+    frozen_linear,
+    frozen_linear_and_lora_input,
+    lora_branch,
+    lora_inputs,
+    plus_lora,
+)
 from engine.wan.norm_rope import EPS, NormRope
 
 LINEARS = (
@@ -68,18 +75,21 @@ def _linears(names: Sequence[str], x: torch.Tensor, block: BlockWeights, *, gelu
     """Frozen linears that read the same rows, each with the frozen low-rank branch beside it (if any) and the LoRA at
     its strength (if any), or the GELU of that. In fp32 each by itself, to the bit as in diffusers and peft."""
     lora = {name: block.lora[name] for name in names if name in block.lora}
-    inputs: dict[str, torch.Tensor] = {}
-    if lora and x.dtype != torch.float32:
-        x, through = lora_inputs(x, [a for a, _ in lora.values()], block.strength)
-        inputs = dict(zip(lora, through, strict=True))
+    exact, inputs = x.dtype == torch.float32, {}
+    if lora and len(names) > 1 and not exact:
+        inputs = dict(zip(lora, lora_inputs(x, [a for a, _ in lora.values()]), strict=True))
     out = []
     for name in names:
-        y = frozen_linear(x, block.weights[name], block.plain[f"{name}.bias"], block.precision)
+        frozen = (x, block.weights[name], block.plain[f"{name}.bias"], block.precision)
+        if lora and len(names) == 1 and not exact:
+            y, inputs[name] = frozen_linear_and_lora_input(*frozen, lora[name][0])
+        else:
+            y = frozen_linear(*frozen)
         if name in block.recovery:
             down, up = block.recovery[name]
             y = y + F.linear(F.linear(x, down), up)
         if name in inputs:
-            out.append(plus_lora(y, inputs[name], lora[name][1], gelu=gelu))
+            out.append(plus_lora(y, inputs[name], lora[name][1], block.strength, gelu=gelu))
             continue
         if name in lora:
             y = y + lora_branch(x, *lora[name], block.strength)

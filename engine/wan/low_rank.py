@@ -67,17 +67,3 @@ class LowRankSum(torch.autograd.Function):
         if ctx.gelu:
             g_MN = low_rank_gelu_gradient(g_MN, y[0], ax_MR, b_NR)
         return g_MN, g_MN @ b_NR, g_MN.t() @ ax_MR, None
-
-
-class LowRankInput(torch.autograd.Function):
-    """(x, x A^T), x for what else reads it: its gradient from there and through A are summed in one pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x_MK: torch.Tensor, a_RK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.save_for_backward(x_MK, a_RK)
-        return x_MK.view_as(x_MK), F.linear(x_MK, a_RK)
-
-    @staticmethod
-    def backward(ctx: Any, g_MK: torch.Tensor, g_MR: torch.Tensor) -> Any:
-        x_MK, a_RK = ctx.saved_tensors
-        return low_rank_sum(g_MK, g_MR, a_RK.t(), False), g_MR.t() @ x_MK
