@@ -34,7 +34,9 @@ DAEMON_FOR_CLIENTS = {
     "settings",
     "services",
 }  # what the interface may know of the daemon: no queue, no store, no service
-CUDA_ONLY = {"engine.wan.triton_fp8", "engine.wan.triton_int8"}  # needs Triton, which PyTorch's CPU builds come without
+CUDA_ONLY = {
+    f"engine.wan.triton_{of}" for of in ("fp8", "int8", "low_rank", "norm_rope")
+}  # need Triton, which PyTorch's CPU builds come without
 
 # What each room may import of its own floor, the topmost room first. A wall that nobody needs open stays closed.
 ROOMS = {

@@ -11,13 +11,22 @@ of diffusers' WanTransformerBlock, operation for operation (a test compares them
 B batch, T tokens, S text tokens, D width, N heads, K head width.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
 from engine.wan.attention import TextKernels
-from engine.wan.frozen_linear import Packed, frozen_linear, lora_branch
+from engine.wan.frozen_linear import (
+    Packed,
+    frozen_linear,
+    frozen_linear_and_lora_input,
+    lora_branch,
+    lora_inputs,
+    plus_lora,
+)
+from engine.wan.norm_rope import EPS, NormRope
 from engine.wan.text_attention import text_attention
 
 LINEARS = (
@@ -34,7 +43,6 @@ LINEARS = (
 )
 BEFORE_LINEARS, TEXT_LINEARS = LINEARS[:3], LINEARS[5:7]
 NORMS = ("attn1.norm_q", "attn1.norm_k", "attn2.norm_q", "attn2.norm_k")
-EPS = 1e-6
 
 Weights = dict[str, Packed]  # "attn1.to_q" -> packed weight
 # "attn1.to_q.bias", "attn1.norm_q.weight", "norm2.weight", "norm2.bias", "scale_shift_table"
@@ -65,13 +73,34 @@ class PassInputs(NamedTuple):
     strength: torch.Tensor
 
 
-def _linear(name: str, x: torch.Tensor, block: BlockWeights) -> torch.Tensor:
-    """The frozen linear, with the frozen low-rank branch beside it (if any) and the LoRA at its strength (if any)."""
-    y = frozen_linear(x, block.weights[name], block.plain[f"{name}.bias"], block.precision)
-    if name in block.recovery:
-        down, up = block.recovery[name]
-        y = y + F.linear(F.linear(x, down), up)
-    return y + lora_branch(x, *block.lora[name], block.strength) if name in block.lora else y
+def _linears(names: Sequence[str], x: torch.Tensor, block: BlockWeights, *, gelu: bool = False) -> list[torch.Tensor]:
+    """Frozen linears that read the same rows, each with the frozen low-rank branch beside it (if any) and the LoRA at
+    its strength (if any), or the GELU of that. In fp32 each by itself, to the bit as in diffusers and peft."""
+    lora = {name: block.lora[name] for name in names if name in block.lora}
+    exact, inputs = x.dtype == torch.float32, {}
+    if lora and len(names) > 1 and not exact:
+        inputs = dict(zip(lora, lora_inputs(x, [a for a, _ in lora.values()]), strict=True))
+    out = []
+    for name in names:
+        frozen = (x, block.weights[name], block.plain[f"{name}.bias"], block.precision)
+        if lora and len(names) == 1 and not exact:
+            y, inputs[name] = frozen_linear_and_lora_input(*frozen, lora[name][0])
+        else:
+            y = frozen_linear(*frozen)
+        if name in block.recovery:
+            down, up = block.recovery[name]
+            y = y + F.linear(F.linear(x, down), up)
+        if name in inputs:
+            out.append(plus_lora(y, inputs[name], lora[name][1], block.strength, gelu=gelu))
+            continue
+        if name in lora:
+            y = y + lora_branch(x, *lora[name], block.strength)
+        out.append(F.gelu(y, approximate="tanh") if gelu else y)
+    return out
+
+
+def _linear(name: str, x: torch.Tensor, block: BlockWeights, *, gelu: bool = False) -> torch.Tensor:
+    return _linears((name,), x, block, gelu=gelu)[0]
 
 
 def _modulated(x_BTD: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
@@ -89,21 +118,31 @@ def _rotated(x_BTNK: torch.Tensor, cos_1T1K: torch.Tensor, sin_1T1K: torch.Tenso
     return torch.stack([x1 * cos - x2 * sin, x1 * sin + x2 * cos], dim=-1).flatten(-2).type_as(x_BTNK)
 
 
+def _placed(
+    x_BTD: torch.Tensor, weight: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: int
+) -> torch.Tensor:
+    """Queries or keys (B, T, N, K), normalized and turned by their position."""
+    if x_BTD.dtype == torch.float32:  # to the bit as in diffusers
+        return _rotated(_rms_norm(x_BTD, weight).unflatten(2, (heads, -1)), cos, sin)
+    out_MD = NormRope.apply(x_BTD.flatten(0, 1), weight, cos.flatten(0, 2), sin.flatten(0, 2))
+    return out_MD.view(*x_BTD.shape[:2], heads, -1)
+
+
 def pre_attention(
     x_BTD: torch.Tensor, time_B6D: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, block: BlockWeights
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """q, k, v as (B, T, N, K)."""
     shift, scale, *_ = (block.plain["scale_shift_table"] + time_B6D.float()).chunk(6, dim=1)
     h = _modulated(x_BTD, scale, shift)
-    q, k, v = (_linear(name, h, block) for name in BEFORE_LINEARS)
-    q, k = _rms_norm(q, block.plain["attn1.norm_q.weight"]), _rms_norm(k, block.plain["attn1.norm_k.weight"])
-    q, k, v = (t.unflatten(2, (block.heads, -1)) for t in (q, k, v))
-    return _rotated(q, cos, sin), _rotated(k, cos, sin), v
+    q, k, v = _linears(BEFORE_LINEARS, h, block)
+    q = _placed(q, block.plain["attn1.norm_q.weight"], cos, sin, block.heads)
+    k = _placed(k, block.plain["attn1.norm_k.weight"], cos, sin, block.heads)
+    return q, k, v.unflatten(2, (block.heads, -1))
 
 
 def text_kv(text_BSD: torch.Tensor, block: BlockWeights) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of the cross-attention, as (B, S, N, K)."""
-    k, v = (_linear(name, text_BSD, block) for name in TEXT_LINEARS)
+    k, v = _linears(TEXT_LINEARS, text_BSD, block)
     k = _rms_norm(k, block.plain["attn2.norm_k.weight"])
     return k.unflatten(2, (block.heads, -1)), v.unflatten(2, (block.heads, -1))
 
@@ -128,7 +167,7 @@ def post_attention(
     c = text_attention(q, k_BSNK, v_BSNK, kernels)
     x = x + _linear("attn2.to_out.0", c.flatten(2, 3), block)
 
-    h = F.gelu(_linear("ffn.net.0.proj", _modulated(x, c_scale, c_shift), block), approximate="tanh")
+    h = _linear("ffn.net.0.proj", _modulated(x, c_scale, c_shift), block, gelu=True)
     return (x.float() + _linear("ffn.net.2", h, block).float() * c_gate).type_as(x)
 
 

@@ -46,7 +46,7 @@ def test_what_dequantizes_compiles(tmp_path: Path, capability: int, precision: s
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_a_block_s_part_compiles_in_bf16(tmp_path: Path, capability: int) -> None:
-    """Norms, modulation and rope around three linears."""
+    """Norm and modulation before three linears. What follows them is a kernel of ours (test_triton_norm_rope)."""
     assert runs("none", capability)
     tables = [
         torch.zeros(1, 6, WIDTH),
@@ -80,7 +80,7 @@ def test_a_block_s_part_compiles_in_bf16(tmp_path: Path, capability: int) -> Non
         return pre_attention(x, time, cos, sin, BlockWeights(weights, plain, {}, {}, time, HEADS, "none"))
 
     sources = kernels_for(capability, part, tensors)
-    assert len(sources) >= 2, "norms and rope"
+    assert sources, "norm and modulation"
     for source in sources:
         assemble_for(capability, source, tmp_path)
 
