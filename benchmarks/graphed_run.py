@@ -138,7 +138,8 @@ def main() -> int:
         print(f"base written in {time.time() - began:.0f} s", flush=True)
     clips = common / "clips"
     if not clips.exists():
-        write_clips(clips, side=64 if args.tiny else args.side, frames=12 if args.tiny else args.frames + 4)
+        side, frames = (64, 12) if args.tiny else (args.side, args.frames + 4)
+        write_clips(clips, height=side, width=side, frames=frames)
     rows: dict[str, Any] = {}
     good = True
     for name in RUNS:
