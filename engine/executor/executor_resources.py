@@ -6,6 +6,7 @@ The functions are compiled where the plan says so, once per process. What is run
 B batch, T tokens, S text tokens, D width, N heads, K head width.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -47,7 +48,8 @@ def _reads_e4m3(device: torch.device) -> bool:
 class ExecutorResources:
     """`block_bytes` are those of the larger expert. `activations` are taken over where the plan was the same before,
     and made here otherwise. `cuda` as in `engine.executor.weight_ring.WeightRing`; `capture` stands in for CUDA's own
-    in tests."""
+    in tests. `refused` is told why blocks that the plan has as CUDA graphs are launched; without it that is an
+    error."""
 
     def __init__(
         self,
@@ -58,6 +60,7 @@ class ExecutorResources:
         cuda: Any = None,
         activations: Activations | None = None,
         capture: Capture | None = None,
+        refused: Callable[[str], None] | None = None,
     ) -> None:
         self.plan, self.attention, self.device = plan, attention, device
         self.fixed_order = attention.deterministic and device.type == "cuda"  # the CPU's order is fixed as it is
@@ -71,7 +74,11 @@ class ExecutorResources:
         self.e4m3_as_bytes = plan.precision == "qfloat8" and not _reads_e4m3(device)
         if cuda is None and device.type == "cuda":
             cuda = torch.cuda
-        self.graphs = BlockGraphs(plan.graphed, capture or CudaCapture(device)) if plan.graphed else None
+        self.graphs = (
+            BlockGraphs(plan.graphed, capture or CudaCapture(device), refused, prove=attention.deterministic)
+            if plan.graphed
+            else None
+        )
         self.ring = WeightRing(block_bytes, plan.slots, device, cuda)
         self.activations = activations or (
             KeptActivations()

@@ -40,7 +40,13 @@ WHERE: dict[ExhaustedPhase, str] = {
     "lock": "host's page-locked memory",
 }
 # fields by which the user decides on the plan
-PLANNED = ("job.gpus_per_clip", "model.low_vram", "model.layer_offloading", "quantization.transformer")
+PLANNED = (
+    "job.gpus_per_clip",
+    "model.low_vram",
+    "model.layer_offloading",
+    "model.cuda_graphs",
+    "quantization.transformer",
+)
 
 
 @cache
@@ -117,11 +123,12 @@ def refused(error: HostMemoryRefused) -> tuple[ExhaustedPhase, Shortage]:
 
 def replan(run: Run, exhausted: ExhaustedPhase, why: Shortage) -> None:
     """Memory ran out (where `exhausted` says): take the next smaller plan and log it. Memory in pieces is laid out anew
-    first, once under each plan. To be called outside the handler, whose traceback holds on to tensors. Raises UserError
-    when no smaller plan is left."""
+    first, and CUDA graphs are dropped for a preview, once under each plan. To be called outside the handler, whose
+    traceback holds on to tensors. Raises UserError when no smaller plan is left."""
     release(run.placement.device)
+    untidy = why.cause == "pieces" or (exhausted == "preview" and run.experts.recorded)
     planning, short = run.planning, f"out of memory in the {WHERE[exhausted]}: {why.text}"
-    if why.cause == "pieces" and not planning.tidied:
+    if untidy and not planning.tidied:
         plan, tidied = planning.plan, True
         text = f"{short}; everything on the card is laid out anew, and the same is tried again"
         run.log.emit("log", level="warning", text=text)

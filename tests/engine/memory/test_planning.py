@@ -83,6 +83,15 @@ def test_what_the_user_has_since_said_of_the_plan_counts_on_resume(planned, pane
     assert plan_before(ResumePoint(job=then), None) is None
 
 
+def test_graphs_that_the_user_has_since_refused_are_not_taken_on_resume(planned):
+    short = {"datasets": [{"path": "clips", "num_frames": 21, "resolutions": [256]}], "sample": {"prompts": []}}
+    then, now = (job(**short, model={"cuda_graphs": how}) for how in (True, False))
+    running = Running(planned(60, **short, model={"cuda_graphs": True}).plan, CPU)
+    assert running.plan.graphed and planned(60, before=running.plan, **short).plan == running.plan
+    before = plan_before(ResumePoint(job=now, since=changes(then, now)), running)
+    assert not planned(60, before=before, **short, model={"cuda_graphs": False}).plan.graphed
+
+
 def like(free: float, plan: Plan):
     known = facts(machine=machine(gpu(80, vram_free=int(free * GIB))))
     return plan_run(job(), known, CUDA, vram=None, like=plan)
