@@ -320,7 +320,7 @@ def test_what_is_recomputed_ends_before_the_last_linear_and_has_the_gradient_of_
             bw_compiler=lambda graph, _: make_boxed_func(graph.forward),
             partition_fn=min_cut_rematerialization_partition,
         )
-        out = torch.compile(function, backend=backend)(*first, *given, held)
+        out = torch.compile(function, backend=backend)(*first, *given, held, attention.CPU.to_text)
         return torch.autograd.grad(out, leaves, None if first else g)
 
     torch._dynamo.reset()

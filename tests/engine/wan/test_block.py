@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from engine.wan.attention import CPU
 from engine.wan.block import (
     LINEARS,
     NORMS,
@@ -56,7 +57,7 @@ def run(
     g = drawn(made, CLIPS, TOKENS, WIDTH).to(dtype)
     q, k, v = (t.transpose(1, 2) for t in pre_attention(x, time, angles.cos(), angles.sin(), block))
     a = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2, 3)
-    y = post_attention(x, a, *text_kv(text, block), time, block)
+    y = post_attention(x, a, *text_kv(text, block), time, block, CPU.to_text)
     if not y.requires_grad:
         return {"output": y}
     learning = [t for pair in lora.values() for t in pair]

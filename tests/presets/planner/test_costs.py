@@ -74,8 +74,11 @@ def test_launching_counts_where_the_card_does_not_need_longer():
 
 
 def test_two_encodes_a_step():
-    """Our encoder, 8 frames at a time, in bf16 on the same card: 0.205 s for 41 x 512 x 512."""
-    assert predict(plan(), work(41, 512, 512), H200).seconds.vae == pytest.approx(2 * 0.205, rel=0.10)
+    """Our encoder, 8 frames at a time, in bf16 on the same card: 0.205 s for 41 x 512 x 512. The conditioning computes
+    less of it, the less the longer the clip."""
+    short, long = (predict(plan(), work(*size), H200).seconds.vae for size in ((41, 512, 512), (81, 512, 512)))
+    assert 0.205 < short < 2 * 0.205
+    assert 81 / 41 * 0.205 < long < 81 / 41 * short
 
 
 def test_a_packed_block_of_14b():
