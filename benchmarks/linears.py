@@ -65,7 +65,7 @@ def adding(rows: int, columns: int, device: torch.device, *, gelu: bool) -> list
 
     found = []
     if device.type == "cuda":
-        from engine.wan import triton_low_rank  # Triton comes with the CUDA builds of torch alone
+        from engine.kernels import triton_low_rank  # Triton comes with the CUDA builds of torch alone
 
         found.append(say("before, compiled", partial(torch.compile(by_torch), y, ax, b)))
         for tile, warps in SUM_TILES:

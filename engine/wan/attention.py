@@ -126,7 +126,7 @@ def backward(
     not refuse, and is not deterministic."""
     T, S = q.shape[2], k.shape[2]
     if kernel in BACKWARD_ONLY:
-        from engine.wan import triton_attention  # Triton comes with the CUDA builds of torch alone
+        from engine.kernels import triton_attention  # Triton comes with the CUDA builds of torch alone
 
         return triton_attention.backward(triton_attention.TILES[kernel], grad, q, k, v, out, lse)
     if kernel == "cpu":
@@ -164,7 +164,7 @@ def backward_of_queries(
 ) -> torch.Tensor:
     """The gradient of q alone, as `backward` has it: ours compute no other then."""
     if kernel in BACKWARD_ONLY:
-        from engine.wan import triton_attention  # as above
+        from engine.kernels import triton_attention  # as above
 
         return triton_attention.backward_of_queries(triton_attention.TILES[kernel], grad, q, k, v, out, lse)
     return backward(kernel, grad, q, k, v, out, lse, deterministic=deterministic)[0]

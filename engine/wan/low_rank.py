@@ -1,7 +1,7 @@
 """A LoRA's part of a linear's output, of its input's gradient and of a GELU, each made where the sum is written: the
 small product is never a tensor of its own, which would be written and read once more.
 
-Custom operators, so that torch.compile takes them as they are; Triton on CUDA (`engine.wan.triton_low_rank`), plain
+Custom operators, so that torch.compile takes them as they are; Triton on CUDA (`engine.kernels.triton_low_rank`), plain
 torch elsewhere. M rows, K inputs, N outputs, R rank.
 """
 
@@ -40,14 +40,14 @@ def _(g_MN: torch.Tensor, y_MN: torch.Tensor, ax_MR: torch.Tensor, b_NR: torch.T
 
 @low_rank_sum.register_kernel("cuda")
 def _(y_MN: torch.Tensor, ax_MR: torch.Tensor, b_NR: torch.Tensor, gelu: bool) -> torch.Tensor:
-    from engine.wan import triton_low_rank  # Triton comes with the CUDA builds of torch alone
+    from engine.kernels import triton_low_rank  # Triton comes with the CUDA builds of torch alone
 
     return triton_low_rank.low_rank_sum(y_MN, ax_MR, b_NR, gelu)
 
 
 @low_rank_gelu_gradient.register_kernel("cuda")
 def _(g_MN: torch.Tensor, y_MN: torch.Tensor, ax_MR: torch.Tensor, b_NR: torch.Tensor) -> torch.Tensor:
-    from engine.wan import triton_low_rank
+    from engine.kernels import triton_low_rank
 
     return triton_low_rank.low_rank_gelu_gradient(g_MN, y_MN, ax_MR, b_NR)
 

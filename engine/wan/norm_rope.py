@@ -1,7 +1,7 @@
 """Queries and keys normalized over all heads and turned by their position, as one operator each way: a row is read and
 written once.
 
-Custom operators, so that torch.compile takes them as they are; Triton on CUDA (`engine.wan.triton_norm_rope`), plain
+Custom operators, so that torch.compile takes them as they are; Triton on CUDA (`engine.kernels.triton_norm_rope`), plain
 torch elsewhere. M rows (tokens of one clip after the other), D width, T tokens, K head width.
 """
 
@@ -56,7 +56,7 @@ def _(
 
 @norm_rope.register_kernel("cuda")
 def _(x_MD: torch.Tensor, weight_D: torch.Tensor, cos_TK: torch.Tensor, sin_TK: torch.Tensor) -> torch.Tensor:
-    from engine.wan import triton_norm_rope  # Triton comes with the CUDA builds of torch alone
+    from engine.kernels import triton_norm_rope  # Triton comes with the CUDA builds of torch alone
 
     return triton_norm_rope.norm_rope(None, x_MD, weight_D, cos_TK, sin_TK, EPS)
 
@@ -65,7 +65,7 @@ def _(x_MD: torch.Tensor, weight_D: torch.Tensor, cos_TK: torch.Tensor, sin_TK: 
 def _(
     g_MD: torch.Tensor, x_MD: torch.Tensor, weight_D: torch.Tensor, cos_TK: torch.Tensor, sin_TK: torch.Tensor
 ) -> torch.Tensor:
-    from engine.wan import triton_norm_rope
+    from engine.kernels import triton_norm_rope
 
     return triton_norm_rope.norm_rope(g_MD, x_MD, weight_D, cos_TK, sin_TK, EPS)
 

@@ -14,7 +14,7 @@ from triton.compiler import ASTSource
 from engine.wan.block import BEFORE_LINEARS, BlockWeights, pre_attention
 from engine.wan.frozen_linear import Packed, as_bytes, e4m3_values, unpack_weight
 from engine.wan.quantize import pack
-from engine.wan.triton_fp8 import rowwise_e4m3_kernel
+from engine.kernels.triton_fp8 import rowwise_e4m3_kernel
 from presets.machine.precisions import TRANSFORMER
 from tests.helpers.training.absent_cards import assemble_for, kernels_for
 

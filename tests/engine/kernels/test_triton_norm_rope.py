@@ -22,7 +22,7 @@ pytestmark = pytest.mark.process  # Triton's assembler is a program
 # Triton asks when it is imported whether to interpret, so the kernels run in a process of their own: all cases at once.
 INTERPRETED = """
 import sys, torch
-from engine.wan import triton_norm_rope as kernels
+from engine.kernels import triton_norm_rope as kernels
 cases = torch.load(sys.argv[1])
 torch.save({name: kernels.norm_rope(*given, 1e-6) for name, given in cases.items()}, sys.argv[2])
 """

@@ -16,7 +16,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from engine.wan import low_rank, triton_low_rank
-from engine.wan.triton_low_rank import COLUMNS, ROWS, WARPS, step_of
+from engine.kernels.triton_low_rank import COLUMNS, ROWS, WARPS, step_of
 from tests.helpers import ROOT
 
 pytestmark = pytest.mark.process  # Triton's assembler is a program
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.process  # Triton's assembler is a program
 # Triton asks when it is imported whether to interpret, so the kernels run in a process of their own: all cases at once.
 INTERPRETED = """
 import sys, torch
-from engine.wan import triton_low_rank as kernels
+from engine.kernels import triton_low_rank as kernels
 cases = torch.load(sys.argv[1])
 run = {"sum": kernels.low_rank_sum, "gelu": kernels.low_rank_sum, "slope": kernels.low_rank_gelu_gradient}
 torch.save({name: run[name.split(":")[0]](*given, (32, 32)) for name, given in cases.items()}, sys.argv[2])

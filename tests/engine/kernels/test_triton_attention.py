@@ -13,7 +13,7 @@ from tests.helpers import ROOT
 # Triton asks when it is imported whether to interpret, so the kernels run in a process of their own: all cases at once.
 INTERPRETED = """
 import sys, torch
-from engine.wan import triton_attention
+from engine.kernels import triton_attention
 def run(tiles, tensors):
     try:
         return triton_attention.backward(tiles, *tensors)
