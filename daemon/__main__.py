@@ -44,10 +44,9 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
         paths = daemon_paths(options.dir)
-        if options.log:
-            make_private(paths.state)
-            LogFile(paths.log, take_over=True)
-        serve(paths, options.trainer or None, settings_file(options.dir))
+        make_private(paths.state)
+        log_file = LogFile(paths.log, take_over=options.log)
+        serve(paths, log_file, options.trainer or None, settings_file(options.dir))
     except UserError as e:
         print(f"wanlora daemon: {e}", file=sys.stderr)
         return 1

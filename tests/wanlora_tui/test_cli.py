@@ -333,6 +333,22 @@ def test_a_closed_stream_stops_no_command(folder: Path, closed: str):
     assert said.stdout.startswith("" if closed == ">&-" else "[")
 
 
+@pytest.mark.parametrize("command", ["--version", "daemon status --json", "completion bash"])
+def test_output_that_a_disk_does_not_take_is_told_in_one_sentence(command: str, tmp_path: Path):
+    said = subprocess.run(
+        f"{sys.executable} -m wanlora_tui.cli {command} >/dev/full",
+        shell=True,
+        cwd=ROOT,
+        env=environment(XDG_STATE_HOME=str(tmp_path), XDG_RUNTIME_DIR=str(tmp_path)),
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert said.returncode == 1
+    assert said.stderr == "wanlora: its output cannot be written: No space left on device\n"
+
+
 def test_without_a_daemon(tmp_path: Path):
     empty = short_dir()
     for line in (("jobs",), ("watch",), ("stop", "x"), ("resume", "x"), ("cancel", "x")):

@@ -45,7 +45,7 @@ def _summary(seen: DaemonStatus) -> str:
     where, holder, jobs = seen.found.where, seen.found.holder, seen.jobs
     load = f": {count(len(jobs.jobs), 'job')}, {_live(seen)} of them running or queued" if jobs else ""
     since = "" if (uptime := seen.uptime) is None else f" for {duration(uptime)}"
-    log = f" Its log: {home_path(holder.log)}" if holder and holder.log else ""
+    log = f" {holder.log_text(home_path(holder.log or str(where.log)))}" if holder else ""
     version = _version(seen)
     renew = (
         f"\nThis client is wanlora {VERSION}; renew the daemon with: wanlora daemon restart"
@@ -98,7 +98,8 @@ def _facts(seen: DaemonStatus, problems: list[str], *, supervised: bool) -> dict
         "control": str(where.control),
         "feed": str(where.feed),
         "state_dir": (seen.hello.state_dir if seen.hello else "") or str(where.state),
-        "log": (holder.log if holder else "") or str(where.log),
+        "log": "" if holder and holder.no_log else (holder.log if holder else "") or str(where.log),
+        "no_log": holder.no_log if holder else "",  # why one that runs writes no log
         "version": _version(seen),  # of wanlora, the daemon's
         "protocol": protocol or PROTOCOL_VERSION,  # the daemon's, as far as it is known
         "client_version": VERSION,

@@ -34,7 +34,7 @@ def held_with(there: DaemonPaths, content: bytes) -> int:
 
 
 def test_it_tells_who_and_where(there: DaemonPaths):
-    lock = take_lock(there)
+    lock = take_lock(there, str(there.log))
     try:
         me = identify(os.getpid())
         holder = read_holder(there)
@@ -55,6 +55,10 @@ def test_it_tells_who_and_where(there: DaemonPaths):
         lock.publish(Path("/else"))
         assert read_holder(there).runtime == "/else"
         assert there.lock.stat().st_mode & 0o777 == 0o600
+        assert (holder := read_holder(there)) and holder.log_text(holder.log) == f"Its log: {there.log}"
+        lock.tell("", "what it says goes to the moon")
+        assert (holder := read_holder(there)) and (holder.log, holder.runtime) == ("", "/else")
+        assert holder.log_text("/x") == "It writes no log file: what it says goes to the moon."
     finally:
         lock.close()
     assert read_holder(there) is None and there.lock.exists()  # left behind, and held by nobody
