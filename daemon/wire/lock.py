@@ -114,8 +114,13 @@ class Lock:
     def _write(self) -> None:
         """In place, because the lock belongs to this file and to no other that could be renamed over it."""
         data = f"{self._holder.pid}".ljust(PID_BYTES - 1).encode() + b"\n" + msgspec.json.encode(self._holder) + b"\n"
-        os.pwrite(self._descriptor, data, 0)
-        os.ftruncate(self._descriptor, len(data))
+        try:
+            os.pwrite(self._descriptor, data, 0)
+            os.ftruncate(self._descriptor, len(data))
+        except OSError as e:
+            if e.errno == errno.EBADF:  # opened to be read, for its disk is read-only
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self._path)) from None
+            raise
 
     def is_in_place(self) -> bool:
         """Whether the file that we hold is still the one that others find."""

@@ -146,7 +146,9 @@ async def test_a_disk_that_has_become_read_only(small_disk: Path, short_dir: Pat
         await said("stop")
         subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
         await said("start")
-        assert "is read-only" in await said("status", code=1)
+        told = await said("status", code=1)
+        assert "is read-only" in told and f"Make {state}/wanlora writable" in told
+        assert f"no log file: {state}/wanlora/daemon.lock cannot be written either" in told
         await said("stop")
     finally:
         subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from daemon.processes.proc import identify
-from daemon.wire.lock import PID_BYTES, LockHolder, read_holder, take_lock
+from daemon.wire.lock import PID_BYTES, Lock, LockHolder, read_holder, take_lock
 from daemon.wire.paths import DaemonPaths, daemon_paths
 from daemon.wire.protocol import PROTOCOL_VERSION
 from presets import VERSION
@@ -62,6 +62,16 @@ def test_it_tells_who_and_where(there: DaemonPaths):
     finally:
         lock.close()
     assert read_holder(there) is None and there.lock.exists()  # left behind, and held by nobody
+
+
+def test_a_disk_that_is_read_only_is_told_as_that(there: DaemonPaths):
+    before = take_lock(there)
+    before.publish(Path("/here"))
+    before.close()
+    lock = Lock(os.open(there.lock, os.O_RDONLY), there, "", "")  # as on such a disk
+    with pytest.raises(OSError, match=rf"Read-only file system: '{there.lock}'"):
+        lock.publish(Path("/else"))
+    lock.close()
 
 
 def test_its_form_is_the_same_in_every_version(there: DaemonPaths):
