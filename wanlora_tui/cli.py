@@ -152,6 +152,7 @@ def _to_nowhere() -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from presets.errors import UserError
+    from presets.file_names import require_home
     from presets.text import OutputLost
     from wanlora_tui.output.far_words import advised
 
@@ -162,6 +163,7 @@ def _run(args: argparse.Namespace) -> int:
 
             print(VERSION, flush=True)
             return DONE
+        require_home()
         _require_utf8(args)
         if args.leash:
             from wanlora_tui.terminal.leash import put_on_leash

@@ -22,6 +22,7 @@ from tests.helpers.loras import pair, write_lora_file
 from tests.helpers.terminal import Terminal
 from tests.helpers.videos import write_clip
 from tests.helpers.waiting import PATIENCE
+from wanlora_tui.cli import main
 
 HEAVY = ("torch", "diffusers", "transformers", "peft", "textual", "zmq", "av", "msgspec", "numpy", "PIL")
 
@@ -554,3 +555,16 @@ def test_train_becomes_the_trainer(tmp_path: Path):
     (tmp_path / "clips").mkdir()
     said = wanlora("train", write_job(tmp_path), "--out", tmp_path / "runs")
     assert said.returncode == 1 and "Traceback" not in said.stderr and said.stderr
+
+
+def test_a_user_without_a_home_folder_is_told_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """As in a container that runs as a uid which it does not know."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setenv("PYTHON_COLORS", "0")  # as the command sets it: for this test alone
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)
+    assert main(["jobs"]) == 1
+    assert "HOME is not set, and this system knows no home folder of the user with uid 2147483641" in (
+        told := capsys.readouterr().err
+    )
+    assert "export HOME=" in told
+    assert main(["--version"]) == 0
