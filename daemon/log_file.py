@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from presets.disk import require_room
 from presets.text import escaped
 
 KEEP_BYTES = 4 * 2**20  # with the one before, twice that
@@ -65,6 +66,7 @@ class LogFile:
         return Said("", "what it says goes to the program that started it")
 
     def _reopen(self, *numbers: int) -> None:
+        require_room(self._path.parent)  # a file is opened on a full disk too, and then takes nothing
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(self._path, flags, 0o600)
         try:

@@ -3,11 +3,10 @@
 import errno
 import os
 import shutil
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from presets.disk import existing_parent
+from presets.disk import existing_parent, require_room
 from presets.errors import UserError
 from presets.text import human
 
@@ -18,10 +17,7 @@ ENOUGH = "1 MiB"
 def why_not_writable(place: Path) -> str:
     """ "" when something can be written there by now: it is tried."""
     try:
-        with tempfile.TemporaryFile(dir=place, buffering=0) as f:
-            left = PROBE_BYTES
-            while left:
-                left -= f.write(bytes(left))
+        require_room(place, PROBE_BYTES)
     except OSError as e:
         return reason(e, place)
     return ""

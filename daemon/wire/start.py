@@ -19,6 +19,7 @@ from daemon.services import systemd
 from daemon.wire.blocking import ping
 from daemon.wire.find import find
 from daemon.wire.paths import daemon_paths, make_private, spare_parent
+from presets.disk import require_room
 from presets.files import open_own
 
 START_TIMEOUT = 120.0  # seconds for a daemon to answer: on a busy machine it may have a long run to read first
@@ -99,6 +100,7 @@ def _words(log: FileIO | BinaryIO, begin: int) -> list[str]:
 def _log(path: Path) -> FileIO | BinaryIO:
     """Where a disk takes none, what the daemon says goes to a file that is gone when it ends."""
     try:
+        require_room(path.parent)
         if path.exists() and path.stat().st_size > KEEP_LOG_BYTES:
             path.replace(path.with_suffix(".log.1"))
         return open_own(path, append=True)
