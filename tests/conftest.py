@@ -179,6 +179,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for level, what in levels.LEVELS.items():
         config.addinivalue_line("markers", f"{level}: {what}")
     config.option.loadscopereorder = False  # xdist would begin with the files of most tests, and end with the longest
+    gc.disable()  # until all is imported: what is collected here stays
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
@@ -215,3 +216,4 @@ def pytest_collection_finish() -> None:
     through it."""
     gc.collect()
     gc.freeze()
+    gc.enable()
