@@ -179,7 +179,16 @@ def pytest_configure(config: pytest.Config) -> None:
     for level, what in levels.LEVELS.items():
         config.addinivalue_line("markers", f"{level}: {what}")
     config.option.loadscopereorder = False  # xdist would begin with the files of most tests, and end with the longest
-    gc.disable()  # until all is imported: what is collected here stays
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
+    """What is made meanwhile stays: looking for garbage in it again and again finds none."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
@@ -216,4 +225,3 @@ def pytest_collection_finish() -> None:
     through it."""
     gc.collect()
     gc.freeze()
-    gc.enable()
