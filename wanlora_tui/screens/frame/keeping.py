@@ -21,7 +21,7 @@ class KeepingScreen(UndoingScreen):
 
     def keep(self) -> None:
         """Save the draft. A failure is shown, and typing continues."""
-        self.history.note(self.state.draft)
+        self.note_change()
         problem = ""
         try:
             if self.store is None:
