@@ -25,6 +25,14 @@ class History:
         self._redo: list[bytes] = []
         self._open: set[str] | None = None
 
+    @property
+    def can_undo(self) -> bool:
+        return bool(self._undo)
+
+    @property
+    def can_redo(self) -> bool:
+        return bool(self._redo)
+
     def note(self, draft: Draft) -> None:
         """Take in what the draft has become."""
         now = _content(draft)

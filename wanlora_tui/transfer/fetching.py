@@ -9,6 +9,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ from wanlora_tui.transfer.retrying import LostConnection, Retrying
 from wanlora_tui.transfer.safe_names import is_hidden, place
 
 CHUNK = 2**20  # bytes hashed at once
+# What a run makes anew with each set of previews: one that is older here is no other file of this name
+REMADE = re.compile(r"samples/compare_\d+\.(png|mp4)")
 
 
 class Refused(NamedTuple):
@@ -49,6 +52,7 @@ class Fetch:
         self._line, self._folder, self._to, self._overwrite = line, folder, to, overwrite
         self._arrived = arrived
         self.refused: list[Refused] = []
+        self._another_run = False  # lies here, as far as can be told: a file that no run writes twice differs
 
     def list(self, what: What, step: int | None = None) -> Listing:
         """What there is; nothing hidden, wherever the files go. Raises UserError."""
@@ -70,7 +74,7 @@ class Fetch:
                 where=str(self._to),
                 fix="Fetch less, or give another folder with --to",
             )
-        for entry, target in targets:
+        for entry, target in sorted(targets, key=lambda one: bool(REMADE.fullmatch(one[0].path))):
             progress.begin(entry.path)
             try:
                 was_here = self._one(entry, target, progress)
@@ -137,8 +141,10 @@ class Fetch:
         same = facts.st_size <= entry.size and here == self._line.ask(lambda files: files.digest(there, size))
         if same and facts.st_size == entry.size:
             return True
-        if same or self._overwrite:
+        remade = REMADE.fullmatch(entry.path) and facts.st_mtime_ns < entry.mtime_ns and not self._another_run
+        if same or remade or self._overwrite:
             return False
+        self._another_run = True
         raise UserError("a different file of this name is here already")
 
     def _fill(self, entry: FileEntry, there: str, f: BinaryIO, progress: Progress) -> str:

@@ -258,3 +258,27 @@ def test_links_that_lie_here_lead_nowhere(run: Path, tmp_path: Path):
     (to / "orbit_000000020_low_noise.safetensors.part").symlink_to(outside / "stolen")
     assert "is a link" in fetched(run, to).refused[0].why
     assert not names(outside)
+
+
+def test_what_the_run_has_made_anew_is_fetched_again(run: Path, tmp_path: Path):
+    to, compared, first = tmp_path / "here", run / "samples/compare_00.png", run / "samples/step_000000010/00.mp4"
+    compared.write_bytes(b"one step")
+    os.utime(compared, ns=(1, 1))
+    fetched(run, to, "previews")
+    compared.write_bytes(b"two steps")
+    os.utime(compared, ns=(2, 2))
+    assert not fetched(run, to, "previews").refused
+    assert (to / "samples/compare_00.png").read_bytes() == b"two steps"
+
+    compared.write_bytes(b"of another time")  # older than what is here
+    os.utime(compared, ns=(1, 1))
+    assert [r.name for r in fetched(run, to, "previews").refused] == ["samples/compare_00.png"]
+
+    compared.write_bytes(b"of another run of this name")
+    first.write_bytes(b"its preview")
+    os.utime(compared, ns=(3, 3))
+    assert {r.name for r in fetched(run, to, "previews").refused} == {
+        "samples/compare_00.png",
+        "samples/step_000000010/00.mp4",
+    }
+    assert (to / "samples/compare_00.png").read_bytes() == b"two steps"

@@ -31,18 +31,30 @@ class UndoingScreen(Screen[Any]):
         """Show a draft that is another one by now; `paths` are what is different."""
         raise NotImplementedError
 
+    def note_change(self) -> None:
+        """Take in what the draft has become."""
+        offered = self.history.can_undo, self.history.can_redo
+        self.history.note(self.state.draft)
+        if offered != (self.history.can_undo, self.history.can_redo):
+            self.refresh_bindings()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        if action in ("undo", "redo"):
+            return self.history.can_undo if action == "undo" else self.history.can_redo
+        return super().check_action(action, parameters)
+
     async def action_undo(self) -> None:
-        await self._go(self.history.undo, "undone", "There is nothing to take back.")
+        await self._go(self.history.undo, "undone")
 
     async def action_redo(self) -> None:
-        await self._go(self.history.redo, "made again", "Nothing was taken back.")
+        await self._go(self.history.redo, "made again")
 
-    async def _go(self, turn: Callable[[Draft], Draft | None], word: str, nothing: str) -> None:
+    async def _go(self, turn: Callable[[Draft], Draft | None], word: str) -> None:
         before = self.state.draft
         after = turn(before)
-        if after is None:
-            self._say(nothing)
+        if after is None:  # a change of the same moment has left nothing
             return
+        self.refresh_bindings()
         paths = list(changed(before, after))
         values = {id(before): self._values(paths)}
         self.state.draft = after

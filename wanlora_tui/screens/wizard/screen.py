@@ -17,7 +17,7 @@ from textual.widgets import Button, Input, OptionList, Static
 from presets.findings import Finding
 from wanlora_tui.actions import bindings
 from wanlora_tui.draft.clip_list import ClipLists
-from wanlora_tui.draft.draft_store import Draft, DraftError, Drafts, DraftStore
+from wanlora_tui.draft.draft_store import Draft, Drafts
 from wanlora_tui.draft.history import History
 from wanlora_tui.draft.steps import NAMES, STEPS, position, step_of_field
 from wanlora_tui.feeds.submitter import Submitter
@@ -29,7 +29,6 @@ from wanlora_tui.screens.frame.reach import bring_in_sight, can_be_seen
 from wanlora_tui.screens.frame.reckoning import ReckoningScreen
 from wanlora_tui.screens.frame.step_findings import Fix, Jump, StepFindings
 from wanlora_tui.screens.frame.step_marks import MarkingScreen
-from wanlora_tui.screens.frame.undoing import UndoingScreen
 from wanlora_tui.screens.wizard.captions import CaptionsPane
 from wanlora_tui.screens.wizard.clips import ClipsPane
 from wanlora_tui.screens.wizard.dialogs import Ask, StepHelp
@@ -60,7 +59,7 @@ PANES = {"kind": KindPane, "prompts": PromptsPane, "review": ReviewPane}
 CLIP_PANES = {"clips": ClipsPane, "captions": CaptionsPane}
 
 
-class WizardScreen(LaunchingScreen, UndoingScreen, ReckoningScreen, HelpingScreen, MarkingScreen, SparingScreen):
+class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScreen, SparingScreen):
     """Dismisses with the job that the daemon has accepted, or with None.
 
     Without a `submitter` the written job file is all that is wanted: then it dismisses with its absolute path.
@@ -92,8 +91,6 @@ class WizardScreen(LaunchingScreen, UndoingScreen, ReckoningScreen, HelpingScree
         self.lists = ClipLists(self.state)
         self.history = History(self.state.draft)
         self.drafts = Drafts(draft_path)
-        self.store: DraftStore | None = None  # this wizard's own, from its first change on
-        self._draft_problem = ""
         self._pane: StepPane | None = None
         self._missed = False  # something was to be shown while the step in view was still being made
         self._going = asyncio.Lock()  # keys, the palette and dialogs may ask for steps at once
@@ -122,8 +119,6 @@ class WizardScreen(LaunchingScreen, UndoingScreen, ReckoningScreen, HelpingScree
     def on_unmount(self) -> None:
         gc.unfreeze()
         self.end_looks()
-        if self.store is not None:
-            self.store.release()
 
     @property
     def pane(self) -> StepPane | None:
@@ -152,21 +147,6 @@ class WizardScreen(LaunchingScreen, UndoingScreen, ReckoningScreen, HelpingScree
         if position(self.step) > position("clips"):
             self.query_one("#nav-state", Static).update("… reading the machine")
             await self._machine_there.wait()
-
-    def keep(self) -> None:
-        """Save the draft. A failure is shown, and typing continues."""
-        self.history.note(self.state.draft)
-        problem = ""
-        try:
-            if self.store is None:
-                self.store = self.drafts.begin(self.state.draft)
-            else:
-                self.store.save(self.state.draft)
-        except DraftError as e:
-            problem = str(e)
-            if problem != self._draft_problem:
-                self.notify(problem, severity="error", timeout=20)
-        self._draft_problem = problem
 
     @property
     def focus_chain(self) -> list[Widget]:

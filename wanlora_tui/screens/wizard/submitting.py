@@ -22,8 +22,8 @@ from presets.errors import UserError
 from presets.job.toml_file import dump_job, save_job
 from presets.text import sentences
 from wanlora_tui.actions import bindings
-from wanlora_tui.draft.draft_store import DraftError, DraftStore
 from wanlora_tui.feeds.submitter import Submitter, Unanswered
+from wanlora_tui.screens.frame.keeping import KeepingScreen
 from wanlora_tui.screens.wizard.dialogs import Ask
 from wanlora_tui.screens.wizard.reading import ReadingScreen
 from wanlora_tui.screens.wizard.review import ReviewPane
@@ -114,23 +114,10 @@ async def hand_in(
     return NotTaken([str(error), *findings, later], may_be_taken=isinstance(error, Unanswered))
 
 
-class LaunchingScreen(ReadingScreen):
+class LaunchingScreen(ReadingScreen, KeepingScreen):
     """A screen with a draft that becomes a job; `submitter` None: the written job file is all that is wanted."""
 
     submitter: Submitter | None
-    store: DraftStore | None
-
-    def keep(self) -> None:
-        """Save the draft."""
-        raise NotImplementedError
-
-    def forget(self) -> None:
-        """Delete the draft: it was thrown away, or has become a job."""
-        if self.store is not None:
-            try:
-                self.store.delete()
-            except DraftError as e:
-                self.notify(str(e), severity="error", timeout=20)
 
     @work(exclusive=True, group="launch")
     async def launch(self, review: ReviewPane) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 from textual.widgets import Button, Input
+from textual.widgets._footer import FooterKey
 
 from tests.helpers.interface.wizard_pilot import (
     at_step,
@@ -73,4 +74,25 @@ async def test_undo_held_down_says_the_last_change_alone(tmp_path):
             await pilot.press("x", "j")
         await pilot.press("u", "u", "U", "U", "U")  # in one, for its first key takes away what stood there
         await pilot.pause()
-        assert [n.message for n in pilot.app._notifications] == ["Nothing was taken back."]
+        assert [n.message.partition(":")[0] for n in pilot.app._notifications] == ["made again"]
+
+
+async def test_undo_is_offered_where_there_is_something_to_take_back(tmp_path):
+    def in_footer() -> list[str]:
+        return [key.description for key in screen_of(pilot).query(FooterKey)]
+
+    def offered() -> set[str | None]:
+        return {b.binding.id for b in screen_of(pilot).active_bindings.values()} & {"wizard.undo", "wizard.redo"}
+
+    folder = make_clips(tmp_path / "clips", 2)
+    async with wizard(tmp_path / "draft.json", size=(160, 48)) as pilot:
+        await until(pilot, lambda: "Help" in in_footer(), "the footer")
+        assert "Undo" not in in_footer() and not offered()
+        await at_clips(pilot, folder)
+        await until(pilot, lambda: "Undo" in in_footer(), "the kind and the folder can be taken back")
+        for _ in range(len(screen_of(pilot).history._undo)):
+            await pilot.press("ctrl+underscore")
+        await until(pilot, lambda: "Undo" not in in_footer(), "all is taken back")
+        assert offered() == {"wizard.redo"}
+        await pilot.press("ctrl+y")
+        await until(pilot, lambda: "Undo" in in_footer(), "the change that was made again")
