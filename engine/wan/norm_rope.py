@@ -1,8 +1,8 @@
 """Queries and keys normalized over all heads and turned by their position, as one operator each way: a row is read and
 written once.
 
-Custom operators, so that torch.compile takes them as they are; Triton on CUDA (`engine.kernels.triton_norm_rope`), plain
-torch elsewhere. M rows (tokens of one clip after the other), D width, T tokens, K head width.
+Custom operators, so that torch.compile takes them as they are; Triton on CUDA (`engine.kernels.triton_norm_rope`),
+plain torch elsewhere. M rows (tokens of one clip after the other), D width, T tokens, K head width.
 """
 
 from typing import Any

@@ -11,10 +11,10 @@ from triton import compile as assemble
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from engine.kernels.triton_fp8 import rowwise_e4m3_kernel
 from engine.wan.block import BEFORE_LINEARS, BlockWeights, pre_attention
 from engine.wan.frozen_linear import Packed, as_bytes, e4m3_values, unpack_weight
 from engine.wan.quantize import pack
-from engine.kernels.triton_fp8 import rowwise_e4m3_kernel
 from presets.machine.precisions import TRANSFORMER
 from tests.helpers.training.absent_cards import assemble_for, kernels_for
 
