@@ -54,8 +54,7 @@ class TimeCosts:
 
     def _linears(self, plan: Plan, load: Load) -> float:
         """One pass of all frozen linears and the LoRA."""
-        h = self.hardware
-        rate = {"float8": h.fp8_tflops, "int8": h.int8_tops}.get(plan.precision, 0.0) or h.bf16_tflops
+        rate = self._product_rate(plan)
         of_text = 2 * self.shape.layers * self.shape.width**2
         products = 2 * load.rows * (self.shape.parameters - of_text) + 2 * load.batch * TEXT_TOKENS * of_text
         branches = (
@@ -64,7 +63,19 @@ class TimeCosts:
             * (self.shape.lora_parameters(self.work.rank) + self.shape.lora_parameters(self.work.ara_rank))
         )
         at_once = load.batch * plan.longest_run(load.tokens)
-        return products / (rate * 1e12) * (1 + c.half_rows / at_once) + branches / (h.bf16_tflops * 1e12)
+        return products / rate * (1 + c.half_rows / at_once) + branches / (self.hardware.bf16_tflops * 1e12)
+
+    def _product_rate(self, plan: Plan) -> float:
+        """Operations a second of the frozen linears."""
+        h = self.hardware
+        return 1e12 * ({"float8": h.fp8_tflops, "int8": h.int8_tops}.get(plan.precision, 0.0) or h.bf16_tflops)
+
+    def _spared(self, plan: Plan, rows: int) -> float:
+        """What is left out where all blocks are recomputed: the compiler ends each before its last linear."""
+        if not plan.compiled:
+            return 0.0
+        product = 2 * rows * self.shape.layers * self.shape.width * self.shape.ffn
+        return product / self._product_rate(plan) + self._traffic(c.spared, rows)
 
     def _weights_again(self, plan: Plan, load: Load) -> tuple[float, float]:
         """Seconds of a (forward, backward) pass that go into dequantizing or transposing weights, once per chunk."""
@@ -111,7 +122,7 @@ class TimeCosts:
         part, redone = visited / layers, max(0, visited - plan.kept_for(rows)) / layers
         forward_again, backward_again = self._weights_again(plan, load)
         linear = self._linears(plan, load)
-        again = linear + self._traffic(c.traffic_forward, rows) + forward_again
+        again = linear + self._traffic(c.traffic_forward, rows) + forward_again - self._spared(plan, rows)
         _, attention = self.attention(load)
         gradient = linear + self._traffic(c.traffic_backward, rows) + backward_again
         if chunks > 1:

@@ -86,7 +86,7 @@ def plan(args: Namespace) -> int:
         seen = texts_of(visits_of(job, facts.datasets))
         for head, text in _lines(choice, hardware, work, any_order, seen=seen):
             print(f"{head:<10} {text}")
-        for head, text in _shared_lines(shared) if shared else ():
+        for head, text in _shared_lines(shared, job) if shared else ():
             print(f"{head:<10} {text}")
         if under:
             print(f"{'Masks':<10} {under} of {count(clips, 'clip')} {'has' if under == 1 else 'have'} a loss mask")
@@ -211,7 +211,7 @@ def _lines(
     yield "Down", _rung(choice.down, found.seconds.total, "would do with") if choice.down else "nothing smaller"
 
 
-def _shared_lines(shared: Shared) -> Iterator[tuple[str, str]]:
+def _shared_lines(shared: Shared, job: Job) -> Iterator[tuple[str, str]]:
     """What several GPUs make of it."""
     yield "GPUs", f"{shared.gpus}: {shared.how}"
     alike: dict[tuple[str, str], list[int]] = {}
@@ -235,7 +235,7 @@ def _shared_lines(shared: Shared) -> Iterator[tuple[str, str]]:
         )
     yield "", f"a step takes {seconds_each(shared.seconds_per_step)} s in the mean"
     yield "", f"{duration(shared.total)} in all: {shared.times_as_fast:.2f} times as fast as one of them"
-    if shared.gpus > gpu_shares.RECORDED or (shared.turned and gpu_shares.RECORDED_PER_CLIP == 1):
+    if shared.gpus > gpu_shares.RECORDED or gpu_shares.never_shared(job):
         yield "", "reckoned alone: such a run was never made on cards yet, and a job that names them is refused"
 
 
