@@ -15,8 +15,9 @@ from triton import compile as assemble
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from engine.kernels import triton_int8
 from engine.kernels.triton_int8 import TILES, Tile, length_of, warps_of
-from engine.wan import int8_ops, triton_int8
+from engine.wan import int8_ops
 from tests.helpers import ROOT
 
 pytestmark = pytest.mark.process  # Triton's assembler is a program

@@ -15,8 +15,9 @@ from triton import compile as assemble
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from engine.kernels import triton_low_rank
 from engine.kernels.triton_low_rank import COLUMNS, ROWS, WARPS, step_of
-from engine.wan import low_rank, triton_low_rank
+from engine.wan import low_rank
 from tests.helpers import ROOT
 
 pytestmark = pytest.mark.process  # Triton's assembler is a program

@@ -14,7 +14,8 @@ from triton import compile as assemble
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from engine.wan import norm_rope, triton_norm_rope
+from engine.kernels import triton_norm_rope
+from engine.wan import norm_rope
 from tests.helpers import ROOT
 
 pytestmark = pytest.mark.process  # Triton's assembler is a program
