@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := wanlora_tui daemon engine presets tests benchmarks
 
-.PHONY: help setup demo test fast busy lint docs snapshots bench golden learn torture soak resolve lowest newest clean
+.PHONY: help setup demo test fast busy lint collected docs snapshots bench golden learn torture soak resolve lowest newest clean
 
 help:
 	@echo "make setup | demo | test | fast | busy | lint | docs | snapshots | bench | golden | learn | torture | soak | resolve | lowest | newest | clean"
@@ -23,7 +23,8 @@ $(STAMP): pyproject.toml
 demo: setup
 	$(BIN)/wanlora demo
 
-test: setup lint
+test: setup
+	@$(MAKE) --no-print-directory -j 2 lint collected
 	$(BIN)/python -m pytest -q --cache-clear -n auto --maxprocesses 4 --dist loadfile || $(BIN)/python -m tests.again $$?
 
 fast: setup
@@ -38,6 +39,11 @@ lint: setup
 	$(BIN)/ruff check $(PACKAGES)
 	$(BIN)/ruff format --check $(PACKAGES)
 	$(BIN)/mypy
+
+# The tests' modules are compiled here once, on the core that mypy leaves, and not by each worker of a fresh clone. What
+# cannot be collected is told by the tests' own run.
+collected: setup
+	@$(BIN)/python -m pytest -q --collect-only -p no:cacheprovider >/dev/null 2>&1 || true
 
 docs: setup
 	$(BIN)/python -m presets.rules.docs > docs/job-file.md

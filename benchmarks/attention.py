@@ -6,6 +6,8 @@ in any, the memory it takes, whether it repeats itself to the bit, and how far i
     python -m benchmarks.attention --tiny                        (the same code on the CPU)
 
 Rates count 4 T^2 D operations forward and 8 T^2 D backward, as the others here do. Ratios are to `flash` in any order.
+With `--keys` the gradient of the queries alone is timed as well, all that is asked for where no LoRA of the text's keys
+and values trains.
 Errors are relative, of output and gradients of two heads against fp32 by the definition, in slices of queries.
 """
 
@@ -93,6 +95,8 @@ def main() -> int:
                 found = [t[0, :2].float() for t in (out, *first)]
                 errors = [((a - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True)]
                 timed = seconds(device, ahead) if ahead else None, seconds(device, back)
+                part = partial(attention.backward_of_queries, kernel, grad, q, k, v, out, lse, deterministic=fixed)
+                alone = seconds(device, part) if args.keys else None
                 memory = peak_rows(device, back, row)
             except Exception as e:
                 print(f"{name:<34} does not run: {str(e).splitlines()[0] if str(e) else type(e).__name__}", flush=True)
@@ -106,6 +110,7 @@ def main() -> int:
                     "keys": keys,
                     "forward_ms": timed[0] and timed[0] * 1e3,
                     "backward_ms": timed[1] * 1e3,
+                    "queries_alone_ms": alone and alone * 1e3,
                     "forward_tflops": timed[0] and work / timed[0] / 1e12,
                     "backward_tflops": 2 * work / timed[1] / 1e12,
                     "same_bits": same,
@@ -125,7 +130,8 @@ def main() -> int:
             print(
                 f"{name:<34} {forward:<31}   backward {timed[1] * 1e3:7.2f} ms {rows[-1]['backward_tflops']:4.0f}"
                 f" TFLOP/s {ratio:>6}   {'same bits ' if same else 'other bits'}  {memory:5.2f} rows   off by"
-                f" {', '.join(f'{e:.2%}' for e in errors)}",
+                f" {', '.join(f'{e:.2%}' for e in errors)}"
+                f"{f'   queries alone {alone * 1e3:.2f} ms' if alone else ''}",
                 flush=True,
             )
     if args.json:

@@ -4,6 +4,8 @@
     python -m benchmarks.gpus_apart JOB.toml --gpus 0,1 --on-cpu      (a job on the tiny base, gloo in NCCL's place)
     python -m benchmarks.gpus_apart JOB.toml --gpus 0,1 --per-clip 2 --steps 20 --json shared.json
     python -m benchmarks.gpus_apart --tiny DIR --gpus 0,1 --per-clip 2      (writes a job and its base into DIR; CPU)
+    python -m benchmarks.gpus_apart --real DIR --frames 81x480x832 --gpus 0,1 --per-clip 2 --steps 6
+    (writes a job of the real shape, low noise alone, and 60 GB of random weights into DIR)
 
 For more than two cards, first raise RECORDED in presets/job/gpu_shares.py, which refuses what was never run, and
 RECORDED_PER_CLIP for --per-clip: they stay raised with the results of this.
@@ -13,8 +15,9 @@ each step, so training.gradient_accumulation has to be a multiple of their numbe
 those LoRAs agree within rounding and not to the bit: printed are |difference| / |B| over all B of a file, which begin
 as zero, and the largest difference of a step's loss, to be compared with those of other orders of adding. The job's
 own previews are made. The runs follow each other in one call, the one on the first GPU alone before and after, so
-that a machine that slows down shows itself. Seconds are those from the attempt's start to its end, by its events,
-with and without loading.
+that a machine that slows down shows itself (--once: before alone). Seconds are those from the attempt's start to its
+end, by its events, with and without loading. How much faster it is goes by the median step of the later half: the first
+ones compile.
 """
 
 import argparse
@@ -24,12 +27,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
-from presets.job.schema import Job
+from presets.job.schema import DatasetPanel, Job, JobPanel, ModelPanel, MultistagePanel
 from presets.job.toml_file import absolute_paths, load_job, save_job, with_value
 from presets.runs.events import Event, read_events
 
@@ -44,36 +48,39 @@ def main() -> int:
     parser.add_argument("--per-clip", type=int, default=1, help="GPUs that share each clip")
     parser.add_argument("--on-cpu", action="store_true", help="show no GPU to the trainers")
     parser.add_argument("--tiny", type=Path, metavar="DIR", help="on the CPU, a job of the demo's clips and base there")
+    parser.add_argument("--real", type=Path, metavar="DIR", help="a job of the real shape there")
+    parser.add_argument("--frames", default="41x512x512", metavar="FxHxW", help="of the clips of --real")
+    parser.add_argument("--once", action="store_true", help="one GPU before, not after as well")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
-    if (args.job is None) == (args.tiny is None):
-        parser.error("name a job, or --tiny DIR")
+    if sum(given is not None for given in (args.job, args.tiny, args.real)) != 1:
+        parser.error("name a job, --tiny DIR or --real DIR")
     if args.tiny is not None:
         args.job, args.on_cpu, args.steps = _tiny(args.tiny), True, min(args.steps, TINY_STEPS)
+    if args.real is not None:
+        args.job = _real(args.real, args.frames)
     job = with_value(absolute_paths(load_job(args.job), args.job.resolve().parent), "training.steps", args.steps)
+    alone, shared = (args.gpus[:1], 1), (args.gpus, args.per_clip)
+    asked: dict[str, tuple[list[int], int]] = {"one": alone, "several": shared}
+    if not args.once:
+        asked["one again"] = alone
     with tempfile.TemporaryDirectory(prefix="gpus-apart") as folder:
-        runs = {
-            name: _run(job, gpus, per_clip, Path(folder) / name, on_cpu=args.on_cpu)
-            for name, gpus, per_clip in (
-                ("one", args.gpus[:1], 1),
-                ("several", args.gpus, args.per_clip),
-                ("one again", args.gpus[:1], 1),
-            )
-        }
+        runs = {name: _run(job, on, Path(folder) / name, on_cpu=args.on_cpu) for name, on in asked.items()}
         losses = [_losses(runs[name]) for name in ("one", "several")]
-        apart = [_difference(runs["one"], runs[name]) for name in ("several", "one again")]
+        apart = {name: _difference(runs["one"], run) for name, run in runs.items() if name != "one"}
         found: dict[str, Any] = {"card": _card(), "gpus": len(args.gpus), "steps": args.steps}
         for name, run in runs.items():
             found |= {f"{name}: {part}": seconds for part, seconds in _seconds(run).items()}
-    one = min(found["one: training, s"], found["one again: training, s"])
-    found["times as fast"] = one / found["several: training, s"]
-    found["difference of LoRAs from one GPU's"], found["the same of one GPU again"] = apart
+    for part in ("training, s", "a step, s"):
+        one = min(found[f"{name}: {part}"] for name in asked if name != "several")
+        found[f"times as fast: {part.removesuffix(', s')}"] = one / found[f"several: {part}"]
+    found |= {f"difference of LoRAs from one GPU's: {name}": value for name, value in apart.items()}
     found["largest relative difference of a loss"] = max(abs(a - b) / a for a, b in zip(*losses, strict=True))
     for name, value in found.items():
         print(f"{name:<44}{value:>12.3g}" if isinstance(value, float) else f"{name:<44}{value!s:>12}")
     if args.json:
         args.json.write_text(json.dumps(found, indent=1))
-    return 0 if apart[1] == 0 and (apart[0] == 0 or args.per_clip > 1) else 1
+    return 0 if apart.get("one again", 0) == 0 and (apart["several"] == 0 or args.per_clip > 1) else 1
 
 
 def _tiny(folder: Path) -> Path:
@@ -83,8 +90,29 @@ def _tiny(folder: Path) -> Path:
     return prepare_demo(folder)
 
 
-def _run(job: Job, gpus: list[int], per_clip: int, folder: Path, *, on_cpu: bool) -> Path:
-    """Train it; returns the run folder."""
+def _real(folder: Path, shape: str) -> Path:
+    """A job of low noise alone. What is there stays."""
+    from benchmarks.whole_job import write_base, write_clips
+
+    frames, height, width = (int(v) for v in shape.split("x"))
+    if not (folder / "job.toml").exists():
+        write_base(folder / "base", tiny=False)
+        write_clips(folder / "clips", height=height, width=width, frames=frames + 8, count=3)
+    found = Job(
+        job=JobPanel(name="real"),
+        model=ModelPanel(path=str(folder / "base")),
+        multistage=MultistagePanel(high_noise=False),
+        datasets=[
+            DatasetPanel(path=str(folder / "clips"), num_frames=frames, resolutions=[round((height * width) ** 0.5)])
+        ],
+    )
+    save_job(found, folder / "job.toml")
+    return folder / "job.toml"
+
+
+def _run(job: Job, on: tuple[list[int], int], folder: Path, *, on_cpu: bool) -> Path:
+    """Train it on GPUs of which so many share a clip; returns the run folder."""
+    gpus, per_clip = on
     folder.mkdir()
     shared = with_value(with_value(job, "job.gpus", gpus), "job.gpus_per_clip", per_clip)
     save_job(shared, folder / "job.toml")
@@ -96,13 +124,14 @@ def _run(job: Job, gpus: list[int], per_clip: int, folder: Path, *, on_cpu: bool
 
 
 def _seconds(run: Path) -> dict[str, float]:
-    """Loading, and from the first step's begin to the end of the last one, with what comes between."""
+    """Loading, from the first step's begin to the end of the last one with what comes between, and a late step."""
     events = [event for event, _ in read_events(run / "events.jsonl")]
     steps = [event for event in events if event.kind == "step"]
     first = steps[0].time - steps[0].data["seconds"]["total"]
     return {
         "loading, s": _of(events, "started").time - events[0].time,
         "training, s": steps[-1].time - first,
+        "a step, s": median(step.data["seconds"]["total"] for step in steps[len(steps) // 2 :]),
         "all, s": events[-1].time - events[0].time,
     }
 

@@ -61,11 +61,12 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true")
     args = parser.parse_args()
     common = args.dir.resolve()
+    side, apart = (96, 48) if args.tiny else (512, 384)
     if not (common / "base").exists():
         write_base(common / "base", tiny=args.tiny)
-        write_clips(common / "clips", side=96 if args.tiny else 512, frames=12 if args.tiny else 49)
+        write_clips(common / "clips", height=side, width=side, frames=12 if args.tiny else 49)
     if not (common / "apart").exists():  # smaller, so of a shape that does not train
-        write_clips(common / "apart", side=48 if args.tiny else 384, frames=12 if args.tiny else 49, count=3)
+        write_clips(common / "apart", height=apart, width=apart, frames=12 if args.tiny else 49, count=3)
     runs = []
     for name in ("plain", "measured"):
         job = write_job(common / name, common=common, tiny=args.tiny, measured=name == "measured")

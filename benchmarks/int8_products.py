@@ -79,7 +79,7 @@ def alone(x: torch.Tensor, w: torch.Tensor, *, float8: bool) -> dict[str, Callab
             use_fast_accum=True,
         )
     if x.device.type == "cuda":
-        from engine.wan import triton_int8  # Triton comes with the CUDA builds of torch alone
+        from engine.kernels import triton_int8  # Triton comes with the CUDA builds of torch alone
 
         for tile in triton_int8.TILES:
             ways[f"our int8, {'x'.join(map(str, tile))}"] = partial(

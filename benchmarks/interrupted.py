@@ -112,7 +112,8 @@ def main() -> int:
     common = args.dir.resolve()
     if not (common / "base").exists():
         write_base(common / "base", tiny=args.tiny)
-        write_clips(common / "clips", side=96 if args.tiny else 512, frames=12 if args.tiny else 49)
+        side = 96 if args.tiny else 512
+        write_clips(common / "clips", height=side, width=side, frames=12 if args.tiny else 49)
     straight, broken = common / "undisturbed", common / "interrupted"
     commands = [
         [sys.executable, "-m", "engine", str(write_job(folder, common=common, tiny=args.tiny)), "--vram", args.cap]

@@ -17,9 +17,11 @@ KINDS = (  # what the names of kernels hold; the first that fits
     ("attention backward, torch's flash", r"flash_bwd"),
     ("attention forward, torch's flash", r"flash_fwd"),
     ("convolutions", r"(?i)conv|implicit|fprop"),
-    ("float8 and int8 products", r"(?i)e4m3|f8|fp8|s8_|int8|rowwise"),
+    ("compiled token-wise work", r"^triton_"),  # before the others: its names hold those of what it is fused with
+    ("rows quantized and rotated", r"^rowwise_e4m3|^rotated_"),
+    ("LoRA's parts, norms with rope, ours", r"^low_rank_kernel|^norm_rope_kernel"),
+    ("float8 and int8 products", r"(?i)e4m3|f8|fp8|s8_|int8|rowwise|^nvjet_\w*_qq|^product_kernel"),
     ("bf16 products", r"(?i)gemm|cublas|nvjet|cutlass"),
-    ("compiled token-wise work", r"^triton_"),
 )
 LARGEST = 8  # of those of no kind, that are printed by name
 KEPT = 80  # kernels that are told with their names

@@ -4,11 +4,13 @@ unless their blocks are CUDA graphs (`engine.executor.block_graphs`).
     python -m benchmarks.launches                  (an NVIDIA card)
     python -m benchmarks.launches --tiny           (the same code on the CPU, where nothing is launched ahead or
     recorded)
+    python -m benchmarks.launches --full --sides 256      (also with no memory left for one of the graphs)
 
 Ten blocks of the real shape with random weights, in a fixed order, all resident or all streamed. "Queued" is the time
 until the last kernel of several passes is launched: where it equals the whole, the card waits. "The same bits": loss
 and LoRA gradients of two steps are those of the launched blocks. Then the operations that the thread spends most on,
-with graphs.
+with graphs. With --full the card is filled to the brim before the first recording, and before the first of a backward:
+the blocks have to be launched then, with the same bits.
 """
 
 import argparse
@@ -26,6 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.random_expert import REAL, TINY, expert
 from benchmarks.step import Bench, inputs
 from engine.executor.block_executor import BlockExecutor
+from engine.executor.block_graphs import CudaCapture, Replay
 from engine.executor.executor_resources import ExecutorResources
 from engine.system.device import open_device
 from engine.wan import attention
@@ -56,10 +59,29 @@ def bits(run: Callable[[], torch.Tensor], parameters: list[torch.nn.Parameter]) 
     return losses + [p.grad.clone() for p in parameters if p.grad is not None]
 
 
+class Full(CudaCapture):
+    """There is no memory for the recording of this number."""
+
+    def __init__(self, device: torch.device, number: int) -> None:
+        super().__init__(device)
+        self._left = number
+
+    def __call__(self, run: Callable[[], None]) -> Replay:
+        self._left -= 1
+        if self._left:
+            return super().__call__(run)
+        ballast = torch.empty(max(0, torch.cuda.mem_get_info()[0] - 2**25), dtype=torch.uint8, device="cuda")
+        try:
+            return super().__call__(run)
+        finally:
+            del ballast
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--frames", type=int, default=21)
     parser.add_argument("--sides", type=int, nargs="*", default=[256, 384, 512])
+    parser.add_argument("--full", action="store_true", help="also with no memory left for a graph")
     parser.add_argument("--tiny", action="store_true", help="toy sizes on the CPU")
     args = parser.parse_args()
     device = open_device("cpu" if args.tiny else "cuda")
@@ -119,6 +141,28 @@ def main() -> int:
                 f" card {peaks['card_gib']:.2f}), {'the same bits' if same else 'OTHER BITS'}",
                 flush=True,
             )
+        for number in (1, blocks) if args.full and not args.tiny else ():  # one a block forward, but for the first
+            run = bench.sync
+            bench.fresh()
+            said: list[str] = []
+            resources = ExecutorResources(
+                replace(plan, any_size=plan.compiled, graphed=bucket.tokens),
+                kernels,
+                weights.block_bytes,
+                device,
+                capture=Full(device, number),
+                refused=said.append,
+            )
+            run = partial(BlockExecutor(weights, resources).forward_backward, x, t, text, loss)
+            found = bits(run, parameters)
+            same = all(torch.equal(a, b) for a, b in zip(found, right, strict=True))
+            whole = timed(bench, run, blocks)[1]
+            print(
+                f"{bucket.frames}x{side}x{side} {way}, no memory for recording {number}: {said or 'NOT NOTICED'},"
+                f" {whole:.2f} ms a block, {'the same bits' if same else 'OTHER BITS'}",
+                flush=True,
+            )
+            del resources
     with profile(activities=[ProfilerActivity.CPU]) as operations:
         run()
         bench.sync()

@@ -204,7 +204,7 @@ def only(kernel: str) -> Callable[..., tuple[attention.Attention, str]]:
     """In place of the choice of the fastest kernel."""
 
     def choose(*_: object, deterministic: bool, **__: object) -> tuple[attention.Attention, str]:
-        return attention.Attention(kernel, kernel, deterministic), "asked for"
+        return attention.Attention(kernel, kernel, deterministic, kernel, kernel), "asked for"
 
     return choose
 

@@ -69,7 +69,8 @@ def write_expert(folder: Path, config: dict[str, Any], name: str = "transformer"
         full = dict(WanTransformer3DModel(**{**config, "num_layers": 0}).config) | {"num_layers": config["num_layers"]}
     (part / "config.json").write_text(json.dumps({k: v for k, v in full.items() if not k.startswith("_")}))
     (part / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    (folder / "model_index.json").write_text("{}")
+    if not (folder / "model_index.json").exists():
+        (folder / "model_index.json").write_text("{}")
     return sum(f.stat().st_size for f in part.iterdir())
 
 

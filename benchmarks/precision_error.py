@@ -29,6 +29,8 @@ from engine.recovery.build import correct
 from engine.recovery.expert_reader import block_module
 from engine.recovery.input_moments import READERS, Moment, moment_of
 from engine.system.placement import Placement
+from engine.wan import block as wan_block
+from engine.wan.attention import CPU, TextKernels
 from engine.wan.block import (
     LINEARS,
     NORMS,
@@ -175,6 +177,12 @@ def product_errors(width: int, rows: int, device: torch.device, *, heavy: bool) 
 Parts = tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]
 
 
+def by_torch(q_BTNK: torch.Tensor, k_BSNK: torch.Tensor, v_BSNK: torch.Tensor, _kernels: TextKernels) -> torch.Tensor:
+    """In place of every attention here: no other kernel of a card computes in fp32."""
+    q, k, v = (t.transpose(1, 2) for t in (q_BTNK, k_BSNK, v_BSNK))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+
 def run(
     case: Case,
     plain: Plain,
@@ -191,12 +199,9 @@ def run(
     block = BlockWeights(case.weights, plain, case.recovery, {}, one, heads, case.precision)
     q, k, v = first(x, time, inputs.cos, inputs.sin, block)
     kv = between(text, block)
-    a = (
-        F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-        .transpose(1, 2)
-        .flatten(2, 3)
-    )
-    return last(x, a, *kv, time, block), x
+    kernels = CPU.to_text  # `by_torch` asks for none of them
+    a = by_torch(q, k, v, kernels).flatten(2, 3)
+    return last(x, a, *kv, time, block, kernels), x
 
 
 def plain_of(state: State, dtype: torch.dtype) -> Plain:
@@ -348,6 +353,7 @@ def main() -> int:
         print("The real shape needs a GPU; on this machine use --tiny.", file=sys.stderr)
         return 2
     device, timed = torch.device("cuda" if cuda else "cpu"), args.timed and cuda
+    vars(wan_block)["text_attention"] = by_torch
     tokens = args.tokens or (TINY_TOKENS if args.tiny else TOKENS)
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name() if cuda else 'CPU'}, {tokens} tokens")
     print(

@@ -15,6 +15,7 @@ experts.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -51,35 +52,31 @@ from presets.runs.events import read_events
 
 def write_base(folder: Path, *, tiny: bool) -> Path:
     """A complete diffusers folder; the real shape unless `tiny`."""
-    import shutil
-
     from diffusers import AutoencoderKLWan
 
     config = TINY if tiny else FULL
     build_tiny(folder, text_dim=config.get("text_dim", 4096))
-    index = (folder / "model_index.json").read_text()
     for part in ("transformer", "transformer_2"):
         shutil.rmtree(folder / part)
         write_expert(folder, config, part)
-    (folder / "model_index.json").write_text(index)
     if not tiny:
         torch.manual_seed(0)
         AutoencoderKLWan().to(torch.bfloat16).save_pretrained(folder / "vae")
     return folder
 
 
-def write_clips(folder: Path, *, side: int, frames: int, count: int = 12) -> None:
+def write_clips(folder: Path, *, height: int, width: int, frames: int, count: int = 12) -> None:
     """A square that crosses noise, each clip its own way."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        noise = np.random.default_rng(number).integers(60, 190, (side, side, 3), dtype=np.uint8)
+        noise = np.random.default_rng(number).integers(60, 190, (height, width, 3), dtype=np.uint8)
         with av.open(str(folder / f"{number:02}.mp4"), "w") as out:
             stream: Any = out.add_stream("libx264", rate=16, options={"preset": "ultrafast"})
-            stream.width, stream.height, stream.pix_fmt = side, side, "yuv420p"
+            stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
             for i in range(frames):
                 picture = noise.copy()
-                at = (i * side // frames + number * 17) % (side - side // 4)
-                picture[at : at + side // 4, side // 3 : side // 2] = (230, 40, 40)
+                at = (i * height // frames + number * 17) % (height - height // 4)
+                picture[at : at + height // 4, width // 3 : width // 2] = (230, 40, 40)
                 out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
             out.mux(stream.encode())
         (folder / f"{number:02}.txt").write_text(f"a red square crosses, take {number}")
@@ -189,7 +186,8 @@ def main() -> int:
     if not base.exists():
         start = time.time()
         write_base(base, tiny=args.tiny)
-        write_clips(args.dir / "clips", side=64 if args.tiny else args.side, frames=12 if args.tiny else 49)
+        side = 64 if args.tiny else args.side
+        write_clips(args.dir / "clips", height=side, width=side, frames=12 if args.tiny else 49)
         write_loras(args.dir, base)
         print(f"base, clips and LoRAs written in {time.time() - start:.0f} s", flush=True)
         if torch.cuda.is_available():

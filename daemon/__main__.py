@@ -13,6 +13,7 @@ from daemon.server import serve
 from daemon.settings import settings_file
 from daemon.wire.paths import daemon_paths, make_private
 from presets.errors import UserError
+from presets.file_names import require_home
 from presets.files import share_no_writing
 from presets.text import escape_output
 
@@ -43,11 +44,11 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     try:
+        require_home()
         paths = daemon_paths(options.dir)
-        if options.log:
-            make_private(paths.state)
-            LogFile(paths.log, take_over=True)
-        serve(paths, options.trainer or None, settings_file(options.dir))
+        make_private(paths.state)
+        log_file = LogFile(paths.log, take_over=options.log)
+        serve(paths, log_file, options.trainer or None, settings_file(options.dir))
     except UserError as e:
         print(f"wanlora daemon: {e}", file=sys.stderr)
         return 1

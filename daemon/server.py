@@ -52,33 +52,38 @@ LOG_LOOK = 60.0  # seconds between two looks at the trainers' logs
 LAUNCH_SECONDS = 10.0  # for a launch that is under way when the daemon is to end
 
 
-def serve(paths: DaemonPaths, trainer_command: list[str] | None = None, settings: Path | None = None) -> None:
+def serve(
+    paths: DaemonPaths, log_file: LogFile, trainer_command: list[str] | None = None, settings: Path | None = None
+) -> None:
     """Run the daemon until SIGTERM, SIGINT or a Shutdown. Trainers keep running.
 
     `trainer_command`: what starts a trainer, followed by the job file, `--out DIR` and perhaps `--resume`; the engine
-    through torchrun by default. `settings`: their file, the user's own by default. Raises UserError when another daemon
-    serves these paths, they cannot be used, or somebody removes them.
+    through torchrun by default. `settings`: their file, the user's own by default. `log_file`: where this process says
+    what it does. Raises UserError when another daemon serves these paths, they cannot be used, or somebody removes
+    them.
     """
-    lock = take_lock(paths)
+    lock = take_lock(paths, *log_file.said)
     raise_limit()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # trainers inherit it: the end of a login ends nobody
     try:
-        asyncio.run(_run(paths, trainer_command or torchrun(), lock, settings))
+        asyncio.run(_run(paths, trainer_command or torchrun(), lock, settings, log_file))
     finally:
         lock.close()
 
 
-async def _run(paths: DaemonPaths, trainer_command: list[str], lock: Lock, settings: Path | None) -> None:
-    await Server(paths, trainer_command, lock, settings).run()
+async def _run(
+    paths: DaemonPaths, trainer_command: list[str], lock: Lock, settings: Path | None, log_file: LogFile
+) -> None:
+    await Server(paths, trainer_command, lock, settings, log_file).run()
 
 
 class Server:
     """The daemon, but for its jobs."""
 
     def __init__(
-        self, paths: DaemonPaths, trainer_command: list[str], lock: Lock, settings: Path | None = None
+        self, paths: DaemonPaths, trainer_command: list[str], lock: Lock, settings: Path | None, log_file: LogFile
     ) -> None:
-        self._paths, self._lock = paths, lock
+        self._paths, self._lock, self._log = paths, lock, log_file
         self._service = Service(paths, trainer_command, epoch=uuid.uuid4().hex, settings=settings)
         self._service.on_news = self._on_news
         self._tick_due = 0.0
@@ -97,7 +102,6 @@ class Server:
         ] = {}  # client -> its requests that are not answered yet
         self._lane_tasks: set[asyncio.Task[None]] = set()
         self._end = asyncio.Event()
-        self._log = LogFile(paths.log)
 
     async def run(self) -> None:
         """Serve until asked to end."""
@@ -197,7 +201,7 @@ class Server:
             return _refused(
                 frames,
                 f"the daemon failed on this request: {type(e).__name__} {e}",
-                f"Please report it, with {self._paths.log}",
+                f"Please report it, with {self._log.said.file or 'what the daemon has written'}",
             )
 
     def _to_other_version(self, envelope: Envelope, frames: list[bytes], requests: Requests) -> bytes:
@@ -242,6 +246,7 @@ class Server:
                 self._broadcast([encode(self._service.beat(looked_at=looked_at))])
                 self._service.show_life()
                 self._log.keep_small()
+                self._lock.tell(*self._log.said)
                 self._keep_place()
             self._tick_due = time.monotonic() + TICK
             at_last = asyncio.get_running_loop().call_later(TICK, self._service.hurry.set)  # no wait_for: half as dear

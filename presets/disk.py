@@ -29,3 +29,11 @@ def not_writable(path: Path) -> str:
 
 def same_disk(a: Path, b: Path) -> bool:
     return existing_parent(a).stat().st_dev == existing_parent(b).stat().st_dev
+
+
+def require_room(folder: Path, size: int = 4096) -> None:
+    """Raises OSError where the disk of a folder takes nothing just now: it is tried."""
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as f:
+        left = size
+        while left:
+            left -= f.write(bytes(left))

@@ -20,6 +20,18 @@ def expanded(path: str | Path) -> Path:
         return Path(path)
 
 
+def require_home() -> None:
+    """Raises UserError where nothing says which folder is the user's home, as in a container for a uid that it does not
+    know."""
+    try:
+        Path.home()
+    except RuntimeError:
+        raise UserError(
+            f"HOME is not set, and this system knows no home folder of the user with uid {os.getuid()}",
+            fix="Set it to a folder of your own, for instance: export HOME=/workspace",
+        ) from None
+
+
 def is_utf8(text: str) -> bool:
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 

@@ -95,6 +95,14 @@ def escaped_json(data: bytes) -> bytes:
     return _ACTED_ON.sub(lambda found: f"\\u{ord(found[0]):04x}", data.decode()).encode()
 
 
+class OutputLost(OSError):
+    """What was printed has reached nobody, as on a full disk. A reader who has left is a BrokenPipeError."""
+
+
+def _lost(error: OSError) -> OSError:
+    return error if isinstance(error, BrokenPipeError) else OutputLost(error.errno, error.strerror)
+
+
 class EscapedStream:
     """A stream of text on which nothing that is written acts on a terminal. All else is the stream's own."""
 
@@ -102,7 +110,16 @@ class EscapedStream:
         self.stream = stream
 
     def write(self, text: str) -> int:
-        return self.stream.write(_ACTED_ON.sub(_written_out, text))
+        try:
+            return self.stream.write(_ACTED_ON.sub(_written_out, text))
+        except OSError as e:
+            raise _lost(e) from None
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError as e:
+            raise _lost(e) from None
 
     def writelines(self, lines: Any) -> None:
         for line in lines:
@@ -113,11 +130,15 @@ class EscapedStream:
 
 
 def escape_output() -> None:
-    """Have both output streams take any text, and hand on nothing of it that a terminal would act on.
+    """Have both output streams take any text, and hand on nothing of it that a terminal would act on. A standard stream
+    with which the program was not started leads nowhere: what it opens must not be taken for one.
 
     Python's own colours (of tracebacks and usage) pass through them like any other text, so they are turned off.
     """
     os.environ["PYTHON_COLORS"] = "0"
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  (as long as the program)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if not isinstance(stream, EscapedStream):

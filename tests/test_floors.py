@@ -34,7 +34,9 @@ DAEMON_FOR_CLIENTS = {
     "settings",
     "services",
 }  # what the interface may know of the daemon: no queue, no store, no service
-CUDA_ONLY = {"engine.wan.triton_fp8", "engine.wan.triton_int8"}  # needs Triton, which PyTorch's CPU builds come without
+CUDA_ONLY = {
+    f"engine.kernels.triton_{of}" for of in ("fp8", "int8", "low_rank", "norm_rope")
+}  # need Triton, which PyTorch's CPU builds come without
 
 # What each room may import of its own floor, the topmost room first. A wall that nobody needs open stays closed.
 ROOMS = {
@@ -106,7 +108,8 @@ ROOMS = {
         encode     -> data system weights
         weights    -> system wan
         memory     -> system wan
-        wan        -> system
+        wan        -> kernels system
+        kernels    ->
         parallel   -> runfolder
         runfolder  -> system
         data       -> system

@@ -9,6 +9,7 @@ import gc
 import importlib
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -93,8 +94,8 @@ def _require_utf8(args: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run one command line and give its exit code."""
     from presets.files import share_no_writing
+    from presets.text import escape_output
     from wanlora_tui.output.far_words import speaking_of
-    from wanlora_tui.terminal.streams import make_safe
 
     share_no_writing()
     top = parser()
@@ -102,16 +103,11 @@ def main(argv: list[str] | None = None) -> int:
         import argcomplete
 
         argcomplete.autocomplete(top, always_complete_options=False, exclude=_internal(top))
-    make_safe()
+    escape_output()
     args = top.parse_args(argv)
     # before or behind the command's name; the options themselves have no default, so neither place hides the other
     args.dir = args.dir.absolute() if "dir" in args else None
     args.host, args.remote_wanlora = vars(args).get("host", ""), vars(args).get("remote_wanlora", "")
-    if args.version:
-        from presets import VERSION
-
-        print(VERSION)
-        return DONE
     about, named = args.host or args.via, {}
     if args.dir is not None and not about:  # else it is where the line to that machine has its sockets
         named["--dir"] = str(args.dir)
@@ -150,12 +146,24 @@ def _imported(name: str) -> ModuleType:
         gc.enable()
 
 
+def _to_nowhere() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _run(args: argparse.Namespace) -> int:
     from presets.errors import UserError
+    from presets.file_names import require_home
+    from presets.text import OutputLost
     from wanlora_tui.output.far_words import advised
 
     module, _, function = args.handler.partition(":")
     try:
+        if args.version:
+            from presets import VERSION
+
+            print(VERSION, flush=True)
+            return DONE
+        require_home()
         _require_utf8(args)
         if args.leash:
             from wanlora_tui.terminal.leash import put_on_leash
@@ -181,7 +189,12 @@ def _run(args: argparse.Namespace) -> int:
         return FAILED
     # the reader has left (`wanlora watch | head`); the interpreter's last flush must not complain
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _to_nowhere()
+        return FAILED
+    except OutputLost as e:
+        _to_nowhere()
+        with suppress(OSError):  # it may have been this one
+            print(f"wanlora: its output cannot be written: {e.strerror}", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("wanlora: interrupted", file=sys.stderr)

@@ -6,13 +6,13 @@ import os
 import re
 import shutil
 import subprocess
-from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 
 from daemon.followup.message import Message, body_of, mail_of
 from daemon.settings import NotifySettings, Secret
+from presets.file_names import expanded
 
 SECONDS = 15.0  # for each wait on the network; daemon.followup.follow_ups ends the whole
 MAIL_SECONDS = 60.0
@@ -111,7 +111,7 @@ def _mail(target: NotifySettings, message: Message) -> Delivery:
         return Delivery(ok=False, text="no sendmail program is there: install one, such as msmtp-mta, or name it")
     try:
         done = subprocess.run(
-            [Path(program).expanduser(), "-t", "-i"],
+            [expanded(program), "-t", "-i"],
             input=mail_of(target, message),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -121,8 +121,10 @@ def _mail(target: NotifySettings, message: Message) -> Delivery:
         )
     except subprocess.TimeoutExpired:
         return Delivery(ok=False, text=f"sendmail did not end in {MAIL_SECONDS:.0f} s", again=True)
-    except (OSError, ValueError, RuntimeError) as e:  # the last of ~name, when nobody is called so
-        return Delivery(ok=False, text=f"sendmail cannot be used: {e}")
+    except (OSError, ValueError) as e:
+        why = e.strerror if isinstance(e, OSError) else e
+        named = f", the `sendmail` of {target.label} in settings.toml," if target.sendmail else ""
+        return Delivery(ok=False, text=f"{program}{named} cannot be run: {why}")
     said = " ".join(done.stdout.decode("utf-8", "replace").split())[:MOST_ANSWER]
     said = _printable(said)
     return Delivery(

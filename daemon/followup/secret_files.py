@@ -4,6 +4,7 @@ from pathlib import Path
 
 from daemon.settings import SECRETS_FILE, NotifySettings, Secret, load_secrets, private_text, require_web_address
 from presets.errors import UserError
+from presets.file_names import expanded
 
 
 def secret_of(target: NotifySettings, settings: Path) -> Secret:
@@ -14,9 +15,9 @@ def secret_of(target: NotifySettings, settings: Path) -> Secret:
     url, token = found.url or target.url, found.token
     if target.token_file:
         try:
-            path = settings.parent / Path(target.token_file).expanduser()
+            path = settings.parent / expanded(target.token_file)
             token = private_text(path).strip()
-        except (RuntimeError, ValueError) as e:  # of ~name, when nobody is called so; of a zero byte
+        except ValueError as e:  # of a zero byte
             raise UserError(
                 f"the `token_file` of {target.label} is no name of a file: {e}", where=str(settings)
             ) from None

@@ -35,7 +35,7 @@ from daemon.queue.places import may_start
 from daemon.settings import settings_file
 from daemon.table.job_copies import tidy
 from daemon.table.job_store import Store
-from daemon.table.state_disk import refusal, why_not_writable
+from daemon.table.state_disk import mend, refusal, why_not_writable
 from daemon.wire import protocol as wire
 from daemon.wire.paths import DaemonPaths, make_private
 from presets.runs.event_data import StepLine
@@ -375,7 +375,7 @@ class Service:
         if self.unwritable:
             found.append(
                 f"the job table cannot be written, for {self.unwritable}: changes are kept in memory until it can."
-                f" No job is accepted and none starts; what runs goes on. Make room in {self.paths.state}"
+                f" No job is accepted and none starts; what runs goes on. {mend(self.unwritable, self.paths.state)}"
             )
         found += [
             f"job {job} {what}. Its row is left as it is in {self.paths.database}, its run folder too: go on with"

@@ -3,11 +3,10 @@
 import errno
 import os
 import shutil
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from presets.disk import existing_parent
+from presets.disk import existing_parent, require_room
 from presets.errors import UserError
 from presets.text import human
 
@@ -18,10 +17,7 @@ ENOUGH = "1 MiB"
 def why_not_writable(place: Path) -> str:
     """ "" when something can be written there by now: it is tried."""
     try:
-        with tempfile.TemporaryFile(dir=place, buffering=0) as f:
-            left = PROBE_BYTES
-            while left:
-                left -= f.write(bytes(left))
+        require_room(place, PROBE_BYTES)
     except OSError as e:
         return reason(e, place)
     return ""
@@ -46,14 +42,18 @@ def reason(error: OSError, place: Path) -> str:
     return f"{disk} takes nothing: {os.strerror(error.errno or 0).lower()}"
 
 
+def mend(why: str, place: Path) -> str:
+    """What to do about it."""
+    return f"Free at least {ENOUGH} in {place}" if "full" in why or "quota" in why else f"Make {place} writable"
+
+
 def refusal(why: str, place: Path) -> UserError:
     """For a request whose acceptance must be on the disk before it counts."""
-    mend = f"Free at least {ENOUGH} there" if "full" in why or "quota" in why else "Make it writable"
     return UserError(
         f"nothing can be accepted while {why}",
         where=str(place),
         fix=(
-            f"{mend} and try again: what runs goes on meanwhile. Or hand the job to a daemon that keeps its state on"
-            " another disk: wanlora submit JOB --dir DIRECTORY"
+            f"{mend(why, place)} and try again: what runs goes on meanwhile. Or hand the job to a daemon that keeps its"
+            " state on another disk: wanlora submit JOB --dir DIRECTORY"
         ),
     )

@@ -116,7 +116,7 @@ def not_running(found: DaemonLocation, waited: float = 0.0) -> NotRunning:
                 " needs another XDG_STATE_HOME"
             ),
         )
-    log = f" Its log: {holder.log or found.where.log}"
+    log = f" {holder.log_text(holder.log or str(found.where.log))}"
     starting = bool(holder.boot) and not holder.runtime and not holder.is_stopped
     if starting and not waited:
         return NotAnswering(f"{who} is still starting", fix=f"Try again in a moment.{log}", starting=True)

@@ -20,7 +20,7 @@ import random
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -49,13 +49,18 @@ class LockHolder(Struct, frozen=True, kw_only=True):
     runtime: str = ""  # folder of its sockets; "" until it serves
     version: str = ""  # of wanlora
     protocol: int = 0
-    log: str = ""  # what it says when it was started without a terminal
+    log: str = ""  # the file in which it writes what it does
+    no_log: str = ""  # why that is none
 
     @property
     def process(self) -> ProcessId | None:
         """The daemon's process while it lives and can be seen from here: not that of another machine or container."""
         found = ProcessId(self.pid, self.start, self.boot)
         return found if self.boot and is_alive(found) else None
+
+    def log_text(self, log: str) -> str:
+        """Where to read what it does; `log` is how its file is written."""
+        return f"It writes no log file: {self.no_log}." if self.no_log else f"Its log: {log}"
 
     @property
     def is_stopped(self) -> bool:
@@ -66,7 +71,7 @@ class LockHolder(Struct, frozen=True, kw_only=True):
 class Lock:
     """The lock, held by this process until `close`."""
 
-    def __init__(self, descriptor: int, paths: DaemonPaths) -> None:
+    def __init__(self, descriptor: int, paths: DaemonPaths, log: str, no_log: str) -> None:
         me = identify(os.getpid())
         assert me is not None
         self._descriptor, self._path = descriptor, paths.lock
@@ -81,7 +86,8 @@ class Lock:
             started=time.time(),
             version=VERSION,
             protocol=PROTOCOL_VERSION,
-            log=str(paths.log),
+            log=log,
+            no_log=no_log,
         )
         try:
             self._write()
@@ -98,11 +104,23 @@ class Lock:
             if self._runtime_before != str(runtime):
                 raise
 
+    def tell(self, log: str, no_log: str) -> None:
+        """Say where the log is from now on, as far as the disk takes it."""
+        if (log, no_log) != (self._holder.log, self._holder.no_log):
+            self._holder = msgspec.structs.replace(self._holder, log=log, no_log=no_log)
+            with suppress(OSError):
+                self._write()
+
     def _write(self) -> None:
         """In place, because the lock belongs to this file and to no other that could be renamed over it."""
         data = f"{self._holder.pid}".ljust(PID_BYTES - 1).encode() + b"\n" + msgspec.json.encode(self._holder) + b"\n"
-        os.pwrite(self._descriptor, data, 0)
-        os.ftruncate(self._descriptor, len(data))
+        try:
+            os.pwrite(self._descriptor, data, 0)
+            os.ftruncate(self._descriptor, len(data))
+        except OSError as e:
+            if e.errno == errno.EBADF:  # opened to be read, for its disk is read-only
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self._path)) from None
+            raise
 
     def is_in_place(self) -> bool:
         """Whether the file that we hold is still the one that others find."""
@@ -115,8 +133,9 @@ class Lock:
         os.close(self._descriptor)
 
 
-def take_lock(paths: DaemonPaths) -> Lock:
-    """Become the one daemon of these paths. Raises UserError."""
+def take_lock(paths: DaemonPaths, log: str = "", no_log: str = "") -> Lock:
+    """Become the one daemon of these paths, which says what it does in the file `log`, or why in none. Raises
+    UserError."""
     make_private(paths.state)
     try:
         descriptor = _open(paths.lock)
@@ -126,7 +145,7 @@ def take_lock(paths: DaemonPaths) -> Lock:
         ) from None
     try:
         _lock(descriptor, paths)
-        return Lock(descriptor, paths)
+        return Lock(descriptor, paths, log, no_log)
     except OSError as e:
         os.close(descriptor)
         raise UserError(

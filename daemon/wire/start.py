@@ -19,6 +19,7 @@ from daemon.services import systemd
 from daemon.wire.blocking import ping
 from daemon.wire.find import find
 from daemon.wire.paths import daemon_paths, make_private, spare_parent
+from presets.disk import require_room
 from presets.files import open_own
 
 START_TIMEOUT = 120.0  # seconds for a daemon to answer: on a busy machine it may have a long run to read first
@@ -53,9 +54,10 @@ def ensure_running(dir: Path | None = None) -> bool:
         return True
     make_private(where.state)
     with _log(where.log) as log:
-        begin = log.tell()
+        begin = log.seek(0, os.SEEK_END)
         process = subprocess.Popen(
-            [sys.executable, "-m", "daemon", *(["--dir", str(dir.absolute())] if dir else [])],
+            # --log: what it says goes to the log from when that can be opened
+            [sys.executable, "-m", "daemon", "--log", *(["--dir", str(dir.absolute())] if dir else [])],
             cwd="/",
             env=os.environ | UTF8_OUTPUT,
             stdin=subprocess.DEVNULL,
@@ -63,29 +65,34 @@ def ensure_running(dir: Path | None = None) -> bool:
             stderr=log,
             start_new_session=True,
         )
-    _started.append(process)
-    try:
-        if (
-            pid := _wait_for(dir, lambda: process.poll() is None)
-        ) != process.pid:  # another client's was faster; ours sees that and goes
-            process.wait(START_TIMEOUT)
-        return pid == process.pid
-    except NotAnswering:
-        raise
-    except NotRunning:
-        words = _words(where.log, begin)
-        raise DaemonError(
-            f"the daemon did not start: {' / '.join(words[-3:]) or 'it said nothing'}",
-            fix=f"Run `wanlora daemon start` to see more, or read {where.log}",
-        ) from None
+        _started.append(process)
+        try:
+            if (
+                pid := _wait_for(dir, lambda: process.poll() is None)
+            ) != process.pid:  # another client's was faster; ours sees that and goes
+                process.wait(START_TIMEOUT)
+            return pid == process.pid
+        except NotAnswering:
+            raise
+        except NotRunning:
+            words = _words(log, begin)
+            raise DaemonError(
+                f"the daemon did not start: {' / '.join(words[-3:]) or 'it said nothing'}",
+                fix=(
+                    f"Read {where.log}"
+                    if os.fstat(log.fileno()).st_nlink
+                    else f"{where.log} could not be opened, so no more is kept of what it said"
+                ),
+            ) from None
 
 
-def _words(path: Path, begin: int) -> list[str]:
-    """The lines in a log from there on."""
+def _words(log: FileIO | BinaryIO, begin: int) -> list[str]:
+    """The lines in a log from there on, also in one that has no name."""
     try:
-        with path.open("rb") as log:
-            log.seek(begin)
-            return log.read(KEEP_LOG_BYTES).decode("utf-8", "replace").strip().splitlines()
+        with Path(f"/proc/self/fd/{log.fileno()}").open("rb") as again:
+            again.seek(begin)
+            lines = again.read(KEEP_LOG_BYTES).decode("utf-8", "replace").strip().splitlines()
+            return [line.removeprefix("wanlora daemon: ") for line in lines]
     except OSError as e:
         return [str(e)]
 
@@ -93,6 +100,7 @@ def _words(path: Path, begin: int) -> list[str]:
 def _log(path: Path) -> FileIO | BinaryIO:
     """Where a disk takes none, what the daemon says goes to a file that is gone when it ends."""
     try:
+        require_room(path.parent)
         if path.exists() and path.stat().st_size > KEEP_LOG_BYTES:
             path.replace(path.with_suffix(".log.1"))
         return open_own(path, append=True)

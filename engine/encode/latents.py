@@ -19,7 +19,9 @@ class Encoder(Protocol):
 
     vae: AutoencoderKLWan
 
-    def moments(self, video_BCTHW: torch.Tensor) -> torch.Tensor: ...
+    def moments(self, video_BCPHW: torch.Tensor, frames: int = 0) -> torch.Tensor:
+        """Of the frames given; the last one goes on until there are `frames`."""
+        ...
 
 
 class PlainEncoder:
@@ -29,8 +31,10 @@ class PlainEncoder:
         self.vae = vae
 
     @torch.no_grad()
-    def moments(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
+    def moments(self, video_BCPHW: torch.Tensor, frames: int = 0) -> torch.Tensor:
         """Mean and log-variance (B, 2 x 16, F, h, w), in the VAE's dtype."""
+        more = max(0, frames - video_BCPHW.shape[2])
+        video_BCTHW = torch.cat([video_BCPHW, video_BCPHW[:, :, -1:].expand(-1, -1, more, -1, -1)], dim=2)
         moments: torch.Tensor = self.vae.encode(video_BCTHW.to(self.vae.dtype)).latent_dist.parameters
         return moments
 
@@ -103,7 +107,8 @@ def condition(
     last_CHW = last_CHW or {}
     assert frames > 1 or not last_CHW, "a single frame is its own last one"
     B, C, H, W = first_BCHW.shape
-    video = torch.cat([first_BCHW.unsqueeze(2), first_BCHW.new_zeros(B, C, frames - 1, H, W)], dim=2)
+    held = frames if last_CHW else min(frames, 2)  # of nothing but zeros one stands for all
+    video = torch.cat([first_BCHW.unsqueeze(2), first_BCHW.new_zeros(B, C, held - 1, H, W)], dim=2)
     for row, frame in last_CHW.items():
         video[row, :, -1] = frame
-    return with_mask(encode(encoder, video), list(last_CHW))
+    return with_mask(_latents(encoder, encoder.moments(video, frames)), list(last_CHW))

@@ -5,12 +5,16 @@ The same function as diffusers' AutoencoderKLWan.encode, which takes 4 frames at
 so any cut into runs gives the same latents as long as each convolution is handed the two frames before its run. A run
 here is as many frames as the plan has memory for.
 
-B batch, C channels, T frames, H W pixels, F latent frames, h w latent sides.
+The conditioning of a clip is its first frame and then nothing but black. A convolution over three frames that are all
+alike gives the same each time: behind a still ending, only as many frames are computed as the change before it still
+reaches, two more with each convolution. Of 41 frames the widest layers compute 4 to 12.
+
+B batch, C channels, T frames, P those of them that are held, H W pixels, F latent frames, h w latent sides.
 """
 
 from functools import cache
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import AutoencoderKLWan
@@ -75,6 +79,33 @@ def add_bias(h_BCTHW: torch.Tensor, bias_C: torch.Tensor, x_BCTHW: torch.Tensor)
     return (h_BCTHW.float() + bias_C.float().view(-1, 1, 1, 1) + x_BCTHW.float()).to(x_BCTHW.dtype)
 
 
+class Run(NamedTuple):
+    """Some frames of a clip: `x`, whose last one is repeated until there are `length`."""
+
+    x_BCPHW: torch.Tensor
+    length: int
+
+    @property
+    def still(self) -> bool:
+        """Whether it ends with frames that are alike."""
+        return self.x_BCPHW.shape[2] < self.length
+
+    def first(self, count: int) -> torch.Tensor:
+        """Its first frames, (B, C, count, H, W)."""
+        x, more = self.x_BCPHW, count - self.x_BCPHW.shape[2]
+        return x[:, :, :count] if more <= 0 else torch.cat([x, x[:, :, -1:].expand(-1, -1, more, -1, -1)], dim=2)
+
+
+class Before(NamedTuple):
+    """What a layer has to know of the run before."""
+
+    frames: torch.Tensor  # its last ones; one stands for any number of the same
+    still: bool
+
+
+History = dict[int, Before]
+
+
 @cache
 def _compiled(function: Any) -> Any:
     """One variant for each number of channels: the compiler takes a Parameter's shape for a constant."""
@@ -106,29 +137,32 @@ class ClipEncoder:
     @torch.no_grad()
     # else the compiler times sums in several orders, and a resume after its cache is lost may encode otherwise
     @fixed_order()
-    def moments(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
-        """Mean and log-variance (B, 2 x 16, F, h, w) of clips of 4n+1 frames, in the VAE's dtype."""
-        T = video_BCTHW.shape[2]
-        assert T % 4 == 1, T
-        history: dict[int, torch.Tensor] = {}
+    def moments(self, video_BCPHW: torch.Tensor, frames: int = 0) -> torch.Tensor:
+        """Mean and log-variance (B, 2 x 16, F, h, w) of clips of 4n+1 frames, in the VAE's dtype: as many as are given,
+        or the last one goes on until there are `frames`."""
+        held = video_BCPHW.shape[2]
+        T = frames or held
+        assert T % 4 == 1 and held <= T, (held, T)
+        history: History = {}
         cuts = [0, *range(1 + self.frames, T, self.frames), T]  # the first run has one frame more
-        runs = [video_BCTHW[:, :, a:b] for a, b in pairwise(cuts) if b > a]
-        out = [self._run(self._padded(run), history, first=i == 0) for i, run in enumerate(runs)]
+        runs = [Run(video_BCPHW[:, :, min(a, held - 1) : min(b, held)], b - a) for a, b in pairwise(cuts) if b > a]
+        out = [self._run(run._replace(x_BCPHW=self._padded(run.x_BCPHW)), history) for run in runs]
         return self.vae.quant_conv(torch.cat(out, dim=2))
 
-    def _run(self, x: torch.Tensor, history: dict[int, torch.Tensor], *, first: bool) -> torch.Tensor:
+    def _run(self, run: Run, history: History) -> torch.Tensor:
         encoder = self.vae.encoder
-        x = self._causal(self._first_weight, x, history) + encoder.conv_in.bias.view(-1, 1, 1, 1)
+        x = self._causal(self._first_weight, run, history)
+        x = x._replace(x_BCPHW=x.x_BCPHW + encoder.conv_in.bias.view(-1, 1, 1, 1))
         for layer in encoder.down_blocks:
-            x = self._layer(layer, x, history, first=first)
+            x = self._layer(layer, x, history)
         middle = encoder.mid_block
-        x = self._layer(middle.resnets[0], x, history, first=first)
+        x = self._layer(middle.resnets[0], x, history)
         for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
-            x = self._layer(resnet, attention(x), history, first=first)
+            x = self._layer(resnet, self._layer(attention, x, history), history)
         last = encoder.conv_out
-        return self._causal(last.weight, self._norm_silu(x, None, encoder.norm_out.gamma), history) + last.bias.view(
-            -1, 1, 1, 1
-        )
+        x = x._replace(x_BCPHW=self._norm_silu(x.x_BCPHW, None, encoder.norm_out.gamma))
+        out, length = self._causal(last.weight, x, history)
+        return Run(out + last.bias.view(-1, 1, 1, 1), length).first(length)
 
     def _padded(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
         B, C, T, H, W = video_BCTHW.shape
@@ -138,51 +172,61 @@ class ClipEncoder:
         out[:, :C] = video_BCTHW
         return out
 
-    def _layer(
-        self, layer: nn.Module, x: torch.Tensor, history: dict[int, torch.Tensor], *, first: bool
-    ) -> torch.Tensor:
+    def _layer(self, layer: nn.Module, run: Run, history: History) -> Run:
+        x, length = run
         if isinstance(layer, WanResidualBlock):
-            h = self._causal(layer.conv1.weight, self._norm_silu(x, None, layer.norm1.gamma), history)
-            h = self._causal(layer.conv2.weight, self._norm_silu(h, layer.conv1.bias, layer.norm2.gamma), history)
-            return self._add_bias(h, layer.conv2.bias, layer.conv_shortcut(x))
+            h = Run(self._norm_silu(x, None, layer.norm1.gamma), length)
+            h = self._causal(layer.conv1.weight, h, history)
+            h = Run(self._norm_silu(h.x_BCPHW, layer.conv1.bias, layer.norm2.gamma), length)
+            y = self._causal(layer.conv2.weight, h, history).x_BCPHW
+            return Run(
+                self._add_bias(y, layer.conv2.bias, Run(layer.conv_shortcut(x), length).first(y.shape[2])), length
+            )
         if isinstance(layer, WanResample):
-            return self._downsample(layer, x, history, first=first)
+            return self._downsample(layer, run, history)
         assert isinstance(layer, WanAttentionBlock), type(layer)
-        return layer(x)
+        return Run(layer(x), length)
 
-    def _causal(self, weight: torch.Tensor, x: torch.Tensor, history: dict[int, torch.Tensor]) -> torch.Tensor:
+    def _causal(self, weight: torch.Tensor, run: Run, history: History) -> Run:
         """A 3x3x3 convolution that sees the past only, without its bias; `history` keeps the last two frames for the
         next run."""
-        B, C, T, H, W = x.shape
-        joined = torch.empty((B, C, HISTORY + T, H, W), dtype=x.dtype, device=x.device, memory_format=self._last)
+        (B, C, P, H, W), length = run.x_BCPHW.shape, run.length
         before = history.get(id(weight))
-        joined[:, :, :HISTORY] = 0 if before is None else before
-        joined[:, :, HISTORY:] = x
-        history[id(weight)] = joined[:, :, -HISTORY:].clone()
-        return F.conv3d(joined, weight, padding=(0, 1, 1))
-
-    def _downsample(
-        self, layer: Any, x: torch.Tensor, history: dict[int, torch.Tensor], *, first: bool
-    ) -> torch.Tensor:
-        """Halve the sides, and the frames but for the very first, which stands alone."""
-        B, C, T, H, W = x.shape
-        flat = x.transpose(1, 2).reshape(B * T, C, H, W)
-        flat = layer.resample(flat)
-        x = flat.view(B, T, *flat.shape[1:]).transpose(1, 2)
-        if layer.mode != "downsample3d":
-            return x
-        last = x[:, :, -1:].clone()
-        if first:
-            paired = (
-                F.conv3d(x, layer.time_conv.weight, layer.time_conv.bias, stride=(2, 1, 1)) if T > 1 else x[:, :, :0]
-            )
-            out = torch.cat([x[:, :, :1], paired], dim=2)
+        if not run.still:
+            count = length
+        elif P == 1 and before and before.still:
+            count = 1  # the run before has ended like this one
         else:
-            out = F.conv3d(
-                torch.cat([history[id(layer)], x], dim=2),
-                layer.time_conv.weight,
-                layer.time_conv.bias,
-                stride=(2, 1, 1),
-            )
-        history[id(layer)] = last
-        return out
+            count = min(P + HISTORY, length)
+        joined = torch.empty(
+            (B, C, HISTORY + count, H, W), dtype=run.x_BCPHW.dtype, device=run.x_BCPHW.device, memory_format=self._last
+        )
+        joined[:, :, :HISTORY] = 0 if before is None else before.frames
+        joined[:, :, HISTORY : HISTORY + P] = run.x_BCPHW
+        joined[:, :, HISTORY + P :] = run.x_BCPHW[:, :, -1:]
+        history[id(weight)] = Before(joined[:, :, -1 if run.still else -HISTORY :].clone(), run.still)
+        return Run(F.conv3d(joined, weight, padding=(0, 1, 1)), length)
+
+    def _downsample(self, layer: Any, run: Run, history: History) -> Run:
+        """Halve the sides, and the frames but for the very first, which stands alone."""
+        x, length = run
+        B, C, P, H, W = x.shape
+        flat = x.transpose(1, 2).reshape(B * P, C, H, W)
+        flat = layer.resample(flat)
+        x = flat.view(B, P, *flat.shape[1:]).transpose(1, 2)
+        if layer.mode != "downsample3d":
+            return Run(x, length)
+        small, before = Run(x, length), history.get(id(layer))
+        history[id(layer)] = Before(x[:, :, -1:].clone(), run.still)
+        alone = int(before is None)  # the first frame of the first run
+        pairs = (length - alone) // 2
+        if run.still and P == 1 and before and before.still:
+            pairs = 1
+        elif run.still:
+            pairs = min(pairs, (P - alone + 1) // 2 + 1)
+        seen = small.first(2 * pairs + alone)
+        if before:
+            seen = torch.cat([before.frames, seen], dim=2)
+        time = layer.time_conv
+        out = F.conv3d(seen, time.weight, time.bias, stride=(2, 1, 1)) if pairs else x[:, :, :0]
+        return Run(torch.cat([x[:, :, :alone], out], dim=2), alone + (length - alone) // 2)

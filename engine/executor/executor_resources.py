@@ -6,6 +6,7 @@ The functions are compiled where the plan says so, once per process. What is run
 B batch, T tokens, S text tokens, D width, N heads, K head width.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -47,7 +48,8 @@ def _reads_e4m3(device: torch.device) -> bool:
 class ExecutorResources:
     """`block_bytes` are those of the larger expert. `activations` are taken over where the plan was the same before,
     and made here otherwise. `cuda` as in `engine.executor.weight_ring.WeightRing`; `capture` stands in for CUDA's own
-    in tests."""
+    in tests. `refused` is told why blocks that the plan has as CUDA graphs are launched; without it that is an
+    error."""
 
     def __init__(
         self,
@@ -58,20 +60,25 @@ class ExecutorResources:
         cuda: Any = None,
         activations: Activations | None = None,
         capture: Capture | None = None,
+        refused: Callable[[str], None] | None = None,
     ) -> None:
         self.plan, self.attention, self.device = plan, attention, device
         self.fixed_order = attention.deterministic and device.type == "cuda"  # the CPU's order is fixed as it is
         if self.fixed_order and plan.compiled:
             compile_alike()
-        functions: list[Any] = [block.pre_attention, block.text_kv, block.post_attention]
+        functions: list[Any] = [block.pre_attention, block.text_kv, block.post_attention, block.post_attention_again]
         if plan.compiled:
             functions = [_compiled(function) for function in functions]
-        self._pre_attention, self._text_kv, self._post_attention = functions
+        self._pre_attention, self._text_kv, self._post_attention, self._post_attention_again = functions
         self._any_size = plan.compiled and plan.any_size
         self.e4m3_as_bytes = plan.precision == "qfloat8" and not _reads_e4m3(device)
         if cuda is None and device.type == "cuda":
             cuda = torch.cuda
-        self.graphs = BlockGraphs(plan.graphed, capture or CudaCapture(device)) if plan.graphed else None
+        self.graphs = (
+            BlockGraphs(plan.graphed, capture or CudaCapture(device), refused, prove=attention.deterministic)
+            if plan.graphed
+            else None
+        )
         self.ring = WeightRing(block_bytes, plan.slots, device, cuda)
         self.activations = activations or (
             KeptActivations()
@@ -104,4 +111,19 @@ class ExecutorResources:
         if self._any_size:
             _mark_any_size(x_BTD, a_BTD, dims=(0, 1))
             _mark_any_size(*text, given.time_B6D, dims=(0,))
-        return self._post_attention(x_BTD, a_BTD, *text, given.time_B6D, weights)
+        return self._post_attention(x_BTD, a_BTD, *text, given.time_B6D, weights, self.attention.to_text)
+
+    def post_attention_again(
+        self,
+        g_BTD: torch.Tensor,
+        x_BTD: torch.Tensor,
+        a_BTD: torch.Tensor,
+        text: tuple[torch.Tensor, torch.Tensor],
+        given: PassInputs,
+        weights: BlockWeights,
+    ) -> Any:
+        """The same with a graph and without the output: () to go backward from, where the output's gradient is g."""
+        if self._any_size:
+            _mark_any_size(g_BTD, x_BTD, a_BTD, dims=(0, 1))
+            _mark_any_size(*text, given.time_B6D, dims=(0,))
+        return self._post_attention_again(g_BTD, x_BTD, a_BTD, *text, given.time_B6D, weights, self.attention.to_text)

@@ -86,7 +86,8 @@ class Experts:
     ) -> None:
         """Load them; `ara` is the accuracy recovery adapter of a quantized base, `merges` become part of it. Blocks
         that other processes `shared` are not read again. Raises UserError."""
-        self.attention, self.device = attention, placement.device
+        self.attention, self.device, self._warn = attention, placement.device, warn
+        self._launched: Plan | None = None  # under which no CUDA graphs could be had
         self.parameters: dict[Expert, LoraParameters] = {}
         self.layers: dict[Expert, list[TrainedLayer]] = {}
         self._weights: dict[Expert, ExpertWeights] = {}
@@ -129,8 +130,21 @@ class Experts:
         for weights in self._weights.values():
             weights.outer.to(self.device)  # from where `parked` has put it
         largest = max(weights.block_bytes for weights in self._weights.values())
-        self.resources = ExecutorResources(plan, self.attention, largest, self.device, activations=activations)
+        self.resources = ExecutorResources(
+            plan, self.attention, largest, self.device, activations=activations, refused=self._without_graphs
+        )
+        if plan == self._launched:
+            self.resources.graphs = None
         self.executors = {expert: BlockExecutor(weights, self.resources) for expert, weights in self._weights.items()}
+
+    def _without_graphs(self, why: str) -> None:
+        self._launched = self.plan
+        self._warn(f"no CUDA graphs: {why}. Blocks are launched instead: the same numbers, slower")
+
+    @property
+    def recorded(self) -> bool:
+        """Whether CUDA graphs are held, in memory that nothing else has the use of; `set_plan` drops them."""
+        return self.resources is not None and self.resources.graphs is not None and self.resources.graphs.recorded
 
     def ensure(self) -> None:
         """Have executors: a preview that failed may have left none."""

@@ -40,7 +40,13 @@ WHERE: dict[ExhaustedPhase, str] = {
     "lock": "host's page-locked memory",
 }
 # fields by which the user decides on the plan
-PLANNED = ("job.gpus_per_clip", "model.low_vram", "model.layer_offloading", "quantization.transformer")
+PLANNED = (
+    "job.gpus_per_clip",
+    "model.low_vram",
+    "model.layer_offloading",
+    "model.cuda_graphs",
+    "quantization.transformer",
+)
 
 
 @cache
@@ -70,15 +76,21 @@ def plan_before(begin: ResumePoint, running: Running | None) -> Plan | None:
 def kernels_of(
     job: Job, planning: Planning, running: Running | None, config: dict[str, Any], placement: Placement, *, tokens: int
 ) -> tuple[Attention, str]:
-    """(the attention of a run, why): a resumed run's own, else the fastest that was measured on this card, else the
-    fastest measured now."""
+    """(the attention of a run, why): a resumed run's own if its checkpoint tells all of it, else the fastest that was
+    measured on this card, else the fastest measured now."""
     fixed = job.training.deterministic
-    if running and running.attention.deterministic == fixed:
+    if running and running.attention.deterministic == fixed and running.attention.text_forward_kernel:
         return running.attention, "as before the resume"
     if planning.rates:
         fastest = planning.rates.deterministic_attention if fixed else planning.rates.attention
         return (
-            Attention(fastest.forward_kernel, fastest.backward_kernel, fixed),
+            Attention(
+                fastest.forward_kernel,
+                fastest.backward_kernel,
+                fixed,
+                fastest.text_forward_kernel,
+                fastest.text_backward_kernel,
+            ),
             f"the fastest when this card was measured ({planning.rates.date})",
         )
     return attention.choose(
@@ -111,11 +123,12 @@ def refused(error: HostMemoryRefused) -> tuple[ExhaustedPhase, Shortage]:
 
 def replan(run: Run, exhausted: ExhaustedPhase, why: Shortage) -> None:
     """Memory ran out (where `exhausted` says): take the next smaller plan and log it. Memory in pieces is laid out anew
-    first, once under each plan. To be called outside the handler, whose traceback holds on to tensors. Raises UserError
-    when no smaller plan is left."""
+    first, and CUDA graphs are dropped for a preview, once under each plan. To be called outside the handler, whose
+    traceback holds on to tensors. Raises UserError when no smaller plan is left."""
     release(run.placement.device)
+    untidy = why.cause == "pieces" or (exhausted == "preview" and run.experts.recorded)
     planning, short = run.planning, f"out of memory in the {WHERE[exhausted]}: {why.text}"
-    if why.cause == "pieces" and not planning.tidied:
+    if untidy and not planning.tidied:
         plan, tidied = planning.plan, True
         text = f"{short}; everything on the card is laid out anew, and the same is tried again"
         run.log.emit("log", level="warning", text=text)

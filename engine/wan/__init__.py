@@ -1,2 +1,1 @@
-"""One Wan transformer block as arithmetic: linears in every precision, attention, kernels. Knows no file and no
-plan."""
+"""One Wan transformer block as arithmetic: linears in every precision, attention. Knows no file and no plan."""

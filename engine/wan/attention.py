@@ -4,7 +4,7 @@ running attention a second time.
 `cudnn` and `flash` are torch's own kernels; `triton-large` and `triton-small` are ours, backward alone, in two sizes of
 tiles for cards with more and less shared memory; `flash4` is the package flash-attn-4, for Hopper and Blackwell
 data-centre cards; `cpu` is the CPU's. They agree on what a logsumexp is, so one may run forward and another backward.
-Attention to the text is not here but in `engine.wan.block`.
+The attention to the text, of few keys, has its own choice of them; a block runs it by `engine.wan.text_attention`.
 
 B batch, N heads, T query tokens, S key tokens, K head width. Tensors are (B, N, T, K), any strides.
 """
@@ -38,16 +38,27 @@ BACKWARD_ONLY = ("triton-large", "triton-small")
 TRITON, FLASH4 = Package("triton", "triton"), Package("flash-attn-4", "flash_attn")
 PACKAGES = {"triton-large": TRITON, "triton-small": TRITON, "flash4": FLASH4}
 AGREE = 0.02  # relative: bf16 kernels that sum in other orders differ by a tenth of this
+TEXT_TOKENS = 512  # as many keys has the attention to the text: all that Wan was trained with
 Grads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+class TextKernels(NamedTuple):
+    """The kernels of the attention to the text: compiled functions are given them."""
+
+    forward: str
+    backward: str
+    deterministic: bool
 
 
 @dataclass(frozen=True)
 class Attention:
-    """The kernels of a run, one for each direction."""
+    """The kernels of a run, one for each direction of its self-attention and of the attention to the text."""
 
     forward_kernel: str
     backward_kernel: str
     deterministic: bool  # the backward adds in a fixed order: the same inputs give the same bits
+    text_forward_kernel: str = ""  # not told by checkpoints from before these were chosen
+    text_backward_kernel: str = ""
 
     def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """softmax(q k^T / sqrt(K)) v, and its logsumexp (B, N, T)."""
@@ -66,16 +77,23 @@ class Attention:
         return backward(self.backward_kernel, grad, q, k, v, out, lse, deterministic=self.deterministic)
 
     @property
+    def to_text(self) -> TextKernels:
+        assert self.text_forward_kernel and self.text_backward_kernel, "kernels of a checkpoint that does not tell them"
+        return TextKernels(self.text_forward_kernel, self.text_backward_kernel, self.deterministic)
+
+    @property
     def text(self) -> str:
-        names = (
-            self.forward_kernel
-            if self.forward_kernel == self.backward_kernel
-            else f"{self.forward_kernel} forward, {self.backward_kernel} backward"
-        )
-        return f"{names}, in a fixed order" if self.deterministic else names
+        words = _both(self.forward_kernel, self.backward_kernel)
+        if self.text_forward_kernel:
+            words += f", to the text {_both(self.text_forward_kernel, self.text_backward_kernel)}"
+        return f"{words}, in a fixed order" if self.deterministic else words
 
 
-CPU = Attention("cpu", "cpu", deterministic=True)
+def _both(forward: str, backward: str) -> str:
+    return forward if forward == backward else f"{forward} forward, {backward} backward"
+
+
+CPU = Attention("cpu", "cpu", True, "cpu", "cpu")
 
 
 def forward(kernel: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -108,7 +126,7 @@ def backward(
     not refuse, and is not deterministic."""
     T, S = q.shape[2], k.shape[2]
     if kernel in BACKWARD_ONLY:
-        from engine.wan import triton_attention  # Triton comes with the CUDA builds of torch alone
+        from engine.kernels import triton_attention  # Triton comes with the CUDA builds of torch alone
 
         return triton_attention.backward(triton_attention.TILES[kernel], grad, q, k, v, out, lse)
     if kernel == "cpu":
@@ -131,6 +149,25 @@ def backward(
                     grad, q, k, v, out, lse, None, None, T, S, 0.0, False, state, seed
                 )
     return dq, dk, dv
+
+
+def backward_of_queries(
+    kernel: str,
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    *,
+    deterministic: bool,
+) -> torch.Tensor:
+    """The gradient of q alone, as `backward` has it: ours compute no other then."""
+    if kernel in BACKWARD_ONLY:
+        from engine.kernels import triton_attention  # as above
+
+        return triton_attention.backward_of_queries(triton_attention.TILES[kernel], grad, q, k, v, out, lse)
+    return backward(kernel, grad, q, k, v, out, lse, deterministic=deterministic)[0]
 
 
 def _flash4() -> Any:
@@ -177,20 +214,31 @@ class KernelBenchmark(NamedTuple):
 
 
 def benchmark_kernels(
-    device: torch.device, *, tokens: int, heads: int, width: int, dtype: torch.dtype, deterministic: bool
+    device: torch.device,
+    *,
+    tokens: int,
+    heads: int,
+    width: int,
+    dtype: torch.dtype,
+    deterministic: bool,
+    keys: int | None = None,
 ) -> KernelBenchmark:
-    """Run every kernel on random tensors, forward and backward (those without a forward after the first one's). One
-    that fails, gives another answer than the first, or promises a fixed order and does not keep to it, is refused with
-    the reason. Raises torch.OutOfMemoryError."""
+    """Run every kernel on random tensors, forward and backward (those without a forward after the first one's), with as
+    many keys as tokens or so many `keys`. One that fails, gives another answer than the first, or promises a fixed
+    order and does not keep to it, is refused with the reason. Raises torch.OutOfMemoryError."""
     found = KernelBenchmark({}, {}, {})
-    q, k, v, grad = (torch.randn(1, tokens, heads, width, device=device, dtype=dtype).transpose(1, 2) for _ in range(4))
+    q, grad, k, v = (
+        torch.randn(1, rows, heads, width, device=device, dtype=dtype).transpose(1, 2)
+        for rows in (tokens, tokens, keys or tokens, keys or tokens)
+    )
+    repeats = 10 if keys else 2  # few keys take a millisecond
     answer: tuple[torch.Tensor, ...] = ()  # of the first kernel that has one
     gradients: tuple[torch.Tensor, ...] = ()
     for kernel in kernels(device):
         try:
             with memory_errors():  # else cuDNN's own error would count as a fault of the kernel
                 if kernel not in BACKWARD_ONLY:
-                    seconds, (out, lse) = timed(device, partial(forward, kernel, q, k, v))
+                    seconds, (out, lse) = timed(device, partial(forward, kernel, q, k, v), repeats)
                     answer = answer or (out, lse)
                     _same(answer, (out, lse))
                     found.forward[kernel] = seconds
@@ -202,7 +250,7 @@ def benchmark_kernels(
                     raise RuntimeError("its backward adds in no fixed order")
                 again = partial(backward, kernel, grad, q, k, v, out, lse, deterministic=deterministic)
                 first = again()
-                seconds, grads = timed(device, again)
+                seconds, grads = timed(device, again, repeats)
                 if deterministic and not all(torch.equal(a, b) for a, b in zip(first, grads, strict=True)):
                     raise RuntimeError("its backward adds in no fixed order")
                 gradients = gradients or grads
@@ -233,7 +281,7 @@ def kernels(device: torch.device) -> list[str]:
     return [kernel for kernel in KERNELS if kernel not in absent]
 
 
-def timed(device: torch.device, run: Callable[[], Any], repeats: int = 2) -> tuple[float, Any]:
+def timed(device: torch.device, run: Callable[[], Any], repeats: int) -> tuple[float, Any]:
     """(mean seconds of a call after one that is not counted, its result)"""
     run()
     _wait(device)
@@ -260,9 +308,22 @@ def _same(theirs: tuple[torch.Tensor, ...], ours: tuple[torch.Tensor, ...]) -> N
 def choose(
     device: torch.device, *, tokens: int, heads: int, width: int, dtype: torch.dtype, deterministic: bool
 ) -> tuple[Attention, str]:
-    """(the fastest of the exact kernels on this card, why), measured once, forward and backward by themselves."""
+    """(the fastest of the exact kernels on this card, why), measured once, forward and backward by themselves, for the
+    self-attention and for the attention to the text."""
     if device.type != "cuda":
         return CPU, "the CPU has one"
     tokens = min(tokens, 16384)  # enough to fill any card; the ranking does not change with length
-    found = benchmark_kernels(device, tokens=tokens, heads=heads, width=width, dtype=dtype, deterministic=deterministic)
-    return Attention(*found.fastest, deterministic=deterministic), f"at {tokens} tokens: {found.text}"
+    measure = partial(
+        benchmark_kernels,
+        device,
+        tokens=tokens,
+        heads=heads,
+        width=width,
+        dtype=dtype,
+        deterministic=deterministic,
+    )
+    found, to_text = measure(), measure(keys=TEXT_TOKENS)
+    return (
+        Attention(*found.fastest, deterministic, *to_text.fastest),
+        f"at {tokens} tokens: {found.text}; to {TEXT_TOKENS} tokens of text: {to_text.text}",
+    )

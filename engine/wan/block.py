@@ -3,6 +3,7 @@
     pre_attention(x)             -> q, k, v    norm, modulation, three linears, qk-norm, rope
     text_kv(text)                -> k, v       of the cross-attention: once a visit, for any number of chunks
     post_attention(x, a, k, v)   -> y          output projection, cross-attention to the text, feed-forward
+    post_attention_again(g, ...) -> ()         the same for its gradient alone, from y's gradient g
 
 `pre_attention` and `post_attention` work on any run of tokens by themselves; only self-attention needs them all
 (`engine.wan.attention`). Weights come in as plain tensors, so one compilation serves all blocks. The arithmetic is that
@@ -11,12 +12,23 @@ of diffusers' WanTransformerBlock, operation for operation (a test compares them
 B batch, T tokens, S text tokens, D width, N heads, K head width.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-from engine.wan.frozen_linear import Packed, frozen_linear, lora_branch
+from engine.wan.attention import TextKernels
+from engine.wan.frozen_linear import (
+    Packed,
+    frozen_linear,
+    frozen_linear_and_lora_input,
+    lora_branch,
+    lora_inputs,
+    plus_lora,
+)
+from engine.wan.norm_rope import EPS, NormRope
+from engine.wan.text_attention import text_attention
 
 LINEARS = (
     "attn1.to_q",
@@ -32,7 +44,6 @@ LINEARS = (
 )
 BEFORE_LINEARS, TEXT_LINEARS = LINEARS[:3], LINEARS[5:7]
 NORMS = ("attn1.norm_q", "attn1.norm_k", "attn2.norm_q", "attn2.norm_k")
-EPS = 1e-6
 
 Weights = dict[str, Packed]  # "attn1.to_q" -> packed weight
 # "attn1.to_q.bias", "attn1.norm_q.weight", "norm2.weight", "norm2.bias", "scale_shift_table"
@@ -63,13 +74,34 @@ class PassInputs(NamedTuple):
     strength: torch.Tensor
 
 
-def _linear(name: str, x: torch.Tensor, block: BlockWeights) -> torch.Tensor:
-    """The frozen linear, with the frozen low-rank branch beside it (if any) and the LoRA at its strength (if any)."""
-    y = frozen_linear(x, block.weights[name], block.plain[f"{name}.bias"], block.precision)
-    if name in block.recovery:
-        down, up = block.recovery[name]
-        y = y + F.linear(F.linear(x, down), up)
-    return y + lora_branch(x, *block.lora[name], block.strength) if name in block.lora else y
+def _linears(names: Sequence[str], x: torch.Tensor, block: BlockWeights, *, gelu: bool = False) -> list[torch.Tensor]:
+    """Frozen linears that read the same rows, each with the frozen low-rank branch beside it (if any) and the LoRA at
+    its strength (if any), or the GELU of that. In fp32 each by itself, to the bit as in diffusers and peft."""
+    lora = {name: block.lora[name] for name in names if name in block.lora}
+    exact, inputs = x.dtype == torch.float32, {}
+    if lora and len(names) > 1 and not exact:
+        inputs = dict(zip(lora, lora_inputs(x, [a for a, _ in lora.values()]), strict=True))
+    out = []
+    for name in names:
+        frozen = (x, block.weights[name], block.plain[f"{name}.bias"], block.precision)
+        if lora and len(names) == 1 and not exact:
+            y, inputs[name] = frozen_linear_and_lora_input(*frozen, lora[name][0])
+        else:
+            y = frozen_linear(*frozen)
+        if name in block.recovery:
+            down, up = block.recovery[name]
+            y = y + F.linear(F.linear(x, down), up)
+        if name in inputs:
+            out.append(plus_lora(y, inputs[name], lora[name][1], block.strength, gelu=gelu))
+            continue
+        if name in lora:
+            y = y + lora_branch(x, *lora[name], block.strength)
+        out.append(F.gelu(y, approximate="tanh") if gelu else y)
+    return out
+
+
+def _linear(name: str, x: torch.Tensor, block: BlockWeights, *, gelu: bool = False) -> torch.Tensor:
+    return _linears((name,), x, block, gelu=gelu)[0]
 
 
 def _modulated(x_BTD: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
@@ -87,23 +119,61 @@ def _rotated(x_BTNK: torch.Tensor, cos_1T1K: torch.Tensor, sin_1T1K: torch.Tenso
     return torch.stack([x1 * cos - x2 * sin, x1 * sin + x2 * cos], dim=-1).flatten(-2).type_as(x_BTNK)
 
 
+def _placed(
+    x_BTD: torch.Tensor, weight: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, heads: int
+) -> torch.Tensor:
+    """Queries or keys (B, T, N, K), normalized and turned by their position."""
+    if x_BTD.dtype == torch.float32:  # to the bit as in diffusers
+        return _rotated(_rms_norm(x_BTD, weight).unflatten(2, (heads, -1)), cos, sin)
+    out_MD = NormRope.apply(x_BTD.flatten(0, 1), weight, cos.flatten(0, 2), sin.flatten(0, 2))
+    return out_MD.view(*x_BTD.shape[:2], heads, -1)
+
+
 def pre_attention(
     x_BTD: torch.Tensor, time_B6D: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, block: BlockWeights
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """q, k, v as (B, T, N, K)."""
     shift, scale, *_ = (block.plain["scale_shift_table"] + time_B6D.float()).chunk(6, dim=1)
     h = _modulated(x_BTD, scale, shift)
-    q, k, v = (_linear(name, h, block) for name in BEFORE_LINEARS)
-    q, k = _rms_norm(q, block.plain["attn1.norm_q.weight"]), _rms_norm(k, block.plain["attn1.norm_k.weight"])
-    q, k, v = (t.unflatten(2, (block.heads, -1)) for t in (q, k, v))
-    return _rotated(q, cos, sin), _rotated(k, cos, sin), v
+    q, k, v = _linears(BEFORE_LINEARS, h, block)
+    q = _placed(q, block.plain["attn1.norm_q.weight"], cos, sin, block.heads)
+    k = _placed(k, block.plain["attn1.norm_k.weight"], cos, sin, block.heads)
+    return q, k, v.unflatten(2, (block.heads, -1))
 
 
 def text_kv(text_BSD: torch.Tensor, block: BlockWeights) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values of the cross-attention, as (B, S, N, K)."""
-    k, v = (_linear(name, text_BSD, block) for name in TEXT_LINEARS)
+    k, v = _linears(TEXT_LINEARS, text_BSD, block)
     k = _rms_norm(k, block.plain["attn2.norm_k.weight"])
     return k.unflatten(2, (block.heads, -1)), v.unflatten(2, (block.heads, -1))
+
+
+def _before_last(
+    x_BTD: torch.Tensor,
+    a_BTD: torch.Tensor,
+    k_BSNK: torch.Tensor,
+    v_BSNK: torch.Tensor,
+    time_B6D: torch.Tensor,
+    block: BlockWeights,
+    kernels: TextKernels,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(what the block's output is added to, what its last linear reads)."""
+    plain = block.plain
+    _, _, gate, c_shift, c_scale, _ = (plain["scale_shift_table"] + time_B6D.float()).chunk(6, dim=1)
+    x = (x_BTD.float() + _linear("attn1.to_out.0", a_BTD, block) * gate).type_as(x_BTD)
+
+    h = F.layer_norm(x.float(), x.shape[-1:], plain["norm2.weight"].float(), plain["norm2.bias"].float(), EPS)
+    q = _linear("attn2.to_q", h.type_as(x), block)
+    q = _rms_norm(q, plain["attn2.norm_q.weight"]).unflatten(2, (block.heads, -1))
+    c = text_attention(q, k_BSNK, v_BSNK, kernels)
+    x = x + _linear("attn2.to_out.0", c.flatten(2, 3), block)
+
+    return x, _linear("ffn.net.0.proj", _modulated(x, c_scale, c_shift), block, gelu=True)
+
+
+def _last(x_BTD: torch.Tensor, h_BTF: torch.Tensor, time_B6D: torch.Tensor, block: BlockWeights) -> torch.Tensor:
+    gate = (block.plain["scale_shift_table"] + time_B6D.float()).chunk(6, dim=1)[5]
+    return (x_BTD.float() + _linear("ffn.net.2", h_BTF, block).float() * gate).type_as(x_BTD)
 
 
 def post_attention(
@@ -113,20 +183,46 @@ def post_attention(
     v_BSNK: torch.Tensor,
     time_B6D: torch.Tensor,
     block: BlockWeights,
+    kernels: TextKernels,
 ) -> torch.Tensor:
     """The block's output from its input, its self-attention's output, and the text's keys and values."""
-    plain = block.plain
-    _, _, gate, c_shift, c_scale, c_gate = (plain["scale_shift_table"] + time_B6D.float()).chunk(6, dim=1)
-    x = (x_BTD.float() + _linear("attn1.to_out.0", a_BTD, block) * gate).type_as(x_BTD)
+    x, h = _before_last(x_BTD, a_BTD, k_BSNK, v_BSNK, time_B6D, block, kernels)
+    return _last(x, h, time_B6D, block)
 
-    h = F.layer_norm(x.float(), x.shape[-1:], plain["norm2.weight"].float(), plain["norm2.bias"].float(), EPS)
-    q = _linear("attn2.to_q", h.type_as(x), block)
-    q = _rms_norm(q, plain["attn2.norm_q.weight"]).unflatten(2, (block.heads, -1))
-    c = F.scaled_dot_product_attention(q.transpose(1, 2), k_BSNK.transpose(1, 2), v_BSNK.transpose(1, 2))
-    x = x + _linear("attn2.to_out.0", c.transpose(1, 2).flatten(2, 3), block)
 
-    h = F.gelu(_linear("ffn.net.0.proj", _modulated(x, c_scale, c_shift), block), approximate="tanh")
-    return (x.float() + _linear("ffn.net.2", h, block).float() * c_gate).type_as(x)
+class _GradientAlone(torch.autograd.Function):
+    """A number that says nothing of y, and whose gradient with respect to y is g.
+
+    It is made of h, which the gradient needs, and its gradient of the one that it is given, a factor of 1: the compiler
+    would take all that no output of the forward needs into the backward, or the other way round.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: torch.Tensor, h: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(g)
+        return h.flatten()[0].to(y.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, one: torch.Tensor) -> Any:
+        return ctx.saved_tensors[0] * one, None, None
+
+
+def post_attention_again(
+    g_BTD: torch.Tensor,
+    x_BTD: torch.Tensor,
+    a_BTD: torch.Tensor,
+    k_BSNK: torch.Tensor,
+    v_BSNK: torch.Tensor,
+    time_B6D: torch.Tensor,
+    block: BlockWeights,
+    kernels: TextKernels,
+) -> torch.Tensor:
+    """What `post_attention` is recomputed for: a number () whose `backward` is that of the output with its gradient g.
+    Nothing reads the output, so the compiler leaves out what only leads there: the product of the last linear, the
+    second half of its LoRA, the last sum. Without the compiler all of it is computed."""
+    x, h = _before_last(x_BTD, a_BTD, k_BSNK, v_BSNK, time_B6D, block, kernels)
+    alone: torch.Tensor = _GradientAlone.apply(_last(x, h, time_B6D, block), h, g_BTD)
+    return alone
 
 
 def linear_shapes(config: Any) -> dict[str, tuple[int, int]]:

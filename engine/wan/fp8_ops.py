@@ -30,7 +30,7 @@ def _(x_MK: torch.Tensor, fold_K: torch.Tensor | None, floor: float) -> tuple[to
 
 @rowwise_e4m3.register_kernel("cuda")
 def _(x_MK: torch.Tensor, fold_K: torch.Tensor | None, floor: float) -> tuple[torch.Tensor, torch.Tensor]:
-    from engine.wan.triton_fp8 import rowwise_e4m3_kernel  # Triton comes with the CUDA builds of torch alone
+    from engine.kernels.triton_fp8 import rowwise_e4m3_kernel  # Triton comes with the CUDA builds of torch alone
 
     x = x_MK.contiguous()
     rows, columns = x.shape

@@ -6,6 +6,7 @@ both products. How weights are packed: `engine.wan.quantize`.
 M rows (tokens), K in, N out, R rank.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from engine.wan.fp8_ops import E4M3_MAX, rowwise_e4m3
 from engine.wan.int8_linear import Int8Product, unpack_int8
 from engine.wan.int8_ops import MOST
+from engine.wan.low_rank import LowRankSum, low_rank_sum
 
 Packed = tuple[torch.Tensor, ...]  # (weight,) or (q, scale) or (q, scale, shift)
 COMPUTED_IN_8_BITS = "float8"
@@ -67,16 +69,22 @@ class _Float8Product(torch.autograd.Function):
     """y = x W^T with float8 matrix products in both directions.
 
     Forward: x and W row-wise. Backward: the contraction runs over the rows of W, whose scale therefore cannot stay
-    outside; it folds into g before g is quantized.
+    outside; it folds into g before g is quantized. With a LoRA's A also x A^T: both parts of x's gradient are summed in
+    one pass.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x_MK: torch.Tensor, w_NK: torch.Tensor, scale_N1: torch.Tensor, bias_N: torch.Tensor
-    ) -> torch.Tensor:
-        ctx.save_for_backward(w_NK, scale_N1)
+        ctx: Any,
+        x_MK: torch.Tensor,
+        w_NK: torch.Tensor,
+        scale_N1: torch.Tensor,
+        bias_N: torch.Tensor,
+        a_RK: torch.Tensor | None,
+    ) -> Any:
+        ctx.save_for_backward(w_NK, scale_N1, *([] if a_RK is None else [x_MK, a_RK]))
         x8, x_scale = rowwise_e4m3(x_MK, None, 1e-6)
-        return torch._scaled_mm(
+        y = torch._scaled_mm(
             x8,
             w_NK.t(),
             scale_a=x_scale,
@@ -85,17 +93,21 @@ class _Float8Product(torch.autograd.Function):
             out_dtype=torch.bfloat16,
             use_fast_accum=True,
         )
+        return y if a_RK is None else (y, F.linear(x_MK, a_RK))
 
     @staticmethod
-    def backward(ctx: Any, g_MN: torch.Tensor) -> Any:
-        w_NK, scale_N1 = ctx.saved_tensors
+    def backward(ctx: Any, g_MN: torch.Tensor, *g_MR: torch.Tensor) -> Any:
+        w_NK, scale_N1, *lora = ctx.saved_tensors
         g8, g_scale = rowwise_e4m3(g_MN, scale_N1.squeeze(1), 1e-12)
         w_KN = w_NK.t().contiguous()
         ones = torch.ones(1, w_KN.shape[0], device=g_MN.device)
         dx = torch._scaled_mm(
             g8, w_KN.t(), scale_a=g_scale, scale_b=ones, out_dtype=torch.bfloat16, use_fast_accum=True
         )
-        return dx, None, None, None
+        if not lora:
+            return dx, None, None, None, None
+        x_MK, a_RK = lora
+        return low_rank_sum(dx, g_MR[0], a_RK.t(), False), None, None, None, g_MR[0].t() @ x_MK
 
 
 class _DequantizedProduct(torch.autograd.Function):
@@ -119,7 +131,7 @@ def frozen_linear(x: torch.Tensor, packed: Packed, bias_N: torch.Tensor, precisi
     """x (..., K) through a frozen linear -> (..., N)."""
     x_MK = x.reshape(-1, x.shape[-1])
     if precision == COMPUTED_IN_8_BITS:
-        y = _Float8Product.apply(x_MK, *packed, bias_N)
+        y = _Float8Product.apply(x_MK, *packed, bias_N, None)
     elif precision == COMPUTED_IN_INTEGERS:
         y = Int8Product.apply(x_MK, *packed, bias_N, MOST)
     else:
@@ -130,3 +142,27 @@ def frozen_linear(x: torch.Tensor, packed: Packed, bias_N: torch.Tensor, precisi
 def lora_branch(x: torch.Tensor, a_RK: torch.Tensor, b_NR: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """scale * B A x, in x's dtype; A and B are the fp32 master copies."""
     return F.linear(F.linear(x, a_RK.to(x.dtype)) * scale.to(x.dtype), b_NR.to(x.dtype))
+
+
+def frozen_linear_and_lora_input(
+    x: torch.Tensor, packed: Packed, bias_N: torch.Tensor, precision: str, a_RK: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(`frozen_linear` of x, A x)"""
+    a = a_RK.to(x.dtype)
+    if precision != COMPUTED_IN_8_BITS or not x.requires_grad:
+        return frozen_linear(x, packed, bias_N, precision), F.linear(x, a)
+    y, ax = _Float8Product.apply(x.reshape(-1, x.shape[-1]), *packed, bias_N, a)
+    return y.view(*x.shape[:-1], -1), ax.view(*x.shape[:-1], -1)
+
+
+def lora_inputs(x: torch.Tensor, downs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """A x of each A (R, K), in one product: x is read once for all, and backward its gradient written once."""
+    return F.linear(x, torch.cat(tuple(downs)).to(x.dtype)).split([a.shape[0] for a in downs], dim=-1)
+
+
+def plus_lora(
+    y: torch.Tensor, ax: torch.Tensor, b_NR: torch.Tensor, scale: torch.Tensor, *, gelu: bool
+) -> torch.Tensor:
+    """y + scale * B ax, or the GELU of it."""
+    through = (ax * scale.to(ax.dtype)).flatten(0, -2)
+    return LowRankSum.apply(y.flatten(0, -2), through, b_NR.to(y.dtype), gelu).view(y.shape)

@@ -3,7 +3,7 @@ codes, its rows rotated back.
 
 A rotation is a Hadamard matrix over each run of `side` columns, scaled to be orthogonal: it is its own inverse, and
 spreads a channel of outliers over all columns of its run. Custom operators, so that torch.compile takes them as they
-are; Triton on CUDA (`engine.wan.triton_int8`), plain torch elsewhere. The product's sums are integers and therefore
+are; Triton on CUDA (`engine.kernels.triton_int8`), plain torch elsewhere. The product's sums are integers and therefore
 exact, in any order and with any tile.
 
 M rows, K columns, N outputs.
@@ -96,7 +96,7 @@ def _(x_MK: torch.Tensor, bias_K: torch.Tensor | None, side: int) -> torch.Tenso
 
 @rotated_int8.register_kernel("cuda")
 def _(x_MK: torch.Tensor, fold_K: torch.Tensor | None, side: int, floor: float) -> tuple[torch.Tensor, torch.Tensor]:
-    from engine.wan import triton_int8  # Triton comes with the CUDA builds of torch alone
+    from engine.kernels import triton_int8  # Triton comes with the CUDA builds of torch alone
 
     return triton_int8.rotated_int8(x_MK, fold_K, side, floor)
 
@@ -105,13 +105,13 @@ def _(x_MK: torch.Tensor, fold_K: torch.Tensor | None, side: int, floor: float) 
 def _(
     a_MK: torch.Tensor, a_scale: torch.Tensor, b_NK: torch.Tensor, b_scale: torch.Tensor | None, dtype: torch.dtype
 ) -> torch.Tensor:
-    from engine.wan import triton_int8
+    from engine.kernels import triton_int8
 
     return triton_int8.int8_product(a_MK, a_scale, b_NK, b_scale, dtype)
 
 
 @rotated.register_kernel("cuda")
 def _(x_MK: torch.Tensor, bias_K: torch.Tensor | None, side: int) -> torch.Tensor:
-    from engine.wan import triton_int8
+    from engine.kernels import triton_int8
 
     return triton_int8.rotated(x_MK, bias_K, side)

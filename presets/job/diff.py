@@ -21,6 +21,7 @@ FREE_TO_CHANGE = (
     "job.gpus_per_clip",
     "model.low_vram",
     "model.layer_offloading",
+    "model.cuda_graphs",
     "training.cache_text_embeddings",
     "save",
     "sample",

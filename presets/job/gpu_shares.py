@@ -12,8 +12,8 @@ from presets.job.schema import Job
 # several hosts, only the CPU's gloo has shown that the LoRAs come out bit-equal. Whoever records such a run
 # (benchmarks.gpus_apart) raises this with it.
 RECORDED = 2
-# The same of GPUs that share each clip. 1: none were.
-RECORDED_PER_CLIP = 1
+# The same of GPUs that share each clip.
+RECORDED_PER_CLIP = 2
 HEADS = 40  # of Wan 2.2 A14B's attention
 
 

@@ -19,7 +19,7 @@ from presets.planner.costs import Costs
 from presets.planner.memory_costs import training_peak
 from presets.planner.plan import Plan, Precision
 from presets.planner.sizes import ExpertShape
-from presets.planner.workload import Hardware, Workload
+from presets.planner.workload import Hardware, Load, Workload
 
 ExhaustedPhase = Literal["vram", "step", "vae", "preview", "ram", "lock"]
 CHUNKS = (16384, 8192, 4096, 2048, 1024)  # tokens; smaller ones leave the matrix units idle
@@ -30,6 +30,10 @@ STRIDE, WIDE_STRIDE = 2, 8
 ACTIVATION_STRIDE = 8  # blocks more whose activations come to the device when the host's memory was refused
 AS_FAST = 1.01  # plans this close count as equally fast: the one that needs less memory is taken
 RUNG = 1.02  # one rung of the ladder to the next: this much faster
+# Whether "auto" takes CUDA graphs. A card has shown their time and bits on ten blocks, but no whole run yet: whoever
+# records one (benchmarks.graphed_run) sets this with its results.
+GRAPHS_RECORDED = False
+GRAPHS_WORTH = 1.1  # a plan with them is this much faster than the best without, or is not taken
 # a rung down saves the smaller of both: less would not be worth the retry ...
 LEAST_SAVED, LEAST_SHARE = 256 * 2**20, 0.05
 LEAST_OF_ALL = 0.02  # ... and at least this share
@@ -62,15 +66,32 @@ def limits_of(low_vram: Literal["auto"] | bool, layer_offloading: Literal["auto"
     )
 
 
-def candidates(costs: Costs, precision: Precision, limits: Limits, *, compiled: bool = True) -> Iterator[Plan]:
-    """Every plan worth pricing, `vae_frames` left at its least."""
+def worth_graphs(costs: Costs, precision: Precision) -> int:
+    """Rows of the largest batch whose blocks wait for the thread that launches them; 0 where none do."""
+
+    def seconds(load: Load, graphed: int) -> float:
+        plan = Plan(precision=precision, resident=costs.shape.layers, activations="device", slots=0, graphed=graphed)
+        return costs.time.forward(plan, load)[0] + costs.time.backward(plan, load)[0]
+
+    return max(
+        (load.rows for load in costs.work.loads if seconds(load, load.rows) * GRAPHS_WORTH < seconds(load, 0)),
+        default=0,
+    )
+
+
+def candidates(
+    costs: Costs, precision: Precision, limits: Limits, *, compiled: bool = True, graphed: int = 0
+) -> Iterator[Plan]:
+    """Every plan worth pricing, `vae_frames` left at its least; blocks of up to `graphed` rows as CUDA graphs."""
     layers = costs.shape.layers
     longest = max(load.tokens for load in costs.work.loads)
     mixed = len({load.rows for load in costs.work.loads}) > 1
     useful = [c for c in CHUNKS if c < longest] or [CHUNKS[-1]]
     chunks = useful if limits.chunked else [0] if limits.chunked is False else [0, *useful]
     counts = sorted({*range(0, layers, STRIDE), layers})
-    for kept in [0] if limits.host_activations or limits.resident == "none" else counts:
+    # CUDA graphs recompute: no block keeps its own where all clips are recorded
+    none_kept = limits.host_activations or limits.resident == "none" or costs.memory.tail.rows <= graphed
+    for kept in [0] if none_kept else counts:
         places: list[Literal["host", "device"]] = (
             ["host"] if limits.host_activations else ["host", "device"] if kept < layers else ["device"]
         )
@@ -92,6 +113,7 @@ def candidates(costs: Costs, precision: Precision, limits: Limits, *, compiled: 
                         vae_frames=VAE_FRAMES[-1],
                         compiled=compiled,
                         any_size=compiled and costs.work.several_sizes,
+                        graphed=graphed,
                     )
                 )
                 plan = costs.memory.locked(plan)
@@ -153,9 +175,12 @@ def with_vae_frames(costs: Costs, plan: Plan, most: int = VAE_FRAMES[0]) -> Plan
     return plan
 
 
-def priced(costs: Costs, precision: Precision, limits: Limits, *, compiled: bool = True) -> list[Candidate]:
+def priced(
+    costs: Costs, precision: Precision, limits: Limits, *, compiled: bool = True, graphed: int = 0
+) -> list[Candidate]:
     """All candidates with their price."""
-    return [rung(costs, plan) for plan in candidates(costs, precision, limits, compiled=compiled)]
+    plans = candidates(costs, precision, limits, compiled=compiled, graphed=graphed)
+    return [rung(costs, plan) for plan in plans]
 
 
 def as_fast(rungs: list[Candidate]) -> list[Candidate]:
@@ -223,7 +248,12 @@ def next_down(
         else ()
     )
     narrower += [p for blocks in spared if better(p := msgspec.structs.replace(plan, activations_on_device=blocks))]
-    found = narrower + [p for p in candidates(costs, plan.precision, limits, compiled=plan.compiled) if better(p)]
+    found = narrower + [
+        p
+        for graphed in sorted({0, plan.graphed})
+        for p in candidates(costs, plan.precision, limits, compiled=plan.compiled, graphed=graphed)
+        if better(p)
+    ]
     if not found:
         return None
     seconds = [costs.step(p).total for p in found]

@@ -4,15 +4,16 @@ Which plans there are is presets.planner.candidates's; what each costs, presets.
 """
 
 import math
+from functools import partial
 from typing import Literal
 
-import msgspec
 from msgspec import Struct
 
 from presets.errors import UserError
 from presets.facts.facts import Facts
 from presets.job.schema import Job
 from presets.machine.precisions import require
+from presets.planner import candidates
 from presets.planner.candidates import (
     LEAST_SAVED,
     RUNG,
@@ -25,6 +26,7 @@ from presets.planner.candidates import (
     rung,
     with_activations_on_device,
     with_vae_frames,
+    worth_graphs,
 )
 from presets.planner.cards import DRIVER_BYTES
 from presets.planner.coefficients import FITTED
@@ -56,9 +58,10 @@ class Choice(Struct, frozen=True, kw_only=True):
     up: Candidate | None  # the next faster rung, which does not fit here; None at the top
     down: Candidate | None  # the next smaller rung; None at the bottom
     ladder: list[Candidate]  # all rungs of this precision that host memory allows, by rising memory
-    # the plan with blocks of shorter clips as CUDA graphs, where that would be a rung faster and fit. No run takes it
-    # by itself: it was measured on one card, a few steps at a time
+    # the best plan with blocks of short clips as CUDA graphs and the best without, where the first is clearly faster:
+    # `plan` is one of the two
     graphs: Candidate | None = None
+    launched: Candidate | None = None
 
 
 class DoesNotFit(UserError):
@@ -90,6 +93,7 @@ def choose(
     *,
     low_vram: Literal["auto"] | bool = "auto",
     layer_offloading: Literal["auto"] | bool = "auto",
+    cuda_graphs: Literal["auto"] | bool = "auto",
     precision: WantedPrecision = "auto",
     compiled: bool = True,
 ) -> Choice:
@@ -103,21 +107,21 @@ def choose(
     require_on(hardware, precision)
     costs = Costs(work, hardware, shape)
     limits = limits_of(low_vram, layer_offloading)
+    graphs = candidates.GRAPHS_RECORDED if cuda_graphs == "auto" else cuda_graphs
+    chosen = partial(_choice, costs, limits=limits, compiled=compiled, graphs=graphs)
     if precision != "auto":
         wanted: Precision = "qint4" if precision == "qint4+ara" else precision
-        return _choice(costs, wanted, limits, "as the job asks", compiled=compiled)
+        return chosen(wanted, why="as the job asks")
     first: Precision = "int8" if hardware.gains_by_int8 else "float8" if hardware.computes_float8 else "qint8"
     best: Choice | None = None
     refusal: DoesNotFit | None = None
     try:
-        best = _choice(costs, first, limits, WHY[first], compiled=compiled)
+        best = chosen(first, why=WHY[first])
     except DoesNotFit as e:
         refusal = e
     if first == "qint8":
         try:
-            exact = _choice(
-                costs, "none", limits, "this card multiplies no faster in 8 bits, and bf16 fits", compiled=compiled
-            )
+            exact = chosen("none", why="this card multiplies no faster in 8 bits, and bf16 fits")
             quick = best is None or exact.prediction.seconds.total <= NOT_SLOWER * best.prediction.seconds.total
             if quick and exact.prediction.ram <= ROOMY * hardware.ram_total:
                 return exact
@@ -127,7 +131,7 @@ def choose(
         return best
     assert refusal is not None
     try:
-        return _choice(costs, "qint4", limits, f"{first} does not fit", compiled=compiled)
+        return chosen("qint4", why=f"{first} does not fit")
     except DoesNotFit as smaller:
         raise (
             smaller
@@ -149,23 +153,37 @@ def choose_work(work: Workload, job: Job, facts: Facts, hardware: Hardware) -> C
         shape_of(facts),
         low_vram=job.model.low_vram,
         layer_offloading=job.model.layer_offloading,
+        cuda_graphs=job.model.cuda_graphs,
         precision=job.quantization.transformer,
     )
 
 
-def _choice(costs: Costs, precision: Precision, limits: Limits, why: str, *, compiled: bool) -> Choice:
+def _choice(costs: Costs, precision: Precision, *, why: str, limits: Limits, compiled: bool, graphs: bool) -> Choice:
+    """Of one precision; `graphs`: take CUDA graphs where they are clearly faster."""
     hardware, margin = costs.hardware, FITTED.ram_margin
     everything = priced(costs, precision, limits, compiled=compiled)
     in_ram = [r for r in everything if r.ram + margin <= hardware.ram_free]
     if not in_ram:
         raise _too_little_ram(costs, min(everything, key=lambda r: (r.ram, r.need_vram)))
-    fitting = [r for r in in_ram if r.need_vram <= hardware.vram_free]
-    if not fitting:
+    launched = _fastest(costs, in_ram, limits)
+    if launched is None:
         within = [r for r in everything if r.need_vram <= hardware.vram_free]
         if within:  # what saves VRAM takes RAM, and there is too little of it
             raise _too_little_ram(costs, min(within, key=lambda r: (r.ram, r.need_vram)))
         raise _too_little_vram(costs, min(everything, key=lambda r: (r.need_vram, r.seconds)), limits)
-    chosen = _sparing_ram(costs, fitting, min(as_fast(fitting), key=lambda r: (r.need_vram, r.ram, r.seconds)), limits)
+    recorded: Candidate | None = None
+    if compiled and (rows := worth_graphs(costs, precision)):
+        more = [
+            r
+            for r in priced(costs, precision, limits, compiled=compiled, graphed=rows)
+            if r.ram + margin <= hardware.ram_free
+        ]
+        recorded = _fastest(costs, more, limits)
+        if recorded and recorded.seconds * candidates.GRAPHS_WORTH > launched.seconds:
+            recorded = None
+        if recorded and graphs:
+            in_ram += more
+    chosen = recorded if recorded and graphs else launched
     ladder = frontier(in_ram)
     up = next((r for r in ladder if r.need_vram > hardware.vram_free and r.seconds * RUNG <= chosen.seconds), None)
     down = next(
@@ -180,25 +198,18 @@ def _choice(costs: Costs, precision: Precision, limits: Limits, why: str, *, com
         up=up,
         down=down,
         ladder=ladder,
-        graphs=_with_graphs(costs, plan),
+        graphs=recorded,
+        launched=launched if recorded else None,
     )
 
 
-def _with_graphs(costs: Costs, plan: Plan) -> Candidate | None:
-    """The fastest of the plan's variants with CUDA graphs, where it is a rung faster and fits."""
-    if not plan.compiled:
+def _fastest(costs: Costs, rungs: list[Candidate], limits: Limits) -> Candidate | None:
+    """The one to take of those that fit the card; None where none do."""
+    fitting = [r for r in rungs if r.need_vram <= costs.hardware.vram_free]
+    if not fitting:
         return None
-    found = [
-        rung(costs, msgspec.structs.replace(plan, graphed=rows))
-        for rows in sorted({load.rows for load in costs.work.loads})
-    ]
-    fitting = [
-        r
-        for r in found
-        if r.need_vram <= costs.hardware.vram_free and r.ram + FITTED.ram_margin <= costs.hardware.ram_free
-    ]
-    best = min(fitting, key=lambda r: (r.seconds, r.need_vram), default=None)
-    return best if best and best.seconds * RUNG < costs.step(plan).total else None
+    quick = min(as_fast(fitting), key=lambda r: (r.need_vram, r.ram, r.seconds))
+    return _sparing_ram(costs, fitting, quick, limits)
 
 
 def _sparing_ram(costs: Costs, fitting: list[Candidate], chosen: Candidate, limits: Limits) -> Candidate:

@@ -57,8 +57,11 @@ class Coefficients:
     half_rows: float = 250.0  # rows at which a matrix product runs at half its rate
     attention_forward: float = 0.90  # of the isolated rate
     attention_backward: float = 1.0
-    traffic_forward: float = 116.0  # rows read and written by one block's token-wise parts, besides the products
-    traffic_backward: float = 239.0
+    # rows read and written by one block's token-wise parts, besides the products, the attention to the text among them:
+    # fitted on an H100, 2026-11-27
+    traffic_forward: float = 90.0
+    traffic_backward: float = 185.0
+    spared: float = 10.0  # fewer of them where a block is recomputed up to its last linear. Counted
     traffic_chunked: float = 55.0  # more of it when chunked, forward ...
     traffic_chunked_backward: float = 61.0  # ... and backward
     copy: float = 0.9  # of the copy rate, while the card computes
@@ -84,3 +87,7 @@ class Coefficients:
 FITTED = Coefficients()
 # per pixel and frame, counted at 41 x 512 x 512
 ENCODE_FLOP, DECODE_FLOP = 54e12 / (41 * 512 * 512), 91e12 / (41 * 512 * 512)
+# The encode of a conditioning, a first frame and then black (engine.encode.vae_encoder): of each stage of the encoder
+# its share of the operations, counted from its shapes, and how many pixel frames its layers compute in the mean. The
+# last stage computes all.
+STILL_STAGES = ((0.42, 9), (0.36, 18), (0.17, 35), (0.05, 10**6))

@@ -17,12 +17,14 @@ KEPT = 32  # measurements of other cards and drivers that stay in the file
 
 class AttentionRates(Struct, frozen=True):
     """The fastest kernel of each direction, and its TFLOP/s: 4 T^2 D operations a layer forward, twice that
-    backward."""
+    backward. Of the attention to the text, the fastest kernels alone."""
 
     forward_kernel: str
     forward_tflops: float
     backward_kernel: str
     backward_tflops: float
+    text_forward_kernel: str = ""  # none: measured before these were
+    text_backward_kernel: str = ""
 
 
 class Rates(Struct, frozen=True, kw_only=True):

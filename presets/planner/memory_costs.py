@@ -113,7 +113,9 @@ class MemoryCosts:
     def filled(self, plan: Plan) -> Plan:
         """The plan with more graphs kept for the batches smaller than the largest: as many as fit in what that one
         takes."""
-        shorter = sorted({load.rows: load for load in self.work.loads if load.rows < self.tail.rows}.items())
+        shorter = sorted(
+            {load.rows: load for load in self.work.loads if plan.graphed < load.rows < self.tail.rows}.items()
+        )
         if plan.resident <= plan.kept or not shorter:
             return plan
         budget = sum(self.step(plan))

@@ -55,7 +55,8 @@ class Plan(Struct, frozen=True, kw_only=True):
     def rounds_as(self) -> tuple[object, ...]:
         """What of a plan shows in the last digits of its results. The rest is about where things lie and when they are
         copied."""
-        kept = self.kept, self.also_kept, self.graphed
+        # CUDA graphs themselves round as launched blocks do; those that they keep from keeping their graph do not
+        kept = (self.kept, self.also_kept, self.graphed) if self.kept or self.also_kept else ()
         return self.precision, kept, self.chunk, self.vae_frames, self.compiled, self.any_size
 
     def kept_for(self, rows: int) -> int:

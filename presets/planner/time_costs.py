@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from presets.clips.geometry import Bucket
-from presets.planner.coefficients import DECODE_FLOP, ENCODE_FLOP
+from presets.planner.coefficients import DECODE_FLOP, ENCODE_FLOP, STILL_STAGES
 from presets.planner.coefficients import FITTED as c
 from presets.planner.memory_costs import STORED, block_bytes
 from presets.planner.plan import Plan
@@ -54,8 +54,7 @@ class TimeCosts:
 
     def _linears(self, plan: Plan, load: Load) -> float:
         """One pass of all frozen linears and the LoRA."""
-        h = self.hardware
-        rate = {"float8": h.fp8_tflops, "int8": h.int8_tops}.get(plan.precision, 0.0) or h.bf16_tflops
+        rate = self._product_rate(plan)
         of_text = 2 * self.shape.layers * self.shape.width**2
         products = 2 * load.rows * (self.shape.parameters - of_text) + 2 * load.batch * TEXT_TOKENS * of_text
         branches = (
@@ -64,7 +63,19 @@ class TimeCosts:
             * (self.shape.lora_parameters(self.work.rank) + self.shape.lora_parameters(self.work.ara_rank))
         )
         at_once = load.batch * plan.longest_run(load.tokens)
-        return products / (rate * 1e12) * (1 + c.half_rows / at_once) + branches / (h.bf16_tflops * 1e12)
+        return products / rate * (1 + c.half_rows / at_once) + branches / (self.hardware.bf16_tflops * 1e12)
+
+    def _product_rate(self, plan: Plan) -> float:
+        """Operations a second of the frozen linears."""
+        h = self.hardware
+        return 1e12 * ({"float8": h.fp8_tflops, "int8": h.int8_tops}.get(plan.precision, 0.0) or h.bf16_tflops)
+
+    def _spared(self, plan: Plan, rows: int) -> float:
+        """What is left out where all blocks are recomputed: the compiler ends each before its last linear."""
+        if not plan.compiled:
+            return 0.0
+        product = 2 * rows * self.shape.layers * self.shape.width * self.shape.ffn
+        return product / self._product_rate(plan) + self._traffic(c.spared, rows)
 
     def _weights_again(self, plan: Plan, load: Load) -> tuple[float, float]:
         """Seconds of a (forward, backward) pass that go into dequantizing or transposing weights, once per chunk."""
@@ -111,7 +122,7 @@ class TimeCosts:
         part, redone = visited / layers, max(0, visited - plan.kept_for(rows)) / layers
         forward_again, backward_again = self._weights_again(plan, load)
         linear = self._linears(plan, load)
-        again = linear + self._traffic(c.traffic_forward, rows) + forward_again
+        again = linear + self._traffic(c.traffic_forward, rows) + forward_again - self._spared(plan, rows)
         _, attention = self.attention(load)
         gradient = linear + self._traffic(c.traffic_backward, rows) + backward_again
         if chunks > 1:
@@ -138,6 +149,14 @@ class TimeCosts:
         leaving = waiting - plan.staying(waiting)
         return leaving * c.stash_rows * load.rows * (2 * self.shape.width) / self._rate(plan)
 
+    def _encodes(self, batch: int, bucket: Bucket) -> float:
+        """Seconds of a clip's latents and of its conditioning."""
+        return self._vae(ENCODE_FLOP, batch, bucket) + self._conditioning(batch, bucket)
+
+    def _conditioning(self, batch: int, bucket: Bucket) -> float:
+        seen = sum(share * min(1.0, frames / bucket.frames) for share, frames in STILL_STAGES)
+        return self._vae(seen * ENCODE_FLOP, batch, bucket)
+
     def _vae(self, flop: float, batch: int, bucket: Bucket) -> float:
         """Seconds of so many operations per pixel and frame."""
         frames, height, width = bucket.frames, bucket.height, bucket.width
@@ -158,7 +177,7 @@ class TimeCosts:
         return Seconds(
             transformer=w.terms * (forward + backward) + w.extra_forwards * forward,
             copies=waits,
-            vae=self._vae(2 * ENCODE_FLOP, load.batch, load.bucket),
+            vae=self._encodes(load.batch, load.bucket),
             other=0.0,
             copying=w.terms * (first + fetched_back) + w.extra_forwards * fetched,
         )
@@ -188,7 +207,7 @@ class TimeCosts:
         if previews.accelerated.stem or previews.accelerated.block:  # such blocks are launched
             plan = replace(plan, graphed=0)
         forward, fetched = self.forward(plan, Load(previews.bucket, 1, 1.0))
-        vae = self._vae(ENCODE_FLOP + DECODE_FLOP, 1, previews.bucket)
+        vae = self._conditioning(1, previews.bucket) + self._vae(DECODE_FLOP, 1, previews.bucket)
         return previews.passes * max(forward, fetched) + vae + c.video
 
     def validation(self, plan: Plan) -> float:
@@ -199,7 +218,7 @@ class TimeCosts:
         total = 0.0
         for bucket, clips in held.clips:
             passes = held.passes * max(self.forward(plan, Load(bucket, 1, 1.0)))
-            total += clips * (passes + self._vae(2 * ENCODE_FLOP, 1, bucket))
+            total += clips * (passes + self._encodes(1, bucket))
         return total
 
     def run(self, plan: Plan) -> float:

@@ -6,6 +6,7 @@ What they cost is presets.planner.costs's; cards that are not here are presets.p
 """
 
 from collections import Counter
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -33,20 +34,20 @@ INT8_GAIN = 1.3  # times the rate of the best other products, below which they a
 ARA_RANK = 16  # of an accuracy recovery adapter that was not looked into
 
 
-class Load(Struct, frozen=True):
-    """Micro-batches of one shape."""
+class Load(Struct, frozen=True, dict=True):
+    """Micro-batches of one shape. Its numbers of tokens are kept: each candidate of a plan asks for them many times."""
 
     bucket: Bucket
     batch: int
     share: float  # of all micro-batches
     split: int = 1  # GPUs that share each clip
 
-    @property
+    @cached_property
     def tokens(self) -> int:
         """Of a clip, those of one GPU, outside its self-attention: T."""
         return -(-self.bucket.tokens // self.split)
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Of the whole batch: B x T."""
         return self.batch * self.tokens

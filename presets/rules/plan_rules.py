@@ -56,6 +56,7 @@ def planned_on(job: Job, facts: Facts, hardware: Hardware) -> Choice | DoesNotFi
         shape_of(facts),
         job.model.low_vram,
         job.model.layer_offloading,
+        job.model.cuda_graphs,
         job.quantization.transformer,
     )
 
@@ -105,6 +106,7 @@ def _planned(
     shape: ExpertShape,
     low_vram: "bool | str",
     layer_offloading: "bool | str",
+    cuda_graphs: "bool | str",
     precision: WantedPrecision,
 ) -> Choice | DoesNotFit:
     try:
@@ -114,6 +116,7 @@ def _planned(
             shape,
             low_vram=low_vram,  # type: ignore[arg-type]
             layer_offloading=layer_offloading,  # type: ignore[arg-type]
+            cuda_graphs=cuda_graphs,  # type: ignore[arg-type]
             precision=precision,
         )
     except DoesNotFit as e:

@@ -126,6 +126,13 @@ async def test_a_real_full_disk(small_disk: Path, tmp_path: Path):
     await box.tear_down()
 
 
+async def test_a_daemon_that_cannot_even_start_on_a_full_disk_says_why(small_disk: Path):
+    (small_disk / "state").mkdir(mode=0o700)
+    fill(small_disk)
+    said = wanlora(Box(small_disk), "daemon", "start", code=1)
+    assert "No space left on device" in said and "daemon.log could not be opened" in said
+
+
 async def test_a_disk_that_has_become_read_only(small_disk: Path, short_dir: Path, monkeypatch):
     """Only the state; sockets have their own."""
     state, run = small_disk / "state", Path("/dev/shm") / f"wl{os.getpid()}"
@@ -146,7 +153,9 @@ async def test_a_disk_that_has_become_read_only(small_disk: Path, short_dir: Pat
         await said("stop")
         subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
         await said("start")
-        assert "is read-only" in await said("status", code=1)
+        told = await said("status", code=1)
+        assert "is read-only" in told and f"Make {state}/wanlora writable" in told
+        assert f"no log file: {state}/wanlora/daemon.lock cannot be written either" in told
         await said("stop")
     finally:
         subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)

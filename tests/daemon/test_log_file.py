@@ -1,8 +1,13 @@
 """The daemon's log while it runs. In processes of their own: stdout and stderr of this one are pytest's."""
 
+import os
+import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+import pytest
 
 from tests.helpers import ROOT
 
@@ -80,3 +85,50 @@ def test_what_cannot_be_written_ends_nothing(tmp_path: Path):
         "logging.error('no room')\nlog.keep_small(0)\nlogging.error('room again')\n"
     )
     assert "room again" in run(program, path)
+
+
+SAY = "print(*LogFile(path).said, sep='|', file=open(f'{path}.said', 'w'))\n"
+
+
+@pytest.mark.parametrize(
+    "stderr, said",
+    [
+        ("2>>daemon.log", "FOLDER/daemon.log|"),
+        ("2>other", "FOLDER/other|"),
+        ("2>/dev/null", "|what it says goes to /dev/null"),
+        ("2>&-", "|its stderr is closed"),
+        ("2> >(cat)", "|what it says goes to the program that started it"),
+    ],
+)
+def test_it_knows_where_what_is_said_goes(stderr: str, said: str, tmp_path: Path):
+    path = tmp_path / "daemon.log"
+    done = subprocess.run(
+        ["bash", "-c", f'exec {shlex.quote(sys.executable)} -c "$1" "$2" {stderr}', "bash", BEGIN + SAY, path],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0
+    assert path.with_name("daemon.log.said").read_text().strip().replace(str(tmp_path), "FOLDER") == said
+
+
+def test_it_knows_a_terminal(tmp_path: Path):
+    ours, theirs = os.openpty()
+    with os.fdopen(ours, "rb"), os.fdopen(theirs, "wb") as terminal:
+        name = os.ttyname(terminal.fileno())
+        subprocess.run([sys.executable, "-c", BEGIN + SAY, tmp_path / "x"], cwd=ROOT, stderr=terminal, check=True)
+    assert (tmp_path / "x.said").read_text() == f"|what it says goes to the terminal {name}\n"
+
+
+def test_one_that_cannot_be_opened_is_told_and_opened_when_it_can_be(tmp_path: Path):
+    path = tmp_path / "daemon.log"
+    program = (
+        "path.symlink_to('elsewhere')\nlog = LogFile(path, take_over=True)\nprint('lost', flush=True)\n"
+        "before = log.said\npath.unlink()\nlog.keep_small()\nprint(before.file or 'none', before.why, log.said.file)\n"
+    )
+    with tempfile.TemporaryFile() as lost:
+        subprocess.run([sys.executable, "-c", BEGIN + program, path], cwd=ROOT, stdout=lost, stderr=lost, check=True)
+        lost.seek(0)
+        assert lost.read() == b"lost\n"
+    assert path.read_text() == f"none {path} cannot be opened (Too many levels of symbolic links) {path}\n"
+    assert not (tmp_path / "elsewhere").exists()

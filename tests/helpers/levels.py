@@ -6,6 +6,7 @@ that it names. What hides from that (a start deep within the product, a name in 
 with the mark to write. Only what is long for its amount of work alone is marked by hand.
 """
 
+import functools
 import sys
 import types
 from collections.abc import Iterator, Set
@@ -71,7 +72,12 @@ def mark(item: pytest.Function) -> None:
 def reaches(item: pytest.Function, wanted: Set[str]) -> bool:
     """Whether a test, or one of its fixtures, gets to one of the names."""
     fixtures = [found[-1].func for found in item._fixtureinfo.name2fixturedefs.values()]
-    return any(starts(one, set(), wanted) for one in [item.function, *fixtures])
+    return any(_starts(one, frozenset(wanted)) for one in [item.function, *fixtures])
+
+
+@functools.cache  # asked three times about each test, and the cases of one have the same code
+def _starts(thing: Any, wanted: frozenset[str]) -> bool:
+    return starts(thing, set(), wanted)
 
 
 def _hear(event: str, args: tuple[Any, ...]) -> None:

@@ -22,6 +22,7 @@ from tests.helpers.loras import pair, write_lora_file
 from tests.helpers.terminal import Terminal
 from tests.helpers.videos import write_clip
 from tests.helpers.waiting import PATIENCE
+from wanlora_tui.cli import main
 
 HEAVY = ("torch", "diffusers", "transformers", "peft", "textual", "zmq", "av", "msgspec", "numpy", "PIL")
 
@@ -333,6 +334,22 @@ def test_a_closed_stream_stops_no_command(folder: Path, closed: str):
     assert said.stdout.startswith("" if closed == ">&-" else "[")
 
 
+@pytest.mark.parametrize("command", ["--version", "daemon status --json", "completion bash"])
+def test_output_that_a_disk_does_not_take_is_told_in_one_sentence(command: str, tmp_path: Path):
+    said = subprocess.run(
+        f"{sys.executable} -m wanlora_tui.cli {command} >/dev/full",
+        shell=True,
+        cwd=ROOT,
+        env=environment(XDG_STATE_HOME=str(tmp_path), XDG_RUNTIME_DIR=str(tmp_path)),
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert said.returncode == 1
+    assert said.stderr == "wanlora: its output cannot be written: No space left on device\n"
+
+
 def test_without_a_daemon(tmp_path: Path):
     empty = short_dir()
     for line in (("jobs",), ("watch",), ("stop", "x"), ("resume", "x"), ("cancel", "x")):
@@ -538,3 +555,16 @@ def test_train_becomes_the_trainer(tmp_path: Path):
     (tmp_path / "clips").mkdir()
     said = wanlora("train", write_job(tmp_path), "--out", tmp_path / "runs")
     assert said.returncode == 1 and "Traceback" not in said.stderr and said.stderr
+
+
+def test_a_user_without_a_home_folder_is_told_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """As in a container that runs as a uid which it does not know."""
+    monkeypatch.delenv("HOME")
+    monkeypatch.setenv("PYTHON_COLORS", "0")  # as the command sets it: for this test alone
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 7)
+    assert main(["jobs"]) == 1
+    assert "HOME is not set, and this system knows no home folder of the user with uid 2147483641" in (
+        told := capsys.readouterr().err
+    )
+    assert "export HOME=" in told
+    assert main(["--version"]) == 0

@@ -42,10 +42,12 @@ def _problems(seen: DaemonStatus) -> list[str]:
 
 
 def _summary(seen: DaemonStatus) -> str:
-    where, holder, jobs = seen.found.where, seen.found.holder, seen.jobs
+    where, jobs = seen.found.where, seen.jobs
     load = f": {count(len(jobs.jobs), 'job')}, {_live(seen)} of them running or queued" if jobs else ""
     since = "" if (uptime := seen.uptime) is None else f" for {duration(uptime)}"
-    log = f" Its log: {home_path(holder.log)}" if holder and holder.log else ""
+    file, why = _log(seen)
+    told = f" Its log: {home_path(file)}" if file else f" It writes no log file: {why}."
+    log = told if seen.found.holder else ""
     version = _version(seen)
     renew = (
         f"\nThis client is wanlora {VERSION}; renew the daemon with: wanlora daemon restart"
@@ -56,6 +58,16 @@ def _summary(seen: DaemonStatus) -> str:
         f"The daemon runs in {where.runtime}{load}.\nwanlora {version or 'of another version'}, pid"
         f" {seen.pid}{since}.{log}{renew}"
     )
+
+
+def _log(seen: DaemonStatus) -> tuple[str, str]:
+    """The file in which it writes what it does, or why in none."""
+    where, holder = seen.found.where, seen.found.holder
+    if seen.hello and holder and holder.pid != seen.hello.pid:  # left by one before it
+        return "", f"{where.lock} cannot be written either"
+    if holder and holder.no_log:
+        return "", holder.no_log
+    return (holder.log if holder else "") or str(where.log), ""
 
 
 def _details(health: HealthReply) -> list[str]:
@@ -87,6 +99,7 @@ def _facts(seen: DaemonStatus, problems: list[str], *, supervised: bool) -> dict
     """For scripts, and for `wanlora attach --host` on other machines. Keys are added, none is taken away."""
     where, holder, health = seen.found.where, seen.found.holder, seen.health
     protocol = seen.hello.version if seen.hello else (holder.protocol if holder else 0)
+    log, no_log = _log(seen)
     return {
         "running": seen.state != "none",
         "state": seen.state,  # answering, starting, hung or none
@@ -98,7 +111,8 @@ def _facts(seen: DaemonStatus, problems: list[str], *, supervised: bool) -> dict
         "control": str(where.control),
         "feed": str(where.feed),
         "state_dir": (seen.hello.state_dir if seen.hello else "") or str(where.state),
-        "log": (holder.log if holder else "") or str(where.log),
+        "log": log,
+        "no_log": no_log,  # why one that runs writes no log
         "version": _version(seen),  # of wanlora, the daemon's
         "protocol": protocol or PROTOCOL_VERSION,  # the daemon's, as far as it is known
         "client_version": VERSION,

@@ -22,11 +22,13 @@ from presets.job.toml_file import default_out, load_job, with_value
 from presets.machine.gpus import Gpu
 from presets.machine.machine import WSL, Machine
 from presets.machine.torchrun import torchrun_line
+from presets.planner import candidates
 from presets.planner.candidates import Candidate
 from presets.planner.cards import DRIVER_BYTES, card_hardware, find_card, gpu_hardware, nearest_card
 from presets.planner.choose import Choice, DoesNotFit, choose_for
 from presets.planner.coefficients import FITTED
 from presets.planner.costs import Prediction
+from presets.planner.plan import Plan
 from presets.planner.remedies import Remedy, remedies
 from presets.planner.several_gpus import Shared, share_out, stop_grace
 from presets.planner.sizes import GIB
@@ -84,7 +86,7 @@ def plan(args: Namespace) -> int:
         seen = texts_of(visits_of(job, facts.datasets))
         for head, text in _lines(choice, hardware, work, any_order, seen=seen):
             print(f"{head:<10} {text}")
-        for head, text in _shared_lines(shared) if shared else ():
+        for head, text in _shared_lines(shared, job) if shared else ():
             print(f"{head:<10} {text}")
         if under:
             print(f"{'Masks':<10} {under} of {count(clips, 'clip')} {'has' if under == 1 else 'have'} a loss mask")
@@ -203,20 +205,13 @@ def _lines(
             f"{duration(found.validation)} for {clips}, {count(times, 'measurement')}: {share:.1%} of the time",
         )
     yield "Total", f"{duration(found.total)} for {count(work.steps, 'step')}, previews and checkpoints included"
-    if (graphs := choice.graphs) is not None:
-        change = (graphs.seconds / found.seconds.total - 1) * 100
-        yield (
-            "Graphs",
-            (
-                f"{seconds_each(graphs.seconds)} s a step ({change:+.0f}%) in {human(graphs.need_vram)} of VRAM, were"
-                f" blocks of up to {graphs.plan.graphed} tokens CUDA graphs: reckoned alone, no run does so yet"
-            ),
-        )
+    if choice.graphs is not None and choice.launched is not None:
+        yield "Graphs", _graphs(choice.plan, choice.graphs, choice.launched)
     yield "Up", _rung(choice.up, found.seconds.total, "needs") if choice.up else "nothing faster, whatever the memory"
     yield "Down", _rung(choice.down, found.seconds.total, "would do with") if choice.down else "nothing smaller"
 
 
-def _shared_lines(shared: Shared) -> Iterator[tuple[str, str]]:
+def _shared_lines(shared: Shared, job: Job) -> Iterator[tuple[str, str]]:
     """What several GPUs make of it."""
     yield "GPUs", f"{shared.gpus}: {shared.how}"
     alike: dict[tuple[str, str], list[int]] = {}
@@ -240,7 +235,7 @@ def _shared_lines(shared: Shared) -> Iterator[tuple[str, str]]:
         )
     yield "", f"a step takes {seconds_each(shared.seconds_per_step)} s in the mean"
     yield "", f"{duration(shared.total)} in all: {shared.times_as_fast:.2f} times as fast as one of them"
-    if shared.gpus > gpu_shares.RECORDED or (shared.turned and gpu_shares.RECORDED_PER_CLIP == 1):
+    if shared.gpus > gpu_shares.RECORDED or gpu_shares.never_shared(job):
         yield "", "reckoned alone: such a run was never made on cards yet, and a job that names them is refused"
 
 
@@ -250,6 +245,18 @@ def _seconds(s: Seconds) -> str:
     return (
         f"{seconds_each(s.total)} s: {', '.join(f'{name} {seconds_each(value)}' for name, value in parts.items())},"
         f" {copies}"
+    )
+
+
+def _graphs(plan: Plan, graphs: Candidate, launched: Candidate) -> str:
+    """Whether blocks run as CUDA graphs, and what the other way would take."""
+    of, other = f"blocks of up to {graphs.plan.graphed} tokens", launched if plan.graphed else graphs
+    change = (other.seconds / (graphs if plan.graphed else launched).seconds - 1) * 100
+    takes = f"{seconds_each(other.seconds)} s a step ({change:+.0f}%) in {human(other.need_vram)} of VRAM"
+    if plan.graphed:
+        return f"{of} are CUDA graphs; without (model.cuda_graphs = false) {takes}"
+    return f"not taken; were {of} CUDA graphs (model.cuda_graphs = true), {takes}" + (
+        "" if candidates.GRAPHS_RECORDED else ": no run on a card has shown it yet"
     )
 
 

@@ -5,10 +5,7 @@ What a terminal answers to questions is wanlora_tui.terminal.conversation's.
 
 import os
 import sys
-from pathlib import Path
 from typing import TextIO
-
-from presets.text import escape_output
 
 
 def is_terminal(stream: object) -> bool:
@@ -57,12 +54,3 @@ def terminal_width(stream: TextIO) -> int:
     if columns.isdecimal() and int(columns) > 0:
         return int(columns)
     return os.get_terminal_size(stream.fileno()).columns or 80
-
-
-def make_safe() -> None:
-    """Standard streams that no output can break, and that break no terminal: one that was closed swallows it, signs
-    that its encoding lacks become plain ones, and control characters are written out."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115  (as long as the program)
-    escape_output()

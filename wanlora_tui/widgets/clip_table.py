@@ -84,7 +84,9 @@ class ClipTable(LongTable):
         self.set_rows(columns, len(self.entries))
 
     def on_resize(self) -> None:
-        self._set_columns()
+        """Also told when it is shown again."""
+        if not self.columns or (self.size.width < NARROW, self.size.width < TIGHT) != (self.narrow, self.tight):
+            self._set_columns()
         super().on_resize()
 
     @property

@@ -284,6 +284,16 @@ class FieldInput(Vertical):
         control = self.control
         control.value = self.recommended if isinstance(control, Choice) else value_text(self.recommended)
 
+    def rewind(self) -> None:
+        """As a new one: the text as its value is written, and the cursor behind it."""
+        control = self.control
+        if isinstance(control, Choice):
+            return
+        if self.typed is None:
+            with self.prevent(Input.Changed):
+                control.value = value_text(self.value)
+        control.cursor_position = len(control.value)
+
     def taken(self) -> None:
         """A posted change has arrived where the values are kept."""
         self._on_the_way -= 1

@@ -135,6 +135,13 @@ class LongTable(ScrollView, can_focus=True):
             self.post_message(self.Highlighted(self, row))
         self._bring_into_view()
 
+    def rewind(self) -> None:
+        """The cursor on the first row, as in a new table, and nobody is told."""
+        if self.cursor_row or self.scroll_offset.y:
+            self.cursor_row = 0
+            self.scroll_to(y=0, animate=False, force=True)
+            self.refresh()
+
     def _bring_into_view(self) -> None:
         height = max(1, self.size.height - 1)
         top = self.scroll_offset.y

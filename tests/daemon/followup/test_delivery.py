@@ -157,9 +157,12 @@ def test_without_sendmail_it_says_what_to_install(monkeypatch: pytest.MonkeyPatc
     assert not said.ok and not said.again and "install one" in said.text
 
 
+@pytest.mark.process
 def test_a_sendmail_of_an_unknown_home_is_a_failure_of_that_receiver_alone(message: Message):
     said = deliver(NotifySettings(kind="mail", to="a@b", sendmail="~nobody-is-called-so/mail"), message, Secret())
-    assert not said.ok and "cannot be used" in said.text
+    assert not said.ok and said.text == (
+        "~nobody-is-called-so/mail, the `sendmail` of mail in settings.toml, cannot be run: No such file or directory"
+    )
 
 
 def test_a_test_message_names_its_receiver():

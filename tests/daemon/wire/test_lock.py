@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from daemon.processes.proc import identify
-from daemon.wire.lock import PID_BYTES, LockHolder, read_holder, take_lock
+from daemon.wire.lock import PID_BYTES, Lock, LockHolder, read_holder, take_lock
 from daemon.wire.paths import DaemonPaths, daemon_paths
 from daemon.wire.protocol import PROTOCOL_VERSION
 from presets import VERSION
@@ -34,7 +34,7 @@ def held_with(there: DaemonPaths, content: bytes) -> int:
 
 
 def test_it_tells_who_and_where(there: DaemonPaths):
-    lock = take_lock(there)
+    lock = take_lock(there, str(there.log))
     try:
         me = identify(os.getpid())
         holder = read_holder(there)
@@ -55,9 +55,23 @@ def test_it_tells_who_and_where(there: DaemonPaths):
         lock.publish(Path("/else"))
         assert read_holder(there).runtime == "/else"
         assert there.lock.stat().st_mode & 0o777 == 0o600
+        assert (holder := read_holder(there)) and holder.log_text(holder.log) == f"Its log: {there.log}"
+        lock.tell("", "what it says goes to the moon")
+        assert (holder := read_holder(there)) and (holder.log, holder.runtime) == ("", "/else")
+        assert holder.log_text("/x") == "It writes no log file: what it says goes to the moon."
     finally:
         lock.close()
     assert read_holder(there) is None and there.lock.exists()  # left behind, and held by nobody
+
+
+def test_a_disk_that_is_read_only_is_told_as_that(there: DaemonPaths):
+    before = take_lock(there)
+    before.publish(Path("/here"))
+    before.close()
+    lock = Lock(os.open(there.lock, os.O_RDONLY), there, "", "")  # as on such a disk
+    with pytest.raises(OSError, match=rf"Read-only file system: '{there.lock}'"):
+        lock.publish(Path("/else"))
+    lock.close()
 
 
 def test_its_form_is_the_same_in_every_version(there: DaemonPaths):

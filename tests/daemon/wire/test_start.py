@@ -10,7 +10,8 @@ from psutil import Process
 
 from daemon.errors import DaemonError
 from daemon.wire.blocking import ping
-from daemon.wire.paths import daemon_paths
+from daemon.wire.find import find
+from daemon.wire.paths import daemon_paths, make_private
 from daemon.wire.start import ensure_running
 from daemon.wire.stop import stop_daemon
 from tests.daemon.conftest import until
@@ -59,6 +60,26 @@ def test_a_daemon_that_cannot_start_says_why(short_dir):
     daemon_paths(short_dir).database.mkdir()
     with pytest.raises(DaemonError, match=r"the daemon did not start: .*the job table cannot be read"):
         ensure_running(short_dir)
+
+
+async def test_a_log_that_cannot_be_opened_is_told_by_the_daemon_and_by_one_that_cannot_start(home):
+    where = daemon_paths(home)
+    make_private(where.state)
+    where.log.symlink_to("elsewhere")
+    where.database.mkdir()
+    with pytest.raises(
+        DaemonError, match=r"start: /.*the job table cannot be read.*touched\. .*/daemon\.log could not be opened"
+    ):
+        ensure_running(home)
+    where.database.rmdir()
+    ensure_running(home)
+    found = find(home).holder
+    assert found and found.log == "" and f"{where.log} cannot be opened" in found.no_log
+    said = wanlora("daemon", "status", "--dir", home)
+    assert f"It writes no log file: {where.log} cannot be opened" in said.stdout
+    where.log.unlink()
+    await until(lambda: (now := find(home).holder) and now.log == str(where.log) and not now.no_log)
+    assert not (where.state / "elsewhere").exists()
 
 
 def test_a_daemon_of_a_test_knows_of_no_gpu(short_dir):

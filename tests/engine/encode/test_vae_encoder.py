@@ -1,8 +1,11 @@
 """The fast encoder against diffusers' own, in fp32, for every way of cutting a clip into runs."""
 
+from typing import Any
+
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
+from torch.nn import functional
 
 from engine.encode.vae_encoder import ClipEncoder, norm_silu
 
@@ -24,6 +27,38 @@ def test_any_run_length_gives_the_plain_encode(vae, length, frames):
     ours = ClipEncoder(vae, frames=frames, compiled=False).moments(video)
     assert ours.shape == plain.shape
     assert (ours - plain).norm() <= 1e-5 * plain.norm()
+
+
+@pytest.mark.parametrize("frames", [4, 12, 100])
+@pytest.mark.parametrize("length, held", [(5, 2), (25, 1), (25, 2), (25, 6)])
+def test_a_last_frame_that_goes_on_is_encoded_like_a_clip_that_has_it_as_often(vae, length, held, frames):
+    video = torch.rand(1, 3, held, 8, 8, generator=torch.Generator().manual_seed(held)) * 2 - 1
+    whole = torch.cat([video, video[:, :, -1:].expand(-1, -1, length - held, -1, -1)], dim=2)
+    with torch.no_grad():
+        plain = vae.encode(whole).latent_dist.parameters
+    ours = ClipEncoder(vae, frames=frames, compiled=False).moments(video, length)
+    assert ours.shape == plain.shape
+    assert (ours - plain).norm() <= 1e-5 * plain.norm()
+
+
+def test_behind_a_still_ending_few_frames_are_computed(vae, monkeypatch):
+    """By the four convolutions of full size, in one run and in several."""
+    seen: list[int] = []
+    blocks, conv3d = vae.encoder.down_blocks[:2], functional.conv3d
+    widest = {id(conv.weight) for block in blocks for conv in (block.conv1, block.conv2)}
+
+    def counted(x: torch.Tensor, weight: torch.Tensor, *rest: Any, **more: Any) -> torch.Tensor:
+        y = conv3d(x, weight, *rest, **more)
+        if id(weight) in widest:
+            seen.append(y.shape[2])
+        return y
+
+    monkeypatch.setattr(functional, "conv3d", counted)
+    ClipEncoder(vae, frames=100, compiled=False).moments(torch.rand(1, 3, 2, 8, 8), 41)
+    assert seen == [6, 8, 10, 12]
+    seen.clear()
+    ClipEncoder(vae, frames=12, compiled=False).moments(torch.rand(1, 3, 2, 8, 8), 41)
+    assert seen == [6, 8, 10, 12] + 3 * [1, 1, 1, 1]
 
 
 def test_norm_silu_is_the_formula_in_float64():

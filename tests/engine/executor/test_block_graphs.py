@@ -1,6 +1,9 @@
 """Blocks as recorded graphs give the bits of launched blocks. What a card records is the card's; here a recording is
 the function itself, called again over the same fixed addresses."""
 
+import weakref
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -37,22 +40,35 @@ def expert(request):
 
 
 class Recorder:
-    def __init__(self) -> None:
-        self.recorded = self.replayed = 0
+    """`fails`: the recording for which there is no memory; `differs`: the one that does something else."""
+
+    def __init__(self, fails: int = 0, differs: int = 0) -> None:
+        self.recorded = self.replayed = self.left = 0
+        self.alive = weakref.WeakSet()
+        self.fails, self.differs = fails, differs
 
     def __call__(self, run):
         self.recorded += 1
+        if self.recorded == self.fails:
+            raise torch.OutOfMemoryError("CUDA out of memory\nand more")
+        if self.recorded == self.differs:
+            return lambda: None
 
         def replay() -> None:
             self.replayed += 1
             run()
 
+        self.alive.add(replay)
         return replay
 
+    def free(self) -> None:
+        self.left = len(self.alive)  # what is held by then is not given back
 
-def executor(weights, recorder=None, **plan) -> BlockExecutor:
+
+def executor(weights, recorder=None, refused=None, **plan) -> BlockExecutor:
     plan = Plan(compiled=False, graphed=ROWS if recorder else 0, **plan)
-    return BlockExecutor(weights, ExecutorResources(plan, attention.CPU, weights.block_bytes, CPU, capture=recorder))
+    resources = ExecutorResources(plan, attention.CPU, weights.block_bytes, CPU, capture=recorder, refused=refused)
+    return BlockExecutor(weights, resources)
 
 
 def steps(run, parameters, *names):
@@ -133,3 +149,51 @@ def test_gradients_reach_those_that_share_a_step_one_by_one(expert):
     total.add(uses, [[2] * len(uses)])
     total.finish()
     assert all(torch.equal(p.grad, grad) for p, grad in zip(parameters.values(), right[3:], strict=True))
+
+
+NO_MEMORY, OTHER_BITS = "recording a block: CUDA out of memory", "a recorded block gave other bits than a launched one"
+
+
+# the second is in the midst of a pass; the ninth a backward's; the eleventh of another shape
+@pytest.mark.parametrize(
+    ("recorder", "why"),
+    [
+        *(({"fails": n}, NO_MEMORY) for n in (1, 2, 9, 11)),
+        *(({"differs": n}, OTHER_BITS) for n in (1,)),
+    ],
+    ids=str,
+)
+def test_where_a_block_cannot_be_recorded_all_are_launched_and_it_is_said_once(expert, recorder, why):
+    weights, parameters = expert
+    recorder, said = Recorder(**recorder), []
+    run = executor(weights, recorder, said.append, resident=2)
+    names = ("clip", "image", "clip", "image")
+    ours, right = steps(run, parameters, *names), steps(executor(weights, resident=2), parameters, *names)
+    assert all(torch.equal(a, b) for a, b in zip(ours, right, strict=True))
+    assert said == [why] and recorder.recorded == (recorder.fails or recorder.differs)
+    assert not run.resources.graphs.recorded and recorder.left == 0
+
+
+def test_without_anybody_to_tell_it_is_an_error(expert):
+    weights, parameters = expert
+    with pytest.raises(RuntimeError, match=NO_MEMORY):
+        steps(executor(weights, Recorder(fails=1)), parameters, "clip")
+
+
+def test_a_wrong_graph_of_a_backward_is_found(expert):
+    weights, parameters = expert
+    honest = Recorder()
+    run = executor(weights, honest, resident=BLOCKS, slots=0, activations="device")
+    run.predict(X["clip"], T, TEXT)
+    said, recorder = [], Recorder(differs=honest.recorded + 1)
+    ours = steps(
+        executor(weights, recorder, said.append, resident=BLOCKS, slots=0, activations="device"), parameters, "clip"
+    )
+    right = steps(executor(weights, resident=BLOCKS, slots=0, activations="device"), parameters, "clip")
+    assert said == [OTHER_BITS] and all(torch.equal(a, b) for a, b in zip(ours, right, strict=True))
+
+
+def test_where_ordering_is_not_fixed_a_graph_need_not_give_the_same_bits(expert, monkeypatch):
+    weights, _ = expert
+    monkeypatch.setattr(attention, "CPU", replace(attention.CPU, deterministic=False))
+    assert not executor(weights, Recorder()).resources.graphs.prove

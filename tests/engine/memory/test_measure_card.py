@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from engine.memory import measure_card
+from engine.wan import attention
+from engine.wan.attention import Attention, KernelBenchmark
 from engine.wan.int8_linear import Int8Product
 
 CPU = torch.device("cpu")
@@ -41,7 +43,27 @@ def test_too_little_memory_at_the_moment_says_nothing_of_the_kernels(monkeypatch
         measure_card._int8(CPU)
 
 
-def test_rates_of_before_the_kernels_changed_are_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kernels", ["INT8_KERNELS", "ATTENTION_KERNELS"])
+def test_rates_of_before_the_kernels_changed_are_measured_again(monkeypatch: pytest.MonkeyPatch, kernels: str) -> None:
     before = measure_card.software()
-    monkeypatch.setattr(measure_card, "INT8_KERNELS", "another")
+    monkeypatch.setattr(measure_card, kernels, "another")
     assert measure_card.software() != before
+
+
+def test_the_attention_to_the_text_has_its_own_fastest_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(*_: object, keys: int | None = None, **size: object) -> KernelBenchmark:
+        seconds = {"cudnn": 2.0, "flash": 1.0 if keys == attention.TEXT_TOKENS else 3.0}
+        return KernelBenchmark(seconds, {"triton-large": seconds["flash"], "triton-small": seconds["cudnn"]}, {})
+
+    monkeypatch.setattr(attention, "benchmark_kernels", measured)
+    rates = measure_card._attention(CPU, deterministic=True)
+    assert (rates.forward_kernel, rates.backward_kernel) == ("cudnn", "triton-small")
+    assert (rates.text_forward_kernel, rates.text_backward_kernel) == ("flash", "triton-large")
+    chosen, why = attention.choose(
+        torch.device("cuda"), tokens=99, heads=2, width=16, dtype=torch.bfloat16, deterministic=True
+    )
+    assert chosen == Attention("cudnn", "triton-small", True, "flash", "triton-large")
+    assert chosen.text == (
+        "cudnn forward, triton-small backward, to the text flash forward, triton-large backward, in a fixed order"
+    )
+    assert why.startswith("at 99 tokens: forward cudnn 2000.0 ms") and "; to 512 tokens of text: forward" in why

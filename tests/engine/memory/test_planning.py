@@ -16,6 +16,7 @@ from engine.training.placement import kernels_of, plan_before, running_before, v
 from engine.wan.attention import CPU, Attention
 from presets.errors import UserError
 from presets.job.diff import changes
+from presets.planner.measured_rates import AttentionRates
 from presets.planner.plan import Plan
 from tests.helpers.facts import facts, gpu, job, machine, rates
 
@@ -82,6 +83,15 @@ def test_what_the_user_has_since_said_of_the_plan_counts_on_resume(planned, pane
     assert plan_before(ResumePoint(job=then), None) is None
 
 
+def test_graphs_that_the_user_has_since_refused_are_not_taken_on_resume(planned):
+    short = {"datasets": [{"path": "clips", "num_frames": 21, "resolutions": [256]}], "sample": {"prompts": []}}
+    then, now = (job(**short, model={"cuda_graphs": how}) for how in (True, False))
+    running = Running(planned(60, **short, model={"cuda_graphs": True}).plan, CPU)
+    assert running.plan.graphed and planned(60, before=running.plan, **short).plan == running.plan
+    before = plan_before(ResumePoint(job=now, since=changes(then, now)), running)
+    assert not planned(60, before=before, **short, model={"cuda_graphs": False}).plan.graphed
+
+
 def like(free: float, plan: Plan):
     known = facts(machine=machine(gpu(80, vram_free=int(free * GIB))))
     return plan_run(job(), known, CUDA, vram=None, like=plan)
@@ -114,16 +124,28 @@ def test_another_card_and_other_versions_plan_anew(changed):
 
 def test_a_resumed_run_has_the_kernels_it_had(planned):
     made = job()
-    running = Running(Plan(), Attention("cudnn", "flash", deterministic=True))
+    running = Running(Plan(), Attention("cudnn", "flash", True, "flash", "triton-large"))
     card = Placement(CUDA, torch.bfloat16, pinned=True)
     assert kernels_of(made, planned(60), running, {}, card, tokens=1) == (running.attention, "as before the resume")
     made.training.deterministic = False
     kernels, why = kernels_of(made, planned(60), running, {}, card, tokens=1)
     assert kernels == Attention("cudnn", "cudnn", deterministic=False) and "measured" in why
     assert kernels_of(made, planned(60), None, {}, card, tokens=1)[0] == kernels
+    measured = AttentionRates("cudnn", 600.0, "flash", 150.0, "flash4", "triton-small")
+    known = replace(planned(60), rates=rates(attention=measured))
+    assert kernels_of(made, known, None, {}, card, tokens=1)[0].to_text == ("flash4", "triton-small", False)
     shape = {"num_attention_heads": 2, "attention_head_dim": 16}
     unmeasured, host = replace(planned(60), rates=None), Placement(torch.device("cpu"), torch.float32, pinned=False)
     assert kernels_of(made, unmeasured, None, shape, host, tokens=1)[0] == CPU
+
+
+def test_a_checkpoint_that_tells_no_kernels_for_the_text_is_resumed_with_the_fastest(planned):
+    before = running_before(ResumePoint(job=job(), meta=held()), torch.device("cpu"))
+    measured = AttentionRates("flash4", 600.0, "flash4", 450.0, "cudnn", "triton-large")
+    known = replace(planned(60), rates=rates(deterministic_attention=measured))
+    card = Placement(CUDA, torch.bfloat16, pinned=True)
+    kernels, why = kernels_of(job(), known, before, {}, card, tokens=1)
+    assert kernels == Attention("flash4", "flash4", True, "cudnn", "triton-large") and "measured" in why
 
 
 @pytest.mark.parametrize(

@@ -46,10 +46,10 @@ def test_more_cards_than_were_ever_seen_together_are_refused_also_of_several_hos
 
 def test_cards_that_share_clips_are_refused_until_a_benchmark_is_recorded(monkeypatch: pytest.MonkeyPatch):
     job = job_from_dict({"job": {"name": "t", "gpus": [0, 1], "gpus_per_clip": 2}, "datasets": [{"path": "x"}]})
+    require_recorded(Rank(1, 2, 1, 2), job)
+    monkeypatch.setattr(gpu_shares, "RECORDED_PER_CLIP", 1)
     with pytest.raises(UserError, match=r"benchmarks\.gpus_apart JOB\.toml --gpus 0,1 --per-clip 2"):
         require_recorded(Rank(1, 2, 1, 2), job)
-    monkeypatch.setattr(gpu_shares, "RECORDED_PER_CLIP", 2)
-    require_recorded(Rank(1, 2, 1, 2), job)
 
 
 def test_a_job_that_names_two_gpus_is_refused_by_one_process_with_the_command_that_starts_two():

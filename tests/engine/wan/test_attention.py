@@ -81,9 +81,10 @@ def card(monkeypatch):
         ("wrong gradient", True, "away from"),
     ],
 )
-def test_a_kernel_with_a_fault_is_refused_with_the_reason(card, fault, forward, why):
+@pytest.mark.parametrize("keys", [None, 7])
+def test_a_kernel_with_a_fault_is_refused_with_the_reason(card, fault, forward, why, keys):
     card(flash="", flash4=fault)
-    found = attention.benchmark_kernels(CPU, **SIZE, deterministic=True)
+    found = attention.benchmark_kernels(CPU, **SIZE, deterministic=True, keys=keys)
     assert set(found.backward) == {"flash"} and ("flash4" in found.forward) == forward
     assert why in found.refused["flash4"] and "flash" not in found.refused
     assert f"flash4: {found.refused['flash4']}" in found.text

@@ -11,10 +11,10 @@ from triton import compile as assemble
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from engine.kernels.triton_fp8 import rowwise_e4m3_kernel
 from engine.wan.block import BEFORE_LINEARS, BlockWeights, pre_attention
 from engine.wan.frozen_linear import Packed, as_bytes, e4m3_values, unpack_weight
 from engine.wan.quantize import pack
-from engine.wan.triton_fp8 import rowwise_e4m3_kernel
 from presets.machine.precisions import TRANSFORMER
 from tests.helpers.training.absent_cards import assemble_for, kernels_for
 
@@ -46,7 +46,7 @@ def test_what_dequantizes_compiles(tmp_path: Path, capability: int, precision: s
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_a_block_s_part_compiles_in_bf16(tmp_path: Path, capability: int) -> None:
-    """Norms, modulation and rope around three linears."""
+    """Norm and modulation before three linears. What follows them is a kernel of ours (test_triton_norm_rope)."""
     assert runs("none", capability)
     tables = [
         torch.zeros(1, 6, WIDTH),
@@ -80,7 +80,7 @@ def test_a_block_s_part_compiles_in_bf16(tmp_path: Path, capability: int) -> Non
         return pre_attention(x, time, cos, sin, BlockWeights(weights, plain, {}, {}, time, HEADS, "none"))
 
     sources = kernels_for(capability, part, tensors)
-    assert len(sources) >= 2, "norms and rope"
+    assert sources, "norm and modulation"
     for source in sources:
         assemble_for(capability, source, tmp_path)
 

@@ -160,7 +160,9 @@ def serve() -> None:
     import torch
 
     torch.set_num_threads(1)
+    import numpy.ma  # noqa: F401
     import tomlkit  # noqa: F401
+    from PIL import Image
 
     import engine.encode.text_embeddings
     import engine.run
@@ -169,6 +171,7 @@ def serve() -> None:
     import presets.clips.probe  # noqa: F401
     from engine.training.placement import versions
 
+    Image.init()  # imports all formats, which each child would do
     versions()  # kept from here on: each child need not look through the installed packages
     gc.freeze()  # what was imported is no garbage: the children need not look through it
 

@@ -534,13 +534,47 @@ def test_clips_that_cannot_train_are_planned_for_as_if_they_were_not_known():
     assert workload_of(job(), tiny).loads == workload_of(job()).loads
 
 
-def test_graphs_are_reckoned_where_the_card_waits_for_launches_and_never_taken():
-    short = choose(work(21, 256, previews=None), on("H100 SXM"))
-    assert short.graphs is not None and short.graphs.plan.graphed == Bucket(21, 256, 256).tokens
-    assert short.graphs.seconds < 0.7 * short.prediction.seconds.total
-    assert short.graphs.need_vram <= on("H100 SXM").vram_free
-    assert {r.plan.graphed for r in short.ladder} == {short.plan.graphed} == {0}
-    mixed = work(loads=(Load(Bucket(1, 256, 256), 4, 0.5), Load(Bucket(41, 768, 768), 1, 0.5)), previews=None)
-    assert (found := choose(mixed, on("H100 SXM")).graphs) is not None and found.plan.graphed == 4 * 256
-    assert choose(work(), on("H100 SXM")).graphs is None, "a long clip hides its launches"
-    assert choose(work(21, 256, previews=None), on("H100 SXM"), compiled=False).graphs is None
+RECORDED = "presets.planner.candidates.GRAPHS_RECORDED"
+SHORT = work(21, 256, previews=None)
+
+
+def test_graphs_are_taken_where_the_card_waits_for_launches(monkeypatch):
+    monkeypatch.setattr(RECORDED, True)
+    hardware, rows = on("H100 SXM"), Bucket(21, 256, 256).tokens
+    short = choose(SHORT, hardware)
+    assert short.graphs is not None and short.launched is not None and short.launched.plan.graphed == 0
+    assert short.plan.graphed == short.graphs.plan.graphed == rows and short.plan.kept == 0
+    assert short.prediction.seconds.total < 0.7 * short.launched.seconds
+    assert short.prediction.held["graphs"] > 0 and short.prediction.need_vram <= hardware.vram_free
+    assert {r.plan.graphed for r in short.ladder} == {0, rows}
+    mixed = work(loads=(Load(Bucket(1, 256, 256), 4, 0.9), Load(Bucket(41, 512, 512), 1, 0.1)), previews=None)
+    assert (found := choose(mixed, hardware)).plan.graphed == 4 * 256 and found.plan.kept > 0, "long clips keep theirs"
+    assert choose(work(), hardware).graphs is None, "a long clip hides its launches"
+    assert choose(SHORT, hardware, compiled=False).graphs is None
+    assert choose(SHORT, on("3090")).graphs is None, "a slow card has no time to wait"
+
+
+def test_graphs_are_refused_by_the_job_and_taken_at_its_word(monkeypatch):
+    monkeypatch.setattr(RECORDED, False)
+    hardware = on("H100 SXM")
+    plain, asked = (choose(SHORT, hardware, cuda_graphs=how) for how in ("auto", True))
+    assert plain.plan.graphed == 0 < asked.plan.graphed and plain.graphs == asked.graphs
+    assert {r.plan.graphed for r in plain.ladder} == {0}
+    assert choose(work(), hardware, cuda_graphs=True) == choose(work(), hardware), "they would be no faster"
+    monkeypatch.setattr(RECORDED, True)
+    assert choose(SHORT, hardware).plan == asked.plan
+    refused = choose(SHORT, hardware, cuda_graphs=False)
+    assert (refused.plan, refused.graphs) == (plain.plan, plain.graphs)
+
+
+def test_smaller_plans_keep_their_graphs_while_they_can(monkeypatch):
+    monkeypatch.setattr(RECORDED, True)
+    hardware = on("H100 SXM")
+    costs, plans = Costs(SHORT, hardware), [choose(SHORT, hardware).plan]
+    while (lower := next_down(plans[-1], SHORT, hardware, exhausted="step")) is not None:
+        plans.append(lower)
+    peaks = [costs.memory.vram(p)[0]["step"] for p in plans]
+    assert all(a > b for a, b in itertools.pairwise(peaks))
+    assert plans[1].graphed == plans[0].graphed and plans[-1].graphed == 0
+    small = on("H100 SXM", vram=7)
+    assert choose(SHORT, small).prediction.need_vram <= small.vram_free

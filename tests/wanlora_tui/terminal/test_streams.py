@@ -38,7 +38,7 @@ def test_what_is_no_terminal_has_no_width():
     "encoding, out", [("ascii", b"+ caf\xe9\n"), ("latin-1", b"+ caf\xe9\n"), ("utf-8", b"\xe2\x9c\x93 caf\xe9\n")]
 )
 def test_no_encoding_stops_the_output(encoding: str, out: bytes):
-    code = "from wanlora_tui.terminal.streams import make_safe; make_safe(); print('\u2713 caf\\udce9')"
+    code = "from presets.text import escape_output; escape_output(); print('\u2713 caf\\udce9')"
     said = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -48,3 +48,20 @@ def test_no_encoding_stops_the_output(encoding: str, out: bytes):
         timeout=PATIENCE,
     )
     assert (said.stdout, said.stderr) == (out, b"")
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_one_that_is_closed_takes_what_is_said_and_its_number_is_not_another_file_s(closed: str):
+    code = (
+        "import os, sys; from presets.text import escape_output; escape_output(); print('said');"
+        " print('said', file=sys.stderr); sys.exit(os.open('/', os.O_RDONLY) < 3)"
+    )
+    said = subprocess.run(
+        ["bash", "-c", f'exec "$1" -c "$2" {closed}', "bash", sys.executable, code],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert said.returncode == 0 and b"Traceback" not in said.stderr

@@ -35,7 +35,8 @@ class SparingCompositor(Compositor):
     def reflow(self, parent: Widget, size: Size) -> ReflowResult:
         result = super().reflow(parent, size)
         self._full_map_invalidated = False  # it has just been made, and would be once more
-        self._drawn = {widget: drawn for widget, drawn in self._drawn.items() if widget in self.widgets}
+        # also of what is out of the tree for now, and may be shown again
+        self._drawn = {widget: drawn for widget, drawn in self._drawn.items() if widget.is_running}
         return result
 
     def render_partial_update(self) -> ChopsUpdate | None:

@@ -38,7 +38,7 @@ class CaptionsPane(MendingPane):
         self._shown: list[list[ClipEntry]] = []  # by folder: what `_entries` is made of
 
     def compose(self) -> ComposeResult:
-        folders = self.state.draft.folders
+        self.made_of, folders = self.parts(), self.state.draft.folders
         with VerticalScroll(id="caption-form", can_focus=False):
             yield self.row("job.name")
             yield self.row("job.trigger")
@@ -53,6 +53,16 @@ class CaptionsPane(MendingPane):
             yield Button("Fill captions i", id="fill", compact=True)
             yield Button("Take back z", id="take-back", compact=True)
         yield CaptionTable(id="captions")
+
+    can_be_kept = True
+
+    def parts(self) -> object:
+        return list(self.state.draft.folders)
+
+    def come_back(self) -> None:
+        self.query_one("#caption-form").scroll_home(animate=False)
+        self.query_one(CaptionTable).rewind()
+        super().come_back()
 
     def on_mount(self) -> None:
         self._show_captions()

@@ -84,6 +84,22 @@ class ClipsPane(MendingPane):
         self._lines: list[str] = []  # of the folders, as they are shown
         self._set_classes(0)  # once it stands there, the styles of all that is in it would be looked up anew
 
+    @property
+    def can_be_kept(self) -> bool:
+        """Unless something stands at the folder that a new one would not say."""
+        said = self.query_one("#folder-problem", Static).content
+        return not said and not self.query_one("#folder", PathInput).value
+
+    def parts(self) -> object:
+        return list(self.state.draft.folders)
+
+    def come_back(self) -> None:
+        self.query_one(ClipTable).rewind()
+        self.query_one("#problems").scroll_home(animate=False)
+        with self.prevent(OptionList.OptionHighlighted):
+            self.query_one("#folders", Choices).highlighted = 0 if self._lines else None
+        super().come_back()
+
     async def on_mount(self) -> None:
         self.query_one("#problems").display = False
         self._list_folders(0)
@@ -158,6 +174,7 @@ class ClipsPane(MendingPane):
     async def _show_folder(self) -> None:
         """Problems, frames and clips of the highlighted folder."""
         folders, index = self.state.draft.folders, self._current
+        self.made_of = self.parts()
         listed = self._set_classes(index)
         self._show_problems([*self._unread(index), *(listed.training.problems if listed else [])])
         ready = self.state.ready
@@ -237,9 +254,10 @@ class ClipsPane(MendingPane):
             self.query_one(ClipFrames).show(clip, table.panel, note=note)
             return
         lines = view_lines(clip, table.panel) if clip is not None and table.panel is not None else []
-        self.query_one("#seen", Static).update(
-            escaped("\n".join([note, *lines[:1]] if held else [note] if note else lines)), layout=False
-        )
+        said = escaped("\n".join([note, *lines[:1]] if held else [note] if note else lines))
+        seen = self.query_one("#seen", Static)
+        if seen.content != said:
+            seen.update(said, layout=False)
 
     @on(LongTable.Highlighted, "#clips")
     def _clip_highlighted(self, event: LongTable.Highlighted) -> None:

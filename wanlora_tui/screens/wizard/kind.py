@@ -44,7 +44,20 @@ class KindPane(StepPane):
             Padding(Text.assemble("Caption such as ", (recipe.caption, "italic")), (0, 0, below, 2)),
         )
 
+    can_be_kept = True
+
+    def parts(self) -> object:
+        return self.state.draft.kind
+
+    def come_back(self) -> None:
+        super().come_back()
+        self._highlight()
+
     def on_mount(self) -> None:
+        self.made_of = self.parts()
+        self._highlight()
+
+    def _highlight(self) -> None:
         kinds = self.query_one(Choices)
         kinds.highlighted = KINDS.index(self.state.draft.kind) if self.state.draft.kind else 0
 

@@ -1,11 +1,12 @@
 """What the steps of the wizard have in common."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Hashable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from textual.containers import Vertical
+from textual.containers import Container, Vertical
 from textual.message import Message
+from textual.widget import Widget
 from textual.widgets import OptionList
 
 from presets.base.tensor_files import FORMATS
@@ -54,7 +55,7 @@ class Choices(OptionList):
 
 
 class StepPane(Vertical):
-    """One step: made anew each time it is entered, from the state alone."""
+    """One step: shown as if it were made anew each time it is entered, from the state alone."""
 
     BINDINGS = bindings("wizard.recommended")
     DEFAULT_CSS = """
@@ -74,6 +75,34 @@ class StepPane(Vertical):
         self._rows: list[FieldInput] = []  # made by `row`
         self.look: Look | None = None  # at clips, when the step has one of its own under way
         self._making = self._behind = False
+        self.made_of: object = None  # what `parts` were when it was made
+
+    # Left and entered again
+
+    @property
+    def can_be_kept(self) -> bool:
+        """It can be shown again as a new one would be, once it has come back."""
+        return False
+
+    def parts(self) -> object:
+        """What follows no change of the state while the step stands there."""
+        return None
+
+    def fits(self, field: str) -> bool:
+        """It can come back: a new one would have the same parts, and show the same field."""
+        return self.made_of == self.parts() and all(
+            row.typed == self.state.draft.typed.get(row.path) and row.base in (None, self.base_folder())
+            for row in self.rows()
+        )
+
+    def come_back(self) -> None:
+        """Into view again, as a new one would be."""
+        for row in self.rows():
+            row.set_placeholder(self.state.placeholder(row.path))
+            row.set_meaning(self.state.means.get(row.path, ""))
+        self.bring_up_to_date()
+        for row in self.rows():
+            row.rewind()
 
     @asynccontextmanager
     async def making(self) -> AsyncIterator[None]:
@@ -164,3 +193,63 @@ class StepPane(Vertical):
         for row in self.query(FieldInput):
             if row.has_focus_within:
                 row.reset()
+
+
+class StepBox(Container):
+    """Where the step in view stands, and those that were left: out of the tree, and ready to be shown again. One that
+    is made anew is composed, mounted and styled, which takes most of the time that going there does.
+
+    A step that was left keeps its widgets, their styles and their lines, and its messages go on to the screen. But the
+    box has no such child any more: nothing finds it, draws it or walks to it by Tab, and none of its keys acts.
+    """
+
+    def __init__(self, *, id: str) -> None:
+        super().__init__(id=id)
+        self._shown: StepPane | None = None
+        self._step = ""
+        self._left: dict[str, tuple[StepPane, Hashable]] = {}  # by name of the step: it, and what it was styled for
+
+    async def show(self, name: str, make: Callable[[], StepPane], field: str) -> StepPane:
+        """The step, as if it were made now; `field` is to have the focus."""
+        before = self._shown
+        if before is not None:
+            if name != self._step and before.can_be_kept:
+                self._take_out(self._step, before)
+            else:
+                await before.remove()
+        pane, styled_for = self._left.pop(name, (None, None))
+        if pane is not None and not (styled_for == self._styled_for() and pane.fits(field)):
+            await pane.remove()
+            pane = None
+        if pane is None:
+            pane = make()
+            await self.mount(pane)
+        else:
+            self._nodes._append(pane)
+            pane.come_back()
+            self.app._update_mouse_over(self.screen)
+            self.refresh(layout=True)
+        self._shown, self._step = pane, name
+        return pane
+
+    def _take_out(self, name: str, pane: StepPane) -> None:
+        focused = self.screen.focused
+        if focused is not None and pane in focused.ancestors:
+            self.screen.set_focus(None)
+        self._nodes._remove(pane)
+        self._left[name] = pane, self._styled_for()
+
+    def is_left(self, widget: Widget) -> bool:
+        """It belongs to a step that is not in view."""
+        return any(pane in widget.ancestors_with_self for pane, _ in self._left.values())
+
+    def _styled_for(self) -> Hashable:
+        """What styles follow; those that were left are not told of its changes."""
+        app = self.app
+        return app.size, app.theme, app.pseudo_classes, self.screen.classes
+
+    async def _message_loop_exit(self) -> None:
+        """Those that were left end with it."""
+        for pane, _ in self._left.values():
+            self._nodes._append(pane)
+        await super()._message_loop_exit()

@@ -56,6 +56,10 @@ class PromptRow(Vertical):
             yield from map(self.pane.row, own)
 
     def on_mount(self) -> None:
+        self.fold()
+
+    def fold(self) -> None:
+        """Values of its own are seen where there are any."""
         state = self.pane.state
         own = state.prompt_fields(self.index)[2:]
         self.set_class(
@@ -92,6 +96,19 @@ class PromptsPane(StepPane):
             yield Button("Add a prompt ^L", id="add", compact=True)
         yield self.row("sample.preset")
 
+    @property
+    def can_be_kept(self) -> bool:
+        return not self._making
+
+    def parts(self) -> object:
+        return [self.state.prompt_fields(i) for i in range(len(self.state.draft.prompts))]
+
+    def come_back(self) -> None:
+        self.query_one("#prompts", VerticalScroll).scroll_home(animate=False)
+        for row in self.query(PromptRow):
+            row.fold()
+        super().come_back()
+
     async def on_mount(self) -> None:
         await self._show_rows()
 
@@ -106,6 +123,7 @@ class PromptsPane(StepPane):
         box = self.query_one("#prompts", VerticalScroll)
         async with self.making():
             await box.remove_children()
+            self.made_of = self.parts()
             await box.mount_all(PromptRow(i, self) for i in range(len(self.state.draft.prompts)))
         self.bring_up_to_date()
 

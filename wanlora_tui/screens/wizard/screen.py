@@ -8,7 +8,7 @@ from pathlib import Path
 from textual import events, on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingsMap
-from textual.containers import Container, Horizontal, VerticalScroll
+from textual.containers import Horizontal, VerticalScroll
 from textual.dom import DOMNode
 from textual.screen import Screen
 from textual.widget import Widget
@@ -35,7 +35,7 @@ from wanlora_tui.screens.wizard.dialogs import Ask, StepHelp
 from wanlora_tui.screens.wizard.kind import Chosen, KindPane
 from wanlora_tui.screens.wizard.mending import ClipsChosen, MendingPane
 from wanlora_tui.screens.wizard.offer import Offered, offer
-from wanlora_tui.screens.wizard.pane import Edited, StepPane
+from wanlora_tui.screens.wizard.pane import Edited, StepBox, StepPane
 from wanlora_tui.screens.wizard.prompts import PromptRow, PromptsPane
 from wanlora_tui.screens.wizard.review import Checked, ReviewPane
 from wanlora_tui.screens.wizard.settings import SettingsPane
@@ -91,6 +91,7 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
         self.lists = ClipLists(self.state)
         self.history = History(self.state.draft)
         self.drafts = Drafts(draft_path)
+        self._box = StepBox(id="pane")
         self._pane: StepPane | None = None
         self._missed = False  # something was to be shown while the step in view was still being made
         self._going = asyncio.Lock()  # keys, the palette and dialogs may ask for steps at once
@@ -101,7 +102,7 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
             steps = OptionList(id="steps", compact=True, markup=False)
             steps.can_focus = False  # keys walk the steps; this list shows what was found, and takes the mouse
             yield steps
-            yield Container(id="pane")
+            yield self._box
         yield ForecastLine()
         with VerticalScroll(id="help-area", can_focus=False):
             yield Static("", id="help-text", markup=False)
@@ -147,6 +148,11 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
         if position(self.step) > position("clips"):
             self.query_one("#nav-state", Static).update("… reading the machine")
             await self._machine_there.wait()
+
+    def set_focus(self, widget: Widget | None, scroll_visible: bool = True, from_app_focus: bool = False) -> None:
+        """What asked for the focus before its step was left does not get it."""
+        if widget is None or not self._box.is_left(widget):
+            super().set_focus(widget, scroll_visible, from_app_focus)
 
     @property
     def focus_chain(self) -> list[Widget]:
@@ -207,13 +213,9 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
         self.state.drop_blank_merges()
         if name == "review" and self.state.is_behind:  # what is launched follows the last clip that was left out
             self.state.refresh()
-        pane = self._new_pane(name, field)
-        box = self.query_one("#pane", Container)
         with self.app.batch_update():
             self._pane, self._missed = None, False
-            await box.remove_children()
-            await box.mount(pane)
-            self._pane = pane
+            self._pane = pane = await self._box.show(name, partial(self._new_pane, name, field), field)
         if self._missed:  # it has drawn itself from the state of before
             pane.bring_up_to_date()
         place = position(name)

@@ -138,9 +138,28 @@ class SettingsPane(StepPane):
             form.scroll_home(animate=False)
             # nothing in it takes the focus, so the text itself must scroll by keys
             form.can_focus = self.shown == "machine"
+            self.made_of = self.parts()  # before it is mounted: what comes meanwhile is not in it
             await form.mount_all(self._machine() if self.shown == "machine" else self._form(self.shown))
         self._look_at_loras()
         self.screen.refresh_bindings()
+
+    @property
+    def can_be_kept(self) -> bool:
+        """With the panel that a new one begins with."""
+        return self.shown == self.panel == "machine" and not self._making
+
+    def parts(self) -> object:
+        if self.shown != "machine" or self.state.machine is None:
+            return None
+        return machine_lines(self.state.machine), self.state.reasons()
+
+    def fits(self, field: str) -> bool:
+        return not field and super().fits(field)
+
+    def come_back(self) -> None:
+        self.wanted = ""
+        self.query_one("#form", VerticalScroll).scroll_home(animate=False)
+        super().come_back()
 
     def _machine(self) -> list[Widget]:
         assert self.state.machine is not None
@@ -205,7 +224,7 @@ class SettingsPane(StepPane):
         for i, panel in enumerate(("machine", *PANELS)):
             if panels.get_option_at_index(i).prompt != self._entry(panel):
                 panels.replace_option_prompt_at_index(i, self._entry(panel))
-        if self.panel == "machine":
+        if self.panel == "machine" and (self.shown != "machine" or self.made_of != self.parts()):
             self.call_next(self._show_panel)
         if self.shown == "model":  # a merge was named: it has fields of its own, and another may follow
             there = {row.path for row in self.query(FieldInput)}

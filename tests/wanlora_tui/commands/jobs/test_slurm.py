@@ -301,13 +301,13 @@ def test_an_option_that_the_queue_would_pass_over_is_refused(
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("gone", ["sbatch", "scontrol", "squeue"])
+@pytest.mark.parametrize(("gone", "options"), [("sbatch", []), ("scontrol", []), ("squeue", ["--follow"])])
 def test_a_command_of_slurm_s_that_is_missing_is_one_error_before_anything_is_submitted(
-    tiny: Path, tmp_path: Path, stand_in: Path, monkeypatch: pytest.MonkeyPatch, capsys, gone: str
+    tiny: Path, tmp_path: Path, stand_in: Path, monkeypatch: pytest.MonkeyPatch, capsys, gone: str, options: list[str]
 ):
     (stand_in / gone).unlink()
     monkeypatch.setenv("PATH", str(stand_in))
-    assert main(["submit", str(write_job(tmp_path, tiny)), "--slurm", "--time", "1:00", "--follow"]) == 1
+    assert main(["submit", str(write_job(tmp_path, tiny)), "--slurm", "--time", "1:00", *options]) == 1
     assert f"{gone} is not here" in capsys.readouterr().err and not (stand_in / "script").exists()
 
 

@@ -79,6 +79,32 @@ async def test_a_folder_is_read_while_a_panel_of_settings_is_being_shown(work: P
         )
 
 
+async def test_what_is_recommended_changes_while_its_reasons_are_being_shown(work: Path) -> None:
+    async with wizard(a_draft(work, "settings")) as pilot:
+        await resumed(pilot, "settings")
+        screen = screen_of(pilot)
+        form, panels = screen.query_one("#form", VerticalScroll), screen.query_one("#panels", OptionList)
+        panels.highlighted = panels.get_option_index("model")
+        await until(pilot, lambda: form.query("#field-model-path"), "another panel")
+        before = screen.state.reasons()
+
+        def come() -> None:
+            screen.state.set_kind("style")
+            screen.show()
+
+        meanwhile(form, "mount_all", come)
+        panels.highlighted = panels.get_option_index("machine")
+
+        def shown() -> list[str]:
+            return [str(fact.render()) for fact in form.query(".fact").results(Static)]
+
+        def wanted() -> bool:
+            reasons = [reason for _, _, reason in screen.state.reasons()]
+            return all(any(reason in fact for fact in shown()) for reason in reasons)
+
+        await until(pilot, lambda: screen.state.reasons() != before and wanted(), "the reasons by now")
+
+
 @pytest.mark.parametrize("name", ["remove_children", "mount_all"])
 async def test_a_folder_is_read_while_prompts_come_and_go(work: Path, name: str) -> None:
     async with wizard(a_draft(work, "prompts")) as pilot:

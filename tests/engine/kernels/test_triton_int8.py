@@ -15,8 +15,9 @@ from triton import compile as assemble
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from engine.wan import int8_ops, triton_int8
-from engine.wan.triton_int8 import TILES, Tile, length_of, warps_of
+from engine.kernels import triton_int8
+from engine.kernels.triton_int8 import TILES, Tile, length_of, warps_of
+from engine.wan import int8_ops
 from tests.helpers import ROOT
 
 pytestmark = pytest.mark.process  # Triton's assembler is a program
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.process  # Triton's assembler is a program
 # Triton asks when it is imported whether to interpret, so the kernels run in a process of their own: all cases at once.
 INTERPRETED = """
 import sys, torch
-from engine.wan import triton_int8 as kernels
+from engine.kernels import triton_int8 as kernels
 cases = torch.load(sys.argv[1], weights_only=False)
 run = {"quantize": kernels.rotated_int8, "rotate": kernels.rotated, "multiply": kernels.int8_product}
 torch.save({name: run[name.split(":")[0]](*given) for name, given in cases.items()}, sys.argv[2])

@@ -19,6 +19,8 @@ import triton.language as tl
 LOG2E = tl.constexpr(1.4426950408889634)
 ROWS = 64  # of one program that sums rows
 MOST = 2**31  # elements that a head may span: offsets within it are 32-bit
+PROGRAMS = 640  # of a kernel: with fewer than a few for each of a card's processors, some wait for the last
+MOST_PARTS = 8  # that few keys' queries are cut into
 
 
 class Tile(NamedTuple):
@@ -53,29 +55,90 @@ def backward(
     """Gradients of q, k, v, laid out (B, T, N, K) in memory. Tensors are (B, N, T, K), any strides, `lse` (B, N, T)
     with the natural logarithm. Raises RuntimeError for widths that are no power of two from 16, and what Triton raises
     where a tile does not fit."""
-    B, N, T, K = q.shape
-    S = k.shape[2]
+    inputs = _inputs(grad, q, k, v, out, lse)
+    return _queries(tiles.of_queries, *inputs), *_keys(tiles.of_keys, *inputs)
+
+
+def backward_of_queries(
+    tiles: Tiles,
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+) -> torch.Tensor:
+    """The gradient of q alone, as `backward` has it."""
+    return _queries(tiles.of_queries, *_inputs(grad, q, k, v, out, lse))
+
+
+def _inputs(
+    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor, lse: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """q, k, v, grad, lse and delta, as the kernels take them."""
+    _, N, T, K = q.shape
     if K < 16 or K & (K - 1):
         raise RuntimeError(f"heads of {K} are not a power of two from 16")
     grad, q, k, v, out = (t if t.stride(-1) == 1 else t.contiguous() for t in (grad, q, k, v, out))
-    lse = lse.contiguous()
-    dq, dk, dv = (t.new_empty(B, t.shape[2], N, K).transpose(1, 2) for t in (q, k, v))
-    assert all(t.shape[2] * t.stride(2) < MOST for t in (grad, q, k, v, out, dq, dk, dv)), (
+    assert all(t.shape[2] * max(t.stride(2), N * K) < MOST for t in (grad, q, k, v, out)), (
         "a head that spans more than 32-bit offsets reach"
     )
+    lse = lse.contiguous()
     delta = torch.empty_like(lse)
-    _delta[(triton.cdiv(T, ROWS), B * N)](out, grad, delta, T, N, *_strides(out, grad), WIDTH=K, ROWS=ROWS)
-    inputs = (q, k, v, grad, lse, delta)
-    sizes = (T, S, N, K**-0.5)
-    tile = tiles.of_keys
-    _of_keys[(triton.cdiv(S, tile.keys), B * N)](
-        *inputs, dk, dv, *sizes, *_strides(q, k, v, grad, dk, dv), **_options(tile, T, S, K)
+    grid = triton.cdiv(T, ROWS), q.shape[0] * N
+    _delta[grid](out, grad, delta, T, N, *_strides(out, grad), WIDTH=K, ROWS=ROWS)
+    return q, k, v, grad, lse, delta
+
+
+def _keys(
+    tile: Tile,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    grad: torch.Tensor,
+    lse: torch.Tensor,
+    delta: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of k and v. The queries of few keys are cut into parts, each summed by a program of its own: the sums
+    are kept in fp32 and added up in the order of the parts."""
+    B, N, T, K = q.shape
+    S = k.shape[2]
+    programs = triton.cdiv(S, tile.keys) * B * N
+    parts = max(1, min(PROGRAMS // programs, T // S, MOST_PARTS))
+    dtype = k.dtype if parts == 1 else torch.float32
+    sums = [k.new_empty(parts, B, S, N, K, dtype=dtype) for _ in range(2)]  # of k, of v
+    dk, dv = (t[0].transpose(1, 2) for t in sums)
+    _of_keys[(triton.cdiv(S, tile.keys), B * N, parts)](
+        *(q, k, v, grad, lse, delta, *sums, T, S, N, K**-0.5),
+        *_strides(q, k, v, grad, dk, dv),
+        sums[0].stride(0),
+        PARTS=parts,
+        **_options(tile, T, S, K),
     )
-    tile = tiles.of_queries
+    if parts > 1:
+        dk, dv = (t.sum(0).to(k.dtype).transpose(1, 2) for t in sums)
+    return dk, dv
+
+
+def _queries(
+    tile: Tile,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    grad: torch.Tensor,
+    lse: torch.Tensor,
+    delta: torch.Tensor,
+) -> torch.Tensor:
+    """The gradient of q."""
+    B, N, T, K = q.shape
+    S = k.shape[2]
+    dq = q.new_empty(B, T, N, K).transpose(1, 2)
     _of_queries[(triton.cdiv(T, tile.queries), B * N)](
-        *inputs, dq, *sizes, *_strides(q, k, v, grad, dq), **_options(tile, T, S, K)
+        *(q, k, v, grad, lse, delta, dq, T, S, N, K**-0.5),
+        *_strides(q, k, v, grad, dq),
+        **_options(tile, T, S, K),
     )
-    return dq, dk, dv
+    return dq
 
 
 def _strides(*tensors: torch.Tensor) -> list[int]:
@@ -164,6 +227,8 @@ def _of_keys(  # type: ignore[no-untyped-def]
     dv_b,
     dv_n,
     dv_t,
+    part,
+    PARTS: tl.constexpr,
     WIDTH: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
@@ -172,7 +237,8 @@ def _of_keys(  # type: ignore[no-untyped-def]
     STAGES: tl.constexpr,
 ):
     """dv = P^T grad, dk = dS^T q * scale, with P = exp(scale q k^T - lse) and dS = P * (grad v^T - delta). Transposed
-    throughout: the keys are the rows. Queries beyond the last are zeros, as is their grad, and add nothing."""
+    throughout: the keys are the rows. Queries beyond the last are zeros, as is their grad, and add nothing. The sums of
+    each part of the queries lie `part` elements behind those of the one before."""
     head = tl.program_id(1).to(tl.int64)
     b, n = head // heads, head % heads
     keys = tl.program_id(0) * N + tl.arange(0, N)
@@ -184,7 +250,12 @@ def _of_keys(  # type: ignore[no-untyped-def]
     delta += head * T
     dk_NK = tl.zeros([N, WIDTH], tl.float32)
     dv_NK = tl.zeros([N, WIDTH], tl.float32)
-    for start in tl.range(0, T, M, num_stages=STAGES):
+    first, last = 0, T
+    if PARTS > 1:
+        queries_of_each = tl.cdiv(T, M * PARTS) * M
+        first = tl.program_id(2) * queries_of_each
+        last = tl.minimum(first + queries_of_each, T)
+    for start in tl.range(first, last, M, num_stages=STAGES):
         queries = start + tl.arange(0, M)
         q_MK = _rows(q, queries, q_t, T, WIDTH, WHOLE_M)
         grad_MK = _rows(grad, queries, grad_t, T, WIDTH, WHOLE_M)
@@ -195,6 +266,9 @@ def _of_keys(  # type: ignore[no-untyped-def]
         dv_NK = tl.dot(p_NM.to(grad_MK.dtype), grad_MK, dv_NK)
         ds_NM = p_NM * (dp_NM - delta_M[None, :])
         dk_NK = tl.dot(ds_NM.to(q_MK.dtype), q_MK, dk_NK)
+    if PARTS > 1:
+        dk += tl.program_id(2).to(tl.int64) * part
+        dv += tl.program_id(2).to(tl.int64) * part
     _put(dk + b * dk_b + n * dk_n, keys, dk_t, S, dk_NK * scale, WIDTH, WHOLE_N)
     _put(dv + b * dv_b + n * dv_n, keys, dv_t, S, dv_NK, WIDTH, WHOLE_N)
 

@@ -13,7 +13,7 @@ from tests.helpers import ROOT
 # Triton asks when it is imported whether to interpret, so the kernels run in a process of their own: all cases at once.
 INTERPRETED = """
 import sys, torch
-from engine.wan import triton_attention
+from engine.kernels import triton_attention
 def run(tiles, tensors):
     try:
         return triton_attention.backward(tiles, *tensors)
@@ -21,7 +21,11 @@ def run(tiles, tensors):
         return str(e)
 cases = torch.load(sys.argv[1])
 results = {name: {tiles: run(of, case) for tiles, of in triton_attention.TILES.items()} for name, case in cases.items()}
-torch.save(results, sys.argv[2])
+of_queries = {
+    tiles: triton_attention.backward_of_queries(of, *cases["as to a text, with edges and a batch"])
+    for tiles, of in triton_attention.TILES.items()
+}
+torch.save((results, of_queries), sys.argv[2])
 """
 SHAPES = {  # batch, queries, keys, heads, width
     "whole tiles": (1, 256, 256, 2, 32),
@@ -29,6 +33,8 @@ SHAPES = {  # batch, queries, keys, heads, width
     "fewer queries": (1, 33, 150, 1, 64),
     "one query": (1, 1, 300, 2, 16),
     "one key": (1, 300, 1, 2, 16),
+    "as to a text, in whole tiles": (1, 256, 128, 1, 16),
+    "as to a text, with edges and a batch": (2, 190, 45, 1, 16),
     "other layouts": (2, 70, 90, 3, 16),
     "scores far below zero": (1, 64, 75, 2, 16),
     "an expanded gradient": (1, 40, 40, 2, 16),
@@ -56,7 +62,8 @@ def exact(
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """name of a shape -> (what the kernels gave for each size of tiles, what is right)"""
+    """name of a shape -> (what the kernels gave for each size of tiles, what is right); "of queries" -> the gradient
+    of queries alone."""
     cases, right = {}, {}
     for name, (batch, queries, keys, heads, width) in SHAPES.items():
         q, grad = (drawn(batch, queries, heads, width, seed) for seed in (0, 1))
@@ -82,8 +89,8 @@ def found(tmp_path_factory):
         command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "TRITON_INTERPRET": "1"}
     )
     assert said.returncode == 0, said.stderr
-    gave = torch.load(folder / "out.pt")
-    return {name: (gave[name], right[name]) for name in SHAPES}
+    gave, of_queries = torch.load(folder / "out.pt")
+    return {**{name: (gave[name], right[name]) for name in SHAPES}, "of queries": of_queries}
 
 
 @pytest.mark.parametrize("tiles", TILES)
@@ -95,6 +102,12 @@ def test_gradients_are_those_of_the_definition(found, shape, tiles):
     for ours, theirs in zip(gave[tiles], right, strict=True):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-4, atol=tolerance)
         assert ours.transpose(1, 2).is_contiguous()  # as the projections before it want it
+
+
+@pytest.mark.parametrize("tiles", TILES)
+def test_the_gradient_of_queries_alone_is_the_same(found, tiles):
+    gave, _ = found["as to a text, with edges and a batch"]
+    assert torch.equal(found["of queries"][tiles], gave[tiles][0])
 
 
 @pytest.mark.parametrize("shape", REFUSED)

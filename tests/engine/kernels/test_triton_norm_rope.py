@@ -1,0 +1,92 @@
+"""The kernel that normalizes and turns queries: in Triton's interpreter against plain torch, and compiled for each
+generation of cards without one."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is there on Linux")
+
+from triton import compile as assemble
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from engine.kernels import triton_norm_rope
+from engine.wan import norm_rope
+from tests.helpers import ROOT
+
+pytestmark = pytest.mark.process  # Triton's assembler is a program
+
+# Triton asks when it is imported whether to interpret, so the kernels run in a process of their own: all cases at once.
+INTERPRETED = """
+import sys, torch
+from engine.kernels import triton_norm_rope as kernels
+cases = torch.load(sys.argv[1])
+torch.save({name: kernels.norm_rope(*given, 1e-6) for name, given in cases.items()}, sys.argv[2])
+"""
+SHAPES = {"whole": (1, 5, 4, 16), "two clips": (2, 3, 5, 16), "widths of no power": (1, 3, 3, 12)}  # B, T, N, K
+Given = tuple[torch.Tensor | None, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def given() -> dict[str, Given]:
+    made = torch.Generator().manual_seed(0)
+    cases: dict[str, Given] = {}
+    for name, (clips, tokens, heads, width) in SHAPES.items():
+        x, g = (torch.randn(clips * tokens, heads * width, generator=made) * 3 for _ in range(2))
+        weight, angles = torch.rand(heads * width, generator=made), torch.randn(tokens, width, generator=made)
+        for kind in (torch.float32, torch.bfloat16):
+            rest = x.to(kind), weight.to(kind), angles.cos(), angles.sin()
+            cases[f"{name} {kind}"] = (None, *rest)
+            cases[f"{name} {kind}, gradient"] = (g.to(kind), *rest)
+    return cases
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("interpreted")
+    torch.save(given(), folder / "in.pt")
+    said = subprocess.run(
+        [sys.executable, "-c", INTERPRETED, str(folder / "in.pt"), str(folder / "out.pt")],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+    )
+    assert said.returncode == 0, said.stderr
+    out: dict[str, torch.Tensor] = torch.load(folder / "out.pt")
+    return out
+
+
+@pytest.mark.parametrize("name", given())
+def test_the_kernel_gives_what_plain_torch_gives(found: dict[str, torch.Tensor], name: str) -> None:
+    g, *rest = given()[name]
+    right = norm_rope.norm_rope(*rest) if g is None else norm_rope.norm_rope_gradient(g, *rest)
+    close = 1e-2 if right.dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(found[name], right, rtol=close, atol=close)
+
+
+# Without a card
+
+SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 120: 99}  # compute capability -> KiB of shared memory a program may have
+ALIGNED = [["tt.divisibility", 16]]
+
+
+@pytest.mark.parametrize("capability", SHARED)
+def test_it_fits_every_card(capability: int) -> None:
+    kernel = triton_norm_rope.norm_rope_kernel
+    types = dict.fromkeys(("g", "x", "weight", "out"), "*bf16") | dict.fromkeys(("cos", "sin"), "*fp32")
+    types |= dict.fromkeys(("tokens", "columns", "width"), "i32") | {"eps": "fp32"}
+    constants = {"GRADIENT": True, "HEADS": 64, "WIDTH": 128}  # 40 heads of 128
+    names = kernel.arg_names
+    assert set(names) == set(types) | set(constants)
+    source = ASTSource(
+        fn=kernel,
+        signature={name: types.get(name, "constexpr") for name in names},
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(i,): ALIGNED for i, name in enumerate(names) if name in types and name not in ("eps", "tokens")},
+    )
+    made = assemble(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": triton_norm_rope.WARPS})
+    assert made.metadata.shared <= SHARED[capability] * 1024
