@@ -23,6 +23,7 @@ from presets.facts.held_out import hold_out
 from presets.report.measures import STANDS, Film, Judged, Preview, agreement, mean_film
 from presets.report.run_reader import StoredRun, inside
 from presets.runs.run_view import PreviewSet
+from presets.text import to_type
 
 MOST_CLIPS = 24  # of a large dataset, evenly chosen
 
@@ -43,7 +44,8 @@ def measure(run: StoredRun, progress: Progress) -> Judged:
         raise UserError(
             f"none of its {len(run.view.samples)} previews is here",
             where=str(run.folder / "samples"),
-            fix="Measure where the run lies, or bring its previews here with: wanlora fetch --what run",
+            fix="Measure where the run lies, or bring its previews here with: "
+            + to_type("fetch", run.job.job.name, "--what run"),
         )
     items = clips_of(run)
     judged = Judged(name=run.job.job.name)

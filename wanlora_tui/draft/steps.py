@@ -12,6 +12,7 @@ class Step:
     title: str
     hint: str  # one or two lines, shown while no field has the focus
     help: str  # the page of its help
+    hint_of_copy: str = ""  # in place of the hint, in the copy of a job
 
 
 STEPS: tuple[Step, ...] = (
@@ -59,6 +60,8 @@ STEPS: tuple[Step, ...] = (
         " the job file. ◆ recommended: chosen for your kind, clips and machine, and the help below the form says why."
         " default: the plain default. ● yours: changed by you; ^R takes it back. Left and right change a choice, Enter"
         " lists all of them. What cannot be right is said under the field while you type.",
+        hint_of_copy="Every value is the copied job's, also where this machine has another recommended. ^R puts a field"
+        " to its recommended value, u takes back the last change.",
     ),
     Step(
         "prompts",

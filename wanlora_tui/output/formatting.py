@@ -5,6 +5,7 @@ Sizes in bytes are presets.text.human's; whole events are wanlora_tui.output.pla
 
 import time
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from presets.text import human, rate_text
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from daemon.wire.protocol import JobRecord
     from presets.runs.checkpoints import StoredCheckpoint
 
+DOT = " · "  # between the parts of a line
 STATE_GLYPHS = {
     "queued": "…", "starting": "◌", "running": "►", "stopping": "◐",
     "stopped": "■", "done": "✓", "failed": "✗", "cancelled": "⊘",
@@ -124,3 +126,13 @@ def home_path(path: str) -> str:
     """An absolute path with the home folder as `~`."""
     home = str(Path.home())
     return "~" + path[len(home) :] if path == home or path.startswith(home + "/") else path
+
+
+def fitted(text: str, columns: int, rows: int) -> str:
+    """A text of parts between dots, whole parts of it, as many as there is room for. Of the last one what explains it,
+    behind a colon, goes first."""
+    parts = text.split(DOT)
+    while len(parts) > 1 and len(wrap(DOT.join(parts), columns, break_on_hyphens=False)) > rows:
+        short, explained, _ = parts[-1].partition(": ")
+        parts[-1:] = [short] if explained else []
+    return DOT.join(parts)

@@ -112,8 +112,9 @@ def test_what_cannot_be_measured_is_said(tmp_path):
     with pytest.raises(UserError, match="none of its previews decodes"):
         judge(run)
     (run / "samples/step_000000010/01.mp4").unlink()
-    with pytest.raises(UserError, match="none of its 2 previews is here"):
+    with pytest.raises(UserError, match="none of its 2 previews is here") as missing:
         judge(run)
+    assert missing.value.fix.endswith(f": wanlora fetch {read_run(run).job.job.name} --what run")
     run = write_run(tmp_path / "c", clips, {10: [square(right=3)] * 2}, ["a wall", "a hall"])
     (run / "samples/step_000000010/00.mp4").write_bytes(b"no film")
     assert judge(run).notes == [

@@ -5,7 +5,7 @@ import time
 from rich.cells import cell_len
 
 from daemon.wire.protocol import JobRecord
-from wanlora_tui.output.formatting import price, shorten, waits_for
+from wanlora_tui.output.formatting import fitted, price, shorten, waits_for
 
 
 def queued(**more) -> JobRecord:
@@ -33,3 +33,11 @@ def test_wide_characters_take_two_cells_of_what_is_cut_in_the_middle():
         assert cell_len(shorten(name, width)) == min(width, cell_len(name)), width
     assert shorten(name, 24) == "一只猫 … 慢慢走_0012.mp4" and shorten(name, 29) == name
     assert shorten("clip_0012.mp4", 9) == "cl…12.mp4"
+
+
+def test_a_line_that_is_too_long_ends_with_a_whole_part():
+    text = "18.2 s/step · 11h 04m in all · on an RTX 4090: 20.1 of 24 GiB · no GPU here: there is no driver"
+    assert fitted(text, 60, 2) == fitted(text, 100, 1) == text
+    assert fitted(text, 79, 1) == text.removesuffix(": there is no driver")
+    assert fitted(text, 36, 2) == fitted(text, 70, 1) == text.partition(" · no")[0]
+    assert fitted(text, 4, 1) == "18.2 s/step", "the first part stays"

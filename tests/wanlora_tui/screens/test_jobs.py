@@ -135,6 +135,8 @@ async def test_a_copy_of_an_ended_job_opens_in_the_wizard_with_all_its_values(fo
         assert state.job_path() == tmp_path / "orbit_v2.toml"
         title = app.screen.query_one("#wizard-title", Static)
         await until(pilot, lambda: "a copy of orbit_v1 · step 4 of 6" in str(title.render()), "whose copy it is")
+        help_text = app.screen.query_one("#help-text", Static)
+        await until(pilot, lambda: "Every value is the copied job's" in str(help_text.render()), "what is so of a copy")
         await pilot.press("escape")
         await until(pilot, says(pilot, "Leave the wizard?"), "the question")
         await pilot.press("enter")

@@ -6,12 +6,15 @@ from textual.markup import escape
 from textual.screen import Screen
 from textual.widgets import Static
 
+from wanlora_tui.draft.job_draft import WizardState
 from wanlora_tui.draft.steps import STEPS, position
 from wanlora_tui.widgets.field_input import FieldInput
 
 
 class HelpingScreen(Screen[Any]):
-    """A screen with a `#help-area` around a `#help-text`."""
+    """A screen over a WizardState with a `#help-area` around a `#help-text`."""
+
+    state: WizardState
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +27,8 @@ class HelpingScreen(Screen[Any]):
             else None
         )
         here = STEPS[position(step)]
-        said = (row.help_title(), row.help_lines()) if row is not None else (here.title, here.hint)
+        hint = (self.state.draft.copy_of and here.hint_of_copy) or here.hint
+        said = (row.help_title(), row.help_lines()) if row is not None else (here.title, hint)
         if said != self._said:
             self._said = said
             area = self.query_one("#help-area")

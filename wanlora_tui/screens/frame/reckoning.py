@@ -30,6 +30,7 @@ from presets.machine.machine import Machine
 from presets.rules.check import check_job
 from wanlora_tui.draft.forecast import Forecast, reckon, summary
 from wanlora_tui.draft.job_draft import WizardState
+from wanlora_tui.output.formatting import fitted
 from wanlora_tui.widgets.field_input import FieldInput
 
 PAUSE = 0.12  # seconds without a change before it is reckoned
@@ -94,8 +95,27 @@ def answer(asked: Question) -> Reckoned:
     return Reckoned(asked.revision, reckon(asked.job, facts), cost_of(asked.settings), findings, held)
 
 
+class ForecastLine(Static):
+    """What counts of a job, in as many whole parts as there is room for."""
+
+    def __init__(self) -> None:
+        super().__init__("", id="forecast-line", markup=False)
+        self._text = ""
+
+    def say(self, text: str) -> None:
+        self._text = text
+        self._draw()
+
+    def on_resize(self) -> None:
+        self._draw()
+
+    def _draw(self) -> None:
+        if self.size.width:  # else it is not shown, and drawn once it is
+            self.update(fitted(self._text, self.size.width, self.size.height), layout=False)
+
+
 class ReckoningScreen(Screen[Any]):
-    """A screen with a line `#forecast-line` that follows its state. `reckoned` is called when something is there."""
+    """A screen with a ForecastLine that follows its state. `reckoned` is called when something is there."""
 
     state: WizardState
 
@@ -195,15 +215,15 @@ class ReckoningScreen(Screen[Any]):
         self.state.held_out = event.held_out
         for row in self.rows():
             row.set_meaning(event.found.means.get(row.path, ""))
-        line = self.query_one("#forecast-line", Static)
+        line = self.query_one(ForecastLine)
         line.remove_class("-old")
         line.set_class(bool(event.found.misfit), "problem")
-        line.update(summary(event.found, self.cost, before=self.before), layout=False)
+        line.say(summary(event.found, self.cost, before=self.before))
         self.reckoned()
 
     def _mark_old(self) -> None:
-        line = self.query_one("#forecast-line", Static)
+        line = self.query_one(ForecastLine)
         if not line.has_class("-old"):
             line.add_class("-old")
             text = summary(self.forecast, self.cost) if self.forecast is not None else "reckoning time and memory"
-            line.update(f"… {text}", layout=False)
+            line.say(f"… {text}")

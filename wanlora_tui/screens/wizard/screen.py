@@ -26,7 +26,7 @@ from wanlora_tui.screens.frame.field_search import FieldSearch
 from wanlora_tui.screens.frame.help_area import HelpingScreen
 from wanlora_tui.screens.frame.layout import LAYOUT
 from wanlora_tui.screens.frame.reach import bring_in_sight, can_be_seen
-from wanlora_tui.screens.frame.reckoning import ReckoningScreen
+from wanlora_tui.screens.frame.reckoning import ForecastLine, ReckoningScreen
 from wanlora_tui.screens.frame.step_findings import Fix, Jump, StepFindings
 from wanlora_tui.screens.frame.step_marks import MarkingScreen
 from wanlora_tui.screens.wizard.captions import CaptionsPane
@@ -103,7 +103,7 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
             steps.can_focus = False  # keys walk the steps; this list shows what was found, and takes the mouse
             yield steps
             yield self._box
-        yield Static("", id="forecast-line", markup=False)
+        yield ForecastLine()
         with VerticalScroll(id="help-area", can_focus=False):
             yield Static("", id="help-text", markup=False)
         with Horizontal(id="nav"):
