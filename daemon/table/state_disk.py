@@ -12,6 +12,7 @@ from presets.text import human
 
 PROBE_BYTES = 2**16  # a change of the table needs less
 ENOUGH = "1 MiB"
+LIMIT = "ulimit -f"
 
 
 def why_not_writable(place: Path) -> str:
@@ -29,7 +30,7 @@ def reason(error: OSError, place: Path) -> str:
     if error.errno == errno.EDQUOT:
         return f"your quota on {disk} is used up"
     if error.errno == errno.EFBIG:
-        return f"no file in {place} may grow (ulimit -f)"
+        return f"no file in {place} may grow: {LIMIT}"
     if error.errno == errno.ENOSPC:
         free = ""
         with suppress(OSError):
@@ -44,7 +45,9 @@ def reason(error: OSError, place: Path) -> str:
 
 def mend(why: str, place: Path) -> str:
     """What to do about it."""
-    return f"Free at least {ENOUGH} in {place}" if "full" in why or "quota" in why else f"Make {place} writable"
+    if why.endswith(LIMIT):
+        return f"Raise the limit of files ({LIMIT})"
+    return f"Free at least {ENOUGH} in {place}" if " is full" in why or "quota on" in why else f"Make {place} writable"
 
 
 def refusal(why: str, place: Path) -> UserError:

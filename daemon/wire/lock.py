@@ -20,7 +20,7 @@ import random
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -107,9 +107,11 @@ class Lock:
     def tell(self, log: str, no_log: str) -> None:
         """Say where the log is from now on, as far as the disk takes it."""
         if (log, no_log) != (self._holder.log, self._holder.no_log):
-            self._holder = msgspec.structs.replace(self._holder, log=log, no_log=no_log)
-            with suppress(OSError):
+            before, self._holder = self._holder, msgspec.structs.replace(self._holder, log=log, no_log=no_log)
+            try:
                 self._write()
+            except OSError:
+                self._holder = before  # and is said when the disk takes it
 
     def _write(self) -> None:
         """In place, because the lock belongs to this file and to no other that could be renamed over it."""

@@ -5,7 +5,7 @@ The same function as diffusers' AutoencoderKLWan.encode, which takes 4 frames at
 so any cut into runs gives the same latents as long as each convolution is handed the two frames before its run. A run
 here is as many frames as the plan has memory for.
 
-The conditioning of a clip is its first frame and then nothing but black. A convolution over three frames that are all
+The conditioning of a clip is its first frame and then nothing but zeros. A convolution over three frames that are all
 alike gives the same each time: behind a still ending, only as many frames are computed as the change before it still
 reaches, two more with each convolution. Of 41 frames the widest layers compute 4 to 12.
 
@@ -90,11 +90,6 @@ class Run(NamedTuple):
         """Whether it ends with frames that are alike."""
         return self.x_BCPHW.shape[2] < self.length
 
-    def first(self, count: int) -> torch.Tensor:
-        """Its first frames, (B, C, count, H, W)."""
-        x, more = self.x_BCPHW, count - self.x_BCPHW.shape[2]
-        return x[:, :, :count] if more <= 0 else torch.cat([x, x[:, :, -1:].expand(-1, -1, more, -1, -1)], dim=2)
-
 
 class Before(NamedTuple):
     """What a layer has to know of the run before."""
@@ -108,7 +103,8 @@ History = dict[int, Before]
 
 @cache
 def _compiled(function: Any) -> Any:
-    """One variant for each number of channels: the compiler takes a Parameter's shape for a constant."""
+    """A variant for each number of channels, for the compiler takes a Parameter's shape for a constant, and for runs of
+    one frame."""
     return torch.compile(function, dynamic=True)
 
 
@@ -162,7 +158,7 @@ class ClipEncoder:
         last = encoder.conv_out
         x = x._replace(x_BCPHW=self._norm_silu(x.x_BCPHW, None, encoder.norm_out.gamma))
         out, length = self._causal(last.weight, x, history)
-        return Run(out + last.bias.view(-1, 1, 1, 1), length).first(length)
+        return self._first(Run(out + last.bias.view(-1, 1, 1, 1), length), length)
 
     def _padded(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
         B, C, T, H, W = video_BCTHW.shape
@@ -172,6 +168,16 @@ class ClipEncoder:
         out[:, :C] = video_BCTHW
         return out
 
+    def _first(self, run: Run, count: int) -> torch.Tensor:
+        """The first frames of a run, (B, C, count, H, W), in the layout that convolutions take."""
+        x, held = run.x_BCPHW, run.x_BCPHW.shape[2]
+        if count <= held:
+            return x[:, :, :count]
+        size = (*x.shape[:2], count, *x.shape[3:])
+        out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=self._last)
+        out[:, :, :held], out[:, :, held:] = x, x[:, :, -1:]
+        return out
+
     def _layer(self, layer: nn.Module, run: Run, history: History) -> Run:
         x, length = run
         if isinstance(layer, WanResidualBlock):
@@ -179,9 +185,8 @@ class ClipEncoder:
             h = self._causal(layer.conv1.weight, h, history)
             h = Run(self._norm_silu(h.x_BCPHW, layer.conv1.bias, layer.norm2.gamma), length)
             y = self._causal(layer.conv2.weight, h, history).x_BCPHW
-            return Run(
-                self._add_bias(y, layer.conv2.bias, Run(layer.conv_shortcut(x), length).first(y.shape[2])), length
-            )
+            beside = self._first(Run(layer.conv_shortcut(x), length), y.shape[2])
+            return Run(self._add_bias(y, layer.conv2.bias, beside), length)
         if isinstance(layer, WanResample):
             return self._downsample(layer, run, history)
         assert isinstance(layer, WanAttentionBlock), type(layer)
@@ -224,7 +229,7 @@ class ClipEncoder:
             pairs = 1
         elif run.still:
             pairs = min(pairs, (P - alone + 1) // 2 + 1)
-        seen = small.first(2 * pairs + alone)
+        seen = self._first(small, 2 * pairs + alone)
         if before:
             seen = torch.cat([before.frames, seen], dim=2)
         time = layer.time_conv

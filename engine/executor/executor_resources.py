@@ -48,7 +48,7 @@ def _reads_e4m3(device: torch.device) -> bool:
 class ExecutorResources:
     """`block_bytes` are those of the larger expert. `activations` are taken over where the plan was the same before,
     and made here otherwise. `cuda` as in `engine.executor.weight_ring.WeightRing`; `capture` stands in for CUDA's own
-    in tests. `refused` is told why blocks that the plan has as CUDA graphs are launched; without it that is an
+    in tests. `refused` is told why no CUDA graphs can be had where the plan has them; without it that is an
     error."""
 
     def __init__(

@@ -130,7 +130,8 @@ def replan(run: Run, exhausted: ExhaustedPhase, why: Shortage) -> None:
     planning, short = run.planning, f"out of memory in the {WHERE[exhausted]}: {why.text}"
     if untidy and not planning.tidied:
         plan, tidied = planning.plan, True
-        text = f"{short}; everything on the card is laid out anew, and the same is tried again"
+        graphs = "" if why.cause == "pieces" else "CUDA graphs are dropped, "
+        text = f"{short}; {graphs}everything on the card is laid out anew, and the same is tried again"
         run.log.emit("log", level="warning", text=text)
     else:
         smallest = smaller(run.job, planning, exhausted, why.lost)

@@ -71,10 +71,9 @@ class ModelPanel(Struct, kw_only=True, forbid_unknown_fields=True):
         "Keep the frozen weights in host RAM and bring each block to the GPU when its turn comes. For cards of 10-12 "
         "GB it wants 64 GB of RAM.")] = "auto"
     cuda_graphs: Annotated[Auto | bool, about("CUDA graphs",
-        "Record the blocks of images and short clips once, and queue each by one call from then on: such clips wait "
-        "for the launching thread otherwise. A recorded block gives the bits of a launched one, but the plan may be "
-        "another, which rounds otherwise. 'auto' takes none before a run on a card has shown them; true takes them "
-        "where they are clearly faster.")] = "auto"
+        "Record the blocks of images and short clips once and queue each by one call: they wait for the launching "
+        "thread otherwise. 'auto' takes none before a run on a card has shown them; true takes them where they are "
+        "clearly faster.")] = "auto"
     merge: Annotated[list[MergePanel], about("Merged LoRAs",
         "LoRAs that are merged into the base, in this order.")] = field(default_factory=list)
 

@@ -87,7 +87,7 @@ class Coefficients:
 FITTED = Coefficients()
 # per pixel and frame, counted at 41 x 512 x 512
 ENCODE_FLOP, DECODE_FLOP = 54e12 / (41 * 512 * 512), 91e12 / (41 * 512 * 512)
-# The encode of a conditioning, a first frame and then black (engine.encode.vae_encoder): of each stage of the encoder
+# The encode of a conditioning, a first frame and then zeros (engine.encode.vae_encoder): of each stage of the encoder
 # its share of the operations, counted from its shapes, and how many pixel frames its layers compute in the mean. The
 # last stage computes all.
 STILL_STAGES = ((0.42, 9), (0.36, 18), (0.17, 35), (0.05, 10**6))

@@ -154,6 +154,7 @@ class TimeCosts:
         return self._vae(ENCODE_FLOP, batch, bucket) + self._conditioning(batch, bucket)
 
     def _conditioning(self, batch: int, bucket: Bucket) -> float:
+        """Seconds, where the clip's last frame is not given as well: then all of it is encoded."""
         seen = sum(share * min(1.0, frames / bucket.frames) for share, frames in STILL_STAGES)
         return self._vae(seen * ENCODE_FLOP, batch, bucket)
 

@@ -168,7 +168,7 @@ def _of_plan(job: Job, choice: Choice, shape: ExpertShape) -> dict[str, str]:
     if job.model.low_vram == "auto":
         means["model.low_vram"] = f"{plan.chunk} tokens at a time" if plan.chunk else "off"
     if job.model.cuda_graphs == "auto":
-        means["model.cuda_graphs"] = f"clips of up to {plan.graphed} tokens" if plan.graphed else "off"
+        means["model.cuda_graphs"] = f"up to {plan.graphed} tokens" if plan.graphed else "off"
     return means
 
 

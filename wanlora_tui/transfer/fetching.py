@@ -52,7 +52,7 @@ class Fetch:
         self._line, self._folder, self._to, self._overwrite = line, folder, to, overwrite
         self._arrived = arrived
         self.refused: list[Refused] = []
-        self._another_run = False  # lies here, as far as can be told: a file that no run writes twice differs
+        self._another_run = False  # lies here, as far as can be told: a file differs that a run seldom writes twice
 
     def list(self, what: What, step: int | None = None) -> Listing:
         """What there is; nothing hidden, wherever the files go. Raises UserError."""

@@ -7,7 +7,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from torch.nn import functional
 
-from engine.encode.vae_encoder import ClipEncoder, norm_silu
+from engine.encode.vae_encoder import ClipEncoder, Run, norm_silu
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,15 @@ def test_behind_a_still_ending_few_frames_are_computed(vae, monkeypatch):
     seen.clear()
     ClipEncoder(vae, frames=12, compiled=False).moments(torch.rand(1, 3, 2, 8, 8), 41)
     assert seen == [6, 8, 10, 12] + 3 * [1, 1, 1, 1]
+
+
+def test_what_is_repeated_keeps_the_layout_that_convolutions_take(vae):
+    encoder = ClipEncoder(vae, frames=4, compiled=False)
+    encoder._last = torch.channels_last_3d
+    x = torch.rand(1, 8, 2, 4, 6).contiguous(memory_format=torch.channels_last_3d)
+    out = encoder._first(Run(x, 9), 5)
+    assert out.is_contiguous(memory_format=torch.channels_last_3d)
+    assert torch.equal(out, torch.cat([x, *3 * [x[:, :, -1:]]], dim=2))
 
 
 def test_norm_silu_is_the_formula_in_float64():

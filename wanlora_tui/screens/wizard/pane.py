@@ -227,8 +227,8 @@ class StepBox(Container):
         else:
             self._nodes._append(pane)
             pane.come_back()
-            self.app._update_mouse_over(self.screen)
             self.refresh(layout=True)
+        self.app._update_mouse_over(self.screen)
         self._shown, self._step = pane, name
         return pane
 

@@ -71,7 +71,8 @@ async def test_a_step_that_was_left_cannot_be_reached_and_comes_back_with_what_c
         await screen.go_to("captions")
         assert screen.pane is kept
         await until(pilot, lambda: "third" in screen_text(pilot.app), "the name by now")
-        assert screen.query_one("#field-job-name", FieldInput).control.has_focus
+        name = screen.query_one("#field-job-name", FieldInput).control
+        await until(pilot, lambda: name.has_focus, "the focus")
 
 
 async def test_a_text_reads_as_its_value_does_when_its_step_comes_back(draft: Path) -> None:
