@@ -1,8 +1,7 @@
 """Bytes that a plan takes on the device and in host memory. Seconds are `time_costs`, the numbers fitted to
 measurements `coefficients`.
 
-T tokens, B batch size, M = B T rows, D width. A *row tensor* is one (M, D) tensor in bf16: 2 M D bytes. Prediction is
-within 5%.
+T tokens, B batch size, M = B T rows, D width. A *row tensor* is one (M, D) tensor in bf16: 2 M D bytes.
 """
 
 from dataclasses import dataclass
