@@ -1,9 +1,6 @@
 """The kernels of the int8 product: in Triton's interpreter against plain torch, and compiled for each generation of
 cards without one."""
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -11,18 +8,13 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is there on Linux")
 
-from triton import compile as assemble
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
 from engine.kernels import triton_int8
 from engine.kernels.triton_int8 import TILES, Tile, length_of, warps_of
 from engine.wan import int8_ops
-from tests.helpers import ROOT
+from tests.helpers.kernels import SHARED, assembled, interpreted
 
 pytestmark = pytest.mark.process  # Triton's assembler is a program
 
-# Triton asks when it is imported whether to interpret, so the kernels run in a process of their own: all cases at once.
 INTERPRETED = """
 import sys, torch
 from engine.kernels import triton_int8 as kernels
@@ -62,18 +54,7 @@ def given() -> dict[str, tuple[Any, ...]]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("interpreted")
-    torch.save(given(), folder / "in.pt")
-    said = subprocess.run(
-        [sys.executable, "-c", INTERPRETED, str(folder / "in.pt"), str(folder / "out.pt")],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-    )
-    assert said.returncode == 0, said.stderr
-    out: dict[str, Any] = torch.load(folder / "out.pt")
-    return out
+    return interpreted(INTERPRETED, given(), tmp_path_factory.mktemp("interpreted"))
 
 
 @pytest.mark.parametrize("name", [name for name in given() if name.startswith("quantize")])
@@ -103,22 +84,8 @@ def test_products_are_exact_but_for_their_scales(found: dict[str, Any], name: st
 
 # Without a card
 
-SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 120: 99}  # compute capability -> KiB of shared memory a program may have
-ALIGNED = [["tt.divisibility", 16]]
 # every tile where least shared memory is and where another unit multiplies, elsewhere the one that takes most
 COMPILED = [(cc, tile) for cc in SHARED for tile in (TILES if cc in (86, 90) else TILES[-1:])]
-
-
-def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], capability: int, **options: int) -> Any:
-    names = kernel.arg_names
-    assert set(names) == set(types) | set(constants)
-    source = ASTSource(
-        fn=kernel,
-        signature={name: types.get(name, "constexpr") for name in names},
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(i,): ALIGNED for i, name in enumerate(names) if types.get(name, "").startswith("*") or name in "NK"},
-    )
-    return assemble(source, target=GPUTarget("cuda", capability, 32), options=options)
 
 
 @pytest.mark.parametrize(("capability", "tile"), COMPILED, ids=str)
@@ -127,9 +94,8 @@ def test_every_tile_fits_every_card_and_uses_its_integer_units(capability: int, 
     types |= dict.fromkeys("MNK", "i32")
     constants = {"ROWS": tile.rows, "OUTPUTS": tile.outputs, "COLUMNS": tile.columns, "GROUP": 8, "SCALED": True}
     constants["WHOLE"] = True  # Wan's widths are multiples of every tile's columns
-    made = compiled(
-        triton_int8.product_kernel, types, constants, capability, num_warps=tile.warps, num_stages=tile.stages
-    )
+    options = {"num_warps": tile.warps, "num_stages": tile.stages}
+    made = assembled(triton_int8.product_kernel, types, constants, capability, whole="N K", **options)
     assert made.metadata.shared <= SHARED[capability] * 1024
     unit = "wgmma.mma_async" if capability == 90 else "mma.sync"
     assert any(unit in line and ".s32.s8.s8" in line for line in made.asm["ptx"].splitlines())
@@ -137,14 +103,14 @@ def test_every_tile_fits_every_card_and_uses_its_integer_units(capability: int, 
 
 @pytest.mark.parametrize("capability", SHARED)
 def test_rotations_compile_for_both_of_wan_s_widths(capability: int) -> None:
-    shared = SHARED[capability] * 1024
+    shared, kernels = SHARED[capability] * 1024, (triton_int8.rotated_int8_kernel, triton_int8.rotated_kernel)
     sizes = {"columns": "i32", "side": "i32", "norm": "fp32"}
     for columns in (5120, 13824):
         length = length_of(columns)
         types = {"x": "*bf16", "q": "*i8", "scale": "*fp32", "fold": "*fp32", **sizes, "floor": "fp32"}
         constants: dict[str, Any] = {"FOLD": True, "LENGTH": length}
-        made = compiled(triton_int8.rotated_int8_kernel, types, constants, capability, num_warps=warps_of(length))
+        made = assembled(kernels[0], types, constants, capability, whole="", num_warps=warps_of(length))
         assert made.metadata.shared <= shared
         types, constants = {"x": "*bf16", "y": "*bf16", "bias": "*bf16", **sizes}, {"BIAS": True, "LENGTH": length}
-        made = compiled(triton_int8.rotated_kernel, types, constants, capability, num_warps=warps_of(length))
+        made = assembled(kernels[1], types, constants, capability, whole="", num_warps=warps_of(length))
         assert made.metadata.shared <= shared

@@ -1,9 +1,6 @@
 """The kernel that adds a LoRA's part: in Triton's interpreter against plain torch, and compiled for each generation of
 cards without one."""
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -11,18 +8,13 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is there on Linux")
 
-from triton import compile as assemble
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
 from engine.kernels import triton_low_rank
 from engine.kernels.triton_low_rank import COLUMNS, ROWS, WARPS, step_of
 from engine.wan import low_rank
-from tests.helpers import ROOT
+from tests.helpers.kernels import SHARED, assembled, interpreted
 
 pytestmark = pytest.mark.process  # Triton's assembler is a program
 
-# Triton asks when it is imported whether to interpret, so the kernels run in a process of their own: all cases at once.
 INTERPRETED = """
 import sys, torch
 from engine.kernels import triton_low_rank as kernels
@@ -51,18 +43,7 @@ def given() -> dict[str, tuple[Any, ...]]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    folder = tmp_path_factory.mktemp("interpreted")
-    torch.save(given(), folder / "in.pt")
-    said = subprocess.run(
-        [sys.executable, "-c", INTERPRETED, str(folder / "in.pt"), str(folder / "out.pt")],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-    )
-    assert said.returncode == 0, said.stderr
-    out: dict[str, torch.Tensor] = torch.load(folder / "out.pt")
-    return out
+    return interpreted(INTERPRETED, given(), tmp_path_factory.mktemp("interpreted"))
 
 
 @pytest.mark.parametrize("name", given())
@@ -73,9 +54,6 @@ def test_the_kernel_gives_what_plain_torch_gives(found: dict[str, torch.Tensor],
 
 # Without a card
 
-SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 120: 99}  # compute capability -> KiB of shared memory a program may have
-ALIGNED = [["tt.divisibility", 16]]
-
 
 @pytest.mark.parametrize("capability", SHARED)
 @pytest.mark.parametrize("ranks", [16, 128])
@@ -83,13 +61,5 @@ def test_it_fits_every_card(capability: int, ranks: int) -> None:
     kernel = triton_low_rank.low_rank_kernel
     types = dict.fromkeys(("g", "y", "ax", "b", "out"), "*bf16") | dict.fromkeys(("rows", "columns", "ranks"), "i32")
     constants = {"GELU": True, "GRADIENT": True, "ROWS": ROWS, "COLUMNS": COLUMNS, "STEP": step_of(ranks)}
-    names = kernel.arg_names
-    assert set(names) == set(types) | set(constants)
-    source = ASTSource(
-        fn=kernel,
-        signature={name: types.get(name, "constexpr") for name in names},
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(i,): ALIGNED for i, name in enumerate(names) if name in types and name != "rows"},
-    )
-    made = assemble(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": WARPS})
+    made = assembled(kernel, types, constants, capability, whole="columns ranks", num_warps=WARPS)
     assert made.metadata.shared <= SHARED[capability] * 1024

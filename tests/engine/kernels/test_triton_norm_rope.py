@@ -1,26 +1,17 @@
 """The kernel that normalizes and turns queries: in Triton's interpreter against plain torch, and compiled for each
 generation of cards without one."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is there on Linux")
 
-from triton import compile as assemble
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-
 from engine.kernels import triton_norm_rope
 from engine.wan import norm_rope
-from tests.helpers import ROOT
+from tests.helpers.kernels import SHARED, assembled, interpreted
 
 pytestmark = pytest.mark.process  # Triton's assembler is a program
 
-# Triton asks when it is imported whether to interpret, so the kernels run in a process of their own: all cases at once.
 INTERPRETED = """
 import sys, torch
 from engine.kernels import triton_norm_rope as kernels
@@ -46,18 +37,7 @@ def given() -> dict[str, Given]:
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    folder = tmp_path_factory.mktemp("interpreted")
-    torch.save(given(), folder / "in.pt")
-    said = subprocess.run(
-        [sys.executable, "-c", INTERPRETED, str(folder / "in.pt"), str(folder / "out.pt")],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-    )
-    assert said.returncode == 0, said.stderr
-    out: dict[str, torch.Tensor] = torch.load(folder / "out.pt")
-    return out
+    return interpreted(INTERPRETED, given(), tmp_path_factory.mktemp("interpreted"))
 
 
 @pytest.mark.parametrize("name", given())
@@ -70,9 +50,6 @@ def test_the_kernel_gives_what_plain_torch_gives(found: dict[str, torch.Tensor],
 
 # Without a card
 
-SHARED = {80: 163, 86: 99, 89: 99, 90: 227, 120: 99}  # compute capability -> KiB of shared memory a program may have
-ALIGNED = [["tt.divisibility", 16]]
-
 
 @pytest.mark.parametrize("capability", SHARED)
 def test_it_fits_every_card(capability: int) -> None:
@@ -80,13 +57,5 @@ def test_it_fits_every_card(capability: int) -> None:
     types = dict.fromkeys(("g", "x", "weight", "out"), "*bf16") | dict.fromkeys(("cos", "sin"), "*fp32")
     types |= dict.fromkeys(("tokens", "columns", "width"), "i32") | {"eps": "fp32"}
     constants = {"GRADIENT": True, "HEADS": 64, "WIDTH": 128}  # 40 heads of 128
-    names = kernel.arg_names
-    assert set(names) == set(types) | set(constants)
-    source = ASTSource(
-        fn=kernel,
-        signature={name: types.get(name, "constexpr") for name in names},
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs={(i,): ALIGNED for i, name in enumerate(names) if name in types and name not in ("eps", "tokens")},
-    )
-    made = assemble(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": triton_norm_rope.WARPS})
+    made = assembled(kernel, types, constants, capability, whole="columns width", num_warps=triton_norm_rope.WARPS)
     assert made.metadata.shared <= SHARED[capability] * 1024
