@@ -8,6 +8,19 @@ WARPS = 8
 
 
 @triton.jit
+def both_of(pairs):  # type: ignore[no-untyped-def]
+    """Two bf16 that lie in one int32, as fp32: no thread asks another for the other half, and loads stay wide."""
+    return (pairs << 16).to(tl.float32, bitcast=True), (pairs & -65536).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def pairs_of(first, second):  # type: ignore[no-untyped-def]
+    low = first.to(tl.bfloat16).to(tl.uint16, bitcast=True).to(tl.int32)
+    high = second.to(tl.bfloat16).to(tl.uint16, bitcast=True).to(tl.int32)
+    return low | (high << 16)
+
+
+@triton.jit
 def norm_rope_kernel(  # type: ignore[no-untyped-def]
     g,
     x,
@@ -21,32 +34,36 @@ def norm_rope_kernel(  # type: ignore[no-untyped-def]
     eps,
     GRADIENT: tl.constexpr,
     HEADS: tl.constexpr,
-    WIDTH: tl.constexpr,
+    PAIRS: tl.constexpr,
 ):
-    """One program per row, both passes over it in registers. HEADS and WIDTH: powers of two that hold heads and head
-    width."""
+    """One program per row, both passes over it in registers; g, x, weight and out are pairs of bf16. HEADS and PAIRS:
+    powers of two that hold heads and half of the head width."""
     row = tl.program_id(0).to(tl.int64)
-    k, pair = tl.arange(0, WIDTH), tl.arange(0, WIDTH // 2)
-    at = tl.arange(0, HEADS)[:, None] * width + k[None, :]
-    inside = (k[None, :] < width) & (at < columns)
-    normed = tl.load(x + row * columns + at, mask=inside, other=0.0).to(tl.float32)
-    inverse = 1.0 / tl.sqrt(tl.sum(normed * normed) / columns + eps)
-    normed *= inverse
-    scale = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
+    pair = tl.arange(0, PAIRS)
+    at = tl.arange(0, HEADS)[:, None] * (width // 2) + pair[None, :]
+    inside = (2 * pair[None, :] < width) & (2 * at < columns)
+    here = row * (columns // 2) + at
+    first, second = both_of(tl.load(x + here, mask=inside, other=0))
+    inverse = 1.0 / tl.sqrt(tl.sum(first * first + second * second) / columns + eps)
+    first *= inverse
+    second *= inverse
+    scale_1, scale_2 = both_of(tl.load(weight + at, mask=inside, other=0))
     angle = row % tokens * width + 2 * pair
     c = tl.load(cos + angle, mask=2 * pair < width, other=0.0)[None, :]
     s = tl.load(sin + angle + 1, mask=2 * pair < width, other=0.0)[None, :]
     if GRADIENT:
-        values = tl.load(g + row * columns + at, mask=inside, other=0.0).to(tl.float32)
-        s = -s
+        g_1, g_2 = both_of(tl.load(g + here, mask=inside, other=0))
+        turned_1 = (g_1 * c + g_2 * s) * scale_1
+        turned_2 = (g_2 * c - g_1 * s) * scale_2
+        along = tl.sum(turned_1 * first + turned_2 * second) / columns
+        turned_1 = inverse * (turned_1 - first * along)
+        turned_2 = inverse * (turned_2 - second * along)
     else:
-        values = normed * scale
-    first, second = tl.split(tl.reshape(values, (HEADS, WIDTH // 2, 2)))
-    values = tl.reshape(tl.join(first * c - second * s, first * s + second * c), (HEADS, WIDTH))
-    if GRADIENT:
-        values *= scale
-        values = inverse * (values - normed * (tl.sum(values * normed) / columns))
-    tl.store(out + row * columns + at, values.to(out.dtype.element_ty), mask=inside)
+        first *= scale_1
+        second *= scale_2
+        turned_1 = first * c - second * s
+        turned_2 = first * s + second * c
+    tl.store(out + here, pairs_of(turned_1, turned_2), mask=inside)
 
 
 def norm_rope(
@@ -58,24 +75,25 @@ def norm_rope(
     eps: float,
     warps: int = WARPS,
 ) -> torch.Tensor:
-    """The gradient of x where `g` is given."""
+    """The gradient of x where `g` is given; all but the angles in bf16."""
+    assert x_MD.dtype == weight_D.dtype == torch.bfloat16
     x, cos, sin = x_MD.contiguous(), cos_TK.contiguous(), sin_TK.contiguous()
     (rows, columns), (tokens, width) = x.shape, cos.shape
     out = torch.empty_like(x)
     norm_rope_kernel[(rows,)](
-        x if g_MD is None else g_MD.contiguous(),
-        x,
-        weight_D,
+        (x if g_MD is None else g_MD.contiguous()).view(torch.int32),
+        x.view(torch.int32),
+        weight_D.contiguous().view(torch.int32),
         cos,
         sin,
-        out,
+        out.view(torch.int32),
         tokens,
         columns,
         width,
         eps,
         GRADIENT=g_MD is not None,
         HEADS=power(columns // width),
-        WIDTH=power(width),
+        PAIRS=power(width // 2),
         num_warps=warps,
     )
     return out

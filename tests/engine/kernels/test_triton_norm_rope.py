@@ -28,10 +28,9 @@ def given() -> dict[str, Given]:
     for name, (clips, tokens, heads, width) in SHAPES.items():
         x, g = (torch.randn(clips * tokens, heads * width, generator=made) * 3 for _ in range(2))
         weight, angles = torch.rand(heads * width, generator=made), torch.randn(tokens, width, generator=made)
-        for kind in (torch.float32, torch.bfloat16):
-            rest = x.to(kind), weight.to(kind), angles.cos(), angles.sin()
-            cases[f"{name} {kind}"] = (None, *rest)
-            cases[f"{name} {kind}, gradient"] = (g.to(kind), *rest)
+        rest = x.bfloat16(), weight.bfloat16(), angles.cos(), angles.sin()
+        cases[name] = (None, *rest)
+        cases[f"{name}, gradient"] = (g.bfloat16(), *rest)
     return cases
 
 
@@ -44,8 +43,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
 def test_the_kernel_gives_what_plain_torch_gives(found: dict[str, torch.Tensor], name: str) -> None:
     g, *rest = given()[name]
     right = norm_rope.norm_rope(*rest) if g is None else norm_rope.norm_rope_gradient(g, *rest)
-    close = 1e-2 if right.dtype == torch.bfloat16 else 1e-5
-    torch.testing.assert_close(found[name], right, rtol=close, atol=close)
+    torch.testing.assert_close(found[name], right, rtol=1e-2, atol=1e-2)
 
 
 # Without a card
@@ -54,8 +52,8 @@ def test_the_kernel_gives_what_plain_torch_gives(found: dict[str, torch.Tensor],
 @pytest.mark.parametrize("capability", SHARED)
 def test_it_fits_every_card(capability: int) -> None:
     kernel = triton_norm_rope.norm_rope_kernel
-    types = dict.fromkeys(("g", "x", "weight", "out"), "*bf16") | dict.fromkeys(("cos", "sin"), "*fp32")
+    types = dict.fromkeys(("g", "x", "weight", "out"), "*i32") | dict.fromkeys(("cos", "sin"), "*fp32")
     types |= dict.fromkeys(("tokens", "columns", "width"), "i32") | {"eps": "fp32"}
-    constants = {"GRADIENT": True, "HEADS": 64, "WIDTH": 128}  # 40 heads of 128
+    constants = {"GRADIENT": True, "HEADS": 64, "PAIRS": 64}  # 40 heads of 128
     made = assembled(kernel, types, constants, capability, whole="columns width", num_warps=triton_norm_rope.WARPS)
     assert made.metadata.shared <= SHARED[capability] * 1024
