@@ -109,7 +109,7 @@ def summary(folder: Path, job: Path, *, tiny: bool) -> dict[str, Any]:
     found["replanned"] = [e.data["why"] for e in events if e.kind == "replanned"]
     found["warnings"] = [e.data["text"] for e in events if e.kind == "log" and e.data["level"] == "warning"]
     if not tiny:
-        command = [sys.executable, "-m", "wanlora_tui", "plan", str(job), "--json"]
+        command = [sys.executable, "-m", "wanlora_tui.cli", "plan", str(job), "--json"]
         said = subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout
         told = json.loads(said) if said.startswith("{") else {}
         if "prediction" in told:

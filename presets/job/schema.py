@@ -72,8 +72,7 @@ class ModelPanel(Struct, kw_only=True, forbid_unknown_fields=True):
         "GB it wants 64 GB of RAM.")] = "auto"
     cuda_graphs: Annotated[Auto | bool, about("CUDA graphs",
         "Record the blocks of images and short clips once and queue each by one call: they wait for the launching "
-        "thread otherwise. 'auto' takes none before a run on a card has shown them; true takes them where they are "
-        "clearly faster.")] = "auto"
+        "thread otherwise. 'auto' and true take them where they are clearly faster, false never.")] = "auto"
     merge: Annotated[list[MergePanel], about("Merged LoRAs",
         "LoRAs that are merged into the base, in this order.")] = field(default_factory=list)
 

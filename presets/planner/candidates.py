@@ -30,9 +30,6 @@ STRIDE, WIDE_STRIDE = 2, 8
 ACTIVATION_STRIDE = 8  # blocks more whose activations come to the device when the host's memory was refused
 AS_FAST = 1.01  # plans this close count as equally fast: the one that needs less memory is taken
 RUNG = 1.02  # one rung of the ladder to the next: this much faster
-# Whether "auto" takes CUDA graphs. A card has shown their time and bits on ten blocks, but no whole run yet: whoever
-# records one (benchmarks.graphed_run) sets this with its results.
-GRAPHS_RECORDED = False
 GRAPHS_WORTH = 1.1  # a plan with them is this much faster than the best without, or is not taken
 # a rung down saves the smaller of both: less would not be worth the retry ...
 LEAST_SAVED, LEAST_SHARE = 256 * 2**20, 0.05

@@ -107,8 +107,7 @@ def choose(
     require_on(hardware, precision)
     costs = Costs(work, hardware, shape)
     limits = limits_of(low_vram, layer_offloading)
-    graphs = candidates.GRAPHS_RECORDED if cuda_graphs == "auto" else cuda_graphs
-    chosen = partial(_choice, costs, limits=limits, compiled=compiled, graphs=graphs)
+    chosen = partial(_choice, costs, limits=limits, compiled=compiled, graphs=cuda_graphs is not False)
     if precision != "auto":
         wanted: Precision = "qint4" if precision == "qint4+ara" else precision
         return chosen(wanted, why="as the job asks")

@@ -22,7 +22,6 @@ from presets.job.toml_file import default_out, load_job, with_value
 from presets.machine.gpus import Gpu
 from presets.machine.machine import WSL, Machine
 from presets.machine.torchrun import torchrun_line
-from presets.planner import candidates
 from presets.planner.candidates import Candidate
 from presets.planner.cards import DRIVER_BYTES, card_hardware, find_card, gpu_hardware, nearest_card
 from presets.planner.choose import Choice, DoesNotFit, choose_for
@@ -255,9 +254,7 @@ def _graphs(plan: Plan, graphs: Candidate, launched: Candidate) -> str:
     takes = f"{seconds_each(other.seconds)} s a step ({change:+.0f}%) in {human(other.need_vram)} of VRAM"
     if plan.graphed:
         return f"{of} are CUDA graphs; without (model.cuda_graphs = false) {takes}"
-    return f"not taken; were {of} CUDA graphs (model.cuda_graphs = true), {takes}" + (
-        "" if candidates.GRAPHS_RECORDED else ": no run on a card has shown it yet"
-    )
+    return f"not taken; were {of} CUDA graphs (model.cuda_graphs = true), {takes}"
 
 
 def _rung(rung: Candidate, seconds: float, verb: str) -> str:

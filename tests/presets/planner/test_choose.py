@@ -534,12 +534,10 @@ def test_clips_that_cannot_train_are_planned_for_as_if_they_were_not_known():
     assert workload_of(job(), tiny).loads == workload_of(job()).loads
 
 
-RECORDED = "presets.planner.candidates.GRAPHS_RECORDED"
 SHORT = work(21, 256, previews=None)
 
 
-def test_graphs_are_taken_where_the_card_waits_for_launches(monkeypatch):
-    monkeypatch.setattr(RECORDED, True)
+def test_graphs_are_taken_where_the_card_waits_for_launches():
     hardware, rows = on("H100 SXM"), Bucket(21, 256, 256).tokens
     short = choose(SHORT, hardware)
     assert short.graphs is not None and short.launched is not None and short.launched.plan.graphed == 0
@@ -554,21 +552,16 @@ def test_graphs_are_taken_where_the_card_waits_for_launches(monkeypatch):
     assert choose(SHORT, on("3090")).graphs is None, "a slow card has no time to wait"
 
 
-def test_graphs_are_refused_by_the_job_and_taken_at_its_word(monkeypatch):
-    monkeypatch.setattr(RECORDED, False)
+def test_graphs_are_refused_by_the_job_and_taken_at_its_word():
     hardware = on("H100 SXM")
-    plain, asked = (choose(SHORT, hardware, cuda_graphs=how) for how in ("auto", True))
+    plain, asked = (choose(SHORT, hardware, cuda_graphs=how) for how in (False, True))
     assert plain.plan.graphed == 0 < asked.plan.graphed and plain.graphs == asked.graphs
     assert {r.plan.graphed for r in plain.ladder} == {0}
     assert choose(work(), hardware, cuda_graphs=True) == choose(work(), hardware), "they would be no faster"
-    monkeypatch.setattr(RECORDED, True)
     assert choose(SHORT, hardware).plan == asked.plan
-    refused = choose(SHORT, hardware, cuda_graphs=False)
-    assert (refused.plan, refused.graphs) == (plain.plan, plain.graphs)
 
 
-def test_smaller_plans_keep_their_graphs_while_they_can(monkeypatch):
-    monkeypatch.setattr(RECORDED, True)
+def test_smaller_plans_keep_their_graphs_while_they_can():
     hardware = on("H100 SXM")
     costs, plans = Costs(SHORT, hardware), [choose(SHORT, hardware).plan]
     while (lower := next_down(plans[-1], SHORT, hardware, exhausted="step")) is not None:

@@ -9,7 +9,6 @@ import pytest
 from presets.job.schema import DatasetPanel, Job, JobPanel, ModelPanel, PromptPanel, SamplePanel
 from presets.job.toml_file import load_job, save_job, with_value
 from presets.machine.torchrun import stop_options
-from presets.planner import candidates
 from presets.planner.several_gpus import LEAST_GRACE, stop_grace
 from presets.planner.sizes import GIB, ExpertShape
 from tests.helpers.facts import gpu, machine
@@ -88,7 +87,7 @@ def test_a_plan_for_programs(tmp_path: Path):
     assert found["prediction"]["ram_held"].keys() == {"masters", "stash", "accelerator", "process"}
 
 
-def test_whether_short_clips_run_as_graphs_is_told(tmp_path: Path, capsys, monkeypatch):
+def test_whether_short_clips_run_as_graphs_is_told(tmp_path: Path, capsys):
     file = write_job(tmp_path)
     short = load_job(file)
     short.datasets[0].num_frames, short.datasets[0].resolutions, short.sample.prompts = 21, [256], []
@@ -98,14 +97,11 @@ def test_whether_short_clips_run_as_graphs_is_told(tmp_path: Path, capsys, monke
         assert main(["plan", str(file), "--gpu", card, "--ram", "96"]) == 0
         return "".join(line for line in capsys.readouterr().out.splitlines() if line.startswith("Graphs"))
 
-    monkeypatch.setattr(candidates, "GRAPHS_RECORDED", False)
-    assert "not taken; were blocks of up to 1536 tokens CUDA graphs (model.cuda_graphs = true)" in told()
-    assert told().endswith("no run on a card has shown it yet") and "(-" in told()
-    monkeypatch.setattr(candidates, "GRAPHS_RECORDED", True)
     assert "blocks of up to 1536 tokens are CUDA graphs; without (model.cuda_graphs = false)" in told()
     assert "(+" in told() and told("3090") == ""
     save_job(with_value(short, "model.cuda_graphs", False), file)
-    assert "not taken" in told() and told().endswith("of VRAM")
+    assert "not taken; were blocks of up to 1536 tokens CUDA graphs (model.cuda_graphs = true)" in told()
+    assert told().endswith("of VRAM") and "(-" in told()
 
 
 def test_a_precision_that_the_card_does_not_run_is_refused(tmp_path: Path):
