@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import torch
 
+from engine.encode.shared_encodes import HandingFailed
 from engine.executor.token_split import TokenSplit
 from engine.memory.planning import Shortage
 from engine.parallel.ordered_sum import OrderedSum
@@ -252,6 +253,17 @@ def test_memory_that_runs_out_within_a_shared_clip_ends_the_rank_with_what_to_do
         optimizer_step(run, STEP)
     (loss,) = told
     assert loss.user and loss.fix == LESS_MEMORY and "out of memory in the midst of a clip that 2 GPUs" in loss.cause
+
+
+def test_an_encode_that_cannot_be_handed_on_ends_the_rank(bench: Bench):
+    def take(*_: Any) -> None:
+        raise HandingFailed("RuntimeError: NCCL error")
+
+    run, told = run_of_a_clip(bench, lambda mine: mine), []
+    run.encodes, run.team.give_up = SimpleNamespace(take=take), told.append
+    with pytest.raises(ClipLost, match="NCCL error"):
+        optimizer_step(run, STEP)
+    assert [loss.cause for loss in told] == ["RuntimeError: NCCL error"]
 
 
 def test_ranks_that_have_made_several_of_a_clip_go_no_further(bench: Bench):
