@@ -24,7 +24,7 @@ from engine.data.sampler import BatchSampler, turn_of
 from engine.encode.latent_cache import LatentCache
 from engine.encode.latents import Encoder
 from engine.encode.shared_encodes import SharedEncodes
-from engine.encode.tensor_cache import TensorCache
+from engine.encode.tensor_cache import TensorCache, machinery
 from engine.encode.text_embeddings import TextBook, encode_texts
 from engine.encode.vae_encoder import load_vae, vae_identity
 from engine.executor.experts import Experts, read_blocks
@@ -179,7 +179,7 @@ def prepare(
         ahead=list(begin.ahead),
         team=team,
         split=_token_split(job, team, items, base) if team and team.part.each > 1 else None,
-        encodes=_shared_encodes(team, sampler, device) if team and team.part.each > 1 else None,
+        encodes=_shared_encodes(team, sampler, placement) if team and team.part.each > 1 else None,
     )
     place(run, planning.plan)
     return run
@@ -337,8 +337,16 @@ def _token_split(job: Job, team: Team, items: list[Item], base: BaseModel) -> To
     return TokenSplit(team.clip_group, team.part.seat, team.part.each, team.ask)
 
 
-def _shared_encodes(team: Team, sampler: BatchSampler, device: torch.device) -> SharedEncodes:
-    return SharedEncodes(sampler, device, team.part.seat, exchange=team.exchange_clip, hand=team.hand)
+def _shared_encodes(team: Team, sampler: BatchSampler, placement: Placement) -> SharedEncodes:
+    """Raises UserError, on all ranks, where it would depend on who encodes a clip what comes of it."""
+    made_by = team.exchange(machinery(placement))
+    if any(len({made_by[rank] for rank in part.clip}) > 1 for part in team.parts):
+        raise UserError(
+            "the GPUs that share a clip are not of one kind, or their processes have other versions of torch",
+            where="job.gpus_per_clip",
+            fix="Name GPUs of one kind, or set job.gpus_per_clip = 1",
+        )
+    return SharedEncodes(sampler, placement.device, team.part.seat, exchange=team.exchange_clip, hand=team.hand)
 
 
 def _learners(job: Job, experts: Experts) -> dict[Expert, Learner]:
