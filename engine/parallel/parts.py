@@ -112,3 +112,18 @@ def batch_after(job: Job, part: Part, index: int) -> int:
     while part.expert not in (None, expert_at(job, step)):
         step += 1
     return step * accumulation + part.turn
+
+
+def encoded_at_once(job: Job, part: Part, index: int) -> list[int]:
+    """Micro-batch `index` and those of this run behind it that the ranks of a clip encode with it, one each."""
+    out, end = [index], job.training.steps * job.training.gradient_accumulation
+    while len(out) < part.each and (after := batch_after(job, part, out[-1])) < end:
+        out.append(after)
+    return out
+
+
+def read_after(job: Job, part: Part, index: int) -> int:
+    """Which micro-batch's clips a rank reads after those of `index`."""
+    for _ in range(part.each):
+        index = batch_after(job, part, index)
+    return index

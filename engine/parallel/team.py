@@ -111,6 +111,11 @@ class Team:
         self.ask(lambda: dist.all_gather(out, mine, group=self._sharing))
         return out
 
+    def hand(self, tensor: torch.Tensor, place: int) -> None:
+        """Fill it on all that share a clip with what the one at a place among them has in it."""
+        source = self.part.clip[place]
+        self.ask(lambda: dist.broadcast(tensor, src=source, group=self.clip_group))
+
     def send(self, packed: bytes) -> None:
         """To the first rank, which waits for it."""
         self.ask(lambda: dist.send_object_list([packed], dst=0, group=self._all))

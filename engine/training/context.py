@@ -18,6 +18,7 @@ from engine.data.dataset import Item
 from engine.data.loader import Loader
 from engine.encode.latent_cache import LatentCache
 from engine.encode.latents import Encoder
+from engine.encode.shared_encodes import SharedEncodes
 from engine.encode.text_embeddings import TextBook
 from engine.executor.experts import Experts
 from engine.executor.token_split import TokenSplit
@@ -131,6 +132,7 @@ class Run:
     ahead: list[Setting] = field(default_factory=list)  # set in an earlier attempt at steps that are to come again
     team: Team | None = None  # the processes that train it together; None: it is this one alone
     split: TokenSplit | None = None  # those that share its clips; None: each rank has clips of its own
+    encodes: SharedEncodes | None = None  # of the clips that they share
     apart: bool = False  # the other expert has learnt since, elsewhere
     settled: int = 0  # planning.downs when all ranks last had one plan
 

@@ -17,11 +17,14 @@ from torch.nn import functional as F
 
 from engine.data.loader import Batch
 from engine.encode.latent_cache import latents_of
+from engine.encode.shared_encodes import Encoded
 from engine.executor.block_executor import BlockExecutor
+from engine.parallel.parts import encoded_at_once
 from engine.system import fault_injection
 from engine.system.keyed_random import keyed_rng
 from engine.system.stopwatch import Stopwatch
 from engine.training.context import Run
+from engine.training.placement import as_agreed
 from presets.clips.captions import replace_word
 from presets.job.expert_schedule import Expert
 from presets.job.schema import AdvancedPanel, Job, TrainingPanel
@@ -171,17 +174,31 @@ def noised_batch(run: Run, step: int, index: int, expert: Expert, watch: Stopwat
     """Decoded, encoded, noised."""
     if run.team is not None:
         run.team.signs.give(f"step {step + 1}")
-    with watch.part("data"):
-        fault_injection.at("data.decode", step + 1)
-        batch = run.loader.batch(index)
-    with watch.part("vae"):
-        fault_injection.at("vae.encode", step + 1)
-        x0_BCFhw, conditioning_BCFhw = latents_of(run.encoder, batch, run.latents, device=run.placement.device)
+    made = encoded_batch(run, step, index, watch)
     fault_injection.at("noise", step + 1)
-    noise_BCFhw, sigma_B = draws(run, expert, batch, x0_BCFhw)
-    x_t, target = noised(x0_BCFhw, noise_BCFhw, sigma_B)
+    noise_BCFhw, sigma_B = draws(run, expert, made.batch, made.x0_BCFhw)
+    x_t, target = noised(made.x0_BCFhw, noise_BCFhw, sigma_B)
     target = fault_injection.poison("target", step + 1, target)
-    return NoisedBatch(batch, torch.cat([x_t, conditioning_BCFhw], dim=1), sigma_B * NUM_TRAIN_TIMESTEPS, target)
+    x_BCFhw = torch.cat([x_t, made.conditioning_BCFhw], dim=1)
+    return NoisedBatch(made.batch, x_BCFhw, sigma_B * NUM_TRAIN_TIMESTEPS, target)
+
+
+def encoded_batch(run: Run, step: int, index: int, watch: Stopwatch) -> Encoded:
+    """A micro-batch of step `step`, decoded and encoded, in turns by the ranks that share its clips."""
+
+    def encode(index: int) -> Encoded:
+        with watch.part("data"):
+            fault_injection.at("data.decode", step + 1)
+            batch = run.loader.batch(index)
+        with watch.part("vae"):
+            fault_injection.at("vae.encode", step + 1)
+            return Encoded(batch, *latents_of(run.encoder, batch, run.latents, device=run.placement.device))
+
+    if run.team is None or run.encodes is None:
+        return encode(index)
+    at_once = encoded_at_once(run.job, run.team.part, index)
+    # a plan may change how clips are encoded; after a resume all would be encoded under the new one
+    return run.encodes.take(at_once, as_agreed(run.planning.plan), encode)
 
 
 def through_expert(run: Run, step: int, expert: Expert, noised: NoisedBatch, watch: Stopwatch) -> MicroBatch:

@@ -207,10 +207,10 @@ def _agree(
                 raise UserError(f"rank {rank}: {what}", where=where, fix=fix)
         # the first of several
         rank, lowest = max(zip(ranks, everyone, strict=True), key=lambda numbered: numbered[1].downs)
-        if all(_locked(one.plan) == _locked(lowest.plan) for one in everyone):
+        if all(as_agreed(one.plan) == as_agreed(lowest.plan) for one in everyone):
             run.planning = replace(planning, downs=lowest.downs)
             return
-        if _locked(planning.plan) != _locked(lowest.plan):
+        if as_agreed(planning.plan) != as_agreed(lowest.plan):
             why = f"rank {rank}: {lowest.short}"
             run.log.emit("replanned", why=why, old=planning.plan.text, new=lowest.plan.text)
             release(run.placement.device)
@@ -221,6 +221,7 @@ def _agree(
                 refused = (e.what, e.where, e.fix)
 
 
-def _locked(plan: Plan) -> Plan:
-    """Whether the host's memory is page-locked is each rank's own matter: it changes no number."""
+def as_agreed(plan: Plan) -> Plan:
+    """What of a plan the ranks have in common. Whether the host's memory is page-locked is each rank's own matter: it
+    changes no number."""
     return msgspec.structs.replace(plan, pinned=True)

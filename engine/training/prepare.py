@@ -23,14 +23,15 @@ from engine.data.loader import Loader
 from engine.data.sampler import BatchSampler, turn_of
 from engine.encode.latent_cache import LatentCache
 from engine.encode.latents import Encoder
-from engine.encode.tensor_cache import TensorCache
+from engine.encode.shared_encodes import SharedEncodes
+from engine.encode.tensor_cache import TensorCache, machinery
 from engine.encode.text_embeddings import TextBook, encode_texts
 from engine.encode.vae_encoder import load_vae, vae_identity
 from engine.executor.experts import Experts, read_blocks
 from engine.executor.token_split import TokenSplit
 from engine.memory.out_of_memory import loading
 from engine.memory.planning import Planning, Running, plan_run
-from engine.parallel.parts import ALONE, Part, batch_after
+from engine.parallel.parts import ALONE, Part, read_after
 from engine.parallel.team import Team
 from engine.runfolder.control import Control
 from engine.runfolder.event_log import EventLog
@@ -166,7 +167,7 @@ def prepare(
             workers,
             log=talk.warn,
             needless=latents.holds if latents else None,
-            following=partial(batch_after, job, team.part if team else ALONE),
+            following=partial(read_after, job, team.part if team else ALONE),
         ),
         speeds=clip_speeds(job, facts),
         experts=experts,
@@ -178,6 +179,7 @@ def prepare(
         ahead=list(begin.ahead),
         team=team,
         split=_token_split(job, team, items, base) if team and team.part.each > 1 else None,
+        encodes=_shared_encodes(team, sampler, placement) if team and team.part.each > 1 else None,
     )
     place(run, planning.plan)
     return run
@@ -333,6 +335,18 @@ def _token_split(job: Job, team: Team, items: list[Item], base: BaseModel) -> To
     if why := cannot_share_clips(job, heads=heads, fewest=min(item.bucket.tokens for item in items)):
         raise UserError(why, where="job.gpus_per_clip", fix="Set job.gpus_per_clip = 1")
     return TokenSplit(team.clip_group, team.part.seat, team.part.each, team.ask)
+
+
+def _shared_encodes(team: Team, sampler: BatchSampler, placement: Placement) -> SharedEncodes:
+    """Raises UserError, on all ranks, where it would depend on who encodes a clip what comes of it."""
+    made_by = team.exchange(machinery(placement))
+    if any(len({made_by[rank] for rank in part.clip}) > 1 for part in team.parts):
+        raise UserError(
+            "the GPUs that share a clip are not of one kind, or their processes have other versions of torch",
+            where="job.gpus_per_clip",
+            fix="Name GPUs of one kind, or set job.gpus_per_clip = 1",
+        )
+    return SharedEncodes(sampler, placement.device, team.part.seat, exchange=team.exchange_clip, hand=team.hand)
 
 
 def _learners(job: Job, experts: Experts) -> dict[Expert, Learner]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from engine.encode.shared_encodes import HandingFailed, NotReady
 from engine.memory.planning import Shortage
 from engine.parallel.ordered_sum import OrderedSum, Uses, count
 from engine.parallel.quiet import take_warnings, warn
@@ -171,13 +172,9 @@ class ClipLost(Exception):
     end."""
 
 
-class NotReady(Exception):
-    """Another rank of this clip has failed before it began."""
-
-
 def shared_batch(run: Run, team: Team, noise: Callable[[], NoisedBatch]) -> NoisedBatch:
-    """What `noise` makes, once all ranks that share the clip have made the same of it. Raises what it raises, and
-    NotReady where another has failed."""
+    """What `noise` makes, once all ranks that share the clip have made the same of it. Raises what it raises, NotReady
+    where another has failed, and ClipLost."""
     if run.split is None:
         return noise()
     made: NoisedBatch | None = None
@@ -185,6 +182,8 @@ def shared_batch(run: Run, team: Team, noise: Callable[[], NoisedBatch]) -> Nois
     try:
         with memory_errors():
             made = noise()
+    except HandingFailed as e:
+        raise clip_lost(team, Loss(str(e), "", user=False)) from e
     except Exception as e:
         failure = e
     said = team.exchange_clip(made.digest if made is not None else "")
@@ -212,8 +211,13 @@ def shared_clip(run: Run, team: Team, step: int, expert: Expert, noised: NoisedB
             loss = Loss(text, LESS_MEMORY, user=True)
         else:
             print(without_secrets(traceback.format_exc()), file=sys.stderr)
-        team.give_up(loss)
-        raise ClipLost(loss.cause) from e
+        raise clip_lost(team, loss) from e
+
+
+def clip_lost(team: Team, loss: Loss) -> ClipLost:
+    """End this rank where it is, and the others with it."""
+    team.give_up(loss)
+    return ClipLost(loss.cause)
 
 
 def shared_gradients(run: Run, team: Team, step: int, expert: Expert, watch: Stopwatch) -> StepResult | None:

@@ -3,7 +3,8 @@
 Experts train apart, or ranks share the micro-batches of each step, or each clip, or several of these
 (presets.job.gpu_shares). What a micro-batch takes is the plan's own; what is added is the exchange of gradients. Each
 rank receives those of all others in the order of the ranks and adds them up itself, as one process would, so what it
-receives grows with their number. Ranks that share a clip also exchange tokens for heads around each self-attention.
+receives grows with their number. Ranks that share a clip also exchange tokens for heads around each self-attention, and
+take turns to encode. The latents that they hand on then take no time beside that.
 """
 
 import math
@@ -128,7 +129,9 @@ def share_out(job: Job, facts: Facts, hardware: Hardware, gpus: int, *, link_gbp
     one = exchange(gradient_bytes(work, shape, choice.plan), sharing, link_gbps=link, memory_gbps=hardware.memory_gbps)
     turned, turn_seconds = turning(work, shape, link_gbps=link)
     rounds = work.accumulation // together
-    shared_step = (step.total - step.other) / together + step.other + rounds * (one.seconds + turn_seconds)
+    encoded_elsewhere = step.vae * (1 - 1 / job.job.gpus_per_clip)  # each rank encodes some of their clips, for all
+    shared_step = (step.total - step.other - encoded_elsewhere) / together + step.other
+    shared_step += rounds * (one.seconds + turn_seconds)
     steps = steps_of(job)
     waited = max(steps.values()) if divided else work.steps
     training = waited * shared_step

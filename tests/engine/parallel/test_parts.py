@@ -3,7 +3,7 @@ do."""
 
 import pytest
 
-from engine.parallel.parts import Rank, batch_after, parts_of
+from engine.parallel.parts import ALONE, Rank, batch_after, encoded_at_once, parts_of, read_after
 from presets.errors import UserError
 from presets.job.expert_schedule import expert_at
 from presets.job.gpu_shares import numbers
@@ -68,6 +68,18 @@ def test_each_micro_batch_is_that_of_the_ranks_of_one_clip(world: int, accumulat
             taken.append((index, part.seat))
             index = batch_after(job, part, index)
     assert sorted(taken) == [(index, seat) for index in range(steps * accumulation) for seat in (0, 1)]
+
+
+def test_ranks_of_a_clip_read_in_turns_what_they_encode_and_nothing_beyond_the_run():
+    job = with_value(with_value(job_of(1), "job.gpus_per_clip", 2), "training.steps", 7)
+    together = parts_of(with_value(job, "multistage.low_noise", False), 2)
+    assert encoded_at_once(job, together[1], 3) == [3, 4] and encoded_at_once(job, together[0], 6) == [6]
+    assert [read_after(job, part, 3) for part in together] == [5, 5]
+    low = parts_of(job, 4)[2]  # its steps are 2 and 3, 6 and 7
+    assert (
+        encoded_at_once(job, low, 3) == [3, 6] and encoded_at_once(job, low, 6) == [6] and read_after(job, low, 3) == 7
+    )
+    assert read_after(job, ALONE, 3) == 4
 
 
 def test_a_number_that_ranks_of_a_clip_do_not_divide_is_refused_with_those_that_they_do():

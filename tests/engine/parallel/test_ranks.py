@@ -33,7 +33,6 @@ JOBS: dict[str, dict] = {
     "clips": {
         "steps": 4,
         "prompts": 0,
-        "gradient_accumulation": 2,
         "dataset": {"num_frames": 5},
         "save": {"every": 2, "keep": 3, "dtype": "fp32"},
     },
@@ -234,6 +233,8 @@ def test_ranks_that_share_clips_agree_with_one(runs: Runs, ranks: int):
     attempts = runs.start(job, ranks)
     assert ends(attempts) == [DONE] * ranks, [attempt.said()[-3000:] for attempt in attempts]
     require_agreement(runs, job)
+    steps = [e.data for e in events(job.parent / "runs/t") if e.kind == "step"]
+    assert ["vae" in step["seconds"] for step in steps] == [True, False, True, False]  # those of two steps at once
 
 
 def test_a_run_whose_clips_were_shared_goes_on_by_one_rank_and_back(runs: Runs):
@@ -252,7 +253,7 @@ def test_a_run_whose_clips_were_shared_goes_on_by_one_rank_and_back(runs: Runs):
     [
         ("sigkill:forward:3@1", -9, "rank 1 of 2 was killed or has crashed"),
         ("raise:forward:3@1", FAILED, "rank 1 of 2: InjectedFault"),  # the first waits for its tokens
-        ("raise:noise:3@1", FAILED, "rank 1: InjectedFault"),  # and here for what it makes of the clip
+        ("raise:vae.encode:3@1", FAILED, "rank 1: InjectedFault"),  # and here for the clip of the step after
     ],
 )
 def test_a_rank_that_dies_ends_the_other_of_its_clip(runs: Runs, fault: str, code: int, cause: str):

@@ -11,13 +11,14 @@ import msgspec
 import pytest
 import torch
 
+from engine.encode.shared_encodes import HandingFailed
 from engine.executor.token_split import TokenSplit
 from engine.memory.planning import Shortage
 from engine.parallel.ordered_sum import OrderedSum
 from engine.parallel.orders import Steps
 from engine.parallel.parts import Part
 from engine.parallel.team import RankFailed
-from engine.training import placement, train_step, trainer
+from engine.training import placement, prepare, train_step, trainer
 from engine.training.context import Run
 from engine.training.placement import settle
 from engine.training.train_step import ClipLost, StepTaken
@@ -252,6 +253,36 @@ def test_memory_that_runs_out_within_a_shared_clip_ends_the_rank_with_what_to_do
         optimizer_step(run, STEP)
     (loss,) = told
     assert loss.user and loss.fix == LESS_MEMORY and "out of memory in the midst of a clip that 2 GPUs" in loss.cause
+
+
+def test_an_encode_that_cannot_be_handed_on_ends_the_rank(bench: Bench):
+    def take(*_: Any) -> None:
+        raise HandingFailed("RuntimeError: NCCL error")
+
+    run, told = run_of_a_clip(bench, lambda mine: mine), []
+    run.encodes, run.team.give_up = SimpleNamespace(take=take), told.append
+    with pytest.raises(ClipLost, match="NCCL error"):
+        optimizer_step(run, STEP)
+    assert [loss.cause for loss in told] == ["RuntimeError: NCCL error"]
+
+
+@pytest.mark.parametrize("unlike", [1, 3])
+def test_cards_of_two_kinds_share_no_clip(bench: Bench, unlike: int):
+    """On all ranks, whichever group has them."""
+    parts = [Part(None, place, (0, 1, 2, 3), 2) for place in range(4)]
+
+    def team_of(*others: str) -> Any:
+        def exchange(mine: str) -> list[str]:
+            return [mine, *(other or mine for other in others)]
+
+        return SimpleNamespace(part=parts[0], parts=parts, exchange=exchange, exchange_clip=None, hand=None)
+
+    sampler, placement = bench.run.loader.sampler, bench.run.placement
+    assert prepare._shared_encodes(team_of("", "another", "another"), sampler, placement)
+    with pytest.raises(UserError, match="are not of one kind"):
+        prepare._shared_encodes(
+            team_of(*("another" if rank == unlike else "" for rank in (1, 2, 3))), sampler, placement
+        )
 
 
 def test_ranks_that_have_made_several_of_a_clip_go_no_further(bench: Bench):

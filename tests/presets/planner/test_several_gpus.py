@@ -72,6 +72,9 @@ def test_gpus_that_share_clips_have_a_part_of_memory_and_time_and_exchange_token
     rows = sum(load.share * load.rows for load in work.loads)
     assert two.turned == pytest.approx(12 * 40 * rows * 5120 * 2 / 2)
     assert two.turn_seconds > two.turned / (two.link_gbps * 1e9)
+    # of the encodes each has half
+    step = costs[1].time.step(two.choice.plan)
+    assert two.seconds_per_step - two.exchange_seconds - two.turn_seconds == pytest.approx(step.total - step.vae / 2)
     assert two.total < two.total_of_one == pytest.approx(one.total_of_one, rel=0.1)
     with pytest.raises(UserError, match="3 GPUs cannot share clips by 2 each"):
         share_out(job, facts(), H100, 3)
