@@ -24,8 +24,9 @@ from torch.nn import functional as F
 
 from benchmarks.int8_products import seconds
 from benchmarks.kernel_kinds import by_kind, lines
+from engine.encode.convolution import norm_silu, room_of
 from engine.encode.latents import encode_pair
-from engine.encode.vae_encoder import ClipEncoder, norm_silu
+from engine.encode.vae_encoder import ClipEncoder
 from engine.system.device import compile_alike, fixed_order, open_device
 
 SIDE, CLIP = 512, 41
@@ -37,14 +38,14 @@ class Shape(NamedTuple):
     outputs: int
     scale: int  # of the sides
     every: int  # of the frames
-    count: int  # of them in the encoder
+    convolutions: int  # of this shape in the encoder
 
     @property
     def name(self) -> str:
         return f"{self.inputs} to {self.outputs}, 1/{self.scale}"
 
 
-SHAPES = (
+SHAPES: tuple[Shape, ...] = (
     Shape(96, 96, 1, 1, 4),
     Shape(96, 192, 2, 1, 1),
     Shape(192, 192, 2, 1, 3),
@@ -53,7 +54,7 @@ SHAPES = (
     Shape(384, 384, 8, 4, 8),
     Shape(384, 32, 8, 4, 1),
 )
-TINY_SHAPES = (Shape(16, 16, 1, 1, 4), Shape(16, 24, 2, 1, 1))
+TINY_SHAPES: tuple[Shape, ...] = (Shape(16, 16, 1, 1, 4), Shape(16, 24, 2, 1, 1))
 
 
 def told(found: list[Row], shape: Shape, way: str, run: Callable[[], Any], flop: float, right: Any = None) -> None:
@@ -106,20 +107,20 @@ def measured(shape: Shape, frames: int, side: int, device: torch.device) -> list
     normed, compiled = norm_silu, device.type == "cuda"
     if compiled:
         normed = torch.compile(norm_silu, dynamic=True)
-    say("norm and activation, torch", partial(normed, x, None, gamma.view(-1, 1, 1, 1)))
+    say("norm and activation, torch", partial(normed, x.permute(0, 2, 3, 4, 1), None, gamma))
     if device.type == "cuda":
         from engine.kernels import triton_conv as ours  # Triton comes with the CUDA builds of torch alone
 
         flat, flat_beside = x.permute(0, 2, 3, 4, 1), beside.permute(0, 2, 3, 4, 1)
-        room = ours.bordered(tuple(flat.shape), flat)
+        room = room_of(tuple(flat.shape), flat)
         room[:, :2] = 0
-        say("norm and activation into a border, ours", partial(ours.norm_silu, flat, None, gamma, room))
+        say("norm and activation into a room, ours", partial(ours.norm_silu, flat, None, gamma, room))
         room.zero_()
         room[:, 2:, 1:-1, 1:-1] = flat
-        out = ours.bordered(tuple(flat_beside.shape), flat)
-        say("room with a border", partial(ours.bordered, tuple(flat_beside.shape), flat))
+        out = room_of(tuple(flat_beside.shape), flat)
+        say("an empty room", partial(room_of, tuple(flat_beside.shape), flat))
         best: tuple[float, Any] = (float("inf"), None)
-        for tile in ours.tiles(N):
+        for tile in dict.fromkeys([*ours.tiles(C, N, (9, 0)), *ours.tiles(C, N, (8, 0))]):
             packed = ours.packed(weight, tile.columns)
             name = f"{tile.pixels}x{tile.outputs}{f'+{tile.rest}' if tile.rest else ''}x{tile.columns}"
             name = f"ours, {name}, {tile.warps} warps, {tile.stages}, {'desc.' if tile.described else 'pointers'}"
@@ -145,7 +146,7 @@ def summed(found: list[Row], shapes: tuple[Shape, ...], frames: int) -> dict[str
         rows = [row for row in found if row["shape"] == shape.name and "ms" in row]
         for name in sums:
             times = [row["ms"] for row in rows if row["way"] == name or (name == "ours" and "apart" in row)]
-            sums[name] += min(times, default=0.0) * shape.count * CLIP / frames
+            sums[name] += min(times, default=0.0) * shape.convolutions * CLIP / frames
     return sums
 
 

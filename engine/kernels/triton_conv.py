@@ -1,10 +1,9 @@
-"""The Triton kernel behind `engine.encode.convolution`, in a module of its own because Triton comes with CUDA alone.
+"""The Triton kernels behind `engine.encode.convolution`, in a module of its own because Triton comes with CUDA alone.
 
-A 3x3x3 convolution as products of matrices, without a copy of its input. The input is given with a border: frames in
-front, a pixel of zeros on each side. Then the pixels of a clip are the rows of one matrix, and the neighbours of
-neighbouring pixels are again neighbouring rows, as many rows further on for all. Of a tile that is a run of rows, each
-of the nine (time, height) taps is a product with the 3 C columns that begin at a row's first: its own pixel and the
-two after it. Two of W + 2 rows are computed for nothing, the border's.
+A 3x3x3 convolution as a product of matrices, without a copy of its input. In a room, a clip with its border of zeros,
+the pixels are the rows of one matrix, and the neighbours of neighbouring pixels are again neighbouring rows, as many
+rows further on for all of them. Of a tile, a run of rows, each of the nine (time, height) taps is a product with the
+3 C columns that begin at a row's first: its own pixel and the two after it. Two of W + 2 rows are computed for nothing.
 
 B batch, T frames of the output, H W its pixels, C channels, N of the output.
 """
@@ -17,7 +16,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 TAPS = 3  # along each side
-SLACK = 4  # pixels behind the last: a tile's last rows look so far beyond it
+DESCRIBED = (9, 10)  # generations with a unit that loads by tensor descriptors, and the memory for it
 NORM_VALUES = 8192  # of a program that normalizes
 GROUP = 32  # tiles of one frame that go through its frames together: what they share stays in the cache
 
@@ -32,45 +31,34 @@ class Tile(NamedTuple):
     described: bool  # loads go through tensor descriptors
 
 
-def tiles(outputs: int) -> tuple[Tile, ...]:
-    """Those to choose from for so many outputs."""
-    return next(found for most, found in TILES.items() if outputs <= most)
+def tiles(inputs: int, outputs: int, capability: tuple[int, int]) -> list[Tile]:
+    """Those to choose from."""
+    found = next(found for most, found in TILES.items() if outputs <= most)
+    described = capability[0] in DESCRIBED
+    usable = [tile for tile in found if tile.columns <= max(32, 3 * inputs)]
+    return [tile for tile in usable if tile.described == described] or usable
 
 
+# By the outputs that they are for, at most. On an H200 (benchmarks.convolutions) the first of each is the fastest, or
+# as fast as that. Those by pointers take 56 to 96 KB of shared memory on each card.
 TILES = {
-    32: (Tile(128, 32, 0, 64, 4, 4, True), Tile(128, 32, 0, 64, 4, 3, False)),
+    32: (Tile(128, 32, 0, 64, 4, 3, False), Tile(128, 32, 0, 32, 4, 4, False)),
     96: (
-        Tile(256, 64, 32, 32, 8, 5, True),
-        Tile(256, 64, 32, 64, 8, 4, True),
         Tile(256, 128, 0, 32, 8, 5, True),
-        Tile(256, 128, 0, 64, 8, 4, True),
         Tile(128, 64, 32, 32, 4, 4, True),
-        Tile(128, 64, 32, 64, 4, 3, True),
-        Tile(128, 64, 32, 64, 8, 4, True),
-        Tile(128, 128, 0, 64, 4, 3, True),
         Tile(128, 64, 32, 32, 4, 4, False),
         Tile(128, 64, 32, 32, 8, 4, False),
-        Tile(256, 64, 32, 32, 8, 3, False),
     ),
     192: (
         Tile(128, 128, 64, 64, 8, 4, True),
-        Tile(128, 128, 64, 32, 8, 5, True),
-        Tile(128, 256, 0, 64, 8, 3, True),
-        Tile(256, 64, 32, 64, 8, 4, True),
-        Tile(128, 64, 32, 64, 4, 3, True),
-        Tile(128, 128, 64, 64, 8, 3, False),
         Tile(128, 128, 64, 32, 8, 4, False),
         Tile(128, 64, 32, 32, 4, 4, False),
     ),
     1024: (
-        Tile(128, 256, 0, 64, 8, 3, True),
         Tile(256, 128, 0, 64, 8, 3, True),
-        Tile(128, 128, 64, 64, 8, 4, True),
         Tile(128, 128, 0, 64, 8, 4, True),
-        Tile(128, 128, 0, 64, 4, 3, True),
         Tile(128, 128, 0, 64, 8, 3, False),
-        Tile(128, 128, 0, 32, 4, 4, False),
-        Tile(128, 128, 64, 32, 8, 4, False),
+        Tile(128, 128, 0, 32, 8, 4, False),
     ),
 }
 
@@ -96,25 +84,20 @@ def norm_silu_kernel(  # type: ignore[no-untyped-def]
     PIXELS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    """One program per run of PIXELS of a frame with its border, after the two in front. See
-    `engine.encode.convolution.norm_silu_bordered`."""
-    wide = width + 2
-    frame = tl.program_id(1)
-    clip, frame = frame // frames, frame % frames
+    """One program per run of PIXELS of a frame. See `engine.encode.convolution.fill_normed`."""
+    clip, frame = tl.program_id(1) // frames, tl.program_id(1) % frames
     rows, k = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS), tl.arange(0, COLUMNS)
-    h, w = rows // wide - 1, rows % wide - 1
-    inside = (h >= 0) & (h < height) & (w >= 0) & (w < width)
+    inside = (rows < height * width)[:, None] & (k < C)[None, :]
     x += (clip * held + tl.minimum(frame, held - 1)).to(tl.int64) * height * width * C
-    values = tl.load(x + (h * width + w)[:, None] * C + k[None, :], mask=inside[:, None] & (k[None, :] < C), other=0.0)
-    values = values.to(tl.float32)
+    values = tl.load(x + rows[:, None] * C + k[None, :], mask=inside, other=0.0).to(tl.float32)
     if BIAS:
         values += tl.load(bias + k, mask=k < C, other=0.0).to(tl.float32)[None, :]
     values = values * (root / tl.maximum(tl.sqrt(tl.sum(values * values, 1)), 1e-12))[:, None]
     values = _silu(values * tl.load(gamma + k, mask=k < C, other=0.0).to(tl.float32)[None, :])
-    values = tl.where(inside[:, None], values, 0.0)
+    wide = width + 2
     y += (clip * (frames + 2) + frame + 2).to(tl.int64) * (height + 2) * wide * C
-    at = rows[:, None] * C + k[None, :]
-    tl.store(y + at, values.to(y.dtype.element_ty), mask=(rows < (height + 2) * wide)[:, None] & (k[None, :] < C))
+    at = (rows // width * wide + rows % width + wide + 1)[:, None] * C + k[None, :]
+    tl.store(y + at, values.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -157,6 +140,7 @@ def conv_kernel(  # type: ignore[no-untyped-def]
     height,
     width,
     N,
+    room_frames,
     root,
     C: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -169,8 +153,8 @@ def conv_kernel(  # type: ignore[no-untyped-def]
     GROUP: tl.constexpr,
 ):
     """One program per run of PIXELS of a frame with its border, and OUTPUTS + REST channels. BESIDE: added to another
-    tensor. NORM: all outputs of a pixel in one program, with norm and activation (`beside` is gamma) into a tensor that
-    has a border, too."""
+    tensor. NORM: all outputs of a pixel in one program, with norm and activation (`beside` is gamma), into a room of so
+    many frames."""
     STEPS: tl.constexpr = (3 * C + COLUMNS - 1) // COLUMNS  # of one (time, height) tap
     wide = width + 2
     tiles_n = tl.cdiv(N, OUTPUTS + REST)
@@ -229,7 +213,8 @@ def conv_kernel(  # type: ignore[no-untyped-def]
             squares += tl.sum(sums_rest * sums_rest, 1)
         scale = root / tl.maximum(tl.sqrt(squares), 1e-12)
         # the pixel itself is a row and a column after the first that it sees; past a line's end lies the border
-        pixels = (frame + frame // frames * 2 + 2).to(tl.int64) * (height + 2) * wide + rows + wide + 1
+        room = frame // frames * (room_frames + 2) + frame % frames + 2
+        pixels = room.to(tl.int64) * (height + 2) * wide + rows + wide + 1
         _store_normed(sums, scale, beside, y, pixels, kept, rows < height * wide, outputs, N)
         if REST:
             _store_normed(sums_rest, scale, beside, y, pixels, kept, rows < height * wide, outputs_rest, N)
@@ -242,31 +227,21 @@ def conv_kernel(  # type: ignore[no-untyped-def]
 
 def packed(weight_NCTHW: torch.Tensor, columns: int) -> torch.Tensor:
     """(N, K): for each of the nine (time, height) taps the 3 C columns of its pixels, and zeros up to a multiple of
-    `columns`."""
+    `columns`. Without these a view of a weight that is channels last."""
     N, C = weight_NCTHW.shape[:2]
     runs = weight_NCTHW.permute(0, 2, 3, 4, 1).reshape(N, TAPS * TAPS, TAPS * C)
-    return torch.nn.functional.pad(runs, (0, -TAPS * C % columns)).reshape(N, -1).contiguous()
-
-
-def bordered(size_BTHWC: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
-    """Room for an input (B, T + 2, H + 2, W + 2, C), with what is read behind its end. Of the border, the lines above
-    and below are zeros, and the first pixel and what lies behind the end; who fills the frames writes the rest."""
-    B, T, H, W, C = size_BTHWC
-    pixels = B * (T + 2) * (H + 2) * (W + 2)
-    held = like.new_empty((pixels + SLACK) * C)
-    held[pixels * C :] = 0
-    room = held[: pixels * C].view(B, T + 2, H + 2, W + 2, C)
-    room[:, :, 0], room[:, :, -1], room[:, :, 1, 0] = 0, 0, 0
-    return room
+    if zeros := -TAPS * C % columns:
+        runs = torch.nn.functional.pad(runs, (0, zeros))
+    return runs.reshape(N, -1)
 
 
 def norm_silu(x_BPHWC: torch.Tensor, bias_C: torch.Tensor | None, gamma_C: torch.Tensor, room: torch.Tensor) -> None:
-    """Into `room`, from `bordered`, behind its two frames in front; the last frame goes on to its end."""
+    """See `engine.encode.convolution.fill_normed`."""
     B, P, H, W, C = x_BPHWC.shape
     T = room.shape[1] - 2
     columns = triton.next_power_of_2(C)
     pixels = max(1, NORM_VALUES // columns)
-    norm_silu_kernel[(triton.cdiv((H + 2) * (W + 2), pixels), B * T)](
+    norm_silu_kernel[(triton.cdiv(H * W, pixels), B * T)](
         x_BPHWC,
         x_BPHWC if bias_C is None else bias_C,
         gamma_C,
@@ -287,8 +262,8 @@ def norm_silu(x_BPHWC: torch.Tensor, bias_C: torch.Tensor | None, gamma_C: torch
 def conv(
     x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor, beside_BTHWN: torch.Tensor | None, tile: Tile
 ) -> torch.Tensor:
-    """(B, T, H, W, N) of an input from `bordered` and a weight from `packed`. Raises what Triton raises where `tile`
-    does not fit the card."""
+    """(B, T, H, W, N) of a room and a weight from `packed`. Raises what Triton raises where `tile` does not fit the
+    card."""
     B, T, H, W, _ = x.shape
     y = torch.empty((B, T - 2, H - 2, W - 2, weight_NK.shape[0]), dtype=x.dtype, device=x.device)
     _run(x, weight_NK, bias_N, beside_BTHWN, y, tile, norm=False)
@@ -303,7 +278,7 @@ def conv_norm_silu(
     room: torch.Tensor,
     tile: Tile,
 ) -> None:
-    """With norm and activation after it, into `room` as `norm_silu` does."""
+    """With norm and activation after it, into the first frames of `room`."""
     assert weight_NK.shape[0] <= tile.outputs + tile.rest, "a pixel's outputs lie in one program"
     _run(x, weight_NK, bias_N, gamma_N, room, tile, norm=True)
 
@@ -340,6 +315,7 @@ def _run(
         H,
         W,
         N,
+        y.shape[1] - 2,
         N**0.5,
         C=C,
         PIXELS=tile.pixels,
