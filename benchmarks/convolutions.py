@@ -156,13 +156,22 @@ def profiled(frames: int, side: int, device: torch.device, *, tiny: bool) -> dic
     config: dict[str, Any] = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2} if tiny else {}
     vae = AutoencoderKLWan(**config).to(device, torch.bfloat16 if cuda else torch.float32)
     vae = vae.requires_grad_(False).eval()
-    encoder = ClipEncoder(vae, frames=frames, compiled=cuda)
     video = torch.rand(1, 3, 5 if tiny else CLIP, side, side, device=device) * 2 - 1
-    both = partial(encode_pair, encoder, video)
-    found = {"seconds": seconds(both, device), **by_kind(device, both)}
-    print(f"both encodes of {video.shape[2]}x{side}x{side}, {frames} frames at a time: {found['seconds']:.4f} s")
-    for line in lines(found):
-        print(line)
+    found: dict[str, Any] = {}
+    answers = []
+    for way, ours in (("torch's convolutions", ""), ("as a run has it", None)):
+        encoder = ClipEncoder(vae, frames=frames, compiled=cuda, ours=ours)
+        both = partial(encode_pair, encoder, video)
+        answers.append(both())
+        again = both()
+        same = all(torch.equal(a, b) for a, b in zip(answers[-1], again, strict=True))
+        apart = [float((a - b).norm() / b.norm()) for a, b in zip(answers[-1], answers[0], strict=True)]
+        found[way] = {"seconds": seconds(both, device), "ours": encoder.ours, "why": encoder.why, "apart": apart}
+        print(f"both encodes of {video.shape[2]}x{side}x{side}, {frames} frames at a time, {way}:")
+        print(f"  {found[way]['seconds']:.4f} s, again the same bits: {same}, from torch's: {apart}\n  {encoder.why}")
+        found[way] |= by_kind(device, both)
+        for line in lines(found[way]):
+            print(line)
     return found
 
 
@@ -171,7 +180,11 @@ def main() -> int:
     parser.add_argument("--frames", type=int, help="of a run, a multiple of 4 (default: 16)", default=16)
     parser.add_argument("--shapes", type=int, nargs="*", help="which of them, from 0 (default: all)")
     parser.add_argument("--tiny", action="store_true", help="small shapes, for any machine")
-    parser.add_argument("--profile", action="store_true", help="both encodes of a clip by kind of kernel, first")
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="both encodes of a clip by kind of kernel, first, with torch's convolutions and with ours",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found as one object")
     args = parser.parse_args()
     cuda = torch.cuda.is_available()
