@@ -59,26 +59,25 @@ def choose(encoder: nn.Module, before: str | None = None) -> Choice:
     """By what is measured on the card of the encoder's weights, or as a checkpoint says: `before` is the `ours` of its
     run. None are ours on a CPU, nor in another type than bf16. Raises torch.OutOfMemoryError."""
     weight = next(encoder.parameters())
-    if not weight.is_cuda or weight.dtype != torch.bfloat16 or before == "":
+    if not weight.is_cuda or weight.dtype != torch.bfloat16:
         return Choice({}, "")
     kept = None if before is None else before.split(SEPARATOR)
+    asked = [size for size in sizes(encoder) if kept is None or _name(*size) in kept]
+    return chosen({size: measure(*size, weight.device) for size in asked}, again=kept is not None)
+
+
+def chosen(found: dict[tuple[int, int], Found], *, again: bool) -> Choice:
+    """Ours where it is faster, or, `again`, wherever it was before a resume."""
     tiles, words = {}, []
-    for size in sizes(encoder):
-        name = _name(*size)
-        if kept is not None and name not in kept:
-            continue
-        found = measure(*size, weight.device)
-        if found.tile and (kept is not None or found.ours < found.torch):
-            tiles[size] = found.tile
-        elif kept is not None:
-            raise RuntimeError(f"the convolution of {name} was ours before the resume: {_reasons(found)}")
-        ours = f"ours {1e3 * found.ours:.2f} ms" if found.tile else _reasons(found)
-        words.append(f"{name}: torch {1e3 * found.torch:.2f} ms, {ours}")
+    for size, one in found.items():
+        reasons = SEPARATOR.join(sorted(set(one.refused.values())))
+        if one.tile and (again or one.ours < one.torch):
+            tiles[size] = one.tile
+        elif again:
+            raise RuntimeError(f"the convolution of {_name(*size)} was ours before the resume: {reasons}")
+        ours = f"ours {1e3 * one.ours:.2f} ms" if one.tile else f"ours not ({reasons})"
+        words.append(f"{_name(*size)}: torch {1e3 * one.torch:.2f} ms, {ours}")
     return Choice(tiles, "; ".join(words))
-
-
-def _reasons(found: Found) -> str:
-    return SEPARATOR.join(sorted(set(found.refused.values())))
 
 
 @cache

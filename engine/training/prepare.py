@@ -236,7 +236,7 @@ def _encode_images(
         TensorCache("latents", warn=talk.warn),
         placement,
         vae=vae_identity(base.source),
-        how=f"{type(encoder).__name__} {planning.plan.compiled}",
+        how=f"{type(encoder).__name__} {planning.plan.compiled} {encoder.ours}".strip(),
     )
     made = latents.fill(encoder, talk.progress("caching"))
     talk.info(f"latents of images: {made} encoded, the others read from the cache")
