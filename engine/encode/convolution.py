@@ -103,14 +103,18 @@ class Convolution:
     def channels(self) -> int:
         return self.weight.shape[1]
 
-    def __call__(self, room: torch.Tensor, beside_BTHWN: torch.Tensor | None = None) -> torch.Tensor:
-        """(B, T, H, W, N), with its bias, added to `beside`."""
+    def __call__(
+        self, room: torch.Tensor, beside_BTHWN: torch.Tensor | None = None, *, edge: bool = False
+    ) -> torch.Tensor:
+        """(B, T, H, W, N), with its bias, added to `beside`. `edge`: another column and line of zeros, for a layer that
+        halves the sides."""
         if self.tile:
             from engine.kernels import triton_conv
 
-            return triton_conv.conv(room, self._packed, self.bias, beside_BTHWN, self.tile)
+            return triton_conv.conv(room, self._packed, self.bias, beside_BTHWN, self.tile, int(edge))
         y = self._plain(room)
-        return y.add_(self.bias) if beside_BTHWN is None else self._add_bias(y, self.bias, beside_BTHWN)
+        y = y.add_(self.bias) if beside_BTHWN is None else self._add_bias(y, self.bias, beside_BTHWN)
+        return F.pad(y, (0, 0, 0, 1, 0, 1)) if edge else y
 
     def normed(self, room: torch.Tensor, gamma_N: torch.Tensor, into: torch.Tensor) -> None:
         """With norm and activation after it, into another room, whose last frame goes on to its end."""

@@ -130,8 +130,8 @@ class ClipEncoder:
             inside(room)[:, :P, ..., : run.x_BPHWC.shape[-1]] = run.x_BPHWC
             repeat_last(room, P)
         x = Run(first(room), run.length)
-        for layer in encoder.down_blocks:
-            x = self._layer(layer, x, history)
+        for layer, following in zip(encoder.down_blocks, [*encoder.down_blocks[1:], None], strict=True):
+            x = self._layer(layer, x, history, edge=isinstance(following, WanResample))
         middle = encoder.mid_block
         x = self._layer(middle.resnets[0], x, history)
         for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
@@ -156,7 +156,8 @@ class ClipEncoder:
         yield room
         history[id(conv)] = Before(room[:, -1 if run.still else -HISTORY :].clone(), run.still)
 
-    def _layer(self, layer: nn.Module, run: Run, history: History) -> Run:
+    def _layer(self, layer: nn.Module, run: Run, history: History, *, edge: bool = False) -> Run:
+        """`edge`: with another column and line of zeros, which a residual block can add for nothing."""
         x, length = run
         if isinstance(layer, WanResidualBlock):
             one, two = self._convolutions[layer.conv1], self._convolutions[layer.conv2]
@@ -169,17 +170,20 @@ class ClipEncoder:
             beside = x
             if not isinstance(layer.conv_shortcut, nn.Identity):
                 beside = layer.conv_shortcut(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
-            return Run(two(second, _first(Run(beside, length), second.shape[1] - HISTORY)), length)
+            return Run(two(second, _first(Run(beside, length), second.shape[1] - HISTORY), edge=edge), length)
         if isinstance(layer, WanResample):
+            assert not edge, "a residual block stands between two"
             return self._downsample(layer, run, history)
         assert isinstance(layer, WanAttentionBlock), type(layer)
-        return Run(layer(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1).contiguous(), length)
+        x = layer(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1).contiguous()
+        return Run(F.pad(x, (0, 0, 0, 1, 0, 1)) if edge else x, length)
 
     def _downsample(self, layer: Any, run: Run, history: History) -> Run:
-        """Halve the sides, and the frames but for the very first, which stands alone."""
+        """Halve the sides, and the frames but for the very first, which stands alone. The zeros that the layer would
+        add below and to the right are there."""
         x, length = run
         B, P = x.shape[:2]
-        flat = layer.resample(x.flatten(0, 1).permute(0, 3, 1, 2))
+        flat = layer.resample[1](x.flatten(0, 1).permute(0, 3, 1, 2))
         x = flat.permute(0, 2, 3, 1).contiguous().unflatten(0, (B, P))
         if layer.mode != "downsample3d":
             return Run(x, length)

@@ -108,12 +108,18 @@ def _biased(sums, bias, outputs, N):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _store(values, beside, y, pixels, kept, outputs, N, BESIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    inside = kept[:, None] & (outputs[None, :] < N)
-    at = pixels[:, None] * N + outputs[None, :]
+def _store(  # type: ignore[no-untyped-def]
+    values, beside, y, frame, rows, height, width, outputs, N, BESIDE: tl.constexpr, EDGE: tl.constexpr
+):
+    h, w = rows // (width + 2), rows % (width + 2)
+    kept = ((h < height) & (w < width))[:, None] & (outputs < N)[None, :]
     if BESIDE:
-        values += tl.load(beside + at, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + at, values.to(y.dtype.element_ty), mask=inside)
+        pixels = frame.to(tl.int64) * height * width + h * width + w
+        values += tl.load(beside + pixels[:, None] * N + outputs[None, :], mask=kept, other=0.0).to(tl.float32)
+    pixels = frame.to(tl.int64) * (height + EDGE) * (width + EDGE) + h * (width + EDGE) + w
+    inside = ((h < height) & (w < width + EDGE))[:, None] & (outputs < N)[None, :]
+    values = tl.where(kept, values, 0.0)
+    tl.store(y + pixels[:, None] * N + outputs[None, :], values.to(y.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -150,11 +156,12 @@ def conv_kernel(  # type: ignore[no-untyped-def]
     DESCRIBED: tl.constexpr,
     BESIDE: tl.constexpr,
     NORM: tl.constexpr,
+    EDGE: tl.constexpr,
     GROUP: tl.constexpr,
 ):
     """One program per run of PIXELS of a frame with its border, and OUTPUTS + REST channels. BESIDE: added to another
     tensor. NORM: all outputs of a pixel in one program, with norm and activation (`beside` is gamma), into a room of so
-    many frames."""
+    many frames. EDGE: a further column and line follow in each frame of the output; the column is written, zeros."""
     STEPS: tl.constexpr = (3 * C + COLUMNS - 1) // COLUMNS  # of one (time, height) tap
     wide = width + 2
     tiles_n = tl.cdiv(N, OUTPUTS + REST)
@@ -203,7 +210,6 @@ def conv_kernel(  # type: ignore[no-untyped-def]
             else:
                 b_rest = tl.load(weight + i * COLUMNS + in_rest)
             sums_rest = tl.dot(a, b_rest, sums_rest, input_precision="ieee")
-    kept = (rows % wide < width) & (rows < height * wide)
     sums = _biased(sums, bias, outputs, N)
     if REST:
         sums_rest = _biased(sums_rest, bias, outputs_rest, N)
@@ -215,14 +221,14 @@ def conv_kernel(  # type: ignore[no-untyped-def]
         # the pixel itself is a row and a column after the first that it sees; past a line's end lies the border
         room = frame // frames * (room_frames + 2) + frame % frames + 2
         pixels = room.to(tl.int64) * (height + 2) * wide + rows + wide + 1
+        kept = (rows % wide < width) & (rows < height * wide)
         _store_normed(sums, scale, beside, y, pixels, kept, rows < height * wide, outputs, N)
         if REST:
             _store_normed(sums_rest, scale, beside, y, pixels, kept, rows < height * wide, outputs_rest, N)
     else:
-        pixels = frame.to(tl.int64) * height * width + rows // wide * width + rows % wide
-        _store(sums, beside, y, pixels, kept, outputs, N, BESIDE)
+        _store(sums, beside, y, frame, rows, height, width, outputs, N, BESIDE, EDGE)
         if REST:
-            _store(sums_rest, beside, y, pixels, kept, outputs_rest, N, BESIDE)
+            _store(sums_rest, beside, y, frame, rows, height, width, outputs_rest, N, BESIDE, EDGE)
 
 
 def packed(weight_NCTHW: torch.Tensor, columns: int) -> torch.Tensor:
@@ -260,13 +266,21 @@ def norm_silu(x_BPHWC: torch.Tensor, bias_C: torch.Tensor | None, gamma_C: torch
 
 
 def conv(
-    x: torch.Tensor, weight_NK: torch.Tensor, bias_N: torch.Tensor, beside_BTHWN: torch.Tensor | None, tile: Tile
+    x: torch.Tensor,
+    weight_NK: torch.Tensor,
+    bias_N: torch.Tensor,
+    beside_BTHWN: torch.Tensor | None,
+    tile: Tile,
+    edge: int = 0,
 ) -> torch.Tensor:
-    """(B, T, H, W, N) of a room and a weight from `packed`. Raises what Triton raises where `tile` does not fit the
-    card."""
+    """(B, T, H, W, N) of a room and a weight from `packed`; with `edge` 1 another column and line of zeros. Raises what
+    Triton raises where `tile` does not fit the card."""
     B, T, H, W, _ = x.shape
-    y = torch.empty((B, T - 2, H - 2, W - 2, weight_NK.shape[0]), dtype=x.dtype, device=x.device)
-    _run(x, weight_NK, bias_N, beside_BTHWN, y, tile, norm=False)
+    size = (B, T - 2, H - 2 + edge, W - 2 + edge, weight_NK.shape[0])
+    y = torch.empty(size, dtype=x.dtype, device=x.device)
+    if edge:
+        y[:, :, -1] = 0
+    _run(x, weight_NK, bias_N, beside_BTHWN, y, tile, edge=edge)
     return y
 
 
@@ -291,7 +305,8 @@ def _run(
     y: torch.Tensor,
     tile: Tile,
     *,
-    norm: bool,
+    norm: bool = False,
+    edge: int = 0,
 ) -> None:
     (B, T, H, W, C), N = x.shape, weight_NK.shape[0]
     T, H, W = T - 2, H - 2, W - 2
@@ -325,6 +340,7 @@ def _run(
         DESCRIBED=tile.described,
         BESIDE=beside is not None,
         NORM=norm,
+        EDGE=edge,
         GROUP=GROUP,
         num_warps=tile.warps,
         num_stages=tile.stages,

@@ -25,8 +25,8 @@ def norm(x, bias, gamma, room):
 def conv_norm(x, weight, bias, gamma, room, tile):
     kernels.conv_norm_silu(x, weight, bias, gamma, room, kernels.Tile(*tile))
     return room
-def conv(x, weight, bias, beside, tile):
-    return kernels.conv(x, weight, bias, beside, kernels.Tile(*tile))
+def conv(x, weight, bias, beside, tile, edge=0):
+    return kernels.conv(x, weight, bias, beside, kernels.Tile(*tile), edge)
 run = {"conv": conv, "norm": norm, "both": conv_norm}
 cases = torch.load(sys.argv[1])
 torch.save({name: run[name.split(":")[0]](*given) for name, given in cases.items()}, sys.argv[2])
@@ -64,6 +64,7 @@ def given() -> dict[str, tuple[Any, ...]]:
         weight = packed(weight, tile.columns)
         cases[f"conv:{name}"] = (x, weight, bias, None, tuple(tile))
         cases[f"conv:{name}, a sum"] = (x, weight, bias, drawn(B, T, H, W, N, seed=3), tuple(tile))
+        cases[f"conv:{name}, an edge"] = (x, weight, bias, drawn(B, T, H, W, N, seed=3), tuple(tile), 1)
         if tile.outputs + tile.rest >= N:
             cases[f"both:{name}"] = (x, weight, bias, gamma, room(B, T + 1, H, W, N, seed=4), tuple(tile))
     for name, C in {"whole": 16, "channels of no power": 24}.items():
@@ -78,11 +79,12 @@ def right(name: str) -> torch.Tensor:
         x, bias, gamma, into = given()[name]
         inside(into)[:] = norm_silu(x, bias, gamma)[:, [0, 1, 1]]  # the last one goes on
         return into
-    (_, T, _, _, C, N), _ = CASES[name.split(":")[1].removesuffix(", a sum")]
+    (_, T, _, _, C, N), _ = CASES[name.split(":")[1].removesuffix(", a sum").removesuffix(", an edge")]
     x, _, bias, *rest = given()[name]
     y = F.conv3d(x.permute(0, 4, 1, 2, 3), drawn(N, C, 3, 3, 3), bias).permute(0, 2, 3, 4, 1)
     if name.startswith("conv"):
-        return y if rest[0] is None else y + rest[0]
+        y = y if rest[0] is None else y + rest[0]
+        return F.pad(y, (0, 0, 0, 1, 0, 1)) if "edge" in name else y
     gamma, into, _ = rest
     inside(into)[:, :T] = norm_silu(y, None, gamma)
     return into
@@ -115,7 +117,8 @@ def built(tile: Tile, inputs: int, outputs: int, capability: int, *, norm: bool)
     types |= dict.fromkeys(("bias", "beside", "y"), "*bf16") | {"root": "fp32"}
     types |= dict.fromkeys(("frames", "clips", "height", "width", "N", "room_frames"), "i32")
     constants: dict[str, Any] = {"C": inputs, "PIXELS": tile.pixels, "OUTPUTS": tile.outputs, "REST": tile.rest}
-    constants |= {"COLUMNS": tile.columns, "DESCRIBED": tile.described, "BESIDE": True, "NORM": norm, "GROUP": 32}
+    constants |= {"COLUMNS": tile.columns, "DESCRIBED": tile.described, "BESIDE": True, "NORM": norm}
+    constants |= {"EDGE": 0, "GROUP": triton_conv.GROUP}
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
     return assembled(triton_conv.conv_kernel, types, constants, capability, whole="height width N", **options)
 
