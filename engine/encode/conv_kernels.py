@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import nn
 
-from engine.encode.convolution import CHANNELS, Convolution, inside, room_of
+from engine.encode.convolution import Convolution, channels_of, inside, room_of
 from engine.system.device import fixed_order, memory_errors
 
 if TYPE_CHECKING:
     from engine.kernels.triton_conv import Tile
 
-FRAMES, SIDE = 4, 128  # of a measurement
+FRAMES, SIDE = 4, 128  # of a measurement, at least
+VALUES = 768  # inputs and outputs of a pixel, of so many frames at that side
 REPEATS = 5
 AGREE = 0.01  # relative: bf16 rounds by 0.003
 SEPARATOR = ", "
@@ -52,7 +53,7 @@ def _name(inputs: int, outputs: int) -> str:
 def sizes(encoder: nn.Module) -> list[tuple[int, int]]:
     """(inputs, outputs) of each kind of 3x3x3 convolution in an encoder."""
     found = [m for m in encoder.modules() if isinstance(m, nn.Conv3d) and m.kernel_size == (3, 3, 3)]
-    return sorted({(max(m.in_channels, CHANNELS), m.out_channels) for m in found})
+    return sorted({(channels_of(m), m.out_channels) for m in found})
 
 
 def choose(encoder: nn.Module, before: str | None = None) -> Choice:
@@ -82,27 +83,31 @@ def chosen(found: dict[tuple[int, int], Found], *, again: bool) -> Choice:
 
 @cache
 def measure(inputs: int, outputs: int, device: torch.device) -> Found:
-    """On a few random frames. Raises torch.OutOfMemoryError."""
+    """On a few random frames: the fewer channels, the more pixels, for a launch takes time as well. Raises
+    torch.OutOfMemoryError."""
     from engine.kernels.triton_conv import tiles  # Triton comes with the CUDA builds of torch alone
 
     made = torch.Generator(device).manual_seed(0)
     conv = nn.Conv3d(inputs, outputs, 3, device=device, dtype=torch.bfloat16).requires_grad_(False)
     conv.weight.data = torch.randn(conv.weight.shape, generator=made, device=device).to(torch.bfloat16)
-    room = room_of((1, FRAMES, SIDE, SIDE, inputs), conv.weight)
+    side = SIDE * max(1, round((VALUES / (inputs + outputs)) ** 0.5))
+    room = room_of((1, FRAMES, side, side, inputs), conv.weight)
     room[:, :2] = 0
-    inside(room)[:] = torch.randn(1, FRAMES, SIDE, SIDE, inputs, generator=made, device=device)
+    for frame in inside(room)[0]:
+        frame[:] = torch.randn(side, side, inputs, generator=made, device=device)
     refused: dict[str, str] = {}
     best: tuple[float, Any] = (float("inf"), None)
     first: torch.Tensor | None = None
     with torch.no_grad(), fixed_order(), memory_errors():
         plain = Convolution(conv, None, compiled=False)
         seconds = _seconds(partial(plain, room))
-        right = plain(room).float()
+        right = plain(room)
+        size = torch.linalg.vector_norm(right, dtype=torch.float32)
         for tile in tiles(inputs, outputs, torch.cuda.get_device_capability(device)):
             try:
                 ours = Convolution(conv, tile, compiled=False)
                 answer = ours(room)
-                apart = float((answer.float() - right).norm() / right.norm())
+                apart = float(torch.linalg.vector_norm(answer - right, dtype=torch.float32) / size)
                 if not apart < AGREE:
                     raise RuntimeError(f"its answer is {apart:.1%} away from torch's")
                 first = answer if first is None else first

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 HISTORY = 2  # frames before a run that a 3-frame causal convolution looks at
 SLACK = 4  # pixels behind a room's last one that our kernel may read
-CHANNELS = 8  # of the first input: three fall off the tensor cores' path, and zeros change nothing but the speed
+RGB, CHANNELS = (
+    3,
+    8,
+)  # of the first input, and of its room: three fall off the tensor cores' path, and zeros change nothing but the speed
 
 
 @cache
@@ -79,14 +82,19 @@ def fill_normed(x_BPHWC: torch.Tensor, bias_C: torch.Tensor | None, gamma_C: tor
     repeat_last(room, held)
 
 
+def channels_of(conv: nn.Conv3d) -> int:
+    """Of the rooms that it reads."""
+    return CHANNELS if conv.in_channels == RGB else conv.in_channels
+
+
 class Convolution:
     """One of them. `tile` is that of our kernel; None: torch's convolution."""
 
     def __init__(self, conv: nn.Conv3d, tile: "Tile | None", *, compiled: bool) -> None:
         assert conv.bias is not None
         weight = conv.weight.data
-        if weight.shape[1] < CHANNELS:
-            weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, CHANNELS - weight.shape[1]))
+        if zeros := channels_of(conv) - conv.in_channels:
+            weight = F.pad(weight, (0, 0, 0, 0, 0, 0, 0, zeros))
         if weight.is_cuda:
             weight = weight.contiguous(memory_format=torch.channels_last_3d)
         if weight.shape == conv.weight.shape:

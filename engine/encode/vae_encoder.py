@@ -30,7 +30,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from engine.encode import conv_kernels
-from engine.encode.convolution import CHANNELS, HISTORY, Convolution, fill_normed, inside, repeat_last, room_of
+from engine.encode.convolution import HISTORY, Convolution, channels_of, fill_normed, inside, repeat_last, room_of
 from engine.encode.tensor_cache import key_of
 from engine.system.device import fixed_order
 from engine.system.placement import Placement
@@ -99,7 +99,7 @@ class ClipEncoder:
         self._convolutions: dict[nn.Module, Convolution] = {}
         for module in vae.encoder.modules():
             if isinstance(module, nn.Conv3d) and module.kernel_size == (3, 3, 3):
-                tile = kernels.tiles.get((max(module.in_channels, CHANNELS), module.out_channels))
+                tile = kernels.tiles.get((channels_of(module), module.out_channels))
                 self._convolutions[module] = Convolution(module, tile, compiled=compiled)
             elif isinstance(module, nn.Conv3d) and module.weight.is_cuda:
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)

@@ -29,6 +29,17 @@ def test_any_run_length_gives_the_plain_encode(vae, length, frames):
     assert (ours - plain).norm() <= 1e-5 * plain.norm()
 
 
+def test_an_encoder_of_four_channels_is_encoded_too():
+    """As narrow as the first input and its zeros."""
+    torch.manual_seed(0)
+    narrow = {"base_dim": 4, "z_dim": 16, "dim_mult": [1, 1], "num_res_blocks": 1, "temperal_downsample": [True]}
+    vae, video = AutoencoderKLWan(**narrow).eval(), torch.rand(1, 3, 5, 8, 8)
+    with torch.no_grad():
+        plain = vae.encode(video).latent_dist.parameters
+    ours = ClipEncoder(vae, frames=4, compiled=False).moments(video)
+    assert (ours - plain).norm() <= 1e-5 * plain.norm()
+
+
 @pytest.mark.parametrize("frames", [4, 12, 100])
 @pytest.mark.parametrize("length, held", [(5, 2), (25, 1), (25, 2), (25, 6)])
 def test_a_last_frame_that_goes_on_is_encoded_like_a_clip_that_has_it_as_often(vae, length, held, frames):
