@@ -35,7 +35,7 @@ DAEMON_FOR_CLIENTS = {
     "services",
 }  # what the interface may know of the daemon: no queue, no store, no service
 CUDA_ONLY = {
-    f"engine.kernels.triton_{of}" for of in ("fp8", "int8", "low_rank", "norm_rope")
+    f"engine.kernels.triton_{of}" for of in ("conv", "fp8", "int8", "low_rank", "norm_rope")
 }  # need Triton, which PyTorch's CPU builds come without
 
 # What each room may import of its own floor, the topmost room first. A wall that nobody needs open stays closed.
@@ -105,7 +105,7 @@ ROOMS = {
         adapters   -> system wan weights
         demo       -> toy_base
         toy_base   -> encode
-        encode     -> data system weights
+        encode     -> data kernels system weights
         weights    -> system wan
         memory     -> system wan
         wan        -> kernels system

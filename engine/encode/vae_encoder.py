@@ -1,5 +1,6 @@
-"""The Wan VAE, read from its files, and its encoder run for speed: several frames at a time, channels last, norm and
-activation fused. Its decoder is diffusers' own, see engine.encode.latents.
+"""The Wan VAE, read from its files, and its encoder run for speed: several frames at a time, channels last, what stands
+around a convolution fused with it (engine.encode.convolution). Its decoder is diffusers' own, see
+engine.encode.latents.
 
 The same function as diffusers' AutoencoderKLWan.encode, which takes 4 frames at a time: the encoder is causal in time,
 so any cut into runs gives the same latents as long as each convolution is handed the two frames before its run. A run
@@ -12,7 +13,8 @@ reaches, two more with each convolution. Of 41 frames the widest layers compute 
 B batch, C channels, T frames, P those of them that are held, H W pixels, F latent frames, h w latent sides.
 """
 
-from functools import cache
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -27,14 +29,13 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import (
 from torch import nn
 from torch.nn import functional as F
 
+from engine.encode import conv_kernels
+from engine.encode.convolution import HISTORY, Convolution, channels_of, fill_normed, inside, repeat_last, room_of
 from engine.encode.tensor_cache import key_of
 from engine.system.device import fixed_order
 from engine.system.placement import Placement
 from engine.weights.load_expert import require_numbers
 from engine.weights.model_files import ModelFiles
-
-CHANNELS = 8  # of the padded input
-HISTORY = 2  # frames before a run that a 3-frame causal convolution looks at
 
 
 def load_vae(source: ModelFiles, placement: Placement) -> AutoencoderKLWan:
@@ -63,32 +64,16 @@ def vae_identity(source: ModelFiles) -> str:
     return key_of("vae", part.identity(), sorted(part.config.items()))
 
 
-def norm_silu(x_BCTHW: torch.Tensor, bias_C: torch.Tensor | None, gamma: torch.Tensor) -> torch.Tensor:
-    """silu(y / |y| * sqrt(C) * gamma) with y = x + bias, the norm over channels, in fp32 inside.
-
-    WanRMS_norm and the activation after it; the bias is that of the convolution before, which cuDNN would add in a pass
-    of its own.
-    """
-    x = x_BCTHW.float() if bias_C is None else x_BCTHW.float() + bias_C.float().view(-1, 1, 1, 1)
-    scale = x.shape[1] ** 0.5 / x.square().sum(1, keepdim=True).sqrt().clamp(min=1e-12)
-    return F.silu(x * scale * gamma.float()).to(x_BCTHW.dtype)
-
-
-def add_bias(h_BCTHW: torch.Tensor, bias_C: torch.Tensor, x_BCTHW: torch.Tensor) -> torch.Tensor:
-    """h + bias + x in one pass: the end of a residual block."""
-    return (h_BCTHW.float() + bias_C.float().view(-1, 1, 1, 1) + x_BCTHW.float()).to(x_BCTHW.dtype)
-
-
 class Run(NamedTuple):
     """Some frames of a clip: `x`, whose last one is repeated until there are `length`."""
 
-    x_BCPHW: torch.Tensor
+    x_BPHWC: torch.Tensor
     length: int
 
     @property
     def still(self) -> bool:
         """Whether it ends with frames that are alike."""
-        return self.x_BCPHW.shape[2] < self.length
+        return self.x_BPHWC.shape[1] < self.length
 
 
 class Before(NamedTuple):
@@ -101,34 +86,25 @@ class Before(NamedTuple):
 History = dict[int, Before]
 
 
-@cache
-def _compiled(function: Any) -> Any:
-    """A variant for each number of channels, for the compiler takes a Parameter's shape for a constant, and for runs of
-    one frame."""
-    return torch.compile(function, dynamic=True)
-
-
 class ClipEncoder:
-    """Encodes whole clips. `frames` is how many pixel frames go through at a time, a multiple of 4."""
+    """Encodes whole clips. `frames` is how many pixel frames go through at a time, a multiple of 4. `ours`: which
+    convolutions our kernel takes, as a checkpoint tells it; None: where it is the faster one."""
 
-    def __init__(self, vae: AutoencoderKLWan, *, frames: int, compiled: bool) -> None:
+    def __init__(self, vae: AutoencoderKLWan, *, frames: int, compiled: bool, ours: str | None = None) -> None:
         assert frames >= 4 and frames % 4 == 0, frames
         assert vae.config.patch_size is None, "the 16-channel Wan VAE has no patches"
         self.vae, self.frames = vae, frames
-        self._norm_silu = _compiled(norm_silu) if compiled else norm_silu
-        self._add_bias = _compiled(add_bias) if compiled else add_bias
-        self._last = torch.channels_last_3d if next(vae.parameters()).is_cuda else torch.contiguous_format
+        kernels = conv_kernels.choose(vae.encoder, ours)
+        self.ours, self.why = kernels.ours, kernels.why
+        self._convolutions: dict[nn.Module, Convolution] = {}
         for module in vae.encoder.modules():
-            if isinstance(module, nn.Conv3d):
-                module.weight.data = module.weight.data.contiguous(memory_format=self._last)
-            elif isinstance(module, nn.Conv2d) and self._last is torch.channels_last_3d:
+            if isinstance(module, nn.Conv3d) and module.kernel_size == (3, 3, 3):
+                tile = kernels.tiles.get((channels_of(module), module.out_channels))
+                self._convolutions[module] = Convolution(module, tile, compiled=compiled)
+            elif isinstance(module, nn.Conv3d) and module.weight.is_cuda:
+                module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
+            elif isinstance(module, nn.Conv2d) and module.weight.is_cuda:
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
-
-        # Three input channels fall off the tensor cores' path; zeros up to 8 change nothing but the speed.
-        first = vae.encoder.conv_in.weight
-        self._first_weight = torch.cat(
-            [first, first.new_zeros(first.shape[0], CHANNELS - first.shape[1], *first.shape[2:])], dim=1
-        ).contiguous(memory_format=self._last)
 
     @torch.no_grad()
     # else the compiler times sums in several orders, and a resume after its cache is lost may encode otherwise
@@ -136,102 +112,102 @@ class ClipEncoder:
     def moments(self, video_BCPHW: torch.Tensor, frames: int = 0) -> torch.Tensor:
         """Mean and log-variance (B, 2 x 16, F, h, w) of clips of 4n+1 frames, in the VAE's dtype: as many as are given,
         or the last one goes on until there are `frames`."""
-        held = video_BCPHW.shape[2]
+        video, held = video_BCPHW.permute(0, 2, 3, 4, 1), video_BCPHW.shape[2]
         T = frames or held
         assert T % 4 == 1 and held <= T, (held, T)
         history: History = {}
         cuts = [0, *range(1 + self.frames, T, self.frames), T]  # the first run has one frame more
-        runs = [Run(video_BCPHW[:, :, min(a, held - 1) : min(b, held)], b - a) for a, b in pairwise(cuts) if b > a]
-        out = [self._run(run._replace(x_BCPHW=self._padded(run.x_BCPHW)), history) for run in runs]
-        return self.vae.quant_conv(torch.cat(out, dim=2))
+        runs = [Run(video[:, min(a, held - 1) : min(b, held)], b - a) for a, b in pairwise(cuts) if b > a]
+        out = torch.cat([self._run(run, history) for run in runs], dim=1)
+        return self.vae.quant_conv(out.permute(0, 4, 1, 2, 3))
 
     def _run(self, run: Run, history: History) -> torch.Tensor:
         encoder = self.vae.encoder
-        x = self._causal(self._first_weight, run, history)
-        x = x._replace(x_BCPHW=x.x_BCPHW + encoder.conv_in.bias.view(-1, 1, 1, 1))
-        for layer in encoder.down_blocks:
-            x = self._layer(layer, x, history)
+        first, last = self._convolutions[encoder.conv_in], self._convolutions[encoder.conv_out]
+        P = run.x_BPHWC.shape[1]
+        with self._room(first, run, history) as room:
+            room[..., run.x_BPHWC.shape[-1] :] = 0
+            inside(room)[:, :P, ..., : run.x_BPHWC.shape[-1]] = run.x_BPHWC
+            repeat_last(room, P)
+        x = Run(first(room), run.length)
+        for layer, following in zip(encoder.down_blocks, [*encoder.down_blocks[1:], None], strict=True):
+            x = self._layer(layer, x, history, edge=isinstance(following, WanResample))
         middle = encoder.mid_block
         x = self._layer(middle.resnets[0], x, history)
         for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
             x = self._layer(resnet, self._layer(attention, x, history), history)
-        last = encoder.conv_out
-        x = x._replace(x_BCPHW=self._norm_silu(x.x_BCPHW, None, encoder.norm_out.gamma))
-        out, length = self._causal(last.weight, x, history)
-        return self._first(Run(out + last.bias.view(-1, 1, 1, 1), length), length)
+        with self._room(last, x, history) as room:
+            fill_normed(x.x_BPHWC, None, encoder.norm_out.gamma.flatten(), room)
+        return _first(Run(last(room), x.length), x.length)
 
-    def _padded(self, video_BCTHW: torch.Tensor) -> torch.Tensor:
-        B, C, T, H, W = video_BCTHW.shape
-        out = torch.zeros((B, CHANNELS, T, H, W), dtype=self.vae.dtype, device=video_BCTHW.device).contiguous(
-            memory_format=self._last
-        )
-        out[:, :C] = video_BCTHW
-        return out
-
-    def _first(self, run: Run, count: int) -> torch.Tensor:
-        """The first frames of a run, (B, C, count, H, W), in the layout that convolutions take."""
-        x, held = run.x_BCPHW, run.x_BCPHW.shape[2]
-        if count <= held:
-            return x[:, :, :count]
-        size = (*x.shape[:2], count, *x.shape[3:])
-        out = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=self._last)
-        out[:, :, :held], out[:, :, held:] = x, x[:, :, -1:]
-        return out
-
-    def _layer(self, layer: nn.Module, run: Run, history: History) -> Run:
-        x, length = run
-        if isinstance(layer, WanResidualBlock):
-            h = Run(self._norm_silu(x, None, layer.norm1.gamma), length)
-            h = self._causal(layer.conv1.weight, h, history)
-            h = Run(self._norm_silu(h.x_BCPHW, layer.conv1.bias, layer.norm2.gamma), length)
-            y = self._causal(layer.conv2.weight, h, history).x_BCPHW
-            beside = self._first(Run(layer.conv_shortcut(x), length), y.shape[2])
-            return Run(self._add_bias(y, layer.conv2.bias, beside), length)
-        if isinstance(layer, WanResample):
-            return self._downsample(layer, run, history)
-        assert isinstance(layer, WanAttentionBlock), type(layer)
-        return Run(layer(x), length)
-
-    def _causal(self, weight: torch.Tensor, run: Run, history: History) -> Run:
-        """A 3x3x3 convolution that sees the past only, without its bias; `history` keeps the last two frames for the
-        next run."""
-        (B, C, P, H, W), length = run.x_BCPHW.shape, run.length
-        before = history.get(id(weight))
+    @contextmanager
+    def _room(self, conv: Convolution, run: Run, history: History) -> Iterator[torch.Tensor]:
+        """Room for the frames that a convolution has to compute of a run, behind the last two frames before it. To be
+        filled inside; what the next run needs is then kept."""
+        (B, P, H, W, _), before = run.x_BPHWC.shape, history.get(id(conv))
         if not run.still:
-            count = length
+            count = run.length
         elif P == 1 and before and before.still:
             count = 1  # the run before has ended like this one
         else:
-            count = min(P + HISTORY, length)
-        joined = torch.empty(
-            (B, C, HISTORY + count, H, W), dtype=run.x_BCPHW.dtype, device=run.x_BCPHW.device, memory_format=self._last
-        )
-        joined[:, :, :HISTORY] = 0 if before is None else before.frames
-        joined[:, :, HISTORY : HISTORY + P] = run.x_BCPHW
-        joined[:, :, HISTORY + P :] = run.x_BCPHW[:, :, -1:]
-        history[id(weight)] = Before(joined[:, :, -1 if run.still else -HISTORY :].clone(), run.still)
-        return Run(F.conv3d(joined, weight, padding=(0, 1, 1)), length)
+            count = min(P + HISTORY, run.length)
+        room = room_of((B, count, H, W, conv.channels), conv.weight)
+        room[:, :HISTORY] = 0 if before is None else before.frames
+        yield room
+        history[id(conv)] = Before(room[:, -1 if run.still else -HISTORY :].clone(), run.still)
+
+    def _layer(self, layer: nn.Module, run: Run, history: History, *, edge: bool = False) -> Run:
+        """`edge`: with another column and line of zeros, which a residual block can add for nothing."""
+        x, length = run
+        if isinstance(layer, WanResidualBlock):
+            one, two = self._convolutions[layer.conv1], self._convolutions[layer.conv2]
+            with self._room(one, run, history) as room:
+                fill_normed(x, None, layer.norm1.gamma.flatten(), room)
+            # of what the first one computes there is only the shape
+            between = Run(x[:, :1].expand(-1, room.shape[1] - HISTORY, -1, -1, -1), length)
+            with self._room(two, between, history) as second:
+                one.normed(room, layer.norm2.gamma.flatten(), second)
+            beside = x
+            if not isinstance(layer.conv_shortcut, nn.Identity):
+                beside = layer.conv_shortcut(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
+            return Run(two(second, _first(Run(beside, length), second.shape[1] - HISTORY), edge=edge), length)
+        if isinstance(layer, WanResample):
+            assert not edge, "a residual block stands between two"
+            return self._downsample(layer, run, history)
+        assert isinstance(layer, WanAttentionBlock), type(layer)
+        x = layer(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1).contiguous()
+        return Run(F.pad(x, (0, 0, 0, 1, 0, 1)) if edge else x, length)
 
     def _downsample(self, layer: Any, run: Run, history: History) -> Run:
-        """Halve the sides, and the frames but for the very first, which stands alone."""
+        """Halve the sides, and the frames but for the very first, which stands alone. The zeros that the layer would
+        add below and to the right are there."""
         x, length = run
-        B, C, P, H, W = x.shape
-        flat = x.transpose(1, 2).reshape(B * P, C, H, W)
-        flat = layer.resample(flat)
-        x = flat.view(B, P, *flat.shape[1:]).transpose(1, 2)
+        B, P = x.shape[:2]
+        flat = layer.resample[1](x.flatten(0, 1).permute(0, 3, 1, 2))
+        x = flat.permute(0, 2, 3, 1).contiguous().unflatten(0, (B, P))
         if layer.mode != "downsample3d":
             return Run(x, length)
         small, before = Run(x, length), history.get(id(layer))
-        history[id(layer)] = Before(x[:, :, -1:].clone(), run.still)
+        history[id(layer)] = Before(x[:, -1:].clone(), run.still)
         alone = int(before is None)  # the first frame of the first run
         pairs = (length - alone) // 2
         if run.still and P == 1 and before and before.still:
             pairs = 1
         elif run.still:
             pairs = min(pairs, (P - alone + 1) // 2 + 1)
-        seen = self._first(small, 2 * pairs + alone)
+        seen = _first(small, 2 * pairs + alone)
         if before:
-            seen = torch.cat([before.frames, seen], dim=2)
+            seen = torch.cat([before.frames, seen], dim=1)
         time = layer.time_conv
-        out = F.conv3d(seen, time.weight, time.bias, stride=(2, 1, 1)) if pairs else x[:, :, :0]
-        return Run(torch.cat([x[:, :, :alone], out], dim=2), alone + (length - alone) // 2)
+        if not pairs:
+            return Run(x[:, :alone], alone + (length - alone) // 2)
+        out = F.conv3d(seen.permute(0, 4, 1, 2, 3), time.weight, time.bias, stride=(2, 1, 1)).permute(0, 2, 3, 4, 1)
+        return Run(torch.cat([x[:, :alone], out], dim=1), alone + (length - alone) // 2)
+
+
+def _first(run: Run, count: int) -> torch.Tensor:
+    """The first frames of a run, (B, count, H, W, C)."""
+    x, held = run.x_BPHWC, run.x_BPHWC.shape[1]
+    if count > held:
+        x = torch.cat([x, x[:, -1:].expand(-1, count - held, -1, -1, -1)], dim=1)
+    return x[:, :count].contiguous()

@@ -48,6 +48,7 @@ class Running(Struct, frozen=True):
 
     plan: Plan
     attention: Attention
+    convolutions: str = ""  # of the VAE's encoder, those that are ours (engine.encode.conv_kernels)
 
 
 @dataclass(frozen=True)

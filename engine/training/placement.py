@@ -103,9 +103,10 @@ def kernels_of(
     )
 
 
-def make_encoder(vae: AutoencoderKLWan, plan: Plan) -> Encoder:
+def make_encoder(vae: AutoencoderKLWan, plan: Plan, ours: str | None = None) -> Encoder:
+    """`ours`: which convolutions our kernel takes, of an earlier encoder; None: where it is the faster one."""
     return (
-        ClipEncoder(vae, frames=plan.vae_frames, compiled=plan.compiled)
+        ClipEncoder(vae, frames=plan.vae_frames, compiled=plan.compiled, ours=ours)
         if next(vae.parameters()).is_cuda
         else PlainEncoder(vae)
     )
@@ -154,7 +155,7 @@ def place(run: Run, plan: Plan) -> None:
     try:
         with memory_errors():
             run.experts.set_plan(plan)
-            run.encoder = make_encoder(run.encoder.vae, plan)
+            run.encoder = make_encoder(run.encoder.vae, plan, run.encoder.ours)
         return
     except torch.OutOfMemoryError:
         exhausted: ExhaustedPhase = "vram"

@@ -132,10 +132,13 @@ def prepare(
     with loading("text encoder", device, planning):
         texts = _encode_texts(own, [*items, *held_out], base, placement, talk)
     with loading("VAE", device, planning):
-        encoder = make_encoder(load_vae(base.source, placement), planning.plan)
+        vae = load_vae(base.source, placement)
+        encoder = make_encoder(vae, planning.plan, running.convolutions if running else None)
+        if encoder.why:
+            talk.info(f"convolutions of the VAE's encoder: {encoder.why}")
         latents = _encode_images(job, items, base, encoder, planning, placement, talk)
     kernels = _choose_kernels(own, items, base, planning, running, placement, talk)
-    planned(Running(planning.plan, kernels))
+    planned(Running(planning.plan, kernels, encoder.ours))
     with loading("experts", device, planning):
         ara = ara_of_job(own, facts.base, base, placement.dtype)
         shared = _shared_blocks(job, base, loras.merges, ara, planning, placement, talk, team) if team else {}
@@ -235,7 +238,7 @@ def _encode_images(
         TensorCache("latents", warn=talk.warn),
         placement,
         vae=vae_identity(base.source),
-        how=f"{type(encoder).__name__} {planning.plan.compiled}",
+        how=f"{type(encoder).__name__} {planning.plan.compiled} {encoder.ours}".strip(),
     )
     made = latents.fill(encoder, talk.progress("caching"))
     talk.info(f"latents of images: {made} encoded, the others read from the cache")

@@ -94,6 +94,7 @@ def _unlike(run: Run, meta: dict[str, Any], same_data: bool) -> list[str]:
         things.append(("plan", before.plan.whole_text if before else "not recorded", now.plan.whole_text))
     if before is not None:
         things.append(("attention kernel", before.attention.text, now.attention.text))
+        things.append(("convolution", before.convolutions or "torch's", now.convolutions or "torch's"))
     for what, old, new in things:
         if old != new:
             out.append(

@@ -148,7 +148,7 @@ def _meta(run: Run, step: int) -> dict[str, Any]:
 
 def running_of(run: Run) -> Running:
     """How the run is held and computed."""
-    return Running(run.planning.plan, run.experts.attention)
+    return Running(run.planning.plan, run.experts.attention, run.encoder.ours)
 
 
 def position(run: Run, step: int) -> dict[str, Any]:

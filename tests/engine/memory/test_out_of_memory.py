@@ -91,7 +91,7 @@ def run_with(planning: Planning, failures: list[Exception], monkeypatch) -> tupl
             raise failures.pop(0)
         placed.append(plan)
 
-    monkeypatch.setattr(placement, "make_encoder", lambda vae, plan: SimpleNamespace(vae=vae))
+    monkeypatch.setattr(placement, "make_encoder", lambda vae, plan, ours: SimpleNamespace(vae=vae, ours=ours))
     run = Run.__new__(Run)
     for name, value in {
         "job": JOB,
@@ -99,7 +99,7 @@ def run_with(planning: Planning, failures: list[Exception], monkeypatch) -> tupl
         "log": Log(),
         "placement": PLACEMENT,
         "experts": SimpleNamespace(set_plan=set_plan),
-        "encoder": SimpleNamespace(vae=None),
+        "encoder": SimpleNamespace(vae=None, ours=""),
     }.items():
         setattr(run, name, value)
     return run, placed
