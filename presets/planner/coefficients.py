@@ -45,6 +45,7 @@ class Coefficients:
     encode_pixel: float = 1920.0  # the frames that later runs look back at, per clip in the batch
     encode_frame: float = 960.0  # for each frame that goes through at a time
     encode_clip_frame: float = 18.0  # for each frame of the clip: its pixels in fp32 and bf16
+    encode_empty_frame: float = 12.0  # for each frame between a first and a last one that are given, in fp32. Counted
     decode_pixel: float = 9400.0
     decode_clip_frame: float = 25.0
     vae_weights: float = 0.24 * GIB

@@ -9,6 +9,7 @@ from functools import lru_cache
 
 import msgspec
 
+from presets.clips.geometry import Bucket
 from presets.planner.coefficients import FITTED as c
 from presets.planner.plan import Plan, Precision
 from presets.planner.preview_accelerators import BLOCKS_ALIVE
@@ -190,13 +191,8 @@ class MemoryCosts:
         return c.fixed + self._weight_copy(plan) + work, (c.lost_chunked if part < tensor else c.lost) * work
 
     def _encode(self, plan: Plan) -> float:
-        """The VAE at work on the largest clip of a batch, `plan.vae_frames` at a time."""
-        load = max(
-            self.work.loads,
-            key=lambda load: load.batch * load.bucket.frames * load.bucket.height * load.bucket.width,
-        )
-        bucket = load.bucket
-        return load.batch * bucket.height * bucket.width * _encode_pixel(bucket.frames, plan.vae_frames)
+        """The VAE at work on the batch that takes most, `plan.vae_frames` at a time."""
+        return max(of.batch * _encode_bytes(of.bucket, plan.vae_frames, of.last_frame) for of in self.work.loads)
 
     def _preview(self, plan: Plan) -> tuple[float, float]:
         """(the highest of a preview's own phases, lost)."""
@@ -206,7 +202,7 @@ class MemoryCosts:
         bucket = previews.bucket
         pixels = bucket.height * bucket.width
         decode = pixels * (c.decode_pixel * min(1.0, (1 + bucket.frames) / 5) + c.decode_clip_frame * bucket.frames)
-        encode = pixels * _encode_pixel(bucket.frames, plan.vae_frames)
+        encode = _encode_bytes(bucket, plan.vae_frames, previews.last_frame)
         decode, encode = decode + previews.accelerated.stem, encode + previews.accelerated.stem
         if plan.activations == "host":  # the trainer parks the experts while it decodes
             held = self.held(plan)
@@ -277,8 +273,11 @@ def _turned_rows(precision: Precision) -> float:
     return c.turned_ffn if precision == "int8" else 0.0
 
 
-def _encode_pixel(frames: int, at_once: int) -> float:
-    """Bytes per pixel of a frame while a clip is encoded; the first run has one frame more."""
+def _encode_bytes(bucket: Bucket, at_once: int, last_frame: float) -> float:
+    """While a clip is encoded, and, if some give their last frame, the frames of a conditioning beside it; the first
+    run has one frame more."""
+    frames = bucket.frames
     through = min(frames, 1 + at_once)
     caches = c.encode_pixel if frames > 1 else 2 * c.encode_frame
-    return caches + c.encode_frame * through + c.encode_clip_frame * frames
+    held = (c.encode_clip_frame + (c.encode_empty_frame if last_frame else 0.0)) * frames
+    return bucket.height * bucket.width * (caches + c.encode_frame * through + held)

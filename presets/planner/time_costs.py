@@ -149,14 +149,15 @@ class TimeCosts:
         leaving = waiting - plan.staying(waiting)
         return leaving * c.stash_rows * load.rows * (2 * self.shape.width) / self._rate(plan)
 
-    def _encodes(self, batch: int, bucket: Bucket) -> float:
-        """Seconds of a clip's latents and of its conditioning."""
-        return self._vae(ENCODE_FLOP, batch, bucket) + self._conditioning(batch, bucket)
+    def _encodes(self, batch: int, bucket: Bucket, last_frame: float) -> float:
+        """Seconds of a clip's latents and of its conditioning; an image's are the same."""
+        latents = self._vae(ENCODE_FLOP, batch, bucket)
+        return latents + (self._conditioning(batch, bucket, last_frame) if bucket.frames > 1 else 0.0)
 
-    def _conditioning(self, batch: int, bucket: Bucket) -> float:
-        """Seconds, where the clip's last frame is not given as well: then all of it is encoded."""
-        seen = sum(share * min(1.0, frames / bucket.frames) for share, frames in STILL_STAGES)
-        return self._vae(seen * ENCODE_FLOP, batch, bucket)
+    def _conditioning(self, batch: int, bucket: Bucket, last_frame: float) -> float:
+        """Seconds, where `last_frame` of these give their last frame as well: all of it is encoded then."""
+        still = sum(share * min(1.0, frames / bucket.frames) for share, frames in STILL_STAGES)
+        return self._vae((last_frame + (1 - last_frame) * still) * ENCODE_FLOP, batch, bucket)
 
     def _vae(self, flop: float, batch: int, bucket: Bucket) -> float:
         """Seconds of so many operations per pixel and frame."""
@@ -178,7 +179,7 @@ class TimeCosts:
         return Seconds(
             transformer=w.terms * (forward + backward) + w.extra_forwards * forward,
             copies=waits,
-            vae=self._encodes(load.batch, load.bucket),
+            vae=self._encodes(load.batch, load.bucket, load.last_frame),
             other=0.0,
             copying=w.terms * (first + fetched_back) + w.extra_forwards * fetched,
         )
@@ -208,7 +209,8 @@ class TimeCosts:
         if previews.accelerated.stem or previews.accelerated.block:  # such blocks are launched
             plan = replace(plan, graphed=0)
         forward, fetched = self.forward(plan, Load(previews.bucket, 1, 1.0))
-        vae = self._conditioning(1, previews.bucket) + self._vae(DECODE_FLOP, 1, previews.bucket)
+        conditioning = self._conditioning(1, previews.bucket, previews.last_frame)
+        vae = conditioning + self._vae(DECODE_FLOP, 1, previews.bucket)
         return previews.passes * max(forward, fetched) + vae + c.video
 
     def validation(self, plan: Plan) -> float:
@@ -219,7 +221,7 @@ class TimeCosts:
         total = 0.0
         for bucket, clips in held.clips:
             passes = held.passes * max(self.forward(plan, Load(bucket, 1, 1.0)))
-            total += clips * (passes + self._encodes(1, bucket))
+            total += clips * (passes + self._encodes(1, bucket, held.last_frame))
         return total
 
     def run(self, plan: Plan) -> float:

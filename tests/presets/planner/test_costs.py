@@ -82,6 +82,39 @@ def test_two_encodes_a_step():
     assert 81 / 41 * 0.205 < long < 81 / 41 * short
 
 
+def test_clips_that_give_their_last_frame_have_their_conditioning_encoded_whole():
+    """In time their share of it, in memory the frames of one batch."""
+    found = []
+    for share in (0.0, 0.5, 1.0):
+        of = work(loads=(Load(Bucket(41, 512, 512), 1, 1.0, last_frame=share),))
+        found.append(predict(plan(vae_frames=16), of, H200))
+    vae = [one.seconds.vae for one in found]
+    assert vae[2] == pytest.approx(2 * 0.205, rel=0.01) and vae[1] - vae[0] == pytest.approx(vae[2] - vae[1])
+    frames = 41 * 512 * 512 * 3 * 4
+    assert [one.phases["vae"] - found[0].phases["vae"] for one in found] == [0, frames, frames]
+    images = [work(loads=(Load(Bucket(1, 512, 512), 1, 1.0, last_frame=share),)) for share in (0.0, 1.0)]
+    one, _ = (predict(plan(), of, H200).seconds.vae for of in images)
+    assert one == pytest.approx(0.205 / 41, rel=0.01), "an image's latents are its conditioning's"
+
+
+def test_previews_and_held_out_clips_with_a_last_frame_take_longer():
+    previews = PreviewLoad(bucket=Bucket(41, 512, 512), prompts=2, passes=50, guided=True, sets=9)
+    held = ValidationLoad(clips=((Bucket(41, 512, 512), 4.0),), passes=8, times=3)
+
+    def said(share: float):
+        of = work(
+            previews=msgspec.structs.replace(previews, last_frame=share),
+            validation=msgspec.structs.replace(held, last_frame=share),
+            needed=2,
+        )
+        return predict(plan(), of, H200), Costs(of, H200).memory
+
+    (open_end, _), (ended, _) = said(0.0), said(1.0)
+    more = ended.preview - open_end.preview
+    assert more > 0.05 and ended.validation - open_end.validation == pytest.approx(4 * more)
+    assert open_end.phases["preview"] <= ended.phases["preview"]
+
+
 def test_a_packed_block_of_14b():
     """336 MiB in float8, as the executor's layout has it."""
     shape = ExpertShape()
