@@ -10,6 +10,7 @@ from functools import lru_cache
 import msgspec
 
 from presets.clips.geometry import Bucket
+from presets.planner.coefficients import ATTENTION_ROWS
 from presets.planner.coefficients import FITTED as c
 from presets.planner.plan import Plan, Precision
 from presets.planner.preview_accelerators import BLOCKS_ALIVE
@@ -93,7 +94,7 @@ class MemoryCosts:
         """CUDA graphs of blocks: what they work in, which nothing else has the use of, their fixed inputs, what the
         driver keeps. The first block of each shape is launched, so all else needs no less."""
         w, tensor = self.work, plan.graphed * self.row
-        working = self._recomputed(plan, tensor, tensor, self._sums)
+        working = self._recomputed(plan, tensor, tensor, self._workspace)
         lora = 2 * 4 * self.shape.lora_parameters(w.rank) // self.shape.layers * w.layouts
         shapes = {(load.bucket, load.batch) for load in w.loads if plan.as_graphs(load.batch, load.bucket.tokens)}
         if w.previews and plan.as_graphs(1, w.previews.bucket.tokens):
@@ -149,7 +150,7 @@ class MemoryCosts:
         window = min(waiting, c.activation_window) * c.stash_rows * tensor if here < waiting else 0.0
         staying = float(here * self.activations(load))
         activations = max(window, staying)  # those that stay are used up before the others come back
-        beside = self._sums + (SPLIT_ROWS if load.split > 1 else 0)
+        beside = self._workspace + (SPLIT_ROWS if load.split > 1 else 0)
         recomputed = self._recomputed(plan, tensor, part, beside) if waiting else 0.0
         kept = (c.kept + c.kept_ffn * ratio) * tensor + _weight_bytes(
             plan.precision
@@ -167,8 +168,11 @@ class MemoryCosts:
         return 0 if load.rows <= plan.graphed else plan.kept
 
     @property
-    def _sums(self) -> float:
-        return c.attention_sums * (self.work.deterministic and self.hardware.partial_sums)
+    def _workspace(self) -> float:
+        """Row tensors that the kernel of attention's backward needs more than others, or less."""
+        if not self.work.deterministic:
+            return 0.0
+        return ATTENTION_ROWS.get(self.hardware.deterministic_kernels[1], 0.0)
 
     def _recomputed(self, plan: Plan, tensor: float, part: float, beside: float) -> float:
         """What a block that is recomputed works in, of a row tensor over the whole length and one over a chunk, with

@@ -131,7 +131,9 @@ class Hardware(Struct, frozen=True, kw_only=True):
     attention_backward_tflops: float
     deterministic_forward_tflops: float  # of the kernels that a deterministic job uses
     deterministic_backward_tflops: float
-    partial_sums: bool = False  # that backward is torch's flash kernel, which keeps some sums of its own
+    # (forward, backward), by name; "": not measured here, some kernel
+    attention_kernels: tuple[str, str] = ("", "")
+    deterministic_kernels: tuple[str, str] = ("", "")
     memory_gbps: float  # of a device-to-device copy, bytes read and written
     source: str = ""  # where the rates come from, for people
     # bytes of host memory that may be page-locked; None: as much as there is. WSL2 tells nobody how much that is, so
