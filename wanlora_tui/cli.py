@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     # what a wanlora elsewhere adds to a command that it runs here
     top.add_argument("--via", default="", help=argparse.SUPPRESS)
     top.add_argument("--leash", action="store_true", help=argparse.SUPPRESS)
-    top.set_defaults(handler="tui:open_tui", far="itself", parser=top)
+    top.set_defaults(handler="tui:open_tui", far="itself", needs_home=True, parser=top)
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
     count, sizes = 0, []
     for heading, group in _GROUPS:
@@ -163,7 +163,8 @@ def _run(args: argparse.Namespace) -> int:
 
             print(VERSION, flush=True)
             return DONE
-        require_home()
+        if args.needs_home:
+            require_home()
         _require_utf8(args)
         if args.leash:
             from wanlora_tui.terminal.leash import put_on_leash

@@ -63,7 +63,9 @@ class Planning:
     shape: ExpertShape
     rates: Rates | None = None  # measured on this card
     others: int = 0  # bytes of the card outside torch's count when the plan was made
-    tidied: bool = False  # memory in pieces was laid out anew under this plan
+    # done once under this plan, where memory ran out:
+    tidied: bool = False  # memory in pieces was laid out anew
+    dropped: bool = False  # CUDA graphs gave room to a preview
     downs: int = 0  # how often a smaller plan was taken since the attempt began ...
     short: str = ""  # ... and why the last time
 

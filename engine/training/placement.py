@@ -124,14 +124,16 @@ def refused(error: HostMemoryRefused) -> tuple[ExhaustedPhase, Shortage]:
 
 def replan(run: Run, exhausted: ExhaustedPhase, why: Shortage) -> None:
     """Memory ran out (where `exhausted` says): take the next smaller plan and log it. Memory in pieces is laid out anew
-    first, and CUDA graphs are dropped for a preview, once under each plan. To be called outside the handler, whose
+    first, and CUDA graphs are dropped for a preview, each once under each plan. To be called outside the handler, whose
     traceback holds on to tensors. Raises UserError when no smaller plan is left."""
     release(run.placement.device)
-    untidy = why.cause == "pieces" or (exhausted == "preview" and run.experts.recorded)
     planning, short = run.planning, f"out of memory in the {WHERE[exhausted]}: {why.text}"
-    if untidy and not planning.tidied:
-        plan, tidied = planning.plan, True
-        graphs = "" if why.cause == "pieces" else "CUDA graphs are dropped, "
+    tidy = why.cause == "pieces" and not planning.tidied
+    drop = exhausted == "preview" and run.experts.recorded and not planning.dropped
+    if tidy or drop:  # the one does the other, but only what was needed is used up
+        plan = planning.plan
+        planning = replace(planning, tidied=True) if tidy else replace(planning, dropped=True)
+        graphs = "" if tidy else "CUDA graphs are dropped, "
         text = f"{short}; {graphs}everything on the card is laid out anew, and the same is tried again"
         run.log.emit("log", level="warning", text=text)
     else:
@@ -142,10 +144,10 @@ def replan(run: Run, exhausted: ExhaustedPhase, why: Shortage) -> None:
                 where=planning.plan.text,
                 fix=LESS_MEMORY,
             )
-        plan, tidied = smallest, False
+        plan = smallest
         run.log.emit("replanned", why=short, old=planning.plan.text, new=plan.text)
-        planning = replace(planning, downs=planning.downs + 1, short=short)
-    run.planning = replace(planning, tidied=tidied)
+        planning = replace(planning, downs=planning.downs + 1, short=short, tidied=False, dropped=False)
+    run.planning = planning
     place(run, plan)
 
 

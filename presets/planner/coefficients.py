@@ -17,13 +17,12 @@ class Coefficients:
     fixed: float = 0.13 * GIB  # of a pass, whatever its length: norms' tables, LoRA casts, text
     # rows over the whole length while chunks are worked on: gradients in and out, without the activations window
     outside: float = 5.9
-    chunk: float = 6.2  # rows over one chunk: backward of the token-wise parts ...
+    # rows over one chunk: backward of the token-wise parts; 0.5 of it came with the passes that became fewer ...
+    chunk: float = 6.7
     chunk_ffn: float = 4.0  # ... and, of width F, its feed-forward
     turned_ffn: float = 1.0  # the same with int8 alone: a product before it is rotated back. Counted, not measured
     # rows during attention's backward when chunked: q, k, v, their gradients, the graph before them, workspace
     attention: float = 14.6
-    # more of them in a deterministic backward by torch's flash kernel: its partial sums in fp32
-    attention_sums: float = 6.0
     stash_rows: float = 2.0  # rows that wait for a block's backward: its input and its attention's output
     # blocks of these on the device with activations on the host: the present one and the one read ahead
     activation_window: int = 2
@@ -35,7 +34,7 @@ class Coefficients:
     forward_chunk: float = 5.0
     forward_chunk_ffn: float = 2.5
     lost: float = 0.2  # of the working set: what the allocator cannot hand out again
-    lost_chunked: float = 0.08
+    lost_chunked: float = 0.06
     lost_activations: float = 0.04  # of activations on the device
     lost_kept: float = 0.002
     lost_vae: float = 0.1  # An estimate
@@ -45,6 +44,7 @@ class Coefficients:
     encode_pixel: float = 1920.0  # the frames that later runs look back at, per clip in the batch
     encode_frame: float = 960.0  # for each frame that goes through at a time
     encode_clip_frame: float = 18.0  # for each frame of the clip: its pixels in fp32 and bf16
+    encode_empty_frame: float = 12.0  # for each frame between a first and a last one that are given, in fp32. Counted
     decode_pixel: float = 9400.0
     decode_clip_frame: float = 25.0
     vae_weights: float = 0.24 * GIB
@@ -55,29 +55,28 @@ class Coefficients:
     ram_margin: float = 1.5 * GIB  # for everything else on the machine
     # Seconds
     half_rows: float = 250.0  # rows at which a matrix product runs at half its rate
-    attention_forward: float = 0.90  # of the isolated rate
-    attention_backward: float = 1.0
     # rows read and written by one block's token-wise parts, besides the products, the attention to the text among them:
-    # fitted on an H100, 2026-11-27
+    # fitted on an H100, 2026-11-27, and right on an H200
     traffic_forward: float = 90.0
     traffic_backward: float = 185.0
-    spared: float = 10.0  # fewer of them where a block is recomputed up to its last linear. Counted
-    traffic_chunked: float = 55.0  # more of it when chunked, forward ...
-    traffic_chunked_backward: float = 61.0  # ... and backward
+    spared: float = 20.0  # fewer of them where a block is recomputed up to its last linear
+    # more of them when chunked, each way: by the kernels of 4 and 10 chunks of 8,000 rows hardly any
+    traffic_chunked: float = 5.0
     copy: float = 0.9  # of the copy rate, while the card computes
     # of the copy rate, where host memory is not page-locked: the driver copies twice. An estimate
     unlocked: float = 0.4
     # seconds in which the launching thread queues a block that is not in chunks: forward, once more with a graph, its
     # gradient. The card's own work hides them where it takes longer. Float8, an H100 and an H200, 2026-11-27; the same
-    # block has taken 13 to 21 ms in all on one machine
-    launch_forward: float = 5.9e-3
-    launch_again: float = 6.5e-3
-    launch_gradient: float = 7.3e-3
+    # block has taken 13 to 23 ms in all
+    launch_forward: float = 6.5e-3
+    launch_again: float = 7.1e-3
+    launch_gradient: float = 8.0e-3
     launch_chunk: float = 0.4  # of these for every chunk but the first: about half of a block is launched again
     # the same where a block is a CUDA graph, each way: its inputs copied to where they are fixed, one call. An estimate
     launch_graph: float = 1.0e-3
     graph_rows: float = 10.0  # rows read and written by those copies, each way. Counted
-    vae_rate: float = 0.335  # of the bf16 rate: 54 TFLOP of a 41 x 512 x 512 encode in 0.205 s, of 787 TFLOP/s
+    graph_gaps: float = 0.3e-3  # between its kernels, each way: what was over at 21 x 256 x 256 on an H200
+    vae_rate: float = 0.355  # of the bf16 rate. From 0.33 (an H100) to 0.38 (an H200)
     step: float = 0.02  # seconds of a step that belong to nothing else
     video: float = 2.0  # seconds to write one preview. An estimate
     save: float = 3.0  # seconds of a checkpoint. An estimate
@@ -85,9 +84,16 @@ class Coefficients:
 
 
 FITTED = Coefficients()
+# Of an attention kernel's rate by itself, what it reaches in a step: a cold card times flash-attn-4 too slow, others
+# fall behind with the clip's length. Of those not named: FORWARD, BACKWARD. H100 and H200, 2026-11-27
+FORWARD, BACKWARD = 0.88, 1.0
+FORWARD_IN_STEPS = {"flash4": 1.03}
+BACKWARD_IN_STEPS = {"flash4": 1.03, "triton-large": 0.97, "triton-small": 0.97}
+# more rows than `attention`: torch's flash kernel in a fixed order has partial sums in fp32, ours have no workspace
+ATTENTION_ROWS = {"flash": 6.0, "triton-large": -1.5, "triton-small": -1.5}
 # per pixel and frame, counted at 41 x 512 x 512
 ENCODE_FLOP, DECODE_FLOP = 54e12 / (41 * 512 * 512), 91e12 / (41 * 512 * 512)
 # The encode of a conditioning, a first frame and then zeros (engine.encode.vae_encoder): of each stage of the encoder
-# its share of the operations, counted from its shapes, and how many pixel frames its layers compute in the mean. The
-# last stage computes all.
-STILL_STAGES = ((0.42, 9), (0.36, 18), (0.17, 35), (0.05, 10**6))
+# its share of the operations, counted from its shapes, how many pixel frames its layers compute in the mean, and how
+# many one of its own frames stands for. The last stage computes all.
+STILL_STAGES = ((0.42, 9, 1), (0.36, 18, 1), (0.17, 35, 2), (0.05, 10**6, 4))

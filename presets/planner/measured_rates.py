@@ -26,6 +26,11 @@ class AttentionRates(Struct, frozen=True):
     text_forward_kernel: str = ""  # none: measured before these were
     text_backward_kernel: str = ""
 
+    @property
+    def kernels(self) -> tuple[str, str]:
+        """Of the self-attention: forward, backward."""
+        return self.forward_kernel, self.backward_kernel
+
 
 class Rates(Struct, frozen=True, kw_only=True):
     """What one card really reaches. Copies and memory in GB/s, products in TFLOP/s."""

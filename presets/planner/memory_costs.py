@@ -9,6 +9,8 @@ from functools import lru_cache
 
 import msgspec
 
+from presets.clips.geometry import Bucket
+from presets.planner.coefficients import ATTENTION_ROWS
 from presets.planner.coefficients import FITTED as c
 from presets.planner.plan import Plan, Precision
 from presets.planner.preview_accelerators import BLOCKS_ALIVE
@@ -92,7 +94,7 @@ class MemoryCosts:
         """CUDA graphs of blocks: what they work in, which nothing else has the use of, their fixed inputs, what the
         driver keeps. The first block of each shape is launched, so all else needs no less."""
         w, tensor = self.work, plan.graphed * self.row
-        working = self._recomputed(plan, tensor, tensor, self._sums)
+        working = self._recomputed(plan, tensor, tensor, self._workspace)
         lora = 2 * 4 * self.shape.lora_parameters(w.rank) // self.shape.layers * w.layouts
         shapes = {(load.bucket, load.batch) for load in w.loads if plan.as_graphs(load.batch, load.bucket.tokens)}
         if w.previews and plan.as_graphs(1, w.previews.bucket.tokens):
@@ -148,7 +150,7 @@ class MemoryCosts:
         window = min(waiting, c.activation_window) * c.stash_rows * tensor if here < waiting else 0.0
         staying = float(here * self.activations(load))
         activations = max(window, staying)  # those that stay are used up before the others come back
-        beside = self._sums + (SPLIT_ROWS if load.split > 1 else 0)
+        beside = self._workspace + (SPLIT_ROWS if load.split > 1 else 0)
         recomputed = self._recomputed(plan, tensor, part, beside) if waiting else 0.0
         kept = (c.kept + c.kept_ffn * ratio) * tensor + _weight_bytes(
             plan.precision
@@ -166,8 +168,11 @@ class MemoryCosts:
         return 0 if load.rows <= plan.graphed else plan.kept
 
     @property
-    def _sums(self) -> float:
-        return c.attention_sums * (self.work.deterministic and self.hardware.partial_sums)
+    def _workspace(self) -> float:
+        """Row tensors that the kernel of attention's backward needs more than others, or less."""
+        if not self.work.deterministic:
+            return 0.0
+        return ATTENTION_ROWS.get(self.hardware.deterministic_kernels[1], 0.0)
 
     def _recomputed(self, plan: Plan, tensor: float, part: float, beside: float) -> float:
         """What a block that is recomputed works in, of a row tensor over the whole length and one over a chunk, with
@@ -190,13 +195,8 @@ class MemoryCosts:
         return c.fixed + self._weight_copy(plan) + work, (c.lost_chunked if part < tensor else c.lost) * work
 
     def _encode(self, plan: Plan) -> float:
-        """The VAE at work on the largest clip of a batch, `plan.vae_frames` at a time."""
-        load = max(
-            self.work.loads,
-            key=lambda load: load.batch * load.bucket.frames * load.bucket.height * load.bucket.width,
-        )
-        bucket = load.bucket
-        return load.batch * bucket.height * bucket.width * _encode_pixel(bucket.frames, plan.vae_frames)
+        """The VAE at work on the batch that takes most, `plan.vae_frames` at a time."""
+        return max(of.batch * _encode_bytes(of.bucket, plan.vae_frames, of.last_frame) for of in self.work.loads)
 
     def _preview(self, plan: Plan) -> tuple[float, float]:
         """(the highest of a preview's own phases, lost)."""
@@ -206,7 +206,7 @@ class MemoryCosts:
         bucket = previews.bucket
         pixels = bucket.height * bucket.width
         decode = pixels * (c.decode_pixel * min(1.0, (1 + bucket.frames) / 5) + c.decode_clip_frame * bucket.frames)
-        encode = pixels * _encode_pixel(bucket.frames, plan.vae_frames)
+        encode = _encode_bytes(bucket, plan.vae_frames, previews.last_frame)
         decode, encode = decode + previews.accelerated.stem, encode + previews.accelerated.stem
         if plan.activations == "host":  # the trainer parks the experts while it decodes
             held = self.held(plan)
@@ -277,8 +277,11 @@ def _turned_rows(precision: Precision) -> float:
     return c.turned_ffn if precision == "int8" else 0.0
 
 
-def _encode_pixel(frames: int, at_once: int) -> float:
-    """Bytes per pixel of a frame while a clip is encoded; the first run has one frame more."""
+def _encode_bytes(bucket: Bucket, at_once: int, last_frame: float) -> float:
+    """While a clip is encoded, and, if some give their last frame, the frames of a conditioning beside it; the first
+    run has one frame more."""
+    frames = bucket.frames
     through = min(frames, 1 + at_once)
     caches = c.encode_pixel if frames > 1 else 2 * c.encode_frame
-    return caches + c.encode_frame * through + c.encode_clip_frame * frames
+    held = (c.encode_clip_frame + (c.encode_empty_frame if last_frame else 0.0)) * frames
+    return bucket.height * bucket.width * (caches + c.encode_frame * through + held)

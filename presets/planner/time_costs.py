@@ -13,7 +13,15 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from presets.clips.geometry import Bucket
-from presets.planner.coefficients import DECODE_FLOP, ENCODE_FLOP, STILL_STAGES
+from presets.planner.coefficients import (
+    BACKWARD,
+    BACKWARD_IN_STEPS,
+    DECODE_FLOP,
+    ENCODE_FLOP,
+    FORWARD,
+    FORWARD_IN_STEPS,
+    STILL_STAGES,
+)
 from presets.planner.coefficients import FITTED as c
 from presets.planner.memory_costs import STORED, block_bytes
 from presets.planner.plan import Plan
@@ -91,14 +99,16 @@ class TimeCosts:
     def attention(self, load: Load) -> tuple[float, float]:
         """(forward, backward) of the self-attention of all blocks, by the kernels that the job runs with."""
         h = self.hardware
-        rates = (
-            (h.deterministic_forward_tflops, h.deterministic_backward_tflops)
-            if self.work.deterministic
-            else (h.attention_forward_tflops, h.attention_backward_tflops)
-        )
+        forward, backward = h.deterministic_forward_tflops, h.deterministic_backward_tflops
+        kernels = h.deterministic_kernels
+        if not self.work.deterministic:
+            forward, backward = h.attention_forward_tflops, h.attention_backward_tflops
+            kernels = h.attention_kernels
+        forward *= FORWARD_IN_STEPS.get(kernels[0], FORWARD)
+        backward *= BACKWARD_IN_STEPS.get(kernels[1], BACKWARD)
         whole = 4 * load.batch * load.bucket.tokens**2 * self.shape.width * self.shape.layers / 1e12
         products = whole / load.split  # each GPU has a part of the heads
-        return products / (rates[0] * c.attention_forward), 2 * products / (rates[1] * c.attention_backward)
+        return products / forward, 2 * products / backward
 
     def forward(self, plan: Plan, load: Load) -> tuple[float, float]:
         """(computing, copying to the device) of one pass without a graph."""
@@ -111,7 +121,7 @@ class TimeCosts:
         )
         launches = self.shape.layers * c.launch_forward * _launched(chunks)
         if plan.as_graphs(load.batch, load.bucket.tokens):
-            token_wise += self._traffic(c.graph_rows, load.rows)
+            token_wise += self._traffic(c.graph_rows, load.rows) + self.shape.layers * c.graph_gaps
             launches = self.shape.layers * c.launch_graph
         return max(attention + token_wise, launches), self._copy(plan, self.shape.layers - plan.resident)
 
@@ -126,10 +136,10 @@ class TimeCosts:
         _, attention = self.attention(load)
         gradient = linear + self._traffic(c.traffic_backward, rows) + backward_again
         if chunks > 1:
-            again += self._traffic(c.traffic_chunked_backward, rows)
+            again += self._traffic(c.traffic_chunked, rows)
         launches = (visited * c.launch_gradient + redone * layers * c.launch_again) * _launched(chunks)
         if plan.as_graphs(load.batch, load.bucket.tokens):
-            gradient += self._traffic(c.graph_rows, rows)
+            gradient += self._traffic(c.graph_rows, rows) + layers * c.graph_gaps
             launches = visited * c.launch_graph
         streamed = max(0.0, part * (layers - plan.resident) - plan.slots)  # residents are spread evenly
         copying = self._copy(plan, streamed) + self._activation_copy(plan, load)
@@ -149,14 +159,19 @@ class TimeCosts:
         leaving = waiting - plan.staying(waiting)
         return leaving * c.stash_rows * load.rows * (2 * self.shape.width) / self._rate(plan)
 
-    def _encodes(self, batch: int, bucket: Bucket) -> float:
-        """Seconds of a clip's latents and of its conditioning."""
-        return self._vae(ENCODE_FLOP, batch, bucket) + self._conditioning(batch, bucket)
+    def encodes(self, plan: Plan, batch: int, bucket: Bucket, last_frame: float = 0.0) -> float:
+        """Seconds of a clip's latents and of its conditioning; an image's are the same."""
+        latents = self._vae(ENCODE_FLOP, batch, bucket)
+        return latents + (self._conditioning(plan, batch, bucket, last_frame) if bucket.frames > 1 else 0.0)
 
-    def _conditioning(self, batch: int, bucket: Bucket) -> float:
-        """Seconds, where the clip's last frame is not given as well: then all of it is encoded."""
-        seen = sum(share * min(1.0, frames / bucket.frames) for share, frames in STILL_STAGES)
-        return self._vae(seen * ENCODE_FLOP, batch, bucket)
+    def _conditioning(self, plan: Plan, batch: int, bucket: Bucket, last_frame: float) -> float:
+        """Seconds, where `last_frame` of these give their last frame as well: all of it is encoded then. Else each run
+        behind the frames that the first one reaches computes one frame in each layer."""
+        still, frames = 0.0, bucket.frames
+        for share, reached, apart in STILL_STAGES:
+            behind = max(0.0, (frames - 1 - max(reached - 1, plan.vae_frames)) / plan.vae_frames)
+            still += share * min(1.0, (reached + apart * behind) / frames)
+        return self._vae((last_frame + (1 - last_frame) * still) * ENCODE_FLOP, batch, bucket)
 
     def _vae(self, flop: float, batch: int, bucket: Bucket) -> float:
         """Seconds of so many operations per pixel and frame."""
@@ -178,7 +193,7 @@ class TimeCosts:
         return Seconds(
             transformer=w.terms * (forward + backward) + w.extra_forwards * forward,
             copies=waits,
-            vae=self._encodes(load.batch, load.bucket),
+            vae=self.encodes(plan, load.batch, load.bucket, load.last_frame),
             other=0.0,
             copying=w.terms * (first + fetched_back) + w.extra_forwards * fetched,
         )
@@ -208,7 +223,8 @@ class TimeCosts:
         if previews.accelerated.stem or previews.accelerated.block:  # such blocks are launched
             plan = replace(plan, graphed=0)
         forward, fetched = self.forward(plan, Load(previews.bucket, 1, 1.0))
-        vae = self._conditioning(1, previews.bucket) + self._vae(DECODE_FLOP, 1, previews.bucket)
+        conditioning = self._conditioning(plan, 1, previews.bucket, previews.last_frame)
+        vae = conditioning + self._vae(DECODE_FLOP, 1, previews.bucket)
         return previews.passes * max(forward, fetched) + vae + c.video
 
     def validation(self, plan: Plan) -> float:
@@ -219,7 +235,7 @@ class TimeCosts:
         total = 0.0
         for bucket, clips in held.clips:
             passes = held.passes * max(self.forward(plan, Load(bucket, 1, 1.0)))
-            total += clips * (passes + self._encodes(1, bucket))
+            total += clips * (passes + self.encodes(plan, 1, bucket, held.last_frame))
         return total
 
     def run(self, plan: Plan) -> float:

@@ -5,7 +5,7 @@ T tokens of a bucket, B batch size. Sizes in bytes, rates in 10^9 bytes or 10^12
 What they cost is presets.planner.costs's; cards that are not here are presets.planner.cards's.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -41,6 +41,7 @@ class Load(Struct, frozen=True, dict=True):
     batch: int
     share: float  # of all micro-batches
     split: int = 1  # GPUs that share each clip
+    last_frame: float = 0.0  # of these micro-batches: how many have a clip that gives its last frame as well
 
     @cached_property
     def tokens(self) -> int:
@@ -61,6 +62,7 @@ class PreviewLoad(Struct, frozen=True, kw_only=True):
     passes: int  # through an expert, of one preview: each expert's steps, twice where it has guidance
     guided: bool  # some steps take two passes
     sets: int
+    last_frame: float = 0.0  # of the prompts: how many have an end image
     accelerated: Accelerated = Accelerated()
 
 
@@ -69,6 +71,7 @@ class ValidationLoad(Struct, frozen=True, kw_only=True):
 
     clips: tuple[tuple[Bucket, float], ...]  # so many of each shape, one at a time
     passes: int  # through the experts, of each clip
+    last_frame: float = 0.0  # of the clips: how many give their last frame as well
     times: int
 
 
@@ -128,7 +131,9 @@ class Hardware(Struct, frozen=True, kw_only=True):
     attention_backward_tflops: float
     deterministic_forward_tflops: float  # of the kernels that a deterministic job uses
     deterministic_backward_tflops: float
-    partial_sums: bool = False  # that backward is torch's flash kernel, which keeps some sums of its own
+    # (forward, backward), by name; "": not measured here, some kernel
+    attention_kernels: tuple[str, str] = ("", "")
+    deterministic_kernels: tuple[str, str] = ("", "")
     memory_gbps: float  # of a device-to-device copy, bytes read and written
     source: str = ""  # where the rates come from, for people
     # bytes of host memory that may be page-locked; None: as much as there is. WSL2 tells nobody how much that is, so
@@ -224,6 +229,7 @@ def _previews(job: Job, facts: Facts | None) -> PreviewLoad | None:
         passes=sum(passes_of(sampling, boundary_of(job, facts)).values()),
         guided=max(sampling.guidance, sampling.guidance_low) > 1,
         sets=preview_sets(job),
+        last_frame=sum(bool(prompt.end_img.strip()) for prompt in panel.prompts) / len(panel.prompts),
         accelerated=accelerated,
     )
 
@@ -240,8 +246,10 @@ def _validation(job: Job, facts: Facts | None) -> ValidationLoad | None:
         return None
     held = facts.held_out if facts else None
     shapes: Counter[Bucket] = Counter()
+    giving = 0.0
     for one in held.clips if held else []:
         shapes.update(clip_buckets(one.clip, one.panel).values())
+        giving += len(clip_buckets(one.clip, one.panel)) * one.panel.last_frame
     clips = {bucket: float(count) for bucket, count in shapes.items()}
     if held is None:
         known = sum(len(found.clips) for found in facts.datasets) if facts else 0
@@ -249,16 +257,19 @@ def _validation(job: Job, facts: Facts | None) -> ValidationLoad | None:
         clips = {}
         for load in _loads(job, facts.datasets if facts else []):
             clips[load.bucket] = clips.get(load.bucket, 0.0) + load.share * count
+            giving += load.share * count * load.last_frame
     return ValidationLoad(
         clips=tuple(sorted(clips.items())),
         passes=job.validation.bins * len(trained_experts(job)),
         times=measurements(job),
+        last_frame=giving / (sum(clips.values()) or 1.0),
     )
 
 
 def _loads(job: Job, found: list[DatasetFacts]) -> tuple[Load, ...]:
     """The micro-batches of an epoch. A dataset without known clips counts as full batches."""
     items: Counter[Group] = Counter()
+    giving: dict[Group, float] = defaultdict(float)  # of the items, those that give their last frame
     for i, panel in enumerate(job.datasets):
         clips = found[i].clips if i < len(found) else []
         buckets = [
@@ -269,14 +280,21 @@ def _loads(job: Job, found: list[DatasetFacts]) -> tuple[Load, ...]:
         ]
         each = panel.repeats if clips else panel.repeats * job.training.batch_size
         for bucket in buckets if clips else _square_buckets(panel):
-            items[Group(panel.regularization, bucket, panel.weight)] += each
+            group = Group(panel.regularization, bucket, panel.weight)
+            items[group] += each
+            giving[group] += each * panel.last_frame * (bucket.frames > 1)
     if not items:  # there are clips, and none can train: the rules say why
         return _loads(job, [])
     batches: Counter[tuple[Bucket, int]] = Counter()
+    whole: dict[tuple[Bucket, int], float] = defaultdict(float)
     for (group, size), count in batches_of(items, job.training.batch_size).items():
         batches[group.bucket, size] += count
+        whole[group.bucket, size] += count * (1 - (1 - giving[group] / items[group]) ** size)
     split, total = job.job.gpus_per_clip, batches.total()
-    return tuple(Load(bucket, size, count / total, split) for (bucket, size), count in sorted(batches.items()))
+    return tuple(
+        Load(bucket, size, count / total, split, whole[bucket, size] / count)
+        for (bucket, size), count in sorted(batches.items())
+    )
 
 
 def _square_buckets(panel: DatasetPanel) -> set[Bucket]:

@@ -567,4 +567,5 @@ def test_a_user_without_a_home_folder_is_told_so(monkeypatch: pytest.MonkeyPatch
         told := capsys.readouterr().err
     )
     assert "export HOME=" in told
-    assert main(["--version"]) == 0
+    assert main(["--version"]) == main(["completion", "bash"]) == 0
+    assert "complete" in capsys.readouterr().out

@@ -201,7 +201,7 @@ def completion(commands: Commands) -> None:
     c.epilog = COMPLETION
     shell = c.add_argument("shell", metavar="|".join(completing.SHELLS), help="which")
     completed_by(shell, completing.shells)
-    c.set_defaults(shells=completing.SHELLS)
+    c.set_defaults(shells=completing.SHELLS, needs_home=False)
 
 
 COMPLETION = """\

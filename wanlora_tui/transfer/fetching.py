@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from presets.errors import UserError
-from presets.runs.run_folder import LOCK_FILE, RESERVE_FILE
+from presets.job.resume_check import JOB_FILE
+from presets.report.measures import FILE as MEASURES_FILE
+from presets.runs.run_folder import LOCK_FILE, PAGE_FILE, RESERVE_FILE
 from presets.text import human
 from wanlora_tui.transfer.messages import PART, FileEntry, Files, Gone, Listing, What
 from wanlora_tui.transfer.progress import Progress
@@ -25,8 +27,12 @@ from wanlora_tui.transfer.retrying import LostConnection, Retrying
 from wanlora_tui.transfer.safe_names import is_hidden, place
 
 CHUNK = 2**20  # bytes hashed at once
-# What a run makes anew with each set of previews: one that is older here is no other file of this name
-REMADE = re.compile(r"samples/compare_\d+\.(png|mp4)")
+# What is made anew with each preview, at each end, by `wanlora judge` or by the daemon there: one that is older here is
+# no other file of this name
+REMADE = re.compile(
+    r"samples/(compare_\d+\.(png|mp4)|step_\d+/sheet\.png)"
+    rf"|{'|'.join(re.escape(name) for name in (PAGE_FILE, MEASURES_FILE, 'events.fold'))}"
+)
 
 
 class Refused(NamedTuple):
@@ -144,7 +150,8 @@ class Fetch:
         remade = REMADE.fullmatch(entry.path) and facts.st_mtime_ns < entry.mtime_ns and not self._another_run
         if same or remade or self._overwrite:
             return False
-        self._another_run = True
+        # a resume with other settings writes it anew; here it may have been edited
+        self._another_run = self._another_run or entry.path != JOB_FILE
         raise UserError("a different file of this name is here already")
 
     def _fill(self, entry: FileEntry, there: str, f: BinaryIO, progress: Progress) -> str:

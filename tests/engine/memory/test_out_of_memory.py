@@ -98,7 +98,7 @@ def run_with(planning: Planning, failures: list[Exception], monkeypatch) -> tupl
         "planning": planning,
         "log": Log(),
         "placement": PLACEMENT,
-        "experts": SimpleNamespace(set_plan=set_plan),
+        "experts": SimpleNamespace(set_plan=set_plan, recorded=False),
         "encoder": SimpleNamespace(vae=None, ours=""),
     }.items():
         setattr(run, name, value)
@@ -140,6 +140,23 @@ def test_memory_in_pieces_is_laid_out_anew_once_before_the_plan_changes(planning
     assert placed == [planning.plan] and run.log.said[0][0] == "log"
     placement.replan(run, "step", pieces)
     assert placed[-1] != planning.plan and run.log.said[-1][0] == "replanned"
+
+
+@pytest.mark.parametrize("first", ["graphs", "pieces"])
+def test_graphs_dropped_for_a_preview_and_memory_in_pieces_are_each_mended_before_the_plan_changes(
+    planning, monkeypatch, first
+):
+    run, placed = run_with(planning, [], monkeypatch)
+    pieces, full = shortage(card(0.1, 23.3, 15.0), planning), shortage(card(0.1, 23.3, 23.0), planning)
+    run.experts.recorded = True  # they are again, with the next pass
+    for why in (full, pieces) if first == "graphs" else (pieces, full):
+        placement.replan(run, "preview", why)
+    assert placed == [planning.plan] * 2
+    assert ["graphs are dropped" in data["text"] for _, data in run.log.said] == [first == "graphs", first != "graphs"]
+    placement.replan(run, "preview", pieces)
+    assert placed[-1] != planning.plan and run.log.said[-1][0] == "replanned"
+    placement.replan(run, "preview", full)
+    assert placed[-1] == placed[-2], "the smaller plan has its own turn"
 
 
 def test_no_room_for_the_optimizers_first_state_is_found_before_its_step(monkeypatch):

@@ -40,7 +40,7 @@ def test_the_h200_of_the_table_is_the_one_measured():
         ("copy_gbps", 55),
     ):
         assert getattr(found, name) == pytest.approx(measured, rel=0.02), name
-    assert not found.partial_sums
+    assert found.deterministic_kernels == ("", "")
 
 
 def test_a_card_with_little_shared_memory_goes_back_in_small_tiles():
@@ -211,9 +211,9 @@ def test_what_was_measured_comes_before_the_table():
         700.0,
         50.0,
     ) and found.source == "measured on this machine on 2026-11-22"
-    assert found.partial_sums, "its fastest backward in a fixed order was torch's"
+    assert found.deterministic_kernels == ("cudnn", "flash") and found.attention_kernels == ("cudnn", "cudnn")
     remember(rates(deterministic_attention=AttentionRates("cudnn", 600.0, "triton-large", 340.0)))
-    assert not gpu_hardware(mine, machine(mine)).partial_sums
+    assert gpu_hardware(mine, machine(mine)).deterministic_kernels == ("cudnn", "triton-large")
     assert recall(gpu(80, driver="590.0")) is None, "another driver brings other kernels"
     assert recall(gpu(80, uuid="GPU-9")) is None
     remember(rates(bf16_tflops=710.0))

@@ -400,6 +400,41 @@ def test_the_work_of_a_job():
     )
 
 
+def test_how_often_a_batch_of_a_job_has_a_last_frame():
+    """A batch of which one clip gives it is encoded whole; images give none."""
+    panels: list[dict[str, Any]] = [
+        {"last_frame": 0.5},
+        {"num_frames": 1, "last_frame": 1.0},
+        {"last_frame": 1.0},
+        {"last_frame": 1.0, "resolutions": [768]},
+    ]
+    made = job(
+        training={"batch_size": 2},
+        datasets=panels,
+        sample={"prompts": [{"prompt": "p", "ctrl_img": "a.png", "end_img": end} for end in ("", "b.png")]},
+    )
+    small, large = ({"width": side, "height": side} for side in (512, 768))
+    known = facts(
+        [clip(f"{i}.mp4", **small) for i in range(3)],
+        [image(**small)],
+        [clip("c.mp4", **small)],
+        [clip(f"{i}.mp4", **large) for i in range(3)],
+    )
+    of = workload_of(made, known)
+    mean = (3 * 0.5 + 1.0) / 4  # of those of 512, in batches of two
+    found = {(load.bucket.frames, load.bucket.width, load.batch): load.last_frame for load in of.loads}
+    assert found == {
+        (1, 512, 1): 0,
+        (41, 512, 2): pytest.approx(1 - (1 - mean) ** 2),
+        (41, 768, 2): 1.0,
+        (41, 768, 1): 1.0,
+    }
+    assert of.previews is not None and of.previews.last_frame == 0.5
+    measured = msgspec.structs.replace(made, validation=job(validation={"fraction": 0.5}).validation)
+    held = workload_of(measured, known).validation
+    assert held is not None and 0.5 < held.last_frame < 1
+
+
 def test_the_previews_of_a_job():
     prompts = [{"prompt": "p", "ctrl_img": "a.png"}]
     of = workload_of(

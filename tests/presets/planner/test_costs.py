@@ -2,7 +2,6 @@
 
 import itertools
 import random
-from statistics import fmean
 from typing import Any
 
 import msgspec
@@ -10,9 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from benchmarks.predictions import H100, H200, LONG, MEASUREMENTS, SHORT, held_out
+from benchmarks.predictions import CODES, ENCODES, H100, H200, PRESENT, STEPS, lines
 from presets.clips.geometry import Bucket
 from presets.planner.choose import choose
+from presets.planner.coefficients import ENCODE_FLOP, FITTED
 from presets.planner.costs import Costs, predict
 from presets.planner.memory_costs import block_bytes, training_peak
 from presets.planner.plan import Plan
@@ -41,25 +41,29 @@ def plan(**more: Any) -> Plan:
     return Plan(**{"precision": "float8", **more})
 
 
-@pytest.mark.parametrize("step", [step for steps in LONG.values() for step in steps])
-def test_what_was_measured_of_long_clips(step):
+MEASURED = [step for steps in STEPS.values() for step in steps if step.code == PRESENT]
+
+
+@pytest.mark.parametrize("step", MEASURED)
+def test_what_was_measured_of_the_present_code(step):
+    """Within 10% of the seconds, 5% of the bytes. What was measured of other code is history: benchmarks.predictions
+    prints it."""
     for found, right in zip(step.said_memory, (step.peak, step.reserved), strict=True):
         assert right is None or found == pytest.approx(right, rel=0.05)
     assert step.costs.step(step.plan).copies_hidden
-    within = 0.15 if step.earlier else 0.10
-    assert step.said == pytest.approx(step.seconds, rel=within)
-    assert step.forward is None or step.said_forward == pytest.approx(step.forward, rel=within)
+    assert step.said == pytest.approx(step.seconds, rel=0.10)
+    assert step.forward is None or step.said_forward == pytest.approx(step.forward, rel=0.10)
 
 
-@pytest.mark.parametrize("step", [step for steps in SHORT.values() for step in steps])
-def test_what_was_measured_of_clips_that_wait_for_the_launching_thread(step):
-    assert step.said == pytest.approx(step.seconds, rel=0.11)
-    # of a pass of 21x256x256 less than of a longer one, which no model of the launches explains
-    assert step.forward is None or step.said_forward == pytest.approx(step.forward, rel=0.20)
+@pytest.mark.parametrize("encodes", [one for found in ENCODES.values() for one in found])
+def test_what_was_measured_of_encodes(encodes):
+    assert encodes.said == pytest.approx(encodes.seconds, rel=0.10)
 
 
-def test_a_held_out_loss_of_short_clips():
-    assert held_out() == pytest.approx(fmean(MEASUREMENTS), rel=0.11)
+def test_each_figure_is_of_a_code_that_is_known():
+    found = list(lines())
+    assert {line.code for line in found} == set(CODES) and max(CODES) == PRESENT
+    assert MEASURED and {"s", "GiB"} == {line.unit for line in found if line.code == PRESENT}
 
 
 def test_launching_counts_where_the_card_does_not_need_longer():
@@ -75,11 +79,48 @@ def test_launching_counts_where_the_card_does_not_need_longer():
 
 
 def test_two_encodes_a_step():
-    """Our encoder, 8 frames at a time, in bf16 on the same card: 0.205 s for 41 x 512 x 512. The conditioning computes
-    less of it, the less the longer the clip."""
+    """The conditioning computes less of it than the latents, the less the longer the clip, and the less the more frames
+    at a time; an image has but one."""
+    one = ENCODE_FLOP * 41 * 512 * 512 / (H200.bf16_tflops * 1e12 * FITTED.vae_rate)
     short, long = (predict(plan(), work(*size), H200).seconds.vae for size in ((41, 512, 512), (81, 512, 512)))
-    assert 0.205 < short < 2 * 0.205
-    assert 81 / 41 * 0.205 < long < 81 / 41 * short
+    assert one < short < 2 * one
+    assert 81 / 41 * one < long < 81 / 41 * short
+    wider = [predict(plan(vae_frames=frames), work(81, 512, 512), H200).seconds.vae for frames in (4, 8, 16, 80)]
+    assert wider == sorted(wider, reverse=True) and wider[0] > 1.1 * wider[-1]
+
+
+def test_clips_that_give_their_last_frame_have_their_conditioning_encoded_whole():
+    """In time their share of it, in memory the frames of one batch."""
+    found = []
+    for share in (0.0, 0.5, 1.0):
+        of = work(loads=(Load(Bucket(41, 512, 512), 1, 1.0, last_frame=share),))
+        found.append(predict(plan(vae_frames=16), of, H200))
+    vae = [one.seconds.vae for one in found]
+    latents = ENCODE_FLOP * 41 * 512 * 512 / (H200.bf16_tflops * 1e12 * FITTED.vae_rate)
+    assert vae[2] == pytest.approx(2 * latents) and vae[1] - vae[0] == pytest.approx(vae[2] - vae[1])
+    frames = 41 * 512 * 512 * 3 * 4
+    assert [one.phases["vae"] - found[0].phases["vae"] for one in found] == [0, frames, frames]
+    images = [work(loads=(Load(Bucket(1, 512, 512), 1, 1.0, last_frame=share),)) for share in (0.0, 1.0)]
+    one, _ = (predict(plan(), of, H200).seconds.vae for of in images)
+    assert one == pytest.approx(latents / 41), "an image's latents are its conditioning's"
+
+
+def test_previews_and_held_out_clips_with_a_last_frame_take_longer():
+    previews = PreviewLoad(bucket=Bucket(41, 512, 512), prompts=2, passes=50, guided=True, sets=9)
+    held = ValidationLoad(clips=((Bucket(41, 512, 512), 4.0),), passes=8, times=3)
+
+    def said(share: float):
+        of = work(
+            previews=msgspec.structs.replace(previews, last_frame=share),
+            validation=msgspec.structs.replace(held, last_frame=share),
+            needed=2,
+        )
+        return predict(plan(), of, H200), Costs(of, H200).memory
+
+    (open_end, _), (ended, _) = said(0.0), said(1.0)
+    more = ended.preview - open_end.preview
+    assert more > 0.05 and ended.validation - open_end.validation == pytest.approx(4 * more)
+    assert open_end.phases["preview"] <= ended.phases["preview"]
 
 
 def test_a_packed_block_of_14b():
@@ -330,10 +371,10 @@ def test_smaller_clips_keep_more_graphs_in_what_the_largest_takes():
 
 def test_a_deterministic_backward_has_its_own_rate_and_torchs_kernel_its_own_sums():
     plan = Plan(precision="float8", chunk=2048)
-    loose, other, fixed = (
-        Costs(work(), H200),
-        Costs(work(deterministic=True), H200),
-        Costs(work(deterministic=True), msgspec.structs.replace(H200, partial_sums=True)),
+    loose = Costs(work(), H200)
+    other, fixed, ours = (
+        Costs(work(deterministic=True), msgspec.structs.replace(H200, deterministic_kernels=("cudnn", backward)))
+        for backward in ("cudnn", "flash", "triton-large")
     )
     load = work().largest
     assert fixed.time.attention(load)[1] == pytest.approx(loose.time.attention(load)[1] * 428 / 341)
@@ -343,6 +384,7 @@ def test_a_deterministic_backward_has_its_own_rate_and_torchs_kernel_its_own_sum
         some = msgspec.structs.replace(plan, resident=kept, kept=kept)
         assert fixed.memory.step(some)[0] - loose.memory.step(some)[0] == pytest.approx(6 * row)
         assert other.memory.step(some) == loose.memory.step(some)
+        assert loose.memory.step(some)[0] - ours.memory.step(some)[0] == pytest.approx(1.5 * row)
 
 
 def test_an_accelerator_takes_host_memory_always_and_the_device_s_in_previews_alone():

@@ -260,6 +260,21 @@ def test_links_that_lie_here_lead_nowhere(run: Path, tmp_path: Path):
     assert not names(outside)
 
 
+@pytest.mark.parametrize("name", ["samples/step_000000020/sheet.png", "report.html", "judge.json", "events.fold"])
+def test_what_is_written_anew_while_a_run_goes_on_is_fetched_again(run: Path, tmp_path: Path, name: str):
+    """And takes nothing else for another run's; nor does a job file that a resume has changed, which stays as it is
+    here."""
+    to, compared = tmp_path / "here", run / "samples/compare_00.png"
+    for when in (1, 2):
+        for path in (run / name, compared, run / "job.toml"):
+            path.write_bytes(f"of time {when}".encode())
+            os.utime(path, ns=(when, when))
+        found = fetched(run, to, "run")
+    assert [r.name for r in found.refused] == ["job.toml"]
+    assert (to / name).read_bytes() == (to / "samples/compare_00.png").read_bytes() == b"of time 2"
+    assert (to / "job.toml").read_bytes() == b"of time 1"
+
+
 def test_what_the_run_has_made_anew_is_fetched_again(run: Path, tmp_path: Path):
     to, compared, first = tmp_path / "here", run / "samples/compare_00.png", run / "samples/step_000000010/00.mp4"
     compared.write_bytes(b"one step")
