@@ -30,7 +30,7 @@ from wanlora_tui.screens.checkpoints import CheckpointsScreen
 from wanlora_tui.screens.compare import CompareScreen, PictureScreen
 from wanlora_tui.screens.contact_sheet import ContactSheet
 from wanlora_tui.screens.dashboard import DashboardScreen
-from wanlora_tui.screens.help import HelpScreen
+from wanlora_tui.screens.help import HelpScreen, of_screen
 from wanlora_tui.screens.log import LogScreen
 from wanlora_tui.screenshot import RecordedApp, record_of
 
@@ -213,7 +213,7 @@ async def checkpoints(pilot: Pilot[None]) -> None:
 
 
 async def key_help(pilot: Pilot[None]) -> None:
-    await pilot.app.push_screen(HelpScreen("dashboard"))
+    await pilot.app.push_screen(HelpScreen(of_screen("dashboard")))
 
 
 Act = Callable[[Pilot[None]], Awaitable[None]]

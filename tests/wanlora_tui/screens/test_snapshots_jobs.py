@@ -22,7 +22,7 @@ from tests.wanlora_tui.screens.conftest import NOW, SIZES, SMALL, Picture
 from wanlora_tui.actions.own_actions import OwnActions
 from wanlora_tui.feeds.job_list import JobList
 from wanlora_tui.screens.confirm import Confirm
-from wanlora_tui.screens.help import HelpScreen
+from wanlora_tui.screens.help import HelpScreen, of_screen
 from wanlora_tui.screens.jobs import JobsScreen
 from wanlora_tui.screens.jobs.job_file import JobFileScreen
 from wanlora_tui.screens.resume import question_text
@@ -117,7 +117,7 @@ async def ask_to_resume(pilot: Pilot[None]) -> None:
 
 
 async def ask_for_help(pilot: Pilot[None]) -> None:
-    await pilot.app.push_screen(HelpScreen("jobs"))
+    await pilot.app.push_screen(HelpScreen(of_screen("jobs")))
 
 
 async def at_the_end(pilot: Pilot[None]) -> None:

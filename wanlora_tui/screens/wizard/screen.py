@@ -228,8 +228,8 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
         row = next(iter(rows), None)
         if row is not None:
             for around in row.ancestors:
-                if isinstance(around, PromptRow):  # values of a prompt's own are folded away
-                    around.add_class("-open")
+                if isinstance(around, PromptRow):
+                    around.unfold(row)
             row.control.focus()
         else:
             pane.focus_first()

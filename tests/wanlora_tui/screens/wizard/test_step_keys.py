@@ -96,3 +96,22 @@ async def test_undo_is_offered_where_there_is_something_to_take_back(tmp_path):
         assert offered() == {"wizard.redo"}
         await pilot.press("ctrl+y")
         await until(pilot, lambda: "Undo" in in_footer(), "the change that was made again")
+
+
+async def test_undo_of_a_prompt_opens_its_own_values_for_one_of_those_alone(tmp_path):
+    folder = make_clips(tmp_path / "clips", 1)
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await at_clips(pilot, folder)
+        await screen_of(pilot).go_to("prompts")
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: screen_of(pilot).query("#prompt-0"), "the prompt")
+        await pilot.press(*"orbit")
+        await pilot.press("ctrl+underscore")
+        await until(pilot, lambda: screen_of(pilot).state.draft.prompts[0].prompt != "orbit", "the text, taken back")
+        await pilot.pause()
+        assert not screen_of(pilot).query_one("#prompt-0").has_class("-open")
+        screen_of(pilot).state.set_value("sample.prompts[0].seed", 7)
+        screen_of(pilot).keep()
+        await pilot.press("ctrl+underscore")
+        await until(pilot, lambda: screen_of(pilot).query_one("#prompt-0").has_class("-open"), "the seed's field")
+        await until(pilot, lambda: screen_of(pilot).query_one(".own").has_focus_within, "the focus in it")
