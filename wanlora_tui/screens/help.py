@@ -30,7 +30,8 @@ FILMS = {"compare": ("film",), "picture": ("compare", "film"), "sheet": ("film",
 # what a screen's help takes from another group and the screen does not have
 LACKING = {"picture": {f"compare.{name}" for name in ("more", "fewer", "pin", "open", "sheet", "close")}}
 IN_DIALOG = "In this dialog"
-WIDGET_KEYS = ("enter", "space", "tab")  # of a dialog's buttons, lists and fields
+# of a dialog's buttons, lists and fields, which have no name of ours; "": as the widget says
+WIDGET_KEYS = {"enter": "", "space": "", "tab": "Go to the next field, list or button."}
 NAMES = {
     "comma": ",",
     "full_stop": ".",
@@ -83,24 +84,30 @@ def of_screen(first: str) -> dict[str, list[Action]]:
 
 
 def of_dialog(dialog: Screen[object]) -> tuple[dict[str, list[Action]], set[str]]:
-    """Actions by heading with the keys that work in a dialog as it is now (what a text field has the focus, letters
-    are typed), and ids of those that would do nothing."""
+    """Actions by heading with the keys that work in a dialog as it is now (letters are typed
+    where a text field has the focus), and ids of those that would do nothing."""
     keys: dict[str, list[str]] = {}
-    refused = set()
-    plain = []  # keys of widgets, which have no name of ours
-    for key, bound in dialog.active_bindings.items():
-        if bound.binding.id:
-            keys.setdefault(bound.binding.id, []).append(key)
-            if not bound.enabled:
-                refused.add(bound.binding.id)
-        elif key in WIDGET_KEYS:
-            plain.append(Action(id="", keys=key, action=bound.binding.action, label="", help=bound.binding.description))
+    plain: dict[str, str] = {}  # key -> words of the widget
+    refused, taken = set(), set()
+    for node, bound in dialog._modal_binding_chain:
+        for key, binding in bound:
+            offered = dialog.app._check_action_state(binding.action, node)
+            if offered is False or key in taken:
+                continue
+            if binding.id:  # also one that a box around it would take, were there something to scroll
+                taken.add(key)
+                keys.setdefault(binding.id, []).append(key)
+                if not offered:
+                    refused.add(binding.id)
+            elif key in WIDGET_KEYS:
+                plain.setdefault(key, WIDGET_KEYS[key] or f"{binding.description}.")
     out: dict[str, list[Action]] = {IN_DIALOG: []}
     for action in all_actions():
         if action.id in keys:
             heading = GROUPS.get(action.id.partition(".")[0].replace("table", "list"), IN_DIALOG)
             out.setdefault(heading, []).append(replace(action, keys=",".join(keys[action.id])))
-    out[IN_DIALOG] += plain
+    for key in [key for key in plain if key not in taken]:
+        out[IN_DIALOG].append(Action(id="", keys=key, action="", label="", help=plain[key]))
     return out, refused
 
 
