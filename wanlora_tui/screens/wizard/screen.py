@@ -125,6 +125,11 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
     def pane(self) -> StepPane | None:
         return self._pane
 
+    @property
+    def is_open(self) -> bool:
+        """Its first step can be typed in; the drafts that it offers before are dialogs of their own."""
+        return self._pane is not None
+
     # The draft
 
     @work
