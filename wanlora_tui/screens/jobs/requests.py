@@ -81,7 +81,9 @@ class JobRequests(Screen[None]):
             else ""
         )
         if await self._sure(f"Cancel {record.name}?{loses}", "Cancel the job", "Keep it"):
-            await self._send(self._client.cancel, record, "is cancelled")
+            await self._send(
+                self._client.cancel, record, "is cancelled" if record.state == "queued" else "ends without saving"
+            )
 
     @work
     async def action_hold_job(self) -> None:
