@@ -30,7 +30,7 @@ class Opening(Protocol):
     """A screen that has nothing to type into for a moment after it was opened."""
 
     @property
-    def is_open(self) -> bool: ...
+    def takes_keys(self) -> bool: ...
 
 
 class KeysInOrder(StyledOnce, SafelyDrawn):
@@ -81,7 +81,7 @@ class KeysInOrder(StyledOnce, SafelyDrawn):
 
     async def _take(self, event: events.Event) -> None:
         self._under_way, self._rounds, self._looks = event, 0, int(self.patience / LOOK)
-        if isinstance(self.screen, Opening) and not self.screen.is_open:
+        if isinstance(self.screen, Opening) and not self.screen.takes_keys:
             self._await_screen(event)
         else:
             await self._hand_on(event)
@@ -95,7 +95,7 @@ class KeysInOrder(StyledOnce, SafelyDrawn):
         event.stop()
         if event.input is not self._under_way or not self.screen_stack:  # it closes
             return
-        if self._looks > 0 and isinstance(self.screen, Opening) and not self.screen.is_open:
+        if self._looks > 0 and isinstance(self.screen, Opening) and not self.screen.takes_keys:
             self._await_screen(event.input)
         else:
             await self._hand_on(event.input)

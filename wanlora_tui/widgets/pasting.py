@@ -43,14 +43,16 @@ class OneLine(Input, inherit_bindings=False):
         else:
             self.replace(text, *self.selection)
 
-    def _on_focus(self) -> None:
+    # these come beside Input's own, which Textual calls too
+
+    def _on_focus(self, event: events.Focus) -> None:
         self._arrived = True
 
-    def _on_key(self, event: events.Key) -> None:
+    async def _on_key(self, event: events.Key) -> None:
         if event.key != "ctrl+x":
             self._arrived = False
 
-    def _on_mouse_down(self) -> None:
+    async def _on_mouse_down(self, event: events.MouseDown) -> None:
         self._arrived = False
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:

@@ -174,7 +174,7 @@ async def test_job_file_is_chosen(picture: Picture, folder: Path) -> None:
     async with every_state().run_test(size=SIZES[0]) as pilot:
         await until(pilot, lambda: isinstance(pilot.app.screen, JobsScreen), "the list")
         await pilot.press("S")
-        await picture(pilot, SMALL)
+        await picture(pilot)
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["checked", "broken"])
@@ -192,7 +192,7 @@ async def test_job_file(broken: bool, picture: Picture, folder: Path, monkeypatc
         file.write_text(file.read_text() + "\n[training]\nlearning = 1e-4\n")
     async with every_state().run_test(size=SIZES[0]) as pilot:
         await until(pilot, lambda: isinstance(pilot.app.screen, JobsScreen), "the list")
-        for size in SIZES[:2]:
+        for size in SIZES:
             await pilot.resize_terminal(*size)
             await pilot.app.push_screen(JobFileScreen(file))
             await picture(pilot, (size,), ready=lambda: "… looking at" not in screen_text(pilot.app))

@@ -97,12 +97,12 @@ async def test_a_field_that_hangs_does_not_hold_the_keyboard() -> None:
 class Late(Screen[None]):
     """It has its field a while after it was opened."""
 
-    is_open = False
+    takes_keys = False
 
     async def add(self) -> None:
         await self.mount(Input())
         self.query_one(Input).focus()
-        self.is_open = True
+        self.takes_keys = True
 
 
 class Opens(KeysInOrder):

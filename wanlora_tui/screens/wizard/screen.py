@@ -126,7 +126,7 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
         return self._pane
 
     @property
-    def is_open(self) -> bool:
+    def takes_keys(self) -> bool:
         """Its first step can be typed in; the drafts that it offers before are dialogs of their own."""
         return self._pane is not None
 
