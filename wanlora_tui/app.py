@@ -28,7 +28,7 @@ from daemon.wire.protocol import LIVE_STATES, JobRecord
 from daemon.wire.start import ensure_running
 from presets.errors import UserError
 from presets.runs.run_view import RunView
-from wanlora_tui.actions import all_actions, bindings
+from wanlora_tui.actions import bindings
 from wanlora_tui.actions.own_actions import OwnActions
 from wanlora_tui.feeds.ends import Ends, parting
 from wanlora_tui.feeds.job_list import JobList
@@ -58,8 +58,6 @@ TWICE_SECONDS = 3.0  # within which a second Ctrl-C leaves
 SAVE_SECONDS = 5.0  # between two writes of what was seen: a killed TUI forgets no more than that
 RETRY_SECONDS = 1.0
 AHEAD_SECONDS = 0.5  # after the list of jobs has come: what a dashboard needs is imported before anybody opens one
-# actions that mean something on the focused widget only, or as a key alone: Ctrl+C is asked for twice
-OF_WIDGETS = ("list.", "table.", "text.", "form.", "picker.", "dialog.", "preview.", "app.interrupt")
 
 
 class WanloraApp(OwnActions, ReadableThemes, KeysInOrder):
@@ -330,25 +328,22 @@ class WanloraApp(OwnActions, ReadableThemes, KeysInOrder):
     # --- help and leaving --------------------------------------------------------------------------------------
 
     def action_help(self) -> None:
-        from wanlora_tui.screens.help import HelpScreen
+        from wanlora_tui.screens.help import HelpScreen, of_dialog, of_screen
 
-        if not isinstance(self.screen, HelpScreen):
-            group = getattr(self.screen, "HELP_GROUP", "")
-            self.push_screen(HelpScreen(group, self.refused(group)))
+        screen = self.screen
+        if isinstance(screen, HelpScreen):
+            return
+        if screen.is_modal:
+            self.push_screen(HelpScreen(*of_dialog(screen)))
+        else:
+            group = getattr(screen, "HELP_GROUP", "")
+            self.push_screen(HelpScreen(of_screen(group), self.refused(group)))
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
-        """The palette: Textual's own, and every registered action that the screen can take now. Help and leaving are
-        among those."""
-        offered = {binding.binding.id: binding.node for binding in screen.active_bindings.values() if binding.enabled}
-        leaves = any(action.action == "app.leave" and action.id in offered for action in all_actions())
-        for command in super().get_system_commands(screen):
-            if command.title != "Keys" and not (command.title == "Quit" and leaves):
-                yield command
-        for action in all_actions():
-            if action.id in offered and not action.id.startswith(OF_WIDGETS):
-                act = partial(self.run_action, action.action, offered[action.id])
-                yield SystemCommand(action.label, action.help, act)
-        if not isinstance(screen, Looks):  # a wizard is left first, which asks about its draft
+        """The palette: what the screen can do now, and every job. A dialog is answered and a wizard left first, which
+        asks about its draft."""
+        yield from super().get_system_commands(screen)
+        if not screen.is_modal and not isinstance(screen, Looks):
             for record in self._job_list.records.values():
                 yield SystemCommand(record.name, f"Job {record.id}: open it", partial(self.open_dashboard, record))
 

@@ -4,14 +4,20 @@ Textual looks up an action of `screen.` in the screen on top: under a dialog, a 
 that the dialog does not refuse.
 """
 
+from collections.abc import Iterable
+from functools import partial
 from typing import ClassVar
 
 from textual.actions import parse
-from textual.app import App
+from textual.app import App, SystemCommand
 from textual.command import Provider
 from textual.dom import DOMNode
+from textual.screen import Screen
 
 from wanlora_tui.actions import all_actions
+
+# actions that mean something on the focused widget only, or as a key alone: Ctrl+C is asked for twice
+OF_WIDGETS = ("list.", "table.", "text.", "form.", "picker.", "dialog.", "preview.", "app.interrupt")
 
 
 def _commands() -> type[Provider]:
@@ -24,6 +30,19 @@ class OwnActions(App[None]):
     """An app whose bindings of `screen.` mean the screen of the widget that binds them."""
 
     COMMANDS: ClassVar = {_commands}
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """The palette: Textual's own, and every registered action that the screen can take now. Help and leaving are
+        among those."""
+        offered = {binding.binding.id: binding.node for binding in screen.active_bindings.values() if binding.enabled}
+        leaves = any(action.action == "app.leave" and action.id in offered for action in all_actions())
+        for command in super().get_system_commands(screen):
+            if command.title != "Keys" and not (command.title == "Quit" and leaves):
+                yield command
+        for action in all_actions():
+            if action.id in offered and not action.id.startswith(OF_WIDGETS):
+                act = partial(self.run_action, action.action, offered[action.id])
+                yield SystemCommand(action.label, action.help, act)
 
     def refused(self, group: str) -> set[str]:
         """Ids of the actions of the screen on top, whose group that is, and of the app that would do nothing now."""

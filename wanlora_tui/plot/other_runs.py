@@ -89,7 +89,7 @@ class OtherRuns(ModalScreen[JobRecord | Path | None]):
     """Dismisses with the job, or the folder of this machine, that is to be drawn or taken away. `shown`: the keys of
     those that are drawn."""
 
-    BINDINGS = bindings("dialog.cancel")
+    BINDINGS = bindings("dialog.cancel", "app.help")
 
     def __init__(self, records: list[JobRecord], folders: list[Path], shown: set[str]) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ def as_typed(field: str, value: Any) -> str:
 class ChangeScreen(ModalScreen[list[tuple[str, str]] | None]):
     """Dismisses with (field, text) of every value that was changed; None when there is none, or it was left."""
 
-    BINDINGS = bindings("change.apply", "dialog.cancel")
+    BINDINGS = bindings("change.apply", "dialog.cancel", "app.help")
 
     def __init__(self, name: str, settings: dict[str, Any]) -> None:
         """`settings`: the values of now, by field."""

@@ -31,7 +31,7 @@ class CheckpointTable(DataTable[Text]):
 class CheckpointsScreen(ModalScreen[int | None]):
     """Dismisses with the step to go back to, or None."""
 
-    BINDINGS = bindings("dialog.cancel")
+    BINDINGS = bindings("dialog.cancel", "app.help")
 
     def __init__(self, name: str, run_dir: Path, found: list[StoredCheckpoint]) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from wanlora_tui.actions import bindings
 class Confirm(ModalScreen[bool]):
     """Dismisses with True for yes. `y` and `n` answer; so do the buttons."""
 
-    BINDINGS = bindings("confirm.yes", "confirm.no")
+    BINDINGS = bindings("confirm.yes", "confirm.no", "app.help")
 
     def __init__(self, question: str, yes: str, no: str) -> None:
         super().__init__()

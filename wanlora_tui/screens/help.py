@@ -1,12 +1,13 @@
-"""All keys of the screen below, and of the whole app, read from the registry of actions."""
+"""All keys of the screen or dialog below, and of the whole app, read from the registry of actions."""
 
 from collections.abc import Collection
+from dataclasses import replace
 
 from rich.table import Table
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
-from textual.screen import ModalScreen
+from textual.screen import ModalScreen, Screen
 from textual.widgets import Footer, Static
 
 from wanlora_tui.actions import Action, all_actions, bindings
@@ -28,6 +29,9 @@ GROUPS = {
 FILMS = {"compare": ("film",), "picture": ("compare", "film"), "sheet": ("film",), "dashboard": ("preview",)}
 # what a screen's help takes from another group and the screen does not have
 LACKING = {"picture": {f"compare.{name}" for name in ("more", "fewer", "pin", "open", "sheet", "close")}}
+IN_DIALOG = "In this dialog"
+# of a dialog's buttons, lists and fields, which have no name of ours; "": as the widget says
+WIDGET_KEYS = {"enter": "", "space": "", "tab": "Go to the next field, list or button."}
 NAMES = {
     "comma": ",",
     "full_stop": ".",
@@ -67,9 +71,9 @@ def key_text(keys: str) -> str:
     )
 
 
-def groups(first: str) -> dict[str, list[Action]]:
-    """Actions by heading: those of the screen, then what works everywhere, then moving about (in tables as in lists).
-    Dialogs explain themselves."""
+def of_screen(first: str) -> dict[str, list[Action]]:
+    """Actions by heading: those of the screen, whose group that is, then what works everywhere, then moving about (in
+    tables as in lists)."""
     out: dict[str, list[Action]] = {}
     beside = (*FILMS.get(first, ()), *(["plot"] if first == "dashboard" else []))
     for group in (first, *beside, "app", "list", "text"):
@@ -77,6 +81,34 @@ def groups(first: str) -> dict[str, list[Action]]:
             if action.id.partition(".")[0] == group and action.id not in LACKING.get(first, ()):
                 out.setdefault(GROUPS[group], []).append(action)
     return out
+
+
+def of_dialog(dialog: Screen[object]) -> tuple[dict[str, list[Action]], set[str]]:
+    """Actions by heading with the keys that work in a dialog as it is now (letters are typed
+    where a text field has the focus), and ids of those that would do nothing."""
+    keys: dict[str, list[str]] = {}
+    plain: dict[str, str] = {}  # key -> words of the widget
+    refused, taken = set(), set()
+    for node, bound in dialog._modal_binding_chain:
+        for key, binding in bound:
+            offered = dialog.app._check_action_state(binding.action, node)
+            if offered is False or key in taken:
+                continue
+            if binding.id:  # also one that a box around it would take, were there something to scroll
+                taken.add(key)
+                keys.setdefault(binding.id, []).append(key)
+                if not offered:
+                    refused.add(binding.id)
+            elif key in WIDGET_KEYS:
+                plain.setdefault(key, WIDGET_KEYS[key] or f"{binding.description}.")
+    out: dict[str, list[Action]] = {IN_DIALOG: []}
+    for action in all_actions():
+        if action.id in keys:
+            heading = GROUPS.get(action.id.partition(".")[0].replace("table", "list"), IN_DIALOG)
+            out.setdefault(heading, []).append(replace(action, keys=",".join(keys[action.id])))
+    for key in [key for key in plain if key not in taken]:
+        out[IN_DIALOG].append(Action(id="", keys=key, action="", label="", help=plain[key]))
+    return out, refused
 
 
 def key_table(actions: list[Action], refused: Collection[str] = ()) -> Table:
@@ -94,17 +126,18 @@ def key_table(actions: list[Action], refused: Collection[str] = ()) -> Table:
 
 
 class HelpScreen(ModalScreen[None]):
-    """`first` is the group of the screen that asked: its keys come first. `refused`: what would do nothing now."""
+    """`shown`: actions by heading, as `of_screen` or `of_dialog` finds them. `refused`: ids of those that would do
+    nothing now."""
 
     BINDINGS = bindings("help.close")
 
-    def __init__(self, first: str, refused: Collection[str] = ()) -> None:
+    def __init__(self, shown: dict[str, list[Action]], refused: Collection[str] = ()) -> None:
         super().__init__()
-        self._first, self._refused = first, refused
+        self._shown, self._refused = shown, refused
 
     def compose(self) -> ComposeResult:
         with VerticalScroll(id="help-box"):
-            for heading, actions in groups(self._first).items():
+            for heading, actions in self._shown.items():
                 yield Static(heading, classes="help-heading")
                 yield Static(key_table(actions, self._refused))
             yield Static(

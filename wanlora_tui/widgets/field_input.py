@@ -98,7 +98,7 @@ class FieldInput(Vertical):
     FieldInput { height: auto; }
     FieldInput > Horizontal { height: 1; }
     FieldInput .field-label { width: 26; text-overflow: ellipsis; text-wrap: nowrap; }
-    FieldInput .field-control { width: 1fr; min-width: 14; max-width: 48; }
+    FieldInput .field-control { width: 1fr; min-width: 12; max-width: 48; }
     FieldInput.-path .field-control { max-width: 100; }
     FieldInput .field-note {
         width: auto; max-width: 32; padding-left: 1; text-wrap: nowrap; text-overflow: ellipsis;

@@ -178,7 +178,7 @@ class _Tree(DirectoryTree):
 class PathPicker(ModalScreen[str | None]):
     """Pick a folder (`suffixes` None) or a file. Dismisses with its absolute path, or None."""
 
-    BINDINGS = bindings("dialog.cancel", "picker.filter")
+    BINDINGS = bindings("dialog.cancel", "picker.filter", "app.help")
     DEFAULT_CSS = """
     PathPicker #picker-filter { display: none; }
     PathPicker #picker-filter.-open { display: block; }

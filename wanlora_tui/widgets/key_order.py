@@ -10,6 +10,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from textual import events, on
 from textual.message import Message
@@ -24,6 +25,14 @@ LOOK = 0.1  # seconds between two looks at the widget: one that has been removed
 ROUNDS = 12
 
 
+@runtime_checkable
+class Opening(Protocol):
+    """A screen that has nothing to type into for a moment after it was opened."""
+
+    @property
+    def takes_keys(self) -> bool: ...
+
+
 class KeysInOrder(StyledOnce, SafelyDrawn):
     """An app that takes one key or paste at a time. `patience`: seconds for one.
 
@@ -35,6 +44,12 @@ class KeysInOrder(StyledOnce, SafelyDrawn):
     @dataclass
     class Done(Message):
         """Follows an input from the focused widget up to the app: whatever the input was to do there has been done."""
+
+        input: events.Event
+
+    @dataclass
+    class Opened(Message):
+        """The screen that an input is for is there, or it is not waited for any longer."""
 
         input: events.Event
 
@@ -65,8 +80,28 @@ class KeysInOrder(StyledOnce, SafelyDrawn):
             await self._take(event)
 
     async def _take(self, event: events.Event) -> None:
-        target = self.focused or self.screen
         self._under_way, self._rounds, self._looks = event, 0, int(self.patience / LOOK)
+        if isinstance(self.screen, Opening) and not self.screen.takes_keys:
+            self._await_screen(event)
+        else:
+            await self._hand_on(event)
+
+    def _await_screen(self, event: events.Event) -> None:
+        self._looks -= 1
+        asyncio.get_running_loop().call_later(LOOK, self.post_message, self.Opened(event))
+
+    @on(Opened)
+    async def _opened(self, event: Opened) -> None:
+        event.stop()
+        if event.input is not self._under_way or not self.screen_stack:  # it closes
+            return
+        if self._looks > 0 and isinstance(self.screen, Opening) and not self.screen.takes_keys:
+            self._await_screen(event.input)
+        else:
+            await self._hand_on(event.input)
+
+    async def _hand_on(self, event: events.Event) -> None:
+        target = self.focused or self.screen
         await super().on_event(event)
         self._follow(event, target if event.is_forwarded else self.focused or self.screen)
 
@@ -94,6 +129,7 @@ class KeysInOrder(StyledOnce, SafelyDrawn):
     @on(Done)
     async def _done(self, event: Done) -> None:
         event.stop()
+        await asyncio.sleep(0)  # a worker that the input has started opens its dialog
         if event.input is not self._under_way or not self.screen_stack:  # it closes
             return
         target = self.focused or self.screen

@@ -20,6 +20,7 @@ class OneLine(Input, inherit_bindings=False):
         Binding("delete", "delete_right", show=False),
     ]
     joiner: str | None = None
+    _arrived = False  # all of it is selected because the focus has come here
     # Textual lays the whole screen out anew when this changes, at every key; a line of text keeps its place
     virtual_size = Reactive(Size(0, 0), layout=False)
 
@@ -42,8 +43,21 @@ class OneLine(Input, inherit_bindings=False):
         else:
             self.replace(text, *self.selection)
 
+    # these come beside Input's own, which Textual calls too
+
+    def _on_focus(self, event: events.Focus) -> None:
+        self._arrived = True
+
+    async def _on_key(self, event: events.Key) -> None:
+        if event.key != "ctrl+x":
+            self._arrived = False
+
+    async def _on_mouse_down(self, event: events.MouseDown) -> None:
+        self._arrived = False
+
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Without a selection there is nothing to cut, and the key means what it means around this input."""
+        """Where its user has selected nothing there is nothing to cut, and the key means what it means around this
+        input."""
         if action == "cut":
-            return not self.selection.is_empty
+            return not self.selection.is_empty and not self._arrived
         return super().check_action(action, parameters)

@@ -10,7 +10,7 @@ from tests.helpers.interface.runs import usual
 from tests.helpers.interface.wizard_pilot import until
 from tests.wanlora_tui.screens.test_dashboard import app_over, settle, shown
 from wanlora_tui.actions import all_actions
-from wanlora_tui.screens.help import HelpScreen
+from wanlora_tui.screens.help import HelpScreen, of_screen
 
 pytestmark = pytest.mark.process  # takes seconds
 
@@ -31,7 +31,7 @@ async def test_the_help_says_what_would_do_nothing_now(tmp_path: Path):
         refused = app.refused("dashboard")
         assert {"dashboard.stop", "dashboard.save", "dashboard.fetch"} <= refused
         assert not {"dashboard.log", "dashboard.view", "dashboard.quit"} & refused
-        await app.push_screen(HelpScreen("dashboard", refused))
+        await app.push_screen(HelpScreen(of_screen("dashboard"), refused))
         await until(pilot, lambda: "Dashboard" in shown(app.screen), "the help")
         text = " ".join(shown(app.screen).split())
         assert "Save a checkpoint and stop; the job can be resumed. (not now)" in text

@@ -20,7 +20,7 @@ from tests.helpers.interface.wizard_pilot import until
 from tests.presets.report.test_held_out import measure, preview, run_with
 from wanlora_tui.plot.loss_plot import LossPlot
 from wanlora_tui.plot.other_runs import read_folder
-from wanlora_tui.screens.help import groups
+from wanlora_tui.screens.help import of_screen
 from wanlora_tui.terminal.drawn_text import SafelyDrawn
 
 pytestmark = pytest.mark.process  # takes seconds
@@ -71,8 +71,8 @@ async def press(pilot: Pilot[None], *keys: str) -> list[str]:
 
 
 def test_the_help_of_the_dashboard_has_the_keys_of_the_plot():
-    assert {binding.id for binding in LossPlot.BINDINGS} == {a.id for a in groups("dashboard")["In the plot"]}
-    assert "In the plot" not in groups("jobs")
+    assert {binding.id for binding in LossPlot.BINDINGS} == {a.id for a in of_screen("dashboard")["In the plot"]}
+    assert "In the plot" not in of_screen("jobs")
 
 
 async def test_keys_zoom_read_and_go_from_mark_to_mark(view: RunView):

@@ -21,7 +21,7 @@ from wanlora_tui.screens.checkpoints import CheckpointsScreen
 from wanlora_tui.screens.compare import CompareScreen
 from wanlora_tui.screens.confirm import Confirm
 from wanlora_tui.screens.dashboard import DashboardScreen
-from wanlora_tui.screens.help import HelpScreen
+from wanlora_tui.screens.help import HelpScreen, of_screen
 from wanlora_tui.widgets.redraw_throttle import Changed
 
 pytestmark = pytest.mark.process  # takes seconds
@@ -156,7 +156,7 @@ async def test_compare_has_a_help_of_its_own(tmp_path: Path):
         await settle(pilot)
         await pilot.press("c")
         await settle(pilot)
-        await pilot.app.push_screen(HelpScreen(pilot.app.screen.HELP_GROUP))
+        await pilot.app.push_screen(HelpScreen(of_screen(pilot.app.screen.HELP_GROUP)))
         await settle(pilot)
         lines = [
             " ".join(line.split("│")[1].split())

@@ -30,7 +30,7 @@ from wanlora_tui.screens.checkpoints import CheckpointsScreen
 from wanlora_tui.screens.compare import CompareScreen, PictureScreen
 from wanlora_tui.screens.contact_sheet import ContactSheet
 from wanlora_tui.screens.dashboard import DashboardScreen
-from wanlora_tui.screens.help import HelpScreen
+from wanlora_tui.screens.help import HelpScreen, of_screen
 from wanlora_tui.screens.log import LogScreen
 from wanlora_tui.screenshot import RecordedApp, record_of
 
@@ -213,17 +213,17 @@ async def checkpoints(pilot: Pilot[None]) -> None:
 
 
 async def key_help(pilot: Pilot[None]) -> None:
-    await pilot.app.push_screen(HelpScreen("dashboard"))
+    await pilot.app.push_screen(HelpScreen(of_screen("dashboard")))
 
 
 Act = Callable[[Pilot[None]], Awaitable[None]]
 OVER: dict[str, tuple[Act, tuple[tuple[int, int], ...]]] = {
     "log": (log, SIZES),
-    "log_searched": (searched, SMALL),
-    "log_of_trainer": (trainers_output, SMALL),
-    "change": (change, NARROW),
-    "checkpoints": (checkpoints, NARROW),
-    "help": (key_help, SMALL),
+    "log_searched": (searched, SIZES),
+    "log_of_trainer": (trainers_output, SIZES),
+    "change": (change, SIZES),
+    "checkpoints": (checkpoints, SIZES),
+    "help": (key_help, SIZES),
 }
 
 
@@ -254,16 +254,21 @@ def as_many_as_there_is_room_for(screen: Screen[object]) -> bool:
     return type(screen) is not CompareScreen or sum(p.display and p.size.width > 0 for p in panes) == screen._count
 
 
-@pytest.mark.parametrize("screen", ["dashboard", "log", "compare"])
+KEYS = {"dashboard": "", "log": "L", "compare": "c", "sheet": "t", "picture": "z"}
+
+
+@pytest.mark.parametrize("screen", KEYS)
 async def test_without_colour(
     screen: str, picture: Picture, folder: Path, noisy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    app = film_app(folder) if screen == "compare" else app_over(folder, noisy)
+    key = KEYS[screen]
+    app = film_app(folder) if key in FILMS else app_over(folder, noisy)
     async with app.run_test(size=SIZES[0]) as pilot:
         await dashboard(pilot)
-        if screen != "dashboard":
-            await pilot.press("c" if screen == "compare" else "L")
-            wanted = CompareScreen if screen == "compare" else LogScreen
-            await until(pilot, lambda: isinstance(pilot.app.screen, wanted), "the screen")
-        await picture(pilot, SMALL)
+        if key in FILMS:
+            await pilot.press("p")
+        if key:
+            await pilot.press(key)
+            await until(pilot, lambda: isinstance(pilot.app.screen, FILMS.get(key, LogScreen)), "the screen")
+        await picture(pilot, SMALL, ready=lambda: as_many_as_there_is_room_for(pilot.app.screen))

@@ -22,7 +22,7 @@ from tests.wanlora_tui.screens.conftest import NOW, SIZES, SMALL, Picture
 from wanlora_tui.actions.own_actions import OwnActions
 from wanlora_tui.feeds.job_list import JobList
 from wanlora_tui.screens.confirm import Confirm
-from wanlora_tui.screens.help import HelpScreen
+from wanlora_tui.screens.help import HelpScreen, of_screen
 from wanlora_tui.screens.jobs import JobsScreen
 from wanlora_tui.screens.jobs.job_file import JobFileScreen
 from wanlora_tui.screens.resume import question_text
@@ -117,7 +117,7 @@ async def ask_to_resume(pilot: Pilot[None]) -> None:
 
 
 async def ask_for_help(pilot: Pilot[None]) -> None:
-    await pilot.app.push_screen(HelpScreen("jobs"))
+    await pilot.app.push_screen(HelpScreen(of_screen("jobs")))
 
 
 async def at_the_end(pilot: Pilot[None]) -> None:
@@ -174,7 +174,7 @@ async def test_job_file_is_chosen(picture: Picture, folder: Path) -> None:
     async with every_state().run_test(size=SIZES[0]) as pilot:
         await until(pilot, lambda: isinstance(pilot.app.screen, JobsScreen), "the list")
         await pilot.press("S")
-        await picture(pilot, SMALL)
+        await picture(pilot)
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["checked", "broken"])
@@ -192,7 +192,7 @@ async def test_job_file(broken: bool, picture: Picture, folder: Path, monkeypatc
         file.write_text(file.read_text() + "\n[training]\nlearning = 1e-4\n")
     async with every_state().run_test(size=SIZES[0]) as pilot:
         await until(pilot, lambda: isinstance(pilot.app.screen, JobsScreen), "the list")
-        for size in SIZES[:2]:
+        for size in SIZES:
             await pilot.resize_terminal(*size)
             await pilot.app.push_screen(JobFileScreen(file))
             await picture(pilot, (size,), ready=lambda: "… looking at" not in screen_text(pilot.app))

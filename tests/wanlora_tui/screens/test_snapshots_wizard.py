@@ -38,7 +38,6 @@ from wanlora_tui.widgets.clip_table import ClipTable
 pytestmark = pytest.mark.process  # takes seconds
 PROMPT = PromptPanel(prompt="orbit 360 around the castle", ctrl_img="control/castle.png")
 WRONG: dict[str, Any] = {"training.lr": 5.0, "datasets[0].num_frames": 40}
-TWO_SIZES = (SIZES[0], SIZES[2])
 
 
 @pytest.fixture
@@ -140,17 +139,17 @@ Act = Callable[[Pilot[None]], Awaitable[None]]
 STATES: dict[str, tuple[str, Act, tuple[tuple[int, int], ...], dict[str, Any]]] = {
     "kind": ("kind", nothing, SIZES, {}),
     "clips": ("clips", nothing, SIZES, {}),
-    "clip": ("clips", clip, SIZES[:2], {}),
+    "clip": ("clips", clip, SIZES, {}),
     "captions": ("captions", nothing, SIZES, {}),
     "settings": ("settings", nothing, SIZES, {}),
-    "settings_field": ("settings", rate, SIZES[:2], {}),
+    "settings_field": ("settings", rate, SIZES, {}),
     "prompts": ("prompts", nothing, SIZES, {}),
     "review": ("review", nothing, SIZES, {}),
     "review_errors": ("review", nothing, SIZES, WRONG),
-    "findings": ("settings", findings, SMALL, WRONG),
-    "help": ("settings", step_help, SMALL, {}),
-    "leave": ("prompts", leave, TWO_SIZES, {}),
-    "palette": ("settings", palette, TWO_SIZES, {}),
+    "findings": ("settings", findings, SIZES, WRONG),
+    "help": ("settings", step_help, SIZES, {}),
+    "leave": ("prompts", leave, SIZES, {}),
+    "palette": ("settings", palette, SIZES, {}),
 }
 
 
@@ -163,7 +162,7 @@ async def test_wizard(state: str, picture: Picture, left_at: Callable[..., Wizar
         await picture(pilot, sizes, ready=(lambda: is_known(pilot)) if act is nothing else lambda: True)
 
 
-@pytest.mark.parametrize("step", ["clips", "settings", "review"])
+@pytest.mark.parametrize("step", ["kind", "clips", "captions", "settings", "prompts", "review"])
 async def test_without_colour(
     step: str, picture: Picture, left_at: Callable[..., WizardApp], monkeypatch: pytest.MonkeyPatch
 ) -> None:

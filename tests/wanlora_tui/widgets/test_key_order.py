@@ -3,9 +3,10 @@
 import asyncio
 import time
 
-from textual import events
+from textual import events, work
 from textual.app import ComposeResult
 from textual.binding import Binding
+from textual.screen import Screen
 from textual.widgets import Input
 
 from tests.helpers.interface.wizard_pilot import type_ahead, until
@@ -91,3 +92,48 @@ async def test_a_field_that_hangs_does_not_hold_the_keyboard() -> None:
         finally:
             Stuck.go.set()
         await pilot.pause()
+
+
+class Late(Screen[None]):
+    """It has its field a while after it was opened."""
+
+    takes_keys = False
+
+    async def add(self) -> None:
+        await self.mount(Input())
+        self.query_one(Input).focus()
+        self.takes_keys = True
+
+
+class Opens(KeysInOrder):
+    BINDINGS = [("n", "open"), ("d", "note")]  # noqa: RUF012  (Textual's own declaration)
+    noted = 0
+
+    @work
+    async def action_open(self) -> None:
+        await self.push_screen_wait(Late())
+
+    def action_note(self) -> None:
+        self.noted += 1
+
+
+async def test_what_is_typed_while_a_screen_opens_is_typed_into_it() -> None:
+    """And not into the screen below, nor lost."""
+    app = Opens()
+    async with app.run_test() as pilot:
+        app.patience = PATIENCE
+        type_ahead(app, "ndemo")
+        await until(pilot, lambda: isinstance(app.screen, Late) and app.is_taking, "a letter that waits")
+        await pilot.pause()
+        assert isinstance(app.screen, Late)
+        await app.screen.add()
+        await until(pilot, lambda: app.screen.query_one(Input).value == "demo", "the letters")
+        assert not app.noted
+
+
+async def test_a_screen_that_never_opens_does_not_hold_the_keyboard() -> None:
+    app = Opens()
+    async with app.run_test() as pilot:
+        app.patience = 2 * LOOK
+        type_ahead(app, "nd")
+        await until(pilot, lambda: app.noted, "the key")

@@ -37,7 +37,7 @@ class _Findings(OptionList):
 class StepFindings(ModalScreen[Jump | Fix | None]):
     """Dismisses with what is to be done, or with None."""
 
-    BINDINGS = bindings("findings.fix", "findings.close")
+    BINDINGS = bindings("findings.fix", "findings.close", "app.help")
     DEFAULT_CSS = """
     StepFindings { align: center middle; }
     StepFindings > Vertical {

@@ -31,7 +31,7 @@ STYLE = """
 class AskText(ModalScreen[str | None]):
     """Dismisses with what was entered, or None. `wrong` says why a text cannot be taken, "" when it can."""
 
-    BINDINGS = bindings("dialog.cancel")
+    BINDINGS = bindings("dialog.cancel", "app.help")
     DEFAULT_CSS = STYLE.format("AskText")
 
     def __init__(self, title: str, hint: str, value: str, take: str, *, wrong: Callable[[str], str]) -> None:
@@ -70,7 +70,7 @@ class AskText(ModalScreen[str | None]):
 class AskEnded(ModalScreen[list[str] | None]):
     """Which ended jobs are to go from the list, by their state. Those that cannot be resumed are chosen at first."""
 
-    BINDINGS = bindings("dialog.cancel", "list.down", "list.up")
+    BINDINGS = bindings("dialog.cancel", "list.down", "list.up", "app.help")
     DEFAULT_CSS = (
         STYLE.format("AskEnded")
         + """

@@ -38,7 +38,7 @@ class FindingsPage(VerticalScroll):
 class JobFileScreen(ModalScreen[str]):
     """Dismisses with "submit", "wizard", or "" to leave it alone."""
 
-    BINDINGS = bindings("dialog.cancel")
+    BINDINGS = bindings("dialog.cancel", "app.help")
     DEFAULT_CSS = """
     JobFileScreen { align: center middle; }
     JobFileScreen > Vertical {

@@ -60,7 +60,7 @@ class JobRequests(Screen[None]):
         if record is not None and await self._sure(
             f"Stop {record.name}? It saves a checkpoint first and can be resumed.", "Stop", "Keep running"
         ):
-            await self._send("stop", self._client.stop, record)
+            await self._send(self._client.stop, record, "will save and stop")
 
     @work
     async def action_resume_job(self) -> None:
@@ -81,15 +81,17 @@ class JobRequests(Screen[None]):
             else ""
         )
         if await self._sure(f"Cancel {record.name}?{loses}", "Cancel the job", "Keep it"):
-            await self._send("cancel", self._client.cancel, record)
+            await self._send(
+                self._client.cancel, record, "is cancelled" if record.state == "queued" else "ends without saving"
+            )
 
     @work
     async def action_hold_job(self) -> None:
         record = self._current()
         if record is not None and record.held:
-            await self._send("release", self._client.release, record)
+            await self._send(self._client.release, record, "may start when its turn comes")
         elif record is not None:
-            await self._send("hold", self._client.hold, record)
+            await self._send(self._client.hold, record, "is held: it does not start until H lets it go")
 
     @work
     async def action_move_job(self, by: int) -> None:
@@ -100,7 +102,8 @@ class JobRequests(Screen[None]):
         to = queued.index(record) + by
         if 0 <= to < len(queued):
             place: Place = "before" if by < 0 else "after"
-            await self._send("move", lambda job: self._client.move(job, place, queued[to].id), record)
+            other = queued[to]
+            await self._send(lambda job: self._client.move(job, place, other.id), record, f"comes {place} {other.name}")
 
     @work
     async def action_prioritize_job(self) -> None:
@@ -127,7 +130,7 @@ class JobRequests(Screen[None]):
             )
         )
         if text is not None and int(text) != record.priority:
-            await self._send("priority", lambda job: self._client.set_priority(job, int(text)), record)
+            await self._send(lambda job: self._client.set_priority(job, int(text)), record, f"has priority {int(text)}")
 
     @work
     async def action_rename_job(self) -> None:
@@ -167,7 +170,7 @@ class JobRequests(Screen[None]):
         if record is not None and await self._sure(
             f"Remove {record.name} from the list? Its run folder stays.", "Remove", "Keep it"
         ):
-            await self._send("remove", self._client.remove, record)
+            await self._send(self._client.remove, record, "is off the list; its run folder stays")
 
     @work
     async def action_remove_ended(self) -> None:
@@ -189,10 +192,11 @@ class JobRequests(Screen[None]):
         if removed:
             self.notify(f"{count(removed, 'job')} removed from the list; the run folders stay.")
 
-    async def _send(self, verb: str, request: Request, record: JobRecord) -> None:
+    async def _send(self, request: Request, record: JobRecord, done: str) -> None:
+        """`done`: what is said of the job once the daemon has taken it."""
         try:
             await request(record.id)
         except (DaemonError, UserError) as e:
             self.notify(str(e), severity="error", timeout=10)
         else:
-            self.notify(f"{record.name}: {verb} sent")
+            self.notify(f"{record.name} {done}.")

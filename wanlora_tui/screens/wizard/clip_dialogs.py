@@ -25,6 +25,7 @@ from wanlora_tui.draft.caption_history import CaptionChange
 from wanlora_tui.draft.clip_captions import one_line, problem_of
 from wanlora_tui.draft.clip_list import ClipEntry
 from wanlora_tui.output.formatting import count
+from wanlora_tui.screens.wizard.dialogs import close_over
 from wanlora_tui.widgets.clip_frames import ClipFrames
 
 SHOWN = 200  # changes that a dialog lists; the rest is counted
@@ -46,7 +47,7 @@ class CaptionDialog(ModalScreen[str | None]):
     `write` is asked to write it, and says what is wrong; then the dialog stays, with all that was typed.
     """
 
-    BINDINGS = bindings("dialog.cancel", "caption.write")
+    BINDINGS = bindings("dialog.cancel", "caption.write", "app.help")
     DEFAULT_CSS = """
     CaptionDialog { align: center middle; }
     CaptionDialog > VerticalScroll {
@@ -154,7 +155,7 @@ class CaptionsDialog(ModalScreen[list[CaptionChange]]):
     thousands. `write` writes them one by one, and says how many are written; what is wrong is shown, and it stays.
     """
 
-    BINDINGS = bindings("dialog.cancel", "caption.write")
+    BINDINGS = bindings("dialog.cancel", "caption.write", "app.help")
     DEFAULT_CSS = """
     CaptionsDialog { align: center middle; }
     CaptionsDialog > Vertical {
@@ -287,6 +288,7 @@ class CaptionsDialog(ModalScreen[list[CaptionChange]]):
             return
         finally:
             steps.close()  # where it has not come to its end, nothing is written
+        await close_over(self)
         self.dismiss(self.changes)
 
     @on(Button.Pressed, "#cancel")

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
 from textual.keys import key_to_character
-from textual.screen import ModalScreen
+from textual.screen import ModalScreen, Screen
 from textual.widgets import Button, Footer, Static
 
 from presets.text import escaped
@@ -19,7 +20,7 @@ from wanlora_tui.screens.help import key_table
 class Ask(ModalScreen[str]):
     """A question with a few answers. Dismisses with the answer's key, or with "" when it is cancelled."""
 
-    BINDINGS = bindings("dialog.cancel", "dialog.previous", "dialog.next")
+    BINDINGS = bindings("dialog.cancel", "dialog.previous", "dialog.next", "app.help")
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (72, "-wide")]  # noqa: RUF012  (Textual's own declaration)
     DEFAULT_CSS = """
     Ask { align: center middle; }
@@ -45,6 +46,7 @@ class Ask(ModalScreen[str]):
             with Horizontal():
                 for i, (key, label) in enumerate(self.answers.items()):
                     yield Button(label, id=f"answer-{key}", variant="primary" if i == 0 else "default", compact=True)
+        yield Footer(compact=True)
 
     @on(Button.Pressed)
     def _answered(self, event: Button.Pressed) -> None:
@@ -53,6 +55,12 @@ class Ask(ModalScreen[str]):
 
     def action_cancel(self) -> None:
         self.dismiss("")
+
+
+async def close_over(screen: Screen[Any]) -> None:
+    """Close what lies over a screen that is about to go on by itself: help, the palette, a question."""
+    while screen.app.screen is not screen:
+        await screen.app.pop_screen()
 
 
 def is_text(key: str) -> bool:

@@ -111,7 +111,7 @@ class DraftList(ModalScreen[tuple[str, int]]):
     """Several drafts, newest first, and a new job. Dismisses with what to do ("" to leave) and which draft it is
     about."""
 
-    BINDINGS = bindings("dialog.cancel", "drafts.discard")
+    BINDINGS = bindings("dialog.cancel", "drafts.discard", "app.help")
     DEFAULT_CSS = """
     DraftList { align: center middle; }
     DraftList > Vertical {

@@ -66,6 +66,11 @@ class PromptRow(Vertical):
             any(path in state.draft.typed or state.value(path) != state.recommended(path)[0] for path in own), "-open"
         )
 
+    def unfold(self, row: FieldInput) -> None:
+        """Bring a field of this prompt into view."""
+        if row in self.query_one(".own").query(FieldInput):
+            self.add_class("-open")
+
     @on(Button.Pressed, ".more")
     def _toggle(self, event: Button.Pressed) -> None:
         event.stop()

@@ -337,7 +337,14 @@ class ReviewPane(StepPane):
         real = [i for i, id in enumerate(ids) if id is not None]
         options.highlighted = ids.index(before) if before is not None and before in ids else real[0] if real else None
 
+        for button in self.query("#fix, #fix-all"):
+            button.display = bool(self.findings)
+        self.refresh_bindings()
+
     # Keys
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        return bool(self.findings) if action in ("fix", "fix_all") else super().check_action(action, parameters)
 
     def current(self) -> Finding | None:
         option = self.query_one("#findings", Choices).highlighted_option

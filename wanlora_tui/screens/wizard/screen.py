@@ -125,6 +125,11 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
     def pane(self) -> StepPane | None:
         return self._pane
 
+    @property
+    def takes_keys(self) -> bool:
+        """Its first step can be typed in; the drafts that it offers before are dialogs of their own."""
+        return self._pane is not None
+
     # The draft
 
     @work
@@ -228,8 +233,8 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
         row = next(iter(rows), None)
         if row is not None:
             for around in row.ancestors:
-                if isinstance(around, PromptRow):  # values of a prompt's own are folded away
-                    around.add_class("-open")
+                if isinstance(around, PromptRow):
+                    around.unfold(row)
             row.control.focus()
         else:
             pane.focus_first()

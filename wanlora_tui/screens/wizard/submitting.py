@@ -24,7 +24,7 @@ from presets.text import sentences
 from wanlora_tui.actions import bindings
 from wanlora_tui.feeds.submitter import Submitter, Unanswered
 from wanlora_tui.screens.frame.keeping import KeepingScreen
-from wanlora_tui.screens.wizard.dialogs import Ask
+from wanlora_tui.screens.wizard.dialogs import Ask, close_over
 from wanlora_tui.screens.wizard.reading import ReadingScreen
 from wanlora_tui.screens.wizard.review import ReviewPane
 
@@ -32,7 +32,7 @@ from wanlora_tui.screens.wizard.review import ReviewPane
 class SubmittingScreen(ModalScreen[bool]):
     """Keeps the job as it is until the answer is there. Dismisses with True when its user stops waiting."""
 
-    BINDINGS = bindings("launch.cancel")
+    BINDINGS = bindings("launch.cancel", "app.help")
     DEFAULT_CSS = """
     SubmittingScreen { align: center middle; }
     SubmittingScreen > Vertical {
@@ -87,8 +87,7 @@ async def hand_in(
         await asyncio.wait({answer})
     finally:
         answer.cancel()
-    while wizard.app.screen is not wizard:  # what was opened meanwhile goes with it
-        await wizard.app.pop_screen()
+    await close_over(wizard)
     later = f"The job file is kept. To hand it in from a shell: {submitter.command(path)}"
     if answer.cancelled():
         return NotTaken(

@@ -66,6 +66,42 @@ async def test_what_has_nothing_to_act_on_is_not_offered(tmp_path):
         assert offered() >= {"wizard.remove", "wizard.hold_out", "wizard.browse"}
 
 
+async def test_remove_is_no_cut_where_the_focus_has_selected_the_text(tmp_path):
+    folder = make_clips(tmp_path / "clips", 1)
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await at_clips(pilot, folder)
+        state = screen_of(pilot).state
+        await screen_of(pilot).go_to("prompts")
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: screen_of(pilot).query("#prompt-0"), "the prompt")
+        text = screen_of(pilot).query_one("#prompt-0").query(Input).first()
+        await until(pilot, lambda: not text.selection.is_empty, "the text, selected")
+        await pilot.press("home", "shift+end", "ctrl+x")
+        await until(pilot, lambda: not state.draft.prompts[0].prompt, "what was selected, cut")
+        await pilot.press(*"orbit", "tab", "shift+tab")
+        await until(pilot, lambda: text.has_focus and not text.selection.is_empty, "the text, selected again")
+        await pilot.press("ctrl+x")
+        await until(pilot, lambda: not state.draft.prompts, "the prompt, removed")
+
+
+async def test_the_review_offers_a_fix_where_there_is_something_to_fix(tmp_path):
+    folder = make_clips(tmp_path / "clips", 1)
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await at_clips(pilot, folder)
+        await screen_of(pilot).go_to("review")
+        pane = screen_of(pilot).pane
+        await until(pilot, lambda: pane.findings and not pane.checking, "the findings")
+
+        def offered() -> set[str | None]:
+            found = {b.binding.id for b in screen_of(pilot).active_bindings.values() if b.enabled}
+            return found & {"wizard.fix", "wizard.fix_all"}
+
+        assert len(offered()) == 2 and pane.query_one("#fix").display
+        pane.findings = []
+        pane._show_findings()
+        assert not offered() and not pane.query_one("#fix").display
+
+
 async def test_undo_held_down_says_the_last_change_alone(tmp_path):
     folder = make_clips(tmp_path / "clips", 3)
     async with wizard(tmp_path / "draft.json") as pilot:
@@ -96,3 +132,22 @@ async def test_undo_is_offered_where_there_is_something_to_take_back(tmp_path):
         assert offered() == {"wizard.redo"}
         await pilot.press("ctrl+y")
         await until(pilot, lambda: "Undo" in in_footer(), "the change that was made again")
+
+
+async def test_undo_of_a_prompt_opens_its_own_values_for_one_of_those_alone(tmp_path):
+    folder = make_clips(tmp_path / "clips", 1)
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await at_clips(pilot, folder)
+        await screen_of(pilot).go_to("prompts")
+        await pilot.press("ctrl+l")
+        await until(pilot, lambda: screen_of(pilot).query("#prompt-0"), "the prompt")
+        await pilot.press(*"orbit")
+        await pilot.press("ctrl+underscore")
+        await until(pilot, lambda: screen_of(pilot).state.draft.prompts[0].prompt != "orbit", "the text, taken back")
+        await pilot.pause()
+        assert not screen_of(pilot).query_one("#prompt-0").has_class("-open")
+        screen_of(pilot).state.set_value("sample.prompts[0].seed", 7)
+        screen_of(pilot).keep()
+        await pilot.press("ctrl+underscore")
+        await until(pilot, lambda: screen_of(pilot).query_one("#prompt-0").has_class("-open"), "the seed's field")
+        await until(pilot, lambda: screen_of(pilot).query_one(".own").has_focus_within, "the focus in it")

@@ -1,0 +1,113 @@
+"""Help over dialogs: every one has it, by `?` or F1 and by the palette, and is as it was when it is closed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+from textual.screen import Screen
+from textual.widgets import Input, TextArea
+
+from tests.helpers.interface.dialogs import all_dialogs, one_of_each
+from tests.helpers.interface.wizard_pilot import screen_text, until
+from tests.wanlora_tui.actions.test_palette import typed as found_in_palette
+from wanlora_tui import app as wanlora_app
+from wanlora_tui.actions import all_actions
+from wanlora_tui.actions.own_actions import OwnActions
+from wanlora_tui.draft.caption_history import CaptionChange
+from wanlora_tui.screens.confirm import Confirm
+from wanlora_tui.screens.help import HelpScreen
+from wanlora_tui.screens.wizard import clip_dialogs
+from wanlora_tui.screens.wizard.clip_dialogs import CaptionsDialog
+from wanlora_tui.screens.wizard.dialogs import Ask
+from wanlora_tui.widgets.key_order import KeysInOrder
+
+HELP_OF = {action.id: action.help for action in all_actions()}
+OWN = set(HELP_OF) - {"app.help"}
+
+
+class Asking(OwnActions, KeysInOrder):
+    CSS_PATH = wanlora_app.__file__.replace("app.py", "app.tcss")
+    HORIZONTAL_BREAKPOINTS = wanlora_app.WanloraApp.HORIZONTAL_BREAKPOINTS
+    action_help = wanlora_app.WanloraApp.action_help  # type: ignore[assignment]
+
+
+def state(dialog: Screen[object]) -> list[object]:
+    """What its user has done in it."""
+    texts = [field.value for field in dialog.query(Input)] + [area.text for area in dialog.query(TextArea)]
+    return [texts, dialog.focused]
+
+
+async def open_help(pilot: Pilot[None], key: str) -> str:
+    """Its text."""
+    await pilot.press(key)
+    await until(pilot, lambda: isinstance(pilot.app.screen, HelpScreen), f"the help that {key} opens")
+    return " ".join(screen_text(pilot.app).split())
+
+
+async def test_every_dialog_has_help_and_is_as_it_was_after_it(tmp_path: Path) -> None:
+    (tmp_path / "broken.toml").write_text("[job\n")
+    makers = one_of_each(tmp_path)
+    assert set(makers) == all_dialogs(), "a dialog is missing here"
+    app = Asking()
+    async with app.run_test(size=(100, 40)) as pilot:
+        for kind, make in makers.items():
+            dialog = make()
+            await app.push_screen(dialog)
+            if kind.__name__ == "JobFileScreen":
+                await until(pilot, lambda: "broken.toml" in screen_text(app) and not app.workers._workers, "its look")
+            await until(pilot, lambda dialog=dialog: dialog.focused or not dialog.focus_chain, "the focus")
+            typing = isinstance(app.focused, Input | TextArea)
+            await pilot.press("question_mark" if typing else "tab")
+            before = state(dialog)
+            assert app.screen is dialog and (not typing or "?" in str(before)), kind
+            typing = isinstance(app.focused, Input | TextArea)
+            key = "f1" if typing or kind is Confirm else "question_mark"
+            bound = {b.binding.id for b in dialog.active_bindings.values()} & OWN
+            if kind is Ask:  # Textual's box around them has these keys too, for where it scrolls
+                bound |= {"dialog.previous", "dialog.next"}
+            assert bound, kind
+            text = await open_help(pilot, key)
+            missing = [name for name in bound if HELP_OF[name] not in text]
+            assert not missing and "In this dialog" in text, (kind, missing, text)
+            assert "Where the daemon is" not in text, "what works on the screen below, but not here"
+            await pilot.press(key)
+            await until(pilot, lambda dialog=dialog: app.screen is dialog, "the dialog")
+            assert before == state(dialog), kind
+            await app.pop_screen()
+
+
+async def test_the_palette_opens_the_help_of_a_dialog() -> None:
+    app = Asking()
+    async with app.run_test(size=(100, 30)) as pilot:
+        await app.push_screen(dialog := Confirm("Stop it?", "Stop", "Leave"))
+        assert (await found_in_palette(pilot, "help"))[0] == "Help"
+        await pilot.press("enter")
+        await until(pilot, lambda: isinstance(app.screen, HelpScreen), "the help")
+        assert "Leave things as they are." in screen_text(app)
+        await pilot.press("escape")
+        await until(pilot, lambda: app.screen is dialog, "the question")
+
+
+@pytest.mark.parametrize("over", ["help", "command_palette"])
+async def test_captions_that_are_written_under_the_help_close_their_own_dialog(
+    tmp_path: Path, over: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the help in its place, which would leave a dialog that answers nobody."""
+    monkeypatch.setattr(clip_dialogs, "SLICE", 0.0)
+    app, answers = Asking(), []
+    async with app.run_test(size=(100, 30)) as pilot:
+        dialog = one_of_each(tmp_path)[CaptionsDialog]()
+        assert isinstance(dialog, CaptionsDialog)
+
+        def write(_: list[CaptionChange]) -> Iterator[int]:
+            getattr(app, f"action_{over}")()
+            while app.screen is dialog or not app.screen.is_mounted:
+                yield 1
+
+        dialog.write_all = write  # type: ignore[assignment]
+        below = app.screen
+        await app.push_screen(dialog, answers.append)
+        await pilot.press("ctrl+s")
+        await until(pilot, lambda: answers and app.screen is below, "the screen below")
+        assert answers == [dialog.changes]

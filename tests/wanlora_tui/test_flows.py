@@ -1,0 +1,127 @@
+"""Two long visits on a real pseudo-terminal of 80x24: a list of jobs and a run, from one screen to the next; and clips
+that are mended in the wizard."""
+
+import base64
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import ROOT
+from tests.helpers.interface.harness import environment, running_daemon, short_dir
+from tests.helpers.interface.wizard_pilot import make_clips
+from tests.helpers.recorded_run import write_for_daemon
+from tests.helpers.terminal import Terminal
+from tests.helpers.waiting import until
+
+pytestmark = pytest.mark.process
+WANLORA = [sys.executable, "-m", "wanlora_tui.cli"]
+SAVE, NEXT, PALETTE = "\x13", "\x07", "\x10"  # ^S, ^G, ^P
+
+
+def copied(text: str) -> bytes:
+    """What asks a terminal to take a text into its clipboard (OSC 52)."""
+    return b"\x1b]52;c;" + base64.b64encode(text.encode())
+
+
+@pytest.fixture
+def served(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """The folder of a daemon that runs; by parameter with recorded runs of these names."""
+    folder = short_dir()
+    try:
+        if names := getattr(request, "param", ()):
+            write_for_daemon(folder, *names)
+        with running_daemon(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("served", [("noisy_v1", "noisy_v2")], indirect=True, ids=["recorded"])
+def test_jobs_and_a_run_are_walked_through(served: Path) -> None:
+    with closing(Terminal([*WANLORA, "--dir", str(served)], cwd=ROOT, env=environment(NO_COLOR="1"))) as screen:
+        screen.wait("2 jobs, 0 running")
+        screen.press("/", "v2", "enter")
+        screen.wait("1 of 2 jobs")
+        screen.press("R")
+        screen.wait("Rename noisy_v2")
+        screen.press("f1")
+        screen.wait("In this dialog")
+        screen.press("f1", "ctrl+u", "other_v2", "enter")
+        screen.wait("noisy_v2 is called other_v2 now")
+        screen.press("X")
+        screen.wait("Remove other_v2 from the list?")
+        screen.press("?")
+        screen.wait("In this dialog")
+        screen.press("?")
+        screen.wait(lambda text: "Keep it (n)" in text and "In this dialog" not in text, "the question again")
+        screen.press("y")
+        screen.wait("No job has 'v2'")
+        screen.press("escape")
+        screen.wait("noisy_v1")
+        screen.press("enter")
+        screen.wait("attempt 3")
+        screen.press("L")
+        screen.wait("Trainer's output")
+        screen.press("/", "lr changed", "enter", "y")
+        until(lambda: b"\x1b]52;c;" in screen.raw, "the line in the clipboard")
+        screen.press("escape")
+        screen.wait("attempt 3")
+        screen.press("f", "y")
+        until(lambda: copied(str(served / "noisy_v1")) in screen.raw, "the whole path in the clipboard")
+        for key, wanted in (("z", "step 2400"), ("c", "◀"), ("t", "2 prompts")):
+            screen.press(key)
+            screen.wait(lambda text, wanted=wanted: wanted in text and "attempt 3" not in text, f"what {key} opens")
+            screen.press("escape")
+            screen.wait("attempt 3")
+        screen.press("escape")
+        screen.wait("1 job, 0 running")
+        screen.press("D")
+        screen.wait("a copy of noisy_v1")
+        screen.press("escape")
+        screen.wait("Leave the wizard?")
+        screen.press("enter")
+        screen.wait("1 job, 0 running")
+        screen.press("q")
+        assert screen.wait_end() == 0
+
+
+def test_clips_are_mended_where_they_are(served: Path, tmp_path: Path) -> None:
+    clips = make_clips(tmp_path / "orbit", 3)
+    (clips / "clip_02.txt").write_text("frung, orbit 90")
+    before = (clips / "clip_01.txt").read_bytes()
+    env = environment(NO_COLOR="1", XDG_STATE_HOME=str(tmp_path / "state"), HF_HUB_OFFLINE="1")
+    with closing(Terminal([*WANLORA, "wizard", "--dir", str(served)], cwd=tmp_path, env=env)) as screen:
+        screen.wait("step 1 of 6")
+        screen.press("enter", os.path.relpath(clips, tmp_path), "enter")
+        screen.wait("3 clips")
+        screen.press("down", "x")
+        screen.wait("Take in x")
+        screen.press("u")
+        screen.wait("undone")
+        screen.wait("Leave out x")
+        screen.press("enter")
+        screen.wait("Write it ^S")
+        screen.press("ctrl+u", "a castle, slowly", SAVE)
+        until(lambda: (clips / "clip_00.txt").read_text() == "a castle, slowly\n", "the caption")
+        screen.press(NEXT)
+        screen.wait("step 3 of 6")
+        screen.press("tab", "frung", "tab", "tab", "tab", "t")
+        screen.wait("Write 2 captions")
+        screen.press("enter")
+        until(lambda: (clips / "clip_01.txt").read_text().startswith("[trigger], "), "the trigger")
+        screen.wait(lambda text: "Write 2 captions" not in text, "the step")
+        screen.press("z")
+        until(lambda: (clips / "clip_01.txt").read_bytes() == before, "the caption as it was")
+        screen.press(PALETTE, "rank")
+        screen.wait("target.rank")
+        screen.press("escape")
+        screen.wait("step 3 of 6")
+        screen.press("escape")
+        screen.wait("Leave the wizard?")
+        screen.press("enter")
+        assert screen.wait_end() is not None
