@@ -172,6 +172,8 @@ def _attempt(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog, li
         use_gpus(begin.job, facts)
 
     import torch  # only now: a job that is refused is refused in a second
+
+    import_without_bitsandbytes()
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # our own phases show the progress
@@ -261,6 +263,7 @@ def _follow(job_path: Path, rank: Rank, limits: Limits) -> int:
         print(f"wanlora: rank {rank.number}: {without_secrets(str(e))}", file=sys.stderr)
         return FAILED
 
+    import_without_bitsandbytes()
     from engine.follow import follow
     from engine.memory.out_of_memory import open_device_with_room
 
@@ -292,6 +295,22 @@ def one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+def import_without_bitsandbytes() -> None:
+    """Import peft and diffusers as where bitsandbytes is not installed. They would import it for layers that no base
+    has here, and it loads torch's compiler for functions of its own: a fifth of what all imports take. The optimizer
+    that is bitsandbytes' imports it by itself."""
+    if "bitsandbytes" in sys.modules:
+        return
+    sys.modules["bitsandbytes"] = None  # type: ignore[assignment]  # as Python marks what cannot be imported
+    try:
+        import diffusers.models.modeling_utils  # noqa: F401  (both remember what they have found)
+        from peft.import_utils import is_bnb_4bit_available, is_bnb_available
+
+        assert not is_bnb_available() and not is_bnb_4bit_available()
+    finally:
+        del sys.modules["bitsandbytes"]
 
 
 def _checked(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog) -> Facts:
