@@ -23,7 +23,7 @@ from presets.runs.run_folder import RESERVE_FILE
 
 Film = NDArray[np.uint8]  # (T, H, W, 3)
 
-HEIGHT, WIDTH, LENGTH = 96, 128, 9
+HEIGHT, WIDTH, LENGTH = 96, 128, 5
 BEGAN = 1_790_000_000.0
 
 

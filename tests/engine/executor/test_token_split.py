@@ -1,5 +1,6 @@
 """Processes that share a clip come to what one makes of it: prediction and loss, and gradients that add up to its."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch.multiprocessing as mp
 
 from engine.executor.token_split import TokenSplit, run_lengths
 from tests.helpers.training.plain import attach, packed, small_expert, streamed
+from tests.helpers.waiting import PATIENCE
 
 BLOCKS, RANKS = 3, 2
 X = torch.randn(2, 36, 3, 6, 6, generator=torch.Generator().manual_seed(1))  # 27 tokens: an odd number
@@ -46,19 +48,29 @@ def found(split: TokenSplit | None) -> list[dict[str, torch.Tensor]]:
 def rank(number: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(folder / "store"), RANKS)
-    dist.init_process_group("gloo", store=store, rank=number, world_size=RANKS)
-    split = TokenSplit(dist.group.WORLD, number, RANKS, lambda collective: collective())
-    first = found(split)
-    again = found(split)
+    limit = timedelta(seconds=PATIENCE)  # the other may have died before it was there
+    dist.init_process_group("gloo", store=store, rank=number, world_size=RANKS, timeout=limit)
+    try:
+        split = TokenSplit(dist.group.WORLD, number, RANKS, lambda collective: collective())
+        first = found(split)
+        again = found(split)
+    finally:
+        dist.destroy_process_group()
     alike = all(torch.equal(a[name], b[name]) for a, b in zip(first, again, strict=True) for name in a)
     torch.save((alike, first), folder / f"{number}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[bool, list[dict[str, torch.Tensor]]]]:
+    """One of them is this process, which has all imported that takes the other some seconds."""
     folder = tmp_path_factory.mktemp("split")
-    mp.spawn(rank, args=(folder,), nprocs=RANKS)
+    other = mp.get_context("spawn").Process(target=rank, args=(1, folder))
+    other.start()
+    try:
+        rank(0, folder)
+    finally:
+        other.join()
+    assert other.exitcode == 0
     return [torch.load(folder / f"{number}.pt") for number in range(RANKS)]
 
 
@@ -67,6 +79,7 @@ def alone() -> list[dict[str, torch.Tensor]]:
     return found(None)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("plan", range(len(PLANS)), ids=[str(plan) for plan in PLANS])
 def test_two_ranks_make_of_a_clip_what_one_makes(shared, alone, plan: int):
     one, ranks = alone[plan], [of_rank[plan] for _, of_rank in shared]
@@ -79,6 +92,7 @@ def test_two_ranks_make_of_a_clip_what_one_makes(shared, alone, plan: int):
             assert (total - expected).norm() <= 1e-5 * expected.norm(), name
 
 
+@pytest.mark.process
 def test_the_same_twice_gives_the_same_bits(shared):
     assert all(alike for alike, _ in shared)
 

@@ -57,12 +57,13 @@ def test_the_clips_are_looked_at_as_they_train(tmp_path):
 def test_what_was_held_out_is_nothing_that_it_trained_on(tmp_path):
     clips = {name: (camera(right=2 + i), "a wall") for i, name in enumerate("abcd")}
     run = write_run(tmp_path / "pan", clips, {10: [camera(right=2)]}, ["a wall"])
-    assert len(judge(run).clips) == 4
+    every = judge(run).clips
+    assert len(every) == 4
     stored = read_run(run)
     job = with_value(stored.job, "validation.fraction", 0.25)
     [one] = hold_out(job, [scan_dataset(job.datasets[0], 0, run)])[1].clips
     found = measure(stored._replace(job=job), lambda done, of: None)
-    kept = [film for name, film in zip("abcd", judge(run).clips, strict=True) if Path(one.clip.path).stem != name]
+    kept = [film for name, film in zip("abcd", every, strict=True) if Path(one.clip.path).stem != name]
     assert found.clips == kept
 
 
