@@ -87,12 +87,23 @@ H200_OURS = replace(
     deterministic_backward_tflops=371,
     memory_gbps=4190,
 )
-# what a step computes, by the day it came to do so
+# what a step and its encodes compute, by the day they came to do so
 CODES = {
     "2026-11-22": "more passes over the tokens, a whole recomputation",
-    "2026-11-27": "fewer passes, recomputation up to the last linear, a conditioning's empty frames left out",
+    "2026-11-27, cuDNN": "encodes by cuDNN's convolutions",
+    "2026-11-27": "fewer passes, recomputation up to the last linear; encodes by convolutions of our own, without a"
+    " conditioning's empty frames",
 }
 PRESENT = "2026-11-27"
+# an H100 of that evening, with flash-attn-4
+H100_EVENING = replace(
+    H100_FLASH4,
+    bf16_tflops=742,
+    fp8_tflops=1384,
+    deterministic_forward_tflops=703,
+    deterministic_backward_tflops=473,
+    memory_gbps=2888,
+)
 KEPT = Plan(precision="float8", resident=40, kept=40, activations="device", slots=0)
 RESIDENT = replace(KEPT, kept=0)
 STREAMED_DEVICE = Plan(precision="float8", activations="device")
@@ -271,6 +282,10 @@ STEPS: dict[str, list[Step]] = {
         _now(H200_OURS, MIDDLE, KEPT, 115.30, 115.55, 1.439, 0.455),
         _now(H200_OURS, LONG, CHUNKED, 8.08, 8.54, 9.422),
     ],
+    "2026-11-27-encoder": [
+        _now(H100_EVENING, MIDDLE, STREAMED, 5.79, 6.18, 1.587, 0.470),
+        _now(H100_EVENING, MIDDLE, replace(KEPT, kept=20), 69.75, 70.10, 1.471, 0.467),
+    ],
     # medians of the transformer's part of a step
     "2026-11-27-one-h200, a run": [
         Step(card=H200_FLASH4, clip=SHORT, plan=plan, seconds=seconds, only_blocks=True)
@@ -290,6 +305,7 @@ class Encodes(Struct, frozen=True):
     clip: tuple[int, int, int]
     frames: int
     seconds: float
+    code: str = PRESENT
 
     @property
     def said(self) -> float:
@@ -298,13 +314,20 @@ class Encodes(Struct, frozen=True):
 
 
 ENCODES: dict[str, list[Encodes]] = {
-    "2026-11-27-fewer-passes": [Encodes(H100, MIDDLE, 8, 0.307), Encodes(H100, MIDDLE, 16, 0.305)],
+    "2026-11-27-fewer-passes": [
+        Encodes(H100, MIDDLE, 8, 0.307, "2026-11-27, cuDNN"),
+        Encodes(H100, MIDDLE, 16, 0.305, "2026-11-27, cuDNN"),
+    ],
     "2026-11-27-one-h200": [
-        Encodes(H200_FLASH4, MIDDLE, 8, 0.274),
-        Encodes(H200_FLASH4, MIDDLE, 16, 0.267),
-        Encodes(H200_FLASH4, LONG, 4, 0.910),
-        Encodes(H200_OURS, LONG, 4, 0.889),
-        Encodes(H200_FLASH4, LONGEST, 4, 2.071),
+        Encodes(H200_FLASH4, MIDDLE, 8, 0.274, "2026-11-27, cuDNN"),
+        Encodes(H200_FLASH4, MIDDLE, 16, 0.267, "2026-11-27, cuDNN"),
+        Encodes(H200_FLASH4, LONG, 4, 0.910, "2026-11-27, cuDNN"),
+        Encodes(H200_OURS, LONG, 4, 0.889, "2026-11-27, cuDNN"),
+        Encodes(H200_FLASH4, LONGEST, 4, 2.071, "2026-11-27, cuDNN"),
+    ],
+    "2026-11-27-encoder": [
+        Encodes(H100_EVENING, MIDDLE, 8, 0.219),
+        Encodes(H100_EVENING, MIDDLE, 16, 0.210),
     ],
 }
 # Held-out losses on that H100: three clips of 21x384x384, eight passes each, with their encodes. The first of three
@@ -357,7 +380,7 @@ def lines() -> Iterator[Line]:
     for source, encodes in ENCODES.items():
         for one in encodes:
             what = f"{one.card.name}, both encodes of {_named(one.clip)}, {one.frames} frames at a time"
-            yield Line(source, what, one.seconds, one.said, "s")
+            yield Line(source, what, one.seconds, one.said, "s", one.code)
     what = "H100, a held-out loss of three clips of 21x384x384, in the mean of two"
     yield Line("2026-11-27-one-h100", what, fmean(MEASUREMENTS), held_out(), "s", "2026-11-22")
 
@@ -374,6 +397,8 @@ def main() -> int:
         print()
         for unit, word, within in (("s", "seconds", 0.10), ("GiB", "GiB", 0.05)):
             offs = [abs(line.off) for line in of_code if line.unit == unit]
+            if not offs:
+                continue
             print(
                 f"{len(offs)} figures in {word}: off by {fmean(offs):.1%} in the mean, {max(offs):.1%} at most,"
                 f" {sum(off <= within for off in offs)} within {within:.0%}"

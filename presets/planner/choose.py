@@ -56,7 +56,7 @@ class Choice(Struct, frozen=True, kw_only=True):
     prediction: Prediction
     why: str  # of the precision
     up: Candidate | None  # the next faster rung, which does not fit here; None at the top
-    down: Candidate | None  # the next smaller rung; None at the bottom
+    down: Candidate | None  # the next smaller rung, which is no faster; None at the bottom
     ladder: list[Candidate]  # all rungs of this precision that host memory allows, by rising memory
     # the best plan with blocks of short clips as CUDA graphs and the best without, where the first is clearly faster:
     # `plan` is one of the two
@@ -186,7 +186,7 @@ def _choice(costs: Costs, precision: Precision, *, why: str, limits: Limits, com
     ladder = frontier(in_ram)
     up = next((r for r in ladder if r.need_vram > hardware.vram_free and r.seconds * RUNG <= chosen.seconds), None)
     down = next(
-        (r for r in reversed(ladder) if r.need_vram <= chosen.need_vram - LEAST_SAVED and r.seconds > chosen.seconds),
+        (r for r in reversed(ladder) if r.need_vram <= chosen.need_vram - LEAST_SAVED and r.seconds >= chosen.seconds),
         None,
     )
     plan = with_vae_frames(costs, chosen.plan)

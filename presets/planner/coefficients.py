@@ -76,7 +76,8 @@ class Coefficients:
     launch_graph: float = 1.0e-3
     graph_rows: float = 10.0  # rows read and written by those copies, each way. Counted
     graph_gaps: float = 0.3e-3  # between its kernels, each way: what was over at 21 x 256 x 256 on an H200
-    vae_rate: float = 0.355  # of the bf16 rate. From 0.33 (an H100) to 0.38 (an H200)
+    vae_rate: float = 0.355  # of the bf16 rate, by cuDNN's convolutions. From 0.33 (an H100) to 0.38 (an H200)
+    encode_rate: float = 0.50  # of the bf16 rate, by ours: an H100, and reckoned with on its generation alone
     step: float = 0.02  # seconds of a step that belong to nothing else
     video: float = 2.0  # seconds to write one preview. An estimate
     save: float = 3.0  # seconds of a checkpoint. An estimate

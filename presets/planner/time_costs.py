@@ -29,6 +29,7 @@ from presets.planner.sizes import OPTIMIZER_BYTES, ExpertShape
 from presets.planner.workload import Hardware, Load, Workload
 
 TEXT_TOKENS = 512
+OWN_CONVOLUTIONS = (9, 0)  # the compute capability on which the encoder's were measured to be faster than cuDNN's
 EIGHT_BITS = ("float8", "int8")  # the precisions that also multiply in 8 bits
 
 
@@ -161,7 +162,7 @@ class TimeCosts:
 
     def encodes(self, plan: Plan, batch: int, bucket: Bucket, last_frame: float = 0.0) -> float:
         """Seconds of a clip's latents and of its conditioning; an image's are the same."""
-        latents = self._vae(ENCODE_FLOP, batch, bucket)
+        latents = self._encode(ENCODE_FLOP, batch, bucket)
         return latents + (self._conditioning(plan, batch, bucket, last_frame) if bucket.frames > 1 else 0.0)
 
     def _conditioning(self, plan: Plan, batch: int, bucket: Bucket, last_frame: float) -> float:
@@ -171,12 +172,15 @@ class TimeCosts:
         for share, reached, apart in STILL_STAGES:
             behind = max(0.0, (frames - 1 - max(reached - 1, plan.vae_frames)) / plan.vae_frames)
             still += share * min(1.0, (reached + apart * behind) / frames)
-        return self._vae((last_frame + (1 - last_frame) * still) * ENCODE_FLOP, batch, bucket)
+        return self._encode((last_frame + (1 - last_frame) * still) * ENCODE_FLOP, batch, bucket)
 
-    def _vae(self, flop: float, batch: int, bucket: Bucket) -> float:
-        """Seconds of so many operations per pixel and frame."""
-        frames, height, width = bucket.frames, bucket.height, bucket.width
-        return flop * batch * frames * height * width / (self.hardware.bf16_tflops * c.vae_rate * 1e12)
+    def _encode(self, flop: float, batch: int, bucket: Bucket) -> float:
+        """Seconds of so many operations per pixel and frame of the VAE's encoder."""
+        rate = c.encode_rate if self.hardware.capability == OWN_CONVOLUTIONS else c.vae_rate
+        return flop * batch * _pixels(bucket) / (self.hardware.bf16_tflops * rate * 1e12)
+
+    def _decode(self, bucket: Bucket) -> float:
+        return DECODE_FLOP * _pixels(bucket) / (self.hardware.bf16_tflops * c.vae_rate * 1e12)
 
     def _micro_batch(self, plan: Plan, load: Load) -> Seconds:
         """Every term forward and backward, the extra forwards, the VAE."""
@@ -224,7 +228,7 @@ class TimeCosts:
             plan = replace(plan, graphed=0)
         forward, fetched = self.forward(plan, Load(previews.bucket, 1, 1.0))
         conditioning = self._conditioning(plan, 1, previews.bucket, previews.last_frame)
-        vae = conditioning + self._vae(DECODE_FLOP, 1, previews.bucket)
+        vae = conditioning + self._decode(previews.bucket)
         return previews.passes * max(forward, fetched) + vae + c.video
 
     def validation(self, plan: Plan) -> float:
@@ -251,6 +255,10 @@ class TimeCosts:
             + w.saves * c.save
             + (compilations * w.layouts * c.compile if plan.compiled else 0.0)
         )
+
+
+def _pixels(bucket: Bucket) -> int:
+    return bucket.frames * bucket.height * bucket.width
 
 
 def _launched(chunks: int) -> float:

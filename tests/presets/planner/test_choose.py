@@ -63,7 +63,7 @@ def test_what_is_chosen_fits_or_the_job_is_refused_with_numbers(card, ram, of):
     seconds = choice.prediction.seconds.total
     assert choice.up is None or (choice.up.seconds < seconds and choice.up.need_vram > hardware.vram_free)
     assert choice.down is None or (
-        choice.down.seconds > seconds and choice.down.need_vram < choice.prediction.need_vram
+        choice.down.seconds >= seconds and choice.down.need_vram < choice.prediction.need_vram
     )
 
 

@@ -55,14 +55,14 @@ def test_what_was_measured_of_the_present_code(step):
     assert step.forward is None or step.said_forward == pytest.approx(step.forward, rel=0.10)
 
 
-@pytest.mark.parametrize("encodes", [one for found in ENCODES.values() for one in found])
+@pytest.mark.parametrize("encodes", [one for found in ENCODES.values() for one in found if one.code == PRESENT])
 def test_what_was_measured_of_encodes(encodes):
     assert encodes.said == pytest.approx(encodes.seconds, rel=0.10)
 
 
 def test_each_figure_is_of_a_code_that_is_known():
     found = list(lines())
-    assert {line.code for line in found} == set(CODES) and max(CODES) == PRESENT
+    assert {line.code for line in found} == set(CODES) and list(CODES)[-1] == PRESENT
     assert MEASURED and {"s", "GiB"} == {line.unit for line in found if line.code == PRESENT}
 
 
@@ -81,7 +81,7 @@ def test_launching_counts_where_the_card_does_not_need_longer():
 def test_two_encodes_a_step():
     """The conditioning computes less of it than the latents, the less the longer the clip, and the less the more frames
     at a time; an image has but one."""
-    one = ENCODE_FLOP * 41 * 512 * 512 / (H200.bf16_tflops * 1e12 * FITTED.vae_rate)
+    one = ENCODE_FLOP * 41 * 512 * 512 / (H200.bf16_tflops * 1e12 * FITTED.encode_rate)
     short, long = (predict(plan(), work(*size), H200).seconds.vae for size in ((41, 512, 512), (81, 512, 512)))
     assert one < short < 2 * one
     assert 81 / 41 * one < long < 81 / 41 * short
@@ -96,13 +96,21 @@ def test_clips_that_give_their_last_frame_have_their_conditioning_encoded_whole(
         of = work(loads=(Load(Bucket(41, 512, 512), 1, 1.0, last_frame=share),))
         found.append(predict(plan(vae_frames=16), of, H200))
     vae = [one.seconds.vae for one in found]
-    latents = ENCODE_FLOP * 41 * 512 * 512 / (H200.bf16_tflops * 1e12 * FITTED.vae_rate)
+    latents = ENCODE_FLOP * 41 * 512 * 512 / (H200.bf16_tflops * 1e12 * FITTED.encode_rate)
     assert vae[2] == pytest.approx(2 * latents) and vae[1] - vae[0] == pytest.approx(vae[2] - vae[1])
     frames = 41 * 512 * 512 * 3 * 4
     assert [one.phases["vae"] - found[0].phases["vae"] for one in found] == [0, frames, frames]
     images = [work(loads=(Load(Bucket(1, 512, 512), 1, 1.0, last_frame=share),)) for share in (0.0, 1.0)]
     one, _ = (predict(plan(), of, H200).seconds.vae for of in images)
     assert one == pytest.approx(latents / 41), "an image's latents are its conditioning's"
+
+
+def test_our_convolutions_are_reckoned_with_where_they_were_measured():
+    ours, cudnn = (
+        predict(plan(), work(), msgspec.structs.replace(H200, capability=capability)).seconds.vae
+        for capability in ((9, 0), (8, 9))
+    )
+    assert cudnn / ours == pytest.approx(FITTED.encode_rate / FITTED.vae_rate)
 
 
 def test_previews_and_held_out_clips_with_a_last_frame_take_longer():
@@ -119,7 +127,7 @@ def test_previews_and_held_out_clips_with_a_last_frame_take_longer():
 
     (open_end, _), (ended, _) = said(0.0), said(1.0)
     more = ended.preview - open_end.preview
-    assert more > 0.05 and ended.validation - open_end.validation == pytest.approx(4 * more)
+    assert more > 0.02 and ended.validation - open_end.validation == pytest.approx(4 * more)
     assert open_end.phases["preview"] <= ended.phases["preview"]
 
 

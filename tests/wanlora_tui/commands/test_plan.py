@@ -74,7 +74,9 @@ def test_what_the_fixed_order_costs_is_told(tmp_path: Path):
 
 
 def test_a_plan_for_programs(tmp_path: Path):
-    said = wanlora("plan", write_job(tmp_path), "--gpu", "4090", "--ram", "96", "--json")
+    file = write_job(tmp_path)
+    save_job(with_value(load_job(file), "datasets[0].resolutions", [512]), file)
+    said = wanlora("plan", file, "--gpu", "4090", "--ram", "96", "--json")
     found = json.loads(said.stdout)
     assert said.returncode == 0 and found["fits"] is True and found["plan"]["precision"] == "float8"
     need, seconds = found["prediction"]["need_vram"], found["prediction"]["seconds"]
