@@ -83,6 +83,13 @@ def held(launcher: int) -> Iterator[None]:
             process.resume()
 
 
+def libraries(launcher: int) -> str:
+    """What the kernel has mapped of files, of the trainer's processes."""
+    return "".join(
+        Path(f"/proc/{process.pid}/maps").read_text() for process in psutil.Process(launcher).children(recursive=True)
+    )
+
+
 def assert_whole(run: Path) -> None:
     """The run folder holds what job.md promises of a finished run: numbered events without gaps, every step once, two
     LoRA files."""
@@ -202,14 +209,18 @@ def fill_the_wizard(screen: Terminal, run_steps: int) -> None:
 def test_from_the_first_key_to_the_lora_files_through_the_death_of_the_interface(
     home: Path, work: Path, terminal: Callable[..., Terminal]
 ):
-    total, run, notes = 100, work / "runs/square_v1", home / "state/wanlora/tui.json"
+    total, run, notes = 50, work / "runs/square_v1", home / "state/wanlora/tui.json"
     screen = terminal(cwd=work)
     screen.wait("No jobs yet")
     fill_the_wizard(screen, total)
     screen.press("f8")
     screen.wait("● daemon alive")
-    screen.wait(lambda t: any(f"step {n}/{total} " in t for n in range(1, total)), "steps on the dashboard")
-    with held(jobs(work)["square_v1"]["pid"]):  # however fast this machine is
+    launcher = until(lambda: jobs(work)["square_v1"]["pid"], "the trainer's start")
+    until(lambda: steps(run), "the first step")
+    with held(launcher):  # however fast this machine is
+        screen.wait(lambda t: any(f"step {n}/{total} " in t for n in range(1, total)), "steps on the dashboard")
+        mapped = libraries(launcher)
+        assert "libtorch" in mapped and "libbitsandbytes" not in mapped, "imported for nothing"
         seen = screen.wait(
             lambda _: notes.exists() and json.loads(notes.read_text())["seen"].get(events(run)[0].run),
             "a note of what was on the screen",

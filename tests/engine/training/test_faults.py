@@ -1,25 +1,30 @@
 """A run that stopped for any reason goes on as if it had not: to the bit, whatever happened to it, wherever.
 
 Each case runs a real trainer process into a fault, takes it up again until it is done, and compares everything with a
-run that nothing disturbed. The job: 6 steps of two micro-batches over three clips (so an epoch ends in the middle of
+run that nothing disturbed. What a kill leaves is the run folder as it was in that instant: the undisturbed run copies
+it where a case would be killed (but for those of `KILLS`, whose processes are), and a test holds such copies against
+what real kills left. The job: 6 steps of two micro-batches over three clips (so an epoch ends in the middle of
 step 2, at the end of step 3, ...), both experts, a running average, a checkpoint every 2 steps, and then the loss on a
 fourth clip; a preview before the first, after the fourth and at the end.
 """
 
 import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine.system import fault_injection
+from presets.job.toml_file import absolute_paths, load_job, save_job
 from tests.helpers import ROOT
 from tests.helpers.jobs import events, write_job
 from tests.helpers.training.attempts import Attempt, Orders, Trainers
-from tests.helpers.training.sameness import differences
+from tests.helpers.training.sameness import branch, differences, digest
 
 JOB = {
     "steps": 6,
@@ -33,6 +38,14 @@ JOB = {
     "sample": {"every": 4, "steps": 2, "width": 64, "height": 48, "num_frames": 1},
 }
 KILLED, STOPPED, FAILED = -signal.SIGKILL, 75, 1
+KILLS = (  # one in the middle of each kind of work
+    "sigkill:save.begin:0",
+    "sigkill:backward:5",
+    "sigkill:event.mid-write:4",
+    "sigkill:save.before-rename:4",
+    "sigkill:preview.denoise:4",
+    "sigkill:done.before-event:6",
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +60,16 @@ class Case:
     extra_saves: bool = False  # a stop saved where the straight run does not
     straight: str = "plain"  # the undisturbed run to compare with; its orders come to the first attempt
     back: int | None = None  # the second attempt goes back to this step
+
+    @property
+    def copied(self) -> bool:
+        """Whether it begins with what the straight run copied: up to a kill its first attempt would do the same."""
+        return (
+            len(self.faults) == 1
+            and self.faults[0].startswith("sigkill:")
+            and self.faults[0] not in KILLS
+            and self.workers == (0, 0)
+        )
 
 
 def torn(pattern: str, keep: float) -> Callable[[Path], None]:
@@ -189,53 +212,96 @@ class Proofs:
     """Runs the cases two at a time, in front of the tests that judge them."""
 
     def __init__(self, tiny: Path, folder: Path, trainers: Trainers) -> None:
-        self.tiny, self.folder, self.trainers = tiny, folder, trainers
+        self.folder, self.trainers = folder, trainers
         self.straight: dict[str, Path] = {}
+        self.left: dict[str, Left] = {}  # kill -> what it left
+        job = write_job(folder / "shared", tiny, **JOB)
+        # runs that are copied into another folder stay those of their clips
+        save_job(absolute_paths(load_job(job), job.parent), job)
 
     def prepare(self, name: str) -> tuple[Path, Path]:
         """(job file, run folder)"""
-        folder = self.folder / re.sub(r"[^a-z0-9-]+", "-", name)
-        return write_job(folder, self.tiny, **JOB), folder / "runs" / "t"
+        folder = self.folder / slug(name)
+        folder.mkdir()
+        return Path(shutil.copy(self.folder / "shared/job.toml", folder)), folder / "runs" / "t"
+
+    def copies_of(self, straight: str) -> dict[str, Path]:
+        """Kill -> the copy that the straight run makes where it would come."""
+        faults = {case.faults[0] for case in CASES.values() if case.copied and case.straight == straight}
+        if straight == "plain":
+            faults |= {fault for fault in KILLS if not half_done(fault)}
+        return {fault: self.folder / slug(f"copy of {straight} at {fault}") for fault in faults}
 
     def run_straight(self, name: str) -> None:
         job, run = self.prepare(f"straight {name}")
-        assert self.trainers.run(job, faults=STRAIGHT[name], orders=ORDERS.get(name)) == 0
+        copies = self.copies_of(name)
+        assert self.trainers.run(job, faults=STRAIGHT[name], orders=ORDERS.get(name), copies=copies) == 0
         self.straight[name] = run
 
     def run_case(self, name: str) -> tuple[Path, list[Attempt]]:
         case = CASES[name]
         job, run = self.prepare(name)
-        attempts = []
-        for faulty in (case.faults, case.again, ()):
+        attempts: list[Attempt] = []
+        if case.copied:
+            shutil.copytree(self.copies_of(case.straight)[case.faults[0]], run.parent)
+            if case.between:
+                case.between(run)
+        for faulty in (case.again, ()) if case.copied else (case.faults, case.again, ()):
             if faulty or not attempts or attempts[-1].code != 0:
+                resume = case.copied or bool(attempts)
                 attempt = self.trainers.start(
                     job,
-                    resume=bool(attempts),
+                    resume=resume,
                     faults=faulty,
-                    workers=case.workers[bool(attempts)],
+                    workers=case.workers[resume],
                     retry_seconds=0.1,
                     from_step=case.back if len(attempts) == 1 else None,
-                    orders=None if attempts else ORDERS.get(case.straight),
+                    orders=None if resume else ORDERS.get(case.straight),
                 )
                 attempts.append(attempt)
                 if any(fault.startswith("hang") for fault in faulty):
                     attempt.wait_until_struck()
                     attempt.kill()
                 attempt.wait()
-                if len(attempts) == 1 and case.between:
-                    case.between(run)
+                if not resume:
+                    if case.between:
+                        case.between(run)
+                    if case.faults[:1] and case.faults[0] in KILLS:
+                        self.left[case.faults[0]] = left_in(run)
         return run, attempts
+
+
+Left = tuple[dict[str, str], list[dict[str, Any]]]
+
+
+def left_in(run: Path) -> Left:
+    """The files of a run that was cut short, those of weights and pictures with what they hold; and what its events
+    tell of the weights."""
+    files = {}
+    for path in sorted(path for path in run.rglob("*") if path.is_file()):
+        name = re.sub(r"\.tmp-\d+", ".tmp-PID", str(path.relative_to(run)))
+        files[name] = digest(path) if path.suffix in (".safetensors", ".png") else ""
+    return files, branch(run)
+
+
+def slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9-]+", "-", name)
+
+
+def half_done(fault: str) -> bool:
+    """Whether who comes to this point brings about half of something for the fault: no run can go on from there."""
+    return "mid-write" in fault
 
 
 @pytest.fixture(scope="module")
 def proofs(
     tiny: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[tuple[Proofs, dict[str, "Future[tuple[Path, list[Attempt]]]"]]]:
-    wanted = [
+    wanted = dict.fromkeys(  # each once, also where two tests ask for it
         item.callspec.params["name"]
         for item in request.session.items
         if item.path == request.path and hasattr(item, "callspec") and "name" in item.callspec.params
-    ]
+    )
     folder = tmp_path_factory.mktemp("faults")
     with Trainers(cache=folder / "cache") as trainers, ThreadPoolExecutor(2) as pool:
         proofs = Proofs(tiny, folder, trainers)
@@ -248,14 +314,22 @@ def proofs(
 def test_a_disturbed_run_comes_to_the_same(proofs, name):
     case, (all_proofs, runs) = CASES[name], proofs
     run, attempts = runs[name].result()
-    assert attempts[0].code == case.code, attempts[0].said()[-3000:]
-    for attempt, faulty in zip(attempts, (case.faults, case.again), strict=False):
+    assert case.copied or attempts[0].code == case.code, attempts[0].said()[-3000:]
+    for attempt, faulty in zip(attempts, (case.again,) if case.copied else (case.faults, case.again), strict=False):
         assert attempt.said().count("on purpose") >= len(faulty), attempt.said()[-3000:]
     assert attempts[-1].code == 0, attempts[-1].said()[-3000:]
     assert differences(run, all_proofs.straight[case.straight], extra_saves=case.extra_saves) == []
     if case.straight in ORDERS:
         assert honoured(run) == honoured(all_proofs.straight[case.straight])
         assert not list((run / "control").iterdir())
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("name", [fault for fault in KILLS if not half_done(fault)])
+def test_what_is_copied_is_what_a_kill_leaves(proofs, name):
+    all_proofs, runs = proofs
+    runs[name].result()
+    assert left_in(all_proofs.copies_of("plain")[name] / "t") == all_proofs.left[name]
 
 
 def honoured(run: Path) -> list[tuple[str, object]]:

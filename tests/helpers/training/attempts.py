@@ -9,12 +9,13 @@ import gc
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -110,10 +111,12 @@ class Trainers:
         orders: Orders | None = None,
         environment: dict[str, str] | None = None,
         impatient: Path | None = None,
+        copies: Mapping[str, Path] | None = None,
     ) -> Attempt:
         """Train the job in a new process, as `python -m engine JOB [--resume [--from STEP]] [--fault ...]` does. Orders
         arrive when their step is told. `environment`: more of it, as torchrun gives. `impatient`: a file; once it is
-        there, a rank that does nothing for seconds hangs."""
+        there, a rank that does nothing for seconds hangs. `copies`: fault -> a new folder; where that fault would
+        strike, the runs are copied there as they lie, and the attempt goes on."""
         stderr = job.parent / f"stderr-{time.monotonic_ns()}"
         request = {
             "job": str(job),
@@ -126,6 +129,7 @@ class Trainers:
             "retry_seconds": retry_seconds,
             "environment": environment or {},
             "impatient": str(impatient or ""),
+            "copies": {fault: str(folder) for fault, folder in (copies or {}).items()},
         }
         assert self._process.stdin is not None
         with self._news:
@@ -160,6 +164,9 @@ def serve() -> None:
     import torch
 
     torch.set_num_threads(1)
+    from engine.run import import_without_bitsandbytes
+
+    import_without_bitsandbytes()  # as the trainer itself
     import numpy.ma  # noqa: F401
     import tomlkit  # noqa: F401
     from PIL import Image
@@ -212,7 +219,8 @@ def _attempt(request: dict[str, Any]) -> None:
         from engine.system import fault_injection
 
         disk_full.RETRY_SECONDS = request["retry_seconds"]
-        fault_injection.arm(request["faults"])
+        fault_injection.arm([*request["faults"], *request["copies"]])
+        copy_at(Path(request["job"]).parent / "runs", request["copies"])
         order_at(Path(request["job"]).parent, dict(request["orders"]))
         if request["impatient"]:
             impatient_from(Path(request["impatient"]))
@@ -248,6 +256,21 @@ def order_at(folder: Path, orders: Orders) -> None:
             aside.rename(control / f"{event.seq}-{n}.json")
 
     Console.show = shown  # type: ignore[method-assign]
+
+
+def copy_at(runs: Path, copies: Mapping[str, str]) -> None:
+    """In this process: these faults do not strike. What a kill would leave there is copied, byte by byte."""
+    from engine.system import fault_injection
+
+    strike = fault_injection._strike
+
+    def struck(fault: fault_injection.Fault) -> None:
+        if into := copies.get(f"{fault.kind}:{fault.point}:{fault.step}"):
+            shutil.copytree(runs, into)
+        else:
+            strike(fault)
+
+    fault_injection._strike = struck
 
 
 def impatient_from(file: Path) -> None:
