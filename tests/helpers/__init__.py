@@ -4,3 +4,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]  # of the checkout
 NO_GPUS = ROOT / "tests/helpers/no_gpus"  # put first into PYTHONPATH: a machine without GPUs, whatever it has
+# A trainer compiles nothing on a CPU. Where bitsandbytes is installed, torch loads its compiler all the same, for what
+# that decorates as it is imported, unless it is told so: more than a second of each trainer's start.
+UNCOMPILED = {"TORCHDYNAMO_DISABLE": "1"}

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from daemon.processes.start_trainer import for_gpus, torchrun
 from presets.job.toml_file import load_job, save_job, with_value
-from tests.helpers import ROOT
+from tests.helpers import ROOT, UNCOMPILED
 from tests.helpers.jobs import events, write_job
 from tests.helpers.ports import free_port
 from tests.helpers.training.attempts import ONE_THREAD, Attempt, Trainers
@@ -186,7 +186,7 @@ def test_a_job_that_names_two_gpus_is_launched_as_the_daemon_does_and_refused_by
     said = subprocess.run(
         [*for_gpus(torchrun(), 2), str(job)],
         cwd=ROOT,
-        env={**os.environ, **ONE_THREAD, "XDG_CACHE_HOME": str(job.parent / "cache")},
+        env={**os.environ, **ONE_THREAD, **UNCOMPILED, "XDG_CACHE_HOME": str(job.parent / "cache")},
         capture_output=True,
         text=True,
         timeout=PATIENCE,

@@ -17,7 +17,7 @@ from daemon.wire.client import Client
 from daemon.wire.protocol import LIVE_STATES
 from presets.job.schema import DatasetPanel, Job, JobPanel, TrainingPanel
 from presets.job.toml_file import save_job
-from tests.helpers import NO_GPUS, ROOT
+from tests.helpers import NO_GPUS, ROOT, UNCOMPILED
 from tests.helpers.interface.commands import run
 from tests.helpers.waiting import LOOK, PATIENCE, until
 
@@ -33,7 +33,7 @@ def environment(**more: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if k not in dropped} | LIBRARIES
     # what a fixture has put first stays: of a test that starts a daemon, the GPUs that there are not
     path = os.pathsep.join(dict.fromkeys([*filter(None, kept.get("PYTHONPATH", "").split(os.pathsep)), str(ROOT)]))
-    return kept | {"PYTHONPATH": path, "TERM": "xterm-256color"} | more
+    return kept | UNCOMPILED | {"PYTHONPATH": path, "TERM": "xterm-256color"} | more
 
 
 def wanlora(

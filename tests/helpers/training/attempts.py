@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from presets.runs.events import Event
-from tests.helpers import ROOT
+from tests.helpers import ROOT, UNCOMPILED
 from tests.helpers.waiting import PATIENCE
 
 Orders = dict[int, list[dict[str, Any]]]  # step -> commands, as in engine.runfolder.control
@@ -82,7 +82,7 @@ class Trainers:
             stdout=subprocess.PIPE,
             text=True,
             cwd=ROOT,
-            env={**os.environ, **ONE_THREAD, "XDG_CACHE_HOME": str(cache)},
+            env={**os.environ, **ONE_THREAD, **UNCOMPILED, "XDG_CACHE_HOME": str(cache)},
         )
         self._attempts: dict[int, Attempt] = {}
         self._started: dict[str, Attempt] = {}
