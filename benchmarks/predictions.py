@@ -282,7 +282,7 @@ STEPS: dict[str, list[Step]] = {
         _now(H200_OURS, MIDDLE, KEPT, 115.30, 115.55, 1.439, 0.455),
         _now(H200_OURS, LONG, CHUNKED, 8.08, 8.54, 9.422),
     ],
-    "2026-11-27-encoder": [
+    "2026-11-27-convolutions": [
         _now(H100_EVENING, MIDDLE, STREAMED, 5.79, 6.18, 1.587, 0.470),
         _now(H100_EVENING, MIDDLE, replace(KEPT, kept=20), 69.75, 70.10, 1.471, 0.467),
     ],
@@ -325,7 +325,7 @@ ENCODES: dict[str, list[Encodes]] = {
         Encodes(H200_OURS, LONG, 4, 0.889, "2026-11-27, cuDNN"),
         Encodes(H200_FLASH4, LONGEST, 4, 2.071, "2026-11-27, cuDNN"),
     ],
-    "2026-11-27-encoder": [
+    "2026-11-27-convolutions": [
         Encodes(H100_EVENING, MIDDLE, 8, 0.219),
         Encodes(H100_EVENING, MIDDLE, 16, 0.210),
     ],
