@@ -45,8 +45,8 @@ from tests.helpers.waiting import until
 
 WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # the name of this one among several, as xdist gives it
 GIB_PER_WORKER = 2  # with all that its tests start
-# Objects that come before the youngest are looked through. With Python's 700, what was frozen not counting, all others
-# were looked through so often that it took a seventh of the time of the interface's tests.
+# Objects that come before the youngest are looked through; Python's 700 took a fiftieth to a seventh of the time of two
+# files of the interface's tests.
 GARBAGE = 10_000
 WANLORA = Path(sys.executable).with_name("wanlora")  # the installed command
 
