@@ -34,6 +34,7 @@ from peft import LoraConfig
 from benchmarks.kernel_kinds import by_kind, lines
 from benchmarks.random_expert import REAL, TINY, empty_model, expert
 from engine.adapters import lora
+from engine.encode.conv_kernels import faster
 from engine.encode.latents import encode_pair
 from engine.encode.vae_encoder import ClipEncoder
 from engine.executor.block_executor import BlockExecutor
@@ -227,7 +228,8 @@ def mixed_plan(bench: Bench, hardware: Hardware | None) -> Plan:
 
 def encodes(bench: Bench, bucket: Bucket, plan: Plan, vae: AutoencoderKLWan) -> Callable[[], None]:
     """The VAE's part of a step: target and conditioning."""
-    encoder = ClipEncoder(vae, frames=plan.vae_frames, compiled=plan.compiled)
+    ours = faster(bench.device) if bench.device.type == "cuda" else ""
+    encoder = ClipEncoder(vae, frames=plan.vae_frames, compiled=plan.compiled, ours=ours)
     video = torch.rand(1, 3, bucket.frames, bucket.height, bucket.width, device=bench.device) * 2 - 1
 
     def both() -> None:

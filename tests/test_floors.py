@@ -107,7 +107,7 @@ ROOMS = {
         toy_base   -> encode
         encode     -> data kernels system weights
         weights    -> system wan
-        memory     -> system wan
+        memory     -> encode system wan
         wan        -> kernels system
         kernels    ->
         parallel   -> runfolder

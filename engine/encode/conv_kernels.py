@@ -1,12 +1,12 @@
-"""Which convolutions of the VAE's encoder our kernel takes, and with which tile: found on the card at hand, by time and
-by the answer.
+"""Which convolutions of the VAE's encoder our kernel takes: those in which it was the faster one when the card was
+measured.
 
-All tiles add in the same order and give the same bits, so the tile may be found anew in each process. Ours and torch's
-round differently: which of them is taken, a checkpoint keeps.
+Ours and torch's round differently. So the choice is measured once for a card and its software
+(`engine.memory.measure_card`) and kept by checkpoints, and each size has one tile on a card.
 """
 
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from engine.system.device import fixed_order, memory_errors
 if TYPE_CHECKING:
     from engine.kernels.triton_conv import Tile
 
+WAN = ((8, 96), (96, 96), (96, 192), (192, 192), (192, 384), (384, 384), (384, 32))  # inputs, outputs
 FRAMES, SIDE = 4, 128  # of a measurement, at least
 VALUES = 768  # inputs and outputs of a pixel, of so many frames at that side
 REPEATS = 5
@@ -24,29 +25,7 @@ AGREE = 0.01  # relative: bf16 rounds by 0.003
 SEPARATOR = ", "
 
 
-class Found(NamedTuple):
-    """Of one number of inputs and outputs: seconds of torch's convolution and of the fastest tile of ours, and why
-    other tiles were refused."""
-
-    torch: float
-    ours: float
-    tile: "Tile | None"
-    refused: dict[str, str]
-
-
-class Choice(NamedTuple):
-    """Tiles of the convolutions that are ours, by inputs and outputs."""
-
-    tiles: "dict[tuple[int, int], Tile]"
-    why: str
-
-    @property
-    def ours(self) -> str:
-        """For a checkpoint."""
-        return SEPARATOR.join(sorted(_name(*size) for size in self.tiles))
-
-
-def _name(inputs: int, outputs: int) -> str:
+def name_of(inputs: int, outputs: int) -> str:
     return f"{inputs} to {outputs}"
 
 
@@ -56,37 +35,26 @@ def sizes(encoder: nn.Module) -> list[tuple[int, int]]:
     return sorted({(channels_of(m), m.out_channels) for m in found})
 
 
-def choose(encoder: nn.Module, before: str | None = None) -> Choice:
-    """By what is measured on the card of the encoder's weights, or as a checkpoint says: `before` is the `ours` of its
-    run. None are ours on a CPU, nor in another type than bf16. Raises torch.OutOfMemoryError."""
-    weight = next(encoder.parameters())
-    if not weight.is_cuda or weight.dtype != torch.bfloat16:
-        return Choice({}, "")
-    kept = None if before is None else before.split(SEPARATOR)
-    asked = [size for size in sizes(encoder) if kept is None or _name(*size) in kept]
-    return chosen({size: measure(*size, weight.device) for size in asked}, again=kept is not None)
+def tiles_of(encoder: nn.Module, ours: str) -> "dict[tuple[int, int], Tile]":
+    """Of the convolutions that are `ours`, as `faster` names them, by inputs and outputs."""
+    if not ours:
+        return {}
+    from engine.kernels.triton_conv import tile_of  # Triton comes with the CUDA builds of torch alone
 
-
-def chosen(found: dict[tuple[int, int], Found], *, again: bool) -> Choice:
-    """Ours where it is faster, or, `again`, wherever it was before a resume."""
-    tiles, words = {}, []
-    for size, one in found.items():
-        reasons = SEPARATOR.join(sorted(set(one.refused.values())))
-        if one.tile and (again or one.ours < one.torch):
-            tiles[size] = one.tile
-        elif again:
-            raise RuntimeError(f"the convolution of {_name(*size)} was ours before the resume: {reasons}")
-        ours = f"ours {1e3 * one.ours:.2f} ms" if one.tile else f"ours not ({reasons})"
-        words.append(f"{_name(*size)}: torch {1e3 * one.torch:.2f} ms, {ours}")
-    return Choice(tiles, "; ".join(words))
+    capability = torch.cuda.get_device_capability(next(encoder.parameters()).device)
+    return {size: tile_of(size[1], capability) for size in sizes(encoder) if name_of(*size) in ours.split(SEPARATOR)}
 
 
 @cache
-def measure(inputs: int, outputs: int, device: torch.device) -> Found:
-    """On a few random frames: the fewer channels, the more pixels, for a launch takes time as well. Raises
-    torch.OutOfMemoryError."""
-    from engine.kernels.triton_conv import tiles  # Triton comes with the CUDA builds of torch alone
+def faster(device: torch.device) -> str:
+    """The names of Wan's convolutions in which our kernel is faster than torch's on this card, and gives the same
+    answer. Raises torch.OutOfMemoryError."""
+    return SEPARATOR.join(sorted(name_of(*size) for size in WAN if _is_faster(*size, device)))
 
+
+@torch.no_grad()
+def _is_faster(inputs: int, outputs: int, device: torch.device) -> bool:
+    """On a few random frames: the fewer channels, the more pixels, for a launch takes time as well."""
     made = torch.Generator(device).manual_seed(0)
     conv = nn.Conv3d(inputs, outputs, 3, device=device, dtype=torch.bfloat16).requires_grad_(False)
     conv.weight.data = torch.randn(conv.weight.shape, generator=made, device=device).to(torch.bfloat16)
@@ -95,30 +63,21 @@ def measure(inputs: int, outputs: int, device: torch.device) -> Found:
     room[:, :2] = 0
     for frame in inside(room)[0]:
         frame[:] = torch.randn(side, side, inputs, generator=made, device=device)
-    refused: dict[str, str] = {}
-    best: tuple[float, Any] = (float("inf"), None)
-    first: torch.Tensor | None = None
-    with torch.no_grad(), fixed_order(), memory_errors():
-        plain = Convolution(conv, None, compiled=False)
-        seconds = _seconds(partial(plain, room))
-        right = plain(room)
-        size = torch.linalg.vector_norm(right, dtype=torch.float32)
-        for tile in tiles(inputs, outputs, torch.cuda.get_device_capability(device)):
-            try:
-                ours = Convolution(conv, tile, compiled=False)
-                answer = ours(room)
-                apart = float(torch.linalg.vector_norm(answer - right, dtype=torch.float32) / size)
-                if not apart < AGREE:
-                    raise RuntimeError(f"its answer is {apart:.1%} away from torch's")
-                first = answer if first is None else first
-                if not torch.equal(answer, first):
-                    raise RuntimeError("its tiles add in different orders")
-                best = min(best, (_seconds(partial(ours, room)), tile), key=lambda pair: pair[0])
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as e:  # a card that has no room for it; Triton raises what it likes
-                refused[str(tile)] = (str(e).splitlines() or [type(e).__name__])[0]
-    return Found(seconds, *best, refused)
+    try:
+        with fixed_order(), memory_errors():
+            from engine.kernels.triton_conv import tile_of
+
+            tile = tile_of(outputs, torch.cuda.get_device_capability(device))
+            plain, ours = (Convolution(conv, which, compiled=False) for which in (None, tile))
+            right = plain(room)
+            apart = torch.linalg.vector_norm(ours(room) - right, dtype=torch.float32)
+            if not apart < AGREE * torch.linalg.vector_norm(right, dtype=torch.float32):
+                return False
+            return _seconds(partial(ours, room)) < _seconds(partial(plain, room))
+    except torch.OutOfMemoryError:  # it says nothing of the card, and the choice is remembered
+        raise
+    except Exception:  # a card that has no room for the tile, or no Triton; what is raised is of several kinds
+        return False
 
 
 def _seconds(run: Any) -> float:

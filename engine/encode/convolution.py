@@ -20,10 +20,9 @@ if TYPE_CHECKING:
 
 HISTORY = 2  # frames before a run that a 3-frame causal convolution looks at
 SLACK = 4  # pixels behind a room's last one that our kernel may read
-RGB, CHANNELS = (
-    3,
-    8,
-)  # of the first input, and of its room: three fall off the tensor cores' path, and zeros change nothing but the speed
+# channels of the first input, and of its room: three fall off the tensor cores' path, and zeros change nothing but the
+# speed
+RGB, CHANNELS = 3, 8
 
 
 @cache

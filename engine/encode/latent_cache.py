@@ -29,7 +29,7 @@ from presets.errors import UserError
 from presets.job.schema import Job
 from presets.machine.limits import cores
 
-FORMAT = 3  # a change to what is decoded or encoded is another number
+FORMAT = 4  # a change to what is decoded or encoded is another number
 AHEAD = 8  # images decoded before they are encoded
 
 

@@ -18,8 +18,7 @@ class Encoder(Protocol):
     """A VAE's encoder: `engine.encode.vae_encoder.ClipEncoder` on CUDA, the VAE's own way elsewhere."""
 
     vae: AutoencoderKLWan
-    ours: str  # which of its convolutions our kernel takes, for a checkpoint ...
-    why: str  # ... and why
+    ours: str  # which of its convolutions our kernel takes
 
     def moments(self, video_BCPHW: torch.Tensor, frames: int = 0) -> torch.Tensor:
         """Of the frames given; the last one goes on until there are `frames`."""
@@ -29,7 +28,7 @@ class Encoder(Protocol):
 class PlainEncoder:
     """The VAE's own encode, four frames at a time."""
 
-    ours = why = ""
+    ours = ""
 
     def __init__(self, vae: AutoencoderKLWan) -> None:
         self.vae = vae

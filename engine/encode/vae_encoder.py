@@ -13,9 +13,10 @@ reaches, two more with each convolution. Of 41 frames the widest layers compute 
 B batch, C channels, T frames, P those of them that are held, H W pixels, F latent frames, h w latent sides.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -83,23 +84,22 @@ class Before(NamedTuple):
     still: bool
 
 
-History = dict[int, Before]
+History = Mapping[int, Before]  # of each layer; what cannot be written is that of the last run
 
 
 class ClipEncoder:
-    """Encodes whole clips. `frames` is how many pixel frames go through at a time, a multiple of 4. `ours`: which
-    convolutions our kernel takes, as a checkpoint tells it; None: where it is the faster one."""
+    """Encodes whole clips. `frames` is how many pixel frames go through at a time, a multiple of 4. `ours`:
+    the convolutions that our kernel takes, as `conv_kernels.faster` names them."""
 
-    def __init__(self, vae: AutoencoderKLWan, *, frames: int, compiled: bool, ours: str | None = None) -> None:
+    def __init__(self, vae: AutoencoderKLWan, *, frames: int, compiled: bool, ours: str = "") -> None:
         assert frames >= 4 and frames % 4 == 0, frames
         assert vae.config.patch_size is None, "the 16-channel Wan VAE has no patches"
-        self.vae, self.frames = vae, frames
-        kernels = conv_kernels.choose(vae.encoder, ours)
-        self.ours, self.why = kernels.ours, kernels.why
+        self.vae, self.frames, self.ours = vae, frames, ours
+        tiles = conv_kernels.tiles_of(vae.encoder, ours)
         self._convolutions: dict[nn.Module, Convolution] = {}
         for module in vae.encoder.modules():
             if isinstance(module, nn.Conv3d) and module.kernel_size == (3, 3, 3):
-                tile = kernels.tiles.get((channels_of(module), module.out_channels))
+                tile = tiles.get((channels_of(module), module.out_channels))
                 self._convolutions[module] = Convolution(module, tile, compiled=compiled)
             elif isinstance(module, nn.Conv3d) and module.weight.is_cuda:
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last_3d)
@@ -115,10 +115,12 @@ class ClipEncoder:
         video, held = video_BCPHW.permute(0, 2, 3, 4, 1), video_BCPHW.shape[2]
         T = frames or held
         assert T % 4 == 1 and held <= T, (held, T)
-        history: History = {}
+        history: dict[int, Before] = {}
         cuts = [0, *range(1 + self.frames, T, self.frames), T]  # the first run has one frame more
         runs = [Run(video[:, min(a, held - 1) : min(b, held)], b - a) for a, b in pairwise(cuts) if b > a]
-        out = torch.cat([self._run(run, history) for run in runs], dim=1)
+        # the last run keeps nothing for a next one
+        kept: list[History] = [*[history] * (len(runs) - 1), MappingProxyType(history)]
+        out = torch.cat([self._run(*each) for each in zip(runs, kept, strict=True)], dim=1)
         return self.vae.quant_conv(out.permute(0, 4, 1, 2, 3))
 
     def _run(self, run: Run, history: History) -> torch.Tensor:
@@ -154,7 +156,8 @@ class ClipEncoder:
         room = room_of((B, count, H, W, conv.channels), conv.weight)
         room[:, :HISTORY] = 0 if before is None else before.frames
         yield room
-        history[id(conv)] = Before(room[:, -1 if run.still else -HISTORY :].clone(), run.still)
+        if isinstance(history, dict):
+            history[id(conv)] = Before(room[:, -1 if run.still else -HISTORY :].clone(), run.still)
 
     def _layer(self, layer: nn.Module, run: Run, history: History, *, edge: bool = False) -> Run:
         """`edge`: with another column and line of zeros, which a residual block can add for nothing."""
@@ -188,7 +191,8 @@ class ClipEncoder:
         if layer.mode != "downsample3d":
             return Run(x, length)
         small, before = Run(x, length), history.get(id(layer))
-        history[id(layer)] = Before(x[:, -1:].clone(), run.still)
+        if isinstance(history, dict):
+            history[id(layer)] = Before(x[:, -1:].clone(), run.still)
         alone = int(before is None)  # the first frame of the first run
         pairs = (length - alone) // 2
         if run.still and P == 1 and before and before.still:

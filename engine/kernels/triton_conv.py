@@ -31,35 +31,19 @@ class Tile(NamedTuple):
     described: bool  # loads go through tensor descriptors
 
 
-def tiles(inputs: int, outputs: int, capability: tuple[int, int]) -> list[Tile]:
-    """Those to choose from."""
+def tile_of(outputs: int, capability: tuple[int, int]) -> Tile:
+    """One for each number of outputs and generation of cards: with another the sums of a norm come in another order."""
     found = next(found for most, found in TILES.items() if outputs <= most)
-    described = capability[0] in DESCRIBED
-    usable = [tile for tile in found if tile.columns <= max(32, 3 * inputs)]
-    return [tile for tile in usable if tile.described == described] or usable
+    return found[0] if capability[0] in DESCRIBED else found[-1]
 
 
-# By the outputs that they are for, at most. On an H200 (benchmarks.convolutions) the first of each is the fastest, or
-# as fast as that. Those by pointers take 56 to 96 KB of shared memory on each card.
+# By the outputs that they are for, at most: with descriptors, and by pointers, which take 56 to 96 KB of shared memory
+# on each card. The former are the fastest of those tried on an H200, but for 384 to 384 at an eighth of the sides.
 TILES = {
-    32: (Tile(128, 32, 0, 64, 4, 3, False), Tile(128, 32, 0, 32, 4, 4, False)),
-    96: (
-        Tile(256, 128, 0, 32, 8, 5, True),
-        Tile(128, 64, 32, 32, 4, 4, True),
-        Tile(128, 64, 32, 32, 4, 4, False),
-        Tile(128, 64, 32, 32, 8, 4, False),
-    ),
-    192: (
-        Tile(128, 128, 64, 64, 8, 4, True),
-        Tile(128, 128, 64, 32, 8, 4, False),
-        Tile(128, 64, 32, 32, 4, 4, False),
-    ),
-    1024: (
-        Tile(256, 128, 0, 64, 8, 3, True),
-        Tile(128, 128, 0, 64, 8, 4, True),
-        Tile(128, 128, 0, 64, 8, 3, False),
-        Tile(128, 128, 0, 32, 8, 4, False),
-    ),
+    32: (Tile(128, 32, 0, 64, 4, 3, False),),
+    96: (Tile(256, 128, 0, 32, 8, 5, True), Tile(128, 64, 32, 32, 4, 4, False)),
+    192: (Tile(128, 128, 64, 64, 8, 4, True), Tile(128, 128, 64, 32, 8, 4, False)),
+    1024: (Tile(256, 128, 0, 64, 8, 3, True), Tile(128, 128, 0, 64, 8, 3, False)),
 }
 
 

@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 
+from engine.encode.conv_kernels import faster
 from engine.wan import attention
 from engine.wan.frozen_linear import frozen_linear
 from engine.wan.int8_linear import pack_int8
@@ -23,7 +24,7 @@ SIDE = 8192  # of the square products
 TOKENS, HEADS, WIDTH = 11264, 40, 128  # of the attention: 41 frames of 512 x 512
 
 # to be raised when ours change, or what is measured of them does: no package's version tells
-INT8_KERNELS, ATTENTION_KERNELS = "1", "2"
+INT8_KERNELS, ATTENTION_KERNELS, CONVOLUTION_KERNELS = "1", "2", "1"
 AGREE = 0.01  # how far the int8 product of the card may be from plain torch's; bf16 rounds by 0.003
 
 
@@ -47,6 +48,7 @@ def software() -> str:
         **attention.versions(),
         "int8": INT8_KERNELS,
         "attention": ATTENTION_KERNELS,
+        "convolutions": CONVOLUTION_KERNELS,
     }
     return ", ".join(f"{name} {of}" for name, of in known.items())
 
@@ -78,6 +80,7 @@ def measure_card(gpu: Gpu, device: torch.device) -> Rates:
         int8_tops=_int8(device) / 1e12,
         attention=_attention(device, deterministic=False),
         deterministic_attention=_attention(device, deterministic=True),
+        convolutions=faster(device),
         date=datetime.date.today().isoformat(),
     )
 

@@ -103,8 +103,8 @@ def kernels_of(
     )
 
 
-def make_encoder(vae: AutoencoderKLWan, plan: Plan, ours: str | None = None) -> Encoder:
-    """`ours`: which convolutions our kernel takes, of an earlier encoder; None: where it is the faster one."""
+def make_encoder(vae: AutoencoderKLWan, plan: Plan, ours: str) -> Encoder:
+    """`ours`: the convolutions that our kernel takes (`engine.encode.conv_kernels`)."""
     return (
         ClipEncoder(vae, frames=plan.vae_frames, compiled=plan.compiled, ours=ours)
         if next(vae.parameters()).is_cuda

@@ -133,9 +133,10 @@ def prepare(
         texts = _encode_texts(own, [*items, *held_out], base, placement, talk)
     with loading("VAE", device, planning):
         vae = load_vae(base.source, placement)
-        encoder = make_encoder(vae, planning.plan, running.convolutions if running else None)
-        if encoder.why:
-            talk.info(f"convolutions of the VAE's encoder: {encoder.why}")
+        rated = planning.rates.convolutions if planning.rates else ""
+        encoder = make_encoder(vae, planning.plan, running.convolutions if running else rated)
+        if encoder.ours:
+            talk.info(f"the VAE's encoder: convolutions by our kernel: {encoder.ours}")
         latents = _encode_images(job, items, base, encoder, planning, placement, talk)
     kernels = _choose_kernels(own, items, base, planning, running, placement, talk)
     planned(Running(planning.plan, kernels, encoder.ours))

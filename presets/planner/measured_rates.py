@@ -47,6 +47,7 @@ class Rates(Struct, frozen=True, kw_only=True):
     attention: AttentionRates
     deterministic_attention: AttentionRates  # its backward adds in a fixed order
     memory_gbps: float  # of a device-to-device copy, bytes read and written
+    convolutions: str = ""  # of the VAE's encoder, those in which our kernel is the faster one
     date: str = ""  # of the measurement, ISO
 
     @property

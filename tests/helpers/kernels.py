@@ -1,6 +1,7 @@
 """Triton's kernels without a card: run in its interpreter, and assembled for each generation of cards."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,4 +47,10 @@ def assembled(
         constexprs={(names.index(name),): value for name, value in constants.items()},
         attrs={(i,): ALIGNED for i, n in enumerate(names) if types.get(n, "").startswith("*") or n in whole.split()},
     )
-    return assemble(source, target=GPUTarget("cuda", capability, 32), options=options)
+    kept = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    try:
+        return assemble(source, target=GPUTarget("cuda", capability, 32), options=options)
+    finally:  # LLVM takes signals for itself, and what a later test starts would no longer ignore them
+        for number, handler in kept.items():
+            if handler not in (None, signal.SIG_DFL):
+                signal.signal(number, handler)

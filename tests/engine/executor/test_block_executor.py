@@ -349,28 +349,23 @@ def compiled(monkeypatch):
 
 
 @pytest.mark.process  # for its length
-def test_blocks_are_compiled_once_for_each_kind_and_not_in_the_order_in_which_they_come(compiled, monkeypatch):
+def test_blocks_are_compiled_once_for_each_kind_and_not_in_the_order_in_which_they_come(compiled):
     """A rank that was made a symbol because another came before it would give other bits after a resume."""
-    ranks = (5, 7, 11)  # no size of anything else
-    graphs: list[list[int]] = []  # of each: the ranks that it was made for
+    tables = [LayersPanel(match="blocks.0", rank=2), LayersPanel(match="blocks.3", rank=8)]
 
-    def counted(graph: torch.fx.GraphModule, given: list[torch.Tensor]) -> Any:
-        sizes = {n for t in given if isinstance(t, torch.Tensor) for n in t.shape if isinstance(n, int)}
-        graphs.append([rank for rank in ranks if rank in sizes])
-        return graph.forward
+    def graphs(**target) -> int:
+        torch._dynamo.reset()
+        model, chosen = small_expert(BLOCKS), lora_layers(job(target={"rank": 4, **target}), "high_noise", BLOCKS)
+        parameters = attach(model, "high_noise", rank=4, alpha=4, seed=1, layers=chosen)
+        held = packed(model, "high_noise", parameters, scaling=1.0)
+        run = BlockExecutor(held, ExecutorResources(Plan(any_size=True), attention.CPU, held.block_bytes, CPU))
+        before = compiled()
+        for _ in range(2):
+            run.forward_backward(X, T, TEXT, lambda out: out.square().mean())
+        assert block_layouts(chosen, BLOCKS) == (3 if target else 1)
+        return compiled() - before
 
-    monkeypatch.setattr(executor_resources, "_compiled", cache(partial(torch.compile, backend=counted)))
-    tables = [LayersPanel(match="blocks.0", rank=ranks[0]), LayersPanel(match="blocks.3", rank=ranks[2])]
-    chosen = lora_layers(job(target={"rank": ranks[1], "layers": tables}), "high_noise", BLOCKS)
-    assert block_layouts(chosen, BLOCKS) == 3
-    model = small_expert(BLOCKS)
-    parameters = attach(model, "high_noise", rank=ranks[1], alpha=4, seed=1, layers=chosen)
-    held = packed(model, "high_noise", parameters, scaling=1.0)
-    run = BlockExecutor(held, ExecutorResources(Plan(any_size=True), attention.CPU, held.block_bytes, CPU))
-    for _ in range(2):
-        run.forward_backward(X, T, TEXT, lambda out: out.square().mean())
-    assert len(graphs) == compiled() > 0
-    assert sorted(graphs) == sorted([rank] for rank in ranks for _ in range(compiled() // 3))
+    assert graphs(layers=tables) == 3 * graphs() > 0
 
 
 @pytest.mark.process  # for its length

@@ -11,7 +11,7 @@ pytest.importorskip("triton", reason="Triton is there on Linux")
 
 from engine.encode.convolution import inside, norm_silu, room_of
 from engine.kernels import triton_conv
-from engine.kernels.triton_conv import Tile, packed, tiles
+from engine.kernels.triton_conv import Tile, packed, tile_of
 from tests.helpers.kernels import SHARED, assembled, interpreted
 
 pytestmark = pytest.mark.process  # Triton's assembler is a program
@@ -121,7 +121,7 @@ def built(tile: Tile, inputs: int, capability: int) -> Any:
 
 @pytest.mark.parametrize("capability", SHARED)
 def test_the_tile_that_takes_most_fits_every_card_with_norm_and_activation_behind_it(capability: int) -> None:
-    most = tiles(384, 384, divmod(capability, 10))[0]
+    most = tile_of(384, divmod(capability, 10))
     made = built(most, 384, capability)
     assert made.metadata.shared <= SHARED[capability] * 1024
     assert ("wgmma.mma_async" if capability == 90 else "mma.sync") in made.asm["ptx"]

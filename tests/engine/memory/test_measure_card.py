@@ -43,7 +43,7 @@ def test_too_little_memory_at_the_moment_says_nothing_of_the_kernels(monkeypatch
         measure_card._int8(CPU)
 
 
-@pytest.mark.parametrize("kernels", ["INT8_KERNELS", "ATTENTION_KERNELS"])
+@pytest.mark.parametrize("kernels", ["INT8_KERNELS", "ATTENTION_KERNELS", "CONVOLUTION_KERNELS"])
 def test_rates_of_before_the_kernels_changed_are_measured_again(monkeypatch: pytest.MonkeyPatch, kernels: str) -> None:
     before = measure_card.software()
     monkeypatch.setattr(measure_card, kernels, "another")

@@ -169,6 +169,7 @@ def test_only_a_plan_that_rounds_otherwise_is_told(before, told, monkeypatch):
         placement=SimpleNamespace(device=torch.device("cpu")),
         planning=SimpleNamespace(plan=Plan()),
         experts=SimpleNamespace(attention=kernels),
+        encoder=SimpleNamespace(ours=""),
         base=SimpleNamespace(beside={}),
     )
     meta = held(position={}, running=msgspec.to_builtins(Running(before, kernels)) if before else None)
@@ -178,16 +179,18 @@ def test_only_a_plan_that_rounds_otherwise_is_told(before, told, monkeypatch):
     assert len(said) == bool(told) and all(words in said[0] for words in told)
 
 
-def test_another_kernel_is_told(monkeypatch):
+def test_other_kernels_are_told(monkeypatch):
     monkeypatch.setattr(restore, "position", lambda run, step: {})
     run = SimpleNamespace(
         begin=ResumePoint(job=job(), meta=held()),
         placement=SimpleNamespace(device=torch.device("cpu")),
         planning=SimpleNamespace(plan=Plan()),
         experts=SimpleNamespace(attention=Attention("flash", "flash", deterministic=True)),
+        encoder=SimpleNamespace(ours="96 to 96"),
         base=SimpleNamespace(beside={}),
     )
-    (said,) = restore._unlike(run, held(position={}), True)
+    said, convolutions = restore._unlike(run, held(position={}), True)
+    assert "another convolution (96 to 96, before: torch's)" in convolutions
     assert (
         "another attention kernel (flash, in a fixed order, before: cudnn forward, flash backward, in a fixed order)"
         in said

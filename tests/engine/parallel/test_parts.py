@@ -80,6 +80,10 @@ def test_ranks_of_a_clip_read_in_turns_what_they_encode_and_nothing_beyond_the_r
         encoded_at_once(job, low, 3) == [3, 6] and encoded_at_once(job, low, 6) == [6] and read_after(job, low, 3) == 7
     )
     assert read_after(job, ALONE, 3) == 4
+    accumulated = with_value(job, "training.gradient_accumulation", 2)
+    assert encoded_at_once(accumulated, together[0], 3) == [3, 4], "of two steps"
+    assert encoded_at_once(accumulated, together[1], 12) == [12, 13] and read_after(accumulated, together[1], 11) == 13
+    assert encoded_at_once(accumulated, together[0], 13) == [13]
 
 
 def test_a_number_that_ranks_of_a_clip_do_not_divide_is_refused_with_those_that_they_do():

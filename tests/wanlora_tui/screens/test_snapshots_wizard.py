@@ -159,7 +159,7 @@ async def test_wizard(state: str, picture: Picture, left_at: Callable[..., Wizar
     async with left_at(step, values).run_test(size=SIZES[0]) as pilot:
         await begin(pilot, step)
         await act(pilot)
-        await picture(pilot, sizes, ready=(lambda: is_known(pilot)) if act is nothing else lambda: True)
+        await picture(pilot, sizes, ready=(lambda: is_known(pilot)) if act in (nothing, rate) else lambda: True)
 
 
 @pytest.mark.parametrize("step", ["kind", "clips", "captions", "settings", "prompts", "review"])
