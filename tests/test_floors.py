@@ -101,13 +101,13 @@ ROOMS = {
         judge      -> data preview toy_base
         preview    -> data encode executor system
         recovery   -> adapters data encode memory system wan weights
+        memory     -> encode system wan
         executor   -> adapters system wan weights
         adapters   -> system wan weights
         demo       -> toy_base
         toy_base   -> encode
         encode     -> data kernels system weights
         weights    -> system wan
-        memory     -> encode system wan
         wan        -> kernels system
         kernels    ->
         parallel   -> runfolder
