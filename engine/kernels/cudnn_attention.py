@@ -23,13 +23,14 @@ def backward(
     *,
     deterministic: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q, k, v. Tensors are (B, N, T, K), `lse` (B, N, T) with the natural logarithm. Raises what the
-    package raises where card, type or sizes are none of its own, and ImportError without it."""
+    """Gradients of q, k, v, laid out (B, T, N, K) in memory. Tensors are (B, N, T, K), `lse` (B, N, T) with the natural
+    logarithm. Raises what the package raises where card, type or sizes are none of its own, and ImportError without
+    it."""
     B, N, T, K = q.shape
     S = k.shape[2]
     q, k, v, out, grad = (t if _readable(t) else t.contiguous() for t in (q, k, v, out, grad))
-    # Laid out as (B, T, N, K), the kernels of Blackwell would fix the order by keeping T x S for every head: 10 GB at
-    # 11,264 tokens. This way they add to the queries' gradient in turns, in fp32.
+    # Were this one laid out as the others, the kernels of Blackwell would fix the order by keeping T x S for every
+    # head: 10 GB at 11,264 tokens. This way they add up in turns, in fp32.
     dq = q.new_empty(B, N, T, K)
     dk, dv = (t.new_empty(B, S, N, K).transpose(1, 2) for t in (k, v))
     tensors = (q, k, v, out, grad, lse.contiguous().unsqueeze(-1), dq, dk, dv)
@@ -39,7 +40,8 @@ def backward(
     kernels = _compiled[key]
     workspace = torch.empty(kernels.scratch_workspace_bytes(), dtype=torch.uint8, device=q.device)
     kernels.execute(*tensors, workspace=workspace)
-    return dq, dk, dv
+    del workspace  # before there is a copy
+    return dq.transpose(1, 2).contiguous().transpose(1, 2), dk, dv
 
 
 def _readable(t: torch.Tensor) -> bool:
