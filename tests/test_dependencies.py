@@ -8,7 +8,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.test_floors import BELOW, ROOT, files, imports
-from tests.versions import bounds, cuda_of, declared, lowest
+from tests.versions import OF_CARDS, bounds, cuda_of, declared, lowest
 
 # that are not called as what is imported of them
 DISTRIBUTIONS = {
@@ -19,6 +19,7 @@ DISTRIBUTIONS = {
     "optimum": "optimum-quanto",
     "pillow_jxl": "pillow-jxl-plugin",
     "flash_attn": "flash-attn-4",
+    "cudnn": "nvidia-cudnn-frontend",
 }
 # torch's builds for CUDA bring the one version that they were made with; the others have no use for it
 OF_TORCH = {"triton"}
@@ -66,10 +67,10 @@ def test_the_constraints_of_the_lowest_set():
         named["torch"] == "==2.10"
         and named["textual"] == "==8.2.8"
         and named["pytest"] == "==8.4"
-        and "flash-attn-4" not in named
+        and not {"flash-attn-4", "nvidia-cudnn-frontend"} & set(named)
     )
     assert set(named) == {
-        r.name for extra, requirements in declared().items() if extra != "flash4" for r in requirements
+        r.name for extra, requirements in declared().items() if extra not in OF_CARDS for r in requirements
     }
 
 

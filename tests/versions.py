@@ -25,6 +25,7 @@ PYPROJECT = ROOT / "pyproject.toml"
 # says
 LEAST_PIP = Version("26.3")
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+OF_CARDS = ("flash4", "cudnn-open")  # extras with kernels: nothing runs them without a card
 
 
 def declared() -> dict[str, list[Requirement]]:
@@ -44,7 +45,7 @@ def bounds(requirement: Requirement) -> tuple[Version | None, Version | None]:
 def lowest() -> list[str]:
     """`name==version` for each dependency of the package and of its development."""
     found = declared()
-    return sorted({f"{r.name}=={bounds(r)[0]}" for extra in found if extra != "flash4" for r in found[extra]})
+    return sorted({f"{r.name}=={bounds(r)[0]}" for extra in found if extra not in OF_CARDS for r in found[extra]})
 
 
 def resolve(python: str, *more: str) -> dict[str, tuple[str, str]]:

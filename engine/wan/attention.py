@@ -3,7 +3,8 @@ running attention a second time.
 
 `cudnn` and `flash` are torch's own kernels; `triton-large` and `triton-small` are ours, backward alone, in two sizes of
 tiles for cards with more and less shared memory; `flash4` is the package flash-attn-4, for Hopper and Blackwell
-data-centre cards; `cpu` is the CPU's. They agree on what a logsumexp is, so one may run forward and another backward.
+data-centre cards; `cudnn-open` is the open backward of the package nvidia-cudnn-frontend, for other Blackwell cards and
+A100; `cpu` is the CPU's. They agree on what a logsumexp is, so one may run forward and another backward.
 The attention to the text, of few keys, has its own choice of them; a block runs it by `engine.wan.text_attention`.
 
 B batch, N heads, T query tokens, S key tokens, K head width. Tensors are (B, N, T, K), any strides.
@@ -19,9 +20,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from engine.kernels import cudnn_attention
 from engine.system.device import fixed_order, memory_errors
 from presets.errors import UserError
-from presets.machine.torch_build import FLASH4_CARDS
+from presets.machine.torch_build import CUDNN_OPEN_CARDS, FLASH4_CARDS
 
 aten = torch.ops.aten
 
@@ -33,10 +35,12 @@ class Package(NamedTuple):
     module: str
 
 
-KERNELS = ("cudnn", "flash", "triton-large", "triton-small", "flash4")  # of CUDA
-BACKWARD_ONLY = ("triton-large", "triton-small")
+KERNELS = ("cudnn", "flash", "triton-large", "triton-small", "flash4", "cudnn-open")  # of CUDA
+OF_TRITON = ("triton-large", "triton-small")
+BACKWARD_ONLY = (*OF_TRITON, "cudnn-open")
 TRITON, FLASH4 = Package("triton", "triton"), Package("flash-attn-4", "flash_attn")
-PACKAGES = {"triton-large": TRITON, "triton-small": TRITON, "flash4": FLASH4}
+CUDNN_OPEN = Package("nvidia-cudnn-frontend", "cudnn")
+PACKAGES = {"triton-large": TRITON, "triton-small": TRITON, "flash4": FLASH4, "cudnn-open": CUDNN_OPEN}
 AGREE = 0.02  # relative: bf16 kernels that sum in other orders differ by a tenth of this
 TEXT_TOKENS = 512  # as many keys has the attention to the text: all that Wan was trained with
 Grads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -125,10 +129,12 @@ def backward(
     """Gradients of q, k, v. Raises RuntimeError where `deterministic` is asked of a kernel that refuses it; cudnn does
     not refuse, and is not deterministic."""
     T, S = q.shape[2], k.shape[2]
-    if kernel in BACKWARD_ONLY:
+    if kernel in OF_TRITON:
         from engine.kernels import triton_attention  # Triton comes with the CUDA builds of torch alone
 
         return triton_attention.backward(triton_attention.TILES[kernel], grad, q, k, v, out, lse)
+    if kernel == "cudnn-open":
+        return cudnn_attention.backward(grad, q, k, v, out, lse, deterministic=deterministic)
     if kernel == "cpu":
         dq, dk, dv = aten._scaled_dot_product_flash_attention_for_cpu_backward(grad, q, k, v, out, lse, 0.0, False)
     elif kernel == "flash4":
@@ -163,7 +169,7 @@ def backward_of_queries(
     deterministic: bool,
 ) -> torch.Tensor:
     """The gradient of q alone, as `backward` has it: ours compute no other then."""
-    if kernel in BACKWARD_ONLY:
+    if kernel in OF_TRITON:
         from engine.kernels import triton_attention  # as above
 
         return triton_attention.backward_of_queries(triton_attention.TILES[kernel], grad, q, k, v, out, lse)
@@ -179,7 +185,7 @@ def _flash4() -> Any:
 def versions() -> dict[str, str]:
     """Of the packages that are installed only on some machines."""
     found = {}
-    for package in (TRITON, FLASH4):
+    for package in (TRITON, FLASH4, CUDNN_OPEN):
         with suppress(PackageNotFoundError):
             found[package.name] = version(package.name)
     return found
@@ -266,7 +272,7 @@ def benchmark_kernels(
 def _reason(kernel: str, error: Exception) -> str:
     if isinstance(error, ImportError) and kernel in PACKAGES:
         package = PACKAGES[kernel]
-        absent = (error.name or "").startswith(package.module)
+        absent = (error.name or "").startswith(package.module) and package.name not in versions()
         return (
             f"the package {package.name} is not installed"
             if absent
@@ -277,8 +283,9 @@ def _reason(kernel: str, error: Exception) -> str:
 
 def kernels(device: torch.device) -> list[str]:
     """Those that may run on a card."""
-    absent = set() if torch.cuda.get_device_capability(device)[0] in FLASH4_CARDS else {"flash4"}
-    return [kernel for kernel in KERNELS if kernel not in absent]
+    capability = torch.cuda.get_device_capability(device)
+    there = {"flash4": capability[0] in FLASH4_CARDS, "cudnn-open": capability in CUDNN_OPEN_CARDS}
+    return [kernel for kernel in KERNELS if there.get(kernel, True)]
 
 
 def timed(device: torch.device, run: Callable[[], Any], repeats: int) -> tuple[float, Any]:

@@ -30,6 +30,9 @@ OLDEST, NEWEST = min(FIRST_DRIVER), max(FIRST_DRIVER)
 # Blackwell of data centres. It is built for CUDA 13.
 FLASH4_CARDS, FLASH4_CUDA = (9, 10), 13
 FLASH4 = ("flash-attn-4>=4.0.0b36,<5", "nvidia-cutlass-dsl[cu13]>=4.8,<5")  # the extra flash4 of pyproject.toml
+# The open backward of attention in nvidia-cudnn-frontend: the cards that its own kernels accept. It wants CUDA 13 too.
+CUDNN_OPEN_CARDS = ((8, 0), (12, 0), (12, 1))
+CUDNN_OPEN = ("nvidia-cudnn-frontend>=1.32,<2", "nvidia-cutlass-dsl[cu13]>=4.8,<5")  # the extra cudnn-open
 SMI_SECONDS = 30.0  # a driver in trouble takes its time
 PROC_DRIVER = Path("/proc/driver/nvidia/version")
 

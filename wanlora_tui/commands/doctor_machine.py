@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple
 
 from presets.machine.machine import WSL, Machine
 from presets.machine.torch_build import (
+    CUDNN_OPEN,
+    CUDNN_OPEN_CARDS,
     FLASH4,
     FLASH4_CARDS,
     FLASH4_CUDA,
@@ -27,7 +29,7 @@ GIB = 2**30
 TORCH_SECONDS = 120.0  # importing torch from a cold network disk can take a minute
 LEAST_RAM = 32 * GIB  # both experts in float8, 28 GiB, have to fit somewhere
 LEAST_DISK = 12 * GIB  # checkpoints, LoRA files and previews of a run; what the model takes stands with it
-FLASH4_PARTS = ("flash-attn-4", "nvidia-cutlass-dsl-libs-cu13")  # the kernels, and what compiles them
+COMPILER = "nvidia-cutlass-dsl-libs-cu13"  # of the kernels in packages
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -88,20 +90,26 @@ def gpus(machine: Machine) -> Iterator[Line]:
 
 
 def attention(machine: Machine) -> Iterator[Line]:
-    if not any(gpu.capability[0] in FLASH4_CARDS for gpu in machine.gpus):
-        return
+    capabilities = {gpu.capability for gpu in machine.gpus}
+    if any(capability[0] in FLASH4_CARDS for capability in capabilities):
+        yield _kernels(machine, "flash-attn-4", FLASH4, "has faster ones for this card")
+    if capabilities & set(CUDNN_OPEN_CARDS):
+        offer = "has another backward for this card, not measured by us, and used where it is the fastest"
+        yield _kernels(machine, "nvidia-cudnn-frontend", CUDNN_OPEN, offer)
+
+
+def _kernels(machine: Machine, package: str, requirements: tuple[str, ...], offer: str) -> Line:
     try:
-        found = [version(name) for name in FLASH4_PARTS]
-        yield Line("ok", "Attention", f"flash-attn-4 {found[0]}, where it is the fastest here")
+        found = [version(name) for name in (package, COMPILER)]
+        return Line("ok", "Attention", f"{package} {found[0]}, where it is the fastest here")
     except PackageNotFoundError as e:
-        text = "torch's kernels and our own; the package flash-attn-4 has faster ones for this card"
-        if e.name != FLASH4_PARTS[0]:
-            text = f"torch's kernels and our own; flash-attn-4 is here, but not {e.name}, which it needs"
+        text = f"torch's kernels and our own; the package {package} {offer}"
+        if e.name != package:
+            text = f"torch's kernels and our own; {package} is here, but not {e.name}, which it needs"
         gpu = machine.gpus[0]
         if max(served(gpu.driver), gpu.cuda) < FLASH4_CUDA:
-            yield Line("ok", "Attention", f"{text}, with a driver that serves CUDA {FLASH4_CUDA}")
-        else:
-            yield Line("ok", "Attention", text, f"{sys.executable} -m pip install {shlex.join(FLASH4)}")
+            return Line("ok", "Attention", f"{text}, with a driver that serves CUDA {FLASH4_CUDA}")
+        return Line("ok", "Attention", text, f"{sys.executable} -m pip install {shlex.join(requirements)}")
 
 
 def ram(machine: Machine) -> Line:

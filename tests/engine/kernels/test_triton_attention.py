@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.helpers import ROOT
+from tests.helpers.kernels import SHARED, assembled
 
 # Triton asks when it is imported whether to interpret, so the kernels run in a process of their own: all cases at once.
 INTERPRETED = """
@@ -113,3 +114,20 @@ def test_the_gradient_of_queries_alone_is_the_same(found, tiles):
 @pytest.mark.parametrize("shape", REFUSED)
 def test_other_widths_are_refused(found, shape):
     assert found[shape][0] == dict.fromkeys(TILES, f"{shape} are not a power of two from 16")
+
+
+@pytest.mark.process  # Triton's assembler is a program
+@pytest.mark.parametrize("of", ["keys", "queries"])
+def test_the_small_tiles_fit_an_rtx_50(of):
+    """Compute capability 8.6 and 8.9 have as much shared memory and take as much of it."""
+    kernels = pytest.importorskip("engine.kernels.triton_attention", reason="Triton is there on Linux")
+    kernel, tile = getattr(kernels, f"_of_{of}"), getattr(kernels.TILES["triton-small"], f"of_{of}")
+    options = kernels._options(tile, 11264, 11264, 128)
+    constants = {name: options.pop(name) for name in list(options) if name.isupper()}
+    constants |= {"PARTS": 1} if of == "keys" else {}
+    types = {name: "i32" for name in kernel.arg_names if name not in constants}
+    types |= {name: "*bf16" for name in ("q", "k", "v", "grad", "dq", "dk", "dv") if name in types}
+    types |= {"lse": "*fp32", "delta": "*fp32", "scale": "fp32"}
+    whole = " ".join(types.keys() - {"heads"})
+    made = assembled(kernel, types, constants, 120, whole=whole, **options)
+    assert made.metadata.shared <= SHARED[120] * 1024

@@ -25,14 +25,31 @@ def alone(name: str) -> str:
     return "4.0.0" if name == "flash-attn-4" else absent(name)
 
 
-@pytest.mark.parametrize(("capability", "told"), [((9, 0), True), ((10, 0), True), ((8, 9), False), ((12, 0), False)])
-def test_a_card_that_flash_attn_4_was_written_for_is_offered_it(monkeypatch, capability, told):
+@pytest.mark.parametrize(
+    ("capability", "package"),
+    [
+        ((9, 0), "flash-attn-4"),
+        ((10, 0), "flash-attn-4"),
+        ((8, 6), ""),
+        ((8, 9), ""),
+        ((8, 0), "nvidia-cudnn-frontend"),
+        ((12, 0), "nvidia-cudnn-frontend"),
+        ((12, 1), "nvidia-cudnn-frontend"),
+    ],
+)
+def test_a_card_is_offered_the_kernels_that_were_written_for_it(monkeypatch, capability, package):
     monkeypatch.setattr(doctor_machine, "version", absent)
     lines = list(doctor_machine.attention(machine(gpu(capability=capability))))
-    assert len(lines) == told
+    assert len(lines) == bool(package)
     for line in lines:
         assert line.level == "ok", "a wish, not a fault"
-        assert "pip install" in line.fix and "'flash-attn-4>=" in line.fix and "'nvidia-cutlass-dsl[cu13]>=" in line.fix
+        assert "pip install" in line.fix and f"'{package}>=" in line.fix and "'nvidia-cutlass-dsl[cu13]>=" in line.fix
+
+
+def test_cards_of_both_kinds_are_offered_both(monkeypatch):
+    monkeypatch.setattr(doctor_machine, "version", lambda name: "1.0")
+    lines = list(doctor_machine.attention(machine(gpu(), gpu(index=1, capability=(12, 0)))))
+    assert [line.text.split()[0] for line in lines] == ["flash-attn-4", "nvidia-cudnn-frontend"]
 
 
 def settings_lines(folder: Path) -> list[tuple[str, str]]:
@@ -56,11 +73,10 @@ def test_what_is_wrong_with_the_settings_and_the_secrets_is_named(tmp_path: Path
     assert settings_lines(tmp_path)[0][0] in ("ok", "fail")
 
 
-def test_its_versions_are_those_of_the_extra():
-    assert (
-        list(doctor_machine.FLASH4)
-        == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["flash4"]
-    )
+def test_the_versions_are_those_of_the_extras():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert list(doctor_machine.FLASH4) == extras["flash4"]
+    assert list(doctor_machine.CUDNN_OPEN) == extras["cudnn-open"]
 
 
 def test_it_is_of_cuda_13(monkeypatch):
