@@ -33,11 +33,12 @@ class OwnActions(App[None]):
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """The palette: Textual's own, and every registered action that the screen can take now. Help and leaving are
-        among those."""
+        among those. A question keeps its size."""
         offered = {binding.binding.id: binding.node for binding in screen.active_bindings.values() if binding.enabled}
         leaves = any(action.action == "app.leave" and action.id in offered for action in all_actions())
+        without = {"Keys"} | ({"Quit"} if leaves else set()) | ({"Maximize"} if screen.is_modal else set())
         for command in super().get_system_commands(screen):
-            if command.title != "Keys" and not (command.title == "Quit" and leaves):
+            if command.title not in without:
                 yield command
         for action in all_actions():
             if action.id in offered and not action.id.startswith(OF_WIDGETS):

@@ -3,7 +3,8 @@
 Textual hands a key to the focused widget; what that does not consume bubbles up, and only then its binding is looked
 up. Keys that come faster than that overtake it: the letters typed after Tab reach the field that Tab was about to
 leave, and those typed after Backspace are there before it deletes. Here the next key is held back until the one before
-it is done, with what it has set off: messages that open a form, or move the focus into it.
+it is done, with what it has set off: messages that open a form, or move the focus into it. A screen that opens is
+waited for too, but not by who wants to leave.
 """
 
 import asyncio
@@ -57,6 +58,9 @@ class KeysInOrder(StyledOnce, SafelyDrawn):
         super().__init__()
         self._under_way: events.Event | None = None
         self._followed: MessagePump = self  # the widget that the last `Done` set out from
+        self._opening: object = None  # the screen that keys wait for, or did in vain
+        self._opening_looks = 0  # at that screen, left for all keys together
+        self._awaits_screen = False  # what is under way has not been handed on yet
         self._rounds = self._looks = 0
         self._held = deque[events.Event]()
         self._patience: asyncio.TimerHandle | None = None
@@ -76,18 +80,51 @@ class KeysInOrder(StyledOnce, SafelyDrawn):
             await super().on_event(event)  # a forwarded one has bubbled up here, where its binding is looked up
         elif self._under_way is not None:
             self._held.append(event)
+            await self._hurry()
         else:
             await self._take(event)
 
     async def _take(self, event: events.Event) -> None:
         self._under_way, self._rounds, self._looks = event, 0, int(self.patience / LOOK)
-        if isinstance(self.screen, Opening) and not self.screen.takes_keys:
+        if self._still_opens() and not self._is_urgent(event):
             self._await_screen(event)
+            await self._hurry()
         else:
             await self._hand_on(event)
 
+    def _still_opens(self) -> bool:
+        """Whether the screen is to be waited for: once, however many keys come."""
+        if not isinstance(self.screen, Opening) or self.screen.takes_keys:
+            self._opening = None
+        elif self._opening is not self.screen:
+            self._opening, self._opening_looks = self.screen, int(self.patience / LOOK)
+        return self._opening is not None and self._opening_looks > 0
+
+    def _is_urgent(self, event: events.Event) -> bool:
+        """A key that means the same however much of the screen is there. The palette takes what is typed behind it."""
+        return isinstance(event, events.Key) and (
+            event.key == "escape"
+            or any(
+                b.priority and b.action != "command_palette" for b in self._bindings.key_to_bindings.get(event.key, ())
+            )
+        )
+
+    async def _hurry(self) -> None:
+        """Hand on what does not wait for a screen. Who leaves it wants nothing of what was typed before."""
+        for event in [event for event in self._held if self._is_urgent(event)]:
+            if not self._awaits_screen or not self.screen_stack:
+                return
+            if isinstance(event, events.Key) and event.key == "escape":
+                while self._held.popleft() is not event:
+                    pass
+                await self._take(event)
+            else:
+                self._held.remove(event)
+                await super().on_event(event)
+
     def _await_screen(self, event: events.Event) -> None:
-        self._looks -= 1
+        self._awaits_screen = True
+        self._opening_looks -= 1
         asyncio.get_running_loop().call_later(LOOK, self.post_message, self.Opened(event))
 
     @on(Opened)
@@ -95,12 +132,13 @@ class KeysInOrder(StyledOnce, SafelyDrawn):
         event.stop()
         if event.input is not self._under_way or not self.screen_stack:  # it closes
             return
-        if self._looks > 0 and isinstance(self.screen, Opening) and not self.screen.takes_keys:
+        if self._still_opens():
             self._await_screen(event.input)
         else:
             await self._hand_on(event.input)
 
     async def _hand_on(self, event: events.Event) -> None:
+        self._awaits_screen = False
         target = self.focused or self.screen
         await super().on_event(event)
         self._follow(event, target if event.is_forwarded else self.focused or self.screen)

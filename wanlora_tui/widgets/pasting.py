@@ -7,6 +7,7 @@ from textual.binding import Binding, BindingType
 from textual.geometry import Size
 from textual.reactive import Reactive
 from textual.widgets import Input
+from textual.widgets.input import Selection
 
 from wanlora_tui.output.formatting import count
 
@@ -20,7 +21,7 @@ class OneLine(Input, inherit_bindings=False):
         Binding("delete", "delete_right", show=False),
     ]
     joiner: str | None = None
-    _arrived = False  # all of it is selected because the focus has come here
+    _arrival: Selection | None = None  # what is selected because the focus has come here
     # Textual lays the whole screen out anew when this changes, at every key; a line of text keeps its place
     virtual_size = Reactive(Size(0, 0), layout=False)
 
@@ -43,21 +44,30 @@ class OneLine(Input, inherit_bindings=False):
         else:
             self.replace(text, *self.selection)
 
-    # these come beside Input's own, which Textual calls too
-
     def _on_focus(self, event: events.Focus) -> None:
-        self._arrived = True
+        """Textual calls Input's own behind it, which selects. A terminal that gets its focus back selects nothing."""
+        if self.select_on_focus and not event.from_app_focus:
+            self._arrival = Selection(0, len(self.value))
+            self.refresh_bindings()
 
-    async def _on_key(self, event: events.Key) -> None:
-        if event.key != "ctrl+x":
-            self._arrived = False
+    def watch_selection(self, before: Selection, selection: Selection) -> None:
+        could = self._is_users(before)
+        if selection != self._arrival:
+            self._arrival = None
+        if could != self._is_users(selection):
+            self.refresh_bindings()
 
-    async def _on_mouse_down(self, event: events.MouseDown) -> None:
-        self._arrived = False
+    def action_select_all(self) -> None:
+        super().action_select_all()
+        self._arrival = None
+        self.refresh_bindings()
+
+    def _is_users(self, selection: Selection) -> bool:
+        return not selection.is_empty and selection != self._arrival
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Where its user has selected nothing there is nothing to cut, and the key means what it means around this
         input."""
         if action == "cut":
-            return not self.selection.is_empty and not self._arrived
+            return self._is_users(self.selection)
         return super().check_action(action, parameters)

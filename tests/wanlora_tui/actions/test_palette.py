@@ -7,11 +7,13 @@ from textual.app import App, SystemCommand
 from textual.command import CommandList
 from textual.pilot import Pilot
 from textual.screen import Screen
+from textual.widgets import DataTable
 
 from tests.helpers.interface.wizard_pilot import make_clips, scanned, screen_text, until, wizard
 from wanlora_tui.actions import all_actions
 from wanlora_tui.actions.own_actions import OwnActions
 from wanlora_tui.draft.draft_store import Draft, DraftStore
+from wanlora_tui.screens.wizard.dialogs import Ask
 
 
 class Offers(OwnActions):
@@ -58,3 +60,13 @@ async def test_a_field_is_found_by_its_words_in_any_order(tmp_path: Path) -> Non
             if words != "trigger":
                 await pilot.press("escape")
         assert "Replaces [trigger] in captions" in screen_text(pilot.app)
+
+
+async def test_a_question_is_not_to_be_maximized() -> None:
+    app = OwnActions()
+    async with app.run_test():
+        for screen, offered in ((Screen[str](), True), (Ask("Leave?", "", {"leave": "Leave"}), False)):
+            await app.push_screen(screen)
+            await screen.mount(table := DataTable())
+            screen.set_focus(table)
+            assert ("Maximize" in {c.title for c in app.get_system_commands(screen)}) is offered

@@ -97,6 +97,7 @@ async def test_a_field_that_hangs_does_not_hold_the_keyboard() -> None:
 class Late(Screen[None]):
     """It has its field a while after it was opened."""
 
+    BINDINGS = [("escape", "dismiss")]  # noqa: RUF012  (Textual's own declaration)
     takes_keys = False
 
     async def add(self) -> None:
@@ -106,8 +107,8 @@ class Late(Screen[None]):
 
 
 class Opens(KeysInOrder):
-    BINDINGS = [("n", "open"), ("d", "note")]  # noqa: RUF012  (Textual's own declaration)
-    noted = 0
+    BINDINGS = [("n", "open"), ("d", "note"), Binding("f2", "call", priority=True)]  # noqa: RUF012
+    noted = called = waits = 0
 
     @work
     async def action_open(self) -> None:
@@ -115,6 +116,13 @@ class Opens(KeysInOrder):
 
     def action_note(self) -> None:
         self.noted += 1
+
+    def action_call(self) -> None:
+        self.called += 1
+
+    def _await_screen(self, event: events.Event) -> None:
+        self.waits += 1
+        super()._await_screen(event)
 
 
 async def test_what_is_typed_while_a_screen_opens_is_typed_into_it() -> None:
@@ -137,3 +145,50 @@ async def test_a_screen_that_never_opens_does_not_hold_the_keyboard() -> None:
         app.patience = 2 * LOOK
         type_ahead(app, "nd")
         await until(pilot, lambda: app.noted, "the key")
+
+
+async def test_the_keys_for_a_screen_that_never_opens_share_one_patience() -> None:
+    app = Opens()
+    async with app.run_test() as pilot:
+        app.patience = 2 * LOOK
+        type_ahead(app, "nddd")
+        await until(pilot, lambda: app.noted == 3, "all keys")
+        assert app.waits == 2
+
+
+async def test_a_screen_that_never_opens_is_left_at_once_and_what_was_typed_into_it_is_dropped() -> None:
+    app = Opens()
+    async with app.run_test() as pilot:
+        app.patience = PATIENCE
+        type_ahead(app, "n")
+        await until(pilot, lambda: isinstance(app.screen, Late) and not app.is_taking, "the screen")
+        type_ahead(app, "ddd")
+        await until(pilot, lambda: app.is_taking, "a letter that waits")
+        app.post_message(events.Key("escape", None))
+        type_ahead(app, "d")
+        await until(pilot, lambda: app.noted, "the letter behind")
+        assert not isinstance(app.screen, Late) and app.noted == 1
+
+
+async def test_escape_typed_before_the_screen_is_there_leaves_it_too() -> None:
+    app = Opens()
+    async with app.run_test() as pilot:
+        app.patience = PATIENCE
+        type_ahead(app, "nd")
+        app.post_message(events.Key("escape", None))
+        type_ahead(app, "d")
+        await until(pilot, lambda: app.noted, "the letter behind")
+        assert not isinstance(app.screen, Late) and app.noted == 1
+
+
+async def test_the_keys_of_the_app_do_not_wait_for_a_screen_and_letters_before_them_still_do() -> None:
+    app = Opens()
+    async with app.run_test() as pilot:
+        app.patience = PATIENCE
+        type_ahead(app, "ndemo")
+        app.post_message(events.Key("f2", None))
+        await until(pilot, lambda: app.called, "the app's key")
+        assert isinstance(app.screen, Late) and app.is_taking
+        await app.screen.add()
+        await until(pilot, lambda: app.screen.query_one(Input).value == "demo", "the letters")
+        assert app.called == 1 and not app.noted

@@ -98,10 +98,10 @@ class StepHelp(ModalScreen[None]):
             yield Static("^p finds every action and every field by a word of it.", markup=False)
             if not self.typing:
                 yield Static(key_table(self.actions))
-                return
-            yield Static(key_table(list(self._with_keys(typed=False))))
-            yield Static("These are for lists and tables: in the text input that has the focus they are typed.")
-            yield Static(key_table(list(self._with_keys(typed=True))))
+            else:
+                yield Static(key_table(list(self._with_keys(typed=False))))
+                yield Static("These are for lists and tables: in the text input that has the focus they are typed.")
+                yield Static(key_table(list(self._with_keys(typed=True))))
         yield Footer()
 
     def _with_keys(self, *, typed: bool) -> Iterator[Action]:
