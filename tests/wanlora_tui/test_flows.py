@@ -44,7 +44,9 @@ def served(request: pytest.FixtureRequest) -> Iterator[Path]:
 @pytest.mark.parametrize("served", [("noisy_v1", "noisy_v2")], indirect=True, ids=["recorded"])
 def test_jobs_and_a_run_are_walked_through(served: Path) -> None:
     with closing(Terminal([*WANLORA, "--dir", str(served)], cwd=ROOT, env=environment(NO_COLOR="1"))) as screen:
-        screen.wait("2 jobs, 0 running")
+        screen.wait(
+            lambda text: "2 jobs, 0 running" in text and "noisy_v2" in text, "the list: only then it is filtered"
+        )
         screen.press("/", "v2", "enter")
         screen.wait("1 of 2 jobs")
         screen.press("R")

@@ -195,4 +195,4 @@ def test_the_encoder_follows_the_plan(tiny):
     from engine.weights.model_files import open_model_files
 
     vae = load_vae(open_model_files(tiny), ON_CPU)
-    assert not isinstance(make_encoder(vae, FULL), ClipEncoder)  # bit for bit diffusers' own on the CPU
+    assert not isinstance(make_encoder(vae, FULL, ""), ClipEncoder)  # bit for bit diffusers' own on the CPU

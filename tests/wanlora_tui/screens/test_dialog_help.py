@@ -55,7 +55,7 @@ async def test_every_dialog_has_help_and_is_as_it_was_after_it(tmp_path: Path) -
             dialog = make()
             await app.push_screen(dialog)
             if kind.__name__ == "JobFileScreen":
-                await until(pilot, lambda: "broken.toml" in screen_text(app) and not app.workers._workers, "its look")
+                await until(pilot, lambda: "1 error" in screen_text(app) and not app.workers._workers, "its look")
             await until(pilot, lambda dialog=dialog: dialog.focused or not dialog.focus_chain, "the focus")
             typing = isinstance(app.focused, Input | TextArea)
             await pilot.press("question_mark" if typing else "tab")
