@@ -6,13 +6,14 @@ Ours and torch's round differently. So the choice is measured once for a card an
 """
 
 from functools import cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from engine.encode.convolution import Convolution, channels_of, inside, room_of
 from engine.system.device import fixed_order, memory_errors
+from engine.system.stopwatch import mean_seconds
 
 if TYPE_CHECKING:
     from engine.kernels.triton_conv import Tile
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 WAN = ((8, 96), (96, 96), (96, 192), (192, 192), (192, 384), (384, 384), (384, 32))  # inputs, outputs
 FRAMES, SIDE = 4, 128  # of a measurement, at least
 VALUES = 768  # inputs and outputs of a pixel, of so many frames at that side
-REPEATS = 5
 AGREE = 0.01  # relative: bf16 rounds by 0.003
 SEPARATOR = ", "
 
@@ -73,20 +73,8 @@ def _is_faster(inputs: int, outputs: int, device: torch.device) -> bool:
             apart = torch.linalg.vector_norm(ours(room) - right, dtype=torch.float32)
             if not apart < AGREE * torch.linalg.vector_norm(right, dtype=torch.float32):
                 return False
-            return _seconds(partial(ours, room)) < _seconds(partial(plain, room))
+            return mean_seconds(partial(ours, room)) < mean_seconds(partial(plain, room))
     except torch.OutOfMemoryError:  # it says nothing of the card, and the choice is remembered
         raise
     except Exception:  # a card that has no room for the tile, or no Triton; what is raised is of several kinds
         return False
-
-
-def _seconds(run: Any) -> float:
-    """Mean of a call, after one that is not counted."""
-    run()
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(REPEATS):
-        run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / REPEATS / 1e3

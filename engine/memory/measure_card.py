@@ -1,18 +1,17 @@
-"""What this card really reaches, measured once per card and driver in a second or two and remembered for the
-planner.
+"""What this card really reaches, measured once for a card, its driver and what brings kernels, and remembered for the
+planner. It takes seconds, and longer where our own kernels are compiled for it.
 
 They are kept by presets.planner.measured_rates; nothing is chosen here.
 """
 
 import contextlib
 import datetime
-import time
-from collections.abc import Callable
 from functools import partial
 
 import torch
 
 from engine.encode.conv_kernels import faster
+from engine.system.stopwatch import mean_seconds
 from engine.wan import attention
 from engine.wan.frozen_linear import frozen_linear
 from engine.wan.int8_linear import pack_int8
@@ -57,17 +56,17 @@ def measure_card(gpu: Gpu, device: torch.device) -> Rates:
     """Copies and memory in GB/s, products in TFLOP/s, attention at a usual training length."""
     host = _host_buffer()
     there, other = (torch.empty(2**28, dtype=torch.uint8, device=device) for _ in range(2))
-    copy = 2**28 / _seconds(lambda: there.copy_(host, non_blocking=True))
-    memory = 2 * 2**28 / _seconds(lambda: there.copy_(other))
+    copy = 2**28 / mean_seconds(lambda: there.copy_(host, non_blocking=True))
+    memory = 2 * 2**28 / mean_seconds(lambda: there.copy_(other))
     a = torch.randn(SIDE, SIDE, device=device, dtype=torch.bfloat16)
-    product = 2 * SIDE**3 / _seconds(lambda: a @ a)
+    product = 2 * SIDE**3 / mean_seconds(lambda: a @ a)
     fp8 = 0.0
     if gpu.capability >= (8, 9):
         q, one = a.to(torch.float8_e4m3fn), torch.ones(SIDE, 1, device=device)
         scaled = partial(torch._scaled_mm, scale_a=one, scale_b=one.t(), out_dtype=a.dtype, use_fast_accum=True)
         # a build without these kernels for this card: 0, and the planner does without
         with contextlib.suppress(RuntimeError):
-            fp8 = 2 * SIDE**3 / _seconds(lambda: scaled(q, q.t()))
+            fp8 = 2 * SIDE**3 / mean_seconds(lambda: scaled(q, q.t()))
     return Rates(
         name=gpu.name,
         uuid=gpu.uuid,
@@ -115,7 +114,7 @@ def _int8_rate(device: torch.device) -> float:
     x = torch.randn(SIDE, SIDE, device=device, dtype=torch.bfloat16)
     codes = torch.randint(-127, 128, (SIDE, SIDE), device=device, dtype=torch.int8)
     packed, bias = (codes, torch.ones(SIDE, 1, device=device)), torch.zeros(SIDE, device=device, dtype=x.dtype)
-    return 2 * SIDE**3 / _seconds(lambda: frozen_linear(x, packed, bias, "int8"))
+    return 2 * SIDE**3 / mean_seconds(lambda: frozen_linear(x, packed, bias, "int8"))
 
 
 def _host_buffer() -> torch.Tensor:
@@ -146,14 +145,3 @@ def _attention(device: torch.device, *, deterministic: bool) -> AttentionRates:
         2 * work / found.backward[backward] / 1e12,
         *to_text.fastest,
     )
-
-
-def _seconds(run: Callable[[], object], repeats: int = 5) -> float:
-    """Mean seconds of one call, after one that is not counted."""
-    run()
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    torch.cuda.synchronize()
-    return (time.perf_counter() - start) / repeats

@@ -1,7 +1,7 @@
 """Where a step's time goes, by part, without stopping the GPU to ask."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -44,3 +44,14 @@ class Stopwatch:
             out[name] = out.get(name, 0.0) + spent
         out["total"] = time.perf_counter() - self._began
         return {name: round(value, 6) for name, value in out.items()}
+
+
+def mean_seconds(run: Callable[[], object], repeats: int = 5) -> float:
+    """Of one call on the GPU, after one that is not counted."""
+    run()
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    torch.cuda.synchronize()
+    return (time.perf_counter() - start) / repeats
