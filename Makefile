@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PACKAGES := wanlora_tui daemon engine presets tests benchmarks
 
-.PHONY: help setup demo test fast busy lint collected docs snapshots bench golden learn torture soak resolve lowest newest clean
+.PHONY: help setup demo test thorough fast busy lint collected docs snapshots bench golden learn torture soak resolve lowest newest clean
 
 help:
-	@echo "make setup | demo | test | fast | busy | lint | docs | snapshots | bench | golden | learn | torture | soak | resolve | lowest | newest | clean"
+	@echo "make setup | demo | test | thorough | fast | busy | lint | docs | snapshots | bench | golden | learn | torture | soak | resolve | lowest | newest | clean"
 
 setup: $(STAMP)
 	@$(BIN)/python -m presets.machine.torch_build --installed
@@ -25,7 +25,11 @@ demo: setup
 
 test: setup
 	@$(MAKE) --no-print-directory -j 2 lint collected
-	$(BIN)/python -m pytest -q --cache-clear -n auto --maxprocesses 4 --dist loadfile || $(BIN)/python -m tests.again $$?
+	$(BIN)/python -m pytest -q --cache-clear -m "not thorough" -n auto --maxprocesses 4 --dist loadfile || $(BIN)/python -m tests.again $$?
+
+# Also the further cases of kinds that `make test` shows by one or two.
+thorough: setup
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 fast: setup
 	$(BIN)/ruff check $(PACKAGES)

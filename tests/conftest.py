@@ -181,6 +181,7 @@ def terminal(home: Path) -> Iterator[Callable[..., Terminal]]:
 def pytest_configure(config: pytest.Config) -> None:
     for level, what in levels.LEVELS.items():
         config.addinivalue_line("markers", f"{level}: {what}")
+    config.addinivalue_line("markers", "thorough: a dear case of a kind that cheaper ones show; not in `make test`")
     config.option.loadscopereorder = False  # xdist would begin with the files of most tests, and end with the longest
 
 
