@@ -10,11 +10,12 @@ The attention to the text, of few keys, has its own choice of them; a block runs
 B batch, N heads, T query tokens, S key tokens, K head width. Tensors are (B, N, T, K), any strides.
 """
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ import torch
 
 from engine.kernels import cudnn_attention
 from engine.system.device import fixed_order, memory_errors
+from presets.caches.cache_files import caches_dir
 from presets.errors import UserError
 from presets.machine.torch_build import CUDNN_OPEN_CARDS, FLASH4_CARDS
 
@@ -176,7 +178,12 @@ def backward_of_queries(
     return backward(kernel, grad, q, k, v, out, lse, deterministic=deterministic)[0]
 
 
+@cache
 def _flash4() -> Any:
+    # it compiles its kernels in each process, for seconds each, unless it is told to keep them; its own folder for that
+    # lies in /tmp, where others could put code
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_DIR", str(caches_dir() / "flash-attn-4"))
     from flash_attn.cute import interface  # an optional package, and seconds to import
 
     return interface
