@@ -11,7 +11,7 @@ fourth clip; a preview before the first, after the fourth and at the end.
 import re
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,6 +200,39 @@ CASES = {
         ("nan:target:3", "sigkill:forward:5"), KILLED, straight="skipped"
     ),
 }
+# Further points of a kind, whose tests `make test` leaves out.
+FURTHER = {
+    *(
+        f"sigkill:{at}"
+        for at in (
+            "data.decode:1",
+            "noise:5",
+            "optimizer.before-step:4",
+            "ema:6",
+            "event.before-write:3",
+            "save.begin:0",
+            "save.after-optimizer:4",
+            "save.before-manifest:4",
+            "save.after-rename:4",
+            "validation.begin:4",
+            "preview.begin:4",
+            "preview.denoise:4",
+            "preview.before-event:4",
+            "done.before-event:6",
+        )
+    ),
+    "stopped mid-epoch",
+    "stopped at the edge of an epoch",
+    "stopped mid-validation",
+    "stopped by who asks twice, the second time mid-save",
+    "no room for a LoRA file",
+    "torn manifest",
+    "torn older LoRA files",
+    "torn poster",
+    "zeros behind the last event",
+    *(f"killed behind an order: {order}" for order in ("previews", "save", "refused")),
+    "a step without numbers, and a kill behind its checkpoint",
+}
 STRAIGHT: dict[str, tuple[str, ...]] = {
     "plain": (),
     "skipped": ("nan:target:3",),
@@ -288,6 +321,10 @@ def slug(name: str) -> str:
     return re.sub(r"[^a-z0-9-]+", "-", name)
 
 
+def tiered(names: Iterable[str]) -> list[object]:
+    return [pytest.param(name, marks=[pytest.mark.thorough] if name in FURTHER else []) for name in names]
+
+
 def half_done(fault: str) -> bool:
     """Whether who comes to this point brings about half of something for the fault: no run can go on from there."""
     return "mid-write" in fault
@@ -305,12 +342,12 @@ def proofs(
     folder = tmp_path_factory.mktemp("faults")
     with Trainers(cache=folder / "cache") as trainers, ThreadPoolExecutor(2) as pool:
         proofs = Proofs(tiny, folder, trainers)
-        list(pool.map(proofs.run_straight, STRAIGHT))
+        list(pool.map(proofs.run_straight, dict.fromkeys(CASES[name].straight for name in wanted)))
         yield proofs, {name: pool.submit(proofs.run_case, name) for name in wanted}
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", tiered(CASES))
 def test_a_disturbed_run_comes_to_the_same(proofs, name):
     case, (all_proofs, runs) = CASES[name], proofs
     run, attempts = runs[name].result()
@@ -325,7 +362,7 @@ def test_a_disturbed_run_comes_to_the_same(proofs, name):
 
 
 @pytest.mark.torture
-@pytest.mark.parametrize("name", [fault for fault in KILLS if not half_done(fault)])
+@pytest.mark.parametrize("name", tiered(fault for fault in KILLS if not half_done(fault)))
 def test_what_is_copied_is_what_a_kill_leaves(proofs, name):
     all_proofs, runs = proofs
     runs[name].result()
