@@ -37,6 +37,7 @@ JOB = {
     "validation": {"fraction": 0.25, "every": 2, "bins": 1},
     "sample": {"every": 4, "steps": 2, "width": 64, "height": 48, "num_frames": 1},
 }
+TIMED = (".jsonl", ".html", ".mp4")  # files that tell of times; and videos, whose encoder is not exact
 KILLED, STOPPED, FAILED = -signal.SIGKILL, 75, 1
 KILLS = (  # one in the middle of each kind of work
     "sigkill:save.begin:0",
@@ -304,17 +305,23 @@ class Proofs:
         return run, attempts
 
 
-Left = tuple[dict[str, str], list[dict[str, Any]]]
+Left = tuple[dict[str, str], list[tuple[str, object]], list[dict[str, Any]]]
 
 
 def left_in(run: Path) -> Left:
-    """The files of a run that was cut short, those of weights and pictures with what they hold; and what its events
-    tell of the weights."""
+    """The files of a run that was cut short: those of weights and pictures with what they hold, what is written in
+    place of an earlier state with its size, but for what tells of times. And what its events tell: of the weights all,
+    of the rest kind and step, but for phases, as the first run fills caches, for its log and for findings, as some are
+    about what the machine does meanwhile."""
     files = {}
     for path in sorted(path for path in run.rglob("*") if path.is_file()):
         name = re.sub(r"\.tmp-\d+", ".tmp-PID", str(path.relative_to(run)))
-        files[name] = digest(path) if path.suffix in (".safetensors", ".png") else ""
-    return files, branch(run)
+        if path.suffix in (".safetensors", ".png"):
+            files[name] = digest(path)
+        else:
+            files[name] = "" if path.suffix in TIMED else f"{path.stat().st_size} bytes"
+    told = [(e.kind, e.data.get("step")) for e in events(run) if e.kind not in ("phase", "log", "finding")]
+    return files, told, branch(run)
 
 
 def slug(name: str) -> str:
