@@ -20,7 +20,7 @@ from presets.errors import UserError
 from presets.job.schema import DatasetPanel, Job, JobPanel, ModelPanel, TargetPanel, TrainingPanel
 from presets.job.toml_file import load_job, save_job
 from presets.planner.sizes import ExpertShape, disk_need
-from tests.helpers.jobs import of_kind, write_job
+from tests.helpers.jobs import of_kind, write_image_job
 from tests.helpers.waiting import until
 
 
@@ -175,7 +175,7 @@ def test_state_file_is_plain_json_and_no_pickle(tmp_path):
 def test_lora_files_of_older_steps_are_mended_from_their_checkpoints_or_named(tiny, tmp_path, average):
     """Three pairs: the first is torn and gone, the second's checkpoint is damaged too; then the rate and the precision
     are set anew, which the first pair's job did not know."""
-    path = write_job(tmp_path, tiny, prompts=0, steps=3, ema=average, save={"every": 1, "keep": 3})
+    path = write_image_job(tmp_path, tiny, prompts=0, steps=3, ema=average, save={"every": 1, "keep": 3})
     run = tmp_path / "runs" / "t"
     assert run_job(path, None, resume=False, workers=0, device="cpu") == 0
     first, gone, second, final = (
@@ -265,7 +265,7 @@ def test_the_rehearsed_and_the_foretold_checkpoint_are_as_large_as_a_real_one(tm
 
 
 def test_the_rehearsal_is_as_large_as_the_checkpoints_of_the_run(tiny, tmp_path, monkeypatch):
-    path = write_job(tmp_path, tiny, prompts=0, steps=2, optimizer="prodigy", lr=1.0, save={"every": 2})
+    path = write_image_job(tmp_path, tiny, prompts=0, steps=2, optimizer="prodigy", lr=1.0, save={"every": 2})
     job = load_job(path)
     job.multistage.switch_every = 1
     save_job(job, path)
