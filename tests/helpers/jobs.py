@@ -92,6 +92,17 @@ def write_job(
     return path
 
 
+def write_image_job(
+    folder: Path, tiny: Path, *, dataset: dict | None = None, sample: dict | None = None, **how
+) -> Path:
+    """The same over single frames, in the training and in the previews, which take one step: half the work, for tests
+    of what surrounds it."""
+    one = {"num_frames": 1}
+    return write_job(
+        folder, tiny, dataset={**one, **(dataset or {})}, sample={**one, "steps": 1, **(sample or {})}, **how
+    )
+
+
 def events(run: Path) -> list[Event]:
     return [event for event, _ in read_events(run / "events.jsonl")]
 

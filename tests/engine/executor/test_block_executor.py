@@ -369,7 +369,9 @@ def test_blocks_are_compiled_once_for_each_kind_and_not_in_the_order_in_which_th
 
 
 @pytest.mark.process  # for its length
-@pytest.mark.parametrize("plan", [{"resident": 4, "kept": 2}, {"chunk": 5}], ids=str)
+@pytest.mark.parametrize(
+    "plan", [{"resident": 4, "kept": 2}, pytest.param({"chunk": 5}, marks=pytest.mark.thorough)], ids=str
+)
 def test_one_compilation_does_for_all_sizes(weights, parameters, plain, compiled, plan):
     """Else what the compiler makes of a clip depends on the clip before it, and a resume begins with another one."""
     run = BlockExecutor(

@@ -64,14 +64,12 @@ def steps(
     return out
 
 
+FURTHER = [{"slots": 1}, {"slots": 2, "chunk": 3}, {"activations": "device"}, {"activations_on_device": 2}]
 PLANS = [
     {},
-    {"slots": 1},
-    {"slots": 2, "chunk": 3},
+    *(pytest.param(plan, marks=pytest.mark.thorough) for plan in FURTHER),
     {"resident": 2, "kept": 1},
     {"resident": 2, "slots": 2, "chunk": 4},
-    {"activations": "device"},
-    {"activations_on_device": 2},
     {"activations_on_device": 1, "resident": 3, "kept": 2, "slots": 2},
 ]
 
@@ -87,16 +85,16 @@ def test_every_timing_gives_the_same(both, plan):
     assert all(torch.equal(a, b) for a, b in zip(ours, steps(both, plan, None), strict=True))
 
 
-@pytest.mark.parametrize("stay", [0, 2])
+OF_WEIGHTS = ["WeightRing._copy", "WeightRing.take"]
+OF_ACTIVATIONS = [f"OffloadedActivations.{name}" for name in ("put", "_drop_left", "prefetch", "get")]
+
+
 @pytest.mark.parametrize(
-    "wait",
+    ("wait", "stay"),
     [
-        "WeightRing._copy",
-        "WeightRing.take",
-        "OffloadedActivations.put",
-        "OffloadedActivations._drop_left",
-        "OffloadedActivations.prefetch",
-        "OffloadedActivations.get",
+        *((wait, 0) for wait in OF_WEIGHTS + OF_ACTIVATIONS),
+        *((wait, 2) for wait in OF_ACTIVATIONS),
+        *(pytest.param(wait, 2, marks=pytest.mark.thorough) for wait in OF_WEIGHTS),
     ],
 )
 def test_each_wait_is_needed(both, wait, stay):

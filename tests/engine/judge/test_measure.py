@@ -89,7 +89,7 @@ def test_regularization_is_nothing_to_learn_from(tmp_path):
 
 
 def test_drawn_objects_are_followed_too(tmp_path):
-    captioned = [(film, "a red ball circles") for film in toy("circles", count=3)]
+    captioned = [(film, "a red ball circles") for film in toy("circles", count=2)]
     clips = {f"c{i}": pair for i, pair in enumerate(captioned)}
     previews = {0: toy("stays", colour="blue", seed=4), 10: toy("circles", colour="blue", seed=4)}
     run = write_run(tmp_path / "toys", clips, previews, ["a blue ball circles"], frames=17)

@@ -105,7 +105,15 @@ def ends(attempts: list[Attempt]) -> list[int]:
     return [attempt.wait() for attempt in attempts]
 
 
-@pytest.mark.parametrize(("kind", "ranks"), [("both", 2), ("both", 4), ("one", 2), ("one", 4)])
+@pytest.mark.parametrize(
+    ("kind", "ranks"),
+    [
+        ("both", 4),
+        ("one", 2),
+        pytest.param("both", 2, marks=pytest.mark.thorough),
+        pytest.param("one", 4, marks=pytest.mark.thorough),
+    ],
+)
 def test_several_ranks_make_what_one_makes(runs: Runs, kind: str, ranks: int):
     job = runs.new(kind, f"by {ranks}")
     attempts = runs.start(job, ranks)
@@ -122,7 +130,7 @@ def test_several_ranks_make_what_one_makes(runs: Runs, kind: str, ranks: int):
         # come as far as it has come.
         ("both", "sigterm:noise:2", "sigterm:noise:4@1", {4, 5, 6}),
         # It has two, and ends after the first: what the other has learnt meanwhile is let go.
-        ("both", "", "sigterm:noise:1@0", {1}),
+        pytest.param("both", "", "sigterm:noise:1@0", {1}, marks=pytest.mark.thorough),
         ("one", "sigterm:noise:2", "sigterm:noise:3@1", {2}),
     ],
 )
@@ -144,9 +152,21 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_back(
     ("kind", "fault", "codes", "cause"),
     [
         ("both", "sigkill:forward:4@1", [FAILED, -9], "rank 1 of 2 was killed or has crashed"),
-        ("both", "raise:backward:4@1", [FAILED, FAILED], "rank 1 of 2: InjectedFault"),
+        pytest.param(
+            "both",
+            "raise:backward:4@1",
+            [FAILED, FAILED],
+            "rank 1 of 2: InjectedFault",
+            marks=pytest.mark.thorough,
+        ),
         ("both", "sigkill:optimizer.after-step:5@0", [-9, FAILED], ""),
-        ("one", "sigkill:forward:3@1", [FAILED, -9], "rank 1 of 2 was killed or has crashed"),
+        pytest.param(
+            "one",
+            "sigkill:forward:3@1",
+            [FAILED, -9],
+            "rank 1 of 2 was killed or has crashed",
+            marks=pytest.mark.thorough,
+        ),
         ("one", "raise:noise:3@0", [FAILED, FAILED], "InjectedFault"),
     ],
 )
@@ -226,7 +246,7 @@ def require_agreement(runs: Runs, job: Path) -> None:
             assert (found[name] - expected).norm() <= 1e-3 * expected.norm(), name
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.thorough), 4])
 def test_ranks_that_share_clips_agree_with_one(runs: Runs, ranks: int):
     """Four train the experts apart as well."""
     share_clips(job := runs.new("clips", f"by {ranks}"), ranks)
@@ -251,7 +271,7 @@ def test_a_run_whose_clips_were_shared_goes_on_by_one_rank_and_back(runs: Runs):
 @pytest.mark.parametrize(
     ("fault", "code", "cause"),
     [
-        ("sigkill:forward:3@1", -9, "rank 1 of 2 was killed or has crashed"),
+        pytest.param("sigkill:forward:3@1", -9, "rank 1 of 2 was killed or has crashed", marks=pytest.mark.thorough),
         ("raise:forward:3@1", FAILED, "rank 1 of 2: InjectedFault"),  # the first waits for its tokens
         ("raise:vae.encode:3@1", FAILED, "rank 1: InjectedFault"),  # and here for the clip of the step after
     ],

@@ -68,7 +68,7 @@ mine.exchange("here")
 """
 
 
-@pytest.mark.parametrize("hanging", [0, 1])
+@pytest.mark.parametrize("hanging", [0, pytest.param(1, marks=pytest.mark.thorough)])  # test_ranks has a second one
 def test_a_rank_that_hangs_is_named_and_ends_with_the_one_that_waits_for_it(hanging: int):
     port = str(free_port())
     ranks = [

@@ -28,7 +28,7 @@ from presets.files import identity
 from presets.job.expert_schedule import EXPERTS
 from presets.job.toml_file import load_job, save_job
 from tests.engine.training.test_trainer import step_losses
-from tests.helpers.jobs import clip, of_kind, write_job
+from tests.helpers.jobs import clip, of_kind, write_image_job
 from tests.helpers.training.placements import ON_CPU
 from tests.helpers.training.plain import PlainExecutor, attach, packed, streamed
 
@@ -292,7 +292,7 @@ def test_a_job_trains_on_what_the_command_built(tiny, tmp_path, monkeypatch):
         ("unnamed", {"transformer": "qint4+ara", "ara": str(unnamed)}),
         ("without", {"transformer": "qint4"}),
     ):
-        path = write_job(tmp_path / name, tiny, prompts=0, steps=1)
+        path = write_image_job(tmp_path / name, tiny, prompts=0, steps=1)
         save_job(replace_panel(load_job(path), **panel), path)
         assert run_job(path, None, resume=False, workers=0, device="cpu") == 0
     assert seen[0] == ("qint4", True) and seen[-1] == ("qint4", False) and len(set(seen)) == 2

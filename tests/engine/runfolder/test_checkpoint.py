@@ -1,5 +1,6 @@
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -19,7 +20,8 @@ from presets.errors import UserError
 from presets.job.schema import DatasetPanel, Job, JobPanel, ModelPanel, TargetPanel, TrainingPanel
 from presets.job.toml_file import load_job, save_job
 from presets.planner.sizes import ExpertShape, disk_need
-from tests.helpers.jobs import of_kind, write_job
+from tests.helpers.jobs import of_kind, write_image_job
+from tests.helpers.waiting import until
 
 
 def make_state(step: int, seed: int = 0) -> State:
@@ -93,26 +95,39 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, damage):
 
 
 def test_kill_at_any_instant_leaves_no_half_checkpoint(tmp_path):
-    """A child that saves in a loop is killed again and again: whatever is listed verifies."""
+    """A child that saves in a loop is killed again and again: whatever is listed verifies. It is forked anew each time
+    by a process that has imported torch."""
     code = (
-        "import sys, torch\nfrom pathlib import Path\nfrom engine.runfolder import checkpoint\n"
+        "import os, sys, torch\nfrom pathlib import Path\nfrom engine.runfolder import checkpoint\n"
         "from engine.runfolder.checkpoint import State\n"
-        "i = int(sys.argv[2])\nprint('go', flush=True)\nwhile True:\n    i += 1\n"
-        "    lora = {'e': {'a': torch.full((400, 400), float(i))}}\n"
-        "    checkpoint.save(Path(sys.argv[1]), State(i, lora, {'e': {'state': {}, 'param_groups': []}}))\n"
+        "parent = os.getpid()\n"
+        "for line in sys.stdin:\n"
+        "    i = int(line)\n"
+        "    if child := os.fork():\n"
+        "        print(child, flush=True)\n"
+        "        print(os.waitpid(child, 0)[1], flush=True)\n"
+        "    while os.getppid() == parent:\n"
+        "        i += 1\n"
+        "        lora = {'e': {'a': torch.full((400, 400), float(i))}}\n"
+        "        checkpoint.save(Path(sys.argv[1]), State(i, lora, {'e': {'state': {}, 'param_groups': []}}))\n"
     )
     step = 0
-    for kill in range(4):
-        child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(step)], stdout=subprocess.PIPE)
-        assert child.stdout.readline() == b"go\n"
-        before = len(checkpoint.listed(tmp_path))
-        while len(checkpoint.listed(tmp_path)) < before + 3 + kill:
-            assert child.poll() is None
-        child.kill()
-        child.wait()
-        folders = checkpoint.listed(tmp_path)
-        assert all(checkpoint.verify(f) == "" for f in folders)
-        step = checkpoint.load(folders[-1]).step
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        try:
+            for kill in range(4):
+                parent.stdin.write(f"{step}\n")
+                parent.stdin.flush()
+                child = int(parent.stdout.readline())
+                before = len(checkpoint.listed(tmp_path))
+                until(lambda wanted=before + 3 + kill: len(checkpoint.listed(tmp_path)) >= wanted, "more checkpoints")
+                os.kill(child, signal.SIGKILL)
+                assert int(parent.stdout.readline()) == signal.SIGKILL
+                folders = checkpoint.listed(tmp_path)
+                assert all(checkpoint.verify(f) == "" for f in folders)
+                step = checkpoint.load(folders[-1]).step
+        finally:
+            parent.kill()  # and its child ends
     checkpoint.sweep(tmp_path)
     assert not list((tmp_path / "checkpoints").glob("*.tmp-*"))
 
@@ -160,7 +175,7 @@ def test_state_file_is_plain_json_and_no_pickle(tmp_path):
 def test_lora_files_of_older_steps_are_mended_from_their_checkpoints_or_named(tiny, tmp_path, average):
     """Three pairs: the first is torn and gone, the second's checkpoint is damaged too; then the rate and the precision
     are set anew, which the first pair's job did not know."""
-    path = write_job(tmp_path, tiny, prompts=0, steps=3, ema=average, save={"every": 1, "keep": 3})
+    path = write_image_job(tmp_path, tiny, prompts=0, steps=3, ema=average, save={"every": 1, "keep": 3})
     run = tmp_path / "runs" / "t"
     assert run_job(path, None, resume=False, workers=0, device="cpu") == 0
     first, gone, second, final = (
@@ -250,7 +265,7 @@ def test_the_rehearsed_and_the_foretold_checkpoint_are_as_large_as_a_real_one(tm
 
 
 def test_the_rehearsal_is_as_large_as_the_checkpoints_of_the_run(tiny, tmp_path, monkeypatch):
-    path = write_job(tmp_path, tiny, prompts=0, steps=2, optimizer="prodigy", lr=1.0, save={"every": 2})
+    path = write_image_job(tmp_path, tiny, prompts=0, steps=2, optimizer="prodigy", lr=1.0, save={"every": 2})
     job = load_job(path)
     job.multistage.switch_every = 1
     save_job(job, path)

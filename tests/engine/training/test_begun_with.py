@@ -15,7 +15,7 @@ from engine.runfolder import checkpoint
 from engine.system.durable_files import sha256
 from presets.job.schema import Job, MergePanel
 from presets.job.toml_file import load_job, save_job, with_value
-from tests.helpers.jobs import of_kind, write_job
+from tests.helpers.jobs import of_kind, write_image_job
 
 
 def edited(path: Path, *, merge: list[MergePanel] | None = None, **values: object) -> Path:
@@ -35,7 +35,7 @@ def trained(job: Path, *, resume: bool = False) -> int:
 @pytest.fixture(scope="module")
 def first(tiny, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("first")
-    assert trained(write_job(folder, tiny, prompts=0, steps=2, lr=1e-2, target={"alpha": 4.0})) == 0
+    assert trained(write_image_job(folder, tiny, prompts=0, steps=2, lr=1e-2, target={"alpha": 4.0})) == 0
     return folder / "runs" / "t"
 
 
@@ -44,7 +44,7 @@ def test_a_run_goes_on_from_another_and_is_resumed_without_it(tiny, first, tmp_p
     other = tmp_path / "other.safetensors"
     save_file({k: v + 0.01 for k, v in load_file(first / "t_high_noise.safetensors").items()}, other)
     job = edited(
-        write_job(tmp_path, tiny, prompts=0, steps=2, target={"rank": 3}),
+        write_image_job(tmp_path, tiny, prompts=0, steps=2, target={"rank": 3}),
         target__start_high="earlier",
         target__start_low="earlier/t_low_noise.safetensors",
         training__lr=1e-12,
@@ -93,7 +93,7 @@ def test_a_run_goes_on_from_another_and_is_resumed_without_it(tiny, first, tmp_p
 
 
 def test_a_start_that_is_too_large_is_refused_before_anything_is_loaded(tiny, first, tmp_path):
-    job = edited(write_job(tmp_path, tiny, prompts=0, steps=2, target={"rank": 1}), target__start_high=str(first))
+    job = edited(write_image_job(tmp_path, tiny, prompts=0, steps=2, target={"rank": 1}), target__start_high=str(first))
     assert trained(job) == 1
     failed = of_kind(tmp_path / "runs/t", "failed")[-1]
     assert "it has rank 2 at blocks.0." in failed["cause"] and "target.rank = 2" in failed["next"]
@@ -102,7 +102,7 @@ def test_a_start_that_is_too_large_is_refused_before_anything_is_loaded(tiny, fi
 def test_a_merge_changes_what_is_trained(tiny, first, tmp_path):
     losses = []
     for number, merge in enumerate(([], [MergePanel(path=str(first / "t_high_noise.safetensors"), strength=3.0)])):
-        job = edited(write_job(tmp_path / str(number), tiny, prompts=0, steps=2), merge=merge)
+        job = edited(write_image_job(tmp_path / str(number), tiny, prompts=0, steps=2), merge=merge)
         assert trained(job) == 0
         losses.append([d["loss"] for d in of_kind(tmp_path / str(number) / "runs/t", "step")])
     assert losses[0] != losses[1]

@@ -4,8 +4,12 @@ import pytest
 
 from tests.golden import CURVES, SHORT, STEPS, TOLERANCE, committed, curve, deviation
 
+FURTHER = ("guidance", "ema", "bpp")  # each has its formula's own tests
 
-@pytest.mark.parametrize("name", CURVES)
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.thorough] if name in FURTHER else []) for name in CURVES]
+)
 def test_a_curve_goes_as_it_went(name, tiny, tmp_path):
     golden = committed(name)
     assert all(len(losses) == STEPS for losses in golden["losses"].values())

@@ -68,7 +68,7 @@ def job(tiny, tmp_path):
             dop_class="person",
             dataset={"resolutions": [64, 96]},
             save={"every": 2, "keep": 2},
-            sample={"every": 1},
+            sample={"every": 1, "num_frames": 1},
             validation={"fraction": 0.34, "every": 2, "bins": 1},
         )
         shutil.copy(large, path.parent / "clips/large.mp4")

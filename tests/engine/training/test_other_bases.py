@@ -24,7 +24,7 @@ from tests.helpers.comfy_files import (
     write_official,
     write_vae,
 )
-from tests.helpers.jobs import of_kind, write_job
+from tests.helpers.jobs import of_kind, write_image_job
 
 pytestmark = pytest.mark.process  # it trains
 
@@ -56,7 +56,7 @@ def bases(tmp_path_factory) -> dict[str, Path]:
 
 
 def losses(folder: Path, base: Path, encoder: Path) -> list[float]:
-    path = write_job(folder, base, prompts=0, steps=4)
+    path = write_image_job(folder, base, prompts=0, steps=4)
     if base.name in ("comfy", "gguf"):
         job = load_job(path)
         job.model.text_encoder = str(encoder)

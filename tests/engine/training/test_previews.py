@@ -28,6 +28,7 @@ from tests.helpers.training.bench import Bench
 
 WIDTH = 32
 SMALL = {"width": 32, "height": 32, "guidance": 1.0}
+IMAGES = {"num_frames": 1}  # what trains where that does not matter
 
 
 def turning(path: Path) -> Path:
@@ -74,7 +75,7 @@ def random_states() -> tuple:
 def base(tiny, tmp_path_factory) -> Path:
     """Two steps with everything that a preview could touch, and no preview."""
     folder = tmp_path_factory.mktemp("quiet")
-    assert go(turning(write_job(folder, tiny, prompts=0, steps=2, ema=True, ema_decay=0.5))) == 0
+    assert go(turning(write_job(folder, tiny, prompts=0, steps=2, ema=True, ema_decay=0.5, dataset=IMAGES))) == 0
     return folder / "runs" / "t"
 
 
@@ -84,7 +85,16 @@ def shown(tiny, tmp_path_factory) -> Path:
     their own."""
     folder = tmp_path_factory.mktemp("shown")
     path = turning(
-        write_job(folder, tiny, prompts=3, steps=2, ema=True, ema_decay=0.5, sample={**SMALL, "every": 1, "seed": 7})
+        write_job(
+            folder,
+            tiny,
+            prompts=3,
+            steps=2,
+            ema=True,
+            ema_decay=0.5,
+            sample={**SMALL, "every": 1, "seed": 7},
+            dataset=IMAGES,
+        )
     )
     job = load_job(path)
     job.sample.accelerator = str(accelerator(folder / "fast.safetensors").relative_to(folder))
@@ -192,7 +202,7 @@ def test_averages_are_shown_and_saved_by_choice(tiny, tmp_path, base, shown):
 
 
 def test_what_is_missing_is_made_on_resume_and_nothing_twice(tiny, tmp_path, monkeypatch):
-    job = write_job(tmp_path, tiny, prompts=2, steps=1, sample={**SMALL, "every": 0})
+    job = write_job(tmp_path, tiny, prompts=2, steps=1, sample={**SMALL, **IMAGES, "every": 0}, dataset=IMAGES)
     count, plain = [0], previews.write_video
 
     def killed(path, *args):
@@ -221,7 +231,7 @@ def test_what_is_missing_is_made_on_resume_and_nothing_twice(tiny, tmp_path, mon
 def test_what_a_power_cut_tore_is_made_again_or_named(tiny, tmp_path, capsys):
     """Two sets of two, at steps 0 and 2; the run is taken up at step 2. A video is cut, a poster is zeros, a video is
     gone, sheets are torn."""
-    job = write_job(tmp_path, tiny, prompts=2, steps=2, sample={**SMALL, "every": 2, "num_frames": 1})
+    job = write_job(tmp_path, tiny, prompts=2, steps=2, sample={**SMALL, **IMAGES, "every": 2}, dataset=IMAGES)
     run = tmp_path / "runs" / "t"
     assert go(job) == 0
     first, last = (run / "samples" / f"step_00000000{step}" for step in (0, 2))
@@ -254,7 +264,7 @@ def test_what_a_power_cut_tore_is_made_again_or_named(tiny, tmp_path, capsys):
 def test_a_resumed_run_says_that_its_previews_had_other_noise_levels(tiny, tmp_path):
     """Once, and not of a run that had these from the beginning."""
     sample = {**SMALL, "every": 0, "first": False, "num_frames": 1, "steps": 1}
-    job = write_job(tmp_path, tiny, prompts=1, steps=1, sample=sample)
+    job = write_job(tmp_path, tiny, prompts=1, steps=1, sample=sample, dataset=IMAGES)
     run = tmp_path / "runs" / "t"
 
     def said() -> int:
@@ -284,7 +294,9 @@ def test_a_control_clip_looks_as_in_its_dataset(tmp_path):
 def test_previews_that_fail_are_findings_and_the_run_goes_on(tiny, tmp_path, monkeypatch):
     """The first prompt's image goes away, the second one's memory runs out with no smaller plan left; the third is
     made."""
-    job = write_job(tmp_path, tiny, prompts=3, steps=1, sample={**SMALL, "every": 0, "first": False})
+    job = write_job(
+        tmp_path, tiny, prompts=3, steps=1, sample={**SMALL, **IMAGES, "every": 0, "first": False}, dataset=IMAGES
+    )
     plain, predict = previews.request_of, BlockExecutor.predict
 
     def shot(run, i):
@@ -316,7 +328,9 @@ def test_previews_that_fail_are_findings_and_the_run_goes_on(tiny, tmp_path, mon
 
 def test_whatever_goes_wrong_in_one_preview_is_a_finding_but_for_a_failed_card(tiny, tmp_path, monkeypatch, capsys):
     """The control image of the second prompt is too large for PIL from now on; then the card itself fails."""
-    job = write_job(tmp_path, tiny, prompts=2, steps=1, sample={**SMALL, "every": 0, "first": False})
+    job = write_job(
+        tmp_path, tiny, prompts=2, steps=1, sample={**SMALL, **IMAGES, "every": 0, "first": False}, dataset=IMAGES
+    )
     plain = previews.control_image
     calls: list[Exception | None] = [
         None,
@@ -342,7 +356,9 @@ def test_whatever_goes_wrong_in_one_preview_is_a_finding_but_for_a_failed_card(t
 
 def test_a_disk_too_full_for_a_folder_pauses_previews_too(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(disk_full, "RETRY_SECONDS", 0.01)
-    job = write_job(tmp_path, tiny, prompts=1, steps=1, sample={**SMALL, "every": 0, "first": False})
+    job = write_job(
+        tmp_path, tiny, prompts=1, steps=1, sample={**SMALL, **IMAGES, "every": 0, "first": False}, dataset=IMAGES
+    )
     mkdir, full = Path.mkdir, [2]
 
     def no_room(self, *args, **named):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec.structs import replace as replace_plan
 
 from engine.encode.vae_encoder import ClipEncoder
 from engine.executor.block_executor import BlockExecutor
@@ -20,7 +21,7 @@ from presets.planner.plan import Plan
 from presets.planner.sizes import ExpertShape
 from presets.planner.workload import workload_of
 from tests.engine.training.test_trainer import final_loras, step_losses
-from tests.helpers.jobs import of_kind, write_job
+from tests.helpers.jobs import of_kind, write_image_job
 from tests.helpers.training.placements import ON_CPU
 
 FULL = Plan(precision="none", resident=40, activations="device", compiled=False, vae_frames=8)
@@ -58,11 +59,11 @@ OOM = torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_the_same_step_is_done_again_one_rung_down(tiny, tmp_path, monkeypatch, card):
-    quiet = write_job(tmp_path / "quiet", tiny, prompts=0, steps=4, gradient_accumulation=2)
+    quiet = write_image_job(tmp_path / "quiet", tiny, prompts=0, steps=4, gradient_accumulation=2)
     assert run_job(quiet, None, resume=False, workers=0, device="cpu") == 0
     # the second micro-batch of step 2: the first one's gradients must go
     failing(monkeypatch, "forward_backward", {4}, OOM)
-    job = write_job(tmp_path / "short", tiny, prompts=0, steps=4, gradient_accumulation=2)
+    job = write_image_job(tmp_path / "short", tiny, prompts=0, steps=4, gradient_accumulation=2)
     assert run_job(job, None, resume=False, workers=0, device="cpu") == 0
     run, plain = tmp_path / "short" / "runs" / "t", tmp_path / "quiet" / "runs" / "t"
     (event,) = of_kind(run, "replanned")
@@ -75,7 +76,7 @@ def test_the_same_step_is_done_again_one_rung_down(tiny, tmp_path, monkeypatch, 
 
 def test_where_memory_is_not_locked_the_run_goes_on_without(tiny, tmp_path, monkeypatch):
     """The third block's lock is refused while the experts load: the same numbers, from plain memory."""
-    quiet = write_job(tmp_path / "quiet", tiny, prompts=0, steps=3)
+    quiet = write_image_job(tmp_path / "quiet", tiny, prompts=0, steps=3)
     assert run_job(quiet, None, resume=False, workers=0, device="cpu") == 0
     asked: list[int] = []
 
@@ -86,7 +87,7 @@ def test_where_memory_is_not_locked_the_run_goes_on_without(tiny, tmp_path, monk
 
     monkeypatch.setattr(pinned_memory, "lock", register)
     monkeypatch.setattr(prepare.Placement, "on", lambda device: replace(ON_CPU, pinned=True))
-    job = write_job(tmp_path / "short", tiny, prompts=0, steps=3)
+    job = write_image_job(tmp_path / "short", tiny, prompts=0, steps=3)
     assert run_job(job, None, resume=False, workers=0, device="cpu") == 0
     run, plain = tmp_path / "short" / "runs" / "t", tmp_path / "quiet" / "runs" / "t"
     said = [d["text"] for d in of_kind(run, "log") if d["level"] == "warning"]
@@ -99,13 +100,16 @@ def test_host_memory_that_is_refused_is_told_apart(tiny, tmp_path, monkeypatch, 
     host's memory."""
     card(STREAMED)
     failing(monkeypatch, "forward_backward", {2}, HostMemoryRefused("the system would not lock 9 MiB"))
-    assert run_job(write_job(tmp_path, tiny, prompts=0, steps=4), None, resume=False, workers=0, device="cpu") == 1
+    assert (
+        run_job(write_image_job(tmp_path, tiny, prompts=0, steps=4), None, resume=False, workers=0, device="cpu") == 1
+    )
     assert "out of memory in the host's memory" in of_kind(tmp_path / "runs" / "t", "failed")[-1]["cause"]
 
 
 def test_at_the_last_rung_the_run_ends_with_what_would_help(tiny, tmp_path, monkeypatch, card):
+    card(replace_plan(FULL, resident=4))  # few rungs
     failing(monkeypatch, "forward_backward", set(range(3, 200)), OOM)
-    job = write_job(tmp_path, tiny, prompts=0, steps=4)
+    job = write_image_job(tmp_path, tiny, prompts=0, steps=4)
     assert run_job(job, None, resume=False, workers=0, device="cpu") == 1
     run = tmp_path / "runs" / "t"
     failed = of_kind(run, "failed")[-1]
@@ -118,7 +122,11 @@ def test_a_preview_without_room_is_made_one_rung_down_or_left_out(tiny, tmp_path
     failing(monkeypatch, "predict", {2}, OOM)
     assert (
         run_job(
-            write_job(tmp_path / "a", tiny, steps=2, sample={"every": 0}), None, resume=False, workers=0, device="cpu"
+            write_image_job(tmp_path / "a", tiny, steps=2, sample={"every": 0}),
+            None,
+            resume=False,
+            workers=0,
+            device="cpu",
         )
         == 0
     )
@@ -140,7 +148,9 @@ def test_experts_that_find_no_room_after_a_preview_are_placed_again(tiny, tmp_pa
 
     monkeypatch.setattr(Experts, "set_plan", set_plan)
     assert (
-        run_job(write_job(tmp_path, tiny, steps=2, sample={"every": 0}), None, resume=False, workers=0, device="cpu")
+        run_job(
+            write_image_job(tmp_path, tiny, steps=2, sample={"every": 0}), None, resume=False, workers=0, device="cpu"
+        )
         == 0
     )
     run = tmp_path / "runs" / "t"
@@ -149,7 +159,7 @@ def test_experts_that_find_no_room_after_a_preview_are_placed_again(tiny, tmp_pa
 
 
 def test_a_preview_that_cannot_be_made_is_a_finding(tiny, tmp_path):
-    job = write_job(tmp_path, tiny, steps=2, sample={"every": 0})
+    job = write_image_job(tmp_path, tiny, steps=2, sample={"every": 0})
     plain = previews.control_image
     seen: list[Path] = []
 
@@ -180,7 +190,9 @@ def test_no_room_while_loading_ends_with_what_would_help(tiny, tmp_path, monkeyp
         raise OOM
 
     monkeypatch.setattr(prepare, name, none)
-    assert run_job(write_job(tmp_path, tiny, prompts=0, steps=2), None, resume=False, workers=0, device="cpu") == 1
+    assert (
+        run_job(write_image_job(tmp_path, tiny, prompts=0, steps=2), None, resume=False, workers=0, device="cpu") == 1
+    )
     failed = of_kind(tmp_path / "runs" / "t", "failed")[-1]
     assert (
         said in failed["cause"]

@@ -63,9 +63,9 @@ def resident() -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     "plan",
     [
-        {},
-        {"resident": 2, "kept": 1, "slots": 1},
-        {"activations_on_device": 1},
+        pytest.param({}, marks=pytest.mark.thorough),
+        pytest.param({"resident": 2, "kept": 1, "slots": 1}, marks=pytest.mark.thorough),
+        pytest.param({"activations_on_device": 1}, marks=pytest.mark.thorough),
         {"resident": 2, "kept": 1, "activations_on_device": 1},
     ],
     ids=str,

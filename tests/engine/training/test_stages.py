@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from engine.adapters.lora import read_metadata
 from engine.run import run_job
 from presets.job.toml_file import load_job, save_job, with_value
-from tests.helpers.jobs import events, of_kind, write_job
+from tests.helpers.jobs import events, of_kind, write_image_job
 
 EXPERTS = ("high_noise", "low_noise")
 SHARED = {
@@ -25,7 +25,7 @@ SHARED = {
 
 
 def write(folder: Path, base: Path, changes: dict, *, prompts: int = 0, **training) -> Path:
-    path = write_job(
+    path = write_image_job(
         folder, base, prompts=prompts, clips=2, sample={"every": 0}, save={"every": 100}, **{"steps": 5, **training}
     )
     return change(path, changes)

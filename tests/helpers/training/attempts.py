@@ -112,11 +112,13 @@ class Trainers:
         environment: dict[str, str] | None = None,
         impatient: Path | None = None,
         copies: Mapping[str, Path] | None = None,
+        terminal: str = "",
     ) -> Attempt:
         """Train the job in a new process, as `python -m engine JOB [--resume [--from STEP]] [--fault ...]` does. Orders
         arrive when their step is told. `environment`: more of it, as torchrun gives. `impatient`: a file; once it is
         there, a rank that does nothing for seconds hangs. `copies`: fault -> a new folder; where that fault would
-        strike, the runs are copied there as they lie, and the attempt goes on."""
+        strike, the runs are copied there as they lie, and the attempt goes on. `terminal`: its path; the attempt leads
+        a session on it and says all there."""
         stderr = job.parent / f"stderr-{time.monotonic_ns()}"
         request = {
             "job": str(job),
@@ -130,6 +132,7 @@ class Trainers:
             "environment": environment or {},
             "impatient": str(impatient or ""),
             "copies": {fault: str(folder) for fault, folder in (copies or {}).items()},
+            "terminal": terminal,
         }
         assert self._process.stdin is not None
         with self._news:
@@ -213,6 +216,12 @@ def _attempt(request: dict[str, Any]) -> None:
         os.dup2(null, 0)
         os.dup2(out, 1)
         os.dup2(out, 2)
+        if request["terminal"]:
+            os.setsid()
+            terminal = os.open(request["terminal"], os.O_RDWR)  # which makes it the one of the session
+            for descriptor in (0, 1, 2):
+                os.dup2(terminal, descriptor)
+            os.close(terminal)
         os.environ |= request["environment"]
         from engine.run import run_job
         from engine.runfolder import disk_full

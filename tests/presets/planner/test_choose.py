@@ -34,13 +34,14 @@ def on(card: str, *, ram: float = 128, vram: float | None = None, **more: Any) -
     return msgspec.structs.replace(found, **more)
 
 
-CASES = list(
-    itertools.product(
-        ["3060", "4070", "3090", "4090", "L40S", "A100 80GB", "H200"],
-        [16, 48, 64, 256],
-        [work(), work(81, 480), work(41, 1024), work(1, 1024)],
+CASES = [  # any two of card, host and work meet in every second one; the others are for make thorough
+    pytest.param(card, ram, of, marks=[pytest.mark.thorough] if (i + j + k) % 2 else [])
+    for (i, card), (j, ram), (k, of) in itertools.product(
+        enumerate(["3060", "4070", "3090", "4090", "L40S", "A100 80GB", "H200"]),
+        enumerate([16, 48, 64, 256]),
+        enumerate([work(), work(81, 480), work(41, 1024), work(1, 1024)]),
     )
-)
+]
 
 
 @pytest.mark.parametrize(("card", "ram", "of"), CASES)
@@ -67,8 +68,18 @@ def test_what_is_chosen_fits_or_the_job_is_refused_with_numbers(card, ram, of):
     )
 
 
-@pytest.mark.parametrize("of", [work(), work(41, 768), work(81, 480, terms=2, extra_forwards=1)])
-@pytest.mark.parametrize("card", ["3090", "4090", "H200"])
+def crossed(cards: list[str], works: list[Workload]) -> list[object]:
+    """Each card and each work; what remains of their pairs is for make thorough."""
+    return [
+        pytest.param(card, of, marks=[] if i % len(works) == j or j % len(cards) == i else [pytest.mark.thorough])
+        for (i, card), (j, of) in itertools.product(enumerate(cards), enumerate(works))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("card", "of"),
+    crossed(["3090", "4090", "H200"], [work(), work(41, 768), work(81, 480, terms=2, extra_forwards=1)]),
+)
 def test_more_memory_is_never_slower(card, of):
     seconds: list[float] = []
     for vram in (8, 9, 10, 12, 14, 16, 20, 24, 32, 40, 48, 80, 120, 141):
@@ -302,8 +313,13 @@ def descent(plan: Plan, of: Workload, hardware: Hardware, **how: Any) -> list[Pl
     return out
 
 
-@pytest.mark.parametrize("of", [work(), work(previews=None, ranks=(16,), needed=1), work(81, 720), work(1, 512)])
-@pytest.mark.parametrize("card", ["4090", "A100 80GB", "H200"])
+@pytest.mark.parametrize(
+    ("card", "of"),
+    crossed(
+        ["H200", "4090", "A100 80GB"],
+        [work(1, 512), work(), work(previews=None, ranks=(16,), needed=1), work(81, 720)],
+    ),
+)
 def test_each_rung_down_takes_less_and_the_last_has_none_below(card, of):
     hardware = on(card, ram=256)
     costs = Costs(of, hardware)
