@@ -16,7 +16,7 @@ from engine.parallel.quiet import QuietControl, QuietLog
 from engine.parallel.team import Loss, Team
 from engine.training.context import Run
 from engine.training.placement import settle
-from engine.training.prepare import prepare
+from engine.training.prepare import prepare, require_one_kind
 from engine.training.restore import restore
 from engine.training.train_step import take_step
 from engine.training.trainer import take_turns
@@ -45,6 +45,7 @@ def follow(job: Job, rank: Rank, device: torch.device, *, workers: int, narrowed
 
 
 def _work(team: Team, device: torch.device, workers: int, narrowed: Callable[[Facts], Facts]) -> int:
+    require_one_kind(team, device)
     order = team.next_order()
     if isinstance(order, End):  # before anything was loaded
         return order.code
