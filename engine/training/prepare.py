@@ -202,7 +202,10 @@ def require_one_kind(team: Team, device: torch.device) -> None:
 
 
 def own_part(job: Job, part: Part) -> Job:
-    """What of a job has to be loaded by a rank behind the first: no previews, and one expert where they are apart."""
+    """What of a job has to be loaded by a rank behind the first: one expert where they are apart, and no previews,
+    unless it shares clips with the first, and its previews with them."""
+    if part.expert is None and 0 in part.clip:
+        return job
     return of_experts(job, trained_experts(job) if part.expert is None else [part.expert])
 
 

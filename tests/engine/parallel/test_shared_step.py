@@ -14,6 +14,7 @@ import torch
 from engine.encode.shared_encodes import HandingFailed
 from engine.executor.token_split import TokenSplit
 from engine.memory.planning import Shortage
+from engine.parallel.lost_clips import ClipLost
 from engine.parallel.ordered_sum import OrderedSum
 from engine.parallel.orders import Steps
 from engine.parallel.parts import Part
@@ -21,7 +22,7 @@ from engine.parallel.team import RankFailed
 from engine.training import placement, prepare, train_step, trainer
 from engine.training.context import Run
 from engine.training.placement import settle
-from engine.training.train_step import ClipLost, StepTaken
+from engine.training.train_step import StepTaken
 from engine.training.trainer import OwnSteps, advance, optimizer_step, take_turns
 from presets.errors import UserError
 from presets.planner.plan import LESS_MEMORY
