@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from benchmarks.int8_products import seconds
 from benchmarks.kernel_kinds import by_kind, lines
 from engine.encode.conv_kernels import faster
-from engine.encode.convolution import norm_silu, room_of
+from engine.encode.convolution import make_padded, norm_silu
 from engine.encode.latents import encode_pair
 from engine.encode.vae_encoder import ClipEncoder
 from engine.system.device import compile_alike, fixed_order, open_device
@@ -113,13 +113,13 @@ def measured(shape: Shape, frames: int, side: int, device: torch.device) -> list
         from engine.kernels import triton_conv as ours  # Triton comes with the CUDA builds of torch alone
 
         flat, flat_beside = x.permute(0, 2, 3, 4, 1), beside.permute(0, 2, 3, 4, 1)
-        room = room_of(tuple(flat.shape), flat)
-        room[:, :2] = 0
-        say("norm and activation into a room, ours", partial(ours.norm_silu, flat, None, gamma, room))
-        room.zero_()
-        room[:, 2:, 1:-1, 1:-1] = flat
-        out = room_of(tuple(flat_beside.shape), flat)
-        say("an empty room", partial(room_of, tuple(flat_beside.shape), flat))
+        padded = make_padded(tuple(flat.shape), flat)
+        padded[:, :2] = 0
+        say("norm and activation into a padded clip, ours", partial(ours.norm_silu, flat, None, gamma, padded))
+        padded.zero_()
+        padded[:, 2:, 1:-1, 1:-1] = flat
+        out = make_padded(tuple(flat_beside.shape), flat)
+        say("an empty padded clip", partial(make_padded, tuple(flat_beside.shape), flat))
         best: tuple[float, Any] = (float("inf"), None)
         for tile in dict.fromkeys(ours.tile_of(N, card) for card in ((9, 0), (8, 0))):
             packed = ours.packed(weight, tile.columns)
@@ -127,16 +127,16 @@ def measured(shape: Shape, frames: int, side: int, device: torch.device) -> list
             name = f"ours, {name}, {tile.warps} warps, {tile.stages}, {'desc.' if tile.described else 'pointers'}"
 
             def run(packed: torch.Tensor = packed, tile: Any = tile) -> torch.Tensor:
-                return ours.conv(room, packed, bias, None, tile).permute(0, 4, 1, 2, 3)
+                return ours.conv(padded, packed, bias, None, tile).permute(0, 4, 1, 2, 3)
 
             say(name, run, right=right)
             best = min(best, (found[-1].get("ms", float("inf")), tile), key=lambda pair: pair[0])
         tile = best[1]
         if tile is not None:
             packed = ours.packed(weight, tile.columns)
-            say("ours, with the block's input", partial(ours.conv, room, packed, bias, flat_beside, tile))
+            say("ours, with the block's input", partial(ours.conv, padded, packed, bias, flat_beside, tile))
             if tile.outputs + tile.rest >= N:
-                say("ours, with norm", partial(ours.conv_norm_silu, room, packed, bias, gamma_out, out, tile))
+                say("ours, with norm", partial(ours.conv_norm_silu, padded, packed, bias, gamma_out, out, tile))
     return found
 
 

@@ -10,13 +10,14 @@ from typing import NoReturn
 
 import torch
 
-from engine.parallel.orders import End, Prepare, Show, Steps
+from engine.executor.shared_passes import shares_passes, take_part
+from engine.parallel.orders import End, Pass, Prepare, Show, Steps
 from engine.parallel.parts import Rank, parts_of
 from engine.parallel.quiet import QuietControl, QuietLog
 from engine.parallel.team import Loss, Team
-from engine.training.context import Run
+from engine.training.context import Run, averaged_weights
 from engine.training.placement import settle
-from engine.training.prepare import prepare
+from engine.training.prepare import prepare, require_one_kind
 from engine.training.restore import restore
 from engine.training.train_step import take_step
 from engine.training.trainer import take_turns
@@ -45,6 +46,7 @@ def follow(job: Job, rank: Rank, device: torch.device, *, workers: int, narrowed
 
 
 def _work(team: Team, device: torch.device, workers: int, narrowed: Callable[[Facts], Facts]) -> int:
+    require_one_kind(team, device)
     order = team.next_order()
     if isinstance(order, End):  # before anything was loaded
         return order.code
@@ -78,6 +80,10 @@ def _work(team: Team, device: torch.device, workers: int, narrowed: Callable[[Fa
                     if team.part.place == 0 and team.part.expert != team.parts[0].expert:
                         (learner,) = run.learners.values()
                         team.send(learner.packed())
+                case Pass():
+                    if run.split is not None and shares_passes(team):
+                        with averaged_weights(run, order.averaged):
+                            take_part(run.experts, run.accelerators, team, run.split, order)
                 case _:
                     raise AssertionError(order)
         return order.code

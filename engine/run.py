@@ -197,7 +197,7 @@ def _attempt(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog, li
             from engine.parallel.orders import Prepare
             from engine.parallel.team import Team
             from engine.training.placement import settle
-            from engine.training.prepare import prepare
+            from engine.training.prepare import prepare, require_one_kind
             from engine.training.trainer import train
 
             if device.type == "cpu":
@@ -206,6 +206,7 @@ def _attempt(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog, li
                 log.phase("loading", 0, 1, f"waiting for {rank.world} processes")
                 crew.team = Team(rank, parts_of(begin.job, rank.world), device, partial(_end_at_loss, folder, log))
                 control.polled = crew.team.signs.give
+                require_one_kind(crew.team, device)
             workers = limits.workers if limits.workers is not None else default_workers(rank.world)
 
             def tell_others(running: Running) -> None:

@@ -96,13 +96,13 @@ ROOMS = {
         """
         __main__   -> run system
         run        -> follow memory parallel runfolder system training
-        follow     -> parallel training
+        follow     -> executor parallel training
         training   -> adapters data encode executor memory parallel preview runfolder system wan weights
         judge      -> data preview toy_base
-        preview    -> data encode executor system
+        preview    -> data encode system
         recovery   -> adapters data encode memory system wan weights
         memory     -> encode system wan
-        executor   -> adapters system wan weights
+        executor   -> adapters parallel system wan weights
         adapters   -> system wan weights
         demo       -> toy_base
         toy_base   -> encode
@@ -110,7 +110,7 @@ ROOMS = {
         weights    -> system wan
         wan        -> kernels system
         kernels    ->
-        parallel   -> runfolder
+        parallel   -> runfolder system
         runfolder  -> system
         data       -> system
         system     ->

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from engine.encode.convolution import Convolution, channels_of, inside, room_of
+from engine.encode.convolution import Convolution, channels_of, inside, make_padded
 from engine.system.device import fixed_order, memory_errors
 from engine.system.stopwatch import mean_seconds
 
@@ -59,9 +59,9 @@ def _is_faster(inputs: int, outputs: int, device: torch.device) -> bool:
     conv = nn.Conv3d(inputs, outputs, 3, device=device, dtype=torch.bfloat16).requires_grad_(False)
     conv.weight.data = torch.randn(conv.weight.shape, generator=made, device=device).to(torch.bfloat16)
     side = SIDE * max(1, round((VALUES / (inputs + outputs)) ** 0.5))
-    room = room_of((1, FRAMES, side, side, inputs), conv.weight)
-    room[:, :2] = 0
-    for frame in inside(room)[0]:
+    padded = make_padded((1, FRAMES, side, side, inputs), conv.weight)
+    padded[:, :2] = 0
+    for frame in inside(padded)[0]:
         frame[:] = torch.randn(side, side, inputs, generator=made, device=device)
     try:
         with fixed_order(), memory_errors():
@@ -69,11 +69,11 @@ def _is_faster(inputs: int, outputs: int, device: torch.device) -> bool:
 
             tile = tile_of(outputs, torch.cuda.get_device_capability(device))
             plain, ours = (Convolution(conv, which, compiled=False) for which in (None, tile))
-            right = plain(room)
-            apart = torch.linalg.vector_norm(ours(room) - right, dtype=torch.float32)
+            right = plain(padded)
+            apart = torch.linalg.vector_norm(ours(padded) - right, dtype=torch.float32)
             if not apart < AGREE * torch.linalg.vector_norm(right, dtype=torch.float32):
                 return False
-            return mean_seconds(partial(ours, room)) < mean_seconds(partial(plain, room))
+            return mean_seconds(partial(ours, padded)) < mean_seconds(partial(plain, padded))
     except torch.OutOfMemoryError:  # it says nothing of the card, and the choice is remembered
         raise
     except Exception:  # a card that has no room for the tile, or no Triton; what is raised is of several kinds

@@ -2,8 +2,8 @@
 sum of a residual block. By our Triton kernel (`engine.kernels.triton_conv`) where that is the faster one on this card,
 else by torch's.
 
-Frames are channels last, (B, T, H, W, C). A convolution reads a *room*: its T frames with the two before them in front,
-and zeros a pixel wide around each. What comes before writes into it, so that nothing is copied or padded.
+Frames are channels last, (B, T, H, W, C). A convolution reads a *padded* run: its T frames with the two before them in
+front, and zeros a pixel wide around each. What comes before writes into it, so that nothing is copied or padded.
 
 B batch, T frames, P those of them that are held, H W pixels, C channels, N channels of the output.
 """
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from engine.kernels.triton_conv import Tile
 
 HISTORY = 2  # frames before a run that a 3-frame causal convolution looks at
-SLACK = 4  # pixels behind a room's last one that our kernel may read
-# channels of the first input, and of its room: three fall off the tensor cores' path, and zeros change nothing but the
-# speed
+SLACK = 4  # pixels behind a padded run's last one that our kernel may read
+# channels of the first input, and of the same padded: three fall off the tensor cores' path, and zeros change nothing
+# but the speed
 RGB, CHANNELS = 3, 8
 
 
@@ -48,41 +48,43 @@ def add_bias(y_BTHWN: torch.Tensor, bias_N: torch.Tensor, beside_BTHWN: torch.Te
     return (y_BTHWN.float() + bias_N.float() + beside_BTHWN.float()).to(y_BTHWN.dtype)
 
 
-def room_of(size_BTHWC: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
+def make_padded(size_BTHWC: tuple[int, ...], like: torch.Tensor) -> torch.Tensor:
     """(B, 2 + T, H + 2, W + 2, C), its zeros around each frame written."""
     B, T, H, W, C = size_BTHWC
     size = (B, HISTORY + T, H + 2, W + 2, C)
     pixels = B * (HISTORY + T) * (H + 2) * (W + 2)
-    room = like.new_empty((pixels + SLACK) * C)[: pixels * C].view(size)
-    room[:, :, :: H + 1] = 0
-    room[:, :, 1:-1, :: W + 1] = 0
-    return room
+    padded = like.new_empty((pixels + SLACK) * C)[: pixels * C].view(size)
+    padded[:, :, :: H + 1] = 0
+    padded[:, :, 1:-1, :: W + 1] = 0
+    return padded
 
 
-def inside(room: torch.Tensor) -> torch.Tensor:
-    """The frames of a room, without those in front."""
-    return room[:, HISTORY:, 1:-1, 1:-1]
+def inside(padded: torch.Tensor) -> torch.Tensor:
+    """The frames of a padded run, without those in front."""
+    return padded[:, HISTORY:, 1:-1, 1:-1]
 
 
-def repeat_last(room: torch.Tensor, held: int) -> None:
-    """So many frames of a room are written: the last of them goes on to its end."""
-    room[:, HISTORY + held :] = room[:, HISTORY + held - 1 : HISTORY + held]
+def repeat_last(padded: torch.Tensor, held: int) -> None:
+    """So many frames of a padded run are written: the last of them goes on to its end."""
+    padded[:, HISTORY + held :] = padded[:, HISTORY + held - 1 : HISTORY + held]
 
 
-def fill_normed(x_BPHWC: torch.Tensor, bias_C: torch.Tensor | None, gamma_C: torch.Tensor, room: torch.Tensor) -> None:
-    """`norm_silu` into a room, whose last frame goes on to its end."""
+def fill_normed(
+    x_BPHWC: torch.Tensor, bias_C: torch.Tensor | None, gamma_C: torch.Tensor, padded: torch.Tensor
+) -> None:
+    """`norm_silu` into a padded run, whose last frame goes on to its end."""
     if x_BPHWC.is_cuda:
         from engine.kernels import triton_conv  # Triton comes with the CUDA builds of torch alone
 
-        triton_conv.norm_silu(x_BPHWC.contiguous(), bias_C, gamma_C, room)
+        triton_conv.norm_silu(x_BPHWC.contiguous(), bias_C, gamma_C, padded)
         return
     held = x_BPHWC.shape[1]
-    inside(room)[:, :held] = norm_silu(x_BPHWC, bias_C, gamma_C)
-    repeat_last(room, held)
+    inside(padded)[:, :held] = norm_silu(x_BPHWC, bias_C, gamma_C)
+    repeat_last(padded, held)
 
 
 def channels_of(conv: nn.Conv3d) -> int:
-    """Of the rooms that it reads."""
+    """Of the padded runs that it reads."""
     return CHANNELS if conv.in_channels == RGB else conv.in_channels
 
 
@@ -111,30 +113,30 @@ class Convolution:
         return self.weight.shape[1]
 
     def __call__(
-        self, room: torch.Tensor, beside_BTHWN: torch.Tensor | None = None, *, edge: bool = False
+        self, padded: torch.Tensor, beside_BTHWN: torch.Tensor | None = None, *, edge: bool = False
     ) -> torch.Tensor:
         """(B, T, H, W, N), with its bias, added to `beside`. `edge`: another column and line of zeros, for a layer that
         halves the sides."""
         if self.tile:
             from engine.kernels import triton_conv
 
-            return triton_conv.conv(room, self._packed, self.bias, beside_BTHWN, self.tile, int(edge))
-        y = self._plain(room)
+            return triton_conv.conv(padded, self._packed, self.bias, beside_BTHWN, self.tile, int(edge))
+        y = self._plain(padded)
         y = y.add_(self.bias) if beside_BTHWN is None else self._add_bias(y, self.bias, beside_BTHWN)
         return F.pad(y, (0, 0, 0, 1, 0, 1)) if edge else y
 
-    def normed(self, room: torch.Tensor, gamma_N: torch.Tensor, into: torch.Tensor) -> None:
-        """With norm and activation after it, into another room, whose last frame goes on to its end."""
+    def normed(self, padded: torch.Tensor, gamma_N: torch.Tensor, into: torch.Tensor) -> None:
+        """With norm and activation after it, into another padded run, whose last frame goes on to its end."""
         if self.tile and self.weight.shape[0] <= self.tile.outputs + self.tile.rest:
             from engine.kernels import triton_conv
 
-            triton_conv.conv_norm_silu(room, self._packed, self.bias, gamma_N, into, self.tile)
-            repeat_last(into, room.shape[1] - HISTORY)
+            triton_conv.conv_norm_silu(padded, self._packed, self.bias, gamma_N, into, self.tile)
+            repeat_last(into, padded.shape[1] - HISTORY)
         elif self.tile:
-            fill_normed(self(room), None, gamma_N, into)
+            fill_normed(self(padded), None, gamma_N, into)
         else:
-            fill_normed(self._plain(room), self.bias, gamma_N, into)
+            fill_normed(self._plain(padded), self.bias, gamma_N, into)
 
-    def _plain(self, room: torch.Tensor) -> torch.Tensor:
-        y = F.conv3d(room.permute(0, 4, 1, 2, 3), self.weight)
+    def _plain(self, padded: torch.Tensor) -> torch.Tensor:
+        y = F.conv3d(padded.permute(0, 4, 1, 2, 3), self.weight)
         return y.permute(0, 2, 3, 4, 1).contiguous()  # as it lies, where convolutions take channels last

@@ -13,10 +13,10 @@ reaches, two more with each convolution. Of 41 frames the widest layers compute 
 B batch, C channels, T frames, P those of them that are held, H W pixels, F latent frames, h w latent sides.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import pairwise
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +31,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from engine.encode import conv_kernels
-from engine.encode.convolution import HISTORY, Convolution, channels_of, fill_normed, inside, repeat_last, room_of
+from engine.encode.convolution import HISTORY, Convolution, channels_of, fill_normed, inside, make_padded, repeat_last
 from engine.encode.tensor_cache import key_of
 from engine.system.device import fixed_order
 from engine.system.placement import Placement
@@ -84,7 +84,20 @@ class Before(NamedTuple):
     still: bool
 
 
-History = Mapping[int, Before]  # of each layer; what cannot be written is that of the last run
+@dataclass
+class History:
+    """What the layers know of the run before."""
+
+    last: bool = False  # no run follows this one, and nothing is kept for it
+    _of: dict[int, Before] = field(default_factory=dict)
+
+    def before(self, layer: object) -> Before | None:
+        """None in the first run."""
+        return self._of.get(id(layer))
+
+    def keep(self, layer: object, frames: torch.Tensor, still: bool) -> None:
+        if not self.last:
+            self._of[id(layer)] = Before(frames.clone(), still)
 
 
 class ClipEncoder:
@@ -115,61 +128,60 @@ class ClipEncoder:
         video, held = video_BCPHW.permute(0, 2, 3, 4, 1), video_BCPHW.shape[2]
         T = frames or held
         assert T % 4 == 1 and held <= T, (held, T)
-        history: dict[int, Before] = {}
         cuts = [0, *range(1 + self.frames, T, self.frames), T]  # the first run has one frame more
         runs = [Run(video[:, min(a, held - 1) : min(b, held)], b - a) for a, b in pairwise(cuts) if b > a]
-        # the last run keeps nothing for a next one
-        kept: list[History] = [*[history] * (len(runs) - 1), MappingProxyType(history)]
-        out = torch.cat([self._run(*each) for each in zip(runs, kept, strict=True)], dim=1)
-        return self.vae.quant_conv(out.permute(0, 4, 1, 2, 3))
+        history, parts = History(), list[torch.Tensor]()
+        for run in runs:
+            history.last = run is runs[-1]
+            parts.append(self._run(run, history))
+        return self.vae.quant_conv(torch.cat(parts, dim=1).permute(0, 4, 1, 2, 3))
 
     def _run(self, run: Run, history: History) -> torch.Tensor:
         encoder = self.vae.encoder
         first, last = self._convolutions[encoder.conv_in], self._convolutions[encoder.conv_out]
         P = run.x_BPHWC.shape[1]
-        with self._room(first, run, history) as room:
-            room[..., run.x_BPHWC.shape[-1] :] = 0
-            inside(room)[:, :P, ..., : run.x_BPHWC.shape[-1]] = run.x_BPHWC
-            repeat_last(room, P)
-        x = Run(first(room), run.length)
+        with self._padded(first, run, history) as padded:
+            padded[..., run.x_BPHWC.shape[-1] :] = 0
+            inside(padded)[:, :P, ..., : run.x_BPHWC.shape[-1]] = run.x_BPHWC
+            repeat_last(padded, P)
+        x = Run(first(padded), run.length)
         for layer, following in zip(encoder.down_blocks, [*encoder.down_blocks[1:], None], strict=True):
             x = self._layer(layer, x, history, edge=isinstance(following, WanResample))
         middle = encoder.mid_block
         x = self._layer(middle.resnets[0], x, history)
         for attention, resnet in zip(middle.attentions, middle.resnets[1:], strict=True):
             x = self._layer(resnet, self._layer(attention, x, history), history)
-        with self._room(last, x, history) as room:
-            fill_normed(x.x_BPHWC, None, encoder.norm_out.gamma.flatten(), room)
-        return _first(Run(last(room), x.length), x.length)
+        with self._padded(last, x, history) as padded:
+            fill_normed(x.x_BPHWC, None, encoder.norm_out.gamma.flatten(), padded)
+        return _first(Run(last(padded), x.length), x.length)
 
     @contextmanager
-    def _room(self, conv: Convolution, run: Run, history: History) -> Iterator[torch.Tensor]:
-        """Room for the frames that a convolution has to compute of a run, behind the last two frames before it. To be
-        filled inside; what the next run needs is then kept."""
-        (B, P, H, W, _), before = run.x_BPHWC.shape, history.get(id(conv))
+    def _padded(self, conv: Convolution, run: Run, history: History) -> Iterator[torch.Tensor]:
+        """What a convolution reads of a run: place for the frames that it has to compute, behind the last two frames
+        before it. To be filled inside; what the next run needs is then kept."""
+        (B, P, H, W, _), before = run.x_BPHWC.shape, history.before(conv)
         if not run.still:
             count = run.length
         elif P == 1 and before and before.still:
             count = 1  # the run before has ended like this one
         else:
             count = min(P + HISTORY, run.length)
-        room = room_of((B, count, H, W, conv.channels), conv.weight)
-        room[:, :HISTORY] = 0 if before is None else before.frames
-        yield room
-        if isinstance(history, dict):
-            history[id(conv)] = Before(room[:, -1 if run.still else -HISTORY :].clone(), run.still)
+        padded = make_padded((B, count, H, W, conv.channels), conv.weight)
+        padded[:, :HISTORY] = 0 if before is None else before.frames
+        yield padded
+        history.keep(conv, padded[:, -1 if run.still else -HISTORY :], run.still)
 
     def _layer(self, layer: nn.Module, run: Run, history: History, *, edge: bool = False) -> Run:
         """`edge`: with another column and line of zeros, which a residual block can add for nothing."""
         x, length = run
         if isinstance(layer, WanResidualBlock):
             one, two = self._convolutions[layer.conv1], self._convolutions[layer.conv2]
-            with self._room(one, run, history) as room:
-                fill_normed(x, None, layer.norm1.gamma.flatten(), room)
+            with self._padded(one, run, history) as padded:
+                fill_normed(x, None, layer.norm1.gamma.flatten(), padded)
             # of what the first one computes there is only the shape
-            between = Run(x[:, :1].expand(-1, room.shape[1] - HISTORY, -1, -1, -1), length)
-            with self._room(two, between, history) as second:
-                one.normed(room, layer.norm2.gamma.flatten(), second)
+            between = Run(x[:, :1].expand(-1, padded.shape[1] - HISTORY, -1, -1, -1), length)
+            with self._padded(two, between, history) as second:
+                one.normed(padded, layer.norm2.gamma.flatten(), second)
             beside = x
             if not isinstance(layer.conv_shortcut, nn.Identity):
                 beside = layer.conv_shortcut(x.permute(0, 4, 1, 2, 3)).permute(0, 2, 3, 4, 1)
@@ -190,9 +202,8 @@ class ClipEncoder:
         x = flat.permute(0, 2, 3, 1).contiguous().unflatten(0, (B, P))
         if layer.mode != "downsample3d":
             return Run(x, length)
-        small, before = Run(x, length), history.get(id(layer))
-        if isinstance(history, dict):
-            history[id(layer)] = Before(x[:, -1:].clone(), run.still)
+        small, before = Run(x, length), history.before(layer)
+        history.keep(layer, x[:, -1:], run.still)
         alone = int(before is None)  # the first frame of the first run
         pairs = (length - alone) // 2
         if run.still and P == 1 and before and before.still:

@@ -1,6 +1,6 @@
 """The Triton kernels behind `engine.encode.convolution`, in a module of its own because Triton comes with CUDA alone.
 
-A 3x3x3 convolution as a product of matrices, without a copy of its input. In a room, a clip with its border of zeros,
+A 3x3x3 convolution as a product of matrices, without a copy of its input. In a padded clip, one with a border of zeros,
 the pixels are the rows of one matrix, and the neighbours of neighbouring pixels are again neighbouring rows, as many
 rows further on for all of them. Of a tile, a run of rows, each of the nine (time, height) taps is a product with the
 3 C columns that begin at a row's first: its own pixel and the two after it. Two of W + 2 rows are computed for nothing.
@@ -130,7 +130,7 @@ def conv_kernel(  # type: ignore[no-untyped-def]
     height,
     width,
     N,
-    room_frames,
+    padded_frames,
     root,
     C: tl.constexpr,
     PIXELS: tl.constexpr,
@@ -144,8 +144,9 @@ def conv_kernel(  # type: ignore[no-untyped-def]
     GROUP: tl.constexpr,
 ):
     """One program per run of PIXELS of a frame with its border, and OUTPUTS + REST channels. BESIDE: added to another
-    tensor. NORM: all outputs of a pixel in one program, with norm and activation (`beside` is gamma), into a room of so
-    many frames. EDGE: a further column and line follow in each frame of the output; the column is written, zeros."""
+    tensor. NORM: all outputs of a pixel in one program, with norm and activation (`beside` is gamma), into a padded
+    clip of so many frames. EDGE: a further column and line follow in each frame of the output; the column is written,
+    zeros."""
     STEPS: tl.constexpr = (3 * C + COLUMNS - 1) // COLUMNS  # of one (time, height) tap
     wide = width + 2
     tiles_n = tl.cdiv(N, OUTPUTS + REST)
@@ -203,8 +204,8 @@ def conv_kernel(  # type: ignore[no-untyped-def]
             squares += tl.sum(sums_rest * sums_rest, 1)
         scale = root / tl.maximum(tl.sqrt(squares), 1e-12)
         # the pixel itself is a row and a column after the first that it sees; past a line's end lies the border
-        room = frame // frames * (room_frames + 2) + frame % frames + 2
-        pixels = room.to(tl.int64) * (height + 2) * wide + rows + wide + 1
+        padded = frame // frames * (padded_frames + 2) + frame % frames + 2
+        pixels = padded.to(tl.int64) * (height + 2) * wide + rows + wide + 1
         kept = (rows % wide < width) & (rows < height * wide)
         _store_normed(sums, scale, beside, y, pixels, kept, rows < height * wide, outputs, N)
         if REST:
@@ -225,17 +226,17 @@ def packed(weight_NCTHW: torch.Tensor, columns: int) -> torch.Tensor:
     return runs.reshape(N, -1)
 
 
-def norm_silu(x_BPHWC: torch.Tensor, bias_C: torch.Tensor | None, gamma_C: torch.Tensor, room: torch.Tensor) -> None:
+def norm_silu(x_BPHWC: torch.Tensor, bias_C: torch.Tensor | None, gamma_C: torch.Tensor, padded: torch.Tensor) -> None:
     """See `engine.encode.convolution.fill_normed`."""
     B, P, H, W, C = x_BPHWC.shape
-    T = room.shape[1] - 2
+    T = padded.shape[1] - 2
     columns = triton.next_power_of_2(C)
     pixels = max(1, NORM_VALUES // columns)
     norm_silu_kernel[(triton.cdiv(H * W, pixels), B * T)](
         x_BPHWC,
         x_BPHWC if bias_C is None else bias_C,
         gamma_C,
-        room,
+        padded,
         P,
         T,
         H,
@@ -257,8 +258,8 @@ def conv(
     tile: Tile,
     edge: int = 0,
 ) -> torch.Tensor:
-    """(B, T, H, W, N) of a room and a weight from `packed`; with `edge` 1 another column and line of zeros. Raises what
-    Triton raises where `tile` does not fit the card."""
+    """(B, T, H, W, N) of a padded clip and a weight from `packed`; with `edge` 1 another column and line of zeros.
+    Raises what Triton raises where `tile` does not fit the card."""
     B, T, H, W, _ = x.shape
     size = (B, T - 2, H - 2 + edge, W - 2 + edge, weight_NK.shape[0])
     y = torch.empty(size, dtype=x.dtype, device=x.device)
@@ -273,12 +274,12 @@ def conv_norm_silu(
     weight_NK: torch.Tensor,
     bias_N: torch.Tensor,
     gamma_N: torch.Tensor,
-    room: torch.Tensor,
+    padded: torch.Tensor,
     tile: Tile,
 ) -> None:
-    """With norm and activation after it, into the first frames of `room`."""
+    """With norm and activation after it, into the first frames of `padded`."""
     assert weight_NK.shape[0] <= tile.outputs + tile.rest, "a pixel's outputs lie in one program"
-    _run(x, weight_NK, bias_N, gamma_N, room, tile, norm=True)
+    _run(x, weight_NK, bias_N, gamma_N, padded, tile, norm=True)
 
 
 def _run(

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from presets.facts.facts import Facts
+from presets.job.expert_schedule import Expert
 from presets.job.schema import Job
 
 
@@ -35,10 +36,22 @@ class Show:
 
 
 @dataclass(frozen=True)
+class Pass:
+    """Those that share clips with the first rank: take part in a forward pass of a preview, of what it hands on."""
+
+    step: int  # after which it is made
+    expert: Expert
+    given: tuple[tuple[tuple[int, ...], Any], ...]  # shape and torch's type of latents, timestep and text
+    strength: float  # of the LoRA
+    averaged: bool  # with the LoRA's running average
+    accelerated: bool  # with the accelerators
+
+
+@dataclass(frozen=True)
 class End:
     """The attempt is over."""
 
     code: int  # to exit with
 
 
-Order = Prepare | Steps | Show | End
+Order = Prepare | Steps | Show | Pass | End

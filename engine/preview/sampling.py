@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -21,7 +21,6 @@ from PIL import Image, ImageOps
 from engine.data.frames import DecodeRequest
 from engine.data.frames import decode as decode_clip
 from engine.encode.latents import Encoder, condition, decode
-from engine.executor.block_executor import BlockExecutor
 from presets.clips.clip_facts import VIDEO_SUFFIXES, probe_clip
 from presets.clips.geometry import SIDE_MULTIPLE, Bucket, square_pixels
 from presets.clips.images import open_image
@@ -31,6 +30,14 @@ from presets.job.timesteps import NUM_TRAIN_TIMESTEPS
 
 Hdr = Literal["plain", "tonemap"]
 NEAR_NOISE = 1e-6  # how far the multistep solver stays away from pure noise, as in diffusers
+
+
+class Predicts(Protocol):
+    """An expert: `engine.executor.block_executor.BlockExecutor`, or several processes' as one."""
+
+    def predict(
+        self, x_BCFhw: torch.Tensor, timestep_B: torch.Tensor, text_BSD: torch.Tensor, *, strength: float = 1.0
+    ) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ def scheduler_for(sampling: Sampling, device: torch.device | str = "cpu") -> Any
 
 @torch.no_grad()
 def sample_latents(
-    executors: Mapping[Expert, BlockExecutor],
+    executors: Mapping[Expert, Predicts],
     encoder: Encoder,
     request: PreviewRequest,
     sampling: Sampling,

@@ -47,6 +47,7 @@ POINTS = {
     "validation.before-event": "it is measured, no event says so",
     "preview.begin": "before a preview",
     "preview.denoise": "before each of its denoising steps",
+    "preview.pass": "before a rank behind the first takes part in a pass of it",
     "preview.decode": "latents are done, frames are not",
     "preview.before-video": "its poster is written, its video is not",
     "preview.before-event": "all its files are in their places, no event says so",

@@ -5,6 +5,8 @@ Made by engine.training.prepare; how its experts lie in memory is changed by eng
 
 import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,3 +153,18 @@ class Run:
         with team.at_work(Show()):
             self.learners[other.expert].unpack(team.receive(other.ranks[0]))
         self.apart = False
+
+
+@contextmanager
+def averaged_weights(run: Run, wanted: bool) -> Iterator[None]:
+    """Inside, the LoRAs are their running averages, where these are `wanted` and kept; after, the trained ones,
+    untouched."""
+    averaged = [(learner, learner.ema) for learner in run.learners.values() if learner.ema and wanted]
+    trained = [{name: value.clone() for name, value in learner.values.items()} for learner, _ in averaged]
+    for learner, ema in averaged:
+        lora.load_tensors(learner.parameters, ema.average)
+    try:
+        yield
+    finally:
+        for (learner, _), values in zip(averaged, trained, strict=True):
+            lora.load_tensors(learner.parameters, values)

@@ -189,8 +189,23 @@ def prepare(
     return run
 
 
+def require_one_kind(team: Team, device: torch.device) -> None:
+    """Whether it would depend on who encodes a clip what comes of it: all ranks call this before any work is spent.
+    Raises UserError on the first, which ends the others."""
+    made_by = team.exchange(machinery(Placement.on(device)))
+    if team.leads and any(len({made_by[rank] for rank in part.clip}) > 1 for part in team.parts):
+        raise UserError(
+            "the GPUs that share a clip are not of one kind, or their processes have other versions of torch",
+            where="job.gpus_per_clip",
+            fix="Name GPUs of one kind, or set job.gpus_per_clip = 1",
+        )
+
+
 def own_part(job: Job, part: Part) -> Job:
-    """What of a job has to be loaded by a rank behind the first: no previews, and one expert where they are apart."""
+    """What of a job has to be loaded by a rank behind the first: one expert where they are apart, and no previews,
+    unless it shares clips with the first, and its previews with them."""
+    if part.expert is None and 0 in part.clip:
+        return job
     return of_experts(job, trained_experts(job) if part.expert is None else [part.expert])
 
 
@@ -342,14 +357,6 @@ def _token_split(job: Job, team: Team, items: list[Item], base: BaseModel) -> To
 
 
 def _shared_encodes(team: Team, sampler: BatchSampler, placement: Placement) -> SharedEncodes:
-    """Raises UserError, on all ranks, where it would depend on who encodes a clip what comes of it."""
-    made_by = team.exchange(machinery(placement))
-    if any(len({made_by[rank] for rank in part.clip}) > 1 for part in team.parts):
-        raise UserError(
-            "the GPUs that share a clip are not of one kind, or their processes have other versions of torch",
-            where="job.gpus_per_clip",
-            fix="Name GPUs of one kind, or set job.gpus_per_clip = 1",
-        )
     return SharedEncodes(sampler, placement.device, team.part.seat, exchange=team.exchange_clip, hand=team.hand)
 
 

@@ -4,17 +4,17 @@ How one is denoised is engine.preview.sampling's; when they are due, engine.trai
 """
 
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import av
 import torch
 
-from engine.adapters import lora
+from engine.executor.shared_passes import SharedPasses, shares_passes
+from engine.parallel.lost_clips import ClipLost
 from engine.preview.contact_sheets import Row, side_by_side, steps_shown, write_sheet
-from engine.preview.sampling import PreviewRequest, control_image, end_image, sample_latents, to_frames
+from engine.preview.sampling import Predicts, PreviewRequest, control_image, end_image, sample_latents, to_frames
 from engine.preview.video_files import Frames, is_picture, is_video, read_small, write_poster, write_video
 from engine.runfolder import checkpoint
 from engine.runfolder.control import StopRequested
@@ -22,33 +22,19 @@ from engine.runfolder.disk_full import retry_when_disk_has_room
 from engine.system import fault_injection
 from engine.system.device import memory_errors
 from engine.system.durable_files import make_folder, sha256
-from engine.training.context import Run
+from engine.training.context import Run, averaged_weights
 from engine.training.placement import place, replan, why_short
 from presets.clips.captions import fill_trigger
 from presets.errors import UserError
 from presets.file_names import expanded
 from presets.findings import Finding
+from presets.job.expert_schedule import Expert
 from presets.job.preview_settings import preview_seed, preview_size_of, sampling_of
 
 # (step, prompt) -> the video in the run folder, of each preview that the events record
 Videos = dict[tuple[int, int], str]
 SampleData = dict[str, Any]  # the data of a `sample` event
 NAMED = 6  # lost files that a finding names
-
-
-@contextmanager
-def averaged_weights(run: Run, wanted: bool) -> Iterator[None]:
-    """Inside, the LoRAs are their running averages, where these are `wanted` and kept; after, the trained ones,
-    untouched."""
-    averaged = [(learner, learner.ema) for learner in run.learners.values() if learner.ema and wanted]
-    trained = [{name: value.clone() for name, value in learner.values.items()} for learner, _ in averaged]
-    for learner, ema in averaged:
-        lora.load_tensors(learner.parameters, ema.average)
-    try:
-        yield
-    finally:
-        for (learner, _), values in zip(averaged, trained, strict=True):
-            lora.load_tensors(learner.parameters, values)
 
 
 def request_of(run: Run, i: int) -> PreviewRequest:
@@ -186,7 +172,8 @@ def make_previews(run: Run, step: int, *, missing: bool = False) -> None:
             _preview(run, step, i)
         except StopRequested:
             return  # the loop sees it next
-        except (fault_injection.InjectedFault, torch.AcceleratorError):  # a card that failed answers nothing any more
+        # a card that failed answers nothing any more, nor do ranks that have lost each other
+        except (fault_injection.InjectedFault, torch.AcceleratorError, ClipLost):
             raise
         except Exception as e:
             # unexpected: where it came from is worth knowing
@@ -240,7 +227,7 @@ def _frames(run: Run, step: int, i: int, request: PreviewRequest) -> Frames:
             try:
                 with memory_errors():
                     latents = sample_latents(
-                        run.experts.executors,
+                        _experts(run, step),
                         run.encoder,
                         request,
                         sampling_of(run.job.sample),
@@ -259,6 +246,15 @@ def _frames(run: Run, step: int, i: int, request: PreviewRequest) -> Frames:
                 else:  # it is made, but there was no room for the experts to come back
                     place(run, run.planning.plan)
     return frames
+
+
+def _experts(run: Run, step: int) -> Mapping[Expert, Predicts]:
+    """As previews run them: by all ranks that share clips with this one, where there are any."""
+    if run.team is None or run.split is None or not shares_passes(run.team):
+        return run.experts.executors
+    accelerated = bool(run.accelerators)
+    passes = SharedPasses(run.experts, run.team, run.split, step, run.job.sample.ema, accelerated)
+    return {expert: passes.of(expert) for expert in run.experts.executors}
 
 
 def _sheets(run: Run, step: int, i: int) -> dict[str, Path]:

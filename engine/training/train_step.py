@@ -5,9 +5,7 @@ A micro-batch is engine.training.objective's; when a step is taken, and its even
 """
 
 import math
-import sys
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,6 +15,7 @@ import torch
 
 from engine.encode.shared_encodes import HandingFailed, NotReady
 from engine.memory.planning import Shortage
+from engine.parallel.lost_clips import ClipLost, clip_lost, whole_or_lost
 from engine.parallel.ordered_sum import OrderedSum, Uses, count
 from engine.parallel.quiet import take_warnings, warn
 from engine.parallel.team import Loss, RankFailed, Team
@@ -38,9 +37,7 @@ from engine.training.placement import refused, replan, replan_together, why_shor
 from engine.training.reporting import ram_gib, vram_gib
 from presets.errors import UserError
 from presets.job.expert_schedule import Expert, expert_at
-from presets.machine.shell import without_secrets
 from presets.planner.candidates import ExhaustedPhase
-from presets.planner.plan import LESS_MEMORY
 from presets.planner.sizes import OPTIMIZER_BYTES
 
 
@@ -167,11 +164,6 @@ class SharedShortage(Exception):
         super().__init__(why.text)
 
 
-class ClipLost(Exception):
-    """This rank has failed in the midst of a clip that it shares: the others of it wait for what does not come, so all
-    end."""
-
-
 def shared_batch(run: Run, team: Team, noise: Callable[[], NoisedBatch]) -> NoisedBatch:
     """What `noise` makes, once all ranks that share the clip have made the same of it. Raises what it raises, NotReady
     where another has failed, and ClipLost."""
@@ -200,24 +192,8 @@ def shared_clip(run: Run, team: Team, step: int, expert: Expert, noised: NoisedB
     """`through_expert`, by all ranks that share the clip. Raises ClipLost."""
     if run.split is None:
         return through_expert(run, step, expert, noised, watch)
-    try:
-        with memory_errors():
-            return through_expert(run, step, expert, noised, watch)
-    except Exception as e:
-        loss = Loss(f"{type(e).__name__}: {e}", "", user=False)
-        if isinstance(e, torch.OutOfMemoryError | HostMemoryRefused):
-            each = team.part.each
-            text = f"out of memory in the midst of a clip that {each} GPUs share, where no smaller plan can be taken"
-            loss = Loss(text, LESS_MEMORY, user=True)
-        else:
-            print(without_secrets(traceback.format_exc()), file=sys.stderr)
-        raise clip_lost(team, loss) from e
-
-
-def clip_lost(team: Team, loss: Loss) -> ClipLost:
-    """End this rank where it is, and the others with it."""
-    team.give_up(loss)
-    return ClipLost(loss.cause)
+    with whole_or_lost(team, "clip"):
+        return through_expert(run, step, expert, noised, watch)
 
 
 def shared_gradients(run: Run, team: Team, step: int, expert: Expert, watch: Stopwatch) -> StepResult | None:

@@ -28,9 +28,8 @@ from engine.system import fault_injection
 from engine.system.device import memory_errors, release
 from engine.system.keyed_random import keyed_rng
 from engine.training import objective
-from engine.training.context import Run
+from engine.training.context import Run, averaged_weights
 from engine.training.placement import place
-from engine.training.previews import averaged_weights
 from presets.clips.batches import batches_of
 from presets.errors import UserError
 from presets.findings import Finding

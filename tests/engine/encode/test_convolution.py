@@ -5,7 +5,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d, WanRMS_norm
 from torch.nn import functional as F
 
-from engine.encode.convolution import Convolution, fill_normed, inside, norm_silu, repeat_last, room_of
+from engine.encode.convolution import Convolution, fill_normed, inside, make_padded, norm_silu, repeat_last
 
 B, T, H, W = 2, 3, 4, 5
 
@@ -16,11 +16,11 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 
 def filled(x_BTHWC: torch.Tensor, frames: int | None = None) -> torch.Tensor:
     B, T, H, W, C = x_BTHWC.shape
-    room = room_of((B, frames or T, H, W, C), x_BTHWC)
-    room[:, :2] = 0
-    inside(room)[:, :T] = x_BTHWC
-    repeat_last(room, T)
-    return room
+    padded = make_padded((B, frames or T, H, W, C), x_BTHWC)
+    padded[:, :2] = 0
+    inside(padded)[:, :T] = x_BTHWC
+    repeat_last(padded, T)
+    return padded
 
 
 @pytest.fixture
@@ -36,14 +36,14 @@ def test_norm_silu_is_the_formula_in_float64() -> None:
     torch.testing.assert_close(norm_silu(x, bias, gamma).double(), normed * torch.sigmoid(normed), rtol=1e-5, atol=1e-6)
 
 
-def test_a_room_is_zero_around_each_frame() -> None:
+def test_what_is_padded_is_zero_around_each_frame() -> None:
     like = torch.full((1,), float("nan"))
-    room = room_of((B, T, H, W, 3), like)
-    room[:, :2], inside(room)[:] = 0, 1
-    assert torch.equal(room, F.pad(torch.ones(B, T, H, W, 3), (0, 0, 1, 1, 1, 1, 2, 0)))
+    padded = make_padded((B, T, H, W, 3), like)
+    padded[:, :2], inside(padded)[:] = 0, 1
+    assert torch.equal(padded, F.pad(torch.ones(B, T, H, W, 3), (0, 0, 1, 1, 1, 1, 2, 0)))
 
 
-def test_a_room_goes_on_with_its_last_frame() -> None:
+def test_what_is_padded_goes_on_with_its_last_frame() -> None:
     x = drawn(B, T, H, W, 12)
     assert torch.equal(inside(filled(x, T + 2)), torch.cat([x, x[:, -1:], x[:, -1:]], dim=1))
 
@@ -56,7 +56,7 @@ def test_a_convolution_is_the_layer_s(layer: WanCausalConv3d) -> None:
     torch.testing.assert_close(ours(filled(x), beside), right + beside)
 
 
-def test_norm_and_activation_follow_in_the_next_room(layer: WanCausalConv3d) -> None:
+def test_norm_and_activation_follow_in_what_the_next_one_reads(layer: WanCausalConv3d) -> None:
     x, norm = drawn(B, T, H, W, 12), WanRMS_norm(6, images=False)
     norm.gamma.data = drawn(6, seed=1).view(6, 1, 1, 1)
     right = F.silu(norm(layer(x.permute(0, 4, 1, 2, 3)))).permute(0, 2, 3, 4, 1)
@@ -74,8 +74,8 @@ def test_three_channels_are_convolved_as_eight() -> None:
     torch.testing.assert_close(ours(filled(F.pad(x, (0, 5)))), right)
 
 
-def test_what_is_normed_fills_a_room_to_its_end() -> None:
+def test_what_is_normed_fills_it_to_its_end() -> None:
     x, gamma = drawn(B, T, H, W, 12), drawn(12, seed=1)
-    room = filled(drawn(B, T + 2, H, W, 12))
-    fill_normed(x, None, gamma, room)
-    assert torch.equal(room, filled(norm_silu(x, None, gamma), T + 2))
+    padded = filled(drawn(B, T + 2, H, W, 12))
+    fill_normed(x, None, gamma, padded)
+    assert torch.equal(padded, filled(norm_silu(x, None, gamma), T + 2))

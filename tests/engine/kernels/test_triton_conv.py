@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 pytest.importorskip("triton", reason="Triton is there on Linux")
 
-from engine.encode.convolution import inside, norm_silu, room_of
+from engine.encode.convolution import inside, make_padded, norm_silu
 from engine.kernels import triton_conv
 from engine.kernels.triton_conv import Tile, packed, tile_of
 from tests.helpers.kernels import SHARED, assembled, interpreted
@@ -19,12 +19,12 @@ pytestmark = pytest.mark.process  # Triton's assembler is a program
 INTERPRETED = """
 import sys, torch
 from engine.kernels import triton_conv as kernels
-def norm(x, bias, gamma, room):
-    kernels.norm_silu(x, bias, gamma, room)
-    return room
-def conv_norm(x, weight, bias, gamma, room, tile):
-    kernels.conv_norm_silu(x, weight, bias, gamma, room, kernels.Tile(*tile))
-    return room
+def norm(x, bias, gamma, padded):
+    kernels.norm_silu(x, bias, gamma, padded)
+    return padded
+def conv_norm(x, weight, bias, gamma, padded, tile):
+    kernels.conv_norm_silu(x, weight, bias, gamma, padded, kernels.Tile(*tile))
+    return padded
 def conv(x, weight, bias, beside, tile, edge=0):
     return kernels.conv(x, weight, bias, beside, kernels.Tile(*tile), edge)
 run = {"conv": conv, "norm": norm, "both": conv_norm}
@@ -46,9 +46,9 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def room(*size: int, seed: int = 0) -> torch.Tensor:
+def padded(*size: int, seed: int = 0) -> torch.Tensor:
     """What lies behind its end is no number."""
-    made = room_of(size, torch.empty(0))
+    made = make_padded(size, torch.empty(0))
     made.as_strided((made.numel() + 4 * size[-1],), (1,))[made.numel() :] = float("nan")
     made[:, :, 1:-1, 1:-1] = drawn(size[0], size[1] + 2, *size[2:], seed=seed)
     return made
@@ -57,16 +57,16 @@ def room(*size: int, seed: int = 0) -> torch.Tensor:
 def given() -> dict[str, tuple[Any, ...]]:
     cases: dict[str, tuple[Any, ...]] = {}
     for name, ((B, T, H, W, C, N), tile) in CASES.items():  # in fp32: the interpreter takes bf16 for integers
-        x, weight, bias, gamma = room(B, T, H, W, C), drawn(N, C, 3, 3, 3), drawn(N, seed=1), drawn(N, seed=2)
+        x, weight, bias, gamma = padded(B, T, H, W, C), drawn(N, C, 3, 3, 3), drawn(N, seed=1), drawn(N, seed=2)
         weight = packed(weight, tile.columns)
         cases[f"conv:{name}"] = (x, weight, bias, None, tuple(tile))
         cases[f"conv:{name}, a sum and an edge"] = (x, weight, bias, drawn(B, T, H, W, N, seed=3), tuple(tile), 1)
         if tile.outputs + tile.rest >= N:
-            cases[f"both:{name}"] = (x, weight, bias, gamma, room(B, T + 1, H, W, N, seed=4), tuple(tile))
+            cases[f"both:{name}"] = (x, weight, bias, gamma, padded(B, T + 1, H, W, N, seed=4), tuple(tile))
     for name, C in {"whole": 16, "channels of no power": 24}.items():
         x, gamma = drawn(2, 2, 4, 5, C), drawn(C, seed=1)
-        cases[f"norm:{name}"] = (x, None, gamma, room(2, 3, 4, 5, C))
-        cases[f"norm:{name}, a bias"] = (x, drawn(C, seed=2), gamma, room(2, 3, 4, 5, C))
+        cases[f"norm:{name}"] = (x, None, gamma, padded(2, 3, 4, 5, C))
+        cases[f"norm:{name}, a bias"] = (x, drawn(C, seed=2), gamma, padded(2, 3, 4, 5, C))
     return cases
 
 
@@ -111,7 +111,7 @@ def built(tile: Tile, inputs: int, capability: int) -> Any:
         name: f"tensordesc<bf16[{rows}, {tile.columns}]>" if tile.described else "*bf16" for name, rows in of.items()
     }
     types |= dict.fromkeys(("bias", "beside", "y"), "*bf16") | {"root": "fp32"}
-    types |= dict.fromkeys(("frames", "clips", "height", "width", "N", "room_frames"), "i32")
+    types |= dict.fromkeys(("frames", "clips", "height", "width", "N", "padded_frames"), "i32")
     constants: dict[str, Any] = {"C": inputs, "PIXELS": tile.pixels, "OUTPUTS": tile.outputs, "REST": tile.rest}
     constants |= {"COLUMNS": tile.columns, "DESCRIBED": tile.described, "BESIDE": False, "NORM": True}
     constants |= {"EDGE": 0, "GROUP": triton_conv.GROUP}

@@ -5,8 +5,10 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from daemon.processes.start_trainer import for_gpus, torchrun
@@ -32,9 +34,9 @@ JOBS: dict[str, dict] = {
     },
     "clips": {
         "steps": 4,
-        "prompts": 0,
         "dataset": {"num_frames": 5},
         "save": {"every": 2, "keep": 3, "dtype": "fp32"},
+        "sample": {"every": 4, "first": False},
     },
     # Two losses to a micro-batch: each of them gives two gradients to a parameter.
     "one": {
@@ -233,7 +235,7 @@ def share_clips(job: Path, ranks: int) -> None:
 
 
 def require_agreement(runs: Runs, job: Path) -> None:
-    """The losses and LoRAs are those of one process but for the order in which fp32 adds."""
+    """The losses, LoRAs and previews are those of one process but for the order in which fp32 adds."""
     mine, straight = job.parent / "runs/t", runs.straight("clips").parent / "runs/t"
     steps = [[e.data for e in events(run) if e.kind == "step"] for run in (mine, straight)]
     losses, norms = ([[data[key] for data in run] for run in steps] for key in ("loss", "grad_norm"))
@@ -244,6 +246,8 @@ def require_agreement(runs: Runs, job: Path) -> None:
         assert found.keys() == wanted.keys()
         for name, expected in wanted.items():
             assert (found[name] - expected).norm() <= 1e-3 * expected.norm(), name
+    posters = [np.asarray(Image.open(run / "samples/step_000000004/00.png"), int) for run in (mine, straight)]
+    assert abs(posters[0] - posters[1]).max() <= 2  # of 255
 
 
 @pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.thorough), 4])
@@ -274,6 +278,7 @@ def test_a_run_whose_clips_were_shared_goes_on_by_one_rank_and_back(runs: Runs):
         pytest.param("sigkill:forward:3@1", -9, "rank 1 of 2 was killed or has crashed", marks=pytest.mark.thorough),
         ("raise:forward:3@1", FAILED, "rank 1 of 2: InjectedFault"),  # the first waits for its tokens
         ("raise:vae.encode:3@1", FAILED, "rank 1: InjectedFault"),  # and here for the clip of the step after
+        ("raise:preview.pass:4@1", FAILED, "rank 1 of 2: InjectedFault"),
     ],
 )
 def test_a_rank_that_dies_ends_the_other_of_its_clip(runs: Runs, fault: str, code: int, cause: str):

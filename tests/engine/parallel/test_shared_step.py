@@ -14,6 +14,7 @@ import torch
 from engine.encode.shared_encodes import HandingFailed
 from engine.executor.token_split import TokenSplit
 from engine.memory.planning import Shortage
+from engine.parallel.lost_clips import ClipLost
 from engine.parallel.ordered_sum import OrderedSum
 from engine.parallel.orders import Steps
 from engine.parallel.parts import Part
@@ -21,7 +22,7 @@ from engine.parallel.team import RankFailed
 from engine.training import placement, prepare, train_step, trainer
 from engine.training.context import Run
 from engine.training.placement import settle
-from engine.training.train_step import ClipLost, StepTaken
+from engine.training.train_step import StepTaken
 from engine.training.trainer import OwnSteps, advance, optimizer_step, take_turns
 from presets.errors import UserError
 from presets.planner.plan import LESS_MEMORY
@@ -267,22 +268,21 @@ def test_an_encode_that_cannot_be_handed_on_ends_the_rank(bench: Bench):
 
 
 @pytest.mark.parametrize("unlike", [1, 3])
-def test_cards_of_two_kinds_share_no_clip(bench: Bench, unlike: int):
-    """On all ranks, whichever group has them."""
+def test_cards_of_two_kinds_share_no_clip(unlike: int):
+    """Whichever group has them. The first rank says so, and ends the others."""
     parts = [Part(None, place, (0, 1, 2, 3), 2) for place in range(4)]
 
-    def team_of(*others: str) -> Any:
+    def require(*others: str, leads: bool = True) -> None:
         def exchange(mine: str) -> list[str]:
             return [mine, *(other or mine for other in others)]
 
-        return SimpleNamespace(part=parts[0], parts=parts, exchange=exchange, exchange_clip=None, hand=None)
+        prepare.require_one_kind(SimpleNamespace(parts=parts, exchange=exchange, leads=leads), torch.device("cpu"))
 
-    sampler, placement = bench.run.loader.sampler, bench.run.placement
-    assert prepare._shared_encodes(team_of("", "another", "another"), sampler, placement)
+    require("", "another", "another")
+    others = ["another" if rank == unlike else "" for rank in (1, 2, 3)]
     with pytest.raises(UserError, match="are not of one kind"):
-        prepare._shared_encodes(
-            team_of(*("another" if rank == unlike else "" for rank in (1, 2, 3))), sampler, placement
-        )
+        require(*others)
+    require(*others, leads=False)
 
 
 def test_ranks_that_have_made_several_of_a_clip_go_no_further(bench: Bench):

@@ -34,11 +34,11 @@ from engine.encode.vae_encoder import load_vae
 from engine.executor.experts import Experts
 from engine.preview.sampling import sample_latents
 from engine.runfolder import checkpoint
-from engine.training.context import Learner, Run
+from engine.training.context import Learner, Run, averaged_weights
 from engine.training.optimizer import Ema, build_optimizer, parameter_groups
 from engine.training.placement import kernels_of
 from engine.training.prepare import prepare
-from engine.training.previews import averaged_weights, make_previews, request_of, video_path
+from engine.training.previews import make_previews, request_of, video_path
 from engine.training.saved_loras import lora_file, write_lora
 from engine.training.saving import save_all
 from engine.training.trainer import optimizer_step

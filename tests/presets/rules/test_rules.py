@@ -1209,6 +1209,13 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
     (
         "gpus-per-clip",
         "job.gpus_per_clip",
+        job(job={"gpus": [0, 1], "gpus_per_clip": 2}),
+        facts(machine=machine(gpu(), gpu(index=1, name="NVIDIA H200"))),
+        {"job.gpus_per_clip": 1},
+    ),
+    (
+        "gpus-per-clip",
+        "job.gpus_per_clip",
         job(job={"gpus_per_clip": 2}),
         facts(machine=machine(), model=tiny_model()),
         {"job.gpus_per_clip": 1},
@@ -1423,7 +1430,7 @@ ALMOST: list[tuple[str, Job, Facts]] = [
     (
         "gpus-per-clip",
         job(job={"gpus": [1, 0], "gpus_per_clip": 2}),
-        facts(machine=machine(gpu(), gpu(index=1))),
+        facts(machine=machine(gpu(), gpu(index=1), gpu(index=2, name="NVIDIA H200"))),  # which is not named
     ),
     # 832 px: 1024 leaves the clip whole
     ("resolution-not-reached", job(datasets=[{"resolutions": [512, 768, 1024]}]), facts()),
