@@ -31,8 +31,8 @@ async def nothing_to_do(min_sleep: float = 0, max_sleep: float = 1) -> None:
 
 def is_idle(pump: MessagePump) -> bool:
     """It has done all that it was sent, and waits for more."""
-    queue = pump._message_queue
-    return queue.empty() and bool(queue.ready_event._waiters)  # type: ignore[attr-defined]
+    queue: Any = pump._message_queue
+    return bool(queue.empty() and queue.ready_event._waiters)
 
 
 async def all_taken(pilot: textual.pilot.Pilot[Any]) -> bool:
