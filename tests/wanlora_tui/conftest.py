@@ -1,13 +1,13 @@
 """Pilots wait until the app has nothing to do, however long that takes, and what it notifies stays."""
 
 import asyncio
-from functools import partialmethod
 from time import process_time
 from typing import Any
 
 import pytest
 import textual.app
 import textual.pilot
+from textual.message_pump import MessagePump
 from textual.notifications import Notification, Notifications
 
 from tests.helpers.interface.wizard_pilot import NOTIFIED
@@ -29,13 +29,37 @@ async def nothing_to_do(min_sleep: float = 0, max_sleep: float = 1) -> None:
         await asyncio.sleep(0)
 
 
+def is_idle(pump: MessagePump) -> bool:
+    """It has done all that it was sent, and waits for more."""
+    queue: Any = pump._message_queue
+    return bool(queue.empty() and queue.ready_event._waiters)
+
+
+async def all_taken(pilot: textual.pilot.Pilot[Any]) -> bool:
+    """Every widget of the screen has taken what it had been sent before; False where the app has died.
+
+    Textual's `_wait_for_screen`, which this stands in for, sends all of them one more message, and waits until they
+    have taken that. Here only those get it that have something to do.
+    """
+    app = pilot.app
+    if not app.screen_stack:
+        return False
+    behind = [pump for pump in (app, *app.screen.walk_children(with_self=True)) if not is_idle(pump)]
+    taken = [event for pump in behind if pump.call_later((event := asyncio.Event()).set)]
+    if taken:
+        waits = [asyncio.gather(*(event.wait() for event in taken)), asyncio.create_task(app._exception_event.wait())]
+        ended, _ = await asyncio.wait(waits, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
+        assert ended, f"{sum(not event.is_set() for event in taken)} widgets of the screen do not take their messages"
+    return all(event.is_set() for event in taken)
+
+
 @pytest.fixture(autouse=True)
 def patient_pilots(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (textual.app, textual.pilot):
         monkeypatch.setattr(module, "wait_for_idle", nothing_to_do)
-    monkeypatch.setattr(
-        textual.pilot.Pilot, "_wait_for_screen", partialmethod(textual.pilot.Pilot._wait_for_screen, timeout=PATIENCE)
-    )
+    monkeypatch.setattr(textual.pilot.Pilot, "_wait_for_screen", all_taken)
 
 
 @pytest.fixture(autouse=True)

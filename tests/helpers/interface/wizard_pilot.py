@@ -4,7 +4,9 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -68,20 +70,6 @@ def screen_of(pilot: Pilot[None]) -> WizardScreen:
     return found
 
 
-async def type_text(pilot: Pilot[None], text: str) -> None:
-    names = {
-        " ": "space",
-        "/": "slash",
-        ".": "full_stop",
-        "_": "underscore",
-        "-": "minus",
-        "[": "left_square_bracket",
-        "]": "right_square_bracket",
-        ",": "comma",
-    }
-    await pilot.press(*(names.get(c, c) for c in text))
-
-
 @contextmanager
 def patient(app: KeysInOrder) -> Iterator[None]:
     """No key is given up meanwhile: the app goes on to the next one after some seconds, in which a very busy machine
@@ -99,6 +87,19 @@ def type_ahead(app: App[Any], *keys: str) -> None:
     for key in keys:
         for name, character in [(key, names[key])] if key in names else [(c, c) for c in key]:
             app.post_message(events.Key(name, character))
+
+
+async def type_text(pilot: Pilot[None], text: str) -> None:
+    """Fast: all of it is there before the first character has been looked at. Waits until it has been taken."""
+    app = pilot.app
+    if not isinstance(app, KeysInOrder):
+        await pilot.press(*text)
+        return
+    app.clear_notifications()
+    with patient(app):
+        type_ahead(app, text)
+        await pilot.pause()
+        await until(pilot, lambda: not app.is_taking, f"the end of {text!r}")
 
 
 async def at_step(pilot: Pilot[None], name: str) -> None:
@@ -147,10 +148,17 @@ def static(pilot: Pilot[None], selector: str) -> str:
     return str(screen_of(pilot).query_one(selector, Static).render())
 
 
+@cache
+def _film(frames: int) -> bytes:
+    with TemporaryDirectory() as place:
+        return write_clip(Path(place) / "clip.mp4", frames=frames, fps=16.0, width=96, height=96).read_bytes()
+
+
 def make_clips(folder: Path, count: int = 3, *, captions: bool = True, frames: int = 48) -> Path:
+    """Clips of the same bytes."""
     folder.mkdir(parents=True)
     for i in range(count):
-        write_clip(folder / f"clip_{i:02}.mp4", frames=frames, fps=16.0, width=96, height=96)
+        (folder / f"clip_{i:02}.mp4").write_bytes(_film(frames))
         if captions:
             (folder / f"clip_{i:02}.txt").write_text(f"orbit {90 * (i + 1)} around the subject")
     return folder

@@ -26,7 +26,7 @@ from wanlora_tui.widgets.phase_bar import PhaseBar
 
 pytestmark = pytest.mark.process  # takes seconds
 
-SIZES = [(80, 24), (100, 30), (160, 48)]
+SIZES = [(80, 24), pytest.param((100, 30), marks=pytest.mark.thorough), (160, 48)]  # all three: the pictures
 
 
 def shown(screen: Screen[None]) -> str:
@@ -96,23 +96,23 @@ async def test_what_matters_is_there_at_every_size(size: tuple[int, int], tmp_pa
         assert not list(outside(pilot.app.screen))
 
 
+PANES = {
+    "p": ["▀▀▀", "orbit 360 around the castle", "step_000000100"],
+    "l": ["attempt 1 started"],
+    "f": ["Run folder", "2 checkpoints", "castle.mp4 would play"],
+}
+
+
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize(
-    ("key", "words"),
-    [
-        ("p", ["▀▀▀", "orbit 360 around the castle", "step_000000100"]),
-        ("l", ["attempt 1 started"]),
-        ("f", ["Run folder", "2 checkpoints", "castle.mp4 would play"]),
-    ],
-)
-async def test_every_pane_can_be_reached(size: tuple[int, int], key: str, words: list[str], tmp_path: Path):
+async def test_every_pane_can_be_reached(size: tuple[int, int], tmp_path: Path):
     async with app_over(usual(), tmp_path).run_test(size=size) as pilot:
-        await pilot.press(key)
-        await settle(pilot)
-        text = shown(pilot.app.screen)
-        together = "".join(text.split())  # a long path is broken at the edge
-        assert all("".join(word.split()) in together for word in words), text
-        assert not list(outside(pilot.app.screen))
+        for key, words in PANES.items():
+            await pilot.press(key)
+            await settle(pilot)
+            text = shown(pilot.app.screen)
+            together = "".join(text.split())  # a long path is broken at the edge
+            assert all("".join(word.split()) in together for word in words), (key, text)
+            assert not list(outside(pilot.app.screen)), key
 
 
 async def test_v_goes_round_all_panes_and_the_same_key_goes_back(tmp_path: Path):

@@ -28,7 +28,9 @@ def line(pilot: Pilot[None]) -> str:
     return text.document.get_line(text.cursor_location[0])
 
 
-@pytest.mark.parametrize("size", [(80, 24), (100, 30), (160, 48)])
+@pytest.mark.parametrize(
+    "size", [(80, 24), *(pytest.param(size, marks=pytest.mark.thorough) for size in ((100, 30), (160, 48)))]
+)
 async def test_search_goes_on_and_round_within_the_log(size: tuple[int, int], tmp_path: Path):
     async with app_over(a_run(), tmp_path).run_test(size=size) as pilot:
         await settle(pilot)

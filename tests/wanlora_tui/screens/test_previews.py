@@ -49,7 +49,7 @@ async def begin(pilot: Pilot[None], key: str, screen: type) -> None:
     await until(pilot, lambda: isinstance(pilot.app.screen, screen), screen.__name__)
 
 
-@pytest.mark.parametrize("size", [(80, 24), (160, 48)])
+@pytest.mark.parametrize("size", [(80, 24), pytest.param((160, 48), marks=pytest.mark.thorough)])
 async def test_the_preview_plays_in_its_place(size: tuple[int, int], tmp_path: Path):
     filmed(tmp_path / "orbit_v1")
     app = app_over(tmp_path / "orbit_v1")
@@ -153,7 +153,7 @@ async def test_mouse(tmp_path: Path):
         assert "step 0" in screen_text(app)
 
 
-@pytest.mark.parametrize("size", [(80, 24), (160, 48), (40, 10)])
+@pytest.mark.parametrize("size", [(80, 24), pytest.param((160, 48), marks=pytest.mark.thorough), (40, 10)])
 async def test_a_sheet_of_all_prompts_and_steps(size: tuple[int, int], tmp_path: Path):
     filmed(tmp_path / "orbit_v1", prompts=4, steps=(0, 20, 40, 60, 80, 100))
     app = app_over(tmp_path / "orbit_v1")

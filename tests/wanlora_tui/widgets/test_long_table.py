@@ -129,7 +129,7 @@ class ChangingScreen(SparingScreen):
         yield Changing(id="table")
 
 
-@pytest.mark.parametrize("colours", [True, False])
+@pytest.mark.parametrize("colours", [True, pytest.param(False, marks=pytest.mark.thorough)])
 async def test_no_stale_line_stays_on_the_screen(monkeypatch: pytest.MonkeyPatch, colours: bool) -> None:
     if not colours:
         monkeypatch.setenv("NO_COLOR", "1")

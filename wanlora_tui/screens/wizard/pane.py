@@ -183,16 +183,22 @@ class StepPane(Vertical):
         """Put the focus where this step begins."""
         raise AssertionError("every step says where it begins")
 
+    def focused_row(self) -> FieldInput | None:
+        """The row of this step that has the focus. Asked at every key for the footer: without a look at all rows."""
+        focused = self.screen.focused
+        above = list(focused.ancestors_with_self) if focused is not None else []
+        return next((node for node in above if isinstance(node, FieldInput)), None) if self in above else None
+
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Recommended is only offered where there is a recommended value to go back to."""
         if action == "recommended":
-            return any(row.has_focus_within and row.reason is not None for row in self.query(FieldInput))
+            row = self.focused_row()
+            return row is not None and row.reason is not None
         return super().check_action(action, parameters)
 
     def action_recommended(self) -> None:
-        for row in self.query(FieldInput):
-            if row.has_focus_within:
-                row.reset()
+        if (row := self.focused_row()) is not None:
+            row.reset()
 
 
 class StepBox(Container):

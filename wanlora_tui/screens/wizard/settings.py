@@ -266,7 +266,8 @@ class SettingsPane(StepPane):
         return super().check_action(action, parameters)
 
     def _path_row(self) -> FieldInput | None:
-        return next((row for row in self.query(FieldInput) if row.has_focus_within and row.base is not None), None)
+        row = self.focused_row()
+        return row if row is not None and row.base is not None else None
 
     @work
     async def action_browse(self) -> None:

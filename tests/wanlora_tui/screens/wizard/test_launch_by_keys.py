@@ -36,6 +36,7 @@ async def jobs(folder: Path) -> list[JobRecord]:
         return await client.jobs()
 
 
+@pytest.mark.thorough  # the same way is walked in test_nothing_is_lost, without terminal and daemon
 def test_a_job_with_two_previews_takes_ten_keys_and_a_path(folder: Path, tmp_path: Path) -> None:
     clips = make_clips(tmp_path / "orbit", 3)
     keep_base(tmp_path / "hub")

@@ -353,17 +353,21 @@ async def test_all_of_it_by_mouse(tmp_path):
         await on_top(pilot, CaptionDialog)
 
 
-@pytest.mark.parametrize("size", [(60, 15), (80, 24), (160, 48)])
-async def test_the_dialogs_fit(tmp_path, size):
+async def test_the_dialog_fits(tmp_path):
     folder = make_clips(tmp_path / "clips", 1)
-    async with wizard(tmp_path / "draft.json", size=size) as pilot:
+    async with wizard(tmp_path / "draft.json") as pilot:
         await at_clips(pilot, folder)
-        await pilot.press("enter")
-        dialog = await on_top(pilot, CaptionDialog)
-        text = dialog.query_one(TextArea)
-        text.scroll_visible(animate=False)
-        await pilot.pause()
-        assert text.region.height > 0 and dialog.region.contains_region(text.region)
+        for size in ((60, 15), (80, 24), (160, 48)):
+            await pilot.resize_terminal(*size)
+            screen_of(pilot).query_one(ClipTable).focus()
+            await pilot.press("enter")
+            dialog = await on_top(pilot, CaptionDialog)
+            text = dialog.query_one(TextArea)
+            text.scroll_visible(animate=False)
+            await pilot.pause()
+            assert text.region.height > 0 and dialog.region.contains_region(text.region), size
+            await pilot.press("escape")
+            await until(pilot, lambda dialog=dialog: pilot.app.screen is not dialog, "the step")
 
 
 async def test_down_goes_from_the_folder_to_its_clips_and_the_help_quotes_the_trigger(tmp_path):

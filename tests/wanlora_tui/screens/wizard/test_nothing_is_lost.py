@@ -161,7 +161,7 @@ async def test_marks_tell_what_was_found_and_lead_there(work: Path) -> None:
         await until(pilot, lambda: "✗1 4 Machine" not in screen_text(pilot.app), "the mark gone")
 
 
-@pytest.mark.parametrize("size", [(60, 15), (20, 5)])
+@pytest.mark.parametrize("size", [(60, 15), pytest.param((20, 5), marks=pytest.mark.thorough)])
 async def test_tab_stops_at_nothing_that_nobody_sees(work: Path, size: tuple[int, int]) -> None:
     async with wizard(a_draft(work, "clips"), size=size) as pilot:
         await resumed(pilot, "clips")

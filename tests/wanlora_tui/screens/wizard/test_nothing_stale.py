@@ -21,7 +21,7 @@ THEMES = ("textual-light", "textual-dark", "nord", "solarized-light")
 SIZES = ((80, 24), (100, 30), (160, 48), (58, 18), (81, 24))
 
 
-@pytest.mark.parametrize("colours", [True, False])
+@pytest.mark.parametrize("colours", [True, pytest.param(False, marks=pytest.mark.thorough)])
 async def test_no_stale_line_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, colours: bool) -> None:
     if not colours:
         monkeypatch.setenv("NO_COLOR", "1")

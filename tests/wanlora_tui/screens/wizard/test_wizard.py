@@ -42,9 +42,8 @@ from wanlora_tui.draft.job_draft import PANELS
 from wanlora_tui.screens.wizard.captions import CaptionsPane
 from wanlora_tui.screens.wizard.clips import ClipsPane
 from wanlora_tui.screens.wizard.review import ReviewPane
-from wanlora_tui.screens.wizard.settings import SettingsPane
 from wanlora_tui.widgets.clip_table import ClipTable
-from wanlora_tui.widgets.field_input import FieldInput, FieldText
+from wanlora_tui.widgets.field_input import FieldInput, FieldText, field_id
 from wanlora_tui.widgets.folder_picker import PathInput, PathPicker
 
 pytestmark = pytest.mark.process  # takes seconds
@@ -78,6 +77,14 @@ async def resumed(pilot, step: str) -> None:  # type: ignore[no-untyped-def]
     await pilot.press("enter")
     await at_step(pilot, step)
     await scanned(pilot)
+
+
+async def at_field(pilot, path: str) -> FieldInput:  # type: ignore[no-untyped-def]
+    """Go there as a finding leads there, without the panels between."""
+    await screen_of(pilot).go_to_field(path)
+    row = screen_of(pilot).query_one(f"#{field_id(path)}", FieldInput)
+    await until(pilot, lambda: row.has_focus_within, f"the focus in {path}")
+    return row
 
 
 async def reviewed(pilot) -> ReviewPane:  # type: ignore[no-untyped-def]
@@ -317,11 +324,7 @@ async def test_a_lora_of_another_model_is_told_at_its_field_and_a_merge_makes_ro
     async with wizard(a_draft(work, "settings")) as pilot:
         await resumed(pilot, "settings")
         state = screen_of(pilot).state
-        for _ in range(PANELS.index("target") + 1):
-            await pilot.press("j")
-        await until(pilot, lambda: screen_of(pilot).query("#field-target-start_high"), "the form")
-        await pilot.press("enter")
-        row = await focus_field(pilot, "target.start_high")
+        row = await at_field(pilot, "target.start_high")
         row.control.value = "other.safetensors"
         await until(pilot, lambda: "of another model" in screen_text(pilot.app), "the finding")
         row.control.value = "mine.safetensors"
@@ -330,11 +333,7 @@ async def test_a_lora_of_another_model_is_told_at_its_field_and_a_merge_makes_ro
         await pilot.press("f4")
         await until(pilot, lambda: isinstance(pilot.app.screen, PathPicker), "the picker")
         await pilot.press("escape")
-        screen_of(pilot).query_one("#panels").focus()
-        await pilot.press(*"k" * (PANELS.index("target") - PANELS.index("model")))
-        await until(pilot, lambda: screen_of(pilot).query("#field-model-merge-0-path"), "the form")
-        await pilot.press("enter")
-        row = await focus_field(pilot, "model.merge[0].path")
+        row = await at_field(pilot, "model.merge[0].path")
         row.control.value = "mine.safetensors"
         await until(pilot, lambda: screen_of(pilot).query("#field-model-merge-1-path"), "room for the next")
         strength = await focus_field(pilot, "model.merge[0].strength")
@@ -346,9 +345,7 @@ async def test_some_layers_get_a_rank_of_their_own(work: Path) -> None:
     async with wizard(a_draft(work, "settings")) as pilot:
         await resumed(pilot, "settings")
         state = screen_of(pilot).state
-        for _ in range(PANELS.index("target") + 1):
-            await pilot.press("j")
-        await until(pilot, lambda: screen_of(pilot).query("#add-layers"), "the form")
+        await at_field(pilot, "target.rank")
         await pilot.press("f5")
         await until(pilot, lambda: len(state.draft.layers) == 1, "the table")
         await until(pilot, lambda: isinstance(pilot.app.focused, FieldText), "the focus in it")
@@ -371,13 +368,10 @@ async def test_the_values_of_one_expert_follow_the_common_ones_and_its_stage(wor
         state = screen_of(pilot).state
         state.set_value("training.steps", 1000)
         state.set_value("training.lr", 2e-4)
-        for _ in range(PANELS.index("multistage") + 1):
-            await pilot.press("j")
-        await until(pilot, lambda: screen_of(pilot).query("#heading-low_noise"), "the form")
+        await at_field(pilot, "multistage.high.share")
         assert "High noise alone: 500 of 1000 steps" in screen_text(pilot.app) and "left out: 0.0002" in screen_text(
             pilot.app
         )
-        await pilot.press("enter")
         row = await focus_field(pilot, "multistage.high.share")
         row.control.value = "3"
         await until(pilot, lambda: "alone: 750 of 1000 steps" in static(pilot, "#heading-high_noise"), "the share")
@@ -398,13 +392,7 @@ async def test_bad_input_is_shown_kept_and_blocks_the_launch(work: Path) -> None
     draft = a_draft(work, "settings")
     async with wizard(draft) as pilot:
         await resumed(pilot, "settings")
-        pane = screen_of(pilot).pane
-        assert isinstance(pane, SettingsPane)
-        for _ in range(7):
-            await pilot.press("j")
-        await until(pilot, lambda: screen_of(pilot).query("#field-training-lr"), "the form")
-        await pilot.press("enter")
-        await focus_field(pilot, "training.lr")
+        await at_field(pilot, "training.lr")
         await pilot.press("ctrl+u")
         await type_text(pilot, "quick")
         assert "✗ Expected number" in screen_text(pilot.app)
@@ -628,31 +616,33 @@ async def test_escape_at_the_offer_goes_back_and_keeps_the_draft(work: Path) -> 
     assert draft.read_bytes() == before
 
 
-@pytest.mark.parametrize(
-    ("keys", "prompt", "image"),
-    [
-        (("def", "tab", "/tmp/y.png"), "def", "/tmp/y.png"),
-        (("def", "down", "/tmp/y.png"), "def", "/tmp/y.png"),
-        (("abc", "backspace", "d", "tab", "y"), "abd", "y"),
-        (("def", "tab", "control/ca", "tab"), "def", "control/castle.png"),
-        (("a", "tab", "y", "shift+tab", "b"), "b", "y"),  # a field entered by a key is selected whole
-    ],
-)
-async def test_keys_typed_ahead_go_where_they_were_meant_to(
-    work: Path, keys: tuple[str, ...], prompt: str, image: str
-) -> None:
+TYPED_AHEAD: list[tuple[tuple[str, ...], str, str]] = [
+    (("def", "tab", "/tmp/y.png"), "def", "/tmp/y.png"),
+    (("def", "down", "/tmp/y.png"), "def", "/tmp/y.png"),
+    (("abc", "backspace", "d", "tab", "y"), "abd", "y"),
+    (("def", "tab", "control/ca", "tab"), "def", "control/castle.png"),
+    (("a", "tab", "y", "shift+tab", "b"), "b", "y"),  # a field entered by a key is selected whole
+]
+
+
+async def test_keys_typed_ahead_go_where_they_were_meant_to(work: Path) -> None:
     async with wizard(a_draft(work, "prompts", prompts=[PromptPanel(prompt="")])) as pilot:
         await resumed(pilot, "prompts")
         rows = list(pilot.app.screen.query(FieldInput))
-        await until(pilot, lambda: rows[0].control.has_focus, "the first field")
-        await pilot.press("end")
         pilot.app.patience = PATIENCE
-        type_ahead(pilot.app, *keys)
-        await until(
-            pilot,
-            lambda: (rows[0].control.value, rows[1].control.value) == (prompt, image),
-            f"{prompt!r} and {image!r}",
-        )
+        for keys, prompt, image in TYPED_AHEAD:
+            for row in rows[:2]:
+                row.control.value = ""
+            rows[0].control.focus()
+            await until(pilot, lambda: rows[0].control.has_focus, "the first field")
+            await pilot.press("end")
+            type_ahead(pilot.app, *keys)
+            await until(
+                pilot,
+                lambda wanted=(prompt, image): (rows[0].control.value, rows[1].control.value) == wanted,
+                f"{prompt!r} and {image!r} of {keys}",
+            )
+            await until(pilot, lambda: not pilot.app.is_taking, f"the end of {keys}")
 
 
 async def test_a_prompt_can_be_typed_right_behind_the_key_that_adds_it(work: Path) -> None:

@@ -17,7 +17,7 @@ from tests.helpers.interface.wizard_pilot import (
     until,
     wizard,
 )
-from tests.wanlora_tui.screens.wizard.test_wizard import a_draft, resumed, reviewed
+from tests.wanlora_tui.screens.wizard.test_wizard import a_draft, at_field, resumed, reviewed
 from wanlora_tui.draft.job_draft import PANELS
 from wanlora_tui.draft.steps import NAMES, STEPS
 from wanlora_tui.widgets.field_input import FieldInput
@@ -25,6 +25,7 @@ from wanlora_tui.widgets.field_input import FieldInput
 pytestmark = pytest.mark.process  # for its length
 
 SIZES = [(80, 24), (100, 30), (160, 48)]
+OPENED_AT = [SIZES[0], *(pytest.param(size, marks=pytest.mark.thorough) for size in SIZES[1:])]
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def assert_all_seen(screen, step: str) -> None:  # type: ignore[no-untyped-def]
         assert button.region.width >= len(str(button.label)) + 2 and button.region.bottom <= height
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", OPENED_AT)
 async def test_every_step_fits(work: Path, size: tuple[int, int]) -> None:
     draft = a_draft(
         work,
@@ -100,7 +101,7 @@ async def test_every_step_fits(work: Path, size: tuple[int, int]) -> None:
             await pilot.press("f8")
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", OPENED_AT)
 async def test_dialogs_fit_and_a_resize_is_survived(work: Path, size: tuple[int, int]) -> None:
     async with wizard(a_draft(work, "clips"), size=size) as pilot:
         await resumed(pilot, "clips")
@@ -127,10 +128,7 @@ async def test_it_reads_without_colour(work: Path, monkeypatch: pytest.MonkeyPat
     async with wizard(draft) as pilot:
         assert pilot.app.no_color
         await resumed(pilot, "settings")
-        for _ in PANELS[: PANELS.index("target") + 1]:
-            await pilot.press("j")
-        await until(pilot, lambda: screen_of(pilot).query("#field-target-rank"), "the form")
-        await pilot.press("enter", "down")
+        await at_field(pilot, "target.rank")
         text = screen_text(pilot.app)
         assert "TARGET ●1" in text and "● yours, ◆ 16" in text and "▸Linear rank" in text, text
         await pilot.press("f8", "f8")
