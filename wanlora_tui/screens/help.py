@@ -8,9 +8,10 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.screen import ModalScreen, Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from wanlora_tui.actions import Action, all_actions, bindings
+from wanlora_tui.widgets.fitting_footer import FittingFooter
 
 GROUPS = {
     "app": "Everywhere",
@@ -143,7 +144,7 @@ class HelpScreen(ModalScreen[None]):
             yield Static(
                 "Ctrl+P opens the command palette: every action by name, and the colour themes.", classes="help-heading"
             )
-        yield Footer(show_command_palette=False, compact=True)
+        yield FittingFooter(show_command_palette=False)
 
     def on_mount(self) -> None:
         self.query_one("#help-box").focus()

@@ -6,12 +6,13 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
-from textual.widgets import Button, Footer, Input, SelectionList, Static
+from textual.widgets import Button, Input, SelectionList, Static
 from textual.widgets.selection_list import Selection
 
 from presets.text import escaped
 from wanlora_tui.actions import bindings
 from wanlora_tui.output.formatting import count, state_text
+from wanlora_tui.widgets.fitting_footer import FittingFooter
 
 GONE = ("done", "cancelled")  # what goes unless the user chooses otherwise: it cannot be resumed, or was given up
 STYLE = """
@@ -47,7 +48,7 @@ class AskText(ModalScreen[str | None]):
             with Horizontal():
                 yield Button(f"{self._take} (Enter)", id="take", variant="primary", compact=True)
                 yield Button("Cancel (Esc)", id="cancel", compact=True)
-        yield Footer(show_command_palette=False)
+        yield FittingFooter(show_command_palette=False, compact=False)
 
     @on(Input.Changed)
     def _typed(self) -> None:
@@ -94,7 +95,7 @@ class AskEnded(ModalScreen[list[str] | None]):
             with Horizontal():
                 yield Button("", id="take", variant="warning", compact=True)
                 yield Button("Keep all (Esc)", id="cancel", compact=True)
-        yield Footer(show_command_palette=False)
+        yield FittingFooter(show_command_palette=False, compact=False)
 
     def _words(self, state: str, chosen: Collection[str]) -> str:
         number = self._counts[state]

@@ -13,7 +13,7 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.message import Message
 from textual.screen import ModalScreen
-from textual.widgets import Button, Footer, Input, Static, TextArea
+from textual.widgets import Button, Input, Static, TextArea
 from textual.worker import Worker
 
 from presets.clips.captions import fill_trigger
@@ -27,6 +27,7 @@ from wanlora_tui.draft.clip_list import ClipEntry
 from wanlora_tui.output.formatting import count
 from wanlora_tui.screens.wizard.dialogs import close_over
 from wanlora_tui.widgets.clip_frames import ClipFrames
+from wanlora_tui.widgets.fitting_footer import FittingFooter
 
 SHOWN = 200  # changes that a dialog lists; the rest is counted
 SLICE = 0.008  # seconds of writing between two keys
@@ -95,7 +96,7 @@ class CaptionDialog(ModalScreen[str | None]):
             with Horizontal():
                 yield Button("Write it ^S", id="write", variant="primary", compact=True)
                 yield Button("Cancel Esc", id="cancel", compact=True)
-        yield Footer()
+        yield FittingFooter(compact=False)
 
     def on_mount(self) -> None:
         self.query_one(ClipFrames).show(self.entry.clip, self.panel, note=self.entry.problem)
@@ -198,7 +199,7 @@ class CaptionsDialog(ModalScreen[list[CaptionChange]]):
             with Horizontal():
                 yield Button("", id="write", variant="primary", compact=True)
                 yield Button("Cancel Esc", id="cancel", compact=True)
-        yield Footer()
+        yield FittingFooter(compact=False)
 
     def on_mount(self) -> None:
         self.query_one("#problem").display = False

@@ -9,12 +9,13 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
 from textual.keys import key_to_character
 from textual.screen import ModalScreen, Screen
-from textual.widgets import Button, Footer, Static
+from textual.widgets import Button, Static
 
 from presets.text import escaped
 from wanlora_tui.actions import Action, all_actions, bindings
 from wanlora_tui.draft.steps import Step
 from wanlora_tui.screens.help import key_table
+from wanlora_tui.widgets.fitting_footer import FittingFooter
 
 
 class Ask(ModalScreen[str]):
@@ -46,7 +47,7 @@ class Ask(ModalScreen[str]):
             with Horizontal():
                 for i, (key, label) in enumerate(self.answers.items()):
                     yield Button(label, id=f"answer-{key}", variant="primary" if i == 0 else "default", compact=True)
-        yield Footer(compact=True)
+        yield FittingFooter()
 
     @on(Button.Pressed)
     def _answered(self, event: Button.Pressed) -> None:
@@ -102,7 +103,7 @@ class StepHelp(ModalScreen[None]):
                 yield Static(key_table(list(self._with_keys(typed=False))))
                 yield Static("These are for lists and tables: in the text input that has the focus they are typed.")
                 yield Static(key_table(list(self._with_keys(typed=True))))
-        yield Footer()
+        yield FittingFooter(compact=False)
 
     def _with_keys(self, *, typed: bool) -> Iterator[Action]:
         """The actions with only those of their keys that a text input takes for text, or only the others."""

@@ -186,13 +186,19 @@ class StepPane(Vertical):
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Recommended is only offered where there is a recommended value to go back to."""
         if action == "recommended":
-            return any(row.has_focus_within and row.reason is not None for row in self.query(FieldInput))
+            row = self._row_in_focus()
+            return row is not None and row.reason is not None
         return super().check_action(action, parameters)
 
     def action_recommended(self) -> None:
-        for row in self.query(FieldInput):
-            if row.has_focus_within:
-                row.reset()
+        row = self._row_in_focus()
+        if row is not None:
+            row.reset()
+
+    def _row_in_focus(self) -> FieldInput | None:
+        focused = self.screen.focused
+        around = focused.ancestors if focused is not None and self in focused.ancestors else ()
+        return next((node for node in around if isinstance(node, FieldInput)), None)
 
 
 class StepBox(Container):

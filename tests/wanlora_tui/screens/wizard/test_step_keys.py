@@ -2,7 +2,6 @@
 
 import pytest
 from textual.widgets import Button, Input
-from textual.widgets._footer import FooterKey
 
 from tests.helpers.interface.wizard_pilot import (
     at_step,
@@ -15,6 +14,7 @@ from tests.helpers.interface.wizard_pilot import (
 )
 from tests.wanlora_tui.screens.wizard.test_mending import at_clips, on_top
 from wanlora_tui.screens.wizard.clip_dialogs import CaptionsDialog
+from wanlora_tui.widgets.fitting_footer import FittingFooter
 
 pytestmark = pytest.mark.process  # takes seconds
 
@@ -115,7 +115,7 @@ async def test_undo_held_down_says_the_last_change_alone(tmp_path):
 
 async def test_undo_is_offered_where_there_is_something_to_take_back(tmp_path):
     def in_footer() -> list[str]:
-        return [key.description for key in screen_of(pilot).query(FooterKey)]
+        return [key.label for key in screen_of(pilot).query_one(FittingFooter).shown]
 
     def offered() -> set[str | None]:
         return {b.binding.id for b in screen_of(pilot).active_bindings.values()} & {"wizard.undo", "wizard.redo"}
