@@ -206,7 +206,7 @@ class PathPicker(ModalScreen[str | None]):
             box.border_title = self.picker_title
             yield PathInput(str(self.start), base=self.start, suffixes=self.suffixes, id="picker-path")
             yield Static("", id="picker-problem", markup=False)
-            yield Input(placeholder="part of a name", id="picker-filter", compact=True)
+            yield OneLine(placeholder="part of a name", id="picker-filter", compact=True)
             yield _Tree(self.start, self.suffixes)
             yield Static(
                 f"Enter takes the {what} · right opens a folder · left closes it · backspace goes up · / filters",

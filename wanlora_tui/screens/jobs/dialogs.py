@@ -13,6 +13,7 @@ from presets.text import escaped
 from wanlora_tui.actions import bindings
 from wanlora_tui.output.formatting import count, state_text
 from wanlora_tui.widgets.fitting_footer import FittingFooter
+from wanlora_tui.widgets.pasting import OneLine
 
 GONE = ("done", "cancelled")  # what goes unless the user chooses otherwise: it cannot be resumed, or was given up
 STYLE = """
@@ -43,7 +44,7 @@ class AskText(ModalScreen[str | None]):
         with Vertical() as box:
             box.border_title = escaped(self._title).replace("[", r"\[")
             yield Static(escaped(self._hint), markup=False)
-            yield Input(self._value, compact=True, id="asked-text")
+            yield OneLine(self._value, compact=True, id="asked-text")
             yield Static("", id="asked-problem", classes="dialog-problem", markup=False)
             with Horizontal():
                 yield Button(f"{self._take} (Enter)", id="take", variant="primary", compact=True)
@@ -57,7 +58,7 @@ class AskText(ModalScreen[str | None]):
     @on(Input.Submitted)
     @on(Button.Pressed, "#take")
     def _entered(self) -> None:
-        text = self.query_one(Input).value.strip()
+        text = self.query_one(OneLine).value.strip()
         if problem := self._wrong(text):
             self.query_one("#asked-problem", Static).update(f"✗ {escaped(problem)}")
         else:

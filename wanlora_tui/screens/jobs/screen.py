@@ -28,6 +28,7 @@ from wanlora_tui.screens.jobs.requests import possible
 from wanlora_tui.screens.jobs.table import JobTable, Rows
 from wanlora_tui.terminal.desktop import can_open, open_folder
 from wanlora_tui.widgets.fitting_footer import FittingFooter
+from wanlora_tui.widgets.pasting import OneLine
 from wanlora_tui.widgets.redraw_throttle import Changed, Throttle, is_seen
 
 WIDE = 120  # columns from which on the job under the cursor stands beside the list
@@ -50,7 +51,7 @@ SPARE = ("jobs.later", "jobs.earlier", "jobs.remove", "jobs.rename", "jobs.dupli
 ON_A_JOB = frozenset(possible(JobRecord(id=0, name="", job_path="", out="", gpus=[], state="queued")))
 
 
-class FilterInput(Input):
+class FilterInput(OneLine):
     """Letters to find jobs by. Esc shows all jobs again, Enter goes back to the list."""
 
     BINDINGS = bindings("jobs.unfilter")

@@ -28,6 +28,7 @@ from wanlora_tui.output.formatting import count
 from wanlora_tui.screens.wizard.dialogs import close_over
 from wanlora_tui.widgets.clip_frames import ClipFrames
 from wanlora_tui.widgets.fitting_footer import FittingFooter
+from wanlora_tui.widgets.pasting import OneLine, typed_by
 
 SHOWN = 200  # changes that a dialog lists; the rest is counted
 SLICE = 0.008  # seconds of writing between two keys
@@ -40,6 +41,9 @@ class _Text(TextArea):
 
     def __init__(self, text: str) -> None:
         super().__init__(text, id="caption-text", soft_wrap=True, tab_behavior="focus", compact=True)
+
+    def check_consume_key(self, key: str, character: str | None = None) -> bool:
+        return super().check_consume_key(key, typed_by(key) or None)
 
 
 class CaptionDialog(ModalScreen[str | None]):
@@ -140,6 +144,10 @@ class CaptionDialog(ModalScreen[str | None]):
         self.dismiss(None)
 
 
+class _Template(OneLine):
+    joiner = " "
+
+
 @dataclass
 class Planned(Message):
     """The captions that a template makes."""
@@ -192,7 +200,7 @@ class CaptionsDialog(ModalScreen[list[CaptionChange]]):
             box.border_title = self.dialog_title
             yield Static(self.words, markup=False)
             if self.template is not None:
-                yield Input(self.template, id="template", compact=True)
+                yield _Template(self.template, id="template", compact=True)
             with VerticalScroll():
                 yield Static("", id="changes", markup=False)
             yield Static("", id="problem", markup=False)

@@ -7,7 +7,6 @@ from typing import Any
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
-from textual.keys import key_to_character
 from textual.screen import ModalScreen, Screen
 from textual.widgets import Button, Static
 
@@ -16,6 +15,7 @@ from wanlora_tui.actions import Action, all_actions, bindings
 from wanlora_tui.draft.steps import Step
 from wanlora_tui.screens.help import key_table
 from wanlora_tui.widgets.fitting_footer import FittingFooter
+from wanlora_tui.widgets.pasting import typed_by
 
 
 class Ask(ModalScreen[str]):
@@ -64,11 +64,6 @@ async def close_over(screen: Screen[Any]) -> None:
         await screen.app.pop_screen()
 
 
-def is_text(key: str) -> bool:
-    """Whether the key of this name is a character that can be typed."""
-    return (key_to_character(key) or "\n").isprintable()
-
-
 class _Page(VerticalScroll):
     BINDINGS = bindings("text.down", "text.up", "text.top", "text.bottom")
 
@@ -108,7 +103,7 @@ class StepHelp(ModalScreen[None]):
     def _with_keys(self, *, typed: bool) -> Iterator[Action]:
         """The actions with only those of their keys that a text input takes for text, or only the others."""
         for action in self.actions:
-            keys = [k for k in action.keys.split(",") if is_text(k) == typed]
+            keys = [k for k in action.keys.split(",") if bool(typed_by(k)) == typed]
             if keys:
                 yield replace(action, keys=",".join(keys))
 

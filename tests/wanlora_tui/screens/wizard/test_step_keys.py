@@ -151,3 +151,14 @@ async def test_undo_of_a_prompt_opens_its_own_values_for_one_of_those_alone(tmp_
         await pilot.press("ctrl+underscore")
         await until(pilot, lambda: screen_of(pilot).query_one("#prompt-0").has_class("-open"), "the seed's field")
         await until(pilot, lambda: screen_of(pilot).query_one(".own").has_focus_within, "the focus in it")
+
+
+async def test_what_was_wrong_with_no_folder_goes_once_one_is_typed(tmp_path):
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await pilot.press("enter")
+        await at_step(pilot, "clips")
+        said = screen_of(pilot).query_one("#folder-problem", Static)
+        await pilot.press("enter")
+        await until(pilot, lambda: "Type a folder first" in str(said.content), "what is wrong")
+        await pilot.press("c")
+        await until(pilot, lambda: not said.content, "nothing wrong any more")
