@@ -1,7 +1,7 @@
 """The keys of a step: where they work, what is offered, and undo held down."""
 
 import pytest
-from textual.widgets import Button, Input
+from textual.widgets import Button, Input, Static
 
 from tests.helpers.interface.wizard_pilot import (
     at_step,
