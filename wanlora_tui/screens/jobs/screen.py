@@ -83,6 +83,7 @@ class JobsScreen(FirstLayout, JobCopies):
         self._looked_up: tuple[int, int] = (-1, -1)  # job and revision of the run that was asked for
         self._view: RunView | None = None  # what came of that
         self._problem = ""
+        self._listed = False  # whether the daemon's list has been drawn
         self._drawing = Throttle(self, self._render_all)
 
     def compose(self) -> ComposeResult:
@@ -94,6 +95,11 @@ class JobsScreen(FirstLayout, JobCopies):
         yield Static(advised(EMPTY), id="jobs-empty", markup=False)
         yield Static(id="jobs-detail", markup=False)
         yield FittingFooter(spare=SPARE)
+
+    @property
+    def takes_keys(self) -> bool:
+        """Keys that come before the list mean its first job; for a daemon that does not answer they do not wait."""
+        return self._listed or bool(self._job_list.problem)
 
     def on_mount(self) -> None:
         self._rows = Rows(self.query_one(JobTable))
@@ -139,6 +145,7 @@ class JobsScreen(FirstLayout, JobCopies):
         self._render_title(len(records))
         self._render_detail()
         self._render_keys()
+        self._listed = self._listed or loaded
 
     def _render_title(self, listed: int | None = None) -> None:
         records = self._job_list.records
