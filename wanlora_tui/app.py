@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from textual import events, work
 from textual.actions import SkipAction
 from textual.app import ScreenStackError, SystemCommand
+from textual.command import CommandPalette
 from textual.screen import Screen
 from textual.widget import Widget
 
@@ -46,6 +47,7 @@ from wanlora_tui.terminal.streams import has_shell
 from wanlora_tui.themes import ReadableThemes, readable
 from wanlora_tui.threads import ReadingThreads
 from wanlora_tui.widgets.key_order import KeysInOrder
+from wanlora_tui.widgets.pasting import chosen_text
 from wanlora_tui.widgets.redraw_throttle import Changed, is_seen
 
 # What is imported here is what the first frame shows: all else comes when it is opened.
@@ -98,7 +100,7 @@ class WanloraApp(OwnActions, ReadableThemes, KeysInOrder):
         self.client = Client(daemon_dir, here=not host)
         self._job_list, self._ends = JobList(), Ends()
         self._ends.fresh([job] if job else [])
-        self._interrupted_at = 0.0
+        self._interrupted_at = float("-inf")
         self._close_at: float | None = None
         self._ahead = False  # whether what may be opened next is imported
 
@@ -353,8 +355,10 @@ class WanloraApp(OwnActions, ReadableThemes, KeysInOrder):
         if any(isinstance(screen, Looks) and screen.looking for screen in self.screen_stack):
             self.action_leave()
             return
-        if getattr(self.focused, "selected_text", "") or self.screen.get_selected_text():
+        if chosen_text(self.focused) or self.screen.get_selected_text():
             raise SkipAction
+        if isinstance(self.screen, CommandPalette):  # it would cover the notice
+            self.pop_screen()
         now = time.monotonic()
         if now - self._interrupted_at < TWICE_SECONDS:
             self.action_leave()

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from textual.command import CommandList
+from textual.command import CommandList, CommandPalette
 from textual.pilot import Pilot
 from textual.widgets import Input
 from textual_image.widget import HalfcellImage
@@ -306,7 +306,23 @@ async def test_ctrl_c_copies_what_is_selected_and_is_heard_over_dialogs_and_in_t
         await pilot.press(*"abc", "shift+home", "ctrl+c")
         await until(pilot, lambda: app.clipboard == "abc", "the copy")
         assert app.return_code is None and not says(pilot, "Press Ctrl+C again")()
-        await pilot.press("end", "escape")
+        await pilot.press("shift+tab", "tab")  # the focus alone has selected it
+        await until(
+            pilot, lambda: app.focused is not None and getattr(app.focused, "selected_text", "") == "abc", "abc"
+        )
+        app.copy_to_clipboard("before")
+        await pilot.press("ctrl+c")
+        await until(pilot, says(pilot, "Press Ctrl+C again to leave"), "the warning")
+        assert app.clipboard == "before"
+        app.clear_notifications()
+        app._interrupted_at = float("-inf")
+        await pilot.press("end", "ctrl+p")
+        await until(pilot, lambda: isinstance(app.screen, CommandPalette), "the palette")
+        await pilot.press("ctrl+c")
+        await until(pilot, says(pilot, "Press Ctrl+C again to leave"), "the warning, that no palette covers")
+        app.clear_notifications()
+        app._interrupted_at = float("-inf")
+        await pilot.press("escape")
         await until(pilot, says(pilot, "Leave the wizard?"), "the question")
         await pilot.press("ctrl+c")
         await until(pilot, says(pilot, "Press Ctrl+C again to leave"), "the warning")

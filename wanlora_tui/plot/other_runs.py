@@ -10,7 +10,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.screen import ModalScreen
-from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from daemon.errors import DaemonError
@@ -25,6 +25,7 @@ from presets.text import escaped
 from wanlora_tui.actions import bindings
 from wanlora_tui.output.formatting import state_text
 from wanlora_tui.output.typed_paths import absolute
+from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.folder_picker import PathInput
 
 RETRY_SECONDS = 1.0
@@ -105,7 +106,7 @@ class OtherRuns(ModalScreen[JobRecord | Path | None]):
                 yield Static("The daemon has no other run.", id="other-runs-none")
             yield Static("Or a run folder of this machine:", id="other-runs-label")
             yield PathInput(base=Path.cwd(), placeholder="runs/orbit_v1", id="other-run-path")
-            yield Footer(show_command_palette=False, compact=True)
+            yield FittingFooter(show_command_palette=False)
 
     def on_mount(self) -> None:
         self.query_one(RunList if self._choices else PathInput).focus()

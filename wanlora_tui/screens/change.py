@@ -6,7 +6,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
-from textual.widgets import Footer, Input, Static
+from textual.widgets import Input, Static
 
 from presets.errors import JobError
 from presets.job.diff import LIVE_FIELDS, live_value
@@ -15,6 +15,7 @@ from presets.job.preview_settings import PRESETS
 from wanlora_tui.actions import bindings
 from wanlora_tui.output.formatting import setting_text
 from wanlora_tui.widgets.field_input import FieldText, problem_text, range_text
+from wanlora_tui.widgets.fitting_footer import FittingFooter
 
 EXPERTS = {"multistage.high.lr": "high noise", "multistage.low.lr": "low noise"}
 LEFT_OUT = {**dict.fromkeys(EXPERTS, "as above"), "sample.shift": f"{PRESETS['custom'].shift:g}"}  # what it means
@@ -59,7 +60,7 @@ class ChangeScreen(ModalScreen[list[tuple[str, str]] | None]):
                     takes = range_text(about).replace(" or left out", "")
                     yield Static(takes, classes="change-range", markup=False)
             yield Static(id="change-problem", markup=False)
-        yield Footer(show_command_palette=False, compact=True)
+        yield FittingFooter(show_command_palette=False)
 
     def on_mount(self) -> None:
         self.query(Input).first().focus()

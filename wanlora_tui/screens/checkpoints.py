@@ -11,7 +11,7 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.screen import ModalScreen
-from textual.widgets import DataTable, Footer, Static
+from textual.widgets import DataTable, Static
 
 from presets.runs.checkpoints import StoredCheckpoint, best_text
 from presets.text import escaped, human
@@ -19,6 +19,7 @@ from wanlora_tui.actions import bindings
 from wanlora_tui.output.far_words import shown_path
 from wanlora_tui.output.formatting import held_out_text
 from wanlora_tui.output.queue_words import clock_time
+from wanlora_tui.widgets.fitting_footer import FittingFooter
 
 COLUMNS = ("STEP", "WRITTEN", "HIGH LOSS", "LOW LOSS", "SIZE", "PREVIEWS")
 HELD_OUT = "HELD OUT"  # a column of runs that measure that loss
@@ -46,7 +47,7 @@ class CheckpointsScreen(ModalScreen[int | None]):
                 yield Static(escaped(f"By held-out loss, {text}."), id="checkpoints-best", markup=False)
             yield CheckpointTable(cursor_type="row", cell_padding=1)
             yield Static(id="checkpoints-detail", markup=False)
-        yield Footer(show_command_palette=False, compact=True)
+        yield FittingFooter(show_command_palette=False)
 
     def on_mount(self) -> None:
         table = self.query_one(CheckpointTable)

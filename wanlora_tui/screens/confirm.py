@@ -3,10 +3,11 @@
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
-from textual.widgets import Button, Footer, Static
+from textual.widgets import Button, Static
 
 from presets.text import escaped
 from wanlora_tui.actions import bindings
+from wanlora_tui.widgets.fitting_footer import FittingFooter
 
 
 class Confirm(ModalScreen[bool]):
@@ -24,7 +25,7 @@ class Confirm(ModalScreen[bool]):
             with Horizontal(id="confirm-buttons"):
                 yield Button(f"{self._no} (n)", id="no")
                 yield Button(f"{self._yes} (y)", id="yes", variant="warning")
-        yield Footer(show_command_palette=False, compact=True)
+        yield FittingFooter(show_command_palette=False)
 
     def on_mount(self) -> None:
         self.query_one("#no").focus()

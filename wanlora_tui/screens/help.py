@@ -8,9 +8,10 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import VerticalScroll
 from textual.screen import ModalScreen, Screen
-from textual.widgets import Footer, Static
+from textual.widgets import SelectionList, Static
 
 from wanlora_tui.actions import Action, all_actions, bindings
+from wanlora_tui.widgets.fitting_footer import FittingFooter
 
 GROUPS = {
     "app": "Everywhere",
@@ -30,8 +31,18 @@ FILMS = {"compare": ("film",), "picture": ("compare", "film"), "sheet": ("film",
 # what a screen's help takes from another group and the screen does not have
 LACKING = {"picture": {f"compare.{name}" for name in ("more", "fewer", "pin", "open", "sheet", "close")}}
 IN_DIALOG = "In this dialog"
-# of a dialog's buttons, lists and fields, which have no name of ours; "": as the widget says
-WIDGET_KEYS = {"enter": "", "space": "", "tab": "Go to the next field, list or button."}
+# what Enter, Space and Tab do in a dialog's buttons, lists and fields, by the widgets' own names of it
+WIDGET_KEYS = ("enter", "space", "tab")
+WORDS = {
+    "press": "Press the button.",
+    "submit": "Take what is typed.",
+    "select": "Take the line under the cursor.",
+    "select_cursor": "Take the line under the cursor.",
+    "toggle_node": "Open or close the folder under the cursor.",
+    "show_overlay": "Open the list of choices.",
+    "app.focus_next": "Go to the next field, list or button.",
+}
+TICK = "Tick the line under the cursor, or take its tick away."
 NAMES = {
     "comma": ",",
     "full_stop": ".",
@@ -99,8 +110,12 @@ def of_dialog(dialog: Screen[object]) -> tuple[dict[str, list[Action]], set[str]
                 keys.setdefault(binding.id, []).append(key)
                 if not offered:
                     refused.add(binding.id)
-            elif key in WIDGET_KEYS:
-                plain.setdefault(key, WIDGET_KEYS[key] or f"{binding.description}.")
+            elif key in WIDGET_KEYS and binding.action in WORDS:
+                ticks = isinstance(node, SelectionList) and binding.action == "select"
+                plain.setdefault(key, TICK if ticks else WORDS[binding.action])
+    for key, binding in dialog.app._bindings:  # these are heard over dialogs
+        if binding.priority and binding.id:
+            keys.setdefault(binding.id, []).append(key)
     out: dict[str, list[Action]] = {IN_DIALOG: []}
     for action in all_actions():
         if action.id in keys:
@@ -143,7 +158,7 @@ class HelpScreen(ModalScreen[None]):
             yield Static(
                 "Ctrl+P opens the command palette: every action by name, and the colour themes.", classes="help-heading"
             )
-        yield Footer(show_command_palette=False, compact=True)
+        yield FittingFooter(show_command_palette=False)
 
     def on_mount(self) -> None:
         self.query_one("#help-box").focus()

@@ -29,6 +29,7 @@ from wanlora_tui.screens.log_text import LogText
 from wanlora_tui.transfer.messages import Cut, Files
 from wanlora_tui.transfer.tail import TextTail, attempt_log
 from wanlora_tui.widgets.fitting_footer import FittingFooter
+from wanlora_tui.widgets.pasting import OneLine
 from wanlora_tui.widgets.phase_bar import TitleLine
 
 LOOK_SECONDS = 1.0  # between two looks for more
@@ -78,7 +79,7 @@ class LogScreen(Screen[None]):
         text = LogText(read_only=True, soft_wrap=True, compact=True, show_line_numbers=False, id="log-text")
         text.cursor_blink, text.hang = False, LABEL
         yield text
-        yield Input(placeholder="words to find in the log: Enter, then n and N", compact=True, id="log-search")
+        yield OneLine(placeholder="words to find in the log: Enter, then n and N", compact=True, id="log-search")
         yield FittingFooter(spare=SPARE, show_command_palette=False)
 
     def on_mount(self) -> None:

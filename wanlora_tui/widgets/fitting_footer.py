@@ -1,73 +1,161 @@
-"""A footer for screens that stay open: drawn anew only when what it offers has changed, and never cut off at the edge.
+"""A footer that is one widget and one line, drawn anew only when what it offers has changed, and never cut off.
 
-Textual's own is made anew whenever bindings are looked at again, which costs more than all else of a screen at rest.
+Textual's own has a widget for each key, all of them made anew whenever bindings are looked at again: that took longer
+than all else of a key that opens a dialog or goes to another step.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+from rich.cells import cell_len
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
 from textual.app import ComposeResult
-from textual.events import Resize
+from textual.reactive import reactive
 from textual.screen import Screen
+from textual.strip import Strip
 from textual.widgets import Footer
-from textual.widgets._footer import FooterKey
 
-Offered = tuple[str, str, bool]  # id or action of a binding, its label, whether it can be taken now
+EDGE = "▏"  # in front of the palette's key
+
+
+@dataclass(frozen=True)
+class Offer:
+    """One key of a footer. `id`: of its action, "" for what is not ours."""
+
+    id: str
+    key: str
+    shown_key: str
+    label: str
+    tooltip: str
+    enabled: bool
 
 
 class FittingFooter(Footer):
     """`spare`: ids of actions that are left out where there is no room for all, the first of them first. They have
-    their keys still, and stand in the help and the palette."""
+    their keys still, and stand in the help and the palette. `compact`: without a blank around each key."""
 
-    def __init__(self, *, spare: Sequence[str] = (), show_command_palette: bool = True) -> None:
-        super().__init__(show_command_palette=show_command_palette, compact=True)
+    COMPONENT_CLASSES = {"footer--key", "footer--label", "footer--edge", "footer--hover"}  # noqa: RUF012  (Textual's own declaration)
+    DEFAULT_CSS = """
+    FittingFooter {
+        .footer--key { color: $footer-key-foreground; background: $footer-key-background; text-style: bold; }
+        .footer--label { color: $footer-description-foreground; background: $footer-description-background; }
+        .footer--edge { color: $foreground 20%; }
+        .footer--hover { background: $block-hover-background; }
+    }
+    """
+
+    _hovered: reactive[str] = reactive("")  # the key under the mouse
+
+    def __init__(self, *, spare: Sequence[str] = (), show_command_palette: bool = True, compact: bool = True) -> None:
+        super().__init__(show_command_palette=show_command_palette, compact=compact)
         self._spare = spare
-        self._offered: list[Offered] | None = None
-        self._width = 0
-        self._drawn: tuple[list[Offered] | None, int] = (None, 0)
+        self._offered: list[Offer] = []
+        self._palette: Offer | None = None  # it stands at the right
+        self._awaited = False  # a look at the bindings, after the frame that is being drawn
+        self._places: list[tuple[range, Offer]] = []  # columns of what is drawn
 
     def compose(self) -> ComposeResult:
-        keys = [key for key in super().compose() if isinstance(key, FooterKey)]
-        ids = {b.binding.action: b.binding.id for b in self.screen.active_bindings.values()}
-        room = self._room()
-        for spare in self._spare:
-            if sum(map(_columns, keys)) <= room:
-                break
-            keys = [key for key in keys if ids.get(key.action) != spare]
-        self.styles.grid_size_columns = len(keys)
-        yield from keys
+        yield from ()
 
     def bindings_changed(self, screen: Screen[object]) -> None:
-        if not screen.app.app_focus or not self.is_attached or screen is not self.screen:
-            return
-        offered = [
-            (b.binding.id or b.binding.action, b.binding.description, b.enabled)
-            for b in screen.active_bindings.values()
-            if b.binding.show
-        ]
-        if offered != self._offered or self._width != self._room():
-            self._offered, self._width = offered, self._room()
-            super().bindings_changed(screen)
+        """They are looked at once, after the frame of the key that has changed them."""
+        if screen.app.app_focus and self.is_attached and screen is self.screen and not self._awaited:
+            self._awaited = True
+            self.call_after_refresh(self.look)
 
-    async def recompose(self) -> None:
-        """It comes a moment after it was asked for: a dialog may be open by now, whose keys these are not, or the
-        screen may be gone."""
-        if not self.is_attached:
+    def look(self) -> None:
+        """See what is offered now. A dialog may be open by now, whose keys these are not, or the screen may be gone;
+        when it is back its bindings are told of again."""
+        self._awaited = False
+        if not self.is_attached or not self.screen.is_current:
             return
-        if self.screen.is_current:
-            if self._drawn != (self._offered, self._width):  # asked for twice, it is drawn once
-                self._drawn = self._offered, self._width
-                await super().recompose()
+        bound = self.screen.active_bindings
+        offered: dict[str, Offer] = {}  # by action: its first key is shown
+        for _, binding, enabled, tooltip in bound.values():
+            if binding.show and binding.action not in offered:
+                offered[binding.action] = Offer(
+                    binding.id or "",
+                    binding.key,
+                    self.app.get_key_display(binding),
+                    binding.description,
+                    tooltip,
+                    enabled,
+                )
+        palette = None
+        if self.show_command_palette and self.app.COMMAND_PALETTE_BINDING in bound:
+            _, binding, enabled, tooltip = bound[self.app.COMMAND_PALETTE_BINDING]
+            palette = Offer(
+                "",
+                binding.key,
+                self.app.get_key_display(binding),
+                binding.description,
+                binding.tooltip or binding.description,
+                enabled,
+            )
+        if (list(offered.values()), palette) != (self._offered, self._palette):
+            self._offered, self._palette = list(offered.values()), palette
+            self.refresh()
+
+    @property
+    def shown(self) -> list[Offer]:
+        """What there is room for."""
+        at_the_right = [self._palette] if self._palette is not None else []
+        keys, room = list(self._offered), self.size.width
+        for spare in self._spare:
+            if sum(map(self._columns, [*keys, *at_the_right])) <= room:
+                break
+            keys = [key for key in keys if key.id != spare]
+        return [*keys, *at_the_right]
+
+    def _columns(self, offer: Offer) -> int:
+        """A key and its label, with all that is between it and the next."""
+        return cell_len(offer.shown_key) + cell_len(offer.label) + (2 if self.compact else 3)
+
+    def render_line(self, y: int) -> Strip:
+        width, segments, self._places = self.size.width, list[Segment](), []
+        plain = Style(bgcolor=self.rich_style.bgcolor)
+        at = 0
+        for offer in self.shown:
+            if offer is self._palette:
+                at = max(0, width - cell_len(f"{EDGE}{offer.shown_key} {offer.label} "))
+                before = Strip(segments).adjust_cell_length(at, plain)
+                edge = Segment(EDGE, self.get_component_rich_style("footer--edge"))
+                segments = [*before, edge, *self._segments(offer, compact=True)]
+            else:
+                after = [Segment(" ", plain)] if self.compact else []
+                segments += [*self._segments(offer, compact=self.compact), *after]
+            columns = self._columns(offer)
+            self._places.append((range(at, at + columns), offer))
+            at += columns
+        return Strip(segments).adjust_cell_length(width, plain)
+
+    def _segments(self, offer: Offer, *, compact: bool) -> list[Segment]:
+        style = Style(dim=True) if not offer.enabled else Style()
+        if offer.key == self._hovered:
+            style += Style(bgcolor=self.get_component_rich_style("footer--hover").bgcolor)
+        key, label = (self.get_component_rich_style(f"footer--{part}") + style for part in ("key", "label"))
+        if compact:
+            return [Segment(offer.shown_key, key), Segment(f" {offer.label}", label)]
+        return [Segment(f" {offer.shown_key} ", key), Segment(f"{offer.label} ", label)]
+
+    def _at(self, x: int) -> Offer | None:
+        return next((offer for columns, offer in self._places if x in columns), None)
+
+    def on_mouse_move(self, event: events.MouseMove) -> None:
+        offer = self._at(event.x)
+        self._hovered = offer.key if offer is not None else ""
+        self.tooltip = offer.tooltip or None if offer is not None else None
+
+    def on_leave(self) -> None:
+        self._hovered = ""
+
+    def on_mouse_down(self, event: events.MouseDown) -> None:
+        offer = self._at(event.x)
+        if offer is None:
+            return
+        if offer.enabled:
+            self.app.simulate_key(offer.key)
         else:
-            self._offered = None  # looked up again when the screen is back
-
-    def on_resize(self, event: Resize) -> None:
-        if self._offered is not None and event.size.width != self._width:
-            self.bindings_changed(self.screen)
-
-    def _room(self) -> int:
-        return self.size.width or self.screen.size.width
-
-
-def _columns(key: FooterKey) -> int:
-    """A key, a blank and a label, and a blank between two, as the compact footer has them."""
-    return len(key.key_display) + len(key.description) + 2
+            self.app.bell()

@@ -15,7 +15,7 @@ from textual.containers import Horizontal, Vertical
 from textual.message import Message
 from textual.screen import ModalScreen
 from textual.suggester import Suggester
-from textual.widgets import Button, DirectoryTree, Footer, Input, Static, Tree
+from textual.widgets import Button, DirectoryTree, Input, Static, Tree
 from textual.widgets.directory_tree import DirEntry
 from textual.widgets.tree import TreeNode
 
@@ -24,6 +24,7 @@ from presets.file_names import escaped, is_utf8
 from wanlora_tui.actions import bindings
 from wanlora_tui.output.formatting import count
 from wanlora_tui.output.typed_paths import absolute, complete_path
+from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.pasting import OneLine
 
 MOST_COUNTED = 20_000  # entries of a folder that are looked at for its count
@@ -205,7 +206,7 @@ class PathPicker(ModalScreen[str | None]):
             box.border_title = self.picker_title
             yield PathInput(str(self.start), base=self.start, suffixes=self.suffixes, id="picker-path")
             yield Static("", id="picker-problem", markup=False)
-            yield Input(placeholder="part of a name", id="picker-filter", compact=True)
+            yield OneLine(placeholder="part of a name", id="picker-filter", compact=True)
             yield _Tree(self.start, self.suffixes)
             yield Static(
                 f"Enter takes the {what} · right opens a folder · left closes it · backspace goes up · / filters",
@@ -214,7 +215,7 @@ class PathPicker(ModalScreen[str | None]):
             with Horizontal(id="picker-row"):
                 yield Button(f"Take this {what}", id="picker-take", variant="primary", compact=True)
                 yield Button("Cancel", id="picker-cancel", compact=True)
-        yield Footer()
+        yield FittingFooter(compact=False)
 
     def on_mount(self) -> None:
         self.query_one(_Tree).focus()

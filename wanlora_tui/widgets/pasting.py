@@ -1,19 +1,29 @@
-"""Text inputs of one line that lose nothing of a paste of several, and draw only themselves at a key."""
+"""Text inputs: which keys they take for text, what of their selection is their user's, and pastes of several lines."""
 
 from typing import ClassVar
 
 from textual import events
 from textual.binding import Binding, BindingType
 from textual.geometry import Size
+from textual.keys import REPLACED_KEYS, key_to_character
 from textual.reactive import Reactive
+from textual.widget import Widget
 from textual.widgets import Input
 from textual.widgets.input import Selection
 
 from wanlora_tui.output.formatting import count
 
 
+def typed_by(key: str) -> str:
+    """The character that the key of this name types, "" if none. Textual's own knows no `slash`, `minus`, `plus`, `at`,
+    `underscore` or `backslash`: a footer and a help would list them as keys where they are typed."""
+    character = key_to_character(REPLACED_KEYS.get(key, key)) or ""
+    return character if character.isprintable() else ""
+
+
 class OneLine(Input, inherit_bindings=False):
-    """`joiner` stands where a pasted text had its line breaks; None: such a text is refused, and that is said."""
+    """Draws only itself at a key. `joiner` stands where a pasted text had its line breaks; None: such a text is
+    refused, and that is said."""
 
     # ^D is left to what is around: Delete does the same
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -62,6 +72,14 @@ class OneLine(Input, inherit_bindings=False):
         self._arrival = None
         self.refresh_bindings()
 
+    def check_consume_key(self, key: str, character: str | None) -> bool:
+        return super().check_consume_key(key, typed_by(key) or None)
+
+    @property
+    def is_chosen(self) -> bool:
+        """Its user has selected what is selected; the focus alone selects all."""
+        return self._is_users(self.selection)
+
     def _is_users(self, selection: Selection) -> bool:
         return not selection.is_empty and selection != self._arrival
 
@@ -69,5 +87,12 @@ class OneLine(Input, inherit_bindings=False):
         """Where its user has selected nothing there is nothing to cut, and the key means what it means around this
         input."""
         if action == "cut":
-            return self._is_users(self.selection)
+            return self.is_chosen
         return super().check_action(action, parameters)
+
+
+def chosen_text(widget: Widget | None) -> str:
+    """What its user has selected in a widget."""
+    if isinstance(widget, OneLine) and not widget.is_chosen:
+        return ""
+    return str(getattr(widget, "selected_text", ""))

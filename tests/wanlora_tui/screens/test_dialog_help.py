@@ -12,11 +12,11 @@ from tests.helpers.interface.dialogs import all_dialogs, one_of_each
 from tests.helpers.interface.wizard_pilot import screen_text, until
 from tests.wanlora_tui.actions.test_palette import typed as found_in_palette
 from wanlora_tui import app as wanlora_app
-from wanlora_tui.actions import all_actions
+from wanlora_tui.actions import all_actions, bindings
 from wanlora_tui.actions.own_actions import OwnActions
 from wanlora_tui.draft.caption_history import CaptionChange
 from wanlora_tui.screens.confirm import Confirm
-from wanlora_tui.screens.help import HelpScreen
+from wanlora_tui.screens.help import WIDGET_KEYS, HelpScreen, of_dialog
 from wanlora_tui.screens.wizard import clip_dialogs
 from wanlora_tui.screens.wizard.clip_dialogs import CaptionsDialog
 from wanlora_tui.screens.wizard.dialogs import Ask
@@ -27,6 +27,7 @@ OWN = set(HELP_OF) - {"app.help"}
 
 
 class Asking(OwnActions, KeysInOrder):
+    BINDINGS = bindings("app.interrupt")
     CSS_PATH = wanlora_app.__file__.replace("app.py", "app.tcss")
     HORIZONTAL_BREAKPOINTS = wanlora_app.WanloraApp.HORIZONTAL_BREAKPOINTS
     action_help = wanlora_app.WanloraApp.action_help  # type: ignore[assignment]
@@ -70,6 +71,14 @@ async def test_every_dialog_has_help_and_is_as_it_was_after_it(tmp_path: Path) -
             text = await open_help(pilot, key)
             missing = [name for name in bound if HELP_OF[name] not in text]
             assert not missing and "In this dialog" in text, (kind, missing, text)
+            shown, _ = of_dialog(dialog)
+            keys = {key for actions in shown.values() for action in actions for key in action.keys.split(",")}
+            for node, widgets in dialog._modal_binding_chain:
+                for widget_key, binding in widgets:
+                    named = widget_key in keys or dialog.app._check_action_state(binding.action, node) is False
+                    assert named or widget_key not in WIDGET_KEYS, (kind, widget_key, binding, node)
+            words = [action.help for actions in shown.values() for action in actions]
+            assert HELP_OF["app.interrupt"] in text and not {"Press button.", "Submit.", "Select."} & set(words), words
             assert "Where the daemon is" not in text, "what works on the screen below, but not here"
             await pilot.press(key)
             await until(pilot, lambda dialog=dialog: app.screen is dialog, "the dialog")

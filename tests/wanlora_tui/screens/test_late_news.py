@@ -5,7 +5,6 @@ from pathlib import Path
 import msgspec
 import pytest
 from textual.pilot import Pilot
-from textual.widgets._footer import FooterKey
 
 from tests.helpers.interface.runs import usual
 from tests.helpers.interface.wizard_pilot import until
@@ -17,6 +16,7 @@ from wanlora_tui.screens.dashboard import DashboardScreen
 from wanlora_tui.screens.log import LogScreen, Tailed
 from wanlora_tui.screenshot import RecordedApp
 from wanlora_tui.widgets.files_list import FilesList
+from wanlora_tui.widgets.fitting_footer import FittingFooter
 from wanlora_tui.widgets.redraw_throttle import Changed
 
 pytestmark = pytest.mark.process  # takes seconds
@@ -24,7 +24,7 @@ LONG = "wan_i2v_motion_orbit_around_the_castle_in_the_rain_v3"
 
 
 def keys(app: RecordedApp) -> list[str]:
-    return [key.description for key in app.screen.query(FooterKey)]
+    return [key.label for key in app.screen.query_one(FittingFooter).shown]
 
 
 def dashboard(pilot: Pilot[None]) -> DashboardScreen:

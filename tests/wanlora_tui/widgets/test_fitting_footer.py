@@ -1,14 +1,14 @@
-"""The footer when its screen is taken down between a change of its keys and the drawing of them."""
+"""The footer: what it offers, when it looks, what there is room for, and the mouse over it."""
 
 from textual.app import App, ComposeResult
+from textual.binding import Binding
 from textual.screen import Screen
-from textual.widgets._footer import FooterKey
 
 from tests.helpers.interface.wizard_pilot import until
 from wanlora_tui.widgets.fitting_footer import FittingFooter
 
 
-async def test_a_footer_whose_screen_is_gone_is_not_made_anew():
+async def test_a_footer_whose_screen_is_gone_looks_at_nothing():
     app: App[None] = App()
     async with app.run_test() as pilot:
         screen = Screen[None]()
@@ -18,50 +18,92 @@ async def test_a_footer_whose_screen_is_gone_is_not_made_anew():
         await pilot.pause()
         await app.pop_screen()
         assert not footer.is_attached
-        await footer.recompose()
+        footer.look()
 
 
 class Counted(FittingFooter):
-    """How often its keys were made."""
+    """How often it has looked at the bindings."""
 
-    made = 0
+    looks = 0
 
-    def compose(self) -> ComposeResult:
-        self.made += 1
-        yield from super().compose()
+    def look(self) -> None:
+        self.looks += 1
+        super().look()
 
 
 class Two(Screen[None]):
-    BINDINGS = [("s", "stop", "Stop"), ("r", "resume", "Resume")]  # noqa: RUF012
-    stops = True
+    BINDINGS = [Binding("s", "stop", "Stop", id="stop"), ("r", "resume", "Resume")]  # noqa: RUF012
+    stops: bool | None = True
+    stopped = 0
 
     def compose(self) -> ComposeResult:
-        yield Counted(show_command_palette=False)
+        yield Counted(spare=["stop"], show_command_palette=False)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        return action != "stop" or self.stops
+        return self.stops if action == "stop" else True
+
+    def action_stop(self) -> None:
+        self.stopped += 1
 
 
-def keys(footer: FittingFooter) -> list[str]:
-    return [key.description for key in footer.query(FooterKey)]
+def labels(footer: FittingFooter) -> list[str]:
+    return [key.label for key in footer.shown]
 
 
-async def test_what_is_asked_for_twice_before_it_is_drawn_is_drawn_once():
-    """Each change of keys costs as much as a frame; at a start there are several of them at once."""
+def drawn(footer: FittingFooter) -> str:
+    return footer.render_line(0).text.rstrip()
+
+
+async def test_what_is_asked_for_twice_before_it_is_drawn_is_looked_at_once():
+    """Each look costs as much as a small frame; at a start and with each step there are several at once."""
     app: App[None] = App()
     async with app.run_test() as pilot:
         screen = Two()
         await app.push_screen(screen)
         footer = screen.query_one(Counted)
-        await until(pilot, lambda: keys(footer) == ["Stop", "Resume"], "the keys")
-        made = footer.made
+        await until(pilot, lambda: labels(footer) == ["Stop", "Resume"], "the keys")
+        looks = footer.looks
 
         def change(*stops: bool) -> None:
             for screen.stops in stops:
                 footer.bindings_changed(screen)
 
         footer.call_next(change, False, True, False)
-        await until(pilot, lambda: keys(footer) == ["Resume"], "the keys of now")
-        assert footer.made == made + 1
+        await until(pilot, lambda: labels(footer) == ["Resume"], "the keys of now")
+        assert footer.looks == looks + 1 and drawn(footer) == "r Resume"
         footer.call_next(change, True)
-        await until(pilot, lambda: keys(footer) == ["Stop", "Resume"], "both again")
+        await until(pilot, lambda: labels(footer) == ["Stop", "Resume"], "both again")
+
+
+async def test_it_follows_the_width_of_the_terminal():
+    app: App[None] = App()
+    async with app.run_test(size=(80, 6)) as pilot:
+        screen = Two()
+        await app.push_screen(screen)
+        footer = screen.query_one(Counted)
+        await until(pilot, lambda: drawn(footer) == "s Stop r Resume", "both")
+        await pilot.resize_terminal(12, 6)
+        await until(pilot, lambda: footer.size.width == 12 and drawn(footer) == "r Resume", "what cannot be spared")
+        await pilot.resize_terminal(80, 6)
+        await until(pilot, lambda: footer.size.width == 80 and drawn(footer) == "s Stop r Resume", "both again")
+
+
+async def test_a_key_is_clicked_where_it_can_be_taken():
+    app: App[None] = App()
+    async with app.run_test(size=(80, 6)) as pilot:
+        screen = Two()
+        await app.push_screen(screen)
+        footer = screen.query_one(Counted)
+        await until(pilot, lambda: drawn(footer) == "s Stop r Resume", "the keys")
+        await pilot.hover(footer, offset=(2, 0))
+        assert footer._hovered == "s"
+        await pilot.click(footer, offset=(2, 0))
+        await until(pilot, lambda: screen.stopped == 1, "the action")
+        await pilot.hover(footer, offset=(40, 0))
+        assert footer._hovered == ""
+        screen.stops = None
+        footer.bindings_changed(screen)
+        await until(pilot, lambda: not footer.shown[0].enabled, "a key that cannot be taken now")
+        await pilot.click(footer, offset=(2, 0))
+        await pilot.pause()
+        assert screen.stopped == 1

@@ -8,12 +8,13 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.message import Message
 from textual.screen import ModalScreen
-from textual.widgets import Footer, OptionList
+from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
 from presets.findings import Finding
 from wanlora_tui.actions import bindings
 from wanlora_tui.screens.frame.finding_text import entry
+from wanlora_tui.widgets.fitting_footer import FittingFooter
 
 
 @dataclass
@@ -60,7 +61,7 @@ class StepFindings(ModalScreen[Jump | Fix | None]):
                 yield _Findings(*(Option(entry(f)) for f in self.findings), markup=False)
             else:
                 yield _Findings(Option(Text("✓ Nothing was found here."), disabled=True), markup=False)
-        yield Footer()
+        yield FittingFooter(compact=False)
 
     def on_mount(self) -> None:
         found = self.query_one(_Findings)

@@ -6,12 +6,14 @@ from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.screen import ModalScreen
-from textual.widgets import Button, Footer, Input, SelectionList, Static
+from textual.widgets import Button, Input, SelectionList, Static
 from textual.widgets.selection_list import Selection
 
 from presets.text import escaped
 from wanlora_tui.actions import bindings
 from wanlora_tui.output.formatting import count, state_text
+from wanlora_tui.widgets.fitting_footer import FittingFooter
+from wanlora_tui.widgets.pasting import OneLine
 
 GONE = ("done", "cancelled")  # what goes unless the user chooses otherwise: it cannot be resumed, or was given up
 STYLE = """
@@ -42,12 +44,12 @@ class AskText(ModalScreen[str | None]):
         with Vertical() as box:
             box.border_title = escaped(self._title).replace("[", r"\[")
             yield Static(escaped(self._hint), markup=False)
-            yield Input(self._value, compact=True, id="asked-text")
+            yield OneLine(self._value, compact=True, id="asked-text")
             yield Static("", id="asked-problem", classes="dialog-problem", markup=False)
             with Horizontal():
                 yield Button(f"{self._take} (Enter)", id="take", variant="primary", compact=True)
                 yield Button("Cancel (Esc)", id="cancel", compact=True)
-        yield Footer(show_command_palette=False)
+        yield FittingFooter(show_command_palette=False, compact=False)
 
     @on(Input.Changed)
     def _typed(self) -> None:
@@ -56,7 +58,7 @@ class AskText(ModalScreen[str | None]):
     @on(Input.Submitted)
     @on(Button.Pressed, "#take")
     def _entered(self) -> None:
-        text = self.query_one(Input).value.strip()
+        text = self.query_one(OneLine).value.strip()
         if problem := self._wrong(text):
             self.query_one("#asked-problem", Static).update(f"✗ {escaped(problem)}")
         else:
@@ -94,7 +96,7 @@ class AskEnded(ModalScreen[list[str] | None]):
             with Horizontal():
                 yield Button("", id="take", variant="warning", compact=True)
                 yield Button("Keep all (Esc)", id="cancel", compact=True)
-        yield Footer(show_command_palette=False)
+        yield FittingFooter(show_command_palette=False, compact=False)
 
     def _words(self, state: str, chosen: Collection[str]) -> str:
         number = self._counts[state]

@@ -11,7 +11,7 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.markup import escape
 from textual.message import Message
 from textual.screen import ModalScreen
-from textual.widgets import Button, Footer, Static
+from textual.widgets import Button, Static
 
 from presets.errors import JobError
 from presets.findings import Finding, of_job_error
@@ -19,6 +19,7 @@ from presets.job.toml_file import default_out, load_job
 from presets.look import Look, LookEnded
 from presets.text import escaped
 from wanlora_tui.actions import bindings
+from wanlora_tui.widgets.fitting_footer import FittingFooter
 
 WIDTH = 72  # of the text of findings
 
@@ -64,7 +65,7 @@ class JobFileScreen(ModalScreen[str]):
                 yield Button("Submit", id="submit", variant="primary", compact=True, disabled=True)
                 yield Button("Open in the wizard", id="wizard", compact=True, disabled=True)
                 yield Button("Leave it (Esc)", id="cancel", compact=True)
-        yield Footer(show_command_palette=False)
+        yield FittingFooter(show_command_palette=False, compact=False)
 
     def on_mount(self) -> None:
         self.query_one("#cancel").focus()

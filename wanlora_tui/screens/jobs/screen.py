@@ -28,6 +28,7 @@ from wanlora_tui.screens.jobs.requests import possible
 from wanlora_tui.screens.jobs.table import JobTable, Rows
 from wanlora_tui.terminal.desktop import can_open, open_folder
 from wanlora_tui.widgets.fitting_footer import FittingFooter
+from wanlora_tui.widgets.pasting import OneLine
 from wanlora_tui.widgets.redraw_throttle import Changed, Throttle, is_seen
 
 WIDE = 120  # columns from which on the job under the cursor stands beside the list
@@ -50,7 +51,7 @@ SPARE = ("jobs.later", "jobs.earlier", "jobs.remove", "jobs.rename", "jobs.dupli
 ON_A_JOB = frozenset(possible(JobRecord(id=0, name="", job_path="", out="", gpus=[], state="queued")))
 
 
-class FilterInput(Input):
+class FilterInput(OneLine):
     """Letters to find jobs by. Esc shows all jobs again, Enter goes back to the list."""
 
     BINDINGS = bindings("jobs.unfilter")
@@ -82,6 +83,7 @@ class JobsScreen(FirstLayout, JobCopies):
         self._looked_up: tuple[int, int] = (-1, -1)  # job and revision of the run that was asked for
         self._view: RunView | None = None  # what came of that
         self._problem = ""
+        self._listed = False  # whether the daemon's list has been drawn
         self._drawing = Throttle(self, self._render_all)
 
     def compose(self) -> ComposeResult:
@@ -93,6 +95,11 @@ class JobsScreen(FirstLayout, JobCopies):
         yield Static(advised(EMPTY), id="jobs-empty", markup=False)
         yield Static(id="jobs-detail", markup=False)
         yield FittingFooter(spare=SPARE)
+
+    @property
+    def takes_keys(self) -> bool:
+        """Keys that come before the list mean its first job; for a daemon that does not answer they do not wait."""
+        return self._listed or bool(self._job_list.problem)
 
     def on_mount(self) -> None:
         self._rows = Rows(self.query_one(JobTable))
@@ -138,6 +145,7 @@ class JobsScreen(FirstLayout, JobCopies):
         self._render_title(len(records))
         self._render_detail()
         self._render_keys()
+        self._listed = self._listed or loaded
 
     def _render_title(self, listed: int | None = None) -> None:
         records = self._job_list.records

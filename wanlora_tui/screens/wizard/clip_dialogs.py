@@ -13,7 +13,7 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.message import Message
 from textual.screen import ModalScreen
-from textual.widgets import Button, Footer, Input, Static, TextArea
+from textual.widgets import Button, Input, Static, TextArea
 from textual.worker import Worker
 
 from presets.clips.captions import fill_trigger
@@ -27,6 +27,8 @@ from wanlora_tui.draft.clip_list import ClipEntry
 from wanlora_tui.output.formatting import count
 from wanlora_tui.screens.wizard.dialogs import close_over
 from wanlora_tui.widgets.clip_frames import ClipFrames
+from wanlora_tui.widgets.fitting_footer import FittingFooter
+from wanlora_tui.widgets.pasting import OneLine, typed_by
 
 SHOWN = 200  # changes that a dialog lists; the rest is counted
 SLICE = 0.008  # seconds of writing between two keys
@@ -39,6 +41,9 @@ class _Text(TextArea):
 
     def __init__(self, text: str) -> None:
         super().__init__(text, id="caption-text", soft_wrap=True, tab_behavior="focus", compact=True)
+
+    def check_consume_key(self, key: str, character: str | None = None) -> bool:
+        return super().check_consume_key(key, typed_by(key) or None)
 
 
 class CaptionDialog(ModalScreen[str | None]):
@@ -95,7 +100,7 @@ class CaptionDialog(ModalScreen[str | None]):
             with Horizontal():
                 yield Button("Write it ^S", id="write", variant="primary", compact=True)
                 yield Button("Cancel Esc", id="cancel", compact=True)
-        yield Footer()
+        yield FittingFooter(compact=False)
 
     def on_mount(self) -> None:
         self.query_one(ClipFrames).show(self.entry.clip, self.panel, note=self.entry.problem)
@@ -137,6 +142,10 @@ class CaptionDialog(ModalScreen[str | None]):
     @on(Button.Pressed, "#cancel")
     def action_cancel(self) -> None:
         self.dismiss(None)
+
+
+class _Template(OneLine):
+    joiner = " "
 
 
 @dataclass
@@ -191,14 +200,14 @@ class CaptionsDialog(ModalScreen[list[CaptionChange]]):
             box.border_title = self.dialog_title
             yield Static(self.words, markup=False)
             if self.template is not None:
-                yield Input(self.template, id="template", compact=True)
+                yield _Template(self.template, id="template", compact=True)
             with VerticalScroll():
                 yield Static("", id="changes", markup=False)
             yield Static("", id="problem", markup=False)
             with Horizontal():
                 yield Button("", id="write", variant="primary", compact=True)
                 yield Button("Cancel Esc", id="cancel", compact=True)
-        yield Footer()
+        yield FittingFooter(compact=False)
 
     def on_mount(self) -> None:
         self.query_one("#problem").display = False

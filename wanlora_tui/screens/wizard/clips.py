@@ -297,6 +297,13 @@ class ClipsPane(MendingPane):
         else:
             self.query_one("#folder-problem", Static).update("✗ Type a folder first, or browse with ^O")
 
+    @on(Input.Changed, "#folder")
+    def _folder_typed(self) -> None:
+        """What was wrong is not said about another text."""
+        said = self.query_one("#folder-problem", Static)
+        if said.content:
+            said.update("")
+
     def _add(self, folder: Path) -> None:
         problem = self.state.add_folder(folder)
         self.query_one("#folder-problem", Static).update(f"✗ {problem}" if problem else "")

@@ -7,14 +7,15 @@ from typing import Any
 from textual import on
 from textual.app import ComposeResult
 from textual.containers import Horizontal, VerticalScroll
-from textual.keys import key_to_character
 from textual.screen import ModalScreen, Screen
-from textual.widgets import Button, Footer, Static
+from textual.widgets import Button, Static
 
 from presets.text import escaped
 from wanlora_tui.actions import Action, all_actions, bindings
 from wanlora_tui.draft.steps import Step
 from wanlora_tui.screens.help import key_table
+from wanlora_tui.widgets.fitting_footer import FittingFooter
+from wanlora_tui.widgets.pasting import typed_by
 
 
 class Ask(ModalScreen[str]):
@@ -46,7 +47,7 @@ class Ask(ModalScreen[str]):
             with Horizontal():
                 for i, (key, label) in enumerate(self.answers.items()):
                     yield Button(label, id=f"answer-{key}", variant="primary" if i == 0 else "default", compact=True)
-        yield Footer(compact=True)
+        yield FittingFooter()
 
     @on(Button.Pressed)
     def _answered(self, event: Button.Pressed) -> None:
@@ -61,11 +62,6 @@ async def close_over(screen: Screen[Any]) -> None:
     """Close what lies over a screen that is about to go on by itself: help, the palette, a question."""
     while screen.app.screen is not screen:
         await screen.app.pop_screen()
-
-
-def is_text(key: str) -> bool:
-    """Whether the key of this name is a character that can be typed."""
-    return (key_to_character(key) or "\n").isprintable()
 
 
 class _Page(VerticalScroll):
@@ -102,12 +98,12 @@ class StepHelp(ModalScreen[None]):
                 yield Static(key_table(list(self._with_keys(typed=False))))
                 yield Static("These are for lists and tables: in the text input that has the focus they are typed.")
                 yield Static(key_table(list(self._with_keys(typed=True))))
-        yield Footer()
+        yield FittingFooter(compact=False)
 
     def _with_keys(self, *, typed: bool) -> Iterator[Action]:
         """The actions with only those of their keys that a text input takes for text, or only the others."""
         for action in self.actions:
-            keys = [k for k in action.keys.split(",") if is_text(k) == typed]
+            keys = [k for k in action.keys.split(",") if bool(typed_by(k)) == typed]
             if keys:
                 yield replace(action, keys=",".join(keys))
 

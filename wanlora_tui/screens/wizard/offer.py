@@ -11,7 +11,7 @@ from textual import on, work
 from textual.app import App, ComposeResult
 from textual.containers import Vertical
 from textual.screen import ModalScreen
-from textual.widgets import Footer, OptionList, Static
+from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
 from presets.text import escaped, sentences
@@ -22,6 +22,7 @@ from wanlora_tui.feeds.submitter import Submitter
 from wanlora_tui.output.formatting import home_path, shorten, state_text
 from wanlora_tui.screens.wizard.dialogs import Ask
 from wanlora_tui.screens.wizard.pane import Choices
+from wanlora_tui.widgets.fitting_footer import FittingFooter
 
 LeftOver = tuple[DraftStore, Draft]
 
@@ -138,7 +139,7 @@ class DraftList(ModalScreen[tuple[str, int]]):
                 markup=False,
             )
             yield Static("Enter takes the highlighted one · x throws it away · Esc leaves")
-        yield Footer()
+        yield FittingFooter(compact=False)
 
     def _entry(self, draft: Draft) -> Option:
         place = position(draft.step)

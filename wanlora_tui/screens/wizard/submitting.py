@@ -14,7 +14,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.markup import escape
 from textual.screen import ModalScreen, Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from daemon.errors import RequestRefused
 from daemon.wire.protocol import JobRecord, PlannedTime
@@ -27,6 +27,7 @@ from wanlora_tui.screens.frame.keeping import KeepingScreen
 from wanlora_tui.screens.wizard.dialogs import Ask, close_over
 from wanlora_tui.screens.wizard.reading import ReadingScreen
 from wanlora_tui.screens.wizard.review import ReviewPane
+from wanlora_tui.widgets.fitting_footer import FittingFooter
 
 
 class SubmittingScreen(ModalScreen[bool]):
@@ -49,7 +50,7 @@ class SubmittingScreen(ModalScreen[bool]):
         with Vertical() as box:
             box.border_title = f"Launching {escape(self.job_name)}"
             yield Static(self.state, id="launch-state", markup=False)
-        yield Footer()
+        yield FittingFooter(compact=False)
 
     def say(self, text: str) -> None:
         self.state = text

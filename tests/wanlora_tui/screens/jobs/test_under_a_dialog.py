@@ -2,12 +2,12 @@
 
 import pytest
 from textual.pilot import Pilot
-from textual.widgets._footer import FooterKey
 
 from tests.helpers.interface.wizard_pilot import until
 from tests.wanlora_tui.screens.test_snapshots_jobs import JobsApp, every_state
 from wanlora_tui.screens.confirm import Confirm
 from wanlora_tui.screens.jobs import JobsScreen, JobTable
+from wanlora_tui.widgets.fitting_footer import FittingFooter
 
 pytestmark = pytest.mark.process  # takes seconds
 
@@ -24,7 +24,7 @@ async def resized(pilot: Pilot[None], jobs: JobsScreen, columns: int, rows: int)
 
 
 def keys(jobs: JobsScreen) -> list[str]:
-    return [key.description for key in jobs.query(FooterKey)]
+    return [key.label for key in jobs.query_one(FittingFooter).shown]
 
 
 @pytest.mark.parametrize("sizes", [((160, 48), (80, 24)), ((80, 24), (160, 48))])
@@ -41,7 +41,9 @@ async def test_it_follows_the_terminal(sizes: tuple[tuple[int, int], tuple[int, 
         await until(pilot, lambda: ("Rename" in keys(jobs)) == wide, "the footer of the new width")
         under = keys(jobs)
         assert "Resume" not in under and "All jobs" not in under, "no key that works on another job alone"
-        assert sum(key.size.width for key in jobs.query(FooterKey)) <= sizes[1][0]
+        assert (
+            sum(len(key.shown_key) + len(key.label) + 2 for key in jobs.query_one(FittingFooter).shown) <= sizes[1][0]
+        )
         await pilot.press("escape")
         await until(pilot, lambda: app.screen is jobs, "the list again")
         assert keys(jobs) == under

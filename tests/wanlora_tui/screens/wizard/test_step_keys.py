@@ -1,8 +1,7 @@
 """The keys of a step: where they work, what is offered, and undo held down."""
 
 import pytest
-from textual.widgets import Button, Input
-from textual.widgets._footer import FooterKey
+from textual.widgets import Button, Input, Static
 
 from tests.helpers.interface.wizard_pilot import (
     at_step,
@@ -15,6 +14,7 @@ from tests.helpers.interface.wizard_pilot import (
 )
 from tests.wanlora_tui.screens.wizard.test_mending import at_clips, on_top
 from wanlora_tui.screens.wizard.clip_dialogs import CaptionsDialog
+from wanlora_tui.widgets.fitting_footer import FittingFooter
 
 pytestmark = pytest.mark.process  # takes seconds
 
@@ -115,7 +115,7 @@ async def test_undo_held_down_says_the_last_change_alone(tmp_path):
 
 async def test_undo_is_offered_where_there_is_something_to_take_back(tmp_path):
     def in_footer() -> list[str]:
-        return [key.description for key in screen_of(pilot).query(FooterKey)]
+        return [key.label for key in screen_of(pilot).query_one(FittingFooter).shown]
 
     def offered() -> set[str | None]:
         return {b.binding.id for b in screen_of(pilot).active_bindings.values()} & {"wizard.undo", "wizard.redo"}
@@ -151,3 +151,14 @@ async def test_undo_of_a_prompt_opens_its_own_values_for_one_of_those_alone(tmp_
         await pilot.press("ctrl+underscore")
         await until(pilot, lambda: screen_of(pilot).query_one("#prompt-0").has_class("-open"), "the seed's field")
         await until(pilot, lambda: screen_of(pilot).query_one(".own").has_focus_within, "the focus in it")
+
+
+async def test_what_was_wrong_with_no_folder_goes_once_one_is_typed(tmp_path):
+    async with wizard(tmp_path / "draft.json") as pilot:
+        await pilot.press("enter")
+        await at_step(pilot, "clips")
+        said = screen_of(pilot).query_one("#folder-problem", Static)
+        await pilot.press("enter")
+        await until(pilot, lambda: "Type a folder first" in str(said.content), "what is wrong")
+        await pilot.press("c")
+        await until(pilot, lambda: not said.content, "nothing wrong any more")
