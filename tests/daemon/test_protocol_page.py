@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import get_args
 
 import msgspec
-import pytest
 
 from daemon.protocol_page import answers, comments, messages, page
 from daemon.wire import protocol as wire
@@ -16,21 +15,22 @@ from tests.daemon.conftest import Box
 from tests.helpers import ROOT
 from tests.helpers.waiting import PATIENCE
 
-MESSAGES = [kind for kinds in messages().values() for kind in kinds]
-
 
 def test_the_page_is_up_to_date():
     assert (ROOT / "docs" / "protocol.md").read_text("utf-8") == page(), "stale: make docs"
 
 
-@pytest.mark.parametrize("kind", [*MESSAGES, wire.JobRecord, wire.RunBeat], ids=lambda kind: kind.__name__)
-def test_each_message_and_each_of_its_fields_has_a_sentence(kind: type[msgspec.Struct]):
-    rows = re.search(rf"^### {kind.__name__}\n\n(\S.*?)(?=^##|\Z)", page(), re.M | re.S)
-    assert rows is not None, "no sentence about it"
-    for field in msgspec.structs.fields(kind):
-        assert re.search(rf"^\| `{field.encode_name}` \| [^|]+ \| [^|]+ \| \S", rows[1], re.M), (
-            f"none about {field.name}"
-        )
+def test_each_message_and_each_of_its_fields_has_a_sentence():
+    made, without = page(), []
+    for kind in (*(kind for kinds in messages().values() for kind in kinds), wire.JobRecord, wire.RunBeat):
+        rows = re.search(rf"^### {kind.__name__}\n\n(\S.*?)(?=^##|\Z)", made, re.M | re.S)
+        if rows is None:
+            without.append(kind.__name__)
+            continue
+        for field in msgspec.structs.fields(kind):
+            if not re.search(rf"^\| `{field.encode_name}` \| [^|]+ \| [^|]+ \| \S", rows[1], re.M):
+                without.append(f"{kind.__name__}.{field.name}")
+    assert without == []
 
 
 def test_each_request_has_its_answer():

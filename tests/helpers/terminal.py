@@ -5,12 +5,13 @@ import select
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pexpect
 import pyte
+from pyte.screens import wcwidth
 
 from tests.helpers.waiting import PATIENCE, until
 
@@ -40,13 +41,35 @@ SETTLED = 0.05  # seconds without a byte: what is drawn is drawn whole, for a fr
 LONGEST_SETTLING = 1.0  # seconds: some screens are never still
 
 
-class _Screen(pyte.Screen):
+class Screen(pyte.Screen):
     """An emulated screen that answers what a program asks of its terminal (what are you, where is the cursor)."""
 
     answer: Callable[[str], Any]
 
+    def __init__(self, columns: int, lines: int) -> None:
+        self._rows: list[str] = []
+        super().__init__(columns, lines)
+
     def write_process_input(self, data: str) -> None:
         self.answer(data)
+
+    def rows(self) -> list[str]:
+        """Its lines without the blanks at their ends: what `display` gives. Only those are read that were drawn on
+        since: whoever waits looks again and again."""
+        self._rows = (self._rows + [""] * self.lines)[: self.lines]
+        for y in self.dirty:
+            if y < self.lines:
+                self._rows[y] = "".join(self._cells(y)).rstrip()
+        self.dirty.clear()
+        return self._rows
+
+    def _cells(self, y: int) -> Iterator[str]:
+        behind_a_wide_one = False
+        for x in range(self.columns):
+            data = self.buffer[y][x].data
+            if not behind_a_wide_one:
+                yield data
+            behind_a_wide_one = not behind_a_wide_one and not data.isascii() and wcwidth(data[0]) == 2
 
 
 class Terminal:
@@ -58,7 +81,7 @@ class Terminal:
         columns, rows = size
         self._lock = threading.Lock()
         self.raw = b""  # all that the program has written; words that go by themselves are looked for here
-        self._screen = _Screen(columns, rows)
+        self._screen = Screen(columns, rows)
         self._stream = pyte.ByteStream(self._screen)
         self.process = pexpect.spawn(
             command[0], list(command[1:]), cwd=str(cwd), env=dict(env), dimensions=(rows, columns)
@@ -94,7 +117,7 @@ class Terminal:
     def text(self) -> str:
         """The screen, one line per row."""
         with self._lock:
-            return "\n".join(line.rstrip() for line in self._screen.display)
+            return "\n".join(self._screen.rows())
 
     @property
     def words(self) -> str:

@@ -68,8 +68,10 @@ def test_jobs_and_a_run_are_walked_through(served: Path) -> None:
         screen.press("enter")
         screen.wait("attempt 3")
         screen.press("L")
-        screen.wait("Trainer's output")
-        screen.press("/", "lr changed", "enter", "y")
+        screen.wait("done: noisy_v1")  # the log's last line: only then it is searched
+        screen.press("/", "lr changed", "enter")
+        screen.wait("1 of 1 with 'lr changed'")
+        screen.press("y")
         until(lambda: b"\x1b]52;c;" in screen.raw, "the line in the clipboard")
         screen.press("escape")
         screen.wait("attempt 3")
@@ -83,7 +85,7 @@ def test_jobs_and_a_run_are_walked_through(served: Path) -> None:
         screen.press("escape")
         screen.wait("1 job, 0 running")
         screen.press("D")
-        screen.wait("a copy of noisy_v1")
+        screen.wait("step 4 of 6")  # whose copy it is stands before it only where the findings leave room
         screen.press("escape")
         screen.wait("Leave the wizard?")
         screen.press("enter")

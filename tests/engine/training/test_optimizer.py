@@ -1,7 +1,6 @@
 import math
 import sys
 
-import bitsandbytes
 import pytest
 import torch
 
@@ -119,6 +118,8 @@ def test_every_optimizer_goes_on_from_a_checkpoint_to_the_same_bits(kind, tmp_pa
     def new() -> tuple[list[torch.nn.Parameter], torch.optim.Optimizer]:
         parameters = [torch.nn.Parameter(x / 100) for x in start]
         if kind == "adamw8bit":  # ours wants the card; the package itself also runs without
+            import bitsandbytes  # loads torch's compiler
+
             return parameters, bitsandbytes.optim.AdamW8bit(parameters, lr=1e-3)
         return parameters, build_optimizer(
             TrainingPanel(optimizer=kind, lr=1.0 if kind == "prodigy" else 1e-3), parameters

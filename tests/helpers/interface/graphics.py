@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from textual_image.renderable.tgp import _NUMBER_TO_DIACRITIC
 
-from tests.helpers.terminal import Terminal
+from tests.helpers.terminal import Screen, Terminal
 
 CELL = (10, 20)  # pixels, width and height
 ANSWERS = {
@@ -33,7 +33,7 @@ _BEGUN = re.compile(rb"\x1b(?:[_P].*)?\Z", re.DOTALL)
 Picture = NDArray[np.uint8]
 
 
-class _Drawn(pyte.Screen):
+class _Drawn(Screen):
     """An emulated screen on which text takes the place of a picture's pixels."""
 
     def __init__(self, columns: int, rows: int) -> None:

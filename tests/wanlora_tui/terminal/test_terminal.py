@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import pyte
 import pytest
 
 from daemon.wire.client import Client
 from daemon.wire.protocol import JobRecord
 from tests.helpers import ROOT
 from tests.helpers.interface.harness import environment, own_daemon, write_job
-from tests.helpers.terminal import Terminal
+from tests.helpers.terminal import Screen, Terminal
 from tests.helpers.waiting import until
 
 
@@ -114,3 +115,27 @@ def test_a_dumb_terminal_is_told_what_to_use(terminal: Callable[..., Terminal]):
     screen = terminal(TERM="dumb")
     assert screen.wait_end() == 1
     assert "the terminal says it can draw nothing" in screen.text and "wanlora --dir" in screen.text
+
+
+def test_the_rows_of_the_emulated_screen_are_what_it_displays():
+    """Only those that were drawn on are read anew, so each way to change one is shown here."""
+    screen = Screen(8, 4)
+    stream = pyte.ByteStream(screen)
+    for data in (
+        "one\r\ntwo\r\nthree\r\nfour",
+        "\r\nfive",  # all go up
+        "\x1b[1;1H日本x\x1b[4;7H語e\u0301",  # two cells wide; a mark on the letter before
+        "\x1b[2;1H\x1b[K\x1b[3;2H\x1b[P\x1b[1@\x1b[2X",  # within a line
+        "\x1b[1;1H\x1b[L\x1b[3;1H\x1b[M\x1b[1;1H\x1bM",  # lines put in, taken out, all down
+        "longer than one line",
+        "\x1b[2J\x1b[2;2Hanew",
+        "\x1bc",
+    ):
+        stream.feed(data.encode())
+        assert screen.rows() == [line.rstrip() for line in screen.display], data
+    stream.feed(b"\x1b[4;1Hlast")
+    for lines, columns in ((2, 6), (5, 12)):
+        screen.resize(lines, columns)
+        assert screen.rows() == [line.rstrip() for line in screen.display]
+        stream.feed(b"\x1b[1;1Hdrawn")
+        assert screen.rows()[0].startswith("drawn") and screen.rows() == [line.rstrip() for line in screen.display]
