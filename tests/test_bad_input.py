@@ -49,6 +49,7 @@ from presets.runs.events import read_events
 from tests.conftest import WANLORA
 from tests.helpers import ROOT
 from tests.helpers.interface.harness import environment, wanlora
+from tests.helpers.tiers import thorough
 from tests.helpers.videos import write_clip, write_image
 from tests.helpers.waiting import PATIENCE
 from wanlora_tui.cli import main
@@ -454,7 +455,7 @@ TRAINED = (
 )
 
 
-@pytest.mark.parametrize("name", TRAINED)
+@pytest.mark.parametrize("name", [*TRAINED[:2], *thorough(*TRAINED[2:])])
 def test_train_refuses_before_any_work(work: Path, name: str):
     bad, run = BAD[name], work / "runs" / NAME
     bad.make(work)
@@ -482,7 +483,7 @@ def test_a_job_refused_and_then_mended_trains_in_the_same_folder(work: Path):
     assert all((work / "runs" / NAME / file).is_file() for file in told[-1].data["files"])
 
 
-@pytest.mark.parametrize("name", ["an unknown key", "a wrong type", "no TOML"])
+@pytest.mark.parametrize("name", ["an unknown key", *thorough("a wrong type", "no TOML")])
 def test_a_job_file_that_cannot_be_read_makes_no_run_folder(work: Path, name: str):
     BAD[name].make(work)
     before = contents(work)

@@ -18,10 +18,11 @@ from daemon.wire.client import Client
 from presets.job.toml_file import load_job, save_job, with_value
 from tests.helpers import ROOT
 from tests.helpers.interface.harness import environment, own_daemon, short_dir, wanlora, write_job
+from tests.helpers.tiers import thorough
 from tests.helpers.videos import write_clip
 from tests.helpers.waiting import PATIENCE
 
-ENCODINGS = ["ascii", "latin-1"]
+ENCODINGS = ["ascii", *thorough("latin-1")]
 NAME = "Ünï ✓"  # of a folder: é and ü are in latin-1, the tick is not
 
 

@@ -42,6 +42,7 @@ from tests.helpers.interface.wizard_pilot import (
     until,
 )
 from tests.helpers.terminal import Terminal
+from tests.helpers.tiers import thorough
 from tests.wanlora_tui.screens.test_dashboard import settle
 from wanlora_tui.cli import main
 from wanlora_tui.draft.draft_store import Draft, DraftStore
@@ -246,9 +247,9 @@ def every_field() -> RunView:
 VIEWS: list[Callable[[], RunView]] = [hostile_view, every_field]
 
 
-@pytest.mark.parametrize("size", [(80, 24), (160, 48)], ids=["80x24", "160x48"])
+@pytest.mark.parametrize("size", [(80, 24), *thorough((160, 48))], ids=["80x24", "160x48"])
 @pytest.mark.parametrize("view", VIEWS, ids=["events", "every field"])
-@pytest.mark.parametrize("state", ["failed", "running", "done"])
+@pytest.mark.parametrize("state", ["failed", "running", *thorough("done")])
 async def test_the_dashboard(state: str, view: Callable[[], RunView], size: tuple[int, int], tmp_path: Path):
     made = view()
     if state == "running":

@@ -14,6 +14,7 @@ from presets.job.toml_file import save_job
 from tests.helpers.interface.harness import environment, until
 from tests.helpers.interface.wizard_pilot import make_base
 from tests.helpers.terminal import Terminal
+from tests.helpers.tiers import thorough
 from tests.helpers.videos import write_clip
 from tests.helpers.waiting import PATIENCE
 from wanlora_tui.draft.draft_store import Draft, DraftStore
@@ -112,7 +113,7 @@ def ended(terminal: Terminal) -> int:
     return int(terminal.process.exitstatus)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("key", ["\x11", "\x03"], ids=["ctrl+q", "ctrl+c"])
+@pytest.mark.parametrize("key", [*thorough("\x11"), "\x03"], ids=["ctrl+q", "ctrl+c"])
 def test_leaving_ends_the_look_at_clips(at_clips: Terminal, counted: Counted, home: Path, key: str) -> None:
     assert counted.looked("clip") < MANY
     at_clips.press(key)
@@ -160,7 +161,7 @@ def test_taking_the_folder_out_ends_its_look(at_clips: Terminal, counted: Counte
     assert ended(at_clips) == 0
 
 
-@pytest.mark.parametrize("key", ["\x11", "\x03"], ids=["ctrl+q", "ctrl+c"])
+@pytest.mark.parametrize("key", [*thorough("\x11"), "\x03"], ids=["ctrl+q", "ctrl+c"])
 def test_leaving_ends_the_search_for_cuts(home: Path, many: Path, counted: Counted, key: str) -> None:
     values = {"model.path": str(many / "base")}
     DraftStore(home / "state" / "wanlora" / "draft.json").save(

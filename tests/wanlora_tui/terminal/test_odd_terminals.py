@@ -16,6 +16,7 @@ import pytest
 from tests.helpers import ROOT
 from tests.helpers.interface.harness import environment, own_daemon, until
 from tests.helpers.terminal import Terminal
+from tests.helpers.tiers import thorough
 from wanlora_tui.terminal.conversation import CELL_SIZE, LATEST_SECONDS, PATIENCE_SECONDS, WHAT_ARE_YOU
 
 WANLORA = f"{shlex.quote(sys.executable)} -m wanlora_tui.cli"
@@ -40,6 +41,9 @@ ODD = {
     "a key that is no number": {WHAT_ARE_YOU: "\x1b[?62;4;22c\x1b[:1u"},
     "a very long list": {WHAT_ARE_YOU: "\x1b[?65;" + ";".join(map(str, range(1, 60))) + "c"},
 }
+
+KINDS = ["half an answer", "words for numbers", "more than was asked", "a key that cannot be"]
+FURTHER = [name for name in ODD if name not in KINDS]
 
 # once the terminal is there: it has been given a size at its start
 NO_SIZE = "echo ready; read line; stty rows 0 cols 0; "
@@ -129,12 +133,16 @@ def takes_no_answer_for_a_key(terminal: Answering) -> None:
     assert "Traceback" not in terminal.raw.decode(errors="replace")
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.15, PATIENCE_SECONDS * 1.5])
+@pytest.mark.parametrize("delay", [*thorough(0.0, 0.15), PATIENCE_SECONDS * 1.5])
 def test_late_answers_are_no_keys(open_terminal: Callable[..., Answering], delay: float):
     takes_no_answer_for_a_key(open_terminal(QUESTIONS, delay=delay))
 
 
-@pytest.mark.parametrize("answers", [*ODD.values(), {}], ids=[*ODD, "none at all"])
+@pytest.mark.parametrize(
+    "answers",
+    [*(ODD[name] for name in KINDS), {}, *thorough(*(ODD[name] for name in FURTHER))],
+    ids=[*KINDS, "none at all", *FURTHER],
+)
 def test_odd_answers_are_no_keys(open_terminal: Callable[..., Answering], answers: Mapping[str, str]):
     takes_no_answer_for_a_key(open_terminal(answers))
 
@@ -142,10 +150,8 @@ def test_odd_answers_are_no_keys(open_terminal: Callable[..., Answering], answer
 @pytest.mark.parametrize(
     "env",
     [
-        {"TERM": "screen"},
+        *thorough({"TERM": "screen"}, {"TERM": "linux"}, {"TERM": "vt100"}),
         {"TERM": "screen-256color", "TMUX": "/tmp/none,1,0"},
-        {"TERM": "linux"},
-        {"TERM": "vt100"},
         {"TERM": "xterm-kitty"},
     ],
 )
@@ -199,7 +205,7 @@ def left_clean(terminal: Answering, code: int) -> None:
         assert off in terminal.raw, off
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.3, LATEST_SECONDS * 0.6])
+@pytest.mark.parametrize("delay", [*thorough(0.0, 0.3), LATEST_SECONDS * 0.6])
 def test_nothing_is_left_on_the_shell_after_quitting_at_once(open_terminal: Callable[..., Answering], delay: float):
     terminal = open_terminal(QUESTIONS, delay=delay, command=SHELL)
     terminal.wait("No jobs yet")
@@ -207,7 +213,7 @@ def test_nothing_is_left_on_the_shell_after_quitting_at_once(open_terminal: Call
     left_clean(terminal, 0)
 
 
-@pytest.mark.parametrize("delay", [0.3, PATIENCE_SECONDS * 1.5])
+@pytest.mark.parametrize("delay", [*thorough(0.3), PATIENCE_SECONDS * 1.5])
 def test_doctor_leaves_nothing_on_the_shell_either(open_terminal: Callable[..., Answering], delay: float):
     terminal = open_terminal(
         {WHAT_ARE_YOU: "\x1b[?62;4;22c", CELL_SIZE: "\x1b[6;20;10t"},
@@ -232,7 +238,7 @@ def interface_of(terminal: Answering) -> psutil.Process:
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, *thorough(signal.SIGHUP)])
 def test_told_to_end_it_gives_the_terminal_back(open_terminal: Callable[..., Answering], number: signal.Signals):
     terminal = open_terminal(QUESTIONS, command=SHELL)
     terminal.wait("No jobs yet")
