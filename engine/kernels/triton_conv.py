@@ -52,7 +52,9 @@ def _silu(values):  # type: ignore[no-untyped-def]
     return values / (1.0 + tl.exp(-values))
 
 
-@triton.jit
+# Sizes that are multiples of 16, or 1, get no code of their own: all that is read and written lies at multiples of C or
+# N, and each variant takes seconds to compile at the first clip that needs it.
+@triton.jit(do_not_specialize=["held", "frames", "height", "width"])
 def norm_silu_kernel(  # type: ignore[no-untyped-def]
     x,
     bias,
@@ -117,7 +119,7 @@ def _store_normed(values, scale, gamma, y, pixels, kept, rows_inside, outputs, N
     tl.store(y + at, values.to(y.dtype.element_ty), mask=rows_inside[:, None] & (outputs[None, :] < N))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["frames", "clips", "height", "width", "padded_frames"])
 def conv_kernel(  # type: ignore[no-untyped-def]
     x,
     weight,

@@ -116,7 +116,7 @@ def built(tile: Tile, inputs: int, capability: int) -> Any:
     constants |= {"COLUMNS": tile.columns, "DESCRIBED": tile.described, "BESIDE": False, "NORM": True}
     constants |= {"EDGE": 0, "GROUP": triton_conv.GROUP}
     options = {"num_warps": tile.warps, "num_stages": tile.stages}
-    return assembled(triton_conv.conv_kernel, types, constants, capability, whole="height width N", **options)
+    return assembled(triton_conv.conv_kernel, types, constants, capability, whole="N", **options)
 
 
 @pytest.mark.parametrize("capability", SHARED)
@@ -125,3 +125,10 @@ def test_the_tile_that_takes_most_fits_every_card_with_norm_and_activation_behin
     made = built(most, 384, capability)
     assert made.metadata.shared <= SHARED[capability] * 1024
     assert ("wgmma.mma_async" if capability == 90 else "mma.sync") in made.asm["ptx"]
+
+
+@pytest.mark.parametrize("kernel", [triton_conv.conv_kernel, triton_conv.norm_silu_kernel], ids=["conv", "norm"])
+def test_clips_of_all_sizes_share_one_variant(kernel: Any) -> None:
+    """Else each further size of a job is seconds of compiling, at the first step that meets it."""
+    sizes = {"frames", "clips", "height", "width", "padded_frames", "held"}
+    assert sizes & set(kernel.arg_names) == {p.name for p in kernel.params if p.do_not_specialize}
