@@ -26,6 +26,11 @@ from presets.planner.plan import Plan
 @cache
 def _compiled(function: Any) -> Any:
     """Compiled once per process: both experts, all blocks, every plan."""
+    from torch._functorch import config
+
+    # The block's own autograd functions are pure: what is made of them depends on the traced graph alone. Else each
+    # start traces every function that holds one anew, forward and backward.
+    config.autograd_cache_allow_custom_autograd_functions = True
     return torch.compile(function)
 
 

@@ -1,9 +1,9 @@
 """How little of a screen is drawn anew when a few of its widgets have changed, and how seldom.
 
 Textual's compositor draws every widget whose surroundings overlap the box around all that has changed: of a form of 18
-fields, all of them for one; and each box that is filled by what lies in it. This one draws the widgets, and of those
-the lines, that lie under a changed part and not behind others, and asks a widget only for lines that are others by now:
-where a form moves by a row, none. What comes out is the same, see its test.
+fields, all of them for one. This one draws the widgets, and of those the lines, that lie under a changed part, and asks
+a widget only for lines that are others by now: where a form moves by a row, none. What comes out is the same, see its
+test.
 
 Textual draws as soon as anything has changed, and again when the messages of the same key have changed more.
 """
@@ -51,15 +51,16 @@ class SparingCompositor(Compositor):
             self._changed = None
 
     def _get_renders(self, crop: Region | None = None) -> Iterable[tuple[Region, Region, list[Strip]]]:
-        changed, covered = self._changed, dict[int, list[tuple[int, int]]]()
-        for widget, (region, clip) in self.visible_widgets.items():  # those in front come first
+        changed = self._changed
+        if changed is None:
+            yield from super()._get_renders(crop)
+            return
+        for widget, (region, clip) in self.visible_widgets.items():
             left, top, width, height = region.intersection(clip)
-            right = left + width
             rows = [
                 y
                 for y in range(top, top + height)
-                if (changed is None or (y in changed and changed[y][0] < right and left < changed[y][1]))
-                and _covers_more(covered.setdefault(y, []), left, right)
+                if y in changed and changed[y][0] < left + width and left < changed[y][1]
             ]
             if rows:
                 lines = Region(left, rows[0], width, rows[-1] - rows[0] + 1)
@@ -87,17 +88,6 @@ class SparingCompositor(Compositor):
             if (own := cache._cache.get(y)) is not None:
                 drawn.lines[y] = own, strip
         return strips
-
-
-def _covers_more(covered: list[tuple[int, int]], left: int, right: int) -> bool:
-    """Whether these columns are not all `covered`; then they are from now on. Half of what lies on a screen is boxes
-    around what fills them."""
-    if any(x <= left and right <= end for x, end in covered):
-        return False
-    apart = [(x, end) for x, end in covered if end < left or right < x]
-    joined = [(x, end) for x, end in covered if end >= left and right >= x]
-    covered[:] = [*apart, (min([left, *(x for x, _ in joined)]), max([right, *(end for _, end in joined)]))]
-    return True
 
 
 @dataclass

@@ -1,0 +1,27 @@
+"""What torch.compile has made of the block's functions is found by the next start."""
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch._inductor.utils import fresh_cache
+
+from engine.executor.executor_resources import _compiled
+from engine.wan.frozen_linear import frozen_linear, pack_float8
+
+pytestmark = pytest.mark.process  # it compiles C++
+
+
+def test_a_later_start_traces_no_autograd_function_anew():
+    packed, bias, x = pack_float8(torch.randn(16, 16)), torch.zeros(16), torch.randn(8, 16, requires_grad=True)
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        return frozen_linear(x, packed, bias, "qfloat8")
+
+    with fresh_cache():
+        for start in ("autograd_cache_miss", "autograd_cache_hit"):
+            torch._dynamo.reset()
+            counters.clear()
+            _compiled(product)(x).sum().backward()
+            told = counters["aot_autograd"]
+            assert (told[start], told["autograd_cache_bypass"]) == (1, 0), told
+    torch._dynamo.reset()
