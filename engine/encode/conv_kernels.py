@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WAN = ((8, 96), (96, 96), (96, 192), (192, 192), (192, 384), (384, 384), (384, 32))  # inputs, outputs
 FRAMES, SIDE = 4, 128  # of a measurement, at least
 VALUES = 768  # inputs and outputs of a pixel, of so many frames at that side
-NO_SLOWER = 1.1  # of torch's time: beside torch's convolution stands a sum that is compiled at each start, for seconds
+NO_SLOWER = 1.1  # of torch's time: beside torch's convolution stands a sum that has to be compiled at each start
 AGREE = 0.01  # relative: bf16 rounds by 0.003
 SEPARATOR = ", "
 

@@ -1,7 +1,6 @@
 """A footer that is one widget and one line, drawn anew only when what it offers has changed, and never cut off.
 
-Textual's own has a widget for each key, all of them made anew whenever bindings are looked at again: that took longer
-than all else of a key that opens a dialog or goes to another step.
+Textual's own has a widget for each key, all of them made anew whenever bindings are looked at again.
 """
 
 from collections.abc import Sequence
