@@ -655,7 +655,7 @@ def daemon_of_version(version: int) -> Iterator[None]:
     ("version", "older"),
     [
         (PROTOCOL_VERSION - 1, "the daemon: upgrade wanlora where it runs"),
-        (PROTOCOL_VERSION + 1, "this side: upgrade wanlora here"),
+        pytest.param(PROTOCOL_VERSION + 1, "this side: upgrade wanlora here", marks=pytest.mark.thorough),
     ],
 )
 def test_a_daemon_of_another_version_is_told_by_every_command(home: Path, work: Path, version: int, older: str):

@@ -226,7 +226,7 @@ def fill_the_wizard(screen: Terminal, run_steps: int) -> None:
 def test_from_the_first_key_to_the_lora_files_through_the_death_of_the_interface(
     home: Path, work: Path, terminal: Callable[..., Terminal]
 ):
-    total, run, notes = 50, work / "runs/square_v1", home / "state/wanlora/tui.json"
+    total, run, notes = 20, work / "runs/square_v1", home / "state/wanlora/tui.json"
     screen = terminal(cwd=work)
     screen.wait("No jobs yet")
     fill_the_wizard(screen, total)

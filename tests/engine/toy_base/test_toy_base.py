@@ -9,7 +9,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
 from engine.encode.text_embeddings import MAX_TOKENS
-from engine.toy_base import DATA
+from engine.toy_base import DATA, score
 from engine.toy_base import train as training
 from engine.toy_base.clip_vae import decode, encode, flat_convolutions
 from engine.toy_base.films import CAMERAS, CAPTIONS, COLOURS, FRAMES, MOTIONS, REACH, SPREAD, locate, render, scenes
@@ -108,8 +108,9 @@ def test_the_learning_rate_rises_and_falls():
     )
 
 
-def test_the_package_s_model_does_what_its_captions_say():
-    """Few first frames, since this is a CPU; data/README.md has the scores over many."""
+def test_the_package_s_model_does_what_its_captions_say(monkeypatch):
+    """Few first frames and steps, since this is a CPU; data/README.md has the scores over many."""
+    monkeypatch.setattr(score, "STEPS", 8)
     facts = read_model(NamedBase(path=str(DATA)), DATA)
     assert not facts.problems and facts.boundary_ratio == BOUNDARY
     vae = AutoencoderKLWan.from_pretrained(DATA / "vae", torch_dtype=torch.float32)
