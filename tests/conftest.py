@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 
 import psutil
@@ -203,6 +203,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if WORKER:
         first = {item.path for item in items if not item.get_closest_marker("unit")}
         items.sort(key=lambda item: item.path not in first)  # files of many small tests fill what the long ones leave
+        one_at_a_time = {item.path for item in items if "picture" in item.fixturenames}
+        _put_apart(items, one_at_a_time, among=len(first))
+
+
+def _put_apart(items: list[pytest.Item], paths: Set[Path], among: int) -> None:
+    """Files whose tests wait for each other's, evenly among the first ones: side by side they would hold up a worker
+    each."""
+    order = [path for path in dict.fromkeys(item.path for item in items) if path not in paths]
+    for i, path in enumerate(sorted(paths)):
+        order.insert(i * among // len(paths), path)
+    place = {path: i for i, path in enumerate(order)}
+    items.sort(key=lambda item: place[item.path])
 
 
 @pytest.hookimpl(optionalhook=True)

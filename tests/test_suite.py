@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,20 @@ def test_workers_begin_with_the_files_that_start_something(request: pytest.Fixtu
     conftest.pytest_collection_modifyitems(items)
     starts = {item.path for item in items if not item.get_closest_marker("unit")}
     assert [item.path in starts for item in items] == sorted((item.path in starts for item in items), reverse=True)
+
+
+def test_workers_do_not_draw_pictures_side_by_side(request: pytest.FixtureRequest, monkeypatch):
+    """They would wait for each other."""
+    monkeypatch.setattr(conftest, "WORKER", "gw0")
+    items = request.session.items[:]
+    conftest.pytest_collection_modifyitems(items)
+    files = list(dict.fromkeys(item.path for item in items))
+    pictured = {item.path for item in items if "picture" in getattr(item, "fixturenames", ())}
+    places = [i for i, path in enumerate(files) if path in pictured]
+    starts = {item.path for item in items if not item.get_closest_marker("unit")}
+    apart = max(1, len(starts) // max(1, len(places)))
+    assert all(later - earlier >= apart for earlier, later in pairwise(places))
+    assert {item.nodeid for item in items} == {item.nodeid for item in request.session.items}
 
 
 def test_each_test_has_one_level(request: pytest.FixtureRequest):

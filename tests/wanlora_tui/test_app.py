@@ -133,7 +133,7 @@ async def test_open_watch_and_leave_stops_nothing(folder: Path, tmp_path: Path):
 
 
 async def test_coming_back_says_what_happened_meanwhile(folder: Path, tmp_path: Path):
-    record = await submit(folder, tmp_path, steps=100_000, pace_ms=100)
+    record = await submit(folder, tmp_path, steps=100_000, pace_ms=20)
     async with interface(folder, job=record) as (_, pilot):
         await until(pilot, says(pilot, "trainer progressing"), "the dashboard")
         assert "Since you left" not in shown(pilot.app.screen)
@@ -186,7 +186,7 @@ async def test_a_failed_job_says_why(folder: Path, tmp_path: Path):
 
 
 async def test_the_daemon_dies_and_comes_back_while_we_watch(folder: Path, tmp_path: Path):
-    record = await submit(folder, tmp_path, steps=100_000, pace_ms=200)
+    record = await submit(folder, tmp_path, steps=100_000, pace_ms=50)
     async with interface(folder, job=record) as (app, pilot):
         await until(pilot, says(pilot, "trainer progressing"), "the dashboard")
         async with Client(folder) as client:
