@@ -5,8 +5,8 @@ import os
 import signal
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +17,7 @@ from tests.helpers.figures.sitecustomize import SEED
 from tests.helpers.interface.harness import own_daemon, wanlora
 from tests.helpers.stalls import MARK, Stalls, ending_all, marked
 from tests.helpers.waiting import until
+from tests.wanlora_tui.screens import conftest as pictures
 
 
 def computes() -> int:
@@ -62,18 +63,12 @@ def test_workers_begin_with_the_files_that_start_something(request: pytest.Fixtu
     assert [item.path in starts for item in items] == sorted((item.path in starts for item in items), reverse=True)
 
 
-def test_workers_do_not_draw_pictures_side_by_side(request: pytest.FixtureRequest, monkeypatch):
-    """They would wait for each other."""
-    monkeypatch.setattr(conftest, "WORKER", "gw0")
-    items = request.session.items[:]
-    conftest.pytest_collection_modifyitems(items)
-    files = list(dict.fromkeys(item.path for item in items))
-    pictured = {item.path for item in items if "picture" in getattr(item, "fixturenames", ())}
-    places = [i for i, path in enumerate(files) if path in pictured]
-    starts = {item.path for item in items if not item.get_closest_marker("unit")}
-    apart = max(1, len(starts) // max(1, len(places)))
-    assert all(later - earlier >= apart for earlier, later in pairwise(places))
-    assert {item.nodeid for item in items} == {item.nodeid for item in request.session.items}
+def test_files_that_wait_for_each_other_are_put_apart():
+    assert hasattr(pictures, "picture"), "those that draw pictures are found by its name"
+    items = [SimpleNamespace(path=Path(name), number=i) for i, name in enumerate("aabbcdefgh")]
+    conftest._put_apart(items, {Path("b"), Path("c")}, among=6)  # type: ignore[arg-type]
+    assert "".join(str(item.path) for item in items) == "bbaadcefgh"
+    assert [item.number for item in items if str(item.path) in "ab"] == [2, 3, 0, 1]
 
 
 def test_each_test_has_one_level(request: pytest.FixtureRequest):
