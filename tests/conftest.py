@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from _pytest.unraisableexception import gc_collect_iterations_key
 
 # One thread each, in this process and in all that it starts: several tests and trainers share few cores, and their
 # threads would wait for each other, spinning.
@@ -182,6 +183,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for level, what in levels.LEVELS.items():
         config.addinivalue_line("markers", f"{level}: {what}")
     config.addinivalue_line("markers", "thorough: a dear case of a kind that cheaper ones show; not in `make test`")
+    config.stash[gc_collect_iterations_key] = 1  # at the end: four more took seconds
     config.option.loadscopereorder = False  # xdist would begin with the files of most tests, and end with the longest
 
 
