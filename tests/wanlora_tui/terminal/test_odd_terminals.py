@@ -99,8 +99,9 @@ class Answering(Terminal):
         self.all_answered()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
+    """Of a daemon that nobody asks for anything but what it has."""
     with own_daemon() as folder:
         yield folder
 
