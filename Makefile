@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PACKAGES := wanlora_tui daemon engine presets tests benchmarks
 
 .PHONY: help setup demo test thorough fast busy lint collected docs snapshots bench golden learn torture soak resolve lowest newest clean
@@ -16,13 +17,16 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "wanlora needs Python 3.11 or newer: make PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "This Python cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' $$($(BIN)/python -m presets.machine.torch_build)
-	@wanted=$$($(BIN)/python -m presets.machine.torch_build --kernels); test -z "$$wanted" || $(BIN)/python -m pip install --quiet --disable-pip-version-check $$wanted || echo "wanlora trains without them, slower on this card: see wanlora doctor" >&2
+	$(PIP) --editable '.[dev]' $$($(BIN)/python -m presets.machine.torch_build)
+	@wanted=$$($(BIN)/python -m presets.machine.torch_build --kernels); test -z "$$wanted" || $(PIP) $$wanted || echo "wanlora trains without them, slower on this card: see wanlora doctor" >&2
 	@touch $(STAMP)
 
 demo: setup
 	$(BIN)/wanlora demo
 
+# Where the tests are the first to install the packages, pip does not compile all of their 13,000 files first, which takes
+# it most of a minute on one core: tests import about a third of them, and Python compiles those as it imports them.
+test: PIP += --no-compile
 test: setup
 	@$(MAKE) --no-print-directory -j 2 lint collected
 	$(BIN)/python -m pytest -q --cache-clear -m "not thorough" -n auto --maxprocesses 4 --dist loadfile || $(BIN)/python -m tests.again $$?
@@ -75,7 +79,7 @@ soak: setup
 	$(BIN)/python -m tests.soak --minutes 10
 
 resolve: setup
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip>=26.3,<27'
+	$(PIP) 'pip>=26.3,<27'
 	$(BIN)/python -m tests.versions resolve
 
 lowest newest: setup

@@ -8,11 +8,12 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 
 import psutil
 import pytest
+from _pytest.unraisableexception import gc_collect_iterations_key
 
 # One thread each, in this process and in all that it starts: several tests and trainers share few cores, and their
 # threads would wait for each other, spinning.
@@ -182,6 +183,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for level, what in levels.LEVELS.items():
         config.addinivalue_line("markers", f"{level}: {what}")
     config.addinivalue_line("markers", "thorough: a dear case of a kind that cheaper ones show; not in `make test`")
+    config.stash[gc_collect_iterations_key] = 1  # at the end: four more took seconds
     config.option.loadscopereorder = False  # xdist would begin with the files of most tests, and end with the longest
 
 
@@ -203,6 +205,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if WORKER:
         first = {item.path for item in items if not item.get_closest_marker("unit")}
         items.sort(key=lambda item: item.path not in first)  # files of many small tests fill what the long ones leave
+        one_at_a_time = {item.path for item in items if "picture" in item.fixturenames}
+        _put_apart(items, one_at_a_time, among=len(first))
+
+
+def _put_apart(items: list[pytest.Item], paths: Set[Path], among: int) -> None:
+    """Files whose tests wait for each other's, evenly among the first ones: side by side they would hold up a worker
+    each."""
+    order = [path for path in dict.fromkeys(item.path for item in items) if path not in paths]
+    for i, path in enumerate(sorted(paths)):
+        order.insert(i * among // len(paths), path)
+    place = {path: i for i, path in enumerate(order)}
+    items.sort(key=lambda item: place[item.path])
 
 
 @pytest.hookimpl(optionalhook=True)

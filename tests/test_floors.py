@@ -6,6 +6,7 @@ import statement there is, also those inside functions, which only run when thei
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, UNCOMPILED
 from tests.helpers.floors import arrows, charter, depths, files, imports, reduced, rooms
 from tests.helpers.waiting import PATIENCE
 from tests.house.page import page
@@ -176,6 +177,7 @@ def loaded(*floors: str) -> frozenset[str]:
     said = subprocess.run(
         [sys.executable, "-c", program, json.dumps(names)],
         cwd=ROOT,
+        env=os.environ | UNCOMPILED,
         capture_output=True,
         text=True,
         timeout=PATIENCE,

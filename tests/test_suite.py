@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ from tests.helpers.figures.sitecustomize import SEED
 from tests.helpers.interface.harness import own_daemon, wanlora
 from tests.helpers.stalls import MARK, Stalls, ending_all, marked
 from tests.helpers.waiting import until
+from tests.wanlora_tui.screens import conftest as pictures
 
 
 def computes() -> int:
@@ -59,6 +61,14 @@ def test_workers_begin_with_the_files_that_start_something(request: pytest.Fixtu
     conftest.pytest_collection_modifyitems(items)
     starts = {item.path for item in items if not item.get_closest_marker("unit")}
     assert [item.path in starts for item in items] == sorted((item.path in starts for item in items), reverse=True)
+
+
+def test_files_that_wait_for_each_other_are_put_apart():
+    assert hasattr(pictures, "picture"), "those that draw pictures are found by its name"
+    items = [SimpleNamespace(path=Path(name), number=i) for i, name in enumerate("aabbcdefgh")]
+    conftest._put_apart(items, {Path("b"), Path("c")}, among=6)  # type: ignore[arg-type]
+    assert "".join(str(item.path) for item in items) == "bbaadcefgh"
+    assert [item.number for item in items if str(item.path) in "ab"] == [2, 3, 0, 1]
 
 
 def test_each_test_has_one_level(request: pytest.FixtureRequest):

@@ -19,6 +19,7 @@ from daemon.wire.find import find
 from daemon.wire.protocol import Beat, Welcome
 from tests.daemon.conftest import until
 from tests.helpers import ROOT
+from tests.helpers.tiers import thorough
 from tests.helpers.waiting import PATIENCE
 
 
@@ -91,7 +92,7 @@ async def test_a_logout_and_a_login(users: Users):
     assert not spare.exists() and not list((users.run / "wanlora").iterdir())
 
 
-@pytest.mark.parametrize("gone", [["control.sock"], ["feed.sock"], ["control.sock", "feed.sock"], ["."]])
+@pytest.mark.parametrize("gone", [["control.sock"], ["."], *thorough(["feed.sock"], ["control.sock", "feed.sock"])])
 async def test_sockets_or_their_folder_alone(users: Users, gone: list[str]):
     folder = users.run / "wanlora"
     for name in gone:
@@ -109,7 +110,7 @@ async def test_removed_again_and_again_it_holds_no_more_open_than_before(users: 
         return len(os.listdir(f"/proc/{users.process.pid}/fd"))  # noqa: PTH208
 
     before = descriptors()
-    for _ in range(8):
+    for _ in range(4):
         taken(users.run / "wanlora")
         await until(lambda: (users.run / "wanlora/feed.sock").exists())
         await users.answer(users.run / "wanlora")

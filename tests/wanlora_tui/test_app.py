@@ -19,6 +19,7 @@ from daemon.wire.protocol import JobRecord
 from daemon.wire.stop import stop_daemon
 from tests.helpers.interface.harness import answers, own_daemon, short_dir, write_job
 from tests.helpers.interface.wizard_pilot import patient, type_ahead, until
+from tests.helpers.tiers import thorough
 from tests.helpers.waiting import PATIENCE, until_async
 from tests.wanlora_tui.screens.test_dashboard import outside, shown
 from wanlora_tui.actions import all_actions
@@ -55,7 +56,7 @@ async def submit(folder: Path, tmp_path: Path, name: str = "orbit_v1", **options
         return await client.submit(write_job(tmp_path, name, **options))
 
 
-@pytest.mark.parametrize("size", [(80, 24), (100, 30), (160, 48)])
+@pytest.mark.parametrize("size", [(80, 24), *thorough((100, 30), (160, 48))])
 async def test_the_empty_screen_says_what_to_do(folder: Path, size: tuple[int, int]):
     async with interface(folder, size) as (app, pilot):
         await until(
@@ -80,7 +81,7 @@ async def test_it_starts_the_daemon_and_says_so():
         shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("size", [(80, 24), (160, 48)])
+@pytest.mark.parametrize("size", [(80, 24), *thorough((160, 48))])
 async def test_jobs_are_listed_with_their_pace_and_their_place(folder: Path, tmp_path: Path, size: tuple[int, int]):
     await submit(folder, tmp_path, "orbit_v1", steps=5000, pace_ms=500)
     await submit(folder, tmp_path, "style_v1")
@@ -133,7 +134,7 @@ async def test_open_watch_and_leave_stops_nothing(folder: Path, tmp_path: Path):
 
 
 async def test_coming_back_says_what_happened_meanwhile(folder: Path, tmp_path: Path):
-    record = await submit(folder, tmp_path, steps=100_000, pace_ms=100)
+    record = await submit(folder, tmp_path, steps=100_000, pace_ms=20)
     async with interface(folder, job=record) as (_, pilot):
         await until(pilot, says(pilot, "trainer progressing"), "the dashboard")
         assert "Since you left" not in shown(pilot.app.screen)
@@ -186,7 +187,7 @@ async def test_a_failed_job_says_why(folder: Path, tmp_path: Path):
 
 
 async def test_the_daemon_dies_and_comes_back_while_we_watch(folder: Path, tmp_path: Path):
-    record = await submit(folder, tmp_path, steps=100_000, pace_ms=200)
+    record = await submit(folder, tmp_path, steps=100_000, pace_ms=50)
     async with interface(folder, job=record) as (app, pilot):
         await until(pilot, says(pilot, "trainer progressing"), "the dashboard")
         async with Client(folder) as client:

@@ -20,6 +20,7 @@ from tests.helpers import ROOT
 from tests.helpers.interface.harness import environment, own_daemon, short_dir, until, wanlora, write_job
 from tests.helpers.loras import pair, write_lora_file
 from tests.helpers.terminal import Terminal
+from tests.helpers.tiers import thorough
 from tests.helpers.videos import write_clip
 from tests.helpers.waiting import PATIENCE
 from wanlora_tui.cli import main
@@ -507,7 +508,7 @@ def printed(command: tuple[str, ...], width: int, cwd: Path) -> list[str]:
         terminal.close()
 
 
-@pytest.mark.parametrize("command", [("doctor",), ("check", "orbit_v1.toml")], ids=["doctor", "check"])
+@pytest.mark.parametrize("command", [*thorough(("doctor",)), ("check", "orbit_v1.toml")], ids=["doctor", "check"])
 def test_what_is_wider_than_the_terminal_is_broken_at_words(command: tuple[str, ...], tmp_path: Path):
     clips(tmp_path, "a")
     write_job(tmp_path)

@@ -79,6 +79,7 @@ def test_no_command_breaks_and_json_stays_json(job: Path, folder: Path, tmp_path
     json.loads(run(encoding, "check", job, "--json", **cache).out.decode("utf-8"))
 
 
+@pytest.mark.thorough
 def test_no_other_command_breaks(job: Path, folder: Path, tmp_path: Path):
     """As those above print through the same streams, one encoding does."""
     cache = {"XDG_CACHE_HOME": str(tmp_path / "ça ✓")}

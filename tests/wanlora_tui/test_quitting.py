@@ -19,7 +19,7 @@ from tests.helpers.videos import write_clip
 from tests.helpers.waiting import PATIENCE
 from wanlora_tui.draft.draft_store import Draft, DraftStore
 
-MANY = 800
+MANY = 400
 THREADS = 8  # that read clips at once, at most
 
 # What runs: the program itself, which writes a line for each clip that it begins to look at, and one when it decides to

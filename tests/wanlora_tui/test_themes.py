@@ -48,8 +48,18 @@ def written(app: RecordedApp, *, plot: bool = False) -> Iterator[tuple[str, Colo
                     yield segment.text, segment.style.color, segment.style.bgcolor
 
 
-@pytest.mark.parametrize("colour", [True, False], ids=["colour", "NO_COLOR"])
-async def test_every_theme_can_be_read(colour: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("colour", "themes"),
+    [
+        (True, SELECTABLE),
+        (False, SELECTABLE[::5]),
+        pytest.param(False, SELECTABLE, marks=pytest.mark.thorough),
+    ],
+    ids=["colour", "some without", "all without"],
+)
+async def test_every_theme_can_be_read(
+    colour: bool, themes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     if colour:
         monkeypatch.delenv("NO_COLOR", raising=False)
     else:
@@ -57,7 +67,7 @@ async def test_every_theme_can_be_read(colour: bool, tmp_path: Path, monkeypatch
     app = app_over(usual(), tmp_path)
     async with app.run_test(size=(140, 44)) as pilot:
         assert sorted(app.available_themes) == SELECTABLE
-        for name in SELECTABLE:
+        for name in themes:
             app.theme = name
             await settle(pilot)
             everything, plot = list(written(app)), list(written(app, plot=True))

@@ -474,4 +474,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestQueue = Machine.TestCase
-TestQueue.settings = settings(max_examples=settings().max_examples * 4)
+TestQueue.settings = settings(max_examples=settings().max_examples * 2)

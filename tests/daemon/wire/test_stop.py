@@ -21,6 +21,7 @@ from daemon.wire.stop import stop_daemon
 from tests.daemon.conftest import Box
 from tests.daemon.wire.test_protocol import Raw
 from tests.helpers import ROOT
+from tests.helpers.tiers import thorough
 from tests.helpers.waiting import PATIENCE
 
 Scripted = Callable[..., "subprocess.Popen[bytes]"]
@@ -237,7 +238,7 @@ async def raw_answer(box: Box, version: int, command: dict[str, object]) -> dict
         raw.close()
 
 
-@pytest.mark.parametrize("version", [wire.PROTOCOL_VERSION - 1, wire.PROTOCOL_VERSION + 1, 10**12])
+@pytest.mark.parametrize("version", [wire.PROTOCOL_VERSION - 1, 10**12, *thorough(wire.PROTOCOL_VERSION + 1)])
 async def test_a_client_of_any_version_is_told_who_we_are_and_can_end_us(box: Box, version: int):
     pid = box.start()
     told = await raw_answer(box, version, {"type": "Hello", "version": version, "more": 1})

@@ -10,6 +10,7 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -156,8 +157,10 @@ def test_a_stopped_daemon_is_hung_and_not_none(home: Path, started: int):
         and told["pid"] == started
         and "stopped by a signal" in told["problem"]
     )
-    for command in (["daemon", "status"], ["daemon", "start"], ["jobs"], ["doctor"]):
-        said = wanlora(*command)
+    commands = (["daemon", "status"], ["daemon", "start"], ["jobs"], ["doctor"])
+    with ThreadPoolExecutor(len(commands)) as at_once:  # each waits for its answer
+        answers = list(at_once.map(lambda command: wanlora(*command), commands))
+    for command, said in zip(commands, answers, strict=True):
         words = said.stdout + said.stderr
         assert said.returncode == 1 and f"(pid {started})" in words and "stopped by a signal" in words, command
         assert (

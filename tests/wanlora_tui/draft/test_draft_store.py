@@ -224,7 +224,7 @@ def test_a_killed_wizard_holds_nothing(tmp_path: Path) -> None:
     drafts = Drafts(tmp_path / "draft.json")
     writers = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=environment()) for _ in range(2)]
     until(lambda: len(list(tmp_path.glob("draft*.json"))) == 2, "both drafts")
-    for _ in range(40):  # while they write as fast as they can
+    for _ in range(10):  # while they write as fast as they can
         assert kinds(drafts) == [] and not DraftStore(drafts.first).hold()
     os.kill(writers[0].pid, signal.SIGKILL)
     writers[0].wait()

@@ -9,16 +9,18 @@ from tests.helpers.interface.harness import environment
 from tests.helpers.terminal import Terminal
 from tests.helpers.waiting import until
 
+# as patient as the tests: a busy machine may answer for the terminal later than the program waits
 PROGRAM = """
-import sys
+import sys, time
 from pathlib import Path
+from tests.helpers.waiting import PATIENCE
 from wanlora_tui.screenshot import RecordedApp, load_run
 from wanlora_tui.terminal.conversation import Conversation
 from wanlora_tui.terminal.driver import driver_on
 from wanlora_tui.terminal.pictures import picture_class
 with Conversation(sys.stdin.fileno(), sys.stdout.fileno()) as terminal:
     terminal.ask()
-    terminal.listen()
+    terminal.listen(time.monotonic() + PATIENCE)
     app = RecordedApp(load_run(Path(sys.argv[1])), picture_class(terminal.pictures, terminal.cell))
     app.driver_class = driver_on(terminal)
     app.run()

@@ -17,6 +17,7 @@ from presets.runs.checkpoints import StoredCheckpoint
 from presets.runs.run_view import RunView
 from tests.helpers import recorded_run
 from tests.helpers.interface.wizard_pilot import until
+from tests.helpers.tiers import thorough
 from tests.presets.report.test_held_out import measure, preview, run_with
 from wanlora_tui.plot.loss_plot import LossPlot
 from wanlora_tui.plot.other_runs import read_folder
@@ -172,7 +173,7 @@ async def test_a_folder_without_a_run_is_said(view: RunView, tmp_path: Path):
         read_folder(tmp_path)
 
 
-@pytest.mark.parametrize("size", [(20, 5), (10, 3), (1, 1), (60, 4)])
+@pytest.mark.parametrize("size", [(20, 5), (1, 1), *thorough((10, 3), (60, 4))])
 async def test_small_terminals_take_every_key(view: RunView, size: tuple[int, int]):
     app = PlotApp(view)
     async with app.run_test(size=size) as pilot:

@@ -9,6 +9,7 @@ import pytest
 from daemon.wire.protocol import PROTOCOL_VERSION
 from presets.errors import UserError
 from tests.helpers.sshd import ALIAS, OtherMachine, needs_sshd
+from tests.helpers.tiers import thorough
 from wanlora_tui.remote.connection import connected
 from wanlora_tui.remote.far_wanlora import HOSTS_FILE, NOT_FOUND, FarStatus, KnownHosts, read_status, require_ours
 
@@ -30,10 +31,10 @@ def found_in(there: OtherMachine, state: Path, given: str = "") -> str:
     ("place", "file", "start"),
     [
         ("wanlora-tui/.venv/bin/wanlora", "", ""),
-        ("opt/wanlora", ".profile", "PATH=$PATH:$HOME/opt\n"),
         ("opt/wanlora", ".bash_profile", NOISE + "PATH=$PATH:$HOME/opt\ncat\n"),
         ("opt/wanlora", ".bashrc", "case $- in *i*) ;; *) return;; esac\nPATH=$PATH:$HOME/opt\n"),
-        ("opt/wanlora", ".bashrc", NOISE + "export PATH=$PATH:$HOME/opt\n"),
+        pytest.param("opt/wanlora", ".profile", "PATH=$PATH:$HOME/opt\n", marks=pytest.mark.thorough),
+        pytest.param("opt/wanlora", ".bashrc", NOISE + "export PATH=$PATH:$HOME/opt\n", marks=pytest.mark.thorough),
     ],
 )
 def test_it_is_found_where_its_users_have_it(there: OtherMachine, state: Path, place: str, file: str, start: str):
@@ -78,7 +79,9 @@ def test_a_place_that_no_longer_works_is_forgotten(there: OtherMachine, state: P
 
 
 @needs_sshd
-@pytest.mark.parametrize("answer", ["{}", "[]", "", "Segmentation fault", '{"running": "yes", "protocol": []}', "\0\7"])
+@pytest.mark.parametrize(
+    "answer", ["", "Segmentation fault", '{"running": "yes", "protocol": []}', *thorough("{}", "[]", "\0\7")]
+)
 def test_an_answer_that_is_none_is_an_error_that_shows_it(there: OtherMachine, state: Path, answer: str):
     there.write_wrapper(there.home / ".local/bin/wanlora", f"cat <<'E'\n{answer}\nE")
     with pytest.raises(UserError) as told:

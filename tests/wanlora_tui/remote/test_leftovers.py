@@ -12,6 +12,7 @@ import pytest
 from tests.helpers import ROOT
 from tests.helpers.sshd import ALIAS, OtherMachine, needs_sshd
 from tests.helpers.terminal import Terminal
+from tests.helpers.tiers import thorough
 from tests.helpers.waiting import PATIENCE, until
 
 pytestmark = needs_sshd
@@ -50,7 +51,7 @@ def user(there: OtherMachine, state: Path) -> tuple["subprocess.Popen[str]", Pat
     return process, Path(process.stdout.readline().split()[1])
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, *thorough(signal.SIGHUP, signal.SIGINT)])
 def test_a_signal_leaves_no_process(there: OtherMachine, state: Path, number: signal.Signals):
     process, folder = user(there, state)
     with process:
@@ -66,7 +67,7 @@ def test_a_signal_leaves_no_process(there: OtherMachine, state: Path, number: si
             other.terminate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, *thorough(signal.SIGHUP)])
 def test_nor_while_another_line_is_dialled(there: OtherMachine, state: Path, number: signal.Signals):
     process, _ = user(there, state)
     with process:

@@ -18,6 +18,7 @@ from textual.pilot import Pilot
 from textual.widgets import Input, TextArea
 
 from tests.helpers.interface.wizard_pilot import until
+from tests.wanlora_tui.conftest import is_idle
 from wanlora_tui.film.sheet_view import SheetView
 from wanlora_tui.widgets import redraw_throttle
 
@@ -55,8 +56,11 @@ def folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def _is_busy(pilot: Pilot[None]) -> bool:
-    """Whether something is still read or decoded in a thread."""
+    """Whether something is still read or decoded in a thread, or a widget has something to do, also behind a dialog: on
+    a busy machine its next message may come only after several looks at a screen that keeps still meanwhile."""
     app = pilot.app
+    if not all(is_idle(pump) for screen in app.screen_stack for pump in screen.walk_children(with_self=True)):
+        return True
     reading = any(w._thread_worker and not w.is_finished and w.group != "trainer's output" for w in app.workers)
     return reading or any(not reel.whole for sheet in app.screen.query(SheetView) for reel in sheet.reels)
 

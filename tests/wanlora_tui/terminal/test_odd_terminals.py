@@ -42,7 +42,7 @@ ODD = {
     "a very long list": {WHAT_ARE_YOU: "\x1b[?65;" + ";".join(map(str, range(1, 60))) + "c"},
 }
 
-KINDS = ["half an answer", "words for numbers", "more than was asked", "a key that cannot be"]
+KINDS = ["half an answer", "more than was asked", "a key that cannot be"]
 FURTHER = [name for name in ODD if name not in KINDS]
 
 # once the terminal is there: it has been given a size at its start
@@ -99,8 +99,9 @@ class Answering(Terminal):
         self.all_answered()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def folder() -> Iterator[Path]:
+    """Of a daemon that nobody asks for anything but what it has."""
     with own_daemon() as folder:
         yield folder
 
@@ -260,7 +261,7 @@ def test_errors_in_a_file_leave_the_screens_on_the_terminal(open_terminal: Calla
     assert (tmp_path / "errors").read_text() == ""
 
 
-@pytest.mark.parametrize("closed", ["<&-", "</dev/null", ">&-"])
+@pytest.mark.parametrize("closed", ["<&-", ">&-", *thorough("</dev/null")])
 def test_without_a_terminal_it_says_what_to_use(open_terminal: Callable[..., Answering], closed: str):
     terminal = open_terminal({}, command=f"exec {{wanlora}} {closed}")
     assert terminal.wait_end() == 1

@@ -17,6 +17,7 @@ from daemon.wire.protocol import JobRecord
 from tests.helpers import ROOT
 from tests.helpers.interface.harness import environment, own_daemon, write_job
 from tests.helpers.terminal import Screen, Terminal
+from tests.helpers.tiers import thorough
 from tests.helpers.waiting import until
 
 
@@ -54,7 +55,9 @@ def record_of(folder: Path, job: JobRecord) -> JobRecord:
     return asyncio.run(go())
 
 
-@pytest.mark.parametrize("env", [{}, {"NO_COLOR": "1"}, {"TERM": "screen-256color", "TMUX": "/tmp/none,1,0"}])
+@pytest.mark.parametrize(
+    "env", [{}, *thorough({"NO_COLOR": "1"}), {"TERM": "screen-256color", "TMUX": "/tmp/none,1,0"}]
+)
 def test_attach_draws_and_q_says_how_to_come_back(
     folder: Path, tmp_path: Path, terminal: Callable[..., Terminal], env: dict[str, str]
 ):
@@ -73,7 +76,7 @@ def test_attach_draws_and_q_says_how_to_come_back(
 def test_a_killed_interface_stops_nothing_and_is_told_what_it_missed(
     folder: Path, tmp_path: Path, terminal: Callable[..., Terminal]
 ):
-    job = submit(folder, write_job(tmp_path, steps=100_000, pace_ms=50))
+    job = submit(folder, write_job(tmp_path, steps=100_000, pace_ms=20))
     screen = terminal("attach", "orbit_v1")
     screen.wait("● trainer progressing")
     seen = folder / "state/tui.json"

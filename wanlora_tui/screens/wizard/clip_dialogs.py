@@ -25,6 +25,7 @@ from wanlora_tui.draft.caption_history import CaptionChange
 from wanlora_tui.draft.clip_captions import one_line, problem_of
 from wanlora_tui.draft.clip_list import ClipEntry
 from wanlora_tui.output.formatting import count
+from wanlora_tui.screens.frame.button_label import set_label
 from wanlora_tui.screens.wizard.dialogs import close_over
 from wanlora_tui.widgets.clip_frames import ClipFrames
 from wanlora_tui.widgets.fitting_footer import FittingFooter
@@ -231,7 +232,7 @@ class CaptionsDialog(ModalScreen[list[CaptionChange]]):
             lines.append(f"and {count(len(self.changes) - SHOWN, 'more')}".removesuffix("s"))
         self.query_one("#changes", Static).update(escaped("\n".join(lines)) or "Nothing would be written.")
         button = self.query_one("#write", Button)
-        button.label = f"Write {count(len(self.changes), 'caption')} ^S"
+        set_label(button, f"Write {count(len(self.changes), 'caption')} ^S")
         button.disabled = not self.changes
 
     @property
@@ -282,7 +283,7 @@ class CaptionsDialog(ModalScreen[list[CaptionChange]]):
                 if (now := time.monotonic()) - began > SLICE:
                     if now - shown > BETWEEN:
                         shown = now
-                        button.label = f"Writing {number} of {len(self.changes)}"
+                        set_label(button, f"Writing {number} of {len(self.changes)}")
                     await asyncio.sleep(0)
                     began = time.monotonic()
         except UserError as e:

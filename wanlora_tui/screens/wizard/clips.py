@@ -18,6 +18,7 @@ from wanlora_tui.draft.clip_list import ClipEntry, ClipLists, Listed
 from wanlora_tui.draft.job_draft import WizardState
 from wanlora_tui.output.formatting import count, home_path, shorten
 from wanlora_tui.output.typed_paths import absolute
+from wanlora_tui.screens.frame.button_label import set_label
 from wanlora_tui.screens.wizard.mending import MendingPane
 from wanlora_tui.screens.wizard.pane import Choices, Edited, look_text
 from wanlora_tui.widgets.clip_frames import ClipFrames
@@ -245,7 +246,7 @@ class ClipsPane(MendingPane):
         out = entry is not None and entry.name in table.left_out
         if out != self._out:
             self._out = out
-            self.query_one("#leave-out", Button).label = "Take in x" if out else "Leave out x"
+            set_label(self.query_one("#leave-out", Button), "Take in x" if out else "Leave out x")
         held = entry is not None and entry.path in table.held and not out
         note = "" if entry is None else "⊘ left out: it does not train" if out else entry.problem
         note = "○ held out: it measures the loss, and does not train" if held else note

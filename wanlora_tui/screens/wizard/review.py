@@ -40,6 +40,7 @@ from wanlora_tui.draft.forecast import Forecast, cost_line, forecast, reckon
 from wanlora_tui.draft.job_draft import WizardState
 from wanlora_tui.output.formatting import home_path
 from wanlora_tui.output.typed_paths import meant
+from wanlora_tui.screens.frame.button_label import set_label
 from wanlora_tui.screens.frame.finding_text import HEADINGS, counted, entry
 from wanlora_tui.screens.frame.reckoning import cost_of
 from wanlora_tui.screens.frame.step_findings import Jump
@@ -380,7 +381,7 @@ class ReviewPane(StepPane):
     def action_show_file(self) -> None:
         switcher = self.query_one(ContentSwitcher)
         switcher.current = "file" if switcher.current == "findings" else "findings"
-        self.query_one("#show-file", Button).label = "Findings t" if switcher.current == "file" else "Job file t"
+        set_label(self.query_one("#show-file", Button), "Findings t" if switcher.current == "file" else "Job file t")
         self.query_one(f"#{switcher.current}").focus()
 
     @on(OptionList.OptionSelected, "#findings")

@@ -21,6 +21,7 @@ from wanlora_tui.draft.draft_store import Draft, Drafts
 from wanlora_tui.draft.history import History
 from wanlora_tui.draft.steps import NAMES, STEPS, position, step_of_field
 from wanlora_tui.feeds.submitter import Submitter
+from wanlora_tui.screens.frame.button_label import set_label
 from wanlora_tui.screens.frame.drawing import SparingScreen
 from wanlora_tui.screens.frame.field_search import FieldSearch
 from wanlora_tui.screens.frame.help_area import HelpingScreen
@@ -226,7 +227,7 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
         place = position(name)
         self.query_one("#nav-state", Static).update("the draft is kept as you type")
         self.query_one("#back", Button).disabled = place == 0
-        self.query_one("#next", Button).label = "Launch ^G ▶" if name == NAMES[-1] else "Next ^G ▶"
+        set_label(self.query_one("#next", Button), "Launch ^G ▶" if name == NAMES[-1] else "Next ^G ▶")
         self.list_steps()
         self.query_one("#forecast-line").display = name in ("settings", "prompts") and self.state.ready
         rows = self.query(f"#{field_id(field)}").results(FieldInput) if field else ()

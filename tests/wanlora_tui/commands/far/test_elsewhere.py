@@ -16,6 +16,7 @@ from tests.helpers.interface.harness import wanlora as run_wanlora
 from tests.helpers.interface.harness import write_job
 from tests.helpers.sshd import ALIAS, OtherMachine, needs_sshd
 from tests.helpers.terminal import Terminal
+from tests.helpers.tiers import thorough
 from tests.helpers.waiting import PATIENCE, until
 from tests.wanlora_tui.remote.test_connection import submitted
 from wanlora_tui.cli import parser
@@ -82,7 +83,7 @@ def doctor_is(there: OtherMachine, script: str) -> None:
     )
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL, *thorough(signal.SIGTERM)])
 def test_ctrl_c_ends_what_runs_there(there: OtherMachine, here: Path, end: signal.Signals):
     doctor_is(
         there,

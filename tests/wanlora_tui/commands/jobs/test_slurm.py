@@ -74,7 +74,7 @@ def test_a_job_whose_node_is_taken_away_goes_on_from_its_checkpoint(
     run = tmp_path / "runs/t"
     for name, value in {**ONE_THREAD, "XDG_CACHE_HOME": str(tmp_path / "cache"), "SLURM_RUN": str(run)}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(slurm, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(slurm, "LOOK_SECONDS", 0.5)
     (tmp_path / "engine").mkdir()  # of the user's own, where the job is submitted: it is not the trainer
     (tmp_path / "engine/__main__.py").write_text("raise SystemExit('another engine')")
     monkeypatch.chdir(tmp_path)

@@ -22,6 +22,7 @@ from tests.helpers.interface.wizard_pilot import (
     until,
     wizard,
 )
+from tests.helpers.tiers import thorough
 from tests.wanlora_tui.screens.wizard.test_wizard import a_draft, resumed, reviewed
 from wanlora_tui.draft.draft_store import Draft, DraftStore
 from wanlora_tui.draft.history import History
@@ -60,7 +61,7 @@ def meanwhile(box: VerticalScroll, name: str, come: Any) -> None:
     setattr(box, name, changed if name == "mount_all" else changed_after)
 
 
-@pytest.mark.parametrize("name", ["remove_children", "mount_all"])
+@pytest.mark.parametrize("name", ["mount_all", *thorough("remove_children")])
 async def test_a_folder_is_read_while_a_panel_of_settings_is_being_shown(work: Path, name: str) -> None:
     async with wizard(a_draft(work, "settings")) as pilot:
         await resumed(pilot, "settings")
@@ -105,7 +106,7 @@ async def test_what_is_recommended_changes_while_its_reasons_are_being_shown(wor
         await until(pilot, lambda: screen.state.reasons() != before and wanted(), "the reasons by now")
 
 
-@pytest.mark.parametrize("name", ["remove_children", "mount_all"])
+@pytest.mark.parametrize("name", ["remove_children", *thorough("mount_all")])
 async def test_a_folder_is_read_while_prompts_come_and_go(work: Path, name: str) -> None:
     async with wizard(a_draft(work, "prompts")) as pilot:
         await resumed(pilot, "prompts")
