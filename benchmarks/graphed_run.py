@@ -4,6 +4,8 @@
     of disk)
     python -m benchmarks.graphed_run --dir /dev/shm/wl --runs planned launched  (in parts, where one call is too short:
     python -m benchmarks.graphed_run --dir /dev/shm/wl --runs graphs             what is there is taken as it is)
+    python -m benchmarks.graphed_run --dir /dev/shm/wl --precision qint8        (of the frozen experts; the runs of each
+    precision lie in a folder of their own)
     python -m benchmarks.graphed_run --tiny --dir /tmp/wl                       (the same code on the CPU, where nothing
     is recorded)
 
@@ -23,7 +25,7 @@ import sys
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 from benchmarks.interrupted import events_of, kill_after
 from benchmarks.whole_job import write_base, write_clips
@@ -34,12 +36,14 @@ from presets.job.schema import (
     ModelPanel,
     MultistagePanel,
     PromptPanel,
+    QuantizationPanel,
     SamplePanel,
     SavePanel,
     TrainingPanel,
     ValidationPanel,
 )
 from presets.job.toml_file import save_job
+from presets.planner.plan import Precision
 from tests.helpers.training.sameness import differences
 
 STEPS, SAVED, KILLED = 24, 8, 13
@@ -56,6 +60,7 @@ def write_job(folder: Path, common: Path, *, graphs: bool, args: argparse.Namesp
     job = Job(
         job=JobPanel(name="run", kind="character", trigger="frung"),
         model=ModelPanel(path=str(common / "base"), cuda_graphs=graphs),
+        quantization=QuantizationPanel(transformer=args.precision),
         multistage=MultistagePanel(switch_every=2),
         save=SavePanel(every=SAVED),
         training=TrainingPanel(steps=STEPS, dop=args.dop, dop_class="person" if args.dop else ""),
@@ -128,6 +133,7 @@ def main() -> int:
     parser.add_argument("--side", type=int, default=256)
     parser.add_argument("--frames", type=int, default=21)
     parser.add_argument("--dop", action="store_true", help="with the preservation loss")
+    parser.add_argument("--precision", choices=("auto", *get_args(Precision)), default="auto")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
@@ -141,9 +147,9 @@ def main() -> int:
         side, frames = (64, 12) if args.tiny else (args.side, args.frames + 4)
         write_clips(clips, height=side, width=side, frames=frames)
     rows: dict[str, Any] = {}
-    good = True
+    good, mine = True, common / args.precision
     for name in RUNS:
-        folder = common / name
+        folder = mine / name
         run = folder / "runs" / "run"
         began = time.time()
         if name in args.runs and not run.exists():
@@ -160,7 +166,7 @@ def main() -> int:
         print(f"graphs taken: {taken}, kept to the end: {kept}")
         good &= taken and kept
     if {"graphs", "launched"} <= rows.keys():
-        apart = differences(common / "graphs/runs/run", common / "launched/runs/run")
+        apart = differences(mine / "graphs/runs/run", mine / "launched/runs/run")
         print(*apart[:20], f"{len(apart)} differences of graphs from the same launched", sep="\n")
         good &= not apart
     if {"graphs", "planned"} <= rows.keys():

@@ -45,6 +45,7 @@ from engine.training.optimizer import clip_gradients
 from engine.wan import attention
 from presets.clips.geometry import Bucket
 from presets.machine.machine import read_machine
+from presets.planner.candidates import with_vae_frames
 from presets.planner.cards import gpu_hardware
 from presets.planner.choose import choose
 from presets.planner.costs import Costs
@@ -54,15 +55,16 @@ from presets.planner.workload import Hardware, Load, Workload
 GIB = 2**30
 LONG = 6  # seconds: a step this long is timed once
 MIXED = (512, 768, 1024)  # sides of the clips, 41 frames each, that the plan "mixed" is chosen for
+# as many frames through the VAE at once as the planner takes with them
 PLANS: dict[str, dict[str, Any]] = {
-    "kept": {"resident": 40, "kept": 40, "activations": "device", "slots": 0, "vae_frames": 16},
-    "kept-20": {"resident": 40, "kept": 20, "activations": "device", "slots": 0, "vae_frames": 16},
-    "resident": {"resident": 40, "activations": "device", "slots": 0, "vae_frames": 16},
-    "resident-20": {"resident": 20, "activations": "device", "vae_frames": 16},
-    "streamed-device": {"activations": "device", "vae_frames": 16},
-    "streamed": {"activations": "host", "vae_frames": 8},
-    "streamed-small": {"activations": "host", "chunk": 4096, "slots": 2, "vae_frames": 4},
-    "streamed-chunked": {"activations": "host", "chunk": 8192, "vae_frames": 4},
+    "kept": {"resident": 40, "kept": 40, "activations": "device", "slots": 0},
+    "kept-20": {"resident": 40, "kept": 20, "activations": "device", "slots": 0},
+    "resident": {"resident": 40, "activations": "device", "slots": 0},
+    "resident-20": {"resident": 20, "activations": "device"},
+    "streamed-device": {"activations": "device"},
+    "streamed": {"activations": "host"},
+    "streamed-small": {"activations": "host", "chunk": 4096, "slots": 2},
+    "streamed-chunked": {"activations": "host", "chunk": 8192},
 }
 DEFAULT = [
     "41x512x512:baseline",
@@ -215,6 +217,16 @@ def planned(
     return result
 
 
+def work_of(bench: Bench, bucket: Bucket) -> Workload:
+    """One expert's steps of one clip."""
+    return Workload(loads=(Load(bucket, 1, 1.0),), steps=1, ranks=(16,), needed=1, deterministic=bench.deterministic)
+
+
+def named_plan(bench: Bench, name: str, bucket: Bucket, hardware: Hardware | None) -> Plan:
+    plan = Plan(precision=bench.precision, compiled=hardware is not None, **PLANS[name])
+    return plan if hardware is None else with_vae_frames(Costs(work_of(bench, bucket), hardware), plan)
+
+
 def mixed_plan(bench: Bench, hardware: Hardware | None) -> Plan:
     """What the planner chooses on this card for a job of both experts whose clips are of three sizes."""
     if hardware is None:
@@ -255,8 +267,7 @@ def hardware_of(bench: Bench) -> Hardware | None:
 
 def predicted(bench: Bench, plan: Plan, bucket: Bucket, hardware: Hardware) -> dict[str, float]:
     """What the planner says of the same work: one expert's transformer and optimizer, and the VAE's two encodes."""
-    work = Workload(loads=(Load(bucket, 1, 1.0),), steps=1, ranks=(16,), needed=1, deterministic=bench.deterministic)
-    costs = Costs(work, hardware)
+    costs = Costs(work_of(bench, bucket), hardware)
     plan = msgspec.structs.replace(plan, kept=plan.kept_for(bucket.tokens), also_kept=())
     held = costs.memory.held(plan)
     seconds = costs.time.step(plan)
@@ -337,14 +348,11 @@ def main() -> int:
                         f" {weights.block_bytes / 2**20:.0f} MiB a block",
                         flush=True,
                     )
-                plan = (
-                    mixed_plan(bench, hardware)
-                    if name == "mixed"
-                    else Plan(precision=bench.precision, compiled=not args.tiny, **PLANS[name])
-                )
+                plan = mixed_plan(bench, hardware) if name == "mixed" else named_plan(bench, name, bucket, hardware)
                 row = {
                     "case": shape,
                     "plan": f"{name}: {plan.text}",
+                    "vae_frames": plan.vae_frames,
                     **planned(bench, bucket, plan, weights, parameters, kernels, vae, args.profile),
                 }
                 bench.fresh()
@@ -389,7 +397,8 @@ def show(row: dict[str, Any]) -> None:
     )
     if "whole_seconds" in row:
         share, whole = row["vae_seconds"] / row["whole_seconds"], f"whole step {row['whole_seconds']:.3f} s"
-        print(f"{'':>13} {whole}, encodes {share:.0%}, peak {row['whole_peak_gib']:.2f} GiB", flush=True)
+        frames = f"{row['vae_frames']} frames at a time"
+        print(f"{'':>13} {whole}, encodes {share:.0%} ({frames}), peak {row['whole_peak_gib']:.2f} GiB", flush=True)
     for name in ("profile", "profile_encodes"):
         if name in row:
             print(f"{'':>13} {name}:", flush=True)

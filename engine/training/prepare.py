@@ -274,6 +274,8 @@ def _choose_kernels(
     largest = max(item.bucket.tokens for item in items)
     kernels, why = kernels_of(job, planning, running, config, placement, tokens=largest)
     talk.info(f"attention by {kernels.text}: {why}")
+    if planning.plan.graphed and not kernels.deterministic:
+        talk.info("CUDA graphs are not compared with launched blocks, as attention adds in any order")
     return kernels
 
 

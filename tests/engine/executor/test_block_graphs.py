@@ -28,15 +28,18 @@ X = {
 ROWS = X["clip"].shape[0] * 18
 
 
-@pytest.fixture(params=["all layers", "chosen layers"])
-def expert(request):
-    chosen = None
-    if request.param == "chosen layers":
-        target = {"rank": 4, "exclude": ["blocks.0", "k"], "layers": [LayersPanel(match="blocks.2-3", rank=6)]}
-        chosen = lora_layers(job(target=target), "high_noise", BLOCKS)
+def made(chosen=None, precision="none"):
     model = small_expert(BLOCKS)
     parameters = attach(model, "high_noise", rank=4, alpha=2, seed=1, strong=True, layers=chosen)
-    return packed(model, "high_noise", parameters, scaling=0.5), parameters
+    return packed(model, "high_noise", parameters, scaling=0.5, precision=precision), parameters
+
+
+@pytest.fixture(params=["all layers", "chosen layers"])
+def expert(request):
+    if request.param == "all layers":
+        return made()
+    target = {"rank": 4, "exclude": ["blocks.0", "k"], "layers": [LayersPanel(match="blocks.2-3", rank=6)]}
+    return made(lora_layers(job(target=target), "high_noise", BLOCKS))
 
 
 class Recorder:
@@ -99,6 +102,21 @@ def test_recorded_blocks_give_the_bits_of_launched_ones(expert, plan):
     right = steps(executor(weights, **{**plan, "kept": 0}), parameters, *names)
     assert len(ours) == len(right) and all(torch.equal(a, b) for a, b in zip(ours, right, strict=True))
     assert recorder.replayed > recorder.recorded > 0
+
+
+# float8 and int8 multiply in 8 bits, the others dequantize
+@pytest.mark.parametrize(
+    "precision",
+    ["float8", "int8", "qint8", *(pytest.param(p, marks=pytest.mark.thorough) for p in ("qfloat8", "qint4"))],
+)
+def test_recorded_blocks_give_the_bits_of_launched_ones_in_each_precision(precision):
+    weights, parameters = made(precision=precision)
+    plan, names = {"precision": precision, "slots": 2, "resident": 1}, ("image", "image")
+    recorder, said = Recorder(), []
+    ours = steps(executor(weights, recorder, said.append, **plan), parameters, *names)
+    right = steps(executor(weights, **plan), parameters, *names)
+    assert all(torch.equal(a, b) for a, b in zip(ours, right, strict=True))
+    assert recorder.replayed > recorder.recorded > 0 and not said
 
 
 def test_a_block_is_recorded_once_for_each_buffer_that_it_may_lie_in(expert):

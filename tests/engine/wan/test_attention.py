@@ -1,5 +1,7 @@
 """Attention against float64, and the choice among kernels of which some fail, lie or are not there."""
 
+import os
+import sys
 from functools import partial
 from importlib.metadata import version
 
@@ -8,6 +10,7 @@ import torch
 
 from engine.system.device import fixed_order
 from engine.wan import attention
+from presets.caches.cache_files import caches_dir
 from presets.errors import UserError
 
 CPU = torch.device("cpu")
@@ -177,3 +180,22 @@ def test_the_fixed_order_ends_where_it_began():
 def test_packages_with_kernels_are_told_with_their_versions():
     """Rates are measured anew, and a resume says so, when one of them changes."""
     assert attention.versions()["triton"] == version("triton")
+
+
+def test_the_package_of_flash4_is_told_to_keep_its_kernels_before_it_is_imported(tmp_path, monkeypatch):
+    """In the caches folder. A stand-in for the package, which needs CUDA: it reads its settings when it is imported."""
+    cute = tmp_path / "flash_attn" / "cute"
+    cute.mkdir(parents=True)
+    for package in (cute.parent, cute):
+        (package / "__init__.py").touch()
+    (cute / "interface.py").write_text("import os\nfound = dict(os.environ)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = {"ENABLED": "1", "DIR": str(caches_dir() / "flash-attn-4")}
+    settings = {f"FLASH_ATTENTION_CUTE_DSL_CACHE_{name}": value for name, value in settings.items()}
+    left = [(os.environ, name) for name in settings]
+    left += [(sys.modules, f"flash_attn{rest}") for rest in ("", ".cute", ".cute.interface")]
+    for where, name in left:
+        monkeypatch.setitem(where, name, "")  # so that what stands there by the end is taken back
+        del where[name]
+    found = attention._flash4.__wrapped__().found
+    assert settings.items() <= found.items()
