@@ -14,6 +14,7 @@ from engine.executor.shared_passes import shares_passes, take_part
 from engine.parallel.orders import End, Pass, Prepare, Show, Steps
 from engine.parallel.parts import Rank, parts_of
 from engine.parallel.quiet import QuietControl, QuietLog
+from engine.parallel.refusals import Refused
 from engine.parallel.team import Loss, Team
 from engine.training.context import Run, averaged_weights
 from engine.training.placement import settle
@@ -33,7 +34,11 @@ FAILED = 1
 def follow(job: Job, rank: Rank, device: torch.device, *, workers: int, narrowed: Callable[[Facts], Facts]) -> int:
     """Work as a rank other than the first until the first says that the attempt is over; returns the exit code. `job`
     is the file's, and `narrowed` gives the facts as far as they are of this rank's GPU."""
-    team = Team(rank, parts_of(job, rank.world), device, _end)
+    try:
+        team = Team(rank, parts_of(job, rank.world), device, _end)
+    except Refused as e:
+        print(f"wanlora: {e}", file=sys.stderr)
+        return e.code
     try:
         return _work(team, device, workers, narrowed)
     except UserError as e:

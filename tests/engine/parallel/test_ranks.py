@@ -228,6 +228,19 @@ def test_a_number_of_ranks_that_cannot_share_is_refused_by_the_first_in_one_line
     assert not (job.parent / "runs").exists()
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_job_that_the_first_rank_alone_refuses_ends_all_at_once_with_its_message(runs: Runs, resume: bool):
+    """By its rules, and for want of a run to resume. The limit within which a rank is waited for is never reached."""
+    job = runs.new("one", f"refused {resume}")
+    save_job(with_value(load_job(job), "training.cache_text_embeddings", True), job)
+    attempts = runs.start(job, 2, resume=resume)
+    assert ends(attempts) == [FAILED] * 2, [attempt.said() for attempt in attempts]
+    said = attempts[1].said()
+    assert said.count("\n") == 1 and said.startswith("wanlora: ")
+    assert said.removeprefix("wanlora: ").strip() in attempts[0].said()
+    assert ("no run lies here" if resume else "cache_text_embeddings") in said
+
+
 def share_clips(job: Path, ranks: int) -> None:
     """Have so many ranks train it, two on each clip; one trains alone."""
     made = with_value(load_job(job), "job.gpus", list(range(ranks)))
