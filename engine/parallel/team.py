@@ -190,10 +190,14 @@ class Team:
     def halted(self) -> bool:
         """Whether a rank has asked for that; those that share a step hear of it at the same step. All of them call
         it."""
-        heard = False
-        with suppress(RuntimeError):
-            heard = bool(self._store.check([HALT]))
+        heard = self.heard_halt()
         return any(self.exchange_sharing(heard)) if self.part.sharing > 1 else heard
+
+    def heard_halt(self) -> bool:
+        """Whether a rank has asked for that, as far as this one knows by now."""
+        with suppress(RuntimeError):
+            return bool(self._store.check([HALT]))
+        return False
 
     def confess(self, loss: Loss) -> None:
         """Leave word of why this rank is about to end: it is found once it has ended."""

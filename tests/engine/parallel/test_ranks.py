@@ -37,6 +37,7 @@ JOBS: dict[str, dict] = {
         "dataset": {"num_frames": 5},
         "save": {"every": 2, "keep": 3, "dtype": "fp32"},
         "sample": {"every": 4, "first": False},
+        "validation": {"fraction": 0.4, "every": 4, "bins": 1},
     },
     # Two losses to a micro-batch: each of them gives two gradients to a parameter.
     "one": {
@@ -248,11 +249,21 @@ def share_clips(job: Path, ranks: int) -> None:
 
 
 def require_agreement(runs: Runs, job: Path) -> None:
-    """The losses, LoRAs and previews are those of one process but for the order in which fp32 adds."""
+    """Losses, also of held-out clips, LoRAs and previews are those of one process but for the order in which fp32
+    adds."""
     mine, straight = job.parent / "runs/t", runs.straight("clips").parent / "runs/t"
     steps = [[e.data for e in events(run) if e.kind == "step"] for run in (mine, straight)]
     losses, norms = ([[data[key] for data in run] for run in steps] for key in ("loss", "grad_norm"))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    held = [
+        [
+            [loss for of in e.data["experts"].values() for loss in of["clips"]]
+            for e in events(run)
+            if e.kind == "validation"
+        ]
+        for run in (mine, straight)
+    ]
+    assert len(held[0]) == 2 and all(a == pytest.approx(b, rel=1e-4) for a, b in zip(*held, strict=True))
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)  # the optimizer makes nothing of how long a gradient is
     for file in ("t_high_noise.safetensors", "t_low_noise.safetensors"):
         found, wanted = load_file(mine / file), load_file(straight / file)
