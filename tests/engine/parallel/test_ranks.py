@@ -16,7 +16,7 @@ from presets.job.toml_file import load_job, save_job, with_value
 from tests.helpers import ROOT, UNCOMPILED
 from tests.helpers.jobs import events, write_job
 from tests.helpers.ports import free_port
-from tests.helpers.training.attempts import ONE_THREAD, Attempt, Trainers
+from tests.helpers.training.attempts import ONE_THREAD, Attempt, Orders, Trainers
 from tests.helpers.training.sameness import differences
 from tests.helpers.waiting import PATIENCE
 
@@ -39,6 +39,7 @@ JOBS: dict[str, dict] = {
         "sample": {"every": 4, "first": False},
         "validation": {"fraction": 0.4, "every": 4, "bins": 1},
     },
+    "set": {"steps": 6, "prompts": 0, "dataset": {"num_frames": 1}, "save": {"every": 3, "keep": 3}},
     # Two losses to a micro-batch: each of them gives two gradients to a parameter.
     "one": {
         "steps": 3,
@@ -74,9 +75,16 @@ class Runs:
         return path
 
     def start(
-        self, job: Path, ranks: int, faults: Sequence[str] = (), *, resume: bool = False, impatient: Path | None = None
+        self,
+        job: Path,
+        ranks: int,
+        faults: Sequence[str] = (),
+        *,
+        resume: bool = False,
+        impatient: Path | None = None,
+        orders: Orders | None = None,
     ) -> list[Attempt]:
-        """One process for each rank."""
+        """One process for each rank. `orders` come to the first, which tells the steps."""
         port = str(free_port())
         given = [
             {
@@ -89,7 +97,7 @@ class Runs:
             for rank in range(ranks)
         ]
         return [
-            self._trainers.start(job, faults=faults, resume=resume, environment=env, impatient=impatient)
+            self._trainers.start(job, faults=faults, resume=resume, environment=env, impatient=impatient, orders=orders)
             for env in given
         ]
 
@@ -185,6 +193,23 @@ def test_a_rank_that_dies_ends_all_with_its_cause_and_the_run_goes_on_by_one(run
     assert [e.kind for e in events(job.parent / "runs/t")].count("failed") <= 1
     assert ends(runs.start(job, 1, resume=True)) == [DONE]
     assert runs.differences(kind, job) == []
+
+
+def test_what_is_set_while_experts_train_apart_counts_from_the_step_at_which_they_meet(runs: Runs):
+    """High noise's second step is told while low noise takes the third, before which both train on: they meet after
+    it."""
+    command = {"command": "set", "field": "training.lr", "value": "5e-4"}
+    made = []
+    for ranks, told in ((2, 2), (1, 3)):
+        job = runs.new("set", f"by {ranks}")
+        attempts = runs.start(job, ranks, orders={told: [command]})
+        assert ends(attempts) == [DONE] * ranks, [attempt.said()[-3000:] for attempt in attempts]
+        run = job.parent / "runs/t"
+        assert [(e.data["step"], e.data["new"]) for e in events(run) if e.kind == "changed"] == [(3, 5e-4)]
+        assert [e.data["lr"] for e in events(run) if e.kind == "step"] == [1e-3] * 3 + [5e-4] * 3
+        made.append([load_file(run / f"t_{expert}.safetensors") for expert in ("high_noise", "low_noise")])
+    for mine, straight in zip(*made, strict=True):
+        assert mine.keys() == straight.keys() and all(torch.equal(mine[name], straight[name]) for name in mine)
 
 
 def test_a_rank_that_hangs_while_the_others_wait_for_its_gradients_is_named_and_the_run_goes_on_by_two(runs: Runs):
