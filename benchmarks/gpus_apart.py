@@ -10,18 +10,19 @@
 For more than two cards, first raise RECORDED in presets/job/gpu_shares.py, which refuses what was never run, and
 RECORDED_PER_CLIP for --per-clip: they stay raised with the results of this.
 
-Where both experts train and the number of GPUs is even, they train apart; else the GPUs share the micro-batches of
-each step, so training.gradient_accumulation has to be a multiple of their number. With --per-clip they share clips:
-those LoRAs agree within rounding and not to the bit: printed are |difference| / |B| over all B of a file, which begin
-as zero, and the largest difference of a step's loss. --kernel runs one GPU once more with another attention
+Where both experts train and the number of GPUs is even, they train apart; else the GPUs share the micro-batches of each
+step, so training.gradient_accumulation has to be a multiple of their number. With --per-clip they share clips: those
+LoRAs agree within rounding and not to the bit: printed are |difference| / |B| over all B of a file, which begin as
+zero, and the largest difference of a step's loss. --kernel runs one GPU once more with another attention
 (benchmarks.one_kernel), and prints the ratio of the one difference to the other: up to 1, two GPUs are no further from
-one than one is from itself. The job's own previews are made. The runs follow each other in one call, the one on the
-first GPU alone before and after, so that a machine that slows down shows itself (--once: before alone). Seconds are
-those from the attempt's start to its end, by its events, with and without loading. How much faster it is goes by the
-median step of the later half: the first ones compile. GPUs that share clips encode those of as many steps at once: of
-each step of such a round the median is taken, then their mean, for all runs of the same steps. Host memory is that of
-all processes of a run after its first step, what they share counted once (PSS); the launcher that torch starts several
-with is among them.
+one than one is from itself. A block that keeps its graph is compiled otherwise than one that is recomputed, and two
+GPUs have room to keep more: --streamed keeps none in any run, so that this is no part of the difference. The job's own
+previews are made. The runs follow each other in one call, the one on the first GPU alone before and after, so that a
+machine that slows down shows itself (--once: before alone). Seconds are those from the attempt's start to its end, by
+its events, with and without loading. How much faster it is goes by the median step of the later half: the first ones
+compile. GPUs that share clips encode those of as many steps at once: of each step of such a round the median is taken,
+then their mean, for all runs of the same steps. Host memory is that of all processes of a run after its first step,
+what they share counted once (PSS); the launcher that torch starts several with is among them.
 """
 
 import argparse
@@ -61,6 +62,7 @@ def main() -> int:
     parser.add_argument("--frames", default="41x512x512", metavar="FxHxW", help="of the clips of --real")
     parser.add_argument("--once", action="store_true", help="one GPU before, not after as well")
     parser.add_argument("--kernel", metavar="NAME", help="also one GPU with this attention: flash; on a CPU reversed")
+    parser.add_argument("--streamed", action="store_true", help="no block stays on the GPU, in any run")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
     if sum(given is not None for given in (args.job, args.tiny, args.real)) != 1:
@@ -70,6 +72,8 @@ def main() -> int:
     if args.real is not None:
         args.job = _real(args.real, args.frames)
     job = with_value(absolute_paths(load_job(args.job), args.job.resolve().parent), "training.steps", args.steps)
+    if args.streamed:
+        job = with_value(job, "model.layer_offloading", True)
     alone, shared = (args.gpus[:1], 1), (args.gpus, args.per_clip)
     asked = {"one": alone, "several": shared}
     if not args.once:

@@ -4,16 +4,17 @@ nothing; what it has to say it tells the first."""
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 import torch
 
 from engine.executor.shared_passes import shares_passes, take_part
-from engine.parallel.orders import End, Pass, Prepare, Show, Steps
+from engine.parallel.orders import End, Measure, Pass, Prepare, Show, Steps
 from engine.parallel.parts import Rank, parts_of
 from engine.parallel.quiet import QuietControl, QuietLog
+from engine.parallel.refusals import Refused
 from engine.parallel.team import Loss, Team
 from engine.training.context import Run, averaged_weights
 from engine.training.placement import settle
@@ -21,6 +22,7 @@ from engine.training.prepare import prepare, require_one_kind
 from engine.training.restore import restore
 from engine.training.train_step import take_step
 from engine.training.trainer import take_turns
+from engine.training.validation import take_part as take_part_in_validation
 from presets.errors import UserError
 from presets.facts.facts import Facts
 from presets.job.schema import Job
@@ -33,7 +35,11 @@ FAILED = 1
 def follow(job: Job, rank: Rank, device: torch.device, *, workers: int, narrowed: Callable[[Facts], Facts]) -> int:
     """Work as a rank other than the first until the first says that the attempt is over; returns the exit code. `job`
     is the file's, and `narrowed` gives the facts as far as they are of this rank's GPU."""
-    team = Team(rank, parts_of(job, rank.world), device, _end)
+    try:
+        team = Team(rank, parts_of(job, rank.world), device, _end)
+    except Refused as e:
+        print(f"wanlora: {e}", file=sys.stderr)
+        return e.code
     try:
         return _work(team, device, workers, narrowed)
     except UserError as e:
@@ -80,6 +86,10 @@ def _work(team: Team, device: torch.device, workers: int, narrowed: Callable[[Fa
                     if team.part.place == 0 and team.part.expert != team.parts[0].expert:
                         (learner,) = run.learners.values()
                         team.send(learner.packed())
+                case Measure():
+                    run.job = order.job
+                    with _known_to_first(team):
+                        take_part_in_validation(run, order.step)
                 case Pass():
                     if run.split is not None and shares_passes(team):
                         with averaged_weights(run, order.averaged):
@@ -90,7 +100,7 @@ def _work(team: Team, device: torch.device, workers: int, narrowed: Callable[[Fa
 
 
 def _take(run: Run, team: Team, order: Steps) -> None:
-    try:
+    with _known_to_first(team):
         if team.part.expert is not None:
             take_turns(run, team, order, lambda taken: None)
             return
@@ -98,7 +108,14 @@ def _take(run: Run, team: Team, order: Steps) -> None:
             settle(run, team)
         for step in range(order.first, order.end):
             take_step(run, step)
-    except UserError as e:  # the first has met it, too, and knows what to do
+
+
+@contextmanager
+def _known_to_first(team: Team) -> Iterator[None]:
+    """A UserError inside is the first rank's, too, and it knows what to do."""
+    try:
+        yield
+    except UserError as e:
         print(f"rank {team.rank.number}: {without_secrets(str(e))}", file=sys.stderr)
 
 

@@ -61,6 +61,8 @@ class Crew:
     """The processes that train with this one, once there are any."""
 
     team: "Team | None" = None
+    waiting: Rank | None = None  # this one, while others look for it that nobody else would end
+    said: str = ""  # why there is nothing to do for them
 
 
 def run_job(
@@ -81,15 +83,19 @@ def run_job(
     the run is no longer the one that was begun. `vram_gib` caps the card's memory.
     """
     limits = Limits(workers, device, None if vram_gib is None else int(vram_gib * 2**30))
+    crew = Crew()
     try:
         rank = Rank.of()
         if rank.number > 0:
             return _follow(job_path, rank, limits)
         job = load_job(job_path)
+        parts_of(job, rank.world)
+        if rank.world > 1 and rank.here != rank.world:  # torchrun ends those of its host
+            _own_machine(job_path, job, rank, limits)
+            crew.waiting = rank  # all that the others look at themselves is well
         base_dir = job_path.resolve().parent
         require_utf8(out or base_dir)
         folder = (out.resolve() if out else default_out(job_path)) / job.job.name
-        parts_of(job, rank.world)
         require_as_many(job, rank.here or rank.world)
         if resume and not holds_a_run(folder):
             raise UserError(
@@ -110,23 +116,23 @@ def run_job(
                 )
             else:
                 begin = ResumePoint(job=job)
-            code = _train_in(folder, begin, base_dir, limits)
+            code = _train_in(folder, begin, base_dir, limits, crew)
             leave_page(folder)
-            return code
-    except UserError as e:
-        print(f"wanlora: {without_secrets(str(e))}", file=sys.stderr)
-        return FAILED
-    except OSError as e:
-        print(
-            f"wanlora: {e.filename or job_path}: {e.strerror}. Choose a place you can write to with --out",
-            file=sys.stderr,
-        )
-        return FAILED
+    except (UserError, OSError) as e:
+        code, crew.said = FAILED, without_secrets(str(e))
+        if isinstance(e, OSError):
+            crew.said = f"{e.filename or job_path}: {e.strerror}. Choose a place you can write to with --out"
+        print(f"wanlora: {crew.said}", file=sys.stderr)
+    if crew.waiting is not None and code != DONE:
+        from engine.parallel.refusals import refuse
+
+        refuse(crew.waiting, code, crew.said)
+    return code
 
 
-def _train_in(folder: Path, begin: ResumePoint, base_dir: Path, limits: Limits) -> int:
+def _train_in(folder: Path, begin: ResumePoint, base_dir: Path, limits: Limits, crew: "Crew") -> int:
     """One attempt, whose last event says how it ended."""
-    crew, code = Crew(), FAILED
+    code = FAILED
     with Console() as console:
         log = EventLog(folder, listener=console.show)
         try:
@@ -135,6 +141,7 @@ def _train_in(folder: Path, begin: ResumePoint, base_dir: Path, limits: Limits) 
                 log.emit("log", level="warning", text=text)
             code = _attempt(folder, begin, base_dir, log, limits, crew)
         except UserError as e:
+            crew.said = without_secrets(str(e))
             log.emit(
                 "failed",
                 cause=without_secrets(sentences(f"{e.where}: {e.what}" if e.where else e.what)),
@@ -144,9 +151,10 @@ def _train_in(folder: Path, begin: ResumePoint, base_dir: Path, limits: Limits) 
         except Exception as e:
             print(without_secrets(traceback.format_exc()), file=sys.stderr)
             kept = ". The last checkpoint can be resumed" if anything_saved(folder) else ""
+            crew.said = without_secrets(f"{type(e).__name__}: {e}")
             log.emit(
                 "failed",
-                cause=without_secrets(f"{type(e).__name__}: {e}"),
+                cause=crew.said,
                 next=f"This is a bug in wanlora; the log holds the details{kept}",
                 user=False,
             )
@@ -204,6 +212,7 @@ def _attempt(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog, li
                 one_thread()
             if rank.world > 1:
                 log.phase("loading", 0, 1, f"waiting for {rank.world} processes")
+                crew.waiting = None
                 crew.team = Team(rank, parts_of(begin.job, rank.world), device, partial(_end_at_loss, folder, log))
                 control.polled = crew.team.signs.give
                 require_one_kind(crew.team, device)
@@ -232,11 +241,12 @@ def _attempt(folder: Path, begin: ResumePoint, base_dir: Path, log: EventLog, li
                     settle(run, crew.team)
                 return DONE if train(run) else RESUMABLE
     except StopRequested as e:
+        crew.said = f"{e} while loading; nothing was lost"
         log.emit(
             "stopped",
             step=begin.step,
             path=str(begin.checkpoint.relative_to(folder)) if begin.checkpoint else "",
-            why=f"{e} while loading; nothing was lost",
+            why=crew.said,
         )
         return RESUMABLE
     except torch.OutOfMemoryError as e:
@@ -252,14 +262,14 @@ def _follow(job_path: Path, rank: Rank, limits: Limits) -> int:
     try:
         job = load_job(job_path)
         parts_of(job, rank.world)
-        machine = Facts(base=job_path.resolve().parent, machine=read_machine(job_path.resolve()))
-        narrowed = partial(own_gpu, rank, job) if limits.device is None else lambda facts: facts
     except UserError:
         time.sleep(SAID_SECONDS)
         return FAILED
+    narrowed = partial(own_gpu, rank, job) if limits.device is None else lambda facts: facts
     try:
+        own = _own_machine(job_path, job, rank, limits)
         if limits.device is None:
-            use_gpus(job, narrowed(machine))
+            use_gpus(job, own)
     except UserError as e:  # of this rank's own GPU, too, which the first does not look at
         print(f"wanlora: rank {rank.number}: {without_secrets(str(e))}", file=sys.stderr)
         return FAILED
@@ -277,6 +287,12 @@ def _follow(job_path: Path, rank: Rank, limits: Limits) -> int:
         one_thread()
     workers = limits.workers if limits.workers is not None else default_workers(rank.world)
     return follow(job, rank, device, workers=workers, narrowed=narrowed)
+
+
+def _own_machine(job_path: Path, job: Job, rank: Rank, limits: Limits) -> Facts:
+    """The machine as this rank has it. Raises UserError where the job names too few GPUs."""
+    machine = Facts(base=job_path.resolve().parent, machine=read_machine(job_path.resolve()))
+    return own_gpu(rank, job, machine) if limits.device is None else machine
 
 
 def _end_at_loss(folder: Path, log: EventLog, loss: "Loss") -> None:

@@ -22,7 +22,7 @@ class ClipLost(Exception):
 
 
 @contextmanager
-def whole_or_lost(team: Team, what: Literal["clip", "preview"]) -> Iterator[None]:
+def whole_or_lost(team: Team, what: Literal["clip", "preview", "held-out clip"]) -> Iterator[None]:
     """Inside, the others wait for this rank. Whatever is raised there ends all of them; raises ClipLost."""
     try:
         with memory_errors():

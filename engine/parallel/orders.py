@@ -48,10 +48,18 @@ class Pass:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """Measure one's part of the held-out loss."""
+
+    step: int  # after which it is
+    job: Job  # as it is by now
+
+
+@dataclass(frozen=True)
 class End:
     """The attempt is over."""
 
     code: int  # to exit with
 
 
-Order = Prepare | Steps | Show | Pass | End
+Order = Prepare | Steps | Show | Pass | Measure | End

@@ -21,12 +21,12 @@ from engine.parallel.lost_ranks import Watch
 from engine.parallel.orders import End, Order, Prepare
 from engine.parallel.parts import Part, Rank
 from engine.parallel.quiet import take_warnings, warn
+from engine.parallel.refusals import JOIN_FIRST, await_word, let_begin
 from engine.parallel.signs import HANGS_SECONDS, Signs
 from engine.runfolder.event_log import EventLog
 from presets.errors import UserError
 
 JOIN = timedelta(minutes=10)  # for the first rank to be there: it looks at the clips before
-JOIN_FIRST = timedelta(minutes=2)  # for the others, which have less to do until then
 # Between two orders the others wait as long as previews take. Who dies is noticed at once all the same.
 PATIENCE = timedelta(days=30)
 CAUSE_SECONDS = 10.0  # for the watch to see who has died, when a connection has broken
@@ -53,7 +53,8 @@ class Team:
 
     def __init__(self, rank: Rank, parts: Sequence[Part], device: torch.device, lost: Callable[[Loss], None]) -> None:
         """`lost` is called in a thread of its own when a rank of this host has died, or any hangs; it should end this
-        process. Raises UserError when the ranks do not find each other."""
+        process. Raises UserError when the ranks do not find each other, and Refused on those behind the first where it
+        begins no attempt."""
         self.rank, self.parts, self.part = rank, list(parts), parts[rank.number]
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if device.type == "cuda":
@@ -61,6 +62,7 @@ class Team:
         join = JOIN_FIRST if self.leads else JOIN
         try:
             self._store, number, world = next(dist.rendezvous("env://", timeout=join))
+            let_begin(self._store) if self.leads else await_word(self._store, rank)
             dist.init_process_group(backend, store=self._store, rank=number, world_size=world, timeout=join)
         except (RuntimeError, ValueError) as e:
             raise UserError(
@@ -188,10 +190,14 @@ class Team:
     def halted(self) -> bool:
         """Whether a rank has asked for that; those that share a step hear of it at the same step. All of them call
         it."""
-        heard = False
-        with suppress(RuntimeError):
-            heard = bool(self._store.check([HALT]))
+        heard = self.heard_halt()
         return any(self.exchange_sharing(heard)) if self.part.sharing > 1 else heard
+
+    def heard_halt(self) -> bool:
+        """Whether a rank has asked for that, as far as this one knows by now."""
+        with suppress(RuntimeError):
+            return bool(self._store.check([HALT]))
+        return False
 
     def confess(self, loss: Loss) -> None:
         """Leave word of why this rank is about to end: it is found once it has ended."""

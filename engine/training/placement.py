@@ -188,6 +188,21 @@ def replan_together(run: Run, team: Team, exhausted: ExhaustedPhase, why: Shorta
     _agree(run, team.part.ranks, team.exchange_sharing, refused)
 
 
+def place_again(run: Run) -> None:
+    """What was under way is laid out anew, under the same plan: by all ranks, which all call it, and end with one plan.
+    Raises UserError on all of them where one of them cannot."""
+    if run.team is None:
+        place(run, run.planning.plan)
+        return
+    refused: tuple[str, str, str] | None = None
+    try:
+        place(run, run.planning.plan)
+    except UserError as e:
+        refused = (e.what, e.where, e.fix)
+    _agree(run, range(len(run.team.parts)), run.team.exchange, refused)
+    run.settled = run.planning.downs
+
+
 def settle(run: Run, team: Team) -> None:
     """Where memory ran out on one rank, the others take its plan too, so that all compute alike: that of the rank which
     had to go furthest down. All ranks call it. Raises UserError on all of them where one of them cannot."""

@@ -190,14 +190,14 @@ def prepare(
 
 
 def require_one_kind(team: Team, device: torch.device) -> None:
-    """Whether it would depend on who encodes a clip what comes of it: all ranks call this before any work is spent.
-    Raises UserError on the first, which ends the others."""
+    """Whether the last bits would depend on which rank makes what: all ranks call this before any work is spent. Raises
+    UserError on the first, which ends the others."""
     made_by = team.exchange(machinery(Placement.on(device)))
-    if team.leads and any(len({made_by[rank] for rank in part.clip}) > 1 for part in team.parts):
+    if team.leads and len(set(made_by)) > 1:
         raise UserError(
-            "the GPUs that share a clip are not of one kind, or their processes have other versions of torch",
-            where="job.gpus_per_clip",
-            fix="Name GPUs of one kind, or set job.gpus_per_clip = 1",
+            "the GPUs are not of one kind, or their processes have other versions of torch",
+            where="job.gpus",
+            fix="Name GPUs of one kind",
         )
 
 

@@ -1,6 +1,10 @@
 """The held-out loss: what the LoRAs, as they would be saved, make of clips that never train, at noise that is the same
 after each step. It moves nothing of the training: no state that is drawn from, no weight, no plan.
 
+All ranks measure at the same time: each the expert that it trains, on clips of its own, or with those that share clips
+with it. A clip's losses depend on nothing else, so they are what one process finds, to the bit where a rank has the
+clip for itself. The first rank makes the event.
+
 Which clips are held out is presets.facts.held_out's; when they are measured, engine.training.trainer's; what follows
 for the checkpoints, presets.runs.ranking's.
 
@@ -11,10 +15,11 @@ import hashlib
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import torch
@@ -23,22 +28,29 @@ from engine.data.dataset import Item, dataset_fingerprint
 from engine.data.loader import decode_here
 from engine.data.sampler import SampleDraw
 from engine.encode.latent_cache import latents_of
+from engine.encode.shared_encodes import NotReady
+from engine.parallel.lost_clips import ClipLost, whole_or_lost
+from engine.parallel.orders import Measure
+from engine.parallel.parts import ALONE
 from engine.runfolder.control import StopRequested
 from engine.system import fault_injection
 from engine.system.device import memory_errors, release
 from engine.system.keyed_random import keyed_rng
 from engine.training import objective
 from engine.training.context import Run, averaged_weights
-from engine.training.placement import place
+from engine.training.placement import place_again
 from presets.clips.batches import batches_of
 from presets.errors import UserError
 from presets.findings import Finding
 from presets.job.expert_schedule import Expert
 from presets.job.timesteps import NUM_TRAIN_TIMESTEPS, sigma_range
-from presets.runs.ranking import Difference, Measure, differences, mean, no_better_since, standard_error
+from presets.runs import ranking
+from presets.runs.ranking import Difference, differences, mean, no_better_since, standard_error
 
 KEPT = 2**30  # bytes of encoded clips that stay on the host from one expert to the next; others are encoded for each
 Encoded = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
+Cells = dict[tuple[Expert, int], list[float]]  # of an expert and a held-out item, by its number, the loss in each bin
+T = TypeVar("T")
 Losses = dict[Expert, dict[str, list[float]]]  # of each clip, by its id, the loss in each noise bin
 
 
@@ -100,26 +112,34 @@ def compared_with(run: Run) -> str:
     return hashlib.sha256(msgspec.json.encode(what)).hexdigest()[:16]
 
 
+@dataclass(frozen=True)
+class Told:
+    """What a rank tells the others of its part of a measurement."""
+
+    cells: Cells = field(default_factory=dict)
+    failed: tuple[str, str] | None = None  # what is said of it, and its cause
+    stopped: bool = False
+
+
 def validate(run: Run, step: int) -> None:
     """Measure the loss of each trained expert on the held-out clips and log it. A stop ends it early: the next attempt
-    makes it. What cannot be measured, for whatever reason, is a finding, and the training goes on."""
-    run.bring_together()
+    makes it. What cannot be measured, for whatever reason, is a finding, and the training goes on. Raises UserError
+    where what was under way on several ranks cannot be laid out anew by all."""
     began = time.perf_counter()
-    try:
-        fault_injection.at("validation.begin", step)
-        with memory_errors():
-            data = event_of(run, step, measure(run))
-    except StopRequested:
-        return  # the loop sees it next
-    except (fault_injection.InjectedFault, torch.AcceleratorError):  # a card that failed answers nothing any more
-        raise
-    except Exception as e:
-        failure, cause = (str(e) or type(e).__name__).splitlines()[0], cause_of(e)
-        known = unmeasured(run) == cause
-        # where it came from is worth knowing
-        if not known and not isinstance(e, (UserError, OSError, torch.OutOfMemoryError)):
-            traceback.print_exc()
+    if run.team is None:
+        everyone = take_part(run, step)
     else:
+        with run.team.at_work(Measure(step, run.job)):
+            everyone = take_part(run, step)
+    if any(one.stopped for one in everyone):
+        return  # the loop sees it next
+    failed, data = next((one.failed for one in everyone if one.failed), None), dict[str, Any]()
+    if failed is None:
+        try:
+            data = event_of(run, step, joined(run, [one.cells for one in everyone]))
+        except Exception as e:
+            failed = failure_of(run, e)
+    if failed is None:
         fault_injection.at("validation.before-event", step)
         again = bool(unmeasured(run))
         run.log.emit("validation", **data, seconds=round(time.perf_counter() - began, 3))
@@ -127,9 +147,8 @@ def validate(run: Run, step: int) -> None:
             text = f"the held-out loss is measured again: after step {step}"
             run.log.emit("log", level="info", text=text)
         return
-    release(run.placement.device)
-    place(run, run.planning.plan)  # what was under way is laid out anew, under the same plan
-    if known:
+    failure, cause = failed
+    if unmeasured(run) == cause:
         return
     text = f"the held-out loss after step {step} could not be measured: {failure}"
     fix = (
@@ -141,6 +160,43 @@ def validate(run: Run, step: int) -> None:
         step=step,
         cause=cause,
     )
+
+
+def take_part(run: Run, step: int) -> list[Told]:
+    """Measure this rank's part, and hear what the others have: all ranks call it. Raises UserError on all of them where
+    what was under way cannot be laid out anew."""
+    mine = _part(run, step)
+    everyone = [mine] if run.team is None else run.team.exchange(mine)
+    if any(one.failed for one in everyone):
+        release(run.placement.device)
+        place_again(run)
+    return everyone
+
+
+def _part(run: Run, step: int) -> Told:
+    try:
+        with memory_errors():
+            return Told(cells_of(run, step))
+    except StopRequested:
+        if run.team is not None:
+            run.team.halt()
+        return Told(stopped=True)
+    except NotReady:  # who has failed tells it
+        return Told()
+    # a card that failed answers nothing any more, nor do ranks that have lost each other
+    except (fault_injection.InjectedFault, torch.AcceleratorError, ClipLost):
+        raise
+    except Exception as e:
+        return Told(failed=failure_of(run, e))
+
+
+def failure_of(run: Run, error: Exception) -> tuple[str, str]:
+    """What is said of it, and its cause."""
+    failure, cause = (str(error) or type(error).__name__).splitlines()[0], cause_of(error)
+    # where it came from is worth knowing
+    if unmeasured(run) != cause and not isinstance(error, (UserError, OSError, torch.OutOfMemoryError)):
+        traceback.print_exception(error)
+    return failure, cause
 
 
 def cause_of(error: Exception) -> str:
@@ -162,48 +218,104 @@ def unmeasured(run: Run) -> str:
     return "" if last < 0 or max(measured, default=-1) >= last else failed[last]
 
 
-def measure(run: Run) -> Losses:
-    """The losses as they stand. Raises StopRequested, torch.OutOfMemoryError, and UserError or OSError for a clip that
-    cannot be read."""
-    total = len(run.held_out) * len(run.learners) * run.job.validation.bins
-    done = 0
+def cells_of(run: Run, step: int) -> Cells:
+    """This rank's part of the losses as they stand. Raises StopRequested, torch.OutOfMemoryError, UserError or OSError
+    for a clip that cannot be read, NotReady where another that shares the clip has met one of these, and ClipLost."""
+    part = run.team.part if run.team else ALONE
+    experts = [expert for expert in run.learners if part.expert in (None, expert)]
+    own = range(part.turn, len(run.held_out), part.at_once)
+    draws = {i: draw_of(run, run.held_out[i]) for i in own}
+    total, out = len(own) * len(experts) * run.job.validation.bins, Cells()
 
     def progress(text: str) -> None:
         run.control.raise_if_stop_requested()
-        run.log.phase("validating", done, total, text)
+        if run.team is not None and run.team.heard_halt():
+            raise StopRequested
+        run.log.phase("validating", len(out) * run.job.validation.bins, total, text)
 
-    progress("held-out clips")
-    draws = [draw_of(run, item) for item in run.held_out]
-    kept, size = list[Encoded](), 0
-    for draw in draws:
-        if size <= KEPT:
-            kept.append(encoded(run, draw))
-            size += sum(t.nbytes for t in kept[-1] if t is not None)
-    out: Losses = {}
+    def first_ones() -> dict[int, Encoded]:
+        fault_injection.at("validation.begin", step)
+        progress("held-out clips")
+        kept, size = dict[int, Encoded](), 0
+        for i, draw in draws.items():
+            if size <= KEPT:
+                kept[i] = encoded(run, draw)
+                size += sum(t.nbytes for t in kept[i] if t is not None)
+        return kept
+
+    kept = _made_by_all(run, first_ones)
     with averaged_weights(run, run.job.save.ema), compiled_as_trained(run):
-        for expert in run.learners:
-            run.experts.ensure()
-            executor, of_clips = run.experts.executors[expert], dict[str, list[list[float]]]()
-            for i, draw in enumerate(draws):
-                progress(expert.replace("_", " "))
-                x0, conditioning, mask = kept[i] if i < len(kept) else encoded(run, draw)
-                x0_BCFhw, conditioning_BCFhw = (t.to(run.placement.device) for t in (x0, conditioning))
-                text_BSD, bins = run.text([draw.caption]), []
-                for noise, sigma in noise_of(run, expert, draw.item, tuple(x0.shape[1:])):
-                    sigma_B = torch.tensor([sigma], dtype=torch.float32, device=run.placement.device)
-                    x_t, target = objective.noised(x0_BCFhw, noise.unsqueeze(0).to(x0_BCFhw), sigma_B)
-                    prediction = executor.predict(
-                        torch.cat([x_t, conditioning_BCFhw], dim=1),
-                        sigma_B * NUM_TRAIN_TIMESTEPS,
-                        text_BSD,
-                        strength=draw.item.weight,
-                    )
-                    bins.append(float(objective.distance(run.job.training.loss, prediction, target, mask)))
-                    done += 1
-                of_clips.setdefault(clip_of(draw.item), []).append(bins)
-            out[expert] = {
-                clip: [mean(of_items) for of_items in zip(*rows, strict=True)] for clip, rows in of_clips.items()
-            }
+        for expert in experts:
+            for i, draw in draws.items():
+
+                def made(i: int = i, draw: SampleDraw = draw, expert: Expert = expert) -> Encoded:
+                    run.experts.ensure()
+                    progress(expert.replace("_", " "))
+                    return kept[i] if i in kept else encoded(run, draw)
+
+                found = _made_by_all(run, made)
+                with (
+                    nullcontext() if run.split is None or run.team is None else whole_or_lost(run.team, "held-out clip")
+                ):
+                    out[expert, i] = _bins(run, expert, draw, found)
+    return out
+
+
+def _together(run: Run) -> AbstractContextManager[Any]:
+    """Inside, ranks that share clips wait for each other."""
+    return nullcontext() if run.split is None or run.team is None else whole_or_lost(run.team, "held-out clip")
+
+
+def _made_by_all(run: Run, make: Callable[[], T]) -> T:
+    """What `make` makes, once all ranks that share clips with this one have made it."""
+    if run.split is None or run.team is None:
+        return make()
+    made: list[T] = []
+    failure: Exception | None = None
+    try:
+        with memory_errors():
+            made.append(make())
+    except Exception as e:
+        failure = e
+    everyone = run.team.exchange_clip(bool(made))
+    if failure is not None:
+        raise failure
+    if not all(everyone):
+        raise NotReady
+    return made[0]
+
+
+def _bins(run: Run, expert: Expert, draw: SampleDraw, found: Encoded) -> list[float]:
+    """The loss of one held-out item in each noise bin."""
+    x0, conditioning, mask = found
+    x0_BCFhw, conditioning_BCFhw = (t.to(run.placement.device) for t in (x0, conditioning))
+    text_BSD, out = run.text([draw.caption]), list[float]()
+    # fewer tokens than ranks are each rank's own
+    split = run.split if run.split and draw.item.bucket.tokens >= run.split.ranks else None
+    for noise, sigma in noise_of(run, expert, draw.item, tuple(x0.shape[1:])):
+        sigma_B = torch.tensor([sigma], dtype=torch.float32, device=run.placement.device)
+        x_t, target = objective.noised(x0_BCFhw, noise.unsqueeze(0).to(x0_BCFhw), sigma_B)
+        prediction = run.experts.executors[expert].predict(
+            torch.cat([x_t, conditioning_BCFhw], dim=1),
+            sigma_B * NUM_TRAIN_TIMESTEPS,
+            text_BSD,
+            strength=draw.item.weight,
+            split=split,
+        )
+        out.append(float(objective.distance(run.job.training.loss, prediction, target, mask)))
+    return out
+
+
+def joined(run: Run, parts: Iterable[Cells]) -> Losses:
+    """The losses, of the parts of all ranks."""
+    cells, out = {key: bins for part in parts for key, bins in part.items()}, Losses()
+    for expert in run.learners:
+        of_clips = dict[str, list[list[float]]]()
+        for i, item in enumerate(run.held_out):
+            of_clips.setdefault(clip_of(item), []).append(cells[expert, i])
+        out[expert] = {
+            clip: [mean(of_items) for of_items in zip(*rows, strict=True)] for clip, rows in of_clips.items()
+        }
     return out
 
 
@@ -250,11 +362,11 @@ def event_of(run: Run, step: int, losses: Losses) -> dict[str, Any]:
     return {"step": step, "of": of, "clips": clips, "experts": experts}
 
 
-def _paired(other: Measure, apart: Difference) -> dict[str, Any]:
+def _paired(other: ranking.Measure, apart: Difference) -> dict[str, Any]:
     return {"step": other.step, "difference": apart.mean, "error": apart.error}
 
 
-def measured(run: Run) -> list[Measure]:
+def measured(run: Run) -> list[ranking.Measure]:
     """The measurements of this branch, by step."""
     return [m for _, m in sorted(run.log.history.measured.items())]
 

@@ -33,6 +33,11 @@ def at_once(job: Job, gpus: int) -> int:
     return for_one_step(job, gpus) // job.job.gpus_per_clip
 
 
+def of_previews(job: Job, gpus: int) -> int:
+    """How many of them share each pass of a preview: where the experts train apart, one computes it alone."""
+    return 1 if apart(job, gpus) else job.job.gpus_per_clip
+
+
 def fits(job: Job, gpus: int) -> bool:
     """Whether the micro-batches that they take at once divide those of a step."""
     return gpus % job.job.gpus_per_clip == 0 and job.training.gradient_accumulation % at_once(job, gpus) == 0

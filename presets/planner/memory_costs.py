@@ -203,6 +203,9 @@ class MemoryCosts:
         previews = self.work.previews
         if previews is None:
             return 0.0, 0.0
+        passes = self.preview_forward(plan, previews, batch=1)
+        if not previews.whole:
+            return passes
         bucket = previews.bucket
         pixels = bucket.height * bucket.width
         decode = pixels * (c.decode_pixel * min(1.0, (1 + bucket.frames) / 5) + c.decode_clip_frame * bucket.frames)
@@ -214,13 +217,13 @@ class MemoryCosts:
         return max(
             (decode, c.lost_vae * decode),
             (encode, c.lost_vae * encode),
-            self.preview_forward(plan, previews, batch=1),
+            passes,
             key=sum,
         )
 
     def preview_forward(self, plan: Plan, previews: PreviewLoad, batch: int) -> tuple[float, float]:
         """(working set of a preview's pass, lost), with what its accelerator brings to the device block by block."""
-        size, lost = self._forward(plan, Load(previews.bucket, batch, 1.0))
+        size, lost = self._forward(plan, Load(previews.bucket, batch, 1.0, previews.split))
         own = previews.accelerated
         # copied into one branch with it
         joined = 2 * self.shape.lora_parameters(self.work.ara_rank) // self.shape.layers if own.block else 0

@@ -4,7 +4,8 @@ Experts train apart, or ranks share the micro-batches of each step, or each clip
 (presets.job.gpu_shares). What a micro-batch takes is the plan's own; what is added is the exchange of gradients. Each
 rank receives those of all others in the order of the ranks and adds them up itself, as one process would, so what it
 receives grows with their number. Ranks that share a clip also exchange tokens for heads around each self-attention, and
-take turns to encode. The latents that they hand on then take no time beside that.
+take turns to encode. The latents that they hand on then take no time beside that. Previews are made by the first GPU,
+and computed by those that share clips with it; held-out clips are shared out to all.
 """
 
 import math
@@ -15,14 +16,14 @@ from msgspec import Struct
 
 from presets.facts.facts import Facts
 from presets.job.expert_schedule import EXPERTS, Expert, steps_of, trained_experts
-from presets.job.gpu_shares import apart, at_once, for_one_step, of_experts, require_fits
+from presets.job.gpu_shares import apart, at_once, for_one_step, of_experts, of_previews, require_fits
 from presets.job.schema import Job
 from presets.planner.choose import Choice, choose_work
 from presets.planner.coefficients import FITTED as c
 from presets.planner.costs import Costs, predict
 from presets.planner.plan import Plan
 from presets.planner.sizes import OPTIMIZER_BYTES, ExpertShape, disk_need
-from presets.planner.workload import Hardware, Workload, shape_of, workload_of
+from presets.planner.workload import Hardware, Load, Workload, shape_of, workload_of
 
 FREE = 0.95  # of a card's memory: nobody else uses it
 # Between cards without NVLink everything passes through host memory, in and out at once. NVLink is several times faster
@@ -97,12 +98,50 @@ def exchange(sent: int, sharing: int, *, link_gbps: float, memory_gbps: float) -
 def turning(work: Workload, shape: ExpertShape, *, link_gbps: float) -> tuple[float, float]:
     """(bytes that a rank receives, seconds) of one micro-batch whose clips are shared: tokens for heads and back."""
     forward, backward = TURNS
-    count = shape.layers * (work.terms * (forward + backward) + work.extra_forwards * forward)
-    split = work.largest.split
+    count = work.terms * (forward + backward) + work.extra_forwards * forward
+    rows = sum(load.share * load.rows for load in work.loads)
+    return _turned(count, rows, work.largest.split, shape, link_gbps=link_gbps)
+
+
+def _turned(each: int, rows: float, split: int, shape: ExpertShape, *, link_gbps: float) -> tuple[float, float]:
+    """The same, of so many all-to-alls in each block, and rows of each of those that share the clip."""
     if split == 1:
         return 0.0, 0.0
-    each = sum(load.share * load.rows for load in work.loads) * 2 * shape.width * (split - 1) / split
-    return count * each, count * (each / (link_gbps * 1e9) + split * COLLECTIVE)
+    count, received = shape.layers * each, rows * 2 * shape.width * (split - 1) / split
+    return count * received, count * (received / (link_gbps * 1e9) + split * COLLECTIVE)
+
+
+def without_steps(job: Job, work: Workload, gpus: int) -> Workload:
+    """The work with previews and held-out clips as one of so many GPUs has them: of the clips the largest part that one
+    has."""
+    previews, held = work.previews, work.validation
+    if previews is not None:
+        previews = msgspec.structs.replace(previews, split=of_previews(job, gpus))
+    if held is not None:
+        clips = sum(count for _, count in held.clips) or 1.0
+        part = min(1.0, math.ceil(clips / at_once(job, gpus)) / clips)
+        held = msgspec.structs.replace(
+            held,
+            clips=tuple((bucket, part * count) for bucket, count in held.clips),
+            passes=held.passes // 2 if apart(job, gpus) else held.passes,
+            split=job.job.gpus_per_clip,
+        )
+    return msgspec.structs.replace(work, previews=previews, validation=held)
+
+
+def turned_without_steps(work: Workload, shape: ExpertShape, *, link_gbps: float) -> float:
+    """Seconds of the run in which GPUs exchange tokens for heads in previews and of held-out clips."""
+    passes: list[tuple[float, Load]] = []
+    if (previews := work.previews) is not None:
+        count = previews.sets * previews.prompts * previews.passes
+        passes.append((count, Load(previews.bucket, 1, 1.0, previews.split)))
+    if (held := work.validation) is not None:
+        passes += [(held.times * held.passes * count, Load(bucket, 1, 1.0, held.split)) for bucket, count in held.clips]
+    one = [_turned(TURNS[0], load.rows, load.split, shape, link_gbps=link_gbps)[1] for _, load in passes]
+    return sum(
+        count * (seconds + (ROUND if load.split > 1 else 0.0))
+        for (count, load), seconds in zip(passes, one, strict=True)
+    )
 
 
 def share_out(job: Job, facts: Facts, hardware: Hardware, gpus: int, *, link_gbps: float | None = None) -> Shared:
@@ -112,14 +151,18 @@ def share_out(job: Job, facts: Facts, hardware: Hardware, gpus: int, *, link_gbp
     require_fits(job, gpus)
     sharing, divided, together = for_one_step(job, gpus), apart(job, gpus), at_once(job, gpus)
     each = msgspec.structs.replace(hardware, ram_free=hardware.ram_free // gpus)
-    work, shape = msgspec.structs.replace(workload_of(job, facts), sharers=gpus), shape_of(facts)
+    of_one, shape = msgspec.structs.replace(workload_of(job, facts), sharers=gpus), shape_of(facts)
+    work = without_steps(job, of_one, gpus)
     choice = choose_work(work, job, facts, each)
     link = hardware.copy_gbps * THROUGH_HOST if link_gbps is None else link_gbps
     shares = []
     for rank in range(gpus):
         expert = trained_experts(job)[rank // sharing] if divided else None
-        part = job if rank == 0 else of_experts(job, [expert] if expert else trained_experts(job))
-        own = msgspec.structs.replace(workload_of(part, facts), sharers=gpus)
+        shows = rank < of_previews(job, gpus)
+        part = job if shows else of_experts(job, [expert] if expert else trained_experts(job))
+        own = without_steps(job, msgspec.structs.replace(workload_of(part, facts), sharers=gpus), gpus)
+        if own.previews is not None:
+            own = msgspec.structs.replace(own, previews=msgspec.structs.replace(own.previews, whole=rank == 0))
         found = predict(choice.plan, own, each, shape)
         # of the weights as much as any other, whichever it maps: the host holds all of them once
         ram = found.ram - found.ram_held["weights"] + choice.prediction.ram_held["weights"]
@@ -140,8 +183,12 @@ def share_out(job: Job, facts: Facts, hardware: Hardware, gpus: int, *, link_gbp
         turns = work.steps / (2 * job.multistage.switch_every)
         training += turns * learner / (hardware.copy_gbps * c.unlocked * 1e9)  # what a stop may have to put back
         training += work.saves * learner / (PACKED_GBPS * 1e9)
-    whole = msgspec.structs.replace(work, loads=tuple(msgspec.structs.replace(load, split=1) for load in work.loads))
-    rest = costs.time.run(choice.plan) - work.steps * step.total  # by the first rank, as by one
+    whole = msgspec.structs.replace(
+        of_one,
+        loads=tuple(msgspec.structs.replace(load, split=1) for load in work.loads),
+        previews=of_one.previews and msgspec.structs.replace(of_one.previews, split=1),
+    )
+    rest = costs.time.run(choice.plan) - work.steps * step.total + turned_without_steps(work, shape, link_gbps=link)
     return Shared(
         gpus=gpus,
         how=_how(divided, together, job.job.gpus_per_clip),

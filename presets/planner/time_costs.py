@@ -121,7 +121,7 @@ class TimeCosts:
             + self._weights_again(plan, load)[0]
         )
         launches = self.shape.layers * c.launch_forward * _launched(chunks)
-        if plan.as_graphs(load.batch, load.bucket.tokens):
+        if _as_graphs(plan, load):
             token_wise += self._traffic(c.graph_rows, load.rows) + self.shape.layers * c.graph_gaps
             launches = self.shape.layers * c.launch_graph
         return max(attention + token_wise, launches), self._copy(plan, self.shape.layers - plan.resident)
@@ -139,7 +139,7 @@ class TimeCosts:
         if chunks > 1:
             again += self._traffic(c.traffic_chunked, rows)
         launches = (visited * c.launch_gradient + redone * layers * c.launch_again) * _launched(chunks)
-        if plan.as_graphs(load.batch, load.bucket.tokens):
+        if _as_graphs(plan, load):
             gradient += self._traffic(c.graph_rows, rows) + layers * c.graph_gaps
             launches = visited * c.launch_graph
         streamed = max(0.0, part * (layers - plan.resident) - plan.slots)  # residents are spread evenly
@@ -226,7 +226,7 @@ class TimeCosts:
             return 0.0
         if previews.accelerated.stem or previews.accelerated.block:  # such blocks are launched
             plan = replace(plan, graphed=0)
-        forward, fetched = self.forward(plan, Load(previews.bucket, 1, 1.0))
+        forward, fetched = self.forward(plan, Load(previews.bucket, 1, 1.0, previews.split))
         conditioning = self._conditioning(plan, 1, previews.bucket, previews.last_frame)
         vae = conditioning + self._decode(previews.bucket)
         return previews.passes * max(forward, fetched) + vae + c.video
@@ -238,7 +238,7 @@ class TimeCosts:
             return 0.0
         total = 0.0
         for bucket, clips in held.clips:
-            passes = held.passes * max(self.forward(plan, Load(bucket, 1, 1.0)))
+            passes = held.passes * max(self.forward(plan, Load(bucket, 1, 1.0, held.split)))
             total += clips * (passes + self.encodes(plan, 1, bucket, held.last_frame))
         return total
 
@@ -259,6 +259,11 @@ class TimeCosts:
 
 def _pixels(bucket: Bucket) -> int:
     return bucket.frames * bucket.height * bucket.width
+
+
+def _as_graphs(plan: Plan, load: Load) -> bool:
+    """What GPUs that share a clip send each other is not recorded."""
+    return load.split == 1 and plan.as_graphs(load.batch, load.bucket.tokens)
 
 
 def _launched(chunks: int) -> float:

@@ -21,6 +21,7 @@ from presets.facts.facts import Facts
 from presets.facts.held_out import MOST, validates, wanted
 from presets.file_names import expanded
 from presets.job.expert_schedule import trained_experts
+from presets.job.gpu_shares import of_previews
 from presets.job.preview_settings import largest_preview, passes_of, preview_sets, sampling_of
 from presets.job.schema import DatasetPanel, Job
 from presets.machine.precisions import TRANSFORMER
@@ -64,6 +65,8 @@ class PreviewLoad(Struct, frozen=True, kw_only=True):
     sets: int
     last_frame: float = 0.0  # of the prompts: how many have an end image
     accelerated: Accelerated = Accelerated()
+    split: int = 1  # GPUs that share each pass
+    whole: bool = True  # encoded and decoded by this GPU; else it has a part in the passes alone
 
 
 class ValidationLoad(Struct, frozen=True, kw_only=True):
@@ -73,6 +76,7 @@ class ValidationLoad(Struct, frozen=True, kw_only=True):
     passes: int  # through the experts, of each clip
     last_frame: float = 0.0  # of the clips: how many give their last frame as well
     times: int
+    split: int = 1  # GPUs that share each pass
 
 
 class Workload(Struct, frozen=True, kw_only=True):
@@ -231,6 +235,7 @@ def _previews(job: Job, facts: Facts | None) -> PreviewLoad | None:
         sets=preview_sets(job),
         last_frame=sum(bool(prompt.end_img.strip()) for prompt in panel.prompts) / len(panel.prompts),
         accelerated=accelerated,
+        split=of_previews(job, len(set(job.job.gpus))),
     )
 
 

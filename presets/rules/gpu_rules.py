@@ -144,12 +144,26 @@ def gpus_share(job: Job, facts: Facts) -> Iterator[Found]:
         )
 
 
+@rule("gpus-of-one-kind", "error")
+def gpus_of_one_kind(job: Job, facts: Facts) -> Iterator[Found]:
+    """The job's GPUs are of one kind: others add in another order, and the LoRAs would not be those of one GPU."""
+    cards = {gpu.index: gpu.name for gpu in used_gpus(job, facts)} if on_cards(facts) else {}
+    named = [i for i in dict.fromkeys(job.job.gpus) if i in cards]
+    kinds = list(dict.fromkeys(cards[i] for i in named))
+    if len(kinds) > 1:
+        yield Found(
+            "job.gpus",
+            f"the GPUs are not of one kind ({' and '.join(kinds)}): what they compute differs in the last bits, so the"
+            " LoRAs would be those of neither. Experts can also train at the same time in a job each",
+            set={"job.gpus": [i for i in named if cards[i] == kinds[0]]},
+        )
+
+
 @rule("gpus-per-clip", "error")
 def gpus_per_clip(job: Job, facts: Facts) -> Iterator[Found]:
-    """GPUs that share a clip are of one kind, and divide the job's GPUs, the heads of the attention and the tokens; and
-    have been seen to, on cards."""
-    each, named = job.job.gpus_per_clip, list(dict.fromkeys(job.job.gpus))
-    gpus = len(named)
+    """GPUs that share a clip divide the job's GPUs, the heads of the attention and the tokens; and have been seen to,
+    on cards."""
+    each, gpus = job.job.gpus_per_clip, len(set(job.job.gpus))
     if each == 1:
         return
     heads = (facts.model.heads if facts.model else 0) or HEADS
@@ -162,18 +176,6 @@ def gpus_per_clip(job: Job, facts: Facts) -> Iterator[Found]:
             else ""
         )
         or cannot_share_clips(job, heads=heads, fewest=fewest)
-        or _unlike(named, each, facts)
     )
     if why:
         yield Found("job.gpus_per_clip", why, set={"job.gpus_per_clip": 1})
-
-
-def _unlike(named: list[int], each: int, facts: Facts) -> str:
-    """That GPUs of several kinds would share a clip: it would depend on who encodes it what comes of it. "" where none
-    would."""
-    cards = {gpu.index: gpu.name for gpu in facts.machine.gpus} if facts.machine else {}
-    for first in range(0, len(named), each):
-        kinds = list(dict.fromkeys(cards[i] for i in named[first : first + each] if i in cards))
-        if len(kinds) > 1:
-            return f"the GPUs that share a clip are not of one kind: {' and '.join(kinds)}"
-    return ""

@@ -16,7 +16,7 @@ from presets.job.toml_file import load_job, save_job, with_value
 from tests.helpers import ROOT, UNCOMPILED
 from tests.helpers.jobs import events, write_job
 from tests.helpers.ports import free_port
-from tests.helpers.training.attempts import ONE_THREAD, Attempt, Trainers
+from tests.helpers.training.attempts import ONE_THREAD, Attempt, Orders, Trainers
 from tests.helpers.training.sameness import differences
 from tests.helpers.waiting import PATIENCE
 
@@ -37,7 +37,9 @@ JOBS: dict[str, dict] = {
         "dataset": {"num_frames": 5},
         "save": {"every": 2, "keep": 3, "dtype": "fp32"},
         "sample": {"every": 4, "first": False},
+        "validation": {"fraction": 0.4, "every": 4, "bins": 1},
     },
+    "set": {"steps": 4, "prompts": 0, "dataset": {"num_frames": 1}, "save": {"every": 3, "keep": 3}},
     # Two losses to a micro-batch: each of them gives two gradients to a parameter.
     "one": {
         "steps": 3,
@@ -73,9 +75,16 @@ class Runs:
         return path
 
     def start(
-        self, job: Path, ranks: int, faults: Sequence[str] = (), *, resume: bool = False, impatient: Path | None = None
+        self,
+        job: Path,
+        ranks: int,
+        faults: Sequence[str] = (),
+        *,
+        resume: bool = False,
+        impatient: Path | None = None,
+        orders: Orders | None = None,
     ) -> list[Attempt]:
-        """One process for each rank."""
+        """One process for each rank. `orders` come to the first, which tells the steps."""
         port = str(free_port())
         given = [
             {
@@ -88,7 +97,7 @@ class Runs:
             for rank in range(ranks)
         ]
         return [
-            self._trainers.start(job, faults=faults, resume=resume, environment=env, impatient=impatient)
+            self._trainers.start(job, faults=faults, resume=resume, environment=env, impatient=impatient, orders=orders)
             for env in given
         ]
 
@@ -187,6 +196,23 @@ def test_a_rank_that_dies_ends_all_with_its_cause_and_the_run_goes_on_by_one(run
     assert runs.differences(kind, job) == []
 
 
+def test_what_is_set_while_experts_train_apart_counts_from_the_step_at_which_they_meet(runs: Runs):
+    """High noise's second step is told while low noise takes the third, before which both train on: they meet after
+    it."""
+    command = {"command": "set", "field": "training.lr", "value": "5e-4"}
+    made = []
+    for ranks, told in ((2, 2), (1, 3)):
+        job = runs.new("set", f"by {ranks}")
+        attempts = runs.start(job, ranks, orders={told: [command]})
+        assert ends(attempts) == [DONE] * ranks, [attempt.said()[-3000:] for attempt in attempts]
+        run = job.parent / "runs/t"
+        assert [(e.data["step"], e.data["new"]) for e in events(run) if e.kind == "changed"] == [(3, 5e-4)]
+        assert [e.data["lr"] for e in events(run) if e.kind == "step"] == [1e-3, 1e-3, 1e-3, 5e-4]
+        made.append([load_file(run / f"t_{expert}.safetensors") for expert in ("high_noise", "low_noise")])
+    for mine, straight in zip(*made, strict=True):
+        assert mine.keys() == straight.keys() and all(torch.equal(mine[name], straight[name]) for name in mine)
+
+
 def test_a_rank_that_hangs_while_the_others_wait_for_its_gradients_is_named_and_the_run_goes_on_by_two(runs: Runs):
     job = runs.new("one", "hangs")
     late = job.parent / "late"
@@ -229,6 +255,19 @@ def test_a_number_of_ranks_that_cannot_share_is_refused_by_the_first_in_one_line
     assert not (job.parent / "runs").exists()
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_job_that_the_first_rank_alone_refuses_ends_all_at_once_with_its_message(runs: Runs, resume: bool):
+    """By its rules, and for want of a run to resume. The limit within which a rank is waited for is never reached."""
+    job = runs.new("one", f"refused {resume}")
+    save_job(with_value(load_job(job), "training.cache_text_embeddings", True), job)
+    attempts = runs.start(job, 2, resume=resume)
+    assert ends(attempts) == [FAILED] * 2, [attempt.said() for attempt in attempts]
+    said = attempts[1].said()
+    assert said.count("\n") == 1 and said.startswith("wanlora: ")
+    assert said.removeprefix("wanlora: ").strip() in attempts[0].said()
+    assert ("no run lies here" if resume else "cache_text_embeddings") in said
+
+
 def share_clips(job: Path, ranks: int) -> None:
     """Have so many ranks train it, two on each clip; one trains alone."""
     made = with_value(load_job(job), "job.gpus", list(range(ranks)))
@@ -236,11 +275,21 @@ def share_clips(job: Path, ranks: int) -> None:
 
 
 def require_agreement(runs: Runs, job: Path) -> None:
-    """The losses, LoRAs and previews are those of one process but for the order in which fp32 adds."""
+    """Losses, also of held-out clips, LoRAs and previews are those of one process but for the order in which fp32
+    adds."""
     mine, straight = job.parent / "runs/t", runs.straight("clips").parent / "runs/t"
     steps = [[e.data for e in events(run) if e.kind == "step"] for run in (mine, straight)]
     losses, norms = ([[data[key] for data in run] for run in steps] for key in ("loss", "grad_norm"))
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    held = [
+        [
+            [loss for of in e.data["experts"].values() for loss in of["clips"]]
+            for e in events(run)
+            if e.kind == "validation"
+        ]
+        for run in (mine, straight)
+    ]
+    assert len(held[0]) == 2 and all(a == pytest.approx(b, rel=1e-4) for a, b in zip(*held, strict=True))
     assert norms[0] == pytest.approx(norms[1], rel=1e-3)  # the optimizer makes nothing of how long a gradient is
     for file in ("t_high_noise.safetensors", "t_low_noise.safetensors"):
         found, wanted = load_file(mine / file), load_file(straight / file)

@@ -268,17 +268,16 @@ def test_an_encode_that_cannot_be_handed_on_ends_the_rank(bench: Bench):
 
 
 @pytest.mark.parametrize("unlike", [1, 3])
-def test_cards_of_two_kinds_share_no_clip(unlike: int):
-    """Whichever group has them. The first rank says so, and ends the others."""
-    parts = [Part(None, place, (0, 1, 2, 3), 2) for place in range(4)]
+def test_cards_of_two_kinds_train_no_run_together(unlike: int):
+    """Whichever they are, and whatever they share. The first rank says so, and ends the others."""
 
     def require(*others: str, leads: bool = True) -> None:
         def exchange(mine: str) -> list[str]:
             return [mine, *(other or mine for other in others)]
 
-        prepare.require_one_kind(SimpleNamespace(parts=parts, exchange=exchange, leads=leads), torch.device("cpu"))
+        prepare.require_one_kind(SimpleNamespace(exchange=exchange, leads=leads), torch.device("cpu"))
 
-    require("", "another", "another")
+    require("", "", "")
     others = ["another" if rank == unlike else "" for rank in (1, 2, 3)]
     with pytest.raises(UserError, match="are not of one kind"):
         require(*others)

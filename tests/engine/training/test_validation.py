@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -17,6 +18,8 @@ from safetensors.torch import load_file
 from engine.adapters import lora
 from engine.data.frames import decode
 from engine.encode.latents import encode_pair, pixels
+from engine.executor.token_split import TokenSplit
+from engine.parallel.parts import Part
 from engine.run import run_job
 from engine.runfolder.resume import read_history
 from engine.system import fault_injection
@@ -26,13 +29,16 @@ from engine.training.context import Run
 from engine.training.optimizer import Ema
 from engine.training.saved_loras import best_of, lora_file, write_lora
 from engine.training.validation import (
+    Told,
+    cells_of,
     compared_with,
     compiled_as_trained,
     draw_of,
     edges_of,
     encoded,
     event_of,
-    measure,
+    joined,
+    take_part,
     unmeasured,
     validate,
 )
@@ -178,6 +184,10 @@ def plain_loop(run: Run, expert: str) -> dict[str, list[float]]:
     return out
 
 
+def measure(run: Run) -> validation.Losses:
+    return joined(run, [cells_of(run, 0)])
+
+
 def trained_values(run: Run) -> Run:
     return replace(run, job=with_value(run.job, "save.ema", False))
 
@@ -243,6 +253,57 @@ def test_the_running_average_is_measured_where_it_is_saved_and_the_weights_stay(
     for expert, learner in run.learners.items():
         lora.load_tensors(learner.parameters, before[expert])
     assert measure(trained_values(run)) != averaged
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [Part(None, 0, (0, 1)), Part(None, 1, (0, 1))],
+        [Part("high_noise", 0, (0,)), Part("low_noise", 0, (1,))],
+        [Part("high_noise", place, (0, 1)) for place in (0, 1)]
+        + [Part("low_noise", place, (2, 3)) for place in (0, 1)],
+    ],
+)
+def test_the_parts_of_several_ranks_are_what_one_measures_and_none_is_measured_twice(bench, parts):
+    cells = []
+    for part in parts:
+        team = SimpleNamespace(part=part, heard_halt=lambda: False)
+        cells.append(cells_of(replace(bench.run, team=team), 0))
+    assert sum(len(part) for part in cells) == 2 * len(bench.run.held_out) and all(cells)
+    assert joined(bench.run, cells) == measure(bench.run)
+
+
+def test_another_rank_that_halts_ends_a_rank_s_part_and_is_told_when_this_one_is_stopped(bench):
+    halts = []
+    team = SimpleNamespace(part=Part(None, 1, (0, 1)), heard_halt=lambda: True, halt=lambda: halts.append(1))
+    team.exchange = lambda mine: [mine]
+    assert take_part(replace(bench.run, team=team), 0) == [Told(stopped=True)] and halts == [1]
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_ranks_that_share_clips_begin_one_once_all_can(bench, here: bool):
+    """Else one would wait for the tokens of the other."""
+    told: list[bool] = []
+    team = SimpleNamespace(part=Part(None, 0, (0, 1), 2), parts=[None, None], heard_halt=lambda: False)
+    team.exchange_clip = lambda mine: told.append(mine) or [mine, not here]
+    team.exchange = lambda mine: [mine, mine]
+    held_out = [item if here else msgspec.structs.replace(item, path="gone.mp4") for item in bench.run.held_out]
+    split = TokenSplit(None, 0, 2, lambda collective: None)
+    mine, _ = take_part(replace(bench.run, team=team, split=split, held_out=held_out), 0)
+    assert told == [here] and not mine.cells
+    assert (mine.failed is None) == here, "who has failed tells it"
+
+
+def test_ranks_that_share_clips_take_a_part_of_each_pass(bench):
+    """What another would send is not there: how often this one asks for it counts."""
+    told: list[bool] = []
+    asked: list[object] = []
+    team = SimpleNamespace(part=Part(None, 1, (0, 1), 2), heard_halt=lambda: False)
+    team.exchange_clip = lambda mine: told.append(mine) or [mine, mine]
+    cells = cells_of(replace(bench.run, team=team, split=TokenSplit(None, 1, 2, asked.append)), 0)
+    assert cells.keys() == {(expert, i) for expert in bench.run.learners for i in (0, 1)}
+    assert told == [True] * (1 + len(cells))
+    assert len(asked) == len(cells) * 3 * (4 * bench.run.experts.executors["high_noise"].blocks + 1)
 
 
 def test_nothing_is_compiled_for_shapes_that_do_not_train(bench, monkeypatch):
@@ -356,7 +417,8 @@ def test_the_same_cause_is_said_once_and_again_when_it_changes_or_was_gone(bench
     told = of_kind(run.folder, "validation")[-1] | {"step": 24}
     told.pop("seconds")
     monkeypatch.setattr(validation, "event_of", fails)
-    monkeypatch.setattr(validation, "measure", now.append)
+    monkeypatch.setattr(validation, "cells_of", lambda run, step: now.append(step))
+    monkeypatch.setattr(validation, "joined", lambda *_: None)
     for step in causes:
         validate(run, step)
     assert len(now) == len(causes), "it is tried each time"

@@ -5,13 +5,25 @@ import pytest
 
 from benchmarks import scaling_simulated
 from presets.errors import UserError
+from presets.job.expert_schedule import EXPERTS
+from presets.job.gpu_shares import of_experts, of_previews
 from presets.job.schema import Job
 from presets.planner.cards import card_hardware, find_card
 from presets.planner.costs import Costs, predict
 from presets.planner.plan import Plan
-from presets.planner.several_gpus import LEAST_GRACE, exchange, gradient_bytes, share_out, stop_grace
+from presets.planner.several_gpus import (
+    COLLECTIVE,
+    LEAST_GRACE,
+    ROUND,
+    exchange,
+    gradient_bytes,
+    share_out,
+    stop_grace,
+    turned_without_steps,
+    without_steps,
+)
 from presets.planner.sizes import GIB, ExpertShape
-from presets.planner.workload import workload_of
+from presets.planner.workload import Load, workload_of
 from tests.helpers import ROOT
 from tests.helpers.facts import facts, job
 
@@ -78,6 +90,67 @@ def test_gpus_that_share_clips_have_a_part_of_memory_and_time_and_exchange_token
     assert two.total < two.total_of_one == pytest.approx(one.total_of_one, rel=0.1)
     with pytest.raises(UserError, match="3 GPUs cannot share clips by 2 each"):
         share_out(job, facts(), H100, 3)
+
+
+def test_previews_of_shared_clips_are_computed_by_those_that_share_them_and_made_by_the_first():
+    both = {"gpus": [0, 1], "gpus_per_clip": 2}
+    shared, alone = a_job(job=both), a_job()
+    plan = Plan(precision="float8", chunk=2048, activations="host")
+    assert workload_of(shared, facts()).previews.split == 2 and workload_of(alone, facts()).previews.split == 1
+    costs = [Costs(workload_of(each, facts()), H100) for each in (alone, shared)]
+    # half the passes' time, and the copies, the VAE and the file as before
+    passes, bucket = costs[0].work.previews.passes, costs[0].work.previews.bucket
+    spared = [
+        each.time.forward(plan, Load(bucket, 1, 1.0, split))[0] for each, split in zip(costs, (1, 2), strict=True)
+    ]
+    assert spared[0] > 1.7 * spared[1] and spared[1] > costs[1].time.forward(plan, Load(bucket, 1, 1.0, 2))[1]
+    kept = costs[0].time.preview(plan) - costs[1].time.preview(plan)
+    assert kept == pytest.approx(passes * (spared[0] - spared[1]))
+    found = turned_without_steps(costs[1].work, ExpertShape(), link_gbps=25)
+    rows, count = -(-bucket.tokens // 2), costs[1].work.previews.prompts * costs[1].work.previews.sets * passes
+    assert found == pytest.approx(count * (40 * 4 * (rows * 2 * 5120 / 2 / 25e9 + 2 * COLLECTIVE) + ROUND))
+    # a large preview beside short clips: to decode it needs most, and its passes need more than the training
+    size = {"width": 1280, "height": 1280, "num_frames": 121}
+    large = job(job=both, sample=PREVIEWS | size, datasets=[{"num_frames": 5, "resolutions": [256]}])
+    small = msgspec.structs.replace(H100, vram_total=26 * GIB, vram_free=26 * GIB)
+    two = share_out(large, facts(), small, 2)
+    unseen = workload_of(of_experts(large, EXPERTS), facts())
+    needs = [share.need_vram for share in two.shares]
+    assert needs[0] > needs[1] > predict(two.choice.plan, unseen, small).need_vram
+    # experts that train apart have no common pass, and the second shows nothing
+    four = share_out(a_job(job={"gpus": [0, 1, 2, 3], "gpus_per_clip": 2}), facts(), H100, 4)
+    assert of_previews(a_job(job=both), 4) == 1 and "train apart" in four.how
+    assert four.shares[1].need_vram < four.shares[0].need_vram
+
+
+def test_who_only_takes_part_in_passes_needs_no_memory_to_decode():
+    work, plan = workload_of(a_job(), facts()), Plan(precision="float8", chunk=2048)
+    for whole in (True, False):
+        own = msgspec.structs.replace(work, previews=msgspec.structs.replace(work.previews, whole=whole, split=2))
+        memory = Costs(own, H100).memory
+        passes = memory.preview_forward(plan, own.previews, batch=1)
+        assert (memory._preview(plan) == passes) != whole
+
+
+@pytest.mark.parametrize(
+    ("gpus", "panels", "clips", "passes"),
+    [
+        (1, {}, 4, 4),
+        (2, {}, 4, 2),  # experts apart
+        (4, {"training": {"gradient_accumulation": 2}}, 2, 2),
+        (2, {"training": {"gradient_accumulation": 2}, "multistage": {"low_noise": False}}, 2, 2),
+        (2, {"job": {"gpus_per_clip": 2}}, 4, 4),
+    ],
+)
+def test_held_out_clips_are_shared_out(gpus: int, panels: dict, clips: float, passes: int):
+    held = {"fraction": 0.25, "every": 100, "bins": 2}
+    made = job(validation=held, **panels)
+    of = workload_of(made, facts())
+    four = msgspec.structs.replace(of.validation, clips=((of.loads[0].bucket, 4.0),))
+    found = without_steps(made, msgspec.structs.replace(of, validation=four), gpus).validation
+    assert sum(count for _, count in found.clips) == clips and found.passes == passes
+    assert found.split == made.job.gpus_per_clip
+    assert share_out(made, facts(), H100, gpus).total > 0
 
 
 def test_every_use_of_a_parameter_is_sent():

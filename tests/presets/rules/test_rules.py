@@ -1207,11 +1207,18 @@ CASES: list[tuple[str, str, Job, Facts, dict[str, Any] | None]] = [
         {"job.gpus_per_clip": 1},
     ),
     (
-        "gpus-per-clip",
-        "job.gpus_per_clip",
-        job(job={"gpus": [0, 1], "gpus_per_clip": 2}),
+        "gpus-of-one-kind",
+        "job.gpus",
+        job(job={"gpus": [1, 0]}),  # experts apart
         facts(machine=machine(gpu(), gpu(index=1, name="NVIDIA H200"))),
-        {"job.gpus_per_clip": 1},
+        {"job.gpus": [1]},
+    ),
+    (
+        "gpus-of-one-kind",
+        "job.gpus",
+        job(job={"gpus": [0, 1], "gpus_per_clip": 2}),
+        facts(machine=machine(gpu(), gpu(index=1, name="NVIDIA H200")), model=tiny_model()),
+        {"job.gpus": [0]},
     ),
     (
         "gpus-per-clip",
@@ -1428,8 +1435,8 @@ ALMOST: list[tuple[str, Job, Facts]] = [
     ("more-gpus", job(job={"gpus": [1, 0]}), facts(machine=machine(gpu(), gpu(index=1)))),
     ("gpus-share", job(job={"gpus": [1, 0]}), facts(machine=machine(), model=tiny_model())),
     (
-        "gpus-per-clip",
-        job(job={"gpus": [1, 0], "gpus_per_clip": 2}),
+        "gpus-of-one-kind",
+        job(job={"gpus": [1, 0]}),
         facts(machine=machine(gpu(), gpu(index=1), gpu(index=2, name="NVIDIA H200"))),  # which is not named
     ),
     # 832 px: 1024 leaves the clip whole
