@@ -45,6 +45,12 @@ class _Text(TextArea):
     def check_consume_key(self, key: str, character: str | None = None) -> bool:
         return super().check_consume_key(key, typed_by(key) or None)
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Where nothing is selected there is nothing to cut, as in one line; Textual would cut all of the line."""
+        if action == "cut":
+            return bool(self.selected_text)
+        return super().check_action(action, parameters)
+
 
 class CaptionDialog(ModalScreen[str | None]):
     """One clip as training sees it, with its caption to write. Dismisses with the new text, or None.
