@@ -135,3 +135,19 @@ async def test_a_step_that_comes_back_is_drawn_before_its_focus_and_whole_at_the
         screen.refresh(layout=True)
         await pilot.pause()
         assert screen_text(pilot.app) == last
+
+
+async def test_settings_that_come_back_say_in_which_panels_values_were_changed(draft: Path) -> None:
+    async with wizard(draft, size=(100, 30)) as pilot:
+        await pilot.press("enter")
+        await at_step(pilot, "clips")
+        await scanned(pilot)
+        screen = screen_of(pilot)
+        await screen.go_to("settings")
+        kept = screen.pane
+        assert "TRAINING ●" not in screen_text(pilot.app)
+        await screen.go_to("captions")
+        screen.state.set_value("training.weight_decay", 0.5)
+        await screen.go_to("settings")
+        assert screen.pane is kept
+        await until(pilot, lambda: "TRAINING ●1" in screen_text(pilot.app), "the mark of the panel")
