@@ -11,12 +11,13 @@ import msgspec
 import pytest
 from textual.command import CommandList, CommandPalette
 from textual.pilot import Pilot
-from textual.widgets import Input
+from textual.widgets import Input, TextArea
 from textual_image.widget import HalfcellImage
 
 from daemon.wire.client import Client
 from daemon.wire.protocol import JobRecord
 from daemon.wire.stop import stop_daemon
+from tests.helpers.interface.dialogs import one_of_each
 from tests.helpers.interface.harness import answers, own_daemon, short_dir, write_job
 from tests.helpers.interface.wizard_pilot import patient, type_ahead, until
 from tests.helpers.tiers import thorough
@@ -29,6 +30,7 @@ from wanlora_tui.screens.dashboard import DashboardScreen
 from wanlora_tui.screens.help import HelpScreen
 from wanlora_tui.screens.jobs import JobsScreen, JobTable
 from wanlora_tui.screens.wizard import WizardScreen
+from wanlora_tui.screens.wizard.clip_dialogs import CaptionDialog
 from wanlora_tui.widgets.folder_picker import PathInput
 
 
@@ -329,6 +331,28 @@ async def test_ctrl_c_copies_what_is_selected_and_is_heard_over_dialogs_and_in_t
         await until(pilot, says(pilot, "Press Ctrl+C again to leave"), "the warning")
         await pilot.press("escape", "ctrl+c")  # with the cursor in the text field again
         assert app.return_code == 0
+
+
+async def test_in_a_caption_ctrl_c_and_ctrl_x_take_what_is_selected_and_nothing_else(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("wanlora_tui.app.TWICE_SECONDS", 600.0)
+    async with interface(folder) as (app, pilot):
+        await until(pilot, says(pilot, "● daemon alive"), "the screen")
+        await app.push_screen(one_of_each(tmp_path)[CaptionDialog]())
+        await until(pilot, lambda: isinstance(app.focused, TextArea), "the caption")
+        text = app.focused
+        assert isinstance(text, TextArea)
+        app.copy_to_clipboard("before")
+        whole = text.text
+        await pilot.press("ctrl+x", "ctrl+c")
+        await until(pilot, says(pilot, "Press Ctrl+C again to leave"), "the warning")
+        assert (app.clipboard, text.text) == ("before", whole)
+        await pilot.press("shift+home", "ctrl+c")
+        await until(pilot, lambda: app.clipboard == whole, "the copy")
+        assert app.return_code is None
+        await pilot.press("ctrl+x")
+        await until(pilot, lambda: not text.text, "the cut")
 
 
 async def test_the_theme_is_remembered(folder: Path):

@@ -9,7 +9,7 @@ from textual.markup import escape
 from textual.system_commands import SystemCommandsProvider
 from textual.types import IgnoreReturnCallbackType
 
-EXACT, WHOLE, WORDS, HELP = 200.0, 100.0, 50.0, 0.1  # what a find is worth; one of scattered letters: below `WORDS`
+EXACT, WHOLE, WORDS, HELP = 200.0, 100.0, 50.0, 25.0  # what a find is worth; one of scattered letters: below `HELP`
 
 
 def found(matcher: Matcher, text: str, help: str) -> float:
@@ -22,9 +22,9 @@ def found(matcher: Matcher, text: str, help: str) -> float:
         return WHOLE + score
     if all(word in low for word in typed.split()):  # in any order, with anything in between
         return WORDS + score
-    if score <= 0 and all(word in f"{low} {help.lower()}" for word in typed.split()):
+    if all(word in f"{low} {help.lower()}" for word in typed.split()):
         return HELP
-    return score
+    return min(score, HELP / 2)
 
 
 def hits(matcher: Matcher, score: float, text: str, help: str, act: IgnoreReturnCallbackType) -> Iterator[Hit]:

@@ -60,6 +60,9 @@ async def test_a_field_is_found_by_its_words_in_any_order(tmp_path: Path) -> Non
             if words != "trigger":
                 await pilot.press("escape")
         assert "Replaces [trigger] in captions" in screen_text(pilot.app)
+        await pilot.press("escape")
+        found = [text.partition(" ·")[0] for text in await typed(pilot, "base")]
+        assert found.index("Blank prompt preservation") < found.index("Batch size"), "a word of a help, then letters"
 
 
 async def test_a_question_is_not_to_be_maximized() -> None:

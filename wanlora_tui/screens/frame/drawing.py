@@ -17,6 +17,7 @@ from typing import Any
 from textual._compositor import ChopsUpdate, Compositor, ReflowResult
 from textual.filter import LineFilter
 from textual.geometry import Region, Size
+from textual.reactive import Reactive
 from textual.screen import Screen
 from textual.strip import Strip
 from textual.widget import Widget
@@ -102,10 +103,18 @@ class _Drawn:
 class SparingScreen(Screen[Any]):
     """A screen that is typed in: of what a key sets off one picture is drawn, once all of it is there."""
 
+    # who loses the focus and who gets it draw themselves; Textual would draw all of the screen anew
+    focused: Reactive[Widget | None] = Reactive(None, repaint=False)
+
     def __init__(self) -> None:
         super().__init__()
         self._compositor = SparingCompositor()
         self._held_since: float | None = None
+
+    def draw(self) -> None:
+        """Lay out and draw what is there by now, ahead of the rest of what a key sets off."""
+        self._layout_required = True
+        super()._on_timer_update()
 
     def _on_timer_update(self) -> None:
         app = self.app

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
-from textual import on, work
+from textual import events, on, work
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.message import Message
@@ -45,6 +45,12 @@ class _Text(TextArea):
 
     def check_consume_key(self, key: str, character: str | None = None) -> bool:
         return super().check_consume_key(key, typed_by(key) or None)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Where nothing is selected there is nothing to cut, as in one line; Textual would cut all of the line."""
+        if action == "cut":
+            return bool(self.selected_text)
+        return super().check_action(action, parameters)
 
 
 class CaptionDialog(ModalScreen[str | None]):
@@ -102,6 +108,10 @@ class CaptionDialog(ModalScreen[str | None]):
                 yield Button("Write it ^S", id="write", variant="primary", compact=True)
                 yield Button("Cancel Esc", id="cancel", compact=True)
         yield FittingFooter(compact=False)
+
+    def on_screen_resume(self, event: events.ScreenResume) -> None:
+        """Textual looks up the styles of all of it again; of what was made a moment ago they are as they were."""
+        event.refresh_styles = event.refresh_styles and self.stack_updates > 0
 
     def on_mount(self) -> None:
         self.query_one(ClipFrames).show(self.entry.clip, self.panel, note=self.entry.problem)

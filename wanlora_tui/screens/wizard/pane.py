@@ -213,6 +213,7 @@ class StepBox(Container):
         super().__init__(id=id)
         self._shown: StepPane | None = None
         self._step = ""
+        self.came_back = False  # the step in view was here before
         self._left: dict[str, tuple[StepPane, Hashable]] = {}  # by name of the step: it, and what it was styled for
 
     async def show(self, name: str, make: Callable[[], StepPane], field: str) -> StepPane:
@@ -227,13 +228,14 @@ class StepBox(Container):
         if pane is not None and not (styled_for == self._styled_for() and pane.fits(field)):
             await pane.remove()
             pane = None
+        self.came_back = pane is not None
         if pane is None:
             pane = make()
             await self.mount(pane)
         else:
             self._nodes._append(pane)
             pane.come_back()
-            self.refresh(layout=True)
+            self.refresh(repaint=False, layout=True)  # it lies under the step
         self.app._update_mouse_over(self.screen)
         self._shown, self._step = pane, name
         return pane

@@ -222,14 +222,16 @@ class WizardScreen(LaunchingScreen, ReckoningScreen, HelpingScreen, MarkingScree
         with self.app.batch_update():
             self._pane, self._missed = None, False
             self._pane = pane = await self._box.show(name, partial(self._new_pane, name, field), field)
+            self.query_one("#forecast-line").display = name in ("settings", "prompts") and self.state.ready
         if self._missed:  # it has drawn itself from the state of before
             pane.bring_up_to_date()
+        if self._box.came_back:  # the step stands there in one frame; title, help and focus follow in the next
+            self.draw()
         place = position(name)
         self.query_one("#nav-state", Static).update("the draft is kept as you type")
         self.query_one("#back", Button).disabled = place == 0
         set_label(self.query_one("#next", Button), "Launch ^G ▶" if name == NAMES[-1] else "Next ^G ▶")
         self.list_steps()
-        self.query_one("#forecast-line").display = name in ("settings", "prompts") and self.state.ready
         rows = self.query(f"#{field_id(field)}").results(FieldInput) if field else ()
         row = next(iter(rows), None)
         if row is not None:

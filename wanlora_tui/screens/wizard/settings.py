@@ -157,9 +157,10 @@ class SettingsPane(StepPane):
         return not field and super().fits(field)
 
     def come_back(self) -> None:
+        """It shows the machine, of which `fits` has just compared all: reasons take a while to find."""
         self.wanted = ""
         self.query_one("#form", VerticalScroll).scroll_home(animate=False)
-        super().come_back()
+        self._list_panels()
 
     def _machine(self) -> list[Widget]:
         assert self.state.machine is not None
@@ -220,10 +221,7 @@ class SettingsPane(StepPane):
         for expert in EXPERTS if self.shown == "multistage" else ():
             for heading in self.query(f"#heading-{expert}").results(Static):
                 heading.update(self._expert_heading(expert))
-        panels = self.query_one("#panels", Choices)
-        for i, panel in enumerate(("machine", *PANELS)):
-            if panels.get_option_at_index(i).prompt != self._entry(panel):
-                panels.replace_option_prompt_at_index(i, self._entry(panel))
+        self._list_panels()
         if self.panel == "machine" and (self.shown != "machine" or self.made_of != self.parts()):
             self.call_next(self._show_panel)
         if self.shown == "model":  # a merge was named: it has fields of its own, and another may follow
@@ -231,6 +229,12 @@ class SettingsPane(StepPane):
             new = [self.row(path) for path in self.state.fields("model") if path not in there]
             self.query_one("#form", VerticalScroll).mount_all(new)
         self._look_at_loras()
+
+    def _list_panels(self) -> None:
+        panels = self.query_one("#panels", Choices)
+        for i, panel in enumerate(("machine", *PANELS)):
+            if panels.get_option_at_index(i).prompt != self._entry(panel):
+                panels.replace_option_prompt_at_index(i, self._entry(panel))
 
     def _look_at_loras(self) -> None:
         """Say at its field what is wrong with a LoRA file."""

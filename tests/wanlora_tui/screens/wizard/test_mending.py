@@ -108,6 +108,18 @@ async def test_enter_writes_a_caption_in_place(tmp_path):
         assert table.entries[0].clip.caption == "orbit 90 around the subject"
 
 
+async def test_a_new_caption_dialog_is_styled_once(tmp_path, monkeypatch):
+    styled = []
+    monkeypatch.setattr(CaptionDialog, "update_node_styles", lambda self, animate=True: styled.append(self))
+    folder = make_clips(tmp_path / "clips", 1)
+    async with wizard(tmp_path / "draft.json", size=(100, 32)) as pilot:  # a lower one has a class of its own
+        await at_clips(pilot, folder)
+        await pilot.press("enter")
+        await on_top(pilot, CaptionDialog)
+        await until(pilot, lambda: isinstance(pilot.app.focused, TextArea), "the text")
+        assert not styled, "all of it once more"
+
+
 async def test_a_caption_that_is_not_utf8_is_shown_to_be_mended(tmp_path):
     folder = make_clips(tmp_path / "clips", 1)
     (folder / "clip_00.txt").write_bytes("a café".encode("latin-1"))

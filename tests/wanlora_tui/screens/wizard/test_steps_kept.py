@@ -109,3 +109,45 @@ async def test_a_theme_makes_steps_that_were_left_anew_and_leaving_the_wizard_en
         await screen.go_to("kind")
         assert all(pane.is_running for pane in left)
     assert not any(pane.is_running for pane in left)
+
+
+async def test_a_step_that_comes_back_is_drawn_before_its_focus_and_whole_at_the_end(draft: Path) -> None:
+    async with wizard(draft) as pilot:
+        await pilot.press("enter")
+        await at_step(pilot, "clips")
+        await scanned(pilot)
+        screen = screen_of(pilot)
+        await until(pilot, lambda: not screen.looking, "clips that are alike")
+        await screen.go_to("captions")
+        await screen.go_to("clips")
+        await until(pilot, lambda: screen.query_one("#clips").has_focus, "the table")
+        await pilot.pause()
+        frames: list[tuple[str, object]] = []
+        drawn = screen._compositor_refresh
+        screen._compositor_refresh = lambda: (drawn(), frames.append((screen_text(pilot.app), screen.focused)))[0]
+        await pilot.press("ctrl+g", "z")
+        name = screen.query_one("#field-job-name", FieldInput).control
+        assert name.has_focus and name.value.endswith("z"), "a key typed at once goes where the focus will be"
+        focused = next(focus for text, focus in frames if "Caption dropout" in text)
+        assert focused is None, "the step has a frame of its own, the first"
+        await until(pilot, lambda: "step 3 of 6" in screen_text(pilot.app), "the title")
+        last = screen_text(pilot.app)
+        screen.refresh(layout=True)
+        await pilot.pause()
+        assert screen_text(pilot.app) == last
+
+
+async def test_settings_that_come_back_say_in_which_panels_values_were_changed(draft: Path) -> None:
+    async with wizard(draft, size=(100, 30)) as pilot:
+        await pilot.press("enter")
+        await at_step(pilot, "clips")
+        await scanned(pilot)
+        screen = screen_of(pilot)
+        await screen.go_to("settings")
+        kept = screen.pane
+        assert "TRAINING ●" not in screen_text(pilot.app)
+        await screen.go_to("captions")
+        screen.state.set_value("training.weight_decay", 0.5)
+        await screen.go_to("settings")
+        assert screen.pane is kept
+        await until(pilot, lambda: "TRAINING ●1" in screen_text(pilot.app), "the mark of the panel")
