@@ -71,10 +71,10 @@ class ExecutorResources:
         self.fixed_order = attention.deterministic and device.type == "cuda"  # the CPU's order is fixed as it is
         if self.fixed_order and plan.compiled:
             compile_alike()
-        functions: list[Any] = [block.pre_attention, block.text_kv, block.post_attention, block.post_attention_again]
+        functions: list[Any] = [block.pre_attention, block.text_kv, block.post_attention]
         if plan.compiled:
             functions = [_compiled(function) for function in functions]
-        self._pre_attention, self._text_kv, self._post_attention, self._post_attention_again = functions
+        self._pre_attention, self._text_kv, self._post_attention = functions
         self._any_size = plan.compiled and plan.any_size
         self.e4m3_as_bytes = plan.precision == "qfloat8" and not _reads_e4m3(device)
         if cuda is None and device.type == "cuda":
@@ -117,18 +117,3 @@ class ExecutorResources:
             _mark_any_size(x_BTD, a_BTD, dims=(0, 1))
             _mark_any_size(*text, given.time_B6D, dims=(0,))
         return self._post_attention(x_BTD, a_BTD, *text, given.time_B6D, weights, self.attention.to_text)
-
-    def post_attention_again(
-        self,
-        g_BTD: torch.Tensor,
-        x_BTD: torch.Tensor,
-        a_BTD: torch.Tensor,
-        text: tuple[torch.Tensor, torch.Tensor],
-        given: PassInputs,
-        weights: BlockWeights,
-    ) -> Any:
-        """The same with a graph and without the output: () to go backward from, where the output's gradient is g."""
-        if self._any_size:
-            _mark_any_size(g_BTD, x_BTD, a_BTD, dims=(0, 1))
-            _mark_any_size(*text, given.time_B6D, dims=(0,))
-        return self._post_attention_again(g_BTD, x_BTD, a_BTD, *text, given.time_B6D, weights, self.attention.to_text)

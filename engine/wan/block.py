@@ -3,7 +3,6 @@
     pre_attention(x)             -> q, k, v    norm, modulation, three linears, qk-norm, rope
     text_kv(text)                -> k, v       of the cross-attention: once a visit, for any number of chunks
     post_attention(x, a, k, v)   -> y          output projection, cross-attention to the text, feed-forward
-    post_attention_again(g, ...) -> ()         the same for its gradient alone, from y's gradient g
 
 `pre_attention` and `post_attention` work on any run of tokens by themselves; only self-attention needs them all
 (`engine.wan.attention`). Weights come in as plain tensors, so one compilation serves all blocks. The arithmetic is that
@@ -148,34 +147,6 @@ def text_kv(text_BSD: torch.Tensor, block: BlockWeights) -> tuple[torch.Tensor, 
     return k.unflatten(2, (block.heads, -1)), v.unflatten(2, (block.heads, -1))
 
 
-def _before_last(
-    x_BTD: torch.Tensor,
-    a_BTD: torch.Tensor,
-    k_BSNK: torch.Tensor,
-    v_BSNK: torch.Tensor,
-    time_B6D: torch.Tensor,
-    block: BlockWeights,
-    kernels: TextKernels,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(what the block's output is added to, what its last linear reads)."""
-    plain = block.plain
-    _, _, gate, c_shift, c_scale, _ = (plain["scale_shift_table"] + time_B6D.float()).chunk(6, dim=1)
-    x = (x_BTD.float() + _linear("attn1.to_out.0", a_BTD, block) * gate).type_as(x_BTD)
-
-    h = F.layer_norm(x.float(), x.shape[-1:], plain["norm2.weight"].float(), plain["norm2.bias"].float(), EPS)
-    q = _linear("attn2.to_q", h.type_as(x), block)
-    q = _rms_norm(q, plain["attn2.norm_q.weight"]).unflatten(2, (block.heads, -1))
-    c = text_attention(q, k_BSNK, v_BSNK, kernels)
-    x = x + _linear("attn2.to_out.0", c.flatten(2, 3), block)
-
-    return x, _linear("ffn.net.0.proj", _modulated(x, c_scale, c_shift), block, gelu=True)
-
-
-def _last(x_BTD: torch.Tensor, h_BTF: torch.Tensor, time_B6D: torch.Tensor, block: BlockWeights) -> torch.Tensor:
-    gate = (block.plain["scale_shift_table"] + time_B6D.float()).chunk(6, dim=1)[5]
-    return (x_BTD.float() + _linear("ffn.net.2", h_BTF, block).float() * gate).type_as(x_BTD)
-
-
 def post_attention(
     x_BTD: torch.Tensor,
     a_BTD: torch.Tensor,
@@ -186,43 +157,18 @@ def post_attention(
     kernels: TextKernels,
 ) -> torch.Tensor:
     """The block's output from its input, its self-attention's output, and the text's keys and values."""
-    x, h = _before_last(x_BTD, a_BTD, k_BSNK, v_BSNK, time_B6D, block, kernels)
-    return _last(x, h, time_B6D, block)
+    plain = block.plain
+    _, _, gate, c_shift, c_scale, c_gate = (plain["scale_shift_table"] + time_B6D.float()).chunk(6, dim=1)
+    x = (x_BTD.float() + _linear("attn1.to_out.0", a_BTD, block) * gate).type_as(x_BTD)
 
+    h = F.layer_norm(x.float(), x.shape[-1:], plain["norm2.weight"].float(), plain["norm2.bias"].float(), EPS)
+    q = _linear("attn2.to_q", h.type_as(x), block)
+    q = _rms_norm(q, plain["attn2.norm_q.weight"]).unflatten(2, (block.heads, -1))
+    c = text_attention(q, k_BSNK, v_BSNK, kernels)
+    x = x + _linear("attn2.to_out.0", c.flatten(2, 3), block)
 
-class _GradientAlone(torch.autograd.Function):
-    """A number that says nothing of y, and whose gradient with respect to y is g.
-
-    It is made of h, which the gradient needs, and its gradient of the one that it is given, a factor of 1: the compiler
-    would take all that no output of the forward needs into the backward, or the other way round.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, y: torch.Tensor, h: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(g)
-        return h.flatten()[0].to(y.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, one: torch.Tensor) -> Any:
-        return ctx.saved_tensors[0] * one, None, None
-
-
-def post_attention_again(
-    g_BTD: torch.Tensor,
-    x_BTD: torch.Tensor,
-    a_BTD: torch.Tensor,
-    k_BSNK: torch.Tensor,
-    v_BSNK: torch.Tensor,
-    time_B6D: torch.Tensor,
-    block: BlockWeights,
-    kernels: TextKernels,
-) -> torch.Tensor:
-    """What `post_attention` is recomputed for: a number () whose `backward` is that of the output with its gradient g.
-    Nothing reads the output, so the compiler leaves out what only leads there: the product of the last linear, the
-    second half of its LoRA, the last sum. Without the compiler all of it is computed."""
-    x, h = _before_last(x_BTD, a_BTD, k_BSNK, v_BSNK, time_B6D, block, kernels)
-    alone: torch.Tensor = _GradientAlone.apply(_last(x, h, time_B6D, block), h, g_BTD)
-    return alone
+    h = _linear("ffn.net.0.proj", _modulated(x, c_scale, c_shift), block, gelu=True)
+    return (x.float() + _linear("ffn.net.2", h, block).float() * c_gate).type_as(x)
 
 
 def linear_shapes(config: Any) -> dict[str, tuple[int, int]]:

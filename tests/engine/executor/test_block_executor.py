@@ -1,13 +1,10 @@
 """Every plan gives what plain autograd gives: loss, prediction and LoRA gradients, on real model classes in fp32."""
 
 from functools import cache, partial
-from typing import Any
 
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
-from torch._dynamo.backends.common import aot_autograd
 from torch._inductor import config as inductor
 
 from engine.executor import executor_resources
@@ -17,7 +14,6 @@ from engine.executor.executor_resources import ExecutorResources
 from engine.executor.expert_weights import ExpertWeights
 from engine.system import device
 from engine.wan import attention
-from engine.wan.block import LINEARS, TEXT_LINEARS, post_attention, post_attention_again
 from engine.weights.packed_blocks import PackedBlocks, pack_lora
 from presets.job.lora_layers import block_layouts, lora_layers
 from presets.job.schema import LayersPanel
@@ -31,7 +27,6 @@ X = torch.randn(2, 36, 3, 4, 6, generator=torch.Generator().manual_seed(1))
 TEXT = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(2))
 TARGETS = [torch.randn(2, 16, 3, 4, 6, generator=torch.Generator().manual_seed(s)) for s in (3, 4)]
 T = torch.tensor([900.0, 300.0])
-PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
 
 
 @pytest.fixture(scope="module")
@@ -303,39 +298,6 @@ def test_what_is_compiled_for_a_fixed_order_chooses_no_order_by_its_speed(monkey
     kernels = attention.Attention("flash", "flash", deterministic=deterministic)
     ExecutorResources(Plan(slots=0, activations="device", compiled=True), kernels, 1, torch.device("cuda"), FakeCuda())
     assert [getattr(inductor, name) for name in choices] == 2 * [not deterministic]
-
-
-def test_what_is_recomputed_ends_before_the_last_linear_and_has_the_gradient_of_the_whole(weights):
-    """Compiled, that is: the products of the forward graph are counted."""
-    products: list[int] = []
-
-    def counted(graph: torch.fx.GraphModule, _: object) -> Any:
-        products.append(sum(node.target in PRODUCTS for node in graph.graph.nodes))
-        return make_boxed_func(graph.forward)
-
-    def grads(function: Any, *first: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        # the backward graph is not counted
-        backend = aot_autograd(
-            fw_compiler=counted,
-            bw_compiler=lambda graph, _: make_boxed_func(graph.forward),
-            partition_fn=min_cut_rematerialization_partition,
-        )
-        out = torch.compile(function, backend=backend)(*first, *given, held, attention.CPU.to_text)
-        return torch.autograd.grad(out, leaves, None if first else g)
-
-    torch._dynamo.reset()
-    held = weights.on_device(0, weights.blocks.buffers[0], torch.ones(()), "none", e4m3_as_bytes=False)
-    draw = torch.Generator().manual_seed(5)
-    width = held.plain["norm2.weight"].numel()
-    x, a, g = (torch.randn(2, 9, width, generator=draw) for _ in range(3))
-    text = [torch.randn(2, 5, held.heads, width // held.heads, generator=draw) for _ in range(2)]
-    given = [t.requires_grad_(True) for t in (x, a, *text)] + [torch.randn(2, 6, width, generator=draw)]
-    names = [name for name in LINEARS[3:] if name not in TEXT_LINEARS]
-    leaves = [*given[:4], *(p for name in names for p in held.lora[name])]
-    whole, ours = grads(post_attention), grads(post_attention_again, g)
-    assert all(torch.equal(a, b) for a, b in zip(whole, ours, strict=True))
-    assert products[0] == 15 and products[1] <= 13  # of each linear one, and two of its LoRA
-    torch._dynamo.reset()
 
 
 @pytest.fixture
