@@ -59,7 +59,7 @@ class Coefficients:
     # fitted on an H100, 2026-11-27, and right on an H200
     traffic_forward: float = 90.0
     traffic_backward: float = 185.0
-    spared: float = 20.0  # fewer of them where a block is recomputed up to its last linear
+    spared: float = 20.0  # fewer of them where a block is recomputed: see TimeCosts._spared
     # more of them when chunked, each way: by the kernels of 4 and 10 chunks of 8,000 rows hardly any
     traffic_chunked: float = 5.0
     copy: float = 0.9  # of the copy rate, while the card computes
