@@ -1,11 +1,12 @@
 """Runs an expert block by block under a memory plan. The frozen weights pass through a ring of device buffers, or stay.
 
 Forward, without a graph: each block's input and its attention's output are kept, on the device or in host memory.
-Backward, last block first: the block is recomputed around the kept attention, so attention itself runs once; what
-follows the attention, whose working set is the largest, may be cut into chunks of tokens. It ends with the first block
-that trains: no gradient is asked for below. No graph of autograd's spans more than one part of one block. Where the
-plan says so, a block of a short clip is one CUDA graph each way (`engine.executor.block_graphs`). What both experts
-share is in `engine.executor.executor_resources`, the loss in `engine.training.objective`.
+Backward, last block first: the block is recomputed around the kept attention, so attention itself runs once, and up to
+its last linear, whose product nothing needs; what follows the attention, whose working set is the largest, may be cut
+into chunks of tokens. It ends with the first block that trains: no gradient is asked for below. No graph of autograd's
+spans more than one part of one block. Where the plan says so, a block of a short clip is one CUDA graph each way
+(`engine.executor.block_graphs`). What both experts share is in `engine.executor.executor_resources`, the loss in
+`engine.training.objective`.
 
 Where several ranks share a clip (`engine.executor.token_split`), T counts this rank's tokens, and each rank adds to the
 LoRA's gradients what its own tokens give: their sum over the ranks is the clip's.
@@ -309,7 +310,7 @@ class BlockExecutor:
         for chunk in self._chunks(x_BTD.shape[1]):
             x, a = (t[:, chunk].detach().requires_grad_(True) for t in (x_BTD, a_BTD))
             with torch.enable_grad():
-                y = resources.post_attention(x, a, text_leaves, given, weights)
+                y = resources.post_attention(x, a, text_leaves, given, weights, again=True)
             y.backward(g_BTD[:, chunk])
             assert x.grad is not None and a.grad is not None
             g_BTD[:, chunk], ga_BTD[:, chunk] = x.grad, a.grad
