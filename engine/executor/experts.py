@@ -31,7 +31,7 @@ from engine.weights.packed_blocks import Allocate, PackedBlocks, pack_lora
 from engine.weights.shared_blocks import SharedBlocks
 from engine.weights.weight_cache import cached_blocks, find_cached, read_behind
 from presets.caches.cache_files import cache_folder
-from presets.job.expert_schedule import Expert, alpha_of, needed_experts, rank_of, trained_experts
+from presets.job.expert_schedule import Expert, needed_experts, rank_of, trained_experts
 from presets.job.lora_layers import TrainedLayer, lora_layers, scale_of
 from presets.job.schema import Job
 from presets.planner.plan import Plan, Precision
@@ -163,7 +163,6 @@ class Experts:
                     outer.config,
                     expert,
                     rank=rank_of(job, expert),
-                    alpha=alpha_of(job, expert),
                     seed=job.job.seed,
                     blocks=count,
                     device=placement.device,
