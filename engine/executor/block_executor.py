@@ -88,10 +88,10 @@ class BlockExecutor:
         self._chosen = [
             i for i in range(self.blocks) if (i + 1) * resident // self.blocks > i * resident // self.blocks
         ]
-        self._resident = {i: torch.cat([piece.to(self.device) for piece in weights.pieces(i)]) for i in self._chosen}
-        self._pieces: dict[Key, tuple[torch.Tensor, ...]] = {
-            (weights.name, i): weights.pieces(i) for i in range(self.blocks)
+        self._resident = {
+            i: torch.empty(weights.block_bytes, dtype=torch.uint8, device=self.device) for i in self._chosen
         }
+        self._unfilled = set(self._chosen)  # filled at their first visit: they may still be read from the disk
 
     # --- the whole model ------------------------------------------------------------------------------------------
 
@@ -197,11 +197,24 @@ class BlockExecutor:
         turn = 0
         for block in order:
             if block in self._resident:
-                yield block, self._on_device(block, self._resident[block], strength)
+                yield block, self._on_device(block, self._filled(block), strength)
                 continue
             yield block, self._on_device(block, ring.take(turn), strength)
             ring.release(turn)
             turn += 1
+
+    def _pieces(self, key: Key) -> tuple[torch.Tensor, ...]:
+        return self.weights.pieces(key[1])
+
+    def _filled(self, block: int) -> torch.Tensor:
+        """A resident block."""
+        buffer, offset = self._resident[block], 0
+        if block in self._unfilled:
+            for piece in self.weights.pieces(block):
+                buffer[offset : offset + piece.numel()].copy_(piece, non_blocking=True)
+                offset += piece.numel()
+            self._unfilled.remove(block)
+        return buffer
 
     def _on_device(self, block: int, buffer: torch.Tensor, strength: torch.Tensor) -> BlockWeights:
         precision, as_bytes = self.resources.plan.precision, self.resources.e4m3_as_bytes

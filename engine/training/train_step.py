@@ -19,6 +19,7 @@ from engine.parallel.lost_clips import ClipLost, clip_lost, whole_or_lost
 from engine.parallel.ordered_sum import OrderedSum, Uses, count
 from engine.parallel.quiet import take_warnings, warn
 from engine.parallel.team import Loss, RankFailed, Team
+from engine.runfolder.control import StopRequested
 from engine.system import fault_injection
 from engine.system.device import memory_errors
 from engine.system.pinned_memory import HostMemoryRefused
@@ -68,6 +69,8 @@ def take_step(run: Run, step: int) -> StepTaken | None:
     except UserError:
         learner.optimizer.zero_grad(set_to_none=True)
         raise
+    except StopRequested:  # while blocks were waited for that are still being read
+        result = None
     if result is None:
         learner.optimizer.zero_grad(set_to_none=True)
         return None
