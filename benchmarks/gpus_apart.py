@@ -51,7 +51,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.gpus_apart_cases import CASES, TINY_STEPS, job_of, shapes_of, write_files
+from benchmarks.gpus_apart_cases import CASES, job_of, shapes_of, write_files
 from benchmarks.gpus_apart_compared import compared, events_of, steps_of, table, timed
 from presets.job.schema import Job
 from presets.job.toml_file import absolute_paths, load_job, save_job, with_value
@@ -173,8 +173,6 @@ def _jobs(args: argparse.Namespace, together: int, environ: Mapping[str, str]) -
         for name in args.cases:
             per_clip = together if CASES[name].per_clip > 1 else 1
             found[name] = job_of(folder, name, CASES[name], tiny=tiny), per_clip
-            if tiny:
-                args.steps = args.steps and min(args.steps, TINY_STEPS)
     changes: dict[str, Any] = {"save.dtype": "fp32"}
     changes |= {"training.steps": args.steps} if args.steps else {}
     changes |= {"model.layer_offloading": True} if args.streamed else {}
