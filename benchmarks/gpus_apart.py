@@ -1,28 +1,38 @@
-"""A job on one GPU and on several of one host: the same LoRAs, and how much sooner.
+"""Jobs on one GPU and on several of one host: the same LoRAs, and how much sooner.
 
     python -m benchmarks.gpus_apart JOB.toml --gpus 0,1 --steps 20 --json apart.json
     python -m benchmarks.gpus_apart JOB.toml --gpus 0,1 --on-cpu      (a job on the tiny base, gloo in NCCL's place)
     python -m benchmarks.gpus_apart JOB.toml --gpus 0,1 --per-clip 2 --steps 20 --json shared.json
-    python -m benchmarks.gpus_apart --tiny DIR --gpus 0,1 --per-clip 2      (writes a job and its base into DIR; CPU)
-    python -m benchmarks.gpus_apart --real DIR --frames 81x480x832 --gpus 0,1 --per-clip 2 --steps 6 --kernel flash
-    (writes a job of the real shape, low noise alone, and 60 GB of random weights into DIR)
+    python -m benchmarks.gpus_apart --real DIR --cases clips-480p experts micro-batches --kernel flash \\
+        --gpus 0,1,2,3 --at-once --seconds 470 --json gpus.json
+    (benchmarks.gpus_apart_cases' jobs of the real shape, with 60 GB of random weights in DIR; several trainings at a
+    time, each on cards of its own)
+    python -m benchmarks.gpus_apart --tiny DIR --gpus 0,1,2,3 --at-once      (all cases in small, on the CPU)
 
-For more than two cards, first raise RECORDED in presets/job/gpu_shares.py, which refuses what was never run, and
-RECORDED_PER_CLIP for --per-clip: they stay raised with the results of this.
+Of each job one training has one GPU and one has --together of them. For more than two cards in one training, first
+raise RECORDED in presets/job/gpu_shares.py, which refuses what was never run, and RECORDED_PER_CLIP for GPUs that share
+clips: they stay raised with the results of this.
 
 Where both experts train and the number of GPUs is even, they train apart; else the GPUs share the micro-batches of each
 step, so training.gradient_accumulation has to be a multiple of their number. With --per-clip they share clips: those
-LoRAs agree within rounding and not to the bit: printed are |difference| / |B| over all B of a file, which begin as
-zero, and the largest difference of a step's loss. --kernel runs one GPU once more with another attention
-(benchmarks.one_kernel), and prints the ratio of the one difference to the other: up to 1, two GPUs are no further from
+LoRAs agree within rounding and not to the bit: printed are |difference| / |one's| of B, and of A and B of each kind of
+linear, which are saved in fp32. --kernel trains such jobs on one GPU once more with another attention
+(benchmarks.one_kernel) and prints the ratio of the one difference to the other: up to 1, two GPUs are no further from
 one than one is from itself. A block that keeps its graph is compiled otherwise than one that is recomputed, and two
-GPUs have room to keep more: --streamed keeps none in any run, so that this is no part of the difference. The job's own
-previews are made. The runs follow each other in one call, the one on the first GPU alone before and after, so that a
-machine that slows down shows itself (--once: before alone). Seconds are those from the attempt's start to its end, by
-its events, with and without loading. How much faster it is goes by the median step of the later half: the first ones
-compile. GPUs that share clips encode those of as many steps at once: of each step of such a round the median is taken,
-then their mean, for all runs of the same steps. Host memory is that of all processes of a run after its first step,
-what they share counted once (PSS); the launcher that torch starts several with is among them.
+GPUs have room to keep more: --streamed keeps none in any training, so that this is no part of the difference. Nothing
+is called equal where a gradient is zero, or a B has learnt nothing: zeros are the same to the bit.
+
+How much faster it is goes by the later half of the steps: the first ones compile. One at a time is the surer way, the
+one on the first GPU before and after (--once: before alone), so that a machine that slows down shows itself. With
+--at-once the trainings begin whenever there are cards for them, in the order of the cases; each has a folder of its
+own. They share the weight cache (who finds nothing there packs, and puts its file there whole: two that begin together
+both do) and the compilers' caches. Their starts disturb the steps of others a little. The last card is measured
+beforehand, while the files are written, and all train with its rates, so that they choose the same kernels.
+
+The file of --json is written anew after each training. --seconds kills what has not ended by then: what steps it has
+made are counted. Host memory is that of all processes of a training after its first step, what they share counted once
+(PSS), also without files that are mapped, which trainings at once share; the launcher that torch starts several with is
+among them.
 """
 
 import argparse
@@ -33,192 +43,303 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import fmean, median
 from typing import Any
 
 import psutil
-import torch
-from safetensors.torch import load_file
 
-from presets.job.schema import DatasetPanel, Job, JobPanel, ModelPanel, MultistagePanel
+from benchmarks.gpus_apart_cases import CASES, job_of, shapes_of, write_files
+from benchmarks.gpus_apart_compared import compared, events_of, steps_of, table, timed
+from presets.job.schema import Job
 from presets.job.toml_file import absolute_paths, load_job, save_job, with_value
-from presets.runs.events import Event, read_events
+from presets.machine.machine import read_machine
 
-TINY_STEPS = 4
-OTHERWISE = "one with another attention"
-LOOK_SECONDS = 0.2  # between two looks at a run's events
+ONE, SEVERAL, AGAIN, OTHERWISE = "one", "several", "one again", "one with another attention"
+LOOK_SECONDS = 0.2  # between two looks at the trainings
+LINES = 20  # of a failed training's output
+
+
+@dataclass
+class Training:
+    """One process, or those of one torchrun."""
+
+    case: str
+    name: str
+    job: Job
+    cards: int
+    per_clip: int
+    command: list[str]
+    gpus: list[int] = field(default_factory=list)  # once it has begun
+    folder: Path = Path()
+    process: "subprocess.Popen[bytes] | None" = None
+    memory: tuple[float, float] | None = None  # GiB, all and without files
+    end: str = "not begun"
+
+    @property
+    def run(self) -> Path:
+        return self.folder / self.job.job.name
+
+    def begin(self, gpus: list[int], folder: Path, environ: Mapping[str, str]) -> None:
+        self.gpus, self.folder, self.end = gpus, folder, "under way"
+        folder.mkdir(parents=True)
+        shared = with_value(with_value(self.job, "job.gpus", gpus), "job.gpus_per_clip", self.per_clip)
+        save_job(shared, folder / "job.toml")
+        several = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(gpus)}"]
+        trainer = [sys.executable, *(several if len(gpus) > 1 else []), "-m", *self.command]
+        trainer += [str(folder / "job.toml"), "--out", str(folder)]
+        with (folder / "output.txt").open("wb") as out:
+            self.process = subprocess.Popen(trainer, env=environ, stdout=out, stderr=out, start_new_session=True)
+
+    def look(self) -> bool:
+        """Whether it is over."""
+        assert self.process is not None
+        code = self.process.poll()
+        if code is None and self.memory is None and steps_of(events_of(self.run)):
+            self.memory = host_memory(self.process.pid)
+        if code is not None:
+            self.end = "done" if code == 0 else f"failed with {code}"
+        return code is not None
+
+    def kill(self) -> None:
+        """It, and all below it: torchrun's have sessions of their own."""
+        assert self.process is not None
+        root = psutil.Process(self.process.pid)
+        for process in [*root.children(recursive=True), root]:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        self.process.wait()
+        self.end = "cut off"
+
+    def found(self, round_of: int) -> dict[str, Any]:
+        every, own = self.memory or (None, None)
+        where = {"host memory, GiB": every, "host memory without files, GiB": own}
+        return {"end": self.end, "GPUs": ",".join(map(str, self.gpus)), **timed(self.run, round_of), **where}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("job", type=Path, nargs="?")
     parser.add_argument("--gpus", type=lambda text: [int(n) for n in text.split(",")], default=[0, 1])
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--per-clip", type=int, default=1, help="GPUs that share each clip")
+    parser.add_argument("--together", type=int, metavar="N", help="GPUs of a training: all; with --at-once two")
+    parser.add_argument("--steps", type=int, help="instead of the job's or the case's")
+    parser.add_argument("--per-clip", type=int, default=1, help="GPUs that share each clip of JOB")
     parser.add_argument("--on-cpu", action="store_true", help="show no GPU to the trainers")
-    parser.add_argument("--tiny", type=Path, metavar="DIR", help="on the CPU, a job of the demo's clips and base there")
-    parser.add_argument("--real", type=Path, metavar="DIR", help="a job of the real shape there")
-    parser.add_argument("--frames", default="41x512x512", metavar="FxHxW", help="of the clips of --real")
+    parser.add_argument("--tiny", type=Path, metavar="DIR", help="the cases in small, on the CPU")
+    parser.add_argument("--real", type=Path, metavar="DIR", help="the cases, with what they need there")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
     parser.add_argument("--once", action="store_true", help="one GPU before, not after as well")
     parser.add_argument("--kernel", metavar="NAME", help="also one GPU with this attention: flash; on a CPU reversed")
-    parser.add_argument("--streamed", action="store_true", help="no block stays on the GPU, in any run")
+    parser.add_argument("--streamed", action="store_true", help="no block stays on the GPU, in any training")
+    parser.add_argument("--at-once", action="store_true", help="each training as soon as there are cards for it")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="until what is under way is killed")
     parser.add_argument("--json", type=Path, metavar="FILE")
     args = parser.parse_args()
+    began = time.monotonic()
     if sum(given is not None for given in (args.job, args.tiny, args.real)) != 1:
         parser.error("name a job, --tiny DIR or --real DIR")
-    if args.tiny is not None:
-        args.job, args.on_cpu, args.steps = _tiny(args.tiny), True, min(args.steps, TINY_STEPS)
-    if args.real is not None:
-        args.job = _real(args.real, args.frames)
-    job = with_value(absolute_paths(load_job(args.job), args.job.resolve().parent), "training.steps", args.steps)
-    if args.streamed:
-        job = with_value(job, "model.layer_offloading", True)
-    alone, shared = (args.gpus[:1], 1), (args.gpus, args.per_clip)
-    asked = {"one": alone, "several": shared}
-    if not args.once:
-        asked["one again"] = alone
-    if args.kernel:
-        asked[OTHERWISE] = alone
-    with tempfile.TemporaryDirectory(prefix="gpus-apart") as folder:
-        runs, memory = dict[str, Path](), dict[str, float]()
-        for name, (gpus, per_clip) in asked.items():
-            command = ["benchmarks.one_kernel", args.kernel] if name == OTHERWISE else ["engine"]
-            runs[name], memory[name] = _run(job, gpus, per_clip, Path(folder) / name, command, on_cpu=args.on_cpu)
-        losses = {name: _losses(run) for name, run in runs.items()}
-        apart = {name: _difference(runs["one"], run) for name, run in runs.items() if name != "one"}
-        found: dict[str, Any] = {"card": _card(), "gpus": len(args.gpus), "steps": args.steps}
-        for name, run in runs.items():
-            found |= {f"{name}: {part}": seconds for part, seconds in _seconds(run, args.per_clip).items()}
-            found[f"{name}: host memory, GiB"] = memory[name]
-    for part in ("training, s", "a step, s"):
-        one = min(found[f"{name}: {part}"] for name in asked if name not in ("several", OTHERWISE))
-        found[f"times as fast: {part.removesuffix(', s')}"] = one / found[f"several: {part}"]
-    found["times the host memory"] = memory["several"] / memory["one"]
-    off = {name: max(abs(a - b) / a for a, b in zip(losses["one"], losses[name], strict=True)) for name in apart}
-    found |= {f"difference of LoRAs from one GPU's: {name}": value for name, value in apart.items()}
-    found |= {f"largest relative difference of a loss: {name}": value for name, value in off.items()}
-    if args.kernel:
-        found["as far apart as one GPU from itself: LoRAs"] = _ratio(apart["several"], apart[OTHERWISE])
-        found["as far apart as one GPU from itself: losses"] = _ratio(off["several"], off[OTHERWISE])
-    for name, value in found.items():
-        print(f"{name:<44}{value:>12.3g}" if isinstance(value, float) else f"{name:<44}{value!s:>12}")
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1))
-    return 0 if apart.get("one again", 0) == 0 and (apart["several"] == 0 or args.per_clip > 1) else 1
+    together = args.together or (2 if args.at_once else len(args.gpus))
+    if together > len(args.gpus):
+        parser.error(f"--gpus names fewer than {together}")
+    with tempfile.TemporaryDirectory(prefix="gpus-apart") as name:
+        temporary = Path(name)
+        environ = {**os.environ, **({"CUDA_VISIBLE_DEVICES": ""} if args.on_cpu or args.tiny else {})}
+        if args.at_once:
+            environ["XDG_STATE_HOME"] = str(temporary / "state")
+        jobs = _jobs(args, together, environ)
+        trainings = [
+            t for case, (job, per_clip) in jobs.items() for t in _trainings(args, case, job, together, per_clip)
+        ]
+        results = Results(args, trainings, began)
+        train(trainings, args.gpus, temporary, environ, results, at_once=args.at_once, until=began + args.seconds)
+        for case in jobs:
+            print(results.shown(case), flush=True)
+    return 0 if all(map(results.well, jobs)) else 1
 
 
-def _tiny(folder: Path) -> Path:
-    """A job of a few clips and the tiny base."""
-    from engine.demo.make_demo import prepare_demo
-
-    return prepare_demo(folder)
-
-
-def _real(folder: Path, shape: str) -> Path:
-    """A job of low noise alone. What is there stays."""
-    from benchmarks.whole_job import write_base, write_clips
-
-    frames, height, width = (int(v) for v in shape.split("x"))
-    if not (folder / "job.toml").exists():
-        write_base(folder / "base", tiny=False)
-        write_clips(folder / "clips", height=height, width=width, frames=frames + 8, count=3)
-    found = Job(
-        job=JobPanel(name="real"),
-        model=ModelPanel(path=str(folder / "base")),
-        multistage=MultistagePanel(high_noise=False),
-        datasets=[
-            DatasetPanel(path=str(folder / "clips"), num_frames=frames, resolutions=[round((height * width) ** 0.5)])
-        ],
-    )
-    save_job(found, folder / "job.toml")
-    return folder / "job.toml"
+def _jobs(args: argparse.Namespace, together: int, environ: Mapping[str, str]) -> dict[str, tuple[Job, int]]:
+    """The jobs to compare, with how many GPUs share a clip, by name."""
+    found: dict[str, tuple[Job, int]] = {}
+    if args.job is not None:
+        found = {"job": (absolute_paths(load_job(args.job), args.job.resolve().parent), args.per_clip)}
+        _prepare(None, args, environ)
+    else:
+        folder, tiny = (args.tiny or args.real).absolute(), args.tiny is not None
+        _prepare(folder, args, environ)
+        for name in args.cases:
+            per_clip = together if CASES[name].per_clip > 1 else 1
+            found[name] = job_of(folder, name, CASES[name], tiny=tiny), per_clip
+    changes: dict[str, Any] = {"save.dtype": "fp32"}
+    changes |= {"training.steps": args.steps} if args.steps else {}
+    changes |= {"model.layer_offloading": True} if args.streamed else {}
+    for name, (job, per_clip) in found.items():
+        for path, value in changes.items():
+            job = with_value(job, path, value)
+        found[name] = job, per_clip
+    return found
 
 
-def _run(
-    job: Job, gpus: list[int], per_clip: int, folder: Path, command: list[str], *, on_cpu: bool
-) -> tuple[Path, float]:
-    """Train it on GPUs of which so many share a clip; returns the run folder, and GiB of host memory."""
-    folder.mkdir()
-    shared = with_value(with_value(job, "job.gpus", gpus), "job.gpus_per_clip", per_clip)
-    save_job(shared, folder / "job.toml")
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={len(gpus)}"] if len(gpus) > 1 else []
-    hidden = {"CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}
-    trainer = [sys.executable, *launch, "-m", *command, str(folder / "job.toml"), "--out", str(folder)]
-    run, memory = folder / job.job.name, math.nan
-    with subprocess.Popen(trainer, env={**os.environ, **hidden}) as process:
-        while process.poll() is None:
-            if math.isnan(memory) and _has_begun(run / "events.jsonl"):
-                memory = _memory(process.pid)
-            time.sleep(LOOK_SECONDS)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, trainer)
-    return run, memory
+def _prepare(folder: Path | None, args: argparse.Namespace, environ: Mapping[str, str]) -> None:
+    """Write the cases' files, and have all cards known by the rates of the last, at the same time."""
+    began = time.monotonic()
+    waiting: list[Future[object]] = []
+    with ThreadPoolExecutor() as pool:
+        if args.at_once and not (args.on_cpu or args.tiny):
+            command = [sys.executable, "-m", "benchmarks.rates_alike", str(args.gpus[-1])]
+            waiting.append(pool.submit(subprocess.run, command, env=environ, check=True))
+        if folder is not None:
+            tiny = args.tiny is not None
+            waiting.append(pool.submit(write_files, folder, shapes_of(args.cases, tiny=tiny), tiny=tiny))
+        for one in waiting:
+            one.result()
+    print(f"files and rates after {time.monotonic() - began:.0f} s", flush=True)
 
 
-def _has_begun(events: Path) -> bool:
-    return events.exists() and any(event.kind == "step" for event, _ in read_events(events))
+def _trainings(args: argparse.Namespace, case: str, job: Job, together: int, per_clip: int) -> list[Training]:
+    """Of one job, in the order in which they begin."""
+    found = [
+        Training(case, SEVERAL, job, together, per_clip, ["engine"]),
+        Training(case, ONE, job, 1, 1, ["engine"]),
+    ]
+    if not args.at_once:
+        found.reverse()
+        if not args.once:
+            found.append(Training(case, AGAIN, job, 1, 1, ["engine"]))
+    if args.kernel and per_clip > 1:
+        found.append(Training(case, OTHERWISE, job, 1, 1, ["benchmarks.one_kernel", args.kernel]))
+    return found
 
 
-def _memory(pid: int) -> float:
-    """GiB of host memory of a process and all below it; what several of them map is counted once. nan where one ends
-    meanwhile."""
+def train(
+    waiting: list[Training],
+    gpus: list[int],
+    folder: Path,
+    environ: Mapping[str, str],
+    results: "Results",
+    *,
+    at_once: bool,
+    until: float,
+) -> None:
+    """All of them, or as far as they come until then, by the monotonic clock."""
+    waiting, under_way, began = list(waiting), list[Training](), time.monotonic()
+    while waiting or under_way:
+        used = {gpu for one in under_way for gpu in one.gpus}
+        for one in list(waiting):
+            free = [gpu for gpu in gpus if gpu not in used]
+            if len(free) >= one.cards and (at_once or not under_way):
+                one.begin(free[: one.cards], folder / one.case / one.name.replace(" ", "-"), environ)
+                waiting.remove(one)
+                under_way.append(one)
+                used |= set(one.gpus)
+                _say(began, one)
+        time.sleep(LOOK_SECONDS)
+        over = [one for one in under_way if one.look()]
+        if time.monotonic() > until:
+            for one in under_way:
+                if one not in over:
+                    one.kill()
+            over, waiting = under_way, []
+        for one in over:
+            _say(began, one)
+            if one.end != "done":
+                text = (one.folder / "output.txt").read_text("utf-8", "replace")
+                print("\n".join(text.splitlines()[-LINES:]), file=sys.stderr, flush=True)
+        under_way = [one for one in under_way if one not in over]
+        if over:
+            results.write()
+
+
+def _say(began: float, one: Training) -> None:
+    gpus = ",".join(map(str, one.gpus))
+    print(f"{time.monotonic() - began:6.0f} s  {one.case}, {one.name} on {gpus}: {one.end}", flush=True)
+
+
+class Results:
+    """What is known by now."""
+
+    def __init__(self, args: argparse.Namespace, trainings: list[Training], began: float) -> None:
+        self._args, self._trainings, self._began = args, trainings, began
+        machine = read_machine(Path.cwd())
+        self._about = {
+            "card": machine.gpus[0].name if machine.gpus and not (args.on_cpu or args.tiny) else "cpu",
+            "trainings at once": args.at_once,
+            "cards": len(args.gpus),
+        }
+        self._compared: dict[tuple[str, str], dict[str, Any]] = {}
+
+    def of(self, case: str) -> dict[str, Any]:
+        """The trainings of a case, and each that has ended compared with that of one GPU."""
+        of_case = {one.name: one for one in self._trainings if one.case == case}
+        round_of = of_case[SEVERAL].per_clip
+        trainings = {name: one.found(round_of) for name, one in of_case.items()}
+        if of_case[ONE].end == "done":
+            for name, one in of_case.items():
+                if name != ONE and one.end == "done" and (case, name) not in self._compared:
+                    self._compared[case, name] = compared(one.job, of_case[ONE].run, one.run)
+        comparisons = {name: self._compared[case, name] for name in of_case if (case, name) in self._compared}
+        return {"trainings": trainings, "ratios": _ratios(trainings, comparisons), "compared": comparisons}
+
+    def write(self) -> None:
+        if self._args.json:
+            cases = dict.fromkeys(one.case for one in self._trainings)
+            whole = {**self._about, "seconds": time.monotonic() - self._began, "cases": {c: self.of(c) for c in cases}}
+            self._args.json.write_text(json.dumps(whole, indent=1) + "\n")
+
+    def shown(self, case: str) -> str:
+        found = self.of(case)
+        ratios = [f"{name}: {value:.4g}" for name, value in found["ratios"].items()]
+        return "\n".join([table(case, found["trainings"], found["compared"]), *ratios, ""])
+
+    def well(self, case: str) -> bool:
+        """All have ended, all B have learnt, and what has to be equal to the bit is."""
+        found = self.of(case)
+        per_clip = next(one.per_clip for one in self._trainings if one.case == case and one.name == SEVERAL)
+        equal = [AGAIN, *([SEVERAL] if per_clip == 1 else [])]
+        return all(one["end"] == "done" for one in found["trainings"].values()) and all(
+            "refused" not in one and (name not in equal or one["bit-equal"]) for name, one in found["compared"].items()
+        )
+
+
+def _ratios(trainings: dict[str, dict[str, Any]], comparisons: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """Times as fast as the faster one of one GPU, times its memory, and times as far from it as another attention."""
+    out: dict[str, float] = {}
+    several, ones = trainings[SEVERAL], [trainings[name] for name in (ONE, AGAIN) if name in trainings]
+    for part in ("a step, s", "later steps, s", "all after loading, s"):
+        found = [one[part] for one in ones if one.get(part)]
+        alike = part == "a step, s" or len({one.get("steps") for one in [several, *ones]}) == 1
+        if found and several.get(part) and alike:
+            out[f"times as fast: {part.removesuffix(', s')}"] = min(found) / several[part]
+    for part in ("host memory, GiB", "host memory without files, GiB"):
+        if ones[0].get(part) and several.get(part):
+            out[f"times the {part.removesuffix(', GiB')}"] = several[part] / ones[0][part]
+    mine, otherwise = comparisons.get(SEVERAL, {}), comparisons.get(OTHERWISE, {})
+    if "refused" in mine or "refused" in otherwise:
+        return out
+    for part in ("LoRAs, of |B|", "largest relative difference of a loss"):
+        if mine.get(part) is not None and otherwise.get(part):
+            out[f"as far from one GPU as another attention is: {part}"] = mine[part] / otherwise[part]
+    return out
+
+
+def host_memory(pid: int) -> tuple[float, float] | None:
+    """GiB of host memory of a process and all below it, what several of them map counted once: all, and what is no
+    mapped file. None where one ends meanwhile."""
     try:
         root = psutil.Process(pid)
-        return float(sum(p.memory_full_info().pss for p in [root, *root.children(recursive=True)]) / 2**30)
-    except psutil.NoSuchProcess:
-        return math.nan
+        parts = [_shares(p.pid) for p in [root, *root.children(recursive=True)]]
+    except (psutil.NoSuchProcess, OSError):
+        return None
+    return sum(p["Pss"] for p in parts) / 2**20, sum(p["Pss_Anon"] + p["Pss_Shmem"] for p in parts) / 2**20
 
 
-def _ratio(a: float, b: float) -> float:
-    return a / b if b else math.nan
-
-
-def _seconds(run: Path, round_of: int) -> dict[str, float]:
-    """Loading, from the first step's begin to the end of the last one with what comes between, and a late step: the
-    mean of a round."""
-    events = [event for event, _ in read_events(run / "events.jsonl")]
-    steps = [event for event in events if event.kind == "step"]
-    first = steps[0].time - steps[0].data["seconds"]["total"]
-    totals = [step.data["seconds"]["total"] for step in steps]
-    begin = len(totals) // 2 // round_of * round_of
-    end = max(len(totals) // round_of * round_of, begin + 1)
-    return {
-        "loading, s": _of(events, "started").time - events[0].time,
-        "training, s": steps[-1].time - first,
-        "a step, s": fmean(median(own) for i in range(round_of) if (own := totals[begin + i : end : round_of])),
-        "of it encodes of the first rank, s": fmean(step.data["seconds"].get("vae", 0) for step in steps[begin:end]),
-        "all, s": events[-1].time - events[0].time,
-    }
-
-
-def _of(events: list[Event], kind: str) -> Event:
-    return next(event for event in events if event.kind == kind)
-
-
-def _difference(one: Path, other: Path) -> float:
-    """|difference| / |B| of the worse of the two files; 0 where all bits are the same."""
-    files = sorted(one.glob("*_noise.safetensors"))
-    assert files
-    return max(_apart(load_file(file), load_file(other / file.name)) for file in files)
-
-
-def _apart(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
-    assert a.keys() == b.keys()
-    if all(torch.equal(a[name], b[name]) for name in a):
-        return 0.0
-    learnt = [name for name in a if ".lora_B." in name]
-    norms = [((a[name].double() - b[name].double()).norm(), a[name].double().norm()) for name in learnt]
-    off, size = (torch.stack(list(column)).norm() for column in zip(*norms, strict=True))
-    return float(off / size)
-
-
-def _losses(run: Path) -> list[float]:
-    return [event.data["loss"] for event, _ in read_events(run / "events.jsonl") if event.kind == "step"]
-
-
-def _card() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+def _shares(pid: int) -> dict[str, int]:
+    """KiB, as the kernel counts what a process shares with others."""
+    rows = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    return {row[0].rstrip(":"): int(row[1]) for row in rows}
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from engine.runfolder.console import Console
 from engine.runfolder.control import Control, StopRequested
 from engine.runfolder.event_log import EventLog
 from engine.runfolder.resume import ResumePoint, find_resume_point
+from engine.system import fault_injection
 from engine.system.durable_files import make_folder
 from engine.system.wake_card import wake_card
 from presets.atomic_file import fsync
@@ -269,22 +270,20 @@ def _follow(job_path: Path, rank: Rank, limits: Limits) -> int:
         return FAILED
     narrowed = partial(own_gpu, rank, job) if limits.device is None else lambda facts: facts
     try:
+        fault_injection.at("rank.begin", 0)
         own = _own_machine(job_path, job, rank, limits)
         if limits.device is None:
             use_gpus(job, own)
             wake_card()
-    except UserError as e:  # of this rank's own GPU, too, which the first does not look at
-        print(f"wanlora: rank {rank.number}: {without_secrets(str(e))}", file=sys.stderr)
-        return FAILED
+        import_without_bitsandbytes()
+        from engine.follow import follow
+        from engine.memory.out_of_memory import open_device_with_room
 
-    import_without_bitsandbytes()
-    from engine.follow import follow
-    from engine.memory.out_of_memory import open_device_with_room
-
-    try:
         device = open_device_with_room(limits.device, vram=limits.vram)
-    except UserError as e:
-        print(f"wanlora: rank {rank.number}: {without_secrets(str(e))}", file=sys.stderr)
+    except (UserError, OSError) as e:  # of this rank's own GPU, too, which the first does not look at
+        from engine.parallel.refusals import refuse_own
+
+        refuse_own(rank, FAILED, without_secrets(str(e)))
         return FAILED
     if device.type == "cpu":
         one_thread()

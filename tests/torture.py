@@ -127,7 +127,9 @@ def life(
         )
         workers, fresh, instant = rng.choice([0, 0, 1, 2]), rng.random() < 0.1, rng.random() * usual[name] * 1.1
         point, step = (
-            rng.choice([p for p in fault_injection.POINTS if not p.startswith(("event.", "control.", "abandon."))]),
+            rng.choice(
+                [p for p in fault_injection.POINTS if not p.startswith(("event.", "control.", "abandon.", "rank."))]
+            ),
             rng.randint(0, STEPS),
         )
         written = rng.choice([p for p in fault_injection.POINTS if p.startswith(("save", "lora", "event"))])

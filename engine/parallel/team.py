@@ -21,12 +21,11 @@ from engine.parallel.lost_ranks import Watch
 from engine.parallel.orders import End, Order, Prepare
 from engine.parallel.parts import Part, Rank
 from engine.parallel.quiet import take_warnings, warn
-from engine.parallel.refusals import JOIN_FIRST, await_word, let_begin
+from engine.parallel.refusals import JOIN, JOIN_FIRST, await_word, let_begin
 from engine.parallel.signs import HANGS_SECONDS, Signs
 from engine.runfolder.event_log import EventLog
 from presets.errors import UserError
 
-JOIN = timedelta(minutes=10)  # for the first rank to be there: it looks at the clips before
 # Between two orders the others wait as long as previews take. Who dies is noticed at once all the same.
 PATIENCE = timedelta(days=30)
 CAUSE_SECONDS = 10.0  # for the watch to see who has died, when a connection has broken
@@ -53,8 +52,8 @@ class Team:
 
     def __init__(self, rank: Rank, parts: Sequence[Part], device: torch.device, lost: Callable[[Loss], None]) -> None:
         """`lost` is called in a thread of its own when a rank of this host has died, or any hangs; it should end this
-        process. Raises UserError when the ranks do not find each other, and Refused on those behind the first where it
-        begins no attempt."""
+        process. Raises UserError when the ranks do not find each other or one of them refuses, and Refused on those
+        behind the first where it begins no attempt."""
         self.rank, self.parts, self.part = rank, list(parts), parts[rank.number]
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         if device.type == "cuda":
@@ -62,7 +61,10 @@ class Team:
         join = JOIN_FIRST if self.leads else JOIN
         try:
             self._store, number, world = next(dist.rendezvous("env://", timeout=join))
-            let_begin(self._store) if self.leads else await_word(self._store, rank)
+            if self.leads:
+                let_begin(self._store, rank, join)
+            else:
+                await_word(self._store, rank)
             dist.init_process_group(backend, store=self._store, rank=number, world_size=world, timeout=join)
         except (RuntimeError, ValueError) as e:
             raise UserError(

@@ -24,6 +24,7 @@ KINDS = {
     "nan": "the value becomes not-a-number (at the points in VALUES)",
 }
 POINTS = {
+    "rank.begin": "before a rank behind the first looks at its own GPU (step: 0)",
     "data.decode": "before each micro-batch is taken from the loader",
     "vae.encode": "before its clips are encoded",
     "noise": "before its noise and sigma are drawn",

@@ -268,6 +268,16 @@ def test_a_job_that_the_first_rank_alone_refuses_ends_all_at_once_with_its_messa
     assert ("no run lies here" if resume else "cache_text_embeddings") in said
 
 
+def test_a_rank_behind_the_first_that_refuses_by_itself_ends_all_at_once_with_its_message(runs: Runs):
+    """Before the limit within which it is waited for, after which they would only not have found each other."""
+    job = runs.new("one", "refused by the second")
+    attempts = runs.start(job, 4, ["enospc:rank.begin:0@1"])
+    assert ends(attempts) == [FAILED] * 4, [attempt.said() for attempt in attempts]
+    last = events(job.parent / "runs/t")[-1]
+    assert last.kind == "failed" and last.data["user"] and "rank 1: [Errno 28] No space" in last.data["cause"]
+    assert all("[Errno 28] No space" in attempt.said() for attempt in attempts)
+
+
 def share_clips(job: Path, ranks: int) -> None:
     """Have so many ranks train it, two on each clip; one trains alone."""
     made = with_value(load_job(job), "job.gpus", list(range(ranks)))
