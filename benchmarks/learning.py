@@ -150,6 +150,7 @@ def name_of(changes: Changes, seed: int) -> str:
     told = [
         f"{path.rpartition('.')[2]}-{value['path'] if isinstance(value, dict) else value}"
         for path, value in sorted(changes.items())
+        if path != "quantization.ara"  # the precision says it, and names end somewhere
     ]
     return "_".join([*told, f"seed-{seed}"]).replace("+", "-and-")
 
