@@ -125,13 +125,15 @@ def captions_shuffled(patch: pytest.MonkeyPatch) -> None:
 
 
 def no_gradient(patch: pytest.MonkeyPatch) -> None:
-    """Blocks that are recomputed hand on zeros, as once on a card: losses and steps look as ever, nothing learns."""
+    """Blocks that are recomputed hand on zeros, as once on a card: losses and steps look as ever, nothing learns. The
+    trainer's own look at gradients is left out, for what is learned has to show it by itself."""
     backward = BlockExecutor._backward_block
 
     def of_zeros(self: Any, weights: Any, x: Any, a: Any, lse: Any, g: torch.Tensor, *given: Any) -> None:
         backward(self, weights, x, a, lse, g.zero_(), *given)
 
     patch.setattr(BlockExecutor, "_backward_block", of_zeros)
+    patch.setattr(train_step, "require_gradients", lambda *_: None)
 
 
 BREAKS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
