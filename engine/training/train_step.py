@@ -25,6 +25,7 @@ from engine.system.device import memory_errors
 from engine.system.pinned_memory import HostMemoryRefused
 from engine.system.stopwatch import Stopwatch
 from engine.training.context import Learner, Run
+from engine.training.gradient_check import LEAST
 from engine.training.objective import (
     MicroBatch,
     NoisedBatch,
@@ -156,7 +157,7 @@ class StepResult:
         self.timesteps += part.timesteps
         self.clips += part.clips
         self.shapes.add(part.shape)
-        if part.strength:
+        if part.strength > LEAST:
             self.learnt_of += [loss for _, loss in part.losses]
 
 
