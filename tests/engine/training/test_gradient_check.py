@@ -12,6 +12,7 @@ from PIL import Image
 
 from engine.parallel.parts import Part
 from engine.run import run_job
+from engine.runfolder.event_log import EventLog
 from engine.training.context import Run
 from engine.training.gradient_check import GradientCheck
 from engine.training.train_step import take_step
@@ -20,6 +21,7 @@ from presets.errors import UserError
 from presets.planner.plan import Plan
 from tests.helpers.jobs import of_kind, write_image_job, write_job
 from tests.helpers.training.bench import Bench
+from tests.helpers.training.sameness import without_gradient
 
 EXPERT, PLAN = "high_noise", Plan()
 
@@ -230,3 +232,13 @@ def test_a_whole_run_ends_with_that_error_and_leaves_no_lora(tiny, tmp_path, mon
     assert failed["user"] and "in blocks 0-1, the high_noise LoRA got no gradient" in failed["cause"]
     assert "quantization.transformer" in failed["next"]
     assert not of_kind(run, "step") and not list(run.glob("*.safetensors"))
+
+
+def test_runs_whose_gradients_are_all_zero_are_not_called_the_same(tmp_path):
+    """As benchmarks.interrupted and `make torture` compare them: by that alone, zeros are alike."""
+    log = EventLog(tmp_path, listener=lambda event: None)
+    assert without_gradient(tmp_path) == []
+    for expert, norm in ((EXPERT, 0.0), ("low_noise", 0.0), (EXPERT, 0.0), ("low_noise", 0.2)):
+        log.emit("step", step=1, expert=expert, grad_norm=norm)
+    log.close()
+    assert without_gradient(tmp_path) == [f"{tmp_path}: high_noise got no gradient in any of 2 steps"]
