@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from engine.adapters.gradient_check import LEAST
 from engine.encode.shared_encodes import HandingFailed, NotReady
 from engine.memory.planning import Shortage
 from engine.parallel.lost_clips import ClipLost, clip_lost, whole_or_lost
@@ -25,7 +26,6 @@ from engine.system.device import memory_errors
 from engine.system.pinned_memory import HostMemoryRefused
 from engine.system.stopwatch import Stopwatch
 from engine.training.context import Learner, Run
-from engine.training.gradient_check import LEAST
 from engine.training.objective import (
     MicroBatch,
     NoisedBatch,

@@ -1,6 +1,6 @@
 """An expert whose LoRA gets no gradient at all, step after step, though its losses are none.
 
-What single blocks get, the trainer looks at itself, in its first steps (engine.training.gradient_check).
+What single blocks get, the trainer looks at itself, in its first steps (engine.adapters.gradient_check).
 """
 
 from collections import Counter

@@ -1,5 +1,5 @@
-"""Whether all that trains gets a gradient: looked at once for each expert, size of clips and plan, in the attempt's
-first steps of them. For each of these other code may be compiled, and a fault of it shows in no loss.
+"""Whether all of a LoRA that trains gets a gradient: looked at once for each expert, size of clips and plan, in the
+attempt's first steps of them. For each of these other code may be compiled, and a fault of it shows in no loss.
 
 A norm of 0 over several steps is presets.diagnosis.gradients's to tell.
 """
