@@ -15,6 +15,7 @@ import torch
 
 from engine.adapters import lora
 from engine.adapters.accelerator import Accelerator
+from engine.adapters.gradient_check import GradientCheck
 from engine.adapters.lora_metadata import TrainedOn
 from engine.data.dataset import Item
 from engine.data.loader import Loader
@@ -31,7 +32,6 @@ from engine.runfolder.control import Control
 from engine.runfolder.event_log import EventLog
 from engine.runfolder.resume import ResumePoint
 from engine.system.placement import Placement
-from engine.training.gradient_check import GradientCheck
 from engine.training.optimizer import Ema
 from engine.weights.base_model import BaseModel
 from presets.job.expert_schedule import Expert

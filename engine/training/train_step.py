@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from engine.adapters.gradient_check import LEAST
 from engine.encode.shared_encodes import HandingFailed, NotReady
 from engine.memory.planning import Shortage
 from engine.parallel.lost_clips import ClipLost, clip_lost, whole_or_lost
@@ -156,7 +157,7 @@ class StepResult:
         self.timesteps += part.timesteps
         self.clips += part.clips
         self.shapes.add(part.shape)
-        if part.strength:
+        if part.strength > LEAST:
             self.learnt_of += [loss for _, loss in part.losses]
 
 

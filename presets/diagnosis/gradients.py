@@ -1,6 +1,6 @@
 """An expert whose LoRA gets no gradient at all, step after step, though its losses are none.
 
-What single blocks get, the trainer looks at itself, in its first steps (engine.training.gradient_check).
+What single blocks get, the trainer looks at itself, in its first steps (engine.adapters.gradient_check).
 """
 
 from collections import Counter
@@ -11,6 +11,7 @@ from presets.job.schema import Job
 from presets.runs.events import Event
 
 IN_A_ROW = 5  # steps of an expert
+LEAST_LOSS = 1e-12  # below it a gradient may be too small for the numbers that it is computed in
 
 
 class NoGradient:
@@ -21,7 +22,7 @@ class NoGradient:
         self._in_a_row: Counter[Expert] = Counter()
 
     def feed(self, event: Event) -> list[Finding]:
-        if event.kind != "step" or not (event.data["loss"] and any(map(self._trains, event.data["clips"]))):
+        if event.kind != "step" or event.data["loss"] <= LEAST_LOSS or not any(map(self._trains, event.data["clips"])):
             return []
         expert: Expert = event.data["expert"]
         self._in_a_row[expert] = 0 if event.data["grad_norm"] else self._in_a_row[expert] + 1

@@ -1,10 +1,11 @@
-"""Whether all that trains gets a gradient: looked at once for each expert, size of clips and plan, in the attempt's
-first steps of them. For each of these other code may be compiled, and a fault of it shows in no loss.
+"""Whether all of a LoRA that trains gets a gradient: looked at once for each expert, size of clips and plan, in the
+attempt's first steps of them. For each of these other code may be compiled, and a fault of it shows in no loss.
 
 A norm of 0 over several steps is presets.diagnosis.gradients's to tell.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
@@ -13,9 +14,11 @@ import torch
 from presets.job.expert_schedule import Expert
 from presets.planner.plan import Plan
 
-LEAST_LOSS = 1e-12  # below it a gradient may be too small for the numbers that it is computed in
+# of a loss, and of what else a gradient is multiplied with: below, it may be too small for the numbers there are
+LEAST = 1e-12
+TOKEN = 4  # latents (1 x 2 x 2) that make one
 
-Sizes = frozenset[tuple[int, ...]]  # shapes of a step's micro-batches
+Sizes = frozenset[tuple[int, ...]]  # shapes (B, C, F, h, w) of a step's micro-batches
 Tensors = Mapping[str, torch.Tensor | None]
 Group = TypeVar("Group", int, str)
 
@@ -34,16 +37,19 @@ class GradientCheck:
         block; "" where all is well. To be asked before the optimizer's step.
 
         `loss` is that of the clips which train the LoRA at all, and asked for only where there is something to look at.
-        A gradient is owed where the other one of A and B is not all zero: A's waits for B's first step. A single linear
-        of a single block may be at rest.
+        A gradient is owed where the other one of A and B is more than nothing: A's waits for B's first step. A single
+        linear of a single block may be at rest, and a token that is alone needs no queries and keys.
         """
         if plan != self._plan:
             self._plan, self._unseen = plan, {}
         unseen = self._unseen.setdefault(of, set(parameters))
-        if not unseen or loss() <= LEAST_LOSS:
+        if not unseen or loss() <= LEAST:
             return ""
-        unseen -= _not_all_zero({name: gradients[name] for name in unseen})
-        owed = {_other(name) for name in _not_all_zero({_other(name): parameters[_other(name)] for name in unseen})}
+        unseen -= _with_more_than(0, {name: gradients[name] for name in unseen})
+        others = _with_more_than(LEAST, {_other(name): parameters[_other(name)] for name in unseen})
+        owed = {_other(name) for name in others}
+        if all(math.prod(shape[2:]) <= TOKEN for shape in of[1]):
+            owed = {name for name in owed if _linear(name) not in ("attn1.to_q", "attn1.to_k")}
         blocks = _wholly_without(_block, parameters, unseen, owed)
         if blocks:
             return f"block{'s' if len(blocks) > 1 else ''} {_runs(blocks)}"
@@ -51,12 +57,13 @@ class GradientCheck:
         return f"{', '.join(linears)} of every block" if linears else ""
 
 
-def _not_all_zero(tensors: Tensors) -> set[str]:
-    """One look at the device for all. Exact, where a norm may come to 0 for very small numbers."""
+def _with_more_than(least: float, tensors: Tensors) -> set[str]:
+    """Those in which some number is larger, whatever its sign: unlike a norm's, no square of it comes to 0. One look at
+    the device for all."""
     there = {name: tensor.detach() for name, tensor in tensors.items() if tensor is not None}
     if not there:
         return set()
-    flags = torch.stack([tensor.any() for tensor in there.values()]).tolist()
+    flags = (torch.stack([tensor.abs().amax() for tensor in there.values()]) > least).tolist()
     return set(itertools.compress(there, flags))
 
 
