@@ -47,7 +47,7 @@ POINTS = {
     "checkpoint.before-event": "the checkpoint stands, no event says so",
     "validation.begin": "before the held-out loss is measured",
     "validation.before-event": "it is measured, no event says so",
-    "shared-pass.exchange": "before ranks exchange tokens of a held-out clip (step: exchanges before it in its pass)",
+    "shared-pass.exchange": "before ranks that share a clip exchange tokens (step: exchanges before it in its passes)",
     "preview.begin": "before a preview",
     "preview.denoise": "before each of its denoising steps",
     "preview.pass": "before a rank behind the first takes part in a pass of it",

@@ -31,9 +31,9 @@ from engine.data.sampler import SampleDraw
 from engine.encode.latent_cache import latents_of
 from engine.encode.shared_encodes import NotReady
 from engine.executor.block_executor import BlockExecutor
-from engine.executor.passes_to_end import RanShort, to_the_end
+from engine.executor.passes_to_end import PassSize, by_all
 from engine.executor.token_split import TokenSplit
-from engine.parallel.lost_clips import ClipLost, whole_or_lost
+from engine.parallel.lost_clips import ClipLost
 from engine.parallel.orders import Measure
 from engine.parallel.parts import ALONE
 from engine.runfolder.control import StopRequested
@@ -310,13 +310,7 @@ def _shared(run: Run, executor: BlockExecutor, tokens: int, loss: Callable[[Toke
     """A loss by all ranks that share its clip; where memory runs out on one, all of them come to its end."""
     if run.split is None or run.team is None or tokens < run.split.ranks:
         return loss(None)  # fewer tokens than ranks are each rank's own
-    short: RanShort | None = None
-    with whole_or_lost(run.team, "held-out clip"):
-        try:
-            return to_the_end(executor, run.split, tokens, loss)
-        except RanShort as e:
-            short = e
-    raise short
+    return by_all(run.team, "held-out clip", executor, run.split, tokens, [PassSize(1)], loss)
 
 
 def joined(run: Run, parts: Iterable[Cells]) -> Losses:

@@ -321,17 +321,20 @@ def test_ranks_that_share_clips_agree_with_one(runs: Runs, ranks: int):
     assert ["vae" in step["seconds"] for step in steps] == [True, False, True, False]  # those of two steps at once
 
 
-def test_memory_that_runs_out_in_a_shared_held_out_clip_costs_that_measurement_alone(runs: Runs):
-    """On one rank, in the second block of a pass whose tokens the other waits for."""
-    share_clips(job := runs.new("clips", "held-out clip"), 2)
-    attempts = runs.start(job, 2, ["oom:shared-pass.exchange:6@1"])
-    assert ends(attempts) == [DONE, DONE], [attempt.said()[-3000:] for attempt in attempts]
-    told = [(e.kind, e.data) for e in events(job.parent / "runs/t")]
-    (found,) = [data for kind, data in told if kind == "finding" and data["code"] == "validation-failed"]
+def test_memory_that_runs_out_in_shared_clips_costs_a_measurement_and_has_all_plan_anew(runs: Runs):
+    """On one rank, in the second block of a held-out clip, and on the way back of the first that trains: the other
+    waits for its tokens. A toy has no smaller plan, which all of them find out together."""
+    share_clips(job := runs.new("clips", "short of memory"), 2)
+    attempts = runs.start(job, 2, ["oom:shared-pass.exchange:6@1", "oom:shared-pass.exchange:20@1"])
+    assert ends(attempts) == [FAILED, FAILED], [attempt.said()[-3000:] for attempt in attempts]
+    assert attempts[1].said().count("fault: oom") == 2
+    told = events(job.parent / "runs/t")
+    (found,) = [e.data for e in told if e.kind == "finding" and e.data["code"] == "validation-failed"]
     assert "after step 0 could not be measured: on purpose" in found["message"] and found["cause"] == "out of memory"
-    assert [data["step"] for kind, data in told if kind == "validation"] == [4]
-    straight = [e.data["loss"] for e in events(runs.straight("clips").parent / "runs/t") if e.kind == "step"]
-    assert [data["loss"] for kind, data in told if kind == "step"] == pytest.approx(straight, rel=1e-5)
+    assert told[-1].kind == "failed" and told[-1].data["user"]
+    assert "out of memory in the training step, and no smaller plan is left" in told[-1].data["cause"]
+    assert ends(runs.start(job, 2, resume=True)) == [DONE, DONE]
+    require_agreement(runs, job)
 
 
 def test_a_run_whose_clips_were_shared_goes_on_by_one_rank_and_back(runs: Runs):
